@@ -1,0 +1,51 @@
+"""Array checks with one wording, and the letters that shapes use everywhere in flawscope.
+
+N  images in a batch, or query rows     H, W  height and width in pixels
+P  patches of one image                 h, w  height and width of the patch grid
+M  rows of the memory bank              D     channels of a patch feature
+K  neighbours per query
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from flawscope.errors import ArgumentError
+
+
+def check_array(
+    value: object,
+    name: str,
+    shape: tuple[int | str, ...],
+    dtype: npt.DTypeLike,
+    *,
+    finite: bool = False,
+) -> npt.NDArray[Any]:
+    """Return `value` as the array it claims to be, or raise.
+
+    Args:
+        value: The object to check.
+        name: What the array is called in the error message.
+        shape: Expected shape; an int must match, a letter stands for any size of at least one.
+        dtype: Expected dtype, matched exactly: nothing is converted.
+        finite: Also refuse NaN and infinity.
+
+    Raises:
+        ArgumentError: If type, dtype, shape or finiteness differ.
+    """
+    wanted = f"{np.dtype(dtype).name} [{', '.join(str(size) for size in shape)}]"
+    if not isinstance(value, np.ndarray):
+        raise ArgumentError(f"{name}: expected a NumPy array {wanted}, got {type(value).__name__}.")
+    got = f"{value.dtype.name} {list(value.shape)}"
+    fits = len(value.shape) == len(shape) and all(
+        size > 0 if isinstance(want, str) else size == want for size, want in zip(value.shape, shape, strict=True)
+    )
+    if value.dtype != np.dtype(dtype) or not fits:
+        raise ArgumentError(f"{name}: expected {wanted} with no empty axis, got {got}.")
+    if finite and not np.isfinite(value).all():
+        bad = int(value.size - np.isfinite(value).sum())
+        raise ArgumentError(f"{name}: expected finite numbers, got {bad} NaN or infinite values in {got}.")
+    return value

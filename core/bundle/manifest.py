@@ -1,0 +1,272 @@
+"""The manifest of a bundle: every struct that is stored in `manifest.json`, and its canonical bytes.
+
+Unknown fields are refused and numbers must be finite, so a manifest says exactly what these structs say.
+The field `digest` is the SHA-256 of the manifest with an empty digest; together with the listed hashes of all files
+it makes one identity for the whole bundle and reveals any changed byte.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from typing import Literal
+
+import msgspec
+
+from flawscope.errors import BundleError
+from flawscope.images import Preprocessing
+
+SCHEMA = 1
+
+
+class _Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Base of the manifest structs: immutable, unknown fields refused."""
+
+
+class FileEntry(_Struct, frozen=True):
+    """One file of the bundle: its SHA-256 in hexadecimal and its size in bytes."""
+
+    sha256: str
+    size: int
+
+
+class Graph(_Struct, frozen=True):
+    """One ONNX graph.
+
+    Attributes:
+        file: File name in the bundle.
+        outputs: Names of the outputs.
+        largest_tensor: Name of the largest tensor at `max_batch`.
+        largest_elements: Its number of elements; proven below 2³¹ at export.
+        peak_bytes: Upper estimate of weights and live tensors at `max_batch`, in bytes.
+    """
+
+    file: str
+    outputs: tuple[str, ...]
+    largest_tensor: str
+    largest_elements: int
+    peak_bytes: int
+
+
+class PatchcoreHead(_Struct, frozen=True, tag="patchcore"):
+    """What turns patches and a bank into an anomaly map: PatchCore (arXiv:2106.08265).
+
+    Attributes:
+        grid: Rows and columns of the patch grid.
+        neighbors: b of equation 7, the number of neighbours in the re-weighting.
+        reweight: `paper` (equation 7), `seed` (the test patch's own neighbours), or `none`.
+        sigma: Standard deviation of the map's Gaussian, in input pixels.
+    """
+
+    grid: tuple[int, int]
+    neighbors: int
+    reweight: Literal["paper", "seed", "none"]
+    sigma: float
+
+
+class PadimHead(_Struct, frozen=True, tag="padim"):
+    """What turns patches and Gaussians into an anomaly map: PaDiM (arXiv:2011.08785).
+
+    Attributes:
+        grid: Rows and columns of the patch grid.
+        sigma: Standard deviation of the map's Gaussian, in input pixels.
+    """
+
+    grid: tuple[int, int]
+    sigma: float
+
+
+Head = PatchcoreHead | PadimHead
+
+
+class Threshold(_Struct, frozen=True):
+    """A number above which (strictly) something is anomalous, and how it was found.
+
+    Attributes:
+        value: The threshold on the raw score or map.
+        method: `order-statistic` on good images, `f1` on labelled ones, or `manual`.
+        images: Number of images it was set on.
+        false_reject_rate: The requested rate, a fraction.
+        confidence: One-sided confidence of `upper_bound`, a fraction.
+        upper_bound: Upper confidence bound of the true false-reject rate, a fraction.
+        backend: The backend that made the scores.
+    """
+
+    value: float
+    method: Literal["order-statistic", "f1", "manual"]
+    images: int = 0
+    false_reject_rate: float | None = None
+    confidence: float | None = None
+    upper_bound: float | None = None
+    backend: str | None = None
+
+
+class Thresholds(_Struct, frozen=True):
+    """The thresholds in force: on the image score, and on the pixels of the anomaly map."""
+
+    image: Threshold
+    pixel: Threshold
+
+
+class ThresholdChange(_Struct, frozen=True):
+    """One line of the threshold record: when, which, from, to, by which command."""
+
+    when: str
+    name: Literal["image", "pixel"]
+    old: float | None
+    new: float
+    command: str
+
+
+class Golden(_Struct, frozen=True):
+    """A picture whose score is known; checked when the bundle is loaded.
+
+    Attributes:
+        file: PNG file in the bundle, any size: the whole preprocessing is part of the check.
+        score: Its score by ONNX Runtime on the CPU at export.
+        map_max: The maximum of its anomaly map.
+    """
+
+    file: str
+    score: float
+    map_max: float
+
+
+class Parity(_Struct, frozen=True):
+    """Agreement of two ways to compute the same scores, measured on real images.
+
+    Attributes:
+        reference: What was taken as true, for example `torch`.
+        candidate: What was compared with it, for example `score.onnx (cpu)`.
+        images: Number of images.
+        score_max_relative: Largest |candidate - reference| / |reference| of the scores.
+        map_max_relative: Largest map difference, relative to the largest reference map value.
+        score_spearman: Rank correlation of the scores; null with fewer than three distinct scores.
+    """
+
+    reference: str
+    candidate: str
+    images: int
+    score_max_relative: float
+    map_max_relative: float
+    score_spearman: float | None
+
+
+class Accuracy(_Struct, frozen=True):
+    """Figures of one `evaluate` run: what was measured, on which data, by which command."""
+
+    when: str
+    command: str
+    dataset: str
+    backend: str
+    images: int
+    anomalous: int
+    figures: dict[str, float | None]
+
+
+class Evidence(_Struct, frozen=True):
+    """Measured proof stored with the bundle."""
+
+    parity: tuple[Parity, ...] = ()
+    accuracy: tuple[Accuracy, ...] = ()
+
+
+class Provenance(_Struct, frozen=True):
+    """Where the bundle comes from.
+
+    Attributes:
+        created: UTC time of the export, ISO 8601.
+        command: The command that exported it.
+        run: SHA-256 of the training run's `run.json`.
+        dataset: Fingerprint of the training set.
+        category: Its category name.
+        seed: Seed of the run.
+        versions: Package versions that trained and exported.
+        config: The training configuration as used.
+        weights: SHA-256 of the backbone's weights, and where they came from.
+        images: File with the content hashes of training and held-out images.
+    """
+
+    created: str
+    command: str
+    run: str
+    dataset: str
+    category: str
+    seed: int
+    versions: dict[str, str]
+    config: dict[str, object]
+    weights: str
+    images: str
+
+
+class Manifest(_Struct, frozen=True):
+    """Everything a runtime has to know about a bundle; see the attributes' own structs."""
+
+    name: str
+    kind: Literal["score"]
+    method: str
+    flawscope: str
+    input: Preprocessing
+    max_batch: int
+    graphs: dict[str, Graph]
+    bank: str
+    head: Head
+    golden: tuple[Golden, ...]
+    provenance: Provenance
+    files: dict[str, FileEntry]
+    thresholds: Thresholds | None = None
+    threshold_changes: tuple[ThresholdChange, ...] = ()
+    min_area_px: int = 4
+    evidence: Evidence = Evidence()
+    digest: str = ""
+    schema: int = SCHEMA
+
+
+class _Versioned(msgspec.Struct):
+    """The one field that is read before anything else is believed."""
+
+    schema: int
+
+
+def encode_manifest(manifest: Manifest) -> bytes:
+    """Return the canonical bytes of a manifest, with its digest set."""
+    if not _all_finite(msgspec.to_builtins(manifest)):
+        raise BundleError("manifest: expected finite numbers, got NaN or infinity. Nothing was written.")
+    blank = msgspec.structs.replace(manifest, digest="")
+    digest = hashlib.sha256(_canonical(blank)).hexdigest()
+    return _canonical(msgspec.structs.replace(manifest, digest=digest))
+
+
+def decode_manifest(data: bytes, name: str) -> Manifest:
+    """Read a manifest back, refusing anything that is not exactly what `encode_manifest` wrote.
+
+    Raises:
+        BundleError: If the bytes are no manifest, of a newer schema, or were changed.
+    """
+    try:
+        schema = msgspec.json.decode(data, type=_Versioned).schema
+        if schema > SCHEMA:
+            raise BundleError(
+                f"{name}: expected manifest schema {SCHEMA} or older, got {schema}. "
+                "It was written by a newer flawscope: update this one."
+            )
+        manifest = msgspec.json.decode(data, type=Manifest)
+    except (msgspec.DecodeError, UnicodeDecodeError) as err:
+        raise BundleError(f"{name}: the manifest is broken: {err}. Copy or export the bundle again.") from err
+    if encode_manifest(manifest) != data:
+        raise BundleError(f"{name}: the manifest was changed after it was written. Copy or export the bundle again.")
+    return manifest
+
+
+def _canonical(manifest: Manifest) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(manifest, order="sorted"), indent=1) + b"\n"
+
+
+def _all_finite(value: object) -> bool:
+    if isinstance(value, float):
+        return math.isfinite(value)
+    if isinstance(value, dict):
+        return all(_all_finite(item) for item in value.values())
+    if isinstance(value, list | tuple):
+        return all(_all_finite(item) for item in value)
+    return True

@@ -1,0 +1,275 @@
+"""Reading and writing bundles: every listed file is hashed, and nothing unlisted is tolerated.
+
+An ONNX graph may name external data beside it, so an unlisted file could become part of a model: a bundle with one
+is refused. Zip members must be stored without compression (nothing to inflate), with the listed names and sizes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import stat
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from types import TracebackType
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import safetensors
+import safetensors.numpy
+
+from flawscope.bundle.manifest import FileEntry, Manifest, decode_manifest, encode_manifest
+from flawscope.errors import ArgumentError, BundleError
+from flawscope.files import atomic_file, atomic_folder, sha256_file, write_bytes
+
+MANIFEST = "manifest.json"
+_MAX_MANIFEST_BYTES = 64 << 20
+
+
+class Bundle:
+    """An opened, verified bundle. Close it, or use it in `with`: a packed one occupies a temporary folder.
+
+    Attributes:
+        path: The folder or file that was opened.
+        folder: The folder in which the bundle's files lie.
+        manifest: What the bundle says of itself.
+    """
+
+    def __init__(self, path: Path, folder: Path, manifest: Manifest, temporary: Path | None = None) -> None:
+        self.path = path
+        self.folder = folder
+        self.manifest = manifest
+        self._temporary = temporary
+
+    def file(self, name: str) -> Path:
+        """Return the path of a listed file."""
+        if name not in self.manifest.files:
+            raise BundleError(f"{self.path}: the manifest names {name} but does not list it. Export the bundle again.")
+        return self.folder / name
+
+    def graph(self, name: str) -> Path:
+        """Return the path of the ONNX graph `name` (`score` or `features`)."""
+        if name not in self.manifest.graphs:
+            raise BundleError(
+                f"{self.path}: expected a graph called {name}, got {sorted(self.manifest.graphs)}. Export it again."
+            )
+        return self.file(self.manifest.graphs[name].file)
+
+    def tensors(self) -> dict[str, npt.NDArray[Any]]:
+        """Return the bank's arrays, all finite and not empty.
+
+        Raises:
+            BundleError: If the bank is missing, empty, or holds NaN or infinity.
+        """
+        path = self.file(self.manifest.bank)
+        try:
+            tensors: dict[str, npt.NDArray[Any]] = safetensors.numpy.load_file(path)
+        except (safetensors.SafetensorError, ValueError) as err:
+            raise BundleError(f"{self.path}: {path.name} is no safetensors file: {err}. Export it again.") from err
+        for name, tensor in tensors.items():
+            if tensor.size == 0 or not np.isfinite(tensor).all():
+                raise BundleError(
+                    f"{self.path}: {path.name}: expected finite numbers in {name}, got "
+                    f"{'an empty array' if tensor.size == 0 else 'NaN or infinity'}. Train and export again."
+                )
+        return tensors
+
+    def close(self) -> None:
+        """Remove the temporary folder of a packed bundle."""
+        if self._temporary is not None:
+            shutil.rmtree(self._temporary, ignore_errors=True)
+            self._temporary = None
+
+    def __enter__(self) -> Bundle:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def open_bundle(path: Path | str) -> Bundle:
+    """Open and verify a bundle, folder or packed file.
+
+    Raises:
+        BundleError: If it is missing, broken, changed, of a newer schema, or holds anything unlisted.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _open_folder(path)
+    if not path.is_file():
+        raise BundleError(f"{path}: expected a bundle, got no such file or folder. Make one with flawscope export.")
+    return _open_packed(path)
+
+
+def _open_folder(path: Path) -> Bundle:
+    if not (path / MANIFEST).is_file():
+        raise BundleError(f"{path}: expected a bundle with {MANIFEST}, got a folder without it.")
+    if (path / MANIFEST).stat().st_size > _MAX_MANIFEST_BYTES:
+        raise BundleError(f"{path}: {MANIFEST} is larger than {_MAX_MANIFEST_BYTES >> 20} MiB, which none of ours is.")
+    manifest = decode_manifest((path / MANIFEST).read_bytes(), str(path))
+    _check_names(manifest, path)
+    found = set()
+    for entry in path.rglob("*"):
+        if entry.is_symlink():
+            raise BundleError(f"{path}: expected plain files, got the link {entry.name}. Copy the files themselves.")
+        if entry.is_file():
+            found.add(entry.relative_to(path).as_posix())
+    _check_listing(found, manifest, path)
+    for name, listed in manifest.files.items():
+        file = path / name
+        _check_size(file.stat().st_size, name, listed, path)
+        _check_hash(sha256_file(file), name, listed, path)
+    return Bundle(path, path, manifest)
+
+
+def _open_packed(path: Path) -> Bundle:
+    temporary = Path(tempfile.mkdtemp(prefix="flawscope-"))
+    try:
+        with zipfile.ZipFile(path) as archive:
+            manifest = _extract(archive, path, temporary)
+        return Bundle(path, temporary, manifest, temporary)
+    except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError, RuntimeError) as err:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise BundleError(f"{path}: expected a bundle, got no readable zip file ({err}). Copy it again.") from err
+    except OSError as err:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise BundleError(f"{path}: could not be unpacked into {temporary}: {err.strerror or err}.") from err
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _extract(archive: zipfile.ZipFile, path: Path, target: Path) -> Manifest:
+    members = archive.infolist()
+    names = [member.filename for member in members]
+    for member in members:
+        _check_member(member, path)
+    if len(set(names)) != len(names):
+        raise BundleError(f"{path}: expected every name once, got a repeated member. Pack it again.")
+    if MANIFEST not in names:
+        raise BundleError(f"{path}: expected a bundle with {MANIFEST}, got a zip file without it.")
+    if archive.getinfo(MANIFEST).file_size > _MAX_MANIFEST_BYTES:
+        raise BundleError(f"{path}: {MANIFEST} is larger than {_MAX_MANIFEST_BYTES >> 20} MiB, which none of ours is.")
+    data = archive.read(MANIFEST)
+    manifest = decode_manifest(data, str(path))
+    _check_names(manifest, path)
+    _check_listing(set(names), manifest, path)
+    (target / MANIFEST).write_bytes(data)
+    for name, listed in manifest.files.items():
+        _check_size(archive.getinfo(name).file_size, name, listed, path)
+        destination = target / name
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        digest = hashlib.sha256()
+        with archive.open(name) as source, destination.open("wb") as file:
+            while block := source.read(1 << 20):
+                digest.update(block)
+                file.write(block)
+        _check_hash(digest.hexdigest(), name, listed, path)
+    return manifest
+
+
+def _check_member(member: zipfile.ZipInfo, path: Path) -> None:
+    if not _is_safe(member.filename):
+        raise BundleError(f"{path}: the member name {member.filename!r} leaves the bundle. It was not unpacked.")
+    if member.is_dir() or stat.S_ISLNK(member.external_attr >> 16):
+        raise BundleError(f"{path}: the member {member.filename!r} is a folder or a link, not a file. Pack it again.")
+    if member.compress_type != zipfile.ZIP_STORED:
+        raise BundleError(f"{path}: the member {member.filename!r} is compressed. Pack it with flawscope bundle pack.")
+
+
+def _is_safe(name: str) -> bool:
+    parts = PurePosixPath(name).parts
+    return bool(parts) and ".." not in parts and not name.startswith("/") and "\\" not in name and ":" not in name
+
+
+def _check_names(manifest: Manifest, path: Path) -> None:
+    for name in manifest.files:
+        if not _is_safe(name) or name == MANIFEST:
+            raise BundleError(f"{path}: the manifest lists the name {name!r}, which is not allowed in a bundle.")
+
+
+def _check_listing(found: set[str], manifest: Manifest, path: Path) -> None:
+    wanted = {*manifest.files, MANIFEST}
+    if missing := sorted(wanted - found):
+        raise BundleError(f"{path}: expected the listed file {missing[0]}, which is missing. Copy the bundle again.")
+    if unlisted := sorted(found - wanted):
+        raise BundleError(f"{path}: expected only listed files, got {unlisted[0]!r} as well. Remove it.")
+
+
+def _check_size(size: int, name: str, listed: FileEntry, path: Path) -> None:
+    if size != listed.size:
+        raise BundleError(f"{path}: {name}: expected {listed.size} bytes, got {size}. Copy the bundle again.")
+
+
+def _check_hash(digest: str, name: str, listed: FileEntry, path: Path) -> None:
+    if digest != listed.sha256:
+        raise BundleError(
+            f"{path}: {name}: expected SHA-256 {listed.sha256[:12]}…, got {digest[:12]}…: the file was changed. "
+            "Copy or export the bundle again."
+        )
+
+
+def write_bundle(path: Path, manifest: Manifest, sources: Mapping[str, Path | bytes]) -> Manifest:
+    """Write a bundle folder whole, or not at all.
+
+    Args:
+        path: The folder to make; an existing bundle there is replaced.
+        manifest: The manifest; its `files` and `digest` are filled in here.
+        sources: Name in the bundle -> file to copy, or the bytes themselves.
+
+    Returns:
+        The manifest as written.
+    """
+    with atomic_folder(path, replace_if=MANIFEST) as folder:
+        files = {}
+        for name, source in sources.items():
+            target = folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if isinstance(source, bytes):
+                target.write_bytes(source)
+            else:
+                shutil.copyfile(source, target)
+            files[name] = FileEntry(sha256_file(target), target.stat().st_size)
+        data = encode_manifest(msgspec.structs.replace(manifest, files=files))
+        (folder / MANIFEST).write_bytes(data)
+    return decode_manifest(data, str(path))
+
+
+def rewrite_manifest(path: Path, manifest: Manifest) -> Manifest:
+    """Replace the manifest of a bundle, folder or packed, without touching its other files."""
+    data = encode_manifest(manifest)
+    if path.is_dir():
+        write_bytes(path / MANIFEST, data)
+    else:
+        with open_bundle(path) as bundle:
+            _pack(bundle, data, path)
+    return decode_manifest(data, str(path))
+
+
+def pack_bundle(bundle: Bundle, path: Path) -> None:
+    """Write a bundle as one uncompressed zip with fixed times, so equal bundles give equal files."""
+    if path.is_dir():
+        raise ArgumentError(f"{path}: expected a file name for the packed bundle, got an existing folder.")
+    _pack(bundle, encode_manifest(bundle.manifest), path)
+
+
+def _pack(bundle: Bundle, manifest: bytes, path: Path) -> None:
+    with atomic_file(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr(_member(MANIFEST), manifest)
+        for name in sorted(bundle.manifest.files):
+            member = _member(name)
+            member.file_size = bundle.manifest.files[name].size
+            with bundle.file(name).open("rb") as source, archive.open(member, "w") as target:
+                shutil.copyfileobj(source, target, 1 << 20)
+
+
+def _member(name: str) -> zipfile.ZipInfo:
+    member = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
+    member.external_attr = (stat.S_IFREG | 0o644) << 16
+    return member

@@ -1,0 +1,87 @@
+"""The command root: `flawscope VERB`, with every verb imported only when it is called.
+
+`flawscope score` must start fast and must not import torch, so the root knows its verbs by name alone.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from flawscope import __version__
+from flawscope.errors import FlawscopeError
+
+# verb -> (module:attribute, one line for --help)
+VERBS = {
+    "demo": ("flawscope.export.demo_command:demo", "Generate parts, train, export, score and report, offline."),
+    "doctor": ("flawscope.runtime.doctor:doctor", "Show devices, backends, versions and kernels."),
+    "data": ("flawscope.data_command:data", "Look at a dataset, or generate one."),
+    "train": ("flawscope.training.command:train", "Learn what good parts look like."),
+    "export": ("flawscope.export.command:export", "Turn a training run into a bundle."),
+    "calibrate": ("flawscope.calibration.command:calibrate", "Set the thresholds of a bundle."),
+    "evaluate": ("flawscope.calibration.evaluate_command:evaluate", "Measure a bundle on labelled images."),
+    "score": ("flawscope.runtime.command:score", "Decide on images with a bundle."),
+    "bench": ("flawscope.runtime.bench_command:bench", "Measure latency and throughput of a bundle."),
+    "bundle": ("flawscope.bundle_command:bundle", "Show, verify or pack a bundle."),
+}
+
+
+class LazyGroup(click.Group):
+    """A click group whose commands are imported when they are called, not when they are listed."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the verbs in the order of the main job."""
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import and return one verb."""
+        if cmd_name not in VERBS:
+            return None
+        module, _, attribute = VERBS[cmd_name][0].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the verbs with their one-liners, without importing any of them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in VERBS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "FLAWSCOPE"})
+@click.version_option(__version__, prog_name="flawscope")
+def root() -> None:
+    """Learn good parts, ship one bundle, decide on the line."""
+
+
+def main(arguments: Sequence[str] | None = None, **extra: Any) -> None:
+    """Run the command line and exit: 0 done, 1 a gate or check failed, 2 the request was wrong."""
+    sys.exit(run(arguments))
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status; a user's mistake becomes one line on stderr."""
+    try:
+        status = root.main(args=arguments, prog_name="flawscope", standalone_mode=False)
+    except click.UsageError as err:
+        where = f" (see flawscope {err.ctx.command_path.partition(' ')[2]} --help)" if err.ctx else ""
+        return _fail(err.format_message().replace("\n", " ") + where, 2)
+    except click.Abort:
+        return _fail("interrupted", 130)
+    except click.exceptions.Exit as err:
+        return err.exit_code
+    except FlawscopeError as err:
+        return _fail(str(err), err.exit_status)
+    except BrokenPipeError:
+        # The reader of our output went away (`flawscope score ... | head`): nothing to tell and nobody to tell it to.
+        sys.stderr.close()
+        return 1
+    return status if isinstance(status, int) else 0
+
+
+def _fail(message: str, status: int) -> int:
+    click.echo(f"error: {' '.join(message.split())}", err=True)
+    return status

@@ -1,0 +1,78 @@
+"""The exception tree of flawscope.
+
+    FlawscopeError
+    ├── ArgumentError (also ValueError)      a value, option or array the caller gave is wrong
+    ├── DataError                            a dataset or its files cannot be used
+    │   └── ImageError                       one picture cannot be read
+    ├── RunError                             a training run is broken or does not fit
+    ├── BundleError                          a bundle is broken, tampered with or too new
+    ├── BackendError                         a backend was asked for and is not there
+    │   └── DeviceError                      a device failed while it was working
+    ├── MissingExtra (also ImportError)      an optional dependency is not installed
+    ├── StorageError                         writing failed (disk full, read-only, no permission)
+    └── GateError                            a measured check failed; exit status 1, all others 2
+
+Every message says what is wrong, what was expected, what was got, and what to do.
+"""
+
+from __future__ import annotations
+
+
+class FlawscopeError(Exception):
+    """Base of every error that flawscope raises on purpose."""
+
+    exit_status = 2
+
+
+class ArgumentError(FlawscopeError, ValueError):
+    """A value, option or array given by the caller is wrong."""
+
+
+class DataError(FlawscopeError):
+    """A dataset cannot be used as it is."""
+
+
+class ImageError(DataError):
+    """One picture cannot be read or is outside the limits."""
+
+
+class RunError(FlawscopeError):
+    """A training run folder is broken, unfitted or of another kind."""
+
+
+class BundleError(FlawscopeError):
+    """A bundle is broken, tampered with, or written by a newer version."""
+
+
+class BackendError(FlawscopeError):
+    """A backend was asked for and cannot be used here."""
+
+
+class DeviceError(BackendError):
+    """A device failed while it was working."""
+
+
+class MissingExtra(FlawscopeError, ImportError):
+    """An optional dependency is not installed.
+
+    Args:
+        feature: What the caller wanted to do, as a noun phrase.
+        package: The distribution that could not be imported.
+        extra: The extra of flawscope that installs it.
+    """
+
+    def __init__(self, feature: str, package: str, extra: str) -> None:
+        super().__init__(
+            f"{feature} needs the package {package}, which is not installed. "
+            f'Install it with: pip install "flawscope[{extra}]"'
+        )
+
+
+class StorageError(FlawscopeError):
+    """Writing a file or folder failed; nothing half-written was left."""
+
+
+class GateError(FlawscopeError):
+    """A measured check failed (parity, accuracy, verification)."""
+
+    exit_status = 1

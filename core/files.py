@@ -1,0 +1,130 @@
+"""Writing without loss: every output appears whole under its name, or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from flawscope.errors import ArgumentError, StorageError
+
+
+def sha256_file(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes as 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _reason(err: OSError) -> str:
+    if err.errno == errno.ENOSPC:
+        return "the disk is full"
+    return err.strerror or str(err)
+
+
+@contextlib.contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turn an OSError raised while writing `path` into a StorageError that names it."""
+    try:
+        yield
+    except OSError as err:
+        raise StorageError(
+            f"{path}: could not be written: {_reason(err)}. Nothing was left behind. "
+            "Free space or choose another place."
+        ) from err
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; rename it to `path` on success, remove it on failure.
+
+    Raises:
+        StorageError: If the system refuses to write.
+    """
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            _follow_umask(temporary)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _follow_umask(path: Path) -> None:
+    """Give a temporary file or folder, made private to its owner, the permissions an ordinary one would have."""
+    umask = os.umask(0)
+    os.umask(umask)
+    path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write `data` to `path` atomically."""
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` to `path` atomically, in UTF-8."""
+    write_bytes(path, text.encode())
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path, *, replace_if: str | None = None) -> Iterator[Path]:
+    """Yield a temporary folder beside `path`; rename it to `path` on success, remove it on failure.
+
+    Args:
+        path: The folder that appears whole. It must not exist, or be empty, or be one of ours.
+        replace_if: A file name that marks an existing folder as an earlier output of the same kind,
+            which may be replaced (`run.json`, `manifest.json`).
+
+    Raises:
+        ArgumentError: If `path` holds something else.
+        StorageError: If the system refuses to write.
+    """
+    check_replaceable(path, replace_if)
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+        try:
+            yield temporary
+            for entry in (temporary, *temporary.rglob("*")):
+                _follow_umask(entry)
+            old = None
+            if path.exists():
+                old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
+                path.replace(old / path.name)
+            try:
+                temporary.replace(path)
+            except OSError:
+                if old is not None:
+                    (old / path.name).replace(path)
+                raise
+            finally:
+                if old is not None:
+                    shutil.rmtree(old, ignore_errors=True)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_replaceable(path: Path, marker: str | None) -> None:
+    """Raise ArgumentError unless `path` is free, an empty folder, or a folder that holds `marker`."""
+    if not path.exists():
+        return
+    if not path.is_dir():
+        raise ArgumentError(f"{path}: expected a folder name that is free, got an existing file. Choose another name.")
+    if any(path.iterdir()) and not (marker and (path / marker).is_file()):
+        raise ArgumentError(
+            f"{path}: expected a new folder{f' or one with {marker}' if marker else ''}, "
+            "got a folder with other files. Choose another name or empty it."
+        )

@@ -1,0 +1,64 @@
+"""`features.onnx`: the torch feature module as an ONNX graph with a dynamic batch."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+
+import onnx
+import torch
+
+from flawscope.errors import RunError
+from flawscope.training.features import PatchFeatures
+
+OPSET = 18
+"""Opset of every graph we write: the newest that TensorRT 10 and 11, ONNX Runtime and OpenVINO all read."""
+
+
+def export_features(features: PatchFeatures, size: tuple[int, int], max_batch: int) -> onnx.ModelProto:
+    """Return the graph `image` uint8 [N, H, W, 3] → `patches` float32 [N, P, D].
+
+    Args:
+        features: The feature module, on the CPU.
+        size: Height and width of the input in pixels.
+        max_batch: Largest batch the graph has to take.
+
+    Raises:
+        RunError: If torch cannot export the backbone.
+    """
+    example = torch.zeros((min(2, max_batch), *size, 3), dtype=torch.uint8)
+    # A dimension of one would be taken for a constant; a graph for single pictures has one on purpose.
+    shapes = ({0: torch.export.Dim("N", min=1, max=max_batch)},) if max_batch > 1 else None
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    try:
+        # The exporter prints its steps and warns about its own dependencies: nothing of it is for our users.
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                features,
+                (example,),
+                dynamo=True,
+                input_names=["image"],
+                output_names=["patches"],
+                dynamic_shapes=shapes,
+                opset_version=OPSET,
+                verbose=False,
+            )
+    except Exception as err:
+        # The exporter wraps whatever went wrong in the model, of any type, in errors of its own.
+        cause = err.__cause__ or err
+        raise RunError(
+            f"export: torch could not turn the backbone into an ONNX graph: {type(cause).__name__}: "
+            f"{str(cause).splitlines()[0] if str(cause) else 'no message'}. Choose another backbone or other stages."
+        ) from err
+    if program is None:
+        raise RunError("export: torch gave no ONNX graph. Choose another backbone.")
+    model: onnx.ModelProto = program.model_proto
+    for value in (*model.graph.value_info, *model.graph.input, *model.graph.output, *model.graph.node):
+        del value.metadata_props[:]  # paths and traces of the exporting machine
+    del model.graph.metadata_props[:]
+    del model.metadata_props[:]
+    model.producer_name = "flawscope"
+    return model

@@ -1,0 +1,27 @@
+"""What fitting gives, the same for every detector."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A fitted detector.
+
+    Attributes:
+        grid: Rows and columns of the patch grid.
+        tensors: The bank: names and arrays as the bundle stores them.
+        scale: Factor per channel that the features are multiplied with, float32 [D], or None.
+        channels: Indices of the kept channels, or None for all.
+        facts: What a person may want to know of the fit.
+    """
+
+    grid: tuple[int, int]
+    tensors: dict[str, npt.NDArray[np.generic]]
+    scale: npt.NDArray[np.float32] | None = None
+    channels: tuple[int, ...] | None = None
+    facts: dict[str, int | float | str] = field(default_factory=dict)

@@ -1,0 +1,171 @@
+"""The run: a folder with `run.json`, `weights.safetensors` and a few sample pictures."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import msgspec
+import numpy as np
+import safetensors
+import safetensors.numpy
+import torch
+from safetensors import SafetensorError
+
+from flawscope.config import PadimConfig, PatchcoreConfig
+from flawscope.errors import RunError
+from flawscope.files import atomic_folder
+from flawscope.images import UInt8Array, read_image
+from flawscope.training.backbone import Backbone, BackboneSource, restore_backbone
+from flawscope.training.features import PatchFeatures
+from flawscope.training.fitted import Fitted
+
+RUN_SCHEMA = 1
+RECORD = "run.json"
+WEIGHTS = "weights.safetensors"
+SAMPLES = "samples"
+_SAMPLE_SIDE_PX = 1024
+
+AnyConfig = PatchcoreConfig | PadimConfig
+
+
+class RunRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What `run.json` says.
+
+    Attributes:
+        kind: `detector`.
+        config: The settings as used, tagged with the method.
+        category: Name of the category.
+        layout: Layout of the dataset.
+        dataset: Fingerprint of the dataset.
+        training: SHA-256 of every picture the detector learned from.
+        held_out: SHA-256 of the good training pictures kept for calibration.
+        backbone: Name, origin and licence of the weights.
+        grid: Rows and columns of the patch grid.
+        channels: Kept channels, or null for all.
+        facts: What a person may want to know of the fit.
+        seconds: Wall-clock seconds per part of the training.
+        versions: Package versions.
+        created: UTC time, ISO 8601.
+        command: The command line.
+        flawscope: Version that wrote the run.
+    """
+
+    kind: str
+    config: AnyConfig
+    category: str
+    layout: str
+    dataset: str
+    training: tuple[str, ...]
+    held_out: tuple[str, ...]
+    backbone: BackboneSource
+    grid: tuple[int, int]
+    channels: tuple[int, ...] | None
+    facts: dict[str, int | float | str]
+    seconds: dict[str, float]
+    versions: dict[str, str]
+    created: str
+    command: str
+    flawscope: str
+    schema: int = RUN_SCHEMA
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that was read back: its record, what was fitted, the feature module and the sample pictures."""
+
+    path: Path
+    record: RunRecord
+    digest: str
+    fitted: Fitted
+    features: PatchFeatures
+    samples: tuple[Path, ...]
+
+
+def build_features(config: AnyConfig, backbone: Backbone, fitted: Fitted) -> PatchFeatures:
+    """Return the feature module of a fitted detector."""
+    return PatchFeatures(
+        backbone,
+        pool=isinstance(config, PatchcoreConfig),
+        upsample=config.upsample,
+        channels=fitted.channels,
+        scale=None if fitted.scale is None else torch.from_numpy(fitted.scale),
+    )
+
+
+def write_run(path: Path, record: RunRecord, fitted: Fitted, backbone: Backbone, samples: Sequence[Path]) -> None:
+    """Write a run whole, or not at all."""
+    tensors = {f"backbone.{name}": value.cpu().numpy() for name, value in backbone.network.state_dict().items()}
+    tensors |= {f"bank.{name}": np.ascontiguousarray(value) for name, value in fitted.tensors.items()}
+    if fitted.scale is not None:
+        tensors["scale"] = fitted.scale
+    with atomic_folder(path, replace_if=RECORD) as folder:
+        try:
+            safetensors.numpy.save_file(tensors, folder / WEIGHTS)
+        except SafetensorError as err:  # its writer reports a full disk in its own type
+            raise OSError(str(err)) from err
+        (folder / SAMPLES).mkdir()
+        for index, sample in enumerate(samples):
+            (folder / SAMPLES / f"{index:03d}.png").write_bytes(_encode_sample(read_image(sample)))
+        text = msgspec.json.format(msgspec.json.encode(record), indent=1)
+        (folder / RECORD).write_bytes(text + b"\n")
+
+
+def _encode_sample(image: UInt8Array) -> bytes:
+    """Encode a picture as PNG, made smaller where a side is above the limit: samples travel in bundles."""
+    scale = _SAMPLE_SIDE_PX / max(image.shape[:2])
+    if scale < 1:
+        size = (max(8, round(image.shape[1] * scale)), max(8, round(image.shape[0] * scale)))
+        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
+    return bytes(cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes())
+
+
+def read_run(path: Path) -> Run:
+    """Read a run back.
+
+    Raises:
+        RunError: If it is missing, unfitted, broken, or written by a newer version.
+    """
+    if not (path / RECORD).is_file():
+        raise RunError(f"{path}: expected a run with {RECORD}, got none. Make one with flawscope train.")
+    data = (path / RECORD).read_bytes()
+    try:
+        record = msgspec.json.decode(data, type=RunRecord)
+    except (msgspec.DecodeError, UnicodeDecodeError) as err:
+        raise RunError(f"{path / RECORD}: is no run of this version: {err}. Train again.") from err
+    try:
+        tensors = safetensors.numpy.load_file(path / WEIGHTS)
+    except (SafetensorError, OSError) as err:
+        raise RunError(f"{path / WEIGHTS}: expected the weights of the run, got {err}. Train again.") from err
+    bank = {name.removeprefix("bank."): value for name, value in tensors.items() if name.startswith("bank.")}
+    _check_fitted(path, record, bank)
+    state = {
+        name.removeprefix("backbone."): torch.from_numpy(value)
+        for name, value in tensors.items()
+        if name.startswith("backbone.")
+    }
+    backbone = restore_backbone(record.config, state)
+    fitted = Fitted(record.grid, bank, tensors.get("scale"), record.channels, record.facts)
+    return Run(
+        path=path,
+        record=record,
+        digest=hashlib.sha256(data).hexdigest(),
+        fitted=fitted,
+        features=build_features(record.config, backbone, fitted),
+        samples=tuple(sorted((path / SAMPLES).glob("*.png"))),
+    )
+
+
+def _check_fitted(path: Path, record: RunRecord, bank: dict[str, np.ndarray[tuple[int, ...], np.dtype[np.generic]]]) -> None:
+    needed = {"bank"} if isinstance(record.config, PatchcoreConfig) else {"mean", "whitening"}
+    if missing := needed - bank.keys():
+        raise RunError(f"{path}: expected a fitted detector, got a run without {sorted(missing)[0]}. Train it first.")
+    for name, value in bank.items():
+        if value.size == 0 or not np.isfinite(value).all():
+            what = "an empty one" if value.size == 0 else "NaN or infinity"
+            raise RunError(f"{path}: bank {name}: expected finite numbers, got {what}. Train again.")
+
+
