@@ -25,7 +25,7 @@ VERBS = {
     "calibrate": ("flawscope.calibration.command:calibrate", "Set the thresholds of a bundle."),
     "evaluate": ("flawscope.calibration.evaluate_command:evaluate", "Measure a bundle on labelled images."),
     "score": ("flawscope.runtime.command:score", "Decide on images with a bundle."),
-    "bench": ("flawscope.runtime.bench_command:bench", "Measure latency and throughput of a bundle."),
+    "bench": ("flawscope.runtime.bench_command:bench_command", "Measure latency and throughput of a bundle."),
     "bundle": ("flawscope.bundle_command:bundle", "Show, verify or pack a bundle."),
 }
 

@@ -60,7 +60,7 @@ class DetectorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not self.stages or list(self.stages) != sorted(set(self.stages)) or not 0 <= self.stages[0]:
+        if not self.stages or list(self.stages) != sorted(set(self.stages)) or not self.stages[0] >= 0:
             raise ArgumentError(f"stages: expected rising stage numbers such as 1,2,3, got {list(self.stages)}.")
         _check(0.0 <= self.held_out < 1.0, "held_out", "a share from 0 to below 1", self.held_out)
         _check(self.held_out_minimum >= 0, "held_out_minimum", "a count of at least 0", self.held_out_minimum)

@@ -46,9 +46,7 @@ def gaussian_matrix(size: int, sigma: float) -> npt.NDArray[np.float64]:
     return matrix
 
 
-def map_matrices(
-    grid: tuple[int, int], size: tuple[int, int], sigma: float
-) -> tuple[Float32Array, Float32Array]:
+def map_matrices(grid: tuple[int, int], size: tuple[int, int], sigma: float) -> tuple[Float32Array, Float32Array]:
     """Return R [H, h] and Cᵀ [w, W], float32: the map head is R @ patch_map @ Cᵀ.
 
     Args:

@@ -1,0 +1,106 @@
+"""`flawscope bundle info|verify|pack`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+import msgspec
+
+from flawscope.bundle import Manifest, open_bundle, pack_bundle
+from flawscope.bundle.manifest import Threshold
+from flawscope.errors import BundleError, GateError
+
+_BUNDLE = click.argument("path", metavar="BUNDLE", type=click.Path(path_type=Path))
+
+
+@click.group()
+def bundle() -> None:
+    """Show, verify or pack a bundle."""
+
+
+@bundle.command()
+@_BUNDLE
+@click.option("--json", "as_json", is_flag=True, help="Print the whole manifest as JSON.")
+def info(path: Path, as_json: bool) -> None:
+    """Show what a bundle says of itself."""
+    with open_bundle(path) as opened:
+        manifest = opened.manifest
+    if as_json:
+        click.echo(msgspec.json.format(msgspec.json.encode(manifest), indent=1).decode())
+        return
+    for label, text in _facts(manifest):
+        click.echo(f"{label:<14} {text}")
+
+
+def _facts(manifest: Manifest) -> list[tuple[str, str]]:
+    source = manifest.provenance
+    height, width = manifest.input.size
+    size = sum(entry.size for entry in manifest.files.values())
+    facts = [
+        ("name", manifest.name),
+        ("identity", manifest.digest),
+        ("method", f"{manifest.method}, seed {source.seed}, category {source.category}"),
+        ("backbone", source.weights),
+        ("input", f"{width}x{height} px, batches up to {manifest.max_batch}"),
+        ("files", f"{len(manifest.files)}, {size / 2**20:.1f} MiB"),
+        ("made", f"{source.created} by flawscope {manifest.flawscope}: {source.command or 'Python'}"),
+    ]
+    facts += [
+        (f"graph {name}", f"largest tensor {graph.largest_elements:,} elements, about {graph.peak_bytes >> 20} MiB")
+        for name, graph in sorted(manifest.graphs.items())
+    ]
+    if manifest.thresholds is None:
+        facts.append(("thresholds", "none: run flawscope calibrate"))
+    else:
+        facts += [
+            ("image", _threshold(manifest.thresholds.image)),
+            ("pixel", _threshold(manifest.thresholds.pixel)),
+        ]
+    facts += [
+        ("changed", f"{change.when} {change.name} threshold {change.old} -> {change.new:.6g}: {change.command}")
+        for change in manifest.threshold_changes
+    ]
+    facts += [
+        ("parity", f"{row.candidate} against {row.reference}: {row.score_max_relative:.1e} on {row.images} pictures")
+        for row in manifest.evidence.parity
+    ]
+    facts += [
+        ("accuracy", f"{row.when} {row.backend}: " + ", ".join(f"{k} {v:.4f}" for k, v in row.figures.items() if v))
+        for row in manifest.evidence.accuracy
+    ]
+    return facts
+
+
+def _threshold(threshold: Threshold) -> str:
+    text = f"{threshold.value:.6g} ({threshold.method}"
+    if threshold.images:
+        text += f" on {threshold.images} pictures"
+    if threshold.upper_bound is not None and threshold.confidence is not None:
+        text += f", false rejects at most {threshold.upper_bound:.2%} with {threshold.confidence:.0%} confidence"
+    return text + ")"
+
+
+@bundle.command()
+@_BUNDLE
+def verify(path: Path) -> None:
+    """Check every hash of a bundle. Exit status 1 when something was changed, 2 when there is no bundle."""
+    if not path.exists():
+        raise BundleError(f"{path}: expected a bundle, got no such file or folder.")
+    try:
+        with open_bundle(path) as opened:
+            opened.tensors()
+            manifest = opened.manifest
+    except BundleError as err:
+        raise GateError(str(err)) from err
+    click.echo(f"{path}: {len(manifest.files)} files are as listed, identity {manifest.digest}")
+
+
+@bundle.command()
+@_BUNDLE
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="File to write.")
+def pack(path: Path, out: Path) -> None:
+    """Write a bundle folder as one uncompressed file."""
+    with open_bundle(path) as opened:
+        pack_bundle(opened, out)
+    click.echo(f"{out}: {out.stat().st_size / 2**20:.1f} MiB")

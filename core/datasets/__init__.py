@@ -1,0 +1,26 @@
+"""Datasets: folders and tables of pictures, indexed as good / defect type / mask, and checked before use."""
+
+from flawscope.datasets.identity import content_hash, fingerprint, hash_contents
+from flawscope.datasets.inspection import ImageCount, Inspection, Problem, SizeSummary, inspect_dataset
+from flawscope.datasets.opening import list_categories, open_dataset
+from flawscope.datasets.samples import GOOD, Dataset, Layout, Sample, Split
+from flawscope.datasets.splitting import split_held_out
+
+__all__ = [
+    "GOOD",
+    "Dataset",
+    "ImageCount",
+    "Inspection",
+    "Layout",
+    "Problem",
+    "Sample",
+    "SizeSummary",
+    "Split",
+    "content_hash",
+    "fingerprint",
+    "hash_contents",
+    "inspect_dataset",
+    "list_categories",
+    "open_dataset",
+    "split_held_out",
+]

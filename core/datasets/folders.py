@@ -1,0 +1,159 @@
+"""Datasets that are folders: MVTec AD, plain class folders, and one flat folder of good pictures.
+
+    mvtec    train/good/*      test/{good,DEFECT}/*      ground_truth/DEFECT/*
+    folders  good/*            DEFECT/*                  ground_truth/DEFECT/*, masks/DEFECT/*, DEFECT/STEM_mask.*
+    flat     *
+
+A mask belongs to the picture of its defect type with the same stem, with or without `_mask` at the end, whatever the
+extensions. Nothing is ever paired by order.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple, cast
+
+import msgspec
+
+from flawscope.datasets.samples import GOOD, Dataset, Layout, Sample, Split, in_order
+from flawscope.datasets.splitting import in_seeded_order
+from flawscope.errors import DataError
+from flawscope.images import EXTENSIONS
+
+_MASK_FOLDERS = ("ground_truth", "masks")
+_MASK_SUFFIX = "_mask"
+_LEFTOVERS = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
+_TEST_SHARE = 0.2
+_MIN_GOOD_TO_SPLIT = 5
+
+
+class _Contents(NamedTuple):
+    """What lies directly in one folder, each list sorted by name."""
+
+    images: list[Path]
+    masks: list[Path]
+    folders: list[Path]
+    others: list[Path]
+
+
+def contents(folder: Path) -> _Contents:
+    """Sort what lies directly in `folder`; hidden files and leftovers of editors and file managers are left out.
+
+    Raises:
+        DataError: If the folder cannot be listed.
+    """
+    found = _Contents([], [], [], [])
+    try:
+        for path in sorted(folder.iterdir()):
+            if path.name.startswith(".") or path.name.endswith("~") or path.name.lower() in _LEFTOVERS:
+                continue
+            if path.is_dir():
+                found.folders.append(path)
+            elif path.suffix.lower() not in EXTENSIONS:
+                found.others.append(path)
+            elif path.stem.lower().endswith(_MASK_SUFFIX):
+                found.masks.append(path)
+            else:
+                found.images.append(path)
+    except OSError as err:
+        raise DataError(f"{folder}: expected a folder that can be listed, got: {err.strerror or err}.") from err
+    return found
+
+
+def layout_of(folder: Path) -> Layout | None:
+    """Return which layout one category's folder has, or None where it is no category (yet perhaps holds some).
+
+    Raises:
+        DataError: If the folder cannot be listed.
+    """
+    found = contents(folder)
+    folders = {path.name: path for path in found.folders}
+    if GOOD in folders:
+        return "folders"
+    if "train" in folders or ("test" in folders and any(p.name == GOOD for p in contents(folders["test"]).folders)):
+        return "mvtec"
+    return "flat" if found.images and not folders else None
+
+
+def read_folders(root: Path, layout: Layout) -> Dataset:
+    """Index one category's folder that has the given layout ("mvtec", "folders" or "flat").
+
+    Raises:
+        DataError: If a folder cannot be listed.
+    """
+    builder = _Builder()
+    if layout == "mvtec":
+        for split in contents(root).folders:
+            if split.name in ("train", "test"):
+                for folder in contents(split).folders:
+                    builder.add_pictures(folder, cast(Split, split.name), folder.name)
+    elif layout == "folders":
+        for folder in contents(root).folders:
+            if folder.name not in _MASK_FOLDERS:
+                builder.add_pictures(folder, "train" if folder.name == GOOD else "test", folder.name)
+    else:
+        builder.add_pictures(root, "train", GOOD)
+    for folder in contents(root).folders:
+        if folder.name in _MASK_FOLDERS:
+            builder.add_mask_folders(folder)
+    samples, orphans = builder.paired()
+    if layout == "folders" and any(s.is_anomalous for s in samples):
+        samples = _with_test_good(samples)
+    category = root.name or root.resolve().name
+    return Dataset(root, category, layout, in_order(samples), tuple(orphans), tuple(builder.ignored))
+
+
+class _Builder:
+    """Collects pictures and masks folder by folder, then pairs them."""
+
+    def __init__(self) -> None:
+        self.samples: list[Sample] = []
+        self.masks: list[tuple[str, Path]] = []
+        self.ignored: list[Path] = []
+
+    def add_pictures(self, folder: Path, split: Split, defect: str) -> None:
+        """Take the pictures of a folder as samples, and those named STEM_mask beside them as their masks."""
+        found = contents(folder)
+        self.samples += [Sample(path, split, defect) for path in found.images]
+        self.masks += [(defect, path) for path in found.masks]
+        self.ignored += found.others + found.folders
+
+    def add_mask_folders(self, parent: Path) -> None:
+        """Take the pictures in the sub-folders of `parent` as masks of the defect type the sub-folder is named after.
+
+        Masks of good pictures, which some datasets ship, are all zero and say nothing: they are left out.
+        """
+        for folder in contents(parent).folders:
+            if folder.name == GOOD:
+                continue
+            found = contents(folder)
+            self.masks += [(folder.name, path) for path in sorted(found.masks + found.images)]
+            self.ignored += found.others + found.folders
+
+    def paired(self) -> tuple[list[Sample], list[Path]]:
+        """Return the samples with their masks, and the masks without a picture (or of one that has another mask)."""
+        stems = {(s.defect, s.path.stem) for s in self.samples}
+        masks: dict[tuple[str, str], Path] = {}
+        orphans = []
+        for defect, path in self.masks:
+            key = (defect, _stem_of_mask(path))
+            if key in stems and defect != GOOD and key not in masks:
+                masks[key] = path
+            else:
+                orphans.append(path)
+        return [msgspec.structs.replace(s, mask=masks.get((s.defect, s.path.stem))) for s in self.samples], orphans
+
+
+def _stem_of_mask(path: Path) -> str:
+    return path.stem[: -len(_MASK_SUFFIX)] if path.stem.lower().endswith(_MASK_SUFFIX) else path.stem
+
+
+def _with_test_good(samples: list[Sample]) -> list[Sample]:
+    """Move a fixed share of the good pictures to the test split, chosen by their names alone.
+
+    Plain folders carry no split, and without good test pictures no accuracy could be measured.
+    """
+    good = [s for s in samples if not s.is_anomalous]
+    count = max(1, round(_TEST_SHARE * len(good))) if len(good) >= _MIN_GOOD_TO_SPLIT else 0
+    moved = set(in_seeded_order(good, seed=0)[:count])
+    return [msgspec.structs.replace(s, split="test") if s in moved else s for s in samples]

@@ -1,0 +1,229 @@
+"""Opening every file of a dataset once, to say what is there and what is wrong with it before hours are spent."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import msgspec
+
+from flawscope.datasets.identity import Progress, map_in_threads
+from flawscope.datasets.samples import GOOD, Dataset, Layout, Sample, Split
+from flawscope.errors import ImageError
+from flawscope.images import decode_stored
+
+MIN_TRAINING_IMAGES = 2
+"""Good training pictures of different content without which nothing can be learned: one has no variation."""
+
+Severity = Literal["fatal", "error", "note"]
+
+
+class Problem(msgspec.Struct, frozen=True):
+    """Something that is wrong or worth knowing.
+
+    Attributes:
+        kind: A fixed word for scripts, such as "unreadable_image".
+        path: The file or folder it is about.
+        message: One sentence for people, without the path.
+        severity: "fatal": the set cannot be used; "error": training or figures suffer; "note": good to know.
+    """
+
+    kind: str
+    path: Path
+    message: str
+    severity: Severity = "error"
+
+    @property
+    def is_fatal(self) -> bool:
+        """Whether the dataset cannot be used because of this."""
+        return self.severity == "fatal"
+
+
+class ImageCount(msgspec.Struct, frozen=True):
+    """How many pictures one split has of one type ("good" or the defect type), and how many masks."""
+
+    split: Split
+    defect: str
+    images: int
+    masks: int
+
+
+class SizeSummary(msgspec.Struct, frozen=True):
+    """Sizes of the readable pictures, each as height and width in pixels; least and most are by area."""
+
+    smallest: tuple[int, int]
+    largest: tuple[int, int]
+    most_common: tuple[int, int]
+    most_common_images: int
+    distinct: int
+
+
+class Inspection(msgspec.Struct, frozen=True):
+    """What `inspect_dataset` found.
+
+    Attributes:
+        root: Root of the dataset.
+        category: Name of the category.
+        layout: How the files are laid out.
+        is_usable: False where a problem is fatal: fewer than `MIN_TRAINING_IMAGES` different good training pictures
+            can be read.
+        counts: One entry per split and type, in the order of the dataset.
+        sizes: Sizes of the pictures; None where none can be read.
+        formats: Readable pictures by what is stored, such as "grey, 8 bit".
+        problems: Fatal ones first, then errors, then notes.
+    """
+
+    root: Path
+    category: str
+    layout: Layout
+    is_usable: bool
+    counts: tuple[ImageCount, ...]
+    sizes: SizeSummary | None
+    formats: dict[str, int]
+    problems: tuple[Problem, ...]
+
+
+class _Facts(NamedTuple):
+    """What opening one sample's files told."""
+
+    sample: Sample
+    content: str | None  # SHA-256; None where the file cannot be read
+    size: tuple[int, int] | None  # height, width; None where it cannot be decoded
+    format: str
+    problems: list[Problem]
+
+
+def inspect_dataset(dataset: Dataset, progress: Progress | None = None) -> Inspection:
+    """Decode every picture and mask of a dataset and report counts, sizes, formats and problems.
+
+    Args:
+        dataset: The dataset; its files are opened once each.
+        progress: Called after each sample with the number done and the number of all.
+    """
+    has_masks = bool(dataset.orphan_masks) or any(s.mask for s in dataset.samples)
+    facts = list(map_in_threads(partial(_open, has_masks=has_masks), list(dataset.samples), progress))
+    problems = [problem for fact in facts for problem in fact.problems]
+    problems += _duplicates(dataset.root, facts)
+    problems += _remarks(dataset)
+    problems += _too_few(dataset.root, facts)
+    rank = {"fatal": 0, "error": 1, "note": 2}
+    problems.sort(key=lambda p: rank[p.severity])
+    return Inspection(
+        root=dataset.root,
+        category=dataset.category,
+        layout=dataset.layout,
+        is_usable=not any(p.is_fatal for p in problems),
+        counts=_counts(dataset),
+        sizes=_sizes([fact.size for fact in facts if fact.size]),
+        formats=dict(Counter(fact.format for fact in facts if fact.size).most_common()),
+        problems=tuple(problems),
+    )
+
+
+def _open(sample: Sample, *, has_masks: bool) -> _Facts:
+    """Read one picture and its mask."""
+    try:
+        data = sample.path.read_bytes()
+    except OSError as err:
+        return _Facts(sample, None, None, "", [_unreadable("image", sample.path, err.strerror or str(err))])
+    content = hashlib.sha256(data).hexdigest()
+    try:
+        image = decode_stored(data, str(sample.path))
+    except ImageError as err:
+        return _Facts(sample, content, None, "", [_unreadable("image", sample.path, str(err))])
+    size = (image.shape[0], image.shape[1])
+    stored = f"{'grey' if image.ndim == 2 else 'colour'}, {8 * image.itemsize} bit"
+    problems = []
+    if sample.mask:
+        problems = list(_mask_problems(sample, sample.mask, size))
+    elif sample.is_anomalous and has_masks:
+        text = "has no mask, while others have one; pixel figures will leave it out or count it as good"
+        problems = [Problem("missing_mask", sample.path, text)]
+    return _Facts(sample, content, size, stored, problems)
+
+
+def _unreadable(what: str, path: Path, reason: str) -> Problem:
+    return Problem(f"unreadable_{what}", path, reason.removeprefix(f"{path}: "))
+
+
+def _mask_problems(sample: Sample, path: Path, size: tuple[int, int]) -> Iterator[Problem]:
+    try:
+        mask = sample.read_mask()
+    except ImageError as err:
+        yield _unreadable("mask", path, str(err))
+        return
+    if mask is None:
+        return
+    if mask.shape != size:
+        got, want = (f"{width}x{height}" for height, width in (mask.shape, size))
+        yield Problem("mask_size", path, f"is {got} pixels, while its picture is {want}")
+    if not mask.any():
+        largest = decode_stored(path.read_bytes(), str(path)).max()
+        hint = f" (largest value {largest}; a defect is above half of full scale)" if largest else ""
+        yield Problem("empty_mask", path, f"shows no defect{hint}")
+
+
+def _duplicates(root: Path, facts: list[_Facts]) -> Iterator[Problem]:
+    """Find pictures of equal content; the first of each group in the dataset's order stands, the others are named."""
+    groups: dict[str, list[Sample]] = {}
+    for fact in facts:
+        if fact.content and fact.size:
+            groups.setdefault(fact.content, []).append(fact.sample)
+    for first, *others in groups.values():
+        for sample in others:
+            same = f"the same picture as {_below(first.path, root)}"
+            if sample.is_anomalous != first.is_anomalous:
+                yield Problem("label_conflict", sample.path, f"is {same}, which has the label {first.defect}")
+            elif sample.split != first.split:
+                yield Problem("train_test_duplicate", sample.path, f"is {same}: the test would flatter")
+            else:
+                yield Problem("duplicate_image", sample.path, f"is {same}", "note")
+
+
+def _remarks(dataset: Dataset) -> Iterator[Problem]:
+    """Tell what the index alone shows."""
+    for path in dataset.orphan_masks:
+        yield Problem("orphan_mask", path, "belongs to no picture (or to one that has another mask)")
+    if dataset.layout == "flat":
+        text = f"is a flat folder: all its {len(dataset.samples)} pictures are taken as good training pictures"
+        yield Problem("flat_folder", dataset.root, text, "note")
+    if dataset.layout == "folders" and any(s.split == "test" and not s.is_anomalous for s in dataset.samples):
+        text = "has no split: a fixed fifth of the good pictures was set apart for the test"
+        yield Problem("chosen_split", dataset.root, text, "note")
+    for sample in dataset.samples:
+        if sample.split == "train" and sample.is_anomalous:
+            text = "is a defective training picture, which detectors do not use"
+            yield Problem("unused_training_image", sample.path, text, "note")
+    for path in dataset.ignored:
+        what = "folder inside a folder of pictures" if path.is_dir() else "file that is no picture by its name"
+        yield Problem("ignored", path, f"is a {what} and was left out", "note")
+
+
+def _too_few(root: Path, facts: Iterable[_Facts]) -> Iterator[Problem]:
+    readable = {f.content for f in facts if f.size and f.sample.split == "train" and f.sample.defect == GOOD}
+    if len(readable) < MIN_TRAINING_IMAGES:
+        found = f"has {len(readable)} readable good training pictures of different content"
+        text = f"{found}; at least {MIN_TRAINING_IMAGES} are needed"
+        yield Problem("too_few_training_images", root, text, "fatal")
+
+
+def _counts(dataset: Dataset) -> tuple[ImageCount, ...]:
+    images = Counter((s.split, s.defect) for s in dataset.samples)  # keeps the dataset's order
+    masks = Counter((s.split, s.defect) for s in dataset.samples if s.mask)
+    return tuple(ImageCount(split, defect, n, masks[split, defect]) for (split, defect), n in images.items())
+
+
+def _sizes(sizes: list[tuple[int, int]]) -> SizeSummary | None:
+    if not sizes:
+        return None
+    by_area = sorted(set(sizes), key=lambda size: (size[0] * size[1], size))
+    [(most_common, number)] = Counter(sizes).most_common(1)
+    return SizeSummary(by_area[0], by_area[-1], most_common, number, len(by_area))
+
+
+def _below(path: Path, root: Path) -> Path:
+    return path.relative_to(root) if path.is_relative_to(root) else path

@@ -1,0 +1,86 @@
+"""The structs of a dataset: `Sample`, one labelled picture, and `Dataset`, an ordered index of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from flawscope.images import BoolArray, read_mask
+
+Split = Literal["train", "test"]
+Layout = Literal["mvtec", "visa", "folders", "flat"]
+GOOD = "good"
+
+
+class Sample(msgspec.Struct, frozen=True):
+    """One labelled picture.
+
+    Attributes:
+        path: The picture file.
+        split: "train" or "test".
+        defect: "good", or the defect type.
+        mask: The mask file that shows where the defect is; None for good pictures and where there is none.
+        is_mask_indexed: The mask holds class numbers (VisA), not grey levels; see `flawscope.images.read_mask`.
+    """
+
+    path: Path
+    split: Split
+    defect: str
+    mask: Path | None = None
+    is_mask_indexed: bool = False
+
+    @property
+    def is_anomalous(self) -> bool:
+        """Whether the picture shows a defect."""
+        return self.defect != GOOD
+
+    def read_mask(self) -> BoolArray | None:
+        """Return the mask as bool [H, W], true at the defect, or None where the sample has no mask file.
+
+        Raises:
+            ImageError: If the mask file cannot be read.
+        """
+        return None if self.mask is None else read_mask(self.mask, is_indexed=self.is_mask_indexed)
+
+
+class Dataset(msgspec.Struct, frozen=True):
+    """The pictures of one category, in an order that depends on their names alone.
+
+    Attributes:
+        root: The folder that holds everything; of VisA the folder of all categories.
+        category: Name of the category.
+        layout: How the files are laid out.
+        samples: Training pictures first, good before defects, then by defect type and path.
+        orphan_masks: Mask files that belong to no picture.
+        ignored: Files and folders among the pictures that were not used, such as text files and sub-folders.
+    """
+
+    root: Path
+    category: str
+    layout: Layout
+    samples: tuple[Sample, ...]
+    orphan_masks: tuple[Path, ...] = ()
+    ignored: tuple[Path, ...] = ()
+
+    @property
+    def train_good(self) -> tuple[Sample, ...]:
+        """The good training pictures: what a detector learns from."""
+        return tuple(s for s in self.samples if s.split == "train" and not s.is_anomalous)
+
+    @property
+    def test(self) -> tuple[Sample, ...]:
+        """The test pictures, good and defective."""
+        return tuple(s for s in self.samples if s.split == "test")
+
+    @property
+    def defects(self) -> tuple[str, ...]:
+        """The defect types in alphabetical order, without "good"."""
+        return tuple(sorted({s.defect for s in self.samples if s.is_anomalous}))
+
+
+def in_order(samples: Iterable[Sample]) -> tuple[Sample, ...]:
+    """Return samples in the order of `Dataset.samples`."""
+    return tuple(sorted(samples, key=lambda s: (s.split == "test", s.is_anomalous, s.defect, s.path.as_posix())))

@@ -1,0 +1,110 @@
+"""VisA: one CSV table names split, label, picture and mask of every category ("object").
+
+The table has the columns object, split, label, image, mask. It lies in the dataset's root, or in `split_csv/` below it
+as published; the paths in it are relative to the root.
+"""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple, cast
+
+from flawscope.datasets.samples import GOOD, Dataset, Sample, Split, in_order
+from flawscope.errors import DataError
+
+DEFECT = "bad"
+"""VisA tells one defect type only, which conversions of it to the MVTec layout call so."""
+
+_COLUMNS = ["object", "split", "label", "image", "mask"]
+_PUBLISHED = Path("split_csv", "1cls.csv")
+
+
+class _Row(NamedTuple):
+    where: str  # file and line, for messages
+    category: str
+    split: str
+    label: str
+    image: str
+    mask: str
+
+
+def find_table(root: Path) -> Path | None:
+    """Return the VisA table of a folder, or None where the folder is not VisA.
+
+    Raises:
+        DataError: If several tables fit and none is called as published.
+    """
+    tables = [path for path in sorted(root.glob("*.csv")) if _is_table(path)]
+    if len(tables) > 1:
+        tables = [path for path in tables if path.name == _PUBLISHED.name] or tables
+    if len(tables) > 1:
+        names = ", ".join(path.name for path in tables)
+        raise DataError(f"{root}: expected one VisA table, got {names}. Keep one of them there.")
+    if tables:
+        return tables[0]
+    return root / _PUBLISHED if _is_table(root / _PUBLISHED) else None
+
+
+def _is_table(path: Path) -> bool:
+    try:
+        with path.open(encoding="utf-8-sig", errors="replace") as file:
+            return [cell.strip().lower() for cell in file.readline(200).split(",")] == _COLUMNS
+    except OSError:
+        return False
+
+
+def categories(table: Path) -> tuple[str, ...]:
+    """Return the categories a table names, in alphabetical order."""
+    return tuple(sorted({row.category for row in _rows(table)}))
+
+
+def read_visa(root: Path, table: Path, category: str) -> Dataset:
+    """Index one category of VisA.
+
+    Raises:
+        DataError: If a line of the table is wrong.
+    """
+    samples = [_sample(root, row) for row in _rows(table) if row.category == category]
+    return Dataset(root, category, "visa", in_order(samples))
+
+
+def _rows(table: Path) -> list[_Row]:
+    rows = []
+    try:
+        with table.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, strict=True)
+            next(reader, None)
+            for cells in reader:
+                where = f"{table}, line {reader.line_num}"
+                if not cells:
+                    continue
+                if len(cells) != len(_COLUMNS):
+                    raise DataError(f"{where}: expected {len(_COLUMNS)} columns, got {len(cells)}. Mend the table.")
+                rows.append(_Row(where, *(cell.strip() for cell in cells)))
+    except (OSError, UnicodeDecodeError, csv.Error) as err:
+        raise DataError(f"{table}: expected a CSV table in UTF-8, got: {err}.") from err
+    return rows
+
+
+def _sample(root: Path, row: _Row) -> Sample:
+    if row.split not in ("train", "test"):
+        raise DataError(f"{row.where}: split: expected train or test, got {row.split!r}. Mend the table.")
+    defect = {"normal": GOOD, "anomaly": DEFECT}.get(row.label)
+    if defect is None:
+        raise DataError(f"{row.where}: label: expected normal or anomaly, got {row.label!r}. Mend the table.")
+    has_mask = bool(row.mask) and defect != GOOD
+    return Sample(
+        path=_inside(root, row.image, row.where),
+        split=cast(Split, row.split),
+        defect=defect,
+        mask=_inside(root, row.mask, row.where) if has_mask else None,
+        is_mask_indexed=has_mask,
+    )
+
+
+def _inside(root: Path, text: str, where: str) -> Path:
+    path = PurePosixPath(text)
+    if not path.parts or path.is_absolute() or ".." in path.parts:
+        raise DataError(f"{where}: expected a path below {root}, got {text!r}. Mend the table.")
+    return root / path

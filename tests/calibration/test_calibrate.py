@@ -1,0 +1,230 @@
+"""Thresholds of a bundle: which pictures are used, what is written, what is refused."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+from fake_bundles import write_picture
+
+from flawscope import cli
+from flawscope.bundle import open_bundle, pack_bundle
+from flawscope.calibration import calibrate_bundle, set_thresholds
+from flawscope.datasets import open_dataset
+from flawscope.errors import ArgumentError, BundleError, DataError
+
+
+def _manifest(path):
+    with open_bundle(path) as bundle:
+        return bundle.manifest
+
+
+def test_only_good_pictures_outside_the_bank_set_the_thresholds(make_bundle, dataset):
+    path = make_bundle()
+    result = calibrate_bundle(path, dataset, false_reject_rate=0.2, command="flawscope calibrate")
+    # 20 scores, 50 to 69. The bound for one reject among 20 is 21.6 %, for none 13.9 %.
+    assert result.new.image.value == 69.0
+    assert result.new.image.images == 20
+    assert result.new.image.upper_bound == pytest.approx(1 - 0.05 ** (1 / 20))
+    assert result.left_out == (("in the detector's bank: it has learned them", 10),)
+    assert result.notes == ()
+    assert result.new.pixel.value == 69.0
+
+
+def test_the_manifest_records_thresholds_and_every_change(make_bundle, dataset):
+    path = make_bundle()
+    before = _manifest(path)
+    calibrate_bundle(path, dataset, false_reject_rate=0.2, min_area_px=9, command="flawscope calibrate one")
+    calibrate_bundle(path, dataset, false_reject_rate=0.5, command="flawscope calibrate two")
+    manifest = _manifest(path)
+    assert manifest.thresholds.image.method == "order-statistic"
+    assert manifest.thresholds.image.backend == "cpu"
+    assert (manifest.thresholds.image.false_reject_rate, manifest.thresholds.image.confidence) == (0.5, 0.95)
+    # The bound for 5 rejects among 20 is 45.6 %, for 6 it is 50.8 %: the sixth largest score is the threshold.
+    changes = [(change.name, change.old, change.new, change.command) for change in manifest.threshold_changes]
+    assert changes == [
+        ("image", None, 69.0, "flawscope calibrate one"),
+        ("pixel", None, 69.0, "flawscope calibrate one"),
+        ("image", 69.0, 64.0, "flawscope calibrate two"),
+        ("pixel", 69.0, 64.0, "flawscope calibrate two"),
+    ]
+    assert manifest.threshold_changes[0].when.endswith("+00:00")
+    assert manifest.min_area_px == 9
+    assert manifest.files == before.files
+
+
+def test_a_packed_bundle_is_calibrated_in_place(make_bundle, dataset, tmp_path):
+    packed = tmp_path / "packed.flaw"
+    with open_bundle(make_bundle()) as bundle:
+        pack_bundle(bundle, packed)
+    calibrate_bundle(packed, dataset, false_reject_rate=0.2, command="c")
+    assert packed.is_file()
+    assert _manifest(packed).thresholds.image.value == 69.0
+
+
+def test_too_few_pictures_for_the_claim_are_said_with_what_they_support(make_bundle, dataset):
+    result = calibrate_bundle(make_bundle(), dataset, command="c")
+    assert result.images_needed == 299
+    assert result.new.image.value == 69.0
+    assert "20 support a false-reject rate of at most 13.91%" in result.notes[0]
+    assert "which needs 299" in result.notes[0]
+
+
+def test_copies_of_a_picture_count_once(make_bundle, dataset):
+    original = dataset.train_good[-1].path
+    shutil.copy(original, original.with_name("copy.png"))
+    result = calibrate_bundle(make_bundle(), open_dataset(dataset.root), false_reject_rate=0.2, command="c")
+    assert result.new.image.images == 20
+    assert ("copies of another picture: they are not independent", 1) in result.left_out
+
+
+def test_another_set_is_used_whole(make_bundle, tmp_path):
+    path = make_bundle()
+    for value in range(100, 120):
+        write_picture(tmp_path / f"other/train/good/{value}.png", value)
+    result = calibrate_bundle(path, open_dataset(tmp_path / "other"), false_reject_rate=0.2, command="c")
+    assert (result.new.image.images, result.new.image.value, result.left_out) == (20, 119.0, ())
+
+
+def test_a_bundle_that_knows_all_pictures_is_refused(make_bundle, dataset):
+    from flawscope.datasets import content_hash
+
+    path = make_bundle(training=[content_hash(sample.path) for sample in dataset.train_good])
+    with pytest.raises(DataError, match="expected good pictures that the detector has not learned from, got none"):
+        calibrate_bundle(path, dataset, command="c")
+    assert _manifest(path).thresholds is None
+
+
+def test_a_picture_that_cannot_be_scored_stops_the_calibration(make_bundle, dataset):
+    broken = dataset.train_good[-1].path
+    broken.write_bytes(broken.read_bytes()[:60])
+    path = make_bundle()
+    with pytest.raises(DataError, match=r"got 1 of 20 that could not be: .*69\.png"):
+        calibrate_bundle(path, dataset, command="c")
+    assert _manifest(path).thresholds is None
+
+
+def test_a_map_with_nan_stops_the_calibration(make_bundle, tmp_path, nan_rule):
+    path = make_bundle(rule=nan_rule)
+    for value in (100, 110):
+        write_picture(tmp_path / f"other/train/good/{value}.png", value)
+    with pytest.raises(DataError, match=r"got 1 of 2 that could not be: .*110\.png \(the graph gave NaN"):
+        calibrate_bundle(path, open_dataset(tmp_path / "other"), command="c")
+
+
+def test_f1_uses_labelled_pictures_only_when_asked_and_says_so(make_bundle, dataset):
+    path = make_bundle()
+    result = calibrate_bundle(path, dataset, false_reject_rate=0.3, objective="f1", command="c")
+    # Good test scores 71 to 80, spots 100 to 107, dull ones 36 to 39 that no threshold separates.
+    assert result.new.image.method == "f1"
+    assert result.new.image.value == 90.0
+    assert result.new.image.upper_bound is None
+    assert "optimistic" in result.notes[0]
+    # The pixel threshold never sees a defect: it comes from the 10 good test pictures.
+    assert (result.new.pixel.method, result.new.pixel.images, result.new.pixel.value) == ("order-statistic", 10, 80.0)
+
+
+def test_f1_without_defective_pictures_is_refused(make_bundle, tmp_path):
+    for split in ("train", "test"):
+        write_picture(tmp_path / f"other/{split}/good/1.png", 90 + len(split))
+    with pytest.raises(DataError, match="expected good and defective test pictures"):
+        calibrate_bundle(make_bundle(), open_dataset(tmp_path / "other"), objective="f1", command="c")
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"false_reject_rate": 5.0}, "false-reject rate: expected a fraction"),
+        ({"confidence": 95.0}, "confidence: expected a fraction"),
+        ({"min_area_px": 0}, "smallest area: expected at least 1 pixel"),
+    ],
+)
+def test_impossible_requests_are_refused(make_bundle, dataset, options, match):
+    with pytest.raises(ArgumentError, match=match):
+        calibrate_bundle(make_bundle(), dataset, command="c", **options)
+
+
+def test_thresholds_set_by_hand_are_recorded_and_keep_the_other_one(make_bundle):
+    path = make_bundle()
+    set_thresholds(path, 1.5, 2.5, None, command="first")
+    set_thresholds(path, 1.75, None, 7, command="second")
+    manifest = _manifest(path)
+    assert (manifest.thresholds.image.value, manifest.thresholds.pixel.value, manifest.min_area_px) == (1.75, 2.5, 7)
+    assert manifest.thresholds.image.method == "manual"
+    assert [(c.name, c.old, c.new, c.command) for c in manifest.threshold_changes] == [
+        ("image", None, 1.5, "first"),
+        ("pixel", None, 2.5, "first"),
+        ("image", 1.5, 1.75, "second"),
+    ]
+
+
+def test_one_threshold_by_hand_is_not_enough_for_a_bundle_without_any(make_bundle):
+    with pytest.raises(ArgumentError, match="expected both --image-threshold and --pixel-threshold"):
+        set_thresholds(make_bundle(), 1.5, None, None, command="c")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_threshold_by_hand_must_be_finite(make_bundle, value):
+    with pytest.raises(ArgumentError, match="image threshold: expected a finite number"):
+        set_thresholds(make_bundle(), value, 1.0, None, command="c")
+
+
+def test_a_broken_record_of_training_pictures_is_refused(make_bundle, dataset):
+    from flawscope.bundle import write_bundle
+
+    path = make_bundle()
+    manifest = _manifest(path)
+    write_bundle(path, manifest, {"score.onnx": b"graph", "bank.safetensors": b"bank", "images.json": b"{}"})
+    with pytest.raises(BundleError, match="expected the hashes of training and held-out pictures"):
+        calibrate_bundle(path, dataset, command="c")
+
+
+def test_command_prints_threshold_bound_and_need(make_bundle, dataset, capsys):
+    path = make_bundle()
+    assert cli.run(["calibrate", str(path), "--data", str(dataset.root), "--false-reject-rate", "0.01"]) == 0
+    out, err = capsys.readouterr()
+    assert "299" in out
+    assert "left out: 10 in the detector's bank" in out
+    assert "With 95% confidence at most 13.91% of good parts like these are rejected (n = 20" in " ".join(out.split())
+    assert "Too few good pictures" in err
+
+
+def test_command_sets_thresholds_by_hand_without_data(make_bundle, capsys):
+    path = make_bundle()
+    assert cli.run(["calibrate", str(path), "--image-threshold", "3", "--pixel-threshold", "4"]) == 0
+    assert "carry no false-reject bound" in capsys.readouterr().err
+    assert _manifest(path).thresholds.pixel.value == 4.0
+
+
+def test_command_changes_the_smallest_area_alone(make_bundle, capsys):
+    path = make_bundle(threshold=75.0)
+    assert cli.run(["calibrate", str(path), "--min-area", "11"]) == 0
+    out, err = capsys.readouterr()
+    assert "smallest region that gets a box: 11 pixels" in out
+    assert "With 95%" not in out
+    assert err == ""
+    assert _manifest(path).min_area_px == 11
+    assert _manifest(path).threshold_changes == ()
+
+
+def test_command_prints_reasons_with_brackets_whole(make_bundle, dataset, monkeypatch, capsys):
+    from fake_bundles import FakeInspector
+
+    monkeypatch.setattr(FakeInspector, "backend_reason", "install flawscope[cuda] [bold]")
+    assert cli.run(["calibrate", str(make_bundle()), "--data", str(dataset.root)]) == 0
+    assert "install flawscope[cuda] [bold]" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "Expected --data ROOT, or --image-threshold X and --pixel-threshold Y"),
+        (["--data", "x", "--image-threshold", "1"], "exclude each other"),
+        (["--data", "missing-folder"], "expected a dataset's folder"),
+    ],
+)
+def test_a_wrong_request_is_one_line_and_status_2(make_bundle, capsys, arguments, message):
+    assert cli.run(["calibrate", str(make_bundle()), *arguments]) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.count("\n") == 1

@@ -1,0 +1,467 @@
+"""The dataset index: layouts, pairing of masks, fixed splits, hashes."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flawscope.datasets import (
+    Dataset,
+    Sample,
+    content_hash,
+    fingerprint,
+    hash_contents,
+    list_categories,
+    open_dataset,
+    split_held_out,
+)
+from flawscope.errors import ArgumentError, DataError
+
+# The index never opens a picture, so files of a few bytes will do.
+
+
+def touch(root: Path, *names: str) -> Path:
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(name.encode())
+    return root
+
+
+def index(dataset: Dataset) -> list[tuple[str, str, str, str | None]]:
+    """Return a dataset as plain rows (path, split, defect, mask), paths below the root."""
+    return [
+        (
+            s.path.relative_to(dataset.root).as_posix(),
+            s.split,
+            s.defect,
+            s.mask.relative_to(dataset.root).as_posix() if s.mask else None,
+        )
+        for s in dataset.samples
+    ]
+
+
+def below(dataset: Dataset, paths: tuple[Path, ...]) -> list[str]:
+    return [path.relative_to(dataset.root).as_posix() for path in paths]
+
+
+# ---- MVTec AD
+
+
+def mvtec(root: Path) -> Path:
+    return touch(
+        root,
+        *("train/good/000.png", "train/good/001.png", "test/good/000.png", "test/hole/000.png", "test/hole/001.png"),
+        *("test/a crack/7.png", "ground_truth/hole/000_mask.png", "ground_truth/hole/001_mask.png"),
+        "ground_truth/a crack/7_mask.png",
+    )
+
+
+def test_the_mvtec_layout_is_indexed_in_a_fixed_order(tmp_path):
+    dataset = open_dataset(mvtec(tmp_path / "tile"))
+    assert (dataset.category, dataset.layout) == ("tile", "mvtec")
+    assert index(dataset) == [
+        ("train/good/000.png", "train", "good", None),
+        ("train/good/001.png", "train", "good", None),
+        ("test/good/000.png", "test", "good", None),
+        ("test/a crack/7.png", "test", "a crack", "ground_truth/a crack/7_mask.png"),
+        ("test/hole/000.png", "test", "hole", "ground_truth/hole/000_mask.png"),
+        ("test/hole/001.png", "test", "hole", "ground_truth/hole/001_mask.png"),
+    ]
+    assert dataset.defects == ("a crack", "hole")
+    assert dataset.train_good == dataset.samples[:2]
+    assert dataset.test == dataset.samples[2:]
+    assert [s.is_anomalous for s in dataset.test] == [False, True, True, True]
+    assert dataset.orphan_masks == ()
+    assert dataset.ignored == ()
+
+
+def test_masks_are_paired_by_stem_and_never_by_order(tmp_path):
+    touch(tmp_path, "train/good/0.png", "test/x/b.JPG", "test/x/c.png", "test/x/d.tif")
+    touch(tmp_path, "ground_truth/x/a_mask.png", "ground_truth/x/b_MASK.png", "ground_truth/x/d.bmp")
+    dataset = open_dataset(tmp_path)
+    assert index(dataset)[1:] == [
+        ("test/x/b.JPG", "test", "x", "ground_truth/x/b_MASK.png"),
+        ("test/x/c.png", "test", "x", None),
+        ("test/x/d.tif", "test", "x", "ground_truth/x/d.bmp"),
+    ]
+    assert below(dataset, dataset.orphan_masks) == ["ground_truth/x/a_mask.png"]
+
+
+def test_a_mask_of_another_defect_type_is_not_paired(tmp_path):
+    touch(tmp_path, "train/good/0.png", "test/x/0.png", "test/y/0.png", "ground_truth/y/0.png", "ground_truth/z/0.png")
+    dataset = open_dataset(tmp_path)
+    assert [s.mask for s in dataset.test] == [None, tmp_path / "ground_truth/y/0.png"]
+    assert below(dataset, dataset.orphan_masks) == ["ground_truth/z/0.png"]
+
+
+def test_the_second_mask_of_a_picture_is_an_orphan(tmp_path):
+    touch(tmp_path, "train/good/0.png", "test/x/0.png", "ground_truth/x/0.png", "ground_truth/x/0_mask.png")
+    dataset = open_dataset(tmp_path)
+    assert index(dataset)[1][3] == "ground_truth/x/0.png"
+    assert below(dataset, dataset.orphan_masks) == ["ground_truth/x/0_mask.png"]
+
+
+def test_masks_of_good_pictures_are_left_out(tmp_path):
+    touch(tmp_path, "train/good/0.png", "test/good/1.png", "ground_truth/good/1_mask.png")
+    dataset = open_dataset(tmp_path)
+    assert [s.mask for s in dataset.samples] == [None, None]
+    assert dataset.orphan_masks == ()
+
+
+def test_extensions_count_in_any_case_and_other_files_are_named(tmp_path):
+    names = [f"train/good/{i}.{e}" for i, e in enumerate(["png", "JPG", "Jpeg", "BMP", "tif", "TIFF", "webp"])]
+    touch(tmp_path, *names, "train/good/notes.txt", "train/good/x.gif", "train/good/lot 2/1.png", "license.txt")
+    dataset = open_dataset(tmp_path)
+    assert len(dataset.train_good) == len(names)
+    assert sorted(below(dataset, dataset.ignored)) == ["train/good/lot 2", "train/good/notes.txt", "train/good/x.gif"]
+
+
+def test_hidden_files_and_leftovers_are_invisible(tmp_path):
+    touch(tmp_path, "train/good/0.png", "train/good/.0.png", "train/good/._0.png", "train/good/Thumbs.db")
+    touch(tmp_path, "train/good/.DS_Store", "train/good/0.png~", "train/.cache/good/1.png", "__MACOSX/good/1.png")
+    dataset = open_dataset(tmp_path)
+    assert len(dataset.samples) == 1
+    assert dataset.ignored == ()
+
+
+def test_defective_training_pictures_are_indexed_but_not_good(tmp_path):
+    touch(tmp_path, "train/good/0.png", "train/hole/1.png", "ground_truth/hole/1_mask.png")
+    dataset = open_dataset(tmp_path)
+    assert index(dataset)[1] == ("train/hole/1.png", "train", "hole", "ground_truth/hole/1_mask.png")
+    assert len(dataset.train_good) == 1
+
+
+def test_symbolic_links_are_followed_and_loops_do_not_hang(tmp_path):
+    touch(tmp_path, "elsewhere/0.png", "root/tile/train/good/1.png")
+    root = tmp_path / "root"
+    good = root / "tile/train/good"
+    (good / "0.png").symlink_to(tmp_path / "elsewhere/0.png")
+    (good / "self.png").symlink_to("self.png")
+    (good / "up").symlink_to(tmp_path / "root")
+    (root / "tile/test").symlink_to(root / "tile")
+    (root / "again").symlink_to(root)
+    (root / "again2").symlink_to("again2")
+    dataset = open_dataset(root)
+    assert dataset.category == "tile"
+    assert [s.path.name for s in dataset.train_good] == ["0.png", "1.png", "self.png"]
+    assert "train/good/up" in below(dataset, dataset.ignored)
+
+
+# ---- class folders and flat folders
+
+
+def test_class_folders_find_masks_in_all_three_places(tmp_path):
+    touch(tmp_path, "good/0.png", "dent/a.png", "dent/b.png", "dent/c.png", "dent/d.png")
+    touch(tmp_path, "dent/a_mask.bmp", "masks/dent/b.png", "ground_truth/dent/c_mask.png", "dent/z_mask.png")
+    dataset = open_dataset(tmp_path)
+    assert dataset.layout == "folders"
+    assert index(dataset) == [
+        ("good/0.png", "train", "good", None),
+        ("dent/a.png", "test", "dent", "dent/a_mask.bmp"),
+        ("dent/b.png", "test", "dent", "masks/dent/b.png"),
+        ("dent/c.png", "test", "dent", "ground_truth/dent/c_mask.png"),
+        ("dent/d.png", "test", "dent", None),
+    ]
+    assert below(dataset, dataset.orphan_masks) == ["dent/z_mask.png"]
+
+
+@pytest.mark.parametrize(("good", "test"), [(1, 0), (4, 0), (5, 1), (7, 1), (8, 2), (50, 10)])
+def test_a_fifth_of_the_good_pictures_becomes_test_where_there_are_defects(tmp_path, good, test):
+    touch(tmp_path, "dent/0.png", *(f"good/{i:03}.png" for i in range(good)))
+    dataset = open_dataset(tmp_path)
+    assert len(dataset.train_good) == good - test
+    assert len([s for s in dataset.test if not s.is_anomalous]) == test
+
+
+def test_the_chosen_test_pictures_never_change(tmp_path):
+    touch(tmp_path, "dent/0.png", *(f"good/{i:03}.png" for i in range(20)))
+    chosen = [s.path.name for s in open_dataset(tmp_path).test if not s.is_anomalous]
+    # By the definition: the smallest SHA-256 of "0/NAME".
+    by_hash = sorted((f"{i:03}.png" for i in range(20)), key=lambda n: hashlib.sha256(f"0/{n}".encode()).digest())
+    assert chosen == sorted(by_hash[:4])
+
+
+def test_without_defects_every_good_picture_is_for_training(tmp_path):
+    touch(tmp_path, *(f"good/{i}.png" for i in range(10)))
+    dataset = open_dataset(tmp_path)
+    assert len(dataset.train_good) == 10
+    assert dataset.test == ()
+
+
+def test_a_flat_folder_is_taken_as_good(tmp_path):
+    dataset = open_dataset(touch(tmp_path / "caps", "b.png", "a.jpg", "readme.txt"))
+    assert (dataset.layout, dataset.category) == ("flat", "caps")
+    assert index(dataset) == [("a.jpg", "train", "good", None), ("b.png", "train", "good", None)]
+    assert below(dataset, dataset.ignored) == ["readme.txt"]
+
+
+# ---- VisA
+
+HEADER = "object,split,label,image,mask\n"
+ROWS = (
+    "candle,train,normal,candle/Data/Images/Normal/1.JPG,\n"
+    "candle,train,normal,candle/Data/Images/Normal/0.JPG,\n"
+    "candle,test,anomaly,candle/Data/Images/Anomaly/0.JPG,candle/Data/Masks/Anomaly/0.png\n"
+    "candle,test,anomaly,candle/Data/Images/Anomaly/1.JPG,\n"
+    "candle,test,normal,candle/Data/Images/Normal/2.JPG,\n"
+    "pcb1,train,normal,pcb1/Data/Images/Normal/0.JPG,\n"
+)
+
+
+@pytest.mark.parametrize("place", ["split_csv/1cls.csv", "visa.csv"])
+def test_visa_is_read_from_its_table(tmp_path, place):
+    touch(tmp_path, place)
+    (tmp_path / place).write_text("\ufeff" + HEADER + ROWS, "utf-8")
+    assert list_categories(tmp_path) == ("candle", "pcb1")
+    dataset = open_dataset(tmp_path, "candle")
+    assert (dataset.layout, dataset.category, dataset.root) == ("visa", "candle", tmp_path)
+    assert index(dataset) == [
+        ("candle/Data/Images/Normal/0.JPG", "train", "good", None),
+        ("candle/Data/Images/Normal/1.JPG", "train", "good", None),
+        ("candle/Data/Images/Normal/2.JPG", "test", "good", None),
+        ("candle/Data/Images/Anomaly/0.JPG", "test", "bad", "candle/Data/Masks/Anomaly/0.png"),
+        ("candle/Data/Images/Anomaly/1.JPG", "test", "bad", None),
+    ]
+    assert [s.is_mask_indexed for s in dataset.test] == [False, True, False]
+
+
+def test_one_object_of_visa_finds_the_table_beside_it(tmp_path):
+    touch(tmp_path, "split_csv/1cls.csv", "candle/Data/Images/Normal/0.JPG", "candle/image_anno.csv")
+    (tmp_path / "split_csv/1cls.csv").write_text(HEADER + ROWS)
+    dataset = open_dataset(tmp_path / "candle")
+    assert (dataset.layout, dataset.category, len(dataset.samples)) == ("visa", "candle", 5)
+
+
+def test_a_csv_of_another_kind_does_not_make_visa(tmp_path):
+    touch(tmp_path, "good/0.png")
+    (tmp_path / "list.csv").write_text("image,label\n0.png,1\n")
+    assert open_dataset(tmp_path).layout == "folders"
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("a,train,normal,x.png", r"line 2: expected 5 columns, got 4"),
+        ("a,dev,normal,x.png,", r"line 2: split: expected train or test, got 'dev'"),
+        ("a,train,fine,x.png,", r"line 2: label: expected normal or anomaly, got 'fine'"),
+        ("a,train,normal,../x.png,", r"line 2: expected a path below .*, got '\.\./x\.png'"),
+        ("a,train,normal,/etc/x.png,", r"line 2: expected a path below .*, got '/etc/x\.png'"),
+        ("a,test,anomaly,,m.png", r"line 2: expected a path below .*, got ''"),
+        ('a,train,normal,"x.png,', r"visa\.csv: expected a CSV table in UTF-8, got: unexpected end of data"),
+    ],
+)
+def test_a_wrong_line_of_the_visa_table_is_named(tmp_path, row, message):
+    (tmp_path / "visa.csv").write_text(HEADER + row + "\n")
+    with pytest.raises(DataError, match=message):
+        open_dataset(tmp_path, "a")
+
+
+def test_two_visa_tables_need_a_choice_unless_one_is_called_as_published(tmp_path):
+    for name in ("2cls_fewshot.csv", "2cls_highshot.csv"):
+        (tmp_path / name).write_text(HEADER + ROWS)
+    with pytest.raises(DataError, match=r"expected one VisA table, got 2cls_fewshot\.csv, 2cls_highshot\.csv"):
+        open_dataset(tmp_path, "candle")
+    (tmp_path / "1cls.csv").write_text(HEADER + ROWS)
+    assert len(open_dataset(tmp_path, "candle").samples) == 5
+
+
+# ---- which category
+
+
+def test_the_category_may_be_named_below_the_root_or_be_the_root(tmp_path):
+    mvtec(tmp_path / "tile")
+    touch(tmp_path, "cap/good/0.png", "contact_sheet.png")
+    assert list_categories(tmp_path) == ("cap", "tile")
+    assert list_categories(tmp_path / "tile") == ()
+    named = open_dataset(tmp_path, "tile")
+    assert named == open_dataset(tmp_path / "tile") == open_dataset(tmp_path / "tile", "tile")
+    assert named.root == tmp_path / "tile"
+
+
+def test_a_named_category_may_be_a_flat_folder(tmp_path):
+    mvtec(tmp_path / "tile")
+    touch(tmp_path, "caps/0.png")
+    assert list_categories(tmp_path) == ("tile",)
+    assert open_dataset(tmp_path, "caps").layout == "flat"
+
+
+def test_the_only_category_is_taken(tmp_path):
+    mvtec(tmp_path / "tile")
+    touch(tmp_path, "docs/readme.txt")
+    assert open_dataset(tmp_path).category == "tile"
+
+
+def test_the_current_folder_has_the_name_of_its_category(tmp_path, monkeypatch):
+    monkeypatch.chdir(mvtec(tmp_path / "tile"))
+    assert open_dataset(Path()).category == "tile"
+
+
+def test_two_categories_where_one_was_meant_are_named(tmp_path):
+    mvtec(tmp_path / "tile")
+    mvtec(tmp_path / "wood")
+    with pytest.raises(DataError, match=r"expected one category, got 2: tile, wood\. Name one with --category\."):
+        open_dataset(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["wood", "..", "tile/train", ""])
+def test_an_unknown_category_names_those_that_exist(tmp_path, name):
+    mvtec(tmp_path / "tile")
+    with pytest.raises(DataError, match=rf"expected one of the categories tile; got '{name}'"):
+        open_dataset(tmp_path, name)
+
+
+def test_an_unknown_visa_category_names_those_that_exist(tmp_path):
+    (tmp_path / "visa.csv").write_text(HEADER + ROWS)
+    with pytest.raises(DataError, match="expected one of the categories candle, pcb1; got 'pcb2'"):
+        open_dataset(tmp_path, "pcb2")
+    with pytest.raises(DataError, match="expected one category, got 2: candle, pcb1"):
+        open_dataset(tmp_path)
+
+
+def test_a_category_below_a_category_is_refused(tmp_path):
+    with pytest.raises(DataError, match=r"holds the category wood, got a category itself\. Leave the category out"):
+        open_dataset(mvtec(tmp_path / "tile"), "wood")
+
+
+@pytest.mark.parametrize(
+    ("names", "got"),
+    [
+        ((), "got an empty folder"),
+        (("a.txt", "b.md"), "got 2 other files"),
+        (("ok/0.png", "dent/0.png"), "got the folders dent, ok"),
+        (("a.png", "dent/0.png"), "got pictures beside the folders dent"),
+    ],
+)
+def test_a_folder_without_a_known_layout_says_what_is_there(tmp_path, names, got):
+    touch(tmp_path, *names)
+    with pytest.raises(DataError, match=rf"expected good pictures in train/good or good, .*, {got}\. Put the good"):
+        open_dataset(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("train/ok/0.png",), ("train/0.png",), ("test/good/0.png", "test/dent/0.png"), ("good/notes.txt", "dent/0.png")],
+)
+def test_a_dataset_without_good_training_pictures_is_refused(tmp_path, names):
+    with pytest.raises(DataError, match=r"got no good training picture among [012]\. Add good pictures"):
+        open_dataset(touch(tmp_path, *names))
+
+
+def test_a_missing_folder_and_a_file_are_refused(tmp_path):
+    with pytest.raises(DataError, match=r"absent: expected a dataset's folder, got: No such file or directory"):
+        open_dataset(tmp_path / "absent")
+    touch(tmp_path, "a.png")
+    with pytest.raises(DataError, match=r"a\.png: expected a dataset's folder, got a file"):
+        open_dataset(tmp_path / "a.png")
+    with pytest.raises(DataError, match="expected a dataset's folder"):
+        list_categories(tmp_path / "a.png")
+
+
+# ---- hashes
+
+
+def test_content_hash_is_the_sha256_of_the_bytes(tmp_path):
+    touch(tmp_path, "a")
+    assert content_hash(tmp_path / "a") == hashlib.sha256(b"a").hexdigest()
+    with pytest.raises(DataError, match=r"b: expected a file that can be read, got: No such file"):
+        content_hash(tmp_path / "b")
+
+
+def test_hash_contents_hashes_every_path_and_reports(tmp_path):
+    touch(tmp_path, "a", "b", "c")
+    seen = []
+    hashes = hash_contents((tmp_path / n for n in "cab"), lambda done, total: seen.append((done, total)))
+    assert hashes == {tmp_path / n: hashlib.sha256(n.encode()).hexdigest() for n in "cab"}
+    assert seen == [(1, 3), (2, 3), (3, 3)]
+
+
+def fingerprint_of(root: Path) -> str:
+    dataset = open_dataset(root)
+    return fingerprint(dataset, hash_contents(s.path for s in dataset.samples))
+
+
+def test_the_fingerprint_stays_when_the_dataset_is_copied(tmp_path):
+    assert fingerprint_of(mvtec(tmp_path / "a/tile")) == fingerprint_of(mvtec(tmp_path / "b/other"))
+
+
+def test_the_fingerprint_changes_with_content_name_split_and_label(tmp_path):
+    prints = [fingerprint_of(mvtec(tmp_path / "tile"))]
+    (tmp_path / "tile/train/good/000.png").write_bytes(b"other")
+    prints.append(fingerprint_of(tmp_path / "tile"))
+    (tmp_path / "tile/train/good/000.png").rename(tmp_path / "tile/train/good/9.png")
+    prints.append(fingerprint_of(tmp_path / "tile"))
+    (tmp_path / "tile/train/good/9.png").rename(tmp_path / "tile/test/good/9.png")
+    prints.append(fingerprint_of(tmp_path / "tile"))
+    (tmp_path / "tile/test/hole").rename(tmp_path / "tile/test/holes")
+    prints.append(fingerprint_of(tmp_path / "tile"))
+    assert len(set(prints)) == 5
+
+
+def test_the_fingerprint_needs_every_hash(tmp_path):
+    with pytest.raises(ArgumentError, match=r"hashes: expected one for every sample, got none for .*000\.png"):
+        fingerprint(open_dataset(mvtec(tmp_path)), {})
+
+
+# ---- held-out samples
+
+
+def good(count: int) -> list[Sample]:
+    return [Sample(Path(f"good/{i:04}.png"), "train", "good") for i in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("count", "held_out"), [(0, 0), (1, 0), (2, 1), (19, 9), (39, 19), (40, 20), (100, 20), (300, 30), (1000, 100)]
+)
+def test_a_tenth_is_held_out_but_at_least_20_and_at_most_half(count, held_out):
+    kept, held = split_held_out(good(count))
+    assert (len(kept), len(held)) == (count - held_out, held_out)
+    assert sorted(kept + held, key=lambda s: s.path) == good(count)
+
+
+@given(order=st.randoms(use_true_random=False), seed=st.integers(0, 2**32))
+@settings(max_examples=25, deadline=None)
+def test_the_choice_does_not_depend_on_the_order(order: random.Random, seed):
+    samples = good(60)
+    expected = split_held_out(samples, seed=seed)
+    order.shuffle(samples)
+    assert split_held_out(samples, seed=seed) == expected
+
+
+def test_another_seed_chooses_others_and_another_place_the_same():
+    samples = good(200)
+    moved = [Sample(Path("/elsewhere") / s.path, s.split, s.defect) for s in samples]
+    chosen = [s.path.name for s in split_held_out(samples)[1]]
+    assert [s.path.name for s in split_held_out(moved)[1]] == chosen
+    assert [s.path.name for s in split_held_out(samples, seed=1)[1]] != chosen
+
+
+@given(contents=st.lists(st.integers(0, 12), min_size=0, max_size=60), share=st.floats(0.05, 0.9))
+@settings(max_examples=60, deadline=None)
+def test_pictures_of_equal_content_stay_on_one_side(contents, share):
+    samples = good(len(contents))
+    hashes = {s.path: str(c) for s, c in zip(samples, contents, strict=True)}
+    kept, held = split_held_out(samples, share, 5, hashes=hashes)
+    assert not {hashes[s.path] for s in kept} & {hashes[s.path] for s in held}
+    assert len(held) <= len(samples) // 2
+    assert len(kept) + len(held) == len(samples)
+
+
+def test_hashes_change_nothing_where_every_content_differs():
+    samples = good(80)
+    assert split_held_out(samples, hashes={s.path: s.path.name for s in samples}) == split_held_out(samples)
+
+
+def test_wrong_arguments_of_split_held_out_are_refused():
+    for share in (0, 1, -0.1, float("nan")):
+        with pytest.raises(ArgumentError, match="share: expected a fraction above 0 and below 1"):
+            split_held_out(good(3), share)
+    with pytest.raises(ArgumentError, match="minimum: expected 0 samples or more, got -1"):
+        split_held_out(good(3), minimum=-1)
+    with pytest.raises(ArgumentError, match=r"got none for good/0000\.png|got none for good/0001\.png"):
+        split_held_out(good(2), hashes={})
