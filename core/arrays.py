@@ -39,7 +39,8 @@ def check_array(
     wanted = f"{np.dtype(dtype).name} [{', '.join(str(size) for size in shape)}]"
     if not isinstance(value, np.ndarray):
         raise ArgumentError(f"{name}: expected a NumPy array {wanted}, got {type(value).__name__}.")
-    got = f"{value.dtype.name} {list(value.shape)}"
+    # The name alone would hide a foreign byte order: both are called float32.
+    got = f"{value.dtype.name if value.dtype.isnative else value.dtype.str} {list(value.shape)}"
     fits = len(value.shape) == len(shape) and all(
         size > 0 if isinstance(want, str) else size == want for size, want in zip(value.shape, shape, strict=True)
     )

@@ -58,7 +58,7 @@ def _facts(manifest: Manifest) -> list[tuple[str, str]]:
             ("pixel", _threshold(manifest.thresholds.pixel)),
         ]
     facts += [
-        ("changed", f"{change.when} {change.name} threshold {change.old} -> {change.new:.6g}: {change.command}")
+        ("changed", f"{change.when} {change.name}: {_number(change.old)} -> {change.new:.6g} by {change.command}")
         for change in manifest.threshold_changes
     ]
     facts += [
@@ -66,10 +66,14 @@ def _facts(manifest: Manifest) -> list[tuple[str, str]]:
         for row in manifest.evidence.parity
     ]
     facts += [
-        ("accuracy", f"{row.when} {row.backend}: " + ", ".join(f"{k} {v:.4f}" for k, v in row.figures.items() if v))
+        ("accuracy", f"{row.when} {row.backend}: " + ", ".join(f"{k} {_number(v)}" for k, v in row.figures.items()))
         for row in manifest.evidence.accuracy
     ]
     return facts
+
+
+def _number(value: float | None) -> str:
+    return "none" if value is None else f"{value:.6g}"
 
 
 def _threshold(threshold: Threshold) -> str:

@@ -57,6 +57,10 @@ def root() -> None:
     """Learn good parts, ship one bundle, decide on the line."""
 
 
+# A group called alone shows its help. Click before 8.2 prints it itself and has no such exception: () catches nothing.
+_NO_ARGUMENTS: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())
+
+
 def main(arguments: Sequence[str] | None = None, **extra: Any) -> None:
     """Run the command line and exit: 0 done, 1 a gate or check failed, 2 the request was wrong."""
     sys.exit(run(arguments))
@@ -66,9 +70,14 @@ def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status; a user's mistake becomes one line on stderr."""
     try:
         status = root.main(args=arguments, prog_name="flawscope", standalone_mode=False)
+    except _NO_ARGUMENTS as err:
+        click.echo(err.format_message(), err=True)
+        return 2
     except click.UsageError as err:
         where = f" (see flawscope {err.ctx.command_path.partition(' ')[2]} --help)" if err.ctx else ""
         return _fail(err.format_message().replace("\n", " ") + where, 2)
+    except click.ClickException as err:
+        return _fail(err.format_message(), 2)
     except click.Abort:
         return _fail("interrupted", 130)
     except click.exceptions.Exit as err:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -29,8 +30,9 @@ class DetectorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         resize: Height and width in pixels after the resize.
         crop: Height and width of a centre crop that follows, or None.
         upsample: How coarser stages reach the grid of the finest.
-        standardize: Divide every channel by its deviation over good patches: `yes`, `no`, or `auto`, which does so
-            for `scattering` alone, whose channels have no learned scale.
+        standardize: What patches are multiplied with, measured on good ones: `none`, `scale` (one over every
+            channel's deviation), `whiten` (decorrelated, principal axes at equal deviation), or `auto`, which is
+            `none` but for `scattering`, whose channels have no learned scale.
         sigma: Standard deviation of the anomaly map's Gaussian, in input pixels.
         held_out: Share of the good training images that is kept for calibration.
         held_out_minimum: At least so many, where there are enough images.
@@ -49,7 +51,7 @@ class DetectorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     resize: tuple[int, int] = (256, 256)
     crop: tuple[int, int] | None = None
     upsample: Literal["nearest", "bilinear"] = "nearest"
-    standardize: Literal["auto", "yes", "no"] = "auto"
+    standardize: Literal["auto", "none", "scale", "whiten"] = "auto"
     sigma: float = 4.0
     held_out: float = 0.1
     held_out_minimum: int = 20
@@ -64,13 +66,15 @@ class DetectorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
             raise ArgumentError(f"stages: expected rising stage numbers such as 1,2,3, got {list(self.stages)}.")
         _check(0.0 <= self.held_out < 1.0, "held_out", "a share from 0 to below 1", self.held_out)
         _check(self.held_out_minimum >= 0, "held_out_minimum", "a count of at least 0", self.held_out_minimum)
-        _check(self.sigma >= 0.0, "sigma", "a number of at least 0", self.sigma)
+        _check(0.0 <= self.sigma <= 1000.0, "sigma", "0 to 1000 pixels", self.sigma)
         _check(1 <= self.batch_size <= 1024, "batch_size", "1 to 1024", self.batch_size)
         _check(1 <= self.num_workers <= 64, "num_workers", "1 to 64", self.num_workers)
         _check(self.memory_budget_mb >= 16, "memory_budget_mb", "at least 16", self.memory_budget_mb)
         _check(self.seed >= 0, "seed", "a number of at least 0", self.seed)
+        if self.mean is not None:
+            _check(all(map(math.isfinite, self.mean)), "mean", "finite numbers", list(self.mean))
         if self.std is not None:
-            _check(min(self.std) > 0.0, "std", "positive numbers", list(self.std))
+            _check(all(0.0 < one < math.inf for one in self.std), "std", "positive numbers", list(self.std))
         _ = self.preprocessing  # refuses impossible sizes
 
     @property
@@ -101,7 +105,7 @@ class PatchcoreConfig(DetectorConfig, frozen=True, kw_only=True, tag_field="meth
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check(self.coreset > 0.0, "coreset", "a share up to 1 or a count above 1", self.coreset)
+        _check(0.0 < self.coreset < math.inf, "coreset", "a share up to 1 or a count above 1", self.coreset)
         _check(1 <= self.max_bank <= 1_000_000, "max_bank", "1 to 1,000,000", self.max_bank)
         _check(1 <= self.neighbors <= 100, "neighbors", "1 to 100", self.neighbors)
 
@@ -120,7 +124,7 @@ class PadimConfig(DetectorConfig, frozen=True, kw_only=True, tag_field="method",
     def __post_init__(self) -> None:
         super().__post_init__()
         _check(1 <= self.channels <= 4096, "channels", "1 to 4096", self.channels)
-        _check(self.regularization > 0.0, "regularization", "a positive number", self.regularization)
+        _check(0.0 < self.regularization < math.inf, "regularization", "a positive number", self.regularization)
 
 
 CONFIGS: dict[str, type[DetectorConfig]] = {"patchcore": PatchcoreConfig, "padim": PadimConfig}
@@ -155,19 +159,34 @@ def build_config(method: str, *layers: Mapping[str, Any]) -> tuple[DetectorConfi
                 merged[key] = value
     kind = CONFIGS[method]
     known = kind.__struct_fields__
-    for key in merged:
+    for key, value in merged.items():
         if key not in known:
-            close = difflib.get_close_matches(key, known, 1)
+            close = difflib.get_close_matches(str(key), known, 1)  # YAML has keys that are no text
             raise ArgumentError(
                 f"{key}: is no setting of {method}. "
                 + (f"Did you mean {close[0]}?" if close else f"Known: {', '.join(sorted(known))}.")
             )
+        merged[key] = _as_word(kind, key, value)
     try:
         config = msgspec.convert({**merged, "method": method}, kind, strict=False)
     except msgspec.ValidationError as err:
         # msgspec reports errors of __post_init__ with its own type and our text.
         raise ArgumentError(f"settings of {method}: {err}") from err
     return config, tuple(unused)
+
+
+def _as_word(kind: type[DetectorConfig], key: str, value: Any) -> Any:
+    """Return the value of a setting that is one of a few words, checked; the value of any other as it is.
+
+    YAML reads `yes` and `no` as true and false, and `--set` reads `none` as null: here they are words again.
+    """
+    hint = get_type_hints(kind)[key]
+    if get_origin(hint) is not Literal:
+        return value
+    if value is None or isinstance(value, bool):
+        value = {None: "none", True: "yes", False: "no"}[value]
+    _check(value in get_args(hint), key, f"one of {', '.join(get_args(hint))}", value)
+    return value
 
 
 def parse_assignment(text: str) -> tuple[str, Any]:
@@ -185,7 +204,7 @@ def parse_assignment(text: str) -> tuple[str, Any]:
 def _parse_value(text: str) -> Any:
     try:
         return json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # no JSON, a number of thousands of digits, brackets without end
         pass
     if "," in text:
         return [_parse_value(part.strip()) for part in text.split(",") if part.strip()]
@@ -203,6 +222,8 @@ def _translate(method: str, layer: Mapping[str, Any]) -> dict[str, Any]:
     if kept is not None:
         if not isinstance(kept, int | float) or isinstance(kept, bool):
             raise ArgumentError(f"k: expected a number, got {kept!r}.")
+        if method == "patchcore" and not 0 < kept <= 100:  # 200 would become a count of 2
+            raise ArgumentError(f"k: expected a percentage above 0 and up to 100, got {kept!r}.")
         settings["coreset" if method == "patchcore" else "channels"] = kept / 100 if method == "patchcore" else kept
     if settings.get("device") == "gpu":
         settings["device"] = "cuda"

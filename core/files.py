@@ -100,21 +100,27 @@ def atomic_folder(path: Path, *, replace_if: str | None = None) -> Iterator[Path
             yield temporary
             for entry in (temporary, *temporary.rglob("*")):
                 _follow_umask(entry)
-            old = None
-            if path.exists():
-                old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
-                path.replace(old / path.name)
-            try:
-                temporary.replace(path)
-            except OSError:
-                if old is not None:
-                    (old / path.name).replace(path)
-                raise
-            finally:
-                if old is not None:
-                    shutil.rmtree(old, ignore_errors=True)
+            _swap_in(temporary, path)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _swap_in(new: Path, path: Path) -> None:
+    """Rename the folder `new` to `path`; what was there comes back on any failure and goes only on success."""
+    if not path.exists():
+        new.replace(path)
+        return
+    aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
+    old = aside / path.name
+    try:
+        path.replace(old)
+        new.replace(path)
+    except BaseException:
+        if old.exists():
+            old.replace(path)
+        aside.rmdir()
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def check_replaceable(path: Path, marker: str | None) -> None:

@@ -40,8 +40,7 @@ def nearest(queries: Float32Array, bank: Float32Array, k: int) -> tuple[Float32A
     """
     check_array(queries, "queries", ("N", "D"), np.float32)
     check_array(bank, "bank", ("M", queries.shape[1]), np.float32)
-    if not 1 <= k <= len(bank):
-        raise ArgumentError(f"k: expected 1 to {len(bank)} (rows of the bank), got {k}.")
+    _check_count(k, "k", len(bank), "rows of the bank")
     norms = np.einsum("md,md->m", bank, bank)
     distances = np.empty((len(queries), k), np.float32)
     indices = np.empty((len(queries), k), np.int64)
@@ -54,13 +53,29 @@ def nearest(queries: Float32Array, bank: Float32Array, k: int) -> tuple[Float32A
         if k == 1:
             found = block.argmin(axis=1)[:, None]
         else:
-            found = np.sort(np.argpartition(block, k - 1, axis=1)[:, :k], axis=1)
+            found = np.sort(_least(block, k), axis=1)
         difference = queries[rows, None, :] - bank[found]
         exact = np.einsum("nkd,nkd->nk", difference, difference)
         order = np.argsort(exact, axis=1, kind="stable")
         distances[rows] = np.take_along_axis(exact, order, axis=1)
         indices[rows] = np.take_along_axis(found, order, axis=1)
     return distances, indices
+
+
+def _least(block: Float32Array, k: int) -> Int64Array:
+    """Return the columns of the k least values of every row, in any order; among equal values the lowest columns."""
+    found = np.argpartition(block, k - 1, axis=1)[:, :k]
+    last = np.take_along_axis(block, found, axis=1).max(axis=1, keepdims=True)
+    # Partitioning takes any of the values equal to the last one; such rows are rare and are sorted in full.
+    tied = np.flatnonzero(np.count_nonzero(block <= last, axis=1) > k)
+    found[tied] = np.argsort(block[tied], axis=1, kind="stable")[:, :k]
+    return found
+
+
+def _check_count(count: int, name: str, limit: int, what: str) -> None:
+    is_integer = isinstance(count, int | np.integer) and not isinstance(count, bool)
+    if not is_integer or not 1 <= count <= limit:
+        raise ArgumentError(f"{name}: expected an integer from 1 to {limit} ({what}), got {count!r}.")
 
 
 def mahalanobis(features: Float32Array, mean: Float32Array, whitening: Float32Array) -> Float32Array:
@@ -107,11 +122,12 @@ def kcenter_greedy(
         int64 [count], in the order of selection, all different.
 
     Raises:
-        ArgumentError: If shape, dtype or count do not fit.
+        ArgumentError: If shape, dtype, count or seed do not fit, or a feature is NaN or infinite.
     """
-    check_array(features, "features", ("N", "D"), np.float32)
-    if not 1 <= count <= len(features):
-        raise ArgumentError(f"count: expected 1 to {len(features)} (rows of features), got {count}.")
+    check_array(features, "features", ("N", "D"), np.float32, finite=True)
+    _check_count(count, "count", len(features), "rows of features")
+    if not isinstance(seed, int | np.integer) or seed < 0:
+        raise ArgumentError(f"seed: expected an integer of at least 0, got {seed!r}.")
     norms = np.einsum("nd,nd->n", features, features)
     chosen = np.empty(count, np.int64)
     closest = np.full(len(features), np.inf, np.float32)

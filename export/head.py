@@ -11,6 +11,7 @@ import json
 import struct
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -62,7 +63,7 @@ class _Nodes:
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[TensorProto] = []
 
-    def add(self, operator: str, inputs: Sequence[str], output: str, **attributes: object) -> str:
+    def add(self, operator: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:
         """Append a node and return the name of its output."""
         name = f"head.{output}" if output not in ("anomaly_map", "score") else output
         self.nodes.append(helper.make_node(operator, list(inputs), [name], name=f"head/{output}", **attributes))
@@ -160,7 +161,7 @@ def _patchcore(nodes: _Nodes, head: PatchcoreHead, bank: BankFile, size: tuple[i
     _map(nodes, distance, head, size)
 
     by_image = nodes.add("Reshape", [distance, nodes.axes(-1, positions)], "by_image")
-    if head.reweight == "none" or head.neighbors == 1:
+    if head.reweight == "none" or min(head.neighbors, rows) == 1:  # one neighbour is nothing to weigh against
         nodes.add("ReduceMax", [by_image, nodes.axes(1)], "score", keepdims=0)
         return
     top = nodes.add("ReduceMax", [by_image, nodes.axes(1)], "top", keepdims=0)

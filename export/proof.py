@@ -42,19 +42,26 @@ def prove_sizes(model: onnx.ModelProto, max_batch: int) -> SizeProof:
     for value in fixed.graph.output:
         value.type.tensor_type.shape.dim[0].dim_value = max_batch
     del fixed.graph.value_info[:]  # they speak of the dynamic batch
-    inferred = onnx.shape_inference.infer_shapes(fixed, check_type=True, strict_mode=True, data_prop=True)
+    try:
+        inferred = onnx.shape_inference.infer_shapes(fixed, check_type=True, strict_mode=True, data_prop=True)
+    except onnx.shape_inference.InferenceError as err:
+        raise RunError(
+            f"export: the sizes at batch {max_batch} could not be proven: {str(err).strip().splitlines()[0]}. "
+            "Choose another backbone or other stages."
+        ) from err
     sizes: dict[str, tuple[int, int]] = {}
     for value in (*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output):
         tensor = value.type.tensor_type
         shape = [dim.dim_value for dim in tensor.shape.dim]
-        if tensor.HasField("shape") and all(size > 0 for size in shape):
+        if tensor.HasField("shape") and all(dim.HasField("dim_value") for dim in tensor.shape.dim):
             sizes[value.name] = (math.prod(shape), _item_bytes(tensor.elem_type))
     constants = {
         proto.name: (math.prod(proto.dims), _item_bytes(proto.data_type)) for proto in inferred.graph.initializer
     }
     for node in inferred.graph.node:
-        for name in node.output:
-            if name and name not in sizes:
+        has_graph = any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute)
+        for name in node.output:  # what lies inside a branch or a loop is not looked at, so neither may be there
+            if name and (name not in sizes or has_graph):
                 raise RunError(
                     f"export: the size of {name} ({node.op_type}) at batch {max_batch} could not be proven. "
                     "Choose another backbone or other stages."
@@ -68,8 +75,11 @@ def prove_sizes(model: onnx.ModelProto, max_batch: int) -> SizeProof:
         )
     weights = sum(count * width for count, width in constants.values())
     packed = sum(
-        math.prod(constants[name]) for node in inferred.graph.node if node.op_type in ("Gemm", "MatMul", "Conv")
-        for name in node.input[1:2] if name in constants
+        math.prod(constants[name])
+        for node in inferred.graph.node
+        if node.op_type in ("Gemm", "MatMul", "Conv")
+        for name in node.input[1:2]
+        if name in constants
     )
     return SizeProof(largest, everything[largest][0], weights + packed + _most_alive(inferred, sizes))
 

@@ -1,0 +1,6 @@
+"""The lean runtime: load a bundle, inspect pictures, without PyTorch."""
+
+from flawscope.runtime.inspector import Inspector
+from flawscope.runtime.results import Box, Result
+
+__all__ = ["Box", "Inspector", "Result"]

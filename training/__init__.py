@@ -1,0 +1,1 @@
+"""Learning what good parts look like, in PyTorch; writes runs."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import logging
 import socket
 import urllib.parse
 import urllib.request
@@ -43,9 +45,7 @@ class Backbone(nn.Module):
         std: Per-channel deviation on [0, 1].
     """
 
-    def __init__(
-        self, network: nn.Module, mean: tuple[float, float, float], std: tuple[float, float, float]
-    ) -> None:
+    def __init__(self, network: nn.Module, mean: tuple[float, float, float], std: tuple[float, float, float]) -> None:
         super().__init__()
         self.network = network
         self.mean = mean
@@ -98,7 +98,12 @@ def restore_backbone(config: DetectorConfig, state: dict[str, Tensor]) -> Backbo
     try:
         backbone.network.load_state_dict(state)
     except RuntimeError as err:
-        raise RunError(f"the run's weights are not those of {config.backbone}: {err}. Train again.") from err
+        wanted = backbone.network.state_dict()  # torch's own message lists every one of hundreds of tensors
+        fitting = sum(key in state and state[key].shape == value.shape for key, value in wanted.items())
+        raise RunError(
+            f"the run's weights are not those of {config.backbone}: expected its {len(wanted)} tensors, got "
+            f"{len(state)}, of which {fitting} fit. Train again."
+        ) from err
     return backbone
 
 
@@ -124,7 +129,7 @@ def _timm_network(config: DetectorConfig) -> nn.Module:
     except ImportError as err:
         raise MissingExtra(f"the backbone {config.backbone}", "timm", "train") from err
     if not timm.is_model(config.backbone):
-        close = timm.list_models(f"*{config.backbone[:6]}*")[:3]
+        close = difflib.get_close_matches(config.backbone, timm.list_models(), 3)
         raise ArgumentError(
             f"backbone: expected {SCATTERING} or the name of a timm model, got {config.backbone!r}. "
             + (f"Similar names: {', '.join(close)}." if close else "timm.list_models() has the names.")
@@ -174,14 +179,13 @@ def _load_file(network: nn.Module, name: str, path: Path) -> None:
 def _download(network: nn.Module, name: str) -> BackboneSource:
     """Fetch timm's published safetensors file (never the pickled one) from the hub, or its local cache, and load it."""
     import huggingface_hub
-    from huggingface_hub.utils import logging
 
     settings = getattr(network, "default_cfg", None) or {}
     repository = str(settings.get("hf_hub_id") or "")
     advice = f"Give a safetensors file with --weights FILE, or use --backbone {SCATTERING}, which needs none."
     if not repository:
         raise RunError(f"backbone: timm publishes no weights for {name}. {advice}")
-    logging.set_verbosity_error()
+    logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)  # its retries are not our users' reading
     try:
         try:
             path = huggingface_hub.hf_hub_download(repository, "model.safetensors", local_files_only=True)
@@ -191,7 +195,8 @@ def _download(network: nn.Module, name: str) -> BackboneSource:
     except Exception as err:
         # The hub client raises its own and its HTTP library's families of errors; to the user they are one thing.
         raise RunError(
-            f"backbone: the weights of {name} could not be downloaded from {repository} ({type(err).__name__}). {advice}"
+            f"backbone: the weights of {name} could not be downloaded from {repository} ({type(err).__name__}). "
+            f"{advice}"
         ) from err
     _load_file(network, name, Path(path))
     return BackboneSource(name, f"hub {repository} sha256:{sha256_file(Path(path))}", str(settings.get("license")))

@@ -63,9 +63,7 @@ def train(
     except ModuleNotFoundError as err:
         raise MissingExtra("training", str(err.name), "train") from err
     with progress_bars() as progress:
-        record = train_detector(
-            config, dataset, out, weights=weights, command=command_line(), progress=progress
-        )
+        record = train_detector(config, dataset, out, weights=weights, command=command_line(), progress=progress)
     facts = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in record.facts.items())
     click.echo(
         f"{method} fitted on {len(record.training)} good pictures of {record.category} in "

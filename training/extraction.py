@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from flawscope.config import DetectorConfig
+from flawscope.config import DetectorConfig, PatchcoreConfig
 from flawscope.errors import ArgumentError, DataError
 from flawscope.training.backbone import SCATTERING
 from flawscope.training.features import PatchFeatures
 from flawscope.training.loading import Progress, load_batches
 
-_SCALE_IMAGES = 64
-"""Pictures from which the channels' deviations are measured; more change them by less than a percent."""
+_SAMPLE_IMAGES = 64
+"""Pictures from which the channels' covariance is measured: tens of thousands of patches."""
+
+WHITENING_FLOOR = 1e-4
+"""Added to the variances of the principal axes, as a share of the largest, so that axes that hold only noise are not
+blown up. Chosen on generated parts: the best mean AUROC of 1e-2, 1e-3 and 1e-4."""
 
 
 def choose_device(name: str) -> torch.device:
@@ -26,7 +31,9 @@ def choose_device(name: str) -> torch.device:
         ArgumentError: If `cuda` was asked for and is not there.
     """
     if name == "cuda" and not torch.cuda.is_available():
-        raise ArgumentError("device: expected cuda, got a machine where torch finds no CUDA device. Use --set device=cpu.")
+        raise ArgumentError(
+            "device: expected cuda, got a machine where torch finds no CUDA device. Use --set device=cpu."
+        )
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
@@ -53,25 +60,49 @@ def iterate_patches(
         progress(what, done, len(paths))
 
 
-def measure_scale(
+def standardization(config: DetectorConfig) -> Literal["none", "scale", "whiten"]:
+    """Resolve `config.standardize`.
+
+    `auto` gives a backbone without learned scale what its method is better with: distances to a bank need whitened
+    channels, PaDiM whitens every position by itself.
+    """
+    if config.standardize != "auto":
+        return config.standardize
+    if config.backbone != SCATTERING:
+        return "none"
+    return "whiten" if isinstance(config, PatchcoreConfig) else "scale"
+
+
+def measure_transform(
     features: PatchFeatures, paths: Sequence[Path], config: DetectorConfig, progress: Progress
 ) -> Tensor | None:
-    """Return 1/deviation of every channel over good patches, float32 [D], or None where the config asks for none."""
-    wanted = config.standardize == "yes" or (config.standardize == "auto" and config.backbone == SCATTERING)
-    if not wanted:
+    """Return what patches are multiplied with before they are compared, measured on good pictures.
+
+    Returns:
+        One over every channel's deviation, float32 [D], a whitening matrix, float32 [D, D], or None, as
+        `standardization` says.
+    """
+    wanted = standardization(config)
+    if wanted == "none":
         return None
-    step = max(1, len(paths) // _SCALE_IMAGES)
-    total, mean, square = 0, 0.0, 0.0
-    for patches in iterate_patches(features, paths[::step], config, "measuring channel scale", progress):
-        flat = patches.flatten(0, 1).double()
-        total += len(flat)
-        mean = mean + flat.sum(dim=0)
-        square = square + (flat * flat).sum(dim=0)
-    mean = torch.as_tensor(mean / total)
-    deviation = (torch.as_tensor(square / total) - mean * mean).clamp(min=0).sqrt()
-    # A channel that never moves (a grey set has no colour) must not be blown up: it keeps the smallest useful scale.
-    floor = 1e-3 * deviation.max().clamp(min=1e-12)
-    return (1.0 / deviation.clamp(min=float(floor))).float()
+    step = max(1, len(paths) // _SAMPLE_IMAGES)
+    count, total, products = 0, torch.zeros(()), torch.zeros(())
+    for patches in iterate_patches(features, paths[::step], config, "measuring channels", progress):
+        flat = patches.flatten(0, 1).double().cpu()
+        count += len(flat)
+        total = total + flat.sum(dim=0)
+        products = products + flat.T @ flat
+    mean = total / count
+    covariance = products / count - torch.outer(mean, mean)
+    if wanted == "scale":
+        deviation = covariance.diagonal().clamp(min=0).sqrt()
+        # A channel that never moves (a grey set has no colour) must not be blown up by a division by nothing.
+        factors: Tensor = 1.0 / torch.maximum(deviation, 1e-3 * deviation.max().clamp(min=1e-12))
+        return factors.float()
+    variances, axes = torch.linalg.eigh(covariance)
+    floors = WHITENING_FLOOR * variances.max().clamp(min=1e-12)
+    whitening: Tensor = axes / (variances.clamp(min=0) + floors).sqrt()
+    return whitening.float()
 
 
 def to_numpy(patches: Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from flawscope.errors import ArgumentError
 from flawscope.training.backbone import Backbone
 
 
@@ -21,7 +22,8 @@ class PatchFeatures(nn.Module):
         pool: Average every stage over 3×3 neighbours first (PatchCore, section 3.1), padding counted.
         upsample: How coarser stages reach the finest grid: `nearest` or `bilinear`.
         channels: Indices of the joined channels to keep (PaDiM), or None for all.
-        scale: Factor per kept channel, float32 [D], or None.
+        transform: What patches are multiplied with: a factor per kept channel, float32 [D], a matrix, float32 [D, D],
+            or None.
     """
 
     def __init__(
@@ -31,14 +33,14 @@ class PatchFeatures(nn.Module):
         pool: bool,
         upsample: str,
         channels: Sequence[int] | None = None,
-        scale: Tensor | None = None,
+        transform: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.pool = pool
         self.upsample = upsample
         self.channels = None if channels is None else [int(index) for index in channels]
-        self.register_buffer("scale", scale, persistent=False)
+        self.register_buffer("transform", transform, persistent=False)
         self.eval().requires_grad_(False)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -62,13 +64,26 @@ class PatchFeatures(nn.Module):
                 stage = functional.interpolate(stage, size=grid, mode=self.upsample, align_corners=corners)
             joined.append(stage)
         patches = torch.cat(joined, dim=1).flatten(2).transpose(1, 2)
-        scale = self.get_buffer("scale") if self._buffers["scale"] is not None else None
-        return patches if scale is None else patches * scale
+        transform = self._buffers["transform"]
+        if transform is None:
+            return patches
+        return patches * transform if transform.ndim == 1 else patches @ transform
 
     def layout(self, size: tuple[int, int]) -> tuple[tuple[int, int], int]:
-        """Return the patch grid (h, w) and the number of channels before any choice, for an input size (H, W)."""
-        with torch.inference_mode():
-            stages = self.backbone(torch.zeros((1, *size, 3), dtype=torch.uint8, device=self.device))
+        """Return the patch grid (h, w) and the number of channels before any choice, for an input size (H, W).
+
+        Raises:
+            ArgumentError: If the backbone cannot take pictures of this size.
+        """
+        try:
+            with torch.inference_mode():
+                stages = self.backbone(torch.zeros((1, *size, 3), dtype=torch.uint8, device=self.device))
+        except (RuntimeError, ValueError, AssertionError) as err:  # padding, windows, position tables: each its own
+            raise ArgumentError(
+                f"image size: expected one that the backbone's stages can take, got {size[0]}x{size[1]} pixels "
+                f"({str(err).strip().splitlines()[0] if str(err).strip() else type(err).__name__}). "
+                "Choose a larger --image-size or finer stages."
+            ) from err
         height, width = stages[0].shape[-2:]
         return (height, width), sum(stage.shape[1] for stage in stages)
 

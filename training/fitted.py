@@ -15,13 +15,13 @@ class Fitted:
     Attributes:
         grid: Rows and columns of the patch grid.
         tensors: The bank: names and arrays as the bundle stores them.
-        scale: Factor per channel that the features are multiplied with, float32 [D], or None.
+        transform: What patches are multiplied with: float32 [D], float32 [D, D], or None.
         channels: Indices of the kept channels, or None for all.
         facts: What a person may want to know of the fit.
     """
 
     grid: tuple[int, int]
     tensors: dict[str, npt.NDArray[np.generic]]
-    scale: npt.NDArray[np.float32] | None = None
+    transform: npt.NDArray[np.float32] | None = None
     channels: tuple[int, ...] | None = None
     facts: dict[str, int | float | str] = field(default_factory=dict)

@@ -20,9 +20,7 @@ def no_progress(what: str, done: int, total: int) -> None:
     """Report nothing."""
 
 
-def load_batches(
-    paths: Sequence[Path], spec: Preprocessing, batch_size: int, workers: int
-) -> Iterator[UInt8Array]:
+def load_batches(paths: Sequence[Path], spec: Preprocessing, batch_size: int, workers: int) -> Iterator[UInt8Array]:
     """Yield uint8 [N, H, W, 3] batches in the order of `paths`; at most two batches wait in memory.
 
     Raises:
@@ -38,7 +36,7 @@ def load_batches(
             pool.submit(load, path) for path in islice(remaining, 2 * batch_size)
         )
         while waiting:
-            batch = []
+            batch: list[UInt8Array] = []
             while waiting and len(batch) < batch_size:
                 batch.append(waiting.popleft().result())
                 waiting.extend(pool.submit(load, path) for path in islice(remaining, 1))

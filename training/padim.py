@@ -11,13 +11,15 @@ import torch
 from flawscope.config import PadimConfig
 from flawscope.errors import ArgumentError, DataError
 from flawscope.training.backbone import Backbone
-from flawscope.training.extraction import iterate_patches, measure_scale
+from flawscope.training.extraction import iterate_patches, measure_transform
 from flawscope.training.features import PatchFeatures
 from flawscope.training.fitted import Fitted
 from flawscope.training.loading import Progress
 
 _BLOCK = 256
 """Positions factorised at once; bounds the float64 work space."""
+_PICTURES = 48
+"""Pictures whose products are summed at once."""
 
 
 def fit_padim(config: PadimConfig, backbone: Backbone, paths: Sequence[Path], progress: Progress) -> Fitted:
@@ -31,6 +33,10 @@ def fit_padim(config: PadimConfig, backbone: Backbone, paths: Sequence[Path], pr
         backbone: Frozen backbone on its device.
         paths: Good pictures, at least two.
         progress: Told what is being done.
+
+    Raises:
+        ArgumentError: If channels, image size or regularization do not fit the backbone or the pictures.
+        DataError: If there are fewer than two pictures, or one cannot be used.
     """
     if len(paths) < 2:
         raise DataError(f"padim: expected at least two good training pictures for a covariance, got {len(paths)}.")
@@ -47,40 +53,73 @@ def fit_padim(config: PadimConfig, backbone: Backbone, paths: Sequence[Path], pr
             f"padim: expected fewer than 2³¹ covariance entries, got {positions} positions × {kept}² channels. "
             "Lower channels or the image size."
         )
-    choice = np.sort(np.random.default_rng(config.seed).choice(total, kept, replace=False))
-    scale = measure_scale(PatchFeatures(backbone, pool=False, upsample=config.upsample, channels=choice), paths, config,
-                          progress)
-    features = PatchFeatures(backbone, pool=False, upsample=config.upsample, channels=choice, scale=scale)
+    drawn = np.random.default_rng(config.seed).choice(total, kept, replace=False)
+    choice = tuple(sorted(int(index) for index in drawn))
+    transform = measure_transform(
+        PatchFeatures(backbone, pool=False, upsample=config.upsample, channels=choice), paths, config, progress
+    )
+    features = PatchFeatures(backbone, pool=False, upsample=config.upsample, channels=choice, transform=transform)
 
-    shift: torch.Tensor | None = None
-    sums = torch.zeros((positions, kept), dtype=torch.float64)
-    products = torch.zeros((positions, kept, kept), dtype=torch.float64)
+    moments = _Moments(positions, kept)
     for patches in iterate_patches(features, paths, config, "reading patches", progress):
-        at_position = patches.transpose(0, 1).cpu()
-        if shift is None:
-            shift = at_position.mean(dim=1)
-        centred = at_position - shift[:, None]
-        sums += centred.sum(dim=1)
-        products += centred.transpose(1, 2) @ centred
-    if shift is None:
-        raise DataError("padim: no picture gave any patches.")
-    count = len(paths)
-    mean = sums / count
+        moments.add(patches)
+    mean, covariance = moments.finish()
     whitening = torch.empty((positions, kept, kept), dtype=torch.float32)
-    diagonal = config.regularization * torch.eye(kept, dtype=torch.float64)
     identity = torch.eye(kept, dtype=torch.float64)
     for start in range(0, positions, _BLOCK):
         block = slice(start, start + _BLOCK)
-        outer = mean[block, :, None] * mean[block, None, :]
-        covariance = (products[block] - count * outer) / (count - 1) + diagonal
-        factor = torch.linalg.cholesky(covariance)
+        factor = torch.linalg.cholesky(covariance[block] + config.regularization * identity)
         inverse = torch.linalg.solve_triangular(factor, identity.expand_as(factor), upper=False)
         whitening[block] = inverse.transpose(1, 2).float()
         progress("inverting covariances", min(start + _BLOCK, positions), positions)
     return Fitted(
         grid=grid,
-        tensors={"mean": (mean + shift).float().numpy(), "whitening": whitening.numpy()},
-        scale=None if scale is None else scale.cpu().numpy(),
-        channels=tuple(int(index) for index in choice),
+        tensors={"mean": mean.float().numpy(), "whitening": whitening.numpy()},
+        transform=None if transform is None else transform.cpu().numpy(),
+        channels=choice,
         facts={"positions": positions, "channels": kept, "of_channels": total},
     )
+
+
+class _Moments:
+    """Mean and covariance of every position, streamed: sums in float64 around the first pictures' mean.
+
+    Products are taken over several pictures at once: one pass over the sums costs more than the product itself.
+    """
+
+    def __init__(self, positions: int, channels: int) -> None:
+        self._sums = torch.zeros((positions, channels), dtype=torch.float64)
+        self._products = torch.zeros((positions, channels, channels), dtype=torch.float64)
+        self._shift: torch.Tensor | None = None
+        self._waiting: list[torch.Tensor] = []
+        self._count = 0
+
+    def add(self, patches: torch.Tensor) -> None:
+        """Take in float32 [N, P, D]."""
+        self._waiting.append(patches.cpu())
+        if sum(len(batch) for batch in self._waiting) >= _PICTURES:
+            self._flush()
+
+    def _flush(self) -> None:
+        if not self._waiting:
+            return
+        at_position = torch.cat(self._waiting).transpose(0, 1)
+        self._waiting.clear()
+        if self._shift is None:
+            self._shift = at_position.mean(dim=1, keepdim=True)
+        centred = at_position - self._shift
+        self._sums += centred.sum(dim=1)
+        self._products += centred.transpose(1, 2) @ centred
+        self._count += at_position.shape[1]
+
+    def finish(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return mean float64 [P, D] and sample covariance float64 [P, D, D], which takes over the sums' memory."""
+        self._flush()
+        if self._shift is None or self._count < 2:
+            raise DataError(f"padim: expected at least two good training pictures, got {self._count}.")
+        mean = self._sums / self._count
+        for start in range(0, len(mean), _BLOCK):
+            block = slice(start, start + _BLOCK)
+            self._products[block] -= self._count * mean[block, :, None] * mean[block, None, :]
+        self._products /= self._count - 1
+        return mean + self._shift[:, 0], self._products

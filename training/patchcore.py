@@ -14,7 +14,7 @@ from flawscope.config import PatchcoreConfig
 from flawscope.cpp_ext import kcenter_greedy, nearest
 from flawscope.errors import DataError
 from flawscope.training.backbone import Backbone
-from flawscope.training.extraction import iterate_patches, measure_scale, to_numpy
+from flawscope.training.extraction import iterate_patches, measure_transform, to_numpy
 from flawscope.training.features import PatchFeatures
 from flawscope.training.fitted import Fitted
 from flawscope.training.loading import Progress
@@ -42,8 +42,8 @@ def fit_patchcore(
         raise DataError("patchcore: expected at least one good training picture, got none.")
     features = PatchFeatures(backbone, pool=True, upsample=config.upsample)
     grid, channels = features.layout(config.preprocessing.size)
-    scale = measure_scale(features, paths, config, progress)
-    features = PatchFeatures(backbone, pool=True, upsample=config.upsample, scale=scale)
+    transform = measure_transform(features, paths, config, progress)
+    features = PatchFeatures(backbone, pool=True, upsample=config.upsample, transform=transform)
 
     per_image = grid[0] * grid[1]
     plan = _Plan.for_budget(config, len(paths), per_image, channels)
@@ -74,13 +74,13 @@ def fit_patchcore(
     tensors: dict[str, npt.NDArray[np.generic]] = {"bank": bank}
     if config.reweight == "paper" and config.neighbors > 1:
         tensors["neighbours"] = neighbour_table(bank, min(config.neighbors, len(bank)))
-    facts = {
+    facts: dict[str, int | float | str] = {
         "patches": len(matrix),
         "bank_rows": len(bank),
         "channels": channels,
         "selected_in": plan.description,
     }
-    return Fitted(grid=grid, tensors=tensors, scale=None if scale is None else to_numpy(scale), facts=facts)
+    return Fitted(grid=grid, tensors=tensors, transform=None if transform is None else to_numpy(transform), facts=facts)
 
 
 def bank_rows(config: PatchcoreConfig, patches: int) -> int:
@@ -116,11 +116,11 @@ class _Plan:
         budget = config.memory_budget_mb << 20
         fits = 4 * images * per_image * channels <= budget
         if config.projection == "none" or (config.projection == "auto" and fits):
-            projection = None
             width = channels
         else:
             width = min(channels, johnson_lindenstrauss_size(images * per_image, 0.9))
-            projection = sparse_projection(channels, width, config.seed)
+        # A projection that does not shrink would only distort.
+        projection = sparse_projection(channels, width, config.seed) if width < channels else None
         kept = max(1, min(per_image, budget // (4 * images * width)))
         space = "the full space" if projection is None else f"a projection to {width} dimensions"
         share = "" if kept == per_image else f", of {kept} random patches of the {per_image} in each picture"

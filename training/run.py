@@ -20,6 +20,7 @@ from flawscope.errors import RunError
 from flawscope.files import atomic_folder
 from flawscope.images import UInt8Array, read_image
 from flawscope.training.backbone import Backbone, BackboneSource, restore_backbone
+from flawscope.training.extraction import standardization
 from flawscope.training.features import PatchFeatures
 from flawscope.training.fitted import Fitted
 
@@ -92,7 +93,7 @@ def build_features(config: AnyConfig, backbone: Backbone, fitted: Fitted) -> Pat
         pool=isinstance(config, PatchcoreConfig),
         upsample=config.upsample,
         channels=fitted.channels,
-        scale=None if fitted.scale is None else torch.from_numpy(fitted.scale),
+        transform=None if fitted.transform is None else torch.from_numpy(fitted.transform),
     )
 
 
@@ -100,8 +101,8 @@ def write_run(path: Path, record: RunRecord, fitted: Fitted, backbone: Backbone,
     """Write a run whole, or not at all."""
     tensors = {f"backbone.{name}": value.cpu().numpy() for name, value in backbone.network.state_dict().items()}
     tensors |= {f"bank.{name}": np.ascontiguousarray(value) for name, value in fitted.tensors.items()}
-    if fitted.scale is not None:
-        tensors["scale"] = fitted.scale
+    if fitted.transform is not None:
+        tensors["transform"] = fitted.transform
     with atomic_folder(path, replace_if=RECORD) as folder:
         try:
             safetensors.numpy.save_file(tensors, folder / WEIGHTS)
@@ -136,19 +137,27 @@ def read_run(path: Path) -> Run:
         record = msgspec.json.decode(data, type=RunRecord)
     except (msgspec.DecodeError, UnicodeDecodeError) as err:
         raise RunError(f"{path / RECORD}: is no run of this version: {err}. Train again.") from err
+    if record.schema > RUN_SCHEMA:
+        raise RunError(
+            f"{path / RECORD}: expected run schema {RUN_SCHEMA} or older, got {record.schema}. "
+            "It was written by a newer flawscope: update this one."
+        )
     try:
         tensors = safetensors.numpy.load_file(path / WEIGHTS)
     except (SafetensorError, OSError) as err:
         raise RunError(f"{path / WEIGHTS}: expected the weights of the run, got {err}. Train again.") from err
     bank = {name.removeprefix("bank."): value for name, value in tensors.items() if name.startswith("bank.")}
     _check_fitted(path, record, bank)
+    if standardization(record.config) != "none" and "transform" not in tensors:
+        raise RunError(f"{path}: expected a fitted detector, got a run without its channel transform. Train again.")
+    _check_finite(path, tensors)
     state = {
         name.removeprefix("backbone."): torch.from_numpy(value)
         for name, value in tensors.items()
         if name.startswith("backbone.")
     }
     backbone = restore_backbone(record.config, state)
-    fitted = Fitted(record.grid, bank, tensors.get("scale"), record.channels, record.facts)
+    fitted = Fitted(record.grid, bank, tensors.get("transform"), record.channels, record.facts)
     return Run(
         path=path,
         record=record,
@@ -159,13 +168,20 @@ def read_run(path: Path) -> Run:
     )
 
 
-def _check_fitted(path: Path, record: RunRecord, bank: dict[str, np.ndarray[tuple[int, ...], np.dtype[np.generic]]]) -> None:
-    needed = {"bank"} if isinstance(record.config, PatchcoreConfig) else {"mean", "whitening"}
+def _check_fitted(
+    path: Path, record: RunRecord, bank: dict[str, np.ndarray[tuple[int, ...], np.dtype[np.generic]]]
+) -> None:
+    config = record.config
+    if isinstance(config, PadimConfig):
+        needed = {"mean", "whitening"}
+    else:
+        needed = {"bank", "neighbours"} if config.reweight == "paper" and config.neighbors > 1 else {"bank"}
     if missing := needed - bank.keys():
         raise RunError(f"{path}: expected a fitted detector, got a run without {sorted(missing)[0]}. Train it first.")
-    for name, value in bank.items():
+
+
+def _check_finite(path: Path, tensors: dict[str, np.ndarray[tuple[int, ...], np.dtype[np.generic]]]) -> None:
+    for name, value in tensors.items():
         if value.size == 0 or not np.isfinite(value).all():
-            what = "an empty one" if value.size == 0 else "NaN or infinity"
-            raise RunError(f"{path}: bank {name}: expected finite numbers, got {what}. Train again.")
-
-
+            what = "an empty array" if value.size == 0 else "NaN or infinity"
+            raise RunError(f"{path}: {name}: expected finite numbers, got {what}. Train again.")

@@ -71,10 +71,10 @@ def train_detector(
 
     training_paths = [sample.path for sample in kept]
     if isinstance(config, PatchcoreConfig):
-        with storage_errors(out):
+        with storage_errors(out):  # the fit itself writes, where the patches exceed the memory budget
             out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".flawscope-", dir=out.parent) as scratch:
-            fitted = fit_patchcore(config, backbone, training_paths, Path(scratch), progress)
+            with tempfile.TemporaryDirectory(prefix=".flawscope-", dir=out.parent) as scratch:
+                fitted = fit_patchcore(config, backbone, training_paths, Path(scratch), progress)
     else:
         fitted = fit_padim(config, backbone, training_paths, progress)
     fitted_at = time.perf_counter()

@@ -229,12 +229,21 @@ class _Versioned(msgspec.Struct):
 
 
 def encode_manifest(manifest: Manifest) -> bytes:
-    """Return the canonical bytes of a manifest, with its digest set."""
-    if not _all_finite(msgspec.to_builtins(manifest)):
+    """Return the canonical bytes of a manifest, with its digest set.
+
+    Raises:
+        BundleError: If a number is NaN or infinite, or a field holds what could not be read back.
+    """
+    fields = msgspec.to_builtins(manifest)
+    if not _all_finite(fields):
         raise BundleError("manifest: expected finite numbers, got NaN or infinity. Nothing was written.")
-    blank = msgspec.structs.replace(manifest, digest="")
+    try:
+        # As it will be read back: an integer in a field for floats would come back as other bytes, hence as changed.
+        blank = msgspec.convert({**fields, "digest": ""}, Manifest)
+    except msgspec.ValidationError as err:
+        raise BundleError(f"manifest: {err}. Nothing was written.") from err
     digest = hashlib.sha256(_canonical(blank)).hexdigest()
-    return _canonical(msgspec.structs.replace(manifest, digest=digest))
+    return _canonical(msgspec.structs.replace(blank, digest=digest))
 
 
 def decode_manifest(data: bytes, name: str) -> Manifest:
@@ -245,15 +254,18 @@ def decode_manifest(data: bytes, name: str) -> Manifest:
     """
     try:
         schema = msgspec.json.decode(data, type=_Versioned).schema
+        if schema < 1:
+            raise BundleError(f"{name}: expected manifest schema {SCHEMA}, got {schema}. Export the bundle again.")
         if schema > SCHEMA:
             raise BundleError(
                 f"{name}: expected manifest schema {SCHEMA} or older, got {schema}. "
                 "It was written by a newer flawscope: update this one."
             )
         manifest = msgspec.json.decode(data, type=Manifest)
-    except (msgspec.DecodeError, UnicodeDecodeError) as err:
+        is_whole = encode_manifest(manifest) == data
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as err:
         raise BundleError(f"{name}: the manifest is broken: {err}. Copy or export the bundle again.") from err
-    if encode_manifest(manifest) != data:
+    if not is_whole:
         raise BundleError(f"{name}: the manifest was changed after it was written. Copy or export the bundle again.")
     return manifest
 

@@ -6,6 +6,7 @@ is refused. Zip members must be stored without compression (nothing to inflate),
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import shutil
 import stat
@@ -24,10 +25,12 @@ import safetensors.numpy
 
 from flawscope.bundle.manifest import FileEntry, Manifest, decode_manifest, encode_manifest
 from flawscope.errors import ArgumentError, BundleError
-from flawscope.files import atomic_file, atomic_folder, sha256_file, write_bytes
+from flawscope.files import atomic_file, atomic_folder, sha256_file, storage_errors, write_bytes
 
 MANIFEST = "manifest.json"
 _MAX_MANIFEST_BYTES = 64 << 20
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+_BANK_DTYPES = tuple(np.dtype(kind) for kind in (np.float16, np.float32, np.float64, np.int32, np.int64))
 
 
 class Bundle:
@@ -68,9 +71,18 @@ class Bundle:
         path = self.file(self.manifest.bank)
         try:
             tensors: dict[str, npt.NDArray[Any]] = safetensors.numpy.load_file(path)
-        except (safetensors.SafetensorError, ValueError) as err:
+        except (safetensors.SafetensorError, ValueError, OSError) as err:
             raise BundleError(f"{self.path}: {path.name} is no safetensors file: {err}. Export it again.") from err
+        except (TypeError, AttributeError) as err:  # what safetensors raises for bfloat16 and 8 bit floats
+            raise BundleError(f"{self.path}: {path.name} holds a type NumPy lacks: {err}. Export it again.") from err
+        if not tensors:
+            raise BundleError(f"{self.path}: {path.name}: expected tensors, got none. Train and export again.")
         for name, tensor in tensors.items():
+            if tensor.dtype not in _BANK_DTYPES:
+                raise BundleError(
+                    f"{self.path}: {path.name}: expected {', '.join(map(str, _BANK_DTYPES))} in {name}, "
+                    f"got {tensor.dtype}. Export it again."
+                )
             if tensor.size == 0 or not np.isfinite(tensor).all():
                 raise BundleError(
                     f"{self.path}: {path.name}: expected finite numbers in {name}, got "
@@ -98,10 +110,14 @@ def open_bundle(path: Path | str) -> Bundle:
 
     Raises:
         BundleError: If it is missing, broken, changed, of a newer schema, or holds anything unlisted.
+        StorageError: If a packed bundle cannot be unpacked, for lack of room.
     """
     path = Path(path)
     if path.is_dir():
-        return _open_folder(path)
+        try:
+            return _open_folder(path)
+        except OSError as err:
+            raise BundleError(f"{path}: could not be read: {err.strerror or err}. Check its permissions.") from err
     if not path.is_file():
         raise BundleError(f"{path}: expected a bundle, got no such file or folder. Make one with flawscope export.")
     return _open_packed(path)
@@ -118,7 +134,9 @@ def _open_folder(path: Path) -> Bundle:
     for entry in path.rglob("*"):
         if entry.is_symlink():
             raise BundleError(f"{path}: expected plain files, got the link {entry.name}. Copy the files themselves.")
-        if entry.is_file():
+        if not entry.is_dir():
+            if not entry.is_file():
+                raise BundleError(f"{path}: expected plain files, got the pipe or device {entry.name}. Remove it.")
             found.add(entry.relative_to(path).as_posix())
     _check_listing(found, manifest, path)
     for name, listed in manifest.files.items():
@@ -129,17 +147,21 @@ def _open_folder(path: Path) -> Bundle:
 
 
 def _open_packed(path: Path) -> Bundle:
-    temporary = Path(tempfile.mkdtemp(prefix="flawscope-"))
+    with storage_errors(Path(tempfile.gettempdir())):
+        temporary = Path(tempfile.mkdtemp(prefix="flawscope-"))
     try:
         with zipfile.ZipFile(path) as archive:
             manifest = _extract(archive, path, temporary)
         return Bundle(path, temporary, manifest, temporary)
-    except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError, RuntimeError) as err:
+    except (zipfile.BadZipFile, EOFError, ValueError, OverflowError, NotImplementedError, RuntimeError) as err:
         shutil.rmtree(temporary, ignore_errors=True)
         raise BundleError(f"{path}: expected a bundle, got no readable zip file ({err}). Copy it again.") from err
     except OSError as err:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise BundleError(f"{path}: could not be unpacked into {temporary}: {err.strerror or err}.") from err
+        if err.errno in _NO_ROOM:
+            with storage_errors(temporary):
+                raise
+        raise BundleError(f"{path}: could not be read: {err.strerror or err}. Check its permissions.") from err
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -175,17 +197,19 @@ def _extract(archive: zipfile.ZipFile, path: Path, target: Path) -> Manifest:
 
 
 def _check_member(member: zipfile.ZipInfo, path: Path) -> None:
-    if not _is_safe(member.filename):
-        raise BundleError(f"{path}: the member name {member.filename!r} leaves the bundle. It was not unpacked.")
     if member.is_dir() or stat.S_ISLNK(member.external_attr >> 16):
         raise BundleError(f"{path}: the member {member.filename!r} is a folder or a link, not a file. Pack it again.")
+    if not _is_safe(member.filename):
+        raise BundleError(f"{path}: the member name {member.filename!r} leaves the bundle. It was not unpacked.")
     if member.compress_type != zipfile.ZIP_STORED:
         raise BundleError(f"{path}: the member {member.filename!r} is compressed. Pack it with flawscope bundle pack.")
 
 
 def _is_safe(name: str) -> bool:
-    parts = PurePosixPath(name).parts
-    return bool(parts) and ".." not in parts and not name.startswith("/") and "\\" not in name and ":" not in name
+    pure = PurePosixPath(name)
+    # Two spellings of one path (`a`, `./a`) would let a second file overwrite one whose hash was already checked.
+    is_plain = bool(pure.parts) and pure.as_posix() == name and "\0" not in name
+    return is_plain and ".." not in pure.parts and not pure.is_absolute() and "\\" not in name and ":" not in name
 
 
 def _check_names(manifest: Manifest, path: Path) -> None:
@@ -225,7 +249,16 @@ def write_bundle(path: Path, manifest: Manifest, sources: Mapping[str, Path | by
 
     Returns:
         The manifest as written.
+
+    Raises:
+        ArgumentError: If a name is not allowed in a bundle, or `path` holds something else.
+        BundleError: If the manifest holds NaN or infinity.
+        StorageError: If the system refuses to write; an existing bundle stays as it was.
     """
+    for name in sources:
+        if not _is_safe(name) or name == MANIFEST:
+            raise ArgumentError(f"{name!r}: expected a relative file name other than {MANIFEST}. Choose another name.")
+    _check_ours(path)
     with atomic_folder(path, replace_if=MANIFEST) as folder:
         files = {}
         for name, source in sources.items():
@@ -239,6 +272,18 @@ def write_bundle(path: Path, manifest: Manifest, sources: Mapping[str, Path | by
         data = encode_manifest(msgspec.structs.replace(manifest, files=files))
         (folder / MANIFEST).write_bytes(data)
     return decode_manifest(data, str(path))
+
+
+def _check_ours(path: Path) -> None:
+    """Refuse a folder whose manifest.json is not a bundle's: web pages and plug-ins have a file of that name too."""
+    file = path / MANIFEST
+    with storage_errors(path):
+        is_ours = not file.is_file() or b'"flawscope"' in file.read_bytes()
+    if not is_ours:
+        raise ArgumentError(
+            f"{path}: expected a new folder or a bundle, got a folder whose {MANIFEST} is not of flawscope. "
+            "Choose another name."
+        )
 
 
 def rewrite_manifest(path: Path, manifest: Manifest) -> Manifest:
@@ -256,6 +301,8 @@ def pack_bundle(bundle: Bundle, path: Path) -> None:
     """Write a bundle as one uncompressed zip with fixed times, so equal bundles give equal files."""
     if path.is_dir():
         raise ArgumentError(f"{path}: expected a file name for the packed bundle, got an existing folder.")
+    if path.resolve().is_relative_to(bundle.folder.resolve()):
+        raise ArgumentError(f"{path}: expected a place outside the bundle, where only listed files may lie.")
     _pack(bundle, encode_manifest(bundle.manifest), path)
 
 

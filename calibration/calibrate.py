@@ -1,0 +1,264 @@
+"""Setting the thresholds of a bundle, and writing down how: no rebuild, one more line in the threshold record.
+
+Thresholds come from good pictures that the detector has not learned from. Test pictures are used only for the
+objective `f1`, which has to be asked for, and the manifest then says so.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import msgspec
+import numpy as np
+
+from flawscope.bundle import Manifest, Threshold, ThresholdChange, Thresholds, open_bundle, rewrite_manifest
+from flawscope.calibration.extras import require
+from flawscope.calibration.intervals import check_fraction
+from flawscope.calibration.metrics import BoolArray, Float64Array
+from flawscope.calibration.scoring import (
+    ImageHashes,
+    Progress,
+    fault_of,
+    load_inspector,
+    no_progress,
+    read_image_hashes,
+    score_samples,
+)
+from flawscope.calibration.thresholds import OrderStatistic, f1_threshold, order_statistic_threshold
+from flawscope.datasets import Dataset, Sample, hash_contents
+from flawscope.errors import ArgumentError, DataError
+
+if TYPE_CHECKING:
+    from flawscope.runtime import Inspector
+
+Objective = Literal["good", "f1"]
+FALSE_REJECT_RATE = 0.01
+CONFIDENCE = 0.95
+_LISTED = 5
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What a calibration did.
+
+    Attributes:
+        old: The thresholds before, or None.
+        new: The thresholds now in the manifest.
+        min_area_px: The smallest region that gets a box, in pixels of the map.
+        images_needed: Good pictures that the requested claim needs; None for thresholds set by hand.
+        left_out: Why good pictures were not used, and how many.
+        notes: What the user has to know about these thresholds, a sentence each.
+        backend: The backend that made the scores, and why it was taken; None for thresholds set by hand.
+    """
+
+    old: Thresholds | None
+    new: Thresholds
+    min_area_px: int
+    images_needed: int | None = None
+    left_out: tuple[tuple[str, int], ...] = ()
+    notes: tuple[str, ...] = ()
+    backend: str | None = None
+
+
+@dataclass(frozen=True)
+class _Scores:
+    """Scores float64 [N], map maxima float64 [N], and which of the pictures are anomalous, bool [N]."""
+
+    image: Float64Array
+    map_max: Float64Array
+    labels: BoolArray
+
+
+def calibrate_bundle(
+    path: Path,
+    dataset: Dataset,
+    *,
+    false_reject_rate: float = FALSE_REJECT_RATE,
+    confidence: float = CONFIDENCE,
+    objective: Objective = "good",
+    min_area_px: int | None = None,
+    backend: str = "auto",
+    command: str,
+    progress: Progress = no_progress,
+) -> Calibration:
+    """Set both thresholds of a bundle from a dataset's pictures and record the change.
+
+    Args:
+        path: The bundle, folder or packed file; its manifest is rewritten.
+        dataset: Where the good pictures are taken from: its train/good without those in the bundle's bank.
+        false_reject_rate: Share of good pictures that may be rejected, a fraction.
+        confidence: One-sided confidence of that claim, a fraction.
+        objective: `good` uses good pictures alone; `f1` sets the image threshold on the labelled test pictures.
+        min_area_px: Smallest region that is drawn as a box, in pixels of the map; None leaves it as it is.
+        backend: The backend that shall decide on the line: thresholds belong to it.
+        command: The command line, for the record.
+        progress: Called after each picture.
+
+    Raises:
+        DataError: If no picture remains, or one of them cannot be scored.
+        ArgumentError: If a fraction or the area is out of range.
+    """
+    check_fraction(false_reject_rate, "false-reject rate")
+    check_fraction(confidence, "confidence")
+    _check_area(min_area_px)
+    require("scipy.stats", "scipy", "setting thresholds")
+    with load_inspector(path, backend) as inspector:
+        manifest = inspector.manifest
+        chosen, left_out = _choose(dataset, read_image_hashes(inspector.bundle), objective, progress)
+        scores = _score(inspector, chosen, progress)
+        took, reason = inspector.backend, inspector.backend_reason
+    good = ~scores.labels
+    image = order_statistic_threshold(scores.image[good], false_reject_rate, confidence)
+    pixel = order_statistic_threshold(scores.map_max[good], false_reject_rate, confidence)
+    new = Thresholds(_record(image, took), _record(pixel, took))
+    if objective == "f1":
+        value = f1_threshold(scores.image, scores.labels)
+        new = msgspec.structs.replace(new, image=Threshold(value, "f1", images=len(chosen), backend=took))
+    written = _write(path, manifest, new, min_area_px, command)
+    return Calibration(
+        old=manifest.thresholds,
+        new=new,
+        min_area_px=written.min_area_px,
+        images_needed=image.images_needed,
+        left_out=left_out,
+        notes=_notes(image, objective),
+        backend=f"{took} ({reason})",
+    )
+
+
+def set_thresholds(
+    path: Path, image: float | None, pixel: float | None, min_area_px: int | None, *, command: str
+) -> Calibration:
+    """Set thresholds by hand; None leaves a threshold as it is.
+
+    Raises:
+        ArgumentError: If a number is not finite, or a bundle without thresholds would get only one of them.
+    """
+    _check_area(min_area_px)
+    for name, value in (("image threshold", image), ("pixel threshold", pixel)):
+        if value is not None and not math.isfinite(value):
+            raise ArgumentError(f"{name}: expected a finite number, got {value}.")
+    with open_bundle(path) as bundle:
+        manifest = bundle.manifest
+    old = manifest.thresholds
+    first = Threshold(image, "manual") if image is not None else old.image if old else None
+    second = Threshold(pixel, "manual") if pixel is not None else old.pixel if old else None
+    if first is None or second is None:
+        raise ArgumentError(
+            f"{path}: expected both --image-threshold and --pixel-threshold, because the bundle has none yet. "
+            "Give both, or calibrate with --data."
+        )
+    new = Thresholds(first, second)
+    written = _write(path, manifest, new, min_area_px, command)
+    by_hand = "Thresholds set by hand carry no false-reject bound. Measure them with flawscope evaluate."
+    notes = (by_hand,) if "manual" in (new.image.method, new.pixel.method) else ()
+    return Calibration(old, new, written.min_area_px, notes=notes)
+
+
+def _check_area(min_area_px: int | None) -> None:
+    if min_area_px is not None and min_area_px < 1:
+        raise ArgumentError(f"smallest area: expected at least 1 pixel, got {min_area_px}.")
+
+
+def _choose(
+    dataset: Dataset, hashes: ImageHashes, objective: Objective, progress: Progress
+) -> tuple[tuple[Sample, ...], tuple[tuple[str, int], ...]]:
+    """Return the pictures to score, and why others of the same kind were left out."""
+    candidates = dataset.train_good if objective == "good" else dataset.test
+    if objective == "f1" and len({sample.is_anomalous for sample in candidates}) < 2:
+        raise DataError(
+            f"{dataset.root}: expected good and defective test pictures for the objective f1, got one kind only. "
+            "Use the objective good."
+        )
+    contents = hash_contents(
+        [sample.path for sample in candidates], lambda done, total: progress("Comparing pictures", done, total)
+    )
+    training, seen = frozenset(hashes.training), set[str]()
+    chosen, reasons = [], Counter[str]()
+    for sample in candidates:
+        content = contents[sample.path]
+        if content in training:
+            reasons["in the detector's bank: it has learned them"] += 1
+        elif content in seen:
+            reasons["copies of another picture: they are not independent"] += 1
+        else:
+            seen.add(content)
+            chosen.append(sample)
+    if not chosen or all(sample.is_anomalous for sample in chosen):
+        raise DataError(
+            f"{dataset.root}: expected good pictures that the detector has not learned from, got none among "
+            f"{len(candidates)}. Keep some out of training (--set held_out=0.2), or name another set."
+        )
+    return tuple(chosen), tuple(reasons.items())
+
+
+def _score(inspector: Inspector, samples: Sequence[Sample], progress: Progress) -> _Scores:
+    """Score all pictures; one that cannot be scored stops it, because the rest would be another sample."""
+    image, map_max, faults = [], [], []
+    for sample, result in score_samples(inspector, samples, "Scoring", progress):
+        fault = fault_of(result, is_calibrated=False)
+        if fault is not None or result.score is None or result.anomaly_map is None:
+            faults.append(f"{sample.path} ({fault})")
+        else:
+            image.append(float(result.score))
+            map_max.append(float(result.anomaly_map.max()))
+    if faults:
+        more = f" and {len(faults) - _LISTED} more" if len(faults) > _LISTED else ""
+        raise DataError(
+            f"expected every picture to be scored, got {len(faults)} of {len(samples)} that could not be: "
+            f"{'; '.join(faults[:_LISTED])}{more}. Thresholds were left as they were. Repair or remove these pictures."
+        )
+    labels = np.array([sample.is_anomalous for sample in samples], np.bool_)
+    return _Scores(np.array(image), np.array(map_max), labels)
+
+
+def _record(found: OrderStatistic, backend: str) -> Threshold:
+    return Threshold(
+        value=found.value,
+        method="order-statistic",
+        images=found.images,
+        false_reject_rate=found.false_reject_rate,
+        confidence=found.confidence,
+        upper_bound=found.upper_bound,
+        backend=backend,
+    )
+
+
+def _notes(image: OrderStatistic, objective: Objective) -> tuple[str, ...]:
+    notes = []
+    if objective == "f1":
+        notes.append(
+            "The image threshold was chosen on labelled test pictures: figures at this threshold on the same pictures "
+            "are optimistic. Judge it on pictures that were not used here."
+        )
+    if not image.holds:
+        notes.append(
+            f"Too few good pictures for the claim: {image.images} support a false-reject rate of at most "
+            f"{image.upper_bound:.2%} at {image.confidence:.0%} confidence, not {image.false_reject_rate:.2%}, which "
+            f"needs {image.images_needed}. The largest good score was taken. Add good pictures and calibrate again."
+        )
+    return tuple(notes)
+
+
+def _write(path: Path, manifest: Manifest, new: Thresholds, min_area_px: int | None, command: str) -> Manifest:
+    old = manifest.thresholds
+    when = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    changes = [
+        ThresholdChange(when, "image", old.image.value if old else None, new.image.value, command),
+        ThresholdChange(when, "pixel", old.pixel.value if old else None, new.pixel.value, command),
+    ]
+    is_new = [old is None or old.image != new.image, old is None or old.pixel != new.pixel]
+    changed = msgspec.structs.replace(
+        manifest,
+        thresholds=new,
+        threshold_changes=(*manifest.threshold_changes, *itertools.compress(changes, is_new)),
+        min_area_px=manifest.min_area_px if min_area_px is None else min_area_px,
+    )
+    return rewrite_manifest(path, changed)

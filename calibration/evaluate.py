@@ -1,0 +1,369 @@
+"""Measuring a bundle on labelled pictures, through the runtime: what was measured is what ships."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
+import numpy as np
+
+from flawscope import __version__
+from flawscope.bundle import Accuracy, Manifest, open_bundle, rewrite_manifest
+from flawscope.calibration.extras import require
+from flawscope.calibration.figures import (
+    BundleIdentity,
+    Confusion,
+    DatasetIdentity,
+    Decisions,
+    DefectFigures,
+    Fault,
+    Figures,
+    Latency,
+)
+from flawscope.calibration.intervals import RESAMPLES, Interval, image_intervals, pixel_intervals, rate
+from flawscope.calibration.metrics import (
+    BoolArray,
+    Float32Array,
+    Float64Array,
+    aupro,
+    auroc,
+    average_precision,
+    f1_max,
+    pixel_auroc,
+    pixel_average_precision,
+    rank_pixels,
+    stack_masks,
+)
+from flawscope.calibration.scoring import (
+    ImageHashes,
+    Progress,
+    fault_of,
+    load_inspector,
+    no_progress,
+    read_image_hashes,
+    score_samples,
+)
+from flawscope.datasets import Dataset, Sample, fingerprint, hash_contents
+from flawscope.errors import DataError
+from flawscope.images import prepare_mask
+
+if TYPE_CHECKING:
+    from flawscope.runtime import Box, Inspector
+
+_PACKAGES = ("numpy", "opencv-python-headless", "onnxruntime", "onnxruntime-gpu", "scipy", "scikit-learn")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the runtime said of one picture; `fault` is None when it has a usable score."""
+
+    decision: Literal["accept", "reject", "fault"]
+    fault: str | None
+    boxes: tuple[Box, ...]
+    total_ms: float
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Every test picture with what was measured on it, row by row.
+
+    Attributes:
+        samples: The pictures.
+        outcomes: Their decisions.
+        scores: float64 [N]; 0 where a picture could not be scored.
+        maps: float32 [N, H, W] at the size of the model's input; 0 where a picture could not be scored.
+        masks: bool [N, H, W]; false throughout where there is no pixel truth.
+        usable: bool [N], scored.
+        has_truth: bool [N], scored, and good or with a mask that is not empty.
+        masks_lost: Masks that are not empty as stored, and empty at this size.
+    """
+
+    samples: tuple[Sample, ...]
+    outcomes: tuple[Outcome, ...]
+    scores: Float64Array
+    maps: Float32Array
+    masks: BoolArray
+    usable: BoolArray
+    has_truth: BoolArray
+    masks_lost: int
+
+    @property
+    def labels(self) -> BoolArray:
+        """Which pictures show a defect, bool [N]."""
+        return np.array([sample.is_anomalous for sample in self.samples], np.bool_)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The figures, the measurements behind them, the manifest of the bundle, and the dataset's folder."""
+
+    figures: Figures
+    measured: Measured
+    manifest: Manifest
+    root: Path
+
+
+def evaluate_bundle(
+    path: Path,
+    dataset: Dataset,
+    *,
+    backend: str = "auto",
+    graph_path: str = "graph",
+    command: str,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+    progress: Progress = no_progress,
+) -> Evaluation:
+    """Run a bundle over all test pictures of a dataset and compute its figures; nothing is written.
+
+    Args:
+        path: The bundle, folder or packed file.
+        dataset: Its test pictures are used, all of them.
+        backend: The backend to measure.
+        graph_path: `graph`, or `kernel` for features and native kernel.
+        command: The command line, for the record.
+        seed: Seed of the bootstrap.
+        resamples: Number of bootstrap samples.
+        progress: Called after each picture.
+
+    Raises:
+        DataError: If there is no test picture, or a mask cannot be read.
+        MissingExtra: If scikit-learn or SciPy is not installed.
+    """
+    require("sklearn.metrics", "scikit-learn", "measuring accuracy")  # before the long part, not after it
+    require("scipy.stats", "scipy", "measuring accuracy")
+    samples = dataset.test
+    if not samples:
+        raise DataError(
+            f"{dataset.root}: expected test pictures (test/good and test/DEFECT), got none. "
+            "Add labelled pictures, or name another set."
+        )
+    with load_inspector(path, backend, graph_path) as inspector:
+        manifest, taken, reason = inspector.manifest, inspector.backend, inspector.backend_reason
+        hashes = read_image_hashes(inspector.bundle)
+        measured = _measure(inspector, samples, progress)
+    contents = hash_contents(
+        [sample.path for sample in dataset.samples], lambda done, total: progress("Hashing pictures", done, total)
+    )
+    progress("Computing figures", 0, 1)
+    confusion = _confusion(measured, manifest)
+    values, intervals, best = _overall(measured, seed, resamples)
+    figures = Figures(
+        **values,
+        images=len(samples),
+        anomalous=int(measured.labels.sum()),
+        without_mask=int((measured.usable & ~measured.has_truth).sum()),
+        masks_lost=measured.masks_lost,
+        f1_threshold=best,
+        backend=taken,
+        backend_reason=reason,
+        path=graph_path,
+        precision="fp32",
+        latency_ms=_latency(measured),
+        intervals=intervals,
+        confusion=confusion,
+        defects=_by_defect(measured, is_calibrated=confusion is not None),
+        faults=tuple(
+            Fault(image=str(sample.path), reason=outcome.fault)
+            for sample, outcome in zip(samples, measured.outcomes, strict=True)
+            if outcome.fault is not None
+        ),
+        notes=_notes(measured, manifest, taken, hashes, [contents[sample.path] for sample in samples]),
+        bundle=BundleIdentity(name=manifest.name, method=manifest.method, digest=manifest.digest),
+        dataset=DatasetIdentity(category=dataset.category, fingerprint=fingerprint(dataset, contents)),
+        versions=_versions(),
+        command=command,
+        when=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        seed=seed,
+        resamples=resamples,
+    )
+    progress("Computing figures", 1, 1)
+    return Evaluation(figures, measured, manifest, dataset.root)
+
+
+def record_accuracy(path: Path, figures: Figures) -> None:
+    """Write figures into the bundle's evidence, in place of older ones of the same dataset and backend."""
+    with open_bundle(path) as bundle:
+        manifest = bundle.manifest
+    flat: dict[str, float | None] = {
+        name: getattr(figures, name)
+        for name in ("image_auroc", "image_ap", "image_f1_max", "pixel_auroc", "pixel_ap", "aupro")
+    }
+    flat["latency_p50_ms"] = figures.latency_ms.p50 if figures.latency_ms else None
+    if (confusion := figures.confusion) is not None:
+        flat["image_threshold"] = confusion.image_threshold.value
+        for name, seen in (("false_reject", confusion.false_reject), ("miss", confusion.miss)):
+            flat |= {f"{name}_rate": seen.value, f"{name}_upper_bound": seen.upper, f"{name}_n": float(seen.n)}
+    new = Accuracy(
+        when=figures.when,
+        command=figures.command,
+        dataset=figures.dataset.fingerprint,
+        backend=figures.backend if figures.path == "graph" else f"{figures.backend} ({figures.path})",
+        images=figures.images,
+        anomalous=figures.anomalous,
+        figures=flat,
+    )
+    kept = [old for old in manifest.evidence.accuracy if (old.dataset, old.backend) != (new.dataset, new.backend)]
+    evidence = msgspec.structs.replace(manifest.evidence, accuracy=(*kept, new))
+    rewrite_manifest(path, msgspec.structs.replace(manifest, evidence=evidence))
+
+
+def _measure(inspector: Inspector, samples: Sequence[Sample], progress: Progress) -> Measured:
+    spec = inspector.manifest.input
+    is_calibrated = inspector.manifest.thresholds is not None
+    # Masks are read first: a broken one stops the evaluation before the long part.
+    masks, masks_lost = [], 0
+    for sample in samples:
+        mask = sample.read_mask() if sample.is_anomalous else None
+        small = None if mask is None else prepare_mask(mask, spec)
+        masks.append(small)
+        masks_lost += mask is not None and small is not None and bool(mask.any()) and not bool(small.any())
+    scores = np.zeros(len(samples))
+    maps = np.zeros((len(samples), *spec.size), np.float32)
+    usable = np.zeros(len(samples), np.bool_)
+    outcomes = []
+    for index, (_, result) in enumerate(score_samples(inspector, samples, "Scoring", progress)):
+        fault = fault_of(result, is_calibrated=is_calibrated)
+        outcomes.append(Outcome(result.decision, fault, tuple(result.boxes), result.timings_ms.get("total", 0.0)))
+        if fault is None and result.score is not None and result.anomaly_map is not None:
+            scores[index], maps[index], usable[index] = result.score, result.anomaly_map, True
+    stacked = stack_masks(masks, spec.size)
+    good = np.array([not sample.is_anomalous for sample in samples], np.bool_)
+    has_truth = usable & (good | stacked.any(axis=(1, 2)))
+    return Measured(tuple(samples), tuple(outcomes), scores, maps, stacked, usable, has_truth, masks_lost)
+
+
+def _overall(measured: Measured, seed: int, resamples: int) -> tuple[dict[str, Any], dict[str, Interval], float | None]:
+    """Return the figures over all pictures by name, their intervals, and the threshold of the largest F1."""
+    scores, labels = measured.scores[measured.usable], measured.labels[measured.usable]
+    values: dict[str, Any] = dict.fromkeys(
+        ("image_auroc", "image_ap", "image_f1_max", "pixel_auroc", "pixel_ap", "aupro")
+    )
+    intervals: dict[str, Interval] = {}
+    best = f1_max(scores, labels) if scores.size else None
+    if best is not None:
+        values |= {"image_auroc": auroc(scores, labels), "image_ap": average_precision(scores, labels)}
+        values["image_f1_max"] = best.value
+        intervals |= image_intervals(scores, labels, seed=seed, resamples=resamples)
+    ranking = rank_pixels(measured.maps, measured.masks, measured.has_truth)
+    if ranking is not None:
+        values |= {"pixel_auroc": pixel_auroc(ranking), "pixel_ap": pixel_average_precision(ranking)}
+        values["aupro"] = aupro(ranking)
+        intervals |= pixel_intervals(
+            measured.maps, measured.masks, measured.has_truth, ranking, seed=seed, resamples=resamples
+        )
+    return values, intervals, best.threshold if best else None
+
+
+def _by_defect(measured: Measured, *, is_calibrated: bool) -> tuple[DefectFigures, ...]:
+    types = np.array([sample.defect for sample in measured.samples])
+    good = ~measured.labels
+    rows = []
+    for defect in sorted(set(types[~good])):
+        of_type = types == defect
+        pair = (of_type | good) & measured.usable
+        ranking = rank_pixels(measured.maps, measured.masks, (of_type | good) & measured.has_truth)
+        n = int(of_type.sum())
+        rows.append(
+            DefectFigures(
+                defect=str(defect),
+                images=n,
+                without_mask=int((of_type & measured.usable & ~measured.has_truth).sum()),
+                faults=int((of_type & ~measured.usable).sum()),
+                image_auroc=auroc(measured.scores[pair], measured.labels[pair]) if pair.any() else None,
+                detection=rate(n - _decisions(measured, of_type).accept, n) if is_calibrated else None,
+                pixel_auroc=pixel_auroc(ranking) if ranking else None,
+            )
+        )
+    return tuple(rows)
+
+
+def _confusion(measured: Measured, manifest: Manifest) -> Confusion | None:
+    if manifest.thresholds is None:
+        return None
+    good, anomalous = _decisions(measured, ~measured.labels), _decisions(measured, measured.labels)
+    return Confusion(
+        image_threshold=manifest.thresholds.image,
+        pixel_threshold=manifest.thresholds.pixel,
+        good=good,
+        anomalous=anomalous,
+        false_reject=rate(good.n - good.accept, good.n),
+        miss=rate(anomalous.accept, anomalous.n),
+    )
+
+
+def _decisions(measured: Measured, rows: BoolArray) -> Decisions:
+    said = [measured.outcomes[index].decision for index in np.flatnonzero(rows)]
+    accept, reject = said.count("accept"), said.count("reject")
+    return Decisions(n=len(said), accept=accept, reject=reject, fault=len(said) - accept - reject)
+
+
+def _latency(measured: Measured) -> Latency | None:
+    times = [outcome.total_ms for outcome in measured.outcomes if outcome.fault is None]
+    if not times:
+        return None
+    p50, p90, p99 = (float(value) for value in np.percentile(times, [50, 90, 99]))
+    return Latency(p50=p50, p90=p90, p99=p99)
+
+
+def _notes(
+    measured: Measured, manifest: Manifest, backend: str, hashes: ImageHashes, contents: Sequence[str]
+) -> tuple[str, ...]:
+    """Return what limits the figures; an empty tuple when nothing does."""
+    notes = []
+    if faults := int((~measured.usable).sum()):
+        notes.append(
+            f"{faults} of {len(measured.samples)} pictures could not be scored. They count as not accepted, and are "
+            "left out of AUROC, AP, F1 and the pixel figures."
+        )
+    if known := len(set(contents) & {*hashes.training, *hashes.held_out}):
+        notes.append(
+            f"{known} test pictures were also used to train or calibrate this bundle: these figures are optimistic."
+        )
+    if repeated := len(contents) - len(set(contents)):
+        notes.append(f"{repeated} test pictures are copies of others: the intervals are narrower than they should be.")
+    if not measured.labels.any() or measured.labels.all():
+        notes.append("Only one kind of picture was there, good or defective: AUROC, AP and F1 are undefined.")
+    if without := int((measured.usable & ~measured.has_truth).sum()):
+        lost = f", {measured.masks_lost} of them too small at the model's resolution" if measured.masks_lost else ""
+        notes.append(f"{without} defective pictures have no usable mask{lost}; they are left out of the pixel figures.")
+    return (*notes, *_threshold_notes(manifest, backend))
+
+
+def _threshold_notes(manifest: Manifest, backend: str) -> tuple[str, ...]:
+    if manifest.thresholds is None:
+        return ("The bundle has no thresholds, so nothing was decided. Set them with flawscope calibrate.",)
+    threshold = manifest.thresholds.image
+    notes = []
+    if threshold.method == "f1":
+        notes.append("The threshold was chosen on labelled pictures: on the same pictures its rates are optimistic.")
+    if threshold.backend not in (None, backend):
+        notes.append(
+            f"The threshold was set with the backend {threshold.backend}, and these scores come from {backend}."
+        )
+    if (
+        threshold.upper_bound is not None
+        and threshold.false_reject_rate is not None
+        and threshold.upper_bound > threshold.false_reject_rate
+    ):
+        notes.append(
+            f"The threshold was set on {threshold.images} good pictures, too few for the rate that was asked for "
+            f"({threshold.false_reject_rate:.2%}); they support {threshold.upper_bound:.2%}."
+        )
+    return tuple(notes)
+
+
+def _versions() -> dict[str, str]:
+    versions = {"flawscope": __version__, "python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions

@@ -1,0 +1,65 @@
+"""The parity gate: torch, `score.onnx` and the native path must agree on real pictures before a bundle is written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from scipy.stats import spearmanr
+
+from flawscope.bundle import Parity
+from flawscope.errors import GateError
+
+Float32Array = npt.NDArray[np.float32]
+
+SCORE_LIMIT = 1e-3
+"""Largest relative difference of a score that float32 explains; measured ones are near 1e-6."""
+MAP_LIMIT = 1e-3
+"""The same for a map, relative to the largest map value."""
+SPEARMAN_LIMIT = 0.999
+
+
+def measure_parity(
+    reference: str,
+    candidate: str,
+    expected: tuple[Float32Array, Float32Array],
+    measured: tuple[Float32Array, Float32Array],
+) -> Parity:
+    """Compare maps [N, H, W] and scores [N] of two implementations."""
+    maps, scores = expected
+    other_maps, other_scores = measured
+    spread = float(np.abs(scores).max()) or 1.0
+    # A reference score of (almost) zero has no meaningful relative error of its own.
+    relative = np.abs(other_scores - scores) / np.maximum(np.abs(scores), 1e-6 * spread)
+    return Parity(
+        reference=reference,
+        candidate=candidate,
+        images=len(scores),
+        score_max_relative=float(relative.max()),
+        map_max_relative=float(np.abs(other_maps - maps).max() / (float(np.abs(maps).max()) or 1.0)),
+        score_spearman=_spearman(scores, other_scores),
+    )
+
+
+def _spearman(first: Float32Array, second: Float32Array) -> float | None:
+    if len(np.unique(first)) < 3 or len(np.unique(second)) < 2:
+        return None
+    return float(spearmanr(first, second).statistic)
+
+
+def check_parity(rows: Sequence[Parity]) -> None:
+    """Raise GateError if a row is outside the limits, or not a number."""
+    for row in rows:
+        rank = row.score_spearman
+        if not (
+            row.score_max_relative <= SCORE_LIMIT
+            and row.map_max_relative <= MAP_LIMIT
+            and (rank is None or rank >= SPEARMAN_LIMIT)
+        ):
+            raise GateError(
+                f"parity: {row.candidate} against {row.reference} on {row.images} pictures: expected relative errors "
+                f"up to {SCORE_LIMIT:g} (scores), {MAP_LIMIT:g} (maps) and a rank correlation from {SPEARMAN_LIMIT}, "
+                f"got {row.score_max_relative:.2g}, {row.map_max_relative:.2g} and "
+                f"{'none' if rank is None else f'{rank:.4f}'}. No bundle was written."
+            )

@@ -1,0 +1,89 @@
+"""ONNX Runtime on the CPU and, with I/O binding, on CUDA."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from flawscope.errors import BackendError, DeviceError, MissingExtra
+
+_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+
+@functools.cache
+def import_onnxruntime() -> Any:
+    """Return the module `onnxruntime`, quiet but for errors.
+
+    Raises:
+        MissingExtra: If it is not installed.
+    """
+    try:
+        onnxruntime: Any = importlib.import_module("onnxruntime")
+    except ImportError as err:
+        raise MissingExtra("running a bundle", "onnxruntime", "cpu") from err
+    onnxruntime.set_default_logger_severity(4)  # errors come back as exceptions; their log lines would be doubles
+    return onnxruntime
+
+
+def cuda_problem() -> str | None:
+    """Return why ONNX Runtime has no CUDA here, as a sentence, or None if it has."""
+    available = import_onnxruntime().get_available_providers()
+    if _PROVIDERS["cuda"] in available:
+        return None
+    names = ", ".join(name.removesuffix("ExecutionProvider") for name in available)
+    return f'this ONNX Runtime offers {names}; CUDA comes with pip install "flawscope[cuda]" in place of [cpu].'
+
+
+class OrtSession:
+    """One ONNX graph in ONNX Runtime; see `Session` for the contract."""
+
+    def __init__(self, graph: Path, backend: str) -> None:
+        onnxruntime = import_onnxruntime()
+        options = onnxruntime.SessionOptions()
+        options.use_deterministic_compute = True
+        options.log_severity_level = 4
+        provider = _PROVIDERS[backend]
+        try:
+            self._session: Any = onnxruntime.InferenceSession(str(graph), options, providers=[provider])
+        except Exception as err:
+            # ONNX Runtime's exceptions share no base class of their own.
+            raise BackendError(f"backend {backend}: could not load {graph.name}: {_first_line(err)}") from err
+        taken = self._session.get_providers()
+        if taken[0] != provider:
+            # ONNX Runtime itself falls back to the CPU and only logs it: to us that is an error.
+            raise BackendError(
+                f"backend {backend}: expected {provider} for {graph.name}, ONNX Runtime took {taken[0]}. "
+                "Are the CUDA and cuDNN libraries of its version installed? See flawscope doctor."
+            )
+        self._backend = backend
+        self._input = self._session.get_inputs()[0].name
+        self._outputs = [output.name for output in self._session.get_outputs()]
+
+    def infer(self, images: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[Any]]:
+        """Run the graph on a batch."""
+        try:
+            if self._backend == "cpu":
+                values = self._session.run(self._outputs, {self._input: images})
+            else:
+                binding = self._session.io_binding()
+                binding.bind_cpu_input(self._input, images)
+                for name in self._outputs:
+                    binding.bind_output(name, "cpu")
+                self._session.run_with_iobinding(binding)
+                values = binding.copy_outputs_to_cpu()
+        except Exception as err:
+            raise DeviceError(f"backend {self._backend}: the device failed: {_first_line(err)}") from err
+        return dict(zip(self._outputs, values, strict=True))
+
+    def close(self) -> None:
+        """Release the session; closing twice is harmless."""
+        self._session = None
+
+
+def _first_line(err: Exception) -> str:
+    return (str(err).strip() or type(err).__name__).splitlines()[0]

@@ -1,0 +1,104 @@
+"""`flawscope score`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import click
+import cv2
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from flawscope.bundle import Manifest
+from flawscope.errors import ArgumentError
+from flawscope.files import storage_errors, write_bytes
+from flawscope.images import EXTENSIONS, read_image
+from flawscope.runtime.backends import BACKENDS
+from flawscope.runtime.inspector import PATHS, Inspector
+from flawscope.runtime.overlay import draw_overlay
+from flawscope.runtime.results import Result
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="IMAGE...")
+@click.option("--backend", type=click.Choice(BACKENDS), default="auto", show_default=True)
+@click.option("--path", "path", type=click.Choice(PATHS), default="graph", show_default=True, help="How maps are made.")
+@click.option("--batch", type=int, default=1, show_default=True, help="Pictures per inference.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON line per picture.")
+@click.option("--maps", type=click.Path(path_type=Path), help="Folder for heat maps over the pictures (PNG).")
+def score(
+    bundle: Path, images: tuple[Path, ...], backend: str, path: str, batch: int, as_json: bool, maps: Path | None
+) -> int:
+    """Decide on pictures, or on all pictures of folders.
+
+    A picture that cannot be read is a fault, never an accept; the others are still scored, and the exit status is 1.
+    """
+    paths = _expand(images)
+    counts: Counter[str] = Counter()
+    names: set[str] = set()
+    with Inspector.load(bundle, backend, path) as inspector:
+        inspector.check_batch(batch)
+        if maps is not None:  # not before everything that was asked for is known to be there
+            with storage_errors(maps):
+                maps.mkdir(parents=True, exist_ok=True)
+        if not as_json:
+            click.echo(f"backend {inspector.backend} ({inspector.backend_reason})", err=True)
+        for source, result in zip(paths, inspector.stream(paths, batch), strict=True):
+            counts[result.decision] += 1
+            click.echo(msgspec.json.encode(result.to_json()).decode() if as_json else _line(result))
+            if maps is not None and result.anomaly_map is not None:
+                _write_map(_free_name(maps, source, names), source, result, result.anomaly_map, inspector.manifest)
+    if not as_json:
+        total = ", ".join(f"{counts[decision]} {decision}" for decision in ("accept", "reject", "fault"))
+        click.echo(f"{len(paths)} pictures: {total}", err=True)
+    return 1 if counts["fault"] else 0
+
+
+def _expand(images: tuple[Path, ...]) -> list[Path]:
+    """Return the pictures named, folders replaced by the pictures in them, sorted."""
+    paths: list[Path] = []
+    for image in images:
+        if not image.is_dir():
+            paths.append(image)
+            continue
+        found = sorted(entry for entry in image.iterdir() if entry.suffix.lower() in EXTENSIONS and entry.is_file())
+        if not found:
+            raise ArgumentError(f"{image}: expected pictures in this folder, got none. Name pictures or their folder.")
+        paths.extend(found)
+    return paths
+
+
+def _line(result: Result) -> str:
+    if result.decision == "fault":
+        return f"fault   {result.image}  {result.reason}"
+    boxes = f"  {len(result.boxes)} region{'s' if len(result.boxes) != 1 else ''}" if result.boxes else ""
+    against = f"score {_number(result.score)} threshold {_number(result.threshold)}"
+    return f"{result.decision:<7} {result.image}  {against}{boxes}"
+
+
+def _number(value: float | None) -> str:
+    return "none" if value is None else f"{value:.4f}"
+
+
+def _free_name(folder: Path, source: Path, names: set[str]) -> Path:
+    """Return a PNG path after the picture's name, numbered where pictures of several folders share one."""
+    name, count = source.stem, 1
+    while name in names:
+        count += 1
+        name = f"{source.stem}_{count}"
+    names.add(name)
+    return folder / f"{name}.png"
+
+
+def _write_map(
+    path: Path, source: Path, result: Result, anomaly_map: npt.NDArray[np.float32], manifest: Manifest
+) -> None:
+    thresholds = manifest.thresholds
+    # Without thresholds the scale is anchored at what good pictures reach.
+    reference = thresholds.pixel.value if thresholds else max(golden.map_max for golden in manifest.golden)
+    picture = draw_overlay(read_image(source), anomaly_map, manifest.input, reference, result.boxes)
+    _, data = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+    write_bytes(path, data.tobytes())

@@ -1,0 +1,59 @@
+"""From score and map to a decision and boxes."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from flawscope.bundle import Thresholds
+from flawscope.images import Preprocessing
+from flawscope.runtime.results import Box, Decision
+
+
+def decide(
+    score: float, anomaly_map: npt.NDArray[np.float32], thresholds: Thresholds | None
+) -> tuple[Decision, str | None]:
+    """Return the decision and, for a fault, its reason. Only a finite score within the threshold is an accept."""
+    if not np.isfinite(score) or not np.isfinite(anomaly_map).all():
+        return "fault", "the graph gave NaN or infinity"
+    if thresholds is None:
+        return "fault", "the bundle has no thresholds: run flawscope calibrate"
+    return ("reject" if score > thresholds.image.value else "accept"), None
+
+
+def find_boxes(
+    anomaly_map: npt.NDArray[np.float32],
+    threshold: float,
+    min_area_px: int,
+    spec: Preprocessing,
+    source_size: tuple[int, int],
+) -> tuple[Box, ...]:
+    """Return the 8-connected regions above a threshold as boxes in source pixels, highest peak first.
+
+    Args:
+        anomaly_map: float32 [H, W] at `spec.size`.
+        threshold: Pixels strictly above it count.
+        min_area_px: Smaller regions are left out; pixels of the map.
+        spec: The preprocessing that led to the map.
+        source_size: Height and width of the source picture.
+    """
+    above = anomaly_map > threshold
+    if not above.any():
+        return ()
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(above.astype(np.uint8), connectivity=8)
+    scale_y, scale_x = source_size[0] / spec.resize[0], source_size[1] / spec.resize[1]
+    top, left = spec.offset
+    boxes = []
+    for label in range(1, count):
+        x, y, width, height, area = (int(value) for value in stats[label])
+        if area < min_area_px:
+            continue
+        region = (slice(y, y + height), slice(x, x + width))
+        peak = float(anomaly_map[region][labels[region] == label].max())
+        # Outward to whole pixels: a box must not cut off what it marks.
+        x0, y0 = int(np.floor((x + left) * scale_x)), int(np.floor((y + top) * scale_y))
+        x1, y1 = int(np.ceil((x + left + width) * scale_x)), int(np.ceil((y + top + height) * scale_y))
+        x1, y1 = min(x1, source_size[1]), min(y1, source_size[0])
+        boxes.append(Box(x0, y0, x1 - x0, y1 - y0, area, peak))
+    return tuple(sorted(boxes, key=lambda box: -box.peak))

@@ -1,0 +1,96 @@
+"""`flawscope doctor`: what is here, what is not, and the command that installs it."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+import flawscope
+from flawscope import cpp_ext
+from flawscope.errors import FlawscopeError
+from flawscope.runtime.backends import BACKENDS, choose_backend
+
+_PACKAGES = ("numpy", "opencv-python-headless", "onnxruntime", "onnxruntime-gpu", "onnx", "torch", "timm")
+_EXTRAS = {
+    "cpu": ("onnxruntime",),
+    "calibrate": ("sklearn", "scipy", "matplotlib", "jinja2"),
+    "train": ("torch", "timm", "huggingface_hub", "yaml"),
+    "export": ("onnx", "onnxscript"),
+}
+
+
+def package_versions() -> dict[str, str]:
+    """Return the versions of Python and of the installed packages that matter here."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def cpu_name() -> str:
+    """Return the processor's name as the system tells it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def diagnose() -> dict[str, Any]:
+    """Return everything `doctor` shows, as plain values."""
+    backends = {}
+    for name in BACKENDS:
+        try:
+            choice = choose_backend(name)
+            backends[name] = {"available": True, "takes": choice.name, "reason": choice.reason}
+        except FlawscopeError as err:
+            backends[name] = {"available": False, "takes": None, "reason": str(err)}
+    extras = {}
+    for extra, modules in _EXTRAS.items():
+        missing = [module for module in modules if find_spec(module) is None]
+        install = f'pip install "flawscope[{extra}]"' if missing else None
+        extras[extra] = {"installed": not missing, "missing": missing, "install": install}
+    return {
+        "flawscope": flawscope.__version__,
+        "cpu": cpu_name(),
+        "cores": os.cpu_count(),
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "versions": package_versions(),
+        "backends": backends,
+        "kernels": dict.fromkeys(("nearest", "mahalanobis", "kcenter_greedy"), cpp_ext.IMPLEMENTATION),
+        "extras": extras,
+    }
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def doctor(as_json: bool) -> int:
+    """Show devices, backends, versions and kernels. Exit status 1 when nothing here can run a bundle."""
+    found = diagnose()
+    usable = found["backends"]["auto"]["available"]
+    if as_json:
+        click.echo(msgspec.json.format(msgspec.json.encode(found), indent=1).decode())
+        return 0 if usable else 1
+    click.echo(f"flawscope {found['flawscope']} on {found['system']}, {found['cpu']}, {found['cores']} cores")
+    click.echo("versions  " + ", ".join(f"{name} {number}" for name, number in found["versions"].items()))
+    for name, backend in found["backends"].items():
+        state = f"takes {backend['takes']}" if backend["available"] else "not here"
+        click.echo(f"backend   {name:<10} {state}: {backend['reason']}")
+    for name, implementation in found["kernels"].items():
+        click.echo(f"kernel    {name:<15} {implementation}")
+    for name, extra in found["extras"].items():
+        missing = f"missing {', '.join(extra['missing'])}: {extra['install']}"
+        click.echo(f"extra     {name:<10} {'installed' if extra['installed'] else missing}")
+    return 0 if usable else 1

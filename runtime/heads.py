@@ -1,0 +1,91 @@
+"""The native path: patches from the feature graph, distances from `cpp_ext`, the same head as the graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from flawscope.bundle import Head, PadimHead, PatchcoreHead
+from flawscope.cpp_ext import mahalanobis, nearest
+from flawscope.errors import BundleError
+from flawscope.maphead import map_matrices
+
+Float32Array = npt.NDArray[np.float32]
+NativeHead = Callable[[Float32Array], tuple[Float32Array, Float32Array]]
+"""patches float32 [N, P, D] → anomaly maps float32 [N, H, W], scores float32 [N]."""
+
+
+def build_head(head: Head, tensors: Mapping[str, npt.NDArray[Any]], size: tuple[int, int]) -> NativeHead:
+    """Return the head of a bundle as a function on patches.
+
+    Args:
+        head: Method and parameters.
+        tensors: The bank.
+        size: Height and width of the anomaly map in pixels.
+
+    Raises:
+        BundleError: If the bank lacks a tensor.
+    """
+    needed = ("mean", "whitening") if isinstance(head, PadimHead) else ("bank",)
+    if isinstance(head, PatchcoreHead) and head.reweight == "paper" and head.neighbors > 1:
+        needed = ("bank", "neighbours")
+    for name in needed:
+        if name not in tensors:
+            raise BundleError(f"bank: expected the tensor {name}, got {sorted(tensors)}. Export the bundle again.")
+    rows, columns = map_matrices(head.grid, size, head.sigma)
+
+    def smooth(distances: Float32Array) -> Float32Array:
+        grid = distances.reshape(-1, *head.grid)
+        return np.asarray(rows @ grid @ columns, np.float32)
+
+    if isinstance(head, PadimHead):
+
+        def padim(patches: Float32Array) -> tuple[Float32Array, Float32Array]:
+            maps = smooth(np.sqrt(mahalanobis(patches, tensors["mean"], tensors["whitening"])))
+            return maps, maps.max(axis=(1, 2))
+
+        return padim
+
+    def patchcore(patches: Float32Array) -> tuple[Float32Array, Float32Array]:
+        count, positions, channels = patches.shape
+        squared, indices = nearest(patches.reshape(-1, channels), tensors["bank"], 1)
+        distances = np.sqrt(squared).reshape(count, positions)
+        scores = np.array(
+            [
+                _image_score(head, patches[i], distances[i], indices.reshape(count, positions)[i], tensors)
+                for i in range(count)
+            ],
+            np.float32,
+        )
+        return smooth(distances), scores
+
+    return patchcore
+
+
+def _image_score(
+    head: PatchcoreHead,
+    patches: Float32Array,
+    distances: Float32Array,
+    matched: npt.NDArray[np.int64],
+    tensors: Mapping[str, npt.NDArray[Any]],
+) -> float:
+    """Return the score of one image: equation 7 of arXiv:2106.08265, or the seed's variant of it."""
+    place = int(distances.argmax())
+    top = float(distances[place])
+    bank = tensors["bank"]
+    if head.reweight == "none" or min(head.neighbors, len(bank)) == 1:  # one neighbour is nothing to weigh against
+        return top
+    if head.reweight == "paper":
+        members = bank[tensors["neighbours"][matched[place]]]
+        around = np.sqrt(((members - patches[place]) ** 2).sum(axis=1))
+    else:
+        squared, _ = nearest(patches[place : place + 1], bank, min(head.neighbors, len(bank)))
+        around = np.sqrt(squared[0])
+    shares = np.exp(around - around.max())
+    shares /= shares.sum()
+    # The paper's numerator is the matched row, first of its own neighbours; the seed takes the largest distance.
+    own = shares[0] if head.reweight == "paper" else shares.max()
+    return float(top * (1.0 - own))

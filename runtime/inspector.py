@@ -1,0 +1,230 @@
+"""Load a bundle, score pictures, decide. The file to read first."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from types import TracebackType
+from typing import Any, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from flawscope.bundle import Bundle, Manifest, open_bundle
+from flawscope.errors import ArgumentError, BundleError, DeviceError, FlawscopeError
+from flawscope.images import UInt8Array, check_image, prepare, read_image
+from flawscope.runtime.backends import choose_backend, open_session
+from flawscope.runtime.decision import decide, find_boxes
+from flawscope.runtime.heads import build_head
+from flawscope.runtime.results import Box, Result
+
+Source = Path | str | npt.NDArray[np.uint8]
+"""A picture: a file, or uint8 [H, W, 3] RGB."""
+
+PATHS = ("graph", "kernel")
+"""How a map is made: by `score.onnx` alone, or by `features.onnx` and the kernels of `cpp_ext`."""
+
+GOLDEN_TOLERANCE = 1e-3
+"""Largest relative difference of a golden image's score and map maximum at load: far above float32 noise between
+processors, far below what a wrong resize or colour order does."""
+
+
+class Inspector:
+    """A bundle made ready on one backend. Close it, or use it in `with`.
+
+    Attributes:
+        bundle: The opened bundle.
+        backend: Name of the backend in use.
+        backend_reason: Why it was taken.
+        path: `graph` or `kernel`.
+    """
+
+    def __init__(self, bundle: Bundle, backend: str = "auto", path: str = "graph") -> None:
+        if path not in PATHS:
+            raise ArgumentError(f"path: expected one of {', '.join(PATHS)}, got {path!r}.")
+        choice = choose_backend(backend)
+        self.bundle = bundle
+        self.backend = choice.name
+        self.backend_reason = choice.reason
+        self.path = path
+        self._thresholds = self.manifest.thresholds
+        tensors = bundle.tensors()  # also for the graph, which reads the same file: refuses NaN and an empty bank
+        self._head = build_head(self.manifest.head, tensors, self.manifest.input.size) if path == "kernel" else None
+        self._session = open_session(bundle.graph("features" if self._head else "score"), self.backend)
+        self._check_golden()
+
+    @classmethod
+    def load(cls, bundle: Bundle | Path | str, backend: str = "auto", path: str = "graph") -> Inspector:
+        """Open and verify a bundle and make it ready; its golden images must give their stored scores.
+
+        Args:
+            bundle: A bundle, or the path of one.
+            backend: `auto`, `cpu` or `cuda`. What is asked for by name and not there is an error.
+            path: `graph` runs `score.onnx`; `kernel` runs `features.onnx` and the native kernels.
+
+        Raises:
+            ArgumentError: If backend or path is no known name.
+            BundleError: If the bundle is broken or does not reproduce its golden scores.
+            BackendError: If the backend is not there or cannot take the graph.
+        """
+        opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
+        try:
+            return cls(opened, backend, path)
+        except BaseException:
+            opened.close()
+            raise
+
+    @property
+    def manifest(self) -> Manifest:
+        """The bundle's manifest."""
+        return self.bundle.manifest
+
+    @overload
+    def __call__(self, image: Source) -> Result: ...
+
+    @overload
+    def __call__(self, image: list[Any] | tuple[Source, ...]) -> list[Result]: ...
+
+    def __call__(self, image: Source | list[Any] | tuple[Source, ...]) -> Result | list[Result]:
+        """Inspect one picture, or several (a list, a tuple, or uint8 [N, H, W, 3]) in batches."""
+        if isinstance(image, Path | str) or (isinstance(image, np.ndarray) and image.ndim != 4):
+            return next(self.stream([image]))
+        return list(self.stream(image, batch=self.manifest.max_batch))
+
+    def stream(self, sources: Iterable[Source], batch: int = 1) -> Iterator[Result]:
+        """Inspect pictures one batch after the other, results in order.
+
+        A picture that cannot be read, and a batch the device fails on, become `fault` results; the rest goes on.
+
+        Args:
+            sources: Files or arrays.
+            batch: Pictures per inference, 1 to the bundle's `max_batch`.
+
+        Raises:
+            ArgumentError: If `batch` is out of range.
+        """
+        self.check_batch(batch)
+        remaining = iter(sources)
+        position = 0
+        while group := list(islice(remaining, batch)):
+            yield from self._inspect(group, position)
+            position += len(group)
+
+    def check_batch(self, batch: int) -> None:
+        """Raise ArgumentError unless the bundle's graphs take `batch` pictures at once."""
+        if not 1 <= batch <= self.manifest.max_batch:
+            raise ArgumentError(f"batch: expected 1 to {self.manifest.max_batch}, got {batch}.")
+
+    def infer(self, prepared: UInt8Array) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """Return anomaly maps float32 [N, H, W] and scores float32 [N] for prepared pictures uint8 [N, H, W, 3].
+
+        Raises:
+            DeviceError: If the device fails.
+        """
+        outputs = self._session.infer(prepared)
+        if self._head is not None:
+            return self._head(outputs["patches"])
+        return outputs["anomaly_map"], outputs["score"]
+
+    def _inspect(self, group: Sequence[Source], position: int) -> Iterator[Result]:
+        loaded = [_load(source, position + i, self.manifest) for i, source in enumerate(group)]
+        ready = [item for item in loaded if isinstance(item, _Loaded)]
+        maps = scores = None
+        failure = ""
+        started = time.perf_counter()
+        if ready:
+            try:
+                maps, scores = self.infer(np.stack([item.prepared for item in ready]))
+            except DeviceError as err:
+                failure = str(err)
+        share_ms = 1e3 * (time.perf_counter() - started) / max(len(ready), 1)
+        index = 0
+        for item in loaded:
+            if not isinstance(item, _Loaded):
+                yield item
+                continue
+            if maps is None or scores is None:
+                yield Result(item.name, "fault", reason=failure)
+                continue
+            yield self._result(item, maps[index], float(scores[index]), share_ms)
+            index += 1
+
+    def _result(self, item: _Loaded, anomaly_map: npt.NDArray[np.float32], score: float, infer_ms: float) -> Result:
+        started = time.perf_counter()
+        decision, reason = decide(score, anomaly_map, self._thresholds)
+        boxes: tuple[Box, ...] = ()
+        if self._thresholds is not None and decision != "fault":
+            boxes = find_boxes(
+                anomaly_map,
+                self._thresholds.pixel.value,
+                self.manifest.min_area_px,
+                self.manifest.input,
+                item.source_size,
+            )
+        timings = {**item.timings_ms, "infer": infer_ms, "decide": 1e3 * (time.perf_counter() - started)}
+        return Result(
+            image=item.name,
+            decision=decision,
+            score=score if np.isfinite(score) else None,
+            threshold=None if self._thresholds is None else self._thresholds.image.value,
+            reason=reason,
+            anomaly_map=anomaly_map,
+            boxes=boxes,
+            timings_ms={**timings, "total": sum(timings.values())},
+        )
+
+    def _check_golden(self) -> None:
+        for golden in self.manifest.golden:
+            image = prepare(read_image(self.bundle.file(golden.file)), self.manifest.input)
+            maps, scores = self.infer(image[None])
+            for what, got, stored in (("score", scores[0], golden.score), ("map", maps[0].max(), golden.map_max)):
+                if not abs(float(got) - stored) <= GOLDEN_TOLERANCE * max(abs(stored), 1e-6):
+                    raise BundleError(
+                        f"{self.bundle.path}: golden image {golden.file}: expected {what} {stored:.6g} as at export, "
+                        f"got {float(got):.6g} on {self.backend}. This installation computes something else: "
+                        "see flawscope doctor."
+                    )
+
+    def close(self) -> None:
+        """Release the session and the bundle."""
+        self._session.close()
+        self.bundle.close()
+
+    def __enter__(self) -> Inspector:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class _Loaded:
+    """A picture on its way: its name, prepared pixels, source size and timings."""
+
+    def __init__(
+        self, name: str, prepared: UInt8Array, source_size: tuple[int, int], timings: dict[str, float]
+    ) -> None:
+        self.name = name
+        self.prepared = prepared
+        self.source_size = source_size
+        self.timings_ms = timings
+
+
+def _load(source: Source, position: int, manifest: Manifest) -> _Loaded | Result:
+    name = f"image {position}" if isinstance(source, np.ndarray) else str(source)
+    started = time.perf_counter()
+    try:
+        image = check_image(source, name) if isinstance(source, np.ndarray) else read_image(Path(source))
+        read = time.perf_counter()
+        prepared = prepare(image, manifest.input)
+    except FlawscopeError as err:
+        return Result(name, "fault", reason=str(err))
+    except Exception as err:
+        # Whatever goes wrong with one picture must neither stop the line nor pass as good.
+        return Result(name, "fault", reason=f"{name}: unexpected {type(err).__name__}: {err}")
+    done = time.perf_counter()
+    timings = {"read": 1e3 * (read - started), "prepare": 1e3 * (done - read)}
+    return _Loaded(name, prepared, (image.shape[0], image.shape[1]), timings)

@@ -1,0 +1,74 @@
+"""What the runtime gives back for one picture."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+Decision = Literal["accept", "reject", "fault"]
+
+
+@dataclass(frozen=True)
+class Box:
+    """A connected region of the anomaly map above the pixel threshold.
+
+    Attributes:
+        x: Left edge in pixels of the source picture.
+        y: Top edge in pixels of the source picture.
+        width: Width in pixels of the source picture.
+        height: Height in pixels of the source picture.
+        area_px: Area in pixels of the anomaly map.
+        peak: Largest map value inside.
+    """
+
+    x: int
+    y: int
+    width: int
+    height: int
+    area_px: int
+    peak: float
+
+
+@dataclass(frozen=True)
+class Result:
+    """The outcome for one picture.
+
+    Attributes:
+        image: Name of the picture.
+        decision: `accept`, `reject`, or `fault` when there is no trustworthy answer: never an accept.
+        score: Raw, unbounded score; None for a fault that gave none.
+        threshold: The image threshold in force; None in a bundle that is not calibrated.
+        reason: Why, for a fault.
+        anomaly_map: float32 [H, W] at the graph's input size, owned by the caller; None for a fault that gave none.
+        boxes: Regions above the pixel threshold, largest peak first.
+        timings_ms: Milliseconds per stage: read, prepare, infer (its share of the batch), decide, total.
+    """
+
+    image: str
+    decision: Decision
+    score: float | None = None
+    threshold: float | None = None
+    reason: str | None = None
+    anomaly_map: npt.NDArray[np.float32] | None = field(default=None, repr=False)
+    boxes: tuple[Box, ...] = ()
+    timings_ms: dict[str, float] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the line that `flawscope score --json` prints; the map is left out."""
+        line: dict[str, Any] = {
+            "image": self.image,
+            "score": self.score,
+            "threshold": self.threshold,
+            "decision": self.decision,
+            "boxes": [
+                {"x": b.x, "y": b.y, "width": b.width, "height": b.height, "area_px": b.area_px, "peak": b.peak}
+                for b in self.boxes
+            ],
+            "latency_ms": self.timings_ms.get("total"),
+        }
+        if self.reason is not None:
+            line["reason"] = self.reason
+        return line

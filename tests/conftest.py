@@ -1,0 +1,117 @@
+"""Things that take seconds to make, made once per session: a tiny dataset, two runs and their calibrated bundles.
+
+Tests that change a bundle or a run change a copy. Nothing heavy is imported before a fixture needs it.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from tiny_dataset import CATEGORY, good_pictures, write_tiny_dataset
+
+# Pictures of 64 pixels gain nothing from threads, and threads that wait for each other on a busy machine take most
+# of the time. It has to be said before NumPy's and torch's libraries are loaded.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "patchcore": {"resize": 64, "stages": [1, 2], "coreset": 90, "neighbors": 5, "sigma": 2.0, "held_out_minimum": 5},
+    "padim": {"resize": 64, "stages": [1, 2], "channels": 10, "sigma": 2.0, "held_out_minimum": 5},
+}
+MAX_BATCH = 4
+
+
+@pytest.fixture(scope="session")
+def tiny_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The root of the tiny dataset; its one category is called steel."""
+    return write_tiny_dataset(tmp_path_factory.mktemp("tiny") / "data")
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory: pytest.TempPathFactory, tiny_root: Path) -> dict[str, Path]:
+    """Method -> a run on the tiny dataset."""
+    from flawscope.config import build_config
+    from flawscope.datasets import open_dataset
+    from flawscope.training.train import train_detector
+
+    folder = tmp_path_factory.mktemp("runs")
+    dataset = open_dataset(tiny_root, CATEGORY)
+    for method, settings in SETTINGS.items():
+        train_detector(build_config(method, settings)[0], dataset, folder / method)
+    return {method: folder / method for method in SETTINGS}
+
+
+@pytest.fixture(scope="session")
+def uncalibrated_bundles(tmp_path_factory: pytest.TempPathFactory, runs: dict[str, Path]) -> dict[str, Path]:
+    """Method -> the exported bundle of its run, as export leaves it."""
+    from flawscope.export.exporting import export_run
+
+    folder = tmp_path_factory.mktemp("exported")
+    for method, run in runs.items():
+        export_run(run, folder / f"{method}.flaw", max_batch=MAX_BATCH)
+    return {method: folder / f"{method}.flaw" for method in runs}
+
+
+@pytest.fixture(scope="session")
+def bundles(
+    tmp_path_factory: pytest.TempPathFactory, uncalibrated_bundles: dict[str, Path], tiny_root: Path
+) -> dict[str, Path]:
+    """Method -> a bundle with thresholds just above the largest score and map value of the good test pictures."""
+    import shutil
+
+    from flawscope.bundle import Threshold, Thresholds, rewrite_manifest
+    from flawscope.runtime import Inspector
+
+    folder = tmp_path_factory.mktemp("bundles")
+    found = {}
+    for method, source in uncalibrated_bundles.items():
+        target = Path(shutil.copytree(source, folder / source.name))
+        with Inspector.load(target, "cpu") as inspector:
+            results = inspector(good_pictures(tiny_root))
+        score = max(result.score for result in results if result.score is not None)
+        peak = max(float(result.anomaly_map.max()) for result in results if result.anomaly_map is not None)
+        limits = Thresholds(Threshold(1.02 * score, "manual"), Threshold(1.02 * peak, "manual"))
+        rewrite_manifest(target, msgspec.structs.replace(inspector.manifest, thresholds=limits))
+        found[method] = target
+    return found
+
+
+@pytest.fixture
+def traced_features(monkeypatch: pytest.MonkeyPatch, uncalibrated_bundles: dict[str, Path]) -> None:
+    """Let exports of the two runs reuse the traced backbone: tracing takes seconds and is the same every time."""
+    import onnx
+
+    from flawscope.export import exporting
+
+    def reuse(features: Any, size: tuple[int, int], max_batch: int) -> Any:
+        method = "patchcore" if features.pool else "padim"
+        return onnx.load(uncalibrated_bundles[method] / "features.onnx")
+
+    monkeypatch.setattr(exporting, "export_features", reuse)
+
+
+@pytest.fixture(scope="session")
+def patchcore_run(runs: dict[str, Path]) -> Path:
+    """A PatchCore run."""
+    return runs["patchcore"]
+
+
+@pytest.fixture(scope="session")
+def padim_run(runs: dict[str, Path]) -> Path:
+    """A PaDiM run."""
+    return runs["padim"]
+
+
+@pytest.fixture(scope="session")
+def patchcore_bundle(bundles: dict[str, Path]) -> Path:
+    """A calibrated PatchCore bundle."""
+    return bundles["patchcore"]
+
+
+@pytest.fixture(scope="session")
+def padim_bundle(bundles: dict[str, Path]) -> Path:
+    """A calibrated PaDiM bundle."""
+    return bundles["padim"]

@@ -1,0 +1,82 @@
+"""Settings from files and presets, and their order of precedence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from flawscope.config import CONFIGS, PadimConfig, PatchcoreConfig, build_config
+from flawscope.errors import ArgumentError
+from flawscope.training.settings import preset_names, read_settings
+
+
+def test_the_presets_are_the_seeds() -> None:
+    assert preset_names() == ("padim-seed", "patchcore-seed")
+
+
+def test_the_padim_preset_fixes_every_value_of_the_seed() -> None:
+    config, unused = build_config("padim", read_settings("padim-seed"))
+    assert isinstance(config, PadimConfig)
+    assert unused == ()
+    assert (config.backbone, config.stages, config.channels) == ("resnet18", (1, 2, 3), 100)
+    assert (config.resize, config.crop, config.sigma) == ((256, 256), (224, 224), 4.0)
+    assert (config.regularization, config.seed, config.held_out) == (0.01, 3, 0.0)
+
+
+def test_the_patchcore_preset_fixes_every_value_of_the_seed() -> None:
+    config, unused = build_config("patchcore", read_settings("patchcore-seed"))
+    assert isinstance(config, PatchcoreConfig)
+    assert unused == ()
+    assert (config.backbone, config.stages, config.coreset) == ("resnet18", (2, 3), 0.1)
+    assert (config.neighbors, config.reweight, config.upsample) == (9, "seed", "nearest")
+    assert config.crop is None  # a crop to the resized size is none
+
+
+@pytest.mark.parametrize("name", ["padim-seed", "patchcore-seed"])
+def test_presets_fit_only_their_method(name: str) -> None:
+    other = next(method for method in CONFIGS if not name.startswith(method))
+    with pytest.raises(ArgumentError, match=r"is no setting of|method: expected"):
+        build_config(other, read_settings(name))
+
+
+def test_a_file_is_read_and_later_layers_win(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yml"
+    path.write_text("resize: [128, 96]\nseed: 5\n# a comment\nchannels: 30\n")
+    config, _ = build_config("padim", read_settings(str(path)), {"seed": 6})
+    assert isinstance(config, PadimConfig)
+    assert (config.resize, config.seed, config.channels) == ((128, 96), 6, 30)
+
+
+def test_an_empty_file_sets_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "empty.yml"
+    path.write_text("# nothing\n")
+    assert read_settings(str(path)) == {}
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        (b"resize: [1, 2\n", r"is no valid YAML"),
+        (b"- a\n- b\n", r"expected KEY: VALUE lines, got list"),
+        (b"just text\n", r"expected KEY: VALUE lines, got str"),
+        (b"1: 2\n", r"expected KEY: VALUE lines"),
+        (b"\xff\xfe\x00", r"could not be read|is no valid YAML"),
+        (b"a: !!python/object/apply:os.system ['true']\n", r"is no valid YAML"),
+    ],
+)
+def test_a_file_that_is_no_mapping_is_one_sentence(tmp_path: Path, content: bytes, match: str) -> None:
+    path = tmp_path / "bad.yml"
+    path.write_bytes(content)
+    with pytest.raises(ArgumentError, match=match):
+        read_settings(str(path))
+
+
+@pytest.mark.parametrize("name", ["no-such-preset", "folder", ""])
+def test_a_name_that_is_neither_file_nor_preset_lists_the_presets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    (tmp_path / "folder").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ArgumentError, match=r"expected a YAML file or one of padim-seed, patchcore-seed"):
+        read_settings(name)
