@@ -84,10 +84,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return err.exit_code
     except FlawscopeError as err:
         return _fail(str(err), err.exit_status)
-    except BrokenPipeError:
-        # The reader of our output went away (`flawscope score ... | head`): nothing to tell and nobody to tell it to.
-        sys.stderr.close()
-        return 1
+    except SystemExit as err:
+        # Click leaves like this where the reader of our output went away (`flawscope score ... | head`).
+        return err.code if isinstance(err.code, int) else 1
     return status if isinstance(status, int) else 0
 
 

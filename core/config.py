@@ -178,13 +178,13 @@ def build_config(method: str, *layers: Mapping[str, Any]) -> tuple[DetectorConfi
 def _as_word(kind: type[DetectorConfig], key: str, value: Any) -> Any:
     """Return the value of a setting that is one of a few words, checked; the value of any other as it is.
 
-    YAML reads `yes` and `no` as true and false, and `--set` reads `none` as null: here they are words again.
+    `--set` reads `none` as null: here it is a word again.
     """
     hint = get_type_hints(kind)[key]
     if get_origin(hint) is not Literal:
         return value
-    if value is None or isinstance(value, bool):
-        value = {None: "none", True: "yes", False: "no"}[value]
+    if value is None:
+        value = "none"
     _check(value in get_args(hint), key, f"one of {', '.join(get_args(hint))}", value)
     return value
 

@@ -50,10 +50,7 @@ def nearest(queries: Float32Array, bank: Float32Array, k: int) -> tuple[Float32A
         block = queries[rows] @ bank.T
         block *= -2.0
         block += norms
-        if k == 1:
-            found = block.argmin(axis=1)[:, None]
-        else:
-            found = np.sort(_least(block, k), axis=1)
+        found = block.argmin(axis=1)[:, None] if k == 1 else np.sort(_least(block, k), axis=1)
         difference = queries[rows, None, :] - bank[found]
         exact = np.einsum("nkd,nkd->nk", difference, difference)
         order = np.argsort(exact, axis=1, kind="stable")

@@ -68,7 +68,13 @@ def fit_padim(config: PadimConfig, backbone: Backbone, paths: Sequence[Path], pr
     identity = torch.eye(kept, dtype=torch.float64)
     for start in range(0, positions, _BLOCK):
         block = slice(start, start + _BLOCK)
-        factor = torch.linalg.cholesky(covariance[block] + config.regularization * identity)
+        try:
+            factor = torch.linalg.cholesky(covariance[block] + config.regularization * identity)
+        except torch.linalg.LinAlgError as err:
+            raise ArgumentError(
+                f"regularization: expected enough to make every covariance of {len(paths)} pictures invertible, "
+                f"got {config.regularization}. Raise it (0.01 is usual), or lower channels."
+            ) from err
         inverse = torch.linalg.solve_triangular(factor, identity.expand_as(factor), upper=False)
         whitening[block] = inverse.transpose(1, 2).float()
         progress("inverting covariances", min(start + _BLOCK, positions), positions)

@@ -99,10 +99,12 @@ def build_features(config: AnyConfig, backbone: Backbone, fitted: Fitted) -> Pat
 
 def write_run(path: Path, record: RunRecord, fitted: Fitted, backbone: Backbone, samples: Sequence[Path]) -> None:
     """Write a run whole, or not at all."""
-    tensors = {f"backbone.{name}": value.cpu().numpy() for name, value in backbone.network.state_dict().items()}
-    tensors |= {f"bank.{name}": np.ascontiguousarray(value) for name, value in fitted.tensors.items()}
+    arrays = {f"backbone.{name}": value.cpu().numpy() for name, value in backbone.network.state_dict().items()}
+    arrays |= {f"bank.{name}": value for name, value in fitted.tensors.items()}
     if fitted.transform is not None:
-        tensors["transform"] = fitted.transform
+        arrays["transform"] = fitted.transform
+    # safetensors writes an array's memory as it lies: one in column order would come back transposed.
+    tensors = {name: np.asarray(value, order="C") for name, value in arrays.items()}
     with atomic_folder(path, replace_if=RECORD) as folder:
         try:
             safetensors.numpy.save_file(tensors, folder / WEIGHTS)

@@ -149,7 +149,7 @@ def test_members_are_stored_without_compression_at_a_fixed_time(packed):
 
 def test_the_temporary_folder_lives_as_long_as_the_packed_bundle_is_open(packed, scratch):
     bundle = open_bundle(packed)
-    assert [entry for entry in scratch.iterdir()] == [bundle.folder]
+    assert list(scratch.iterdir()) == [bundle.folder]
     bundle.close()
     assert list(scratch.iterdir()) == []
     bundle.close()  # closing twice does no harm
@@ -183,7 +183,7 @@ def test_an_unknown_graph_is_refused_with_the_known_ones(folder):
 
 
 def test_a_file_that_is_not_listed_is_not_handed_out(folder):
-    with pytest.raises(BundleError, match="names other.bin but does not list it"):
+    with pytest.raises(BundleError, match=r"names other.bin but does not list it"):
         open_bundle(folder).file("other.bin")
 
 
@@ -236,7 +236,7 @@ def test_a_bank_that_cannot_be_used_is_refused(tmp_path, data, message):
 
 def test_a_bank_that_is_not_in_the_bundle_is_refused(tmp_path):
     write_tiny_bundle(tmp_path / "b", bank="other.safetensors")
-    with pytest.raises(BundleError, match="names other.safetensors but does not list it"):
+    with pytest.raises(BundleError, match=r"names other.safetensors but does not list it"):
         open_bundle(tmp_path / "b").tensors()
 
 
@@ -287,7 +287,10 @@ def test_every_manifest_comes_back_equal(config, text, number, seed, old):
         name=text,
         provenance=msgspec.structs.replace(base.provenance, config=config, command=text, seed=seed),
         thresholds=tiny_thresholds(number),
-        threshold_changes=(ThresholdChange(text, "image", None, number, text), ThresholdChange("", "pixel", old, 1, "")),
+        threshold_changes=(
+            ThresholdChange(text, "image", None, number, text),
+            ThresholdChange("", "pixel", old, 1, ""),
+        ),
         evidence=Evidence(
             parity=(Parity("torch", text, 3, number, old, None),),
             accuracy=(Accuracy("", text, "", "cpu", 3, 1, {"image_auroc": number, "aupro": None}),),
@@ -480,9 +483,11 @@ def test_a_file_is_not_replaced_by_a_folder(tmp_path):
     assert contents(tmp_path) == {"b": b"a file"}
 
 
-@pytest.mark.parametrize("name", ["../x", "/tmp/x", "a/../../x", "a\\b", "c:x", "", ".", "./a", "a//b", "manifest.json"])
+@pytest.mark.parametrize(
+    "name", ["../x", "/tmp/x", "a/../../x", "a\\b", "c:x", "", ".", "./a", "a//b", "manifest.json"]
+)
 def test_a_source_name_that_may_not_be_in_a_bundle_is_refused(tmp_path, name):
-    with pytest.raises(ArgumentError, match="expected a relative file name other than manifest.json"):
+    with pytest.raises(ArgumentError, match=r"expected a relative file name other than manifest.json"):
         write_tiny_bundle(tmp_path / "deep" / "b", {name: b"x"})
     assert list(tmp_path.iterdir()) == []
 
@@ -502,6 +507,10 @@ def test_packing_into_the_bundle_itself_is_refused(folder, name):
 
 
 # --- a full disk
+
+
+def rewrite_packed(bundle, path):
+    rewrite_manifest(path, msgspec.structs.replace(bundle.manifest, min_area_px=9))
 
 
 def fail_at(monkeypatch, owner, name, position):
@@ -575,7 +584,7 @@ def test_the_old_bundle_is_kept_aside_when_it_cannot_be_moved_back(folder, monke
         return real(self, target)
 
     monkeypatch.setattr(Path, "replace", stuck)
-    with pytest.raises(StorageError, match="tiny.flaw: could not be written"):
+    with pytest.raises(StorageError, match=r"tiny.flaw: could not be written"):
         write_tiny_bundle(folder, name="new")
     monkeypatch.undo()
     (aside,) = folder.parent.iterdir()
@@ -583,18 +592,16 @@ def test_the_old_bundle_is_kept_aside_when_it_cannot_be_moved_back(folder, monke
 
 
 @pytest.mark.parametrize(
-    ("owner", "name"), [(shutil, "copyfileobj"), (zipfile.ZipFile, "writestr"), (Path, "replace"), (tempfile, "mkstemp")]
+    ("owner", "name"),
+    [(shutil, "copyfileobj"), (zipfile.ZipFile, "writestr"), (Path, "replace"), (tempfile, "mkstemp")],
 )
-@pytest.mark.parametrize("verb", ["pack", "rewrite"])
-def test_a_full_disk_leaves_the_old_packed_bundle_and_nothing_else(packed, scratch, monkeypatch, verb, owner, name):
+@pytest.mark.parametrize("write", [pack_bundle, rewrite_packed])
+def test_a_full_disk_leaves_the_old_packed_bundle_and_nothing_else(packed, scratch, monkeypatch, write, owner, name):
     before, entries = packed.read_bytes(), sorted(packed.parent.iterdir())
     with open_bundle(packed) as bundle:
         calls = fail_at(monkeypatch, owner, name, 0)
-        with pytest.raises(StorageError, match="packed.flaw: could not be written: the disk is full"):
-            if verb == "pack":
-                pack_bundle(bundle, packed)
-            else:
-                rewrite_manifest(packed, msgspec.structs.replace(bundle.manifest, min_area_px=9))
+        with pytest.raises(StorageError, match=r"packed.flaw: could not be written: the disk is full"):
+            write(bundle, packed)
         assert calls
         monkeypatch.undo()
     assert packed.read_bytes() == before
@@ -606,7 +613,7 @@ def test_a_full_disk_leaves_the_old_manifest(folder, monkeypatch):
     before = contents(folder)
     manifest = open_bundle(folder).manifest
     monkeypatch.setattr(Path, "write_bytes", no_space)
-    with pytest.raises(StorageError, match="manifest.json: could not be written: the disk is full"):
+    with pytest.raises(StorageError, match=r"manifest.json: could not be written: the disk is full"):
         rewrite_manifest(folder, msgspec.structs.replace(manifest, min_area_px=9))
     monkeypatch.undo()
     assert contents(folder) == before

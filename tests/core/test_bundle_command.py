@@ -64,26 +64,24 @@ def test_info_shows_thresholds_with_their_bound_and_every_change(tmp_path, capsy
         ),
     )
     shown = facts(call(capsys, "bundle", "info", tmp_path / "b")[1])
-    assert shown["image"] == [
-        "12.5 (order-statistic on 200 pictures, false rejects at most 1.49% with 95% confidence)"
-    ]
+    assert shown["image"] == ["12.5 (order-statistic on 200 pictures, false rejects at most 1.49% with 95% confidence)"]
     assert shown["pixel"] == ["3 (manual)"]
     assert shown["changed"] == [
-        "2026-01-02 image threshold none -> 12.5: flawscope calibrate b",
-        "2026-01-03 pixel threshold 0.333333 -> 3: flawscope calibrate b --pixel-threshold 3",
+        "2026-01-02 image: none -> 12.5 by flawscope calibrate b",
+        "2026-01-03 pixel: 0.333333 -> 3 by flawscope calibrate b --pixel-threshold 3",
     ]
 
 
-def test_info_shows_a_figure_of_zero_and_leaves_out_one_that_was_not_measured(tmp_path, capsys):
+def test_info_tells_a_figure_of_zero_from_one_that_was_not_measured(tmp_path, capsys):
     figures = {"image_auroc": 0.0, "aupro": None, "pixel_auroc": 1.0}
     evidence = Evidence(
-        parity=(Parity("torch", "score.onnx (cpu)", 8, 1.25e-6, 2e-6, 1.0),),
+        parity=(Parity("torch", "score.onnx (cpu)", 8, 1.2e-6, 2e-6, 1.0),),
         accuracy=(Accuracy("2026-01-02", "flawscope evaluate", "d", "cpu", 9, 3, figures),),
     )
     write_tiny_bundle(tmp_path / "b", evidence=evidence)
     shown = facts(call(capsys, "bundle", "info", tmp_path / "b")[1])
     assert shown["parity"] == ["score.onnx (cpu) against torch: 1.2e-06 on 8 pictures"]
-    assert shown["accuracy"] == ["2026-01-02 cpu: image_auroc 0.0000, pixel_auroc 1.0000"]
+    assert shown["accuracy"] == ["2026-01-02 cpu: aupro none, image_auroc 0, pixel_auroc 1"]
 
 
 def test_info_as_json_is_the_whole_manifest(folder, capsys):

@@ -1,4 +1,4 @@
-"""Patches from stages: pooling, up-sampling, the choice of channels and the scale."""
+"""Patches from stages: pooling, up-sampling, the choice of channels, and scale or whitening."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from flawscope.config import PadimConfig, build_config
 from flawscope.errors import ArgumentError, DataError
 from flawscope.training.backbone import Backbone, build_backbone
-from flawscope.training.extraction import iterate_patches, measure_transform
+from flawscope.training.extraction import WHITENING_FLOOR, iterate_patches, measure_transform
 from flawscope.training.features import PatchFeatures
 from flawscope.training.loading import load_batches, no_progress
 
@@ -119,6 +119,14 @@ def test_the_scale_multiplies_every_channel() -> None:
     assert torch.equal(scaled, plain * scale)
 
 
+def test_a_matrix_is_multiplied_from_the_right() -> None:
+    image = pictures()
+    matrix = torch.from_numpy(np.random.default_rng(0).normal(size=(9, 9)).astype(np.float32))
+    plain = PatchFeatures(ladder(), pool=True, upsample="nearest")(image)
+    turned = PatchFeatures(ladder(), pool=True, upsample="nearest", transform=matrix)(image)
+    torch.testing.assert_close(turned.double(), plain.double() @ matrix.double(), atol=1e-4, rtol=1e-5)
+
+
 def test_a_picture_scores_the_same_alone_and_in_a_batch() -> None:
     image = pictures(3)
     features = PatchFeatures(ladder(), pool=True, upsample="bilinear")
@@ -167,18 +175,54 @@ def test_a_channel_that_never_moves_is_not_blown_up(tmp_path: Path) -> None:
     assert float(patches[..., 1:3].std()) < 1e-2
 
 
+def test_whitened_channels_are_uncorrelated_with_deviations_of_one_above_the_floor(tiny_root: Path) -> None:
+    config = scattering_config(standardize="whiten")
+    backbone, _ = build_backbone(config, None)
+    paths = training_pictures(tiny_root)
+    features = PatchFeatures(backbone, pool=True, upsample="nearest")
+    matrix = measure_transform(features, paths, config, no_progress)
+    assert matrix is not None
+    assert matrix.shape == (75, 75)
+    raw = torch.cat(list(iterate_patches(features, paths, config, "reading", no_progress))).flatten(0, 1)
+    variances = np.linalg.eigvalsh(np.cov(raw.double().numpy(), rowvar=False, bias=True))
+    expected = np.diag(variances / (variances + WHITENING_FLOOR * variances.max()))
+    whitened = PatchFeatures(backbone, pool=True, upsample="nearest", transform=matrix)
+    patches = torch.cat(list(iterate_patches(whitened, paths, config, "reading", no_progress))).flatten(0, 1)
+    covariance = np.cov(patches.double().numpy(), rowvar=False, bias=True)
+    np.testing.assert_allclose(covariance, expected, atol=1e-2)
+    assert np.median(np.diag(covariance)) > 0.5
+
+
+@pytest.mark.parametrize("standardize", ["scale", "whiten"])
+def test_pictures_without_any_variation_give_a_finite_transform(tmp_path: Path, standardize: str) -> None:
+    paths = [write_rgb(tmp_path / f"{index}.png", np.full((64, 64, 3), 128, np.uint8)) for index in range(2)]
+    config = scattering_config(standardize=standardize)
+    backbone, _ = build_backbone(config, None)
+    transform = measure_transform(PatchFeatures(backbone, pool=False, upsample="nearest"), paths, config, no_progress)
+    assert transform is not None
+    assert bool(torch.isfinite(transform).all())
+
+
 @pytest.mark.parametrize(
-    ("settings", "is_measured"),
-    [({}, True), ({"standardize": "yes"}, True), ({"standardize": "no"}, False)],
+    ("method", "backbone", "standardize", "ndim"),
+    [
+        ("padim", "scattering", "auto", 1),
+        ("patchcore", "scattering", "auto", 2),
+        ("padim", "resnet18", "auto", None),
+        ("patchcore", "resnet18", "auto", None),
+        ("patchcore", "scattering", "scale", 1),
+        ("padim", "resnet18", "whiten", 2),
+        ("patchcore", "resnet18", "scale", 1),
+        ("patchcore", "scattering", "none", None),
+    ],
 )
-def test_auto_standardises_scattering_alone(tiny_root: Path, settings: dict[str, str], is_measured: bool) -> None:
-    config = scattering_config(**settings)
+def test_auto_standardises_scattering_alone(
+    tiny_root: Path, method: str, backbone: str, standardize: str, ndim: int | None
+) -> None:
+    config, _ = build_config(method, {"backbone": backbone, "standardize": standardize, "resize": 64})
     features = PatchFeatures(ladder(), pool=False, upsample="nearest")
-    paths = training_pictures(tiny_root)[:2]
-    assert (measure_transform(features, paths, config, no_progress) is not None) is is_measured
-    other = PadimConfig(backbone="resnet18", standardize=config.standardize, resize=(64, 64))
-    is_asked_for = settings.get("standardize") == "yes"
-    assert (measure_transform(features, paths, other, no_progress) is not None) is is_asked_for
+    transform = measure_transform(features, training_pictures(tiny_root)[:2], config, no_progress)
+    assert (None if transform is None else transform.ndim) == ndim
 
 
 def test_nan_from_the_network_names_a_picture(tiny_root: Path) -> None:

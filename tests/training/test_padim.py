@@ -49,7 +49,7 @@ def patches_of(features: PatchFeatures, config: PadimConfig, paths: list[Path]) 
     return np.concatenate([batch.numpy() for batch in batches]).astype(np.float64)
 
 
-@pytest.mark.parametrize("settings", [{}, {"standardize": "no"}, {"regularization": 0.5}, {"upsample": "bilinear"}])
+@pytest.mark.parametrize("settings", [{}, {"standardize": "none"}, {"regularization": 0.5}, {"upsample": "bilinear"}])
 def test_mean_and_covariance_are_numpys_on_all_patches(
     tiny_root: Path, backbone: Backbone, settings: dict[str, object]
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import shutil
@@ -54,6 +55,22 @@ def test_what_was_written_is_what_is_read(runs: dict[str, Path], tmp_path: Path,
         np.testing.assert_array_equal(read_image(first), read_image(second))
 
 
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_arrays_come_back_as_they_were_whatever_their_order_in_memory(
+    padim_run: Path, tmp_path: Path, order: Any
+) -> None:
+    run = read_run(padim_run)
+    backbone, _ = build_backbone(run.record.config, None)
+    transform = np.asarray(np.arange(100, dtype=np.float32).reshape(10, 10), order=order)
+    mean = np.asarray(run.fitted.tensors["mean"], order=order)
+    fitted = dataclasses.replace(run.fitted, transform=transform, tensors={**run.fitted.tensors, "mean": mean})
+    write_run(tmp_path / "run", run.record, fitted, backbone, run.samples)
+    again = read_run(tmp_path / "run").fitted
+    assert again.transform is not None
+    np.testing.assert_array_equal(again.transform, transform)
+    np.testing.assert_array_equal(again.tensors["mean"], mean)
+
+
 def test_a_run_holds_no_pickle(patchcore_run: Path) -> None:
     names = {path.relative_to(patchcore_run).as_posix() for path in patchcore_run.rglob("*") if path.is_file()}
     samples = {name for name in names if name.startswith(f"{SAMPLES}/") and name.endswith(".png")}
@@ -93,11 +110,11 @@ def with_nan(name: str) -> Callable[[Path], None]:
         ("patchcore", missing("bank.neighbours"), r"expected a fitted detector, got a run without neighbours"),
         ("padim", missing("bank.mean"), r"expected a fitted detector, got a run without mean"),
         ("padim", missing("bank.whitening"), r"expected a fitted detector, got a run without whitening"),
-        ("padim", missing("scale"), r"expected a fitted detector, got a run without the scale"),
+        ("padim", missing("transform"), r"expected a fitted detector, got a run without its channel transform"),
         ("patchcore", replaced("bank.bank", np.zeros((0, 150), np.float32)), r"bank\.bank: .* got an empty array"),
         ("patchcore", with_nan("bank.bank"), r"bank\.bank: expected finite numbers, got NaN or infinity"),
         ("padim", with_nan("bank.whitening"), r"bank\.whitening: expected finite numbers, got NaN"),
-        ("padim", with_nan("scale"), r"scale: expected finite numbers, got NaN"),
+        ("padim", with_nan("transform"), r"transform: expected finite numbers, got NaN"),
         ("padim", lambda path: (path / WEIGHTS).unlink(), r"weights\.safetensors: expected the weights of the run"),
         ("padim", lambda path: (path / WEIGHTS).write_bytes(b"x" * 99), r"weights\.safetensors: expected the weights"),
         ("padim", lambda path: (path / RECORD).unlink(), r"expected a run with run\.json, got none"),

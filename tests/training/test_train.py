@@ -7,15 +7,20 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tiny_dataset import CATEGORY, TRAIN, good_pictures, training_pictures
 
 from flawscope import cli
-from flawscope.config import DetectorConfig, PadimConfig, PatchcoreConfig
+from flawscope.bundle import PatchcoreHead
+from flawscope.config import DetectorConfig, PadimConfig, PatchcoreConfig, build_config
 from flawscope.datasets import content_hash, fingerprint, hash_contents, open_dataset
 from flawscope.errors import ArgumentError, StorageError
 from flawscope.images import read_image
+from flawscope.runtime.heads import build_head
 from flawscope.training import patchcore
+from flawscope.training.extraction import iterate_patches
+from flawscope.training.loading import no_progress
 from flawscope.training.run import RECORD, read_run
 from flawscope.training.train import train_detector
 
@@ -77,13 +82,31 @@ def test_the_same_settings_give_the_same_run_but_for_times(tiny_root: Path, tmp_
         assert first[key] == second[key], key
 
 
+@pytest.mark.parametrize("standardize", ["whiten", "scale", "none"])
+def test_a_run_that_remembers_every_patch_gives_zero_on_its_training_pictures(
+    tiny_root: Path, tmp_path: Path, standardize: str
+) -> None:
+    settings = {"resize": 32, "stages": [1, 2], "coreset": 1.0, "held_out": 0.0, "standardize": standardize}
+    config, _ = build_config("patchcore", settings)
+    train_detector(config, open_dataset(tiny_root), tmp_path / "run")
+    run = read_run(tmp_path / "run")
+    head = PatchcoreHead(run.record.grid, 9, "paper", 4.0)
+    assert len(run.fitted.tensors["bank"]) == TRAIN * 64
+    score = build_head(head, run.fitted.tensors, (32, 32))
+    paths = training_pictures(tiny_root)
+    for patches in iterate_patches(run.features, paths, run.record.config, "reading", no_progress):
+        maps, scores = score(patches.numpy())
+        np.testing.assert_array_equal(maps, np.zeros_like(maps))
+        np.testing.assert_array_equal(scores, np.zeros_like(scores))
+
+
 def test_progress_names_the_steps_and_reaches_the_end(tiny_root: Path, tmp_path: Path) -> None:
     seen: dict[str, tuple[int, int]] = {}
     config = PatchcoreConfig(resize=(64, 64), stages=(1,), coreset=20)
     train_detector(
         config, open_dataset(tiny_root), tmp_path / "run", progress=lambda what, done, total: seen.update({what: (done, total)})
     )
-    assert set(seen) == {"hashing pictures", "measuring channel scale", "reading patches", "selecting the coreset"}
+    assert set(seen) == {"hashing pictures", "measuring channels", "reading patches", "selecting the coreset"}
     assert all(done == total for done, total in seen.values())
 
 

@@ -1,0 +1,170 @@
+"""What the lean rooms import, tried in fresh processes where the training libraries cannot be imported."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+LEAN_ROOMS = ("flawscope", "flawscope.cpp_ext", "flawscope.runtime", "flawscope.calibration")
+TRAINING_LIBRARIES = ("torch", "torchvision", "timm", "diffusers", "transformers", "peft", "accelerate")
+
+FORBID = """
+import importlib, importlib.abc, pkgutil, sys
+
+class Forbidden(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {names!r}:
+            raise ModuleNotFoundError(f"{{name}} is forbidden here", name=name)
+
+sys.meta_path.insert(0, Forbidden())
+"""
+
+
+def python(code, *arguments, forbidden=TRAINING_LIBRARIES):
+    """Run code in a fresh process in which some libraries cannot be imported; return its output."""
+    code = FORBID.format(names=tuple(forbidden)) + textwrap.dedent(code)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code, *arguments], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("library", TRAINING_LIBRARIES)
+def test_the_library_cannot_be_imported_in_these_tests(library):
+    code = f"""
+        try:
+            import {library}
+        except ModuleNotFoundError as err:
+            print(err)
+    """
+    assert python(code) == f"{library} is forbidden here\n"
+
+
+@pytest.mark.parametrize("room", LEAN_ROOMS)
+def test_every_module_of_a_lean_room_imports_without_training_libraries(room):
+    code = """
+        room = importlib.import_module(sys.argv[1])
+        names = [room.__name__]
+        for module in pkgutil.walk_packages(room.__path__, room.__name__ + "."):
+            # A package of another room may lie below `flawscope`; a `__main__` runs when it is imported.
+            if module.name.rpartition(".")[2] != "__main__" and not module.name.startswith(tuple(sys.argv[2:])):
+                importlib.import_module(module.name)
+                names.append(module.name)
+        print(*names, sep="\\n")
+    """
+    heavy = ("flawscope.training", "flawscope.export")
+    imported = python(code, room, *heavy).splitlines()
+    assert len(imported) > 1
+    assert (
+        set(imported)
+        >= {
+            "flawscope": {
+                "flawscope.cli",
+                "flawscope.bundle.store",
+                "flawscope.bundle_command",
+                "flawscope.data_command",
+            },
+            "flawscope.cpp_ext": {"flawscope.cpp_ext.reference"},
+            "flawscope.runtime": {
+                "flawscope.runtime.inspector",
+                "flawscope.runtime.command",
+                "flawscope.runtime.doctor",
+            },
+            "flawscope.calibration": {"flawscope.calibration.calibrate", "flawscope.calibration.evaluate_command"},
+        }[room]
+    )
+
+
+@pytest.mark.parametrize(
+    ("module", "unwanted"),
+    [
+        ("flawscope", ("numpy", "click", "msgspec", "cv2")),
+        ("flawscope.cli", ("numpy", "cv2", "onnxruntime", "rich")),
+        ("flawscope.bundle", ("onnxruntime", "onnx", "rich", "matplotlib", "scipy", "sklearn")),
+        ("flawscope.runtime", ("matplotlib", "scipy", "sklearn", "onnx", "jinja2", "yaml", *TRAINING_LIBRARIES)),
+        ("flawscope.runtime.command", ("matplotlib", "scipy", "sklearn", "onnx", *TRAINING_LIBRARIES)),
+        ("flawscope.calibration", ("matplotlib", "scipy", "sklearn", "onnx", *TRAINING_LIBRARIES)),
+    ],
+)
+def test_importing_a_package_loads_only_what_it_needs(module, unwanted):
+    code = """
+        importlib.import_module(sys.argv[1])
+        print(*sorted(name for name in sys.argv[2:] if name in sys.modules))
+    """
+    assert python(code, module, *unwanted, forbidden=()).split() == []
+
+
+def test_importing_every_command_loads_no_training_library_even_where_it_is_installed():
+    code = """
+        from flawscope.cli import VERBS
+        for place, _ in VERBS.values():
+            importlib.import_module(place.partition(":")[0])
+        print(*sorted(name for name in sys.argv[1:] if name in sys.modules))
+    """
+    assert python(code, *TRAINING_LIBRARIES, forbidden=()).split() == []
+
+
+def test_every_verb_and_every_command_below_it_shows_its_help_without_training_libraries():
+    code = """
+        import contextlib, io
+        import click
+        from flawscope.cli import VERBS, root, run
+
+        def paths(command, path):
+            yield path
+            if isinstance(command, click.Group):
+                context = click.Context(command)
+                for name in command.list_commands(context):
+                    below = command.get_command(context, name)
+                    assert below is not None, (path, name)
+                    yield from paths(below, (*path, name))
+
+        for path in paths(root, ()):
+            out, err = io.StringIO(), io.StringIO()
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+                status = run([*path, "--help"])
+            shown = out.getvalue()
+            assert status == 0, (path, status, err.getvalue())
+            assert err.getvalue() == "", (path, err.getvalue())
+            assert shown.startswith(" ".join(["Usage: flawscope", *path])), (path, shown)
+            assert len([line for line in shown.splitlines() if line.strip()]) >= 4, (path, shown)
+            print(*path)
+    """
+    shown = python(code).splitlines()
+    assert {"", "score", "train", "export", "calibrate", "evaluate", "bench", "doctor"} <= set(shown)
+    assert {"bundle info", "bundle verify", "bundle pack", "data inspect"} <= set(shown)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "feature", "extra"),
+    [
+        (["train", "padim", "--data", "DATA", "--out", "OUT"], "training", "train"),
+        (["export", "RUN", "--out", "OUT"], "exporting", "export"),
+    ],
+)
+def test_a_verb_that_needs_training_libraries_says_how_to_install_them(tmp_path, arguments, feature, extra):
+    import cv2
+    import numpy as np
+
+    good = tmp_path / "data" / "train" / "good"
+    good.mkdir(parents=True)
+    for index in range(3):
+        cv2.imwrite(str(good / f"{index}.png"), np.full((32, 32, 3), 40 * index, np.uint8))
+    places = {"DATA": str(tmp_path / "data"), "OUT": str(tmp_path / "out"), "RUN": str(tmp_path / "run")}
+    code = """
+        import contextlib
+        from flawscope.cli import run
+        with contextlib.redirect_stderr(sys.stdout):
+            print(run(sys.argv[1:]))
+    """
+    *lines, status = python(code, *(places.get(argument, argument) for argument in arguments)).splitlines()
+    assert status == "2"
+    assert len(lines) == 1
+    assert lines[0].startswith(f"error: {feature} needs the package torch, which is not installed.")
+    assert lines[0].endswith(f'Install it with: pip install "flawscope[{extra}]"')
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,182 @@
+"""Backends: what was asked for or an error, never something else in its place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import pytest
+from onnx import TensorProto, helper
+from tiny_dataset import good_pictures
+
+from flawscope.errors import ArgumentError, BackendError, DeviceError, MissingExtra
+from flawscope.runtime import Inspector
+from flawscope.runtime.backends import BACKENDS, choose_backend, open_session, ort
+
+
+def ramp(count: int = 2) -> npt.NDArray[np.uint8]:
+    return np.arange(count * 64 * 64 * 3, dtype=np.uint32).astype(np.uint8).reshape(count, 64, 64, 3)
+
+
+@pytest.fixture
+def cuda_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the backend `cuda` run its code, I/O binding included, on the CPU provider."""
+    monkeypatch.setitem(ort._PROVIDERS, "cuda", "CPUExecutionProvider")
+
+
+@pytest.fixture
+def no_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let ONNX Runtime offer the CPU alone."""
+    monkeypatch.setattr(ort.import_onnxruntime(), "get_available_providers", lambda: ["CPUExecutionProvider"])
+
+
+def test_the_names_are_these() -> None:
+    assert BACKENDS == ("auto", "cpu", "cuda")
+
+
+@pytest.mark.usefixtures("no_cuda")
+def test_without_cuda_auto_takes_the_cpu_and_says_why() -> None:
+    choice = choose_backend("auto")
+    assert choice.name == "cpu"
+    assert choice.reason.startswith("auto: no CUDA: this ONNX Runtime offers CPU;")
+    assert choose_backend("cpu").reason == "asked for"
+
+
+@pytest.mark.usefixtures("no_cuda")
+def test_without_cuda_asking_for_it_is_an_error() -> None:
+    with pytest.raises(BackendError, match=r"backend cuda: is not there: this ONNX Runtime offers CPU; .* no fall-back") as caught:
+        choose_backend("cuda")
+    assert caught.value.exit_status == 2
+    assert "\n" not in str(caught.value)
+
+
+def test_with_cuda_auto_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    providers = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(ort.import_onnxruntime(), "get_available_providers", lambda: providers)
+    assert choose_backend("auto").name == "cuda"
+    assert choose_backend("auto").reason == "auto: ONNX Runtime offers CUDA"
+    assert choose_backend("cuda").reason == "asked for"
+    assert choose_backend("cpu").name == "cpu"
+
+
+@pytest.mark.parametrize("name", ["tensorrt", "CPU", "", "gpu"])
+def test_an_unknown_name_is_an_error(name: str) -> None:
+    with pytest.raises(ArgumentError, match=rf"backend: expected one of auto, cpu, cuda, got '{name}'"):
+        choose_backend(name)
+
+
+def test_without_onnxruntime_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    ort.import_onnxruntime.cache_clear()
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    try:
+        with pytest.raises(MissingExtra, match=r'onnxruntime, which is not installed\. .* "flawscope\[cpu\]"'):
+            choose_backend("cpu")
+    finally:
+        ort.import_onnxruntime.cache_clear()
+
+
+@pytest.mark.usefixtures("cuda_on_the_cpu")
+@pytest.mark.parametrize("method", ["patchcore", "padim"])
+@pytest.mark.parametrize("graph", ["score", "features"])
+def test_io_binding_gives_the_outputs_of_a_plain_run(bundles: dict[str, Path], method: str, graph: str) -> None:
+    plain = open_session(bundles[method] / f"{graph}.onnx", "cpu")
+    bound = open_session(bundles[method] / f"{graph}.onnx", "cuda")
+    for count in (1, 3):
+        expected, got = plain.infer(ramp(count)), bound.infer(ramp(count))
+        assert expected.keys() == got.keys()
+        for name, value in expected.items():
+            assert value.tobytes() == got[name].tobytes()
+            assert value.shape == got[name].shape
+    plain.close()
+    bound.close()
+
+
+@pytest.mark.usefixtures("cuda_on_the_cpu")
+def test_bound_outputs_are_the_callers(padim_bundle: Path) -> None:
+    session = open_session(padim_bundle / "score.onnx", "cuda")
+    first = session.infer(ramp(2))["anomaly_map"]
+    kept = first.copy()
+    session.infer(255 - ramp(2))
+    np.testing.assert_array_equal(first, kept)
+    session.close()
+    np.testing.assert_array_equal(first, kept)
+
+
+@pytest.mark.usefixtures("cuda_on_the_cpu")
+def test_an_inspector_works_through_io_binding(padim_bundle: Path, tiny_root: Path) -> None:
+    with Inspector.load(padim_bundle, "cuda") as bound, Inspector.load(padim_bundle, "cpu") as plain:
+        assert bound.backend == "cuda"
+        got, expected = bound(good_pictures(tiny_root)), plain(good_pictures(tiny_root))
+    assert [result.score for result in got] == [result.score for result in expected]
+
+
+class FakeOrtSession:
+    """ONNX Runtime as it behaves where the CUDA libraries do not load: it takes the CPU and only logs it."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        self.wanted = __["providers"]
+
+    def get_providers(self) -> list[str]:
+        return ["CPUExecutionProvider"]
+
+
+def test_onnxruntimes_own_fall_back_is_an_error(padim_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ort.import_onnxruntime(), "InferenceSession", FakeOrtSession)
+    with pytest.raises(BackendError, match=r"backend cuda: expected CUDAExecutionProvider for score\.onnx, .* took CPU"):
+        open_session(padim_bundle / "score.onnx", "cuda")
+
+
+def test_a_graph_that_cannot_be_loaded_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "score.onnx").write_bytes(b"this is no graph")
+    with pytest.raises(BackendError, match=r"backend cpu: could not load score\.onnx: ") as caught:
+        open_session(tmp_path / "score.onnx", "cpu")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_device_that_fails_is_a_device_error(padim_bundle: Path) -> None:
+    session = open_session(padim_bundle / "score.onnx", "cpu")
+    with pytest.raises(DeviceError, match=r"backend cpu: the device failed: ") as caught:
+        session.infer(np.zeros((1, 32, 64, 3), np.uint8))
+    assert "\n" not in str(caught.value)
+    session.close()
+
+
+@pytest.mark.usefixtures("cuda_on_the_cpu")
+def test_a_bound_device_that_fails_is_a_device_error_too(padim_bundle: Path) -> None:
+    session = open_session(padim_bundle / "score.onnx", "cuda")
+    with pytest.raises(DeviceError, match=r"backend cuda: the device failed: "):
+        session.infer(np.zeros((1, 32, 64, 3), np.uint8))
+    session.close()
+
+
+@pytest.mark.parametrize("backend", ["cpu", "cuda"])
+@pytest.mark.usefixtures("cuda_on_the_cpu")
+def test_arrays_that_are_not_contiguous_give_the_same(padim_bundle: Path, backend: str) -> None:
+    session = open_session(padim_bundle / "score.onnx", backend)
+    images = ramp(4)
+    strided = images[::2]
+    assert not strided.flags.c_contiguous
+    np.testing.assert_array_equal(session.infer(strided)["score"], session.infer(strided.copy())["score"])
+    session.close()
+
+
+def test_outputs_have_the_graphs_names(tmp_path: Path) -> None:
+    nodes = [helper.make_node("Cast", ["image"], ["as_numbers"], to=TensorProto.FLOAT)]
+    graph = helper.make_graph(
+        nodes,
+        "one",
+        [helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", 2, 2, 3])],
+        [helper.make_tensor_value_info("as_numbers", TensorProto.FLOAT, ["N", 2, 2, 3])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    onnx.save(model, tmp_path / "one.onnx")
+    session = open_session(tmp_path / "one.onnx", "cpu")
+    image = np.arange(12, dtype=np.uint8).reshape(1, 2, 2, 3)
+    outputs = session.infer(image)
+    assert list(outputs) == ["as_numbers"]
+    np.testing.assert_array_equal(outputs["as_numbers"], image.astype(np.float32))
