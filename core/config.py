@@ -114,11 +114,14 @@ class PadimConfig(DetectorConfig, frozen=True, kw_only=True, tag_field="method",
     """PaDiM (arXiv:2011.08785).
 
     Attributes:
-        channels: Number of channels kept at random, under the seed; the choice is stored in the run.
+        channels: Number of channels kept; the choice is stored in the run.
+        reduction: How they are kept, under the seed: `sample` draws them at random (the paper), `ortho` projects all
+            onto as many random orthonormal directions (arXiv:2105.14737), so that no channel is lost entirely.
         regularization: Added to the diagonal of every covariance.
     """
 
     channels: int = 100
+    reduction: Literal["sample", "ortho"] = "sample"
     regularization: float = 0.01
 
     def __post_init__(self) -> None:

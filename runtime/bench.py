@@ -86,7 +86,7 @@ def bench(
         "warm_up_rounds": warm_up,
         "latency_ms": {stage: _percentiles(times[:, column]) for column, stage in enumerate(STAGES)},
         "backbone_ms": _percentiles(np.array(alone)),
-        "images_per_second": batch * len(rounds) / (times[:, -1].sum() / 1e3),
+        "images_per_second": float(batch * len(rounds) / (times[:, -1].sum() / 1e3)),
         "ratio_infer_to_backbone": float(np.median(times[:, 2]) / np.median(alone)),
         "ratio_total_to_backbone": float(np.median(times[:, -1]) / np.median(alone)),
         "input": list(manifest.input.size),

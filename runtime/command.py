@@ -49,7 +49,7 @@ def score(
         for source, result in zip(paths, inspector.stream(paths, batch), strict=True):
             counts[result.decision] += 1
             click.echo(msgspec.json.encode(result.to_json()).decode() if as_json else _line(result))
-            if maps is not None and result.anomaly_map is not None:
+            if maps is not None and result.anomaly_map is not None and np.isfinite(result.anomaly_map).all():
                 _write_map(_free_name(maps, source, names), source, result, result.anomaly_map, inspector.manifest)
     if not as_json:
         total = ", ".join(f"{counts[decision]} {decision}" for decision in ("accept", "reject", "fault"))
@@ -98,7 +98,9 @@ def _write_map(
 ) -> None:
     thresholds = manifest.thresholds
     # Without thresholds the scale is anchored at what good pictures reach.
-    reference = thresholds.pixel.value if thresholds else max(golden.map_max for golden in manifest.golden)
+    reference = (
+        thresholds.pixel.value if thresholds else max((golden.map_max for golden in manifest.golden), default=1.0)
+    )
     picture = draw_overlay(read_image(source), anomaly_map, manifest.input, reference, result.boxes)
     _, data = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
     write_bytes(path, data.tobytes())

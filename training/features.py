@@ -22,8 +22,8 @@ class PatchFeatures(nn.Module):
         pool: Average every stage over 3×3 neighbours first (PatchCore, section 3.1), padding counted.
         upsample: How coarser stages reach the finest grid: `nearest` or `bilinear`.
         channels: Indices of the joined channels to keep (PaDiM), or None for all.
-        transform: What patches are multiplied with: a factor per kept channel, float32 [D], a matrix, float32 [D, D],
-            or None.
+        transform: What patches are multiplied with: a factor per kept channel, float32 [D], a matrix, float32 [C, D]
+            for C kept channels, or None.
     """
 
     def __init__(

@@ -15,7 +15,7 @@ class Fitted:
     Attributes:
         grid: Rows and columns of the patch grid.
         tensors: The bank: names and arrays as the bundle stores them.
-        transform: What patches are multiplied with: float32 [D], float32 [D, D], or None.
+        transform: What patches are multiplied with: float32 [D], float32 [C, D] for C kept channels, or None.
         channels: Indices of the kept channels, or None for all.
         facts: What a person may want to know of the fit.
     """

@@ -53,11 +53,12 @@ def fit_padim(config: PadimConfig, backbone: Backbone, paths: Sequence[Path], pr
             f"padim: expected fewer than 2³¹ covariance entries, got {positions} positions × {kept}² channels. "
             "Lower channels or the image size."
         )
-    drawn = np.random.default_rng(config.seed).choice(total, kept, replace=False)
-    choice = tuple(sorted(int(index) for index in drawn))
+    choice, projection = _reduction(config, total)
     transform = measure_transform(
         PatchFeatures(backbone, pool=False, upsample=config.upsample, channels=choice), paths, config, progress
     )
+    if projection is not None:
+        transform = projection if transform is None else _matrix(transform) @ projection
     features = PatchFeatures(backbone, pool=False, upsample=config.upsample, channels=choice, transform=transform)
 
     moments = _Moments(positions, kept)
@@ -68,13 +69,12 @@ def fit_padim(config: PadimConfig, backbone: Backbone, paths: Sequence[Path], pr
     identity = torch.eye(kept, dtype=torch.float64)
     for start in range(0, positions, _BLOCK):
         block = slice(start, start + _BLOCK)
-        try:
-            factor = torch.linalg.cholesky(covariance[block] + config.regularization * identity)
-        except torch.linalg.LinAlgError as err:
+        factor, failed = torch.linalg.cholesky_ex(covariance[block] + config.regularization * identity)
+        if bool(failed.any()):
             raise ArgumentError(
                 f"regularization: expected enough to make every covariance of {len(paths)} pictures invertible, "
                 f"got {config.regularization}. Raise it (0.01 is usual), or lower channels."
-            ) from err
+            )
         inverse = torch.linalg.solve_triangular(factor, identity.expand_as(factor), upper=False)
         whitening[block] = inverse.transpose(1, 2).float()
         progress("inverting covariances", min(start + _BLOCK, positions), positions)
@@ -85,6 +85,21 @@ def fit_padim(config: PadimConfig, backbone: Backbone, paths: Sequence[Path], pr
         channels=choice,
         facts={"positions": positions, "channels": kept, "of_channels": total},
     )
+
+
+def _reduction(config: PadimConfig, total: int) -> tuple[tuple[int, ...] | None, torch.Tensor | None]:
+    """Return the kept channels, or the projection float32 [total, kept], as the config asks."""
+    generator = np.random.default_rng(config.seed)
+    if config.reduction == "sample":
+        drawn = generator.choice(total, config.channels, replace=False)
+        return tuple(sorted(int(index) for index in drawn)), None
+    directions, _ = np.linalg.qr(generator.standard_normal((total, config.channels)))
+    return None, torch.from_numpy(directions.astype(np.float32))
+
+
+def _matrix(transform: torch.Tensor) -> torch.Tensor:
+    """Return a transform as a matrix, also where it is a factor per channel."""
+    return torch.diag(transform) if transform.ndim == 1 else transform
 
 
 class _Moments:

@@ -41,7 +41,9 @@ def edit_weights(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_bundle_says_where_it_comes_from(uncalibrated_bundles: dict[str, Path], runs: dict[str, Path], method: str) -> None:
+def test_a_bundle_says_where_it_comes_from(
+    uncalibrated_bundles: dict[str, Path], runs: dict[str, Path], method: str
+) -> None:
     run = read_run(runs[method])
     with open_bundle(uncalibrated_bundles[method]) as bundle:
         manifest = bundle.manifest
@@ -282,7 +284,9 @@ def test_a_backbone_that_torch_cannot_trace_is_one_sentence(
         raise RuntimeError("first line\nsecond line")
 
     monkeypatch.setattr(torch.onnx, "export", fails)
-    with pytest.raises(RunError, match=r"could not turn the backbone into an ONNX graph: RuntimeError: first line\. Choose"):
+    with pytest.raises(
+        RunError, match=r"could not turn the backbone into an ONNX graph: RuntimeError: first line\. Choose"
+    ):
         export_run(padim_run, tmp_path / "part.flaw", max_batch=4)
     assert list(tmp_path.iterdir()) == []
 
@@ -312,5 +316,3 @@ def test_progress_counts_its_steps(padim_run: Path, tmp_path: Path) -> None:
     seen: list[tuple[str, int, int]] = []
     export_run(padim_run, tmp_path / "part.flaw", max_batch=4, progress=lambda *step: seen.append(step))
     assert seen == [("exporting", step, 5) for step in range(6)]
-
-

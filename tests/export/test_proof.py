@@ -47,7 +47,9 @@ def test_the_limit_is_two_to_the_31() -> None:
     assert LIMIT == 2147483648
     assert prove_sizes(wide(LIMIT - 1), 1).largest_elements == LIMIT - 1
     assert prove_sizes(wide(2**29), 3).largest_elements == 3 * 2**29
-    with pytest.raises(RunError, match=r"export: big would have 2,147,483,648 elements at batch 1, .* Lower --max-batch"):
+    with pytest.raises(
+        RunError, match=r"export: big would have 2,147,483,648 elements at batch 1, .* Lower --max-batch"
+    ):
         prove_sizes(wide(LIMIT), 1)
     with pytest.raises(RunError, match=r"big would have 2,147,483,648 elements at batch 4"):
         prove_sizes(wide(2**29), 4)

@@ -1,4 +1,4 @@
-"""A dataset small enough to train on in a second, in the layout of MVTec AD, and pictures that are broken on purpose."""
+"""A dataset small enough to train on in a second, in the layout of MVTec AD, and pictures broken on purpose."""
 
 from __future__ import annotations
 

@@ -47,7 +47,9 @@ def test_without_cuda_auto_takes_the_cpu_and_says_why() -> None:
 
 @pytest.mark.usefixtures("no_cuda")
 def test_without_cuda_asking_for_it_is_an_error() -> None:
-    with pytest.raises(BackendError, match=r"backend cuda: is not there: this ONNX Runtime offers CPU; .* no fall-back") as caught:
+    with pytest.raises(
+        BackendError, match=r"backend cuda: is not there: this ONNX Runtime offers CPU; .* no fall-back"
+    ) as caught:
         choose_backend("cuda")
     assert caught.value.exit_status == 2
     assert "\n" not in str(caught.value)
@@ -127,7 +129,9 @@ class FakeOrtSession:
 
 def test_onnxruntimes_own_fall_back_is_an_error(padim_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ort.import_onnxruntime(), "InferenceSession", FakeOrtSession)
-    with pytest.raises(BackendError, match=r"backend cuda: expected CUDAExecutionProvider for score\.onnx, .* took CPU"):
+    with pytest.raises(
+        BackendError, match=r"backend cuda: expected CUDAExecutionProvider for score\.onnx, .* took CPU"
+    ):
         open_session(padim_bundle / "score.onnx", "cuda")
 
 

@@ -65,9 +65,7 @@ def test_the_weight_does_not_overflow_at_large_distances() -> None:
 
 def test_more_neighbours_lower_no_distance_only_the_weight() -> None:
     bank, patches = random_rows(20, 4, 0), random_rows(6, 4, 1)[None]
-    results = [
-        build_head(PatchcoreHead(GRID, b, "seed", 2.0), {"bank": bank}, SIZE)(patches) for b in (1, 2, 20)
-    ]
+    results = [build_head(PatchcoreHead(GRID, b, "seed", 2.0), {"bank": bank}, SIZE)(patches) for b in (1, 2, 20)]
     np.testing.assert_array_equal(results[0][0], results[1][0])
     np.testing.assert_array_equal(results[0][0], results[2][0])
     assert 0 < results[1][1][0] < results[0][1][0]

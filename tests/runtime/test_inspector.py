@@ -56,7 +56,10 @@ class FakeSession:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_graph_and_kernel_path_agree(bundles: dict[str, Path], tiny_root: Path, method: str) -> None:
-    with Inspector.load(bundles[method], "cpu", "graph") as graph, Inspector.load(bundles[method], "cpu", "kernel") as kernel:
+    with (
+        Inspector.load(bundles[method], "cpu", "graph") as graph,
+        Inspector.load(bundles[method], "cpu", "kernel") as kernel,
+    ):
         for one, other in zip(graph(pictures(tiny_root)), kernel(pictures(tiny_root)), strict=True):
             assert one.score == pytest.approx(other.score, rel=1e-5)
             assert one.anomaly_map is not None
@@ -118,7 +121,11 @@ def test_a_path_a_text_and_an_array_give_the_same_result(padim_bundle: Path, tin
     image = read_image(picture)
     with Inspector.load(padim_bundle, "cpu") as inspector:
         results = [inspector(picture), inspector(str(picture)), inspector(image)]
-        many = [*inspector([picture, str(picture), image]), *inspector(np.stack([image, image])), *inspector((picture,))]
+        many = [
+            *inspector([picture, str(picture), image]),
+            *inspector(np.stack([image, image])),
+            *inspector((picture,)),
+        ]
         assert inspector([]) == []
         assert inspector(np.empty((0, 64, 64, 3), np.uint8)) == []
     assert all(isinstance(result, Result) for result in results)
@@ -128,6 +135,14 @@ def test_a_path_a_text_and_an_array_give_the_same_result(padim_bundle: Path, tin
         assert result.boxes != ()
     assert [result.image for result in results] == [str(picture), str(picture), "image 0"]
     assert [result.image for result in many[2:5]] == ["image 2", "image 0", "image 1"]
+
+
+def test_arrays_are_numbered_on_across_batches(padim_bundle: Path, tiny_root: Path) -> None:
+    images = np.stack([read_image(path) for path in good_pictures(tiny_root)])
+    assert len(images) > 4  # more than one batch
+    with Inspector.load(padim_bundle, "cpu") as inspector:
+        names = [result.image for result in inspector(images)]
+    assert names == [f"image {index}" for index in range(len(images))]
 
 
 def test_pictures_of_other_sizes_are_resized_to_the_graphs(padim_bundle: Path, tiny_root: Path) -> None:
@@ -302,9 +317,7 @@ def test_a_batch_the_graph_does_not_take_is_refused(padim_bundle: Path, tiny_roo
 
 
 @pytest.mark.parametrize("path", ["graph", "kernel"])
-@pytest.mark.parametrize(
-    ("field", "factor"), [("score", 1.01), ("score", 0.9), ("map_max", 1.01), ("map_max", 0.0)]
-)
+@pytest.mark.parametrize(("field", "factor"), [("score", 1.01), ("score", 0.9), ("map_max", 1.01), ("map_max", 0.0)])
 def test_a_bundle_that_does_not_give_its_golden_scores_is_refused(
     padim_bundle: Path, tmp_path: Path, field: str, factor: float, path: str
 ) -> None:
@@ -313,7 +326,9 @@ def test_a_bundle_that_does_not_give_its_golden_scores_is_refused(
     changed = msgspec.structs.replace(second, **{field: getattr(second, field) * factor})
     spoiled = copy_of(padim_bundle, tmp_path, golden=(first, changed))
     what = "score" if field == "score" else "map"
-    with pytest.raises(BundleError, match=rf"golden image golden/001\.png: expected {what} .* on cpu\. .* flawscope doctor"):
+    with pytest.raises(
+        BundleError, match=rf"golden image golden/001\.png: expected {what} .* on cpu\. .* flawscope doctor"
+    ):
         Inspector.load(spoiled, "cpu", path)
 
 

@@ -173,11 +173,17 @@ def test_a_pickle_is_never_executed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "match"),
     [
-        (DetectorConfig(backbone="resnet19"), r"backbone: expected scattering or .* got 'resnet19'\. Similar names: .*resnet18"),
+        (
+            DetectorConfig(backbone="resnet19"),
+            r"backbone: expected scattering or .* got 'resnet19'\. Similar names: .*resnet18",
+        ),
         (DetectorConfig(backbone="no-such-net"), r"backbone: expected scattering or the name of a timm model"),
         (DetectorConfig(backbone="[*"), r"backbone: expected scattering or the name of a timm model"),
         (DetectorConfig(backbone="resnet18", stages=(1, 9)), r"timm could not build resnet18 with stages \[1, 9\]"),
-        (DetectorConfig(backbone="scattering", stages=(0, 1)), r"stages: scattering has the stages 1,2,3,4, got \[0, 1\]"),
+        (
+            DetectorConfig(backbone="scattering", stages=(0, 1)),
+            r"stages: scattering has the stages 1,2,3,4, got \[0, 1\]",
+        ),
         (DetectorConfig(backbone="scattering", stages=(5,)), r"stages: scattering has the stages 1,2,3,4, got \[5\]"),
     ],
 )

@@ -232,14 +232,18 @@ def test_nan_from_the_network_names_a_picture(tiny_root: Path) -> None:
 
     features = PatchFeatures(Backbone(Broken(), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)), pool=False, upsample="nearest")
     paths = training_pictures(tiny_root)[:3]
-    with pytest.raises(DataError, match=re.escape(f"features: expected finite numbers, got NaN or infinity in one of {paths[0]}")):
+    with pytest.raises(
+        DataError, match=re.escape(f"features: expected finite numbers, got NaN or infinity in one of {paths[0]}")
+    ):
         list(iterate_patches(features, paths, scattering_config(), "reading", no_progress))
 
 
 def test_pictures_too_small_for_the_stages_are_one_sentence() -> None:
     config, _ = build_config("padim", {"resize": 16, "stages": [1, 2, 3]})
     backbone, _ = build_backbone(config, None)
-    with pytest.raises(ArgumentError, match=r"image size: expected one that .* got 16x16 pixels .* larger --image-size"):
+    with pytest.raises(
+        ArgumentError, match=r"image size: expected one that .* got 16x16 pixels .* larger --image-size"
+    ):
         PatchFeatures(backbone, pool=False, upsample="nearest").layout((16, 16))
 
 

@@ -101,7 +101,7 @@ def test_the_channels_are_drawn_by_the_seed_and_sorted(tiny_root: Path, backbone
     assert first == again != other
     assert list(first) == sorted(set(first))
     assert len(first) == 12
-    assert 0 <= first[0]
+    assert first[0] >= 0
     assert first[-1] < 150
 
 
@@ -152,7 +152,9 @@ def test_the_choice_of_channels_is_read_from_the_run_not_drawn_again(padim_run: 
 
 
 def test_more_channels_than_there_are_is_an_error(tiny_root: Path, backbone: Backbone) -> None:
-    with pytest.raises(ArgumentError, match=r"channels: expected at most the 150 channels of scattering stages \[1, 2\]"):
+    with pytest.raises(
+        ArgumentError, match=r"channels: expected at most the 150 channels of scattering stages \[1, 2\]"
+    ):
         fit(padim_config(channels=151), backbone, training_pictures(tiny_root)[:2])
 
 

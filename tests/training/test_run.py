@@ -122,7 +122,11 @@ def with_nan(name: str) -> Callable[[Path], None]:
         ("padim", lambda path: (path / RECORD).write_bytes(b"\xff\xfe"), r"run\.json: is no run of this version"),
         ("padim", lambda path: edit_record(path, extra=1), r"run\.json: is no run of this version: .*extra"),
         ("padim", lambda path: edit_record(path, grid="8x8"), r"run\.json: is no run of this version"),
-        ("padim", lambda path: edit_record(path, schema=2), r"expected run schema 1 or older, got 2\. .* newer flawscope"),
+        (
+            "padim",
+            lambda path: edit_record(path, schema=2),
+            r"expected run schema 1 or older, got 2\. .* newer flawscope",
+        ),
     ],
 )
 def test_a_run_that_is_broken_or_unfitted_is_refused(

@@ -59,6 +59,14 @@ def test_stripes_excite_the_orientation_across_them() -> None:
     assert int(response.argmax()) == ORIENTATIONS // 2  # index 3 of 6 is a quarter turn
 
 
+def test_the_modulus_does_not_oscillate_with_the_phase_of_a_wave() -> None:
+    wave = torch.sin(torch.arange(64) * torch.pi / 8).expand(1, 3, 64, 64).contiguous()
+    (stage,) = Scattering((1,))(wave)
+    response = stage[0, FIRST][0, 4:12, 4:12]  # neighbours are a quarter of a wave apart
+    assert float(response.mean()) > 0.1
+    assert float(response.std() / response.mean()) < 0.1
+
+
 def test_grey_pictures_leave_the_opponent_colours_empty() -> None:
     grey = random_image().mean(dim=1, keepdim=True).expand(1, 3, 64, 64).contiguous()
     (stage,) = Scattering((1,))(grey)

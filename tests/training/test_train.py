@@ -104,7 +104,10 @@ def test_progress_names_the_steps_and_reaches_the_end(tiny_root: Path, tmp_path:
     seen: dict[str, tuple[int, int]] = {}
     config = PatchcoreConfig(resize=(64, 64), stages=(1,), coreset=20)
     train_detector(
-        config, open_dataset(tiny_root), tmp_path / "run", progress=lambda what, done, total: seen.update({what: (done, total)})
+        config,
+        open_dataset(tiny_root),
+        tmp_path / "run",
+        progress=lambda what, done, total: seen.update({what: (done, total)}),
     )
     assert set(seen) == {"hashing pictures", "measuring channels", "reading patches", "selecting the coreset"}
     assert all(done == total for done, total in seen.values())

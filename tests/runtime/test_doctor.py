@@ -1,0 +1,77 @@
+"""Doctor: says what is here, what is not, and the command that installs it."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+
+from flawscope import __version__, cli, cpp_ext
+from flawscope.runtime import doctor as doctor_module
+from flawscope.runtime.backends import BACKENDS, ort
+from flawscope.runtime.doctor import cpu_name, diagnose, package_versions
+
+
+def test_the_diagnosis_names_versions_backends_kernels_and_extras() -> None:
+    found = diagnose()
+    assert found["flawscope"] == __version__
+    assert set(found["backends"]) == set(BACKENDS)
+    assert found["backends"]["cpu"] == {"available": True, "takes": "cpu", "reason": "asked for"}
+    assert set(found["kernels"]) == {"nearest", "mahalanobis", "kcenter_greedy"}
+    assert set(found["kernels"].values()) == {cpp_ext.IMPLEMENTATION}
+    assert set(found["extras"]) == {"cpu", "calibrate", "train", "export"}
+    assert found["versions"]["numpy"] == package_versions()["numpy"]
+    assert cpu_name() != ""
+
+
+def test_a_backend_that_is_not_there_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ort.import_onnxruntime(), "get_available_providers", lambda: ["CPUExecutionProvider"])
+    backends = diagnose()["backends"]
+    assert backends["cuda"]["available"] is False
+    assert backends["cuda"]["takes"] is None
+    assert "is not there" in backends["cuda"]["reason"]
+    assert backends["auto"]["takes"] == "cpu"
+
+
+def test_a_missing_extra_comes_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = doctor_module.find_spec
+    monkeypatch.setattr(doctor_module, "find_spec", lambda name: None if name == "timm" else real(name))
+    extras = diagnose()["extras"]
+    assert extras["train"] == {"installed": False, "missing": ["timm"], "install": 'pip install "flawscope[train]"'}
+
+
+def test_packages_that_are_not_installed_have_no_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor_module, "_PACKAGES", ("numpy", "no-such-package-anywhere"))
+    assert set(package_versions()) == {"python", "numpy"}
+
+
+def test_json_is_the_diagnosis(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["doctor", "--json"]) == 0
+    shown = capsys.readouterr()
+    assert json.loads(shown.out) == json.loads(json.dumps(diagnose()))
+    assert shown.err == ""
+
+
+def test_text_has_a_line_for_everything(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["doctor"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"flawscope {__version__} on ")
+    first_words = [line.split()[0] for line in lines[1:]]
+    assert first_words == ["versions"] + ["backend"] * 3 + ["kernel"] * 3 + ["extra"] * 4
+    assert any("takes cpu: asked for" in line for line in lines)
+
+
+def test_where_nothing_can_run_a_bundle_the_exit_status_is_1(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ort.import_onnxruntime.cache_clear()
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    monkeypatch.setattr(doctor_module, "find_spec", lambda name: None)
+    try:
+        assert cli.run(["doctor", "--json"]) == 1
+    finally:
+        ort.import_onnxruntime.cache_clear()
+    backends = json.loads(capsys.readouterr().out)["backends"]
+    assert {backend["available"] for backend in backends.values()} == {False}
+    assert 'pip install "flawscope[cpu]"' in backends["auto"]["reason"]

@@ -1,0 +1,216 @@
+"""`flawscope score`: lines for machines and for people, maps as pictures, and an exit status that tells of faults."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from tiny_dataset import broken_pictures, defective_pictures, good_pictures
+
+from flawscope import cli
+from flawscope.bundle import open_bundle, rewrite_manifest
+from flawscope.images import read_image
+from flawscope.runtime import Inspector
+
+KEYS = ["image", "score", "threshold", "decision", "boxes", "latency_ms"]
+BOX_KEYS = ["x", "y", "width", "height", "area_px", "peak"]
+
+
+def score(*arguments: object) -> int:
+    return cli.run(["score", *(str(argument) for argument in arguments)])
+
+
+def lines_of(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def broken(folder: Path, kind: str = "text") -> Path:
+    name, data = broken_pictures()[kind]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_bytes(data)
+    return folder / name
+
+
+def test_json_is_one_line_a_picture_with_exactly_these_keys(
+    padim_bundle: Path, tiny_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures = [good_pictures(tiny_root)[0], defective_pictures(tiny_root)[0]]
+    assert score(padim_bundle, *pictures, "--json", "--backend", "cpu") == 0
+    shown = capsys.readouterr()
+    assert shown.err == ""
+    lines = [json.loads(line) for line in shown.out.splitlines()]
+    assert [list(line) for line in lines] == [KEYS, KEYS]
+    assert [line["image"] for line in lines] == [str(picture) for picture in pictures]
+    assert [line["decision"] for line in lines] == ["accept", "reject"]
+    assert lines[0]["boxes"] == []
+    assert [list(box) for box in lines[1]["boxes"]] == [BOX_KEYS] * len(lines[1]["boxes"])
+    assert len(lines[1]["boxes"]) >= 1
+    assert all(isinstance(box[key], int) for box in lines[1]["boxes"] for key in BOX_KEYS[:5])
+    assert all(line["latency_ms"] > 0 for line in lines)
+    with Inspector.load(padim_bundle, "cpu") as inspector:
+        assert inspector.manifest.thresholds is not None
+        assert {line["threshold"] for line in lines} == {inspector.manifest.thresholds.image.value}
+        assert [line["score"] for line in lines] == [inspector(picture).score for picture in pictures]
+
+
+def test_a_fault_has_a_reason_and_the_exit_status_is_1(
+    padim_bundle: Path, tiny_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = good_pictures(tiny_root)
+    bad = broken(tmp_path)
+    assert score(padim_bundle, good[0], bad, good[1], "--json") == 1
+    lines = lines_of(capsys)
+    assert [list(line) for line in lines] == [KEYS, [*KEYS, "reason"], KEYS]
+    assert [line["decision"] for line in lines] == ["accept", "fault", "accept"]
+    assert lines[1]["score"] is lines[1]["threshold"] is lines[1]["latency_ms"] is None
+    assert lines[1]["boxes"] == []
+    assert str(bad) in lines[1]["reason"]
+
+
+def test_rejects_are_no_failure(padim_bundle: Path, tiny_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert score(padim_bundle, *defective_pictures(tiny_root), "--json") == 0
+    assert "reject" in {line["decision"] for line in lines_of(capsys)}
+
+
+def test_a_folder_means_its_pictures_in_order(
+    padim_bundle: Path, tiny_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(tiny_root / "steel" / "test" / "good", tmp_path / "line"))
+    (folder / "notes.txt").write_text("not a picture")
+    (folder / "below").mkdir()
+    shutil.copy(folder / "000.png", folder / "zzz.PNG")
+    assert score(padim_bundle, folder, "--json", "--batch", 4) == 0
+    names = [Path(line["image"]).name for line in lines_of(capsys)]
+    assert names == [*(f"{index:03d}.png" for index in range(6)), "zzz.PNG"]
+
+
+def test_a_folder_without_pictures_is_an_error(
+    padim_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert score(padim_bundle, tmp_path) == 2
+    assert capsys.readouterr().err == (
+        f"error: {tmp_path}: expected pictures in this folder, got none. Name pictures or their folder.\n"
+    )
+
+
+def test_text_for_people_names_decision_score_and_threshold(
+    padim_bundle: Path, tiny_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures = [good_pictures(tiny_root)[0], defective_pictures(tiny_root)[0], broken(tmp_path)]
+    assert score(padim_bundle, *pictures, "--backend", "cpu") == 1
+    shown = capsys.readouterr()
+    first, second, third = shown.out.splitlines()
+    assert first.startswith(f"accept  {pictures[0]}  score ")
+    assert " threshold " in first
+    assert second.startswith(f"reject  {pictures[1]}  score ")
+    assert second.rstrip("s").endswith("region")
+    assert third.startswith(f"fault   {pictures[2]}  ")
+    assert shown.err.splitlines() == ["backend cpu (asked for)", "3 pictures: 1 accept, 1 reject, 1 fault"]
+
+
+def test_maps_are_pictures_of_the_sources_size(
+    padim_bundle: Path, tiny_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures = [good_pictures(tiny_root)[0], defective_pictures(tiny_root)[0]]
+    assert pictures[0].name == pictures[1].name  # of two folders
+    maps = tmp_path / "new" / "maps"
+    assert score(padim_bundle, *pictures, broken(tmp_path), "--maps", maps, "--json") == 1
+    assert sorted(path.name for path in maps.iterdir()) == ["000.png", "000_2.png"]
+    for picture, name in zip(pictures, ("000.png", "000_2.png"), strict=True):
+        drawn, source = read_image(maps / name), read_image(picture)
+        assert drawn.shape == source.shape
+    assert not np.array_equal(read_image(maps / "000_2.png"), read_image(pictures[1]))
+    assert len(capsys.readouterr().out.splitlines()) == 3
+
+
+def test_names_that_look_like_numbered_ones_do_not_overwrite_each_other(
+    padim_bundle: Path, tiny_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = good_pictures(tiny_root)[0]
+    names = ["a/x.png", "b/x.png", "c/x_2.png", "d/x.png"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(good, tmp_path / name)
+    assert score(padim_bundle, *(tmp_path / name for name in names), "--maps", tmp_path / "maps", "--json") == 0
+    assert len(list((tmp_path / "maps").iterdir())) == 4
+    assert capsys.readouterr().err == ""
+
+
+def test_a_bundle_that_is_not_calibrated_faults_but_draws_maps(
+    uncalibrated_bundles: dict[str, Path], tiny_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert score(uncalibrated_bundles["padim"], good_pictures(tiny_root)[0], "--json", "--maps", tmp_path / "maps") == 1
+    (line,) = lines_of(capsys)
+    assert line["decision"] == "fault"
+    assert line["reason"] == "the bundle has no thresholds: run flawscope calibrate"
+    assert line["score"] > 0
+    assert line["threshold"] is None
+    assert read_image(tmp_path / "maps" / "000.png").shape == (64, 64, 3)
+
+
+def test_maps_are_drawn_without_thresholds_and_golden_images(
+    uncalibrated_bundles: dict[str, Path], tiny_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = Path(shutil.copytree(uncalibrated_bundles["padim"], tmp_path / "part.flaw"))
+    with open_bundle(bundle) as opened:
+        rewrite_manifest(bundle, msgspec.structs.replace(opened.manifest, golden=()))
+    assert score(bundle, good_pictures(tiny_root)[0], "--json", "--maps", tmp_path / "maps") == 1
+    assert read_image(tmp_path / "maps" / "000.png").shape == (64, 64, 3)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_map_that_is_no_number_is_not_drawn(
+    padim_bundle: Path,
+    tiny_root: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    infer = Inspector.infer
+
+    def spoiled(self: Inspector, prepared: Any) -> Any:
+        maps, scores = infer(self, prepared)
+        return maps * np.float32("nan"), scores
+
+    monkeypatch.setattr(Inspector, "_check_golden", lambda self: None)
+    monkeypatch.setattr(Inspector, "infer", spoiled)
+    assert score(padim_bundle, good_pictures(tiny_root)[0], "--json", "--maps", tmp_path / "maps") == 1
+    (line,) = lines_of(capsys)
+    assert line["reason"] == "the graph gave NaN or infinity"
+    assert list((tmp_path / "maps").iterdir()) == []
+
+
+@pytest.mark.parametrize("option", [["--batch", "9"], ["--batch", "0"], ["--path", "magic"], ["--backend", "tpu"]])
+def test_an_impossible_request_makes_no_folder_for_maps(
+    padim_bundle: Path, tiny_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], option: list[str]
+) -> None:
+    assert score(padim_bundle, good_pictures(tiny_root)[0], "--maps", tmp_path / "maps", *option) == 2
+    shown = capsys.readouterr()
+    assert shown.err.startswith("error: ")
+    assert shown.err.count("\n") == 1
+    assert shown.out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bundle_that_is_not_there_makes_no_folder_for_maps(
+    tiny_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert score(tmp_path / "none.flaw", good_pictures(tiny_root)[0], "--maps", tmp_path / "maps") == 2
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'none.flaw'}: expected a bundle, got no such file")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("path", ["graph", "kernel"])
+def test_both_paths_print_the_same_decisions(
+    patchcore_bundle: Path, tiny_root: Path, capsys: pytest.CaptureFixture[str], path: str
+) -> None:
+    pictures = [*good_pictures(tiny_root), *defective_pictures(tiny_root)]
+    assert score(patchcore_bundle, *pictures, "--json", "--path", path, "--batch", "4") == 0
+    decisions = [line["decision"] for line in lines_of(capsys)]
+    assert decisions[:6] == ["accept"] * 6
+    assert decisions[6:9] == ["reject"] * 3
