@@ -113,7 +113,7 @@ def calibrate_bundle(
         manifest = inspector.manifest
         chosen, left_out = _choose(dataset, read_image_hashes(inspector.bundle), objective, progress)
         scores = _score(inspector, chosen, progress)
-        took, reason = inspector.backend, inspector.backend_reason
+        took = inspector.backend
     good = ~scores.labels
     image = order_statistic_threshold(scores.image[good], false_reject_rate, confidence)
     pixel = order_statistic_threshold(scores.map_max[good], false_reject_rate, confidence)
@@ -129,7 +129,7 @@ def calibrate_bundle(
         images_needed=image.images_needed,
         left_out=left_out,
         notes=_notes(image, objective),
-        backend=f"{took} ({reason})",
+        backend=took,
     )
 
 

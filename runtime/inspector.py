@@ -137,8 +137,11 @@ class Inspector:
         if ready:
             try:
                 maps, scores = self.infer(np.stack([item.prepared for item in ready]))
-            except DeviceError as err:
+            except FlawscopeError as err:
                 failure = str(err)
+            except Exception as err:
+                # Whatever goes wrong with one batch must neither stop the line nor pass as good.
+                failure = f"unexpected {type(err).__name__}: {err}"
         share_ms = 1e3 * (time.perf_counter() - started) / max(len(ready), 1)
         index = 0
         for item in loaded:

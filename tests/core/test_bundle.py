@@ -1,24 +1,20 @@
-"""Writing, opening, packing and rewriting bundles; what survives a full disk."""
+"""Writing, opening, packing and rewriting bundles."""
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
 import shutil
-import tempfile
 import zipfile
-from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
 import safetensors.numpy
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from tiny_bundle import (
     BANK,
+    contents,
     golden_picture,
     tiny_manifest,
     tiny_sources,
@@ -27,56 +23,11 @@ from tiny_bundle import (
 )
 
 from flawscope.bundle import (
-    SCHEMA,
-    Accuracy,
-    Bundle,
-    Evidence,
-    Parity,
-    ThresholdChange,
     open_bundle,
     pack_bundle,
     rewrite_manifest,
-    write_bundle,
 )
-from flawscope.bundle.manifest import decode_manifest, encode_manifest
-from flawscope.errors import ArgumentError, BundleError, StorageError
-from flawscope.files import sha256_file
-
-
-@pytest.fixture
-def folder(tmp_path):
-    path = tmp_path / "tiny.flaw"
-    write_tiny_bundle(path)
-    return path
-
-
-@pytest.fixture
-def packed(folder):
-    path = folder.parent / "packed.flaw"
-    with open_bundle(folder) as bundle:
-        pack_bundle(bundle, path)
-    return path
-
-
-@pytest.fixture
-def scratch(tmp_path_factory, monkeypatch):
-    """The only place where temporary files are made."""
-    path = tmp_path_factory.mktemp("scratch")
-    monkeypatch.setattr(tempfile, "tempdir", str(path))
-    return path
-
-
-def contents(path):
-    """Return the bytes of every file below a folder, or of every member of a zip file."""
-    if path.is_dir():
-        return {entry.relative_to(path).as_posix(): entry.read_bytes() for entry in path.rglob("*") if entry.is_file()}
-    with zipfile.ZipFile(path) as archive:
-        return {name: archive.read(name) for name in archive.namelist()}
-
-
-def no_space(*_, **__):
-    raise OSError(errno.ENOSPC, "No space left on device")
-
+from flawscope.errors import ArgumentError, BundleError
 
 # --- the way there and back
 
@@ -247,158 +198,6 @@ def test_a_bank_that_vanished_after_opening_is_refused(packed):
         bundle.tensors()
 
 
-# --- the manifest
-
-
-finite = st.floats(allow_nan=False, allow_infinity=False)
-plain = st.text(st.characters(codec="utf-8"), max_size=12)
-json_value = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | finite | plain,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(plain, inner, max_size=3),
-    max_leaves=6,
-)
-
-
-def test_whole_numbers_in_fields_for_floats_come_back():
-    manifest = decode_manifest(encode_manifest(tiny_manifest(thresholds=tiny_thresholds(150))), "m")
-    assert manifest.thresholds == tiny_thresholds(150.0)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"kind": "program"}, "Invalid enum value 'program'"),
-        ({"max_batch": 4.5}, "Expected `int`, got `float`"),
-        ({"graphs": None}, "Expected `object`, got `null`"),
-    ],
-)
-def test_a_manifest_that_could_not_be_read_back_is_not_written(tmp_path, change, message):
-    with pytest.raises(BundleError, match=f"manifest: {message}.*Nothing was written"):
-        write_tiny_bundle(tmp_path / "b", **change)
-    assert list(tmp_path.iterdir()) == []
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.dictionaries(plain, json_value, max_size=4), plain, finite, st.integers(0, 2**70), finite)
-def test_every_manifest_comes_back_equal(config, text, number, seed, old):
-    base = tiny_manifest()
-    manifest = msgspec.structs.replace(
-        base,
-        name=text,
-        provenance=msgspec.structs.replace(base.provenance, config=config, command=text, seed=seed),
-        thresholds=tiny_thresholds(number),
-        threshold_changes=(
-            ThresholdChange(text, "image", None, number, text),
-            ThresholdChange("", "pixel", old, 1, ""),
-        ),
-        evidence=Evidence(
-            parity=(Parity("torch", text, 3, number, old, None),),
-            accuracy=(Accuracy("", text, "", "cpu", 3, 1, {"image_auroc": number, "aupro": None}),),
-        ),
-    )
-    data = encode_manifest(manifest)
-    decoded = decode_manifest(data, "m")
-    assert msgspec.structs.replace(decoded, digest="") == manifest
-    assert encode_manifest(decoded) == data
-
-
-def test_the_identity_follows_every_field():
-    digests = {
-        decode_manifest(encode_manifest(tiny_manifest(**change)), "m").digest
-        for change in ({}, {"name": "other"}, {"max_batch": 5}, {"min_area_px": 5}, {"thresholds": tiny_thresholds(1)})
-    }
-    assert len(digests) == 5
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-@pytest.mark.parametrize("place", ["thresholds", "evidence", "config"])
-def test_numbers_that_are_not_finite_are_refused_before_anything_is_written(tmp_path, value, place):
-    base = tiny_manifest()
-    change = {
-        "thresholds": {"thresholds": tiny_thresholds(value)},
-        "evidence": {"evidence": Evidence(accuracy=(Accuracy("", "", "", "cpu", 1, 1, {"aupro": value}),))},
-        "config": {"provenance": msgspec.structs.replace(base.provenance, config={"deep": [{"mean": (0.5, value)}]})},
-    }[place]
-    with pytest.raises(BundleError, match="expected finite numbers, got NaN or infinity"):
-        write_tiny_bundle(tmp_path / "b", **change)
-    assert list(tmp_path.iterdir()) == []
-
-
-def edited(change, redigest=True):
-    """Return the bytes of a manifest whose JSON was edited by one who knows how the digest is made."""
-    fields = json.loads(encode_manifest(tiny_manifest()))
-    change(fields)
-    if redigest:
-        fields["digest"] = ""
-        blank = (json.dumps(fields, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
-        fields["digest"] = hashlib.sha256(blank).hexdigest()
-    return (json.dumps(fields, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
-
-
-def test_the_forger_of_these_tests_makes_manifests_that_pass():
-    manifest = decode_manifest(edited(lambda fields: fields.update(name="forged")), "m")
-    assert manifest.name == "forged"
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda fields: fields.update(schema=SCHEMA + 1), "schema 1 or older, got 2. It was written by a newer flaw"),
-        (lambda fields: fields.update(schema=10**18, head="?", extra=[]), "written by a newer flawscope: update"),
-        (lambda fields: fields.update(schema=0), "expected manifest schema 1, got 0"),
-        (lambda fields: fields.update(schema="1"), r"Expected `int`, got `str` - at `\$.schema`"),
-        (lambda fields: fields.pop("schema"), "missing required field `schema`"),
-        (lambda fields: fields.update(extra=1), "unknown field `extra`"),
-        (lambda fields: fields["input"].update(extra=1), r"unknown field `extra` - at `\$.input`"),
-        (lambda fields: fields["head"].update(type="other"), "Invalid value 'other'"),
-        (lambda fields: fields["provenance"].update(extra=1), r"unknown field `extra` - at `\$.provenance`"),
-        (lambda fields: fields.pop("bank"), "missing required field `bank`"),
-        (lambda fields: fields.update(max_batch="4"), "Expected `int`, got `str`"),
-        (lambda fields: fields.update(kind="program"), "Invalid enum value 'program'"),
-        (lambda fields: fields["input"].update(resize=[1, 1]), "resize: expected height and width from 16 to 8192"),
-        (lambda fields: fields["input"].update(version=9), "preprocessing version: expected 1, got 9"),
-        (lambda fields: fields["head"].update(sigma=0), "was changed after it was written"),
-    ],
-)
-def test_a_manifest_that_says_something_else_is_refused(change, message):
-    with pytest.raises(BundleError, match=message):
-        decode_manifest(edited(change), "m")
-
-
-def test_an_edited_value_without_a_new_digest_is_refused():
-    data = edited(lambda fields: fields.update(max_batch=64), redigest=False)
-    with pytest.raises(BundleError, match="m: the manifest was changed after it was written"):
-        decode_manifest(data, "m")
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"",
-        b"null",
-        b"[]",
-        b"{",
-        b"\xff\xfe",
-        b'{"schema": NaN}',
-        b'{"schema": 1e999}',
-        encode_manifest(tiny_manifest()).replace(b'"sigma": 0.0', b'"sigma": NaN', 1),
-        encode_manifest(tiny_manifest()).replace(b'"sigma": 0.0', b'"sigma": Infinity', 1),
-        encode_manifest(tiny_manifest()).replace(b'"sigma": 0.0', b'"sigma": 1e999', 1),
-        b'{"schema": 1, "provenance": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
-        encode_manifest(tiny_manifest()).replace(b'"sigma": 0.0', b'"sigma": ' + b"[" * 600 + b"]" * 600, 1),
-    ],
-)
-def test_bytes_that_are_no_manifest_are_refused(data):
-    with pytest.raises(BundleError, match=r"m: the manifest is broken: .*Copy or export the bundle again"):
-        decode_manifest(data, "m")
-
-
-def test_the_same_content_in_other_bytes_is_refused():
-    data = json.dumps(json.loads(encode_manifest(tiny_manifest()))).encode()
-    with pytest.raises(BundleError, match="was changed after it was written"):
-        decode_manifest(data, "m")
-
-
 # --- rewriting
 
 
@@ -504,158 +303,3 @@ def test_packing_into_the_bundle_itself_is_refused(folder, name):
     with open_bundle(folder) as bundle, pytest.raises(ArgumentError, match="expected a place outside the bundle"):
         pack_bundle(bundle, folder / name)
     assert contents(folder) == before
-
-
-# --- a full disk
-
-
-def rewrite_packed(bundle, path):
-    rewrite_manifest(path, msgspec.structs.replace(bundle.manifest, min_area_px=9))
-
-
-def fail_at(monkeypatch, owner, name, position):
-    """Let the call number `position` of a function fail for lack of space; the calls before it work."""
-    real, calls = getattr(owner, name), []
-
-    def call(*arguments, **options):
-        calls.append(arguments)
-        if len(calls) == position + 1:
-            no_space()
-        return real(*arguments, **options)
-
-    monkeypatch.setattr(owner, name, call)
-    return calls
-
-
-@pytest.mark.parametrize(
-    ("owner", "name", "position"),
-    [
-        (Path, "write_bytes", 0),
-        (Path, "write_bytes", 2),
-        (Path, "write_bytes", 3),  # the manifest: three other files are bytes, one is copied
-        (shutil, "copyfile", 0),
-        (Path, "replace", 0),  # moving the old bundle aside
-        (Path, "replace", 1),  # moving the new one in
-        (Path, "chmod", 1),
-        (Path, "mkdir", 1),
-        (tempfile, "mkdtemp", 0),
-        (tempfile, "mkdtemp", 1),
-    ],
-)
-def test_a_full_disk_leaves_the_old_bundle_and_nothing_else(folder, monkeypatch, tmp_path, owner, name, position):
-    graph = tmp_path / "graph.bin"
-    graph.write_bytes(tiny_sources()["score.onnx"])
-    before = contents(tmp_path)
-    entries = sorted(tmp_path.iterdir())
-    calls = fail_at(monkeypatch, owner, name, position)
-    with pytest.raises(StorageError, match=r"tiny.flaw: could not be written: the disk is full. Nothing was left"):
-        write_tiny_bundle(folder, {"score.onnx": graph}, name="new")
-    assert len(calls) > position
-    monkeypatch.undo()
-    assert contents(tmp_path) == before
-    assert sorted(tmp_path.iterdir()) == entries
-    assert open_bundle(folder).manifest.name == "tiny"
-
-
-def test_an_interrupt_while_the_folders_are_swapped_brings_the_old_bundle_back(folder, monkeypatch):
-    before = contents(folder.parent)
-    real, calls = Path.replace, []
-
-    def interrupted(self, target):
-        calls.append(self)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return real(self, target)
-
-    monkeypatch.setattr(Path, "replace", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        write_tiny_bundle(folder, name="new")
-    monkeypatch.undo()
-    assert contents(folder.parent) == before
-
-
-def test_the_old_bundle_is_kept_aside_when_it_cannot_be_moved_back(folder, monkeypatch):
-    before, real, calls = contents(folder), Path.replace, []
-
-    def stuck(self, target):
-        calls.append(self)
-        if len(calls) >= 2:
-            no_space()
-        return real(self, target)
-
-    monkeypatch.setattr(Path, "replace", stuck)
-    with pytest.raises(StorageError, match=r"tiny.flaw: could not be written"):
-        write_tiny_bundle(folder, name="new")
-    monkeypatch.undo()
-    (aside,) = folder.parent.iterdir()
-    assert contents(aside / folder.name) == before
-
-
-@pytest.mark.parametrize(
-    ("owner", "name"),
-    [(shutil, "copyfileobj"), (zipfile.ZipFile, "writestr"), (Path, "replace"), (tempfile, "mkstemp")],
-)
-@pytest.mark.parametrize("write", [pack_bundle, rewrite_packed])
-def test_a_full_disk_leaves_the_old_packed_bundle_and_nothing_else(packed, scratch, monkeypatch, write, owner, name):
-    before, entries = packed.read_bytes(), sorted(packed.parent.iterdir())
-    with open_bundle(packed) as bundle:
-        calls = fail_at(monkeypatch, owner, name, 0)
-        with pytest.raises(StorageError, match=r"packed.flaw: could not be written: the disk is full"):
-            write(bundle, packed)
-        assert calls
-        monkeypatch.undo()
-    assert packed.read_bytes() == before
-    assert sorted(packed.parent.iterdir()) == entries
-    assert list(scratch.iterdir()) == []
-
-
-def test_a_full_disk_leaves_the_old_manifest(folder, monkeypatch):
-    before = contents(folder)
-    manifest = open_bundle(folder).manifest
-    monkeypatch.setattr(Path, "write_bytes", no_space)
-    with pytest.raises(StorageError, match=r"manifest.json: could not be written: the disk is full"):
-        rewrite_manifest(folder, msgspec.structs.replace(manifest, min_area_px=9))
-    monkeypatch.undo()
-    assert contents(folder) == before
-
-
-@pytest.mark.parametrize(("owner", "name"), [(Path, "write_bytes"), (Path, "mkdir"), (tempfile, "mkdtemp")])
-def test_no_room_to_unpack_is_said_and_leaves_nothing(packed, scratch, monkeypatch, owner, name):
-    monkeypatch.setattr(owner, name, no_space)
-    with pytest.raises(StorageError, match="could not be written: the disk is full"):
-        open_bundle(packed)
-    monkeypatch.undo()
-    assert list(scratch.iterdir()) == []
-
-
-@pytest.mark.parametrize("is_packed", [False, True])
-def test_a_bundle_that_may_not_be_read_is_refused(folder, packed, scratch, monkeypatch, is_packed):
-    def denied(*_, **__):
-        raise PermissionError(errno.EACCES, "Permission denied")
-
-    monkeypatch.setattr(zipfile if is_packed else Path, "ZipFile" if is_packed else "read_bytes", denied)
-    with pytest.raises(BundleError, match=r"could not be read: Permission denied. Check its permissions"):
-        open_bundle(packed if is_packed else folder)
-    monkeypatch.undo()
-    assert list(scratch.iterdir()) == []
-
-
-def test_files_of_a_bundle_follow_the_umask(tmp_path):
-    previous = os.umask(0o027)
-    try:
-        write_tiny_bundle(tmp_path / "b")
-    finally:
-        os.umask(previous)
-    assert {oct(entry.stat().st_mode & 0o777) for entry in (tmp_path / "b").rglob("*") if entry.is_file()} == {"0o640"}
-    assert {oct(entry.stat().st_mode & 0o777) for entry in (tmp_path / "b", tmp_path / "b" / "golden")} == {"0o750"}
-
-
-def test_the_hash_of_a_listed_file_is_that_of_its_bytes(folder):
-    manifest = open_bundle(folder).manifest
-    for name, listed in manifest.files.items():
-        assert listed.sha256 == sha256_file(folder / name)
-
-
-def test_a_bundle_is_written_under_folders_that_do_not_exist_yet(tmp_path):
-    write_bundle(tmp_path / "a" / "b" / "c.flaw", tiny_manifest(), tiny_sources())
-    assert isinstance(open_bundle(tmp_path / "a" / "b" / "c.flaw"), Bundle)
