@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -24,24 +25,22 @@ from flawscope.datasets import open_dataset, split_held_out
 from flawscope.files import write_text
 from flawscope.images import prepare_mask, read_image
 from flawscope.runtime import Inspector
+from flawscope.runtime.doctor import cpu_name, package_versions
 
 CANDIDATES: dict[str, tuple[str, dict[str, str]]] = {
     "padim /4 /8 /16, 100 sampled": ("padim", {"stages": "1,2,3"}),
-    "padim /4 /8 /16, 100 sampled, bilinear": ("padim", {"stages": "1,2,3", "upsample": "bilinear"}),
-    "padim /4 /8 /16, 100 ortho": ("padim", {"stages": "1,2,3", "reduction": "ortho"}),
-    "padim /4 /8 /16, 100 ortho, bilinear": (
-        "padim",
-        {"stages": "1,2,3", "reduction": "ortho", "upsample": "bilinear"},
-    ),
     "padim /4 /8 /16, all 152": ("padim", {"stages": "1,2,3", "channels": "152"}),
-    "padim /8 /16, 100 ortho": ("padim", {"stages": "2,3", "reduction": "ortho"}),
+    "padim /4 /8 /16, 100 sampled, 320 px": ("padim", {"stages": "1,2,3", "resize": "320"}),
+    "padim /8 /16, all 128, 320 px": ("padim", {"stages": "2,3", "channels": "128", "resize": "320"}),
     "patchcore /8 /16, 0.15 %": ("patchcore", {"stages": "2,3", "coreset": "0.0015"}),
-    "patchcore /8 /16, 1 %": ("patchcore", {"stages": "2,3", "coreset": "0.01"}),
     "patchcore /8 /16, 0.15 %, whitened": (
         "patchcore",
         {"stages": "2,3", "coreset": "0.0015", "standardize": "whiten"},
     ),
-    "patchcore /8 /16, 1 %, whitened": ("patchcore", {"stages": "2,3", "coreset": "0.01", "standardize": "whiten"}),
+    "patchcore /8 /16, 0.15 %, whitened, 320 px": (
+        "patchcore",
+        {"stages": "2,3", "coreset": "0.0015", "standardize": "whiten", "resize": "320"},
+    ),
 }
 
 
@@ -98,6 +97,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     rows: list[dict[str, Any]] = []
+    document = {
+        "suite": "choose_configuration",
+        "settings": {"data": options.data.name, "weights": options.weights.name, "seed": options.seed},
+        "machine": {"cpu": cpu_name(), "cores": os.cpu_count()},
+        "versions": package_versions(),
+    }
     for name, (method, settings) in CANDIDATES.items():
         if options.only not in name:
             continue
@@ -105,7 +110,7 @@ def main() -> None:
             figures = measure(options, method, settings, options.seed, Path(folder))
         rows.append({"candidate": name, "method": method, "settings": settings, **figures})
         print(f"{name:<42} " + ", ".join(f"{key} {value:.4f}" for key, value in figures.items()), flush=True)
-        write_text(options.out, json.dumps({"suite": "choose_configuration", "rows": rows}, indent=1) + "\n")
+        write_text(options.out, json.dumps(document | {"rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -54,7 +54,8 @@ SHAPES: dict[str, Callable[[np.random.Generator, tuple[int, int]], Field]] = {
     "hole": _hole,
     "patch": _patch,
 }
-_CONTRAST = {"crack": (40.0, 100.0), "scratch": (30.0, 90.0), "hole": (40.0, 110.0), "patch": (12.0, 45.0)}
+_CONTRAST = {"crack": (20.0, 60.0), "scratch": (15.0, 50.0), "hole": (20.0, 70.0), "patch": (8.0, 30.0)}
+"""Grey levels of change: from hardly visible to plain."""
 
 
 def draw_defect(image: UInt8Array, name: str, rng: np.random.Generator) -> tuple[UInt8Array, BoolArray]:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flawscope.bundle import Bundle, Manifest, open_bundle
-from flawscope.errors import ArgumentError, BundleError, DeviceError, FlawscopeError
+from flawscope.errors import ArgumentError, BundleError, FlawscopeError
 from flawscope.images import UInt8Array, check_image, prepare, read_image
 from flawscope.runtime.backends import choose_backend, open_session
 from flawscope.runtime.decision import decide, find_boxes

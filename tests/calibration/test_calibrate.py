@@ -207,14 +207,6 @@ def test_command_changes_the_smallest_area_alone(make_bundle, capsys):
     assert _manifest(path).threshold_changes == ()
 
 
-def test_command_prints_reasons_with_brackets_whole(make_bundle, dataset, monkeypatch, capsys):
-    from fake_bundles import FakeInspector
-
-    monkeypatch.setattr(FakeInspector, "backend_reason", "install flawscope[cuda] [bold]")
-    assert cli.run(["calibrate", str(make_bundle()), "--data", str(dataset.root)]) == 0
-    assert "install flawscope[cuda] [bold]" in capsys.readouterr().out
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
