@@ -25,7 +25,7 @@ from flawscope.datasets import open_dataset, split_held_out
 from flawscope.files import write_text
 from flawscope.images import prepare_mask, read_image
 from flawscope.runtime import Inspector
-from flawscope.runtime.doctor import cpu_name, package_versions
+from flawscope.versions import cpu_name, package_versions
 
 CANDIDATES: dict[str, tuple[str, dict[str, str]]] = {
     "padim /4 /8 /16, 100 sampled": ("padim", {"stages": "1,2,3"}),

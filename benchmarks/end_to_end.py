@@ -33,7 +33,7 @@ from flawscope.datasets import Dataset, open_dataset
 from flawscope.files import write_text
 from flawscope.images import Preprocessing, prepare_mask
 from flawscope.runtime import Inspector
-from flawscope.runtime.doctor import cpu_name, package_versions
+from flawscope.versions import cpu_name, package_versions
 
 HERE = Path(__file__).resolve().parent
 WARM_UP_IMAGES = 20

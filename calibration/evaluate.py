@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 import numpy as np
 
-from flawscope import __version__
 from flawscope.bundle import Accuracy, Manifest, open_bundle, rewrite_manifest
 from flawscope.calibration.extras import require
 from flawscope.calibration.figures import (
@@ -52,11 +49,10 @@ from flawscope.calibration.scoring import (
 from flawscope.datasets import Dataset, Sample, fingerprint, hash_contents
 from flawscope.errors import DataError
 from flawscope.images import prepare_mask
+from flawscope.versions import package_versions
 
 if TYPE_CHECKING:
     from flawscope.runtime import Box, Inspector
-
-_PACKAGES = ("numpy", "opencv-python-headless", "onnxruntime", "onnxruntime-gpu", "scipy", "scikit-learn")
 
 
 @dataclass(frozen=True)
@@ -177,7 +173,7 @@ def evaluate_bundle(
         notes=_notes(measured, manifest, taken, hashes, [contents[sample.path] for sample in samples]),
         bundle=BundleIdentity(name=manifest.name, method=manifest.method, digest=manifest.digest),
         dataset=DatasetIdentity(category=dataset.category, fingerprint=fingerprint(dataset, contents)),
-        versions=_versions(),
+        versions=package_versions(),
         command=command,
         when=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         seed=seed,
@@ -357,13 +353,3 @@ def _threshold_notes(manifest: Manifest, backend: str) -> tuple[str, ...]:
             f"({threshold.false_reject_rate:.2%}); they support {threshold.upper_bound:.2%}."
         )
     return tuple(notes)
-
-
-def _versions() -> dict[str, str]:
-    versions = {"flawscope": __version__, "python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions

@@ -7,7 +7,6 @@ import shutil
 import tempfile
 from pathlib import Path
 
-import cv2
 import msgspec
 import numpy as np
 import onnx
@@ -40,7 +39,7 @@ from flawscope.images import UInt8Array, decode_image, prepare
 from flawscope.runtime import Inspector
 from flawscope.training.loading import Progress, no_progress
 from flawscope.training.run import Run, read_run
-from flawscope.training.train import package_versions
+from flawscope.versions import package_versions
 
 _GOLDEN = 2
 """Golden images per bundle."""
@@ -212,7 +211,7 @@ def _provenance(run: Run, command: str) -> Provenance:
         dataset=record.dataset,
         category=record.category,
         seed=record.config.seed,
-        versions=package_versions() | {"opencv": cv2.__version__},
+        versions=package_versions(),
         config=msgspec.to_builtins(record.config),
         weights=f"{record.backbone.name}: {record.backbone.weights}; licence: {record.backbone.licence}",
         images="images.json",

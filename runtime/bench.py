@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-import flawscope
 from flawscope.errors import ArgumentError
 from flawscope.images import UInt8Array, decode_image, prepare
 from flawscope.runtime.backends import open_session
 from flawscope.runtime.decision import decide, find_boxes
 from flawscope.runtime.inspector import Inspector
+from flawscope.versions import cpu_name, package_versions
 
 STAGES = ("read", "prepare", "infer", "decide", "total")
 _PERCENTILES = {"p50": 50.0, "p90": 90.0, "p99": 99.0, "p99.9": 99.9}
@@ -134,12 +134,9 @@ def _percentiles(times: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> di
 
 
 def _machine() -> dict[str, Any]:
-    from flawscope.runtime.doctor import cpu_name, package_versions
-
     return {
         "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "system": f"{platform.system()} {platform.machine()}",
-        "flawscope": flawscope.__version__,
         **package_versions(),
     }

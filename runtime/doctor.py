@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import click
@@ -16,36 +14,14 @@ import flawscope
 from flawscope import cpp_ext
 from flawscope.errors import FlawscopeError
 from flawscope.runtime.backends import BACKENDS, choose_backend
+from flawscope.versions import cpu_name, package_versions
 
-_PACKAGES = ("numpy", "opencv-python-headless", "onnxruntime", "onnxruntime-gpu", "onnx", "torch", "timm")
 _EXTRAS = {
     "cpu": ("onnxruntime",),
     "calibrate": ("sklearn", "scipy", "matplotlib", "jinja2"),
     "train": ("torch", "timm", "huggingface_hub", "yaml"),
     "export": ("onnx", "onnxscript"),
 }
-
-
-def package_versions() -> dict[str, str]:
-    """Return the versions of Python and of the installed packages that matter here."""
-    found = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def cpu_name() -> str:
-    """Return the processor's name as the system tells it."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
 
 
 def diagnose() -> dict[str, Any]:

@@ -150,7 +150,8 @@ def read_run(path: Path) -> Run:
         raise RunError(f"{path / WEIGHTS}: expected the weights of the run, got {err}. Train again.") from err
     bank = {name.removeprefix("bank."): value for name, value in tensors.items() if name.startswith("bank.")}
     _check_fitted(path, record, bank)
-    if standardization(record.config) != "none" and "transform" not in tensors:
+    is_projected = isinstance(record.config, PadimConfig) and record.config.reduction == "ortho"
+    if (is_projected or standardization(record.config) != "none") and "transform" not in tensors:
         raise RunError(f"{path}: expected a fitted detector, got a run without its channel transform. Train again.")
     _check_finite(path, tensors)
     state = {

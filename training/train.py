@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import datetime
-import platform
 import tempfile
 import time
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import flawscope
@@ -20,6 +18,7 @@ from flawscope.training.loading import Progress, no_progress
 from flawscope.training.padim import fit_padim
 from flawscope.training.patchcore import fit_patchcore
 from flawscope.training.run import RECORD, RunRecord, write_run
+from flawscope.versions import package_versions
 
 _SAMPLES = 8
 """Pictures stored in the run for parity checks and golden images."""
@@ -105,14 +104,3 @@ def train_detector(
     step = max(1, len(pool) // _SAMPLES)
     write_run(out, record, fitted, backbone, pool[::step][:_SAMPLES])
     return record
-
-
-def package_versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that shape the numbers."""
-    versions = {"python": platform.python_version()}
-    for package in ("torch", "timm", "numpy", "opencv-python-headless", "onnx", "onnxruntime", "onnxruntime-gpu"):
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return versions

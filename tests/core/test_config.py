@@ -200,7 +200,7 @@ REFUSED_PATCHCORE = {
     "reweight": ["other", True],
     "projection": ["pca", False],
 }
-REFUSED_PADIM = {"channels": [0, 4097, 1.5], "regularization": [0, -1, *NOT_FINITE]}
+REFUSED_PADIM = {"channels": [0, 4097, 1.5], "regularization": [0, -1, *NOT_FINITE], "reduction": ["pca", 1, 0.5]}
 
 
 def pairs(table):

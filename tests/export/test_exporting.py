@@ -55,7 +55,7 @@ def test_a_bundle_says_where_it_comes_from(
     assert manifest.provenance.category == "steel"
     assert manifest.provenance.config == json.loads(msgspec.json.encode(run.record.config))
     assert manifest.provenance.weights == "scattering: none: fixed filters; licence: Apache-2.0"
-    assert {"torch", "onnx", "onnxruntime", "opencv"} <= manifest.provenance.versions.keys()
+    assert {"torch", "onnx", "onnxruntime", "opencv-python-headless"} <= manifest.provenance.versions.keys()
     assert images == {"training": list(run.record.training), "held_out": list(run.record.held_out)}
     assert manifest.input == run.record.config.preprocessing
     expected = PatchcoreHead((16, 16), 5, "paper", 2.0) if method == "patchcore" else PadimHead((16, 16), 2.0)

@@ -7,10 +7,11 @@ import sys
 
 import pytest
 
-from flawscope import __version__, cli, cpp_ext
+from flawscope import __version__, cli, cpp_ext, versions
 from flawscope.runtime import doctor as doctor_module
 from flawscope.runtime.backends import BACKENDS, ort
-from flawscope.runtime.doctor import cpu_name, diagnose, package_versions
+from flawscope.runtime.doctor import diagnose
+from flawscope.versions import cpu_name, package_versions
 
 
 def test_the_diagnosis_names_versions_backends_kernels_and_extras() -> None:
@@ -42,8 +43,8 @@ def test_a_missing_extra_comes_with_the_command_that_installs_it(monkeypatch: py
 
 
 def test_packages_that_are_not_installed_have_no_version(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor_module, "_PACKAGES", ("numpy", "no-such-package-anywhere"))
-    assert set(package_versions()) == {"python", "numpy"}
+    monkeypatch.setattr(versions, "PACKAGES", ("numpy", "no-such-package-anywhere"))
+    assert set(package_versions()) == {"flawscope", "python", "numpy"}
 
 
 def test_json_is_the_diagnosis(capsys: pytest.CaptureFixture[str]) -> None:

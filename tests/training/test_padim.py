@@ -49,7 +49,10 @@ def patches_of(features: PatchFeatures, config: PadimConfig, paths: list[Path]) 
     return np.concatenate([batch.numpy() for batch in batches]).astype(np.float64)
 
 
-@pytest.mark.parametrize("settings", [{}, {"standardize": "none"}, {"regularization": 0.5}, {"upsample": "bilinear"}])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"standardize": "none"}, {"regularization": 0.5}, {"upsample": "bilinear"}, {"reduction": "ortho"}],
+)
 def test_mean_and_covariance_are_numpys_on_all_patches(
     tiny_root: Path, backbone: Backbone, settings: dict[str, object]
 ) -> None:
@@ -149,6 +152,32 @@ def test_the_choice_of_channels_is_read_from_the_run_not_drawn_again(padim_run: 
     assert run.record.channels is not None
     assert run.features.channels == list(run.record.channels)
     assert dataclasses.asdict(run.fitted)["channels"] == run.record.channels
+
+
+def test_ortho_projects_all_channels_onto_orthonormal_directions_of_the_seed(
+    tiny_root: Path, backbone: Backbone
+) -> None:
+    paths = training_pictures(tiny_root)
+    plain = padim_config(reduction="ortho", standardize="none")
+    fitted = fit(plain, backbone, paths)
+    assert fitted.channels is None
+    assert fitted.transform is not None
+    assert fitted.transform.shape == (150, 12)
+    np.testing.assert_allclose(fitted.transform.T @ fitted.transform, np.eye(12), atol=1e-5)
+    np.testing.assert_array_equal(fit(plain, backbone, paths).transform, fitted.transform)
+    other = fit(padim_config(reduction="ortho", standardize="none", seed=1), backbone, paths)
+    assert not np.array_equal(other.transform, fitted.transform)
+
+
+def test_ortho_after_scaling_is_the_product_of_both(tiny_root: Path, backbone: Backbone) -> None:
+    paths = training_pictures(tiny_root)
+    projected = fit(padim_config(reduction="ortho", standardize="none"), backbone, paths).transform
+    scale = fit(padim_config(channels=150, standardize="scale"), backbone, paths).transform
+    both = fit(padim_config(reduction="ortho", standardize="scale"), backbone, paths).transform
+    assert projected is not None
+    assert scale is not None
+    assert both is not None
+    np.testing.assert_allclose(both, scale[:, None] * projected, rtol=1e-5)
 
 
 def test_more_channels_than_there_are_is_an_error(tiny_root: Path, backbone: Backbone) -> None:
