@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flawscope.bundle import Bundle, Manifest, open_bundle
-from flawscope.errors import ArgumentError, BundleError, FlawscopeError
+from flawscope.errors import ArgumentError, BackendError, BundleError, FlawscopeError
 from flawscope.images import UInt8Array, check_image, prepare, read_image
 from flawscope.runtime.backends import choose_backend, open_session
 from flawscope.runtime.decision import decide, find_boxes
@@ -52,7 +52,15 @@ class Inspector:
         self._thresholds = self.manifest.thresholds
         tensors = bundle.tensors()  # also for the graph, which reads the same file: refuses NaN and an empty bank
         self._head = build_head(self.manifest.head, tensors, self.manifest.input.size) if path == "kernel" else None
-        self._session = open_session(bundle.graph("features" if self._head else "score"), self.backend)
+        graph = bundle.graph("features" if self._head else "score")
+        try:
+            self._session = open_session(graph, self.backend)
+        except BackendError as err:
+            if backend != "auto" or self.backend == "cpu":
+                raise
+            # Offered, but not working: the choice was left to us, so the CPU is taken, and said.
+            self.backend, self.backend_reason = "cpu", f"auto: {err}"
+            self._session = open_session(graph, self.backend)
         self._check_golden()
 
     @classmethod

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +49,12 @@ class OrtSession:
         options.use_deterministic_compute = True
         options.log_severity_level = 4
         provider = _PROVIDERS[backend]
+        # TF32 would keep ten bits of every product: scores are FP32 on every backend, or they could not be compared.
+        settings = {"use_tf32": "0"} if provider == "CUDAExecutionProvider" else {}
         try:
-            self._session: Any = onnxruntime.InferenceSession(str(graph), options, providers=[provider])
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # that a provider is missing: below it is an error
+                self._session: Any = onnxruntime.InferenceSession(str(graph), options, providers=[(provider, settings)])
         except Exception as err:
             # ONNX Runtime's exceptions share no base class of their own.
             raise BackendError(f"backend {backend}: could not load {graph.name}: {_first_line(err)}") from err

@@ -184,3 +184,17 @@ def test_outputs_have_the_graphs_names(tmp_path: Path) -> None:
     outputs = session.infer(image)
     assert list(outputs) == ["as_numbers"]
     np.testing.assert_array_equal(outputs["as_numbers"], image.astype(np.float32))
+
+
+def test_auto_takes_the_cpu_where_cuda_is_offered_but_fails_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, padim_bundle: Path, tiny_root: Path
+) -> None:
+    # This ONNX Runtime has no CUDA: asked to use it, it takes the CPU, exactly what a broken CUDA install does.
+    providers = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(ort.import_onnxruntime(), "get_available_providers", lambda: providers)
+    with Inspector.load(padim_bundle, "auto") as inspector:
+        assert inspector.backend == "cpu"
+        assert inspector.backend_reason.startswith("auto: backend cuda: ")
+        assert inspector(good_pictures(tiny_root)[0]).decision != "fault"
+    with pytest.raises(BackendError, match="backend cuda: "):
+        Inspector.load(padim_bundle, "cuda")
