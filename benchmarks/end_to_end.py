@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -226,7 +227,6 @@ def main() -> None:
 
 def write_results(options: argparse.Namespace, runs: list[dict[str, Any]]) -> None:
     """Write settings, machine, every run and the means so far; paths are cut to their names."""
-    private = {str(path.parent) + "/": "" for path in (options.data, options.weights, HERE, Path(sys.executable))}
     document = {
         "suite": "end_to_end",
         "settings": {key: str(value) for key, value in vars(options).items() if key not in ("out", "rival_python")},
@@ -240,10 +240,12 @@ def write_results(options: argparse.Namespace, runs: list[dict[str, Any]]) -> No
         "summary": summarise(runs),
         "runs": runs,
     }
-    text = json.dumps(document, indent=1)
-    for long, short in private.items():
-        text = text.replace(long, short)
-    write_text(options.out, text + "\n")
+    write_text(options.out, without_folders(json.dumps(document, indent=1)) + "\n")
+
+
+def without_folders(text: str) -> str:
+    """Cut absolute paths to their last name: where things lie on a machine is nobody's business."""
+    return re.sub(r"(?<=[\s\"=])(?:/[\w.@+-]+)+/([\w.@+-]+)", r"\1", text)
 
 
 if __name__ == "__main__":
