@@ -48,6 +48,17 @@ def test_rank_correlation_needs_three_scores() -> None:
     assert measure_parity("a", "b", answer([1, 2, 3]), answer([3, 2, 1])).score_spearman == pytest.approx(-1)
 
 
+def test_a_tie_broken_by_rounding_is_no_change_of_rank() -> None:
+    reference, rounded = [5.0, 5.0, 7.0, 9.0], [5.0, 5.000001, 7.0, 9.0]
+    row = measure_parity("a", "b", answer(reference), answer(rounded))
+    assert row.score_max_relative > 0
+    assert row.score_spearman == pytest.approx(1.0)
+    check_parity([row])
+    swapped = measure_parity("a", "b", answer(reference), answer([5.0, 5.0, 9.0, 7.0]))
+    assert swapped.score_spearman is not None
+    assert swapped.score_spearman < 0.999
+
+
 def test_zero_scores_that_agree_pass() -> None:
     row = measure_parity("a", "b", answer([0, 0, 0], 0.0), answer([0, 0, 0], 0.0))
     check_parity([row])
