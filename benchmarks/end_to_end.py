@@ -198,6 +198,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--coreset", type=float, default=0.0015, help="share of all patches")
     parser.add_argument("--rival-python", type=Path, help="Python of an environment with anomalib; made if not given")
     parser.add_argument("--out", type=Path, required=True, help="JSON file, written anew after every run")
+    parser.add_argument("--resume", action="store_true", help="keep the runs that --out already has")
     return parser.parse_args(arguments)
 
 
@@ -206,10 +207,12 @@ def main() -> None:
     options = parse_arguments()
     options.data, options.weights = options.data.resolve(), options.weights.resolve()
     python = options.rival_python or ensure_environment()
-    runs: list[dict[str, Any]] = []
+    runs = earlier_runs(options)
     for method in options.methods.split(","):
         for seed in (int(text) for text in options.seeds.split(",")):
             for system in ("flawscope", "anomalib"):
+                if any((run["system"], run["method"], run["seed"]) == (system, method, seed) for run in runs):
+                    continue
                 with tempfile.TemporaryDirectory(prefix="flawscope-bench-") as folder:
                     if system == "flawscope":
                         run = run_flawscope(options, method, seed, Path(folder))
@@ -225,11 +228,28 @@ def main() -> None:
         print(f"{name:<28} flawscope {row['flawscope']:.4g} anomalib {row['anomalib']:.4g} {change}")
 
 
+def settings_of(options: argparse.Namespace) -> dict[str, str]:
+    """Return what decides the figures, for the record and for --resume."""
+    left_out = ("out", "rival_python", "resume", "methods", "seeds")
+    names = {"data": options.data.name, "weights": options.weights.name}
+    return {key: str(value) for key, value in vars(options).items() if key not in left_out} | names
+
+
+def earlier_runs(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Return the runs of an interrupted benchmark of the same settings, or none."""
+    if not options.resume or not options.out.is_file():
+        return []
+    document = json.loads(options.out.read_text())
+    if document["settings"] != settings_of(options):
+        raise SystemExit(f"{options.out}: expected the same settings to resume, got others. Choose another --out.")
+    return list(document["runs"])
+
+
 def write_results(options: argparse.Namespace, runs: list[dict[str, Any]]) -> None:
     """Write settings, machine, every run and the means so far; paths are cut to their names."""
     document = {
         "suite": "end_to_end",
-        "settings": {key: str(value) for key, value in vars(options).items() if key not in ("out", "rival_python")},
+        "settings": settings_of(options),
         "machine": {
             "cpu": cpu_name(),
             "cores": os.cpu_count(),
