@@ -37,6 +37,8 @@ from flawscope.export.torch_scores import torch_scores
 from flawscope.files import check_replaceable, storage_errors
 from flawscope.images import UInt8Array, decode_image, prepare
 from flawscope.runtime import Inspector
+from flawscope.runtime.heads import distance_scale
+from flawscope.runtime.inspector import ZERO_SHARE
 from flawscope.training.loading import Progress, no_progress
 from flawscope.training.run import Run, read_run
 from flawscope.versions import package_versions
@@ -164,9 +166,10 @@ def _gate(
     expected = torch_scores(run.features, head, run.fitted.tensors, spec.size, images)
     graph = _scores(Inspector(candidate, "cpu", "graph"), images)
     kernel = _scores(Inspector(candidate, "cpu", "kernel"), images)
+    least = ZERO_SHARE * distance_scale(head, candidate.tensors())
     parity = (
-        measure_parity("torch", "score.onnx, cpu", expected, graph),
-        measure_parity("score.onnx, cpu", "features.onnx + kernel, cpu", graph, kernel),
+        measure_parity("torch", "score.onnx, cpu", expected, graph, least),
+        measure_parity("score.onnx, cpu", "features.onnx + kernel, cpu", graph, kernel, least),
     )
     check_parity(parity)
     golden = []

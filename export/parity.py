@@ -27,19 +27,28 @@ def measure_parity(
     candidate: str,
     expected: tuple[Float32Array, Float32Array],
     measured: tuple[Float32Array, Float32Array],
+    least: float = 0.0,
 ) -> Parity:
-    """Compare maps [N, H, W] and scores [N] of two implementations."""
+    """Compare maps [N, H, W] and scores [N] of two implementations.
+
+    Args:
+        reference: Name of what is taken as true.
+        candidate: Name of what is compared with it.
+        expected: Maps and scores of the reference.
+        measured: Maps and scores of the candidate.
+        least: Errors are relative to the reference, or to this where the reference is smaller.
+    """
     maps, scores = expected
     other_maps, other_scores = measured
     spread = float(np.abs(scores).max()) or 1.0
     # A reference score of (almost) zero has no meaningful relative error of its own.
-    relative = np.abs(other_scores - scores) / np.maximum(np.abs(scores), 1e-6 * spread)
+    relative = np.abs(other_scores - scores) / np.maximum(np.abs(scores), max(least, 1e-6 * spread))
     return Parity(
         reference=reference,
         candidate=candidate,
         images=len(scores),
         score_max_relative=float(relative.max()),
-        map_max_relative=float(np.abs(other_maps - maps).max() / (float(np.abs(maps).max()) or 1.0)),
+        map_max_relative=float(np.abs(other_maps - maps).max() / (max(float(np.abs(maps).max()), least) or 1.0)),
         # Two pictures with (almost) one score change places by rounding alone: within it, scores count as equal.
         score_spearman=_spearman(scores, np.where(relative <= ROUNDING, scores, other_scores)),
     )

@@ -65,6 +65,17 @@ def build_head(head: Head, tensors: Mapping[str, npt.NDArray[Any]], size: tuple[
     return patchcore
 
 
+def distance_scale(head: Head, tensors: Mapping[str, npt.NDArray[Any]]) -> float:
+    """Return the size of an ordinary distance of a bundle: differences of scores near zero are judged against it.
+
+    PatchCore: the root mean square norm of the bank's rows. PaDiM: √D, the expected Mahalanobis distance.
+    """
+    if isinstance(head, PadimHead):
+        return float(np.sqrt(tensors["mean"].shape[1]))
+    bank = tensors["bank"]
+    return float(np.sqrt(np.einsum("md,md->", bank, bank, dtype=np.float64) / len(bank)))
+
+
 def _image_score(
     head: PatchcoreHead,
     patches: Float32Array,

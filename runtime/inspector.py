@@ -17,7 +17,7 @@ from flawscope.errors import ArgumentError, BackendError, BundleError, Flawscope
 from flawscope.images import UInt8Array, check_image, prepare, read_image
 from flawscope.runtime.backends import choose_backend, open_session
 from flawscope.runtime.decision import decide, find_boxes
-from flawscope.runtime.heads import build_head
+from flawscope.runtime.heads import build_head, distance_scale
 from flawscope.runtime.results import Box, Result
 
 Source = Path | str | npt.NDArray[np.uint8]
@@ -29,6 +29,10 @@ PATHS = ("graph", "kernel")
 GOLDEN_TOLERANCE = 1e-3
 """Largest relative difference of a golden image's score and map maximum at load: far above float32 noise between
 processors, far below what a wrong resize or colour order does."""
+
+ZERO_SHARE = 1e-2
+"""Share of an ordinary distance below which a score counts as zero: errors are then relative to that share, because a
+distance to a row that is (almost) the patch itself is rounding alone."""
 
 
 class Inspector:
@@ -61,7 +65,7 @@ class Inspector:
             # Offered, but not working: the choice was left to us, so the CPU is taken, and said.
             self.backend, self.backend_reason = "cpu", f"auto: {err}"
             self._session = open_session(graph, self.backend)
-        self._check_golden()
+        self._check_golden(ZERO_SHARE * distance_scale(self.manifest.head, tensors))
 
     @classmethod
     def load(cls, bundle: Bundle | Path | str, backend: str = "auto", path: str = "graph") -> Inspector:
@@ -186,12 +190,12 @@ class Inspector:
             timings_ms={**timings, "total": sum(timings.values())},
         )
 
-    def _check_golden(self) -> None:
+    def _check_golden(self, least: float) -> None:
         for golden in self.manifest.golden:
             image = prepare(read_image(self.bundle.file(golden.file)), self.manifest.input)
             maps, scores = self.infer(image[None])
             for what, got, stored in (("score", scores[0], golden.score), ("map", maps[0].max(), golden.map_max)):
-                if not abs(float(got) - stored) <= GOLDEN_TOLERANCE * max(abs(stored), 1e-6):
+                if not abs(float(got) - stored) <= GOLDEN_TOLERANCE * max(abs(stored), least):
                     raise BundleError(
                         f"{self.bundle.path}: golden image {golden.file}: expected {what} {stored:.6g} as at export, "
                         f"got {float(got):.6g} on {self.backend}. This installation computes something else: "

@@ -16,16 +16,19 @@ import numpy as np
 import onnx
 import pytest
 import safetensors.numpy
-from tiny_dataset import defective_pictures, good_pictures
+from tiny_dataset import CATEGORY, defective_pictures, good_pictures
 
 from flawscope import cli
 from flawscope.bundle import PadimHead, PatchcoreHead, open_bundle
+from flawscope.config import build_config
+from flawscope.datasets import open_dataset
 from flawscope.errors import ArgumentError, GateError, RunError, StorageError
 from flawscope.export import exporting
 from flawscope.export.exporting import export_run
 from flawscope.images import prepare, read_image
 from flawscope.runtime import Inspector
 from flawscope.training.run import RECORD, SAMPLES, WEIGHTS, read_run
+from flawscope.training.train import train_detector
 
 METHODS = ["patchcore", "padim"]
 
@@ -316,3 +319,12 @@ def test_progress_counts_its_steps(padim_run: Path, tmp_path: Path) -> None:
     seen: list[tuple[str, int, int]] = []
     export_run(padim_run, tmp_path / "part.flaw", max_batch=4, progress=lambda *step: seen.append(step))
     assert seen == [("exporting", step, 5) for step in range(6)]
+
+
+def test_a_memory_of_everything_is_exported_though_its_samples_score_zero(tmp_path: Path, tiny_root: Path) -> None:
+    config, _ = build_config("patchcore", {"resize": 64, "stages": [2], "coreset": 1.0, "held_out": 0.0})
+    train_detector(config, open_dataset(tiny_root, CATEGORY), tmp_path / "run")
+    manifest = export_run(tmp_path / "run", tmp_path / "all.flaw")
+    assert all(abs(golden.score) < 1e-2 for golden in manifest.golden)
+    with Inspector.load(tmp_path / "all.flaw", "cpu", "kernel") as inspector:
+        assert inspector(good_pictures(tiny_root)[0]).score is not None
