@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test check format lean bench clean
+.PHONY: demo test check format lean clean
 
 demo: $(STAMP)
 	$(BIN)/flawscope demo --out demo
@@ -27,9 +27,6 @@ format: $(STAMP)
 # The lean install: one backend, no training, no reports. Proves size, import time and equal scores.
 lean: $(STAMP)
 	$(BIN)/python tools/lean_install.py
-
-bench: $(STAMP)
-	@echo "See benchmarks/README.md: the suites need data and weights of your own."
 
 $(STAMP): pyproject.toml setup.py constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "flawscope needs Python 3.10 or newer")'

@@ -1,6 +1,6 @@
 """Defects drawn on good pictures of any part, for choices that must not see real ones.
 
-They are not meant to look real; they are meant to be as varied as real ones in size, shape and contrast.
+They are not meant to look real; they are meant to vary in size, shape and contrast.
 """
 
 from __future__ import annotations

@@ -134,9 +134,19 @@ CONFIGS: dict[str, type[DetectorConfig]] = {"patchcore": PatchcoreConfig, "padim
 """Method name -> its settings."""
 
 _OTHER_TOOLS_KEYS = frozenset(
-    {"do_eval", "save_pic", "save_model", "compute_pro", "print_freq", "model_path", "img_path", "threshold"}
+    {
+        "do_eval",
+        "save_pic",
+        "save_model",
+        "compute_pro",
+        "print_freq",
+        "save_path",
+        "model_path",
+        "img_path",
+        "threshold",
+    }
 )
-"""Keys of QualityInspector files that ask for something other verbs do; accepted and reported, not used."""
+"""Keys of QualityInspector files that ask for something other verbs or options do; accepted and reported, not used."""
 
 
 def build_config(method: str, *layers: Mapping[str, Any]) -> tuple[DetectorConfig, tuple[str, ...]]:

@@ -17,7 +17,7 @@ Float32Array = npt.NDArray[np.float32]
 Int64Array = npt.NDArray[np.int64]
 
 _BLOCK_ELEMENTS = 1 << 22
-"""Elements of the distance block in `nearest`: 16 MiB of float32, which stays in a last-level cache."""
+"""Elements of the distance block in `nearest`: 16 MiB of float32, whatever the number of queries."""
 
 
 def nearest(queries: Float32Array, bank: Float32Array, k: int) -> tuple[Float32Array, Int64Array]:

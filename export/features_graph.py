@@ -14,7 +14,7 @@ from flawscope.errors import RunError
 from flawscope.training.features import PatchFeatures
 
 OPSET = 18
-"""Opset of every graph we write: the newest that TensorRT 10 and 11, ONNX Runtime and OpenVINO all read."""
+"""Opset of every graph we write: the one that torch's exporter writes without a conversion."""
 
 
 def export_features(features: PatchFeatures, size: tuple[int, int], max_batch: int) -> onnx.ModelProto:

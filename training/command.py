@@ -45,7 +45,6 @@ def train(
     # Two keys of such files name the data; options win over them.
     file_root = from_file.pop("data_path", None)
     file_category = from_file.pop("category", None)
-    from_file.pop("save_path", None)
     options: dict[str, Any] = {"backbone": backbone, "resize": image_size, "seed": seed}
     config, unused = build_config(
         method,

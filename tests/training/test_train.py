@@ -180,7 +180,7 @@ def test_options_win_over_set_and_set_over_the_file_which_may_name_the_data(
     config = read_run(out).record.config
     assert isinstance(config, PadimConfig)
     assert (config.resize, config.seed, config.channels, config.sigma) == ((64, 64), 3, 5, 1.5)
-    assert capsys.readouterr().err == "note: not used by train: do_eval\n"
+    assert capsys.readouterr().err == "note: not used by train: save_path, do_eval\n"
 
 
 def test_a_flat_folder_of_good_pictures_is_enough(
