@@ -3,13 +3,16 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+NATIVE := build/native/.built
+CUDA   ?= AUTO
+CMAKE  := $(BIN)/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) -DPython_EXECUTABLE=$(abspath $(BIN)/python)
 
-.PHONY: demo test check format lean clean
+.PHONY: demo test check format lean native sanitize clean
 
-demo: $(STAMP)
+demo: $(NATIVE)
 	$(BIN)/flawscope demo --out demo
 
-test: $(STAMP)
+test: $(NATIVE)
 	$(BIN)/python -m pytest tests
 
 # Static checks read a tree of links, because none of them follows the mapping of folders to packages.
@@ -25,14 +28,29 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 # The lean install: one backend, no training, no reports. Proves size, import time and equal scores.
-lean: $(STAMP)
+lean: $(NATIVE)
 	$(BIN)/python tools/lean_install.py
+
+# The kernels are built here and not by pip, which would do it all again after every change. CUDA=OFF leaves CUDA out.
+native: $(NATIVE)
+
+$(NATIVE): $(STAMP) $(shell find cpp_ext -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' -o -name '*.cmake' -o -name CMakeLists.txt)
+	$(CMAKE) -S cpp_ext -B build/native -DFLAWSCOPE_CUDA=$(CUDA)
+	$(BIN)/cmake --build build/native
+	$(BIN)/cmake --install build/native --prefix cpp_ext
+	touch $(NATIVE)
+
+# The kernel tests under AddressSanitizer and UndefinedBehaviorSanitizer.
+sanitize: $(STAMP)
+	$(CMAKE) -S cpp_ext -B build/sanitize -DFLAWSCOPE_CUDA=OFF -DFLAWSCOPE_SANITIZE=address,undefined
+	$(BIN)/cmake --build build/sanitize
+	$(BIN)/python tools/sanitize.py build/sanitize
 
 $(STAMP): pyproject.toml setup.py constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "flawscope needs Python 3.10 or newer")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1" "setuptools>=77"
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[all]" --group dev
+	FLAWSCOPE_NATIVE=0 $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[all]" --group dev
 	touch $(STAMP)
 
 clean:

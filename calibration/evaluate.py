@@ -110,7 +110,7 @@ def evaluate_bundle(
     dataset: Dataset,
     *,
     backend: str = "auto",
-    graph_path: str = "graph",
+    graph_path: str = "auto",
     command: str,
     seed: int = 0,
     resamples: int = RESAMPLES,
@@ -122,7 +122,7 @@ def evaluate_bundle(
         path: The bundle, folder or packed file.
         dataset: Its test pictures are used, all of them.
         backend: The backend to measure.
-        graph_path: `graph`, or `kernel` for features and native kernel.
+        graph_path: `graph`, `kernel` for features and native kernel, or `auto` for the one the runtime takes.
         command: The command line, for the record.
         seed: Seed of the bootstrap.
         resamples: Number of bootstrap samples.
@@ -142,6 +142,7 @@ def evaluate_bundle(
         )
     with load_inspector(path, backend, graph_path) as inspector:
         manifest, taken, reason = inspector.manifest, inspector.backend, inspector.backend_reason
+        taken_path = inspector.path
         hashes = read_image_hashes(inspector.bundle)
         measured = _measure(inspector, samples, progress)
     contents = hash_contents(
@@ -159,7 +160,7 @@ def evaluate_bundle(
         f1_threshold=best,
         backend=taken,
         backend_reason=reason,
-        path=graph_path,
+        path=taken_path,
         precision="fp32",
         latency_ms=_latency(measured),
         intervals=intervals,

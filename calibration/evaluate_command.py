@@ -34,8 +34,8 @@ _NAMES = (
 @click.option(
     "--path",
     "graph_path",
-    type=click.Choice(["graph", "kernel"]),
-    default="graph",
+    type=click.Choice(["auto", "graph", "kernel"]),
+    default="auto",
     show_default=True,
     help="The whole graph, or features and native kernel.",
 )

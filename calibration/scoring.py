@@ -47,7 +47,7 @@ def read_image_hashes(bundle: Bundle) -> ImageHashes:
         ) from err
 
 
-def load_inspector(bundle: Path, backend: str, path: str = "graph") -> Inspector:
+def load_inspector(bundle: Path, backend: str, path: str = "auto") -> Inspector:
     """Load a bundle for scoring; see `Inspector.load`."""
     from flawscope.runtime import Inspector  # brings ONNX Runtime, which --help and thresholds set by hand do without
 

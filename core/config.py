@@ -107,7 +107,7 @@ class PatchcoreConfig(DetectorConfig, frozen=True, kw_only=True, tag_field="meth
         super().__post_init__()
         _check(0.0 < self.coreset < math.inf, "coreset", "a share up to 1 or a count above 1", self.coreset)
         _check(1 <= self.max_bank <= 1_000_000, "max_bank", "1 to 1,000,000", self.max_bank)
-        _check(1 <= self.neighbors <= 100, "neighbors", "1 to 100", self.neighbors)
+        _check(1 <= self.neighbors <= 64, "neighbors", "1 to 64", self.neighbors)
 
 
 class PadimConfig(DetectorConfig, frozen=True, kw_only=True, tag_field="method", tag="padim"):

@@ -1,8 +1,24 @@
-"""Distance kernels behind one interface: patch distance, Mahalanobis distance and greedy k-centre selection."""
+"""Distance kernels behind one interface: patch distance, Mahalanobis distance and greedy k-centre selection.
 
-from flawscope.cpp_ext.reference import kcenter_greedy, mahalanobis, nearest
+Compiled where the installation has them (`HAVE_NATIVE`), otherwise the NumPy reference with the same results up to
+rounding.
+"""
 
-IMPLEMENTATION = "reference (NumPy)"
-"""Which implementation the names of this package are; `flawscope doctor` shows it."""
+from flawscope.cpp_ext.bank import Bank, nearest
+from flawscope.cpp_ext.gaussians import Gaussians, mahalanobis
+from flawscope.cpp_ext.kcenter import kcenter_greedy
+from flawscope.cpp_ext.maps import separable_maps
+from flawscope.cpp_ext.native import HAVE_CUDA, HAVE_NATIVE, implementation, simd_level
 
-__all__ = ["IMPLEMENTATION", "kcenter_greedy", "mahalanobis", "nearest"]
+__all__ = [
+    "HAVE_CUDA",
+    "HAVE_NATIVE",
+    "Bank",
+    "Gaussians",
+    "implementation",
+    "kcenter_greedy",
+    "mahalanobis",
+    "nearest",
+    "separable_maps",
+    "simd_level",
+]

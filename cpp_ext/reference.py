@@ -1,16 +1,19 @@
 """The definition of every kernel, in NumPy. Faster implementations are tested against this file.
 
-All distances are squared: the order is the same, and the caller takes the root of the few that it shows.
+All distances are squared: the order is the same, and the caller takes the root of the few that it shows. A query with a
+NaN or infinite component, or a squared norm beyond float32, has no distance: NaN, and the row −1.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from flawscope.arrays import check_array
+from flawscope.cpp_ext.checks import check_count, check_seed
 from flawscope.errors import ArgumentError
 
 Float32Array = npt.NDArray[np.float32]
@@ -20,7 +23,7 @@ _BLOCK_ELEMENTS = 1 << 22
 """Elements of the distance block in `nearest`: 16 MiB of float32, whatever the number of queries."""
 
 
-def nearest(queries: Float32Array, bank: Float32Array, k: int) -> tuple[Float32Array, Int64Array]:
+def nearest(queries: npt.NDArray[Any], bank: Float32Array, k: int) -> tuple[Float32Array, Int64Array]:
     """Return the k nearest bank rows of every query, nearest first.
 
     Candidates are found by ‖m‖² − 2·q·m as a matrix product. Their distances are then computed again as Σ(q − m)²:
@@ -28,35 +31,90 @@ def nearest(queries: Float32Array, bank: Float32Array, k: int) -> tuple[Float32A
     that decide. Equal distances are ordered by the lower index.
 
     Args:
-        queries: float32 [N, D].
-        bank: float32 [M, D].
+        queries: float32 or float16 [N, D]; N may be 0.
+        bank: float32 [M, D], finite.
         k: Number of neighbours, 1 to M.
 
     Returns:
         Squared Euclidean distances float32 [N, k] and bank rows int64 [N, k].
 
     Raises:
+        ArgumentError: If shapes, dtypes or k do not fit, or the bank is not finite.
+    """
+    check_array(bank, "bank", ("M", "D"), np.float32, finite=True)
+    return nearest_stored(queries, bank, None, k, 0, "float32")
+
+
+def nearest_stored(
+    queries: npt.NDArray[Any], stored: Float32Array, rows: Float32Array | None, k: int, rerank: int, storage: str
+) -> tuple[Float32Array, Int64Array]:
+    """Return the k nearest of the rows as they are stored; with `rerank`, by the distance to the rows themselves.
+
+    Args:
+        queries: float32 or float16 [N, D]. For `int8` storage they are rounded too, while candidates are found.
+        stored: float32 [M, D], the result of `stored_rows`.
+        rows: float32 [M, D]; needed for re-ranking.
+        k: Number of neighbours.
+        rerank: 0, or the number of candidates to re-rank.
+        storage: `float32`, `float16` or `int8`.
+
+    Returns:
+        As `nearest`.
+
+    Raises:
         ArgumentError: If shapes, dtypes or k do not fit.
     """
-    check_array(queries, "queries", ("N", "D"), np.float32)
-    check_array(bank, "bank", ("M", queries.shape[1]), np.float32)
-    _check_count(k, "k", len(bank), "rows of the bank")
-    norms = np.einsum("md,md->m", bank, bank)
+    queries = _as_float32(queries, stored.shape[1])
+    check_count(k, "k", len(stored), "rows of the bank")
+    wanted = min(max(k, rerank), len(stored))
+    exact_rows = rows if rerank and rows is not None else stored
+    norms = np.einsum("md,md->m", stored, stored)
     distances = np.empty((len(queries), k), np.float32)
     indices = np.empty((len(queries), k), np.int64)
-    step = max(1, _BLOCK_ELEMENTS // len(bank))
+    step = max(1, _BLOCK_ELEMENTS // len(stored))
     for start in range(0, len(queries), step):
-        rows = slice(start, start + step)
-        block = queries[rows] @ bank.T
+        part = slice(start, start + step)
+        with np.errstate(over="ignore", invalid="ignore"):
+            missing = ~np.isfinite(np.einsum("nd,nd->n", queries[part], queries[part]))
+        seen = np.where(missing[:, None], np.float32(0), queries[part])
+        block = (stored_rows(seen, "int8") if storage == "int8" else seen) @ stored.T
         block *= -2.0
         block += norms
-        found = block.argmin(axis=1)[:, None] if k == 1 else np.sort(_least(block, k), axis=1)
-        difference = queries[rows, None, :] - bank[found]
+        found = block.argmin(axis=1)[:, None] if wanted == 1 else np.sort(_least(block, wanted), axis=1)
+        difference = seen[:, None, :] - exact_rows[found]
         exact = np.einsum("nkd,nkd->nk", difference, difference)
-        order = np.argsort(exact, axis=1, kind="stable")
-        distances[rows] = np.take_along_axis(exact, order, axis=1)
-        indices[rows] = np.take_along_axis(found, order, axis=1)
+        order = np.argsort(exact, axis=1, kind="stable")[:, :k]
+        distances[part] = np.where(missing[:, None], np.float32(np.nan), np.take_along_axis(exact, order, axis=1))
+        indices[part] = np.where(missing[:, None], -1, np.take_along_axis(found, order, axis=1))
     return distances, indices
+
+
+def stored_rows(rows: Float32Array, storage: str) -> Float32Array:
+    """Return rows float32 [M, D] as a bank stores them: as they are, rounded to float16, or to int8 with a factor.
+
+    Raises:
+        ArgumentError: If a value is too large for float16.
+    """
+    if storage == "float32":
+        return rows
+    if storage == "float16":
+        with np.errstate(over="ignore"):
+            halves = rows.astype(np.float16).astype(np.float32)
+        if not np.isfinite(halves).all():
+            raise ArgumentError(f"bank: expected values within float16 (65,504), got {np.abs(rows).max():.6g}.")
+        return halves
+    factors = np.abs(rows).max(axis=1, keepdims=True) / np.float32(127)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        steps = np.where(factors > 0, np.clip(np.rint(rows / factors), -127, 127), np.float32(0))
+    return np.asarray(steps * factors, np.float32)
+
+
+def _as_float32(queries: object, channels: int) -> Float32Array:
+    half = isinstance(queries, np.ndarray) and queries.dtype == np.float16
+    if isinstance(queries, np.ndarray) and queries.ndim == 2 and len(queries) == 0 and queries.shape[1] == channels:
+        return np.empty((0, channels), np.float32)
+    checked = check_array(queries, "queries", ("N", channels), np.float16 if half else np.float32)
+    return np.asarray(checked, np.float32)
 
 
 def _least(block: Float32Array, k: int) -> Int64Array:
@@ -69,12 +127,6 @@ def _least(block: Float32Array, k: int) -> Int64Array:
     return found
 
 
-def _check_count(count: int, name: str, limit: int, what: str) -> None:
-    is_integer = isinstance(count, int | np.integer) and not isinstance(count, bool)
-    if not is_integer or not 1 <= count <= limit:
-        raise ArgumentError(f"{name}: expected an integer from 1 to {limit} ({what}), got {count!r}.")
-
-
 def mahalanobis(features: Float32Array, mean: Float32Array, whitening: Float32Array) -> Float32Array:
     """Return the squared Mahalanobis distance of every patch to the Gaussian of its position.
 
@@ -84,18 +136,45 @@ def mahalanobis(features: Float32Array, mean: Float32Array, whitening: Float32Ar
         whitening: float32 [P, D, D]; W with W·Wᵀ = Σ⁻¹, so that the distance is ‖(x − μ)·W‖² and cannot be negative.
 
     Returns:
-        float32 [N, P].
+        float32 [N, P]; NaN for a patch with a NaN or infinite component, or whose distance is beyond float32.
 
     Raises:
         ArgumentError: If shapes or dtypes do not fit.
     """
-    check_array(features, "features", ("N", "P", "D"), np.float32)
-    _, positions, channels = features.shape
-    check_array(mean, "mean", (positions, channels), np.float32)
+    check_array(mean, "mean", ("P", "D"), np.float32)
+    positions, channels = mean.shape
+    if not (isinstance(features, np.ndarray) and features.shape == (0, positions, channels)):
+        check_array(features, "features", ("N", positions, channels), np.float32)
     check_array(whitening, "whitening", (positions, channels, channels), np.float32)
-    centred = (features - mean).transpose(1, 0, 2)
-    white = centred @ whitening
-    return np.ascontiguousarray(np.einsum("pnd,pnd->np", white, white))
+    with np.errstate(over="ignore", invalid="ignore"):
+        centred = (features - mean).transpose(1, 0, 2)
+        white = centred @ whitening
+        squared = np.ascontiguousarray(np.einsum("pnd,pnd->np", white, white))
+        missing = ~(np.isfinite(squared) & np.isfinite(features.sum(axis=2)))
+    squared[missing] = np.nan
+    return squared
+
+
+def separable_maps(grids: Float32Array, rows: Float32Array, columns: Float32Array) -> Float32Array:
+    """Return rows · grid · columns for every grid.
+
+    Args:
+        grids: float32 [N, h, w]; N may be 0.
+        rows: float32 [H, h].
+        columns: float32 [w, W].
+
+    Returns:
+        float32 [N, H, W].
+
+    Raises:
+        ArgumentError: If shapes or dtypes do not fit.
+    """
+    check_array(rows, "rows", ("H", "h"), np.float32)
+    check_array(columns, "columns", ("w", "W"), np.float32)
+    height, width = rows.shape[1], columns.shape[0]
+    if not (isinstance(grids, np.ndarray) and grids.shape == (0, height, width)):
+        check_array(grids, "grids", ("N", height, width), np.float32)
+    return np.asarray(rows @ grids @ columns, np.float32)
 
 
 def kcenter_greedy(
@@ -122,9 +201,8 @@ def kcenter_greedy(
         ArgumentError: If shape, dtype, count or seed do not fit, or a feature is NaN or infinite.
     """
     check_array(features, "features", ("N", "D"), np.float32, finite=True)
-    _check_count(count, "count", len(features), "rows of features")
-    if not isinstance(seed, int | np.integer) or seed < 0:
-        raise ArgumentError(f"seed: expected an integer of at least 0, got {seed!r}.")
+    check_count(count, "count", len(features), "rows of features")
+    check_seed(seed)
     norms = np.einsum("nd,nd->n", features, features)
     chosen = np.empty(count, np.int64)
     closest = np.full(len(features), np.inf, np.float32)

@@ -19,7 +19,7 @@ from flawscope.terminal import command_line, progress_bars
 @click.command("bench")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--backend", type=click.Choice(BACKENDS), default="auto", show_default=True)
-@click.option("--path", "path", type=click.Choice(PATHS), default="graph", show_default=True, help="How maps are made.")
+@click.option("--path", "path", type=click.Choice(PATHS), default="auto", show_default=True, help="How maps are made.")
 @click.option("--batch", type=int, default=1, show_default=True, help="Pictures per inference.")
 @click.option("--seconds", type=float, default=10.0, show_default=True, help="Measuring time after warm-up.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the figures to a JSON file.")

@@ -25,7 +25,7 @@ from flawscope.runtime.results import Result
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="IMAGE...")
 @click.option("--backend", type=click.Choice(BACKENDS), default="auto", show_default=True)
-@click.option("--path", "path", type=click.Choice(PATHS), default="graph", show_default=True, help="How maps are made.")
+@click.option("--path", "path", type=click.Choice(PATHS), default="auto", show_default=True, help="How maps are made.")
 @click.option("--batch", type=int, default=1, show_default=True, help="Pictures per inference.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON line per picture.")
 @click.option("--maps", type=click.Path(path_type=Path), help="Folder for heat maps over the pictures (PNG).")

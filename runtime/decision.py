@@ -16,7 +16,7 @@ def decide(
 ) -> tuple[Decision, str | None]:
     """Return the decision and, for a fault, its reason. Only a finite score within the threshold is an accept."""
     if not np.isfinite(score) or not np.isfinite(anomaly_map).all():
-        return "fault", "the graph gave NaN or infinity"
+        return "fault", "inference gave NaN or infinity"
     if thresholds is None:
         return "fault", "the bundle has no thresholds: run flawscope calibrate"
     return ("reject" if score > thresholds.image.value else "accept"), None

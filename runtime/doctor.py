@@ -45,8 +45,26 @@ def diagnose() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "versions": package_versions(),
         "backends": backends,
-        "kernels": dict.fromkeys(("nearest", "mahalanobis", "kcenter_greedy"), cpp_ext.IMPLEMENTATION),
+        "kernels": _kernels(),
         "extras": extras,
+    }
+
+
+def _kernels() -> dict[str, Any]:
+    try:
+        level = cpp_ext.simd_level()
+        implementation = cpp_ext.implementation()
+    except FlawscopeError as err:  # FLAWSCOPE_SIMD asks for what is not there
+        level, implementation = None, str(err)
+    cuda = "compiled in" if cpp_ext.HAVE_CUDA else "not in this build. Put nvcc on the PATH and install flawscope again"
+    return {
+        "have_native": cpp_ext.HAVE_NATIVE,
+        "have_cuda": cpp_ext.HAVE_CUDA,
+        "simd_level": level,
+        "implementations": {
+            **dict.fromkeys(("nearest", "mahalanobis", "kcenter_greedy"), implementation),
+            "cuda kernels": cuda,
+        },
     }
 
 
@@ -64,7 +82,7 @@ def doctor(as_json: bool) -> int:
     for name, backend in found["backends"].items():
         state = f"takes {backend['takes']}" if backend["available"] else "not here"
         click.echo(f"backend   {name:<10} {state}: {backend['reason']}")
-    for name, implementation in found["kernels"].items():
+    for name, implementation in found["kernels"]["implementations"].items():
         click.echo(f"kernel    {name:<15} {implementation}")
     for name, extra in found["extras"].items():
         missing = f"missing {', '.join(extra['missing'])}: {extra['install']}"

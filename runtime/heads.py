@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flawscope.bundle import Head, PadimHead, PatchcoreHead
-from flawscope.cpp_ext import mahalanobis, nearest
+from flawscope.cpp_ext import Bank, Gaussians, separable_maps
 from flawscope.errors import BundleError
 from flawscope.maphead import map_matrices
 
@@ -38,24 +38,26 @@ def build_head(head: Head, tensors: Mapping[str, npt.NDArray[Any]], size: tuple[
     rows, columns = map_matrices(head.grid, size, head.sigma)
 
     def smooth(distances: Float32Array) -> Float32Array:
-        grid = distances.reshape(-1, *head.grid)
-        return np.asarray(rows @ grid @ columns, np.float32)
+        return separable_maps(distances.reshape(-1, *head.grid), rows, columns)
 
     if isinstance(head, PadimHead):
+        gaussians = Gaussians(tensors["mean"], tensors["whitening"])
 
         def padim(patches: Float32Array) -> tuple[Float32Array, Float32Array]:
-            maps = smooth(np.sqrt(mahalanobis(patches, tensors["mean"], tensors["whitening"])))
+            maps = smooth(np.sqrt(gaussians.mahalanobis(patches)))
             return maps, maps.max(axis=(1, 2))
 
         return padim
 
+    bank = Bank(tensors["bank"])
+
     def patchcore(patches: Float32Array) -> tuple[Float32Array, Float32Array]:
         count, positions, channels = patches.shape
-        squared, indices = nearest(patches.reshape(-1, channels), tensors["bank"], 1)
+        squared, indices = bank.nearest(patches.reshape(-1, channels))
         distances = np.sqrt(squared).reshape(count, positions)
         scores = np.array(
             [
-                _image_score(head, patches[i], distances[i], indices.reshape(count, positions)[i], tensors)
+                _image_score(head, patches[i], distances[i], indices.reshape(count, positions)[i], bank, tensors)
                 for i in range(count)
             ],
             np.float32,
@@ -81,19 +83,21 @@ def _image_score(
     patches: Float32Array,
     distances: Float32Array,
     matched: npt.NDArray[np.int64],
+    bank: Bank,
     tensors: Mapping[str, npt.NDArray[Any]],
 ) -> float:
     """Return the score of one image: equation 7 of arXiv:2106.08265, or the seed's variant of it."""
-    place = int(distances.argmax())
+    place = int(distances.argmax())  # NaN counts as the largest: a patch without a distance is the score
     top = float(distances[place])
-    bank = tensors["bank"]
+    if not np.isfinite(top):
+        return top
     if head.reweight == "none" or min(head.neighbors, len(bank)) == 1:  # one neighbour is nothing to weigh against
         return top
     if head.reweight == "paper":
-        members = bank[tensors["neighbours"][matched[place]]]
+        members = tensors["bank"][tensors["neighbours"][matched[place]]]
         around = np.sqrt(((members - patches[place]) ** 2).sum(axis=1))
     else:
-        squared, _ = nearest(patches[place : place + 1], bank, min(head.neighbors, len(bank)))
+        squared, _ = bank.nearest(patches[place : place + 1], min(head.neighbors, len(bank)))
         around = np.sqrt(squared[0])
     shares = np.exp(around - around.max())
     shares /= shares.sum()

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flawscope.bundle import Bundle, Manifest, open_bundle
+from flawscope.cpp_ext import HAVE_NATIVE
 from flawscope.errors import ArgumentError, BackendError, BundleError, FlawscopeError
 from flawscope.images import UInt8Array, check_image, prepare, read_image
 from flawscope.runtime.backends import choose_backend, open_session
@@ -23,8 +24,9 @@ from flawscope.runtime.results import Box, Result
 Source = Path | str | npt.NDArray[np.uint8]
 """A picture: a file, or uint8 [H, W, 3] RGB."""
 
-PATHS = ("graph", "kernel")
-"""How a map is made: by `score.onnx` alone, or by `features.onnx` and the kernels of `cpp_ext`."""
+PATHS = ("auto", "graph", "kernel")
+"""How a map is made: by `score.onnx` alone, or by `features.onnx` and the kernels of `cpp_ext`; `auto` takes the kernels
+where they are native and the features lie in the memory of the CPU, and the graph elsewhere."""
 
 GOLDEN_TOLERANCE = 1e-3
 """Largest relative difference of a golden image's score and map maximum at load: far above float32 noise between
@@ -42,20 +44,20 @@ class Inspector:
         bundle: The opened bundle.
         backend: Name of the backend in use.
         backend_reason: Why it was taken.
-        path: `graph` or `kernel`.
+        path: `graph` or `kernel`, whichever was taken.
     """
 
-    def __init__(self, bundle: Bundle, backend: str = "auto", path: str = "graph") -> None:
+    def __init__(self, bundle: Bundle, backend: str = "auto", path: str = "auto") -> None:
         if path not in PATHS:
             raise ArgumentError(f"path: expected one of {', '.join(PATHS)}, got {path!r}.")
         choice = choose_backend(backend)
         self.bundle = bundle
         self.backend = choice.name
         self.backend_reason = choice.reason
-        self.path = path
+        self.path = _resolve_path(path, choice.name)
         self._thresholds = self.manifest.thresholds
         tensors = bundle.tensors()  # also for the graph, which reads the same file: refuses NaN and an empty bank
-        self._head = build_head(self.manifest.head, tensors, self.manifest.input.size) if path == "kernel" else None
+        self._head = build_head(self.manifest.head, tensors, self.manifest.input.size) if self.path == "kernel" else None
         graph = bundle.graph("features" if self._head else "score")
         try:
             self._session = open_session(graph, self.backend)
@@ -68,13 +70,14 @@ class Inspector:
         self._check_golden(ZERO_SHARE * distance_scale(self.manifest.head, tensors))
 
     @classmethod
-    def load(cls, bundle: Bundle | Path | str, backend: str = "auto", path: str = "graph") -> Inspector:
+    def load(cls, bundle: Bundle | Path | str, backend: str = "auto", path: str = "auto") -> Inspector:
         """Open and verify a bundle and make it ready; its golden images must give their stored scores.
 
         Args:
             bundle: A bundle, or the path of one.
             backend: `auto`, `cpu` or `cuda`. What is asked for by name and not there is an error.
-            path: `graph` runs `score.onnx`; `kernel` runs `features.onnx` and the native kernels.
+            path: `graph` runs `score.onnx`; `kernel` runs `features.onnx` and the kernels of `cpp_ext`; `auto` takes
+                the faster of the two, see `PATHS`.
 
         Raises:
             ArgumentError: If backend or path is no known name.
@@ -214,6 +217,12 @@ class Inspector:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _resolve_path(path: str, backend: str) -> str:
+    if path != "auto":
+        return path
+    return "kernel" if HAVE_NATIVE and backend == "cpu" else "graph"
 
 
 class _Loaded:

@@ -7,6 +7,7 @@ environment, and lets both score the same pictures. Exit status 1 where a promis
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -21,9 +22,11 @@ LIMIT_S = 0.5
 _IMPORT = "import time; s = time.perf_counter(); import flawscope.runtime; print(time.perf_counter() - s)"
 
 
-def run(*command: object) -> str:
+def run(*command: object, **environment: str) -> str:
     """Run a command; return its standard output, or end with its error."""
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+    done = subprocess.run(
+        [str(part) for part in command], capture_output=True, text=True, env={**os.environ, **environment}
+    )
     if done.returncode:
         sys.exit(f"failed ({done.returncode}): {' '.join(map(str, command))}\n{done.stdout}{done.stderr}")
     return done.stdout
@@ -34,7 +37,8 @@ def make_environment(folder: Path) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     venv.create(folder, with_pip=True)
     python = folder / "bin" / "python"
-    run(python, "-m", "pip", "install", "-q", "-c", ROOT / "constraints.txt", f"{ROOT}[cpu]")
+    # The CUDA kernels take minutes to compile and are not what this is about.
+    run(python, "-m", "pip", "install", "-q", "-c", ROOT / "constraints.txt", f"{ROOT}[cpu]", FLAWSCOPE_CUDA="OFF")
     run(python, "-m", "pip", "uninstall", "-q", "-y", "pip", "setuptools")  # not part of what a device needs
     return python
 
@@ -62,12 +66,14 @@ def main() -> None:
     python = make_environment(folder)
     size_mb = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
     import_s = min(float(run(python, "-c", _IMPORT)) for _ in range(5))
+    kernels = run(python, "-c", "import flawscope.cpp_ext as c; print(c.implementation())").strip()
     torch = subprocess.run([str(python), "-c", "import torch"], capture_output=True, text=True)
     packages = sorted(path.name.split("-")[0] for path in folder.glob("lib/*/site-packages/*.dist-info"))
     print(f"lean install: {size_mb:.0f} MB (limit {LIMIT_MB}), {', '.join(packages)}")
     print(f"import flawscope.runtime: {import_s:.3f} s (limit {LIMIT_S})")
     print(f"import torch: {torch.stderr.strip().splitlines()[-1] if torch.returncode else 'works'}")
-    failed = size_mb > LIMIT_MB or import_s > LIMIT_S or torch.returncode == 0
+    print(f"kernels: {kernels}")
+    failed = size_mb > LIMIT_MB or import_s > LIMIT_S or torch.returncode == 0 or not kernels.startswith("native")
     with tempfile.TemporaryDirectory(prefix="flawscope-lean-") as name:
         bundle, pictures = make_bundle(Path(name))
         for path in ("graph", "kernel"):

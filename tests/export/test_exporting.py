@@ -94,7 +94,7 @@ def test_nothing_of_the_exporting_machine_is_left_in_the_graphs(
 
 @pytest.mark.parametrize("method", METHODS)
 def test_golden_scores_are_those_of_the_graph(uncalibrated_bundles: dict[str, Path], method: str) -> None:
-    with Inspector.load(uncalibrated_bundles[method], "cpu") as inspector:
+    with Inspector.load(uncalibrated_bundles[method], "cpu", "graph") as inspector:
         goldens = inspector.manifest.golden
         assert len(goldens) == 2
         for golden in goldens:

@@ -83,15 +83,16 @@ class FakeInspector:
     backend = "cpu"
     backend_reason = "asked for"
 
-    def __init__(self, bundle: Bundle, rule: Rule = brightness) -> None:
+    def __init__(self, bundle: Bundle, rule: Rule = brightness, path: str = "graph") -> None:
         self.bundle = bundle
+        self.path = path
         self.manifest = bundle.manifest
         self.rule = rule
 
     @classmethod
     def loader(cls, rule: Rule = brightness) -> Callable[..., FakeInspector]:
         """Return what replaces `load_inspector`."""
-        return lambda path, backend, graph_path="graph": cls(open_bundle(path), rule)
+        return lambda path, backend, graph_path="graph": cls(open_bundle(path), rule, graph_path)
 
     def stream(self, sources: Iterable[Path], batch: int = 1) -> Iterator[Result]:
         """Yield one result a file."""

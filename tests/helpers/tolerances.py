@@ -45,6 +45,15 @@ class Tolerances:
         """
         return self.gamma(channels + 2)
 
+    def int8_form(self, channels: int) -> float:
+        """Error of ‖m̂‖² − 2·q̂·m̂ over D channels, relative to (‖q̂‖ + ‖m̂‖)², for 8-bit integers with a factor each.
+
+        Where the sum of integers is exact, its conversion and the products with the two factors are three roundings.
+        Where q̂ and m̂ are multiplied as float32 they are D; q̂ and m̂ themselves are each one rounding away from factor
+        times integer. ‖m̂‖² and the last addition follow as in `product_form`: γ(D + 6) holds for both ways.
+        """
+        return self.gamma(channels + 6)
+
     def mahalanobis(self, channels: int) -> float:
         """Error of ‖(x − μ)·W‖² over D channels, relative to ‖|x − μ|·|W|‖².
 

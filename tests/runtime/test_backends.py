@@ -111,7 +111,7 @@ def test_bound_outputs_are_the_callers(padim_bundle: Path) -> None:
 
 @pytest.mark.usefixtures("cuda_on_the_cpu")
 def test_an_inspector_works_through_io_binding(padim_bundle: Path, tiny_root: Path) -> None:
-    with Inspector.load(padim_bundle, "cuda") as bound, Inspector.load(padim_bundle, "cpu") as plain:
+    with Inspector.load(padim_bundle, "cuda") as bound, Inspector.load(padim_bundle, "cpu", "graph") as plain:
         assert bound.backend == "cuda"
         got, expected = bound(good_pictures(tiny_root)), plain(good_pictures(tiny_root))
     assert [result.score for result in got] == [result.score for result in expected]

@@ -38,12 +38,12 @@ def test_only_the_image_threshold_decides() -> None:
 @pytest.mark.parametrize("score", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("limits", [LIMITS, None])
 def test_a_score_that_is_no_number_is_a_fault(score: float, limits: Thresholds | None) -> None:
-    assert decide(score, FLAT, limits) == ("fault", "the graph gave NaN or infinity")
+    assert decide(score, FLAT, limits) == ("fault", "inference gave NaN or infinity")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_one_map_value_that_is_no_number_is_a_fault(value: float) -> None:
-    assert decide(0.0, map_with(0, value), LIMITS) == ("fault", "the graph gave NaN or infinity")
+    assert decide(0.0, map_with(0, value), LIMITS) == ("fault", "inference gave NaN or infinity")
 
 
 def test_without_thresholds_there_is_no_accept() -> None:

@@ -19,8 +19,11 @@ def test_the_diagnosis_names_versions_backends_kernels_and_extras() -> None:
     assert found["flawscope"] == __version__
     assert set(found["backends"]) == set(BACKENDS)
     assert found["backends"]["cpu"] == {"available": True, "takes": "cpu", "reason": "asked for"}
-    assert set(found["kernels"]) == {"nearest", "mahalanobis", "kcenter_greedy"}
-    assert set(found["kernels"].values()) == {cpp_ext.IMPLEMENTATION}
+    kernels = found["kernels"]
+    assert (kernels["have_native"], kernels["have_cuda"]) == (cpp_ext.HAVE_NATIVE, cpp_ext.HAVE_CUDA)
+    assert kernels["simd_level"] == cpp_ext.simd_level()
+    for name in ("nearest", "mahalanobis", "kcenter_greedy"):
+        assert kernels["implementations"][name] == cpp_ext.implementation()
     assert set(found["extras"]) == {"cpu", "calibrate", "train", "export"}
     assert found["versions"]["numpy"] == package_versions()["numpy"]
     assert cpu_name() != ""
@@ -59,7 +62,7 @@ def test_text_has_a_line_for_everything(capsys: pytest.CaptureFixture[str]) -> N
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith(f"flawscope {__version__} on ")
     first_words = [line.split()[0] for line in lines[1:]]
-    assert first_words == ["versions"] + ["backend"] * 3 + ["kernel"] * 3 + ["extra"] * 4
+    assert first_words == ["versions"] + ["backend"] * 3 + ["kernel"] * 4 + ["extra"] * 4
     assert any("takes cpu: asked for" in line for line in lines)
 
 

@@ -219,7 +219,7 @@ def test_a_surprise_while_reading_is_a_fault_too(
 
 def test_a_device_that_fails_makes_faults_and_the_line_goes_on(padim_bundle: Path, tiny_root: Path) -> None:
     failure = DeviceError("backend cuda: the device failed: out of memory")
-    with Inspector.load(padim_bundle, "cpu") as inspector:
+    with Inspector.load(padim_bundle, "cpu", "graph") as inspector:
         inspector._session = FakeSession([(0.0, 0.0), failure, (0.0, 0.0)])
         results = list(inspector.stream(good_pictures(tiny_root)[:6], batch=2))
     assert [result.decision for result in results] == ["accept", "accept", "fault", "fault", "accept", "accept"]
@@ -234,11 +234,11 @@ def test_a_device_that_fails_makes_faults_and_the_line_goes_on(padim_bundle: Pat
 def test_no_number_from_the_graph_is_a_fault(
     padim_bundle: Path, tiny_root: Path, anomaly_map: float, score: float
 ) -> None:
-    with Inspector.load(padim_bundle, "cpu") as inspector:
+    with Inspector.load(padim_bundle, "cpu", "graph") as inspector:
         inspector._session = FakeSession([(anomaly_map, score)])
         result = inspector(good_pictures(tiny_root)[0])
     assert result.decision == "fault"
-    assert result.reason == "the graph gave NaN or infinity"
+    assert result.reason == "inference gave NaN or infinity"
     assert result.boxes == ()
     assert result.score is None or np.isfinite(result.score)
 
@@ -360,7 +360,7 @@ def test_a_load_that_fails_leaves_no_unpacked_bundle(
 
 
 def test_an_unknown_path_is_refused(padim_bundle: Path) -> None:
-    with pytest.raises(ArgumentError, match=r"path: expected one of graph, kernel, got 'magic'"):
+    with pytest.raises(ArgumentError, match=r"path: expected one of auto, graph, kernel, got 'magic'"):
         Inspector.load(padim_bundle, "cpu", "magic")
 
 

@@ -181,7 +181,7 @@ def test_a_map_that_is_no_number_is_not_drawn(
     monkeypatch.setattr(Inspector, "infer", spoiled)
     assert score(padim_bundle, good_pictures(tiny_root)[0], "--json", "--maps", tmp_path / "maps") == 1
     (line,) = lines_of(capsys)
-    assert line["reason"] == "the graph gave NaN or infinity"
+    assert line["reason"] == "inference gave NaN or infinity"
     assert list((tmp_path / "maps").iterdir()) == []
 
 

@@ -1,0 +1,169 @@
+"""A memory bank made ready for search, and the search."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from flawscope.arrays import check_array
+from flawscope.cpp_ext import native, reference
+from flawscope.cpp_ext.checks import as_native, check_count, check_threads
+from flawscope.errors import ArgumentError
+
+Float32Array = npt.NDArray[np.float32]
+Int64Array = npt.NDArray[np.int64]
+Storage = Literal["float32", "float16", "int8"]
+
+MAX_NEIGHBOURS = 64
+"""Largest k, and largest number of candidates to re-rank."""
+
+
+class Bank:
+    """Rows packed once for many searches: layout, norms and, if asked for, a narrower storage.
+
+    A row m is stored as m̂: itself (`float32`), rounded to float16, or as 8-bit integers with one factor per row.
+    Distances are to m̂, so by the triangle inequality a distance (its root, not its square) is off by at most
+    ‖m − m̂‖; `error_bound` is the largest of these, measured when the bank is made. While candidates are searched for,
+    `int8` also rounds the query q to q̂ the same way: the row found for k = 1 is at most 2·(‖m − m̂‖ + ‖q − q̂‖) farther
+    than the nearest. `rerank` of `nearest` removes the first error and, where the true neighbours are among the
+    candidates, the second.
+
+    Args:
+        rows: float32 [M, D], finite. With `float32` storage, and for re-ranking, the array is used where it lies and
+            must not be changed afterwards.
+        storage: `float32` (exact), `float16` (half the memory traffic) or `int8` (a quarter).
+        screen: Whether a `float32` bank gets an int8 copy through which the nearest row (k = 1) is found and then
+            proved in float32; results stay exact. None: where this processor multiplies bytes much faster than floats.
+        keep_rows: Keep `rows` for re-ranking with the narrower storages; `float32` always keeps them.
+        threads: Threads for packing, 0 for all.
+
+    Attributes:
+        shape: (M, D).
+        storage: As asked for.
+        error_bound: Largest distance (not squared) of a row to what is stored of it.
+        nbytes: Bytes held by the bank beside `rows`.
+
+    Raises:
+        ArgumentError: If shape, dtype or an option does not fit, or a row is NaN, infinite, or too large for the
+            storage.
+    """
+
+    def __init__(
+        self,
+        rows: Float32Array,
+        storage: Storage = "float32",
+        *,
+        keep_rows: bool = True,
+        screen: bool | None = None,
+        threads: int = 0,
+    ) -> None:
+        if storage not in get_args(Storage):
+            raise ArgumentError(f"storage: expected one of {', '.join(get_args(Storage))}, got {storage!r}.")
+        if screen and storage != "float32":
+            raise ArgumentError(f"screen: expected a float32 bank, got {storage}, which is searched as it is stored.")
+        check_threads(threads)
+        self.storage = storage
+        if native.HAVE_NATIVE:
+            self._packed: Any = native.MODULE.Bank(
+                as_native(rows), storage, keep_rows, -1 if screen is None else int(screen), threads
+            )
+            self.shape: tuple[int, int] = (self._packed.rows, self._packed.channels)
+            self.error_bound: float = self._packed.error_bound
+            self.nbytes: int = self._packed.nbytes
+            self._keeps_rows: bool = self._packed.keeps_rows
+            return
+        self._packed = None
+        check_array(rows, "bank", ("M", "D"), np.float32, finite=True)
+        stored = reference.stored_rows(rows, storage)
+        self.shape = (len(rows), rows.shape[1])
+        self.error_bound = math.sqrt(((rows.astype(np.float64) - stored) ** 2).sum(axis=1).max())
+        self.nbytes = 0 if storage == "float32" else stored.nbytes
+        self._keeps_rows = keep_rows or storage == "float32"
+        self._stored = stored
+        self._rows = rows if self._keeps_rows else None
+
+    @property
+    def unproved_share(self) -> float:
+        """Share of the queries so far that the screen could not prove; −1 without a screen.
+
+        They are searched for in float32 as well. Above one third the screen is left out.
+        """
+        return -1.0 if self._packed is None else float(self._packed.unproved_share)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def nearest(
+        self, queries: npt.NDArray[Any], k: int = 1, *, rerank: int = 0, threads: int = 0
+    ) -> tuple[Float32Array, Int64Array]:
+        """Return the k nearest rows of every query, nearest first, equal distances by the lower row.
+
+        Args:
+            queries: float32 or float16 [N, D]; N may be 0. With native kernels any array of the CPU that speaks
+                DLPack. A query with a NaN or infinite component, or a squared norm beyond float32, gets the distance
+                NaN and the row −1.
+            k: Number of neighbours, 1 to 64 and at most M.
+            rerank: 0, or how many candidates (k to 64) get their distance from the float32 rows.
+            threads: 0 for all.
+
+        Returns:
+            Squared Euclidean distances float32 [N, k] and rows int64 [N, k].
+
+        Raises:
+            ArgumentError: If shape, dtype, device or an option does not fit.
+        """
+        check_count(k, "k", min(len(self), MAX_NEIGHBOURS), "rows of the bank, at most 64")
+        check_threads(threads)
+        if rerank:
+            check_count(rerank, "rerank", MAX_NEIGHBOURS, "candidates")
+            if rerank < k:
+                raise ArgumentError(f"rerank: expected 0, or at least k = {k}, got {rerank}.")
+            if not self._keeps_rows:
+                raise ArgumentError("rerank: expected a bank with its float32 rows, got one made with keep_rows=False.")
+        if self._packed is None:
+            return reference.nearest_stored(queries, self._stored, self._rows, k, rerank, self.storage)
+        queries = as_native(queries)
+        distances, indices = _outputs(queries, k)
+        self._packed.nearest(queries, k, rerank, threads, distances, indices)
+        return distances, indices
+
+
+def nearest(
+    queries: npt.NDArray[Any], bank: Float32Array | Bank, k: int, *, threads: int = 0
+) -> tuple[Float32Array, Int64Array]:
+    """Return the k nearest bank rows of every query, nearest first: `Bank.nearest` for a bank that is searched once.
+
+    The rows are packed a few megabytes at a time, so nothing of the size of the bank or of N × M is ever held.
+
+    Args:
+        queries: float32 or float16 [N, D]; see `Bank.nearest` for NaN.
+        bank: float32 [M, D], or a `Bank`.
+        k: Number of neighbours, 1 to 64 and at most M.
+        threads: 0 for all.
+
+    Returns:
+        Squared Euclidean distances float32 [N, k] and rows int64 [N, k].
+
+    Raises:
+        ArgumentError: If shape, dtype, device or an option does not fit, or a bank row is not finite.
+    """
+    if isinstance(bank, Bank):
+        return bank.nearest(queries, k, threads=threads)
+    check_threads(threads)
+    rows = as_native(bank)
+    if rows.ndim == 2 and len(rows):  # otherwise the array is what is wrong
+        check_count(k, "k", min(len(rows), MAX_NEIGHBOURS), "rows of the bank, at most 64")
+    if not native.HAVE_NATIVE:
+        return reference.nearest(queries, rows, k)
+    queries = as_native(queries)
+    distances, indices = _outputs(queries, k)
+    native.MODULE.nearest_rows(queries, rows, k, threads, distances, indices)
+    return distances, indices
+
+
+def _outputs(queries: Any, k: int) -> tuple[Float32Array, Int64Array]:
+    count = len(queries) if getattr(queries, "ndim", 0) else 0
+    return np.empty((count, k), np.float32), np.empty((count, k), np.int64)

@@ -1,0 +1,219 @@
+/* Patch distance, Mahalanobis distance and greedy k-centre selection: the kernels of flawscope for C and C++.
+ *
+ * All matrices are row-major and contiguous. All distances are squared Euclidean (or Mahalanobis) distances.
+ * Every function returns FLAWSCOPE_OK or a status that flawscope_status_text() puts into words; none throws.
+ * Functions may be called from several threads at once; one bank may be read by all of them.
+ * `threads` is the number of CPU threads to use, 0 for all that the process may run on.
+ *
+ * A query (or patch) with a NaN or infinite component, or with a squared norm beyond float32, has no distance: its
+ * results are NaN with row -1. It is never zero and never a neighbour.
+ */
+#ifndef FLAWSCOPE_PATCH_DISTANCE_H
+#define FLAWSCOPE_PATCH_DISTANCE_H
+
+#include <stdint.h>
+
+#if defined(_WIN32)
+#define FLAWSCOPE_API
+#else
+#define FLAWSCOPE_API __attribute__((visibility("default")))
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef enum flawscope_status {
+    FLAWSCOPE_OK = 0,
+    FLAWSCOPE_BAD_ARGUMENT = 1, /* a size, a pointer or an option is out of range */
+    FLAWSCOPE_NO_MEMORY = 2,
+    FLAWSCOPE_CANCELLED = 3,  /* the progress callback asked to stop */
+    FLAWSCOPE_NOT_FINITE = 4, /* a bank row, mean, factor or k-centre feature is NaN, infinite or overflows */
+    FLAWSCOPE_NO_CUDA = 5,    /* this library was built without CUDA */
+    FLAWSCOPE_CUDA = 1000     /* plus the cudaError_t that was returned */
+} flawscope_status;
+
+/* Words for a status; the text lives as long as the program. */
+FLAWSCOPE_API const char* flawscope_status_text(int status);
+
+/* Version of this interface; changes when a function changes its meaning. */
+#define FLAWSCOPE_PATCH_DISTANCE_VERSION 1
+FLAWSCOPE_API int flawscope_patch_distance_version(void);
+
+/* SIMD level in use: "scalar", "avx2", "avx512", "avx512vnni" or "neon". The environment variable FLAWSCOPE_SIMD
+ * forces one when the library is first used; a level that the processor lacks, or an unknown name, is refused by every
+ * function with FLAWSCOPE_BAD_ARGUMENT, and this function returns NULL. */
+FLAWSCOPE_API const char* flawscope_simd_level(void);
+
+/* Take another level from now on, for tests; banks made before keep theirs. */
+FLAWSCOPE_API int flawscope_set_simd_level(const char* name);
+
+/* Name of the i-th level that this processor and this library have, best first; NULL past the last. */
+FLAWSCOPE_API const char* flawscope_simd_level_at(int i);
+
+/* ---- Element types ------------------------------------------------------------------------------------------- */
+
+typedef enum flawscope_dtype { FLAWSCOPE_FLOAT32 = 0, FLAWSCOPE_FLOAT16 = 1 } flawscope_dtype;
+
+typedef enum flawscope_storage {
+    FLAWSCOPE_STORE_FLOAT32 = 0,
+    FLAWSCOPE_STORE_FLOAT16 = 1, /* rows rounded to float16 */
+    FLAWSCOPE_STORE_INT8 = 2     /* rows, and queries while they are compared, as 8-bit integers with a factor each */
+} flawscope_storage;
+
+/* ---- Memory bank --------------------------------------------------------------------------------------------- */
+
+typedef struct flawscope_bank flawscope_bank;
+
+/* Pack `m` rows of `d` channels for search.
+ *
+ * `rows` is float32 [m, d] and is not copied for FLAWSCOPE_STORE_FLOAT32: it must outlive the bank. For the other
+ * storages it is needed only for re-ranking: pass keep_rows = 0 and it may be freed after the call.
+ * FLAWSCOPE_STORE_INT8 takes d up to 65,536.
+ *
+ * `screen`: 1 adds an int8 copy to a float32 bank, through which the nearest row (k = 1) is found first and then proved
+ * in float32; a query without a proof is searched for in float32. Results stay exact. 0 does without, -1 lets the bank
+ * decide: yes where this processor multiplies bytes much faster than floats. */
+FLAWSCOPE_API int flawscope_bank_create(const float* rows, int64_t m, int64_t d, flawscope_storage storage,
+                                        int keep_rows, int screen, int threads, flawscope_bank** out);
+FLAWSCOPE_API void flawscope_bank_destroy(flawscope_bank* bank);
+
+/* Largest distance (not squared) of a row to what is stored of it. A distance to the bank is off by at most this much
+ * (plus the rounding of float32 sums), before re-ranking. Zero for float32. */
+FLAWSCOPE_API double flawscope_bank_error_bound(const flawscope_bank* bank);
+
+/* Bytes that the bank itself holds. */
+FLAWSCOPE_API int64_t flawscope_bank_bytes(const flawscope_bank* bank);
+
+/* Share of the queries so far that had no proof through the screen; -1 for a bank without one. */
+FLAWSCOPE_API double flawscope_bank_unproved_share(const flawscope_bank* bank);
+
+/* SIMD level that the bank was packed for. */
+FLAWSCOPE_API const char* flawscope_bank_simd_level(const flawscope_bank* bank);
+
+/* ---- Nearest neighbours --------------------------------------------------------------------------------------- */
+
+/* The k nearest rows of every query, nearest first, equal distances by the lower row.
+ *
+ * queries: [n, d] of `dtype`. k: 1 to 64, at most m. rerank: 0, or the number (k to 64) of candidates whose distances
+ * are computed again from the float32 rows; needs keep_rows. squared: float32 [n, k]. rows: int64 [n, k]. */
+FLAWSCOPE_API int flawscope_nearest(const flawscope_bank* bank, const void* queries, flawscope_dtype dtype, int64_t n,
+                                    int k, int rerank, int threads, float* squared, int64_t* rows);
+
+/* The same on plain rows float32 [m, d], packed a few at a time: for a bank that is searched once. */
+FLAWSCOPE_API int flawscope_nearest_rows(const float* bank, int64_t m, int64_t d, const void* queries,
+                                         flawscope_dtype dtype, int64_t n, int k, int threads, float* squared,
+                                         int64_t* rows);
+
+/* ---- Greedy k-centre ------------------------------------------------------------------------------------------ */
+
+/* Called between centres with (done, count, user); a value other than 0 stops the selection. */
+typedef int (*flawscope_progress)(int64_t done, int64_t count, void* user);
+
+/* Farthest-point selection (Gonzalez 1985): from row `first`, always the row farthest from its nearest centre, the
+ * lowest among equals. features: float32 [n, d]. chosen: int64 [count], all different. computed: NULL, or where to
+ * put the number of distances that had to be computed (n * count without pruning). */
+FLAWSCOPE_API int flawscope_kcenter_greedy(const float* features, int64_t n, int64_t d, int64_t count, int64_t first,
+                                           int threads, flawscope_progress progress, void* user, int64_t* chosen,
+                                           int64_t* computed);
+
+/* ---- Mahalanobis distance ------------------------------------------------------------------------------------- */
+
+typedef struct flawscope_gaussians flawscope_gaussians;
+
+/* Pack p Gaussians: mean float32 [p, d], whitening float32 [p, d, d] with W·Wᵀ = Σ⁻¹. Both may be freed afterwards.
+ * Zeros above or below a triangle are not stored. */
+FLAWSCOPE_API int flawscope_gaussians_create(const float* mean, const float* whitening, int64_t p, int64_t d,
+                                             int threads, flawscope_gaussians** out);
+FLAWSCOPE_API void flawscope_gaussians_destroy(flawscope_gaussians* gaussians);
+FLAWSCOPE_API int64_t flawscope_gaussians_bytes(const flawscope_gaussians* gaussians);
+
+/* Squared distances ‖(x − μ)·W‖² of features float32 [n, p, d]: squared float32 [n, p]. */
+FLAWSCOPE_API int flawscope_mahalanobis(const flawscope_gaussians* gaussians, const float* features, int64_t n,
+                                        int threads, float* squared);
+
+/* ---- CUDA ----------------------------------------------------------------------------------------------------- *
+ *
+ * State: compiled for compute capability 7.5, 8.0, 8.6, 8.7, 8.9, 9.0, 10.0 and 12.0, not run; run in emulation on the
+ * CPU. Without CUDA in the build every function below returns FLAWSCOPE_NO_CUDA.
+ *
+ * Pointers to arrays are to memory of the current device, which the caller owns and keeps until the work on the stream
+ * is done. `stream` is a cudaStream_t. Except for flawscope_cuda_bank_check, functions only put work on the stream:
+ * they allocate nothing, wait for nothing and may be captured in a CUDA graph. Memory named "packed" or "workspace" is
+ * aligned to 16 bytes; its size is asked for first. A status of FLAWSCOPE_CUDA and more is of a launch; what goes wrong
+ * on the device later is told by the stream. */
+
+/* 1 where this library was built with CUDA, also where the machine has no device. */
+FLAWSCOPE_API int flawscope_has_cuda(void);
+FLAWSCOPE_API int flawscope_cuda_device_count(int* count);
+
+/* Bytes of a packed bank of m rows of d channels, d up to 65,536. */
+FLAWSCOPE_API int flawscope_cuda_bank_bytes(int64_t m, int64_t d, int64_t* bytes);
+
+/* Pack rows [m, d] of `dtype` as float16 with their squared norms.
+ *
+ * Rows are scaled by one power of two, taken from the largest component, so values beyond float16's 65,504 need no
+ * refusal. The scale stays on the device. */
+FLAWSCOPE_API int flawscope_cuda_bank_pack(const void* rows, flawscope_dtype dtype, int64_t m, int64_t d, void* packed,
+                                           void* stream);
+
+/* Wait for the stream and return FLAWSCOPE_NOT_FINITE where a packed row is NaN, infinite or has a squared norm beyond
+ * float32. Whoever does not ask is told by the search: such a bank gives NaN with row -1 for every query. */
+FLAWSCOPE_API int flawscope_cuda_bank_check(const void* packed, void* stream);
+
+/* Workspace of flawscope_cuda_nearest on the current device; depends on its number of multiprocessors. */
+FLAWSCOPE_API int flawscope_cuda_nearest_bytes(int64_t n, int64_t m, int64_t d, int k, int rerank, int64_t* bytes);
+
+/* The k nearest rows of every query, nearest first, equal distances by the lower row.
+ *
+ * rows: [m, d] of `rows_dtype`, what `packed` was made of; or NULL: distances are then those to the packed rows.
+ * queries: [n, d] of `dtype`. k: 1 to 64, at most m. squared: float32 [n, k]. found: int64 [n, k].
+ *
+ * Candidates are searched as ||m||^2 - 2 q.m with operands rounded to float16 and sums in float32. `rerank` of them
+ * (k to 64, or 0 for k + 7, at most 64 and m) are computed again as the float32 sum of (q - m)^2 and ordered by it. So
+ * the distances are those of the rows that are named, to the rounding of a float32 sum; which rows are named depends on
+ * the search. With s_j the distance (not squared) of the row at place j, r_j that of the true one, and B the largest
+ * norm of a bank row,
+ *
+ *     s_j <= r_j + (|q| + B) * (2^-10 + 2^-19 + 2^-11 * sqrt(d + 4)),
+ *
+ * besides the rounding of the float32 sums. For: float16 moves a component by at most 2^-11 of itself or, where it is
+ * below float16's normal range, by 2^-28 of the largest component of its query or bank (also if the tensor cores take
+ * subnormal numbers for 0), so that a distance of rounded operands is off by at most
+ * e = (2^-11 + 2^-20) (|q| + B). NVIDIA promises "at least single precision" for the sums and leaves their order and
+ * rounding open; with 2^-22 of the sum of magnitudes for each of d additions, and the norm's and the last sum's own
+ * rounding, the squared distance of rounded operands is off by at most g = (d + 4) 2^-23 (|q| + B)^2. A row of the
+ * true first j that is not among the candidates lost to all of them, so every candidate has
+ * s <= r_j + 2 e + sqrt(2 g); and if none is missing, s_j is r_j. */
+FLAWSCOPE_API int flawscope_cuda_nearest(const void* packed, const void* rows, flawscope_dtype rows_dtype, int64_t m,
+                                         int64_t d, const void* queries, flawscope_dtype dtype, int64_t n, int k,
+                                         int rerank, void* workspace, int64_t workspace_bytes, float* squared,
+                                         int64_t* found, void* stream);
+
+/* Squared distances of features [n, p, d] to p Gaussians, mean [p, d] and whitening [p, d, d], all float32:
+ * squared [n, p]. NaN where a feature, mean or factor is NaN or infinite, or the distance is beyond float32. */
+FLAWSCOPE_API int flawscope_cuda_mahalanobis(const float* mean, const float* whitening, int64_t p, int64_t d,
+                                             const float* features, int64_t n, float* squared, void* stream);
+
+FLAWSCOPE_API int flawscope_cuda_kcenter_bytes(int64_t n, int64_t count, int64_t* bytes);
+
+/* Farthest-point selection as flawscope_kcenter_greedy, a pass over the features [n, d] for each centre. chosen: int64
+ * [count] on the device, -1 throughout where a feature is NaN, infinite, or so large that a squared distance could be
+ * beyond float32. Puts count + 1 kernels on the stream. */
+FLAWSCOPE_API int flawscope_cuda_kcenter_greedy(const float* features, int64_t n, int64_t d, int64_t count,
+                                                int64_t first, void* workspace, int64_t workspace_bytes,
+                                                int64_t* chosen, void* stream);
+
+/* ---- Anomaly maps --------------------------------------------------------------------------------------------- */
+
+/* rows · grid · columns for every grid: enlarging and smoothing in one step. grids: float32 [n, h, w], rows: [out_h, h],
+ * columns: [w, out_w], maps: [n, out_h, out_w]. */
+FLAWSCOPE_API int flawscope_separable_maps(const float* grids, int64_t n, int64_t h, int64_t w, const float* rows,
+                                           int64_t out_h, const float* columns, int64_t out_w, int threads,
+                                           float* maps);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,204 @@
+// The C interface: checks sizes, turns exceptions into statuses.
+#include <algorithm>
+#include <cmath>
+#include <new>
+#include <string>
+
+#include "bank.h"
+#include "flawscope/patch_distance.h"
+#include "kcenter.h"
+#include "mahalanobis.h"
+#include "memory.h"
+#include "nearest.h"
+#include "threads.h"
+
+struct flawscope_bank {
+    flawscope::Bank bank;
+};
+struct flawscope_gaussians {
+    flawscope::Gaussians gaussians;
+};
+
+namespace {
+
+constexpr int64_t kMaxRows = INT64_C(0x7fffff00);  // rows are counted in 32 bits while a search runs
+constexpr int64_t kMaxElements = INT64_MAX / 16;   // bytes of an array stay within 64 bits
+constexpr int kMaxNeighbours = 64;
+
+bool sizes_ok(int64_t rows, int64_t columns) { return rows > 0 && columns > 0 && columns <= kMaxElements / rows; }
+
+template <class Work>
+int guarded(const Work& work) {
+    try {
+        return work();
+    } catch (const std::bad_alloc&) {
+        return FLAWSCOPE_NO_MEMORY;
+    } catch (const flawscope::NotFinite&) {
+        return FLAWSCOPE_NOT_FINITE;
+    } catch (...) {  // std::system_error: no thread to be had
+        return FLAWSCOPE_NO_MEMORY;
+    }
+}
+
+}  // namespace
+
+extern "C" {
+
+const char* flawscope_status_text(int status) {
+    switch (status) {
+        case FLAWSCOPE_OK: return "done";
+        case FLAWSCOPE_BAD_ARGUMENT: return "a size, a pointer or an option is out of range";
+        case FLAWSCOPE_NO_MEMORY: return "not enough memory, or no thread to be had";
+        case FLAWSCOPE_CANCELLED: return "the progress callback asked to stop";
+        case FLAWSCOPE_NOT_FINITE: return "a value is NaN or infinite, or its square is beyond the number format";
+        case FLAWSCOPE_NO_CUDA: return "this library was built without CUDA";
+        default: return status >= FLAWSCOPE_CUDA ? "CUDA returned an error" : "unknown status";
+    }
+}
+
+int flawscope_patch_distance_version(void) { return FLAWSCOPE_PATCH_DISTANCE_VERSION; }
+
+const char* flawscope_simd_level(void) {
+    const flawscope::Kernels* kernels = flawscope::active_kernels();
+    return kernels == nullptr ? nullptr : kernels->name;
+}
+
+int flawscope_set_simd_level(const char* name) {
+    flawscope::active_kernels();
+    return name != nullptr && flawscope::choose_kernels(name) ? FLAWSCOPE_OK : FLAWSCOPE_BAD_ARGUMENT;
+}
+
+const char* flawscope_simd_level_at(int i) {
+    const flawscope::Kernels* kernels = flawscope::kernels_at(i);
+    return kernels == nullptr ? nullptr : kernels->name;
+}
+
+int flawscope_bank_create(const float* rows, int64_t m, int64_t d, flawscope_storage storage, int keep_rows,
+                          int screen, int threads, flawscope_bank** out) {
+    const flawscope::Kernels* kernels = flawscope::active_kernels();
+    if (kernels == nullptr || rows == nullptr || out == nullptr || !sizes_ok(m, d) || m > kMaxRows || threads < 0 ||
+        storage < FLAWSCOPE_STORE_FLOAT32 || storage > FLAWSCOPE_STORE_INT8 ||
+        (storage == FLAWSCOPE_STORE_INT8 && d > flawscope::kMaxInt8Channels) || screen < -1 || screen > 1 ||
+        (screen == 1 && (storage != FLAWSCOPE_STORE_FLOAT32 || d > flawscope::kMaxInt8Channels))) {
+        return FLAWSCOPE_BAD_ARGUMENT;
+    }
+    return guarded([&] {
+        *out = new flawscope_bank{flawscope::Bank(*kernels, rows, m, d, static_cast<flawscope::Storage>(storage),
+                                                  keep_rows != 0, static_cast<flawscope::Screen>(screen), threads)};
+        return FLAWSCOPE_OK;
+    });
+}
+
+void flawscope_bank_destroy(flawscope_bank* bank) { delete bank; }
+
+double flawscope_bank_error_bound(const flawscope_bank* bank) { return bank->bank.error_bound; }
+int64_t flawscope_bank_bytes(const flawscope_bank* bank) { return bank->bank.bytes(); }
+double flawscope_bank_unproved_share(const flawscope_bank* bank) {
+    const int64_t seen = bank->bank.screened;
+    return !bank->bank.has_screen ? -1.0 : seen == 0 ? 0.0 : double(bank->bank.unproved) / double(seen);
+}
+const char* flawscope_bank_simd_level(const flawscope_bank* bank) { return bank->bank.kernels.name; }
+
+int flawscope_nearest(const flawscope_bank* bank, const void* queries, flawscope_dtype dtype, int64_t n, int k,
+                      int rerank, int threads, float* squared, int64_t* rows) {
+    if (bank == nullptr || n < 0 || threads < 0) return FLAWSCOPE_BAD_ARGUMENT;
+    const flawscope::Bank& b = bank->bank;
+    if (n == 0) return FLAWSCOPE_OK;
+    if (queries == nullptr || squared == nullptr || rows == nullptr || !sizes_ok(n, b.d) ||
+        (dtype != FLAWSCOPE_FLOAT32 && dtype != FLAWSCOPE_FLOAT16) || k < 1 || k > kMaxNeighbours || k > b.m ||
+        (rerank != 0 && (rerank < k || rerank > kMaxNeighbours || b.rows == nullptr))) {
+        return FLAWSCOPE_BAD_ARGUMENT;
+    }
+    return guarded([&] {
+        flawscope::search_bank(b, {queries, dtype == FLAWSCOPE_FLOAT16, n, b.d}, k, rerank, threads, squared, rows);
+        return FLAWSCOPE_OK;
+    });
+}
+
+int flawscope_nearest_rows(const float* bank, int64_t m, int64_t d, const void* queries, flawscope_dtype dtype,
+                           int64_t n, int k, int threads, float* squared, int64_t* rows) {
+    const flawscope::Kernels* kernels = flawscope::active_kernels();
+    if (kernels == nullptr || bank == nullptr || !sizes_ok(m, d) || m > kMaxRows || n < 0 || threads < 0) {
+        return FLAWSCOPE_BAD_ARGUMENT;
+    }
+    if (n == 0) return FLAWSCOPE_OK;
+    if (queries == nullptr || squared == nullptr || rows == nullptr || !sizes_ok(n, d) ||
+        (dtype != FLAWSCOPE_FLOAT32 && dtype != FLAWSCOPE_FLOAT16) || k < 1 || k > kMaxNeighbours || k > m) {
+        return FLAWSCOPE_BAD_ARGUMENT;
+    }
+    return guarded([&] {
+        flawscope::search_rows(*kernels, bank, m, {queries, dtype == FLAWSCOPE_FLOAT16, n, d}, k, threads, squared,
+                               rows);
+        return FLAWSCOPE_OK;
+    });
+}
+
+int flawscope_kcenter_greedy(const float* features, int64_t n, int64_t d, int64_t count, int64_t first, int threads,
+                             flawscope_progress progress, void* user, int64_t* chosen, int64_t* computed) {
+    const flawscope::Kernels* kernels = flawscope::active_kernels();
+    if (kernels == nullptr || features == nullptr || chosen == nullptr || !sizes_ok(n, d) || n > kMaxRows ||
+        count < 1 || count > n || first < 0 || first >= n || threads < 0) {
+        return FLAWSCOPE_BAD_ARGUMENT;
+    }
+    return guarded([&] {
+        const bool whole = flawscope::kcenter_greedy(
+            *kernels, features, n, d, count, first, threads,
+            [&](int64_t done) { return progress == nullptr || progress(done, count, user) == 0; }, chosen, computed);
+        return whole ? FLAWSCOPE_OK : FLAWSCOPE_CANCELLED;
+    });
+}
+
+int flawscope_gaussians_create(const float* mean, const float* whitening, int64_t p, int64_t d, int threads,
+                               flawscope_gaussians** out) {
+    const flawscope::Kernels* kernels = flawscope::active_kernels();
+    if (kernels == nullptr || mean == nullptr || whitening == nullptr || out == nullptr || !sizes_ok(p, d) ||
+        !sizes_ok(p * d, d) || p * d > kMaxRows || threads < 0) {
+        return FLAWSCOPE_BAD_ARGUMENT;
+    }
+    return guarded([&] {
+        *out = new flawscope_gaussians{flawscope::Gaussians(*kernels, mean, whitening, p, d, threads)};
+        return FLAWSCOPE_OK;
+    });
+}
+
+void flawscope_gaussians_destroy(flawscope_gaussians* gaussians) { delete gaussians; }
+int64_t flawscope_gaussians_bytes(const flawscope_gaussians* gaussians) { return gaussians->gaussians.bytes(); }
+
+int flawscope_mahalanobis(const flawscope_gaussians* gaussians, const float* features, int64_t n, int threads,
+                          float* squared) {
+    if (gaussians == nullptr || n < 0 || threads < 0) return FLAWSCOPE_BAD_ARGUMENT;
+    const flawscope::Gaussians& g = gaussians->gaussians;
+    if (n == 0) return FLAWSCOPE_OK;
+    if (features == nullptr || squared == nullptr || !sizes_ok(n, g.p * g.d)) return FLAWSCOPE_BAD_ARGUMENT;
+    return guarded([&] {
+        g.squared_distances(features, n, threads, squared);
+        return FLAWSCOPE_OK;
+    });
+}
+
+int flawscope_separable_maps(const float* grids, int64_t n, int64_t h, int64_t w, const float* rows, int64_t out_h,
+                             const float* columns, int64_t out_w, int threads, float* maps) {
+    const flawscope::Kernels* kernels = flawscope::active_kernels();
+    if (kernels == nullptr || n < 0 || threads < 0) return FLAWSCOPE_BAD_ARGUMENT;
+    if (n == 0) return FLAWSCOPE_OK;
+    if (grids == nullptr || rows == nullptr || columns == nullptr || maps == nullptr || !sizes_ok(h, w) ||
+        !sizes_ok(out_h, out_w) || !sizes_ok(out_h, h) || !sizes_ok(w, out_w) || !sizes_ok(h, out_w) ||
+        !sizes_ok(n, h * w) || !sizes_ok(n, out_h * out_w)) {
+        return FLAWSCOPE_BAD_ARGUMENT;
+    }
+    return guarded([&] {
+        flawscope::Buffer<float> wide(n * h * out_w);
+        flawscope::run_tasks(flawscope::thread_count(threads), n, [&](int64_t i) {
+            float* between = wide.data() + i * h * out_w;
+            for (int64_t a = 0; a < h; ++a) {
+                kernels->weighted_sum(grids + (i * h + a) * w, columns, w, out_w, between + a * out_w);
+            }
+            for (int64_t y = 0; y < out_h; ++y) {
+                kernels->weighted_sum(rows + y * h, between, h, out_w, maps + (i * out_h + y) * out_w);
+            }
+        });
+        return FLAWSCOPE_OK;
+    });
+}
+
+}  // extern "C"

@@ -1,0 +1,161 @@
+// Packing a bank: panels, norms, and the narrower storages with their measured error.
+#include "bank.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "half.h"
+#include "threads.h"
+
+namespace flawscope {
+
+Panels::Panels(const Kernels& kernels, Storage storage, int64_t d, int64_t panels)
+    : storage(storage),
+      d(d),
+      depth(storage == Storage::kInt8 ? divide_up(d, 4) : d),
+      panel_bytes(kernels.panel * (storage == Storage::kFloat32   ? 4 * depth
+                                   : storage == Storage::kFloat16 ? 2 * depth
+                                                                  : 4 * depth)),
+      data(panels * panel_bytes),
+      norms(panels * kernels.panel) {
+    if (storage == Storage::kInt8) {
+        factors = Buffer<float>(panels * kernels.panel);
+        sums = Buffer<int32_t>(panels * kernels.panel);
+    }
+}
+
+namespace {
+
+// Norms are summed in float64: their rounding is then one half unit of float32, whatever the number of channels.
+template <class Value>
+float norm_of(int64_t d, Value value) {
+    double total[4] = {0.0, 0.0, 0.0, 0.0};
+    for (int64_t i = 0; i < d; ++i) {
+        const double x = value(i);
+        total[i & 3] += x * x;
+    }
+    return static_cast<float>((total[0] + total[1]) + (total[2] + total[3]));
+}
+
+}  // namespace
+
+double Panels::pack(const Kernels& kernels, int64_t panel, const float* rows, int64_t count, float* scratch) {
+    const int width = kernels.panel;
+    const int64_t first = panel * width;
+    char* out = data.data() + panel * panel_bytes;
+    double largest = 0.0;
+    for (int64_t r = 0; r < width; ++r) {
+        if (r >= count) {  // beyond the last row: never the nearest
+            norms[first + r] = std::numeric_limits<float>::infinity();
+            if (storage == Storage::kInt8) {
+                factors[first + r] = 0.0f;
+                sums[first + r] = 0;
+            }
+        }
+    }
+    if (storage == Storage::kFloat32) {
+        kernels.pack_panel(rows, d, count, d, reinterpret_cast<float*>(out));
+        for (int64_t r = 0; r < count; ++r) {
+            const float* row = rows + r * d;
+            norms[first + r] = norm_of(d, [row](int64_t i) { return row[i]; });
+            if (!std::isfinite(norms[first + r])) return std::numeric_limits<double>::quiet_NaN();
+        }
+        return 0.0;
+    }
+    for (int64_t r = 0; r < count; ++r) {
+        const float* row = rows + r * d;
+        if (!std::isfinite(norm_of(d, [row](int64_t i) { return row[i]; }))) {
+            return std::numeric_limits<double>::quiet_NaN();
+        }
+        double lost = 0.0;
+        if (storage == Storage::kFloat16) {
+            uint16_t* halves = reinterpret_cast<uint16_t*>(out);
+            for (int64_t i = 0; i < d; ++i) halves[i * width + r] = float_to_half(row[i]);
+        } else {
+            int8_t* bytes = reinterpret_cast<int8_t*>(scratch + d);  // d floats have room for 4·⌈d/4⌉ bytes
+            float lost_squared, norm;
+            kernels.quantize(row, d, bytes, &factors[first + r], &lost_squared, &norm);
+            int32_t sum = 0;
+            for (int64_t g = 0; g < depth; ++g) {
+                std::memcpy(out + (g * width + r) * 4, bytes + 4 * g, 4);
+                for (int64_t i = 4 * g; i < 4 * g + 4; ++i) sum += bytes[i];
+            }
+            sums[first + r] = sum;
+        }
+        unpack(kernels, first + r, scratch);
+        for (int64_t i = 0; i < d; ++i) lost += (double(row[i]) - scratch[i]) * (double(row[i]) - scratch[i]);
+        norms[first + r] = norm_of(d, [scratch](int64_t i) { return scratch[i]; });
+        if (!std::isfinite(norms[first + r])) return std::numeric_limits<double>::quiet_NaN();
+        largest = std::max(largest, std::sqrt(lost));
+    }
+    if (storage == Storage::kFloat16 && count < width) {
+        uint16_t* halves = reinterpret_cast<uint16_t*>(out);
+        for (int64_t i = 0; i < d; ++i) std::fill(halves + i * width + count, halves + (i + 1) * width, uint16_t{0});
+    } else if (storage == Storage::kInt8) {
+        for (int64_t r = count; r < width; ++r) {
+            for (int64_t g = 0; g < depth; ++g) std::memset(out + (g * width + r) * 4, 0, 4);
+        }
+    }
+    return largest;
+}
+
+void Panels::unpack(const Kernels& kernels, int64_t row, float* out) const {
+    const int width = kernels.panel;
+    const char* panel = data.data() + row / width * panel_bytes;
+    const int64_t r = row % width;
+    if (storage == Storage::kFloat32) {
+        for (int64_t i = 0; i < d; ++i) out[i] = reinterpret_cast<const float*>(panel)[i * width + r];
+    } else if (storage == Storage::kFloat16) {
+        // In place: the halves are gathered into the upper half of `out`, and read before they are written over.
+        uint16_t* halves = reinterpret_cast<uint16_t*>(out) + d;
+        for (int64_t i = 0; i < d; ++i) halves[i] = reinterpret_cast<const uint16_t*>(panel)[i * width + r];
+        kernels.halves_to_floats(halves, d, out);
+    } else {
+        const float factor = factors[row];
+        const int8_t* bytes = reinterpret_cast<const int8_t*>(panel);
+        for (int64_t i = 0; i < d; ++i) out[i] = factor * bytes[(i / 4 * width + r) * 4 + i % 4];
+    }
+}
+
+double Bank::pack(Panels& into, const float* source, int threads) const {
+    const int64_t count = divide_up(m, kernels.panel), share = 8, tasks = divide_up(count, share);
+    Buffer<double> errors(count);
+    Buffer<float> scratch(into.storage == Storage::kFloat32 ? 0 : tasks * (2 * d + 4));
+    run_tasks(thread_count(threads), tasks, [&](int64_t task) {
+        float* own = into.storage == Storage::kFloat32 ? nullptr : scratch.data() + task * (2 * d + 4);
+        for (int64_t p = task * share; p < std::min(count, (task + 1) * share); ++p) {
+            const int64_t first = p * kernels.panel;
+            errors[p] = into.pack(kernels, p, source + first * d, std::min<int64_t>(kernels.panel, m - first), own);
+        }
+    });
+    double largest = 0.0;
+    for (int64_t p = 0; p < count; ++p) {
+        if (std::isnan(errors[p])) throw NotFinite{};
+        largest = std::max(largest, errors[p]);
+    }
+    return largest;
+}
+
+Bank::Bank(const Kernels& kernels, const float* rows, int64_t m, int64_t d, Storage storage, bool keep_rows,
+           Screen wanted, int threads)
+    : kernels(kernels),
+      m(m),
+      d(d),
+      rows(keep_rows || storage == Storage::kFloat32 ? rows : nullptr),
+      panels(kernels, storage, d, divide_up(m, kernels.panel)) {
+    error_bound = pack(panels, rows, threads);
+    // Below a few panels the epilogue and the proof cost more than the products save.
+    const bool worthwhile = kernels.fast_bytes && m >= 8 * kernels.panel && d >= 32;
+    has_screen = storage == Storage::kFloat32 && d <= kMaxInt8Channels &&
+                 (wanted == Screen::kOn || (wanted == Screen::kAuto && worthwhile));
+    if (has_screen) {
+        screen = Panels(kernels, Storage::kInt8, d, divide_up(m, kernels.panel));
+        screen_error = pack(screen, rows, threads);
+        for (int64_t i = 0; i < m; ++i) screen_norm = std::max(screen_norm, double{screen.norms[i]});
+    }
+}
+
+}  // namespace flawscope

@@ -1,0 +1,331 @@
+// The Python face of the C interface: array types are checked here, the GIL is released while a kernel works.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/string.h>
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "flawscope/patch_distance.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace {
+
+struct ArgumentError : std::runtime_error {
+    using std::runtime_error::runtime_error;
+};
+struct Failure : std::runtime_error {
+    using std::runtime_error::runtime_error;
+};
+
+using Array = nb::ndarray<nb::ro>;
+
+std::string dtype_name(nb::dlpack::dtype type) {
+    const char* kind = "unknown";
+    switch (static_cast<nb::dlpack::dtype_code>(type.code)) {
+        case nb::dlpack::dtype_code::Int: kind = "int"; break;
+        case nb::dlpack::dtype_code::UInt: kind = "uint"; break;
+        case nb::dlpack::dtype_code::Float: kind = "float"; break;
+        case nb::dlpack::dtype_code::Bfloat: kind = "bfloat"; break;
+        case nb::dlpack::dtype_code::Complex: kind = "complex"; break;
+        case nb::dlpack::dtype_code::Bool: return "bool";
+        default: break;
+    }
+    return kind + std::to_string(type.bits);
+}
+
+std::string shape_text(const Array& array) {
+    std::string text = "[";
+    for (size_t i = 0; i < array.ndim(); ++i) text += (i ? ", " : "") + std::to_string(array.shape(i));
+    return text + "]";
+}
+
+bool is_half(const Array& array) { return array.dtype() == nb::dtype<float>() ? false : array.dtype().bits == 16; }
+
+// One wording for arrays that do not fit: name, expected, got, what to do. A size of −1 is free; `letters` names it.
+void check(const Array& array, const char* name, const std::vector<int64_t>& sizes, const char* letters,
+           bool half_too = false, bool empty_too = false) {
+    const bool is_float = static_cast<nb::dlpack::dtype_code>(array.dtype().code) == nb::dlpack::dtype_code::Float &&
+                          array.dtype().lanes == 1;
+    const bool type_fits = is_float && (array.dtype().bits == 32 || (half_too && array.dtype().bits == 16));
+    bool shape_fits = array.ndim() == sizes.size();
+    std::string wanted = half_too ? "float32 or float16 [" : "float32 [";
+    for (size_t i = 0; i < sizes.size(); ++i) {
+        if (shape_fits) {
+            const int64_t size = static_cast<int64_t>(array.shape(i));
+            shape_fits = sizes[i] < 0 ? size > 0 || (empty_too && i == 0) : size == sizes[i];
+        }
+        wanted += (i ? ", " : "") + (sizes[i] < 0 ? std::string(1, letters[i]) : std::to_string(sizes[i]));
+    }
+    wanted += "]";
+    if (!type_fits || !shape_fits) {
+        throw ArgumentError(std::string(name) + ": expected " + wanted +
+                            (empty_too ? "" : " with no empty axis") + ", got " + dtype_name(array.dtype()) + " " +
+                            shape_text(array) + ".");
+    }
+    if (array.device_type() != nb::device::cpu::value) {
+        throw ArgumentError(std::string(name) + ": expected an array in the memory of the CPU, got one on device " +
+                            std::to_string(array.device_type()) + ":" + std::to_string(array.device_id()) +
+                            " (DLPack). Copy it to the CPU, or use the CUDA functions for all arrays.");
+    }
+    if (array.size() == 0) return;  // strides of nothing mean nothing
+    int64_t step = 1;
+    for (size_t i = array.ndim(); i-- > 0;) {
+        if (array.shape(i) != 1 && array.stride(i) != step) {
+            throw ArgumentError(std::string(name) + ": expected a contiguous row-major array " + wanted +
+                                ", got strides that skip or turn elements. Copy it first, for example with "
+                                "numpy.ascontiguousarray.");
+        }
+        step *= static_cast<int64_t>(array.shape(i));
+    }
+}
+
+void raise_for(int status, const std::string& what) {
+    if (status == FLAWSCOPE_OK) return;
+    const std::string text = what + ": " + flawscope_status_text(status) + ".";
+    if (status == FLAWSCOPE_NO_MEMORY) throw std::bad_alloc();
+    if (status == FLAWSCOPE_BAD_ARGUMENT && flawscope_simd_level() == nullptr) {
+        throw ArgumentError("FLAWSCOPE_SIMD: expected a level that this processor has, got another. "
+                            "Unset it, or take one that flawscope doctor shows.");
+    }
+    if (status == FLAWSCOPE_BAD_ARGUMENT || status == FLAWSCOPE_NOT_FINITE) throw ArgumentError(text);
+    throw Failure(text);
+}
+
+// A bank that keeps the array it was made of alive: the rows are read where they lie.
+class Bank {
+public:
+    Bank(Array rows, const std::string& storage, bool keep_rows, int screen, int threads) : storage_(storage) {
+        check(rows, "bank", {-1, -1}, "MD");
+        const flawscope_storage kind = storage == "float32"   ? FLAWSCOPE_STORE_FLOAT32
+                                       : storage == "float16" ? FLAWSCOPE_STORE_FLOAT16
+                                                              : FLAWSCOPE_STORE_INT8;
+        rows_ = static_cast<int64_t>(rows.shape(0));
+        channels_ = static_cast<int64_t>(rows.shape(1));
+        kept_ = keep_rows || kind == FLAWSCOPE_STORE_FLOAT32;
+        flawscope_bank* made = nullptr;
+        int status;
+        {
+            nb::gil_scoped_release release;
+            status = flawscope_bank_create(static_cast<const float*>(rows.data()), rows_, channels_, kind, kept_,
+                                           screen, threads, &made);
+        }
+        if (status == FLAWSCOPE_NOT_FINITE) {
+            throw ArgumentError("bank: expected finite rows whose squared norms are within " +
+                                std::string(kind == FLAWSCOPE_STORE_FLOAT16 ? "float32 and values within float16"
+                                                                            : "float32") +
+                                ", got NaN, infinite or larger values. Is the bank damaged?");
+        }
+        raise_for(status, "bank");
+        bank_.reset(made);
+        if (kept_) source_ = rows;
+    }
+
+    void nearest(Array queries, int k, int rerank, int threads, nb::ndarray<float, nb::c_contig> squared,
+                 nb::ndarray<int64_t, nb::c_contig> rows) const {
+        check(queries, "queries", {-1, channels_}, "ND", true, true);
+        const int64_t n = static_cast<int64_t>(queries.shape(0));
+        int status;
+        {
+            nb::gil_scoped_release release;
+            status = flawscope_nearest(bank_.get(), queries.data(),
+                                       is_half(queries) ? FLAWSCOPE_FLOAT16 : FLAWSCOPE_FLOAT32, n, k, rerank,
+                                       threads, squared.data(), rows.data());
+        }
+        raise_for(status, "nearest");
+    }
+
+    int64_t rows() const { return rows_; }
+    int64_t channels() const { return channels_; }
+    double error_bound() const { return flawscope_bank_error_bound(bank_.get()); }
+    double unproved_share() const { return flawscope_bank_unproved_share(bank_.get()); }
+    int64_t bytes() const { return flawscope_bank_bytes(bank_.get()); }
+    const char* simd_level() const { return flawscope_bank_simd_level(bank_.get()); }
+    const std::string& storage() const { return storage_; }
+    bool keeps_rows() const { return kept_; }
+
+private:
+    struct Destroy {
+        void operator()(flawscope_bank* bank) const { flawscope_bank_destroy(bank); }
+    };
+    std::string storage_;
+    Array source_;
+    std::unique_ptr<flawscope_bank, Destroy> bank_;
+    int64_t rows_ = 0, channels_ = 0;
+    bool kept_ = false;
+};
+
+void nearest_rows(Array queries, Array bank, int k, int threads, nb::ndarray<float, nb::c_contig> squared,
+                  nb::ndarray<int64_t, nb::c_contig> rows) {
+    check(bank, "bank", {-1, -1}, "MD");
+    const int64_t m = static_cast<int64_t>(bank.shape(0)), d = static_cast<int64_t>(bank.shape(1));
+    check(queries, "queries", {-1, d}, "ND", true, true);
+    const int64_t n = static_cast<int64_t>(queries.shape(0));
+    int status;
+    {
+        nb::gil_scoped_release release;
+        status = flawscope_nearest_rows(static_cast<const float*>(bank.data()), m, d, queries.data(),
+                                        is_half(queries) ? FLAWSCOPE_FLOAT16 : FLAWSCOPE_FLOAT32, n, k, threads,
+                                        squared.data(), rows.data());
+    }
+    if (status == FLAWSCOPE_NOT_FINITE) {
+        throw ArgumentError("bank: expected finite rows whose squared norms are within float32, got NaN, infinite or "
+                            "larger values. Is the bank damaged?");
+    }
+    raise_for(status, "nearest");
+}
+
+int64_t kcenter_greedy(Array features, int64_t count, int64_t first, int threads, nb::object progress,
+                       nb::ndarray<int64_t, nb::c_contig> chosen) {
+    check(features, "features", {-1, -1}, "ND");
+    struct Caller {
+        nb::object progress;
+        std::unique_ptr<nb::python_error> kept;
+    } caller{progress, nullptr};
+    const auto call = [](int64_t done, int64_t total, void* user) -> int {
+        if (done % 64 != 0 && done != total) return 0;
+        nb::gil_scoped_acquire acquire;
+        Caller& c = *static_cast<Caller*>(user);
+        try {
+            if (PyErr_CheckSignals() != 0) throw nb::python_error();
+            if (!c.progress.is_none()) c.progress(done, total);
+            return 0;
+        } catch (nb::python_error& error) {
+            c.kept = std::make_unique<nb::python_error>(std::move(error));
+            return 1;
+        }
+    };
+    int64_t computed = 0;
+    int status;
+    {
+        nb::gil_scoped_release release;
+        status = flawscope_kcenter_greedy(static_cast<const float*>(features.data()),
+                                          static_cast<int64_t>(features.shape(0)),
+                                          static_cast<int64_t>(features.shape(1)), count, first, threads, call, &caller,
+                                          chosen.data(), &computed);
+    }
+    if (caller.kept) throw nb::python_error(std::move(*caller.kept));
+    if (status == FLAWSCOPE_NOT_FINITE) {
+        throw ArgumentError("features: expected finite numbers whose squares are within float32, got NaN, infinite or "
+                            "larger values.");
+    }
+    raise_for(status, "kcenter_greedy");
+    return computed;
+}
+
+class Gaussians {
+public:
+    Gaussians(Array mean, Array whitening, int threads) {
+        check(mean, "mean", {-1, -1}, "PD");
+        positions_ = static_cast<int64_t>(mean.shape(0));
+        channels_ = static_cast<int64_t>(mean.shape(1));
+        check(whitening, "whitening", {positions_, channels_, channels_}, "PDD");
+        flawscope_gaussians* made = nullptr;
+        int status;
+        {
+            nb::gil_scoped_release release;
+            status = flawscope_gaussians_create(static_cast<const float*>(mean.data()),
+                                                static_cast<const float*>(whitening.data()), positions_, channels_,
+                                                threads, &made);
+        }
+        raise_for(status, "mean, whitening");
+        gaussians_.reset(made);
+    }
+
+    void mahalanobis(Array features, int threads, nb::ndarray<float, nb::c_contig> squared) const {
+        check(features, "features", {-1, positions_, channels_}, "NPD", false, true);
+        int status;
+        {
+            nb::gil_scoped_release release;
+            status = flawscope_mahalanobis(gaussians_.get(), static_cast<const float*>(features.data()),
+                                           static_cast<int64_t>(features.shape(0)), threads, squared.data());
+        }
+        raise_for(status, "mahalanobis");
+    }
+
+    int64_t positions() const { return positions_; }
+    int64_t channels() const { return channels_; }
+    int64_t bytes() const { return flawscope_gaussians_bytes(gaussians_.get()); }
+
+private:
+    struct Destroy {
+        void operator()(flawscope_gaussians* gaussians) const { flawscope_gaussians_destroy(gaussians); }
+    };
+    std::unique_ptr<flawscope_gaussians, Destroy> gaussians_;
+    int64_t positions_ = 0, channels_ = 0;
+};
+
+void separable_maps(Array grids, Array rows, Array columns, int threads, nb::ndarray<float, nb::c_contig> maps) {
+    check(grids, "grids", {-1, -1, -1}, "Nhw", false, true);
+    const int64_t h = static_cast<int64_t>(grids.shape(1)), w = static_cast<int64_t>(grids.shape(2));
+    check(rows, "rows", {-1, h}, "Hh");
+    check(columns, "columns", {w, -1}, "wW");
+    int status;
+    {
+        nb::gil_scoped_release release;
+        status = flawscope_separable_maps(static_cast<const float*>(grids.data()),
+                                          static_cast<int64_t>(grids.shape(0)), h, w,
+                                          static_cast<const float*>(rows.data()), static_cast<int64_t>(rows.shape(0)),
+                                          static_cast<const float*>(columns.data()),
+                                          static_cast<int64_t>(columns.shape(1)), threads, maps.data());
+    }
+    raise_for(status, "separable_maps");
+}
+
+PyObject* imported_error = nullptr;
+
+}  // namespace
+
+NB_MODULE(_native, m) {
+    m.doc() = "CPU kernels; see flawscope.cpp_ext for the functions to use.";
+    imported_error = nb::object(nb::module_::import_("flawscope.errors").attr("ArgumentError")).release().ptr();
+    nb::register_exception_translator(
+        [](const std::exception_ptr& pointer, void*) {
+            try {
+                std::rethrow_exception(pointer);
+            } catch (const ArgumentError& error) {
+                PyErr_SetString(imported_error, error.what());
+            }
+        },
+        nullptr);
+
+    m.def("has_cuda", [] { return false; });
+    m.def("simd_level", [] {
+        const char* name = flawscope_simd_level();
+        raise_for(name == nullptr ? FLAWSCOPE_BAD_ARGUMENT : FLAWSCOPE_OK, "FLAWSCOPE_SIMD");
+        return name;
+    });
+    m.def("set_simd_level", [](const std::string& name) {
+        raise_for(flawscope_set_simd_level(name.c_str()), "level " + name);
+    }, "name"_a);
+    m.def("simd_levels", [] {
+        nb::list names;
+        for (int i = 0; const char* name = flawscope_simd_level_at(i); ++i) names.append(name);
+        return names;
+    });
+    nb::class_<Bank>(m, "Bank")
+        .def(nb::init<Array, const std::string&, bool, int, int>(), "rows"_a, "storage"_a, "keep_rows"_a, "screen"_a,
+             "threads"_a)
+        .def("nearest", &Bank::nearest, "queries"_a, "k"_a, "rerank"_a, "threads"_a, "squared"_a, "rows"_a)
+        .def_prop_ro("rows", &Bank::rows)
+        .def_prop_ro("channels", &Bank::channels)
+        .def_prop_ro("storage", &Bank::storage)
+        .def_prop_ro("keeps_rows", &Bank::keeps_rows)
+        .def_prop_ro("error_bound", &Bank::error_bound)
+        .def_prop_ro("unproved_share", &Bank::unproved_share)
+        .def_prop_ro("nbytes", &Bank::bytes)
+        .def_prop_ro("simd_level", &Bank::simd_level);
+    m.def("nearest_rows", &nearest_rows, "queries"_a, "bank"_a, "k"_a, "threads"_a, "squared"_a, "rows"_a);
+    m.def("kcenter_greedy", &kcenter_greedy, "features"_a, "count"_a, "first"_a, "threads"_a, "progress"_a.none(),
+          "chosen"_a);
+    m.def("separable_maps", &separable_maps, "grids"_a, "rows"_a, "columns"_a, "threads"_a, "maps"_a);
+    nb::class_<Gaussians>(m, "Gaussians")
+        .def(nb::init<Array, Array, int>(), "mean"_a, "whitening"_a, "threads"_a)
+        .def("mahalanobis", &Gaussians::mahalanobis, "features"_a, "threads"_a, "squared"_a)
+        .def_prop_ro("positions", &Gaussians::positions)
+        .def_prop_ro("channels", &Gaussians::channels)
+        .def_prop_ro("nbytes", &Gaussians::bytes);
+}

@@ -1,0 +1,81 @@
+// The inner loops of every kernel, one table of functions per SIMD level. What calls them (threads, memory, order of
+// work) is compiled once, for the oldest processor; only the loops behind these pointers use newer instructions.
+#pragma once
+
+#include <stdint.h>
+
+namespace flawscope {
+
+// Bank and queries as the search loop reads them. A panel holds `Kernels::panel` bank rows, channel by channel:
+// float [d][panel], or for int8 [d/4][panel][4]. A tile holds `Kernels::tile_rows` queries the same way: [d][tile_rows]
+// or [d/4][tile_rows][4].
+struct SearchBlock {
+    const void* panels;
+    int64_t panel_bytes;
+    const float* norms;         // [panel_count · panel], +inf beyond the last row
+    const float* factors;       // int8: factor of each row
+    const int32_t* sums;        // int8: Σ over channels of each row
+    int64_t panel_count;
+    int64_t first_panel;        // number of the first panel in the whole bank
+    int64_t depth;              // channels; int8: groups of four
+    const void* tiles;
+    int64_t tile_bytes;
+    const float* query_factors;  // int8: factor of each query
+    int64_t tile_count;
+    int k;
+    // k = 1: per query one candidate for each lane of a panel, [queries][panel]. k > 1: the k best, ascending, [queries][k].
+    float* best;
+    int32_t* where;  // k = 1: number of the panel; k > 1: row
+    float* second;   // null, or for k = 1 the second least of each lane, [queries][panel]
+};
+
+enum class Storage : int { kFloat32 = 0, kFloat16 = 1, kInt8 = 2 };
+
+struct Kernels {
+    const char* name;
+    int lanes;
+    int panel;
+    int tile_rows;
+    bool biased_queries;  // int8 queries are stored with 128 added
+    bool fast_bytes;      // int8 products are much faster than float32 ones
+
+    void (*search[3])(const SearchBlock&);  // by Storage
+
+    // Rows [count ≤ panel] of float32 [d], `stride` floats apart, to one panel.
+    void (*pack_panel)(const float* rows, int64_t stride, int64_t count, int64_t d, float* panel);
+    // Queries [count ≤ tile_rows] to one tile.
+    void (*pack_tile)(const float* rows, int64_t stride, int64_t count, int64_t d, float* tile);
+    void (*halves_to_floats)(const uint16_t* from, int64_t count, float* to);
+    // x ≈ factor · bytes, |bytes| ≤ 127, ties to even; bytes [4·⌈d/4⌉], zeros beyond d. Also ‖x − factor·bytes‖² and
+    // ‖factor·bytes‖².
+    void (*quantize)(const float* row, int64_t d, int8_t* bytes, float* factor, float* lost, float* norm);
+    float (*squared_distance)(const float* a, const float* b, int64_t d);
+
+    // k-centre: lower `closest` of four rows by the centres [first, last) of `centres` [.., stride]; first and last are
+    // multiples of four, unused centres have norm +inf. Distances are (‖x‖² + ‖c‖²) − 2·x·c.
+    void (*lower_closest)(const float* const* rows, const float* row_norms, const float* centres,
+                          const float* centre_norms, int64_t first, int64_t last, int64_t d, int64_t stride,
+                          float* closest);
+    // ‖x‖² with the very operations of x·c in `lower_closest`: a row is at distance 0 from itself.
+    float (*norm_as_product)(const float* row, int64_t d);
+
+    // Mahalanobis: columns are cut into strips of `lanes`; of a strip only rows first..last−1 are stored.
+    void (*mahalanobis)(const float* strips, const int32_t* ranges, int64_t strip_count, const float* centred,
+                        int64_t samples, int64_t stride, float* squared);
+
+    // out[i] = Σ_j weights[j] · rows[j], rows [count] of `width` floats; weights that are zero cost nothing.
+    void (*weighted_sum)(const float* weights, const float* rows, int64_t count, int64_t width, float* out);
+};
+
+const Kernels* kernels_scalar();
+const Kernels* kernels_avx2();
+const Kernels* kernels_avx512();
+const Kernels* kernels_avx512vnni();
+const Kernels* kernels_neon();
+
+// The level in use: the best one, or the one that FLAWSCOPE_SIMD names; null where that one is not to be had.
+const Kernels* active_kernels();
+bool choose_kernels(const char* name);
+const Kernels* kernels_at(int i);
+
+}  // namespace flawscope

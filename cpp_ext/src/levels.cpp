@@ -1,0 +1,57 @@
+// Which SIMD level runs: the best that both processor and library have, or the one that FLAWSCOPE_SIMD asks for.
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+#include <mutex>
+
+#include "kernels.h"
+
+namespace flawscope {
+namespace {
+
+std::atomic<const Kernels*> chosen{nullptr};
+std::once_flag once;
+
+}  // namespace
+
+const Kernels* kernels_at(int i) {
+    const Kernels* found[5];
+    int count = 0;
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    const bool avx2 =
+        __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    if (avx512 && __builtin_cpu_supports("avx512vnni")) found[count++] = kernels_avx512vnni();
+    if (avx512) found[count++] = kernels_avx512();
+    if (avx2) found[count++] = kernels_avx2();
+#elif defined(__aarch64__)
+    found[count++] = kernels_neon();
+#endif
+    found[count++] = kernels_scalar();
+    return i >= 0 && i < count ? found[i] : nullptr;
+}
+
+bool choose_kernels(const char* name) {
+    for (int i = 0; const Kernels* level = kernels_at(i); ++i) {
+        if (std::strcmp(level->name, name) == 0) {
+            chosen.store(level);
+            return true;
+        }
+    }
+    return false;
+}
+
+const Kernels* active_kernels() {
+    std::call_once(once, [] {
+        const char* wanted = std::getenv("FLAWSCOPE_SIMD");
+        if (chosen.load() != nullptr) return;
+        // A level that is asked for and not there leaves none: nothing runs on another one in silence.
+        chosen.store(wanted == nullptr || *wanted == '\0' ? kernels_at(0) : nullptr);
+        if (wanted != nullptr && *wanted != '\0') choose_kernels(wanted);
+    });
+    return chosen.load();
+}
+
+}  // namespace flawscope

@@ -1,0 +1,127 @@
+#include "threads.h"
+
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#if defined(__linux__)
+#include <pthread.h>
+#include <sched.h>
+#endif
+
+namespace flawscope {
+namespace {
+
+// Never destroyed: its threads wait until the process ends.
+class Pool {
+public:
+    // False where another call holds the pool.
+    bool run(int threads, const std::function<void(int)>& work) {
+        std::unique_lock<std::mutex> busy(busy_, std::try_to_lock);
+        if (!busy.owns_lock()) return false;
+        {
+            std::lock_guard<std::mutex> guard(mutex_);
+            while (static_cast<int>(workers_.size()) < threads - 1) {
+                const int index = static_cast<int>(workers_.size()) + 1;
+                workers_.emplace_back([this, index, round = round_] { serve(index, round); });
+            }
+            work_ = &work;
+            threads_ = threads;
+            running_ = threads - 1;
+            ++round_;
+        }
+        start_.notify_all();
+        work(0);
+        std::unique_lock<std::mutex> lock(mutex_);
+        done_.wait(lock, [this] { return running_ == 0; });
+        work_ = nullptr;
+        return true;
+    }
+
+private:
+    void serve(int index, uint64_t seen) {
+        std::unique_lock<std::mutex> lock(mutex_);
+        for (;;) {
+            start_.wait(lock, [&] { return round_ != seen; });
+            seen = round_;
+            if (index >= threads_) continue;
+            const std::function<void(int)>* work = work_;
+            lock.unlock();
+            (*work)(index);
+            lock.lock();
+            if (--running_ == 0) done_.notify_one();
+        }
+    }
+
+    std::mutex busy_, mutex_;
+    std::condition_variable start_, done_;
+    std::vector<std::thread> workers_;
+    const std::function<void(int)>* work_ = nullptr;
+    int threads_ = 0, running_ = 0;
+    uint64_t round_ = 0;
+};
+
+// Threads do not survive fork(): the child starts with a pool of its own and leaves the parent's alone.
+Pool*& pool_slot() {
+    static Pool* slot = nullptr;
+    return slot;
+}
+
+std::mutex& slot_mutex() {
+    static std::mutex* mutex = new std::mutex;
+    return *mutex;
+}
+
+Pool& pool() {
+    static std::once_flag once;
+    std::call_once(once, [] {
+#if defined(__linux__) || defined(__APPLE__)
+        pthread_atfork([] { slot_mutex().lock(); }, [] { slot_mutex().unlock(); },
+                       [] {
+                           pool_slot() = nullptr;
+                           slot_mutex().unlock();
+                       });
+#endif
+    });
+    std::lock_guard<std::mutex> guard(slot_mutex());
+    if (pool_slot() == nullptr) pool_slot() = new Pool;
+    return *pool_slot();
+}
+
+}  // namespace
+
+int thread_count(int threads) {
+    if (threads > 0) return std::min(threads, 1024);
+#if defined(__linux__)
+    cpu_set_t set;
+    if (sched_getaffinity(0, sizeof set, &set) == 0) return std::max(1, CPU_COUNT(&set));
+#endif
+    return std::max(1u, std::thread::hardware_concurrency());
+}
+
+void run_on_threads(int threads, const std::function<void(int)>& work) {
+    if (threads <= 1) {
+        work(0);
+        return;
+    }
+    if (pool().run(threads, work)) return;
+    std::vector<std::thread> own;
+    own.reserve(static_cast<size_t>(threads) - 1);
+    for (int i = 1; i < threads; ++i) own.emplace_back(work, i);
+    work(0);
+    for (std::thread& thread : own) thread.join();
+}
+
+void run_tasks(int threads, int64_t count, const std::function<void(int64_t)>& work) {
+    std::atomic<int64_t> next{0};
+    const int64_t useful = std::min<int64_t>(threads, count);
+    run_on_threads(static_cast<int>(std::max<int64_t>(useful, 1)), [&](int) {
+        for (int64_t i = next++; i < count; i = next++) work(i);
+    });
+}
+
+}  // namespace flawscope
