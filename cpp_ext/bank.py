@@ -17,6 +17,7 @@ Float32Array = npt.NDArray[np.float32]
 Int64Array = npt.NDArray[np.int64]
 Storage = Literal["float32", "float16", "int8"]
 
+_MAX_INT8_CHANNELS = 65_536  # 255 · 127 · 65,536 < 2³¹
 MAX_NEIGHBOURS = 64
 """Largest k, and largest number of candidates to re-rank."""
 
@@ -66,9 +67,14 @@ class Bank:
             raise ArgumentError(f"screen: expected a float32 bank, got {storage}, which is searched as it is stored.")
         check_threads(threads)
         self.storage = storage
+        narrow = storage == "int8" or bool(screen)
+        if narrow and getattr(rows, "ndim", 0) == 2 and rows.shape[1] > _MAX_INT8_CHANNELS:
+            raise ArgumentError(
+                f"bank: expected at most {_MAX_INT8_CHANNELS} channels for 8-bit sums, got {rows.shape[1]}."
+            )
         if native.HAVE_NATIVE:
             self._packed: Any = native.MODULE.Bank(
-                as_native(rows), storage, keep_rows, -1 if screen is None else int(screen), threads
+                as_native(rows, "bank"), storage, keep_rows, -1 if screen is None else int(screen), threads
             )
             self.shape: tuple[int, int] = (self._packed.rows, self._packed.channels)
             self.error_bound: float = self._packed.error_bound
@@ -76,7 +82,8 @@ class Bank:
             self._keeps_rows: bool = self._packed.keeps_rows
             return
         self._packed = None
-        check_array(rows, "bank", ("M", "D"), np.float32, finite=True)
+        check_array(rows, "bank", ("M", "D"), np.float32)
+        reference.check_norms(rows, "bank")
         stored = reference.stored_rows(rows, storage)
         self.shape = (len(rows), rows.shape[1])
         self.error_bound = math.sqrt(((rows.astype(np.float64) - stored) ** 2).sum(axis=1).max())
@@ -103,8 +110,8 @@ class Bank:
 
         Args:
             queries: float32 or float16 [N, D]; N may be 0. With native kernels any array of the CPU that speaks
-                DLPack. A query with a NaN or infinite component, or a squared norm beyond float32, gets the distance
-                NaN and the row −1.
+                DLPack. A query with a NaN or infinite component, or a squared norm of 2¹²⁶ or more, gets the
+                distance NaN and the row −1.
             k: Number of neighbours, 1 to 64 and at most M.
             rerank: 0, or how many candidates (k to 64) get their distance from the float32 rows.
             threads: 0 for all.
@@ -125,7 +132,7 @@ class Bank:
                 raise ArgumentError("rerank: expected a bank with its float32 rows, got one made with keep_rows=False.")
         if self._packed is None:
             return reference.nearest_stored(queries, self._stored, self._rows, k, rerank, self.storage)
-        queries = as_native(queries)
+        queries = as_native(queries, "queries")
         distances, indices = _outputs(queries, k)
         self._packed.nearest(queries, k, rerank, threads, distances, indices)
         return distances, indices
@@ -153,12 +160,12 @@ def nearest(
     if isinstance(bank, Bank):
         return bank.nearest(queries, k, threads=threads)
     check_threads(threads)
-    rows = as_native(bank)
+    rows = as_native(bank, "bank")
     if rows.ndim == 2 and len(rows):  # otherwise the array is what is wrong
         check_count(k, "k", min(len(rows), MAX_NEIGHBOURS), "rows of the bank, at most 64")
     if not native.HAVE_NATIVE:
         return reference.nearest(queries, rows, k)
-    queries = as_native(queries)
+    queries = as_native(queries, "queries")
     distances, indices = _outputs(queries, k)
     native.MODULE.nearest_rows(queries, rows, k, threads, distances, indices)
     return distances, indices

@@ -9,6 +9,9 @@ import numpy as np
 from flawscope.errors import ArgumentError
 
 
+_CPU_DEVICES = (1, 3)  # DLPack: CPU, and CPU memory pinned for CUDA
+
+
 def check_count(count: int, name: str, limit: int, what: str) -> None:
     """Raise ArgumentError unless `count` is an integer from 1 to `limit`; `what` says of what the limit is."""
     if not _is_integer(count) or not 1 <= count <= limit:
@@ -31,16 +34,36 @@ def _is_integer(value: object) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
-def as_native(array: Any) -> Any:
-    """Return an array as the binding takes it: NumPy arrays contiguous, others (DLPack) as they are.
+def as_native(array: Any, name: str) -> Any:
+    """Return an array as the binding takes it: a NumPy array, contiguous and aligned.
+
+    Nothing is copied that is so already, whatever library it comes from.
 
     Raises:
-        ArgumentError: If it is no array.
+        ArgumentError: If it is no array, or not one in the memory of the CPU.
     """
     if isinstance(array, np.ndarray):
         if not array.dtype.isnative:
-            raise ArgumentError(f"expected an array in the byte order of this machine, got {array.dtype.str}.")
-        return np.ascontiguousarray(array) if array.ndim else array
+            raise ArgumentError(f"{name}: expected an array in the byte order of this machine, got {array.dtype.str}.")
+        if array.dtype.kind not in "biufc" or array.dtype.char in "gG":  # DLPack has no name for these
+            raise ArgumentError(f"{name}: expected an array of float32, got {array.dtype}.")
+        return np.require(array, requirements=("C", "A")) if array.ndim else array
     if not hasattr(array, "__dlpack__"):
-        raise ArgumentError(f"expected an array (NumPy, or DLPack as PyTorch has it), got {type(array).__name__}.")
-    return array
+        raise ArgumentError(f"{name}: expected an array (NumPy, or DLPack as PyTorch has it), got {type(array).__name__}.")
+    try:
+        device = array.__dlpack_device__()
+        if device[0] not in _CPU_DEVICES:
+            raise ArgumentError(
+                f"{name}: expected an array in the memory of the CPU, got one on device {device[0]}:{device[1]} "
+                "(DLPack). Copy it to the CPU first."
+            )
+        plain = array.detach() if hasattr(array, "detach") else array  # a tensor with gradients is not handed out
+        return as_native(np.from_dlpack(plain), name)
+    except ArgumentError:
+        raise
+    except Exception as err:  # every library refuses in its own way
+        raise ArgumentError(
+            f"{name}: expected an array that NumPy can read where it lies, got {type(array).__name__} of "
+            f"{getattr(array, 'dtype', 'unknown type')}: "
+            f"{(str(err).strip() or type(err).__name__).splitlines()[0]}"
+        ) from err

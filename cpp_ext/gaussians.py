@@ -33,7 +33,9 @@ class Gaussians:
     def __init__(self, mean: Float32Array, whitening: Float32Array, *, threads: int = 0) -> None:
         check_threads(threads)
         if native.HAVE_NATIVE:
-            self._packed: Any = native.MODULE.Gaussians(as_native(mean), as_native(whitening), threads)
+            self._packed: Any = native.MODULE.Gaussians(
+                as_native(mean, "mean"), as_native(whitening, "whitening"), threads
+            )
             self.shape: tuple[int, int] = (self._packed.positions, self._packed.channels)
             self.nbytes: int = self._packed.nbytes
             return
@@ -61,7 +63,7 @@ class Gaussians:
         check_threads(threads)
         if self._packed is None:
             return reference.mahalanobis(features, self._mean, self._whitening)
-        features = as_native(features)
+        features = as_native(features, "features")
         squared = np.empty((len(features) if getattr(features, "ndim", 0) else 0, self.shape[0]), np.float32)
         self._packed.mahalanobis(features, threads, squared)
         return squared

@@ -44,7 +44,7 @@ def kcenter_greedy(
     check_threads(threads)
     if not native.HAVE_NATIVE:
         return reference.kcenter_greedy(features, count, seed, progress)
-    features = as_native(features)
+    features = as_native(features, "features")
     rows = len(features) if getattr(features, "ndim", 0) == 2 else 0
     if rows:  # otherwise the binding says what is wrong with the array
         check_count(count, "count", rows, "rows of features")

@@ -32,7 +32,7 @@ def separable_maps(grids: Float32Array, rows: Float32Array, columns: Float32Arra
     check_threads(threads)
     if not native.HAVE_NATIVE:
         return reference.separable_maps(grids, rows, columns)
-    grids, rows, columns = as_native(grids), as_native(rows), as_native(columns)
+    grids, rows, columns = as_native(grids, "grids"), as_native(rows, "rows"), as_native(columns, "columns")
     fits = (getattr(grids, "ndim", 0), getattr(rows, "ndim", 0), getattr(columns, "ndim", 0)) == (3, 2, 2)
     maps = np.empty((len(grids), rows.shape[0], columns.shape[1]) if fits else (0, 0, 0), np.float32)
     native.MODULE.separable_maps(grids, rows, columns, threads, maps)

@@ -1,7 +1,8 @@
 """The definition of every kernel, in NumPy. Faster implementations are tested against this file.
 
 All distances are squared: the order is the same, and the caller takes the root of the few that it shows. A query with a
-NaN or infinite component, or a squared norm beyond float32, has no distance: NaN, and the row −1.
+NaN or infinite component, or a squared norm of 2¹²⁶ or more, has no distance: NaN, and the row −1. Bank rows and features
+of a selection beyond that are refused. Below it nothing overflows: ‖q − m‖² ≤ 4·max(‖q‖², ‖m‖²).
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ def nearest(queries: npt.NDArray[Any], bank: Float32Array, k: int) -> tuple[Floa
     Raises:
         ArgumentError: If shapes, dtypes or k do not fit, or the bank is not finite.
     """
-    check_array(bank, "bank", ("M", "D"), np.float32, finite=True)
+    check_array(bank, "bank", ("M", "D"), np.float32)
+    check_norms(bank, "bank")
     return nearest_stored(queries, bank, None, k, 0, "float32")
 
 
@@ -74,8 +76,7 @@ def nearest_stored(
     step = max(1, _BLOCK_ELEMENTS // len(stored))
     for start in range(0, len(queries), step):
         part = slice(start, start + step)
-        with np.errstate(over="ignore", invalid="ignore"):
-            missing = ~np.isfinite(np.einsum("nd,nd->n", queries[part], queries[part]))
+        missing = ~_within_range(queries[part])
         seen = np.where(missing[:, None], np.float32(0), queries[part])
         block = (stored_rows(seen, "int8") if storage == "int8" else seen) @ stored.T
         block *= -2.0
@@ -109,12 +110,26 @@ def stored_rows(rows: Float32Array, storage: str) -> Float32Array:
     return np.asarray(steps * factors, np.float32)
 
 
+def check_norms(rows: Float32Array, name: str) -> None:
+    """Raise ArgumentError unless every row is finite and its squared norm below 2¹²⁶."""
+    bad = int((~_within_range(rows)).sum())
+    if bad:
+        raise ArgumentError(
+            f"{name}: expected finite rows with squared norms below 2^126, got NaN, infinite or larger values in {bad} "
+            "rows. Is the bank damaged?"
+        )
+
+
+def _within_range(rows: Float32Array) -> npt.NDArray[np.bool_]:
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.asarray(np.isfinite(np.float32(4) * np.einsum("nd,nd->n", rows, rows)))
+
+
 def _as_float32(queries: object, channels: int) -> Float32Array:
-    half = isinstance(queries, np.ndarray) and queries.dtype == np.float16
-    if isinstance(queries, np.ndarray) and queries.ndim == 2 and len(queries) == 0 and queries.shape[1] == channels:
+    dtype = np.float16 if isinstance(queries, np.ndarray) and queries.dtype == np.float16 else np.float32
+    if isinstance(queries, np.ndarray) and queries.shape == (0, channels) and queries.dtype == dtype:
         return np.empty((0, channels), np.float32)
-    checked = check_array(queries, "queries", ("N", channels), np.float16 if half else np.float32)
-    return np.asarray(checked, np.float32)
+    return np.asarray(check_array(queries, "queries", ("N", channels), dtype), np.float32)
 
 
 def _least(block: Float32Array, k: int) -> Int64Array:
@@ -125,6 +140,10 @@ def _least(block: Float32Array, k: int) -> Int64Array:
     tied = np.flatnonzero(np.count_nonzero(block <= last, axis=1) > k)
     found[tied] = np.argsort(block[tied], axis=1, kind="stable")[:, :k]
     return found
+
+
+def _is_empty(array: object, shape: tuple[int, ...]) -> bool:
+    return isinstance(array, np.ndarray) and array.shape == shape and array.dtype == np.float32
 
 
 def mahalanobis(features: Float32Array, mean: Float32Array, whitening: Float32Array) -> Float32Array:
@@ -143,7 +162,7 @@ def mahalanobis(features: Float32Array, mean: Float32Array, whitening: Float32Ar
     """
     check_array(mean, "mean", ("P", "D"), np.float32)
     positions, channels = mean.shape
-    if not (isinstance(features, np.ndarray) and features.shape == (0, positions, channels)):
+    if not _is_empty(features, (0, positions, channels)):
         check_array(features, "features", ("N", positions, channels), np.float32)
     check_array(whitening, "whitening", (positions, channels, channels), np.float32)
     with np.errstate(over="ignore", invalid="ignore"):
@@ -172,7 +191,7 @@ def separable_maps(grids: Float32Array, rows: Float32Array, columns: Float32Arra
     check_array(rows, "rows", ("H", "h"), np.float32)
     check_array(columns, "columns", ("w", "W"), np.float32)
     height, width = rows.shape[1], columns.shape[0]
-    if not (isinstance(grids, np.ndarray) and grids.shape == (0, height, width)):
+    if not _is_empty(grids, (0, height, width)):
         check_array(grids, "grids", ("N", height, width), np.float32)
     return np.asarray(rows @ grids @ columns, np.float32)
 
@@ -186,7 +205,8 @@ def kcenter_greedy(
     """Return the rows of a greedy k-centre selection (Gonzalez 1985; PatchCore, arXiv:2106.08265, equation 5).
 
     The first centre is drawn from the seed; every further one is the row with the largest distance to its nearest
-    centre, the lowest index among equals. Rows that repeat a centre exactly are never taken while others remain.
+    centre, the lowest index among equals. No row is taken twice. Of rows that repeat each other another is taken only
+    where no row is farther than the rounding of ‖x‖² − 2·x·c + ‖c‖².
 
     Args:
         features: float32 [N, D].
@@ -200,7 +220,8 @@ def kcenter_greedy(
     Raises:
         ArgumentError: If shape, dtype, count or seed do not fit, or a feature is NaN or infinite.
     """
-    check_array(features, "features", ("N", "D"), np.float32, finite=True)
+    check_array(features, "features", ("N", "D"), np.float32)
+    check_norms(features, "features")
     check_count(count, "count", len(features), "rows of features")
     check_seed(seed)
     norms = np.einsum("nd,nd->n", features, features)

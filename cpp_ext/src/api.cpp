@@ -22,7 +22,7 @@ struct flawscope_gaussians {
 namespace {
 
 constexpr int64_t kMaxRows = INT64_C(0x7fffff00);  // rows are counted in 32 bits while a search runs
-constexpr int64_t kMaxElements = INT64_MAX / 16;   // bytes of an array stay within 64 bits
+constexpr int64_t kMaxElements = INT64_C(1) << 48;  // with padding and candidates, bytes stay within 64 bits
 constexpr int kMaxNeighbours = 64;
 
 bool sizes_ok(int64_t rows, int64_t columns) { return rows > 0 && columns > 0 && columns <= kMaxElements / rows; }
@@ -73,7 +73,7 @@ const char* flawscope_simd_level_at(int i) {
     return kernels == nullptr ? nullptr : kernels->name;
 }
 
-int flawscope_bank_create(const float* rows, int64_t m, int64_t d, flawscope_storage storage, int keep_rows,
+int flawscope_bank_create(const float* rows, int64_t m, int64_t d, int storage, int keep_rows,
                           int screen, int threads, flawscope_bank** out) {
     const flawscope::Kernels* kernels = flawscope::active_kernels();
     if (kernels == nullptr || rows == nullptr || out == nullptr || !sizes_ok(m, d) || m > kMaxRows || threads < 0 ||
@@ -99,12 +99,12 @@ double flawscope_bank_unproved_share(const flawscope_bank* bank) {
 }
 const char* flawscope_bank_simd_level(const flawscope_bank* bank) { return bank->bank.kernels.name; }
 
-int flawscope_nearest(const flawscope_bank* bank, const void* queries, flawscope_dtype dtype, int64_t n, int k,
+int flawscope_nearest(const flawscope_bank* bank, const void* queries, int dtype, int64_t n, int k,
                       int rerank, int threads, float* squared, int64_t* rows) {
     if (bank == nullptr || n < 0 || threads < 0) return FLAWSCOPE_BAD_ARGUMENT;
     const flawscope::Bank& b = bank->bank;
     if (n == 0) return FLAWSCOPE_OK;
-    if (queries == nullptr || squared == nullptr || rows == nullptr || !sizes_ok(n, b.d) ||
+    if (queries == nullptr || squared == nullptr || rows == nullptr || !sizes_ok(n, b.d) || !sizes_ok(n, kMaxNeighbours) ||
         (dtype != FLAWSCOPE_FLOAT32 && dtype != FLAWSCOPE_FLOAT16) || k < 1 || k > kMaxNeighbours || k > b.m ||
         (rerank != 0 && (rerank < k || rerank > kMaxNeighbours || b.rows == nullptr))) {
         return FLAWSCOPE_BAD_ARGUMENT;
@@ -115,14 +115,14 @@ int flawscope_nearest(const flawscope_bank* bank, const void* queries, flawscope
     });
 }
 
-int flawscope_nearest_rows(const float* bank, int64_t m, int64_t d, const void* queries, flawscope_dtype dtype,
+int flawscope_nearest_rows(const float* bank, int64_t m, int64_t d, const void* queries, int dtype,
                            int64_t n, int k, int threads, float* squared, int64_t* rows) {
     const flawscope::Kernels* kernels = flawscope::active_kernels();
     if (kernels == nullptr || bank == nullptr || !sizes_ok(m, d) || m > kMaxRows || n < 0 || threads < 0) {
         return FLAWSCOPE_BAD_ARGUMENT;
     }
     if (n == 0) return FLAWSCOPE_OK;
-    if (queries == nullptr || squared == nullptr || rows == nullptr || !sizes_ok(n, d) ||
+    if (queries == nullptr || squared == nullptr || rows == nullptr || !sizes_ok(n, d) || !sizes_ok(n, kMaxNeighbours) ||
         (dtype != FLAWSCOPE_FLOAT32 && dtype != FLAWSCOPE_FLOAT16) || k < 1 || k > kMaxNeighbours || k > m) {
         return FLAWSCOPE_BAD_ARGUMENT;
     }

@@ -61,13 +61,13 @@ double Panels::pack(const Kernels& kernels, int64_t panel, const float* rows, in
         for (int64_t r = 0; r < count; ++r) {
             const float* row = rows + r * d;
             norms[first + r] = norm_of(d, [row](int64_t i) { return row[i]; });
-            if (!std::isfinite(norms[first + r])) return std::numeric_limits<double>::quiet_NaN();
+            if (!within_range(norms[first + r])) return std::numeric_limits<double>::quiet_NaN();
         }
         return 0.0;
     }
     for (int64_t r = 0; r < count; ++r) {
         const float* row = rows + r * d;
-        if (!std::isfinite(norm_of(d, [row](int64_t i) { return row[i]; }))) {
+        if (!within_range(norm_of(d, [row](int64_t i) { return row[i]; }))) {
             return std::numeric_limits<double>::quiet_NaN();
         }
         double lost = 0.0;
@@ -88,7 +88,7 @@ double Panels::pack(const Kernels& kernels, int64_t panel, const float* rows, in
         unpack(kernels, first + r, scratch);
         for (int64_t i = 0; i < d; ++i) lost += (double(row[i]) - scratch[i]) * (double(row[i]) - scratch[i]);
         norms[first + r] = norm_of(d, [scratch](int64_t i) { return scratch[i]; });
-        if (!std::isfinite(norms[first + r])) return std::numeric_limits<double>::quiet_NaN();
+        if (!within_range(norms[first + r])) return std::numeric_limits<double>::quiet_NaN();
         largest = std::max(largest, std::sqrt(lost));
     }
     if (storage == Storage::kFloat16 && count < width) {

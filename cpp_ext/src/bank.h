@@ -11,6 +11,9 @@ namespace flawscope {
 
 constexpr int64_t kMaxInt8Channels = 65536;  // 255 · 127 · 65,536 < 2³¹: sums of products fit 32 bits
 
+// Squared norms for which no product, sum or distance can overflow: ‖q − m‖² ≤ 4·max(‖q‖², ‖m‖²). False for NaN.
+inline bool within_range(float squared_norm) { return 4.0f * squared_norm <= 3.402823466e+38f; }
+
 struct NotFinite {};  // thrown where a row has no finite squared norm
 
 // Panels of consecutive bank rows: the whole bank, or the few rows that are searched next.

@@ -3,6 +3,7 @@
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/string.h>
 
+#include <cstdlib>
 #include <memory>
 #include <string>
 #include <vector>
@@ -71,6 +72,10 @@ void check(const Array& array, const char* name, const std::vector<int64_t>& siz
                             std::to_string(array.device_type()) + ":" + std::to_string(array.device_id()) +
                             " (DLPack). Copy it to the CPU, or use the CUDA functions for all arrays.");
     }
+    if (reinterpret_cast<uintptr_t>(array.data()) % (array.dtype().bits / 8) != 0) {
+        throw ArgumentError(std::string(name) + ": expected elements at multiples of their size in memory, got an "
+                            "array that is not aligned. Copy it first.");
+    }
     if (array.size() == 0) return;  // strides of nothing mean nothing
     int64_t step = 1;
     for (size_t i = array.ndim(); i-- > 0;) {
@@ -88,11 +93,23 @@ void raise_for(int status, const std::string& what) {
     const std::string text = what + ": " + flawscope_status_text(status) + ".";
     if (status == FLAWSCOPE_NO_MEMORY) throw std::bad_alloc();
     if (status == FLAWSCOPE_BAD_ARGUMENT && flawscope_simd_level() == nullptr) {
-        throw ArgumentError("FLAWSCOPE_SIMD: expected a level that this processor has, got another. "
-                            "Unset it, or take one that flawscope doctor shows.");
+        const char* wanted = std::getenv("FLAWSCOPE_SIMD");
+        std::string levels;
+        for (int i = 0; const char* name = flawscope_simd_level_at(i); ++i) levels += (i ? ", " : "") + std::string(name);
+        throw ArgumentError("FLAWSCOPE_SIMD: expected a level that this processor has (" + levels + "), got " +
+                            (wanted == nullptr ? "another" : wanted) + ".");
     }
     if (status == FLAWSCOPE_BAD_ARGUMENT || status == FLAWSCOPE_NOT_FINITE) throw ArgumentError(text);
     throw Failure(text);
+}
+
+// What a kernel writes to must have room for all of it.
+template <class Output>
+void check_room(const Output& array, int64_t elements, const char* name) {
+    if (static_cast<int64_t>(array.size()) != elements) {
+        throw ArgumentError(std::string(name) + ": expected room for " + std::to_string(elements) + " results, got " +
+                            std::to_string(array.size()) + ".");
+    }
 }
 
 // A bank that keeps the array it was made of alive: the rows are read where they lie.
@@ -114,9 +131,8 @@ public:
                                            screen, threads, &made);
         }
         if (status == FLAWSCOPE_NOT_FINITE) {
-            throw ArgumentError("bank: expected finite rows whose squared norms are within " +
-                                std::string(kind == FLAWSCOPE_STORE_FLOAT16 ? "float32 and values within float16"
-                                                                            : "float32") +
+            throw ArgumentError("bank: expected finite rows with squared norms below 2^126" +
+                                std::string(kind == FLAWSCOPE_STORE_FLOAT16 ? " and values within float16" : "") +
                                 ", got NaN, infinite or larger values. Is the bank damaged?");
         }
         raise_for(status, "bank");
@@ -128,6 +144,8 @@ public:
                  nb::ndarray<int64_t, nb::c_contig> rows) const {
         check(queries, "queries", {-1, channels_}, "ND", true, true);
         const int64_t n = static_cast<int64_t>(queries.shape(0));
+        check_room(squared, n * k, "squared");
+        check_room(rows, n * k, "rows");
         int status;
         {
             nb::gil_scoped_release release;
@@ -164,6 +182,8 @@ void nearest_rows(Array queries, Array bank, int k, int threads, nb::ndarray<flo
     const int64_t m = static_cast<int64_t>(bank.shape(0)), d = static_cast<int64_t>(bank.shape(1));
     check(queries, "queries", {-1, d}, "ND", true, true);
     const int64_t n = static_cast<int64_t>(queries.shape(0));
+    check_room(squared, n * k, "squared");
+    check_room(rows, n * k, "rows");
     int status;
     {
         nb::gil_scoped_release release;
@@ -172,8 +192,8 @@ void nearest_rows(Array queries, Array bank, int k, int threads, nb::ndarray<flo
                                         squared.data(), rows.data());
     }
     if (status == FLAWSCOPE_NOT_FINITE) {
-        throw ArgumentError("bank: expected finite rows whose squared norms are within float32, got NaN, infinite or "
-                            "larger values. Is the bank damaged?");
+        throw ArgumentError("bank: expected finite rows with squared norms below 2^126, got NaN, infinite or larger "
+                            "values. Is the bank damaged?");
     }
     raise_for(status, "nearest");
 }
@@ -181,6 +201,7 @@ void nearest_rows(Array queries, Array bank, int k, int threads, nb::ndarray<flo
 int64_t kcenter_greedy(Array features, int64_t count, int64_t first, int threads, nb::object progress,
                        nb::ndarray<int64_t, nb::c_contig> chosen) {
     check(features, "features", {-1, -1}, "ND");
+    check_room(chosen, count, "chosen");
     struct Caller {
         nb::object progress;
         std::unique_ptr<nb::python_error> kept;
@@ -209,8 +230,8 @@ int64_t kcenter_greedy(Array features, int64_t count, int64_t first, int threads
     }
     if (caller.kept) throw nb::python_error(std::move(*caller.kept));
     if (status == FLAWSCOPE_NOT_FINITE) {
-        throw ArgumentError("features: expected finite numbers whose squares are within float32, got NaN, infinite or "
-                            "larger values.");
+        throw ArgumentError("features: expected finite rows with squared norms below 2^126, got NaN, infinite or larger "
+                            "values.");
     }
     raise_for(status, "kcenter_greedy");
     return computed;
@@ -237,6 +258,7 @@ public:
 
     void mahalanobis(Array features, int threads, nb::ndarray<float, nb::c_contig> squared) const {
         check(features, "features", {-1, positions_, channels_}, "NPD", false, true);
+        check_room(squared, static_cast<int64_t>(features.shape(0)) * positions_, "squared");
         int status;
         {
             nb::gil_scoped_release release;
@@ -263,6 +285,7 @@ void separable_maps(Array grids, Array rows, Array columns, int threads, nb::nda
     const int64_t h = static_cast<int64_t>(grids.shape(1)), w = static_cast<int64_t>(grids.shape(2));
     check(rows, "rows", {-1, h}, "Hh");
     check(columns, "columns", {w, -1}, "wW");
+    check_room(maps, static_cast<int64_t>(grids.shape(0) * rows.shape(0) * columns.shape(1)), "maps");
     int status;
     {
         nb::gil_scoped_release release;

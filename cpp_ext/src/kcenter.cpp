@@ -82,7 +82,7 @@ public:
                 norms_[i] = kernels_.norm_as_product(features_ + i * d_, d_);
                 closest_[i] = kInfinity;
                 seen_[i] = 0;
-                if (!std::isfinite(4.0f * norms_[i])) finite = false;  // a distance is at most four times the norm
+                if (!within_range(norms_[i])) finite = false;
             }
         });
         if (!finite) throw NotFinite{};
@@ -125,7 +125,11 @@ private:
         std::sort(waiting, waiting + count, [this](int64_t a, int64_t b) {
             return seen_[a] != seen_[b] ? seen_[a] < seen_[b] : a < b;
         });
-        for (int i = 0; i < count; i += 4) catch_up(waiting + i, std::min(4, count - i), shared, computed);
+        for (int i = 0; i < count; i += 4) {
+            // The rows lie apart: the next four are asked for while these are at work.
+            for (int next = i + 4; next < std::min(count, i + 8); ++next) prefetch(features_ + waiting[next] * d_);
+            catch_up(waiting + i, std::min(4, count - i), shared, computed);
+        }
         float bound = -kInfinity;
         for (int64_t i = begin; i < end; ++i) {
             bound = std::max(bound, closest_[i]);
@@ -133,6 +137,11 @@ private:
         }
         bounds_[block] = bound;
         raise(shared, best.value);
+    }
+
+    void prefetch(const float* row) const {
+        const int64_t floats = std::min<int64_t>(d_, 512);
+        for (int64_t i = 0; i < floats; i += 16) __builtin_prefetch(row + i);
     }
 
     void catch_up(const int64_t* rows, int count, std::atomic<float>& shared, int64_t& computed) {
@@ -189,7 +198,7 @@ bool kcenter_greedy(const Kernels& kernels, const float* features, int64_t n, in
     const int64_t blocks = divide_up(n, kBlock);
     const int workers = static_cast<int>(std::min<int64_t>(thread_count(threads), blocks));
     Selection selection(kernels, features, n, d, count, workers);
-    struct alignas(128) Slot {
+    struct alignas(64) Slot {
         Best best;
         int64_t computed = 0;
     };
@@ -198,7 +207,7 @@ bool kcenter_greedy(const Kernels& kernels, const float* features, int64_t n, in
     Barrier barrier(workers);
     std::atomic<float> shared{-kInfinity};
     int64_t done = 1;
-    bool going = count > 1 && progress(1);
+    bool going = progress(1) && count > 1;
 
     chosen[0] = first;
     selection.add_centre(first);
@@ -216,7 +225,7 @@ bool kcenter_greedy(const Kernels& kernels, const float* features, int64_t n, in
             selection.add_centre(best.row);
             shared.store(-kInfinity, std::memory_order_relaxed);
             ++done;
-            going = done < count && progress(done);
+            going = progress(done) && done < count;
         }
     });
     if (computed != nullptr) {

@@ -280,44 +280,36 @@ void lower_closest(const float* const* rows, const float* row_norms, const float
                    int64_t first, int64_t last, int64_t d, int64_t stride, float* closest) {
     const int64_t whole = d / kLanes * kLanes;
     const int left = static_cast<int>(d - whole);
+    const Four norms = load_four(row_norms);
+    Four least = load_four(closest);
     for (int64_t c = first; c < last; c += 4) {
         const float* centre = centres + c * stride;
         Vec dot[4][4];
-#pragma GCC unroll 4
-        for (int r = 0; r < 4; ++r) {
-#pragma GCC unroll 4
-            for (int j = 0; j < 4; ++j) dot[r][j] = zero();
-        }
+        unrolled<4>(FLAWSCOPE_EACH(r) { unrolled<4>(FLAWSCOPE_EACH(j) { dot[r][j] = zero(); }); });
         for (int64_t i = 0; i < whole; i += kLanes) {
             const Vec y[4] = {load(centre + i), load(centre + stride + i), load(centre + 2 * stride + i),
                               load(centre + 3 * stride + i)};
-#pragma GCC unroll 4
-            for (int r = 0; r < 4; ++r) {
+            unrolled<4>(FLAWSCOPE_EACH(r) {
                 const Vec x = load(rows[r] + i);
-#pragma GCC unroll 4
-                for (int j = 0; j < 4; ++j) dot[r][j] = fma(x, y[j], dot[r][j]);
-            }
+                unrolled<4>(FLAWSCOPE_EACH(j) { dot[r][j] = fma(x, y[j], dot[r][j]); });
+            });
         }
         if (left != 0) {  // centres are padded with zeros to whole vectors, rows are the caller's
             const Vec y[4] = {load(centre + whole), load(centre + stride + whole), load(centre + 2 * stride + whole),
                               load(centre + 3 * stride + whole)};
-#pragma GCC unroll 4
-            for (int r = 0; r < 4; ++r) {
+            unrolled<4>(FLAWSCOPE_EACH(r) {
                 const Vec x = load_first(rows[r] + whole, left);
-#pragma GCC unroll 4
-                for (int j = 0; j < 4; ++j) dot[r][j] = fma(x, y[j], dot[r][j]);
-            }
+                unrolled<4>(FLAWSCOPE_EACH(j) { dot[r][j] = fma(x, y[j], dot[r][j]); });
+            });
         }
-#pragma GCC unroll 4
-        for (int r = 0; r < 4; ++r) {
-            float product[4];
-            sum4(dot[r][0], dot[r][1], dot[r][2], dot[r][3], product);
-            for (int j = 0; j < 4; ++j) {
-                const float distance = (row_norms[r] + centre_norms[c + j]) - 2.0f * product[j];
-                if (distance < closest[r]) closest[r] = distance;
-            }
+        float products[16];
+        sum_tile(dot, products);
+        for (int j = 0; j < 4; ++j) {
+            const Four distance = (norms + centre_norms[c + j]) - 2.0f * load_four(products + 4 * j);
+            least = distance < least ? distance : least;
         }
     }
+    __builtin_memcpy(closest, &least, sizeof least);
 }
 
 float norm_as_product(const float* row, int64_t d) {

@@ -59,42 +59,42 @@ struct Candidate {
 // A run of queries made ready: tiles, and whether each query has a distance at all.
 class Tiles {
 public:
-    Tiles(const Kernels& kernels, Storage storage, const Queries& queries, int64_t first, int64_t count, int threads)
+    Tiles(const Kernels& kernels, Storage storage, const Queries& queries, int64_t first, int64_t count)
         : kernels_(kernels),
           queries_(queries),
+          storage_(storage),
           first_(first),
           count_(count),
           tile_count(divide_up(count, kernels.tile_rows)),
           tile_bytes(4 * kernels.tile_rows * (storage == Storage::kInt8 ? divide_up(queries.d, 4) : queries.d)),
           data_(tile_count * tile_bytes),
+          scratch_(queries.halves ? tile_count * kernels.tile_rows * queries.d : 0),
           factors_(storage == Storage::kInt8 ? tile_count * kernels.tile_rows : 0),
           lost_(storage == Storage::kInt8 ? tile_count * kernels.tile_rows : 0),
           norms_(storage == Storage::kInt8 ? tile_count * kernels.tile_rows : 0),
           bytes_(storage == Storage::kInt8 ? tile_count * 4 * divide_up(queries.d, 4) : 0),
-          usable_(count) {
-        const int64_t height = kernels.tile_rows, d = queries.d, share = 4;
-        const bool direct = storage != Storage::kInt8 && !queries.halves;
-        Buffer<float> scratch(direct ? 0 : divide_up(tile_count, share) * height * d);
-        run_tasks(threads, divide_up(tile_count, share), [&](int64_t task) {
-            for (int64_t t = task * share; t < std::min(tile_count, (task + 1) * share); ++t) {
-                const int64_t begin = t * height, rows = std::min(height, count - begin);
-                float* own = direct ? nullptr : scratch.data() + task * height * d;
-                const float* source;
-                if (queries.halves) {
-                    const uint16_t* halves = static_cast<const uint16_t*>(queries.data) + (first + begin) * d;
-                    kernels.halves_to_floats(halves, rows * d, own);
-                    source = own;
-                } else {
-                    source = static_cast<const float*>(queries.data) + (first + begin) * d;
-                }
-                for (int64_t r = 0; r < rows; ++r) usable_[begin + r] = is_usable(source + r * d, d);
-                if (storage == Storage::kInt8) {
-                    pack_bytes(source, begin, rows);
-                } else {
-                    kernels.pack_tile(source, d, rows, d, reinterpret_cast<float*>(tile(t)));
-                }
-            }
-        });
+          usable_(count) {}
+
+    // Pack tile t; every tile is packed by one thread, once.
+    void pack(int64_t t) {
+        const int64_t height = kernels_.tile_rows, d = queries_.d;
+        const int64_t begin = t * height, rows = std::min(height, count_ - begin);
+        if (queries_.halves) {
+            const uint16_t* halves = static_cast<const uint16_t*>(queries_.data) + (first_ + begin) * d;
+            kernels_.halves_to_floats(halves, rows * d, scratch_.data() + begin * d);
+        }
+        for (int64_t r = 0; r < rows; ++r) usable_[begin + r] = is_usable(query(begin + r), d);
+        if (storage_ == Storage::kInt8) {
+            pack_bytes(query(begin), begin, rows);
+        } else {
+            kernels_.pack_tile(query(begin), d, rows, d, reinterpret_cast<float*>(tile(t)));
+        }
+    }
+
+    // A query of a packed tile as float32 [d].
+    const float* query(int64_t q) const {
+        return queries_.halves ? scratch_.data() + q * queries_.d
+                               : static_cast<const float*>(queries_.data) + (first_ + q) * queries_.d;
     }
 
     char* tile(int64_t t) { return data_.data() + t * tile_bytes; }
@@ -105,7 +105,7 @@ public:
     float norm(int64_t query) const { return norms_[query]; }
 
 private:
-    // A query whose squared norm is NaN or beyond float32 has no distance to anything.
+    // A query whose squared norm is NaN or out of range has no distance to anything.
     static bool is_usable(const float* row, int64_t d) {
         float total[8] = {};
         int64_t i = 0;
@@ -115,7 +115,7 @@ private:
         for (; i < d; ++i) total[0] += row[i] * row[i];
         float sum = 0.0f;
         for (float part : total) sum += part;
-        return std::isfinite(sum);
+        return within_range(sum);
     }
 
     void pack_bytes(const float* source, int64_t begin, int64_t rows) {
@@ -142,6 +142,7 @@ private:
 
     const Kernels& kernels_;
     const Queries& queries_;
+    const Storage storage_;
     const int64_t first_, count_;
 
 public:
@@ -149,6 +150,7 @@ public:
 
 private:
     Buffer<char> data_;
+    Buffer<float> scratch_;                 // float16 queries as float32
     Buffer<float> factors_, lost_, norms_;  // int8: factor, ‖q − q̂‖² and ‖q̂‖² of each query
     Buffer<int8_t> bytes_;
     Buffer<bool> usable_;
@@ -160,10 +162,13 @@ public:
     State(const Kernels& kernels, int64_t tile_count, int64_t cuts, int k, bool seconds = false)
         : width(k == 1 ? kernels.panel : k), queries_(tile_count * kernels.tile_rows), panel_(kernels.panel), k_(k),
           best_(cuts * queries_ * width), where_(cuts * queries_ * width),
-          second_(seconds ? cuts * queries_ * width : 0), has_second_(seconds) {
-        std::fill_n(best_.data(), cuts * queries_ * width, kInfinity);
-        std::fill_n(where_.data(), cuts * queries_ * width, -1);
-        if (seconds) std::fill_n(second_.data(), cuts * queries_ * width, kInfinity);
+          second_(seconds ? cuts * queries_ * width : 0), has_second_(seconds) {}
+
+    // Forget everything of queries [first, first + count) in one cut.
+    void clear(int64_t cut, int64_t first, int64_t count) {
+        std::fill_n(best(cut, first), count * width, kInfinity);
+        std::fill_n(where(cut, first), count * width, -1);
+        if (has_second_) std::fill_n(second(cut, first), count * width, kInfinity);
     }
 
     static int64_t bytes_per_query(const Kernels& kernels, int k) { return 12 * (k == 1 ? kernels.panel : k); }
@@ -204,34 +209,71 @@ private:
     const bool has_second_;
 };
 
-// Search panels [first, first + count) of the bank, `panels` holding them from its panel `offset` on.
-void search_panels(const Kernels& kernels, const Panels& panels, int64_t offset, int64_t first, int64_t count,
-                   const Tiles& tiles, State& state, int64_t cuts, int k, int threads) {
-    const int64_t runs = run_count(tiles.tile_count, tiles.tile_bytes, threads);
-    run_tasks(threads, runs * cuts, [&](int64_t task) {
-        const int64_t run = task / cuts, cut = task % cuts;
-        const int64_t begin = count * cut / cuts, end = count * (cut + 1) / cuts;
-        const int64_t tile = tiles.tile_count * run / runs, next = tiles.tile_count * (run + 1) / runs;
-        const int64_t place = (offset + begin) * kernels.panel;
-        SearchBlock block;
-        block.panels = panels.data.data() + (offset + begin) * panels.panel_bytes;
-        block.panel_bytes = panels.panel_bytes;
-        block.norms = panels.norms.data() + place;
-        block.factors = panels.factors.data() + (panels.storage == Storage::kInt8 ? place : 0);
-        block.sums = panels.sums.data() + (panels.storage == Storage::kInt8 ? place : 0);
-        block.panel_count = end - begin;
-        block.first_panel = first + begin;
-        block.depth = panels.depth;
-        block.tiles = tiles.tile(tile);
-        block.tile_bytes = tiles.tile_bytes;
-        block.query_factors = tiles.factors(panels.storage == Storage::kInt8 ? tile : 0);
-        block.tile_count = next - tile;
-        block.k = k;
-        block.best = state.best(cut, tile * kernels.tile_rows);
-        block.where = state.where(cut, tile * kernels.tile_rows);
-        block.second = state.second(cut, tile * kernels.tile_rows);
-        kernels.search[static_cast<int>(panels.storage)](block);
-    });
+// Which tiles and which part of the bank a task has.
+struct Share {
+    int64_t first_tile, tile_count, cut, cuts;
+};
+
+// Search a cut of the panels [first, first + count) of the bank for the tiles of a task; `panels` holds them from its
+// beginning.
+void search_share(const Kernels& kernels, const Panels& panels, int64_t first, int64_t count, const Share& share,
+                  const Tiles& tiles, State& state, int k) {
+    const int64_t begin = count * share.cut / share.cuts, end = count * (share.cut + 1) / share.cuts;
+    const int64_t row = begin * kernels.panel, query = share.first_tile * kernels.tile_rows;
+    const bool bytes = panels.storage == Storage::kInt8;
+    SearchBlock block;
+    block.panels = panels.data.data() + begin * panels.panel_bytes;
+    block.panel_bytes = panels.panel_bytes;
+    block.norms = panels.norms.data() + row;
+    block.factors = bytes ? panels.factors.data() + row : nullptr;
+    block.sums = bytes ? panels.sums.data() + row : nullptr;
+    block.panel_count = end - begin;
+    block.first_panel = first + begin;
+    block.depth = panels.depth;
+    block.tiles = tiles.tile(share.first_tile);
+    block.tile_bytes = tiles.tile_bytes;
+    block.query_factors = bytes ? tiles.factors(share.first_tile) : nullptr;
+    block.tile_count = share.tile_count;
+    block.k = k;
+    block.best = state.best(share.cut, query);
+    block.where = state.where(share.cut, query);
+    block.second = state.second(share.cut, query);
+    kernels.search[static_cast<int>(panels.storage)](block);
+}
+
+// The order of a search over a whole bank. Usually a task has some queries and the whole bank: it packs, searches and
+// finishes them without waiting for anybody. Where queries are few the bank is cut, and the steps are taken together.
+template <class Finish>
+void search_all(const Kernels& kernels, const Panels& panels, int64_t panel_count, Tiles& tiles, State& state,
+                int64_t cuts, int k, int64_t count, int threads, const Finish& finish) {
+    const int64_t runs = run_count(tiles.tile_count, tiles.tile_bytes, threads), height = kernels.tile_rows;
+    const auto share_of = [&](int64_t run, int64_t cut) {
+        const int64_t tile = tiles.tile_count * run / runs;
+        return Share{tile, tiles.tile_count * (run + 1) / runs - tile, cut, cuts};
+    };
+    const auto pack = [&](const Share& share) {
+        for (int64_t t = 0; t < share.tile_count; ++t) tiles.pack(share.first_tile + t);
+    };
+    const auto search = [&](const Share& share) {
+        state.clear(share.cut, share.first_tile * height, share.tile_count * height);
+        search_share(kernels, panels, 0, panel_count, share, tiles, state, k);
+    };
+    const auto finish_share = [&](const Share& share) {
+        const int64_t begin = share.first_tile * height;
+        finish(begin, std::min(count, begin + share.tile_count * height));
+    };
+    if (cuts == 1) {
+        run_tasks(threads, runs, [&](int64_t run) {
+            const Share share = share_of(run, 0);
+            pack(share);
+            search(share);
+            finish_share(share);
+        });
+        return;
+    }
+    for (int64_t run = 0; run < runs; ++run) pack(share_of(run, 0));
+    run_tasks(threads, runs * cuts, [&](int64_t task) { search(share_of(task / cuts, task % cuts)); });
+    run_tasks(threads, runs, [&](int64_t run) { finish_share(share_of(run, 0)); });
 }
 
 // How often the bank is cut so that all threads have work even where there are few queries.
@@ -241,42 +283,24 @@ int64_t cuts_for(int64_t tile_count, int64_t tile_bytes, int64_t panels, int thr
     return std::max<int64_t>(1, std::min<int64_t>(threads, panels / 4));
 }
 
-// Compute the distances of the winners again, sort, and write them out.
+// Compute the distances of the winners of one query again, sort, and write them out.
 template <class RowOf>
-void finish(const Kernels& kernels, const Queries& queries, int64_t first, int64_t count, const Tiles& tiles,
-            State& state, int64_t cuts, int k, int threads, const RowOf& row_of, float* squared, int64_t* rows) {
-    const int64_t d = queries.d, share = 32;
-    Buffer<float> scratch(2 * divide_up(count, share) * d);
-    run_tasks(threads, divide_up(count, share), [&](int64_t task) {
-        float* query_floats = scratch.data() + 2 * task * d;
-        float* row_floats = query_floats + d;
-        Candidate found[64];
-        for (int64_t q = task * share; q < std::min(count, (task + 1) * share); ++q) {
-            float* distances = squared + (first + q) * k;
-            int64_t* places = rows + (first + q) * k;
-            int kept = 0;
-            if (tiles.usable(q)) {
-                const float* query;
-                if (queries.halves) {
-                    kernels.halves_to_floats(static_cast<const uint16_t*>(queries.data) + (first + q) * d, d,
-                                             query_floats);
-                    query = query_floats;
-                } else {
-                    query = static_cast<const float*>(queries.data) + (first + q) * d;
-                }
-                kept = state.collect(cuts, q, found);
-                for (int i = 0; i < kept; ++i) {
-                    found[i].distance = kernels.squared_distance(query, row_of(found[i].row, row_floats), d);
-                }
-                std::sort(found, found + kept);
-            }
-            for (int i = 0; i < k; ++i) {
-                const bool there = i < kept && std::isfinite(found[i].distance);
-                distances[i] = there ? found[i].distance : kNaN;
-                places[i] = there ? found[i].row : -1;
-            }
+void finish_query(const Kernels& kernels, const Tiles& tiles, State& state, int64_t cuts, int64_t q, int64_t d, int k,
+                  const RowOf& row_of, float* distances, int64_t* places) {
+    Candidate found[64];
+    int kept = 0;
+    if (tiles.usable(q)) {
+        kept = state.collect(cuts, q, found);
+        for (int i = 0; i < kept; ++i) {
+            found[i].distance = kernels.squared_distance(tiles.query(q), row_of(found[i].row), d);
         }
-    });
+        std::sort(found, found + kept);
+    }
+    for (int i = 0; i < k; ++i) {
+        const bool there = i < kept && std::isfinite(found[i].distance);
+        distances[i] = there ? found[i].distance : kNaN;
+        places[i] = there ? found[i].row : -1;
+    }
 }
 
 // Queries are taken in runs whose candidates and tiles stay within a bound.
@@ -290,17 +314,24 @@ int64_t run_length(const Kernels& kernels, const Queries& queries, int k) {
 void search_stored(const Bank& bank, const Queries& queries, int64_t first, int64_t count, int k, int wanted,
                    bool own_rows, int workers, float* squared, int64_t* rows) {
     const Kernels& kernels = bank.kernels;
-    const int64_t panels = divide_up(bank.m, kernels.panel);
-    const Tiles tiles(kernels, bank.panels.storage, queries, first, count, workers);
+    const int64_t panels = divide_up(bank.m, kernels.panel), d = bank.d;
+    Tiles tiles(kernels, bank.panels.storage, queries, first, count);
     const int64_t cuts = cuts_for(tiles.tile_count, tiles.tile_bytes, panels, workers);
     State state(kernels, tiles.tile_count, cuts, wanted);
-    search_panels(kernels, bank.panels, 0, 0, panels, tiles, state, cuts, wanted, workers);
-    const auto row_of = [&](int64_t row, float* scratch) -> const float* {
-        if (own_rows) return bank.rows + row * bank.d;
-        bank.panels.unpack(kernels, row, scratch);
-        return scratch;
+    Buffer<float> scratch(own_rows ? 0 : tiles.tile_count * d);  // a stored row as float32, one for every tile
+    const auto finish = [&](int64_t begin, int64_t end) {
+        float* own = scratch.data() + (own_rows ? 0 : begin / kernels.tile_rows * d);
+        const auto row_of = [&](int64_t row) -> const float* {
+            if (own_rows) return bank.rows + row * d;
+            bank.panels.unpack(kernels, row, own);
+            return own;
+        };
+        for (int64_t q = begin; q < end; ++q) {
+            finish_query(kernels, tiles, state, cuts, q, d, k, row_of, squared + (first + q) * k,
+                         rows + (first + q) * k);
+        }
     };
-    finish(kernels, queries, first, count, tiles, state, cuts, k, workers, row_of, squared, rows);
+    search_all(kernels, bank.panels, panels, tiles, state, cuts, wanted, count, workers, finish);
 }
 
 // Find the nearest row of one query among the candidates of the screen; false where that cannot be proved.
@@ -352,35 +383,24 @@ bool prove(const Bank& bank, const float* query, const Tiles& tiles, int64_t q, 
 void search_screened(const Bank& bank, const Queries& queries, int64_t first, int64_t count, int workers,
                      float* squared, int64_t* rows) {
     const Kernels& kernels = bank.kernels;
-    const int64_t panels = divide_up(bank.m, kernels.panel), d = bank.d, share = 32;
+    const int64_t panels = divide_up(bank.m, kernels.panel), d = bank.d;
     Buffer<int64_t> open(count);  // queries without a proof
     std::atomic<int64_t> open_count{0};
     {
-        const Tiles tiles(kernels, Storage::kInt8, queries, first, count, workers);
+        Tiles tiles(kernels, Storage::kInt8, queries, first, count);
         const int64_t cuts = cuts_for(tiles.tile_count, tiles.tile_bytes, panels, workers);
         State state(kernels, tiles.tile_count, cuts, 1, true);
-        search_panels(kernels, bank.screen, 0, 0, panels, tiles, state, cuts, 1, workers);
-        Buffer<float> scratch(queries.halves ? divide_up(count, share) * d : 0);
-        run_tasks(workers, divide_up(count, share), [&](int64_t task) {
-            for (int64_t q = task * share; q < std::min(count, (task + 1) * share); ++q) {
-                squared[first + q] = kNaN;
-                rows[first + q] = -1;
-                if (!tiles.usable(q)) continue;
-                const float* query = queries.halves ? scratch.data() + task * d
-                                                    : static_cast<const float*>(queries.data) + (first + q) * d;
-                if (queries.halves) {
-                    kernels.halves_to_floats(static_cast<const uint16_t*>(queries.data) + (first + q) * d, d,
-                                             scratch.data() + task * d);
-                }
-                Candidate nearest;
-                if (!prove(bank, query, tiles, q, state, cuts, &nearest)) {
-                    open[open_count++] = first + q;
-                } else if (std::isfinite(nearest.distance)) {
-                    squared[first + q] = nearest.distance;
-                    rows[first + q] = nearest.row;
-                }
-            }
-        });
+        search_all(kernels, bank.screen, panels, tiles, state, cuts, 1, count, workers,
+                   [&](int64_t begin, int64_t end) {
+                       for (int64_t q = begin; q < end; ++q) {
+                           Candidate nearest{kNaN, -1};
+                           if (tiles.usable(q) && !prove(bank, tiles.query(q), tiles, q, state, cuts, &nearest)) {
+                               open[open_count++] = first + q;
+                           }
+                           squared[first + q] = nearest.distance;
+                           rows[first + q] = nearest.row;
+                       }
+                   });
     }
     const int64_t left = open_count;
     bank.screened += count;
@@ -428,29 +448,42 @@ void search_bank(const Bank& bank, const Queries& queries, int k, int rerank, in
 void search_rows(const Kernels& kernels, const float* bank, int64_t m, const Queries& queries, int k, int threads,
                  float* squared, int64_t* rows) {
     const int workers = thread_count(threads);
-    const int64_t d = queries.d, all = divide_up(m, kernels.panel);
+    const int64_t d = queries.d, all = divide_up(m, kernels.panel), height = kernels.tile_rows;
     const int64_t length = run_length(kernels, queries, k);
     const int64_t chunk = std::min(all, std::max<int64_t>(workers, kChunkBytes / (4 * d * kernels.panel)));
     Panels panels(kernels, Storage::kFloat32, d, chunk);
-    Buffer<double> errors(chunk);
+    std::atomic<bool> finite{true};
     for (int64_t first = 0; first < queries.n; first += length) {
         const int64_t count = std::min(length, queries.n - first);
-        const Tiles tiles(kernels, Storage::kFloat32, queries, first, count, workers);
+        Tiles tiles(kernels, Storage::kFloat32, queries, first, count);
         const int64_t cuts = cuts_for(tiles.tile_count, tiles.tile_bytes, chunk, workers);
+        const int64_t runs = run_count(tiles.tile_count, tiles.tile_bytes, workers);
         State state(kernels, tiles.tile_count, cuts, k);
+        run_tasks(workers, tiles.tile_count, [&](int64_t t) {
+            tiles.pack(t);
+            for (int64_t cut = 0; cut < cuts; ++cut) state.clear(cut, t * height, height);
+        });
         for (int64_t start = 0; start < all; start += chunk) {
             const int64_t here = std::min(chunk, all - start);
             run_tasks(workers, here, [&](int64_t p) {
                 const int64_t row = (start + p) * kernels.panel;
-                errors[p] = panels.pack(kernels, p, bank + row * d, std::min<int64_t>(kernels.panel, m - row), nullptr);
+                const int64_t there = std::min<int64_t>(kernels.panel, m - row);
+                if (std::isnan(panels.pack(kernels, p, bank + row * d, there, nullptr))) finite = false;
             });
-            for (int64_t p = 0; p < here; ++p) {
-                if (std::isnan(errors[p])) throw NotFinite{};
-            }
-            search_panels(kernels, panels, 0, start, here, tiles, state, cuts, k, workers);
+            if (!finite) throw NotFinite{};
+            run_tasks(workers, runs * cuts, [&](int64_t task) {
+                const int64_t run = task / cuts, tile = tiles.tile_count * run / runs;
+                const Share share{tile, tiles.tile_count * (run + 1) / runs - tile, task % cuts, cuts};
+                search_share(kernels, panels, start, here, share, tiles, state, k);
+            });
         }
-        const auto row_of = [&](int64_t row, float*) { return bank + row * d; };
-        finish(kernels, queries, first, count, tiles, state, cuts, k, workers, row_of, squared, rows);
+        run_tasks(workers, tiles.tile_count, [&](int64_t t) {
+            for (int64_t q = t * height; q < std::min(count, (t + 1) * height); ++q) {
+                finish_query(
+                    kernels, tiles, state, cuts, q, d, k, [&](int64_t row) { return bank + row * d; },
+                    squared + (first + q) * k, rows + (first + q) * k);
+            }
+        });
     }
 }
 

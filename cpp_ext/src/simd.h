@@ -282,6 +282,31 @@ FLAWSCOPE_INLINE float sum(Vec a) {
 }
 #endif
 
+// The sums over the lanes of four times four vectors, out[4·column + row], each in the order of `sum`.
+#if defined(__AVX512F__) && !defined(FLAWSCOPE_FORCE_SCALAR)
+// Half the lanes are added to the other half, four times; after each time two vectors share one.
+FLAWSCOPE_INLINE Vec join_halves(Vec a, Vec b) {
+    return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
+}
+FLAWSCOPE_INLINE Vec join_quarters(Vec a, Vec b) {
+    return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+}
+FLAWSCOPE_INLINE Vec join_pairs(Vec a, Vec b) {
+    return _mm512_add_ps(_mm512_shuffle_ps(a, b, 0x88), _mm512_shuffle_ps(a, b, 0xdd));
+}
+FLAWSCOPE_INLINE void sum_tile(const Vec (&x)[4][4], float* out) {
+    const Vec a = join_quarters(join_halves(x[0][0], x[0][1]), join_halves(x[0][2], x[0][3]));
+    const Vec b = join_quarters(join_halves(x[1][0], x[1][1]), join_halves(x[1][2], x[1][3]));
+    const Vec c = join_quarters(join_halves(x[2][0], x[2][1]), join_halves(x[2][2], x[2][3]));
+    const Vec d = join_quarters(join_halves(x[3][0], x[3][1]), join_halves(x[3][2], x[3][3]));
+    store(out, join_pairs(join_pairs(a, b), join_pairs(c, d)));
+}
+#else
+FLAWSCOPE_INLINE void sum_tile(const Vec (&x)[4][4], float* out) {
+    for (int j = 0; j < 4; ++j) sum4(x[0][j], x[1][j], x[2][j], x[3][j], out + 4 * j);
+}
+#endif
+
 constexpr int kPanel = 2 * kLanes;  // bank rows of a register tile
 
 // A loop whose index is a constant in every round. An array of vectors that is only reached through such indices stays

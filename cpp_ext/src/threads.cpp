@@ -109,11 +109,41 @@ void run_on_threads(int threads, const std::function<void(int)>& work) {
         return;
     }
     if (pool().run(threads, work)) return;
+    // Threads of this call alone. None begins before all are there: where the system refuses one, none has begun.
+    enum { kWaiting, kGo, kNever } state = kWaiting;
+    std::mutex mutex;
+    std::condition_variable changed;
+    const auto decide = [&](decltype(state) next) {
+        {
+            std::lock_guard<std::mutex> guard(mutex);
+            state = next;
+        }
+        changed.notify_all();
+    };
     std::vector<std::thread> own;
-    own.reserve(static_cast<size_t>(threads) - 1);
-    for (int i = 1; i < threads; ++i) own.emplace_back(work, i);
+    const auto join = [&] {
+        for (std::thread& thread : own) thread.join();
+    };
+    try {
+        own.reserve(static_cast<size_t>(threads) - 1);
+        for (int i = 1; i < threads; ++i) {
+            own.emplace_back([&, i] {
+                {
+                    std::unique_lock<std::mutex> lock(mutex);
+                    changed.wait(lock, [&] { return state != kWaiting; });
+                    if (state == kNever) return;
+                }
+                work(i);
+            });
+        }
+    } catch (...) {
+        decide(kNever);
+        join();
+        throw;
+    }
+    decide(kGo);
     work(0);
-    for (std::thread& thread : own) thread.join();
+    join();
 }
 
 void run_tasks(int threads, int64_t count, const std::function<void(int64_t)>& work) {
