@@ -22,6 +22,7 @@
 #endif
 
 #include "threads.h"
+#include "tiles.h"
 
 namespace flawscope {
 namespace {
@@ -29,7 +30,6 @@ namespace {
 constexpr int64_t kChunkBytes = 8 << 20;          // bank rows packed at a time where no packed bank is given
 constexpr int64_t kStateBytes = 24 << 20;         // candidates held at a time: bounds the memory of many queries
 constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
-constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 // Queries of a task: half the second-level cache, the other half is for the bank rows that pass by.
 int64_t tile_bytes_per_task() {
@@ -47,167 +47,6 @@ int64_t run_count(int64_t tile_count, int64_t tile_bytes, int threads) {
     const int64_t runs = divide_up(tile_count, fitting);
     return std::min(tile_count, divide_up(runs, threads) * threads);
 }
-
-struct Candidate {
-    float distance;
-    int64_t row;
-    bool operator<(const Candidate& other) const {
-        return distance < other.distance || (distance == other.distance && row < other.row);
-    }
-};
-
-// A run of queries made ready: tiles, and whether each query has a distance at all.
-class Tiles {
-public:
-    Tiles(const Kernels& kernels, Storage storage, const Queries& queries, int64_t first, int64_t count)
-        : kernels_(kernels),
-          queries_(queries),
-          storage_(storage),
-          first_(first),
-          count_(count),
-          tile_count(divide_up(count, kernels.tile_rows)),
-          tile_bytes(4 * kernels.tile_rows * (storage == Storage::kInt8 ? divide_up(queries.d, 4) : queries.d)),
-          data_(tile_count * tile_bytes),
-          scratch_(queries.halves ? tile_count * kernels.tile_rows * queries.d : 0),
-          factors_(storage == Storage::kInt8 ? tile_count * kernels.tile_rows : 0),
-          lost_(storage == Storage::kInt8 ? tile_count * kernels.tile_rows : 0),
-          norms_(storage == Storage::kInt8 ? tile_count * kernels.tile_rows : 0),
-          bytes_(storage == Storage::kInt8 ? tile_count * 4 * divide_up(queries.d, 4) : 0),
-          usable_(count) {}
-
-    // Pack tile t; every tile is packed by one thread, once.
-    void pack(int64_t t) {
-        const int64_t height = kernels_.tile_rows, d = queries_.d;
-        const int64_t begin = t * height, rows = std::min(height, count_ - begin);
-        if (queries_.halves) {
-            const uint16_t* halves = static_cast<const uint16_t*>(queries_.data) + (first_ + begin) * d;
-            kernels_.halves_to_floats(halves, rows * d, scratch_.data() + begin * d);
-        }
-        for (int64_t r = 0; r < rows; ++r) usable_[begin + r] = is_usable(query(begin + r), d);
-        if (storage_ == Storage::kInt8) {
-            pack_bytes(query(begin), begin, rows);
-        } else {
-            kernels_.pack_tile(query(begin), d, rows, d, reinterpret_cast<float*>(tile(t)));
-        }
-    }
-
-    // A query of a packed tile as float32 [d].
-    const float* query(int64_t q) const {
-        return queries_.halves ? scratch_.data() + q * queries_.d
-                               : static_cast<const float*>(queries_.data) + (first_ + q) * queries_.d;
-    }
-
-    char* tile(int64_t t) { return data_.data() + t * tile_bytes; }
-    const char* tile(int64_t t) const { return data_.data() + t * tile_bytes; }
-    const float* factors(int64_t t) const { return factors_.data() + t * kernels_.tile_rows; }
-    bool usable(int64_t query) const { return usable_[query]; }
-    float lost(int64_t query) const { return lost_[query]; }
-    float norm(int64_t query) const { return norms_[query]; }
-
-private:
-    // A query whose squared norm is NaN or out of range has no distance to anything.
-    static bool is_usable(const float* row, int64_t d) {
-        float total[8] = {};
-        int64_t i = 0;
-        for (; i + 8 <= d; i += 8) {
-            for (int j = 0; j < 8; ++j) total[j] += row[i + j] * row[i + j];
-        }
-        for (; i < d; ++i) total[0] += row[i] * row[i];
-        float sum = 0.0f;
-        for (float part : total) sum += part;
-        return within_range(sum);
-    }
-
-    void pack_bytes(const float* source, int64_t begin, int64_t rows) {
-        const int64_t height = kernels_.tile_rows, d = queries_.d, groups = divide_up(d, 4);
-        const uint32_t bias = kernels_.biased_queries ? 0x80808080u : 0u;  // adds 128 to each of four bytes
-        char* out = tile(begin / height);
-        int8_t* bytes = bytes_.data() + begin / height * 4 * groups;
-        for (int64_t r = 0; r < height; ++r) {
-            const int64_t q = begin + r;
-            if (r < rows && usable_[q]) {
-                kernels_.quantize(source + r * d, d, bytes, &factors_[q], &lost_[q], &norms_[q]);
-            } else {
-                std::memset(bytes, 0, static_cast<size_t>(4 * groups));
-                factors_[q] = lost_[q] = norms_[q] = 0.0f;
-            }
-            for (int64_t g = 0; g < groups; ++g) {
-                uint32_t four;
-                std::memcpy(&four, bytes + 4 * g, 4);
-                four ^= bias;
-                std::memcpy(out + (g * height + r) * 4, &four, 4);
-            }
-        }
-    }
-
-    const Kernels& kernels_;
-    const Queries& queries_;
-    const Storage storage_;
-    const int64_t first_, count_;
-
-public:
-    const int64_t tile_count, tile_bytes;
-
-private:
-    Buffer<char> data_;
-    Buffer<float> scratch_;                 // float16 queries as float32
-    Buffer<float> factors_, lost_, norms_;  // int8: factor, ‖q − q̂‖² and ‖q̂‖² of each query
-    Buffer<int8_t> bytes_;
-    Buffer<bool> usable_;
-};
-
-// Candidates of a run of queries, for each cut of the bank.
-class State {
-public:
-    State(const Kernels& kernels, int64_t tile_count, int64_t cuts, int k, bool seconds = false)
-        : width(k == 1 ? kernels.panel : k), queries_(tile_count * kernels.tile_rows), panel_(kernels.panel), k_(k),
-          best_(cuts * queries_ * width), where_(cuts * queries_ * width),
-          second_(seconds ? cuts * queries_ * width : 0), has_second_(seconds) {}
-
-    // Forget everything of queries [first, first + count) in one cut.
-    void clear(int64_t cut, int64_t first, int64_t count) {
-        std::fill_n(best(cut, first), count * width, kInfinity);
-        std::fill_n(where(cut, first), count * width, -1);
-        if (has_second_) std::fill_n(second(cut, first), count * width, kInfinity);
-    }
-
-    static int64_t bytes_per_query(const Kernels& kernels, int k) { return 12 * (k == 1 ? kernels.panel : k); }
-
-    float* best(int64_t cut, int64_t query) { return best_.data() + (cut * queries_ + query) * width; }
-    int32_t* where(int64_t cut, int64_t query) { return where_.data() + (cut * queries_ + query) * width; }
-
-    float* second(int64_t cut, int64_t query) {
-        return has_second_ ? second_.data() + (cut * queries_ + query) * width : nullptr;
-    }
-
-    // The k best of a query over all cuts, ascending by (distance, row); fewer where fewer were found.
-    int collect(int64_t cuts, int64_t query, Candidate* found) {
-        int count = 0;
-        for (int64_t cut = 0; cut < cuts; ++cut) {
-            const float* distances = best(cut, query);
-            const int32_t* places = where(cut, query);
-            for (int64_t i = 0; i < width; ++i) {
-                if (places[i] < 0) continue;
-                const Candidate next{distances[i], k_ == 1 ? int64_t{places[i]} * panel_ + i : int64_t{places[i]}};
-                if (count == k_ && !(next < found[k_ - 1])) continue;
-                int place = count < k_ ? count++ : k_ - 1;
-                for (; place > 0 && next < found[place - 1]; --place) found[place] = found[place - 1];
-                found[place] = next;
-            }
-        }
-        return count;
-    }
-
-    const int64_t width;
-
-private:
-    const int64_t queries_, panel_;
-    const int k_;
-    Buffer<float> best_;
-    Buffer<int32_t> where_;
-    Buffer<float> second_;
-    const bool has_second_;
-};
 
 // Which tiles and which part of the bank a task has.
 struct Share {
