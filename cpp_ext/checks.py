@@ -49,7 +49,9 @@ def as_native(array: Any, name: str) -> Any:
             raise ArgumentError(f"{name}: expected an array of float32, got {array.dtype}.")
         return np.require(array, requirements=("C", "A")) if array.ndim else array
     if not hasattr(array, "__dlpack__"):
-        raise ArgumentError(f"{name}: expected an array (NumPy, or DLPack as PyTorch has it), got {type(array).__name__}.")
+        raise ArgumentError(
+            f"{name}: expected an array (NumPy, or DLPack as PyTorch has it), got {type(array).__name__}."
+        )
     try:
         device = array.__dlpack_device__()
         if device[0] not in _CPU_DEVICES:

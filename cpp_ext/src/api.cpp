@@ -4,6 +4,7 @@
 #include <new>
 #include <string>
 
+#include "../cuda/status.h"
 #include "bank.h"
 #include "flawscope/patch_distance.h"
 #include "kcenter.h"
@@ -52,7 +53,7 @@ const char* flawscope_status_text(int status) {
         case FLAWSCOPE_CANCELLED: return "the progress callback asked to stop";
         case FLAWSCOPE_NOT_FINITE: return "a value is NaN or infinite, or its square is beyond the number format";
         case FLAWSCOPE_NO_CUDA: return "this library was built without CUDA";
-        default: return status >= FLAWSCOPE_CUDA ? "CUDA returned an error" : "unknown status";
+        default: return status >= FLAWSCOPE_CUDA ? flawscope::cuda_status_text(status) : "unknown status";
     }
 }
 

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import zipfile
 from pathlib import Path
 
@@ -37,9 +38,11 @@ def test_without_native_kernels_the_wheel_is_pure_python(tmp_path: Path) -> None
     assert "flawscope/cpp_ext/reference.py" in names
     assert [name for name in names if Path(name).suffix in (".so", ".cpp", ".h", ".cu")] == []
     code = "import flawscope.cpp_ext as c; print(c.HAVE_NATIVE, c.HAVE_CUDA, c.simd_level(), c.implementation())"
+    # Without `site`, whose import hook of an editable installation would find the kernels of this tree.
+    libraries = sysconfig.get_path("purelib")
     found = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "PYTHONPATH": str(tmp_path / "installed")},
+        [sys.executable, "-S", "-c", code],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path / "installed"), libraries])},
         capture_output=True,
         text=True,
         check=True,
@@ -104,4 +107,4 @@ def test_cuda_that_is_asked_for_and_not_there_is_an_error(tmp_path: Path, path_w
 def test_cuda_can_be_switched_off(tmp_path: Path) -> None:
     done = configure(tmp_path / "build", "-DFLAWSCOPE_CUDA=OFF")
     assert done.returncode == 0, done.stderr
-    assert "CUDA kernels: left out (FLAWSCOPE_CUDA=OFF)" in done.stdout
+    assert "CUDA kernels: left out, FLAWSCOPE_CUDA is OFF" in done.stdout

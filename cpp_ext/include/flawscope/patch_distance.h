@@ -5,8 +5,8 @@
  * Functions may be called from several threads at once; one bank may be read by all of them.
  * `threads` is the number of CPU threads to use, 0 for all that the process may run on.
  *
- * A query (or patch) with a NaN or infinite component, or with a squared norm beyond float32, has no distance: its
- * results are NaN with row -1. It is never zero and never a neighbour.
+ * A query (or patch) with a NaN or infinite component, or with a squared norm of 2^126 or more, has no distance: its
+ * results are NaN with row -1. Bank rows and k-centre features beyond that are refused. Below it nothing overflows.
  */
 #ifndef FLAWSCOPE_PATCH_DISTANCE_H
 #define FLAWSCOPE_PATCH_DISTANCE_H
@@ -67,15 +67,15 @@ typedef struct flawscope_bank flawscope_bank;
 
 /* Pack `m` rows of `d` channels for search.
  *
- * `rows` is float32 [m, d] and is not copied for FLAWSCOPE_STORE_FLOAT32: it must outlive the bank. For the other
- * storages it is needed only for re-ranking: pass keep_rows = 0 and it may be freed after the call.
- * FLAWSCOPE_STORE_INT8 takes d up to 65,536.
+ * `storage` is a flawscope_storage. `rows` is float32 [m, d] and is not copied for FLAWSCOPE_STORE_FLOAT32: it must
+ * outlive the bank. For the other storages it is needed only for re-ranking: pass keep_rows = 0 and it may be freed
+ * after the call. FLAWSCOPE_STORE_INT8 takes d up to 65,536.
  *
  * `screen`: 1 adds an int8 copy to a float32 bank, through which the nearest row (k = 1) is found first and then proved
  * in float32; a query without a proof is searched for in float32. Results stay exact. 0 does without, -1 lets the bank
  * decide: yes where this processor multiplies bytes much faster than floats. */
-FLAWSCOPE_API int flawscope_bank_create(const float* rows, int64_t m, int64_t d, flawscope_storage storage,
-                                        int keep_rows, int screen, int threads, flawscope_bank** out);
+FLAWSCOPE_API int flawscope_bank_create(const float* rows, int64_t m, int64_t d, int storage, int keep_rows, int screen,
+                                        int threads, flawscope_bank** out);
 FLAWSCOPE_API void flawscope_bank_destroy(flawscope_bank* bank);
 
 /* Largest distance (not squared) of a row to what is stored of it. A distance to the bank is off by at most this much
@@ -95,15 +95,15 @@ FLAWSCOPE_API const char* flawscope_bank_simd_level(const flawscope_bank* bank);
 
 /* The k nearest rows of every query, nearest first, equal distances by the lower row.
  *
- * queries: [n, d] of `dtype`. k: 1 to 64, at most m. rerank: 0, or the number (k to 64) of candidates whose distances
- * are computed again from the float32 rows; needs keep_rows. squared: float32 [n, k]. rows: int64 [n, k]. */
-FLAWSCOPE_API int flawscope_nearest(const flawscope_bank* bank, const void* queries, flawscope_dtype dtype, int64_t n,
-                                    int k, int rerank, int threads, float* squared, int64_t* rows);
+ * queries: [n, d] of `dtype`, a flawscope_dtype. k: 1 to 64, at most m. rerank: 0, or the number (k to 64) of
+ * candidates whose distances are computed again from the float32 rows; needs keep_rows. squared: float32 [n, k]. rows:
+ * int64 [n, k]. */
+FLAWSCOPE_API int flawscope_nearest(const flawscope_bank* bank, const void* queries, int dtype, int64_t n, int k,
+                                    int rerank, int threads, float* squared, int64_t* rows);
 
 /* The same on plain rows float32 [m, d], packed a few at a time: for a bank that is searched once. */
-FLAWSCOPE_API int flawscope_nearest_rows(const float* bank, int64_t m, int64_t d, const void* queries,
-                                         flawscope_dtype dtype, int64_t n, int k, int threads, float* squared,
-                                         int64_t* rows);
+FLAWSCOPE_API int flawscope_nearest_rows(const float* bank, int64_t m, int64_t d, const void* queries, int dtype,
+                                         int64_t n, int k, int threads, float* squared, int64_t* rows);
 
 /* ---- Greedy k-centre ------------------------------------------------------------------------------------------ */
 
@@ -150,15 +150,15 @@ FLAWSCOPE_API int flawscope_cuda_device_count(int* count);
 /* Bytes of a packed bank of m rows of d channels, d up to 65,536. */
 FLAWSCOPE_API int flawscope_cuda_bank_bytes(int64_t m, int64_t d, int64_t* bytes);
 
-/* Pack rows [m, d] of `dtype` as float16 with their squared norms.
+/* Pack rows [m, d] of `dtype`, a flawscope_dtype, as float16 with their squared norms.
  *
  * Rows are scaled by one power of two, taken from the largest component, so values beyond float16's 65,504 need no
  * refusal. The scale stays on the device. */
-FLAWSCOPE_API int flawscope_cuda_bank_pack(const void* rows, flawscope_dtype dtype, int64_t m, int64_t d, void* packed,
+FLAWSCOPE_API int flawscope_cuda_bank_pack(const void* rows, int dtype, int64_t m, int64_t d, void* packed,
                                            void* stream);
 
-/* Wait for the stream and return FLAWSCOPE_NOT_FINITE where a packed row is NaN, infinite or has a squared norm beyond
- * float32. Whoever does not ask is told by the search: such a bank gives NaN with row -1 for every query. */
+/* Wait for the stream and return FLAWSCOPE_NOT_FINITE where a packed row is NaN, infinite or has a squared norm of
+ * 2^126 or more. Whoever does not ask is told by the search: such a bank gives NaN with row -1 for every query. */
 FLAWSCOPE_API int flawscope_cuda_bank_check(const void* packed, void* stream);
 
 /* Workspace of flawscope_cuda_nearest on the current device; depends on its number of multiprocessors. */
@@ -185,10 +185,9 @@ FLAWSCOPE_API int flawscope_cuda_nearest_bytes(int64_t n, int64_t m, int64_t d, 
  * rounding, the squared distance of rounded operands is off by at most g = (d + 4) 2^-23 (|q| + B)^2. A row of the
  * true first j that is not among the candidates lost to all of them, so every candidate has
  * s <= r_j + 2 e + sqrt(2 g); and if none is missing, s_j is r_j. */
-FLAWSCOPE_API int flawscope_cuda_nearest(const void* packed, const void* rows, flawscope_dtype rows_dtype, int64_t m,
-                                         int64_t d, const void* queries, flawscope_dtype dtype, int64_t n, int k,
-                                         int rerank, void* workspace, int64_t workspace_bytes, float* squared,
-                                         int64_t* found, void* stream);
+FLAWSCOPE_API int flawscope_cuda_nearest(const void* packed, const void* rows, int rows_dtype, int64_t m, int64_t d,
+                                         const void* queries, int dtype, int64_t n, int k, int rerank, void* workspace,
+                                         int64_t workspace_bytes, float* squared, int64_t* found, void* stream);
 
 /* Squared distances of features [n, p, d] to p Gaussians, mean [p, d] and whitening [p, d, d], all float32:
  * squared [n, p]. NaN where a feature, mean or factor is NaN or infinite, or the distance is beyond float32. */
@@ -198,8 +197,8 @@ FLAWSCOPE_API int flawscope_cuda_mahalanobis(const float* mean, const float* whi
 FLAWSCOPE_API int flawscope_cuda_kcenter_bytes(int64_t n, int64_t count, int64_t* bytes);
 
 /* Farthest-point selection as flawscope_kcenter_greedy, a pass over the features [n, d] for each centre. chosen: int64
- * [count] on the device, -1 throughout where a feature is NaN, infinite, or so large that a squared distance could be
- * beyond float32. Puts count + 1 kernels on the stream. */
+ * [count] on the device, -1 throughout where a feature is NaN, infinite or has a squared norm of 2^126 or more. Puts
+ * count + 1 kernels on the stream. */
 FLAWSCOPE_API int flawscope_cuda_kcenter_greedy(const float* features, int64_t n, int64_t d, int64_t count,
                                                 int64_t first, void* workspace, int64_t workspace_bytes,
                                                 int64_t* chosen, void* stream);
