@@ -8,7 +8,6 @@ import numpy as np
 
 from flawscope.errors import ArgumentError
 
-
 _CPU_DEVICES = (1, 3)  # DLPack: CPU, and CPU memory pinned for CUDA
 
 

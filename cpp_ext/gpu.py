@@ -1,9 +1,9 @@
 """The kernels on CUDA devices. Compiled, not run; their sources run in emulation on the CPU.
 
-Arrays are of any library that speaks DLPack (PyTorch, CuPy, ...), contiguous, and on one CUDA device, which is the current
-one. Nothing is copied and nothing allocated: results and workspace are the caller's. A call puts its work on `stream`, the
-number of a `cudaStream_t` (0: the default stream), and returns; arrays must live until the stream has done it. Calls may
-be captured in a CUDA graph. What goes wrong at launch raises `DeviceError`.
+Arrays are of any library that speaks DLPack (PyTorch, CuPy, ...), contiguous, and on one CUDA device, which is the
+current one. Nothing is copied and nothing allocated: results and workspace are the caller's. A call puts its work on
+`stream`, the number of a `cudaStream_t` (0: the default stream), and returns; arrays must live until the stream is
+done. Calls may be captured in a CUDA graph. What goes wrong at launch raises `DeviceError`.
 """
 
 from __future__ import annotations

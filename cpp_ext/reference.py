@@ -1,8 +1,8 @@
 """The definition of every kernel, in NumPy. Faster implementations are tested against this file.
 
 All distances are squared: the order is the same, and the caller takes the root of the few that it shows. A query with a
-NaN or infinite component, or a squared norm of 2¹²⁶ or more, has no distance: NaN, and the row −1. Bank rows and features
-of a selection beyond that are refused. Below it nothing overflows: ‖q − m‖² ≤ 4·max(‖q‖², ‖m‖²).
+NaN or infinite component, or a squared norm of 2¹²⁶ or more, has no distance: NaN, and the row −1. Bank rows and
+features of a selection beyond that are refused. Below it nothing overflows: ‖q − m‖² ≤ 4·max(‖q‖², ‖m‖²).
 """
 
 from __future__ import annotations

@@ -25,8 +25,8 @@ Source = Path | str | npt.NDArray[np.uint8]
 """A picture: a file, or uint8 [H, W, 3] RGB."""
 
 PATHS = ("auto", "graph", "kernel")
-"""How a map is made: by `score.onnx` alone, or by `features.onnx` and the kernels of `cpp_ext`; `auto` takes the kernels
-where they are native and the features lie in the memory of the CPU, and the graph elsewhere."""
+"""How a map is made: by `score.onnx` alone, or by `features.onnx` and the kernels of `cpp_ext`; `auto` takes the
+kernels where they are native and the features lie in the memory of the CPU, and the graph elsewhere."""
 
 GOLDEN_TOLERANCE = 1e-3
 """Largest relative difference of a golden image's score and map maximum at load: far above float32 noise between
@@ -57,7 +57,9 @@ class Inspector:
         self.path = _resolve_path(path, choice.name)
         self._thresholds = self.manifest.thresholds
         tensors = bundle.tensors()  # also for the graph, which reads the same file: refuses NaN and an empty bank
-        self._head = build_head(self.manifest.head, tensors, self.manifest.input.size) if self.path == "kernel" else None
+        self._head = (
+            build_head(self.manifest.head, tensors, self.manifest.input.size) if self.path == "kernel" else None
+        )
         graph = bundle.graph("features" if self._head else "score")
         try:
             self._session = open_session(graph, self.backend)

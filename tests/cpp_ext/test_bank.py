@@ -326,11 +326,11 @@ def test_rows_that_are_not_finite_are_refused(kernels, storage, bad, place):
 def test_rows_whose_norm_is_out_of_range_are_refused(kernels, storage):
     rows = np.array([[1, 2], [9.3e18, 0]], np.float32)
     with pytest.raises(
-        ArgumentError, match="bank: expected finite rows with squared norms below 2.126, got NaN, infinite or larger"
+        ArgumentError, match=r"bank: expected finite rows with squared norms below 2\^126, got NaN, infinite or larger"
     ):
         kernels.bank(rows, storage)
     with pytest.raises(
-        ArgumentError, match="bank: expected finite rows with squared norms below 2.126, got NaN, infinite or larger"
+        ArgumentError, match=r"bank: expected finite rows with squared norms below 2\^126, got NaN, infinite or larger"
     ):
         kernels.nearest(rows[:1], rows, 1)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -51,7 +53,7 @@ def test_without_native_kernels_it_is_said(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.skipif(cpp_ext.HAVE_CUDA, reason="this build has CUDA kernels")
 def test_without_cuda_kernels_every_size_says_so() -> None:
     for call in (gpu.device_count, lambda: gpu.bank_bytes(4, 3), lambda: gpu.kcenter_bytes(4, 2)):
-        with pytest.raises(BackendError, match="CUDA kernels|native kernels"):
+        with pytest.raises(BackendError, match=r"CUDA kernels|native kernels"):
             call()
 
 
@@ -63,8 +65,7 @@ def test_sizes_are_known_without_a_device() -> None:
 
 @needs_cuda
 def test_without_a_driver_the_count_of_devices_is_an_error_in_words() -> None:
-    try:
-        assert gpu.device_count() >= 0
-    except DeviceError as err:
-        assert "cuda_device_count" in str(err)
-        assert len(str(err)) > 30
+    if Path("/dev/nvidiactl").exists():
+        pytest.skip("there is a driver")
+    with pytest.raises(DeviceError, match=r"cuda_device_count: \w+"):
+        gpu.device_count()

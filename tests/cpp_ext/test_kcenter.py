@@ -280,5 +280,5 @@ def test_features_that_are_not_finite_are_refused(kernels, bad, place):
 
 def test_features_whose_norm_is_out_of_range_are_refused(kernels):
     features = np.array([[1, 2], [1e30, 0], [3, 4]], np.float32)
-    with pytest.raises(ArgumentError, match="features: expected finite rows with squared norms below 2.126"):
+    with pytest.raises(ArgumentError, match=r"features: expected finite rows with squared norms below 2\^126"):
         kernels.kcenter_greedy(features, 2, 0)

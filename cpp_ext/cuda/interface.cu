@@ -1,0 +1,170 @@
+// The C interface to the CUDA kernels: checks arguments, lays out the workspace, launches, and returns every status.
+//
+// State: compiled, not run (run in emulation on the CPU).
+#include "flawscope/patch_distance.h"
+#include "launches.h"
+#include "status.h"
+
+namespace flawscope::cuda {
+namespace {
+
+constexpr int64_t kMaxRows = INT64_C(0x7fffff00);    // rows are counted in 32 bits, and are blocks of a grid
+constexpr int64_t kMaxChannels = 65536;              // the bound on the rounding is given up to there
+constexpr int64_t kMaxElements = INT64_MAX / 16;     // bytes of an array stay within 64 bits
+constexpr int64_t kMaxBlocks = INT64_C(0x7fffffff);  // of a grid
+constexpr int kMargin = 7;                           // candidates beyond k where the caller names no number
+constexpr int kMaxSplits = 128;                      // bounds the candidates that are merged for a query
+constexpr int kBlocksPerProcessor = 2;               // of the search kernel, side by side
+
+int status_of(cudaError_t error) { return error == cudaSuccess ? FLAWSCOPE_OK : FLAWSCOPE_CUDA + error; }
+
+bool sizes_ok(int64_t rows, int64_t columns) { return rows > 0 && columns > 0 && columns <= kMaxElements / rows; }
+
+bool bank_ok(int64_t m, int64_t d) { return m > 0 && m <= kMaxRows && d > 0 && d <= kMaxChannels; }
+
+bool dtype_ok(int dtype) { return dtype == FLAWSCOPE_FLOAT32 || dtype == FLAWSCOPE_FLOAT16; }
+
+// Copies are of 16 bytes.
+bool aligned(const void* pointer) { return pointer != nullptr && reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
+
+bool search_ok(int64_t n, int64_t m, int64_t d, int k, int rerank) {
+    return bank_ok(m, d) && n >= 0 && n <= kMaxRows && k >= 1 && k <= kMaxCandidates && k <= m &&
+           (rerank == 0 || (rerank >= k && rerank <= kMaxCandidates));
+}
+
+// A small batch fills the device only if several blocks share the bank; one round of blocks that are all at work
+// together is the aim.
+cudaError_t make_plan(int64_t n, int64_t m, int64_t d, int k, int rerank, Plan& plan) {
+    int device = 0, processors = 0;
+    cudaError_t status = cudaGetDevice(&device);
+    if (status != cudaSuccess) return status;
+    status = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
+    if (status != cudaSuccess) return status;
+    const auto least = [](int64_t a, int64_t b) { return a < b ? a : b; };
+    plan.n = n;
+    plan.d = d;
+    plan.query_tiles = divide_up(n, kTileQueries);
+    plan.row_tiles = divide_up(m, kTileRows);
+    const int64_t wanted = int64_t{kBlocksPerProcessor} * processors / plan.query_tiles;
+    plan.splits = static_cast<int>(least(wanted < 1 ? 1 : wanted, least(plan.row_tiles, kMaxSplits)));
+    const int64_t candidates = least(rerank == 0 ? k + kMargin : rerank, kMaxCandidates);
+    plan.candidates = static_cast<int>(least(candidates, m));
+    plan.capacity = plan.candidates <= 8 ? 8 : plan.candidates <= 16 ? 16 : kMaxCandidates;
+    return cudaSuccess;
+}
+
+cudaError_t search(const Bank& bank, Matrix rows, Matrix queries, const Plan& plan, int k, void* memory,
+                   float* squared, int64_t* found, cudaStream_t stream) {
+    const Workspace workspace = workspace_at(memory, plan);
+    cudaError_t status = pack_queries_launch(bank, queries, plan, workspace, stream);
+    if (status != cudaSuccess) return status;
+    status = search_launch(bank, plan, workspace, stream);
+    if (status != cudaSuccess) return status;
+    return finish_launch(bank, rows, queries, plan, workspace, k, squared, found, stream);
+}
+
+}  // namespace
+}  // namespace flawscope::cuda
+
+namespace flawscope {
+
+const char* cuda_status_text(int status) {
+    return cudaGetErrorString(static_cast<cudaError_t>(status - FLAWSCOPE_CUDA));
+}
+
+}  // namespace flawscope
+
+extern "C" {
+
+using namespace flawscope::cuda;
+
+int flawscope_has_cuda(void) { return 1; }
+
+int flawscope_cuda_device_count(int* count) {
+    if (count == nullptr) return FLAWSCOPE_BAD_ARGUMENT;
+    return status_of(cudaGetDeviceCount(count));
+}
+
+int flawscope_cuda_bank_bytes(int64_t m, int64_t d, int64_t* bytes) {
+    if (!bank_ok(m, d) || bytes == nullptr) return FLAWSCOPE_BAD_ARGUMENT;
+    *bytes = bank_bytes(m, d);
+    return FLAWSCOPE_OK;
+}
+
+int flawscope_cuda_bank_pack(const void* rows, int dtype, int64_t m, int64_t d, void* packed, void* stream) {
+    if (rows == nullptr || !dtype_ok(dtype) || !bank_ok(m, d) || !aligned(packed)) return FLAWSCOPE_BAD_ARGUMENT;
+    return status_of(
+        pack_bank_launch({rows, dtype == FLAWSCOPE_FLOAT16}, m, d, packed, static_cast<cudaStream_t>(stream)));
+}
+
+int flawscope_cuda_bank_check(const void* packed, void* stream) {
+    if (packed == nullptr) return FLAWSCOPE_BAD_ARGUMENT;
+    BankHeader header;
+    cudaError_t status =
+        cudaMemcpyAsync(&header, packed, sizeof header, cudaMemcpyDeviceToHost, static_cast<cudaStream_t>(stream));
+    if (status != cudaSuccess) return status_of(status);
+    status = cudaStreamSynchronize(static_cast<cudaStream_t>(stream));
+    if (status != cudaSuccess) return status_of(status);
+    return header.refused != 0 ? FLAWSCOPE_NOT_FINITE : FLAWSCOPE_OK;
+}
+
+int flawscope_cuda_nearest_bytes(int64_t n, int64_t m, int64_t d, int k, int rerank, int64_t* bytes) {
+    if (!search_ok(n, m, d, k, rerank) || bytes == nullptr) return FLAWSCOPE_BAD_ARGUMENT;
+    *bytes = 0;
+    if (n == 0) return FLAWSCOPE_OK;
+    Plan plan;
+    const cudaError_t status = make_plan(n, m, d, k, rerank, plan);
+    if (status != cudaSuccess) return status_of(status);
+    *bytes = workspace_at(nullptr, plan).bytes;
+    return FLAWSCOPE_OK;
+}
+
+int flawscope_cuda_nearest(const void* packed, const void* rows, int rows_dtype, int64_t m, int64_t d,
+                           const void* queries, int dtype, int64_t n, int k, int rerank, void* workspace,
+                           int64_t workspace_bytes, float* squared, int64_t* found, void* stream) {
+    if (!search_ok(n, m, d, k, rerank) || !aligned(packed) || !dtype_ok(dtype) || !dtype_ok(rows_dtype)) {
+        return FLAWSCOPE_BAD_ARGUMENT;
+    }
+    if (n == 0) return FLAWSCOPE_OK;
+    if (queries == nullptr || !aligned(workspace) || squared == nullptr || found == nullptr) {
+        return FLAWSCOPE_BAD_ARGUMENT;
+    }
+    Plan plan;
+    const cudaError_t status = make_plan(n, m, d, k, rerank, plan);
+    if (status != cudaSuccess) return status_of(status);
+    if (workspace_bytes < workspace_at(nullptr, plan).bytes) return FLAWSCOPE_BAD_ARGUMENT;
+    return status_of(search(bank_at(packed, m, d), {rows, rows_dtype == FLAWSCOPE_FLOAT16},
+                            {queries, dtype == FLAWSCOPE_FLOAT16}, plan, k, workspace, squared, found,
+                            static_cast<cudaStream_t>(stream)));
+}
+
+int flawscope_cuda_mahalanobis(const float* mean, const float* whitening, int64_t p, int64_t d, const float* features,
+                               int64_t n, float* squared, void* stream) {
+    if (mean == nullptr || whitening == nullptr || !sizes_ok(p, d) || !sizes_ok(p * d, d) || n < 0) {
+        return FLAWSCOPE_BAD_ARGUMENT;
+    }
+    if (n == 0) return FLAWSCOPE_OK;
+    if (features == nullptr || squared == nullptr || !sizes_ok(n, p * d) || n > kMaxBlocks / p) {
+        return FLAWSCOPE_BAD_ARGUMENT;
+    }
+    return status_of(
+        mahalanobis_launch(mean, whitening, p, d, features, n, squared, static_cast<cudaStream_t>(stream)));
+}
+
+int flawscope_cuda_kcenter_bytes(int64_t n, int64_t count, int64_t* bytes) {
+    if (n < 1 || n > kMaxRows || count < 1 || count > n || bytes == nullptr) return FLAWSCOPE_BAD_ARGUMENT;
+    *bytes = kcenter_bytes(n, count);
+    return FLAWSCOPE_OK;
+}
+
+int flawscope_cuda_kcenter_greedy(const float* features, int64_t n, int64_t d, int64_t count, int64_t first,
+                                  void* workspace, int64_t workspace_bytes, int64_t* chosen, void* stream) {
+    if (features == nullptr || !sizes_ok(n, d) || n > kMaxRows || count < 1 || count > n || first < 0 || first >= n ||
+        !aligned(workspace) || workspace_bytes < kcenter_bytes(n, count) || chosen == nullptr) {
+        return FLAWSCOPE_BAD_ARGUMENT;
+    }
+    return status_of(
+        kcenter_launch(features, n, d, count, first, workspace, chosen, static_cast<cudaStream_t>(stream)));
+}
+
+}  // extern "C"

@@ -1,0 +1,37 @@
+// Launches of the kernels: asynchronous on a stream, each returning the first error. Sizes have been checked.
+#pragma once
+
+#include <cstdint>
+
+#include "layout.h"
+
+namespace flawscope::cuda {
+
+// Rows or queries as the caller has them.
+struct Matrix {
+    const void* data;
+    bool halves;
+};
+
+// pack.cu
+cudaError_t pack_bank_launch(Matrix rows, int64_t m, int64_t d, void* packed, cudaStream_t stream);
+cudaError_t pack_queries_launch(const Bank& bank, Matrix queries, const Plan& plan, const Workspace& workspace,
+                                cudaStream_t stream);
+
+// search.cu
+cudaError_t search_launch(const Bank& bank, const Plan& plan, const Workspace& workspace, cudaStream_t stream);
+
+// finish.cu. rows.data may be null: distances are then those to the packed rows.
+cudaError_t finish_launch(const Bank& bank, Matrix rows, Matrix queries, const Plan& plan, const Workspace& workspace,
+                          int k, float* squared, int64_t* found, cudaStream_t stream);
+
+// mahalanobis.cu
+cudaError_t mahalanobis_launch(const float* mean, const float* whitening, int64_t p, int64_t d, const float* features,
+                               int64_t n, float* squared, cudaStream_t stream);
+
+// kcenter.cu
+int64_t kcenter_bytes(int64_t n, int64_t count);
+cudaError_t kcenter_launch(const float* features, int64_t n, int64_t d, int64_t count, int64_t first, void* workspace,
+                           int64_t* chosen, cudaStream_t stream);
+
+}  // namespace flawscope::cuda

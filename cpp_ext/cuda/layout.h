@@ -1,0 +1,90 @@
+// Where things lie: the packed bank, the packed queries and the candidates between the kernels.
+//
+// Operands are float16 [rows rounded up to 128, channels rounded up to 32], filled up with zeros, so that the search
+// kernel loads whole tiles and checks no bound. A row that fills up the bank has the norm +infinity and is never near.
+#pragma once
+
+#include <cstdint>
+
+#include "platform.h"
+
+namespace flawscope::cuda {
+
+constexpr int kTileQueries = 128;  // queries of a block
+constexpr int kTileRows = 128;     // bank rows it compares them with at a time
+constexpr int kStepDepth = 32;     // channels in shared memory at a time
+constexpr int kMaxCandidates = 64;
+constexpr int64_t kAlignment = 256;
+
+struct BankHeader {
+    uint32_t peak_bits;  // largest |component| of all rows, as the bits of a float32; NaN is above infinity
+    uint32_t refused;    // not 0: a row is NaN, infinite, or too large to have distances
+};
+
+inline __host__ __device__ int64_t packed_depth(int64_t d) { return round_up(d, kStepDepth); }
+inline __host__ __device__ int64_t padded_rows(int64_t m) { return round_up(m, kTileRows); }
+inline __host__ __device__ int64_t norms_offset() { return kAlignment; }
+inline __host__ __device__ int64_t halves_offset(int64_t m) { return norms_offset() + padded_rows(m) * 4; }
+inline __host__ __device__ int64_t bank_bytes(int64_t m, int64_t d) {
+    return halves_offset(m) + padded_rows(m) * packed_depth(d) * 2;
+}
+
+// The parts of a packed bank.
+struct Bank {
+    const BankHeader* header;
+    const float* norms;  // ‖m̂‖² of the scaled and rounded rows
+    const Half* halves;
+    int64_t m, d;
+};
+
+inline Bank bank_at(const void* packed, int64_t m, int64_t d) {
+    const char* base = static_cast<const char*>(packed);
+    return {reinterpret_cast<const BankHeader*>(base), reinterpret_cast<const float*>(base + norms_offset()),
+            reinterpret_cast<const Half*>(base + halves_offset(m)), m, d};
+}
+
+// How a search is cut, and how many candidates it keeps.
+struct Plan {
+    int64_t n, d;
+    int64_t query_tiles, row_tiles;
+    int splits;      // parts of the bank, each searched by its own blocks
+    int capacity;    // candidates that a block keeps for a query
+    int candidates;  // of those of all splits, how many are computed again
+};
+
+// The parts of the workspace. Candidates: keys [split][query tile][capacity][kTileQueries], so that a thread per query
+// reads and writes them side by side.
+struct Workspace {
+    Half* queries;       // [query tiles × 128][packed depth], the negative of the scaled queries
+    float* factors;      // [query tiles × 128]: what brings ‖m̂‖² to the scale of the product
+    uint32_t* usable;    // [query tiles × 128]
+    uint64_t* partial;
+    int64_t bytes;
+};
+
+inline Workspace workspace_at(void* memory, const Plan& plan) {
+    char* base = static_cast<char*>(memory);
+    const int64_t rows = plan.query_tiles * kTileQueries;
+    int64_t offset = 0;
+    const auto take = [&](int64_t bytes) {
+        char* part = base == nullptr ? nullptr : base + offset;
+        offset += round_up(bytes, kAlignment);
+        return part;
+    };
+    Workspace workspace;
+    workspace.queries = reinterpret_cast<Half*>(take(rows * packed_depth(plan.d) * 2));
+    workspace.factors = reinterpret_cast<float*>(take(rows * 4));
+    workspace.usable = reinterpret_cast<uint32_t*>(take(rows * 4));
+    workspace.partial = reinterpret_cast<uint64_t*>(take(plan.splits * rows * plan.capacity * 8));
+    workspace.bytes = offset;
+    return workspace;
+}
+
+// Power of two that brings a largest component to [2¹⁴, 2¹⁵): float16 ends at 65,504, and the room below is what small
+// components need. Subnormal peaks stay small, since a scale beyond 2¹²⁶ is no float32; their squares are none either.
+__device__ inline int scale_exponent(uint32_t peak_bits) {
+    const int exponent = 14 + 127 - static_cast<int>(peak_bits >> 23);
+    return exponent > 126 ? 126 : exponent;
+}
+
+}  // namespace flawscope::cuda
