@@ -94,7 +94,7 @@ class Bank:
 
     @property
     def unproved_share(self) -> float:
-        """Share of the queries so far that the screen could not prove; −1 without a screen.
+        """Share of the queries so far whose nearest row the screen could not prove; −1 without a screen.
 
         They are searched for in float32 as well. Above one third the screen is left out.
         """

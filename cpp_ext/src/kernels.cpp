@@ -127,6 +127,30 @@ FLAWSCOPE_INLINE void take_best(const Vec (&dot)[kTileRows][2], const float* nor
     });
 }
 
+__attribute__((noinline)) void append_lanes(uint32_t found, int32_t first_row, int64_t capacity, int32_t* count,
+                                            int32_t* where) {
+    for (; found != 0; found &= found - 1) {
+        if (*count < capacity) where[*count] = first_row + __builtin_ctz(found);
+        ++*count;
+    }
+}
+
+FLAWSCOPE_INLINE void take_below(const Vec (&dot)[kTileRows][2], const float* norms, int64_t first_row,
+                                 const float* limits, int64_t capacity, int32_t* counts, int32_t* where) {
+    const Vec norm[2] = {load(norms), load(norms + kLanes)};
+    const Vec minus_two = broadcast(-2.0f);
+    unrolled<kTileRows>(FLAWSCOPE_EACH(r) {
+        const Vec limit = broadcast(limits[r]);
+        unrolled<2>(FLAWSCOPE_EACH(v) {
+            const uint32_t found = bits(less(fma(minus_two, dot[r][v], norm[v]), limit));
+            if (__builtin_expect(found != 0, 0)) {
+                append_lanes(found, static_cast<int32_t>(first_row + v * kLanes), capacity, counts + r,
+                             where + r * capacity);
+            }
+        });
+    });
+}
+
 template <class T>
 void search(const SearchBlock& s) {
     for (int64_t p = 0; p < s.panel_count; ++p) {
@@ -136,7 +160,11 @@ void search(const SearchBlock& s) {
             const char* tile = static_cast<const char*>(s.tiles) + t * s.tile_bytes;
             Vec dot[kTileRows][2];
             products(s, tile, reinterpret_cast<const T*>(panel), s.depth, t * kTileRows, p * kPanel, dot);
-            if (s.k == 1) {
+            if (s.limits != nullptr) {
+                const int64_t query = t * kTileRows;
+                take_below(dot, norms, (s.first_panel + p) * kPanel, s.limits + query, s.capacity, s.counts + query,
+                           s.where + query * s.capacity);
+            } else if (s.k == 1) {
                 const int64_t place = t * kTileRows * kPanel;
                 if (s.second == nullptr) {
                     take_minimum<false>(dot, norms, s.first_panel + p, s.best + place, s.where + place, nullptr);

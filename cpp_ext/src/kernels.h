@@ -27,6 +27,10 @@ struct SearchBlock {
     float* best;
     int32_t* where;  // k = 1: number of the panel; k > 1: row
     float* second;   // null, or for k = 1 the second least of each lane, [queries][panel]
+    // Not null: all rows below the limit of their query are put into `where`, [queries][capacity], instead.
+    const float* limits;
+    int32_t* counts;  // rows found; more than `capacity` where some had no room
+    int64_t capacity;
 };
 
 enum class Storage : int { kFloat32 = 0, kFloat16 = 1, kInt8 = 2 };

@@ -8,7 +8,8 @@
 // For k = 1 a float32 bank may have a screen, an int8 copy m̂ of its rows. By the triangle inequality every row that is
 // as near as a row at distance t has ‖q̂ − m̂‖ ≤ t + ‖q − q̂‖ + ‖m − m̂‖. The screen keeps the least and the second least
 // ‖q̂ − m̂‖² of every lane. Rows below the limit are compared in float32; where some second least is below it too, a row
-// may have been lost, and the query is searched for in float32 as if there were no screen.
+// may have been lost: the screen is searched again for all rows below the limit, which by now is known. Where they are
+// too many the query is searched for in float32 as if there were no screen.
 #include "nearest.h"
 
 #include <algorithm>
@@ -28,7 +29,7 @@ namespace flawscope {
 namespace {
 
 constexpr int64_t kChunkBytes = 8 << 20;          // bank rows packed at a time where no packed bank is given
-constexpr int64_t kStateBytes = 24 << 20;         // candidates held at a time: bounds the memory of many queries
+constexpr int64_t kStateBytes = 16 << 20;         // candidates held at a time: bounds the memory of many queries
 constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
 
 // Queries of a task: half the second-level cache, the other half is for the bank rows that pass by.
@@ -77,6 +78,9 @@ void search_share(const Kernels& kernels, const Panels& panels, int64_t first, i
     block.best = state.best(share.cut, query);
     block.where = state.where(share.cut, query);
     block.second = state.second(share.cut, query);
+    block.limits = nullptr;
+    block.counts = nullptr;
+    block.capacity = 0;
     kernels.search[static_cast<int>(panels.storage)](block);
 }
 
@@ -173,9 +177,10 @@ void search_stored(const Bank& bank, const Queries& queries, int64_t first, int6
     search_all(kernels, bank.panels, panels, tiles, state, cuts, wanted, count, workers, finish);
 }
 
-// Find the nearest row of one query among the candidates of the screen; false where that cannot be proved.
+// Find the nearest row of one query among the candidates of the screen. False where that cannot be proved; then `below`
+// is a limit that the nearest row is below, or infinite where there is none.
 bool prove(const Bank& bank, const float* query, const Tiles& tiles, int64_t q, State& state, int64_t cuts,
-           Candidate* nearest) {
+           Candidate* nearest, float* below) {
     constexpr double kUnit = 1.0 / (1 << 24);
     int64_t cut_of = -1, lane_of = 0;
     float least = kInfinity;
@@ -189,6 +194,7 @@ bool prove(const Bank& bank, const float* query, const Tiles& tiles, int64_t q, 
             }
         }
     }
+    *below = kInfinity;
     if (cut_of < 0) return false;
     const auto row_at = [&](int64_t cut, int64_t lane) {
         return int64_t{state.where(cut, q)[lane]} * bank.kernels.panel + lane;
@@ -204,7 +210,8 @@ bool prove(const Bank& bank, const float* query, const Tiles& tiles, int64_t q, 
     // What the screen computed is ‖m̂‖² − 2·q̂·m̂: an exact integer, three products and a sum, each within one unit.
     const double limit =
         reach * reach - double{tiles.norm(q)} + 16.0 * kUnit * (double{tiles.norm(q)} * grow + bank.screen_norm);
-    if (!(limit < double{kInfinity})) return false;
+    *below = std::nextafter(std::nextafter(static_cast<float>(limit), kInfinity), kInfinity);
+    if (!(*below < kInfinity)) return false;
     for (int64_t cut = 0; cut < cuts; ++cut) {
         const float* best = state.best(cut, q);
         const float* second = state.second(cut, q);
@@ -218,13 +225,86 @@ bool prove(const Bank& bank, const float* query, const Tiles& tiles, int64_t q, 
     return nearest->row >= 0;
 }
 
+// Queries without a proof, as float32 [count, d], and the limits that their nearest rows are below.
+struct Open {
+    explicit Open(int64_t room, int64_t d) : places(room), limits(room), queries(room * d), d(d) {}
+
+    void add(int64_t place, const float* query, float limit) {
+        const int64_t i = count++;
+        places[i] = place;
+        limits[i] = limit;
+        std::memcpy(queries.data() + i * d, query, static_cast<size_t>(d) * sizeof(float));
+    }
+
+    Buffer<int64_t> places;  // of the query in the results
+    Buffer<float> limits, queries;
+    const int64_t d;
+    std::atomic<int64_t> count{0};
+};
+
+// Compare open queries with every row that the screen has below their limits; what has too many stays open.
+void search_below(const Bank& bank, const Open& open, int workers, Open& rest, float* squared, int64_t* rows) {
+    const Kernels& kernels = bank.kernels;
+    const int64_t count = open.count, d = bank.d, height = kernels.tile_rows;
+    // With more candidates than this the search in float32 costs less than comparing them.
+    const int64_t capacity = std::max<int64_t>(64, std::min<int64_t>(1024, bank.m / 32));
+    const int64_t length = std::max<int64_t>(height, kStateBytes / (4 * (capacity + 2 * d)) / height * height);
+    for (int64_t first = 0; first < count; first += length) {
+        const int64_t here = std::min(length, count - first);
+        const Queries queries{open.queries.data() + first * d, false, here, d};
+        Tiles tiles(kernels, Storage::kInt8, queries, 0, here);
+        Buffer<float> limits(tiles.tile_count * height);
+        Buffer<int32_t> counts(tiles.tile_count * height), found(tiles.tile_count * height * capacity);
+        const int64_t runs = run_count(tiles.tile_count, tiles.tile_bytes, workers);
+        run_tasks(workers, runs, [&](int64_t run) {
+            const int64_t tile = tiles.tile_count * run / runs, next = tiles.tile_count * (run + 1) / runs;
+            for (int64_t t = tile; t < next; ++t) tiles.pack(t);
+            for (int64_t q = tile * height; q < next * height; ++q) {
+                limits[q] = q < here ? open.limits[first + q] : -kInfinity;
+                counts[q] = 0;
+            }
+            SearchBlock block{};
+            block.panels = bank.screen.data.data();
+            block.panel_bytes = bank.screen.panel_bytes;
+            block.norms = bank.screen.norms.data();
+            block.factors = bank.screen.factors.data();
+            block.sums = bank.screen.sums.data();
+            block.panel_count = divide_up(bank.m, kernels.panel);
+            block.depth = bank.screen.depth;
+            block.tiles = tiles.tile(tile);
+            block.tile_bytes = tiles.tile_bytes;
+            block.query_factors = tiles.factors(tile);
+            block.tile_count = next - tile;
+            block.where = found.data() + tile * height * capacity;
+            block.limits = limits.data() + tile * height;
+            block.counts = counts.data() + tile * height;
+            block.capacity = capacity;
+            kernels.search[static_cast<int>(Storage::kInt8)](block);
+            for (int64_t q = tile * height; q < std::min(here, next * height); ++q) {
+                const float* query = tiles.query(q);
+                if (!(limits[q] < kInfinity) || counts[q] == 0 || counts[q] > capacity) {
+                    rest.add(open.places[first + q], query, kInfinity);
+                    continue;
+                }
+                Candidate nearest{kInfinity, -1};
+                for (int64_t i = 0; i < counts[q]; ++i) {
+                    const int64_t row = found[q * capacity + i];
+                    const Candidate next_one{kernels.squared_distance(query, bank.rows + row * d, d), row};
+                    if (next_one < nearest) nearest = next_one;
+                }
+                squared[open.places[first + q]] = nearest.distance;
+                rows[open.places[first + q]] = nearest.row;
+            }
+        });
+    }
+}
+
 // k = 1 through the screen.
 void search_screened(const Bank& bank, const Queries& queries, int64_t first, int64_t count, int workers,
                      float* squared, int64_t* rows) {
     const Kernels& kernels = bank.kernels;
     const int64_t panels = divide_up(bank.m, kernels.panel), d = bank.d;
-    Buffer<int64_t> open(count);  // queries without a proof
-    std::atomic<int64_t> open_count{0};
+    Open open(count, d);
     {
         Tiles tiles(kernels, Storage::kInt8, queries, first, count);
         const int64_t cuts = cuts_for(tiles.tile_count, tiles.tile_bytes, panels, workers);
@@ -233,36 +313,35 @@ void search_screened(const Bank& bank, const Queries& queries, int64_t first, in
                    [&](int64_t begin, int64_t end) {
                        for (int64_t q = begin; q < end; ++q) {
                            Candidate nearest{kNaN, -1};
-                           if (tiles.usable(q) && !prove(bank, tiles.query(q), tiles, q, state, cuts, &nearest)) {
-                               open[open_count++] = first + q;
+                           float below;
+                           if (tiles.usable(q) && !prove(bank, tiles.query(q), tiles, q, state, cuts, &nearest, &below)) {
+                               open.add(first + q, tiles.query(q), below);
+                               continue;
                            }
                            squared[first + q] = nearest.distance;
                            rows[first + q] = nearest.row;
                        }
                    });
     }
-    const int64_t left = open_count;
     bank.screened += count;
+    if (open.count == 0) return;
+    Open rest(open.count, d);
+    search_below(bank, open, workers, rest, squared, rows);
+    const int64_t left = rest.count;
     bank.unproved += left;
     if (left == 0) return;
-    const int64_t size = queries.halves ? 2 : 4;
-    Buffer<char> gathered(left * d * size);
     Buffer<float> distances(left);
     Buffer<int64_t> places(left);
+    search_stored(bank, {rest.queries.data(), false, left, d}, 0, left, 1, 1, true, workers, distances.data(),
+                  places.data());
     for (int64_t i = 0; i < left; ++i) {
-        std::memcpy(gathered.data() + i * d * size, static_cast<const char*>(queries.data) + open[i] * d * size,
-                    static_cast<size_t>(d * size));
-    }
-    const Queries rest{gathered.data(), queries.halves, left, d};
-    search_stored(bank, rest, 0, left, 1, 1, true, workers, distances.data(), places.data());
-    for (int64_t i = 0; i < left; ++i) {
-        squared[open[i]] = distances[i];
-        rows[open[i]] = places[i];
+        squared[rest.places[i]] = distances[i];
+        rows[rest.places[i]] = places[i];
     }
 }
 
 bool screen_pays(const Bank& bank) {
-    // A query without a proof costs both searches: with more than two in three proved the screen still wins.
+    // A query that stays open costs the float32 search and two of the screen, which take half as long together.
     return bank.has_screen && (bank.screened < 1024 || 3 * bank.unproved < bank.screened);
 }
 
