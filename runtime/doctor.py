@@ -56,7 +56,12 @@ def _kernels() -> dict[str, Any]:
         implementation = cpp_ext.implementation()
     except FlawscopeError as err:  # FLAWSCOPE_SIMD asks for what is not there
         level, implementation = None, str(err)
-    cuda = "compiled in" if cpp_ext.HAVE_CUDA else "not in this build. Put nvcc on the PATH and install flawscope again"
+    if cpp_ext.HAVE_CUDA:
+        cuda = "compiled in"
+    elif cpp_ext.HAVE_NATIVE:
+        cuda = "not in this build. Put nvcc on the PATH and install flawscope again"
+    else:
+        cuda = "none without native kernels"
     return {
         "have_native": cpp_ext.HAVE_NATIVE,
         "have_cuda": cpp_ext.HAVE_CUDA,
