@@ -26,7 +26,7 @@ Source = Path | str | npt.NDArray[np.uint8]
 
 PATHS = ("auto", "graph", "kernel")
 """How a map is made: by `score.onnx` alone, or by `features.onnx` and the kernels of `cpp_ext`; `auto` takes the
-kernels where they are native and the features lie in the memory of the CPU, and the graph elsewhere."""
+kernels where the bundle has features, the kernels are native and the backend is the CPU, and the graph elsewhere."""
 
 GOLDEN_TOLERANCE = 1e-3
 """Largest relative difference of a golden image's score and map maximum at load: far above float32 noise between
@@ -54,7 +54,7 @@ class Inspector:
         self.bundle = bundle
         self.backend = choice.name
         self.backend_reason = choice.reason
-        self.path = _resolve_path(path, choice.name)
+        self.path = _resolve_path(path, choice.name, bundle.manifest)
         self._thresholds = self.manifest.thresholds
         tensors = bundle.tensors()  # also for the graph, which reads the same file: refuses NaN and an empty bank
         self._head = (
@@ -221,10 +221,10 @@ class Inspector:
         self.close()
 
 
-def _resolve_path(path: str, backend: str) -> str:
+def _resolve_path(path: str, backend: str, manifest: Manifest) -> str:
     if path != "auto":
         return path
-    return "kernel" if HAVE_NATIVE and backend == "cpu" else "graph"
+    return "kernel" if HAVE_NATIVE and backend == "cpu" and "features" in manifest.graphs else "graph"
 
 
 class _Loaded:

@@ -108,7 +108,7 @@ def test_a_map_with_nan_stops_the_calibration(make_bundle, tmp_path, nan_rule):
     path = make_bundle(rule=nan_rule)
     for value in (100, 110):
         write_picture(tmp_path / f"other/train/good/{value}.png", value)
-    with pytest.raises(DataError, match=r"got 1 of 2 that could not be: .*110\.png \(the graph gave NaN"):
+    with pytest.raises(DataError, match=r"got 1 of 2 that could not be: .*110\.png \(inference gave NaN"):
         calibrate_bundle(path, open_dataset(tmp_path / "other"), command="c")
 
 

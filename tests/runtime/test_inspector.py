@@ -18,6 +18,7 @@ from flawscope.bundle import Threshold, Thresholds, open_bundle, pack_bundle, re
 from flawscope.errors import ArgumentError, BackendError, BundleError, DeviceError
 from flawscope.images import Preprocessing, read_image
 from flawscope.runtime import Inspector, Result
+from flawscope.runtime import inspector as inspector_module
 
 METHODS = ["patchcore", "padim"]
 
@@ -357,6 +358,27 @@ def test_a_load_that_fails_leaves_no_unpacked_bundle(
     with pytest.raises(ArgumentError, match=r"backend: expected one of auto, cpu, cuda, got 'tpu'"):
         Inspector.load(tmp_path / "part.flaw", "tpu")
     assert [entry.name for entry in tmp_path.iterdir()] == ["part.flaw"]
+
+
+@pytest.mark.parametrize(
+    ("native", "backend", "graphs", "taken"),
+    [
+        (True, "cpu", ("score", "features"), "kernel"),
+        (False, "cpu", ("score", "features"), "graph"),
+        (True, "cuda", ("score", "features"), "graph"),
+        (True, "cpu", ("score",), "graph"),
+    ],
+)
+def test_the_path_is_chosen_by_what_is_there(
+    padim_bundle: Path, monkeypatch: pytest.MonkeyPatch, native: bool, backend: str, graphs: tuple[str, ...], taken: str
+) -> None:
+    monkeypatch.setattr(inspector_module, "HAVE_NATIVE", native)
+    with open_bundle(padim_bundle) as bundle:
+        manifest = msgspec.structs.replace(
+            bundle.manifest, graphs={name: bundle.manifest.graphs[name] for name in graphs}
+        )
+    assert inspector_module._resolve_path("auto", backend, manifest) == taken
+    assert inspector_module._resolve_path("graph", backend, manifest) == "graph"
 
 
 def test_an_unknown_path_is_refused(padim_bundle: Path) -> None:
