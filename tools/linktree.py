@@ -13,18 +13,18 @@ ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("cpp_ext", "runtime", "calibration", "training", "export")
 
 
-def main() -> None:
-    """Rebuild the link tree."""
-    tree = ROOT / "build" / "typing"
+def make_tree(tree: Path, rooms: tuple[str, ...] = ROOMS) -> Path:
+    """Rebuild a tree of links with `core` and these rooms; return its package `flawscope`."""
     shutil.rmtree(tree, ignore_errors=True)
     package = tree / "flawscope"
     package.mkdir(parents=True)
     for path in (ROOT / "core").iterdir():
         if path.name != "__pycache__":
             (package / path.name).symlink_to(path)
-    for room in ROOMS:
+    for room in rooms:
         (package / room).symlink_to(ROOT / room)
+    return package
 
 
 if __name__ == "__main__":
-    main()
+    make_tree(ROOT / "build" / "typing")

@@ -9,25 +9,18 @@ a tree of links; nothing of the installation is touched. The exit status is pyte
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-ROOMS = ("runtime", "calibration", "training", "export")
+from linktree import ROOMS, ROOT, make_tree
 
 
 def link_tree(build: Path) -> Path:
     """Make a tree in which `flawscope.cpp_ext` has the module of `build`; return what goes on PYTHONPATH."""
     tree = build / "tree"
-    shutil.rmtree(tree, ignore_errors=True)
-    package = tree / "flawscope"
-    (package / "cpp_ext").mkdir(parents=True)
-    for path in (ROOT / "core").iterdir():
-        (package / path.name).symlink_to(path)
-    for room in ROOMS:
-        (package / room).symlink_to(ROOT / room)
+    package = make_tree(tree, tuple(room for room in ROOMS if room != "cpp_ext"))
+    (package / "cpp_ext").mkdir()
     for path in (ROOT / "cpp_ext").iterdir():
         if path.suffix != ".so" and path.name != "lib":
             (package / "cpp_ext" / path.name).symlink_to(path)

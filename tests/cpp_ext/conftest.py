@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from flawscope import cpp_ext
 from flawscope.cpp_ext import native
-
-# What the files of this folder share lies beside them: kernel_cases.py.
-sys.path.insert(0, str(Path(__file__).parent))
 
 if native.HAVE_NATIVE:
     COMPILED = list(native.MODULE.simd_levels())
