@@ -46,7 +46,7 @@ def table(title: str, *columns: str) -> Table:
 
 def unproved(row: dict[str, Any], bank: str) -> str:
     """Return the share of queries that the screen of a bank left to the float32 search."""
-    share = -1 if row["unproved_share"] is None else row["unproved_share"][bank]
+    share = row["unproved_share"][bank]
     return "–" if share < 0 else f"{share:.1%}"
 
 

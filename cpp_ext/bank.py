@@ -36,8 +36,9 @@ class Bank:
         rows: float32 [M, D], finite. With `float32` storage, and for re-ranking, the array is used where it lies and
             must not be changed afterwards.
         storage: `float32` (exact), `float16` (half the memory traffic) or `int8` (a quarter).
-        screen: Whether a `float32` bank gets an int8 copy through which the nearest row (k = 1) is found and then
-            proved in float32; results stay exact. None: where this processor multiplies bytes much faster than floats.
+        screen: Whether a `float32` bank gets an int8 copy through which the nearest rows (k up to 16) are found and
+            then proved in float32; results stay exact. None: where this processor multiplies bytes much faster than
+            floats; with VNNI it is used for k = 1 alone, with AMX up to 16.
         keep_rows: Keep `rows` for re-ranking with the narrower storages; `float32` always keeps them.
         threads: Threads for packing, 0 for all.
 
@@ -94,7 +95,7 @@ class Bank:
 
     @property
     def unproved_share(self) -> float:
-        """Share of the queries so far whose nearest row the screen could not prove; −1 without a screen.
+        """Share of the queries so far whose nearest rows the screen could not prove; −1 without a screen.
 
         They are searched for in float32 as well. Above one third the screen is left out.
         """

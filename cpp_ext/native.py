@@ -39,9 +39,10 @@ HAVE_CUDA: bool = HAVE_NATIVE and MODULE.has_cuda()
 
 
 def simd_level() -> str:
-    """Return the level in use: `avx512vnni`, `avx512`, `avx2`, `neon`, `scalar`, or `none` without native kernels.
+    """Return the level in use, or `none` without native kernels.
 
-    The environment variable FLAWSCOPE_SIMD forces one.
+    Levels are `avx512amx`, `avx512vnni`, `avx512`, `avx2`, `neon` and `scalar`. The environment variable FLAWSCOPE_SIMD
+    forces one.
 
     Raises:
         ArgumentError: If FLAWSCOPE_SIMD names a level that this processor lacks.

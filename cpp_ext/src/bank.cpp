@@ -15,7 +15,7 @@ namespace flawscope {
 Panels::Panels(const Kernels& kernels, Storage storage, int64_t d, int64_t panels)
     : storage(storage),
       d(d),
-      depth(storage == Storage::kInt8 ? divide_up(d, 4) : d),
+      depth(storage == Storage::kInt8 ? byte_depth(kernels, d) : d),
       panel_bytes(kernels.panel * (storage == Storage::kFloat32   ? 4 * depth
                                    : storage == Storage::kFloat16 ? 2 * depth
                                                                   : 4 * depth)),
@@ -75,7 +75,8 @@ double Panels::pack(const Kernels& kernels, int64_t panel, const float* rows, in
             uint16_t* halves = reinterpret_cast<uint16_t*>(out);
             for (int64_t i = 0; i < d; ++i) halves[i * width + r] = float_to_half(row[i]);
         } else {
-            int8_t* bytes = reinterpret_cast<int8_t*>(scratch + d);  // d floats have room for 4·⌈d/4⌉ bytes
+            int8_t* bytes = reinterpret_cast<int8_t*>(scratch + d);
+            std::memset(bytes, 0, static_cast<size_t>(4 * depth));
             float lost_squared, norm;
             kernels.quantize(row, d, bytes, &factors[first + r], &lost_squared, &norm);
             int32_t sum = 0;
@@ -123,9 +124,10 @@ void Panels::unpack(const Kernels& kernels, int64_t row, float* out) const {
 double Bank::pack(Panels& into, const float* source, int threads) const {
     const int64_t count = divide_up(m, kernels.panel), share = 8, tasks = divide_up(count, share);
     Buffer<double> errors(count);
-    Buffer<float> scratch(into.storage == Storage::kFloat32 ? 0 : tasks * (2 * d + 4));
+    const int64_t room = into.storage == Storage::kFloat32 ? 0 : d + byte_depth(kernels, d);
+    Buffer<float> scratch(tasks * room);
     run_tasks(thread_count(threads), tasks, [&](int64_t task) {
-        float* own = into.storage == Storage::kFloat32 ? nullptr : scratch.data() + task * (2 * d + 4);
+        float* own = scratch.data() + task * room;
         for (int64_t p = task * share; p < std::min(count, (task + 1) * share); ++p) {
             const int64_t first = p * kernels.panel;
             errors[p] = into.pack(kernels, p, source + first * d, std::min<int64_t>(kernels.panel, m - first), own);
@@ -145,10 +147,11 @@ Bank::Bank(const Kernels& kernels, const float* rows, int64_t m, int64_t d, Stor
       m(m),
       d(d),
       rows(keep_rows || storage == Storage::kFloat32 ? rows : nullptr),
-      panels(kernels, storage, d, divide_up(m, kernels.panel)) {
+      panels(kernels, storage, d, divide_up(m, kernels.panel)),
+      screen_forced(wanted == Screen::kOn) {
     error_bound = pack(panels, rows, threads);
     // Below a few panels the epilogue and the proof cost more than the products save.
-    const bool worthwhile = kernels.fast_bytes && m >= 8 * kernels.panel && d >= 32;
+    const bool worthwhile = kernels.byte_speed > 1 && m >= 8 * kernels.panel && d >= 32;
     has_screen = storage == Storage::kFloat32 && d <= kMaxInt8Channels &&
                  (wanted == Screen::kOn || (wanted == Screen::kAuto && worthwhile));
     if (has_screen) {

@@ -29,7 +29,7 @@ struct Panels {
 
     // Pack `count` rows as the panel number `panel`; returns the largest distance of a row to what is stored of it,
     // or NaN where a row has no finite squared norm.
-    // `scratch` holds 2·d floats and is used by the narrower storages alone.
+    // `scratch` holds d floats and `byte_depth` times four bytes, and is used by the narrower storages alone.
     double pack(const Kernels& kernels, int64_t panel, const float* rows, int64_t count, float* scratch);
 
     int64_t bytes() const { return data.bytes() + norms.bytes() + factors.bytes() + sums.bytes(); }
@@ -51,8 +51,9 @@ public:
     Panels panels;
     double error_bound = 0.0;
 
-    // An int8 copy in which the nearest row is looked for before it is proved in float32; see nearest.cpp.
+    // An int8 copy in which the nearest rows are looked for before they are proved in float32; see screen.h.
     bool has_screen = false;
+    const bool screen_forced;
     Panels screen;
     double screen_error = 0.0;   // largest distance of a row to its int8 copy
     double screen_norm = 0.0;    // largest squared norm of an int8 copy

@@ -1,184 +1,12 @@
 // The inner loops, compiled once per SIMD level (FLAWSCOPE_LEVEL names the level and the namespace).
-//
-// Search: d(q, m) = ‖m‖² − 2·q·m, which orders the rows as ‖q − m‖² does. A register tile of kTileRows queries times
-// kPanel bank rows is summed over all channels before anything leaves the registers; its epilogue takes the minimum.
 #include "kernels.h"
 
+#include "search_loop.h"
 #include "simd.h"
 
 namespace flawscope {
 namespace FLAWSCOPE_LEVEL {
 namespace {
-
-// ---- Products of a tile of queries and a panel of rows ---------------------------------------------------------------
-
-FLAWSCOPE_INLINE Vec load_bank(const float* p) { return load(p); }
-FLAWSCOPE_INLINE Vec load_bank(const uint16_t* p) { return load_half(p); }
-
-template <class T>
-FLAWSCOPE_INLINE void products(const SearchBlock&, const void* tile, const T* b, int64_t depth, int64_t, int64_t,
-                               Vec (&dot)[kTileRows][2]) {
-    const float* q = static_cast<const float*>(tile);
-    unrolled<kTileRows>(FLAWSCOPE_EACH(r) { dot[r][0] = dot[r][1] = zero(); });
-    for (int64_t i = 0; i < depth; ++i) {
-        const Vec left = load_bank(b), right = load_bank(b + kLanes);
-        unrolled<kTileRows>(FLAWSCOPE_EACH(r) {
-            const Vec x = broadcast(q[r]);
-            dot[r][0] = fma(x, left, dot[r][0]);
-            dot[r][1] = fma(x, right, dot[r][1]);
-        });
-        q += kTileRows;
-        b += kPanel;
-    }
-}
-
-FLAWSCOPE_INLINE void products(const SearchBlock& s, const void* tile, const int8_t* b, int64_t depth,
-                               int64_t first_query, int64_t first_row, Vec (&dot)[kTileRows][2]) {
-    const int32_t* q = static_cast<const int32_t*>(tile);
-    int32_t start[kPanel];
-    for (int lane = 0; lane < kPanel; ++lane) start[lane] = kBiasedQueries ? -128 * s.sums[first_row + lane] : 0;
-    IVec sums[kTileRows][2];
-    unrolled<kTileRows>(FLAWSCOPE_EACH(r) {
-        sums[r][0] = load_i(start);
-        sums[r][1] = load_i(start + kLanes);
-    });
-    for (int64_t i = 0; i < depth; ++i) {
-        const Bytes left = load_bytes(b), right = load_bytes(b + 4 * kLanes);
-        unrolled<kTileRows>(FLAWSCOPE_EACH(r) {
-            const Bytes x = broadcast_bytes(q[r]);
-            sums[r][0] = dot4(sums[r][0], x, left);
-            sums[r][1] = dot4(sums[r][1], x, right);
-        });
-        q += kTileRows;
-        b += 4 * kPanel;
-    }
-    const Vec factors[2] = {load(s.factors + first_row), load(s.factors + first_row + kLanes)};
-    unrolled<kTileRows>(FLAWSCOPE_EACH(r) {
-        const Vec factor = broadcast(s.query_factors[first_query + r]);
-        dot[r][0] = mul(mul(to_float(sums[r][0]), factor), factors[0]);
-        dot[r][1] = mul(mul(to_float(sums[r][1]), factor), factors[1]);
-    });
-}
-
-// ---- Epilogues -------------------------------------------------------------------------------------------------------
-
-// Lower the running minimum of every lane. Rows come in ascending order and only a smaller distance replaces: of equal
-// rows in a lane the first stays.
-// With kSecond the second least of every lane is kept too: it tells whether a row that was replaced matters.
-template <bool kSecond>
-FLAWSCOPE_INLINE void take_minimum(const Vec (&dot)[kTileRows][2], const float* norms, int64_t panel, float* best,
-                                   int32_t* where, float* second) {
-    const Vec norm[2] = {load(norms), load(norms + kLanes)};
-    const IVec here = broadcast_i(static_cast<int32_t>(panel));
-    const Vec minus_two = broadcast(-2.0f);
-    unrolled<kTileRows>(FLAWSCOPE_EACH(r) {
-        unrolled<2>(FLAWSCOPE_EACH(v) {
-            float* lane = best + r * kPanel + v * kLanes;
-            int32_t* place = where + r * kPanel + v * kLanes;
-            const Vec distance = fma(minus_two, dot[r][v], norm[v]), old = load(lane);
-            const Mask better = less(distance, old);
-            if (kSecond) {
-                float* next = second + r * kPanel + v * kLanes;
-                store(next, minimum(load(next), maximum(distance, old)));
-            }
-            store(lane, select(better, distance, old));
-            store_i(place, select_i(better, here, load_i(place)));
-        });
-    });
-}
-
-// Insert into the k best of a query, ascending. Of equal distances the earlier row stays before.
-FLAWSCOPE_INLINE void insert(float distance, int32_t row, int k, float* best, int32_t* where) {
-    int place = k - 1;
-    while (place > 0 && best[place - 1] > distance) {
-        best[place] = best[place - 1];
-        where[place] = where[place - 1];
-        --place;
-    }
-    best[place] = distance;
-    where[place] = row;
-}
-
-// Not inlined: the loop that calls it keeps its registers.
-__attribute__((noinline)) void insert_lanes(Vec distance, uint32_t found, int32_t first_row, int k, float* best,
-                                            int32_t* where) {
-    float lanes[kLanes];
-    store(lanes, distance);
-    for (; found != 0; found &= found - 1) {
-        const int lane = __builtin_ctz(found);
-        if (lanes[lane] < best[k - 1]) insert(lanes[lane], first_row + lane, k, best, where);  // may have improved
-    }
-}
-
-FLAWSCOPE_INLINE void take_best(const Vec (&dot)[kTileRows][2], const float* norms, int64_t first_row, int k,
-                                float* best, int32_t* where) {
-    const Vec norm[2] = {load(norms), load(norms + kLanes)};
-    const Vec minus_two = broadcast(-2.0f);
-    unrolled<kTileRows>(FLAWSCOPE_EACH(r) {
-        float* mine = best + static_cast<int64_t>(r) * k;
-        int32_t* rows = where + static_cast<int64_t>(r) * k;
-        unrolled<2>(FLAWSCOPE_EACH(v) {
-            const Vec distance = fma(minus_two, dot[r][v], norm[v]);
-            const uint32_t found = bits(less(distance, broadcast(mine[k - 1])));
-            if (__builtin_expect(found != 0, 0)) {
-                insert_lanes(distance, found, static_cast<int32_t>(first_row + v * kLanes), k, mine, rows);
-            }
-        });
-    });
-}
-
-__attribute__((noinline)) void append_lanes(uint32_t found, int32_t first_row, int64_t capacity, int32_t* count,
-                                            int32_t* where) {
-    for (; found != 0; found &= found - 1) {
-        if (*count < capacity) where[*count] = first_row + __builtin_ctz(found);
-        ++*count;
-    }
-}
-
-FLAWSCOPE_INLINE void take_below(const Vec (&dot)[kTileRows][2], const float* norms, int64_t first_row,
-                                 const float* limits, int64_t capacity, int32_t* counts, int32_t* where) {
-    const Vec norm[2] = {load(norms), load(norms + kLanes)};
-    const Vec minus_two = broadcast(-2.0f);
-    unrolled<kTileRows>(FLAWSCOPE_EACH(r) {
-        const Vec limit = broadcast(limits[r]);
-        unrolled<2>(FLAWSCOPE_EACH(v) {
-            const uint32_t found = bits(less(fma(minus_two, dot[r][v], norm[v]), limit));
-            if (__builtin_expect(found != 0, 0)) {
-                append_lanes(found, static_cast<int32_t>(first_row + v * kLanes), capacity, counts + r,
-                             where + r * capacity);
-            }
-        });
-    });
-}
-
-template <class T>
-void search(const SearchBlock& s) {
-    for (int64_t p = 0; p < s.panel_count; ++p) {
-        const char* panel = static_cast<const char*>(s.panels) + p * s.panel_bytes;
-        const float* norms = s.norms + p * kPanel;
-        for (int64_t t = 0; t < s.tile_count; ++t) {
-            const char* tile = static_cast<const char*>(s.tiles) + t * s.tile_bytes;
-            Vec dot[kTileRows][2];
-            products(s, tile, reinterpret_cast<const T*>(panel), s.depth, t * kTileRows, p * kPanel, dot);
-            if (s.limits != nullptr) {
-                const int64_t query = t * kTileRows;
-                take_below(dot, norms, (s.first_panel + p) * kPanel, s.limits + query, s.capacity, s.counts + query,
-                           s.where + query * s.capacity);
-            } else if (s.k == 1) {
-                const int64_t place = t * kTileRows * kPanel;
-                if (s.second == nullptr) {
-                    take_minimum<false>(dot, norms, s.first_panel + p, s.best + place, s.where + place, nullptr);
-                } else {
-                    take_minimum<true>(dot, norms, s.first_panel + p, s.best + place, s.where + place,
-                                       s.second + place);
-                }
-            } else {
-                const int64_t place = t * kTileRows * s.k;
-                take_best(dot, norms, (s.first_panel + p) * kPanel, s.k, s.best + place, s.where + place);
-            }
-        }
-    }
-}
 
 // ---- Packing ---------------------------------------------------------------------------------------------------------
 
@@ -272,10 +100,7 @@ void quantize(const float* row, int64_t d, int8_t* bytes, float* factor, float* 
         const Vec kept = mul(step, to_float(whole)), difference = sub(x, kept);
         error = fma(difference, difference, error);
         total = fma(kept, kept, total);
-        int32_t wide[kLanes];
-        store_i(wide, whole);
-        const int64_t count = padded - i < kLanes ? padded - i : kLanes;
-        for (int64_t j = 0; j < count; ++j) bytes[i + j] = static_cast<int8_t>(wide[j]);
+        store_bytes(bytes + i, whole, static_cast<int>(padded - i < kLanes ? padded - i : kLanes));
     }
     for (int64_t i = (d + kLanes - 1) / kLanes * kLanes; i < padded; ++i) bytes[i] = 0;
     *lost = sum(error);
@@ -298,6 +123,23 @@ float squared_distance(const float* a, const float* b, int64_t d) {
         total[0] = fma(difference, difference, total[0]);
     }
     return sum(add(add(total[0], total[1]), add(total[2], total[3])));
+}
+
+// ---- Lanes of a panel ------------------------------------------------------------------------------------------------
+
+static_assert(kPanel <= 32, "lanes_below has 32 bits");
+
+float least(const float* values) {
+    float lanes[kLanes];
+    store(lanes, minimum(load(values), load(values + kLanes)));
+    float found = lanes[0];
+    for (int lane = 1; lane < kLanes; ++lane) found = lanes[lane] < found ? lanes[lane] : found;
+    return found;
+}
+
+uint32_t lanes_below(const float* values, float limit) {
+    const Vec most = broadcast(limit);
+    return bits(less(load(values), most)) | bits(less(load(values + kLanes), most)) << kLanes;
 }
 
 // ---- k-centre --------------------------------------------------------------------------------------------------------
@@ -354,6 +196,7 @@ float norm_as_product(const float* row, int64_t d) {
 // ---- Mahalanobis -----------------------------------------------------------------------------------------------------
 
 // ‖z·W‖² of kSamples rows z at once: every strip of W is read from memory once for all of them.
+constexpr int kAhead = 2048;  // floats asked for ahead: more than the processor's own prefetching, which a page ends
 template <int kSamples>
 FLAWSCOPE_INLINE void whiten(const float* strips, const int32_t* ranges, int64_t strip_count, const float* centred,
                              int64_t stride, float* squared) {
@@ -363,7 +206,7 @@ FLAWSCOPE_INLINE void whiten(const float* strips, const int32_t* ranges, int64_t
     for (int64_t s = 0; s < strip_count; ++s) {
         const int32_t first = ranges[2 * s], last = ranges[2 * s + 1];
         Vec y[kSamples][kChains];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
         for (int n = 0; n < kSamples; ++n) {
 #pragma GCC unroll 4
             for (int c = 0; c < kChains; ++c) y[n][c] = zero();
@@ -372,8 +215,9 @@ FLAWSCOPE_INLINE void whiten(const float* strips, const int32_t* ranges, int64_t
         for (; i + kChains <= last; i += kChains) {
 #pragma GCC unroll 4
             for (int c = 0; c < kChains; ++c) {
+                __builtin_prefetch(strips + c * kLanes + kAhead, 0, 2);
                 const Vec w = load(strips + c * kLanes);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
                 for (int n = 0; n < kSamples; ++n) y[n][c] = fma(broadcast(centred[n * stride + i + c]), w, y[n][c]);
             }
             strips += kChains * kLanes;
@@ -383,7 +227,7 @@ FLAWSCOPE_INLINE void whiten(const float* strips, const int32_t* ranges, int64_t
             for (int n = 0; n < kSamples; ++n) y[n][0] = fma(broadcast(centred[n * stride + i]), w, y[n][0]);
             strips += kLanes;
         }
-#pragma GCC unroll 8
+#pragma GCC unroll 16
         for (int n = 0; n < kSamples; ++n) {
             for (int c = 1; c < kChains; ++c) y[n][0] = add(y[n][0], y[n][c]);
             total[n] = fma(y[n][0], y[n][0], total[n]);
@@ -394,6 +238,12 @@ FLAWSCOPE_INLINE void whiten(const float* strips, const int32_t* ranges, int64_t
 
 void mahalanobis(const float* strips, const int32_t* ranges, int64_t strip_count, const float* centred,
                  int64_t samples, int64_t stride, float* squared) {
+    while (kLanes == 16 && samples >= 16) {
+        whiten<16>(strips, ranges, strip_count, centred, stride, squared);
+        samples -= 16;
+        centred += 16 * stride;
+        squared += 16;
+    }
     while (samples >= 8) {
         whiten<8>(strips, ranges, strip_count, centred, stride, squared);
         samples -= 8;
@@ -452,14 +302,18 @@ constexpr Kernels kTable = {
     kLanes,
     kPanel,
     kTileRows,
-    kBiasedQueries,
-    kFastBytes,
-    {search<float>, search<uint16_t>, search<int8_t>},
+    kByteTileRows,
+    kByteGroups,
+    kByteSpeed,
+    {search<float>, search<uint16_t>, search_bytes},
     pack_panel,
     pack_tile,
+    pack_bytes,
     halves_to_floats,
     quantize,
     squared_distance,
+    least,
+    lanes_below,
     lower_closest,
     norm_as_product,
     mahalanobis,

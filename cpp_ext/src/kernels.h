@@ -7,8 +7,8 @@
 namespace flawscope {
 
 // Bank and queries as the search loop reads them. A panel holds `Kernels::panel` bank rows, channel by channel:
-// float [d][panel], or for int8 [d/4][panel][4]. A tile holds `Kernels::tile_rows` queries the same way: [d][tile_rows]
-// or [d/4][tile_rows][4].
+// float [d][panel], or for int8 [depth][panel][4]. A tile holds `Kernels::tile_rows` queries, float [d][tile_rows], or
+// `Kernels::byte_tile_rows` queries in the order that `Kernels::pack_bytes` gives them.
 struct SearchBlock {
     const void* panels;
     int64_t panel_bytes;
@@ -17,7 +17,7 @@ struct SearchBlock {
     const int32_t* sums;        // int8: Σ over channels of each row
     int64_t panel_count;
     int64_t first_panel;        // number of the first panel in the whole bank
-    int64_t depth;              // channels; int8: groups of four
+    int64_t depth;              // channels; int8: groups of four, a multiple of `Kernels::byte_groups`
     const void* tiles;
     int64_t tile_bytes;
     const float* query_factors;  // int8: factor of each query
@@ -40,8 +40,9 @@ struct Kernels {
     int lanes;
     int panel;
     int tile_rows;
-    bool biased_queries;  // int8 queries are stored with 128 added
-    bool fast_bytes;      // int8 products are much faster than float32 ones
+    int byte_tile_rows;  // queries of a tile for an int8 bank
+    int byte_groups;     // int8: groups of four channels are filled up with zeros to a multiple of this
+    int byte_speed;      // about how many int8 products take the time of one float32 product
 
     void (*search[3])(const SearchBlock&);  // by Storage
 
@@ -49,11 +50,17 @@ struct Kernels {
     void (*pack_panel)(const float* rows, int64_t stride, int64_t count, int64_t d, float* panel);
     // Queries [count ≤ tile_rows] to one tile.
     void (*pack_tile)(const float* rows, int64_t stride, int64_t count, int64_t d, float* tile);
+    // Quantised queries [byte_tile_rows][4·depth] to one tile of the same size.
+    void (*pack_bytes)(const int8_t* rows, int64_t depth, char* tile);
     void (*halves_to_floats)(const uint16_t* from, int64_t count, float* to);
     // x ≈ factor · bytes, |bytes| ≤ 127, ties to even; bytes [4·⌈d/4⌉], zeros beyond d. Also ‖x − factor·bytes‖² and
     // ‖factor·bytes‖².
     void (*quantize)(const float* row, int64_t d, int8_t* bytes, float* factor, float* lost, float* norm);
     float (*squared_distance)(const float* a, const float* b, int64_t d);
+
+    // Of the lanes of a panel: the least value, and bits of those below a limit. No value is NaN.
+    float (*least)(const float* values);
+    uint32_t (*lanes_below)(const float* values, float limit);
 
     // k-centre: lower `closest` of four rows by the centres [first, last) of `centres` [.., stride]; first and last are
     // multiples of four, unused centres have norm +inf. Distances are (‖x‖² + ‖c‖²) − 2·x·c.
@@ -71,10 +78,21 @@ struct Kernels {
     void (*weighted_sum)(const float* weights, const float* rows, int64_t count, int64_t width, float* out);
 };
 
+inline int tile_rows(const Kernels& kernels, Storage storage) {
+    return storage == Storage::kInt8 ? kernels.byte_tile_rows : kernels.tile_rows;
+}
+
+// Channels as an int8 bank counts them: groups of four.
+inline int64_t byte_depth(const Kernels& kernels, int64_t d) {
+    const int64_t step = 4 * kernels.byte_groups;
+    return (d + step - 1) / step * kernels.byte_groups;
+}
+
 const Kernels* kernels_scalar();
 const Kernels* kernels_avx2();
 const Kernels* kernels_avx512();
 const Kernels* kernels_avx512vnni();
+const Kernels* kernels_avx512amx();
 const Kernels* kernels_neon();
 
 // The level in use: the best one, or the one that FLAWSCOPE_SIMD names; null where that one is not to be had.

@@ -4,6 +4,12 @@
 #include <cstring>
 #include <mutex>
 
+#if defined(FLAWSCOPE_HAS_AMX)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #include "kernels.h"
 
 namespace flawscope {
@@ -12,10 +18,25 @@ namespace {
 std::atomic<const Kernels*> chosen{nullptr};
 std::once_flag once;
 
+#if defined(FLAWSCOPE_HAS_AMX)
+// The tile registers are 8 KiB that Linux saves for a thread; a process has to ask for them once.
+bool have_amx() {
+    static const bool granted = [] {
+        unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+        if (__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) == 0) return false;
+        constexpr unsigned kTile = 1u << 24, kInt8 = 1u << 25;
+        if ((edx & kTile) == 0 || (edx & kInt8) == 0) return false;
+        constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+        return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+    }();
+    return granted;
+}
+#endif
+
 }  // namespace
 
 const Kernels* kernels_at(int i) {
-    const Kernels* found[5];
+    const Kernels* found[6];
     int count = 0;
 #if defined(__x86_64__)
     __builtin_cpu_init();
@@ -23,7 +44,11 @@ const Kernels* kernels_at(int i) {
         __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
     const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-    if (avx512 && __builtin_cpu_supports("avx512vnni")) found[count++] = kernels_avx512vnni();
+    const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
+#if defined(FLAWSCOPE_HAS_AMX)
+    if (vnni && have_amx()) found[count++] = kernels_avx512amx();
+#endif
+    if (vnni) found[count++] = kernels_avx512vnni();
     if (avx512) found[count++] = kernels_avx512();
     if (avx2) found[count++] = kernels_avx2();
 #elif defined(__aarch64__)

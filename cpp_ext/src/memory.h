@@ -4,33 +4,24 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <cstdlib>
 #include <new>
 #include <utility>
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
 namespace flawscope {
+
+// At least `wanted` bytes; `bytes` is how many they are. What was taken is given back with that number.
+void* allocate(size_t wanted, size_t* bytes);
+void release(void* data, size_t bytes);
 
 template <class T>
 class Buffer {
 public:
     Buffer() = default;
     explicit Buffer(int64_t count) {
-        if (count < 0 || static_cast<uint64_t>(count) > (SIZE_MAX - 64) / sizeof(T)) throw std::bad_alloc();
-        const size_t wanted = static_cast<size_t>(count) * sizeof(T);
-        const size_t step = wanted >= 2 * kLargePage ? kLargePage : 64;
-        const size_t bytes = wanted == 0 ? step : (wanted + step - 1) / step * step;
-        data_ = static_cast<T*>(std::aligned_alloc(step, bytes));
-        if (data_ == nullptr) throw std::bad_alloc();
-#if defined(__linux__)
-        if (step == kLargePage) madvise(data_, bytes, MADV_HUGEPAGE);  // a wish: nothing depends on the answer
-#endif
-        bytes_ = static_cast<int64_t>(bytes);
+        if (count < 0 || static_cast<uint64_t>(count) > (SIZE_MAX - kMargin) / sizeof(T)) throw std::bad_alloc();
+        data_ = static_cast<T*>(allocate(static_cast<size_t>(count) * sizeof(T), &bytes_));
     }
-    ~Buffer() { std::free(data_); }
+    ~Buffer() { release(data_, bytes_); }
     Buffer(Buffer&& other) noexcept { swap(other); }
     Buffer& operator=(Buffer&& other) noexcept {
         swap(other);
@@ -43,10 +34,10 @@ public:
     const T* data() const { return data_; }
     T& operator[](int64_t i) { return data_[i]; }
     const T& operator[](int64_t i) const { return data_[i]; }
-    int64_t bytes() const { return bytes_; }
+    int64_t bytes() const { return static_cast<int64_t>(bytes_); }
 
 private:
-    static constexpr size_t kLargePage = size_t{2} << 20;
+    static constexpr size_t kMargin = size_t{4} << 20;  // for rounding up to whole pages
 
     void swap(Buffer& other) noexcept {
         std::swap(data_, other.data_);
@@ -54,7 +45,7 @@ private:
     }
 
     T* data_ = nullptr;
-    int64_t bytes_ = 0;
+    size_t bytes_ = 0;
 };
 
 }  // namespace flawscope

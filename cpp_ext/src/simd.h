@@ -22,7 +22,7 @@ namespace FLAWSCOPE_LEVEL {
 constexpr int kLanes = 1;
 constexpr int kTileRows = 4;  // query rows of a register tile
 constexpr bool kBiasedQueries = false;
-constexpr bool kFastBytes = false;
+constexpr int kByteSpeed = 1;
 typedef float Vec;
 typedef bool Mask;
 typedef int32_t IVec;
@@ -131,19 +131,26 @@ FLAWSCOPE_INLINE __m128 quarter(Vec a) {
 FLAWSCOPE_INLINE Vec load_half(const uint16_t* p) {
     return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 }
+FLAWSCOPE_INLINE void store_bytes(int8_t* p, IVec a, int n) {
+    _mm512_mask_cvtepi32_storeu_epi8(p, static_cast<__mmask16>(n >= 16 ? 0xffffu : (1u << n) - 1u), (__m512i)a);
+}
 typedef __m512i Bytes;
 FLAWSCOPE_INLINE Bytes load_bytes(const int8_t* p) { return _mm512_loadu_si512(p); }
 FLAWSCOPE_INLINE Bytes broadcast_bytes(int32_t four) { return _mm512_set1_epi32(four); }
 #if defined(__AVX512VNNI__)
 // The instruction takes unsigned times signed bytes: queries are stored with 128 added, and 128·Σ(bank) is taken off.
 constexpr bool kBiasedQueries = true;
-constexpr bool kFastBytes = true;
+#if defined(__AMX_INT8__)
+constexpr int kByteSpeed = 16;
+#else
+constexpr int kByteSpeed = 4;
+#endif
 FLAWSCOPE_INLINE IVec dot4(IVec sum, Bytes query, Bytes bank) {
     return (IVec)_mm512_dpbusd_epi32((__m512i)sum, query, bank);
 }
 #else
 constexpr bool kBiasedQueries = false;
-constexpr bool kFastBytes = false;
+constexpr int kByteSpeed = 1;
 FLAWSCOPE_INLINE __m256i dot4_half(__m256i q, __m256i b) {
     // |q| ≤ 127 and |b| ≤ 127: a pair of products is at most 32,258 and cannot saturate 16 bits.
     return _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_abs_epi8(q), _mm256_sign_epi8(b, q)), _mm256_set1_epi16(1));
@@ -161,7 +168,7 @@ FLAWSCOPE_INLINE IVec dot4(IVec sum, Bytes query, Bytes bank) {
 constexpr int kLanes = 8;
 constexpr int kTileRows = 6;  // 6 × 2 sums, 2 bank vectors and 1 query of 16 registers
 constexpr bool kBiasedQueries = false;
-constexpr bool kFastBytes = false;
+constexpr int kByteSpeed = 1;
 typedef __m256 Vec;
 typedef __m256 Mask;
 typedef int32_t IVec __attribute__((vector_size(32)));  // not __m256i: arrays of that stay in memory
@@ -215,7 +222,7 @@ FLAWSCOPE_INLINE IVec dot4(IVec sum, Bytes query, Bytes bank) {
 constexpr int kLanes = 4;
 constexpr int kTileRows = 14;
 constexpr bool kBiasedQueries = false;
-constexpr bool kFastBytes = false;
+constexpr int kByteSpeed = 1;
 typedef float32x4_t Vec;
 typedef uint32x4_t Mask;
 typedef int32x4_t IVec;
@@ -304,6 +311,15 @@ FLAWSCOPE_INLINE void sum_tile(const Vec (&x)[4][4], float* out) {
 #else
 FLAWSCOPE_INLINE void sum_tile(const Vec (&x)[4][4], float* out) {
     for (int j = 0; j < 4; ++j) sum4(x[0][j], x[1][j], x[2][j], x[3][j], out + 4 * j);
+}
+#endif
+
+#if !defined(__AVX512F__) || defined(FLAWSCOPE_FORCE_SCALAR)
+// The first n integers, each of which fits a byte.
+FLAWSCOPE_INLINE void store_bytes(int8_t* p, IVec a, int n) {
+    int32_t wide[kLanes];
+    store_i(wide, a);
+    for (int i = 0; i < n; ++i) p[i] = static_cast<int8_t>(wide[i]);
 }
 #endif
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <memory>
 #include <mutex>
@@ -16,6 +17,26 @@
 namespace flawscope {
 namespace {
 
+#if defined(__x86_64__)
+inline void pause() { __builtin_ia32_pause(); }
+#else
+inline void pause() {}
+#endif
+
+// A thread that is put to sleep takes some 50 µs to come back, as long as a small search. So it looks a little longer
+// itself; not for long, because others may want the processor.
+template <class Condition>
+bool soon(const Condition& condition) {
+    const auto end = std::chrono::steady_clock::now() + std::chrono::microseconds(50);
+    do {
+        for (int i = 0; i < 16; ++i) {
+            if (condition()) return true;
+            pause();
+        }
+    } while (std::chrono::steady_clock::now() < end);
+    return condition();
+}
+
 // Never destroyed: its threads wait until the process ends.
 class Pool {
 public:
@@ -27,26 +48,29 @@ public:
             std::lock_guard<std::mutex> guard(mutex_);
             while (static_cast<int>(workers_.size()) < threads - 1) {
                 const int index = static_cast<int>(workers_.size()) + 1;
-                workers_.emplace_back([this, index, round = round_] { serve(index, round); });
+                workers_.emplace_back([this, index, round = round_.load()] { serve(index, round); });
             }
             work_ = &work;
             threads_ = threads;
-            running_ = threads - 1;
-            ++round_;
+            running_.store(threads - 1);
+            round_.store(round_ + 1);
         }
         start_.notify_all();
         work(0);
+        const auto finished = [this] { return running_ == 0; };
+        soon(finished);
         std::unique_lock<std::mutex> lock(mutex_);
-        done_.wait(lock, [this] { return running_ == 0; });
+        done_.wait(lock, finished);
         work_ = nullptr;
         return true;
     }
 
 private:
     void serve(int index, uint64_t seen) {
+        const auto called = [&] { return round_ != seen; };
         std::unique_lock<std::mutex> lock(mutex_);
         for (;;) {
-            start_.wait(lock, [&] { return round_ != seen; });
+            start_.wait(lock, called);
             seen = round_;
             if (index >= threads_) continue;
             const std::function<void(int)>* work = work_;
@@ -54,6 +78,9 @@ private:
             (*work)(index);
             lock.lock();
             if (--running_ == 0) done_.notify_one();
+            lock.unlock();
+            soon(called);
+            lock.lock();
         }
     }
 
@@ -61,8 +88,9 @@ private:
     std::condition_variable start_, done_;
     std::vector<std::thread> workers_;
     const std::function<void(int)>* work_ = nullptr;
-    int threads_ = 0, running_ = 0;
-    uint64_t round_ = 0;
+    int threads_ = 0;
+    std::atomic<int> running_{0};
+    std::atomic<uint64_t> round_{0};
 };
 
 // Threads do not survive fork(): the child starts with a pool of its own and leaves the parent's alone.

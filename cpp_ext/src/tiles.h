@@ -32,20 +32,21 @@ public:
           storage_(storage),
           first_(first),
           count_(count),
-          tile_count(divide_up(count, kernels.tile_rows)),
-          tile_bytes(4 * kernels.tile_rows * (storage == Storage::kInt8 ? divide_up(queries.d, 4) : queries.d)),
+          depth_(storage == Storage::kInt8 ? byte_depth(kernels, queries.d) : queries.d),
+          height(tile_rows(kernels, storage)),
+          tile_count(divide_up(count, height)),
+          tile_bytes(4 * height * depth_),
           data_(tile_count * tile_bytes),
-          scratch_(queries.halves ? tile_count * kernels.tile_rows * queries.d : 0),
-          factors_(storage == Storage::kInt8 ? tile_count * kernels.tile_rows : 0),
-          lost_(storage == Storage::kInt8 ? tile_count * kernels.tile_rows : 0),
-          norms_(storage == Storage::kInt8 ? tile_count * kernels.tile_rows : 0),
-          bytes_(storage == Storage::kInt8 ? tile_count * 4 * divide_up(queries.d, 4) : 0),
+          scratch_(queries.halves ? tile_count * height * queries.d : 0),
+          factors_(storage == Storage::kInt8 ? tile_count * height : 0),
+          lost_(storage == Storage::kInt8 ? tile_count * height : 0),
+          norms_(storage == Storage::kInt8 ? tile_count * height : 0),
+          bytes_(storage == Storage::kInt8 ? tile_count * tile_bytes : 0),
           usable_(count) {}
 
     // Pack tile t; every tile is packed by one thread, once.
     void pack(int64_t t) {
-        const int64_t height = kernels_.tile_rows, d = queries_.d;
-        const int64_t begin = t * height, rows = std::min(height, count_ - begin);
+        const int64_t d = queries_.d, begin = t * height, rows = std::min(height, count_ - begin);
         if (queries_.halves) {
             const uint16_t* halves = static_cast<const uint16_t*>(queries_.data) + (first_ + begin) * d;
             kernels_.halves_to_floats(halves, rows * d, scratch_.data() + begin * d);
@@ -66,7 +67,7 @@ public:
 
     char* tile(int64_t t) { return data_.data() + t * tile_bytes; }
     const char* tile(int64_t t) const { return data_.data() + t * tile_bytes; }
-    const float* factors(int64_t t) const { return factors_.data() + t * kernels_.tile_rows; }
+    const float* factors(int64_t t) const { return factors_.data() + t * height; }
     bool usable(int64_t query) const { return usable_[query]; }
     float lost(int64_t query) const { return lost_[query]; }
     float norm(int64_t query) const { return norms_[query]; }
@@ -86,34 +87,28 @@ private:
     }
 
     void pack_bytes(const float* source, int64_t begin, int64_t rows) {
-        const int64_t height = kernels_.tile_rows, d = queries_.d, groups = divide_up(d, 4);
-        const uint32_t bias = kernels_.biased_queries ? 0x80808080u : 0u;  // adds 128 to each of four bytes
+        const int64_t d = queries_.d;
         char* out = tile(begin / height);
-        int8_t* bytes = bytes_.data() + begin / height * 4 * groups;
+        int8_t* bytes = bytes_.data() + begin / height * tile_bytes;
+        std::memset(bytes, 0, static_cast<size_t>(tile_bytes));
         for (int64_t r = 0; r < height; ++r) {
             const int64_t q = begin + r;
             if (r < rows && usable_[q]) {
-                kernels_.quantize(source + r * d, d, bytes, &factors_[q], &lost_[q], &norms_[q]);
+                kernels_.quantize(source + r * d, d, bytes + 4 * depth_ * r, &factors_[q], &lost_[q], &norms_[q]);
             } else {
-                std::memset(bytes, 0, static_cast<size_t>(4 * groups));
                 factors_[q] = lost_[q] = norms_[q] = 0.0f;
             }
-            for (int64_t g = 0; g < groups; ++g) {
-                uint32_t four;
-                std::memcpy(&four, bytes + 4 * g, 4);
-                four ^= bias;
-                std::memcpy(out + (g * height + r) * 4, &four, 4);
-            }
         }
+        kernels_.pack_bytes(bytes, depth_, out);
     }
 
     const Kernels& kernels_;
     const Queries& queries_;
     const Storage storage_;
-    const int64_t first_, count_;
+    const int64_t first_, count_, depth_;
 
 public:
-    const int64_t tile_count, tile_bytes;
+    const int64_t height, tile_count, tile_bytes;  // queries of a tile, tiles, bytes of a tile
 
 private:
     Buffer<char> data_;
@@ -126,8 +121,8 @@ private:
 // Candidates of a run of queries, for each cut of the bank.
 class State {
 public:
-    State(const Kernels& kernels, int64_t tile_count, int64_t cuts, int k, bool seconds = false)
-        : width(k == 1 ? kernels.panel : k), queries_(tile_count * kernels.tile_rows), panel_(kernels.panel), k_(k),
+    State(const Kernels& kernels, const Tiles& tiles, int64_t cuts, int k, bool seconds = false)
+        : width(k == 1 ? kernels.panel : k), queries_(tiles.tile_count * tiles.height), panel_(kernels.panel), k_(k),
           best_(cuts * queries_ * width), where_(cuts * queries_ * width),
           second_(seconds ? cuts * queries_ * width : 0), has_second_(seconds) {}
 
@@ -146,6 +141,9 @@ public:
     float* second(int64_t cut, int64_t query) {
         return has_second_ ? second_.data() + (cut * queries_ + query) * width : nullptr;
     }
+
+    // k = 1: the row of a lane's candidate.
+    int64_t row(int64_t cut, int64_t query, int64_t lane) { return int64_t{where(cut, query)[lane]} * panel_ + lane; }
 
     // The k best of a query over all cuts, ascending by (distance, row); fewer where fewer were found.
     int collect(int64_t cuts, int64_t query, Candidate* found) {

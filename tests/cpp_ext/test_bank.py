@@ -29,11 +29,12 @@ def with_peak(array, peak=127):
 
 # --- exact where nothing is lost
 
-# The sizes lie on the edges of tiles (4, 6, 14), panels (2, 16, 32), vectors and groups of four channels.
+# The sizes lie on the edges of tiles (4, 6, 14, 32), panels (2, 16, 32), four panels, vectors and groups of 4 and 64
+# channels.
 EDGES = sorted(
     {
-        *product((1, 4, 6, 7, 14, 15, 29), (1, 2, 15, 16, 17, 32, 33, 65), (3, 17)),
-        *product((5, 14), (33, 65), (1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 33, 64, 65)),
+        *product((1, 4, 6, 7, 14, 15, 29, 32, 33), (1, 2, 15, 16, 17, 32, 33, 65, 128, 129), (3, 17)),
+        *product((5, 14), (33, 65), (1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 33, 63, 64, 65, 128, 129)),
     }
 )
 

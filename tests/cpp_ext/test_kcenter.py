@@ -97,8 +97,9 @@ def test_of_equal_rows_the_lowest_is_next(kernels):
     assert got.tolist() == [first, *(row for row in range(300) if row != first)]
 
 
+# With fewer channels two different rows can be nearer than the rounding of a product: a repeat is as far as they are.
 @settings(deadline=None, max_examples=30)
-@given(st.integers(0, 2**32 - 1), st.integers(1, 20), st.integers(2, 60))
+@given(st.integers(0, 2**32 - 1), st.integers(4, 20), st.integers(2, 60))
 def test_a_repeated_row_is_not_taken_while_others_remain(kernels, seed, channels, distinct):
     features = random(distinct, channels, seed=seed)
     features = features[np.random.default_rng(seed).permutation(np.arange(3 * distinct) % distinct)]

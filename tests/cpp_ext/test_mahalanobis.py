@@ -32,8 +32,8 @@ def test_integers_give_the_exact_mahalanobis_distance(kernels):
     np.testing.assert_array_equal(got, wanted)
 
 
-# Columns are cut into strips of 1, 4, 8 or 16; samples are taken 64, 8, 4 and 1 at a time; positions in shares of 16.
-SAMPLES = (1, 2, 3, 4, 5, 7, 8, 9, 12, 13, 63, 64, 65, 77, 129)
+# Columns are cut into strips of 1, 4, 8 or 16; samples are taken 64, 16, 8, 4 and 1 at a time; positions 16.
+SAMPLES = (1, 2, 3, 4, 5, 7, 8, 9, 12, 13, 15, 16, 17, 29, 63, 64, 65, 77, 129)
 CHANNELS = (1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33)
 EDGES = [
     *product(SAMPLES, (2,), (5, 17)),

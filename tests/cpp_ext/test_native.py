@@ -15,7 +15,7 @@ from flawscope.cpp_ext import native, reference
 from flawscope.errors import ArgumentError, BackendError
 
 needs_native = pytest.mark.skipif(not native.HAVE_NATIVE, reason=f"no native kernels: {native.MISSING_BECAUSE}")
-LEVELS = {"avx512vnni", "avx512", "avx2", "neon", "scalar"}
+LEVELS = {"avx512amx", "avx512vnni", "avx512", "avx2", "neon", "scalar"}
 
 # Every kernel once on integers, as one number each.
 RESULTS = """

@@ -13,40 +13,47 @@ from tolerances import FLOAT32
 
 from flawscope.errors import ArgumentError
 
+NEIGHBOURS = (1, 2, 9, 16)
+"""Numbers of neighbours that are looked for through a screen; 17 are not."""
+
 
 def check_floats(kernels, queries, rows, **options):
-    """The distance is that of the row, and no row is nearer than rounding explains: what holds without a screen."""
-    bank = kernels.bank(rows, screen=True)
-    assert bank.error_bound == 0
-    for _ in range(3):  # later calls may do without the screen, if it proved little
-        distances, indices = bank.nearest(queries, 1, **options)
-        true = true_distances(queries, rows)
-        channels = rows.shape[1]
-        own = np.take_along_axis(true, indices, axis=1)
-        np.testing.assert_allclose(distances, own, rtol=FLOAT32.direct(channels), atol=0)
-        best = true.min(axis=1, keepdims=True)
-        assert (own <= best + slack(queries, rows) + FLOAT32.direct(channels) * best).all()
-    return bank
+    """Distances are those of the rows, and no rows are nearer than rounding explains: what holds without a screen."""
+    channels, true = rows.shape[1], true_distances(queries, rows)
+    ascending = np.sort(true, axis=1)
+    for k in [k for k in NEIGHBOURS if k <= len(rows)]:
+        bank = kernels.bank(rows, screen=True)
+        assert bank.error_bound == 0
+        for _ in range(3):  # later calls may do without the screen, if it proved little
+            distances, indices = bank.nearest(queries, k, **options)
+            own = np.take_along_axis(true, indices, axis=1)
+            np.testing.assert_allclose(distances, own, rtol=FLOAT32.direct(channels), atol=0)
+            assert (np.diff(distances, axis=1) >= 0).all()
+            assert all(len(set(row)) == k for row in indices.tolist())
+            best = ascending[:, :k]
+            assert (own <= best + slack(queries, rows) + 2 * FLOAT32.direct(channels) * best).all()
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 @pytest.mark.parametrize("high", [1, 9, 100])
 def test_integers_give_the_exact_result_on_every_tile_edge(kernels, high, dtype):
     for count, rows, channels in [
-        *product((1, 4, 6, 7, 14, 15, 29), (1, 2, 16, 17, 32, 33, 65), (3, 17)),
-        *product((15,), (65,), (1, 2, 4, 5, 7, 8, 9, 16, 31, 33, 64, 65)),
+        *product((1, 4, 6, 7, 14, 15, 29, 32, 33), (1, 2, 16, 17, 32, 33, 65, 128, 129), (3, 17)),
+        *product((15, 33), (65,), (1, 2, 4, 5, 7, 8, 9, 16, 31, 33, 63, 64, 65, 127, 129)),
     ]:
         queries, bank = integers(count, channels, high=high), integers(rows, channels, seed=1, high=high)
-        wanted = exact_nearest(queries, bank, 1)
-        got = kernels.bank(bank, screen=True).nearest(queries.astype(dtype), 1)
-        assert_same(got, wanted, (count, rows, channels))
+        screened = kernels.bank(bank, screen=True)
+        for k in [k for k in (*NEIGHBOURS, 17) if k <= rows]:
+            got = screened.nearest(queries.astype(dtype), k)
+            assert_same(got, exact_nearest(queries, bank, k), (count, rows, channels, k))
 
 
+@pytest.mark.parametrize("k", [1, 9])
 @pytest.mark.parametrize("threads", [1, 2, 3, 8])
-def test_the_number_of_threads_changes_nothing(kernels, threads):
+def test_the_number_of_threads_changes_nothing(kernels, threads, k):
     queries, rows = integers(301, 33, high=50), integers(3000, 33, seed=1, high=50)
     bank = kernels.bank(rows, screen=True, threads=threads)
-    assert_same(bank.nearest(queries, 1, threads=threads), exact_nearest(queries, rows, 1))
+    assert_same(bank.nearest(queries, k, threads=threads), exact_nearest(queries, rows, k))
 
 
 @settings(deadline=None, max_examples=60)
@@ -55,7 +62,8 @@ def test_ties_take_the_lowest_row(kernels, data):
     channels = data.draw(st.integers(1, 3))
     queries = data.draw(integer_arrays(st.integers(1, 5), st.just(channels)))
     rows = np.sign(data.draw(integer_arrays(st.integers(1, 40), st.just(channels))))
-    assert_same(kernels.bank(rows, screen=True).nearest(queries, 1), exact_nearest(queries, rows, 1))
+    for k in [k for k in NEIGHBOURS if k <= len(rows)]:
+        assert_same(kernels.bank(rows, screen=True).nearest(queries, k), exact_nearest(queries, rows, k))
 
 
 @settings(deadline=None, max_examples=60)
@@ -104,13 +112,14 @@ def test_rows_and_queries_of_zeros_have_distances_too(kernels):
     assert_same(kernels.bank(rows, screen=True).nearest(queries, 1), exact_nearest(queries, rows, 1))
 
 
+@pytest.mark.parametrize("k", [1, 9])
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 1e30])
-def test_a_query_without_a_distance_gets_nan_and_no_row(kernels, bad):
+def test_a_query_without_a_distance_gets_nan_and_no_row(kernels, bad, k):
     queries, rows = integers(33, 9, high=9), integers(80, 9, seed=1, high=9)
-    wanted = exact_nearest(queries, rows, 1)
+    wanted = exact_nearest(queries, rows, k)
     broken = [0, 13, 14, 32]
     queries[broken, 4] = bad
-    distances, indices = kernels.bank(rows, screen=True).nearest(queries, 1)
+    distances, indices = kernels.bank(rows, screen=True).nearest(queries, k)
     assert np.isnan(distances[broken]).all()
     assert (indices[broken] == -1).all()
     whole = np.setdiff1d(np.arange(33), broken)
@@ -118,7 +127,7 @@ def test_a_query_without_a_distance_gets_nan_and_no_row(kernels, bad):
 
 
 @pytest.mark.parametrize("k", [2, 9, 64])
-def test_more_neighbours_than_one_do_without_it(kernels, k):
+def test_candidates_to_rank_again_change_nothing(kernels, k):
     queries, rows = integers(33, 9, high=9), integers(80, 9, seed=1, high=9)
     bank = kernels.bank(rows, screen=True)
     assert_same(bank.nearest(queries, k), exact_nearest(queries, rows, k))

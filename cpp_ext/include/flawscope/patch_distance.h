@@ -40,9 +40,9 @@ FLAWSCOPE_API const char* flawscope_status_text(int status);
 #define FLAWSCOPE_PATCH_DISTANCE_VERSION 1
 FLAWSCOPE_API int flawscope_patch_distance_version(void);
 
-/* SIMD level in use: "scalar", "avx2", "avx512", "avx512vnni" or "neon". The environment variable FLAWSCOPE_SIMD
- * forces one when the library is first used; a level that the processor lacks, or an unknown name, is refused by every
- * function with FLAWSCOPE_BAD_ARGUMENT, and this function returns NULL. */
+/* SIMD level in use: "scalar", "avx2", "avx512", "avx512vnni", "avx512amx" or "neon". The environment variable
+ * FLAWSCOPE_SIMD forces one when the library is first used; a level that the processor lacks, or an unknown name, is
+ * refused by every function with FLAWSCOPE_BAD_ARGUMENT, and this function returns NULL. */
 FLAWSCOPE_API const char* flawscope_simd_level(void);
 
 /* Take another level from now on, for tests; banks made before keep theirs. */
@@ -71,7 +71,7 @@ typedef struct flawscope_bank flawscope_bank;
  * outlive the bank. For the other storages it is needed only for re-ranking: pass keep_rows = 0 and it may be freed
  * after the call. FLAWSCOPE_STORE_INT8 takes d up to 65,536.
  *
- * `screen`: 1 adds an int8 copy to a float32 bank, through which the nearest row (k = 1) is found first and then proved
+ * `screen`: 1 adds an int8 copy to a float32 bank, through which up to 16 nearest rows are found first and then proved
  * in float32; a query without a proof is searched for in float32. Results stay exact. 0 does without, -1 lets the bank
  * decide: yes where this processor multiplies bytes much faster than floats. */
 FLAWSCOPE_API int flawscope_bank_create(const float* rows, int64_t m, int64_t d, int storage, int keep_rows, int screen,
