@@ -21,11 +21,14 @@ void search_bank(const Bank& bank, const Queries& queries, int k, int rerank, in
                  int64_t* rows) {
     const int workers = thread_count(threads);
     const int wanted = std::max(k, static_cast<int>(std::min<int64_t>(rerank, bank.m)));
-    const int64_t length = run_length(bank.kernels, queries, wanted);
     const bool own_rows = bank.panels.storage == Storage::kFloat32 || rerank > 0;
-    for (int64_t first = 0; first < queries.n; first += length) {
-        const int64_t count = std::min(length, queries.n - first);
-        if (screen_pays(bank, k)) {  // what it finds is computed in float32 and needs no other candidates
+    for (int64_t first = 0, count; first < queries.n; first += count) {
+        const bool screened = screen_pays(bank, k);  // what it finds is computed in float32 and needs no candidates
+        // Through the screen a query is held as bytes and, until it has a proof, as it came.
+        const int64_t length = screened ? run_length(bank.kernels, queries, 1, 5)
+                                        : run_length(bank.kernels, queries, wanted, 4);
+        count = std::min(length, queries.n - first);
+        if (screened) {
             search_screened(bank, queries, first, count, k, workers, squared, rows);
         } else {
             search_stored(bank, queries, first, count, k, wanted, own_rows, workers, squared, rows);
@@ -37,7 +40,7 @@ void search_rows(const Kernels& kernels, const float* bank, int64_t m, const Que
                  float* squared, int64_t* rows) {
     const int workers = thread_count(threads);
     const int64_t d = queries.d, all = divide_up(m, kernels.panel), height = kernels.tile_rows;
-    const int64_t length = run_length(kernels, queries, k);
+    const int64_t length = run_length(kernels, queries, k, 4);
     const int64_t chunk = std::min(all, std::max<int64_t>(workers, kChunkBytes / (4 * d * kernels.panel)));
     Panels panels(kernels, Storage::kFloat32, d, chunk);
     std::atomic<bool> finite{true};

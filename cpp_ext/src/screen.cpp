@@ -28,6 +28,9 @@ public:
         found_[place] = next;
     }
 
+    bool has(int64_t row) const {
+        return std::any_of(found_, found_ + count_, [row](const Candidate& one) { return one.row == row; });
+    }
     bool full() const { return count_ == k_; }
     const Candidate& last() const { return found_[count_ - 1]; }
     const Candidate& operator[](int i) const { return found_[i]; }
@@ -40,9 +43,28 @@ public:
     }
 
 private:
-    const int k_;
+    int k_;
     int count_ = 0;
     Candidate found_[kMostNeighbours];
+};
+
+// The true distances of rows to one query. The next row is asked for while one is compared: they lie anywhere.
+class Distances {
+public:
+    Distances(const Bank& bank, const float* query) : bank_(bank), query_(query) {}
+
+    float to(int64_t row) const { return bank_.kernels.squared_distance(query_, at(row), bank_.d); }
+
+    void ask_for(int64_t row) const {
+        const char* const begin = reinterpret_cast<const char*>(at(row));
+        for (int64_t i = 0; i < 4 * bank_.d; i += 64) __builtin_prefetch(begin + i, 0, 2);
+    }
+
+private:
+    const float* at(int64_t row) const { return bank_.rows + row * bank_.d; }
+
+    const Bank& bank_;
+    const float* const query_;
 };
 
 float above(float x) { return std::nextafter(x, kInfinity); }
@@ -68,9 +90,7 @@ bool prove(const Bank& bank, const float* query, const Tiles& tiles, int64_t q, 
            Nearest& nearest, float* below) {
     constexpr double kUnit = 1.0 / (1 << 24);
     *below = kInfinity;
-    const auto distance_to = [&](int64_t row) {
-        return bank.kernels.squared_distance(query, bank.rows + row * bank.d, bank.d);
-    };
+    const Distances distances(bank, query);
     Nearest likely(k);  // by what the screen says of them
     const float most = k == 1 ? above(least_of(bank.kernels, state, q, cuts)) : kInfinity;
     for (int64_t cut = 0; cut < cuts; ++cut) {
@@ -79,7 +99,10 @@ bool prove(const Bank& bank, const float* query, const Tiles& tiles, int64_t q, 
         });
     }
     if (!likely.full()) return false;
-    for (int i = 0; i < k; ++i) nearest.add({distance_to(likely[i].row), likely[i].row});
+    for (int i = 0; i < k; ++i) {
+        if (i + 1 < k) distances.ask_for(likely[i + 1].row);
+        nearest.add({distances.to(likely[i].row), likely[i].row});
+    }
     // Each root is taken a little larger than its rounding can have made it too small: D + 8 operations at most.
     const double grow = 1.0 + static_cast<double>(bank.d + 8) * kUnit;
     const double reach =
@@ -96,25 +119,28 @@ bool prove(const Bank& bank, const float* query, const Tiles& tiles, int64_t q, 
     for (int64_t cut = 0; cut < cuts; ++cut) {
         each_below(bank.kernels, state.best(cut, q), *below, [&](int64_t lane, float value) {
             const Candidate screened{value, state.row(cut, q, lane)};
-            if (likely.last() < screened) nearest.add({distance_to(screened.row), screened.row});
+            if (likely.last() < screened) nearest.add({distances.to(screened.row), screened.row});
         });
     }
     return true;
 }
 
-// Queries without a proof, as float32 [count, d], and the limits that their nearest rows are below.
+// Queries without a proof, as float32 [count, d], with the limits that their nearest rows are below and the nearest of
+// the rows that they were compared with.
 struct Open {
-    explicit Open(int64_t room, int64_t d) : places(room), limits(room), queries(room * d), d(d) {}
+    explicit Open(int64_t room, int64_t d) : places(room), limits(room), queries(room * d), nearest(room), d(d) {}
 
-    void add(int64_t place, const float* query, float limit) {
+    void add(int64_t place, const float* query, float limit, const Nearest& so_far) {
         const int64_t i = count++;
         places[i] = place;
         limits[i] = limit;
+        nearest[i] = so_far;
         std::memcpy(queries.data() + i * d, query, static_cast<size_t>(d) * sizeof(float));
     }
 
     Buffer<int64_t> places;  // of the query in the results
     Buffer<float> limits, queries;
+    Buffer<Nearest> nearest;
     const int64_t d;
     std::atomic<int64_t> count{0};
 };
@@ -160,13 +186,16 @@ void search_below(const Bank& bank, const Open& open, int k, int workers, Open& 
             for (int64_t q = tile * height; q < std::min(here, next * height); ++q) {
                 const float* query = tiles.query(q);
                 if (!(limits[q] < kInfinity) || counts[q] < k || counts[q] > capacity) {
-                    rest.add(open.places[first + q], query, kInfinity);
+                    rest.add(open.places[first + q], query, kInfinity, Nearest(k));
                     continue;
                 }
-                Nearest nearest(k);
+                const Distances distances(bank, query);
+                const Nearest known = open.nearest[first + q];
+                Nearest nearest = known;
+                const int32_t* rows_below = found.data() + q * capacity;
                 for (int64_t i = 0; i < counts[q]; ++i) {
-                    const int64_t row = found[q * capacity + i];
-                    nearest.add({kernels.squared_distance(query, bank.rows + row * d, d), row});
+                    if (i + 1 < counts[q]) distances.ask_for(rows_below[i + 1]);
+                    if (!known.has(rows_below[i])) nearest.add({distances.to(rows_below[i]), rows_below[i]});
                 }
                 nearest.write(squared + open.places[first + q] * k, rows + open.places[first + q] * k);
             }
@@ -197,7 +226,7 @@ void search_screened(const Bank& bank, const Queries& queries, int64_t first, in
                 Nearest nearest(k);
                 float below;
                 if (tiles.usable(q) && !prove(bank, tiles.query(q), tiles, q, state, cuts, k, nearest, &below)) {
-                    open.add(first + q, tiles.query(q), below);
+                    open.add(first + q, tiles.query(q), below, nearest);
                 } else {
                     nearest.write(squared + (first + q) * k, rows + (first + q) * k);
                 }

@@ -62,8 +62,8 @@ void search_share(const Kernels& kernels, const Panels& panels, int64_t first, i
     kernels.search[static_cast<int>(panels.storage)](block);
 }
 
-int64_t run_length(const Kernels& kernels, const Queries& queries, int k) {
-    const int64_t per_query = State::bytes_per_query(kernels, k) + 4 * queries.d;
+int64_t run_length(const Kernels& kernels, const Queries& queries, int k, int64_t bytes_per_channel) {
+    const int64_t per_query = State::bytes_per_query(kernels, k) + bytes_per_channel * queries.d;
     const int64_t fitting = std::max<int64_t>(1, kStateBytes / per_query / kernels.tile_rows) * kernels.tile_rows;
     return std::min(queries.n, fitting);
 }

@@ -26,8 +26,8 @@ int64_t run_count(const Tiles& tiles, const Panels& panels, int threads);
 // there are few queries.
 int64_t cuts_for(const Tiles& tiles, const Panels& panels, int64_t panel_count, int threads);
 
-// Queries that are searched for at a time: their candidates and tiles stay within a bound.
-int64_t run_length(const Kernels& kernels, const Queries& queries, int k);
+// Queries that are searched for at a time: their candidates, and so many bytes for each channel, stay within a bound.
+int64_t run_length(const Kernels& kernels, const Queries& queries, int k, int64_t bytes_per_channel);
 
 // Which tiles and which part of the bank a task has.
 struct Share {

@@ -41,7 +41,6 @@ public:
           factors_(storage == Storage::kInt8 ? tile_count * height : 0),
           lost_(storage == Storage::kInt8 ? tile_count * height : 0),
           norms_(storage == Storage::kInt8 ? tile_count * height : 0),
-          bytes_(storage == Storage::kInt8 ? tile_count * tile_bytes : 0),
           usable_(count) {}
 
     // Pack tile t; every tile is packed by one thread, once.
@@ -51,7 +50,10 @@ public:
             const uint16_t* halves = static_cast<const uint16_t*>(queries_.data) + (first_ + begin) * d;
             kernels_.halves_to_floats(halves, rows * d, scratch_.data() + begin * d);
         }
-        for (int64_t r = 0; r < rows; ++r) usable_[begin + r] = is_usable(query(begin + r), d);
+        // A query whose squared norm is NaN or out of range has no distance to anything.
+        for (int64_t r = 0; r < rows; ++r) {
+            usable_[begin + r] = within_range(kernels_.norm_as_product(query(begin + r), d));
+        }
         if (storage_ == Storage::kInt8) {
             pack_bytes(query(begin), begin, rows);
         } else {
@@ -73,33 +75,19 @@ public:
     float norm(int64_t query) const { return norms_[query]; }
 
 private:
-    // A query whose squared norm is NaN or out of range has no distance to anything.
-    static bool is_usable(const float* row, int64_t d) {
-        float total[8] = {};
-        int64_t i = 0;
-        for (; i + 8 <= d; i += 8) {
-            for (int j = 0; j < 8; ++j) total[j] += row[i + j] * row[i + j];
-        }
-        for (; i < d; ++i) total[0] += row[i] * row[i];
-        float sum = 0.0f;
-        for (float part : total) sum += part;
-        return within_range(sum);
-    }
-
     void pack_bytes(const float* source, int64_t begin, int64_t rows) {
         const int64_t d = queries_.d;
-        char* out = tile(begin / height);
-        int8_t* bytes = bytes_.data() + begin / height * tile_bytes;
-        std::memset(bytes, 0, static_cast<size_t>(tile_bytes));
+        Buffer<int8_t> bytes(tile_bytes);
+        std::memset(bytes.data(), 0, static_cast<size_t>(tile_bytes));
         for (int64_t r = 0; r < height; ++r) {
             const int64_t q = begin + r;
             if (r < rows && usable_[q]) {
-                kernels_.quantize(source + r * d, d, bytes + 4 * depth_ * r, &factors_[q], &lost_[q], &norms_[q]);
+                kernels_.quantize(source + r * d, d, bytes.data() + 4 * depth_ * r, &factors_[q], &lost_[q], &norms_[q]);
             } else {
                 factors_[q] = lost_[q] = norms_[q] = 0.0f;
             }
         }
-        kernels_.pack_bytes(bytes, depth_, out);
+        kernels_.pack_bytes(bytes.data(), depth_, tile(begin / height));
     }
 
     const Kernels& kernels_;
@@ -114,7 +102,6 @@ private:
     Buffer<char> data_;
     Buffer<float> scratch_;                 // float16 queries as float32
     Buffer<float> factors_, lost_, norms_;  // int8: factor, ‖q − q̂‖² and ‖q̂‖² of each query
-    Buffer<int8_t> bytes_;
     Buffer<bool> usable_;
 };
 
