@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import io
 import logging
@@ -15,6 +16,10 @@ from flawscope.training.features import PatchFeatures
 
 OPSET = 18
 """Opset of every graph we write: the one that torch's exporter writes without a conversion."""
+
+
+_SCOPES = "pkg.torch.onnx.name_scopes"
+"""Where torch's exporter writes from which modules a node comes, outermost first, as a Python list."""
 
 
 def export_features(features: PatchFeatures, size: tuple[int, int], max_batch: int) -> onnx.ModelProto:
@@ -56,9 +61,20 @@ def export_features(features: PatchFeatures, size: tuple[int, int], max_batch: i
     if program is None:
         raise RunError("export: torch gave no ONNX graph. Choose another backbone.")
     model: onnx.ModelProto = program.model_proto
+    _name_after_modules(model)
     for value in (*model.graph.value_info, *model.graph.input, *model.graph.output, *model.graph.node):
         del value.metadata_props[:]  # paths and traces of the exporting machine
     del model.graph.metadata_props[:]
     del model.metadata_props[:]
     model.producer_name = "flawscope"
     return model
+
+
+def _name_after_modules(model: onnx.ModelProto) -> None:
+    """Name every node `MODULE/Operator_N`: whoever refuses a node then names the layer of the network with it."""
+    for index, node in enumerate(model.graph.node):
+        scopes = next((entry.value for entry in node.metadata_props if entry.key == _SCOPES), "[]")
+        names = [str(name) for name in ast.literal_eval(scopes)]
+        # The last name is the traced operation, the one before it the innermost module; the outermost has no name.
+        module = names[-2] if len(names) > 1 and names[-2] else "features"
+        node.name = f"{module}/{node.op_type}_{index}"

@@ -8,6 +8,7 @@ external data that point into `bank.safetensors`, so the bundle holds every numb
 from __future__ import annotations
 
 import json
+import math
 import struct
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,18 +41,14 @@ class BankFile:
         """Return the shape of a stored tensor."""
         return tuple(self._entries[tensor]["shape"])
 
-    def initializer(self, tensor: str, name: str, rows: slice | None = None) -> TensorProto:
-        """Return an initializer that refers to a stored tensor, or to some of its first axis."""
+    def initializer(self, tensor: str, name: str) -> TensorProto:
+        """Return an initializer that refers to a stored tensor."""
         entry = self._entries[tensor]
         shape = list(entry["shape"])
         kind, itemsize = {"F32": (TensorProto.FLOAT, 4), "I64": (TensorProto.INT64, 8)}[entry["dtype"]]
         offset = self._start + entry["data_offsets"][0]
-        row_bytes = itemsize * int(np.prod(shape[1:], dtype=np.int64))
-        if rows is not None:
-            offset += rows.start * row_bytes
-            shape[0] = rows.stop - rows.start
         proto = TensorProto(name=name, data_type=kind, dims=shape, data_location=TensorProto.EXTERNAL)
-        for key, value in (("location", self.name), ("offset", offset), ("length", shape[0] * row_bytes)):
+        for key, value in (("location", self.name), ("offset", offset), ("length", itemsize * math.prod(shape))):
             proto.external_data.add(key=key, value=str(value))
         return proto
 
@@ -80,6 +77,10 @@ class _Nodes:
         if not any(existing.name == f"head.{name}" for existing in self.initializers):
             self.constant(np.array(values, np.int64), name)
         return f"head.{name}"
+
+    def rows(self, tensor: str, start: int, stop: int, output: str) -> str:
+        """Take some rows of a tensor and return the name of the result."""
+        return self.add("Slice", [tensor, self.axes(start), self.axes(stop), self.axes(0)], output)
 
     def external(self, proto: TensorProto) -> str:
         """Refer to a stored tensor and return its name."""
@@ -130,14 +131,15 @@ def _patchcore(nodes: _Nodes, head: PatchcoreHead, bank: BankFile, size: tuple[i
     rows, channels = bank.shape("bank")
     positions = head.grid[0] * head.grid[1]
     whole = nodes.external(bank.initializer("bank", "bank"))
+    all_norms = nodes.external(bank.initializer("norms", "norms"))
     flat = nodes.add("Reshape", ["patches", nodes.axes(-1, channels)], "queries")
     step = max(64, BLOCK_ELEMENTS // (max_batch * positions) // 64 * 64)
     value = index = ""
     for start in range(0, rows, step):
-        block = slice(start, min(start + step, rows))
-        one = rows <= step
-        part = whole if one else nodes.external(bank.initializer("bank", f"bank.{start}", block))
-        norms = nodes.external(bank.initializer("norms", f"norms.{start}", block))
+        stop, one = min(start + step, rows), rows <= step
+        # Sliced in the graph and not from the file: TensorRT refuses two weights that begin at the same address.
+        part = whole if one else nodes.rows(whole, start, stop, f"bank_{start}")
+        norms = all_norms if one else nodes.rows(all_norms, start, stop, f"norms_{start}")
         # ‖m‖² − 2·q·m: what is left out, ‖q‖², is the same for all rows of the bank.
         product = nodes.add("Gemm", [flat, part, norms], f"product_{start}", alpha=-2.0, transB=1)
         found = nodes.add("ArgMin", [product], f"found_{start}", axis=1, keepdims=1)
@@ -173,8 +175,7 @@ def _patchcore(nodes: _Nodes, head: PatchcoreHead, bank: BankFile, size: tuple[i
         table = nodes.external(bank.initializer("neighbours", "neighbours"))
         around = nodes.add("Gather", [table, best], "around", axis=0)
     else:
-        norms = nodes.external(bank.initializer("norms", "norms"))
-        products = nodes.add("Gemm", [query, whole, norms], "query_products", alpha=-2.0, transB=1)
+        products = nodes.add("Gemm", [query, whole, all_norms], "query_products", alpha=-2.0, transB=1)
         count = nodes.axes(min(head.neighbors, rows))
         nodes.nodes.append(
             helper.make_node(

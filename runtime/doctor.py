@@ -12,8 +12,9 @@ import msgspec
 
 import flawscope
 from flawscope import cpp_ext
-from flawscope.errors import FlawscopeError
+from flawscope.errors import BackendError, FlawscopeError
 from flawscope.runtime.backends import BACKENDS, choose_backend
+from flawscope.runtime.engines import RUNTIMES, EngineCache, current_target, import_tensorrt
 from flawscope.versions import cpu_name, package_versions
 
 _EXTRAS = {
@@ -21,6 +22,8 @@ _EXTRAS = {
     "calibrate": ("sklearn", "scipy", "matplotlib", "jinja2"),
     "train": ("torch", "timm", "huggingface_hub", "yaml"),
     "export": ("onnx", "onnxscript"),
+    "tensorrt": ("tensorrt", "pynvml"),
+    "tensorrt-rtx": ("tensorrt_rtx", "pynvml"),
 }
 
 
@@ -46,8 +49,28 @@ def diagnose() -> dict[str, Any]:
         "versions": package_versions(),
         "backends": backends,
         "kernels": _kernels(),
+        "engines": _engines(),
         "extras": extras,
     }
+
+
+def _engines() -> dict[str, Any]:
+    """Return which TensorRT builds engines here, for which device, and what the cache holds."""
+    found: dict[str, Any] = {}
+    for name in RUNTIMES[1:]:
+        try:
+            found[name] = {"version": import_tensorrt(name).version, "problem": None}
+        except BackendError as err:
+            found[name] = {"version": None, "problem": str(err)}
+    try:
+        found["device"] = {"target": str(current_target()), "problem": None}
+    except BackendError as err:
+        found["device"] = {"target": None, "problem": str(err)}
+    cache = EngineCache()
+    stored = list(cache.all())
+    unusable = sum(engine.problem is not None for engine in stored)
+    found["cache"] = {"folder": str(cache.root), "engines": len(stored), "unusable": unusable}
+    return found
 
 
 def _kernels() -> dict[str, Any]:
@@ -89,7 +112,13 @@ def doctor(as_json: bool) -> int:
         click.echo(f"backend   {name:<10} {state}: {backend['reason']}")
     for name, implementation in found["kernels"]["implementations"].items():
         click.echo(f"kernel    {name:<15} {implementation}")
+    engines = found["engines"]
+    for name in RUNTIMES[1:]:
+        click.echo(f"engines   {name:<15} {engines[name]['version'] or engines[name]['problem']}")
+    click.echo(f"engines   {'for':<15} {engines['device']['target'] or engines['device']['problem']}")
+    cache = engines["cache"]
+    click.echo(f"engines   {'kept':<15} {cache['engines']} in {cache['folder']}, {cache['unusable']} of them unusable")
     for name, extra in found["extras"].items():
         missing = f"missing {', '.join(extra['missing'])}: {extra['install']}"
-        click.echo(f"extra     {name:<10} {'installed' if extra['installed'] else missing}")
+        click.echo(f"extra     {name:<12} {'installed' if extra['installed'] else missing}")
     return 0 if usable else 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -24,7 +25,7 @@ def test_the_diagnosis_names_versions_backends_kernels_and_extras() -> None:
     assert kernels["simd_level"] == cpp_ext.simd_level()
     for name in ("nearest", "mahalanobis", "kcenter_greedy"):
         assert kernels["implementations"][name] == cpp_ext.implementation()
-    assert set(found["extras"]) == {"cpu", "calibrate", "train", "export"}
+    assert set(found["extras"]) == {"cpu", "calibrate", "train", "export", "tensorrt", "tensorrt-rtx"}
     assert found["versions"]["numpy"] == package_versions()["numpy"]
     assert cpu_name() != ""
 
@@ -45,6 +46,17 @@ def test_a_missing_extra_comes_with_the_command_that_installs_it(monkeypatch: py
     assert extras["train"] == {"installed": False, "missing": ["timm"], "install": 'pip install "flawscope[train]"'}
 
 
+def test_the_engines_that_are_kept_are_counted_and_checked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("FLAWSCOPE_ENGINES", str(tmp_path))
+    assert diagnose()["engines"]["cache"] == {"folder": str(tmp_path), "engines": 0, "unusable": 0}
+    (tmp_path / "broken").mkdir()
+    engines = diagnose()["engines"]
+    assert engines["cache"] == {"folder": str(tmp_path), "engines": 1, "unusable": 1}
+    for name in ("tensorrt", "tensorrt-rtx"):
+        assert (engines[name]["version"] is None) != (engines[name]["problem"] is None)
+    assert (engines["device"]["target"] is None) != (engines["device"]["problem"] is None)
+
+
 def test_packages_that_are_not_installed_have_no_version(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(versions, "PACKAGES", ("numpy", "no-such-package-anywhere"))
     assert set(package_versions()) == {"flawscope", "python", "numpy"}
@@ -62,7 +74,7 @@ def test_text_has_a_line_for_everything(capsys: pytest.CaptureFixture[str]) -> N
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith(f"flawscope {__version__} on ")
     first_words = [line.split()[0] for line in lines[1:]]
-    assert first_words == ["versions"] + ["backend"] * 3 + ["kernel"] * 4 + ["extra"] * 4
+    assert first_words == ["versions"] + ["backend"] * 3 + ["kernel"] * 4 + ["engines"] * 4 + ["extra"] * 6
     assert any("takes cpu: asked for" in line for line in lines)
 
 

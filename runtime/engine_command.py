@@ -1,0 +1,197 @@
+"""`flawscope engine build|list|clear`: TensorRT engines of this machine."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import click
+import msgspec
+
+from flawscope.bundle import Bundle, open_bundle
+from flawscope.errors import ArgumentError, BackendError
+from flawscope.runtime.engines import (
+    RUNTIMES,
+    BuildOptions,
+    EngineCache,
+    Stored,
+    Target,
+    TensorRT,
+    current_target,
+    import_tensorrt,
+    named_target,
+)
+from flawscope.runtime.engines.ensure import ensure_engine
+from flawscope.terminal import progress_bars
+
+_GRAPHS = ("auto", "features", "score")
+
+
+@click.group("engine")
+def engine() -> None:
+    """Build, list and clear the TensorRT engines of this machine.
+
+    An engine is compiled from a bundle for one GPU, driver and TensorRT version and kept in a cache; bundles are what
+    is shipped. The cache is the folder FLAWSCOPE_ENGINES, or flawscope/engines in the user's cache folder.
+    """
+
+
+_cache_option = click.option("--cache", type=click.Path(path_type=Path, file_okay=False), help="Folder of the engines.")
+
+
+@engine.command("build")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--runtime", type=click.Choice(RUNTIMES), default="auto", show_default=True)
+@click.option(
+    "--graph",
+    type=click.Choice(_GRAPHS),
+    default="auto",
+    show_default=True,
+    help="auto: features, which the runtime joins with its own kernels.",
+)
+@click.option("--max-batch", type=int, help="Largest batch.  [default: the bundle's]")
+@click.option("--opt-batch", type=int, help="The batch it is made fastest at.  [default: 1]")
+@click.option("--workspace", type=int, metavar="MIB", help="Most device memory for scratch.  [default: TensorRT's]")
+@click.option("--target", metavar="CC", help="Compute capability, such as 8.9, of a GPU that is not here.")
+@click.option("--no-build", is_flag=True, help="Only look whether an engine fits; if none does, say why and fail.")
+@click.option("--force", is_flag=True, help="Build even if an engine fits.")
+@_cache_option
+def build_command(
+    bundle: Path,
+    runtime: str,
+    graph: str,
+    max_batch: int | None,
+    opt_batch: int | None,
+    workspace: int | None,
+    target: str | None,
+    no_build: bool,
+    force: bool,
+    cache: Path | None,
+) -> None:
+    """Build the engine of BUNDLE, unless the cache has one that fits in every point."""
+    if no_build and force:
+        raise click.UsageError("--no-build and --force exclude each other. Leave one out.")
+    with open_bundle(bundle) as opened:
+        tensorrt = import_tensorrt(runtime)
+        device = _device(tensorrt, target)
+        most = opened.manifest.max_batch if max_batch is None else max_batch
+        if not 1 <= most <= opened.manifest.max_batch:
+            raise ArgumentError(
+                f"max-batch: expected 1 to {opened.manifest.max_batch}, which the bundle takes, got {most}."
+            )
+        options = BuildOptions(1, 1 if opt_batch is None else opt_batch, most, workspace)
+        name = _graph(opened, graph)
+        with progress_bars() as report:
+            started = time.perf_counter()
+            ensured = ensure_engine(
+                opened,
+                name,
+                tensorrt,
+                device,
+                options,
+                EngineCache(cache),
+                build=not no_build,
+                force=force,
+                progress=lambda share, phase: report(_estimate(share, started, phase), round(100 * share), 100),
+            )
+    stored, entry = ensured.stored, ensured.stored.entry
+    if entry is None:
+        raise BackendError(f"engine: {stored.folder} has no entry. Clear the cache and build again.")
+    for warning in entry.warnings if ensured.built_because else ():
+        click.echo(f"warning: {warning}", err=True)
+    if ensured.built_because is None:
+        click.echo(f"engine fits: {stored.plan}")
+    else:
+        click.echo(f"built because {ensured.built_because}")
+        click.echo(f"engine: {stored.plan} ({entry.size / 2**20:.1f} MiB, {entry.build_seconds:.1f} s)")
+    click.echo(f"graph {name}, batch 1 to {options.max_batch}, {tensorrt.name} {tensorrt.version}, {device}")
+    if entry.layers_missing is not None:
+        click.echo(f"no report of its layers: {entry.layers_missing}")
+
+
+@engine.command("list")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@_cache_option
+def list_command(as_json: bool, cache: Path | None) -> int:
+    """List the engines of this machine and check each file. Exit status 1 when one must not be used."""
+    root = EngineCache(cache)
+    found = list(root.all())
+    status = 1 if any(stored.problem for stored in found) else 0
+    if as_json:
+        rows = [
+            {"folder": str(stored.folder), "problem": stored.problem, "entry": msgspec.to_builtins(stored.entry)}
+            for stored in found
+        ]
+        click.echo(msgspec.json.format(msgspec.json.encode(rows), indent=1).decode())
+        return status
+    if not found:
+        click.echo(f"no engines in {root.root}")
+        return 0
+    click.echo(f"engines in {root.root}")
+    for stored in found:
+        click.echo(_described(stored))
+    return status
+
+
+@engine.command("clear")
+@click.option("--bundle", "name", metavar="NAME", help="Only engines of this bundle.")
+@click.option("--broken", is_flag=True, help="Only engines that must not be used.")
+@_cache_option
+def clear_command(name: str | None, broken: bool, cache: Path | None) -> None:
+    """Remove engines from the cache; they are built again when they are needed."""
+    root = EngineCache(cache)
+    freed = count = 0
+    for stored in root.all():
+        if name is not None and (stored.entry is None or stored.entry.bundle != name):
+            continue
+        if broken and stored.problem is None:
+            continue
+        freed += sum(file.stat().st_size for file in stored.folder.rglob("*") if file.is_file())
+        root.remove(stored)
+        count += 1
+    click.echo(f"removed {count} engines, {freed / 2**20:.1f} MiB, from {root.root}")
+
+
+def _described(stored: Stored) -> str:
+    """Return two lines: what the engine is, and for whom; a table of this would not fit a terminal."""
+    name = stored.folder.name[:12]
+    if stored.entry is None:
+        return f"{name}  must not be used: {stored.problem}"
+    key, options = stored.entry.key, stored.entry.key.options
+    state = "whole" if stored.problem is None else f"must not be used: {stored.problem}"
+    return (
+        f"{name}  {stored.entry.bundle}, graph {key.graph}, {key.precision}, batch {options.min_batch} to "
+        f"{options.max_batch} (best at {options.opt_batch}), {stored.entry.size / 2**20:.1f} MiB, "
+        f"{stored.entry.created[:10]}: {state}\n{'':12}  {key.target}, {key.runtime} {key.version}"
+    )
+
+
+def _device(tensorrt: TensorRT, target: str | None) -> Target:
+    if target is not None:
+        if not tensorrt.builds_for_absent_gpus:
+            raise ArgumentError(
+                f"target: {tensorrt.name} builds for the GPU of this machine alone. Leave --target out, or use "
+                "--runtime tensorrt-rtx."
+            )
+        return named_target(target, tensorrt.compute_capabilities())
+    try:
+        return current_target()
+    except BackendError as err:
+        if not tensorrt.builds_for_absent_gpus:
+            raise
+        known = ", ".join(f"{major}.{minor}" for major, minor in tensorrt.compute_capabilities())
+        raise BackendError(f"{err} To build for another machine's GPU name it with --target: {known}.") from err
+
+
+def _graph(bundle: Bundle, graph: str) -> str:
+    if graph != "auto":
+        return graph
+    return "features" if "features" in bundle.manifest.graphs else "score"
+
+
+def _estimate(share: float, started: float, phase: str) -> str:
+    """Return the phase with the time that is left if the rest goes on like this."""
+    elapsed = time.perf_counter() - started
+    if share < 0.05 or elapsed < 2.0:
+        return phase
+    return f"{phase}, about {elapsed * (1 - share) / share:.0f} s left"

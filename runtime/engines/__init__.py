@@ -1,0 +1,23 @@
+"""Engines: a bundle's graphs compiled by TensorRT for one kind of GPU, and the cache they lie in."""
+
+from flawscope.runtime.engines.build import BuildOptions, Built, build_engine
+from flawscope.runtime.engines.cache import EngineCache, Entry, Key, Stored, find_engine
+from flawscope.runtime.engines.modules import RUNTIMES, TensorRT, import_tensorrt
+from flawscope.runtime.engines.target import Target, current_target, named_target
+
+__all__ = [
+    "RUNTIMES",
+    "BuildOptions",
+    "Built",
+    "EngineCache",
+    "Entry",
+    "Key",
+    "Stored",
+    "Target",
+    "TensorRT",
+    "build_engine",
+    "current_target",
+    "find_engine",
+    "import_tensorrt",
+    "named_target",
+]

@@ -1,0 +1,86 @@
+"""The engine of a bundle's graph: from the cache if it fits, built if not, refused if building is not allowed."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+from flawscope.bundle import Bundle
+from flawscope.runtime.engines.build import BuildOptions, Progress, build_engine
+from flawscope.runtime.engines.cache import EngineCache, Key, Stored, find_engine, refuse
+from flawscope.runtime.engines.modules import TensorRT
+from flawscope.runtime.engines.target import Target
+
+PRECISION = "fp32"
+
+
+@dataclass(frozen=True)
+class Ensured:
+    """An engine that fits.
+
+    Attributes:
+        stored: The engine.
+        built_because: Why it was built, or None where the cache had it.
+    """
+
+    stored: Stored
+    built_because: str | None
+
+
+def ensure_engine(
+    bundle: Bundle,
+    graph: str,
+    tensorrt: TensorRT,
+    target: Target,
+    options: BuildOptions,
+    cache: EngineCache,
+    *,
+    build: bool = True,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Ensured:
+    """Return the engine of a graph for a device.
+
+    Args:
+        bundle: The opened bundle.
+        graph: Name of the graph, for example `features`.
+        tensorrt: The module that builds and runs it.
+        target: The device.
+        options: Profile and limits.
+        cache: Where engines lie.
+        build: Whether one may be built; otherwise what does not fit is an error.
+        force: Build even if one fits.
+        progress: Told how far a build is.
+
+    Raises:
+        ArgumentError: If an option does not fit.
+        BundleError: If the bundle has no such graph.
+        BackendError: If none fits and none may be built, or building fails.
+        StorageError: If it cannot be stored.
+    """
+    options.check()
+    path = bundle.graph(graph)
+    key = Key(
+        model=model_hash(bundle, graph),
+        graph=graph,
+        precision=PRECISION,
+        runtime=tensorrt.name,
+        version=tensorrt.version,
+        target=target,
+        options=options,
+    )
+    stored, reason = find_engine(cache, key, bundle.manifest.name)
+    if stored is not None and not force:
+        return Ensured(stored, None)
+    if not build:
+        raise refuse(str(bundle.path), reason)
+    built = build_engine(tensorrt, path, target, options, timing_cache=cache.timing_cache(key), progress=progress)
+    return Ensured(cache.put(key, bundle.manifest.name, built), reason or "it was asked for")
+
+
+def model_hash(bundle: Bundle, graph: str) -> str:
+    """Return the SHA-256 over what an engine of a graph is made from: the graph, and the bank that it may refer to."""
+    digest = hashlib.sha256()
+    for name in sorted({bundle.manifest.graphs[graph].file, bundle.manifest.bank}):
+        digest.update(f"{name} {bundle.manifest.files[name].sha256}\n".encode())
+    return digest.hexdigest()
