@@ -85,10 +85,11 @@ def calibrate_bundle(
     objective: Objective = "good",
     min_area_px: int | None = None,
     backend: str = "auto",
+    precision: str = "fp32",
     command: str,
     progress: Progress = no_progress,
 ) -> Calibration:
-    """Set both thresholds of a bundle from a dataset's pictures and record the change.
+    """Set both thresholds of one precision of a bundle from a dataset's pictures and record the change.
 
     Args:
         path: The bundle, folder or packed file; its manifest is rewritten.
@@ -98,18 +99,19 @@ def calibrate_bundle(
         objective: `good` uses good pictures alone; `f1` sets the image threshold on the labelled test pictures.
         min_area_px: Smallest region that is drawn as a box, in pixels of the map; None leaves it as it is.
         backend: The backend that shall decide on the line: thresholds belong to it.
+        precision: The precision whose thresholds are set: each has its own, because its scores are other numbers.
         command: The command line, for the record.
         progress: Called after each picture.
 
     Raises:
         DataError: If no picture remains, or one of them cannot be scored.
-        ArgumentError: If a fraction or the area is out of range.
+        ArgumentError: If a fraction or the area is out of range, or the bundle lacks the precision.
     """
     check_fraction(false_reject_rate, "false-reject rate")
     check_fraction(confidence, "confidence")
     _check_area(min_area_px)
     require("scipy.stats", "scipy", "setting thresholds")
-    with load_inspector(path, backend) as inspector:
+    with load_inspector(path, backend, precision=precision) as inspector:
         manifest = inspector.manifest
         chosen, left_out = _choose(dataset, read_image_hashes(inspector.bundle), objective, progress)
         scores = _score(inspector, chosen, progress)
@@ -121,9 +123,9 @@ def calibrate_bundle(
     if objective == "f1":
         value = f1_threshold(scores.image, scores.labels)
         new = msgspec.structs.replace(new, image=Threshold(value, "f1", images=len(chosen), backend=took))
-    written = _write(path, manifest, new, min_area_px, command)
+    written = _write(path, manifest, precision, new, min_area_px, command)
     return Calibration(
-        old=manifest.thresholds,
+        old=manifest.thresholds_of(precision),
         new=new,
         min_area_px=written.min_area_px,
         images_needed=image.images_needed,
@@ -134,12 +136,19 @@ def calibrate_bundle(
 
 
 def set_thresholds(
-    path: Path, image: float | None, pixel: float | None, min_area_px: int | None, *, command: str
+    path: Path,
+    image: float | None,
+    pixel: float | None,
+    min_area_px: int | None,
+    *,
+    precision: str = "fp32",
+    command: str,
 ) -> Calibration:
-    """Set thresholds by hand; None leaves a threshold as it is.
+    """Set thresholds of one precision by hand; None leaves a threshold as it is.
 
     Raises:
-        ArgumentError: If a number is not finite, or a bundle without thresholds would get only one of them.
+        ArgumentError: If a number is not finite, the bundle lacks the precision, or without thresholds would get only
+            one of them.
     """
     _check_area(min_area_px)
     for name, value in (("image threshold", image), ("pixel threshold", pixel)):
@@ -147,7 +156,7 @@ def set_thresholds(
             raise ArgumentError(f"{name}: expected a finite number, got {value}.")
     with open_bundle(path) as bundle:
         manifest = bundle.manifest
-    old = manifest.thresholds
+    old = manifest.thresholds_of(precision)
     first = Threshold(image, "manual") if image is not None else old.image if old else None
     second = Threshold(pixel, "manual") if pixel is not None else old.pixel if old else None
     if first is None or second is None:
@@ -156,7 +165,7 @@ def set_thresholds(
             "Give both, or calibrate with --data."
         )
     new = Thresholds(first, second)
-    written = _write(path, manifest, new, min_area_px, command)
+    written = _write(path, manifest, precision, new, min_area_px, command)
     by_hand = "Thresholds set by hand carry no false-reject bound. Measure them with flawscope evaluate."
     notes = (by_hand,) if "manual" in (new.image.method, new.pixel.method) else ()
     return Calibration(old, new, written.min_area_px, notes=notes)
@@ -247,17 +256,18 @@ def _notes(image: OrderStatistic, objective: Objective) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _write(path: Path, manifest: Manifest, new: Thresholds, min_area_px: int | None, command: str) -> Manifest:
-    old = manifest.thresholds
+def _write(
+    path: Path, manifest: Manifest, precision: str, new: Thresholds, min_area_px: int | None, command: str
+) -> Manifest:
+    old = manifest.thresholds_of(precision)
     when = datetime.now(timezone.utc).isoformat(timespec="seconds")
     changes = [
-        ThresholdChange(when, "image", old.image.value if old else None, new.image.value, command),
-        ThresholdChange(when, "pixel", old.pixel.value if old else None, new.pixel.value, command),
+        ThresholdChange(when, "image", old.image.value if old else None, new.image.value, command, precision),
+        ThresholdChange(when, "pixel", old.pixel.value if old else None, new.pixel.value, command, precision),
     ]
     is_new = [old is None or old.image != new.image, old is None or old.pixel != new.pixel]
     changed = msgspec.structs.replace(
-        manifest,
-        thresholds=new,
+        manifest.with_thresholds(precision, new),
         threshold_changes=(*manifest.threshold_changes, *itertools.compress(changes, is_new)),
         min_area_px=manifest.min_area_px if min_area_px is None else min_area_px,
     )

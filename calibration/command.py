@@ -8,7 +8,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from flawscope.bundle import Threshold
+from flawscope.bundle import PRECISIONS, Threshold, open_bundle
 from flawscope.calibration.calibrate import (
     CONFIDENCE,
     FALSE_REJECT_RATE,
@@ -45,6 +45,7 @@ from flawscope.terminal import command_line, progress_bars
 @click.option("--pixel-threshold", type=float, metavar="Y", help="Set the pixel threshold by hand.")
 @click.option("--min-area", type=int, metavar="PX", help="Smallest region that gets a box, in pixels of the map.")
 @click.option("--backend", default="auto", show_default=True, help="Backend that makes the scores.")
+@click.option("--precision", type=click.Choice(PRECISIONS), help="Only this one.  [default: each the bundle has]")
 def calibrate(
     bundle: Path,
     data: Path | None,
@@ -56,6 +57,7 @@ def calibrate(
     pixel_threshold: float | None,
     min_area: int | None,
     backend: str,
+    precision: str | None,
 ) -> None:
     """Set the thresholds of BUNDLE from good pictures, and state the false-reject rate with its bound.
 
@@ -69,21 +71,39 @@ def calibrate(
     if data is None:
         if not is_by_hand and min_area is None:
             raise click.UsageError("Expected --data ROOT, or --image-threshold X and --pixel-threshold Y, got neither.")
-        _print(set_thresholds(bundle, image_threshold, pixel_threshold, min_area, command=command_line()))
-        return
-    with progress_bars() as progress:
-        result = calibrate_bundle(
+        by_hand = set_thresholds(
             bundle,
-            open_dataset(data, category),
-            false_reject_rate=false_reject_rate,
-            confidence=confidence,
-            objective=objective,
-            min_area_px=min_area,
-            backend=backend,
+            image_threshold,
+            pixel_threshold,
+            min_area,
+            precision="fp32" if precision is None else precision,
             command=command_line(),
-            progress=progress,
         )
-    _print(result)
+        _print(by_hand)
+        return
+    dataset = open_dataset(data, category)
+    for name in _precisions(bundle) if precision is None else (precision,):
+        with progress_bars() as progress:
+            result = calibrate_bundle(
+                bundle,
+                dataset,
+                false_reject_rate=false_reject_rate,
+                confidence=confidence,
+                objective=objective,
+                min_area_px=min_area,
+                backend=backend,
+                precision=name,
+                command=command_line(),
+                progress=progress,
+            )
+        if name != "fp32":
+            click.echo(f"precision {name}:")
+        _print(result)
+
+
+def _precisions(path: Path) -> tuple[str, ...]:
+    with open_bundle(path) as bundle:
+        return ("fp32", *sorted(bundle.manifest.precisions))
 
 
 def _print(result: Calibration) -> None:

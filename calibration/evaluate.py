@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 import numpy as np
 
-from flawscope.bundle import Accuracy, Manifest, open_bundle, rewrite_manifest
+from flawscope.bundle import Accuracy, Manifest, Thresholds, open_bundle, rewrite_manifest
 from flawscope.calibration.extras import require
 from flawscope.calibration.figures import (
     BundleIdentity,
@@ -111,6 +111,7 @@ def evaluate_bundle(
     *,
     backend: str = "auto",
     graph_path: str = "auto",
+    precision: str = "fp32",
     command: str,
     seed: int = 0,
     resamples: int = RESAMPLES,
@@ -123,6 +124,7 @@ def evaluate_bundle(
         dataset: Its test pictures are used, all of them.
         backend: The backend to measure.
         graph_path: `graph`, `kernel` for features and native kernel, or `auto` for the one the runtime takes.
+        precision: Precision of the graphs, one that the bundle has.
         command: The command line, for the record.
         seed: Seed of the bootstrap.
         resamples: Number of bootstrap samples.
@@ -140,16 +142,16 @@ def evaluate_bundle(
             f"{dataset.root}: expected test pictures (test/good and test/DEFECT), got none. "
             "Add labelled pictures, or name another set."
         )
-    with load_inspector(path, backend, graph_path) as inspector:
+    with load_inspector(path, backend, graph_path, precision) as inspector:
         manifest, taken, reason = inspector.manifest, inspector.backend, inspector.backend_reason
-        taken_path = inspector.path
+        taken_path, thresholds = inspector.path, inspector.thresholds
         hashes = read_image_hashes(inspector.bundle)
-        measured = _measure(inspector, samples, progress)
+        measured = measure_pictures(inspector, samples, progress)
     contents = hash_contents(
         [sample.path for sample in dataset.samples], lambda done, total: progress("Hashing pictures", done, total)
     )
     progress("Computing figures", 0, 1)
-    confusion = _confusion(measured, manifest)
+    confusion = _confusion(measured, thresholds)
     values, intervals, best = _overall(measured, seed, resamples)
     figures = Figures(
         **values,
@@ -161,7 +163,7 @@ def evaluate_bundle(
         backend=taken,
         backend_reason=reason,
         path=taken_path,
-        precision="fp32",
+        precision=precision,
         latency_ms=_latency(measured),
         intervals=intervals,
         confusion=confusion,
@@ -171,7 +173,7 @@ def evaluate_bundle(
             for sample, outcome in zip(samples, measured.outcomes, strict=True)
             if outcome.fault is not None
         ),
-        notes=_notes(measured, manifest, taken, hashes, [contents[sample.path] for sample in samples]),
+        notes=_notes(measured, thresholds, taken, hashes, [contents[sample.path] for sample in samples]),
         bundle=BundleIdentity(name=manifest.name, method=manifest.method, digest=manifest.digest),
         dataset=DatasetIdentity(category=dataset.category, fingerprint=fingerprint(dataset, contents)),
         versions=package_versions(),
@@ -201,7 +203,7 @@ def record_accuracy(path: Path, figures: Figures) -> None:
         when=figures.when,
         command=figures.command,
         dataset=figures.dataset.fingerprint,
-        backend=figures.backend if figures.path == "graph" else f"{figures.backend} ({figures.path})",
+        backend=_where(figures),
         images=figures.images,
         anomalous=figures.anomalous,
         figures=flat,
@@ -211,9 +213,17 @@ def record_accuracy(path: Path, figures: Figures) -> None:
     rewrite_manifest(path, msgspec.structs.replace(manifest, evidence=evidence))
 
 
-def _measure(inspector: Inspector, samples: Sequence[Sample], progress: Progress) -> Measured:
+def _where(figures: Figures) -> str:
+    """Return the backend with path and precision where they are not the plain ones."""
+    more = [figures.path] if figures.path != "graph" else []
+    more += [figures.precision] if figures.precision != "fp32" else []
+    return f"{figures.backend} ({', '.join(more)})" if more else figures.backend
+
+
+def measure_pictures(inspector: Inspector, samples: Sequence[Sample], progress: Progress) -> Measured:
+    """Score pictures through the runtime, one after the other, and read their masks."""
     spec = inspector.manifest.input
-    is_calibrated = inspector.manifest.thresholds is not None
+    is_calibrated = inspector.thresholds is not None
     # Masks are read first: a broken one stops the evaluation before the long part.
     masks, masks_lost = [], 0
     for sample in samples:
@@ -281,13 +291,13 @@ def _by_defect(measured: Measured, *, is_calibrated: bool) -> tuple[DefectFigure
     return tuple(rows)
 
 
-def _confusion(measured: Measured, manifest: Manifest) -> Confusion | None:
-    if manifest.thresholds is None:
+def _confusion(measured: Measured, thresholds: Thresholds | None) -> Confusion | None:
+    if thresholds is None:
         return None
     good, anomalous = _decisions(measured, ~measured.labels), _decisions(measured, measured.labels)
     return Confusion(
-        image_threshold=manifest.thresholds.image,
-        pixel_threshold=manifest.thresholds.pixel,
+        image_threshold=thresholds.image,
+        pixel_threshold=thresholds.pixel,
         good=good,
         anomalous=anomalous,
         false_reject=rate(good.n - good.accept, good.n),
@@ -310,7 +320,7 @@ def _latency(measured: Measured) -> Latency | None:
 
 
 def _notes(
-    measured: Measured, manifest: Manifest, backend: str, hashes: ImageHashes, contents: Sequence[str]
+    measured: Measured, thresholds: Thresholds | None, backend: str, hashes: ImageHashes, contents: Sequence[str]
 ) -> tuple[str, ...]:
     """Return what limits the figures; an empty tuple when nothing does."""
     notes = []
@@ -330,13 +340,13 @@ def _notes(
     if without := int((measured.usable & ~measured.has_truth).sum()):
         lost = f", {measured.masks_lost} of them too small at the model's resolution" if measured.masks_lost else ""
         notes.append(f"{without} defective pictures have no usable mask{lost}; they are left out of the pixel figures.")
-    return (*notes, *_threshold_notes(manifest, backend))
+    return (*notes, *_threshold_notes(thresholds, backend))
 
 
-def _threshold_notes(manifest: Manifest, backend: str) -> tuple[str, ...]:
-    if manifest.thresholds is None:
+def _threshold_notes(thresholds: Thresholds | None, backend: str) -> tuple[str, ...]:
+    if thresholds is None:
         return ("The bundle has no thresholds, so nothing was decided. Set them with flawscope calibrate.",)
-    threshold = manifest.thresholds.image
+    threshold = thresholds.image
     notes = []
     if threshold.method == "f1":
         notes.append("The threshold was chosen on labelled pictures: on the same pictures its rates are optimistic.")

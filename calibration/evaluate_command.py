@@ -9,6 +9,7 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
+from flawscope.bundle import PRECISIONS
 from flawscope.calibration.evaluate import evaluate_bundle, record_accuracy
 from flawscope.calibration.figures import Figures
 from flawscope.calibration.intervals import Interval, Rate
@@ -39,6 +40,7 @@ _NAMES = (
     show_default=True,
     help="The whole graph, or features and native kernel.",
 )
+@click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True)
 @click.option("--json", "json_file", type=click.Path(path_type=Path), metavar="FILE", help="Write the figures as JSON.")
 @click.option("--report", type=click.Path(path_type=Path), metavar="DIR", help="Write DIR/report.html.")
 @click.option("--seed", default=0, show_default=True, help="Seed of the bootstrap intervals.")
@@ -49,6 +51,7 @@ def evaluate(
     category: str | None,
     backend: str,
     graph_path: str,
+    precision: str,
     json_file: Path | None,
     report: Path | None,
     seed: int,
@@ -69,6 +72,7 @@ def evaluate(
             open_dataset(data, category),
             backend=backend,
             graph_path=graph_path,
+            precision=precision,
             command=command_line(),
             seed=seed,
             progress=progress,

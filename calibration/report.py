@@ -135,7 +135,7 @@ def span(interval: Interval | None) -> str:
 
 def _context(evaluation: Evaluation, markup: Any) -> dict[str, Any]:
     figures, measured, manifest = evaluation.figures, evaluation.measured, evaluation.manifest
-    thresholds = manifest.thresholds
+    thresholds = manifest.thresholds_of(evaluation.figures.precision)
     image = thresholds.image.value if thresholds else None
     good = ~measured.labels
     scale = pictures.make_scale(measured.maps, good, measured.usable, thresholds.pixel.value if thresholds else None)

@@ -47,11 +47,11 @@ def read_image_hashes(bundle: Bundle) -> ImageHashes:
         ) from err
 
 
-def load_inspector(bundle: Path, backend: str, path: str = "auto") -> Inspector:
+def load_inspector(bundle: Path, backend: str, path: str = "auto", precision: str = "fp32") -> Inspector:
     """Load a bundle for scoring; see `Inspector.load`."""
     from flawscope.runtime import Inspector  # brings ONNX Runtime, which --help and thresholds set by hand do without
 
-    return Inspector.load(bundle, backend=backend, path=path)
+    return Inspector.load(bundle, backend=backend, path=path, precision=precision)
 
 
 def score_samples(

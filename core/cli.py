@@ -26,7 +26,10 @@ VERBS = {
     "evaluate": ("flawscope.calibration.evaluate_command:evaluate", "Measure a bundle on labelled images."),
     "score": ("flawscope.runtime.command:score", "Decide on images with a bundle."),
     "engine": ("flawscope.runtime.engine_command:engine", "Build, list or clear TensorRT engines of this machine."),
-    "bench": ("flawscope.runtime.bench_command:bench_command", "Measure latency and throughput of a bundle."),
+    "bench": (
+        "flawscope.runtime.bench_command:bench_command",
+        "Measure latency, throughput and memory of a bundle.",
+    ),
     "bundle": ("flawscope.bundle_command:bundle", "Show, verify or pack a bundle."),
 }
 

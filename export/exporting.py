@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import shutil
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -32,7 +33,8 @@ from flawscope.errors import ArgumentError, RunError
 from flawscope.export.features_graph import export_features
 from flawscope.export.head import BankFile, append_head
 from flawscope.export.parity import check_parity, measure_parity
-from flawscope.export.proof import SizeProof, prove_sizes
+from flawscope.export.precisions import Wanted, add_precision, read_pictures
+from flawscope.export.proof import prove_sizes
 from flawscope.export.torch_scores import torch_scores
 from flawscope.files import check_replaceable, storage_errors
 from flawscope.images import UInt8Array, decode_image, prepare
@@ -48,7 +50,13 @@ _GOLDEN = 2
 
 
 def export_run(
-    path: Path, out: Path, *, max_batch: int = 8, command: str = "", progress: Progress = no_progress
+    path: Path,
+    out: Path,
+    *,
+    max_batch: int = 8,
+    wanted: Wanted | None = None,
+    command: str = "",
+    progress: Progress = no_progress,
 ) -> Manifest:
     """Export a run as a bundle folder; nothing is written unless size proof and parity gate hold.
 
@@ -56,6 +64,7 @@ def export_run(
         path: The run.
         out: Bundle folder to write; an earlier bundle there is replaced.
         max_batch: Largest batch the graphs take.
+        wanted: Precisions beside FP32, and from what they are made and judged.
         command: Command line for the record.
         progress: Told what is being done.
 
@@ -64,11 +73,13 @@ def export_run(
 
     Raises:
         RunError: If the run is broken or unfitted, or a tensor would be too large.
-        GateError: If torch, graph and native path disagree.
+        GateError: If torch, graph and native path disagree, or a precision is outside its limits.
         StorageError: If the bundle cannot be written.
     """
     if not 1 <= max_batch <= 256:
         raise ArgumentError(f"max_batch: expected 1 to 256, got {max_batch}.")
+    if wanted is not None:
+        wanted.check()
     check_replaceable(out, "manifest.json")
     run = read_run(path)
     samples = [(sample.name, sample.read_bytes()) for sample in run.samples]
@@ -79,7 +90,7 @@ def export_run(
         scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
     try:
         with storage_errors(out):
-            return _export(run, out, scratch, samples, max_batch, command, progress)
+            return _export(run, out, scratch, samples, max_batch, wanted, command, progress)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -90,6 +101,7 @@ def _export(
     scratch: Path,
     samples: list[tuple[str, bytes]],
     max_batch: int,
+    wanted: Wanted | None,
     command: str,
     progress: Progress,
 ) -> Manifest:
@@ -109,8 +121,7 @@ def _export(
     score = append_head(features, head, BankFile(bank_path), spec.size, max_batch)
     graphs = {}
     for name, model in (("features", features), ("score", score)):
-        _check_standard(model, name)
-        graphs[name] = _graph(name, model, prove_sizes(model, max_batch))
+        graphs[name] = _described(max_batch, name, model)
         onnx.save(model, scratch / f"{name}.onnx")
         onnx.checker.check_model(str(scratch / f"{name}.onnx"), full_check=True)
     progress("exporting", 2, steps)
@@ -145,7 +156,17 @@ def _export(
     final = msgspec.structs.replace(
         manifest, golden=tuple(entry for entry, _ in golden), evidence=Evidence(parity=parity)
     )
-    written = write_bundle(out, final, sources | {entry.file: data for entry, data in golden})
+    sources |= {entry.file: data for entry, data in golden}
+    if wanted is not None and wanted.precisions:
+        pictures = read_pictures(wanted, final, run.record.training, progress)
+        found = {}
+        for name in wanted.precisions:
+            found[name], added = add_precision(
+                name, final, sources, arrays, scratch, pictures, wanted, partial(_described, max_batch), progress
+            )
+            sources |= added
+        final = msgspec.structs.replace(final, precisions=found)
+    written = write_bundle(out, final, sources)
     progress("exporting", 5, steps)
     return written
 
@@ -195,7 +216,10 @@ def _check_standard(model: onnx.ModelProto, name: str) -> None:
         )
 
 
-def _graph(name: str, model: onnx.ModelProto, proof: SizeProof) -> Graph:
+def _described(max_batch: int, name: str, model: onnx.ModelProto) -> Graph:
+    """Return what the manifest says of a graph whose operators are standard and whose tensors fit."""
+    _check_standard(model, name)
+    proof = prove_sizes(model, max_batch)
     return Graph(
         file=f"{name}.onnx",
         outputs=tuple(output.name for output in model.graph.output),

@@ -1,32 +1,43 @@
-"""Measuring a bundle: latency per stage, throughput, and the ratio to its backbone alone."""
+"""Measuring a bundle: latency per stage, throughput, memory, and the ratio to its backbone alone."""
 
 from __future__ import annotations
 
-import itertools
 import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from flawscope.errors import ArgumentError
-from flawscope.images import UInt8Array, decode_image, prepare
 from flawscope.runtime.backends import Session, open_session
-from flawscope.runtime.decision import decide, find_boxes
+from flawscope.runtime.bench_machine import device_memory, machine_state
+from flawscope.runtime.bench_memory import peak_kib, resident_kib
+from flawscope.runtime.bench_rounds import (
+    BLOCK,
+    SETTLE,
+    STAGES,
+    Record,
+    backbone_round,
+    check_seconds,
+    count_transfers,
+    golden_pictures,
+    latency,
+    one_round,
+    percentiles,
+)
+from flawscope.runtime.bench_trend import fit_slope
 from flawscope.runtime.inspector import Inspector
 from flawscope.versions import cpu_name, package_versions
 
-STAGES = ("read", "prepare", "infer", "decide", "total")
-_PERCENTILES = {"p50": 50.0, "p90": 90.0, "p99": 99.0, "p99.9": 99.9}
+__all__ = ["STAGES", "bench", "sweep"]
+
 _WARM_UP_S = (1.0, 10.0)
 _WINDOW = 10
-_BLOCK = 12
-"""Rounds of one kind before the other kind has its turn."""
-_SETTLE = 2
-"""Rounds left out at the start of a block."""
+_LEAST_ROUNDS = 30
+NOT_LINUX = "resident memory is read from /proc/self/status, which this system does not have"
 
 
 def bench(
@@ -45,105 +56,164 @@ def bench(
         progress: Told the share done, 0 to 1.
 
     Returns:
-        Percentiles in milliseconds per stage and for the backbone, pictures per second, their ratio, and what a
-        reader needs to judge the figures.
+        Percentiles in milliseconds per stage and for the backbone, pictures per second, their ratio, memory in KiB,
+        bytes per picture, and what a reader needs to judge the figures. What is not known is None, with a reason.
 
     Raises:
         ArgumentError: If batch or seconds are out of range.
     """
-    manifest = inspector.manifest
-    if not 1 <= batch <= manifest.max_batch:
-        raise ArgumentError(f"batch: expected 1 to {manifest.max_batch}, got {batch}.")
-    if not 0.1 <= seconds <= 86_400:
-        raise ArgumentError(f"seconds: expected 0.1 to 86400, got {seconds}.")
-    encoded = [inspector.bundle.file(golden.file).read_bytes() for golden in manifest.golden]
-    if not encoded:
-        raise ArgumentError("bench: expected a bundle with golden images, got none. Export it again.")
-    pictures = [encoded[index % len(encoded)] for index in range(batch)]
-    backbone = open_session(inspector.bundle.graph("features"), inspector.backend)
+    return sweep(inspector, batches=(batch,), seconds=seconds, progress=progress)
+
+
+def sweep(
+    inspector: Inspector,
+    *,
+    batches: Sequence[int],
+    seconds: float = 10.0,
+    progress: Callable[[float], None] | None = None,
+) -> dict[str, Any]:
+    """Measure several batches, one after the other, as `bench` does.
+
+    Args:
+        inspector: The loaded bundle.
+        batches: Pictures per round, at least one number.
+        seconds: Measuring time for each batch.
+        progress: Told the share done of all, 0 to 1.
+
+    Returns:
+        The figures of the first batch, as `bench` returns them, and under `sweep` those of every batch.
+
+    Raises:
+        ArgumentError: If a batch or seconds are out of range.
+    """
+    for batch in batches:
+        inspector.check_batch(batch)
+    if not batches:
+        raise ArgumentError("batch: expected at least one number of pictures, got none.")
+    check_seconds(seconds)
+    encoded = golden_pictures(inspector)
+    loaded_kib = resident_kib()
+    before = machine_state()
+    measured = []
+    backbone = open_session(inspector.bundle.graph("features", inspector.precision), inspector.backend)
     try:
-        warm_up = _warm_up(lambda: (_round(inspector, pictures), _backbone_round(inspector, backbone, pictures)))
-        rounds: list[list[float]] = []
-        alone: list[float] = []
-        started = time.perf_counter()
-        while (elapsed := time.perf_counter() - started) < seconds or len(rounds) < 30:
-            rounds += [_round(inspector, pictures) for _ in range(_BLOCK)][_SETTLE:]
-            alone += [_backbone_round(inspector, backbone, pictures) for _ in range(_BLOCK)][_SETTLE:]
-            if progress is not None:
-                progress(min(1.0, elapsed / seconds))
+        for index, batch in enumerate(batches):
+            pictures = [encoded[number % len(encoded)] for number in range(batch)]
+            tell = _share_of(progress, index, len(batches))
+            measured.append({"batch": batch, **_measure(inspector, backbone, pictures, seconds, tell)})
+            measured[-1]["memory"]["host"]["rss_after_load_kib"] = loaded_kib
     finally:
         backbone.close()
-    times = np.array(rounds)
+    manifest = inspector.manifest
     return {
         "bundle": manifest.name,
         "digest": manifest.digest,
         "method": manifest.method,
-        "precision": "fp32",
+        "precision": inspector.precision,
         "backend": inspector.backend,
         "backend_reason": inspector.backend_reason,
         "path": inspector.path,
-        "batch": batch,
-        "rounds": len(rounds),
-        "seconds": round(elapsed, 3),
-        "warm_up_rounds": warm_up,
-        "latency_ms": {stage: _percentiles(times[:, column]) for column, stage in enumerate(STAGES)},
-        "backbone_ms": _percentiles(np.array(alone)),
-        "images_per_second": float(batch * len(rounds) / (times[:, -1].sum() / 1e3)),
-        "ratio_infer_to_backbone": float(np.median(times[:, 2]) / np.median(alone)),
-        "ratio_total_to_backbone": float(np.median(times[:, -1]) / np.median(alone)),
+        **measured[0],
+        "sweep": measured,
         "input": list(manifest.input.size),
-        "machine": _machine(),
+        "machine": machine(),
+        "state": {"before": before, "after": machine_state()},
     }
 
 
-def _backbone_round(inspector: Inspector, backbone: Session, pictures: list[bytes]) -> float:
-    """Read and resize one batch, then return the milliseconds that the backbone alone takes for it."""
-    images = np.stack([prepare(decode_image(data), inspector.manifest.input) for data in pictures])
-    before = time.perf_counter()
-    backbone.infer(images)
-    return 1e3 * (time.perf_counter() - before)
+def _measure(
+    inspector: Inspector,
+    backbone: Session,
+    pictures: Sequence[bytes],
+    seconds: float,
+    progress: Callable[[float], None] | None,
+) -> dict[str, Any]:
+    """Return the figures of one batch."""
+    batch = len(pictures)
+    warm_up = warm_up_rounds(
+        lambda: (one_round(inspector, pictures), backbone_round(inspector, backbone, pictures)), _WARM_UP_S
+    )
+    transfers = count_transfers(inspector, pictures)
+    likely = round(1.5 * seconds / warm_up.seconds_a_round) + 2 * BLOCK
+    rounds, alone = Record(len(STAGES), likely), Record(1, likely)
+    memory = Record(2, likely // BLOCK)
+    started = time.perf_counter()
+    while (elapsed := time.perf_counter() - started) < seconds or len(rounds) < _LEAST_ROUNDS:
+        for number in range(BLOCK):
+            times, _, _ = one_round(inspector, pictures)
+            if number >= SETTLE:
+                rounds.add(times)
+        for number in range(BLOCK):
+            taken = backbone_round(inspector, backbone, pictures)
+            if number >= SETTLE:
+                alone.add([taken])
+        if (now := resident_kib()) is not None:
+            memory.add([(len(memory) + 1) * BLOCK, now])
+        if progress is not None:
+            progress(min(1.0, elapsed / seconds))
+    total = rounds.rows[:, -1]
+    own = float(np.median(alone.rows))
+    return {
+        "rounds": len(rounds),
+        "seconds": round(elapsed, 3),
+        "warm_up_rounds": warm_up.count,
+        "latency_ms": latency(rounds.rows),
+        "backbone_ms": percentiles(alone.rows[:, 0]),
+        "images_per_second": float(batch * len(rounds) / (total.sum() / 1e3)),
+        "ratio_infer_to_backbone": float(np.median(rounds.rows[:, 2]) / own),
+        "ratio_total_to_backbone": float(np.median(total) / own),
+        "transfers": transfers,
+        "memory": {"host": _host_memory(memory), "device": device_memory(inspector.backend)},
+    }
 
 
-def _round(inspector: Inspector, pictures: list[bytes]) -> list[float]:
-    """Take one batch through all stages; return milliseconds per stage, the total last."""
-    manifest = inspector.manifest
-    marks = [time.perf_counter()]
-    decoded = [decode_image(data) for data in pictures]
-    marks.append(time.perf_counter())
-    images: UInt8Array = np.stack([prepare(image, manifest.input) for image in decoded])
-    marks.append(time.perf_counter())
-    maps, scores = inspector.infer(images)
-    marks.append(time.perf_counter())
-    for image, anomaly_map, value in zip(decoded, maps, scores, strict=True):
-        decide(float(value), anomaly_map, manifest.thresholds)
-        if manifest.thresholds is not None:
-            threshold = manifest.thresholds.pixel.value
-            find_boxes(anomaly_map, threshold, manifest.min_area_px, manifest.input, (image.shape[0], image.shape[1]))
-    marks.append(time.perf_counter())
-    stages = [1e3 * (after - before) for before, after in itertools.pairwise(marks)]
-    return [*stages, 1e3 * (marks[-1] - marks[0])]
+def _host_memory(samples: Record) -> dict[str, Any]:
+    """Return resident memory; growth is per 1,000 rounds, each with its round of the backbone."""
+    peak = peak_kib()
+    slope = None if len(samples) == 0 else fit_slope(samples.rows[:, 0] / 1e3, samples.rows[:, 1])
+    reason = NOT_LINUX if peak is None else None
+    if peak is not None and slope is None:
+        reason = f"{len(samples)} samples are too few for a slope: measure longer"
+    return {
+        "peak_kib": peak,
+        "growth_kib_per_1000_rounds": None if slope is None else slope.value,
+        "growth_interval": None if slope is None else [slope.low, slope.high],
+        "reason": reason,
+    }
 
 
-def _warm_up(run: Callable[[], object]) -> int:
-    """Run until two windows of rounds have medians within 10 %, for 1 to 10 seconds; return the number of rounds."""
+class WarmUp:
+    """How long a warm-up took: rounds, and the seconds of one at its end."""
+
+    def __init__(self, count: int, seconds_a_round: float) -> None:
+        self.count = count
+        self.seconds_a_round = seconds_a_round
+
+
+def warm_up_rounds(run: Callable[[], object], limits_s: tuple[float, float]) -> WarmUp:
+    """Run until two windows of rounds have medians within 10 %, within a least and a most time in seconds."""
     times: list[float] = []
     started = time.perf_counter()
-    while (elapsed := time.perf_counter() - started) < _WARM_UP_S[1]:
+    while (elapsed := time.perf_counter() - started) < limits_s[1]:
         before = time.perf_counter()
         run()
         times.append(time.perf_counter() - before)
-        if elapsed >= _WARM_UP_S[0] and len(times) >= 2 * _WINDOW:
+        if elapsed >= limits_s[0] and len(times) >= 2 * _WINDOW:
             earlier, later = statistics.median(times[-2 * _WINDOW : -_WINDOW]), statistics.median(times[-_WINDOW:])
             if abs(later - earlier) <= 0.1 * earlier:
                 break
-    return len(times)
+    return WarmUp(len(times), statistics.median(times[-_WINDOW:]))
 
 
-def _percentiles(times: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> dict[str, float]:
-    return {name: float(np.percentile(times, share)) for name, share in _PERCENTILES.items()}
+def _share_of(progress: Callable[[float], None] | None, index: int, count: int) -> Callable[[float], None] | None:
+    """Return what tells the progress of one part among several."""
+    if progress is None:
+        return None
+    return lambda share: progress((index + share) / count)
 
 
-def _machine() -> dict[str, Any]:
+def machine() -> dict[str, Any]:
+    """Return processor, system and versions."""
     return {
         "cpu": cpu_name(),
         "cores": os.cpu_count(),

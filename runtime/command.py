@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from flawscope.bundle import Manifest
+from flawscope.bundle import PRECISIONS
 from flawscope.errors import ArgumentError
 from flawscope.files import storage_errors, write_bytes
 from flawscope.images import EXTENSIONS, read_image
@@ -26,11 +26,19 @@ from flawscope.runtime.results import Result
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="IMAGE...")
 @click.option("--backend", type=click.Choice(BACKENDS), default="auto", show_default=True)
 @click.option("--path", "path", type=click.Choice(PATHS), default="auto", show_default=True, help="How maps are made.")
+@click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True)
 @click.option("--batch", type=int, default=1, show_default=True, help="Pictures per inference.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON line per picture.")
 @click.option("--maps", type=click.Path(path_type=Path), help="Folder for heat maps over the pictures (PNG).")
 def score(
-    bundle: Path, images: tuple[Path, ...], backend: str, path: str, batch: int, as_json: bool, maps: Path | None
+    bundle: Path,
+    images: tuple[Path, ...],
+    backend: str,
+    path: str,
+    precision: str,
+    batch: int,
+    as_json: bool,
+    maps: Path | None,
 ) -> int:
     """Decide on pictures, or on all pictures of folders.
 
@@ -39,7 +47,7 @@ def score(
     paths = _expand(images)
     counts: Counter[str] = Counter()
     names: set[str] = set()
-    with Inspector.load(bundle, backend, path) as inspector:
+    with Inspector.load(bundle, backend, path, precision) as inspector:
         inspector.check_batch(batch)
         if maps is not None:  # not before everything that was asked for is known to be there
             with storage_errors(maps):
@@ -50,7 +58,7 @@ def score(
             counts[result.decision] += 1
             click.echo(msgspec.json.encode(result.to_json()).decode() if as_json else _line(result))
             if maps is not None and result.anomaly_map is not None and np.isfinite(result.anomaly_map).all():
-                _write_map(_free_name(maps, source, names), source, result, result.anomaly_map, inspector.manifest)
+                _write_map(_free_name(maps, source, names), source, result, result.anomaly_map, inspector)
     if not as_json:
         total = ", ".join(f"{counts[decision]} {decision}" for decision in ("accept", "reject", "fault"))
         click.echo(f"{len(paths)} pictures: {total}", err=True)
@@ -94,13 +102,12 @@ def _free_name(folder: Path, source: Path, names: set[str]) -> Path:
 
 
 def _write_map(
-    path: Path, source: Path, result: Result, anomaly_map: npt.NDArray[np.float32], manifest: Manifest
+    path: Path, source: Path, result: Result, anomaly_map: npt.NDArray[np.float32], inspector: Inspector
 ) -> None:
-    thresholds = manifest.thresholds
+    manifest, thresholds = inspector.manifest, inspector.thresholds
+    golden = manifest.golden_of(inspector.precision)
     # Without thresholds the scale is anchored at what good pictures reach.
-    reference = (
-        thresholds.pixel.value if thresholds else max((golden.map_max for golden in manifest.golden), default=1.0)
-    )
+    reference = thresholds.pixel.value if thresholds else max((known.map_max for known in golden), default=1.0)
     picture = draw_overlay(read_image(source), anomaly_map, manifest.input, reference, result.boxes)
     _, data = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
     write_bytes(path, data.tobytes())

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 import msgspec
 
-from flawscope.bundle import Bundle, open_bundle
+from flawscope.bundle import PRECISIONS, Bundle, open_bundle
 from flawscope.errors import ArgumentError, BackendError
 from flawscope.runtime.engines import (
     RUNTIMES,
@@ -49,6 +49,7 @@ _cache_option = click.option("--cache", type=click.Path(path_type=Path, file_oka
     show_default=True,
     help="auto: features, which the runtime joins with its own kernels.",
 )
+@click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True)
 @click.option("--max-batch", type=int, help="Largest batch.  [default: the bundle's]")
 @click.option("--opt-batch", type=int, help="The batch it is made fastest at.  [default: 1]")
 @click.option("--workspace", type=int, metavar="MIB", help="Most device memory for scratch.  [default: TensorRT's]")
@@ -60,6 +61,7 @@ def build_command(
     bundle: Path,
     runtime: str,
     graph: str,
+    precision: str,
     max_batch: int | None,
     opt_batch: int | None,
     workspace: int | None,
@@ -90,6 +92,7 @@ def build_command(
                 device,
                 options,
                 EngineCache(cache),
+                precision=precision,
                 build=not no_build,
                 force=force,
                 progress=lambda share, phase: report(_estimate(share, started, phase), round(100 * share), 100),
@@ -104,7 +107,9 @@ def build_command(
     else:
         click.echo(f"built because {ensured.built_because}")
         click.echo(f"engine: {stored.plan} ({entry.size / 2**20:.1f} MiB, {entry.build_seconds:.1f} s)")
-    click.echo(f"graph {name}, batch 1 to {options.max_batch}, {tensorrt.name} {tensorrt.version}, {device}")
+    click.echo(
+        f"graph {name}, {precision}, batch 1 to {options.max_batch}, {tensorrt.name} {tensorrt.version}, {device}"
+    )
     if entry.layers_missing is not None:
         click.echo(f"no report of its layers: {entry.layers_missing}")
 

@@ -45,9 +45,11 @@ class Inspector:
         backend: Name of the backend in use.
         backend_reason: Why it was taken.
         path: `graph` or `kernel`, whichever was taken.
+        precision: Precision of the graphs.
+        thresholds: The thresholds in force, or None before calibration.
     """
 
-    def __init__(self, bundle: Bundle, backend: str = "auto", path: str = "auto") -> None:
+    def __init__(self, bundle: Bundle, backend: str = "auto", path: str = "auto", precision: str = "fp32") -> None:
         if path not in PATHS:
             raise ArgumentError(f"path: expected one of {', '.join(PATHS)}, got {path!r}.")
         choice = choose_backend(backend)
@@ -55,12 +57,13 @@ class Inspector:
         self.backend = choice.name
         self.backend_reason = choice.reason
         self.path = _resolve_path(path, choice.name, bundle.manifest)
-        self._thresholds = self.manifest.thresholds
+        self.precision = precision
+        self.thresholds = self.manifest.thresholds_of(precision)
         tensors = bundle.tensors()  # also for the graph, which reads the same file: refuses NaN and an empty bank
         self._head = (
             build_head(self.manifest.head, tensors, self.manifest.input.size) if self.path == "kernel" else None
         )
-        graph = bundle.graph("features" if self._head else "score")
+        graph = bundle.graph("features" if self._head else "score", precision)
         try:
             self._session = open_session(graph, self.backend)
         except BackendError as err:
@@ -72,7 +75,9 @@ class Inspector:
         self._check_golden(ZERO_SHARE * distance_scale(self.manifest.head, tensors))
 
     @classmethod
-    def load(cls, bundle: Bundle | Path | str, backend: str = "auto", path: str = "auto") -> Inspector:
+    def load(
+        cls, bundle: Bundle | Path | str, backend: str = "auto", path: str = "auto", precision: str = "fp32"
+    ) -> Inspector:
         """Open and verify a bundle and make it ready; its golden images must give their stored scores.
 
         Args:
@@ -80,15 +85,16 @@ class Inspector:
             backend: `auto`, `cpu` or `cuda`. What is asked for by name and not there is an error.
             path: `graph` runs `score.onnx`; `kernel` runs `features.onnx` and the kernels of `cpp_ext`; `auto` takes
                 the faster of the two, see `PATHS`.
+            precision: Precision of the graphs, one that the bundle has.
 
         Raises:
-            ArgumentError: If backend or path is no known name.
+            ArgumentError: If backend or path is no known name, or the bundle lacks the precision.
             BundleError: If the bundle is broken or does not reproduce its golden scores.
             BackendError: If the backend is not there or cannot take the graph.
         """
         opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
         try:
-            return cls(opened, backend, path)
+            return cls(opened, backend, path, precision)
         except BaseException:
             opened.close()
             raise
@@ -173,12 +179,12 @@ class Inspector:
 
     def _result(self, item: _Loaded, anomaly_map: npt.NDArray[np.float32], score: float, infer_ms: float) -> Result:
         started = time.perf_counter()
-        decision, reason = decide(score, anomaly_map, self._thresholds)
+        decision, reason = decide(score, anomaly_map, self.thresholds)
         boxes: tuple[Box, ...] = ()
-        if self._thresholds is not None and decision != "fault":
+        if self.thresholds is not None and decision != "fault":
             boxes = find_boxes(
                 anomaly_map,
-                self._thresholds.pixel.value,
+                self.thresholds.pixel.value,
                 self.manifest.min_area_px,
                 self.manifest.input,
                 item.source_size,
@@ -188,7 +194,7 @@ class Inspector:
             image=item.name,
             decision=decision,
             score=score if np.isfinite(score) else None,
-            threshold=None if self._thresholds is None else self._thresholds.image.value,
+            threshold=None if self.thresholds is None else self.thresholds.image.value,
             reason=reason,
             anomaly_map=anomaly_map,
             boxes=boxes,
@@ -196,7 +202,7 @@ class Inspector:
         )
 
     def _check_golden(self, least: float) -> None:
-        for golden in self.manifest.golden:
+        for golden in self.manifest.golden_of(self.precision):
             image = prepare(read_image(self.bundle.file(golden.file)), self.manifest.input)
             maps, scores = self.infer(image[None])
             for what, got, stored in (("score", scores[0], golden.score), ("map", maps[0].max(), golden.map_max)):

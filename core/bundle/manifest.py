@@ -13,10 +13,13 @@ from typing import Literal
 
 import msgspec
 
-from flawscope.errors import BundleError
+from flawscope.errors import ArgumentError, BundleError
 from flawscope.images import Preprocessing
 
-SCHEMA = 1
+SCHEMA = 2
+
+PRECISIONS = ("fp32", "fp16", "int8")
+"""Precisions of a bundle's graphs; every bundle has the first."""
 
 
 class _Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -109,13 +112,14 @@ class Thresholds(_Struct, frozen=True):
 
 
 class ThresholdChange(_Struct, frozen=True):
-    """One line of the threshold record: when, which, from, to, by which command."""
+    """One line of the threshold record: when, which, of which precision, from, to, by which command."""
 
     when: str
     name: Literal["image", "pixel"]
     old: float | None
     new: float
     command: str
+    precision: str = "fp32"
 
 
 class Golden(_Struct, frozen=True):
@@ -162,6 +166,78 @@ class Accuracy(_Struct, frozen=True):
     images: int
     anomalous: int
     figures: dict[str, float | None]
+
+
+class KeptNode(_Struct, frozen=True):
+    """A node that stayed in FP32, and why."""
+
+    node: str
+    operator: str
+    reason: str
+
+
+class Gate(_Struct, frozen=True):
+    """What a precision does to the figures of FP32, measured through the runtime before it entered the bundle.
+
+    Differences are the precision's figure minus that of FP32.
+
+    Attributes:
+        backend: Where it was measured.
+        images: Good pictures that neither the bank nor the calibration of the precision has seen.
+        score_max_relative: Largest |difference| / score of FP32 on them.
+        map_max_relative: Largest difference of a map value on them, relative to the largest value of FP32.
+        threshold: The image threshold that FP32 gets from these pictures: the largest score.
+        false_reject_shift: Share of these pictures that the precision scores above that threshold.
+        labelled: Labelled pictures; 0 where none were given.
+        anomalous: How many of them show a defect.
+        image_auroc: Image AUROC of FP32, or null without labels.
+        image_auroc_change: Its difference, or null.
+        pixel_auroc: Pixel AUROC of FP32, or null without masks.
+        pixel_auroc_change: Its difference, or null.
+        score_spearman: Rank correlation of the scores, over the labelled pictures if there are any.
+        images_per_second: Inference alone, batch 1.
+        images_per_second_fp32: The same of FP32, in alternation.
+    """
+
+    backend: str
+    images: int
+    score_max_relative: float
+    map_max_relative: float
+    threshold: float
+    false_reject_shift: float
+    labelled: int
+    anomalous: int
+    image_auroc: float | None
+    image_auroc_change: float | None
+    pixel_auroc: float | None
+    pixel_auroc_change: float | None
+    score_spearman: float | None
+    images_per_second: float
+    images_per_second_fp32: float
+
+
+class Precision(_Struct, frozen=True):
+    """The graphs of one precision beside FP32.
+
+    Attributes:
+        graphs: As those of the manifest.
+        golden: The golden pictures with the scores of this precision.
+        method: How it was made.
+        calibration_images: Good pictures from which value ranges were taken.
+        quantised: Number of operators that compute in this precision.
+        kept: Those that stayed in FP32.
+        gate: What was measured when it was let in; null only while it is being made.
+        thresholds: The thresholds in force for it, once calibrated.
+    """
+
+    graphs: dict[str, Graph]
+    golden: tuple[Golden, ...]
+    method: str
+    calibration_images: int
+    quantised: int
+    kept: tuple[KeptNode, ...]
+    gate: Gate | None = None
+    thresholds: Thresholds | None = None
 
 
 class Evidence(_Struct, frozen=True):
@@ -214,12 +290,45 @@ class Manifest(_Struct, frozen=True):
     golden: tuple[Golden, ...]
     provenance: Provenance
     files: dict[str, FileEntry]
+    precisions: dict[str, Precision] = {}
     thresholds: Thresholds | None = None
     threshold_changes: tuple[ThresholdChange, ...] = ()
     min_area_px: int = 4
     evidence: Evidence = Evidence()
     digest: str = ""
     schema: int = SCHEMA
+
+    def graphs_of(self, precision: str) -> dict[str, Graph]:
+        """Return the graphs of a precision.
+
+        Raises:
+            ArgumentError: If the bundle lacks it.
+        """
+        return self.graphs if precision == "fp32" else self._precision(precision).graphs
+
+    def thresholds_of(self, precision: str) -> Thresholds | None:
+        """Return the thresholds in force for a precision; see `graphs_of`."""
+        return self.thresholds if precision == "fp32" else self._precision(precision).thresholds
+
+    def with_thresholds(self, precision: str, thresholds: Thresholds) -> Manifest:
+        """Return the manifest with other thresholds for a precision; see `graphs_of`."""
+        if precision == "fp32":
+            return msgspec.structs.replace(self, thresholds=thresholds)
+        changed = msgspec.structs.replace(self._precision(precision), thresholds=thresholds)
+        return msgspec.structs.replace(self, precisions={**self.precisions, precision: changed})
+
+    def golden_of(self, precision: str) -> tuple[Golden, ...]:
+        """Return the golden pictures with the scores of a precision; see `graphs_of`."""
+        return self.golden if precision == "fp32" else self._precision(precision).golden
+
+    def _precision(self, name: str) -> Precision:
+        if name not in self.precisions:
+            has = ", ".join(("fp32", *sorted(self.precisions)))
+            raise ArgumentError(
+                f"precision: expected one the bundle has ({has}), got {name!r}. Add it with flawscope export "
+                "--precision."
+            )
+        return self.precisions[name]
 
 
 class _Versioned(msgspec.Struct):
@@ -254,11 +363,11 @@ def decode_manifest(data: bytes, name: str) -> Manifest:
     """
     try:
         schema = msgspec.json.decode(data, type=_Versioned).schema
-        if schema < 1:
+        if schema < SCHEMA:
             raise BundleError(f"{name}: expected manifest schema {SCHEMA}, got {schema}. Export the bundle again.")
         if schema > SCHEMA:
             raise BundleError(
-                f"{name}: expected manifest schema {SCHEMA} or older, got {schema}. "
+                f"{name}: expected manifest schema {SCHEMA}, got {schema}. "
                 "It was written by a newer flawscope: update this one."
             )
         manifest = msgspec.json.decode(data, type=Manifest)

@@ -54,13 +54,17 @@ class Bundle:
             raise BundleError(f"{self.path}: the manifest names {name} but does not list it. Export the bundle again.")
         return self.folder / name
 
-    def graph(self, name: str) -> Path:
-        """Return the path of the ONNX graph `name` (`score` or `features`)."""
-        if name not in self.manifest.graphs:
-            raise BundleError(
-                f"{self.path}: expected a graph called {name}, got {sorted(self.manifest.graphs)}. Export it again."
-            )
-        return self.file(self.manifest.graphs[name].file)
+    def graph(self, name: str, precision: str = "fp32") -> Path:
+        """Return the path of the ONNX graph `name` (`score` or `features`) of a precision.
+
+        Raises:
+            ArgumentError: If the bundle lacks the precision.
+            BundleError: If it has no such graph.
+        """
+        graphs = self.manifest.graphs_of(precision)
+        if name not in graphs:
+            raise BundleError(f"{self.path}: expected a graph called {name}, got {sorted(graphs)}. Export it again.")
+        return self.file(graphs[name].file)
 
     def tensors(self) -> dict[str, npt.NDArray[Any]]:
         """Return the bank's arrays, all finite and not empty.

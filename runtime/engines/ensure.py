@@ -11,8 +11,6 @@ from flawscope.runtime.engines.cache import EngineCache, Key, Stored, find_engin
 from flawscope.runtime.engines.modules import TensorRT
 from flawscope.runtime.engines.target import Target
 
-PRECISION = "fp32"
-
 
 @dataclass(frozen=True)
 class Ensured:
@@ -35,6 +33,7 @@ def ensure_engine(
     options: BuildOptions,
     cache: EngineCache,
     *,
+    precision: str = "fp32",
     build: bool = True,
     force: bool = False,
     progress: Progress | None = None,
@@ -48,22 +47,23 @@ def ensure_engine(
         target: The device.
         options: Profile and limits.
         cache: Where engines lie.
+        precision: Precision of the graph, one that the bundle has.
         build: Whether one may be built; otherwise what does not fit is an error.
         force: Build even if one fits.
         progress: Told how far a build is.
 
     Raises:
-        ArgumentError: If an option does not fit.
+        ArgumentError: If an option does not fit, or the bundle lacks the precision.
         BundleError: If the bundle has no such graph.
         BackendError: If none fits and none may be built, or building fails.
         StorageError: If it cannot be stored.
     """
     options.check()
-    path = bundle.graph(graph)
+    path = bundle.graph(graph, precision)
     key = Key(
-        model=model_hash(bundle, graph),
+        model=model_hash(bundle, graph, precision),
         graph=graph,
-        precision=PRECISION,
+        precision=precision,
         runtime=tensorrt.name,
         version=tensorrt.version,
         target=target,
@@ -78,9 +78,9 @@ def ensure_engine(
     return Ensured(cache.put(key, bundle.manifest.name, built), reason or "it was asked for")
 
 
-def model_hash(bundle: Bundle, graph: str) -> str:
+def model_hash(bundle: Bundle, graph: str, precision: str = "fp32") -> str:
     """Return the SHA-256 over what an engine of a graph is made from: the graph, and the bank that it may refer to."""
     digest = hashlib.sha256()
-    for name in sorted({bundle.manifest.graphs[graph].file, bundle.manifest.bank}):
+    for name in sorted({bundle.manifest.graphs_of(precision)[graph].file, bundle.manifest.bank}):
         digest.update(f"{name} {bundle.manifest.files[name].sha256}\n".encode())
     return digest.hexdigest()

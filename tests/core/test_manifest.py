@@ -118,9 +118,9 @@ def test_the_forger_of_these_tests_makes_manifests_that_pass():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda fields: fields.update(schema=SCHEMA + 1), "schema 1 or older, got 2. It was written by a newer flaw"),
+        (lambda fields: fields.update(schema=SCHEMA + 1), "schema 2, got 3. It was written by a newer flaw"),
         (lambda fields: fields.update(schema=10**18, head="?", extra=[]), "written by a newer flawscope: update"),
-        (lambda fields: fields.update(schema=0), "expected manifest schema 1, got 0"),
+        (lambda fields: fields.update(schema=0), "expected manifest schema 2, got 0"),
         (lambda fields: fields.update(schema="1"), r"Expected `int`, got `str` - at `\$.schema`"),
         (lambda fields: fields.pop("schema"), "missing required field `schema`"),
         (lambda fields: fields.update(extra=1), "unknown field `extra`"),
@@ -159,7 +159,7 @@ def test_an_edited_value_without_a_new_digest_is_refused():
         encode_manifest(tiny_manifest()).replace(b'"sigma": 0.0', b'"sigma": NaN', 1),
         encode_manifest(tiny_manifest()).replace(b'"sigma": 0.0', b'"sigma": Infinity', 1),
         encode_manifest(tiny_manifest()).replace(b'"sigma": 0.0', b'"sigma": 1e999', 1),
-        b'{"schema": 1, "provenance": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+        b'{"schema": 2, "provenance": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
         encode_manifest(tiny_manifest()).replace(b'"sigma": 0.0', b'"sigma": ' + b"[" * 600 + b"]" * 600, 1),
     ],
 )

@@ -83,20 +83,24 @@ class FakeInspector:
     backend = "cpu"
     backend_reason = "asked for"
 
-    def __init__(self, bundle: Bundle, rule: Rule = brightness, path: str = "graph") -> None:
+    def __init__(self, bundle: Bundle, rule: Rule = brightness, path: str = "graph", precision: str = "fp32") -> None:
         self.bundle = bundle
         self.path = path
+        self.precision = precision
         self.manifest = bundle.manifest
+        self.thresholds = bundle.manifest.thresholds_of(precision)
         self.rule = rule
 
     @classmethod
     def loader(cls, rule: Rule = brightness) -> Callable[..., FakeInspector]:
         """Return what replaces `load_inspector`."""
-        return lambda path, backend, graph_path="graph": cls(open_bundle(path), rule, graph_path)
+        return lambda path, backend, graph_path="graph", precision="fp32": cls(
+            open_bundle(path), rule, graph_path, precision
+        )
 
     def stream(self, sources: Iterable[Path], batch: int = 1) -> Iterator[Result]:
         """Yield one result a file."""
-        thresholds = self.manifest.thresholds
+        thresholds = self.thresholds
         for source in sources:
             try:
                 image = read_image(source)

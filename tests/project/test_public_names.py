@@ -9,18 +9,22 @@ import pytest
 
 PUBLIC = {
     "flawscope.bundle": [
+        "PRECISIONS",
         "SCHEMA",
         "Accuracy",
         "Bundle",
         "Evidence",
         "FileEntry",
+        "Gate",
         "Golden",
         "Graph",
         "Head",
+        "KeptNode",
         "Manifest",
         "PadimHead",
         "Parity",
         "PatchcoreHead",
+        "Precision",
         "Provenance",
         "Threshold",
         "ThresholdChange",

@@ -36,7 +36,7 @@ def test_build_list_and_clear(cache: Path, padim_bundle: Path, capsys: pytest.Ca
     status, out, _ = run(capsys, *build)
     assert status == 0
     assert out.startswith("built because no engine of padim, graph features, was built yet engine: ")
-    assert "graph features, batch 1 to 4, tensorrt-rtx" in out
+    assert "graph features, fp32, batch 1 to 4, tensorrt-rtx" in out
     assert "any GPU of compute capability 8.9" in out
     assert "no report of its layers: the inspector needs the GPU" in out
     assert run(capsys, *build, "--no-build")[:2] == run(capsys, *build)[:2]

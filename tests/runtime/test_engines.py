@@ -111,8 +111,16 @@ def graph_of(nodes: list[Any], path: Path, shape: tuple[Any, ...] = ("N", 4), **
     image = helper.make_tensor_value_info("image", TensorProto.FLOAT, shape)
     out = helper.make_tensor_value_info("out", TensorProto.FLOAT, shape)
     opsets = [helper.make_opsetid("", 18), *(helper.make_opsetid(name, version) for name, version in domains.items())]
-    onnx.save(helper.make_model(helper.make_graph(nodes, "graph", [image], [out]), opset_imports=opsets), path)
+    onnx.save(
+        helper.make_model(helper.make_graph(nodes, "graph", [image], [out]), opset_imports=opsets, ir_version=10), path
+    )
     return path
+
+
+@pytest.mark.parametrize("capability", ["7.5", "8.0", "8.6", "8.9", "12.0", "12.1"])
+def test_every_compute_capability_that_is_known_builds(rtx: TensorRT, tmp_path: Path, capability: str) -> None:
+    graph = graph_of([helper.make_node("Relu", ["image"], ["out"])], tmp_path / "small.onnx")
+    assert build_engine(rtx, graph, named_target(capability, rtx.compute_capabilities()), TO_FOUR).plan
 
 
 def test_an_unsupported_operator_is_named_with_its_node_and_where_it_came_from(rtx: TensorRT, tmp_path: Path) -> None:

@@ -1,0 +1,101 @@
+"""What a precision may do to the figures of FP32: the limits of its gate, and what they say in words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from flawscope.bundle import Gate
+from flawscope.errors import ArgumentError
+
+Method = Literal["entropy", "percentile"]
+METHODS: tuple[Method, ...] = ("percentile", "entropy")
+"""How the range of a tensor is found from its histogram: 99.999 % of its values, or the least divergence. The latter
+cuts large values, and these are what a defect raises."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a precision may do.
+
+    Attributes:
+        image_auroc: Largest |change| of the image AUROC.
+        pixel_auroc: Largest |change| of the pixel AUROC.
+        spearman: Least rank correlation of the scores.
+        false_rejects: Largest share of good pictures above the largest FP32 score of a good picture.
+        score_error: Largest relative change of a good picture's score.
+    """
+
+    image_auroc: float
+    pixel_auroc: float
+    spearman: float
+    false_rejects: float
+    score_error: float
+
+    def check(self) -> None:
+        """Raise ArgumentError unless every limit is a number that can be kept."""
+        for name, value in vars(self).items():
+            low = -1.0 if name == "spearman" else 0.0
+            if not low <= value <= 1.0:
+                raise ArgumentError(f"limit {name}: expected {low:g} to 1, got {value}.")
+
+
+LIMITS = {
+    "fp16": Limits(image_auroc=0.001, pixel_auroc=0.001, spearman=0.999, false_rejects=0.02, score_error=0.01),
+    "int8": Limits(image_auroc=0.005, pixel_auroc=0.005, spearman=0.99, false_rejects=0.05, score_error=0.05),
+}
+"""Defaults by precision."""
+
+
+def failures(gate: Gate, limits: Limits) -> list[str]:
+    """Return in words what is outside the limits."""
+    labels = f"{gate.labelled} labelled pictures" if gate.labelled else f"{gate.images} good pictures alone"
+    found = []
+    for name, change, limit in (
+        ("image AUROC", gate.image_auroc_change, limits.image_auroc),
+        ("pixel AUROC", gate.pixel_auroc_change, limits.pixel_auroc),
+    ):
+        if change is not None and not abs(change) <= limit:
+            found.append(f"{name} changes by {change:+.4f}, limit {limit:g}")
+    if gate.score_spearman is not None and not gate.score_spearman >= limits.spearman:
+        hint = "" if gate.labelled else ", whose scores differ little: give labelled pictures to judge by them"
+        found.append(
+            f"rank correlation of the scores is {gate.score_spearman:.4f}, limit {limits.spearman:g} ({labels}{hint})"
+        )
+    if not gate.false_reject_shift <= limits.false_rejects:
+        found.append(
+            f"{gate.false_reject_shift:.1%} of good pictures score above every one of FP32, limit "
+            f"{limits.false_rejects:.1%}"
+        )
+    if not gate.score_max_relative <= limits.score_error:
+        found.append(
+            f"the score of a good picture changes by {gate.score_max_relative:.1%}, limit {limits.score_error:.1%}"
+        )
+    return found
+
+
+def verdict(gate: Gate, precision: str) -> str:
+    """Return what the speed says: a precision that is not faster where it was measured had better be left out there."""
+    ratio = gate.images_per_second / gate.images_per_second_fp32
+    if ratio >= 1.05:
+        return f"{precision.upper()} takes {1 / ratio:.2f} of the time of FP32 on {gate.backend}"
+    other = "keep FP16 or FP32" if precision == "int8" else "keep FP32"
+    return f"{precision.upper()} is not faster than FP32 on {gate.backend} ({ratio:.2f} of its rate): {other} there"
+
+
+def gate_rows(gate: Gate, precision: str) -> list[tuple[str, str, str]]:
+    """Return the gate's table: figure, FP32, and the change."""
+
+    def shown(value: float | None, form: str) -> str:
+        return "-" if value is None else format(value, form)
+
+    name = precision.upper()
+    return [
+        ("image AUROC", shown(gate.image_auroc, ".4f"), shown(gate.image_auroc_change, "+.4f")),
+        ("pixel AUROC", shown(gate.pixel_auroc, ".4f"), shown(gate.pixel_auroc_change, "+.4f")),
+        ("rank correlation of scores", "1", shown(gate.score_spearman, ".4f")),
+        ("good pictures above the largest FP32 score", "0.0%", f"{gate.false_reject_shift:+.1%}"),
+        ("score of a good picture, largest change", "-", f"{gate.score_max_relative:.2%}"),
+        ("map value, largest change", "-", f"{gate.map_max_relative:.2%}"),
+        ("images per second", f"{gate.images_per_second_fp32:.1f}", f"{gate.images_per_second:.1f} ({name})"),
+    ]

@@ -1,0 +1,189 @@
+"""A bundle with INT8 beside FP32: made, gated, run, calibrated and built as an engine; or refused, whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from flawscope import cli
+from flawscope.bundle import open_bundle, rewrite_manifest
+from flawscope.calibration.limits import Limits
+from flawscope.datasets import open_dataset
+from flawscope.errors import ArgumentError, BundleError, GateError
+from flawscope.export.exporting import export_run
+from flawscope.export.precisions import Wanted
+from flawscope.runtime import Inspector
+
+LOOSE = Limits(1.0, 1.0, -1.0, 1.0, 0.5)
+"""What 64 pixels of a tiny set can be held to: the figures are judged elsewhere, on real pictures."""
+
+
+@pytest.fixture(scope="module")
+def with_int8(tmp_path_factory: pytest.TempPathFactory, runs: dict[str, Path], tiny_root: Path) -> dict[str, Path]:
+    dataset = open_dataset(tiny_root, "steel")
+    folder = tmp_path_factory.mktemp("int8")
+    for method, run in runs.items():
+        wanted = Wanted(("int8",), dataset, dataset, limits={"int8": LOOSE})
+        export_run(run, folder / f"{method}.flaw", max_batch=4, wanted=wanted)
+    return {method: folder / f"{method}.flaw" for method in runs}
+
+
+@pytest.mark.parametrize("method", ["patchcore", "padim"])
+def test_the_bundle_has_both_and_says_what_int8_does(with_int8: dict[str, Path], method: str) -> None:
+    with open_bundle(with_int8[method]) as bundle:
+        manifest = bundle.manifest
+        made = manifest.precisions["int8"]
+        assert {graph.file for graph in made.graphs.values()} == {"features.int8.onnx", "score.int8.onnx"}
+        assert bundle.graph("score", "int8") != bundle.graph("score")
+        assert made.quantised > 0
+        assert made.gate is not None
+        assert made.gate.images == 5
+        assert made.gate.labelled > 0
+        assert 0 < made.gate.score_max_relative <= LOOSE.score_error
+        assert [known.file for known in made.golden] == [known.file for known in manifest.golden]
+        assert all(known.score != other.score for known, other in zip(made.golden, manifest.golden, strict=True))
+        with pytest.raises(ArgumentError, match=r"precision: expected one the bundle has \(fp32, int8\), got 'fp16'"):
+            bundle.graph("score", "fp16")
+
+
+@pytest.mark.parametrize("method", ["patchcore", "padim"])
+def test_both_paths_give_the_same_scores_in_int8(with_int8: dict[str, Path], tiny_root: Path, method: str) -> None:
+    pictures = [sample.path for sample in open_dataset(tiny_root, "steel").test[:4]]
+    found = {}
+    for path in ("graph", "kernel"):
+        with Inspector.load(with_int8[method], "cpu", path, "int8") as inspector:
+            found[path] = np.array([result.score for result in inspector(pictures)])
+    with Inspector.load(with_int8[method], "cpu") as inspector:
+        exact = np.array([result.score for result in inspector(pictures)])
+    np.testing.assert_allclose(found["kernel"], found["graph"], rtol=1e-4)
+    assert (found["graph"] != exact).all()
+
+
+def test_golden_scores_of_another_precision_are_found_out(with_int8: dict[str, Path], tmp_path: Path) -> None:
+    import shutil
+
+    broken = Path(shutil.copytree(with_int8["padim"], tmp_path / "padim.flaw"))
+    with open_bundle(broken) as bundle:
+        manifest = bundle.manifest
+    made = manifest.precisions["int8"]
+    shifted = tuple(msgspec.structs.replace(known, score=1.01 * known.score) for known in made.golden)
+    precisions = {"int8": msgspec.structs.replace(made, golden=shifted)}
+    rewrite_manifest(broken, msgspec.structs.replace(manifest, precisions=precisions))
+    Inspector.load(broken, "cpu").close()
+    with pytest.raises(BundleError, match="golden image"):
+        Inspector.load(broken, "cpu", precision="int8")
+
+
+def test_each_precision_gets_thresholds_of_its_own(
+    with_int8: dict[str, Path], tiny_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = with_int8["patchcore"]
+    data = ["--data", str(tiny_root), "--category", "steel"]
+    assert cli.run(["calibrate", str(bundle), *data]) == 0
+    assert "precision int8:" in capsys.readouterr().out
+    with open_bundle(bundle) as opened:
+        manifest = opened.manifest
+    first, second = manifest.thresholds_of("fp32"), manifest.thresholds_of("int8")
+    assert first is not None
+    assert second is not None
+    assert first.image.value != second.image.value
+    assert {(change.precision, change.name) for change in manifest.threshold_changes} == {
+        (precision, name) for precision in ("fp32", "int8") for name in ("image", "pixel")
+    }
+    picture = str(open_dataset(tiny_root, "steel").test[0].path)
+    assert cli.run(["score", str(bundle), picture, "--precision", "int8", "--json"]) == 0
+    assert msgspec.json.decode(capsys.readouterr().out)["threshold"] == second.image.value
+    assert cli.run(["evaluate", str(bundle), *data, "--precision", "int8"]) == 0
+    with open_bundle(bundle) as opened:
+        assert opened.manifest.evidence.accuracy[-1].backend.endswith("int8)")
+    assert cli.run(["calibrate", str(bundle), "--image-threshold", "7", "--precision", "int8"]) == 0
+    with open_bundle(bundle) as opened:
+        after = opened.manifest.thresholds_of("int8")
+        assert after is not None
+        assert (after.image.value, after.pixel) == (7.0, second.pixel)
+        assert opened.manifest.thresholds_of("fp32") == first
+
+
+@pytest.mark.parametrize("method", ["patchcore", "padim"])
+def test_int8_builds_as_an_engine(with_int8: dict[str, Path], tmp_path: Path, method: str) -> None:
+    pytest.importorskip("tensorrt_rtx", reason='TensorRT-RTX is not installed: pip install "flawscope[tensorrt-rtx]"')
+    from flawscope.runtime.engines import BuildOptions, EngineCache, Target, import_tensorrt
+    from flawscope.runtime.engines.ensure import ensure_engine, model_hash
+
+    with open_bundle(with_int8[method]) as bundle:
+        stored = ensure_engine(
+            bundle,
+            "features",
+            import_tensorrt("tensorrt-rtx"),
+            Target("", (8, 9), ""),
+            BuildOptions(1, 1, 4),
+            EngineCache(tmp_path),
+            precision="int8",
+        ).stored
+        assert stored.entry is not None
+        assert stored.entry.key.precision == "int8"
+        assert stored.entry.key.model == model_hash(bundle, "features", "int8") != model_hash(bundle, "features")
+
+
+# --- refused
+
+
+def test_a_precision_outside_its_limits_leaves_no_bundle_and_shows_its_table(
+    runs: dict[str, Path], tiny_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], traced_features: None
+) -> None:
+    out = tmp_path / "refused.flaw"
+    arguments = ["export", str(runs["padim"]), "--out", str(out), "--precision", "int8", "--category", "steel"]
+    arguments += ["--calibration-data", str(tiny_root), "--max-score-change", "0.5", "--min-spearman", "1"]
+    assert cli.run([*arguments, "--labelled-data", str(tiny_root)]) == 1
+    shown = capsys.readouterr()
+    assert "gate of int8 on cpu: 5 good pictures," in shown.out
+    assert "rank correlation of scores" in shown.out
+    assert "of the time of FP32 on cpu" in shown.out or "is not faster than FP32 on cpu" in shown.out
+    assert shown.err.startswith("error: int8: expected figures within the limits of the gate, got: ")
+    assert "rank correlation of the scores is" in shown.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_where_no_operator_can_bear_it_there_is_no_int8(
+    runs: dict[str, Path], tiny_root: Path, tmp_path: Path, traced_features: None
+) -> None:
+    exact = Limits(1.0, 1.0, -1.0, 1.0, 0.0)
+    wanted = Wanted(("int8",), open_dataset(tiny_root, "steel"), limits={"int8": exact})
+    with pytest.raises(GateError, match=r"int8: expected operators whose INT8 keeps .* within 0\.0%, got none after"):
+        export_run(runs["padim"], tmp_path / "none.flaw", max_batch=4, wanted=wanted)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--precision", "int8"), "error: --precision int8: expected --calibration-data ROOT with good pictures, got"),
+        (("--calibration-data", "{data}"), "error: --calibration-data: expected it with --precision int8, got it with"),
+        (("--min-spearman", "0.9"), "error: --min-spearman: expected it with --precision int8, got it with fp32."),
+        (
+            ("--precision", "int8", "--calibration-data", "{data}", "--category", "steel", "--max-false-rejects", "2"),
+            "error: limit false_rejects: expected 0 to 1, got 2.0.",
+        ),
+        (
+            ("--precision", "int8", "--calibration-data", "{data}", "--category", "none"),
+            "error: ",
+        ),
+    ],
+)
+def test_a_wrong_request_is_one_line(
+    patchcore_run: Path,
+    tiny_root: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    options: tuple[str, ...],
+    message: str,
+) -> None:
+    arguments = [option.format(data=tiny_root) for option in options]
+    assert cli.run(["export", str(patchcore_run), "--out", str(tmp_path / "x.flaw"), *arguments]) == 2
+    shown = capsys.readouterr()
+    assert shown.err.startswith(message)
+    assert shown.err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,67 @@
+"""Cold start: real processes, whose parts add up."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+
+import pytest
+
+from flawscope import cli
+from flawscope.errors import BackendError
+from flawscope.runtime import Inspector, bench, bench_cold
+from flawscope.runtime.bench_cold import PARTS, REPEATS, cold_start
+
+
+def test_parts_add_up_to_the_whole_and_the_median_is_that_of_the_runs(padim_bundle: Path) -> None:
+    with Inspector.load(padim_bundle, "cpu") as inspector:
+        figures = cold_start(inspector, padim_bundle)
+    assert figures["processes"] == len(figures["runs_ms"]) == REPEATS
+    for run in figures["runs_ms"]:
+        assert list(run) == list(PARTS)
+        assert all(value > 0 for value in run.values())
+        assert sum(run[part] for part in PARTS[1:]) == pytest.approx(run["process"])
+    for part in PARTS:
+        assert figures["median_ms"][part] == statistics.median(run[part] for run in figures["runs_ms"])
+    assert 10_000 < figures["rss_kib"] <= figures["peak_rss_kib"] < 2_000_000
+
+
+def test_a_module_of_the_current_folder_is_not_taken_for_one_of_python(
+    padim_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "numpy.py").write_text("raise SystemExit('the wrong numpy')\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(bench_cold, "REPEATS", 1)
+    with Inspector.load(padim_bundle, "cpu") as inspector:
+        assert cold_start(inspector, padim_bundle)["processes"] == 1
+
+
+def test_a_process_that_cannot_load_the_bundle_says_why(padim_bundle: Path, tmp_path: Path) -> None:
+    with (
+        Inspector.load(padim_bundle, "cpu") as inspector,
+        pytest.raises(BackendError, match=r"cold start: expected a new process to do .*gone\.flaw.*--no-cold-start\."),
+    ):
+        cold_start(inspector, tmp_path / "gone.flaw")
+
+
+def test_a_process_that_takes_for_ever_is_ended(padim_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_cold, "_CODE", "import time; time.sleep(60)")
+    monkeypatch.setattr(bench_cold, "_TIMEOUT_S", 0.3)
+    with (
+        Inspector.load(padim_bundle, "cpu") as inspector,
+        pytest.raises(BackendError, match=r"cold start: expected a decision within 0\.3 s, got none\."),
+    ):
+        cold_start(inspector, padim_bundle)
+
+
+def test_the_command_measures_it_unless_told_not_to(
+    padim_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(bench, "_WARM_UP_S", (0.0, 0.05))
+    monkeypatch.setattr(bench_cold, "REPEATS", 1)
+    file = tmp_path / "bench.json"
+    arguments = ["bench", str(padim_bundle), "--backend", "cpu", "--seconds", "0.1", "--json", str(file)]
+    assert cli.run(arguments) == 0
+    whole = json.loads(file.read_text())["cold_start"]["median_ms"]["process"]
+    assert f"cold start: {whole:.0f} ms to the first decision (interpreter " in capsys.readouterr().out

@@ -1,0 +1,181 @@
+"""Write docs/support-matrix.md: what runs where, how that is known, and the reason for each no.
+
+    python tools/support_matrix.py [--check]
+
+The names come from the code (backends, precisions, runtimes, methods, CUDA architectures), the statuses from the
+tables below. A combination without a status, or a status without one, ends the tool: nothing is supported by
+omission. With --check nothing is written, and the exit status is 1 if the page is not what would be written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import click
+from cuda_resources import ARCHITECTURES
+
+from flawscope.bundle import PRECISIONS, Head
+from flawscope.export.command import export
+from flawscope.files import write_text
+from flawscope.runtime.backends import BACKENDS
+from flawscope.runtime.engines import RUNTIMES
+
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "support-matrix.md"
+
+TESTED = "yes, tested"
+STAND_IN = "written, not run"
+COMPILED = "compiled, not run"
+NO = "no"
+
+NO_GPU = "no GPU was at hand"
+NO_FP16 = "FP16 graphs are not made yet"
+BACKEND_STATUS = {
+    ("cpu", "fp32"): (TESTED, "ONNX Runtime and native kernels"),
+    ("cpu", "fp16"): (NO, NO_FP16),
+    ("cpu", "int8"): (TESTED, "gated at export; on the processors measured so far slower than FP32"),
+    ("cuda", "fp32"): (STAND_IN, f"ONNX Runtime with I/O binding, checked on its CPU provider; {NO_GPU}"),
+    ("cuda", "fp16"): (NO, NO_FP16),
+    ("cuda", "int8"): (STAND_IN, f"the same session with the other graph; {NO_GPU}"),
+    ("tensorrt", "fp32"): (NO, "engines are built and cached, no backend runs them yet"),
+    ("tensorrt", "fp16"): (NO, NO_FP16),
+    ("tensorrt", "int8"): (NO, "engines are built and cached, no backend runs them yet"),
+}
+ENGINE_STATUS = {
+    ("tensorrt", "fp32"): (STAND_IN, "the module cannot be installed where the tests run"),
+    ("tensorrt", "fp16"): (NO, NO_FP16),
+    ("tensorrt", "int8"): (STAND_IN, "the module cannot be installed where the tests run"),
+    ("tensorrt-rtx", "fp32"): (TESTED, "built without a GPU; loading an engine needs one"),
+    ("tensorrt-rtx", "fp16"): (NO, NO_FP16),
+    ("tensorrt-rtx", "int8"): (TESTED, "built without a GPU; loading an engine needs one"),
+}
+RTX_STATUS = {
+    "7.5": (TESTED, "built"),
+    "8.0": (TESTED, "built"),
+    "8.6": (TESTED, "built"),
+    "8.7": (NO, "TensorRT-RTX 1.7 does not know it (Jetson Orin): take `tensorrt`"),
+    "8.9": (TESTED, "built"),
+    "9.0": (NO, "TensorRT-RTX 1.7 does not know it (H100, H200): take `tensorrt`"),
+    "10.0": (NO, "TensorRT-RTX 1.7 does not know it (B200): take `tensorrt`"),
+    "12.0": (TESTED, "built"),
+}
+LEVEL_STATUS = {
+    "avx512amx": (TESTED, "Linux 5.16 or newer"),
+    "avx512vnni": (TESTED, ""),
+    "avx512": (TESTED, ""),
+    "avx2": (TESTED, ""),
+    "neon": (TESTED, "in emulation (qemu); speed unknown"),
+    "scalar": (TESTED, "any processor with a C++17 compiler"),
+}
+METHOD_STATUS = {
+    ("patchcore", "score graph"): (TESTED, ""),
+    ("patchcore", "features and kernel"): (TESTED, ""),
+    ("patchcore", "INT8"): (TESTED, ""),
+    ("patchcore", "engine"): (TESTED, "built by TensorRT-RTX"),
+    ("patchcore", "Triton"): (STAND_IN, "configuration and graph are checked; no server was at hand"),
+    ("padim", "score graph"): (TESTED, ""),
+    ("padim", "features and kernel"): (TESTED, ""),
+    ("padim", "INT8"): (TESTED, ""),
+    ("padim", "engine"): (TESTED, "built by TensorRT-RTX"),
+    ("padim", "Triton"): (STAND_IN, "configuration and graph are checked; no server was at hand"),
+}
+SYSTEM_STATUS = {
+    "Linux, x86-64, Python 3.11": (TESTED, ""),
+    "Linux, x86-64, Python 3.10": (TESTED, "with pins of its own in constraints.txt, not at every change"),
+    "Linux, x86-64, Python 3.12 and newer": (NO, "not tested; the metadata allows it"),
+    "Linux, 64-bit Arm": (STAND_IN, "kernels in emulation; the Python packages were not run there"),
+    "Windows, macOS": (NO, "not tested"),
+}
+METHODS = ("patchcore", "padim")
+WAYS = ("score graph", "features and kernel", "INT8", "engine", "Triton")
+
+
+def check_complete() -> None:
+    """End the tool where the tables and the code name different things."""
+    heads = {head.__struct_config__.tag for head in Head.__args__}  # type: ignore[attr-defined]
+    offered = next(option for option in export.params if option.name == "precision").type
+    assert isinstance(offered, click.Choice)
+    made = set(offered.choices)
+    named = {precision for (_, precision), (status, reason) in BACKEND_STATUS.items() if reason != NO_FP16}
+    pairs = (
+        ("backends", {name for name, _ in BACKEND_STATUS} - {"tensorrt"}, set(BACKENDS) - {"auto"}),
+        ("precisions", {name for _, name in BACKEND_STATUS}, set(PRECISIONS)),
+        ("precisions that export makes", named, made),
+        ("runtimes", {name for name, _ in ENGINE_STATUS}, set(RUNTIMES) - {"auto"}),
+        ("methods", set(METHODS), heads),
+        ("architectures", set(RTX_STATUS), set(ARCHITECTURES)),
+    )
+    for what, declared, real in pairs:
+        if declared != real:
+            sys.exit(f"{what}: expected a status for {sorted(real)}, got one for {sorted(declared)}. Edit {__file__}.")
+
+
+def cell(status: tuple[str, str]) -> str:
+    """Return a status with its reason."""
+    return f"{status[0]}: {status[1]}" if status[1] else status[0]
+
+
+def grid(
+    corner: str, rows: tuple[str, ...], columns: tuple[str, ...], table: dict[tuple[str, str], tuple[str, str]]
+) -> str:
+    """Return a table of two names."""
+    lines = [f"| {corner} | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    lines += [f"| `{row}` | " + " | ".join(cell(table[row, column]) for column in columns) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def listing(corner: str, table: dict[str, tuple[str, str]], quote: str = "") -> str:
+    """Return a table of one name."""
+    lines = [f"| {corner} | status |", "|---|---|"]
+    lines += [f"| {quote}{name}{quote} | {cell(status)} |" for name, status in table.items()]
+    return "\n".join(lines)
+
+
+def page() -> str:
+    """Return the page."""
+    cuda = dict.fromkeys(ARCHITECTURES, (COMPILED, "the kernels' sources also run in emulation on the CPU"))
+    return f"""# Support matrix
+
+Written by `python tools/support_matrix.py`; a test compares it with the code.
+
+**{TESTED}**: by `make test`, on a machine without a GPU. **{STAND_IN}**: written against the interface and tested with
+stand-ins or on another provider. **{COMPILED}**: the compiler and the assembler take it. **{NO}**: with the reason.
+
+## Backends
+{grid("backend", ("cpu", "cuda", "tensorrt"), PRECISIONS, BACKEND_STATUS)}
+
+## Engines
+{grid("runtime", RUNTIMES[1:], PRECISIONS, ENGINE_STATUS)}
+
+| compute capability | TensorRT-RTX engines | CUDA kernels |
+|---|---|---|
+{chr(10).join(f"| {name} | {cell(RTX_STATUS[name])} | {cell(cuda[name])} |" for name in ARCHITECTURES)}
+
+## Methods
+{grid("method", METHODS, WAYS, METHOD_STATUS)}
+
+## Native kernels on the CPU
+{listing("SIMD level", LEVEL_STATUS, "`")}
+
+## Systems
+{listing("system", SYSTEM_STATUS)}
+"""
+
+
+def main() -> None:
+    """Write or check the page."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if the page is out of date")
+    options = parser.parse_args()
+    check_complete()
+    text = page()
+    if options.check:
+        if not PAGE.is_file() or PAGE.read_text(encoding="utf-8") != text:
+            sys.exit(f"{PAGE.name} is out of date. Write it with: python tools/support_matrix.py")
+        return
+    write_text(PAGE, text)
+
+
+if __name__ == "__main__":
+    main()
