@@ -157,6 +157,10 @@ Bank::Bank(const Kernels& kernels, const float* rows, int64_t m, int64_t d, Stor
     if (has_screen) {
         screen = Panels(kernels, Storage::kInt8, d, divide_up(m, kernels.panel));
         screen_error = pack(screen, rows, threads);
+        // Beyond the last row; infinity with a tag would be no number.
+        for (int64_t i = m; i < divide_up(m, kernels.panel) * kernels.panel; ++i) {
+            screen.norms[i] = std::numeric_limits<float>::max();
+        }
         for (int64_t i = 0; i < m; ++i) screen_norm = std::max(screen_norm, double{screen.norms[i]});
     }
 }

@@ -27,6 +27,8 @@ struct SearchBlock {
     float* best;
     int32_t* where;  // k = 1: number of the panel; k > 1: row
     float* second;   // null, or for k = 1 the second least of each lane, [queries][panel]
+    // Not zero with `second` alone: `where` is null, and the number of the panel stands in these low bits of both values.
+    int32_t tag_mask;
     // Not null: all rows below the limit of their query are put into `where`, [queries][capacity], instead.
     const float* limits;
     int32_t* counts;  // rows found; more than `capacity` where some had no room

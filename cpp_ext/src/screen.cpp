@@ -14,6 +14,8 @@ namespace flawscope {
 namespace {
 
 constexpr int kMostNeighbours = 16;  // more of them would need more lanes than a panel has to tell them apart
+constexpr int kMostTagBits = 12;     // of the 23 of a value; a bank with more panels keeps their numbers beside it
+constexpr float kNoRow = 3e38f;      // values of rows are below: norms are below 2¹²⁶
 constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
 
 // The k nearest so far, ascending.
@@ -92,7 +94,7 @@ bool prove(const Bank& bank, const float* query, const Tiles& tiles, int64_t q, 
     *below = kInfinity;
     const Distances distances(bank, query);
     Nearest likely(k);  // by what the screen says of them
-    const float most = k == 1 ? above(least_of(bank.kernels, state, q, cuts)) : kInfinity;
+    const float most = k == 1 ? std::min(above(least_of(bank.kernels, state, q, cuts)), kNoRow) : kNoRow;
     for (int64_t cut = 0; cut < cuts; ++cut) {
         each_below(bank.kernels, state.best(cut, q), most, [&](int64_t lane, float value) {
             likely.add({value, state.row(cut, q, lane)});
@@ -108,11 +110,16 @@ bool prove(const Bank& bank, const float* query, const Tiles& tiles, int64_t q, 
     const double reach =
         (std::sqrt(double{nearest.last().distance}) + std::sqrt(double{tiles.lost(q)}) + bank.screen_error) * grow;
     // What the screen computed is ‖m̂‖² − 2·q̂·m̂: an exact integer, its conversion, a product, and a product and a sum in
-    // one, each within one unit where they are fused and less than two where they are not.
+    // one, each within one unit where they are fused and less than two where they are not. A tag moves a value of at
+    // most 2·(‖q̂‖² + ‖m̂‖²) by less than its mask in units of the last place.
+    const double units = 16.0 + 8.0 * state.tag_mask;
     const double limit =
-        reach * reach - double{tiles.norm(q)} + 16.0 * kUnit * (double{tiles.norm(q)} * grow + bank.screen_norm);
+        reach * reach - double{tiles.norm(q)} + units * kUnit * (double{tiles.norm(q)} * grow + bank.screen_norm);
     *below = above(above(static_cast<float>(limit)));
-    if (!(*below < kInfinity)) return false;
+    if (!(*below < kNoRow)) {
+        *below = kInfinity;
+        return false;
+    }
     for (int64_t cut = 0; cut < cuts; ++cut) {
         if (bank.kernels.lanes_below(state.second(cut, q), *below) != 0) return false;
     }
@@ -205,6 +212,17 @@ void search_below(const Bank& bank, const Open& open, int k, int workers, Open& 
 
 }  // namespace
 
+namespace {
+
+// The bits that number all panels, or none where they would take too many of a value's.
+int32_t tag_mask(int64_t panels) {
+    int bits = 1;
+    while (int64_t{1} << bits < panels) ++bits;
+    return bits <= kMostTagBits ? (1 << bits) - 1 : 0;
+}
+
+}  // namespace
+
 bool screen_pays(const Bank& bank, int k) {
     // More than one neighbour mostly takes the second search of the screen too.
     const int most = bank.kernels.byte_speed >= 8 || bank.screen_forced ? kMostNeighbours : 1;
@@ -220,7 +238,7 @@ void search_screened(const Bank& bank, const Queries& queries, int64_t first, in
     {
         Tiles tiles(kernels, Storage::kInt8, queries, first, count);
         const int64_t cuts = cuts_for(tiles, bank.screen, panels, workers);
-        State state(kernels, tiles, cuts, 1, true);
+        State state(kernels, tiles, cuts, 1, true, tag_mask(panels));
         const auto finish = [&](int64_t begin, int64_t end) {
             for (int64_t q = begin; q < end; ++q) {
                 Nearest nearest(k);

@@ -56,6 +56,7 @@ void search_share(const Kernels& kernels, const Panels& panels, int64_t first, i
     block.best = state.best(share.cut, query);
     block.where = state.where(share.cut, query);
     block.second = state.second(share.cut, query);
+    block.tag_mask = state.tag_mask;
     block.limits = nullptr;
     block.counts = nullptr;
     block.capacity = 0;

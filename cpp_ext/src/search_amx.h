@@ -113,6 +113,15 @@ FLAWSCOPE_INLINE void take_lanes_of(const SearchBlock& s, const Sums* sums, int6
                     take_below(distance[p], (number + p) * kPanel + v * kLanes, limit, s.capacity, s.counts + query,
                                s.where + query * s.capacity);
                 });
+            } else if constexpr (kKeep == Keep::kTagged) {
+                const int64_t lane = query * kPanel + v * kLanes;
+                const IVec keep = broadcast_i(~s.tag_mask);
+                Vec best = load(s.best + lane), second = load(s.second + lane);
+                unrolled<kCount>(FLAWSCOPE_EACH(p) {
+                    lower_tagged(distance[p], keep, broadcast_i(static_cast<int32_t>(number + p)), best, second);
+                });
+                store(s.best + lane, best);
+                store(s.second + lane, second);
             } else {
                 const int64_t lane = query * kPanel + v * kLanes;
                 Vec best = load(s.best + lane), second = kSecond ? load(s.second + lane) : best;
@@ -170,6 +179,7 @@ void search_bytes(const SearchBlock& s) {
     switch (keep_of(s)) {
         case Keep::kMinimum: return search_bytes_keeping<Keep::kMinimum>(s);
         case Keep::kTwoMinima: return search_bytes_keeping<Keep::kTwoMinima>(s);
+        case Keep::kTagged: return search_bytes_keeping<Keep::kTagged>(s);
         case Keep::kBest: return search_bytes_keeping<Keep::kBest>(s);
         case Keep::kBelow: return search_bytes_keeping<Keep::kBelow>(s);
     }

@@ -74,6 +74,13 @@ FLAWSCOPE_INLINE void lower_minimum(Vec distance, IVec panel, Vec& best, IVec& w
     where = select_i(better, panel, where);
 }
 
+// The same with the number of the panel in the low bits of the values, where it costs neither a comparison nor memory.
+FLAWSCOPE_INLINE void lower_tagged(Vec distance, IVec keep, IVec panel, Vec& best, Vec& second) {
+    const Vec value = tagged(distance, keep, panel);
+    second = minimum(second, maximum(value, best));
+    best = minimum(value, best);
+}
+
 // Insert into the k best of a query, ascending. Of equal distances the earlier row stays before.
 FLAWSCOPE_INLINE void insert(float distance, int32_t row, int k, float* best, int32_t* where) {
     int place = k - 1;
@@ -121,12 +128,13 @@ FLAWSCOPE_INLINE void take_below(Vec distance, int64_t first_row, Vec limit, int
 }
 
 // What a search keeps of its distances.
-enum class Keep { kMinimum, kTwoMinima, kBest, kBelow };
+enum class Keep { kMinimum, kTwoMinima, kTagged, kBest, kBelow };
 
 FLAWSCOPE_INLINE Keep keep_of(const SearchBlock& s) {
     if (s.limits != nullptr) return Keep::kBelow;
     if (s.k > 1) return Keep::kBest;
-    return s.second != nullptr ? Keep::kTwoMinima : Keep::kMinimum;
+    if (s.second == nullptr) return Keep::kMinimum;
+    return s.tag_mask != 0 ? Keep::kTagged : Keep::kTwoMinima;
 }
 
 // dot · scale is −2·q·m.
@@ -152,6 +160,12 @@ FLAWSCOPE_INLINE void take(const SearchBlock& s, const Vec (&dot)[kTileRows][2],
                            s.where + query * s.capacity);
             } else if constexpr (kKeep == Keep::kBest) {
                 take_best(distance, first_row + v * kLanes, s.k, s.best + query * s.k, s.where + query * s.k);
+            } else if constexpr (kKeep == Keep::kTagged) {
+                const int64_t lane = query * kPanel + v * kLanes;
+                Vec best = load(s.best + lane), second = load(s.second + lane);
+                lower_tagged(distance, broadcast_i(~s.tag_mask), here, best, second);
+                store(s.best + lane, best);
+                store(s.second + lane, second);
             } else {
                 const int64_t lane = query * kPanel + v * kLanes;
                 Vec best = load(s.best + lane), second = kSecond ? load(s.second + lane) : best;
@@ -183,6 +197,7 @@ void search(const SearchBlock& s) {
     switch (keep_of(s)) {
         case Keep::kMinimum: return search_keeping<T, Keep::kMinimum>(s);
         case Keep::kTwoMinima: return search_keeping<T, Keep::kTwoMinima>(s);
+        case Keep::kTagged: return search_keeping<T, Keep::kTagged>(s);
         case Keep::kBest: return search_keeping<T, Keep::kBest>(s);
         case Keep::kBelow: return search_keeping<T, Keep::kBelow>(s);
     }

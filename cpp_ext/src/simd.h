@@ -50,6 +50,14 @@ FLAWSCOPE_INLINE void store_i(int32_t* p, IVec a) { *p = a; }
 FLAWSCOPE_INLINE IVec broadcast_i(int32_t x) { return x; }
 FLAWSCOPE_INLINE IVec select_i(Mask m, IVec yes, IVec no) { return m ? yes : no; }
 FLAWSCOPE_INLINE Vec to_float(IVec a) { return static_cast<float>(a); }
+// The bits of a where `keep` is set, and those of `tag`.
+FLAWSCOPE_INLINE Vec tagged(Vec a, IVec keep, IVec tag) {
+    int32_t whole;
+    __builtin_memcpy(&whole, &a, 4);
+    whole = (whole & keep) | tag;
+    __builtin_memcpy(&a, &whole, 4);
+    return a;
+}
 FLAWSCOPE_INLINE void sum4(Vec a, Vec b, Vec c, Vec d, float* out) {
     out[0] = a;
     out[1] = b;
@@ -123,6 +131,9 @@ FLAWSCOPE_INLINE IVec select_i(Mask m, IVec yes, IVec no) {
     return (IVec)_mm512_mask_mov_epi32((__m512i)no, m, (__m512i)yes);
 }
 FLAWSCOPE_INLINE Vec to_float(IVec a) { return _mm512_cvtepi32_ps((__m512i)a); }
+FLAWSCOPE_INLINE Vec tagged(Vec a, IVec keep, IVec tag) {
+    return _mm512_castsi512_ps(_mm512_ternarylogic_epi32(_mm512_castps_si512(a), (__m512i)keep, (__m512i)tag, 0xea));
+}
 FLAWSCOPE_INLINE __m128 quarter(Vec a) {
     const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(a),
                                       _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(a), 1)));
@@ -202,6 +213,7 @@ FLAWSCOPE_INLINE IVec select_i(Mask m, IVec yes, IVec no) {
     return (IVec)_mm256_blendv_ps((__m256)no, (__m256)yes, m);
 }
 FLAWSCOPE_INLINE Vec to_float(IVec a) { return _mm256_cvtepi32_ps((__m256i)a); }
+FLAWSCOPE_INLINE Vec tagged(Vec a, IVec keep, IVec tag) { return (Vec)(((IVec)a & keep) | tag); }
 FLAWSCOPE_INLINE __m128 quarter(Vec a) {
     return _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
 }
@@ -257,6 +269,9 @@ FLAWSCOPE_INLINE void store_i(int32_t* p, IVec a) { vst1q_s32(p, a); }
 FLAWSCOPE_INLINE IVec broadcast_i(int32_t x) { return vdupq_n_s32(x); }
 FLAWSCOPE_INLINE IVec select_i(Mask m, IVec yes, IVec no) { return vbslq_s32(m, yes, no); }
 FLAWSCOPE_INLINE Vec to_float(IVec a) { return vcvtq_f32_s32(a); }
+FLAWSCOPE_INLINE Vec tagged(Vec a, IVec keep, IVec tag) {
+    return vreinterpretq_f32_s32(vorrq_s32(vandq_s32(vreinterpretq_s32_f32(a), keep), tag));
+}
 FLAWSCOPE_INLINE void sum4(Vec a, Vec b, Vec c, Vec d, float* out) {
     vst1q_f32(out, vpaddq_f32(vpaddq_f32(a, b), vpaddq_f32(c, d)));
 }

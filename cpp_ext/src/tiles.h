@@ -108,29 +108,41 @@ private:
 // Candidates of a run of queries, for each cut of the bank.
 class State {
 public:
-    State(const Kernels& kernels, const Tiles& tiles, int64_t cuts, int k, bool seconds = false)
+    // With `tag_mask` the second least of every lane is kept too, and both have the number of their panel in these bits.
+    State(const Kernels& kernels, const Tiles& tiles, int64_t cuts, int k, bool seconds = false, int32_t tag_mask = 0)
         : width(k == 1 ? kernels.panel : k), queries_(tiles.tile_count * tiles.height), panel_(kernels.panel), k_(k),
-          best_(cuts * queries_ * width), where_(cuts * queries_ * width),
-          second_(seconds ? cuts * queries_ * width : 0), has_second_(seconds) {}
+          best_(cuts * queries_ * width), where_(tag_mask == 0 ? cuts * queries_ * width : 0),
+          second_(seconds ? cuts * queries_ * width : 0), has_second_(seconds), tag_mask(tag_mask) {}
 
     // Forget everything of queries [first, first + count) in one cut.
     void clear(int64_t cut, int64_t first, int64_t count) {
         std::fill_n(best(cut, first), count * width, kInfinity);
-        std::fill_n(where(cut, first), count * width, -1);
+        if (tag_mask == 0) std::fill_n(where(cut, first), count * width, -1);
         if (has_second_) std::fill_n(second(cut, first), count * width, kInfinity);
     }
 
     static int64_t bytes_per_query(const Kernels& kernels, int k) { return 12 * (k == 1 ? kernels.panel : k); }
 
     float* best(int64_t cut, int64_t query) { return best_.data() + (cut * queries_ + query) * width; }
-    int32_t* where(int64_t cut, int64_t query) { return where_.data() + (cut * queries_ + query) * width; }
+    int32_t* where(int64_t cut, int64_t query) {
+        return tag_mask == 0 ? where_.data() + (cut * queries_ + query) * width : nullptr;
+    }
 
     float* second(int64_t cut, int64_t query) {
         return has_second_ ? second_.data() + (cut * queries_ + query) * width : nullptr;
     }
 
     // k = 1: the row of a lane's candidate.
-    int64_t row(int64_t cut, int64_t query, int64_t lane) { return int64_t{where(cut, query)[lane]} * panel_ + lane; }
+    int64_t row(int64_t cut, int64_t query, int64_t lane) {
+        int32_t panel;
+        if (tag_mask == 0) {
+            panel = where(cut, query)[lane];
+        } else {
+            std::memcpy(&panel, best(cut, query) + lane, sizeof panel);
+            panel &= tag_mask;
+        }
+        return int64_t{panel} * panel_ + lane;
+    }
 
     // The k best of a query over all cuts, ascending by (distance, row); fewer where fewer were found.
     int collect(int64_t cuts, int64_t query, Candidate* found) {
@@ -159,6 +171,9 @@ private:
     Buffer<int32_t> where_;
     Buffer<float> second_;
     const bool has_second_;
+
+public:
+    const int32_t tag_mask;
 };
 
 }  // namespace flawscope
