@@ -56,6 +56,13 @@ def test_the_number_of_threads_changes_nothing(kernels, threads, k):
     assert_same(bank.nearest(queries, k, threads=threads), exact_nearest(queries, rows, k))
 
 
+@pytest.mark.parametrize("k", [1, 9])
+def test_a_bank_with_more_panels_than_a_value_can_number_is_searched_too(kernels, k):
+    # 4,096 panels of at most 32 rows are numbered in the low bits of the values.
+    queries, rows = integers(9, 3, high=50), integers(4096 * 32 + 33, 3, seed=1, high=50)
+    assert_same(kernels.bank(rows, screen=True).nearest(queries, k), exact_nearest(queries, rows, k))
+
+
 @settings(deadline=None, max_examples=60)
 @given(st.data())
 def test_ties_take_the_lowest_row(kernels, data):
