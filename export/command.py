@@ -3,48 +3,80 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import click
 from click.core import ParameterSource
 
-from flawscope.bundle import Gate, Manifest
+from flawscope.bundle import PRECISIONS, Gate, Manifest
 from flawscope.calibration.limits import LIMITS, METHODS, Limits, Method, gate_rows, verdict
+from flawscope.calibration.modelopt import PYTHON
 from flawscope.datasets import open_dataset
 from flawscope.errors import ArgumentError, MissingExtra
 from flawscope.export.triton import TritonOptions, TritonRecord, bundle_of, is_run, write_triton
 from flawscope.terminal import command_line, progress_bars
 
 _TRITON = TritonOptions()
-_INT8 = LIMITS["int8"]
+_LOWER = ("fp16", "int8")
+_OPTIONS_OF = {
+    "calibration_data": _LOWER,
+    "labelled_data": _LOWER,
+    "category": _LOWER,
+    "calibration_method": ("int8",),
+    "int8_rest": ("int8",),
+    "modelopt_python": _LOWER,
+    "max_auroc_change": _LOWER,
+    "min_spearman": _LOWER,
+    "max_false_rejects": _LOWER,
+    "max_score_change": _LOWER,
+}
+"""Option -> the precisions that it is for."""
 _KEPT_SHOWN = 5
+
+
+def _limit_help(name: str) -> str:
+    values = ", ".join(f"{getattr(limits, name):g} {precision}" for precision, limits in LIMITS.items())
+    return f"fp16, int8: gate.  [default: {values}]"
 
 
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Bundle folder (NAME.flaw) or repository.")
+@click.option("--out", type=click.Path(path_type=Path), help="Bundle folder (NAME.flaw) or repository.  [required]")
 @click.option("--max-batch", type=int, default=8, show_default=True, help="Largest batch the graphs take.")
 @click.option(
     "--precision",
-    type=click.Choice(["fp32", "int8"]),
-    default="fp32",
-    show_default=True,
-    help="int8: graphs in 8 bits beside those in FP32, if they pass the gate. triton: which is served.",
+    "precisions",
+    type=click.Choice(PRECISIONS),
+    multiple=True,
+    help="fp16, int8: graphs in fewer bits beside those in FP32, if they pass the gate; may be repeated. triton: the "
+    "one that is served.  [default: fp32]",
 )
 @click.option(
-    "--calibration-data", type=click.Path(path_type=Path), help="int8: dataset for value ranges and the gate."
+    "--calibration-data", type=click.Path(path_type=Path), help="fp16, int8: dataset for value ranges and the gate."
 )
 @click.option(
-    "--labelled-data", type=click.Path(path_type=Path), help="int8: dataset whose test pictures are gated too."
+    "--labelled-data", type=click.Path(path_type=Path), help="fp16, int8: dataset whose test pictures are gated too."
 )
-@click.option("--category", metavar="NAME", help="int8: category below the datasets' folders.")
+@click.option("--category", metavar="NAME", help="fp16, int8: category below the datasets' folders.")
 @click.option(
     "--calibration-method", type=click.Choice(METHODS), default="percentile", show_default=True, help="int8: ranges by."
 )
-@click.option("--max-auroc-change", type=float, default=_INT8.image_auroc, show_default=True, help="int8: gate.")
-@click.option("--min-spearman", type=float, default=_INT8.spearman, show_default=True, help="int8: gate.")
-@click.option("--max-false-rejects", type=float, default=_INT8.false_rejects, show_default=True, help="int8: gate.")
-@click.option("--max-score-change", type=float, default=_INT8.score_error, show_default=True, help="int8: gate.")
+@click.option(
+    "--int8-rest",
+    type=click.Choice(["fp32", "fp16"]),
+    default="fp32",
+    show_default=True,
+    help="int8: what operators compute in that are not in INT8.",
+)
+@click.option(
+    "--modelopt-python",
+    type=click.Path(path_type=Path),
+    help=f"fp16: Python interpreter with nvidia-modelopt[onnx].  [default: {PYTHON}, or this one]",
+)
+@click.option("--max-auroc-change", type=float, help=_limit_help("image_auroc"))
+@click.option("--min-spearman", type=float, help=_limit_help("spearman"))
+@click.option("--max-false-rejects", type=float, help=_limit_help("false_rejects"))
+@click.option("--max-score-change", type=float, help=_limit_help("score_error"))
 @click.option(
     "--format",
     "layout",
@@ -62,55 +94,107 @@ _KEPT_SHOWN = 5
     "--queue-delay-us", type=int, default=_TRITON.queue_delay_us, show_default=True, help="triton: longest wait."
 )
 @click.option("--preferred-batch", type=int, multiple=True, help="triton: batch to aim for; may be repeated.")
+@click.option(
+    "--explain",
+    is_flag=True,
+    help="Write nothing; find the first tensor on which two ways of computing disagree. A run: torch and its graph. "
+    "RUN may be a bundle: its FP32 graph and --against.",
+)
+@click.option(
+    "--against",
+    multiple=True,
+    metavar="BACKEND[:PRECISION]",
+    help="explain: plain (the CPU without graph optimisation), cpu:int8, cpu:fp16, cuda, ...; may be repeated.  "
+    "[default: all that the bundle and this machine have]",
+)
+@click.option(
+    "--tolerance",
+    type=float,
+    help="explain: largest RMS difference, relative to the tensor.  [default: 1e-4 fp32, 1e-2 fp16, 1e-1 int8]",
+)
 def export(
     run: Path,
-    out: Path,
+    out: Path | None,
     max_batch: int,
-    precision: str,
+    precisions: tuple[str, ...],
     calibration_data: Path | None,
     labelled_data: Path | None,
     category: str | None,
     calibration_method: Method,
-    max_auroc_change: float,
-    min_spearman: float,
-    max_false_rejects: float,
-    max_score_change: float,
+    int8_rest: Literal["fp32", "fp16"],
+    modelopt_python: Path | None,
+    max_auroc_change: float | None,
+    min_spearman: float | None,
+    max_false_rejects: float | None,
+    max_score_change: float | None,
     layout: str,
     model_name: str | None,
     device: Literal["cpu", "gpu"],
     instances: int,
     queue_delay_us: int,
     preferred_batch: tuple[int, ...],
-) -> None:
+    explain: bool,
+    against: tuple[str, ...],
+    tolerance: float | None,
+) -> int:
     """Turn a training run into a bundle that needs no PyTorch, or into a model for Triton.
 
     The bundle is written only if every tensor is proven to fit and torch, graph and native path agree on real pictures.
     """
+    if explain:
+        return _explain(run, against, tolerance)
+    if out is None:
+        raise click.MissingParameter(param_hint="'--out'", param_type="option")
+    for name in ("against", "tolerance"):
+        if _given(name):
+            raise ArgumentError(f"--{name}: expected it with --explain, got it without. Leave it out.")
     _check_format(run, layout)
-    limits = Limits(max_auroc_change, max_auroc_change, min_spearman, max_false_rejects, max_score_change)
-    _check_precision(run, precision, calibration_data, layout)
+    lower = tuple(dict.fromkeys(name for name in precisions if name != "fp32"))
+    _check_precisions(run, lower, calibration_data, layout)
+    data = _Data(calibration_data, labelled_data, category)
+    limits = {
+        name: given_or(LIMITS[name], max_auroc_change, min_spearman, max_false_rejects, max_score_change)
+        for name in lower
+    }
 
     def write(target: Path) -> Manifest:
-        data = (calibration_data, labelled_data, category)
-        return _export_bundle(run, target, max_batch, precision, data, calibration_method, limits)
+        made = _Making(lower, calibration_method, limits, int8_rest, modelopt_python)
+        return _export_bundle(run, target, max_batch, data, made)
 
     if layout == "bundle":
         show_export(write(out), out)
-        return
-    options = TritonOptions(model_name, device, instances, queue_delay_us, preferred_batch, precision)
+        return 0
+    served = lower[0] if lower else "fp32"
+    options = TritonOptions(model_name, device, instances, queue_delay_us, preferred_batch, served)
     with bundle_of(run, lambda target: show_export(write(target), None)) as bundle:
         record = write_triton(bundle, out, options)
     show_triton(record, out)
+    return 0
+
+
+def _explain(source: Path, against: tuple[str, ...], tolerance: float | None) -> int:
+    """Print where two ways of computing part; exit status 1 if they do."""
+    allowed = {"run", "explain", "against", "tolerance"}
+    for parameter in click.get_current_context().command.params:
+        name = parameter.name or ""
+        if name not in allowed and _given(name):
+            raise ArgumentError(f"{parameter.opts[0]}: expected no such option with --explain, got it. Leave it out.")
+    try:
+        from flawscope.export.explain_sources import explain_source, lines_of
+    except ModuleNotFoundError as err:
+        raise MissingExtra("explaining differences", str(err.name), "export") from err
+    with progress_bars() as progress:
+        found = explain_source(source, against, tolerance, progress)
+    for one in found:
+        for line in lines_of(one):
+            click.echo(line)
+    return int(any(one.first is not None for one in found))
 
 
 def _check_format(run: Path, layout: str) -> None:
     """Refuse options that would have no effect."""
-    context = click.get_current_context()
-    given = [
-        f"--{name.replace('_', '-')}"
-        for name in ("model_name", "device", "instances", "queue_delay_us", "preferred_batch", "max_batch")
-        if context.get_parameter_source(name) is not ParameterSource.DEFAULT
-    ]
+    names = ("model_name", "device", "instances", "queue_delay_us", "preferred_batch", "max_batch")
+    given = [f"--{name.replace('_', '-')}" for name in names if _given(name)]
     idle = [name for name in given if name != "--max-batch"] if layout == "bundle" else []
     if idle:
         raise ArgumentError(f"{idle[0]}: expected it with --format triton, got it with --format bundle. Leave it out.")
@@ -121,47 +205,75 @@ def _check_format(run: Path, layout: str) -> None:
         )
 
 
-def _check_precision(run: Path, precision: str, calibration_data: Path | None, layout: str) -> None:
-    """Refuse INT8 without pictures, and options of INT8 without it."""
-    context = click.get_current_context()
-    if precision == "int8":
-        if calibration_data is None and (layout == "bundle" or is_run(run)):
-            raise ArgumentError(
-                "--precision int8: expected --calibration-data ROOT with good pictures, got none. Name the dataset "
-                "that the detector was trained on."
-            )
-        return
-    names = ("calibration_data", "labelled_data", "category", "calibration_method", "max_auroc_change", "min_spearman")
-    for name in (*names, "max_false_rejects", "max_score_change"):
-        if context.get_parameter_source(name) is not ParameterSource.DEFAULT:
-            raise ArgumentError(
-                f"--{name.replace('_', '-')}: expected it with --precision int8, got it with {precision}. Leave it out."
-            )
+class _Data(NamedTuple):
+    """From what precisions are made and judged."""
+
+    calibration: Path | None
+    labelled: Path | None
+    category: str | None
 
 
-def _export_bundle(
-    run: Path,
-    out: Path,
-    max_batch: int,
-    precision: str,
-    data: tuple[Path | None, Path | None, str | None],
-    method: Method,
-    limits: Limits,
-) -> Manifest:
+class _Making(NamedTuple):
+    """How precisions are made and judged."""
+
+    precisions: tuple[str, ...]
+    method: Method
+    limits: dict[str, Limits]
+    int8_rest: Literal["fp32", "fp16"]
+    modelopt_python: Path | None
+
+
+def given_or(
+    default: Limits, auroc: float | None, spearman: float | None, false_rejects: float | None, score: float | None
+) -> Limits:
+    """Return the limits that were given, and the default ones where none was."""
+    return Limits(
+        default.image_auroc if auroc is None else auroc,
+        default.pixel_auroc if auroc is None else auroc,
+        default.spearman if spearman is None else spearman,
+        default.false_rejects if false_rejects is None else false_rejects,
+        default.score_error if score is None else score,
+    )
+
+
+def _check_precisions(run: Path, lower: tuple[str, ...], calibration_data: Path | None, layout: str) -> None:
+    """Refuse a lower precision without pictures, and options of one without it."""
+    if layout == "triton" and len(lower) > 1:
+        raise ArgumentError(
+            f"--precision: expected one that Triton serves, got {' and '.join(lower)}. Export a model for each."
+        )
+    for name, needed in _OPTIONS_OF.items():
+        if _given(name) and not set(needed) & set(lower):
+            flags = " or ".join(f"--precision {precision}" for precision in needed)
+            raise ArgumentError(f"--{name.replace('_', '-')}: expected it with {flags}, got it without. Leave it out.")
+    if lower and calibration_data is None and (layout == "bundle" or is_run(run)):
+        raise ArgumentError(
+            f"--precision {lower[0]}: expected --calibration-data ROOT with good pictures, got none. Name the dataset "
+            "that the detector was trained on."
+        )
+
+
+def _given(name: str) -> bool:
+    source = click.get_current_context().get_parameter_source(name)
+    return source is not ParameterSource.DEFAULT
+
+
+def _export_bundle(run: Path, out: Path, max_batch: int, data: _Data, making: _Making) -> Manifest:
     try:
         from flawscope.export.exporting import export_run
         from flawscope.export.precisions import PrecisionRefused, Wanted
     except ModuleNotFoundError as err:
         raise MissingExtra("exporting", str(err.name), "export") from err
-    calibration, labelled, category = data
     wanted = None
-    if calibration is not None and precision != "fp32":
+    if data.calibration is not None and making.precisions:
         wanted = Wanted(
-            (precision,),
-            open_dataset(calibration, category),
-            None if labelled is None else open_dataset(labelled, category),
-            method,
-            {precision: limits},
+            making.precisions,
+            open_dataset(data.calibration, data.category),
+            None if data.labelled is None else open_dataset(data.labelled, data.category),
+            making.method,
+            making.limits,
+            making.int8_rest,
+            making.modelopt_python,
         )
     try:
         with progress_bars() as progress:
@@ -205,7 +317,8 @@ def show_export(manifest: Manifest, out: Path | None) -> None:
             f"scores {row.score_max_relative:.1e}, maps {row.map_max_relative:.1e} relative, rank correlation {rank}"
         )
     for precision, made in sorted(manifest.precisions.items()):
-        click.echo(f"{precision}: {made.quantised} operators quantised, {len(made.kept)} kept in FP32; {made.method}")
+        others = f"{len(made.kept)} operators kept out of it"
+        click.echo(f"{precision}: {made.quantised} convolutions and products in it, {others}; {made.method}")
         for node in made.kept[:_KEPT_SHOWN]:
             click.echo(f"  kept {node.node} ({node.operator}): {node.reason}")
         if len(made.kept) > _KEPT_SHOWN:

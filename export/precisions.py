@@ -5,28 +5,28 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 import onnx
 
-from flawscope.bundle import Gate, Golden, Graph, Head, KeptNode, Manifest, Precision, open_bundle, write_bundle
+from flawscope.bundle import Gate, Golden, Graph, Head, Manifest, Precision, open_bundle, write_bundle
 from flawscope.calibration.gate import measure_gate
-from flawscope.calibration.int8 import Quantiser, fewest_kept
 from flawscope.calibration.limits import LIMITS, Limits, Method, failures
+from flawscope.calibration.modelopt import find_python
 from flawscope.datasets import Dataset, Sample, hash_contents
 from flawscope.errors import ArgumentError, DataError, GateError
 from flawscope.export.head import BankFile, append_head
+from flawscope.export.lowering import lower_to_fp16, lower_to_int8
 from flawscope.images import UInt8Array, decode_image, prepare, read_image
 from flawscope.runtime import Inspector
-from flawscope.runtime.backends.ort import import_onnxruntime
 from flawscope.runtime.heads import build_head
 from flawscope.training.loading import Progress, no_progress
 
-_MOST_CALIBRATION, _MOST_GOOD, _SENSITIVITY = 64, 128, 8
-"""Pictures for value ranges, for the gate, and for the sensitivity of operators."""
+_MOST_CALIBRATION, _MOST_GOOD, _FP16 = 64, 128, 16
+"""Pictures for value ranges, for the gate, and for the ranges of FP16, whose values are all held at once."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,8 @@ class Wanted:
         labelled: Dataset whose test pictures go through the gate as well, or None.
         method: How value ranges are found.
         limits: Precision -> what it may do; `LIMITS` where one is missing.
+        int8_rest: What operators that are not in INT8 compute in, `fp32` or `fp16`.
+        modelopt_python: Interpreter with ModelOpt, for FP16; see `flawscope.calibration.modelopt.find_python`.
     """
 
     precisions: tuple[str, ...]
@@ -46,13 +48,17 @@ class Wanted:
     labelled: Dataset | None = None
     method: Method = "percentile"
     limits: Mapping[str, Limits] = field(default_factory=dict)
+    int8_rest: Literal["fp32", "fp16"] = "fp32"
+    modelopt_python: Path | None = None
 
     def check(self) -> None:
         """Raise ArgumentError unless every precision can be made and every limit can be kept."""
         for name in self.precisions:
-            if name != "int8":
-                raise ArgumentError(f"precision: expected fp32 or int8, got {name!r}.")
+            if name not in LIMITS:
+                raise ArgumentError(f"precision: expected fp32, {' or '.join(LIMITS)}, got {name!r}.")
             self.limits.get(name, LIMITS[name]).check()
+        if "fp16" in self.precisions or ("int8" in self.precisions and self.int8_rest == "fp16"):
+            find_python(self.modelopt_python)
 
 
 class PrecisionRefused(GateError):
@@ -122,7 +128,7 @@ def add_precision(
     """Make a precision and let it through the gate.
 
     Args:
-        name: `int8`.
+        name: `fp16` or `int8`.
         manifest: The bundle's manifest in FP32, golden pictures included.
         sources: What the FP32 bundle consists of.
         tensors: The bank.
@@ -140,42 +146,28 @@ def add_precision(
     """
     limits = wanted.limits.get(name, LIMITS[name])
     features = scratch / "features.onnx"
-    quantiser = Quantiser(
-        features, pictures.calibration, wanted.method, lambda done, total: progress("Value ranges", done, total)
-    )
-    if not quantiser.operators:
-        raise GateError(f"{name}: expected operators that can be quantised, got none in this backbone. Export without.")
-    sensitivities = quantiser.sensitivities(
-        pictures.calibration[:_SENSITIVITY], lambda done, total: progress("Sensitivity", done, total)
-    )
-    score = build_head(manifest.head, tensors, manifest.input.size)
-    exact = _scores(onnx.load(features), score, pictures.good)
-
-    def is_good(operators: list[str]) -> bool:
-        moved = np.abs(_scores(quantiser.quantise(operators), score, pictures.good) - exact)
-        return bool((moved <= limits.score_error * np.maximum(exact, 1e-12)).all())
-
-    progress("Choosing operators", 0, 1)
-    chosen, tries = fewest_kept(sensitivities, is_good)
-    progress("Choosing operators", 1, 1)
-    if not chosen:
-        raise GateError(
-            f"{name}: expected operators whose INT8 keeps the scores of good pictures within "
-            f"{limits.score_error:.1%}, got none after {tries} tries. Export without it, or allow more."
+    if name == "fp16":
+        lowered = lower_to_fp16(features, pictures.calibration[:_FP16], wanted.modelopt_python, progress)
+    else:
+        lowered = lower_to_int8(
+            features,
+            build_head(manifest.head, tensors, manifest.input.size),
+            pictures.calibration,
+            pictures.good,
+            wanted.method,
+            limits,
+            wanted.int8_rest,
+            wanted.modelopt_python,
+            progress,
         )
-    graphs, added = _write_graphs(name, quantiser.quantise(chosen), manifest.head, manifest, scratch, describe)
-    kept = tuple(
-        KeptNode(node, quantiser.operators[node], f"quantised alone it moves the patches by {value:.2%}")
-        for node, value in sensitivities.items()
-        if node not in set(chosen)
-    )
+    graphs, added = _write_graphs(name, lowered.model, manifest.head, manifest, scratch, describe)
     precision = Precision(
         graphs=graphs,
         golden=(),
-        method=f"{name}: explicit Q/DQ, symmetric, weights per channel, ranges by {wanted.method}",
-        calibration_images=len(pictures.calibration),
-        quantised=len(chosen),
-        kept=kept,
+        method=lowered.method,
+        calibration_images=len(pictures.calibration[:_FP16] if name == "fp16" else pictures.calibration),
+        quantised=lowered.lowered,
+        kept=lowered.kept,
     )
     golden, gate = _judge(name, manifest, precision, {**sources, **added}, scratch, pictures, progress)
     if reasons := failures(gate, limits):
@@ -222,16 +214,6 @@ def _write_graphs(
         onnx.checker.check_model(str(scratch / file), full_check=True)
         added[file] = scratch / file
     return graphs, added
-
-
-def _scores(model: onnx.ModelProto, score: Any, images: Sequence[UInt8Array]) -> npt.NDArray[np.float32]:
-    onnxruntime = import_onnxruntime()
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    found = [score(session.run(["patches"], {name: image[None]})[0])[1] for image in images]
-    return np.concatenate(found)
 
 
 def _spread(samples: Sequence[Sample], most: int) -> list[Sample]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from flawscope.errors import ArgumentError
-from flawscope.runtime.backends import Session, open_session
+from flawscope.runtime.backends import Session, open_backbone
 from flawscope.runtime.bench_machine import device_memory, machine_state
 from flawscope.runtime.bench_memory import peak_kib, resident_kib
 from flawscope.runtime.bench_rounds import (
@@ -95,7 +95,7 @@ def sweep(
     loaded_kib = resident_kib()
     before = machine_state()
     measured = []
-    backbone = open_session(inspector.bundle.graph("features", inspector.precision), inspector.backend)
+    backbone = open_backbone(inspector.bundle, inspector.precision, inspector.backend)
     try:
         for index, batch in enumerate(batches):
             pictures = [encoded[number % len(encoded)] for number in range(batch)]

@@ -1,10 +1,11 @@
-"""`flawscope doctor`: what is here, what is not, and the command that installs it."""
+"""`flawscope doctor`: what is here, what is not, the command that installs it, and who computes a bundle."""
 
 from __future__ import annotations
 
 import os
 import platform
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import click
@@ -12,9 +13,14 @@ import msgspec
 
 import flawscope
 from flawscope import cpp_ext
-from flawscope.errors import BackendError, FlawscopeError
+from flawscope.bundle import PRECISIONS
+from flawscope.errors import ArgumentError, BackendError, FlawscopeError
+from flawscope.images import decode_image, prepare
 from flawscope.runtime.backends import BACKENDS, choose_backend
+from flawscope.runtime.driver import match_driver
 from flawscope.runtime.engines import RUNTIMES, EngineCache, current_target, import_tensorrt
+from flawscope.runtime.inspector import Inspector
+from flawscope.runtime.placement import elsewhere, place_nodes
 from flawscope.versions import cpu_name, package_versions
 
 _EXTRAS = {
@@ -25,6 +31,8 @@ _EXTRAS = {
     "tensorrt": ("tensorrt", "pynvml"),
     "tensorrt-rtx": ("tensorrt_rtx", "pynvml"),
 }
+
+_NODES_SHOWN = 5
 
 
 def diagnose() -> dict[str, Any]:
@@ -50,6 +58,7 @@ def diagnose() -> dict[str, Any]:
         "backends": backends,
         "kernels": _kernels(),
         "engines": _engines(),
+        "driver": msgspec.to_builtins(match_driver()),
         "extras": extras,
     }
 
@@ -96,15 +105,95 @@ def _kernels() -> dict[str, Any]:
     }
 
 
+def examine(bundle: Path, backend: str, precision: str) -> dict[str, Any]:
+    """Load a bundle, run it, and return who computes what, as plain values.
+
+    Args:
+        bundle: The bundle.
+        backend: Name of a backend, `auto` included.
+        precision: Precision of the graphs.
+
+    Raises:
+        BundleError: If the bundle is broken or does not reproduce its golden scores.
+        BackendError: If the backend is not there or cannot take the graph.
+    """
+    with Inspector.load(bundle, backend, precision=precision) as inspector:
+        name = "features" if inspector.path == "kernel" else "score"
+        graph = inspector.bundle.graph(name, precision)
+        golden = inspector.manifest.golden_of(precision)
+        if not golden:
+            raise ArgumentError(f"{bundle}: expected golden images, got none. Export it again.")
+        data = inspector.bundle.file(golden[0].file).read_bytes()
+        image = prepare(decode_image(data, golden[0].file), inspector.manifest.input)
+        nodes = place_nodes(graph, inspector.backend, image[None])
+        total = sum(node.milliseconds for node in nodes) or 1.0
+        providers: dict[str, dict[str, float]] = {}
+        for node in nodes:
+            share = providers.setdefault(node.provider, {"nodes": 0, "milliseconds": 0.0})
+            share["nodes"] += 1
+            share["milliseconds"] += node.milliseconds
+        return {
+            "bundle": inspector.manifest.name,
+            "backend": inspector.backend,
+            "reason": inspector.backend_reason,
+            "precision": precision,
+            "path": inspector.path,
+            "graph": graph.name,
+            "head": cpp_ext.implementation() if inspector.path == "kernel" else "in the graph",
+            "milliseconds": total,
+            "providers": providers,
+            "elsewhere": [vars(node) for node in elsewhere(nodes, inspector.backend)],
+            "nodes": [vars(node) for node in nodes],
+        }
+
+
+def _show_bundle(found: dict[str, Any]) -> None:
+    click.echo(
+        f"path      {found['bundle']} in {found['precision']}: backend {found['backend']} ({found['reason']}), "
+        f"{found['graph']}, head: {found['head']}"
+    )
+    for provider, share in found["providers"].items():
+        click.echo(
+            f"nodes     {provider}: {share['nodes']} of {len(found['nodes'])}, {share['milliseconds']:.2f} ms, "
+            f"{share['milliseconds'] / found['milliseconds']:.0%} of the time"
+        )
+    others = found["elsewhere"]
+    for node in others[:_NODES_SHOWN]:
+        click.echo(
+            f"elsewhere {node['operator']:<12} {node['milliseconds']:.3f} ms on {node['provider']}: {node['name']}"
+        )
+    if len(others) > _NODES_SHOWN:
+        click.echo(f"elsewhere and {len(others) - _NODES_SHOWN} that take less; all of them with --json")
+    for node in sorted(found["nodes"], key=lambda node: -node["milliseconds"])[:_NODES_SHOWN]:
+        click.echo(
+            f"slowest   {node['operator']:<12} {node['milliseconds']:.3f} ms on {node['provider']}: {node['name']}"
+        )
+
+
 @click.command()
+@click.argument("bundle", type=click.Path(path_type=Path), required=False)
+@click.option("--backend", type=click.Choice(BACKENDS), default="auto", show_default=True, help="BUNDLE: runs there.")
+@click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True, help="BUNDLE: graphs.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def doctor(as_json: bool) -> int:
-    """Show devices, backends, versions and kernels. Exit status 1 when nothing here can run a bundle."""
+def doctor(bundle: Path | None, backend: str, precision: str, as_json: bool) -> int:
+    """Show devices, backends, versions and kernels; with BUNDLE also which provider takes which of its nodes.
+
+    Exit status 1 when nothing here can run a bundle, or the driver is too old for what is installed.
+    """
     found = diagnose()
-    usable = found["backends"]["auto"]["available"]
+    if bundle is not None:
+        found["bundle"] = examine(bundle, backend, precision)
+    elif backend != "auto" or precision != "fp32":
+        raise click.UsageError("--backend and --precision are for a BUNDLE. Name one, or leave them out.")
+    status = 0 if found["backends"]["auto"]["available"] and not found["driver"]["problems"] else 1
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(found), indent=1).decode())
-        return 0 if usable else 1
+    else:
+        _show(found)
+    return status
+
+
+def _show(found: dict[str, Any]) -> None:
     click.echo(f"flawscope {found['flawscope']} on {found['system']}, {found['cpu']}, {found['cores']} cores")
     click.echo("versions  " + ", ".join(f"{name} {number}" for name, number in found["versions"].items()))
     for name, backend in found["backends"].items():
@@ -118,7 +207,18 @@ def doctor(as_json: bool) -> int:
     click.echo(f"engines   {'for':<15} {engines['device']['target'] or engines['device']['problem']}")
     cache = engines["cache"]
     click.echo(f"engines   {'kept':<15} {cache['engines']} in {cache['folder']}, {cache['unusable']} of them unusable")
+    click.echo(f"driver    {_driver_words(found['driver'])}")
+    for problem in found["driver"]["problems"]:
+        click.echo(f"driver    {problem}")
     for name, extra in found["extras"].items():
         missing = f"missing {', '.join(extra['missing'])}: {extra['install']}"
         click.echo(f"extra     {name:<12} {'installed' if extra['installed'] else missing}")
-    return 0 if usable else 1
+    if "bundle" in found:
+        _show_bundle(found["bundle"])
+
+
+def _driver_words(driver: dict[str, Any]) -> str:
+    wanted = ", ".join(f"{name} wants CUDA {version}" for name, version in driver["wanted"].items())
+    if driver["driver"] is None:
+        return f"no NVIDIA driver answers{'; ' + wanted if wanted else ''}"
+    return f"{driver['driver']}, CUDA up to {driver['cuda']}; {wanted or 'nothing installed wants CUDA'}"

@@ -36,12 +36,8 @@ def build_head(head: Head, tensors: Mapping[str, npt.NDArray[Any]], size: tuple[
     for name in needed:
         if name not in tensors:
             raise BundleError(f"bank: expected the tensor {name}, got {sorted(tensors)}. Export the bundle again.")
-    rows, columns = map_matrices(head.grid, size, head.sigma)
-
-    def smooth(distances: Float32Array) -> Float32Array:
-        return separable_maps(distances.reshape(-1, *head.grid), rows, columns)
-
     if isinstance(head, PadimHead):
+        smooth = smoother(head, size)
         gaussians = Gaussians(tensors["mean"], tensors["whitening"])
 
         def padim(patches: Float32Array) -> tuple[Float32Array, Float32Array]:
@@ -51,21 +47,88 @@ def build_head(head: Head, tensors: Mapping[str, npt.NDArray[Any]], size: tuple[
         return padim
 
     bank = Bank(tensors["bank"])
+    finish = PatchcoreFinish(head, tensors, size, bank)
 
     def patchcore(patches: Float32Array) -> tuple[Float32Array, Float32Array]:
         count, positions, channels = patches.shape
-        squared, indices = bank.nearest(patches.reshape(-1, channels))
-        distances = np.sqrt(squared).reshape(count, positions)
-        scores = np.array(
-            [
-                _image_score(head, patches[i], distances[i], indices.reshape(count, positions)[i], bank, tensors)
-                for i in range(count)
-            ],
-            np.float32,
-        )
-        return smooth(distances), scores
+        flat = patches.reshape(-1, channels)
+        squared, indices = bank.nearest(flat)
+        return finish(squared.reshape(count, positions), indices.reshape(count, positions), flat.__getitem__)
 
     return patchcore
+
+
+def smoother(head: Head, size: tuple[int, int]) -> Callable[[Float32Array], Float32Array]:
+    """Return the function from distances float32 [N, P] to anomaly maps float32 [N, H, W] of a size (H, W)."""
+    rows, columns = map_matrices(head.grid, size, head.sigma)
+    return lambda distances: separable_maps(distances.reshape(-1, *head.grid), rows, columns)
+
+
+class PatchcoreFinish:
+    """What PatchCore makes of the nearest rows: maps and scores.
+
+    Args:
+        head: Method and parameters.
+        tensors: The bank.
+        size: Height and width of the anomaly map in pixels.
+        bank: The bank made ready for search; made when it is needed unless given.
+    """
+
+    def __init__(
+        self,
+        head: PatchcoreHead,
+        tensors: Mapping[str, npt.NDArray[Any]],
+        size: tuple[int, int],
+        bank: Bank | None = None,
+    ) -> None:
+        self._head, self._tensors = head, tensors
+        self._smooth = smoother(head, size)
+        self._neighbors = min(head.neighbors, len(tensors["bank"]))
+        searched = head.reweight == "seed" and self._neighbors > 1
+        self._bank = Bank(tensors["bank"]) if bank is None and searched else bank
+
+    def __call__(
+        self, squared: Float32Array, rows: npt.NDArray[np.int64], patch_at: Callable[[int], Float32Array]
+    ) -> tuple[Float32Array, Float32Array]:
+        """Return anomaly maps float32 [N, H, W] and scores float32 [N].
+
+        Args:
+            squared: Squared distance of every patch to its nearest row, float32 [N, P].
+            rows: That row, [N, P].
+            patch_at: Gives a patch, float32 [D], by its index in [0, N·P).
+        """
+        distances = np.sqrt(squared)
+        scores = np.array([self._score(i, distances[i], rows[i], patch_at) for i in range(len(distances))], np.float32)
+        return self._smooth(distances), scores
+
+    def _score(
+        self,
+        image: int,
+        distances: Float32Array,
+        matched: npt.NDArray[np.int64],
+        patch_at: Callable[[int], Float32Array],
+    ) -> float:
+        """Return the score of one image: equation 7 of arXiv:2106.08265, or the seed's variant of it."""
+        place = int(distances.argmax())  # NaN counts as the largest: a patch without a distance is the score
+        top = float(distances[place])
+        if not math.isfinite(top):
+            return top
+        if self._head.reweight == "none" or self._neighbors == 1:  # one neighbour is nothing to weigh against
+            return top
+        patch = patch_at(image * len(distances) + place)
+        # A handful of numbers, right after code that has emptied the caches: row by row, NumPy needs half the time that
+        # its functions on whole arrays need, because there are fewer of them to be fetched.
+        if self._bank is None or self._head.reweight == "paper":
+            rows = self._tensors["bank"]
+            differences = (rows[row] - patch for row in self._tensors["neighbours"][matched[place]].tolist())
+            around = [math.sqrt(difference.dot(difference)) for difference in differences]
+        else:
+            squared, _ = self._bank.nearest(patch[None], self._neighbors)
+            around = [math.sqrt(value) for value in squared[0].tolist()]
+        # The paper's numerator is the matched row, first of its own neighbours; the seed takes the largest distance.
+        most = max(around)
+        own = around[0] if self._head.reweight == "paper" else most
+        return top * (1.0 - math.exp(own - most) / sum([math.exp(distance - most) for distance in around]))
 
 
 def distance_scale(head: Head, tensors: Mapping[str, npt.NDArray[Any]]) -> float:
@@ -77,33 +140,3 @@ def distance_scale(head: Head, tensors: Mapping[str, npt.NDArray[Any]]) -> float
         return float(np.sqrt(tensors["mean"].shape[1]))
     bank = tensors["bank"]
     return float(np.sqrt(np.einsum("md,md->", bank, bank, dtype=np.float64) / len(bank)))
-
-
-def _image_score(
-    head: PatchcoreHead,
-    patches: Float32Array,
-    distances: Float32Array,
-    matched: npt.NDArray[np.int64],
-    bank: Bank,
-    tensors: Mapping[str, npt.NDArray[Any]],
-) -> float:
-    """Return the score of one image: equation 7 of arXiv:2106.08265, or the seed's variant of it."""
-    place = int(distances.argmax())  # NaN counts as the largest: a patch without a distance is the score
-    top = float(distances[place])
-    if not math.isfinite(top):
-        return top
-    if head.reweight == "none" or min(head.neighbors, len(bank)) == 1:  # one neighbour is nothing to weigh against
-        return top
-    # A handful of numbers, right after code that has emptied the caches: row by row, NumPy needs half the time that its
-    # functions on whole arrays need, because there are fewer of them to be fetched.
-    if head.reweight == "paper":
-        rows, patch = tensors["bank"], patches[place]
-        differences = (rows[row] - patch for row in tensors["neighbours"][matched[place]].tolist())
-        around = [math.sqrt(difference.dot(difference)) for difference in differences]
-    else:
-        squared, _ = bank.nearest(patches[place : place + 1], min(head.neighbors, len(bank)))
-        around = [math.sqrt(value) for value in squared[0].tolist()]
-    # The paper's numerator is the matched row, first of its own neighbours; the seed takes the largest distance.
-    own = around[0] if head.reweight == "paper" else max(around)
-    most = max(around)
-    return top * (1.0 - math.exp(own - most) / sum([math.exp(distance - most) for distance in around]))

@@ -14,9 +14,9 @@ import numpy.typing as npt
 
 from flawscope.bundle import Bundle, Manifest, open_bundle
 from flawscope.cpp_ext import HAVE_NATIVE
-from flawscope.errors import ArgumentError, BackendError, BundleError, FlawscopeError
+from flawscope.errors import ArgumentError, BackendError, BundleError, DeviceError, FlawscopeError
 from flawscope.images import UInt8Array, check_image, prepare, read_image
-from flawscope.runtime.backends import choose_backend, open_session
+from flawscope.runtime.backends import Session, choose_backend, open_session
 from flawscope.runtime.decision import decide, find_boxes
 from flawscope.runtime.heads import build_head, distance_scale
 from flawscope.runtime.results import Box, Result
@@ -31,6 +31,9 @@ kernels where the bundle has features, the kernels are native and the backend is
 GOLDEN_TOLERANCE = 1e-3
 """Largest relative difference of a golden image's score and map maximum at load: far above float32 noise between
 processors, far below what a wrong resize or colour order does."""
+
+DEVICE_TOLERANCES = {"fp32": GOLDEN_TOLERANCE, "fp16": 1e-2, "int8": 3e-2}
+"""The same on a device, by precision: golden scores are those of the CPU, where sums of FP16 and INT8 are wider."""
 
 ZERO_SHARE = 1e-2
 """Share of an ordinary distance below which a score counts as zero: errors are then relative to that share, because a
@@ -60,18 +63,17 @@ class Inspector:
         self.precision = precision
         self.thresholds = self.manifest.thresholds_of(precision)
         tensors = bundle.tensors()  # also for the graph, which reads the same file: refuses NaN and an empty bank
-        self._head = (
-            build_head(self.manifest.head, tensors, self.manifest.input.size) if self.path == "kernel" else None
-        )
-        graph = bundle.graph("features" if self._head else "score", precision)
+        self._lost = False
         try:
-            self._session = open_session(graph, self.backend)
+            self._session = self._open()
         except BackendError as err:
             if backend != "auto" or self.backend == "cpu":
                 raise
             # Offered, but not working: the choice was left to us, so the CPU is taken, and said.
             self.backend, self.backend_reason = "cpu", f"auto: {err}"
-            self._session = open_session(graph, self.backend)
+            self._session = self._open()
+        has_maps = "anomaly_map" in self._session.outputs
+        self._head = None if has_maps else build_head(self.manifest.head, tensors, self.manifest.input.size)
         self._check_golden(ZERO_SHARE * distance_scale(self.manifest.head, tensors))
 
     @classmethod
@@ -82,7 +84,7 @@ class Inspector:
 
         Args:
             bundle: A bundle, or the path of one.
-            backend: `auto`, `cpu` or `cuda`. What is asked for by name and not there is an error.
+            backend: `auto`, `cpu`, `cuda` or `tensorrt`. What is asked for by name and not there is an error.
             path: `graph` runs `score.onnx`; `kernel` runs `features.onnx` and the kernels of `cpp_ext`; `auto` takes
                 the faster of the two, see `PATHS`.
             precision: Precision of the graphs, one that the bundle has.
@@ -143,13 +145,27 @@ class Inspector:
     def infer(self, prepared: UInt8Array) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         """Return anomaly maps float32 [N, H, W] and scores float32 [N] for prepared pictures uint8 [N, H, W, 3].
 
+        After a device has failed the next call makes the session anew, once; a device that stays lost fails again.
+
         Raises:
             DeviceError: If the device fails.
         """
-        outputs = self._session.infer(prepared)
+        if self._lost:
+            self._session = self._open()
+            self._lost = False
+        try:
+            outputs = self._session.infer(prepared)
+        except DeviceError:
+            self._lost = True
+            self._session.close()
+            raise
         if self._head is not None:
             return self._head(outputs["patches"])
         return outputs["anomaly_map"], outputs["score"]
+
+    def _open(self) -> Session:
+        name = "features" if self.path == "kernel" else "score"
+        return open_session(self.bundle, name, self.precision, self.backend)
 
     def _inspect(self, group: Sequence[Source], position: int) -> Iterator[Result]:
         loaded = [_load(source, position + i, self.manifest) for i, source in enumerate(group)]
@@ -205,8 +221,9 @@ class Inspector:
         for golden in self.manifest.golden_of(self.precision):
             image = prepare(read_image(self.bundle.file(golden.file)), self.manifest.input)
             maps, scores = self.infer(image[None])
+            tolerance = GOLDEN_TOLERANCE if self.backend == "cpu" else DEVICE_TOLERANCES[self.precision]
             for what, got, stored in (("score", scores[0], golden.score), ("map", maps[0].max(), golden.map_max)):
-                if not abs(float(got) - stored) <= GOLDEN_TOLERANCE * max(abs(stored), least):
+                if not abs(float(got) - stored) <= tolerance * max(abs(stored), least):
                     raise BundleError(
                         f"{self.bundle.path}: golden image {golden.file}: expected {what} {stored:.6g} as at export, "
                         f"got {float(got):.6g} on {self.backend}. This installation computes something else: "
@@ -230,7 +247,7 @@ class Inspector:
 def _resolve_path(path: str, backend: str, manifest: Manifest) -> str:
     if path != "auto":
         return path
-    return "kernel" if HAVE_NATIVE and backend == "cpu" and "features" in manifest.graphs else "graph"
+    return "kernel" if HAVE_NATIVE and backend in ("cpu", "tensorrt") and "features" in manifest.graphs else "graph"
 
 
 class _Loaded:

@@ -13,7 +13,8 @@ import numpy.typing as npt
 
 from flawscope.errors import BackendError, DeviceError, MissingExtra
 
-_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+"""Backend -> ONNX Runtime's name for it."""
 
 
 @functools.cache
@@ -34,30 +35,45 @@ def import_onnxruntime() -> Any:
 def cuda_problem() -> str | None:
     """Return why ONNX Runtime has no CUDA here, as a sentence, or None if it has."""
     available = import_onnxruntime().get_available_providers()
-    if _PROVIDERS["cuda"] in available:
+    if PROVIDERS["cuda"] in available:
         return None
     names = ", ".join(name.removesuffix("ExecutionProvider") for name in available)
     return f'this ONNX Runtime offers {names}; CUDA comes with pip install "flawscope[cuda]" in place of [cpu].'
 
 
+def session_options() -> Any:
+    """Return the options of every session: repeatable, quiet, and without threads that spin between runs."""
+    options = import_onnxruntime().SessionOptions()
+    options.use_deterministic_compute = True
+    options.log_severity_level = 4
+    # Threads that wait for the next run by spinning would take the processor from the native kernels that come
+    # right after it.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    return options
+
+
+def session_providers(backend: str) -> list[tuple[str, dict[str, str]]]:
+    """Return what a session is told of its provider."""
+    # TF32 would keep ten bits of every product: scores are FP32 on every backend, or they could not be compared.
+    return [(PROVIDERS[backend], {"use_tf32": "0"} if backend == "cuda" else {})]
+
+
 class OrtSession:
-    """One ONNX graph in ONNX Runtime; see `Session` for the contract."""
+    """One ONNX graph in ONNX Runtime; see `Session` for the contract.
+
+    Attributes:
+        outputs: Names of what `infer` returns.
+    """
 
     def __init__(self, graph: Path, backend: str) -> None:
         onnxruntime = import_onnxruntime()
-        options = onnxruntime.SessionOptions()
-        options.use_deterministic_compute = True
-        options.log_severity_level = 4
-        # Threads that wait for the next run by spinning would take the processor from the native kernels that come
-        # right after it.
-        options.add_session_config_entry("session.force_spinning_stop", "1")
-        provider = _PROVIDERS[backend]
-        # TF32 would keep ten bits of every product: scores are FP32 on every backend, or they could not be compared.
-        settings = {"use_tf32": "0"} if provider == "CUDAExecutionProvider" else {}
+        provider = PROVIDERS[backend]
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # that a provider is missing: below it is an error
-                self._session: Any = onnxruntime.InferenceSession(str(graph), options, providers=[(provider, settings)])
+                self._session: Any = onnxruntime.InferenceSession(
+                    str(graph), session_options(), providers=session_providers(backend)
+                )
         except Exception as err:
             # ONNX Runtime's exceptions share no base class of their own.
             raise BackendError(f"backend {backend}: could not load {graph.name}: {_first_line(err)}") from err
@@ -70,23 +86,23 @@ class OrtSession:
             )
         self._backend = backend
         self._input = self._session.get_inputs()[0].name
-        self._outputs = [output.name for output in self._session.get_outputs()]
+        self.outputs = tuple(output.name for output in self._session.get_outputs())
 
     def infer(self, images: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[Any]]:
         """Run the graph on a batch."""
         try:
             if self._backend == "cpu":
-                values = self._session.run(self._outputs, {self._input: images})
+                values = self._session.run(list(self.outputs), {self._input: images})
             else:
                 binding = self._session.io_binding()
                 binding.bind_cpu_input(self._input, images)
-                for name in self._outputs:
+                for name in self.outputs:
                     binding.bind_output(name, "cpu")
                 self._session.run_with_iobinding(binding)
                 values = binding.copy_outputs_to_cpu()
         except Exception as err:
             raise DeviceError(f"backend {self._backend}: the device failed: {_first_line(err)}") from err
-        return dict(zip(self._outputs, values, strict=True))
+        return dict(zip(self.outputs, values, strict=True))
 
     def close(self) -> None:
         """Release the session; closing twice is harmless."""

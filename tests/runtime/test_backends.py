@@ -14,7 +14,8 @@ from tiny_dataset import good_pictures
 
 from flawscope.errors import ArgumentError, BackendError, DeviceError, MissingExtra
 from flawscope.runtime import Inspector
-from flawscope.runtime.backends import BACKENDS, choose_backend, open_session, ort
+from flawscope.runtime.backends import BACKENDS, choose_backend, ort
+from flawscope.runtime.backends.ort import OrtSession
 
 
 def ramp(count: int = 2) -> npt.NDArray[np.uint8]:
@@ -24,7 +25,7 @@ def ramp(count: int = 2) -> npt.NDArray[np.uint8]:
 @pytest.fixture
 def cuda_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the backend `cuda` run its code, I/O binding included, on the CPU provider."""
-    monkeypatch.setitem(ort._PROVIDERS, "cuda", "CPUExecutionProvider")
+    monkeypatch.setitem(ort.PROVIDERS, "cuda", "CPUExecutionProvider")
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ def no_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_names_are_these() -> None:
-    assert BACKENDS == ("auto", "cpu", "cuda")
+    assert BACKENDS == ("auto", "cpu", "cuda", "tensorrt")
 
 
 @pytest.mark.usefixtures("no_cuda")
@@ -64,9 +65,9 @@ def test_with_cuda_auto_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose_backend("cpu").name == "cpu"
 
 
-@pytest.mark.parametrize("name", ["tensorrt", "CPU", "", "gpu"])
+@pytest.mark.parametrize("name", ["tensorrt-rtx", "CPU", "", "gpu"])
 def test_an_unknown_name_is_an_error(name: str) -> None:
-    with pytest.raises(ArgumentError, match=rf"backend: expected one of auto, cpu, cuda, got '{name}'"):
+    with pytest.raises(ArgumentError, match=rf"backend: expected one of auto, cpu, cuda, tensorrt, got '{name}'"):
         choose_backend(name)
 
 
@@ -86,8 +87,8 @@ def test_without_onnxruntime_the_error_names_the_extra(monkeypatch: pytest.Monke
 @pytest.mark.parametrize("method", ["patchcore", "padim"])
 @pytest.mark.parametrize("graph", ["score", "features"])
 def test_io_binding_gives_the_outputs_of_a_plain_run(bundles: dict[str, Path], method: str, graph: str) -> None:
-    plain = open_session(bundles[method] / f"{graph}.onnx", "cpu")
-    bound = open_session(bundles[method] / f"{graph}.onnx", "cuda")
+    plain = OrtSession(bundles[method] / f"{graph}.onnx", "cpu")
+    bound = OrtSession(bundles[method] / f"{graph}.onnx", "cuda")
     for count in (1, 3):
         expected, got = plain.infer(ramp(count)), bound.infer(ramp(count))
         assert expected.keys() == got.keys()
@@ -100,7 +101,7 @@ def test_io_binding_gives_the_outputs_of_a_plain_run(bundles: dict[str, Path], m
 
 @pytest.mark.usefixtures("cuda_on_the_cpu")
 def test_bound_outputs_are_the_callers(padim_bundle: Path) -> None:
-    session = open_session(padim_bundle / "score.onnx", "cuda")
+    session = OrtSession(padim_bundle / "score.onnx", "cuda")
     first = session.infer(ramp(2))["anomaly_map"]
     kept = first.copy()
     session.infer(255 - ramp(2))
@@ -132,18 +133,18 @@ def test_onnxruntimes_own_fall_back_is_an_error(padim_bundle: Path, monkeypatch:
     with pytest.raises(
         BackendError, match=r"backend cuda: expected CUDAExecutionProvider for score\.onnx, .* took CPU"
     ):
-        open_session(padim_bundle / "score.onnx", "cuda")
+        OrtSession(padim_bundle / "score.onnx", "cuda")
 
 
 def test_a_graph_that_cannot_be_loaded_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "score.onnx").write_bytes(b"this is no graph")
     with pytest.raises(BackendError, match=r"backend cpu: could not load score\.onnx: ") as caught:
-        open_session(tmp_path / "score.onnx", "cpu")
+        OrtSession(tmp_path / "score.onnx", "cpu")
     assert "\n" not in str(caught.value)
 
 
 def test_a_device_that_fails_is_a_device_error(padim_bundle: Path) -> None:
-    session = open_session(padim_bundle / "score.onnx", "cpu")
+    session = OrtSession(padim_bundle / "score.onnx", "cpu")
     with pytest.raises(DeviceError, match=r"backend cpu: the device failed: ") as caught:
         session.infer(np.zeros((1, 32, 64, 3), np.uint8))
     assert "\n" not in str(caught.value)
@@ -152,7 +153,7 @@ def test_a_device_that_fails_is_a_device_error(padim_bundle: Path) -> None:
 
 @pytest.mark.usefixtures("cuda_on_the_cpu")
 def test_a_bound_device_that_fails_is_a_device_error_too(padim_bundle: Path) -> None:
-    session = open_session(padim_bundle / "score.onnx", "cuda")
+    session = OrtSession(padim_bundle / "score.onnx", "cuda")
     with pytest.raises(DeviceError, match=r"backend cuda: the device failed: "):
         session.infer(np.zeros((1, 32, 64, 3), np.uint8))
     session.close()
@@ -161,7 +162,7 @@ def test_a_bound_device_that_fails_is_a_device_error_too(padim_bundle: Path) -> 
 @pytest.mark.parametrize("backend", ["cpu", "cuda"])
 @pytest.mark.usefixtures("cuda_on_the_cpu")
 def test_arrays_that_are_not_contiguous_give_the_same(padim_bundle: Path, backend: str) -> None:
-    session = open_session(padim_bundle / "score.onnx", backend)
+    session = OrtSession(padim_bundle / "score.onnx", backend)
     images = ramp(4)
     strided = images[::2]
     assert not strided.flags.c_contiguous
@@ -179,7 +180,7 @@ def test_outputs_have_the_graphs_names(tmp_path: Path) -> None:
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     onnx.save(model, tmp_path / "one.onnx")
-    session = open_session(tmp_path / "one.onnx", "cpu")
+    session = OrtSession(tmp_path / "one.onnx", "cpu")
     image = np.arange(12, dtype=np.uint8).reshape(1, 2, 2, 3)
     outputs = session.infer(image)
     assert list(outputs) == ["as_numbers"]

@@ -74,7 +74,9 @@ def test_text_has_a_line_for_everything(capsys: pytest.CaptureFixture[str]) -> N
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith(f"flawscope {__version__} on ")
     first_words = [line.split()[0] for line in lines[1:]]
-    assert first_words == ["versions"] + ["backend"] * 3 + ["kernel"] * 4 + ["engines"] * 4 + ["extra"] * 6
+    assert first_words == (
+        ["versions"] + ["backend"] * 4 + ["kernel"] * 4 + ["engines"] * 4 + ["driver"] + ["extra"] * 6
+    )
     assert any("takes cpu: asked for" in line for line in lines)
 
 

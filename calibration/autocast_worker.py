@@ -1,0 +1,71 @@
+"""The part of FP16 that runs beside ModelOpt: a script for an interpreter that needs nothing of flawscope.
+
+    python -I autocast_worker.py REQUEST.json
+
+ModelOpt brings an ONNX Runtime of its own that must not meet ours, so it usually lives in an environment of its own.
+The request names files and numbers, the answer is written beside the graph: `{"kept": {node: reason}, "version": …}`,
+or `{"error": …}`.
+"""
+
+import importlib.metadata
+import json
+import logging
+import re
+import sys
+from pathlib import Path
+
+
+class _Skipped(logging.Handler):
+    """Collects which nodes ModelOpt leaves in FP32, and why: it says so in its log alone."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self.reasons: dict[str, str] = {}
+
+    def emit(self, record: logging.LogRecord) -> None:
+        found = re.match(r"Skipping node (\S+): (.*)", record.getMessage(), re.DOTALL)
+        if found:
+            self.reasons[found[1]] = " ".join(found[2].split())
+
+
+def convert(request: dict[str, object]) -> dict[str, object]:
+    """Convert one graph as the request says; return the answer."""
+    import onnx
+    from modelopt.onnx.autocast import convert_to_f16, convert_to_mixed_precision
+
+    skipped = _Skipped()
+    logger = logging.getLogger("modelopt.onnx")
+    logger.handlers[:] = [skipped]
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    graph = str(request["graph"])
+    if request["images"] is None:
+        model = convert_to_f16(onnx.load(graph), low_precision_type="fp16", keep_io_types=True)
+    else:
+        model = convert_to_mixed_precision(
+            onnx_path=graph,
+            low_precision_type="fp16",
+            data_max=request["most_value"],
+            keep_io_types=True,
+            calibration_data=str(request["images"]),
+            providers=["cpu"],
+        )
+    onnx.save(model, str(request["out"]))
+    return {"kept": skipped.reasons, "version": importlib.metadata.version("nvidia-modelopt")}
+
+
+def main() -> None:
+    """Read the request, write the answer."""
+    request = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    try:
+        answer = convert(request)
+    except ModuleNotFoundError as err:
+        answer = {"missing": str(err.name)}
+    except Exception as err:
+        # Whatever goes wrong in there is told by the caller, in one line.
+        answer = {"error": f"{type(err).__name__}: {' '.join(str(err).split())[:500]}"}
+    Path(str(request["answer"])).write_text(json.dumps(answer), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

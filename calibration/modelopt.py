@@ -1,0 +1,36 @@
+"""Where ModelOpt is: usually in an environment of its own, because it pins another ONNX Runtime."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from flawscope.errors import ArgumentError
+
+PYTHON = "FLAWSCOPE_MODELOPT_PYTHON"
+"""Environment variable: the Python interpreter that has ModelOpt."""
+
+HELP = (
+    'ModelOpt wants an environment of its own: python -m venv fp16 && fp16/bin/pip install "flawscope[fp16]", then '
+    f"name fp16/bin/python with --modelopt-python or {PYTHON}."
+)
+
+
+def find_python(given: Path | None = None) -> Path:
+    """Return the interpreter that has ModelOpt: the one given, that of `FLAWSCOPE_MODELOPT_PYTHON`, or this one.
+
+    Raises:
+        ArgumentError: If there is none.
+    """
+    named = given or (Path(os.environ[PYTHON]) if os.environ.get(PYTHON) else None)
+    if named is not None:
+        found = shutil.which(named)
+        if found is None:
+            raise ArgumentError(f"--modelopt-python: expected a Python interpreter, got {named}. {HELP}")
+        return Path(found).absolute()
+    if importlib.util.find_spec("modelopt") is None:
+        raise ArgumentError(f"precision fp16: expected the package nvidia-modelopt[onnx], got none here. {HELP}")
+    return Path(sys.executable)

@@ -1,0 +1,187 @@
+"""What `export --explain` compares: torch with the exported graph, or the graphs of a bundle with each other."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import torch
+from torch import nn
+
+from flawscope.bundle import Bundle, open_bundle
+from flawscope.errors import ArgumentError, RunError
+from flawscope.export.explain import TOLERANCES, Explanation, GraphSide, explain
+from flawscope.export.features_graph import export_features
+from flawscope.images import UInt8Array, decode_image, prepare
+from flawscope.runtime.backends.ort import cuda_problem
+from flawscope.training.loading import Progress, no_progress
+from flawscope.training.run import read_run
+
+AGAINST = ("plain", "cpu", "cuda")
+"""What a bundle's FP32 graph on the CPU can be compared with: ONNX Runtime's CPU without optimisation of the graph,
+another precision on the CPU, or CUDA."""
+
+
+class TorchSide:
+    """The feature module in torch, by the outputs of its modules.
+
+    Args:
+        features: The module.
+        nodes: What makes each tensor of its exported graph; nodes are named after their modules.
+        output: Name of the graph's output.
+    """
+
+    def __init__(self, features: nn.Module, nodes: dict[str, onnx.NodeProto], output: str) -> None:
+        self.name = "torch"
+        self._features = features
+        self._modules = _module_outputs(features, nodes)
+        self._modules[output] = ""
+        self.tensors = tuple(self._modules)
+
+    def values(self, tensor: str, images: Sequence[UInt8Array]) -> npt.NDArray[np.float64]:
+        """Return a tensor for these pictures, float64 [N, …]."""
+        module = self._features.get_submodule(self._modules[tensor])
+        found: list[npt.NDArray[np.float64]] = []
+        for image in images:
+            seen: list[torch.Tensor] = []
+            hook = module.register_forward_hook(lambda _, __, result, seen=seen: seen.append(result))
+            try:
+                with torch.inference_mode():
+                    self._features(torch.from_numpy(image[None]))
+            finally:
+                hook.remove()
+            found.append(seen[-1].double().numpy())
+        return np.stack(found)
+
+
+def _module_outputs(features: nn.Module, nodes: dict[str, onnx.NodeProto]) -> dict[str, str]:
+    """Return tensor -> the module whose output it is.
+
+    That is the tensor that the last node below a module makes, if the node is the module's own. Where the exporter has
+    folded a module into another, it has no tensor.
+    """
+    modules = dict(features.named_modules())
+    last: dict[str, tuple[str, str]] = {}
+    for tensor, node in nodes.items():
+        layer = node.name.rpartition("/")[0]
+        parts = layer.split(".")
+        for depth in range(1, len(parts) + 1):
+            last[".".join(parts[:depth])] = (layer, tensor)
+    return {tensor: name for name, (layer, tensor) in last.items() if name == layer and name in modules}
+
+
+def explain_run(path: Path, tolerance: float | None, progress: Progress = no_progress) -> Explanation:
+    """Compare torch with the feature graph of a run, on its sample pictures.
+
+    Raises:
+        RunError: If the run is broken, or torch cannot export it.
+        ArgumentError: If the tolerance is no positive number.
+    """
+    run = read_run(path)
+    spec = run.record.config.preprocessing
+    images = [prepare(decode_image(sample.read_bytes(), sample.name), spec) for sample in run.samples]
+    if not images:
+        raise RunError(f"{path}: expected sample pictures in samples/, got none. Train again.")
+    with tempfile.TemporaryDirectory() as folder:
+        graph = Path(folder) / "features.onnx"
+        onnx.save(export_features(run.features, spec.size, 1), graph)
+        candidate = GraphSide(graph, "features.onnx on cpu", "cpu")
+        output = candidate.tensors[-1]
+        reference = TorchSide(run.features, candidate.nodes, output)
+        limit = TOLERANCES["fp32"] if tolerance is None else tolerance
+        return explain(reference, candidate, images, limit, candidate.nodes, progress)
+
+
+def explain_bundle(
+    bundle: Bundle, against: Sequence[str], tolerance: float | None, progress: Progress = no_progress
+) -> Iterator[Explanation]:
+    """Compare a bundle's FP32 graph on the CPU with others, on its golden pictures.
+
+    Args:
+        bundle: The bundle.
+        against: Each `BACKEND[:PRECISION]`; none means every precision that the bundle has, CUDA if it is here, and
+            `plain` if there is nothing else.
+        tolerance: Largest difference, or None for that of `TOLERANCES`.
+        progress: Told how many tensors were compared.
+
+    Raises:
+        ArgumentError: If one is not known, the bundle lacks a precision, or the tolerance is no positive number.
+        BackendError: If a backend is not there.
+    """
+    manifest = bundle.manifest
+    pairs = [parse_against(text) for text in against] or _all_pairs(bundle)
+    for _, precision in pairs:
+        manifest.graphs_of(precision)
+    images = [
+        prepare(decode_image(bundle.file(golden.file).read_bytes(), golden.file), manifest.input)
+        for golden in manifest.golden
+    ]
+    reference = GraphSide(bundle.graph("score"), "fp32 on cpu", "cpu")
+    for backend, precision in pairs:
+        candidate = GraphSide(bundle.graph("score", precision), f"{precision} on {backend}", backend)
+        limit = TOLERANCES[precision] if tolerance is None else tolerance
+        yield explain(reference, candidate, images, limit, candidate.nodes, progress)
+
+
+def parse_against(text: str) -> tuple[str, str]:
+    """Return backend and precision of `BACKEND[:PRECISION]`.
+
+    Raises:
+        ArgumentError: If it is none, or the very thing that it is compared with.
+    """
+    backend, _, precision = text.partition(":")
+    precision = precision or "fp32"
+    if backend not in AGAINST or precision not in TOLERANCES or (backend, precision) == ("cpu", "fp32"):
+        raise ArgumentError(
+            f"--against: expected BACKEND[:PRECISION] with a backend of {', '.join(AGAINST)} and a precision of "
+            f"{', '.join(TOLERANCES)}, other than cpu:fp32, got {text!r}."
+        )
+    return backend, precision
+
+
+def _all_pairs(bundle: Bundle) -> list[tuple[str, str]]:
+    pairs = [("cpu", precision) for precision in sorted(bundle.manifest.precisions)]
+    if cuda_problem() is None:
+        pairs.append(("cuda", "fp32"))
+    return pairs or [("plain", "fp32")]
+
+
+def explain_source(
+    source: Path, against: Sequence[str], tolerance: float | None, progress: Progress = no_progress
+) -> list[Explanation]:
+    """Explain a run or a bundle; see `explain_run` and `explain_bundle`."""
+    if (source / "run.json").is_file():
+        if against:
+            raise ArgumentError(f"--against: expected it with a bundle, got it with the run {source}. Leave it out.")
+        return [explain_run(source, tolerance, progress)]
+    with open_bundle(source) as bundle:
+        return list(explain_bundle(bundle, against, tolerance, progress))
+
+
+def lines_of(found: Explanation) -> list[str]:
+    """Return an explanation in words."""
+    head = (
+        f"{found.candidate} against {found.reference}: {found.compared} tensors, {found.images} pictures, tolerance "
+        f"{found.tolerance:g}, {len(found.probes)} compared"
+    )
+    if found.first is None:
+        return [head, f"  within to the end: {_words(found.end)}"]
+    before = "the very first tensor" if found.before is None else f"within up to {_words(found.before)}"
+    place, expected, got = found.first.largest
+    return [
+        head,
+        f"  {before}",
+        f"  outside from {_words(found.first)}",
+        f"    furthest apart at {list(place)}: {expected:.6g} and {got:.6g}",
+        f"  at the end   {_words(found.end)}",
+    ]
+
+
+def _words(probe: Any) -> str:
+    made = f" ({probe.operator} of {probe.layer})" if probe.layer else ""
+    return f"{probe.tensor}{made} {list(probe.shape)}: {probe.difference:.1e}"

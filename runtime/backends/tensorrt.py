@@ -1,0 +1,206 @@
+"""Engines on the device: TensorRT runs them, PyCUDA moves the pictures, a CUDA graph per batch saves the launches.
+
+Memory is taken once, for the largest batch, pinned on the host and on the device. A frame is a copy into pinned memory, one
+launch, one wait. Written against TensorRT's and PyCUDA's interfaces, not run on a GPU.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from flawscope.errors import BackendError, DeviceError
+from flawscope.runtime.backends.device import Device, Graph
+from flawscope.runtime.backends.device_head import DeviceHead
+from flawscope.runtime.engines.modules import TensorRT
+
+MakeHead = Callable[[Device, int], DeviceHead]
+"""Puts a bank on the device, for a largest batch."""
+
+
+class TensorrtSession:
+    """An engine made ready; see `Session` for the contract.
+
+    Args:
+        plan: The engine.
+        tensorrt: The module that it was built by.
+        max_batch: Largest batch.
+        make_head: Puts the bank beside it; the session then gives `anomaly_map` and `score`. None: the engine's own
+            outputs.
+        graphs: Whether frames are launched as CUDA graphs.
+        index: Number of the device.
+
+    Attributes:
+        outputs: Names of what `infer` returns.
+        graph_problem: Why frames are not launched as CUDA graphs, or None.
+
+    Raises:
+        BackendError: If there is no device, or the engine cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        plan: Path,
+        tensorrt: TensorRT,
+        max_batch: int,
+        make_head: MakeHead | None = None,
+        *,
+        graphs: bool = True,
+        index: int = 0,
+    ) -> None:
+        self.graph_problem: str | None = None if graphs else "not asked for"
+        self._trt = tensorrt.module
+        self._max_batch = max_batch
+        self._graphs: dict[int, Graph] = {}
+        self._contexts: dict[int, Any] = {}
+        self._head: DeviceHead | None = None
+        self._device: Device | None = Device(index)
+        try:
+            with self._device.current():
+                self._load(plan)
+                self._bind(self._device)
+                if make_head is not None:
+                    self._head = make_head(self._device, max_batch)
+            self.outputs = ("anomaly_map", "score") if self._head is not None else tuple(self._outputs)
+        except BaseException:
+            self.close()
+            raise
+
+    def _load(self, plan: Path) -> None:
+        messages: list[str] = []
+        trt = self._trt
+
+        class Logger(trt.ILogger):  # type: ignore[misc]  # the base is known at run time
+            def __init__(self) -> None:
+                trt.ILogger.__init__(self)
+
+            def log(self, severity: Any, text: str) -> None:
+                if severity <= trt.ILogger.Severity.ERROR:
+                    messages.append(" ".join(text.split()))
+
+        self._logger = Logger()
+        runtime = trt.Runtime(self._logger)
+        # Code for the host inside an engine would be code that nobody signed.
+        with contextlib.suppress(AttributeError):
+            runtime.engine_host_code_allowed = False
+        self._engine = runtime.deserialize_cuda_engine(plan.read_bytes())
+        if self._engine is None:
+            reason = messages[-1].rstrip(".") if messages else "it gave no reason"
+            raise BackendError(
+                f"backend tensorrt: could not load the engine {plan}: {reason}. Build it again with flawscope engine "
+                "build --force."
+            )
+        self._messages = messages
+
+    def _make_context(self) -> Any:
+        if not hasattr(self._engine, "create_runtime_config"):
+            return self._engine.create_execution_context()
+        # TensorRT-RTX makes kernels for a shape when it first meets it. They have to be there before a capture.
+        config = self._engine.create_runtime_config()
+        strategies = getattr(self._trt, "DynamicShapesKernelSpecializationStrategy", None)
+        if strategies is not None:
+            config.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER
+        return self._engine.create_execution_context(config)
+
+    def _bind(self, device: Device) -> None:
+        """Give every tensor of the engine device memory and pinned host memory, for the largest batch."""
+        trt, engine = self._trt, self._engine
+        self._outputs: dict[str, tuple[npt.NDArray[Any], int]] = {}
+        for number in range(engine.num_io_tensors):
+            name = engine.get_tensor_name(number)
+            shape = (self._max_batch, *(int(size) for size in tuple(engine.get_tensor_shape(name))[1:]))
+            dtype = np.dtype(trt.nptype(engine.get_tensor_dtype(name)))
+            host, address = device.pinned(shape, dtype), device.allocate(math.prod(shape) * dtype.itemsize)
+            if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT:
+                self._input, self._host, self._address = name, host, address
+            else:
+                self._outputs[name] = (host, address)
+
+    def infer(self, images: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[Any]]:
+        """Run the engine, and the bank if it is here, on a batch."""
+        device = self._device
+        if device is None:
+            raise DeviceError("backend tensorrt: the session is closed. Load the bundle again.")
+        count = len(images)
+        if not 1 <= count <= self._max_batch or images.shape[1:] != self._host.shape[1:]:
+            raise DeviceError(
+                f"backend tensorrt: expected 1 to {self._max_batch} pictures of {list(self._host.shape[1:])}, got "
+                f"{list(images.shape)}."
+            )
+        with device.current():
+            np.copyto(self._host[:count], images)
+            graph = self._graphs.get(count)
+            if graph is not None:
+                graph.launch()
+            else:
+                self._enqueue(device, count)
+            device.wait()
+            if graph is None and self.graph_problem is None:
+                self._capture(device, count)
+            if self._head is not None:
+                maps, scores = self._head.finish(count, self._patches)
+                return {"anomaly_map": maps, "score": scores}
+            return {name: host[:count].copy() for name, (host, _) in self._outputs.items()}
+
+    @property
+    def _patches(self) -> int:
+        return self._outputs["patches"][1]
+
+    def _context(self, count: int) -> Any:
+        """Return the execution context of a batch: a captured graph does not survive that its context is changed."""
+        context = self._contexts.get(count)
+        if context is not None:
+            return context
+        context = self._make_context()
+        if context is None:
+            reason = self._messages[-1].rstrip(".") if self._messages else "it gave no reason"
+            raise DeviceError(f"backend tensorrt: no execution context: {reason}. Is the device out of memory?")
+        addresses = {name: address for name, (_, address) in self._outputs.items()} | {self._input: self._address}
+        for name, address in addresses.items():
+            if not context.set_tensor_address(name, address):
+                raise DeviceError(f"backend tensorrt: TensorRT did not take memory for {name}.")
+        if not context.set_input_shape(self._input, (count, *self._host.shape[1:])):
+            raise DeviceError(f"backend tensorrt: the engine does not take batches of {count}. Build it again.")
+        self._contexts[count] = context
+        return context
+
+    def _enqueue(self, device: Device, count: int) -> None:
+        """Put one frame on the stream: pictures in, engine, bank, results out."""
+        device.copy_in(self._address, self._host[:count])
+        if not self._context(count).execute_async_v3(device.stream_number):
+            raise DeviceError("backend tensorrt: TensorRT could not put the engine on the stream.")
+        if self._head is not None:
+            self._head.enqueue(count, self._patches)
+            return
+        for host, address in self._outputs.values():
+            device.copy_out(host[:count], address)
+
+    def _capture(self, device: Device, count: int) -> None:
+        """Capture the frame of a batch, after it has run once: TensorRT makes things ready in the first run."""
+        is_capturable = getattr(self._context(count), "is_stream_capturable", None)  # newer versions alone can tell
+        if is_capturable is not None and not is_capturable(device.stream_number):
+            self.graph_problem = "TensorRT says that this engine cannot be captured"
+            return
+        try:
+            self._graphs[count] = device.capture(lambda: self._enqueue(device, count))
+        except DeviceError as err:
+            # Frames go on one launch after the other: slower, and said in `graph_problem`.
+            self.graph_problem = str(err)
+
+    def close(self) -> None:
+        """Release the device's memory; closing twice is harmless."""
+        if self._device is None:
+            return
+        for graph in self._graphs.values():
+            graph.close()
+        self._graphs.clear()
+        self._contexts.clear()
+        self._head = self._engine = None
+        self._device.close()
+        self._device = None

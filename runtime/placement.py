@@ -1,0 +1,82 @@
+"""Which provider took which node of a graph: proof of the path, read from ONNX Runtime's own profile of one run."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from flawscope.errors import BackendError
+from flawscope.runtime.backends.ort import PROVIDERS, import_onnxruntime, session_options, session_providers
+
+_RUNS = 3
+"""Runs of which the last counts: the first ones allocate."""
+
+
+@dataclass(frozen=True)
+class PlacedNode:
+    """A node as it was executed, after ONNX Runtime's optimisation of the graph.
+
+    Attributes:
+        name: Its name; fused nodes have one of ONNX Runtime's making.
+        operator: What it computes.
+        provider: Who computed it, for example `CUDAExecutionProvider`.
+        milliseconds: Time of its kernel in the last run, by ONNX Runtime's profiler.
+    """
+
+    name: str
+    operator: str
+    provider: str
+    milliseconds: float
+
+
+def place_nodes(graph: Path, backend: str, images: npt.NDArray[np.uint8]) -> list[PlacedNode]:
+    """Run a graph under ONNX Runtime's profiler and return its nodes in the order in which they were executed.
+
+    Args:
+        graph: ONNX file.
+        backend: `cpu` or `cuda`.
+        images: uint8 [N, H, W, 3].
+
+    Raises:
+        BackendError: If the graph cannot be loaded or run there.
+    """
+    onnxruntime = import_onnxruntime()
+    with tempfile.TemporaryDirectory() as folder:
+        options = session_options()
+        options.enable_profiling = True
+        options.profile_file_prefix = str(Path(folder) / "nodes")
+        try:
+            session = onnxruntime.InferenceSession(str(graph), options, providers=session_providers(backend))
+            name = session.get_inputs()[0].name
+            for _ in range(_RUNS):
+                session.run(None, {name: images})
+            events: list[dict[str, Any]] = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+        except Exception as err:
+            # ONNX Runtime's exceptions share no base class of their own.
+            raise BackendError(f"backend {backend}: could not run {graph.name}: {str(err).splitlines()[0]}") from err
+    runs: list[list[PlacedNode]] = [[]]
+    for event in events:
+        arguments = event.get("args", {})
+        if event.get("name") == "model_run":
+            runs.append([])
+        elif event.get("cat") == "Node" and "provider" in arguments:
+            runs[-1].append(
+                PlacedNode(
+                    str(event["name"]).removesuffix("_kernel_time"),
+                    str(arguments.get("op_name", "")),
+                    str(arguments["provider"]),
+                    float(event["dur"]) / 1e3,
+                )
+            )
+    return next(run for run in reversed(runs) if run)
+
+
+def elsewhere(nodes: list[PlacedNode], backend: str) -> list[PlacedNode]:
+    """Return the nodes that another provider than the backend's has taken, those that take longest first."""
+    return sorted((node for node in nodes if node.provider != PROVIDERS[backend]), key=lambda node: -node.milliseconds)
