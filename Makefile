@@ -5,6 +5,10 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 NATIVE := build/native/.built
 CUDA   ?= AUTO
+FP16   := $(VENV)/fp16/.installed
+
+# ModelOpt pins another ONNX Runtime, so it lives beside the rest; tests of FP16 skip without it.
+export FLAWSCOPE_MODELOPT_PYTHON ?= $(abspath $(VENV)/fp16/bin/python)
 CMAKE  := $(BIN)/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) -DPython_EXECUTABLE=$(abspath $(BIN)/python)
 
 .PHONY: demo test check format lean native sanitize clean
@@ -12,7 +16,7 @@ CMAKE  := $(BIN)/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) -DP
 demo: $(NATIVE)
 	$(BIN)/flawscope demo --out demo
 
-test: $(NATIVE)
+test: $(NATIVE) $(FP16)
 	$(BIN)/python -m pytest tests
 
 # Static checks read a tree of links, because none of them follows the mapping of folders to packages.
@@ -52,6 +56,9 @@ $(STAMP): pyproject.toml setup.py constraints.txt
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1" "setuptools>=77"
 	FLAWSCOPE_NATIVE=0 $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[all]" --group dev
 	touch $(STAMP)
+
+$(FP16): $(STAMP) tools/fp16_environment.py constraints-fp16.txt
+	$(BIN)/python tools/fp16_environment.py $(VENV)/fp16
 
 clean:
 	rm -rf build demo .mypy_cache .ruff_cache .pytest_cache .hypothesis

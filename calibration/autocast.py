@@ -41,37 +41,40 @@ class Converted:
     version: str
 
 
-def to_fp16(graph: Path, images: Sequence[UInt8Array] | None, python: Path) -> Converted:
+def to_fp16(graph: Path, images: Sequence[UInt8Array], python: Path, quantised: Sequence[str] = ()) -> Converted:
     """Convert a graph to FP16.
 
     Args:
         graph: ONNX file with one input, uint8 [N, H, W, 3].
         images: Prepared pictures, each uint8 [H, W, 3]; an operator whose values pass `MOST_VALUE` on one of them stays
-            in FP32. None: everything is converted, which is what a graph with Q/DQ nodes wants around them.
+            in FP32.
         python: Interpreter with ModelOpt.
+        quantised: Operators with Q/DQ nodes around them. They stay as they are, with their Q/DQ nodes: a scale can be
+            too small for FP16, and a cast between them would keep them from being computed in INT8.
 
     Raises:
         ArgumentError: If that interpreter cannot do it.
         GateError: If ModelOpt cannot convert the graph.
     """
-    if images is not None and not images:
+    if not images:
         raise ArgumentError("calibration: expected at least one good picture, got none.")
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         request: dict[str, Any] = {
-            "graph": str(_fixed_batch(graph, scratch, 0 if images is None else len(images))),
-            "images": None if images is None else str(scratch / "images.npz"),
+            "graph": str(graph.absolute()),
+            "images": str(scratch / "images.npz"),
             "out": str(scratch / "fp16.onnx"),
             "most_value": MOST_VALUE,
+            "exclude": list(quantised),
+            "exclude_types": ["QuantizeLinear", "DequantizeLinear"] if quantised else [],
             "answer": str(scratch / "answer.json"),
         }
-        if images is not None:
-            name = onnx.load(graph, load_external_data=False).graph.input[0].name
-            np.savez(scratch / "images.npz", **{name: np.stack(images)})  # type: ignore[arg-type]
+        name = onnx.load(graph, load_external_data=False).graph.input[0].name
+        np.savez(scratch / "images.npz", **{name: np.stack(images)})  # type: ignore[arg-type]
         answer = _ask(request, scratch, python)
         if "missing" in answer:
             raise ArgumentError(
-                f"precision fp16: expected nvidia-modelopt[onnx] in {python}, got no module {answer['missing']}. {HELP}"
+                f"FP16: expected nvidia-modelopt[onnx] in {python}, got no module {answer['missing']}. {HELP}"
             )
         if "error" in answer:
             raise GateError(

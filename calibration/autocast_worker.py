@@ -13,6 +13,7 @@ import logging
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 
 class _Skipped(logging.Handler):
@@ -28,28 +29,26 @@ class _Skipped(logging.Handler):
             self.reasons[found[1]] = " ".join(found[2].split())
 
 
-def convert(request: dict[str, object]) -> dict[str, object]:
+def convert(request: dict[str, Any]) -> dict[str, Any]:
     """Convert one graph as the request says; return the answer."""
     import onnx
-    from modelopt.onnx.autocast import convert_to_f16, convert_to_mixed_precision
+    from modelopt.onnx.autocast import convert_to_mixed_precision
 
     skipped = _Skipped()
     logger = logging.getLogger("modelopt.onnx")
     logger.handlers[:] = [skipped]
     logger.setLevel(logging.INFO)
     logger.propagate = False
-    graph = str(request["graph"])
-    if request["images"] is None:
-        model = convert_to_f16(onnx.load(graph), low_precision_type="fp16", keep_io_types=True)
-    else:
-        model = convert_to_mixed_precision(
-            onnx_path=graph,
-            low_precision_type="fp16",
-            data_max=request["most_value"],
-            keep_io_types=True,
-            calibration_data=str(request["images"]),
-            providers=["cpu"],
-        )
+    model = convert_to_mixed_precision(
+        onnx_path=str(request["graph"]),
+        low_precision_type="fp16",
+        nodes_to_exclude=[re.escape(name) + "$" for name in request["exclude"]],
+        op_types_to_exclude=request["exclude_types"],
+        data_max=request["most_value"],
+        keep_io_types=True,
+        calibration_data=str(request["images"]),
+        providers=["cpu"],
+    )
     onnx.save(model, str(request["out"]))
     return {"kept": skipped.reasons, "version": importlib.metadata.version("nvidia-modelopt")}
 

@@ -32,5 +32,5 @@ def find_python(given: Path | None = None) -> Path:
             raise ArgumentError(f"--modelopt-python: expected a Python interpreter, got {named}. {HELP}")
         return Path(found).absolute()
     if importlib.util.find_spec("modelopt") is None:
-        raise ArgumentError(f"precision fp16: expected the package nvidia-modelopt[onnx], got none here. {HELP}")
+        raise ArgumentError(f"FP16: expected the package nvidia-modelopt[onnx] in this environment, got none. {HELP}")
     return Path(sys.executable)

@@ -24,6 +24,9 @@ from flawscope.training.loading import Progress
 Head = Callable[[npt.NDArray[np.float32]], tuple[Any, npt.NDArray[np.float32]]]
 """patches float32 [N, P, D] → maps, scores float32 [N]."""
 
+FP16_PICTURES = 16
+"""Pictures for the ranges of FP16, of which every value is held at once."""
+
 _SENSITIVITY = 8
 """Pictures for the sensitivity of operators."""
 
@@ -62,14 +65,14 @@ def lower_to_fp16(
     """
     python = find_python(modelopt_python)
     progress("FP16 by AutoCast", 0, 1)
-    converted = to_fp16(features, calibration, python)
+    converted = to_fp16(features, calibration[:FP16_PICTURES], python)
     progress("FP16 by AutoCast", 1, 1)
     lowered = operators_in(converted.model, OPERATORS, onnx.TensorProto.FLOAT16)
     if not lowered:
         raise GateError("fp16: expected operators that FP16 can hold, got none in this backbone. Export without it.")
     types = {node.name: node.op_type for node in onnx.load(features, load_external_data=False).graph.node}
     kept = tuple(KeptNode(node, types[node], reason) for node, reason in converted.kept.items())
-    return Lowered(converted.model, len(lowered), kept, f"fp16: AutoCast of ModelOpt {converted.version}")
+    return Lowered(converted.model, len(lowered), kept, f"AutoCast of ModelOpt {converted.version}")
 
 
 def lower_to_int8(
@@ -122,11 +125,11 @@ def lower_to_int8(
             f"got none after {tries} tries. Export without it, or allow more."
         )
     model = quantiser.quantise(chosen)
-    words = f"int8: explicit Q/DQ, symmetric, weights per channel, ranges by {method}"
+    words = f"explicit Q/DQ, symmetric, weights per channel, ranges by {method}"
     if python is not None:
         quantised = features.with_name("features.quantised.onnx")
         onnx.save(model, quantised)
-        converted = to_fp16(quantised, None, python)
+        converted = to_fp16(quantised, calibration[:FP16_PICTURES], python, chosen)
         model, words = converted.model, f"{words}; the rest in FP16 by ModelOpt {converted.version}"
     kept = tuple(
         KeptNode(node, quantiser.operators[node], f"quantised alone it moves the patches by {value:.2%}")

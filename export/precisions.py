@@ -19,14 +19,14 @@ from flawscope.calibration.modelopt import find_python
 from flawscope.datasets import Dataset, Sample, hash_contents
 from flawscope.errors import ArgumentError, DataError, GateError
 from flawscope.export.head import BankFile, append_head
-from flawscope.export.lowering import lower_to_fp16, lower_to_int8
+from flawscope.export.lowering import FP16_PICTURES, lower_to_fp16, lower_to_int8
 from flawscope.images import UInt8Array, decode_image, prepare, read_image
 from flawscope.runtime import Inspector
 from flawscope.runtime.heads import build_head
 from flawscope.training.loading import Progress, no_progress
 
-_MOST_CALIBRATION, _MOST_GOOD, _FP16 = 64, 128, 16
-"""Pictures for value ranges, for the gate, and for the ranges of FP16, whose values are all held at once."""
+_MOST_CALIBRATION, _MOST_GOOD = 64, 128
+"""Pictures for value ranges, and for the gate."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ def add_precision(
     limits = wanted.limits.get(name, LIMITS[name])
     features = scratch / "features.onnx"
     if name == "fp16":
-        lowered = lower_to_fp16(features, pictures.calibration[:_FP16], wanted.modelopt_python, progress)
+        lowered = lower_to_fp16(features, pictures.calibration, wanted.modelopt_python, progress)
     else:
         lowered = lower_to_int8(
             features,
@@ -165,7 +165,7 @@ def add_precision(
         graphs=graphs,
         golden=(),
         method=lowered.method,
-        calibration_images=len(pictures.calibration[:_FP16] if name == "fp16" else pictures.calibration),
+        calibration_images=min(len(pictures.calibration), FP16_PICTURES if name == "fp16" else _MOST_CALIBRATION),
         quantised=lowered.lowered,
         kept=lowered.kept,
     )

@@ -30,6 +30,7 @@ _EXTRAS = {
     "export": ("onnx", "onnxscript"),
     "tensorrt": ("tensorrt", "pynvml"),
     "tensorrt-rtx": ("tensorrt_rtx", "pynvml"),
+    "pycuda": ("pycuda",),
 }
 
 _NODES_SHOWN = 5

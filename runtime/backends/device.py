@@ -180,7 +180,7 @@ def _import_pycuda() -> Any:
     except ModuleNotFoundError as err:
         raise BackendError(
             "PyCUDA is not installed, which running engines needs. Install it with: "
-            'pip install "flawscope[tensorrt]" or "flawscope[tensorrt-rtx]".'
+            'pip install "flawscope[pycuda]", with the CUDA toolkit on the PATH.'
         ) from err
     except ImportError as err:
         raise BackendError(f"PyCUDA cannot be loaded: {_first_line(err)}. Is the NVIDIA driver installed?") from err

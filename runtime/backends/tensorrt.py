@@ -1,7 +1,7 @@
 """Engines on the device: TensorRT runs them, PyCUDA moves the pictures, a CUDA graph per batch saves the launches.
 
-Memory is taken once, for the largest batch, pinned on the host and on the device. A frame is a copy into pinned memory, one
-launch, one wait. Written against TensorRT's and PyCUDA's interfaces, not run on a GPU.
+Memory is taken once, for the largest batch, pinned on the host and on the device. A frame is a copy into pinned memory,
+one launch, one wait. Written against TensorRT's and PyCUDA's interfaces, not run on a GPU.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ def test_the_diagnosis_names_versions_backends_kernels_and_extras() -> None:
     assert kernels["simd_level"] == cpp_ext.simd_level()
     for name in ("nearest", "mahalanobis", "kcenter_greedy"):
         assert kernels["implementations"][name] == cpp_ext.implementation()
-    assert set(found["extras"]) == {"cpu", "calibrate", "train", "export", "tensorrt", "tensorrt-rtx"}
+    assert set(found["extras"]) == {"cpu", "calibrate", "train", "export", "tensorrt", "tensorrt-rtx", "pycuda"}
     assert found["versions"]["numpy"] == package_versions()["numpy"]
     assert cpu_name() != ""
 
@@ -75,7 +75,7 @@ def test_text_has_a_line_for_everything(capsys: pytest.CaptureFixture[str]) -> N
     assert lines[0].startswith(f"flawscope {__version__} on ")
     first_words = [line.split()[0] for line in lines[1:]]
     assert first_words == (
-        ["versions"] + ["backend"] * 4 + ["kernel"] * 4 + ["engines"] * 4 + ["driver"] + ["extra"] * 6
+        ["versions"] + ["backend"] * 4 + ["kernel"] * 4 + ["engines"] * 4 + ["driver"] + ["extra"] * 7
     )
     assert any("takes cpu: asked for" in line for line in lines)
 

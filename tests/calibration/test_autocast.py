@@ -1,0 +1,182 @@
+"""FP16 by AutoCast: what is converted, what is kept and why; and every way in which the other interpreter can fail."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from modelopt_here import modelopt_python, needs_modelopt
+from onnx import TensorProto, helper, numpy_helper
+
+from flawscope.calibration import modelopt
+from flawscope.calibration.autocast import MOST_VALUE, operators_in, to_fp16
+from flawscope.calibration.int8 import OPERATORS, Quantiser
+from flawscope.calibration.modelopt import PYTHON, find_python
+from flawscope.errors import ArgumentError, GateError
+
+SIZE = (12, 10)
+
+
+def graph(folder: Path, gain: float = 1.0) -> Path:
+    """Cast, transpose and three convolutions, the second of which multiplies by `gain` and the third divides by it."""
+    draw = np.random.default_rng(0)
+    weights = {
+        "first": draw.normal(size=(6, 3, 3, 3)).astype(np.float32) / 255,
+        "second": gain * draw.normal(size=(4, 6, 1, 1)).astype(np.float32),
+        "third": draw.normal(size=(4, 4, 1, 1)).astype(np.float32) / np.float32(gain),
+    }
+    nodes = [
+        helper.make_node("Cast", ["image"], ["float"], name="start/Cast_0", to=TensorProto.FLOAT),
+        helper.make_node("Transpose", ["float"], ["channels"], name="start/Transpose_1", perm=[0, 3, 1, 2]),
+        helper.make_node("Conv", ["channels", "first"], ["a"], name="stem/Conv_2", pads=[1, 1, 1, 1]),
+        helper.make_node("Conv", ["a", "second"], ["b"], name="body/Conv_3"),
+        helper.make_node("Conv", ["b", "third"], ["patches"], name="body/Conv_4"),
+    ]
+    image = helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", *SIZE, 3])
+    patches = helper.make_tensor_value_info("patches", TensorProto.FLOAT, ["N", 4, *SIZE])
+    constants = [numpy_helper.from_array(value, name) for name, value in weights.items()]
+    model = helper.make_model(
+        helper.make_graph(nodes, "graph", [image], [patches], constants),
+        opset_imports=[helper.make_opsetid("", 18)],
+        ir_version=10,
+    )
+    onnx.save(model, folder / "features.onnx")
+    return folder / "features.onnx"
+
+
+def pictures(count: int = 5) -> list[np.ndarray]:
+    return list(np.random.default_rng(1).integers(0, 256, (count, *SIZE, 3), np.uint8))
+
+
+def run(model: bytes | str) -> np.ndarray:
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    return np.asarray(session.run(None, {"image": np.stack(pictures())})[0])
+
+
+def answering(folder: Path, body: str) -> Path:
+    """Return an interpreter that runs `body` in place of the worker; the request is `request`."""
+    script = folder / "answering.py"
+    script.write_text(f"import json, sys, shutil\nrequest = json.load(open(sys.argv[-1]))\n{body}\n")
+    python = folder / "python"
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{script}" "$@"\n')
+    python.chmod(0o755)
+    return python
+
+
+# --- with ModelOpt
+
+
+@needs_modelopt
+def test_everything_that_fp16_can_hold_is_converted(tmp_path: Path) -> None:
+    source = graph(tmp_path)
+    made = to_fp16(source, pictures(), modelopt_python())
+    assert made.kept == {}
+    assert operators_in(made.model, OPERATORS, TensorProto.FLOAT16) == ["stem/Conv_2", "body/Conv_3", "body/Conv_4"]
+    assert [value.type.tensor_type.elem_type for value in (*made.model.graph.input, *made.model.graph.output)] == [
+        TensorProto.UINT8,
+        TensorProto.FLOAT,
+    ]
+    onnx.checker.check_model(made.model, full_check=True)
+    exact, half = run(str(source)), run(made.model.SerializeToString())
+    far = float(np.abs(half - exact).max() / np.abs(exact).max())
+    assert 0 < far < 5e-3
+    assert made.version
+
+
+@needs_modelopt
+def test_values_too_large_for_fp16_stay_in_fp32_and_say_so(tmp_path: Path) -> None:
+    source = graph(tmp_path, gain=1e4)
+    assert float(np.abs(run(str(source))).max()) < MOST_VALUE
+    made = to_fp16(source, pictures(), modelopt_python())
+    assert set(made.kept) == {"body/Conv_3", "body/Conv_4"}
+    assert all("range" in reason for reason in made.kept.values())
+    assert operators_in(made.model, OPERATORS, TensorProto.FLOAT16) == ["stem/Conv_2"]
+    np.testing.assert_allclose(run(made.model.SerializeToString()), run(str(source)), rtol=0, atol=2e-2)
+
+
+@needs_modelopt
+def test_what_is_quantised_stays_quantised(tmp_path: Path) -> None:
+    quantiser = Quantiser(graph(tmp_path), pictures())
+    mixed = tmp_path / "mixed.onnx"
+    onnx.save(quantiser.quantise(["body/Conv_3"]), mixed)
+    made = to_fp16(mixed, pictures(), modelopt_python(), ["body/Conv_3"])
+    assert operators_in(made.model, OPERATORS, TensorProto.FLOAT16) == ["stem/Conv_2", "body/Conv_4"]
+    scales = {node.input[1] for node in made.model.graph.node if node.op_type == "QuantizeLinear"}
+    types = {tensor.name: tensor.data_type for tensor in made.model.graph.initializer}
+    assert scales
+    assert {types[name] for name in scales} == {TensorProto.FLOAT}
+    exact, half = run(str(mixed)), run(made.model.SerializeToString())
+    assert float(np.abs(half - exact).max() / np.abs(exact).max()) < 2e-2
+
+
+@needs_modelopt
+def test_a_graph_that_modelopt_cannot_read_is_one_sentence(tmp_path: Path) -> None:
+    source = graph(tmp_path)
+    model = onnx.load(source)
+    model.graph.node[3].input[1] = "nowhere"
+    onnx.save(model, source)
+    with pytest.raises(GateError, match=r"^fp16: ModelOpt could not convert features\.onnx: [^\n]+$"):
+        to_fp16(source, pictures(), modelopt_python())
+
+
+# --- the other interpreter
+
+
+def test_an_interpreter_without_modelopt_is_named_with_the_recipe(tmp_path: Path) -> None:
+    with pytest.raises(ArgumentError, match=r"got no module modelopt.*pip install \"flawscope\[fp16\]\""):
+        to_fp16(graph(tmp_path), pictures(), Path(sys.executable))
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("sys.exit(3)", "ended with status 3 and no answer: it said nothing"),
+        ("raise RuntimeError('no room')", "no answer: RuntimeError: no room"),
+        ("open(request['answer'], 'w').write('{')", "no answer"),
+        ("json.dump({'error': 'ValueError: odd'}, open(request['answer'], 'w'))", "ValueError: odd. Export without it"),
+    ],
+)
+def test_a_worker_that_fails_is_one_sentence(tmp_path: Path, body: str, message: str) -> None:
+    with pytest.raises(GateError) as caught:
+        to_fp16(graph(tmp_path), pictures(), answering(tmp_path, body))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_names_that_are_not_in_the_graph_are_not_reported(tmp_path: Path) -> None:
+    body = (
+        "shutil.copy(request['graph'], request['out'])\n"
+        "json.dump({'kept': {'body/Conv_3': 'too large', 'cast_of_its_own': 'new'}, 'version': '9'}, "
+        "open(request['answer'], 'w'))"
+    )
+    made = to_fp16(graph(tmp_path), pictures(), answering(tmp_path, body))
+    assert (made.kept, made.version) == ({"body/Conv_3": "too large"}, "9")
+    assert operators_in(made.model, OPERATORS, TensorProto.FLOAT16) == []
+
+
+def test_the_interpreter_is_the_one_given_the_one_named_or_this_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given, named = answering(tmp_path, ""), Path(sys.executable)
+    monkeypatch.setenv(PYTHON, str(named))
+    assert find_python(given) == given
+    assert find_python() == named
+    with pytest.raises(
+        ArgumentError, match=r"--modelopt-python: expected a Python interpreter, got .*nobody\. ModelOpt"
+    ):
+        find_python(tmp_path / "nobody")
+    monkeypatch.delenv(PYTHON)
+    monkeypatch.setattr(modelopt.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ArgumentError, match=r"FP16: expected the package nvidia-modelopt\[onnx\] in this environment"):
+        find_python()
+    monkeypatch.setattr(modelopt.importlib.util, "find_spec", lambda name: object())
+    assert find_python() == Path(sys.executable)
+
+
+def test_no_picture_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ArgumentError, match="expected at least one good picture"):
+        to_fp16(graph(tmp_path), [], Path(sys.executable))
