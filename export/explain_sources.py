@@ -34,13 +34,15 @@ class TorchSide:
         features: The module.
         nodes: What makes each tensor of its exported graph; nodes are named after their modules.
         output: Name of the graph's output.
+        image: A picture, uint8 [H, W, 3], to see which modules give a tensor and not a list of them.
     """
 
-    def __init__(self, features: nn.Module, nodes: dict[str, onnx.NodeProto], output: str) -> None:
+    def __init__(self, features: nn.Module, nodes: dict[str, onnx.NodeProto], output: str, image: UInt8Array) -> None:
         self.name = "torch"
         self._features = features
-        self._modules = _module_outputs(features, nodes)
-        self._modules[output] = ""
+        modules = {**_module_outputs(features, nodes), output: ""}
+        gives_tensor = _gives_tensor(features, image)
+        self._modules = {tensor: module for tensor, module in modules.items() if gives_tensor.get(module, False)}
         self.tensors = tuple(self._modules)
 
     def values(self, tensor: str, images: Sequence[UInt8Array]) -> npt.NDArray[np.float64]:
@@ -57,6 +59,23 @@ class TorchSide:
                 hook.remove()
             found.append(seen[-1].double().numpy())
         return np.stack(found)
+
+
+def _gives_tensor(features: nn.Module, image: UInt8Array) -> dict[str, bool]:
+    """Return for every module that takes part whether it gives one tensor."""
+    found: dict[str, bool] = {}
+
+    def note(name: str) -> Any:
+        return lambda _, __, result: found.__setitem__(name, isinstance(result, torch.Tensor))
+
+    hooks = [module.register_forward_hook(note(name)) for name, module in features.named_modules()]
+    try:
+        with torch.inference_mode():
+            features(torch.from_numpy(image[None]))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
 
 
 def _module_outputs(features: nn.Module, nodes: dict[str, onnx.NodeProto]) -> dict[str, str]:
@@ -92,7 +111,7 @@ def explain_run(path: Path, tolerance: float | None, progress: Progress = no_pro
         onnx.save(export_features(run.features, spec.size, 1), graph)
         candidate = GraphSide(graph, "features.onnx on cpu", "cpu")
         output = candidate.tensors[-1]
-        reference = TorchSide(run.features, candidate.nodes, output)
+        reference = TorchSide(run.features, candidate.nodes, output, images[0])
         limit = TOLERANCES["fp32"] if tolerance is None else tolerance
         return explain(reference, candidate, images, limit, candidate.nodes, progress)
 

@@ -36,7 +36,9 @@ def main() -> None:
     ]
     pip = [str(python), "-m", "pip", "install", "--quiet", "--constraint", str(ROOT / "constraints-fp16.txt")]
     subprocess.run([*pip, *wanted], check=True)
-    code = "import modelopt.onnx.autocast, onnxruntime; assert onnxruntime.__file__.startswith(%r), onnxruntime.__file__"
+    code = (
+        "import modelopt.onnx.autocast, onnxruntime; assert onnxruntime.__file__.startswith(%r), onnxruntime.__file__"
+    )
     subprocess.run([str(python), "-I", "-c", code % str(folder.absolute())], check=True)
     (folder / ".installed").touch()
 

@@ -30,24 +30,25 @@ COMPILED = "compiled, not run"
 NO = "no"
 
 NO_GPU = "no GPU was at hand"
-NO_FP16 = "FP16 graphs are not made yet"
+NEEDS_MODELOPT = "made by ModelOpt in an environment of its own"
+STOOD_IN = "PyCUDA, driver and TensorRT by stand-ins, the CUDA kernels in emulation; no GPU was at hand"
 BACKEND_STATUS = {
     ("cpu", "fp32"): (TESTED, "ONNX Runtime and native kernels"),
-    ("cpu", "fp16"): (NO, NO_FP16),
+    ("cpu", "fp16"): (TESTED, f"gated at export, {NEEDS_MODELOPT}; on a CPU slower than FP32"),
     ("cpu", "int8"): (TESTED, "gated at export; on the processors measured so far slower than FP32"),
     ("cuda", "fp32"): (STAND_IN, f"ONNX Runtime with I/O binding, checked on its CPU provider; {NO_GPU}"),
-    ("cuda", "fp16"): (NO, NO_FP16),
+    ("cuda", "fp16"): (STAND_IN, f"the same session with the other graph; {NO_GPU}"),
     ("cuda", "int8"): (STAND_IN, f"the same session with the other graph; {NO_GPU}"),
-    ("tensorrt", "fp32"): (NO, "engines are built and cached, no backend runs them yet"),
-    ("tensorrt", "fp16"): (NO, NO_FP16),
-    ("tensorrt", "int8"): (NO, "engines are built and cached, no backend runs them yet"),
+    ("tensorrt", "fp32"): (STAND_IN, STOOD_IN),
+    ("tensorrt", "fp16"): (STAND_IN, STOOD_IN),
+    ("tensorrt", "int8"): (STAND_IN, STOOD_IN),
 }
 ENGINE_STATUS = {
     ("tensorrt", "fp32"): (STAND_IN, "the module cannot be installed where the tests run"),
-    ("tensorrt", "fp16"): (NO, NO_FP16),
+    ("tensorrt", "fp16"): (STAND_IN, "the module cannot be installed where the tests run"),
     ("tensorrt", "int8"): (STAND_IN, "the module cannot be installed where the tests run"),
     ("tensorrt-rtx", "fp32"): (TESTED, "built without a GPU; loading an engine needs one"),
-    ("tensorrt-rtx", "fp16"): (NO, NO_FP16),
+    ("tensorrt-rtx", "fp16"): (TESTED, "built without a GPU; loading an engine needs one"),
     ("tensorrt-rtx", "int8"): (TESTED, "built without a GPU; loading an engine needs one"),
 }
 RTX_STATUS = {
@@ -71,13 +72,15 @@ LEVEL_STATUS = {
 METHOD_STATUS = {
     ("patchcore", "score graph"): (TESTED, ""),
     ("patchcore", "features and kernel"): (TESTED, ""),
+    ("patchcore", "FP16"): (TESTED, ""),
     ("patchcore", "INT8"): (TESTED, ""),
-    ("patchcore", "engine"): (TESTED, "built by TensorRT-RTX"),
+    ("patchcore", "engine"): (TESTED, "FP32, FP16 and INT8 built by TensorRT-RTX"),
     ("patchcore", "Triton"): (STAND_IN, "configuration and graph are checked; no server was at hand"),
     ("padim", "score graph"): (TESTED, ""),
     ("padim", "features and kernel"): (TESTED, ""),
+    ("padim", "FP16"): (TESTED, ""),
     ("padim", "INT8"): (TESTED, ""),
-    ("padim", "engine"): (TESTED, "built by TensorRT-RTX"),
+    ("padim", "engine"): (TESTED, "FP32, FP16 and INT8 built by TensorRT-RTX"),
     ("padim", "Triton"): (STAND_IN, "configuration and graph are checked; no server was at hand"),
 }
 SYSTEM_STATUS = {
@@ -88,18 +91,18 @@ SYSTEM_STATUS = {
     "Windows, macOS": (NO, "not tested"),
 }
 METHODS = ("patchcore", "padim")
-WAYS = ("score graph", "features and kernel", "INT8", "engine", "Triton")
+WAYS = ("score graph", "features and kernel", "FP16", "INT8", "engine", "Triton")
 
 
 def check_complete() -> None:
     """End the tool where the tables and the code name different things."""
     heads = {head.__struct_config__.tag for head in Head.__args__}  # type: ignore[attr-defined]
-    offered = next(option for option in export.params if option.name == "precision").type
+    offered = next(option for option in export.params if option.name == "precisions").type
     assert isinstance(offered, click.Choice)
     made = set(offered.choices)
-    named = {precision for (_, precision), (status, reason) in BACKEND_STATUS.items() if reason != NO_FP16}
+    named = {precision for _, precision in BACKEND_STATUS}
     pairs = (
-        ("backends", {name for name, _ in BACKEND_STATUS} - {"tensorrt"}, set(BACKENDS) - {"auto"}),
+        ("backends", {name for name, _ in BACKEND_STATUS}, set(BACKENDS) - {"auto"}),
         ("precisions", {name for _, name in BACKEND_STATUS}, set(PRECISIONS)),
         ("precisions that export makes", named, made),
         ("runtimes", {name for name, _ in ENGINE_STATUS}, set(RUNTIMES) - {"auto"}),

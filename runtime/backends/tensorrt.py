@@ -18,6 +18,7 @@ import numpy.typing as npt
 from flawscope.errors import BackendError, DeviceError
 from flawscope.runtime.backends.device import Device, Graph
 from flawscope.runtime.backends.device_head import DeviceHead
+from flawscope.runtime.engines.build import listen
 from flawscope.runtime.engines.modules import TensorRT
 
 MakeHead = Callable[[Device, int], DeviceHead]
@@ -73,30 +74,18 @@ class TensorrtSession:
             raise
 
     def _load(self, plan: Path) -> None:
-        messages: list[str] = []
-        trt = self._trt
-
-        class Logger(trt.ILogger):  # type: ignore[misc]  # the base is known at run time
-            def __init__(self) -> None:
-                trt.ILogger.__init__(self)
-
-            def log(self, severity: Any, text: str) -> None:
-                if severity <= trt.ILogger.Severity.ERROR:
-                    messages.append(" ".join(text.split()))
-
-        self._logger = Logger()
-        runtime = trt.Runtime(self._logger)
+        self._logger, self._messages = listen(self._trt)
+        runtime = self._trt.Runtime(self._logger)
         # Code for the host inside an engine would be code that nobody signed.
         with contextlib.suppress(AttributeError):
             runtime.engine_host_code_allowed = False
         self._engine = runtime.deserialize_cuda_engine(plan.read_bytes())
         if self._engine is None:
-            reason = messages[-1].rstrip(".") if messages else "it gave no reason"
+            reason = self._messages.last_error() or "it gave no reason"
             raise BackendError(
                 f"backend tensorrt: could not load the engine {plan}: {reason}. Build it again with flawscope engine "
                 "build --force."
             )
-        self._messages = messages
 
     def _make_context(self) -> Any:
         if not hasattr(self._engine, "create_runtime_config"):
@@ -159,7 +148,7 @@ class TensorrtSession:
             return context
         context = self._make_context()
         if context is None:
-            reason = self._messages[-1].rstrip(".") if self._messages else "it gave no reason"
+            reason = self._messages.last_error() or "it gave no reason"
             raise DeviceError(f"backend tensorrt: no execution context: {reason}. Is the device out of memory?")
         addresses = {name: address for name, (_, address) in self._outputs.items()} | {self._input: self._address}
         for name, address in addresses.items():

@@ -93,7 +93,7 @@ def build_engine(
     """
     options.check()
     module = tensorrt.module
-    logger, messages = _logger(module)
+    logger, messages = listen(module)
     try:
         builder = module.Builder(logger)
     except Exception as err:  # pybind11 raises a bare TypeError where the library gave a null pointer
@@ -137,7 +137,7 @@ def build_engine(
 # ---- Parsing ---------------------------------------------------------------------------------------------------------
 
 
-def _parser_error(parser: Any, messages: _Messages) -> str:
+def _parser_error(parser: Any, messages: Messages) -> str:
     """Return the first error of the parser: node, operator, the module it was exported from, and the reason."""
     if parser.num_errors == 0:
         return f"{messages.last_error() or 'it gave no reason'}."
@@ -186,8 +186,8 @@ def _set_profile(builder: Any, network: Any, config: Any, options: BuildOptions,
 # ---- What TensorRT says ----------------------------------------------------------------------------------------------
 
 
-class _Messages:
-    """Warnings and errors of one build."""
+class Messages:
+    """What TensorRT warned of, and its errors."""
 
     def __init__(self) -> None:
         self.warnings: list[str] = []
@@ -198,8 +198,9 @@ class _Messages:
         return " ".join(self.errors[-1].split()).rstrip(".") if self.errors else ""
 
 
-def _logger(module: Any) -> tuple[Any, _Messages]:
-    messages = _Messages()
+def listen(module: Any) -> tuple[Any, Messages]:
+    """Return a logger for a TensorRT module, and what it will have heard."""
+    messages = Messages()
 
     class Logger(module.ILogger):  # type: ignore[misc]  # the base is known at run time
         def __init__(self) -> None:

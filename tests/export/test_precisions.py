@@ -6,10 +6,14 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+import onnx
 import pytest
+from modelopt_here import needs_modelopt
 
 from flawscope import cli
 from flawscope.bundle import open_bundle, rewrite_manifest
+from flawscope.calibration.autocast import operators_in
+from flawscope.calibration.int8 import OPERATORS
 from flawscope.calibration.limits import Limits
 from flawscope.datasets import open_dataset
 from flawscope.errors import ArgumentError, BundleError, GateError
@@ -128,6 +132,22 @@ def test_int8_builds_as_an_engine(with_int8: dict[str, Path], tmp_path: Path, me
         assert stored.entry.key.model == model_hash(bundle, "features", "int8") != model_hash(bundle, "features")
 
 
+@needs_modelopt
+def test_what_is_not_in_int8_may_be_in_fp16(
+    runs: dict[str, Path], tiny_root: Path, tmp_path: Path, traced_features: None
+) -> None:
+    dataset = open_dataset(tiny_root, "steel")
+    narrow = Limits(1.0, 1.0, -1.0, 1.0, 0.02)
+    wanted = Wanted(("int8",), dataset, limits={"int8": narrow}, int8_rest="fp16")
+    made = export_run(runs["padim"], tmp_path / "mixed.flaw", max_batch=4, wanted=wanted).precisions["int8"]
+    assert "the rest in FP16 by ModelOpt" in made.method
+    assert made.kept
+    model = onnx.load(tmp_path / "mixed.flaw" / "features.int8.onnx")
+    in_fp16 = operators_in(model, OPERATORS, onnx.TensorProto.FLOAT16)
+    assert set(in_fp16) == {kept.node for kept in made.kept}
+    assert sum(node.op_type == "QuantizeLinear" for node in model.graph.node) >= made.quantised
+
+
 # --- refused
 
 
@@ -161,8 +181,14 @@ def test_where_no_operator_can_bear_it_there_is_no_int8(
     ("options", "message"),
     [
         (("--precision", "int8"), "error: --precision int8: expected --calibration-data ROOT with good pictures, got"),
-        (("--calibration-data", "{data}"), "error: --calibration-data: expected it with --precision int8, got it with"),
-        (("--min-spearman", "0.9"), "error: --min-spearman: expected it with --precision int8, got it with fp32."),
+        (
+            ("--calibration-data", "{data}"),
+            "error: --calibration-data: expected it with --precision fp16 or --precision int8, got",
+        ),
+        (
+            ("--min-spearman", "0.9"),
+            "error: --min-spearman: expected it with --precision fp16 or --precision int8, got it",
+        ),
         (
             ("--precision", "int8", "--calibration-data", "{data}", "--category", "steel", "--max-false-rejects", "2"),
             "error: limit false_rejects: expected 0 to 1, got 2.0.",
@@ -171,6 +197,27 @@ def test_where_no_operator_can_bear_it_there_is_no_int8(
             ("--precision", "int8", "--calibration-data", "{data}", "--category", "none"),
             "error: ",
         ),
+        (("--precision", "fp16"), "error: --precision fp16: expected --calibration-data ROOT with good pictures, got"),
+        (
+            ("--precision", "fp16", "--calibration-data", "{data}", "--int8-rest", "fp16"),
+            "error: --int8-rest: expected it with --precision int8, got it without.",
+        ),
+        (
+            (
+                "--precision",
+                "fp16",
+                "--modelopt-python",
+                "nobody",
+                "--calibration-data",
+                "{data}",
+                "--category",
+                "steel",
+            ),
+            "error: --modelopt-python: expected a Python interpreter, got nobody.",
+        ),
+        (("--against", "plain"), "error: --against: expected it with --explain, got it without."),
+        (("--tolerance", "1"), "error: --tolerance: expected it with --explain, got it without."),
+        (("--explain", "--max-batch", "2"), "error: --out: expected no such option with --explain, got it."),
     ],
 )
 def test_a_wrong_request_is_one_line(

@@ -222,7 +222,7 @@ def tensorrt_module(stand: Stand) -> types.ModuleType:
     module: Any = types.ModuleType("tensorrt_stand_in")
 
     class ILogger:
-        Severity = types.SimpleNamespace(ERROR=1)
+        Severity = types.SimpleNamespace(ERROR=1, WARNING=2)
 
     class Context:
         def __init__(self, engine: Engine) -> None:
