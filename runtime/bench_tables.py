@@ -110,6 +110,9 @@ def summary(figures: Mapping[str, Any]) -> list[str]:
         parts = figures["cold_start"]["median_ms"]
         steps = ", ".join(f"{name.replace('_', ' ')} {parts[name]:.0f}" for name in list(parts)[1:])
         lines.append(f"cold start: {parts['process']:.0f} ms to the first decision ({steps})")
+        built = figures["cold_start"].get("without_engine_ms")
+        if built is not None:
+            lines.append(f"cold start without an engine in the cache: {built['process']:.0f} ms, load {built['load']:.0f}")
     return [*lines, *state_lines(figures)]
 
 

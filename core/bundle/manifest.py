@@ -169,7 +169,7 @@ class Accuracy(_Struct, frozen=True):
 
 
 class KeptNode(_Struct, frozen=True):
-    """A node that stayed in FP32, and why."""
+    """An operator that a precision left out, and why."""
 
     node: str
     operator: str
@@ -224,8 +224,8 @@ class Precision(_Struct, frozen=True):
         golden: The golden pictures with the scores of this precision.
         method: How it was made.
         calibration_images: Good pictures from which value ranges were taken.
-        quantised: Number of operators that compute in this precision.
-        kept: Those that stayed in FP32.
+        quantised: Number of convolutions and products that compute in this precision.
+        kept: Those that do not; what they compute in is said by `method`, FP32 if it says nothing.
         gate: What was measured when it was let in; null only while it is being made.
         thresholds: The thresholds in force for it, once calibrated.
     """
