@@ -153,7 +153,7 @@ def export(
     _check_precisions(run, lower, calibration_data, layout)
     data = _Data(calibration_data, labelled_data, category)
     limits = {
-        name: given_or(LIMITS[name], max_auroc_change, min_spearman, max_false_rejects, max_score_change)
+        name: _limits_of(LIMITS[name], max_auroc_change, min_spearman, max_false_rejects, max_score_change)
         for name in lower
     }
 
@@ -223,7 +223,7 @@ class _Making(NamedTuple):
     modelopt_python: Path | None
 
 
-def given_or(
+def _limits_of(
     default: Limits, auroc: float | None, spearman: float | None, false_rejects: float | None, score: float | None
 ) -> Limits:
     """Return the limits that were given, and the default ones where none was."""

@@ -112,7 +112,9 @@ def summary(figures: Mapping[str, Any]) -> list[str]:
         lines.append(f"cold start: {parts['process']:.0f} ms to the first decision ({steps})")
         built = figures["cold_start"].get("without_engine_ms")
         if built is not None:
-            lines.append(f"cold start without an engine in the cache: {built['process']:.0f} ms, load {built['load']:.0f}")
+            lines.append(
+                f"cold start without an engine in the cache: {built['process']:.0f} ms, load {built['load']:.0f}"
+            )
     return [*lines, *state_lines(figures)]
 
 

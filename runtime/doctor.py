@@ -17,10 +17,11 @@ from flawscope.bundle import PRECISIONS
 from flawscope.errors import ArgumentError, BackendError, FlawscopeError
 from flawscope.images import decode_image, prepare
 from flawscope.runtime.backends import BACKENDS, choose_backend
+from flawscope.runtime.backends.tensorrt import TensorrtSession
 from flawscope.runtime.driver import match_driver
 from flawscope.runtime.engines import RUNTIMES, EngineCache, current_target, import_tensorrt
 from flawscope.runtime.inspector import Inspector
-from flawscope.runtime.placement import elsewhere, place_nodes
+from flawscope.runtime.placement import elsewhere, place_layers, place_nodes
 from flawscope.versions import cpu_name, package_versions
 
 _EXTRAS = {
@@ -126,7 +127,14 @@ def examine(bundle: Path, backend: str, precision: str) -> dict[str, Any]:
             raise ArgumentError(f"{bundle}: expected golden images, got none. Export it again.")
         data = inspector.bundle.file(golden[0].file).read_bytes()
         image = prepare(decode_image(data, golden[0].file), inspector.manifest.input)
-        nodes = place_nodes(graph, inspector.backend, image[None])
+        session = inspector._session  # what is asked for is where the inspector's own work is done
+        if isinstance(session, TensorrtSession):
+            nodes = place_layers(session.plan)
+        else:
+            nodes = place_nodes(graph, inspector.backend, image[None])
+        head = "in the graph"
+        if inspector.path == "kernel":
+            head = cpp_ext.implementation() if inspector._head is not None else "CUDA kernels"
         total = sum(node.milliseconds for node in nodes) or 1.0
         providers: dict[str, dict[str, float]] = {}
         for node in nodes:
@@ -140,7 +148,7 @@ def examine(bundle: Path, backend: str, precision: str) -> dict[str, Any]:
             "precision": precision,
             "path": inspector.path,
             "graph": graph.name,
-            "head": cpp_ext.implementation() if inspector.path == "kernel" else "in the graph",
+            "head": head,
             "milliseconds": total,
             "providers": providers,
             "elsewhere": [vars(node) for node in elsewhere(nodes, inspector.backend)],
@@ -154,10 +162,9 @@ def _show_bundle(found: dict[str, Any]) -> None:
         f"{found['graph']}, head: {found['head']}"
     )
     for provider, share in found["providers"].items():
-        click.echo(
-            f"nodes     {provider}: {share['nodes']} of {len(found['nodes'])}, {share['milliseconds']:.2f} ms, "
-            f"{share['milliseconds'] / found['milliseconds']:.0%} of the time"
-        )
+        part = share["milliseconds"] / found["milliseconds"]
+        time = f"{share['milliseconds']:.2f} ms, {part:.0%} of the time" if part else "time of each not known"
+        click.echo(f"nodes     {provider}: {share['nodes']} of {len(found['nodes'])}, {time}")
     others = found["elsewhere"]
     for node in others[:_NODES_SHOWN]:
         click.echo(
@@ -165,7 +172,8 @@ def _show_bundle(found: dict[str, Any]) -> None:
         )
     if len(others) > _NODES_SHOWN:
         click.echo(f"elsewhere and {len(others) - _NODES_SHOWN} that take less; all of them with --json")
-    for node in sorted(found["nodes"], key=lambda node: -node["milliseconds"])[:_NODES_SHOWN]:
+    timed = [node for node in found["nodes"] if node["milliseconds"] > 0]
+    for node in sorted(timed, key=lambda node: -node["milliseconds"])[:_NODES_SHOWN]:
         click.echo(
             f"slowest   {node['operator']:<12} {node['milliseconds']:.3f} ms on {node['provider']}: {node['name']}"
         )

@@ -13,6 +13,10 @@ import numpy.typing as npt
 
 from flawscope.errors import BackendError
 from flawscope.runtime.backends.ort import PROVIDERS, import_onnxruntime, session_options, session_providers
+from flawscope.runtime.engines.cache import LAYERS
+
+ENGINE = "TensorRT engine"
+"""Who computes the layers of an engine."""
 
 _RUNS = 3
 """Runs of which the last counts: the first ones allocate."""
@@ -77,6 +81,27 @@ def place_nodes(graph: Path, backend: str, images: npt.NDArray[np.uint8]) -> lis
     return next(run for run in reversed(runs) if run)
 
 
+def place_layers(plan: Path) -> list[PlacedNode]:
+    """Return the layers of an engine, as its inspector has told them when it was built; times are not known.
+
+    Args:
+        plan: The engine in the cache.
+
+    Raises:
+        BackendError: If there is no report beside it.
+    """
+    try:
+        report = json.loads((plan.parent / LAYERS).read_text(encoding="utf-8"))
+        layers = [layer if isinstance(layer, dict) else {"Name": str(layer)} for layer in report["Layers"]]
+    except (OSError, ValueError, KeyError, TypeError) as err:
+        raise BackendError(
+            f"engine: expected a report of its layers in {plan.parent / LAYERS}, got none that can be read. Build it "
+            "again with flawscope engine build --force."
+        ) from err
+    return [PlacedNode(str(layer.get("Name", "")), str(layer.get("LayerType", "")), ENGINE, 0.0) for layer in layers]
+
+
 def elsewhere(nodes: list[PlacedNode], backend: str) -> list[PlacedNode]:
     """Return the nodes that another provider than the backend's has taken, those that take longest first."""
-    return sorted((node for node in nodes if node.provider != PROVIDERS[backend]), key=lambda node: -node.milliseconds)
+    own = {**PROVIDERS, "tensorrt": ENGINE}[backend]
+    return sorted((node for node in nodes if node.provider != own), key=lambda node: -node.milliseconds)

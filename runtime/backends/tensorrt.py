@@ -38,6 +38,7 @@ class TensorrtSession:
         index: Number of the device.
 
     Attributes:
+        plan: The engine.
         outputs: Names of what `infer` returns.
         graph_problem: Why frames are not launched as CUDA graphs, or None.
 
@@ -55,6 +56,7 @@ class TensorrtSession:
         graphs: bool = True,
         index: int = 0,
     ) -> None:
+        self.plan = plan
         self.graph_problem: str | None = None if graphs else "not asked for"
         self._trt = tensorrt.module
         self._max_batch = max_batch

@@ -30,6 +30,7 @@ from flawscope.images import prepare, read_image
 from flawscope.runtime import Inspector
 from flawscope.runtime.backends import BACKENDS, choose_backend, device, device_head, engine_session, open_backbone
 from flawscope.runtime.backends.tensorrt import TensorrtSession
+from flawscope.runtime.doctor import examine
 from flawscope.runtime.engines import Target, TensorRT
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -205,6 +206,24 @@ def test_the_backbone_alone_gives_patches(copies: dict[str, Path], pictures: lis
     with open_bundle(copies["padim"]) as bundle, closing(open_backbone(bundle, "fp32", "tensorrt")) as backbone:
         assert backbone.outputs == ("patches",)
         assert backbone.infer(images(copies["padim"], pictures[:1]))["patches"].ndim == 3
+
+
+@pytest.mark.parametrize("joined", [True, False])
+def test_doctor_names_the_layers_of_the_engine(
+    copies: dict[str, Path], kernels: Stand, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, joined: bool
+) -> None:
+    monkeypatch.setattr(engine_session.cpp_ext, "HAVE_CUDA", joined)
+    (tmp_path / "layers.json").write_text('{"Layers": [{"Name": "a + b", "LayerType": "CaskConvolution"}, "c"]}')
+    found = examine(copies["padim"], "tensorrt", "fp32")
+    assert [(node["name"], node["operator"], node["provider"]) for node in found["nodes"]] == [
+        ("a + b", "CaskConvolution", "TensorRT engine"),
+        ("c", "", "TensorRT engine"),
+    ]
+    assert found["elsewhere"] == []
+    assert (found["head"] == "CUDA kernels") == joined
+    (tmp_path / "layers.json").unlink()
+    with pytest.raises(BackendError, match=r"engine: expected a report of its layers in .*layers\.json, got none"):
+        examine(copies["padim"], "tensorrt", "fp32")
 
 
 # --- what goes wrong
