@@ -94,10 +94,11 @@ def evaluate(
 def _print(figures: Figures) -> None:
     console = Console(highlight=False, markup=False, emoji=False)  # names and reasons are text, also with brackets
     latency = figures.latency_ms
+    precision = "" if figures.precision == "fp32" else f", {figures.precision.upper()}"
     speed = f", {latency.p50:.1f} ms a picture (p99 {latency.p99:.1f})" if latency else ""
     console.print(
         f"{figures.bundle.name} on {figures.dataset.category}: {figures.images} pictures, {figures.anomalous} "
-        f"defective, backend {figures.backend}{speed}",
+        f"defective, backend {figures.backend}{precision}{speed}",
         soft_wrap=True,
     )
     table = Table(box=None, pad_edge=False, header_style="bold")

@@ -82,7 +82,7 @@ def test_golden_scores_of_another_precision_are_found_out(with_int8: dict[str, P
 
 
 def test_each_precision_gets_thresholds_of_its_own(
-    with_int8: dict[str, Path], tiny_root: Path, capsys: pytest.CaptureFixture[str]
+    with_int8: dict[str, Path], tiny_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bundle = with_int8["patchcore"]
     data = ["--data", str(tiny_root), "--category", "steel"]
@@ -100,7 +100,11 @@ def test_each_precision_gets_thresholds_of_its_own(
     picture = str(open_dataset(tiny_root, "steel").test[0].path)
     assert cli.run(["score", str(bundle), picture, "--precision", "int8", "--json"]) == 0
     assert msgspec.json.decode(capsys.readouterr().out)["threshold"] == second.image.value
-    assert cli.run(["evaluate", str(bundle), *data, "--precision", "int8"]) == 0
+    capsys.readouterr()
+    report = tmp_path / "report"
+    assert cli.run(["evaluate", str(bundle), *data, "--precision", "int8", "--report", str(report)]) == 0
+    assert "backend cpu, INT8" in capsys.readouterr().out
+    assert "backend cpu, INT8," in (report / "report.html").read_text(encoding="utf-8")
     with open_bundle(bundle) as opened:
         assert opened.manifest.evidence.accuracy[-1].backend.endswith("int8)")
     assert cli.run(["calibrate", str(bundle), "--image-threshold", "7", "--precision", "int8"]) == 0
