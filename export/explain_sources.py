@@ -16,11 +16,12 @@ from torch import nn
 from flawscope.bundle import Bundle, open_bundle
 from flawscope.errors import ArgumentError, RunError
 from flawscope.export.explain import TOLERANCES, Explanation, GraphSide, explain
-from flawscope.export.features_graph import export_features
+from flawscope.export.features_graph import export_module
 from flawscope.images import UInt8Array, decode_image, prepare
 from flawscope.runtime.backends.ort import cuda_problem
 from flawscope.training.loading import Progress, no_progress
 from flawscope.training.run import read_run
+from flawscope.training.stfpm import StfpmNetwork
 
 AGAINST = ("plain", "cpu", "cuda")
 """What a bundle's FP32 graph on the CPU can be compared with: ONNX Runtime's CPU without optimisation of the graph,
@@ -33,16 +34,21 @@ class TorchSide:
     Args:
         features: The module.
         nodes: What makes each tensor of its exported graph; nodes are named after their modules.
-        output: Name of the graph's output.
+        outputs: Names of the graph's outputs, as the module returns them.
         image: A picture, uint8 [H, W, 3], to see which modules give a tensor and not a list of them.
     """
 
-    def __init__(self, features: nn.Module, nodes: dict[str, onnx.NodeProto], output: str, image: UInt8Array) -> None:
+    def __init__(
+        self, features: nn.Module, nodes: dict[str, onnx.NodeProto], outputs: Sequence[str], image: UInt8Array
+    ) -> None:
         self.name = "torch"
         self._features = features
-        modules = {**_module_outputs(features, nodes), output: ""}
         gives_tensor = _gives_tensor(features, image)
-        self._modules = {tensor: module for tensor, module in modules.items() if gives_tensor.get(module, False)}
+        modules = {
+            tensor: module for tensor, module in _module_outputs(features, nodes).items() if gives_tensor.get(module)
+        }
+        self._outputs = tuple(outputs)
+        self._modules = {**modules, **dict.fromkeys(outputs, "")}
         self.tensors = tuple(self._modules)
 
     def values(self, tensor: str, images: Sequence[UInt8Array]) -> npt.NDArray[np.float64]:
@@ -50,14 +56,17 @@ class TorchSide:
         module = self._features.get_submodule(self._modules[tensor])
         found: list[npt.NDArray[np.float64]] = []
         for image in images:
-            seen: list[torch.Tensor] = []
+            seen: list[Any] = []
             hook = module.register_forward_hook(lambda _, __, result, seen=seen: seen.append(result))
             try:
                 with torch.inference_mode():
                     self._features(torch.from_numpy(image[None]))
             finally:
                 hook.remove()
-            found.append(seen[-1].double().numpy())
+            result = seen[-1]
+            if not isinstance(result, torch.Tensor):  # the module itself, with several outputs
+                result = result[self._outputs.index(tensor)]
+            found.append(result.double().numpy())
         return np.stack(found)
 
 
@@ -106,12 +115,12 @@ def explain_run(path: Path, tolerance: float | None, progress: Progress = no_pro
     images = [prepare(decode_image(sample.read_bytes(), sample.name), spec) for sample in run.samples]
     if not images:
         raise RunError(f"{path}: expected sample pictures in samples/, got none. Train again.")
+    outputs = ("anomaly_map", "score") if isinstance(run.module, StfpmNetwork) else ("patches",)
     with tempfile.TemporaryDirectory() as folder:
-        graph = Path(folder) / "features.onnx"
-        onnx.save(export_features(run.features, spec.size, 1), graph)
-        candidate = GraphSide(graph, "features.onnx on cpu", "cpu")
-        output = candidate.tensors[-1]
-        reference = TorchSide(run.features, candidate.nodes, output, images[0])
+        graph = Path(folder) / ("features.onnx" if len(outputs) == 1 else "score.onnx")
+        onnx.save(export_module(run.module, spec.size, 1, outputs), graph)
+        candidate = GraphSide(graph, f"{graph.name} on cpu", "cpu")
+        reference = TorchSide(run.module, candidate.nodes, outputs, images[0])
         limit = TOLERANCES["fp32"] if tolerance is None else tolerance
         return explain(reference, candidate, images, limit, candidate.nodes, progress)
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 import datetime
 import shutil
 import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 import onnx
 import safetensors.numpy
 
@@ -25,22 +29,24 @@ from flawscope.bundle import (
     Parity,
     PatchcoreHead,
     Provenance,
+    StfpmHead,
     open_bundle,
     write_bundle,
 )
-from flawscope.config import PatchcoreConfig
+from flawscope.config import PatchcoreConfig, StfpmConfig
 from flawscope.errors import ArgumentError, RunError
-from flawscope.export.features_graph import export_features
+from flawscope.export.features_graph import export_module
 from flawscope.export.head import BankFile, append_head
 from flawscope.export.parity import check_parity, measure_parity
 from flawscope.export.precisions import Wanted, add_precision, read_pictures
 from flawscope.export.proof import prove_sizes
-from flawscope.export.torch_scores import torch_scores
+from flawscope.export.torch_scores import network_scores, torch_scores
 from flawscope.files import check_replaceable, storage_errors
 from flawscope.images import UInt8Array, decode_image, prepare
 from flawscope.runtime import Inspector
 from flawscope.runtime.heads import distance_scale
 from flawscope.runtime.inspector import ZERO_SHARE
+from flawscope.training.features import PatchFeatures
 from flawscope.training.loading import Progress, no_progress
 from flawscope.training.run import Run, read_run
 from flawscope.versions import package_versions
@@ -106,49 +112,36 @@ def _export(
     progress: Progress,
 ) -> Manifest:
     spec = run.record.config.preprocessing
-    head = head_of(run)
     steps = 5
     progress("exporting", 0, steps)
-    bank_path = scratch / "bank.safetensors"
-    tensors = dict(run.fitted.tensors)
-    if isinstance(head, PatchcoreHead):
-        bank = np.asarray(tensors["bank"], np.float32)
-        tensors["norms"] = np.einsum("md,md->m", bank, bank)
-    arrays = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
-    bank_path.write_bytes(safetensors.numpy.save(arrays))
-    features = export_features(run.features, spec.size, max_batch)
-    progress("exporting", 1, steps)
-    score = append_head(features, head, BankFile(bank_path), spec.size, max_batch)
-    graphs = {}
-    for name, model in (("features", features), ("score", score)):
-        graphs[name] = _described(max_batch, name, model)
-        onnx.save(model, scratch / f"{name}.onnx")
-        onnx.checker.check_model(str(scratch / f"{name}.onnx"), full_check=True)
+    images = [prepare(decode_image(data, name), spec) for name, data in samples]
+    head = head_of(run, images)
+    made = (
+        _bank_graphs(run, head, scratch, max_batch) if run.fitted.tensors else _network_graph(run, scratch, max_batch)
+    )
     progress("exporting", 2, steps)
 
     manifest = Manifest(
         name=out.name.removesuffix(".flaw"),
         kind="score",
-        method="patchcore" if isinstance(head, PatchcoreHead) else "padim",
+        method=str(head.__struct_config__.tag),
         flawscope=flawscope.__version__,
         input=spec,
         max_batch=max_batch,
-        graphs=graphs,
-        bank=bank_path.name,
+        graphs=made.graphs,
+        bank=made.bank,
         head=head,
         golden=(),
         provenance=_provenance(run, command),
         files={},
     )
     sources: dict[str, Path | bytes] = {
-        "features.onnx": scratch / "features.onnx",
-        "score.onnx": scratch / "score.onnx",
-        "bank.safetensors": bank_path,
+        **{graph.file: scratch / graph.file for graph in made.graphs.values()},
+        **({} if made.bank is None else {made.bank: scratch / made.bank}),
         "images.json": msgspec.json.encode({"training": run.record.training, "held_out": run.record.held_out}),
     }
     # The gate runs on a bundle as it will ship, not on its parts.
     write_bundle(scratch / "candidate", manifest, sources)
-    images = [prepare(decode_image(data, name), spec) for name, data in samples]
     progress("exporting", 3, steps)
     with open_bundle(scratch / "candidate") as candidate:
         parity, golden = _gate(run, head, candidate, images, samples)
@@ -162,7 +155,7 @@ def _export(
         found = {}
         for name in wanted.precisions:
             found[name], added = add_precision(
-                name, final, sources, arrays, scratch, pictures, wanted, partial(_described, max_batch), progress
+                name, final, sources, made.arrays, scratch, pictures, wanted, partial(_described, max_batch), progress
             )
             sources |= added
         final = msgspec.structs.replace(final, precisions=found)
@@ -171,9 +164,53 @@ def _export(
     return written
 
 
-def head_of(run: Run) -> Head:
-    """Return the head that scores what a run has fitted."""
+@dataclass(frozen=True)
+class _Made:
+    """Graphs in the scratch folder, with the bank they refer to."""
+
+    graphs: dict[str, Graph]
+    bank: str | None
+    arrays: dict[str, npt.NDArray[Any]]
+
+
+def _bank_graphs(run: Run, head: Head, scratch: Path, max_batch: int) -> _Made:
+    """Write the bank, `features.onnx`, and `score.onnx` with the head written node by node."""
+    assert isinstance(head, PatchcoreHead | PadimHead)
+    size = run.record.config.preprocessing.size
+    bank_path = scratch / "bank.safetensors"
+    tensors = dict(run.fitted.tensors)
+    if isinstance(head, PatchcoreHead):
+        bank = np.asarray(tensors["bank"], np.float32)
+        tensors["norms"] = np.einsum("md,md->m", bank, bank)
+    arrays = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
+    bank_path.write_bytes(safetensors.numpy.save(arrays))
+    features = export_module(run.module, size, max_batch)
+    score = append_head(features, head, BankFile(bank_path), size, max_batch)
+    graphs = {
+        name: _written(max_batch, name, model, scratch) for name, model in (("features", features), ("score", score))
+    }
+    return _Made(graphs, bank_path.name, arrays)
+
+
+def _network_graph(run: Run, scratch: Path, max_batch: int) -> _Made:
+    """Write `score.onnx` of a network that makes map and score itself."""
+    size = run.record.config.preprocessing.size
+    model = export_module(run.module, size, max_batch, ("anomaly_map", "score"))
+    return _Made({"score": _written(max_batch, "score", model, scratch)}, None, {})
+
+
+def _written(max_batch: int, name: str, model: onnx.ModelProto, scratch: Path) -> Graph:
+    graph = _described(max_batch, name, model)
+    onnx.save(model, scratch / graph.file)
+    onnx.checker.check_model(str(scratch / graph.file), full_check=True)
+    return graph
+
+
+def head_of(run: Run, images: Sequence[UInt8Array]) -> Head:
+    """Return the head that scores what a run has fitted; `images` are its prepared sample pictures."""
     config = run.record.config
+    if isinstance(config, StfpmConfig):
+        return StfpmHead(config.sigma, float(network_scores(run.module, images)[1].mean()))
     if isinstance(config, PatchcoreConfig):
         return PatchcoreHead(run.record.grid, config.neighbors, config.reweight, config.sigma)
     return PadimHead(run.record.grid, config.sigma)
@@ -184,14 +221,17 @@ def _gate(
 ) -> tuple[tuple[Parity, ...], list[tuple[Golden, bytes]]]:
     """Measure torch ↔ graph and graph ↔ native path; return the evidence and the golden images."""
     spec = candidate.manifest.input
-    expected = torch_scores(run.features, head, run.fitted.tensors, spec.size, images)
     graph = _scores(Inspector(candidate, "cpu", "graph"), images)
-    kernel = _scores(Inspector(candidate, "cpu", "kernel"), images)
     least = ZERO_SHARE * distance_scale(head, candidate.tensors())
-    parity = (
-        measure_parity("torch", "score.onnx, cpu", expected, graph, least),
-        measure_parity("score.onnx, cpu", "features.onnx + kernel, cpu", graph, kernel, least),
-    )
+    joined: tuple[Parity, ...]
+    if isinstance(run.module, PatchFeatures):
+        assert isinstance(head, PatchcoreHead | PadimHead)
+        expected = torch_scores(run.module, head, run.fitted.tensors, spec.size, images)
+        kernel = _scores(Inspector(candidate, "cpu", "kernel"), images)
+        joined = (measure_parity("score.onnx, cpu", "features.onnx + kernel, cpu", graph, kernel, least),)
+    else:
+        expected, joined = network_scores(run.module, images), ()
+    parity = (measure_parity("torch", "score.onnx, cpu", expected, graph, least), *joined)
     check_parity(parity)
     golden = []
     for index, (_, data) in enumerate(samples[:_GOLDEN]):

@@ -1,4 +1,4 @@
-"""`features.onnx`: the torch feature module as an ONNX graph with a dynamic batch."""
+"""A torch module that takes pictures as an ONNX graph with a dynamic batch: `features.onnx`, or all of `score.onnx`."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import contextlib
 import io
 import logging
 import warnings
+from collections.abc import Sequence
 
 import onnx
 import torch
+from torch import nn
 
 from flawscope.errors import RunError
-from flawscope.training.features import PatchFeatures
 
 OPSET = 18
 """Opset of every graph we write: the one that torch's exporter writes without a conversion."""
@@ -22,13 +23,16 @@ _SCOPES = "pkg.torch.onnx.name_scopes"
 """Where torch's exporter writes from which modules a node comes, outermost first, as a Python list."""
 
 
-def export_features(features: PatchFeatures, size: tuple[int, int], max_batch: int) -> onnx.ModelProto:
-    """Return the graph `image` uint8 [N, H, W, 3] → `patches` float32 [N, P, D].
+def export_module(
+    module: nn.Module, size: tuple[int, int], max_batch: int, outputs: Sequence[str] = ("patches",)
+) -> onnx.ModelProto:
+    """Return the graph `image` uint8 [N, H, W, 3] → the outputs of a module, float32 [N, …].
 
     Args:
-        features: The feature module, on the CPU.
+        module: The module, on the CPU.
         size: Height and width of the input in pixels.
         max_batch: Largest batch the graph has to take.
+        outputs: Names of its outputs.
 
     Raises:
         RunError: If torch cannot export the backbone.
@@ -42,11 +46,11 @@ def export_features(features: PatchFeatures, size: tuple[int, int], max_batch: i
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
-                features,
+                module,
                 (example,),
                 dynamo=True,
                 input_names=["image"],
-                output_names=["patches"],
+                output_names=list(outputs),
                 dynamic_shapes=shapes,
                 opset_version=OPSET,
                 verbose=False,

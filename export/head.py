@@ -19,7 +19,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from flawscope.bundle import Head, PadimHead, PatchcoreHead
+from flawscope.bundle import BankHead, PadimHead, PatchcoreHead
 from flawscope.maphead import map_matrices
 
 BLOCK_ELEMENTS = 1 << 24
@@ -89,7 +89,7 @@ class _Nodes:
 
 
 def append_head(
-    features: onnx.ModelProto, head: Head, bank: BankFile, size: tuple[int, int], max_batch: int
+    features: onnx.ModelProto, head: BankHead, bank: BankFile, size: tuple[int, int], max_batch: int
 ) -> onnx.ModelProto:
     """Return the complete graph `image` → `anomaly_map` float32 [N, H, W], `score` float32 [N].
 
@@ -119,7 +119,7 @@ def append_head(
     return model
 
 
-def _map(nodes: _Nodes, distances: str, head: Head, size: tuple[int, int]) -> None:
+def _map(nodes: _Nodes, distances: str, head: BankHead, size: tuple[int, int]) -> None:
     """Distances [N·P] or [N, P] → anomaly_map, as the two matrix products of `maphead`."""
     rows, columns = map_matrices(head.grid, size, head.sigma)
     grid = nodes.add("Reshape", [distances, nodes.axes(-1, *head.grid)], "grid")

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from flawscope.bundle import Gate, Golden, Graph, Head, Manifest, Precision, open_bundle, write_bundle
+from flawscope.bundle import BankHead, Gate, Golden, Graph, Manifest, Precision, StfpmHead, open_bundle, write_bundle
 from flawscope.calibration.gate import measure_gate
 from flawscope.calibration.limits import LIMITS, Limits, Method, failures
 from flawscope.calibration.modelopt import find_python
@@ -144,6 +144,12 @@ def add_precision(
     Raises:
         PrecisionRefused: If it is outside the limits.
     """
+    head = manifest.head
+    if isinstance(head, StfpmHead):
+        raise ArgumentError(
+            f"--precision {name}: expected a run of patchcore or padim, got one of {manifest.method}, which has "
+            "FP32 alone. Leave it out."
+        )
     limits = wanted.limits.get(name, LIMITS[name])
     features = scratch / "features.onnx"
     if name == "fp16":
@@ -151,7 +157,7 @@ def add_precision(
     else:
         lowered = lower_to_int8(
             features,
-            build_head(manifest.head, tensors, manifest.input.size),
+            build_head(head, tensors, manifest.input.size),
             pictures.calibration,
             pictures.good,
             wanted.method,
@@ -160,7 +166,7 @@ def add_precision(
             wanted.modelopt_python,
             progress,
         )
-    graphs, added = _write_graphs(name, lowered.model, manifest.head, manifest, scratch, describe)
+    graphs, added = _write_graphs(name, lowered.model, head, manifest, scratch, describe)
     precision = Precision(
         graphs=graphs,
         golden=(),
@@ -201,8 +207,9 @@ def _judge(
 
 
 def _write_graphs(
-    name: str, features: onnx.ModelProto, head: Head, manifest: Manifest, scratch: Path, describe: Any
+    name: str, features: onnx.ModelProto, head: BankHead, manifest: Manifest, scratch: Path, describe: Any
 ) -> tuple[dict[str, Graph], dict[str, Path | bytes]]:
+    assert manifest.bank is not None, "a head with a bank"
     bank = BankFile(scratch / manifest.bank)
     score = append_head(features, head, bank, manifest.input.size, manifest.max_batch)
     graphs: dict[str, Graph] = {}

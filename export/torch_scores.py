@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from flawscope.bundle import Head, PatchcoreHead
+from flawscope.bundle import BankHead, PatchcoreHead
 from flawscope.images import UInt8Array
 from flawscope.maphead import map_matrices
 from flawscope.training.features import PatchFeatures
@@ -20,7 +20,7 @@ Float32Array = npt.NDArray[np.float32]
 
 def torch_scores(
     features: PatchFeatures,
-    head: Head,
+    head: BankHead,
     tensors: Mapping[str, npt.NDArray[Any]],
     size: tuple[int, int],
     images: Sequence[UInt8Array],
@@ -50,6 +50,14 @@ def torch_scores(
             maps.append(anomaly_map.float().numpy())
             scores.append(float(anomaly_map.max() if score is None else score))
     return np.stack(maps), np.array(scores, np.float32)
+
+
+def network_scores(network: nn.Module, images: Sequence[UInt8Array]) -> tuple[Float32Array, Float32Array]:
+    """Return anomaly maps float32 [N, H, W] and scores float32 [N] of a network that makes them itself."""
+    with torch.inference_mode():
+        found = [network(torch.from_numpy(image[None])) for image in images]
+    maps, scores = (torch.cat(parts).numpy() for parts in zip(*found, strict=True))
+    return maps, scores
 
 
 def _patchcore(patches: Tensor, head: PatchcoreHead, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:

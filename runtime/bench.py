@@ -95,7 +95,9 @@ def sweep(
     loaded_kib = resident_kib()
     before = machine_state()
     measured = []
-    backbone = open_backbone(inspector.bundle, inspector.precision, inspector.backend)
+    # A method without patches has no features that could be taken alone.
+    has_features = "features" in inspector.manifest.graphs
+    backbone = open_backbone(inspector.bundle, inspector.precision, inspector.backend) if has_features else None
     try:
         for index, batch in enumerate(batches):
             pictures = [encoded[number % len(encoded)] for number in range(batch)]
@@ -103,7 +105,8 @@ def sweep(
             measured.append({"batch": batch, **_measure(inspector, backbone, pictures, seconds, tell)})
             measured[-1]["memory"]["host"]["rss_after_load_kib"] = loaded_kib
     finally:
-        backbone.close()
+        if backbone is not None:
+            backbone.close()
     manifest = inspector.manifest
     return {
         "bundle": manifest.name,
@@ -123,16 +126,20 @@ def sweep(
 
 def _measure(
     inspector: Inspector,
-    backbone: Session,
+    backbone: Session | None,
     pictures: Sequence[bytes],
     seconds: float,
     progress: Callable[[float], None] | None,
 ) -> dict[str, Any]:
     """Return the figures of one batch."""
     batch = len(pictures)
-    warm_up = warm_up_rounds(
-        lambda: (one_round(inspector, pictures), backbone_round(inspector, backbone, pictures)), _WARM_UP_S
-    )
+
+    def all_of_it() -> None:
+        one_round(inspector, pictures)
+        if backbone is not None:
+            backbone_round(inspector, backbone, pictures)
+
+    warm_up = warm_up_rounds(all_of_it, _WARM_UP_S)
     transfers = count_transfers(inspector, pictures)
     likely = round(1.5 * seconds / warm_up.seconds_a_round) + 2 * BLOCK
     rounds, alone = Record(len(STAGES), likely), Record(1, likely)
@@ -143,7 +150,8 @@ def _measure(
             times, _, _ = one_round(inspector, pictures)
             if number >= SETTLE:
                 rounds.add(times)
-        for number in range(BLOCK):
+        for number in range(BLOCK if backbone is not None else 0):
+            assert backbone is not None
             taken = backbone_round(inspector, backbone, pictures)
             if number >= SETTLE:
                 alone.add([taken])
@@ -152,16 +160,16 @@ def _measure(
         if progress is not None:
             progress(min(1.0, elapsed / seconds))
     total = rounds.rows[:, -1]
-    own = float(np.median(alone.rows))
+    own = float(np.median(alone.rows)) if backbone is not None else None
     return {
         "rounds": len(rounds),
         "seconds": round(elapsed, 3),
         "warm_up_rounds": warm_up.count,
         "latency_ms": latency(rounds.rows),
-        "backbone_ms": percentiles(alone.rows[:, 0]),
+        "backbone_ms": None if own is None else percentiles(alone.rows[:, 0]),
         "images_per_second": float(batch * len(rounds) / (total.sum() / 1e3)),
-        "ratio_infer_to_backbone": float(np.median(rounds.rows[:, 2]) / own),
-        "ratio_total_to_backbone": float(np.median(total) / own),
+        "ratio_infer_to_backbone": None if own is None else float(np.median(rounds.rows[:, 2]) / own),
+        "ratio_total_to_backbone": None if own is None else float(np.median(total) / own),
         "transfers": transfers,
         "memory": {"host": _host_memory(memory), "device": device_memory(inspector.backend)},
     }

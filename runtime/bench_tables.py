@@ -20,8 +20,9 @@ def stage_table(figures: Mapping[str, Any]) -> Table:
         table.add_column(f"{name} ms", justify="right")
     for stage in STAGES:
         table.add_row(stage, *(f"{value:.2f}" for value in figures["latency_ms"][stage].values()))
-    table.add_section()
-    table.add_row("backbone alone", *(f"{value:.2f}" for value in figures["backbone_ms"].values()))
+    if figures["backbone_ms"] is not None:
+        table.add_section()
+        table.add_row("backbone alone", *(f"{value:.2f}" for value in figures["backbone_ms"].values()))
     return table
 
 
@@ -38,7 +39,7 @@ def sweep_table(figures: Mapping[str, Any]) -> Table:
             f"{latency['total']['p50']:.2f}",
             f"{latency['total']['p99']:.2f}",
             f"{row['images_per_second']:.1f}",
-            f"{row['ratio_infer_to_backbone']:.2f}",
+            "-" if row["ratio_infer_to_backbone"] is None else f"{row['ratio_infer_to_backbone']:.2f}",
             _mib(row["memory"]["host"]["peak_kib"]),
         )
     return table
@@ -83,11 +84,9 @@ def summary(figures: Mapping[str, Any]) -> list[str]:
     rows = figures["sweep"]
     lines = []
     if len(rows) == 1:
-        lines.append(
-            f"{figures['images_per_second']:.1f} images per second; infer takes "
-            f"{figures['ratio_infer_to_backbone']:.2f}x, everything {figures['ratio_total_to_backbone']:.2f}x the "
-            "backbone alone"
-        )
+        infer, total = figures["ratio_infer_to_backbone"], figures["ratio_total_to_backbone"]
+        ratio = "" if infer is None else f"; infer takes {infer:.2f}x, everything {total:.2f}x the backbone alone"
+        lines.append(f"{figures['images_per_second']:.1f} images per second{ratio}")
     host, device = rows[-1]["memory"]["host"], rows[-1]["memory"]["device"]
     growth = host["growth_kib_per_1000_rounds"]
     if host["peak_kib"] is None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from flawscope.bundle import Head, PadimHead, PatchcoreHead
+from flawscope.bundle import Head, PadimHead, PatchcoreHead, StfpmHead
 from flawscope.cpp_ext import Bank, Gaussians, separable_maps
 from flawscope.errors import BundleError
 from flawscope.maphead import map_matrices
@@ -28,8 +28,10 @@ def build_head(head: Head, tensors: Mapping[str, npt.NDArray[Any]], size: tuple[
         size: Height and width of the anomaly map in pixels.
 
     Raises:
-        BundleError: If the bank lacks a tensor.
+        BundleError: If the bank lacks a tensor, or the method has no patches.
     """
+    if isinstance(head, StfpmHead):
+        raise BundleError("path kernel: expected a method with a bank, got stfpm. Leave --path out.")
     needed = ("mean", "whitening") if isinstance(head, PadimHead) else ("bank",)
     if isinstance(head, PatchcoreHead) and head.reweight == "paper" and head.neighbors > 1:
         needed = ("bank", "neighbours")
@@ -58,7 +60,7 @@ def build_head(head: Head, tensors: Mapping[str, npt.NDArray[Any]], size: tuple[
     return patchcore
 
 
-def smoother(head: Head, size: tuple[int, int]) -> Callable[[Float32Array], Float32Array]:
+def smoother(head: PatchcoreHead | PadimHead, size: tuple[int, int]) -> Callable[[Float32Array], Float32Array]:
     """Return the function from distances float32 [N, P] to anomaly maps float32 [N, H, W] of a size (H, W)."""
     rows, columns = map_matrices(head.grid, size, head.sigma)
     return lambda distances: separable_maps(distances.reshape(-1, *head.grid), rows, columns)
@@ -134,8 +136,11 @@ class PatchcoreFinish:
 def distance_scale(head: Head, tensors: Mapping[str, npt.NDArray[Any]]) -> float:
     """Return the size of an ordinary distance of a bundle: differences of scores near zero are judged against it.
 
-    PatchCore: the root mean square norm of the bank's rows. PaDiM: √D, the expected Mahalanobis distance.
+    PatchCore: the root mean square norm of the bank's rows. PaDiM: √D, the expected Mahalanobis distance. STFPM: an
+    ordinary score.
     """
+    if isinstance(head, StfpmHead):
+        return head.scale
     if isinstance(head, PadimHead):
         return float(np.sqrt(tensors["mean"].shape[1]))
     bank = tensors["bank"]

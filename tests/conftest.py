@@ -90,11 +90,11 @@ def traced_features(monkeypatch: pytest.MonkeyPatch, uncalibrated_bundles: dict[
 
     from flawscope.export import exporting
 
-    def reuse(features: Any, size: tuple[int, int], max_batch: int) -> Any:
+    def reuse(features: Any, size: tuple[int, int], max_batch: int, outputs: Any = ("patches",)) -> Any:
         method = "patchcore" if features.pool else "padim"
         return onnx.load(uncalibrated_bundles[method] / "features.onnx")
 
-    monkeypatch.setattr(exporting, "export_features", reuse)
+    monkeypatch.setattr(exporting, "export_module", reuse)
 
 
 @pytest.fixture(scope="session")

@@ -74,7 +74,7 @@ def build_backbone(config: DetectorConfig, weights: Path | None) -> tuple[Backbo
         ArgumentError: If the backbone or one of its stages does not exist.
         RunError: If the weights do not fit or cannot be had.
     """
-    backbone = _untrained(config)
+    backbone = untrained_backbone(config)
     if config.backbone == SCATTERING:
         if weights is not None:
             raise ArgumentError(
@@ -94,7 +94,7 @@ def restore_backbone(config: DetectorConfig, state: dict[str, Tensor]) -> Backbo
     Raises:
         RunError: If the weights are of another architecture.
     """
-    backbone = _untrained(config)
+    backbone = untrained_backbone(config)
     try:
         backbone.network.load_state_dict(state)
     except RuntimeError as err:
@@ -107,7 +107,12 @@ def restore_backbone(config: DetectorConfig, state: dict[str, Tensor]) -> Backbo
     return backbone
 
 
-def _untrained(config: DetectorConfig) -> Backbone:
+def untrained_backbone(config: DetectorConfig) -> Backbone:
+    """Build the backbone a config names, its parameters drawn at random and frozen, in inference mode.
+
+    Raises:
+        ArgumentError: If the backbone or one of its stages does not exist.
+    """
     if config.backbone == SCATTERING:
         if not set(config.stages) <= {1, 2, 3, 4}:
             raise ArgumentError(f"stages: {SCATTERING} has the stages 1,2,3,4, got {list(config.stages)}.")

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from flawscope.config import CONFIGS, build_config, parse_assignment
+from flawscope.config import CONFIGS, TrainedConfig, build_config, parse_assignment
 from flawscope.datasets import open_dataset
 from flawscope.errors import ArgumentError, MissingExtra
 from flawscope.terminal import command_line, progress_bars
@@ -25,6 +25,9 @@ from flawscope.training.settings import preset_names, read_settings
 @click.option("--image-size", type=int, help="Height and width in pixels after the resize.")
 @click.option("--seed", type=int, help="Seed of every random choice.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Run folder to write.")
+@click.option(
+    "--resume", type=click.Choice(["latest"]), help="Go on with an interrupted training, from its newest checkpoint."
+)
 def train(
     method: str,
     root: Path | None,
@@ -36,10 +39,12 @@ def train(
     image_size: int | None,
     seed: int | None,
     out: Path,
+    resume: str | None,
 ) -> None:
     """Learn what good parts look like; writes a run that `flawscope export` turns into a bundle.
 
-    PatchCore and PaDiM are fitted, not trained: there is no loss and there are no epochs.
+    PatchCore and PaDiM are fitted, not trained: there is no loss and there are no epochs. STFPM is trained; meanwhile
+    RUN.training has its metrics, previews and checkpoints.
     """
     from_file = read_settings(config_name) if config_name else {}
     # Two keys of such files name the data; options win over them.
@@ -62,10 +67,19 @@ def train(
     except ModuleNotFoundError as err:
         raise MissingExtra("training", str(err.name), "train") from err
     with progress_bars() as progress:
-        record = train_detector(config, dataset, out, weights=weights, command=command_line(), progress=progress)
+        record = train_detector(
+            config,
+            dataset,
+            out,
+            weights=weights,
+            resume=resume is not None,
+            command=command_line(),
+            progress=progress,
+        )
+    done = "trained" if isinstance(config, TrainedConfig) else "fitted"
     facts = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in record.facts.items())
     click.echo(
-        f"{method} fitted on {len(record.training)} good pictures of {record.category} in "
+        f"{method} {done} on {len(record.training)} good pictures of {record.category} in "
         f"{sum(record.seconds.values()):.1f} s; {len(record.held_out)} held out for calibration"
     )
     click.echo(f"{facts}")

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flawscope.config import DetectorConfig, PatchcoreConfig
+from flawscope.config import DetectorConfig, PatchcoreConfig, TrainedConfig
 from flawscope.errors import ArgumentError, DataError
 from flawscope.training.backbone import SCATTERING
 from flawscope.training.features import PatchFeatures
@@ -66,6 +66,8 @@ def standardization(config: DetectorConfig) -> Literal["none", "scale", "whiten"
     `auto` gives a backbone without learned scale what its method is better with: distances to a bank need whitened
     channels, PaDiM whitens every position by itself.
     """
+    if isinstance(config, TrainedConfig):
+        return "none"
     if config.standardize != "auto":
         return config.standardize
     if config.backbone != SCATTERING:

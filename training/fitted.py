@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,7 @@ class Fitted:
         transform: What patches are multiplied with: float32 [D], float32 [C, D] for C kept channels, or None.
         channels: Indices of the kept channels, or None for all.
         facts: What a person may want to know of the fit.
+        student: State of a trained network beside the backbone.
     """
 
     grid: tuple[int, int]
@@ -25,3 +27,4 @@ class Fitted:
     transform: npt.NDArray[np.float32] | None = None
     channels: tuple[int, ...] | None = None
     facts: dict[str, int | float | str] = field(default_factory=dict)
+    student: dict[str, Tensor] = field(default_factory=dict)

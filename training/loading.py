@@ -41,3 +41,51 @@ def load_batches(paths: Sequence[Path], spec: Preprocessing, batch_size: int, wo
                 batch.append(waiting.popleft().result())
                 waiting.extend(pool.submit(load, path) for path in islice(remaining, 1))
             yield np.stack(batch)
+
+
+class Pictures:
+    """Prepared pictures for many epochs: kept in memory where they fit, else decoded anew each time.
+
+    Args:
+        paths: The files.
+        spec: How they are prepared.
+        workers: Threads that decode.
+        budget_mb: Memory for keeping them, in MB.
+        progress: Told how many have been read, where they are kept.
+
+    Raises:
+        ImageError: If a picture cannot be read.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        spec: Preprocessing,
+        workers: int,
+        budget_mb: int,
+        progress: Progress = no_progress,
+    ) -> None:
+        self._paths, self._spec, self._workers = tuple(paths), spec, workers
+        height, width = spec.size
+        self._kept: UInt8Array | None = None
+        if len(paths) * height * width * 3 <= budget_mb * 1_000_000:
+            self._kept = np.empty((len(paths), height, width, 3), np.uint8)
+            done = 0
+            for batch in load_batches(self._paths, spec, 16, workers):
+                self._kept[done : done + len(batch)] = batch
+                done += len(batch)
+                progress("reading pictures", done, len(paths))
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def batches(
+        self, order: Sequence[int] | np.ndarray[tuple[int, ...], np.dtype[np.int64]], size: int
+    ) -> Iterator[UInt8Array]:
+        """Yield uint8 [N, H, W, 3] batches of the pictures with these numbers, in this order."""
+        indices = [int(index) for index in order]
+        if self._kept is None:
+            yield from load_batches([self._paths[index] for index in indices], self._spec, size, self._workers)
+            return
+        for start in range(0, len(indices), size):
+            yield self._kept[indices[start : start + size]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ import safetensors.numpy
 import torch
 from safetensors import SafetensorError
 
-from flawscope.config import PadimConfig, PatchcoreConfig
+from flawscope.config import PadimConfig, PatchcoreConfig, StfpmConfig
 from flawscope.errors import RunError
 from flawscope.files import atomic_folder
 from flawscope.images import UInt8Array, read_image
@@ -23,6 +24,8 @@ from flawscope.training.backbone import Backbone, BackboneSource, restore_backbo
 from flawscope.training.extraction import standardization
 from flawscope.training.features import PatchFeatures
 from flawscope.training.fitted import Fitted
+from flawscope.training.loop import METRICS, PREVIEWS
+from flawscope.training.stfpm import StfpmNetwork
 
 RUN_SCHEMA = 1
 RECORD = "run.json"
@@ -30,7 +33,7 @@ WEIGHTS = "weights.safetensors"
 SAMPLES = "samples"
 _SAMPLE_SIDE_PX = 1024
 
-AnyConfig = PatchcoreConfig | PadimConfig
+AnyConfig = PatchcoreConfig | PadimConfig | StfpmConfig
 
 
 class RunRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -76,17 +79,17 @@ class RunRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True)
 class Run:
-    """A run that was read back: its record, what was fitted, the feature module and the sample pictures."""
+    """A run that was read back: its record, what was fitted, the module that is exported and the sample pictures."""
 
     path: Path
     record: RunRecord
     digest: str
     fitted: Fitted
-    features: PatchFeatures
+    module: PatchFeatures | StfpmNetwork
     samples: tuple[Path, ...]
 
 
-def build_features(config: AnyConfig, backbone: Backbone, fitted: Fitted) -> PatchFeatures:
+def build_features(config: PatchcoreConfig | PadimConfig, backbone: Backbone, fitted: Fitted) -> PatchFeatures:
     """Return the feature module of a fitted detector."""
     return PatchFeatures(
         backbone,
@@ -97,10 +100,18 @@ def build_features(config: AnyConfig, backbone: Backbone, fitted: Fitted) -> Pat
     )
 
 
-def write_run(path: Path, record: RunRecord, fitted: Fitted, backbone: Backbone, samples: Sequence[Path]) -> None:
-    """Write a run whole, or not at all."""
+def write_run(
+    path: Path,
+    record: RunRecord,
+    fitted: Fitted,
+    backbone: Backbone,
+    samples: Sequence[Path],
+    notes: Path | None = None,
+) -> None:
+    """Write a run whole, or not at all; `notes` is a folder of the training whose metrics and previews come along."""
     arrays = {f"backbone.{name}": value.cpu().numpy() for name, value in backbone.network.state_dict().items()}
     arrays |= {f"bank.{name}": value for name, value in fitted.tensors.items()}
+    arrays |= {f"student.{name}": value.cpu().numpy() for name, value in fitted.student.items()}
     if fitted.transform is not None:
         arrays["transform"] = fitted.transform
     # safetensors writes an array's memory as it lies: one in column order would come back transposed.
@@ -113,6 +124,9 @@ def write_run(path: Path, record: RunRecord, fitted: Fitted, backbone: Backbone,
         (folder / SAMPLES).mkdir()
         for index, sample in enumerate(samples):
             (folder / SAMPLES / f"{index:03d}.png").write_bytes(_encode_sample(read_image(sample)))
+        if notes is not None:
+            shutil.copy2(notes / METRICS, folder / METRICS)
+            shutil.copytree(notes / PREVIEWS, folder / PREVIEWS)
         text = msgspec.json.format(msgspec.json.encode(record), indent=1)
         (folder / RECORD).write_bytes(text + b"\n")
 
@@ -160,13 +174,24 @@ def read_run(path: Path) -> Run:
         if name.startswith("backbone.")
     }
     backbone = restore_backbone(record.config, state)
-    fitted = Fitted(record.grid, bank, tensors.get("transform"), record.channels, record.facts)
+    student = {
+        name.removeprefix("student."): torch.from_numpy(value)
+        for name, value in tensors.items()
+        if name.startswith("student.")
+    }
+    fitted = Fitted(record.grid, bank, tensors.get("transform"), record.channels, record.facts, student)
+    module: PatchFeatures | StfpmNetwork
+    if isinstance(record.config, StfpmConfig):
+        config = record.config
+        module = StfpmNetwork(backbone, restore_backbone(config, student), config.preprocessing.size, config.sigma)
+    else:
+        module = build_features(record.config, backbone, fitted)
     return Run(
         path=path,
         record=record,
         digest=hashlib.sha256(data).hexdigest(),
         fitted=fitted,
-        features=build_features(record.config, backbone, fitted),
+        module=module,
         samples=tuple(sorted((path / SAMPLES).glob("*.png"))),
     )
 
@@ -175,6 +200,8 @@ def _check_fitted(
     path: Path, record: RunRecord, bank: dict[str, np.ndarray[tuple[int, ...], np.dtype[np.generic]]]
 ) -> None:
     config = record.config
+    if isinstance(config, StfpmConfig):
+        return  # a student that lacks tensors is refused where it is restored
     if isinstance(config, PadimConfig):
         needed = {"mean", "whitening"}
     else:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import tempfile
 import time
 from pathlib import Path
 
 import flawscope
-from flawscope.config import DetectorConfig, PadimConfig, PatchcoreConfig
+from flawscope.config import DetectorConfig, PadimConfig, PatchcoreConfig, StfpmConfig, TrainedConfig
 from flawscope.datasets import Dataset, fingerprint, hash_contents, split_held_out
 from flawscope.errors import ArgumentError, DataError
 from flawscope.files import check_replaceable, storage_errors
@@ -18,6 +19,8 @@ from flawscope.training.loading import Progress, no_progress
 from flawscope.training.padim import fit_padim
 from flawscope.training.patchcore import fit_patchcore
 from flawscope.training.run import RECORD, RunRecord, write_run
+from flawscope.training.stfpm import train_stfpm
+from flawscope.training.unfinished import unfinished
 from flawscope.versions import package_versions
 
 _SAMPLES = 8
@@ -30,6 +33,7 @@ def train_detector(
     out: Path,
     *,
     weights: Path | None = None,
+    resume: bool = False,
     command: str = "",
     progress: Progress = no_progress,
 ) -> RunRecord:
@@ -40,6 +44,7 @@ def train_detector(
         dataset: Its `train_good` pictures are used, nothing else.
         out: Run folder to write; an earlier run there is replaced.
         weights: Safetensors file of the backbone, or None for the hub.
+        resume: Go on with a training that was interrupted; for methods that have epochs.
         command: Command line for the record.
         progress: Told what is being done.
 
@@ -49,8 +54,12 @@ def train_detector(
         RunError: If weights cannot be had.
         StorageError: If the run cannot be written.
     """
-    if not isinstance(config, PatchcoreConfig | PadimConfig):
-        raise ArgumentError(f"config: expected settings of patchcore or padim, got {type(config).__name__}.")
+    if not isinstance(config, PatchcoreConfig | PadimConfig | StfpmConfig):
+        raise ArgumentError(f"config: expected settings of a detector, got {type(config).__name__}.")
+    if resume and not isinstance(config, TrainedConfig):
+        raise ArgumentError(
+            "resume: expected a method that is trained in epochs, got one that is fitted. Leave it out."
+        )
     check_replaceable(out, RECORD)  # before the work, not after
     started = time.perf_counter()
     backbone, source = build_backbone(config, weights)
@@ -69,38 +78,43 @@ def train_detector(
     hashed = time.perf_counter()
 
     training_paths = [sample.path for sample in kept]
-    if isinstance(config, PatchcoreConfig):
-        with storage_errors(out):  # the fit itself writes, where the patches exceed the memory budget
-            out.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(prefix=".flawscope-", dir=out.parent) as scratch:
-                fitted = fit_patchcore(config, backbone, training_paths, Path(scratch), progress)
-    else:
-        fitted = fit_padim(config, backbone, training_paths, progress)
-    fitted_at = time.perf_counter()
-
-    record = RunRecord(
-        kind="detector",
-        config=config,
-        category=dataset.category,
-        layout=dataset.layout,
-        dataset=fingerprint(dataset, hashes),
-        training=tuple(sorted(hashes[sample.path] for sample in kept)),
-        held_out=tuple(sorted(hashes[sample.path] for sample in held_out)),
-        backbone=source,
-        grid=fitted.grid,
-        channels=fitted.channels,
-        facts=fitted.facts,
-        seconds={
-            "preparation": round(hashed - started, 3),
-            "fitting": round(fitted_at - hashed, 3),
-        },
-        versions=package_versions(),
-        created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        command=command,
-        flawscope=flawscope.__version__,
-    )
-    # Held-out pictures make honest samples: the detector has not memorised them.
-    pool = [sample.path for sample in held_out] or training_paths
-    step = max(1, len(pool) // _SAMPLES)
-    write_run(out, record, fitted, backbone, pool[::step][:_SAMPLES])
-    return record
+    identity = fingerprint(dataset, hashes)
+    with contextlib.ExitStack() as stack:
+        notes: Path | None = None
+        if isinstance(config, PatchcoreConfig):
+            with storage_errors(out):  # the fit itself writes, where the patches exceed the memory budget
+                out.parent.mkdir(parents=True, exist_ok=True)
+                with tempfile.TemporaryDirectory(prefix=".flawscope-", dir=out.parent) as scratch:
+                    fitted = fit_patchcore(config, backbone, training_paths, Path(scratch), progress)
+        elif isinstance(config, PadimConfig):
+            fitted = fit_padim(config, backbone, training_paths, progress)
+        else:
+            notes = stack.enter_context(unfinished(out, config, identity, resume))
+            fitted = train_stfpm(config, backbone, kept, hashes, notes, resume, progress)
+        fitted_at = time.perf_counter()
+        record = RunRecord(
+            kind="detector",
+            config=config,
+            category=dataset.category,
+            layout=dataset.layout,
+            dataset=identity,
+            training=tuple(sorted(hashes[sample.path] for sample in kept)),
+            held_out=tuple(sorted(hashes[sample.path] for sample in held_out)),
+            backbone=source,
+            grid=fitted.grid,
+            channels=fitted.channels,
+            facts=fitted.facts,
+            seconds={
+                "preparation": round(hashed - started, 3),
+                "fitting": round(fitted_at - hashed, 3),
+            },
+            versions=package_versions(),
+            created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            command=command,
+            flawscope=flawscope.__version__,
+        )
+        # Held-out pictures make honest samples: the detector has not memorised them.
+        pool = [sample.path for sample in held_out] or training_paths
+        step = max(1, len(pool) // _SAMPLES)
+        write_run(out, record, fitted, backbone, pool[::step][:_SAMPLES], notes)
+        return record

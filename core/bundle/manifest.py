@@ -79,7 +79,22 @@ class PadimHead(_Struct, frozen=True, tag="padim"):
     sigma: float
 
 
-Head = PatchcoreHead | PadimHead
+class StfpmHead(_Struct, frozen=True, tag="stfpm"):
+    """What the graph of a student and a teacher does: STFPM (arXiv:2103.04257). There are no patches and no bank.
+
+    Attributes:
+        sigma: Standard deviation of the map's Gaussian, in input pixels; 0 for none.
+        scale: An ordinary score: the mean of those of the sample pictures.
+    """
+
+    sigma: float
+    scale: float
+
+
+BankHead = PatchcoreHead | PadimHead
+"""Heads of methods whose bundles have patches and a bank."""
+
+Head = BankHead | StfpmHead
 
 
 class Threshold(_Struct, frozen=True):
@@ -285,7 +300,7 @@ class Manifest(_Struct, frozen=True):
     input: Preprocessing
     max_batch: int
     graphs: dict[str, Graph]
-    bank: str
+    bank: str | None
     head: Head
     golden: tuple[Golden, ...]
     provenance: Provenance

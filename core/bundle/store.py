@@ -67,11 +67,13 @@ class Bundle:
         return self.file(graphs[name].file)
 
     def tensors(self) -> dict[str, npt.NDArray[Any]]:
-        """Return the bank's arrays, all finite and not empty.
+        """Return the bank's arrays, all finite and not empty; none where the method has no bank.
 
         Raises:
             BundleError: If the bank is missing, empty, or holds NaN or infinity.
         """
+        if self.manifest.bank is None:
+            return {}
         path = self.file(self.manifest.bank)
         try:
             tensors: dict[str, npt.NDArray[Any]] = safetensors.numpy.load_file(path)

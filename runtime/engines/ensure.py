@@ -81,6 +81,7 @@ def ensure_engine(
 def model_hash(bundle: Bundle, graph: str, precision: str = "fp32") -> str:
     """Return the SHA-256 over what an engine of a graph is made from: the graph, and the bank that it may refer to."""
     digest = hashlib.sha256()
-    for name in sorted({bundle.manifest.graphs_of(precision)[graph].file, bundle.manifest.bank}):
+    bank = {bundle.manifest.bank} if bundle.manifest.bank is not None else set()
+    for name in sorted({bundle.manifest.graphs_of(precision)[graph].file} | bank):
         digest.update(f"{name} {bundle.manifest.files[name].sha256}\n".encode())
     return digest.hexdigest()

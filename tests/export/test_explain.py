@@ -146,7 +146,7 @@ def test_torch_against_a_graph_that_computes_something_else(
 ) -> None:
     from flawscope.export import explain_sources
 
-    real = explain_sources.export_features
+    real = explain_sources.export_module
 
     def wrong(*arguments: object) -> onnx.ModelProto:
         model = real(*arguments)  # type: ignore[arg-type]
@@ -156,7 +156,7 @@ def test_torch_against_a_graph_that_computes_something_else(
                 attribute.i = 0
         return model
 
-    monkeypatch.setattr(explain_sources, "export_features", wrong)
+    monkeypatch.setattr(explain_sources, "export_module", wrong)
     assert cli.run(["export", str(runs["patchcore"]), "--explain"]) == 1
     assert "outside from " in capsys.readouterr().out
 

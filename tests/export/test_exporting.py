@@ -272,7 +272,7 @@ def test_operators_outside_standard_onnx_are_refused(
         model.graph.node[0].domain = "com.microsoft"
         return model
 
-    monkeypatch.setattr(exporting, "export_features", foreign)
+    monkeypatch.setattr(exporting, "export_module", foreign)
     with pytest.raises(RunError, match=r"features\.onnx would need operators outside standard ONNX \(com\.microsoft\)"):
         export_run(padim_run, tmp_path / "part.flaw", max_batch=4)
     assert list(tmp_path.iterdir()) == []

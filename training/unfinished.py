@@ -1,0 +1,69 @@
+"""The folder of a training that is under way: beside the run that it will become, and what a kill leaves behind."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import msgspec
+
+from flawscope.config import TrainedConfig
+from flawscope.errors import ArgumentError
+from flawscope.files import storage_errors, write_text
+
+_BEGUN = "begun.json"
+_FREE = ("device", "num_workers", "memory_budget_mb", "checkpoint_every", "preview_every")
+"""Settings that may change from one part of a training to the next: they do not change its numbers."""
+
+
+@contextlib.contextmanager
+def unfinished(out: Path, config: TrainedConfig, dataset: str, resume: bool) -> Iterator[Path]:
+    """Yield the folder `RUN.training` for metrics, previews and checkpoints; remove it once all is done.
+
+    Args:
+        out: Folder of the run.
+        config: Settings; with other ones a training cannot go on.
+        dataset: Fingerprint of the dataset; with another one neither.
+        resume: Go on in the folder if it is there.
+
+    Raises:
+        ArgumentError: If there is an unfinished training and `resume` was not asked for, or it was another one.
+        StorageError: If the folder cannot be written.
+    """
+    folder = out.with_name(f"{out.name}.training")
+    settings = msgspec.to_builtins(config)
+    begun = {"dataset": dataset, "settings": {name: settings[name] for name in settings if name not in _FREE}}
+    if folder.exists() and any(folder.iterdir()):
+        if not resume:
+            raise ArgumentError(
+                f"{folder}: expected no unfinished training, got one. Go on with --resume latest, or remove the folder."
+            )
+        _check_same(folder, begun)
+    with storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / _BEGUN, msgspec.json.format(msgspec.json.encode(begun), indent=1).decode() + "\n")
+    with storage_errors(folder):
+        yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _check_same(folder: Path, begun: Mapping[str, object]) -> None:
+    try:
+        had = msgspec.json.decode((folder / _BEGUN).read_bytes())
+    except (OSError, msgspec.DecodeError) as err:
+        raise ArgumentError(f"{folder}: expected an unfinished training, got none that can be read: {err}.") from err
+    if had == msgspec.json.decode(msgspec.json.encode(begun)):
+        return
+    if had.get("dataset") != begun["dataset"]:
+        raise ArgumentError(f"{folder}: expected the dataset that the training was begun with, got another one.")
+    before, now = had.get("settings", {}), msgspec.to_builtins(begun["settings"])
+    changed = sorted(
+        name for name in {*before, *now} if before.get(name) != msgspec.json.decode(msgspec.json.encode(now.get(name)))
+    )
+    name = changed[0]
+    raise ArgumentError(
+        f"{folder}: expected {name} as the training was begun with ({before.get(name)}), got {now.get(name)}. Give the "
+        "same settings, or remove the folder."
+    )
