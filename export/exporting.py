@@ -88,6 +88,11 @@ def export_run(
         wanted.check()
     check_replaceable(out, "manifest.json")
     run = read_run(path)
+    if wanted is not None and wanted.precisions and not run.fitted.tensors:
+        raise ArgumentError(
+            f"--precision {wanted.precisions[0]}: expected a run of patchcore or padim, got one without a bank, which "
+            "has FP32 alone. Leave it out."
+        )
     samples = [(sample.name, sample.read_bytes()) for sample in run.samples]
     if not samples:
         raise RunError(f"{path}: expected sample pictures in samples/, got none. Train again.")

@@ -145,11 +145,7 @@ def add_precision(
         PrecisionRefused: If it is outside the limits.
     """
     head = manifest.head
-    if isinstance(head, StfpmHead):
-        raise ArgumentError(
-            f"--precision {name}: expected a run of patchcore or padim, got one of {manifest.method}, which has "
-            "FP32 alone. Leave it out."
-        )
+    assert not isinstance(head, StfpmHead), "refused before"
     limits = wanted.limits.get(name, LIMITS[name])
     features = scratch / "features.onnx"
     if name == "fp16":
