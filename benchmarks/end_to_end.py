@@ -86,6 +86,8 @@ def run_flawscope(options: argparse.Namespace, method: str, seed: int, work: Pat
     }
     if method == "padim":
         settings["channels"] = str(options.channels)
+    elif method == "stfpm":
+        settings |= {"epochs": str(options.epochs), "validation": str(options.validation)}
     else:
         grid = options.size // 2 ** (int(stages_of(options, method).split(",")[0]) + 1)
         settings["coreset"] = str(int(images * grid * grid * options.coreset))  # rows, as many as the rival keeps
@@ -133,7 +135,12 @@ def run_rival(options: argparse.Namespace, python: Path, method: str, seed: int,
     command += ["--backbone", options.backbone, "--weights", str(options.weights), "--size", str(options.size)]
     command += ["--backbone-options", options.backbone_options, "--mean", str(options.mean), "--std", str(options.std)]
     command += ["--stages", stages_of(options, method), "--seed", str(seed), "--out", str(out)]
-    command += ["--channels", str(options.channels)] if method == "padim" else ["--coreset", str(options.coreset)]
+    own = {
+        "padim": ["--channels", str(options.channels)],
+        "patchcore": ["--coreset", str(options.coreset)],
+        "stfpm": ["--epochs", str(options.epochs)],
+    }
+    command += own[method]
     train_and_test_s, _ = run_measured(command)
     result = json.loads((out / "result.json").read_text())
     tensors = safetensors.numpy.load_file(out / "scores.safetensors")
@@ -159,7 +166,7 @@ def run_rival(options: argparse.Namespace, python: Path, method: str, seed: int,
 
 def stages_of(options: argparse.Namespace, method: str) -> str:
     """Return the stages of a method, as typed."""
-    return str(options.padim_stages if method == "padim" else options.patchcore_stages)
+    return str(options.patchcore_stages if method == "patchcore" else options.padim_stages)
 
 
 def summarise(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -192,10 +199,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--methods", default="padim,patchcore")
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--padim-stages", default="1,2,3")
+    parser.add_argument("--padim-stages", default="1,2,3", help="of padim and stfpm")
     parser.add_argument("--channels", type=int, default=100)
     parser.add_argument("--patchcore-stages", default="2,3")
     parser.add_argument("--coreset", type=float, default=0.0015, help="share of all patches")
+    parser.add_argument("--epochs", type=int, default=100, help="stfpm")
+    parser.add_argument("--validation", type=float, default=0.1, help="stfpm: share that chooses our best epoch")
     parser.add_argument("--rival-python", type=Path, help="Python of an environment with anomalib; made if not given")
     parser.add_argument("--out", type=Path, required=True, help="JSON file, written anew after every run")
     parser.add_argument("--resume", action="store_true", help="keep the runs that --out already has")

@@ -1,14 +1,16 @@
-"""Run PatchCore or PaDiM of anomalib on one category and write its scores, maps and timings.
+"""Run PatchCore, PaDiM or STFPM of anomalib on one category and write its scores, maps and timings.
 
 Stand-alone: it runs inside an environment that has anomalib (`anomalib_env.py` makes one) and imports nothing of
 flawscope, so the two systems share pictures, backbone and weights but no code.
 
-What is anomalib's own: the Lightning models `Patchcore` and `Padim`, trained by anomalib's `Engine` from its `Folder`
-data module (batches of 32, shuffled, its read, resize and pre-processor), with its embedding, coreset sampling,
-Gaussian fit, anomaly map and scoring. What is not:
+What is anomalib's own: the Lightning models `Patchcore`, `Padim` and `Stfpm`, trained by anomalib's `Engine` from its
+`Folder` data module (batches of 32, shuffled, its read, resize and pre-processor), with its embedding, coreset sampling,
+Gaussian fit, optimizer and loss, anomaly map and scoring. What is not:
 
     * The network inside anomalib's `TimmFeatureExtractor` is replaced by the same timm network built with
       --backbone-options and filled from --weights: anomalib passes no options to timm and loads weights from a hub.
+    * STFPM's student is the same network from a random start; epochs are those of --epochs (anomalib's own number
+      comes with early stopping on test figures, which are off).
     * Mean and deviation are the given ones, in place of ImageNet's.
     * Validation, thresholds, normalisation of the scores, checkpoints and figures are off: scores and maps are the raw
       ones of the torch model, and no test picture is seen before it is timed.
@@ -66,6 +68,7 @@ class Settings:
         coreset: PatchCore: fraction of the training patches that is kept.
         neighbors: PatchCore: neighbours in the weight of the image score.
         channels: PaDiM: channels drawn at random.
+        epochs: STFPM: passes over the good pictures.
         workers: Processes that read training pictures.
     """
 
@@ -82,6 +85,7 @@ class Settings:
     coreset: float
     neighbors: int
     channels: int
+    epochs: int
     workers: int
     out: Path
 
@@ -150,7 +154,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> Settings:
         RivalError: If an option is unknown, missing or has a value that cannot be used.
     """
     parser = _Parser(prog="rival_anomalib.py", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--method", required=True, choices=["patchcore", "padim"])
+    parser.add_argument("--method", required=True, choices=["patchcore", "padim", "stfpm"])
     parser.add_argument("--data", required=True, type=Path, help="category folder in MVTec layout")
     parser.add_argument("--backbone", required=True, help="timm name")
     parser.add_argument("--weights", required=True, type=Path, help="safetensors file with timm's names")
@@ -163,6 +167,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> Settings:
     parser.add_argument("--coreset", type=parse_fraction, default=0.1, help="patchcore: fraction of patches kept")
     parser.add_argument("--neighbors", type=parse_count, default=9, help="patchcore: neighbours in the score's weight")
     parser.add_argument("--channels", type=parse_count, default=100, help="padim: channels kept")
+    parser.add_argument("--epochs", type=parse_count, default=100, help="stfpm: passes over the good pictures")
     parser.add_argument(
         # anomalib's own default is 8, which only costs memory where there are fewer cores.
         "--workers",
@@ -202,8 +207,10 @@ def list_images(data: Path) -> tuple[list[Path], list[Path]]:
     return train, test
 
 
-def load_backbone(settings: Settings) -> Any:
+def load_backbone(settings: Settings, trained: bool = True) -> Any:
     """Return the timm feature network, built as anomalib builds it, with the options and weights of the settings.
+
+    Without `trained` its weights are left as timm draws them.
 
     Raises:
         RivalError: If the network cannot be built so, or the file lacks a weight that it needs.
@@ -221,6 +228,8 @@ def load_backbone(settings: Settings) -> Any:
             out_indices=settings.stages,
             **settings.backbone_options,
         )
+        if not trained:
+            return network
         report = network.load_state_dict(load_file(settings.weights), strict=False)
     except (SafetensorError, RuntimeError, ValueError, TypeError, AssertionError, IndexError) as err:
         raise RivalError(
@@ -242,7 +251,8 @@ def build_model(settings: Settings, network: Any) -> Any:
     Raises:
         RivalError: If backbone and channels do not fit.
     """
-    from anomalib.models import Padim, Patchcore
+    from anomalib.models import Padim, Patchcore, Stfpm
+    from anomalib.models.image.stfpm import torch_model as stfpm
     from anomalib.pre_processing import PreProcessor
     from torchvision.transforms.v2 import Compose, Normalize, Resize
 
@@ -259,6 +269,15 @@ def build_model(settings: Settings, network: Any) -> Any:
         "visualizer": False,
     }
     try:
+        if settings.method == "stfpm":
+            del common["pre_trained"]
+            extractor = stfpm.TimmFeatureExtractor
+            # It asks the hub for the teacher's weights; the network is replaced right below.
+            stfpm.TimmFeatureExtractor = lambda **given: extractor(**{**given, "pre_trained": False})
+            model = Stfpm(**common)
+            model.model.teacher_model.feature_extractor = network.eval().requires_grad_(False)
+            model.model.student_model.feature_extractor = load_backbone(settings, trained=False)
+            return model
         if settings.method == "padim":
             model = Padim(n_features=settings.channels, **common)
         else:
@@ -291,10 +310,11 @@ def train(model: Any, settings: Settings) -> tuple[dict[str, float], int]:
         seed=settings.seed,
     )
     marks: dict[str, float] = {}
-    fit, begin_epoch = model.fit, model.on_train_epoch_start
+    # What is trained has no fit of its own: its last epoch is where it ends.
+    fit, begin_epoch = getattr(model, "fit", lambda: None), model.on_train_epoch_start
 
     def marked_begin() -> None:
-        marks["epoch"] = time.perf_counter()
+        marks.setdefault("epoch", time.perf_counter())
         begin_epoch()
 
     def marked_fit() -> None:
@@ -303,11 +323,14 @@ def train(model: Any, settings: Settings) -> tuple[dict[str, float], int]:
         marks["fitted"] = time.perf_counter()
 
     model.on_train_epoch_start, model.fit = marked_begin, marked_fit
+    epochs = {"max_epochs": settings.epochs} if settings.method == "stfpm" else {}
     start = time.perf_counter()
     try:
         with tempfile.TemporaryDirectory(prefix="rival_") as folder:
-            engine = Engine(default_root_dir=folder, accelerator="cpu", barebones=True, limit_val_batches=0)
+            engine = Engine(default_root_dir=folder, accelerator="cpu", barebones=True, limit_val_batches=0, **epochs)
             engine.fit(model=model, datamodule=data)
+            if settings.method == "stfpm":
+                marked_fit()
     except ValueError as err:
         raise RivalError(f"{settings.method}: refused by anomalib: {err}") from err
     except OSError as err:
@@ -369,6 +392,8 @@ def score_images(model: Any, images: Sequence[Path], size: int) -> tuple[dict[st
 
 def bank_size(model: Any, method: str) -> dict[str, int]:
     """Return rows M and channels D of what was learnt: bank entries, or positions with a Gaussian each."""
+    if method == "stfpm":
+        return {}
     if method == "padim":
         channels, positions = model.model.gaussian.mean.shape
         return {"M": int(positions), "D": int(channels)}

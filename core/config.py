@@ -185,6 +185,7 @@ class StfpmConfig(TrainedConfig, frozen=True, kw_only=True, tag_field="method", 
             as large.
     """
 
+    backbone: str = "resnet18"
     upsample: Literal["nearest", "bilinear"] = "bilinear"
     sigma: float = 0.0
     batch_size: int = 32
@@ -226,7 +227,7 @@ _OTHER_TOOLS_KEYS = frozenset(
 def build_config(method: str, *layers: Mapping[str, Any]) -> tuple[DetectorConfig, tuple[str, ...]]:
     """Merge layers of settings (the later wins) into the settings of a method.
 
-    Keys of QualityInspector files are understood: `crop_size`, `k` with `method`, `device: gpu`.
+    Keys of QualityInspector files are understood: `crop_size`, `k` with `method`, `lr`, `device: gpu`.
 
     Returns:
         The settings, and the names of keys that belong to other verbs and were left out.
@@ -312,6 +313,8 @@ def _translate(method: str, layer: Mapping[str, Any]) -> dict[str, Any]:
         if method == "patchcore" and not 0 < kept <= 100:  # 200 would become a count of 2
             raise ArgumentError(f"k: expected a percentage above 0 and up to 100, got {kept!r}.")
         settings["coreset" if method == "patchcore" else "channels"] = kept / 100 if method == "patchcore" else kept
+    if "lr" in settings:
+        settings["learning_rate"] = settings.pop("lr")
     if settings.get("device") == "gpu":
         settings["device"] = "cuda"
     for key in ("resize", "crop"):

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import get_args
 
 import click
 from cuda_resources import ARCHITECTURES
@@ -82,6 +83,12 @@ METHOD_STATUS = {
     ("padim", "INT8"): (TESTED, ""),
     ("padim", "engine"): (TESTED, "FP32, FP16 and INT8 built by TensorRT-RTX"),
     ("padim", "Triton"): (STAND_IN, "configuration and graph are checked; no server was at hand"),
+    ("stfpm", "score graph"): (TESTED, ""),
+    ("stfpm", "features and kernel"): (NO, "there are no patches and no bank"),
+    ("stfpm", "FP16"): (NO, "made from patches so far"),
+    ("stfpm", "INT8"): (NO, "made from patches so far"),
+    ("stfpm", "engine"): (TESTED, "FP32 built by TensorRT-RTX"),
+    ("stfpm", "Triton"): (STAND_IN, "configuration and graph are checked; no server was at hand"),
 }
 SYSTEM_STATUS = {
     "Linux, x86-64, Python 3.11": (TESTED, ""),
@@ -90,13 +97,13 @@ SYSTEM_STATUS = {
     "Linux, 64-bit Arm": (STAND_IN, "kernels in emulation; the Python packages were not run there"),
     "Windows, macOS": (NO, "not tested"),
 }
-METHODS = ("patchcore", "padim")
+METHODS = ("patchcore", "padim", "stfpm")
 WAYS = ("score graph", "features and kernel", "FP16", "INT8", "engine", "Triton")
 
 
 def check_complete() -> None:
     """End the tool where the tables and the code name different things."""
-    heads = {head.__struct_config__.tag for head in Head.__args__}  # type: ignore[attr-defined]
+    heads = {head.__struct_config__.tag for head in get_args(Head)}
     offered = next(option for option in export.params if option.name == "precisions").type
     assert isinstance(offered, click.Choice)
     made = set(offered.choices)

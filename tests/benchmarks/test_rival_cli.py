@@ -72,6 +72,7 @@ def test_all_options_of_the_driver_are_understood(arguments: dict[str, str], tmp
         "--coreset": "0.0015",
         "--neighbors": "5",
         "--channels": "50",
+        "--epochs": "12",
         "--workers": "1",
     }
     assert rival.parse_arguments(_line(given)) == rival.Settings(
@@ -88,6 +89,7 @@ def test_all_options_of_the_driver_are_understood(arguments: dict[str, str], tmp
         coreset=0.0015,
         neighbors=5,
         channels=50,
+        epochs=12,
         workers=1,
         out=tmp_path / "out",
     )
@@ -113,7 +115,7 @@ def test_stages_are_read() -> None:
 @pytest.mark.parametrize(
     ("option", "value", "says"),
     [
-        ("--method", "stfpm", "--method: invalid choice: 'stfpm'"),
+        ("--method", "draem", "--method: invalid choice: 'draem'"),
         ("--stages", "3,2", "--stages: expected ascending stages from 1 such as 2,3, got '3,2'"),
         ("--mean", "0.1,0.2", "--mean: expected one number or three with commas, got '0.1,0.2'"),
         ("--std", "0", r"--std: expected numbers above 0, got \[0.0, 0.0, 0.0\]"),

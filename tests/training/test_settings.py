@@ -12,7 +12,7 @@ from flawscope.training.settings import preset_names, read_settings
 
 
 def test_the_presets_are_the_seeds() -> None:
-    assert preset_names() == ("padim-seed", "patchcore-seed")
+    assert preset_names() == ("padim-seed", "patchcore-seed", "stfpm-seed")
 
 
 def test_the_padim_preset_fixes_every_value_of_the_seed() -> None:
@@ -33,7 +33,7 @@ def test_the_patchcore_preset_fixes_every_value_of_the_seed() -> None:
     assert config.crop is None  # a crop to the resized size is none
 
 
-@pytest.mark.parametrize("name", ["padim-seed", "patchcore-seed"])
+@pytest.mark.parametrize("name", ["padim-seed", "patchcore-seed", "stfpm-seed"])
 def test_presets_fit_only_their_method(name: str) -> None:
     other = next(method for method in CONFIGS if not name.startswith(method))
     with pytest.raises(ArgumentError, match=r"is no setting of|method: expected"):
@@ -78,5 +78,5 @@ def test_a_name_that_is_neither_file_nor_preset_lists_the_presets(
 ) -> None:
     (tmp_path / "folder").mkdir()
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ArgumentError, match=r"expected a YAML file or one of padim-seed, patchcore-seed"):
+    with pytest.raises(ArgumentError, match=r"expected a YAML file or one of padim-seed, patchcore-seed, stfpm-seed"):
         read_settings(name)
