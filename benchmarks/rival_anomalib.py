@@ -4,8 +4,8 @@ Stand-alone: it runs inside an environment that has anomalib (`anomalib_env.py` 
 flawscope, so the two systems share pictures, backbone and weights but no code.
 
 What is anomalib's own: the Lightning models `Patchcore`, `Padim` and `Stfpm`, trained by anomalib's `Engine` from its
-`Folder` data module (batches of 32, shuffled, its read, resize and pre-processor), with its embedding, coreset sampling,
-Gaussian fit, optimizer and loss, anomaly map and scoring. What is not:
+`Folder` data module (batches of 32, shuffled, its read, resize and pre-processor), with its embedding, coreset
+sampling, Gaussian fit, optimizer and loss, anomaly map and scoring. What is not:
 
     * The network inside anomalib's `TimmFeatureExtractor` is replaced by the same timm network built with
       --backbone-options and filled from --weights: anomalib passes no options to timm and loads weights from a hub.

@@ -8,6 +8,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import cv2
 import msgspec
 import numpy as np
 
@@ -239,11 +240,19 @@ def measure_pictures(inspector: Inspector, samples: Sequence[Sample], progress: 
         fault = fault_of(result, is_calibrated=is_calibrated)
         outcomes.append(Outcome(result.decision, fault, tuple(result.boxes), result.timings_ms.get("total", 0.0)))
         if fault is None and result.score is not None and result.anomaly_map is not None:
-            scores[index], maps[index], usable[index] = result.score, result.anomaly_map, True
+            scores[index], maps[index], usable[index] = result.score, _at(result.anomaly_map, spec.size), True
     stacked = stack_masks(masks, spec.size)
     good = np.array([not sample.is_anomalous for sample in samples], np.bool_)
     has_truth = usable & (good | stacked.any(axis=(1, 2)))
     return Measured(tuple(samples), tuple(outcomes), scores, maps, stacked, usable, has_truth, masks_lost)
+
+
+def _at(anomaly_map: Float32Array, size: tuple[int, int]) -> Float32Array:
+    """Return a map at the size of the model's input; that of a picture in tiles is larger."""
+    if anomaly_map.shape == size:
+        return anomaly_map
+    smaller = cv2.resize(anomaly_map, (size[1], size[0]), interpolation=cv2.INTER_AREA)
+    return np.asarray(smaller, np.float32)
 
 
 def _overall(measured: Measured, seed: int, resamples: int) -> tuple[dict[str, Any], dict[str, Interval], float | None]:

@@ -10,6 +10,7 @@ import msgspec
 from flawscope.bundle import Manifest, open_bundle, pack_bundle
 from flawscope.bundle.manifest import Threshold
 from flawscope.errors import BundleError, GateError
+from flawscope.tiles import Tiling
 
 _BUNDLE = click.argument("path", metavar="BUNDLE", type=click.Path(path_type=Path))
 
@@ -33,6 +34,10 @@ def info(path: Path, as_json: bool) -> None:
         click.echo(f"{label:<14} {text}")
 
 
+def _tiles(tiling: Tiling) -> str:
+    return f"{tiling.size[1]}x{tiling.size[0]} px of the picture, neighbours share at least {tiling.overlap:.0%}"
+
+
 def _facts(manifest: Manifest) -> list[tuple[str, str]]:
     source = manifest.provenance
     height, width = manifest.input.size
@@ -43,6 +48,7 @@ def _facts(manifest: Manifest) -> list[tuple[str, str]]:
         ("method", f"{manifest.method}, seed {source.seed}, category {source.category}"),
         ("backbone", source.weights),
         ("input", f"{width}x{height} px, batches up to {manifest.max_batch}"),
+        *([] if manifest.tiling is None else [("tiles", _tiles(manifest.tiling))]),
         ("files", f"{len(manifest.files)}, {size / 2**20:.1f} MiB"),
         ("made", f"{source.created} by flawscope {manifest.flawscope}: {source.command or 'Python'}"),
     ]

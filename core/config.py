@@ -16,6 +16,7 @@ import msgspec
 
 from flawscope.errors import ArgumentError
 from flawscope.images import Preprocessing
+from flawscope.tiles import Tiling
 
 
 class DetectorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -29,6 +30,9 @@ class DetectorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         std: Per-channel deviation, as `mean`.
         resize: Height and width in pixels after the resize.
         crop: Height and width of a centre crop that follows, or None.
+        tile: Height and width in pixels of the tiles that pictures are cut into, each resized to `resize`; None takes
+            pictures whole. Export, thresholds and the line use the same tiles.
+        tile_overlap: Share of a tile that its neighbour has too, on the line; training takes tiles side by side.
         upsample: How coarser stages reach the grid of the finest.
         standardize: What patches are multiplied with, measured on good ones: `none`, `scale` (one over every
             channel's deviation), `whiten` (decorrelated, principal axes at equal deviation), or `auto`, which is
@@ -50,6 +54,8 @@ class DetectorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     std: tuple[float, float, float] | None = None
     resize: tuple[int, int] = (256, 256)
     crop: tuple[int, int] | None = None
+    tile: tuple[int, int] | None = None
+    tile_overlap: float = 0.25
     upsample: Literal["nearest", "bilinear"] = "nearest"
     standardize: Literal["auto", "none", "scale", "whiten"] = "auto"
     sigma: float = 4.0
@@ -76,11 +82,18 @@ class DetectorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         if self.std is not None:
             _check(all(0.0 < one < math.inf for one in self.std), "std", "positive numbers", list(self.std))
         _ = self.preprocessing  # refuses impossible sizes
+        if self.tiling is not None:
+            _check(self.crop is None, "crop", "none with tiles", self.crop)
 
     @property
     def preprocessing(self) -> Preprocessing:
         """The preprocessing these settings ask for."""
         return Preprocessing(resize=self.resize, crop=self.crop)
+
+    @property
+    def tiling(self) -> Tiling | None:
+        """How pictures are cut, or None where they are taken whole."""
+        return None if self.tile is None else Tiling(self.tile, self.tile_overlap)
 
 
 class PatchcoreConfig(DetectorConfig, frozen=True, kw_only=True, tag_field="method", tag="patchcore"):
@@ -317,7 +330,7 @@ def _translate(method: str, layer: Mapping[str, Any]) -> dict[str, Any]:
         settings["learning_rate"] = settings.pop("lr")
     if settings.get("device") == "gpu":
         settings["device"] = "cuda"
-    for key in ("resize", "crop"):
+    for key in ("resize", "crop", "tile"):
         value = settings.get(key)
         if isinstance(value, str):
             value = _parse_value(value)

@@ -132,6 +132,7 @@ def _export(
         method=str(head.__struct_config__.tag),
         flawscope=flawscope.__version__,
         input=spec,
+        tiling=run.record.config.tiling,
         max_batch=max_batch,
         graphs=made.graphs,
         bank=made.bank,

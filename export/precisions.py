@@ -20,10 +20,11 @@ from flawscope.datasets import Dataset, Sample, hash_contents
 from flawscope.errors import ArgumentError, DataError, GateError
 from flawscope.export.head import BankFile, append_head
 from flawscope.export.lowering import FP16_PICTURES, lower_to_fp16, lower_to_int8
-from flawscope.images import UInt8Array, decode_image, prepare, read_image
+from flawscope.images import UInt8Array, decode_image, prepare
 from flawscope.runtime import Inspector
 from flawscope.runtime.heads import build_head
-from flawscope.training.loading import Progress, no_progress
+from flawscope.tiles import Picture, read_picture
+from flawscope.training.loading import Progress, no_progress, pictures_of
 
 _MOST_CALIBRATION, _MOST_GOOD = 64, 128
 """Pictures for value ranges, and for the gate."""
@@ -103,12 +104,15 @@ def read_pictures(wanted: Wanted, manifest: Manifest, learned: Sequence[str], pr
             f"{wanted.calibration.root}: expected good pictures that the detector has not learned from, for the gate; "
             f"got none among {len(samples)}. Keep some out of training (--set held_out=0.2), or name another set."
         )
-    chosen = _spread(seen or unseen, _MOST_CALIBRATION), _spread(unseen, _MOST_GOOD)
+    chosen = tuple(
+        _spread(pictures_of(part, manifest.tiling), most)
+        for part, most in ((seen or unseen, _MOST_CALIBRATION), (unseen, _MOST_GOOD))
+    )
     total, done = len(chosen[0]) + len(chosen[1]), 0
     read: tuple[list[UInt8Array], list[UInt8Array]] = ([], [])
     for group, into in zip(chosen, read, strict=True):
-        for sample in group:
-            into.append(prepare(read_image(sample.path), manifest.input))
+        for picture in group:
+            into.append(prepare(read_picture(picture), manifest.input))
             progress("Reading pictures", done := done + 1, total)
     labelled = wanted.labelled.test if wanted.labelled is not None else ()
     return Pictures(tuple(read[0]), tuple(read[1]), labelled)
@@ -219,8 +223,8 @@ def _write_graphs(
     return graphs, added
 
 
-def _spread(samples: Sequence[Sample], most: int) -> list[Sample]:
-    """Return at most so many samples, evenly spread: neighbours in a folder often show the same part."""
+def _spread(samples: Sequence[Picture], most: int) -> list[Picture]:
+    """Return at most so many pictures, evenly spread: neighbours in a folder often show the same part."""
     if len(samples) <= most:
         return list(samples)
     return [samples[round(index)] for index in np.linspace(0, len(samples) - 1, most)]

@@ -173,6 +173,11 @@ def write_triton(bundle: Bundle, repository: Path, options: TritonOptions | None
     """
     options = options or TritonOptions()
     manifest = bundle.manifest
+    if manifest.tiling is not None:
+        raise ArgumentError(
+            f"--format triton: expected a bundle that takes pictures whole, got {bundle.path}, which takes them in "
+            "tiles. Triton cuts no tiles: run it with flawscope."
+        )
     name = _checked_name(manifest.name if options.name is None else options.name)
     _check_options(options, manifest.max_batch)
     _check_kind(bundle, options.precision)

@@ -108,6 +108,6 @@ def _write_map(
     golden = manifest.golden_of(inspector.precision)
     # Without thresholds the scale is anchored at what good pictures reach.
     reference = thresholds.pixel.value if thresholds else max((known.map_max for known in golden), default=1.0)
-    picture = draw_overlay(read_image(source), anomaly_map, manifest.input, reference, result.boxes)
+    picture = draw_overlay(read_image(source), anomaly_map, manifest.map_spec, reference, result.boxes)
     _, data = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
     write_bytes(path, data.tobytes())

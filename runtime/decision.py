@@ -26,24 +26,27 @@ def find_boxes(
     anomaly_map: npt.NDArray[np.float32],
     threshold: float,
     min_area_px: int,
-    spec: Preprocessing,
+    spec: Preprocessing | None,
     source_size: tuple[int, int],
 ) -> tuple[Box, ...]:
     """Return the 8-connected regions above a threshold as boxes in source pixels, highest peak first.
 
     Args:
-        anomaly_map: float32 [H, W] at `spec.size`.
+        anomaly_map: float32 [H, W] at `spec.size`, or at `source_size` without a spec.
         threshold: Pixels strictly above it count.
         min_area_px: Smaller regions are left out; pixels of the map.
-        spec: The preprocessing that led to the map.
+        spec: The preprocessing that led to the map; None where it is that of tiles, at the size of the picture.
         source_size: Height and width of the source picture.
     """
     above = anomaly_map > threshold
     if not above.any():
         return ()
     count, labels, stats, _ = cv2.connectedComponentsWithStats(above.astype(np.uint8), connectivity=8)
-    scale_y, scale_x = source_size[0] / spec.resize[0], source_size[1] / spec.resize[1]
-    top, left = spec.offset
+    scale_y = scale_x = 1.0
+    top = left = 0
+    if spec is not None:
+        scale_y, scale_x = source_size[0] / spec.resize[0], source_size[1] / spec.resize[1]
+        top, left = spec.offset
     boxes = []
     for label in range(1, count):
         x, y, width, height, area = (int(value) for value in stats[label])

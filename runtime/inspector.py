@@ -20,6 +20,7 @@ from flawscope.runtime.backends import Session, choose_backend, open_session
 from flawscope.runtime.decision import decide, find_boxes
 from flawscope.runtime.heads import build_head, distance_scale
 from flawscope.runtime.results import Box, Result
+from flawscope.tiles import MapBlender, Tiling
 
 Source = Path | str | npt.NDArray[np.uint8]
 """A picture: a file, or uint8 [H, W, 3] RGB."""
@@ -168,6 +169,10 @@ class Inspector:
         return open_session(self.bundle, name, self.precision, self.backend)
 
     def _inspect(self, group: Sequence[Source], position: int) -> Iterator[Result]:
+        if self.manifest.tiling is not None:
+            for index, source in enumerate(group):
+                yield self._inspect_tiles(source, position + index, self.manifest.tiling)
+            return
         loaded = [_load(source, position + i, self.manifest) for i, source in enumerate(group)]
         ready = [item for item in loaded if isinstance(item, _Loaded)]
         maps = scores = None
@@ -193,6 +198,32 @@ class Inspector:
             yield self._result(item, maps[index], float(scores[index]), share_ms)
             index += 1
 
+    def _inspect_tiles(self, source: Source, position: int, tiling: Tiling) -> Result:
+        """Inspect one picture in tiles, a batch of them at a time: memory does not grow with their number."""
+        loaded = _load(source, position, self.manifest)
+        if not isinstance(loaded, _Loaded):
+            return loaded
+        image, most = loaded.prepared, self.manifest.max_batch
+        blender = MapBlender(loaded.source_size, tiling)
+        score = -np.inf
+        started = time.perf_counter()
+        try:
+            corners = tiling.corners(*loaded.source_size)
+            for start in range(0, len(corners), most):
+                batch = corners[start : start + most]
+                tiles = [prepare(tiling.cut(image, corner), self.manifest.input) for corner in batch]
+                maps, scores = self.infer(np.stack(tiles))
+                for corner, one in zip(batch, maps, strict=True):
+                    blender.add(corner, one)
+                score = float(np.maximum(score, scores.max()))  # keeps NaN, which is a fault
+        except FlawscopeError as err:
+            return Result(loaded.name, "fault", reason=str(err))
+        except Exception as err:
+            # Whatever goes wrong with one picture must neither stop the line nor pass as good.
+            return Result(loaded.name, "fault", reason=f"unexpected {type(err).__name__}: {err}")
+        infer_ms = 1e3 * (time.perf_counter() - started)
+        return self._result(loaded, blender.finish(), score, infer_ms)
+
     def _result(self, item: _Loaded, anomaly_map: npt.NDArray[np.float32], score: float, infer_ms: float) -> Result:
         started = time.perf_counter()
         decision, reason = decide(score, anomaly_map, self.thresholds)
@@ -202,7 +233,7 @@ class Inspector:
                 anomaly_map,
                 self.thresholds.pixel.value,
                 self.manifest.min_area_px,
-                self.manifest.input,
+                self.manifest.map_spec,
                 item.source_size,
             )
         timings = {**item.timings_ms, "infer": infer_ms, "decide": 1e3 * (time.perf_counter() - started)}
@@ -268,7 +299,7 @@ def _load(source: Source, position: int, manifest: Manifest) -> _Loaded | Result
     try:
         image = check_image(source, name) if isinstance(source, np.ndarray) else read_image(Path(source))
         read = time.perf_counter()
-        prepared = prepare(image, manifest.input)
+        prepared = prepare(image, manifest.input) if manifest.tiling is None else image  # tiles are prepared one by one
     except FlawscopeError as err:
         return Result(name, "fault", reason=str(err))
     except Exception as err:

@@ -17,7 +17,7 @@ _OPACITY = 0.55
 def draw_overlay(
     image: UInt8Array,
     anomaly_map: npt.NDArray[np.float32],
-    spec: Preprocessing,
+    spec: Preprocessing | None,
     reference: float,
     boxes: Iterable[Box] = (),
 ) -> UInt8Array:
@@ -28,16 +28,18 @@ def draw_overlay(
 
     Args:
         image: Source picture, uint8 [H, W, 3].
-        anomaly_map: float32 [h, w] at `spec.size`.
-        spec: The preprocessing that led to the map.
+        anomaly_map: float32 [h, w] at `spec.size`, or at the picture's size without a spec.
+        spec: The preprocessing that led to the map; None where it is that of tiles.
         reference: The pixel threshold, or another map value that stands in the middle of the scale.
         boxes: Boxes in source pixels.
     """
     height, width = image.shape[:2]
     level = np.clip(anomaly_map / (2.0 * max(reference, 1e-12)), 0.0, 1.0)
-    canvas = np.zeros(spec.resize, np.float32)  # back from the crop to the whole picture
-    top, left = spec.offset
-    canvas[top : top + spec.size[0], left : left + spec.size[1]] = level
+    canvas = level
+    if spec is not None:
+        canvas = np.zeros(spec.resize, np.float32)  # back from the crop to the whole picture
+        top, left = spec.offset
+        canvas[top : top + spec.size[0], left : left + spec.size[1]] = level
     level = np.asarray(cv2.resize(canvas, (width, height), interpolation=cv2.INTER_LINEAR), np.float32)
     colours = cv2.cvtColor(
         cv2.applyColorMap((level * 255).astype(np.uint8), cv2.COLORMAP_TURBO), cv2.COLOR_BGR2RGB

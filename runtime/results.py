@@ -42,7 +42,8 @@ class Result:
         score: Raw, unbounded score; None for a fault that gave none.
         threshold: The image threshold in force; None in a bundle that is not calibrated.
         reason: Why, for a fault.
-        anomaly_map: float32 [H, W] at the graph's input size, owned by the caller; None for a fault that gave none.
+        anomaly_map: float32 [H, W] at the graph's input size, or the picture's where the bundle has tiles; owned by the
+            caller; None for a fault that gave none.
         boxes: Regions above the pixel threshold, largest peak first.
         timings_ms: Milliseconds per stage: read, prepare, infer (its share of the batch), decide, total.
     """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from flawscope.config import DetectorConfig, PatchcoreConfig, TrainedConfig
 from flawscope.errors import ArgumentError, DataError
+from flawscope.tiles import Picture
 from flawscope.training.backbone import SCATTERING
 from flawscope.training.features import PatchFeatures
 from flawscope.training.loading import Progress, load_batches
@@ -38,7 +38,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def iterate_patches(
-    features: PatchFeatures, paths: Sequence[Path], config: DetectorConfig, what: str, progress: Progress
+    features: PatchFeatures, paths: Sequence[Picture], config: DetectorConfig, what: str, progress: Progress
 ) -> Iterator[Tensor]:
     """Yield float32 [N, P, D] patches on the features' device, batch by batch, in order.
 
@@ -76,7 +76,7 @@ def standardization(config: DetectorConfig) -> Literal["none", "scale", "whiten"
 
 
 def measure_transform(
-    features: PatchFeatures, paths: Sequence[Path], config: DetectorConfig, progress: Progress
+    features: PatchFeatures, paths: Sequence[Picture], config: DetectorConfig, progress: Progress
 ) -> Tensor | None:
     """Return what patches are multiplied with before they are compared, measured on good pictures.
 

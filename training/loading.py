@@ -6,11 +6,13 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
-from pathlib import Path
 
+import msgspec
 import numpy as np
 
-from flawscope.images import Preprocessing, UInt8Array, prepare, read_image
+from flawscope.datasets import Sample
+from flawscope.images import Preprocessing, UInt8Array, prepare
+from flawscope.tiles import Picture, Tiling, read_picture, tiles_of
 
 Progress = Callable[[str, int, int], None]
 """Called with (what is being done, done so far, total)."""
@@ -20,15 +22,15 @@ def no_progress(what: str, done: int, total: int) -> None:
     """Report nothing."""
 
 
-def load_batches(paths: Sequence[Path], spec: Preprocessing, batch_size: int, workers: int) -> Iterator[UInt8Array]:
+def load_batches(paths: Sequence[Picture], spec: Preprocessing, batch_size: int, workers: int) -> Iterator[UInt8Array]:
     """Yield uint8 [N, H, W, 3] batches in the order of `paths`; at most two batches wait in memory.
 
     Raises:
         ImageError: If a picture cannot be read.
     """
 
-    def load(path: Path) -> UInt8Array:
-        return prepare(read_image(path), spec)
+    def load(path: Picture) -> UInt8Array:
+        return prepare(read_picture(path), spec)
 
     with ThreadPoolExecutor(workers) as pool:
         remaining = iter(paths)
@@ -59,7 +61,7 @@ class Pictures:
 
     def __init__(
         self,
-        paths: Sequence[Path],
+        paths: Sequence[Picture],
         spec: Preprocessing,
         workers: int,
         budget_mb: int,
@@ -89,3 +91,15 @@ class Pictures:
             return
         for start in range(0, len(indices), size):
             yield self._kept[indices[start : start + size]]
+
+
+def pictures_of(samples: Sequence[Sample], tiling: Tiling | None) -> list[Picture]:
+    """Return what is learned from samples: their files, or the tiles of them, side by side.
+
+    Raises:
+        ImageError: If a file is no picture.
+    """
+    if tiling is None:
+        return [sample.path for sample in samples]
+    apart = msgspec.structs.replace(tiling, overlap=0.0)
+    return [tile for sample in samples for tile in tiles_of(sample.path, apart)]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 
 from flawscope.config import PadimConfig
 from flawscope.errors import ArgumentError, DataError
+from flawscope.tiles import Picture
 from flawscope.training.backbone import Backbone
 from flawscope.training.extraction import iterate_patches, measure_transform
 from flawscope.training.features import PatchFeatures
@@ -22,7 +22,7 @@ _PICTURES = 48
 """Pictures whose products are summed at once."""
 
 
-def fit_padim(config: PadimConfig, backbone: Backbone, paths: Sequence[Path], progress: Progress) -> Fitted:
+def fit_padim(config: PadimConfig, backbone: Backbone, paths: Sequence[Picture], progress: Progress) -> Fitted:
     """Fit PaDiM (arXiv:2011.08785, section III) on good pictures.
 
     Mean and sample covariance of every position are accumulated in float64 around the first batch's mean, so the

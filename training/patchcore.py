@@ -13,6 +13,7 @@ import numpy.typing as npt
 from flawscope.config import PatchcoreConfig
 from flawscope.cpp_ext import kcenter_greedy, nearest
 from flawscope.errors import DataError
+from flawscope.tiles import Picture
 from flawscope.training.backbone import Backbone
 from flawscope.training.extraction import iterate_patches, measure_transform, to_numpy
 from flawscope.training.features import PatchFeatures
@@ -23,7 +24,7 @@ Float32Array = npt.NDArray[np.float32]
 
 
 def fit_patchcore(
-    config: PatchcoreConfig, backbone: Backbone, paths: Sequence[Path], scratch: Path, progress: Progress
+    config: PatchcoreConfig, backbone: Backbone, paths: Sequence[Picture], scratch: Path, progress: Progress
 ) -> Fitted:
     """Fit PatchCore (arXiv:2106.08265, sections 3.1 and 3.2) on good pictures.
 

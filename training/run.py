@@ -19,7 +19,8 @@ from safetensors import SafetensorError
 from flawscope.config import PadimConfig, PatchcoreConfig, StfpmConfig
 from flawscope.errors import RunError
 from flawscope.files import atomic_folder
-from flawscope.images import UInt8Array, read_image
+from flawscope.images import UInt8Array
+from flawscope.tiles import Picture, read_picture
 from flawscope.training.backbone import Backbone, BackboneSource, restore_backbone
 from flawscope.training.extraction import standardization
 from flawscope.training.features import PatchFeatures
@@ -105,7 +106,7 @@ def write_run(
     record: RunRecord,
     fitted: Fitted,
     backbone: Backbone,
-    samples: Sequence[Path],
+    samples: Sequence[Picture],
     notes: Path | None = None,
 ) -> None:
     """Write a run whole, or not at all; `notes` is a folder of the training whose metrics and previews come along."""
@@ -123,7 +124,7 @@ def write_run(
             raise OSError(str(err)) from err
         (folder / SAMPLES).mkdir()
         for index, sample in enumerate(samples):
-            (folder / SAMPLES / f"{index:03d}.png").write_bytes(_encode_sample(read_image(sample)))
+            (folder / SAMPLES / f"{index:03d}.png").write_bytes(_encode_sample(read_picture(sample)))
         if notes is not None:
             shutil.copy2(notes / METRICS, folder / METRICS)
             shutil.copytree(notes / PREVIEWS, folder / PREVIEWS)

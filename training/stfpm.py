@@ -17,7 +17,7 @@ from flawscope.errors import DataError
 from flawscope.maphead import map_matrices
 from flawscope.training.backbone import Backbone, untrained_backbone
 from flawscope.training.fitted import Fitted
-from flawscope.training.loading import Pictures, Progress
+from flawscope.training.loading import Pictures, Progress, pictures_of
 from flawscope.training.loop import run_loop
 
 _PREVIEWS = 4
@@ -55,7 +55,7 @@ def train_stfpm(
     )
     pictures, validation = (
         Pictures(
-            [sample.path for sample in part],
+            pictures_of(part, config.tiling),
             config.preprocessing,
             config.num_workers,
             config.memory_budget_mb // 2,

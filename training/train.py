@@ -15,7 +15,7 @@ from flawscope.errors import ArgumentError, DataError
 from flawscope.files import check_replaceable, storage_errors
 from flawscope.training.backbone import build_backbone
 from flawscope.training.extraction import choose_device
-from flawscope.training.loading import Progress, no_progress
+from flawscope.training.loading import Progress, no_progress, pictures_of
 from flawscope.training.padim import fit_padim
 from flawscope.training.patchcore import fit_patchcore
 from flawscope.training.run import RECORD, RunRecord, write_run
@@ -77,7 +77,7 @@ def train_detector(
         raise DataError(f"{dataset.root}: expected good training pictures, got none. See flawscope data inspect.")
     hashed = time.perf_counter()
 
-    training_paths = [sample.path for sample in kept]
+    training_paths = pictures_of(kept, config.tiling)
     identity = fingerprint(dataset, hashes)
     with contextlib.ExitStack() as stack:
         notes: Path | None = None
@@ -114,7 +114,7 @@ def train_detector(
             flawscope=flawscope.__version__,
         )
         # Held-out pictures make honest samples: the detector has not memorised them.
-        pool = [sample.path for sample in held_out] or training_paths
+        pool = pictures_of(held_out, config.tiling) or training_paths
         step = max(1, len(pool) // _SAMPLES)
         write_run(out, record, fitted, backbone, pool[::step][:_SAMPLES], notes)
         return record

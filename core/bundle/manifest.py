@@ -15,6 +15,7 @@ import msgspec
 
 from flawscope.errors import ArgumentError, BundleError
 from flawscope.images import Preprocessing
+from flawscope.tiles import Tiling
 
 SCHEMA = 2
 
@@ -305,6 +306,7 @@ class Manifest(_Struct, frozen=True):
     golden: tuple[Golden, ...]
     provenance: Provenance
     files: dict[str, FileEntry]
+    tiling: Tiling | None = None
     precisions: dict[str, Precision] = {}
     thresholds: Thresholds | None = None
     threshold_changes: tuple[ThresholdChange, ...] = ()
@@ -312,6 +314,11 @@ class Manifest(_Struct, frozen=True):
     evidence: Evidence = Evidence()
     digest: str = ""
     schema: int = SCHEMA
+
+    @property
+    def map_spec(self) -> Preprocessing | None:
+        """The preprocessing that leads to a picture's map; None with tiles, whose map has the picture's size."""
+        return self.input if self.tiling is None else None
 
     def graphs_of(self, precision: str) -> dict[str, Graph]:
         """Return the graphs of a precision.
