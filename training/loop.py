@@ -93,7 +93,6 @@ def run_loop(
     torch.use_deterministic_algorithms(True, warn_only=True)
     accelerator = Accelerator(
         mixed_precision=config.mixed_precision,
-        gradient_accumulation_steps=config.accumulate,
         cpu=config.device == "cpu",
         step_scheduler_with_optimizer=False,
     )
@@ -130,8 +129,11 @@ class _Loop:
         while self._epoch < self._config.epochs:
             started = time.perf_counter()
             losses = []
-            for images in self._epoch_batches():
-                losses.append(self._take_step(images))
+            for number, images in enumerate(self._epoch_batches(), 1):
+                # The last batches of an epoch are a step too, be they fewer: nothing is carried into the next, so a
+                # checkpoint between the two has everything.
+                is_step = number % self._config.accumulate == 0 or number == self._batches
+                losses.append(self._take_batch(images, is_step))
                 progress("training", self._epoch * self._batches + len(losses), total)
             self._epoch += 1
             self._losses.append(float(np.mean(losses)))
@@ -165,7 +167,8 @@ class _Loop:
         for images in self._pictures.batches(mine, self._config.batch_size):
             yield torch.from_numpy(images).to(self._accelerator.device)
 
-    def _take_step(self, images: Tensor) -> float:
+    def _take_batch(self, images: Tensor, is_step: bool) -> float:
+        """Add the gradients of a batch, and take the step of the optimizer if it is due; return the loss."""
         accelerator, optimizer, config = self._accelerator, self._optimizer, self._config
         seed = int(np.random.SeedSequence((config.seed, self._step, accelerator.process_index)).generate_state(1)[0])
         torch.manual_seed(seed)
@@ -174,7 +177,7 @@ class _Loop:
         for group, rate in zip(optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate * share
         self._network.train()
-        with accelerator.accumulate(self._network):
+        with contextlib.nullcontext() if is_step else accelerator.no_sync(self._network):
             with accelerator.autocast():
                 loss = self._task.loss(self._network, images, generator)
             value = float(loss.detach())
@@ -183,14 +186,15 @@ class _Loop:
                     f"training: expected a finite loss, got {value} in step {self._step + 1}. Lower the learning rate "
                     f"(--set learning_rate={config.learning_rate / 10:g}), or set mixed_precision=no."
                 )
-            accelerator.backward(loss)
-            if accelerator.sync_gradients and config.clip_norm > 0:
+            accelerator.backward(loss / config.accumulate)
+        if is_step:
+            if config.clip_norm > 0:
                 accelerator.clip_grad_norm_(self._network.parameters(), config.clip_norm)
             optimizer.step()
             optimizer.zero_grad()
+            if self._average is not None:
+                self._update_average()
         self._step += 1
-        if self._average is not None and accelerator.sync_gradients:
-            self._update_average()
         return value
 
     # ---- The averaged state ------------------------------------------------------------------------------------------
