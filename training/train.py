@@ -89,7 +89,7 @@ def train_detector(
         elif isinstance(config, PadimConfig):
             fitted = fit_padim(config, backbone, training_paths, progress)
         else:
-            notes = stack.enter_context(unfinished(out, config, identity, resume))
+            notes = stack.enter_context(unfinished(out, config, identity, source.weights, resume))
             fitted = train_stfpm(config, backbone, kept, hashes, notes, resume, progress)
         fitted_at = time.perf_counter()
         record = RunRecord(

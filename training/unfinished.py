@@ -19,13 +19,14 @@ _FREE = ("device", "num_workers", "memory_budget_mb", "checkpoint_every", "previ
 
 
 @contextlib.contextmanager
-def unfinished(out: Path, config: TrainedConfig, dataset: str, resume: bool) -> Iterator[Path]:
+def unfinished(out: Path, config: TrainedConfig, dataset: str, weights: str, resume: bool) -> Iterator[Path]:
     """Yield the folder `RUN.training` for metrics, previews and checkpoints; remove it once all is done.
 
     Args:
         out: Folder of the run.
         config: Settings; with other ones a training cannot go on.
         dataset: Fingerprint of the dataset; with another one neither.
+        weights: Where the backbone's weights are from, with their hash; with others neither.
         resume: Go on in the folder if it is there.
 
     Raises:
@@ -34,7 +35,11 @@ def unfinished(out: Path, config: TrainedConfig, dataset: str, resume: bool) -> 
     """
     folder = out.with_name(f"{out.name}.training")
     settings = msgspec.to_builtins(config)
-    begun = {"dataset": dataset, "settings": {name: settings[name] for name in settings if name not in _FREE}}
+    begun = {
+        "dataset": dataset,
+        "weights": weights,
+        "settings": {name: settings[name] for name in settings if name not in _FREE},
+    }
     if folder.exists() and any(folder.iterdir()):
         if not resume:
             raise ArgumentError(
@@ -56,8 +61,12 @@ def _check_same(folder: Path, begun: Mapping[str, object]) -> None:
         raise ArgumentError(f"{folder}: expected an unfinished training, got none that can be read: {err}.") from err
     if had == msgspec.json.decode(msgspec.json.encode(begun)):
         return
-    if had.get("dataset") != begun["dataset"]:
-        raise ArgumentError(f"{folder}: expected the dataset that the training was begun with, got another one.")
+    for what in ("dataset", "weights"):
+        if had.get(what) != begun[what]:
+            raise ArgumentError(
+                f"{folder}: expected the {what} that the training was begun with, got other. Name the same, or remove the "
+                "folder."
+            )
     before, now = had.get("settings", {}), msgspec.to_builtins(begun["settings"])
     changed = sorted(
         name for name in {*before, *now} if before.get(name) != msgspec.json.decode(msgspec.json.encode(now.get(name)))

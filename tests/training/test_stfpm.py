@@ -276,6 +276,13 @@ def test_going_on_with_other_settings_is_refused(tiny_root: Path, weights: Path,
         ArgumentError, match=r"expected learning_rate as the training was begun with \(0\.1\), got 0\.2"
     ):
         train_detector(config(learning_rate=0.2), dataset, tmp_path / "run", weights=weights, resume=True)
+    import timm
+
+    other = tmp_path / "other.safetensors"
+    torch.manual_seed(1)
+    safetensors.torch.save_file(timm.create_model(NETWORK).state_dict(), other)
+    with pytest.raises(ArgumentError, match="expected the weights that the training was begun with, got other"):
+        train_detector(config(), dataset, tmp_path / "run", weights=other, resume=True)
     again = train_detector(config(num_workers=1), dataset, tmp_path / "run", weights=weights, resume=True)
     assert again.facts["epochs"] == 3
     assert not folder.exists()
