@@ -64,8 +64,8 @@ def _check_same(folder: Path, begun: Mapping[str, object]) -> None:
     for what in ("dataset", "weights"):
         if had.get(what) != begun[what]:
             raise ArgumentError(
-                f"{folder}: expected the {what} that the training was begun with, got other. Name the same, or remove the "
-                "folder."
+                f"{folder}: expected the {what} that the training was begun with, got other. Name the same, or remove "
+                "the folder."
             )
     before, now = had.get("settings", {}), msgspec.to_builtins(begun["settings"])
     changed = sorted(
