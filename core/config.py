@@ -82,6 +82,7 @@ class DetectorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         if self.std is not None:
             _check(all(0.0 < one < math.inf for one in self.std), "std", "positive numbers", list(self.std))
         _ = self.preprocessing  # refuses impossible sizes
+        _check(0.0 <= self.tile_overlap <= 0.5, "tile_overlap", "a share from 0 to 0.5", self.tile_overlap)
         if self.tiling is not None:
             _check(self.crop is None, "crop", "none with tiles", self.crop)
 

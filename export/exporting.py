@@ -121,6 +121,7 @@ def _export(
     progress("exporting", 0, steps)
     images = [prepare(decode_image(data, name), spec) for name, data in samples]
     head = head_of(run, images)
+    progress("exporting", 1, steps)
     made = (
         _bank_graphs(run, head, scratch, max_batch) if run.fitted.tensors else _network_graph(run, scratch, max_batch)
     )

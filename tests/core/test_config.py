@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flawscope.config import CONFIGS, PadimConfig, PatchcoreConfig, build_config, parse_assignment
+from flawscope.config import CONFIGS, PadimConfig, PatchcoreConfig, StfpmConfig, build_config, parse_assignment
 from flawscope.errors import ArgumentError
 from flawscope.images import Preprocessing
 
@@ -26,7 +26,9 @@ def build(method, *layers):
 # --- layers
 
 
-@pytest.mark.parametrize(("method", "kind"), [("patchcore", PatchcoreConfig), ("padim", PadimConfig)])
+@pytest.mark.parametrize(
+    ("method", "kind"), [("patchcore", PatchcoreConfig), ("padim", PadimConfig), ("stfpm", StfpmConfig)]
+)
 def test_without_layers_the_defaults_hold(method, kind):
     assert build(method) == kind()
     assert build(method, {}, {}) == kind()
@@ -178,6 +180,8 @@ REFUSED = {
     "stages": [[], [2, 1], [1, 1], [-1, 2], "layer2", [1.5], [True], None],
     "resize": [15, 8193, [256], [256, 256, 256], [256, 0], "256x256", True, None, -256, 256.5],
     "crop": [15, 257, [16, 257], [257, 16], "", True],
+    "tile": [15, 8193, [256, 256, 256], "", True],
+    "tile_overlap": [-0.1, 0.51, "half", None, *NOT_FINITE],
     "held_out": [-0.01, 1.0, 1.5, "half", *NOT_FINITE],
     "held_out_minimum": [-1, 1.5],
     "sigma": [-0.1, 1001, "wide", None, *NOT_FINITE],

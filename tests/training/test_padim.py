@@ -113,7 +113,7 @@ def scores_of_run(path: Path, pictures: list[Path]) -> tuple[npt.NDArray[np.floa
     spec = run.record.config.preprocessing
     head = PadimHead(run.record.grid, run.record.config.sigma)
     images = [prepare(read_image(picture), spec) for picture in pictures]
-    return torch_scores(run.features, head, run.fitted.tensors, spec.size, images)
+    return torch_scores(run.module, head, run.fitted.tensors, spec.size, images)
 
 
 def test_saved_and_reloaded_scores_are_the_same_bit_for_bit_also_under_another_global_seed(
@@ -150,7 +150,7 @@ def test_saved_and_reloaded_scores_are_the_same_bit_for_bit_also_under_another_g
 def test_the_choice_of_channels_is_read_from_the_run_not_drawn_again(padim_run: Path) -> None:
     run = read_run(padim_run)
     assert run.record.channels is not None
-    assert run.features.channels == list(run.record.channels)
+    assert run.module.channels == list(run.record.channels)
     assert dataclasses.asdict(run.fitted)["channels"] == run.record.channels
 
 

@@ -94,7 +94,7 @@ def test_a_run_that_remembers_every_patch_gives_zero_on_its_training_pictures(
     assert len(run.fitted.tensors["bank"]) == TRAIN * 64
     score = build_head(head, run.fitted.tensors, (32, 32))
     paths = training_pictures(tiny_root)
-    for patches in iterate_patches(run.features, paths, run.record.config, "reading", no_progress):
+    for patches in iterate_patches(run.module, paths, run.record.config, "reading", no_progress):
         maps, scores = score(patches.numpy())
         np.testing.assert_array_equal(maps, np.zeros_like(maps))
         np.testing.assert_array_equal(scores, np.zeros_like(scores))
@@ -125,7 +125,7 @@ def test_an_output_that_cannot_be_replaced_is_refused_before_the_work(tiny_root:
 
 
 def test_settings_of_no_method_are_refused(tiny_root: Path, tmp_path: Path) -> None:
-    with pytest.raises(ArgumentError, match=r"config: expected settings of patchcore or padim, got DetectorConfig"):
+    with pytest.raises(ArgumentError, match=r"config: expected settings of a detector, got DetectorConfig"):
         train_detector(DetectorConfig(), open_dataset(tiny_root), tmp_path / "run")
 
 
