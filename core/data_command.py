@@ -18,7 +18,13 @@ from flawscope.errors import DataError
 from flawscope.terminal import progress_bars
 
 _LISTED = 10
-_LAYOUTS = {"mvtec": "MVTec AD", "visa": "VisA", "folders": "class folders", "flat": "flat folder"}
+_LAYOUTS = {
+    "mvtec": "MVTec AD",
+    "visa": "VisA",
+    "records": "JSON lines",
+    "folders": "class folders",
+    "flat": "flat folder",
+}
 
 
 @click.group()
@@ -28,15 +34,17 @@ def data() -> None:
 
 @data.command()
 @click.argument("root", type=click.Path(path_type=Path))
-@click.option("--category", metavar="NAME", help="Category below ROOT; without it, all of them.")
+@click.option(
+    "--category", metavar="NAME", help="Category below ROOT, or all: one set of all of them. Without it, each alone."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per category, a line each.")
 @click.option("--all", "list_all", is_flag=True, help=f"List every problem, not {_LISTED} of a kind.")
 def inspect(root: Path, category: str | None, as_json: bool, list_all: bool) -> None:
     """Say what is in the dataset ROOT and what is wrong with it.
 
-    ROOT is laid out as MVTec AD (train/good, test/*, ground_truth/*), as VisA (with its CSV), as one folder per class
-    (good and the defect types), or is one folder of good pictures. Every file is opened. The exit status is 2 where
-    a category cannot be used.
+    ROOT is laid out as MVTec AD (train/good, test/*, ground_truth/*), as VisA (with its CSV), as records (train.json
+    and test.json, one JSON object a line), as one folder per class (good and the defect types), or is one folder of
+    good pictures. Every file is opened. The exit status is 2 where a category cannot be used.
     """
     names = [category] if category is not None else list_categories(root) or [None]
     is_usable = True

@@ -20,6 +20,7 @@ from flawscope.export.features_graph import export_module
 from flawscope.images import UInt8Array, decode_image, prepare
 from flawscope.runtime.backends.ort import cuda_problem
 from flawscope.training.loading import Progress, no_progress
+from flawscope.training.reconstructing import Reconstruction
 from flawscope.training.run import read_run
 from flawscope.training.stfpm import StfpmNetwork
 
@@ -103,6 +104,12 @@ def _module_outputs(features: nn.Module, nodes: dict[str, onnx.NodeProto]) -> di
     return {tensor: name for name, (layer, tensor) in last.items() if name == layer and name in modules}
 
 
+_SEVERAL = (
+    "--explain: expected a detector whose score is one graph, got one that samples with several. The parity gate of "
+    "flawscope export compares those as a whole."
+)
+
+
 def explain_run(path: Path, tolerance: float | None, progress: Progress = no_progress) -> Explanation:
     """Compare torch with the feature graph of a run, on its sample pictures.
 
@@ -115,6 +122,8 @@ def explain_run(path: Path, tolerance: float | None, progress: Progress = no_pro
     images = [prepare(decode_image(sample.read_bytes(), sample.name), spec) for sample in run.samples]
     if not images:
         raise RunError(f"{path}: expected sample pictures in samples/, got none. Train again.")
+    if isinstance(run.module, Reconstruction):
+        raise ArgumentError(f"{path}: {_SEVERAL}")
     outputs = ("anomaly_map", "score") if isinstance(run.module, StfpmNetwork) else ("patches",)
     with tempfile.TemporaryDirectory() as folder:
         graph = Path(folder) / ("features.onnx" if len(outputs) == 1 else "score.onnx")
@@ -149,6 +158,8 @@ def explain_bundle(
         prepare(decode_image(bundle.file(golden.file).read_bytes(), golden.file), manifest.input)
         for golden in manifest.golden
     ]
+    if "score" not in manifest.graphs:
+        raise ArgumentError(f"{bundle.path}: {_SEVERAL}")
     reference = GraphSide(bundle.graph("score"), "fp32 on cpu", "cpu")
     for backend, precision in pairs:
         candidate = GraphSide(bundle.graph("score", precision), f"{precision} on {backend}", backend)

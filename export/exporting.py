@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -20,6 +20,8 @@ import safetensors.numpy
 import flawscope
 from flawscope.bundle import (
     Bundle,
+    DdadHead,
+    DsadHead,
     Evidence,
     Golden,
     Graph,
@@ -33,14 +35,15 @@ from flawscope.bundle import (
     open_bundle,
     write_bundle,
 )
-from flawscope.config import PatchcoreConfig, StfpmConfig
+from flawscope.config import DdadConfig, PatchcoreConfig, StfpmConfig
 from flawscope.errors import ArgumentError, RunError
 from flawscope.export.features_graph import export_module
 from flawscope.export.head import BankFile, append_head
+from flawscope.export.networks import reconstruction_graphs
 from flawscope.export.parity import check_parity, measure_parity
 from flawscope.export.precisions import Wanted, add_precision, read_pictures
 from flawscope.export.proof import prove_sizes
-from flawscope.export.torch_scores import network_scores, torch_scores
+from flawscope.export.torch_scores import network_scores, reconstruction_scores, torch_scores
 from flawscope.files import check_replaceable, storage_errors
 from flawscope.images import UInt8Array, decode_image, prepare
 from flawscope.runtime import Inspector
@@ -48,7 +51,9 @@ from flawscope.runtime.heads import distance_scale
 from flawscope.runtime.inspector import ZERO_SHARE
 from flawscope.training.features import PatchFeatures
 from flawscope.training.loading import Progress, no_progress
+from flawscope.training.reconstructing import Reconstruction
 from flawscope.training.run import Run, read_run
+from flawscope.training.stfpm import StfpmNetwork
 from flawscope.versions import package_versions
 
 _GOLDEN = 2
@@ -88,7 +93,7 @@ def export_run(
         wanted.check()
     check_replaceable(out, "manifest.json")
     run = read_run(path)
-    if wanted is not None and wanted.precisions and not run.fitted.tensors:
+    if wanted is not None and wanted.precisions and not isinstance(run.module, PatchFeatures):
         raise ArgumentError(
             f"--precision {wanted.precisions[0]}: expected a run of patchcore or padim, got one without a bank, which "
             "has FP32 alone. Leave it out."
@@ -122,9 +127,12 @@ def _export(
     images = [prepare(decode_image(data, name), spec) for name, data in samples]
     head = head_of(run, images)
     progress("exporting", 1, steps)
-    made = (
-        _bank_graphs(run, head, scratch, max_batch) if run.fitted.tensors else _network_graph(run, scratch, max_batch)
-    )
+    if isinstance(run.module, Reconstruction):
+        made = _network_graphs(run.module, spec.size, scratch, max_batch)
+    elif isinstance(run.module, StfpmNetwork):
+        made = _network_graph(run.module, spec.size, scratch, max_batch)
+    else:
+        made = _bank_graphs(run, run.module, head, scratch, max_batch)
     progress("exporting", 2, steps)
 
     manifest = Manifest(
@@ -180,7 +188,7 @@ class _Made:
     arrays: dict[str, npt.NDArray[Any]]
 
 
-def _bank_graphs(run: Run, head: Head, scratch: Path, max_batch: int) -> _Made:
+def _bank_graphs(run: Run, module: PatchFeatures, head: Head, scratch: Path, max_batch: int) -> _Made:
     """Write the bank, `features.onnx`, and `score.onnx` with the head written node by node."""
     assert isinstance(head, PatchcoreHead | PadimHead)
     size = run.record.config.preprocessing.size
@@ -191,7 +199,7 @@ def _bank_graphs(run: Run, head: Head, scratch: Path, max_batch: int) -> _Made:
         tensors["norms"] = np.einsum("md,md->m", bank, bank)
     arrays = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
     bank_path.write_bytes(safetensors.numpy.save(arrays))
-    features = export_module(run.module, size, max_batch)
+    features = export_module(module, size, max_batch)
     score = append_head(features, head, BankFile(bank_path), size, max_batch)
     graphs = {
         name: _written(max_batch, name, model, scratch) for name, model in (("features", features), ("score", score))
@@ -199,11 +207,21 @@ def _bank_graphs(run: Run, head: Head, scratch: Path, max_batch: int) -> _Made:
     return _Made(graphs, bank_path.name, arrays)
 
 
-def _network_graph(run: Run, scratch: Path, max_batch: int) -> _Made:
+def _network_graph(module: StfpmNetwork, size: tuple[int, int], scratch: Path, max_batch: int) -> _Made:
     """Write `score.onnx` of a network that makes map and score itself."""
-    size = run.record.config.preprocessing.size
-    model = export_module(run.module, size, max_batch, ("anomaly_map", "score"))
+    model = export_module(module, size, max_batch, ("anomaly_map", "score"))
     return _Made({"score": _written(max_batch, "score", model, scratch)}, None, {})
+
+
+def _network_graphs(reconstruction: Reconstruction, size: tuple[int, int], scratch: Path, max_batch: int) -> _Made:
+    """Write the graphs of a detector that reconstructs, and the noise of its sampling."""
+    noise = scratch / "noise.safetensors"
+    noise.write_bytes(safetensors.numpy.save({"noise": np.ascontiguousarray(reconstruction.noise)}))
+    graphs = {
+        name: _written(max_batch, name, model, scratch)
+        for name, model in reconstruction_graphs(reconstruction, size, max_batch)
+    }
+    return _Made(graphs, noise.name, {})
 
 
 def _written(max_batch: int, name: str, model: onnx.ModelProto, scratch: Path) -> Graph:
@@ -217,7 +235,14 @@ def head_of(run: Run, images: Sequence[UInt8Array]) -> Head:
     """Return the head that scores what a run has fitted; `images` are its prepared sample pictures."""
     config = run.record.config
     if isinstance(config, StfpmConfig):
+        assert isinstance(run.module, StfpmNetwork)
         return StfpmHead(config.sigma, float(network_scores(run.module, images)[1].mean()))
+    if isinstance(run.module, Reconstruction):
+        scale = float(reconstruction_scores(run.module, images)[1].mean())
+        if isinstance(config, DdadConfig):
+            return DdadHead(run.module.sampling, run.module.rule, scale)
+        edges: Literal["canny", "none"] = "canny" if run.module.networks.edges else "none"
+        return DsadHead(run.module.sampling, run.module.rule, scale, edges)
     if isinstance(config, PatchcoreConfig):
         return PatchcoreHead(run.record.grid, config.neighbors, config.reweight, config.sigma)
     return PadimHead(run.record.grid, config.sigma)
@@ -231,14 +256,17 @@ def _gate(
     graph = _scores(Inspector(candidate, "cpu", "graph"), images)
     least = ZERO_SHARE * distance_scale(head, candidate.tensors())
     joined: tuple[Parity, ...]
+    graph_name = "denoise.onnx and the others, cpu" if isinstance(run.module, Reconstruction) else "score.onnx, cpu"
     if isinstance(run.module, PatchFeatures):
         assert isinstance(head, PatchcoreHead | PadimHead)
         expected = torch_scores(run.module, head, run.fitted.tensors, spec.size, images)
         kernel = _scores(Inspector(candidate, "cpu", "kernel"), images)
-        joined = (measure_parity("score.onnx, cpu", "features.onnx + kernel, cpu", graph, kernel, least),)
+        joined = (measure_parity(graph_name, "features.onnx + kernel, cpu", graph, kernel, least),)
+    elif isinstance(run.module, Reconstruction):
+        expected, joined = reconstruction_scores(run.module, images), ()
     else:
         expected, joined = network_scores(run.module, images), ()
-    parity = (measure_parity("torch", "score.onnx, cpu", expected, graph, least), *joined)
+    parity = (measure_parity("torch", graph_name, expected, graph, least), *joined)
     check_parity(parity)
     golden = []
     for index, (_, data) in enumerate(samples[:_GOLDEN]):

@@ -1,4 +1,4 @@
-"""A torch module that takes pictures as an ONNX graph with a dynamic batch: `features.onnx`, or all of `score.onnx`."""
+"""A torch module as an ONNX graph with a dynamic batch: `features.onnx`, all of `score.onnx`, or one of several."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import onnx
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from flawscope.errors import RunError
 
@@ -37,9 +37,29 @@ def export_module(
     Raises:
         RunError: If torch cannot export the backbone.
     """
-    example = torch.zeros((min(2, max_batch), *size, 3), dtype=torch.uint8)
+    return export_network(module, {"image": torch.zeros((1, *size, 3), dtype=torch.uint8)}, max_batch, outputs)
+
+
+def export_network(
+    module: nn.Module, examples: Mapping[str, Tensor], max_batch: int, outputs: Sequence[str], name: str = "features"
+) -> onnx.ModelProto:
+    """Return the graph of a module with several inputs, all with the batch as their first dimension.
+
+    Args:
+        module: The module, on the CPU.
+        examples: Name → example of one picture, [1, …], in the order of the module's arguments.
+        max_batch: Largest batch the graph has to take.
+        outputs: Names of its outputs.
+        name: What nodes are called that belong to no module of the network.
+
+    Raises:
+        RunError: If torch cannot export the module.
+    """
+    count = min(2, max_batch)
+    arguments = tuple(torch.cat([example] * count) for example in examples.values())
     # A dimension of one would be taken for a constant; a graph for single pictures has one on purpose.
-    shapes = ({0: torch.export.Dim("N", min=1, max=max_batch)},) if max_batch > 1 else None
+    batch = torch.export.Dim("N", min=1, max=max_batch) if max_batch > 1 else None
+    shapes = None if batch is None else tuple({0: batch} for _ in arguments)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     try:
         # The exporter prints its steps and warns about its own dependencies: nothing of it is for our users.
@@ -47,9 +67,9 @@ def export_module(
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
                 module,
-                (example,),
+                arguments,
                 dynamo=True,
-                input_names=["image"],
+                input_names=list(examples),
                 output_names=list(outputs),
                 dynamic_shapes=shapes,
                 opset_version=OPSET,
@@ -65,7 +85,7 @@ def export_module(
     if program is None:
         raise RunError("export: torch gave no ONNX graph. Choose another backbone.")
     model: onnx.ModelProto = program.model_proto
-    _name_after_modules(model)
+    _name_after_modules(model, name)
     for value in (*model.graph.value_info, *model.graph.input, *model.graph.output, *model.graph.node):
         del value.metadata_props[:]  # paths and traces of the exporting machine
     del model.graph.metadata_props[:]
@@ -74,11 +94,11 @@ def export_module(
     return model
 
 
-def _name_after_modules(model: onnx.ModelProto) -> None:
+def _name_after_modules(model: onnx.ModelProto, name: str) -> None:
     """Name every node `MODULE/Operator_N`: whoever refuses a node then names the layer of the network with it."""
     for index, node in enumerate(model.graph.node):
         scopes = next((entry.value for entry in node.metadata_props if entry.key == _SCOPES), "[]")
         names = [str(name) for name in ast.literal_eval(scopes)]
         # The last name is the traced operation, the one before it the innermost module; the outermost has no name.
-        module = names[-2] if len(names) > 1 and names[-2] else "features"
+        module = names[-2] if len(names) > 1 and names[-2] else name
         node.name = f"{module}/{node.op_type}_{index}"

@@ -12,7 +12,18 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from flawscope.bundle import BankHead, Gate, Golden, Graph, Manifest, Precision, StfpmHead, open_bundle, write_bundle
+from flawscope.bundle import (
+    BankHead,
+    Gate,
+    Golden,
+    Graph,
+    Manifest,
+    PadimHead,
+    PatchcoreHead,
+    Precision,
+    open_bundle,
+    write_bundle,
+)
 from flawscope.calibration.gate import measure_gate
 from flawscope.calibration.limits import LIMITS, Limits, Method, failures
 from flawscope.calibration.modelopt import find_python
@@ -149,7 +160,7 @@ def add_precision(
         PrecisionRefused: If it is outside the limits.
     """
     head = manifest.head
-    assert not isinstance(head, StfpmHead), "refused before"
+    assert isinstance(head, PatchcoreHead | PadimHead), "refused before"
     limits = wanted.limits.get(name, LIMITS[name])
     features = scratch / "features.onnx"
     if name == "fp16":

@@ -38,8 +38,7 @@ def prove_sizes(model: onnx.ModelProto, max_batch: int) -> SizeProof:
     """
     fixed = onnx.ModelProto()
     fixed.CopyFrom(model)
-    fixed.graph.input[0].type.tensor_type.shape.dim[0].dim_value = max_batch
-    for value in fixed.graph.output:
+    for value in (*fixed.graph.input, *fixed.graph.output):
         value.type.tensor_type.shape.dim[0].dim_value = max_batch
     del fixed.graph.value_info[:]  # they speak of the dynamic batch
     try:

@@ -14,6 +14,7 @@ from flawscope.bundle import BankHead, PatchcoreHead
 from flawscope.images import UInt8Array
 from flawscope.maphead import map_matrices
 from flawscope.training.features import PatchFeatures
+from flawscope.training.reconstructing import Reconstruction
 
 Float32Array = npt.NDArray[np.float32]
 
@@ -58,6 +59,14 @@ def network_scores(network: nn.Module, images: Sequence[UInt8Array]) -> tuple[Fl
         found = [network(torch.from_numpy(image[None])) for image in images]
     maps, scores = (torch.cat(parts).numpy() for parts in zip(*found, strict=True))
     return maps, scores
+
+
+def reconstruction_scores(
+    reconstruction: Reconstruction, images: Sequence[UInt8Array]
+) -> tuple[Float32Array, Float32Array]:
+    """Return anomaly maps float32 [N, H, W] and scores float32 [N] of torch networks, at the noise of the run."""
+    found = [reconstruction(image[None]) for image in images]
+    return np.concatenate([one.maps for one in found]), np.concatenate([one.scores for one in found])
 
 
 def _patchcore(patches: Tensor, head: PatchcoreHead, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:

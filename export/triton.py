@@ -326,7 +326,7 @@ def _check_kind(bundle: Bundle, precision: str) -> None:
         got = "none" if graph is None else f"one with {', '.join(graph.outputs)}"
         raise BundleError(
             f"{bundle.path}: expected a graph called score with the outputs {', '.join(_OUTPUTS)}, got {got}. "
-            "Only bundles that score can be served."
+            "Only bundles whose score is one graph can be served."
         )
 
 

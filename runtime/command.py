@@ -14,10 +14,11 @@ import numpy.typing as npt
 from flawscope.bundle import PRECISIONS
 from flawscope.errors import ArgumentError
 from flawscope.files import storage_errors, write_bytes
-from flawscope.images import EXTENSIONS, read_image
+from flawscope.images import EXTENSIONS, prepare, read_image
 from flawscope.runtime.backends import BACKENDS
 from flawscope.runtime.inspector import PATHS, Inspector
 from flawscope.runtime.overlay import draw_overlay
+from flawscope.runtime.pictures import write_pictures
 from flawscope.runtime.results import Result
 
 
@@ -30,6 +31,11 @@ from flawscope.runtime.results import Result
 @click.option("--batch", type=int, default=1, show_default=True, help="Pictures per inference.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON line per picture.")
 @click.option("--maps", type=click.Path(path_type=Path), help="Folder for heat maps over the pictures (PNG).")
+@click.option(
+    "--pictures",
+    type=click.Path(path_type=Path),
+    help="Folder for input, reconstruction and maps (PNG); for ddad and dsad, which then compute twice.",
+)
 def score(
     bundle: Path,
     images: tuple[Path, ...],
@@ -39,6 +45,7 @@ def score(
     batch: int,
     as_json: bool,
     maps: Path | None,
+    pictures: Path | None,
 ) -> int:
     """Decide on pictures, or on all pictures of folders.
 
@@ -49,16 +56,26 @@ def score(
     names: set[str] = set()
     with Inspector.load(bundle, backend, path, precision) as inspector:
         inspector.check_batch(batch)
-        if maps is not None:  # not before everything that was asked for is known to be there
-            with storage_errors(maps):
-                maps.mkdir(parents=True, exist_ok=True)
+        if pictures is not None:
+            inspector.check_reconstructs()
+        for folder in (maps, pictures):  # not before everything that was asked for is known to be there
+            if folder is not None:
+                with storage_errors(folder):
+                    folder.mkdir(parents=True, exist_ok=True)
         if not as_json:
             click.echo(f"backend {inspector.backend} ({inspector.backend_reason})", err=True)
         for source, result in zip(paths, inspector.stream(paths, batch), strict=True):
             counts[result.decision] += 1
             click.echo(msgspec.json.encode(result.to_json()).decode() if as_json else _line(result))
-            if maps is not None and result.anomaly_map is not None and np.isfinite(result.anomaly_map).all():
-                _write_map(_free_name(maps, source, names), source, result, result.anomaly_map, inspector)
+            if result.anomaly_map is None or not np.isfinite(result.anomaly_map).all():
+                continue
+            name = _free_name(source, names) if maps is not None or pictures is not None else ""
+            if maps is not None:
+                _write_map(maps / f"{name}.png", source, result, result.anomaly_map, inspector)
+            if pictures is not None:
+                image = prepare(read_image(source), inspector.manifest.input)
+                found = inspector.reconstruct(image[None])
+                write_pictures(pictures, name, image, found, _reference(inspector))
     if not as_json:
         total = ", ".join(f"{counts[decision]} {decision}" for decision in ("accept", "reject", "fault"))
         click.echo(f"{len(paths)} pictures: {total}", err=True)
@@ -91,23 +108,28 @@ def _number(value: float | None) -> str:
     return "none" if value is None else f"{value:.4f}"
 
 
-def _free_name(folder: Path, source: Path, names: set[str]) -> Path:
-    """Return a PNG path after the picture's name, numbered where pictures of several folders share one."""
+def _free_name(source: Path, names: set[str]) -> str:
+    """Return the picture's name, numbered where pictures of several folders share one."""
     name, count = source.stem, 1
     while name in names:
         count += 1
         name = f"{source.stem}_{count}"
     names.add(name)
-    return folder / f"{name}.png"
+    return name
+
+
+def _reference(inspector: Inspector) -> float:
+    """Return a map value that stands in the middle of every scale of colours."""
+    if inspector.thresholds is not None:
+        return inspector.thresholds.pixel.value
+    # Without thresholds the scale is anchored at what good pictures reach.
+    return max((known.map_max for known in inspector.manifest.golden_of(inspector.precision)), default=1.0)
 
 
 def _write_map(
     path: Path, source: Path, result: Result, anomaly_map: npt.NDArray[np.float32], inspector: Inspector
 ) -> None:
-    manifest, thresholds = inspector.manifest, inspector.thresholds
-    golden = manifest.golden_of(inspector.precision)
-    # Without thresholds the scale is anchored at what good pictures reach.
-    reference = thresholds.pixel.value if thresholds else max((known.map_max for known in golden), default=1.0)
-    picture = draw_overlay(read_image(source), anomaly_map, manifest.map_spec, reference, result.boxes)
+    spec = inspector.manifest.map_spec
+    picture = draw_overlay(read_image(source), anomaly_map, spec, _reference(inspector), result.boxes)
     _, data = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
     write_bytes(path, data.tobytes())

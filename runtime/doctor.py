@@ -22,6 +22,7 @@ from flawscope.runtime.driver import match_driver
 from flawscope.runtime.engines import RUNTIMES, EngineCache, current_target, import_tensorrt
 from flawscope.runtime.inspector import Inspector
 from flawscope.runtime.placement import elsewhere, place_layers, place_nodes
+from flawscope.runtime.reconstruction import ReconstructionSession
 from flawscope.versions import cpu_name, package_versions
 
 _EXTRAS = {
@@ -120,19 +121,23 @@ def examine(bundle: Path, backend: str, precision: str) -> dict[str, Any]:
         BackendError: If the backend is not there or cannot take the graph.
     """
     with Inspector.load(bundle, backend, precision=precision) as inspector:
-        name = "features" if inspector.path == "kernel" else "score"
-        graph = inspector.bundle.graph(name, precision)
         golden = inspector.manifest.golden_of(precision)
         if not golden:
             raise ArgumentError(f"{bundle}: expected golden images, got none. Export it again.")
         data = inspector.bundle.file(golden[0].file).read_bytes()
         image = prepare(decode_image(data, golden[0].file), inspector.manifest.input)
         session = inspector._session  # what is asked for is where the inspector's own work is done
-        if isinstance(session, TensorrtSession):
-            nodes = place_layers(session.plan)
+        if isinstance(session, ReconstructionSession):
+            parts = session.parts(image[None])
         else:
-            nodes = place_nodes(graph, inspector.backend, image[None])
-        head = "in the graph"
+            parts = {"features" if inspector.path == "kernel" else "score": (session, {"image": image[None]})}
+        nodes = []
+        for name, (part, inputs) in parts.items():
+            if isinstance(part, TensorrtSession):
+                nodes += place_layers(part.plan)
+            else:
+                nodes += place_nodes(inspector.bundle.graph(name, precision), inspector.backend, inputs)
+        head = "in the graph" if len(parts) == 1 else "the sampling, on the host; each network is run once here"
         if inspector.path == "kernel":
             head = cpp_ext.implementation() if inspector._head is not None else "CUDA kernels"
         total = sum(node.milliseconds for node in nodes) or 1.0
@@ -147,7 +152,7 @@ def examine(bundle: Path, backend: str, precision: str) -> dict[str, Any]:
             "reason": inspector.backend_reason,
             "precision": precision,
             "path": inspector.path,
-            "graph": graph.name,
+            "graph": ", ".join(inspector.bundle.graph(name, precision).name for name in parts),
             "head": head,
             "milliseconds": total,
             "providers": providers,

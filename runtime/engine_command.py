@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -21,10 +22,10 @@ from flawscope.runtime.engines import (
     import_tensorrt,
     named_target,
 )
-from flawscope.runtime.engines.ensure import ensure_engine
+from flawscope.runtime.engines.ensure import Ensured, ensure_engine
 from flawscope.terminal import progress_bars
 
-_GRAPHS = ("auto", "features", "score")
+_GRAPHS = ("auto", "features", "score", "encode", "denoise", "decode", "compare")
 
 
 @click.group("engine")
@@ -47,7 +48,7 @@ _cache_option = click.option("--cache", type=click.Path(path_type=Path, file_oka
     type=click.Choice(_GRAPHS),
     default="auto",
     show_default=True,
-    help="auto: features, which the runtime joins with its own kernels.",
+    help="auto: what backend tensorrt runs: features, or score, or each of a bundle with several.",
 )
 @click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True)
 @click.option("--max-batch", type=int, help="Largest batch.  [default: the bundle's]")
@@ -82,21 +83,29 @@ def build_command(
                 f"max-batch: expected 1 to {opened.manifest.max_batch}, which the bundle takes, got {most}."
             )
         options = BuildOptions(1, 1 if opt_batch is None else opt_batch, most, workspace)
-        name = _graph(opened, graph)
-        with progress_bars() as report:
-            started = time.perf_counter()
-            ensured = ensure_engine(
-                opened,
-                name,
-                tensorrt,
-                device,
-                options,
-                EngineCache(cache),
-                precision=precision,
-                build=not no_build,
-                force=force,
-                progress=lambda share, phase: report(_estimate(share, started, phase), round(100 * share), 100),
+        for name in _graphs(opened, graph):
+            with progress_bars() as report:
+                tell = _teller(report, name)
+                ensured = ensure_engine(
+                    opened,
+                    name,
+                    tensorrt,
+                    device,
+                    options,
+                    EngineCache(cache),
+                    precision=precision,
+                    build=not no_build,
+                    force=force,
+                    progress=tell,
+                )
+            _show_engine(ensured)
+            click.echo(
+                f"graph {name}, {precision}, batch 1 to {options.max_batch}, {tensorrt.name} {tensorrt.version}, "
+                f"{device}"
             )
+
+
+def _show_engine(ensured: Ensured) -> None:
     stored, entry = ensured.stored, ensured.stored.entry
     if entry is None:
         raise BackendError(f"engine: {stored.folder} has no entry. Clear the cache and build again.")
@@ -107,9 +116,6 @@ def build_command(
     else:
         click.echo(f"built because {ensured.built_because}")
         click.echo(f"engine: {stored.plan} ({entry.size / 2**20:.1f} MiB, {entry.build_seconds:.1f} s)")
-    click.echo(
-        f"graph {name}, {precision}, batch 1 to {options.max_batch}, {tensorrt.name} {tensorrt.version}, {device}"
-    )
     if entry.layers_missing is not None:
         click.echo(f"no report of its layers: {entry.layers_missing}")
 
@@ -188,10 +194,19 @@ def _device(tensorrt: TensorRT, target: str | None) -> Target:
         raise BackendError(f"{err} To build for another machine's GPU name it with --target: {known}.") from err
 
 
-def _graph(bundle: Bundle, graph: str) -> str:
+def _graphs(bundle: Bundle, graph: str) -> list[str]:
+    """Return the names of the graphs that engines are built of."""
+    names = bundle.manifest.graphs
     if graph != "auto":
-        return graph
-    return "features" if "features" in bundle.manifest.graphs else "score"
+        return [graph]
+    whole = next((name for name in ("features", "score") if name in names), None)
+    return sorted(names) if whole is None else [whole]
+
+
+def _teller(report: Callable[[str, int, int], None], name: str) -> Callable[[float, str], None]:
+    """Return what shows the progress of one graph."""
+    started = time.perf_counter()
+    return lambda share, phase: report(f"{name}: {_estimate(share, started, phase)}", round(100 * share), 100)
 
 
 def _estimate(share: float, started: float, phase: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from flawscope.bundle import Head, PadimHead, PatchcoreHead, StfpmHead
+from flawscope.bundle import DdadHead, DsadHead, Head, PadimHead, PatchcoreHead, StfpmHead
 from flawscope.cpp_ext import Bank, Gaussians, separable_maps
 from flawscope.errors import BundleError
 from flawscope.maphead import map_matrices
@@ -30,8 +30,9 @@ def build_head(head: Head, tensors: Mapping[str, npt.NDArray[Any]], size: tuple[
     Raises:
         BundleError: If the bank lacks a tensor, or the method has no patches.
     """
-    if isinstance(head, StfpmHead):
-        raise BundleError("path kernel: expected a method with a bank, got stfpm. Leave --path out.")
+    if not isinstance(head, PatchcoreHead | PadimHead):
+        method = head.__struct_config__.tag
+        raise BundleError(f"path kernel: expected a method with a bank, got {method}. Leave --path out.")
     needed = ("mean", "whitening") if isinstance(head, PadimHead) else ("bank",)
     if isinstance(head, PatchcoreHead) and head.reweight == "paper" and head.neighbors > 1:
         needed = ("bank", "neighbours")
@@ -136,10 +137,10 @@ class PatchcoreFinish:
 def distance_scale(head: Head, tensors: Mapping[str, npt.NDArray[Any]]) -> float:
     """Return the size of an ordinary distance of a bundle: differences of scores near zero are judged against it.
 
-    PatchCore: the root mean square norm of the bank's rows. PaDiM: √D, the expected Mahalanobis distance. STFPM: an
+    PatchCore: the root mean square norm of the bank's rows. PaDiM: √D, the expected Mahalanobis distance. Others: an
     ordinary score.
     """
-    if isinstance(head, StfpmHead):
+    if isinstance(head, StfpmHead | DdadHead | DsadHead):
         return head.scale
     if isinstance(head, PadimHead):
         return float(np.sqrt(tensors["mean"].shape[1]))

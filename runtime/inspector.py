@@ -12,13 +12,15 @@ from typing import Any, overload
 import numpy as np
 import numpy.typing as npt
 
-from flawscope.bundle import Bundle, Manifest, open_bundle
+from flawscope.bundle import Bundle, DdadHead, DsadHead, Manifest, PadimHead, PatchcoreHead, open_bundle
 from flawscope.cpp_ext import HAVE_NATIVE
 from flawscope.errors import ArgumentError, BackendError, BundleError, DeviceError, FlawscopeError
 from flawscope.images import UInt8Array, check_image, prepare, read_image
+from flawscope.reconstruction import Reconstructed
 from flawscope.runtime.backends import Session, choose_backend, open_session
 from flawscope.runtime.decision import decide, find_boxes
 from flawscope.runtime.heads import build_head, distance_scale
+from flawscope.runtime.reconstruction import ReconstructionSession
 from flawscope.runtime.results import Box, Result
 from flawscope.tiles import MapBlender, Tiling
 
@@ -164,7 +166,32 @@ class Inspector:
             return self._head(outputs["patches"])
         return outputs["anomaly_map"], outputs["score"]
 
+    def reconstruct(self, prepared: UInt8Array) -> Reconstructed:
+        """Return what a bundle that reconstructs makes of prepared pictures uint8 [N, H, W, 3], pictures and maps.
+
+        Raises:
+            ArgumentError: If the bundle's method does not reconstruct.
+            DeviceError: If the device fails.
+        """
+        return self.check_reconstructs().reconstruct(prepared)
+
+    def check_reconstructs(self) -> ReconstructionSession:
+        """Return the session of a bundle that reconstructs.
+
+        Raises:
+            ArgumentError: If the bundle's method does not reconstruct, or its pictures are cut into tiles.
+        """
+        if not isinstance(self._session, ReconstructionSession) or self.manifest.tiling is not None:
+            got = f"one of {self.manifest.method}" if self.manifest.tiling is None else "one that cuts them into tiles"
+            raise ArgumentError(
+                f"{self.bundle.path}: expected a bundle that reconstructs pictures as a whole (ddad, dsad), got {got}. "
+                "Leave --pictures out."
+            )
+        return self._session
+
     def _open(self) -> Session:
+        if isinstance(self.manifest.head, DdadHead | DsadHead):
+            return ReconstructionSession(self.bundle, self.precision, self.backend)
         name = "features" if self.path == "kernel" else "score"
         return open_session(self.bundle, name, self.precision, self.backend)
 
@@ -276,6 +303,8 @@ class Inspector:
 
 
 def _resolve_path(path: str, backend: str, manifest: Manifest) -> str:
+    if path == "kernel" and not isinstance(manifest.head, PatchcoreHead | PadimHead):
+        raise BundleError(f"path kernel: expected a method with a bank, got {manifest.method}. Leave --path out.")
     if path != "auto":
         return path
     return "kernel" if HAVE_NATIVE and backend in ("cpu", "tensorrt") and "features" in manifest.graphs else "graph"

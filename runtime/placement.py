@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from flawscope.errors import BackendError
@@ -39,13 +39,13 @@ class PlacedNode:
     milliseconds: float
 
 
-def place_nodes(graph: Path, backend: str, images: npt.NDArray[np.uint8]) -> list[PlacedNode]:
+def place_nodes(graph: Path, backend: str, inputs: Mapping[str, npt.NDArray[Any]]) -> list[PlacedNode]:
     """Run a graph under ONNX Runtime's profiler and return its nodes in the order in which they were executed.
 
     Args:
         graph: ONNX file.
         backend: `cpu` or `cuda`.
-        images: uint8 [N, H, W, 3].
+        inputs: An array for each input by name.
 
     Raises:
         BackendError: If the graph cannot be loaded or run there.
@@ -57,9 +57,8 @@ def place_nodes(graph: Path, backend: str, images: npt.NDArray[np.uint8]) -> lis
         options.profile_file_prefix = str(Path(folder) / "nodes")
         try:
             session = onnxruntime.InferenceSession(str(graph), options, providers=session_providers(backend))
-            name = session.get_inputs()[0].name
             for _ in range(_RUNS):
-                session.run(None, {name: images})
+                session.run(None, dict(inputs))
             events: list[dict[str, Any]] = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
         except Exception as err:
             # ONNX Runtime's exceptions share no base class of their own.

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
+
+from flawscope.reconstruction import MapRule
 
 
 @dataclass(frozen=True)
@@ -19,7 +22,9 @@ class Fitted:
         transform: What patches are multiplied with: float32 [D], float32 [C, D] for C kept channels, or None.
         channels: Indices of the kept channels, or None for all.
         facts: What a person may want to know of the fit.
-        student: State of a trained network beside the backbone.
+        networks: Name -> state of a trained network beside the backbone.
+        unet: Settings of the UNet of a guided denoiser, or None for other methods.
+        rule: How the maps of a reconstruction become one, or None for other methods.
     """
 
     grid: tuple[int, int]
@@ -27,4 +32,6 @@ class Fitted:
     transform: npt.NDArray[np.float32] | None = None
     channels: tuple[int, ...] | None = None
     facts: dict[str, int | float | str] = field(default_factory=dict)
-    student: dict[str, Tensor] = field(default_factory=dict)
+    networks: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    rule: MapRule | None = None
+    unet: dict[str, Any] | None = None

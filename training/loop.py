@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from flawscope.config import TrainedConfig
@@ -91,6 +92,7 @@ def run_loop(
         RunError: If memory runs out, the loss is not finite, or a checkpoint does not fit.
     """
     torch.use_deterministic_algorithms(True, warn_only=True)
+    AcceleratorState._reset_state()  # one process may train twice, in another precision
     accelerator = Accelerator(
         mixed_precision=config.mixed_precision,
         cpu=config.device == "cpu",

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import msgspec
@@ -15,18 +16,25 @@ import safetensors
 import safetensors.numpy
 import torch
 from safetensors import SafetensorError
+from torch import Tensor, nn
 
-from flawscope.config import PadimConfig, PatchcoreConfig, StfpmConfig
+from flawscope.config import AutoencoderConfig, DdadConfig, DsadConfig, PadimConfig, PatchcoreConfig, StfpmConfig
 from flawscope.errors import RunError
 from flawscope.files import atomic_folder
 from flawscope.images import UInt8Array
+from flawscope.reconstruction import MapRule
 from flawscope.tiles import Picture, read_picture
 from flawscope.training.backbone import Backbone, BackboneSource, restore_backbone
+from flawscope.training.comparison import Comparison
+from flawscope.training.dsad import restore_dsad
 from flawscope.training.extraction import standardization
+from flawscope.training.extractor import FOLDER as EXTRACTOR
 from flawscope.training.features import PatchFeatures
 from flawscope.training.fitted import Fitted
 from flawscope.training.loop import METRICS, PREVIEWS
+from flawscope.training.reconstructing import Reconstruction, TorchNetworks
 from flawscope.training.stfpm import StfpmNetwork
+from flawscope.training.unet import Denoiser
 
 RUN_SCHEMA = 1
 RECORD = "run.json"
@@ -34,14 +42,16 @@ WEIGHTS = "weights.safetensors"
 SAMPLES = "samples"
 _SAMPLE_SIDE_PX = 1024
 
-AnyConfig = PatchcoreConfig | PadimConfig | StfpmConfig
+AnyConfig = PatchcoreConfig | PadimConfig | StfpmConfig | DdadConfig | DsadConfig | AutoencoderConfig
+Module = PatchFeatures | StfpmNetwork | Reconstruction
+"""What scores pictures in torch."""
 
 
 class RunRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What `run.json` says.
 
     Attributes:
-        kind: `detector`.
+        kind: `detector` or `autoencoder`.
         config: The settings as used, tagged with the method.
         category: Name of the category.
         layout: Layout of the dataset.
@@ -57,6 +67,8 @@ class RunRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         created: UTC time, ISO 8601.
         command: The command line.
         flawscope: Version that wrote the run.
+        rule: How the maps of a reconstruction become one, or null for other methods.
+        unet: Settings of the UNet of a guided denoiser, or null for other methods.
     """
 
     kind: str
@@ -75,6 +87,8 @@ class RunRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     created: str
     command: str
     flawscope: str
+    rule: MapRule | None = None
+    unet: dict[str, Any] | None = None
     schema: int = RUN_SCHEMA
 
 
@@ -86,7 +100,7 @@ class Run:
     record: RunRecord
     digest: str
     fitted: Fitted
-    module: PatchFeatures | StfpmNetwork
+    module: Module
     samples: tuple[Path, ...]
 
 
@@ -110,9 +124,16 @@ def write_run(
     notes: Path | None = None,
 ) -> None:
     """Write a run whole, or not at all; `notes` is a folder of the training whose metrics and previews come along."""
-    arrays = {f"backbone.{name}": value.cpu().numpy() for name, value in backbone.network.state_dict().items()}
+    # An autoencoder has needed its backbone for the loss alone.
+    has_backbone = not isinstance(record.config, AutoencoderConfig)
+    kept = backbone.network.state_dict() if has_backbone else {}
+    arrays = {f"backbone.{name}": value.cpu().numpy() for name, value in kept.items()}
     arrays |= {f"bank.{name}": value for name, value in fitted.tensors.items()}
-    arrays |= {f"student.{name}": value.cpu().numpy() for name, value in fitted.student.items()}
+    arrays |= {
+        f"{network}.{name}": value.cpu().numpy()
+        for network, state in fitted.networks.items()
+        for name, value in state.items()
+    }
     if fitted.transform is not None:
         arrays["transform"] = fitted.transform
     # safetensors writes an array's memory as it lies: one in column order would come back transposed.
@@ -126,8 +147,10 @@ def write_run(
         for index, sample in enumerate(samples):
             (folder / SAMPLES / f"{index:03d}.png").write_bytes(_encode_sample(read_picture(sample)))
         if notes is not None:
-            shutil.copy2(notes / METRICS, folder / METRICS)
-            shutil.copytree(notes / PREVIEWS, folder / PREVIEWS)
+            for part in (Path(), *([Path(EXTRACTOR)] if (notes / EXTRACTOR).is_dir() else [])):
+                (folder / part).mkdir(exist_ok=True)
+                shutil.copy2(notes / part / METRICS, folder / part / METRICS)
+                shutil.copytree(notes / part / PREVIEWS, folder / part / PREVIEWS)
         text = msgspec.json.format(msgspec.json.encode(record), indent=1)
         (folder / RECORD).write_bytes(text + b"\n")
 
@@ -164,37 +187,69 @@ def read_run(path: Path) -> Run:
     except (SafetensorError, OSError) as err:
         raise RunError(f"{path / WEIGHTS}: expected the weights of the run, got {err}. Train again.") from err
     bank = {name.removeprefix("bank."): value for name, value in tensors.items() if name.startswith("bank.")}
+    if isinstance(record.config, AutoencoderConfig):
+        raise RunError(f"{path}: expected the run of a detector, got an autoencoder. It is used by train dsad.")
     _check_fitted(path, record, bank)
     is_projected = isinstance(record.config, PadimConfig) and record.config.reduction == "ortho"
     if (is_projected or standardization(record.config) != "none") and "transform" not in tensors:
         raise RunError(f"{path}: expected a fitted detector, got a run without its channel transform. Train again.")
     _check_finite(path, tensors)
-    state = {
-        name.removeprefix("backbone."): torch.from_numpy(value)
-        for name, value in tensors.items()
-        if name.startswith("backbone.")
-    }
-    backbone = restore_backbone(record.config, state)
-    student = {
-        name.removeprefix("student."): torch.from_numpy(value)
-        for name, value in tensors.items()
-        if name.startswith("student.")
-    }
-    fitted = Fitted(record.grid, bank, tensors.get("transform"), record.channels, record.facts, student)
-    module: PatchFeatures | StfpmNetwork
-    if isinstance(record.config, StfpmConfig):
-        config = record.config
-        module = StfpmNetwork(backbone, restore_backbone(config, student), config.preprocessing.size, config.sigma)
-    else:
-        module = build_features(record.config, backbone, fitted)
+    states: dict[str, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        network, dot, rest = name.partition(".")
+        if dot and network != "bank":
+            states.setdefault(network, {})[rest] = torch.from_numpy(value)
+    backbone = restore_backbone(record.config, states.pop("backbone", {}))
+    fitted = Fitted(
+        record.grid, bank, tensors.get("transform"), record.channels, record.facts, states, record.rule, record.unet
+    )
     return Run(
         path=path,
         record=record,
         digest=hashlib.sha256(data).hexdigest(),
         fitted=fitted,
-        module=module,
+        module=restore_module(path, record, backbone, fitted),
         samples=tuple(sorted((path / SAMPLES).glob("*.png"))),
     )
+
+
+def restore_module(path: Path, record: RunRecord, backbone: Backbone, fitted: Fitted) -> Module:
+    """Return what scores pictures in torch, with the weights of a run.
+
+    Raises:
+        RunError: If the run is no detector, or a network's weights do not fit.
+    """
+    config = record.config
+    if isinstance(config, StfpmConfig):
+        student = restore_backbone(config, fitted.networks.get("student", {}))
+        return StfpmNetwork(backbone, student, config.preprocessing.size, config.sigma)
+    if isinstance(config, DdadConfig):
+        assert fitted.rule is not None, "checked before"
+        denoiser = Denoiser(config)
+        load_state(denoiser, fitted.networks.get("denoiser", {}), f"{path}: denoiser")
+        networks = TorchNetworks(denoiser, Comparison(backbone, config.pixel_map, config.smoothing))
+        return Reconstruction(networks, config.sampling, fitted.tensors["noise"].astype(np.float32), fitted.rule)
+    if isinstance(config, DsadConfig):
+        return restore_dsad(config, backbone, fitted, str(path))
+    assert isinstance(config, PatchcoreConfig | PadimConfig), "an autoencoder is refused before"
+    return build_features(config, backbone, fitted)
+
+
+def load_state(network: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
+    """Give a network the weights of a run and make it ready for inference.
+
+    Raises:
+        RunError: If they are of another architecture.
+    """
+    wanted = network.state_dict()  # torch's own message lists every one of hundreds of tensors
+    fitting = sum(name in state and state[name].shape == value.shape for name, value in wanted.items())
+    if fitting != len(wanted) or len(state) != len(wanted):
+        raise RunError(
+            f"{what}: expected the {len(wanted)} tensors that its settings ask for, got {len(state)}, of which "
+            f"{fitting} fit. Train again."
+        )
+    network.load_state_dict(dict(state))
+    network.eval().requires_grad_(False)
 
 
 def _check_fitted(
@@ -203,7 +258,11 @@ def _check_fitted(
     config = record.config
     if isinstance(config, StfpmConfig):
         return  # a student that lacks tensors is refused where it is restored
-    if isinstance(config, PadimConfig):
+    if isinstance(config, DdadConfig | DsadConfig):
+        needed = {"noise"}
+        if record.rule is None or (isinstance(config, DsadConfig) and record.unet is None):
+            raise RunError(f"{path}: expected a trained detector, got a run without its map rule. Train it first.")
+    elif isinstance(config, PadimConfig):
         needed = {"mean", "whitening"}
     else:
         needed = {"bank", "neighbours"} if config.reweight == "paper" and config.neighbors > 1 else {"bank"}

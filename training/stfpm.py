@@ -78,8 +78,12 @@ def train_stfpm(
             "validation_pictures": len(validation),
         },
         # The run stores the network; casts and normalisation are the backbone's and come with its name.
-        student={
-            name.removeprefix("network."): value for name, value in trained.state.items() if name.startswith("network.")
+        networks={
+            "student": {
+                name.removeprefix("network."): value
+                for name, value in trained.state.items()
+                if name.startswith("network.")
+            }
         },
     )
 

@@ -6,19 +6,33 @@ import contextlib
 import datetime
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import flawscope
-from flawscope.config import DetectorConfig, PadimConfig, PatchcoreConfig, StfpmConfig, TrainedConfig
-from flawscope.datasets import Dataset, fingerprint, hash_contents, split_held_out
+from flawscope.config import (
+    AutoencoderConfig,
+    DdadConfig,
+    DetectorConfig,
+    DsadConfig,
+    PadimConfig,
+    PatchcoreConfig,
+    StfpmConfig,
+    TrainedConfig,
+)
+from flawscope.datasets import Dataset, Sample, fingerprint, hash_contents, split_held_out
 from flawscope.errors import ArgumentError, DataError
 from flawscope.files import check_replaceable, storage_errors
-from flawscope.training.backbone import build_backbone
+from flawscope.training.autoencoder import train_autoencoder
+from flawscope.training.backbone import Backbone, build_backbone
+from flawscope.training.ddad import train_ddad
+from flawscope.training.dsad import autoencoder_identity, train_dsad
 from flawscope.training.extraction import choose_device
+from flawscope.training.fitted import Fitted
 from flawscope.training.loading import Progress, no_progress, pictures_of
 from flawscope.training.padim import fit_padim
 from flawscope.training.patchcore import fit_patchcore
-from flawscope.training.run import RECORD, RunRecord, write_run
+from flawscope.training.run import RECORD, AnyConfig, RunRecord, write_run
 from flawscope.training.stfpm import train_stfpm
 from flawscope.training.unfinished import unfinished
 from flawscope.versions import package_versions
@@ -54,7 +68,7 @@ def train_detector(
         RunError: If weights cannot be had.
         StorageError: If the run cannot be written.
     """
-    if not isinstance(config, PatchcoreConfig | PadimConfig | StfpmConfig):
+    if not isinstance(config, AnyConfig):
         raise ArgumentError(f"config: expected settings of a detector, got {type(config).__name__}.")
     if resume and not isinstance(config, TrainedConfig):
         raise ArgumentError(
@@ -89,11 +103,15 @@ def train_detector(
         elif isinstance(config, PadimConfig):
             fitted = fit_padim(config, backbone, training_paths, progress)
         else:
-            notes = stack.enter_context(unfinished(out, config, identity, source.weights, resume))
-            fitted = train_stfpm(config, backbone, kept, hashes, notes, resume, progress)
+            assert isinstance(config, TrainedConfig)
+            weights_used = source.weights
+            if isinstance(config, DsadConfig):
+                weights_used += f"; autoencoder {autoencoder_identity(config)}"
+            notes = stack.enter_context(unfinished(out, config, identity, weights_used, resume))
+            fitted = train_epochs(config, backbone, kept, hashes, notes, resume, progress)
         fitted_at = time.perf_counter()
         record = RunRecord(
-            kind="detector",
+            kind="autoencoder" if isinstance(config, AutoencoderConfig) else "detector",
             config=config,
             category=dataset.category,
             layout=dataset.layout,
@@ -112,9 +130,31 @@ def train_detector(
             created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
             command=command,
             flawscope=flawscope.__version__,
+            rule=fitted.rule,
+            unet=fitted.unet,
         )
         # Held-out pictures make honest samples: the detector has not memorised them.
         pool = pictures_of(held_out, config.tiling) or training_paths
         step = max(1, len(pool) // _SAMPLES)
         write_run(out, record, fitted, backbone, pool[::step][:_SAMPLES], notes)
         return record
+
+
+def train_epochs(
+    config: TrainedConfig,
+    backbone: Backbone,
+    samples: Sequence[Sample],
+    hashes: dict[Path, str],
+    folder: Path,
+    resume: bool,
+    progress: Progress,
+) -> Fitted:
+    """Train what has epochs; see `train_stfpm`, `train_ddad`, `train_dsad` and `train_autoencoder`."""
+    if isinstance(config, StfpmConfig):
+        return train_stfpm(config, backbone, samples, hashes, folder, resume, progress)
+    if isinstance(config, DdadConfig):
+        return train_ddad(config, backbone, samples, hashes, folder, resume, progress)
+    if isinstance(config, DsadConfig):
+        return train_dsad(config, backbone, samples, hashes, folder, resume, progress)
+    assert isinstance(config, AutoencoderConfig)
+    return train_autoencoder(config, backbone, samples, hashes, folder, resume, progress)

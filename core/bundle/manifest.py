@@ -13,8 +13,10 @@ from typing import Literal
 
 import msgspec
 
+from flawscope.diffusion import Sampling
 from flawscope.errors import ArgumentError, BundleError
 from flawscope.images import Preprocessing
+from flawscope.reconstruction import MapRule
 from flawscope.tiles import Tiling
 
 SCHEMA = 2
@@ -92,10 +94,43 @@ class StfpmHead(_Struct, frozen=True, tag="stfpm"):
     scale: float
 
 
+class DdadHead(_Struct, frozen=True, tag="ddad"):
+    """How pictures are reconstructed and judged: DDAD (arXiv:2305.15956) and Diffusion-Based-AD.
+
+    Attributes:
+        sampling: Noise levels, steps, conditioning and seed.
+        rule: How the differences become a map and a score.
+        scale: An ordinary score: the mean of those of the sample pictures.
+    """
+
+    sampling: Sampling
+    rule: MapRule
+    scale: float
+
+
+class DsadHead(_Struct, frozen=True, tag="dsad"):
+    """The same in the latents of an autoencoder: DSAD, and DiAD (arXiv:2312.06607).
+
+    Attributes:
+        sampling: As of `DdadHead`.
+        rule: As of `DdadHead`.
+        scale: As of `DdadHead`.
+        edges: What the graph `encode` is given beside the picture: `canny`, or `none`, where it draws them itself.
+    """
+
+    sampling: Sampling
+    rule: MapRule
+    scale: float
+    edges: Literal["none", "canny"] = "none"
+
+
 BankHead = PatchcoreHead | PadimHead
 """Heads of methods whose bundles have patches and a bank."""
 
-Head = BankHead | StfpmHead
+ReconstructionHead = DdadHead | DsadHead
+"""Heads of methods whose bundles have a denoiser: graphs `denoise`, `compare`, and with latents `encode`, `decode`."""
+
+Head = BankHead | StfpmHead | ReconstructionHead
 
 
 class Threshold(_Struct, frozen=True):

@@ -67,7 +67,7 @@ class Inspection(msgspec.Struct, frozen=True):
 
     Attributes:
         root: Root of the dataset.
-        category: Name of the category.
+        category: Name of the category, or "all".
         layout: How the files are laid out.
         is_usable: False where a problem is fatal: fewer than `MIN_TRAINING_IMAGES` different good training pictures
             can be read.
@@ -109,7 +109,7 @@ def inspect_dataset(dataset: Dataset, progress: Progress | None = None) -> Inspe
     problems = [problem for fact in facts for problem in fact.problems]
     problems += _duplicates(dataset.root, facts)
     problems += _remarks(dataset)
-    problems += _too_few(dataset.root, facts)
+    problems += _too_few(dataset, facts)
     rank = {"fatal": 0, "error": 1, "note": 2}
     problems.sort(key=lambda p: rank[p.severity])
     return Inspection(
@@ -199,16 +199,31 @@ def _remarks(dataset: Dataset) -> Iterator[Problem]:
             text = "is a defective training picture, which detectors do not use"
             yield Problem("unused_training_image", sample.path, text, "note")
     for path in dataset.ignored:
-        what = "folder inside a folder of pictures" if path.is_dir() else "file that is no picture by its name"
+        if not path.is_dir():
+            what = "file that is no picture by its name"
+        elif path.parent == dataset.root:  # only of all categories: one category's folders are looked into
+            what = "flat folder of pictures, which is a category only when it is named,"
+        else:
+            what = "folder inside a folder of pictures"
         yield Problem("ignored", path, f"is a {what} and was left out", "note")
 
 
-def _too_few(root: Path, facts: Iterable[_Facts]) -> Iterator[Problem]:
-    readable = {f.content for f in facts if f.size and f.sample.split == "train" and f.sample.defect == GOOD}
-    if len(readable) < MIN_TRAINING_IMAGES:
-        found = f"has {len(readable)} readable good training pictures of different content"
-        text = f"{found}; at least {MIN_TRAINING_IMAGES} are needed"
-        yield Problem("too_few_training_images", root, text, "fatal")
+def _too_few(dataset: Dataset, facts: Iterable[_Facts]) -> Iterator[Problem]:
+    readable = {
+        (f.sample.category, f.content)
+        for f in facts
+        if f.size and f.sample.split == "train" and f.sample.defect == GOOD
+    }
+    found = len({content for _, content in readable})
+    needed = f"at least {MIN_TRAINING_IMAGES} are needed"
+    if found < MIN_TRAINING_IMAGES:
+        text = f"has {found} readable good training pictures of different content; {needed}"
+        yield Problem("too_few_training_images", dataset.root, text, "fatal")
+    by_category = Counter(category for category, _ in readable)
+    for category in sorted({s.category for s in dataset.samples} - {""}):
+        if by_category[category] < MIN_TRAINING_IMAGES:
+            text = f"has {by_category[category]} readable good training pictures of {category}; {needed} to learn it"
+            yield Problem("too_few_of_category", dataset.root, text)
 
 
 def _counts(dataset: Dataset) -> tuple[ImageCount, ...]:

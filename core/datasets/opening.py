@@ -3,60 +3,75 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from flawscope.datasets.folders import contents, layout_of, read_folders
-from flawscope.datasets.samples import GOOD, Dataset
+from flawscope.datasets.merging import ALL, merge_categories
+from flawscope.datasets.records import categories_of, dataset_of, find_records, read_records
+from flawscope.datasets.samples import GOOD, Dataset, Layout
 from flawscope.datasets.visa import categories, find_table, read_visa
 from flawscope.errors import DataError
 
-_EXPECTED = "expected good pictures in train/good or good, or a folder of pictures"
+_EXPECTED = "expected good pictures in train/good or good, a folder of pictures, or records in train.json"
+
+
+class _Table(NamedTuple):
+    """What a table in the root, of VisA or of records, tells: the categories, and how to index one."""
+
+    categories: tuple[str, ...]
+    read: Callable[[str], Dataset]
 
 
 def open_dataset(root: Path, category: str | None = None) -> Dataset:
-    """Index the pictures of one category without opening them.
+    """Index the pictures of one category, or of all of them, without opening them.
 
     `root` and `category` together mean the folder root/category; `root` alone may be a category itself, or hold a
-    single one. VisA is recognised by its table. A plain folder of pictures and nothing else is taken as good
-    training pictures; class folders without a split get a fixed one (a fifth of the good pictures becomes test).
+    single one. VisA is recognised by its table, records by the first line of train.json or test.json. A plain folder
+    of pictures and nothing else is taken as good training pictures; class folders without a split get a fixed one (a
+    fifth of the good pictures becomes test).
+
+    The category "all", where none below the root is called so, is all of them in one dataset: the defect types are
+    then called CATEGORY/DEFECT, and every sample says which category it is of.
 
     Args:
         root: The dataset's folder, or the category's.
-        category: Name of the category below `root`.
+        category: Name of the category below `root`, or "all".
 
     Raises:
         DataError: If nothing that can be trained on is found, or it is not clear which category is meant.
     """
     _check_folder(root)
-    dataset = _open_visa(root, category) or _open_folders(root, category)
-    if not dataset.train_good:
-        raise DataError(
-            f"{root}: {dataset.category}: {_EXPECTED}, got no good training picture among {len(dataset.samples)}. "
-            "Add good pictures, or rename the folder that holds them."
-        )
-    return dataset
+    if table := _find_table(root):
+        if category == ALL and table.categories and ALL not in table.categories:
+            return merge_categories(root, [_trainable(root, table.read(name)) for name in table.categories])
+        return _trainable(root, table.read(_choose(root, category, table.categories)))
+    if category is None and (dataset := _open_object_of_visa(root)):
+        return _trainable(root, dataset)
+    return _open_folders(root, category)
 
 
 def list_categories(root: Path) -> tuple[str, ...]:
     """Return the names of the categories below `root` in alphabetical order; none where root is one itself.
 
     Raises:
-        DataError: If `root` is no folder or cannot be listed.
+        DataError: If `root` is no folder or cannot be listed, or its table is broken.
     """
     _check_folder(root)
-    if table := find_table(root):
-        return categories(table)
+    if table := _find_table(root):
+        return table.categories
     if layout_of(root):
         return ()
-    return tuple(path.name for path in contents(root).folders if _is_category(path))
+    return tuple(path.name for path in contents(root).folders if _layout_below(path) in ("mvtec", "folders"))
 
 
-def _is_category(folder: Path) -> bool:
+def _layout_below(folder: Path) -> Layout | None:
     try:
-        return layout_of(folder) in ("mvtec", "folders")
+        return layout_of(folder)
     except DataError:  # a folder that may not be listed, such as lost+found, is none of ours
-        return False
+        return None
 
 
 def _check_folder(root: Path) -> None:
@@ -68,44 +83,76 @@ def _check_folder(root: Path) -> None:
         raise DataError(f"{root}: expected a dataset's folder, got a file. Name the folder that holds the pictures.")
 
 
-def _open_visa(root: Path, category: str | None) -> Dataset | None:
-    if table := find_table(root):
-        return read_visa(root, table, _choose(root, category, categories(table)))
-    if category is None and (root / "Data" / "Images").is_dir():
-        whole = root.resolve().parent  # root is one object of VisA, and the table lies beside it
-        if (table := find_table(whole)) and root.resolve().name in categories(table):
-            return read_visa(whole, table, root.resolve().name)
+def _trainable(root: Path, dataset: Dataset) -> Dataset:
+    if not dataset.train_good:
+        raise DataError(
+            f"{root}: {dataset.category}: {_EXPECTED}, got no good training picture among {len(dataset.samples)}. "
+            "Add good pictures, or rename the folder that holds them."
+        )
+    return dataset
+
+
+def _find_table(root: Path) -> _Table | None:
+    visa, files = find_table(root), find_records(root)
+    if visa and files:
+        names = ", ".join(path.relative_to(root).as_posix() for path in (visa, *files.values()))
+        raise DataError(f"{root}: expected one table, of VisA or of records, got {names}. Keep one kind there.")
+    if visa:
+        return _Table(categories(visa), partial(read_visa, root, visa))
+    if files:
+        records = read_records(root, files)
+        return _Table(categories_of(records), partial(dataset_of, root, records))
     return None
+
+
+def _open_object_of_visa(root: Path) -> Dataset | None:
+    """Return one object of VisA, where the root is its folder and the table lies beside it."""
+    if not (root / "Data" / "Images").is_dir():
+        return None
+    whole, name = root.resolve().parent, root.resolve().name
+    table = find_table(whole)
+    return read_visa(whole, table, name) if table and name in categories(table) else None
 
 
 def _open_folders(root: Path, category: str | None) -> Dataset:
     layout = layout_of(root)
     if layout and category not in (None, root.resolve().name):
+        what = "categories" if category == ALL else f"the category {category}"
         raise DataError(
-            f"{root}: expected a folder that holds the category {category}, got a category itself. "
+            f"{root}: expected a folder that holds {what}, got a category itself. "
             "Leave the category out, or name another folder."
         )
     if layout:
-        return read_folders(root, layout)
+        return _trainable(root, read_folders(root, layout))
     folders = {path.name: path for path in contents(root).folders}
-    if category is None and not list_categories(root):
+    found = {name: layout for name, path in folders.items() if (layout := _layout_below(path))}
+    names = [name for name, layout in found.items() if layout != "flat"]
+    if not names and category in (None, ALL) and category not in folders:
         raise DataError(_what_is_there(root))
+    if category == ALL and names and ALL not in found:
+        parts = [_trainable(root, read_folders(folders[name], found[name])) for name in names]
+        return merge_categories(root, parts, [folders[name] for name, layout in found.items() if layout == "flat"])
     if category is None or category not in folders:
-        category = _choose(root, category, list_categories(root))
+        category = _choose(root, category, names, is_all_free=ALL not in found)
     if not (layout := layout_of(folders[category])):
         raise DataError(_what_is_there(folders[category]))
-    return read_folders(folders[category], layout)
+    return _trainable(root, read_folders(folders[category], layout))
 
 
-def _choose(root: Path, category: str | None, found: Iterable[str]) -> str:
+def _choose(root: Path, category: str | None, found: Iterable[str], *, is_all_free: bool = True) -> str:
     names = list(found)
+    can_take_all = is_all_free and ALL not in names and len(names) > 1
     if category is None and len(names) == 1:
         return names[0]
     if category is None:
-        raise DataError(f"{root}: expected one category, got {len(names)}: {_listed(names)}. Name one with --category.")
-    if category not in names:
+        more = f", or take all with --category {ALL}" if can_take_all else ""
         raise DataError(
-            f"{root}: expected one of the categories {_listed(names)}; got {category!r}. Choose one of them."
+            f"{root}: expected one category, got {len(names)}: {_listed(names)}. Name one with --category{more}."
+        )
+    if category not in names:
+        more = f", or {ALL}" if can_take_all else ""
+        raise DataError(
+            f"{root}: expected one of the categories {_listed(names)}; got {category!r}. Choose one of them{more}."
         )
     return category
 

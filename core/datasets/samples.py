@@ -11,7 +11,7 @@ import msgspec
 from flawscope.images import BoolArray, read_mask
 
 Split = Literal["train", "test"]
-Layout = Literal["mvtec", "visa", "folders", "flat"]
+Layout = Literal["mvtec", "visa", "records", "folders", "flat"]
 GOOD = "good"
 
 
@@ -24,6 +24,7 @@ class Sample(msgspec.Struct, frozen=True):
         defect: "good", or the defect type.
         mask: The mask file that shows where the defect is; None for good pictures and where there is none.
         is_mask_indexed: The mask holds class numbers (VisA), not grey levels; see `flawscope.images.read_mask`.
+        category: The category in a dataset of all categories; empty in one of a single category, which tells it.
     """
 
     path: Path
@@ -31,6 +32,7 @@ class Sample(msgspec.Struct, frozen=True):
     defect: str
     mask: Path | None = None
     is_mask_indexed: bool = False
+    category: str = ""
 
     @property
     def is_anomalous(self) -> bool:
@@ -47,11 +49,11 @@ class Sample(msgspec.Struct, frozen=True):
 
 
 class Dataset(msgspec.Struct, frozen=True):
-    """The pictures of one category, in an order that depends on their names alone.
+    """The pictures of one category or of all of them, in an order that depends on their names alone.
 
     Attributes:
-        root: The folder that holds everything; of VisA the folder of all categories.
-        category: Name of the category.
+        root: The folder that holds everything; of VisA and records the folder of all categories.
+        category: Name of the category; "all" where all below the root are taken together.
         layout: How the files are laid out.
         samples: Training pictures first, good before defects, then by defect type and path.
         orphan_masks: Mask files that belong to no picture.

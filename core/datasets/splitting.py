@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -33,6 +34,9 @@ def split_held_out(
 ) -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:
     """Set some samples apart, for the calibration of thresholds on pictures that training has not seen.
 
+    In a dataset of all categories each gives its share, and one picture at least where it has two and as many are
+    held out as there are categories.
+
     Args:
         samples: The samples to split, in any order.
         share: The part of the samples to hold out, above 0 and below 1.
@@ -42,8 +46,8 @@ def split_held_out(
             fewer than asked for may be held out.
 
     Returns:
-        The samples to keep and those held out, each in the order of a dataset. Never more than half are held out,
-        whatever `share` and `minimum` say.
+        The samples to keep and those held out, each in the order of a dataset. Never more than half are held out, nor
+        more than half of a category, whatever `share` and `minimum` say.
 
     Raises:
         ArgumentError: If `share` or `minimum` is out of range, or a sample has no hash.
@@ -53,11 +57,27 @@ def split_held_out(
     if minimum < 0:
         raise ArgumentError(f"minimum: expected 0 samples or more, got {minimum}.")
     count = min(max(round(share * len(samples)), minimum), len(samples) // 2)
+    room = {category: number // 2 for category, number in Counter(s.category for s in samples).items()}
     held_out: set[Sample] = set()
-    for group in _groups(in_seeded_order(samples, seed), hashes):
-        if len(held_out) + len(group) <= count:
+    for group in _groups(_spread(in_seeded_order(samples, seed)), hashes):
+        wanted = Counter(sample.category for sample in group)
+        if len(held_out) + len(group) <= count and all(room[name] >= number for name, number in wanted.items()):
             held_out.update(group)
+            room = {name: left - wanted[name] for name, left in room.items()}
     return in_order(s for s in samples if s not in held_out), in_order(held_out)
+
+
+def _spread(samples: list[Sample]) -> list[Sample]:
+    """Return samples so that every beginning of the list has about the same part of each category, in their order.
+
+    The k-th of the n samples of a category stands at (k-1)/n of the way. With one category nothing moves.
+    """
+    total, seen = Counter(sample.category for sample in samples), Counter[str]()
+    places = []
+    for sample in samples:
+        places.append((seen[sample.category] / total[sample.category], sample.category))
+        seen[sample.category] += 1
+    return [samples[index] for index in sorted(range(len(samples)), key=places.__getitem__)]
 
 
 def _groups(samples: list[Sample], hashes: Mapping[Path, str] | None) -> list[list[Sample]]:

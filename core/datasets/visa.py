@@ -7,9 +7,10 @@ as published; the paths in it are relative to the root.
 from __future__ import annotations
 
 import csv
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import NamedTuple, cast
 
+from flawscope.datasets.places import place_below
 from flawscope.datasets.samples import GOOD, Dataset, Sample, Split, in_order
 from flawscope.errors import DataError
 
@@ -95,16 +96,9 @@ def _sample(root: Path, row: _Row) -> Sample:
         raise DataError(f"{row.where}: label: expected normal or anomaly, got {row.label!r}. Mend the table.")
     has_mask = bool(row.mask) and defect != GOOD
     return Sample(
-        path=_inside(root, row.image, row.where),
+        path=root / place_below(root, row.image, row.where),
         split=cast(Split, row.split),
         defect=defect,
-        mask=_inside(root, row.mask, row.where) if has_mask else None,
+        mask=root / place_below(root, row.mask, row.where) if has_mask else None,
         is_mask_indexed=has_mask,
     )
-
-
-def _inside(root: Path, text: str, where: str) -> Path:
-    path = PurePosixPath(text)
-    if not path.parts or path.is_absolute() or ".." in path.parts:
-        raise DataError(f"{where}: expected a path below {root}, got {text!r}. Mend the table.")
-    return root / path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -18,8 +19,9 @@ BACKENDS = ("auto", "cpu", "cuda", "tensorrt")
 class Session(Protocol):
     """A graph made ready on one device.
 
-    `infer` takes uint8 [N, H, W, 3] and returns one array per output name. The arrays are the caller's: a later call
-    does not change them.
+    `infer` takes uint8 [N, H, W, 3] for the graph's only input, `run` an array for each input by name, all with the
+    same first dimension. Both return one array per output name. The arrays are the caller's: a later call does not
+    change them.
 
     Attributes:
         outputs: Names of what `infer` returns.
@@ -29,6 +31,13 @@ class Session(Protocol):
 
     def infer(self, images: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[Any]]:
         """Run the graph on a batch.
+
+        Raises:
+            DeviceError: If the device fails.
+        """
+
+    def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        """Run the graph on several inputs.
 
         Raises:
             DeviceError: If the device fails.

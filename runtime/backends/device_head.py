@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flawscope import cpp_ext
-from flawscope.bundle import Head, PadimHead, StfpmHead
+from flawscope.bundle import Head, PadimHead, PatchcoreHead
 from flawscope.errors import BackendError, BundleError, DeviceError
 from flawscope.runtime.backends.device import Device
 from flawscope.runtime.heads import PatchcoreFinish, smoother
@@ -52,8 +52,9 @@ def device_head(
         BundleError: If the bank has a number that is not finite.
         DeviceError: If the device fails.
     """
-    if isinstance(head, StfpmHead):
-        raise BundleError("path kernel: expected a method with a bank, got stfpm. Leave --path out.")
+    if not isinstance(head, PatchcoreHead | PadimHead):
+        method = head.__struct_config__.tag
+        raise BundleError(f"path kernel: expected a method with a bank, got {method}. Leave --path out.")
     library = kernel_library()
     if isinstance(head, PadimHead):
         return _Padim(device, library, head, tensors, size, max_batch)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -90,12 +91,17 @@ class OrtSession:
 
     def infer(self, images: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[Any]]:
         """Run the graph on a batch."""
+        return self.run({self._input: images})
+
+    def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        """Run the graph on several inputs."""
         try:
             if self._backend == "cpu":
-                values = self._session.run(list(self.outputs), {self._input: images})
+                values = self._session.run(list(self.outputs), dict(inputs))
             else:
                 binding = self._session.io_binding()
-                binding.bind_cpu_input(self._input, images)
+                for name, array in inputs.items():
+                    binding.bind_cpu_input(name, np.ascontiguousarray(array))
                 for name in self.outputs:
                     binding.bind_output(name, "cpu")
                 self._session.run_with_iobinding(binding)

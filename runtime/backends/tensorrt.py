@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -102,30 +102,38 @@ class TensorrtSession:
     def _bind(self, device: Device) -> None:
         """Give every tensor of the engine device memory and pinned host memory, for the largest batch."""
         trt, engine = self._trt, self._engine
+        self._inputs: dict[str, tuple[npt.NDArray[Any], int]] = {}
         self._outputs: dict[str, tuple[npt.NDArray[Any], int]] = {}
         for number in range(engine.num_io_tensors):
             name = engine.get_tensor_name(number)
             shape = (self._max_batch, *(int(size) for size in tuple(engine.get_tensor_shape(name))[1:]))
             dtype = np.dtype(trt.nptype(engine.get_tensor_dtype(name)))
             host, address = device.pinned(shape, dtype), device.allocate(math.prod(shape) * dtype.itemsize)
-            if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT:
-                self._input, self._host, self._address = name, host, address
-            else:
-                self._outputs[name] = (host, address)
+            is_input = engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
+            (self._inputs if is_input else self._outputs)[name] = (host, address)
 
     def infer(self, images: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[Any]]:
         """Run the engine, and the bank if it is here, on a batch."""
+        return self.run({next(iter(self._inputs)): images})
+
+    def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        """Run the engine on several inputs."""
         device = self._device
         if device is None:
             raise DeviceError("backend tensorrt: the session is closed. Load the bundle again.")
-        count = len(images)
-        if not 1 <= count <= self._max_batch or images.shape[1:] != self._host.shape[1:]:
-            raise DeviceError(
-                f"backend tensorrt: expected 1 to {self._max_batch} pictures of {list(self._host.shape[1:])}, got "
-                f"{list(images.shape)}."
-            )
+        if inputs.keys() != self._inputs.keys():
+            raise DeviceError(f"backend tensorrt: expected {sorted(self._inputs)}, got {sorted(inputs)}.")
+        count = len(next(iter(inputs.values())))
+        for name, array in inputs.items():
+            host = self._inputs[name][0]
+            if not 1 <= count <= self._max_batch or array.shape != (count, *host.shape[1:]):
+                raise DeviceError(
+                    f"backend tensorrt: {name}: expected 1 to {self._max_batch} of {list(host.shape[1:])}, got "
+                    f"{list(array.shape)}."
+                )
         with device.current():
-            np.copyto(self._host[:count], images)
+            for name, array in inputs.items():
+                np.copyto(self._inputs[name][0][:count], array)
             graph = self._graphs.get(count)
             if graph is not None:
                 graph.launch()
@@ -152,18 +160,19 @@ class TensorrtSession:
         if context is None:
             reason = self._messages.last_error() or "it gave no reason"
             raise DeviceError(f"backend tensorrt: no execution context: {reason}. Is the device out of memory?")
-        addresses = {name: address for name, (_, address) in self._outputs.items()} | {self._input: self._address}
-        for name, address in addresses.items():
+        for name, (_, address) in {**self._outputs, **self._inputs}.items():
             if not context.set_tensor_address(name, address):
                 raise DeviceError(f"backend tensorrt: TensorRT did not take memory for {name}.")
-        if not context.set_input_shape(self._input, (count, *self._host.shape[1:])):
-            raise DeviceError(f"backend tensorrt: the engine does not take batches of {count}. Build it again.")
+        for name, (host, _) in self._inputs.items():
+            if not context.set_input_shape(name, (count, *host.shape[1:])):
+                raise DeviceError(f"backend tensorrt: the engine does not take batches of {count}. Build it again.")
         self._contexts[count] = context
         return context
 
     def _enqueue(self, device: Device, count: int) -> None:
         """Put one frame on the stream: pictures in, engine, bank, results out."""
-        device.copy_in(self._address, self._host[:count])
+        for host, address in self._inputs.values():
+            device.copy_in(address, host[:count])
         if not self._context(count).execute_async_v3(device.stream_number):
             raise DeviceError("backend tensorrt: TensorRT could not put the engine on the stream.")
         if self._head is not None:

@@ -305,7 +305,7 @@ def test_the_current_folder_has_the_name_of_its_category(tmp_path, monkeypatch):
 def test_two_categories_where_one_was_meant_are_named(tmp_path):
     mvtec(tmp_path / "tile")
     mvtec(tmp_path / "wood")
-    with pytest.raises(DataError, match=r"expected one category, got 2: tile, wood\. Name one with --category\."):
+    with pytest.raises(DataError, match=r"expected one category, got 2: tile, wood\. Name one with --category, or"):
         open_dataset(tmp_path)
 
 
@@ -431,6 +431,12 @@ def test_the_choice_does_not_depend_on_the_order(order: random.Random, seed):
     expected = split_held_out(samples, seed=seed)
     order.shuffle(samples)
     assert split_held_out(samples, seed=seed) == expected
+
+
+def test_the_held_out_pictures_of_a_category_never_change():
+    # By the definition: the smallest SHA-256 of "SEED/NAME".
+    by_hash = sorted((f"{i:04}.png" for i in range(60)), key=lambda n: hashlib.sha256(f"3/{n}".encode()).digest())
+    assert [s.path.name for s in split_held_out(good(60), seed=3)[1]] == sorted(by_hash[:20])
 
 
 def test_another_seed_chooses_others_and_another_place_the_same():

@@ -104,7 +104,7 @@ def test_two_categories_where_one_was_meant(workshop: Workshop, tiny_root: Path,
         (tmp_path / "data" / name / "train").mkdir(parents=True)
         shutil.copytree(tiny_root / CATEGORY / "train" / "good", tmp_path / "data" / name / "train" / "good")
     message = train(workshop, tmp_path / "data")
-    assert "expected one category, got 2: gear, steel. Name one with --category." in message
+    assert "expected one category, got 2: gear, steel. Name one with --category, or take all" in message
     assert "got 'brass'" in train(workshop, tmp_path / "data", "--category", "brass")
 
 

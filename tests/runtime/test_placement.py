@@ -25,7 +25,7 @@ from flawscope.runtime.placement import PlacedNode, elsewhere, place_nodes
 def test_every_node_of_a_run_has_its_provider(padim_bundle: Path, tiny_root: Path, graph: str) -> None:
     with open_bundle(padim_bundle) as bundle:
         image = prepare(read_image(good_pictures(tiny_root)[0]), bundle.manifest.input)
-        nodes = place_nodes(bundle.graph(graph), "cpu", image[None])
+        nodes = place_nodes(bundle.graph(graph), "cpu", {"image": image[None]})
     assert len(nodes) > 5
     assert len({node.name for node in nodes}) == len(nodes)  # of one run, not of three
     assert {node.provider for node in nodes} == {"CPUExecutionProvider"}
@@ -47,7 +47,7 @@ def test_nodes_elsewhere_are_told_longest_first() -> None:
 def test_a_graph_that_does_not_load_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "score.onnx").write_bytes(b"rubbish")
     with pytest.raises(BackendError, match=r"^backend cpu: could not run score\.onnx: [^\n]+$"):
-        place_nodes(tmp_path / "score.onnx", "cpu", None)  # type: ignore[arg-type]
+        place_nodes(tmp_path / "score.onnx", "cpu", {})
 
 
 def test_doctor_of_a_bundle_names_path_nodes_and_head(

@@ -279,7 +279,7 @@ def test_a_batch_that_does_not_fit_is_refused(copies: dict[str, Path], stand: St
     with (
         open_bundle(copies["padim"]) as bundle,
         closing(open_backbone(bundle, "fp32", "tensorrt")) as backbone,
-        pytest.raises(DeviceError, match=r"expected 1 to 4 pictures of \[64, 64, 3\], got"),
+        pytest.raises(DeviceError, match=r"image: expected 1 to 4 of \[64, 64, 3\], got"),
     ):
         backbone.infer(np.zeros(shape, np.uint8))
 

@@ -6,13 +6,21 @@ from pathlib import Path
 
 import pytest
 
-from flawscope.config import CONFIGS, PadimConfig, PatchcoreConfig, build_config
+from flawscope.config import PadimConfig, PatchcoreConfig, build_config
 from flawscope.errors import ArgumentError
 from flawscope.training.settings import preset_names, read_settings
 
 
 def test_the_presets_are_the_seeds() -> None:
-    assert preset_names() == ("padim-seed", "patchcore-seed", "stfpm-seed")
+    assert preset_names() == (
+        "dbad-seed",
+        "ddad-paper",
+        "diad-seed",
+        "dsad",
+        "padim-seed",
+        "patchcore-seed",
+        "stfpm-seed",
+    )
 
 
 def test_the_padim_preset_fixes_every_value_of_the_seed() -> None:
@@ -33,9 +41,11 @@ def test_the_patchcore_preset_fixes_every_value_of_the_seed() -> None:
     assert config.crop is None  # a crop to the resized size is none
 
 
-@pytest.mark.parametrize("name", ["padim-seed", "patchcore-seed", "stfpm-seed"])
+@pytest.mark.parametrize("name", preset_names())
 def test_presets_fit_only_their_method(name: str) -> None:
-    other = next(method for method in CONFIGS if not name.startswith(method))
+    method = {"dbad": "ddad", "diad": "dsad"}.get(name.split("-")[0], name.split("-")[0])
+    build_config(method, read_settings(name))
+    other = "padim" if method != "padim" else "patchcore"
     with pytest.raises(ArgumentError, match=r"is no setting of|method: expected"):
         build_config(other, read_settings(name))
 
@@ -78,5 +88,5 @@ def test_a_name_that_is_neither_file_nor_preset_lists_the_presets(
 ) -> None:
     (tmp_path / "folder").mkdir()
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ArgumentError, match=r"expected a YAML file or one of padim-seed, patchcore-seed, stfpm-seed"):
+    with pytest.raises(ArgumentError, match=r"expected a YAML file or one of dbad-seed, .*, stfpm-seed"):
         read_settings(name)

@@ -299,7 +299,10 @@ def test_wrong_requests_are_refused(
         config(backbone="scattering")
     with pytest.raises(ArgumentError, match="expected a method that is trained in epochs, got one that is fitted"):
         train_detector(build_config("padim", {})[0], dataset, tmp_path / "x", resume=True)
-    with open_bundle(bundle) as opened, pytest.raises(BundleError, match="expected a graph called features"):
+    with (
+        open_bundle(bundle) as opened,
+        pytest.raises(BundleError, match="expected a method with a bank, got stfpm"),
+    ):
         Inspector(opened, "cpu", "kernel")
     arguments = ["export", str(trained), "--out", str(tmp_path / "y.flaw"), "--precision", "int8"]
     assert cli.run([*arguments, "--calibration-data", str(tiny_root), "--category", "steel"]) == 2

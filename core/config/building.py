@@ -1,0 +1,153 @@
+"""From layers of settings (files, presets, assignments, options) to the settings of one method."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import msgspec
+
+from flawscope.config.banks import PadimConfig, PatchcoreConfig
+from flawscope.config.detector import DetectorConfig, check
+from flawscope.config.diffusion import AutoencoderConfig, DdadConfig, DsadConfig
+from flawscope.config.trained import StfpmConfig
+from flawscope.errors import ArgumentError
+
+CONFIGS: dict[str, type[DetectorConfig]] = {
+    "patchcore": PatchcoreConfig,
+    "padim": PadimConfig,
+    "stfpm": StfpmConfig,
+    "ddad": DdadConfig,
+    "dsad": DsadConfig,
+    "autoencoder": AutoencoderConfig,
+}
+"""Method name -> its settings."""
+
+_OTHER_TOOLS_KEYS = frozenset(
+    {
+        "do_eval",
+        "save_pic",
+        "save_model",
+        "compute_pro",
+        "print_freq",
+        "save_path",
+        "model_path",
+        "img_path",
+        "threshold",
+    }
+)
+"""Keys of QualityInspector files that ask for something other verbs or options do; accepted and reported, not used."""
+
+
+def build_config(method: str, *layers: Mapping[str, Any]) -> tuple[DetectorConfig, tuple[str, ...]]:
+    """Merge layers of settings (the later wins) into the settings of a method.
+
+    Keys of QualityInspector files are understood: `crop_size`, `k` with `method`, `lr`, `device: gpu`.
+
+    Returns:
+        The settings, and the names of keys that belong to other verbs and were left out.
+
+    Raises:
+        ArgumentError: If the method, a key or a value is not known, or a value does not fit.
+    """
+    if method not in CONFIGS:
+        raise ArgumentError(f"method: expected one of {', '.join(CONFIGS)}, got {method!r}.")
+    merged: dict[str, Any] = {}
+    unused: list[str] = []
+    for layer in layers:
+        for key, value in _translate(method, layer).items():
+            if key in _OTHER_TOOLS_KEYS:
+                unused.append(key)
+            else:
+                merged[key] = value
+    kind = CONFIGS[method]
+    known = kind.__struct_fields__
+    for key, value in merged.items():
+        if key not in known:
+            close = difflib.get_close_matches(str(key), known, 1)  # YAML has keys that are no text
+            raise ArgumentError(
+                f"{key}: is no setting of {method}. "
+                + (f"Did you mean {close[0]}?" if close else f"Known: {', '.join(sorted(known))}.")
+            )
+        merged[key] = _as_word(kind, key, value)
+    try:
+        config = msgspec.convert({**merged, "method": method}, kind, strict=False)
+    except msgspec.ValidationError as err:
+        # msgspec reports errors of __post_init__ with its own type and our text.
+        raise ArgumentError(f"settings of {method}: {err}") from err
+    return config, tuple(unused)
+
+
+def _as_word(kind: type[DetectorConfig], key: str, value: Any) -> Any:
+    """Return the value of a setting that is one of a few words, checked; the value of any other as it is.
+
+    `--set` reads `none` as null: here it is a word again.
+    """
+    hint = get_type_hints(kind)[key]
+    if get_origin(hint) is not Literal:
+        return value
+    if value is None:
+        value = "none"
+    check(value in get_args(hint), key, f"one of {', '.join(get_args(hint))}", value)
+    return value
+
+
+def parse_assignment(text: str) -> tuple[str, Any]:
+    """Split `KEY=VALUE`; the value is JSON, a list with commas, or plain text.
+
+    Raises:
+        ArgumentError: If there is no `=`.
+    """
+    key, sign, value = text.partition("=")
+    if not sign or not key.strip():
+        raise ArgumentError(f"--set {text}: expected KEY=VALUE, for example --set coreset=0.01.")
+    return key.strip(), _parse_value(value.strip())
+
+
+def _parse_value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):  # no JSON, a number of thousands of digits, brackets without end
+        pass
+    if "," in text:
+        return [_parse_value(part.strip()) for part in text.split(",") if part.strip()]
+    return {"true": True, "false": False, "none": None, "null": None}.get(text.lower(), text)
+
+
+def _translate(method: str, layer: Mapping[str, Any]) -> dict[str, Any]:
+    """Rename keys of QualityInspector files and bring sizes and lists into one form."""
+    settings = dict(layer)
+    if "crop_size" in settings:
+        settings["crop"] = settings.pop("crop_size")
+    reduction, kept = settings.pop("method", None), settings.pop("k", None)
+    if reduction not in (None, method, "coreset"):
+        raise ArgumentError(f"method: expected {method} or coreset in the settings of {method}, got {reduction!r}.")
+    if kept is not None:
+        if not isinstance(kept, int | float) or isinstance(kept, bool):
+            raise ArgumentError(f"k: expected a number, got {kept!r}.")
+        if method == "patchcore" and not 0 < kept <= 100:  # 200 would become a count of 2
+            raise ArgumentError(f"k: expected a percentage above 0 and up to 100, got {kept!r}.")
+        settings["coreset" if method == "patchcore" else "channels"] = kept / 100 if method == "patchcore" else kept
+    if "lr" in settings:
+        settings["learning_rate"] = settings.pop("lr")
+    if settings.get("device") == "gpu":
+        settings["device"] = "cuda"
+    for key in ("resize", "crop", "tile"):
+        value = settings.get(key)
+        if isinstance(value, str):
+            value = _parse_value(value)
+        if isinstance(value, int) and not isinstance(value, bool):
+            value = [value, value]
+        if key in settings:
+            settings[key] = value
+    for key in ("mean", "std"):
+        if isinstance(settings.get(key), int | float):
+            settings[key] = [settings[key]] * 3
+    for key in ("stages", "attention", "widths", "hint_widths"):
+        if isinstance(settings.get(key), int) and not isinstance(settings[key], bool):
+            settings[key] = [settings[key]]
+    if settings.get("crop") is not None and settings.get("crop") == settings.get("resize"):
+        settings["crop"] = None  # a crop to the same size is none
+    return settings

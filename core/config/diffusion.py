@@ -1,0 +1,299 @@
+"""Settings of the diffusion detectors, and of the autoencoder that one of them works in."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from flawscope.config.detector import check
+from flawscope.config.trained import TrainedConfig
+from flawscope.diffusion import Sampling
+
+
+class DiffusionConfig(TrainedConfig, frozen=True, kw_only=True):
+    """What the detectors share that reconstruct pictures by diffusion.
+
+    Attributes:
+        start: Noise level at which a reconstruction starts, 1 to 1000.
+        steps: Network calls of a reconstruction.
+        eta: 0 is DDIM, 1 is DDPM.
+        level: Noise that the picture gets: that of the timestep of the `first` call, or that of `start`, as both
+            references do although their first call is told another timestep.
+        noise_seed: Of the noise, which is the same for every picture and travels in the bundle.
+        weight_decay: Of the optimizer.
+        betas: Of the optimizer.
+        flip: Whether pictures are mirrored left to right half of the time, anew at every access.
+        rotate: Largest angle in degrees by which they are turned.
+        color_jitter: Largest relative change of brightness, contrast and saturation.
+    """
+
+    start: int = 250
+    steps: int = 25
+    eta: float = 0.0
+    level: Literal["first", "start"] = "first"
+    noise_seed: int = 0
+    weight_decay: float = 1e-6
+    betas: tuple[float, float] = (0.95, 0.999)
+    flip: bool = False
+    rotate: float = 0.0
+    color_jitter: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self.noise_seed >= 0, "noise_seed", "a number of at least 0", self.noise_seed)
+        check(0.0 <= self.weight_decay < math.inf, "weight_decay", "a number of at least 0", self.weight_decay)
+        check(all(0.0 <= one < 1.0 for one in self.betas), "betas", "two decays from 0 to below 1", list(self.betas))
+        check(0.0 <= self.rotate <= 180.0, "rotate", "0 to 180 degrees", self.rotate)
+        check(0.0 <= self.color_jitter <= 1.0, "color_jitter", "0 to 1", self.color_jitter)
+
+
+class DdadConfig(DiffusionConfig, frozen=True, kw_only=True, tag_field="method", tag="ddad"):
+    """Reconstruction in pixels, conditioned on the picture: DDAD (arXiv:2305.15956) and Diffusion-Based-AD.
+
+    Attributes:
+        widths: Channels of the UNet per level, finest first; null takes (128, 128, 256, 384, 512) up to 128 pixels and
+            (128, 128, 256, 256, 512, 512) above.
+        layers: Residual blocks per level.
+        attention: Sides of the feature maps, in pixels, at which there is self-attention.
+        head_width: Channels of an attention head.
+        dropout: Share of activations dropped in training.
+        optimizer: `adamw`, or `adam`, whose decay goes through the gradients.
+        loss: `mean` of the squared error of the predicted noise, or its `sum` per picture.
+        noise: `gaussian` or `simplex` (arXiv:2205.13654), in training and sampling.
+        conditioning: `ddad` corrects the predicted noise towards the picture, `blend` mixes the picture in after each
+            step, `none` does neither.
+        weight: How strongly; null takes 3 for `ddad` and 0.1 for `blend`. A `blend` of 1 copies the input.
+        clip: Whether predictions of the clean picture are limited to [-1, 1].
+        pixel_map: `squared`: largest squared difference of the channels; `absolute`: mean absolute difference.
+        pixel_weight: Weight of the pixel map in the sum; 0 leaves it out.
+        feature_weight: Weight of the feature map.
+        smoothing: Side of the mean filter over features, odd; 1 is none.
+        map_scale: What both maps are divided by, measured on good pictures that chose the best epoch: the `quantile`
+            of 99.9 % of their pixels, or their `max`.
+        pixel_threshold: Given instead of measured.
+        feature_threshold: Given instead of measured.
+        extractor: How the backbone learns the parts first: `none` takes it as it is; `autoencoder` lets a decoder
+            rebuild the picture from its features; `diffusion` lets it rebuild the reconstruction; `adaptation` is
+            DDAD's own: features of reconstruction and picture shall agree and stay near what they were.
+        extractor_epochs: Epochs of that.
+        extractor_rate: Its learning rate.
+        extractor_weight: λ of `adaptation`, how strongly features stay what they were.
+        extractor_guidance: Weight of the conditioning in reconstructions for `adaptation`.
+    """
+
+    backbone: str = "wide_resnet101_2"
+    stages: tuple[int, ...] = (2, 3)
+    epochs: int = 1000
+    schedule: Literal["constant", "cosine"] = "cosine"
+    warmup_steps: int = 500
+    preview_every: int = 100
+    checkpoint_every: int = 10
+    widths: tuple[int, ...] | None = None
+    layers: int = 2
+    attention: tuple[int, ...] = (16,)
+    head_width: int = 8
+    dropout: float = 0.0
+    optimizer: Literal["adamw", "adam"] = "adamw"
+    loss: Literal["mean", "sum"] = "mean"
+    noise: Literal["gaussian", "simplex"] = "gaussian"
+    conditioning: Literal["ddad", "blend", "none"] = "ddad"
+    weight: float | None = None
+    clip: bool = True
+    pixel_map: Literal["squared", "absolute"] = "squared"
+    pixel_weight: float = 0.7
+    feature_weight: float = 0.7
+    smoothing: int = 3
+    map_scale: Literal["quantile", "max"] = "quantile"
+    pixel_threshold: float | None = None
+    feature_threshold: float | None = None
+    extractor: Literal["none", "autoencoder", "diffusion", "adaptation"] = "none"
+    extractor_epochs: int = 30
+    extractor_rate: float = 1e-4
+    extractor_weight: float = 0.1
+    extractor_guidance: float = 3.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_widths(self.unet_widths, self.preprocessing.size)
+        check(1 <= self.layers <= 8, "layers", "1 to 8", self.layers)
+        check(1 <= self.head_width <= 1024, "head_width", "1 to 1024", self.head_width)
+        check(0.0 <= self.dropout < 1.0, "dropout", "a share from 0 to below 1", self.dropout)
+        check(self.smoothing in range(1, 32, 2), "smoothing", "an odd side from 1 to 31", self.smoothing)
+        for name in ("pixel_weight", "feature_weight", "extractor_weight", "extractor_guidance"):
+            check(0.0 <= getattr(self, name) < math.inf, name, "a number of at least 0", getattr(self, name))
+        check(self.pixel_weight + self.feature_weight > 0, "pixel_weight", "above 0 if feature_weight is 0", 0)
+        for name in ("pixel_threshold", "feature_threshold"):
+            value = getattr(self, name)
+            check(value is None or 0.0 < value < math.inf, name, "a positive number", value)
+        check(1 <= self.extractor_epochs <= 1_000_000, "extractor_epochs", "1 to 1,000,000", self.extractor_epochs)
+        check(0.0 < self.extractor_rate < math.inf, "extractor_rate", "a positive number", self.extractor_rate)
+        is_fixed = self.backbone == "scattering"
+        check(
+            not (is_fixed and self.extractor != "none"),
+            "extractor",
+            "none for the backbone scattering, whose filters are fixed",
+            self.extractor,
+        )
+        _ = self.sampling  # refuses impossible steps
+
+    @property
+    def unet_widths(self) -> tuple[int, ...]:
+        """Channels of the UNet per level."""
+        if self.widths is not None:
+            return self.widths
+        small = max(self.preprocessing.size) <= 128
+        return (128, 128, 256, 384, 512) if small else (128, 128, 256, 256, 512, 512)
+
+    @property
+    def sampling(self) -> Sampling:
+        """The reconstruction that these settings ask for."""
+        weight = self.weight
+        if weight is None:
+            weight = {"ddad": 3.0, "blend": 0.1, "none": 0.0}[self.conditioning]
+        return Sampling(
+            start=self.start,
+            steps=self.steps,
+            eta=self.eta,
+            level=self.level,
+            clip=self.clip,
+            conditioning=self.conditioning,
+            weight=weight,
+            noise=self.noise,
+            seed=self.noise_seed,
+        )
+
+
+class AutoencoderConfig(TrainedConfig, frozen=True, kw_only=True, tag_field="method", tag="autoencoder"):
+    """The autoencoder that latent diffusion works in: AutoencoderKL (arXiv:2112.10752).
+
+    `backbone` and `stages` are those of the perceptual loss, a distance of normalised features (arXiv:1801.03924
+    without its learned weights); `scattering` leaves it out.
+
+    Attributes:
+        base: Folder with an AutoencoderKL as diffusers writes it (or a Stable Diffusion folder, whose `vae` is taken)
+            to start from; null starts at random.
+        widths: Channels per level, finest first; every level after the first halves the sides. Only without `base`.
+        layers: Residual blocks per level. Only without `base`.
+        latent: Channels of the latents. Only without `base`.
+        normalization: `signed` scales pictures to [-1, 1], as Stable Diffusion does; `imagenet` to mean 0 and deviation
+            1 of ImageNet, as DiAD does.
+        perceptual: Weight of the perceptual loss.
+        kl: Weight of the divergence from the normal distribution.
+        betas: Of Adam.
+    """
+
+    epochs: int = 100
+    batch_size: int = 4
+    accumulate: int = 8
+    learning_rate: float = 1.8e-4
+    base: str | None = None
+    widths: tuple[int, ...] = (128, 256, 512, 512)
+    layers: int = 2
+    latent: int = 4
+    normalization: Literal["signed", "imagenet"] = "signed"
+    perceptual: float = 1.0
+    kl: float = 1e-6
+    betas: tuple[float, float] = (0.5, 0.9)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_widths(self.widths, self.preprocessing.size)
+        check(1 <= self.layers <= 8, "layers", "1 to 8", self.layers)
+        check(1 <= self.latent <= 64, "latent", "1 to 64", self.latent)
+        for name in ("perceptual", "kl"):
+            check(0.0 <= getattr(self, name) < math.inf, name, "a number of at least 0", getattr(self, name))
+        check(all(0.0 <= one < 1.0 for one in self.betas), "betas", "two decays from 0 to below 1", list(self.betas))
+
+
+class DsadConfig(DiffusionConfig, frozen=True, kw_only=True, tag_field="method", tag="dsad"):
+    """Reconstruction in latents, guided by meaning and sketch of the picture: DSAD, and DiAD (arXiv:2312.06607).
+
+    Attributes:
+        autoencoder: Run of `train autoencoder`, or a folder with an AutoencoderKL as diffusers writes it; null takes
+            the `vae` of `base`. One of the two is needed.
+        base: Stable Diffusion folder, as diffusers writes it, to start from; null starts at random with `widths`.
+        widths: Channels of the denoising UNet per level. Only without `base`.
+        layers: Residual blocks per level. Only without `base`.
+        heads: Attention heads. Only without `base`.
+        context: Width of the text's embedding, which is that of the empty text. Only without `base`.
+        hint_widths: Channels of the hint encoder; every one after the first halves the sides, down to the latents'.
+        normalization: As the autoencoder was trained: `signed` or `imagenet`.
+        fusion: `live` fuses features before the zero convolutions, so that gradients flow from the first steps; `diad`
+            after them, as the public code does, where no gradient ever reaches the fusion.
+        control: Which skip connections are guided: the `coarse` ones of the last level, or `full`, all of them.
+        train_decoder: Whether the denoising UNet's decoder learns too, as in DiAD; without, guidance alone learns.
+            Without `base` all of it learns.
+        sketch: `sobel`, `canny`, or `none`.
+        sketch_size: Side in pixels to which a sketch is made smaller, so that it does not carry a defect's fine edges.
+        sketch_drop: Share of training pictures whose sketch is left out.
+        sketch_corrupt: Share of training pictures in whose sketch random boxes are erased or taken from another.
+        pooling: Successive 8 x 8 mean filters on the map before its largest value is the score.
+    """
+
+    backbone: str = "resnet50"
+    stages: tuple[int, ...] = (1, 2, 3)
+    sigma: float = 5.0
+    epochs: int = 1000
+    batch_size: int = 12
+    accumulate: int = 4
+    learning_rate: float = 1e-5
+    weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.999)
+    preview_every: int = 25
+    checkpoint_every: int = 25
+    start: int = 1000
+    steps: int = 10
+    autoencoder: str | None = None
+    base: str | None = None
+    widths: tuple[int, ...] = (320, 640, 1280, 1280)
+    layers: int = 2
+    heads: int = 8
+    context: int = 768
+    hint_widths: tuple[int, ...] = (16, 32, 96, 256)
+    normalization: Literal["signed", "imagenet"] = "signed"
+    fusion: Literal["live", "diad"] = "live"
+    control: Literal["coarse", "full"] = "coarse"
+    train_decoder: bool = True
+    sketch: Literal["sobel", "canny", "none"] = "sobel"
+    sketch_size: int = 64
+    sketch_drop: float = 0.1
+    sketch_corrupt: float = 0.5
+    pooling: int = 8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(len(self.widths) >= 2 and min(self.widths) >= 8, "widths", "two or more, from 8", list(self.widths))
+        check(len(self.hint_widths) >= 1 and min(self.hint_widths) >= 1, "hint_widths", "from 1", self.hint_widths)
+        check(1 <= self.layers <= 8, "layers", "1 to 8", self.layers)
+        check(self.heads >= 1 and self.widths[0] % self.heads == 0, "heads", "a divisor of the widths", self.heads)
+        check(1 <= self.context <= 4096, "context", "1 to 4096", self.context)
+        check(8 <= self.sketch_size <= 4096, "sketch_size", "8 to 4096 pixels", self.sketch_size)
+        for name in ("sketch_drop", "sketch_corrupt"):
+            check(0.0 <= getattr(self, name) <= 1.0, name, "a share from 0 to 1", getattr(self, name))
+        check(0 <= self.pooling <= 16, "pooling", "0 to 16", self.pooling)
+        _ = self.sampling  # refuses impossible steps
+
+    @property
+    def sampling(self) -> Sampling:
+        """The reconstruction that these settings ask for."""
+        return Sampling(
+            betas="scaled_linear",
+            beta_start=0.00085,
+            beta_end=0.012,
+            start=self.start,
+            steps=self.steps,
+            offset=1,
+            eta=self.eta,
+            level=self.level,
+            final="first",
+            clip=False,
+            seed=self.noise_seed,
+        )
+
+
+def check_widths(widths: tuple[int, ...], size: tuple[int, int]) -> None:
+    """Raise ArgumentError unless there are two or more levels and the picture can be halved between them."""
+    check(len(widths) >= 2 and min(widths) >= 4, "widths", "two or more numbers from 4", list(widths))
+    halvings = 2 ** (len(widths) - 1)
+    fits = all(side % halvings == 0 and side // halvings >= 2 for side in size)
+    check(fits, "resize", f"sides that are multiples of {halvings}, for {len(widths)} levels of widths", list(size))

@@ -1,0 +1,24 @@
+"""Places that a table of pictures names: paths below the dataset's root, and nothing outside it."""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePosixPath
+
+from flawscope.errors import DataError
+
+
+def place_below(root: Path, text: str, where: str) -> PurePosixPath:
+    """Return the relative path that a table's cell names, without looking whether there is such a file.
+
+    Args:
+        root: The folder the path has to stay below; for the message.
+        text: The path as written, with slashes.
+        where: File and line, for the message.
+
+    Raises:
+        DataError: If the path is empty, absolute, or leads out of `root`.
+    """
+    path = PurePosixPath(text)
+    if not path.parts or path.is_absolute() or ".." in path.parts:
+        raise DataError(f"{where}: expected a path below {root}, got {text!r}. Mend that line.")
+    return path

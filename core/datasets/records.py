@@ -1,0 +1,219 @@
+"""Records: `train.json` and `test.json` name pictures, labels and masks of every category, one JSON object a line.
+
+    {"filename": "bottle/train/good/000.png", "label": 0, "label_name": "good", "clsname": "bottle"}
+    {"filename": "bottle/test/crack/000.png", "label": 1, "label_name": "defective", "clsname": "bottle",
+     "maskname": "bottle/ground_truth/crack/000_mask.png"}
+
+(each on one line; `.jsonl` does as well). Paths are relative to the root, or to the one folder directly below it that
+holds them. The label decides what is good. A defect's type is its `label_name`; where that says no more than
+"defective", or nothing, it is the folder of a picture in .../test/TYPE/ or .../train/TYPE/, and "defective" elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple, get_args
+
+import msgspec
+
+from flawscope.datasets.folders import contents
+from flawscope.datasets.places import place_below
+from flawscope.datasets.samples import GOOD, Dataset, Sample, Split, in_order
+from flawscope.errors import DataError
+
+DEFECT = "defective"
+"""The defect type of a record that names none."""
+
+_SUFFIXES = (".json", ".jsonl")
+_KEYS = frozenset({"filename", "label", "clsname"})
+_GOOD_NAMES = frozenset({GOOD, "normal", "ok"})
+_MOST_OF_A_LINE = (
+    1 << 16
+)  # bytes; other JSON files have all they hold on one line, which recognising them need not read
+_BOM = b"\xef\xbb\xbf"
+
+
+class _Fields(msgspec.Struct, frozen=True):
+    """One line as it is written; other keys are left out."""
+
+    filename: str
+    label: int
+    clsname: str
+    label_name: str | None = None
+    maskname: str | None = None
+
+
+class Record(NamedTuple):
+    """One checked line.
+
+    Attributes:
+        where: File and line, for messages.
+        split: Which of the two files it comes from.
+        category: Its category.
+        defect: "good", or the defect type.
+        image: The picture, relative.
+        mask: The mask, relative; of defective pictures only, and there always.
+    """
+
+    where: str
+    split: Split
+    category: str
+    defect: str
+    image: PurePosixPath
+    mask: PurePosixPath | None
+
+
+def find_records(root: Path) -> dict[Split, Path]:
+    """Return the files of records in a folder by split; none where no file there begins with a record.
+
+    Raises:
+        DataError: If a split has two of them.
+    """
+    found: dict[Split, Path] = {}
+    is_known = False
+    for split in get_args(Split):
+        paths = [path for suffix in _SUFFIXES if (path := root / f"{split}{suffix}").is_file()]
+        known = [path for path in paths if _begins_with_a_record(path)]
+        is_known |= bool(known)
+        # Beside a file of records the other split's file is one too: if it is broken, reading it says so.
+        for path in known or paths:
+            if split in found:
+                names = ", ".join(path.name for path in known or paths)
+                raise DataError(f"{root}: expected one file of {split} records, got {names}. Keep one of them there.")
+            found[split] = path
+    return found if is_known else {}
+
+
+def _begins_with_a_record(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            found = msgspec.json.decode(file.readline(_MOST_OF_A_LINE).removeprefix(_BOM))
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
+    return isinstance(found, dict) and found.keys() >= _KEYS
+
+
+def read_records(root: Path, files: Mapping[Split, Path]) -> list[Record]:
+    """Read and check every line of the files that `find_records` returns; no picture is looked for.
+
+    Raises:
+        DataError: If a file cannot be read, a line is no record, its label is unknown or contradicts its name, a path
+            leads out of `root`, a defect has no mask, or a picture is named twice.
+    """
+    records: list[Record] = []
+    lines: dict[PurePosixPath, str] = {}
+    for split, path in files.items():
+        for where, line in _lines(path):
+            record = _record(root, split, where, line)
+            if record.image in lines:
+                raise DataError(
+                    f"{where}: expected another picture on every line, got {str(record.image)!r} again after "
+                    f"{lines[record.image]}. Take one of the lines out."
+                )
+            lines[record.image] = where
+            records.append(record)
+    return records
+
+
+def categories_of(records: Sequence[Record]) -> tuple[str, ...]:
+    """Return the categories of records in alphabetical order."""
+    return tuple(sorted({record.category for record in records}))
+
+
+def dataset_of(root: Path, records: Sequence[Record], category: str) -> Dataset:
+    """Index one category of records, at least one of which is of it.
+
+    Raises:
+        DataError: If a picture or mask is missing.
+    """
+    chosen = [record for record in records if record.category == category]
+    base = _base(root, chosen[0])
+    return Dataset(root, category, "records", in_order(_sample(base, record) for record in chosen))
+
+
+def _lines(path: Path) -> Iterator[tuple[str, bytes]]:
+    """Yield file and number of every line that is not blank, and the line."""
+    try:
+        data = path.read_bytes()
+    except OSError as err:
+        raise DataError(f"{path}: expected a file that can be read, got: {err.strerror or err}.") from err
+    for number, line in enumerate(data.removeprefix(_BOM).split(b"\n"), 1):
+        if line.strip():
+            yield f"{path}, line {number}", line
+
+
+def _record(root: Path, split: Split, where: str, line: bytes) -> Record:
+    try:
+        fields = msgspec.json.decode(line, type=_Fields)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as err:
+        keys = ", ".join(sorted(_KEYS))
+        raise DataError(f"{where}: expected a JSON object with {keys}, got: {err}. Mend that line.") from err
+    for key, name in (("clsname", fields.clsname), ("label_name", fields.label_name or "-")):
+        if not name.strip() or not name.isprintable():
+            raise DataError(f"{where}: {key}: expected a name that can be printed, got {name!r}. Mend that line.")
+    image = place_below(root, fields.filename, where)
+    defect = _defect(fields, image, where)
+    mask = None
+    if defect != GOOD:
+        if not fields.maskname:
+            raise DataError(f"{where}: maskname: expected the mask of a defective picture, got none. Mend that line.")
+        mask = place_below(root, fields.maskname, where)
+    return Record(where, split, fields.clsname, defect, image, mask)
+
+
+def _defect(fields: _Fields, image: PurePosixPath, where: str) -> str:
+    if fields.label not in (0, 1):
+        raise DataError(f"{where}: label: expected 0 (good) or 1 (defective), got {fields.label}. Mend that line.")
+    name = fields.label_name or (GOOD if fields.label == 0 else DEFECT)
+    if (name.lower() in _GOOD_NAMES) != (fields.label == 0):
+        fitting = f"one of {', '.join(sorted(_GOOD_NAMES))}" if fields.label == 0 else "the name of a defect"
+        raise DataError(
+            f"{where}: label_name: expected {fitting} for label {fields.label}, got {name!r}. Mend that line."
+        )
+    if fields.label == 0:
+        return GOOD
+    if name.lower() != DEFECT:
+        return name
+    *_, above, folder = ("", "", *image.parts[:-1])
+    return folder if above in get_args(Split) and folder.lower() not in _GOOD_NAMES else DEFECT
+
+
+def _base(root: Path, first: Record) -> Path:
+    """Return the folder that paths are relative to: the root, or the one folder below it that has the first picture."""
+    if _why_absent(root / first.image) is None:
+        return root
+    holding = [folder for folder in contents(root).folders if _why_absent(folder / first.image) is None]
+    if len(holding) > 1:
+        names = ", ".join(folder.name for folder in holding)
+        raise DataError(
+            f"{first.where}: filename: expected {str(first.image)!r} in one folder of {root}, got it in {names}. "
+            "Leave one of them there."
+        )
+    return holding[0] if holding else root
+
+
+def _sample(base: Path, record: Record) -> Sample:
+    for key, place in (("filename", record.image), ("maskname", record.mask)):
+        if place is not None and (reason := _why_absent(base / place)):
+            raise DataError(
+                f"{record.where}: {key}: expected a file below {base}, got {str(place)!r}: {reason}. "
+                "Add the file, or take the line out."
+            )
+    return Sample(
+        path=base / record.image,
+        split=record.split,
+        defect=record.defect,
+        mask=base / record.mask if record.mask else None,
+    )
+
+
+def _why_absent(path: Path) -> str | None:
+    """Return why there is no such file, or None where there is one."""
+    try:
+        path.stat()
+    except OSError as err:
+        return err.strerror or str(err)
+    except ValueError as err:  # a name that no file system takes, such as one with a null byte
+        return str(err)
+    return None if path.is_file() else "Not a file"

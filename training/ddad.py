@@ -1,0 +1,186 @@
+"""DDAD and Diffusion-Based-AD: a denoiser learns good pictures, and what it cannot rebuild is a defect."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from flawscope.config import DdadConfig
+from flawscope.datasets import Sample
+from flawscope.diffusion import TRAINED_STEPS, Float32Array, signal_shares
+from flawscope.reconstruction import MapRule, finish_maps
+from flawscope.training.augment import augment
+from flawscope.training.backbone import Backbone
+from flawscope.training.comparison import Comparison
+from flawscope.training.extractor import train_extractor
+from flawscope.training.fitted import Fitted
+from flawscope.training.loading import Pictures, Progress
+from flawscope.training.loop import run_loop
+from flawscope.training.noise import add_noise, draw_noise, noise_levels, sampling_noise
+from flawscope.training.reconstructing import Reconstruction, TorchNetworks, write_strips
+from flawscope.training.splitting import MOST_VALIDATED, rounded, split_pictures, spread_levels
+from flawscope.training.unet import Denoiser, signed_pictures
+
+_PREVIEWS = 4
+_QUANTILE = 0.999
+
+
+def train_ddad(
+    config: DdadConfig,
+    backbone: Backbone,
+    samples: Sequence[Sample],
+    hashes: Mapping[Path, str],
+    folder: Path,
+    resume: bool,
+    progress: Progress,
+) -> Fitted:
+    """Train a denoiser on good pictures, then the extractor if that is asked for, then measure the scales of the maps.
+
+    Args:
+        config: Settings.
+        backbone: Extractor of features with its weights.
+        samples: Good pictures; a share of them chooses the best epoch and gives the scales.
+        hashes: Content hash of every picture.
+        folder: Where metrics, previews and checkpoints are written.
+        resume: Go on from the newest checkpoint there.
+        progress: Told what is being done.
+
+    Raises:
+        DataError: If there are too few pictures.
+        RunError: If memory runs out, the loss is not finite, or a checkpoint does not fit.
+    """
+    pictures, validation = split_pictures("ddad", config, samples, hashes, progress)
+    task = DenoiserTask(config, backbone, validation)
+    trained = run_loop(task, pictures, config, folder, resume=resume, progress=progress)
+    task.network.load_state_dict(trained.state)
+    facts: dict[str, int | float | str] = {
+        "epochs": config.epochs,
+        "best_epoch": trained.epoch,
+        "validation_error": rounded(trained.error),
+        "final_loss": rounded(trained.losses[-1]),
+        "validation_pictures": len(validation),
+    }
+    if config.extractor != "none":
+        adapted = train_extractor(config, backbone, task.networks, pictures, validation, folder, resume, progress)
+        facts |= {"extractor_best_epoch": adapted.epoch, "extractor_error": rounded(adapted.error)}
+    scales = measure_scales(config, task.reconstruction(MapRule(1.0, 1.0, 0.0)), validation, progress)
+    rule = MapRule(config.pixel_weight / scales[0], config.feature_weight / scales[1], config.sigma)
+    return Fitted(
+        grid=config.preprocessing.size,
+        tensors={"noise": task.noise},
+        facts=facts | {"pixel_scale": rounded(scales[0]), "feature_scale": rounded(scales[1])},
+        networks={"denoiser": trained.state},
+        rule=rule,
+    )
+
+
+class DenoiserTask:
+    """The training of a denoiser; see `flawscope.training.loop.Task`.
+
+    Args:
+        config: Settings.
+        backbone: Extractor of features, for previews.
+        validation: Good pictures that choose the best epoch.
+
+    Attributes:
+        network: The denoiser.
+        networks: Denoiser and comparison.
+        noise: Of the sampling, float32 [K, 3, H, W].
+    """
+
+    def __init__(self, config: DdadConfig, backbone: Backbone, validation: Pictures) -> None:
+        self._config, self._validation = config, validation
+        torch.manual_seed(config.seed)
+        self.network: nn.Module = Denoiser(config)
+        compare = Comparison(backbone, config.pixel_map, config.smoothing)
+        self.networks = TorchNetworks(self.network, compare)
+        self.noise = sampling_noise(config.sampling, (3, *config.preprocessing.size))
+        self._shares = torch.from_numpy(signal_shares(config.sampling)).float()
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Return AdamW, or Adam."""
+        config = self._config
+        kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+        return kind(
+            self.network.parameters(), lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
+        )
+
+    def loss(self, network: nn.Module, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Return the squared error of the predicted noise (arXiv:2006.11239, equation 14)."""
+        config = self._config
+        pictures = augment(
+            signed_pictures(images),
+            generator,
+            flip=config.flip,
+            rotate=config.rotate,
+            color_jitter=config.color_jitter,
+        )
+        levels = noise_levels(len(pictures), TRAINED_STEPS, generator)
+        errors = self._squared_errors(network, pictures, levels, generator)
+        return errors.mean() if config.loss == "mean" else errors.flatten(1).sum(dim=1).mean()
+
+    def _squared_errors(
+        self, network: nn.Module, pictures: Tensor, levels: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        height, width = pictures.shape[-2:]
+        noise = draw_noise(self._config.noise, (len(pictures), 3, height, width), generator)
+        noisy = add_noise(pictures, noise, self._shares.to(pictures.device)[levels])
+        predicted: Tensor = network(noisy, levels)
+        return (predicted.float() - noise).square()
+
+    def validate(self) -> dict[str, float]:
+        """Return the mean squared error of the predicted noise, at levels and with noise that stay the same."""
+        count = min(len(self._validation), MOST_VALIDATED)
+        device = next(self.network.parameters()).device
+        generator = torch.Generator(device=device).manual_seed(self._config.seed)
+        levels = spread_levels(count, self._config.seed).to(device)
+        errors, done = [], 0
+        with torch.inference_mode():
+            for images in self._validation.batches(range(count), self._config.batch_size):
+                pictures = signed_pictures(torch.from_numpy(images).to(device))
+                part = levels[done : done + len(images)]
+                errors.append(self._squared_errors(self.network, pictures, part, generator).mean(dim=(1, 2, 3)))
+                done += len(images)
+        return {"error": float(torch.cat(errors).mean())}
+
+    def preview(self, path: Path) -> None:
+        """Write held-back good pictures beside their reconstructions and maps."""
+        images = next(self._validation.batches(range(min(_PREVIEWS, len(self._validation))), _PREVIEWS))
+        self.networks.to(next(self.network.parameters()).device)
+        write_strips(path, images, self.reconstruction(MapRule(1.0, 1.0, self._config.sigma))(images))
+
+    def reconstruction(self, rule: MapRule) -> Reconstruction:
+        """Return what scores pictures with the networks as they are."""
+        return Reconstruction(self.networks, self._config.sampling, self.noise, rule)
+
+
+def measure_scales(
+    config: DdadConfig, reconstruction: Reconstruction, pictures: Pictures, progress: Progress
+) -> tuple[float, float]:
+    """Return what the map of pixels and the map of features are divided by.
+
+    Both are measured on smoothed maps, as they are used: at 1 a map alone reaches what 99.9 % of the pixels of good
+    pictures stay below, or their largest value.
+    """
+    given = (config.pixel_threshold, config.feature_threshold)
+    if given[0] is not None and given[1] is not None:
+        return given[0], given[1]
+    alone = (MapRule(1.0, 0.0, config.sigma), MapRule(0.0, 1.0, config.sigma))
+    values: tuple[list[Float32Array], list[Float32Array]] = ([], [])
+    count, done = min(len(pictures), MOST_VALIDATED), 0
+    for images in pictures.batches(range(count), config.batch_size):
+        found = reconstruction(images)
+        for kept, rule in zip(values, alone, strict=True):
+            kept.append(finish_maps(found.pixel, found.feature, rule)[0])
+        done += len(images)
+        progress("measuring the maps", done, count)
+    share = _QUANTILE if config.map_scale == "quantile" else 1.0
+    measured = [float(np.quantile(np.concatenate(kept), share)) for kept in values]
+    # A backbone that sees no difference at all gives 0, and 0 divided by anything stays 0.
+    pixel, feature = (value if asked is None else asked for value, asked in zip(measured, given, strict=True))
+    least = float(np.finfo(np.float32).tiny)
+    return max(pixel, least), max(feature, least)

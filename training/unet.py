@@ -1,0 +1,50 @@
+"""The network that predicts noise in pictures."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from flawscope.config import DdadConfig
+from flawscope.training.networks import group_count, head_width, import_diffusers
+
+
+class Denoiser(nn.Module):
+    """A UNet (arXiv:2006.11239) from random weights.
+
+    `forward` takes noisy pictures float32 [N, 3, H, W] and timesteps int64 [N] and returns the noise in them, float32
+    [N, 3, H, W].
+
+    Args:
+        config: Widths, layers, attention, dropout and the size of pictures.
+    """
+
+    def __init__(self, config: DdadConfig) -> None:
+        super().__init__()
+        widths = config.unet_widths
+        size = config.preprocessing.size
+        sides = [max(size) // 2**level for level in range(len(widths))]
+        attends = [side in config.attention for side in sides]
+        self.network: nn.Module = import_diffusers().UNet2DModel(
+            sample_size=size,
+            in_channels=3,
+            out_channels=3,
+            layers_per_block=config.layers,
+            block_out_channels=widths,
+            down_block_types=tuple("AttnDownBlock2D" if attended else "DownBlock2D" for attended in attends),
+            up_block_types=tuple("AttnUpBlock2D" if attended else "UpBlock2D" for attended in reversed(attends)),
+            attention_head_dim=head_width(config.head_width, widths),
+            norm_num_groups=group_count(widths),
+            dropout=config.dropout,
+        )
+
+    def forward(self, x: Tensor, timestep: Tensor) -> Tensor:
+        """Return the predicted noise."""
+        return cast(Tensor, self.network(x, timestep, return_dict=False)[0])
+
+
+def signed_pictures(images: Tensor) -> Tensor:
+    """Return pictures uint8 [N, H, W, 3] as float32 [N, 3, H, W] in [-1, 1]."""
+    return (images.to(torch.float32) * (1.0 / 127.5) - 1.0).permute(0, 3, 1, 2)
