@@ -86,7 +86,7 @@ def train_dsad(
         },
         networks={"denoiser": state, "autoencoder": dict(encoder.state_dict())},
         rule=map_rule(config),
-        unet=plain_settings(task.network.unet),
+        unet=plain_settings(task.denoiser.unet),
     )
 
 
@@ -167,6 +167,7 @@ class DsadTask:
 
     Attributes:
         network: The guided denoiser.
+        denoiser: The same, by its own type.
         networks: All networks.
         noise: Of the sampling, float32 [K, C, h, w].
     """
@@ -192,7 +193,8 @@ class DsadTask:
         if config.base is None:
             # What starts at random has to learn; only what Stable Diffusion knows already may stay.
             denoiser.unet.requires_grad_(True)
-        self.network: GuidedDenoiser = denoiser
+        self.network: nn.Module = denoiser
+        self.denoiser = denoiser
         self.networks = dsad_networks(config, denoiser, autoencoder, normalization, backbone)
         self.noise: Float32Array = sampling_noise(config.sampling, (shape[0], shape[1], shape[2]))
         self._encoder, self._sketcher = encoder, sketcher_of(config)
@@ -207,7 +209,7 @@ class DsadTask:
         )
 
     def loss(self, network: nn.Module, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Return the squared error of the predicted noise (arXiv:2312.06607, equation 5); parts of sketches are wrong."""
+        """Return the squared error of the predicted noise (arXiv:2312.06607, equation 5), sketches partly wrong."""
         config = self._config
         if config.flip or config.rotate > 0 or config.color_jitter > 0:
             changed = augment(
@@ -240,7 +242,7 @@ class DsadTask:
                 sketch = sketcher.soften(edges)
         noise = torch.randn(latents.shape, generator=generator, device=device)
         noisy = add_noise(latents, noise, self._shares.to(device)[levels])
-        hint = self.network.encode_hint(picture, sketch)
+        hint = self.denoiser.encode_hint(picture, sketch)
         predicted: Tensor = network(noisy, levels, hint)
         return (predicted.float() - noise).square()
 

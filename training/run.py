@@ -201,7 +201,14 @@ def read_run(path: Path) -> Run:
             states.setdefault(network, {})[rest] = torch.from_numpy(value)
     backbone = restore_backbone(record.config, states.pop("backbone", {}))
     fitted = Fitted(
-        record.grid, bank, tensors.get("transform"), record.channels, record.facts, states, record.rule, record.unet
+        grid=record.grid,
+        tensors=bank,
+        transform=tensors.get("transform"),
+        channels=record.channels,
+        facts=record.facts,
+        networks=states,
+        rule=record.rule,
+        unet=record.unet,
     )
     return Run(
         path=path,
@@ -265,6 +272,7 @@ def _check_fitted(
     elif isinstance(config, PadimConfig):
         needed = {"mean", "whitening"}
     else:
+        assert isinstance(config, PatchcoreConfig), "an autoencoder is refused before"
         needed = {"bank", "neighbours"} if config.reweight == "paper" and config.neighbors > 1 else {"bank"}
     if missing := needed - bank.keys():
         raise RunError(f"{path}: expected a fitted detector, got a run without {sorted(missing)[0]}. Train it first.")

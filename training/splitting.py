@@ -1,4 +1,4 @@
-"""What trainings by diffusion share: pictures to learn from and to validate on, noise levels, figures for the record."""
+"""What trainings in epochs share: pictures to learn from and to validate on, noise levels, figures for the record."""
 
 from __future__ import annotations
 
