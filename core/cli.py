@@ -24,6 +24,7 @@ VERBS = {
     "export": ("flawscope.export.command:export", "Turn a training run into a bundle."),
     "calibrate": ("flawscope.calibration.command:calibrate", "Set the thresholds of a bundle."),
     "evaluate": ("flawscope.calibration.evaluate_command:evaluate", "Measure a bundle on labelled images."),
+    "sampling": ("flawscope.calibration.sampling_command:sampling", "Compare few-step samplings of ddad and dsad."),
     "score": ("flawscope.runtime.command:score", "Decide on images with a bundle."),
     "engine": ("flawscope.runtime.engine_command:engine", "Build, list or clear TensorRT engines of this machine."),
     "bench": (

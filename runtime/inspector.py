@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from flawscope.bundle import Bundle, DdadHead, DsadHead, Manifest, PadimHead, PatchcoreHead, open_bundle
 from flawscope.cpp_ext import HAVE_NATIVE
+from flawscope.diffusion import Sampling
 from flawscope.errors import ArgumentError, BackendError, BundleError, DeviceError, FlawscopeError
 from flawscope.images import UInt8Array, check_image, prepare, read_image
 from flawscope.reconstruction import Reconstructed
@@ -174,6 +175,18 @@ class Inspector:
             DeviceError: If the device fails.
         """
         return self.check_reconstructs().reconstruct(prepared)
+
+    def resample(self, sampling: Sampling) -> None:
+        """Let a bundle that reconstructs do it in another way from now on; scores are then others.
+
+        Raises:
+            ArgumentError: If the bundle's method does not reconstruct, or it has too little noise.
+        """
+        if not isinstance(self._session, ReconstructionSession):
+            raise ArgumentError(
+                f"{self.bundle.path}: expected a bundle that reconstructs (ddad, dsad), got {self.manifest.method}."
+            )
+        self._session.resample(sampling)
 
     def check_reconstructs(self) -> ReconstructionSession:
         """Return the session of a bundle that reconstructs.

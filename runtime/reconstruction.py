@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from flawscope.bundle import Bundle, DdadHead, DsadHead
-from flawscope.diffusion import Float32Array, noises_needed, plan_steps
+from flawscope.diffusion import Float32Array, Sampling, noises_needed, plan_steps
 from flawscope.edges import canny_edges
-from flawscope.errors import BundleError
+from flawscope.errors import ArgumentError, BundleError
 from flawscope.images import UInt8Array
 from flawscope.reconstruction import Reconstructed, score_reconstructions, signed
 from flawscope.runtime.backends import Session, open_session
@@ -86,6 +86,7 @@ class ReconstructionSession:
             got = "none" if noise is None else list(noise.shape)
             raise BundleError(f"{bundle.path}: noise: expected {needed} arrays, got {got}. Export the bundle again.")
         self._head, self._noise = head, noise.astype(np.float32, copy=False)
+        self._sampling = head.sampling
         self._sessions: dict[str, Session] = {}
         try:
             for graph in bundle.manifest.graphs_of(precision):
@@ -101,13 +102,28 @@ class ReconstructionSession:
         Raises:
             DeviceError: If the device fails.
         """
-        return score_reconstructions(images, self._networks, self._head.sampling, self._noise, self._head.rule)
+        return score_reconstructions(images, self._networks, self._sampling, self._noise, self._head.rule)
+
+    def resample(self, sampling: Sampling) -> None:
+        """Reconstruct in another way from now on.
+
+        Raises:
+            ArgumentError: If the bundle has too little noise for it.
+        """
+        needed = noises_needed(sampling)
+        if needed > len(self._noise):
+            raise ArgumentError(
+                f"sampling: expected one that takes up to {len(self._noise)} arrays of noise, as the bundle has, not "
+                f"{needed} (steps={sampling.steps}, eta={sampling.eta:g}). Take fewer steps or eta=0, or "
+                "export a run that was trained with these settings."
+            )
+        self._sampling = sampling
 
     def parts(self, images: UInt8Array) -> dict[str, tuple[Session, dict[str, npt.NDArray[Any]]]]:
         """Return for every graph its session, and inputs of the kind that it gets for pictures uint8 [N, H, W, 3]."""
         clean, conditions = self._networks.encode(images)
         pictures = self._networks.decode(clean)
-        timestep = plan_steps(self._head.sampling)[0].timestep
+        timestep = plan_steps(self._sampling)[0].timestep
         inputs: dict[str, dict[str, npt.NDArray[Any]]] = {
             "encode": self._networks.encoder_inputs(images),
             "denoise": {"x": clean, "timestep": np.full(len(images), timestep, np.int64), **conditions},

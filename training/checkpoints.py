@@ -68,7 +68,8 @@ def latest_checkpoint(folder: Path) -> Checkpoint | None:
     if not found:
         return None
     try:
-        tensors = safetensors.torch.load_file(found[-1] / _TENSORS)
+        # Copies: in the file tensors lie as they come, in memory of their own as every other tensor does.
+        tensors = {name: value.clone() for name, value in safetensors.torch.load_file(found[-1] / _TENSORS).items()}
         stored = json.loads((found[-1] / _NUMBERS).read_text(encoding="utf-8"))
         numbers, groups, values = stored["numbers"], stored["optimizer"]["groups"], stored["optimizer"]["values"]
     except (OSError, ValueError, KeyError, SafetensorError) as err:

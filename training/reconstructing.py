@@ -76,11 +76,12 @@ class TorchNetworks:
 
     def _run(self, name: str, *arrays: np.ndarray[tuple[int, ...], np.dtype[np.generic]]) -> list[Float32Array]:
         device, module = self.device, self.modules[name]
-        was_training = module.training
+        modes = [(part, part.training) for part in module.modules()]
         module.eval()
         with torch.inference_mode():
             found = module(*(torch.from_numpy(np.ascontiguousarray(array)).to(device) for array in arrays))
-        module.train(was_training)
+        for part, was_training in modes:  # each its own: networks share parts, and frozen ones stay in inference mode
+            part.training = was_training
         outputs: Sequence[Tensor] = found if isinstance(found, tuple | list) else [found]
         return [value.float().cpu().numpy() for value in outputs]
 

@@ -12,6 +12,7 @@ import msgspec
 from flawscope.config import TrainedConfig
 from flawscope.errors import ArgumentError
 from flawscope.files import storage_errors, write_text
+from flawscope.training.loop import CHECKPOINTS
 
 _BEGUN = "begun.json"
 _FREE = ("device", "num_workers", "memory_budget_mb", "checkpoint_every", "preview_every")
@@ -20,7 +21,9 @@ _FREE = ("device", "num_workers", "memory_budget_mb", "checkpoint_every", "previ
 
 @contextlib.contextmanager
 def unfinished(out: Path, config: TrainedConfig, dataset: str, weights: str, resume: bool) -> Iterator[Path]:
-    """Yield the folder `RUN.training` for metrics, previews and checkpoints; remove it once all is done.
+    """Yield the folder `RUN.training` for metrics, previews and checkpoints.
+
+    It is removed once all is done, and after an error that came before the first checkpoint.
 
     Args:
         out: Folder of the run.
@@ -49,9 +52,15 @@ def unfinished(out: Path, config: TrainedConfig, dataset: str, weights: str, res
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / _BEGUN, msgspec.json.format(msgspec.json.encode(begun), indent=1).decode() + "\n")
-    with storage_errors(folder):
-        yield folder
-    shutil.rmtree(folder, ignore_errors=True)
+    is_done = False
+    try:
+        with storage_errors(folder):
+            yield folder
+        is_done = True
+    finally:
+        # Without a checkpoint there is nothing to go on from: a request that was wrong leaves nothing behind.
+        if is_done or not any(folder.rglob(f"{CHECKPOINTS}/*")):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _check_same(folder: Path, begun: Mapping[str, object]) -> None:

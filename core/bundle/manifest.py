@@ -19,7 +19,7 @@ from flawscope.images import Preprocessing
 from flawscope.reconstruction import MapRule
 from flawscope.tiles import Tiling
 
-SCHEMA = 2
+SCHEMA = 3
 
 PRECISIONS = ("fp32", "fp16", "int8")
 """Precisions of a bundle's graphs; every bundle has the first."""
@@ -291,11 +291,48 @@ class Precision(_Struct, frozen=True):
     thresholds: Thresholds | None = None
 
 
+class SamplingChange(_Struct, frozen=True):
+    """What another sampling does to the figures of a bundle that reconstructs, both measured in one go.
+
+    Attributes:
+        when: UTC time.
+        command: The command that measured it.
+        dataset: Fingerprint of the dataset.
+        backend: Where it was measured.
+        before: The sampling that the bundle was made from.
+        after: The one it has now.
+        images: Labelled pictures.
+        anomalous: How many of them show a defect.
+        image_auroc: Of the sampling before.
+        image_auroc_change: What is added to it now.
+        pixel_auroc: Of the sampling before, or null without masks.
+        pixel_auroc_change: What is added to it now, or null.
+        milliseconds: Median time of a picture from its file to the decision, before.
+        milliseconds_after: The same now.
+    """
+
+    when: str
+    command: str
+    dataset: str
+    backend: str
+    before: Sampling
+    after: Sampling
+    images: int
+    anomalous: int
+    image_auroc: float
+    image_auroc_change: float
+    pixel_auroc: float | None
+    pixel_auroc_change: float | None
+    milliseconds: float
+    milliseconds_after: float
+
+
 class Evidence(_Struct, frozen=True):
     """Measured proof stored with the bundle."""
 
     parity: tuple[Parity, ...] = ()
     accuracy: tuple[Accuracy, ...] = ()
+    sampling: tuple[SamplingChange, ...] = ()
 
 
 class Provenance(_Struct, frozen=True):

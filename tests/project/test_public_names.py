@@ -30,6 +30,7 @@ PUBLIC = {
         "Precision",
         "Provenance",
         "ReconstructionHead",
+        "SamplingChange",
         "StfpmHead",
         "Threshold",
         "ThresholdChange",
