@@ -20,6 +20,11 @@ from flawscope.terminal import command_line, progress_bars
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--steps", metavar="N[,N...]", help="Network calls a picture; several are compared.")
 @click.option("--start", metavar="N[,N...]", help="Noise level of the start; several are compared.")
+@click.option(
+    "--spacing",
+    type=click.Choice(["leading", "trailing", "linspace"]),
+    help="Where the calls lie; trailing begins at the start, which few steps need.",
+)
 @click.option("--weight", type=float, help="Strength of the conditioning.")
 @click.option("--eta", type=float, help="0 is DDIM, 1 is DDPM.")
 @click.option("--data", type=click.Path(path_type=Path), help="Labelled pictures to measure on.")
@@ -30,6 +35,7 @@ def sampling(
     bundle: Path,
     steps: str | None,
     start: str | None,
+    spacing: str | None,
     weight: float | None,
     eta: float | None,
     data: Path | None,
@@ -46,7 +52,8 @@ def sampling(
         raise click.UsageError("Expected --data to compare samplings, or --out to write a bundle, got neither.")
     with open_bundle(bundle) as opened:
         own = sampling_of(opened.manifest)
-    fixed = {name: value for name, value in (("weight", weight), ("eta", eta)) if value is not None}
+    given = {"spacing": spacing, "weight": weight, "eta": eta}
+    fixed = {name: value for name, value in given.items() if value is not None}
     asked = [
         msgspec.structs.replace(own, **fixed, steps=count, start=level)
         for level in _numbers("--start", start, own.start)
@@ -90,7 +97,18 @@ def _numbers(option: str, text: str | None, own: int) -> list[int]:
 
 def _print(found: list[SamplingFigures], backend: str, images: int) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("steps", "start", "eta", "weight", "image AUROC", "change", "pixel AUROC", "change", "ms a picture"):
+    for title in (
+        "steps",
+        "start",
+        "spacing",
+        "eta",
+        "weight",
+        "image AUROC",
+        "change",
+        "pixel AUROC",
+        "change",
+        "ms a picture",
+    ):
         table.add_column(title, justify="right")
     first = found[0]
     for one in found:
@@ -101,6 +119,7 @@ def _print(found: list[SamplingFigures], backend: str, images: int) -> None:
         table.add_row(
             str(known.steps),
             str(known.start),
+            known.spacing,
             f"{known.eta:g}",
             f"{known.weight:g}",
             f"{one.image_auroc:.4f}",

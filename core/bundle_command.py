@@ -1,23 +1,41 @@
-"""`flawscope bundle info|verify|pack`."""
+"""`flawscope bundle info|verify|pack`, and `combine`, which is at home in `calibration`."""
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 
 import click
 import msgspec
 
-from flawscope.bundle import Manifest, open_bundle, pack_bundle
+from flawscope.bundle import EnsembleHead, EnsembleMember, Manifest, open_bundle, pack_bundle
 from flawscope.bundle.manifest import Threshold
 from flawscope.errors import BundleError, GateError
 from flawscope.tiles import Tiling
 
 _BUNDLE = click.argument("path", metavar="BUNDLE", type=click.Path(path_type=Path))
 
+# command -> module:attribute of another room, known by name alone, as the root knows its verbs
+_ELSEWHERE = {"combine": "flawscope.calibration.combine_command:combine"}
 
-@click.group()
+
+class _BundleGroup(click.Group):
+    """The commands of this module, and those of other rooms, which are imported when they are called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted([*super().list_commands(ctx), *_ELSEWHERE])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _ELSEWHERE:
+            return super().get_command(ctx, cmd_name)
+        module, _, attribute = _ELSEWHERE[cmd_name].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+
+@click.group(cls=_BundleGroup)
 def bundle() -> None:
-    """Show, verify or pack a bundle."""
+    """Show, verify, pack or combine bundles."""
 
 
 @bundle.command()
@@ -42,11 +60,21 @@ def _facts(manifest: Manifest) -> list[tuple[str, str]]:
     source = manifest.provenance
     height, width = manifest.input.size
     size = sum(entry.size for entry in manifest.files.values())
+    if isinstance(manifest.head, EnsembleHead):
+        made_of = [
+            ("method", f"{manifest.method}, category {source.category}"),
+            *(("member", _member(entry)) for entry in manifest.head.members),
+            ("measured", f"centers and spreads on {manifest.head.images} good pictures that no member has learned"),
+        ]
+    else:
+        made_of = [
+            ("method", f"{manifest.method}, seed {source.seed}, category {source.category}"),
+            ("backbone", source.weights),
+        ]
     facts = [
         ("name", manifest.name),
         ("identity", manifest.digest),
-        ("method", f"{manifest.method}, seed {source.seed}, category {source.category}"),
-        ("backbone", source.weights),
+        *made_of,
         ("input", f"{width}x{height} px, batches up to {manifest.max_batch}"),
         *([] if manifest.tiling is None else [("tiles", _tiles(manifest.tiling))]),
         ("files", f"{len(manifest.files)}, {size / 2**20:.1f} MiB"),
@@ -76,6 +104,14 @@ def _facts(manifest: Manifest) -> list[tuple[str, str]]:
         for row in manifest.evidence.accuracy
     ]
     return facts
+
+
+def _member(entry: EnsembleMember) -> str:
+    return (
+        f"{entry.name} ({entry.method}, {entry.digest[:12]}): weight {entry.weight:g}, map center "
+        f"{entry.map_center:.4g} spread {entry.map_spread:.4g}, score center {entry.score_center:.4g} spread "
+        f"{entry.score_spread:.4g}"
+    )
 
 
 def _number(value: float | None) -> str:

@@ -20,6 +20,7 @@ VERBS = {
     "demo": ("flawscope.export.demo_command:demo", "Generate parts, train, export, score and report, offline."),
     "doctor": ("flawscope.runtime.doctor:doctor", "Show devices, backends, versions and kernels."),
     "data": ("flawscope.data_command:data", "Look at a dataset, or generate one."),
+    "pipeline": ("flawscope.export.pipeline_command:pipeline", "Train, export, set thresholds and evaluate in one go."),
     "train": ("flawscope.training.command:train", "Learn what good parts look like."),
     "export": ("flawscope.export.command:export", "Turn a training run into a bundle."),
     "calibrate": ("flawscope.calibration.command:calibrate", "Set the thresholds of a bundle."),
@@ -31,7 +32,7 @@ VERBS = {
         "flawscope.runtime.bench_command:bench_command",
         "Measure latency, throughput and memory of a bundle.",
     ),
-    "bundle": ("flawscope.bundle_command:bundle", "Show, verify or pack a bundle."),
+    "bundle": ("flawscope.bundle_command:bundle", "Show, verify, pack or combine bundles."),
 }
 
 

@@ -5,6 +5,7 @@ Training and the line run this same loop; only what predicts the noise differs, 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -33,7 +34,10 @@ class Sampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         beta_start: Variance of the first noise level.
         beta_end: Variance of the last.
         start: Noise level at which sampling starts, 1 to 1000; more hides more of the picture.
-        steps: Network calls from there; `start // steps` levels lie between two of them.
+        steps: Network calls from there.
+        spacing: Where they lie: `leading` at multiples of `start // steps` from 0 on, so that the first is a stride
+            below the start; `trailing` at the ends of `steps` equal parts, so that the first is the start, which few
+            steps need (arXiv:2305.08891); `linspace` evenly from 0 to the start.
         offset: Added to every timestep; Stable Diffusion has 1.
         eta: 0 is DDIM, 1 is DDPM (arXiv:2010.02502, equation 16).
         level: How much noise the picture gets: that of the timestep of the `first` call, or that of `start`.
@@ -51,6 +55,7 @@ class Sampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     beta_end: float = 0.02
     start: int = 250
     steps: int = 25
+    spacing: Literal["leading", "trailing", "linspace"] = "leading"
     offset: int = 0
     eta: float = 0.0
     level: Literal["first", "start"] = "first"
@@ -108,13 +113,11 @@ class Step:
 def plan_steps(sampling: Sampling) -> tuple[Step, ...]:
     """Return the steps of a sampling, noisiest first (arXiv:2010.02502, equations 12 and 16)."""
     shares = signal_shares(sampling)
-    stride = sampling.start // sampling.steps
+    behind = 1.0 if sampling.final == "clean" else float(shares[0])
+    timesteps = _timesteps(sampling)
     steps = []
-    for number in reversed(range(sampling.steps)):
-        timestep = min(number * stride + sampling.offset, TRAINED_STEPS - 1)
-        following = timestep - stride
-        behind = 1.0 if sampling.final == "clean" else float(shares[0])
-        share, next_share = float(shares[timestep]), float(shares[following]) if following >= 0 else behind
+    for timestep, following in itertools.zip_longest(timesteps, timesteps[1:]):
+        share, next_share = float(shares[timestep]), behind if following is None else float(shares[following])
         variance = (1.0 - next_share) / (1.0 - share) * (1.0 - share / next_share)
         steps.append(
             Step(
@@ -126,6 +129,18 @@ def plan_steps(sampling: Sampling) -> tuple[Step, ...]:
             )
         )
     return tuple(steps)
+
+
+def _timesteps(sampling: Sampling) -> list[int]:
+    """Return what the network is told in every call, noisiest first."""
+    start, steps = sampling.start, sampling.steps
+    if sampling.spacing == "leading":
+        numbers = [number * (start // steps) for number in reversed(range(steps))]
+    elif sampling.spacing == "trailing":
+        numbers = [round(start * part / steps) - 1 for part in range(steps, 0, -1)]
+    else:
+        numbers = [round(float(number)) for number in np.linspace(0, start - 1, steps)][::-1]
+    return [min(number + sampling.offset, TRAINED_STEPS - 1) for number in numbers]
 
 
 def start_share(sampling: Sampling) -> float:

@@ -9,6 +9,8 @@ from typing import Any
 import click
 import msgspec
 
+from flawscope.config import build_config
+from flawscope.datasets import open_dataset
 from flawscope.errors import GateError, MissingExtra
 from flawscope.files import write_bytes
 from flawscope.parts import KINDS, write_dataset
@@ -31,13 +33,7 @@ def demo(out: Path, kinds: tuple[str, ...], method: str, seed: int, size: int, t
     Leaves data/, and per kind of part a run, a bundle and a report, under --out.
     """
     try:
-        from flawscope.calibration.calibrate import calibrate_bundle
-        from flawscope.calibration.evaluate import evaluate_bundle, record_accuracy
-        from flawscope.calibration.report import write_report
-        from flawscope.config import build_config
-        from flawscope.datasets import open_dataset
-        from flawscope.export.exporting import export_run
-        from flawscope.training.train import train_detector
+        from flawscope.export.pipeline import Plan, run_pipeline
     except ModuleNotFoundError as err:
         raise MissingExtra("the demo", str(err.name), "all") from err
     chosen = kinds or KINDS
@@ -58,17 +54,11 @@ def demo(out: Path, kinds: tuple[str, ...], method: str, seed: int, size: int, t
     figures: dict[str, Any] = {}
     config, _ = build_config(method, {"seed": seed, "resize": size})
     for kind in chosen:
-        dataset = open_dataset(data, kind)
-        run, bundle, report = out / kind / "run", out / kind / f"{kind}.flaw", out / kind / "report"
-        with progress_bars() as progress:
-            train_detector(config, dataset, run, command=command, progress=progress)
-            export_run(run, bundle, command=command, progress=progress)
-            calibrate_bundle(bundle, dataset, command=command)
-            evaluation = evaluate_bundle(bundle, dataset, command=command)
-            record_accuracy(bundle, evaluation.figures)
-            write_report(evaluation, report)
-        figures[kind] = evaluation.figures
-        click.echo(f"{kind:<8} image AUROC {evaluation.figures.image_auroc:.4f}  report: {report / 'report.html'}")
+        plan = Plan(config, open_dataset(data, kind), out / kind, command=command)
+        measured = run_pipeline(plan, bars=progress_bars).figures
+        assert measured is not None, "generated parts have defects"
+        figures[kind] = measured
+        click.echo(f"{kind:<8} image AUROC {measured.image_auroc:.4f}  report: {plan.report / 'report.html'}")
     mean = sum(entry.image_auroc for entry in figures.values()) / len(figures)
     write_bytes(
         out / "demo.json",

@@ -32,6 +32,7 @@ from flawscope.bundle import (
     PatchcoreHead,
     Provenance,
     StfpmHead,
+    external_data,
     open_bundle,
     write_bundle,
 )
@@ -58,6 +59,8 @@ from flawscope.versions import package_versions
 
 _GOLDEN = 2
 """Golden images per bundle."""
+INLINE_LIMIT = 1 << 30
+"""Bytes of weights above which they do not lie in the graph's own file."""
 
 
 def export_run(
@@ -152,6 +155,7 @@ def _export(
     )
     sources: dict[str, Path | bytes] = {
         **{graph.file: scratch / graph.file for graph in made.graphs.values()},
+        **{path.name: path for path in scratch.glob(external_data("*.onnx"))},
         **({} if made.bank is None else {made.bank: scratch / made.bank}),
         "images.json": msgspec.json.encode({"training": run.record.training, "held_out": run.record.held_out}),
     }
@@ -225,9 +229,15 @@ def _network_graphs(reconstruction: Reconstruction, size: tuple[int, int], scrat
 
 
 def _written(max_batch: int, name: str, model: onnx.ModelProto, scratch: Path) -> Graph:
+    path = scratch / f"{name}.onnx"
+    if sum(len(tensor.raw_data) for tensor in model.graph.initializer) > INLINE_LIMIT:
+        # One protobuf message ends at 2 GB: weights lie in a file beside it, by which the rest stays small.
+        onnx.save(model, path, save_as_external_data=True, location=external_data(path.name), size_threshold=1024)
+        model = onnx.load(path, load_external_data=False)
+    else:
+        onnx.save(model, path)
     graph = _described(max_batch, name, model)
-    onnx.save(model, scratch / graph.file)
-    onnx.checker.check_model(str(scratch / graph.file), full_check=True)
+    onnx.checker.check_model(str(path), full_check=True)
     return graph
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 import msgspec
 
-from flawscope.bundle import PRECISIONS, Bundle, open_bundle
+from flawscope.bundle import PRECISIONS, Bundle, EnsembleHead, open_bundle
 from flawscope.errors import ArgumentError, BackendError
 from flawscope.runtime.engines import (
     RUNTIMES,
@@ -77,17 +77,18 @@ def build_command(
     with open_bundle(bundle) as opened:
         tensorrt = import_tensorrt(runtime)
         device = _device(tensorrt, target)
-        most = opened.manifest.max_batch if max_batch is None else max_batch
-        if not 1 <= most <= opened.manifest.max_batch:
+        if max_batch is not None and not 1 <= max_batch <= opened.manifest.max_batch:
             raise ArgumentError(
-                f"max-batch: expected 1 to {opened.manifest.max_batch}, which the bundle takes, got {most}."
+                f"max-batch: expected 1 to {opened.manifest.max_batch}, which the bundle takes, got {max_batch}."
             )
-        options = BuildOptions(1, 1 if opt_batch is None else opt_batch, most, workspace)
-        for name in _graphs(opened, graph):
+        for part, name in _graphs(opened, graph, precision):
+            # A member's engine is the one that its bundle has alone, with the largest batch of that bundle.
+            most = part.manifest.max_batch if max_batch is None else max_batch
+            options = BuildOptions(1, 1 if opt_batch is None else opt_batch, most, workspace)
             with progress_bars() as report:
                 tell = _teller(report, name)
                 ensured = ensure_engine(
-                    opened,
+                    part,
                     name,
                     tensorrt,
                     device,
@@ -99,9 +100,10 @@ def build_command(
                     progress=tell,
                 )
             _show_engine(ensured)
+            whose = "" if part is opened else f"{part.manifest.name}, "
             click.echo(
-                f"graph {name}, {precision}, batch 1 to {options.max_batch}, {tensorrt.name} {tensorrt.version}, "
-                f"{device}"
+                f"{whose}graph {name}, {precision}, batch 1 to {options.max_batch}, "
+                f"{tensorrt.name} {tensorrt.version}, {device}"
             )
 
 
@@ -194,13 +196,21 @@ def _device(tensorrt: TensorRT, target: str | None) -> Target:
         raise BackendError(f"{err} To build for another machine's GPU name it with --target: {known}.") from err
 
 
-def _graphs(bundle: Bundle, graph: str) -> list[str]:
-    """Return the names of the graphs that engines are built of."""
-    names = bundle.manifest.graphs
+def _graphs(bundle: Bundle, graph: str, precision: str) -> list[tuple[Bundle, str]]:
+    """Return the graphs that engines are built of, by bundle and name: those of every member of an ensemble.
+
+    Raises:
+        ArgumentError: If the bundle lacks the precision.
+        BundleError: If it has no such graph.
+    """
+    names = bundle.manifest.graphs_of(precision)
+    if isinstance(head := bundle.manifest.head, EnsembleHead):
+        return [part for member in head.members for part in _graphs(bundle.member(member.name), graph, precision)]
     if graph != "auto":
-        return [graph]
+        bundle.graph(graph, precision)
+        return [(bundle, graph)]
     whole = next((name for name in ("features", "score") if name in names), None)
-    return sorted(names) if whole is None else [whole]
+    return [(bundle, name) for name in (sorted(names) if whole is None else [whole])]
 
 
 def _teller(report: Callable[[str, int, int], None], name: str) -> Callable[[float, str], None]:

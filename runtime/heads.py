@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from flawscope.bundle import DdadHead, DsadHead, Head, PadimHead, PatchcoreHead, StfpmHead
+from flawscope.bundle import DdadHead, DsadHead, EnsembleHead, Head, PadimHead, PatchcoreHead, StfpmHead
 from flawscope.cpp_ext import Bank, Gaussians, separable_maps
 from flawscope.errors import BundleError
 from flawscope.maphead import map_matrices
+from flawscope.runtime.ensemble import sum_scale
 
 Float32Array = npt.NDArray[np.float32]
 NativeHead = Callable[[Float32Array], tuple[Float32Array, Float32Array]]
@@ -137,9 +138,11 @@ class PatchcoreFinish:
 def distance_scale(head: Head, tensors: Mapping[str, npt.NDArray[Any]]) -> float:
     """Return the size of an ordinary distance of a bundle: differences of scores near zero are judged against it.
 
-    PatchCore: the root mean square norm of the bank's rows. PaDiM: √D, the expected Mahalanobis distance. Others: an
-    ordinary score.
+    PatchCore: the root mean square norm of the bank's rows. PaDiM: √D, the expected Mahalanobis distance. An ensemble:
+    its terms before their centers are taken off. Others: an ordinary score.
     """
+    if isinstance(head, EnsembleHead):
+        return sum_scale(head)
     if isinstance(head, StfpmHead | DdadHead | DsadHead):
         return head.scale
     if isinstance(head, PadimHead):

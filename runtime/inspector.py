@@ -12,7 +12,17 @@ from typing import Any, overload
 import numpy as np
 import numpy.typing as npt
 
-from flawscope.bundle import Bundle, DdadHead, DsadHead, Manifest, PadimHead, PatchcoreHead, open_bundle
+from flawscope.bundle import (
+    Bundle,
+    DdadHead,
+    DsadHead,
+    EnsembleHead,
+    EnsembleMember,
+    Manifest,
+    PadimHead,
+    PatchcoreHead,
+    open_bundle,
+)
 from flawscope.cpp_ext import HAVE_NATIVE
 from flawscope.diffusion import Sampling
 from flawscope.errors import ArgumentError, BackendError, BundleError, DeviceError, FlawscopeError
@@ -20,6 +30,7 @@ from flawscope.images import UInt8Array, check_image, prepare, read_image
 from flawscope.reconstruction import Reconstructed
 from flawscope.runtime.backends import Session, choose_backend, open_session
 from flawscope.runtime.decision import decide, find_boxes
+from flawscope.runtime.ensemble import EnsembleSession
 from flawscope.runtime.heads import build_head, distance_scale
 from flawscope.runtime.reconstruction import ReconstructionSession
 from flawscope.runtime.results import Box, Result
@@ -31,6 +42,9 @@ Source = Path | str | npt.NDArray[np.uint8]
 PATHS = ("auto", "graph", "kernel")
 """How a map is made: by `score.onnx` alone, or by `features.onnx` and the kernels of `cpp_ext`; `auto` takes the
 kernels where the bundle has features, the kernels are native and the backend is the CPU, and the graph elsewhere."""
+
+MEMBERS = "members"
+"""The path of an ensemble whose members take the path that each would take alone."""
 
 GOLDEN_TOLERANCE = 1e-3
 """Largest relative difference of a golden image's score and map maximum at load: far above float32 noise between
@@ -51,7 +65,7 @@ class Inspector:
         bundle: The opened bundle.
         backend: Name of the backend in use.
         backend_reason: Why it was taken.
-        path: `graph` or `kernel`, whichever was taken.
+        path: `graph` or `kernel`, whichever was taken; `members` where each member of an ensemble takes its own.
         precision: Precision of the graphs.
         thresholds: The thresholds in force, or None before calibration.
     """
@@ -78,7 +92,9 @@ class Inspector:
             self._session = self._open()
         has_maps = "anomaly_map" in self._session.outputs
         self._head = None if has_maps else build_head(self.manifest.head, tensors, self.manifest.input.size)
-        self._check_golden(ZERO_SHARE * distance_scale(self.manifest.head, tensors))
+        # In an ensemble 0 is where good pictures lie: differences there are those of the terms, not small at all.
+        share = 1.0 if isinstance(self.manifest.head, EnsembleHead) else ZERO_SHARE
+        self._check_golden(share * distance_scale(self.manifest.head, tensors))
 
     @classmethod
     def load(
@@ -203,10 +219,17 @@ class Inspector:
         return self._session
 
     def _open(self) -> Session:
-        if isinstance(self.manifest.head, DdadHead | DsadHead):
+        head = self.manifest.head
+        if isinstance(head, DdadHead | DsadHead):
             return ReconstructionSession(self.bundle, self.precision, self.backend)
+        if isinstance(head, EnsembleHead):
+            return EnsembleSession(head, self._open_member)
         name = "features" if self.path == "kernel" else "score"
         return open_session(self.bundle, name, self.precision, self.backend)
+
+    def _open_member(self, member: EnsembleMember) -> Inspector:
+        path = "auto" if self.path == MEMBERS else self.path
+        return Inspector(self.bundle.member(member.name), self.backend, path, self.precision)
 
     def _inspect(self, group: Sequence[Source], position: int) -> Iterator[Result]:
         if self.manifest.tiling is not None:
@@ -320,6 +343,8 @@ def _resolve_path(path: str, backend: str, manifest: Manifest) -> str:
         raise BundleError(f"path kernel: expected a method with a bank, got {manifest.method}. Leave --path out.")
     if path != "auto":
         return path
+    if isinstance(manifest.head, EnsembleHead):
+        return MEMBERS
     return "kernel" if HAVE_NATIVE and backend in ("cpu", "tensorrt") and "features" in manifest.graphs else "graph"
 
 

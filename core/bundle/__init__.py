@@ -1,5 +1,6 @@
 """The bundle: what is shipped to a line, one folder or one uncompressed zip, verified when it is opened."""
 
+from flawscope.bundle.ensemble import EnsembleHead, EnsembleMember
 from flawscope.bundle.manifest import (
     PRECISIONS,
     SCHEMA,
@@ -26,6 +27,7 @@ from flawscope.bundle.manifest import (
     Threshold,
     ThresholdChange,
     Thresholds,
+    external_data,
 )
 from flawscope.bundle.store import Bundle, open_bundle, pack_bundle, rewrite_manifest, write_bundle
 
@@ -37,6 +39,8 @@ __all__ = [
     "Bundle",
     "DdadHead",
     "DsadHead",
+    "EnsembleHead",
+    "EnsembleMember",
     "Evidence",
     "FileEntry",
     "Gate",
@@ -56,6 +60,7 @@ __all__ = [
     "Threshold",
     "ThresholdChange",
     "Thresholds",
+    "external_data",
     "open_bundle",
     "pack_bundle",
     "rewrite_manifest",

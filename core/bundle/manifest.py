@@ -13,6 +13,7 @@ from typing import Literal
 
 import msgspec
 
+from flawscope.bundle.ensemble import EnsembleHead
 from flawscope.diffusion import Sampling
 from flawscope.errors import ArgumentError, BundleError
 from flawscope.images import Preprocessing
@@ -52,6 +53,11 @@ class Graph(_Struct, frozen=True):
     largest_tensor: str
     largest_elements: int
     peak_bytes: int
+
+
+def external_data(graph: str) -> str:
+    """Return the name of the file with the weights of a graph that are too large for its own file."""
+    return f"{graph}.data"
 
 
 class PatchcoreHead(_Struct, frozen=True, tag="patchcore"):
@@ -130,7 +136,7 @@ BankHead = PatchcoreHead | PadimHead
 ReconstructionHead = DdadHead | DsadHead
 """Heads of methods whose bundles have a denoiser: graphs `denoise`, `compare`, and with latents `encode`, `decode`."""
 
-Head = BankHead | StfpmHead | ReconstructionHead
+Head = BankHead | StfpmHead | ReconstructionHead | EnsembleHead
 
 
 class Threshold(_Struct, frozen=True):
@@ -341,7 +347,7 @@ class Provenance(_Struct, frozen=True):
     Attributes:
         created: UTC time of the export, ISO 8601.
         command: The command that exported it.
-        run: SHA-256 of the training run's `run.json`.
+        run: SHA-256 of the training run's `run.json`; of an ensemble, that of the members' runs, one a line.
         dataset: Fingerprint of the training set.
         category: Its category name.
         seed: Seed of the run.

@@ -23,6 +23,7 @@ import numpy.typing as npt
 import safetensors
 import safetensors.numpy
 
+from flawscope.bundle.ensemble import EnsembleHead
 from flawscope.bundle.manifest import FileEntry, Manifest, decode_manifest, encode_manifest
 from flawscope.errors import ArgumentError, BundleError
 from flawscope.files import atomic_file, atomic_folder, sha256_file, storage_errors, write_bytes
@@ -96,6 +97,21 @@ class Bundle:
                 )
         return tensors
 
+    def member(self, name: str) -> Bundle:
+        """Return a member of an ensemble: the whole bundle in a folder of this one, which has to stay open as long.
+
+        Raises:
+            ArgumentError: If this is no ensemble, or has no such member.
+            BundleError: If the member's manifest is missing or broken.
+        """
+        head = self.manifest.head
+        members = {entry.name: entry.folder for entry in head.members} if isinstance(head, EnsembleHead) else {}
+        if name not in members:
+            raise ArgumentError(f"{self.path}: expected a member of this bundle ({sorted(members)}), got {name!r}.")
+        path = self.path / members[name]
+        data = self.file(f"{members[name]}/{MANIFEST}").read_bytes()
+        return Bundle(path, self.folder / members[name], decode_manifest(data, str(path)))
+
     def close(self) -> None:
         """Remove the temporary folder of a packed bundle."""
         if self._temporary is not None:
@@ -149,7 +165,7 @@ def _open_folder(path: Path) -> Bundle:
         file = path / name
         _check_size(file.stat().st_size, name, listed, path)
         _check_hash(sha256_file(file), name, listed, path)
-    return Bundle(path, path, manifest)
+    return _checked_members(Bundle(path, path, manifest))
 
 
 def _open_packed(path: Path) -> Bundle:
@@ -158,7 +174,7 @@ def _open_packed(path: Path) -> Bundle:
     try:
         with zipfile.ZipFile(path) as archive:
             manifest = _extract(archive, path, temporary)
-        return Bundle(path, temporary, manifest, temporary)
+        return _checked_members(Bundle(path, temporary, manifest, temporary))
     except (zipfile.BadZipFile, EOFError, ValueError, OverflowError, NotImplementedError, RuntimeError) as err:
         shutil.rmtree(temporary, ignore_errors=True)
         raise BundleError(f"{path}: expected a bundle, got no readable zip file ({err}). Copy it again.") from err
@@ -243,6 +259,35 @@ def _check_hash(digest: str, name: str, listed: FileEntry, path: Path) -> None:
             f"{path}: {name}: expected SHA-256 {listed.sha256[:12]}…, got {digest[:12]}…: the file was changed. "
             "Copy or export the bundle again."
         )
+
+
+def _checked_members(bundle: Bundle) -> Bundle:
+    """Return a bundle whose hashes were checked; if it is an ensemble, its members must be what both manifests say."""
+    manifest = bundle.manifest
+    if not isinstance(manifest.head, EnsembleHead):
+        return bundle
+    if manifest.graphs or manifest.bank is not None or manifest.precisions:
+        raise BundleError(f"{bundle.path}: expected an ensemble without graphs and bank of its own. Combine it again.")
+    for entry in manifest.head.members:
+        member = bundle.member(entry.name)
+        theirs = member.manifest
+        inside = f"{entry.folder}/"
+        found = {
+            name.removeprefix(inside): listed
+            for name, listed in manifest.files.items()
+            if name.startswith(inside) and name != inside + MANIFEST
+        }
+        if theirs.digest != entry.digest or theirs.files != found:
+            raise BundleError(
+                f"{member.path}: expected the whole bundle {entry.digest[:12]}…, got other files. Combine it again."
+            )
+        fits = (theirs.method, theirs.input, theirs.tiling) == (entry.method, manifest.input, manifest.tiling)
+        if isinstance(theirs.head, EnsembleHead) or not fits or theirs.max_batch < manifest.max_batch:
+            raise BundleError(
+                f"{member.path}: expected a detector with method, input, tiles and largest batch as the ensemble says, "
+                "got another. Combine it again."
+            )
+    return bundle
 
 
 def write_bundle(path: Path, manifest: Manifest, sources: Mapping[str, Path | bytes]) -> Manifest:

@@ -16,6 +16,7 @@ class DiffusionConfig(TrainedConfig, frozen=True, kw_only=True):
     Attributes:
         start: Noise level at which a reconstruction starts, 1 to 1000.
         steps: Network calls of a reconstruction.
+        spacing: Where the calls lie from 0 to the start: `leading`, as in both references, `trailing` or `linspace`.
         eta: 0 is DDIM, 1 is DDPM.
         level: Noise that the picture gets: that of the timestep of the `first` call, or that of `start`, as both
             references do although their first call is told another timestep.
@@ -29,6 +30,7 @@ class DiffusionConfig(TrainedConfig, frozen=True, kw_only=True):
 
     start: int = 250
     steps: int = 25
+    spacing: Literal["leading", "trailing", "linspace"] = "leading"
     eta: float = 0.0
     level: Literal["first", "start"] = "first"
     noise_seed: int = 0
@@ -153,6 +155,7 @@ class DdadConfig(DiffusionConfig, frozen=True, kw_only=True, tag_field="method",
         return Sampling(
             start=self.start,
             steps=self.steps,
+            spacing=self.spacing,
             eta=self.eta,
             level=self.level,
             clip=self.clip,
@@ -282,6 +285,7 @@ class DsadConfig(DiffusionConfig, frozen=True, kw_only=True, tag_field="method",
             beta_end=0.012,
             start=self.start,
             steps=self.steps,
+            spacing=self.spacing,
             offset=1,
             eta=self.eta,
             level=self.level,

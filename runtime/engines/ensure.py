@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
-from flawscope.bundle import Bundle
+from flawscope.bundle import Bundle, external_data
 from flawscope.runtime.engines.build import BuildOptions, Progress, build_engine
 from flawscope.runtime.engines.cache import EngineCache, Key, Stored, find_engine, refuse
 from flawscope.runtime.engines.modules import TensorRT
@@ -79,9 +79,10 @@ def ensure_engine(
 
 
 def model_hash(bundle: Bundle, graph: str, precision: str = "fp32") -> str:
-    """Return the SHA-256 over what an engine of a graph is made from: the graph, and the bank that it may refer to."""
+    """Return the SHA-256 over what an engine of a graph is made from: the graph, its weights and the bank."""
     digest = hashlib.sha256()
-    bank = {bundle.manifest.bank} if bundle.manifest.bank is not None else set()
-    for name in sorted({bundle.manifest.graphs_of(precision)[graph].file} | bank):
+    file = bundle.manifest.graphs_of(precision)[graph].file
+    parts = {file, external_data(file), bundle.manifest.bank} & bundle.manifest.files.keys()
+    for name in sorted(parts):
         digest.update(f"{name} {bundle.manifest.files[name].sha256}\n".encode())
     return digest.hexdigest()

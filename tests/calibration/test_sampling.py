@@ -54,7 +54,7 @@ def test_samplings_are_compared_on_the_same_pictures(
     lines = capsys.readouterr().out.splitlines()
     rows = [line.split() for line in lines if line.strip()[:1].isdigit()]
     assert [row[:2] for row in rows[:5]] == [["4", "250"], ["1", "100"], ["2", "100"], ["1", "250"], ["2", "250"]]
-    assert rows[0][5] == "+0.0000"
+    assert rows[0][6] == "+0.0000"
     assert rows[5][0] == "12"
     assert manifest_of(bundle).evidence.sampling == ()  # nothing is written
 
@@ -63,10 +63,13 @@ def test_a_bundle_is_written_with_what_fewer_steps_cost(tmp_path: Path, tiny_roo
     source = Path(shutil.copytree(bundle, tmp_path / "source.flaw"))
     assert cli.run(["calibrate", str(source), *data(tiny_root)]) == 0
     out = tmp_path / "fast.flaw"
-    assert cli.run(["sampling", str(source), *data(tiny_root), "--steps", "2", "--out", str(out)]) == 0
+    assert (
+        cli.run(["sampling", str(source), *data(tiny_root), "--steps", "2", "--spacing", "trailing", "--out", str(out)])
+        == 0
+    )
     fast = manifest_of(out)
     assert isinstance(fast.head, DdadHead)
-    assert (fast.name, fast.head.sampling.steps) == ("fast", 2)
+    assert (fast.name, fast.head.sampling.steps, fast.head.sampling.spacing) == ("fast", 2, "trailing")
     assert fast.thresholds is None
     (change,) = fast.evidence.sampling
     assert (change.before.steps, change.after.steps, change.images, change.anomalous) == (4, 2, 12, 6)

@@ -138,7 +138,8 @@ def test_a_sketch_that_is_partly_wrong_is_for_training_alone(tiny_root: Path, au
 
     def loss(**changes: object) -> float:
         task = task_of(tiny_root, autoencoder, **changes)
-        torch.nn.init.ones_(task.denoiser.guidance.controlnet_mid_block.weight)  # else no hint reaches the result
+        for layer in (task.denoiser.guidance.controlnet_mid_block, task.denoiser.sketch_fusion.out):  # type: ignore[union-attr]
+            torch.nn.init.normal_(layer.weight)  # at the start a sketch hardly reaches the result
         return float(task.loss(task.network, images, torch.Generator().manual_seed(0)).detach())
 
     assert loss(sketch_drop=1.0) != loss(sketch_drop=0.0)
@@ -223,6 +224,30 @@ def test_every_verb_takes_the_bundle(tmp_path: Path, tiny_root: Path, bundle: Pa
     built = ["engine", "build", str(copy), "--target", "8.9", "--cache", str(tmp_path / "engines")]
     assert cli.run(built) == 0
     assert cli.run([*built, "--no-build"]) == 0
+
+
+def test_weights_too_large_for_one_message_lie_beside_their_graph(
+    tmp_path: Path, tiny_root: Path, run: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flawscope.export import exporting
+    from flawscope.runtime.engines.ensure import model_hash
+
+    monkeypatch.setattr(exporting, "INLINE_LIMIT", 100_000)
+    manifest = export_run(run, tmp_path / "large.flaw", max_batch=3)
+    assert "denoise.onnx.data" in manifest.files
+    assert manifest.files["denoise.onnx"].size < manifest.files["denoise.onnx.data"].size
+    images = pictures(tiny_root)[:2]
+    with Inspector.load(bundle, "cpu") as one, Inspector.load(tmp_path / "large.flaw", "cpu") as other:
+        np.testing.assert_array_equal(one.infer(images)[1], other.infer(images)[1])
+    tensorrt = import_tensorrt("tensorrt-rtx")
+    target = named_target("8.9", tensorrt.compute_capabilities())
+    with open_bundle(tmp_path / "large.flaw") as opened:
+        before = model_hash(opened, "denoise")
+        assert len(build_engine(tensorrt, opened.graph("denoise"), target, BuildOptions(1, 1, 3)).plan) > 1000
+        entry = manifest.files["denoise.onnx.data"]
+        manifest.files["denoise.onnx.data"] = type(entry)("0" * 64, entry.size)
+        opened.manifest.files["denoise.onnx.data"] = manifest.files["denoise.onnx.data"]
+        assert model_hash(opened, "denoise") != before
 
 
 def test_cannys_edges_are_given_to_the_graph_on_the_line_as_in_training(
