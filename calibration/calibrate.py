@@ -194,7 +194,7 @@ def _choose(
     for sample in candidates:
         content = contents[sample.path]
         if content in training:
-            reasons["in the detector's bank: it has learned them"] += 1
+            reasons["that the detector has learned"] += 1
         elif content in seen:
             reasons["copies of another picture: they are not independent"] += 1
         else:

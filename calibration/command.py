@@ -61,7 +61,7 @@ def calibrate(
 ) -> None:
     """Set the thresholds of BUNDLE from good pictures, and state the false-reject rate with its bound.
 
-    The good pictures of the dataset that are not in the detector's bank are scored; the threshold is the lowest that
+    The good pictures of the dataset that the detector has not learned are scored; the threshold is the lowest that
     keeps the false-reject rate with the confidence that was asked for. Nothing is rebuilt: thresholds are numbers in
     the manifest, and every change is recorded there.
     """

@@ -89,6 +89,18 @@ METHOD_STATUS = {
     ("stfpm", "INT8"): (NO, "made from patches so far"),
     ("stfpm", "engine"): (TESTED, "FP32 built by TensorRT-RTX"),
     ("stfpm", "Triton"): (STAND_IN, "configuration and graph are checked; no server was at hand"),
+    ("ddad", "score graph"): (NO, "several graphs and a sampling loop on the host, tested: denoise and compare"),
+    ("ddad", "features and kernel"): (NO, "there are no patches and no bank"),
+    ("ddad", "FP16"): (NO, "made from patches so far"),
+    ("ddad", "INT8"): (NO, "made from patches so far"),
+    ("ddad", "engine"): (TESTED, "FP32, every network, built by TensorRT-RTX"),
+    ("ddad", "Triton"): (NO, "its score is not one graph"),
+    ("dsad", "score graph"): (NO, "several graphs and a sampling loop on the host, tested: encode, denoise, decode and compare"),
+    ("dsad", "features and kernel"): (NO, "there are no patches and no bank"),
+    ("dsad", "FP16"): (NO, "made from patches so far"),
+    ("dsad", "INT8"): (NO, "made from patches so far"),
+    ("dsad", "engine"): (TESTED, "FP32, every network, built by TensorRT-RTX"),
+    ("dsad", "Triton"): (NO, "its score is not one graph"),
 }
 SYSTEM_STATUS = {
     "Linux, x86-64, Python 3.11": (TESTED, ""),
@@ -97,7 +109,7 @@ SYSTEM_STATUS = {
     "Linux, 64-bit Arm": (STAND_IN, "kernels in emulation; the Python packages were not run there"),
     "Windows, macOS": (NO, "not tested"),
 }
-METHODS = ("patchcore", "padim", "stfpm")
+METHODS = ("patchcore", "padim", "stfpm", "ddad", "dsad")
 WAYS = ("score graph", "features and kernel", "FP16", "INT8", "engine", "Triton")
 
 

@@ -26,7 +26,7 @@ def test_only_good_pictures_outside_the_bank_set_the_thresholds(make_bundle, dat
     assert result.new.image.value == 69.0
     assert result.new.image.images == 20
     assert result.new.image.upper_bound == pytest.approx(1 - 0.05 ** (1 / 20))
-    assert result.left_out == (("in the detector's bank: it has learned them", 10),)
+    assert result.left_out == (("that the detector has learned", 10),)
     assert result.notes == ()
     assert result.new.pixel.value == 69.0
 
@@ -184,7 +184,7 @@ def test_command_prints_threshold_bound_and_need(make_bundle, dataset, capsys):
     assert cli.run(["calibrate", str(path), "--data", str(dataset.root), "--false-reject-rate", "0.01"]) == 0
     out, err = capsys.readouterr()
     assert "299" in out
-    assert "left out: 10 in the detector's bank" in out
+    assert "left out: 10 that the detector has learned" in out
     assert "With 95% confidence at most 13.91% of good parts like these are rejected (n = 20" in " ".join(out.split())
     assert "Too few good pictures" in err
 

@@ -155,7 +155,7 @@ def test_every_step_is_that_of_diffusers(sampling: Sampling) -> None:
     ours.append(reconstruct(pictures(), noise(sampling), sampling, noting(ours)))
     assert len(ours) == len(theirs) + 1 == sampling.steps + 1
     for mine, other in zip(ours, [*theirs, expected], strict=True):
-        np.testing.assert_allclose(mine, other, rtol=0, atol=1e-5 * max(1.0, float(np.abs(other).max())))
+        np.testing.assert_allclose(mine, other, rtol=0, atol=3e-5 * max(1.0, float(np.abs(other).max())))
 
 
 @pytest.mark.parametrize("conditioning", ["blend", "ddad"])

@@ -1,0 +1,67 @@
+"""Scores of a run by torch against those of its bundle by the runtime, on labelled pictures.
+
+    python benchmarks/parity.py --run RUN --bundle BUNDLE --data ROOT [--category NAME] [--pictures N]
+
+For runs that reconstruct (ddad, dsad), at equal noise, which the bundle has from the run. Prints the rank correlation,
+the largest relative differences, and the median time of a picture in both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+from scipy.stats import spearmanr
+
+from flawscope.datasets import open_dataset
+from flawscope.images import prepare, read_image
+from flawscope.runtime import Inspector
+from flawscope.training.reconstructing import Reconstruction
+from flawscope.training.run import read_run
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--run", type=Path, required=True)
+    parser.add_argument("--bundle", type=Path, required=True)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--category")
+    parser.add_argument("--pictures", type=int, default=100, help="how many, spread over the test pictures")
+    options = parser.parse_args()
+    run = read_run(options.run)
+    if not isinstance(run.module, Reconstruction):
+        parser.error(f"{options.run}: expected a run of ddad or dsad.")
+    samples = open_dataset(options.data, options.category).test
+    chosen = [samples[int(index)] for index in np.linspace(0, len(samples) - 1, min(options.pictures, len(samples)))]
+    scores: dict[str, list[float]] = {"torch": [], "bundle": []}
+    times: dict[str, list[float]] = {"torch": [], "bundle": []}
+    worst = 0.0
+    with Inspector.load(options.bundle, "cpu") as inspector:
+        for sample in chosen:
+            image = prepare(read_image(sample.path), inspector.manifest.input)[None]
+            started = time.perf_counter()
+            expected = run.module(image)
+            between = time.perf_counter()
+            maps, found = inspector.infer(image)
+            times["bundle"].append(1e3 * (time.perf_counter() - between))
+            times["torch"].append(1e3 * (between - started))
+            scores["torch"].append(float(expected.scores[0]))
+            scores["bundle"].append(float(found[0]))
+            worst = max(worst, float(np.abs(maps - expected.maps).max() / np.abs(expected.maps).max()))
+    first, second = (np.array(scores[name]) for name in ("torch", "bundle"))
+    figures = {
+        "pictures": len(chosen),
+        "score_spearman": float(spearmanr(first, second).statistic),
+        "score_max_relative": float((np.abs(second - first) / np.abs(first)).max()),
+        "map_max_relative": worst,
+        "milliseconds": {name: float(np.median(values)) for name, values in times.items()},
+    }
+    print(json.dumps(figures, indent=1))
+
+
+if __name__ == "__main__":
+    main()
