@@ -83,7 +83,7 @@ class Combination:
 
     Attributes:
         manifest: The manifest of the ensemble as written.
-        backend: The backend that measured, and why it was taken.
+        backend: The backend that measured.
         left_out: Why good pictures were not used, and how many.
         notes: What the user has to know, a sentence each.
     """
@@ -152,9 +152,7 @@ def combine_bundles(
         )
         sources = _sources(bundles, members, chosen.hashes)
         written = _write(out, manifest, sources, _golden_files(bundles, members), progress)
-    return Combination(
-        written, f"{took.backend} ({took.backend_reason})", chosen.left_out, _notes(bundles, dataset, members)
-    )
+    return Combination(written, took.backend, chosen.left_out, _notes(bundles, dataset))
 
 
 def measure_scale(values: Float32Array, quantile: float) -> Scale:
@@ -218,7 +216,8 @@ def _check_together(bundles: Sequence[Bundle]) -> None:
 def _spoken(value: msgspec.Struct | None) -> str:
     if value is None:
         return "none"
-    return ", ".join(f"{name} {part}" for name, part in msgspec.to_builtins(value).items())
+    parts = msgspec.to_builtins(value)
+    return ", ".join(f"{name} {list(part) if isinstance(part, tuple) else part}" for name, part in parts.items())
 
 
 @dataclass(frozen=True)
@@ -435,7 +434,7 @@ def _write(
     return written
 
 
-def _notes(bundles: Sequence[Bundle], dataset: Dataset, members: Sequence[EnsembleMember]) -> tuple[str, ...]:
+def _notes(bundles: Sequence[Bundle], dataset: Dataset) -> tuple[str, ...]:
     categories = {bundle.manifest.provenance.category for bundle in bundles} | {dataset.category}
     notes = []
     if len(categories) > 1:

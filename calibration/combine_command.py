@@ -25,10 +25,11 @@ from flawscope.terminal import command_line, progress_bars
 def combine(
     bundles: tuple[Path, ...], out: Path, data: Path, category: str | None, weights: str | None, backend: str
 ) -> None:
-    """Combine detectors of one part to one bundle, whose maps and scores are weighted sums of theirs.
+    """Combine several detectors to one bundle.
 
-    Members measure in different units. What counts as 0 and as 1 in each is measured once, on good pictures that none
-    of them has learned from, and stays fixed. Calibrate the new bundle before it decides.
+    Its maps and scores are weighted sums of theirs. Members measure in different units. What counts as 0 and as 1 in
+    each is measured once, on good pictures that none of them has learned from, and stays fixed. Calibrate the new
+    bundle before it decides.
     """
     if len(bundles) < 2:
         raise click.UsageError("Expected two bundles or more, got one.")

@@ -105,7 +105,7 @@ def _module_outputs(features: nn.Module, nodes: dict[str, onnx.NodeProto]) -> di
 
 
 _SEVERAL = (
-    "--explain: expected a detector whose score is one graph, got one that samples with several. The parity gate of "
+    "--explain: expected a detector whose score is one graph, got one with several. The parity gate of "
     "flawscope export compares those as a whole."
 )
 

@@ -190,7 +190,7 @@ def run_pipeline(
     if plan.evaluates and has_defects:
         figures = do("evaluation", _evaluate)
     else:
-        why = "not asked for" if has_defects else f"{plan.dataset.category} has no defective test pictures"
+        why = "nothing is measured" if has_defects else f"{plan.dataset.category} has no defective test pictures"
         older = [str(path) for path in (plan.figures, plan.report / REPORT) if path.exists()]
         notes = (f"Of an earlier bundle, not of this one: {', '.join(older)}.",) if older else ()
         announce(Stage("evaluation", None, why, notes))

@@ -44,7 +44,7 @@ PATHS = ("auto", "graph", "kernel")
 kernels where the bundle has features, the kernels are native and the backend is the CPU, and the graph elsewhere."""
 
 MEMBERS = "members"
-"""The path of an ensemble whose members take the path that each would take alone."""
+"""What `auto` is for an ensemble: every member takes the path that it would take alone."""
 
 GOLDEN_TOLERANCE = 1e-3
 """Largest relative difference of a golden image's score and map maximum at load: far above float32 noise between
@@ -71,7 +71,7 @@ class Inspector:
     """
 
     def __init__(self, bundle: Bundle, backend: str = "auto", path: str = "auto", precision: str = "fp32") -> None:
-        if path not in PATHS:
+        if path not in PATHS and path != MEMBERS:
             raise ArgumentError(f"path: expected one of {', '.join(PATHS)}, got {path!r}.")
         choice = choose_backend(backend)
         self.bundle = bundle
@@ -341,6 +341,8 @@ class Inspector:
 def _resolve_path(path: str, backend: str, manifest: Manifest) -> str:
     if path == "kernel" and not isinstance(manifest.head, PatchcoreHead | PadimHead):
         raise BundleError(f"path kernel: expected a method with a bank, got {manifest.method}. Leave --path out.")
+    if path == MEMBERS and not isinstance(manifest.head, EnsembleHead):
+        raise BundleError(f"path members: expected an ensemble, got {manifest.method}. Leave --path out.")
     if path != "auto":
         return path
     if isinstance(manifest.head, EnsembleHead):

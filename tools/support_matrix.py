@@ -95,12 +95,21 @@ METHOD_STATUS = {
     ("ddad", "INT8"): (NO, "made from patches so far"),
     ("ddad", "engine"): (TESTED, "FP32, every network, built by TensorRT-RTX"),
     ("ddad", "Triton"): (NO, "its score is not one graph"),
-    ("dsad", "score graph"): (NO, "several graphs and a sampling loop on the host, tested: encode, denoise, decode and compare"),
+    ("dsad", "score graph"): (
+        NO,
+        "several graphs and a sampling loop on the host, tested: encode, denoise, decode and compare",
+    ),
     ("dsad", "features and kernel"): (NO, "there are no patches and no bank"),
     ("dsad", "FP16"): (NO, "made from patches so far"),
     ("dsad", "INT8"): (NO, "made from patches so far"),
     ("dsad", "engine"): (TESTED, "FP32, every network, built by TensorRT-RTX"),
     ("dsad", "Triton"): (NO, "its score is not one graph"),
+    ("ensemble", "score graph"): (NO, "each member has its own"),
+    ("ensemble", "features and kernel"): (TESTED, "members take theirs"),
+    ("ensemble", "FP16"): (NO, "FP32 alone"),
+    ("ensemble", "INT8"): (NO, "FP32 alone"),
+    ("ensemble", "engine"): (TESTED, "those of its members"),
+    ("ensemble", "Triton"): (NO, "its score is not one graph"),
 }
 SYSTEM_STATUS = {
     "Linux, x86-64, Python 3.11": (TESTED, ""),
@@ -109,7 +118,7 @@ SYSTEM_STATUS = {
     "Linux, 64-bit Arm": (STAND_IN, "kernels in emulation; the Python packages were not run there"),
     "Windows, macOS": (NO, "not tested"),
 }
-METHODS = ("patchcore", "padim", "stfpm", "ddad", "dsad")
+METHODS = ("patchcore", "padim", "stfpm", "ddad", "dsad", "ensemble")
 WAYS = ("score graph", "features and kernel", "FP16", "INT8", "engine", "Triton")
 
 

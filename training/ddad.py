@@ -16,6 +16,7 @@ from flawscope.reconstruction import MapRule, finish_maps
 from flawscope.training.augment import augment
 from flawscope.training.backbone import Backbone
 from flawscope.training.comparison import Comparison
+from flawscope.training.extraction import choose_device
 from flawscope.training.extractor import train_extractor
 from flawscope.training.fitted import Fitted
 from flawscope.training.loading import Pictures, Progress
@@ -25,6 +26,18 @@ from flawscope.training.reconstructing import Reconstruction, TorchNetworks, wri
 from flawscope.training.splitting import MOST_VALIDATED, rounded, split_pictures, spread_levels
 from flawscope.training.unet import Denoiser, signed_pictures
 
+AFTER_DENOISER = frozenset(
+    {
+        *("extractor", "extractor_epochs", "extractor_rate", "extractor_weight", "extractor_guidance"),
+        *("backbone", "backbone_options", "stages", "mean", "std"),
+        *("start", "steps", "spacing", "eta", "level", "noise_seed", "conditioning", "weight", "clip"),
+        *("pixel_map", "pixel_weight", "feature_weight", "smoothing", "sigma"),
+        *("map_scale", "pixel_threshold", "feature_threshold"),
+        *("device", "num_workers", "memory_budget_mb", "checkpoint_every", "preview_every"),
+    }
+)
+"""Settings that a denoiser does not learn from: with other ones a trained denoiser is still what they ask for."""
+_DENOISER_FACTS = ("epochs", "best_epoch", "validation_error", "final_loss", "validation_pictures", "denoiser_command")
 _PREVIEWS = 4
 _QUANTILE = 0.999
 
@@ -37,6 +50,7 @@ def train_ddad(
     folder: Path,
     resume: bool,
     progress: Progress,
+    ready: Fitted | None = None,
 ) -> Fitted:
     """Train a denoiser on good pictures, then the extractor if that is asked for, then measure the scales of the maps.
 
@@ -48,6 +62,7 @@ def train_ddad(
         folder: Where metrics, previews and checkpoints are written.
         resume: Go on from the newest checkpoint there.
         progress: Told what is being done.
+        ready: What an earlier training with the same pictures gave: its denoiser is taken, and none is trained.
 
     Raises:
         DataError: If there are too few pictures.
@@ -55,15 +70,22 @@ def train_ddad(
     """
     pictures, validation = split_pictures("ddad", config, samples, hashes, progress)
     task = DenoiserTask(config, backbone, validation)
-    trained = run_loop(task, pictures, config, folder, resume=resume, progress=progress)
-    task.network.load_state_dict(trained.state)
-    facts: dict[str, int | float | str] = {
-        "epochs": config.epochs,
-        "best_epoch": trained.epoch,
-        "validation_error": rounded(trained.error),
-        "final_loss": rounded(trained.losses[-1]),
-        "validation_pictures": len(validation),
-    }
+    facts: dict[str, int | float | str]
+    if ready is None:
+        trained = run_loop(task, pictures, config, folder, resume=resume, progress=progress)
+        state = trained.state
+        facts = {
+            "epochs": config.epochs,
+            "best_epoch": trained.epoch,
+            "validation_error": rounded(trained.error),
+            "final_loss": rounded(trained.losses[-1]),
+            "validation_pictures": len(validation),
+        }
+    else:
+        state = ready.networks["denoiser"]
+        facts = {name: value for name, value in ready.facts.items() if name in _DENOISER_FACTS}
+        task.networks.to(choose_device(config.device))
+    task.network.load_state_dict(state)
     if config.extractor != "none":
         adapted = train_extractor(config, backbone, task.networks, pictures, validation, folder, resume, progress)
         facts |= {"extractor_best_epoch": adapted.epoch, "extractor_error": rounded(adapted.error)}
@@ -73,7 +95,7 @@ def train_ddad(
         grid=config.preprocessing.size,
         tensors={"noise": task.noise},
         facts=facts | {"pixel_scale": rounded(scales[0]), "feature_scale": rounded(scales[1])},
-        networks={"denoiser": trained.state},
+        networks={"denoiser": state},
         rule=rule,
     )
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import flawscope
@@ -21,18 +22,19 @@ from flawscope.config import (
     TrainedConfig,
 )
 from flawscope.datasets import Dataset, Sample, fingerprint, hash_contents, split_held_out
-from flawscope.errors import ArgumentError, DataError
+from flawscope.errors import ArgumentError, DataError, RunError
 from flawscope.files import check_replaceable, storage_errors
 from flawscope.training.autoencoder import train_autoencoder
 from flawscope.training.backbone import Backbone, build_backbone
-from flawscope.training.ddad import train_ddad
+from flawscope.training.ddad import AFTER_DENOISER, train_ddad
 from flawscope.training.dsad import autoencoder_identity, train_dsad
 from flawscope.training.extraction import choose_device
 from flawscope.training.fitted import Fitted
 from flawscope.training.loading import Progress, no_progress, pictures_of
+from flawscope.training.loop import METRICS, PREVIEWS
 from flawscope.training.padim import fit_padim
 from flawscope.training.patchcore import fit_patchcore
-from flawscope.training.run import RECORD, AnyConfig, RunRecord, write_run
+from flawscope.training.run import RECORD, AnyConfig, Run, RunRecord, write_run
 from flawscope.training.stfpm import train_stfpm
 from flawscope.training.unfinished import unfinished
 from flawscope.versions import package_versions
@@ -48,6 +50,7 @@ def train_detector(
     *,
     weights: Path | None = None,
     resume: bool = False,
+    ready: Run | None = None,
     command: str = "",
     progress: Progress = no_progress,
 ) -> RunRecord:
@@ -59,13 +62,15 @@ def train_detector(
         out: Run folder to write; an earlier run there is replaced.
         weights: Safetensors file of the backbone, or None for the hub.
         resume: Go on with a training that was interrupted; for methods that have epochs.
+        ready: A run of ddad whose denoiser is taken instead of training one: the extractor alone learns. It may be the
+            one at `out`.
         command: Command line for the record.
         progress: Told what is being done.
 
     Raises:
         ArgumentError: If settings do not fit the backbone or each other.
         DataError: If pictures are missing or broken.
-        RunError: If weights cannot be had.
+        RunError: If weights cannot be had, or `ready` is not whole.
         StorageError: If the run cannot be written.
     """
     if not isinstance(config, AnyConfig):
@@ -74,6 +79,8 @@ def train_detector(
         raise ArgumentError(
             "resume: expected a method that is trained in epochs, got one that is fitted. Leave it out."
         )
+    if ready is not None:
+        _check_ready(config, ready)
     check_replaceable(out, RECORD)  # before the work, not after
     started = time.perf_counter()
     backbone, source = build_backbone(config, weights)
@@ -89,6 +96,14 @@ def train_detector(
         kept, held_out = tuple(dataset.train_good), ()
     if not kept:
         raise DataError(f"{dataset.root}: expected good training pictures, got none. See flawscope data inspect.")
+    training = tuple(sorted(hashes[sample.path] for sample in kept))
+    held_back = tuple(sorted(hashes[sample.path] for sample in held_out))
+    if ready is not None and (training, held_back) != (ready.record.training, ready.record.held_out):
+        # Otherwise pictures that the denoiser has learned could set thresholds.
+        raise DataError(
+            f"{dataset.root}: expected the good training pictures that {ready.path} was made from, got others. Name "
+            "the same dataset, or train the denoiser again."
+        )
     hashed = time.perf_counter()
 
     training_paths = pictures_of(kept, config.tiling)
@@ -107,8 +122,15 @@ def train_detector(
             weights_used = source.weights
             if isinstance(config, DsadConfig):
                 weights_used += f"; autoencoder {autoencoder_identity(config)}"
+            if ready is not None:
+                weights_used += f"; denoiser of the run {ready.digest}"
             notes = stack.enter_context(unfinished(out, config, identity, weights_used, resume))
-            fitted = train_epochs(config, backbone, kept, hashes, notes, resume, progress)
+            if ready is not None:
+                shutil.copy2(ready.path / METRICS, notes / METRICS)
+                shutil.copytree(ready.path / PREVIEWS, notes / PREVIEWS, dirs_exist_ok=True)
+            fitted = train_epochs(
+                config, backbone, kept, hashes, notes, resume, progress, None if ready is None else ready.fitted
+            )
         fitted_at = time.perf_counter()
         record = RunRecord(
             kind="autoencoder" if isinstance(config, AutoencoderConfig) else "detector",
@@ -116,12 +138,12 @@ def train_detector(
             category=dataset.category,
             layout=dataset.layout,
             dataset=identity,
-            training=tuple(sorted(hashes[sample.path] for sample in kept)),
-            held_out=tuple(sorted(hashes[sample.path] for sample in held_out)),
+            training=training,
+            held_out=held_back,
             backbone=source,
             grid=fitted.grid,
             channels=fitted.channels,
-            facts=fitted.facts,
+            facts=fitted.facts if ready is None else {"denoiser_command": ready.record.command, **fitted.facts},
             seconds={
                 "preparation": round(hashed - started, 3),
                 "fitting": round(fitted_at - hashed, 3),
@@ -148,13 +170,41 @@ def train_epochs(
     folder: Path,
     resume: bool,
     progress: Progress,
+    ready: Fitted | None = None,
 ) -> Fitted:
     """Train what has epochs; see `train_stfpm`, `train_ddad`, `train_dsad` and `train_autoencoder`."""
     if isinstance(config, StfpmConfig):
         return train_stfpm(config, backbone, samples, hashes, folder, resume, progress)
     if isinstance(config, DdadConfig):
-        return train_ddad(config, backbone, samples, hashes, folder, resume, progress)
+        return train_ddad(config, backbone, samples, hashes, folder, resume, progress, ready)
     if isinstance(config, DsadConfig):
         return train_dsad(config, backbone, samples, hashes, folder, resume, progress)
     assert isinstance(config, AutoencoderConfig)
     return train_autoencoder(config, backbone, samples, hashes, folder, resume, progress)
+
+
+def check_recorded(config: DetectorConfig, run: Run, free: Collection[str] = ()) -> None:
+    """Raise ArgumentError unless settings are those of a run, but for the `free` ones."""
+    recorded = run.record.config
+    if type(config) is not type(recorded):
+        wanted, found = (type(one).__struct_config__.tag for one in (config, recorded))
+        raise ArgumentError(f"{run.path}: expected a run of {wanted}, got one of {found}. Name another run.")
+    for name in config.__struct_fields__:
+        asked, had = getattr(config, name), getattr(recorded, name)
+        if name not in free and asked != had:
+            raise ArgumentError(
+                f"{name}: expected {had!r}, with which {run.path} was trained, got {asked!r}. Leave it out, or train "
+                "again."
+            )
+
+
+def _check_ready(config: DetectorConfig, ready: Run) -> None:
+    """Refuse a run whose denoiser is not the one that the settings ask for."""
+    check_recorded(config, ready, AFTER_DENOISER)
+    if not isinstance(config, DdadConfig) or config.extractor == "none":
+        raise ArgumentError(
+            "extractor: expected ddad with an extractor to train on a denoiser that is ready, got none. Set extractor."
+        )
+    missing = [name for name in (METRICS, PREVIEWS) if not (ready.path / name).exists()]
+    if missing:
+        raise RunError(f"{ready.path}: expected a whole run, got one without {missing[0]}. Train again.")

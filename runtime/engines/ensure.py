@@ -82,7 +82,7 @@ def model_hash(bundle: Bundle, graph: str, precision: str = "fp32") -> str:
     """Return the SHA-256 over what an engine of a graph is made from: the graph, its weights and the bank."""
     digest = hashlib.sha256()
     file = bundle.manifest.graphs_of(precision)[graph].file
-    parts = {file, external_data(file), bundle.manifest.bank} & bundle.manifest.files.keys()
+    parts = {file, external_data(file), bundle.manifest.bank or file} & bundle.manifest.files.keys()
     for name in sorted(parts):
         digest.update(f"{name} {bundle.manifest.files[name].sha256}\n".encode())
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""Ensembles on the line: the sum is exact and rises with every member, each member stays what it is, faults stay faults."""
+"""Ensembles on the line: an exact sum that rises with every member; members stay what they are, faults stay faults."""
 
 from __future__ import annotations
 
@@ -242,8 +242,22 @@ def test_paths_and_precisions_that_an_ensemble_lacks_are_refused(ensemble: Path)
         assert inspector.path == "graph"
         with pytest.raises(ArgumentError, match="expected a bundle that reconstructs pictures as a whole"):
             inspector.check_reconstructs()
-    with Inspector.load(ensemble, "cpu") as inspector:
-        assert inspector.path == "members"
+    for path in ("auto", "members"):
+        with Inspector.load(ensemble, "cpu", path) as inspector:
+            assert inspector.path == "members"
+    with pytest.raises(BundleError, match="path members: expected an ensemble, got patchcore"):
+        Inspector.load(ensemble / "members" / "one", "cpu", "members")
+
+
+def test_bench_measures_an_ensemble_also_in_a_new_process(
+    ensemble: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    figures = tmp_path / "bench.json"
+    assert cli.run(["bench", str(ensemble), "--seconds", "0.1", "--json", str(figures)]) == 0
+    found = json.loads(figures.read_text())
+    assert (found["method"], found["path"]) == ("ensemble", "members")
+    assert found["cold_start"]["median_ms"]["first_decision"] > 0
+    capsys.readouterr()
 
 
 # --- what is read back

@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.numpy
+import safetensors.torch
 import torch
 from scipy.stats import spearmanr
 from tiny_dataset import CATEGORY, defective_pictures, good_pictures
+from tiny_stable_diffusion import write_stable_diffusion
 
 from flawscope import cli
 from flawscope.bundle import DsadHead, open_bundle
@@ -248,6 +250,29 @@ def test_weights_too_large_for_one_message_lie_beside_their_graph(
         manifest.files["denoise.onnx.data"] = type(entry)("0" * 64, entry.size)
         opened.manifest.files["denoise.onnx.data"] = manifest.files["denoise.onnx.data"]
         assert model_hash(opened, "denoise") != before
+
+
+def test_a_model_on_stable_diffusion_needs_its_folder_no_more_once_it_is_trained(
+    tmp_path: Path, tiny_root: Path
+) -> None:
+    pytest.importorskip("transformers", reason="the empty text's embedding needs transformers")
+    base = write_stable_diffusion(tmp_path / "sd")
+    settings = {**SETTINGS, "hint_widths": [4, 6], "base": str(base), "epochs": 1, "pooling": 0}
+    train_detector(build_config("dsad", settings)[0], open_dataset(tiny_root, CATEGORY), tmp_path / "run")
+    weights = safetensors.torch.load_file(base / "unet" / "diffusion_pytorch_model.safetensors")
+    shutil.rmtree(base)
+    found = read_run(tmp_path / "run").module
+    state = found.networks.modules["denoise"].unet.state_dict()  # type: ignore[union-attr,operator]
+    moved = {name.split(".")[0] for name, value in weights.items() if not torch.equal(state[name], value)}
+    assert moved == {"up_blocks", "conv_norm_out", "conv_out"}  # the rest is frozen
+    assert record_of(tmp_path / "run")["facts"]["scaling"] == 0.18215
+    manifest = export_run(tmp_path / "run", tmp_path / "sd.flaw", max_batch=2)
+    assert sorted(manifest.graphs) == ["compare", "decode", "denoise", "encode"]
+
+
+def record_of(run: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((run / "run.json").read_text())
+    return found
 
 
 def test_cannys_edges_are_given_to_the_graph_on_the_line_as_in_training(

@@ -12,44 +12,19 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from tiny_guided import TINY, predict, randomise, tiny_guided, unet_alone
+from tiny_guided import TINY, predict, tiny_guided, unet_alone
+from tiny_stable_diffusion import LENGTH, TEXT_WIDTH, write_stable_diffusion
 
 from flawscope.config import DsadConfig
 from flawscope.errors import ArgumentError, MissingExtra, RunError
 from flawscope.training.guided import load_guided
 
-LENGTH, TEXT_WIDTH = 7, 6
-
 
 @pytest.fixture(scope="module")
 def stable_diffusion(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Stable Diffusion folder of a few parameters, as diffusers and transformers write it."""
-    transformers = pytest.importorskip("transformers", reason="the empty text's embedding needs transformers")
-    folder = tmp_path_factory.mktemp("base") / "sd"
-    torch.manual_seed(11)
-    unet: Any = tiny_guided().unet
-    randomise(unet)
-    unet.save_pretrained(folder / "unet")
-    words = ["<|startoftext|>", "<|endoftext|>", *(f"{letter}{end}" for letter in "ab" for end in ("", "</w>"))]
-    written = folder / "words"
-    written.mkdir()
-    (written / "vocab.json").write_text(json.dumps({word: index for index, word in enumerate(words)}), "utf-8")
-    (written / "merges.txt").write_text("#version: 0.2\n", "utf-8")
-    tokenizer = transformers.CLIPTokenizer.from_pretrained(written, local_files_only=True, model_max_length=LENGTH)
-    tokenizer.save_pretrained(folder / "tokenizer")
-    settings = transformers.CLIPTextConfig(
-        vocab_size=len(words),
-        hidden_size=TEXT_WIDTH,
-        intermediate_size=8,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=LENGTH,
-        bos_token_id=0,
-        eos_token_id=1,
-        pad_token_id=1,
-    )
-    transformers.CLIPTextModel(settings).save_pretrained(folder / "text_encoder")
-    return folder
+    pytest.importorskip("transformers", reason="the empty text's embedding needs transformers")
+    return write_stable_diffusion(tmp_path_factory.mktemp("base") / "sd")
 
 
 @pytest.fixture
