@@ -89,7 +89,7 @@ METHOD_STATUS = {
     ("stfpm", "INT8"): (NO, "made from patches so far"),
     ("stfpm", "engine"): (TESTED, "FP32 built by TensorRT-RTX"),
     ("stfpm", "Triton"): (STAND_IN, "configuration and graph are checked; no server was at hand"),
-    ("ddad", "score graph"): (NO, "several graphs and a sampling loop on the host, tested: denoise and compare"),
+    ("ddad", "score graph"): (NO, "two graphs and a sampling loop on the host, tested"),
     ("ddad", "features and kernel"): (NO, "there are no patches and no bank"),
     ("ddad", "FP16"): (NO, "made from patches so far"),
     ("ddad", "INT8"): (NO, "made from patches so far"),
