@@ -109,7 +109,7 @@ def _print(found: list[SamplingFigures], backend: str, images: int) -> None:
         "change",
         "ms a picture",
     ):
-        table.add_column(title, justify="right")
+        table.add_column(title, justify="right", min_width=8 if title == "spacing" else None)
     first = found[0]
     for one in found:
         known = one.sampling

@@ -83,6 +83,8 @@ def train_detector(
         _check_ready(config, ready)
     check_replaceable(out, RECORD)  # before the work, not after
     started = time.perf_counter()
+    # Before weights are fetched: an autoencoder that is missing is the user's to name.
+    autoencoder = autoencoder_identity(config) if isinstance(config, DsadConfig) else ""
     backbone, source = build_backbone(config, weights)
     backbone.to(choose_device(config.device))
 
@@ -121,7 +123,7 @@ def train_detector(
             assert isinstance(config, TrainedConfig)
             weights_used = source.weights
             if isinstance(config, DsadConfig):
-                weights_used += f"; autoencoder {autoencoder_identity(config)}"
+                weights_used += f"; autoencoder {autoencoder}"
             if ready is not None:
                 weights_used += f"; denoiser of the run {ready.digest}"
             notes = stack.enter_context(unfinished(out, config, identity, weights_used, resume))
