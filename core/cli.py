@@ -32,6 +32,10 @@ VERBS = {
         "flawscope.runtime.bench_command:bench_command",
         "Measure latency, throughput and memory of a bundle.",
     ),
+    "synth": (
+        "flawscope.runtime.synthesis.command:synth",
+        "Prepare defect synthesis: support sets, boxes, masks, texts.",
+    ),
     "bundle": ("flawscope.bundle_command:bundle", "Show, verify, pack or combine bundles."),
 }
 

@@ -153,11 +153,8 @@ class RebuildTask(_ExtractorTask):
         assert isinstance(self.network, nn.ModuleDict)
         made = self.network["decoder"](self._backbone(images)[-1])
         target = (target * scale + offset).permute(0, 3, 1, 2)
-        made = (
-            functional.interpolate(made, size=target.shape[-2:], mode="bilinear")
-            if (made.shape != target.shape)
-            else made
-        )
+        if made.shape != target.shape:  # a side that is no multiple of the coarsest stage's stride
+            made = functional.interpolate(made, size=target.shape[-2:], mode="bilinear")
         return functional.mse_loss(made, target)
 
     def validate(self) -> dict[str, float]:

@@ -1,0 +1,70 @@
+"""Synthesis of defects, without torch: support sets, boxes, masks, texts, and what drawn defects are judged by."""
+
+from flawscope.runtime.synthesis.box_sets import BoxRecord, BoxSettings, write_boxes
+from flawscope.runtime.synthesis.boxes import BoxRange, Rect, boxes_of
+from flawscope.runtime.synthesis.captions import Captions, location_of, read_frames, read_phrases
+from flawscope.runtime.synthesis.copies import SupportPatch
+from flawscope.runtime.synthesis.defective import Defective, list_defective
+from flawscope.runtime.synthesis.describing import DescriptionRecord, write_descriptions
+from flawscope.runtime.synthesis.foreground import find_foreground
+from flawscope.runtime.synthesis.mask_sets import MaskRecord, MaskSettings, write_masks
+from flawscope.runtime.synthesis.masks import Sides
+from flawscope.runtime.synthesis.paste import Crop, crop_around, cut_image, cut_mask, feather_mask, paste_drawn
+from flawscope.runtime.synthesis.precise import MaskOptions, PreciseMask, precise_mask
+from flawscope.runtime.synthesis.quality import QualityLimits, RejectSummary, Verdict, judge_picture, summarise
+from flawscope.runtime.synthesis.ranges import CategoryRanges, read_ranges
+from flawscope.runtime.synthesis.support import (
+    AlikePicture,
+    SupportPicture,
+    SupportRecord,
+    exclude_support,
+    find_support,
+    read_support,
+    write_support,
+)
+
+__all__ = [
+    "AlikePicture",
+    "BoxRange",
+    "BoxRecord",
+    "BoxSettings",
+    "Captions",
+    "CategoryRanges",
+    "Crop",
+    "Defective",
+    "DescriptionRecord",
+    "MaskOptions",
+    "MaskRecord",
+    "MaskSettings",
+    "PreciseMask",
+    "QualityLimits",
+    "Rect",
+    "RejectSummary",
+    "Sides",
+    "SupportPatch",
+    "SupportPicture",
+    "SupportRecord",
+    "Verdict",
+    "boxes_of",
+    "crop_around",
+    "cut_image",
+    "cut_mask",
+    "exclude_support",
+    "feather_mask",
+    "find_foreground",
+    "find_support",
+    "judge_picture",
+    "list_defective",
+    "location_of",
+    "paste_drawn",
+    "precise_mask",
+    "read_frames",
+    "read_phrases",
+    "read_ranges",
+    "read_support",
+    "summarise",
+    "write_boxes",
+    "write_descriptions",
+    "write_masks",
+    "write_support",
+]

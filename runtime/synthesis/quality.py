@@ -1,0 +1,267 @@
+"""The filter behind the generator: what is wrong with a synthesised picture, measured against stated limits.
+
+Every picture gets every check that can be measured on it, so that a rejected one says all that is wrong with it:
+
+    reason      measured                                                                          bound
+    not-finite  share of NaN and infinity in the decoder's numbers, before the cast               0
+    flat        share of the region that changed to one and the same colour; NaN is cast to that  at most
+    saturated   share of the region with a channel that is at 0 or 255 and was not before         at most
+    empty-mask  pixels of the precise mask                                                        at least
+    full-mask   marked share of the region                                                        at most
+    faint       contrast of the mask; at least the noise outside, too                             at least
+    outside     share of equally strong changes that lie outside the region                       at most
+    seam        new steps across the border of what was pasted, beyond those on either side       at most
+    copy        correlation with the support defects                                              at most
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Literal, get_args
+
+import cv2
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from flawscope.arrays import check_array
+from flawscope.errors import ArgumentError
+from flawscope.images import BoolArray, UInt8Array, check_image
+from flawscope.runtime.synthesis.copies import Likeness, SupportPatch, find_likeness
+from flawscope.runtime.synthesis.precise import PreciseMask
+
+Reason = Literal["not-finite", "flat", "saturated", "empty-mask", "full-mask", "faint", "outside", "seam", "copy"]
+REASONS: tuple[Reason, ...] = get_args(Reason)
+"""All reasons, in the order in which a verdict gives them."""
+
+_WORST = 0.75
+"""Quantile of the steps above which they are averaged: a defect cut at one side of its box is a seam, too."""
+
+
+class QualityLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What a synthesised picture must keep to.
+
+    Attributes:
+        flat: Largest share of the region that may have changed to one colour.
+        saturated: Largest share of the region in which a channel may newly be at 0 or 255.
+        mask_px: Least pixels of the precise mask.
+        full: Largest marked share of the region.
+        contrast: Least contrast of the mask, 0 to 1; 0.03 is 8 grey levels in every channel.
+        outside: Largest share of equally strong changes outside the region.
+        seam: Largest mean step across the border of what was pasted, 0 to 1.
+        copy: Largest correlation with a support defect.
+    """
+
+    flat: float = 0.6
+    saturated: float = 0.5
+    mask_px: int = 9
+    full: float = 0.95
+    contrast: float = 0.03
+    outside: float = 0.2
+    seam: float = 0.04
+    copy: float = 0.92
+
+    def __post_init__(self) -> None:
+        for name in ("flat", "saturated", "full", "contrast", "outside", "seam", "copy"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ArgumentError(f"{name}: expected a limit from 0 to 1, got {getattr(self, name)}.")
+        if self.mask_px < 1:
+            raise ArgumentError(f"mask_px: expected at least 1 pixel, got {self.mask_px}.")
+
+
+class Measure(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One check of one picture.
+
+    Attributes:
+        reason: What is wrong with a picture that fails it.
+        value: What was measured; None where there was nothing to measure, which does not fail.
+        bound: Which side of the limit is right; the limit itself is.
+        limit: The limit.
+    """
+
+    reason: Reason
+    value: float | None
+    bound: Literal["at most", "at least"]
+    limit: float
+
+    @property
+    def is_passed(self) -> bool:
+        """Whether the value keeps to the limit."""
+        if self.value is None:
+            return True
+        return self.value <= self.limit if self.bound == "at most" else self.value >= self.limit
+
+
+class Verdict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the filter says of one picture.
+
+    Attributes:
+        reasons: What is wrong with it, in the order of `REASONS`; empty for an accepted picture.
+        measures: Every check, in the order of `REASONS`.
+        likeness: The support defect it resembles most, where that was measured.
+    """
+
+    reasons: tuple[Reason, ...]
+    measures: tuple[Measure, ...]
+    likeness: Likeness | None = None
+
+    @property
+    def is_accepted(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.reasons
+
+    def sentence(self) -> str:
+        """Return the verdict in a line: every failed check with its value and its limit."""
+        failed = [one for one in self.measures if one.reason in self.reasons]
+        if not failed:
+            return "accepted"
+        return "rejected: " + ", ".join(
+            f"{one.reason} {one.value:.3g} (expected {one.bound} {one.limit:.3g})" for one in failed
+        )
+
+
+class RejectSummary(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How much of a run was rejected, and why.
+
+    Attributes:
+        pictures: Verdicts that were counted.
+        accepted: Pictures without a reason.
+        rejected: The others.
+        reject_rate: Their share, 0 to 1.
+        counts: Pictures per reason, all reasons in order; one with two reasons counts under both.
+        rates: The same as shares of all pictures.
+    """
+
+    pictures: int
+    accepted: int
+    rejected: int
+    reject_rate: float
+    counts: dict[Reason, int]
+    rates: dict[Reason, float]
+
+
+def judge_picture(
+    drawn: UInt8Array,
+    good: UInt8Array,
+    region: BoolArray,
+    found: PreciseMask,
+    supports: Sequence[SupportPatch] = (),
+    limits: QualityLimits | None = None,
+    *,
+    pasted: BoolArray | None = None,
+    decoded: npt.NDArray[np.float32] | None = None,
+) -> Verdict:
+    """Return what is wrong with a synthesised picture, every check with its value and its limit.
+
+    Args:
+        drawn: The picture as it would be kept, uint8 [H, W, 3] RGB.
+        good: The good picture it was drawn on, uint8 [H, W, 3] RGB.
+        region: Box or coarse mask that was asked for, bool [H, W].
+        found: Its precise mask, from these pictures or from the drawn one before it was pasted back.
+        supports: What the generator has learned from; without, `copy` is not measured.
+        limits: The limits; the defaults of `QualityLimits` without.
+        pasted: Pixels that were written, bool [H, W], where they are others than the region.
+        decoded: The decoder's output, float32 of any shape: only before the cast is NaN still NaN.
+
+    Raises:
+        ArgumentError: If shapes or dtypes differ, or the region is empty.
+    """
+    limits = limits or QualityLimits()
+    check_image(drawn, "drawn")
+    size = drawn.shape[:2]
+    check_array(good, "good", (*size, 3), np.uint8)
+    check_array(region, "mask", size, np.bool_)
+    check_array(found.mask, "precise mask", size, np.bool_)
+    if not region.any():
+        raise ArgumentError("mask: expected at least one white pixel, got an all-black mask. Draw a box first.")
+    if pasted is not None:
+        check_array(pasted, "pasted", size, np.bool_)
+    marked = int(np.count_nonzero(found.mask))
+    likeness = find_likeness(drawn, found.mask, supports)
+    contrast = max(limits.contrast, found.noise or 0.0)
+    measures = (
+        Measure("not-finite", None if decoded is None else _nonfinite_share(decoded), "at most", 0.0),
+        Measure("flat", _flat_share(drawn, good, region), "at most", limits.flat),
+        Measure("saturated", _saturated_share(drawn, good, region), "at most", limits.saturated),
+        Measure("empty-mask", float(marked), "at least", float(limits.mask_px)),
+        Measure("full-mask", found.share, "at most", limits.full),
+        Measure("faint", found.contrast if marked else None, "at least", contrast),
+        Measure("outside", found.spill, "at most", limits.outside),
+        Measure(
+            "seam", seam_step(drawn, good, region if pasted is None else pasted, found.mask), "at most", limits.seam
+        ),
+        Measure("copy", None if likeness is None else likeness.correlation, "at most", limits.copy),
+    )
+    return Verdict(tuple(one.reason for one in measures if not one.is_passed), measures, likeness)
+
+
+def summarise(verdicts: Iterable[Verdict]) -> RejectSummary:
+    """Return the rates of rejection, over all and by reason.
+
+    Raises:
+        ArgumentError: If there is no verdict: a rate of nothing is not 0.
+    """
+    counts: dict[Reason, int] = dict.fromkeys(REASONS, 0)
+    pictures = rejected = 0
+    for verdict in verdicts:
+        pictures += 1
+        rejected += not verdict.is_accepted
+        for reason in verdict.reasons:
+            counts[reason] += 1
+    if pictures == 0:
+        raise ArgumentError("verdicts: expected at least one, got none. Generate pictures first.")
+    rates = {reason: count / pictures for reason, count in counts.items()}
+    return RejectSummary(pictures, pictures - rejected, rejected, rejected / pictures, counts, rates)
+
+
+def seam_step(drawn: UInt8Array, good: UInt8Array, pasted: BoolArray, mask: BoolArray) -> float:
+    """Return how much stronger the new steps across the border of a paste are than new steps elsewhere, 0 to 1.
+
+    A new step is the mean over the channels of |(drawn - good)_p - (drawn - good)_q| / 255 of two neighbours p and q.
+    The strongest quarter is averaged; from the border's figure the larger of two others is taken away: that of
+    neighbours outside, and that of neighbours inside and off the mask, so that a decoder's noise is no seam.
+
+    Args:
+        drawn: uint8 [H, W, 3].
+        good: uint8 [H, W, 3].
+        pasted: Pixels that were written, bool [H, W]; a border of the picture is none of theirs.
+        mask: Precise mask of the defect, bool [H, W]: its own edges count for nothing, except on the border.
+    """
+    change = drawn.astype(np.float32) - good.astype(np.float32)
+    quiet = pasted & ~(cv2.dilate(mask.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0)
+    steps: dict[str, list[npt.NDArray[np.float32]]] = {"border": [], "inside": [], "outside": []}
+    for one, other in ((np.s_[1:], np.s_[:-1]), (np.s_[:, 1:], np.s_[:, :-1])):
+        step = np.abs(change[one] - change[other]).mean(axis=2) / 255.0
+        steps["border"].append(step[pasted[one] != pasted[other]])
+        steps["inside"].append(step[quiet[one] & quiet[other]])
+        steps["outside"].append(step[~pasted[one] & ~pasted[other]])
+    border, inside, outside = (_strongest(np.concatenate(found)) for found in steps.values())
+    return max(0.0, border - max(inside, outside))
+
+
+def _strongest(steps: npt.NDArray[np.float32]) -> float:
+    if steps.size == 0:
+        return 0.0
+    return float(np.sort(steps)[int(_WORST * steps.size) :].mean())
+
+
+def _nonfinite_share(decoded: npt.NDArray[np.float32]) -> float:
+    if decoded.size == 0:
+        raise ArgumentError("decoded: expected the decoder's numbers, got an empty array.")
+    return float(np.count_nonzero(~np.isfinite(decoded)) / decoded.size)
+
+
+def _flat_share(drawn: UInt8Array, good: UInt8Array, region: BoolArray) -> float:
+    """Of the pixels that did not change nothing is said: a white background is flat and may be."""
+    after = drawn[region].astype(np.uint32)
+    changed = after[(drawn[region] != good[region]).any(axis=1)]
+    if changed.size == 0:
+        return 0.0
+    colours = (changed[:, 0] << 16) | (changed[:, 1] << 8) | changed[:, 2]
+    return float(np.unique(colours, return_counts=True)[1].max() / len(after))
+
+
+def _saturated_share(drawn: UInt8Array, good: UInt8Array, region: BoolArray) -> float:
+    after, before = drawn[region], good[region]
+    ends = ((after == 0) | (after == 255)) & (before != 0) & (before != 255)
+    return float(ends.any(axis=1).mean())

@@ -1,0 +1,283 @@
+"""The filter: a sound picture passes, and every way to spoil one is told by its reason, value and limit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cv2
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flawscope.errors import ArgumentError
+from flawscope.runtime.synthesis.copies import SupportPatch, find_likeness
+from flawscope.runtime.synthesis.paste import Crop, feather_mask, paste_drawn
+from flawscope.runtime.synthesis.precise import precise_mask
+from flawscope.runtime.synthesis.quality import (
+    REASONS,
+    QualityLimits,
+    Reason,
+    Verdict,
+    judge_picture,
+    seam_step,
+    summarise,
+)
+
+SIDE = 96
+
+
+def good_picture(seed: int = 0) -> npt.NDArray[np.uint8]:
+    noise = np.random.default_rng(seed).normal(0, 1, (SIDE, SIDE, 3)).astype(np.float32)
+    noise = cv2.GaussianBlur(noise, (0, 0), 3)
+    return np.clip(120 + noise / noise.std() * 10, 0, 255).astype(np.uint8)
+
+
+def region() -> npt.NDArray[np.bool_]:
+    box = np.zeros((SIDE, SIDE), bool)
+    box[20:75, 15:80] = True
+    return box
+
+
+def blotch(
+    image: npt.NDArray[np.uint8], row: int, column: int, radius: float, seed: int
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
+    """A dark, mottled spot with an irregular outline."""
+    texture = cv2.GaussianBlur(np.random.default_rng(seed).normal(0, 1, (SIDE, SIDE)).astype(np.float32), (0, 0), 3)
+    texture = texture / texture.std()
+    rows, columns = np.mgrid[:SIDE, :SIDE]
+    spot = np.hypot(rows - row, columns - column) + 2 * texture < radius
+    drawn = image.astype(np.float32)
+    drawn[spot] += (-60 + 25 * texture)[spot][:, None] * np.array([1.0, 0.8, 0.7])
+    return np.clip(drawn, 0, 255).astype(np.uint8), np.asarray(spot)
+
+
+def judge(drawn: npt.NDArray[np.uint8], good: npt.NDArray[np.uint8], **more: Any) -> Verdict:
+    return judge_picture(drawn, good, region(), precise_mask(drawn, good, region()), **more)
+
+
+def value_of(verdict: Verdict, reason: Reason) -> float | None:
+    return next(one.value for one in verdict.measures if one.reason == reason)
+
+
+def support(seed: int, name: str = "007") -> SupportPatch:
+    image, mask = blotch(good_picture(seed + 50), 40, 50, 14, seed)
+    return SupportPatch(name, image, mask)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_sound_picture_is_accepted(seed: int) -> None:
+    good = good_picture(seed)
+    drawn, _ = blotch(good, 47, 46, 14, seed + 20)
+    supports = [support(seed), support(seed + 10, "011")]
+    verdict = judge(drawn, good, supports=supports, decoded=drawn.astype(np.float32))
+    assert verdict.is_accepted, verdict.sentence()
+    assert verdict.sentence() == "accepted"
+    assert tuple(one.reason for one in verdict.measures) == REASONS
+    assert all(one.value is not None for one in verdict.measures)
+    assert verdict.likeness is not None
+    assert verdict.likeness.correlation < 0.9
+
+
+def test_a_picture_without_a_defect_has_an_empty_mask() -> None:
+    good = good_picture()
+    verdict = judge(good.copy(), good)
+    assert verdict.reasons == ("empty-mask",)
+    assert verdict.sentence() == "rejected: empty-mask 0 (expected at least 9)"
+    assert value_of(verdict, "faint") is None
+
+
+def test_a_box_that_is_filled_is_told() -> None:
+    good = good_picture()
+    drawn = good.copy()
+    drawn[region()] = drawn[region()] // 2 + 10
+    reasons = judge(drawn, good).reasons
+    assert "full-mask" in reasons
+    assert "seam" in reasons
+
+
+def test_a_defect_below_the_noise_is_faint() -> None:
+    good = good_picture()
+    noisy = np.clip(good + np.random.default_rng(1).normal(0, 20, good.shape), 0, 255).astype(np.uint8)
+    verdict = judge(noisy, good)
+    assert "faint" in verdict.reasons
+    assert "outside" in verdict.reasons
+
+
+def test_a_defect_beside_its_box_is_outside() -> None:
+    good = good_picture()
+    drawn, _ = blotch(good, 47, 46, 8, 3)
+    drawn[86:91, 30:36] = (10, 10, 10)
+    verdict = judge(drawn, good)
+    assert verdict.reasons == ("outside",)
+    assert 0.2 < (value_of(verdict, "outside") or 0.0) < 0.5
+    drawn[86:95, 30:60] = (10, 10, 10)  # so much that the weaker one in the box drowns in it
+    assert judge(drawn, good).reasons == ("empty-mask", "outside")
+
+
+@pytest.mark.parametrize("colour", [0, 255, 130])
+def test_a_constant_decode_is_flat(colour: int) -> None:
+    good = good_picture()
+    drawn = good.copy()
+    drawn[region()] = colour
+    verdict = judge(drawn, good)
+    assert "flat" in verdict.reasons
+    assert ("saturated" in verdict.reasons) == (colour in (0, 255))
+
+
+def test_a_white_background_is_neither_flat_nor_saturated() -> None:
+    good = good_picture()
+    good[:, :60] = 255
+    drawn, _ = blotch(good, 47, 46, 12, 3)
+    assert judge(drawn, good).is_accepted
+
+
+def test_colours_at_their_ends_are_saturated() -> None:
+    good = good_picture()
+    drawn = good.copy()
+    burnt = np.random.default_rng(2).integers(0, 2, good.shape) * 255
+    drawn[region()] = burnt[region()]
+    verdict = judge(drawn, good)
+    assert "saturated" in verdict.reasons
+    assert value_of(verdict, "saturated") == 1.0
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
+def test_one_number_that_is_none_rejects(number: float) -> None:
+    good = good_picture()
+    drawn, _ = blotch(good, 47, 46, 14, 3)
+    decoded = drawn.astype(np.float32)
+    decoded[0, 0, 0] = number
+    verdict = judge(drawn, good, decoded=decoded)
+    assert verdict.reasons == ("not-finite",)
+    assert value_of(verdict, "not-finite") == pytest.approx(1 / decoded.size)
+
+
+def test_a_step_at_the_border_of_the_paste_is_a_seam_and_a_feather_takes_it_away() -> None:
+    good = good_picture()
+    drawn, spot = blotch(good, 47, 46, 14, 3)
+    lighter = np.clip(drawn.astype(int) + 15, 0, 255).astype(np.uint8)
+    whole = Crop(0, 0, SIDE, SIDE, (SIDE, SIDE))
+    hard = paste_drawn(good, lighter, whole, feather_mask(region(), 0))
+    assert seam_step(hard, good, region(), spot) == pytest.approx(15 / 255, abs=1e-6)
+    assert "seam" in judge(hard, good).reasons
+    weight = feather_mask(region(), 8)
+    soft = paste_drawn(good, lighter, whole, weight)
+    assert seam_step(soft, good, weight > 0, spot) < 0.01
+    assert "seam" not in judge(soft, good, pasted=weight > 0).reasons
+
+
+def test_a_defect_that_its_box_cuts_off_is_a_seam_and_noise_is_none() -> None:
+    good = good_picture()
+    drawn, spot = blotch(good, 20, 46, 14, 3)
+    cut = np.where(region()[..., None], drawn, good)
+    found = precise_mask(cut, good, region())
+    assert found.mask.any()
+    assert seam_step(cut, good, region(), found.mask) > 0.04
+    noise = np.random.default_rng(4).normal(0, 6, good.shape)
+    decoded = np.where(region()[..., None], np.clip(good + noise, 0, 255), good).astype(np.uint8)
+    assert seam_step(decoded, good, region(), np.zeros_like(spot)) < 0.01
+    everywhere = np.ones_like(spot)
+    assert seam_step(drawn, good, everywhere, spot) == 0.0  # a paste of the whole picture has no border
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.8, 1.5])
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_a_copy_is_told_with_the_support_it_was_taken_from(scale: float, mirrored: bool) -> None:
+    good = good_picture(9)
+    others = [support(3, "003"), support(4, "004"), support(5, "005")]
+    source = others[1]
+    x, y, width, height = cv2.boundingRect(cv2.dilate(source.mask.astype(np.uint8), np.ones((3, 3), np.uint8)))
+    patch = source.image[y : y + height, x : x + width]
+    inside = source.mask[y : y + height, x : x + width].astype(np.float32)
+    size = (round(width * scale), round(height * scale))
+    patch = cv2.resize(patch, size, interpolation=cv2.INTER_LINEAR)
+    inside = cv2.resize(inside, size, interpolation=cv2.INTER_LINEAR)
+    if mirrored:
+        patch, inside = patch[:, ::-1], inside[:, ::-1]
+    drawn = good.copy()
+    window = drawn[26 : 26 + size[1], 22 : 22 + size[0]]
+    drawn[26 : 26 + size[1], 22 : 22 + size[0]] = np.where(inside[..., None] > 0.5, patch, window)
+    verdict = judge(drawn, good, supports=others)
+    assert "copy" in verdict.reasons, verdict.sentence()
+    assert verdict.likeness is not None
+    assert verdict.likeness.support == "004"
+    assert verdict.likeness.is_mirrored == mirrored
+    # Brightness and contrast do not hide it.
+    paler = np.clip(drawn * 0.8 + 30, 0, 255).astype(np.uint8)
+    again = judge(paler, np.clip(good * 0.8 + 30, 0, 255).astype(np.uint8), supports=others)
+    assert "copy" in again.reasons
+
+
+def test_what_cannot_be_compared_is_not_called_a_copy() -> None:
+    good = good_picture()
+    drawn, _ = blotch(good, 47, 46, 14, 3)
+    mask = np.zeros((SIDE, SIDE), bool)
+    mask[40:47, 40:49] = True  # 63 pixels
+    assert find_likeness(drawn, mask, [support(3)]) is None
+    mask[47, 40] = True
+    assert find_likeness(drawn, mask, [support(3)]) is not None
+    assert find_likeness(drawn, mask, []) is None
+    flat = np.full_like(good, 90)
+    assert find_likeness(flat, mask, [support(3)]) is None
+    assert find_likeness(drawn, mask, [SupportPatch("flat", flat, mask)]) is None
+    verdict = judge(drawn, good)
+    assert value_of(verdict, "copy") is None
+    assert verdict.is_accepted
+
+
+def test_limits_decide_and_the_limit_itself_passes() -> None:
+    good = good_picture()
+    drawn, _ = blotch(good, 47, 46, 14, 3)
+    found = precise_mask(drawn, good, region())
+    marked = int(found.mask.sum())
+    at_limit = QualityLimits(mask_px=marked, contrast=found.contrast, full=found.share)
+    assert judge(drawn, good, limits=at_limit).is_accepted
+    assert judge(drawn, good, limits=QualityLimits(mask_px=marked + 1)).reasons == ("empty-mask",)
+    strict = QualityLimits(contrast=found.contrast + 1e-6, full=found.share - 1e-6)
+    assert judge(drawn, good, limits=strict).reasons == ("full-mask", "faint")
+
+
+def test_a_verdict_goes_through_json_and_comes_back() -> None:
+    good = good_picture()
+    drawn, _ = blotch(good, 47, 46, 14, 3)
+    verdict = judge(drawn, good, supports=[support(3)])
+    assert msgspec.json.decode(msgspec.json.encode(verdict), type=Verdict) == verdict
+    with pytest.raises(msgspec.ValidationError, match=r"unknown field `speed`"):
+        msgspec.json.decode(b'{"speed": 1}', type=QualityLimits)
+
+
+@settings(max_examples=50, deadline=None)
+@given(chosen=st.lists(st.lists(st.sampled_from(REASONS), unique=True), min_size=1, max_size=30))
+def test_the_rates_count_every_reason_of_every_picture(chosen: list[list[Reason]]) -> None:
+    summary = summarise(Verdict(tuple(reasons), ()) for reasons in chosen)
+    rejected = sum(bool(reasons) for reasons in chosen)
+    assert (summary.pictures, summary.rejected) == (len(chosen), rejected)
+    assert summary.accepted == len(chosen) - rejected
+    assert summary.reject_rate == rejected / len(chosen)
+    assert tuple(summary.counts) == tuple(summary.rates) == REASONS
+    for reason in REASONS:
+        assert summary.counts[reason] == sum(reason in reasons for reasons in chosen)
+        assert summary.rates[reason] == summary.counts[reason] / len(chosen)
+
+
+def test_wrong_arguments_are_one_sentence() -> None:
+    good = good_picture()
+    found = precise_mask(good, good, region())
+    with pytest.raises(ArgumentError, match=r"^verdicts: expected at least one, got none\."):
+        summarise([])
+    with pytest.raises(ArgumentError, match=r"^seam: expected a limit from 0 to 1, got nan\."):
+        QualityLimits(seam=float("nan"))
+    with pytest.raises(ArgumentError, match=r"^mask_px: expected at least 1 pixel, got 0\."):
+        QualityLimits(mask_px=0)
+    with pytest.raises(ArgumentError, match=r"^mask: expected at least one white pixel"):
+        judge_picture(good, good, np.zeros((SIDE, SIDE), bool), found)
+    with pytest.raises(ArgumentError, match=r"^pasted: expected bool \[96, 96\]"):
+        judge(good, good, pasted=np.zeros((3, 3), bool))
+    with pytest.raises(ArgumentError, match=r"^decoded: expected the decoder's numbers, got an empty array\."):
+        judge(good, good, decoded=np.zeros((0, 3), np.float32))
+    empty = SupportPatch("012", good, np.zeros((SIDE, SIDE), bool))
+    with pytest.raises(ArgumentError, match=r"^mask of support 012: expected at least one white pixel, got none\."):
+        judge(good, good, supports=[empty])
