@@ -13,7 +13,7 @@ from flawscope.training.unet import signed_pictures
 
 
 class Comparison(nn.Module):
-    """The two maps of DDAD (arXiv:2305.15956, equations 9 to 11) before they are scaled, summed and smoothed.
+    """The two maps of DDAD (arXiv:2305.15956) before they are scaled, summed and smoothed.
 
     `forward` takes pictures uint8 [N, H, W, 3] and reconstructions float32 [N, 3, H, W] in [-1, 1] and returns the
     differences of pixels and of features, each float32 [N, H, W].

@@ -209,7 +209,7 @@ class DsadTask:
         )
 
     def loss(self, network: nn.Module, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Return the squared error of the predicted noise (arXiv:2312.06607, equation 5), sketches partly wrong."""
+        """Return the squared error of the predicted noise (arXiv:2312.06607), sketches partly wrong."""
         config = self._config
         if config.flip or config.rotate > 0 or config.color_jitter > 0:
             changed = augment(

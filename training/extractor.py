@@ -164,7 +164,7 @@ class RebuildTask(_ExtractorTask):
 
 
 class AdaptationTask(_ExtractorTask):
-    """DDAD's domain adaptation (arXiv:2305.15956, equation 12).
+    """DDAD's domain adaptation (arXiv:2305.15956).
 
     For two good pictures x and y, x is reconstructed towards y; features of that and of y shall agree, and both stay
     near what the backbone gave before. Statistics of batch normalisation stay as they are.

@@ -26,7 +26,7 @@ def draw_noise(
     """Return noise float32 [N, C, H, W] on the generator's device, every picture its own.
 
     Args:
-        kind: `gaussian`; or `simplex`, which has long waves (arXiv:2205.13654): 6 octaves from 32 pixels, each half as
+        kind: `gaussian`; or `simplex`, which has long waves (AnoDDPM, 2022): 6 octaves from 32 pixels, each half as
             long and 0.6 times as strong as the one before, the channel as third coordinate; brought to mean 0 and
             deviation 1 per picture, because the noise levels of diffusion mean a deviation of 1.
         shape: N, C, H, W.

@@ -61,7 +61,7 @@ class DdadConfig(DiffusionConfig, frozen=True, kw_only=True, tag_field="method",
         dropout: Share of activations dropped in training.
         optimizer: `adamw`, or `adam`, whose decay goes through the gradients.
         loss: `mean` of the squared error of the predicted noise, or its `sum` per picture.
-        noise: `gaussian` or `simplex` (arXiv:2205.13654), in training and sampling.
+        noise: `gaussian` or `simplex` (AnoDDPM, 2022), in training and sampling.
         conditioning: `ddad` corrects the predicted noise towards the picture, `blend` mixes the picture in after each
             step, `none` does neither.
         weight: How strongly; null takes 3 for `ddad` and 0.1 for `blend`. A `blend` of 1 copies the input.
