@@ -6,9 +6,11 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
+from typing import Any, Protocol
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from flawscope.datasets import Sample
 from flawscope.images import Preprocessing, UInt8Array, prepare
@@ -43,6 +45,32 @@ def load_batches(paths: Sequence[Picture], spec: Preprocessing, batch_size: int,
                 batch.append(waiting.popleft().result())
                 waiting.extend(pool.submit(load, path) for path in islice(remaining, 1))
             yield np.stack(batch)
+
+
+class Items(Protocol):
+    """What an epoch consists of: pictures, or numbers by which a task finds what it has prepared itself."""
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+
+    def batches(self, order: Sequence[int] | npt.NDArray[np.int64], size: int) -> Iterator[npt.NDArray[Any]]:
+        """Yield arrays of up to `size` of the items with these numbers, in this order."""
+
+
+class Numbers:
+    """The numbers 0 to `count` - 1 as items, int64 [N]."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def batches(self, order: Sequence[int] | npt.NDArray[np.int64], size: int) -> Iterator[npt.NDArray[Any]]:
+        """Yield the numbers themselves."""
+        numbers = np.asarray(order, np.int64)
+        for start in range(0, len(numbers), size):
+            yield numbers[start : start + size]
 
 
 class Pictures:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from flawscope.config import TrainedConfig
 from flawscope.errors import RunError
 from flawscope.training.checkpoints import Checkpoint, latest_checkpoint, write_checkpoint
-from flawscope.training.loading import Pictures, Progress
+from flawscope.training.loading import Items, Progress
 
 METRICS, PREVIEWS, CHECKPOINTS = "metrics.jsonl", "previews", "checkpoints"
 _KEPT_CHECKPOINTS = 2
@@ -43,7 +43,10 @@ class Task(Protocol):
         """Return the optimizer of the network's parameters."""
 
     def loss(self, network: nn.Module, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Return the loss of a batch uint8 [N, H, W, 3], averaged over it; `network` may be wrapped."""
+        """Return the loss of a batch, averaged over it; `network` may be wrapped.
+
+        `images` is what the items give: pictures uint8 [N, H, W, 3], or numbers int64 [N].
+        """
 
     def validate(self) -> dict[str, float]:
         """Return figures on held-back good pictures; `error` decides which state is the best, the lower the better."""
@@ -71,7 +74,7 @@ class Trained:
 
 def run_loop(
     task: Task,
-    pictures: Pictures,
+    pictures: Items,
     config: TrainedConfig,
     folder: Path,
     *,
@@ -82,7 +85,7 @@ def run_loop(
 
     Args:
         task: What is trained.
-        pictures: Good pictures to learn from.
+        pictures: What an epoch consists of.
         config: Epochs, batches, precision, schedule and the rest.
         folder: Where metrics, previews and checkpoints are written.
         resume: Go on from the newest checkpoint in the folder; without one there the training begins.
@@ -105,7 +108,7 @@ def run_loop(
 
 class _Loop:
     def __init__(
-        self, task: Task, pictures: Pictures, config: TrainedConfig, folder: Path, accelerator: Accelerator
+        self, task: Task, pictures: Items, config: TrainedConfig, folder: Path, accelerator: Accelerator
     ) -> None:
         self._task, self._pictures, self._config, self._folder = task, pictures, config, folder
         self._accelerator = accelerator

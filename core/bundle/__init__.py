@@ -30,6 +30,7 @@ from flawscope.bundle.manifest import (
     external_data,
 )
 from flawscope.bundle.store import Bundle, open_bundle, pack_bundle, rewrite_manifest, write_bundle
+from flawscope.bundle.synthesis import PictureParity, SynthDefect, SynthHead, SynthSupport
 
 __all__ = [
     "PRECISIONS",
@@ -52,11 +53,15 @@ __all__ = [
     "PadimHead",
     "Parity",
     "PatchcoreHead",
+    "PictureParity",
     "Precision",
     "Provenance",
     "ReconstructionHead",
     "SamplingChange",
     "StfpmHead",
+    "SynthDefect",
+    "SynthHead",
+    "SynthSupport",
     "Threshold",
     "ThresholdChange",
     "Thresholds",

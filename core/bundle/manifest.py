@@ -14,6 +14,7 @@ from typing import Literal
 import msgspec
 
 from flawscope.bundle.ensemble import EnsembleHead
+from flawscope.bundle.synthesis import SynthHead
 from flawscope.diffusion import Sampling
 from flawscope.errors import ArgumentError, BundleError
 from flawscope.images import Preprocessing
@@ -136,7 +137,7 @@ BankHead = PatchcoreHead | PadimHead
 ReconstructionHead = DdadHead | DsadHead
 """Heads of methods whose bundles have a denoiser: graphs `denoise`, `compare`, and with latents `encode`, `decode`."""
 
-Head = BankHead | StfpmHead | ReconstructionHead | EnsembleHead
+Head = BankHead | StfpmHead | ReconstructionHead | EnsembleHead | SynthHead
 
 
 class Threshold(_Struct, frozen=True):
@@ -373,7 +374,7 @@ class Manifest(_Struct, frozen=True):
     """Everything a runtime has to know about a bundle; see the attributes' own structs."""
 
     name: str
-    kind: Literal["score"]
+    kind: Literal["score", "synth"]
     method: str
     flawscope: str
     input: Preprocessing

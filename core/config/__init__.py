@@ -8,15 +8,20 @@ from flawscope.config.banks import PadimConfig, PatchcoreConfig
 from flawscope.config.building import CONFIGS, build_config, parse_assignment
 from flawscope.config.detector import DetectorConfig
 from flawscope.config.diffusion import AutoencoderConfig, DdadConfig, DiffusionConfig, DsadConfig
+from flawscope.config.synthesis import AdaptedConfig, BaseConfig, EmbeddingConfig, InpaintingConfig
 from flawscope.config.trained import StfpmConfig, TrainedConfig
 
 __all__ = [
     "CONFIGS",
+    "AdaptedConfig",
     "AutoencoderConfig",
+    "BaseConfig",
     "DdadConfig",
     "DetectorConfig",
     "DiffusionConfig",
     "DsadConfig",
+    "EmbeddingConfig",
+    "InpaintingConfig",
     "PadimConfig",
     "PatchcoreConfig",
     "StfpmConfig",

@@ -12,6 +12,7 @@ import msgspec
 from flawscope.config.banks import PadimConfig, PatchcoreConfig
 from flawscope.config.detector import DetectorConfig, check
 from flawscope.config.diffusion import AutoencoderConfig, DdadConfig, DsadConfig
+from flawscope.config.synthesis import BaseConfig, EmbeddingConfig, InpaintingConfig
 from flawscope.config.trained import StfpmConfig
 from flawscope.errors import ArgumentError
 
@@ -22,6 +23,9 @@ CONFIGS: dict[str, type[DetectorConfig]] = {
     "ddad": DdadConfig,
     "dsad": DsadConfig,
     "autoencoder": AutoencoderConfig,
+    "base": BaseConfig,
+    "embedding": EmbeddingConfig,
+    "inpainting": InpaintingConfig,
 }
 """Method name -> its settings."""
 
@@ -148,6 +152,8 @@ def _translate(method: str, layer: Mapping[str, Any]) -> dict[str, Any]:
     for key in ("stages", "attention", "widths", "hint_widths"):
         if isinstance(settings.get(key), int) and not isinstance(settings[key], bool):
             settings[key] = [settings[key]]
+    if isinstance(settings.get("defects"), str):
+        settings["defects"] = [settings["defects"]]
     if settings.get("crop") is not None and settings.get("crop") == settings.get("resize"):
         settings["crop"] = None  # a crop to the same size is none
     return settings

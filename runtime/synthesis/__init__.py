@@ -1,5 +1,6 @@
 """Synthesis of defects, without torch: support sets, boxes, masks, texts, and what drawn defects are judged by."""
 
+from flawscope.crops import Crop, crop_around, cut_image, cut_mask
 from flawscope.runtime.synthesis.box_sets import BoxRecord, BoxSettings, write_boxes
 from flawscope.runtime.synthesis.boxes import BoxRange, Rect, boxes_of
 from flawscope.runtime.synthesis.captions import Captions, location_of, read_frames, read_phrases
@@ -9,7 +10,7 @@ from flawscope.runtime.synthesis.describing import DescriptionRecord, write_desc
 from flawscope.runtime.synthesis.foreground import find_foreground
 from flawscope.runtime.synthesis.mask_sets import MaskRecord, MaskSettings, write_masks
 from flawscope.runtime.synthesis.masks import Sides
-from flawscope.runtime.synthesis.paste import Crop, crop_around, cut_image, cut_mask, feather_mask, paste_drawn
+from flawscope.runtime.synthesis.paste import feather_mask, paste_drawn
 from flawscope.runtime.synthesis.precise import MaskOptions, PreciseMask, precise_mask
 from flawscope.runtime.synthesis.quality import QualityLimits, RejectSummary, Verdict, judge_picture, summarise
 from flawscope.runtime.synthesis.ranges import CategoryRanges, read_ranges

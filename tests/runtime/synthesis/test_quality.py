@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flawscope.crops import Crop
 from flawscope.errors import ArgumentError
 from flawscope.runtime.synthesis.copies import SupportPatch, find_likeness
-from flawscope.runtime.synthesis.paste import Crop, feather_mask, paste_drawn
+from flawscope.runtime.synthesis.paste import feather_mask, paste_drawn
 from flawscope.runtime.synthesis.precise import precise_mask
 from flawscope.runtime.synthesis.quality import (
     REASONS,

@@ -1,0 +1,180 @@
+"""Settings of what draws defects: the small base, learned words, and inpainting networks."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from flawscope.config.detector import check
+from flawscope.config.trained import TrainedConfig
+
+
+class BaseConfig(TrainedConfig, frozen=True, kw_only=True, tag_field="method", tag="base"):
+    """A text-to-image model of good parts (arXiv:2112.10752), where no Stable Diffusion is at hand.
+
+    Attributes:
+        autoencoder: Run of `train autoencoder`, or a folder with an AutoencoderKL as diffusers writes it. Needed.
+        inpainting: Whether the network fills boxes: it is given the mask and the rest of the picture as well.
+        widths: Channels of the UNet per level, finest first.
+        layers: Residual blocks per level.
+        heads: Attention heads.
+        context: Width of the text encoder and of what it gives.
+        text_layers: Transformer layers of the text encoder.
+        text_drop: Share of pictures whose text is left out, for guidance.
+        weight_decay: Of AdamW.
+        betas: Of AdamW.
+    """
+
+    epochs: int = 200
+    batch_size: int = 16
+    learning_rate: float = 2e-4
+    clip_norm: float = 1.0
+    ema: float = 0.999
+    warmup_steps: int = 200
+    schedule: Literal["constant", "cosine"] = "cosine"
+    autoencoder: str | None = None
+    inpainting: bool = False
+    widths: tuple[int, ...] = (64, 128, 128)
+    layers: int = 1
+    heads: int = 4
+    context: int = 64
+    text_layers: int = 2
+    text_drop: float = 0.1
+    weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.999)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(len(self.widths) >= 2 and min(self.widths) >= 8, "widths", "two or more, from 8", list(self.widths))
+        check(1 <= self.layers <= 8, "layers", "1 to 8", self.layers)
+        check(
+            self.heads >= 1 and all(width % self.heads == 0 for width in (*self.widths, self.context)),
+            "heads",
+            "a divisor of the widths and of context",
+            self.heads,
+        )
+        check(8 <= self.context <= 4096, "context", "8 to 4096", self.context)
+        check(1 <= self.text_layers <= 64, "text_layers", "1 to 64", self.text_layers)
+        check(0.0 <= self.text_drop < 1.0, "text_drop", "a share from 0 to below 1", self.text_drop)
+        _check_optimizer(self.weight_decay, self.betas)
+
+
+class AdaptedConfig(TrainedConfig, frozen=True, kw_only=True):
+    """What embeddings and inpainting networks share: a base, and a few pictures of defects.
+
+    Pictures are cut out around their defect as the line cuts around a box (`flawscope.crops`), unless `crop_defects`
+    is off.
+
+    Attributes:
+        base: Run of `train base`, or a folder of Stable Diffusion or of LDM text-to-image as diffusers writes it.
+        support: Folder of `synth support`.
+        defects: Defect types to learn; empty for all of the support set.
+        repeats: How often each picture comes in an epoch.
+        scale_lr: Multiply the learning rate with `batch_size` (and `accumulate`).
+        crop_defects: Show the surroundings of the defect, not the whole picture.
+        crop_fill: Largest share of the window's sides that a defect takes.
+        flip: Chance that picture and mask are mirrored left to right, together.
+        weight_decay: Of AdamW.
+        betas: Of AdamW.
+        epsilon: Of AdamW.
+    """
+
+    base: str | None = None
+    support: str | None = None
+    defects: tuple[str, ...] = ()
+    repeats: int = 100
+    scale_lr: bool = False
+    crop_defects: bool = True
+    crop_fill: float = 0.5
+    flip: float = 0.5
+    weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.999)
+    epsilon: float = 1e-8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(1 <= self.repeats <= 100_000, "repeats", "1 to 100,000", self.repeats)
+        check(0.0 < self.crop_fill <= 1.0, "crop_fill", "a share above 0 up to 1", self.crop_fill)
+        check(0.0 <= self.flip <= 1.0, "flip", "a chance from 0 to 1", self.flip)
+        check(0.0 < self.epsilon < 1.0, "epsilon", "a small positive number", self.epsilon)
+        check(self.tile is None, "tile", "none: defects are cut out around their masks", self.tile)
+        _check_optimizer(self.weight_decay, self.betas)
+
+    @property
+    def rate(self) -> float:
+        """The learning rate of a step."""
+        return self.learning_rate * (self.batch_size * self.accumulate if self.scale_lr else 1)
+
+
+class EmbeddingConfig(AdaptedConfig, frozen=True, kw_only=True, tag_field="method", tag="embedding"):
+    """A word for each defect type: masked textual inversion (AnoGen, arXiv:2505.09263).
+
+    Attributes:
+        vectors: Vectors of the word.
+        placeholder: The word in texts.
+        init_word: The word whose vector it starts from.
+        mask_loss: `mean` divides the masked squared error by all entries, `area` by those of the mask.
+    """
+
+    epochs: int = 80
+    batch_size: int = 4
+    learning_rate: float = 5e-3
+    scale_lr: bool = True
+    vectors: int = 1
+    placeholder: str = "*"
+    init_word: str = "defect"
+    mask_loss: Literal["mean", "area"] = "mean"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(1 <= self.vectors <= 32, "vectors", "1 to 32", self.vectors)
+        for name in ("placeholder", "init_word"):
+            word = getattr(self, name)
+            is_word = bool(word) and word.isprintable() and not any(letter.isspace() for letter in word)
+            check(is_word, name, "a word without spaces", word)
+
+
+class InpaintingConfig(AdaptedConfig, frozen=True, kw_only=True, tag_field="method", tag="inpainting"):
+    """An inpainting network that knows the defects of a part (MvP-Diff).
+
+    Attributes:
+        descriptions: Folder of `synth describe`, made from the same support set; null takes the mask's box and the
+            built-in sentences.
+        adapt: `lora` learns low-rank changes of the attention (arXiv:2106.09685), `full` the whole UNet.
+        rank: Rank of the changes.
+        alpha: Their scale is alpha / rank.
+        snr_gamma: Least-SNR weight of the loss (arXiv:2303.09556); 0 for none.
+        mask_weight: Added to the loss's weight of 1 inside the box.
+        noise_offset: Deviation of a shift of the noise that is equal over a picture's positions.
+        text_drop: Share of pictures whose text is left out.
+        flip_vertical: Chance that picture and mask are mirrored top to bottom, together.
+    """
+
+    epochs: int = 100
+    batch_size: int = 16
+    learning_rate: float = 1e-4
+    clip_norm: float = 1.0
+    descriptions: str | None = None
+    adapt: Literal["lora", "full"] = "lora"
+    rank: int = 4
+    alpha: float = 4.0
+    snr_gamma: float = 10.0
+    mask_weight: float = 0.0
+    noise_offset: float = 0.0
+    text_drop: float = 0.0
+    flip: float = 0.0
+    flip_vertical: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(1 <= self.rank <= 1024, "rank", "1 to 1024", self.rank)
+        check(0.0 < self.alpha < math.inf, "alpha", "a positive number", self.alpha)
+        for name in ("snr_gamma", "mask_weight", "noise_offset"):
+            check(0.0 <= getattr(self, name) < math.inf, name, "a number of at least 0", getattr(self, name))
+        check(0.0 <= self.text_drop < 1.0, "text_drop", "a share from 0 to below 1", self.text_drop)
+        check(0.0 <= self.flip_vertical <= 1.0, "flip_vertical", "a chance from 0 to 1", self.flip_vertical)
+
+
+def _check_optimizer(weight_decay: float, betas: tuple[float, float]) -> None:
+    check(0.0 <= weight_decay < math.inf, "weight_decay", "a number of at least 0", weight_decay)
+    check(all(0.0 <= one < 1.0 for one in betas), "betas", "two decays from 0 to below 1", list(betas))
