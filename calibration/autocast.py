@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,12 +42,33 @@ class Converted:
 
 
 def to_fp16(graph: Path, images: Sequence[UInt8Array], python: Path, quantised: Sequence[str] = ()) -> Converted:
+    """Convert a graph with one input, uint8 [N, H, W, 3], to FP16; see `convert_graph`.
+
+    Args:
+        graph: ONNX file.
+        images: Prepared pictures, each uint8 [H, W, 3].
+        python: Interpreter with ModelOpt.
+        quantised: Operators with Q/DQ nodes around them.
+
+    Raises:
+        ArgumentError: If that interpreter cannot do it.
+        GateError: If ModelOpt cannot convert the graph.
+    """
+    if not images:
+        raise ArgumentError("calibration: expected at least one good picture, got none.")
+    name = onnx.load(graph, load_external_data=False).graph.input[0].name
+    return convert_graph(graph, {name: np.stack(images)}, python, quantised)
+
+
+def convert_graph(
+    graph: Path, inputs: Mapping[str, npt.NDArray[Any]], python: Path, quantised: Sequence[str] = ()
+) -> Converted:
     """Convert a graph to FP16.
 
     Args:
-        graph: ONNX file with one input, uint8 [N, H, W, 3].
-        images: Prepared pictures, each uint8 [H, W, 3]; an operator whose values pass `MOST_VALUE` on one of them stays
-            in FP32.
+        graph: ONNX file.
+        inputs: Input name -> values as they come in use, the same number of each; an operator whose values pass
+            `MOST_VALUE` on them stays in FP32.
         python: Interpreter with ModelOpt.
         quantised: Operators with Q/DQ nodes around them. They stay as they are, with their Q/DQ nodes: a scale can be
             too small for FP16, and a cast between them would keep them from being computed in INT8.
@@ -56,21 +77,18 @@ def to_fp16(graph: Path, images: Sequence[UInt8Array], python: Path, quantised: 
         ArgumentError: If that interpreter cannot do it.
         GateError: If ModelOpt cannot convert the graph.
     """
-    if not images:
-        raise ArgumentError("calibration: expected at least one good picture, got none.")
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         request: dict[str, Any] = {
             "graph": str(graph.absolute()),
-            "images": str(scratch / "images.npz"),
+            "inputs": str(scratch / "inputs.npz"),
             "out": str(scratch / "fp16.onnx"),
             "most_value": MOST_VALUE,
             "exclude": list(quantised),
             "exclude_types": ["QuantizeLinear", "DequantizeLinear"] if quantised else [],
             "answer": str(scratch / "answer.json"),
         }
-        name = onnx.load(graph, load_external_data=False).graph.input[0].name
-        np.savez(scratch / "images.npz", **{name: np.stack(images)})  # type: ignore[arg-type]
+        np.savez(scratch / "inputs.npz", **dict(inputs))  # type: ignore[arg-type]
         answer = _ask(request, scratch, python)
         if "missing" in answer:
             raise ArgumentError(

@@ -46,7 +46,7 @@ def convert(request: dict[str, Any]) -> dict[str, Any]:
         op_types_to_exclude=request["exclude_types"],
         data_max=request["most_value"],
         keep_io_types=True,
-        calibration_data=str(request["images"]),
+        calibration_data=str(request["inputs"]),
         providers=["cpu"],
     )
     onnx.save(model, str(request["out"]))

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 import msgspec
 
-from flawscope.bundle import EnsembleHead, EnsembleMember, Manifest, open_bundle, pack_bundle
+from flawscope.bundle import EnsembleHead, EnsembleMember, Manifest, SynthHead, open_bundle, pack_bundle
 from flawscope.bundle.manifest import Threshold
 from flawscope.errors import BundleError, GateError
 from flawscope.tiles import Tiling
@@ -84,7 +84,9 @@ def _facts(manifest: Manifest) -> list[tuple[str, str]]:
         (f"graph {name}", f"largest tensor {graph.largest_elements:,} elements, about {graph.peak_bytes >> 20} MiB")
         for name, graph in sorted(manifest.graphs.items())
     ]
-    if manifest.thresholds is None:
+    if isinstance(manifest.head, SynthHead):
+        facts += _drawing(manifest.head)
+    elif manifest.thresholds is None:
         facts.append(("thresholds", "none: run flawscope calibrate"))
     else:
         facts += [
@@ -104,6 +106,32 @@ def _facts(manifest: Manifest) -> list[tuple[str, str]]:
         for row in manifest.evidence.accuracy
     ]
     return facts
+
+
+def _drawing(head: SynthHead) -> list[tuple[str, str]]:
+    """Return what a bundle says of itself that draws."""
+    sampling, (channels, height, width) = head.sampling, head.latents
+    window = f"the window around a box, at most {head.crop_fill:.0%} of it" if head.crop else "the whole picture"
+    return [
+        ("draws", f"{head.mode}, {sampling.steps} steps, guidance {head.guidance:g}, {window}"),
+        ("latents", f"{channels} channels of {width}x{height}"),
+        ("licence", head.licence),
+        *(("defect", f"{one.category}/{one.name}: {_texts(one.texts)}") for one in head.defects),
+        ("support", f"{len(head.support)} pictures that it was learned from"),
+        *(
+            (
+                "parity",
+                f"{row.candidate} against {row.reference}: at least {row.psnr_db:.1f} dB on {row.images} pictures in "
+                f"{row.steps} steps",
+            )
+            for row in head.parity
+        ),
+    ]
+
+
+def _texts(texts: tuple[str, ...]) -> str:
+    more = f" and {len(texts) - 1} more texts" if len(texts) > 1 else ""
+    return f"{texts[0]!r}{more}"
 
 
 def _member(entry: EnsembleMember) -> str:

@@ -89,8 +89,8 @@ def keep_of(mask: BoolArray, size: tuple[int, int]) -> Float32Array:
     (height, width), (rows, columns) = mask.shape, size
     if height % rows or width % columns:
         raise ArgumentError(f"mask: expected sides that are multiples of {rows} and {columns}, got {list(mask.shape)}.")
-    cells = mask.reshape(rows, height // rows, columns, width // columns).any(axis=(1, 3))
-    return (~cells)[None].astype(np.float32)
+    drawn = mask.reshape(rows, height // rows, columns, width // columns).max(axis=(1, 3))
+    return np.asarray(~drawn, np.float32)[None]
 
 
 def guided(conditional: Float32Array, unconditional: Float32Array, scale: float) -> Float32Array:
@@ -140,7 +140,7 @@ def draw_latents(
             f"eta: expected 0 with the solver dpm++, got {sampling.eta:g}. Take ddim, or leave eta out."
         )
     drawn = iter(np.moveaxis(noise, 1, 0))
-    x = next(drawn)
+    x: Float32Array = next(drawn)
     if strength < 1.0:
         x = _noised(steps[0].share, clean, x)
     history: list[Float32Array] = []

@@ -76,11 +76,14 @@ class Prompts:
         """Return the token of a single word.
 
         Raises:
-            ArgumentError: If the word is more than one token, or none.
+            ArgumentError: If the word is more than one token, none, or one that the tokenizer does not know.
         """
         ids = self._tokenizer.encode(word, add_special_tokens=False).ids
         if len(ids) != 1:
             raise ArgumentError(f"{word!r}: expected a word that is a single token, got {len(ids)}. Take another word.")
+        unknown = getattr(self._tokenizer.model, "unk_token", None)
+        if unknown is not None and word != unknown and self._tokenizer.id_to_token(ids[0]) == unknown:
+            raise ArgumentError(f"{word!r}: expected a word that the tokenizer knows. Take another word.")
         return int(ids[0])
 
     def tokens(self, texts: Sequence[str], width: int, vectors: Sequence[Float32Array | None] = ()) -> Tokens:

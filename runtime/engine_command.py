@@ -25,7 +25,7 @@ from flawscope.runtime.engines import (
 from flawscope.runtime.engines.ensure import Ensured, ensure_engine
 from flawscope.terminal import progress_bars
 
-_GRAPHS = ("auto", "features", "score", "encode", "denoise", "decode", "compare")
+_GRAPHS = ("auto", "features", "score", "text", "encode", "denoise", "decode", "compare")
 
 
 @click.group("engine")

@@ -73,6 +73,11 @@ class Inspector:
     def __init__(self, bundle: Bundle, backend: str = "auto", path: str = "auto", precision: str = "fp32") -> None:
         if path not in PATHS and path != MEMBERS:
             raise ArgumentError(f"path: expected one of {', '.join(PATHS)}, got {path!r}.")
+        if bundle.manifest.kind != "score":
+            raise BundleError(
+                f"{bundle.path}: expected a bundle that scores, got one that draws defects. Use flawscope synth "
+                "generate."
+            )
         choice = choose_backend(backend)
         self.bundle = bundle
         self.backend = choice.name

@@ -1,13 +1,22 @@
-"""Synthesis of defects, without torch: support sets, boxes, masks, texts, and what drawn defects are judged by."""
+"""Synthesis of defects, without torch: what it starts from, the drawing itself, its filter, and datasets of it."""
 
 from flawscope.crops import Crop, crop_around, cut_image, cut_mask
 from flawscope.runtime.synthesis.box_sets import BoxRecord, BoxSettings, write_boxes
 from flawscope.runtime.synthesis.boxes import BoxRange, Rect, boxes_of
 from flawscope.runtime.synthesis.captions import Captions, location_of, read_frames, read_phrases
 from flawscope.runtime.synthesis.copies import SupportPatch
+from flawscope.runtime.synthesis.dataset_sets import ProvenanceLine, SynthDatasetRecord, write_synth_dataset
 from flawscope.runtime.synthesis.defective import Defective, list_defective
 from flawscope.runtime.synthesis.describing import DescriptionRecord, write_descriptions
+from flawscope.runtime.synthesis.drawing_options import DrawOptions, DrawOrder, GenerateSettings
 from flawscope.runtime.synthesis.foreground import find_foreground
+from flawscope.runtime.synthesis.generated import (
+    GeneratedPicture,
+    GenerateRecord,
+    read_generated,
+    redraw,
+)
+from flawscope.runtime.synthesis.generating import Site, generate_pictures, read_sites
 from flawscope.runtime.synthesis.mask_sets import MaskRecord, MaskSettings, write_masks
 from flawscope.runtime.synthesis.masks import Sides
 from flawscope.runtime.synthesis.paste import feather_mask, paste_drawn
@@ -23,6 +32,7 @@ from flawscope.runtime.synthesis.support import (
     read_support,
     write_support,
 )
+from flawscope.runtime.synthesis.synthesizer import Drawn, Synthesizer
 
 __all__ = [
     "AlikePicture",
@@ -34,17 +44,27 @@ __all__ = [
     "Crop",
     "Defective",
     "DescriptionRecord",
+    "DrawOptions",
+    "DrawOrder",
+    "Drawn",
+    "GenerateRecord",
+    "GenerateSettings",
+    "GeneratedPicture",
     "MaskOptions",
     "MaskRecord",
     "MaskSettings",
     "PreciseMask",
+    "ProvenanceLine",
     "QualityLimits",
     "Rect",
     "RejectSummary",
     "Sides",
+    "Site",
     "SupportPatch",
     "SupportPicture",
     "SupportRecord",
+    "SynthDatasetRecord",
+    "Synthesizer",
     "Verdict",
     "boxes_of",
     "crop_around",
@@ -54,18 +74,23 @@ __all__ = [
     "feather_mask",
     "find_foreground",
     "find_support",
+    "generate_pictures",
     "judge_picture",
     "list_defective",
     "location_of",
     "paste_drawn",
     "precise_mask",
     "read_frames",
+    "read_generated",
     "read_phrases",
     "read_ranges",
+    "read_sites",
     "read_support",
+    "redraw",
     "summarise",
     "write_boxes",
     "write_descriptions",
     "write_masks",
     "write_support",
+    "write_synth_dataset",
 ]

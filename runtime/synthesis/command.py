@@ -1,4 +1,4 @@
-"""`flawscope synth`: support sets, boxes, masks and descriptions for the synthesis of defects."""
+"""`flawscope synth`: support sets, boxes, masks and descriptions, drawn defects, and datasets of them."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from flawscope.runtime.synthesis.box_sets import BoxSettings, Ground, Places, wr
 from flawscope.runtime.synthesis.captions import FRAMES, Captions, read_frames, read_phrases
 from flawscope.runtime.synthesis.defective import Defective, Source, list_defective
 from flawscope.runtime.synthesis.describing import write_descriptions
+from flawscope.runtime.synthesis.generate_command import dataset, generate
+from flawscope.runtime.synthesis.import_command import import_command
 from flawscope.runtime.synthesis.mask_sets import MaskSettings, Rotation, write_masks
 from flawscope.runtime.synthesis.naming import category_of, defect_of
 from flawscope.runtime.synthesis.published import PUBLISHED
@@ -78,7 +80,7 @@ _TRIES = click.option("--tries", default=_MASKS.tries, show_default=True, help="
 
 @click.group()
 def synth() -> None:
-    """Prepare the synthesis of defects: support sets, boxes, masks and descriptions.
+    """Synthesise defects: support sets, boxes, masks and descriptions, drawn defects, and datasets of them.
 
     Everything is drawn by a seed and recorded; the same seed gives the same files. Every folder has a contact sheet.
     """
@@ -346,3 +348,7 @@ def _tell(out: Path, passed_over: Mapping[str, str]) -> None:
     for reason, number in Counter(passed_over.values()).items():
         click.echo(f"passed over: {number}, {reason}")
     click.echo(f"overview: {out / SHEET}")
+
+
+for _command in (generate, dataset, import_command):
+    synth.add_command(_command)

@@ -1,0 +1,163 @@
+"""What is to be drawn, and how: orders, options, and the checks of both."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import msgspec
+import numpy as np
+
+from flawscope.arrays import check_array
+from flawscope.bundle import SynthDefect, SynthHead
+from flawscope.crops import check_feather
+from flawscope.diffusion import TRAINED_STEPS, Sampling
+from flawscope.drawing import Solver
+from flawscope.errors import ArgumentError
+from flawscope.images import BoolArray, UInt8Array, check_image
+from flawscope.runtime.synthesis.precise import MaskOptions
+from flawscope.runtime.synthesis.quality import QualityLimits
+from flawscope.runtime.synthesis.seeding import check_count, check_seed
+
+Texts = Literal["auto", "lines", "bundle"]
+_MAX_PICTURES = 1_000_000
+
+
+class DrawOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How defects are drawn. What is None is as the bundle says.
+
+    Attributes:
+        steps: Calls of the denoiser, 1 to 1000, each for the text and for the empty text.
+        guidance: Scale of classifier-free guidance, above 1 (arXiv:2207.12598).
+        eta: 0 is DDIM, 1 is DDPM (arXiv:2010.02502).
+        strength: Share of the steps that are taken, above 0 up to 1: below 1 more of the good picture shows through.
+        solver: `ddim`, or `dpm++` (arXiv:2211.01095), which needs fewer steps and an eta of 0.
+        feather_px: Pixels around the box over which the drawing fades into the good picture.
+        is_parity: The whole picture goes through the model and is kept as it comes out, as AnoGen and MvP-Diff do:
+            pixels outside the box change as well.
+        crop: Whether the window around the box is drawn, enlarged, and not the whole picture.
+        mask: How the precise mask is found.
+        limits: What a drawing has to keep to.
+    """
+
+    steps: int | None = None
+    guidance: float | None = None
+    eta: float | None = None
+    strength: float = 1.0
+    solver: Solver = "ddim"
+    feather_px: int = 4
+    is_parity: bool = False
+    crop: bool | None = None
+    mask: MaskOptions = MaskOptions()
+    limits: QualityLimits = QualityLimits()
+
+    def __post_init__(self) -> None:
+        if self.steps is not None and not 1 <= self.steps <= TRAINED_STEPS:
+            raise ArgumentError(f"steps: expected a whole number from 1 to {TRAINED_STEPS}, got {self.steps}.")
+        if self.guidance is not None and not 1.0 < self.guidance < math.inf:
+            raise ArgumentError(f"guidance: expected a scale above 1, got {self.guidance:g}. At 1 the text is lost.")
+        if self.eta is not None and not 0.0 <= self.eta <= 1.0:
+            raise ArgumentError(f"eta: expected a number from 0 to 1, got {self.eta:g}.")
+        if not 0.0 < self.strength <= 1.0:
+            raise ArgumentError(f"strength: expected a share above 0 up to 1, got {self.strength:g}.")
+        check_feather(self.feather_px)
+        if self.is_parity and self.crop:
+            raise ArgumentError(
+                "crop: expected none with parity, which draws the whole picture, got one. Leave it out."
+            )
+
+    def resolved(self, head: SynthHead) -> DrawOptions:
+        """Return the options with the bundle's numbers where there are none."""
+        return msgspec.structs.replace(
+            self,
+            steps=head.sampling.steps if self.steps is None else self.steps,
+            guidance=head.guidance if self.guidance is None else self.guidance,
+            eta=head.sampling.eta if self.eta is None else self.eta,
+            crop=not self.is_parity and (head.crop if self.crop is None else self.crop),
+        )
+
+    def sampling(self, head: SynthHead) -> Sampling:
+        """Return the bundle's sampling with these steps and this eta."""
+        chosen = self.resolved(head)
+        return msgspec.structs.replace(head.sampling, steps=chosen.steps, eta=chosen.eta)
+
+
+class GenerateSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What is to be drawn of a box set, and how.
+
+    Attributes:
+        seed: Record i is drawn with seed + i; no two pictures of a run share their noise.
+        number: Accepted pictures wanted of each category, shared out among its defect types, the first ones taking
+            what is left over. Lines are taken again, with other noise, where there are too few.
+        per_defect: The same of each defect type. Without both, every line is drawn once.
+        rounds: How often a record is drawn at most: what was rejected is drawn again with other noise.
+        texts: Take the texts of the `lines` or of the `bundle`; `auto` takes those of the bundle for a learned word,
+            which the lines of `synth boxes` do not have, and of the lines otherwise.
+        batch: Pictures drawn at once; None for as many as the bundle takes.
+        options: How each is drawn.
+    """
+
+    seed: int = 0
+    number: int | None = None
+    per_defect: int | None = None
+    rounds: int = 1
+    texts: Texts = "auto"
+    batch: int | None = None
+    options: DrawOptions = DrawOptions()
+
+    def __post_init__(self) -> None:
+        check_seed(self.seed)
+        check_count(self.rounds, "rounds", 1, 1000)
+        for name in ("number", "per_defect"):
+            if (value := getattr(self, name)) is not None:
+                check_count(value, name, 1, _MAX_PICTURES)
+        if self.number is not None and self.per_defect is not None:
+            raise ArgumentError("number: expected a number in all or for each defect type, got both. Leave one out.")
+
+
+@dataclass(frozen=True)
+class DrawOrder:
+    """One picture that is to get a defect.
+
+    Attributes:
+        image: The good picture, uint8 [H, W, 3] RGB; it is not changed.
+        mask: Where the defect goes, bool [H, W]: a box, or any other shape.
+        defect: Its type: a name that the bundle knows, or CATEGORY/NAME.
+        text: What is drawn; without, one of the bundle's texts for the defect, which the seed chooses. In both
+            `{location}` becomes words such as "in the upper left".
+        seed: Seed of the noise. The same order gives the same picture.
+    """
+
+    image: UInt8Array = field(repr=False)
+    mask: BoolArray = field(repr=False)
+    defect: str
+    text: str | None = None
+    seed: int = 0
+
+
+def check_order(order: DrawOrder) -> None:
+    """Raise ArgumentError unless picture, mask, text and seed of an order can be drawn from."""
+    check_image(order.image)
+    check_array(order.mask, "mask", order.image.shape[:2], np.bool_)
+    if not order.mask.any():
+        raise ArgumentError("mask: expected at least one white pixel, got an all-black mask. Draw a box first.")
+    if order.text is not None and not order.text.strip():
+        raise ArgumentError("text: expected words, got none. Leave the text out to take one of the bundle's.")
+    check_seed(order.seed)
+
+
+def find_defect(defects: Sequence[SynthDefect], name: str) -> SynthDefect:
+    """Return the defect that a name means, NAME or CATEGORY/NAME.
+
+    Raises:
+        ArgumentError: If there is none, or if several categories have one of that name.
+    """
+    found = [one for one in defects if name in (one.name, f"{one.category}/{one.name}")]
+    known = ", ".join(sorted(f"{one.category}/{one.name}" for one in (found or defects))) or "there is none"
+    if not found:
+        raise ArgumentError(f"defect: expected one that the bundle draws ({known}), got {name!r}.")
+    if len(found) > 1:
+        raise ArgumentError(f"defect: expected one of {known}, got {name!r}, which all of them are. Name the category.")
+    return found[0]

@@ -1,0 +1,291 @@
+"""`flawscope synth generate` and `flawscope synth dataset`: drawn defects, and datasets of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from flawscope.bundle import PRECISIONS
+from flawscope.datasets import Dataset, open_dataset
+from flawscope.drawing import SOLVERS, Solver
+from flawscope.errors import GateError
+from flawscope.files import check_replaceable
+from flawscope.runtime.backends import BACKENDS
+from flawscope.runtime.synthesis.dataset_sets import DatasetLayout, Labels, write_synth_dataset
+from flawscope.runtime.synthesis.drawing_options import DrawOptions, GenerateSettings, Texts, find_defect
+from flawscope.runtime.synthesis.generated import MARKER, GenerateRecord
+from flawscope.runtime.synthesis.generating import Site, generate_pictures, read_sites
+from flawscope.runtime.synthesis.precise import MaskMethod, MaskOptions
+from flawscope.runtime.synthesis.support import read_support
+from flawscope.runtime.synthesis.synthesizer import Synthesizer
+from flawscope.runtime.synthesis.writing import SHEET
+from flawscope.terminal import progress_bars
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+_PATH = click.Path(path_type=Path)
+_OPTIONS, _SETTINGS = DrawOptions(), GenerateSettings()  # the defaults
+
+
+def _data(help_text: str, *, required: bool) -> Callable[[_Command], _Command]:
+    # Both spellings of the published scripts are taken too.
+    names = ("--data", "--dataset", "--dataset_dir", "data")
+    return click.option(*names, type=_PATH, required=required, metavar="ROOT", help=help_text)
+
+
+_CATEGORY = click.option(
+    "--category", "--classname", "--class_name", "category", metavar="NAME", help="Category below ROOT, or all."
+)
+
+
+@click.command()
+@click.argument("bundle", type=_PATH)
+@click.option("--boxes", type=_PATH, metavar="DIR", help="Box set of synth boxes: draw on its lines.")
+@_data("The dataset that the lines' good pictures are in.", required=False)
+@_CATEGORY
+@click.option("--image", type=_PATH, metavar="FILE", help="Draw on this good picture, not on a box set.")
+@click.option("--mask", type=_PATH, metavar="FILE", help="With --image: white is where the defect goes.")
+@click.option(
+    "--defect",
+    "defects",
+    multiple=True,
+    metavar="NAME",
+    help="Defect type; may be given again. Default: all of the lines.",
+)
+@click.option("--text", metavar="TEXT", help="With --image: what is drawn.  [default: one of the bundle's texts]")
+@click.option(
+    "--texts",
+    type=click.Choice(["auto", "lines", "bundle"]),
+    default=_SETTINGS.texts,
+    show_default=True,
+    help="Whose texts; auto takes the bundle's for a learned word, else those of the lines.",
+)
+@click.option(
+    "--num",
+    "number",
+    type=int,
+    help="Accepted pictures wanted in all, shared out among the defect types.  [default: one a line]",
+)
+@click.option("--per-defect", type=int, help="The same for each defect type.")
+@click.option(
+    "--keep-trying",
+    "rounds",
+    default=_SETTINGS.rounds,
+    show_default=True,
+    metavar="N",
+    help="Rounds at most; what is rejected is drawn again with other noise.",
+)
+@click.option(
+    "--seed",
+    "--seeds",
+    "seed",
+    default=_SETTINGS.seed,
+    show_default=True,
+    help="Seed of the first picture; the next ones count on.",
+)
+@click.option("--steps", "--num_inference_steps", "steps", type=int, help="Denoising steps.  [default: the bundle's]")
+@click.option(
+    "--guidance",
+    "--guidance_scale",
+    "guidance",
+    type=float,
+    help="Weight of the text, above 1.  [default: the bundle's]",
+)
+@click.option("--eta", type=float, help="0 is DDIM, 1 is DDPM.  [default: the bundle's]")
+@click.option(
+    "--strength",
+    default=_OPTIONS.strength,
+    show_default=True,
+    help="Below 1 more of the good picture shows through.",
+)
+@click.option("--solver", type=click.Choice(SOLVERS), default=_OPTIONS.solver, show_default=True)
+@click.option("--batch", type=int, help="Pictures drawn at once.  [default: as many as the bundle takes]")
+@click.option("--backend", type=click.Choice(BACKENDS), default="auto", show_default=True)
+@click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True)
+@click.option(
+    "--mask-method",
+    type=click.Choice(["robust", "cosine"]),
+    default=_OPTIONS.mask.method,
+    show_default=True,
+    help="How precise masks are found.",
+)
+@click.option(
+    "--feather",
+    "feather_px",
+    default=_OPTIONS.feather_px,
+    show_default=True,
+    help="Pixels over which a drawing fades into the picture.",
+)
+@click.option(
+    "--parity",
+    is_flag=True,
+    help="Keep the whole picture as the decoder gives it: pixels outside the box change too.",
+)
+@click.option("--out", "--outdir", "--output", "out", type=_PATH, required=True, metavar="DIR", help="Folder to make.")
+def generate(
+    bundle: Path,
+    boxes: Path | None,
+    data: Path | None,
+    category: str | None,
+    image: Path | None,
+    mask: Path | None,
+    defects: tuple[str, ...],
+    text: str | None,
+    texts: Texts,
+    number: int | None,
+    per_defect: int | None,
+    rounds: int,
+    seed: int,
+    steps: int | None,
+    guidance: float | None,
+    eta: float | None,
+    strength: float,
+    solver: Solver,
+    batch: int | None,
+    backend: str,
+    precision: str,
+    mask_method: MaskMethod,
+    feather_px: int,
+    parity: bool,
+    out: Path,
+) -> None:
+    """Draw defects on good pictures with a bundle, find out what was drawn, and reject what is no good.
+
+    Draws on the lines of a box set (--boxes, --data), or on one picture (--image, --mask, --defect). The same seed
+    gives the same pictures. The exit status is 1 where nothing was accepted for a defect type; the folder is there
+    then, too.
+    """
+    _check_ways(boxes, data, category, image, mask, defects, text)
+    options = DrawOptions(
+        steps=steps,
+        guidance=guidance,
+        eta=eta,
+        strength=strength,
+        solver=solver,
+        feather_px=feather_px,
+        is_parity=parity,
+        mask=MaskOptions(method=mask_method),
+    )
+    settings = GenerateSettings(
+        seed=seed,
+        number=number,
+        per_defect=per_defect,
+        rounds=rounds,
+        texts="lines" if text is not None else texts,
+        batch=batch,
+        options=options,
+    )
+    check_replaceable(out, MARKER)
+    dataset: Dataset | None = None
+    sites: list[Site] = []
+    lines: dict[str, str] = {}
+    if boxes is not None and data is not None:
+        dataset = open_dataset(data, category)
+        sites, lines = read_sites(boxes, dataset, defects)
+    with Synthesizer.load(bundle, backend, precision) as synthesizer, progress_bars() as report:
+        if image is not None and mask is not None:
+            known = find_defect(synthesizer.defects, defects[0])
+            sites = [Site(known.category, known.name, image, image.name, mask, mask.name, text)]
+        click.echo(f"backend {synthesizer.backend} ({synthesizer.backend_reason})", err=True)
+        record = generate_pictures(synthesizer, sites, out, settings, dataset=dataset, lines=lines, report=report)
+    _tell(record, out)
+    if empty := [key for key, one in record.defects.items() if one.accepted == 0]:
+        raise GateError(
+            f"{out}: expected accepted pictures of every defect type, got none of {', '.join(empty)}. See "
+            f"{out / SHEET} for the reasons, and draw again with other options or --keep-trying."
+        )
+
+
+def _check_ways(
+    boxes: Path | None,
+    data: Path | None,
+    category: str | None,
+    image: Path | None,
+    mask: Path | None,
+    defects: tuple[str, ...],
+    text: str | None,
+) -> None:
+    """Raise UsageError unless it is either a box set that is drawn on, or one picture."""
+    of_set, of_picture = (boxes, data, category), (image, mask, text)
+    if any(one is not None for one in of_set) and any(one is not None for one in of_picture):
+        raise click.UsageError("Expected --boxes with --data, or --image with --mask, got both. Leave one out.")
+    if None in (boxes, data) and (None in (image, mask) or len(defects) != 1):
+        raise click.UsageError("Expected --boxes and --data, or --image, --mask and one --defect. Give those.")
+
+
+def _tell(record: GenerateRecord, out: Path) -> None:
+    summary = record.summary
+    click.echo(f"drawn: {out}, {summary.pictures} pictures of {len(record.defects)} defect types")
+    for key, one in record.defects.items():
+        click.echo(f"{key}: {one.accepted} accepted of {one.wanted} wanted, {one.summary.rejected} rejected")
+    reasons = ", ".join(f"{reason} {count}" for reason, count in summary.counts.items() if count)
+    click.echo(f"in all: {summary.accepted} accepted, {summary.rejected} rejected{f': {reasons}' if reasons else ''}")
+    each = record.seconds_per_accepted
+    click.echo(f"seconds per accepted picture: {'none was accepted' if each is None else f'{each:.2f}'}")
+    if record.support_in_test:
+        click.echo(
+            f"warning: {record.support_in_test} support pictures are in the test split: leave them out of the "
+            "evaluation (synth dataset does)",
+            err=True,
+        )
+    click.echo(f"overview: {out / SHEET}")
+
+
+@click.command()
+@click.argument("generated", type=_PATH)
+@_data("The real dataset.", required=True)
+@_CATEGORY
+@click.option(
+    "--layout",
+    type=click.Choice(["mvtec", "anogen"]),
+    default="mvtec",
+    show_default=True,
+    help="mvtec: drawn and real pictures in folders; anogen: drawn ones as AnoGen has them.",
+)
+@click.option(
+    "--labels",
+    type=click.Choice(["precise", "box"]),
+    default="precise",
+    show_default=True,
+    help="Masks show what was drawn, or where it was asked for.",
+)
+@click.option(
+    "--support",
+    type=_PATH,
+    metavar="DIR",
+    help="Support set: leave what looks like its parts out of the test split, too.",
+)
+@click.option("--out", "--outdir", "out", type=_PATH, required=True, metavar="DIR", help="Folder to make.")
+def dataset(
+    generated: Path,
+    data: Path,
+    category: str | None,
+    layout: DatasetLayout,
+    labels: Labels,
+    support: Path | None,
+    out: Path,
+) -> None:
+    """Make a dataset of the accepted pictures of GENERATED and of the real ones.
+
+    Drawn pictures are training pictures. What the bundle has learned defects from is left out of the test split;
+    DIR/dataset.json names it.
+    """
+    real = open_dataset(data, category)
+    with progress_bars() as report:
+        record = write_synth_dataset(
+            generated,
+            real,
+            out,
+            layout=layout,
+            labels=labels,
+            support=None if support is None else read_support(support),
+            progress=partial(report, "writing pictures"),
+        )
+    drawn = sum(count for key, count in record.pictures.items() if key.split("/")[1] == "drawn")
+    click.echo(f"dataset: {out}, {drawn} drawn and {sum(record.pictures.values()) - drawn} real pictures")
+    click.echo(f"left out: {record.rejected} rejected drawings, {len(record.left_out)} real pictures (dataset.json)")
+    click.echo(f"overview: {out / SHEET}")

@@ -1,0 +1,416 @@
+"""Load a bundle that draws, and draw defects on good pictures. No torch.
+
+For each picture: the window around the box (or the whole picture) is brought to the model's size and encoded; noise
+that depends on the picture's seed alone is turned into a defect by the loop of `flawscope.drawing`; what comes out of
+the decoder is compared with the good picture, pasted back over the feathered box, and judged.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from flawscope.bundle import Bundle, Manifest, SynthDefect, SynthHead, open_bundle
+from flawscope.crops import Crop, crop_around, cut_image, cut_mask
+from flawscope.drawing import Float32Array, draw_latents, draw_noise, guided, keep_of
+from flawscope.errors import ArgumentError, BackendError, BundleError
+from flawscope.images import MIN_SIDE_PX, BoolArray, UInt8Array, read_image, read_mask
+from flawscope.prompts import Prompts
+from flawscope.reconstruction import signed, unsigned
+from flawscope.runtime.backends import Session, choose_backend, open_session
+from flawscope.runtime.synthesis.boxes import Rect
+from flawscope.runtime.synthesis.captions import location_of
+from flawscope.runtime.synthesis.copies import SupportPatch
+from flawscope.runtime.synthesis.drawing_options import DrawOptions, DrawOrder, check_order, find_defect
+from flawscope.runtime.synthesis.paste import feather_mask, paste_drawn
+from flawscope.runtime.synthesis.precise import PreciseMask, precise_mask
+from flawscope.runtime.synthesis.quality import Verdict, judge_picture
+from flawscope.runtime.synthesis.seeding import generator
+
+TOKENIZER = "tokenizer.json"
+_GRAPHS = ("text", "encode", "denoise", "decode")
+_LOCATION = "{location}"
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One drawn picture.
+
+    Attributes:
+        image: The picture with the defect, uint8 [H, W, 3] RGB, of the good picture's size. Where neither the box nor
+            its feather is, its bytes are those of the good picture, except in the parity mode.
+        mask: The precise mask: pixels of the region that show the defect, bool [H, W].
+        region: Where it was to go, bool [H, W].
+        verdict: What the filter says of it.
+        text: What was drawn.
+        seed: Seed of the noise.
+        crop: The window that the model saw.
+        seconds: Share of the batch's time, from the order to the verdict.
+        batch: Pictures of the batch. Sums of some kernels differ in their last bits between sizes of batches.
+    """
+
+    image: UInt8Array = field(repr=False)
+    mask: BoolArray = field(repr=False)
+    region: BoolArray = field(repr=False)
+    verdict: Verdict
+    text: str
+    seed: int
+    crop: Crop
+    seconds: float
+    batch: int
+
+
+@dataclass(frozen=True)
+class _Job:
+    """An order whose defect, text and window are known."""
+
+    order: DrawOrder
+    defect: SynthDefect
+    text: str
+    crop: Crop
+
+
+class Synthesizer:
+    """A bundle that draws, made ready on one backend. Close it, or use it in `with`.
+
+    Attributes:
+        bundle: The opened bundle.
+        head: How it draws.
+        backend: Name of the backend in use.
+        backend_reason: Why it was taken.
+        precision: Precision of the graphs.
+    """
+
+    def __init__(self, bundle: Bundle, backend: str = "auto", precision: str = "fp32") -> None:
+        head = bundle.manifest.head
+        if bundle.manifest.kind != "synth" or not isinstance(head, SynthHead):
+            raise BundleError(
+                f"{bundle.path}: expected a bundle that draws defects (kind synth), got one of the method "
+                f"{bundle.manifest.method}, which scores pictures. Export a run of embedding or inpainting."
+            )
+        self.bundle, self.head, self.precision = bundle, head, precision
+        if bundle.manifest.max_batch < 2:
+            raise BundleError(f"{bundle.path}: expected a largest batch of 2 or more, as guidance takes, got 1.")
+        if TOKENIZER not in bundle.manifest.files:
+            raise BundleError(f"{bundle.path}: expected {TOKENIZER}, which texts need, got none. Export it again.")
+        self._prompts = Prompts(bundle.file(TOKENIZER).read_bytes(), head.prompts, f"{bundle.path}: {TOKENIZER}")
+        self._vectors = _vectors_of(bundle, head)
+        self._supports = _supports_of(bundle, head)
+        choice = choose_backend(backend)
+        self.backend, self.backend_reason = choice.name, choice.reason
+        self._sessions: dict[str, Session] = {}
+        try:
+            self._open()
+        except BackendError as err:
+            if backend != "auto" or self.backend == "cpu":
+                raise
+            # Offered, but not working: the choice was left to us, so the CPU is taken, and said.
+            self.backend, self.backend_reason = "cpu", f"auto: {err}"
+            self._open()
+
+    @classmethod
+    def load(cls, bundle: Bundle | Path | str, backend: str = "auto", precision: str = "fp32") -> Synthesizer:
+        """Open and verify a bundle and make it ready.
+
+        Args:
+            bundle: A bundle, or the path of one.
+            backend: `auto`, `cpu`, `cuda` or `tensorrt`. What is asked for by name and not there is an error.
+            precision: Precision of the graphs, one that the bundle has.
+
+        Raises:
+            ArgumentError: If the backend is no known name, or the bundle lacks the precision.
+            BackendError: If the backend is not there or cannot take a graph.
+            BundleError: If the bundle is broken, draws nothing, or lacks a file.
+            MissingExtra: If the package `tokenizers` is not installed.
+        """
+        opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
+        try:
+            return cls(opened, backend, precision)
+        except BaseException:
+            opened.close()
+            raise
+
+    @property
+    def manifest(self) -> Manifest:
+        """The bundle's manifest."""
+        return self.bundle.manifest
+
+    @property
+    def defects(self) -> tuple[SynthDefect, ...]:
+        """What can be drawn."""
+        return self.head.defects
+
+    @property
+    def max_batch(self) -> int:
+        """Pictures drawn at once at most: half of the graphs' largest batch, since guidance doubles it."""
+        return self.manifest.max_batch // 2
+
+    def check_batch(self, batch: int) -> None:
+        """Raise ArgumentError unless `batch` pictures can be drawn at once."""
+        if not 1 <= batch <= self.max_batch:
+            raise ArgumentError(
+                f"batch: expected 1 to {self.max_batch}, half of the bundle's largest batch, got {batch}."
+            )
+
+    def check_text(self, defect: str, text: str) -> None:
+        """Raise ArgumentError if the defect is unknown, or has a learned word which the text lacks."""
+        self._prompts.tokens([text], self.head.text_width, [self._vectors_for(find_defect(self.defects, defect))])
+
+    def draw(
+        self,
+        orders: Sequence[DrawOrder],
+        options: DrawOptions | None = None,
+        progress: Callable[[int, int], None] | None = None,
+        *,
+        batch: int | None = None,
+    ) -> list[Drawn]:
+        """Draw defects on good pictures, results in order.
+
+        Args:
+            orders: What is to be drawn.
+            options: How; the defaults of `DrawOptions` without.
+            progress: Called with the number of pictures drawn and their total after each batch.
+            batch: Pictures at once; `max_batch` without.
+
+        Raises:
+            ArgumentError: If an order or option is wrong; nothing was drawn then.
+            BundleError: If a graph gives another shape than the bundle says.
+            DeviceError: If the device fails.
+        """
+        chosen = (options or DrawOptions()).resolved(self.head)
+        chosen.sampling(self.head)  # an option that this bundle cannot take is said before the first picture
+        batch = self.max_batch if batch is None else batch
+        self.check_batch(batch)
+        jobs = [self._job(order, chosen) for order in orders]
+        drawn: list[Drawn] = []
+        remaining = iter(jobs)
+        while group := list(islice(remaining, batch)):
+            drawn += self._draw_batch(group, chosen)
+            if progress:
+                progress(len(drawn), len(jobs))
+        return drawn
+
+    def close(self) -> None:
+        """Release the device and the bundle's temporary folder; closing twice is harmless."""
+        self._close_sessions()
+        self.bundle.close()
+
+    def __enter__(self) -> Synthesizer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _open(self) -> None:
+        try:
+            for name in _GRAPHS:
+                self._sessions[name] = open_session(self.bundle, name, self.precision, self.backend)
+        except BaseException:
+            self._close_sessions()
+            raise
+
+    def _close_sessions(self) -> None:
+        for session in self._sessions.values():
+            session.close()
+        self._sessions.clear()
+
+    def _job(self, order: DrawOrder, options: DrawOptions) -> _Job:
+        check_order(order)
+        size, defect = self.manifest.input.size, find_defect(self.defects, order.defect)
+        height, width = order.mask.shape
+        crop = Crop(0, 0, height, width, size)
+        if options.crop:
+            crop = crop_around(order.mask, size, fill=self.head.crop_fill, feather_px=options.feather_px)
+        text = order.text
+        if text is None:
+            rng = generator(order.seed, "text", defect.category, defect.name)
+            text = defect.texts[int(rng.integers(len(defect.texts)))]
+        box = Rect(*cv2.boundingRect(order.mask.astype(np.uint8)))
+        text = _located(text, location_of(box, (height, width)))
+        self.check_text(f"{defect.category}/{defect.name}", text)
+        return _Job(order, defect, text, crop)
+
+    def _vectors_for(self, defect: SynthDefect) -> Float32Array | None:
+        return None if defect.vectors is None else self._vectors[defect.vectors]
+
+    def _context(self, text: str, vectors: Float32Array | None) -> Float32Array:
+        """Return what the text encoder gives for one text, float32 [1, L, D]: alone, as every batch would."""
+        tokens = self._prompts.tokens([text], self.head.text_width, [vectors])
+        found = self._sessions["text"].run(
+            {"tokens": tokens.tokens, "vectors": tokens.vectors, "placed": tokens.placed}
+        )
+        return _only(found)
+
+    def _run(self, graph: str, inputs: Mapping[str, npt.NDArray[Any]], shape: tuple[int, ...]) -> Float32Array:
+        """Return the only output of a graph, float32 of this shape; NaN is let through, for the filter to find."""
+        value = _only(self._sessions[graph].run(inputs))
+        if value.shape != shape or value.dtype != np.float32:
+            raise BundleError(
+                f"{self.bundle.path}: {graph}: expected float32 {list(shape)}, got {value.dtype.name} "
+                f"{list(value.shape)}. Export the bundle again."
+            )
+        return value
+
+    def _draw_batch(self, jobs: Sequence[_Job], options: DrawOptions) -> list[Drawn]:
+        started = time.perf_counter()
+        head, size, count = self.head, self.manifest.input.size, len(jobs)
+        shape = (count, *head.latents)
+        pictures = signed(np.stack([cut_image(job.order.image, job.crop) for job in jobs]))
+        masks = np.stack([cut_mask(job.order.mask, job.crop) for job in jobs])
+        keep = np.stack([keep_of(mask, head.latents[1:]) for mask in masks])
+        clean = self._run("encode", {"image": pictures}, shape)
+        beside: list[Float32Array] = []
+        if head.mode == "inpaint":
+            blanked = pictures * (~masks[:, None]).astype(np.float32)
+            beside = [np.float32(1.0) - keep, self._run("encode", {"image": blanked}, shape)]
+        empty = self._context("", None)
+        texts = [self._context(job.text, self._vectors_for(job.defect)) for job in jobs]
+        context = np.concatenate([*[empty] * count, *texts])
+        scale = head.guidance if options.guidance is None else options.guidance
+
+        def predict(x: Float32Array, timestep: int) -> Float32Array:
+            given = np.concatenate([x, *beside], axis=1)
+            inputs = {
+                "x": np.concatenate([given, given]),
+                "timestep": np.full(2 * count, timestep, np.int64),
+                "context": context,
+            }
+            noise = self._run("denoise", inputs, (2 * count, *head.latents))
+            return guided(noise[count:], noise[:count], scale)
+
+        sampling = options.sampling(head)
+        noise = np.stack(
+            [draw_noise(job.order.seed, head.mode, sampling, head.latents, options.strength) for job in jobs]
+        )
+        with np.errstate(invalid="ignore", over="ignore"):  # of a network that has failed; the filter finds it
+            latents = draw_latents(
+                head.mode,
+                clean,
+                keep,
+                noise,
+                sampling,
+                predict,
+                strength=options.strength,
+                solver=options.solver,
+            )
+        decoded = self._run("decode", {"latents": latents}, (count, 3, *size))
+        finite = np.nan_to_num(decoded, nan=0.0, posinf=1.0, neginf=-1.0)
+        # The latents too: a decoder may clip infinity, and then hide it.
+        numbers = [np.concatenate([latents[one].ravel(), decoded[one].ravel()]) for one in range(count)]
+        finished = [
+            self._finish(job, drawn, own, options)
+            for job, drawn, own in zip(jobs, unsigned(finite), numbers, strict=True)
+        ]
+        seconds = (time.perf_counter() - started) / count
+        return [
+            Drawn(image, mask, job.order.mask, verdict, job.text, job.order.seed, job.crop, seconds, count)
+            for job, (image, mask, verdict) in zip(jobs, finished, strict=True)
+        ]
+
+    def _finish(
+        self, job: _Job, drawn: UInt8Array, numbers: Float32Array, options: DrawOptions
+    ) -> tuple[UInt8Array, BoolArray, Verdict]:
+        """Return the picture as it is kept, its precise mask, and the verdict."""
+        good, region, inside = job.order.image, job.order.mask, job.crop.window
+        everywhere = np.zeros(region.shape, np.float32)
+        everywhere[inside] = 1.0
+        whole = paste_drawn(good, drawn, job.crop, everywhere)
+        found = _mask_in_window(whole, good, region, job.crop, options)
+        weight = everywhere
+        if not options.is_parity:
+            # Around a picture's border the feather would reach beyond the window.
+            weight = feather_mask(region, options.feather_px) * everywhere
+        image = paste_drawn(good, drawn, job.crop, weight)
+        verdict = judge_picture(
+            image,
+            good,
+            region,
+            found,
+            self._supports[job.defect.category, job.defect.name],
+            options.limits,
+            pasted=weight > 0,
+            decoded=numbers,
+        )
+        return image, found.mask, verdict
+
+
+def _mask_in_window(
+    whole: UInt8Array, good: UInt8Array, region: BoolArray, crop: Crop, options: DrawOptions
+) -> PreciseMask:
+    """Return the precise mask of a drawing that was not feathered yet, of the picture's size.
+
+    Only the window is compared: in the rest of the picture nothing can differ, and so many equal pixels would hide the
+    decoder's own noise, which the comparison learns from the pixels outside the region.
+    """
+    spans = ((crop.top, crop.height), (crop.left, crop.width))
+    rows, columns = (_span(*span, side) for span, side in zip(spans, region.shape, strict=True))
+    found = precise_mask(whole[rows, columns], good[rows, columns], region[rows, columns], options.mask)
+    mask = np.zeros_like(region)
+    mask[rows, columns] = found.mask
+    return dataclasses.replace(found, mask=mask)
+
+
+def _span(start: int, length: int, side: int) -> slice:
+    """Return a part of a picture's side that is wide enough to be compared."""
+    length = max(length, MIN_SIDE_PX)
+    start = min(start, side - length)
+    return slice(start, start + length)
+
+
+def _located(text: str, words: str) -> str:
+    """Return a text with its place filled in, with a capital where that begins the sentence, as when it was learned."""
+    if text.startswith(_LOCATION):
+        text = words[:1].upper() + words[1:] + text.removeprefix(_LOCATION)
+    return text.replace(_LOCATION, words)
+
+
+def _only(outputs: Mapping[str, npt.NDArray[Any]]) -> Float32Array:
+    (value,) = outputs.values()
+    return value
+
+
+def _vectors_of(bundle: Bundle, head: SynthHead) -> dict[str, Float32Array]:
+    """Return the learned words by the names that the defects give them."""
+    tensors = bundle.tensors()
+    found: dict[str, Float32Array] = {}
+    for defect in head.defects:
+        if not defect.texts:
+            raise BundleError(f"{bundle.path}: {defect.name}: expected a text, got none. Export the bundle again.")
+        if defect.vectors is None:
+            continue
+        value = tensors.get(defect.vectors)
+        if value is None or value.ndim != 2 or value.shape[1] != head.text_width or value.dtype != np.float32:
+            got = "none" if value is None else f"{value.dtype.name} {list(value.shape)}"
+            raise BundleError(
+                f"{bundle.path}: {defect.vectors}: expected float32 [V, {head.text_width}], got {got}. "
+                "Export the bundle again."
+            )
+        found[defect.vectors] = value
+    return found
+
+
+def _supports_of(bundle: Bundle, head: SynthHead) -> dict[tuple[str, str], list[SupportPatch]]:
+    """Return for each defect what it was learned from."""
+    found: dict[tuple[str, str], list[SupportPatch]] = {(one.category, one.name): [] for one in head.defects}
+    for support in head.support:
+        image, mask = read_image(bundle.file(support.picture)), read_mask(bundle.file(support.mask))
+        if mask.shape != image.shape[:2] or not mask.any():
+            raise BundleError(
+                f"{bundle.path}: {support.mask}: expected a mask of the picture's size that shows a defect. "
+                "Export the bundle again."
+            )
+        patches = found.setdefault((support.category, support.defect), [])
+        patches.append(SupportPatch(support.picture, image, mask))
+    return found

@@ -1,0 +1,334 @@
+"""What `torch.save` wrote, read without torch, and without unpickling.
+
+A pickle is a program: whoever unpickles it runs what its author wanted. Here its instructions are followed by a machine
+that knows those alone which put numbers, texts, lists and dictionaries together, and a few names, which it never calls:
+to it a tensor is a place in a storage. Every other instruction or name is refused.
+
+Both forms are read: the zip of torch 1.6 and later, and the older sequence of pickles. They are described by what torch
+itself writes.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import pickletools
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from flawscope.errors import DataError
+
+MAX_BYTES = 64 << 20
+"""Largest file that is read: a learned word has kilobytes."""
+
+_MAGIC = 0x1950A86A20F9469CFC6C  # what the older form begins with
+_PROTOCOL = 1001
+_BFLOAT16 = "bfloat16"
+_STORAGES = {
+    "torch BFloat16Storage": _BFLOAT16,
+    "torch HalfStorage": "<f2",
+    "torch FloatStorage": "<f4",
+    "torch DoubleStorage": "<f8",
+    "torch ByteStorage": "<u1",
+    "torch CharStorage": "<i1",
+    "torch ShortStorage": "<i2",
+    "torch IntStorage": "<i4",
+    "torch LongStorage": "<i8",
+    "torch BoolStorage": "|b1",
+}
+_MODULE = "torch.nn.modules.container ParameterDict"
+_TENSOR = "torch._utils _rebuild_tensor_v2"
+_PARAMETERS = ("torch._utils _rebuild_parameter", "torch._utils _rebuild_parameter_with_state")
+_ORDERED = "collections OrderedDict"
+_SETS = ("__builtin__ set", "builtins set")
+_NAMES = frozenset((*_STORAGES, _MODULE, _TENSOR, *_PARAMETERS, _ORDERED, *_SETS))
+
+_VALUES = frozenset(("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE"))
+_CONSTANTS: Mapping[str, object] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
+_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+
+
+@dataclass(frozen=True)
+class _Name:
+    text: str
+
+
+@dataclass(frozen=True)
+class _Storage:
+    key: str
+    kind: str
+    count: int
+
+    @property
+    def itemsize(self) -> int:
+        return 2 if self.kind == _BFLOAT16 else np.dtype(self.kind).itemsize
+
+
+@dataclass(frozen=True)
+class SavedTensor:
+    """A tensor of the file; `Saved.array` gives its numbers."""
+
+    storage: _Storage
+    offset: int
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+
+
+@dataclass
+class SavedModule:
+    """A ParameterDict of the file.
+
+    Attributes:
+        state: Its attributes; tensors are in `_parameters`.
+    """
+
+    state: dict[Any, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What a file holds.
+
+    Attributes:
+        value: The object that was saved, of dictionaries, lists, tuples, numbers, texts, `SavedTensor`, `SavedModule`.
+    """
+
+    path: Path
+    value: Any
+    _storages: Mapping[str, bytes]
+
+    def array(self, tensor: SavedTensor) -> npt.NDArray[Any]:
+        """Return the numbers of a tensor; bfloat16 becomes float32.
+
+        Raises:
+            DataError: If it reaches beyond its storage.
+        """
+        storage, size, stride = tensor.storage, tensor.size, tensor.stride
+        numbers = (tensor.offset, *size, *stride)
+        fits = len(size) == len(stride) and all(type(number) is int and number >= 0 for number in numbers)
+        if fits and 0 not in size:
+            last = tensor.offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
+            fits = last < storage.count and math.prod(size) <= storage.count
+        if not fits:
+            raise DataError(
+                f"{self.path}: expected a tensor within its {storage.count} numbers, got size {list(size)} and stride "
+                f"{list(stride)} from {tensor.offset} on. Get the file again."
+            )
+        data = self._storages[storage.key]
+        if storage.kind == _BFLOAT16:
+            flat: npt.NDArray[Any] = (np.frombuffer(data, "<u2").astype(np.uint32) << np.uint32(16)).view(np.float32)
+        else:
+            flat = np.frombuffer(data, storage.kind)
+        if 0 in size:
+            return np.zeros(size, flat.dtype)
+        steps = [step * flat.itemsize for step in stride]
+        found: npt.NDArray[Any] = np.lib.stride_tricks.as_strided(flat[tensor.offset :], size, steps).copy()
+        return found
+
+
+def read_torch_file(path: Path) -> Saved:
+    """Read what `torch.save` wrote.
+
+    Raises:
+        DataError: If the file cannot be read, is too large or broken, or holds anything but tensors in dictionaries,
+            lists and ParameterDicts; the message names the class.
+    """
+    try:
+        size = path.stat().st_size
+        data = path.read_bytes() if size <= MAX_BYTES else b""
+    except OSError as err:
+        raise DataError(f"{path}: expected a file of torch.save, got: {err.strerror or err}. Check the path.") from err
+    if size > MAX_BYTES:
+        raise DataError(
+            f"{path}: expected a file of at most {MAX_BYTES >> 20} MiB, got {size >> 20} MiB. A learned word has "
+            "kilobytes: is it the whole model?"
+        )
+    reader = _Reader(path, data)
+    try:
+        return reader.from_zip() if zipfile.is_zipfile(io.BytesIO(data)) else reader.from_sequence()
+    except (ValueError, KeyError, IndexError, TypeError, EOFError, NotImplementedError, zipfile.BadZipFile) as err:
+        reason = (str(err).splitlines() or [""])[0] or type(err).__name__
+        raise DataError(f"{path}: expected a file of torch.save, got a broken one: {reason}. Get it again.") from err
+
+
+class _Reader:
+    """Reads one file, whose bytes are here."""
+
+    def __init__(self, path: Path, data: bytes) -> None:
+        self._path, self._data = path, data
+
+    def from_zip(self) -> Saved:
+        with zipfile.ZipFile(io.BytesIO(self._data)) as archive:
+            members = {member.filename.partition("/")[2]: member for member in archive.infolist()}
+            for member in members.values():
+                if member.compress_type != zipfile.ZIP_STORED or member.file_size > len(self._data):
+                    raise DataError(
+                        f"{self._path}: expected members as torch writes them, got {member.filename}, which is "
+                        "compressed. Get the file again."
+                    )
+            if "byteorder" in members and archive.read(members["byteorder"]) != b"little":
+                raise DataError(f"{self._path}: expected numbers in little-endian order. Save it on another machine.")
+            value, storages = self._run(io.BytesIO(archive.read(members["data.pkl"])))
+            return Saved(
+                self._path,
+                value,
+                self._filled(storages, lambda storage: archive.read(members[f"data/{storage.key}"])),
+            )
+
+    def from_sequence(self) -> Saved:
+        stream = io.BytesIO(self._data)
+        if self._run(stream)[0] != _MAGIC or self._run(stream)[0] != _PROTOCOL:
+            raise ValueError("it does not begin as one")
+        if self._run(stream)[0].get("little_endian") is not True:
+            raise DataError(f"{self._path}: expected numbers in little-endian order. Save it on another machine.")
+        value, storages = self._run(stream)
+        keys = self._run(stream)[0]
+        if sorted(keys) != sorted(storages):
+            raise ValueError(f"it lists {len(keys)} storages and refers to {len(storages)}")
+        found = {}
+        for key in keys:
+            count = int.from_bytes(stream.read(8), "little")
+            if count != storages[key].count:
+                raise ValueError(f"a storage of {count} numbers where {storages[key].count} are referred to")
+            found[key] = stream.read(count * storages[key].itemsize)
+        return Saved(self._path, value, self._filled(storages, lambda storage: found[storage.key]))
+
+    def _run(self, stream: BinaryIO) -> tuple[Any, dict[str, _Storage]]:
+        machine = _Machine(self._path)
+        return machine.run(stream), machine.storages
+
+    def _filled(self, storages: Mapping[str, _Storage], read: Callable[[_Storage], bytes]) -> dict[str, bytes]:
+        wanted = sum(storage.count * storage.itemsize for storage in storages.values())
+        if wanted > len(self._data):
+            raise ValueError(f"its storages would have {wanted} bytes, the file has {len(self._data)}")
+        found = {}
+        for key, storage in storages.items():
+            found[key] = read(storage)
+            if len(found[key]) != storage.count * storage.itemsize:
+                raise ValueError(f"a storage of {len(found[key])} bytes where {storage.count} numbers are referred to")
+        return found
+
+
+class _Machine:
+    """Follows the instructions of one pickle. Nothing that it reads is called or imported."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._stack: list[Any] = []
+        self._marks: list[int] = []
+        self._memo: dict[int, Any] = {}
+        self.storages: dict[str, _Storage] = {}
+
+    def run(self, stream: BinaryIO) -> Any:
+        for opcode, argument, _ in pickletools.genops(stream):
+            if opcode.name == "STOP":
+                return self._stack.pop()
+            self._step(opcode.name, argument)
+        raise ValueError("it ends in the middle")
+
+    def _step(self, name: str, argument: Any) -> None:
+        stack = self._stack
+        if name in _VALUES:
+            stack.append(argument)
+        elif name in _CONSTANTS:
+            stack.append(_CONSTANTS[name])
+        elif name in ("BINPUT", "LONG_BINPUT"):
+            self._memo[argument] = stack[-1]
+        elif name in ("BINGET", "LONG_BINGET"):
+            stack.append(self._memo[argument])
+        elif name == "EMPTY_DICT":
+            stack.append({})
+        elif name == "EMPTY_LIST":
+            stack.append([])
+        elif name == "MARK":
+            self._marks.append(len(stack))
+        elif name == "TUPLE":
+            stack.append(tuple(self._since_mark()))
+        elif name in _TUPLES:
+            count = _TUPLES[name]
+            stack[-count:] = [tuple(stack[-count:])]
+        elif name in ("APPEND", "APPENDS"):
+            items = [stack.pop()] if name == "APPEND" else self._since_mark()
+            _expect(stack[-1], list).extend(items)
+        elif name in ("SETITEM", "SETITEMS"):
+            items = [stack.pop(-2), stack.pop()] if name == "SETITEM" else self._since_mark()
+            _fill(_expect(stack[-1], dict), list(zip(items[::2], items[1::2], strict=True)))
+        elif name == "GLOBAL":
+            stack.append(self._named(argument))
+        elif name == "BINPERSID":
+            stack.append(self._persistent(_expect(stack.pop(), tuple)))
+        elif name in ("REDUCE", "NEWOBJ"):
+            arguments = _expect(stack.pop(), tuple)
+            stack.append(_made(_expect(stack.pop(), _Name).text, arguments))
+        elif name == "BUILD":
+            state = _expect(stack.pop(), dict)
+            _expect(stack[-1], SavedModule).state = state
+        elif name != "PROTO":
+            raise DataError(
+                f"{self._path}: expected a learned word, got a pickle with the instruction {name}, which it does not "
+                "need. It was not followed."
+            )
+
+    def _since_mark(self) -> list[Any]:
+        start = self._marks.pop()
+        items = self._stack[start:]
+        del self._stack[start:]
+        return items
+
+    def _named(self, text: str) -> _Name:
+        if text not in _NAMES:
+            raise DataError(
+                f"{self._path}: expected a learned word, got a pickle with {text.replace(' ', '.')}, which it does not "
+                "need. It was not imported. If the file is yours, save its tensors alone."
+            )
+        return _Name(text)
+
+    def _persistent(self, identity: tuple[Any, ...]) -> Any:
+        """Return the storage that is meant; the older form names classes in this way too."""
+        if identity[0] == "module" and isinstance(identity[1], _Name):
+            return identity[1]
+        kind, key, _, count, *view = identity[1:]
+        wanted = identity[0] == "storage" and isinstance(kind, _Name) and kind.text in _STORAGES
+        if not wanted or type(key) is not str or type(count) is not int or count < 0 or any(one for one in view):
+            raise ValueError("it refers to something other than a storage")
+        storage = _Storage(key, _STORAGES[kind.text], count)
+        if self.storages.setdefault(key, storage) != storage:
+            raise ValueError("it refers to one storage in two ways")
+        return storage
+
+
+def _made(name: str, arguments: tuple[Any, ...]) -> Any:
+    """Return what stands for the result of a call."""
+    if name == _TENSOR:
+        storage, offset, size, stride = arguments[:4]
+        return SavedTensor(_expect(storage, _Storage), offset, _expect(size, tuple), _expect(stride, tuple))
+    if name in _PARAMETERS:
+        return _expect(arguments[0], SavedTensor)
+    if name == _MODULE:
+        return SavedModule()
+    if name == _ORDERED:
+        made: dict[Any, Any] = {}
+        if arguments:
+            _fill(made, [_expect(pair, list | tuple) for pair in _expect(arguments[0], list)])
+        return made
+    if name in _SETS:
+        return list(*(_expect(argument, list) for argument in arguments))
+    raise ValueError(f"it calls {name.replace(' ', '.')}")
+
+
+def _fill(target: dict[Any, Any], pairs: list[Any]) -> None:
+    for key, value in pairs:
+        # Tuples could be nested so that comparing them takes for ever.
+        target[_expect(key, str | int)] = value
+
+
+def _expect(value: Any, kind: Any) -> Any:
+    if not isinstance(value, kind):
+        raise ValueError(f"{type(value).__name__.lstrip('_')} in a place where it makes no sense")
+    return value
