@@ -11,8 +11,9 @@ The wider one is the interval. With one seed there is only that of the pictures,
 training. Pictures are drawn apart by kind (good, defective, defective without pixel truth), and are taken to show
 different parts.
 
-Pixel figures of a resample come from a histogram of every picture over at most 1024 bins, whose edges are quantiles of
-the defect pixels; |figure from the bins - exact figure| is measured and added on both sides of the interval.
+Pixel figures of a resample come from a histogram of every picture over at most 2049 bins, whose edges lie on both sides
+of 1024 quantiles of the defect pixels' scores: exact where there are no more of them. |figure from the bins - exact
+figure| is measured and added on both sides of the interval.
 """
 
 from __future__ import annotations
@@ -40,8 +41,16 @@ from flawscope.calibration.metrics import (
 )
 from flawscope.errors import ArgumentError
 
-PIXEL_AP, PIXEL_AUROC, IMAGE_AUROC = "pixel_ap", "pixel_auroc", "image_auroc"
-_BINS = 1024
+PIXEL_AP, PIXEL_AUROC, IMAGE_AUROC, IOU, IOU_F1 = "pixel_ap", "pixel_auroc", "image_auroc", "iou", "iou_f1"
+FIGURES = {
+    PIXEL_AP: "pixel AP",
+    IOU: "IoU at 0.5",
+    IOU_F1: "IoU at best F1",
+    PIXEL_AUROC: "pixel AUROC",
+    IMAGE_AUROC: "image AUROC",
+}
+"""Figure of a segmenter -> what it is called; the overlaps are named by whoever gives their thresholds to `tally`."""
+_QUANTILES = 1024
 _CHUNK = 200  # resamples computed together
 
 
@@ -149,8 +158,10 @@ def tally(maps: Float32Array, scores: Float64Array, truth: Truth, thresholds: Ma
     if (ranking := rank_pixels(maps, truth.masks, use)) is not None:
         figures |= {PIXEL_AP: pixel_average_precision(ranking), PIXEL_AUROC: pixel_auroc(ranking)}
         shares = ranking.true_at / ranking.true_at[-1]
-        chosen = np.unique(np.searchsorted(shares, np.arange(1, _BINS + 1) / _BINS - 1e-12))
-        edges = np.ascontiguousarray(ranking.values[chosen[chosen < len(ranking.values)]][::-1])
+        chosen = np.unique(np.searchsorted(shares, np.arange(1, _QUANTILES + 1) / _QUANTILES - 1e-12))
+        ends = ranking.values[chosen[chosen < len(ranking.values)]]
+        # With an edge on either side of a score, what lies between two scores has a bin of its own: exact for few.
+        edges = np.unique(np.concatenate((ends, np.nextafter(ends, np.float32(np.inf)))))
         false, true = _histograms(maps[use], truth.masks[use], edges)
         binned = _pixel_figures(false.sum(axis=0)[None], true.sum(axis=0)[None])
         errors = {name: abs(float(values[0]) - figures[name]) for name, values in binned.items()}
@@ -183,7 +194,7 @@ def compare_tallies(
         seed: Seed of the resampling.
 
     Returns:
-        Name of a figure that all tallies have -> its difference.
+        Name of a figure that all tallies have -> its difference, in the order of `FIGURES`.
 
     Raises:
         ArgumentError: If the numbers of tallies differ, there is none, or `confidence` is no fraction.
@@ -200,7 +211,8 @@ def compare_tallies(
                     drawn[name] = drawn.get(name, 0.0) + sign / len(first) * values
         for name, values in drawn.items():
             parts.setdefault(name, []).append(values)
-    names = [name for name in first[0].figures if all(name in one.figures for one in (*first, *second))]
+    both = [name for name in first[0].figures if all(name in one.figures for one in (*first, *second))]
+    names = [*(name for name in FIGURES if name in both), *(name for name in both if name not in FIGURES)]
     found = {}
     for name in names:
         error = math.fsum(one.errors.get(name, 0.0) for one in (*first, *second)) / len(first)

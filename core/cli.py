@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
@@ -34,10 +34,43 @@ VERBS = {
     ),
     "synth": (
         "flawscope.runtime.synthesis.command:synth",
-        "Prepare defect synthesis: support sets, boxes, masks, texts.",
+        "Draw defects: support sets, boxes, texts, pictures, datasets.",
     ),
     "bundle": ("flawscope.bundle_command:bundle", "Show, verify, pack or combine bundles."),
 }
+
+
+# group -> command below it that is at home in another room -> module:attribute
+_ELSEWHERE = {"synth": {"judge": "flawscope.export.judge_command:judge"}}
+
+
+class JoinedGroup(click.Group):
+    """A group of one room with commands of others, which are imported when they are called.
+
+    Args:
+        group: The group.
+        elsewhere: Name of a command -> module:attribute.
+    """
+
+    def __init__(self, group: click.Group, elsewhere: Mapping[str, str]) -> None:
+        super().__init__(group.name, callback=group.callback, params=group.params, help=group.help)
+        self._group, self._elsewhere = group, elsewhere
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of all commands in alphabetical order."""
+        return sorted({*self._group.list_commands(ctx), *self._elsewhere})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return a command, imported if it is of another room."""
+        if cmd_name in self._elsewhere:
+            return _load(self._elsewhere[cmd_name])
+        return self._group.get_command(ctx, cmd_name)
+
+
+def _load(place: str) -> click.Command:
+    module, _, attribute = place.partition(":")
+    command: click.Command = getattr(importlib.import_module(module), attribute)
+    return command
 
 
 class LazyGroup(click.Group):
@@ -51,8 +84,9 @@ class LazyGroup(click.Group):
         """Import and return one verb."""
         if cmd_name not in VERBS:
             return None
-        module, _, attribute = VERBS[cmd_name][0].partition(":")
-        command: click.Command = getattr(importlib.import_module(module), attribute)
+        command = _load(VERBS[cmd_name][0])
+        if cmd_name in _ELSEWHERE and isinstance(command, click.Group):
+            return JoinedGroup(command, _ELSEWHERE[cmd_name])
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -7,6 +7,7 @@ enlarged, it is drawn with as many cells as a large one.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import cv2
 import msgspec
@@ -113,7 +114,7 @@ def cut_mask(mask: BoolArray, crop: Crop) -> BoolArray:
     return np.asarray(counts > 0)
 
 
-def resize_window(image: UInt8Array, size: tuple[int, int]) -> npt.NDArray[np.generic]:
+def resize_window(image: npt.NDArray[Any], size: tuple[int, int]) -> npt.NDArray[np.generic]:
     """Return a picture at another height and width: by area where both sides shrink, else bicubic."""
     if image.shape[:2] == tuple(size):
         return image.copy()

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import click
+import msgspec
 from click.core import ParameterSource
 
-from flawscope.bundle import PRECISIONS, Gate, Manifest
+from flawscope.bundle import PRECISIONS, Gate, Manifest, SynthHead
 from flawscope.calibration.limits import LIMITS, METHODS, Limits, Method, gate_rows, verdict
 from flawscope.calibration.modelopt import PYTHON
 from flawscope.datasets import open_dataset
@@ -32,6 +33,8 @@ _OPTIONS_OF = {
 }
 """Option -> the precisions that it is for."""
 _KEPT_SHOWN = 5
+_SYNTHESIS_KINDS = ("base", "embedding", "inpainting")
+"""Kinds of runs that draw defects, by name alone: what reads them needs torch."""
 
 
 def _limit_help(name: str) -> str:
@@ -42,7 +45,26 @@ def _limit_help(name: str) -> str:
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), help="Bundle folder (NAME.flaw) or repository.  [required]")
-@click.option("--max-batch", type=int, default=8, show_default=True, help="Largest batch the graphs take.")
+@click.option(
+    "--max-batch",
+    type=int,
+    default=8,
+    show_default=True,
+    help="Largest batch the graphs take; of what draws defects 16, from 512 px on 2, unless it is given.",
+)
+@click.option(
+    "--base",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="embedding, inpainting: where the base lies, if not where it was.",
+)
+@click.option(
+    "--embedding",
+    "embeddings",
+    multiple=True,
+    metavar="DEFECT=FILE",
+    help="embedding, base: a learned word (.safetensors) to add; may be repeated. DEFECT may be CATEGORY/DEFECT.",
+)
 @click.option(
     "--precision",
     "precisions",
@@ -116,6 +138,8 @@ def export(
     run: Path,
     out: Path | None,
     max_batch: int,
+    base: Path | None,
+    embeddings: tuple[str, ...],
     precisions: tuple[str, ...],
     calibration_data: Path | None,
     labelled_data: Path | None,
@@ -140,7 +164,16 @@ def export(
     """Turn a training run into a bundle that needs no PyTorch, or into a model for Triton.
 
     The bundle is written only if every tensor is proven to fit and torch, graph and native path agree on real pictures.
+    RUN may be one of embedding, inpainting or base, or a Stable Diffusion folder: the bundle then draws defects.
     """
+    if draws_defects(run):
+        return _export_synthesis(run, out, base, embeddings, precisions, layout)
+    for name in ("base", "embeddings"):
+        if _given(name):
+            raise ArgumentError(
+                f"--{name.rstrip('s')}: expected it with a run of embedding, inpainting or base, got it with {run}. "
+                "Leave it out."
+            )
     if explain:
         return _explain(run, against, tolerance)
     if out is None:
@@ -170,6 +203,70 @@ def export(
         record = write_triton(bundle, out, options)
     show_triton(record, out)
     return 0
+
+
+def draws_defects(source: Path) -> bool:
+    """Return whether `source` is a run of embedding, inpainting or base, or the folder of a model as diffusers has it.
+
+    A run that cannot be read is one of a detector: its reader says what is wrong.
+    """
+    if not is_run(source):
+        return (source / "unet").is_dir() and not (source / "manifest.json").exists()
+    try:
+        return msgspec.json.decode((source / "run.json").read_bytes(), type=_Kind).kind in _SYNTHESIS_KINDS
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+        return False
+
+
+class _Kind(msgspec.Struct):
+    kind: str
+
+
+def _export_synthesis(
+    source: Path,
+    out: Path | None,
+    base: Path | None,
+    embeddings: tuple[str, ...],
+    precisions: tuple[str, ...],
+    layout: str,
+) -> int:
+    """Export what draws defects; options that are for what scores would have no effect and are refused."""
+    allowed = {"run", "out", "max_batch", "base", "embeddings"}
+    allowed |= {"precisions"} if set(precisions) <= {"fp32"} else set()
+    allowed |= {"layout"} if layout == "bundle" else set()
+    for parameter in click.get_current_context().command.params:
+        if parameter.name not in allowed and _given(parameter.name or ""):
+            raise ArgumentError(
+                f"{parameter.opts[0]}: expected no such option with {source}, which draws defects and does not score, "
+                "got it. Leave it out."
+            )
+    if out is None:
+        raise click.MissingParameter(param_hint="'--out'", param_type="option")
+    words = [_parse_embedding(text) for text in embeddings]
+    try:
+        from flawscope.export.synthesis import export_synthesis
+    except ModuleNotFoundError as err:
+        raise MissingExtra("exporting", str(err.name), "export") from err
+    most = click.get_current_context().params["max_batch"] if _given("max_batch") else None
+    with progress_bars() as progress:
+        manifest = export_synthesis(
+            source,
+            out,
+            base=base,
+            embeddings=words,
+            max_batch=most,
+            command=command_line(),
+            progress=progress,
+        )
+    show_synthesis(manifest, out)
+    return 0
+
+
+def _parse_embedding(text: str) -> tuple[str, Path]:
+    name, is_there, file = text.partition("=")
+    if not name or not is_there or not file:
+        raise ArgumentError(f"--embedding: expected DEFECT=FILE or CATEGORY/DEFECT=FILE, got {text!r}.")
+    return name, Path(file)
 
 
 def _explain(source: Path, against: tuple[str, ...], tolerance: float | None) -> int:
@@ -303,13 +400,36 @@ def show_triton(record: TritonRecord, repository: Path) -> None:
     click.echo("triton: Triton applies no threshold and decodes no picture: clients do, see docs/triton.md")
 
 
-def show_export(manifest: Manifest, out: Path | None) -> None:
-    """Print what was exported: sizes and parity, and where it is if it stays."""
+def show_synthesis(manifest: Manifest, out: Path) -> None:
+    """Print what was exported that draws defects: sizes, parity, what it draws, and where it is."""
+    head = manifest.head
+    assert isinstance(head, SynthHead)
+    _show_graphs(manifest)
+    for row in head.parity:
+        click.echo(
+            f"parity {row.candidate} against {row.reference}, {row.images} pictures in {row.steps} steps: "
+            f"at least {row.psnr_db:.1f} dB"
+        )
+    names = ", ".join(f"{defect.category}/{defect.name}" for defect in head.defects)
+    click.echo(f"draws: {names or 'what a text says, no learned defects'}; licence of the base: {head.licence}")
+    click.echo(f"bundle: {out} ({_size(manifest) / 2**20:.1f} MiB)")
+
+
+def _show_graphs(manifest: Manifest) -> None:
     for name, graph in sorted(manifest.graphs.items()):
         click.echo(
             f"{name}.onnx: largest tensor {graph.largest_elements:,} elements (limit 2,147,483,648), "
             f"about {graph.peak_bytes / 2**20:.0f} MiB at batch {manifest.max_batch}"
         )
+
+
+def _size(manifest: Manifest) -> int:
+    return sum(entry.size for entry in manifest.files.values())
+
+
+def show_export(manifest: Manifest, out: Path | None) -> None:
+    """Print what was exported: sizes and parity, and where it is if it stays."""
+    _show_graphs(manifest)
     for row in manifest.evidence.parity:
         rank = "not defined" if row.score_spearman is None else f"{row.score_spearman:.4f}"
         click.echo(
@@ -327,5 +447,4 @@ def show_export(manifest: Manifest, out: Path | None) -> None:
             show_gate(precision, made.gate)
     if out is None:
         return
-    size = sum(entry.size for entry in manifest.files.values())
-    click.echo(f"bundle: {out} ({size / 2**20:.1f} MiB), not calibrated yet")
+    click.echo(f"bundle: {out} ({_size(manifest) / 2**20:.1f} MiB), not calibrated yet")

@@ -14,7 +14,6 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 import numpy.typing as npt
-import onnx
 import safetensors.numpy
 
 import flawscope
@@ -43,8 +42,8 @@ from flawscope.export.head import BankFile, append_head
 from flawscope.export.networks import reconstruction_graphs
 from flawscope.export.parity import check_parity, measure_parity
 from flawscope.export.precisions import Wanted, add_precision, read_pictures
-from flawscope.export.proof import prove_sizes
 from flawscope.export.torch_scores import network_scores, reconstruction_scores, torch_scores
+from flawscope.export.writing import INLINE_LIMIT, describe_graph, write_graph
 from flawscope.files import check_replaceable, storage_errors
 from flawscope.images import UInt8Array, decode_image, prepare
 from flawscope.runtime import Inspector
@@ -59,8 +58,6 @@ from flawscope.versions import package_versions
 
 _GOLDEN = 2
 """Golden images per bundle."""
-INLINE_LIMIT = 1 << 30
-"""Bytes of weights above which they do not lie in the graph's own file."""
 
 
 def export_run(
@@ -174,7 +171,15 @@ def _export(
         found = {}
         for name in wanted.precisions:
             found[name], added = add_precision(
-                name, final, sources, made.arrays, scratch, pictures, wanted, partial(_described, max_batch), progress
+                name,
+                final,
+                sources,
+                made.arrays,
+                scratch,
+                pictures,
+                wanted,
+                partial(describe_graph, max_batch),
+                progress,
             )
             sources |= added
         final = msgspec.structs.replace(final, precisions=found)
@@ -206,7 +211,8 @@ def _bank_graphs(run: Run, module: PatchFeatures, head: Head, scratch: Path, max
     features = export_module(module, size, max_batch)
     score = append_head(features, head, BankFile(bank_path), size, max_batch)
     graphs = {
-        name: _written(max_batch, name, model, scratch) for name, model in (("features", features), ("score", score))
+        name: write_graph(max_batch, name, model, scratch, INLINE_LIMIT)
+        for name, model in (("features", features), ("score", score))
     }
     return _Made(graphs, bank_path.name, arrays)
 
@@ -214,7 +220,7 @@ def _bank_graphs(run: Run, module: PatchFeatures, head: Head, scratch: Path, max
 def _network_graph(module: StfpmNetwork, size: tuple[int, int], scratch: Path, max_batch: int) -> _Made:
     """Write `score.onnx` of a network that makes map and score itself."""
     model = export_module(module, size, max_batch, ("anomaly_map", "score"))
-    return _Made({"score": _written(max_batch, "score", model, scratch)}, None, {})
+    return _Made({"score": write_graph(max_batch, "score", model, scratch, INLINE_LIMIT)}, None, {})
 
 
 def _network_graphs(reconstruction: Reconstruction, size: tuple[int, int], scratch: Path, max_batch: int) -> _Made:
@@ -222,23 +228,10 @@ def _network_graphs(reconstruction: Reconstruction, size: tuple[int, int], scrat
     noise = scratch / "noise.safetensors"
     noise.write_bytes(safetensors.numpy.save({"noise": np.ascontiguousarray(reconstruction.noise)}))
     graphs = {
-        name: _written(max_batch, name, model, scratch)
+        name: write_graph(max_batch, name, model, scratch, INLINE_LIMIT)
         for name, model in reconstruction_graphs(reconstruction, size, max_batch)
     }
     return _Made(graphs, noise.name, {})
-
-
-def _written(max_batch: int, name: str, model: onnx.ModelProto, scratch: Path) -> Graph:
-    path = scratch / f"{name}.onnx"
-    if sum(len(tensor.raw_data) for tensor in model.graph.initializer) > INLINE_LIMIT:
-        # One protobuf message ends at 2 GB: weights lie in a file beside it, by which the rest stays small.
-        onnx.save(model, path, save_as_external_data=True, location=external_data(path.name), size_threshold=1024)
-        model = onnx.load(path, load_external_data=False)
-    else:
-        onnx.save(model, path)
-    graph = _described(max_batch, name, model)
-    onnx.checker.check_model(str(path), full_check=True)
-    return graph
 
 
 def head_of(run: Run, images: Sequence[UInt8Array]) -> Head:
@@ -290,28 +283,6 @@ def _scores(
 ) -> tuple[np.ndarray[tuple[int, ...], np.dtype[np.float32]], np.ndarray[tuple[int, ...], np.dtype[np.float32]]]:
     maps, scores = zip(*(inspector.infer(image[None]) for image in images), strict=True)
     return np.concatenate(maps), np.concatenate(scores)
-
-
-def _check_standard(model: onnx.ModelProto, name: str) -> None:
-    foreign = sorted({node.domain for node in model.graph.node if node.domain not in ("", "ai.onnx")})
-    if foreign or model.functions:
-        raise RunError(
-            f"export: {name}.onnx would need operators outside standard ONNX ({', '.join(foreign) or 'functions'}). "
-            "Choose another backbone."
-        )
-
-
-def _described(max_batch: int, name: str, model: onnx.ModelProto) -> Graph:
-    """Return what the manifest says of a graph whose operators are standard and whose tensors fit."""
-    _check_standard(model, name)
-    proof = prove_sizes(model, max_batch)
-    return Graph(
-        file=f"{name}.onnx",
-        outputs=tuple(output.name for output in model.graph.output),
-        largest_tensor=proof.largest_tensor,
-        largest_elements=proof.largest_elements,
-        peak_bytes=proof.peak_bytes,
-    )
 
 
 def _provenance(run: Run, command: str) -> Provenance:

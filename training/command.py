@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from flawscope.config import CONFIGS, DetectorConfig, TrainedConfig, build_config, parse_assignment
+from flawscope.config import (
+    CONFIGS,
+    BaseConfig,
+    DetectorConfig,
+    EmbeddingConfig,
+    InpaintingConfig,
+    TrainedConfig,
+    build_config,
+    parse_assignment,
+)
 from flawscope.datasets import Dataset, open_dataset
 from flawscope.errors import ArgumentError, MissingExtra
 from flawscope.terminal import command_line, progress_bars
@@ -18,6 +27,7 @@ from flawscope.training.settings import preset_names, read_settings
 
 if TYPE_CHECKING:
     from flawscope.training.run import RunRecord
+    from flawscope.training.synthesis_run import SynthesisRecord
 
 _Result = TypeVar("_Result")
 
@@ -154,9 +164,22 @@ def train(request: TrainingRequest, out: Path) -> None:
     """Learn what good parts look like; writes a run that `flawscope export` turns into a bundle.
 
     PatchCore and PaDiM are fitted, not trained: there is no loss and there are no epochs. The others are trained;
-    meanwhile RUN.training has their metrics, previews and checkpoints.
+    meanwhile RUN.training has their metrics, previews and checkpoints. What base, embedding and inpainting learn draws
+    defects.
     """
     config, dataset = request.read_config({}, {}), request.open_dataset()
+    if isinstance(config, BaseConfig | EmbeddingConfig | InpaintingConfig):
+        described, facts = _train_synthesis(config, request, dataset, out)
+    else:
+        described, facts = _train_detector(config, request, dataset, out)
+    click.echo(described)
+    click.echo(", ".join(f"{key.replace('_', ' ')} {value}" for key, value in facts.items()))
+    click.echo(f"run: {out}")
+
+
+def _train_detector(
+    config: DetectorConfig, request: TrainingRequest, dataset: Dataset, out: Path
+) -> tuple[str, Mapping[str, object]]:
     try:
         from flawscope.training.train import train_detector
     except ModuleNotFoundError as err:
@@ -171,7 +194,25 @@ def train(request: TrainingRequest, out: Path) -> None:
             command=command_line(),
             progress=progress,
         )
-    facts = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in record.facts.items())
-    click.echo(describe_run(request.method, record))
-    click.echo(f"{facts}")
-    click.echo(f"run: {out}")
+    return describe_run(request.method, record), record.facts
+
+
+def _train_synthesis(
+    config: DetectorConfig, request: TrainingRequest, dataset: Dataset, out: Path
+) -> tuple[str, Mapping[str, object]]:
+    if request.weights is not None:
+        raise ArgumentError(f"--weights: expected none with {request.method}, which has no backbone. Leave it out.")
+    try:
+        from flawscope.training.synthesis import train_synthesis
+    except ModuleNotFoundError as err:
+        raise MissingExtra("training", str(err.name), "train") from err
+    with progress_bars() as progress:
+        record = train_synthesis(config, dataset, out, resume=request.resume, command=command_line(), progress=progress)
+    return _describe_synthesis(record), record.facts
+
+
+def _describe_synthesis(record: SynthesisRecord) -> str:
+    """Return in a line what a run was made from."""
+    learned = "good pictures" if record.kind == "base" else f"pictures of {len(record.defects)} defect types"
+    seconds = sum(record.seconds.values())
+    return f"{record.kind} trained on {len(record.training)} {learned} of {record.category} in {seconds:.1f} s"

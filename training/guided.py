@@ -7,19 +7,18 @@ with the UNet's own prediction. DSAD's article and its sketch code are not publi
 
 from __future__ import annotations
 
-import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from flawscope.config import DsadConfig
-from flawscope.errors import ArgumentError, MissingExtra, RunError
+from flawscope.errors import ArgumentError, RunError
+from flawscope.training.base_folder import called, check_prediction, import_transformers, loaded
 from flawscope.training.networks import group_count, import_diffusers
 
 _QUIET_STD = 1e-3
@@ -310,9 +309,9 @@ def load_guided(folder: Path, config: DsadConfig) -> GuidedDenoiser:
                 f"{folder}: expected a Stable Diffusion folder as diffusers writes it, got none with a folder {name}. "
                 "Check base."
             )
-    _check_prediction(folder)
+    check_prediction(folder)
     diffusers = import_diffusers()
-    unet = _loaded(
+    unet = loaded(
         folder / "unet",
         diffusers,
         lambda part: diffusers.UNet2DConditionModel.from_pretrained(
@@ -381,22 +380,6 @@ def _bias(convolution: nn.Conv2d) -> Tensor:
     return convolution.bias
 
 
-def _check_prediction(folder: Path) -> None:
-    """Refuse networks that predict something else than the noise, as one of Stable Diffusion 2 does."""
-    path = folder / "scheduler" / "scheduler_config.json"
-    if not path.is_file():
-        return
-    try:
-        predicted = msgspec.json.decode(path.read_bytes(), type=dict[str, Any]).get("prediction_type", "epsilon")
-    except (OSError, msgspec.DecodeError, msgspec.ValidationError) as err:
-        raise RunError(f"{path}: expected the settings of a scheduler, got {err}. Get the folder again.") from err
-    if predicted != "epsilon":
-        raise RunError(
-            f"{folder}: expected a network that predicts the noise (epsilon), got one that predicts {predicted}. Take "
-            "another base."
-        )
-
-
 def _check_plain(folder: Path, settings: Mapping[str, Any]) -> None:
     for name, wanted in _PLAIN.items():
         if settings.get(name, wanted) != wanted:
@@ -414,18 +397,15 @@ def _check_plain(folder: Path, settings: Mapping[str, Any]) -> None:
 
 def _empty_text(folder: Path) -> Tensor:
     """Return the embedding of the empty text, filled up to the longest length, float32 [L, context]."""
-    try:
-        import transformers
-    except ImportError as err:
-        raise MissingExtra("reading a Stable Diffusion folder", "transformers", "train") from err
-    encoder = _loaded(
+    transformers = import_transformers()
+    encoder = loaded(
         folder / "text_encoder",
         transformers,
         lambda part: transformers.CLIPTextModel.from_pretrained(
             part, local_files_only=True, use_safetensors=True, output_loading_info=True
         ),
     )
-    tokenizer = _called(
+    tokenizer = called(
         folder / "tokenizer",
         transformers,
         lambda part: transformers.CLIPTokenizer.from_pretrained(part, local_files_only=True),
@@ -437,40 +417,3 @@ def _empty_text(folder: Path) -> Tensor:
     with torch.inference_mode():
         embedded: Tensor = encoder.to(torch.float32).eval()(tokens)[0][0]
     return embedded
-
-
-def _loaded(folder: Path, library: Any, load: Callable[[Path], Any]) -> Any:
-    """Return a model, every tensor of which was in its folder."""
-    model, found = _called(folder, library, load)
-    # Both libraries draw at random what a file lacks, drop what is too much, and only log it.
-    wrong = [*found["missing_keys"], *found["mismatched_keys"], *found["unexpected_keys"]]
-    wrong = sorted(str(name) for name in wrong if not str(name).endswith("position_ids"))  # older files count along
-    if wrong:
-        raise RunError(
-            f"{folder}: expected the weights that its config.json asks for, got none, too many or others for "
-            f"{len(wrong)} tensors (the first is {wrong[0]}). Get the folder again."
-        )
-    if not all(bool(torch.isfinite(one).all()) for one in model.parameters()):
-        raise RunError(f"{folder}: expected finite weights, got NaN or infinity. Get the folder again.")
-    return model
-
-
-def _called(folder: Path, library: Any, load: Callable[[Path], Any]) -> Any:
-    """Return what one of the two libraries reads, which draws bars and logs of its own: nothing for our users."""
-    speech = library.utils.logging
-    level, has_bars = speech.get_verbosity(), speech.is_progress_bar_enabled()
-    speech.set_verbosity(logging.CRITICAL)
-    speech.disable_progress_bar()
-    try:
-        return load(folder)
-    except Exception as err:
-        # Both libraries raise their own and other libraries' families of errors; to the user they are one thing.
-        first = next(iter(str(err).splitlines()), "no message")
-        raise RunError(
-            f"{folder}: expected a part of Stable Diffusion as diffusers writes it, in safetensors, got "
-            f"{type(err).__name__}: {first}. Files that need unpickling (.bin, .ckpt) are not read."
-        ) from err
-    finally:
-        speech.set_verbosity(level)
-        if has_bars:
-            speech.enable_progress_bar()

@@ -145,7 +145,7 @@ def write_run(
             raise OSError(str(err)) from err
         (folder / SAMPLES).mkdir()
         for index, sample in enumerate(samples):
-            (folder / SAMPLES / f"{index:03d}.png").write_bytes(_encode_sample(read_picture(sample)))
+            (folder / SAMPLES / f"{index:03d}.png").write_bytes(encode_sample(read_picture(sample)))
         if notes is not None:
             for part in (Path(), *([Path(EXTRACTOR)] if (notes / EXTRACTOR).is_dir() else [])):
                 (folder / part).mkdir(exist_ok=True)
@@ -155,7 +155,7 @@ def write_run(
         (folder / RECORD).write_bytes(text + b"\n")
 
 
-def _encode_sample(image: UInt8Array) -> bytes:
+def encode_sample(image: UInt8Array) -> bytes:
     """Encode a picture as PNG, made smaller where a side is above the limit: samples travel in bundles."""
     scale = _SAMPLE_SIDE_PX / max(image.shape[:2])
     if scale < 1:
@@ -172,6 +172,10 @@ def read_run(path: Path) -> Run:
     """
     if not (path / RECORD).is_file():
         raise RunError(f"{path}: expected a run with {RECORD}, got none. Make one with flawscope train.")
+    from flawscope.training.synthesis_run import SYNTHESIS_KINDS, run_kind  # it writes its runs with this module's help
+
+    if (kind := run_kind(path)) in SYNTHESIS_KINDS:
+        raise RunError(f"{path}: expected the run of a detector, got one of train {kind}, which draws defects.")
     data = (path / RECORD).read_bytes()
     try:
         record = msgspec.json.decode(data, type=RunRecord)

@@ -79,10 +79,14 @@ def ensure_engine(
 
 
 def model_hash(bundle: Bundle, graph: str, precision: str = "fp32") -> str:
-    """Return the SHA-256 over what an engine of a graph is made from: the graph, its weights and the bank."""
+    """Return the SHA-256 over what an engine of a graph is made from: the graph, its weights and the bank.
+
+    Learned words are inputs of what draws: another word needs no other engine.
+    """
     digest = hashlib.sha256()
     file = bundle.manifest.graphs_of(precision)[graph].file
-    parts = {file, external_data(file), bundle.manifest.bank or file} & bundle.manifest.files.keys()
+    bank = bundle.manifest.bank if bundle.manifest.kind == "score" else None
+    parts = {file, external_data(file), bank or file} & bundle.manifest.files.keys()
     for name in sorted(parts):
         digest.update(f"{name} {bundle.manifest.files[name].sha256}\n".encode())
     return digest.hexdigest()

@@ -1,6 +1,5 @@
 """Synthesis of defects, without torch: what it starts from, the drawing itself, its filter, and datasets of it."""
 
-from flawscope.crops import Crop, crop_around, cut_image, cut_mask
 from flawscope.runtime.synthesis.box_sets import BoxRecord, BoxSettings, write_boxes
 from flawscope.runtime.synthesis.boxes import BoxRange, Rect, boxes_of
 from flawscope.runtime.synthesis.captions import Captions, location_of, read_frames, read_phrases
@@ -41,7 +40,6 @@ __all__ = [
     "BoxSettings",
     "Captions",
     "CategoryRanges",
-    "Crop",
     "Defective",
     "DescriptionRecord",
     "DrawOptions",
@@ -67,9 +65,6 @@ __all__ = [
     "Synthesizer",
     "Verdict",
     "boxes_of",
-    "crop_around",
-    "cut_image",
-    "cut_mask",
     "exclude_support",
     "feather_mask",
     "find_foreground",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 import msgspec
 import numpy as np
@@ -22,6 +22,8 @@ from flawscope.runtime.synthesis.quality import QualityLimits
 from flawscope.runtime.synthesis.seeding import check_count, check_seed
 
 Texts = Literal["auto", "lines", "bundle"]
+Paste = Literal["drawn", "change"]
+PASTES: tuple[Paste, ...] = get_args(Paste)
 _MAX_PICTURES = 1_000_000
 
 
@@ -37,6 +39,9 @@ class DrawOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
         feather_px: Pixels around the box over which the drawing fades into the good picture.
         is_parity: The whole picture goes through the model and is kept as it comes out, as AnoGen and MvP-Diff do:
             pixels outside the box change as well.
+        paste: `drawn` puts the drawing into the picture; `change` adds to it by how much the drawing differs from what
+            the autoencoder makes of the good picture. Then the picture keeps the fine texture that a small autoencoder
+            loses, also in what is drawn.
         crop: Whether the window around the box is drawn, enlarged, and not the whole picture.
         mask: How the precise mask is found.
         limits: What a drawing has to keep to.
@@ -49,6 +54,7 @@ class DrawOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     solver: Solver = "ddim"
     feather_px: int = 4
     is_parity: bool = False
+    paste: Paste = "drawn"
     crop: bool | None = None
     mask: MaskOptions = MaskOptions()
     limits: QualityLimits = QualityLimits()
@@ -63,6 +69,10 @@ class DrawOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
         if not 0.0 < self.strength <= 1.0:
             raise ArgumentError(f"strength: expected a share above 0 up to 1, got {self.strength:g}.")
         check_feather(self.feather_px)
+        if self.paste not in PASTES:
+            raise ArgumentError(f"paste: expected one of {', '.join(PASTES)}, got {self.paste!r}.")
+        if self.is_parity and self.paste != "drawn":
+            raise ArgumentError(f"paste: expected drawn with parity, got {self.paste}. Leave it out.")
         if self.is_parity and self.crop:
             raise ArgumentError(
                 "crop: expected none with parity, which draws the whole picture, got one. Leave it out."

@@ -16,7 +16,7 @@ from flawscope.errors import GateError
 from flawscope.files import check_replaceable
 from flawscope.runtime.backends import BACKENDS
 from flawscope.runtime.synthesis.dataset_sets import DatasetLayout, Labels, write_synth_dataset
-from flawscope.runtime.synthesis.drawing_options import DrawOptions, GenerateSettings, Texts, find_defect
+from flawscope.runtime.synthesis.drawing_options import PASTES, DrawOptions, GenerateSettings, Paste, Texts
 from flawscope.runtime.synthesis.generated import MARKER, GenerateRecord
 from flawscope.runtime.synthesis.generating import Site, generate_pictures, read_sites
 from flawscope.runtime.synthesis.precise import MaskMethod, MaskOptions
@@ -121,6 +121,13 @@ _CATEGORY = click.option(
     help="Pixels over which a drawing fades into the picture.",
 )
 @click.option(
+    "--paste",
+    type=click.Choice(PASTES),
+    default=_OPTIONS.paste,
+    show_default=True,
+    help="Put in the drawing, or only add by how much it changes the picture, which keeps fine texture.",
+)
+@click.option(
     "--parity",
     is_flag=True,
     help="Keep the whole picture as the decoder gives it: pixels outside the box change too.",
@@ -150,6 +157,7 @@ def generate(
     precision: str,
     mask_method: MaskMethod,
     feather_px: int,
+    paste: Paste,
     parity: bool,
     out: Path,
 ) -> None:
@@ -167,6 +175,7 @@ def generate(
         strength=strength,
         solver=solver,
         feather_px=feather_px,
+        paste=paste,
         is_parity=parity,
         mask=MaskOptions(method=mask_method),
     )
@@ -188,7 +197,7 @@ def generate(
         sites, lines = read_sites(boxes, dataset, defects)
     with Synthesizer.load(bundle, backend, precision) as synthesizer, progress_bars() as report:
         if image is not None and mask is not None:
-            known = find_defect(synthesizer.defects, defects[0])
+            known = synthesizer.find_defect(defects[0])
             sites = [Site(known.category, known.name, image, image.name, mask, mask.name, text)]
         click.echo(f"backend {synthesizer.backend} ({synthesizer.backend_reason})", err=True)
         record = generate_pictures(synthesizer, sites, out, settings, dataset=dataset, lines=lines, report=report)

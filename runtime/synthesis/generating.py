@@ -36,7 +36,7 @@ from flawscope.files import atomic_folder, check_replaceable, sha256_file
 from flawscope.images import BoolArray, UInt8Array, read_image, read_mask
 from flawscope.runtime.bench_memory import peak_kib
 from flawscope.runtime.synthesis.box_sets import shares
-from flawscope.runtime.synthesis.drawing_options import DrawOrder, GenerateSettings, Texts, find_defect
+from flawscope.runtime.synthesis.drawing_options import DrawOrder, GenerateSettings, Texts
 from flawscope.runtime.synthesis.generated import (
     LINES,
     MARKER,
@@ -223,7 +223,7 @@ def _wanted(sites: Sequence[Site], settings: GenerateSettings) -> list[Site]:
 
 
 def _text(synthesizer: Synthesizer, site: Site, texts: Texts) -> str | None:
-    is_learned = find_defect(synthesizer.defects, site.key).vectors is not None
+    is_learned = synthesizer.find_defect(site.key).vectors is not None
     return None if texts == "bundle" or (texts == "auto" and is_learned) else site.text
 
 

@@ -1,9 +1,10 @@
 """Pasting back what a model has drawn in a window.
 
-    out = round(a · drawn + (1 - a) · good)
+    out = round(a · drawn + (1 - a) · good)            the drawing
+    out = round(good + a · (drawn - known))            its change alone
 
-where the weight a is 1 on the mask, falls off to 0 over the feather around it, and is exactly 0 beyond: there the
-bytes of the good picture stay as they are, whatever the model's decoder has made of them.
+where known is what the model makes of the good picture, and the weight a is 1 on the mask, falls off to 0 over the
+feather around it, and is exactly 0 beyond: there the bytes of the good picture stay as they are.
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ def feather_mask(mask: BoolArray, feather_px: int) -> Float32Array:
     return np.asarray(np.clip(1.0 - distance / np.float32(feather_px + 1), 0.0, 1.0), np.float32)
 
 
-def paste_drawn(image: UInt8Array, drawn: UInt8Array, crop: Crop, weight: Float32Array) -> UInt8Array:
+def paste_drawn(
+    image: UInt8Array, drawn: UInt8Array, crop: Crop, weight: Float32Array, known: UInt8Array | None = None
+) -> UInt8Array:
     """Return the picture with what was drawn; where the weight is 0 its pixels are the input's, bit for bit.
 
     Args:
@@ -47,6 +50,8 @@ def paste_drawn(image: UInt8Array, drawn: UInt8Array, crop: Crop, weight: Float3
         drawn: What the model made of the window, uint8 [*crop.size, 3].
         crop: The window.
         weight: From `feather_mask`, float32 [H, W], 0 to 1; 0 outside the window.
+        known: What the model makes of the window with nothing drawn in it, uint8 [*crop.size, 3]. With it the change is
+            pasted, out = good + a · (drawn - known): what the model's autoencoder loses of the good picture stays.
 
     Raises:
         ArgumentError: If shapes differ, the weight is no weight, or it reaches beyond the window, which would leave a
@@ -66,9 +71,15 @@ def paste_drawn(image: UInt8Array, drawn: UInt8Array, crop: Crop, weight: Float3
         )
     result = image.copy()
     window = result[crop.window]
-    patch = np.asarray(resize_window(drawn, (crop.height, crop.width)), np.float32)
     touched = inside > 0
     share = inside[touched][:, None]
-    mixed = share * patch[touched] + (np.float32(1.0) - share) * window[touched].astype(np.float32)
+    before = window[touched].astype(np.float32)
+    if known is None:
+        patch = np.asarray(resize_window(drawn, (crop.height, crop.width)), np.float32)
+        mixed = share * patch[touched] + (np.float32(1.0) - share) * before
+    else:
+        check_array(known, "known", (*crop.size, 3), np.uint8)
+        change = resize_window(drawn.astype(np.float32) - known.astype(np.float32), (crop.height, crop.width))
+        mixed = before + share * np.asarray(change, np.float32)[touched]
     window[touched] = np.clip(np.rint(mixed), 0, 255).astype(np.uint8)
     return result

@@ -23,7 +23,7 @@ import numpy.typing as npt
 from flawscope.bundle import Bundle, Manifest, SynthDefect, SynthHead, open_bundle
 from flawscope.crops import Crop, crop_around, cut_image, cut_mask
 from flawscope.drawing import Float32Array, draw_latents, draw_noise, guided, keep_of
-from flawscope.errors import ArgumentError, BackendError, BundleError
+from flawscope.errors import ArgumentError, BackendError, BundleError, DataError
 from flawscope.images import MIN_SIDE_PX, BoolArray, UInt8Array, read_image, read_mask
 from flawscope.prompts import Prompts
 from flawscope.reconstruction import signed, unsigned
@@ -32,12 +32,16 @@ from flawscope.runtime.synthesis.boxes import Rect
 from flawscope.runtime.synthesis.captions import location_of
 from flawscope.runtime.synthesis.copies import SupportPatch
 from flawscope.runtime.synthesis.drawing_options import DrawOptions, DrawOrder, check_order, find_defect
+from flawscope.runtime.synthesis.naming import check_name
 from flawscope.runtime.synthesis.paste import feather_mask, paste_drawn
 from flawscope.runtime.synthesis.precise import PreciseMask, precise_mask
 from flawscope.runtime.synthesis.quality import Verdict, judge_picture
 from flawscope.runtime.synthesis.seeding import generator
 
 TOKENIZER = "tokenizer.json"
+FREE_CATEGORY = "any"
+"""Category of what is drawn by a base that was made for none."""
+
 _GRAPHS = ("text", "encode", "denoise", "decode")
 _LOCATION = "{location}"
 
@@ -162,9 +166,30 @@ class Synthesizer:
                 f"batch: expected 1 to {self.max_batch}, half of the bundle's largest batch, got {batch}."
             )
 
+    def find_defect(self, name: str) -> SynthDefect:
+        """Return the defect that a name means, NAME or CATEGORY/NAME.
+
+        A bundle of a base that has learned no defect draws whatever its base knows: any name is one, with its own words
+        as the text.
+
+        Raises:
+            ArgumentError: If the bundle does not draw it.
+        """
+        if self.defects:
+            return find_defect(self.defects, name)
+        category, has_category, defect = name.partition("/")
+        if not has_category:
+            category, defect = self.manifest.provenance.category or FREE_CATEGORY, name
+        try:
+            check_name(category, "category")
+            check_name(defect, "defect type")
+        except DataError as err:
+            raise ArgumentError(str(err)) from err
+        return SynthDefect(category, defect, (f"a {defect.replace('_', ' ')} defect {{location}}",))
+
     def check_text(self, defect: str, text: str) -> None:
         """Raise ArgumentError if the defect is unknown, or has a learned word which the text lacks."""
-        self._prompts.tokens([text], self.head.text_width, [self._vectors_for(find_defect(self.defects, defect))])
+        self._prompts.tokens([text], self.head.text_width, [self._vectors_for(self.find_defect(defect))])
 
     def draw(
         self,
@@ -228,7 +253,7 @@ class Synthesizer:
 
     def _job(self, order: DrawOrder, options: DrawOptions) -> _Job:
         check_order(order)
-        size, defect = self.manifest.input.size, find_defect(self.defects, order.defect)
+        size, defect = self.manifest.input.size, self.find_defect(order.defect)
         height, width = order.mask.shape
         crop = Crop(0, 0, height, width, size)
         if options.crop:
@@ -306,12 +331,16 @@ class Synthesizer:
                 solver=options.solver,
             )
         decoded = self._run("decode", {"latents": latents}, (count, 3, *size))
+        # What the autoencoder alone makes of the good pictures: its losses are no part of what was drawn.
+        known = self._run("decode", {"latents": clean}, (count, 3, *size))
         finite = np.nan_to_num(decoded, nan=0.0, posinf=1.0, neginf=-1.0)
         # The latents too: a decoder may clip infinity, and then hide it.
         numbers = [np.concatenate([latents[one].ravel(), decoded[one].ravel()]) for one in range(count)]
         finished = [
-            self._finish(job, drawn, own, options)
-            for job, drawn, own in zip(jobs, unsigned(finite), numbers, strict=True)
+            self._finish(job, drawn, before, own, options)
+            for job, drawn, before, own in zip(
+                jobs, unsigned(finite), unsigned(np.nan_to_num(known, nan=0.0)), numbers, strict=True
+            )
         ]
         seconds = (time.perf_counter() - started) / count
         return [
@@ -320,25 +349,27 @@ class Synthesizer:
         ]
 
     def _finish(
-        self, job: _Job, drawn: UInt8Array, numbers: Float32Array, options: DrawOptions
+        self, job: _Job, drawn: UInt8Array, known: UInt8Array, numbers: Float32Array, options: DrawOptions
     ) -> tuple[UInt8Array, BoolArray, Verdict]:
         """Return the picture as it is kept, its precise mask, and the verdict."""
         good, region, inside = job.order.image, job.order.mask, job.crop.window
         everywhere = np.zeros(region.shape, np.float32)
         everywhere[inside] = 1.0
         whole = paste_drawn(good, drawn, job.crop, everywhere)
-        found = _mask_in_window(whole, good, region, job.crop, options)
+        # MvP-Diff compares with the good picture itself, and so takes the autoencoder's losses for changes.
+        before = good if options.mask.method == "cosine" else paste_drawn(good, known, job.crop, everywhere)
+        found = _mask_in_window(whole, before, region, job.crop, options)
         weight = everywhere
         if not options.is_parity:
             # Around a picture's border the feather would reach beyond the window.
             weight = feather_mask(region, options.feather_px) * everywhere
-        image = paste_drawn(good, drawn, job.crop, weight)
+        image = paste_drawn(good, drawn, job.crop, weight, known if options.paste == "change" else None)
         verdict = judge_picture(
             image,
             good,
             region,
             found,
-            self._supports[job.defect.category, job.defect.name],
+            self._supports.get((job.defect.category, job.defect.name), []),
             options.limits,
             pasted=weight > 0,
             decoded=numbers,

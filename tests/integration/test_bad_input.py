@@ -176,7 +176,7 @@ def test_the_announced_size_of_a_picture_is_not_allocated(workshop: Workshop, ti
         (["--image-size", "16", "--set", "stages=3"], "image size: expected one that the backbone's stages can take"),
         (["--image-size", "big"], "--image-size"),
         (["--seed", "-1"], "seed: expected a number of at least 0, got -1"),
-        (["--config", "no-such.yml"], "--config no-such.yml: expected a YAML file or one of dbad-seed"),
+        (["--config", "no-such.yml"], "--config no-such.yml: expected a YAML file or one of anogen-seed"),
         (["--config", "patchcore-seed"], "is no setting of padim"),
         (["--weights", "none.safetensors"], "weights: the backbone scattering has fixed filters and takes no file"),
         (["--backbone", "resnet18", "--weights", "none.safetensors"], "none.safetensors: expected a weights file"),

@@ -6,17 +6,19 @@ from pathlib import Path
 
 import pytest
 
-from flawscope.config import PadimConfig, PatchcoreConfig, build_config
+from flawscope.config import EmbeddingConfig, InpaintingConfig, PadimConfig, PatchcoreConfig, build_config
 from flawscope.errors import ArgumentError
 from flawscope.training.settings import preset_names, read_settings
 
 
 def test_the_presets_are_the_seeds() -> None:
     assert preset_names() == (
+        "anogen-seed",
         "dbad-seed",
         "ddad-paper",
         "diad-seed",
         "dsad",
+        "mvpdiff-seed",
         "padim-seed",
         "patchcore-seed",
         "stfpm-seed",
@@ -41,9 +43,33 @@ def test_the_patchcore_preset_fixes_every_value_of_the_seed() -> None:
     assert config.crop is None  # a crop to the resized size is none
 
 
+def test_the_anogen_preset_takes_the_steps_of_the_seed_at_its_rate() -> None:
+    config, unused = build_config("embedding", read_settings("anogen-seed"))
+    assert isinstance(config, EmbeddingConfig)
+    assert unused == ()
+    steps = config.epochs * 3 * config.repeats // config.batch_size  # three pictures
+    assert (steps, config.rate) == (6075, pytest.approx(0.02))
+    assert (config.resize, config.crop_defects, config.vectors) == ((256, 256), False, 1)
+    assert (config.init_word, config.placeholder, config.mask_loss) == ("defect", "*", "mean")
+    assert (config.flip, config.ema, config.clip_norm, config.seed) == (0.5, 0.0, 0.0, 23)
+
+
+def test_the_mvpdiff_preset_fixes_every_value_of_the_seed() -> None:
+    config, unused = build_config("inpainting", read_settings("mvpdiff-seed"))
+    assert isinstance(config, InpaintingConfig)
+    assert unused == ()
+    assert (config.epochs, config.batch_size, config.accumulate, config.repeats) == (1000, 6, 4, 1)
+    assert config.rate == pytest.approx(2.4e-6)
+    assert (config.resize, config.crop_defects, config.flip, config.flip_vertical) == ((512, 512), False, 0.0, 0.0)
+    assert (config.adapt, config.rank, config.alpha, config.snr_gamma) == ("lora", 4, 4.0, 10.0)
+    assert (config.betas, config.epsilon, config.weight_decay, config.clip_norm) == ((0.9, 0.999), 1e-8, 0.01, 1.0)
+    assert (config.mixed_precision, config.schedule, config.preview_every, config.seed) == ("fp16", "constant", 100, 0)
+
+
 @pytest.mark.parametrize("name", preset_names())
 def test_presets_fit_only_their_method(name: str) -> None:
-    method = {"dbad": "ddad", "diad": "dsad"}.get(name.split("-")[0], name.split("-")[0])
+    short = name.split("-")[0]
+    method = {"dbad": "ddad", "diad": "dsad", "anogen": "embedding", "mvpdiff": "inpainting"}.get(short, short)
     build_config(method, read_settings(name))
     other = "padim" if method != "padim" else "patchcore"
     with pytest.raises(ArgumentError, match=r"is no setting of|method: expected"):
@@ -88,5 +114,5 @@ def test_a_name_that_is_neither_file_nor_preset_lists_the_presets(
 ) -> None:
     (tmp_path / "folder").mkdir()
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ArgumentError, match=r"expected a YAML file or one of dbad-seed, .*, stfpm-seed"):
+    with pytest.raises(ArgumentError, match=r"expected a YAML file or one of anogen-seed, .*, stfpm-seed"):
         read_settings(name)

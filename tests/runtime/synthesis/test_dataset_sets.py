@@ -70,9 +70,9 @@ def drawn(place, tiny_root):
     sites, lines = read_sites(place / "boxes", dataset)
     with Synthesizer.load(place / "drawer.flaw", "cpu") as drawer:
         generate_pictures(drawer, sites, place / "all", dataset=dataset, lines=lines)
-        shares = [line.verdict.measures[4].value for line in read_generated(place / "all")]
-        # The largest marked share is rejected, then accepted with other noise or not at all.
-        limits = QualityLimits(full=sorted(shares)[-2])
+        contrasts = sorted(line.verdict.measures[5].value for line in read_generated(place / "all"))
+        assert contrasts[0] < contrasts[1]
+        limits = QualityLimits(contrast=contrasts[1])  # the faintest is rejected
         settings = GenerateSettings(options=DrawOptions(limits=limits))
         generate_pictures(drawer, sites, place / "drawn", settings, dataset=dataset, lines=lines)
     return place / "drawn"

@@ -165,3 +165,35 @@ def test_wrong_arguments_are_one_sentence() -> None:
         ArgumentError, match=r"^crop: expected a window inside 42x30 pixels, got 14x14 at column 8, row 20"
     ):
         cut_image(good, Crop(20, 8, 14, 14, (28, 28)))
+
+
+@settings(max_examples=60, deadline=None)
+@given(boxes(), st.integers(0, 3))
+def test_a_change_of_nothing_changes_nothing_and_outside_the_feather_no_change_does(mask, feather):
+    image = picture(1)
+    crop = crop_around(mask, (16, 16), feather_px=feather)
+    weight = np.zeros(mask.shape, np.float32)
+    weight[crop.window] = feather_mask(mask, feather)[crop.window]
+    known, drawn = picture(2, crop.size), picture(3, crop.size)
+    np.testing.assert_array_equal(paste_drawn(image, known, crop, weight, known), image)
+    pasted = paste_drawn(image, drawn, crop, weight, known)
+    np.testing.assert_array_equal(pasted[weight == 0], image[weight == 0])
+
+
+def test_a_change_is_added_in_grey_levels_and_stops_at_black_and_white():
+    image = np.full((16, 16, 3), 100, np.uint8)
+    image[:4] = 3
+    known, drawn = np.full((16, 16, 3), 90, np.uint8), np.full((16, 16, 3), 80, np.uint8)
+    weight = np.ones((16, 16), np.float32)
+    weight[:, 8:] = 0.5
+    pasted = paste_drawn(image, drawn, Crop(0, 0, 16, 16, (16, 16)), weight, known)
+    assert (pasted[4:, :8] == 90).all()
+    assert (pasted[4:, 8:] == 95).all()
+    assert (pasted[:4, :8] == 0).all()
+
+
+def test_what_is_known_must_have_the_size_of_what_was_drawn():
+    image, crop = picture(1), Crop(0, 0, 16, 16, (16, 16))
+    weight = np.zeros(image.shape[:2], np.float32)
+    with pytest.raises(ArgumentError, match="known"):
+        paste_drawn(image, picture(2, (16, 16)), crop, weight, picture(3, (8, 16)))

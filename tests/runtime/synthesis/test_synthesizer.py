@@ -411,15 +411,6 @@ def test_a_graph_of_another_shape_is_said_when_it_is_run(tmp_path):
         synthesizer.draw([order()])
 
 
-def test_a_bundle_that_knows_no_defect_draws_none(tmp_path):
-    write_tiny_synth(tmp_path / "base.flaw", head={"defects": ()})
-    with (
-        Synthesizer.load(tmp_path / "base.flaw", "cpu") as synthesizer,
-        pytest.raises(ArgumentError, match=r"expected one that the bundle draws \(there is none\), got 'pitting'"),
-    ):
-        synthesizer.draw([order()])
-
-
 def test_a_bundle_that_scores_is_refused(tmp_path):
     write_tiny_bundle(tmp_path / "scores.flaw")
     with pytest.raises(
@@ -463,3 +454,32 @@ def test_closing_twice_is_harmless(tmp_path):
     assert safetensors.numpy.load_file(synthesizer.bundle.file("vectors.safetensors"))
     synthesizer.close()
     synthesizer.close()
+
+
+def test_a_base_that_has_learned_no_defect_draws_any_by_its_words(tmp_path):
+    write_tiny_synth(tmp_path / "base.flaw", "inpaint", head={"defects": ()})
+    with Synthesizer.load(tmp_path / "base.flaw", "cpu") as synthesizer:
+        (named,) = synthesizer.draw([order(defect="deep_scratch")])
+        (told,) = synthesizer.draw([order(defect="deep_scratch", text="a crack")])
+        assert named.text == "a deep scratch defect in the center"
+        assert told.text == "a crack"
+        with pytest.raises(ArgumentError, match="defect type: expected a name"):
+            synthesizer.draw([order(defect="steel/../elsewhere")])
+
+
+@pytest.mark.parametrize("paste", ["drawn", "change"])
+def test_both_ways_of_pasting_keep_the_bytes_outside_and_find_the_same_mask(either, paste):
+    given = order(3)
+    (drawn,) = either.draw([given], DrawOptions(paste=paste))
+    (usual,) = either.draw([given])
+    outside = feather_mask(given.mask, 4) == 0
+    np.testing.assert_array_equal(drawn.image[outside], given.image[outside])
+    np.testing.assert_array_equal(drawn.mask, usual.mask)
+    assert np.array_equal(drawn.image, usual.image) == (paste == "drawn")
+
+
+def test_parity_and_pasting_a_change_exclude_each_other():
+    with pytest.raises(ArgumentError, match="paste: expected drawn with parity"):
+        DrawOptions(paste="change", is_parity=True)
+    with pytest.raises(ArgumentError, match="paste: expected one of drawn, change"):
+        DrawOptions(paste="glue")

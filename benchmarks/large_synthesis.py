@@ -1,0 +1,167 @@
+"""A model of Stable-Diffusion-1.5-inpainting size through export, external data and one step of drawing.
+
+    python benchmarks/large_synthesis.py --work DIR [--steps N] [--out FILE]
+
+The weights are random: what is measured is memory and time, not pictures. DIR takes about 14 GB. Every part runs in a
+process of its own, whose peak resident set is recorded: writing the folder as diffusers writes it, `flawscope export`,
+and drawing one picture of 512 px with guidance on the CPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+SIDE = 512
+_LIMIT_GB = 24
+
+
+def write_folder(folder: Path) -> None:
+    """Write a randomly initialised Stable Diffusion 1.5 for inpainting, as diffusers and transformers write it."""
+    import diffusers
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    unet = diffusers.UNet2DConditionModel(
+        sample_size=SIDE // 8,
+        in_channels=9,
+        out_channels=4,
+        block_out_channels=(320, 640, 1280, 1280),
+        layers_per_block=2,
+        cross_attention_dim=768,
+        attention_head_dim=8,
+    )
+    unet.save_pretrained(folder / "unet")
+    del unet
+    vae = diffusers.AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(128, 256, 512, 512),
+        layers_per_block=2,
+        latent_channels=4,
+        sample_size=SIDE,
+        scaling_factor=0.18215,
+    )
+    vae.save_pretrained(folder / "vae")
+    settings = transformers.CLIPTextConfig(
+        vocab_size=49408,
+        hidden_size=768,
+        intermediate_size=3072,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+        max_position_embeddings=77,
+        bos_token_id=49406,
+        eos_token_id=49407,
+        pad_token_id=49407,
+    )
+    transformers.CLIPTextModel(settings).save_pretrained(folder / "text_encoder")
+    letters = [chr(number) for number in range(33, 127)]
+    words = [*letters, *(f"{letter}</w>" for letter in letters)]
+    words += [f"<{number}>" for number in range(len(words), 49406)]
+    vocabulary = {word: index for index, word in enumerate([*words, "<|startoftext|>", "<|endoftext|>"])}
+    written = folder / "words"
+    written.mkdir()
+    (written / "vocab.json").write_text(json.dumps(vocabulary), "utf-8")
+    (written / "merges.txt").write_text("#version: 0.2\n", "utf-8")
+    tokenizer = transformers.CLIPTokenizer.from_pretrained(written, local_files_only=True, model_max_length=77)
+    tokenizer.save_pretrained(folder / "tokenizer")
+    shutil.rmtree(written)
+
+
+def draw(bundle: Path, steps: int) -> dict[str, Any]:
+    """Draw one picture on the CPU; return seconds of loading and drawing, and what the filter says."""
+    import numpy as np
+
+    from flawscope.runtime.synthesis import DrawOptions, DrawOrder, Synthesizer
+
+    image = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
+    mask = np.zeros((SIDE, SIDE), bool)
+    mask[192:320, 192:320] = True
+    started = time.perf_counter()
+    with Synthesizer.load(bundle, "cpu") as synthesizer:
+        loaded = time.perf_counter()
+        order = DrawOrder(image, mask, synthesizer.defects[0].name, "a crack", seed=0)
+        (drawn,) = synthesizer.draw([order], DrawOptions(steps=steps))
+        return {
+            "load_s": round(loaded - started, 1),
+            "draw_s": round(time.perf_counter() - loaded, 1),
+            "outside_is_identical": bool((drawn.image[~mask_grown(mask)] == image[~mask_grown(mask)]).all()),
+            "verdict": drawn.verdict.sentence(),
+        }
+
+
+def mask_grown(mask: Any) -> Any:
+    """Return the mask with the feather of a paste around it."""
+    import cv2
+    import numpy as np
+
+    return cv2.dilate(mask.astype(np.uint8), np.ones((11, 11), np.uint8)) > 0
+
+
+def measured(*command: object) -> dict[str, Any]:
+    """Run a command; return its seconds, and its peak resident set in GB."""
+    started = time.perf_counter()
+    process = subprocess.Popen([str(part) for part in command], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    output = process.stdout.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        sys.exit(f"failed: {' '.join(map(str, command))}\n{output}")
+    figures = {"seconds": round(time.perf_counter() - started, 1), "peak_gb": round(usage.ru_maxrss / 1e6, 2)}
+    last = output.strip().splitlines()[-1] if output.strip() else ""
+    return {**figures, **(json.loads(last) if last.startswith("{") else {})}
+
+
+def main() -> None:
+    """Measure, print, and write the result."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=1)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--part", choices=["folder", "draw"], help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    folder, bundle = options.work / "stable_diffusion", options.work / "large.flaw"
+    if options.part == "folder":
+        write_folder(folder)
+        return
+    if options.part == "draw":
+        print(json.dumps(draw(bundle, options.steps)))
+        return
+    options.work.mkdir(parents=True, exist_ok=True)
+    this = (sys.executable, __file__, "--work", options.work, "--steps", options.steps)
+    parts = {
+        "folder": measured(*this, "--part", "folder"),
+        "export": measured(sys.executable, "-m", "flawscope", "export", folder, "--out", bundle),
+    }
+    parts["draw"] = measured(*this, "--part", "draw")
+    files = {path.name: path.stat().st_size for path in sorted(bundle.glob("*.onnx*"))}
+    result = {
+        "what": "randomly initialised model of Stable-Diffusion-1.5-inpainting size, FP32, backend cpu",
+        "side_px": SIDE,
+        "steps": options.steps,
+        "parts": parts,
+        "bytes": files,
+        "peak_gb": max(one["peak_gb"] for one in parts.values()),
+        "fits": max(one["peak_gb"] for one in parts.values()) <= _LIMIT_GB,
+        "machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()},
+        "memory_limit_gb": _LIMIT_GB,
+        "children_peak_gb": round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6, 2),
+    }
+    text = json.dumps(result, indent=1)
+    print(text)
+    if options.out:
+        options.out.write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

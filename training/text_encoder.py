@@ -1,0 +1,59 @@
+"""The text encoder of a model that draws, with vectors of one's own in the place of tokens."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+
+class TextEncoder(nn.Module):
+    """Tokens in, what the UNet attends to out.
+
+    `forward` takes tokens int64 [N, L], vectors float32 [N, L, W] and placed float32 [N, L], and returns the last
+    hidden state float32 [N, L, D] as the pipelines of diffusers use it. Where `placed` is 1 the embedding of the token
+    is replaced by the vector, before positions are added: what a row of the token table would do, but each text may
+    have its own (arXiv:2208.01618). Where `placed` is 0 the numbers are those of the library's model, bit for bit.
+
+    Args:
+        model: A CLIPTextModel of transformers, or an LDMBertModel of diffusers.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model: Any = model
+
+    @property
+    def table(self) -> Tensor:
+        """The embeddings of all tokens, float32 [tokens, W]."""
+        return cast(Tensor, self._embedding.weight)
+
+    @property
+    def width(self) -> int:
+        """Width W of a token's embedding."""
+        return int(self.table.shape[1])
+
+    @property
+    def length(self) -> int:
+        """Most tokens of a text."""
+        return int(self.model.config.max_position_embeddings)
+
+    def forward(self, tokens: Tensor, vectors: Tensor, placed: Tensor) -> Tensor:
+        """Return what the UNet attends to."""
+        is_placed = placed[..., None] > 0.5
+
+        def place(_module: nn.Module, _arguments: object, embedded: Tensor) -> Tensor:
+            return torch.where(is_placed, vectors, embedded)
+
+        # The two libraries differ in what surrounds the table, and one of them from version to version; that tokens
+        # pass through it is the same everywhere.
+        hook = self._embedding.register_forward_hook(place)
+        try:
+            return cast(Tensor, self.model(tokens, return_dict=False)[0])
+        finally:
+            hook.remove()
+
+    @property
+    def _embedding(self) -> Any:
+        return self.model.get_input_embeddings()
