@@ -1,11 +1,13 @@
 """Prove the lean install: size, import time, no torch, and the same scores to the last bit as the full environment.
 
 Makes a virtual environment under build/lean with `flawscope[cpu]` and nothing else, a small bundle with the full
-environment, and lets both score the same pictures. Exit status 1 where a promise does not hold.
+environment, and lets both score the same pictures. Then adds the extra `synth` and lets both draw the same defect. Exit
+status 1 where a promise does not hold.
 """
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import shutil
@@ -60,6 +62,38 @@ def scores(python: Path | str, bundle: Path, pictures: list[Path], path: str) ->
     return [json.loads(line)["score"] for line in lines.splitlines()]
 
 
+def add_synthesis(python: Path) -> None:
+    """Add the extra `synth`; the environment has no pip of its own any more."""
+    declared = importlib.metadata.requires("flawscope") or []
+    packages = [one.partition(";")[0].strip() for one in declared if one.endswith('extra == "synth"')]
+    pip = (sys.executable, "-m", "pip", "--python", python)
+    run(*pip, "install", "-q", "-c", ROOT / "constraints.txt", *packages)
+
+
+def write_drawing_task(folder: Path) -> list[object]:
+    """Write a hand-made bundle that draws, a good picture and a box; return the command without its --out."""
+    sys.path.insert(0, str(ROOT / "tests" / "helpers"))
+    import cv2
+    import numpy as np
+    from tiny_synth_bundle import GROUND, write_tiny_synth
+
+    bundle, image, mask = folder / "drawer.flaw", folder / "good.png", folder / "box.png"
+    write_tiny_synth(bundle, "inpaint", share=0.9)
+    steel = (np.array(GROUND[:3]) + 1) * 127.5
+    pixels = np.rint(steel + np.random.default_rng(0).normal(0, 2, (64, 64, 3))).clip(0, 255).astype(np.uint8)
+    box = np.zeros((64, 64), np.uint8)
+    box[20:36, 24:44] = 255
+    for path, picture in ((image, pixels), (mask, box)):
+        path.write_bytes(cv2.imencode(".png", picture)[1].tobytes())
+    return ["synth", "generate", bundle, "--image", image, "--mask", mask, "--defect", "pitting", "--backend", "cpu"]
+
+
+def drawings(python: Path | str, command: list[object], out: Path) -> dict[str, bytes]:
+    """Draw in one environment; return every picture and mask that was written."""
+    run(python, "-m", "flawscope", *command, "--out", out)
+    return {path.relative_to(out).as_posix(): path.read_bytes() for path in sorted(out.rglob("*/*.png"))}
+
+
 def main() -> None:
     """Check every promise and print what was measured."""
     folder = ROOT / "build" / "lean"
@@ -81,6 +115,15 @@ def main() -> None:
             same = full == lean
             failed |= not same
             print(f"{len(pictures)} scores by the {path}: {'equal to the last bit' if same else 'DIFFERENT'}")
+        add_synthesis(python)
+        command = write_drawing_task(Path(name))
+        full_drawn, lean_drawn = (
+            drawings(which, command, Path(name) / where)
+            for which, where in ((sys.executable, "full"), (python, "lean"))
+        )
+        same = len(full_drawn) > 0 and full_drawn == lean_drawn
+        failed |= not same
+        print(f"{len(full_drawn)} pictures of a drawn defect: {'equal to the last bit' if same else 'DIFFERENT'}")
     sys.exit(1 if failed else 0)
 
 

@@ -110,6 +110,12 @@ METHOD_STATUS = {
     ("ensemble", "INT8"): (NO, "FP32 alone"),
     ("ensemble", "engine"): (TESTED, "those of its members"),
     ("ensemble", "Triton"): (NO, "its score is not one graph"),
+    ("synth", "score graph"): (NO, "it draws and does not score: text, encode, denoise, decode, tested"),
+    ("synth", "features and kernel"): (NO, "there are no patches and no bank"),
+    ("synth", "FP16"): (TESTED, f"{NEEDS_MODELOPT}, judged by the pictures drawn"),
+    ("synth", "INT8"): (NO, "not made"),
+    ("synth", "engine"): (TESTED, "FP32, every network, built by TensorRT-RTX"),
+    ("synth", "Triton"): (NO, "a drawing is not one graph"),
 }
 SYSTEM_STATUS = {
     "Linux, x86-64, Python 3.11": (TESTED, ""),
@@ -118,7 +124,7 @@ SYSTEM_STATUS = {
     "Linux, 64-bit Arm": (STAND_IN, "kernels in emulation; the Python packages were not run there"),
     "Windows, macOS": (NO, "not tested"),
 }
-METHODS = ("patchcore", "padim", "stfpm", "ddad", "dsad", "ensemble")
+METHODS = ("patchcore", "padim", "stfpm", "ddad", "dsad", "ensemble", "synth")
 WAYS = ("score graph", "features and kernel", "FP16", "INT8", "engine", "Triton")
 
 
