@@ -78,11 +78,11 @@ def write_drawing_task(folder: Path) -> list[object]:
     from tiny_synth_bundle import GROUND, write_tiny_synth
 
     bundle, image, mask = folder / "drawer.flaw", folder / "good.png", folder / "box.png"
-    write_tiny_synth(bundle, "inpaint", share=0.9)
+    write_tiny_synth(bundle)
     steel = (np.array(GROUND[:3]) + 1) * 127.5
-    pixels = np.rint(steel + np.random.default_rng(0).normal(0, 2, (64, 64, 3))).clip(0, 255).astype(np.uint8)
-    box = np.zeros((64, 64), np.uint8)
-    box[20:36, 24:44] = 255
+    pixels = np.rint(steel + np.random.default_rng(0).normal(0, 4, (48, 48, 3))).clip(0, 255).astype(np.uint8)
+    box = np.zeros((48, 48), np.uint8)
+    box[16:32, 16:32] = 255
     for path, picture in ((image, pixels), (mask, box)):
         path.write_bytes(cv2.imencode(".png", picture)[1].tobytes())
     return ["synth", "generate", bundle, "--image", image, "--mask", mask, "--defect", "pitting", "--backend", "cpu"]
