@@ -167,7 +167,7 @@ def export(
     RUN may be one of embedding, inpainting or base, or a Stable Diffusion folder: the bundle then draws defects.
     """
     if draws_defects(run):
-        return _export_synthesis(run, out, base, embeddings, precisions, layout)
+        return _export_synthesis(run, out, base, embeddings, precisions, modelopt_python, layout)
     for name in ("base", "embeddings"):
         if _given(name):
             raise ArgumentError(
@@ -228,11 +228,13 @@ def _export_synthesis(
     base: Path | None,
     embeddings: tuple[str, ...],
     precisions: tuple[str, ...],
+    modelopt_python: Path | None,
     layout: str,
 ) -> int:
     """Export what draws defects; options that are for what scores would have no effect and are refused."""
-    allowed = {"run", "out", "max_batch", "base", "embeddings"}
-    allowed |= {"precisions"} if set(precisions) <= {"fp32"} else set()
+    wanted = tuple(name for name in dict.fromkeys(precisions) if name != "fp32")
+    allowed = {"run", "out", "max_batch", "base", "embeddings", "precisions"}
+    allowed |= {"modelopt_python"} if wanted else set()
     allowed |= {"layout"} if layout == "bundle" else set()
     for parameter in click.get_current_context().command.params:
         if parameter.name not in allowed and _given(parameter.name or ""):
@@ -255,6 +257,8 @@ def _export_synthesis(
             base=base,
             embeddings=words,
             max_batch=most,
+            precisions=wanted,
+            modelopt_python=modelopt_python,
             command=command_line(),
             progress=progress,
         )

@@ -22,6 +22,7 @@ from flawscope.bundle import (
     Graph,
     Manifest,
     PictureParity,
+    Precision,
     Provenance,
     SynthDefect,
     SynthHead,
@@ -29,6 +30,7 @@ from flawscope.bundle import (
     external_data,
     write_bundle,
 )
+from flawscope.calibration.modelopt import find_python
 from flawscope.config import EmbeddingConfig, InpaintingConfig
 from flawscope.config.synthesis import AdaptedConfig
 from flawscope.diffusion import Sampling
@@ -36,6 +38,7 @@ from flawscope.drawing import Float32Array, Mode
 from flawscope.errors import ArgumentError, RunError
 from flawscope.export.synthesis_graphs import example_inputs, synthesis_graph, synthesis_modules
 from flawscope.export.synthesis_parity import Drawing, GraphCalls, check_pictures, draw_checked, torch_call
+from flawscope.export.synthesis_precision import lower_drawing
 from flawscope.export.writing import INLINE_LIMIT, write_graph
 from flawscope.files import check_replaceable, storage_errors
 from flawscope.images import Preprocessing, UInt8Array, prepare, read_image
@@ -71,6 +74,8 @@ def export_synthesis(
     base: Path | None = None,
     embeddings: Sequence[tuple[str, Path]] = (),
     max_batch: int | None = None,
+    precisions: Sequence[str] = (),
+    modelopt_python: Path | None = None,
     command: str = "",
     progress: Progress = no_progress,
 ) -> Manifest:
@@ -86,6 +91,8 @@ def export_synthesis(
         embeddings: Names of defects, DEFECT or CATEGORY/DEFECT, and the files of their learned words, which are added.
         max_batch: Largest batch the graphs take, from 2 on: guidance takes two places of it for a picture. Without, 2
             where pictures have sides of 512 pixels or more, else 16.
+        precisions: Beside FP32: `fp16`, or none.
+        modelopt_python: Interpreter with ModelOpt, for FP16; see `flawscope.calibration.modelopt.find_python`.
         command: Command line for the record.
         progress: Told what is being done.
 
@@ -95,13 +102,16 @@ def export_synthesis(
     Raises:
         ArgumentError: If an option does not fit the run.
         DataError: If a learned word cannot be read.
-        GateError: If torch and the graphs draw different pictures.
+        GateError: If torch and the graphs draw different pictures, or FP16 draws others than FP32.
         MissingExtra: If a package is not installed.
         RunError: If run or base is broken, they do not belong together, or a tensor would be too large.
         StorageError: If the bundle cannot be written.
     """
     if max_batch is not None and not 2 <= max_batch <= 256:
         raise ArgumentError(f"max_batch: expected 2 to 256, since guidance takes two of it, got {max_batch}.")
+    if foreign := [name for name in precisions if name != "fp16"]:
+        raise ArgumentError(f"precision: expected fp32 or fp16 for what draws defects, got {foreign[0]}. Leave it out.")
+    python = find_python(modelopt_python) if precisions else None
     check_replaceable(out, "manifest.json")
     progress("exporting", 0, len(_ORDER) + 2)
     source, opened, unet = _open(path, base)
@@ -121,8 +131,12 @@ def export_synthesis(
             for number, name in enumerate(_ORDER, 2):
                 graphs[name] = _written(name, modules, examples, most, scratch)
                 progress("exporting", number, len(_ORDER) + 2)
-            parity = _compare(graphs, scratch, drawing, expected)
-            written = _write(out, source, drawer, graphs, scratch, most, parity, command)
+            parity = [_compare(graphs, scratch, drawing, expected)]
+            lowered = {}
+            if python is not None:
+                lowered["fp16"], agreement = lower_drawing(graphs, scratch, drawing, most, python, progress)
+                parity.append(agreement)
+            written = _write(out, source, drawer, graphs, lowered, scratch, most, parity, command)
             progress("exporting", len(_ORDER) + 2, len(_ORDER) + 2)
             return written
     finally:
@@ -413,14 +427,19 @@ def _write(
     source: _Source,
     drawer: _Drawer,
     graphs: Mapping[str, Graph],
+    lowered: Mapping[str, Precision],
     scratch: Path,
     max_batch: int,
-    parity: PictureParity,
+    parity: Sequence[PictureParity],
     command: str,
 ) -> Manifest:
     training = () if source.run is None else source.run.record.training
     files: dict[str, Path | bytes] = {
-        **{graph.file: scratch / graph.file for graph in graphs.values()},
+        **{
+            graph.file: scratch / graph.file
+            for own in (graphs, *(one.graphs for one in lowered.values()))
+            for graph in own.values()
+        },
         **{path.name: path for path in scratch.glob(external_data("*.onnx"))},
         **drawer.files,
         "images.json": msgspec.json.encode({"training": training, "held_out": ()}),
@@ -436,10 +455,11 @@ def _write(
         max_batch=max_batch,
         graphs=dict(graphs),
         bank=_VECTORS if drawer.vectors else None,
-        head=msgspec.structs.replace(drawer.head, parity=(parity,)),
+        head=msgspec.structs.replace(drawer.head, parity=tuple(parity)),
         golden=(),
         provenance=_provenance(source, drawer, command),
         files={},
+        precisions=dict(lowered),
     )
     return write_bundle(out, manifest, files)
 

@@ -32,6 +32,7 @@ from flawscope.runtime.synthesis.support import (
     write_support,
 )
 from flawscope.runtime.synthesis.synthesizer import Drawn, Synthesizer
+from flawscope.runtime.synthesis.texture import texture_contrast
 
 __all__ = [
     "AlikePicture",
@@ -83,6 +84,7 @@ __all__ = [
     "read_support",
     "redraw",
     "summarise",
+    "texture_contrast",
     "write_boxes",
     "write_descriptions",
     "write_masks",

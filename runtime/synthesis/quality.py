@@ -8,7 +8,7 @@ Every picture gets every check that can be measured on it, so that a rejected on
     saturated   share of the region with a channel that is at 0 or 255 and was not before         at most
     empty-mask  pixels of the precise mask                                                        at least
     full-mask   marked share of the region                                                        at most
-    faint       contrast of the mask; at least the noise outside, too                             at least
+    faint       contrast of the mask; at least the noise outside and 1.3 times that of texture     at least
     outside     share of equally strong changes that lie outside the region                       at most
     seam        new steps across the border of what was pasted, beyond those on either side       at most
     copy        correlation with the support defects                                              at most
@@ -47,6 +47,7 @@ class QualityLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         mask_px: Least pixels of the precise mask.
         full: Largest marked share of the region.
         contrast: Least contrast of the mask, 0 to 1; 0.03 is 8 grey levels in every channel.
+        texture: Least contrast of the mask in multiples of that of good material drawn anew.
         outside: Largest share of equally strong changes outside the region.
         seam: Largest mean step across the border of what was pasted, 0 to 1.
         copy: Largest correlation with a support defect.
@@ -57,6 +58,7 @@ class QualityLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     mask_px: int = 9
     full: float = 0.95
     contrast: float = 0.03
+    texture: float = 1.3
     outside: float = 0.2
     seam: float = 0.04
     copy: float = 0.92
@@ -65,6 +67,8 @@ class QualityLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         for name in ("flat", "saturated", "full", "contrast", "outside", "seam", "copy"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ArgumentError(f"{name}: expected a limit from 0 to 1, got {getattr(self, name)}.")
+        if not 0.0 <= self.texture <= 100.0:
+            raise ArgumentError(f"texture: expected a factor from 0 to 100, got {self.texture}.")
         if self.mask_px < 1:
             raise ArgumentError(f"mask_px: expected at least 1 pixel, got {self.mask_px}.")
 
@@ -150,6 +154,7 @@ def judge_picture(
     *,
     pasted: BoolArray | None = None,
     decoded: npt.NDArray[np.float32] | None = None,
+    texture: float = 0.0,
 ) -> Verdict:
     """Return what is wrong with a synthesised picture, every check with its value and its limit.
 
@@ -162,6 +167,7 @@ def judge_picture(
         limits: The limits; the defaults of `QualityLimits` without.
         pasted: Pixels that were written, bool [H, W], where they are others than the region.
         decoded: The decoder's output, float32 of any shape: only before the cast is NaN still NaN.
+        texture: Contrast that good material drawn anew would have; see `texture_contrast`.
 
     Raises:
         ArgumentError: If shapes or dtypes differ, or the region is empty.
@@ -178,7 +184,7 @@ def judge_picture(
         check_array(pasted, "pasted", size, np.bool_)
     marked = int(np.count_nonzero(found.mask))
     likeness = find_likeness(drawn, found.mask, supports)
-    contrast = max(limits.contrast, found.noise or 0.0)
+    contrast = max(limits.contrast, found.noise or 0.0, limits.texture * texture)
     measures = (
         Measure("not-finite", None if decoded is None else _nonfinite_share(decoded), "at most", 0.0),
         Measure("flat", _flat_share(drawn, good, region), "at most", limits.flat),

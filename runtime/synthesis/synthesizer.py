@@ -37,6 +37,7 @@ from flawscope.runtime.synthesis.paste import feather_mask, paste_drawn
 from flawscope.runtime.synthesis.precise import PreciseMask, precise_mask
 from flawscope.runtime.synthesis.quality import Verdict, judge_picture
 from flawscope.runtime.synthesis.seeding import generator
+from flawscope.runtime.synthesis.texture import texture_contrast
 
 TOKENIZER = "tokenizer.json"
 FREE_CATEGORY = "any"
@@ -358,7 +359,7 @@ class Synthesizer:
         whole = paste_drawn(good, drawn, job.crop, everywhere)
         # MvP-Diff compares with the good picture itself, and so takes the autoencoder's losses for changes.
         before = good if options.mask.method == "cosine" else paste_drawn(good, known, job.crop, everywhere)
-        found = _mask_in_window(whole, before, region, job.crop, options)
+        found, texture = _mask_in_window(whole, before, region, job.crop, options)
         weight = everywhere
         if not options.is_parity:
             # Around a picture's border the feather would reach beyond the window.
@@ -373,24 +374,27 @@ class Synthesizer:
             options.limits,
             pasted=weight > 0,
             decoded=numbers,
+            texture=texture,
         )
         return image, found.mask, verdict
 
 
 def _mask_in_window(
     whole: UInt8Array, good: UInt8Array, region: BoolArray, crop: Crop, options: DrawOptions
-) -> PreciseMask:
-    """Return the precise mask of a drawing that was not feathered yet, of the picture's size.
+) -> tuple[PreciseMask, float]:
+    """Return the precise mask of a drawing that was not feathered yet, of the picture's size, and that of its texture.
 
     Only the window is compared: in the rest of the picture nothing can differ, and so many equal pixels would hide the
-    decoder's own noise, which the comparison learns from the pixels outside the region.
+    decoder's own noise, which the comparison learns from the pixels outside the region. Of the texture the contrast is
+    returned; see `texture_contrast`.
     """
     spans = ((crop.top, crop.height), (crop.left, crop.width))
     rows, columns = (_span(*span, side) for span, side in zip(spans, region.shape, strict=True))
     found = precise_mask(whole[rows, columns], good[rows, columns], region[rows, columns], options.mask)
     mask = np.zeros_like(region)
     mask[rows, columns] = found.mask
-    return dataclasses.replace(found, mask=mask)
+    texture = texture_contrast(good[rows, columns], region[rows, columns], options.mask)
+    return dataclasses.replace(found, mask=mask), texture
 
 
 def _span(start: int, length: int, side: int) -> slice:

@@ -140,7 +140,7 @@ def test_a_largest_batch_without_room_for_guidance_is_refused(
     "option",
     [
         ("--calibration-data", "parts"),
-        ("--precision", "fp16"),
+        ("--modelopt-python", "python"),
         ("--format", "triton"),
         ("--explain",),
         ("--model-name", "model"),
@@ -170,3 +170,10 @@ def test_other_mistakes_on_the_command_line_are_one_line(
     for text in ("crack", "=file", "crack="):
         error = refused(capsys, "export", made_runs["base"], "--out", tmp_path / "b", "--embedding", text)
         assert f"--embedding: expected DEFECT=FILE or CATEGORY/DEFECT=FILE, got {text!r}." in error
+
+
+def test_int8_of_what_draws_is_refused(
+    made_runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = refused(capsys, "export", made_runs["base"], "--out", tmp_path / "b.flaw", "--precision", "int8")
+    assert "precision: expected fp32 or fp16 for what draws defects, got int8. Leave it out." in error

@@ -98,6 +98,7 @@ PUBLIC = {
         "read_support",
         "redraw",
         "summarise",
+        "texture_contrast",
         "write_boxes",
         "write_descriptions",
         "write_masks",

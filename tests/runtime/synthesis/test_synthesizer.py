@@ -264,11 +264,11 @@ def test_a_decoders_noise_in_a_small_window_is_no_defect():
     noise = np.random.default_rng(1).normal(0, 40, (48, 48, 3))
     whole[crop.window] = np.clip(good[crop.window] + noise, 0, 255).astype(np.uint8)
     assert precise_mask(whole, good, region).quality == "good", "equal pixels outside the window hide the noise"
-    found = _mask_in_window(whole, good, region, crop, DrawOptions())
+    found, _ = _mask_in_window(whole, good, region, crop, DrawOptions())
     assert found.quality in ("faint", "empty")
     assert found.mask.shape == (400, 400)
     whole[72:84, 72:84] = (20, 20, 60)
-    found = _mask_in_window(whole, good, region, crop, DrawOptions())
+    found, _ = _mask_in_window(whole, good, region, crop, DrawOptions())
     assert found.quality == "good"
     assert found.mask[73:83, 73:83].all()
     assert found.mask.sum() < 14 * 14
