@@ -12,8 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
-import resource
 import shutil
 import subprocess
 import sys
@@ -21,8 +19,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from flawscope.versions import cpu_name, package_versions
+
 SIDE = 512
-_LIMIT_GB = 24
+LIMIT_GB = 24
 
 
 def write_folder(folder: Path) -> None:
@@ -144,18 +144,18 @@ def main() -> None:
         "export": measured(sys.executable, "-m", "flawscope", "export", folder, "--out", bundle),
     }
     parts["draw"] = measured(*this, "--part", "draw")
-    files = {path.name: path.stat().st_size for path in sorted(bundle.glob("*.onnx*"))}
+    peak_gb = max(one["peak_gb"] for one in parts.values())
     result = {
+        "suite": "large_synthesis",
         "what": "randomly initialised model of Stable-Diffusion-1.5-inpainting size, FP32, backend cpu",
-        "side_px": SIDE,
-        "steps": options.steps,
+        "settings": {"side_px": SIDE, "steps": options.steps, "guidance": "as exported", "pictures": 1},
         "parts": parts,
-        "bytes": files,
-        "peak_gb": max(one["peak_gb"] for one in parts.values()),
-        "fits": max(one["peak_gb"] for one in parts.values()) <= _LIMIT_GB,
-        "machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()},
-        "memory_limit_gb": _LIMIT_GB,
-        "children_peak_gb": round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6, 2),
+        "bytes": {path.name: path.stat().st_size for path in sorted(bundle.glob("*.onnx*"))},
+        "peak_gb": peak_gb,
+        "limit_gb": LIMIT_GB,
+        "fits": peak_gb <= LIMIT_GB,
+        "machine": {"cpu": cpu_name(), "cores": os.cpu_count(), "load_average": os.getloadavg()},
+        "versions": package_versions(),
     }
     text = json.dumps(result, indent=1)
     print(text)

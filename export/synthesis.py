@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import gc
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -36,7 +35,7 @@ from flawscope.config.synthesis import AdaptedConfig
 from flawscope.diffusion import Sampling
 from flawscope.drawing import Float32Array, Mode
 from flawscope.errors import ArgumentError, RunError
-from flawscope.export.synthesis_graphs import example_inputs, synthesis_graph, synthesis_modules
+from flawscope.export.synthesis_graphs import example_inputs, release_weights, synthesis_graph, synthesis_modules
 from flawscope.export.synthesis_parity import Drawing, GraphCalls, check_pictures, draw_checked, torch_call
 from flawscope.export.synthesis_precision import lower_drawing
 from flawscope.export.writing import INLINE_LIMIT, write_graph
@@ -403,7 +402,7 @@ def _written(
         max_batch, name, synthesis_graph(name, modules.pop(name), examples[name], max_batch), scratch, INLINE_LIMIT
     )
     if is_large:
-        gc.collect()  # the exporter leaves circles behind that hold all weights
+        release_weights()
     return graph
 
 

@@ -11,6 +11,7 @@ pictures is inside.
 
 from __future__ import annotations
 
+import gc
 from typing import Any, cast
 
 import onnx
@@ -119,3 +120,18 @@ def synthesis_graph(name: str, module: nn.Module, examples: dict[str, Tensor], m
         RunError: If torch cannot export it.
     """
     return export_network(module, examples, max_batch, (OUTPUTS[name],), name)
+
+
+def release_weights() -> None:
+    """Let go of the network that was traced last.
+
+    The rules of torch's exporter are kept for the next time, each with the nodes it looked at last; through them all
+    weights would stay in memory. Another network, however small, takes their place.
+    """
+    export_network(_PlusOne(), {"x": torch.zeros((1, 1))}, 1, ("y",), "release")
+    gc.collect()
+
+
+class _PlusOne(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 1.0

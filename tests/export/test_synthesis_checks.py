@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ from tiny_drawers import WIDTH, refused, write_drawers, write_word
 
 from flawscope.errors import ArgumentError, DataError, RunError
 from flawscope.export import synthesis
+from flawscope.export.features_graph import export_network
 from flawscope.export.synthesis import export_synthesis
-from flawscope.export.synthesis_graphs import SignedEncoder
+from flawscope.export.synthesis_graphs import SignedEncoder, release_weights
 from flawscope.export.synthesis_parity import measure_pictures
 from flawscope.reconstruction import signed
 from flawscope.training.autoencoder import Encoder
@@ -29,6 +31,15 @@ from flawscope.training.autoencoder import Encoder
 def made_runs(tmp_path_factory: pytest.TempPathFactory, tiny_root: Path) -> dict[str, Path]:
     """Kind → run."""
     return write_drawers(tmp_path_factory.mktemp("synthesis"), tiny_root)
+
+
+def test_weights_of_a_traced_network_can_be_let_go() -> None:
+    network = torch.nn.Sequential(torch.nn.Conv2d(2, 2, 1), torch.nn.SiLU())
+    weight = weakref.ref(network[0].weight)
+    export_network(network, {"x": torch.zeros((1, 2, 4, 4))}, 2, ("y",))
+    del network
+    release_weights()
+    assert weight() is None
 
 
 @pytest.mark.parametrize("normalization", ["signed", "imagenet"])

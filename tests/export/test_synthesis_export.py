@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 from collections.abc import Iterator, Mapping
@@ -14,6 +15,7 @@ import onnx
 import pytest
 import safetensors.numpy
 import torch
+from modelopt_here import needs_modelopt
 from tiny_base import SIDE, tiny_pictures
 from tiny_dataset import CATEGORY, DEFECTS
 from tiny_drawers import WIDTH, refused, synth_head, traced_once, write_drawers, write_word
@@ -29,6 +31,7 @@ from flawscope.export.synthesis_parity import GraphCalls, measure_pictures
 from flawscope.reconstruction import signed, unsigned
 from flawscope.runtime import Inspector
 from flawscope.runtime.engines.ensure import model_hash
+from flawscope.runtime.synthesis import DrawOptions, DrawOrder, Synthesizer
 from flawscope.training.base import open_base
 from flawscope.training.lora import restore_unet
 from flawscope.training.phrases import defect_sentences
@@ -514,10 +517,7 @@ def test_bundle_info_and_verify_know_what_draws(
 
 @needs_modelopt
 def test_fp16_draws_what_fp32_draws_and_builds_as_engines(
-    made_runs: dict[str, Path],
-    once: dict[Any, bytes],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    made_runs: dict[str, Path], once: dict[Any, bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "drawer.flaw"
     export_synthesis(made_runs["inpainting"], path, max_batch=MAX_BATCH, precisions=("fp16",))
@@ -539,5 +539,5 @@ def test_fp16_draws_what_fp32_draws_and_builds_as_engines(
     assert measure_pictures(second.image[None], first.image[None]) >= 30.0
     if importlib.util.find_spec("tensorrt_rtx"):
         build = ["engine", "build", str(path), "--target", "8.9", "--precision", "fp16", "--cache", str(tmp_path / "c")]
-        assert cli.main([*build, "--graph", "denoise"]) == 0
+        assert cli.run([*build, "--graph", "denoise"]) == 0
         assert "graph denoise, fp16" in capsys.readouterr().out
