@@ -90,7 +90,7 @@ def draw(bundle: Path, steps: int) -> dict[str, Any]:
     started = time.perf_counter()
     with Synthesizer.load(bundle, "cpu") as synthesizer:
         loaded = time.perf_counter()
-        order = DrawOrder(image, mask, synthesizer.defects[0].name, "a crack", seed=0)
+        order = DrawOrder(image, mask, "crack", "a crack", seed=0)
         (drawn,) = synthesizer.draw([order], DrawOptions(steps=steps))
         return {
             "load_s": round(loaded - started, 1),
