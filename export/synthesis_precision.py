@@ -74,8 +74,8 @@ def lower_drawing(
         count += len(operators_in(converted.model, OPERATORS, onnx.TensorProto.FLOAT16))
         types = {node.name: node.op_type for node in converted.model.graph.node}
         kept += [KeptNode(node, types.get(node, "?"), reason) for node, reason in converted.kept.items()]
-        # AutoCast names unlike sizes alike (those before and after a UNet's enlarging), and ONNX Runtime then gives both
-        # the same memory. Without its notes the shapes are inferred anew.
+        # AutoCast gives unlike sizes one name (those before and after a UNet's enlarging), and ONNX Runtime then puts
+        # both into the same memory. Without its notes the shapes are inferred anew.
         del converted.model.graph.value_info[:]
         lowered[name] = write_graph(max_batch, f"{name}.fp16", converted.model, folder)
     progress("FP16 by AutoCast", len(graphs), len(graphs))
