@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 from collections.abc import Iterator, Mapping
@@ -15,7 +14,6 @@ import onnx
 import pytest
 import safetensors.numpy
 import torch
-from modelopt_here import needs_modelopt
 from tiny_base import SIDE, tiny_pictures
 from tiny_dataset import CATEGORY, DEFECTS
 from tiny_drawers import WIDTH, refused, synth_head, traced_once, write_drawers, write_word
@@ -31,7 +29,6 @@ from flawscope.export.synthesis_parity import GraphCalls, measure_pictures
 from flawscope.reconstruction import signed, unsigned
 from flawscope.runtime import Inspector
 from flawscope.runtime.engines.ensure import model_hash
-from flawscope.runtime.synthesis import DrawOptions, DrawOrder, Synthesizer
 from flawscope.training.base import open_base
 from flawscope.training.lora import restore_unet
 from flawscope.training.phrases import defect_sentences
@@ -510,34 +507,3 @@ def test_bundle_info_and_verify_know_what_draws(
     assert cli.run(["bundle", "pack", str(exported["embedding"]), "--out", str(packed)]) == 0
     assert cli.run(["bundle", "verify", str(packed)]) == 0
     assert synth_head(packed) == synth_head(exported["embedding"])
-
-
-# ---- FP16 ------------------------------------------------------------------------------------------------------------
-
-
-@needs_modelopt
-def test_fp16_draws_what_fp32_draws_and_builds_as_engines(
-    made_runs: dict[str, Path], once: dict[Any, bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = tmp_path / "drawer.flaw"
-    export_synthesis(made_runs["inpainting"], path, max_batch=MAX_BATCH, precisions=("fp16",))
-    with open_bundle(path) as bundle:
-        head, precision = bundle.manifest.head, bundle.manifest.precisions["fp16"]
-        assert set(precision.graphs) == set(GRAPHS)
-        assert precision.quantised > 0
-        assert isinstance(head, SynthHead)
-        assert [one.candidate for one in head.parity][1] == "the graphs in fp16, cpu"
-        assert 30.0 <= head.parity[1].psnr_db < 100.0, "others, but hardly"
-        half = onnx.load(bundle.graph("denoise", "fp16"))
-    assert {one.data_type for one in half.graph.initializer} >= {onnx.TensorProto.FLOAT16}
-    image = tiny_pictures(1)[0]
-    mask = np.zeros(image.shape[:2], np.bool_)
-    mask[4:12, 4:12] = True
-    given = DrawOrder(image, mask, DEFECTS[0], None, seed=1)
-    with Synthesizer.load(path, "cpu", "fp16") as low, Synthesizer.load(path, "cpu") as high:
-        (first,), (second,) = (one.draw([given], DrawOptions(steps=4)) for one in (low, high))
-    assert measure_pictures(second.image[None], first.image[None]) >= 30.0
-    if importlib.util.find_spec("tensorrt_rtx"):
-        build = ["engine", "build", str(path), "--target", "8.9", "--precision", "fp16", "--cache", str(tmp_path / "c")]
-        assert cli.run([*build, "--graph", "denoise"]) == 0
-        assert "graph denoise, fp16" in capsys.readouterr().out
