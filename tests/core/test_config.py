@@ -152,7 +152,7 @@ def test_a_word_that_is_not_known_is_refused_with_the_known_ones():
 
 
 def test_an_unknown_method_is_refused_with_the_known_ones():
-    with pytest.raises(ArgumentError, match=r"method: expected one of patchcore, .*, autoencoder, got 'patchcor'"):
+    with pytest.raises(ArgumentError, match=r"method: expected one of patchcore, .*, inpainting, got 'patchcor'"):
         build_config("patchcor")
 
 
