@@ -147,8 +147,8 @@ def set_thresholds(
     """Set thresholds of one precision by hand; None leaves a threshold as it is.
 
     Raises:
-        ArgumentError: If a number is not finite, the bundle lacks the precision, or without thresholds would get only
-            one of them.
+        ArgumentError: If a number is not finite, the bundle does not score or lacks the precision, or without
+            thresholds would get only one of them.
     """
     _check_area(min_area_px)
     for name, value in (("image threshold", image), ("pixel threshold", pixel)):
@@ -156,6 +156,8 @@ def set_thresholds(
             raise ArgumentError(f"{name}: expected a finite number, got {value}.")
     with open_bundle(path) as bundle:
         manifest = bundle.manifest
+    if manifest.kind != "score":
+        raise ArgumentError(f"{path}: expected a bundle that scores, got one that draws defects. It has no thresholds.")
     old = manifest.thresholds_of(precision)
     first = Threshold(image, "manual") if image is not None else old.image if old else None
     second = Threshold(pixel, "manual") if pixel is not None else old.pixel if old else None

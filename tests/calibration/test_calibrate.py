@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 from fake_bundles import write_picture
+from tiny_synth_bundle import write_tiny_synth
 
 from flawscope import cli
 from flawscope.bundle import open_bundle, pack_bundle
@@ -220,3 +221,11 @@ def test_a_wrong_request_is_one_line_and_status_2(make_bundle, capsys, arguments
     err = capsys.readouterr().err
     assert message in err
     assert err.count("\n") == 1
+
+
+def test_a_bundle_that_draws_gets_no_thresholds(tmp_path):
+    write_tiny_synth(tmp_path / "drawer.flaw")
+    before = (tmp_path / "drawer.flaw" / "manifest.json").read_bytes()
+    with pytest.raises(ArgumentError, match="expected a bundle that scores, got one that draws defects"):
+        set_thresholds(tmp_path / "drawer.flaw", 1.0, 2.0)
+    assert (tmp_path / "drawer.flaw" / "manifest.json").read_bytes() == before
