@@ -227,5 +227,5 @@ def test_a_bundle_that_draws_gets_no_thresholds(tmp_path):
     write_tiny_synth(tmp_path / "drawer.flaw")
     before = (tmp_path / "drawer.flaw" / "manifest.json").read_bytes()
     with pytest.raises(ArgumentError, match="expected a bundle that scores, got one that draws defects"):
-        set_thresholds(tmp_path / "drawer.flaw", 1.0, 2.0)
+        set_thresholds(tmp_path / "drawer.flaw", 1.0, 2.0, None, command="test")
     assert (tmp_path / "drawer.flaw" / "manifest.json").read_bytes() == before
