@@ -23,7 +23,7 @@ FP16_PSNR_LIMIT = 30.0
 """Least peak signal-to-noise ratio in dB of a picture drawn in FP16, against the same in FP32 from the same noise."""
 
 _EXAMPLES = 4
-"""Inputs of a graph whose values are looked at: those of the noisiest steps and, of later ones, as many as fit."""
+"""Inputs of a graph whose values are looked at, spread over its calls."""
 
 
 class _Recorder:

@@ -165,7 +165,7 @@ def find_defect(defects: Sequence[SynthDefect], name: str) -> SynthDefect:
         ArgumentError: If there is none, or if several categories have one of that name.
     """
     found = [one for one in defects if name in (one.name, f"{one.category}/{one.name}")]
-    known = ", ".join(sorted(f"{one.category}/{one.name}" for one in (found or defects))) or "there is none"
+    known = ", ".join(sorted(f"{one.category}/{one.name}" for one in (found or defects)))
     if not found:
         raise ArgumentError(f"defect: expected one that the bundle draws ({known}), got {name!r}.")
     if len(found) > 1:

@@ -114,6 +114,7 @@ class Synthesizer:
         choice = choose_backend(backend)
         self.backend, self.backend_reason = choice.name, choice.reason
         self._sessions: dict[str, Session] = {}
+        self._empty: Float32Array | None = None  # what the text encoder says of the empty text, once it was asked
         try:
             self._open()
         except BackendError as err:
@@ -301,9 +302,10 @@ class Synthesizer:
         if head.mode == "inpaint":
             blanked = pictures * (~masks[:, None]).astype(np.float32)
             beside = [np.float32(1.0) - keep, self._run("encode", {"image": blanked}, shape)]
-        empty = self._context("", None)
+        if self._empty is None:
+            self._empty = self._context("", None)
         texts = [self._context(job.text, self._vectors_for(job.defect)) for job in jobs]
-        context = np.concatenate([*[empty] * count, *texts])
+        context = np.concatenate([*[self._empty] * count, *texts])
         scale = head.guidance if options.guidance is None else options.guidance
 
         def predict(x: Float32Array, timestep: int) -> Float32Array:
