@@ -31,13 +31,14 @@ from flawscope.reconstruction import Reconstructed
 from flawscope.runtime.backends import Session, choose_backend, open_session
 from flawscope.runtime.decision import decide, find_boxes
 from flawscope.runtime.ensemble import EnsembleSession
+from flawscope.runtime.frames import CudaArray, DlpackArray, on_host
 from flawscope.runtime.heads import build_head, distance_scale
 from flawscope.runtime.reconstruction import ReconstructionSession
 from flawscope.runtime.results import Box, Result
 from flawscope.tiles import MapBlender, Tiling
 
-Source = Path | str | npt.NDArray[np.uint8]
-"""A picture: a file, or uint8 [H, W, 3] RGB."""
+Source = Path | str | npt.NDArray[np.uint8] | CudaArray | DlpackArray
+"""A picture: a file, or uint8 [H, W, 3] RGB of NumPy, on a CUDA device, or behind DLPack."""
 
 PATHS = ("auto", "graph", "kernel")
 """How a map is made: by `score.onnx` alone, or by `features.onnx` and the kernels of `cpp_ext`; `auto` takes the
@@ -139,9 +140,10 @@ class Inspector:
 
     def __call__(self, image: Source | list[Any] | tuple[Source, ...]) -> Result | list[Result]:
         """Inspect one picture, or several (a list, a tuple, or uint8 [N, H, W, 3]) in batches."""
-        if isinstance(image, Path | str) or (isinstance(image, np.ndarray) and image.ndim != 4):
-            return next(self.stream([image]))
-        return list(self.stream(image, batch=self.manifest.max_batch))
+        if isinstance(image, list | tuple):
+            return list(self.stream(image, batch=self.manifest.max_batch))
+        rows = _rows(image)
+        return next(self.stream([image])) if rows is None else list(self.stream(rows, batch=self.manifest.max_batch))
 
     def stream(self, sources: Iterable[Source], batch: int = 1) -> Iterator[Result]:
         """Inspect pictures one batch after the other, results in order.
@@ -367,11 +369,17 @@ class _Loaded:
         self.timings_ms = timings
 
 
+def _rows(image: Any) -> list[Source] | None:
+    """Return the pictures of an array [N, H, W, 3], or None if it is no such array."""
+    shape: tuple[int, ...] = getattr(image, "shape", ())
+    return [image[row] for row in range(shape[0])] if len(shape) == 4 else None
+
+
 def _load(source: Source, position: int, manifest: Manifest) -> _Loaded | Result:
-    name = f"image {position}" if isinstance(source, np.ndarray) else str(source)
+    name = str(source) if isinstance(source, Path | str) else f"image {position}"
     started = time.perf_counter()
     try:
-        image = check_image(source, name) if isinstance(source, np.ndarray) else read_image(Path(source))
+        image = read_image(Path(source)) if isinstance(source, Path | str) else check_image(on_host(source, name), name)
         read = time.perf_counter()
         prepared = prepare(image, manifest.input) if manifest.tiling is None else image  # tiles are prepared one by one
     except FlawscopeError as err:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import re
 
-import numpy as np
-
-from flawscope.images import BoolArray
+from flawscope.locations import LOCATION, LOCATIONS
 
 _VIEWS = (
     "a camera picture",
@@ -30,16 +28,6 @@ _SUBJECTS = (
     "with {} in it",
     "that shows the {}",
 )
-
-LOCATIONS = (
-    ("in the upper left", "in the upper middle", "in the upper right"),
-    ("in the middle left", "in the center", "in the middle right"),
-    ("in the bottom left", "in the bottom middle", "in the bottom right"),
-)
-"""Words for a ninth of a picture, by row and column; those of `synth describe`."""
-
-LOCATION = "{location}"
-"""What stands for such words where the place is not known yet."""
 
 _SENTENCES = (
     "There is a {defect} defect on the {category} {location} of the image; {token}",
@@ -80,18 +68,6 @@ def defect_sentences(category: str, defect: str, location: str) -> tuple[str, ..
         "token": f"{category}_{defect}",
     }
     return tuple(sentence.format(**words) for sentence in _SENTENCES)
-
-
-def location_of(box: BoolArray) -> str:
-    """Return where the centre of a box bool [H, W] lies, of `LOCATIONS`: before 1/3 of a side, to 2/3, and after."""
-    row, column = (_third(np.asarray(box.any(axis=1 - axis))) for axis in (0, 1))
-    return LOCATIONS[row][column]
-
-
-def _third(marked: BoolArray) -> int:
-    found = np.flatnonzero(marked)
-    centre = (int(found[0]) + int(found[-1]) + 1) / 2 / len(marked)
-    return 0 if centre < 1 / 3 else 2 if centre > 2 / 3 else 1
 
 
 def without_location(sentence: str) -> str:

@@ -8,19 +8,16 @@ from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
 import msgspec
-import numpy as np
 
+from flawscope.boxes import boxes_of
 from flawscope.crops import Crop, crop_around, cut_image, cut_mask
 from flawscope.datasets.places import place_below
 from flawscope.errors import ArgumentError, DataError
 from flawscope.images import BoolArray, Preprocessing, UInt8Array, prepare, read_image, read_mask
-from flawscope.training.phrases import defect_sentences, location_of
+from flawscope.locations import location_of
+from flawscope.training.phrases import defect_sentences
 
 SUPPORT_RECORD = "support.json"
-MARGIN = 0.1
-"""Margin of a box on each side, as a part of the defect's side."""
-LEAST_MARGIN = 8 / 512
-"""Least margin of a box, as a part of the picture's side."""
 
 _Kind = TypeVar("_Kind")
 _Text = Annotated[str, msgspec.Meta(min_length=1)]
@@ -260,24 +257,9 @@ def _of_line(one: SupportPicture, line: _Line | None, folder: Path, support: Sup
 
 
 def _built_in(one: SupportPicture) -> Described:
-    box = surrounding_box(one.mask)
-    return Described(box, defect_sentences(one.category, one.defect, location_of(box)))
-
-
-def surrounding_box(mask: BoolArray) -> BoolArray:
-    """Return the rectangle around all of a mask with the margin that `synth describe` takes too, bool [H, W].
-
-    On each side a tenth of the defect's side, at least 8 pixels in 512, as far as the picture goes.
-    """
-    box = np.ones_like(mask)
-    for axis in (0, 1):
-        found = np.flatnonzero(mask.any(axis=1 - axis))
-        first, last, length = int(found[0]), int(found[-1]) + 1, mask.shape[axis]
-        margin = int(np.ceil(max(LEAST_MARGIN * length, MARGIN * (last - first))))
-        inside = np.zeros(length, np.bool_)
-        inside[max(first - margin, 0) : last + margin] = True
-        box &= inside[:, None] if axis == 0 else inside[None, :]
-    return box
+    size = one.image.shape[:2]
+    (box,) = boxes_of(one.mask)
+    return Described(box.to_mask(size), defect_sentences(one.category, one.defect, location_of(box, size)))
 
 
 # ---- Files -----------------------------------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
 """Synthesis of defects, without torch: what it starts from, the drawing itself, its filter, and datasets of it."""
 
 from flawscope.runtime.synthesis.box_sets import BoxRecord, BoxSettings, write_boxes
-from flawscope.runtime.synthesis.boxes import BoxRange, Rect, boxes_of
-from flawscope.runtime.synthesis.captions import Captions, location_of, read_frames, read_phrases
+from flawscope.runtime.synthesis.boxes import BoxRange
+from flawscope.runtime.synthesis.captions import Captions, read_frames, read_phrases
 from flawscope.runtime.synthesis.copies import SupportPatch
 from flawscope.runtime.synthesis.dataset_sets import ProvenanceLine, SynthDatasetRecord, write_synth_dataset
 from flawscope.runtime.synthesis.defective import Defective, list_defective
@@ -55,7 +55,6 @@ __all__ = [
     "PreciseMask",
     "ProvenanceLine",
     "QualityLimits",
-    "Rect",
     "RejectSummary",
     "Sides",
     "Site",
@@ -65,7 +64,6 @@ __all__ = [
     "SynthDatasetRecord",
     "Synthesizer",
     "Verdict",
-    "boxes_of",
     "exclude_support",
     "feather_mask",
     "find_foreground",
@@ -73,7 +71,6 @@ __all__ = [
     "generate_pictures",
     "judge_picture",
     "list_defective",
-    "location_of",
     "paste_drawn",
     "precise_mask",
     "read_frames",

@@ -22,13 +22,15 @@ from typing import Literal
 import msgspec
 
 from flawscope import __version__
+from flawscope.boxes import Rect, boxes_of, mask_of
 from flawscope.datasets import Dataset, Sample
 from flawscope.datasets.identity import Progress
 from flawscope.errors import DataError
 from flawscope.files import atomic_folder, check_replaceable
 from flawscope.images import UInt8Array, read_image
-from flawscope.runtime.synthesis.boxes import BoxRange, Rect, boxes_of, draw_box, mask_of, range_of
-from flawscope.runtime.synthesis.captions import Captions, location_of
+from flawscope.locations import location_of
+from flawscope.runtime.synthesis.boxes import BoxRange, draw_box, range_of
+from flawscope.runtime.synthesis.captions import Captions
 from flawscope.runtime.synthesis.defective import Defective
 from flawscope.runtime.synthesis.foreground import Coverage, find_foreground
 from flawscope.runtime.synthesis.masks import MAX_TRIES, MIN_OVERLAP, Sides

@@ -1,46 +1,20 @@
-"""Rectangles around defects: geometry, masks, and the ranges of sizes and places they are seen in.
+"""The ranges of sizes and places that boxes around defects are seen in, and random boxes from them.
 
-Source: MvP-Diff, stage 1b, whose code was never published: the margin, the percentiles and the jitter are readings of
-its figure. One rectangle holds all parts of a defect unless each part is to have its own.
+Source: MvP-Diff, stage 1b, whose code was never published: the percentiles and the jitter are readings of its figure.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
-import cv2
 import msgspec
 import numpy as np
 
-from flawscope.errors import ArgumentError
-from flawscope.images import BoolArray
+from flawscope.boxes import Rect
 from flawscope.runtime.synthesis.foreground import Coverage
-
-MIN_MARGIN = 8 / 512
-"""Least margin on each side, as a part of the picture's width or height."""
 
 LOW_PERCENTILE, HIGH_PERCENTILE = 5, 95
 JITTER = 0.2
-
-
-class Rect(NamedTuple):
-    """An axis-parallel rectangle in pixels of its picture: it covers width x height whole pixels."""
-
-    left: int
-    top: int
-    width: int
-    height: int
-
-    def to_mask(self, size: tuple[int, int]) -> BoolArray:
-        """Return bool [H, W] for a size (H, W), true inside."""
-        mask = np.zeros(size, np.bool_)
-        mask[self.top : self.top + self.height, self.left : self.left + self.width] = True
-        return mask
-
-    def centre(self, size: tuple[int, int]) -> tuple[float, float]:
-        """Return the centre (x, y) as parts of width and height of a picture of size (H, W)."""
-        return (self.left + self.width / 2) / size[1], (self.top + self.height / 2) / size[0]
 
 
 class BoxRange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -59,54 +33,6 @@ class BoxRange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     height: tuple[float, float]
     x: tuple[float, float]
     y: tuple[float, float]
-
-
-def boxes_of(mask: BoolArray, margin: float = 0.1, *, per_component: bool = False) -> list[Rect]:
-    """Return the rectangles that hold a mask's defect with a margin, clipped to the picture.
-
-    Args:
-        mask: bool [H, W], true at the defect.
-        margin: Margin on each side as a part of the box's side; never less than 8 pixels in 512.
-        per_component: One rectangle for each connected part (8 neighbours), from top to bottom, not one for all.
-
-    Returns:
-        The rectangles; none for an empty mask.
-
-    Raises:
-        ArgumentError: If the margin is negative or above 1.
-    """
-    if not 0 <= margin <= 1:
-        raise ArgumentError(f"margin: expected a part of the box's side from 0 to 1, got {margin:g}.")
-    if not mask.any():
-        return []
-    if not per_component:
-        return [_with_margin(_bounds(mask), margin, mask.shape)]
-    _, _, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
-    found = sorted((int(top), int(left), int(w), int(h)) for left, top, w, h, _ in stats[1:])
-    return [_with_margin(Rect(left, top, w, h), margin, mask.shape) for top, left, w, h in found]
-
-
-def mask_of(boxes: Sequence[Rect], size: tuple[int, int]) -> BoolArray:
-    """Return bool [H, W] for a size (H, W), true inside any of the boxes."""
-    mask = np.zeros(size, np.bool_)
-    for box in boxes:
-        mask |= box.to_mask(size)
-    return mask
-
-
-def _bounds(mask: BoolArray) -> Rect:
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    left, top = int(columns[0]), int(rows[0])
-    return Rect(left, top, int(columns[-1]) + 1 - left, int(rows[-1]) + 1 - top)
-
-
-def _with_margin(box: Rect, margin: float, size: tuple[int, ...]) -> Rect:
-    height, width = size
-    dx = int(np.ceil(max(MIN_MARGIN * width, margin * box.width)))
-    dy = int(np.ceil(max(MIN_MARGIN * height, margin * box.height)))
-    left, top = max(box.left - dx, 0), max(box.top - dy, 0)
-    right, bottom = min(box.left + box.width + dx, width), min(box.top + box.height + dy, height)
-    return Rect(left, top, right - left, bottom - top)
 
 
 def range_of(boxes: Sequence[tuple[Rect, tuple[int, int]]]) -> BoxRange:

@@ -1,4 +1,4 @@
-"""Words for a defect at a place: a grid of nine locations, a phrase for each defect type, several sentence frames.
+"""Words for a defect at a place: a phrase for each defect type, and several sentence frames.
 
 Source: MvP-Diff, stage 1a, after its figure. There a language model turns one sentence into several; here the frames
 do, and others can be given.
@@ -14,14 +14,7 @@ import msgspec
 import numpy as np
 
 from flawscope.errors import ArgumentError, DataError
-from flawscope.runtime.synthesis.boxes import Rect
 from flawscope.runtime.synthesis.writing import read_json
-
-LOCATIONS = (
-    ("in the upper left", "in the upper middle", "in the upper right"),
-    ("in the middle left", "in the center", "in the middle right"),
-    ("in the bottom left", "in the bottom middle", "in the bottom right"),
-)
 
 FRAMES = (
     "There is {description} {location} of the image; {token}",
@@ -69,19 +62,6 @@ class Captions(msgspec.Struct, frozen=True):
         """Return the sentence of a frame drawn at random."""
         sentences = self.all(category, defect, location)
         return sentences[int(rng.integers(len(sentences)))]
-
-
-def location_of(box: Rect, size: tuple[int, int]) -> str:
-    """Return where the centre of a box lies in a picture of size (H, W), such as "in the upper left".
-
-    The grid divides both sides in three: before 1/3, from 1/3 to 2/3, and after 2/3.
-    """
-    x, y = box.centre(size)
-    return LOCATIONS[_third(y)][_third(x)]
-
-
-def _third(part: float) -> int:
-    return 0 if part < 1 / 3 else 2 if part > 2 / 3 else 1
 
 
 def read_phrases(path: Path, known: Collection[str]) -> dict[str, str]:

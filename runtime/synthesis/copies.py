@@ -26,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flawscope.arrays import check_array
+from flawscope.boxes import bounds_of
 from flawscope.errors import ArgumentError
 from flawscope.images import BoolArray, UInt8Array, check_image
 
@@ -119,7 +120,7 @@ def find_likeness(drawn: UInt8Array, mask: BoolArray, supports: Sequence[Support
 
 def _surroundings(mask: BoolArray, share: float) -> tuple[slice, slice, int]:
     """Rows and columns of a mask with a margin of at least one pixel, cut at the picture, and the margin."""
-    x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))
+    x, y, width, height = bounds_of(mask)
     margin = max(1, round(share * max(width, height)))
     rows = slice(max(0, y - margin), min(mask.shape[0], y + height + margin))
     return rows, slice(max(0, x - margin), min(mask.shape[1], x + width + margin)), margin

@@ -24,8 +24,9 @@ from flawscope.datasets import Dataset
 from flawscope.datasets.identity import Progress
 from flawscope.errors import DataError
 from flawscope.files import atomic_folder, check_replaceable
+from flawscope.locations import location_of
 from flawscope.runtime.synthesis.box_sets import write_real_boxes
-from flawscope.runtime.synthesis.captions import Captions, location_of
+from flawscope.runtime.synthesis.captions import Captions
 from flawscope.runtime.synthesis.defective import Defective
 from flawscope.runtime.synthesis.naming import category_of, place_of
 from flawscope.runtime.synthesis.seeding import check_seed, generator

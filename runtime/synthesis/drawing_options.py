@@ -17,6 +17,7 @@ from flawscope.diffusion import TRAINED_STEPS, Sampling
 from flawscope.drawing import Solver
 from flawscope.errors import ArgumentError
 from flawscope.images import BoolArray, UInt8Array, check_image
+from flawscope.runtime.frames import CudaArray, DlpackArray, on_host
 from flawscope.runtime.synthesis.precise import MaskOptions
 from flawscope.runtime.synthesis.quality import QualityLimits
 from flawscope.runtime.synthesis.seeding import check_count, check_seed
@@ -132,7 +133,8 @@ class DrawOrder:
     """One picture that is to get a defect.
 
     Attributes:
-        image: The good picture, uint8 [H, W, 3] RGB; it is not changed.
+        image: The good picture, uint8 [H, W, 3] RGB; it is not changed. It may lie on a CUDA device or behind DLPack
+            (`flawscope.runtime.frames`), and so may the mask; what is drawn is on the host.
         mask: Where the defect goes, bool [H, W]: a box, or any other shape.
         defect: Its type: a name that the bundle knows, or CATEGORY/NAME.
         text: What is drawn; without, one of the bundle's texts for the defect, which the seed chooses. In both
@@ -140,22 +142,28 @@ class DrawOrder:
         seed: Seed of the noise. The same order gives the same picture.
     """
 
-    image: UInt8Array = field(repr=False)
-    mask: BoolArray = field(repr=False)
+    image: UInt8Array | CudaArray | DlpackArray = field(repr=False)
+    mask: BoolArray | CudaArray | DlpackArray = field(repr=False)
     defect: str
     text: str | None = None
     seed: int = 0
 
 
-def check_order(order: DrawOrder) -> None:
-    """Raise ArgumentError unless picture, mask, text and seed of an order can be drawn from."""
-    check_image(order.image)
-    check_array(order.mask, "mask", order.image.shape[:2], np.bool_)
-    if not order.mask.any():
+def check_order(order: DrawOrder) -> tuple[UInt8Array, BoolArray]:
+    """Return picture and mask of an order, uint8 [H, W, 3] and bool [H, W] on the host.
+
+    Raises:
+        ArgumentError: If picture, mask, text or seed cannot be drawn from.
+        DeviceError: If a picture cannot be fetched from its device.
+    """
+    image = check_image(on_host(order.image, "image"))
+    mask = check_array(on_host(order.mask, "mask"), "mask", image.shape[:2], np.bool_)
+    if not mask.any():
         raise ArgumentError("mask: expected at least one white pixel, got an all-black mask. Draw a box first.")
     if order.text is not None and not order.text.strip():
         raise ArgumentError("text: expected words, got none. Leave the text out to take one of the bundle's.")
     check_seed(order.seed)
+    return image, mask
 
 
 def find_defect(defects: Sequence[SynthDefect], name: str) -> SynthDefect:

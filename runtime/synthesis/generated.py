@@ -6,17 +6,16 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
-import cv2
 import msgspec
 import numpy as np
 
+from flawscope.boxes import Rect, bounds_of
 from flawscope.crops import Crop
 from flawscope.datasets.identity import content_hash
 from flawscope.datasets.places import place_below
 from flawscope.drawing import Mode
 from flawscope.errors import BundleError, DataError
 from flawscope.images import BoolArray, read_image
-from flawscope.runtime.synthesis.boxes import Rect
 from flawscope.runtime.synthesis.drawing_options import DrawOptions, DrawOrder, GenerateSettings
 from flawscope.runtime.synthesis.quality import RejectSummary, Verdict
 from flawscope.runtime.synthesis.synthesizer import Drawn, Synthesizer
@@ -154,13 +153,13 @@ class GenerateRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
 
 def runs_of(region: BoolArray) -> tuple[tuple[int, int, int, int], tuple[int, ...]]:
     """Return the box around a region, and its runs in there; none where it fills the box."""
-    left, top, width, height = (int(number) for number in cv2.boundingRect(region.astype(np.uint8)))
-    flat = region[top : top + height, left : left + width].ravel()
+    box = bounds_of(region)
+    found, flat = (box.left, box.top, box.width, box.height), region[box.window].ravel()
     if flat.all():
-        return (left, top, width, height), ()
+        return found, ()
     ends = [0, *(np.flatnonzero(flat[1:] != flat[:-1]) + 1).tolist(), flat.size]
     lengths = tuple(int(length) for length in np.diff(ends))
-    return (left, top, width, height), lengths if not flat[0] else (0, *lengths)
+    return found, lengths if not flat[0] else (0, *lengths)
 
 
 def region_of(line: GeneratedPicture, size: tuple[int, int]) -> BoolArray:

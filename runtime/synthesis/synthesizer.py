@@ -16,20 +16,19 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
+from flawscope.boxes import bounds_of
 from flawscope.bundle import Bundle, Manifest, SynthDefect, SynthHead, open_bundle
 from flawscope.crops import Crop, crop_around, cut_image, cut_mask
 from flawscope.drawing import Float32Array, draw_latents, draw_noise, guided, keep_of
 from flawscope.errors import ArgumentError, BackendError, BundleError, DataError
 from flawscope.images import MIN_SIDE_PX, BoolArray, UInt8Array, read_image, read_mask
+from flawscope.locations import located, location_of
 from flawscope.prompts import Prompts
 from flawscope.reconstruction import signed, unsigned
 from flawscope.runtime.backends import Session, choose_backend, open_session
-from flawscope.runtime.synthesis.boxes import Rect
-from flawscope.runtime.synthesis.captions import location_of
 from flawscope.runtime.synthesis.copies import SupportPatch
 from flawscope.runtime.synthesis.drawing_options import DrawOptions, DrawOrder, check_order, find_defect
 from flawscope.runtime.synthesis.naming import check_name
@@ -44,7 +43,6 @@ FREE_CATEGORY = "any"
 """Category of what is drawn by a base that was made for none."""
 
 _GRAPHS = ("text", "encode", "denoise", "decode")
-_LOCATION = "{location}"
 
 
 @dataclass(frozen=True)
@@ -77,9 +75,11 @@ class Drawn:
 
 @dataclass(frozen=True)
 class _Job:
-    """An order whose defect, text and window are known."""
+    """An order whose arrays are on the host, and whose defect, text and window are known."""
 
-    order: DrawOrder
+    image: UInt8Array
+    mask: BoolArray
+    seed: int
     defect: SynthDefect
     text: str
     crop: Crop
@@ -254,20 +254,19 @@ class Synthesizer:
         self._sessions.clear()
 
     def _job(self, order: DrawOrder, options: DrawOptions) -> _Job:
-        check_order(order)
+        image, mask = check_order(order)
         size, defect = self.manifest.input.size, self.find_defect(order.defect)
-        height, width = order.mask.shape
+        height, width = mask.shape
         crop = Crop(0, 0, height, width, size)
         if options.crop:
-            crop = crop_around(order.mask, size, fill=self.head.crop_fill, feather_px=options.feather_px)
+            crop = crop_around(mask, size, fill=self.head.crop_fill, feather_px=options.feather_px)
         text = order.text
         if text is None:
             rng = generator(order.seed, "text", defect.category, defect.name)
             text = defect.texts[int(rng.integers(len(defect.texts)))]
-        box = Rect(*cv2.boundingRect(order.mask.astype(np.uint8)))
-        text = _located(text, location_of(box, (height, width)))
+        text = located(text, location_of(bounds_of(mask), (height, width)))
         self.check_text(f"{defect.category}/{defect.name}", text)
-        return _Job(order, defect, text, crop)
+        return _Job(image, mask, order.seed, defect, text, crop)
 
     def _vectors_for(self, defect: SynthDefect) -> Float32Array | None:
         return None if defect.vectors is None else self._vectors[defect.vectors]
@@ -294,8 +293,8 @@ class Synthesizer:
         started = time.perf_counter()
         head, size, count = self.head, self.manifest.input.size, len(jobs)
         shape = (count, *head.latents)
-        pictures = signed(np.stack([cut_image(job.order.image, job.crop) for job in jobs]))
-        masks = np.stack([cut_mask(job.order.mask, job.crop) for job in jobs])
+        pictures = signed(np.stack([cut_image(job.image, job.crop) for job in jobs]))
+        masks = np.stack([cut_mask(job.mask, job.crop) for job in jobs])
         keep = np.stack([keep_of(mask, head.latents[1:]) for mask in masks])
         clean = self._run("encode", {"image": pictures}, shape)
         beside: list[Float32Array] = []
@@ -319,9 +318,7 @@ class Synthesizer:
             return guided(noise[count:], noise[:count], scale)
 
         sampling = options.sampling(head)
-        noise = np.stack(
-            [draw_noise(job.order.seed, head.mode, sampling, head.latents, options.strength) for job in jobs]
-        )
+        noise = np.stack([draw_noise(job.seed, head.mode, sampling, head.latents, options.strength) for job in jobs])
         with np.errstate(invalid="ignore", over="ignore"):  # of a network that has failed; the filter finds it
             latents = draw_latents(
                 head.mode,
@@ -347,7 +344,7 @@ class Synthesizer:
         ]
         seconds = (time.perf_counter() - started) / count
         return [
-            Drawn(image, mask, job.order.mask, verdict, job.text, job.order.seed, job.crop, seconds, count)
+            Drawn(image, mask, job.mask, verdict, job.text, job.seed, job.crop, seconds, count)
             for job, (image, mask, verdict) in zip(jobs, finished, strict=True)
         ]
 
@@ -355,7 +352,7 @@ class Synthesizer:
         self, job: _Job, drawn: UInt8Array, known: UInt8Array, numbers: Float32Array, options: DrawOptions
     ) -> tuple[UInt8Array, BoolArray, Verdict]:
         """Return the picture as it is kept, its precise mask, and the verdict."""
-        good, region, inside = job.order.image, job.order.mask, job.crop.window
+        good, region, inside = job.image, job.mask, job.crop.window
         everywhere = np.zeros(region.shape, np.float32)
         everywhere[inside] = 1.0
         whole = paste_drawn(good, drawn, job.crop, everywhere)
@@ -404,13 +401,6 @@ def _span(start: int, length: int, side: int) -> slice:
     length = max(length, MIN_SIDE_PX)
     start = min(start, side - length)
     return slice(start, start + length)
-
-
-def _located(text: str, words: str) -> str:
-    """Return a text with its place filled in, with a capital where that begins the sentence, as when it was learned."""
-    if text.startswith(_LOCATION):
-        text = words[:1].upper() + words[1:] + text.removeprefix(_LOCATION)
-    return text.replace(_LOCATION, words)
 
 
 def _only(outputs: Mapping[str, npt.NDArray[Any]]) -> Float32Array:

@@ -7,9 +7,9 @@ turned about, and compared with what it was by the same method that finds defect
 
 from __future__ import annotations
 
-import cv2
 import numpy as np
 
+from flawscope.boxes import bounds_of
 from flawscope.images import BoolArray, UInt8Array
 from flawscope.runtime.synthesis.precise import MaskOptions, precise_mask
 
@@ -28,8 +28,7 @@ def texture_contrast(good: UInt8Array, region: BoolArray, options: MaskOptions |
     Raises:
         ArgumentError: If shapes or dtypes differ, or the region is empty.
     """
-    x, y, width, height = cv2.boundingRect(region.astype(np.uint8))
-    box = np.s_[y : y + height, x : x + width]
+    box = bounds_of(region).window
     found = []
     for rows, columns in ((1, -1), (-1, 1), (-1, -1)):
         turned = good.copy()

@@ -22,7 +22,7 @@ from flawscope.bundle import SynthHead, open_bundle
 from flawscope.config import BaseConfig, EmbeddingConfig, InpaintingConfig
 from flawscope.datasets import open_dataset
 from flawscope.export import synthesis_graphs
-from flawscope.runtime.synthesis.captions import LOCATIONS
+from flawscope.locations import LOCATIONS
 from flawscope.runtime.synthesis.embeddings import write_embedding
 from flawscope.runtime.synthesis.support import write_support
 from flawscope.training.base import build_networks, open_base

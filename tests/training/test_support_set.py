@@ -10,19 +10,18 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from tiny_dataset import CATEGORY, DEFECTS
 
+from flawscope.boxes import bounds_of, boxes_of
 from flawscope.datasets import Dataset, content_hash, open_dataset
 from flawscope.errors import ArgumentError, DataError
-from flawscope.images import BoolArray, Preprocessing, prepare, read_image, read_mask
+from flawscope.images import Preprocessing, prepare, read_image, read_mask
+from flawscope.locations import LOCATIONS, location_of
 from flawscope.runtime.synthesis import captions
-from flawscope.runtime.synthesis.boxes import Rect, boxes_of
 from flawscope.runtime.synthesis.describing import write_descriptions
 from flawscope.runtime.synthesis.support import find_support, write_support
 from flawscope.training import phrases
-from flawscope.training.support import SupportSet, describe, read_support_set, surrounding_box
+from flawscope.training.support import SupportSet, describe, read_support_set
 
 
 @pytest.fixture(scope="module")
@@ -148,25 +147,9 @@ def test_a_cut_shows_the_defect_larger_and_the_whole_picture_does_not(written: t
         near, shown = one.cut((32, 32), 0.5)
         assert near.shape == (32, 32, 3)
         assert shown.sum() >= mask.sum()
-        box = surrounding_box(one.mask)
+        (rectangle,) = boxes_of(one.mask)
+        box = rectangle.to_mask(one.mask.shape)
         assert one.cut((32, 32), 0.5, box)[1].sum() >= shown.sum()
-
-
-@given(
-    st.integers(8, 90),
-    st.integers(8, 90),
-    st.lists(st.tuples(st.integers(0, 89), st.integers(0, 89)), min_size=1, max_size=6),
-)
-def test_boxes_and_places_are_those_of_the_describing_tool(
-    height: int, width: int, marks: list[tuple[int, int]]
-) -> None:
-    mask: BoolArray = np.zeros((height, width), np.bool_)
-    for row, column in marks:
-        mask[row % height, column % width] = True
-    (wanted,) = boxes_of(mask)
-    box = surrounding_box(mask)
-    assert (box == wanted.to_mask((height, width))).all()
-    assert phrases.location_of(box) == captions.location_of(Rect(*wanted), (height, width))
 
 
 # ---- Sentences -------------------------------------------------------------------------------------------------------
@@ -182,7 +165,7 @@ def test_descriptions_of_the_same_support_set_are_found(written: tuple[Path, Pat
         assert not (one.mask & ~told.box).any()
         assert len(told.texts) == len(captions.FRAMES)
         assert all(text.endswith(f"{CATEGORY}_{one.defect}") for text in (*told.texts, *own.texts))
-        place = phrases.location_of(told.box)
+        place = location_of(bounds_of(told.box), told.box.shape)
         assert all(place in text.lower() for text in (*told.texts, *own.texts))
 
 
@@ -214,7 +197,7 @@ def test_descriptions_that_do_not_fit_are_one_sentence(copies: tuple[Path, Path]
     box = folder / next(line["mask"] for line in lines if line["fault"] == first.source)
     cv2.imwrite(str(box), np.full((32, 32), 255, np.uint8))
     spoilt(support, folder, "expected a mask of 64x64")
-    elsewhere = (~surrounding_box(first.mask)).astype(np.uint8) * 255
+    elsewhere = (~boxes_of(first.mask)[0].to_mask(first.mask.shape)).astype(np.uint8) * 255
     cv2.imwrite(str(box), elsewhere)
     spoilt(support, folder, "expected a box that holds the defect")
 
@@ -225,21 +208,17 @@ def test_texts_of_a_learned_word_all_differ_and_all_have_it() -> None:
     assert all(text.split().count("*") == 1 for text in texts)
 
 
-def test_the_places_are_those_of_the_describing_tool() -> None:
-    assert phrases.LOCATIONS == captions.LOCATIONS
-
-
 @pytest.mark.parametrize("row", range(3))
 @pytest.mark.parametrize("column", range(3))
 def test_a_place_can_be_left_open_and_is_exchanged_in_a_mirror(row: int, column: int) -> None:
-    place = phrases.LOCATIONS[row][column]
+    place = LOCATIONS[row][column]
     for text in (*phrases.defect_sentences("metal_nut", "bent", place), f"{place.capitalize()} of it lies dirt"):
         assert phrases.without_location(text).count("{location}") == 1
         assert place not in phrases.without_location(text).lower()
         assert phrases.mirrored(text, left_right=False, top_bottom=False) == text
         turned = phrases.mirrored(text, left_right=True, top_bottom=True)
-        assert phrases.LOCATIONS[2 - row][2 - column] in turned.lower()
+        assert LOCATIONS[2 - row][2 - column] in turned.lower()
         assert phrases.mirrored(turned, left_right=True, top_bottom=True) == text
         sideways = phrases.mirrored(text, left_right=True, top_bottom=False)
-        assert phrases.LOCATIONS[row][2 - column] in sideways.lower()
+        assert LOCATIONS[row][2 - column] in sideways.lower()
         assert phrases.without_location(sideways) == phrases.without_location(text)

@@ -6,60 +6,22 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from tiny_dataset import CATEGORY, DEFECTS
 
+from flawscope.boxes import Rect
 from flawscope.datasets import open_dataset
 from flawscope.errors import ArgumentError, DataError
 from flawscope.images import read_mask
+from flawscope.locations import location_of
 from flawscope.runtime.synthesis import (
     Captions,
-    Rect,
     list_defective,
-    location_of,
     read_frames,
     read_phrases,
     write_descriptions,
 )
-from flawscope.runtime.synthesis.captions import FRAMES, LOCATIONS, check_frame
+from flawscope.runtime.synthesis.captions import FRAMES, check_frame
 from flawscope.runtime.synthesis.seeding import generator
-
-
-@pytest.mark.parametrize(
-    ("centre", "phrase"),
-    [
-        ((10, 10), "in the upper left"),
-        ((150, 10), "in the upper middle"),
-        ((290, 10), "in the upper right"),
-        ((10, 75), "in the middle left"),
-        ((150, 75), "in the center"),
-        ((290, 75), "in the middle right"),
-        ((10, 140), "in the bottom left"),
-        ((150, 140), "in the bottom middle"),
-        ((290, 140), "in the bottom right"),
-        ((100, 50), "in the center"),  # at exactly one third
-        ((200, 100), "in the center"),  # at exactly two thirds
-        ((99, 49), "in the upper left"),
-        ((201, 101), "in the bottom right"),
-    ],
-)
-def test_the_grid_divides_both_sides_in_three(centre, phrase):
-    box = Rect(centre[0] - 4, centre[1] - 4, 8, 8)
-    assert location_of(box, (150, 300)) == phrase
-
-
-@given(st.integers(1, 500), st.integers(1, 500), st.integers(0, 2**32 - 1))
-def test_every_box_has_one_of_nine_places_and_mirroring_mirrors_it(height, width, seed):
-    rng = np.random.default_rng(seed)
-    w, h = int(rng.integers(1, width + 1)), int(rng.integers(1, height + 1))
-    box = Rect(int(rng.integers(0, width - w + 1)), int(rng.integers(0, height - h + 1)), w, h)
-    mirrored = Rect(width - box.left - w, box.top, w, h)
-    found, other = (location_of(b, (height, width)) for b in (box, mirrored))
-    [(row, column)] = [(r, c) for r in range(3) for c in range(3) if LOCATIONS[r][c] == found]
-    # Rounding decides a centre that lies exactly on the grid.
-    on_grid = any(abs(box.centre((height, width))[0] - part) < 1e-9 for part in (1 / 3, 2 / 3))
-    assert on_grid or other == LOCATIONS[row][2 - column]
 
 
 def test_every_frame_gives_another_sentence_that_ends_with_the_token():

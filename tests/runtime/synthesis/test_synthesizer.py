@@ -8,6 +8,7 @@ import msgspec
 import numpy as np
 import pytest
 import safetensors.numpy
+from cuda_frames import FakeCudaArray, FakeDriver
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_bundle import write_tiny_bundle
@@ -16,9 +17,10 @@ from tiny_synth_bundle import CATEGORY, CELL, GROUND, LATENTS, MAX_BATCH, SAMPLI
 from flawscope.bundle import SynthDefect
 from flawscope.crops import Crop, crop_around, cut_image, cut_mask
 from flawscope.drawing import draw_latents, draw_noise, keep_of
-from flawscope.errors import ArgumentError, BackendError, BundleError
+from flawscope.errors import ArgumentError, BackendError, BundleError, DeviceError
 from flawscope.images import UInt8Array
 from flawscope.reconstruction import signed, unsigned
+from flawscope.runtime import frames
 from flawscope.runtime.synthesis import (
     DrawOptions,
     DrawOrder,
@@ -483,3 +485,16 @@ def test_parity_and_pasting_a_change_exclude_each_other():
         DrawOptions(paste="change", is_parity=True)
     with pytest.raises(ArgumentError, match="paste: expected one of drawn, change"):
         DrawOptions(paste="glue")
+
+
+def test_pictures_and_masks_on_a_device_are_drawn_on_as_those_of_the_host(either, monkeypatch):
+    monkeypatch.setattr(frames, "_load_driver", FakeDriver)
+    plain = order(3)
+    far = order(3, image=FakeCudaArray(plain.image), mask=FakeCudaArray(plain.mask))
+    same(either.draw([far])[0], either.draw([plain])[0])
+    monkeypatch.setattr(frames, "_load_driver", lambda: FakeDriver(fail="cuMemcpyDtoH"))
+    with pytest.raises(DeviceError, match="cuMemcpyDtoH"):
+        either.draw([far])
+    monkeypatch.setattr(frames, "_load_driver", FakeDriver)
+    with pytest.raises(ArgumentError, match="mask: expected bool"):
+        either.draw([order(3, mask=FakeCudaArray(plain.mask.astype(np.uint8)), image=plain.image)])
