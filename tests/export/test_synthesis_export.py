@@ -14,6 +14,7 @@ import onnx
 import pytest
 import safetensors.numpy
 import torch
+from diffusers_reference import fill_box
 from tiny_base import SIDE, tiny_pictures
 from tiny_dataset import CATEGORY, DEFECTS
 from tiny_drawers import WIDTH, refused, synth_head, traced_once, write_drawers, write_word
@@ -269,7 +270,6 @@ def test_drawing_with_graphs_is_the_inpainting_pipeline_of_diffusers(
     exported: dict[str, Path], made_runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Step by step, from the same noise. Its autoencoder is given the mean where it would draw a sample."""
-    from diffusers import DDIMScheduler, StableDiffusionInpaintPipeline
     from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
     monkeypatch.setattr(DiagonalGaussianDistribution, "sample", lambda self, generator=None: self.mean)
@@ -284,44 +284,7 @@ def test_drawing_with_graphs_is_the_inpainting_pipeline_of_diffusers(
     with torch.no_grad():
         wanted, empty = base.text(*(torch.from_numpy(one) for one in given.values())).split(1)
 
-    unet: Any = restore_unet(base, run)
-    pipeline: Any = StableDiffusionInpaintPipeline(
-        vae=base.autoencoder,
-        text_encoder=None,
-        tokenizer=None,
-        unet=unet,
-        scheduler=DDIMScheduler(
-            beta_start=0.00085,
-            beta_end=0.012,
-            beta_schedule="scaled_linear",
-            clip_sample=False,
-            set_alpha_to_one=False,
-            steps_offset=1,
-        ),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    pipeline.set_progress_bar_config(disable=True)
-    expected: list[Any] = []
-
-    def note(_pipeline: object, _number: int, _timestep: object, values: dict[str, Any]) -> dict[str, Any]:
-        expected.append(values["latents"].numpy().copy())
-        return values
-
-    picture = pipeline(
-        image=torch.from_numpy(signed(image)),
-        mask_image=torch.from_numpy(mask.astype(np.float32))[None, None],
-        height=SIDE,
-        width=SIDE,
-        num_inference_steps=20,
-        guidance_scale=3.5,
-        latents=torch.from_numpy(noise[:, 0]),
-        prompt_embeds=wanted,
-        negative_prompt_embeds=empty,
-        output_type="np",
-        callback_on_step_end=note,
-    ).images
+    expected, picture = fill_box(base.autoencoder, restore_unet(base, run), image, mask, noise[:, 0], (wanted, empty))
 
     with open_bundle(exported["inpainting"]) as bundle:
         calls = GraphCalls(bundle.manifest.graphs, bundle.folder)
@@ -345,7 +308,7 @@ def test_drawing_with_graphs_is_the_inpainting_pipeline_of_diffusers(
     assert len(found) == len(expected) == 20
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
-    assert measure_pictures(np.rint(255 * picture).astype(np.uint8), drawn) >= 50.0
+    assert measure_pictures(picture, drawn) >= 50.0
     assert measure_pictures(image, drawn) < 40.0  # something was drawn
 
 
