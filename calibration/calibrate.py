@@ -21,6 +21,7 @@ import numpy as np
 from flawscope.bundle import Manifest, Threshold, ThresholdChange, Thresholds, open_bundle, rewrite_manifest
 from flawscope.calibration.extras import require
 from flawscope.calibration.intervals import check_fraction
+from flawscope.calibration.leak import find_leak
 from flawscope.calibration.metrics import BoolArray, Float64Array
 from flawscope.calibration.scoring import (
     ImageHashes,
@@ -37,6 +38,7 @@ from flawscope.errors import ArgumentError, DataError
 
 if TYPE_CHECKING:
     from flawscope.runtime import Inspector
+    from flawscope.runtime.synthesis.support import SupportRecord
 
 Objective = Literal["good", "f1"]
 FALSE_REJECT_RATE = 0.01
@@ -86,6 +88,7 @@ def calibrate_bundle(
     min_area_px: int | None = None,
     backend: str = "auto",
     precision: str = "fp32",
+    support: SupportRecord | None = None,
     command: str,
     progress: Progress = no_progress,
 ) -> Calibration:
@@ -100,20 +103,28 @@ def calibrate_bundle(
         min_area_px: Smallest region that is drawn as a box, in pixels of the map; None leaves it as it is.
         backend: The backend that shall decide on the line: thresholds belong to it.
         precision: The precision whose thresholds are set: each has its own, because its scores are other numbers.
+        support: The support set whose pictures, and those that probably show the same parts, are left out of the test
+            pictures; for the objective `f1` alone.
         command: The command line, for the record.
         progress: Called after each picture.
 
     Raises:
         DataError: If no picture remains, or one of them cannot be scored.
-        ArgumentError: If a fraction or the area is out of range, or the bundle lacks the precision.
+        ArgumentError: If a fraction or the area is out of range, a support set comes with the objective `good`, or the
+            bundle lacks the precision.
     """
+    if support is not None and objective != "f1":
+        raise ArgumentError(
+            "support set: expected none with the objective good, which uses good training pictures alone, got one. "
+            "Leave --support out, or take --objective f1."
+        )
     check_fraction(false_reject_rate, "false-reject rate")
     check_fraction(confidence, "confidence")
     _check_area(min_area_px)
     require("scipy.stats", "scipy", "setting thresholds")
     with load_inspector(path, backend, precision=precision) as inspector:
         manifest = inspector.manifest
-        chosen, left_out = _choose(dataset, read_image_hashes(inspector.bundle), objective, progress)
+        chosen, left_out = _choose(dataset, read_image_hashes(inspector.bundle), objective, support, progress)
         scores = _score(inspector, chosen, progress)
         took = inspector.backend
     good = ~scores.labels
@@ -179,7 +190,7 @@ def _check_area(min_area_px: int | None) -> None:
 
 
 def _choose(
-    dataset: Dataset, hashes: ImageHashes, objective: Objective, progress: Progress
+    dataset: Dataset, hashes: ImageHashes, objective: Objective, support: SupportRecord | None, progress: Progress
 ) -> tuple[tuple[Sample, ...], tuple[tuple[str, int], ...]]:
     """Return the pictures to score, and why others of the same kind were left out."""
     candidates = dataset.train_good if objective == "good" else dataset.test
@@ -188,15 +199,20 @@ def _choose(
             f"{dataset.root}: expected good and defective test pictures for the objective f1, got one kind only. "
             "Use the objective good."
         )
+    listed = candidates if support is None else dataset.samples
     contents = hash_contents(
-        [sample.path for sample in candidates], lambda done, total: progress("Comparing pictures", done, total)
+        [sample.path for sample in listed], lambda done, total: progress("Comparing pictures", done, total)
     )
+    leaked = () if support is None else itertools.compress(dataset.test, ~find_leak(dataset, support, contents).kept)
+    given_away = {sample.path for sample in leaked}
     training, seen = frozenset(hashes.training), set[str]()
     chosen, reasons = [], Counter[str]()
     for sample in candidates:
         content = contents[sample.path]
         if content in training:
             reasons["that the detector has learned"] += 1
+        elif sample.path in given_away:
+            reasons["of the support set, or probably of the same parts"] += 1
         elif content in seen:
             reasons["copies of another picture: they are not independent"] += 1
         else:
@@ -206,6 +222,11 @@ def _choose(
         raise DataError(
             f"{dataset.root}: expected good pictures that the detector has not learned from, got none among "
             f"{len(candidates)}. Keep some out of training (--set held_out=0.2), or name another set."
+        )
+    if objective == "f1" and not any(sample.is_anomalous for sample in chosen):
+        raise DataError(
+            f"{dataset.root}: expected defective test pictures for the objective f1, got none beside those that were "
+            "learned or are of the support set. Add some, or use the objective good."
         )
     return tuple(chosen), tuple(reasons.items())
 

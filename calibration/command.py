@@ -41,6 +41,13 @@ from flawscope.terminal import command_line, progress_bars
     show_default=True,
     help="good: from good pictures alone. f1: from labelled test pictures, which makes figures on them optimistic.",
 )
+@click.option(
+    "--support",
+    "support_folder",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="f1: support set; its pictures, and those that probably show the same parts, are left out.",
+)
 @click.option("--image-threshold", type=float, metavar="X", help="Set the image threshold by hand.")
 @click.option("--pixel-threshold", type=float, metavar="Y", help="Set the pixel threshold by hand.")
 @click.option("--min-area", type=int, metavar="PX", help="Smallest region that gets a box, in pixels of the map.")
@@ -53,6 +60,7 @@ def calibrate(
     false_reject_rate: float,
     confidence: float,
     objective: Objective,
+    support_folder: Path | None,
     image_threshold: float | None,
     pixel_threshold: float | None,
     min_area: int | None,
@@ -68,6 +76,8 @@ def calibrate(
     is_by_hand = image_threshold is not None or pixel_threshold is not None
     if is_by_hand and data is not None:
         raise click.UsageError("--data and thresholds given by hand exclude each other. Leave one out.")
+    if support_folder is not None and (data is None or objective != "f1"):
+        raise click.UsageError("--support goes with --data and --objective f1. Leave it out.")
     if data is None:
         if not is_by_hand and min_area is None:
             raise click.UsageError("Expected --data ROOT, or --image-threshold X and --pixel-threshold Y, got neither.")
@@ -81,6 +91,11 @@ def calibrate(
         )
         _print(by_hand)
         return
+    support = None
+    if support_folder is not None:
+        from flawscope.runtime.synthesis.support import read_support
+
+        support = read_support(support_folder)
     dataset = open_dataset(data, category)
     for name in _precisions(bundle) if precision is None else (precision,):
         with progress_bars() as progress:
@@ -93,6 +108,7 @@ def calibrate(
                 min_area_px=min_area,
                 backend=backend,
                 precision=name,
+                support=support,
                 command=command_line(),
                 progress=progress,
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -23,8 +24,11 @@ from flawscope.calibration.figures import (
     Fault,
     Figures,
     Latency,
+    LeakFigures,
+    SupportFigures,
 )
 from flawscope.calibration.intervals import RESAMPLES, Interval, image_intervals, pixel_intervals, rate
+from flawscope.calibration.leak import Leak, find_leak
 from flawscope.calibration.metrics import (
     BoolArray,
     Float32Array,
@@ -54,6 +58,7 @@ from flawscope.versions import package_versions
 
 if TYPE_CHECKING:
     from flawscope.runtime import Box, Inspector
+    from flawscope.runtime.synthesis.support import SupportRecord
 
 
 @dataclass(frozen=True)
@@ -78,7 +83,7 @@ class Measured:
         masks: bool [N, H, W]; false throughout where there is no pixel truth.
         usable: bool [N], scored.
         has_truth: bool [N], scored, and good or with a mask that is not empty.
-        masks_lost: Masks that are not empty as stored, and empty at this size.
+        mask_lost: bool [N], with a mask that is not empty as stored, and empty at this size.
     """
 
     samples: tuple[Sample, ...]
@@ -88,17 +93,33 @@ class Measured:
     masks: BoolArray
     usable: BoolArray
     has_truth: BoolArray
-    masks_lost: int
+    mask_lost: BoolArray
 
     @property
     def labels(self) -> BoolArray:
         """Which pictures show a defect, bool [N]."""
         return np.array([sample.is_anomalous for sample in self.samples], np.bool_)
 
+    def select(self, rows: BoolArray) -> Measured:
+        """Return what was measured on some of the pictures, bool [N]."""
+        return Measured(
+            samples=tuple(itertools.compress(self.samples, rows)),
+            outcomes=tuple(itertools.compress(self.outcomes, rows)),
+            scores=self.scores[rows],
+            maps=self.maps[rows],
+            masks=self.masks[rows],
+            usable=self.usable[rows],
+            has_truth=self.has_truth[rows],
+            mask_lost=self.mask_lost[rows],
+        )
+
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The figures, the measurements behind them, the manifest of the bundle, and the dataset's folder."""
+    """The figures, the measurements behind them, the manifest of the bundle, and the dataset's folder.
+
+    With a support set the measurements are those of the pictures that were not left out.
+    """
 
     figures: Figures
     measured: Measured
@@ -113,6 +134,7 @@ def evaluate_bundle(
     backend: str = "auto",
     graph_path: str = "auto",
     precision: str = "fp32",
+    support: SupportRecord | None = None,
     command: str,
     seed: int = 0,
     resamples: int = RESAMPLES,
@@ -120,19 +142,24 @@ def evaluate_bundle(
 ) -> Evaluation:
     """Run a bundle over all test pictures of a dataset and compute its figures; nothing is written.
 
+    With a support set its pictures and those that probably show the same parts are in none of the figures, nor in the
+    fingerprint of the dataset; `Figures.support` has the figures with them.
+
     Args:
         path: The bundle, folder or packed file.
         dataset: Its test pictures are used, all of them.
         backend: The backend to measure.
         graph_path: `graph`, `kernel` for features and native kernel, or `auto` for the one the runtime takes.
         precision: Precision of the graphs, one that the bundle has.
+        support: The support set that the detector has learned from, directly or by defects that were drawn from it.
         command: The command line, for the record.
         seed: Seed of the bootstrap.
         resamples: Number of bootstrap samples.
         progress: Called after each picture.
 
     Raises:
-        DataError: If there is no test picture, or a mask cannot be read.
+        DataError: If there is no test picture, or none beside the support set, the support set was taken from another
+            dataset, or a mask cannot be read.
         MissingExtra: If scikit-learn or SciPy is not installed.
     """
     require("sklearn.metrics", "scikit-learn", "measuring accuracy")  # before the long part, not after it
@@ -147,19 +174,23 @@ def evaluate_bundle(
         manifest, taken, reason = inspector.manifest, inspector.backend, inspector.backend_reason
         taken_path, thresholds = inspector.path, inspector.thresholds
         hashes = read_image_hashes(inspector.bundle)
+        contents = hash_contents(
+            [sample.path for sample in dataset.samples], lambda done, total: progress("Hashing pictures", done, total)
+        )
+        leak = None if support is None else find_leak(dataset, support, contents)
         measured = measure_pictures(inspector, samples, progress)
-    contents = hash_contents(
-        [sample.path for sample in dataset.samples], lambda done, total: progress("Hashing pictures", done, total)
-    )
     progress("Computing figures", 0, 1)
+    everything = measured
+    if leak is not None and leak.left_out:
+        dataset, measured = leak.reduced, everything.select(leak.kept)
     confusion = _confusion(measured, thresholds)
     values, intervals, best = _overall(measured, seed, resamples)
     figures = Figures(
         **values,
-        images=len(samples),
+        images=len(measured.samples),
         anomalous=int(measured.labels.sum()),
         without_mask=int((measured.usable & ~measured.has_truth).sum()),
-        masks_lost=measured.masks_lost,
+        masks_lost=int(measured.mask_lost.sum()),
         f1_threshold=best,
         backend=taken,
         backend_reason=reason,
@@ -169,12 +200,11 @@ def evaluate_bundle(
         intervals=intervals,
         confusion=confusion,
         defects=_by_defect(measured, is_calibrated=confusion is not None),
-        faults=tuple(
-            Fault(image=str(sample.path), reason=outcome.fault)
-            for sample, outcome in zip(samples, measured.outcomes, strict=True)
-            if outcome.fault is not None
+        faults=_faults(measured),
+        notes=(
+            *_leak_notes(leak, everything, measured),
+            *_notes(measured, thresholds, taken, hashes, [contents[sample.path] for sample in measured.samples]),
         ),
-        notes=_notes(measured, thresholds, taken, hashes, [contents[sample.path] for sample in samples]),
         bundle=BundleIdentity(name=manifest.name, method=manifest.method, digest=manifest.digest),
         dataset=DatasetIdentity(category=dataset.category, fingerprint=fingerprint(dataset, contents)),
         versions=package_versions(),
@@ -182,7 +212,13 @@ def evaluate_bundle(
         when=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         seed=seed,
         resamples=resamples,
+        support=None,
     )
+    if leak is not None:
+        if everything is not measured:
+            values, intervals, _ = _overall(everything, seed, resamples)
+        with_leak = _leak_figures(everything, values, intervals, _confusion(everything, thresholds))
+        figures = msgspec.structs.replace(figures, support=_support_figures(leak, with_leak))
     progress("Computing figures", 1, 1)
     return Evaluation(figures, measured, manifest, dataset.root)
 
@@ -195,6 +231,8 @@ def record_accuracy(path: Path, figures: Figures) -> None:
         name: getattr(figures, name)
         for name in ("image_auroc", "image_ap", "image_f1_max", "pixel_auroc", "pixel_ap", "aupro")
     }
+    if figures.support is not None:
+        flat["support_left_out"] = float(len(figures.support.left_out))
     flat["latency_p50_ms"] = figures.latency_ms.p50 if figures.latency_ms else None
     if (confusion := figures.confusion) is not None:
         flat["image_threshold"] = confusion.image_threshold.value
@@ -226,12 +264,12 @@ def measure_pictures(inspector: Inspector, samples: Sequence[Sample], progress: 
     spec = inspector.manifest.input
     is_calibrated = inspector.thresholds is not None
     # Masks are read first: a broken one stops the evaluation before the long part.
-    masks, masks_lost = [], 0
+    masks, lost = [], []
     for sample in samples:
         mask = sample.read_mask() if sample.is_anomalous else None
         small = None if mask is None else prepare_mask(mask, spec)
         masks.append(small)
-        masks_lost += mask is not None and small is not None and bool(mask.any()) and not bool(small.any())
+        lost.append(mask is not None and small is not None and bool(mask.any()) and not bool(small.any()))
     scores = np.zeros(len(samples))
     maps = np.zeros((len(samples), *spec.size), np.float32)
     usable = np.zeros(len(samples), np.bool_)
@@ -244,7 +282,7 @@ def measure_pictures(inspector: Inspector, samples: Sequence[Sample], progress: 
     stacked = stack_masks(masks, spec.size)
     good = np.array([not sample.is_anomalous for sample in samples], np.bool_)
     has_truth = usable & (good | stacked.any(axis=(1, 2)))
-    return Measured(tuple(samples), tuple(outcomes), scores, maps, stacked, usable, has_truth, masks_lost)
+    return Measured(tuple(samples), tuple(outcomes), scores, maps, stacked, usable, has_truth, np.array(lost, np.bool_))
 
 
 def _at(anomaly_map: Float32Array, size: tuple[int, int]) -> Float32Array:
@@ -275,6 +313,36 @@ def _overall(measured: Measured, seed: int, resamples: int) -> tuple[dict[str, A
             measured.maps, measured.masks, measured.has_truth, ranking, seed=seed, resamples=resamples
         )
     return values, intervals, best.threshold if best else None
+
+
+def _leak_figures(
+    everything: Measured, values: dict[str, Any], intervals: dict[str, Interval], confusion: Confusion | None
+) -> LeakFigures:
+    return LeakFigures(
+        **values,
+        images=len(everything.samples),
+        anomalous=int(everything.labels.sum()),
+        intervals=intervals,
+        false_reject=None if confusion is None else confusion.false_reject,
+        miss=None if confusion is None else confusion.miss,
+        faults=_faults(everything),
+    )
+
+
+def _support_figures(leak: Leak, with_leak: LeakFigures) -> SupportFigures:
+    record = leak.record
+    return SupportFigures(
+        digest=record.digest,
+        category=record.category,
+        shots=record.shots,
+        seed=record.seed,
+        pictures=len(record.pictures),
+        missing=leak.missing,
+        of_set=int(leak.of_set.sum()),
+        alike=int(leak.alike.sum()),
+        left_out=leak.left_out,
+        with_leak=with_leak,
+    )
 
 
 def _by_defect(measured: Measured, *, is_calibrated: bool) -> tuple[DefectFigures, ...]:
@@ -320,12 +388,28 @@ def _decisions(measured: Measured, rows: BoolArray) -> Decisions:
     return Decisions(n=len(said), accept=accept, reject=reject, fault=len(said) - accept - reject)
 
 
+def _faults(measured: Measured) -> tuple[Fault, ...]:
+    return tuple(
+        Fault(image=str(sample.path), reason=outcome.fault)
+        for sample, outcome in zip(measured.samples, measured.outcomes, strict=True)
+        if outcome.fault is not None
+    )
+
+
 def _latency(measured: Measured) -> Latency | None:
     times = [outcome.total_ms for outcome in measured.outcomes if outcome.fault is None]
     if not times:
         return None
     p50, p90, p99 = (float(value) for value in np.percentile(times, [50, 90, 99]))
     return Latency(p50=p50, p90=p90, p99=p99)
+
+
+def _leak_notes(leak: Leak | None, everything: Measured, measured: Measured) -> tuple[str, ...]:
+    if leak is None:
+        return ()
+    faults = int((~everything.usable).sum()) - int((~measured.usable).sum())
+    more = f"{faults} of the pictures that are left out could not be scored; with leak they count as not accepted."
+    return (*leak.notes, more) if faults else leak.notes
 
 
 def _notes(
@@ -347,7 +431,8 @@ def _notes(
     if not measured.labels.any() or measured.labels.all():
         notes.append("Only one kind of picture was there, good or defective: AUROC, AP and F1 are undefined.")
     if without := int((measured.usable & ~measured.has_truth).sum()):
-        lost = f", {measured.masks_lost} of them too small at the model's resolution" if measured.masks_lost else ""
+        few = int(measured.mask_lost.sum())
+        lost = f", {few} of them too small at the model's resolution" if few else ""
         notes.append(f"{without} defective pictures have no usable mask{lost}; they are left out of the pixel figures.")
     return (*notes, *_threshold_notes(thresholds, backend))
 

@@ -93,6 +93,60 @@ class DatasetIdentity(_Struct, frozen=True):
     fingerprint: str
 
 
+class LeakFigures(_Struct, frozen=True):
+    """The overall figures on all test pictures, those of a support set included: optimistic, for comparison.
+
+    Attributes:
+        images: All test pictures.
+        anomalous: Defective ones among them.
+        intervals: Figure -> bootstrap interval.
+        false_reject: Share of good pictures that were not accepted; None without thresholds.
+        miss: Share of defective pictures that were accepted; None without thresholds.
+        faults: Pictures that could not be decided, also those that are left out.
+    """
+
+    image_auroc: float | None
+    image_ap: float | None
+    image_f1_max: float | None
+    pixel_auroc: float | None
+    pixel_ap: float | None
+    aupro: float | None
+    images: int
+    anomalous: int
+    intervals: dict[str, Interval]
+    false_reject: Rate | None
+    miss: Rate | None
+    faults: tuple[Fault, ...]
+
+
+class SupportFigures(_Struct, frozen=True):
+    """Which support set was left out of the test pictures, and the figures without leaving it out.
+
+    Attributes:
+        digest: SHA-256 over the content of the support pictures and their masks.
+        category: Category of the dataset it was taken from, or "all".
+        shots: Pictures of each defect type.
+        seed: Seed of the choice.
+        pictures: Number of support pictures.
+        missing: Those of the dataset's categories whose content is nowhere in it.
+        of_set: Test pictures that were left out because they are support pictures.
+        alike: Those that were left out because they probably show the same part as one.
+        left_out: Test picture below the dataset's root -> why it was left out.
+        with_leak: The figures on all test pictures.
+    """
+
+    digest: str
+    category: str
+    shots: int
+    seed: int
+    pictures: int
+    missing: int
+    of_set: int
+    alike: int
+    left_out: dict[str, str]
+    with_leak: LeakFigures
+
+
 class Figures(_Struct, frozen=True):
     """Everything one evaluation measured; figures are None where they are undefined.
 
@@ -109,6 +163,7 @@ class Figures(_Struct, frozen=True):
         notes: What limits these figures, a sentence each.
         seed: Seed of the bootstrap.
         resamples: Number of bootstrap samples.
+        support: The support set whose pictures are in none of these figures; None where none was named.
     """
 
     image_auroc: float | None
@@ -139,3 +194,4 @@ class Figures(_Struct, frozen=True):
     when: str
     seed: int
     resamples: int
+    support: SupportFigures | None

@@ -10,6 +10,7 @@ perfect in every resample, so its interval has no width.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -106,6 +107,35 @@ def rate(count: int, n: int, confidence: float = 0.95) -> Rate:
     return Rate(count, n, count / n, low, high, upper_bound(count, n, confidence), confidence)
 
 
+def draw_counts(strata: Sequence[BoolArray], resamples: int, seed: int) -> Iterator[Float64Array]:
+    """Yield how often each picture is drawn with replacement, float64 [R, N], a few resamples at a time.
+
+    Args:
+        strata: bool [N] each, apart from each other: of each as many pictures are drawn as there are in it.
+        resamples: Number of all resamples.
+        seed: Seed of the draws.
+    """
+    generator = np.random.default_rng(seed)
+    for start in range(0, resamples, _CHUNK):
+        counts = np.zeros((min(_CHUNK, resamples - start), len(strata[0])))
+        for rows in strata:
+            if number := int(rows.sum()):
+                counts[:, rows] = generator.multinomial(number, np.full(number, 1 / number), size=len(counts))
+        yield counts
+
+
+def percentile_interval(drawn: Float64Array, confidence: float, error: float = 0.0) -> Interval:
+    """Return the middle `confidence` of float64 [R] resampled figures, wider by `error` on both sides."""
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(drawn, [tail, 1 - tail])
+    return Interval(float(low) - error, float(high) + error, confidence)
+
+
+def from_zero(values: Float64Array) -> Float64Array:
+    """Return curves with the point 0 before the first: float64 [R, B] -> float64 [R, B + 1]."""
+    return np.concatenate((np.zeros((len(values), 1)), values), axis=1)
+
+
 @dataclass(frozen=True)
 class _Histograms:
     """Per image, what falls into each score bin, highest bin first.
@@ -148,7 +178,7 @@ def image_intervals(
     histograms = _Histograms(items * ~labels[:, None], items * labels[:, None], None, labels.astype(np.float64), labels)
     drawn = _bootstrap(histograms, resamples, seed)
     names = {"auroc": "image_auroc", "ap": "image_ap", "f1_max": "image_f1_max"}
-    return {title: _percentiles(drawn[name], confidence, 0.0) for name, title in names.items()}
+    return {title: _within_unit(drawn[name], confidence, 0.0) for name, title in names.items()}
 
 
 def pixel_intervals(
@@ -183,7 +213,7 @@ def pixel_intervals(
     exact = {"auroc": pixel_auroc(ranking), "ap": pixel_average_precision(ranking), "aupro": aupro(ranking)}
     names = {"auroc": "pixel_auroc", "ap": "pixel_ap", "aupro": "aupro"}
     return {
-        title: _percentiles(drawn[name], confidence, abs(float(binned[name][0]) - exact[name]))
+        title: _within_unit(drawn[name], confidence, abs(float(binned[name][0]) - exact[name]))
         for name, title in names.items()
     }
 
@@ -215,15 +245,8 @@ def _pixel_histograms(maps: Float32Array, masks: BoolArray, use: BoolArray, edge
 
 def _bootstrap(histograms: _Histograms, resamples: int, seed: int) -> dict[str, Float64Array]:
     """Return every figure for every resample: name -> float64 [resamples]."""
-    generator = np.random.default_rng(seed)
-    strata = [np.flatnonzero(histograms.anomalous), np.flatnonzero(~histograms.anomalous)]
-    parts: list[dict[str, Float64Array]] = []
-    for start in range(0, resamples, _CHUNK):
-        counts = np.zeros((min(_CHUNK, resamples - start), len(histograms.anomalous)))
-        for rows in strata:
-            if rows.size:
-                counts[:, rows] = generator.multinomial(rows.size, np.full(rows.size, 1 / rows.size), size=len(counts))
-        parts.append(_figures(histograms, counts))
+    strata = (histograms.anomalous, ~histograms.anomalous)
+    parts = [_figures(histograms, counts) for counts in draw_counts(strata, resamples, seed)]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
@@ -232,26 +255,22 @@ def _figures(histograms: _Histograms, counts: Float64Array) -> dict[str, Float64
     false = (counts @ histograms.false).cumsum(axis=1)
     true = (counts @ histograms.true).cumsum(axis=1)
     positives = true[:, -1:]
-    x = _from_zero(false / false[:, -1:])
+    x = from_zero(false / false[:, -1:])
     recall = true / positives
     called = true + false
     precision = np.divide(true, called, out=np.zeros_like(true), where=called > 0)
     figures = {
-        "auroc": area_under(x, _from_zero(recall), 1.0),
+        "auroc": area_under(x, from_zero(recall), 1.0),
         "ap": np.sum(np.diff(recall, axis=1, prepend=0.0) * precision, axis=1),
         "f1_max": np.max(2 * true / (called + positives), axis=1),
     }
     if histograms.overlap is not None:
         covered = (counts @ histograms.overlap).cumsum(axis=1) / (counts @ histograms.regions)[:, None]
-        figures["aupro"] = area_under(x, _from_zero(covered), PRO_LIMIT) / PRO_LIMIT
+        figures["aupro"] = area_under(x, from_zero(covered), PRO_LIMIT) / PRO_LIMIT
     return figures
 
 
-def _from_zero(values: Float64Array) -> Float64Array:
-    return np.concatenate((np.zeros((len(values), 1)), values), axis=1)
-
-
-def _percentiles(drawn: Float64Array, confidence: float, error: float) -> Interval:
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(drawn, [tail, 1 - tail])
-    return Interval(max(float(low) - error, 0.0), min(float(high) + error, 1.0), confidence)
+def _within_unit(drawn: Float64Array, confidence: float, error: float) -> Interval:
+    """Return the interval of a figure from 0 to 1, which ends there."""
+    found = percentile_interval(drawn, confidence, error)
+    return Interval(max(found.low, 0.0), min(found.high, 1.0), confidence)

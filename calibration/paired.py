@@ -19,7 +19,7 @@ figure| is measured and added on both sides of the interval.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -28,7 +28,14 @@ import numpy as np
 
 from flawscope.arrays import check_array
 from flawscope.calibration.extras import require
-from flawscope.calibration.intervals import RESAMPLES, Interval, check_fraction
+from flawscope.calibration.intervals import (
+    RESAMPLES,
+    Interval,
+    check_fraction,
+    draw_counts,
+    from_zero,
+    percentile_interval,
+)
 from flawscope.calibration.metrics import (
     BoolArray,
     Float32Array,
@@ -51,7 +58,6 @@ FIGURES = {
 }
 """Figure of a segmenter -> what it is called; the overlaps are named by whoever gives their thresholds to `tally`."""
 _QUANTILES = 1024
-_CHUNK = 200  # resamples computed together
 
 
 @dataclass(frozen=True)
@@ -203,7 +209,8 @@ def compare_tallies(
     if not first or len(first) != len(second):
         raise ArgumentError(f"tallies: expected as many of both detectors, got {len(first)} and {len(second)}.")
     parts: dict[str, list[Float64Array]] = {}
-    for counts in _resampled(truth, resamples, seed):
+    kinds = (~truth.labels, truth.labels & truth.use, ~truth.use)
+    for counts in draw_counts(kinds, resamples, seed):
         drawn: dict[str, Float64Array] = {}
         for sign, tallies in ((-1.0, first), (1.0, second)):
             for one in tallies:
@@ -216,7 +223,7 @@ def compare_tallies(
     found = {}
     for name in names:
         error = math.fsum(one.errors.get(name, 0.0) for one in (*first, *second)) / len(first)
-        by_pictures = _percentiles(np.concatenate(parts[name]), confidence, error)
+        by_pictures = percentile_interval(np.concatenate(parts[name]), confidence, error)
         pairs = [(before.figures[name], after.figures[name]) for before, after in zip(first, second, strict=True)]
         found[name] = _difference(pairs, by_pictures, confidence)
     return found
@@ -264,18 +271,6 @@ def _histograms(maps: Float32Array, masks: BoolArray, edges: Float32Array) -> tu
     return false, true
 
 
-def _resampled(truth: Truth, resamples: int, seed: int) -> Iterator[Float64Array]:
-    """Yield how often each picture was drawn, float64 [R, N]; every kind is drawn as often as there is of it."""
-    generator = np.random.default_rng(seed)
-    kinds = (~truth.labels, truth.labels & truth.use, ~truth.use)
-    for start in range(0, resamples, _CHUNK):
-        counts = np.zeros((min(_CHUNK, resamples - start), len(truth.labels)))
-        for kind in kinds:
-            if number := int(kind.sum()):
-                counts[:, kind] = generator.multinomial(number, np.full(number, 1 / number), size=len(counts))
-        yield counts
-
-
 def _figures(one: Tally, truth: Truth, counts: Float64Array) -> dict[str, Float64Array]:
     """Return the figures of weighted pictures: counts float64 [R, N] -> name -> float64 [R]."""
     found: dict[str, Float64Array] = {}
@@ -304,12 +299,4 @@ def _pixel_figures(false: Float64Array, true: Float64Array) -> dict[str, Float64
 
 
 def _areas(false_at: Float64Array, true_at: Float64Array) -> Float64Array:
-    start = np.zeros((len(false_at), 1))
-    x, y = (np.concatenate((start, one / one[:, -1:]), axis=1) for one in (false_at, true_at))
-    return area_under(x, y, 1.0)
-
-
-def _percentiles(drawn: Float64Array, confidence: float, error: float) -> Interval:
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(drawn, [tail, 1 - tail])
-    return Interval(float(low) - error, float(high) + error, confidence)
+    return area_under(from_zero(false_at / false_at[:, -1:]), from_zero(true_at / true_at[:, -1:]), 1.0)

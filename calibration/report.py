@@ -14,7 +14,8 @@ from flawscope import __version__
 from flawscope.calibration import pictures, plots
 from flawscope.calibration.evaluate import Evaluation
 from flawscope.calibration.extras import require
-from flawscope.calibration.intervals import Interval
+from flawscope.calibration.figures import Figures, LeakFigures
+from flawscope.calibration.intervals import Interval, Rate
 from flawscope.calibration.metrics import Float64Array
 from flawscope.calibration.pictures import HeatScale
 from flawscope.calibration.thresholds import images_needed
@@ -58,6 +59,15 @@ class Card:
     heat: str
     has_outline: bool
     boxes: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """A figure without and with the pictures that have to do with a support set, as text: value and interval."""
+
+    name: str
+    left: tuple[str, str]
+    leaked: tuple[str, str]
 
 
 @dataclass(frozen=True)
@@ -150,6 +160,7 @@ def _context(evaluation: Evaluation, markup: Any) -> dict[str, Any]:
             {"name": name, "text": text, "value": getattr(figures, key), "interval": figures.intervals.get(key)}
             for key, name, text in _HEADLINES
         ],
+        "leak_rows": _leak_rows(figures),
         "histogram": markup(plots.score_histogram(scores, kinds, GOOD, image)) if scores.size else None,
         "roc": markup(plots.roc_curve(scores, labels, image)) if both else None,
         "pr": markup(plots.precision_recall_curve(scores, labels, image)) if both else None,
@@ -159,6 +170,28 @@ def _context(evaluation: Evaluation, markup: Any) -> dict[str, Any]:
         "galleries": _galleries(evaluation, scale),
         "faults": [(_relative(evaluation, Path(fault.image)), fault.reason) for fault in figures.faults],
     }
+
+
+def _leak_rows(figures: Figures) -> list[Row]:
+    """Return the overall figures beside those with leak; none where nothing was left out."""
+    if figures.support is None or not figures.support.left_out:
+        return []
+    leak, confusion = figures.support.with_leak, figures.confusion
+    rows = [Row(name, _cells(figures, key), _cells(leak, key)) for key, name, _ in _HEADLINES]
+    if confusion is not None and leak.miss is not None and leak.false_reject is not None:
+        rows.append(Row("Missed defects", _rate_cells(confusion.miss), _rate_cells(leak.miss)))
+        rows.append(Row("False rejects", _rate_cells(confusion.false_reject), _rate_cells(leak.false_reject)))
+    return rows
+
+
+def _cells(figures: Figures | LeakFigures, key: str) -> tuple[str, str]:
+    return figure(getattr(figures, key)), span(figures.intervals.get(key))
+
+
+def _rate_cells(rate: Rate) -> tuple[str, str]:
+    if rate.value is None:
+        return percent(None), ""
+    return f"{rate.count} of {rate.n}", f"{percent(rate.low)} to {percent(rate.high)}"
 
 
 def _galleries(evaluation: Evaluation, scale: HeatScale) -> list[Gallery]:

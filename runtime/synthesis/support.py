@@ -12,6 +12,7 @@ its content, so that an evaluation can leave it out.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -107,6 +108,12 @@ class SupportRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """The content hashes of the original pictures."""
         return frozenset(picture.content for picture in self.pictures)
 
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the content hashes of the original pictures and masks, a line each."""
+        lines = (f"{content}\n" for one in self.pictures for content in (one.content, one.mask_content))
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
+
 
 def write_support(
     dataset: Dataset,
@@ -178,7 +185,7 @@ def write_support(
                 )
             pictures += chosen.values()
             rows.append(Row(f"{category}: {defect}", tiles))
-        alike, alike_rows = _find_alike(dataset, pictures, alike_progress)
+        alike, alike_rows = _find_alike(dataset, pictures, defects, alike_progress)
         record = SupportRecord(__version__, dataset.category, shots, seed, split, tuple(pictures), alike, passed_over)
         write_picture(made / SHEET, draw_sheet([*rows, *alike_rows]))
         write_json(made / MARKER, record)
@@ -203,7 +210,7 @@ def _describe(dataset: Dataset, entry: Defective, content: str, name: str, defec
 
 
 def _find_alike(
-    dataset: Dataset, pictures: Sequence[SupportPicture], progress: Progress | None
+    dataset: Dataset, pictures: Sequence[SupportPicture], defects: Sequence[str], progress: Progress | None
 ) -> tuple[tuple[AlikePicture, ...], list[Row]]:
     """Return the pictures of the same defect types, whatever their split, that probably show the same parts.
 
@@ -211,7 +218,7 @@ def _find_alike(
     """
     taken = {picture.source for picture in pictures}
     types = {(picture.category, picture.defect): list[Tile]() for picture in pictures}
-    others = [e for e in list_defective(dataset, "any") if (e.category, e.defect) in types]
+    others = [e for e in list_defective(dataset, "any", defects) if (e.category, e.defect) in types]
     looks = {e.place: look_of(*e.read()) for e in others if e.place in taken}
     found = []
     for done, entry in enumerate(others, 1):

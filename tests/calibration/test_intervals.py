@@ -123,3 +123,18 @@ def test_pixel_intervals_hold_the_exact_figure_also_when_most_pixels_tie():
     found = intervals.pixel_intervals(coarse, masks, use, ranking, resamples=200)
     assert found["aupro"].low < metrics.aupro(ranking) < found["aupro"].high
     assert found["pixel_ap"].low < metrics.pixel_average_precision(ranking) < found["pixel_ap"].high
+
+
+@given(st.lists(st.integers(0, 2), min_size=1, max_size=12), st.integers(1, 450), st.integers(0, 5))
+def test_of_each_stratum_as_many_pictures_are_drawn_as_there_are(kinds, resamples, seed):
+    strata = [np.array(kinds) == kind for kind in range(3)]
+    counts = np.concatenate(list(intervals.draw_counts(strata, resamples, seed)))
+    assert counts.shape == (resamples, len(kinds))
+    for rows in strata:
+        assert (counts[:, rows].sum(axis=1) == rows.sum()).all()
+
+
+def test_the_middle_of_the_resamples_is_the_interval_and_the_error_makes_it_wider():
+    drawn = np.arange(101.0)
+    assert intervals.percentile_interval(drawn, 0.5) == intervals.Interval(25.0, 75.0, 0.5)
+    assert intervals.percentile_interval(drawn, 0.5, 2.0) == intervals.Interval(23.0, 77.0, 0.5)

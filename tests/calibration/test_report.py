@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from flawscope import cli
 from flawscope.calibration import evaluate_bundle, pictures, plots, report
-from flawscope.datasets import open_dataset
+from flawscope.datasets import content_hash, open_dataset
+from flawscope.runtime.synthesis import SupportPicture, SupportRecord
 
 
 class _Page(HTMLParser):
@@ -148,6 +149,25 @@ def test_a_defect_type_may_have_any_name(make_bundle, tmp_path):
     write_picture(tmp_path / f"other/test/{name}/1.png", 91)
     page = _Page(report.render_report(_evaluation(make_bundle(threshold=75.0), open_dataset(tmp_path / "other"))))
     assert page.text.count(name) >= 4  # row of the histogram, table and caption of the picture
+
+
+def test_the_page_beside_a_support_set_is_well_formed_and_shows_names_as_text(make_bundle, dataset):
+    name = "<b>7.png"
+    (dataset.root / "test/spot/7.png").rename(dataset.root / "test/spot" / name)
+    picture = SupportPicture(
+        "part", "spot", "test", "a", content_hash(dataset.root / "test/spot" / name), *["x"] * 4, 1
+    )
+    record = SupportRecord("0", "part", 1, 0, "test", (picture,))
+    text = report.render_report(
+        evaluate_bundle(
+            make_bundle(threshold=75.0), open_dataset(dataset.root), support=record, command="c", resamples=50
+        )
+    )
+    page = _Page(text)
+    assert page.open == []
+    assert len(page.ids) == len(set(page.ids))
+    assert "Pictures left out (1)" in page.text
+    assert "test/spot/<b>7.png a support picture" in page.text
 
 
 def test_no_absolute_path_of_the_dataset_is_shown(evaluation, tmp_path):
