@@ -15,6 +15,7 @@ from flawscope.errors import ArgumentError, MissingExtra
 from flawscope.terminal import command_line, progress_bars
 
 if TYPE_CHECKING:
+    from flawscope.export.judge_variety import DefectVariety, Variety
     from flawscope.export.judging import Judgement
 
 _PATH = click.Path(path_type=Path)
@@ -30,6 +31,11 @@ _PATH = click.Path(path_type=Path)
 @click.option("--image-size", type=int, help="Height and width in pixels after the resize.  [default: 128]")
 @click.option("--backbone", help="scattering (built in, no download), or any timm model.")
 @click.option("--weights", type=_PATH, help="Safetensors file of the backbone, for offline use.")
+@click.option("--inception", type=_PATH, help="State dict of torchvision's inception_v3: the Inception score is given.")
+@click.option(
+    "--lpips", type=_PATH, help="State dict of torchvision's alexnet or vgg16: with --lpips-heads, IC-LPIPS is given."
+)
+@click.option("--lpips-heads", type=_PATH, help="Linear weights of LPIPS 0.1 for that network.")
 @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="One setting; may be repeated.")
 @click.option("--synthetic-share", type=float, help="Share of defective pictures that is synthetic.  [default: 0.5]")
 @click.option(
@@ -56,6 +62,9 @@ def judge(
     image_size: int | None,
     backbone: str | None,
     weights: Path | None,
+    inception: Path | None,
+    lpips: Path | None,
+    lpips_heads: Path | None,
     assignments: tuple[str, ...],
     synthetic_share: float | None,
     weak_tau: float | None,
@@ -71,6 +80,9 @@ def judge(
     Both learn from the good pictures and the support set, from the same start and for as many steps. The test pictures
     are those that the generator has seen nothing of. Leaves judge.json and judge.svg in --out. The exit status is 1
     where the set is not recommended: where the interval of its gain does not lie above zero.
+
+    Inception score and IC-LPIPS of the accepted pictures are given where the weights of their networks are (safetensors
+    or .pth, which is not unpickled). They say how varied the pictures are, and nothing of whether they help.
     """
     try:
         from flawscope.export.judging import JudgePlan, judge_synthesis
@@ -96,6 +108,9 @@ def judge(
         out=out,
         seeds=_numbers(seeds),
         weights=weights,
+        inception=inception,
+        lpips=lpips,
+        lpips_heads=lpips_heads,
         figure=figure,
         confidence=confidence,
         with_leak=with_leak,
@@ -128,6 +143,8 @@ def _print(found: Judgement) -> None:
     _table("", {None: found.differences}, found.confidence)
     if found.with_leak is not None:
         _table("on all test pictures, also those the generator has seen:", {None: found.with_leak}, found.confidence)
+    if found.variety is not None:
+        _print_variety(found.variety)
     if found.defects is not None:
         _table("by defect type, with all good pictures:", found.defects, found.confidence)
     for note in found.notes:
@@ -158,4 +175,23 @@ def _table(title: str, groups: Mapping[Any, Mapping[str, Difference]], confidenc
             )
     if title:
         click.echo(title)
+    Console(highlight=False, markup=False, emoji=False).print(table)
+
+
+def _print_variety(found: Variety) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("defect")
+    for name in ("pictures", "Inception score", "IC-LPIPS"):
+        table.add_column(name, justify="right")
+    rows: list[tuple[str, DefectVariety | Variety]] = [*found.defects.items(), ("all", found)]
+    for name, one in rows:
+        score = "-"
+        if one.inception_score is not None:
+            deviation = one.inception_score.deviation
+            score = f"{one.inception_score.mean:.3f}" + ("" if deviation is None else f" ± {deviation:.3f}")
+        table.add_row(name, str(one.pictures), score, "-" if one.ic_lpips is None else f"{one.ic_lpips:.4f}")
+    click.echo("how varied the synthetic pictures are, which decides nothing:")
     Console(highlight=False, markup=False, emoji=False).print(table)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from flawscope.calibration.paired import Truth
 from flawscope.datasets import Dataset, Sample, fingerprint, hash_contents, split_held_out
 from flawscope.errors import DataError
 from flawscope.images import BoolArray, Preprocessing, prepare_mask, read_mask
+from flawscope.runtime.synthesis.defective import Defective
 from flawscope.runtime.synthesis.generated import MARKER, GeneratedPicture, GenerateRecord, read_generated
 from flawscope.runtime.synthesis.naming import category_of, place_of
 from flawscope.runtime.synthesis.support import SupportRecord, exclude_support, find_support
@@ -22,6 +23,19 @@ from flawscope.training.loading import Pictures, Progress
 from flawscope.training.segmenter import Labelled, SegmenterConfig, SegmenterData
 
 _LEAST_HELD_BACK = 2
+
+
+@dataclass(frozen=True)
+class DefectPictures:
+    """The pictures of one defect type.
+
+    Attributes:
+        drawn: Files of the synthetic pictures that are learned from, in the order in which they were drawn.
+        support: Place of every support picture below the dataset's root -> its file.
+    """
+
+    drawn: tuple[Path, ...]
+    support: dict[str, Path]
 
 
 @dataclass(frozen=True)
@@ -36,6 +50,7 @@ class JudgeData:
         is_clean: Bool [N], test pictures that neither the generator nor a segmenter has seen anything of.
         left_out: Test picture below the dataset's root -> why it is not clean.
         unseen: Defect types of the test that the support set does not have.
+        defects: Defect type of synthetic pictures -> its pictures; with the category where the dataset has several.
         counts: What there is, for the record.
         notes: What limits the result.
         dataset: Fingerprint of the dataset.
@@ -50,6 +65,7 @@ class JudgeData:
     is_clean: BoolArray
     left_out: dict[str, str]
     unseen: tuple[str, ...]
+    defects: dict[str, DefectPictures]
     counts: dict[str, int]
     notes: tuple[str, ...]
     dataset: str
@@ -97,7 +113,8 @@ def read_judge_data(
     accepted = [line for line in drawn if line.accepted]
     usable = [line for line in accepted if line.good_sha256 not in apart]
     spec = config.preprocessing
-    real = [(entry.sample.path, entry.read()[1]) for entry in find_support(dataset, support)]
+    entries = find_support(dataset, support)
+    real = [(entry.sample.path, entry.read()[1]) for entry in entries]
     synthetic = [(generated / line.image.place, _label(config, generated, line)) for line in usable]
     real_kept, real_labels = _with_labels(real, spec)
     kept, labels = _with_labels(synthetic, spec)
@@ -153,10 +170,11 @@ def read_judge_data(
         is_clean=is_clean,
         left_out=left_out,
         unseen=unseen,
+        defects=_by_defect(generated, usable, set(kept), entries, is_alone=len(names) == 1),
         counts=counts,
         notes=tuple(f"{text}: {number}" for text, number in notes.items() if number),
         dataset=fingerprint(dataset, hashes),
-        support=_digest(text for one in support.pictures for text in (one.content, one.mask_content)),
+        support=support.digest,
         synthetic=_digest(text for line in usable for text in _contents(config, line)),
     )
 
@@ -184,6 +202,27 @@ def _label(config: SegmenterConfig, folder: Path, line: GeneratedPicture) -> Boo
     if file is None:
         raise DataError(f"{line.image.place}: expected the masks of an accepted picture, got none. Generate again.")
     return read_mask(folder / file.place)
+
+
+def _by_defect(
+    generated: Path,
+    usable: Sequence[GeneratedPicture],
+    kept: Collection[Path],
+    entries: Sequence[Defective],
+    *,
+    is_alone: bool,
+) -> dict[str, DefectPictures]:
+    """Return the pictures of every defect type that was drawn, by its name, which has no category if that is alone."""
+    drawn: dict[tuple[str, str], list[Path]] = {}
+    for line in usable:
+        if (path := generated / line.image.place) in kept:
+            drawn.setdefault((line.category, line.defect), []).append(path)
+    found = {}
+    for category, defect in sorted(drawn):
+        support = {one.place: one.sample.path for one in entries if (one.category, one.defect) == (category, defect)}
+        name = defect if is_alone else f"{category}/{defect}"
+        found[name] = DefectPictures(tuple(drawn[category, defect]), support)
+    return found
 
 
 def _contents(config: SegmenterConfig, line: GeneratedPicture) -> tuple[str, ...]:

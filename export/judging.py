@@ -14,8 +14,9 @@ IoU is taken at a probability of 0.5, and at the threshold of the best F1 on goo
 the support pictures. No threshold and no training is chosen on test pictures. The support pictures were learned from,
 because there are no other real defects outside the test split: that threshold is for information.
 
-Measures of the drawn pictures themselves that need networks trained elsewhere (Inception score, IC-LPIPS) are not
-taken: a picture that looks right and does not help is of no use here.
+Inception score and IC-LPIPS of the drawn pictures are taken where the networks' weights are given
+(`flawscope.export.judge_variety`). They say how varied the pictures are and nothing of whether they help: the verdict
+is the same with them and without.
 
     DIR/judge.json   all figures per seed and arm, differences, intervals, verdict
     DIR/judge.svg    the differences and their intervals
@@ -25,10 +26,9 @@ taken: a picture that looks right and does not help is of no use here.
 from __future__ import annotations
 
 import datetime
-import io
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -57,6 +57,8 @@ from flawscope.calibration.paired import (
 from flawscope.datasets import Dataset
 from flawscope.errors import ArgumentError, DataError, RunError
 from flawscope.export.judge_data import JudgeData, read_judge_data
+from flawscope.export.judge_plot import draw_differences
+from flawscope.export.judge_variety import Variety, load_networks, take_variety
 from flawscope.files import atomic_folder, storage_errors, write_bytes, write_text
 from flawscope.images import BoolArray
 from flawscope.runtime.synthesis.support import read_support
@@ -95,6 +97,9 @@ class JudgePlan:
         out: Folder for results.
         seeds: Of the trainings; two each.
         weights: Safetensors file of the backbone, or None.
+        inception: State dict of torchvision's inception_v3, for the Inception score, or None.
+        lpips: State dict of torchvision's alexnet or vgg16, for IC-LPIPS, or None.
+        lpips_heads: Linear weights of LPIPS 0.1 for it; with `lpips` or not at all.
         figure: Which of `flawscope.calibration.paired.FIGURES` decides.
         confidence: Of the intervals, a fraction.
         with_leak: Also take the figures on all test pictures.
@@ -110,6 +115,9 @@ class JudgePlan:
     out: Path
     seeds: tuple[int, ...] = (0, 1, 2)
     weights: Path | None = None
+    inception: Path | None = None
+    lpips: Path | None = None
+    lpips_heads: Path | None = None
     figure: str = PIXEL_AP
     confidence: float = 0.95
     with_leak: bool = False
@@ -175,6 +183,8 @@ class Judgement(msgspec.Struct, frozen=True, kw_only=True):
         created: UTC time, ISO 8601.
         command: The command line.
         flawscope: Version that wrote it.
+        variety: How varied the synthetic pictures are; None where no weights for that were given. Nothing is decided by
+            it.
         schema: Version of this record.
     """
 
@@ -199,6 +209,7 @@ class Judgement(msgspec.Struct, frozen=True, kw_only=True):
     created: str
     command: str
     flawscope: str
+    variety: Variety | None = None
     schema: Literal[1] = 1
 
 
@@ -218,18 +229,26 @@ def judge_synthesis(plan: JudgePlan, progress: Progress = no_progress) -> Judgem
     for module, package in (("sklearn", "scikit-learn"), ("scipy", "scipy"), ("matplotlib", "matplotlib")):
         require(module, package, "judging a synthetic set")
     _check(plan)
+    networks = load_networks(plan.inception, plan.lpips, plan.lpips_heads, _device(plan.config))
     encoder, source = build_backbone(plan.config, plan.weights)
     data = read_judge_data(plan.config, plan.dataset, read_support(plan.support), plan.generated, progress)
     wanted = [(seed, arm) for seed in plan.seeds for arm in ARMS]
     for seed, arm in wanted:  # before the first training: hours later is too late
         _kept(plan, data, source, seed, arm)
+    for left in _left_behind(plan):
+        with storage_errors(left):
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+    variety = None
+    if networks is not None:
+        variety = take_variety(networks, data.defects, plan.config, _device(plan.config), progress)
+    del networks  # the trainings need the memory
     results = []
     for done, (seed, arm) in enumerate(wanted):
         progress("trainings", done, len(wanted))
         kept = _kept(plan, data, source, seed, arm)
         results.append(kept or _run_arm(plan, data, encoder, source, seed, arm, progress))
     progress("trainings", len(wanted), len(wanted))
-    judgement = _weigh(plan, data, source, results)
+    judgement = _weigh(plan, data, source, results, variety)
     write_bytes(plan.out / RECORD, msgspec.json.format(msgspec.json.encode(judgement), indent=1) + b"\n")
     write_text(plan.out / PLOT, draw_differences(judgement.differences))
     return judgement
@@ -246,13 +265,20 @@ def _check(plan: JudgePlan) -> None:
     if plan.out.exists() and not plan.out.is_dir():
         raise ArgumentError(f"{plan.out}: expected a folder, got a file. Choose another name.")
     if plan.out.is_dir():
-        if others := sorted(path.name for path in plan.out.iterdir() if path.name not in (_ARMS, RECORD, PLOT)):
+        ours = {plan.out / name for name in (_ARMS, RECORD, PLOT)}.union(_left_behind(plan))
+        if others := sorted(path.name for path in plan.out.iterdir() if path not in ours):
             raise ArgumentError(f"{plan.out}: expected a new folder, got one with {others[0]}. Choose another name.")
         if not plan.resume and ((plan.out / RECORD).exists() or any(plan.out.glob(f"{_ARMS}/*/{_RESULT}"))):
             raise ArgumentError(
                 f"{plan.out}: expected a new folder, got one with results. Take those that are finished with --resume "
                 "latest, or choose another name."
             )
+
+
+def _left_behind(plan: JudgePlan) -> list[Path]:
+    """Return what killed judgements left of these seeds, as `flawscope.files` names it; others may be running."""
+    ends = [plan.out / RECORD, plan.out / PLOT, *(_folder(plan, seed, arm) for seed in plan.seeds for arm in ARMS)]
+    return [left for end in ends for left in end.parent.glob(f".{end.name}.????????.tmp") if not left.is_symlink()]
 
 
 # ---- One training ----------------------------------------------------------------------------------------------------
@@ -377,7 +403,13 @@ def _maps(logits: Float32Array, config: SegmenterConfig) -> Float32Array:
 # ---- The comparison --------------------------------------------------------------------------------------------------
 
 
-def _weigh(plan: JudgePlan, data: JudgeData, source: BackboneSource, outcomes: Sequence[_Outcome]) -> Judgement:
+def _weigh(
+    plan: JudgePlan,
+    data: JudgeData,
+    source: BackboneSource,
+    outcomes: Sequence[_Outcome],
+    variety: Variety | None,
+) -> Judgement:
     defects = np.array([sample.defect for sample in data.samples])
     groups: dict[str, BoolArray] = {"clean": data.is_clean}
     if plan.with_leak:
@@ -428,6 +460,7 @@ def _weigh(plan: JudgePlan, data: JudgeData, source: BackboneSource, outcomes: S
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         command=plan.command,
         flawscope=flawscope.__version__,
+        variety=variety,
     )
 
 
@@ -441,28 +474,3 @@ def _verdict(name: str, found: Difference) -> str:
     if found.is_gain:
         return f"recommended: gain of {gain} is above zero"
     return f"not recommended: gain of {gain} is not above zero"
-
-
-def draw_differences(differences: Mapping[str, Difference]) -> str:
-    """Return a picture of differences as SVG text, the same on every run: a dot and an interval for each figure."""
-    matplotlib = require("matplotlib", "matplotlib", "drawing differences")
-    figure_type: Any = require("matplotlib.figure", "matplotlib", "drawing differences").Figure
-    # A user's own Matplotlib settings must not change the picture; the backend is not used here.
-    settings = {key: value for key, value in matplotlib.rcParamsDefault.items() if key != "backend"}
-    settings |= {"svg.fonttype": "none", "svg.hashsalt": "flawscope-judge", "axes.spines.top": False}
-    with matplotlib.rc_context(settings | {"axes.spines.right": False, "axes.spines.left": False}):
-        figure = figure_type(figsize=(7.0, 1.0 + 0.42 * len(differences)), layout="constrained")
-        axis = figure.subplots()
-        axis.axvline(0.0, color="#888888", linewidth=1)
-        for row, found in enumerate(differences.values()):
-            colour = "#1a7f37" if found.is_gain else "#8a4b00"
-            axis.plot([found.interval.low, found.interval.high], [row, row], color=colour, linewidth=2)
-            axis.plot(list(found.differences), [row + 0.22] * len(found.differences), "|", color="#888888")
-            axis.plot([found.mean], [row], "o", color=colour)
-        axis.set_yticks(range(len(differences)), [FIGURES.get(name, name) for name in differences])
-        axis.tick_params(axis="y", length=0)
-        axis.set_ylim(len(differences) - 0.5, -0.5)
-        axis.set_xlabel("with synthetic pictures minus without; ticks are single seeds")
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    return buffer.getvalue()

@@ -5,16 +5,19 @@ that knows those alone which put numbers, texts, lists and dictionaries together
 to it a tensor is a place in a storage. Every other instruction or name is refused.
 
 Both forms are read: the zip of torch 1.6 and later, and the older sequence of pickles. They are described by what torch
-itself writes.
+itself writes. The tar of the first months of torch is refused by name.
+
+The numbers of a tensor are taken out when they are asked for: of a large classifier often a part is wanted.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 import pickletools
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -25,7 +28,7 @@ import numpy.typing as npt
 from flawscope.errors import DataError
 
 MAX_BYTES = 64 << 20
-"""Largest file that is read: a learned word has kilobytes."""
+"""Largest file that is read where nothing else is said: a learned word has kilobytes."""
 
 _MAGIC = 0x1950A86A20F9469CFC6C  # what the older form begins with
 _PROTOCOL = 1001
@@ -43,13 +46,18 @@ _STORAGES = {
     "torch BoolStorage": "|b1",
 }
 _MODULE = "torch.nn.modules.container ParameterDict"
-_TENSOR = "torch._utils _rebuild_tensor_v2"
-_PARAMETERS = ("torch._utils _rebuild_parameter", "torch._utils _rebuild_parameter_with_state")
+_TENSORS = ("torch._utils _rebuild_tensor", "torch._utils _rebuild_tensor_v2")
+_PARAMETERS = (
+    "torch._utils _rebuild_parameter",
+    "torch._utils _rebuild_parameter_with_state",
+    "torch.nn.parameter Parameter",  # as torch before 0.4 saved them
+)
 _ORDERED = "collections OrderedDict"
 _SETS = ("__builtin__ set", "builtins set")
-_NAMES = frozenset((*_STORAGES, _MODULE, _TENSOR, *_PARAMETERS, _ORDERED, *_SETS))
+_NAMES = frozenset((*_STORAGES, _MODULE, *_TENSORS, *_PARAMETERS, _ORDERED, *_SETS))
 
-_VALUES = frozenset(("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE"))
+# SHORT_BINSTRING is a text from Python 2.
+_VALUES = frozenset(("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINSTRING"))
 _CONSTANTS: Mapping[str, object] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
@@ -66,8 +74,8 @@ class _Storage:
     count: int
 
     @property
-    def itemsize(self) -> int:
-        return 2 if self.kind == _BFLOAT16 else np.dtype(self.kind).itemsize
+    def nbytes(self) -> int:
+        return self.count * (2 if self.kind == _BFLOAT16 else np.dtype(self.kind).itemsize)
 
 
 @dataclass(frozen=True)
@@ -101,13 +109,13 @@ class Saved:
 
     path: Path
     value: Any
-    _storages: Mapping[str, bytes]
+    _read: Callable[[_Storage], bytes]
 
     def array(self, tensor: SavedTensor) -> npt.NDArray[Any]:
         """Return the numbers of a tensor; bfloat16 becomes float32.
 
         Raises:
-            DataError: If it reaches beyond its storage.
+            DataError: If it reaches beyond its storage, or the storage is broken.
         """
         storage, size, stride = tensor.storage, tensor.size, tensor.stride
         numbers = (tensor.offset, *size, *stride)
@@ -120,7 +128,10 @@ class Saved:
                 f"{self.path}: expected a tensor within its {storage.count} numbers, got size {list(size)} and stride "
                 f"{list(stride)} from {tensor.offset} on. Get the file again."
             )
-        data = self._storages[storage.key]
+        with _broken(self.path):
+            data = self._read(storage)
+            if len(data) != storage.nbytes:
+                raise ValueError(f"a storage of {len(data)} bytes where {storage.count} numbers are referred to")
         if storage.kind == _BFLOAT16:
             flat: npt.NDArray[Any] = (np.frombuffer(data, "<u2").astype(np.uint32) << np.uint32(16)).view(np.float32)
         else:
@@ -132,27 +143,48 @@ class Saved:
         return found
 
 
-def read_torch_file(path: Path) -> Saved:
+def read_torch_file(path: Path, *, what: str = "a learned word", max_bytes: int | None = None) -> Saved:
     """Read what `torch.save` wrote.
+
+    Args:
+        path: The file. It is held in memory, and the numbers of a tensor are copied when they are asked for.
+        what: What is expected to be in it, for messages.
+        max_bytes: Largest file that is read; None for `MAX_BYTES`.
 
     Raises:
         DataError: If the file cannot be read, is too large or broken, or holds anything but tensors in dictionaries,
             lists and ParameterDicts; the message names the class.
     """
+    limit = MAX_BYTES if max_bytes is None else max_bytes
     try:
         size = path.stat().st_size
-        data = path.read_bytes() if size <= MAX_BYTES else b""
+        data = path.read_bytes() if size <= limit else b""
     except OSError as err:
         raise DataError(f"{path}: expected a file of torch.save, got: {err.strerror or err}. Check the path.") from err
-    if size > MAX_BYTES:
+    if size > limit:
         raise DataError(
-            f"{path}: expected a file of at most {MAX_BYTES >> 20} MiB, got {size >> 20} MiB. A learned word has "
-            "kilobytes: is it the whole model?"
+            f"{path}: expected {what} in a file of at most {limit >> 20} MiB, got {size >> 20} MiB. Name the right "
+            "file: is it the whole model, or a training?"
         )
-    reader = _Reader(path, data)
+    reader = _Reader(path, what, data)
+    with _broken(path):
+        if zipfile.is_zipfile(io.BytesIO(data)):
+            return reader.from_zip()
+        if data[257:262] == b"ustar":
+            raise DataError(
+                f"{path}: expected {what} as torch saves it since 2017, got a tar of earlier. Load it with torch and "
+                "save its tensors as safetensors."
+            )
+        return reader.from_sequence()
+
+
+@contextlib.contextmanager
+def _broken(path: Path) -> Iterator[None]:
+    """Turn what a broken file leads to into a DataError that names it."""
     try:
-        return reader.from_zip() if zipfile.is_zipfile(io.BytesIO(data)) else reader.from_sequence()
-    except (ValueError, KeyError, IndexError, TypeError, EOFError, NotImplementedError, zipfile.BadZipFile) as err:
+        yield
+    # RuntimeError is what zipfile says of a member that claims to be encrypted.
+    except (ValueError, KeyError, IndexError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile) as err:
         reason = (str(err).splitlines() or [""])[0] or type(err).__name__
         raise DataError(f"{path}: expected a file of torch.save, got a broken one: {reason}. Get it again.") from err
 
@@ -160,66 +192,67 @@ def read_torch_file(path: Path) -> Saved:
 class _Reader:
     """Reads one file, whose bytes are here."""
 
-    def __init__(self, path: Path, data: bytes) -> None:
-        self._path, self._data = path, data
+    def __init__(self, path: Path, what: str, data: bytes) -> None:
+        self._path, self._what, self._data = path, what, data
 
     def from_zip(self) -> Saved:
-        with zipfile.ZipFile(io.BytesIO(self._data)) as archive:
-            members = {member.filename.partition("/")[2]: member for member in archive.infolist()}
-            for member in members.values():
-                if member.compress_type != zipfile.ZIP_STORED or member.file_size > len(self._data):
-                    raise DataError(
-                        f"{self._path}: expected members as torch writes them, got {member.filename}, which is "
-                        "compressed. Get the file again."
-                    )
-            if "byteorder" in members and archive.read(members["byteorder"]) != b"little":
-                raise DataError(f"{self._path}: expected numbers in little-endian order. Save it on another machine.")
-            value, storages = self._run(io.BytesIO(archive.read(members["data.pkl"])))
-            return Saved(
-                self._path,
-                value,
-                self._filled(storages, lambda storage: archive.read(members[f"data/{storage.key}"])),
-            )
+        archive = zipfile.ZipFile(io.BytesIO(self._data))
+        members = {member.filename.partition("/")[2]: member for member in archive.infolist()}
+        for member in members.values():
+            if member.compress_type != zipfile.ZIP_STORED or member.file_size > len(self._data):
+                raise DataError(
+                    f"{self._path}: expected members as torch writes them, got {member.filename}, which is "
+                    "compressed. Get the file again."
+                )
+        if "byteorder" in members and archive.read(members["byteorder"]) != b"little":
+            raise DataError(f"{self._path}: expected numbers in little-endian order. Save it on another machine.")
+        value, storages = self._run(io.BytesIO(archive.read(members["data.pkl"])))
+        self._check(storages, {key: members[f"data/{key}"].file_size for key in storages})
+        return Saved(self._path, value, lambda storage: archive.read(members[f"data/{storage.key}"]))
 
     def from_sequence(self) -> Saved:
         stream = io.BytesIO(self._data)
         if self._run(stream)[0] != _MAGIC or self._run(stream)[0] != _PROTOCOL:
             raise ValueError("it does not begin as one")
-        if self._run(stream)[0].get("little_endian") is not True:
+        if _expect(self._run(stream)[0], dict).get("little_endian") is not True:
             raise DataError(f"{self._path}: expected numbers in little-endian order. Save it on another machine.")
         value, storages = self._run(stream)
-        keys = self._run(stream)[0]
+        keys = _expect(self._run(stream)[0], list)
         if sorted(keys) != sorted(storages):
             raise ValueError(f"it lists {len(keys)} storages and refers to {len(storages)}")
-        found = {}
+        starts, left = {}, {}
         for key in keys:
             count = int.from_bytes(stream.read(8), "little")
             if count != storages[key].count:
                 raise ValueError(f"a storage of {count} numbers where {storages[key].count} are referred to")
-            found[key] = stream.read(count * storages[key].itemsize)
-        return Saved(self._path, value, self._filled(storages, lambda storage: found[storage.key]))
+            starts[key] = stream.tell()
+            left[key] = min(storages[key].nbytes, len(self._data) - starts[key])
+            stream.seek(storages[key].nbytes, io.SEEK_CUR)
+        self._check(storages, left)
+        data = self._data
+        return Saved(
+            self._path, value, lambda storage: data[starts[storage.key] : starts[storage.key] + storage.nbytes]
+        )
 
     def _run(self, stream: BinaryIO) -> tuple[Any, dict[str, _Storage]]:
-        machine = _Machine(self._path)
+        machine = _Machine(self._path, self._what)
         return machine.run(stream), machine.storages
 
-    def _filled(self, storages: Mapping[str, _Storage], read: Callable[[_Storage], bytes]) -> dict[str, bytes]:
-        wanted = sum(storage.count * storage.itemsize for storage in storages.values())
+    def _check(self, storages: Mapping[str, _Storage], there: Mapping[str, int]) -> None:
+        """Raise unless every storage has the bytes that are referred to."""
+        wanted = sum(storage.nbytes for storage in storages.values())
         if wanted > len(self._data):
             raise ValueError(f"its storages would have {wanted} bytes, the file has {len(self._data)}")
-        found = {}
         for key, storage in storages.items():
-            found[key] = read(storage)
-            if len(found[key]) != storage.count * storage.itemsize:
-                raise ValueError(f"a storage of {len(found[key])} bytes where {storage.count} numbers are referred to")
-        return found
+            if there[key] != storage.nbytes:
+                raise ValueError(f"a storage of {there[key]} bytes where {storage.count} numbers are referred to")
 
 
 class _Machine:
     """Follows the instructions of one pickle. Nothing that it reads is called or imported."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, what: str) -> None:
+        self._path, self._what = path, what
         self._stack: list[Any] = []
         self._marks: list[int] = []
         self._memo: dict[int, Any] = {}
@@ -267,13 +300,20 @@ class _Machine:
             arguments = _expect(stack.pop(), tuple)
             stack.append(_made(_expect(stack.pop(), _Name).text, arguments))
         elif name == "BUILD":
-            state = _expect(stack.pop(), dict)
-            _expect(stack[-1], SavedModule).state = state
+            self._build(stack.pop())
         elif name != "PROTO":
             raise DataError(
-                f"{self._path}: expected a learned word, got a pickle with the instruction {name}, which it does not "
+                f"{self._path}: expected {self._what}, got a pickle with the instruction {name}, which it does not "
                 "need. It was not followed."
             )
+
+    def _build(self, state: Any) -> None:
+        """Give the attributes of the object on top; those of a dictionary or a tensor say nothing of its numbers."""
+        target = _expect(self._stack[-1], SavedModule | SavedTensor | dict)
+        if isinstance(target, SavedModule):
+            target.state = _expect(state, dict)
+        else:
+            _expect(state, tuple if isinstance(target, SavedTensor) else dict)
 
     def _since_mark(self) -> list[Any]:
         start = self._marks.pop()
@@ -284,7 +324,7 @@ class _Machine:
     def _named(self, text: str) -> _Name:
         if text not in _NAMES:
             raise DataError(
-                f"{self._path}: expected a learned word, got a pickle with {text.replace(' ', '.')}, which it does not "
+                f"{self._path}: expected {self._what}, got a pickle with {text.replace(' ', '.')}, which it does not "
                 "need. It was not imported. If the file is yours, save its tensors alone."
             )
         return _Name(text)
@@ -305,7 +345,7 @@ class _Machine:
 
 def _made(name: str, arguments: tuple[Any, ...]) -> Any:
     """Return what stands for the result of a call."""
-    if name == _TENSOR:
+    if name in _TENSORS:
         storage, offset, size, stride = arguments[:4]
         return SavedTensor(_expect(storage, _Storage), offset, _expect(size, tuple), _expect(stride, tuple))
     if name in _PARAMETERS:

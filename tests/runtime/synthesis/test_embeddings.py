@@ -240,7 +240,9 @@ def test_a_file_that_is_too_large_is_not_read(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(torch_file, "MAX_BYTES", 1 << 20)
     path = tmp_path / "e.pt"
     path.write_bytes(bytes((1 << 20) + 1))
-    with pytest.raises(DataError, match=r"expected a file of at most 1 MiB, got 1 MiB\. .* is it the whole model\?"):
+    with pytest.raises(
+        DataError, match=r"expected a learned word in a file of at most 1 MiB, got 1 MiB\. .* is it the whole"
+    ):
         read_anogen_embeddings(path)
 
 
