@@ -34,7 +34,7 @@ from flawscope.errors import ArgumentError, DataError
 from flawscope.export.judge_data import DefectPictures
 from flawscope.files import sha256_file
 from flawscope.images import Preprocessing, read_image
-from flawscope.runtime.synthesis.torch_file import SavedTensor, read_torch_file
+from flawscope.runtime.synthesis.torch_file import read_state_dict
 from flawscope.training.loading import Pictures, Progress
 from flawscope.training.lpips import MIN_SIDE_PX, Lpips, build_lpips
 from flawscope.training.segmenter import SegmenterConfig
@@ -53,7 +53,6 @@ MAX_SIDE_PX = 512
 
 _MAX_BYTES = 1 << 30  # vgg16 with its classifier has 528 MB
 _SUFFIX = ".safetensors"
-_ADVICE = "Save the network's state_dict() alone."
 _BATCH_PIXELS, _BATCH = 1 << 20, 16  # at once: vgg16 takes about 1 GB for four pictures of 512 x 512
 
 
@@ -154,17 +153,7 @@ class _TorchFile:
 
     def __init__(self, path: Path) -> None:
         self.name = str(path)
-        self._saved = read_torch_file(path, what="a state dict of tensors", max_bytes=_MAX_BYTES)
-        value = self._saved.value
-        if not isinstance(value, dict):
-            raise DataError(f"{path}: expected a state dict of tensors, got {type(value).__name__}. {_ADVICE}")
-        self._tensors: dict[str, SavedTensor] = {}
-        for name, tensor in value.items():
-            if not isinstance(tensor, SavedTensor) or not isinstance(name, str):
-                raise DataError(
-                    f"{path}: expected a state dict of tensors, got {type(tensor).__name__} for {name!r}. {_ADVICE}"
-                )
-            self._tensors[name] = tensor
+        self._saved, self._tensors = read_state_dict(path, _MAX_BYTES)
         self.shapes: Mapping[str, tuple[int, ...]] = {name: tensor.size for name, tensor in self._tensors.items()}
 
     def read(self, name: str) -> npt.NDArray[Any]:

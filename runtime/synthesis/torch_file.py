@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import io
 import math
+import mmap
 import pickletools
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -147,7 +148,7 @@ def read_torch_file(path: Path, *, what: str = "a learned word", max_bytes: int 
     """Read what `torch.save` wrote.
 
     Args:
-        path: The file. It is held in memory, and the numbers of a tensor are copied when they are asked for.
+        path: The file. It stays open; the numbers of a tensor are copied when they are asked for.
         what: What is expected to be in it, for messages.
         max_bytes: Largest file that is read; None for `MAX_BYTES`.
 
@@ -156,9 +157,12 @@ def read_torch_file(path: Path, *, what: str = "a learned word", max_bytes: int 
             lists and ParameterDicts; the message names the class.
     """
     limit = MAX_BYTES if max_bytes is None else max_bytes
+    data: mmap.mmap | bytes = b""
     try:
-        size = path.stat().st_size
-        data = path.read_bytes() if size <= limit else b""
+        with path.open("rb") as file:
+            size = path.stat().st_size
+            if 0 < size <= limit:
+                data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except OSError as err:
         raise DataError(f"{path}: expected a file of torch.save, got: {err.strerror or err}. Check the path.") from err
     if size > limit:
@@ -168,7 +172,7 @@ def read_torch_file(path: Path, *, what: str = "a learned word", max_bytes: int 
         )
     reader = _Reader(path, what, data)
     with _broken(path):
-        if zipfile.is_zipfile(io.BytesIO(data)):
+        if zipfile.is_zipfile(path):
             return reader.from_zip()
         if data[257:262] == b"ustar":
             raise DataError(
@@ -176,6 +180,27 @@ def read_torch_file(path: Path, *, what: str = "a learned word", max_bytes: int 
                 "save its tensors as safetensors."
             )
         return reader.from_sequence()
+
+
+def read_state_dict(path: Path, max_bytes: int) -> tuple[Saved, dict[str, SavedTensor]]:
+    """Read the state of a network that `torch.save` wrote: its tensors by name.
+
+    Raises:
+        DataError: As `read_torch_file`, or if it holds anything beside tensors.
+    """
+    saved = read_torch_file(path, what="a state dict of tensors", max_bytes=max_bytes)
+    if not isinstance(saved.value, dict):
+        raise DataError(
+            f"{path}: expected a state dict of tensors, got {type(saved.value).__name__}. Save the network's "
+            "state_dict() alone."
+        )
+    for name, tensor in saved.value.items():
+        if not isinstance(tensor, SavedTensor) or not isinstance(name, str):
+            raise DataError(
+                f"{path}: expected a state dict of tensors, got {type(tensor).__name__} for {name!r}. Save the "
+                "network's state_dict() alone."
+            )
+    return saved, saved.value
 
 
 @contextlib.contextmanager
@@ -190,13 +215,13 @@ def _broken(path: Path) -> Iterator[None]:
 
 
 class _Reader:
-    """Reads one file, whose bytes are here."""
+    """Reads one file, whose bytes are at hand."""
 
-    def __init__(self, path: Path, what: str, data: bytes) -> None:
+    def __init__(self, path: Path, what: str, data: mmap.mmap | bytes) -> None:
         self._path, self._what, self._data = path, what, data
 
     def from_zip(self) -> Saved:
-        archive = zipfile.ZipFile(io.BytesIO(self._data))
+        archive = zipfile.ZipFile(self._path)
         members = {member.filename.partition("/")[2]: member for member in archive.infolist()}
         for member in members.values():
             if member.compress_type != zipfile.ZIP_STORED or member.file_size > len(self._data):
@@ -211,7 +236,7 @@ class _Reader:
         return Saved(self._path, value, lambda storage: archive.read(members[f"data/{storage.key}"]))
 
     def from_sequence(self) -> Saved:
-        stream = io.BytesIO(self._data)
+        stream: Any = io.BytesIO() if isinstance(self._data, bytes) else self._data
         if self._run(stream)[0] != _MAGIC or self._run(stream)[0] != _PROTOCOL:
             raise ValueError("it does not begin as one")
         if _expect(self._run(stream)[0], dict).get("little_endian") is not True:

@@ -1,0 +1,97 @@
+"""A model as diffusers writes it whose weights lie there as pickles (`.bin`), taken over as safetensors.
+
+Nothing in the pickles is executed; see `flawscope.runtime.synthesis.torch_file`. What is no weight (settings,
+tokenizers, licences) is copied.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import safetensors.numpy
+
+from flawscope.errors import DataError
+from flawscope.files import atomic_folder, sha256_file
+from flawscope.runtime.synthesis.torch_file import read_state_dict
+
+PARTS = ("unet", "vae", "vqvae", "text_encoder", "bert", "tokenizer", "scheduler")
+"""Folders of a model that are taken over, where they are there."""
+
+_MAX_BYTES = 16 << 30  # the UNet of Stable Diffusion has 3.4 GB, that of XL 10 GB
+_NAMES = {
+    "diffusion_pytorch_model": "diffusion_pytorch_model.safetensors",
+    "pytorch_model": "model.safetensors",
+}
+"""Weights without their ending -> what the libraries look for."""
+
+_VARIANTS = ("", ".fp16")  # the wider numbers first
+_COPIED = (".json", ".txt", ".md", ".model")
+_ABOVE = ("README.md", "LICENSE", "LICENSE.md", "LICENSE.txt", "model_index.json")
+
+
+def import_base(folder: Path, out: Path, progress: Callable[[str, int, int], None] | None = None) -> tuple[Path, ...]:
+    """Write a folder with the parts of a model and all weights as safetensors.
+
+    The folder appears whole or not at all. Weights that are safetensors already are copied; where there are both, the
+    pickle is not looked at. bfloat16 becomes float32; nothing else changes.
+
+    Args:
+        folder: With `unet` and others of `PARTS`.
+        out: The folder to make; it must not exist, or be empty.
+        progress: Called with what is being done, the number of parts done and their total.
+
+    Returns:
+        The weights that were written, below `out`.
+
+    Raises:
+        ArgumentError: If `out` holds something.
+        DataError: If there is no UNet, a part has no weights, or a file is broken or holds anything but tensors.
+        StorageError: If the system refuses to write.
+    """
+    parts = [name for name in PARTS if (folder / name).is_dir()]
+    if "unet" not in parts:
+        raise DataError(
+            f"{folder}: expected a model as diffusers writes it, with a folder unet, got none. Check the path."
+        )
+    written = []
+    with atomic_folder(out) as made:
+        for done, part in enumerate(parts):
+            if progress:
+                progress(f"importing {part}", done, len(parts))
+            (made / part).mkdir()
+            for path in sorted((folder / part).iterdir()):
+                if path.suffix in _COPIED and path.is_file():
+                    shutil.copyfile(path, made / part / path.name)
+            if part not in ("tokenizer", "scheduler"):
+                name = _write_weights(folder / part, made / part)
+                written.append(Path(part, name))
+        for name in _ABOVE:
+            if (folder / name).is_file():
+                shutil.copyfile(folder / name, made / name)
+        if progress:
+            progress("importing", len(parts), len(parts))
+    return tuple(written)
+
+
+def _write_weights(part: Path, made: Path) -> str:
+    """Write the weights of a part and return their name."""
+    for stem, name in _NAMES.items():
+        for variant in _VARIANTS:
+            stored = (part / name).with_suffix(f"{variant}.safetensors")
+            if stored.is_file():
+                shutil.copyfile(stored, made / name)
+                return name
+            pickled = part / f"{stem}{variant}.bin"
+            if pickled.is_file():
+                saved, tensors = read_state_dict(pickled, _MAX_BYTES)
+                arrays = {key: saved.array(tensor) for key, tensor in tensors.items()}
+                # transformers reads no file that does not say so.
+                metadata = {"format": "pt", "source_sha256": sha256_file(pickled)}
+                safetensors.numpy.save_file(arrays, made / name, metadata)
+                return name
+    raise DataError(
+        f"{part}: expected weights called {' or '.join(f'{stem}.bin' for stem in _NAMES)}, got none. Weights in "
+        "several files are not taken over: get the folder again in one file a part."
+    )
