@@ -62,7 +62,7 @@ from flawscope.export.judge_variety import Variety, load_networks, take_variety
 from flawscope.files import atomic_folder, storage_errors, write_bytes, write_text
 from flawscope.images import BoolArray
 from flawscope.runtime.synthesis.support import read_support
-from flawscope.training.backbone import Backbone, BackboneSource, build_backbone
+from flawscope.training.backbone import Backbone, BackboneSource, build_backbone, stages_of
 from flawscope.training.loading import Pictures, Progress, no_progress
 from flawscope.training.loop import CHECKPOINTS
 from flawscope.training.segmenter import (
@@ -73,13 +73,14 @@ from flawscope.training.segmenter import (
     predict,
     train_segmenter,
 )
+from flawscope.training.unfinished import FREE
 from flawscope.versions import package_versions
 
 Arm = Literal["real", "both"]
 ARMS: tuple[Arm, ...] = ("real", "both")
 RECORD, PLOT = "judge.json", "judge.svg"
 _ARMS, _RESULT, _MAPS = "arms", "result.json", "maps.safetensors"
-_FREE = ("seed", "device", "num_workers", "memory_budget_mb", "checkpoint_every", "preview_every")
+_FREE = ("seed", *FREE)
 """Settings that a kept result may differ in: the seed is part of its name, the others do not change its numbers."""
 _ENLARGED = 64  # maps enlarged at once
 _THRESHOLD_PICTURES = 64  # of either kind: their pixels are sorted
@@ -231,6 +232,7 @@ def judge_synthesis(plan: JudgePlan, progress: Progress = no_progress) -> Judgem
     _check(plan)
     networks = load_networks(plan.inception, plan.lpips, plan.lpips_heads, _device(plan.config))
     encoder, source = build_backbone(plan.config, plan.weights)
+    stages_of(encoder, plan.config.preprocessing.size)  # a size that it cannot take is said before the long parts
     data = read_judge_data(plan.config, plan.dataset, read_support(plan.support), plan.generated, progress)
     wanted = [(seed, arm) for seed in plan.seeds for arm in ARMS]
     for seed, arm in wanted:  # before the first training: hours later is too late

@@ -31,8 +31,9 @@ from flawscope.training.backbone import SCATTERING, Backbone
 from flawscope.training.fitted import Fitted
 from flawscope.training.loading import Pictures, Progress
 from flawscope.training.loop import run_loop
-from flawscope.training.splitting import split_pictures
+from flawscope.training.splitting import rounded, split_pictures, training_facts
 from flawscope.training.stfpm import stage_distances
+from flawscope.training.unet import recompute_blocks
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -161,13 +162,10 @@ def train_autoencoder(
         grid=(height >> halvings, width >> halvings),
         tensors={},
         facts={
-            "epochs": config.epochs,
-            "best_epoch": trained.epoch,
-            "validation_error": float(f"{trained.error:.6g}"),
-            "psnr": float(f"{figures['psnr']:.6g}"),
-            "final_loss": float(f"{trained.losses[-1]:.6g}"),
+            **training_facts(trained),
+            "psnr": rounded(figures["psnr"]),
             "validation_pictures": len(validation),
-            "latent_std": float(f"{deviation:.6g}"),
+            "latent_std": rounded(deviation),
             "scaling": 1.0 / deviation if config.base is None else stock,
         },
         networks={"autoencoder": {name.removeprefix(_NETWORK): value for name, value in trained.state.items()}},
@@ -199,6 +197,7 @@ class AutoencoderTask:
         self._backbone = None if config.backbone == SCATTERING or config.perceptual == 0 else backbone
         torch.manual_seed(config.seed)
         self.autoencoder = build_autoencoder(config)
+        recompute_blocks(self.autoencoder, config.gradient_checkpointing)
         self.network: nn.Module = _Sampling(self.autoencoder)
         self._encoder = Encoder(self.autoencoder, config.normalization)
         self._decoder = Decoder(self.autoencoder, config.normalization)

@@ -63,6 +63,25 @@ class Backbone(nn.Module):
         return stages
 
 
+def stages_of(backbone: Backbone, size: tuple[int, int]) -> list[Tensor]:
+    """Return the feature stages of an empty picture of a size (H, W): their channels and grids.
+
+    Raises:
+        ArgumentError: If the backbone cannot take pictures of this size.
+    """
+    device = backbone.get_buffer("scale").device
+    try:
+        with torch.inference_mode():
+            stages: list[Tensor] = backbone(torch.zeros((1, *size, 3), dtype=torch.uint8, device=device))
+    except (RuntimeError, ValueError, AssertionError) as err:  # padding, windows, position tables: each its own
+        raise ArgumentError(
+            f"image size: expected one that the backbone's stages can take, got {size[0]}x{size[1]} pixels "
+            f"({str(err).strip().splitlines()[0] if str(err).strip() else type(err).__name__}). "
+            "Choose a larger --image-size or finer stages."
+        ) from err
+    return stages
+
+
 def build_backbone(config: DetectorConfig, weights: Path | None) -> tuple[Backbone, BackboneSource]:
     """Build the backbone a config names, with its weights.
 

@@ -33,8 +33,10 @@ from flawscope.training.loading import Numbers, Progress
 from flawscope.training.loop import run_loop
 from flawscope.training.networks import group_count
 from flawscope.training.noise import add_noise, noise_levels
-from flawscope.training.splitting import MOST_VALIDATED, rounded, split_pictures, spread_levels
+from flawscope.training.optimizers import build_optimizer
+from flawscope.training.splitting import MOST_VALIDATED, mean_error, split_pictures, spread_levels, training_facts
 from flawscope.training.synthesis_run import SynthesisFitted
+from flawscope.training.unet import recompute_blocks
 from flawscope.training.words import END, LENGTH, START, write_tokenizer
 
 if TYPE_CHECKING:
@@ -114,10 +116,7 @@ def train_base(
     return SynthesisFitted(
         networks={**state, "autoencoder": dict(halves.state_dict())},
         facts={
-            "epochs": config.epochs,
-            "best_epoch": trained.epoch,
-            "validation_error": rounded(trained.error),
-            "final_loss": rounded(trained.losses[-1]),
+            **training_facts(trained),
             "training_pictures": len(task.learned),
             "validation_pictures": len(task.held_back),
         },
@@ -264,6 +263,9 @@ class BaseTask:
         self.tokens = torch.from_numpy(prompts.tokens(texts, config.context).tokens)
         torch.manual_seed(config.seed)
         network = DrawingNetwork(settings)
+        recompute_blocks(
+            network.unet, config.gradient_checkpointing, lambda: _attention(next(network.parameters()).device)
+        )
         self.network: nn.Module = network
         self._base = SynthesisBase(
             autoencoder=autoencoder,
@@ -280,15 +282,9 @@ class BaseTask:
         self._shares = torch.from_numpy(signal_shares(SAMPLING)).float()
 
     def optimizer(self) -> torch.optim.Optimizer:
-        """Return AdamW."""
-        config = self._config
-        return torch.optim.AdamW(
-            self.network.parameters(),
-            lr=config.learning_rate,
-            betas=config.betas,
-            weight_decay=config.weight_decay,
-            fused=True,  # hundreds of small tensors: on a CPU a twentieth of a step
-        )
+        """Return the optimizer of all parameters."""
+        # Fused: of hundreds of small tensors, it takes a twentieth of a step on a CPU.
+        return build_optimizer(self._config, self.network.parameters(), fused=True)
 
     def loss(self, network: nn.Module, images: Tensor, generator: torch.Generator) -> Tensor:
         """Return the squared error of the predicted noise (arXiv:2112.10752, equation 3), over all latents.
@@ -312,20 +308,19 @@ class BaseTask:
     def validate(self) -> dict[str, float]:
         """Return the mean squared error of the predicted noise, at levels and with noise that stay the same."""
         data, count = self.held_back, min(len(self.held_back), MOST_VALIDATED)
+        size, seed = self._config.batch_size, self._config.seed
         device = next(self.network.parameters()).device
-        generator = torch.Generator(device=device).manual_seed(self._config.seed)
         numbers = torch.arange(count) * len(data) // count  # evenly: they come category by category
-        levels = spread_levels(count, self._config.seed).to(device)
-        errors = []
-        with torch.inference_mode():
-            for start in range(0, count, self._config.batch_size):
-                part, level = (one[start : start + self._config.batch_size] for one in (numbers, levels))
-                clean, texts = data.latents.mean[part].to(device), data.texts[part].to(device)
-                noise = torch.randn(clean.shape, generator=generator, device=device)
-                beside = data.beside(part, torch.zeros_like(part))
-                found = self._squared_errors(self.network, clean, level, noise, texts, beside)
-                errors.append(found.mean(dim=(1, 2, 3)))
-        return {"error": float(torch.cat(errors).mean())}
+        levels = spread_levels(count, seed).to(device)
+
+        def errors(part: tuple[Tensor, Tensor], generator: torch.Generator) -> Tensor:
+            numbers, levels = part
+            clean, texts = data.latents.mean[numbers].to(device), data.texts[numbers].to(device)
+            noise = torch.randn(clean.shape, generator=generator, device=device)
+            beside = data.beside(numbers, torch.zeros_like(numbers))
+            return self._squared_errors(self.network, clean, levels, noise, texts, beside).mean(dim=(1, 2, 3))
+
+        return mean_error(zip(torch.split(numbers, size), torch.split(levels, size), strict=True), errors, device, seed)
 
     def preview(self, path: Path) -> None:
         """Write held-back good pictures, each beside one that is drawn, or beside itself with its box filled."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ class Checkpoint:
 
     Attributes:
         state: Group (`network`, `best`, `average`) -> name -> tensor.
-        optimizer: What `Optimizer.state_dict` gives.
+        optimizer: What `Optimizer.state_dict` gives; bitsandbytes has its moments in a dictionary of their own.
         numbers: Counters and figures, as JSON can hold them.
     """
 
@@ -39,11 +40,11 @@ def write_checkpoint(folder: Path, epoch: int, checkpoint: Checkpoint, *, keep: 
     tensors = {f"{group}/{name}": value for group, named in checkpoint.state.items() for name, value in named.items()}
     values: dict[str, dict[str, Any]] = {}
     for index, entries in checkpoint.optimizer["state"].items():
-        for name, value in entries.items():
+        for place, value in _leaves(entries):
             if isinstance(value, Tensor):
-                tensors[f"optimizer/{index}/{name}"] = value
+                tensors[f"optimizer/{index}/{place}"] = value
             else:
-                values.setdefault(str(index), {})[name] = value
+                values.setdefault(str(index), {})[place] = value
     numbers = {
         "numbers": checkpoint.numbers,
         "optimizer": {"values": values, "groups": checkpoint.optimizer["param_groups"]},
@@ -86,7 +87,29 @@ def latest_checkpoint(folder: Path) -> Checkpoint | None:
         else:
             state.setdefault(group, {})[rest] = value
     state.setdefault("best", {})
-    return Checkpoint(state, {"state": optimizer, "param_groups": groups}, numbers)
+    entries = {index: _nested(leaves) for index, leaves in optimizer.items()}
+    return Checkpoint(state, {"state": entries, "param_groups": groups}, numbers)
+
+
+def _leaves(entries: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield what is in dictionaries within each other, with its place: names joined by slashes."""
+    for name, value in entries.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{above}{name}/")
+        else:
+            yield above + name, value
+
+
+def _nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the dictionaries that such places came from."""
+    found: dict[str, Any] = {}
+    for place, value in leaves.items():
+        *parents, name = place.split("/")
+        node = found
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = value
+    return found
 
 
 def _checkpoints(folder: Path) -> list[Path]:

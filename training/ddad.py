@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -22,9 +23,11 @@ from flawscope.training.fitted import Fitted
 from flawscope.training.loading import Pictures, Progress
 from flawscope.training.loop import run_loop
 from flawscope.training.noise import add_noise, draw_noise, noise_levels, sampling_noise
+from flawscope.training.optimizers import build_optimizer
 from flawscope.training.reconstructing import Reconstruction, TorchNetworks, write_strips
-from flawscope.training.splitting import MOST_VALIDATED, rounded, split_pictures, spread_levels
+from flawscope.training.splitting import MOST_VALIDATED, noise_error, rounded, split_pictures, training_facts
 from flawscope.training.unet import Denoiser, signed_pictures
+from flawscope.training.unfinished import FREE
 
 AFTER_DENOISER = frozenset(
     {
@@ -33,7 +36,7 @@ AFTER_DENOISER = frozenset(
         *("start", "steps", "spacing", "eta", "level", "noise_seed", "conditioning", "weight", "clip"),
         *("pixel_map", "pixel_weight", "feature_weight", "smoothing", "sigma"),
         *("map_scale", "pixel_threshold", "feature_threshold"),
-        *("device", "num_workers", "memory_budget_mb", "checkpoint_every", "preview_every"),
+        *FREE,
     }
 )
 """Settings that a denoiser does not learn from: with other ones a trained denoiser is still what they ask for."""
@@ -74,20 +77,16 @@ def train_ddad(
     if ready is None:
         trained = run_loop(task, pictures, config, folder, resume=resume, progress=progress)
         state = trained.state
-        facts = {
-            "epochs": config.epochs,
-            "best_epoch": trained.epoch,
-            "validation_error": rounded(trained.error),
-            "final_loss": rounded(trained.losses[-1]),
-            "validation_pictures": len(validation),
-        }
+        facts = training_facts(trained) | {"validation_pictures": len(validation)}
     else:
         state = ready.networks["denoiser"]
         facts = {name: value for name, value in ready.facts.items() if name in _DENOISER_FACTS}
         task.networks.to(choose_device(config.device))
     task.network.load_state_dict(state)
     if config.extractor != "none":
-        adapted = train_extractor(config, backbone, task.networks, pictures, validation, folder, resume, progress)
+        # The limit is that of the denoiser's steps; the extractor has its own epochs.
+        own = msgspec.structs.replace(config, max_steps=None)
+        adapted = train_extractor(own, backbone, task.networks, pictures, validation, folder, resume, progress)
         facts |= {"extractor_best_epoch": adapted.epoch, "extractor_error": rounded(adapted.error)}
     scales = measure_scales(config, task.reconstruction(MapRule(1.0, 1.0, 0.0)), validation, progress)
     rule = MapRule(config.pixel_weight / scales[0], config.feature_weight / scales[1], config.sigma)
@@ -124,12 +123,8 @@ class DenoiserTask:
         self._shares = torch.from_numpy(signal_shares(config.sampling)).float()
 
     def optimizer(self) -> torch.optim.Optimizer:
-        """Return AdamW, or Adam."""
-        config = self._config
-        kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
-        return kind(
-            self.network.parameters(), lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
-        )
+        """Return the optimizer of the denoiser's parameters."""
+        return build_optimizer(self._config, self.network.parameters())
 
     def loss(self, network: nn.Module, images: Tensor, generator: torch.Generator) -> Tensor:
         """Return the squared error of the predicted noise (arXiv:2006.11239, equation 14)."""
@@ -156,18 +151,11 @@ class DenoiserTask:
 
     def validate(self) -> dict[str, float]:
         """Return the mean squared error of the predicted noise, at levels and with noise that stay the same."""
-        count = min(len(self._validation), MOST_VALIDATED)
-        device = next(self.network.parameters()).device
-        generator = torch.Generator(device=device).manual_seed(self._config.seed)
-        levels = spread_levels(count, self._config.seed).to(device)
-        errors, done = [], 0
-        with torch.inference_mode():
-            for images in self._validation.batches(range(count), self._config.batch_size):
-                pictures = signed_pictures(torch.from_numpy(images).to(device))
-                part = levels[done : done + len(images)]
-                errors.append(self._squared_errors(self.network, pictures, part, generator).mean(dim=(1, 2, 3)))
-                done += len(images)
-        return {"error": float(torch.cat(errors).mean())}
+
+        def errors(images: Tensor, levels: Tensor, generator: torch.Generator) -> Tensor:
+            return self._squared_errors(self.network, signed_pictures(images), levels, generator)
+
+        return noise_error(self._config, self._validation, errors, next(self.network.parameters()).device)
 
     def preview(self, path: Path) -> None:
         """Write held-back good pictures beside their reconstructions and maps."""

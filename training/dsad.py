@@ -26,10 +26,11 @@ from flawscope.training.loading import Pictures, Progress
 from flawscope.training.loop import run_loop
 from flawscope.training.networks import import_diffusers
 from flawscope.training.noise import add_noise, noise_levels, sampling_noise
+from flawscope.training.optimizers import build_optimizer
 from flawscope.training.reconstructing import Reconstruction, TorchNetworks, write_strips
 from flawscope.training.sketch import Sketcher, corrupt_sketches
-from flawscope.training.splitting import MOST_VALIDATED, rounded, split_pictures, spread_levels
-from flawscope.training.unet import signed_pictures
+from flawscope.training.splitting import noise_error, split_pictures, training_facts
+from flawscope.training.unet import recompute_blocks, signed_pictures
 
 _PREVIEWS = 4
 _WEIGHTS = (
@@ -76,10 +77,7 @@ def train_dsad(
         grid=config.preprocessing.size,
         tensors={"noise": task.noise},
         facts={
-            "epochs": config.epochs,
-            "best_epoch": trained.epoch,
-            "validation_error": rounded(trained.error),
-            "final_loss": rounded(trained.losses[-1]),
+            **training_facts(trained),
             "validation_pictures": len(validation),
             "scaling": float(encoder.config.scaling_factor),
             "normalization": normalization,
@@ -193,6 +191,8 @@ class DsadTask:
         if config.base is None:
             # What starts at random has to learn; only what Stable Diffusion knows already may stay.
             denoiser.unet.requires_grad_(True)
+        for part in (denoiser.unet, denoiser.guidance):
+            recompute_blocks(part, config.gradient_checkpointing)
         self.network: nn.Module = denoiser
         self.denoiser = denoiser
         self.networks = dsad_networks(config, denoiser, autoencoder, normalization, backbone)
@@ -201,12 +201,8 @@ class DsadTask:
         self._shares = torch.from_numpy(signal_shares(config.sampling)).float()
 
     def optimizer(self) -> torch.optim.Optimizer:
-        """Return AdamW over what learns."""
-        config = self._config
-        learning = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
-        return torch.optim.AdamW(
-            learning, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
-        )
+        """Return the optimizer of what learns."""
+        return build_optimizer(self._config, [one for one in self.network.parameters() if one.requires_grad])
 
     def loss(self, network: nn.Module, images: Tensor, generator: torch.Generator) -> Tensor:
         """Return the squared error of the predicted noise (arXiv:2312.06607), sketches partly wrong."""
@@ -248,19 +244,11 @@ class DsadTask:
 
     def validate(self) -> dict[str, float]:
         """Return the mean squared error of the predicted noise, at levels and with noise that stay the same."""
-        count = min(len(self._validation), MOST_VALIDATED)
-        device = next(self.network.parameters()).device
-        generator = torch.Generator(device=device).manual_seed(self._config.seed)
-        levels = spread_levels(count, self._config.seed).to(device)
-        errors, done = [], 0
-        with torch.inference_mode():
-            for images in self._validation.batches(range(count), self._config.batch_size):
-                given = torch.from_numpy(images).to(device)
-                part = levels[done : done + len(images)]
-                found = self._squared_errors(self.network, given, part, generator, corrupt=False)
-                errors.append(found.mean(dim=(1, 2, 3)))
-                done += len(images)
-        return {"error": float(torch.cat(errors).mean())}
+
+        def errors(images: Tensor, levels: Tensor, generator: torch.Generator) -> Tensor:
+            return self._squared_errors(self.network, images, levels, generator, corrupt=False)
+
+        return noise_error(self._config, self._validation, errors, next(self.network.parameters()).device)
 
     def preview(self, path: Path) -> None:
         """Write held-back good pictures beside their reconstructions and maps."""

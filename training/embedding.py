@@ -22,20 +22,21 @@ from flawscope.training.latents import (
     Moments,
     TextTokens,
     check_base,
-    draw_anew,
     encode_moments,
     latent_masks,
     preview_numbers,
     validation_plan,
-    write_strip,
+    write_preview,
 )
 from flawscope.training.loading import Numbers, Progress
 from flawscope.training.loop import run_loop
 from flawscope.training.noise import add_noise, noise_levels
+from flawscope.training.optimizers import build_optimizer
 from flawscope.training.phrases import photo_texts
-from flawscope.training.splitting import rounded
+from flawscope.training.splitting import mean_error, rounded
 from flawscope.training.support import SupportPicture, SupportSet
 from flawscope.training.synthesis_run import LearnedDefect, SynthesisFitted
+from flawscope.training.unet import recompute_blocks
 
 if TYPE_CHECKING:
     from flawscope.training.base import SynthesisBase
@@ -73,7 +74,7 @@ def train_embedding(
         RunError: If memory runs out, the loss is not finite, or a checkpoint does not fit.
     """
     vectors: dict[str, Tensor] = {}
-    errors, losses, defects = [], [], []
+    errors, losses, defects, epochs = [], [], [], 0
     for index, (category, defect) in enumerate(support.types):
         pictures = support.of(category, defect)
         task = EmbeddingTask(config, base, pictures)
@@ -84,11 +85,12 @@ def train_embedding(
         vectors[f"{category}/{defect}"] = trained.state["vectors"]
         errors.append(trained.error)
         losses.append(trained.losses[-1])
+        epochs = max(epochs, len(trained.losses))
         defects.append(LearnedDefect(category, defect, (config.placeholder,), vectors=True, pictures=len(pictures)))
     return SynthesisFitted(
         networks={"vectors": vectors},
         facts={
-            "epochs": config.epochs,
+            "epochs": epochs,
             "defect_types": len(defects),
             "pictures": len(support.pictures),
             "validation_error": rounded(float(np.mean(errors))),
@@ -154,17 +156,12 @@ class EmbeddingTask:
         self._shares = torch.from_numpy(signal_shares(base.sampling)).float()
         self._cached: tuple[Moments, Tensor] | None = None
         self.network: nn.Module = Words(first_vectors(config, base))
+        recompute_blocks(base.unet, config.gradient_checkpointing)
 
     def optimizer(self) -> torch.optim.Optimizer:
-        """Return AdamW over the vectors."""
+        """Return the optimizer of the vectors."""
         config = self._config
-        return torch.optim.AdamW(
-            self.network.parameters(),
-            lr=config.rate,
-            betas=config.betas,
-            eps=config.epsilon,
-            weight_decay=config.weight_decay,
-        )
+        return build_optimizer(config, self.network.parameters(), rate=config.rate, epsilon=config.epsilon)
 
     def loss(self, network: nn.Module, images: Tensor, generator: torch.Generator) -> Tensor:
         """Return the masked error of the predicted noise, averaged over a batch of item numbers int64 [N].
@@ -203,42 +200,40 @@ class EmbeddingTask:
 
         It is measured on the pictures that are learned from, not mirrored: of three pictures none can be held back.
         """
-        device = next(self.network.parameters()).device
-        generator = torch.Generator(device=device).manual_seed(self._config.seed)
-        numbers, levels = validation_plan(len(self._images), self._config.seed)
-        pictures, levels = torch.from_numpy(numbers).to(device), levels.to(device)
-        rows = torch.arange(len(pictures), device=device) % len(self._texts.tokens)
-        plain = torch.zeros_like(pictures, dtype=torch.bool)
-        size, errors = self._config.batch_size, []
-        with torch.no_grad():
-            for start in range(0, len(pictures), size):
-                part = slice(start, start + size)
-                found = self._losses(self.network, pictures[part], plain[part], rows[part], levels[part], generator)
-                errors.append(found)
-        return {"error": float(torch.cat(errors).mean())}
+        device, seed = next(self.network.parameters()).device, self._config.seed
+        numbers, levels = validation_plan(len(self._images), seed)
+        rows = torch.arange(len(numbers)) % len(self._texts.tokens)
+        plan = torch.stack([torch.from_numpy(numbers), rows, levels], dim=1).to(device)
+
+        def errors(part: Tensor, generator: torch.Generator) -> Tensor:
+            pictures, rows, levels = part.unbind(dim=1)
+            plain = torch.zeros_like(pictures, dtype=torch.bool)
+            return self._losses(self.network, pictures, plain, rows, levels, generator)
+
+        return mean_error(torch.split(plan, self._config.batch_size), errors, device, seed)
 
     def preview(self, path: Path) -> None:
         """Write pictures as they are learned from beside what the word draws in the place of the defect."""
         device = next(self.network.parameters()).device
         unet = self._moved(device)
         moments, _ = self._latents(device)
-        shown = preview_numbers(len(self._images))
         texts = TextTokens(self._base.prompts, [self._config.placeholder], self._config.vectors)
-        rows = torch.zeros(len(shown), dtype=torch.int64, device=device)
+        rows = torch.zeros(len(preview_numbers(len(self._images))), dtype=torch.int64, device=device)
         with torch.no_grad():
             wanted = texts.context(self._base, rows, self.network)
             empty = TextTokens(self._base.prompts, [""]).context(self._base, rows)
-        drawn = draw_anew(
+        write_preview(
+            path,
             self._base,
             "blend",
             lambda x, levels, context: unet(x, levels, context, return_dict=False)[0],
-            moments.mean[shown],
-            [self._masks[number] for number in shown],
+            self._images,
+            self._masks,
+            moments.mean,
             (wanted, empty),
             guidance=GUIDANCE,
             seed=self._config.seed,
         )
-        write_strip(path, [self._images[number] for number in shown], list(drawn))
 
     def _moved(self, device: torch.device) -> Any:
         """Move the base to the device and return its UNet."""

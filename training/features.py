@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from flawscope.errors import ArgumentError
-from flawscope.training.backbone import Backbone
+from flawscope.training.backbone import Backbone, stages_of
 
 
 class PatchFeatures(nn.Module):
@@ -75,15 +74,7 @@ class PatchFeatures(nn.Module):
         Raises:
             ArgumentError: If the backbone cannot take pictures of this size.
         """
-        try:
-            with torch.inference_mode():
-                stages = self.backbone(torch.zeros((1, *size, 3), dtype=torch.uint8, device=self.device))
-        except (RuntimeError, ValueError, AssertionError) as err:  # padding, windows, position tables: each its own
-            raise ArgumentError(
-                f"image size: expected one that the backbone's stages can take, got {size[0]}x{size[1]} pixels "
-                f"({str(err).strip().splitlines()[0] if str(err).strip() else type(err).__name__}). "
-                "Choose a larger --image-size or finer stages."
-            ) from err
+        stages = stages_of(self.backbone, size)
         height, width = stages[0].shape[-2:]
         return (height, width), sum(stage.shape[1] for stage in stages)
 

@@ -24,19 +24,19 @@ from flawscope.training.latents import (
     Moments,
     TextTokens,
     check_base,
-    draw_anew,
     encode_moments,
     latent_masks,
     preview_numbers,
     validation_plan,
-    write_strip,
+    write_preview,
 )
 from flawscope.training.loading import Numbers, Progress
 from flawscope.training.loop import run_loop
 from flawscope.training.lora import learning_unet, networks_of
 from flawscope.training.noise import add_noise, noise_levels
+from flawscope.training.optimizers import build_optimizer
 from flawscope.training.phrases import mirrored, without_location
-from flawscope.training.splitting import rounded
+from flawscope.training.splitting import mean_error, training_facts
 from flawscope.training.support import Described, SupportSet, describe
 from flawscope.training.synthesis_run import LearnedDefect, SynthesisFitted
 
@@ -83,13 +83,10 @@ def train_inpainting(
     return SynthesisFitted(
         networks=networks_of(config, trained.state),
         facts={
-            "epochs": config.epochs,
-            "best_epoch": trained.epoch,
+            **training_facts(trained),
             "defect_types": len(support.types),
             "pictures": len(support.pictures),
             "learned_numbers": sum(one.numel() for one in task.network.parameters()),
-            "validation_error": rounded(trained.error),
-            "final_loss": rounded(trained.losses[-1]),
         },
         defects=learned_defects(support, described),
     )
@@ -155,15 +152,9 @@ class InpaintingTask:
         self.network: nn.Module = learning_unet(base.unet, config)
 
     def optimizer(self) -> torch.optim.Optimizer:
-        """Return AdamW over what learns."""
+        """Return the optimizer of what learns."""
         config = self._config
-        return torch.optim.AdamW(
-            self.network.parameters(),
-            lr=config.rate,
-            betas=config.betas,
-            eps=config.epsilon,
-            weight_decay=config.weight_decay,
-        )
+        return build_optimizer(config, self.network.parameters(), rate=config.rate, epsilon=config.epsilon)
 
     def loss(self, network: nn.Module, images: Tensor, generator: torch.Generator) -> Tensor:
         """Return the weighted error of the predicted noise, averaged over a batch of item numbers int64 [N].
@@ -210,18 +201,17 @@ class InpaintingTask:
 
         It is measured on the pictures that are learned from, not mirrored: of three pictures none can be held back.
         """
-        device = next(self.network.parameters()).device
-        generator = torch.Generator(device=device).manual_seed(self._config.seed)
-        numbers, levels = validation_plan(len(self._images), self._config.seed)
-        chances = np.random.default_rng(self._config.seed).random(len(numbers))
+        device, seed = next(self.network.parameters()).device, self._config.seed
+        numbers, levels = validation_plan(len(self._images), seed)
+        chances = np.random.default_rng(seed).random(len(numbers))
         rows = [self._row(number, chance) for number, chance in zip(numbers.tolist(), chances.tolist(), strict=True)]
-        variants, texts, levels = torch.from_numpy(numbers), torch.tensor(rows), levels.to(device)
-        size, errors = self._config.batch_size, []
-        with torch.no_grad():
-            for start in range(0, len(numbers), size):
-                part = slice(start, start + size)
-                errors.append(self._losses(self.network, variants[part], texts[part], levels[part], generator))
-        return {"error": float(torch.cat(errors).mean())}
+        plan = torch.stack([torch.from_numpy(numbers), torch.tensor(rows), levels], dim=1)
+
+        def errors(part: Tensor, generator: torch.Generator) -> Tensor:
+            variants, texts, levels = part.unbind(dim=1)
+            return self._losses(self.network, variants, texts, levels.to(device), generator)
+
+        return mean_error(torch.split(plan, self._config.batch_size), errors, device, seed)
 
     def preview(self, path: Path) -> None:
         """Write pictures as they are learned from beside what is drawn in their boxes, which the network cannot see."""
@@ -233,18 +223,19 @@ class InpaintingTask:
             rows = torch.tensor([self._row(number, 0.0) for number in shown], device=device)
             wanted = self._texts.context(self._base, rows)
             empty = self._texts.context(self._base, torch.zeros_like(rows))
-        drawn = draw_anew(
+        write_preview(
+            path,
             self._base,
             "inpaint",
             self.network,
-            moments.mean[shown],
-            [self._boxes[number] for number in shown],
+            self._images,
+            self._boxes,
+            moments.mean,
             (wanted, empty),
             guidance=GUIDANCE,
             seed=self._config.seed,
-            beside=beside[shown],
+            beside=beside,
         )
-        write_strip(path, [self._images[number] for number in shown], list(drawn))
 
     def _latents(self, device: torch.device) -> tuple[Moments, Tensor]:
         """Return the latents of all pictures in every way they are mirrored, and what the network gets beside them.

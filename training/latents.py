@@ -171,6 +171,50 @@ def preview_numbers(count: int) -> list[int]:
     return [index * count // taken for index in range(taken)]
 
 
+def write_preview(
+    path: Path,
+    base: SynthesisBase,
+    mode: Mode,
+    denoise: Denoise,
+    images: Sequence[UInt8Array],
+    masks: Sequence[BoolArray],
+    latents: Tensor,
+    contexts: tuple[Tensor, Tensor],
+    *,
+    guidance: float,
+    seed: int,
+    beside: Tensor | None = None,
+) -> None:
+    """Write some pictures as they are learned from beside what is drawn in their boxes; see `draw_anew`.
+
+    Args:
+        path: The PNG.
+        base: Sampling and autoencoder.
+        mode: How boxes are drawn.
+        denoise: Predicts the noise.
+        images: The pictures that `preview_numbers` chooses from, each uint8 [H, W, 3].
+        masks: Their boxes.
+        latents: Theirs, float32 [K, C, h, w].
+        contexts: Of the texts of the chosen ones and of the empty text, float32 [N, L, D].
+        guidance: Scale of classifier-free guidance.
+        seed: Of the noise.
+        beside: What the network is given beside x, float32 [K, ., h, w], or None.
+    """
+    shown = preview_numbers(len(images))
+    drawn = draw_anew(
+        base,
+        mode,
+        denoise,
+        latents[shown],
+        [masks[number] for number in shown],
+        contexts,
+        guidance=guidance,
+        seed=seed,
+        beside=None if beside is None else beside[shown],
+    )
+    write_strip(path, [images[number] for number in shown], list(drawn))
+
+
 @torch.no_grad()
 def draw_anew(
     base: SynthesisBase,

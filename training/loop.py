@@ -23,11 +23,11 @@ from torch import Tensor, nn
 
 from flawscope.config import TrainedConfig
 from flawscope.errors import RunError
+from flawscope.training.board import Board
 from flawscope.training.checkpoints import Checkpoint, latest_checkpoint, write_checkpoint
 from flawscope.training.loading import Items, Progress
 
 METRICS, PREVIEWS, CHECKPOINTS = "metrics.jsonl", "previews", "checkpoints"
-_KEPT_CHECKPOINTS = 2
 
 
 class Task(Protocol):
@@ -87,11 +87,12 @@ def run_loop(
         task: What is trained.
         pictures: What an epoch consists of.
         config: Epochs, batches, precision, schedule and the rest.
-        folder: Where metrics, previews and checkpoints are written.
+        folder: Where metrics, previews, checkpoints and what TensorBoard shows are written.
         resume: Go on from the newest checkpoint in the folder; without one there the training begins.
         progress: Told the steps done.
 
     Raises:
+        MissingExtra: If a package that the settings ask for is not installed.
         RunError: If memory runs out, the loss is not finite, or a checkpoint does not fit.
     """
     torch.use_deterministic_algorithms(True, warn_only=True)
@@ -102,7 +103,7 @@ def run_loop(
         step_scheduler_with_optimizer=False,
     )
     loop = _Loop(task, pictures, config, folder, accelerator)
-    with _memory_errors(config):
+    with _memory_errors(config), _matrix_products(config):
         return loop.run(resume, progress)
 
 
@@ -116,6 +117,8 @@ class _Loop:
         self._network, self._optimizer = accelerator.prepare(task.network, task.optimizer())
         self._rates = [float(group["lr"]) for group in self._optimizer.param_groups]
         self._batches = math.ceil(len(pictures) / (config.batch_size * accelerator.num_processes))
+        self._total = batches_in_all(config, self._batches)
+        self._epochs = math.ceil(self._total / self._batches)
         self._epoch = self._step = 0
         self._losses: list[float] = []
         self._best: dict[str, Tensor] = {}
@@ -123,30 +126,39 @@ class _Loop:
         self._average = (
             {name: value.detach().clone() for name, value in task.network.state_dict().items()} if config.ema else None
         )
+        self._board: Board | None = None
 
     def run(self, resume: bool, progress: Progress) -> Trained:
         (self._folder / PREVIEWS).mkdir(parents=True, exist_ok=True)
         if resume and (found := latest_checkpoint(self._folder / CHECKPOINTS)) is not None:
             self._restore(found)
-        self._trim_metrics()
-        total = self._config.epochs * self._batches
-        progress("training", self._epoch * self._batches, total)
-        while self._epoch < self._config.epochs:
+        lines = self._trim_metrics()
+        with contextlib.ExitStack() as stack:
+            if self._config.tensorboard and self._accelerator.is_main_process:
+                previews = [self._preview_path(line["epoch"]) for line in lines]
+                self._board = stack.enter_context(contextlib.closing(Board(self._folder, lines, previews)))
+            self._take_epochs(progress)
+        return Trained(self._best, self._best_epoch, self._best_error, tuple(self._losses))
+
+    def _take_epochs(self, progress: Progress) -> None:
+        progress("training", self._step, self._total)
+        while self._epoch < self._epochs:
             started = time.perf_counter()
-            losses = []
-            for number, images in enumerate(self._epoch_batches(), 1):
+            losses: list[float] = []
+            count = min(self._batches, self._total - self._step)
+            for number, images in enumerate(self._epoch_batches(count), 1):
                 # The last batches of an epoch are a step too, be they fewer: nothing is carried into the next, so a
                 # checkpoint between the two has everything.
-                is_step = number % self._config.accumulate == 0 or number == self._batches
+                is_step = number % self._config.accumulate == 0 or number == count
                 losses.append(self._take_batch(images, is_step))
-                progress("training", self._epoch * self._batches + len(losses), total)
+                progress("training", self._step, self._total)
             self._epoch += 1
             self._losses.append(float(np.mean(losses)))
             with self._averaged():
                 metrics = self._task.validate()
                 self._keep_best(metrics["error"])
                 if self._is_due(self._config.preview_every):
-                    self._task.preview(self._folder / PREVIEWS / f"epoch_{self._epoch:04d}.png")
+                    self._task.preview(self._preview_path(self._epoch))
             self._note(
                 {
                     "epoch": self._epoch,
@@ -160,16 +172,15 @@ class _Loop:
             )
             if self._is_due(self._config.checkpoint_every) and self._accelerator.is_main_process:
                 self._checkpoint()
-        return Trained(self._best, self._best_epoch, self._best_error, tuple(self._losses))
 
     def _is_due(self, every: int) -> bool:
-        return self._epoch % every == 0 or self._epoch == self._config.epochs
+        return self._epoch % every == 0 or self._epoch == self._epochs
 
-    def _epoch_batches(self) -> Iterator[Tensor]:
-        """Yield the batches of this process in the order of this epoch."""
+    def _epoch_batches(self, count: int) -> Iterator[Tensor]:
+        """Yield the first batches of this process in the order of this epoch."""
         order = np.random.default_rng((self._config.seed, self._epoch)).permutation(len(self._pictures))
         mine = order[self._accelerator.process_index :: self._accelerator.num_processes]
-        for images in self._pictures.batches(mine, self._config.batch_size):
+        for images in self._pictures.batches(mine[: count * self._config.batch_size], self._config.batch_size):
             yield torch.from_numpy(images).to(self._accelerator.device)
 
     def _take_batch(self, images: Tensor, is_step: bool) -> float:
@@ -178,7 +189,7 @@ class _Loop:
         seed = int(np.random.SeedSequence((config.seed, self._step, accelerator.process_index)).generate_state(1)[0])
         torch.manual_seed(seed)
         generator = torch.Generator(device=images.device).manual_seed(seed)
-        share = learning_rate_share(config, self._step, config.epochs * self._batches)
+        share = learning_rate_share(config, self._step, self._total)
         for group, rate in zip(optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate * share
         self._network.train()
@@ -240,23 +251,30 @@ class _Loop:
 
     # ---- What is written ---------------------------------------------------------------------------------------------
 
+    def _preview_path(self, epoch: int) -> Path:
+        return self._folder / PREVIEWS / f"epoch_{epoch:04d}.png"
+
     def _note(self, line: dict[str, Any]) -> None:
         if self._accelerator.is_main_process:
             with (self._folder / METRICS).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
+        if self._board is not None:
+            self._board.add(line, self._preview_path(self._epoch))
 
-    def _trim_metrics(self) -> None:
+    def _trim_metrics(self) -> list[dict[str, Any]]:
         """Drop lines of epochs that will be taken again: after a kill there may be more of them than checkpoints."""
         path = self._folder / METRICS
         if not path.is_file() or not self._accelerator.is_main_process:
-            return
-        kept = []
+            return []
+        kept, lines = [], []
         for text in path.read_text(encoding="utf-8").splitlines():
             with contextlib.suppress(ValueError):  # a line that was cut off
                 line = json.loads(text)
                 if line["epoch"] <= self._epoch:
                     kept.append(text)
+                    lines.append(line)
         path.write_text("".join(f"{text}\n" for text in kept), encoding="utf-8")
+        return lines
 
     def _checkpoint(self) -> None:
         state = {
@@ -274,7 +292,7 @@ class _Loop:
             "scaler": {} if scaler is None else scaler.state_dict(),
         }
         checkpoint = Checkpoint(state, self._optimizer.state_dict(), numbers)
-        write_checkpoint(self._folder / CHECKPOINTS, self._epoch, checkpoint, keep=_KEPT_CHECKPOINTS)
+        write_checkpoint(self._folder / CHECKPOINTS, self._epoch, checkpoint, keep=self._config.checkpoints_kept)
 
     def _restore(self, found: Checkpoint) -> None:
         try:
@@ -296,14 +314,54 @@ class _Loop:
             self._accelerator.scaler.load_state_dict(numbers["scaler"])
 
 
-def learning_rate_share(config: TrainedConfig, step: int, total: int) -> float:
-    """Return what the learning rate of a step (from 0) is multiplied with: linear warm-up, then constant or cosine."""
-    if step < config.warmup_steps:
-        return (step + 1) / config.warmup_steps
+def batches_in_all(config: TrainedConfig, batches: int) -> int:
+    """Return how many batches a training takes: those of all epochs, or of the `max_steps` first steps.
+
+    Args:
+        config: Settings.
+        batches: Those of an epoch. A step takes `accumulate` of them, the last of an epoch what is left.
+    """
+    whole = config.epochs * batches
+    if config.max_steps is None:
+        return whole
+    epochs, steps = divmod(config.max_steps, math.ceil(batches / config.accumulate))
+    return min(whole, epochs * batches + steps * config.accumulate)
+
+
+def learning_rate_share(config: TrainedConfig, batch: int, total: int) -> float:
+    """Return what the learning rate of a batch is multiplied with.
+
+    With p the part of the batches after the warm-up that are done: 1 for `constant`, 1 - p for `linear`,
+    (1 - p)^power for `polynomial`, (1 + cos(π p)) / 2 for `cosine`, and for `cosine_with_restarts` (arXiv:1608.03983)
+    the same of what `cycles` · p has behind the point. They are those of diffusers, but for the warm-up, whose first
+    batch has a rate above 0 here, and the end of `polynomial`, which is 0 here and 1e-7 there.
+
+    Args:
+        config: Settings.
+        batch: Number of the batch, from 0.
+        total: Batches in all.
+    """
+    if batch < config.warmup_steps:
+        return (batch + 1) / config.warmup_steps
     if config.schedule == "constant":
         return 1.0
-    done = (step - config.warmup_steps) / max(1, total - config.warmup_steps)
-    return 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
+    done = min(1.0, (batch - config.warmup_steps) / max(1, total - config.warmup_steps))
+    if config.schedule == "cosine":
+        return 0.5 * (1.0 + math.cos(math.pi * done))
+    if config.schedule == "cosine_with_restarts":
+        return 0.0 if done == 1.0 else 0.5 * (1.0 + math.cos(math.pi * (config.cycles * done % 1.0)))
+    return float((1.0 - done) ** (config.power if config.schedule == "polynomial" else 1.0))
+
+
+@contextlib.contextmanager
+def _matrix_products(config: TrainedConfig) -> Iterator[None]:
+    """Let matrix products of 32 bits be as exact as the settings say, until the end of the training."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 @contextlib.contextmanager
@@ -315,8 +373,10 @@ def _memory_errors(config: TrainedConfig) -> Iterator[None]:
         short = isinstance(err, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(err)
         if not short:
             raise
+        can_checkpoint = getattr(config, "gradient_checkpointing", True) is False
         raise RunError(
             f"training: out of memory with batch_size={config.batch_size}, resize={list(config.resize)}, "
             f"mixed_precision={config.mixed_precision}. Lower batch_size (accumulate={2 * config.accumulate} with half "
-            "of it takes the same steps), the image size, or set mixed_precision=bf16."
+            "of it takes the same steps), the image size, or set mixed_precision=bf16"
+            f"{' or gradient_checkpointing=true' if can_checkpoint else ''}."
         ) from err

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from flawscope.config import InpaintingConfig
 from flawscope.errors import MissingExtra, RunError
 from flawscope.training.run import load_state
+from flawscope.training.unet import recompute_blocks
 
 if TYPE_CHECKING:
     from flawscope.training.base import SynthesisBase
@@ -40,7 +41,7 @@ class AdaptedUnet(nn.Module):
 
     Args:
         unet: A UNet2DConditionModel of diffusers, which stays as it is; its parameters are shared, not copied.
-        config: Rank, alpha, and the seed of A.
+        config: Rank, alpha, the seed of A, and whether what the UNet's blocks compute is kept for the gradients.
 
     Attributes:
         wrapped: The UNet with its changes, as peft wraps it.
@@ -52,7 +53,9 @@ class AdaptedUnet(nn.Module):
     def __init__(self, unet: nn.Module, config: InpaintingConfig) -> None:
         super().__init__()
         shared = {id(one): one for one in unet.parameters()}
-        wrapped = wrap_unet(copy.deepcopy(unet, shared), config)
+        copied = copy.deepcopy(unet, shared)
+        wrapped = wrap_unet(copied, config)
+        recompute_blocks(copied, config.gradient_checkpointing)
         # Not a part of this module: its state would be the whole UNet's.
         self._unregistered = (wrapped,)
         for name, parameter in wrapped.named_parameters():
@@ -83,14 +86,16 @@ class WholeUnet(nn.Module):
 
     Args:
         unet: A UNet2DConditionModel of diffusers, which stays as it is.
+        config: Whether what its blocks compute is kept for the gradients.
 
     Attributes:
         unet: The copy.
     """
 
-    def __init__(self, unet: nn.Module) -> None:
+    def __init__(self, unet: nn.Module, config: InpaintingConfig) -> None:
         super().__init__()
         self.unet = copy.deepcopy(unet).requires_grad_(True)
+        recompute_blocks(self.unet, config.gradient_checkpointing)
 
     def forward(self, x: Tensor, levels: Tensor, context: Tensor) -> Tensor:
         """Return the noise."""
@@ -100,7 +105,7 @@ class WholeUnet(nn.Module):
 
 def learning_unet(unet: nn.Module, config: InpaintingConfig) -> nn.Module:
     """Return what learns, as the setting `adapt` says."""
-    return AdaptedUnet(unet, config) if config.adapt == "lora" else WholeUnet(unet)
+    return AdaptedUnet(unet, config) if config.adapt == "lora" else WholeUnet(unet, config)
 
 
 def networks_of(config: InpaintingConfig, state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:

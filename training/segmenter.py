@@ -18,7 +18,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import cv2
 import msgspec
@@ -30,9 +30,10 @@ from torch.nn import functional
 
 from flawscope.config import TrainedConfig
 from flawscope.config.detector import check
+from flawscope.config.trained import Schedule
 from flawscope.errors import ArgumentError
 from flawscope.images import BoolArray, UInt8Array
-from flawscope.training.backbone import SCATTERING, Backbone
+from flawscope.training.backbone import SCATTERING, Backbone, stages_of
 from flawscope.training.loading import Numbers, Pictures, Progress
 from flawscope.training.loop import Trained, run_loop
 from flawscope.training.weak import focal_loss, weak_focal_loss
@@ -72,7 +73,7 @@ class SegmenterConfig(TrainedConfig, frozen=True, kw_only=True, tag_field="metho
     batch_size: int = 16
     epochs: int = 1
     learning_rate: float = 2e-3
-    schedule: Literal["constant", "cosine"] = "cosine"
+    schedule: Schedule = "cosine"
     warmup_steps: int = 20
     ema: float = 0.98
     validation: float = 0.1
@@ -95,6 +96,7 @@ class SegmenterConfig(TrainedConfig, frozen=True, kw_only=True, tag_field="metho
         check(self.epochs == 1, "epochs", "1 (steps says how long a segmenter learns)", self.epochs)
         check(self.tile is None, "tile", "none: pictures are taken whole", self.tile)
         check(1 <= self.steps <= 1_000_000, "steps", "1 to 1,000,000", self.steps)
+        check(self.max_steps is None, "max_steps", "none (steps says how long a segmenter learns)", self.max_steps)
         check(self.batch_size >= 2, "batch_size", "at least 2, of which one is good", self.batch_size)
         check(8 <= self.width <= 1024 and self.width % _GROUPS == 0, "width", "a multiple of 8, 8 to 1024", self.width)
         can_learn = not self.train_encoder or self.backbone != SCATTERING
@@ -185,9 +187,7 @@ class Segmenter(nn.Module):
     def __init__(self, encoder: Backbone, config: SegmenterConfig) -> None:
         super().__init__()
         self.encoder = encoder.requires_grad_(config.train_encoder)
-        with torch.inference_mode():
-            found = encoder(torch.zeros((1, *config.preprocessing.size, 3), dtype=torch.uint8))
-        channels = [int(stage.shape[1]) for stage in found]
+        channels = [int(stage.shape[1]) for stage in stages_of(encoder, config.preprocessing.size)]
         for index, count in enumerate(channels):
             self.register_buffer(f"center{index}", torch.zeros((1, count, 1, 1)))
             self.register_buffer(f"scale{index}", torch.ones((1, count, 1, 1)))

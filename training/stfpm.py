@@ -12,16 +12,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from flawscope.config import StfpmConfig
-from flawscope.datasets import Sample, split_held_out
-from flawscope.errors import DataError
+from flawscope.datasets import Sample
 from flawscope.maphead import map_matrices
-from flawscope.training.backbone import Backbone, untrained_backbone
+from flawscope.training.backbone import Backbone, stages_of, untrained_backbone
 from flawscope.training.fitted import Fitted
-from flawscope.training.loading import Pictures, Progress, pictures_of
+from flawscope.training.loading import Pictures, Progress
 from flawscope.training.loop import run_loop
+from flawscope.training.splitting import split_pictures, training_facts
 
 _PREVIEWS = 4
-_LEAST_VALIDATION = 2
 
 
 def train_stfpm(
@@ -48,35 +47,14 @@ def train_stfpm(
         DataError: If there are too few pictures.
         RunError: If memory runs out, the loss is not finite, or a checkpoint does not fit.
     """
-    if len(samples) < 2 * _LEAST_VALIDATION:
-        raise DataError(f"stfpm: expected at least {2 * _LEAST_VALIDATION} good training pictures, got {len(samples)}.")
-    learned, chosen = split_held_out(
-        samples, share=config.validation, minimum=_LEAST_VALIDATION, seed=config.seed + 1, hashes=hashes
-    )
-    pictures, validation = (
-        Pictures(
-            pictures_of(part, config.tiling),
-            config.preprocessing,
-            config.num_workers,
-            config.memory_budget_mb // 2,
-            progress,
-        )
-        for part in (learned, chosen)
-    )
+    pictures, validation = split_pictures("stfpm", config, samples, hashes, progress)
     task = StfpmTask(config, teacher, validation)
+    finest = stages_of(teacher, config.preprocessing.size)[0]
     trained = run_loop(task, pictures, config, folder, resume=resume, progress=progress)
-    with torch.inference_mode():
-        finest = teacher.cpu()(torch.zeros((1, *config.preprocessing.size, 3), dtype=torch.uint8))[0]
     return Fitted(
         grid=(int(finest.shape[-2]), int(finest.shape[-1])),
         tensors={},
-        facts={
-            "epochs": config.epochs,
-            "best_epoch": trained.epoch,
-            "validation_error": float(f"{trained.error:.6g}"),
-            "final_loss": float(f"{trained.losses[-1]:.6g}"),
-            "validation_pictures": len(validation),
-        },
+        facts=training_facts(trained) | {"validation_pictures": len(validation)},
         # The run stores the network; casts and normalisation are the backbone's and come with its name.
         networks={
             "student": {

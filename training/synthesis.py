@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from flawscope.training.embedding import train_embedding
 from flawscope.training.inpainting import train_inpainting
 from flawscope.training.latents import check_base
 from flawscope.training.loading import Progress, no_progress, pictures_of
-from flawscope.training.support import SUPPORT_RECORD, SupportSet, read_support_set
+from flawscope.training.support import SUPPORT_RECORD, Described, SupportSet, describe, read_support_set
 from flawscope.training.synthesis_run import (
     RECORD,
     SUPPORT,
@@ -46,6 +47,18 @@ class _Given:
 
     base: SynthesisBase
     support: SupportSet
+    described: tuple[Described, ...] = ()
+
+    @property
+    def descriptions(self) -> str:
+        """The hash of boxes and sentences; empty where there are none."""
+        if not self.described:
+            return ""
+        digest = hashlib.sha256()
+        for one in self.described:
+            digest.update(msgspec.json.encode((one.texts, one.box.shape)))
+            digest.update(one.box.tobytes())
+        return f"sha256:{digest.hexdigest()}"
 
     @property
     def identity(self) -> str:
@@ -114,7 +127,8 @@ def train_synthesis(
         _check_support(dataset, given.support, frozenset(hashes.values()))
         training = sorted(one.sha256 for one in given.support.pictures)
     hashed = time.perf_counter()
-    with unfinished(out, config, identity, weights, resume) as notes:
+    descriptions = "" if given is None else given.descriptions
+    with unfinished(out, config, identity, weights, resume, descriptions) as notes:
         fitted = _train(config, dataset, given, hashes, notes, resume, progress)
         fitted_at = time.perf_counter()
         record = SynthesisRecord(
@@ -157,8 +171,11 @@ def _given(config: AdaptedConfig) -> _Given:
         )
     support = read_support_set(Path(config.support), config.defects)
     base = open_base(Path(config.base), config.placeholder if isinstance(config, EmbeddingConfig) else "*")
-    check_base(config, base, inpainting=isinstance(config, InpaintingConfig))
-    return _Given(base, support)
+    if not isinstance(config, InpaintingConfig):
+        check_base(config, base, inpainting=False)
+        return _Given(base, support)
+    check_base(config, base, inpainting=True)
+    return _Given(base, support, describe(support, None if config.descriptions is None else Path(config.descriptions)))
 
 
 def _own_licence(config: BaseConfig) -> str:
@@ -167,7 +184,8 @@ def _own_licence(config: BaseConfig) -> str:
     if not (path / RECORD).is_file():
         return f"own, but for the autoencoder: {licence_of(path)}"
     begun = msgspec.json.decode((path / RECORD).read_bytes(), type=_AutoencoderRecord).config.base
-    return "own" if begun is None else f"own, but for the autoencoder, which began as {begun}"
+    # The folder's name alone: a bundle says nothing of where things lie on the machine that made it.
+    return "own" if begun is None else f"own, but for the autoencoder, which began as {Path(begun).name}"
 
 
 class _AutoencoderRecord(msgspec.Struct):

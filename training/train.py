@@ -26,6 +26,7 @@ from flawscope.errors import ArgumentError, DataError, RunError
 from flawscope.files import check_replaceable, storage_errors
 from flawscope.training.autoencoder import train_autoencoder
 from flawscope.training.backbone import Backbone, build_backbone
+from flawscope.training.board import BOARD
 from flawscope.training.ddad import AFTER_DENOISER, train_ddad
 from flawscope.training.dsad import autoencoder_identity, train_dsad
 from flawscope.training.extraction import choose_device
@@ -130,6 +131,8 @@ def train_detector(
             if ready is not None:
                 shutil.copy2(ready.path / METRICS, notes / METRICS)
                 shutil.copytree(ready.path / PREVIEWS, notes / PREVIEWS, dirs_exist_ok=True)
+                if (ready.path / BOARD).is_dir():
+                    shutil.copytree(ready.path / BOARD, notes / BOARD, dirs_exist_ok=True)
             fitted = train_epochs(
                 config, backbone, kept, hashes, notes, resume, progress, None if ready is None else ready.fitted
             )

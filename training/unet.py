@@ -1,11 +1,14 @@
-"""The network that predicts noise in pictures."""
+"""The network that predicts noise in pictures, and how networks of diffusers save memory while they learn."""
 
 from __future__ import annotations
 
-from typing import cast
+import contextlib
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from flawscope.config import DdadConfig
 from flawscope.training.networks import group_count, head_width, import_diffusers
@@ -39,10 +42,41 @@ class Denoiser(nn.Module):
             norm_num_groups=group_count(widths),
             dropout=config.dropout,
         )
+        recompute_blocks(self.network, config.gradient_checkpointing)
 
     def forward(self, x: Tensor, timestep: Tensor) -> Tensor:
         """Return the predicted noise."""
         return cast(Tensor, self.network(x, timestep, return_dict=False)[0])
+
+
+def recompute_blocks(
+    network: nn.Module,
+    wanted: bool,
+    again: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
+) -> None:
+    """Let a network compute again what its blocks gave, when gradients need it, instead of keeping it.
+
+    This is gradient checkpointing (arXiv:1604.06174). Nothing changes where no gradients are wanted. What was drawn at
+    random in a block, as dropout is, is the same again; and so is autocast.
+
+    Args:
+        network: A UNet, ControlNet or AutoencoderKL of diffusers.
+        wanted: False keeps what the blocks gave, whatever was asked for before.
+        again: Called with every block, in whose context it is computed again: what holds around the network's own
+            forward pass is over by then.
+    """
+
+    def block(module: nn.Module, *given: Any) -> Any:
+        # Not the reentrant way, which gives no gradients where only the context has some, as with learned words.
+        return checkpoint(
+            module.__call__, *given, use_reentrant=False, context_fn=lambda: (contextlib.nullcontext(), again())
+        )
+
+    known: Any = network
+    if wanted:
+        known.enable_gradient_checkpointing(block)
+    else:
+        known.disable_gradient_checkpointing()
 
 
 def signed_pictures(images: Tensor) -> Tensor:

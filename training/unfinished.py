@@ -10,20 +10,29 @@ from pathlib import Path
 import msgspec
 
 from flawscope.config import TrainedConfig
+from flawscope.config.trained import DenoisingConfig
 from flawscope.errors import ArgumentError
 from flawscope.files import storage_errors, write_text
+from flawscope.training.board import BOARD, EVENTS, import_tensorboard
 from flawscope.training.loop import CHECKPOINTS
+from flawscope.training.optimizers import import_bitsandbytes
 
 _BEGUN = "begun.json"
-_FREE = ("device", "num_workers", "memory_budget_mb", "checkpoint_every", "preview_every")
+FREE = (
+    *("device", "num_workers", "memory_budget_mb"),
+    *("checkpoint_every", "checkpoints_kept", "preview_every", "tensorboard"),
+)
 """Settings that may change from one part of a training to the next: they do not change its numbers."""
 
 
 @contextlib.contextmanager
-def unfinished(out: Path, config: TrainedConfig, dataset: str, weights: str, resume: bool) -> Iterator[Path]:
+def unfinished(
+    out: Path, config: TrainedConfig, dataset: str, weights: str, resume: bool, descriptions: str = ""
+) -> Iterator[Path]:
     """Yield the folder `RUN.training` for metrics, previews and checkpoints.
 
-    It is removed once all is done, and after an error that came before the first checkpoint.
+    It is removed once all is done, and after an error that came before the first checkpoint. What TensorBoard shows
+    goes into the run, which has to be there by then.
 
     Args:
         out: Folder of the run.
@@ -31,17 +40,25 @@ def unfinished(out: Path, config: TrainedConfig, dataset: str, weights: str, res
         dataset: Fingerprint of the dataset; with another one neither.
         weights: Where the backbone's weights are from, with their hash; with others neither.
         resume: Go on in the folder if it is there.
+        descriptions: Hash of what is told of the pictures; with another one neither.
 
     Raises:
         ArgumentError: If there is an unfinished training and `resume` was not asked for, or it was another one.
+        MissingExtra: If a package that the settings ask for is not installed.
         StorageError: If the folder cannot be written.
     """
+    # The loop would refuse them too, but only once pictures have been read and encoded.
+    if config.tensorboard:
+        import_tensorboard()
+    if isinstance(config, DenoisingConfig) and config.optimizer == "adamw8bit":
+        import_bitsandbytes()
     folder = out.with_name(f"{out.name}.training")
     settings = msgspec.to_builtins(config)
     begun = {
         "dataset": dataset,
         "weights": weights,
-        "settings": {name: settings[name] for name in settings if name not in _FREE},
+        "descriptions": descriptions,
+        "settings": {name: settings[name] for name in settings if name not in FREE},
     }
     if folder.exists() and any(folder.iterdir()):
         if not resume:
@@ -56,6 +73,10 @@ def unfinished(out: Path, config: TrainedConfig, dataset: str, weights: str, res
     try:
         with storage_errors(folder):
             yield folder
+            for events in sorted(folder.rglob(f"{BOARD}/{EVENTS}")):
+                target = out / events.relative_to(folder)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(events, target)
         is_done = True
     finally:
         # Without a checkpoint there is nothing to go on from: a request that was wrong leaves nothing behind.
@@ -70,8 +91,8 @@ def _check_same(folder: Path, begun: Mapping[str, object]) -> None:
         raise ArgumentError(f"{folder}: expected an unfinished training, got none that can be read: {err}.") from err
     if had == msgspec.json.decode(msgspec.json.encode(begun)):
         return
-    for what in ("dataset", "weights"):
-        if had.get(what) != begun[what]:
+    for what in ("dataset", "weights", "descriptions"):
+        if had.get(what, "") != begun[what]:
             raise ArgumentError(
                 f"{folder}: expected the {what} that the training was begun with, got other. Name the same, or remove "
                 "the folder."

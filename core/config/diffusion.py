@@ -6,11 +6,11 @@ import math
 from typing import Literal
 
 from flawscope.config.detector import check
-from flawscope.config.trained import TrainedConfig
+from flawscope.config.trained import DenoisingConfig, Schedule, TrainedConfig
 from flawscope.diffusion import Sampling
 
 
-class DiffusionConfig(TrainedConfig, frozen=True, kw_only=True):
+class DiffusionConfig(DenoisingConfig, frozen=True, kw_only=True):
     """What the detectors share that reconstruct pictures by diffusion.
 
     Attributes:
@@ -21,8 +21,6 @@ class DiffusionConfig(TrainedConfig, frozen=True, kw_only=True):
         level: Noise that the picture gets: that of the timestep of the `first` call, or that of `start`, as both
             references do although their first call is told another timestep.
         noise_seed: Of the noise, which is the same for every picture and travels in the bundle.
-        weight_decay: Of the optimizer.
-        betas: Of the optimizer.
         flip: Whether pictures are mirrored left to right half of the time, anew at every access.
         rotate: Largest angle in degrees by which they are turned.
         color_jitter: Largest relative change of brightness, contrast and saturation.
@@ -43,8 +41,6 @@ class DiffusionConfig(TrainedConfig, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         super().__post_init__()
         check(self.noise_seed >= 0, "noise_seed", "a number of at least 0", self.noise_seed)
-        check(0.0 <= self.weight_decay < math.inf, "weight_decay", "a number of at least 0", self.weight_decay)
-        check(all(0.0 <= one < 1.0 for one in self.betas), "betas", "two decays from 0 to below 1", list(self.betas))
         check(0.0 <= self.rotate <= 180.0, "rotate", "0 to 180 degrees", self.rotate)
         check(0.0 <= self.color_jitter <= 1.0, "color_jitter", "0 to 1", self.color_jitter)
 
@@ -59,7 +55,6 @@ class DdadConfig(DiffusionConfig, frozen=True, kw_only=True, tag_field="method",
         attention: Sides of the feature maps, in pixels, at which there is self-attention.
         head_width: Channels of an attention head.
         dropout: Share of activations dropped in training.
-        optimizer: `adamw`, or `adam`, whose decay goes through the gradients.
         loss: `mean` of the squared error of the predicted noise, or its `sum` per picture.
         noise: `gaussian` or `simplex` (AnoDDPM, 2022), in training and sampling.
         conditioning: `ddad` corrects the predicted noise towards the picture, `blend` mixes the picture in after each
@@ -86,7 +81,7 @@ class DdadConfig(DiffusionConfig, frozen=True, kw_only=True, tag_field="method",
     backbone: str = "wide_resnet101_2"
     stages: tuple[int, ...] = (2, 3)
     epochs: int = 1000
-    schedule: Literal["constant", "cosine"] = "cosine"
+    schedule: Schedule = "cosine"
     warmup_steps: int = 500
     preview_every: int = 100
     checkpoint_every: int = 10
@@ -95,7 +90,6 @@ class DdadConfig(DiffusionConfig, frozen=True, kw_only=True, tag_field="method",
     attention: tuple[int, ...] = (16,)
     head_width: int = 8
     dropout: float = 0.0
-    optimizer: Literal["adamw", "adam"] = "adamw"
     loss: Literal["mean", "sum"] = "mean"
     noise: Literal["gaussian", "simplex"] = "gaussian"
     conditioning: Literal["ddad", "blend", "none"] = "ddad"
@@ -183,6 +177,8 @@ class AutoencoderConfig(TrainedConfig, frozen=True, kw_only=True, tag_field="met
         perceptual: Weight of the perceptual loss.
         kl: Weight of the divergence from the normal distribution.
         betas: Of Adam.
+        gradient_checkpointing: Whether what its blocks compute is not kept for the gradients but computed again
+            (arXiv:1604.06174): less memory, more time.
     """
 
     epochs: int = 100
@@ -197,6 +193,7 @@ class AutoencoderConfig(TrainedConfig, frozen=True, kw_only=True, tag_field="met
     perceptual: float = 1.0
     kl: float = 1e-6
     betas: tuple[float, float] = (0.5, 0.9)
+    gradient_checkpointing: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

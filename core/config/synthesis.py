@@ -6,10 +6,10 @@ import math
 from typing import Literal
 
 from flawscope.config.detector import check
-from flawscope.config.trained import TrainedConfig
+from flawscope.config.trained import DenoisingConfig, Schedule
 
 
-class BaseConfig(TrainedConfig, frozen=True, kw_only=True, tag_field="method", tag="base"):
+class BaseConfig(DenoisingConfig, frozen=True, kw_only=True, tag_field="method", tag="base"):
     """A text-to-image model of good parts (arXiv:2112.10752), where no Stable Diffusion is at hand.
 
     Attributes:
@@ -21,8 +21,6 @@ class BaseConfig(TrainedConfig, frozen=True, kw_only=True, tag_field="method", t
         context: Width of the text encoder and of what it gives.
         text_layers: Transformer layers of the text encoder.
         text_drop: Share of pictures whose text is left out, for guidance.
-        weight_decay: Of AdamW.
-        betas: Of AdamW.
     """
 
     epochs: int = 200
@@ -31,7 +29,7 @@ class BaseConfig(TrainedConfig, frozen=True, kw_only=True, tag_field="method", t
     clip_norm: float = 1.0
     ema: float = 0.999
     warmup_steps: int = 200
-    schedule: Literal["constant", "cosine"] = "cosine"
+    schedule: Schedule = "cosine"
     autoencoder: str | None = None
     inpainting: bool = False
     widths: tuple[int, ...] = (64, 128, 128)
@@ -40,8 +38,6 @@ class BaseConfig(TrainedConfig, frozen=True, kw_only=True, tag_field="method", t
     context: int = 64
     text_layers: int = 2
     text_drop: float = 0.1
-    weight_decay: float = 0.01
-    betas: tuple[float, float] = (0.9, 0.999)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -56,10 +52,9 @@ class BaseConfig(TrainedConfig, frozen=True, kw_only=True, tag_field="method", t
         check(8 <= self.context <= 4096, "context", "8 to 4096", self.context)
         check(1 <= self.text_layers <= 64, "text_layers", "1 to 64", self.text_layers)
         check(0.0 <= self.text_drop < 1.0, "text_drop", "a share from 0 to below 1", self.text_drop)
-        _check_optimizer(self.weight_decay, self.betas)
 
 
-class AdaptedConfig(TrainedConfig, frozen=True, kw_only=True):
+class AdaptedConfig(DenoisingConfig, frozen=True, kw_only=True):
     """What embeddings and inpainting networks share: a base, and a few pictures of defects.
 
     Pictures are cut out around their defect as the line cuts around a box (`flawscope.crops`), unless `crop_defects`
@@ -74,9 +69,7 @@ class AdaptedConfig(TrainedConfig, frozen=True, kw_only=True):
         crop_defects: Show the surroundings of the defect, not the whole picture.
         crop_fill: Largest share of the window's sides that a defect takes.
         flip: Chance that picture and mask are mirrored left to right, together.
-        weight_decay: Of AdamW.
-        betas: Of AdamW.
-        epsilon: Of AdamW.
+        epsilon: Of the optimizer.
     """
 
     base: str | None = None
@@ -87,8 +80,6 @@ class AdaptedConfig(TrainedConfig, frozen=True, kw_only=True):
     crop_defects: bool = True
     crop_fill: float = 0.5
     flip: float = 0.5
-    weight_decay: float = 0.01
-    betas: tuple[float, float] = (0.9, 0.999)
     epsilon: float = 1e-8
 
     def __post_init__(self) -> None:
@@ -98,7 +89,6 @@ class AdaptedConfig(TrainedConfig, frozen=True, kw_only=True):
         check(0.0 <= self.flip <= 1.0, "flip", "a chance from 0 to 1", self.flip)
         check(0.0 < self.epsilon < 1.0, "epsilon", "a small positive number", self.epsilon)
         check(self.tile is None, "tile", "none: defects are cut out around their masks", self.tile)
-        _check_optimizer(self.weight_decay, self.betas)
 
     @property
     def rate(self) -> float:
@@ -173,8 +163,3 @@ class InpaintingConfig(AdaptedConfig, frozen=True, kw_only=True, tag_field="meth
             check(0.0 <= getattr(self, name) < math.inf, name, "a number of at least 0", getattr(self, name))
         check(0.0 <= self.text_drop < 1.0, "text_drop", "a share from 0 to below 1", self.text_drop)
         check(0.0 <= self.flip_vertical <= 1.0, "flip_vertical", "a chance from 0 to 1", self.flip_vertical)
-
-
-def _check_optimizer(weight_decay: float, betas: tuple[float, float]) -> None:
-    check(0.0 <= weight_decay < math.inf, "weight_decay", "a number of at least 0", weight_decay)
-    check(all(0.0 <= one < 1.0 for one in betas), "betas", "two decays from 0 to below 1", list(betas))

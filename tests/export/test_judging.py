@@ -276,6 +276,10 @@ def test_a_folder_that_nothing_was_drawn_in_is_refused(place: Place, tmp_path: P
         ({"seeds": ()}, "seeds: expected different numbers"),
         ({"figure": "beauty"}, "figure: expected one of pixel_ap,"),
         ({"config": msgspec.structs.replace(CONFIG, synthetic_share=0.0)}, "synthetic_share: expected above 0"),
+        (
+            {"config": msgspec.structs.replace(CONFIG, resize=(16, 16), stages=(4,))},
+            "image size: expected one that the backbone's stages can take, got 16x16",
+        ),
     ],
 )
 def test_a_wrong_plan_is_refused(place: Place, tmp_path: Path, change: dict[str, object], text: str) -> None:

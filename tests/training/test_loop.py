@@ -5,19 +5,23 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import cv2
 import msgspec
 import numpy as np
 import pytest
 import torch
+from diffusers.optimization import get_scheduler
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from flawscope.config import StfpmConfig
-from flawscope.errors import RunError
+from flawscope.config import BaseConfig, StfpmConfig, build_config
+from flawscope.errors import ArgumentError, RunError
 from flawscope.training.checkpoints import Checkpoint, latest_checkpoint, write_checkpoint
 from flawscope.training.loading import Pictures, no_progress
-from flawscope.training.loop import Trained, learning_rate_share, run_loop
+from flawscope.training.loop import Trained, batches_in_all, learning_rate_share, run_loop
 
 SIZE = 16
 
@@ -160,8 +164,116 @@ def test_the_best_epoch_is_kept_not_the_last(pictures: Pictures, tmp_path: Path)
         ({"schedule": "cosine", "warmup_steps": 20}, 60, 0.5),
     ],
 )
-def test_schedules(changes: dict[str, object], step: int, expected: float) -> None:
+def test_rates_have_known_shares(changes: dict[str, object], step: int, expected: float) -> None:
     assert learning_rate_share(config(**changes), step, 100) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("warmup", [0, 7])
+@pytest.mark.parametrize(
+    ("schedule", "changes", "named"),
+    [
+        ("linear", {}, {}),
+        ("cosine", {}, {}),
+        ("cosine_with_restarts", {"cycles": 3}, {"num_cycles": 3}),
+        ("cosine_with_restarts", {}, {}),
+        ("polynomial", {"power": 2.0}, {"power": 2.0}),
+        ("polynomial", {}, {}),
+    ],
+)
+def test_schedules_are_those_of_diffusers(
+    schedule: str, changes: dict[str, Any], named: dict[str, Any], warmup: int
+) -> None:
+    total, rate = 40, 0.25
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=rate)
+    reference = get_scheduler(schedule, optimizer, num_warmup_steps=warmup, num_training_steps=total, **named)
+    made = config(schedule=schedule, warmup_steps=warmup, **changes)
+    for batch in range(total + 1):
+        # The first batch of our warm-up has the rate of their second: theirs would learn nothing.
+        given = batch + 1 if batch < warmup else batch
+        expected = reference.lr_lambdas[0](given)  # type: ignore[attr-defined]
+        # Theirs ends at a rate of 1e-7, ours at 0.
+        limit = 1e-7 / rate if schedule == "polynomial" else 1e-12
+        assert learning_rate_share(made, batch, total) == pytest.approx(expected, abs=limit)
+
+
+def naive_batches(made: StfpmConfig, batches: int) -> int:
+    """Count batches one by one, as they are taken."""
+    taken = steps = 0
+    for _ in range(made.epochs):
+        for number in range(1, batches + 1):
+            taken += 1
+            steps += number % made.accumulate == 0 or number == batches
+            if steps == made.max_steps:
+                return taken
+    return taken
+
+
+@given(st.integers(1, 30), st.integers(1, 9), st.integers(1, 5), st.integers(1, 60))
+def test_steps_that_end_a_training_are_those_of_the_optimizer(
+    batches: int, accumulate: int, epochs: int, steps: int
+) -> None:
+    made = config(epochs=epochs, accumulate=accumulate, max_steps=steps)
+    assert batches_in_all(made, batches) == naive_batches(made, batches)
+    assert batches_in_all(config(epochs=epochs, accumulate=accumulate), batches) == epochs * batches
+
+
+def test_a_training_ends_in_the_middle_of_an_epoch(pictures: Pictures, tmp_path: Path) -> None:
+    whole, cut = Mean(), Mean()
+    train(whole, pictures, tmp_path / "whole", epochs=2, batch_size=2)
+    told: list[tuple[int, int]] = []
+    settings = config(epochs=2, batch_size=2, max_steps=5, preview_every=9)
+    result = run_loop(
+        cut, pictures, settings, tmp_path / "cut", progress=lambda what, done, total: told.append((done, total))
+    )
+    assert told == [(done, 5) for done in range(6)]
+    assert len(result.losses) == 2
+    assert len(cut.seen) == 5
+    assert all(torch.equal(first, second) for first, second in zip(cut.seen, whole.seen, strict=False))
+    assert cut.noise == whole.noise[:5]
+    lines = [json.loads(line) for line in (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["epoch"], line["step"]) for line in lines] == [(1, 4), (2, 5)]
+    assert (tmp_path / "cut" / "previews" / "epoch_0002.png").is_file()  # it was the last epoch
+
+
+def test_the_rate_falls_to_where_the_steps_end(pictures: Pictures, tmp_path: Path) -> None:
+    train(Mean(), pictures, tmp_path, epochs=9, batch_size=4, max_steps=4, schedule="linear")
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["learning_rate"] for line in lines] == pytest.approx([0.1 * 3 / 4, 0.1 * 1 / 4])
+
+
+@pytest.mark.parametrize(("asked", "precision"), [(True, "high"), (False, "highest")])
+def test_matrix_products_are_as_exact_as_asked_and_then_as_before(
+    pictures: Pictures, tmp_path: Path, asked: bool, precision: str
+) -> None:
+    class Seeing(Mean):
+        def loss(self, network: nn.Module, images: Tensor, generator: torch.Generator) -> Tensor:
+            found.add(torch.get_float32_matmul_precision())
+            return super().loss(network, images, generator)
+
+    found: set[str] = set()
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("medium")
+        train(Seeing(), pictures, tmp_path, epochs=1, tf32=asked)
+        after = torch.get_float32_matmul_precision()
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert found == {precision}
+    assert after == "medium"
+
+
+def test_as_many_checkpoints_are_kept_as_asked(pictures: Pictures, tmp_path: Path) -> None:
+    train(Mean(), pictures, tmp_path, epochs=4, checkpoints_kept=3)
+    assert sorted(path.name[-1] for path in (tmp_path / "checkpoints").iterdir()) == ["2", "3", "4"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("cycles", 0), ("power", 0.0), ("max_steps", 0), ("checkpoints_kept", 0), ("schedule", "sawtooth")],
+)
+def test_settings_out_of_range_are_refused(key: str, value: object) -> None:
+    with pytest.raises(ArgumentError, match=f"{key}: expected"):
+        build_config("stfpm", {"backbone": "resnet18", key: value})
 
 
 # --- interrupted
@@ -174,8 +286,12 @@ class Stop(Exception):
 @pytest.mark.parametrize("stop_at", [2, 3, 5])
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"ema": 0.9, "schedule": "cosine", "warmup_steps": 2, "batch_size": 3, "accumulate": 2}],
-    ids=["plain", "all"],
+    [
+        {},
+        {"ema": 0.9, "schedule": "cosine", "warmup_steps": 2, "batch_size": 3, "accumulate": 2},
+        {"schedule": "cosine_with_restarts", "cycles": 2, "batch_size": 3, "accumulate": 2, "max_steps": 5},
+    ],
+    ids=["plain", "all", "steps"],
 )
 def test_going_on_ends_as_if_nothing_had_happened(
     pictures: Pictures, tmp_path: Path, stop_at: int, changes: dict[str, object]
@@ -210,7 +326,10 @@ def test_a_checkpoint_gives_back_what_it_was_given(tmp_path: Path) -> None:
     tied = torch.arange(6.0)
     state = {"network": {"a": tied, "b": tied.view(2, 3)}, "best": {}}
     optimizer = {
-        "state": {0: {"step": torch.tensor(3.0), "flag": True}, 1: {"moment": torch.ones(2)}},
+        "state": {
+            0: {"step": torch.tensor(3.0), "flag": True},
+            1: {"moment": torch.ones(2), "inner": {"a": torch.zeros(3), "count": 7}},
+        },
         "param_groups": [{"lr": 0.1, "betas": [0.9, 0.999], "params": [0, 1]}],
     }
     for epoch in (1, 2, 10):
@@ -223,6 +342,8 @@ def test_a_checkpoint_gives_back_what_it_was_given(tmp_path: Path) -> None:
     assert found.state["best"] == {}
     assert found.optimizer["state"][0]["flag"] is True
     assert torch.equal(found.optimizer["state"][1]["moment"], torch.ones(2))
+    assert found.optimizer["state"][1]["inner"]["count"] == 7
+    assert torch.equal(found.optimizer["state"][1]["inner"]["a"], torch.zeros(3))
     assert found.optimizer["param_groups"] == optimizer["param_groups"]
     assert latest_checkpoint(tmp_path / "nowhere") is None
 
@@ -273,6 +394,16 @@ def test_memory_that_runs_out_says_which_settings_to_turn(
     task.fail = error
     with pytest.raises(RunError, match=r"out of memory with batch_size=4, .*Lower batch_size \(accumulate=2 with half"):
         train(task, pictures, tmp_path)
+
+
+@pytest.mark.parametrize("saves", [True, False])
+def test_saving_memory_is_advised_where_it_is_not_done(pictures: Pictures, tmp_path: Path, saves: bool) -> None:
+    task = Mean()
+    task.fail = MemoryError()
+    made = BaseConfig(resize=(SIZE, SIZE), gradient_checkpointing=saves)
+    with pytest.raises(RunError, match="out of memory") as raised:
+        run_loop(task, pictures, made, tmp_path, progress=no_progress)
+    assert str(raised.value).endswith("bf16." if saves else "bf16 or gradient_checkpointing=true.")
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_memory(pictures: Pictures, tmp_path: Path) -> None:

@@ -296,6 +296,7 @@ def test_one_number_stands_for_both_sides_and_all_channels_and_the_later_layer_w
         ({"step": 3}, "step: is no setting of the segmenter. Did you mean steps?"),
         ({"zzz": 3}, "zzz: is no setting of the segmenter. Known: accumulate,"),
         ({"epochs": 2}, "settings of the segmenter: epochs: expected 1 "),
+        ({"max_steps": 2}, "settings of the segmenter: max_steps: expected none "),
         ({"width": 20}, "width: expected a multiple of 8"),
         ({"synthetic_share": 1.5}, "synthetic_share: expected a share from 0 to 1"),
         ({"weak_tau": 1.0}, "weak_tau: expected a probability"),

@@ -8,6 +8,7 @@ import pytest
 
 from flawscope.config import EmbeddingConfig, InpaintingConfig, PadimConfig, PatchcoreConfig, build_config
 from flawscope.errors import ArgumentError
+from flawscope.training.loop import batches_in_all
 from flawscope.training.settings import preset_names, read_settings
 
 
@@ -47,8 +48,8 @@ def test_the_anogen_preset_takes_the_steps_of_the_seed_at_its_rate() -> None:
     config, unused = build_config("embedding", read_settings("anogen-seed"))
     assert isinstance(config, EmbeddingConfig)
     assert unused == ()
-    steps = config.epochs * 3 * config.repeats // config.batch_size  # three pictures
-    assert (steps, config.rate) == (6075, pytest.approx(0.02))
+    batches = batches_in_all(config, 3 * config.repeats // config.batch_size)  # three pictures
+    assert (batches, config.max_steps, config.rate) == (6100, 6100, pytest.approx(0.02))
     assert (config.resize, config.crop_defects, config.vectors) == ((256, 256), False, 1)
     assert (config.init_word, config.placeholder, config.mask_loss) == ("defect", "*", "mean")
     assert (config.flip, config.ema, config.clip_norm, config.seed) == (0.5, 0.0, 0.0, 23)
@@ -63,6 +64,7 @@ def test_the_mvpdiff_preset_fixes_every_value_of_the_seed() -> None:
     assert (config.resize, config.crop_defects, config.flip, config.flip_vertical) == ((512, 512), False, 0.0, 0.0)
     assert (config.adapt, config.rank, config.alpha, config.snr_gamma) == ("lora", 4, 4.0, 10.0)
     assert (config.betas, config.epsilon, config.weight_decay, config.clip_norm) == ((0.9, 0.999), 1e-8, 0.01, 1.0)
+    assert (config.optimizer, config.max_steps, config.gradient_checkpointing) == ("adamw", None, False)
     assert (config.mixed_precision, config.schedule, config.preview_every, config.seed) == ("fp16", "constant", 100, 0)
 
 

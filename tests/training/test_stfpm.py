@@ -312,7 +312,7 @@ def test_wrong_requests_are_refused(
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("epochs", 0), ("validation", 0), ("ema", 1.0), ("momentum", 1.0), ("learning_rate", 0), ("schedule", "linear")],
+    [("epochs", 0), ("validation", 0), ("ema", 1.0), ("momentum", 1.0), ("learning_rate", 0), ("schedule", "step")],
 )
 def test_settings_out_of_range_are_refused(key: str, value: object) -> None:
     with pytest.raises(ArgumentError, match=key):

@@ -21,7 +21,8 @@ from flawscope import cli
 from flawscope.config import AdaptedConfig, EmbeddingConfig, PatchcoreConfig, build_config
 from flawscope.datasets import Dataset, content_hash, open_dataset
 from flawscope.errors import ArgumentError, DataError, RunError
-from flawscope.runtime.synthesis.support import write_support
+from flawscope.runtime.synthesis.describing import write_descriptions
+from flawscope.runtime.synthesis.support import find_support, write_support
 from flawscope.training.base import open_base, restore_base
 from flawscope.training.lora import restore_unet
 from flawscope.training.run import read_run
@@ -311,6 +312,49 @@ def test_a_training_does_not_go_on_with_another_base(
     (base / "weights.safetensors").write_bytes(before)
     record = train_synthesis(made, dataset, tmp_path / "run", resume=True)
     assert msgspec.structs.asdict(record)["base"] == open_base(base).identity
+
+
+def test_a_training_does_not_go_on_with_other_descriptions(
+    tmp_path: Path, places: dict[str, Path], dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flawscope.training import loop
+    from flawscope.training.checkpoints import write_checkpoint
+
+    class Killed(BaseException):
+        pass
+
+    def dying(*arguments: Any, **named: Any) -> None:
+        write_checkpoint(*arguments, **named)
+        raise Killed
+
+    support = write_support(dataset, tmp_path / "support", shots=2, split="test")
+    write_descriptions(dataset, find_support(dataset, support), tmp_path / "described")
+    named = {"support": str(tmp_path / "support"), "descriptions": str(tmp_path / "described")}
+    made = config("inpainting", places, **named, defects=DEFECTS[:1])
+    monkeypatch.setattr(loop, "write_checkpoint", dying)
+    with pytest.raises(Killed):
+        train_synthesis(made, dataset, tmp_path / "run")
+    monkeypatch.undo()
+    path = tmp_path / "described" / CATEGORY / f"{CATEGORY}_train.jsonl"
+    lines = path.read_text().splitlines()
+    number = next(index for index, line in enumerate(lines) if json.loads(line)["defect"] == DEFECTS[0])
+    other = json.loads(lines[number])
+    other["text"][0] += " Indeed."
+    box = tmp_path / "described" / other["mask"]
+    before = box.read_bytes()
+    for is_text in (True, False):
+        if is_text:
+            path.write_text("\n".join([*lines[:number], json.dumps(other), *lines[number + 1 :]]) + "\n")
+        else:
+            path.write_text("\n".join(lines) + "\n")
+            larger = cv2.dilate(np.asarray(cv2.imread(str(box), cv2.IMREAD_GRAYSCALE)), np.ones((3, 3), np.uint8))
+            assert cv2.imwrite(str(box), larger)
+        with pytest.raises(ArgumentError, match="expected the descriptions that the training was begun with") as raised:
+            train_synthesis(made, dataset, tmp_path / "run", resume=True)
+        reason(raised)
+    box.write_bytes(before)
+    record = train_synthesis(made, dataset, tmp_path / "run", resume=True)
+    assert len(record.defects[0].texts) > 0
 
 
 def test_words_are_learned_from_the_command_line(
