@@ -6,6 +6,7 @@ ModelOpt pins an ONNX Runtime of its own, so it runs in another interpreter (`mo
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -18,12 +19,16 @@ import numpy.typing as npt
 import onnx
 
 from flawscope.calibration.modelopt import HELP
+from flawscope.calibration.ranges import largest_values
 from flawscope.errors import ArgumentError, GateError
 
 UInt8Array = npt.NDArray[np.uint8]
 
 MOST_VALUE = 512.0
 """Values above stay in FP32: from here on FP16 has steps of 0.5."""
+
+HEAVY_BYTES = 1 << 20
+"""Weights from here on are not handed to ModelOpt."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,7 @@ def convert_graph(
     """Convert a graph to FP16.
 
     Args:
-        graph: ONNX file.
+        graph: ONNX file, whose operators have names; its weights may lie beside it.
         inputs: Input name -> values as they come in use, the same number of each; an operator whose values pass
             `MOST_VALUE` on them stays in FP32.
         python: Interpreter with ModelOpt.
@@ -77,18 +82,19 @@ def convert_graph(
         ArgumentError: If that interpreter cannot do it.
         GateError: If ModelOpt cannot convert the graph.
     """
+    # ModelOpt would look at the values itself, but holds all tensors of all inputs in memory for it.
+    large = _too_large(graph, largest_values(graph, inputs))
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
+        heavy = _write_light(graph, scratch / "fp32.onnx")
+        large |= _too_heavy(graph, heavy)
         request: dict[str, Any] = {
-            "graph": str(graph.absolute()),
-            "inputs": str(scratch / "inputs.npz"),
+            "graph": str(scratch / "fp32.onnx"),
             "out": str(scratch / "fp16.onnx"),
-            "most_value": MOST_VALUE,
-            "exclude": list(quantised),
+            "exclude": [*quantised, *large],
             "exclude_types": ["QuantizeLinear", "DequantizeLinear"] if quantised else [],
             "answer": str(scratch / "answer.json"),
         }
-        np.savez(scratch / "inputs.npz", **dict(inputs))  # type: ignore[arg-type]
         answer = _ask(request, scratch, python)
         if "missing" in answer:
             raise ArgumentError(
@@ -101,14 +107,104 @@ def convert_graph(
             )
         model = onnx.load(scratch / "fp16.onnx")
     names = {node.name for node in onnx.load(graph, load_external_data=False).graph.node}
-    kept = {node: reason for node, reason in answer["kept"].items() if node in names}
+    kept = {node: large.get(node, reason) for node, reason in answer["kept"].items() if node in names}
+    _put_weights(model, heavy, graph.parent)
     model.producer_name = "flawscope"
     return Converted(model, kept, str(answer["version"]))
 
 
+def _write_light(graph: Path, out: Path) -> list[onnx.TensorProto]:
+    """Write a graph whose large weights are inputs, and return those, without their numbers where they lie beside it.
+
+    ModelOpt makes several copies of a model. Which operators become FP16 does not depend on the numbers of weights.
+    """
+    model = onnx.load(graph, load_external_data=False)
+    heavy: list[onnx.TensorProto] = []
+    rest: list[onnx.TensorProto] = []
+    for tensor in model.graph.initializer:
+        is_heavy = tensor.data_type == onnx.TensorProto.FLOAT and 4 * math.prod(tensor.dims) >= HEAVY_BYTES
+        (heavy if is_heavy else rest).append(tensor)
+    for tensor in rest:
+        if onnx.external_data_helper.uses_external_data(tensor):
+            onnx.external_data_helper.load_external_data_for_tensor(tensor, str(graph.parent))
+            tensor.data_location = onnx.TensorProto.DEFAULT
+            del tensor.external_data[:]
+    light = _copied(model, rest, heavy)
+    onnx.save(light, out)
+    return heavy
+
+
+def _copied(
+    model: onnx.ModelProto, weights: Sequence[onnx.TensorProto], inputs: Sequence[onnx.TensorProto]
+) -> onnx.ModelProto:
+    """Return a model with some of its weights, and others as inputs."""
+    graph = model.graph
+    more = [onnx.helper.make_tensor_value_info(one.name, one.data_type, one.dims) for one in inputs]
+    copy = onnx.helper.make_graph(
+        graph.node, graph.name, [*graph.input, *more], graph.output, weights, value_info=graph.value_info
+    )
+    return onnx.helper.make_model(
+        copy, opset_imports=model.opset_import, functions=model.functions, ir_version=model.ir_version
+    )
+
+
+def _too_heavy(graph: Path, heavy: Sequence[onnx.TensorProto]) -> dict[str, str]:
+    """Return the names of operators with a weight that FP16 cannot hold -> what it reaches."""
+    most = float(np.finfo(np.float16).max)
+    largest = {one.name: float(np.abs(_numbers(one, graph.parent)).max()) for one in heavy}
+    return {
+        node.name: f"out of range: weights up to {largest[name]:.4g}, above {most:g}"
+        for node in onnx.load(graph, load_external_data=False).graph.node
+        for name in node.input
+        if largest.get(name, 0.0) > most
+    }
+
+
+def _numbers(tensor: onnx.TensorProto, folder: Path) -> npt.NDArray[np.float32]:
+    """Return the numbers of a weight, which may lie beside its graph."""
+    return np.asarray(onnx.numpy_helper.to_array(tensor, str(folder)), np.float32)
+
+
+def _put_weights(model: onnx.ModelProto, heavy: Sequence[onnx.TensorProto], folder: Path) -> None:
+    """Give a converted graph its large weights back: in FP16 where it casts them to that, in FP32 where it does not."""
+    graph = model.graph
+    weights = {one.name: one for one in heavy}
+    casts = {
+        node.output[0]: node.input[0]
+        for node in graph.node
+        if node.op_type == "Cast" and node.input[0] in weights and node.attribute[0].i == onnx.TensorProto.FLOAT16
+    }
+    nodes = [node for node in graph.node if not (node.op_type == "Cast" and node.output[0] in casts)]
+    used = {name for node in nodes for name in node.input}
+    known = [value for value in graph.value_info if value.name not in casts]
+    inputs = [value for value in graph.input if value.name not in weights]
+    field: Any
+    for field, left in ((graph.node, nodes), (graph.value_info, known), (graph.input, inputs)):
+        del field[:]
+        field.extend(left)
+    for out, name in casts.items():
+        halves = _numbers(weights[name], folder).astype(np.float16)
+        graph.initializer.append(onnx.numpy_helper.from_array(halves, out))
+    for name in sorted(weights.keys() & used):
+        graph.initializer.append(onnx.numpy_helper.from_array(_numbers(weights[name], folder), name))
+
+
+def _too_large(graph: Path, largest: Mapping[str, float]) -> dict[str, str]:
+    """Return the names of operators that are given or give values above `MOST_VALUE` -> what they reach."""
+    found = {}
+    for node in onnx.load(graph, load_external_data=False).graph.node:
+        most = max((largest.get(name, 0.0) for name in (*node.input, *node.output)), default=0.0)
+        if node.op_type != "Constant" and most > MOST_VALUE:
+            if not node.name:
+                raise GateError(f"fp16: expected operators with names in {graph.name}, got a {node.op_type} without.")
+            found[node.name] = f"out of range: values up to {most:.4g}, above {MOST_VALUE:g}"
+    return found
+
+
 def operators_in(model: onnx.ModelProto, types: Sequence[str], element: int) -> list[str]:
     """Return the names of the operators of these types whose output has this element type (`onnx.TensorProto`)."""
-    graph = onnx.shape_inference.infer_shapes(model).graph
+    # Without weights, of which no type depends, one message can hold it.
+    graph = onnx.shape_inference.infer_shapes(_copied(model, (), model.graph.initializer)).graph
     outputs = {
         value.name for value in (*graph.value_info, *graph.output) if value.type.tensor_type.elem_type == element
     }

@@ -12,8 +12,8 @@ import pytest
 from modelopt_here import modelopt_python, needs_modelopt
 from onnx import TensorProto, helper, numpy_helper
 
-from flawscope.calibration import modelopt
-from flawscope.calibration.autocast import MOST_VALUE, operators_in, to_fp16
+from flawscope.calibration import autocast, modelopt
+from flawscope.calibration.autocast import MOST_VALUE, convert_graph, operators_in, to_fp16
 from flawscope.calibration.int8 import OPERATORS, Quantiser
 from flawscope.calibration.modelopt import PYTHON, find_python
 from flawscope.errors import ArgumentError, GateError
@@ -113,14 +113,13 @@ def test_what_is_quantised_stays_quantised(tmp_path: Path) -> None:
     assert float(np.abs(half - exact).max() / np.abs(exact).max()) < 2e-2
 
 
-@needs_modelopt
-def test_a_graph_that_modelopt_cannot_read_is_one_sentence(tmp_path: Path) -> None:
+def test_a_graph_that_cannot_be_run_is_one_sentence(tmp_path: Path) -> None:
     source = graph(tmp_path)
     model = onnx.load(source)
     model.graph.node[3].input[1] = "nowhere"
     onnx.save(model, source)
-    with pytest.raises(GateError, match=r"^fp16: ModelOpt could not convert features\.onnx: [^\n]+$"):
-        to_fp16(source, pictures(), modelopt_python())
+    with pytest.raises(GateError, match=r"^fp16: expected a graph that ONNX Runtime runs, got features\.onnx: [^\n]+$"):
+        to_fp16(source, pictures(), Path(sys.executable))
 
 
 # --- the other interpreter
@@ -180,3 +179,81 @@ def test_the_interpreter_is_the_one_given_the_one_named_or_this_one(
 def test_no_picture_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ArgumentError, match="expected at least one good picture"):
         to_fp16(graph(tmp_path), [], Path(sys.executable))
+
+
+# --- weights that are not handed over
+
+
+def wide(folder: Path, *, beside: bool, gain: float = 1.0) -> Path:
+    """Two products by one weight, and one by a weight of its own; in between the values are times `gain`."""
+    draw = np.random.default_rng(2)
+    weights = {
+        "shared": draw.normal(size=(16, 16)).astype(np.float32) / 16,
+        "own": (gain * draw.normal(size=(16, 16))).astype(np.float32),
+        "least": np.full(16, 1e-3, np.float32),
+    }
+    nodes = [
+        helper.make_node("MatMul", ["x", "shared"], ["a"], name="first"),
+        helper.make_node("MatMul", ["a", "own"], ["b"], name="second"),
+        helper.make_node("Add", ["b", "least"], ["c"], name="third"),
+        helper.make_node("MatMul", ["c", "shared"], ["y"], name="fourth"),
+    ]
+    model = helper.make_model(
+        helper.make_graph(
+            nodes,
+            "wide",
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 16])],
+            [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 16])],
+            [numpy_helper.from_array(value, name) for name, value in weights.items()],
+        ),
+        opset_imports=[helper.make_opsetid("", 18)],
+        ir_version=10,
+    )
+    onnx.save(model, folder / "wide.onnx", save_as_external_data=beside, location="wide.data", size_threshold=0)
+    return folder / "wide.onnx"
+
+
+def product(model: onnx.ModelProto) -> np.ndarray:
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return np.asarray(session.run(None, {"x": inputs()["x"]})[0])
+
+
+def inputs() -> dict[str, np.ndarray]:
+    return {"x": np.random.default_rng(3).normal(size=(5, 16)).astype(np.float32)}
+
+
+@needs_modelopt
+@pytest.mark.parametrize(("beside", "gain"), [(False, 1.0), (True, 1e4)])
+def test_weights_that_are_not_handed_over_come_out_as_if_they_had_been(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, beside: bool, gain: float
+) -> None:
+    source = wide(tmp_path, beside=beside, gain=gain)
+    wanted = convert_graph(source, inputs(), modelopt_python())
+    monkeypatch.setattr(autocast, "HEAVY_BYTES", 1024)
+    found = convert_graph(source, inputs(), modelopt_python())
+    assert found.kept == wanted.kept
+    assert set(found.kept) == (set() if gain == 1.0 else {"second", "third", "fourth"})
+    assert [node.op_type for node in found.model.graph.node].count("MatMul") == 3
+    assert [value.name for value in found.model.graph.input] == ["x"]
+    types = {one.name: one.data_type for one in found.model.graph.initializer}
+    # What is multiplied in both types is there in both.
+    kinds = [types[node.input[1]] for node in found.model.graph.node if node.op_type == "MatMul"]
+    half, full = TensorProto.FLOAT16, TensorProto.FLOAT
+    assert kinds == ([half, half, half] if gain == 1.0 else [half, full, full])
+    onnx.checker.check_model(found.model, full_check=True)
+    assert product(found.model).tobytes() == product(wanted.model).tobytes()
+
+
+@needs_modelopt
+def test_a_weight_that_fp16_cannot_hold_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = wide(tmp_path, beside=True)
+    model = onnx.load(source)
+    values = np.zeros((16, 16), np.float32)
+    values[0, 0] = 1e5
+    model.graph.initializer[1].CopyFrom(numpy_helper.from_array(values, "own"))
+    onnx.save(model, source)
+    monkeypatch.setattr(autocast, "HEAVY_BYTES", 1024)
+    given = {"x": np.zeros((1, 16), np.float32)}
+    found = convert_graph(source, given, modelopt_python())
+    assert set(found.kept) == {"second"}
+    assert "weights up to 1e+05, above 65504" in found.kept["second"]
