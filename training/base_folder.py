@@ -268,7 +268,7 @@ def called(folder: Path, library: Any, load: Callable[[Path], Any]) -> Any:
         first = next(iter(str(err).splitlines()), "no message")
         raise RunError(
             f"{folder}: expected a part of Stable Diffusion as diffusers writes it, in safetensors, got "
-            f"{type(err).__name__}: {first}. Weights in pickles (.bin) are taken over by flawscope synth import."
+            f"{type(err).__name__}: {first}. Pickles (.bin) are not read: flawscope synth import takes them over."
         ) from err
     finally:
         speech.set_verbosity(level)
