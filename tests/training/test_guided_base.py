@@ -90,7 +90,9 @@ def test_pickled_weights_are_not_read(copied: Path) -> None:
     path = copied / "unet" / "diffusion_pytorch_model.safetensors"
     torch.save(safetensors.torch.load_file(path), path.with_suffix(".bin"))
     path.unlink()
-    with pytest.raises(RunError, match=r"unet: expected a part of Stable Diffusion .* Pickles .* are not read: flawscope synth import"):
+    with pytest.raises(
+        RunError, match=r"unet: expected a part of Stable Diffusion .* Pickles .* are not read: flawscope synth import"
+    ):
         load_guided(copied, DsadConfig(**TINY))
 
 
