@@ -83,11 +83,12 @@ def convert_graph(
         GateError: If ModelOpt cannot convert the graph.
     """
     # ModelOpt would look at the values itself, but holds all tensors of all inputs in memory for it.
-    large = _too_large(graph, largest_values(graph, inputs))
+    source = onnx.load(graph, load_external_data=False)
+    large = _too_large(source, graph.name, largest_values(graph, inputs))
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
-        heavy = _write_light(graph, scratch / "fp32.onnx")
-        large |= _too_heavy(graph, heavy)
+        heavy = _write_light(source, graph.parent, scratch / "fp32.onnx")
+        large |= _too_heavy(source, heavy, graph)
         request: dict[str, Any] = {
             "graph": str(scratch / "fp32.onnx"),
             "out": str(scratch / "fp16.onnx"),
@@ -106,19 +107,19 @@ def convert_graph(
                 "version of ModelOpt."
             )
         model = onnx.load(scratch / "fp16.onnx")
-    names = {node.name for node in onnx.load(graph, load_external_data=False).graph.node}
+    names = {node.name for node in source.graph.node}
     kept = {node: large.get(node, reason) for node, reason in answer["kept"].items() if node in names}
     _put_weights(model, heavy, graph.parent)
     model.producer_name = "flawscope"
     return Converted(model, kept, str(answer["version"]))
 
 
-def _write_light(graph: Path, out: Path) -> list[onnx.TensorProto]:
-    """Write a graph whose large weights are inputs, and return those, without their numbers where they lie beside it.
+def _write_light(model: onnx.ModelProto, folder: Path, out: Path) -> list[onnx.TensorProto]:
+    """Write a model whose large weights are inputs, and return those, without their numbers where they lie beside it.
 
-    ModelOpt makes several copies of a model. Which operators become FP16 does not depend on the numbers of weights.
+    ModelOpt makes several copies of a model. Of the numbers of a weight it wants to know one thing alone, which
+    `_too_heavy` finds out: whether FP16 can hold them.
     """
-    model = onnx.load(graph, load_external_data=False)
     heavy: list[onnx.TensorProto] = []
     rest: list[onnx.TensorProto] = []
     for tensor in model.graph.initializer:
@@ -126,11 +127,10 @@ def _write_light(graph: Path, out: Path) -> list[onnx.TensorProto]:
         (heavy if is_heavy else rest).append(tensor)
     for tensor in rest:
         if onnx.external_data_helper.uses_external_data(tensor):
-            onnx.external_data_helper.load_external_data_for_tensor(tensor, str(graph.parent))
+            onnx.external_data_helper.load_external_data_for_tensor(tensor, str(folder))
             tensor.data_location = onnx.TensorProto.DEFAULT
             del tensor.external_data[:]
-    light = _copied(model, rest, heavy)
-    onnx.save(light, out)
+    onnx.save(_copied(model, rest, heavy), out)
     return heavy
 
 
@@ -148,13 +148,13 @@ def _copied(
     )
 
 
-def _too_heavy(graph: Path, heavy: Sequence[onnx.TensorProto]) -> dict[str, str]:
+def _too_heavy(model: onnx.ModelProto, heavy: Sequence[onnx.TensorProto], graph: Path) -> dict[str, str]:
     """Return the names of operators with a weight that FP16 cannot hold -> what it reaches."""
     most = float(np.finfo(np.float16).max)
     largest = {one.name: float(np.abs(_numbers(one, graph.parent)).max()) for one in heavy}
     return {
-        node.name: f"out of range: weights up to {largest[name]:.4g}, above {most:g}"
-        for node in onnx.load(graph, load_external_data=False).graph.node
+        _name_of(node, graph.name): f"out of range: weights up to {largest[name]:.4g}, above {most:g}"
+        for node in model.graph.node
         for name in node.input
         if largest.get(name, 0.0) > most
     }
@@ -189,16 +189,21 @@ def _put_weights(model: onnx.ModelProto, heavy: Sequence[onnx.TensorProto], fold
         graph.initializer.append(onnx.numpy_helper.from_array(_numbers(weights[name], folder), name))
 
 
-def _too_large(graph: Path, largest: Mapping[str, float]) -> dict[str, str]:
+def _too_large(model: onnx.ModelProto, graph: str, largest: Mapping[str, float]) -> dict[str, str]:
     """Return the names of operators that are given or give values above `MOST_VALUE` -> what they reach."""
     found = {}
-    for node in onnx.load(graph, load_external_data=False).graph.node:
+    for node in model.graph.node:
         most = max((largest.get(name, 0.0) for name in (*node.input, *node.output)), default=0.0)
         if node.op_type != "Constant" and most > MOST_VALUE:
-            if not node.name:
-                raise GateError(f"fp16: expected operators with names in {graph.name}, got a {node.op_type} without.")
-            found[node.name] = f"out of range: values up to {most:.4g}, above {MOST_VALUE:g}"
+            found[_name_of(node, graph)] = f"out of range: values up to {most:.4g}, above {MOST_VALUE:g}"
     return found
+
+
+def _name_of(node: onnx.NodeProto, graph: str) -> str:
+    """Return the name by which an operator is excluded."""
+    if not node.name:
+        raise GateError(f"fp16: expected operators with names in {graph}, got {node.op_type} without.")
+    return str(node.name)
 
 
 def operators_in(model: onnx.ModelProto, types: Sequence[str], element: int) -> list[str]:

@@ -93,16 +93,12 @@ class DatasetIdentity(_Struct, frozen=True):
     fingerprint: str
 
 
-class LeakFigures(_Struct, frozen=True):
-    """The overall figures on all test pictures, those of a support set included: optimistic, for comparison.
+class OverallFigures(_Struct, frozen=True):
+    """Figures over all pictures that count; None where they are undefined.
 
     Attributes:
-        images: All test pictures.
+        images: Test pictures, those that could not be scored included.
         anomalous: Defective ones among them.
-        intervals: Figure -> bootstrap interval.
-        false_reject: Share of good pictures that were not accepted; None without thresholds.
-        miss: Share of defective pictures that were accepted; None without thresholds.
-        faults: Pictures that could not be decided, also those that are left out.
     """
 
     image_auroc: float | None
@@ -113,6 +109,18 @@ class LeakFigures(_Struct, frozen=True):
     aupro: float | None
     images: int
     anomalous: int
+
+
+class LeakFigures(OverallFigures, frozen=True):
+    """The overall figures on all test pictures, those of a support set included: optimistic, for comparison.
+
+    Attributes:
+        intervals: Figure -> bootstrap interval.
+        false_reject: Share of good pictures that were not accepted; None without thresholds.
+        miss: Share of defective pictures that were accepted; None without thresholds.
+        faults: Pictures that could not be decided, also those that are left out.
+    """
+
     intervals: dict[str, Interval]
     false_reject: Rate | None
     miss: Rate | None
@@ -147,12 +155,10 @@ class SupportFigures(_Struct, frozen=True):
     with_leak: LeakFigures
 
 
-class Figures(_Struct, frozen=True):
+class Figures(OverallFigures, frozen=True):
     """Everything one evaluation measured; figures are None where they are undefined.
 
     Attributes:
-        images: Test pictures, those that could not be scored included.
-        anomalous: Defective ones among them.
         without_mask: Defective pictures without pixel truth, left out of the pixel figures.
         masks_lost: Those of them whose mask vanished at the resolution of the model.
         f1_threshold: Threshold of `image_f1_max`, for information: it was chosen on these pictures.
@@ -166,14 +172,6 @@ class Figures(_Struct, frozen=True):
         support: The support set whose pictures are in none of these figures; None where none was named.
     """
 
-    image_auroc: float | None
-    image_ap: float | None
-    image_f1_max: float | None
-    pixel_auroc: float | None
-    pixel_ap: float | None
-    aupro: float | None
-    images: int
-    anomalous: int
     without_mask: int
     masks_lost: int
     f1_threshold: float | None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -18,11 +19,20 @@ def import_diffusers() -> Any:
     Raises:
         MissingExtra: If it is not installed.
     """
+    quiet_bitsandbytes()
     try:
         import diffusers
     except ImportError as err:
         raise MissingExtra("diffusion", "diffusers", "train") from err
     return diffusers
+
+
+def quiet_bitsandbytes() -> None:
+    """Let the import of bitsandbytes say nothing: it warns of kernels for 4-bit weights, which nothing here uses.
+
+    Where it is installed, diffusers imports it as well.
+    """
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def group_count(widths: Sequence[int]) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,10 +10,7 @@ from torch import nn
 
 from flawscope.config.trained import DenoisingConfig
 from flawscope.errors import MissingExtra
-
-# On its import bitsandbytes warns of kernels for 4-bit weights, which no optimizer uses; and where it is installed,
-# diffusers imports it, whatever the optimizer.
-logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+from flawscope.training.networks import quiet_bitsandbytes
 
 
 def build_optimizer(
@@ -59,6 +55,7 @@ def import_bitsandbytes() -> Any:
     Raises:
         MissingExtra: If it is not installed.
     """
+    quiet_bitsandbytes()
     try:
         import bitsandbytes
     except ImportError as err:

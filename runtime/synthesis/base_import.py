@@ -62,7 +62,8 @@ def import_base(folder: Path, out: Path, progress: Callable[[str, int, int], Non
                 progress(f"importing {part}", done, len(parts))
             (made / part).mkdir()
             for path in sorted((folder / part).iterdir()):
-                if path.suffix in _COPIED and path.is_file():
+                # An index tells the libraries to look for weights in several files, which are not taken over.
+                if path.suffix in _COPIED and path.is_file() and not path.name.endswith(".index.json"):
                     shutil.copyfile(path, made / part / path.name)
             if part not in ("tokenizer", "scheduler"):
                 name = _write_weights(folder / part, made / part)

@@ -122,6 +122,16 @@ def test_a_graph_that_cannot_be_run_is_one_sentence(tmp_path: Path) -> None:
         to_fp16(source, pictures(), Path(sys.executable))
 
 
+def test_an_operator_with_large_values_needs_a_name_to_be_kept_by(tmp_path: Path) -> None:
+    source = graph(tmp_path, gain=1e4)
+    model = onnx.load(source)
+    for node in model.graph.node:
+        node.name = ""
+    onnx.save(model, source)
+    with pytest.raises(GateError, match=r"^fp16: expected operators with names in features\.onnx, got Conv without\.$"):
+        to_fp16(source, pictures(), Path(sys.executable))
+
+
 # --- the other interpreter
 
 

@@ -92,6 +92,8 @@ def test_the_older_form_and_the_bert_of_latent_diffusion_are_read(tmp_path: Path
 def test_half_precision_is_taken_where_there_is_nothing_else(stored: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(stored, tmp_path / "half"))
     as_pickles(folder, ".fp16")
+    # What is left of weights in several files would send the libraries looking for those.
+    (folder / "unet" / "diffusion_pytorch_model.safetensors.index.json").write_text('{"weight_map": {}}')
     import_base(folder, tmp_path / "out")
     same(read_base_folder(stored), read_base_folder(tmp_path / "out"), tolerance=1e-3)
 
