@@ -26,6 +26,7 @@ PACKAGE_DIR = {
     "flawscope.calibration": "calibration",
     "flawscope.training": "training",
     "flawscope.export": "export",
+    "flawscope.workflows": "workflows",
 }
 NATIVE = os.environ.get("FLAWSCOPE_NATIVE", "1") != "0"
 
@@ -77,7 +78,7 @@ setup(
     include_package_data=False,
     package_data={
         "flawscope": ["py.typed"],
-        "flawscope.calibration": ["templates/*"],
+        "flawscope.calibration.evaluation": ["templates/*"],
         "flawscope.training": ["presets/*.yml"],
     },
     ext_modules=[CMakeExtension("flawscope.cpp_ext._native", "cpp_ext")] if NATIVE else [],

@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 from drawn_defects import SHAPES, draw_defect
 
-from flawscope.calibration.metrics import auroc, pixel_auroc, rank_pixels
+from flawscope.calibration.evaluation.metrics import auroc, pixel_auroc, rank_pixels
 from flawscope.datasets import open_dataset, split_held_out
 from flawscope.files import write_text
-from flawscope.images import prepare_mask, read_image
+from flawscope.imaging.images import prepare_mask, read_image
 from flawscope.runtime import Inspector
 from flawscope.versions import cpu_name, package_versions
 

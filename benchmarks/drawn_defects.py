@@ -11,9 +11,9 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from flawscope.images import BoolArray, UInt8Array
-from flawscope.parts.canvas import blur, discs, fractal_noise, smoothstep, strokes
-from flawscope.parts.marks import centred, jagged, wander
+from flawscope.arrays import BoolArray, UInt8Array
+from flawscope.datasets.parts.canvas import blur, discs, fractal_noise, smoothstep, strokes
+from flawscope.datasets.parts.marks import centred, jagged, wander
 
 Field = npt.NDArray[np.float32]
 

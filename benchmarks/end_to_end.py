@@ -29,10 +29,10 @@ import numpy.typing as npt
 import safetensors.numpy
 from anomalib_env import ensure_environment
 
-from flawscope.calibration.metrics import aupro, auroc, pixel_auroc, rank_pixels, stack_masks
+from flawscope.calibration.evaluation.metrics import aupro, auroc, pixel_auroc, rank_pixels, stack_masks
 from flawscope.datasets import Dataset, open_dataset
 from flawscope.files import write_text
-from flawscope.images import Preprocessing, prepare_mask
+from flawscope.imaging.images import Preprocessing, prepare_mask
 from flawscope.runtime import Inspector
 from flawscope.versions import cpu_name, package_versions
 

@@ -11,13 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from kernels_measure import DATA, Elsewhere, Float32Array, clock, patches, present, race, rest, summary, target
 
+from flawscope.arrays import Int64Array
 from flawscope.cpp_ext import kcenter_greedy, native, nearest
 from flawscope.errors import FlawscopeError
-
-Int64Array = npt.NDArray[np.int64]
 
 ANOMALIB_RATIO, LOOP_RATIO = 30.0, 5.0
 RADIUS_TOLERANCE = 0.02

@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-Float32Array = npt.NDArray[np.float32]
+from flawscope.arrays import Float32Array
 
 DATA = ("clustered", "gaussian")
 CENTRES, NOISE = 64, 0.5

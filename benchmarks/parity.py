@@ -17,10 +17,10 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from flawscope.datasets import open_dataset
-from flawscope.images import prepare, read_image
+from flawscope.imaging.images import prepare, read_image
 from flawscope.runtime import Inspector
-from flawscope.training.reconstructing import Reconstruction
-from flawscope.training.run import read_run
+from flawscope.training.detectors.detector_run import read_run
+from flawscope.training.diffusion.torch_reconstruction import Reconstruction
 
 
 def main() -> None:

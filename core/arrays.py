@@ -15,6 +15,12 @@ import numpy.typing as npt
 
 from flawscope.errors import ArgumentError
 
+Float32Array = npt.NDArray[np.float32]
+Float64Array = npt.NDArray[np.float64]
+Int64Array = npt.NDArray[np.int64]
+UInt8Array = npt.NDArray[np.uint8]
+BoolArray = npt.NDArray[np.bool_]
+
 
 def check_array(
     value: object,

@@ -17,31 +17,40 @@ from flawscope.errors import FlawscopeError
 
 # verb -> (module:attribute, one line for --help)
 VERBS = {
-    "demo": ("flawscope.export.demo_command:demo", "Generate parts, train, export, score and report, offline."),
-    "doctor": ("flawscope.runtime.doctor:doctor", "Show devices, backends, versions and kernels."),
-    "data": ("flawscope.data_command:data", "Look at a dataset, or generate one."),
-    "pipeline": ("flawscope.export.pipeline_command:pipeline", "Train, export, set thresholds and evaluate in one go."),
-    "train": ("flawscope.training.command:train", "Learn what good parts look like."),
-    "export": ("flawscope.export.command:export", "Turn a training run into a bundle."),
-    "calibrate": ("flawscope.calibration.command:calibrate", "Set the thresholds of a bundle."),
-    "evaluate": ("flawscope.calibration.evaluate_command:evaluate", "Measure a bundle on labelled images."),
-    "sampling": ("flawscope.calibration.sampling_command:sampling", "Compare few-step samplings of ddad and dsad."),
-    "score": ("flawscope.runtime.command:score", "Decide on images with a bundle."),
-    "engine": ("flawscope.runtime.engine_command:engine", "Build, list or clear TensorRT engines of this machine."),
+    "demo": ("flawscope.workflows.demo_command:demo", "Generate parts, train, export, score and report, offline."),
+    "doctor": ("flawscope.runtime.doctor.doctor_command:doctor", "Show devices, backends, versions and kernels."),
+    "data": ("flawscope.datasets.data_command:data", "Look at a dataset, or generate one."),
+    "pipeline": (
+        "flawscope.workflows.pipeline_command:pipeline",
+        "Train, export, set thresholds and evaluate in one go.",
+    ),
+    "train": ("flawscope.training.train_command:train", "Learn what good parts look like."),
+    "export": ("flawscope.export.export_command:export", "Turn a training run into a bundle."),
+    "calibrate": ("flawscope.calibration.thresholds.calibrate_command:calibrate", "Set the thresholds of a bundle."),
+    "evaluate": ("flawscope.calibration.evaluation.evaluate_command:evaluate", "Measure a bundle on labelled images."),
+    "sampling": (
+        "flawscope.calibration.evaluation.sampling_command:sampling",
+        "Compare few-step samplings of ddad and dsad.",
+    ),
+    "score": ("flawscope.runtime.score_command:score", "Decide on images with a bundle."),
+    "engine": (
+        "flawscope.runtime.engines.engine_command:engine",
+        "Build, list or clear TensorRT engines of this machine.",
+    ),
     "bench": (
-        "flawscope.runtime.bench_command:bench_command",
+        "flawscope.runtime.bench.bench_command:bench_command",
         "Measure latency, throughput and memory of a bundle.",
     ),
     "synth": (
-        "flawscope.runtime.synthesis.command:synth",
+        "flawscope.runtime.synthesis.synth_command:synth",
         "Draw defects: support sets, boxes, texts, pictures, datasets.",
     ),
-    "bundle": ("flawscope.bundle_command:bundle", "Show, verify, pack or combine bundles."),
+    "bundle": ("flawscope.bundle.bundle_command:bundle", "Show, verify, pack or combine bundles."),
 }
 
 
 # group -> command below it that is at home in another room -> module:attribute
-_ELSEWHERE = {"synth": {"judge": "flawscope.export.judge_command:judge"}}
+_ELSEWHERE = {"synth": {"judge": "flawscope.workflows.utility.judge_command:judge"}}
 
 
 class JoinedGroup(click.Group):

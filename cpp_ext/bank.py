@@ -8,13 +8,11 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from flawscope.arrays import check_array
+from flawscope.arrays import Float32Array, Int64Array, check_array
 from flawscope.cpp_ext import native, reference
 from flawscope.cpp_ext.checks import as_native, check_count, check_threads
 from flawscope.errors import ArgumentError
 
-Float32Array = npt.NDArray[np.float32]
-Int64Array = npt.NDArray[np.int64]
 Storage = Literal["float32", "float16", "int8"]
 
 _MAX_INT8_CHANNELS = 65_536  # 255 · 127 · 65,536 < 2³¹

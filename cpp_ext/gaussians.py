@@ -5,13 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from flawscope.arrays import check_array
+from flawscope.arrays import Float32Array, check_array
 from flawscope.cpp_ext import native, reference
 from flawscope.cpp_ext.checks import as_native, check_threads
-
-Float32Array = npt.NDArray[np.float32]
 
 
 class Gaussians:

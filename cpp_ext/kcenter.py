@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-import numpy.typing as npt
 
+from flawscope.arrays import Float32Array, Int64Array
 from flawscope.cpp_ext import native, reference
 from flawscope.cpp_ext.checks import as_native, check_count, check_seed, check_threads
-
-Float32Array = npt.NDArray[np.float32]
-Int64Array = npt.NDArray[np.int64]
 
 
 def kcenter_greedy(

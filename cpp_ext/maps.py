@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
+from flawscope.arrays import Float32Array
 from flawscope.cpp_ext import native, reference
 from flawscope.cpp_ext.checks import as_native, check_threads
-
-Float32Array = npt.NDArray[np.float32]
 
 
 def separable_maps(grids: Float32Array, rows: Float32Array, columns: Float32Array, *, threads: int = 0) -> Float32Array:

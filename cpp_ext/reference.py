@@ -13,12 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from flawscope.arrays import check_array
+from flawscope.arrays import Float32Array, Int64Array, check_array
 from flawscope.cpp_ext.checks import check_count, check_seed
 from flawscope.errors import ArgumentError
-
-Float32Array = npt.NDArray[np.float32]
-Int64Array = npt.NDArray[np.int64]
 
 _BLOCK_ELEMENTS = 1 << 22
 """Elements of the distance block in `nearest`: 16 MiB of float32, whatever the number of queries."""

@@ -15,10 +15,10 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
+from flawscope.arrays import UInt8Array
 from flawscope.errors import ArgumentError, BackendError, DeviceError
-from flawscope.images import UInt8Array
+from flawscope.progress import Progress, no_progress
 from flawscope.runtime.backends.ort import cuda_problem, import_onnxruntime, session_options, session_providers
-from flawscope.training.loading import Progress, no_progress
 
 TOLERANCES = {"fp32": 1e-4, "fp16": 1e-2, "int8": 1e-1}
 """Default by precision of the candidate: largest root mean square difference of a tensor, relative to the tensor's."""

@@ -13,16 +13,17 @@ import onnx
 import torch
 from torch import nn
 
+from flawscope.arrays import UInt8Array
 from flawscope.bundle import Bundle, open_bundle
 from flawscope.errors import ArgumentError, RunError
 from flawscope.export.explain import TOLERANCES, Explanation, GraphSide, explain
-from flawscope.export.features_graph import export_module
-from flawscope.images import UInt8Array, decode_image, prepare
+from flawscope.export.onnx_trace import export_module
+from flawscope.imaging.images import decode_image, prepare
+from flawscope.progress import Progress, no_progress
 from flawscope.runtime.backends.ort import cuda_problem
-from flawscope.training.loading import Progress, no_progress
-from flawscope.training.reconstructing import Reconstruction
-from flawscope.training.run import read_run
-from flawscope.training.stfpm import StfpmNetwork
+from flawscope.training.detectors.detector_run import read_run
+from flawscope.training.detectors.stfpm import StfpmNetwork
+from flawscope.training.diffusion.torch_reconstruction import Reconstruction
 
 AGAINST = ("plain", "cpu", "cuda")
 """What a bundle's FP32 graph on the CPU can be compared with: ONNX Runtime's CPU without optimisation of the graph,

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 from scipy.stats import spearmanr
 
+from flawscope.arrays import Float32Array
 from flawscope.bundle import Parity
 from flawscope.errors import GateError
-
-Float32Array = npt.NDArray[np.float32]
 
 SCORE_LIMIT = 1e-3
 """Largest relative difference of a score that float32 explains; measured ones are near 1e-6."""

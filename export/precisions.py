@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
+from flawscope.arrays import UInt8Array
 from flawscope.bundle import (
     BankHead,
     Gate,
@@ -24,18 +25,19 @@ from flawscope.bundle import (
     open_bundle,
     write_bundle,
 )
-from flawscope.calibration.gate import measure_gate
-from flawscope.calibration.limits import LIMITS, Limits, Method, failures
-from flawscope.calibration.modelopt import find_python
+from flawscope.calibration.quantization.gate_limits import LIMITS, Limits, Method, failures
+from flawscope.calibration.quantization.modelopt import find_python
+from flawscope.calibration.quantization.precision_gate import measure_gate
+from flawscope.calibration.quantization.reduced_precision import FP16_PICTURES, lower_to_fp16, lower_to_int8
 from flawscope.datasets import Dataset, Sample, hash_contents
 from flawscope.errors import ArgumentError, DataError, GateError
-from flawscope.export.head import BankFile, append_head
-from flawscope.export.lowering import FP16_PICTURES, lower_to_fp16, lower_to_int8
-from flawscope.images import UInt8Array, decode_image, prepare
+from flawscope.export.detectors.head_nodes import BankFile, append_head
+from flawscope.imaging.images import decode_image, prepare
+from flawscope.imaging.tiles import Picture, read_picture
+from flawscope.progress import Progress, no_progress
 from flawscope.runtime import Inspector
-from flawscope.runtime.heads import build_head
-from flawscope.tiles import Picture, read_picture
-from flawscope.training.loading import Progress, no_progress, pictures_of
+from flawscope.runtime.scorers.bank_scorer import build_head
+from flawscope.training.loop.image_batches import pictures_of
 
 _MOST_CALIBRATION, _MOST_GOOD = 64, 128
 """Pictures for value ranges, and for the gate."""
@@ -52,7 +54,7 @@ class Wanted:
         method: How value ranges are found.
         limits: Precision -> what it may do; `LIMITS` where one is missing.
         int8_rest: What operators that are not in INT8 compute in, `fp32` or `fp16`.
-        modelopt_python: Interpreter with ModelOpt, for FP16; see `flawscope.calibration.modelopt.find_python`.
+        modelopt_python: Interpreter with ModelOpt, for FP16; see `flawscope.calibration.quantization.modelopt.find_python`.
     """
 
     precisions: tuple[str, ...]

@@ -1,7 +1,7 @@
 """A Triton model repository from a bundle: `REPOSITORY/NAME/` with configuration, graph, labels and a record.
 
 Triton Inference Server runs `score.onnx` in its ONNX Runtime backend and batches requests of several clients. It knows
-neither pictures nor thresholds: clients decode and resize before (`flawscope.images`) and decide afterwards, with the
+neither pictures nor thresholds: clients decode and resize before (`flawscope.imaging.images`) and decide afterwards, with the
 numbers of `flawscope.json`.
 
 Source: Triton's user guide (model repository, model configuration, batchers) and `model_config.proto` of
@@ -25,10 +25,10 @@ import numpy as np
 from flawscope.bundle import Bundle, FileEntry, Golden, Manifest, Thresholds, open_bundle
 from flawscope.errors import ArgumentError, BackendError, BundleError, GateError
 from flawscope.files import atomic_folder, sha256_file, storage_errors
-from flawscope.images import Preprocessing, prepare, read_image
+from flawscope.imaging.images import Preprocessing, prepare, read_image
 from flawscope.runtime.backends.ort import import_onnxruntime
-from flawscope.runtime.heads import distance_scale
 from flawscope.runtime.inspector import GOLDEN_TOLERANCE, ZERO_SHARE
+from flawscope.runtime.scorers.bank_scorer import distance_scale
 
 RECORD = "flawscope.json"
 """Beside `config.pbtxt`: what a client has to know; also marks a model folder as written by flawscope."""
@@ -45,7 +45,7 @@ LABEL = "anomaly_score"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 _OUTPUTS = ("anomaly_map", "score")
 _RULES = (
-    "flawscope.images.decode_image, then flawscope.images.prepare: uint8 RGB [H, W, 3]; cast and normalisation are in "
+    "flawscope.imaging.images.decode_image, then flawscope.imaging.images.prepare: uint8 RGB [H, W, 3]; cast and normalisation are in "
     "the graph"
 )
 _DECISION = (

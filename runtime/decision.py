@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flawscope.bundle import Thresholds
-from flawscope.images import Preprocessing
+from flawscope.imaging.images import Preprocessing
 from flawscope.runtime.results import Box, Decision
 
 

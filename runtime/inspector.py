@@ -12,6 +12,7 @@ from typing import Any, overload
 import numpy as np
 import numpy.typing as npt
 
+from flawscope.arrays import UInt8Array
 from flawscope.bundle import (
     Bundle,
     DdadHead,
@@ -24,18 +25,18 @@ from flawscope.bundle import (
     open_bundle,
 )
 from flawscope.cpp_ext import HAVE_NATIVE
-from flawscope.diffusion import Sampling
+from flawscope.diffusion.reconstruction import Reconstructed
+from flawscope.diffusion.schedule import Sampling
 from flawscope.errors import ArgumentError, BackendError, BundleError, DeviceError, FlawscopeError
-from flawscope.images import UInt8Array, check_image, prepare, read_image
-from flawscope.reconstruction import Reconstructed
+from flawscope.imaging.images import check_image, prepare, read_image
+from flawscope.imaging.tiles import MapBlender, Tiling
 from flawscope.runtime.backends import Session, choose_backend, open_session
 from flawscope.runtime.decision import decide, find_boxes
-from flawscope.runtime.ensemble import EnsembleSession
-from flawscope.runtime.frames import CudaArray, DlpackArray, on_host
-from flawscope.runtime.heads import build_head, distance_scale
-from flawscope.runtime.reconstruction import ReconstructionSession
+from flawscope.runtime.device_arrays import CudaArray, DlpackArray, on_host
 from flawscope.runtime.results import Box, Result
-from flawscope.tiles import MapBlender, Tiling
+from flawscope.runtime.scorers.bank_scorer import build_head, distance_scale
+from flawscope.runtime.scorers.ensemble_scorer import EnsembleSession
+from flawscope.runtime.scorers.reconstruction_scorer import ReconstructionSession
 
 Source = Path | str | npt.NDArray[np.uint8] | CudaArray | DlpackArray
 """A picture: a file, or uint8 [H, W, 3] RGB of NumPy, on a CUDA device, or behind DLPack."""

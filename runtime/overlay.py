@@ -8,7 +8,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from flawscope.images import Preprocessing, UInt8Array
+from flawscope.arrays import UInt8Array
+from flawscope.imaging.images import Preprocessing
 from flawscope.runtime.results import Box
 
 _OPACITY = 0.55

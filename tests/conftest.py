@@ -39,7 +39,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, tiny_root: Path) -> dict[str,
     """Method -> a run on the tiny dataset."""
     from flawscope.config import build_config
     from flawscope.datasets import open_dataset
-    from flawscope.training.train import train_detector
+    from flawscope.training.detectors.detector_training import train_detector
 
     folder = tmp_path_factory.mktemp("runs")
     dataset = open_dataset(tiny_root, CATEGORY)
@@ -51,7 +51,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, tiny_root: Path) -> dict[str,
 @pytest.fixture(scope="session")
 def uncalibrated_bundles(tmp_path_factory: pytest.TempPathFactory, runs: dict[str, Path]) -> dict[str, Path]:
     """Method -> the exported bundle of its run, as export leaves it."""
-    from flawscope.export.exporting import export_run
+    from flawscope.export.detectors.detector_export import export_run
 
     folder = tmp_path_factory.mktemp("exported")
     for method, run in runs.items():
@@ -88,13 +88,13 @@ def traced_features(monkeypatch: pytest.MonkeyPatch, uncalibrated_bundles: dict[
     """Let exports of the two runs reuse the traced backbone: tracing takes seconds and is the same every time."""
     import onnx
 
-    from flawscope.export import exporting
+    from flawscope.export.detectors import detector_export
 
     def reuse(features: Any, size: tuple[int, int], max_batch: int, outputs: Any = ("patches",)) -> Any:
         method = "patchcore" if features.pool else "padim"
         return onnx.load(uncalibrated_bundles[method] / "features.onnx")
 
-    monkeypatch.setattr(exporting, "export_module", reuse)
+    monkeypatch.setattr(detector_export, "export_module", reuse)
 
 
 @pytest.fixture(scope="session")

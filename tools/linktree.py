@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-ROOMS = ("cpp_ext", "runtime", "calibration", "training", "export")
+ROOMS = ("cpp_ext", "runtime", "calibration", "training", "export", "workflows")
 
 
 def make_tree(tree: Path, rooms: tuple[str, ...] = ROOMS) -> Path:

@@ -18,7 +18,7 @@ import click
 from cuda_resources import ARCHITECTURES
 
 from flawscope.bundle import PRECISIONS, Head
-from flawscope.export.command import export
+from flawscope.export.export_command import export
 from flawscope.files import write_text
 from flawscope.runtime.backends import BACKENDS
 from flawscope.runtime.engines import RUNTIMES

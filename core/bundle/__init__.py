@@ -1,6 +1,6 @@
 """The bundle: what is shipped to a line, one folder or one uncompressed zip, verified when it is opened."""
 
-from flawscope.bundle.ensemble import EnsembleHead, EnsembleMember
+from flawscope.bundle.ensemble_head import EnsembleHead, EnsembleMember
 from flawscope.bundle.manifest import (
     PRECISIONS,
     SCHEMA,
@@ -30,7 +30,7 @@ from flawscope.bundle.manifest import (
     external_data,
 )
 from flawscope.bundle.store import Bundle, open_bundle, pack_bundle, rewrite_manifest, write_bundle
-from flawscope.bundle.synthesis import PictureParity, SynthDefect, SynthHead, SynthSupport
+from flawscope.bundle.synth_head import PictureParity, SynthDefect, SynthHead, SynthSupport
 
 __all__ = [
     "PRECISIONS",

@@ -13,13 +13,13 @@ from typing import Literal
 
 import msgspec
 
-from flawscope.bundle.ensemble import EnsembleHead
-from flawscope.bundle.synthesis import SynthHead
-from flawscope.diffusion import Sampling
+from flawscope.bundle.ensemble_head import EnsembleHead
+from flawscope.bundle.synth_head import SynthHead
+from flawscope.diffusion.reconstruction import MapRule
+from flawscope.diffusion.schedule import Sampling
 from flawscope.errors import ArgumentError, BundleError
-from flawscope.images import Preprocessing
-from flawscope.reconstruction import MapRule
-from flawscope.tiles import Tiling
+from flawscope.imaging.images import Preprocessing
+from flawscope.imaging.tiles import Tiling
 
 SCHEMA = 3
 

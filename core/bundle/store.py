@@ -23,7 +23,7 @@ import numpy.typing as npt
 import safetensors
 import safetensors.numpy
 
-from flawscope.bundle.ensemble import EnsembleHead
+from flawscope.bundle.ensemble_head import EnsembleHead
 from flawscope.bundle.manifest import FileEntry, Manifest, decode_manifest, encode_manifest
 from flawscope.errors import ArgumentError, BundleError
 from flawscope.files import atomic_file, atomic_folder, sha256_file, storage_errors, write_bytes

@@ -8,8 +8,8 @@ from typing import Any, Literal
 import msgspec
 
 from flawscope.errors import ArgumentError
-from flawscope.images import Preprocessing
-from flawscope.tiles import Tiling
+from flawscope.imaging.images import Preprocessing
+from flawscope.imaging.tiles import Tiling
 
 
 class DetectorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

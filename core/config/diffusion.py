@@ -7,7 +7,7 @@ from typing import Literal
 
 from flawscope.config.detector import check
 from flawscope.config.trained import DenoisingConfig, Schedule, TrainedConfig
-from flawscope.diffusion import Sampling
+from flawscope.diffusion.schedule import Sampling
 
 
 class DiffusionConfig(DenoisingConfig, frozen=True, kw_only=True):

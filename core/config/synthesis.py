@@ -57,7 +57,7 @@ class BaseConfig(DenoisingConfig, frozen=True, kw_only=True, tag_field="method",
 class AdaptedConfig(DenoisingConfig, frozen=True, kw_only=True):
     """What embeddings and inpainting networks share: a base, and a few pictures of defects.
 
-    Pictures are cut out around their defect as the line cuts around a box (`flawscope.crops`), unless `crop_defects`
+    Pictures are cut out around their defect as the line cuts around a box (`flawscope.imaging.crops`), unless `crop_defects`
     is off.
 
     Attributes:

@@ -8,7 +8,7 @@ from typing import Literal
 from flawscope.config.detector import DetectorConfig, check
 
 Schedule = Literal["constant", "linear", "cosine", "cosine_with_restarts", "polynomial"]
-"""How the learning rate goes on after the warm-up; see `flawscope.training.loop.learning_rate_share`."""
+"""How the learning rate goes on after the warm-up; see `flawscope.training.loop.loop.learning_rate_share`."""
 
 
 class TrainedConfig(DetectorConfig, frozen=True, kw_only=True):

@@ -1,10 +1,10 @@
 """Datasets: folders and tables of pictures, indexed as good / defect type / mask, and checked before use."""
 
-from flawscope.datasets.identity import content_hash, fingerprint, hash_contents
+from flawscope.datasets.fingerprints import content_hash, fingerprint, hash_contents
 from flawscope.datasets.inspection import ImageCount, Inspection, Problem, SizeSummary, inspect_dataset
-from flawscope.datasets.opening import list_categories, open_dataset
+from flawscope.datasets.layouts import list_categories, open_dataset
 from flawscope.datasets.samples import GOOD, Dataset, Layout, Sample, Split
-from flawscope.datasets.splitting import split_held_out
+from flawscope.datasets.seeded_split import split_held_out
 
 __all__ = [
     "GOOD",

@@ -16,9 +16,9 @@ from typing import NamedTuple, cast
 import msgspec
 
 from flawscope.datasets.samples import GOOD, Dataset, Layout, Sample, Split, in_order
-from flawscope.datasets.splitting import in_seeded_order
+from flawscope.datasets.seeded_split import in_seeded_order
 from flawscope.errors import DataError
-from flawscope.images import EXTENSIONS
+from flawscope.imaging.images import EXTENSIONS
 
 _MASK_FOLDERS = ("ground_truth", "masks")
 _MASK_SUFFIX = "_mask"

@@ -11,10 +11,10 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
-from flawscope.datasets.identity import Progress, map_in_threads
+from flawscope.datasets.fingerprints import Progress, map_in_threads
 from flawscope.datasets.samples import GOOD, Dataset, Layout, Sample, Split
 from flawscope.errors import ImageError
-from flawscope.images import decode_stored
+from flawscope.imaging.images import decode_stored
 
 MIN_TRAINING_IMAGES = 2
 """Good training pictures of different content without which nothing can be learned: one has no variation."""

@@ -18,7 +18,7 @@ from typing import NamedTuple, get_args
 import msgspec
 
 from flawscope.datasets.folders import contents
-from flawscope.datasets.places import place_below
+from flawscope.datasets.record_paths import place_below
 from flawscope.datasets.samples import GOOD, Dataset, Sample, Split, in_order
 from flawscope.errors import DataError
 

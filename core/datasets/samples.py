@@ -8,7 +8,8 @@ from typing import Literal
 
 import msgspec
 
-from flawscope.images import BoolArray, read_mask
+from flawscope.arrays import BoolArray
+from flawscope.imaging.images import read_mask
 
 Split = Literal["train", "test"]
 Layout = Literal["mvtec", "visa", "records", "folders", "flat"]
@@ -23,7 +24,7 @@ class Sample(msgspec.Struct, frozen=True):
         split: "train" or "test".
         defect: "good", or the defect type.
         mask: The mask file that shows where the defect is; None for good pictures and where there is none.
-        is_mask_indexed: The mask holds class numbers (VisA), not grey levels; see `flawscope.images.read_mask`.
+        is_mask_indexed: The mask holds class numbers (VisA), not grey levels; see `flawscope.imaging.images.read_mask`.
         category: The category in a dataset of all categories; empty in one of a single category, which tells it.
     """
 

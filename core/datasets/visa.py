@@ -10,7 +10,7 @@ import csv
 from pathlib import Path
 from typing import NamedTuple, cast
 
-from flawscope.datasets.places import place_below
+from flawscope.datasets.record_paths import place_below
 from flawscope.datasets.samples import GOOD, Dataset, Sample, Split, in_order
 from flawscope.errors import DataError
 

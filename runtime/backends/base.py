@@ -69,7 +69,7 @@ def choose_backend(name: str) -> Choice:
     if name not in BACKENDS:
         raise ArgumentError(f"backend: expected one of {', '.join(BACKENDS)}, got {name!r}.")
     if name == "tensorrt":
-        from flawscope.runtime.backends.engine_session import tensorrt_problem
+        from flawscope.runtime.scorers.engine_session import tensorrt_problem
 
         if problem := tensorrt_problem():
             raise BackendError(
@@ -106,7 +106,7 @@ def open_session(bundle: Bundle, graph: str, precision: str, backend: str) -> Se
         BackendError: If the backend cannot take the graph.
     """
     if backend == "tensorrt":
-        from flawscope.runtime.backends.engine_session import open_engine
+        from flawscope.runtime.scorers.engine_session import open_engine
 
         return open_engine(bundle, graph, precision)
     from flawscope.runtime.backends.ort import OrtSession
@@ -117,7 +117,7 @@ def open_session(bundle: Bundle, graph: str, precision: str, backend: str) -> Se
 def open_backbone(bundle: Bundle, precision: str, backend: str) -> Session:
     """Make the features of a bundle ready without any bank: what everything else is measured against."""
     if backend == "tensorrt":
-        from flawscope.runtime.backends.engine_session import open_engine
+        from flawscope.runtime.scorers.engine_session import open_engine
 
         return open_engine(bundle, "features", precision, join_bank=False)
     return open_session(bundle, "features", precision, backend)

@@ -17,9 +17,9 @@ import numpy.typing as npt
 
 from flawscope.errors import BackendError, DeviceError
 from flawscope.runtime.backends.device import Device, Graph
-from flawscope.runtime.backends.device_head import DeviceHead
 from flawscope.runtime.engines.build import listen
-from flawscope.runtime.engines.modules import TensorRT
+from flawscope.runtime.engines.tensorrt_modules import TensorRT
+from flawscope.runtime.scorers.bank_device import DeviceHead
 
 MakeHead = Callable[[Device, int], DeviceHead]
 """Puts a bank on the device, for a largest batch."""

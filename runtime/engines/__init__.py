@@ -2,8 +2,8 @@
 
 from flawscope.runtime.engines.build import BuildOptions, Built, build_engine
 from flawscope.runtime.engines.cache import EngineCache, Entry, Key, Stored, find_engine
-from flawscope.runtime.engines.modules import RUNTIMES, TensorRT, import_tensorrt
 from flawscope.runtime.engines.target import Target, current_target, named_target
+from flawscope.runtime.engines.tensorrt_modules import RUNTIMES, TensorRT, import_tensorrt
 
 __all__ = [
     "RUNTIMES",

@@ -12,8 +12,8 @@ from typing import Any
 import msgspec
 
 from flawscope.errors import ArgumentError, BackendError
-from flawscope.runtime.engines.modules import TensorRT
 from flawscope.runtime.engines.target import Target
+from flawscope.runtime.engines.tensorrt_modules import TensorRT
 
 Progress = Callable[[float, str], None]
 """Told the share done, 0 to 1, and the phase."""
@@ -155,7 +155,11 @@ def exporter_module(node: str) -> str:
     module, _, rest = node.rpartition("/")
     if not module or not rest:
         return "an unknown module"
-    return "the scoring head (flawscope.export.head)" if module == "head" else f"the module {module} of the backbone"
+    return (
+        "the scoring head (flawscope.export.detectors.head_nodes)"
+        if module == "head"
+        else f"the module {module} of the backbone"
+    )
 
 
 def _set_profile(builder: Any, network: Any, config: Any, options: BuildOptions, name: str) -> None:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from flawscope.bundle import Bundle, external_data
 from flawscope.runtime.engines.build import BuildOptions, Progress, build_engine
 from flawscope.runtime.engines.cache import EngineCache, Key, Stored, find_engine, refuse
-from flawscope.runtime.engines.modules import TensorRT
 from flawscope.runtime.engines.target import Target
+from flawscope.runtime.engines.tensorrt_modules import TensorRT
 
 
 @dataclass(frozen=True)

@@ -1,28 +1,15 @@
 """Synthesis of defects, without torch: what it starts from, the drawing itself, its filter, and datasets of it."""
 
-from flawscope.runtime.synthesis.box_sets import BoxRecord, BoxSettings, write_boxes
-from flawscope.runtime.synthesis.boxes import BoxRange
-from flawscope.runtime.synthesis.captions import Captions, read_frames, read_phrases
-from flawscope.runtime.synthesis.copies import SupportPatch
-from flawscope.runtime.synthesis.dataset_sets import ProvenanceLine, SynthDatasetRecord, write_synth_dataset
-from flawscope.runtime.synthesis.defective import Defective, list_defective
-from flawscope.runtime.synthesis.describing import DescriptionRecord, write_descriptions
-from flawscope.runtime.synthesis.drawing_options import DrawOptions, DrawOrder, GenerateSettings
-from flawscope.runtime.synthesis.foreground import find_foreground
-from flawscope.runtime.synthesis.generated import (
-    GeneratedPicture,
-    GenerateRecord,
-    read_generated,
-    redraw,
-)
-from flawscope.runtime.synthesis.generating import Site, generate_pictures, read_sites
-from flawscope.runtime.synthesis.mask_sets import MaskRecord, MaskSettings, write_masks
-from flawscope.runtime.synthesis.masks import Sides
-from flawscope.runtime.synthesis.paste import feather_mask, paste_drawn
-from flawscope.runtime.synthesis.precise import MaskOptions, PreciseMask, precise_mask
-from flawscope.runtime.synthesis.quality import QualityLimits, RejectSummary, Verdict, judge_picture, summarise
-from flawscope.runtime.synthesis.ranges import CategoryRanges, read_ranges
-from flawscope.runtime.synthesis.support import (
+from flawscope.datasets.defects.anomalous_samples import Defective, list_defective
+from flawscope.datasets.defects.box_sets import BoxRecord, BoxSettings, write_boxes
+from flawscope.datasets.defects.captions import Captions, read_frames, read_phrases
+from flawscope.datasets.defects.descriptions import DescriptionRecord, write_descriptions
+from flawscope.datasets.defects.foreground import find_foreground
+from flawscope.datasets.defects.mask_ranges import CategoryRanges, read_ranges
+from flawscope.datasets.defects.mask_sets import MaskRecord, MaskSettings, write_masks
+from flawscope.datasets.defects.random_boxes import BoxRange
+from flawscope.datasets.defects.random_masks import Sides
+from flawscope.datasets.defects.support_set import (
     AlikePicture,
     SupportPicture,
     SupportRecord,
@@ -31,6 +18,19 @@ from flawscope.runtime.synthesis.support import (
     read_support,
     write_support,
 )
+from flawscope.runtime.synthesis.draw_options import DrawOptions, DrawOrder, GenerateSettings
+from flawscope.runtime.synthesis.generated_set import (
+    GeneratedPicture,
+    GenerateRecord,
+    read_generated,
+    redraw,
+)
+from flawscope.runtime.synthesis.generation import Site, generate_pictures, read_sites
+from flawscope.runtime.synthesis.memorization import SupportPatch
+from flawscope.runtime.synthesis.mixed_datasets import ProvenanceLine, SynthDatasetRecord, write_synth_dataset
+from flawscope.runtime.synthesis.paste import feather_mask, paste_drawn
+from flawscope.runtime.synthesis.precise_masks import MaskOptions, PreciseMask, precise_mask
+from flawscope.runtime.synthesis.quality import QualityLimits, RejectSummary, Verdict, judge_picture, summarise
 from flawscope.runtime.synthesis.synthesizer import Drawn, Synthesizer
 from flawscope.runtime.synthesis.texture import texture_contrast
 

@@ -1,6 +1,6 @@
 """A model as diffusers writes it whose weights lie there as pickles (`.bin`), taken over as safetensors.
 
-Nothing in the pickles is executed; see `flawscope.runtime.synthesis.torch_file`. What is no weight (settings,
+Nothing in the pickles is executed; see `flawscope.torch_file`. What is no weight (settings,
 tokenizers, licences) is copied.
 """
 
@@ -14,7 +14,7 @@ import safetensors.numpy
 
 from flawscope.errors import DataError
 from flawscope.files import atomic_folder, sha256_file
-from flawscope.runtime.synthesis.torch_file import read_state_dict
+from flawscope.torch_file import read_state_dict
 
 PARTS = ("unet", "vae", "vqvae", "text_encoder", "bert", "tokenizer", "scheduler")
 """Folders of a model that are taken over, where they are there."""

@@ -11,18 +11,18 @@ import click
 
 from flawscope.bundle import PRECISIONS
 from flawscope.datasets import Dataset, open_dataset
-from flawscope.drawing import SOLVERS, Solver
+from flawscope.datasets.defects.set_files import SHEET
+from flawscope.datasets.defects.support_set import read_support
+from flawscope.diffusion.latent_inpainting import SOLVERS, Solver
 from flawscope.errors import GateError
 from flawscope.files import check_replaceable
 from flawscope.runtime.backends import BACKENDS
-from flawscope.runtime.synthesis.dataset_sets import DatasetLayout, Labels, write_synth_dataset
-from flawscope.runtime.synthesis.drawing_options import PASTES, DrawOptions, GenerateSettings, Paste, Texts
-from flawscope.runtime.synthesis.generated import MARKER, GenerateRecord
-from flawscope.runtime.synthesis.generating import Site, generate_pictures, read_sites
-from flawscope.runtime.synthesis.precise import MaskMethod, MaskOptions
-from flawscope.runtime.synthesis.support import read_support
+from flawscope.runtime.synthesis.draw_options import PASTES, DrawOptions, GenerateSettings, Paste, Texts
+from flawscope.runtime.synthesis.generated_set import MARKER, GenerateRecord
+from flawscope.runtime.synthesis.generation import Site, generate_pictures, read_sites
+from flawscope.runtime.synthesis.mixed_datasets import DatasetLayout, Labels, write_synth_dataset
+from flawscope.runtime.synthesis.precise_masks import MaskMethod, MaskOptions
 from flawscope.runtime.synthesis.synthesizer import Synthesizer
-from flawscope.runtime.synthesis.writing import SHEET
 from flawscope.terminal import progress_bars
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])

@@ -9,7 +9,7 @@ import click
 from flawscope.errors import DataError
 from flawscope.files import sha256_file
 from flawscope.runtime.synthesis.base_import import import_base
-from flawscope.runtime.synthesis.embeddings import read_anogen_embeddings, write_embedding
+from flawscope.runtime.synthesis.embedding_files import read_anogen_embeddings, write_embedding
 from flawscope.terminal import progress_bars
 
 _PATH = click.Path(path_type=Path)

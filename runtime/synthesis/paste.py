@@ -11,14 +11,11 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 
-from flawscope.arrays import check_array
-from flawscope.crops import Crop, check_crop, check_feather, resize_window
+from flawscope.arrays import BoolArray, Float32Array, UInt8Array, check_array
 from flawscope.errors import ArgumentError
-from flawscope.images import BoolArray, UInt8Array, check_image
-
-Float32Array = npt.NDArray[np.float32]
+from flawscope.imaging.crops import Crop, check_crop, check_feather, resize_window
+from flawscope.imaging.images import check_image
 
 
 def feather_mask(mask: BoolArray, feather_px: int) -> Float32Array:

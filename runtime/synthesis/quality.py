@@ -24,11 +24,11 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from flawscope.arrays import check_array
+from flawscope.arrays import BoolArray, UInt8Array, check_array
 from flawscope.errors import ArgumentError
-from flawscope.images import BoolArray, UInt8Array, check_image
-from flawscope.runtime.synthesis.copies import Likeness, SupportPatch, find_likeness
-from flawscope.runtime.synthesis.precise import PreciseMask
+from flawscope.imaging.images import check_image
+from flawscope.runtime.synthesis.memorization import Likeness, SupportPatch, find_likeness
+from flawscope.runtime.synthesis.precise_masks import PreciseMask
 
 Reason = Literal["not-finite", "flat", "saturated", "empty-mask", "full-mask", "faint", "outside", "seam", "copy"]
 REASONS: tuple[Reason, ...] = get_args(Reason)

@@ -1,7 +1,7 @@
 """Load a bundle that draws, and draw defects on good pictures. No torch.
 
 For each picture: the window around the box (or the whole picture) is brought to the model's size and encoded; noise
-that depends on the picture's seed alone is turned into a defect by the loop of `flawscope.drawing`; what comes out of
+that depends on the picture's seed alone is turned into a defect by the loop of `flawscope.diffusion.latent_inpainting`; what comes out of
 the decoder is compared with the good picture, pasted back over the feathered box, and judged.
 """
 
@@ -19,23 +19,24 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from flawscope.boxes import bounds_of
+from flawscope.arrays import BoolArray, Float32Array, UInt8Array
 from flawscope.bundle import Bundle, Manifest, SynthDefect, SynthHead, open_bundle
-from flawscope.crops import Crop, crop_around, cut_image, cut_mask
-from flawscope.drawing import Float32Array, draw_latents, draw_noise, guided, keep_of
+from flawscope.datasets.defects.file_names import check_name
+from flawscope.datasets.defects.seeded_choice import generator
+from flawscope.diffusion.latent_inpainting import draw_latents, draw_noise, guided, keep_of
+from flawscope.diffusion.location_words import located, location_of
+from flawscope.diffusion.prompts import Prompts
+from flawscope.diffusion.reconstruction import signed, unsigned
 from flawscope.errors import ArgumentError, BackendError, BundleError, DataError
-from flawscope.images import MIN_SIDE_PX, BoolArray, UInt8Array, read_image, read_mask
-from flawscope.locations import located, location_of
-from flawscope.prompts import Prompts
-from flawscope.reconstruction import signed, unsigned
+from flawscope.imaging.boxes import bounds_of
+from flawscope.imaging.crops import Crop, crop_around, cut_image, cut_mask
+from flawscope.imaging.images import MIN_SIDE_PX, read_image, read_mask
 from flawscope.runtime.backends import Session, choose_backend, open_session
-from flawscope.runtime.synthesis.copies import SupportPatch
-from flawscope.runtime.synthesis.drawing_options import DrawOptions, DrawOrder, check_order, find_defect
-from flawscope.runtime.synthesis.naming import check_name
+from flawscope.runtime.synthesis.draw_options import DrawOptions, DrawOrder, check_order, find_defect
+from flawscope.runtime.synthesis.memorization import SupportPatch
 from flawscope.runtime.synthesis.paste import feather_mask, paste_drawn
-from flawscope.runtime.synthesis.precise import PreciseMask, precise_mask
+from flawscope.runtime.synthesis.precise_masks import PreciseMask, precise_mask
 from flawscope.runtime.synthesis.quality import Verdict, judge_picture
-from flawscope.runtime.synthesis.seeding import generator
 from flawscope.runtime.synthesis.texture import texture_contrast
 
 TOKENIZER = "tokenizer.json"

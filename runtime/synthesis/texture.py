@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from flawscope.boxes import bounds_of
-from flawscope.images import BoolArray, UInt8Array
-from flawscope.runtime.synthesis.precise import MaskOptions, precise_mask
+from flawscope.arrays import BoolArray, UInt8Array
+from flawscope.imaging.boxes import bounds_of
+from flawscope.runtime.synthesis.precise_masks import MaskOptions, precise_mask
 
 
 def texture_contrast(good: UInt8Array, region: BoolArray, options: MaskOptions | None = None) -> float:

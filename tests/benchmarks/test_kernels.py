@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from project_paths import ROOT
 
 from flawscope.cpp_ext import HAVE_NATIVE, reference
 from flawscope.errors import ArgumentError, FlawscopeError
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+BENCHMARKS = ROOT / "benchmarks"
 SCRIPT = BENCHMARKS / "kernels.py"
 
 sys.path.insert(0, str(BENCHMARKS))  # its scripts import each other by name, as when one of them is run

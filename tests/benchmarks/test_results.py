@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from pathlib import Path
 
 import pytest
+from project_paths import ROOT
 
-RESULTS = sorted((Path(__file__).resolve().parents[2] / "benchmarks" / "results").rglob("*.json"))
+RESULTS = sorted((ROOT / "benchmarks" / "results").rglob("*.json"))
 
 
 def test_results_are_kept():

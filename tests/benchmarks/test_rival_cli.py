@@ -12,10 +12,11 @@ from types import ModuleType
 import cv2
 import numpy as np
 import pytest
+from project_paths import ROOT
 
 from flawscope.errors import ArgumentError, FlawscopeError
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+BENCHMARKS = ROOT / "benchmarks"
 SCRIPT = BENCHMARKS / "rival_anomalib.py"
 
 

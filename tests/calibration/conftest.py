@@ -9,7 +9,8 @@ import pytest
 from fake_bundles import FakeInspector, write_fake_bundle, write_mask, write_picture
 
 from flawscope.bundle import Threshold, Thresholds
-from flawscope.calibration import calibrate, evaluate
+from flawscope.calibration.evaluation import evaluate
+from flawscope.calibration.thresholds.normal_quantile import calibrate
 from flawscope.datasets import content_hash, open_dataset
 
 GOOD = range(40, 70)

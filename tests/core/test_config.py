@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from flawscope.config import CONFIGS, PadimConfig, PatchcoreConfig, StfpmConfig, build_config, parse_assignment
 from flawscope.errors import ArgumentError
-from flawscope.images import Preprocessing
+from flawscope.imaging.images import Preprocessing
 
 METHODS = list(CONFIGS)
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from project_paths import ROOT
 
 from flawscope import cpp_ext
 from flawscope.cpp_ext import native
@@ -150,7 +151,7 @@ def test_the_header_stands_alone(tmp_path, standard):
     assert done.returncode == 0, done.stderr
 
 
-EXAMPLE = Path(__file__).resolve().parents[2] / "cpp_ext" / "examples" / "nearest.cpp"
+EXAMPLE = ROOT / "cpp_ext" / "examples" / "nearest.cpp"
 
 
 @pytest.mark.skipif(not has_compiler("c++"), reason="no C++ compiler (c++)")

@@ -8,8 +8,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from project_paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 CUDA = ROOT / "cpp_ext" / "cuda"
 CHECK = Path(__file__).with_name("cuda_emulated.cpp")
 OPTIONS = ["-std=c++17", "-O1", "-DFLAWSCOPE_EMULATION", "-Wall", "-Wno-unknown-pragmas"]

@@ -7,10 +7,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from project_paths import ROOT
 
 from flawscope import cpp_ext
 
-ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ROOT / "cpp_ext" / "src"
 CHECK = Path(__file__).with_name("levels_check.cpp")
 OPTIONS = ["-std=c++17", "-O2", "-ffp-contract=off", "-Wall", f"-I{ROOT / 'cpp_ext' / 'include'}", f"-I{SOURCES}"]

@@ -7,15 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
+from flawscope.arrays import Float32Array
 from flawscope.bundle import Parity, open_bundle
 from flawscope.errors import GateError
-from flawscope.export import exporting
+from flawscope.export.detectors import detector_export
 from flawscope.export.parity import MAP_LIMIT, SCORE_LIMIT, SPEARMAN_LIMIT, check_parity, measure_parity
 
-Float32Array = npt.NDArray[np.float32]
 Answer = tuple[Float32Array, Float32Array]
 
 
@@ -134,7 +133,7 @@ def test_a_candidate_that_computes_something_else_leaves_no_bundle(
     implementation: str,
     spoil: Callable[[Answer], Answer],
 ) -> None:
-    scores, reference = exporting._scores, exporting.torch_scores
+    scores, reference = detector_export._scores, detector_export.torch_scores
 
     def spoiled_scores(inspector: Any, images: Any) -> Answer:
         found = scores(inspector, images)
@@ -144,9 +143,9 @@ def test_a_candidate_that_computes_something_else_leaves_no_bundle(
         found = reference(*arguments)
         return spoil(found) if implementation == "torch" else found
 
-    monkeypatch.setattr(exporting, "_scores", spoiled_scores)
-    monkeypatch.setattr(exporting, "torch_scores", spoiled_reference)
+    monkeypatch.setattr(detector_export, "_scores", spoiled_scores)
+    monkeypatch.setattr(detector_export, "torch_scores", spoiled_reference)
     candidate = "score.onnx, cpu" if implementation != "kernel" else r"features.onnx \+ kernel, cpu"
     with pytest.raises(GateError, match=rf"parity: {candidate} against .* on 5 pictures"):
-        exporting.export_run(padim_run, tmp_path / "part.flaw", max_batch=4)
+        detector_export.export_run(padim_run, tmp_path / "part.flaw", max_batch=4)
     assert list(tmp_path.iterdir()) == []

@@ -12,12 +12,12 @@ from modelopt_here import needs_modelopt
 
 from flawscope import cli
 from flawscope.bundle import open_bundle, rewrite_manifest
-from flawscope.calibration.autocast import operators_in
-from flawscope.calibration.int8 import OPERATORS
-from flawscope.calibration.limits import Limits
+from flawscope.calibration.quantization.autocast import operators_in
+from flawscope.calibration.quantization.gate_limits import Limits
+from flawscope.calibration.quantization.int8 import OPERATORS
 from flawscope.datasets import open_dataset
 from flawscope.errors import ArgumentError, BundleError, GateError
-from flawscope.export.exporting import export_run
+from flawscope.export.detectors.detector_export import export_run
 from flawscope.export.precisions import Wanted
 from flawscope.runtime import Inspector
 

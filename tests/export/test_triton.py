@@ -27,7 +27,7 @@ from flawscope.cli import run
 from flawscope.errors import ArgumentError, BackendError, BundleError, GateError, StorageError
 from flawscope.export import triton
 from flawscope.export.triton import GRAPH, RECORD, TritonOptions, TritonRecord, write_triton
-from flawscope.images import prepare, read_image
+from flawscope.imaging.images import prepare, read_image
 from flawscope.runtime import Inspector
 
 METHODS = ["patchcore", "padim"]

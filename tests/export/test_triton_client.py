@@ -10,6 +10,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from project_paths import ROOT
 from tiny_bundle import SIDE, golden_picture, tiny_thresholds, write_tiny_bundle
 from tiny_dataset import defective_pictures, good_pictures
 from triton_stand_in import StandIn, client_module
@@ -18,7 +19,7 @@ from flawscope.bundle import open_bundle
 from flawscope.export.triton import TritonRecord, write_triton
 from flawscope.runtime import Inspector
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "triton.md"
+PAGE = ROOT / "docs" / "triton.md"
 
 
 def write(bundle: Path, repository: Path) -> TritonRecord:

@@ -8,9 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from flawscope.drawing import Float32Array
-from flawscope.images import BoolArray, UInt8Array
-from flawscope.reconstruction import signed
+from flawscope.arrays import BoolArray, Float32Array, UInt8Array
+from flawscope.diffusion.reconstruction import signed
 
 
 def fill_box(

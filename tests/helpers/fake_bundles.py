@@ -23,7 +23,7 @@ from flawscope.bundle import (
 )
 from flawscope.bundle.manifest import Evidence
 from flawscope.errors import FlawscopeError
-from flawscope.images import Preprocessing, prepare, read_image
+from flawscope.imaging.images import Preprocessing, prepare, read_image
 from flawscope.runtime import Result
 from flawscope.runtime.decision import decide, find_boxes
 

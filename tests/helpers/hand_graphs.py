@@ -12,10 +12,10 @@ import onnxruntime
 import safetensors.numpy
 from onnx import TensorProto, helper, numpy_helper
 
+from flawscope.arrays import Float32Array
 from flawscope.bundle import Head, PatchcoreHead
-from flawscope.export.head import BankFile, append_head
+from flawscope.export.detectors.head_nodes import BankFile, append_head
 
-Float32Array = npt.NDArray[np.float32]
 SIDE = 4
 POSITIONS, CHANNELS = 8, 6
 GRID = (4, 2)

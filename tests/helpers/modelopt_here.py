@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from flawscope.calibration.modelopt import PYTHON, find_python
+from flawscope.calibration.quantization.modelopt import PYTHON, find_python
 from flawscope.errors import ArgumentError
 
 

@@ -11,11 +11,11 @@ import torch
 from tiny_guided import randomise
 
 from flawscope.config import BaseConfig
-from flawscope.training.autoencoder_network import new_autoencoder, shape_settings
-from flawscope.training.base import SynthesisBase, build_networks, open_base
-from flawscope.training.base_training import base_settings
-from flawscope.training.synthesis_run import SynthesisFitted, SynthesisRecord, write_synthesis_run
-from flawscope.training.words import write_tokenizer
+from flawscope.training.diffusion.autoencoder_network import new_autoencoder, shape_settings
+from flawscope.training.synthesis.base_model import SynthesisBase, build_networks, open_base
+from flawscope.training.synthesis.base_training import base_settings
+from flawscope.training.synthesis.generator_run import SynthesisFitted, SynthesisRecord, write_synthesis_run
+from flawscope.training.synthesis.word_tokenizer import write_tokenizer
 
 SIDE, LATENT = 16, 8
 CATEGORY = "steel"

@@ -27,7 +27,7 @@ from flawscope.bundle import (
     Thresholds,
     write_bundle,
 )
-from flawscope.images import Preprocessing
+from flawscope.imaging.images import Preprocessing
 
 SIDE = 16
 """Height and width of the graph's input, in pixels."""

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from flawscope.parts import render
+from flawscope.datasets.parts import render
 
 CATEGORY = "steel"
 SIDE = 64

@@ -21,17 +21,22 @@ from flawscope import cli
 from flawscope.bundle import SynthHead, open_bundle
 from flawscope.config import BaseConfig, EmbeddingConfig, InpaintingConfig
 from flawscope.datasets import open_dataset
-from flawscope.export import synthesis_graphs
-from flawscope.locations import LOCATIONS
-from flawscope.runtime.synthesis.embeddings import write_embedding
-from flawscope.runtime.synthesis.support import write_support
-from flawscope.training.base import build_networks, open_base
-from flawscope.training.base_training import base_settings
-from flawscope.training.lora import AdaptedUnet, networks_of
-from flawscope.training.phrases import defect_sentences, photo_texts
-from flawscope.training.support import read_support_set
-from flawscope.training.synthesis_run import LearnedDefect, SynthesisFitted, SynthesisRecord, write_synthesis_run
-from flawscope.training.words import write_tokenizer
+from flawscope.datasets.defects.support_set import write_support
+from flawscope.diffusion.location_words import LOCATIONS
+from flawscope.export.synthesis.generator_export import generator_graphs
+from flawscope.runtime.synthesis.embedding_files import write_embedding
+from flawscope.training.synthesis.base_model import build_networks, open_base
+from flawscope.training.synthesis.base_training import base_settings
+from flawscope.training.synthesis.generator_run import (
+    LearnedDefect,
+    SynthesisFitted,
+    SynthesisRecord,
+    write_synthesis_run,
+)
+from flawscope.training.synthesis.lora import AdaptedUnet, networks_of
+from flawscope.training.synthesis.prompt_templates import defect_sentences, photo_texts
+from flawscope.training.synthesis.support_examples import read_support_set
+from flawscope.training.synthesis.word_tokenizer import write_tokenizer
 
 WIDTH = TINY_BASE["context"]
 """Width of a token's embedding."""
@@ -140,7 +145,7 @@ def write_adapted(folder: Path, base: Path, support: Path, pictures: list[Path])
 def traced_once() -> Iterator[dict[Any, bytes]]:
     """Let each network be traced once: that takes seconds, and the same network gives the same graph."""
     made: dict[Any, bytes] = {}
-    trace = synthesis_graphs.export_network
+    trace = generator_graphs.export_network
 
     def export(module: torch.nn.Module, examples: Any, max_batch: int, outputs: Any, name: str) -> onnx.ModelProto:
         digest = hashlib.sha256()
@@ -152,7 +157,7 @@ def traced_once() -> Iterator[dict[Any, bytes]]:
         return onnx.load_from_string(made[identity])
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(synthesis_graphs, "export_network", export)
+        patch.setattr(generator_graphs, "export_network", export)
         yield made
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from flawscope.config import DsadConfig
-from flawscope.training.guided import GuidedDenoiser, build_guided
+from flawscope.training.diffusion.semantic_guidance import GuidedDenoiser, build_guided
 
 SIDE, LATENT = 16, 8
 TINY: dict[str, Any] = {

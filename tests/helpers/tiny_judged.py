@@ -14,9 +14,10 @@ import numpy as np
 import numpy.typing as npt
 from tiny_dataset import write_rgb
 
-from flawscope.crops import Crop
 from flawscope.datasets import open_dataset
+from flawscope.datasets.defects.set_files import write_json, write_lines, write_mask, write_picture
 from flawscope.files import sha256_file
+from flawscope.imaging.crops import Crop
 from flawscope.runtime.synthesis import (
     DrawOptions,
     GeneratedPicture,
@@ -26,9 +27,8 @@ from flawscope.runtime.synthesis import (
     summarise,
     write_support,
 )
-from flawscope.runtime.synthesis.generated import StoredFile
-from flawscope.runtime.synthesis.writing import write_json, write_lines, write_mask, write_picture
-from flawscope.training.segmenter import SegmenterConfig
+from flawscope.runtime.synthesis.generated_set import StoredFile
+from flawscope.training.segmentation.segmenter import SegmenterConfig
 
 SIDE = 32
 Image, Mask = npt.NDArray[np.uint8], npt.NDArray[np.bool_]

@@ -24,9 +24,9 @@ from tiny_bundle import tiny_manifest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from flawscope.bundle import Graph, Manifest, SynthDefect, SynthHead, SynthSupport, write_bundle
-from flawscope.diffusion import Sampling, signal_shares
-from flawscope.images import Preprocessing
-from flawscope.prompts import PromptRules
+from flawscope.diffusion.prompts import PromptRules
+from flawscope.diffusion.schedule import Sampling, signal_shares
+from flawscope.imaging.images import Preprocessing
 
 SIDE, CELL = 16, 4
 """Height and width of the model's pictures in pixels, and of a latent cell."""

@@ -9,14 +9,14 @@ import safetensors.numpy
 from modelopt_here import needs_modelopt
 
 from flawscope.bundle import open_bundle
-from flawscope.calibration.limits import Limits
+from flawscope.calibration.quantization.gate_limits import Limits
 from flawscope.config import build_config
 from flawscope.datasets import open_dataset
-from flawscope.export.exporting import export_run
+from flawscope.export.detectors.detector_export import export_run
 from flawscope.export.precisions import Wanted
 from flawscope.runtime.engines import BuildOptions, EngineCache, Target, import_tensorrt
 from flawscope.runtime.engines.ensure import ensure_engine
-from flawscope.training.train import train_detector
+from flawscope.training.detectors.detector_training import train_detector
 
 pytest.importorskip("tensorrt_rtx", reason='TensorRT-RTX is not installed: pip install "flawscope[tensorrt-rtx]"')
 

@@ -12,11 +12,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+from project_paths import DATA, SHARED
 
 from flawscope.cli import run
 
-SHARED = Path(__file__).resolve().parents[3] / "shared"
-TILES = Path(os.environ.get("FLAWSCOPE_DATA", SHARED / "data")) / "magnetic_tile"
+TILES = DATA / "magnetic_tile"
 WEIGHTS = Path(os.environ.get("FLAWSCOPE_WEIGHTS", SHARED / "weights")) / "mobilenetv2_100_imagenet.safetensors"
 
 pytestmark = [

@@ -66,16 +66,19 @@ def test_every_module_of_a_lean_room_imports_without_training_libraries(room):
             "flawscope": {
                 "flawscope.cli",
                 "flawscope.bundle.store",
-                "flawscope.bundle_command",
-                "flawscope.data_command",
+                "flawscope.bundle.bundle_command",
+                "flawscope.datasets.data_command",
             },
             "flawscope.cpp_ext": {"flawscope.cpp_ext.reference"},
             "flawscope.runtime": {
                 "flawscope.runtime.inspector",
-                "flawscope.runtime.command",
-                "flawscope.runtime.doctor",
+                "flawscope.runtime.score_command",
+                "flawscope.runtime.doctor.doctor_command",
             },
-            "flawscope.calibration": {"flawscope.calibration.calibrate", "flawscope.calibration.evaluate_command"},
+            "flawscope.calibration": {
+                "flawscope.calibration.thresholds.calibrate",
+                "flawscope.calibration.evaluation.evaluate_command",
+            },
         }[room]
     )
 
@@ -87,7 +90,7 @@ def test_every_module_of_a_lean_room_imports_without_training_libraries(room):
         ("flawscope.cli", ("numpy", "cv2", "onnxruntime", "rich")),
         ("flawscope.bundle", ("onnxruntime", "onnx", "rich", "matplotlib", "scipy", "sklearn")),
         ("flawscope.runtime", ("matplotlib", "scipy", "sklearn", "onnx", "jinja2", "yaml", *TRAINING_LIBRARIES)),
-        ("flawscope.runtime.command", ("matplotlib", "scipy", "sklearn", "onnx", *TRAINING_LIBRARIES)),
+        ("flawscope.runtime.score_command", ("matplotlib", "scipy", "sklearn", "onnx", *TRAINING_LIBRARIES)),
         ("flawscope.calibration", ("matplotlib", "scipy", "sklearn", "onnx", *TRAINING_LIBRARIES)),
     ],
 )

@@ -11,8 +11,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).resolve().parents[2]
+from project_paths import ROOT
 
 
 def source_tree(target: Path) -> Path:

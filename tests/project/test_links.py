@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from urllib.parse import unquote
 
-ROOT = Path(__file__).resolve().parents[2]
+from project_paths import ROOT
+
 FOLDERS = ("docs", "benchmarks", ".github")
 LINK = re.compile(r"\]\(\s*<?([^)>\s]+)")  # the closing bracket is enough, and finds a picture inside a link too
 REFERENCE = re.compile(r"^ {0,3}\[[^\]]+\]:\s+<?([^>\s]+)>?", re.MULTILINE)

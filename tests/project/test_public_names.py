@@ -132,7 +132,7 @@ PUBLIC = {
         "open_dataset",
         "split_held_out",
     ],
-    "flawscope.parts": [
+    "flawscope.datasets.parts": [
         "DEFECTS",
         "GENERATOR_VERSION",
         "KINDS",

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 import shlex
-from pathlib import Path
 
 import pytest
+from project_paths import ROOT
 
 from flawscope.cli import run
 
-ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"^    (flawscope .+?)(?:\s+#.*)?$", README, re.MULTILINE)
 

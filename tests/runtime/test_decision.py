@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flawscope.bundle import Threshold, Thresholds
-from flawscope.images import Preprocessing, prepare
+from flawscope.imaging.images import Preprocessing, prepare
 from flawscope.runtime.decision import decide, find_boxes
 from flawscope.runtime.results import Box
 

@@ -16,7 +16,7 @@ from tiny_dataset import broken_pictures, defective_pictures, good_pictures, wri
 
 from flawscope.bundle import Threshold, Thresholds, open_bundle, pack_bundle, rewrite_manifest
 from flawscope.errors import ArgumentError, BackendError, BundleError, DeviceError
-from flawscope.images import Preprocessing, read_image
+from flawscope.imaging.images import Preprocessing, read_image
 from flawscope.runtime import Inspector, Result
 from flawscope.runtime import inspector as inspector_module
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from flawscope.images import Preprocessing
+from flawscope.imaging.images import Preprocessing
 from flawscope.runtime.overlay import draw_overlay
 from flawscope.runtime.results import Box
 

@@ -14,7 +14,7 @@ from tiny_dataset import broken_pictures, defective_pictures, good_pictures
 
 from flawscope import cli
 from flawscope.bundle import open_bundle, rewrite_manifest
-from flawscope.images import read_image
+from flawscope.imaging.images import read_image
 from flawscope.runtime import Inspector
 
 KEYS = ["image", "score", "threshold", "decision", "boxes", "latency_ms"]

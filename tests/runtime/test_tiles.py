@@ -18,10 +18,10 @@ from flawscope import cli
 from flawscope.config import build_config
 from flawscope.datasets import open_dataset
 from flawscope.errors import ArgumentError, DeviceError, ImageError
-from flawscope.export.exporting import export_run
+from flawscope.export.detectors.detector_export import export_run
+from flawscope.imaging.tiles import MapBlender, Tiling, read_picture, tiles_of
 from flawscope.runtime import Inspector
-from flawscope.tiles import MapBlender, Tiling, read_picture, tiles_of
-from flawscope.training.train import train_detector
+from flawscope.training.detectors.detector_training import train_detector
 
 TILE = 64
 SETTINGS = {

@@ -8,7 +8,7 @@ import pytest
 
 from flawscope.config import EmbeddingConfig, InpaintingConfig, PadimConfig, PatchcoreConfig, build_config
 from flawscope.errors import ArgumentError
-from flawscope.training.loop import batches_in_all
+from flawscope.training.loop.loop import batches_in_all
 from flawscope.training.settings import preset_names, read_settings
 
 

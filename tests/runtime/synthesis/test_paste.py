@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flawscope.crops import Crop, crop_around, cut_image, cut_mask
 from flawscope.errors import ArgumentError
+from flawscope.imaging.crops import Crop, crop_around, cut_image, cut_mask
 from flawscope.runtime.synthesis.paste import feather_mask, paste_drawn
 
 HEIGHT, WIDTH = 30, 42

@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flawscope.crops import Crop
 from flawscope.errors import ArgumentError
-from flawscope.runtime.synthesis.copies import SupportPatch, find_likeness
+from flawscope.imaging.crops import Crop
+from flawscope.runtime.synthesis.memorization import SupportPatch, find_likeness
 from flawscope.runtime.synthesis.paste import feather_mask, paste_drawn
-from flawscope.runtime.synthesis.precise import precise_mask
+from flawscope.runtime.synthesis.precise_masks import precise_mask
 from flawscope.runtime.synthesis.quality import (
     REASONS,
     QualityLimits,

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from tiny_bundle import write_tiny_bundle
 from tiny_synth_bundle import CATEGORY, CELL, GROUND, LATENTS, MAX_BATCH, SAMPLING, SIDE, WIDTH, write_tiny_synth
 
+from flawscope.arrays import UInt8Array
 from flawscope.bundle import SynthDefect
-from flawscope.crops import Crop, crop_around, cut_image, cut_mask
-from flawscope.drawing import draw_latents, draw_noise, keep_of
+from flawscope.diffusion.latent_inpainting import draw_latents, draw_noise, keep_of
+from flawscope.diffusion.reconstruction import signed, unsigned
 from flawscope.errors import ArgumentError, BackendError, BundleError, DeviceError
-from flawscope.images import UInt8Array
-from flawscope.reconstruction import signed, unsigned
-from flawscope.runtime import frames
+from flawscope.imaging.crops import Crop, crop_around, cut_image, cut_mask
+from flawscope.runtime import device_arrays
 from flawscope.runtime.synthesis import (
     DrawOptions,
     DrawOrder,
@@ -488,13 +488,13 @@ def test_parity_and_pasting_a_change_exclude_each_other():
 
 
 def test_pictures_and_masks_on_a_device_are_drawn_on_as_those_of_the_host(either, monkeypatch):
-    monkeypatch.setattr(frames, "_load_driver", FakeDriver)
+    monkeypatch.setattr(device_arrays, "_load_driver", FakeDriver)
     plain = order(3)
     far = order(3, image=FakeCudaArray(plain.image), mask=FakeCudaArray(plain.mask))
     same(either.draw([far])[0], either.draw([plain])[0])
-    monkeypatch.setattr(frames, "_load_driver", lambda: FakeDriver(fail="cuMemcpyDtoH"))
+    monkeypatch.setattr(device_arrays, "_load_driver", lambda: FakeDriver(fail="cuMemcpyDtoH"))
     with pytest.raises(DeviceError, match="cuMemcpyDtoH"):
         either.draw([far])
-    monkeypatch.setattr(frames, "_load_driver", FakeDriver)
+    monkeypatch.setattr(device_arrays, "_load_driver", FakeDriver)
     with pytest.raises(ArgumentError, match="mask: expected bool"):
         either.draw([order(3, mask=FakeCudaArray(plain.mask.astype(np.uint8)), image=plain.image)])

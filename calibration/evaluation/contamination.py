@@ -1,0 +1,136 @@
+"""Test pictures that a support set has given away: which they are, and why each is left out.
+
+A detector may have learned from defects that were synthesised from a support set, and the pictures of that set may lie
+in the test split, where AnoGen (ECCV 2024) takes them from and scores them all the same. Figures are honest on what
+has nothing to do with the set: without its pictures, and without those that its record calls alike.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+import numpy as np
+
+from flawscope.arrays import BoolArray
+from flawscope.datasets import Dataset
+from flawscope.errors import DataError
+
+if TYPE_CHECKING:
+    from flawscope.datasets.defects.support_set import SupportRecord
+
+_LISTED = 5
+
+
+@dataclass(frozen=True)
+class Leak:
+    """The test pictures of a dataset that have to do with a support set.
+
+    Attributes:
+        record: The record of the support set.
+        of_set: bool [N], test pictures with the content of a support picture, in the order of `Dataset.test`.
+        alike: bool [N], those that are none and probably show the same part as one.
+        left_out: Test picture below the dataset's root -> why it is left out.
+        missing: Support pictures of the dataset's categories whose content is nowhere in it.
+        gone: Defect types of which no test picture is left.
+        reduced: The dataset without these test pictures; its training pictures are all there.
+    """
+
+    record: SupportRecord
+    of_set: BoolArray
+    alike: BoolArray
+    left_out: dict[str, str]
+    missing: int
+    gone: tuple[str, ...]
+    reduced: Dataset
+
+    @property
+    def kept(self) -> BoolArray:
+        """Which test pictures stay, bool [N]."""
+        return ~(self.of_set | self.alike)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What to know about figures on the pictures that stay, a sentence each."""
+        total, pictures = len(self.left_out), len(self.record.pictures)
+        notes = []
+        if not self.of_set.any():
+            nothing = "" if total else ", and nothing is left out"
+            notes.append(f"None of the {pictures} support pictures is among the test pictures{nothing}.")
+        if total:
+            notes.append(
+                f"{total} of {len(self.of_set)} test pictures are left out: {int(self.of_set.sum())} of the support "
+                f"set, {int(self.alike.sum())} that probably show the same parts. With leak says what the figures "
+                "would be with them."
+            )
+        if self.missing:
+            notes.append(
+                f"{self.missing} of {pictures} support pictures are not in this dataset with the content that was "
+                "recorded: if they are there in another form, they are not left out."
+            )
+        if self.gone:
+            more = f" and {len(self.gone) - _LISTED} more" if len(self.gone) > _LISTED else ""
+            names = ", ".join(self.gone[:_LISTED])
+            notes.append(f"All pictures of these defect types are left out, so they are not judged: {names}{more}.")
+        return tuple(notes)
+
+
+def find_leak(dataset: Dataset, record: SupportRecord, contents: Mapping[Path, str]) -> Leak:
+    """Return which test pictures of a dataset have to do with a support set, known by their content.
+
+    A copy under another name is found as well; a picture that was saved in another format is not.
+
+    Args:
+        dataset: The dataset.
+        record: What the support set was made from.
+        contents: The content hash of every picture of the dataset.
+
+    Raises:
+        DataError: If the dataset holds nothing of the support set, or nothing but that in its test split.
+    """
+    # Whoever has a record has loaded that package; evaluations without one do not wait for it.
+    from flawscope.datasets.defects.file_names import place_of
+
+    own, like = record.contents, {one.content: one.like for one in record.alike}
+    here = frozenset(contents[sample.path] for sample in dataset.samples)
+    if not here & {*own, *like}:
+        raise DataError(
+            f"{dataset.root}: expected pictures of the support set, known by their content, got none of its "
+            f"{len(record.pictures)} among {len(dataset.samples)}. Name the dataset it was taken from, or leave "
+            "--support out."
+        )
+    samples = dataset.test
+    of_set = np.array([contents[sample.path] in own for sample in samples], np.bool_)
+    alike = np.array([contents[sample.path] in like for sample in samples], np.bool_) & ~of_set
+    if not (~(of_set | alike)).any():
+        raise DataError(
+            f"{dataset.root}: expected test pictures beside the support set, got none: all {len(samples)} are of it, "
+            "or probably show the same parts. Add test pictures, or take a smaller support set."
+        )
+    left_out, kept = {}, []
+    for sample, is_own, is_alike in zip(samples, of_set, alike, strict=True):
+        if is_own:
+            left_out[place_of(dataset, sample.path)] = "a support picture"
+        elif is_alike:
+            left_out[place_of(dataset, sample.path)] = f"probably the same part as {like[contents[sample.path]]}"
+        else:
+            kept.append(sample)
+    # The order of a dataset has the training pictures first, so that this is its order without some.
+    train = tuple(sample for sample in dataset.samples if sample.split == "train")
+    # A category is known by its name or, where the folder is called otherwise, by any of its pictures.
+    names = {sample.category or dataset.category for sample in dataset.samples}
+    names |= {one.category for one in record.pictures if one.content in here}
+    left = Counter(sample.defect for sample in kept)
+    return Leak(
+        record=record,
+        of_set=of_set,
+        alike=alike,
+        left_out=left_out,
+        missing=sum(one.category in names and one.content not in here for one in record.pictures),
+        gone=tuple(sorted({sample.defect for sample in samples} - left.keys())),
+        reduced=msgspec.structs.replace(dataset, samples=(*train, *kept)),
+    )

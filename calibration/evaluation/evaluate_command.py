@@ -1,0 +1,188 @@
+"""`flawscope evaluate`: measure a bundle on labelled images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+from flawscope.bundle import PRECISIONS
+from flawscope.calibration.evaluation.evaluate import evaluate_bundle, record_accuracy
+from flawscope.calibration.evaluation.figures import Fault, Figures, LeakFigures
+from flawscope.calibration.evaluation.intervals import Rate
+from flawscope.datasets import open_dataset
+from flawscope.files import write_bytes
+from flawscope.terminal import command_line, progress_bars
+
+_NAMES = (
+    ("image_auroc", "image AUROC"),
+    ("image_ap", "image AP"),
+    ("image_f1_max", "image F1, best"),
+    ("pixel_auroc", "pixel AUROC"),
+    ("pixel_ap", "pixel AP"),
+    ("aupro", "AU-PRO"),
+)
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--data", type=click.Path(path_type=Path), required=True, help="Dataset whose test pictures are used.")
+@click.option("--category", metavar="NAME", help="Category below the dataset's folder.")
+@click.option(
+    "--support",
+    "support_folder",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Support set: its pictures, and those that probably show the same parts, are left out.",
+)
+@click.option("--backend", default="auto", show_default=True, help="Backend to measure.")
+@click.option(
+    "--path",
+    "graph_path",
+    type=click.Choice(["auto", "graph", "kernel"]),
+    default="auto",
+    show_default=True,
+    help="The whole graph, or features and native kernel.",
+)
+@click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True)
+@click.option("--json", "json_file", type=click.Path(path_type=Path), metavar="FILE", help="Write the figures as JSON.")
+@click.option("--report", type=click.Path(path_type=Path), metavar="DIR", help="Write DIR/report.html.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the bootstrap intervals.")
+@click.option("--no-record", is_flag=True, help="Leave the bundle as it is: add no evidence.")
+def evaluate(
+    bundle: Path,
+    data: Path,
+    category: str | None,
+    support_folder: Path | None,
+    backend: str,
+    graph_path: str,
+    precision: str,
+    json_file: Path | None,
+    report: Path | None,
+    seed: int,
+    no_record: bool,
+) -> int:
+    """Measure BUNDLE on the labelled test pictures of a dataset, through the runtime.
+
+    The figures go into the bundle's evidence, in place of older ones of the same dataset and backend. The exit status
+    is 1 when a picture could not be scored; it counts as not accepted.
+
+    A bundle that has learned from defects drawn after a support set needs --support: figures are then of test pictures
+    that have nothing to do with it, and those of all test pictures stand beside, as "with leak".
+    """
+    support = None
+    if support_folder is not None:
+        from flawscope.datasets.defects.support_set import read_support
+
+        support = read_support(support_folder)
+    if report is not None:
+        from flawscope.calibration.evaluation.report import check_report_packages
+
+        check_report_packages()
+    with progress_bars() as progress:
+        result = evaluate_bundle(
+            bundle,
+            open_dataset(data, category),
+            backend=backend,
+            graph_path=graph_path,
+            precision=precision,
+            support=support,
+            command=command_line(),
+            seed=seed,
+            progress=progress,
+        )
+    if json_file is not None:
+        write_bytes(json_file, msgspec.json.format(msgspec.json.encode(result.figures), indent=2) + b"\n")
+    if report is not None:
+        from flawscope.calibration.evaluation.report import write_report
+
+        written = write_report(result, report)
+    if not no_record:
+        record_accuracy(bundle, result.figures)
+    _print(result.figures)
+    if report is not None:
+        click.echo(f"report: {written}")
+    return 1 if _faults(result.figures) else 0
+
+
+def _faults(figures: Figures) -> tuple[Fault, ...]:
+    """Return every picture that could not be decided: leaving it out of the figures does not make it a good one."""
+    return figures.faults if figures.support is None else figures.support.with_leak.faults
+
+
+def _print(figures: Figures) -> None:
+    console = Console(highlight=False, markup=False, emoji=False)  # names and reasons are text, also with brackets
+    latency = figures.latency_ms
+    precision = "" if figures.precision == "fp32" else f", {figures.precision.upper()}"
+    speed = f", {latency.p50:.1f} ms a picture (p99 {latency.p99:.1f})" if latency else ""
+    console.print(
+        f"{figures.bundle.name} on {figures.dataset.category}: {figures.images} pictures, {figures.anomalous} "
+        f"defective, backend {figures.backend}{precision}{speed}",
+        soft_wrap=True,
+    )
+    console.print(_figure_table(figures))
+    if figures.defects:
+        console.print(_defect_table(figures))
+    for note in figures.notes:
+        click.echo(f"note: {note}", err=True)
+    for fault in _faults(figures):
+        click.echo(f"fault: {fault.image}: {fault.reason}", err=True)
+
+
+def _figure_table(figures: Figures) -> Table:
+    """Return the figures with their intervals, and with leak beside, where pictures of a support set were left out."""
+    support, confusion = figures.support, figures.confusion
+    leak = support.with_leak if support is not None and support.left_out else None
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("figure")
+    for title in ("value", "with leak")[: 2 if leak else 1]:
+        table.add_column(title, justify="right")
+        table.add_column("95% interval")
+    for key, name in _NAMES:
+        table.add_row(name, *(cell for one in (figures, leak) if one for cell in _cells(one, key)))
+    if confusion is not None:
+        for name, seen, leaked in (
+            ("false rejects", confusion.false_reject, leak.false_reject if leak else None),
+            ("missed defects", confusion.miss, leak.miss if leak else None),
+        ):
+            # The second share is left to the reader: the table stays within 80 columns.
+            table.add_row(name, *_rate(seen, "{:.2%} ({:.2%} to {:.2%})"), *_rate(leaked, "{1:.2%} to {2:.2%}"))
+    return table
+
+
+def _cells(figures: Figures | LeakFigures, key: str) -> tuple[str, str]:
+    interval = figures.intervals.get(key)
+    return _number(getattr(figures, key)), "" if interval is None else f"{interval.low:.4f} to {interval.high:.4f}"
+
+
+def _defect_table(figures: Figures) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("defect")
+    for title in ("pictures", "found", "image AUROC", "pixel AUROC"):
+        table.add_column(title, justify="right")
+    for row in figures.defects:
+        found = row.detection
+        table.add_row(
+            row.defect,
+            str(row.images),
+            "-" if found is None or found.value is None else f"{found.value:.1%}",
+            _number(row.image_auroc),
+            _number(row.pixel_auroc),
+        )
+    return table
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _rate(seen: Rate | None, form: str) -> tuple[str, ...]:
+    """Return the cells of a rate, its value and interval written as in `form`; none where there is no such column."""
+    if seen is None:
+        return ()
+    if seen.value is None:
+        return "-", ""
+    return f"{seen.count}/{seen.n}", form.format(seen.value, seen.low, seen.high)

@@ -1,0 +1,191 @@
+"""Other samplings of a bundle that reconstructs: what fewer steps cost, measured, and the bundle that takes them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from flawscope.bundle import DdadHead, DsadHead, Golden, Manifest, SamplingChange, open_bundle, write_bundle
+from flawscope.calibration.evaluation.evaluate import measure_pictures
+from flawscope.calibration.evaluation.metrics import auroc, pixel_auroc, rank_pixels
+from flawscope.datasets import Dataset, fingerprint, hash_contents
+from flawscope.diffusion.schedule import Sampling
+from flawscope.errors import ArgumentError, DataError
+from flawscope.files import check_replaceable
+from flawscope.imaging.images import prepare, read_image
+from flawscope.progress import Progress, no_progress
+from flawscope.runtime import Inspector
+
+
+@dataclass(frozen=True)
+class SamplingFigures:
+    """What was measured of one sampling.
+
+    Attributes:
+        sampling: The sampling.
+        image_auroc: Over all labelled pictures.
+        pixel_auroc: Over those with masks, or None.
+        milliseconds: Median time of a picture, from its file to the decision.
+    """
+
+    sampling: Sampling
+    image_auroc: float
+    pixel_auroc: float | None
+    milliseconds: float
+
+
+def sampling_of(manifest: Manifest) -> Sampling:
+    """Return how a bundle reconstructs.
+
+    Raises:
+        ArgumentError: If it does not.
+    """
+    if not isinstance(manifest.head, DdadHead | DsadHead):
+        raise ArgumentError(
+            f"{manifest.name}: expected a bundle that reconstructs pictures (ddad, dsad), got one of {manifest.method}."
+        )
+    return manifest.head.sampling
+
+
+def compare_samplings(
+    path: Path,
+    samplings: Sequence[Sampling],
+    dataset: Dataset,
+    backend: str = "auto",
+    progress: Progress = no_progress,
+) -> tuple[str, list[SamplingFigures]]:
+    """Measure several samplings of one bundle on the same labelled pictures.
+
+    Args:
+        path: The bundle.
+        samplings: The samplings.
+        dataset: Its test pictures are used.
+        backend: Name of a backend.
+        progress: Told how many pictures are scored.
+
+    Returns:
+        The backend that was taken, and the figures in the order of the samplings.
+
+    Raises:
+        ArgumentError: If the bundle does not reconstruct, or has too little noise for a sampling.
+        DataError: If there are not both good and defective test pictures, or one cannot be scored.
+    """
+    anomalous = sum(sample.is_anomalous for sample in dataset.test)
+    if not 0 < anomalous < len(dataset.test):
+        raise DataError(
+            f"{dataset.root}: expected good and defective test pictures, got {len(dataset.test) - anomalous} good and "
+            f"{anomalous} defective."
+        )
+    found = []
+    with Inspector.load(path, backend) as inspector:
+        sampling_of(inspector.manifest)
+        for sampling in samplings:  # before any of them takes minutes
+            inspector.resample(sampling)
+        for sampling in samplings:
+            inspector.resample(sampling)
+            found.append(_measured(inspector, sampling, dataset, progress))
+        return inspector.backend, found
+
+
+def _measured(inspector: Inspector, sampling: Sampling, dataset: Dataset, progress: Progress) -> SamplingFigures:
+    what = f"{sampling.steps} steps from {sampling.start}"
+    measured = measure_pictures(inspector, dataset.test, lambda _, done, total: progress(what, done, total))
+    if not measured.usable.all():
+        lost = measured.samples[int(np.flatnonzero(~measured.usable)[0])]
+        raise DataError(f"sampling: expected every test picture to be scored, got a fault on {lost.path}. Repair it.")
+    image = auroc(measured.scores, measured.labels)
+    assert image is not None, "there are good and defective pictures"
+    ranking = rank_pixels(measured.maps, measured.masks, measured.has_truth)
+    return SamplingFigures(
+        sampling=sampling,
+        image_auroc=image,
+        pixel_auroc=None if ranking is None else pixel_auroc(ranking),
+        milliseconds=float(np.median([outcome.total_ms for outcome in measured.outcomes])),
+    )
+
+
+def resample_bundle(
+    path: Path,
+    out: Path,
+    sampling: Sampling,
+    dataset: Dataset | None = None,
+    *,
+    backend: str = "auto",
+    command: str = "",
+    progress: Progress = no_progress,
+) -> Manifest:
+    """Write a bundle that samples in another way, with what that does to its figures.
+
+    Thresholds are left out, because scores are others; so are figures that were measured before.
+
+    Args:
+        path: The bundle.
+        out: Bundle folder to write; an earlier bundle there is replaced.
+        sampling: The other sampling.
+        dataset: Labelled pictures on which both are measured; None leaves that out.
+        backend: Name of a backend, for the figures.
+        command: Command line for the record.
+        progress: Told how many pictures are scored.
+
+    Raises:
+        ArgumentError: If the bundle does not reconstruct, or has too little noise.
+        DataError: If the pictures do not do.
+        StorageError: If the bundle cannot be written.
+    """
+    check_replaceable(out, "manifest.json")
+    with open_bundle(path) as bundle:
+        manifest = bundle.manifest
+        before = sampling_of(manifest)
+        changes: tuple[SamplingChange, ...] = ()
+        if dataset is not None:
+            taken, (old, new) = compare_samplings(path, (before, sampling), dataset, backend, progress)
+            changes = (_change(old, new, dataset, taken, command),)
+        evidence = msgspec.structs.replace(manifest.evidence, accuracy=(), sampling=changes)
+        changed = msgspec.structs.replace(
+            manifest,
+            name=out.name.removesuffix(".flaw"),
+            head=msgspec.structs.replace(manifest.head, sampling=sampling),
+            thresholds=None,
+            threshold_changes=(),
+            golden=_golden(path, manifest, sampling),
+            evidence=evidence,
+        )
+        return write_bundle(out, changed, {name: bundle.file(name) for name in manifest.files})
+
+
+def _golden(path: Path, manifest: Manifest, sampling: Sampling) -> tuple[Golden, ...]:
+    """Return the golden pictures with the scores of another sampling, by the CPU as at export."""
+    golden = []
+    with Inspector.load(path, "cpu") as inspector:
+        inspector.resample(sampling)
+        for known in manifest.golden:
+            image = prepare(read_image(inspector.bundle.file(known.file)), manifest.input)
+            maps, scores = inspector.infer(image[None])
+            golden.append(Golden(known.file, float(scores[0]), float(maps[0].max())))
+    return tuple(golden)
+
+
+def _change(old: SamplingFigures, new: SamplingFigures, dataset: Dataset, backend: str, command: str) -> SamplingChange:
+    contents = hash_contents([sample.path for sample in dataset.samples], lambda done, total: None)
+    has_pixels = old.pixel_auroc is not None and new.pixel_auroc is not None
+    return SamplingChange(
+        when=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        command=command,
+        dataset=fingerprint(dataset, contents),
+        backend=backend,
+        before=old.sampling,
+        after=new.sampling,
+        images=len(dataset.test),
+        anomalous=sum(sample.is_anomalous for sample in dataset.test),
+        image_auroc=old.image_auroc,
+        image_auroc_change=new.image_auroc - old.image_auroc,
+        pixel_auroc=old.pixel_auroc,
+        pixel_auroc_change=(new.pixel_auroc or 0.0) - (old.pixel_auroc or 0.0) if has_pixels else None,
+        milliseconds=old.milliseconds,
+        milliseconds_after=new.milliseconds,
+    )

@@ -1,0 +1,195 @@
+"""The structs of an evaluation: what `evaluate --json` writes, and what the report shows."""
+
+from __future__ import annotations
+
+import msgspec
+
+from flawscope.bundle import Threshold
+from flawscope.calibration.evaluation.intervals import Interval, Rate
+
+
+class _Struct(msgspec.Struct, frozen=True, kw_only=True):
+    """Base of the structs: immutable, made by name."""
+
+
+class Latency(_Struct, frozen=True):
+    """Quantiles of the time from file to decision of one picture, in milliseconds."""
+
+    p50: float
+    p90: float
+    p99: float
+
+
+class Decisions(_Struct, frozen=True):
+    """How many pictures of one kind were accepted, rejected, or could not be decided."""
+
+    n: int
+    accept: int
+    reject: int
+    fault: int
+
+
+class Confusion(_Struct, frozen=True):
+    """Decisions at the bundle's thresholds. A fault is never an accept.
+
+    Attributes:
+        image_threshold: The threshold in force on the image score.
+        pixel_threshold: The threshold in force on the map.
+        good: Decisions on good pictures.
+        anomalous: Decisions on defective pictures.
+        false_reject: Share of good pictures that were not accepted.
+        miss: Share of defective pictures that were accepted.
+    """
+
+    image_threshold: Threshold
+    pixel_threshold: Threshold
+    good: Decisions
+    anomalous: Decisions
+    false_reject: Rate
+    miss: Rate
+
+
+class DefectFigures(_Struct, frozen=True):
+    """Figures of one defect type against all good pictures.
+
+    Attributes:
+        defect: Name of the type.
+        images: Number of pictures.
+        without_mask: Those without pixel truth.
+        faults: Those that could not be scored.
+        image_auroc: Against all good pictures.
+        detection: Share that was not accepted; None without thresholds.
+        pixel_auroc: Over its pictures with masks and all good ones; None without masks.
+    """
+
+    defect: str
+    images: int
+    without_mask: int
+    faults: int
+    image_auroc: float | None
+    detection: Rate | None
+    pixel_auroc: float | None
+
+
+class Fault(_Struct, frozen=True):
+    """A picture that could not be decided, and why."""
+
+    image: str
+    reason: str
+
+
+class BundleIdentity(_Struct, frozen=True):
+    """Which bundle was measured; the digest is the one before these figures were added to its evidence."""
+
+    name: str
+    method: str
+    digest: str
+
+
+class DatasetIdentity(_Struct, frozen=True):
+    """Which pictures were used."""
+
+    category: str
+    fingerprint: str
+
+
+class OverallFigures(_Struct, frozen=True):
+    """Figures over all pictures that count; None where they are undefined.
+
+    Attributes:
+        images: Test pictures, those that could not be scored included.
+        anomalous: Defective ones among them.
+    """
+
+    image_auroc: float | None
+    image_ap: float | None
+    image_f1_max: float | None
+    pixel_auroc: float | None
+    pixel_ap: float | None
+    aupro: float | None
+    images: int
+    anomalous: int
+
+
+class LeakFigures(OverallFigures, frozen=True):
+    """The overall figures on all test pictures, those of a support set included: optimistic, for comparison.
+
+    Attributes:
+        intervals: Figure -> bootstrap interval.
+        false_reject: Share of good pictures that were not accepted; None without thresholds.
+        miss: Share of defective pictures that were accepted; None without thresholds.
+        faults: Pictures that could not be decided, also those that are left out.
+    """
+
+    intervals: dict[str, Interval]
+    false_reject: Rate | None
+    miss: Rate | None
+    faults: tuple[Fault, ...]
+
+
+class SupportFigures(_Struct, frozen=True):
+    """Which support set was left out of the test pictures, and the figures without leaving it out.
+
+    Attributes:
+        digest: SHA-256 over the content of the support pictures and their masks.
+        category: Category of the dataset it was taken from, or "all".
+        shots: Pictures of each defect type.
+        seed: Seed of the choice.
+        pictures: Number of support pictures.
+        missing: Those of the dataset's categories whose content is nowhere in it.
+        of_set: Test pictures that were left out because they are support pictures.
+        alike: Those that were left out because they probably show the same part as one.
+        left_out: Test picture below the dataset's root -> why it was left out.
+        with_leak: The figures on all test pictures.
+    """
+
+    digest: str
+    category: str
+    shots: int
+    seed: int
+    pictures: int
+    missing: int
+    of_set: int
+    alike: int
+    left_out: dict[str, str]
+    with_leak: LeakFigures
+
+
+class Figures(OverallFigures, frozen=True):
+    """Everything one evaluation measured; figures are None where they are undefined.
+
+    Attributes:
+        without_mask: Defective pictures without pixel truth, left out of the pixel figures.
+        masks_lost: Those of them whose mask vanished at the resolution of the model.
+        f1_threshold: Threshold of `image_f1_max`, for information: it was chosen on these pictures.
+        precision: Number format of the graph.
+        path: `graph`, or `kernel` for features and native kernel.
+        latency_ms: Time from file to decision of one picture; None when no picture could be scored.
+        intervals: Figure -> bootstrap interval.
+        notes: What limits these figures, a sentence each.
+        seed: Seed of the bootstrap.
+        resamples: Number of bootstrap samples.
+        support: The support set whose pictures are in none of these figures; None where none was named.
+    """
+
+    without_mask: int
+    masks_lost: int
+    f1_threshold: float | None
+    backend: str
+    backend_reason: str
+    path: str
+    precision: str
+    latency_ms: Latency | None
+    intervals: dict[str, Interval]
+    confusion: Confusion | None
+    defects: tuple[DefectFigures, ...]
+    faults: tuple[Fault, ...]
+    notes: tuple[str, ...]
+    bundle: BundleIdentity
+    dataset: DatasetIdentity
+    versions: dict[str, str]
+    command: str
+    when: str
+    seed: int
+    resamples: int
+    support: SupportFigures | None

@@ -1,0 +1,274 @@
+"""Confidence intervals: how much a figure from this many pictures can be believed.
+
+Counts get exact binomial (Clopper-Pearson) limits. Areas under curves get percentile bootstrap intervals: whole images
+are drawn again with replacement, good and anomalous ones apart, because the pixels of one image are not independent.
+
+Both assume that the pictures show different parts. A bootstrap cannot see beyond its sample: a perfect figure stays
+perfect in every resample, so its interval has no width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+
+from flawscope.arrays import BoolArray, Float32Array, Float64Array
+from flawscope.calibration.evaluation.metrics import (
+    PRO_LIMIT,
+    PixelRanking,
+    area_under,
+    aupro,
+    pixel_auroc,
+    pixel_average_precision,
+    region_shares,
+)
+from flawscope.calibration.extras import require
+from flawscope.errors import ArgumentError
+
+RESAMPLES = 1000
+_BINS = 1024
+_CHUNK = 200  # resamples computed together: [200, 2048] float64 is 3 MB an array
+
+
+class Interval(msgspec.Struct, frozen=True):
+    """A two-sided interval and the confidence it was made for."""
+
+    low: float
+    high: float
+    confidence: float
+
+
+class Rate(msgspec.Struct, frozen=True):
+    """A share of pictures with its exact binomial limits.
+
+    Attributes:
+        count: Pictures that show it.
+        n: All pictures.
+        value: count / n, or None without pictures.
+        low: Lower end of the two-sided interval.
+        high: Upper end of the two-sided interval.
+        upper: One-sided upper bound: the true rate is at most this.
+        confidence: Confidence of the interval and, separately, of the bound.
+    """
+
+    count: int
+    n: int
+    value: float | None
+    low: float | None
+    high: float | None
+    upper: float | None
+    confidence: float
+
+
+def check_fraction(value: float, name: str) -> None:
+    """Raise ArgumentError unless 0 < value < 1."""
+    if not 0 < value < 1:
+        raise ArgumentError(f"{name}: expected a fraction above 0 and below 1, got {value}. Write 1 % as 0.01.")
+
+
+def clopper_pearson(count: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Return the exact two-sided binomial interval of a rate seen `count` times in `n`.
+
+    Source: Clopper and Pearson, Biometrika 26 (1934) 404-413, by quantiles of the beta distribution.
+
+    Raises:
+        ArgumentError: If 0 <= count <= n, 1 <= n or 0 < confidence < 1 does not hold.
+    """
+    check_fraction(confidence, "confidence")
+    tail = (1 - confidence) / 2
+    return 1 - upper_bound(n - count, n, 1 - tail), upper_bound(count, n, 1 - tail)
+
+
+def upper_bound(count: int, n: int, confidence: float = 0.95) -> float:
+    """Return the exact one-sided upper bound of a rate seen `count` times in `n`; raises as `clopper_pearson`."""
+    check_fraction(confidence, "confidence")
+    if n < 1 or not 0 <= count <= n:
+        raise ArgumentError(f"count: expected 0 to n pictures of n >= 1, got {count} of {n}.")
+    if count == n:
+        return 1.0
+    if count == 0:
+        # 1 - (1 - c)^(1/n), exact where the beta quantile loses digits.
+        return -math.expm1(math.log1p(-confidence) / n)
+    beta = require("scipy.stats", "scipy", "computing confidence bounds").beta
+    return float(beta.ppf(confidence, count + 1, n - count))
+
+
+def rate(count: int, n: int, confidence: float = 0.95) -> Rate:
+    """Return a rate with all its limits; all None without pictures."""
+    if n == 0:
+        return Rate(0, 0, None, None, None, None, confidence)
+    low, high = clopper_pearson(count, n, confidence)
+    return Rate(count, n, count / n, low, high, upper_bound(count, n, confidence), confidence)
+
+
+def draw_counts(strata: Sequence[BoolArray], resamples: int, seed: int) -> Iterator[Float64Array]:
+    """Yield how often each picture is drawn with replacement, float64 [R, N], a few resamples at a time.
+
+    Args:
+        strata: bool [N] each, apart from each other: of each as many pictures are drawn as there are in it.
+        resamples: Number of all resamples.
+        seed: Seed of the draws.
+    """
+    generator = np.random.default_rng(seed)
+    for start in range(0, resamples, _CHUNK):
+        counts = np.zeros((min(_CHUNK, resamples - start), len(strata[0])))
+        for rows in strata:
+            if number := int(rows.sum()):
+                counts[:, rows] = generator.multinomial(number, np.full(number, 1 / number), size=len(counts))
+        yield counts
+
+
+def percentile_interval(drawn: Float64Array, confidence: float, error: float = 0.0) -> Interval:
+    """Return the middle `confidence` of float64 [R] resampled figures, wider by `error` on both sides."""
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(drawn, [tail, 1 - tail])
+    return Interval(float(low) - error, float(high) + error, confidence)
+
+
+def from_zero(values: Float64Array) -> Float64Array:
+    """Return curves with the point 0 before the first: float64 [R, B] -> float64 [R, B + 1]."""
+    return np.concatenate((np.zeros((len(values), 1)), values), axis=1)
+
+
+@dataclass(frozen=True)
+class _Histograms:
+    """Per image, what falls into each score bin, highest bin first.
+
+    Attributes:
+        false: float64 [N, B], defect-free items (images or pixels).
+        true: float64 [N, B], anomalous items.
+        overlap: float64 [N, B], shares of regions, or None for image figures.
+        regions: float64 [N], regions of each image.
+        anomalous: bool [N], the stratum of each image.
+    """
+
+    false: Float64Array
+    true: Float64Array
+    overlap: Float64Array | None
+    regions: Float64Array
+    anomalous: BoolArray
+
+
+def image_intervals(
+    scores: Float64Array, labels: BoolArray, *, confidence: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
+) -> dict[str, Interval]:
+    """Return bootstrap intervals of `image_auroc`, `image_ap` and `image_f1_max`; empty when a class is missing.
+
+    The bins are the distinct scores, so nothing is approximated.
+
+    Args:
+        scores: float64 [N].
+        labels: bool [N], true for anomalous.
+        confidence: Confidence of the intervals, a fraction.
+        resamples: Number of bootstrap samples.
+        seed: Seed of the random draws.
+    """
+    check_fraction(confidence, "confidence")
+    if not (labels.any() and not labels.all()):
+        return {}
+    values, inverse = np.unique(-scores, return_inverse=True)
+    items = np.zeros((len(scores), len(values)))
+    items[np.arange(len(scores)), inverse] = 1.0
+    histograms = _Histograms(items * ~labels[:, None], items * labels[:, None], None, labels.astype(np.float64), labels)
+    drawn = _bootstrap(histograms, resamples, seed)
+    names = {"auroc": "image_auroc", "ap": "image_ap", "f1_max": "image_f1_max"}
+    return {title: _within_unit(drawn[name], confidence, 0.0) for name, title in names.items()}
+
+
+def pixel_intervals(
+    maps: Float32Array,
+    masks: BoolArray,
+    use: BoolArray,
+    ranking: PixelRanking,
+    *,
+    confidence: float = 0.95,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> dict[str, Interval]:
+    """Return bootstrap intervals of `pixel_auroc`, `pixel_ap` and `aupro` over whole images.
+
+    Each map becomes a histogram over at most 2048 score bins, whose edges are quantiles of the defect pixels (half of
+    them weighted by region), so that a resample is a sum of histograms and not a new sort of all pixels. The error of
+    the bins is measured, |figure from the bins - exact figure|, and added on both sides of the interval.
+
+    Args:
+        maps: float32 [N, H, W].
+        masks: bool [N, H, W].
+        use: bool [N], the images that were ranked.
+        ranking: What `rank_pixels` gave for these images.
+        confidence: Confidence of the intervals, a fraction.
+        resamples: Number of bootstrap samples.
+        seed: Seed of the random draws.
+    """
+    check_fraction(confidence, "confidence")
+    histograms = _pixel_histograms(maps, masks, use, _edges(ranking))
+    drawn = _bootstrap(histograms, resamples, seed)
+    binned = _figures(histograms, np.ones((1, len(histograms.anomalous))))
+    exact = {"auroc": pixel_auroc(ranking), "ap": pixel_average_precision(ranking), "aupro": aupro(ranking)}
+    names = {"auroc": "pixel_auroc", "ap": "pixel_ap", "aupro": "aupro"}
+    return {
+        title: _within_unit(drawn[name], confidence, abs(float(binned[name][0]) - exact[name]))
+        for name, title in names.items()
+    }
+
+
+def _edges(ranking: PixelRanking) -> Float32Array:
+    """Return ascending bin edges from the scores of the defect pixels."""
+    targets = np.arange(1, _BINS + 1) / _BINS
+    by_pixel = np.searchsorted(ranking.true_at / ranking.true_at[-1], targets - 1e-12)
+    by_region = np.searchsorted(ranking.overlap_at / ranking.overlap_at[-1], targets - 1e-12)
+    chosen = np.unique(np.concatenate((by_pixel, by_region)))
+    return np.ascontiguousarray(ranking.values[chosen[chosen < len(ranking.values)]][::-1])
+
+
+def _pixel_histograms(maps: Float32Array, masks: BoolArray, use: BoolArray, edges: Float32Array) -> _Histograms:
+    chosen = np.flatnonzero(use)
+    bins = len(edges) + 1
+    false, true, overlap = (np.zeros((len(chosen), bins)) for _ in range(3))
+    regions = np.zeros(len(chosen))
+    for row, index in enumerate(chosen):
+        mask = masks[index]
+        place = len(edges) - np.searchsorted(edges, maps[index], side="right")  # 0 is the highest bin
+        false[row] = np.bincount(place[~mask], minlength=bins)
+        if mask.any():
+            share, regions[row] = region_shares(mask)
+            true[row] = np.bincount(place[mask], minlength=bins)
+            overlap[row] = np.bincount(place[mask], share, minlength=bins)
+    return _Histograms(false, true, overlap, regions, regions > 0)
+
+
+def _bootstrap(histograms: _Histograms, resamples: int, seed: int) -> dict[str, Float64Array]:
+    """Return every figure for every resample: name -> float64 [resamples]."""
+    strata = (histograms.anomalous, ~histograms.anomalous)
+    parts = [_figures(histograms, counts) for counts in draw_counts(strata, resamples, seed)]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _figures(histograms: _Histograms, counts: Float64Array) -> dict[str, Float64Array]:
+    """Return the figures of weighted images: counts float64 [R, N] -> name -> float64 [R]."""
+    false = (counts @ histograms.false).cumsum(axis=1)
+    true = (counts @ histograms.true).cumsum(axis=1)
+    positives = true[:, -1:]
+    x = from_zero(false / false[:, -1:])
+    recall = true / positives
+    called = true + false
+    precision = np.divide(true, called, out=np.zeros_like(true), where=called > 0)
+    figures = {
+        "auroc": area_under(x, from_zero(recall), 1.0),
+        "ap": np.sum(np.diff(recall, axis=1, prepend=0.0) * precision, axis=1),
+        "f1_max": np.max(2 * true / (called + positives), axis=1),
+    }
+    if histograms.overlap is not None:
+        covered = (counts @ histograms.overlap).cumsum(axis=1) / (counts @ histograms.regions)[:, None]
+        figures["aupro"] = area_under(x, from_zero(covered), PRO_LIMIT) / PRO_LIMIT
+    return figures
+
+
+def _within_unit(drawn: Float64Array, confidence: float, error: float) -> Interval:
+    """Return the interval of a figure from 0 to 1, which ends there."""
+    found = percentile_interval(drawn, confidence, error)
+    return Interval(max(found.low, 0.0), min(found.high, 1.0), confidence)

@@ -1,0 +1,299 @@
+"""Paired differences: is the second of two detectors better on the same pictures, and how sure is that?
+
+Both are trained with the same seeds and tested on the same pictures, so what they share cancels out of the difference.
+Two things make it uncertain, and each gets an interval of its own:
+
+    seeds      Student's t over the differences of the single seeds: another training would have given another one;
+    pictures   percentile bootstrap: whole pictures are drawn again with replacement, the same for both detectors and
+               all seeds, and the mean over the seeds is taken of each resample: other pictures would have, too.
+
+The wider one is the interval. With one seed there is only that of the pictures, which knows nothing of chance in
+training. Pictures are drawn apart by kind (good, defective, defective without pixel truth), and are taken to show
+different parts.
+
+Pixel figures of a resample come from a histogram of every picture over at most 2049 bins, whose edges lie on both sides
+of 1024 quantiles of the defect pixels' scores: exact where there are no more of them. |figure from the bins - exact
+figure| is measured and added on both sides of the interval.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import msgspec
+import numpy as np
+
+from flawscope.arrays import BoolArray, Float32Array, Float64Array, check_array
+from flawscope.calibration.evaluation.intervals import (
+    RESAMPLES,
+    Interval,
+    check_fraction,
+    draw_counts,
+    from_zero,
+    percentile_interval,
+)
+from flawscope.calibration.evaluation.metrics import (
+    area_under,
+    auroc,
+    pixel_auroc,
+    pixel_average_precision,
+    rank_pixels,
+)
+from flawscope.calibration.extras import require
+from flawscope.errors import ArgumentError
+
+PIXEL_AP, PIXEL_AUROC, IMAGE_AUROC, IOU, IOU_F1 = "pixel_ap", "pixel_auroc", "image_auroc", "iou", "iou_f1"
+FIGURES = {
+    PIXEL_AP: "pixel AP",
+    IOU: "IoU at 0.5",
+    IOU_F1: "IoU at best F1",
+    PIXEL_AUROC: "pixel AUROC",
+    IMAGE_AUROC: "image AUROC",
+}
+"""Figure of a segmenter -> what it is called; the overlaps are named by whoever gives their thresholds to `tally`."""
+_QUANTILES = 1024
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What test pictures show.
+
+    Attributes:
+        labels: Bool [N], true for defective.
+        masks: Bool [N, H, W], true at defects; empty for good pictures and where there is no pixel truth.
+    """
+
+    labels: BoolArray
+    masks: BoolArray
+
+    def __post_init__(self) -> None:
+        check_array(self.labels, "labels", ("N",), np.bool_)
+        check_array(self.masks, "masks", (len(self.labels), "H", "W"), np.bool_)
+        if self.masks[~self.labels].any():
+            raise ArgumentError("masks: expected empty ones of good pictures, got one with a defect.")
+
+    @property
+    def use(self) -> BoolArray:
+        """Pictures whose pixels count, bool [N]: good ones, and defective ones with pixel truth."""
+        return ~self.labels | self.masks.any(axis=(1, 2))
+
+    def select(self, rows: BoolArray) -> Truth:
+        """Return what some of the pictures show."""
+        return Truth(self.labels[rows], self.masks[rows])
+
+
+@dataclass(frozen=True)
+class Tally:
+    """What one detector gives on test pictures, a row for each: enough to take its figures of any resample.
+
+    Attributes:
+        figures: Exact figures; one that is undefined is not there.
+        errors: Of the pixel figures from bins.
+        scores: float64 [N], of the pictures.
+        false: float64 [P, B], defect-free pixels of each picture in `Truth.use` per bin, highest first.
+        true: float64 [P, B], its defect pixels.
+        overlaps: Name of a threshold -> float64 [P, 2], pixels both marked and defective, pixels of either kind.
+    """
+
+    figures: dict[str, float]
+    errors: dict[str, float]
+    scores: Float64Array
+    false: Float64Array
+    true: Float64Array
+    overlaps: dict[str, Float64Array]
+
+
+class Difference(msgspec.Struct, frozen=True, kw_only=True):
+    """How a figure of the second detector differs from that of the first; above zero the second is higher.
+
+    Attributes:
+        first: The figure of the first detector, one value a seed.
+        second: The figure of the second, in the same order.
+        differences: Second minus first, one a seed.
+        mean: Their mean.
+        by_seeds: Interval over seeds; None with one seed.
+        by_pictures: Interval over pictures.
+        interval: The wider of the two.
+        wider: Which it is.
+    """
+
+    first: tuple[float, ...]
+    second: tuple[float, ...]
+    differences: tuple[float, ...]
+    mean: float
+    by_seeds: Interval | None
+    by_pictures: Interval
+    interval: Interval
+    wider: Literal["seeds", "pictures"]
+
+    @property
+    def is_gain(self) -> bool:
+        """Whether the whole interval lies above zero."""
+        return self.interval.low > 0.0
+
+
+def tally(maps: Float32Array, scores: Float64Array, truth: Truth, thresholds: Mapping[str, float]) -> Tally:
+    """Return what a detector gives on pictures.
+
+    Figures are `pixel_ap`, `pixel_auroc`, `image_auroc`, and for every threshold the overlap of marked and defective
+    pixels: pixels that are both / pixels that are either, over all pictures together, good ones included (IoU).
+
+    Args:
+        maps: float32 [N, H, W], higher is more anomalous.
+        scores: float64 [N], of the pictures.
+        truth: What the pictures show.
+        thresholds: Name of an overlap -> pixels strictly above it are marked.
+
+    Raises:
+        ArgumentError: If shapes differ or a number is not finite.
+    """
+    check_array(maps, "maps", truth.masks.shape, np.float32)
+    use = truth.use
+    figures: dict[str, float] = {}
+    if (value := auroc(scores, truth.labels)) is not None:
+        figures[IMAGE_AUROC] = value
+    false = true = np.zeros((int(use.sum()), 0))
+    overlaps: dict[str, Float64Array] = {}
+    errors: dict[str, float] = {}
+    if (ranking := rank_pixels(maps, truth.masks, use)) is not None:
+        figures |= {PIXEL_AP: pixel_average_precision(ranking), PIXEL_AUROC: pixel_auroc(ranking)}
+        shares = ranking.true_at / ranking.true_at[-1]
+        chosen = np.unique(np.searchsorted(shares, np.arange(1, _QUANTILES + 1) / _QUANTILES - 1e-12))
+        ends = ranking.values[chosen[chosen < len(ranking.values)]]
+        # With an edge on either side of a score, what lies between two scores has a bin of its own: exact for few.
+        edges = np.unique(np.concatenate((ends, np.nextafter(ends, np.float32(np.inf)))))
+        false, true = _histograms(maps[use], truth.masks[use], edges)
+        binned = _pixel_figures(false.sum(axis=0)[None], true.sum(axis=0)[None])
+        errors = {name: abs(float(values[0]) - figures[name]) for name, values in binned.items()}
+        for name, threshold in thresholds.items():
+            marked = maps[use] > threshold
+            both = (marked & truth.masks[use]).sum(axis=(1, 2))
+            either = (marked | truth.masks[use]).sum(axis=(1, 2))
+            overlaps[name] = np.column_stack((both, either)).astype(np.float64)
+            figures[name] = float(both.sum() / either.sum())
+    return Tally(figures, errors, scores, false, true, overlaps)
+
+
+def compare_tallies(
+    first: Sequence[Tally],
+    second: Sequence[Tally],
+    truth: Truth,
+    *,
+    confidence: float = 0.95,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> dict[str, Difference]:
+    """Return how the figures of two detectors differ that were tested on the same pictures.
+
+    Args:
+        first: Tallies of the first detector, one a seed.
+        second: Tallies of the second, of the same seeds in the same order.
+        truth: What the pictures show.
+        confidence: Two-sided, a fraction.
+        resamples: Number of bootstrap samples.
+        seed: Seed of the resampling.
+
+    Returns:
+        Name of a figure that all tallies have -> its difference, in the order of `FIGURES`.
+
+    Raises:
+        ArgumentError: If the numbers of tallies differ, there is none, or `confidence` is no fraction.
+    """
+    check_fraction(confidence, "confidence")
+    if not first or len(first) != len(second):
+        raise ArgumentError(f"tallies: expected as many of both detectors, got {len(first)} and {len(second)}.")
+    parts: dict[str, list[Float64Array]] = {}
+    kinds = (~truth.labels, truth.labels & truth.use, ~truth.use)
+    for counts in draw_counts(kinds, resamples, seed):
+        drawn: dict[str, Float64Array] = {}
+        for sign, tallies in ((-1.0, first), (1.0, second)):
+            for one in tallies:
+                for name, values in _figures(one, truth, counts).items():
+                    drawn[name] = drawn.get(name, 0.0) + sign / len(first) * values
+        for name, values in drawn.items():
+            parts.setdefault(name, []).append(values)
+    both = [name for name in first[0].figures if all(name in one.figures for one in (*first, *second))]
+    names = [*(name for name in FIGURES if name in both), *(name for name in both if name not in FIGURES)]
+    found = {}
+    for name in names:
+        error = math.fsum(one.errors.get(name, 0.0) for one in (*first, *second)) / len(first)
+        by_pictures = percentile_interval(np.concatenate(parts[name]), confidence, error)
+        pairs = [(before.figures[name], after.figures[name]) for before, after in zip(first, second, strict=True)]
+        found[name] = _difference(pairs, by_pictures, confidence)
+    return found
+
+
+def student_interval(values: Sequence[float], confidence: float = 0.95) -> Interval | None:
+    """Return the two-sided interval of the mean of independent normal values, or None of fewer than two.
+
+    mean ± t(n - 1) · s / √n with the sample deviation s (Student, Biometrika 6 (1908) 1-25).
+    """
+    check_fraction(confidence, "confidence")
+    if len(values) < 2:
+        return None
+    spread = float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    t = require("scipy.stats", "scipy", "computing intervals of differences").t
+    reach = float(t.ppf(0.5 + confidence / 2, len(values) - 1)) * spread
+    mean = float(np.mean(values))
+    return Interval(mean - reach, mean + reach, confidence)
+
+
+def _difference(pairs: Sequence[tuple[float, float]], by_pictures: Interval, confidence: float) -> Difference:
+    differences = tuple(after - before for before, after in pairs)
+    by_seeds = student_interval(differences, confidence)
+    is_seeds = by_seeds is not None and by_seeds.high - by_seeds.low > by_pictures.high - by_pictures.low
+    return Difference(
+        first=tuple(before for before, _ in pairs),
+        second=tuple(after for _, after in pairs),
+        differences=differences,
+        mean=math.fsum(differences) / len(differences),
+        by_seeds=by_seeds,
+        by_pictures=by_pictures,
+        interval=by_seeds if is_seeds and by_seeds is not None else by_pictures,
+        wider="seeds" if is_seeds else "pictures",
+    )
+
+
+def _histograms(maps: Float32Array, masks: BoolArray, edges: Float32Array) -> tuple[Float64Array, Float64Array]:
+    """Count the pixels of every picture per bin, highest first: defect-free and defective ones."""
+    bins = len(edges) + 1
+    false, true = np.zeros((2, len(maps), bins))
+    for row, (one, mask) in enumerate(zip(maps, masks, strict=True)):
+        place = len(edges) - np.searchsorted(edges, one, side="right")
+        false[row] = np.bincount(place[~mask], minlength=bins)
+        true[row] = np.bincount(place[mask], minlength=bins)
+    return false, true
+
+
+def _figures(one: Tally, truth: Truth, counts: Float64Array) -> dict[str, Float64Array]:
+    """Return the figures of weighted pictures: counts float64 [R, N] -> name -> float64 [R]."""
+    found: dict[str, Float64Array] = {}
+    if IMAGE_AUROC in one.figures:
+        values, place = np.unique(-one.scores, return_inverse=True)
+        items = np.zeros((len(one.scores), len(values)))
+        items[np.arange(len(one.scores)), place] = 1.0
+        false, true = (counts @ (items * kind[:, None]) for kind in (~truth.labels, truth.labels))
+        found[IMAGE_AUROC] = _areas(false.cumsum(axis=1), true.cumsum(axis=1))
+    if PIXEL_AP in one.figures:
+        of_pixels = counts[:, truth.use]
+        found |= _pixel_figures(of_pixels @ one.false, of_pixels @ one.true)
+        for name, pixels in one.overlaps.items():
+            both, either = (of_pixels @ pixels).T
+            found[name] = both / either
+    return found
+
+
+def _pixel_figures(false: Float64Array, true: Float64Array) -> dict[str, Float64Array]:
+    """Return average precision and area under the ROC curve of histograms, float64 [R, B] each, highest bin first."""
+    false_at, true_at = false.cumsum(axis=1), true.cumsum(axis=1)
+    called = false_at + true_at
+    precision = np.divide(true_at, called, out=np.zeros_like(called), where=called > 0)
+    steps = true / true_at[:, -1:]
+    return {PIXEL_AP: np.sum(steps * precision, axis=1), PIXEL_AUROC: _areas(false_at, true_at)}
+
+
+def _areas(false_at: Float64Array, true_at: Float64Array) -> Float64Array:
+    return area_under(from_zero(false_at / false_at[:, -1:]), from_zero(true_at / true_at[:, -1:]), 1.0)

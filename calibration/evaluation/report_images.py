@@ -1,0 +1,145 @@
+"""Pictures of the report: the part, its anomaly map over it in one fixed colour scale, outline and boxes."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from flawscope.arrays import BoolArray, Float32Array, UInt8Array
+from flawscope.imaging.images import Preprocessing
+
+if TYPE_CHECKING:
+    from flawscope.runtime import Box
+
+_SIDE_PX = 480  # longer side of a picture in the report
+_QUALITY = 88
+_OUTLINE, _HALO, _BOX = (255, 255, 255), (20, 20, 20), (0, 229, 255)
+# Value on the scale -> red, green, blue, opacity. The step at 0.5 makes the pixel threshold visible as an edge.
+_STOPS = (
+    (0.0, (255, 236, 130, 0.0)),
+    (0.2, (255, 236, 130, 0.0)),
+    (0.499, (255, 222, 60, 0.35)),
+    (0.5, (255, 140, 0, 0.55)),
+    (1.0, (178, 0, 30, 0.85)),
+)
+
+
+@dataclass(frozen=True)
+class HeatScale:
+    """The one colour scale of a report: map values, never rescaled for a single picture.
+
+    Attributes:
+        low: No colour at and below this value.
+        middle: The pixel threshold, where yellow becomes orange; without one, halfway.
+        high: Full colour from here on.
+        has_threshold: Whether `middle` is a threshold.
+    """
+
+    low: float
+    middle: float
+    high: float
+    has_threshold: bool
+
+    def colours(self, values: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+        """Return red, green, blue (0 to 255) and opacity (0 to 1) of map values: [...] -> float64 [..., 4]."""
+        below = np.interp(values, [self.low, self.middle], [0.0, 0.499])
+        above = np.interp(values, [self.middle, self.high], [0.5, 1.0])
+        place = np.where(values > self.middle, above, below)
+        at, rows = [stop for stop, _ in _STOPS], np.array([colour for _, colour in _STOPS])
+        return np.stack([np.interp(place, at, rows[:, channel]) for channel in range(4)], axis=-1)
+
+
+def make_scale(maps: Float32Array, good: BoolArray, usable: BoolArray, threshold: float | None) -> HeatScale:
+    """Choose the colour scale of a report from all its maps.
+
+    Args:
+        maps: float32 [N, H, W].
+        good: bool [N], good pictures.
+        usable: bool [N], pictures that were scored.
+        threshold: The pixel threshold, or None.
+    """
+    chosen = np.flatnonzero(usable & good) if (usable & good).any() else np.flatnonzero(usable)
+    low = float(np.median(maps[chosen, ::4, ::4])) if chosen.size else 0.0
+    # The 98th percentile of the maxima, so that one extreme picture does not take the colour from all others.
+    high = float(np.percentile(maps[usable].max(axis=(1, 2)), 98)) if usable.any() else 1.0
+    middle = (low + high) / 2 if threshold is None else threshold
+    if low >= middle:
+        low = min(float(maps[usable].min()) if usable.any() else 0.0, middle - max(abs(middle), 1.0) * 1e-3)
+    return HeatScale(low, middle, max(high, middle + (middle - low) / 2), threshold is not None)
+
+
+def plain(image: UInt8Array) -> str:
+    """Return the picture as a data URI; uint8 [H, W, 3] RGB."""
+    return _jpeg(_enlarge(image))
+
+
+def overlay(
+    image: UInt8Array,
+    anomaly_map: Float32Array,
+    spec: Preprocessing,
+    scale: HeatScale,
+    mask: BoolArray | None,
+    boxes: Sequence[Box],
+) -> str:
+    """Return the picture with map, outline of the true defect and boxes, as a data URI.
+
+    Args:
+        image: uint8 [H, W, 3] RGB, the source picture.
+        anomaly_map: float32 [H', W'] at the model's input size.
+        spec: The preprocessing between them: the map is laid where its pixels come from.
+        scale: Colours of the map values.
+        mask: bool [H, W], the true defect in the source picture, or None.
+        boxes: Regions in pixels of the source picture.
+    """
+    large = _enlarge(image)
+    size = (large.shape[1], large.shape[0])
+    whole = np.full(spec.resize, scale.low, np.float32)  # what a crop cut off has no value and gets no colour
+    top, left = spec.offset
+    whole[top : top + spec.size[0], left : left + spec.size[1]] = anomaly_map
+    heat = scale.colours(np.asarray(cv2.resize(whole, size, interpolation=cv2.INTER_LINEAR), np.float32))
+    # Grey below the colours: a coloured part must not look like heat.
+    grey = cv2.cvtColor(cv2.cvtColor(large, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB).astype(np.float64)
+    mixed = grey * (1 - heat[..., 3:]) + heat[..., :3] * heat[..., 3:]
+    canvas = np.ascontiguousarray(mixed.round().astype(np.uint8))
+    if mask is not None and mask.any():
+        enlarged = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
+        outlines, _ = cv2.findContours(enlarged, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+        cv2.drawContours(canvas, outlines, -1, _HALO, 5, cv2.LINE_AA)
+        cv2.drawContours(canvas, outlines, -1, _OUTLINE, 2, cv2.LINE_AA)
+    zoom = size[0] / image.shape[1], size[1] / image.shape[0]
+    for box in boxes:
+        first = round(box.x * zoom[0]), round(box.y * zoom[1])
+        last = round((box.x + box.width) * zoom[0]) - 1, round((box.y + box.height) * zoom[1]) - 1
+        cv2.rectangle(canvas, first, last, _HALO, 4)
+        cv2.rectangle(canvas, first, last, _BOX, 2)
+    return _jpeg(canvas)
+
+
+def _enlarge(image: UInt8Array) -> UInt8Array:
+    """Resize so that the longer side has the report's size: outlines are then equally thin on every picture."""
+    height, width = image.shape[:2]
+    zoom = _SIDE_PX / max(height, width)
+    size = max(round(width * zoom), 1), max(round(height * zoom), 1)
+    method = cv2.INTER_AREA if zoom < 1 else cv2.INTER_CUBIC
+    return np.asarray(cv2.resize(image, size, interpolation=method), np.uint8)
+
+
+def colour_bar(scale: HeatScale) -> str:
+    """Return the scale as a data URI, low on the left, over mid grey."""
+    values = np.concatenate((np.linspace(scale.low, scale.middle, 256), np.linspace(scale.middle, scale.high, 257)[1:]))
+    heat = scale.colours(values)
+    row = 128 * (1 - heat[:, 3:]) + heat[:, :3] * heat[:, 3:]
+    bar = np.repeat(row[None].round().astype(np.uint8), 16, axis=0)
+    _, data = cv2.imencode(".png", cv2.cvtColor(bar, cv2.COLOR_RGB2BGR))
+    return "data:image/png;base64," + base64.b64encode(data.tobytes()).decode()
+
+
+def _jpeg(image: npt.NDArray[np.uint8]) -> str:
+    _, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
+    return "data:image/jpeg;base64," + base64.b64encode(data.tobytes()).decode()

@@ -1,0 +1,134 @@
+"""The gate of a precision: what it does to FP32's figures, measured through the runtime, and whether that is let in."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from flawscope.arrays import Float32Array, UInt8Array
+from flawscope.bundle import Gate
+from flawscope.calibration.evaluation.evaluate import Measured, measure_pictures
+from flawscope.calibration.evaluation.metrics import auroc, pixel_auroc, rank_pixels
+from flawscope.calibration.extras import require
+from flawscope.datasets import Sample
+from flawscope.errors import DataError
+from flawscope.progress import Progress, no_progress
+from flawscope.runtime import Inspector
+
+_BLOCKS, _ROUNDS, _SETTLE = 6, 12, 2
+"""Timing: blocks of each kind in turn, rounds of a block, and how many of them are left out at its start."""
+
+
+def measure_gate(
+    reference: Inspector,
+    candidate: Inspector,
+    good: Sequence[UInt8Array],
+    labelled: Sequence[Sample] = (),
+    progress: Progress = no_progress,
+) -> Gate:
+    """Measure a precision against FP32, on the same backend and path.
+
+    Args:
+        reference: The bundle in FP32.
+        candidate: The same bundle in the other precision.
+        good: Prepared good pictures, each uint8 [H, W, 3], that neither bank nor value ranges have seen.
+        labelled: Labelled pictures, good and defective.
+        progress: Called after each picture.
+
+    Raises:
+        DataError: If there is no good picture, or a labelled one cannot be scored.
+    """
+    if not good:
+        raise DataError("gate: expected good pictures that the detector has not learned from, got none.")
+    before, maps_before = _scores(reference, good, "Gate, FP32", progress)
+    after, maps_after = _scores(candidate, good, f"Gate, {candidate.precision.upper()}", progress)
+    threshold = float(before.max())
+    first = _labelled(reference, labelled, progress)
+    second = _labelled(candidate, labelled, progress)
+    speeds = _speeds(reference, candidate, good)
+    image, image_change = _change(first, second, _image_auroc)
+    pixel, pixel_change = _change(first, second, _pixel_auroc)
+    ranked = (before, after) if first is None or second is None else (first.scores, second.scores)
+    return Gate(
+        backend=candidate.backend,
+        images=len(good),
+        score_max_relative=float((np.abs(after - before) / np.maximum(np.abs(before), 1e-12)).max()),
+        map_max_relative=float(np.abs(maps_after - maps_before).max() / (float(np.abs(maps_before).max()) or 1.0)),
+        threshold=threshold,
+        false_reject_shift=float((after > threshold).mean()),
+        labelled=len(labelled),
+        anomalous=sum(sample.is_anomalous for sample in labelled),
+        image_auroc=image,
+        image_auroc_change=image_change,
+        pixel_auroc=pixel,
+        pixel_auroc_change=pixel_change,
+        score_spearman=_spearman(*ranked),
+        images_per_second=speeds[1],
+        images_per_second_fp32=speeds[0],
+    )
+
+
+# ---- Measuring -------------------------------------------------------------------------------------------------------
+
+
+def _scores(
+    inspector: Inspector, images: Sequence[UInt8Array], what: str, progress: Progress
+) -> tuple[npt.NDArray[np.float64], Float32Array]:
+    maps, scores = [], []
+    for done, image in enumerate(images, 1):
+        one, score = inspector.infer(image[None])
+        maps.append(one[0])
+        scores.append(float(score[0]))
+        progress(what, done, len(images))
+    return np.array(scores), np.stack(maps)
+
+
+def _labelled(inspector: Inspector, samples: Sequence[Sample], progress: Progress) -> Measured | None:
+    if not samples:
+        return None
+    measured = measure_pictures(inspector, samples, progress)
+    if not measured.usable.all():
+        lost = measured.samples[int(np.flatnonzero(~measured.usable)[0])]
+        raise DataError(f"gate: expected every labelled picture to be scored, got a fault on {lost.path}. Repair it.")
+    return measured
+
+
+def _image_auroc(measured: Measured) -> float | None:
+    return auroc(measured.scores, measured.labels)
+
+
+def _pixel_auroc(measured: Measured) -> float | None:
+    ranking = rank_pixels(measured.maps, measured.masks, measured.has_truth)
+    return None if ranking is None else pixel_auroc(ranking)
+
+
+def _change(
+    first: Measured | None, second: Measured | None, figure: Callable[[Measured], float | None]
+) -> tuple[float | None, float | None]:
+    if first is None or second is None:
+        return None, None
+    before, after = figure(first), figure(second)
+    return before, None if before is None or after is None else after - before
+
+
+def _spearman(first: npt.NDArray[np.float64], second: npt.NDArray[np.float64]) -> float | None:
+    if len(np.unique(first)) < 3 or len(np.unique(second)) < 2:
+        return None
+    stats = require("scipy.stats", "scipy", "the gate of a precision")
+    return float(stats.spearmanr(first, second).statistic)
+
+
+def _speeds(reference: Inspector, candidate: Inspector, images: Sequence[UInt8Array]) -> tuple[float, float]:
+    """Return pictures per second of both, blocks in turn; the first rounds of a block meet the other's threads."""
+    times: tuple[list[float], list[float]] = ([], [])
+    for _ in range(_BLOCKS):
+        for inspector, kept in zip((reference, candidate), times, strict=True):
+            for index in range(_ROUNDS):
+                started = time.perf_counter()
+                inspector.infer(images[index % len(images)][None])
+                if index >= _SETTLE:
+                    kept.append(time.perf_counter() - started)
+    return 1.0 / float(np.median(times[0])), 1.0 / float(np.median(times[1]))

@@ -1,0 +1,149 @@
+"""Features in fewer bits: which operators, made how, and which were better left in FP32."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from flawscope.arrays import UInt8Array
+from flawscope.bundle import KeptNode
+from flawscope.calibration.quantization.autocast import operators_in, to_fp16
+from flawscope.calibration.quantization.gate_limits import Limits, Method
+from flawscope.calibration.quantization.int8 import OPERATORS, Quantiser, fewest_kept
+from flawscope.calibration.quantization.modelopt import find_python
+from flawscope.errors import GateError
+from flawscope.progress import Progress
+from flawscope.runtime.backends.ort import import_onnxruntime
+
+Head = Callable[[npt.NDArray[np.float32]], tuple[Any, npt.NDArray[np.float32]]]
+"""patches float32 [N, P, D] → maps, scores float32 [N]."""
+
+FP16_PICTURES = 16
+"""Pictures for the ranges of FP16, of which every value is held at once."""
+
+_SENSITIVITY = 8
+"""Pictures for the sensitivity of operators."""
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A feature graph in a lower precision.
+
+    Attributes:
+        model: The graph.
+        lowered: Number of operators that compute in the precision.
+        kept: Those that do not.
+        method: How it was made, in words.
+    """
+
+    model: onnx.ModelProto
+    lowered: int
+    kept: tuple[KeptNode, ...]
+    method: str
+
+
+def lower_to_fp16(
+    features: Path, calibration: Sequence[UInt8Array], modelopt_python: Path | None, progress: Progress
+) -> Lowered:
+    """Return the features in FP16; operators whose values are too large for it stay in FP32.
+
+    Args:
+        features: `features.onnx` in FP32.
+        calibration: Prepared good pictures, each uint8 [H, W, 3].
+        modelopt_python: See `find_python`.
+        progress: Told what is being done.
+
+    Raises:
+        ArgumentError: If ModelOpt is not there.
+        GateError: If it cannot convert the graph, or nothing in it.
+    """
+    python = find_python(modelopt_python)
+    progress("FP16 by AutoCast", 0, 1)
+    converted = to_fp16(features, calibration[:FP16_PICTURES], python)
+    progress("FP16 by AutoCast", 1, 1)
+    lowered = operators_in(converted.model, OPERATORS, onnx.TensorProto.FLOAT16)
+    if not lowered:
+        raise GateError("fp16: expected operators that FP16 can hold, got none in this backbone. Export without it.")
+    types = {node.name: node.op_type for node in onnx.load(features, load_external_data=False).graph.node}
+    kept = tuple(KeptNode(node, types[node], reason) for node, reason in converted.kept.items())
+    return Lowered(converted.model, len(lowered), kept, f"AutoCast of ModelOpt {converted.version}")
+
+
+def lower_to_int8(
+    features: Path,
+    score: Head,
+    calibration: Sequence[UInt8Array],
+    good: Sequence[UInt8Array],
+    method: Method,
+    limits: Limits,
+    rest: str,
+    modelopt_python: Path | None,
+    progress: Progress,
+) -> Lowered:
+    """Return the features in INT8; the fewest operators with which good pictures keep their scores do not take part.
+
+    Args:
+        features: `features.onnx` in FP32.
+        score: The head of the bundle.
+        calibration: Prepared good pictures for value ranges, each uint8 [H, W, 3].
+        good: Prepared good pictures whose scores have to stay.
+        method: How value ranges are found.
+        limits: Say how far a score may move.
+        rest: What everything else computes in, `fp32` or `fp16`.
+        modelopt_python: See `find_python`; needed for `fp16`.
+        progress: Told what is being done.
+
+    Raises:
+        ArgumentError: If ModelOpt is needed and not there.
+        GateError: If no operator can bear it.
+    """
+    python = find_python(modelopt_python) if rest == "fp16" else None
+    quantiser = Quantiser(features, calibration, method, lambda done, total: progress("Value ranges", done, total))
+    if not quantiser.operators:
+        raise GateError("int8: expected operators that can be quantised, got none in this backbone. Export without.")
+    sensitivities = quantiser.sensitivities(
+        calibration[:_SENSITIVITY], lambda done, total: progress("Sensitivity", done, total)
+    )
+    exact = _scores(onnx.load(features), score, good)
+
+    def is_good(operators: list[str]) -> bool:
+        moved = np.abs(_scores(quantiser.quantise(operators), score, good) - exact)
+        return bool((moved <= limits.score_error * np.maximum(exact, 1e-12)).all())
+
+    progress("Choosing operators", 0, 1)
+    chosen, tries = fewest_kept(sensitivities, is_good)
+    progress("Choosing operators", 1, 1)
+    if not chosen:
+        raise GateError(
+            f"int8: expected operators whose INT8 keeps the scores of good pictures within {limits.score_error:.1%}, "
+            f"got none after {tries} tries. Export without it, or allow more."
+        )
+    model = quantiser.quantise(chosen)
+    words = f"explicit Q/DQ, symmetric, weights per channel, ranges by {method}"
+    if python is not None:
+        quantised = features.with_name("features.quantised.onnx")
+        onnx.save(model, quantised)
+        converted = to_fp16(quantised, calibration[:FP16_PICTURES], python, chosen)
+        model, words = converted.model, f"{words}; the rest in FP16 by ModelOpt {converted.version}"
+    kept = tuple(
+        KeptNode(node, quantiser.operators[node], f"quantised alone it moves the patches by {value:.2%}")
+        for node, value in sensitivities.items()
+        if node not in set(chosen)
+    )
+    return Lowered(model, len(chosen), kept, words)
+
+
+def _scores(model: onnx.ModelProto, score: Head, images: Sequence[UInt8Array]) -> npt.NDArray[np.float32]:
+    onnxruntime = import_onnxruntime()
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    found = [score(session.run(["patches"], {name: image[None]})[0])[1] for image in images]
+    return np.concatenate(found)

@@ -1,0 +1,296 @@
+"""Setting the thresholds of a bundle, and writing down how: no rebuild, one more line in the threshold record.
+
+Thresholds come from good pictures that the detector has not learned from. Test pictures are used only for the
+objective `f1`, which has to be asked for, and the manifest then says so.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import msgspec
+import numpy as np
+
+from flawscope.arrays import BoolArray, Float64Array
+from flawscope.bundle import Manifest, Threshold, ThresholdChange, Thresholds, open_bundle, rewrite_manifest
+from flawscope.calibration.evaluation.bundle_scores import (
+    ImageHashes,
+    fault_of,
+    load_inspector,
+    read_image_hashes,
+    score_samples,
+)
+from flawscope.calibration.evaluation.contamination import find_leak
+from flawscope.calibration.evaluation.intervals import check_fraction
+from flawscope.calibration.extras import require
+from flawscope.calibration.thresholds.normal_quantile import OrderStatistic, f1_threshold, order_statistic_threshold
+from flawscope.datasets import Dataset, Sample, hash_contents
+from flawscope.errors import ArgumentError, DataError
+from flawscope.progress import Progress, no_progress
+
+if TYPE_CHECKING:
+    from flawscope.datasets.defects.support_set import SupportRecord
+    from flawscope.runtime import Inspector
+
+Objective = Literal["good", "f1"]
+FALSE_REJECT_RATE = 0.01
+CONFIDENCE = 0.95
+_LISTED = 5
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What a calibration did.
+
+    Attributes:
+        old: The thresholds before, or None.
+        new: The thresholds now in the manifest.
+        min_area_px: The smallest region that gets a box, in pixels of the map.
+        images_needed: Good pictures that the requested claim needs; None for thresholds set by hand.
+        left_out: Why good pictures were not used, and how many.
+        notes: What the user has to know about these thresholds, a sentence each.
+        backend: The backend that made the scores, and why it was taken; None for thresholds set by hand.
+    """
+
+    old: Thresholds | None
+    new: Thresholds
+    min_area_px: int
+    images_needed: int | None = None
+    left_out: tuple[tuple[str, int], ...] = ()
+    notes: tuple[str, ...] = ()
+    backend: str | None = None
+
+
+@dataclass(frozen=True)
+class _Scores:
+    """Scores float64 [N], map maxima float64 [N], and which of the pictures are anomalous, bool [N]."""
+
+    image: Float64Array
+    map_max: Float64Array
+    labels: BoolArray
+
+
+def calibrate_bundle(
+    path: Path,
+    dataset: Dataset,
+    *,
+    false_reject_rate: float = FALSE_REJECT_RATE,
+    confidence: float = CONFIDENCE,
+    objective: Objective = "good",
+    min_area_px: int | None = None,
+    backend: str = "auto",
+    precision: str = "fp32",
+    support: SupportRecord | None = None,
+    command: str,
+    progress: Progress = no_progress,
+) -> Calibration:
+    """Set both thresholds of one precision of a bundle from a dataset's pictures and record the change.
+
+    Args:
+        path: The bundle, folder or packed file; its manifest is rewritten.
+        dataset: Where the good pictures are taken from: its train/good without those in the bundle's bank.
+        false_reject_rate: Share of good pictures that may be rejected, a fraction.
+        confidence: One-sided confidence of that claim, a fraction.
+        objective: `good` uses good pictures alone; `f1` sets the image threshold on the labelled test pictures.
+        min_area_px: Smallest region that is drawn as a box, in pixels of the map; None leaves it as it is.
+        backend: The backend that shall decide on the line: thresholds belong to it.
+        precision: The precision whose thresholds are set: each has its own, because its scores are other numbers.
+        support: The support set whose pictures, and those that probably show the same parts, are left out of the test
+            pictures; for the objective `f1` alone.
+        command: The command line, for the record.
+        progress: Called after each picture.
+
+    Raises:
+        DataError: If no picture remains, or one of them cannot be scored.
+        ArgumentError: If a fraction or the area is out of range, a support set comes with the objective `good`, or the
+            bundle lacks the precision.
+    """
+    if support is not None and objective != "f1":
+        raise ArgumentError(
+            "support set: expected none with the objective good, which uses good training pictures alone, got one. "
+            "Leave --support out, or take --objective f1."
+        )
+    check_fraction(false_reject_rate, "false-reject rate")
+    check_fraction(confidence, "confidence")
+    _check_area(min_area_px)
+    require("scipy.stats", "scipy", "setting thresholds")
+    with load_inspector(path, backend, precision=precision) as inspector:
+        manifest = inspector.manifest
+        chosen, left_out = _choose(dataset, read_image_hashes(inspector.bundle), objective, support, progress)
+        scores = _score(inspector, chosen, progress)
+        took = inspector.backend
+    good = ~scores.labels
+    image = order_statistic_threshold(scores.image[good], false_reject_rate, confidence)
+    pixel = order_statistic_threshold(scores.map_max[good], false_reject_rate, confidence)
+    new = Thresholds(_record(image, took), _record(pixel, took))
+    if objective == "f1":
+        value = f1_threshold(scores.image, scores.labels)
+        new = msgspec.structs.replace(new, image=Threshold(value, "f1", images=len(chosen), backend=took))
+    written = _write(path, manifest, precision, new, min_area_px, command)
+    return Calibration(
+        old=manifest.thresholds_of(precision),
+        new=new,
+        min_area_px=written.min_area_px,
+        images_needed=image.images_needed,
+        left_out=left_out,
+        notes=_notes(image, objective),
+        backend=took,
+    )
+
+
+def set_thresholds(
+    path: Path,
+    image: float | None,
+    pixel: float | None,
+    min_area_px: int | None,
+    *,
+    precision: str = "fp32",
+    command: str,
+) -> Calibration:
+    """Set thresholds of one precision by hand; None leaves a threshold as it is.
+
+    Raises:
+        ArgumentError: If a number is not finite, the bundle does not score or lacks the precision, or without
+            thresholds would get only one of them.
+    """
+    _check_area(min_area_px)
+    for name, value in (("image threshold", image), ("pixel threshold", pixel)):
+        if value is not None and not math.isfinite(value):
+            raise ArgumentError(f"{name}: expected a finite number, got {value}.")
+    with open_bundle(path) as bundle:
+        manifest = bundle.manifest
+    if manifest.kind != "score":
+        raise ArgumentError(f"{path}: expected a bundle that scores, got one that draws defects. It has no thresholds.")
+    old = manifest.thresholds_of(precision)
+    first = Threshold(image, "manual") if image is not None else old.image if old else None
+    second = Threshold(pixel, "manual") if pixel is not None else old.pixel if old else None
+    if first is None or second is None:
+        raise ArgumentError(
+            f"{path}: expected both --image-threshold and --pixel-threshold, because the bundle has none yet. "
+            "Give both, or calibrate with --data."
+        )
+    new = Thresholds(first, second)
+    written = _write(path, manifest, precision, new, min_area_px, command)
+    by_hand = "Thresholds set by hand carry no false-reject bound. Measure them with flawscope evaluate."
+    notes = (by_hand,) if "manual" in (new.image.method, new.pixel.method) else ()
+    return Calibration(old, new, written.min_area_px, notes=notes)
+
+
+def _check_area(min_area_px: int | None) -> None:
+    if min_area_px is not None and min_area_px < 1:
+        raise ArgumentError(f"smallest area: expected at least 1 pixel, got {min_area_px}.")
+
+
+def _choose(
+    dataset: Dataset, hashes: ImageHashes, objective: Objective, support: SupportRecord | None, progress: Progress
+) -> tuple[tuple[Sample, ...], tuple[tuple[str, int], ...]]:
+    """Return the pictures to score, and why others of the same kind were left out."""
+    candidates = dataset.train_good if objective == "good" else dataset.test
+    if objective == "f1" and len({sample.is_anomalous for sample in candidates}) < 2:
+        raise DataError(
+            f"{dataset.root}: expected good and defective test pictures for the objective f1, got one kind only. "
+            "Use the objective good."
+        )
+    listed = candidates if support is None else dataset.samples
+    contents = hash_contents(
+        [sample.path for sample in listed], lambda done, total: progress("Comparing pictures", done, total)
+    )
+    leaked = () if support is None else itertools.compress(dataset.test, ~find_leak(dataset, support, contents).kept)
+    given_away = {sample.path for sample in leaked}
+    training, seen = frozenset(hashes.training), set[str]()
+    chosen, reasons = [], Counter[str]()
+    for sample in candidates:
+        content = contents[sample.path]
+        if content in training:
+            reasons["that the detector has learned"] += 1
+        elif sample.path in given_away:
+            reasons["of the support set, or probably of the same parts"] += 1
+        elif content in seen:
+            reasons["copies of another picture: they are not independent"] += 1
+        else:
+            seen.add(content)
+            chosen.append(sample)
+    if not chosen or all(sample.is_anomalous for sample in chosen):
+        raise DataError(
+            f"{dataset.root}: expected good pictures that the detector has not learned from, got none among "
+            f"{len(candidates)}. Keep some out of training (--set held_out=0.2), or name another set."
+        )
+    if objective == "f1" and not any(sample.is_anomalous for sample in chosen):
+        raise DataError(
+            f"{dataset.root}: expected defective test pictures for the objective f1, got none beside those that were "
+            "learned or are of the support set. Add some, or use the objective good."
+        )
+    return tuple(chosen), tuple(reasons.items())
+
+
+def _score(inspector: Inspector, samples: Sequence[Sample], progress: Progress) -> _Scores:
+    """Score all pictures; one that cannot be scored stops it, because the rest would be another sample."""
+    image, map_max, faults = [], [], []
+    for sample, result in score_samples(inspector, samples, "Scoring", progress):
+        fault = fault_of(result, is_calibrated=False)
+        if fault is not None or result.score is None or result.anomaly_map is None:
+            faults.append(f"{sample.path} ({fault})")
+        else:
+            image.append(float(result.score))
+            map_max.append(float(result.anomaly_map.max()))
+    if faults:
+        more = f" and {len(faults) - _LISTED} more" if len(faults) > _LISTED else ""
+        raise DataError(
+            f"expected every picture to be scored, got {len(faults)} of {len(samples)} that could not be: "
+            f"{'; '.join(faults[:_LISTED])}{more}. Thresholds were left as they were. Repair or remove these pictures."
+        )
+    labels = np.array([sample.is_anomalous for sample in samples], np.bool_)
+    return _Scores(np.array(image), np.array(map_max), labels)
+
+
+def _record(found: OrderStatistic, backend: str) -> Threshold:
+    return Threshold(
+        value=found.value,
+        method="order-statistic",
+        images=found.images,
+        false_reject_rate=found.false_reject_rate,
+        confidence=found.confidence,
+        upper_bound=found.upper_bound,
+        backend=backend,
+    )
+
+
+def _notes(image: OrderStatistic, objective: Objective) -> tuple[str, ...]:
+    notes = []
+    if objective == "f1":
+        notes.append(
+            "The image threshold was chosen on labelled test pictures: figures at this threshold on the same pictures "
+            "are optimistic. Judge it on pictures that were not used here."
+        )
+    if not image.holds:
+        notes.append(
+            f"Too few good pictures for the claim: {image.images} support a false-reject rate of at most "
+            f"{image.upper_bound:.2%} at {image.confidence:.0%} confidence, not {image.false_reject_rate:.2%}, which "
+            f"needs {image.images_needed}. The largest good score was taken. Add good pictures and calibrate again."
+        )
+    return tuple(notes)
+
+
+def _write(
+    path: Path, manifest: Manifest, precision: str, new: Thresholds, min_area_px: int | None, command: str
+) -> Manifest:
+    old = manifest.thresholds_of(precision)
+    when = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    changes = [
+        ThresholdChange(when, "image", old.image.value if old else None, new.image.value, command, precision),
+        ThresholdChange(when, "pixel", old.pixel.value if old else None, new.pixel.value, command, precision),
+    ]
+    is_new = [old is None or old.image != new.image, old is None or old.pixel != new.pixel]
+    changed = msgspec.structs.replace(
+        manifest.with_thresholds(precision, new),
+        threshold_changes=(*manifest.threshold_changes, *itertools.compress(changes, is_new)),
+        min_area_px=manifest.min_area_px if min_area_px is None else min_area_px,
+    )
+    return rewrite_manifest(path, changed)

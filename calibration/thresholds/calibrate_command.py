@@ -1,0 +1,160 @@
+"""`flawscope calibrate`: set the thresholds of a bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from flawscope.bundle import PRECISIONS, Threshold, open_bundle
+from flawscope.calibration.thresholds.calibrate import (
+    CONFIDENCE,
+    FALSE_REJECT_RATE,
+    Calibration,
+    Objective,
+    calibrate_bundle,
+    set_thresholds,
+)
+from flawscope.calibration.thresholds.normal_quantile import images_needed
+from flawscope.datasets import open_dataset
+from flawscope.terminal import command_line, progress_bars
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--data", type=click.Path(path_type=Path), help="Dataset whose good pictures are used.")
+@click.option("--category", metavar="NAME", help="Category below the dataset's folder.")
+@click.option(
+    "--false-reject-rate",
+    type=float,
+    default=FALSE_REJECT_RATE,
+    show_default=True,
+    help="Share of good parts that may be rejected.",
+)
+@click.option("--confidence", type=float, default=CONFIDENCE, show_default=True, help="Confidence of that claim.")
+@click.option(
+    "--objective",
+    type=click.Choice(["good", "f1"]),
+    default="good",
+    show_default=True,
+    help="good: from good pictures alone. f1: from labelled test pictures, which makes figures on them optimistic.",
+)
+@click.option(
+    "--support",
+    "support_folder",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="f1: support set; its pictures, and those that probably show the same parts, are left out.",
+)
+@click.option("--image-threshold", type=float, metavar="X", help="Set the image threshold by hand.")
+@click.option("--pixel-threshold", type=float, metavar="Y", help="Set the pixel threshold by hand.")
+@click.option("--min-area", type=int, metavar="PX", help="Smallest region that gets a box, in pixels of the map.")
+@click.option("--backend", default="auto", show_default=True, help="Backend that makes the scores.")
+@click.option("--precision", type=click.Choice(PRECISIONS), help="Only this one.  [default: each the bundle has]")
+def calibrate(
+    bundle: Path,
+    data: Path | None,
+    category: str | None,
+    false_reject_rate: float,
+    confidence: float,
+    objective: Objective,
+    support_folder: Path | None,
+    image_threshold: float | None,
+    pixel_threshold: float | None,
+    min_area: int | None,
+    backend: str,
+    precision: str | None,
+) -> None:
+    """Set the thresholds of BUNDLE from good pictures, and state the false-reject rate with its bound.
+
+    The good pictures of the dataset that the detector has not learned are scored; the threshold is the lowest that
+    keeps the false-reject rate with the confidence that was asked for. Nothing is rebuilt: thresholds are numbers in
+    the manifest, and every change is recorded there.
+    """
+    is_by_hand = image_threshold is not None or pixel_threshold is not None
+    if is_by_hand and data is not None:
+        raise click.UsageError("--data and thresholds given by hand exclude each other. Leave one out.")
+    if support_folder is not None and (data is None or objective != "f1"):
+        raise click.UsageError("--support goes with --data and --objective f1. Leave it out.")
+    if data is None:
+        if not is_by_hand and min_area is None:
+            raise click.UsageError("Expected --data ROOT, or --image-threshold X and --pixel-threshold Y, got neither.")
+        by_hand = set_thresholds(
+            bundle,
+            image_threshold,
+            pixel_threshold,
+            min_area,
+            precision="fp32" if precision is None else precision,
+            command=command_line(),
+        )
+        _print(by_hand)
+        return
+    support = None
+    if support_folder is not None:
+        from flawscope.datasets.defects.support_set import read_support
+
+        support = read_support(support_folder)
+    dataset = open_dataset(data, category)
+    for name in _precisions(bundle) if precision is None else (precision,):
+        with progress_bars() as progress:
+            result = calibrate_bundle(
+                bundle,
+                dataset,
+                false_reject_rate=false_reject_rate,
+                confidence=confidence,
+                objective=objective,
+                min_area_px=min_area,
+                backend=backend,
+                precision=name,
+                support=support,
+                command=command_line(),
+                progress=progress,
+            )
+        if name != "fp32":
+            click.echo(f"precision {name}:")
+        _print(result)
+
+
+def _precisions(path: Path) -> tuple[str, ...]:
+    with open_bundle(path) as bundle:
+        return ("fp32", *sorted(bundle.manifest.precisions))
+
+
+def _print(result: Calibration) -> None:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("threshold")
+    for title in ("old", "new", "images", "requested", "bound", "images needed"):
+        table.add_column(title, justify="right")
+    old = result.old
+    for name, before, now in (
+        ("image", old.image if old else None, result.new.image),
+        ("pixel", old.pixel if old else None, result.new.pixel),
+    ):
+        table.add_row(name, f"{before.value:.6g}" if before else "-", f"{now.value:.6g}", *_claim(now))
+    console = Console(highlight=False, markup=False, emoji=False)  # names and reasons are text, also with brackets
+    console.print(table)
+    bound = result.new.image
+    if result.backend is not None and bound.upper_bound is not None and bound.confidence is not None:
+        console.print(
+            f"With {bound.confidence:.0%} confidence at most {bound.upper_bound:.2%} of good parts like these are "
+            f"rejected (n = {bound.images}, backend {result.backend}).",
+            soft_wrap=True,
+        )
+    for reason, count in result.left_out:
+        console.print(f"left out: {count} {reason}", soft_wrap=True)
+    console.print(f"smallest region that gets a box: {result.min_area_px} pixels of the map", soft_wrap=True)
+    for note in result.notes:
+        click.echo(f"note: {note}", err=True)
+
+
+def _claim(threshold: Threshold) -> tuple[str, str, str, str]:
+    if threshold.false_reject_rate is None or threshold.upper_bound is None or threshold.confidence is None:
+        return str(threshold.images) if threshold.images else "-", threshold.method, "-", "-"
+    return (
+        str(threshold.images),
+        f"{threshold.false_reject_rate:.2%}",
+        f"{threshold.upper_bound:.2%} at {threshold.confidence:.0%}",
+        str(images_needed(threshold.false_reject_rate, threshold.confidence)),
+    )

@@ -1,0 +1,447 @@
+"""Combining bundles to an ensemble: what its members have in common is checked, and their scales are measured.
+
+Members measure in different units, so each map and each score becomes (value - center) / spread before it is weighted.
+Both numbers come from good pictures that no member has learned from, because a detector finds nothing on those it has.
+They are fixed from then on: a picture is never scaled by itself.
+
+The center of maps is the median of their pixels, the spread the distance from there to the 99.9 % quantile. Anomaly
+maps of good parts have a long upper tail, where a standard deviation is made by a few pixels; and a threshold lies at
+its end, so that is where members have to agree. Few pixels, such as dust on one picture, move neither number. Of
+scores, one a picture, there are tens and not millions: the spread is the distance from the median to the 90 % quantile,
+so that one odd picture in ten does not set it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+import numpy as np
+
+import flawscope
+from flawscope.arrays import Float32Array, UInt8Array
+from flawscope.bundle import (
+    Bundle,
+    EnsembleHead,
+    EnsembleMember,
+    Golden,
+    Manifest,
+    Provenance,
+    open_bundle,
+    rewrite_manifest,
+    write_bundle,
+)
+from flawscope.calibration.evaluation.bundle_scores import ImageHashes, read_image_hashes
+from flawscope.datasets import Dataset, Sample, fingerprint, hash_contents
+from flawscope.errors import ArgumentError, DataError
+from flawscope.files import check_replaceable, storage_errors
+from flawscope.imaging.images import prepare, read_image
+from flawscope.imaging.tiles import read_picture, tiles_of
+from flawscope.progress import Progress, no_progress
+from flawscope.versions import package_versions
+
+if TYPE_CHECKING:
+    from flawscope.runtime import Inspector
+
+LEAST_GOOD = 5
+"""Good pictures without which no spread is measured."""
+
+MAP_QUANTILE = 0.999
+SCORE_QUANTILE = 0.9
+"""Where a spread of 1 ends, as a share of the pixels and of the pictures."""
+
+_MOST_VALUES = 1 << 24
+"""Pixels of a member's maps that are kept; of more, every second, third, … row and column."""
+
+_LEAST_SPREAD = 1e-6
+"""Share of the center below which a spread is rounding alone."""
+
+_GOLDEN = 2
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What counts as 0 and as 1 in the maps or scores of a detector."""
+
+    center: float
+    spread: float
+
+
+@dataclass(frozen=True)
+class Combination:
+    """What was combined.
+
+    Attributes:
+        manifest: The manifest of the ensemble as written.
+        backend: The backend that measured.
+        left_out: Why good pictures were not used, and how many.
+        notes: What the user has to know, a sentence each.
+    """
+
+    manifest: Manifest
+    backend: str
+    left_out: tuple[tuple[str, int], ...]
+    notes: tuple[str, ...]
+
+
+def combine_bundles(
+    paths: Sequence[Path],
+    out: Path,
+    dataset: Dataset,
+    *,
+    weights: Sequence[float] | None = None,
+    backend: str = "auto",
+    command: str = "",
+    progress: Progress = no_progress,
+) -> Combination:
+    """Write an ensemble of bundles; it has no thresholds until it is calibrated.
+
+    Args:
+        paths: The bundles, folders or packed; their graphs in FP32 are combined.
+        out: Bundle folder to write; an earlier bundle there is replaced.
+        dataset: Its train/good without what any member has learned gives centers and spreads.
+        weights: One a bundle, above 0; None for 1 each.
+        backend: The backend that measures.
+        command: The command line, for the record.
+        progress: Called after each picture.
+
+    Raises:
+        ArgumentError: If a weight is wrong, bundles do not go together, or `out` is one of them.
+        BundleError: If a bundle is broken.
+        DataError: If fewer than `LEAST_GOOD` pictures remain, a picture cannot be scored, or a member does not vary.
+        StorageError: If the ensemble cannot be written.
+    """
+    shares = _checked_weights(paths, weights)
+    check_replaceable(out, "manifest.json")
+    for path in paths:
+        if path.exists() and out.resolve().is_relative_to(path.resolve()):
+            raise ArgumentError(f"{out}: expected a place outside the bundles, got one in {path}. Choose another name.")
+    with ExitStack() as stack:
+        bundles = [stack.enter_context(open_bundle(path)) for path in paths]
+        _check_together(bundles)
+        chosen = _choose(dataset, [read_image_hashes(bundle) for bundle in bundles], progress)
+        inspectors = [stack.enter_context(_loaded(bundle, backend)) for bundle in bundles]
+        scales = _measure(inspectors, chosen.samples, progress)
+        members = _members(bundles, shares, scales)
+        took = inspectors[0]
+        manifest = Manifest(
+            name=out.name.removesuffix(".flaw"),
+            kind="score",
+            method="ensemble",
+            flawscope=flawscope.__version__,
+            input=bundles[0].manifest.input,
+            tiling=bundles[0].manifest.tiling,
+            max_batch=min(bundle.manifest.max_batch for bundle in bundles),
+            graphs={},
+            bank=None,
+            head=EnsembleHead(members, len(chosen.samples)),
+            golden=(),
+            provenance=_provenance(bundles, members, dataset, chosen, took.backend, command),
+            files={},
+            min_area_px=min(bundle.manifest.min_area_px for bundle in bundles),
+        )
+        sources = _sources(bundles, members, chosen.hashes)
+        written = _write(out, manifest, sources, _golden_files(bundles, members), progress)
+    return Combination(written, took.backend, chosen.left_out, _notes(bundles, dataset))
+
+
+def measure_scale(values: Float32Array, quantile: float) -> Scale:
+    """Return the median of some numbers, and the distance from there to a quantile.
+
+    Args:
+        values: float32 [N], finite.
+        quantile: A share above 0.5.
+    """
+    center, upper = np.quantile(values.astype(np.float64), (0.5, quantile))
+    return Scale(float(center), float(upper - center))
+
+
+def _checked_weights(paths: Sequence[Path], weights: Sequence[float] | None) -> list[float]:
+    if not paths:
+        raise ArgumentError("combine: expected bundles, got none.")
+    shares = [1.0] * len(paths) if weights is None else [float(weight) for weight in weights]
+    if len(shares) != len(paths):
+        raise ArgumentError(f"weights: expected one for each of {len(paths)} bundles, got {len(shares)}.")
+    for weight in shares:
+        if not (math.isfinite(weight) and weight > 0):
+            raise ArgumentError(f"weights: expected numbers above 0, got {weight:g}. Leave out what shall not count.")
+    return shares
+
+
+def _loaded(bundle: Bundle, backend: str, path: str = "auto") -> Inspector:
+    from flawscope.runtime import Inspector  # brings ONNX Runtime, which --help does without
+
+    return Inspector(bundle, backend, path)
+
+
+def _check_together(bundles: Sequence[Bundle]) -> None:
+    """Raise ArgumentError unless bundles can be combined."""
+    first = bundles[0]
+    seen: dict[str, Bundle] = {}
+    for bundle in bundles:
+        manifest = bundle.manifest
+        if isinstance(manifest.head, EnsembleHead):
+            raise ArgumentError(
+                f"{bundle.path}: expected a bundle of one detector, got an ensemble. Combine all its members at once."
+            )
+        for what, got, wanted in (
+            ("preprocessing", _spoken(manifest.input), _spoken(first.manifest.input)),
+            ("tiles", _spoken(manifest.tiling), _spoken(first.manifest.tiling)),
+        ):
+            if got != wanted:
+                raise ArgumentError(
+                    f"{bundle.path}: expected the {what} of {first.path} ({wanted}), got {got}. Train both with the "
+                    "same settings for pictures."
+                )
+        if not manifest.golden:
+            raise ArgumentError(f"{bundle.path}: expected golden pictures, got none. Export the bundle again.")
+        if manifest.digest in seen:
+            raise ArgumentError(
+                f"{bundle.path}: expected another bundle, got the one of {seen[manifest.digest].path} once more. Give "
+                "it a larger weight instead."
+            )
+        seen[manifest.digest] = bundle
+
+
+def _spoken(value: msgspec.Struct | None) -> str:
+    if value is None:
+        return "none"
+    parts = msgspec.to_builtins(value)
+    return ", ".join(f"{name} {list(part) if isinstance(part, tuple) else part}" for name, part in parts.items())
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """Good pictures that no member has learned, why others were left out, and what the ensemble says of all."""
+
+    samples: tuple[Sample, ...]
+    left_out: tuple[tuple[str, int], ...]
+    hashes: ImageHashes
+    dataset: str
+
+
+def _choose(dataset: Dataset, hashes: Sequence[ImageHashes], progress: Progress) -> _Chosen:
+    contents = hash_contents(
+        [sample.path for sample in dataset.samples], lambda done, total: progress("Comparing pictures", done, total)
+    )
+    training = dict.fromkeys(one for member in hashes for one in member.training)
+    samples: dict[str, Sample] = {}
+    reasons = Counter[str]()
+    candidates = dataset.train_good
+    for sample in candidates:
+        content = contents[sample.path]
+        if content in training:
+            reasons["learned by a member"] += 1
+        elif content in samples:
+            reasons["copies of another picture: they are not independent"] += 1
+        else:
+            samples[content] = sample
+    if len(samples) < LEAST_GOOD:
+        raise DataError(
+            f"{dataset.root}: expected at least {LEAST_GOOD} good pictures that no member has learned from, got "
+            f"{len(samples)} among {len(candidates)}. Train all members with one --seed and keep pictures out "
+            "(--set held_out=0.2), or name another set."
+        )
+    # What the scales were measured on is known to the ensemble, as what a threshold was set on would be.
+    known = [*(one for member in hashes for one in member.held_out), *samples]
+    held_out = tuple(one for one in dict.fromkeys(known) if one not in training)
+    return _Chosen(
+        tuple(samples.values()),
+        tuple(reasons.items()),
+        ImageHashes(tuple(training), held_out),
+        fingerprint(dataset, contents),
+    )
+
+
+@dataclass
+class _Values:
+    """What one member gave for all pictures."""
+
+    maps: list[Float32Array] = field(default_factory=list)
+    scores: list[float] = field(default_factory=list)
+
+
+def _measure(
+    inspectors: Sequence[Inspector], samples: Sequence[Sample], progress: Progress
+) -> list[tuple[Scale, Scale]]:
+    """Return the scales of every member's maps and scores."""
+    values = [_Values() for _ in inspectors]
+    manifest = inspectors[0].manifest
+    height, width = manifest.input.size
+    step = 1
+    for done, sample in enumerate(samples, 1):
+        for image in _prepared(sample.path, manifest):
+            for inspector, own in zip(inspectors, values, strict=True):
+                maps, scores = inspector.infer(image[None])
+                if not (np.isfinite(maps).all() and np.isfinite(scores).all()):
+                    raise DataError(
+                        f"{sample.path}: expected finite maps and scores, got NaN or infinity from "
+                        f"{inspector.bundle.path}. Check both."
+                    )
+                own.maps.append(maps[0, ::step, ::step].copy())
+                own.scores.append(float(scores[0]))
+        # Rows and columns are thinned alike in all maps, those that are there and those that come: the number of
+        # pictures is known, that of tiles only by and by.
+        while len(values[0].scores) * -(-height // step) * -(-width // step) > _MOST_VALUES:
+            step *= 2
+            for own in values:
+                own.maps = [kept[::2, ::2].copy() for kept in own.maps]
+        progress("Measuring", done, len(samples))
+    found = []
+    for inspector, own in zip(inspectors, values, strict=True):
+        pixels = np.concatenate([kept.ravel() for kept in own.maps])
+        scales = measure_scale(pixels, MAP_QUANTILE), measure_scale(np.array(own.scores, np.float32), SCORE_QUANTILE)
+        for what, scale in zip(("maps", "scores"), scales, strict=True):
+            if not scale.spread > _LEAST_SPREAD * abs(scale.center):
+                raise DataError(
+                    f"{inspector.bundle.path}: expected {what} that vary over {len(samples)} good pictures, got "
+                    f"{scale.center:g} with a spread of {scale.spread:g}. Such a detector cannot be weighed: leave it "
+                    "out, or name another set."
+                )
+        found.append(scales)
+    return found
+
+
+def _prepared(path: Path, manifest: Manifest) -> Iterator[UInt8Array]:
+    """Yield what the members are given for a picture: itself, or its tiles."""
+    if manifest.tiling is None:
+        yield prepare(read_image(path), manifest.input)
+        return
+    for tile in tiles_of(path, manifest.tiling):
+        yield prepare(read_picture(tile), manifest.input)
+
+
+def _members(
+    bundles: Sequence[Bundle], weights: Sequence[float], scales: Sequence[tuple[Scale, Scale]]
+) -> tuple[EnsembleMember, ...]:
+    members, taken = [], set[str]()
+    for bundle, weight, (of_map, of_score) in zip(bundles, weights, scales, strict=True):
+        manifest = bundle.manifest
+        name = _free_name(manifest.name, manifest.method, taken)
+        members.append(
+            EnsembleMember(
+                name=name,
+                digest=manifest.digest,
+                method=manifest.method,
+                weight=weight,
+                map_center=of_map.center,
+                map_spread=of_map.spread,
+                score_center=of_score.center,
+                score_spread=of_score.spread,
+            )
+        )
+    return tuple(members)
+
+
+def _free_name(name: str, method: str, taken: set[str]) -> str:
+    """Return a name for a folder that no other member has, as near to the bundle's as may be."""
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "-", name).lstrip("._-")[:48] or method
+    free, count = plain, 1
+    while free.casefold() in taken:
+        count += 1
+        free = f"{plain}-{count}"
+    taken.add(free.casefold())
+    return free
+
+
+def _provenance(
+    bundles: Sequence[Bundle],
+    members: Sequence[EnsembleMember],
+    dataset: Dataset,
+    chosen: _Chosen,
+    backend: str,
+    command: str,
+) -> Provenance:
+    sources = [bundle.manifest.provenance for bundle in bundles]
+    return Provenance(
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        command=command,
+        run=hashlib.sha256("".join(f"{source.run}\n" for source in sources).encode()).hexdigest(),
+        dataset=chosen.dataset,
+        category=dataset.category,
+        seed=0,
+        versions=package_versions(),
+        config={
+            "members": {
+                member.name: {"bundle": bundle.path.name, "digest": member.digest, "method": member.method}
+                for member, bundle in zip(members, bundles, strict=True)
+            },
+            "weights": {member.name: member.weight for member in members},
+            "map_quantile": MAP_QUANTILE,
+            "score_quantile": SCORE_QUANTILE,
+            "backend": backend,
+        },
+        weights="; ".join(f"{member.name}: {source.weights}" for member, source in zip(members, sources, strict=True)),
+        images="images.json",
+    )
+
+
+def _sources(
+    bundles: Sequence[Bundle], members: Sequence[EnsembleMember], hashes: ImageHashes
+) -> dict[str, Path | bytes]:
+    """Return every file of the ensemble: its members whole, each in its folder, and which pictures are known."""
+    sources: dict[str, Path | bytes] = {"images.json": msgspec.json.encode(hashes)}
+    for member, bundle in zip(members, bundles, strict=True):
+        for name in ("manifest.json", *bundle.manifest.files):
+            sources[f"{member.folder}/{name}"] = bundle.folder / name
+    return sources
+
+
+def _golden_files(bundles: Sequence[Bundle], members: Sequence[EnsembleMember]) -> list[str]:
+    """Return where the first golden pictures of the members lie in the ensemble, equal ones once."""
+    found: dict[str, str] = {}
+    for member, bundle in zip(members, bundles, strict=True):
+        for golden in bundle.manifest.golden:
+            found.setdefault(bundle.manifest.files[golden.file].sha256, f"{member.folder}/{golden.file}")
+    return list(found.values())[:_GOLDEN]
+
+
+def _write(
+    out: Path, manifest: Manifest, sources: dict[str, Path | bytes], golden: Sequence[str], progress: Progress
+) -> Manifest:
+    """Write the ensemble beside its place, take its golden scores there, load it as it will be loaded, and move it."""
+    progress("Writing", 0, 3)
+    with storage_errors(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
+    try:
+        candidate = scratch / out.name
+        bare = write_bundle(candidate, manifest, sources)
+        progress("Writing", 1, 3)
+        entries = []
+        with open_bundle(candidate) as bundle, _loaded(bundle, "cpu", "graph") as inspector:
+            for name in golden:
+                maps, scores = inspector.infer(prepare(read_image(bundle.file(name)), manifest.input)[None])
+                entries.append(Golden(name, float(scores[0]), float(maps[0].max())))
+        rewrite_manifest(candidate, msgspec.structs.replace(bare, golden=tuple(entries)))
+        with open_bundle(candidate) as bundle, _loaded(bundle, "cpu"):  # refuses golden scores that do not come again
+            progress("Writing", 2, 3)
+            files: dict[str, Path | bytes] = {name: bundle.folder / name for name in bundle.manifest.files}
+            written = write_bundle(out, bundle.manifest, files)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    progress("Writing", 3, 3)
+    return written
+
+
+def _notes(bundles: Sequence[Bundle], dataset: Dataset) -> tuple[str, ...]:
+    categories = {bundle.manifest.provenance.category for bundle in bundles} | {dataset.category}
+    notes = []
+    if len(categories) > 1:
+        notes.append(
+            f"Members and data have different categories ({', '.join(sorted(categories))}): expected one part."
+        )
+    if left := sorted({name for bundle in bundles for name in bundle.manifest.precisions}):
+        notes.append(f"The ensemble computes in FP32; the members' graphs in {', '.join(left)} are carried along.")
+    return tuple(notes)

@@ -1,0 +1,75 @@
+"""`flawscope bundle combine`: several detectors in one bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from flawscope.bundle import EnsembleHead
+from flawscope.calibration.thresholds.combine import MAP_QUANTILE, SCORE_QUANTILE, Combination, combine_bundles
+from flawscope.datasets import open_dataset
+from flawscope.errors import ArgumentError
+from flawscope.terminal import command_line, progress_bars
+
+
+@click.command()
+@click.argument("bundles", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="BUNDLE BUNDLE...")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Bundle folder to write (NAME.flaw).")
+@click.option("--data", type=click.Path(path_type=Path), required=True, help="Dataset whose good pictures are used.")
+@click.option("--category", metavar="NAME", help="Category below the dataset's folder.")
+@click.option("--weights", metavar="W,W,...", help="One a bundle, above 0.  [default: 1 each]")
+@click.option("--backend", default="auto", show_default=True, help="Backend that makes the maps.")
+def combine(
+    bundles: tuple[Path, ...], out: Path, data: Path, category: str | None, weights: str | None, backend: str
+) -> None:
+    """Combine several detectors to one bundle.
+
+    Its maps and scores are weighted sums of theirs. Members measure in different units. What counts as 0 and as 1 in
+    each is measured once, on good pictures that none of them has learned from, and stays fixed. Calibrate the new
+    bundle before it decides.
+    """
+    if len(bundles) < 2:
+        raise click.UsageError("Expected two bundles or more, got one.")
+    shares = None if weights is None else _parsed(weights)
+    dataset = open_dataset(data, category)
+    with progress_bars() as progress:
+        result = combine_bundles(
+            bundles, out, dataset, weights=shares, backend=backend, command=command_line(), progress=progress
+        )
+    _print(result, out)
+
+
+def _parsed(weights: str) -> list[float]:
+    try:
+        return [float(weight) for weight in weights.split(",")]
+    except ValueError as err:
+        raise ArgumentError(f"--weights: expected numbers with commas between them, got {weights!r}.") from err
+
+
+def _print(result: Combination, out: Path) -> None:
+    head = result.manifest.head
+    assert isinstance(head, EnsembleHead)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("member")
+    table.add_column("method")
+    for title in ("weight", "map center", "spread", "score center", "spread"):
+        table.add_column(title, justify="right")
+    for member in head.members:
+        numbers = (member.weight, member.map_center, member.map_spread, member.score_center, member.score_spread)
+        table.add_row(member.name, member.method, *(f"{number:.5g}" for number in numbers))
+    console = Console(highlight=False, markup=False, emoji=False)  # names and reasons are text, also with brackets
+    console.print(table)
+    console.print(
+        f"Measured on {head.images} good pictures that no member has learned from, backend {result.backend}: 0 is the "
+        f"median, 1 the {MAP_QUANTILE:.1%} quantile of map pixels and the {SCORE_QUANTILE:.0%} quantile of scores.",
+        soft_wrap=True,
+    )
+    for reason, count in result.left_out:
+        console.print(f"left out: {count} {reason}", soft_wrap=True)
+    for note in result.notes:
+        click.echo(f"note: {note}", err=True)
+    size = sum(entry.size for entry in result.manifest.files.values())
+    console.print(f"{out}: {size / 2**20:.1f} MiB; set its thresholds with flawscope calibrate", soft_wrap=True)

@@ -1,0 +1,126 @@
+"""Thresholds from good pictures alone, with a bound on the false-reject rate that holds for any distribution.
+
+A picture is rejected when its score is strictly above the threshold. With the threshold at the k-th smallest of n good
+scores, the true probability that a further good picture is rejected has, whatever the distribution of the scores, the
+law Beta(n - k + 1, k) when scores never tie, and is smaller when they do. Its upper quantile is the bound that is
+stated. It speaks of pictures like these: other parts, another light or another lens are not covered.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from flawscope.arrays import BoolArray, Float64Array, check_array
+from flawscope.calibration.evaluation.intervals import check_fraction, upper_bound
+from flawscope.calibration.evaluation.metrics import f1_max
+from flawscope.calibration.extras import require
+from flawscope.errors import ArgumentError
+
+
+@dataclass(frozen=True)
+class OrderStatistic:
+    """A threshold on good scores and what it promises.
+
+    Attributes:
+        value: The threshold; a score strictly above it is rejected.
+        rank: k: the threshold is the k-th smallest of the n scores.
+        images: n.
+        upper_bound: Upper confidence bound of the true false-reject rate, a fraction.
+        false_reject_rate: The rate that was asked for.
+        confidence: The one-sided confidence of the bound.
+        images_needed: Least n with which the largest score supports the rate that was asked for.
+    """
+
+    value: float
+    rank: int
+    images: int
+    upper_bound: float
+    false_reject_rate: float
+    confidence: float
+    images_needed: int
+
+    @property
+    def holds(self) -> bool:
+        """Whether n was large enough for the rate that was asked for."""
+        return self.upper_bound <= self.false_reject_rate
+
+
+def images_needed(false_reject_rate: float, confidence: float) -> int:
+    """Return the least number of good pictures that supports a claim: ln(1 - confidence) / ln(1 - rate), rounded up.
+
+    Raises:
+        ArgumentError: If a fraction is not between 0 and 1.
+    """
+    check_fraction(false_reject_rate, "false-reject rate")
+    check_fraction(confidence, "confidence")
+    needed = math.ceil(math.log1p(-confidence) / math.log1p(-false_reject_rate))
+    # The quotient may land on the wrong side of an integer by one rounding: the bound itself decides.
+    while needed > 1 and rank_bound(needed - 1, needed - 1, confidence) <= false_reject_rate:
+        needed -= 1
+    while rank_bound(needed, needed, confidence) > false_reject_rate:
+        needed += 1
+    return max(needed, 1)
+
+
+def rank_bound(n: int, rank: int, confidence: float) -> float:
+    """Return the upper bound of P(score > k-th smallest of n), k = `rank`, at one-sided `confidence`.
+
+    The quantile of Beta(n - k + 1, k) is the Clopper-Pearson bound of n - k rejects among n pictures.
+
+    Source: Wilks, "Determination of sample sizes for setting tolerance limits", Ann. Math. Stat. 12 (1941) 91-96.
+    """
+    if not 1 <= rank <= n:
+        raise ArgumentError(f"rank: expected 1 to {n}, got {rank}.")
+    return upper_bound(n - rank, n, confidence)
+
+
+def order_statistic_threshold(
+    scores: Float64Array, false_reject_rate: float, confidence: float = 0.95
+) -> OrderStatistic:
+    """Return the smallest order statistic whose false-reject bound is at most the rate that was asked for.
+
+    The smallest such threshold misses the fewest defects. When even the largest score cannot support the rate, it is
+    taken, and `upper_bound` says what n pictures do support.
+
+    Args:
+        scores: float64 [N], scores of good pictures that were not trained on.
+        false_reject_rate: Largest share of good pictures that may be rejected, a fraction.
+        confidence: One-sided confidence with which this shall hold, a fraction.
+
+    Raises:
+        ArgumentError: If a score is not finite or a fraction is not between 0 and 1.
+        MissingExtra: If SciPy is not installed.
+    """
+    check_array(scores, "scores", ("N",), np.float64, finite=True)
+    needed = images_needed(false_reject_rate, confidence)
+    n = len(scores)
+    rank = n - _most_exceedances(n, false_reject_rate, confidence)
+    value = float(np.partition(scores, rank - 1)[rank - 1])
+    bound = rank_bound(n, rank, confidence)
+    return OrderStatistic(value, rank, n, bound, false_reject_rate, confidence, needed)
+
+
+def _most_exceedances(n: int, false_reject_rate: float, confidence: float) -> int:
+    """Return the largest number of the n scores that may lie above the threshold, 0 when none may."""
+    if upper_bound(0, n, confidence) > false_reject_rate:
+        return 0
+    beta = require("scipy.stats", "scipy", "computing confidence bounds").beta
+    above = np.arange(n)
+    bounds = beta.ppf(confidence, above + 1, n - above)
+    bounds[0] = upper_bound(0, n, confidence)
+    return int(np.flatnonzero(bounds <= false_reject_rate)[-1])
+
+
+def f1_threshold(scores: Float64Array, labels: BoolArray) -> float:
+    """Return the threshold with the largest F1 on labelled pictures; figures on the same pictures are optimistic.
+
+    Raises:
+        ArgumentError: If a class is missing or a score is not finite.
+    """
+    best = f1_max(scores, labels)
+    if best is None:
+        raise ArgumentError("labels: expected good and anomalous pictures, got one kind only. Use the objective good.")
+    return best.threshold

@@ -1,0 +1,180 @@
+"""`flawscope bundle info|verify|pack`, and `combine`, which is at home in `calibration`."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+import click
+import msgspec
+
+from flawscope.bundle import EnsembleHead, EnsembleMember, Manifest, SynthHead, open_bundle, pack_bundle
+from flawscope.bundle.manifest import Threshold
+from flawscope.errors import BundleError, GateError
+from flawscope.imaging.tiles import Tiling
+
+_BUNDLE = click.argument("path", metavar="BUNDLE", type=click.Path(path_type=Path))
+
+# command -> module:attribute of another room, known by name alone, as the root knows its verbs
+_ELSEWHERE = {"combine": "flawscope.calibration.thresholds.combine_command:combine"}
+
+
+class _BundleGroup(click.Group):
+    """The commands of this module, and those of other rooms, which are imported when they are called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted([*super().list_commands(ctx), *_ELSEWHERE])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _ELSEWHERE:
+            return super().get_command(ctx, cmd_name)
+        module, _, attribute = _ELSEWHERE[cmd_name].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+
+@click.group(cls=_BundleGroup)
+def bundle() -> None:
+    """Show, verify, pack or combine bundles."""
+
+
+@bundle.command()
+@_BUNDLE
+@click.option("--json", "as_json", is_flag=True, help="Print the whole manifest as JSON.")
+def info(path: Path, as_json: bool) -> None:
+    """Show what a bundle says of itself."""
+    with open_bundle(path) as opened:
+        manifest = opened.manifest
+    if as_json:
+        click.echo(msgspec.json.format(msgspec.json.encode(manifest), indent=1).decode())
+        return
+    for label, text in _facts(manifest):
+        click.echo(f"{label:<14} {text}")
+
+
+def _tiles(tiling: Tiling) -> str:
+    return f"{tiling.size[1]}x{tiling.size[0]} px of the picture, neighbours share at least {tiling.overlap:.0%}"
+
+
+def _facts(manifest: Manifest) -> list[tuple[str, str]]:
+    source = manifest.provenance
+    height, width = manifest.input.size
+    size = sum(entry.size for entry in manifest.files.values())
+    if isinstance(manifest.head, EnsembleHead):
+        made_of = [
+            ("method", f"{manifest.method}, category {source.category}"),
+            *(("member", _member(entry)) for entry in manifest.head.members),
+            ("measured", f"centers and spreads on {manifest.head.images} good pictures that no member has learned"),
+        ]
+    else:
+        made_of = [
+            ("method", f"{manifest.method}, seed {source.seed}, category {source.category}"),
+            ("backbone", source.weights),
+        ]
+    facts = [
+        ("name", manifest.name),
+        ("identity", manifest.digest),
+        *made_of,
+        ("input", f"{width}x{height} px, batches up to {manifest.max_batch}"),
+        *([] if manifest.tiling is None else [("tiles", _tiles(manifest.tiling))]),
+        ("files", f"{len(manifest.files)}, {size / 2**20:.1f} MiB"),
+        ("made", f"{source.created} by flawscope {manifest.flawscope}: {source.command or 'Python'}"),
+    ]
+    facts += [
+        (f"graph {name}", f"largest tensor {graph.largest_elements:,} elements, about {graph.peak_bytes >> 20} MiB")
+        for name, graph in sorted(manifest.graphs.items())
+    ]
+    if isinstance(manifest.head, SynthHead):
+        facts += _drawing(manifest.head)
+    elif manifest.thresholds is None:
+        facts.append(("thresholds", "none: run flawscope calibrate"))
+    else:
+        facts += [
+            ("image", _threshold(manifest.thresholds.image)),
+            ("pixel", _threshold(manifest.thresholds.pixel)),
+        ]
+    facts += [
+        ("changed", f"{change.when} {change.name}: {_number(change.old)} -> {change.new:.6g} by {change.command}")
+        for change in manifest.threshold_changes
+    ]
+    facts += [
+        ("parity", f"{row.candidate} against {row.reference}: {row.score_max_relative:.1e} on {row.images} pictures")
+        for row in manifest.evidence.parity
+    ]
+    facts += [
+        ("accuracy", f"{row.when} {row.backend}: " + ", ".join(f"{k} {_number(v)}" for k, v in row.figures.items()))
+        for row in manifest.evidence.accuracy
+    ]
+    return facts
+
+
+def _drawing(head: SynthHead) -> list[tuple[str, str]]:
+    """Return what a bundle says of itself that draws."""
+    sampling, (channels, height, width) = head.sampling, head.latents
+    window = f"the window around a box, at most {head.crop_fill:.0%} of it" if head.crop else "the whole picture"
+    return [
+        ("draws", f"{head.mode}, {sampling.steps} steps, guidance {head.guidance:g}, {window}"),
+        ("latents", f"{channels} channels of {width}x{height}"),
+        ("licence", head.licence),
+        *(("defect", f"{one.category}/{one.name}: {_texts(one.texts)}") for one in head.defects),
+        ("support", f"{len(head.support)} pictures that it was learned from"),
+        *(
+            (
+                "parity",
+                f"{row.candidate} against {row.reference}: at least {row.psnr_db:.1f} dB on {row.images} pictures in "
+                f"{row.steps} steps",
+            )
+            for row in head.parity
+        ),
+    ]
+
+
+def _texts(texts: tuple[str, ...]) -> str:
+    more = f" and {len(texts) - 1} more texts" if len(texts) > 1 else ""
+    return f"{texts[0]!r}{more}"
+
+
+def _member(entry: EnsembleMember) -> str:
+    return (
+        f"{entry.name} ({entry.method}, {entry.digest[:12]}): weight {entry.weight:g}, map center "
+        f"{entry.map_center:.4g} spread {entry.map_spread:.4g}, score center {entry.score_center:.4g} spread "
+        f"{entry.score_spread:.4g}"
+    )
+
+
+def _number(value: float | None) -> str:
+    return "none" if value is None else f"{value:.6g}"
+
+
+def _threshold(threshold: Threshold) -> str:
+    text = f"{threshold.value:.6g} ({threshold.method}"
+    if threshold.images:
+        text += f" on {threshold.images} pictures"
+    if threshold.upper_bound is not None and threshold.confidence is not None:
+        text += f", false rejects at most {threshold.upper_bound:.2%} with {threshold.confidence:.0%} confidence"
+    return text + ")"
+
+
+@bundle.command()
+@_BUNDLE
+def verify(path: Path) -> None:
+    """Check every hash of a bundle. Exit status 1 when something was changed, 2 when there is no bundle."""
+    if not path.exists():
+        raise BundleError(f"{path}: expected a bundle, got no such file or folder.")
+    try:
+        with open_bundle(path) as opened:
+            opened.tensors()
+            manifest = opened.manifest
+    except BundleError as err:
+        raise GateError(str(err)) from err
+    click.echo(f"{path}: {len(manifest.files)} files are as listed, identity {manifest.digest}")
+
+
+@bundle.command()
+@_BUNDLE
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="File to write.")
+def pack(path: Path, out: Path) -> None:
+    """Write a bundle folder as one uncompressed file."""
+    with open_bundle(path) as opened:
+        pack_bundle(opened, out)
+    click.echo(f"{out}: {out.stat().st_size / 2**20:.1f} MiB")

@@ -1,0 +1,95 @@
+"""What a bundle of kind `synth` says of itself: how its graphs draw a defect."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from flawscope.diffusion.prompts import PromptRules
+from flawscope.diffusion.schedule import Sampling
+
+
+class SynthDefect(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One defect that can be drawn.
+
+    Attributes:
+        category: Name of the category.
+        name: Defect type, without the category.
+        texts: Prompts, one of which is drawn at random; `{location}` becomes words such as "in the upper left".
+        vectors: Tensor float32 [V, W] of the bundle's tensors that stands for the placeholder, or null for none.
+    """
+
+    category: str
+    name: str
+    texts: tuple[str, ...]
+    vectors: str | None = None
+
+
+class SynthSupport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A picture that the model has learned a defect from; drawn pictures must be no copies of it.
+
+    Attributes:
+        category: Name of the category.
+        defect: Defect type.
+        picture: PNG file in the bundle, RGB.
+        mask: PNG file of its mask, 0 or 255.
+        sha256: Content hash of the original picture's file.
+    """
+
+    category: str
+    defect: str
+    picture: str
+    mask: str
+    sha256: str
+
+
+class PictureParity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Agreement of two ways to draw the same pictures from the same noise.
+
+    Attributes:
+        reference: What was taken as true, for example `torch`.
+        candidate: What was compared with it, for example `denoise.onnx and the others, cpu`.
+        images: Number of pictures.
+        steps: Steps of the sampling.
+        psnr_db: Least peak signal-to-noise ratio of a picture, in dB; 100 where they are equal.
+    """
+
+    reference: str
+    candidate: str
+    images: int
+    steps: int
+    psnr_db: float
+
+
+class SynthHead(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="synth"):
+    """How the graphs `text`, `encode`, `denoise` and `decode` draw a defect on a good picture.
+
+    Attributes:
+        mode: `blend` covers the box with noise and keeps the rest at every step (AnoGen); `inpaint` gives the network
+            the mask and the rest of the picture as further channels (MvP-Diff).
+        sampling: Noise levels and steps; `start` is 1000.
+        guidance: Scale of classifier-free guidance (arXiv:2207.12598); above 1.
+        latents: Channels, height and width of the latents.
+        prompts: How texts become tokens.
+        text_width: Width W of a token's embedding.
+        crop: Whether the window around a box is drawn and pasted back, and not the whole picture.
+        crop_fill: Largest share of the window's sides that a box takes.
+        defects: What can be drawn.
+        support: What it was learned from.
+        licence: Of the base model.
+        parity: Measured when the bundle was made.
+    """
+
+    mode: Literal["blend", "inpaint"]
+    sampling: Sampling
+    guidance: float
+    latents: tuple[int, int, int]
+    prompts: PromptRules
+    text_width: int
+    crop: bool
+    crop_fill: float
+    defects: tuple[SynthDefect, ...]
+    support: tuple[SynthSupport, ...]
+    licence: str
+    parity: tuple[PictureParity, ...] = ()

@@ -1,0 +1,312 @@
+"""Box sets: rectangles around the defects of real pictures, and random ones like them on good pictures.
+
+    DIR/CATEGORY/bbox/DEFECT/STEM_mask.png   around real defects, of the picture's size
+    DIR/CATEGORY/mask/DEFECT/NUMBER.png      random, of the good picture's size
+    DIR/CATEGORY/CATEGORY_test.jsonl         for each random box a line with the keys good, mask, text
+    DIR/ranges.json                          the sizes seen, as a range file of `synth masks`
+    DIR/boxes.json                           settings, real boxes, and the ranges of sizes and places
+    DIR/contact_sheet.png
+
+In the lines `good` is below the dataset's root and `mask` below DIR, so that neither changes when a folder is moved.
+White is where the defect goes.
+
+Source: MvP-Diff, stages 1b and 3a, whose scripts were never published.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from flawscope import __version__
+from flawscope.arrays import UInt8Array
+from flawscope.datasets import Dataset, Sample
+from flawscope.datasets.defects.anomalous_samples import Defective
+from flawscope.datasets.defects.captions import Captions
+from flawscope.datasets.defects.file_names import category_of, free_name, place_of
+from flawscope.datasets.defects.foreground import Coverage, find_foreground
+from flawscope.datasets.defects.mask_ranges import CategoryRanges
+from flawscope.datasets.defects.random_boxes import BoxRange, draw_box, range_of
+from flawscope.datasets.defects.random_masks import MAX_TRIES, MIN_OVERLAP, Sides
+from flawscope.datasets.defects.seeded_choice import check_count, check_fraction, check_seed, generator
+from flawscope.datasets.defects.set_files import SHEET, write_json, write_lines, write_mask, write_picture
+from flawscope.datasets.defects.set_sheets import COLUMNS, CYAN, MAGENTA, Outline, Row, Tile, draw_sheet
+from flawscope.datasets.fingerprints import Progress
+from flawscope.diffusion.location_words import location_of
+from flawscope.errors import DataError
+from flawscope.files import atomic_folder, check_replaceable
+from flawscope.imaging.boxes import Rect, boxes_of, mask_of
+from flawscope.imaging.images import read_image
+
+MARKER = "boxes.json"
+_TRIES_ON_A_PICTURE = 1000
+
+Places = Literal["observed", "anywhere"]
+Ground = Literal["foreground", "picture"]
+
+
+class BoxSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How boxes are made.
+
+    Attributes:
+        margin: Margin around a defect as a part of the box's side; never less than 8 pixels in 512.
+        per_component: A rectangle for each connected part of a defect, not one for all.
+        number: Random boxes in all for each category, shared out among its defect types, the first ones taking what
+            is left over; 0 draws none.
+        within: Random boxes lie in the "foreground" of the good picture, or anywhere in the "picture".
+        solid: The part has no holes; see `find_foreground`.
+        places: "observed": about where defects were seen; "anywhere".
+        overlap: More than this part of a random box lies in the foreground.
+        tries: Boxes drawn for one random box at most.
+        seed: Another seed draws other random boxes.
+    """
+
+    margin: float = 0.1
+    per_component: bool = False
+    number: int = 0
+    within: Ground = "foreground"
+    solid: bool = False
+    places: Places = "observed"
+    overlap: float = MIN_OVERLAP
+    tries: int = MAX_TRIES
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_fraction(self.margin, "margin", 0.0, 1.0)
+        check_count(self.number, "number", 0, 100_000)
+        check_count(self.tries, "tries", 1, 10_000_000)
+        check_fraction(self.overlap, "overlap", 0.0, 0.99)
+        check_seed(self.seed)
+
+
+class RealBox(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The rectangles around the defect of one picture.
+
+    Attributes:
+        category: Name of the category.
+        defect: Defect type, without the category.
+        split: The split the picture is from.
+        source: The picture, below the dataset's root.
+        size: Height and width of the picture in pixels.
+        boxes: Left, top, width and height of each rectangle in pixels.
+        mask: The mask of the rectangles, below the set's folder.
+    """
+
+    category: str
+    defect: str
+    split: str
+    source: str
+    size: tuple[int, int]
+    boxes: tuple[Rect, ...]
+    mask: str
+
+
+class BoxRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a box set was made from; the content of `boxes.json`.
+
+    Attributes:
+        flawscope: Version that wrote it.
+        settings: How it was made.
+        real: Boxes around defects.
+        ranges: Category -> defect type -> sizes and places seen.
+        random: Random boxes that were drawn.
+        passed_over: Pictures without a box, with the reason.
+        schema: Version of this record.
+    """
+
+    flawscope: str
+    settings: BoxSettings
+    real: tuple[RealBox, ...]
+    ranges: dict[str, dict[str, BoxRange]]
+    random: int
+    passed_over: dict[str, str]
+    schema: Literal[1] = 1
+
+
+class Order(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One line of CATEGORY_test.jsonl: a picture to draw a defect on.
+
+    Attributes:
+        good: The good picture, below the dataset's root.
+        mask: The mask, below the set's folder; white is where the defect goes.
+        text: What is to be drawn.
+        defect: Defect type.
+        bbox: Left, top, width and height in pixels of the good picture.
+    """
+
+    good: str
+    mask: str
+    text: str
+    defect: str
+    bbox: tuple[int, int, int, int]
+
+
+def write_real_boxes(
+    made: Path, entries: Sequence[Defective], margin: float, *, per_component: bool, progress: Progress | None
+) -> tuple[list[RealBox], dict[str, str], list[Row]]:
+    """Write the rectangles around real defects below a folder that is being made.
+
+    Returns:
+        The boxes, the pictures passed over because their mask is empty, and the rows of a contact sheet.
+
+    Raises:
+        DataError: If a file cannot be read, or a defect type has no mask that shows a defect.
+    """
+    found: list[RealBox] = []
+    passed_over: dict[str, str] = {}
+    taken: dict[tuple[str, str], set[str]] = {(entry.category, entry.defect): set() for entry in entries}
+    tiles: dict[tuple[str, str], list[Tile]] = {key: [] for key in taken}
+    shown = _spread(entries)
+    for done, entry in enumerate(entries, 1):
+        image, mask = entry.read()
+        key, size = (entry.category, entry.defect), (image.shape[0], image.shape[1])
+        if boxes := boxes_of(mask, margin, per_component=per_component):
+            stem = free_name(entry.sample.path.stem, taken[key])
+            name = f"{entry.category}/bbox/{entry.defect}/{stem}_mask.png"
+            boxed = mask_of(boxes, size)
+            write_mask(made / name, boxed)
+            found.append(RealBox(*key, entry.sample.split, entry.place, size, tuple(boxes), name))
+            if entry.place in shown:
+                label = location_of(boxes[0], size) if len(boxes) == 1 else f"{len(boxes)} boxes"
+                tiles[key].append(Tile(label, image, (Outline(mask, MAGENTA), Outline(boxed, CYAN))))
+        else:
+            passed_over[entry.place] = "its mask shows no defect"
+        if progress:
+            progress(done, len(entries))
+    for category, defect in (key for key, names in taken.items() if not names):
+        raise DataError(f"{category}/{defect}: expected a mask that shows a defect, got empty ones. Leave it out.")
+    return found, passed_over, [Row(f"{c}: {d}, real", row) for (c, d), row in tiles.items()]
+
+
+def _spread(entries: Sequence[Defective]) -> set[str]:
+    """Return the places of as many pictures of each defect type as a sheet shows, spread over all of them."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for entry in entries:
+        groups.setdefault((entry.category, entry.defect), []).append(entry.place)
+    return {group[index * len(group) // COLUMNS] for group in groups.values() for index in range(COLUMNS)}
+
+
+def write_boxes(
+    dataset: Dataset,
+    entries: Sequence[Defective],
+    folder: Path,
+    settings: BoxSettings | None = None,
+    *,
+    captions: Captions | None = None,
+    progress: Progress | None = None,
+    random_progress: Progress | None = None,
+) -> BoxRecord:
+    """Write the rectangles around real defects, and random ones where some are asked for.
+
+    The folder appears whole under its name or not at all. An earlier box set there is replaced.
+
+    Args:
+        dataset: Its good training pictures take the random boxes.
+        entries: The defective pictures; see `list_defective` and `find_support`.
+        folder: The folder to make.
+        settings: How boxes are made.
+        captions: Words for the lines of random boxes.
+        progress: Called with the number of defective pictures read and their total after each.
+        random_progress: Called with the number of random boxes drawn and their total after each.
+
+    Raises:
+        ArgumentError: If an argument is out of range, or `folder` holds something else.
+        DataError: If a random box fits nowhere, a defect type has no mask that shows one, or a file cannot be read.
+        StorageError: If the system refuses to write; nothing is left behind.
+    """
+    settings, captions = settings or BoxSettings(), captions or Captions()
+    check_replaceable(folder, MARKER)
+    with atomic_folder(folder, replace_if=MARKER) as made:
+        real, passed_over, rows = write_real_boxes(
+            made, entries, settings.margin, per_component=settings.per_component, progress=progress
+        )
+        ranges = _ranges(real)
+        orders = _write_random(made, dataset, ranges, settings, captions, rows, random_progress)
+        record = BoxRecord(__version__, settings, tuple(real), ranges, orders, passed_over)
+        write_json(made / "ranges.json", {name: _as_file(seen, settings.within) for name, seen in ranges.items()})
+        write_picture(made / SHEET, draw_sheet(rows))
+        write_json(made / MARKER, record)
+    return record
+
+
+def _ranges(real: Sequence[RealBox]) -> dict[str, dict[str, BoxRange]]:
+    seen: dict[str, dict[str, list[tuple[Rect, tuple[int, int]]]]] = {}
+    for entry in real:
+        boxes = seen.setdefault(entry.category, {}).setdefault(entry.defect, [])
+        boxes += [(box, entry.size) for box in entry.boxes]
+    return {name: {defect: range_of(boxes) for defect, boxes in types.items()} for name, types in seen.items()}
+
+
+def _as_file(seen: dict[str, BoxRange], within: Ground) -> CategoryRanges:
+    return CategoryRanges(within, {name: Sides(one.width, one.height, rotate=False) for name, one in seen.items()})
+
+
+def shares(number: int, types: int) -> list[int]:
+    """Return how many of `number` each of `types` defect types gets; the first ones take what is left over."""
+    return [number // types + (index < number % types) for index in range(types)]
+
+
+def _write_random(
+    made: Path,
+    dataset: Dataset,
+    ranges: dict[str, dict[str, BoxRange]],
+    settings: BoxSettings,
+    captions: Captions,
+    rows: list[Row],
+    progress: Progress | None,
+) -> int:
+    done = 0
+    for category, types in ranges.items() if settings.number else ():
+        goods = [sample for sample in dataset.train_good if category_of(dataset, sample) == category]
+        orders: list[Order] = []
+        for (defect, seen), count in zip(types.items(), shares(settings.number, len(types)), strict=True):
+            tiles: list[Tile] = []
+            for number in range(1, count + 1):
+                name = f"{category}/mask/{defect}/{number:03d}.png"
+                sample, image, box, area = _place(goods, seen, settings, category, defect, number)
+                size = (image.shape[0], image.shape[1])
+                write_mask(made / name, box.to_mask(size))
+                rng = generator(settings.seed, "caption", category, defect, number)
+                text = captions.one(category, defect, location_of(box, size), rng)
+                orders.append(Order(place_of(dataset, sample.path), name, text, defect, box))
+                if len(tiles) < COLUMNS:
+                    edges = () if area is None else (Outline(area.mask, CYAN),)
+                    tiles.append(Tile(location_of(box, size), image, (*edges, Outline(box.to_mask(size)))))
+                done += 1
+                if progress:
+                    progress(done, settings.number * len(ranges))
+            if tiles:
+                rows.append(Row(f"{category}: {defect}, random", tiles))
+        write_lines(made / category / f"{category}_test.jsonl", orders)
+    return done
+
+
+def _place(
+    goods: Sequence[Sample], seen: BoxRange, settings: BoxSettings, category: str, defect: str, number: int
+) -> tuple[Sample, UInt8Array, Rect, Coverage | None]:
+    """Return a good picture and a box on it; another picture is drawn where no box fits a picture's foreground."""
+    rng = generator(settings.seed, "box", category, defect, number)
+    left = settings.tries
+    while left > 0:
+        sample = goods[int(rng.integers(len(goods)))]
+        image = read_image(sample.path)
+        area = Coverage(find_foreground(image, is_solid=settings.solid)) if settings.within == "foreground" else None
+        found = draw_box(
+            seen,
+            (image.shape[0], image.shape[1]),
+            rng,
+            within=area,
+            overlap=settings.overlap,
+            is_anywhere=settings.places == "anywhere",
+            tries=min(left, _TRIES_ON_A_PICTURE),
+        )
+        if found is not None:
+            return sample, image, found[0], area
+        left -= _TRIES_ON_A_PICTURE
+    raise DataError(
+        f"{category}/{defect}: expected a random box with more than {settings.overlap:.0%} in the foreground, got none "
+        f"in {settings.tries} tries. Try --solid, a lower --overlap, or --within picture, which allows every place."
+    )

@@ -1,0 +1,145 @@
+"""Descriptions: for each defective picture a line with its box and several sentences about it.
+
+    DIR/CATEGORY/CATEGORY_train.jsonl        a line with the keys image, fault, mask, text, bbox, defect, split
+    DIR/CATEGORY/bbox/DEFECT/STEM_mask.png   the boxes
+    DIR/describe.json                        settings and words in force
+    DIR/contact_sheet.png
+
+In the lines `image` (a good picture) and `fault` (the defective one) are below the dataset's root, `mask` below DIR.
+White is the box.
+
+Source: MvP-Diff, stage 1a.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from flawscope import __version__
+from flawscope.datasets import Dataset
+from flawscope.datasets.defects.anomalous_samples import Defective
+from flawscope.datasets.defects.box_sets import write_real_boxes
+from flawscope.datasets.defects.captions import Captions
+from flawscope.datasets.defects.file_names import category_of, place_of
+from flawscope.datasets.defects.seeded_choice import check_seed, generator
+from flawscope.datasets.defects.set_files import SHEET, write_json, write_lines, write_picture
+from flawscope.datasets.defects.set_sheets import draw_sheet
+from flawscope.datasets.fingerprints import Progress
+from flawscope.diffusion.location_words import location_of
+from flawscope.errors import DataError
+from flawscope.files import atomic_folder, check_replaceable
+
+MARKER = "describe.json"
+
+
+class Description(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One line of CATEGORY_train.jsonl.
+
+    Attributes:
+        image: A good training picture, drawn at random, below the dataset's root.
+        fault: The defective picture, below the dataset's root.
+        mask: The box's mask, below the set's folder; white is the box.
+        text: Sentences about it, all of the same meaning.
+        bbox: Left, top, width and height in pixels of the defective picture.
+        defect: Defect type.
+        split: The split the defective picture is from.
+    """
+
+    image: str
+    fault: str
+    mask: str
+    text: tuple[str, ...]
+    bbox: tuple[int, int, int, int]
+    defect: str
+    split: str
+
+
+class DescriptionRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What descriptions were made from; the content of `describe.json`.
+
+    Attributes:
+        flawscope: Version that wrote it.
+        seed: Seed of the pairing with good pictures.
+        margin: Margin of the boxes; see `boxes_of`.
+        lines: Category -> lines written.
+        phrases: "CATEGORY/DEFECT" -> the words in force.
+        frames: The sentence frames in force.
+        passed_over: Pictures without a line, with the reason.
+        schema: Version of this record.
+    """
+
+    flawscope: str
+    seed: int
+    margin: float
+    lines: dict[str, int]
+    phrases: dict[str, str]
+    frames: tuple[str, ...]
+    passed_over: dict[str, str]
+    schema: Literal[1] = 1
+
+
+def write_descriptions(
+    dataset: Dataset,
+    entries: Sequence[Defective],
+    folder: Path,
+    captions: Captions | None = None,
+    *,
+    margin: float = 0.1,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> DescriptionRecord:
+    """Write a line for each defective picture, the boxes, a record and a contact sheet.
+
+    The folder appears whole under its name or not at all. Earlier descriptions there are replaced.
+
+    Args:
+        dataset: Its good training pictures are paired with the defective ones.
+        entries: The defective pictures; see `list_defective` and `find_support`.
+        folder: The folder to make.
+        captions: The words.
+        margin: Margin around a defect; see `boxes_of`.
+        seed: Another seed pairs with other good pictures.
+        progress: Called with the number of defective pictures read and their total after each.
+
+    Raises:
+        ArgumentError: If an argument is out of range, or `folder` holds something else.
+        DataError: If a defect type has no mask that shows one, or a file cannot be read.
+        StorageError: If the system refuses to write; nothing is left behind.
+    """
+    captions = captions or Captions()
+    check_seed(seed)
+    check_replaceable(folder, MARKER)
+    lines: dict[str, list[Description]] = {}
+    phrases: dict[str, str] = {}
+    with atomic_folder(folder, replace_if=MARKER) as made:
+        real, passed_over, rows = write_real_boxes(made, entries, margin, per_component=False, progress=progress)
+        for entry in real:
+            (box,) = entry.boxes
+            goods = [s for s in dataset.train_good if category_of(dataset, s) == entry.category]
+            if not goods:
+                raise DataError(
+                    f"{dataset.root}: {entry.category}: expected good training pictures, got none. Add some."
+                )
+            rng = generator(seed, "pair", entry.source)
+            phrases[f"{entry.category}/{entry.defect}"] = captions.phrase(entry.category, entry.defect)
+            line = Description(
+                image=place_of(dataset, goods[int(rng.integers(len(goods)))].path),
+                fault=entry.source,
+                mask=entry.mask,
+                text=captions.all(entry.category, entry.defect, location_of(box, entry.size)),
+                bbox=box,
+                defect=entry.defect,
+                split=entry.split,
+            )
+            lines.setdefault(entry.category, []).append(line)
+        for category, described in lines.items():
+            write_lines(made / category / f"{category}_train.jsonl", described)
+        counts = {category: len(described) for category, described in lines.items()}
+        record = DescriptionRecord(__version__, seed, margin, counts, phrases, captions.frames, passed_over)
+        write_picture(made / SHEET, draw_sheet(rows))
+        write_json(made / MARKER, record)
+    return record

@@ -1,0 +1,83 @@
+"""The range file of `synth masks`: per category where masks may lie, per defect type their sides.
+
+{"bottle": {"within": "foreground",
+            "defects": {"crack": {"width": [0.05, 0.1], "height": [0.1, 0.2], "rotate": true}}}}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from flawscope.datasets.defects.file_names import check_name
+from flawscope.datasets.defects.random_masks import Sides
+from flawscope.datasets.defects.set_files import decode_json, read_json
+from flawscope.errors import DataError
+
+Within = Literal["template", "foreground", "picture"]
+
+
+class CategoryRanges(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The mask ranges of one category.
+
+    Attributes:
+        within: Where masks lie: in a "template" drawn by hand, in the "foreground" of each good picture, or anywhere
+            in the "picture", which is for parts that fill it.
+        defects: Defect type -> what its masks look like.
+    """
+
+    within: Within
+    defects: dict[str, Sides]
+
+
+def read_ranges(path: Path) -> dict[str, CategoryRanges]:
+    """Read a range file.
+
+    Raises:
+        DataError: If the file is no range file, or names or numbers in it are out of range; the message says where.
+    """
+    raw = read_json(path, dict[str, msgspec.Raw], "a range file (category -> within, defects)")
+    ranges = {check_name(name, f"{path}: category"): _category(path, name, entry) for name, entry in raw.items()}
+    if not ranges:
+        raise DataError(f"{path}: expected at least one category, got none. Add one.")
+    return ranges
+
+
+class _Entry(msgspec.Struct, forbid_unknown_fields=True):
+    within: Within
+    defects: dict[str, msgspec.Raw]
+
+
+def _category(path: Path, category: str, data: msgspec.Raw) -> CategoryRanges:
+    # One by one: an error inside a dictionary would not tell under which name it is.
+    entry = decode_json(data, _Entry, f"{path}: {category}", "within and defects")
+    defects = {
+        check_name(name, f"{path}: {category}: defect type"): decode_json(
+            sides, Sides, f"{path}: {category}/{name}", "width, height and rotate"
+        )
+        for name, sides in entry.defects.items()
+    }
+    if not defects:
+        raise DataError(f"{path}: {category}: expected at least one defect type, got none. Add one.")
+    return CategoryRanges(entry.within, defects)
+
+
+def choose_ranges(
+    ranges: Mapping[str, CategoryRanges], categories: tuple[str, ...], within: Within | None
+) -> dict[str, CategoryRanges]:
+    """Return the ranges of the categories asked for, or of all, with another `within` where one is given.
+
+    Raises:
+        DataError: If a category has no ranges.
+    """
+    for category in categories:
+        if category not in ranges:
+            known = ", ".join(sorted(ranges))
+            raise DataError(f"ranges: expected an entry for the category {category}, got those of {known}. Add it.")
+    chosen = {category: ranges[category] for category in sorted(categories or ranges)}
+    if within is None:
+        return chosen
+    return {category: CategoryRanges(within, entry.defects) for category, entry in chosen.items()}

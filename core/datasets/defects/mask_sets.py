@@ -1,0 +1,318 @@
+"""Mask sets: many box masks for each defect type, for templates, foregrounds or whole pictures.
+
+    DIR/CATEGORY/DEFECT/NUMBER.png         in a template or anywhere in the picture
+    DIR/CATEGORY/DEFECT/STEM-NUMBER.png    in the foreground of the good picture STEM
+    DIR/masks.json                         settings, and of each mask its box, angle, overlap and good picture
+    DIR/contact_sheet.png
+
+Source: AnoGen (ECCV 2024), both ways of its mask sets. Departures: every category says which way it takes; masks of a
+foreground are drawn for each defect type with its own range; names keep the whole stem of the good picture.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import cv2
+import msgspec
+import numpy as np
+
+from flawscope import __version__
+from flawscope.arrays import BoolArray, UInt8Array
+from flawscope.datasets import Dataset, Sample
+from flawscope.datasets.defects.file_names import category_of, place_of
+from flawscope.datasets.defects.foreground import Coverage, find_foreground
+from flawscope.datasets.defects.mask_ranges import CategoryRanges, Within, choose_ranges
+from flawscope.datasets.defects.random_masks import MAX_TRIES, MIN_OVERLAP, BoxMask, Sides, draw_mask
+from flawscope.datasets.defects.seeded_choice import (
+    check_count,
+    check_fraction,
+    check_seed,
+    generator,
+    seeded_order,
+)
+from flawscope.datasets.defects.set_files import SHEET, write_json, write_mask, write_picture
+from flawscope.datasets.defects.set_sheets import COLUMNS, CYAN, Outline, Row, Tile, draw_sheet
+from flawscope.datasets.fingerprints import Progress
+from flawscope.errors import ArgumentError, DataError
+from flawscope.files import atomic_folder, check_replaceable
+from flawscope.imaging.images import read_image, read_mask
+
+MARKER = "masks.json"
+Rotation = Literal["flagged", "all", "none"]
+_GREY = 128  # of previews without a good picture
+
+
+class MaskSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How a mask set is drawn.
+
+    Attributes:
+        number: Masks of each defect type.
+        size: Height and width of the masks in pixels.
+        per_picture: Masks that follow each other on one good picture, where masks lie in its foreground.
+        solid: Parts have no holes; see `find_foreground`.
+        rotate: "flagged": as the range file says for each defect type; "all", as published sets were; "none".
+        overlap: More than this part of a mask lies in the template or foreground.
+        tries: Rectangles drawn for one mask at most.
+        seed: Another seed draws other masks.
+    """
+
+    number: int = 100
+    size: int = 256
+    per_picture: int = 2
+    solid: bool = False
+    rotate: Rotation = "flagged"
+    overlap: float = MIN_OVERLAP
+    tries: int = MAX_TRIES
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_count(self.number, "number", 1, 100_000)
+        check_count(self.size, "size", 16, 4096)
+        check_count(self.per_picture, "per_picture", 1, 100_000)
+        check_count(self.tries, "tries", 1, 10_000_000)
+        check_fraction(self.overlap, "overlap", 0.0, 0.99)
+        check_seed(self.seed)
+
+
+class MaskEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One mask of a set.
+
+    Attributes:
+        category: Name of the category.
+        defect: Defect type.
+        mask: The file, below the set's folder.
+        good: The good picture it is meant for, below the dataset's root; None where it fits any.
+        box: Left, top, width and height in pixels of the rectangle before it was turned.
+        angle: Degrees by which it was turned about its centre.
+        overlap: Part of it inside the template or foreground.
+        tries: Rectangles drawn until it was accepted.
+    """
+
+    category: str
+    defect: str
+    mask: str
+    good: str | None
+    box: tuple[int, int, int, int]
+    angle: int
+    overlap: float
+    tries: int
+
+
+class MaskRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a mask set was made from; the content of `masks.json`.
+
+    Attributes:
+        flawscope: Version that wrote it.
+        settings: How it was drawn.
+        ranges: Category -> the ranges in force.
+        masks: What was drawn.
+        schema: Version of this record.
+    """
+
+    flawscope: str
+    settings: MaskSettings
+    ranges: dict[str, CategoryRanges]
+    masks: tuple[MaskEntry, ...]
+    schema: Literal[1] = 1
+
+
+class _Ground(NamedTuple):
+    """Where one mask may lie: its name's beginning, the good picture it is for, and a preview of it."""
+
+    coverage: Coverage
+    good: str | None
+    stem: str
+    preview: UInt8Array
+
+
+def write_masks(
+    ranges: dict[str, CategoryRanges],
+    folder: Path,
+    settings: MaskSettings | None = None,
+    *,
+    dataset: Dataset | None = None,
+    categories: tuple[str, ...] = (),
+    templates: Path | None = None,
+    within: Within | None = None,
+    progress: Progress | None = None,
+) -> MaskRecord:
+    """Draw and write a mask set, its record and a contact sheet.
+
+    The folder appears whole under its name or not at all. An earlier mask set there is replaced.
+
+    Args:
+        ranges: Category -> ranges; see `flawscope.datasets.defects.mask_ranges`.
+        folder: The folder to make.
+        settings: How to draw.
+        dataset: Good pictures, for foregrounds and previews. Its categories are drawn.
+        categories: Without a dataset, the categories to draw; none means all of `ranges`.
+        templates: Folder with CATEGORY/DEFECT/mask.png, CATEGORY/DEFECT.png or CATEGORY.png; white is where masks may
+            lie. From 128 on a pixel is white, so soft edges do no harm.
+        within: Take this for every category and not what the ranges say.
+        progress: Called with the number of masks drawn and their total after each.
+
+    Raises:
+        ArgumentError: If an argument is out of range, a mask fits nowhere, or `folder` holds something else.
+        DataError: If a category has no ranges, a template is missing, or a file cannot be read.
+        StorageError: If the system refuses to write; nothing is left behind.
+    """
+    settings = settings or MaskSettings()
+    goods = _goods(dataset) if dataset is not None else {}
+    chosen = choose_ranges(ranges, tuple(goods) or categories, within)
+    check_replaceable(folder, MARKER)
+    total = settings.number * sum(len(entry.defects) for entry in chosen.values())
+    rows: list[Row] = []
+    entries: list[MaskEntry] = []
+    with atomic_folder(folder, replace_if=MARKER) as made:
+        for category, entry in chosen.items():
+            for defect, asked in entry.defects.items():
+                sides = _sides(asked, settings.rotate)
+                grounds = _grounds(
+                    dataset, goods.get(category, []), entry.within, templates, category, defect, settings
+                )
+                tiles: list[Tile] = []
+                names: set[str] = set()
+                for number in range(1, settings.number + 1):
+                    ground = grounds.at(number - 1)
+                    drawn = _draw(sides, ground, settings, category, defect, number)
+                    name = f"{category}/{defect}/{_name(ground, number, names)}.png"
+                    write_mask(made / name, drawn.mask)
+                    entries.append(_entry(category, defect, name, ground, drawn))
+                    if len(tiles) < COLUMNS:
+                        tiles.append(_tile(name, ground, drawn))
+                    if progress:
+                        progress(len(entries), total)
+                rows.append(Row(f"{category}: {defect} ({_manner(entry.within, sides)})", tiles))
+        record = MaskRecord(__version__, settings, chosen, tuple(entries))
+        write_picture(made / SHEET, draw_sheet(rows))
+        write_json(made / MARKER, record)
+    return record
+
+
+def _goods(dataset: Dataset) -> dict[str, list[Sample]]:
+    """Return the good training pictures of each category."""
+    goods: dict[str, list[Sample]] = {}
+    for sample in dataset.train_good:
+        goods.setdefault(category_of(dataset, sample), []).append(sample)
+    return goods
+
+
+class _Grounds:
+    """Where the masks of one defect type may lie, one after the other; what does not change is made once."""
+
+    def __init__(
+        self, within: Within, template: BoolArray | None, goods: list[tuple[str, Path]], settings: MaskSettings
+    ) -> None:
+        self._goods, self._settings = goods, settings
+        self._is_by_picture = within == "foreground"
+        whole = np.ones((settings.size, settings.size), np.bool_)
+        self._fixed = Coverage(whole if template is None else template)
+        self._last: tuple[int, _Ground] | None = None
+
+    def at(self, number: int) -> _Ground:
+        """Return the ground of mask `number`, counted from 0."""
+        # Masks for any picture are shown on as many pictures as the sheet has room for.
+        index = number // self._settings.per_picture if self._is_by_picture else min(number, COLUMNS)
+        if self._last is None or self._last[0] != index:
+            self._last = index, self._make(index)
+        return self._last[1]
+
+    def _make(self, index: int) -> _Ground:
+        size = self._settings.size
+        if not self._goods:
+            return _Ground(self._fixed, None, "", np.full((size, size, 3), _GREY, np.uint8))
+        place, path = self._goods[index % len(self._goods)]
+        image = _squared(read_image(path), size)
+        if not self._is_by_picture:
+            return _Ground(self._fixed, None, "", image)
+        return _Ground(Coverage(find_foreground(image, is_solid=self._settings.solid)), place, path.stem, image)
+
+
+def _grounds(
+    dataset: Dataset | None,
+    goods: list[Sample],
+    within: Within,
+    templates: Path | None,
+    category: str,
+    defect: str,
+    settings: MaskSettings,
+) -> _Grounds:
+    if within == "foreground" and (dataset is None or not goods):
+        raise ArgumentError(
+            f"{category}: expected --data with good pictures for masks in their foreground, got none. Add it."
+        )
+    named = [(place_of(dataset, sample.path), sample.path) for sample in goods] if dataset is not None else []
+    ordered = seeded_order(((pair[0], pair) for pair in named), settings.seed, "masks", category, defect)
+    template = _read_template(templates, category, defect, settings.size) if within == "template" else None
+    return _Grounds(within, template, ordered, settings)
+
+
+def _read_template(templates: Path | None, category: str, defect: str, size: int) -> BoolArray:
+    names = (f"{category}/{defect}/mask.png", f"{category}/{defect}.png", f"{category}.png")
+    if templates is None:
+        raise ArgumentError(
+            f"{category}: expected --templates, a folder with {names[0]}, got none. Name it, or take another --within."
+        )
+    for name in names:
+        if (templates / name).is_file():
+            mask = read_mask(templates / name)
+            return _squared(mask.astype(np.uint8) * np.uint8(255), size) > np.uint8(127)
+    raise DataError(f"{templates}: expected a template {', '.join(names[:2])} or {names[2]}, got none. Draw one.")
+
+
+def _squared(image: UInt8Array, size: int) -> UInt8Array:
+    shrinks = min(image.shape[:2]) >= size
+    method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(image, (size, size), interpolation=method), np.uint8)
+
+
+def _sides(sides: Sides, rotate: Rotation) -> Sides:
+    if rotate == "flagged":
+        return sides
+    return msgspec.structs.replace(sides, rotate=rotate == "all")
+
+
+def _draw(sides: Sides, ground: _Ground, settings: MaskSettings, category: str, defect: str, number: int) -> BoxMask:
+    rng = generator(settings.seed, "mask", category, defect, number)
+    try:
+        return draw_mask(sides, ground.coverage, rng, overlap=settings.overlap, tries=settings.tries)
+    except ArgumentError as err:
+        where = f"{category}/{defect}" + (f" on {ground.good}" if ground.good else "")
+        raise ArgumentError(f"{where}: {err}") from err
+
+
+def _name(ground: _Ground, number: int, names: set[str]) -> str:
+    """Return the name of a mask: its number, or the good picture's stem and the mask's number on that picture."""
+    if ground.good is None:
+        return f"{number:03d}"
+    on_picture = 1
+    while f"{ground.stem}-{on_picture:03d}" in names:
+        on_picture += 1
+    names.add(name := f"{ground.stem}-{on_picture:03d}")
+    return name
+
+
+def _entry(category: str, defect: str, name: str, ground: _Ground, drawn: BoxMask) -> MaskEntry:
+    return MaskEntry(
+        category=category,
+        defect=defect,
+        mask=name,
+        good=ground.good,
+        box=(drawn.left, drawn.top, drawn.width, drawn.height),
+        angle=drawn.angle,
+        overlap=round(drawn.overlap, 6),
+        tries=drawn.tries,
+    )
+
+
+def _tile(name: str, ground: _Ground, drawn: BoxMask) -> Tile:
+    """Return the mask on its picture, and where masks may lie in another colour unless that is everywhere."""
+    area = ground.coverage.mask
+    edges = () if area.all() else (Outline(area, CYAN),)
+    return Tile(Path(name).name, ground.preview, (*edges, Outline(drawn.mask)))
+
+
+def _manner(within: Within, sides: Sides) -> str:
+    return f"in the {within}{', turned' if sides.rotate else ''}"

@@ -1,0 +1,159 @@
+"""One box mask at random: sides from a range, turned where that is allowed, and mostly inside a template.
+
+Source: AnoGen (ECCV 2024), stage 2. Departures: masks have two values only, where the reference turns rectangles with
+grey edges that are dithered later; whether a defect may be turned is a boolean, where the reference takes the text
+"False" for true; a rectangle covers exactly width x height pixels; the search ends.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+
+from flawscope.arrays import BoolArray
+from flawscope.datasets.defects.foreground import Coverage
+from flawscope.errors import ArgumentError
+
+MAX_TRIES = 100_000
+MIN_OVERLAP = 0.75
+
+
+class Sides(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the box masks of one defect type look like.
+
+    Attributes:
+        width: Least and largest width as a part of the mask's side.
+        height: Least and largest height as a part of the mask's side.
+        rotate: Whether masks are turned, by 0 to 180 degrees. A boolean: the texts "True" and "False" are refused.
+    """
+
+    width: tuple[float, float]
+    height: tuple[float, float]
+    rotate: bool
+
+    def __post_init__(self) -> None:
+        for name, (low, high) in (("width", self.width), ("height", self.height)):
+            if not 0 < low <= high <= 1:
+                raise ArgumentError(
+                    f"{name}: expected two parts of the side above 0 and up to 1, the smaller one first, "
+                    f"got [{low:g}, {high:g}]."
+                )
+
+
+class BoxMask(NamedTuple):
+    """A mask that was accepted.
+
+    Attributes:
+        mask: bool [size, size], true where the defect goes.
+        left: Left edge of the rectangle before it was turned, in pixels.
+        top: Top edge of the rectangle before it was turned, in pixels.
+        width: Width of the rectangle in pixels.
+        height: Height of the rectangle in pixels.
+        angle: Angle in degrees by which it was turned about its centre; 0 where it was not.
+        overlap: Pixels of the mask inside the template, as a part of width x height.
+        tries: Rectangles that were drawn until this one fitted.
+    """
+
+    mask: BoolArray
+    left: int
+    top: int
+    width: int
+    height: int
+    angle: int
+    overlap: float
+    tries: int
+
+
+def side_limits(limits: tuple[float, float], size: int) -> tuple[int, int]:
+    """Return the least and largest side in pixels, at least 1, of a mask of `size` pixels; both are rounded down."""
+    low, high = (max(math.floor(part * size + 1e-9), 1) for part in limits)
+    return low, high
+
+
+def draw_mask(
+    sides: Sides,
+    template: Coverage,
+    rng: np.random.Generator,
+    *,
+    overlap: float = MIN_OVERLAP,
+    tries: int = MAX_TRIES,
+) -> BoxMask:
+    """Draw rectangles until one lies inside the template with more than `overlap` of its area.
+
+    Args:
+        sides: What the masks look like.
+        template: Where they may lie; [size, size].
+        rng: Source of chance.
+        overlap: Part of width x height that has to be exceeded. What a turned rectangle loses at the picture's
+            border counts as outside.
+        tries: Rectangles drawn at most.
+
+    Raises:
+        ArgumentError: If none fits.
+    """
+    size = template.mask.shape[0]
+    widths, heights = side_limits(sides.width, size), side_limits(sides.height, size)
+    # No place is good enough where the whole template is smaller than what the smallest box needs.
+    drawn = tries if template.total > overlap * widths[0] * heights[0] else 0
+    for attempt in range(1, drawn + 1):
+        width, height = int(rng.integers(*widths, endpoint=True)), int(rng.integers(*heights, endpoint=True))
+        left = int(rng.integers(0, size - width, endpoint=True))
+        top = int(rng.integers(0, size - height, endpoint=True))
+        angle = int(rng.integers(0, 180, endpoint=True)) if sides.rotate else 0
+        turned = _Turned(left, top, width, height, angle, size)
+        # What the window around a turned rectangle holds bounds what the rectangle holds: most misfits end here.
+        inside = template.count(*turned.window)
+        if angle and inside > overlap * width * height:
+            inside = int(np.count_nonzero(turned.pixels() & turned.part_of(template.mask)))
+        if inside > overlap * width * height:
+            mask = np.zeros((size, size), np.bool_)
+            turned.part_of(mask)[:] = turned.pixels()
+            return BoxMask(mask, left, top, width, height, angle, inside / (width * height), attempt)
+    raise ArgumentError(_misfit(widths, heights, template, overlap, drawn))
+
+
+class _Turned:
+    """A rectangle turned about its centre, in a picture of `size` x `size` pixels.
+
+    Attributes:
+        window: Left, top, width and height of the pixels of the picture that may lie in it.
+    """
+
+    def __init__(self, left: int, top: int, width: int, height: int, angle: int, size: int) -> None:
+        self._centre = (left + width / 2, top + height / 2)
+        self._half = (width / 2, height / 2)
+        self._cos, self._sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
+        spans = []
+        for middle, along, across in (
+            (self._centre[0], self._half[0] * self._cos, self._half[1] * self._sin),
+            (self._centre[1], self._half[0] * self._sin, self._half[1] * self._cos),
+        ):
+            reach = abs(along) + abs(across) - 1e-9  # a turn by 180 degrees must not gain a column by rounding
+            spans.append((max(math.floor(middle - reach), 0), min(math.ceil(middle + reach), size)))
+        (x0, x1), (y0, y1) = spans
+        self.window = (x0, y0, x1 - x0, y1 - y0)
+
+    def part_of(self, mask: BoolArray) -> BoolArray:
+        """Return the view of a mask that the window cuts out."""
+        left, top, width, height = self.window
+        return mask[top : top + height, left : left + width]
+
+    def pixels(self) -> BoolArray:
+        """Return the window's pixels, true where the centre of the pixel lies in the rectangle."""
+        left, top, width, height = self.window
+        x = np.arange(left, left + width) + 0.5 - self._centre[0]
+        y = (np.arange(top, top + height) + 0.5 - self._centre[1])[:, None]
+        along, across = x * self._cos + y * self._sin, y * self._cos - x * self._sin
+        return np.asarray((np.abs(along) <= self._half[0]) & (np.abs(across) <= self._half[1]))
+
+
+def _misfit(widths: tuple[int, int], heights: tuple[int, int], template: Coverage, overlap: float, drawn: int) -> str:
+    boxes = f"boxes {widths[0]}-{widths[1]} pixels wide and {heights[0]}-{heights[1]} high"
+    got = f"none in {drawn} tries" if drawn else "too small an area for any"
+    return (
+        f"expected {boxes}, more than {overlap:.0%} of them inside an area of {template.total} of "
+        f"{template.mask.size} pixels, got {got}. Ask for smaller sides or a lower --overlap, or enlarge the area."
+    )

@@ -1,0 +1,308 @@
+"""Support sets: the few defective pictures of each type that a synthesis learns from, chosen by a seed and recorded.
+
+    DIR/CATEGORY/DEFECT/STEM.png             the pictures, PNG
+    DIR/CATEGORY/DEFECT_mask/STEM_mask.png   their masks, 0 and 255
+    DIR/support.json                         names, content hashes and split of each; the settings
+    DIR/contact_sheet.png
+
+Source: AnoGen (ECCV 2024), support set; the layout of the folders is theirs. Departures: the choice depends on the
+seed and the names, not on the order of the file system; names need not be numbers; what was taken is recorded with
+its content, so that an evaluation can leave it out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from flawscope import __version__
+from flawscope.datasets import Dataset, Split, content_hash, hash_contents
+from flawscope.datasets.defects.anomalous_samples import Defective, Source, list_defective
+from flawscope.datasets.defects.file_names import category_of, defect_of, free_name, place_of
+from flawscope.datasets.defects.near_duplicates import is_same_part, look_of
+from flawscope.datasets.defects.seeded_choice import check_count, check_seed, seeded_order
+from flawscope.datasets.defects.set_files import SHEET, read_json, write_json, write_mask, write_picture
+from flawscope.datasets.defects.set_sheets import COLUMNS, CYAN, Outline, Row, Tile, draw_sheet
+from flawscope.datasets.fingerprints import Progress
+from flawscope.datasets.record_paths import place_below
+from flawscope.errors import DataError
+from flawscope.files import atomic_folder, check_replaceable
+
+MARKER = "support.json"
+MAX_SHOTS = 1000
+
+
+class SupportPicture(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One picture of a support set.
+
+    Attributes:
+        category: Name of the category.
+        defect: Defect type, without the category.
+        split: The split it was taken from.
+        source: The original picture, below the dataset's root.
+        content: SHA-256 of the original picture's bytes: what an evaluation leaves out.
+        mask_source: The original mask, below the dataset's root.
+        mask_content: SHA-256 of the original mask's bytes.
+        picture: The copy, below the support set's folder.
+        mask: The copy of the mask, below the support set's folder.
+        defect_px: Pixels of the mask that show the defect.
+    """
+
+    category: str
+    defect: str
+    split: Split
+    source: str
+    content: str
+    mask_source: str
+    mask_content: str
+    picture: str
+    mask: str
+    defect_px: int
+
+
+class AlikePicture(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A picture outside the support set that probably shows the same part as one in it.
+
+    Attributes:
+        source: The picture, below the dataset's root.
+        content: SHA-256 of its bytes.
+        like: The support picture, below the dataset's root.
+    """
+
+    source: str
+    content: str
+    like: str
+
+
+class SupportRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a support set was made from; the content of `support.json`.
+
+    Attributes:
+        flawscope: Version that wrote it.
+        category: Category of the dataset, or "all".
+        shots: Pictures of each defect type.
+        seed: Seed of the choice.
+        split: Where pictures could be taken from.
+        pictures: What was taken, by category, defect type and in the order of the choice.
+        alike: Pictures of any split that were not taken and probably show the same parts; see `is_same_part`.
+        passed_over: Pictures that came before in the seeded order and were not taken, with the reason.
+        schema: Version of this record.
+    """
+
+    flawscope: str
+    category: str
+    shots: int
+    seed: int
+    split: Source
+    pictures: tuple[SupportPicture, ...]
+    alike: tuple[AlikePicture, ...] = ()
+    passed_over: dict[str, str] = {}
+    schema: Literal[1] = 1
+
+    @property
+    def contents(self) -> frozenset[str]:
+        """The content hashes of the original pictures."""
+        return frozenset(picture.content for picture in self.pictures)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the content hashes of the original pictures and masks, a line each."""
+        lines = (f"{content}\n" for one in self.pictures for content in (one.content, one.mask_content))
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def write_support(
+    dataset: Dataset,
+    folder: Path,
+    *,
+    shots: int = 3,
+    split: Source = "train",
+    defects: Sequence[str] = (),
+    seed: int = 0,
+    progress: Progress | None = None,
+    alike_progress: Progress | None = None,
+) -> SupportRecord:
+    """Choose `shots` pictures of each defect type and write them, their masks, a record and a contact sheet.
+
+    The folder appears whole under its name or not at all. An earlier support set there is replaced. A picture whose
+    mask is empty, or whose content was taken already, is passed over, and the record says so.
+
+    Args:
+        dataset: A dataset with masks.
+        folder: The folder to make.
+        shots: Pictures of each defect type, at least 1.
+        split: Where they may come from: "train", "test" or "any".
+        defects: Defect types as the dataset calls them; none means all.
+        seed: Another seed chooses other pictures.
+        progress: Called with the number of pictures taken and their total after each picture.
+        alike_progress: Called while the other pictures are compared with those taken, with their number and total.
+
+    Raises:
+        ArgumentError: If an argument is out of range or unknown, or `folder` holds something else.
+        DataError: If a defect type has too few pictures, or a file cannot be read.
+        StorageError: If the system refuses to write; nothing is left behind.
+    """
+    check_count(shots, "shots", 1, MAX_SHOTS)
+    check_seed(seed)
+    check_replaceable(folder, MARKER)
+    groups: dict[tuple[str, str], list[Defective]] = {}
+    for entry in list_defective(dataset, split, defects):
+        groups.setdefault((entry.category, entry.defect), []).append(entry)
+    _check_folders(groups)
+    rows: list[Row] = []
+    pictures: list[SupportPicture] = []
+    passed_over: dict[str, str] = {}
+    with atomic_folder(folder, replace_if=MARKER) as made:
+        for (category, defect), entries in groups.items():
+            chosen: dict[str, SupportPicture] = {}
+            tiles: list[Tile] = []
+            taken: set[str] = set()
+            for entry in seeded_order(((e.place, e) for e in entries), seed, "support", category, defect):
+                if len(chosen) == shots:
+                    break
+                image, mask = entry.read()
+                content = content_hash(entry.sample.path)
+                if not mask.any():
+                    passed_over[entry.place] = "its mask shows no defect"
+                elif content in chosen:
+                    passed_over[entry.place] = f"the same picture as {chosen[content].source}"
+                else:
+                    picture = _describe(dataset, entry, content, free_name(entry.sample.path.stem, taken), mask.sum())
+                    write_picture(made / picture.picture, image)
+                    write_mask(made / picture.mask, mask)
+                    chosen[content] = picture
+                    tiles.append(Tile(f"{entry.sample.split}: {entry.sample.path.name}", image, (Outline(mask),)))
+                    if progress:
+                        progress(len(pictures) + len(chosen), shots * len(groups))
+            if len(chosen) < shots:
+                raise DataError(
+                    f"{dataset.root}: {defect}: expected {shots} different pictures with a mask that shows a defect "
+                    f"(split {split}), got {len(chosen)}. Ask for fewer with --shots, or leave {defect} out."
+                )
+            pictures += chosen.values()
+            rows.append(Row(f"{category}: {defect}", tiles))
+        alike, alike_rows = _find_alike(dataset, pictures, defects, alike_progress)
+        record = SupportRecord(__version__, dataset.category, shots, seed, split, tuple(pictures), alike, passed_over)
+        write_picture(made / SHEET, draw_sheet([*rows, *alike_rows]))
+        write_json(made / MARKER, record)
+    return record
+
+
+def _describe(dataset: Dataset, entry: Defective, content: str, name: str, defect_px: int) -> SupportPicture:
+    mask = entry.sample.mask
+    assert mask is not None
+    return SupportPicture(
+        category=entry.category,
+        defect=entry.defect,
+        split=entry.sample.split,
+        source=entry.place,
+        content=content,
+        mask_source=place_of(dataset, mask),
+        mask_content=content_hash(mask),
+        picture=f"{entry.category}/{entry.defect}/{name}.png",
+        mask=f"{entry.category}/{entry.defect}_mask/{name}_mask.png",
+        defect_px=int(defect_px),
+    )
+
+
+def _find_alike(
+    dataset: Dataset, pictures: Sequence[SupportPicture], defects: Sequence[str], progress: Progress | None
+) -> tuple[tuple[AlikePicture, ...], list[Row]]:
+    """Return the pictures of the same defect types, whatever their split, that probably show the same parts.
+
+    The rows show the first of them for each defect type.
+    """
+    taken = {picture.source for picture in pictures}
+    types = {(picture.category, picture.defect): list[Tile]() for picture in pictures}
+    others = [e for e in list_defective(dataset, "any", defects) if (e.category, e.defect) in types]
+    looks = {e.place: look_of(*e.read()) for e in others if e.place in taken}
+    found = []
+    for done, entry in enumerate(others, 1):
+        if entry.place not in taken:
+            image, mask = entry.read()
+            look = look_of(image, mask)
+            own = [p for p in pictures if (p.category, p.defect) == (entry.category, entry.defect)]
+            like = next((p.source for p in own if is_same_part(looks[p.source], look)), None)
+            if like is not None:
+                found.append(AlikePicture(entry.place, content_hash(entry.sample.path), like))
+                tiles = types[entry.category, entry.defect]
+                if len(tiles) < COLUMNS:
+                    tiles.append(Tile(f"like {Path(like).name}", image, (Outline(mask, CYAN),)))
+        if progress:
+            progress(done, len(others))
+    return tuple(found), [Row(f"{c}: {d}, probably the same parts", row) for (c, d), row in types.items() if row]
+
+
+def _check_folders(groups: dict[tuple[str, str], list[Defective]]) -> None:
+    """Raise DataError where the masks of one defect type would lie among the pictures of another."""
+    for category, defect in groups:
+        if (category, f"{defect}_mask") in groups:
+            raise DataError(
+                f"defect types: expected none called {defect}_mask beside {defect}, whose masks lie in a folder of "
+                "that name. Rename one of them."
+            )
+
+
+def read_support(folder: Path) -> SupportRecord:
+    """Read the record of a support set.
+
+    Raises:
+        DataError: If there is none, it is not one of ours, or it names a file outside the folder.
+    """
+    record = read_json(folder / MARKER, SupportRecord, "the record of a support set")
+    for picture in record.pictures:
+        for place in (picture.picture, picture.mask):
+            place_below(folder, place, str(folder / MARKER))
+    return record
+
+
+def find_support(dataset: Dataset, record: SupportRecord, progress: Progress | None = None) -> list[Defective]:
+    """Return the pictures of a dataset that a support set was taken from.
+
+    Raises:
+        DataError: If a picture or its mask is not there, or is not the one that was recorded.
+    """
+    by_place = {place_of(dataset, s.path): s for s in dataset.samples if s.is_anomalous and s.mask is not None}
+    found = []
+    for done, picture in enumerate(record.pictures, 1):
+        sample = by_place.get(picture.source)
+        if sample is None or sample.mask is None:
+            raise DataError(
+                f"{dataset.root}: expected the support picture {picture.source} with its mask, got none there. "
+                "Name the dataset the support set was taken from."
+            )
+        for path, content in ((sample.path, picture.content), (sample.mask, picture.mask_content)):
+            if content_hash(path) != content:
+                raise DataError(f"{path}: expected the file the support set was taken from, got other content.")
+        found.append(Defective(sample, category_of(dataset, sample), defect_of(sample), picture.source))
+        if progress:
+            progress(done, len(record.pictures))
+    return found
+
+
+def exclude_support(
+    dataset: Dataset, record: SupportRecord, progress: Progress | None = None, *, with_alike: bool = True
+) -> tuple[Dataset, tuple[str, ...]]:
+    """Return the dataset without the pictures of a support set, and the places of those that were left out.
+
+    Pictures are known by their content: a copy under another name is left out as well. Scores of a detector that
+    learned from synthesised defects are only honest on what is left.
+
+    Args:
+        dataset: The dataset.
+        record: What the support set was made from.
+        progress: Called with the number of files hashed and their total after each.
+        with_alike: Leave out, too, what probably shows the same parts. It is a guess that rather leaves out too many.
+
+    Raises:
+        DataError: If a picture cannot be read.
+    """
+    contents = record.contents | (frozenset(one.content for one in record.alike) if with_alike else frozenset())
+    hashes = hash_contents((s.path for s in dataset.samples), progress)
+    kept = tuple(s for s in dataset.samples if hashes[s.path] not in contents)
+    left_out = tuple(place_of(dataset, s.path) for s in dataset.samples if hashes[s.path] in contents)
+    return msgspec.structs.replace(dataset, samples=kept), left_out

@@ -1,0 +1,11 @@
+"""Generated parts: pictures of things that were never made, with defects whose every pixel is known.
+
+They stand in for a real dataset where none may be shipped: in the demo, in tests, and to try a detector offline.
+"""
+
+from __future__ import annotations
+
+from flawscope.datasets.parts.demo_dataset import PartsRecord, write_dataset
+from flawscope.datasets.parts.part_renderer import DEFECTS, GENERATOR_VERSION, KINDS, Pair, render, render_pair
+
+__all__ = ["DEFECTS", "GENERATOR_VERSION", "KINDS", "Pair", "PartsRecord", "render", "render_pair", "write_dataset"]

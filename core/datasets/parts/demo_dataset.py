@@ -1,0 +1,157 @@
+"""A whole dataset of generated parts on disk, in the layout of MVTec AD.
+
+ROOT/KIND/train/good/000.png            ROOT/KIND/ground_truth/DEFECT/000_mask.png
+ROOT/KIND/test/good/000.png             ROOT/contact_sheet.png
+ROOT/KIND/test/DEFECT/000.png           ROOT/parts.json
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from flawscope.arrays import UInt8Array
+from flawscope.datasets.parts.contact_sheet import Tile, contact_sheet
+from flawscope.datasets.parts.part_renderer import (
+    DEFECTS,
+    GENERATOR_VERSION,
+    KINDS,
+    check_number,
+    check_request,
+    render,
+)
+from flawscope.errors import ArgumentError
+from flawscope.files import atomic_folder
+
+MARKER = "parts.json"
+MAX_COUNT = 100_000
+_FIRST_TEST = 1_000_000  # good test pictures are numbered from here, so that they do not depend on the training count
+
+
+class PartsRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a generated dataset was made from; the content of `parts.json`.
+
+    Attributes:
+        generator_version: Version of the renderer: the same version and numbers give the same pixels.
+        seed: Seed of the dataset.
+        size: Side of the pictures in pixels.
+        train: Good training pictures of each kind.
+        test_good: Good test pictures of each kind.
+        test_defective: Test pictures of each defect.
+        defects: Defects of each kind.
+    """
+
+    generator_version: int
+    seed: int
+    size: int
+    train: int
+    test_good: int
+    test_defective: int
+    defects: dict[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class _Picture:
+    folder: str
+    number: int
+    index: int
+    defect: str | None
+
+
+def _pictures(kind: str, record: PartsRecord) -> Iterator[_Picture]:
+    for number in range(record.train):
+        yield _Picture("train/good", number, number, None)
+    for number in range(record.test_good):
+        yield _Picture("test/good", number, _FIRST_TEST + number, None)
+    for defect in record.defects[kind]:
+        for number in range(record.test_defective):
+            yield _Picture(f"test/{defect}", number, number, defect)
+
+
+def _write_png(path: Path, image: npt.NDArray[np.uint8]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(cv2.imencode(".png", image)[1].tobytes())
+
+
+def _write_rgb(path: Path, image: UInt8Array) -> None:
+    _write_png(path, np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2BGR), np.uint8))
+
+
+def _record(
+    kinds: Sequence[str], *, seed: int, size: int, train: int, test_good: int, test_defective: int
+) -> PartsRecord:
+    if isinstance(kinds, str) or not kinds or len(set(kinds)) != len(kinds):
+        raise ArgumentError(
+            f"kinds: expected different kinds out of {', '.join(KINDS)}, got {kinds!r}. Name each once."
+        )
+    for kind in kinds:
+        check_request(kind, seed, size)
+    return PartsRecord(
+        generator_version=GENERATOR_VERSION,
+        seed=seed,
+        size=size,
+        train=check_number(train, "train", 1, MAX_COUNT),
+        test_good=check_number(test_good, "test_good", 0, MAX_COUNT),
+        test_defective=check_number(test_defective, "test_defective", 0, MAX_COUNT),
+        defects={kind: DEFECTS[kind] for kind in kinds},
+    )
+
+
+def write_dataset(
+    root: Path,
+    kinds: Sequence[str] = KINDS,
+    *,
+    seed: int = 0,
+    size: int = 256,
+    train: int = 80,
+    test_good: int = 30,
+    test_defective: int = 12,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Write a dataset of generated parts with exact masks, a contact sheet and a record of how it was made.
+
+    The folder appears whole under its name or not at all. An earlier generated dataset there is replaced.
+
+    Args:
+        root: The folder to make; each kind becomes a category in it.
+        kinds: Which of `KINDS`.
+        seed: Seed of the dataset, at least 0.
+        size: Side of the pictures in pixels.
+        train: Good training pictures of each kind.
+        test_good: Good test pictures of each kind.
+        test_defective: Test pictures of each defect of each kind.
+        progress: Called with the number of pictures written and their total after each picture.
+
+    Raises:
+        ArgumentError: If an argument is unknown or out of range, or `root` holds something else.
+        StorageError: If the system refuses to write; nothing is left behind.
+    """
+    record = _record(kinds, seed=seed, size=size, train=train, test_good=test_good, test_defective=test_defective)
+    total = sum(sum(1 for _ in _pictures(kind, record)) for kind in kinds)
+    done = 0
+    with atomic_folder(root, replace_if=MARKER) as folder:
+        for kind in kinds:
+            for picture in _pictures(kind, record):
+                image, mask = render(kind, seed, picture.index, size, picture.defect)
+                name = f"{picture.number:03d}"
+                _write_rgb(folder / kind / picture.folder / f"{name}.png", image)
+                if picture.defect is not None:
+                    path = folder / kind / "ground_truth" / picture.defect / f"{name}_mask.png"
+                    _write_png(path, mask.astype(np.uint8) * np.uint8(255))
+                done += 1
+                if progress is not None:
+                    progress(done, total)
+        _write_rgb(folder / "contact_sheet.png", contact_sheet([_tiles(kind, seed, size) for kind in kinds]))
+        (folder / MARKER).write_bytes(msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n")
+
+
+def _tiles(kind: str, seed: int, size: int) -> list[Tile]:
+    """Return one good part and the first of each defect."""
+    choices: list[str | None] = [None, *DEFECTS[kind]]
+    return [Tile(f"{kind}: {defect or 'good'}", *render(kind, seed, 0, size, defect)) for defect in choices]

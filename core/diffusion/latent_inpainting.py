@@ -1,0 +1,195 @@
+"""Drawing a defect in a box by denoising diffusion, on NumPy arrays alone.
+
+Two ways. `blend` (AnoGen, arXiv:2505.09263) has a network that knows nothing of boxes: before every step what lies
+outside the box is the good picture again, with the noise of that step. `inpaint` (MvP-Diff, and Stable Diffusion's
+inpainting networks) has one that is given the box and the rest of the picture beside x.
+
+Checks of trained models and the line run this same loop; only what predicts the noise differs, a torch network or a
+session.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal, get_args
+
+import numpy as np
+
+from flawscope.arrays import BoolArray, Float32Array, check_array
+from flawscope.diffusion.schedule import Sampling, Step, plan_steps
+from flawscope.errors import ArgumentError
+
+Mode = Literal["blend", "inpaint"]
+Solver = Literal["ddim", "dpm++"]
+SOLVERS: tuple[Solver, ...] = get_args(Solver)
+
+Predict = Callable[[Float32Array, int], Float32Array]
+"""Noisy latents float32 [N, C, h, w] and a timestep → the noise that is in them, guided, of the same shape."""
+
+
+def plan_drawing(sampling: Sampling, strength: float = 1.0) -> tuple[Step, ...]:
+    """Return the steps of a drawing, noisiest first.
+
+    Args:
+        sampling: Noise levels and steps; its conditioning is not looked at.
+        strength: Share of the steps that are taken, above 0 up to 1: below 1 the drawing starts from the good picture
+            with noise, and keeps more of it.
+
+    Raises:
+        ArgumentError: If no step is left.
+    """
+    if not 0.0 < strength <= 1.0:
+        raise ArgumentError(f"strength: expected a share above 0 up to 1, got {strength}.")
+    taken = int(sampling.steps * strength)
+    if taken < 1:
+        raise ArgumentError(
+            f"strength: expected at least one of {sampling.steps} steps to be left, got none with {strength}. Take "
+            f"{1 / sampling.steps:g} or more."
+        )
+    return plan_steps(sampling)[sampling.steps - taken :]
+
+
+def noises_of_drawing(mode: Mode, sampling: Sampling, strength: float = 1.0) -> int:
+    """Return K, how many arrays of noise a picture takes: one to start with, one a step for what is kept, and for η."""
+    steps = plan_drawing(sampling, strength)
+    return 1 + (len(steps) if mode == "blend" else 0) + sum(step.sigma > 0.0 for step in steps)
+
+
+def draw_noise(
+    seed: int, mode: Mode, sampling: Sampling, latents: tuple[int, int, int], strength: float = 1.0
+) -> Float32Array:
+    """Return all noise of one picture, float32 [K, C, h, w]; the same for the same seed, whatever else is drawn.
+
+    Raises:
+        ArgumentError: If the seed is negative.
+    """
+    if seed < 0:
+        raise ArgumentError(f"seed: expected a number of at least 0, got {seed}.")
+    count = noises_of_drawing(mode, sampling, strength)
+    return np.random.default_rng(seed).standard_normal((count, *latents), np.float32)
+
+
+def keep_of(mask: BoolArray, size: tuple[int, int]) -> Float32Array:
+    """Return which latent cells are kept, float32 [1, h, w]: 0 where any pixel of the cell is to be drawn, else 1.
+
+    A box thinner than a cell survives; the nearest pixel alone would often miss it.
+
+    Args:
+        mask: White (true) where something is drawn, bool [H, W].
+        size: Height and width of the latents, which divide those of the mask.
+
+    Raises:
+        ArgumentError: If they do not.
+    """
+    check_array(mask, "mask", ("H", "W"), np.bool_)
+    (height, width), (rows, columns) = mask.shape, size
+    if height % rows or width % columns:
+        raise ArgumentError(f"mask: expected sides that are multiples of {rows} and {columns}, got {list(mask.shape)}.")
+    drawn = mask.reshape(rows, height // rows, columns, width // columns).max(axis=(1, 3))
+    return np.asarray(~drawn, np.float32)[None]
+
+
+def guided(conditional: Float32Array, unconditional: Float32Array, scale: float) -> Float32Array:
+    """Return the noise drawn away from what the empty text gives: ε_u + scale · (ε_c − ε_u) (arXiv:2207.12598)."""
+    mixed: Float32Array = unconditional + (conditional - unconditional) * np.float32(scale)
+    return mixed
+
+
+def draw_latents(
+    mode: Mode,
+    clean: Float32Array,
+    keep: Float32Array,
+    noise: Float32Array,
+    sampling: Sampling,
+    predict: Predict,
+    *,
+    strength: float = 1.0,
+    solver: Solver = "ddim",
+    told: Callable[[int, Float32Array], None] | None = None,
+) -> Float32Array:
+    """Return good pictures' latents with something drawn in their boxes.
+
+    Args:
+        mode: See the module.
+        clean: Latents of the good pictures, float32 [N, C, h, w].
+        keep: From `keep_of`, float32 [N, 1, h, w]. Mode `inpaint` does not look at it.
+        noise: From `draw_noise`, one for each picture, float32 [N, K, C, h, w].
+        sampling: Noise levels, steps, η.
+        predict: Predicts noise, guided by the text.
+        strength: As of `plan_drawing`.
+        solver: `ddim` (arXiv:2010.02502), or `dpm++`, the second-order multistep solver (arXiv:2211.01095), which
+            needs fewer steps; its first and last steps are of first order.
+        told: Called after every step with its number from 1 and x.
+
+    Raises:
+        ArgumentError: If shapes do not fit, or the solver cannot do the sampling.
+    """
+    steps = plan_drawing(sampling, strength)
+    count, latents = len(clean), clean.shape[1:]
+    check_array(clean, "latents", ("N", "C", "h", "w"), np.float32)
+    check_array(keep, "keep", (count, 1, *latents[1:]), np.float32)
+    check_array(noise, "noise", (count, noises_of_drawing(mode, sampling, strength), *latents), np.float32)
+    if solver not in SOLVERS:
+        raise ArgumentError(f"solver: expected one of {', '.join(SOLVERS)}, got {solver!r}.")
+    if solver == "dpm++" and sampling.eta > 0.0:
+        raise ArgumentError(
+            f"eta: expected 0 with the solver dpm++, got {sampling.eta:g}. Take ddim, or leave eta out."
+        )
+    drawn = iter(np.moveaxis(noise, 1, 0))
+    x: Float32Array = next(drawn)
+    if strength < 1.0:
+        x = _noised(steps[0].share, clean, x)
+    history: list[Float32Array] = []
+    for number, step in enumerate(steps, 1):
+        if mode == "blend":
+            x = keep * _noised(step.share, clean, next(drawn)) + (np.float32(1.0) - keep) * x
+        predicted = predict(x, step.timestep)
+        if solver == "ddim":
+            x = _ddim(x, predicted, step)
+            if step.sigma > 0.0:
+                x = x + next(drawn) * np.float32(step.sigma)
+        else:
+            history.append(_clean_part(x, predicted, step.share))
+            x = _dpm(x, history, steps, number - 1)
+        if told is not None:
+            told(number, x)
+    return x
+
+
+def _noised(share: float, clean: Float32Array, noise: Float32Array) -> Float32Array:
+    """Return √ᾱ·clean + √(1−ᾱ)·noise."""
+    noised: Float32Array = clean * np.float32(share**0.5) + noise * np.float32((1.0 - share) ** 0.5)
+    return noised
+
+
+def _clean_part(x: Float32Array, predicted: Float32Array, share: float) -> Float32Array:
+    """Return what x would be without the predicted noise."""
+    clean: Float32Array = (x - predicted * np.float32((1.0 - share) ** 0.5)) * np.float32(share**-0.5)
+    return clean
+
+
+def _ddim(x: Float32Array, predicted: Float32Array, step: Step) -> Float32Array:
+    """Return the next x without the noise that the step may add (arXiv:2010.02502, equation 12)."""
+    direction = max(1.0 - step.next_share - step.sigma**2, 0.0) ** 0.5
+    following: Float32Array = _clean_part(x, predicted, step.share) * np.float32(step.next_share**0.5)
+    return following + predicted * np.float32(direction)
+
+
+def _dpm(x: Float32Array, history: Sequence[Float32Array], steps: Sequence[Step], index: int) -> Float32Array:
+    """Return the next x from the clean pictures that were predicted so far (arXiv:2211.01095, algorithm 2)."""
+    step = steps[index]
+    signal, spread = step.next_share**0.5, (1.0 - step.next_share) ** 0.5
+    ratio = spread / (1.0 - step.share) ** 0.5
+    shrink = ratio * (step.share / step.next_share) ** 0.5  # e^-h, for h the change of the half log of signal to noise
+    clean = history[index]
+    if 0 < index < len(steps) - 1:
+        change, before = _log_ratio(step.next_share) - _log_ratio(step.share), steps[index - 1]
+        past = _log_ratio(before.next_share) - _log_ratio(before.share)
+        clean = clean + (clean - history[index - 1]) * np.float32(0.5 * change / past)
+    following: Float32Array = x * np.float32(ratio) + clean * np.float32(signal * (1.0 - shrink))
+    return following
+
+
+def _log_ratio(share: float) -> float:
+    """Return λ, half the logarithm of signal to noise."""
+    return float(0.5 * np.log(share / (1.0 - share)))

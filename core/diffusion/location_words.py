@@ -1,0 +1,35 @@
+"""Words for where something is in a picture: a grid of nine. Texts are learned with them, and drawn with them."""
+
+from __future__ import annotations
+
+from flawscope.imaging.boxes import Rect
+
+LOCATIONS = (
+    ("in the upper left", "in the upper middle", "in the upper right"),
+    ("in the middle left", "in the center", "in the middle right"),
+    ("in the bottom left", "in the bottom middle", "in the bottom right"),
+)
+"""Words for a ninth of a picture, by row and column."""
+
+LOCATION = "{location}"
+"""What stands for such words in a text whose place is not known yet."""
+
+
+def location_of(box: Rect, size: tuple[int, int]) -> str:
+    """Return where the centre of a box lies in a picture of size (H, W), such as "in the upper left".
+
+    The grid divides both sides in three: before 1/3, from 1/3 to 2/3, and after 2/3.
+    """
+    x, y = box.centre(size)
+    return LOCATIONS[_third(y)][_third(x)]
+
+
+def located(text: str, words: str) -> str:
+    """Return a text with its place filled in, with a capital where that begins the sentence, as when it was learned."""
+    if text.startswith(LOCATION):
+        text = words[:1].upper() + words[1:] + text.removeprefix(LOCATION)
+    return text.replace(LOCATION, words)
+
+
+def _third(part: float) -> int:
+    return 0 if part < 1 / 3 else 2 if part > 2 / 3 else 1

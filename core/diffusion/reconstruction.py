@@ -1,0 +1,155 @@
+"""From a picture to its reconstruction, and from their differences to an anomaly map and a score, in NumPy.
+
+Training and the line run this same code; only who computes the networks differs, torch or sessions.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import msgspec
+import numpy as np
+
+from flawscope.arrays import Float32Array, UInt8Array
+from flawscope.diffusion.schedule import Sampling, reconstruct
+from flawscope.errors import ArgumentError
+from flawscope.imaging.map_upsampling import gaussian_matrix
+
+_POOL = 8
+
+
+class MapRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How the two maps of a reconstruction become one.
+
+    Attributes:
+        pixel_factor: What the map of pixel differences is multiplied with.
+        feature_factor: What the map of feature differences is multiplied with.
+        sigma: Standard deviation of the Gaussian over their sum, in pixels.
+        pooling: How many 8 x 8 mean filters in succession the map goes through before its largest value is the score;
+            each makes it 7 pixels smaller. The map itself is not pooled.
+    """
+
+    pixel_factor: float
+    feature_factor: float
+    sigma: float
+    pooling: int = 0
+
+
+class Networks(Protocol):
+    """The networks of a reconstruction, as functions on arrays."""
+
+    def encode(self, images: UInt8Array) -> tuple[Float32Array, Mapping[str, Float32Array]]:
+        """Return what is reconstructed, float32 [N, C, h, w], and what the denoiser is told beside it, by name.
+
+        Args:
+            images: uint8 [N, H, W, 3].
+        """
+
+    def denoise(self, x: Float32Array, timestep: int, conditions: Mapping[str, Float32Array]) -> Float32Array:
+        """Return the noise that is in x, float32 [N, C, h, w]."""
+
+    def decode(self, x: Float32Array) -> Float32Array:
+        """Return pictures float32 [N, 3, H, W] in [-1, 1] of what was reconstructed."""
+
+    def compare(self, images: UInt8Array, pictures: Float32Array) -> tuple[Float32Array, Float32Array]:
+        """Return the differences of pixels and of features, each float32 [N, H, W]."""
+
+
+@dataclass(frozen=True)
+class Reconstructed:
+    """What came of a batch.
+
+    Attributes:
+        maps: Anomaly maps, float32 [N, H, W].
+        scores: Float32 [N].
+        pictures: Reconstructions, float32 [N, 3, H, W] in [-1, 1].
+        unsampled: Computes what comes of the pictures without any diffusion, of the same kind: with latents it shows
+            what the autoencoder alone loses.
+        pixel: Differences of pixels, float32 [N, H, W].
+        feature: Differences of features, float32 [N, H, W].
+    """
+
+    maps: Float32Array
+    scores: Float32Array
+    pictures: Float32Array
+    unsampled: Callable[[], Float32Array]
+    pixel: Float32Array
+    feature: Float32Array
+
+
+def score_reconstructions(
+    images: UInt8Array, networks: Networks, sampling: Sampling, noise: Float32Array, rule: MapRule
+) -> Reconstructed:
+    """Reconstruct pictures and judge them by what changed.
+
+    Args:
+        images: uint8 [N, H, W, 3].
+        networks: The networks.
+        sampling: How is reconstructed.
+        noise: Float32 [K, C, h, w]; see `flawscope.diffusion.schedule.reconstruct`.
+        rule: How the differences become a map.
+    """
+    clean, conditions = networks.encode(images)
+    found = reconstruct(clean, noise, sampling, lambda x, timestep: networks.denoise(x, timestep, conditions))
+    pictures = networks.decode(found)
+    pixel, feature = networks.compare(images, pictures)
+    maps, scores = finish_maps(pixel, feature, rule)
+    return Reconstructed(maps, scores, pictures, lambda: networks.decode(clean), pixel, feature)
+
+
+def signed(images: UInt8Array) -> Float32Array:
+    """Return pictures uint8 [N, H, W, 3] as float32 [N, 3, H, W] in [-1, 1]."""
+    scaled = images.astype(np.float32) * np.float32(1.0 / 127.5) - np.float32(1.0)
+    return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))
+
+
+def unsigned(pictures: Float32Array) -> UInt8Array:
+    """Return pictures float32 [N, 3, H, W] in [-1, 1] as uint8 [N, H, W, 3], rounded."""
+    scaled = np.clip((pictures + 1.0) * 127.5, 0.0, 255.0)
+    return np.ascontiguousarray(np.rint(scaled).astype(np.uint8).transpose(0, 2, 3, 1))
+
+
+def finish_maps(pixel: Float32Array, feature: Float32Array, rule: MapRule) -> tuple[Float32Array, Float32Array]:
+    """Return anomaly maps float32 [N, H, W] and scores float32 [N].
+
+    Args:
+        pixel: Differences of pixels, float32 [N, H, W].
+        feature: Differences of features, float32 [N, H, W].
+        rule: Factors, smoothing and pooling.
+
+    Raises:
+        ArgumentError: If the maps are too small for the pooling.
+    """
+    height, width = pixel.shape[1:]
+    rows, columns = _smoothing(height, rule.sigma), _smoothing(width, rule.sigma).T
+    summed = pixel * np.float32(rule.pixel_factor) + feature * np.float32(rule.feature_factor)
+    # Picture by picture: a product of the same shape every time gives the same bits in every batch.
+    maps = np.stack([rows @ one @ columns for one in summed])
+    if rule.pooling == 0:
+        return maps, maps.max(axis=(1, 2))
+    least = rule.pooling * (_POOL - 1) + 1
+    if min(height, width) < least:
+        raise ArgumentError(
+            f"pooling: expected maps of at least {least} pixels for {rule.pooling} filters, got "
+            f"{height} x {width}. Lower pooling."
+        )
+    above, beside = _pooling(height, rule.pooling), _pooling(width, rule.pooling).T
+    return maps, np.array([(above @ one @ beside).max() for one in maps], np.float32)
+
+
+@functools.lru_cache(maxsize=16)
+def _smoothing(size: int, sigma: float) -> Float32Array:
+    return gaussian_matrix(size, sigma).astype(np.float32)
+
+
+@functools.lru_cache(maxsize=16)
+def _pooling(size: int, times: int) -> Float32Array:
+    """Return the mean filter of 8 in succession as one matrix [size - 7·times, size]."""
+    matrix = np.eye(size)
+    for _ in range(times):
+        kept = len(matrix) - _POOL + 1
+        matrix = np.mean([matrix[shift : kept + shift] for shift in range(_POOL)], axis=0)
+    return matrix.astype(np.float32)

@@ -1,0 +1,229 @@
+"""Reconstruction by denoising diffusion: noise levels, steps and conditioning, on NumPy arrays alone.
+
+Training and the line run this same loop; only what predicts the noise differs, a torch network or a session.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from flawscope.arrays import Float32Array
+from flawscope.errors import ArgumentError
+
+TRAINED_STEPS = 1000
+"""Noise levels a network is trained on."""
+
+Denoise = Callable[[Float32Array, int], Float32Array]
+"""Noisy pictures float32 [N, C, h, w] and a timestep → the noise that is in them, of the same shape."""
+
+
+class Sampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How a picture is reconstructed.
+
+    Attributes:
+        betas: `linear` from `beta_start` to `beta_end` (arXiv:2006.11239), or `scaled_linear`, in which the square
+            roots are linear (latent diffusion).
+        beta_start: Variance of the first noise level.
+        beta_end: Variance of the last.
+        start: Noise level at which sampling starts, 1 to 1000; more hides more of the picture.
+        steps: Network calls from there.
+        spacing: Where they lie: `leading` at multiples of `start // steps` from 0 on, so that the first is a stride
+            below the start; `trailing` at the ends of `steps` equal parts, so that the first is the start, which few
+            steps need (arXiv:2305.08891); `linspace` evenly from 0 to the start.
+        offset: Added to every timestep; Stable Diffusion has 1.
+        eta: 0 is DDIM, 1 is DDPM (arXiv:2010.02502, equation 16).
+        level: How much noise the picture gets: that of the timestep of the `first` call, or that of `start`.
+        final: What lies behind the last step: the `clean` picture, or the `first` noise level.
+        clip: Whether predictions of the clean picture are limited to [-1, 1].
+        conditioning: `none`; `ddad`, which corrects the noise towards the picture (arXiv:2305.15956); or `blend`, which
+            mixes the picture in after each step.
+        weight: How strongly.
+        noise: `gaussian` or `simplex`.
+        seed: Of the noise, which is the same for every picture.
+    """
+
+    betas: Literal["linear", "scaled_linear"] = "linear"
+    beta_start: float = 1e-4
+    beta_end: float = 0.02
+    start: int = 250
+    steps: int = 25
+    spacing: Literal["leading", "trailing", "linspace"] = "leading"
+    offset: int = 0
+    eta: float = 0.0
+    level: Literal["first", "start"] = "first"
+    final: Literal["clean", "first"] = "clean"
+    clip: bool = True
+    conditioning: Literal["none", "blend", "ddad"] = "none"
+    weight: float = 0.0
+    noise: Literal["gaussian", "simplex"] = "gaussian"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.beta_start <= self.beta_end < 1.0:
+            raise ArgumentError(f"betas: expected 0 < start ≤ end < 1, got {self.beta_start} and {self.beta_end}.")
+        if not 1 <= self.start <= TRAINED_STEPS:
+            raise ArgumentError(f"start: expected a noise level from 1 to {TRAINED_STEPS}, got {self.start}.")
+        if not 1 <= self.steps <= self.start:
+            raise ArgumentError(f"steps: expected 1 to {self.start}, the noise level of the start, got {self.steps}.")
+        if not 0.0 <= self.eta <= 1.0:
+            raise ArgumentError(f"eta: expected 0 to 1, got {self.eta}.")
+        if not 0.0 <= self.weight <= 1000.0:
+            raise ArgumentError(f"weight: expected 0 to 1000, got {self.weight}.")
+        if self.offset not in (0, 1):
+            raise ArgumentError(f"offset: expected 0 or 1, got {self.offset}.")
+
+
+def signal_shares(sampling: Sampling) -> npt.NDArray[np.float64]:
+    """Return ᾱ, the share of a picture's variance that is left at every noise level, float64 [1000], falling."""
+    if sampling.betas == "linear":
+        betas = np.linspace(sampling.beta_start, sampling.beta_end, TRAINED_STEPS)
+    else:
+        betas = np.linspace(sampling.beta_start**0.5, sampling.beta_end**0.5, TRAINED_STEPS) ** 2
+    shares: npt.NDArray[np.float64] = np.cumprod(1.0 - betas, dtype=np.float64)
+    return shares
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of the sampling.
+
+    Attributes:
+        timestep: What the network is told.
+        share: ᾱ here.
+        next_share: ᾱ after the step, which is nearer to 1.
+        sigma: Deviation of the noise that the step adds.
+        blend: Share of the picture that is mixed in after it.
+    """
+
+    timestep: int
+    share: float
+    next_share: float
+    sigma: float
+    blend: float
+
+
+def plan_steps(sampling: Sampling) -> tuple[Step, ...]:
+    """Return the steps of a sampling, noisiest first (arXiv:2010.02502, equations 12 and 16)."""
+    shares = signal_shares(sampling)
+    behind = 1.0 if sampling.final == "clean" else float(shares[0])
+    timesteps = _timesteps(sampling)
+    steps = []
+    for timestep, following in itertools.zip_longest(timesteps, timesteps[1:]):
+        share, next_share = float(shares[timestep]), behind if following is None else float(shares[following])
+        variance = (1.0 - next_share) / (1.0 - share) * (1.0 - share / next_share)
+        steps.append(
+            Step(
+                timestep=timestep,
+                share=share,
+                next_share=next_share,
+                sigma=sampling.eta * max(variance, 0.0) ** 0.5,
+                blend=sampling.weight * timestep / TRAINED_STEPS if sampling.conditioning == "blend" else 0.0,
+            )
+        )
+    return tuple(steps)
+
+
+def _timesteps(sampling: Sampling) -> list[int]:
+    """Return what the network is told in every call, noisiest first."""
+    start, steps = sampling.start, sampling.steps
+    if sampling.spacing == "leading":
+        numbers = [number * (start // steps) for number in reversed(range(steps))]
+    elif sampling.spacing == "trailing":
+        numbers = [round(start * part / steps) - 1 for part in range(steps, 0, -1)]
+    else:
+        numbers = [round(float(number)) for number in np.linspace(0, start - 1, steps)][::-1]
+    return [min(number + sampling.offset, TRAINED_STEPS - 1) for number in numbers]
+
+
+def start_share(sampling: Sampling) -> float:
+    """Return ᾱ of the noise that a picture gets before the first step."""
+    if sampling.level == "start":
+        return float(signal_shares(sampling)[min(sampling.start, TRAINED_STEPS - 1)])
+    return plan_steps(sampling)[0].share
+
+
+def noises_needed(sampling: Sampling) -> int:
+    """Return how many arrays of noise a sampling takes: one to start with, and one for each step that adds some."""
+    return 1 + sum(step.sigma > 0.0 for step in plan_steps(sampling))
+
+
+def reconstruct(
+    pictures: Float32Array,
+    noise: Float32Array,
+    sampling: Sampling,
+    denoise: Denoise,
+    hidden: Float32Array | None = None,
+) -> Float32Array:
+    """Return what a network that knows good pictures alone makes of pictures.
+
+    Args:
+        pictures: Pictures or latents, float32 [N, C, h, w]; pictures in [-1, 1].
+        noise: Float32 [K, C, h, w], K as `noises_needed` says or more; the same for every picture, so that the score of
+            a picture does not depend on its neighbours in a batch.
+        sampling: Levels, steps and conditioning.
+        denoise: Predicts noise.
+        hidden: What is covered with noise at the start, if not the pictures; the conditioning then draws it towards
+            them.
+
+    Returns:
+        Float32 [N, C, h, w], in the range of the pictures.
+
+    Raises:
+        ArgumentError: If there is too little noise, or of another shape.
+    """
+    steps = plan_steps(sampling)
+    needed = noises_needed(sampling)
+    if noise.shape[1:] != pictures.shape[1:] or len(noise) < needed:
+        raise ArgumentError(
+            f"noise: expected {needed} arrays of {list(pictures.shape[1:])}, got {list(noise.shape)}. Export again."
+        )
+    drawn = iter(noise)
+    share = start_share(sampling)
+    x = _mixed(share, pictures if hidden is None else hidden, next(drawn))
+    for step in steps:
+        predicted = denoise(x, step.timestep)
+        if sampling.conditioning == "ddad":
+            predicted = _corrected(x, predicted, pictures, step, sampling.weight)
+        x = _step(x, predicted, step, sampling.clip)
+        if step.blend > 0.0:
+            x = (x * np.float32(1.0 - step.blend)) + pictures * np.float32(step.blend)
+        if step.sigma > 0.0:
+            x = x + next(drawn) * np.float32(step.sigma)
+    return x
+
+
+def _mixed(share: float, clean: Float32Array, noise: Float32Array) -> Float32Array:
+    """Return √ᾱ·clean + √(1−ᾱ)·noise."""
+    mixed: Float32Array = clean * np.float32(share**0.5) + noise * np.float32((1.0 - share) ** 0.5)
+    return mixed
+
+
+def _corrected(
+    x: Float32Array, predicted: Float32Array, pictures: Float32Array, step: Step, weight: float
+) -> Float32Array:
+    """Return the noise as DDAD conditions it: what pulls towards the picture is noised with the predicted noise."""
+    aimed = _mixed(step.share, pictures, predicted)
+    corrected: Float32Array = predicted - (aimed - x) * np.float32(weight * (1.0 - step.share) ** 0.5)
+    return corrected
+
+
+def _step(x: Float32Array, predicted: Float32Array, step: Step, clip: bool) -> Float32Array:
+    """Return the next, less noisy x without the noise that the step may add (arXiv:2010.02502, equation 12)."""
+    clean = (x - predicted * np.float32((1.0 - step.share) ** 0.5)) * np.float32(step.share**-0.5)
+    if clip:
+        clean = np.clip(clean, np.float32(-1.0), np.float32(1.0))
+    direction = max(1.0 - step.next_share - step.sigma**2, 0.0) ** 0.5
+    following: Float32Array = clean * np.float32(step.next_share**0.5) + predicted * np.float32(direction)
+    return following
+
+
+def blend_left(sampling: Sampling) -> float:
+    """Return the product of what every `blend` step leaves of its own result: near 0 the input is simply copied."""
+    return float(np.prod([1.0 - step.blend for step in plan_steps(sampling)]))

@@ -1,0 +1,1 @@
+"""Images and geometry on them: decoding, preprocessing, tiles, crops, boxes, edges, and map upsampling."""

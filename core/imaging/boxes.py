@@ -1,0 +1,90 @@
+"""Rectangles around defects: geometry and masks. Training and line put the same boxes around the same defects.
+
+Source: MvP-Diff, stage 1b, whose code was never published: the margin is a reading of its figure. One rectangle holds
+all parts of a defect unless each part is to have its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from flawscope.arrays import BoolArray
+from flawscope.errors import ArgumentError
+
+MIN_MARGIN = 8 / 512
+"""Least margin on each side, as a part of the picture's width or height."""
+
+
+class Rect(NamedTuple):
+    """An axis-parallel rectangle in pixels of its picture: it covers width x height whole pixels."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+
+    @property
+    def window(self) -> tuple[slice, slice]:
+        """Its rows and columns."""
+        return slice(self.top, self.top + self.height), slice(self.left, self.left + self.width)
+
+    def to_mask(self, size: tuple[int, int]) -> BoolArray:
+        """Return bool [H, W] for a size (H, W), true inside."""
+        mask = np.zeros(size, np.bool_)
+        mask[self.window] = True
+        return mask
+
+    def centre(self, size: tuple[int, int]) -> tuple[float, float]:
+        """Return the centre (x, y) as parts of width and height of a picture of size (H, W)."""
+        return (self.left + self.width / 2) / size[1], (self.top + self.height / 2) / size[0]
+
+
+def bounds_of(mask: BoolArray) -> Rect:
+    """Return the least rectangle that holds a mask bool [H, W], which is true somewhere."""
+    return Rect(*(int(number) for number in cv2.boundingRect(mask.astype(np.uint8))))
+
+
+def boxes_of(mask: BoolArray, margin: float = 0.1, *, per_component: bool = False) -> list[Rect]:
+    """Return the rectangles that hold a mask's defect with a margin, clipped to the picture.
+
+    Args:
+        mask: bool [H, W], true at the defect.
+        margin: Margin on each side as a part of the box's side; never less than 8 pixels in 512.
+        per_component: One rectangle for each connected part (8 neighbours), from top to bottom, not one for all.
+
+    Returns:
+        The rectangles; none for an empty mask.
+
+    Raises:
+        ArgumentError: If the margin is negative or above 1.
+    """
+    if not 0 <= margin <= 1:
+        raise ArgumentError(f"margin: expected a part of the box's side from 0 to 1, got {margin:g}.")
+    if not mask.any():
+        return []
+    if not per_component:
+        return [_with_margin(bounds_of(mask), margin, mask.shape)]
+    _, _, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
+    found = sorted((int(top), int(left), int(w), int(h)) for left, top, w, h, _ in stats[1:])
+    return [_with_margin(Rect(left, top, w, h), margin, mask.shape) for top, left, w, h in found]
+
+
+def mask_of(boxes: Sequence[Rect], size: tuple[int, int]) -> BoolArray:
+    """Return bool [H, W] for a size (H, W), true inside any of the boxes."""
+    mask = np.zeros(size, np.bool_)
+    for box in boxes:
+        mask |= box.to_mask(size)
+    return mask
+
+
+def _with_margin(box: Rect, margin: float, size: tuple[int, ...]) -> Rect:
+    height, width = size
+    dx = int(np.ceil(max(MIN_MARGIN * width, margin * box.width)))
+    dy = int(np.ceil(max(MIN_MARGIN * height, margin * box.height)))
+    left, top = max(box.left - dx, 0), max(box.top - dy, 0)
+    right, bottom = min(box.left + box.width + dx, width), min(box.top + box.height + dy, height)
+    return Rect(left, top, right - left, bottom - top)

@@ -1,0 +1,213 @@
+"""The one preprocessing of flawscope: decode, colour, resize, centre crop.
+
+Training, calibration and the line call these functions and no others, so a picture becomes the same bytes
+everywhere. Cast, normalisation and layout are not here: they are the first nodes of the graph. The rules below
+have a version, which the bundle records; change a rule and the version changes.
+
+Rules of version 1:
+    * pixels are used as stored: an EXIF orientation tag is not applied (masks do not carry one);
+    * 16 bit becomes 8 bit by v/257 rounded, never by a scale taken from the picture;
+    * grey becomes three equal channels, alpha is dropped, the order is RGB;
+    * resize goes to the given height and width without keeping the aspect: by area where both sides shrink,
+      which averages and so does not alias, bilinear otherwise; then the centre is cropped.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import cv2
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from flawscope.arrays import BoolArray, UInt8Array, check_array
+from flawscope.errors import ArgumentError, ImageError
+from flawscope.imaging.image_headers import Header, is_whole, read_header, without_orientation
+
+PREPROCESSING_VERSION = 1
+EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
+MIN_SIDE_PX = 8
+MAX_PIXELS = 200_000_000
+"""Largest picture that is decoded, in pixels; the environment variable FLAWSCOPE_MAX_PIXELS changes it."""
+
+# Broken pictures become ImageError with a name; OpenCV's own log lines about them would only be noise on stderr.
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+
+
+class Preprocessing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How a picture becomes the input of a graph.
+
+    Attributes:
+        resize: Height and width in pixels after the resize.
+        crop: Height and width of the centre crop that follows, or None.
+        version: Version of the rules in this module.
+    """
+
+    resize: tuple[int, int]
+    crop: tuple[int, int] | None = None
+    version: int = PREPROCESSING_VERSION
+
+    def __post_init__(self) -> None:
+        if self.version != PREPROCESSING_VERSION:
+            raise ArgumentError(
+                f"preprocessing version: expected {PREPROCESSING_VERSION}, got {self.version}. "
+                "Use a flawscope version that knows these rules."
+            )
+        for name, size in (("resize", self.resize), ("crop", self.crop or self.resize)):
+            if min(size) < 16 or max(size) > 8192:
+                raise ArgumentError(f"{name}: expected height and width from 16 to 8192 pixels, got {list(size)}.")
+        if self.crop and (self.crop[0] > self.resize[0] or self.crop[1] > self.resize[1]):
+            raise ArgumentError(f"crop: expected at most the resized size {list(self.resize)}, got {list(self.crop)}.")
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels of the graph's input."""
+        return self.crop or self.resize
+
+    @property
+    def offset(self) -> tuple[int, int]:
+        """Row and column in the resized picture at which the crop begins."""
+        return (self.resize[0] - self.size[0]) // 2, (self.resize[1] - self.size[1]) // 2
+
+
+def max_pixels() -> int:
+    """Return the decode limit in pixels, from FLAWSCOPE_MAX_PIXELS where it is set."""
+    text = os.environ.get("FLAWSCOPE_MAX_PIXELS")
+    if text is None:
+        return MAX_PIXELS
+    if not text.isdecimal() or int(text) < 1:
+        raise ArgumentError(f"FLAWSCOPE_MAX_PIXELS: expected a number of pixels of at least 1, got {text!r}.")
+    return int(text)
+
+
+def decode_stored(data: bytes, name: str = "image") -> npt.NDArray[Any]:
+    """Decode an encoded picture to the numbers that are stored in it.
+
+    Args:
+        data: The bytes of a png, jpeg, bmp, tiff or webp file.
+        name: What the picture is called in error messages.
+
+    Returns:
+        uint8 or uint16, [H, W] for grey or [H, W, 3] BGR for colour; alpha is dropped.
+
+    Raises:
+        ImageError: If the bytes are no picture, are truncated, or the size or type is outside the limits.
+    """
+    header = read_header(data)
+    if header is None:
+        raise ImageError(
+            f"{name}: expected a picture ({', '.join(sorted(e[1:] for e in EXTENSIONS))}), "
+            f"got {'other or broken bytes' if data else 'an empty file'}. Remove the file or export it again."
+        )
+    _check_size(header, name)
+    broken = ImageError(f"{name}: expected a whole {header.format} picture, got broken data. Export it again.")
+    if not is_whole(data, header):
+        raise broken
+    flags = cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION
+    try:
+        image = cv2.imdecode(np.frombuffer(without_orientation(data), np.uint8), flags)
+    except (cv2.error, MemoryError) as err:
+        raise broken from err
+    # A size other than the announced one would have passed by the limit.
+    if image is None or image.shape[:2] != (header.height, header.width):
+        raise broken
+    if image.dtype not in (np.uint8, np.uint16):
+        raise ImageError(
+            f"{name}: expected 8 or 16 bit unsigned integers, got {image.dtype.name}, whose range is not known. "
+            "Convert it to 8 or 16 bit first."
+        )
+    return image
+
+
+def _check_size(header: Header, name: str) -> None:
+    if min(header.width, header.height) < MIN_SIDE_PX:
+        raise ImageError(
+            f"{name}: expected sides of at least {MIN_SIDE_PX} pixels, got {header.width}x{header.height}. "
+            "Remove the file or export it larger."
+        )
+    if header.width * header.height > (limit := max_pixels()):
+        raise ImageError(
+            f"{name}: expected at most {limit:,} pixels, got {header.width}x{header.height}; it was not decoded. "
+            "Raise FLAWSCOPE_MAX_PIXELS if this is a real picture."
+        )
+
+
+def decode_image(data: bytes, name: str = "image") -> UInt8Array:
+    """Decode an encoded picture to uint8 [H, W, 3] RGB; arguments and errors as `decode_stored`."""
+    image = decode_stored(data, name)
+    if image.dtype == np.uint16:
+        image = ((image.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    code = cv2.COLOR_GRAY2RGB if image.ndim == 2 else cv2.COLOR_BGR2RGB
+    return cv2.cvtColor(image, code).astype(np.uint8, copy=False)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as err:
+        raise ImageError(f"{path}: could not be read: {err.strerror or err}.") from err
+
+
+def read_image(path: Path) -> UInt8Array:
+    """Read a picture file to uint8 [H, W, 3] RGB; see `decode_image`."""
+    return decode_image(_read(path), str(path))
+
+
+def read_mask(path: Path, *, is_indexed: bool = False) -> BoolArray:
+    """Read a mask file to bool [H, W], true where there is a defect.
+
+    Args:
+        path: The mask; of a colour mask, each pixel's largest channel counts.
+        is_indexed: The values are class numbers, so every value but 0 is a defect. Otherwise the values are grey
+            levels, and a defect is above half of full scale (from 128 in 8 bit, from 32,768 in 16 bit).
+
+    Raises:
+        ImageError: As `decode_stored`.
+    """
+    mask = decode_stored(_read(path), str(path))
+    if mask.ndim == 3:
+        mask = mask.max(axis=2)
+    return np.asarray(mask > (0 if is_indexed else np.iinfo(mask.dtype).max // 2))
+
+
+def check_image(image: object, name: str = "image") -> UInt8Array:
+    """Return `image` if it is uint8 [H, W, 3] with sides of at least 8 pixels, or raise ArgumentError."""
+    checked = check_array(image, name, ("H", "W", 3), np.uint8)
+    if min(checked.shape[:2]) < MIN_SIDE_PX:
+        raise ArgumentError(
+            f"{name}: expected sides of at least {MIN_SIDE_PX} pixels, got {checked.shape[1]}x{checked.shape[0]}."
+        )
+    return checked
+
+
+def prepare(image: UInt8Array, spec: Preprocessing) -> UInt8Array:
+    """Resize and crop a picture to the input of a graph.
+
+    Args:
+        image: uint8 [H, W, 3] RGB, any size.
+        spec: Target sizes.
+
+    Returns:
+        uint8 [spec.size[0], spec.size[1], 3], contiguous.
+    """
+    height, width = spec.resize
+    shrinks = image.shape[0] >= height and image.shape[1] >= width
+    method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    resized = cv2.resize(image, (width, height), interpolation=method)
+    return np.ascontiguousarray(_crop(resized, spec), dtype=np.uint8)
+
+
+def prepare_mask(mask: BoolArray, spec: Preprocessing) -> BoolArray:
+    """Resize (nearest) and crop a mask with the geometry of `prepare`; bool [H, W] in, bool [size] out."""
+    height, width = spec.resize
+    resized = cv2.resize(mask.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
+    return np.ascontiguousarray(_crop(resized, spec) > 0)
+
+
+def _crop(image: npt.NDArray[Any], spec: Preprocessing) -> npt.NDArray[Any]:
+    top, left = spec.offset
+    height, width = spec.size
+    return image[top : top + height, left : left + width]

@@ -1,0 +1,59 @@
+"""Up-sampling and Gaussian smoothing of an anomaly map as two small matrix products.
+
+Bilinear up-sampling and Gaussian smoothing are both linear and both separable, so for a patch map A [h, w] the whole
+map head is R · A · Cᵀ with two constant matrices R [H, h] and C [W, w]. The graph, the native path and training use
+the same matrices: no resize or border rule of any library can differ between them.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from flawscope.arrays import Float32Array
+
+
+def upsample_matrix(source: int, target: int) -> npt.NDArray[np.float64]:
+    """Return the bilinear interpolation matrix [target, source], half-pixel centres, edges repeated."""
+    position = (np.arange(target) + 0.5) * source / target - 0.5
+    low = np.floor(position).astype(np.int64)
+    fraction = position - low
+    matrix = np.zeros((target, source))
+    rows = np.arange(target)
+    np.add.at(matrix, (rows, np.clip(low, 0, source - 1)), 1.0 - fraction)
+    np.add.at(matrix, (rows, np.clip(low + 1, 0, source - 1)), fraction)
+    return matrix
+
+
+def gaussian_matrix(size: int, sigma: float) -> npt.NDArray[np.float64]:
+    """Return the Gaussian smoothing matrix [size, size], cut at 4 sigma, with mirrored borders (d c b | a b c d).
+
+    Args:
+        size: Length of the axis in pixels.
+        sigma: Standard deviation in pixels; 0 gives the identity.
+    """
+    if sigma <= 0:
+        return np.eye(size)
+    radius = int(4.0 * sigma + 0.5)
+    offsets = np.arange(-radius, radius + 1)
+    weights = np.exp(-0.5 * (offsets / sigma) ** 2)
+    weights /= weights.sum()
+    matrix = np.zeros((size, size))
+    period = max(2 * (size - 1), 1)
+    for row in range(size):
+        index = np.abs(row + offsets) % period
+        np.add.at(matrix[row], np.minimum(index, period - index), weights)
+    return matrix
+
+
+def map_matrices(grid: tuple[int, int], size: tuple[int, int], sigma: float) -> tuple[Float32Array, Float32Array]:
+    """Return R [H, h] and Cᵀ [w, W], float32: the map head is R @ patch_map @ Cᵀ.
+
+    Args:
+        grid: Rows h and columns w of the patch map.
+        size: Height H and width W of the anomaly map, in pixels.
+        sigma: Standard deviation of the Gaussian, in pixels of the anomaly map.
+    """
+    rows = gaussian_matrix(size[0], sigma) @ upsample_matrix(grid[0], size[0])
+    columns = gaussian_matrix(size[1], sigma) @ upsample_matrix(grid[1], size[1])
+    return rows.astype(np.float32), np.ascontiguousarray(columns.T, dtype=np.float32)

@@ -1,0 +1,149 @@
+"""Large pictures in tiles: where they lie, how one is cut out, and how their maps become one without seams."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import msgspec
+import numpy as np
+
+from flawscope.arrays import Float32Array, UInt8Array
+from flawscope.errors import ArgumentError, ImageError
+from flawscope.imaging.image_headers import read_header
+from flawscope.imaging.images import read_image
+
+
+class Tiling(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How a picture is cut into tiles.
+
+    Attributes:
+        size: Height and width of a tile in pixels of the picture; a tile is what is resized to the graph's input.
+        overlap: Share of a tile that its neighbour has too, 0 to 0.5. More is taken where it makes the tiles come out
+            even.
+    """
+
+    size: tuple[int, int]
+    overlap: float = 0.25
+
+    def __post_init__(self) -> None:
+        if min(self.size) < 16 or max(self.size) > 8192:
+            raise ArgumentError(f"tile: expected height and width from 16 to 8192 pixels, got {list(self.size)}.")
+        if not 0.0 <= self.overlap <= 0.5:
+            raise ArgumentError(f"tile_overlap: expected a share from 0 to 0.5, got {self.overlap}.")
+
+    def corners(self, height: int, width: int) -> list[tuple[int, int]]:
+        """Return top and left of every tile of a picture, row by row; together they cover it."""
+        return [
+            (top, left)
+            for top in _starts(height, self.size[0], self.overlap)
+            for left in _starts(width, self.size[1], self.overlap)
+        ]
+
+    def cut(self, image: UInt8Array, corner: tuple[int, int]) -> UInt8Array:
+        """Return a tile uint8 [h, w, 3]; where the picture is smaller than a tile it is continued by reflection."""
+        top, left = corner
+        part = image[top : top + self.size[0], left : left + self.size[1]]
+        below, right = self.size[0] - part.shape[0], self.size[1] - part.shape[1]
+        if below == 0 and right == 0:
+            return part
+        padded = cv2.copyMakeBorder(part, 0, below, 0, right, cv2.BORDER_REFLECT_101)
+        return padded.astype(np.uint8, copy=False)
+
+
+def _starts(length: int, tile: int, overlap: float) -> list[int]:
+    """Return where tiles begin along one axis: as few as reach that overlap, spread evenly."""
+    if length <= tile:
+        return [0]
+    step = max(1, int(tile * (1.0 - overlap)))
+    count = -(-(length - tile) // step) + 1
+    return [round(index * (length - tile) / (count - 1)) for index in range(count)]
+
+
+class MapBlender:
+    """The map of a whole picture from those of its tiles.
+
+    Every tile counts most in its middle and hardly at its edge (a squared sine along both axes), so a seam has nothing
+    to show. Memory is that of the map and its weights, whatever the number of tiles.
+
+    Args:
+        size: Height and width of the picture in pixels.
+        tiling: How it was cut.
+    """
+
+    def __init__(self, size: tuple[int, int], tiling: Tiling) -> None:
+        self._tiling = tiling
+        self._sums = np.zeros(size, np.float32)
+        self._weights = np.zeros(size, np.float32)
+        down, across = (np.sin(np.pi * (np.arange(side) + 0.5) / side) ** 2 + 1e-3 for side in tiling.size)
+        self._window = np.outer(down, across).astype(np.float32)
+
+    def add(self, corner: tuple[int, int], tile_map: Float32Array) -> None:
+        """Add the map of a tile, float32 [h, w] of any size."""
+        top, left = corner
+        height, width = self._tiling.size
+        larger = cv2.resize(tile_map, (width, height), interpolation=cv2.INTER_LINEAR)
+        place = (slice(top, top + height), slice(left, left + width))
+        rows, columns = self._sums[place].shape  # a picture smaller than a tile has no room for all of it
+        self._sums[place] += (larger * self._window)[:rows, :columns]
+        self._weights[place] += self._window[:rows, :columns]
+
+    def finish(self) -> Float32Array:
+        """Return the map, float32 [H, W]; the blender is of no use afterwards."""
+        self._sums /= self._weights
+        return self._sums
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A tile of a picture file."""
+
+    path: Path
+    corner: tuple[int, int]
+    tiling: Tiling
+
+    def __str__(self) -> str:
+        return f"{self.path} at row {self.corner[0]}, column {self.corner[1]}"
+
+
+Picture = Path | Tile
+"""What training reads: a file, or a tile of one."""
+
+
+def tiles_of(path: Path, tiling: Tiling) -> Iterator[Tile]:
+    """Yield the tiles of a picture file; only its header is decoded.
+
+    Raises:
+        ImageError: If it is no picture.
+    """
+    try:
+        header = read_header(path.read_bytes())
+    except OSError as err:
+        raise ImageError(f"{path}: could not be read: {err.strerror or err}.") from err
+    if header is None:
+        raise ImageError(f"{path}: expected a picture, got other or broken bytes. Remove the file or export it again.")
+    for corner in tiling.corners(header.height, header.width):
+        yield Tile(path, corner, tiling)
+
+
+def read_picture(picture: Picture) -> UInt8Array:
+    """Read a file, or a tile of one, to uint8 [H, W, 3] RGB; see `flawscope.imaging.images.read_image`."""
+    if isinstance(picture, Path):
+        return read_image(picture)
+    return picture.tiling.cut(_read_again(picture.path), picture.corner)
+
+
+_last: dict[str, UInt8Array] = {}
+
+
+def _read_again(path: Path) -> UInt8Array:
+    """Read a file, or return it if it was the last one read: its tiles are asked for one after the other."""
+    name = str(path)
+    found = _last.get(name)
+    if found is None:
+        found = read_image(path)
+        _last.clear()  # one picture is kept, whoever reads; two threads at most decode the same one twice
+        _last[name] = found
+    return found

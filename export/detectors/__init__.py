@@ -1,0 +1,1 @@
+"""Export of detectors: graphs, heads, and the independent reference of the parity gate."""

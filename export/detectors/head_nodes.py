@@ -1,0 +1,211 @@
+"""The scoring heads as ONNX nodes: patches and a bank become `anomaly_map` and `score`.
+
+The heads are written node by node, not traced: operators, names and memory are ours to choose, and the parity gate
+compares two implementations instead of one with itself. Large constants are not copied into the graph: they are
+external data that point into `bank.safetensors`, so the bundle holds every number once.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from flawscope.bundle import BankHead, PadimHead, PatchcoreHead
+from flawscope.imaging.map_upsampling import map_matrices
+
+BLOCK_ELEMENTS = 1 << 24
+"""Elements of one distance block at the largest batch: 64 MiB of float32."""
+
+
+class BankFile:
+    """Where the tensors of a safetensors file lie, as ONNX external data sees it."""
+
+    def __init__(self, path: Path) -> None:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(length))
+        self.name = path.name
+        self._start = 8 + length
+        self._entries = {key: value for key, value in header.items() if key != "__metadata__"}
+
+    def shape(self, tensor: str) -> tuple[int, ...]:
+        """Return the shape of a stored tensor."""
+        return tuple(self._entries[tensor]["shape"])
+
+    def initializer(self, tensor: str, name: str) -> TensorProto:
+        """Return an initializer that refers to a stored tensor."""
+        entry = self._entries[tensor]
+        shape = list(entry["shape"])
+        kind, itemsize = {"F32": (TensorProto.FLOAT, 4), "I64": (TensorProto.INT64, 8)}[entry["dtype"]]
+        offset = self._start + entry["data_offsets"][0]
+        proto = TensorProto(name=name, data_type=kind, dims=shape, data_location=TensorProto.EXTERNAL)
+        for key, value in (("location", self.name), ("offset", offset), ("length", itemsize * math.prod(shape))):
+            proto.external_data.add(key=key, value=str(value))
+        return proto
+
+
+class _Nodes:
+    """Collects the nodes and constants of a head under one prefix."""
+
+    def __init__(self) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.initializers: list[TensorProto] = []
+
+    def add(self, operator: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:
+        """Append a node and return the name of its output."""
+        name = f"head.{output}" if output not in ("anomaly_map", "score") else output
+        self.nodes.append(helper.make_node(operator, list(inputs), [name], name=f"head/{output}", **attributes))
+        return name
+
+    def constant(self, value: npt.NDArray[np.generic], name: str) -> str:
+        """Store a small array inside the graph and return its name."""
+        self.initializers.append(numpy_helper.from_array(value, f"head.{name}"))
+        return f"head.{name}"
+
+    def axes(self, *values: int) -> str:
+        """Return the name of an int64 constant; the same values share one."""
+        name = "axes_" + "_".join(str(value).replace("-", "m") for value in values)
+        if not any(existing.name == f"head.{name}" for existing in self.initializers):
+            self.constant(np.array(values, np.int64), name)
+        return f"head.{name}"
+
+    def rows(self, tensor: str, start: int, stop: int, output: str) -> str:
+        """Take some rows of a tensor and return the name of the result."""
+        return self.add("Slice", [tensor, self.axes(start), self.axes(stop), self.axes(0)], output)
+
+    def external(self, proto: TensorProto) -> str:
+        """Refer to a stored tensor and return its name."""
+        self.initializers.append(proto)
+        return proto.name
+
+
+def append_head(
+    features: onnx.ModelProto, head: BankHead, bank: BankFile, size: tuple[int, int], max_batch: int
+) -> onnx.ModelProto:
+    """Return the complete graph `image` → `anomaly_map` float32 [N, H, W], `score` float32 [N].
+
+    Args:
+        features: The graph that ends in `patches`.
+        head: Method and parameters.
+        bank: The stored bank; it must lie beside the graph when that is run.
+        size: Height and width of the anomaly map in pixels.
+        max_batch: Largest batch; sets how many bank rows one distance block takes.
+    """
+    model = onnx.ModelProto()
+    model.CopyFrom(features)
+    nodes = _Nodes()
+    if isinstance(head, PatchcoreHead):
+        _patchcore(nodes, head, bank, size, max_batch)
+    else:
+        _padim(nodes, head, bank, size)
+    model.graph.node.extend(nodes.nodes)
+    model.graph.initializer.extend(nodes.initializers)
+    del model.graph.output[:]
+    model.graph.output.extend(
+        [
+            helper.make_tensor_value_info("anomaly_map", TensorProto.FLOAT, ["N", *size]),
+            helper.make_tensor_value_info("score", TensorProto.FLOAT, ["N"]),
+        ]
+    )
+    return model
+
+
+def _map(nodes: _Nodes, distances: str, head: BankHead, size: tuple[int, int]) -> None:
+    """Distances [N·P] or [N, P] → anomaly_map, as the two matrix products of `maphead`."""
+    rows, columns = map_matrices(head.grid, size, head.sigma)
+    grid = nodes.add("Reshape", [distances, nodes.axes(-1, *head.grid)], "grid")
+    tall = nodes.add("MatMul", [nodes.constant(rows, "map_rows"), grid], "tall")
+    nodes.add("MatMul", [tall, nodes.constant(columns, "map_columns")], "anomaly_map")
+
+
+def _patchcore(nodes: _Nodes, head: PatchcoreHead, bank: BankFile, size: tuple[int, int], max_batch: int) -> None:
+    rows, channels = bank.shape("bank")
+    positions = head.grid[0] * head.grid[1]
+    whole = nodes.external(bank.initializer("bank", "bank"))
+    all_norms = nodes.external(bank.initializer("norms", "norms"))
+    flat = nodes.add("Reshape", ["patches", nodes.axes(-1, channels)], "queries")
+    step = max(64, BLOCK_ELEMENTS // (max_batch * positions) // 64 * 64)
+    value = index = ""
+    for start in range(0, rows, step):
+        stop, one = min(start + step, rows), rows <= step
+        # Sliced in the graph and not from the file: TensorRT refuses two weights that begin at the same address.
+        part = whole if one else nodes.rows(whole, start, stop, f"bank_{start}")
+        norms = all_norms if one else nodes.rows(all_norms, start, stop, f"norms_{start}")
+        # ‖m‖² − 2·q·m: what is left out, ‖q‖², is the same for all rows of the bank.
+        product = nodes.add("Gemm", [flat, part, norms], f"product_{start}", alpha=-2.0, transB=1)
+        found = nodes.add("ArgMin", [product], f"found_{start}", axis=1, keepdims=1)
+        if one:
+            index = found
+            break
+        least = nodes.add("ReduceMin", [product, nodes.axes(1)], f"least_{start}", keepdims=1)
+        shifted = nodes.add("Add", [found, nodes.axes(start)], f"shifted_{start}")
+        if not value:
+            value, index = least, shifted
+            continue
+        better = nodes.add("Less", [least, value], f"better_{start}")
+        index = nodes.add("Where", [better, shifted, index], f"index_{start}")
+        value = nodes.add("Min", [least, value], f"value_{start}")
+    matched = nodes.add("Reshape", [index, nodes.axes(-1)], "matched")
+    # The product form loses digits where distances are small beside norms: the winner's distance is taken again.
+    neighbour = nodes.add("Gather", [whole, matched], "neighbour", axis=0)
+    difference = nodes.add("Sub", [flat, neighbour], "difference")
+    squared = nodes.add("ReduceSumSquare", [difference, nodes.axes(1)], "squared", keepdims=0)
+    distance = nodes.add("Sqrt", [squared], "distance")
+    _map(nodes, distance, head, size)
+
+    by_image = nodes.add("Reshape", [distance, nodes.axes(-1, positions)], "by_image")
+    if head.reweight == "none" or min(head.neighbors, rows) == 1:  # one neighbour is nothing to weigh against
+        nodes.add("ReduceMax", [by_image, nodes.axes(1)], "score", keepdims=0)
+        return
+    top = nodes.add("ReduceMax", [by_image, nodes.axes(1)], "top", keepdims=0)
+    place = nodes.add("ArgMax", [by_image], "place", axis=1, keepdims=1)
+    query = nodes.add("GatherND", ["patches", place], "query", batch_dims=1)
+    if head.reweight == "paper":
+        matches = nodes.add("Reshape", [matched, nodes.axes(-1, positions)], "matches")
+        best = nodes.add("GatherND", [matches, place], "best", batch_dims=1)
+        table = nodes.external(bank.initializer("neighbours", "neighbours"))
+        around = nodes.add("Gather", [table, best], "around", axis=0)
+    else:
+        products = nodes.add("Gemm", [query, whole, all_norms], "query_products", alpha=-2.0, transB=1)
+        count = nodes.axes(min(head.neighbors, rows))
+        nodes.nodes.append(
+            helper.make_node(
+                "TopK", [products, count], ["head.query_least", "head.around"], name="head/around", axis=1, largest=0
+            )
+        )
+        around = "head.around"
+    members = nodes.add("Gather", [whole, around], "members", axis=0)
+    centre = nodes.add("Unsqueeze", [query, nodes.axes(1)], "centre")
+    spread = nodes.add("Sub", [members, centre], "spread")
+    spread_squared = nodes.add("ReduceSumSquare", [spread, nodes.axes(2)], "spread_squared", keepdims=0)
+    distances = nodes.add("Sqrt", [spread_squared], "distances")
+    shares = nodes.add("Softmax", [distances], "shares", axis=1)
+    if head.reweight == "paper":
+        first = nodes.constant(np.array(0, np.int64), "first")
+        own = nodes.add("Gather", [shares, first], "own_share", axis=1)
+    else:
+        own = nodes.add("ReduceMax", [shares, nodes.axes(1)], "own_share", keepdims=0)
+    weight = nodes.add("Sub", [nodes.constant(np.array(1.0, np.float32), "one"), own], "weight")
+    nodes.add("Mul", [weight, top], "score")
+
+
+def _padim(nodes: _Nodes, head: PadimHead, bank: BankFile, size: tuple[int, int]) -> None:
+    mean = nodes.external(bank.initializer("mean", "mean"))
+    whitening = nodes.external(bank.initializer("whitening", "whitening"))
+    centred = nodes.add("Sub", ["patches", mean], "centred")
+    at_position = nodes.add("Transpose", [centred], "at_position", perm=[1, 0, 2])
+    white = nodes.add("MatMul", [at_position, whitening], "white")
+    squared = nodes.add("ReduceSumSquare", [white, nodes.axes(2)], "squared", keepdims=0)
+    distance = nodes.add("Sqrt", [squared], "distance")
+    by_image = nodes.add("Transpose", [distance], "by_image", perm=[1, 0])
+    _map(nodes, by_image, head, size)
+    nodes.add("ReduceMax", ["anomaly_map", nodes.axes(1, 2)], "score", keepdims=0)

@@ -1,0 +1,87 @@
+"""Scores by plain torch, the reference of the parity gate: the papers' formulas with torch's own distance functions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from flawscope.arrays import Float32Array, UInt8Array
+from flawscope.bundle import BankHead, PatchcoreHead
+from flawscope.imaging.map_upsampling import map_matrices
+from flawscope.training.diffusion.torch_reconstruction import Reconstruction
+from flawscope.training.features.patch_features import PatchFeatures
+
+
+def torch_scores(
+    features: PatchFeatures,
+    head: BankHead,
+    tensors: Mapping[str, npt.NDArray[Any]],
+    size: tuple[int, int],
+    images: Sequence[UInt8Array],
+) -> tuple[Float32Array, Float32Array]:
+    """Return anomaly maps float32 [N, H, W] and scores float32 [N], picture by picture, in float64 after the backbone.
+
+    Args:
+        features: The feature module.
+        head: Method and parameters.
+        tensors: The bank.
+        size: Height and width of the anomaly map.
+        images: Prepared pictures, uint8 [H, W, 3].
+    """
+    bank = {name: torch.from_numpy(np.asarray(value)) for name, value in tensors.items()}
+    rows, columns = (torch.from_numpy(matrix).double() for matrix in map_matrices(head.grid, size, head.sigma))
+    maps, scores = [], []
+    with torch.inference_mode():
+        for image in images:
+            patches = features(torch.from_numpy(image[None]).to(features.device))[0].cpu().double()
+            if isinstance(head, PatchcoreHead):
+                distances, score = _patchcore(patches, head, bank)
+            else:
+                centred = (patches - bank["mean"].double())[:, None]
+                distances = (centred @ bank["whitening"].double())[:, 0].norm(dim=1)
+                score = None
+            anomaly_map = rows @ distances.reshape(head.grid) @ columns
+            maps.append(anomaly_map.float().numpy())
+            scores.append(float(anomaly_map.max() if score is None else score))
+    return np.stack(maps), np.array(scores, np.float32)
+
+
+def network_scores(network: nn.Module, images: Sequence[UInt8Array]) -> tuple[Float32Array, Float32Array]:
+    """Return anomaly maps float32 [N, H, W] and scores float32 [N] of a network that makes them itself."""
+    with torch.inference_mode():
+        found = [network(torch.from_numpy(image[None])) for image in images]
+    maps, scores = (torch.cat(parts).numpy() for parts in zip(*found, strict=True))
+    return maps, scores
+
+
+def reconstruction_scores(
+    reconstruction: Reconstruction, images: Sequence[UInt8Array]
+) -> tuple[Float32Array, Float32Array]:
+    """Return anomaly maps float32 [N, H, W] and scores float32 [N] of torch networks, at the noise of the run."""
+    found = [reconstruction(image[None]) for image in images]
+    return np.concatenate([one.maps for one in found]), np.concatenate([one.scores for one in found])
+
+
+def _patchcore(patches: Tensor, head: PatchcoreHead, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    bank = tensors["bank"].double()
+    count = min(head.neighbors, len(bank))
+    # Subtraction, not the product form: this is the reference the product form is measured against.
+    distances = torch.cdist(patches, bank, compute_mode="donot_use_mm_for_euclid_dist")
+    nearest, matched = distances.min(dim=1)
+    place = int(nearest.argmax())
+    top = nearest[place]
+    if head.reweight == "none" or count == 1:
+        return nearest, top
+    if head.reweight == "paper":
+        match = int(matched[place])
+        around = torch.cdist(bank[match : match + 1], bank)[0].argsort()[:count]
+        own = torch.exp(distances[place, match])
+    else:
+        around = distances[place].argsort()[:count]
+        own = torch.exp(distances[place, around]).max()
+    return nearest, top * (1 - own / torch.exp(distances[place, around]).sum())

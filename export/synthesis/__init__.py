@@ -1,0 +1,1 @@
+"""Export of generators: graphs, precision, and the gate on drawn images."""

@@ -1,0 +1,164 @@
+"""The gate of bundles that draw: torch and the graphs draw the same pictures from the same noise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from flawscope.arrays import Float32Array, UInt8Array
+from flawscope.bundle import Graph, PictureParity, SynthHead
+from flawscope.diffusion.latent_inpainting import draw_latents, draw_noise, guided, keep_of
+from flawscope.diffusion.prompts import Tokens
+from flawscope.diffusion.reconstruction import signed, unsigned
+from flawscope.errors import GateError
+from flawscope.export.synthesis.generator_graphs import OUTPUTS
+from flawscope.runtime.backends.ort import OrtSession
+
+STEPS = 4
+"""Steps of the gate. Every step runs the network on what the step before made of its differences, so that few show
+what many would; of a large network each takes minutes on a CPU."""
+
+PSNR_LIMIT = 50.0
+"""Least peak signal-to-noise ratio in dB of a picture: half of all bytes may differ by one and no more."""
+
+EQUAL_DB = 100.0
+"""What stands for the ratio of equal pictures."""
+
+Call = Callable[[str, Mapping[str, npt.NDArray[Any]]], Float32Array]
+"""Name of a graph, and its inputs by name → its output."""
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What the gate draws.
+
+    Attributes:
+        head: How it is drawn; the steps are `STEPS`.
+        pictures: Good pictures, uint8 [N, H, W, 3].
+        texts: A text for each picture.
+        empty: The empty text, once.
+        max_batch: Largest batch of the networks.
+    """
+
+    head: SynthHead
+    pictures: UInt8Array
+    texts: Tokens
+    empty: Tokens
+    max_batch: int
+
+
+def draw_checked(call: Call, drawing: Drawing) -> UInt8Array:
+    """Return the pictures with something drawn in a box in their middle, half as high and wide, uint8 [N, H, W, 3].
+
+    Texts and pictures go through the networks in batches, as large as guidance lets them be.
+    """
+    most = max(1, drawing.max_batch // 2)
+    empty = call("text", _inputs(drawing.empty, slice(0, 1)))
+    drawn = []
+    for start in range(0, len(drawing.pictures), most):
+        part = slice(start, min(start + most, len(drawing.pictures)))
+        context = call("text", _inputs(drawing.texts, part))
+        drawn.append(_draw(call, drawing, part, context, empty))
+    return np.concatenate(drawn)
+
+
+def _inputs(tokens: Tokens, part: slice) -> dict[str, npt.NDArray[Any]]:
+    return {"tokens": tokens.tokens[part], "vectors": tokens.vectors[part], "placed": tokens.placed[part]}
+
+
+def _draw(call: Call, drawing: Drawing, part: slice, context: Float32Array, empty: Float32Array) -> UInt8Array:
+    head, pictures = drawing.head, signed(drawing.pictures[part])
+    count, (height, width) = len(pictures), pictures.shape[2:]
+    mask = np.zeros((height, width), np.bool_)
+    mask[height // 4 : -(height // 4), width // 4 : -(width // 4)] = True
+    keep = np.broadcast_to(keep_of(mask, head.latents[1:]), (count, 1, *head.latents[1:])).copy()
+    clean = call("encode", {"image": pictures})
+    beside = []
+    if head.mode == "inpaint":
+        beside = [np.float32(1.0) - keep, call("encode", {"image": pictures * (~mask).astype(np.float32)})]
+    contexts = np.concatenate([context, *[empty] * count])
+    sampling = msgspec.structs.replace(head.sampling, steps=STEPS)
+
+    def predict(x: Float32Array, timestep: int) -> Float32Array:
+        given = np.concatenate([x, *beside], axis=1)
+        inputs = {
+            "x": np.concatenate([given, given]),
+            "timestep": np.full(2 * count, timestep, np.int64),
+            "context": contexts,
+        }
+        noise = call("denoise", inputs)
+        return guided(noise[:count], noise[count:], head.guidance)
+
+    noise = np.stack([draw_noise(part.start + one, head.mode, sampling, head.latents) for one in range(count)])
+    latents = draw_latents(head.mode, clean, keep, noise, sampling, predict)
+    return unsigned(call("decode", {"latents": latents}))
+
+
+def torch_call(modules: Mapping[str, nn.Module]) -> Call:
+    """Return what calls torch modules."""
+
+    def call(name: str, inputs: Mapping[str, npt.NDArray[Any]]) -> Float32Array:
+        with torch.inference_mode():
+            given = {key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in inputs.items()}
+            found: Float32Array = modules[name](**given).numpy()
+        return found
+
+    return call
+
+
+class GraphCalls:
+    """Calls graphs on the CPU, one session at a time: together they may not fit into memory.
+
+    Args:
+        graphs: Name → what the manifest says of a graph.
+        folder: Where the graphs lie.
+    """
+
+    def __init__(self, graphs: Mapping[str, Graph], folder: Path) -> None:
+        self._graphs, self._folder = graphs, folder
+        self._name = ""
+        self._session: OrtSession | None = None
+
+    def __call__(self, name: str, inputs: Mapping[str, npt.NDArray[Any]]) -> Float32Array:
+        """Return the output of a graph."""
+        if self._session is None or self._name != name:
+            self.close()
+            self._session, self._name = OrtSession(self._folder / self._graphs[name].file, "cpu"), name
+        found: Float32Array = self._session.run(inputs)[OUTPUTS[name]]
+        return found
+
+    def close(self) -> None:
+        """Release the session; closing twice is harmless."""
+        if self._session is not None:
+            self._session.close()
+        self._session = None
+
+
+def measure_pictures(expected: UInt8Array, measured: UInt8Array) -> float:
+    """Return the least peak signal-to-noise ratio in dB of pictures uint8 [N, H, W, 3], 100 where they are equal."""
+    differences = expected.astype(np.float64) - measured.astype(np.float64)
+    worst = float((differences**2).mean(axis=(1, 2, 3)).max())
+    return EQUAL_DB if worst == 0.0 else min(EQUAL_DB, 10.0 * float(np.log10(255.0**2 / worst)))
+
+
+def check_pictures(expected: UInt8Array, measured: UInt8Array) -> PictureParity:
+    """Return how far the graphs agree with torch.
+
+    Raises:
+        GateError: If they do not.
+    """
+    ratio = measure_pictures(expected, measured)
+    if not ratio >= PSNR_LIMIT:
+        raise GateError(
+            f"parity: pictures drawn by the graphs against those by torch, in {STEPS} steps from the same noise: "
+            f"expected a ratio from {PSNR_LIMIT:g} dB, got {ratio:.1f} dB. No bundle was written."
+        )
+    return PictureParity("torch", "denoise.onnx and the others, cpu", len(expected), STEPS, ratio)

@@ -1,0 +1,1 @@
+"""Measuring a bundle: latency, throughput, memory, cold start, soak."""

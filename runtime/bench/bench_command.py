@@ -1,0 +1,165 @@
+"""`flawscope bench`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+from click.core import ParameterSource
+from rich.console import Console
+from rich.table import Table
+
+from flawscope.bundle import PRECISIONS
+from flawscope.errors import ArgumentError, GateError
+from flawscope.files import write_bytes
+from flawscope.runtime.backends import BACKENDS
+from flawscope.runtime.bench.alternation import compare, parse_configuration
+from flawscope.runtime.bench.bench_plot import check_plot, write_plot
+from flawscope.runtime.bench.bench_tables import (
+    compare_lines,
+    compare_table,
+    soak_lines,
+    soak_table,
+    stage_table,
+    summary,
+    sweep_table,
+)
+from flawscope.runtime.bench.cold_start import cold_start
+from flawscope.runtime.bench.measurement import sweep
+from flawscope.runtime.bench.soak import soak
+from flawscope.runtime.inspector import PATHS, Inspector
+from flawscope.terminal import command_line, progress_bars
+
+
+@click.command("bench")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--backend", type=click.Choice(BACKENDS), default="auto", show_default=True)
+@click.option("--path", "path", type=click.Choice(PATHS), default="auto", show_default=True, help="How maps are made.")
+@click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True)
+@click.option(
+    "--batch", "batches", multiple=True, default=["1"], show_default=True,
+    help="Pictures per inference; several as 1,2,4,8 or by giving the option again.",
+)  # fmt: skip
+@click.option("--seconds", type=float, default=10.0, show_default=True, help="Measuring time after warm-up, per batch.")
+@click.option("--no-cold-start", is_flag=True, help="Do not start new processes to measure the cold start.")
+@click.option(
+    "--compare", "configurations", multiple=True, metavar="BACKEND[:PATH[:PRECISION]]",
+    help="Measure this configuration in alternation with the others; give it twice or more.",
+)  # fmt: skip
+@click.option("--soak", "scorings", type=int, metavar="N", help="Score N pictures; fit slopes of memory and latency.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the figures to a JSON file.")
+@click.option("--plot", "plot_file", type=click.Path(path_type=Path), help="Draw the figures to an SVG file.")
+@click.pass_context
+def bench_command(
+    context: click.Context,
+    bundle: Path,
+    backend: str,
+    path: str,
+    precision: str,
+    batches: tuple[str, ...],
+    seconds: float,
+    no_cold_start: bool,
+    configurations: tuple[str, ...],
+    scorings: int | None,
+    json_file: Path | None,
+    plot_file: Path | None,
+) -> None:
+    """Measure latency per stage, throughput, memory, cold start, and the ratio to the backbone alone.
+
+    Pictures are the bundle's golden images, encoded in memory; disk and camera are not part of the figures. With
+    --soak the exit status is 1 if memory grows.
+    """
+    numbers = parse_batches(batches)
+    if plot_file is not None:
+        check_plot(plot_file)
+    if configurations:
+        _refuse(context, "--compare", "backend", "path", "precision", "no_cold_start", "scorings")
+        _one_batch("--compare", numbers)
+        figures = _compare(bundle, configurations, numbers[0], seconds)
+        _show([compare_table(figures)], compare_lines(figures))
+    elif scorings is not None:
+        _refuse(context, "--soak", "seconds", "no_cold_start")
+        _one_batch("--soak", numbers)
+        figures = _soak(bundle, (backend, path, precision), numbers[0], scorings)
+        _show([soak_table(figures)], soak_lines(figures))
+    else:
+        figures = _sweep(bundle, (backend, path, precision), numbers, seconds, not no_cold_start)
+        _show([stage_table(figures) if len(numbers) == 1 else sweep_table(figures)], summary(figures))
+    figures["command"] = command_line()
+    if json_file is not None:
+        write_bytes(json_file, msgspec.json.format(msgspec.json.encode(figures), indent=1) + b"\n")
+    if plot_file is not None:
+        write_plot(plot_file, figures)
+    if figures.get("is_growing"):
+        raise GateError(
+            f"soak: expected memory to grow by at most {figures['memory']['bound']:.3g} KiB per 1,000 scorings, got "
+            f"{figures['memory']['slope']:.1f} KiB. Repeat with more scorings, and report it if it stays."
+        )
+
+
+def parse_batches(texts: Iterable[str]) -> tuple[int, ...]:
+    """Return the batches that options such as `1` or `1,2,4,8` name, ascending, each once.
+
+    Raises:
+        ArgumentError: If one is no number.
+    """
+    words = [word.strip() for text in texts for word in text.split(",")]
+    for word in words:
+        if not word.removeprefix("-").isdecimal() or len(word) > 9:
+            raise ArgumentError(f"batch: expected a number such as 1, or several as 1,2,4,8, got {word!r}.")
+    # Ascending, because the peak of memory is one of the whole process: the larger batch must come later.
+    return tuple(sorted({int(word) for word in words}))
+
+
+def _sweep(
+    bundle: Path, chosen: tuple[str, str, str], batches: tuple[int, ...], seconds: float, has_cold_start: bool
+) -> dict[str, Any]:
+    with Inspector.load(bundle, *chosen) as inspector, progress_bars() as report:
+        figures = sweep(
+            inspector,
+            batches=batches,
+            seconds=seconds,
+            progress=lambda share: report("measuring", round(100 * share), 100),
+        )
+        figures["cold_start"] = cold_start(inspector, bundle) if has_cold_start else None
+    return figures
+
+
+def _compare(bundle: Path, texts: tuple[str, ...], batch: int, seconds: float) -> dict[str, Any]:
+    configurations = [parse_configuration(text) for text in texts]
+    with progress_bars() as report:
+        return compare(
+            bundle,
+            configurations,
+            batch=batch,
+            seconds=seconds,
+            progress=lambda share: report("measuring", round(100 * share), 100),
+        )
+
+
+def _soak(bundle: Path, chosen: tuple[str, str, str], batch: int, scorings: int) -> dict[str, Any]:
+    with Inspector.load(bundle, *chosen) as inspector, progress_bars() as report:
+        return soak(inspector, scorings, batch=batch, progress=lambda done: report("scoring", done, scorings))
+
+
+def _show(tables: Iterable[Table], lines: Iterable[str]) -> None:
+    for table in tables:
+        Console().print(table)
+    for line in lines:
+        click.echo(line)
+
+
+def _refuse(context: click.Context, mode: str, *parameters: str) -> None:
+    """Raise ArgumentError if an option was given that a mode has no use for."""
+    for parameter in context.command.params:
+        given = context.get_parameter_source(parameter.name or "")
+        if parameter.name in parameters and given not in (ParameterSource.DEFAULT, ParameterSource.DEFAULT_MAP):
+            raise ArgumentError(f"bench: {parameter.opts[0]} has no effect with {mode}. Leave one of the two out.")
+
+
+def _one_batch(mode: str, batches: tuple[int, ...]) -> None:
+    if len(batches) != 1:
+        raise ArgumentError(f"bench: expected one batch with {mode}, got {', '.join(map(str, batches))}.")

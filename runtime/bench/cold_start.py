@@ -1,0 +1,119 @@
+"""Cold start: from a new process to its first decision."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from flawscope.errors import BackendError
+from flawscope.runtime.inspector import Inspector
+
+REPEATS = 3
+_TIMEOUT_S, _BUILD_TIMEOUT_S = 300, 3600
+PARTS = ("process", "interpreter", "import", "load", "first_decision")
+
+# Run in a new interpreter. A folder that happens to be the current one must not lend it modules.
+_CODE = """
+import sys, time
+sys.path[:] = [place for place in sys.path if place]
+marks = [time.perf_counter()]
+from flawscope.runtime import Inspector
+marks.append(time.perf_counter())
+inspector = Inspector.load(*sys.argv[1:5])
+marks.append(time.perf_counter())
+result = inspector(sys.argv[5])
+marks.append(time.perf_counter())
+ended_ns = time.time_ns()
+if result.score is None:
+    sys.exit(result.reason)
+import json
+from flawscope.resident_memory import peak_kib, resident_kib
+print(json.dumps([marks, ended_ns, resident_kib(), peak_kib()]))
+"""
+
+
+def cold_start(inspector: Inspector, bundle: Path) -> dict[str, Any]:
+    """Start a new process three times, each of which loads a bundle and decides on its first golden image.
+
+    The bundle's files are in the system's page cache by then. Engines that a backend caches are in its cache.
+
+    Args:
+        inspector: The loaded bundle: says which backend, path and precision, and that both work.
+        bundle: Path of the bundle.
+
+    Returns:
+        Medians in milliseconds: `process` from the order to start it until the decision; of that, `interpreter`
+        (the start of Python), `import`, `load` (opening,
+        checking every file, making the session, golden check) and `first_decision`. Every run as well, and the
+        resident memory of such a process after the decision and at its peak in KiB. With `tensorrt` also one run with
+        an empty cache, which builds the engine.
+
+    Raises:
+        BackendError: If a new process cannot do what this one did.
+    """
+    picture = inspector.bundle.file(inspector.manifest.golden_of(inspector.precision)[0].file)
+    arguments = [str(bundle), inspector.backend, inspector.path, inspector.precision, str(picture)]
+    runs = [_run(arguments) for _ in range(REPEATS)]
+    memory = [run.pop("memory") for run in runs]
+    return {
+        "without_engine_ms": _without_engine(arguments) if inspector.backend == "tensorrt" else None,
+        "processes": REPEATS,
+        "median_ms": {part: statistics.median(run[part] for run in runs) for part in PARTS},
+        "runs_ms": runs,
+        "rss_kib": _median([own[0] for own in memory]),
+        "peak_rss_kib": _median([own[1] for own in memory]),
+    }
+
+
+def _without_engine(arguments: list[str]) -> dict[str, float]:
+    """Return milliseconds per part of a process that has to build its engine first."""
+    with tempfile.TemporaryDirectory() as empty:
+        run = _run(arguments, {"FLAWSCOPE_ENGINES": empty}, _BUILD_TIMEOUT_S)
+    del run["memory"]
+    return run
+
+
+def _run(
+    arguments: list[str], variables: Mapping[str, str] | None = None, timeout_s: float | None = None
+) -> dict[str, Any]:
+    """Run one process; return milliseconds per part, and its memory."""
+    limit_s = _TIMEOUT_S if timeout_s is None else timeout_s
+    started_ns = time.time_ns()  # the one clock that two processes are sure to share
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", _CODE, *arguments],
+            capture_output=True,
+            text=True,
+            timeout=limit_s,
+            check=False,
+            env={**os.environ, **(variables or {})},
+        )
+    except subprocess.TimeoutExpired as err:
+        raise BackendError(
+            f"cold start: expected a decision within {limit_s:g} s, got none. Leave it out with --no-cold-start."
+        ) from err
+    if done.returncode != 0:
+        reason = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+        raise BackendError(
+            f"cold start: expected a new process to do what this one did, got: {reason}. "
+            "Leave it out with --no-cold-start."
+        )
+    marks, ended_ns, *memory = msgspec.json.decode(done.stdout)
+    steps = [1e3 * (after - before) for before, after in itertools.pairwise(marks)]
+    whole = (ended_ns - started_ns) / 1e6
+    return {**dict(zip(PARTS, (whole, whole - sum(steps), *steps), strict=True)), "memory": memory}
+
+
+def _median(values: list[int | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.median(known) if known else None

@@ -1,0 +1,230 @@
+"""Measuring a bundle: latency per stage, throughput, memory, and the ratio to its backbone alone."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from flawscope.errors import ArgumentError
+from flawscope.resident_memory import peak_kib, resident_kib
+from flawscope.runtime.backends import Session, open_backbone
+from flawscope.runtime.bench.machine_state import device_memory, machine_state
+from flawscope.runtime.bench.rounds import (
+    BLOCK,
+    SETTLE,
+    STAGES,
+    Record,
+    backbone_round,
+    check_seconds,
+    count_transfers,
+    golden_pictures,
+    latency,
+    one_round,
+    percentiles,
+)
+from flawscope.runtime.bench.trend import fit_slope
+from flawscope.runtime.inspector import Inspector
+from flawscope.versions import cpu_name, package_versions
+
+__all__ = ["STAGES", "bench", "sweep"]
+
+_WARM_UP_S = (1.0, 10.0)
+_WINDOW = 10
+_LEAST_ROUNDS = 30
+NOT_LINUX = "resident memory is read from /proc/self/status, which this system does not have"
+
+
+def bench(
+    inspector: Inspector, *, batch: int = 1, seconds: float = 10.0, progress: Callable[[float], None] | None = None
+) -> dict[str, Any]:
+    """Measure from encoded picture in memory to decision, in alternation with the backbone alone.
+
+    After warm-up, blocks of rounds through all stages alternate with blocks in which `features.onnx` alone stands in
+    for the inference, after the same reading and resizing, so that both meet the machine in the same state. The first
+    rounds of a block are left out: the threads of the other session still spin then. Latency is per batch.
+
+    Args:
+        inspector: The loaded bundle.
+        batch: Pictures per round.
+        seconds: Measuring time; at least this long and at least 30 rounds.
+        progress: Told the share done, 0 to 1.
+
+    Returns:
+        Percentiles in milliseconds per stage and for the backbone, pictures per second, their ratio, memory in KiB,
+        bytes per picture, and what a reader needs to judge the figures. What is not known is None, with a reason.
+
+    Raises:
+        ArgumentError: If batch or seconds are out of range.
+    """
+    return sweep(inspector, batches=(batch,), seconds=seconds, progress=progress)
+
+
+def sweep(
+    inspector: Inspector,
+    *,
+    batches: Sequence[int],
+    seconds: float = 10.0,
+    progress: Callable[[float], None] | None = None,
+) -> dict[str, Any]:
+    """Measure several batches, one after the other, as `bench` does.
+
+    Args:
+        inspector: The loaded bundle.
+        batches: Pictures per round, at least one number.
+        seconds: Measuring time for each batch.
+        progress: Told the share done of all, 0 to 1.
+
+    Returns:
+        The figures of the first batch, as `bench` returns them, and under `sweep` those of every batch.
+
+    Raises:
+        ArgumentError: If a batch or seconds are out of range.
+    """
+    for batch in batches:
+        inspector.check_batch(batch)
+    if not batches:
+        raise ArgumentError("batch: expected at least one number of pictures, got none.")
+    check_seconds(seconds)
+    encoded = golden_pictures(inspector)
+    loaded_kib = resident_kib()
+    before = machine_state()
+    measured = []
+    # A method without patches has no features that could be taken alone.
+    has_features = "features" in inspector.manifest.graphs
+    backbone = open_backbone(inspector.bundle, inspector.precision, inspector.backend) if has_features else None
+    try:
+        for index, batch in enumerate(batches):
+            pictures = [encoded[number % len(encoded)] for number in range(batch)]
+            tell = _share_of(progress, index, len(batches))
+            measured.append({"batch": batch, **_measure(inspector, backbone, pictures, seconds, tell)})
+            measured[-1]["memory"]["host"]["rss_after_load_kib"] = loaded_kib
+    finally:
+        if backbone is not None:
+            backbone.close()
+    manifest = inspector.manifest
+    return {
+        "bundle": manifest.name,
+        "digest": manifest.digest,
+        "method": manifest.method,
+        "precision": inspector.precision,
+        "backend": inspector.backend,
+        "backend_reason": inspector.backend_reason,
+        "path": inspector.path,
+        **measured[0],
+        "sweep": measured,
+        "input": list(manifest.input.size),
+        "machine": machine(),
+        "state": {"before": before, "after": machine_state()},
+    }
+
+
+def _measure(
+    inspector: Inspector,
+    backbone: Session | None,
+    pictures: Sequence[bytes],
+    seconds: float,
+    progress: Callable[[float], None] | None,
+) -> dict[str, Any]:
+    """Return the figures of one batch."""
+    batch = len(pictures)
+
+    def all_of_it() -> None:
+        one_round(inspector, pictures)
+        if backbone is not None:
+            backbone_round(inspector, backbone, pictures)
+
+    warm_up = warm_up_rounds(all_of_it, _WARM_UP_S)
+    transfers = count_transfers(inspector, pictures)
+    likely = round(1.5 * seconds / warm_up.seconds_a_round) + 2 * BLOCK
+    rounds, alone = Record(len(STAGES), likely), Record(1, likely)
+    memory = Record(2, likely // BLOCK)
+    started = time.perf_counter()
+    while (elapsed := time.perf_counter() - started) < seconds or len(rounds) < _LEAST_ROUNDS:
+        for number in range(BLOCK):
+            times, _, _ = one_round(inspector, pictures)
+            if number >= SETTLE:
+                rounds.add(times)
+        for number in range(BLOCK if backbone is not None else 0):
+            assert backbone is not None
+            taken = backbone_round(inspector, backbone, pictures)
+            if number >= SETTLE:
+                alone.add([taken])
+        if (now := resident_kib()) is not None:
+            memory.add([(len(memory) + 1) * BLOCK, now])
+        if progress is not None:
+            progress(min(1.0, elapsed / seconds))
+    total = rounds.rows[:, -1]
+    own = float(np.median(alone.rows)) if backbone is not None else None
+    return {
+        "rounds": len(rounds),
+        "seconds": round(elapsed, 3),
+        "warm_up_rounds": warm_up.count,
+        "latency_ms": latency(rounds.rows),
+        "backbone_ms": None if own is None else percentiles(alone.rows[:, 0]),
+        "images_per_second": float(batch * len(rounds) / (total.sum() / 1e3)),
+        "ratio_infer_to_backbone": None if own is None else float(np.median(rounds.rows[:, 2]) / own),
+        "ratio_total_to_backbone": None if own is None else float(np.median(total) / own),
+        "transfers": transfers,
+        "memory": {"host": _host_memory(memory), "device": device_memory(inspector.backend)},
+    }
+
+
+def _host_memory(samples: Record) -> dict[str, Any]:
+    """Return resident memory; growth is per 1,000 rounds, each with its round of the backbone."""
+    peak = peak_kib()
+    slope = None if len(samples) == 0 else fit_slope(samples.rows[:, 0] / 1e3, samples.rows[:, 1])
+    reason = NOT_LINUX if peak is None else None
+    if peak is not None and slope is None:
+        reason = f"{len(samples)} samples are too few for a slope: measure longer"
+    return {
+        "peak_kib": peak,
+        "growth_kib_per_1000_rounds": None if slope is None else slope.value,
+        "growth_interval": None if slope is None else [slope.low, slope.high],
+        "reason": reason,
+    }
+
+
+class WarmUp:
+    """How long a warm-up took: rounds, and the seconds of one at its end."""
+
+    def __init__(self, count: int, seconds_a_round: float) -> None:
+        self.count = count
+        self.seconds_a_round = seconds_a_round
+
+
+def warm_up_rounds(run: Callable[[], object], limits_s: tuple[float, float]) -> WarmUp:
+    """Run until two windows of rounds have medians within 10 %, within a least and a most time in seconds."""
+    times: list[float] = []
+    started = time.perf_counter()
+    while (elapsed := time.perf_counter() - started) < limits_s[1]:
+        before = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - before)
+        if elapsed >= limits_s[0] and len(times) >= 2 * _WINDOW:
+            earlier, later = statistics.median(times[-2 * _WINDOW : -_WINDOW]), statistics.median(times[-_WINDOW:])
+            if abs(later - earlier) <= 0.1 * earlier:
+                break
+    return WarmUp(len(times), statistics.median(times[-_WINDOW:]))
+
+
+def _share_of(progress: Callable[[float], None] | None, index: int, count: int) -> Callable[[float], None] | None:
+    """Return what tells the progress of one part among several."""
+    if progress is None:
+        return None
+    return lambda share: progress((index + share) / count)
+
+
+def machine() -> dict[str, Any]:
+    """Return processor, system and versions."""
+    return {
+        "cpu": cpu_name(),
+        "cores": os.cpu_count(),
+        "system": f"{platform.system()} {platform.machine()}",
+        **package_versions(),
+    }

@@ -1,0 +1,142 @@
+"""One round of a measurement, stage by stage, and the figures of many."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from flawscope.arrays import Float32Array, Float64Array, UInt8Array
+from flawscope.errors import ArgumentError
+from flawscope.imaging.images import decode_image, prepare
+from flawscope.runtime.backends import Session
+from flawscope.runtime.decision import decide, find_boxes
+from flawscope.runtime.inspector import Inspector
+
+STAGES = ("read", "prepare", "infer", "decide", "total")
+BLOCK = 12
+"""Rounds of one kind before the next kind has its turn."""
+SETTLE = 2
+"""Rounds left out at the start of a block: the threads of the other session still spin then."""
+_MOST_ROWS_AHEAD = 100_000
+_PERCENTILES = {"p50": 50.0, "p90": 90.0, "p99": 99.0, "p99.9": 99.9}
+
+
+def golden_pictures(inspector: Inspector) -> list[bytes]:
+    """Return the encoded golden images of a bundle.
+
+    Raises:
+        ArgumentError: If there are none.
+    """
+    encoded = [
+        inspector.bundle.file(golden.file).read_bytes() for golden in inspector.manifest.golden_of(inspector.precision)
+    ]
+    if not encoded:
+        raise ArgumentError("bench: expected a bundle with golden images, got none. Export it again.")
+    return encoded
+
+
+def check_seconds(seconds: float) -> None:
+    """Raise ArgumentError unless this is a measuring time."""
+    if not 0.1 <= seconds <= 86_400:
+        raise ArgumentError(f"seconds: expected 0.1 to 86400, got {seconds}.")
+
+
+def prepared(inspector: Inspector, pictures: Sequence[bytes]) -> UInt8Array:
+    """Return encoded pictures as the input of a graph, uint8 [N, H, W, 3]."""
+    return np.stack([prepare(decode_image(data), inspector.manifest.input) for data in pictures])
+
+
+def one_round(inspector: Inspector, pictures: Sequence[bytes]) -> tuple[list[float], Float32Array, Float32Array]:
+    """Take one batch of encoded pictures through all stages.
+
+    Returns:
+        Milliseconds per stage as in `STAGES`, anomaly maps float32 [N, H, W], scores float32 [N].
+    """
+    manifest, thresholds = inspector.manifest, inspector.thresholds
+    marks = [time.perf_counter()]
+    decoded = [decode_image(data) for data in pictures]
+    marks.append(time.perf_counter())
+    images: UInt8Array = np.stack([prepare(image, manifest.input) for image in decoded])
+    marks.append(time.perf_counter())
+    maps, scores = inspector.infer(images)
+    marks.append(time.perf_counter())
+    for image, anomaly_map, value in zip(decoded, maps, scores, strict=True):
+        decide(float(value), anomaly_map, thresholds)
+        if thresholds is not None:
+            threshold = thresholds.pixel.value
+            find_boxes(anomaly_map, threshold, manifest.min_area_px, manifest.input, (image.shape[0], image.shape[1]))
+    marks.append(time.perf_counter())
+    stages = [1e3 * (after - before) for before, after in itertools.pairwise(marks)]
+    return [*stages, 1e3 * (marks[-1] - marks[0])], maps, scores
+
+
+def backbone_round(inspector: Inspector, backbone: Session, pictures: Sequence[bytes]) -> float:
+    """Read and resize one batch, then return the milliseconds that the backbone alone takes for it."""
+    images = prepared(inspector, pictures)
+    before = time.perf_counter()
+    backbone.infer(images)
+    return 1e3 * (time.perf_counter() - before)
+
+
+def configuration_name(figures: Mapping[str, Any]) -> str:
+    """Return what was measured as BACKEND:PATH, with the precision where it is not FP32."""
+    precision = "" if figures["precision"] == "fp32" else f":{figures['precision']}"
+    return f"{figures['backend']}:{figures['path']}{precision}"
+
+
+def percentiles(times: Float64Array) -> dict[str, float]:
+    """Return p50, p90, p99 and p99.9 of a series, in its unit."""
+    return {name: float(np.percentile(times, share)) for name, share in _PERCENTILES.items()}
+
+
+def latency(times: Float64Array) -> dict[str, dict[str, float]]:
+    """Return percentiles per stage of float64 [rounds, stages]."""
+    return {stage: percentiles(times[:, column]) for column, stage in enumerate(STAGES)}
+
+
+def count_transfers(inspector: Inspector, pictures: Sequence[bytes]) -> dict[str, Any]:
+    """Return the bytes per picture that go from the host into the session and come back, counted on the arrays.
+
+    On the path `kernel` what comes back are the patches; map and score are made of them outside the session.
+    """
+    images = prepared(inspector, pictures)
+    # The arrays that cross the border are the session's own, which `Inspector.infer` keeps to itself.
+    outputs = inspector._session.infer(images)
+    return {
+        "to_session_bytes": images.nbytes / len(images),
+        "from_session_bytes": sum(array.nbytes for array in outputs.values()) / len(images),
+        "outputs": {name: [str(array.dtype), *array.shape[1:]] for name, array in outputs.items()},
+    }
+
+
+class Record:
+    """Rows of numbers in memory that was taken before, so that a measurement does not measure its own notes.
+
+    Args:
+        columns: Numbers in a row.
+        expected: Rows that are likely to come; more make it grow, to twice its size each time.
+    """
+
+    def __init__(self, columns: int, expected: int) -> None:
+        # Filled, because memory that was never written to is not resident yet.
+        self._rows = np.full((min(max(64, expected), _MOST_ROWS_AHEAD), columns), np.nan)
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def add(self, row: Sequence[float]) -> None:
+        """Add one row."""
+        if self._count == len(self._rows):
+            self._rows = np.concatenate([self._rows, np.full_like(self._rows, np.nan)])
+        self._rows[self._count] = row
+        self._count += 1
+
+    @property
+    def rows(self) -> Float64Array:
+        """float64 [rows, columns]."""
+        return self._rows[: self._count]

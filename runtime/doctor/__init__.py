@@ -1,0 +1,1 @@
+"""What is here and what is missing: devices, versions, drivers, and which provider takes which node."""

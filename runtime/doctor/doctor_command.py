@@ -1,0 +1,269 @@
+"""`flawscope doctor`: what is here, what is not, the command that installs it, and who computes a bundle."""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+import flawscope
+from flawscope import cpp_ext
+from flawscope.arrays import UInt8Array
+from flawscope.bundle import PRECISIONS
+from flawscope.errors import ArgumentError, BackendError, FlawscopeError
+from flawscope.imaging.images import decode_image, prepare
+from flawscope.runtime.backends import BACKENDS, Session, choose_backend
+from flawscope.runtime.backends.tensorrt import TensorrtSession
+from flawscope.runtime.doctor.driver import match_driver
+from flawscope.runtime.doctor.provider_profile import elsewhere, place_layers, place_nodes
+from flawscope.runtime.engines import RUNTIMES, EngineCache, current_target, import_tensorrt
+from flawscope.runtime.inspector import Inspector
+from flawscope.runtime.scorers.ensemble_scorer import EnsembleSession
+from flawscope.runtime.scorers.reconstruction_scorer import ReconstructionSession
+from flawscope.versions import cpu_name, package_versions
+
+_EXTRAS = {
+    "cpu": ("onnxruntime",),
+    "calibrate": ("sklearn", "scipy", "matplotlib", "jinja2"),
+    "train": ("torch", "timm", "huggingface_hub", "yaml"),
+    "export": ("onnx", "onnxscript"),
+    "tensorrt": ("tensorrt", "pynvml"),
+    "tensorrt-rtx": ("tensorrt_rtx", "pynvml"),
+    "pycuda": ("pycuda",),
+}
+
+_NODES_SHOWN = 5
+
+
+def diagnose() -> dict[str, Any]:
+    """Return everything `doctor` shows, as plain values."""
+    backends = {}
+    for name in BACKENDS:
+        try:
+            choice = choose_backend(name)
+            backends[name] = {"available": True, "takes": choice.name, "reason": choice.reason}
+        except FlawscopeError as err:
+            backends[name] = {"available": False, "takes": None, "reason": str(err)}
+    extras = {}
+    for extra, modules in _EXTRAS.items():
+        missing = [module for module in modules if find_spec(module) is None]
+        install = f'pip install "flawscope[{extra}]"' if missing else None
+        extras[extra] = {"installed": not missing, "missing": missing, "install": install}
+    return {
+        "flawscope": flawscope.__version__,
+        "cpu": cpu_name(),
+        "cores": os.cpu_count(),
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "versions": package_versions(),
+        "backends": backends,
+        "kernels": _kernels(),
+        "engines": _engines(),
+        "driver": msgspec.to_builtins(match_driver()),
+        "extras": extras,
+    }
+
+
+def _engines() -> dict[str, Any]:
+    """Return which TensorRT builds engines here, for which device, and what the cache holds."""
+    found: dict[str, Any] = {}
+    for name in RUNTIMES[1:]:
+        try:
+            found[name] = {"version": import_tensorrt(name).version, "problem": None}
+        except BackendError as err:
+            found[name] = {"version": None, "problem": str(err)}
+    try:
+        found["device"] = {"target": str(current_target()), "problem": None}
+    except BackendError as err:
+        found["device"] = {"target": None, "problem": str(err)}
+    cache = EngineCache()
+    stored = list(cache.all())
+    unusable = sum(engine.problem is not None for engine in stored)
+    found["cache"] = {"folder": str(cache.root), "engines": len(stored), "unusable": unusable}
+    return found
+
+
+def _kernels() -> dict[str, Any]:
+    try:
+        level = cpp_ext.simd_level()
+        implementation = cpp_ext.implementation()
+    except FlawscopeError as err:  # FLAWSCOPE_SIMD asks for what is not there
+        level, implementation = None, str(err)
+    if cpp_ext.HAVE_CUDA:
+        cuda = "compiled in"
+    elif cpp_ext.HAVE_NATIVE:
+        cuda = "not in this build. Put nvcc on the PATH and install flawscope again"
+    else:
+        cuda = "none without native kernels"
+    return {
+        "have_native": cpp_ext.HAVE_NATIVE,
+        "have_cuda": cpp_ext.HAVE_CUDA,
+        "simd_level": level,
+        "implementations": {
+            **dict.fromkeys(("nearest", "mahalanobis", "kcenter_greedy"), implementation),
+            "cuda kernels": cuda,
+        },
+    }
+
+
+def examine(bundle: Path, backend: str, precision: str) -> dict[str, Any]:
+    """Load a bundle, run it, and return who computes what, as plain values.
+
+    Args:
+        bundle: The bundle.
+        backend: Name of a backend, `auto` included.
+        precision: Precision of the graphs.
+
+    Raises:
+        BundleError: If the bundle is broken or does not reproduce its golden scores.
+        BackendError: If the backend is not there or cannot take the graph.
+    """
+    with Inspector.load(bundle, backend, precision=precision) as inspector:
+        golden = inspector.manifest.golden_of(precision)
+        if not golden:
+            raise ArgumentError(f"{bundle}: expected golden images, got none. Export it again.")
+        data = inspector.bundle.file(golden[0].file).read_bytes()
+        image = prepare(decode_image(data, golden[0].file), inspector.manifest.input)
+        parts = _parts(inspector, image)
+        nodes = []
+        for part in parts:
+            if isinstance(part.session, TensorrtSession):
+                nodes += place_layers(part.session.plan)
+            else:
+                nodes += place_nodes(part.graph, inspector.backend, part.inputs)
+        total = sum(node.milliseconds for node in nodes) or 1.0
+        providers: dict[str, dict[str, float]] = {}
+        for node in nodes:
+            share = providers.setdefault(node.provider, {"nodes": 0, "milliseconds": 0.0})
+            share["nodes"] += 1
+            share["milliseconds"] += node.milliseconds
+        return {
+            "bundle": inspector.manifest.name,
+            "backend": inspector.backend,
+            "reason": inspector.backend_reason,
+            "precision": precision,
+            "path": inspector.path,
+            "graph": ", ".join(part.graph.relative_to(inspector.bundle.folder).as_posix() for part in parts),
+            "head": _head_words(inspector),
+            "milliseconds": total,
+            "providers": providers,
+            "elsewhere": [vars(node) for node in elsewhere(nodes, inspector.backend)],
+            "nodes": [vars(node) for node in nodes],
+        }
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A graph that an inspector runs: its file, session, and inputs of the kind that it gets."""
+
+    graph: Path
+    session: Session
+    inputs: dict[str, Any]
+
+
+def _parts(inspector: Inspector, image: UInt8Array) -> list[_Part]:
+    """Return the graphs that are run for a prepared picture uint8 [H, W, 3]."""
+    session = inspector._session  # what is asked for is where the inspector's own work is done
+    if isinstance(session, EnsembleSession):
+        return [part for member in session.members.values() for part in _parts(member, image)]
+    if isinstance(session, ReconstructionSession):
+        parts = session.parts(image[None])
+    else:
+        parts = {"features" if inspector.path == "kernel" else "score": (session, {"image": image[None]})}
+    return [
+        _Part(inspector.bundle.graph(name, inspector.precision), part, inputs) for name, (part, inputs) in parts.items()
+    ]
+
+
+def _head_words(inspector: Inspector) -> str:
+    """Return who makes maps and scores of what the graphs give."""
+    if isinstance(inspector._session, EnsembleSession):
+        members = (f"{name}: {_head_words(member)}" for name, member in inspector._session.members.items())
+        return f"the sum of its members, on the host; {'; '.join(members)}"
+    if isinstance(inspector._session, ReconstructionSession):
+        return "the sampling, on the host; each network is run once here"
+    if inspector.path == "kernel":
+        return cpp_ext.implementation() if inspector._head is not None else "CUDA kernels"
+    return "in the graph"
+
+
+def _show_bundle(found: dict[str, Any]) -> None:
+    click.echo(
+        f"path      {found['bundle']} in {found['precision']}: backend {found['backend']} ({found['reason']}), "
+        f"{found['graph']}, head: {found['head']}"
+    )
+    for provider, share in found["providers"].items():
+        part = share["milliseconds"] / found["milliseconds"]
+        time = f"{share['milliseconds']:.2f} ms, {part:.0%} of the time" if part else "time of each not known"
+        click.echo(f"nodes     {provider}: {share['nodes']} of {len(found['nodes'])}, {time}")
+    others = found["elsewhere"]
+    for node in others[:_NODES_SHOWN]:
+        click.echo(
+            f"elsewhere {node['operator']:<12} {node['milliseconds']:.3f} ms on {node['provider']}: {node['name']}"
+        )
+    if len(others) > _NODES_SHOWN:
+        click.echo(f"elsewhere and {len(others) - _NODES_SHOWN} that take less; all of them with --json")
+    timed = [node for node in found["nodes"] if node["milliseconds"] > 0]
+    for node in sorted(timed, key=lambda node: -node["milliseconds"])[:_NODES_SHOWN]:
+        click.echo(
+            f"slowest   {node['operator']:<12} {node['milliseconds']:.3f} ms on {node['provider']}: {node['name']}"
+        )
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path), required=False)
+@click.option("--backend", type=click.Choice(BACKENDS), default="auto", show_default=True, help="BUNDLE: runs there.")
+@click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True, help="BUNDLE: graphs.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def doctor(bundle: Path | None, backend: str, precision: str, as_json: bool) -> int:
+    """Show devices, backends, versions and kernels; with BUNDLE also which provider takes which of its nodes.
+
+    Exit status 1 when nothing here can run a bundle, or the driver is too old for what is installed.
+    """
+    found = diagnose()
+    if bundle is not None:
+        found["bundle"] = examine(bundle, backend, precision)
+    elif backend != "auto" or precision != "fp32":
+        raise click.UsageError("--backend and --precision are for a BUNDLE. Name one, or leave them out.")
+    status = 0 if found["backends"]["auto"]["available"] and not found["driver"]["problems"] else 1
+    if as_json:
+        click.echo(msgspec.json.format(msgspec.json.encode(found), indent=1).decode())
+    else:
+        _show(found)
+    return status
+
+
+def _show(found: dict[str, Any]) -> None:
+    click.echo(f"flawscope {found['flawscope']} on {found['system']}, {found['cpu']}, {found['cores']} cores")
+    click.echo("versions  " + ", ".join(f"{name} {number}" for name, number in found["versions"].items()))
+    for name, backend in found["backends"].items():
+        state = f"takes {backend['takes']}" if backend["available"] else "not here"
+        click.echo(f"backend   {name:<10} {state}: {backend['reason']}")
+    for name, implementation in found["kernels"]["implementations"].items():
+        click.echo(f"kernel    {name:<15} {implementation}")
+    engines = found["engines"]
+    for name in RUNTIMES[1:]:
+        click.echo(f"engines   {name:<15} {engines[name]['version'] or engines[name]['problem']}")
+    click.echo(f"engines   {'for':<15} {engines['device']['target'] or engines['device']['problem']}")
+    cache = engines["cache"]
+    click.echo(f"engines   {'kept':<15} {cache['engines']} in {cache['folder']}, {cache['unusable']} of them unusable")
+    click.echo(f"driver    {_driver_words(found['driver'])}")
+    for problem in found["driver"]["problems"]:
+        click.echo(f"driver    {problem}")
+    for name, extra in found["extras"].items():
+        missing = f"missing {', '.join(extra['missing'])}: {extra['install']}"
+        click.echo(f"extra     {name:<12} {'installed' if extra['installed'] else missing}")
+    if "bundle" in found:
+        _show_bundle(found["bundle"])
+
+
+def _driver_words(driver: dict[str, Any]) -> str:
+    wanted = ", ".join(f"{name} wants CUDA {version}" for name, version in driver["wanted"].items())
+    if driver["driver"] is None:
+        return f"no NVIDIA driver answers{'; ' + wanted if wanted else ''}"
+    return f"{driver['driver']}, CUDA up to {driver['cuda']}; {wanted or 'nothing installed wants CUDA'}"

@@ -1,0 +1,135 @@
+"""`flawscope score`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import click
+import cv2
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from flawscope.bundle import PRECISIONS
+from flawscope.errors import ArgumentError
+from flawscope.files import storage_errors, write_bytes
+from flawscope.imaging.images import EXTENSIONS, prepare, read_image
+from flawscope.runtime.backends import BACKENDS
+from flawscope.runtime.inspector import PATHS, Inspector
+from flawscope.runtime.overlay import draw_overlay
+from flawscope.runtime.reconstruction_strip import write_pictures
+from flawscope.runtime.results import Result
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="IMAGE...")
+@click.option("--backend", type=click.Choice(BACKENDS), default="auto", show_default=True)
+@click.option("--path", "path", type=click.Choice(PATHS), default="auto", show_default=True, help="How maps are made.")
+@click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True)
+@click.option("--batch", type=int, default=1, show_default=True, help="Pictures per inference.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON line per picture.")
+@click.option("--maps", type=click.Path(path_type=Path), help="Folder for heat maps over the pictures (PNG).")
+@click.option(
+    "--pictures",
+    type=click.Path(path_type=Path),
+    help="Folder for input, reconstruction and maps (PNG); for ddad and dsad, which then compute twice.",
+)
+def score(
+    bundle: Path,
+    images: tuple[Path, ...],
+    backend: str,
+    path: str,
+    precision: str,
+    batch: int,
+    as_json: bool,
+    maps: Path | None,
+    pictures: Path | None,
+) -> int:
+    """Decide on pictures, or on all pictures of folders.
+
+    A picture that cannot be read is a fault, never an accept; the others are still scored, and the exit status is 1.
+    """
+    paths = _expand(images)
+    counts: Counter[str] = Counter()
+    names: set[str] = set()
+    with Inspector.load(bundle, backend, path, precision) as inspector:
+        inspector.check_batch(batch)
+        if pictures is not None:
+            inspector.check_reconstructs()
+        for folder in (maps, pictures):  # not before everything that was asked for is known to be there
+            if folder is not None:
+                with storage_errors(folder):
+                    folder.mkdir(parents=True, exist_ok=True)
+        if not as_json:
+            click.echo(f"backend {inspector.backend} ({inspector.backend_reason})", err=True)
+        for source, result in zip(paths, inspector.stream(paths, batch), strict=True):
+            counts[result.decision] += 1
+            click.echo(msgspec.json.encode(result.to_json()).decode() if as_json else _line(result))
+            if result.anomaly_map is None or not np.isfinite(result.anomaly_map).all():
+                continue
+            name = _free_name(source, names) if maps is not None or pictures is not None else ""
+            if maps is not None:
+                _write_map(maps / f"{name}.png", source, result, result.anomaly_map, inspector)
+            if pictures is not None:
+                image = prepare(read_image(source), inspector.manifest.input)
+                found = inspector.reconstruct(image[None])
+                write_pictures(pictures, name, image, found, _reference(inspector))
+    if not as_json:
+        total = ", ".join(f"{counts[decision]} {decision}" for decision in ("accept", "reject", "fault"))
+        click.echo(f"{len(paths)} pictures: {total}", err=True)
+    return 1 if counts["fault"] else 0
+
+
+def _expand(images: tuple[Path, ...]) -> list[Path]:
+    """Return the pictures named, folders replaced by the pictures in them, sorted."""
+    paths: list[Path] = []
+    for image in images:
+        if not image.is_dir():
+            paths.append(image)
+            continue
+        found = sorted(entry for entry in image.iterdir() if entry.suffix.lower() in EXTENSIONS and entry.is_file())
+        if not found:
+            raise ArgumentError(f"{image}: expected pictures in this folder, got none. Name pictures or their folder.")
+        paths.extend(found)
+    return paths
+
+
+def _line(result: Result) -> str:
+    if result.decision == "fault":
+        return f"fault   {result.image}  {result.reason}"
+    boxes = f"  {len(result.boxes)} region{'s' if len(result.boxes) != 1 else ''}" if result.boxes else ""
+    against = f"score {_number(result.score)} threshold {_number(result.threshold)}"
+    return f"{result.decision:<7} {result.image}  {against}{boxes}"
+
+
+def _number(value: float | None) -> str:
+    return "none" if value is None else f"{value:.4f}"
+
+
+def _free_name(source: Path, names: set[str]) -> str:
+    """Return the picture's name, numbered where pictures of several folders share one."""
+    name, count = source.stem, 1
+    while name in names:
+        count += 1
+        name = f"{source.stem}_{count}"
+    names.add(name)
+    return name
+
+
+def _reference(inspector: Inspector) -> float:
+    """Return a map value that stands in the middle of every scale of colours."""
+    if inspector.thresholds is not None:
+        return inspector.thresholds.pixel.value
+    # Without thresholds the scale is anchored at what good pictures reach.
+    return max((known.map_max for known in inspector.manifest.golden_of(inspector.precision)), default=1.0)
+
+
+def _write_map(
+    path: Path, source: Path, result: Result, anomaly_map: npt.NDArray[np.float32], inspector: Inspector
+) -> None:
+    spec = inspector.manifest.map_spec
+    picture = draw_overlay(read_image(source), anomaly_map, spec, _reference(inspector), result.boxes)
+    _, data = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+    write_bytes(path, data.tobytes())

@@ -1,0 +1,43 @@
+"""From a bundle to a running engine: the one that fits is taken from the cache, or built and kept."""
+
+from __future__ import annotations
+
+from flawscope import cpp_ext
+from flawscope.bundle import Bundle
+from flawscope.errors import BackendError
+from flawscope.runtime.backends.device import Device, device_problem
+from flawscope.runtime.backends.tensorrt import TensorrtSession
+from flawscope.runtime.engines import BuildOptions, EngineCache, current_target, import_tensorrt
+from flawscope.runtime.engines.ensure import ensure_engine
+from flawscope.runtime.scorers.bank_device import DeviceHead, device_head
+
+
+def tensorrt_problem() -> str | None:
+    """Return why engines cannot run here, as a sentence, or None if they can."""
+    try:
+        import_tensorrt()
+        current_target()
+    except BackendError as err:
+        return str(err)
+    return device_problem()
+
+
+def open_engine(bundle: Bundle, graph: str, precision: str, *, join_bank: bool = True) -> TensorrtSession:
+    """Make the engine of a graph ready on the GPU of this machine; see `flawscope.runtime.backends.open_session`.
+
+    Raises:
+        ArgumentError: If the bundle lacks the precision.
+        BackendError: If the engine cannot be built or loaded.
+        DeviceError: If the device fails.
+    """
+    manifest = bundle.manifest
+    tensorrt = import_tensorrt()
+    # The options of `flawscope engine build`, so an engine that was built before the line starts is found.
+    options = BuildOptions(1, 1, manifest.max_batch)
+    ensured = ensure_engine(bundle, graph, tensorrt, current_target(), options, EngineCache(), precision=precision)
+    joined = join_bank and graph == "features" and cpp_ext.HAVE_CUDA
+
+    def make_head(device: Device, max_batch: int) -> DeviceHead:
+        return device_head(device, manifest.head, bundle.tensors(), manifest.input.size, max_batch)
+
+    return TensorrtSession(ensured.stored.plan, tensorrt, manifest.max_batch, make_head if joined else None)

@@ -1,0 +1,153 @@
+"""Bundles that reconstruct: a session for each network, and the sampling between them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from flawscope.arrays import Float32Array, UInt8Array
+from flawscope.bundle import Bundle, DdadHead, DsadHead
+from flawscope.diffusion.reconstruction import Reconstructed, score_reconstructions, signed
+from flawscope.diffusion.schedule import Sampling, noises_needed, plan_steps
+from flawscope.errors import ArgumentError, BundleError
+from flawscope.imaging.edges import canny_edges
+from flawscope.runtime.backends import Session, open_session
+
+
+class SessionNetworks:
+    """The networks of a bundle as sessions; see `flawscope.diffusion.reconstruction.Networks` for the contract.
+
+    Args:
+        sessions: Graph name → session: `denoise`, `compare`, and with latents `encode` and `decode`.
+        edges: Whether `encode` is given Canny's edges beside the pictures.
+    """
+
+    def __init__(self, sessions: Mapping[str, Session], edges: bool) -> None:
+        self._sessions, self._edges = sessions, edges
+
+    def encode(self, images: UInt8Array) -> tuple[Float32Array, Mapping[str, Float32Array]]:
+        """Return what is reconstructed and the conditions, which are the other outputs of the graph by name."""
+        if "encode" not in self._sessions:
+            return signed(images), {}
+        outputs = self._sessions["encode"].run(self.encoder_inputs(images))
+        return outputs.pop("latents"), outputs
+
+    def encoder_inputs(self, images: UInt8Array) -> dict[str, npt.NDArray[Any]]:
+        """Return what the graph `encode` gets for pictures."""
+        return {"image": images, **({"edges": canny_edges(images)} if self._edges else {})}
+
+    def denoise(self, x: Float32Array, timestep: int, conditions: Mapping[str, Float32Array]) -> Float32Array:
+        """Return the noise in x."""
+        timesteps = np.full(len(x), timestep, np.int64)
+        return _only(self._sessions["denoise"].run({"x": x, "timestep": timesteps, **conditions}))
+
+    def decode(self, x: Float32Array) -> Float32Array:
+        """Return pictures."""
+        if "decode" not in self._sessions:
+            return np.clip(x, np.float32(-1), np.float32(1))
+        return _only(self._sessions["decode"].run({"latents": x}))
+
+    def compare(self, images: UInt8Array, pictures: Float32Array) -> tuple[Float32Array, Float32Array]:
+        """Return both maps."""
+        outputs = self._sessions["compare"].run({"image": images, "reconstruction": pictures})
+        return outputs["pixel_map"], outputs["feature_map"]
+
+
+class ReconstructionSession:
+    """All graphs of a bundle that reconstructs, made ready on one backend; see `Session` for the contract.
+
+    The loop itself runs on the host: what goes to the device and back in a step is as large as the picture.
+
+    Args:
+        bundle: The opened bundle.
+        precision: Precision of the graphs.
+        backend: Name of a backend, not `auto`.
+
+    Attributes:
+        outputs: Names of what `infer` returns.
+
+    Raises:
+        ArgumentError: If the bundle lacks the precision.
+        BackendError: If the backend cannot take a graph.
+        BundleError: If the bundle's noise does not fit its sampling.
+    """
+
+    outputs: tuple[str, ...] = ("anomaly_map", "score")
+
+    def __init__(self, bundle: Bundle, precision: str, backend: str) -> None:
+        head = bundle.manifest.head
+        assert isinstance(head, DdadHead | DsadHead)
+        noise = bundle.tensors().get("noise")
+        needed = noises_needed(head.sampling)
+        if noise is None or noise.ndim != 4 or len(noise) < needed:
+            got = "none" if noise is None else list(noise.shape)
+            raise BundleError(f"{bundle.path}: noise: expected {needed} arrays, got {got}. Export the bundle again.")
+        self._head, self._noise = head, noise.astype(np.float32, copy=False)
+        self._sampling = head.sampling
+        self._sessions: dict[str, Session] = {}
+        try:
+            for graph in bundle.manifest.graphs_of(precision):
+                self._sessions[graph] = open_session(bundle, graph, precision, backend)
+        except BaseException:
+            self.close()
+            raise
+        self._networks = SessionNetworks(self._sessions, isinstance(head, DsadHead) and head.edges == "canny")
+
+    def reconstruct(self, images: UInt8Array) -> Reconstructed:
+        """Return everything that comes of pictures uint8 [N, H, W, 3], their reconstructions among it.
+
+        Raises:
+            DeviceError: If the device fails.
+        """
+        return score_reconstructions(images, self._networks, self._sampling, self._noise, self._head.rule)
+
+    def resample(self, sampling: Sampling) -> None:
+        """Reconstruct in another way from now on.
+
+        Raises:
+            ArgumentError: If the bundle has too little noise for it.
+        """
+        needed = noises_needed(sampling)
+        if needed > len(self._noise):
+            raise ArgumentError(
+                f"sampling: expected one that takes up to {len(self._noise)} arrays of noise, as the bundle has, not "
+                f"{needed} (steps={sampling.steps}, eta={sampling.eta:g}). Take fewer steps or eta=0, or "
+                "export a run that was trained with these settings."
+            )
+        self._sampling = sampling
+
+    def parts(self, images: UInt8Array) -> dict[str, tuple[Session, dict[str, npt.NDArray[Any]]]]:
+        """Return for every graph its session, and inputs of the kind that it gets for pictures uint8 [N, H, W, 3]."""
+        clean, conditions = self._networks.encode(images)
+        pictures = self._networks.decode(clean)
+        timestep = plan_steps(self._sampling)[0].timestep
+        inputs: dict[str, dict[str, npt.NDArray[Any]]] = {
+            "encode": self._networks.encoder_inputs(images),
+            "denoise": {"x": clean, "timestep": np.full(len(images), timestep, np.int64), **conditions},
+            "decode": {"latents": clean},
+            "compare": {"image": images, "reconstruction": pictures},
+        }
+        return {name: (self._sessions[name], given) for name, given in inputs.items() if name in self._sessions}
+
+    def infer(self, images: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[Any]]:
+        """Return maps and scores."""
+        found = self.reconstruct(images)
+        return {"anomaly_map": found.maps, "score": found.scores}
+
+    def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        """Return maps and scores of the input `image`."""
+        return self.infer(inputs["image"])
+
+    def close(self) -> None:
+        """Release the sessions; closing twice is harmless."""
+        for session in self._sessions.values():
+            session.close()
+        self._sessions.clear()
+
+
+def _only(outputs: Mapping[str, npt.NDArray[Any]]) -> Float32Array:
+    (value,) = outputs.values()
+    return value

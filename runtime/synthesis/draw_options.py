@@ -1,0 +1,181 @@
+"""What is to be drawn, and how: orders, options, and the checks of both."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+import msgspec
+import numpy as np
+
+from flawscope.arrays import BoolArray, UInt8Array, check_array
+from flawscope.bundle import SynthDefect, SynthHead
+from flawscope.datasets.defects.seeded_choice import check_count, check_seed
+from flawscope.diffusion.latent_inpainting import Solver
+from flawscope.diffusion.schedule import TRAINED_STEPS, Sampling
+from flawscope.errors import ArgumentError
+from flawscope.imaging.crops import check_feather
+from flawscope.imaging.images import check_image
+from flawscope.runtime.device_arrays import CudaArray, DlpackArray, on_host
+from flawscope.runtime.synthesis.precise_masks import MaskOptions
+from flawscope.runtime.synthesis.quality import QualityLimits
+
+Texts = Literal["auto", "lines", "bundle"]
+Paste = Literal["drawn", "change"]
+PASTES: tuple[Paste, ...] = get_args(Paste)
+_MAX_PICTURES = 1_000_000
+
+
+class DrawOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How defects are drawn. What is None is as the bundle says.
+
+    Attributes:
+        steps: Calls of the denoiser, 1 to 1000, each for the text and for the empty text.
+        guidance: Scale of classifier-free guidance, above 1 (arXiv:2207.12598).
+        eta: 0 is DDIM, 1 is DDPM (arXiv:2010.02502).
+        strength: Share of the steps that are taken, above 0 up to 1: below 1 more of the good picture shows through.
+        solver: `ddim`, or `dpm++` (arXiv:2211.01095), which needs fewer steps and an eta of 0.
+        feather_px: Pixels around the box over which the drawing fades into the good picture.
+        is_parity: The whole picture goes through the model and is kept as it comes out, as AnoGen and MvP-Diff do:
+            pixels outside the box change as well.
+        paste: `drawn` puts the drawing into the picture; `change` adds to it by how much the drawing differs from what
+            the autoencoder makes of the good picture. Then the picture keeps the fine texture that a small autoencoder
+            loses, also in what is drawn.
+        crop: Whether the window around the box is drawn, enlarged, and not the whole picture.
+        mask: How the precise mask is found.
+        limits: What a drawing has to keep to.
+    """
+
+    steps: int | None = None
+    guidance: float | None = None
+    eta: float | None = None
+    strength: float = 1.0
+    solver: Solver = "ddim"
+    feather_px: int = 4
+    is_parity: bool = False
+    paste: Paste = "drawn"
+    crop: bool | None = None
+    mask: MaskOptions = MaskOptions()
+    limits: QualityLimits = QualityLimits()
+
+    def __post_init__(self) -> None:
+        if self.steps is not None and not 1 <= self.steps <= TRAINED_STEPS:
+            raise ArgumentError(f"steps: expected a whole number from 1 to {TRAINED_STEPS}, got {self.steps}.")
+        if self.guidance is not None and not 1.0 < self.guidance < math.inf:
+            raise ArgumentError(f"guidance: expected a scale above 1, got {self.guidance:g}. At 1 the text is lost.")
+        if self.eta is not None and not 0.0 <= self.eta <= 1.0:
+            raise ArgumentError(f"eta: expected a number from 0 to 1, got {self.eta:g}.")
+        if not 0.0 < self.strength <= 1.0:
+            raise ArgumentError(f"strength: expected a share above 0 up to 1, got {self.strength:g}.")
+        check_feather(self.feather_px)
+        if self.paste not in PASTES:
+            raise ArgumentError(f"paste: expected one of {', '.join(PASTES)}, got {self.paste!r}.")
+        if self.is_parity and self.paste != "drawn":
+            raise ArgumentError(f"paste: expected drawn with parity, got {self.paste}. Leave it out.")
+        if self.is_parity and self.crop:
+            raise ArgumentError(
+                "crop: expected none with parity, which draws the whole picture, got one. Leave it out."
+            )
+
+    def resolved(self, head: SynthHead) -> DrawOptions:
+        """Return the options with the bundle's numbers where there are none."""
+        return msgspec.structs.replace(
+            self,
+            steps=head.sampling.steps if self.steps is None else self.steps,
+            guidance=head.guidance if self.guidance is None else self.guidance,
+            eta=head.sampling.eta if self.eta is None else self.eta,
+            crop=not self.is_parity and (head.crop if self.crop is None else self.crop),
+        )
+
+    def sampling(self, head: SynthHead) -> Sampling:
+        """Return the bundle's sampling with these steps and this eta."""
+        chosen = self.resolved(head)
+        return msgspec.structs.replace(head.sampling, steps=chosen.steps, eta=chosen.eta)
+
+
+class GenerateSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What is to be drawn of a box set, and how.
+
+    Attributes:
+        seed: Record i is drawn with seed + i; no two pictures of a run share their noise.
+        number: Accepted pictures wanted of each category, shared out among its defect types, the first ones taking
+            what is left over. Lines are taken again, with other noise, where there are too few.
+        per_defect: The same of each defect type. Without both, every line is drawn once.
+        rounds: How often a record is drawn at most: what was rejected is drawn again with other noise.
+        texts: Take the texts of the `lines` or of the `bundle`; `auto` takes those of the bundle for a learned word,
+            which the lines of `synth boxes` do not have, and of the lines otherwise.
+        batch: Pictures drawn at once; None for as many as the bundle takes.
+        options: How each is drawn.
+    """
+
+    seed: int = 0
+    number: int | None = None
+    per_defect: int | None = None
+    rounds: int = 1
+    texts: Texts = "auto"
+    batch: int | None = None
+    options: DrawOptions = DrawOptions()
+
+    def __post_init__(self) -> None:
+        check_seed(self.seed)
+        check_count(self.rounds, "rounds", 1, 1000)
+        for name in ("number", "per_defect"):
+            if (value := getattr(self, name)) is not None:
+                check_count(value, name, 1, _MAX_PICTURES)
+        if self.number is not None and self.per_defect is not None:
+            raise ArgumentError("number: expected a number in all or for each defect type, got both. Leave one out.")
+
+
+@dataclass(frozen=True)
+class DrawOrder:
+    """One picture that is to get a defect.
+
+    Attributes:
+        image: The good picture, uint8 [H, W, 3] RGB; it is not changed. It may lie on a CUDA device or behind DLPack
+            (`flawscope.runtime.device_arrays`), and so may the mask; what is drawn is on the host.
+        mask: Where the defect goes, bool [H, W]: a box, or any other shape.
+        defect: Its type: a name that the bundle knows, or CATEGORY/NAME.
+        text: What is drawn; without, one of the bundle's texts for the defect, which the seed chooses. In both
+            `{location}` becomes words such as "in the upper left".
+        seed: Seed of the noise. The same order gives the same picture.
+    """
+
+    image: UInt8Array | CudaArray | DlpackArray = field(repr=False)
+    mask: BoolArray | CudaArray | DlpackArray = field(repr=False)
+    defect: str
+    text: str | None = None
+    seed: int = 0
+
+
+def check_order(order: DrawOrder) -> tuple[UInt8Array, BoolArray]:
+    """Return picture and mask of an order, uint8 [H, W, 3] and bool [H, W] on the host.
+
+    Raises:
+        ArgumentError: If picture, mask, text or seed cannot be drawn from.
+        DeviceError: If a picture cannot be fetched from its device.
+    """
+    image = check_image(on_host(order.image, "image"))
+    mask = check_array(on_host(order.mask, "mask"), "mask", image.shape[:2], np.bool_)
+    if not mask.any():
+        raise ArgumentError("mask: expected at least one white pixel, got an all-black mask. Draw a box first.")
+    if order.text is not None and not order.text.strip():
+        raise ArgumentError("text: expected words, got none. Leave the text out to take one of the bundle's.")
+    check_seed(order.seed)
+    return image, mask
+
+
+def find_defect(defects: Sequence[SynthDefect], name: str) -> SynthDefect:
+    """Return the defect that a name means, NAME or CATEGORY/NAME.
+
+    Raises:
+        ArgumentError: If there is none, or if several categories have one of that name.
+    """
+    found = [one for one in defects if name in (one.name, f"{one.category}/{one.name}")]
+    known = ", ".join(sorted(f"{one.category}/{one.name}" for one in (found or defects)))
+    if not found:
+        raise ArgumentError(f"defect: expected one that the bundle draws ({known}), got {name!r}.")
+    if len(found) > 1:
+        raise ArgumentError(f"defect: expected one of {known}, got {name!r}, which all of them are. Name the category.")
+    return found[0]

@@ -1,0 +1,236 @@
+"""Drawn pictures as they lie in a folder: their records, and back from a record to its picture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+import numpy as np
+
+from flawscope.arrays import BoolArray
+from flawscope.datasets.defects.set_files import decode_json
+from flawscope.datasets.fingerprints import content_hash
+from flawscope.datasets.record_paths import place_below
+from flawscope.diffusion.latent_inpainting import Mode
+from flawscope.errors import BundleError, DataError
+from flawscope.imaging.boxes import Rect, bounds_of
+from flawscope.imaging.crops import Crop
+from flawscope.imaging.images import read_image
+from flawscope.runtime.synthesis.draw_options import DrawOptions, DrawOrder, GenerateSettings
+from flawscope.runtime.synthesis.quality import RejectSummary, Verdict
+from flawscope.runtime.synthesis.synthesizer import Drawn, Synthesizer
+
+MARKER = "generate.json"
+LINES = "generated.jsonl"
+
+
+class StoredFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A file of the folder: its path below it, and the SHA-256 of its bytes."""
+
+    place: str
+    sha256: str
+
+
+class GeneratedPicture(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One line of generated.jsonl: a picture and all that it was drawn from.
+
+    Attributes:
+        number: Number of the record, from 0; a record that was drawn again keeps it.
+        round: Number of the drawing of this record, from 1.
+        category: Name of the category.
+        defect: Defect type.
+        accepted: Whether the filter found nothing wrong.
+        image: The picture.
+        mask: The precise mask; None for a rejected picture.
+        box_mask: Where the defect was asked for; None for a rejected picture.
+        good: The good picture, below the dataset's root.
+        good_sha256: SHA-256 of its bytes.
+        box: The mask of the box, below the box set.
+        bbox: Left, top, width and height in pixels of the region.
+        runs: Of a region that does not fill `bbox`: lengths of alternating runs of black and white pixels in it, row
+            by row, black first; empty for a box.
+        text: What was drawn.
+        seed: Seed of the noise.
+        crop: The window that the model saw.
+        bundle: Name of the bundle.
+        digest: Digest of its manifest.
+        backend: What the networks ran on.
+        precision: Precision of the graphs.
+        batch: Pictures drawn at once with it.
+        options: How it was drawn, with the bundle's numbers filled in.
+        verdict: What the filter says, every measure with its limit.
+    """
+
+    number: int
+    round: int
+    category: str
+    defect: str
+    accepted: bool
+    image: StoredFile
+    mask: StoredFile | None
+    box_mask: StoredFile | None
+    good: str
+    good_sha256: str
+    box: str
+    bbox: tuple[int, int, int, int]
+    runs: tuple[int, ...]
+    text: str
+    seed: int
+    crop: Crop
+    bundle: str
+    digest: str
+    backend: str
+    precision: str
+    batch: int
+    options: DrawOptions
+    verdict: Verdict
+
+
+class DefectCount(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How one defect type went.
+
+    Attributes:
+        wanted: Accepted pictures asked for.
+        accepted: Accepted pictures there are.
+        summary: Rates of rejection over all that were drawn.
+    """
+
+    wanted: int
+    accepted: int
+    summary: RejectSummary
+
+
+class GenerateRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What a folder of drawn pictures was made from and what it took; the content of `generate.json`.
+
+    Attributes:
+        flawscope: Version that wrote it.
+        bundle: Name of the bundle.
+        digest: Digest of its manifest.
+        method: Its method.
+        mode: How it draws.
+        licence: Licence of the base model.
+        backend: What the networks ran on.
+        backend_reason: Why.
+        precision: Precision of the graphs.
+        settings: What was asked for.
+        lines: File of lines, below the box set → SHA-256 of its bytes.
+        summary: Rates of rejection over all pictures.
+        defects: CATEGORY/DEFECT → how it went.
+        seconds: Time of all drawing, reading, judging and writing; without loading the bundle.
+        seconds_per_picture: Of it for each picture.
+        seconds_per_accepted: Of it for each accepted picture; None where there is none.
+        peak_memory_kib: Largest resident memory of the process in KiB; None where the system does not tell.
+        versions: Packages that shape the numbers.
+        support: SHA-256 of every support picture that the bundle learned from.
+        support_in_test: How many of them are in the dataset's test split, which an evaluation has to leave out.
+        schema: Version of this record.
+    """
+
+    flawscope: str
+    bundle: str
+    digest: str
+    method: str
+    mode: Mode
+    licence: str
+    backend: str
+    backend_reason: str
+    precision: str
+    settings: GenerateSettings
+    lines: dict[str, str]
+    summary: RejectSummary
+    defects: dict[str, DefectCount]
+    seconds: float
+    seconds_per_picture: float
+    seconds_per_accepted: float | None
+    peak_memory_kib: int | None
+    versions: dict[str, str]
+    support: tuple[str, ...]
+    support_in_test: int
+    schema: Literal[1] = 1
+
+
+def runs_of(region: BoolArray) -> tuple[tuple[int, int, int, int], tuple[int, ...]]:
+    """Return the box around a region, and its runs in there; none where it fills the box."""
+    box = bounds_of(region)
+    found, flat = (box.left, box.top, box.width, box.height), region[box.window].ravel()
+    if flat.all():
+        return found, ()
+    ends = [0, *(np.flatnonzero(flat[1:] != flat[:-1]) + 1).tolist(), flat.size]
+    lengths = tuple(int(length) for length in np.diff(ends))
+    return found, lengths if not flat[0] else (0, *lengths)
+
+
+def region_of(line: GeneratedPicture, size: tuple[int, int]) -> BoolArray:
+    """Return where a recorded picture's defect was asked for, bool [H, W].
+
+    Raises:
+        DataError: If the record fits no picture of this size.
+    """
+    left, top, width, height = line.bbox
+    fits = min(left, top) >= 0 and top + height <= size[0] and left + width <= size[1] and min(width, height) > 0
+    if not fits or (line.runs and (sum(line.runs) != width * height or min(line.runs) < 0)):
+        raise DataError(f"{line.image.place}: expected a region inside {size[1]}x{size[0]} pixels, got {line.bbox}.")
+    region = Rect(*line.bbox).to_mask(size)
+    if line.runs:
+        inside = np.repeat(np.arange(len(line.runs)) % 2 == 1, line.runs).reshape(height, width)
+        region[top : top + height, left : left + width] = inside
+    return region
+
+
+def read_generated(folder: Path) -> list[GeneratedPicture]:
+    """Read the lines of a folder of drawn pictures; its pictures and masks must be those that were written.
+
+    Raises:
+        DataError: If a line or a file is missing, broken or was changed.
+    """
+    path = folder / LINES
+    try:
+        texts = path.read_bytes().splitlines()
+    except OSError as err:
+        raise DataError(f"{path}: expected drawn pictures, got: {err.strerror or err}. Check the path.") from err
+    found = []
+    for number, text in enumerate(texts, 1):
+        line = decode_json(text, GeneratedPicture, f"{path}: line {number}", "the record of a drawn picture")
+        for file in _files_of(line):
+            place = folder / place_below(folder, file.place, f"{path}: line {number}")
+            if content_hash(place) != file.sha256:
+                raise DataError(f"{place}: expected the file that was drawn, got other content. Generate it again.")
+        found.append(line)
+    return found
+
+
+def _files_of(line: GeneratedPicture) -> Iterable[StoredFile]:
+    return (file for file in (line.image, line.mask, line.box_mask) if file is not None)
+
+
+def redraw(bundle: Synthesizer | Path | str, line: GeneratedPicture, root: Path) -> Drawn:
+    """Return a recorded picture drawn again: the same bytes, on the same backend.
+
+    Args:
+        bundle: The bundle that drew it, or its path; of a path the recorded backend and precision are taken.
+        line: Its line of `generated.jsonl`.
+        root: The folder that `line.good` is below: the root of the dataset.
+
+    Raises:
+        BundleError: If it is another bundle.
+        DataError: If the good picture is not there, or another one.
+    """
+    if not isinstance(bundle, Synthesizer):
+        with Synthesizer.load(bundle, line.backend, line.precision) as loaded:
+            return redraw(loaded, line, root)
+    if bundle.manifest.digest != line.digest:
+        raise BundleError(
+            f"{bundle.bundle.path}: expected the bundle {line.bundle} ({line.digest[:12]}…), got "
+            f"{bundle.manifest.name} ({bundle.manifest.digest[:12]}…). Take the one that drew the picture."
+        )
+    path = root / place_below(root, line.good, LINES)
+    if content_hash(path) != line.good_sha256:
+        raise DataError(f"{path}: expected the good picture that was drawn on, got other content.")
+    image = read_image(path)
+    region = region_of(line, (image.shape[0], image.shape[1]))
+    order = DrawOrder(image, region, f"{line.category}/{line.defect}", line.text, line.seed)
+    # In a batch of the same size: the sums of some kernels depend on it in their last bits.
+    return bundle.draw([order] * line.batch, line.options, batch=line.batch)[0]

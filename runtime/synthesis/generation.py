@@ -1,0 +1,387 @@
+"""From the lines of a box set to a folder of drawn defects.
+
+    DIR/CATEGORY/gen_img/DEFECT/NNN.png      accepted pictures
+    DIR/CATEGORY/prs_mask/DEFECT/NNN.png     their precise masks
+    DIR/CATEGORY/box_mask/DEFECT/NNN.png     where the defects were asked for
+    DIR/CATEGORY/rejected/DEFECT/NNN.png     rejected pictures, which no dataset takes
+    DIR/generated.jsonl                      a line for each picture, accepted or not, with all it was drawn from
+    DIR/generate.json                        settings, rates of rejection, time and memory
+    DIR/contact_sheet.png
+
+The same bundle, lines and settings give the same pictures, masks and lines byte for byte: what depends on the machine
+(time, memory, versions) is in generate.json alone.
+
+Source: MvP-Diff, stage 3b, for the folders. There every picture has the same seed; here record i has the seed + i.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import cv2
+import msgspec
+import numpy as np
+
+from flawscope.arrays import BoolArray, UInt8Array
+from flawscope.bundle import SynthHead
+from flawscope.datasets import Dataset, hash_contents
+from flawscope.datasets.defects.box_sets import shares
+from flawscope.datasets.defects.file_names import category_of, check_name
+from flawscope.datasets.defects.seeded_choice import check_seed
+from flawscope.datasets.defects.set_files import SHEET, decode_json, write_json, write_lines, write_mask, write_picture
+from flawscope.datasets.defects.set_sheets import COLUMNS, CYAN, MAGENTA, Colour, Outline, Row, Tile, draw_sheet
+from flawscope.datasets.fingerprints import content_hash
+from flawscope.datasets.record_paths import place_below
+from flawscope.errors import ArgumentError, DataError
+from flawscope.files import atomic_folder, check_replaceable, sha256_file
+from flawscope.imaging.images import read_image, read_mask
+from flawscope.resident_memory import peak_kib
+from flawscope.runtime.synthesis.draw_options import DrawOrder, GenerateSettings, Texts
+from flawscope.runtime.synthesis.generated_set import (
+    LINES,
+    MARKER,
+    DefectCount,
+    GeneratedPicture,
+    GenerateRecord,
+    StoredFile,
+    runs_of,
+)
+from flawscope.runtime.synthesis.quality import Verdict, summarise
+from flawscope.runtime.synthesis.synthesizer import Drawn, Synthesizer
+from flawscope.versions import package_versions
+
+_THUMBNAIL_PX = 192  # longer side of what is held in memory for the sheet
+
+Report = Callable[[str, int, int], None]
+"""Called with what is being done, the number done and their total."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """A good picture and the mask of where a defect goes.
+
+    Attributes:
+        category: Name of the category.
+        defect: Defect type.
+        good: The good picture.
+        place: What the record calls it: its path below the dataset's root.
+        mask: The mask; white is where the defect goes.
+        box: What the record calls the mask: its path below the box set.
+        text: What is to be drawn there, if that is known.
+    """
+
+    category: str
+    defect: str
+    good: Path
+    place: str
+    mask: Path
+    box: str
+    text: str | None = None
+
+    @property
+    def key(self) -> str:
+        """CATEGORY/DEFECT."""
+        return f"{self.category}/{self.defect}"
+
+
+class _Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A line of a box set; MvP-Diff's own have the first three keys alone."""
+
+    good: str
+    mask: str
+    text: str
+    defect: str = ""
+    bbox: tuple[int, int, int, int] | None = None
+
+
+def read_sites(boxes: Path, dataset: Dataset, defects: Sequence[str] = ()) -> tuple[list[Site], dict[str, str]]:
+    """Return what the lines of a box set ask for, and the SHA-256 of the files they are in.
+
+    Args:
+        boxes: Folder with NAME/NAME_test.jsonl (or NAME_test.jsonl) of each of the dataset's categories. In a line
+            without a defect type that is the folder of its mask.
+        dataset: The dataset that `good` is below.
+        defects: Defect types to take; none means all.
+
+    Raises:
+        ArgumentError: If a defect type is in no line.
+        DataError: If there are no lines, or one is broken.
+    """
+    sites: list[Site] = []
+    hashes: dict[str, str] = {}
+    names = sorted({category_of(dataset, sample) for sample in dataset.samples})
+    for name in names:
+        file = next(
+            (f for f in (boxes / name / f"{name}_test.jsonl", boxes / f"{name}_test.jsonl") if f.is_file()), None
+        )
+        if file is None:
+            if len(names) == 1:
+                raise DataError(
+                    f"{boxes}: expected {name}/{name}_test.jsonl, got no such file. Make it with flawscope synth boxes "
+                    "--num."
+                )
+            continue
+        hashes[file.relative_to(boxes).as_posix()] = content_hash(file)
+        for number, text in enumerate(file.read_bytes().splitlines(), 1):
+            where = f"{file}: line {number}"
+            line = decode_json(text, _Line, where, "good, mask, text, defect and bbox of a picture to draw on")
+            good = place_below(dataset.root, line.good, where)
+            mask = place_below(boxes, line.mask, where)
+            defect = check_name(line.defect or mask.parent.name, "defect type")
+            sites.append(Site(name, defect, dataset.root / good, line.good, boxes / mask, line.mask, line.text))
+    found = sorted({site.defect for site in sites})
+    if unknown := [name for name in defects if name not in found]:
+        known = ", ".join(found) or "(there is none)"
+        raise ArgumentError(f"defect: expected defect types of the lines ({known}), got {unknown[0]!r}.")
+    sites = [site for site in sites if not defects or site.defect in defects]
+    if not sites:
+        raise DataError(f"{boxes}: expected lines to draw on, got none. Make them with flawscope synth boxes --num.")
+    return sites, hashes
+
+
+def generate_pictures(
+    synthesizer: Synthesizer,
+    sites: Sequence[Site],
+    folder: Path,
+    settings: GenerateSettings | None = None,
+    *,
+    dataset: Dataset | None = None,
+    lines: Mapping[str, str] | None = None,
+    report: Report | None = None,
+) -> GenerateRecord:
+    """Draw defects on good pictures and write them, their masks, records and a contact sheet.
+
+    The folder appears whole under its name or not at all. An earlier one is replaced. All sites are looked at before
+    the first picture is drawn.
+
+    Args:
+        synthesizer: The bundle.
+        sites: Where to draw.
+        folder: The folder to make.
+        settings: How many, and how.
+        dataset: Whose test split is searched for support pictures.
+        lines: For the record: files that the sites are from → SHA-256.
+        report: Told of the progress.
+
+    Raises:
+        ArgumentError: If a setting is out of range, a defect is unknown, or `folder` holds something else.
+        DataError: If a file cannot be read, a mask is empty or not of its picture's size, or a good picture is one
+            that the bundle has learned a defect from.
+        DeviceError: If the device fails.
+        StorageError: If the system refuses to write; nothing is left behind.
+    """
+    settings, report = settings or GenerateSettings(), report or (lambda what, done, total: None)
+    check_replaceable(folder, MARKER)
+    batch = synthesizer.max_batch if settings.batch is None else settings.batch
+    synthesizer.check_batch(batch)
+    tasks = list(enumerate(_wanted(sites, settings)))
+    check_seed(settings.seed + len(tasks) * settings.rounds)
+    hashes = _check_sites(synthesizer, [site for _, site in tasks], settings.texts, report)
+    in_test = 0 if dataset is None else _support_in_test(dataset, synthesizer.head, report)
+    with atomic_folder(folder, replace_if=MARKER) as made:
+        writer = _Writer(made, synthesizer, settings, hashes)
+        started = time.perf_counter()
+        pending, total = tasks, len(tasks)
+        for turn in range(settings.rounds):
+            again = []
+            for first in range(0, len(pending), batch):
+                chunk = pending[first : first + batch]
+                seeds = [settings.seed + turn * len(tasks) + number for number, _ in chunk]
+                orders = [
+                    DrawOrder(read_image(s.good), read_mask(s.mask), s.key, _text(synthesizer, s, settings.texts), seed)
+                    for (_, s), seed in zip(chunk, seeds, strict=True)
+                ]
+                for task, drawn in zip(chunk, synthesizer.draw(orders, settings.options, batch=batch), strict=True):
+                    writer.add(*task, turn + 1, drawn)
+                    if not drawn.verdict.is_accepted:
+                        again.append(task)
+                report("drawing", len(writer.lines), total)
+            if not again:
+                break
+            pending, total = again, total + len(again)
+        record = writer.finish(tasks, time.perf_counter() - started, in_test, lines or {})
+    return record
+
+
+def _wanted(sites: Sequence[Site], settings: GenerateSettings) -> list[Site]:
+    """Return the site of every record: all of one defect type together, in the order of the lines."""
+    groups: dict[str, dict[str, list[Site]]] = {}
+    for site in sites:
+        groups.setdefault(site.category, {}).setdefault(site.defect, []).append(site)
+    found: list[Site] = []
+    for types in groups.values():
+        counts = [settings.per_defect or len(group) for group in types.values()]
+        if settings.number is not None:
+            counts = shares(settings.number, len(types))
+        for group, count in zip(types.values(), counts, strict=True):
+            found += [group[index % len(group)] for index in range(count)]
+    return found
+
+
+def _text(synthesizer: Synthesizer, site: Site, texts: Texts) -> str | None:
+    is_learned = synthesizer.find_defect(site.key).vectors is not None
+    return None if texts == "bundle" or (texts == "auto" and is_learned) else site.text
+
+
+def _check_sites(synthesizer: Synthesizer, sites: Sequence[Site], texts: Texts, report: Report) -> dict[Path, str]:
+    """Raise unless every site can be drawn on; return the content hashes of the good pictures."""
+    support = {one.sha256: f"{one.category}/{one.defect}" for one in synthesizer.head.support}
+    hashes: dict[Path, str] = {}
+    different = list(dict.fromkeys(sites))
+    for done, site in enumerate(different, 1):
+        if (text := _text(synthesizer, site, texts)) is not None:
+            synthesizer.check_text(site.key, text)
+        if site.good not in hashes:
+            hashes[site.good] = content_hash(site.good)
+        if hashes[site.good] in support:
+            raise DataError(
+                f"{site.good}: expected a good picture, got one that the bundle learned "
+                f"{support[hashes[site.good]]} from. Take its line out."
+            )
+        size, mask = read_image(site.good).shape[:2], read_mask(site.mask)
+        if mask.shape != size:
+            got, want = (f"{width}x{height}" for height, width in (mask.shape, size))
+            raise DataError(f"{site.mask}: expected {want} pixels as {site.good} has, got {got}. Draw the box again.")
+        if not mask.any():
+            raise DataError(f"{site.mask}: expected at least one white pixel, got an all-black mask. Draw a box there.")
+        report("checking pictures", done, len(different))
+    return hashes
+
+
+def _support_in_test(dataset: Dataset, head: SynthHead, report: Report) -> int:
+    """Return how many of the support pictures are in the test split, known by their content."""
+    support = {one.sha256 for one in head.support}
+    if not support:
+        return 0
+    hashes = hash_contents((s.path for s in dataset.test), lambda done, total: report("looking at test", done, total))
+    return len(support & set(hashes.values()))
+
+
+class _Writer:
+    """Writes pictures below a folder that is being made, and remembers what the record and the sheet need."""
+
+    def __init__(
+        self, made: Path, synthesizer: Synthesizer, settings: GenerateSettings, hashes: Mapping[Path, str]
+    ) -> None:
+        self._made, self._synthesizer, self._settings, self._hashes = made, synthesizer, settings, hashes
+        self._options = settings.options.resolved(synthesizer.head)
+        self._tiles: dict[str, dict[str, list[Tile]]] = {}
+        self._counts: Counter[tuple[str, bool]] = Counter()
+        self.lines: list[GeneratedPicture] = []
+
+    def add(self, number: int, site: Site, turn: int, drawn: Drawn) -> None:
+        """Write one picture, and remember its line and its thumbnails."""
+        accepted, manifest = drawn.verdict.is_accepted, self._synthesizer.manifest
+        self._counts[site.key, accepted] += 1
+        name = f"{site.defect}/{self._counts[site.key, accepted]:03d}.png"
+        bbox, runs = runs_of(drawn.region)
+        self.lines.append(
+            GeneratedPicture(
+                number=number,
+                round=turn,
+                category=site.category,
+                defect=site.defect,
+                accepted=accepted,
+                image=self._stored(f"{site.category}/{'gen_img' if accepted else 'rejected'}/{name}", drawn.image),
+                mask=self._stored(f"{site.category}/prs_mask/{name}", drawn.mask) if accepted else None,
+                box_mask=self._stored(f"{site.category}/box_mask/{name}", drawn.region) if accepted else None,
+                good=site.place,
+                good_sha256=self._hashes[site.good],
+                box=site.box,
+                bbox=bbox,
+                runs=runs,
+                text=drawn.text,
+                seed=drawn.seed,
+                crop=drawn.crop,
+                bundle=manifest.name,
+                digest=manifest.digest,
+                backend=self._synthesizer.backend,
+                precision=self._synthesizer.precision,
+                batch=drawn.batch,
+                options=self._options,
+                verdict=drawn.verdict,
+            )
+        )
+        self._show(site, name.rpartition("/")[2], drawn)
+
+    def _stored(self, place: str, pixels: UInt8Array | BoolArray) -> StoredFile:
+        path = self._made / place
+        if pixels.dtype == np.bool_:
+            write_mask(path, pixels.astype(np.bool_, copy=False))
+        else:
+            write_picture(path, pixels.astype(np.uint8, copy=False))
+        return StoredFile(place, sha256_file(path))
+
+    def _show(self, site: Site, name: str, drawn: Drawn) -> None:
+        rows = self._tiles.setdefault(site.key, {"good pictures": [], "drawn": [], "precise masks": [], "rejected": []})
+        if not drawn.verdict.is_accepted:
+            if len(rows["rejected"]) < COLUMNS:
+                rows["rejected"].append(small_tile(drawn.verdict.reasons[0], drawn.image, drawn.region, CYAN))
+        elif len(rows["drawn"]) < COLUMNS:
+            rows["good pictures"].append(small_tile(site.good.name, read_image(site.good), drawn.region, CYAN))
+            rows["drawn"].append(small_tile(name, drawn.image))
+            rows["precise masks"].append(small_tile(drawn.text, drawn.image, drawn.mask, MAGENTA))
+
+    def finish(
+        self, tasks: Sequence[tuple[int, Site]], seconds: float, in_test: int, lines: Mapping[str, str]
+    ) -> GenerateRecord:
+        """Write the lines, the sheet and the record."""
+        verdicts: dict[str, list[Verdict]] = {}
+        for line in self.lines:
+            verdicts.setdefault(f"{line.category}/{line.defect}", []).append(line.verdict)
+        wanted = [site.key for _, site in tasks]
+        counts = {}
+        for key, own in verdicts.items():
+            summary = summarise(own)
+            counts[key] = DefectCount(wanted.count(key), summary.accepted, summary)
+        summary = summarise(line.verdict for line in self.lines)
+        synthesizer = self._synthesizer
+        record = GenerateRecord(
+            flawscope=package_versions()["flawscope"],
+            bundle=synthesizer.manifest.name,
+            digest=synthesizer.manifest.digest,
+            method=synthesizer.manifest.method,
+            mode=synthesizer.head.mode,
+            licence=synthesizer.head.licence,
+            backend=synthesizer.backend,
+            backend_reason=synthesizer.backend_reason,
+            precision=synthesizer.precision,
+            settings=self._settings,
+            lines=dict(lines),
+            summary=summary,
+            defects=counts,
+            seconds=seconds,
+            seconds_per_picture=seconds / summary.pictures,
+            seconds_per_accepted=seconds / summary.accepted if summary.accepted else None,
+            peak_memory_kib=peak_kib(),
+            versions={**package_versions(), "tokenizers": version("tokenizers")},
+            support=tuple(dict.fromkeys(one.sha256 for one in synthesizer.head.support)),
+            support_in_test=in_test,
+        )
+        titled = [
+            Row(f"{key.replace('/', ': ')}, {what}", tiles)
+            for key, rows in self._tiles.items()
+            for what, tiles in rows.items()
+            if tiles
+        ]
+        write_lines(self._made / LINES, self.lines)
+        write_picture(self._made / SHEET, draw_sheet(titled))
+        write_json(self._made / MARKER, record)
+        return record
+
+
+def small_tile(label: str, image: UInt8Array, mask: BoolArray | None = None, colour: Colour = MAGENTA) -> Tile:
+    """Return a picture for a sheet, no larger than it is shown there: those of a run are held until its end."""
+    scale = min(1.0, _THUMBNAIL_PX / max(image.shape[:2]))
+    size = (max(round(image.shape[1] * scale), 1), max(round(image.shape[0] * scale), 1))
+    small = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
+    if mask is None:
+        return Tile(label, small)
+    # By area and not nearest: a defect of one pixel must not vanish from the sheet.
+    inside = cv2.resize(mask.astype(np.uint8) * np.uint8(255), size, interpolation=cv2.INTER_AREA) > 0
+    return Tile(label, small, (Outline(np.asarray(inside), colour),))

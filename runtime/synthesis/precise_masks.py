@@ -1,0 +1,359 @@
+"""Precise masks: which pixels of a good picture a synthetic defect has really changed.
+
+A box says where a defect was asked for. What was drawn there is found by comparing the drawn picture g with the good
+picture n it started from, both with colours from 0 to 1:
+
+    D(p) = max(1 - cos(g_p, n_p), colour · |g_p - n_p|_1 / 3, feature · F(p))        method `robust`
+    D(p) = 1 - cos(g_p, n_p)                                                         method `cosine`, MvP-Diff's
+
+and D is split in two by Otsu's threshold. `cosine` follows the reference step by step, with one repair: differences
+beyond half of the range are clipped to 255, where the reference lets them wrap around, so that its strongest
+differences count as weak ones. Its last step, a fully connected CRF, is left out: the CRF holds a pixel outside the
+mask for undecided, so that every pixel within reach of the mask joins it and the mask grows by the reach.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import cv2
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from flawscope.arrays import BoolArray, Float32Array, UInt8Array, check_array
+from flawscope.errors import ArgumentError
+from flawscope.imaging.images import check_image
+
+MaskMethod = Literal["robust", "cosine"]
+MaskQuality = Literal["good", "empty", "full", "faint"]
+
+BAND_PX = 8
+"""Pixels around the region that are taken neither for noise nor for spill: a feathered paste may change them."""
+
+_ENOUGH = 64
+"""Pixels outside the region from which noise and a change of brightness can be learned."""
+
+_DARK = 3.0 * (16.0 / 255.0) ** 2
+"""Added to the products of the robust cosine: the direction of a colour near black is noise."""
+
+_TEXTURE = (2.0 / 255.0) ** 2
+"""Variance below which the outside is too flat to tell a gain from an offset, which is then taken for an offset."""
+
+
+class MaskOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How a precise mask is found.
+
+    Attributes:
+        method: `robust`, or `cosine` for parity with MvP-Diff.
+        colour: Weight of the mean absolute difference of the colours; `robust` only.
+        feature: Weight of the difference of features, where one is given; `robust` only.
+        least_difference: Smallest D, from 0 to 1, that is held for a change; `robust` only.
+        least_part: Parts smaller than this share of the largest are dropped.
+        fill_holes: Whether holes are filled; `robust` only.
+        refine: Whether the mask is fitted to the edges of the drawn picture by a guided filter.
+        full_share: Share of the region above which the quality is `full`.
+    """
+
+    method: MaskMethod = "robust"
+    colour: float = 1.0
+    feature: float = 1.0
+    least_difference: float = 0.03
+    least_part: float = 0.1
+    fill_holes: bool = True
+    refine: bool = False
+    full_share: float = 0.95
+
+    def __post_init__(self) -> None:
+        for name in ("colour", "feature"):
+            if not 0.0 <= getattr(self, name) < float("inf"):
+                raise ArgumentError(f"{name}: expected a weight of at least 0, got {getattr(self, name)}.")
+        for name in ("least_difference", "least_part", "full_share"):
+            if not 0.0 < getattr(self, name) <= 1.0:
+                raise ArgumentError(f"{name}: expected a number above 0 up to 1, got {getattr(self, name)}.")
+
+
+@dataclass(frozen=True)
+class PreciseMask:
+    """The mask of what was drawn, and how far it can be trusted.
+
+    Contrast, noise and spill are taken from the robust D, whatever the method of the mask, so that they compare.
+
+    Attributes:
+        mask: bool [H, W], True where the picture has changed; nowhere outside the region.
+        quality: `good`; `empty` where nothing has changed; `full` where (nearly) the whole region has, which is what a
+            change of light or a failed drawing looks like; `faint` where the contrast is below the noise: one pixel
+            in a hundred of mere noise passes a floor at its 99th percentile.
+        share: Marked share of the region, 0 to 1.
+        contrast: Mean D on the mask minus mean D on the rest of the region, 0 to 1; 0 for an empty mask.
+        components: Connected parts of the mask (8 neighbours).
+        threshold: Least D at which a pixel is marked; of the method `cosine`, on its scale from 0 to 1.
+        noise: 99th percentile of D outside the region; None where the region leaves no outside to learn it from.
+        spill: Of the pixels that have changed as much as the mask has on average, the share outside the region; for an
+            empty mask, of those that have changed by `least_difference`.
+    """
+
+    mask: BoolArray = field(repr=False)
+    quality: MaskQuality
+    share: float
+    contrast: float
+    components: int
+    threshold: float
+    noise: float | None
+    spill: float
+
+
+def precise_mask(
+    drawn: UInt8Array,
+    good: UInt8Array,
+    region: BoolArray,
+    options: MaskOptions | None = None,
+    *,
+    feature: Float32Array | None = None,
+) -> PreciseMask:
+    """Return the mask of the pixels of `region` that differ from the good picture.
+
+    The robust method first takes away what has changed everywhere: a gain and an offset per channel, fitted outside
+    the region. A pixel is marked above half of the largest D in its 3 x 3 neighbourhood, but at most above Otsu's
+    threshold of D and at least above that of log(D + floor), both over the region alone and on floats: weak parts
+    beside strong ones are kept, and edges lie halfway. Neither is below the floor, the larger of `least_difference`
+    and the 99th percentile of D outside: noise is not split into a defect. A decoder's own noise is seen only in a
+    picture that was not pasted back yet; in a pasted one the outside is identical and `least_difference` must do.
+
+    Args:
+        drawn: Picture with the defect, uint8 [H, W, 3] RGB.
+        good: Picture it was drawn on, uint8 [H, W, 3] RGB.
+        region: Box or coarse mask in which it was drawn, bool [H, W].
+        options: How; the defaults of `MaskOptions` without.
+        feature: Differences of features, float32 [H, W], 0 (same) to 1, for example the cosine distance of the first
+            layers of a frozen network, enlarged to the picture; `robust` only.
+
+    Raises:
+        ArgumentError: If shapes or dtypes differ, the region is empty, or a feature is given to the method `cosine`.
+
+    Source:
+        MvP-Diff's reference for `cosine` (departures: clipped, no CRF, and two black pixels are equal where the
+        reference holds them for opposites); Otsu 1979 for the threshold.
+    """
+    options = options or MaskOptions()
+    check_image(drawn, "drawn")
+    height, width = drawn.shape[:2]
+    check_array(good, "good", (height, width, 3), np.uint8)
+    check_array(region, "mask", (height, width), np.bool_)
+    if not region.any():
+        raise ArgumentError("mask: expected at least one white pixel, got an all-black mask. Draw a box first.")
+    if feature is not None:
+        if options.method == "cosine":
+            raise ArgumentError('feature: expected none with the method "cosine", got one. Use the method "robust".')
+        check_array(feature, "feature", (height, width), np.float32, finite=True)
+
+    outside = _outside(region)
+    difference = robust_difference(drawn, good, outside, colour=options.colour)
+    if feature is not None:
+        difference = np.maximum(difference, np.float32(options.feature) * feature)
+    noise = float(np.percentile(difference[outside], 99.0)) if outside.any() else None
+    if options.method == "cosine":
+        mask, threshold = _cosine_mask(drawn, good, region, options.least_part)
+    else:
+        mask, threshold = _changed(difference, region, max(options.least_difference, noise or 0.0), options.full_share)
+        mask = drop_small_parts(mask, options.least_part)
+        if options.fill_holes:
+            mask = _fill_holes(mask) & region
+    if options.refine and mask.any():
+        mask = _fit_edges(mask, drawn) & region
+    return _describe(mask, region, difference, outside, threshold, noise, options)
+
+
+def robust_difference(drawn: UInt8Array, good: UInt8Array, outside: BoolArray, *, colour: float = 1.0) -> Float32Array:
+    """Return D of the method `robust` without features, float32 [H, W] from 0.
+
+    Both pictures are smoothed by 3 x 3 pixels first, so that noise of either sign averages out.
+
+    Args:
+        drawn: uint8 [H, W, 3] RGB.
+        good: uint8 [H, W, 3] RGB.
+        outside: bool [H, W], where nothing was drawn: gain and offset of the light are fitted there. Without a pixel
+            the light is taken to be the same.
+        colour: Weight of the mean absolute difference.
+    """
+    if np.array_equal(drawn, good):
+        return np.zeros(drawn.shape[:2], np.float32)
+    one, other = (cv2.GaussianBlur(image.astype(np.float32) / 255.0, (3, 3), 0) for image in (drawn, good))
+    other = _align(np.asarray(other, np.float32), np.asarray(one, np.float32), outside)
+    dot = (one * other).sum(axis=2) + _DARK
+    lengths = np.sqrt(((one * one).sum(axis=2) + _DARK) * ((other * other).sum(axis=2) + _DARK))
+    absolute = np.abs(one - other).mean(axis=2)
+    return np.asarray(np.maximum(np.maximum(1.0 - dot / lengths, 0.0), colour * absolute), np.float32)
+
+
+def otsu_threshold(values: npt.NDArray[np.floating]) -> float:
+    """Return the number that splits values into two classes of the largest variance between them, without a histogram.
+
+    Args:
+        values: Floats of any shape, not empty.
+
+    Returns:
+        The middle of the gap: values above are the upper class. Negative infinity where all values are equal.
+
+    Source: Otsu, A threshold selection method from gray-level histograms, 1979, equation 18, over all gaps between
+        sorted values instead of histogram bins.
+    """
+    ordered = np.sort(values.ravel().astype(np.float64))
+    gaps = np.flatnonzero(np.diff(ordered) > 0)
+    if gaps.size == 0:
+        return -float("inf")
+    below = gaps + 1.0
+    sums = np.cumsum(ordered)
+    above = ordered.size - below
+    distance = sums[gaps] / below - (sums[-1] - sums[gaps]) / above
+    best = gaps[int(np.argmax(below * above * distance**2))]
+    return float((ordered[best] + ordered[best + 1]) / 2.0)
+
+
+def drop_small_parts(mask: BoolArray, least: float) -> BoolArray:
+    """Return the mask without the parts (8 neighbours) smaller than `least` times the largest; bool [H, W]."""
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
+    if count <= 2:
+        return mask.copy()
+    areas = stats[:, cv2.CC_STAT_AREA]
+    kept = areas >= least * areas[1:].max()
+    kept[0] = False
+    return np.asarray(kept[labels], np.bool_)
+
+
+def _outside(region: BoolArray) -> BoolArray:
+    """Where nothing was drawn: away from the region; right beside it where too little is left; else nowhere."""
+    size = 2 * BAND_PX + 1
+    for near in (cv2.dilate(region.astype(np.uint8), np.ones((size, size), np.uint8)) > 0, region):
+        if np.count_nonzero(~near) >= _ENOUGH:
+            return np.asarray(~near)
+    return np.zeros_like(region)
+
+
+def _align(good: Float32Array, drawn: Float32Array, outside: BoolArray) -> Float32Array:
+    """The good picture in the light of the drawn one: gain and offset per channel, least squares, fitted twice.
+
+    The second fit leaves out what is far from the first. The gain is pulled to 1 where the outside is flat.
+    """
+    if not outside.any():
+        return good
+    aligned = np.empty_like(good)
+    for channel in range(3):
+        x = good[..., channel][outside].astype(np.float64)
+        y = drawn[..., channel][outside].astype(np.float64)
+        clipped = (np.minimum(x, y) <= 0.0) | (np.maximum(x, y) >= 1.0)
+        if np.count_nonzero(~clipped) >= _ENOUGH:
+            x, y = x[~clipped], y[~clipped]
+        gain, offset = _fit(x, y)
+        error = np.abs(y - gain * x - offset)
+        near = error <= 3.0 * np.median(error) + 1e-6
+        gain, offset = _fit(x[near], y[near])
+        aligned[..., channel] = np.clip(gain * good[..., channel] + offset, 0.0, 1.0)
+    return aligned
+
+
+def _fit(x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]) -> tuple[float, float]:
+    gain = (float(np.mean((x - x.mean()) * (y - y.mean()))) + _TEXTURE) / (float(x.var()) + _TEXTURE)
+    return gain, float(y.mean() - gain * x.mean())
+
+
+def _changed(difference: Float32Array, region: BoolArray, floor: float, full_share: float) -> tuple[BoolArray, float]:
+    """What has changed in the region, bool [H, W], and the least D at which a pixel is marked.
+
+    Otsu's threshold of D follows the strongest parts of a defect: a few glaring pixels raise it above all others. That
+    of log(D + floor) finds the weak ones, but takes the blurred rim of a strong edge for one of them. So each pixel has
+    a threshold between the two: half of the largest D next to it, which is where an edge between two levels lies.
+
+    Where (nearly) all of the region is above the floor there may be no second class, and Otsu would split the defect.
+    A uniform spread from 0 has classes whose means are as 1 to 3; closer means are taken for one class.
+    """
+    values = difference[region].astype(np.float64)
+    threshold = max(otsu_threshold(values), floor)
+    low, high = values[values <= threshold], values[values > threshold]
+    one_class = np.mean(values > floor) > full_share and (
+        high.size == 0 or low.size == 0 or low.mean() > high.mean() / 3
+    )
+    if one_class:
+        return np.asarray((difference > floor) & region), floor
+    weakest = min(threshold, max(float(np.exp(otsu_threshold(np.log(values + floor)))) - floor, floor))
+    nearby = cv2.dilate(np.where(region, difference, np.float32(0)), np.ones((3, 3), np.uint8))
+    return np.asarray((difference > np.clip(nearby / 2.0, weakest, threshold)) & region), weakest
+
+
+def _cosine_mask(drawn: UInt8Array, good: UInt8Array, region: BoolArray, least_part: float) -> tuple[BoolArray, float]:
+    """MvP-Diff's mask, and its threshold on the scale of the range, 0 to 1.
+
+    Integers under one root: equal and parallel colours have a distance of exactly 0, which floats would miss by 1e-8,
+    and the stretch to the range would make a mask of that.
+    """
+    one, other = drawn.astype(np.int64), good.astype(np.int64)
+    lengths = (one * one).sum(axis=2) * (other * other).sum(axis=2)
+    cosine = (one * other).sum(axis=2) / np.sqrt(np.maximum(lengths, 1))
+    both_black = ~(drawn.any(axis=2) | good.any(axis=2))
+    distance = np.where(both_black, 0.0, 1.0 - cosine)
+    span = float(distance.max() - distance.min())
+    if span == 0.0:
+        return np.zeros_like(region), 0.0
+    stretched = (distance - distance.min()) / span / 0.5
+    levels = np.clip(stretched * np.where(region, 255.0, 0.0), 0.0, 255.0).astype(np.uint8)
+    level, found = cv2.threshold(levels, 0, 255, cv2.THRESH_BINARY | cv2.THRESH_OTSU)
+    contours, _ = cv2.findContours(found, cv2.RETR_TREE, cv2.CHAIN_APPROX_SIMPLE)
+    areas = [cv2.contourArea(contour) for contour in contours]
+    small = [contour for contour, area in zip(contours, areas, strict=True) if area < least_part * max(areas)]
+    cv2.drawContours(found, small, -1, 0, cv2.FILLED)
+    return np.asarray(found > 0), float(level) / 510.0
+
+
+def _fill_holes(mask: BoolArray) -> BoolArray:
+    contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    filled = mask.astype(np.uint8)
+    cv2.drawContours(filled, contours, -1, 1, cv2.FILLED)
+    return np.asarray(filled > 0)
+
+
+def _fit_edges(mask: BoolArray, drawn: UInt8Array) -> BoolArray:
+    """The mask after a guided filter (He et al. 2010, radius 4 pixels, epsilon 1e-3) with the grey picture as guide."""
+    guide = cv2.cvtColor(drawn, cv2.COLOR_RGB2GRAY).astype(np.float32) / 255.0
+    target = mask.astype(np.float32)
+
+    def mean(array: npt.NDArray[np.float32]) -> Float32Array:
+        return np.asarray(cv2.blur(array, (9, 9)), np.float32)
+
+    gain = (mean(guide * target) - mean(guide) * mean(target)) / (mean(guide * guide) - mean(guide) ** 2 + 1e-3)
+    return np.asarray(mean(gain) * guide + mean(mean(target) - gain * mean(guide)) > 0.5)
+
+
+def _describe(
+    mask: BoolArray,
+    region: BoolArray,
+    difference: Float32Array,
+    outside: BoolArray,
+    threshold: float,
+    noise: float | None,
+    options: MaskOptions,
+) -> PreciseMask:
+    marked, size = int(np.count_nonzero(mask)), int(np.count_nonzero(region))
+    level = float(difference[mask].mean()) if marked else options.least_difference
+    strong = int(np.count_nonzero(difference[mask if marked else region] >= level))
+    spilled = int(np.count_nonzero(difference[outside] >= level))
+    spill = spilled / (spilled + strong) if spilled else 0.0
+    if marked == 0:
+        return PreciseMask(mask, "empty", 0.0, 0.0, 0, threshold, noise, spill)
+    rest = region & ~mask if marked < size else outside  # a mask that fills the region is held against the outside
+    contrast = level - (float(difference[rest].mean()) if rest.any() else 0.0)
+    quality: MaskQuality = "good"
+    if marked / size > options.full_share:
+        quality = "full"
+    elif contrast <= (noise or 0.0):
+        quality = "faint"
+    return PreciseMask(
+        mask=mask,
+        quality=quality,
+        share=marked / size,
+        contrast=contrast,
+        components=cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)[0] - 1,
+        threshold=threshold,
+        noise=noise,
+        spill=spill,
+    )

@@ -1,0 +1,354 @@
+"""`flawscope synth`: support sets, boxes, masks and descriptions, drawn defects, and datasets of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from flawscope.datasets import Dataset, open_dataset
+from flawscope.datasets.defects.anogen_ranges import PUBLISHED
+from flawscope.datasets.defects.anomalous_samples import Defective, Source, list_defective
+from flawscope.datasets.defects.box_sets import BoxSettings, Ground, Places, write_boxes
+from flawscope.datasets.defects.captions import FRAMES, Captions, read_frames, read_phrases
+from flawscope.datasets.defects.descriptions import write_descriptions
+from flawscope.datasets.defects.file_names import category_of, defect_of
+from flawscope.datasets.defects.mask_ranges import Within, read_ranges
+from flawscope.datasets.defects.mask_sets import MaskSettings, Rotation, write_masks
+from flawscope.datasets.defects.set_files import SHEET
+from flawscope.datasets.defects.support_set import find_support, read_support, write_support
+from flawscope.datasets.fingerprints import Progress
+from flawscope.errors import DataError
+from flawscope.runtime.synthesis.generate_command import dataset, generate
+from flawscope.runtime.synthesis.import_command import import_command
+from flawscope.terminal import progress_bars
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+_SPLITS = ("train", "test", "any")
+_BOXES, _MASKS = BoxSettings(), MaskSettings()  # the defaults
+_PATH = click.Path(path_type=Path)
+
+
+def _data(*, required: bool = True) -> Callable[[_Command], _Command]:
+    # Both spellings of the published scripts are taken too.
+    return click.option(
+        "--data",
+        "--dataset",
+        "--dataset_dir",
+        "data",
+        type=_PATH,
+        required=required,
+        metavar="ROOT",
+        help="The dataset.",
+    )
+
+
+_CATEGORY = click.option(
+    "--category", "--classname", "--class_name", "category", metavar="NAME", help="Category below ROOT, or all."
+)
+_OUT = click.option("--out", "--outdir", "out", type=_PATH, required=True, metavar="DIR", help="Folder to make.")
+_SEED = click.option("--seed", default=_MASKS.seed, show_default=True, help="Another seed chooses otherwise.")
+_DEFECTS = click.option(
+    "--defect", "defects", multiple=True, metavar="NAME", help="Defect type; may be given again. Default: all."
+)
+_SPLIT = click.option(
+    "--split", type=click.Choice(_SPLITS), help="Where defective pictures may come from.  [default: train]"
+)
+_SUPPORT = click.option(
+    "--support", type=_PATH, metavar="DIR", help="Take the pictures of this support set, not of a split."
+)
+_MARGIN = click.option(
+    "--margin", default=_BOXES.margin, show_default=True, help="Margin around a defect, part of the box's side."
+)
+_PHRASES = click.option(
+    "--phrases", type=_PATH, metavar="FILE", help='JSON: {"CATEGORY/DEFECT": "what it looks like"}.'
+)
+_FRAMES = click.option(
+    "--frames", type=_PATH, metavar="FILE", help="Text: a sentence a line with {description} {location} {token}."
+)
+_SOLID = click.option("--solid", is_flag=True, help="The part has no holes: its foreground is all that it encloses.")
+_OVERLAP = click.option(
+    "--overlap", default=_MASKS.overlap, show_default=True, help="More than this part of a box lies inside."
+)
+_TRIES = click.option("--tries", default=_MASKS.tries, show_default=True, help="Rectangles drawn for one box at most.")
+
+
+@click.group()
+def synth() -> None:
+    """Synthesise defects: support sets, boxes, masks and descriptions, drawn defects, and datasets of them.
+
+    Everything is drawn by a seed and recorded; the same seed gives the same files. Every folder has a contact sheet.
+    """
+
+
+@synth.command()
+@_data()
+@_CATEGORY
+@click.option("--shots", "--k", "--k_shot", "shots", default=3, show_default=True, help="Pictures of each defect type.")
+@click.option(
+    "--split", type=click.Choice(_SPLITS), default="train", show_default=True, help="Where they may come from."
+)
+@_DEFECTS
+@_SEED
+@_OUT
+def support(
+    data: Path, category: str | None, shots: int, split: Source, defects: tuple[str, ...], seed: int, out: Path
+) -> None:
+    """Choose a few defective pictures of each type to learn from, and record which they are.
+
+    Nothing is taken from the test split unless --split says so. The record DIR/support.json holds the name, split and
+    content hash of every picture, so that an evaluation can leave it out, and names other pictures that probably show
+    the same parts.
+    """
+    dataset = open_dataset(data, category)
+    with progress_bars() as report:
+        record = write_support(
+            dataset,
+            out,
+            shots=shots,
+            split=split,
+            defects=defects,
+            seed=seed,
+            progress=partial(report, "choosing"),
+            alike_progress=partial(report, "looking for the same parts"),
+        )
+    types = {(picture.category, picture.defect) for picture in record.pictures}
+    splits = Counter(picture.split for picture in record.pictures)
+    click.echo(f"support set: {out}, {len(record.pictures)} pictures of {len(types)} defect types")
+    if splits["test"]:
+        click.echo(f"taken from the test split: {splits['test']}, to be left out of the evaluation (support.json)")
+    if record.alike:
+        click.echo(f"probably the same parts: {len(record.alike)} other pictures, named in support.json as alike")
+    _tell(out, record.passed_over)
+
+
+@synth.command()
+@_data()
+@_CATEGORY
+@_SUPPORT
+@_SPLIT
+@_DEFECTS
+@_MARGIN
+@click.option(
+    "--per-component", "--per_component", "per_component", is_flag=True, help="A box for each part of a defect."
+)
+@click.option(
+    "--num",
+    "number",
+    default=_BOXES.number,
+    show_default=True,
+    help="Random boxes in all, shared out among the defect types.",
+)
+@click.option(
+    "--within",
+    type=click.Choice(["foreground", "picture"]),
+    default=_BOXES.within,
+    show_default=True,
+    help="Where random boxes may lie; picture is for parts that fill it.",
+)
+@click.option(
+    "--places",
+    type=click.Choice(["observed", "anywhere"]),
+    default=_BOXES.places,
+    show_default=True,
+    help="Draw their centres about where defects were seen, or anywhere.",
+)
+@_SOLID
+@_OVERLAP
+@_TRIES
+@_PHRASES
+@_FRAMES
+@_SEED
+@_OUT
+def boxes(
+    data: Path,
+    category: str | None,
+    support: Path | None,
+    split: Source | None,
+    defects: tuple[str, ...],
+    margin: float,
+    per_component: bool,
+    number: int,
+    within: Ground,
+    solid: bool,
+    places: Places,
+    overlap: float,
+    tries: int,
+    phrases: Path | None,
+    frames: Path | None,
+    seed: int,
+    out: Path,
+) -> None:
+    """Put boxes around real defects, and draw random boxes of such sizes at such places on good pictures.
+
+    DIR/ranges.json holds the sizes seen, as `synth masks` reads them; DIR/NAME/NAME_test.jsonl a line for each random
+    box: good picture, mask, text.
+    """
+    settings = BoxSettings(margin, per_component, number, within, solid, places, overlap, tries, seed)
+    dataset = open_dataset(data, category)
+    with progress_bars() as report:
+        entries = _entries(dataset, support, split, defects, partial(report, "finding the support set"))
+        record = write_boxes(
+            dataset,
+            entries,
+            out,
+            settings,
+            captions=_captions(dataset, phrases, frames),
+            progress=partial(report, "boxing defects"),
+            random_progress=partial(report, "drawing boxes"),
+        )
+    click.echo(f"boxes: {out}, around {len(record.real)} defects, and {record.random} random ones")
+    _tell(out, record.passed_over)
+
+
+@synth.command()
+@click.option(
+    "--ranges",
+    type=_PATH,
+    required=True,
+    metavar="FILE",
+    help=f"JSON range file, or a published one: {', '.join(PUBLISHED)}.",
+)
+@_data(required=False)
+@_CATEGORY
+@click.option(
+    "--templates", type=_PATH, metavar="DIR", help="Folder with NAME/DEFECT/mask.png, NAME/DEFECT.png or NAME.png."
+)
+@click.option(
+    "--within",
+    type=click.Choice(["template", "foreground", "picture"]),
+    help="Take this, not what the range file says.",
+)
+@click.option(
+    "--rotate",
+    type=click.Choice(["flagged", "all", "none"]),
+    default=_MASKS.rotate,
+    show_default=True,
+    help="Turn the masks of those defect types.",
+)
+@click.option("--num", "number", default=_MASKS.number, show_default=True, help="Masks of each defect type.")
+@click.option("--size", default=_MASKS.size, show_default=True, help="Height and width of the masks in pixels.")
+@click.option(
+    "--per-picture", default=_MASKS.per_picture, show_default=True, help="Masks on one good picture, in the foreground."
+)
+@_SOLID
+@_OVERLAP
+@_TRIES
+@_SEED
+@_OUT
+def masks(
+    ranges: Path,
+    data: Path | None,
+    category: str | None,
+    templates: Path | None,
+    within: Within | None,
+    rotate: Rotation,
+    number: int,
+    size: int,
+    per_picture: int,
+    solid: bool,
+    overlap: float,
+    tries: int,
+    seed: int,
+    out: Path,
+) -> None:
+    """Draw box masks from a range file: in templates, in the foreground of good pictures, or anywhere.
+
+    The range file says for each category where masks lie, and for each defect type how wide and high they are and
+    whether they are turned. A mask that fits nowhere is an error, not an endless search.
+    """
+    settings = MaskSettings(number, size, per_picture, solid, rotate, overlap, tries, seed)
+    read = PUBLISHED[str(ranges)] if str(ranges) in PUBLISHED else read_ranges(ranges)
+    dataset = None if data is None else open_dataset(data, category)
+    with progress_bars() as report:
+        record = write_masks(
+            read,
+            out,
+            settings,
+            dataset=dataset,
+            categories=() if category is None else (category,),
+            templates=templates,
+            within=within,
+            progress=partial(report, "drawing masks"),
+        )
+    types = {(mask.category, mask.defect) for mask in record.masks}
+    click.echo(f"masks: {out}, {len(record.masks)} of {len(types)} defect types")
+    _tell(out, {})
+
+
+@synth.command()
+@_data()
+@_CATEGORY
+@_SUPPORT
+@_SPLIT
+@_DEFECTS
+@_MARGIN
+@_PHRASES
+@_FRAMES
+@_SEED
+@_OUT
+def describe(
+    data: Path,
+    category: str | None,
+    support: Path | None,
+    split: Source | None,
+    defects: tuple[str, ...],
+    margin: float,
+    phrases: Path | None,
+    frames: Path | None,
+    seed: int,
+    out: Path,
+) -> None:
+    """Describe defective pictures: what the defect is and where, in several sentences, as JSON lines.
+
+    DIR/NAME/NAME_train.jsonl has a line for each: a good picture, the defective one, the box's mask, the sentences.
+    """
+    dataset = open_dataset(data, category)
+    with progress_bars() as report:
+        entries = _entries(dataset, support, split, defects, partial(report, "finding the support set"))
+        record = write_descriptions(
+            dataset,
+            entries,
+            out,
+            _captions(dataset, phrases, frames),
+            margin=margin,
+            seed=seed,
+            progress=partial(report, "describing"),
+        )
+    click.echo(f"descriptions: {out}, {sum(record.lines.values())} lines of {len(record.frames)} sentences")
+    _tell(out, record.passed_over)
+
+
+def _entries(
+    dataset: Dataset, support: Path | None, split: Source | None, defects: tuple[str, ...], progress: Progress
+) -> list[Defective]:
+    """Return the defective pictures of a support set, or of a split."""
+    if support is None:
+        return list_defective(dataset, split or "train", defects)
+    if split is not None or defects:
+        raise click.UsageError("Expected --support, or --split and --defect, got both. Leave one out.")
+    return find_support(dataset, read_support(support), progress)
+
+
+def _captions(dataset: Dataset, phrases: Path | None, frames: Path | None) -> Captions:
+    known = {f"{category_of(dataset, s)}/{defect_of(s)}" for s in dataset.samples if s.is_anomalous}
+    if phrases is not None and not known:
+        raise DataError(f"{dataset.root}: expected defective pictures for the phrases of {phrases}, got none.")
+    return Captions(
+        {} if phrases is None else read_phrases(phrases, known), FRAMES if frames is None else read_frames(frames)
+    )
+
+
+def _tell(out: Path, passed_over: Mapping[str, str]) -> None:
+    for reason, number in Counter(passed_over.values()).items():
+        click.echo(f"passed over: {number}, {reason}")
+    click.echo(f"overview: {out / SHEET}")
+
+
+for _command in (generate, dataset, import_command):
+    synth.add_command(_command)

@@ -1,0 +1,232 @@
+"""Evaluating a bundle: figures, decisions, faults, evidence and the JSON that scripts rely on."""
+
+from __future__ import annotations
+
+import builtins
+import importlib
+import sys
+
+import numpy as np
+import pytest
+from fake_bundles import write_mask, write_picture
+
+from flawscope import cli
+from flawscope.bundle import open_bundle
+from flawscope.calibration import evaluate_bundle, record_accuracy
+from flawscope.datasets import open_dataset
+from flawscope.errors import DataError, ImageError, MissingExtra
+
+
+def _evaluate(path, dataset, **options):
+    return evaluate_bundle(path, dataset, command="flawscope evaluate", resamples=100, **options).figures
+
+
+def test_figures_of_a_set_that_can_be_counted_by_hand(make_bundle, dataset):
+    figures = _evaluate(make_bundle(threshold=75.0), dataset)
+    # Good 71 to 80, spots 100 to 107 all above them, dull 36 to 39 all below.
+    assert (figures.images, figures.anomalous) == (22, 12)
+    assert figures.image_auroc == pytest.approx(8 / 12)
+    assert figures.image_f1_max == pytest.approx(2 * 8 / (8 + 12))
+    assert figures.f1_threshold == 90.0
+    assert figures.latency_ms.p50 == figures.latency_ms.p99 == 2.0
+    assert (figures.backend, figures.precision) == ("cpu", "fp32")
+
+
+def test_pixel_figures_leave_out_defects_without_masks_and_count_them(make_bundle, dataset):
+    figures = _evaluate(make_bundle(), dataset)
+    # Every masked pixel is brighter than every other one of the good and the spot pictures.
+    assert figures.pixel_auroc == figures.pixel_ap == 1.0
+    assert figures.aupro == pytest.approx(1.0)
+    assert figures.without_mask == 4
+    assert any("4 defective pictures have no usable mask" in note for note in figures.notes)
+
+
+def test_a_set_without_masks_has_no_pixel_figures(make_bundle, dataset):
+    for mask in dataset.root.glob("ground_truth/*/*.png"):
+        mask.unlink()
+    figures = _evaluate(make_bundle(), open_dataset(dataset.root))
+    assert figures.pixel_auroc is figures.pixel_ap is figures.aupro is None
+    assert figures.image_auroc is not None
+    assert figures.without_mask == 12
+
+
+def test_a_mask_that_vanishes_at_the_models_size_is_counted(make_bundle, dataset):
+    mask = np.zeros((320, 320), np.uint8)
+    mask[0, 0] = 255
+    import cv2
+
+    cv2.imwrite(str(dataset.root / "ground_truth/spot/0_mask.png"), mask)
+    figures = _evaluate(make_bundle(), dataset)
+    assert (figures.without_mask, figures.masks_lost) == (5, 1)
+
+
+def test_decisions_and_their_limits(make_bundle, dataset):
+    confusion = _evaluate(make_bundle(threshold=75.0), dataset).confusion
+    assert (confusion.good.accept, confusion.good.reject, confusion.good.fault) == (5, 5, 0)
+    assert (confusion.anomalous.accept, confusion.anomalous.reject) == (4, 8)
+    assert (confusion.miss.count, confusion.miss.n) == (4, 12)
+    assert confusion.false_reject.low < 0.5 < confusion.false_reject.upper < confusion.false_reject.high
+
+
+def test_each_defect_type_stands_against_all_good_pictures(make_bundle, dataset):
+    dull, spot = _evaluate(make_bundle(threshold=75.0), dataset).defects
+    assert (dull.defect, dull.image_auroc, dull.detection.value, dull.pixel_auroc) == ("dull", 0.0, 0.0, None)
+    assert (spot.defect, spot.image_auroc, spot.detection.count, spot.pixel_auroc) == ("spot", 1.0, 8, 1.0)
+
+
+def test_a_fault_is_never_an_accept_and_is_left_out_of_the_ranking(make_bundle, dataset, nan_rule):
+    broken = dataset.root / "test/good/0.png"
+    broken.write_bytes(b"no picture")
+    figures = _evaluate(make_bundle(threshold=85.0, rule=nan_rule), dataset)
+    assert len(figures.faults) == 4
+    assert (figures.confusion.good.accept, figures.confusion.good.fault) == (9, 1)
+    assert figures.confusion.false_reject.count == 1
+    assert (figures.confusion.anomalous.fault, figures.confusion.miss.count) == (3, 4)
+    # 9 good pictures, 5 spots above them, 4 dull ones below.
+    assert figures.image_auroc == pytest.approx(5 / 9)
+    assert figures.images == 22
+    assert figures.notes[0].startswith("4 of 22 pictures could not be scored. They count as not accepted")
+
+
+def test_a_bundle_without_thresholds_is_ranked_but_not_judged(make_bundle, dataset):
+    figures = _evaluate(make_bundle(), dataset)
+    assert figures.confusion is None
+    assert figures.faults == ()
+    assert figures.image_auroc is not None
+    assert any("no thresholds" in note for note in figures.notes)
+
+
+def test_test_pictures_that_were_trained_on_are_reported(make_bundle, dataset):
+    from flawscope.datasets import content_hash
+
+    path = make_bundle(training=[content_hash(dataset.root / "test/good/3.png")])
+    assert any("1 test pictures were also used to train" in note for note in _evaluate(path, dataset).notes)
+
+
+def test_thresholds_from_labels_or_another_backend_are_reported(make_bundle, dataset):
+    notes = _evaluate(make_bundle(threshold=75.0, method="f1"), dataset).notes
+    assert any("chosen on labelled pictures" in note for note in notes)
+
+
+def test_one_kind_of_picture_has_no_ranking(make_bundle, tmp_path):
+    for split in ("train", "test"):
+        write_picture(tmp_path / f"other/{split}/good/1.png", 90 + len(split))
+    figures = _evaluate(make_bundle(threshold=75.0), open_dataset(tmp_path / "other"))
+    assert figures.image_auroc is figures.image_ap is figures.image_f1_max is None
+    assert figures.confusion.miss.value is None
+    assert any("Only one kind of picture" in note for note in figures.notes)
+
+
+def test_a_set_without_test_pictures_is_refused(make_bundle, tmp_path):
+    write_picture(tmp_path / "other/train/good/1.png", 90)
+    with pytest.raises(DataError, match="expected test pictures"):
+        _evaluate(make_bundle(), open_dataset(tmp_path / "other"))
+
+
+def test_a_broken_mask_is_refused_before_scoring(make_bundle, dataset):
+    write_mask(dataset.root / "ground_truth/spot/0_mask.png").write_bytes(b"no mask")
+    with pytest.raises(ImageError, match=r"0_mask\.png"):
+        _evaluate(make_bundle(), dataset)
+
+
+def test_figures_repeat_with_the_same_seed(make_bundle, dataset):
+    path = make_bundle(threshold=75.0)
+    first, second = _evaluate(path, dataset), _evaluate(path, dataset)
+    assert first.intervals == second.intervals
+    assert first.dataset == second.dataset
+    assert first.bundle == second.bundle
+
+
+def test_evidence_replaces_older_figures_of_the_same_set_and_backend(make_bundle, dataset):
+    path = make_bundle(threshold=75.0)
+    record_accuracy(path, _evaluate(path, dataset))
+    record_accuracy(path, _evaluate(path, dataset))
+    with open_bundle(path) as bundle:
+        (entry,) = bundle.manifest.evidence.accuracy
+        assert len(bundle.manifest.evidence.parity) == 1
+    assert entry.figures["image_auroc"] == pytest.approx(8 / 12)
+    assert (entry.figures["miss_rate"], entry.figures["miss_n"]) == (pytest.approx(4 / 12), 12)
+    assert entry.figures["image_threshold"] == 75.0
+    (dataset.root / "test/dull/0.png").unlink()
+    record_accuracy(path, _evaluate(path, open_dataset(dataset.root)))
+    with open_bundle(path) as bundle:
+        assert [entry.images for entry in bundle.manifest.evidence.accuracy] == [22, 21]
+
+
+def test_evidence_of_both_paths_stands_side_by_side(make_bundle, dataset):
+    path = make_bundle(threshold=75.0)
+    for graph_path in ("graph", "kernel"):
+        record_accuracy(path, _evaluate(path, dataset, graph_path=graph_path))
+    with open_bundle(path) as bundle:
+        assert [entry.backend for entry in bundle.manifest.evidence.accuracy] == ["cpu", "cpu (kernel)"]
+
+
+def test_json_holds_the_keys_that_scripts_rely_on(make_bundle, dataset, tmp_path, read_json, capsys):
+    path, file = make_bundle(threshold=75.0), tmp_path / "out/figures.json"
+    assert cli.run(["evaluate", str(path), "--data", str(dataset.root), "--json", str(file)]) == 0
+    figures = read_json(file)
+    flat = ("image_auroc", "image_ap", "image_f1_max", "pixel_auroc", "pixel_ap", "aupro")
+    assert all(isinstance(figures[name], float) for name in flat)
+    assert (figures["images"], figures["anomalous"], figures["without_mask"]) == (22, 12, 4)
+    assert (figures["backend"], figures["precision"]) == ("cpu", "fp32")
+    assert figures["latency_ms"] == {"p50": 2.0, "p90": 2.0, "p99": 2.0}
+    assert set(figures["intervals"]) == set(flat)
+    assert figures["confusion"]["miss"]["n"] == 12
+    assert len(figures["bundle"]["digest"]) == len(figures["dataset"]["fingerprint"]) == 64
+    assert figures["command"]
+    with open_bundle(path) as bundle:
+        assert len(bundle.manifest.evidence.accuracy) == 1
+    out = capsys.readouterr().out
+    assert "image AUROC     0.6667" in out
+    assert "4/12" in out
+
+
+def test_no_record_leaves_the_bundle_as_it_is(make_bundle, dataset, capsys):
+    path = make_bundle(threshold=75.0)
+    before = (path / "manifest.json").read_bytes()
+    assert cli.run(["evaluate", str(path), "--data", str(dataset.root), "--no-record"]) == 0
+    assert (path / "manifest.json").read_bytes() == before
+
+
+def test_a_fault_makes_the_exit_status_1_after_everything_was_written(make_bundle, dataset, tmp_path, capsys):
+    (dataset.root / "test/good/0.png").write_bytes(b"no picture")
+    file = tmp_path / "figures.json"
+    path = make_bundle(threshold=75.0)
+    assert cli.run(["evaluate", str(path), "--data", str(dataset.root), "--json", str(file)]) == 1
+    assert file.is_file()
+    assert "fault: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("module", "package"), [("sklearn.metrics", "scikit-learn"), ("scipy.stats", "scipy")])
+def test_a_missing_package_is_named_before_anything_is_scored(make_bundle, dataset, monkeypatch, module, package):
+    found = importlib.import_module
+
+    def missing(name, *rest):
+        if name == module:
+            raise ImportError(name)
+        return found(name, *rest)
+
+    path = make_bundle()
+    monkeypatch.setattr(importlib, "import_module", missing)
+    with pytest.raises(MissingExtra, match=rf"needs the package {package}.*flawscope\[calibrate\]"):
+        _evaluate(path, dataset)
+
+
+def test_the_package_imports_no_heavy_library_by_itself():
+    import subprocess
+
+    code = (
+        "import sys, flawscope.calibration, flawscope.calibration.thresholds.calibrate_command, flawscope.calibration.evaluation.evaluate_command\n"
+        "print([m for m in ('matplotlib', 'scipy', 'sklearn', 'jinja2', 'onnxruntime', 'torch') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_every_public_name_can_be_imported():
+    import flawscope.calibration as room
+
+    assert all(callable(getattr(room, name)) for name in room.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = room.nothing
+    assert builtins.sorted(room.__all__) == room.__all__

@@ -1,0 +1,231 @@
+"""The report: self-contained, reproducible, safe against file names, and honest where something is missing."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from fake_bundles import write_picture
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flawscope import cli
+from flawscope.calibration import evaluate_bundle
+from flawscope.calibration.evaluation import report, report_images, report_plots
+from flawscope.datasets import content_hash, open_dataset
+from flawscope.runtime.synthesis import SupportPicture, SupportRecord
+
+
+class _Page(HTMLParser):
+    """Collects what a browser would load, what pictures say, and element ids."""
+
+    VOID = frozenset({"meta", "img", "br", "link", "input", "hr"})
+
+    def __init__(self, text):
+        super().__init__()
+        self.loads, self.images, self.ids, self.open, self.words = [], [], [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        values = dict(attrs)
+        self.loads += [values[name] for name in ("src", "href", "xlink:href", "srcset") if name in values]
+        if tag == "img":
+            self.images.append(values)
+        if "id" in values:
+            self.ids.append(values["id"])
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        if tag not in self.VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.words).split())
+
+
+def _evaluation(path, dataset):
+    return evaluate_bundle(path, dataset, command="flawscope evaluate part.flaw --data <set>", resamples=50)
+
+
+@pytest.fixture
+def evaluation(make_bundle, dataset):
+    return _evaluation(make_bundle(threshold=75.0), dataset)
+
+
+def test_the_page_is_well_formed_and_loads_nothing_from_outside(evaluation):
+    page = _Page(report.render_report(evaluation))
+    assert page.open == []
+    assert page.loads
+    assert all(value.startswith(("data:image/", "#")) for value in page.loads)
+    assert len(page.ids) == len(set(page.ids))
+
+
+def test_every_reference_inside_the_plots_has_its_target(evaluation):
+    page = _Page(text := report.render_report(evaluation))
+    wanted = {value[1:] for value in page.loads if value.startswith("#")} | set(re.findall(r"url\(#([^)]+)\)", text))
+    assert wanted
+    assert wanted <= set(page.ids)
+
+
+def test_plots_take_their_colours_and_fonts_from_the_page(evaluation):
+    text = report.render_report(evaluation)
+    plot = text[text.index("<svg") : text.rindex("</svg>")]
+    assert "var(--good)" in plot
+    assert not re.search(r"#0[1-6]0[1-6]0[1-6]|DejaVu|<style|<metadata", plot)
+
+
+def test_the_same_evaluation_gives_the_same_page(evaluation):
+    assert report.render_report(evaluation) == report.render_report(evaluation)
+
+
+def test_every_picture_has_a_text_for_those_who_do_not_see_it(evaluation):
+    images = _Page(report.render_report(evaluation)).images
+    assert len(images) > 10
+    assert all(image["alt"] for image in images)
+
+
+def test_misses_and_false_rejects_are_shown_worst_first(evaluation):
+    misses, alarms, found = report._galleries(evaluation, report_images.HeatScale(30, 75, 110, True))
+    assert [card.score for card in misses.cards] == [36, 37, 38, 39]
+    assert [card.score for card in alarms.cards] == [80, 79, 78, 77, 76]
+    assert [(card.kind, card.score, card.boxes, card.has_outline) for card in found.cards] == [("spot", 104, 1, True)]
+    assert misses.cards[0].title == "test/dull/0.png"
+
+
+def test_the_page_says_that_there_are_no_misses_and_no_false_rejects(make_bundle, dataset):
+    import shutil
+
+    shutil.rmtree(dataset.root / "test/dull")
+    page = _Page(report.render_report(_evaluation(make_bundle(threshold=90.0), open_dataset(dataset.root))))
+    assert "No defective part was accepted." in page.text
+    assert "No good part was rejected." in page.text
+
+
+def test_a_bundle_without_thresholds_gets_a_page_that_says_so(make_bundle, dataset):
+    page = _Page(report.render_report(_evaluation(make_bundle(), dataset)))
+    assert "This bundle has no thresholds, so nothing was decided." in page.text
+    assert "Highest good" in page.text
+
+
+def test_a_set_that_cannot_be_scored_at_all_still_gets_a_page(make_bundle, dataset):
+    rule = lambda image: np.full(image.shape[:2], np.nan, np.float32)  # noqa: E731
+    page = _Page(report.render_report(_evaluation(make_bundle(threshold=75.0, rule=rule), dataset)))
+    assert "No picture could be scored." in page.text
+    assert "Faults (22)" in page.text
+
+
+def test_a_set_of_good_pictures_alone_gets_a_page(make_bundle, tmp_path):
+    for split in ("train", "test"):
+        write_picture(tmp_path / f"other/{split}/good/1.png", 90 + len(split))
+    page = _Page(report.render_report(_evaluation(make_bundle(threshold=95.0), open_dataset(tmp_path / "other"))))
+    assert "There is no defective picture." in page.text
+
+
+def test_file_names_and_commands_are_text_and_never_markup(make_bundle, tmp_path):
+    name = "<img src=x onerror=alert(1)>"
+    write_picture(tmp_path / f"other/train/good/{name}.png", 80)
+    write_picture(tmp_path / f"other/test/good/{name}.png", 90)
+    write_picture(tmp_path / f"other/test/{name}/{name}.png", 91)
+    text = report.render_report(_evaluation(make_bundle(threshold=75.0), open_dataset(tmp_path / "other")))
+    assert "<img src=x" not in text
+    assert "&lt;img src=x" in text
+    assert "--data &lt;set&gt;" in text
+
+
+def test_a_defect_type_may_have_any_name(make_bundle, tmp_path):
+    name = "划痕 $\\bad$ 100%"
+    write_picture(tmp_path / "other/train/good/1.png", 80)
+    write_picture(tmp_path / "other/test/good/2.png", 81)
+    write_picture(tmp_path / f"other/test/{name}/1.png", 91)
+    page = _Page(report.render_report(_evaluation(make_bundle(threshold=75.0), open_dataset(tmp_path / "other"))))
+    assert page.text.count(name) >= 4  # row of the histogram, table and caption of the picture
+
+
+def test_the_page_beside_a_support_set_is_well_formed_and_shows_names_as_text(make_bundle, dataset):
+    name = "<b>7.png"
+    (dataset.root / "test/spot/7.png").rename(dataset.root / "test/spot" / name)
+    picture = SupportPicture(
+        "part", "spot", "test", "a", content_hash(dataset.root / "test/spot" / name), *["x"] * 4, 1
+    )
+    record = SupportRecord("0", "part", 1, 0, "test", (picture,))
+    text = report.render_report(
+        evaluate_bundle(
+            make_bundle(threshold=75.0), open_dataset(dataset.root), support=record, command="c", resamples=50
+        )
+    )
+    page = _Page(text)
+    assert page.open == []
+    assert len(page.ids) == len(set(page.ids))
+    assert "Pictures left out (1)" in page.text
+    assert "test/spot/<b>7.png a support picture" in page.text
+
+
+def test_no_absolute_path_of_the_dataset_is_shown(evaluation, tmp_path):
+    assert str(tmp_path) not in report.render_report(evaluation)
+
+
+def test_command_writes_the_report_and_replaces_an_older_one(make_bundle, dataset, tmp_path, capsys):
+    path, folder = make_bundle(threshold=75.0), tmp_path / "out"
+    for _ in range(2):
+        assert cli.run(["evaluate", str(path), "--data", str(dataset.root), "--report", str(folder)]) == 0
+    assert [file.name for file in folder.iterdir()] == ["report.html"]
+    assert f"report: {folder / 'report.html'}" in capsys.readouterr().out
+
+
+def test_colours_step_at_the_threshold_and_do_not_depend_on_the_picture():
+    scale = report_images.HeatScale(0.0, 10.0, 30.0, True)
+    low, at, above, high = scale.colours(np.array([-5.0, 10.0, np.nextafter(10.0, 11.0), 99.0]))
+    assert low[3] == 0.0
+    assert at[3] < above[3]
+    assert at[1] > above[1]
+    assert high.tolist() == scale.colours(np.array([30.0]))[0].tolist()
+
+
+@given(st.floats(-1e3, 1e3), st.floats(0, 100), st.floats(-2e3, 2e3) | st.none())
+def test_the_colour_scale_rises_whatever_the_maps_and_the_threshold(base, spread, threshold):
+    maps = (base + spread * np.arange(32).reshape(2, 4, 4) / 31).astype(np.float32)
+    scale = report_images.make_scale(maps, np.array([True, False]), np.array([True, True]), threshold)
+    assert scale.low < scale.middle < scale.high
+    if threshold is not None:
+        assert scale.middle == threshold
+
+
+def test_a_bar_of_the_histogram_is_never_on_both_sides_of_the_threshold():
+    edges = report_plots._edges(np.array([0.0, 1.0, 7.3]), 3.1)
+    assert edges[0] < 0.0
+    assert edges[-1] > 7.3
+    assert np.nextafter(3.1, 4) in edges
+    assert len(report_plots._edges(np.array([2.0]), 2.0)) >= 2
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "–"),
+        (0.0, "0%"),
+        (1.0, "100%"),
+        (0.9999, "99.9%"),
+        (0.05, "5%"),
+        (0.0153, "1.5%"),
+        (0.001, "0.1%"),
+        (0.00034, "0.034%"),
+    ],
+)
+def test_shares_are_written_with_few_digits_and_not_rounded_to_all(value, text):
+    assert report.percent(value) == text
+
+
+@pytest.mark.parametrize(("value", "text"), [(None, "–"), (1.0, "1.000"), (0.99996, "0.999"), (0.5, "0.500")])
+def test_figures_are_never_rounded_up_to_a_perfect_one(value, text):
+    assert report.figure(value) == text

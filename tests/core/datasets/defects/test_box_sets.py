@@ -1,0 +1,187 @@
+"""Boxes around real defects, and random ones from the ranges seen."""
+
+from __future__ import annotations
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny_dataset import CATEGORY, DEFECTS
+
+from flawscope.datasets import open_dataset
+from flawscope.datasets.defects.box_sets import shares
+from flawscope.datasets.defects.foreground import Coverage
+from flawscope.datasets.defects.random_boxes import draw_box, range_of
+from flawscope.datasets.defects.seeded_choice import generator
+from flawscope.errors import DataError
+from flawscope.imaging.boxes import Rect
+from flawscope.imaging.images import read_image, read_mask
+from flawscope.runtime.synthesis import (
+    BoxSettings,
+    find_foreground,
+    list_defective,
+    read_ranges,
+    write_boxes,
+)
+
+# --- random boxes
+
+
+def test_the_range_is_the_5th_and_95th_percentile():
+    boxes = [(Rect(0, 0, width, 10), (100, 200)) for width in range(1, 102)]
+    seen = range_of(boxes)
+    assert seen.boxes == 101
+    assert seen.width == (6 / 200, 96 / 200)
+    assert seen.height == (0.1, 0.1)
+    assert seen.y == (0.05, 0.05)
+    assert seen.x == (3 / 200, 48 / 200)
+
+
+@given(
+    box=st.tuples(st.integers(0, 30), st.integers(0, 30), st.integers(1, 33), st.integers(1, 33)),
+    size=st.tuples(st.integers(8, 200), st.integers(8, 200)),
+    seed=st.integers(0, 2**63 - 1),
+    is_anywhere=st.booleans(),
+)
+def test_random_boxes_have_sizes_and_places_like_those_seen(box, size, seed, is_anywhere):
+    seen = range_of([(Rect(*box), (64, 64))])
+    found = draw_box(seen, size, generator(seed), is_anywhere=is_anywhere)
+    assert found is not None
+    drawn, tries = found
+    height, width = size
+    assert tries == 1
+    assert 0 <= drawn.left <= width - drawn.width
+    assert 0 <= drawn.top <= height - drawn.height
+    assert max(1, round(0.8 * box[2] / 64 * width - 1)) <= drawn.width <= max(1, 1.2 * box[2] / 64 * width + 1)
+    assert max(1, round(0.8 * box[3] / 64 * height - 1)) <= drawn.height <= max(1, 1.2 * box[3] / 64 * height + 1)
+    if not is_anywhere:  # a tenth of the picture to either side, unless the border pushes the box inwards
+        x = drawn.left + drawn.width / 2
+        assert abs(x - (box[0] + box[2] / 2) / 64 * width) <= 0.1 * width + 1 or drawn.left in (0, width - drawn.width)
+
+
+def test_random_boxes_on_a_part_lie_on_it():
+    area = np.zeros((64, 64), np.bool_)
+    area[10:40, 20:50] = True
+    seen = range_of([(Rect(0, 0, 8, 8), (64, 64))])
+    for seed in range(50):
+        found = draw_box(seen, (64, 64), generator(seed), within=Coverage(area), is_anywhere=True)
+        assert found is not None
+        box = found[0]
+        assert np.count_nonzero(area & box.to_mask((64, 64))) > 0.75 * box.width * box.height
+
+
+def test_a_box_that_fits_nowhere_is_none_and_not_an_endless_search():
+    nothing = Coverage(np.zeros((64, 64), np.bool_))
+    assert draw_box(range_of([(Rect(0, 0, 8, 8), (64, 64))]), (64, 64), generator(0), within=nothing) is None
+
+
+@given(number=st.integers(0, 1000), types=st.integers(1, 20))
+def test_the_shares_add_up_and_the_first_types_take_what_is_left(number, types):
+    found = shares(number, types)
+    assert sum(found) == number
+    assert len(found) == types
+    assert found == sorted(found, reverse=True)
+    assert max(found) - min(found) <= 1
+
+
+# --- a set on disk
+
+
+def files_of(folder):
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.fixture
+def steel(tiny_root):
+    return open_dataset(tiny_root, CATEGORY)
+
+
+def test_boxes_around_real_defects_are_written_as_masks_of_the_picture_s_size(steel, tmp_path):
+    record = write_boxes(steel, list_defective(steel, "test"), tmp_path / "boxes")
+    assert len(record.real) == 6
+    for entry in record.real:
+        path = tmp_path / "boxes" / entry.mask
+        assert entry.mask == f"steel/bbox/{entry.defect}/{entry.source[-7:-4]}_mask.png"
+        assert entry.split == "test"
+        stored = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+        assert stored.shape == entry.size
+        assert set(np.unique(stored)) == {0, 255}
+        defect = read_mask(steel.root / "ground_truth" / entry.defect / f"{entry.source[-7:-4]}_mask.png")
+        assert not (defect & ~read_mask(path)).any()
+    assert set(record.ranges["steel"]) == set(DEFECTS)
+    assert (tmp_path / "boxes" / "contact_sheet.png").is_file()
+
+
+def test_the_ranges_written_are_a_range_file_of_the_masks_command(steel, tmp_path):
+    record = write_boxes(steel, list_defective(steel, "test"), tmp_path / "boxes", BoxSettings(within="picture"))
+    ranges = read_ranges(tmp_path / "boxes" / "ranges.json")
+    assert ranges["steel"].within == "picture"
+    for defect, sides in ranges["steel"].defects.items():
+        assert sides.width == record.ranges["steel"][defect].width
+        assert sides.rotate is False
+
+
+@pytest.mark.parametrize("within", ["picture", "foreground"])
+def test_random_boxes_come_with_lines_of_good_mask_and_text(steel, tmp_path, within):
+    out = tmp_path / "boxes"
+    record = write_boxes(steel, list_defective(steel, "test"), out, BoxSettings(number=7, within=within))
+    lines = [json.loads(line) for line in (out / "steel" / "steel_test.jsonl").read_text().splitlines()]
+    assert record.random == len(lines) == 7
+    assert [line["defect"] for line in lines] == [DEFECTS[0]] * 4 + [DEFECTS[1]] * 3
+    assert [line["mask"] for line in lines] == [
+        *(f"steel/mask/{DEFECTS[0]}/{n:03d}.png" for n in (1, 2, 3, 4)),
+        *(f"steel/mask/{DEFECTS[1]}/{n:03d}.png" for n in (1, 2, 3)),
+    ]
+    for line in lines:
+        assert line["good"].startswith("train/good/")
+        image, mask = read_image(steel.root / line["good"]), read_mask(out / line["mask"])
+        assert mask.shape == image.shape[:2]
+        np.testing.assert_array_equal(mask, Rect(*line["bbox"]).to_mask(mask.shape))
+        assert line["text"].endswith(f"; steel_{line['defect']}")
+        if within == "foreground":
+            assert np.count_nonzero(mask & find_foreground(image)) > 0.75 * mask.sum()
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_other_boxes(steel, tmp_path):
+    entries = list_defective(steel, "test")
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        write_boxes(steel, entries, tmp_path / name, BoxSettings(number=4, within="picture", seed=seed))
+    one, same, other = (files_of(tmp_path / name) for name in "abc")
+    assert one == same
+    assert one["steel/steel_test.jsonl"] != other["steel/steel_test.jsonl"]
+
+
+def test_empty_masks_are_passed_over_and_named(tmp_path):
+    root = tmp_path / "steel"
+    for place in ("train/good/000.png", "test/dent/000.png", "test/dent/001.png"):
+        (root / place).parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(root / place), np.full((32, 32, 3), 90, np.uint8))
+    (root / "ground_truth" / "dent").mkdir(parents=True)
+    spot = np.zeros((32, 32), np.uint8)
+    cv2.imwrite(str(root / "ground_truth" / "dent" / "000_mask.png"), spot)
+    spot[4:8, 4:8] = 255
+    cv2.imwrite(str(root / "ground_truth" / "dent" / "001_mask.png"), spot)
+    dataset = open_dataset(root)
+    record = write_boxes(dataset, list_defective(dataset, "test"), tmp_path / "boxes")
+    assert record.passed_over == {"test/dent/000.png": "its mask shows no defect"}
+    assert [entry.source for entry in record.real] == ["test/dent/001.png"]
+    with pytest.raises(DataError, match=r"steel/dent: expected a mask that shows a defect, got empty ones"):
+        write_boxes(dataset, list_defective(dataset, "test")[:1], tmp_path / "none")
+    with pytest.raises(DataError, match=r"steel/dent: expected a random box .* got none in 2000 tries"):
+        write_boxes(dataset, list_defective(dataset, "test"), tmp_path / "none", BoxSettings(number=1, tries=2000))
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_mask_of_another_size_is_refused(tmp_path):
+    root = tmp_path / "steel"
+    for place in ("train/good/000.png", "test/dent/000.png"):
+        (root / place).parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(root / place), np.full((32, 40, 3), 90, np.uint8))
+    (root / "ground_truth" / "dent").mkdir(parents=True)
+    cv2.imwrite(str(root / "ground_truth" / "dent" / "000_mask.png"), np.full((16, 16), 255, np.uint8))
+    dataset = open_dataset(root)
+    with pytest.raises(DataError, match=r"000_mask.png: expected 40x32 pixels as its picture has, got 16x16"):
+        write_boxes(dataset, list_defective(dataset, "test"), tmp_path / "boxes")

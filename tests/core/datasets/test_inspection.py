@@ -1,0 +1,341 @@
+"""What `data inspect` finds and prints, and the command `data demo`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from project_paths import DATA
+
+from flawscope.cli import run
+from flawscope.datasets import ImageCount, Inspection, SizeSummary, inspect_dataset, open_dataset
+from flawscope.datasets.parts import KINDS
+
+
+def picture(path: Path, seed: int = 0, size=(12, 16), channels=3, dtype=np.uint8) -> Path:
+    shape = (*size, channels) if channels > 1 else size
+    write(path, np.random.default_rng(seed).integers(0, np.iinfo(dtype).max, shape, dtype=dtype))
+    return path
+
+
+def mask(path: Path, value: int = 255, size=(12, 16)) -> Path:
+    image = np.zeros(size, np.uint8)
+    image[2:5, 3:6] = value
+    write(path, image)
+    return path
+
+
+def write(path: Path, image: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    assert cv2.imwrite(str(path), image)
+
+
+@pytest.fixture
+def tile(tmp_path: Path) -> Path:
+    """A faultless category: 3 training pictures, 1 good and 2 defective test pictures."""
+    root = tmp_path / "tile"
+    for i in range(3):
+        picture(root / f"train/good/{i}.png", i)
+    picture(root / "test/good/0.png", 10)
+    for i in range(2):
+        picture(root / f"test/hole/{i}.png", 20 + i)
+        mask(root / f"ground_truth/hole/{i}_mask.png")
+    return root
+
+
+def inspected(root: Path) -> Inspection:
+    return inspect_dataset(open_dataset(root))
+
+
+def problems(root: Path) -> list[tuple[str, str, str]]:
+    return [(p.severity, p.kind, p.path.relative_to(root).as_posix()) for p in inspected(root).problems]
+
+
+# ---- inspect_dataset
+
+
+def test_a_faultless_dataset_is_counted_and_has_no_problems(tile):
+    assert inspected(tile) == Inspection(
+        root=tile,
+        category="tile",
+        layout="mvtec",
+        is_usable=True,
+        counts=(
+            ImageCount("train", "good", 3, 0),
+            ImageCount("test", "good", 1, 0),
+            ImageCount("test", "hole", 2, 2),
+        ),
+        sizes=SizeSummary((12, 16), (12, 16), (12, 16), 6, 1),
+        formats={"colour, 8 bit": 6},
+        problems=(),
+    )
+
+
+def test_sizes_and_formats_are_summed_up(tile):
+    picture(tile / "train/good/3.png", 3, (8, 40), channels=1)
+    picture(tile / "train/good/4.png", 4, (30, 9), channels=1, dtype=np.uint16)
+    inspection = inspected(tile)
+    assert inspection.sizes == SizeSummary((12, 16), (8, 40), (12, 16), 6, 3)
+    assert inspection.formats == {"colour, 8 bit": 6, "grey, 8 bit": 1, "grey, 16 bit": 1}
+
+
+def test_progress_is_called_after_every_sample(tile):
+    seen = []
+    inspect_dataset(open_dataset(tile), lambda done, total: seen.append((done, total)))
+    assert seen == [(i, 6) for i in range(1, 7)]
+
+
+def test_broken_absent_and_truncated_pictures_are_errors_and_the_rest_stays_usable(tile):
+    (tile / "train/good/3.png").write_text("not a picture")
+    (tile / "train/good/4.png").symlink_to("nowhere.png")
+    data = (tile / "test/good/0.png").read_bytes()
+    (tile / "test/good/0.png").write_bytes(data[:-30])
+    inspection = inspected(tile)
+    assert inspection.is_usable
+    assert [(p.severity, p.kind, p.path.name, p.message[:44]) for p in inspection.problems] == [
+        ("error", "unreadable_image", "3.png", "expected a picture (bmp, jpeg, jpg, png, tif"),
+        ("error", "unreadable_image", "4.png", "No such file or directory"),
+        ("error", "unreadable_image", "0.png", "expected a whole png picture, got broken dat"),
+    ]
+
+
+@pytest.mark.parametrize("readable", [0, 1])
+def test_a_dataset_without_two_readable_training_pictures_cannot_be_used(tile, readable):
+    for i in range(readable, 3):
+        (tile / f"train/good/{i}.png").write_text("broken")
+    inspection = inspected(tile)
+    assert not inspection.is_usable
+    worst = inspection.problems[0]
+    assert (worst.kind, worst.is_fatal, worst.path) == ("too_few_training_images", True, tile)
+    assert worst.message.startswith(f"has {readable} readable good training pictures")
+    assert [p.is_fatal for p in inspection.problems[1:]] == [False] * (3 - readable)
+
+
+def test_copies_of_one_picture_are_not_enough_to_train(tmp_path):
+    for i in range(3):
+        picture(tmp_path / f"{i}.png", seed=0)
+    assert not inspected(tmp_path).is_usable
+
+
+def test_every_fault_of_masks_is_found(tile):
+    truth = tile / "ground_truth/hole"
+    for i in range(2, 6):
+        picture(tile / f"test/hole/{i}.png", 20 + i)
+    mask(truth / "2_mask.png", value=0)
+    mask(truth / "3_mask.png", size=(12, 15))
+    (truth / "4_mask.png").write_text("broken")
+    mask(truth / "9_mask.png")
+    assert problems(tile) == [
+        ("error", "empty_mask", "ground_truth/hole/2_mask.png"),
+        ("error", "mask_size", "ground_truth/hole/3_mask.png"),
+        ("error", "unreadable_mask", "ground_truth/hole/4_mask.png"),
+        ("error", "missing_mask", "test/hole/5.png"),
+        ("error", "orphan_mask", "ground_truth/hole/9_mask.png"),
+    ]
+    [wrong_size] = [p.message for p in inspected(tile).problems if p.kind == "mask_size"]
+    assert wrong_size == "is 15x12 pixels, while its picture is 16x12"
+
+
+def test_a_mask_of_zeros_and_ones_says_why_it_is_empty(tile):
+    mask(tile / "ground_truth/hole/0_mask.png", value=1)
+    [problem] = inspected(tile).problems
+    assert problem.message == "shows no defect (largest value 1; a defect is above half of full scale)"
+
+
+def test_pictures_without_masks_are_no_problem_where_no_picture_has_one(tmp_path):
+    for i in range(3):
+        picture(tmp_path / f"good/{i}.png", i)
+    picture(tmp_path / "dent/0.png", 9)
+    assert problems(tmp_path) == []
+
+
+def test_indexed_masks_of_visa_are_not_empty(tmp_path):
+    rows = ["object,split,label,image,mask"]
+    for i in range(2):
+        picture(tmp_path / f"pcb/n{i}.png", i)
+        rows.append(f"pcb,train,normal,pcb/n{i}.png,")
+    picture(tmp_path / "pcb/a.png", 5)
+    mask(tmp_path / "pcb/m.png", value=1)
+    rows.append("pcb,test,anomaly,pcb/a.png,pcb/m.png")
+    (tmp_path / "visa.csv").write_text("\n".join(rows))
+    [sample] = open_dataset(tmp_path).test
+    found = sample.read_mask()
+    assert found is not None
+    assert found.sum() == 9
+    assert problems(tmp_path) == []
+
+
+def test_a_sample_without_a_mask_file_reads_none(tile):
+    dataset = open_dataset(tile)
+    assert dataset.train_good[0].read_mask() is None
+    assert dataset.test[-1].read_mask().sum() == 9
+
+
+def test_equal_pictures_are_told_apart_by_split_and_label(tile):
+    picture(tile / "train/good/7.png", 0)  # again in training
+    picture(tile / "test/good/7.png", 1)  # from training
+    picture(tile / "test/hole/0.png", 2)  # a good one
+    assert problems(tile) == [
+        ("error", "train_test_duplicate", "test/good/7.png"),
+        ("error", "label_conflict", "test/hole/0.png"),
+        ("note", "duplicate_image", "train/good/7.png"),
+    ]
+    messages = {p.kind: p.message for p in inspected(tile).problems}
+    assert messages["train_test_duplicate"] == "is the same picture as train/good/1.png: the test would flatter"
+    assert messages["label_conflict"] == "is the same picture as train/good/2.png, which has the label good"
+
+
+def test_flat_folders_chosen_splits_and_left_out_files_are_noted(tmp_path):
+    for i in range(6):
+        picture(tmp_path / f"flat/{i}.png", i)
+        picture(tmp_path / f"classes/good/{i}.png", i)
+    picture(tmp_path / "classes/dent/0.png", 9)
+    (tmp_path / "classes/dent/notes.txt").write_text("x")
+    (tmp_path / "classes/good/lot 2").mkdir()
+    assert problems(tmp_path / "flat") == [("note", "flat_folder", ".")]
+    assert problems(tmp_path / "classes") == [
+        ("note", "chosen_split", "."),
+        ("note", "ignored", "classes/dent/notes.txt".removeprefix("classes/")),
+        ("note", "ignored", "good/lot 2"),
+    ]
+
+
+def test_defective_training_pictures_are_noted(tile):
+    picture(tile / "train/hole/5.png", 30)
+    mask(tile / "ground_truth/hole/5_mask.png")
+    assert problems(tile) == [("note", "unused_training_image", "train/hole/5.png")]
+
+
+# ---- the command
+
+
+def test_the_command_prints_counts_sizes_and_no_problems(tile, capsys):
+    assert run(["data", "inspect", str(tile)]) == 0
+    out, err = capsys.readouterr()
+    lines = [" ".join(line.split()) for line in out.splitlines()]
+    assert lines[:5] == [
+        f"tile (MVTec AD, {tile})",
+        "split type images masks",
+        "train good 3 -",
+        "test good 1 -",
+        "test hole 2 2",
+    ]
+    assert lines[5:8] == ["Width x height: 16x12", "Stored as: colour, 8 bit (6)", "No problems found."]
+    assert err == ""
+
+
+def test_long_lists_of_one_kind_end_with_their_number(tile, capsys):
+    for i in range(12):
+        mask(tile / f"ground_truth/hole/{100 + i}_mask.png")
+    (tile / "test/good/notes.txt").write_text("x")
+    assert run(["data", "inspect", str(tile)]) == 0
+    out = capsys.readouterr().out
+    assert "Problems: 12 errors, 1 note" in out
+    assert out.count("belongs to no picture") == 10
+    assert "and 2 more of this kind (--all lists them)" in out
+    assert "notes.txt is a file that is no picture by its name" in out
+    assert run(["data", "inspect", str(tile), "--all"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("belongs to no picture") == 12
+    assert "more of this kind" not in out
+
+
+def test_json_is_one_object_a_line_for_every_category(tile, capsys):
+    picture(tile.parent / "cap/good/0.png", 0)
+    picture(tile.parent / "cap/good/1.png", 1)
+    mask(tile / "ground_truth/hole/9_mask.png")
+    assert run(["data", "inspect", str(tile.parent), "--json"]) == 0
+    cap, found = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (cap["category"], cap["is_usable"], cap["problems"]) == ("cap", True, [])
+    assert found["counts"][2] == {"split": "test", "defect": "hole", "images": 2, "masks": 2}
+    assert found["problems"] == [
+        {
+            "kind": "orphan_mask",
+            "path": str(tile / "ground_truth/hole/9_mask.png"),
+            "message": "belongs to no picture (or to one that has another mask)",
+            "severity": "error",
+        }
+    ]
+    assert run(["data", "inspect", str(tile.parent), "--category", "cap", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == cap
+
+
+def test_an_unusable_category_ends_with_2_after_all_were_shown(tile, capsys):
+    (tile.parent / "cap/train/good").mkdir(parents=True)
+    (tile.parent / "bolt/good").mkdir(parents=True)
+    (tile.parent / "bolt/good/0.png").write_text("broken")
+    assert run(["data", "inspect", str(tile.parent)]) == 2
+    out, err = capsys.readouterr()
+    assert "tile (MVTec AD" in out
+    assert "  fatal  " in out
+    assert err.count("error: ") == 1
+    assert "cap: expected good pictures" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"), [(["nowhere"], "got: No such file or directory"), ([".", "--category", "x"], "got 'x'")]
+)
+def test_a_wrong_root_or_category_is_one_line(tile, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tile.parent)
+    assert run(["data", "inspect", *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: ")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_names_with_markup_are_printed_as_they_are(tmp_path, capsys):
+    root = tmp_path / "[bold]x"
+    for i in range(2):
+        picture(root / f"[red]{i}.png", i)
+    (root / "[link].txt").write_text("x")
+    assert run(["data", "inspect", str(root)]) == 0
+    out = capsys.readouterr().out
+    assert "[bold]x (flat folder" in out
+    assert "[link].txt is a file" in out
+
+
+def test_demo_writes_a_dataset_that_inspect_finds_faultless(tmp_path, capsys):
+    kind, root = KINDS[0], tmp_path / "d"
+    numbers = ["--size", "64", "--train", "3", "--test-good", "2", "--test-defective", "1"]
+    assert run(["data", "demo", str(root), "--kind", kind, "--seed", "3", *numbers]) == 0
+    out, err = capsys.readouterr()
+    assert out.splitlines() == [
+        f"dataset: {tmp_path / 'd'} ({kind})",
+        f"overview: {tmp_path / 'd' / 'contact_sheet.png'}",
+    ]
+    assert err == ""
+    assert (root / "contact_sheet.png").is_file()
+    dataset = open_dataset(root)
+    assert (dataset.category, len(dataset.train_good)) == (kind, 3)
+    inspection = inspect_dataset(dataset)
+    assert inspection.problems == ()
+    assert inspection.counts[1].images == 2
+    assert {count.images for count in inspection.counts[2:]} == {1}
+
+
+# ---- real data
+
+REAL = DATA / "magnetic_tile"
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="the magnetic tile set is not here (FLAWSCOPE_DATA)")
+def test_the_magnetic_tile_set_is_read_as_published():
+    inspection = inspected(REAL)
+    assert {(c.split, c.defect): (c.images, c.masks) for c in inspection.counts} == {
+        ("train", "good"): (761, 0),
+        ("test", "good"): (191, 0),
+        ("test", "blowhole"): (115, 115),
+        ("test", "break"): (85, 85),
+        ("test", "crack"): (57, 57),
+        ("test", "fray"): (32, 32),
+        ("test", "uneven"): (103, 103),
+    }
+    assert {(p.kind, p.path.stem) for p in inspection.problems} == {
+        ("empty_mask", f"{name}_mask")
+        for name in ("exp4_num_45057", "exp4_num_352527", "exp3_num_45042", "exp4_num_124690")
+    }

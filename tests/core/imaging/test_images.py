@@ -1,0 +1,462 @@
+"""Decoding, its limits, and the one preprocessing."""
+
+from __future__ import annotations
+
+import struct
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import cv2
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flawscope.errors import ArgumentError, ImageError
+from flawscope.imaging import images
+from flawscope.imaging.image_headers import Header, read_header
+from flawscope.imaging.images import (
+    Preprocessing,
+    check_image,
+    decode_image,
+    decode_stored,
+    prepare,
+    prepare_mask,
+    read_image,
+    read_mask,
+)
+
+FORMATS = {".png": "png", ".jpg": "jpeg", ".bmp": "bmp", ".tif": "tiff", ".webp": "webp"}
+LOSSLESS = {".webp": [cv2.IMWRITE_WEBP_QUALITY, 101]}
+
+
+def encode(extension, image, parameters=()):
+    done, data = cv2.imencode(extension, image, list(parameters) or LOSSLESS.get(extension, []))
+    assert done
+    return data.tobytes()
+
+
+def noise(height=20, width=30, channels=3, dtype=np.uint8):
+    shape = (height, width, channels) if channels > 1 else (height, width)
+    return np.random.default_rng(7).integers(0, np.iinfo(dtype).max + 1, shape, dtype=dtype)
+
+
+def rgb(stored):
+    """Return what decoding must give for an 8 bit picture stored in OpenCV's order."""
+    return np.dstack([stored] * 3) if stored.ndim == 2 else stored[..., 2::-1]
+
+
+def png_header(width, height):
+    chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
+
+
+def tiff(pixels, order="<", orientation=1, kind=3):
+    """Return a hand-made uncompressed grey TIFF; `kind` is the type of the size tags, 3 SHORT or 4 LONG."""
+    height, width = pixels.shape
+    entries = [(256, kind, width), (257, kind, height), (258, 3, 8), (259, 3, 1), (262, 3, 1), (273, 4, 8)]
+    entries += [(274, 3, orientation), (277, 3, 1), (278, kind, height), (279, 4, pixels.size)]
+    magic = b"II*\x00" if order == "<" else b"MM\x00*"
+    data = magic + struct.pack(order + "I", 8 + pixels.size) + pixels.tobytes()
+    data += struct.pack(order + "H", len(entries))
+    for tag, layout, value in entries:
+        raw = struct.pack(order + ("H" if layout == 3 else "I"), value)
+        data += struct.pack(order + "HHI", tag, layout, 1) + raw.ljust(4, b"\0")
+    return data + struct.pack(order + "I", 0)
+
+
+def huge(extension):
+    """Return the first bytes of a picture of 30,000 by 30,000 pixels."""
+    side = 30_000
+    return {
+        ".png": png_header(side, side),
+        ".jpg": b"\xff\xd8\xff\xc0\x00\x11\x08" + struct.pack(">HH", side, side) + b"\x03" + bytes(9),
+        ".bmp": b"BM" + bytes(12) + struct.pack("<Iii", 40, side, -side) + bytes(40),
+        ".tif": b"II*\x00\x08\x00\x00\x00\x02\x00"
+        + struct.pack("<HHIIHHII", 256, 4, 1, side, 257, 4, 1, side)
+        + bytes(4),
+        ".webp": b"RIFF\x00\x00\x00\x00WEBPVP8X" + bytes(8) + (side - 1).to_bytes(3, "little") * 2,
+    }[extension]
+
+
+# ---- decoding
+
+
+@pytest.mark.parametrize("extension", [".png", ".bmp", ".tif", ".webp"])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_lossless_pictures_decode_to_rgb_exactly(extension, channels):
+    stored = noise(channels=channels)
+    if channels == 4 and extension == ".webp":
+        stored[..., 3] = 200  # where alpha is 0, WebP does not keep the colour
+    np.testing.assert_array_equal(decode_image(encode(extension, stored)), rgb(stored))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_jpeg_of_one_colour_decodes_to_that_colour(channels):
+    stored = np.full((16, 24, channels), (200, 100, 50)[:channels], np.uint8)
+    decoded = decode_image(encode(".jpg", stored, [cv2.IMWRITE_JPEG_QUALITY, 100]))
+    assert decoded.shape == (16, 24, 3)
+    assert decoded.dtype == np.uint8
+    assert np.abs(decoded.astype(int) - rgb(stored[..., 0] if channels == 1 else stored)).max() <= 2
+
+
+@pytest.mark.parametrize("extension", [".png", ".tif"])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_every_16_bit_value_becomes_the_nearest_8_bit_value(extension, channels):
+    values = np.arange(65_536, dtype=np.uint16).reshape(256, 256)
+    stored = values if channels == 1 else np.dstack([values] * channels)
+    expected = np.round(values / 257).astype(np.uint8)
+    decoded = decode_image(encode(extension, stored))
+    for channel in range(3):
+        np.testing.assert_array_equal(decoded[..., channel], expected)
+
+
+def test_16_bit_colours_keep_their_order():
+    stored = np.full((8, 8, 3), (1 * 257, 2 * 257, 3 * 257), np.uint16)
+    np.testing.assert_array_equal(decode_image(encode(".png", stored))[0, 0], [3, 2, 1])
+
+
+@pytest.mark.parametrize(
+    ("stored", "shape", "dtype"),
+    [
+        (noise(channels=1), (20, 30), np.uint8),
+        (noise(channels=4), (20, 30, 3), np.uint8),
+        (noise(channels=1, dtype=np.uint16), (20, 30), np.uint16),
+        (noise(channels=3, dtype=np.uint16), (20, 30, 3), np.uint16),
+    ],
+)
+def test_decode_stored_keeps_depth_and_grey_and_drops_alpha(stored, shape, dtype):
+    image = decode_stored(encode(".png", stored))
+    assert image.shape == shape
+    assert image.dtype == dtype
+    np.testing.assert_array_equal(image, stored[..., :3] if stored.ndim == 3 else stored)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_exif_orientation_of_a_jpeg_is_ignored(orientation):
+    plain = encode(".jpg", noise())
+    exif = b"Exif\0\0" + b"MM\x00*\x00\x00\x00\x08\x00\x01" + struct.pack(">HHIHHI", 274, 3, 1, orientation, 0, 0)
+    tagged = plain[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + plain[2:]
+    # The tag is one that the decoder understands: without our flag it turns the picture.
+    is_turned = cv2.imdecode(np.frombuffer(tagged, np.uint8), cv2.IMREAD_COLOR).shape[:2] == (30, 20)
+    assert is_turned == (orientation >= 5)
+    np.testing.assert_array_equal(decode_image(tagged), decode_image(plain))
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_orientation_tag_of_a_tiff_is_ignored(order, orientation):
+    pixels = noise(channels=1)
+    np.testing.assert_array_equal(decode_image(tiff(pixels, order, orientation)), rgb(pixels))
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("kind", [3, 4])
+def test_tiff_sizes_are_read_in_both_byte_orders_and_types(order, kind):
+    assert read_header(tiff(noise(9, 11, 1), order, kind=kind)) == Header("tiff", 11, 9)
+
+
+# ---- refusals
+
+
+@pytest.mark.parametrize("extension", FORMATS)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_truncated_picture_is_refused_or_decodes_whole(extension, channels, capfd):
+    stored = cv2.GaussianBlur(noise(40, 60, channels), (0, 0), 2)
+    data = encode(extension, stored)
+    whole = decode_image(data)
+    refused = 0
+    for length in [*range(0, len(data), max(1, len(data) // 40)), len(data) - 1]:
+        try:
+            # Bytes may be missing behind the last pixel, in the tables at the end of a TIFF.
+            np.testing.assert_array_equal(decode_image(data[:length]), whole)
+        except ImageError as err:
+            assert str(err).startswith("image: expected a ")  # noqa: PT017
+            refused += 1
+    assert refused >= 40
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("position", [19, 40, 60, -20, -5])
+def test_a_png_with_a_damaged_byte_is_refused_silently(position, capfd):
+    data = bytearray(encode(".png", noise()))
+    data[position] ^= 0x10
+    with pytest.raises(ImageError, match=r"^image: expected a whole png picture, got broken data\. Export it again\.$"):
+        decode_image(bytes(data))
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(("content", "got"), [(b"not a picture\n", "other or broken bytes"), (b"", "an empty file")])
+def test_a_text_file_named_png_is_refused_by_name(tmp_path, content, got):
+    path = tmp_path / "note.png"
+    path.write_bytes(content)
+    with pytest.raises(ImageError, match=rf"note\.png: expected a picture \(bmp, jpeg, .*\), got {got}\. Remove"):
+        read_image(path)
+
+
+def test_missing_files_and_folders_are_refused_by_name(tmp_path):
+    with pytest.raises(ImageError, match=r"absent\.png: could not be read: No such file"):
+        read_image(tmp_path / "absent.png")
+    with pytest.raises(ImageError, match="could not be read: Is a directory"):
+        read_mask(tmp_path)
+
+
+@pytest.mark.parametrize("extension", FORMATS)
+def test_pictures_below_8_pixels_are_refused(extension):
+    with pytest.raises(ImageError, match="expected sides of at least 8 pixels, got 1x1"):
+        decode_image(encode(extension, np.zeros((1, 1, 3), np.uint8)))
+    with pytest.raises(ImageError, match="got 9x7"):
+        decode_image(encode(extension, np.zeros((7, 9, 3), np.uint8)))
+    assert decode_image(encode(extension, np.zeros((8, 8, 3), np.uint8))).shape == (8, 8, 3)
+
+
+@pytest.mark.parametrize("extension", FORMATS)
+def test_a_huge_picture_is_refused_before_it_is_decoded(extension, monkeypatch):
+    monkeypatch.setattr(images.cv2, "imdecode", lambda *_: pytest.fail("was decoded"))
+    with pytest.raises(ImageError, match="at most 200,000,000 pixels, got 30000x30000; it was not decoded"):
+        decode_image(huge(extension))
+
+
+def test_refusing_a_huge_picture_takes_little_memory():
+    program = (
+        "import resource, sys\n"
+        "from flawscope.imaging.images import ImageError, decode_image\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "try: decode_image(sys.stdin.buffer.read())\n"
+        "except ImageError: print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], input=huge(".png"), capture_output=True, check=True)
+    assert int(done.stdout) < 10_000  # KiB; the decoded picture would take 2.6 GiB
+
+
+def test_the_pixel_limit_can_be_changed(monkeypatch):
+    data = encode(".png", noise(20, 30))
+    monkeypatch.setenv("FLAWSCOPE_MAX_PIXELS", "599")
+    with pytest.raises(ImageError, match="expected at most 599 pixels, got 30x20"):
+        decode_image(data)
+    monkeypatch.setenv("FLAWSCOPE_MAX_PIXELS", "600")
+    assert decode_image(data).shape == (20, 30, 3)
+
+
+@pytest.mark.parametrize("text", ["", "many", "0", "-5", "1e9"])
+def test_a_wrong_pixel_limit_is_an_error(monkeypatch, text):
+    monkeypatch.setenv("FLAWSCOPE_MAX_PIXELS", text)
+    with pytest.raises(ArgumentError, match="FLAWSCOPE_MAX_PIXELS: expected a number of pixels of at least 1"):
+        decode_image(encode(".png", noise()))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int16, np.int32])
+def test_a_tiff_without_a_known_range_is_refused(dtype):
+    with pytest.raises(ImageError, match=f"expected 8 or 16 bit unsigned integers, got {np.dtype(dtype).name}"):
+        decode_image(encode(".tif", np.zeros((16, 16), dtype)))
+
+
+def test_a_picture_of_another_size_than_announced_is_refused(monkeypatch):
+    data = encode(".bmp", noise(20, 30))
+    monkeypatch.setattr(images, "read_header", lambda _: Header("bmp", 20, 30))
+    with pytest.raises(ImageError, match="expected a whole bmp picture, got broken data"):
+        decode_image(data)
+
+
+# ---- headers
+
+
+@given(
+    extension=st.sampled_from(sorted(FORMATS)),
+    height=st.integers(1, 300),
+    width=st.integers(1, 300),
+    grey=st.booleans(),
+)
+@settings(max_examples=60, deadline=None)
+def test_read_header_agrees_with_the_encoded_size(extension, height, width, grey):
+    image = np.zeros((height, width) if grey else (height, width, 3), np.uint8)
+    for parameters in [(), (cv2.IMWRITE_WEBP_QUALITY, 80), (cv2.IMWRITE_JPEG_PROGRESSIVE, 1)]:
+        header = read_header(encode(extension, image, parameters))
+        assert header == Header(FORMATS[extension], width, height)
+
+
+def test_read_header_finds_the_size_of_a_webp_with_alpha():
+    assert read_header(encode(".webp", noise(21, 34, 4), [cv2.IMWRITE_WEBP_QUALITY, 80])) == Header("webp", 34, 21)
+
+
+def test_read_header_skips_fill_bytes_and_the_thumbnail_of_a_jpeg():
+    data, thumbnail = encode(".jpg", noise(20, 30)), encode(".jpg", noise(8, 8))
+    segment = b"\xff\xff\xff\xe1" + struct.pack(">H", len(thumbnail) + 2) + thumbnail
+    assert read_header(data[:2] + segment + data[2:]) == Header("jpeg", 30, 20)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\x89PNG\r\n\x1a\n",
+        png_header(20, 30).replace(b"IHDR", b"IDAT"),
+        b"\xff\xd8\x00" + encode(".jpg", noise())[2:],
+        b"RIFF\x00\x00\x00\x00WEBPXXXX" + bytes(40),
+        b"GIF89a" + bytes(40),
+        tiff(noise(9, 9, 1)).replace(b"\x00\x01\x03\x00\x01", b"\x00\x07\x03\x00\x01", 1),
+    ],
+    ids=["empty", "cut", "png without IHDR", "jpeg with garbage", "webp of no kind", "gif", "tiff without a width"],
+)
+def test_read_header_gives_none_for_what_is_no_picture(data):
+    assert read_header(data) is None
+
+
+MAGIC = [
+    b"",
+    b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR",
+    b"\xff\xd8\xff",
+    b"BM",
+    b"II*\0",
+    b"MM\0*",
+    b"RIFF\0\0\0\0WEBPVP8 ",
+    b"RIFF\0\0\0\0WEBPVP8X",
+]
+
+
+@given(magic=st.sampled_from(MAGIC), data=st.binary(max_size=300))
+@settings(max_examples=300, deadline=None)
+def test_random_bytes_raise_nothing_but_image_error(magic, data):
+    with pytest.raises(ImageError, match=r"^image: expected "):
+        decode_image(magic + data)
+
+
+@given(
+    extension=st.sampled_from(sorted(FORMATS)),
+    changes=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=6),
+)
+@settings(max_examples=200, deadline=None)
+def test_a_damaged_picture_decodes_or_raises_image_error(extension, changes):
+    data = bytearray(encode(extension, noise(16, 16)))
+    for place, value in changes:
+        data[int(place * len(data))] = value
+    try:
+        assert decode_image(bytes(data)).ndim == 3
+    except ImageError as err:
+        assert str(err).startswith("image: expected ")  # noqa: PT017
+
+
+# ---- masks
+
+
+@pytest.mark.parametrize("extension", [".png", ".bmp", ".tif"])
+def test_an_8_bit_mask_is_true_from_128_on(tmp_path, extension):
+    values = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    (path := tmp_path / f"m{extension}").write_bytes(encode(extension, values))
+    mask = read_mask(path)
+    assert mask.dtype == np.bool_
+    np.testing.assert_array_equal(mask, values >= 128)
+
+
+def test_a_16_bit_mask_is_true_from_32768_on(tmp_path):
+    values = np.array([0, 127, 32_766, 32_767, 32_768, 32_769, 40_000, 65_535], np.uint16)
+    (path := tmp_path / "m.png").write_bytes(encode(".png", np.tile(values, (8, 1))))
+    np.testing.assert_array_equal(read_mask(path)[3], [False] * 4 + [True] * 4)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_an_indexed_mask_is_true_at_every_class(tmp_path, dtype):
+    values = np.tile(np.array([0, 1, 2, 3, 0, 127, 128, 255], dtype), (8, 1))
+    (path := tmp_path / "m.png").write_bytes(encode(".png", values))
+    np.testing.assert_array_equal(read_mask(path, is_indexed=True), values > 0)
+
+
+def test_a_colour_mask_counts_its_largest_channel_and_drops_alpha(tmp_path):
+    stored = np.zeros((8, 8, 4), np.uint8)
+    stored[..., 3] = 255
+    stored[2, 3, 0] = 128
+    stored[4, 5] = (127, 127, 127, 255)
+    (path := tmp_path / "m.png").write_bytes(encode(".png", stored))
+    assert np.argwhere(read_mask(path)).tolist() == [[2, 3]]
+
+
+# ---- preprocessing
+
+
+def test_prepare_leaves_a_picture_of_the_right_size_alone():
+    image = noise(32, 48)
+    prepared = prepare(image, Preprocessing(resize=(32, 48)))
+    np.testing.assert_array_equal(prepared, image)
+    assert prepared.flags.c_contiguous
+
+
+def test_prepare_averages_areas_where_it_shrinks():
+    blocks = noise(16, 24)
+    image = blocks.repeat(4, axis=0).repeat(2, axis=1)  # each block is of one colour, so its mean is exact
+    np.testing.assert_array_equal(prepare(image, Preprocessing(resize=(16, 24))), blocks)
+    stripes = np.zeros((64, 64, 3), np.uint8)
+    stripes[::2] = 200
+    assert np.unique(prepare(stripes, Preprocessing(resize=(32, 32)))).tolist() == [100]
+
+
+def test_prepare_interpolates_where_one_side_grows():
+    ramp = np.repeat(np.array([[0], [200]], np.uint8).repeat(16, axis=0), 64, axis=1)
+    prepared = prepare(np.dstack([ramp] * 3), Preprocessing(resize=(64, 32)))
+    assert prepared.shape == (64, 32, 3)
+    assert sorted(set(prepared[:, 0, 0].tolist())) == [0, 50, 150, 200]
+
+
+def test_prepare_does_not_keep_the_aspect_and_crops_the_centre():
+    spec = Preprocessing(resize=(40, 50), crop=(16, 25))
+    assert spec.size == (16, 25)
+    assert spec.offset == (12, 12)
+    image = noise(40, 50)
+    np.testing.assert_array_equal(prepare(image, spec), image[12:28, 12:37])
+    assert prepare(noise(90, 33), spec).shape == (16, 25, 3)
+
+
+@given(
+    factor=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    size=st.tuples(st.integers(16, 40), st.integers(16, 40)),
+    cut=st.tuples(st.integers(0, 24), st.integers(0, 24)),
+)
+@settings(max_examples=40, deadline=None)
+def test_masks_follow_the_geometry_of_pictures(factor, size, cut):
+    crop = (max(16, size[0] - cut[0]), max(16, size[1] - cut[1]))
+    spec = Preprocessing(resize=size, crop=crop)
+    cells = np.random.default_rng(size).random(size) < 0.3
+    mask = cells.repeat(factor[0], axis=0).repeat(factor[1], axis=1)
+    prepared = prepare_mask(mask, spec)
+    assert prepared.shape == crop
+    assert prepared.dtype == np.bool_
+    picture = np.dstack([mask.astype(np.uint8) * 255] * 3)
+    np.testing.assert_array_equal(prepared, prepare(picture, spec)[..., 0] == 255)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"resize": (15, 64)}, r"resize: expected height and width from 16 to 8192 pixels, got \[15, 64\]"),
+        ({"resize": (64, 8193)}, r"resize: expected .* got \[64, 8193\]"),
+        ({"resize": (64, 64), "crop": (64, 65)}, r"crop: expected at most the resized size \[64, 64\], got \[64, 65\]"),
+        ({"resize": (64, 64), "crop": (8, 64)}, r"crop: expected height and width from 16"),
+        ({"resize": (64, 64), "version": 2}, "preprocessing version: expected 1, got 2"),
+    ],
+)
+def test_a_wrong_preprocessing_is_refused(fields, message):
+    with pytest.raises(ArgumentError, match=message):
+        Preprocessing(**fields)
+
+
+def test_a_preprocessing_survives_json():
+    spec = Preprocessing(resize=(256, 320), crop=(224, 224))
+    assert msgspec.json.decode(msgspec.json.encode(spec), type=Preprocessing) == spec
+
+
+def test_check_image_accepts_rgb_pictures_only():
+    image = noise(8, 8)
+    assert check_image(image) is image
+    for wrong in (image[..., 0], image.astype(np.float32), [1, 2], np.dstack([image, image])):
+        with pytest.raises(ArgumentError, match="part: expected "):
+            check_image(wrong, "part")
+    with pytest.raises(ArgumentError, match="expected sides of at least 8 pixels, got 8x7"):
+        check_image(image[:7])
+
+
+def test_reading_from_a_path_equals_decoding_its_bytes(tmp_path: Path):
+    data = encode(".png", noise())
+    (path := tmp_path / "part.PNG").write_bytes(data)
+    np.testing.assert_array_equal(read_image(path), decode_image(data))

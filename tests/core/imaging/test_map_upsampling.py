@@ -1,0 +1,139 @@
+"""The two matrices of the map head, against other implementations of the same filters."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import ndimage
+from tolerances import FLOAT32, FLOAT64
+
+from flawscope.imaging.map_upsampling import gaussian_matrix, map_matrices, upsample_matrix
+
+SIZES = [1, 2, 3, 7, 8, 28, 32]
+
+
+def random_map(rows, columns):
+    return np.random.default_rng(rows * 1000 + columns).standard_normal((rows, columns))
+
+
+# --- up-sampling
+
+
+def test_doubling_is_exact_on_a_small_case():
+    expected = [[1, 0], [0.75, 0.25], [0.25, 0.75], [0, 1]]
+    np.testing.assert_array_equal(upsample_matrix(2, 4), expected)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_same_size_is_the_identity(size):
+    np.testing.assert_array_equal(upsample_matrix(size, size), np.eye(size))
+
+
+@given(st.integers(1, 40), st.integers(1, 300))
+def test_every_row_of_the_interpolation_has_two_weights_that_sum_to_one(source, target):
+    matrix = upsample_matrix(source, target)
+    assert matrix.shape == (target, source)
+    assert matrix.min() >= 0
+    assert np.count_nonzero(matrix, axis=1).max() <= 2
+    np.testing.assert_allclose(matrix.sum(axis=1), 1, rtol=0, atol=FLOAT64.gamma(4))
+
+
+@pytest.mark.parametrize("grid", [(1, 1), (7, 5), (28, 28), (16, 24), (32, 32)])
+@pytest.mark.parametrize("size", [(32, 32), (56, 61), (224, 224), (256, 320)])
+def test_up_sampling_is_the_bilinear_resize_of_opencv(grid, size):
+    source = random_map(*grid)
+    got = upsample_matrix(grid[0], size[0]) @ source @ upsample_matrix(grid[1], size[1]).T
+    wanted = cv2.resize(source, size[::-1], interpolation=cv2.INTER_LINEAR)
+    # OpenCV keeps position and weights in float32; the position is a number up to the grid's size.
+    tolerance = np.abs(source).max() * 2 * max(grid) * FLOAT32.gamma(4)
+    np.testing.assert_allclose(got, wanted, rtol=0, atol=tolerance)
+
+
+# --- smoothing
+
+
+@pytest.mark.parametrize("sigma", [0.0, 1e-9, 0.1])
+@pytest.mark.parametrize("size", SIZES)
+def test_no_or_hardly_any_sigma_is_the_identity(size, sigma):
+    np.testing.assert_array_equal(gaussian_matrix(size, sigma), np.eye(size))
+
+
+@pytest.mark.parametrize("sigma", [0.2, 0.5, 1.0, 2.5, 4.0, 33.0])
+@pytest.mark.parametrize("size", SIZES)
+def test_smoothing_is_the_gaussian_of_scipy_with_mirrored_borders(size, sigma):
+    source = random_map(size, 17)
+    got = gaussian_matrix(size, sigma) @ source
+    wanted = ndimage.gaussian_filter1d(source, sigma, axis=0, mode="mirror", truncate=4)
+    np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("sigma", [1.0, 4.0])
+@pytest.mark.parametrize("size", [(32, 32), (40, 56)])
+def test_smoothing_both_axes_is_the_two_dimensional_gaussian_of_scipy(size, sigma):
+    source = random_map(*size)
+    got = gaussian_matrix(size[0], sigma) @ source @ gaussian_matrix(size[1], sigma).T
+    wanted = ndimage.gaussian_filter(source, sigma, mode="mirror", truncate=4)
+    np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-12)
+
+
+def test_the_border_is_mirrored_without_repeating_the_edge():
+    matrix = gaussian_matrix(3, 0.3)  # a radius of one pixel
+    outer = np.exp(-0.5 / 0.3**2)
+    near, centre = outer / (1 + 2 * outer), 1 / (1 + 2 * outer)
+    expected = [[centre, 2 * near, 0], [near, centre, near], [0, 2 * near, centre]]
+    np.testing.assert_allclose(matrix, expected, rtol=0, atol=1e-15)
+
+
+@settings(deadline=None)
+@given(st.integers(1, 60), st.floats(0, 50))
+def test_smoothing_takes_weighted_means(size, sigma):
+    matrix = gaussian_matrix(size, sigma)
+    assert matrix.shape == (size, size)
+    assert matrix.min() >= 0
+    np.testing.assert_allclose(matrix.sum(axis=1), 1, rtol=0, atol=1e-12)
+
+
+# --- both
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    st.tuples(st.integers(1, 12), st.integers(1, 12)),
+    st.tuples(st.integers(1, 70), st.integers(1, 70)),
+    st.floats(0, 10),
+    st.floats(-1e3, 1e3, width=32),
+)
+def test_a_constant_map_stays_constant(grid, size, sigma, value):
+    rows, columns = map_matrices(grid, size, sigma)
+    got = rows @ np.full(grid, value, np.float32) @ columns
+    assert got.shape == size
+    # Two products, each a weighted mean of at most `grid` terms.
+    tolerance = abs(value) * FLOAT32.rows_of(sum(grid) + 1)
+    np.testing.assert_allclose(got, value, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize(("grid", "size"), [((28, 28), (224, 224)), ((8, 12), (64, 100))])
+def test_the_map_head_is_resize_then_gaussian(grid, size):
+    source = random_map(*grid)
+    rows, columns = map_matrices(grid, size, 4.0)
+    assert rows.shape == (size[0], grid[0])
+    assert columns.shape == (grid[1], size[1])
+    assert rows.dtype == columns.dtype == np.float32
+    assert columns.flags.c_contiguous
+    got = rows @ source.astype(np.float32) @ columns
+    resized = cv2.resize(source, size[::-1], interpolation=cv2.INTER_LINEAR)
+    wanted = ndimage.gaussian_filter(resized, 4.0, mode="mirror", truncate=4)
+    # Rounding the map and both matrices to float32 and two float32 products; OpenCV's own float32 weights.
+    tolerance = np.abs(source).max() * (FLOAT32.rows_of(sum(grid) + 4) + 2 * max(grid) * FLOAT32.gamma(4))
+    np.testing.assert_allclose(got, wanted, rtol=0, atol=tolerance)
+
+
+def test_a_peak_stays_in_its_place():
+    source = np.zeros((8, 8), np.float32)
+    source[2, 5] = 1
+    rows, columns = map_matrices((8, 8), (64, 64), 2.0)
+    peak = np.unravel_index((rows @ source @ columns).argmax(), (64, 64))
+    assert (peak[0] // 8, peak[1] // 8) == (2, 5)

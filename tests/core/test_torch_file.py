@@ -1,0 +1,245 @@
+"""State dicts of networks, of today and of old torch: read to equal tensors, and nothing of the file is run."""
+
+from __future__ import annotations
+
+import collections
+import os
+import pickle
+import struct
+import tarfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from flawscope.errors import DataError
+from flawscope.torch_file import MAX_BYTES, SavedTensor, read_torch_file
+
+BOTH_FORMS = pytest.mark.parametrize("is_zip", [True, False], ids=["zip", "sequence"])
+
+
+def save(path: Path, value: object, is_zip: bool = True) -> Path:
+    torch.save(value, path, _use_new_zipfile_serialization=is_zip)
+    return path
+
+
+def small() -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Linear(4, 5))
+
+
+def assert_equal(path: Path, state: Any) -> None:
+    saved = read_torch_file(path)
+    assert list(saved.value) == list(state)
+    for name, tensor in state.items():
+        found = saved.array(saved.value[name])
+        assert found.dtype == tensor.detach().numpy().dtype
+        assert found.shape == tuple(tensor.shape)
+        np.testing.assert_array_equal(found, tensor.detach().numpy())
+
+
+@BOTH_FORMS
+@pytest.mark.parametrize("name", ["squeezenet1_1", "shufflenet_v2_x0_5"])
+def test_state_dicts_of_torchvision_are_read_to_equal_tensors(tmp_path: Path, is_zip: bool, name: str) -> None:
+    network = getattr(torchvision.models, name)(weights=None)
+    state = network.state_dict()
+    assert hasattr(state, "_metadata")
+    assert_equal(save(tmp_path / "net.pth", state, is_zip), state)
+
+
+@BOTH_FORMS
+def test_parameters_shared_storages_and_other_types_are_read(tmp_path: Path, is_zip: bool) -> None:
+    whole = torch.arange(24.0).reshape(4, 6)
+    state = collections.OrderedDict(
+        weight=nn.Parameter(torch.rand(3, 2)),
+        frozen=nn.Parameter(torch.rand(2), requires_grad=False),
+        view=whole[1:3, ::2],
+        turned=whole.T,
+        half=torch.rand(3).half(),
+        count=torch.tensor(7),
+        nothing=torch.zeros(0, 4),
+    )
+    assert_equal(save(tmp_path / "net.pth", state, is_zip), state)
+
+
+@BOTH_FORMS
+def test_only_what_is_asked_for_is_taken_out(tmp_path: Path, is_zip: bool) -> None:
+    """A broken tensor that nobody wants does no harm; wanted, a zip's checksum says that it is broken."""
+    path = save(tmp_path / "net.pth", {"a": torch.zeros(3), "b": torch.full((3,), 1.5)}, is_zip)
+    data = path.read_bytes()
+    numbers = struct.pack("<3f", 1.5, 1.5, 1.5)
+    assert data.count(numbers) == 1
+    path.write_bytes(data.replace(numbers, struct.pack("<3f", 1.5, 2.5, 1.5)))
+    saved = read_torch_file(path)
+    np.testing.assert_array_equal(saved.array(saved.value["a"]), np.zeros(3))
+    if is_zip:
+        with pytest.raises(DataError, match=r"net\.pth: expected a file of torch\.save, got a broken one: Bad CRC"):
+            saved.array(saved.value["b"])
+    else:
+        np.testing.assert_array_equal(saved.array(saved.value["b"]), [1.5, 2.5, 1.5])
+
+
+# ---- What old torch wrote --------------------------------------------------------------------------------------------
+
+
+def old_file(path: Path, program: bytes, numbers: list[float]) -> Path:
+    """A sequence of pickles whose object is built by `program`; its one storage has the key 0."""
+    begin = [pickle.dumps(one, 2) for one in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True})]
+    end = pickle.dumps(["0"], 2) + struct.pack(f"<q{len(numbers)}f", len(numbers), *numbers)
+    path.write_bytes(b"".join(begin) + b"\x80\x02" + program + b"." + end)
+    return path
+
+
+def text(value: str) -> bytes:
+    """A text as Python 2 pickled it."""
+    return b"U" + bytes([len(value)]) + value.encode()
+
+
+# ('storage', FloatStorage, '0', 'cpu', 4, None), then the tensor's offset, size (2, 2) and stride (2, 1).
+STORAGE = b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text("0") + text("cpu") + b"K\x04NtQ"
+TENSOR = b"ctorch._utils\n_rebuild_tensor\n(" + STORAGE + b"K\x00K\x02K\x02\x86K\x02K\x01\x86tR"
+PARAMETER = b"ctorch.nn.parameter\nParameter\n" + TENSOR
+
+
+@pytest.mark.parametrize("make", [b"\x85R", b"\x88\x86R", b"\x85\x81"], ids=["called", "with_gradient", "new"])
+def test_parameters_of_torch_before_0_4_are_read_as_torch_reads_them(tmp_path: Path, make: bytes) -> None:
+    state = b"\x89\x89ccollections\nOrderedDict\n)R\x87b"  # (False, False, OrderedDict()), then BUILD
+    program = b"ccollections\nOrderedDict\n)R" + text("weight") + PARAMETER + make + state + b"s"
+    path = old_file(tmp_path / "old.pth", program, [1.0, 2.0, 3.0, 4.0])
+    theirs = torch.load(path, weights_only=True)
+    assert isinstance(theirs["weight"], nn.Parameter)
+    assert_equal(path, theirs)
+
+
+def test_the_tar_of_the_first_torch_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "storages").write_bytes(b"0")
+    path = tmp_path / "old.pth"
+    with tarfile.open(path, "w") as archive:
+        archive.add(tmp_path / "storages", "storages")
+    with pytest.raises(
+        DataError, match=r"old\.pth: expected a network as torch saves it since 2017, got a tar of earl"
+    ):
+        read_torch_file(path, what="a network")
+
+
+# ---- Nothing is run --------------------------------------------------------------------------------------------------
+
+
+class Calls:
+    """Pickled, it asks whoever unpickles it to call a function."""
+
+    def __init__(self, function: Any, *arguments: object) -> None:
+        self._call = (function, arguments)
+
+    def __reduce__(self) -> Any:
+        return self._call
+
+
+@BOTH_FORMS
+def test_what_the_metadata_of_a_state_dict_wants_to_have_called_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_zip: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    state = small().state_dict()
+    state._metadata["0"]["version"] = Calls(os.system, "touch done")  # type: ignore[attr-defined]
+    path = save(tmp_path / "net.pth", state, is_zip)
+    with pytest.raises(DataError, match=r"expected weights, got a pickle with .*system, which it does not need") as err:
+        read_torch_file(path, what="weights")
+    assert "\n" not in str(err.value)
+    assert not (tmp_path / "done").exists()
+
+
+@BOTH_FORMS
+def test_a_module_that_is_no_state_dict_is_refused(tmp_path: Path, is_zip: bool) -> None:
+    with pytest.raises(DataError, match=r"got a pickle with torch\.nn\.modules\.\w+\.\w+, which it does not need"):
+        read_torch_file(save(tmp_path / "net.pth", small(), is_zip), what="weights")
+
+
+@pytest.mark.parametrize(
+    ("program", "message"),
+    [
+        (b"ccollections\nOrderedDict\n)R]b", "list in a place where it makes no sense"),
+        (b"K\x01}b", "int in a place where it makes no sense"),
+        (b"ccollections\nOrderedDict\n}b", "Name in a place where it makes no sense"),
+        (PARAMETER + b"\x85R}b", "dict in a place where it makes no sense"),
+        (b"ctorch.nn.parameter\nParameter\n)R", "tuple index out of range"),
+        (b"ctorch.nn.parameter\nParameter\nK\x01\x85R", "int in a place where it makes no sense"),
+    ],
+)
+def test_attributes_are_given_to_nothing_else(tmp_path: Path, program: bytes, message: str) -> None:
+    with pytest.raises(DataError, match=rf"got a broken one: {message}\. Get it again\.$"):
+        read_torch_file(old_file(tmp_path / "old.pth", program, [0.0] * 4))
+
+
+def test_a_pickle_before_the_tensors_that_is_no_dictionary_is_an_error_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "net.pth"
+    path.write_bytes(b"".join(pickle.dumps(one, 2) for one in (0x1950A86A20F9469CFC6C, 1001, [1])))
+    with pytest.raises(DataError, match=r"got a broken one: list in a place where it makes no sense"):
+        read_torch_file(path)
+
+
+# ---- Broken files ----------------------------------------------------------------------------------------------------
+
+
+@BOTH_FORMS
+@given(place=st.integers(0, 1 << 20), value=st.integers(0, 255))
+def test_a_changed_byte_gives_tensors_or_an_error_in_one_line(
+    tmp_path_factory: pytest.TempPathFactory, is_zip: bool, place: int, value: int
+) -> None:
+    folder = tmp_path_factory.getbasetemp() / "changed_state"
+    folder.mkdir(exist_ok=True)
+    whole = folder / f"{is_zip}.pth"
+    if not whole.exists():
+        save(whole, small().state_dict(), is_zip)
+    data = bytearray(whole.read_bytes())
+    data[place % len(data)] = value
+    path = folder / "net.pth"
+    path.write_bytes(data)
+    message = ""
+    try:
+        saved = read_torch_file(path)
+        for tensor in saved.value.values() if isinstance(saved.value, dict) else ():
+            if isinstance(tensor, SavedTensor):
+                assert saved.array(tensor).size <= len(data)
+    except DataError as err:
+        message = str(err)
+    assert "\n" not in message
+
+
+def test_members_that_claim_to_be_encrypted_are_refused(tmp_path: Path) -> None:
+    path = save(tmp_path / "net.pth", {"a": torch.zeros(3)})
+    data = bytearray(path.read_bytes())
+    entry = data.index(b"PK\x01\x02")
+    data[entry + 8] |= 1  # the first member is data.pkl
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=r"got a broken one: File .*data\.pkl.* is encrypted"):
+        read_torch_file(path)
+
+
+def test_a_storage_that_is_shorter_than_it_is_said_to_be_is_refused(tmp_path: Path) -> None:
+    path = save(tmp_path / "net.pth", {"a": torch.zeros(30), "b": torch.zeros(50)})
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in members.items():
+            archive.writestr(name, data[:40] if name.endswith("data/1") else data)
+    with pytest.raises(DataError, match="a storage of 40 bytes where 50 numbers are referred to"):
+        read_torch_file(path)
+
+
+def test_the_largest_size_is_the_callers(tmp_path: Path) -> None:
+    path = save(tmp_path / "net.pth", {"a": torch.zeros(1 << 18)})
+    assert path.stat().st_size < MAX_BYTES
+    with pytest.raises(
+        DataError, match=r"expected weights in a file of at most 1 MiB, got 1 MiB\. Name the right file"
+    ):
+        read_torch_file(path, what="weights", max_bytes=1 << 20)
+    assert read_torch_file(path, max_bytes=2 << 20).value["a"].size == (1 << 18,)

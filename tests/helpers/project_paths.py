@@ -1,0 +1,11 @@
+"""Where the project and the data shared beside it lie."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+SHARED = ROOT.parent / "shared"
+DATA = Path(os.environ.get("FLAWSCOPE_DATA", SHARED / "data"))
+"""Real images for tests that measure; they skip where it is absent."""

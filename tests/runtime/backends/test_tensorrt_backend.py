@@ -1,0 +1,338 @@
+"""The backend `tensorrt` with stand-ins for PyCUDA, the driver and TensorRT, and the CUDA kernels in emulation.
+
+What NVIDIA's software computes is ONNX Runtime's here; everything that is ours is run: memory, order, graphs, errors,
+the C interface of the kernels, and what is made of their results.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+import subprocess
+import sys
+import types
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from device_stand_in import DriverLibrary, Error, KernelLibrary, MemoryError_, Stand, driver_module, tensorrt_module
+from project_paths import ROOT
+from tiny_dataset import good_pictures
+
+from flawscope import cli, cpp_ext
+from flawscope.bundle import open_bundle
+from flawscope.errors import BackendError, BundleError, DeviceError
+from flawscope.imaging.images import prepare, read_image
+from flawscope.runtime import Inspector
+from flawscope.runtime.backends import BACKENDS, choose_backend, device, open_backbone
+from flawscope.runtime.backends.tensorrt import TensorrtSession
+from flawscope.runtime.doctor.doctor_command import examine
+from flawscope.runtime.engines import Target, TensorRT
+from flawscope.runtime.scorers import bank_device, engine_session
+
+METHODS = ("patchcore", "padim")
+
+
+@pytest.fixture(scope="module")
+def emulated_kernels(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    """The sources of the CUDA kernels as a library for the CPU."""
+    if shutil.which("g++") is None:
+        pytest.skip("no g++ to compile the emulation with")
+    folder = tmp_path_factory.mktemp("emulated")
+    (folder / "text.cpp").write_text(
+        '#include "status.h"\nextern "C" __attribute__((visibility("default"))) const char* '
+        "flawscope_status_text(int status) { return flawscope::cuda_status_text(status - 1000); }\n"
+    )
+    library = folder / "libkernels.so"
+    command = ["g++", "-std=c++17", "-O2", "-shared", "-fPIC", "-DFLAWSCOPE_EMULATION", "-Wno-unknown-pragmas"]
+    command += [
+        "-DFLAWSCOPE_EMULATED_ARCH=800",
+        *(f"-I{ROOT / 'cpp_ext' / name}" for name in ("include", "src", "cuda")),
+    ]
+    command += ["-x", "c++", *map(str, sorted((ROOT / "cpp_ext" / "cuda").glob("*.cu"))), str(folder / "text.cpp")]
+    done = subprocess.run([*command, "-o", str(library)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return ctypes.CDLL(str(library))
+
+
+@pytest.fixture
+def stand(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stand]:
+    """A GPU in host memory, for which engines are at hand."""
+    made = Stand()
+    driver = driver_module(made)
+    package = types.ModuleType("pycuda")
+    package.driver = driver  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "pycuda", package)
+    monkeypatch.setitem(sys.modules, "pycuda.driver", driver)
+    monkeypatch.setattr(device, "_driver_library", lambda: DriverLibrary(made))
+    tensorrt = TensorRT("tensorrt", "11.0", tensorrt_module(made))
+    monkeypatch.setattr(engine_session, "import_tensorrt", lambda: tensorrt)
+    monkeypatch.setattr(engine_session, "current_target", lambda: Target("stand-in", (8, 9), "1"))
+    monkeypatch.setattr(engine_session, "ensure_engine", lambda bundle, graph, *_, precision: engine(bundle, graph))
+    monkeypatch.setattr(engine_session.cpp_ext, "HAVE_CUDA", False)
+    yield made
+    assert made.depth == 0, "a context is still current"
+
+
+def engine(bundle: Any, graph: str) -> Any:
+    plan = bundle.path.parent / f"{graph}.{bundle.path.name}.plan"
+    plan.write_text(str(bundle.graph(graph)))
+    return SimpleNamespace(stored=SimpleNamespace(plan=plan))
+
+
+@pytest.fixture
+def kernels(stand: Stand, emulated_kernels: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> Stand:
+    """The same with the bank on the device."""
+    monkeypatch.setattr(engine_session.cpp_ext, "HAVE_CUDA", True)
+    monkeypatch.setattr(bank_device, "kernel_library", lambda: KernelLibrary(stand, emulated_kernels))
+    return stand
+
+
+@pytest.fixture
+def copies(bundles: dict[str, Path], tmp_path: Path) -> dict[str, Path]:
+    """Bundles beside which plans may be written."""
+    return {name: Path(shutil.copytree(path, tmp_path / path.name)) for name, path in bundles.items()}
+
+
+@pytest.fixture
+def pictures(tiny_root: Path) -> list[Path]:
+    return good_pictures(tiny_root)[:5]
+
+
+def images(bundle: Path, pictures: list[Path]) -> npt.NDArray[np.uint8]:
+    with open_bundle(bundle) as opened:
+        return np.stack([prepare(read_image(path), opened.manifest.input) for path in pictures])
+
+
+# --- scores
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("path", ["auto", "graph"])
+def test_scores_and_maps_are_those_of_the_cpu(
+    copies: dict[str, Path], pictures: list[Path], method: str, path: str, stand: Stand
+) -> None:
+    batches = [images(copies[method], pictures[:count]) for count in (1, 3, 1, 3, 1)]
+    with Inspector.load(copies[method], "cpu", "kernel" if path == "auto" else path) as inspector:
+        expected = [inspector.infer(batch) for batch in batches]
+    with Inspector.load(copies[method], "tensorrt", path) as inspector:
+        assert (inspector.backend, inspector.backend_reason) == ("tensorrt", "asked for")
+        assert inspector.path == ("kernel" if path == "auto" else path)
+        found = [inspector.infer(batch) for batch in batches]
+    for (maps, scores), (other_maps, other_scores) in zip(expected, found, strict=True):
+        np.testing.assert_array_equal(other_maps, maps)
+        np.testing.assert_array_equal(other_scores, scores)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_with_the_bank_on_the_device_too(
+    copies: dict[str, Path], pictures: list[Path], method: str, kernels: Stand
+) -> None:
+    batches = [images(copies[method], pictures[:count]) for count in (1, 2, 1)]
+    with Inspector.load(copies[method], "cpu", "kernel") as inspector:
+        expected = [inspector.infer(batch) for batch in batches]
+    with Inspector.load(copies[method], "tensorrt") as inspector:
+        assert inspector._session.outputs == ("anomaly_map", "score")
+        before = kernels.launches
+        found = [inspector.infer(batch) for batch in batches]
+        assert kernels.launches > before
+    for (maps, scores), (other_maps, other_scores) in zip(expected, found, strict=True):
+        np.testing.assert_allclose(other_maps, maps, rtol=2e-5, atol=1e-6)
+        np.testing.assert_allclose(other_scores, scores, rtol=2e-5)
+
+
+def test_results_belong_to_the_caller(copies: dict[str, Path], pictures: list[Path], stand: Stand) -> None:
+    first, second = images(copies["padim"], pictures[:1]), images(copies["padim"], pictures[1:2])
+    with Inspector.load(copies["padim"], "tensorrt", "graph") as inspector:
+        maps, scores = inspector.infer(first)
+        kept = maps.copy(), scores.copy()
+        inspector.infer(second)
+        np.testing.assert_array_equal(maps, kept[0])
+        np.testing.assert_array_equal(scores, kept[1])
+
+
+# --- graphs and memory
+
+
+def test_a_frame_is_one_launch_once_its_batch_has_been_seen(
+    copies: dict[str, Path], pictures: list[Path], stand: Stand
+) -> None:
+    batch = images(copies["padim"], pictures)
+    with (
+        open_bundle(copies["padim"]) as bundle,
+        closing(engine_session.open_engine(bundle, "features", "fp32")) as ready,
+    ):
+        for count in (1, 2, 1, 2, 2):
+            ready.infer(batch[:count])
+        assert stand.launches == 3
+        assert ready.graph_problem is None
+        allocated, enqueued = stand.allocated, stand.enqueued
+        for _ in range(4):
+            ready.infer(batch[:2])
+        assert (stand.allocated, stand.enqueued) == (allocated, enqueued)
+
+
+@pytest.mark.parametrize("graphs", [True, False])
+def test_without_graphs_frames_are_the_same(
+    copies: dict[str, Path], pictures: list[Path], stand: Stand, graphs: bool
+) -> None:
+    batch = images(copies["padim"], pictures[:2])
+    with open_bundle(copies["padim"]) as bundle:
+        plan = engine(bundle, "features").stored.plan
+        plain = TensorrtSession(plan, engine_session.import_tensorrt(), 2, graphs=graphs)
+        stand.capturable = not graphs
+        expected = plain.infer(batch)["patches"]
+        np.testing.assert_array_equal(plain.infer(batch)["patches"], expected)
+        assert stand.launches == 0
+        assert plain.graph_problem is not None
+        assert ("cuStreamBeginCapture failed with CUDA error 900" in plain.graph_problem) == graphs
+        plain.close()
+
+
+def test_everything_is_given_back(copies: dict[str, Path], pictures: list[Path], kernels: Stand) -> None:
+    inspector = Inspector.load(copies["patchcore"], "tensorrt")
+    inspector.infer(images(copies["patchcore"], pictures[:1]))
+    inspector.close()
+    inspector.close()
+    assert kernels.freed == kernels.allocated > 0
+    assert (kernels.graphs, kernels.contexts, kernels.depth) == ({}, 0, 0)
+
+
+def test_the_backbone_alone_gives_patches(copies: dict[str, Path], pictures: list[Path], kernels: Stand) -> None:
+    with open_bundle(copies["padim"]) as bundle, closing(open_backbone(bundle, "fp32", "tensorrt")) as backbone:
+        assert backbone.outputs == ("patches",)
+        assert backbone.infer(images(copies["padim"], pictures[:1]))["patches"].ndim == 3
+
+
+@pytest.mark.parametrize("joined", [True, False])
+def test_doctor_names_the_layers_of_the_engine(
+    copies: dict[str, Path], kernels: Stand, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, joined: bool
+) -> None:
+    monkeypatch.setattr(engine_session.cpp_ext, "HAVE_CUDA", joined)
+    (tmp_path / "layers.json").write_text('{"Layers": [{"Name": "a + b", "LayerType": "CaskConvolution"}, "c"]}')
+    found = examine(copies["padim"], "tensorrt", "fp32")
+    assert [(node["name"], node["operator"], node["provider"]) for node in found["nodes"]] == [
+        ("a + b", "CaskConvolution", "TensorRT engine"),
+        ("c", "", "TensorRT engine"),
+    ]
+    assert found["elsewhere"] == []
+    assert (found["head"] == "CUDA kernels") == joined
+    (tmp_path / "layers.json").unlink()
+    with pytest.raises(BackendError, match=r"engine: expected a report of its layers in .*layers\.json, got none"):
+        examine(copies["padim"], "tensorrt", "fp32")
+
+
+# --- what goes wrong
+
+
+def test_a_lost_device_is_a_fault_and_the_next_picture_makes_the_session_anew(
+    copies: dict[str, Path], pictures: list[Path], stand: Stand
+) -> None:
+    with Inspector.load(copies["padim"], "tensorrt") as inspector:
+        good = inspector(pictures[0])
+        allocated = stand.allocated
+        stand.fail_next = Error("unspecified launch failure")
+        lost = inspector(pictures[0])
+        assert (lost.decision, lost.score) == ("fault", None)
+        assert lost.reason == "backend tensorrt: the device failed: unspecified launch failure"
+        again = inspector(pictures[0])
+        assert (again.decision, again.score) == (good.decision, good.score)
+        assert stand.allocated > allocated
+    assert stand.freed == stand.allocated
+
+
+def test_a_device_that_stays_lost_goes_on_giving_faults(
+    copies: dict[str, Path], pictures: list[Path], stand: Stand
+) -> None:
+    with Inspector.load(copies["padim"], "tensorrt") as inspector:
+        for _ in range(3):
+            stand.fail_next = Error("no device")
+            assert inspector(pictures[0]).decision == "fault"
+        assert inspector(pictures[0]).decision != "fault"
+
+
+def test_out_of_memory_says_so(copies: dict[str, Path], stand: Stand) -> None:
+    with open_bundle(copies["padim"]) as bundle:
+        stand.fail_next = MemoryError_("cuMemAlloc failed: out of memory")
+        with pytest.raises(
+            DeviceError, match=r"out of memory: cuMemAlloc failed: out of memory\. Take smaller batches"
+        ):
+            engine_session.open_engine(bundle, "features", "fp32")
+    assert (stand.contexts, stand.depth) == (0, 0)
+
+
+def test_a_broken_engine_is_refused_in_words(copies: dict[str, Path], stand: Stand, tmp_path: Path) -> None:
+    (tmp_path / "broken.plan").write_bytes(b"\x00rubbish")
+    with pytest.raises(
+        BackendError, match=r"could not load the engine .*broken\.plan: the magic number is not right\."
+    ):
+        TensorrtSession(tmp_path / "broken.plan", engine_session.import_tensorrt(), 1)
+    assert stand.freed == stand.allocated
+
+
+@pytest.mark.parametrize("shape", [(0, 64, 64, 3), (5, 64, 64, 3), (1, 64, 32, 3)])
+def test_a_batch_that_does_not_fit_is_refused(copies: dict[str, Path], stand: Stand, shape: tuple[int, ...]) -> None:
+    with (
+        open_bundle(copies["padim"]) as bundle,
+        closing(open_backbone(bundle, "fp32", "tensorrt")) as backbone,
+        pytest.raises(DeviceError, match=r"image: expected 1 to 4 of \[64, 64, 3\], got"),
+    ):
+        backbone.infer(np.zeros(shape, np.uint8))
+
+
+def test_a_closed_session_says_so(copies: dict[str, Path], stand: Stand) -> None:
+    with open_bundle(copies["padim"]) as bundle:
+        backbone = open_backbone(bundle, "fp32", "tensorrt")
+        backbone.close()
+        with pytest.raises(DeviceError, match="the session is closed"):
+            backbone.infer(np.zeros((1, 64, 64, 3), np.uint8))
+
+
+def test_a_bank_that_is_not_finite_is_refused_by_the_device(
+    copies: dict[str, Path], kernels: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_bundle(copies["patchcore"]) as bundle:
+        tensors = {name: value.copy() for name, value in bundle.tensors().items()}
+        tensors["bank"][3, 1] = np.nan
+        monkeypatch.setattr(type(bundle), "tensors", lambda self: tensors)
+        with pytest.raises(BundleError, match="bank: expected finite numbers"):
+            engine_session.open_engine(bundle, "features", "fp32")
+
+
+def test_without_a_device_asking_for_it_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, padim_bundle: Path, pictures: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "tensorrt" in BACKENDS
+    monkeypatch.setitem(sys.modules, "pycuda.driver", None)
+    monkeypatch.setattr(engine_session, "import_tensorrt", lambda: None)
+    monkeypatch.setattr(engine_session, "current_target", lambda: None)
+    with pytest.raises(BackendError, match=r"backend tensorrt: is not there: PyCUDA is not installed, .*no fall-back"):
+        choose_backend("tensorrt")
+    assert cli.run(["score", str(padim_bundle), str(pictures[0]), "--backend", "tensorrt"]) == 2
+    shown = capsys.readouterr()
+    assert shown.err.startswith("error: backend tensorrt: is not there: ")
+    assert shown.err.count("\n") == 1
+
+
+def test_the_device_that_is_not_there_is_named(stand: Stand) -> None:
+    assert device.device_problem() is None
+    assert device.device_problem(2) == "expected CUDA device 2, got 1 devices."
+    stand.count = 0
+    with pytest.raises(BackendError, match=r"device: expected CUDA device 0, got 0 devices\."):
+        device.Device()
+
+
+def test_auto_never_takes_engines(stand: Stand) -> None:
+    assert choose_backend("auto").name != "tensorrt"
+    assert choose_backend("tensorrt").reason == "asked for"
+
+
+@pytest.mark.skipif(cpp_ext.HAVE_CUDA, reason="this build has CUDA kernels")
+def test_kernels_that_are_not_built_are_named() -> None:
+    with pytest.raises(BackendError, match="CUDA kernels: expected them in this installation, got none"):
+        bank_device.kernel_library()

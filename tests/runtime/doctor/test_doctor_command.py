@@ -1,0 +1,95 @@
+"""Doctor: says what is here, what is not, and the command that installs it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from flawscope import __version__, cli, cpp_ext, versions
+from flawscope.runtime.backends import BACKENDS, ort
+from flawscope.runtime.doctor.doctor_command import diagnose
+from flawscope.runtime.doctor.doctor_command import doctor_command as doctor_module
+from flawscope.versions import cpu_name, package_versions
+
+
+def test_the_diagnosis_names_versions_backends_kernels_and_extras() -> None:
+    found = diagnose()
+    assert found["flawscope"] == __version__
+    assert set(found["backends"]) == set(BACKENDS)
+    assert found["backends"]["cpu"] == {"available": True, "takes": "cpu", "reason": "asked for"}
+    kernels = found["kernels"]
+    assert (kernels["have_native"], kernels["have_cuda"]) == (cpp_ext.HAVE_NATIVE, cpp_ext.HAVE_CUDA)
+    assert kernels["simd_level"] == cpp_ext.simd_level()
+    for name in ("nearest", "mahalanobis", "kcenter_greedy"):
+        assert kernels["implementations"][name] == cpp_ext.implementation()
+    assert set(found["extras"]) == {"cpu", "calibrate", "train", "export", "tensorrt", "tensorrt-rtx", "pycuda"}
+    assert found["versions"]["numpy"] == package_versions()["numpy"]
+    assert cpu_name() != ""
+
+
+def test_a_backend_that_is_not_there_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ort.import_onnxruntime(), "get_available_providers", lambda: ["CPUExecutionProvider"])
+    backends = diagnose()["backends"]
+    assert backends["cuda"]["available"] is False
+    assert backends["cuda"]["takes"] is None
+    assert "is not there" in backends["cuda"]["reason"]
+    assert backends["auto"]["takes"] == "cpu"
+
+
+def test_a_missing_extra_comes_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = doctor_module.find_spec
+    monkeypatch.setattr(doctor_module, "find_spec", lambda name: None if name == "timm" else real(name))
+    extras = diagnose()["extras"]
+    assert extras["train"] == {"installed": False, "missing": ["timm"], "install": 'pip install "flawscope[train]"'}
+
+
+def test_the_engines_that_are_kept_are_counted_and_checked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("FLAWSCOPE_ENGINES", str(tmp_path))
+    assert diagnose()["engines"]["cache"] == {"folder": str(tmp_path), "engines": 0, "unusable": 0}
+    (tmp_path / "broken").mkdir()
+    engines = diagnose()["engines"]
+    assert engines["cache"] == {"folder": str(tmp_path), "engines": 1, "unusable": 1}
+    for name in ("tensorrt", "tensorrt-rtx"):
+        assert (engines[name]["version"] is None) != (engines[name]["problem"] is None)
+    assert (engines["device"]["target"] is None) != (engines["device"]["problem"] is None)
+
+
+def test_packages_that_are_not_installed_have_no_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(versions, "PACKAGES", ("numpy", "no-such-package-anywhere"))
+    assert set(package_versions()) == {"flawscope", "python", "numpy"}
+
+
+def test_json_is_the_diagnosis(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["doctor", "--json"]) == 0
+    shown = capsys.readouterr()
+    assert json.loads(shown.out) == json.loads(json.dumps(diagnose()))
+    assert shown.err == ""
+
+
+def test_text_has_a_line_for_everything(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["doctor"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"flawscope {__version__} on ")
+    first_words = [line.split()[0] for line in lines[1:]]
+    assert first_words == (
+        ["versions"] + ["backend"] * 4 + ["kernel"] * 4 + ["engines"] * 4 + ["driver"] + ["extra"] * 7
+    )
+    assert any("takes cpu: asked for" in line for line in lines)
+
+
+def test_where_nothing_can_run_a_bundle_the_exit_status_is_1(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ort.import_onnxruntime.cache_clear()
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    monkeypatch.setattr(doctor_module, "find_spec", lambda name: None)
+    try:
+        assert cli.run(["doctor", "--json"]) == 1
+    finally:
+        ort.import_onnxruntime.cache_clear()
+    backends = json.loads(capsys.readouterr().out)["backends"]
+    assert {backend["available"] for backend in backends.values()} == {False}
+    assert 'pip install "flawscope[cpu]"' in backends["auto"]["reason"]

@@ -1,0 +1,270 @@
+"""Datasets of drawn and real pictures: what our own index finds in them, and what is left out."""
+
+from __future__ import annotations
+
+import shutil
+
+import cv2
+import msgspec
+import numpy as np
+import pytest
+from tiny_dataset import CATEGORY, DEFECTIVE, DEFECTS, GOOD, TRAIN, write_rgb
+from tiny_synth_bundle import write_tiny_synth
+
+from flawscope.cli import run
+from flawscope.datasets import Sample, open_dataset
+from flawscope.errors import DataError
+from flawscope.files import sha256_file
+from flawscope.imaging.images import read_image, read_mask
+from flawscope.runtime.synthesis import (
+    AlikePicture,
+    DrawOptions,
+    GenerateSettings,
+    ProvenanceLine,
+    QualityLimits,
+    Site,
+    SynthDatasetRecord,
+    Synthesizer,
+    generate_pictures,
+    read_generated,
+    read_sites,
+    read_support,
+    write_synth_dataset,
+)
+
+DRAWN = 5
+
+
+def files_of(folder):
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def provenance_of(folder):
+    texts = (folder / "provenance.jsonl").read_bytes().splitlines()
+    return [msgspec.json.decode(text, type=ProvenanceLine) for text in texts]
+
+
+def record_of(folder):
+    return msgspec.json.decode((folder / "dataset.json").read_bytes(), type=SynthDatasetRecord)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, tiny_root):
+    """A folder with a support set, a bundle that has learned it, boxes, and drawings of which some were rejected."""
+    folder = tmp_path_factory.mktemp("place")
+    data = ["--data", str(tiny_root), "--category", CATEGORY]
+    assert run(["synth", "support", *data, "--split", "test", "--shots", "1", "--out", str(folder / "support")]) == 0
+    supports = {}
+    for one in read_support(folder / "support").pictures:
+        pixels = read_image(folder / "support" / one.picture), read_mask(folder / "support" / one.mask)
+        supports[one.defect] = (*pixels, one.content)
+    write_tiny_synth(folder / "drawer.flaw", share=0.9, supports=supports)
+    made = ["--split", "test", "--num", str(DRAWN), "--within", "picture", "--out", str(folder / "boxes")]
+    assert run(["synth", "boxes", *data, *made]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def drawn(place, tiny_root):
+    dataset = open_dataset(tiny_root, CATEGORY)
+    sites, lines = read_sites(place / "boxes", dataset)
+    with Synthesizer.load(place / "drawer.flaw", "cpu") as drawer:
+        generate_pictures(drawer, sites, place / "all", dataset=dataset, lines=lines)
+        contrasts = sorted(line.verdict.measures[5].value for line in read_generated(place / "all"))
+        assert contrasts[0] < contrasts[1]
+        limits = QualityLimits(contrast=contrasts[1])  # the faintest is rejected
+        settings = GenerateSettings(options=DrawOptions(limits=limits))
+        generate_pictures(drawer, sites, place / "drawn", settings, dataset=dataset, lines=lines)
+    return place / "drawn"
+
+
+@pytest.fixture(scope="module")
+def dataset(tiny_root):
+    return open_dataset(tiny_root, CATEGORY)
+
+
+# --- mvtec
+
+
+@pytest.mark.parametrize("labels", ["precise", "box"])
+def test_our_own_index_finds_every_picture_with_its_own_mask(drawn, dataset, tmp_path, labels):
+    accepted = [line for line in read_generated(drawn) if line.accepted]
+    assert len(accepted) == DRAWN - 1, "one was rejected"
+    write_synth_dataset(drawn, dataset, tmp_path / "made", labels=labels)
+    made = open_dataset(tmp_path / "made", CATEGORY)
+    assert made.layout == "mvtec"
+    assert made.orphan_masks == ()
+    assert made.ignored == ()
+    assert len(made.train_good) == TRAIN
+    assert len([s for s in made.test if not s.is_anomalous]) == GOOD
+    synthetic = [s for s in made.samples if s.split == "train" and s.is_anomalous]
+    assert [s.defect for s in synthetic] == [line.defect for line in accepted]
+    for sample, line in zip(synthetic, accepted, strict=True):
+        assert sample.path.read_bytes() == (drawn / line.image.place).read_bytes()
+        source = line.mask if labels == "precise" else line.box_mask
+        assert sample.mask.read_bytes() == (drawn / source.place).read_bytes()
+    real = {s.path.read_bytes(): s for s in dataset.samples}
+    for sample in made.test:
+        original = real[sample.path.read_bytes()]
+        assert (original.split, original.defect) == ("test", sample.defect)
+        if sample.is_anomalous:
+            assert np.array_equal(sample.read_mask(), original.read_mask())
+
+
+def test_provenance_leads_back_to_the_drawing(drawn, dataset, tmp_path):
+    write_synth_dataset(drawn, dataset, tmp_path / "made")
+    lines = provenance_of(tmp_path / "made")
+    assert [line.drawn for line in lines] == [line for line in read_generated(drawn) if line.accepted]
+    for line in lines:
+        assert line.labels == "precise"
+        assert sha256_file(tmp_path / "made" / line.image) == line.drawn.image.sha256
+        assert sha256_file(tmp_path / "made" / line.mask) == line.drawn.mask.sha256
+        assert line.image == f"{CATEGORY}/train/{line.drawn.defect}/synth_{line.drawn.image.place[-7:]}"
+
+
+def test_support_pictures_are_left_out_of_the_test_split(drawn, dataset, place, tmp_path):
+    write_synth_dataset(drawn, dataset, tmp_path / "made")
+    record, support = record_of(tmp_path / "made"), read_support(place / "support")
+    assert record.left_out == {one.source: "a support picture" for one in support.pictures}
+    contents = {sha256_file(s.path) for s in open_dataset(tmp_path / "made", CATEGORY).samples}
+    assert not contents & support.contents
+    assert record.pictures == {
+        f"{CATEGORY}/drawn/pitting": sum(line.drawn.defect == "pitting" for line in provenance_of(tmp_path / "made")),
+        f"{CATEGORY}/drawn/stain": sum(line.drawn.defect == "stain" for line in provenance_of(tmp_path / "made")),
+        f"{CATEGORY}/test/good": GOOD,
+        **{f"{CATEGORY}/test/{defect}": DEFECTIVE // len(DEFECTS) - 1 for defect in DEFECTS},
+        f"{CATEGORY}/train/good": TRAIN,
+    }
+    assert record.rejected == 1
+
+
+def test_with_the_support_set_what_looks_alike_is_left_out_too(drawn, dataset, place, tmp_path):
+    support = read_support(place / "support")
+    other = next(s for s in dataset.test if s.defect == "stain" and sha256_file(s.path) not in support.contents)
+    name = other.path.relative_to(dataset.root).as_posix()
+    alike = (AlikePicture(name, sha256_file(other.path), "it"),)
+    write_synth_dataset(drawn, dataset, tmp_path / "made", support=msgspec.structs.replace(support, alike=alike))
+    record = record_of(tmp_path / "made")
+    assert record.left_out[name] == "probably the same part as it"
+    assert record.pictures[f"{CATEGORY}/test/stain"] == DEFECTIVE // len(DEFECTS) - 2
+
+
+def test_another_support_set_is_refused(drawn, dataset, place, tmp_path):
+    support = read_support(place / "support")
+    other = msgspec.structs.replace(support, pictures=support.pictures[:1])
+    with pytest.raises(DataError, match=r"expected the one that the bundle learned from, got one without 1 of its 2"):
+        write_synth_dataset(drawn, dataset, tmp_path / "made", support=other)
+    assert not (tmp_path / "made").exists()
+
+
+def test_a_test_picture_that_was_drawn_on_is_left_out(place, dataset, tmp_path):
+    good = next(s.path for s in dataset.test if not s.is_anomalous)
+    name = good.relative_to(dataset.root).as_posix()
+    mask = write_rgb(tmp_path / "m.png", np.pad(np.full((12, 12, 3), 255, np.uint8), ((20, 32), (20, 32), (0, 0))))
+    with Synthesizer.load(place / "drawer.flaw", "cpu") as drawer:
+        generate_pictures(drawer, [Site(CATEGORY, "pitting", good, name, mask, "m.png")], tmp_path / "drawn")
+    write_synth_dataset(tmp_path / "drawn", dataset, tmp_path / "made")
+    assert record_of(tmp_path / "made").left_out[name] == "defects were drawn on it"
+    assert len([s for s in open_dataset(tmp_path / "made").test if not s.is_anomalous]) == GOOD - 1
+
+
+def test_pictures_of_other_formats_become_png_and_png_keeps_its_bytes(drawn, dataset, tiny_root, tmp_path):
+    root = shutil.copytree(tiny_root, tmp_path / "data")
+    folder = root / CATEGORY / "train" / "good"
+    jpeg = write_rgb(folder / "000.jpg", read_image(folder / "000.png"))
+    (folder / "000.png").unlink()
+    (root / CATEGORY / "train" / "stain").mkdir()
+    shutil.copy(root / CATEGORY / "test" / "stain" / "001.png", root / CATEGORY / "train" / "stain" / "900.png")
+    write_synth_dataset(drawn, open_dataset(root, CATEGORY), tmp_path / "made")
+    made = tmp_path / "made" / CATEGORY / "train"
+    assert (made / "good" / "000.png").read_bytes().startswith(b"\x89PNG")
+    assert np.array_equal(read_image(made / "good" / "000.png"), read_image(jpeg))
+    assert (made / "good" / "001.png").read_bytes() == (folder / "001.png").read_bytes()
+    assert record_of(tmp_path / "made").left_out["train/stain/900.png"] == "a real defect of the training split"
+    assert not (made / "stain" / "900.png").exists()
+
+
+def test_names_that_meet_or_look_like_masks_are_told_apart(drawn, dataset, tmp_path):
+    first, second = (sample.path for sample in dataset.train_good[:2])
+    root = shutil.copytree(dataset.root, tmp_path / "data")
+    moved = {"a/part.png": first, "b/part.png": second, "b/part_mask.png": first}
+    for name, source in moved.items():
+        (root / name).parent.mkdir(exist_ok=True)
+        shutil.copy(source, root / name)
+    samples = tuple(Sample(root / name, "train", "good") for name in moved)
+    write_synth_dataset(drawn, msgspec.structs.replace(dataset, root=root, samples=samples), tmp_path / "made")
+    made = open_dataset(tmp_path / "made", CATEGORY)
+    assert [s.path.name for s in made.train_good] == ["part.png", "part_2.png", "part_mask_picture.png"]
+    assert made.orphan_masks == ()
+    assert [s.path.read_bytes() for s in made.train_good] == [path.read_bytes() for path in (first, second, first)]
+
+
+def test_the_same_drawings_give_the_same_bytes(drawn, dataset, tmp_path):
+    for name in ("one", "other"):
+        write_synth_dataset(drawn, dataset, tmp_path / name)
+    assert files_of(tmp_path / "one") == files_of(tmp_path / "other")
+    sheet = read_image(tmp_path / "one" / "contact_sheet.png")
+    assert (sheet == (255, 40, 200)).all(axis=2).sum() > 50, "masks are outlined"
+
+
+# --- anogen
+
+
+def test_the_layout_of_anogen_has_a_folder_for_each_good_picture_and_box(place, drawn, tiny_root, tmp_path, capsys):
+    data = ["--data", str(tiny_root), "--category", CATEGORY]
+    out = tmp_path / "made"
+    assert run(["synth", "dataset", str(place / "all"), *data, "--layout", "anogen", "--out", str(out)]) == 0
+    lines = provenance_of(out)
+    assert len(lines) == DRAWN
+    assert set(files_of(out)) == {"provenance.jsonl", "dataset.json", "contact_sheet.png"} | {
+        file for line in lines for file in (line.image, line.mask)
+    }
+    for line in lines:
+        good, box = line.drawn.good.removeprefix("train/good/")[:3], line.drawn.box[-7:-4]
+        assert line.image == f"{CATEGORY}/{line.drawn.defect}/{good}-{box}/samples/0000.png"
+        assert line.mask == f"{CATEGORY}/{line.drawn.defect}/{good}-{box}/masks/0000.png"
+        assert sha256_file(out / line.image) == line.drawn.image.sha256
+    assert capsys.readouterr().out.splitlines() == [
+        f"dataset: {out}, {DRAWN} drawn and 0 real pictures",
+        "left out: 0 rejected drawings, 2 real pictures (dataset.json)",
+        f"overview: {out}/contact_sheet.png",
+    ]
+
+
+def test_several_drawings_of_one_picture_and_box_are_its_samples(place, dataset, tmp_path):
+    sites = read_sites(place / "boxes", dataset)[0][:1]
+    with Synthesizer.load(place / "drawer.flaw", "cpu") as drawer:
+        generate_pictures(drawer, sites, tmp_path / "drawn", GenerateSettings(per_defect=3))
+    write_synth_dataset(tmp_path / "drawn", dataset, tmp_path / "made", layout="anogen")
+    names = [line.image.rpartition("/")[2] for line in provenance_of(tmp_path / "made")]
+    assert names == ["0000.png", "0001.png", "0002.png"]
+
+
+# --- what is refused
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        (["NONE"], "expected the record of drawn pictures"),
+        (["DRAWN", "--layout", "visa"], "Invalid value for '--layout'"),
+        (["DRAWN", "--support", "NONE"], "expected the record of a support set"),
+        (["CHANGED"], "expected the file that was drawn, got other content"),
+        (["EMPTY"], "expected accepted pictures of steel, got none"),
+    ],
+)
+def test_a_mistake_is_one_line_with_status_2_and_leaves_nothing(drawn, tiny_root, tmp_path, capsys, typed, message):
+    changed = shutil.copytree(drawn, tmp_path / "changed")
+    next(changed.rglob("gen_img/*/*.png")).write_bytes(cv2.imencode(".png", np.zeros((9, 9), np.uint8))[1].tobytes())
+    empty = shutil.copytree(drawn, tmp_path / "empty")
+    (empty / "generated.jsonl").write_bytes(b"")
+    words = {"DRAWN": drawn, "CHANGED": changed, "EMPTY": empty, "NONE": tmp_path / "none"}
+    arguments = [str(words.get(word, word)) for word in typed]
+    data = ["--data", str(tiny_root), "--category", CATEGORY]
+    assert run(["synth", "dataset", *arguments, *data, "--out", str(tmp_path / "out")]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert message in err
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,198 @@
+"""The training pipeline and its command: what is learned from, what is held out, what is recorded."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_dataset import CATEGORY, TRAIN, good_pictures, training_pictures
+
+from flawscope import cli
+from flawscope.bundle import PatchcoreHead
+from flawscope.config import DetectorConfig, PadimConfig, PatchcoreConfig, build_config
+from flawscope.datasets import content_hash, fingerprint, hash_contents, open_dataset
+from flawscope.errors import ArgumentError, StorageError
+from flawscope.imaging.images import read_image
+from flawscope.progress import no_progress
+from flawscope.runtime.scorers.bank_scorer import build_head
+from flawscope.training.detectors import patchcore
+from flawscope.training.detectors.detector_run import RECORD, read_run
+from flawscope.training.detectors.detector_training import train_detector
+from flawscope.training.features.patch_extraction import iterate_patches
+
+SMALL = ["--image-size", "64", "--set", "stages=1,2", "--set", "channels=6"]
+FAST = PadimConfig(resize=(64, 64), stages=(1,), channels=4)
+
+
+def record_of(path: Path) -> dict[str, object]:
+    found: dict[str, object] = json.loads((path / RECORD).read_text())
+    return found
+
+
+def test_held_out_pictures_are_not_learned_from_and_none_is_lost(patchcore_run: Path, tiny_root: Path) -> None:
+    record = read_run(patchcore_run).record
+    assert not set(record.training) & set(record.held_out)
+    every = {content_hash(path) for path in training_pictures(tiny_root)}
+    assert set(record.training) | set(record.held_out) == every
+    assert (len(record.training), len(record.held_out)) == (TRAIN - 5, 5)
+
+
+def test_test_pictures_are_never_learned_from(patchcore_run: Path, tiny_root: Path) -> None:
+    record = read_run(patchcore_run).record
+    tested = {content_hash(path) for path in good_pictures(tiny_root)}
+    assert not tested & {*record.training, *record.held_out}
+
+
+def test_samples_are_held_out_pictures(patchcore_run: Path, tiny_root: Path) -> None:
+    run = read_run(patchcore_run)
+    held_out = {
+        read_image(path).tobytes() for path in training_pictures(tiny_root) if content_hash(path) in run.record.held_out
+    }
+    assert {read_image(sample).tobytes() for sample in run.samples} == held_out
+
+
+def test_the_record_names_the_dataset_by_its_fingerprint(patchcore_run: Path, tiny_root: Path) -> None:
+    dataset = open_dataset(tiny_root)
+    record = read_run(patchcore_run).record
+    assert record.dataset == fingerprint(dataset, hash_contents(sample.path for sample in dataset.samples))
+    assert (record.category, record.layout) == (CATEGORY, "mvtec")
+    assert set(record.seconds) == {"preparation", "fitting"}
+    assert all(value >= 0 for value in record.seconds.values())
+
+
+def test_nothing_held_out_means_every_picture_is_learned_from(tiny_root: Path, tmp_path: Path) -> None:
+    config = PadimConfig(resize=(64, 64), stages=(1,), channels=4, held_out=0.0)
+    record = train_detector(config, open_dataset(tiny_root), tmp_path / "run")
+    assert (len(record.training), len(record.held_out)) == (TRAIN, 0)
+    assert len(read_run(tmp_path / "run").samples) == 8  # taken from the training pictures then
+
+
+def test_the_same_settings_give_the_same_run_but_for_times(tiny_root: Path, tmp_path: Path) -> None:
+    weights = []
+    for name in ("a", "b"):
+        train_detector(FAST, open_dataset(tiny_root), tmp_path / name)
+        weights.append((tmp_path / name / "weights.safetensors").read_bytes())
+    assert weights[0] == weights[1]
+    first, second = (record_of(tmp_path / name) for name in ("a", "b"))
+    for key in first.keys() - {"created", "seconds"}:
+        assert first[key] == second[key], key
+
+
+@pytest.mark.parametrize("standardize", ["whiten", "scale", "none"])
+def test_a_run_that_remembers_every_patch_gives_zero_on_its_training_pictures(
+    tiny_root: Path, tmp_path: Path, standardize: str
+) -> None:
+    settings = {"resize": 32, "stages": [1, 2], "coreset": 1.0, "held_out": 0.0, "standardize": standardize}
+    config, _ = build_config("patchcore", settings)
+    train_detector(config, open_dataset(tiny_root), tmp_path / "run")
+    run = read_run(tmp_path / "run")
+    head = PatchcoreHead(run.record.grid, 9, "paper", 4.0)
+    assert len(run.fitted.tensors["bank"]) == TRAIN * 64
+    score = build_head(head, run.fitted.tensors, (32, 32))
+    paths = training_pictures(tiny_root)
+    for patches in iterate_patches(run.module, paths, run.record.config, "reading", no_progress):
+        maps, scores = score(patches.numpy())
+        np.testing.assert_array_equal(maps, np.zeros_like(maps))
+        np.testing.assert_array_equal(scores, np.zeros_like(scores))
+
+
+def test_progress_names_the_steps_and_reaches_the_end(tiny_root: Path, tmp_path: Path) -> None:
+    seen: dict[str, tuple[int, int]] = {}
+    config = PatchcoreConfig(resize=(64, 64), stages=(1,), coreset=20)
+    train_detector(
+        config,
+        open_dataset(tiny_root),
+        tmp_path / "run",
+        progress=lambda what, done, total: seen.update({what: (done, total)}),
+    )
+    assert set(seen) == {"hashing pictures", "measuring channels", "reading patches", "selecting the coreset"}
+    assert all(done == total for done, total in seen.values())
+
+
+def test_an_output_that_cannot_be_replaced_is_refused_before_the_work(tiny_root: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "keep.txt").write_text("keep")
+    calls: list[str] = []
+    with pytest.raises(ArgumentError, match=r"expected a new folder or one with run\.json"):
+        train_detector(
+            FAST, open_dataset(tiny_root), tmp_path / "mine", progress=lambda what, done, total: calls.append(what)
+        )
+    assert calls == []
+
+
+def test_settings_of_no_method_are_refused(tiny_root: Path, tmp_path: Path) -> None:
+    with pytest.raises(ArgumentError, match=r"config: expected settings of a detector, got DetectorConfig"):
+        train_detector(DetectorConfig(), open_dataset(tiny_root), tmp_path / "run")
+
+
+def test_a_full_disk_while_patches_are_written_is_a_storage_error(
+    tiny_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> object:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(patchcore.tempfile, "TemporaryFile", full)
+    config = PatchcoreConfig(resize=(64, 64), stages=(1,))
+    with pytest.raises(StorageError, match=r"run: could not be written: the disk is full"):
+        train_detector(config, open_dataset(tiny_root), tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_trains_and_says_what_it_made(
+    tiny_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    arguments = ["train", "padim", "--data", str(tiny_root), "--category", CATEGORY, "--out", str(out), "--seed", "7"]
+    assert cli.run([*arguments, *SMALL, "--set", "held_out_minimum=6"]) == 0
+    shown = capsys.readouterr()
+    assert re.search(r"padim fitted on 18 good pictures of steel in \d+\.\d s; 6 held out for calibration", shown.out)
+    assert f"run: {out}" in shown.out
+    assert shown.err == ""
+    record = read_run(out).record
+    assert record.config.seed == 7
+    assert record.command != ""
+
+
+def test_a_run_is_replaced_by_the_next(tiny_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    for seed in ("1", "2"):
+        assert cli.run(["train", "padim", "--data", str(tiny_root), "--out", str(out), "--seed", seed, *SMALL]) == 0
+    assert read_run(out).record.config.seed == 2
+    assert [entry.name for entry in tmp_path.iterdir()] == ["run"]
+    assert "run: " in capsys.readouterr().out
+
+
+def test_options_win_over_set_and_set_over_the_file_which_may_name_the_data(
+    tiny_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "settings.yml"
+    file.write_text(
+        f"data_path: {tiny_root}\ncategory: {CATEGORY}\nsave_path: /nowhere\ndo_eval: true\n"
+        "resize: 128\nseed: 1\nchannels: 4\nstages: [1]\nsigma: 1.5\n"
+    )
+    out = tmp_path / "run"
+    arguments = ["train", "padim", "--config", str(file), "--set", "seed=2", "--set", "channels=5", "--seed", "3"]
+    assert cli.run([*arguments, "--image-size", "64", "--out", str(out)]) == 0
+    config = read_run(out).record.config
+    assert isinstance(config, PadimConfig)
+    assert (config.resize, config.seed, config.channels, config.sigma) == ((64, 64), 3, 5, 1.5)
+    assert capsys.readouterr().err == "note: not used by train: save_path, do_eval\n"
+
+
+def test_a_flat_folder_of_good_pictures_is_enough(
+    tiny_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(tiny_root / CATEGORY / "train" / "good", tmp_path / "cans"))
+    arguments = ["train", "patchcore", "--data", str(folder), "--out", str(tmp_path / "run"), "--image-size", "64"]
+    assert cli.run([*arguments, "--set", "coreset=20", "--set", "stages=1"]) == 0
+    assert "of cans in" in capsys.readouterr().out
+    assert read_run(tmp_path / "run").record.layout == "flat"
+
+
+def test_without_data_the_command_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["train", "padim", "--out", str(tmp_path / "run")]) == 2
+    assert capsys.readouterr().err == "error: --data: expected the dataset's folder, got none.\n"

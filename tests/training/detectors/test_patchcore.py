@@ -1,0 +1,272 @@
+"""Fitting PatchCore: real patches only, exact selection, plans within a memory budget, and the neighbour table."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_dataset import training_pictures
+
+from flawscope.arrays import Float32Array
+from flawscope.bundle import PatchcoreHead
+from flawscope.config import PatchcoreConfig, build_config
+from flawscope.errors import ArgumentError, DataError
+from flawscope.export.detectors.reference_scores import torch_scores
+from flawscope.imaging.images import prepare, read_image
+from flawscope.progress import no_progress
+from flawscope.runtime.scorers.bank_scorer import build_head
+from flawscope.training.detectors.detector_run import build_features
+from flawscope.training.detectors.patchcore import (
+    _Plan,
+    bank_rows,
+    fit_patchcore,
+    johnson_lindenstrauss_size,
+    neighbour_table,
+    sparse_projection,
+)
+from flawscope.training.features.backbone import Backbone, build_backbone
+from flawscope.training.features.patch_extraction import iterate_patches
+from flawscope.training.loop.fit_result import Fitted
+
+
+def patchcore_config(**settings: object) -> PatchcoreConfig:
+    config, _ = build_config("patchcore", {"resize": 64, "stages": [1, 2], "coreset": 40, **settings})
+    assert isinstance(config, PatchcoreConfig)
+    return config
+
+
+def with_budget_mb(config: PatchcoreConfig, budget: int) -> PatchcoreConfig:
+    """Set a budget below what the settings allow: tests have few patches."""
+    changed = msgspec.structs.replace(config)
+    msgspec.structs.force_setattr(changed, "memory_budget_mb", budget)
+    return changed
+
+
+@pytest.fixture(scope="module")
+def backbone() -> Backbone:
+    return build_backbone(patchcore_config(), None)[0]
+
+
+def fit(config: PatchcoreConfig, backbone: Backbone, paths: list[Path], scratch: Path) -> Fitted:
+    return fit_patchcore(config, backbone, paths, scratch, no_progress)
+
+
+def all_patches(config: PatchcoreConfig, backbone: Backbone, fitted: Fitted, paths: list[Path]) -> Float32Array:
+    features = build_features(config, backbone, fitted)
+    batches = iterate_patches(features, paths, config, "reading", no_progress)
+    return np.concatenate([batch.numpy().reshape(-1, batch.shape[-1]) for batch in batches])
+
+
+def is_row_of(rows: Float32Array, matrix: Float32Array) -> list[bool]:
+    known = {row.tobytes() for row in np.ascontiguousarray(matrix)}
+    return [row.tobytes() in known for row in np.ascontiguousarray(rows)]
+
+
+def test_a_memory_of_all_patches_gives_zero_on_training_pictures(
+    tiny_root: Path, tmp_path: Path, backbone: Backbone
+) -> None:
+    paths = training_pictures(tiny_root)[:6]
+    config = patchcore_config(coreset=1.0, held_out=0.0, held_out_minimum=0)
+    fitted = fit(config, backbone, paths, tmp_path)
+    assert fitted.tensors["bank"].shape == (6 * 256, 150)
+    head = PatchcoreHead(fitted.grid, config.neighbors, config.reweight, config.sigma)
+    features = build_features(config, backbone, fitted)
+    # One by one or all at once: the bank was filled from batches of the configured size.
+    (patches,) = iterate_patches(features, paths, config, "reading", no_progress)
+    maps, scores = build_head(head, fitted.tensors, (64, 64))(patches.numpy())
+    np.testing.assert_array_equal(maps, np.zeros_like(maps))
+    np.testing.assert_array_equal(scores, np.zeros_like(scores))
+    images = [prepare(read_image(path), config.preprocessing) for path in paths]
+    maps, scores = torch_scores(features, head, fitted.tensors, (64, 64), images)
+    np.testing.assert_allclose(maps, 0, atol=1e-4)  # batches of another size round otherwise
+    np.testing.assert_allclose(scores, 0, atol=1e-4)
+
+
+def test_the_selection_repeats_under_a_seed_and_changes_with_it(
+    tiny_root: Path, tmp_path: Path, backbone: Backbone
+) -> None:
+    paths = training_pictures(tiny_root)[:6]
+    first = fit(patchcore_config(seed=3), backbone, paths, tmp_path)
+    np.random.default_rng(99).random(5)  # another generator's use changes nothing
+    again = fit(patchcore_config(seed=3), backbone, paths, tmp_path)
+    other = fit(patchcore_config(seed=4), backbone, paths, tmp_path)
+    for name, value in first.tensors.items():
+        assert value.tobytes() == again.tensors[name].tobytes(), name
+    assert first.tensors["bank"].tobytes() != other.tensors["bank"].tobytes()
+
+
+@pytest.mark.parametrize("upsample", ["nearest", "bilinear"])
+def test_the_bank_consists_of_different_patches_of_the_pictures(
+    tiny_root: Path, tmp_path: Path, backbone: Backbone, upsample: str
+) -> None:
+    paths = training_pictures(tiny_root)[:6]
+    config = patchcore_config(upsample=upsample)
+    fitted = fit(config, backbone, paths, tmp_path)
+    bank = fitted.tensors["bank"]
+    assert bank.shape == (40, 150)
+    assert bank.dtype == np.float32
+    assert all(is_row_of(bank, all_patches(config, backbone, fitted, paths)))
+    assert len(np.unique(bank, axis=0)) == 40
+
+
+def test_greedy_selection_covers_better_than_chance(tiny_root: Path, tmp_path: Path, backbone: Backbone) -> None:
+    paths = training_pictures(tiny_root)[:6]
+    config = patchcore_config()
+    fitted = fit(config, backbone, paths, tmp_path)
+    patches = all_patches(config, backbone, fitted, paths).astype(np.float64)
+
+    def radius(centres: npt.NDArray[np.float64]) -> float:
+        squared = ((patches[:, None, :] - centres[None]) ** 2).sum(axis=2)
+        return float(np.sqrt(squared.min(axis=1).max()))
+
+    chance = patches[np.random.default_rng(0).choice(len(patches), 40, replace=False)]
+    assert radius(fitted.tensors["bank"].astype(np.float64)) < radius(chance)
+
+
+def test_a_projection_chooses_real_patches_from_disk(tiny_root: Path, tmp_path: Path, backbone: Backbone) -> None:
+    paths = training_pictures(tiny_root)[:1]
+    config = patchcore_config(projection="jl")
+    fitted = fit(config, backbone, paths, tmp_path)
+    assert fitted.facts["selected_in"] == "a projection to 136 dimensions"
+    assert fitted.tensors["bank"].shape == (40, 150)
+    assert all(is_row_of(fitted.tensors["bank"], all_patches(config, backbone, fitted, paths)))
+    assert list(tmp_path.iterdir()) == []  # the file has no name and is gone
+
+
+def test_over_budget_patches_are_thinned_and_the_bank_still_holds_real_ones(
+    tiny_root: Path, tmp_path: Path, backbone: Backbone
+) -> None:
+    paths = training_pictures(tiny_root)
+    assert 4 * len(paths) * 256 * 150 > 3 << 20
+    for projection in ("auto", "none", "jl"):
+        config = with_budget_mb(patchcore_config(projection=projection), 1)
+        fitted = fit(config, backbone, paths, tmp_path)
+        assert re.search(r"of \d+ random patches of the 256 in each picture$", str(fitted.facts["selected_in"]))
+        assert 4 * int(fitted.facts["patches"]) * 150 <= 1 << 20
+        assert all(is_row_of(fitted.tensors["bank"], all_patches(config, backbone, fitted, paths)))
+
+
+def test_a_budget_that_holds_one_patch_a_picture_still_gives_a_bank(
+    tiny_root: Path, tmp_path: Path, backbone: Backbone
+) -> None:
+    paths = training_pictures(tiny_root)[:5]
+    config = with_budget_mb(patchcore_config(coreset=100), 0)
+    fitted = fit(config, backbone, paths, tmp_path)
+    assert fitted.facts["patches"] == 5
+    assert fitted.tensors["bank"].shape == (5, 150)  # never more than there are
+    assert all(is_row_of(fitted.tensors["bank"], all_patches(config, backbone, fitted, paths)))
+
+
+@pytest.mark.parametrize(
+    ("projection", "images", "budget_mb", "dimensions", "kept", "description"),
+    [
+        ("auto", 10, 1024, 1000, 256, "the full space"),
+        ("none", 10, 1024, 1000, 256, "the full space"),
+        ("jl", 10, 1024, 193, 256, "a projection to 193 dimensions"),
+        ("auto", 10, 2, 193, 256, "a projection to 193 dimensions"),
+        ("auto", 10, 1, 193, 135, "a projection to 193 dimensions, of 135 random patches of the 256 in each picture"),
+        ("none", 10, 1, 1000, 26, "the full space, of 26 random patches of the 256 in each picture"),
+    ],
+)
+def test_the_plan_keeps_the_matrix_within_the_budget(
+    projection: str, images: int, budget_mb: int, dimensions: int, kept: int, description: str
+) -> None:
+    config = with_budget_mb(patchcore_config(projection=projection), budget_mb)
+    plan = _Plan.for_budget(config, images, 256, 1000)
+    assert (plan.dimensions, plan.kept_per_image, plan.description) == (dimensions, kept, description)
+    assert 4 * images * plan.kept_per_image * plan.dimensions <= budget_mb << 20
+
+
+def test_a_projection_that_would_not_shrink_is_left_out() -> None:
+    plan = _Plan.for_budget(with_budget_mb(patchcore_config(), 1), 100, 256, 150)
+    assert plan.projection is None
+    assert plan.description.startswith("the full space, of ")
+
+
+@pytest.mark.parametrize(
+    ("coreset", "max_bank", "patches", "rows"),
+    [
+        (0.01, 16384, 10_000, 100),
+        (1.0, 16384, 500, 500),
+        (1.0, 300, 500, 300),
+        (1000, 16384, 500, 500),
+        (250, 16384, 500, 250),
+        (250, 100, 500, 100),
+        (0.0001, 16384, 500, 1),
+        (1.4, 16384, 500, 1),
+    ],
+)
+def test_coreset_is_a_share_or_a_count_within_the_cap(coreset: float, max_bank: int, patches: int, rows: int) -> None:
+    assert bank_rows(patchcore_config(coreset=coreset, max_bank=max_bank), patches) == rows
+
+
+def test_the_cap_holds_in_the_fit(tiny_root: Path, tmp_path: Path, backbone: Backbone) -> None:
+    config = patchcore_config(coreset=1.0, max_bank=17)
+    fitted = fit(config, backbone, training_pictures(tiny_root)[:2], tmp_path)
+    assert fitted.tensors["bank"].shape == (17, 150)
+    assert fitted.tensors["neighbours"].shape == (17, 9)
+
+
+@pytest.mark.parametrize(("reweight", "neighbors"), [("seed", 9), ("none", 9), ("paper", 1)])
+def test_only_the_papers_reweighting_needs_a_table(
+    tiny_root: Path, tmp_path: Path, backbone: Backbone, reweight: str, neighbors: int
+) -> None:
+    config = patchcore_config(reweight=reweight, neighbors=neighbors)
+    fitted = fit(config, backbone, training_pictures(tiny_root)[:2], tmp_path)
+    assert set(fitted.tensors) == {"bank"}
+
+
+def test_no_picture_is_an_error(tmp_path: Path, backbone: Backbone) -> None:
+    with pytest.raises(DataError, match=r"patchcore: expected at least one good training picture, got none"):
+        fit(patchcore_config(), backbone, [], tmp_path)
+
+
+def test_a_picture_too_small_for_the_stages_is_one_sentence(tiny_root: Path, tmp_path: Path) -> None:
+    config = patchcore_config(resize=32, stages=[3, 4])
+    with pytest.raises(ArgumentError, match=r"image size: .* got 32x32 pixels"):
+        fit(config, build_backbone(config, None)[0], training_pictures(tiny_root)[:2], tmp_path)
+
+
+def naive_neighbours(bank: Float32Array, count: int) -> list[list[float]]:
+    distances = ((bank[:, None].astype(np.float64) - bank[None]) ** 2).sum(axis=2)
+    return [sorted(row)[:count] for row in distances.tolist()]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_the_table_holds_the_nearest_rows_itself_first_also_with_repeated_rows(data: st.DataObject) -> None:
+    rows = data.draw(st.integers(1, 12), label="rows")
+    count = data.draw(st.integers(1, rows), label="count")
+    seed = data.draw(st.integers(0, 1000), label="seed")
+    bank = np.random.default_rng(seed).integers(0, 2, (rows, 3)).astype(np.float32)  # eight values: many repeats
+    table = neighbour_table(bank, count)
+    assert table.shape == (rows, count)
+    assert table.dtype == np.int64
+    np.testing.assert_array_equal(table[:, 0], np.arange(rows))
+    for row, (found, expected) in enumerate(zip(table, naive_neighbours(bank, count), strict=True)):
+        assert len(set(found.tolist())) == count
+        assert sorted(((bank[row] - bank[found]) ** 2).sum(axis=1).tolist()) == expected
+
+
+def test_the_projection_keeps_distances_on_average() -> None:
+    projection = sparse_projection(400, 200, 0)
+    values = np.unique(np.abs(projection))
+    assert len(values) == 2
+    assert values[0] == 0
+    assert np.mean(projection != 0) == pytest.approx(1 / 20, rel=0.1)  # density 1/sqrt(400)
+    points = np.random.default_rng(0).normal(size=(200, 400)).astype(np.float32)
+    ratio = ((points @ projection) ** 2).sum(axis=1) / (points**2).sum(axis=1)
+    assert ratio.mean() == pytest.approx(1.0, abs=0.05)
+    np.testing.assert_array_equal(projection, sparse_projection(400, 200, 0))
+
+
+def test_the_johnson_lindenstrauss_size_is_the_theorems() -> None:
+    # 4 ln(n) / (e²/2 - e³/3) at n = 1000, e = 0.5: 27.63 / 0.08333
+    assert johnson_lindenstrauss_size(1000, 0.5) == 331
+    assert johnson_lindenstrauss_size(1, 0.9) >= 1

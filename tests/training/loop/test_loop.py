@@ -1,0 +1,429 @@
+"""The loop: steps, schedules, averages, checkpoints, and what it says when something goes wrong."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import cv2
+import msgspec
+import numpy as np
+import pytest
+import torch
+from diffusers.optimization import get_scheduler
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from flawscope.config import BaseConfig, StfpmConfig, build_config
+from flawscope.errors import ArgumentError, RunError
+from flawscope.progress import no_progress
+from flawscope.training.loop.checkpoints import Checkpoint, latest_checkpoint, write_checkpoint
+from flawscope.training.loop.image_batches import Pictures
+from flawscope.training.loop.loop import Trained, batches_in_all, learning_rate_share, run_loop
+
+SIZE = 16
+
+
+class Mean:
+    """Learns the mean colour of the pictures: a task whose every step can be computed by hand."""
+
+    def __init__(self, rate: float = 0.1, adam: bool = False) -> None:
+        self.network: nn.Module = nn.Linear(1, 3, bias=False)
+        nn.init.zeros_(self.network.weight)  # type: ignore[arg-type]
+        self.rate, self.adam = rate, adam
+        self.validated: list[list[float]] = []
+        self.noise: list[float] = []
+        self.seen: list[Tensor] = []
+        self.fail: BaseException | None = None
+        self.errors: list[float] | None = None
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        kind = torch.optim.AdamW if self.adam else torch.optim.SGD
+        return kind(self.network.parameters(), lr=self.rate)
+
+    def loss(self, network: nn.Module, images: Tensor, generator: torch.Generator) -> Tensor:
+        if self.fail is not None:
+            raise self.fail
+        self.seen.append(images)
+        self.noise.append(float(torch.rand((), generator=generator)))
+        wanted = images.float().mean(dim=(1, 2)) / 255
+        given = network(torch.ones((len(images), 1)))
+        return 0.5 * (given - wanted).square().sum(dim=1).mean()
+
+    def weights(self) -> list[float]:
+        return [float(value) for value in next(self.network.parameters()).detach().flatten()]
+
+    def validate(self) -> dict[str, float]:
+        self.validated.append(self.weights())
+        error = self.errors[len(self.validated) - 1] if self.errors is not None else 1.0 / len(self.validated)
+        return {"error": error}
+
+    def preview(self, path: Path) -> None:
+        path.write_bytes(b"preview")
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Pictures:
+    folder = tmp_path_factory.mktemp("pictures")
+    paths = []
+    for index in range(8):
+        paths.append(folder / f"{index}.png")
+        cv2.imwrite(str(paths[-1]), np.full((SIZE, SIZE, 3), 20 * index + 10, np.uint8))
+    return Pictures(paths, config().preprocessing, 1, 100)
+
+
+def config(**changes: object) -> StfpmConfig:
+    plain = StfpmConfig(resize=(SIZE, SIZE), epochs=3, batch_size=4, learning_rate=0.1, preview_every=2)
+    return msgspec.structs.replace(plain, **changes)
+
+
+def train(task: Mean, pictures: Pictures, folder: Path, resume: bool = False, **changes: object) -> Trained:
+    return run_loop(task, pictures, config(**changes), folder, resume=resume, progress=no_progress)
+
+
+def test_every_picture_is_seen_once_an_epoch_in_an_order_of_its_own(pictures: Pictures, tmp_path: Path) -> None:
+    task = Mean()
+    result = train(task, pictures, tmp_path)
+    levels = [int(image[0, 0, 0]) for batch in task.seen for image in batch]
+    epochs = [levels[start : start + 8] for start in (0, 8, 16)]
+    assert all(sorted(epoch) == [20 * index + 10 for index in range(8)] for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+    assert len(set(task.noise)) == len(task.noise) == 6
+    assert len(result.losses) == 3
+
+
+def test_a_step_is_that_of_the_optimizer(pictures: Pictures, tmp_path: Path) -> None:
+    task = Mean(rate=0.5)
+    train(task, pictures, tmp_path, epochs=1)
+    weight = 0.0
+    for batch in task.seen:
+        wanted = float(batch.float().mean()) / 255
+        weight -= 0.5 * (weight - wanted)
+    assert task.weights() == pytest.approx([weight] * 3, rel=1e-5)
+
+
+def test_summed_batches_take_the_step_of_one_that_is_as_large(pictures: Pictures, tmp_path: Path) -> None:
+    whole, parts = Mean(), Mean()
+    train(whole, pictures, tmp_path / "whole", epochs=2, batch_size=8)
+    train(parts, pictures, tmp_path / "parts", epochs=2, batch_size=4, accumulate=2)
+    assert parts.weights() == pytest.approx(whole.weights(), rel=1e-5)
+
+
+def test_what_is_left_of_an_epoch_is_a_step_of_its_own(pictures: Pictures, tmp_path: Path) -> None:
+    task = Mean(rate=0.5)
+    train(task, pictures, tmp_path, epochs=1, batch_size=3, accumulate=2)
+    first, second, third = (float(batch.float().mean()) / 255 for batch in task.seen)
+    weight = 0.5 * (first + second) / 2
+    weight -= 0.5 * (weight - third) / 2  # half of the gradients that a whole step has
+    assert task.weights() == pytest.approx([weight] * 3, rel=1e-5)
+
+
+def test_gradients_are_clipped(pictures: Pictures, tmp_path: Path) -> None:
+    task = Mean(rate=1.0)
+    train(task, pictures, tmp_path, epochs=1, batch_size=8, clip_norm=1e-3)
+    assert float(np.linalg.norm(task.weights())) == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_the_average_is_validated_and_kept_and_the_parameters_go_on(pictures: Pictures, tmp_path: Path) -> None:
+    plain, averaged = Mean(), Mean()
+    without = train(plain, pictures, tmp_path / "plain", epochs=2)
+    with_average = train(averaged, pictures, tmp_path / "averaged", epochs=2, ema=0.9)
+    assert averaged.weights() == plain.weights()  # what is trained is the same
+    kept, weight, average = with_average.state["weight"].flatten().tolist(), 0.0, 0.0
+    for step, batch in enumerate(averaged.seen):
+        weight -= 0.1 * (weight - float(batch.float().mean()) / 255)
+        decay = min(0.9, (1 + step) / (10 + step))
+        average = decay * average + (1 - decay) * weight
+    assert kept == pytest.approx([average] * 3, rel=1e-4)
+    assert averaged.validated[-1] == pytest.approx(kept, rel=1e-6)
+    assert without.state["weight"].flatten().tolist() == plain.weights()
+
+
+def test_the_best_epoch_is_kept_not_the_last(pictures: Pictures, tmp_path: Path) -> None:
+    task = Mean()
+    task.errors = [0.5, 0.2, 0.4]
+    result = train(task, pictures, tmp_path)
+    assert (result.epoch, result.error) == (2, 0.2)
+    assert result.state["weight"].flatten().tolist() == task.validated[1] != task.weights()
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["best_epoch"] for line in lines] == [1, 2, 2]
+    assert sorted(path.name for path in (tmp_path / "previews").iterdir()) == ["epoch_0002.png", "epoch_0003.png"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "step", "expected"),
+    [
+        ({}, 50, 1.0),
+        ({"warmup_steps": 10}, 0, 0.1),
+        ({"warmup_steps": 10}, 9, 1.0),
+        ({"schedule": "cosine"}, 0, 1.0),
+        ({"schedule": "cosine"}, 50, 0.5),
+        ({"schedule": "cosine"}, 100, 0.0),
+        ({"schedule": "cosine", "warmup_steps": 20}, 60, 0.5),
+    ],
+)
+def test_rates_have_known_shares(changes: dict[str, object], step: int, expected: float) -> None:
+    assert learning_rate_share(config(**changes), step, 100) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("warmup", [0, 7])
+@pytest.mark.parametrize(
+    ("schedule", "changes", "named"),
+    [
+        ("linear", {}, {}),
+        ("cosine", {}, {}),
+        ("cosine_with_restarts", {"cycles": 3}, {"num_cycles": 3}),
+        ("cosine_with_restarts", {}, {}),
+        ("polynomial", {"power": 2.0}, {"power": 2.0}),
+        ("polynomial", {}, {}),
+    ],
+)
+def test_schedules_are_those_of_diffusers(
+    schedule: str, changes: dict[str, Any], named: dict[str, Any], warmup: int
+) -> None:
+    total, rate = 40, 0.25
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=rate)
+    reference = get_scheduler(schedule, optimizer, num_warmup_steps=warmup, num_training_steps=total, **named)
+    made = config(schedule=schedule, warmup_steps=warmup, **changes)
+    for batch in range(total + 1):
+        # The first batch of our warm-up has the rate of their second: theirs would learn nothing.
+        given = batch + 1 if batch < warmup else batch
+        expected = reference.lr_lambdas[0](given)  # type: ignore[attr-defined]
+        # Theirs ends at a rate of 1e-7, ours at 0.
+        limit = 1e-7 / rate if schedule == "polynomial" else 1e-12
+        assert learning_rate_share(made, batch, total) == pytest.approx(expected, abs=limit)
+
+
+def naive_batches(made: StfpmConfig, batches: int) -> int:
+    """Count batches one by one, as they are taken."""
+    taken = steps = 0
+    for _ in range(made.epochs):
+        for number in range(1, batches + 1):
+            taken += 1
+            steps += number % made.accumulate == 0 or number == batches
+            if steps == made.max_steps:
+                return taken
+    return taken
+
+
+@given(st.integers(1, 30), st.integers(1, 9), st.integers(1, 5), st.integers(1, 60))
+def test_steps_that_end_a_training_are_those_of_the_optimizer(
+    batches: int, accumulate: int, epochs: int, steps: int
+) -> None:
+    made = config(epochs=epochs, accumulate=accumulate, max_steps=steps)
+    assert batches_in_all(made, batches) == naive_batches(made, batches)
+    assert batches_in_all(config(epochs=epochs, accumulate=accumulate), batches) == epochs * batches
+
+
+def test_a_training_ends_in_the_middle_of_an_epoch(pictures: Pictures, tmp_path: Path) -> None:
+    whole, cut = Mean(), Mean()
+    train(whole, pictures, tmp_path / "whole", epochs=2, batch_size=2)
+    told: list[tuple[int, int]] = []
+    settings = config(epochs=2, batch_size=2, max_steps=5, preview_every=9)
+    result = run_loop(
+        cut, pictures, settings, tmp_path / "cut", progress=lambda what, done, total: told.append((done, total))
+    )
+    assert told == [(done, 5) for done in range(6)]
+    assert len(result.losses) == 2
+    assert len(cut.seen) == 5
+    assert all(torch.equal(first, second) for first, second in zip(cut.seen, whole.seen, strict=False))
+    assert cut.noise == whole.noise[:5]
+    lines = [json.loads(line) for line in (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["epoch"], line["step"]) for line in lines] == [(1, 4), (2, 5)]
+    assert (tmp_path / "cut" / "previews" / "epoch_0002.png").is_file()  # it was the last epoch
+
+
+def test_the_rate_falls_to_where_the_steps_end(pictures: Pictures, tmp_path: Path) -> None:
+    train(Mean(), pictures, tmp_path, epochs=9, batch_size=4, max_steps=4, schedule="linear")
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["learning_rate"] for line in lines] == pytest.approx([0.1 * 3 / 4, 0.1 * 1 / 4])
+
+
+@pytest.mark.parametrize(("asked", "precision"), [(True, "high"), (False, "highest")])
+def test_matrix_products_are_as_exact_as_asked_and_then_as_before(
+    pictures: Pictures, tmp_path: Path, asked: bool, precision: str
+) -> None:
+    class Seeing(Mean):
+        def loss(self, network: nn.Module, images: Tensor, generator: torch.Generator) -> Tensor:
+            found.add(torch.get_float32_matmul_precision())
+            return super().loss(network, images, generator)
+
+    found: set[str] = set()
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("medium")
+        train(Seeing(), pictures, tmp_path, epochs=1, tf32=asked)
+        after = torch.get_float32_matmul_precision()
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert found == {precision}
+    assert after == "medium"
+
+
+def test_as_many_checkpoints_are_kept_as_asked(pictures: Pictures, tmp_path: Path) -> None:
+    train(Mean(), pictures, tmp_path, epochs=4, checkpoints_kept=3)
+    assert sorted(path.name[-1] for path in (tmp_path / "checkpoints").iterdir()) == ["2", "3", "4"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("cycles", 0), ("power", 0.0), ("max_steps", 0), ("checkpoints_kept", 0), ("schedule", "sawtooth")],
+)
+def test_settings_out_of_range_are_refused(key: str, value: object) -> None:
+    with pytest.raises(ArgumentError, match=f"{key}: expected"):
+        build_config("stfpm", {"backbone": "resnet18", key: value})
+
+
+# --- interrupted
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize("stop_at", [2, 3, 5])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"ema": 0.9, "schedule": "cosine", "warmup_steps": 2, "batch_size": 3, "accumulate": 2},
+        {"schedule": "cosine_with_restarts", "cycles": 2, "batch_size": 3, "accumulate": 2, "max_steps": 5},
+    ],
+    ids=["plain", "all", "steps"],
+)
+def test_going_on_ends_as_if_nothing_had_happened(
+    pictures: Pictures, tmp_path: Path, stop_at: int, changes: dict[str, object]
+) -> None:
+    whole = Mean(adam=True)
+    expected = train(whole, pictures, tmp_path / "whole", epochs=4, **changes)
+
+    def stop(what: str, done: int, total: int) -> None:
+        if done >= stop_at:
+            raise Stop
+
+    folder, settings = tmp_path / "parts", config(epochs=4, **changes)
+    with pytest.raises(Stop):
+        run_loop(Mean(adam=True), pictures, settings, folder, progress=stop)
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"epoch": 3, "lo')  # a line that a kill cut off
+    again = Mean(adam=True)
+    again.validated = [[]] * len(list((folder / "checkpoints").glob("epoch_*")))  # its errors count the epochs
+    found = run_loop(again, pictures, settings, folder, resume=True, progress=no_progress)
+    assert again.weights() == whole.weights()
+    assert (found.losses, found.epoch, found.error) == (expected.losses, expected.epoch, expected.error)
+    assert torch.equal(found.state["weight"], expected.state["weight"])
+    lines = [
+        [{**json.loads(line), "seconds": 0} for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("whole", "parts")
+    ]
+    assert lines[0] == lines[1]
+    assert len(list((folder / "checkpoints").iterdir())) == 2  # older ones go
+
+
+def test_a_checkpoint_gives_back_what_it_was_given(tmp_path: Path) -> None:
+    tied = torch.arange(6.0)
+    state = {"network": {"a": tied, "b": tied.view(2, 3)}, "best": {}}
+    optimizer = {
+        "state": {
+            0: {"step": torch.tensor(3.0), "flag": True},
+            1: {"moment": torch.ones(2), "inner": {"a": torch.zeros(3), "count": 7}},
+        },
+        "param_groups": [{"lr": 0.1, "betas": [0.9, 0.999], "params": [0, 1]}],
+    }
+    for epoch in (1, 2, 10):
+        write_checkpoint(tmp_path, epoch, Checkpoint(state, optimizer, {"epoch": epoch}), keep=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["epoch_000002", "epoch_000010"]
+    found = latest_checkpoint(tmp_path)
+    assert found is not None
+    assert found.numbers == {"epoch": 10}
+    assert torch.equal(found.state["network"]["b"], tied.view(2, 3))
+    assert found.state["best"] == {}
+    assert found.optimizer["state"][0]["flag"] is True
+    assert torch.equal(found.optimizer["state"][1]["moment"], torch.ones(2))
+    assert found.optimizer["state"][1]["inner"]["count"] == 7
+    assert torch.equal(found.optimizer["state"][1]["inner"]["a"], torch.zeros(3))
+    assert found.optimizer["param_groups"] == optimizer["param_groups"]
+    assert latest_checkpoint(tmp_path / "nowhere") is None
+
+
+@pytest.mark.parametrize("name", ["tensors.safetensors", "state.json"])
+def test_a_broken_checkpoint_is_named(tmp_path: Path, name: str) -> None:
+    write_checkpoint(tmp_path, 1, Checkpoint({"network": {}}, {"state": {}, "param_groups": []}, {}), keep=1)
+    (tmp_path / "epoch_000001" / name).write_bytes(b"{")
+    with pytest.raises(RunError, match=r"epoch_000001: expected a checkpoint, got .*Remove it"):
+        latest_checkpoint(tmp_path)
+
+
+def test_a_checkpoint_of_another_network_is_refused(pictures: Pictures, tmp_path: Path) -> None:
+    train(Mean(), pictures, tmp_path, epochs=1)
+    other = Mean()
+    other.network = nn.Linear(2, 3)
+    with pytest.raises(RunError, match="expected a checkpoint of this training, got another"):
+        train(other, pictures, tmp_path, resume=True)
+
+
+# --- what goes wrong
+
+
+def test_a_loss_that_is_not_finite_says_what_to_turn(pictures: Pictures, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"expected a finite loss, got (nan|inf) in step \d+\. Lower the learning rate"):
+        train(Mean(rate=1e30), pictures, tmp_path, epochs=20)
+
+
+def test_an_error_of_validation_that_is_not_finite_is_told(pictures: Pictures, tmp_path: Path) -> None:
+    task = Mean()
+    task.errors = [math.nan]
+    with pytest.raises(RunError, match="expected a finite validation error, got nan after epoch 1"):
+        train(task, pictures, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        MemoryError(),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
+    ],
+)
+def test_memory_that_runs_out_says_which_settings_to_turn(
+    pictures: Pictures, tmp_path: Path, error: BaseException
+) -> None:
+    task = Mean()
+    task.fail = error
+    with pytest.raises(RunError, match=r"out of memory with batch_size=4, .*Lower batch_size \(accumulate=2 with half"):
+        train(task, pictures, tmp_path)
+
+
+@pytest.mark.parametrize("saves", [True, False])
+def test_saving_memory_is_advised_where_it_is_not_done(pictures: Pictures, tmp_path: Path, saves: bool) -> None:
+    task = Mean()
+    task.fail = MemoryError()
+    made = BaseConfig(resize=(SIZE, SIZE), gradient_checkpointing=saves)
+    with pytest.raises(RunError, match="out of memory") as raised:
+        run_loop(task, pictures, made, tmp_path, progress=no_progress)
+    assert str(raised.value).endswith("bf16." if saves else "bf16 or gradient_checkpointing=true.")
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory(pictures: Pictures, tmp_path: Path) -> None:
+    task = Mean()
+    task.fail = RuntimeError("shapes do not match")
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        train(task, pictures, tmp_path)
+
+
+def test_pictures_are_the_same_kept_or_decoded_anew(tmp_path: Path) -> None:
+    paths = []
+    for index in range(5):
+        paths.append(tmp_path / f"{index}.png")
+        cv2.imwrite(str(paths[-1]), np.full((SIZE, SIZE, 3), index, np.uint8))
+    spec = config().preprocessing
+    told: list[int] = []
+    kept = Pictures(paths, spec, 2, 100, lambda what, done, total: told.append(done))
+    anew = Pictures(paths, spec, 2, 0)
+    assert told == [5]
+    assert len(kept) == len(anew) == 5
+    for first, second in zip(kept.batches([4, 0, 3], 2), anew.batches([4, 0, 3], 2), strict=True):
+        np.testing.assert_array_equal(first, second)

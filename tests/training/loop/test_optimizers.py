@@ -1,0 +1,185 @@
+"""The optimizers of what learns to tell noise, and going on with the one whose state has 8 bits."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from flawscope.config import BaseConfig, DdadConfig, InpaintingConfig, build_config
+from flawscope.config.trained import DenoisingConfig
+from flawscope.errors import ArgumentError, MissingExtra
+from flawscope.progress import no_progress
+from flawscope.training.loop.checkpoints import Checkpoint, latest_checkpoint, write_checkpoint
+from flawscope.training.loop.image_batches import Numbers
+from flawscope.training.loop.loop import Trained, run_loop
+from flawscope.training.loop.optimizers import build_optimizer
+from flawscope.training.loop.workspace import unfinished
+
+needs_bitsandbytes = pytest.mark.skipif(
+    importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed"
+)
+LARGE, SMALL = (96, 64), (8,)
+"""Shapes of which the first has enough numbers for 8 bits, 4,096 or more, and the second has not."""
+
+
+def config(**changes: Any) -> BaseConfig:
+    plain = {"epochs": 4, "batch_size": 2, "learning_rate": 0.01, "warmup_steps": 2, "clip_norm": 0.0}
+    made = build_config("base", {**plain, **changes})[0]
+    assert isinstance(made, BaseConfig)
+    return made
+
+
+class Regression:
+    """Learns a matrix and a vector from noisy samples of them."""
+
+    def __init__(self, config: DenoisingConfig) -> None:
+        self._config = config
+        generator = torch.Generator().manual_seed(1)
+        self.wanted = [torch.randn(shape, generator=generator) for shape in (LARGE, SMALL)]
+        self.network: nn.Module = nn.ParameterList(torch.zeros(shape) for shape in (LARGE, SMALL))
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        return build_optimizer(self._config, self.network.parameters())
+
+    def loss(self, network: nn.Module, images: Tensor, generator: torch.Generator) -> Tensor:
+        parts = zip(network.parameters(), self.wanted, strict=True)
+        noisy = [(one, wanted + 0.1 * torch.randn(wanted.shape, generator=generator)) for one, wanted in parts]
+        return torch.stack([(one - target).square().sum() for one, target in noisy]).sum()
+
+    def validate(self) -> dict[str, float]:
+        parts = zip(self.network.parameters(), self.wanted, strict=True)
+        return {"error": float(sum((one.detach() - wanted).square().mean() for one, wanted in parts))}
+
+    def preview(self, path: Path) -> None:
+        path.write_bytes(b"preview")
+
+
+def train(task: Regression, made: DenoisingConfig, folder: Path, resume: bool = False) -> Trained:
+    return run_loop(task, Numbers(10), made, folder, resume=resume, progress=no_progress)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("adamw", torch.optim.AdamW), ("adam", torch.optim.Adam)])
+def test_the_settings_name_the_optimizer_and_its_numbers(name: str, kind: type[torch.optim.Optimizer]) -> None:
+    made = config(optimizer=name, betas=[0.8, 0.99], weight_decay=0.3)
+    found = build_optimizer(made, Regression(made).network.parameters(), rate=0.5, epsilon=1e-6, fused=True)
+    assert type(found) is kind
+    (group,) = found.param_groups
+    assert (group["lr"], group["eps"], group["weight_decay"], group["fused"]) == (0.5, 1e-6, 0.3, True)
+    assert tuple(group["betas"]) == (0.8, 0.99)
+    assert build_optimizer(made, Regression(made).network.parameters()).param_groups[0]["lr"] == made.learning_rate
+
+
+def test_decay_goes_through_the_gradients_of_adam_alone() -> None:
+    ends = []
+    for name in ("adamw", "adam"):
+        made = config(optimizer=name, weight_decay=0.5)
+        weight = nn.Parameter(torch.ones(2))
+        optimizer = build_optimizer(made, [weight], rate=0.1)
+        weight.grad = torch.tensor([1.0, 100.0])
+        optimizer.step()
+        ends.append(weight.tolist())
+    # The first step of Adam is the sign of the gradient; AdamW takes the decay apart from it.
+    assert ends == [pytest.approx([1 - 0.1 - 0.05] * 2, abs=1e-6), pytest.approx([0.9] * 2, abs=1e-6)]
+
+
+@needs_bitsandbytes
+def test_eight_bits_learn_what_thirty_two_learn(tmp_path: Path) -> None:
+    tasks = {}
+    for name in ("adamw", "adamw8bit"):
+        made = config(optimizer=name, epochs=30, learning_rate=0.05, betas=[0.9, 0.99])
+        tasks[name] = Regression(made)
+        train(tasks[name], made, tmp_path / name)
+    start = Regression(config()).validate()["error"]
+    ends = {name: task.validate()["error"] for name, task in tasks.items()}
+    assert ends["adamw"] < 0.02 * start
+    assert ends["adamw8bit"] < 0.02 * start
+    large, small = (
+        [one.detach() for one in parameters]
+        for parameters in zip(*(task.network.parameters() for task in tasks.values()), strict=True)
+    )
+    assert not torch.equal(*large)
+    torch.testing.assert_close(small[0], small[1], rtol=1e-4, atol=1e-5)  # few numbers keep their bits
+
+
+@needs_bitsandbytes
+def test_a_checkpoint_holds_a_state_of_eight_bits(tmp_path: Path) -> None:
+    made = config(optimizer="adamw8bit")
+    task = Regression(made)
+    optimizer = task.optimizer()
+    task.loss(task.network, torch.zeros(1), torch.Generator()).backward()
+    optimizer.step()
+    state = optimizer.state_dict()
+    write_checkpoint(tmp_path, 1, Checkpoint({"network": task.network.state_dict()}, state, {}), keep=1)
+    found = latest_checkpoint(tmp_path)
+    assert found is not None
+    assert_same(found.optimizer["state"], state["state"])
+    moments = [entry for entry in tensors(found.optimizer["state"][0]) if entry.dtype == torch.uint8]
+    assert [tuple(one.shape) for one in moments] == [LARGE, LARGE]
+    assert not [entry for entry in tensors(found.optimizer["state"][1]) if entry.dtype == torch.uint8]
+
+
+def tensors(entries: dict[str, Any]) -> list[Tensor]:
+    inner = [one for value in entries.values() for one in (value.values() if isinstance(value, dict) else [value])]
+    return [one for one in inner if isinstance(one, Tensor)]
+
+
+def assert_same(found: Any, wanted: Any) -> None:
+    if isinstance(wanted, dict):
+        assert found.keys() == wanted.keys()
+        for name, value in wanted.items():
+            assert_same(found[name], value)
+    elif isinstance(wanted, Tensor):
+        assert found.dtype == wanted.dtype
+        assert torch.equal(found, wanted)
+    else:
+        assert found == wanted
+
+
+@needs_bitsandbytes
+def test_going_on_with_eight_bits_ends_as_if_nothing_had_happened(tmp_path: Path) -> None:
+    class Stop(Exception):
+        pass
+
+    def stop(what: str, done: int, total: int) -> None:
+        if done == 13:
+            raise Stop
+
+    made = config(optimizer="adamw8bit", accumulate=2)
+    whole, begun, again = (Regression(made) for _ in range(3))
+    expected = train(whole, made, tmp_path / "whole")
+    with pytest.raises(Stop):
+        run_loop(begun, Numbers(10), made, tmp_path / "parts", progress=stop)
+    found = train(again, made, tmp_path / "parts", resume=True)
+    assert found.losses == expected.losses
+    for first, second in zip(whole.network.parameters(), again.network.parameters(), strict=True):
+        assert torch.equal(first, second)
+
+
+def test_a_package_that_is_missing_is_said_before_anything_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    made = config(optimizer="adamw8bit")
+    message = r'^the optimizer adamw8bit needs the package bitsandbytes, .*pip install "flawscope\[adamw8bit\]"$'
+    with pytest.raises(MissingExtra, match=message):
+        Regression(made).optimizer()
+    with pytest.raises(MissingExtra, match=message), unfinished(tmp_path / "run", made, "", "", False):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("method", ["ddad", "dsad", "base", "embedding", "inpainting"])
+def test_a_word_that_is_no_optimizer_is_refused(method: str) -> None:
+    with pytest.raises(ArgumentError, match="optimizer: expected one of adamw, adamw8bit, adam, got 'sgd'"):
+        build_config(method, {"optimizer": "sgd"})
+
+
+def test_the_settings_of_the_optimizer_keep_the_defaults_of_their_methods() -> None:
+    assert (DdadConfig().weight_decay, DdadConfig().betas) == (1e-6, (0.95, 0.999))
+    assert (InpaintingConfig().weight_decay, InpaintingConfig().betas) == (0.01, (0.9, 0.999))

@@ -1,0 +1,161 @@
+"""Blocks that are computed again for the gradients: the same loss and gradients, with fewer numbers kept."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_base import SIDE, tiny_autoencoder, tiny_base
+from tiny_dataset import CATEGORY, DEFECTS, training_pictures
+from torch import Tensor, nn
+
+from flawscope.config import CONFIGS, BaseConfig, TrainedConfig, build_config
+from flawscope.datasets import open_dataset
+from flawscope.datasets.defects.support_set import write_support
+from flawscope.errors import ArgumentError
+from flawscope.progress import no_progress
+from flawscope.training.detectors.ddad import DenoiserTask
+from flawscope.training.detectors.dsad import DsadTask
+from flawscope.training.diffusion.autoencoder import AutoencoderTask, Encoder
+from flawscope.training.features.backbone import build_backbone
+from flawscope.training.loop.image_batches import Pictures
+from flawscope.training.loop.loop import Task
+from flawscope.training.synthesis.base_latents import encode_pictures
+from flawscope.training.synthesis.base_training import BaseTask, base_settings
+from flawscope.training.synthesis.embedding import EmbeddingTask
+from flawscope.training.synthesis.inpainting import InpaintingTask
+from flawscope.training.synthesis.support_examples import SupportSet, describe, read_support_set
+from flawscope.training.synthesis.word_tokenizer import write_tokenizer
+
+COMMON: dict[str, Any] = {"resize": SIDE, "backbone": "scattering"}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "ddad": {"stages": [1, 2], "widths": [8, 16], "layers": 1, "attention": [8], "dropout": 0.2, "steps": 3},
+    "dsad": {"widths": [16, 32], "layers": 1, "heads": 2, "context": 8, "hint_widths": [4, 8], "sketch_size": 8},
+    "autoencoder": {"widths": [8, 16], "layers": 1},
+    "base": {"widths": [8, 16], "layers": 1, "heads": 2, "context": 8, "text_layers": 1, "autoencoder": "autoencoder"},
+    "embedding": {"vectors": 2},
+    "inpainting": {"adapt": "lora"},
+    "inpainting, all of the network": {"adapt": "full"},
+}
+HALF = "base, in half precision"
+"""Attention is computed in another way there, which has to be the same when it is computed again."""
+
+
+@pytest.fixture(scope="module")
+def support(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> SupportSet:
+    folder = tmp_path_factory.mktemp("support") / "set"
+    write_support(open_dataset(tiny_root, CATEGORY), folder, shots=2, split="test")
+    return read_support_set(folder)
+
+
+def task_of(kind: str, wanted: bool, root: Path, support: SupportSet) -> tuple[Task, list[nn.Module], Tensor]:
+    """Return a task, the networks whose blocks are computed again, and a batch."""
+    method = kind.partition(",")[0]
+    changes = SETTINGS.get(kind, SETTINGS[method])
+    made: Any = build_config(method, {**COMMON, "gradient_checkpointing": wanted, **changes})[0]
+    pictures = Pictures(training_pictures(root)[:3], made.preprocessing, 1, 64)
+    images = torch.from_numpy(next(iter(pictures.batches(range(3), 3))))
+    numbers = torch.arange(3)
+    task: Any
+    if method == "embedding":
+        base = tiny_base()
+        task = EmbeddingTask(made, base, support.of(CATEGORY, DEFECTS[0]))
+        return task, [base.unet], numbers
+    if method == "inpainting":
+        task = InpaintingTask(made, tiny_base(inpainting=True), support, describe(support))
+        network: Any = task.network
+        return task, [network.unet if made.adapt == "full" else network.wrapped.base_model.model], numbers
+    if method == "base":
+        task = base_task(made, pictures)
+        return task, [task.network.unet], numbers
+    backbone = build_backbone(made, None)[0]
+    if method == "ddad":
+        task = DenoiserTask(made, backbone, pictures)
+        return task, [task.network.network], images
+    if method == "dsad":
+        task = DsadTask(made, backbone, tiny_autoencoder(), "signed", pictures)
+        return task, [task.denoiser.unet, task.denoiser.guidance], images
+    task = AutoencoderTask(made, backbone, pictures)
+    return task, [task.autoencoder], images
+
+
+def base_task(config: BaseConfig, pictures: Pictures) -> BaseTask:
+    tokenizer, autoencoder = write_tokenizer([CATEGORY]), tiny_autoencoder()
+    data = encode_pictures(config, Encoder(autoencoder, "signed"), pictures, 1, 1, no_progress)
+    settings = base_settings(config, autoencoder, "signed", tokenizer)
+    shown = next(iter(pictures.batches(range(1), 1)))
+    return BaseTask(config, autoencoder, settings, tokenizer, [CATEGORY], data, data, shown)
+
+
+def step(
+    kind: str, wanted: bool, root: Path, support: SupportSet
+) -> tuple[float, dict[str, Tensor], int, dict[str, int]]:
+    """Return loss, gradients, how many numbers were kept for them, and how often blocks of two kinds were entered."""
+    task, networks, batch = task_of(kind, wanted, root, support)
+    generator = torch.Generator().manual_seed(3)
+    task.network.train()
+    entered = {"ResnetBlock2D": 0}
+    for network in networks:
+        for module in network.modules():
+            if type(module).__name__ in entered:
+                module.register_forward_pre_hook(lambda one, _: count(entered, type(one).__name__))
+    task.loss(task.network, batch, torch.Generator().manual_seed(3))  # what is encoded once is encoded here
+    entered.update(dict.fromkeys(entered, 0))
+    kept: list[int] = []
+    half = torch.autocast("cpu", torch.bfloat16) if kind == HALF else contextlib.nullcontext()
+    torch.manual_seed(5)
+    with torch.autograd.graph.saved_tensors_hooks(lambda one: noted(kept, one), lambda one: one), half:
+        loss = task.loss(task.network, batch, generator)
+    loss.backward()
+    found = {name: one.grad for name, one in task.network.named_parameters() if one.grad is not None}
+    return float(loss.detach()), found, sum(kept), entered
+
+
+def count(entered: dict[str, int], name: str) -> None:
+    entered[name] += 1
+
+
+def noted(kept: list[int], tensor: Tensor) -> Tensor:
+    kept.append(tensor.numel())
+    return tensor
+
+
+@pytest.mark.parametrize("kind", [*SETTINGS, HALF])
+def test_loss_and_gradients_are_the_same_with_fewer_numbers_kept(
+    kind: str, tiny_root: Path, support: SupportSet
+) -> None:
+    loss, gradients, kept, entered = step(kind, False, tiny_root, support)
+    again_loss, again, again_kept, twice = step(kind, True, tiny_root, support)
+    assert again_loss == pytest.approx(loss, rel=1e-6)
+    assert gradients.keys() == again.keys() != set()
+    # In half precision parts of a sum may be rounded in another order.
+    tolerance = 1e-2 if kind == HALF else 1e-5
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(again[name], gradient, rtol=tolerance, atol=tolerance * float(gradient.abs().max()))
+    assert sum(float(one.abs().sum()) for one in gradients.values()) > 0.0
+    assert again_kept < 0.7 * kept
+    assert entered["ResnetBlock2D"] > 0
+    # Blocks through which no gradient flows are not computed again: those before the words reach the network.
+    assert entered["ResnetBlock2D"] < twice["ResnetBlock2D"] <= 2 * entered["ResnetBlock2D"]
+
+
+def test_what_was_asked_for_before_does_not_hold_for_the_next(tiny_root: Path, support: SupportSet) -> None:
+    base = tiny_base()
+    pictures = support.of(CATEGORY, DEFECTS[0])
+    for wanted in (True, False):
+        made: Any = build_config("embedding", {"resize": SIDE, "gradient_checkpointing": wanted})[0]
+        EmbeddingTask(made, base, pictures)
+        assert base.unet.is_gradient_checkpointing is wanted
+
+
+@pytest.mark.parametrize("method", list(CONFIGS))
+def test_only_methods_that_can_save_memory_so_have_the_setting(method: str) -> None:
+    kind = CONFIGS[method]
+    has_unet = issubclass(kind, TrainedConfig) and method != "stfpm"
+    assert ("gradient_checkpointing" in kind.__struct_fields__) == has_unet
+    if not has_unet:
+        with pytest.raises(ArgumentError, match=f"gradient_checkpointing: is no setting of {method}"):
+            build_config(method, {"gradient_checkpointing": True})

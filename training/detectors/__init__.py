@@ -1,0 +1,1 @@
+"""Detectors: how each is fitted or trained, and the run it leaves."""

@@ -1,0 +1,198 @@
+"""DDAD and Diffusion-Based-AD: a denoiser learns good pictures, and what it cannot rebuild is a defect."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from flawscope.arrays import Float32Array
+from flawscope.config import DdadConfig
+from flawscope.datasets import Sample
+from flawscope.diffusion.reconstruction import MapRule, finish_maps
+from flawscope.diffusion.schedule import TRAINED_STEPS, signal_shares
+from flawscope.progress import Progress
+from flawscope.training.detectors.ddad_extractor import train_extractor
+from flawscope.training.diffusion.comparison import Comparison
+from flawscope.training.diffusion.noise import add_noise, draw_noise, noise_levels, sampling_noise
+from flawscope.training.diffusion.torch_reconstruction import Reconstruction, TorchNetworks, write_strips
+from flawscope.training.diffusion.unet import Denoiser, signed_pictures
+from flawscope.training.features.backbone import Backbone
+from flawscope.training.features.patch_extraction import choose_device
+from flawscope.training.loop.augment import augment
+from flawscope.training.loop.epoch_data import MOST_VALIDATED, noise_error, rounded, split_pictures, training_facts
+from flawscope.training.loop.fit_result import Fitted
+from flawscope.training.loop.image_batches import Pictures
+from flawscope.training.loop.loop import run_loop
+from flawscope.training.loop.optimizers import build_optimizer
+from flawscope.training.loop.workspace import FREE
+
+AFTER_DENOISER = frozenset(
+    {
+        *("extractor", "extractor_epochs", "extractor_rate", "extractor_weight", "extractor_guidance"),
+        *("backbone", "backbone_options", "stages", "mean", "std"),
+        *("start", "steps", "spacing", "eta", "level", "noise_seed", "conditioning", "weight", "clip"),
+        *("pixel_map", "pixel_weight", "feature_weight", "smoothing", "sigma"),
+        *("map_scale", "pixel_threshold", "feature_threshold"),
+        *FREE,
+    }
+)
+"""Settings that a denoiser does not learn from: with other ones a trained denoiser is still what they ask for."""
+_DENOISER_FACTS = ("epochs", "best_epoch", "validation_error", "final_loss", "validation_pictures", "denoiser_command")
+_PREVIEWS = 4
+_QUANTILE = 0.999
+
+
+def train_ddad(
+    config: DdadConfig,
+    backbone: Backbone,
+    samples: Sequence[Sample],
+    hashes: Mapping[Path, str],
+    folder: Path,
+    resume: bool,
+    progress: Progress,
+    ready: Fitted | None = None,
+) -> Fitted:
+    """Train a denoiser on good pictures, then the extractor if that is asked for, then measure the scales of the maps.
+
+    Args:
+        config: Settings.
+        backbone: Extractor of features with its weights.
+        samples: Good pictures; a share of them chooses the best epoch and gives the scales.
+        hashes: Content hash of every picture.
+        folder: Where metrics, previews and checkpoints are written.
+        resume: Go on from the newest checkpoint there.
+        progress: Told what is being done.
+        ready: What an earlier training with the same pictures gave: its denoiser is taken, and none is trained.
+
+    Raises:
+        DataError: If there are too few pictures.
+        RunError: If memory runs out, the loss is not finite, or a checkpoint does not fit.
+    """
+    pictures, validation = split_pictures("ddad", config, samples, hashes, progress)
+    task = DenoiserTask(config, backbone, validation)
+    facts: dict[str, int | float | str]
+    if ready is None:
+        trained = run_loop(task, pictures, config, folder, resume=resume, progress=progress)
+        state = trained.state
+        facts = training_facts(trained) | {"validation_pictures": len(validation)}
+    else:
+        state = ready.networks["denoiser"]
+        facts = {name: value for name, value in ready.facts.items() if name in _DENOISER_FACTS}
+        task.networks.to(choose_device(config.device))
+    task.network.load_state_dict(state)
+    if config.extractor != "none":
+        # The limit is that of the denoiser's steps; the extractor has its own epochs.
+        own = msgspec.structs.replace(config, max_steps=None)
+        adapted = train_extractor(own, backbone, task.networks, pictures, validation, folder, resume, progress)
+        facts |= {"extractor_best_epoch": adapted.epoch, "extractor_error": rounded(adapted.error)}
+    scales = measure_scales(config, task.reconstruction(MapRule(1.0, 1.0, 0.0)), validation, progress)
+    rule = MapRule(config.pixel_weight / scales[0], config.feature_weight / scales[1], config.sigma)
+    return Fitted(
+        grid=config.preprocessing.size,
+        tensors={"noise": task.noise},
+        facts=facts | {"pixel_scale": rounded(scales[0]), "feature_scale": rounded(scales[1])},
+        networks={"denoiser": state},
+        rule=rule,
+    )
+
+
+class DenoiserTask:
+    """The training of a denoiser; see `flawscope.training.loop.loop.Task`.
+
+    Args:
+        config: Settings.
+        backbone: Extractor of features, for previews.
+        validation: Good pictures that choose the best epoch.
+
+    Attributes:
+        network: The denoiser.
+        networks: Denoiser and comparison.
+        noise: Of the sampling, float32 [K, 3, H, W].
+    """
+
+    def __init__(self, config: DdadConfig, backbone: Backbone, validation: Pictures) -> None:
+        self._config, self._validation = config, validation
+        torch.manual_seed(config.seed)
+        self.network: nn.Module = Denoiser(config)
+        compare = Comparison(backbone, config.pixel_map, config.smoothing)
+        self.networks = TorchNetworks(self.network, compare)
+        self.noise = sampling_noise(config.sampling, (3, *config.preprocessing.size))
+        self._shares = torch.from_numpy(signal_shares(config.sampling)).float()
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Return the optimizer of the denoiser's parameters."""
+        return build_optimizer(self._config, self.network.parameters())
+
+    def loss(self, network: nn.Module, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Return the squared error of the predicted noise (arXiv:2006.11239, equation 14)."""
+        config = self._config
+        pictures = augment(
+            signed_pictures(images),
+            generator,
+            flip=config.flip,
+            rotate=config.rotate,
+            color_jitter=config.color_jitter,
+        )
+        levels = noise_levels(len(pictures), TRAINED_STEPS, generator)
+        errors = self._squared_errors(network, pictures, levels, generator)
+        return errors.mean() if config.loss == "mean" else errors.flatten(1).sum(dim=1).mean()
+
+    def _squared_errors(
+        self, network: nn.Module, pictures: Tensor, levels: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        height, width = pictures.shape[-2:]
+        noise = draw_noise(self._config.noise, (len(pictures), 3, height, width), generator)
+        noisy = add_noise(pictures, noise, self._shares.to(pictures.device)[levels])
+        predicted: Tensor = network(noisy, levels)
+        return (predicted.float() - noise).square()
+
+    def validate(self) -> dict[str, float]:
+        """Return the mean squared error of the predicted noise, at levels and with noise that stay the same."""
+
+        def errors(images: Tensor, levels: Tensor, generator: torch.Generator) -> Tensor:
+            return self._squared_errors(self.network, signed_pictures(images), levels, generator)
+
+        return noise_error(self._config, self._validation, errors, next(self.network.parameters()).device)
+
+    def preview(self, path: Path) -> None:
+        """Write held-back good pictures beside their reconstructions and maps."""
+        images = next(self._validation.batches(range(min(_PREVIEWS, len(self._validation))), _PREVIEWS))
+        self.networks.to(next(self.network.parameters()).device)
+        write_strips(path, images, self.reconstruction(MapRule(1.0, 1.0, self._config.sigma))(images))
+
+    def reconstruction(self, rule: MapRule) -> Reconstruction:
+        """Return what scores pictures with the networks as they are."""
+        return Reconstruction(self.networks, self._config.sampling, self.noise, rule)
+
+
+def measure_scales(
+    config: DdadConfig, reconstruction: Reconstruction, pictures: Pictures, progress: Progress
+) -> tuple[float, float]:
+    """Return what the map of pixels and the map of features are divided by.
+
+    Both are measured on smoothed maps, as they are used: at 1 a map alone reaches what 99.9 % of the pixels of good
+    pictures stay below, or their largest value.
+    """
+    given = (config.pixel_threshold, config.feature_threshold)
+    if given[0] is not None and given[1] is not None:
+        return given[0], given[1]
+    alone = (MapRule(1.0, 0.0, config.sigma), MapRule(0.0, 1.0, config.sigma))
+    values: tuple[list[Float32Array], list[Float32Array]] = ([], [])
+    count, done = min(len(pictures), MOST_VALIDATED), 0
+    for images in pictures.batches(range(count), config.batch_size):
+        found = reconstruction(images)
+        for kept, rule in zip(values, alone, strict=True):
+            kept.append(finish_maps(found.pixel, found.feature, rule)[0])
+        done += len(images)
+        progress("measuring the maps", done, count)
+    share = _QUANTILE if config.map_scale == "quantile" else 1.0
+    measured = [float(np.quantile(np.concatenate(kept), share)) for kept in values]
+    # A backbone that sees no difference at all gives 0, and 0 divided by anything stays 0.
+    pixel, feature = (value if asked is None else asked for value, asked in zip(measured, given, strict=True))
+    least = float(np.finfo(np.float32).tiny)
+    return max(pixel, least), max(feature, least)

@@ -1,0 +1,331 @@
+"""DSAD and DiAD: a picture is rebuilt in latents by a denoiser that is shown the picture and its sketch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from torch import Tensor, nn
+
+from flawscope.arrays import Float32Array
+from flawscope.config import DsadConfig
+from flawscope.datasets import Sample
+from flawscope.diffusion.reconstruction import MapRule
+from flawscope.diffusion.schedule import TRAINED_STEPS, signal_shares
+from flawscope.errors import ArgumentError
+from flawscope.files import sha256_file
+from flawscope.progress import Progress
+from flawscope.training.diffusion.autoencoder import (
+    Decoder,
+    Encoder,
+    Normalization,
+    open_autoencoder,
+    restore_autoencoder,
+)
+from flawscope.training.diffusion.comparison import Comparison
+from flawscope.training.diffusion.diffusers_networks import import_diffusers
+from flawscope.training.diffusion.noise import add_noise, noise_levels, sampling_noise
+from flawscope.training.diffusion.semantic_guidance import GuidedDenoiser, build_guided, load_guided
+from flawscope.training.diffusion.sketch import Sketcher, corrupt_sketches
+from flawscope.training.diffusion.torch_reconstruction import Reconstruction, TorchNetworks, write_strips
+from flawscope.training.diffusion.unet import recompute_blocks, signed_pictures
+from flawscope.training.features.backbone import Backbone
+from flawscope.training.loop.augment import augment
+from flawscope.training.loop.epoch_data import noise_error, split_pictures, training_facts
+from flawscope.training.loop.fit_result import Fitted
+from flawscope.training.loop.image_batches import Pictures
+from flawscope.training.loop.loop import run_loop
+from flawscope.training.loop.optimizers import build_optimizer
+
+_PREVIEWS = 4
+_WEIGHTS = (
+    "weights.safetensors",
+    "diffusion_pytorch_model.safetensors",
+    "vae/diffusion_pytorch_model.safetensors",
+)
+"""Where the weights of an autoencoder are: of a run, of a folder of its own, of a Stable Diffusion folder."""
+
+
+def train_dsad(
+    config: DsadConfig,
+    backbone: Backbone,
+    samples: Sequence[Sample],
+    hashes: Mapping[Path, str],
+    folder: Path,
+    resume: bool,
+    progress: Progress,
+) -> Fitted:
+    """Train the guidance of a denoiser on good pictures, of one category or of all.
+
+    Args:
+        config: Settings.
+        backbone: Extractor of features with its weights.
+        samples: Good pictures; a share of them chooses the best epoch.
+        hashes: Content hash of every picture.
+        folder: Where metrics, previews and checkpoints are written.
+        resume: Go on from the newest checkpoint there.
+        progress: Told what is being done.
+
+    Raises:
+        ArgumentError: If autoencoder, base and settings do not fit each other.
+        DataError: If there are too few pictures.
+        RunError: If autoencoder or base cannot be used, memory runs out, the loss is not finite, or a checkpoint does
+            not fit.
+    """
+    autoencoder, normalization = autoencoder_of(config)
+    pictures, validation = split_pictures("dsad", config, samples, hashes, progress)
+    task = DsadTask(config, backbone, autoencoder, normalization, validation)
+    trained = run_loop(task, pictures, config, folder, resume=resume, progress=progress)
+    state = {**trained.state}
+    encoder: Any = autoencoder
+    return Fitted(
+        grid=config.preprocessing.size,
+        tensors={"noise": task.noise},
+        facts={
+            **training_facts(trained),
+            "validation_pictures": len(validation),
+            "scaling": float(encoder.config.scaling_factor),
+            "normalization": normalization,
+        },
+        networks={"denoiser": state, "autoencoder": dict(encoder.state_dict())},
+        rule=map_rule(config),
+        unet=plain_settings(task.denoiser.unet),
+    )
+
+
+def autoencoder_of(config: DsadConfig) -> tuple[nn.Module, Normalization]:
+    """Return the autoencoder that the settings name, frozen, and how it wants pictures normalised.
+
+    Raises:
+        ArgumentError: If they name none, or it was trained with another normalisation than they say.
+        RunError: If it cannot be used.
+    """
+    name = _autoencoder_path(config)
+    opened, normalization = open_autoencoder(name)
+    if normalization is not None and normalization != config.normalization:
+        raise ArgumentError(
+            f"normalization: expected {normalization}, with which {name} was trained, got {config.normalization}. "
+            f"Give --set normalization={normalization}."
+        )
+    network: Any = opened
+    network.requires_grad_(False).eval()
+    return network, config.normalization
+
+
+def autoencoder_identity(config: DsadConfig) -> str:
+    """Return the SHA-256 of the autoencoder's weights, by which a training that goes on knows them again."""
+    path = _autoencoder_path(config)
+    found = [path / name for name in _WEIGHTS if (path / name).is_file()]
+    return f"sha256:{sha256_file(found[0])}" if found else "not found"
+
+
+def _autoencoder_path(config: DsadConfig) -> Path:
+    name = config.autoencoder or config.base
+    if name is None:
+        raise ArgumentError(
+            "autoencoder: expected a run of flawscope train autoencoder or a folder of diffusers, got none. Name one "
+            "with --set autoencoder=PATH, or a Stable Diffusion folder with --set base=PATH."
+        )
+    return Path(name)
+
+
+def map_rule(config: DsadConfig) -> MapRule:
+    """Return how maps are made: of features alone, as in DiAD."""
+    return MapRule(0.0, 1.0, config.sigma, config.pooling)
+
+
+class LatentEncoder(nn.Module):
+    """The graph `encode`: picture in, latents and hint out; with `canny` its edges are given beside it.
+
+    `forward` takes uint8 [N, H, W, 3], for `canny` also edges float32 [N, 1, H, W], and returns latents float32
+    [N, C, h, w] and the hint float32 [N, width, h, w].
+
+    Args:
+        encoder: Of the autoencoder.
+        denoiser: Has the encoders of picture and sketch.
+        sketcher: Draws and softens sketches, or None without a sketch.
+    """
+
+    def __init__(self, encoder: Encoder, denoiser: GuidedDenoiser, sketcher: Sketcher | None) -> None:
+        super().__init__()
+        self.encoder, self.denoiser, self.sketcher = encoder, denoiser, sketcher
+
+    def forward(self, image: Tensor, edges: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return latents and hint."""
+        sketch = None
+        if self.sketcher is not None:
+            sketch = self.sketcher(image) if edges is None else self.sketcher.soften(edges)
+        return self.encoder(image), self.denoiser.encode_hint(self.encoder.normalised(image), sketch)
+
+
+class DsadTask:
+    """The training of a guided denoiser; see `flawscope.training.loop.loop.Task`.
+
+    Args:
+        config: Settings.
+        backbone: Extractor of features, for previews.
+        autoencoder: AutoencoderKL, frozen.
+        normalization: How it wants pictures.
+        validation: Good pictures that choose the best epoch.
+
+    Attributes:
+        network: The guided denoiser.
+        denoiser: The same, by its own type.
+        networks: All networks.
+        noise: Of the sampling, float32 [K, C, h, w].
+    """
+
+    def __init__(
+        self,
+        config: DsadConfig,
+        backbone: Backbone,
+        autoencoder: nn.Module,
+        normalization: Normalization,
+        validation: Pictures,
+    ) -> None:
+        self._config, self._validation = config, validation
+        encoder = Encoder(_as_autoencoder(autoencoder), normalization)
+        size = config.preprocessing.size
+        with torch.inference_mode():
+            shape = tuple(encoder(torch.zeros((1, *size, 3), dtype=torch.uint8)).shape[1:])
+        if config.base is not None:
+            denoiser = load_guided(Path(config.base), config)
+        else:
+            denoiser = build_guided(config, shape[0], (shape[1], shape[2]))
+        denoiser.trainable(config.train_decoder)
+        if config.base is None:
+            # What starts at random has to learn; only what Stable Diffusion knows already may stay.
+            denoiser.unet.requires_grad_(True)
+        for part in (denoiser.unet, denoiser.guidance):
+            recompute_blocks(part, config.gradient_checkpointing)
+        self.network: nn.Module = denoiser
+        self.denoiser = denoiser
+        self.networks = dsad_networks(config, denoiser, autoencoder, normalization, backbone)
+        self.noise: Float32Array = sampling_noise(config.sampling, (shape[0], shape[1], shape[2]))
+        self._encoder, self._sketcher = encoder, sketcher_of(config)
+        self._shares = torch.from_numpy(signal_shares(config.sampling)).float()
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Return the optimizer of what learns."""
+        return build_optimizer(self._config, [one for one in self.network.parameters() if one.requires_grad])
+
+    def loss(self, network: nn.Module, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Return the squared error of the predicted noise (arXiv:2312.06607), sketches partly wrong."""
+        config = self._config
+        if config.flip or config.rotate > 0 or config.color_jitter > 0:
+            changed = augment(
+                signed_pictures(images),
+                generator,
+                flip=config.flip,
+                rotate=config.rotate,
+                color_jitter=config.color_jitter,
+            )
+            images = ((changed + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+        levels = noise_levels(len(images), TRAINED_STEPS, generator)
+        return self._squared_errors(network, images, levels, generator, corrupt=True).mean()
+
+    def _squared_errors(
+        self, network: nn.Module, images: Tensor, levels: Tensor, generator: torch.Generator, *, corrupt: bool
+    ) -> Tensor:
+        config, device = self._config, images.device
+        encoder, sketcher = self._encoder.to(device), self._sketcher
+        sketch = None
+        with torch.no_grad():
+            picture = encoder.normalised(images)
+            mean, log_variance = encoder.moments(encoder.encoder(picture)).float().chunk(2, dim=1)
+            deviation = torch.exp(0.5 * log_variance.clamp(-30.0, 20.0))
+            drawn = torch.randn(mean.shape, generator=generator, device=device)
+            latents = encoder.scaling * (mean + deviation * drawn)
+            if sketcher is not None:
+                edges = sketcher.to(device).edges(images)
+                if corrupt:
+                    edges = corrupt_sketches(edges, generator, config.sketch_drop, config.sketch_corrupt)
+                sketch = sketcher.soften(edges)
+        noise = torch.randn(latents.shape, generator=generator, device=device)
+        noisy = add_noise(latents, noise, self._shares.to(device)[levels])
+        hint = self.denoiser.encode_hint(picture, sketch)
+        predicted: Tensor = network(noisy, levels, hint)
+        return (predicted.float() - noise).square()
+
+    def validate(self) -> dict[str, float]:
+        """Return the mean squared error of the predicted noise, at levels and with noise that stay the same."""
+
+        def errors(images: Tensor, levels: Tensor, generator: torch.Generator) -> Tensor:
+            return self._squared_errors(self.network, images, levels, generator, corrupt=False)
+
+        return noise_error(self._config, self._validation, errors, next(self.network.parameters()).device)
+
+    def preview(self, path: Path) -> None:
+        """Write held-back good pictures beside their reconstructions and maps."""
+        images = next(self._validation.batches(range(min(_PREVIEWS, len(self._validation))), _PREVIEWS))
+        self.networks.to(next(self.network.parameters()).device)
+        rule = msgspec.structs.replace(map_rule(self._config), pooling=0)
+        write_strips(path, images, Reconstruction(self.networks, self._config.sampling, self.noise, rule)(images))
+
+
+def dsad_networks(
+    config: DsadConfig,
+    denoiser: GuidedDenoiser,
+    autoencoder: nn.Module,
+    normalization: Normalization,
+    backbone: Backbone,
+) -> TorchNetworks:
+    """Return the networks of a reconstruction."""
+    halves = _as_autoencoder(autoencoder)
+    return TorchNetworks(
+        denoiser,
+        Comparison(backbone, "absolute", smoothing=1),
+        LatentEncoder(Encoder(halves, normalization), denoiser, sketcher_of(config)),
+        Decoder(halves, normalization),
+        edges=config.sketch == "canny",
+    )
+
+
+def sketcher_of(config: DsadConfig) -> Sketcher | None:
+    """Return what draws sketches, or None without a sketch."""
+    if config.sketch == "none":
+        return None
+    return Sketcher(config.sketch, config.preprocessing.size, config.sketch_size)
+
+
+def restore_dsad(config: DsadConfig, backbone: Backbone, fitted: Fitted, what: str) -> Reconstruction:
+    """Return what scores pictures in torch, with the networks of a run.
+
+    Args:
+        config: Settings.
+        backbone: Extractor of features with its weights.
+        fitted: What the run has.
+        what: The run, for errors.
+
+    Raises:
+        RunError: If a network's weights do not fit.
+    """
+    from flawscope.training.detectors.detector_run import load_state
+
+    assert fitted.rule is not None
+    assert fitted.unet is not None
+    state = fitted.networks.get("denoiser", {})
+    scaling = float(fitted.facts.get("scaling", 1.0))
+    autoencoder: Any = restore_autoencoder(
+        None, fitted.networks.get("autoencoder", {}), scaling, f"{what}: autoencoder"
+    )
+    normalization: Normalization = "imagenet" if fitted.facts.get("normalization") == "imagenet" else "signed"
+    context = torch.zeros_like(state["context"]) if "context" in state else torch.zeros((1, config.context))
+    denoiser = GuidedDenoiser(import_diffusers().UNet2DConditionModel.from_config(dict(fitted.unet)), config, context)
+    load_state(denoiser, state, f"{what}: denoiser")
+    networks = dsad_networks(config, denoiser, autoencoder, normalization, backbone)
+    return Reconstruction(networks, config.sampling, fitted.tensors["noise"].astype("float32"), fitted.rule)
+
+
+def plain_settings(unet: Any) -> dict[str, Any]:
+    """Return the settings of a network of diffusers as JSON can hold them, without what is private to a file."""
+    plain = {name: value for name, value in dict(unet.config).items() if not name.startswith("_")}
+    found: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(plain))
+    return found
+
+
+def _as_autoencoder(network: nn.Module) -> Any:
+    return network

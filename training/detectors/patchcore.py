@@ -1,0 +1,143 @@
+"""Fitting PatchCore: stream patches, select a coreset, tabulate the bank's own neighbours."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from flawscope.arrays import Float32Array
+from flawscope.config import PatchcoreConfig
+from flawscope.cpp_ext import kcenter_greedy, nearest
+from flawscope.errors import DataError
+from flawscope.imaging.tiles import Picture
+from flawscope.progress import Progress
+from flawscope.training.features.backbone import Backbone
+from flawscope.training.features.patch_extraction import iterate_patches, measure_transform, to_numpy
+from flawscope.training.features.patch_features import PatchFeatures
+from flawscope.training.loop.fit_result import Fitted
+
+
+def fit_patchcore(
+    config: PatchcoreConfig, backbone: Backbone, paths: Sequence[Picture], scratch: Path, progress: Progress
+) -> Fitted:
+    """Fit PatchCore (arXiv:2106.08265, sections 3.1 and 3.2) on good pictures.
+
+    The coreset is the exact greedy k-centre selection over all patches. Where their matrix exceeds
+    `config.memory_budget_mb` it is exact in a sparse random projection (as in the paper's code), the patches
+    themselves wait on disk, and where even that exceeds the budget the patches are thinned evenly at random first.
+
+    Args:
+        config: Settings.
+        backbone: Frozen backbone on its device.
+        paths: Good pictures.
+        scratch: Folder for a temporary file.
+        progress: Told what is being done.
+    """
+    if not paths:
+        raise DataError("patchcore: expected at least one good training picture, got none.")
+    features = PatchFeatures(backbone, pool=True, upsample=config.upsample)
+    grid, channels = features.layout(config.preprocessing.size)
+    transform = measure_transform(features, paths, config, progress)
+    features = PatchFeatures(backbone, pool=True, upsample=config.upsample, transform=transform)
+
+    per_image = grid[0] * grid[1]
+    plan = _Plan.for_budget(config, len(paths), per_image, channels)
+    with tempfile.TemporaryFile(dir=scratch) as file:
+        matrix = np.empty((len(paths) * plan.kept_per_image, plan.dimensions), np.float32)
+        generator = np.random.default_rng([config.seed, 1])
+        row = 0
+        for batch in iterate_patches(features, paths, config, "reading patches", progress):
+            for patches in to_numpy(batch):
+                if plan.kept_per_image < per_image:
+                    patches = patches[np.sort(generator.permutation(per_image)[: plan.kept_per_image])]
+                if plan.projection is not None:
+                    file.write(np.ascontiguousarray(patches).tobytes())
+                    patches = patches @ plan.projection
+                matrix[row : row + len(patches)] = patches
+                row += len(patches)
+        count = bank_rows(config, len(matrix))
+        chosen = kcenter_greedy(
+            matrix, count, config.seed, lambda done, total: progress("selecting the coreset", done, total)
+        )
+        if plan.projection is None:
+            bank = matrix[chosen]
+        else:
+            file.flush()
+            stored = np.memmap(file, np.float32, "r", shape=(len(matrix), channels))
+            bank = np.asarray(stored[chosen])
+            del stored
+    tensors: dict[str, npt.NDArray[np.generic]] = {"bank": bank}
+    if config.reweight == "paper" and config.neighbors > 1:
+        tensors["neighbours"] = neighbour_table(bank, min(config.neighbors, len(bank)))
+    facts: dict[str, int | float | str] = {
+        "patches": len(matrix),
+        "bank_rows": len(bank),
+        "channels": channels,
+        "selected_in": plan.description,
+    }
+    return Fitted(grid=grid, tensors=tensors, transform=None if transform is None else to_numpy(transform), facts=facts)
+
+
+def bank_rows(config: PatchcoreConfig, patches: int) -> int:
+    """Return how many of `patches` the config keeps: a share or a count, within 1, the cap and what there is."""
+    wanted = round(config.coreset * patches) if config.coreset <= 1 else round(config.coreset)
+    return max(1, min(wanted, config.max_bank, patches))
+
+
+def neighbour_table(bank: Float32Array, count: int) -> npt.NDArray[np.int64]:
+    """Return the `count` nearest bank rows of every bank row, itself first: int64 [M, count].
+
+    Equation 7 of the paper asks for the neighbours of the matched row; they are known once the bank is.
+    """
+    _, table = nearest(bank, bank, count)
+    own = np.arange(len(bank))
+    for row in np.flatnonzero(table[:, 0] != own):  # only where rows repeat exactly
+        others = table[row][table[row] != row][: count - 1]
+        table[row] = np.concatenate(([row], others))
+    return table
+
+
+class _Plan:
+    """How the patch matrix is held within the memory budget."""
+
+    def __init__(self, kept_per_image: int, projection: Float32Array | None, channels: int, description: str) -> None:
+        self.kept_per_image = kept_per_image
+        self.projection = projection
+        self.dimensions = channels if projection is None else projection.shape[1]
+        self.description = description
+
+    @classmethod
+    def for_budget(cls, config: PatchcoreConfig, images: int, per_image: int, channels: int) -> _Plan:
+        budget = config.memory_budget_mb << 20
+        fits = 4 * images * per_image * channels <= budget
+        if config.projection == "none" or (config.projection == "auto" and fits):
+            width = channels
+        else:
+            width = min(channels, johnson_lindenstrauss_size(images * per_image, 0.9))
+        # A projection that does not shrink would only distort.
+        projection = sparse_projection(channels, width, config.seed) if width < channels else None
+        kept = max(1, min(per_image, budget // (4 * images * width)))
+        space = "the full space" if projection is None else f"a projection to {width} dimensions"
+        share = "" if kept == per_image else f", of {kept} random patches of the {per_image} in each picture"
+        return cls(kept, projection, channels, space + share)
+
+
+def johnson_lindenstrauss_size(points: int, distortion: float) -> int:
+    """Return the dimensions that keep all pairwise distances of `points` within `distortion`.
+
+    Source: Dasgupta and Gupta, "An elementary proof of a theorem of Johnson and Lindenstrauss", 2003, theorem 2.1.
+    """
+    return max(1, int(4 * math.log(max(points, 2)) / (distortion**2 / 2 - distortion**3 / 3)))
+
+
+def sparse_projection(channels: int, width: int, seed: int) -> Float32Array:
+    """Return a sparse random projection [channels, width] of density 1/√channels (Li, Hastie and Church, 2006)."""
+    generator = np.random.default_rng([seed, 2])
+    density = 1 / math.sqrt(channels)
+    signs = generator.choice([-1.0, 0.0, 1.0], (channels, width), p=[density / 2, 1 - density, density / 2])
+    return (signs / math.sqrt(density * width)).astype(np.float32)

@@ -1,0 +1,179 @@
+"""STFPM: a student learns to give the teacher's features on good pictures, and does not on what it has never seen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from flawscope.config import StfpmConfig
+from flawscope.datasets import Sample
+from flawscope.imaging.map_upsampling import map_matrices
+from flawscope.progress import Progress
+from flawscope.training.features.backbone import Backbone, stages_of, untrained_backbone
+from flawscope.training.loop.epoch_data import split_pictures, training_facts
+from flawscope.training.loop.fit_result import Fitted
+from flawscope.training.loop.image_batches import Pictures
+from flawscope.training.loop.loop import run_loop
+
+_PREVIEWS = 4
+
+
+def train_stfpm(
+    config: StfpmConfig,
+    teacher: Backbone,
+    samples: Sequence[Sample],
+    hashes: Mapping[Path, str],
+    folder: Path,
+    resume: bool,
+    progress: Progress,
+) -> Fitted:
+    """Train a student on good pictures.
+
+    Args:
+        config: Settings.
+        teacher: Frozen backbone with its weights.
+        samples: Good pictures; a share of them chooses the best epoch.
+        hashes: Content hash of every picture.
+        folder: Where metrics, previews and checkpoints are written.
+        resume: Go on from the newest checkpoint there.
+        progress: Told what is being done.
+
+    Raises:
+        DataError: If there are too few pictures.
+        RunError: If memory runs out, the loss is not finite, or a checkpoint does not fit.
+    """
+    pictures, validation = split_pictures("stfpm", config, samples, hashes, progress)
+    task = StfpmTask(config, teacher, validation)
+    finest = stages_of(teacher, config.preprocessing.size)[0]
+    trained = run_loop(task, pictures, config, folder, resume=resume, progress=progress)
+    return Fitted(
+        grid=(int(finest.shape[-2]), int(finest.shape[-1])),
+        tensors={},
+        facts=training_facts(trained) | {"validation_pictures": len(validation)},
+        # The run stores the network; casts and normalisation are the backbone's and come with its name.
+        networks={
+            "student": {
+                name.removeprefix("network."): value
+                for name, value in trained.state.items()
+                if name.startswith("network.")
+            }
+        },
+    )
+
+
+class StfpmNetwork(nn.Module):
+    """Teacher and student: picture in, anomaly map and score out (arXiv:2103.04257).
+
+    `forward` takes uint8 [N, H, W, 3] and returns the map float32 [N, H, W], the product over the stages of half the
+    squared distance of the normalised features (equations 2 and 3), each enlarged bilinearly, smoothed by a Gaussian
+    if `sigma` is above 0; and its largest value, float32 [N].
+
+    Args:
+        teacher: Frozen backbone with its weights.
+        student: The same architecture.
+        size: Height and width of the map in pixels.
+        sigma: Standard deviation of the Gaussian in pixels.
+    """
+
+    def __init__(self, teacher: Backbone, student: Backbone, size: tuple[int, int], sigma: float) -> None:
+        super().__init__()
+        self.teacher, self.student, self.size = teacher, student, size
+        rows, columns = (None, None) if sigma == 0 else map_matrices(size, size, sigma)
+        self.register_buffer("rows", None if rows is None else torch.from_numpy(rows), persistent=False)
+        self.register_buffer("columns", None if columns is None else torch.from_numpy(columns), persistent=False)
+        self.eval()
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Return maps and scores of a batch."""
+        anomaly_map: Tensor | None = None
+        for distance in stage_distances(self.teacher(image), self.student(image)):
+            larger = functional.interpolate(distance[:, None], size=self.size, mode="bilinear", align_corners=False)
+            anomaly_map = larger if anomaly_map is None else anomaly_map * larger
+        assert anomaly_map is not None
+        smooth = anomaly_map[:, 0]
+        if self._buffers["rows"] is not None:
+            smooth = self.get_buffer("rows") @ smooth @ self.get_buffer("columns")
+        return smooth, smooth.amax(dim=(1, 2))
+
+
+def stage_distances(teacher: list[Tensor], student: list[Tensor]) -> list[Tensor]:
+    """Return for every stage half the squared distance of the normalised features, float32 [N, h, w] (equation 2)."""
+    pairs = zip(teacher, student, strict=True)
+    return [
+        0.5 * (functional.normalize(first, dim=1) - functional.normalize(second, dim=1)).square().sum(dim=1)
+        for first, second in pairs
+    ]
+
+
+class StfpmTask:
+    """The training of a student; see `flawscope.training.loop.loop.Task`.
+
+    Args:
+        config: Settings.
+        teacher: Frozen backbone with its weights.
+        validation: Good pictures that choose the best epoch.
+
+    Attributes:
+        network: The student.
+    """
+
+    def __init__(self, config: StfpmConfig, teacher: Backbone, validation: Pictures) -> None:
+        self._config, self._teacher, self._validation = config, teacher, validation
+        torch.manual_seed(config.seed)
+        student = untrained_backbone(config)
+        student.requires_grad_(True)
+        self.network: nn.Module = student
+        self._model = StfpmNetwork(teacher, student, config.preprocessing.size, config.sigma)
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Return stochastic gradient descent with momentum."""
+        config = self._config
+        return torch.optim.SGD(
+            self.network.parameters(),
+            lr=config.learning_rate,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+        )
+
+    def loss(self, network: nn.Module, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Return the sum over stages of the mean distance (equation 3)."""
+        self._teacher.to(images.device)
+        with torch.no_grad():
+            expected = self._teacher(images)
+        distances = stage_distances(expected, network(images))
+        factor = 2.0 if self._config.loss == "seed" else 1.0
+        return factor * torch.stack([distance.mean() for distance in distances]).sum()
+
+    def validate(self) -> dict[str, float]:
+        """Return the mean of the maps on pictures that were held back, and their largest score."""
+        means, scores = [], []
+        for images in self._validation.batches(range(len(self._validation)), self._config.batch_size):
+            maps, found = self._maps(images)
+            means.append(maps.mean(dim=(1, 2)))
+            scores.append(found)
+        return {"error": float(torch.cat(means).mean()), "largest_score": float(torch.cat(scores).max())}
+
+    def preview(self, path: Path) -> None:
+        """Write held-back good pictures beside their maps, all on one scale."""
+        images = next(self._validation.batches(range(min(_PREVIEWS, len(self._validation))), _PREVIEWS))
+        maps = self._maps(images)[0].numpy()
+        top = float(maps.max()) or 1.0
+        heat = [cv2.applyColorMap((255 * one / top).astype(np.uint8), cv2.COLORMAP_INFERNO) for one in maps]
+        rows = [
+            np.hstack([cv2.cvtColor(image, cv2.COLOR_RGB2BGR), one]) for image, one in zip(images, heat, strict=True)
+        ]
+        path.write_bytes(cv2.imencode(".png", np.vstack(rows))[1].tobytes())
+
+    def _maps(self, images: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> tuple[Tensor, Tensor]:
+        device = next(self.network.parameters()).device
+        self._model.to(device)
+        self.network.eval()
+        with torch.inference_mode():
+            maps, scores = self._model(torch.from_numpy(images).to(device))
+        return maps.float().cpu(), scores.float().cpu()

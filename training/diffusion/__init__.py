@@ -1,0 +1,1 @@
+"""Networks of the diffusion detectors: denoisers, autoencoder, semantic guidance, comparison."""

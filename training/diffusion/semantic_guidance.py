@@ -1,0 +1,419 @@
+"""The denoising network of DSAD: Stable Diffusion's UNet, and a guidance that tells it what the picture shows.
+
+The guidance is a trainable copy of the UNet's encoder (arXiv:2302.05543, as DiAD, arXiv:2312.06607, uses it) that also
+gets the picture and its sketch. Convolutions that start at zero lie between it and the UNet, so that training begins
+with the UNet's own prediction. DSAD's article and its sketch code are not public: the two fusions follow its abstract.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from flawscope.config import DsadConfig
+from flawscope.errors import ArgumentError, RunError
+from flawscope.training.diffusion.diffusers_networks import group_count, import_diffusers
+from flawscope.training.synthesis.diffusers_folder import called, check_prediction, import_transformers, loaded
+
+_QUIET_STD = 1e-3
+"""Deviation of the weights by which a sketch enters: the copied encoder is hardly disturbed, yet gradients flow."""
+
+_PLAIN: Mapping[str, object] = {
+    "addition_embed_type": None,
+    "center_input_sample": False,
+    "class_embed_type": None,
+    "downsample_padding": 1,
+    "encoder_hid_dim": None,
+    "encoder_hid_dim_type": None,
+    "num_class_embeds": None,
+    "time_embedding_act_fn": None,
+    "time_embedding_type": "positional",
+    "timestep_post_act": None,
+}
+"""What the UNets of Stable Diffusion 1 and 2 have in their settings; the guidance's forward pass knows no other."""
+
+
+class GuidedDenoiser(nn.Module):
+    """Predicts the noise in latents of a picture that it is shown.
+
+    `forward` takes latents float32 [N, C, h, w], timesteps int64 [N] and the picture's hint float32 [N, width, h, w],
+    and returns the noise float32 [N, C, h, w]. The hint is `encode_hint`'s: the same for all steps of a picture. Both
+    can be exported to ONNX.
+
+    Args:
+        unet: A UNet2DConditionModel of diffusers, as Stable Diffusion 1 and 2 have it; the guidance starts as a copy.
+        config: The widths of the hint encoder, the fusion, what is guided, and whether there is a sketch.
+        context: Embedding of the empty text, float32 [L, context].
+
+    Attributes:
+        unet: The UNet.
+        guidance: A ControlNetModel of diffusers, whose parts are called from here.
+        sketch_encoder: The hint encoder of a sketch, or None.
+        sketch_fusion: Puts picture and sketch together, or None.
+        fusion: Brings features of the second coarsest level into the coarsest.
+
+    Raises:
+        MissingExtra: If diffusers is not installed.
+    """
+
+    def __init__(self, unet: nn.Module, config: DsadConfig, context: Tensor) -> None:
+        super().__init__()
+        diffusers = import_diffusers()
+        self.unet = unet
+        self.guidance: Any = diffusers.ControlNetModel.from_unet(
+            unet, conditioning_embedding_out_channels=config.hint_widths
+        )
+        self.sketch_encoder: nn.Module | None = None
+        self.sketch_fusion: SketchFusion | None = None
+        width = self.guidance.conv_in.out_channels
+        if config.sketch != "none":
+            encoder: Any = type(self.guidance.controlnet_cond_embedding)(
+                conditioning_embedding_channels=width,
+                conditioning_channels=1,
+                block_out_channels=config.hint_widths,
+            )
+            # diffusers starts this layer at zero; in front of others that do, the sketch would be learned late.
+            nn.init.kaiming_normal_(encoder.conv_out.weight)
+            self.sketch_encoder, self.sketch_fusion = encoder, SketchFusion(width)
+        levels = _levels(self.guidance)
+        self._is_live = config.fusion == "live"
+        self.fusion = MultiScaleFusion(levels[-2], levels[-1], live=self._is_live)
+        count = sum(map(len, levels))
+        self._coarsest = range(count - len(levels[-1]), count)
+        self._second = range(self._coarsest.start - len(levels[-2]), self._coarsest.start)
+        self._guided = self._coarsest if config.control == "coarse" else range(count)
+        self.register_buffer("context", context.detach().to(torch.float32).clone())
+
+    def encode_hint(self, picture: Tensor, sketch: Tensor | None = None) -> Tensor:
+        """Return what the guidance knows of a picture.
+
+        Args:
+            picture: Normalised picture, float32 [N, 3, H, W].
+            sketch: Its sketch, float32 [N, 1, H, W] in [0, 1]; None without a sketch branch.
+
+        Returns:
+            Float32 [N, width, h, w], of the latents' size.
+
+        Raises:
+            ArgumentError: If there is a sketch and no branch for it, or the other way round.
+        """
+        semantic: Tensor = self.guidance.controlnet_cond_embedding(picture)
+        if self.sketch_encoder is None or self.sketch_fusion is None:
+            if sketch is not None:
+                raise ArgumentError("sketch: expected none, for a network without a sketch branch, got one.")
+            return semantic
+        if sketch is None:
+            raise ArgumentError("sketch: expected one, for a network with a sketch branch, got none.")
+        fused: Tensor = self.sketch_fusion(semantic, self.sketch_encoder(sketch))
+        return fused
+
+    def forward(self, x: Tensor, t: Tensor, hint: Tensor) -> Tensor:
+        """Return the noise in latents."""
+        if hint.shape[-2:] != x.shape[-2:]:
+            # Of another size it could still be added where one side is 1.
+            raise ArgumentError(
+                f"hint: expected the latents' size {list(x.shape[-2:])}, got {list(hint.shape[-2:])}. Every hint width "
+                "after the first halves the picture: give as many as the autoencoder has levels."
+            )
+        context = self.get_buffer("context").expand(x.shape[0], -1, -1)
+        features, middle = self._features(x, t, hint, context)
+        predicted: Tensor = self.unet(
+            x,
+            t,
+            context,
+            down_block_additional_residuals=self._residuals(features),
+            mid_block_additional_residual=self.guidance.controlnet_mid_block(middle),
+            return_dict=False,
+        )[0]
+        return predicted
+
+    def trainable(self, train_decoder: bool) -> list[nn.Parameter]:
+        """Let learn what shall learn, freeze everything else, and return the parameters that learn.
+
+        The guidance learns, with its fusions and the sketch encoder, but for zero convolutions whose result reaches
+        nothing. The UNet's encoder and middle never do.
+
+        Args:
+            train_decoder: Whether the UNet's decoder and last layers learn too.
+        """
+        self.requires_grad_(False)
+        learning = [self.guidance, self.fusion, self.sketch_encoder, self.sketch_fusion]
+        if train_decoder:
+            learning += [self.unet.up_blocks, self.unet.conv_norm_out, self.unet.conv_out]
+        for module in learning:
+            if isinstance(module, nn.Module):  # Some are not there.
+                module.requires_grad_(True)
+        used = {*self._guided, *(() if self._is_live else self._second)}
+        for index, convolution in enumerate(self.guidance.controlnet_down_blocks):
+            convolution.requires_grad_(index in used)
+        return [parameter for parameter in self.parameters() if parameter.requires_grad]
+
+    def _features(self, x: Tensor, t: Tensor, hint: Tensor, context: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Return what the guidance's encoder gives, finest first, and what its middle gives."""
+        guidance = self.guidance
+        embedded = guidance.time_embedding(guidance.time_proj(t).to(x.dtype))
+        state = guidance.conv_in(x) + hint
+        features = [state]
+        for block in guidance.down_blocks:
+            state, outputs = block(hidden_states=state, temb=embedded, **_attended(block, context))
+            features += outputs
+        return features, guidance.mid_block(state, embedded, **_attended(guidance.mid_block, context))
+
+    def _residuals(self, features: list[Tensor]) -> list[Tensor]:
+        """Return what is added to the UNet's skip connections; zero, of no size, for those that are not guided."""
+        zero_convolutions = self.guidance.controlnet_down_blocks
+        coarsest, second = self._coarsest, self._second
+        if self._is_live:
+            fused = self.fusion([features[index] for index in coarsest], [features[index] for index in second])
+            features = [*features[: coarsest.start], *fused]
+            found = {index: zero_convolutions[index](features[index]) for index in self._guided}
+        else:
+            used = sorted({*self._guided, *second})
+            found = {index: zero_convolutions[index](features[index]) for index in used}
+            fused = self.fusion([found[index] for index in coarsest], [found[index] for index in second])
+            found.update(zip(coarsest, fused, strict=True))
+        nothing = features[0].new_zeros(())
+        return [found[index] if index in self._guided else nothing for index in range(len(features))]
+
+
+class SketchFusion(nn.Module):
+    """Puts what the picture means and where its edges are together: DSAD's semantic and sketch feature fusion.
+
+    `forward` takes both, float32 [N, width, h, w], a and s, and returns a + out(mix([a, g ⊙ s])) of the same shape, in
+    which the gate g = sigmoid(gate([mean a, mean s])) weighs the sketch's channels; all three are 1 x 1 convolutions.
+
+    `out` starts near zero, not at zero: the guidance's own zero convolutions follow, and behind two in a row the first
+    two steps would not reach the sketch at all. The UNet's prediction is unchanged at the start all the same.
+
+    Args:
+        width: Channels of either.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.gate = nn.Conv2d(2 * width, width, 1)
+        self.mix = nn.Conv2d(2 * width, width, 1)
+        self.out = nn.Conv2d(width, width, 1)
+        nn.init.normal_(self.out.weight, std=_QUIET_STD)
+        nn.init.zeros_(_bias(self.out))
+
+    def forward(self, semantic: Tensor, sketch: Tensor) -> Tensor:
+        """Return the hint."""
+        means = torch.cat([semantic, sketch], dim=1).mean(dim=(2, 3), keepdim=True)
+        gate = torch.sigmoid(self.gate(means))
+        mixed: Tensor = self.out(self.mix(torch.cat([semantic, gate * sketch], dim=1)))
+        return semantic + mixed
+
+
+class MultiScaleFusion(nn.Module):
+    """Brings the features of a finer level into those of the next coarser one: DiAD's spatial-aware feature fusion.
+
+    `forward` takes the coarser features o_k, float32 [N, C_k, h, w], and the finer ones o_j of twice the sides, and
+    returns SiLU(o_k + Σ_j SiLU(norm(f_kj(o_j)))) for every k; f_kj are 3 x 3 convolutions of stride 2 without bias, and
+    norm the normalisation of every channel of a picture.
+
+    Args:
+        finer: Channels of every o_j.
+        coarser: Channels of every o_k.
+        live: Start f at random; else at zero, as the public code does. There the o_j are zero at the start as well, and
+            no gradient ever reaches either where they have no other way out.
+    """
+
+    def __init__(self, finer: Sequence[int], coarser: Sequence[int], live: bool) -> None:
+        super().__init__()
+        self.convolutions = nn.ModuleList(
+            nn.ModuleList(nn.Conv2d(source, target, 3, stride=2, padding=1, bias=False) for source in finer)
+            for target in coarser
+        )
+        for parameter in self.parameters():
+            if live:
+                nn.init.kaiming_normal_(parameter)
+            else:
+                nn.init.zeros_(parameter)
+
+    def forward(self, coarser: list[Tensor], finer: list[Tensor]) -> list[Tensor]:
+        """Return the coarser features with what the finer ones add."""
+        fused = []
+        for state, convolutions in zip(coarser, self.convolutions, strict=True):
+            assert isinstance(convolutions, nn.ModuleList)
+            for source, convolution in zip(finer, convolutions, strict=True):
+                state = state + functional.silu(functional.instance_norm(convolution(source)))
+            fused.append(functional.silu(state))
+        return fused
+
+
+def build_guided(config: DsadConfig, latent_channels: int, latent_size: tuple[int, int]) -> GuidedDenoiser:
+    """Build a guided denoiser with random parameters, which are the same for the same seed.
+
+    Args:
+        config: Settings; `base` is not looked at.
+        latent_channels: Channels of the autoencoder's latents.
+        latent_size: Their height and width.
+
+    Raises:
+        ArgumentError: If the settings do not fit each other or the latents.
+        MissingExtra: If diffusers is not installed.
+    """
+    widths, heads = config.widths, config.heads
+    if latent_channels < 1 or any(width % heads for width in widths):
+        raise ArgumentError(
+            f"widths: expected multiples of heads={heads}, and latents of 1 channel or more, got {list(widths)} and "
+            f"{latent_channels}."
+        )
+    check_sizes(config, latent_size, len(widths))
+    diffusers = import_diffusers()
+    # The levels are Stable Diffusion's: attention everywhere but on the coarsest, whose middle has it.
+    attended = len(widths) - 1
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        unet = diffusers.UNet2DConditionModel(
+            sample_size=latent_size,
+            in_channels=latent_channels,
+            out_channels=latent_channels,
+            down_block_types=("CrossAttnDownBlock2D",) * attended + ("DownBlock2D",),
+            up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * attended,
+            block_out_channels=widths,
+            layers_per_block=config.layers,
+            norm_num_groups=group_count(widths),
+            cross_attention_dim=config.context,
+            attention_head_dim=heads,  # diffusers' name for the number of heads
+        )
+        return GuidedDenoiser(unet, config, torch.zeros((1, config.context))).eval()
+
+
+def load_guided(folder: Path, config: DsadConfig) -> GuidedDenoiser:
+    """Build a guided denoiser on the UNet and the empty text of Stable Diffusion; nothing is downloaded.
+
+    What Stable Diffusion does not have, the fusions and the encoders of picture and sketch, starts at random, the same
+    for the same seed.
+
+    Args:
+        folder: Stable Diffusion 1 or 2 as diffusers writes it, with `unet`, `text_encoder` and `tokenizer`; weights in
+            safetensors files.
+        config: Settings; the UNet's own come from the folder.
+
+    Raises:
+        ArgumentError: If the hint encoder does not fit the pictures.
+        MissingExtra: If diffusers or transformers is not installed.
+        RunError: If the folder is not a Stable Diffusion folder, or predicts something else than the noise.
+    """
+    for name in ("unet", "text_encoder", "tokenizer"):
+        if not (folder / name).is_dir():
+            raise RunError(
+                f"{folder}: expected a Stable Diffusion folder as diffusers writes it, got none with a folder {name}. "
+                "Check base."
+            )
+    check_prediction(folder)
+    diffusers = import_diffusers()
+    unet = loaded(
+        folder / "unet",
+        diffusers,
+        lambda part: diffusers.UNet2DConditionModel.from_pretrained(
+            part, local_files_only=True, use_safetensors=True, output_loading_info=True, torch_dtype=torch.float32
+        ),
+    )
+    _check_plain(folder, unet.config)
+    context = _empty_text(folder)
+    if context.shape[-1] != unet.config.cross_attention_dim:
+        raise RunError(
+            f"{folder}: expected texts of width {unet.config.cross_attention_dim}, which the UNet takes, got "
+            f"{context.shape[-1]}. Are unet and text_encoder of one model?"
+        )
+    shrink = 2 ** (len(config.hint_widths) - 1)
+    rows, columns = (side // shrink for side in config.preprocessing.size)
+    check_sizes(config, (rows, columns), len(unet.config.block_out_channels))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return GuidedDenoiser(unet, config, context).eval()
+
+
+def check_sizes(config: DsadConfig, latent_size: tuple[int, int], levels: int) -> None:
+    """Check that the hint encoder ends at the latents' size, and that the coarsest level has more than one position.
+
+    Args:
+        config: Settings.
+        latent_size: Height and width of the latents.
+        levels: Levels of the UNet.
+
+    Raises:
+        ArgumentError: If not.
+    """
+    shrink = 2 ** (len(config.hint_widths) - 1)
+    picture = config.preprocessing.size
+    wanted = tuple(shrink * side for side in latent_size)
+    if picture != wanted:
+        raise ArgumentError(
+            f"hint_widths: expected one more than the autoencoder halves the sides, got {list(config.hint_widths)}, "
+            f"which bring {list(wanted)} to the latents' {list(latent_size)}, for pictures of {list(picture)}."
+        )
+    coarsest = [math.ceil(side / 2 ** (levels - 1)) for side in latent_size]
+    if coarsest == [1, 1]:
+        # A normalisation over a single position leaves nothing.
+        raise ArgumentError(
+            f"widths: expected a coarsest level of more than one position, got {levels} levels for latents of "
+            f"{list(latent_size)}. Take fewer widths or larger pictures."
+        )
+
+
+def _levels(guidance: Any) -> list[list[int]]:
+    """Return the channels of the encoder's outputs by level, finest first."""
+    levels = [[int(guidance.conv_in.out_channels)]]
+    for block in guidance.down_blocks:
+        levels[-1] += [int(resnet.out_channels) for resnet in block.resnets]
+        if block.downsamplers is not None:
+            levels.append([int(block.downsamplers[-1].out_channels)])
+    return levels
+
+
+def _attended(block: Any, context: Tensor) -> dict[str, Tensor]:
+    return {"encoder_hidden_states": context} if getattr(block, "has_cross_attention", False) else {}
+
+
+def _bias(convolution: nn.Conv2d) -> Tensor:
+    assert convolution.bias is not None
+    return convolution.bias
+
+
+def _check_plain(folder: Path, settings: Mapping[str, Any]) -> None:
+    for name, wanted in _PLAIN.items():
+        if settings.get(name, wanted) != wanted:
+            raise RunError(
+                f"{folder / 'unet'}: expected a UNet as of Stable Diffusion 1 or 2, with {name}={wanted}, got "
+                f"{settings[name]}. Take another base."
+            )
+    if settings["in_channels"] != settings["out_channels"] or len(settings["block_out_channels"]) < 2:
+        raise RunError(
+            f"{folder / 'unet'}: expected as many channels in as out, and two levels or more, got "
+            f"{settings['in_channels']}, {settings['out_channels']} and {len(settings['block_out_channels'])}. "
+            "Networks for inpainting and the like do not fit: take another base."
+        )
+
+
+def _empty_text(folder: Path) -> Tensor:
+    """Return the embedding of the empty text, filled up to the longest length, float32 [L, context]."""
+    transformers = import_transformers()
+    encoder = loaded(
+        folder / "text_encoder",
+        transformers,
+        lambda part: transformers.CLIPTextModel.from_pretrained(
+            part, local_files_only=True, use_safetensors=True, output_loading_info=True
+        ),
+    )
+    tokenizer = called(
+        folder / "tokenizer",
+        transformers,
+        lambda part: transformers.CLIPTokenizer.from_pretrained(part, local_files_only=True),
+    )
+    length = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
+    tokens = tokenizer("", padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
+    if int(tokens.max()) >= encoder.config.vocab_size:
+        raise RunError(f"{folder}: expected tokens that text_encoder knows, got others. Are both of one model?")
+    with torch.inference_mode():
+        embedded: Tensor = encoder.to(torch.float32).eval()(tokens)[0][0]
+    return embedded

@@ -1,0 +1,180 @@
+"""Sketches of pictures: edges without their fine detail, and what is done to them so that a network does not copy them.
+
+A sketch tells a network where the parts of a picture are. That of a faulty picture has the fault's edges too: it is
+made smaller and enlarged again so that fine ones vanish, and in training parts of it are wrong where the picture is
+right.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from flawscope.errors import ArgumentError
+from flawscope.imaging.edges import canny_edges
+from flawscope.imaging.map_upsampling import upsample_matrix
+
+Backend = Literal["sobel", "canny"]
+
+_LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601, as OpenCV has it
+_SOBEL_LARGEST = 20.0**0.5
+"""Largest magnitude that Sobel's two filters reach on values in [0, 1]: four along one axis and two along the other."""
+_BOXES = 3
+_BOX_SIDES = (0.125, 0.5)
+
+
+class Sketcher(nn.Module):
+    """Picture in, sketch out.
+
+    `forward` takes uint8 [N, H, W, 3] RGB and returns float32 [N, 1, H, W] in [0, 1], without fine detail. With `sobel`
+    it can be exported to ONNX and takes float pictures from 0 to 255 too, through which gradients flow; with `canny`
+    only `soften` can.
+
+    Args:
+        backend: `sobel`, the magnitude of the luminance's gradient over its largest possible value; `canny`, those of
+            `flawscope.imaging.edges`.
+        size: Height and width of the pictures in pixels.
+        sketch_size: Longer side in pixels to which sketches are made smaller; at or above that of the pictures they
+            keep their detail.
+
+    Raises:
+        ArgumentError: If a size is not positive.
+    """
+
+    def __init__(self, backend: Backend, size: tuple[int, int], sketch_size: int) -> None:
+        super().__init__()
+        if min(*size, sketch_size) < 1:
+            raise ArgumentError(f"sketch_size: expected sizes of at least 1 pixel, got {sketch_size} of {list(size)}.")
+        self.backend, self.size = backend, size
+        share = min(1.0, sketch_size / max(size))
+        rows, columns = (_softening(side, max(1, round(side * share))) for side in size)
+        self.register_buffer("rows", torch.from_numpy(rows), persistent=False)
+        self.register_buffer("columns", torch.from_numpy(np.ascontiguousarray(columns.T)), persistent=False)
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """Return the sketches of a batch."""
+        return self.soften(self.edges(pictures))
+
+    def edges(self, pictures: Tensor) -> Tensor:
+        """Return the edges of a batch in full detail, float32 [N, 1, H, W] in [0, 1].
+
+        Args:
+            pictures: As in `forward`.
+
+        Raises:
+            ArgumentError: If the pictures are of another size, or not uint8 for `canny`.
+        """
+        if pictures.ndim != 4 or tuple(pictures.shape[1:]) != (*self.size, 3):
+            raise ArgumentError(f"pictures: expected [N, {self.size[0]}, {self.size[1]}, 3], got {_shape(pictures)}.")
+        if self.backend == "sobel":
+            return sobel_edges(pictures)
+        if pictures.dtype != torch.uint8:
+            raise ArgumentError(f"pictures: expected uint8 for canny, got {pictures.dtype}.")
+        return torch.from_numpy(canny_edges(pictures.cpu().numpy())).to(pictures.device)
+
+    def soften(self, edges: Tensor | npt.NDArray[Any]) -> Tensor:
+        """Return edges without fine detail, float32 [N, 1, H, W] in [0, 1]: means over areas, enlarged bilinearly.
+
+        Args:
+            edges: [N, 1, H, W], float in [0, 1] or uint8 from 0 to 255; an array is moved to the sketcher's device.
+
+        Raises:
+            ArgumentError: If they are of another shape or type.
+        """
+        if isinstance(edges, np.ndarray):
+            edges = torch.from_numpy(edges).to(self.get_buffer("rows").device)
+        if edges.ndim != 4 or tuple(edges.shape[1:]) != (1, *self.size):
+            raise ArgumentError(f"edges: expected [N, 1, {self.size[0]}, {self.size[1]}], got {_shape(edges)}.")
+        if edges.dtype != torch.uint8 and not edges.is_floating_point():
+            raise ArgumentError(f"edges: expected uint8 from 0 to 255 or floats from 0 to 1, got {edges.dtype}.")
+        values = edges.to(torch.float32)
+        if edges.dtype == torch.uint8:
+            values = values / 255.0
+        # Both resizes are linear and separable, so together they are two matrix products, the same in every runtime.
+        return self.get_buffer("rows") @ values @ self.get_buffer("columns")
+
+
+def sobel_edges(pictures: Tensor) -> Tensor:
+    """Return the magnitude of the luminance's gradient over its largest possible value.
+
+    Args:
+        pictures: [N, H, W, 3] RGB, uint8, or floats from 0 to 255, through which gradients flow. Borders are repeated.
+
+    Returns:
+        Float32 [N, 1, H, W] in [0, 1].
+    """
+    # The cast comes first: TensorRT rejects a transpose of uint8.
+    weights = torch.tensor(_LUMINANCE, device=pictures.device) / 255.0
+    gray = (pictures.to(torch.float32) @ weights)[:, None]
+    across = torch.tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]], device=pictures.device)
+    filters = torch.stack([across, across.T])[:, None] / _SOBEL_LARGEST
+    slopes = functional.conv2d(functional.pad(gray, (1, 1, 1, 1), mode="replicate"), filters)
+    # The norm's gradient is zero where there is no slope; that of a square root of squares would be NaN.
+    magnitude: Tensor = torch.linalg.vector_norm(slopes, dim=1, keepdim=True)
+    return magnitude.clamp(max=1.0)
+
+
+def corrupt_sketches(sketches: Tensor, generator: torch.Generator, drop: float, corrupt: float) -> Tensor:
+    """Return sketches that are partly wrong, for training: who copies them is told the wrong thing.
+
+    Up to three boxes of a corrupted sketch, with sides from an eighth to a half of its own, are erased or taken from
+    the same place of another sketch of the batch, half of the time each; in a batch of one all are erased. Put before
+    `Sketcher.soften`, the borders of the boxes are as soft as everything else.
+
+    Args:
+        sketches: Sketches or edges, float32 [N, 1, H, W]; they are not changed.
+        generator: On their device; the same state gives the same result.
+        drop: Share of sketches that are left out: all zero.
+        corrupt: Share of sketches that get boxes.
+
+    Returns:
+        Float32 [N, 1, H, W].
+    """
+    count, _, height, width = sketches.shape
+    device = sketches.device
+
+    def draw(*shape: int) -> Tensor:
+        return torch.rand(shape, generator=generator, device=device)
+
+    is_dropped, is_corrupted = draw(count) < drop, draw(count) < corrupt
+    boxes = 1 + (draw(count) * _BOXES).long()
+    numbers = torch.arange(count, device=device)
+    wrong = sketches
+    for box in range(_BOXES):
+        inside = _box_inside(draw(count, 2), height)[:, :, None] & _box_inside(draw(count, 2), width)[:, None, :]
+        inside = inside & (is_corrupted & (box < boxes))[:, None, None]
+        other = (numbers + 1 + (draw(count) * (count - 1)).long()) % count
+        is_pasted = (draw(count) < 0.5) & (other != numbers)
+        content = torch.where(is_pasted[:, None, None, None], sketches[other], torch.zeros_like(sketches))
+        wrong = torch.where(inside[:, None], content, wrong)
+    return torch.where(is_dropped[:, None, None, None], torch.zeros_like(wrong), wrong)
+
+
+def _box_inside(drawn: Tensor, side: int) -> Tensor:
+    """Return bool [N, side]: what lies within an interval of drawn length and position, [N, 2] in [0, 1)."""
+    least, most = _BOX_SIDES
+    length = ((least + drawn[:, :1] * (most - least)) * side).round().clamp(min=1.0)
+    start = (drawn[:, 1:] * (side - length + 1.0)).floor()
+    places = torch.arange(side, device=drawn.device)
+    return (places >= start) & (places < start + length)
+
+
+def _softening(side: int, smaller: int) -> npt.NDArray[np.float32]:
+    """Return the matrix [side, side] that makes an axis smaller by means over areas and enlarges it bilinearly."""
+    if smaller == side:
+        return np.eye(side, dtype=np.float32)
+    borders = np.arange(smaller + 1) * side / smaller
+    places = np.arange(side)
+    overlap = np.minimum(borders[1:, None], places + 1.0) - np.maximum(borders[:-1, None], places)
+    means = np.clip(overlap, 0.0, None) * smaller / side
+    softening: npt.NDArray[np.float32] = (upsample_matrix(smaller, side) @ means).astype(np.float32)
+    return softening
+
+
+def _shape(values: Tensor) -> list[int]:
+    return [int(side) for side in values.shape]

@@ -1,0 +1,1 @@
+"""Backbones and the patch features made from their stages."""

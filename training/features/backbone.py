@@ -1,0 +1,233 @@
+"""Backbones: the built-in scattering network, or any timm model with its stages tapped."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import socket
+import urllib.parse
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from flawscope.config import DetectorConfig
+from flawscope.errors import ArgumentError, MissingExtra, RunError
+from flawscope.files import sha256_file
+from flawscope.training.features.scattering import Scattering
+
+SCATTERING = "scattering"
+_IMAGENET_MEAN = (0.485, 0.456, 0.406)
+_IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class BackboneSource:
+    """Where the weights of a backbone came from, for the run's record."""
+
+    name: str
+    weights: str
+    licence: str
+
+
+class Backbone(nn.Module):
+    """uint8 picture in, feature stages out; cast, normalisation and layout are its first operations.
+
+    `forward` takes uint8 [N, H, W, 3] RGB and returns one float32 [N, C, h, w] per stage, finest first.
+
+    Attributes:
+        mean: Per-channel mean on [0, 1].
+        std: Per-channel deviation on [0, 1].
+    """
+
+    def __init__(self, network: nn.Module, mean: tuple[float, float, float], std: tuple[float, float, float]) -> None:
+        super().__init__()
+        self.network = network
+        self.mean = mean
+        self.std = std
+        scale = 1.0 / (255.0 * torch.tensor(std, dtype=torch.float64))
+        self.register_buffer("scale", scale.float(), persistent=False)
+        offset = -torch.tensor(mean, dtype=torch.float64) / torch.tensor(std, dtype=torch.float64)
+        self.register_buffer("offset", offset.float(), persistent=False)
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """Return the feature stages of a batch."""
+        # The cast comes first: TensorRT rejects a transpose of uint8.
+        normalised = image.to(torch.float32) * self.get_buffer("scale") + self.get_buffer("offset")
+        stages: list[Tensor] = self.network(normalised.permute(0, 3, 1, 2))
+        return stages
+
+
+def stages_of(backbone: Backbone, size: tuple[int, int]) -> list[Tensor]:
+    """Return the feature stages of an empty picture of a size (H, W): their channels and grids.
+
+    Raises:
+        ArgumentError: If the backbone cannot take pictures of this size.
+    """
+    device = backbone.get_buffer("scale").device
+    try:
+        with torch.inference_mode():
+            stages: list[Tensor] = backbone(torch.zeros((1, *size, 3), dtype=torch.uint8, device=device))
+    except (RuntimeError, ValueError, AssertionError) as err:  # padding, windows, position tables: each its own
+        raise ArgumentError(
+            f"image size: expected one that the backbone's stages can take, got {size[0]}x{size[1]} pixels "
+            f"({str(err).strip().splitlines()[0] if str(err).strip() else type(err).__name__}). "
+            "Choose a larger --image-size or finer stages."
+        ) from err
+    return stages
+
+
+def build_backbone(config: DetectorConfig, weights: Path | None) -> tuple[Backbone, BackboneSource]:
+    """Build the backbone a config names, with its weights.
+
+    Args:
+        config: Names the backbone, its stages and options.
+        weights: A safetensors file with timm's names, or None for the model hub.
+
+    Raises:
+        ArgumentError: If the backbone or one of its stages does not exist.
+        RunError: If the weights do not fit or cannot be had.
+    """
+    backbone = untrained_backbone(config)
+    if config.backbone == SCATTERING:
+        if weights is not None:
+            raise ArgumentError(
+                f"weights: the backbone {SCATTERING} has fixed filters and takes no file, got {weights}. "
+                "Leave --weights out or name the file's --backbone."
+            )
+        return backbone, BackboneSource(SCATTERING, "none: fixed filters", "Apache-2.0")
+    if weights is None:
+        return backbone, _download(backbone.network, config.backbone)
+    _load_file(backbone.network, config.backbone, weights)
+    return backbone, BackboneSource(config.backbone, f"file sha256:{sha256_file(weights)}", "as the file's")
+
+
+def restore_backbone(config: DetectorConfig, state: dict[str, Tensor]) -> Backbone:
+    """Build the backbone a config names with the weights of a run.
+
+    Raises:
+        RunError: If the weights are of another architecture.
+    """
+    backbone = untrained_backbone(config)
+    try:
+        backbone.network.load_state_dict(state)
+    except RuntimeError as err:
+        wanted = backbone.network.state_dict()  # torch's own message lists every one of hundreds of tensors
+        fitting = sum(key in state and state[key].shape == value.shape for key, value in wanted.items())
+        raise RunError(
+            f"the run's weights are not those of {config.backbone}: expected its {len(wanted)} tensors, got "
+            f"{len(state)}, of which {fitting} fit. Train again."
+        ) from err
+    return backbone
+
+
+def untrained_backbone(config: DetectorConfig) -> Backbone:
+    """Build the backbone a config names, its parameters drawn at random and frozen, in inference mode.
+
+    Raises:
+        ArgumentError: If the backbone or one of its stages does not exist.
+    """
+    if config.backbone == SCATTERING:
+        if not set(config.stages) <= {1, 2, 3, 4}:
+            raise ArgumentError(f"stages: {SCATTERING} has the stages 1,2,3,4, got {list(config.stages)}.")
+        network: nn.Module = Scattering(config.stages)
+        mean = std = (0.5, 0.5, 0.5)
+    else:
+        network = _timm_network(config)
+        defaults = getattr(network, "default_cfg", None) or {}
+        mean = tuple(defaults.get("mean", _IMAGENET_MEAN))
+        std = tuple(defaults.get("std", _IMAGENET_STD))
+    backbone = Backbone(network, config.mean or mean, config.std or std)
+    backbone.eval().requires_grad_(False)
+    return backbone
+
+
+def _timm_network(config: DetectorConfig) -> nn.Module:
+    try:
+        import timm
+    except ImportError as err:
+        raise MissingExtra(f"the backbone {config.backbone}", "timm", "train") from err
+    if not timm.is_model(config.backbone):
+        close = difflib.get_close_matches(config.backbone, timm.list_models(), 3)
+        raise ArgumentError(
+            f"backbone: expected {SCATTERING} or the name of a timm model, got {config.backbone!r}. "
+            + (f"Similar names: {', '.join(close)}." if close else "timm.list_models() has the names.")
+        )
+    arguments: dict[str, Any] = {**config.backbone_options, "features_only": True, "out_indices": config.stages}
+    try:
+        network: nn.Module = timm.create_model(config.backbone, pretrained=False, **arguments)
+    except (TypeError, AssertionError, IndexError, RuntimeError, ValueError) as err:
+        raise ArgumentError(
+            f"backbone: timm could not build {config.backbone} with stages {list(config.stages)} and options "
+            f"{config.backbone_options}: {type(err).__name__}: {err}. Check --set stages and backbone_options."
+        ) from err
+    return network
+
+
+def _load_file(network: nn.Module, name: str, path: Path) -> None:
+    """Load timm-named weights; keys of the classifier are allowed to be left over, none may be missing."""
+    if not path.is_file():
+        raise RunError(f"{path}: expected a weights file for {name}, got no such file. Check --weights.")
+    try:
+        state = safetensors.torch.load_file(path)
+    except (SafetensorError, OSError) as err:
+        raise RunError(
+            f"{path}: expected a safetensors file with timm's names, got {err}. "
+            "Files that need unpickling (.pth, .bin) are not read: convert them to safetensors."
+        ) from err
+    wanted = network.state_dict()
+    # Counters of batch norm play no part in inference and are absent from many files.
+    missing = [key for key in wanted if key not in state and not key.endswith("num_batches_tracked")]
+    if missing:
+        raise RunError(
+            f"{path}: expected weights of {name}, got a file without {len(missing)} of its {len(wanted)} tensors "
+            f"(the first is {missing[0]}). Are they of another architecture?"
+        )
+    wrong = [key for key in wanted if key in state and state[key].shape != wanted[key].shape]
+    if wrong:
+        key = wrong[0]
+        raise RunError(
+            f"{path}: {key}: expected {list(wanted[key].shape)} for {name}, got {list(state[key].shape)}. "
+            "Are they of another architecture?"
+        )
+    if not all(bool(torch.isfinite(state[key]).all()) for key in wanted if key in state):
+        raise RunError(f"{path}: expected finite weights, got NaN or infinity. Get the file again.")
+    network.load_state_dict({key: state[key] for key in wanted if key in state}, strict=False)
+
+
+def _download(network: nn.Module, name: str) -> BackboneSource:
+    """Fetch timm's published safetensors file (never the pickled one) from the hub, or its local cache, and load it."""
+    import huggingface_hub
+
+    settings = getattr(network, "default_cfg", None) or {}
+    repository = str(settings.get("hf_hub_id") or "")
+    advice = f"Give a safetensors file with --weights FILE, or use --backbone {SCATTERING}, which needs none."
+    if not repository:
+        raise RunError(f"backbone: timm publishes no weights for {name}. {advice}")
+    logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)  # its retries are not our users' reading
+    try:
+        try:
+            path = huggingface_hub.hf_hub_download(repository, "model.safetensors", local_files_only=True)
+        except OSError:
+            _check_hub_is_there(huggingface_hub.constants.ENDPOINT)
+            path = huggingface_hub.hf_hub_download(repository, "model.safetensors")
+    except Exception as err:
+        # The hub client raises its own and its HTTP library's families of errors; to the user they are one thing.
+        raise RunError(
+            f"backbone: the weights of {name} could not be downloaded from {repository} ({type(err).__name__}). "
+            f"{advice}"
+        ) from err
+    _load_file(network, name, Path(path))
+    return BackboneSource(name, f"hub {repository} sha256:{sha256_file(Path(path))}", str(settings.get("license")))
+
+
+def _check_hub_is_there(endpoint: str) -> None:
+    """Raise OSError at once where the hub's name cannot be resolved: its client would retry for most of a minute."""
+    if urllib.request.getproxies():
+        return  # a proxy resolves names for us
+    socket.getaddrinfo(urllib.parse.urlsplit(endpoint).hostname, 443)

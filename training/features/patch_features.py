@@ -1,0 +1,84 @@
+"""From feature stages to patches: the torch module that becomes `features.onnx`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from flawscope.training.features.backbone import Backbone, stages_of
+
+
+class PatchFeatures(nn.Module):
+    """Pool, up-sample and join the stages of a backbone into patches.
+
+    `forward` takes uint8 [N, H, W, 3] and returns float32 [N, P, D] with P = h·w, row by row of the finest stage.
+
+    Args:
+        backbone: Gives the stages.
+        pool: Average every stage over 3×3 neighbours first (PatchCore, section 3.1), padding counted.
+        upsample: How coarser stages reach the finest grid: `nearest` or `bilinear`.
+        channels: Indices of the joined channels to keep (PaDiM), or None for all.
+        transform: What patches are multiplied with: a factor per kept channel, float32 [D], a matrix, float32 [C, D]
+            for C kept channels, or None.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        pool: bool,
+        upsample: str,
+        channels: Sequence[int] | None = None,
+        transform: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.pool = pool
+        self.upsample = upsample
+        self.channels = None if channels is None else [int(index) for index in channels]
+        self.register_buffer("transform", transform, persistent=False)
+        self.eval().requires_grad_(False)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return the patches of a batch."""
+        stages = self.backbone(image)
+        grid = stages[0].shape[-2:]
+        joined, start = [], 0
+        for stage in stages:
+            width = stage.shape[1]
+            if self.channels is not None:
+                # Channels are chosen before the up-sampling: what is dropped need not be enlarged.
+                inside = [index - start for index in self.channels if start <= index < start + width]
+                stage = stage.index_select(1, torch.tensor(inside, dtype=torch.int64, device=stage.device))
+            start += width
+            if stage.shape[1] == 0:
+                continue
+            if self.pool:
+                stage = functional.avg_pool2d(stage, 3, stride=1, padding=1)
+            if stage.shape[-2:] != grid:
+                corners = False if self.upsample == "bilinear" else None
+                stage = functional.interpolate(stage, size=grid, mode=self.upsample, align_corners=corners)
+            joined.append(stage)
+        patches = torch.cat(joined, dim=1).flatten(2).transpose(1, 2)
+        transform = self._buffers["transform"]
+        if transform is None:
+            return patches
+        return patches * transform if transform.ndim == 1 else patches @ transform
+
+    def layout(self, size: tuple[int, int]) -> tuple[tuple[int, int], int]:
+        """Return the patch grid (h, w) and the number of channels before any choice, for an input size (H, W).
+
+        Raises:
+            ArgumentError: If the backbone cannot take pictures of this size.
+        """
+        stages = stages_of(self.backbone, size)
+        height, width = stages[0].shape[-2:]
+        return (height, width), sum(stage.shape[1] for stage in stages)
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the backbone."""
+        return self.backbone.get_buffer("scale").device

@@ -1,0 +1,1 @@
+"""A small segmenter and measures of variety, for the downstream benchmark."""

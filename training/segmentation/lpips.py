@@ -1,0 +1,130 @@
+"""LPIPS: how different two pictures look, by the features of a classifier.
+
+Source: Zhang et al., The Unreasonable Effectiveness of Deep Features as a Perceptual Metric (arXiv:1801.03924), eq. 1,
+in version 0.1 of its weights. With f_l the features of a picture at stage l, of unit length at every position, and w_l
+the weight of each channel,
+
+    d(a, b) = sum over l of 1 / (H_l W_l) * sum over positions and channels of w_l * (f_l(a) - f_l(b))^2
+
+Because no w_l is negative, this is the squared distance of two vectors, u(a) and u(b), whose parts are
+sqrt(w_l / (H_l W_l)) * f_l. `Lpips` returns those: a distance of many pairs is then taken from as many vectors as there
+are pictures.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flawscope.errors import DataError, MissingExtra
+from flawscope.training.segmentation.pretrained_weights import Weights, fill
+
+MIN_SIDE_PX = 64
+"""Smaller pictures have no features at the last stage of alexnet."""
+
+_EPS = 1e-10
+# What the published weights were fitted to, for pictures in [-1, 1].
+_SHIFT = (-0.030, -0.088, -0.188)
+_SCALE = (0.458, 0.448, 0.450)
+
+
+@dataclass(frozen=True)
+class _Trunk:
+    """The `features` of a classifier: behind which of its layers a stage ends, and with how many channels."""
+
+    ends: tuple[int, ...]
+    channels: tuple[int, ...]
+
+
+_TRUNKS = {
+    "alexnet": _Trunk((1, 4, 7, 9, 11), (64, 192, 384, 256, 256)),
+    "vgg16": _Trunk((3, 8, 15, 22, 29), (64, 128, 256, 512, 512)),
+}
+
+
+class Lpips(nn.Module):
+    """Pictures in, vectors out, whose squared distances are LPIPS.
+
+    `forward` takes uint8 [N, H, W, 3] RGB with sides of at least `MIN_SIDE_PX` and returns float32 [N, D]; D grows with
+    the size, to 2.7 million for alexnet and 32 million for vgg16 at 512 x 512.
+
+    Attributes:
+        name: `alexnet` or `vgg16`.
+    """
+
+    def __init__(self, name: str, features: nn.Sequential, heads: list[Tensor]) -> None:
+        super().__init__()
+        self.name = name
+        self._ends = _TRUNKS[name].ends
+        self.features = features[: self._ends[-1] + 1]
+        for stage, head in enumerate(heads):
+            self.register_buffer(f"head{stage}", head.reshape(1, -1, 1, 1).sqrt())
+        scale = 1.0 / (127.5 * torch.tensor(_SCALE, dtype=torch.float64))
+        self.register_buffer("scale", scale.float())
+        offset = -(1.0 + torch.tensor(_SHIFT, dtype=torch.float64)) / torch.tensor(_SCALE, dtype=torch.float64)
+        self.register_buffer("offset", offset.float())
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the vectors of a batch."""
+        values = images.to(torch.float32) * self.get_buffer("scale") + self.get_buffer("offset")
+        values = values.permute(0, 3, 1, 2)
+        parts: list[Tensor] = []
+        for place, layer in enumerate(self.features):
+            values = layer(values)
+            if place in self._ends:
+                unit = values / (values.square().sum(1, keepdim=True).sqrt() + _EPS)
+                weighted = unit * self.get_buffer(f"head{len(parts)}")
+                parts.append(weighted.flatten(1) / (values.shape[2] * values.shape[3]) ** 0.5)
+        return torch.cat(parts, 1)
+
+
+def build_lpips(features: Weights, heads: Weights) -> Lpips:
+    """Build LPIPS of published weights.
+
+    Args:
+        features: torchvision's alexnet or vgg16, with or without its classifier; which one is found from the tensors.
+        heads: Weight of each channel of each stage, `lin0.model.1.weight` [1, C, 1, 1] to `lin4.model.1.weight`.
+
+    Raises:
+        DataError: If tensors are missing, of other shapes, unknown, not finite, or if a head is negative.
+        MissingExtra: If torchvision is not installed.
+    """
+    try:
+        import torchvision
+    except ImportError as err:
+        raise MissingExtra("LPIPS", "torchvision", "train") from err
+    with torch.device("meta"):  # no memory, and no random numbers that a training would then get others of
+        networks = {name: getattr(torchvision.models, name)(weights=None) for name in _TRUNKS}
+    name = _name_of(networks, features)
+    trunk: Any = nn.ModuleDict({"features": networks[name].features})
+    fill(trunk, features, f"torchvision's {name}", optional=("classifier.",))
+    return Lpips(name, trunk["features"], _heads(name, heads))
+
+
+def _name_of(networks: dict[str, nn.Module], features: Weights) -> str:
+    """Return which network the tensors of its first layers are of; `fill` looks at the others."""
+    for name, network in networks.items():
+        first = "features.0.weight"
+        if features.shapes.get(first) == tuple(network.state_dict()[first].shape):
+            return name
+    found = ", ".join(sorted(features.shapes)[:2])
+    raise DataError(
+        f"{features.name}: expected the tensors of torchvision's alexnet or vgg16, with features.0.weight "
+        f"[64, 3, 11, 11] or [64, 3, 3, 3], got {len(features.shapes)} tensors ({found}...). Name the right file."
+    )
+
+
+def _heads(name: str, weights: Weights) -> list[Tensor]:
+    channels = _TRUNKS[name].channels
+    heads = nn.ModuleDict()
+    with torch.device("meta"):
+        for stage, count in enumerate(channels):
+            heads[f"lin{stage}"] = nn.ModuleDict({"model": nn.ModuleDict({"1": nn.Conv2d(count, 1, 1, bias=False)})})
+    fill(heads, weights, f"the linear heads of LPIPS for {name}")
+    found = [heads.state_dict()[f"lin{stage}.model.1.weight"] for stage in range(len(channels))]
+    if any(bool((head < 0).any()) for head in found):
+        raise DataError(f"{weights.name}: expected weights of at least 0, as LPIPS 0.1 has, got negative ones.")
+    return found

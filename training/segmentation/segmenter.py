@@ -1,0 +1,428 @@
+"""A small segmenter of defects, trained on labelled pictures: what a synthetic set is judged by.
+
+U-shaped (arXiv:1505.04597): a backbone gives features at several strides, and a decoder joins them from the coarsest to
+the finest (lateral 1×1 convolutions, doubling, 3×3 convolutions) to one logit a cell, which is enlarged bilinearly to
+the picture. The backbone is frozen unless it is asked to learn, so that a training takes minutes on a CPU.
+
+Half of every batch is good pictures, half defective ones: real ones, or synthetic ones with a chance of
+`synthetic_share`. Which good pictures, which real ones and how all are moved is drawn before, and apart from, which are
+replaced by synthetic ones: two trainings with the same seed and other synthetic pictures differ in these alone. The
+state after the last step is what comes out; nothing is chosen on the way.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from flawscope.arrays import BoolArray, Float32Array, Float64Array, UInt8Array
+from flawscope.config import TrainedConfig
+from flawscope.config.detector import check
+from flawscope.config.trained import Schedule
+from flawscope.errors import ArgumentError
+from flawscope.progress import Progress
+from flawscope.training.features.backbone import SCATTERING, Backbone, stages_of
+from flawscope.training.loop.image_batches import Numbers, Pictures
+from flawscope.training.loop.loop import Trained, run_loop
+from flawscope.training.segmentation.weak_loss import focal_loss, weak_focal_loss
+
+_MEASURED = 64  # good pictures that the scale of the features is measured on
+_VALIDATED = 64
+_PREVIEWS = 4
+_GROUPS = 8
+_PRIOR = 0.01  # probability of a defect before anything is learned (arXiv:1708.02002, section 4.1)
+
+
+class SegmenterConfig(TrainedConfig, frozen=True, kw_only=True, tag_field="method", tag="segmenter"):
+    """Settings of the segmenter and of its training.
+
+    Attributes:
+        epochs: Always 1: `steps` says how long it learns.
+        steps: Steps of the optimizer.
+        width: Channels of the decoder, a multiple of 8.
+        train_encoder: Let the backbone learn too; the statistics of its batch normalisation stay.
+        encoder_rate: Its learning rate, as a share of `learning_rate`.
+        gamma: Exponent of the focal loss.
+        defective_share: Share of a batch that is defective pictures.
+        synthetic_share: Share of these that is drawn from the synthetic set.
+        weak_tau: Take the boxes of synthetic pictures as their labels, and let pixels inside count only where the
+            probability of a defect is above this (`flawscope.training.segmentation.weak_loss`); null takes their precise masks.
+        flip: Mirror half of the pictures left to right.
+        flip_vertical: Mirror half of them top to bottom.
+        shift: Move pictures by up to this share of their sides; borders are continued by reflection.
+        top: A picture's score is the mean probability of so many of its pixels, the highest ones (DeSTSeg).
+        weight_decay: Of AdamW.
+    """
+
+    resize: tuple[int, int] = (128, 128)
+    batch_size: int = 16
+    epochs: int = 1
+    learning_rate: float = 2e-3
+    schedule: Schedule = "cosine"
+    warmup_steps: int = 20
+    ema: float = 0.98
+    validation: float = 0.1
+    steps: int = 400
+    width: int = 48
+    train_encoder: bool = False
+    encoder_rate: float = 0.1
+    gamma: float = 2.0
+    defective_share: float = 0.5
+    synthetic_share: float = 0.5
+    weak_tau: float | None = None
+    flip: bool = True
+    flip_vertical: bool = False
+    shift: float = 0.03
+    top: int = 100
+    weight_decay: float = 0.01
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self.epochs == 1, "epochs", "1 (steps says how long a segmenter learns)", self.epochs)
+        check(self.tile is None, "tile", "none: pictures are taken whole", self.tile)
+        check(1 <= self.steps <= 1_000_000, "steps", "1 to 1,000,000", self.steps)
+        check(self.max_steps is None, "max_steps", "none (steps says how long a segmenter learns)", self.max_steps)
+        check(self.batch_size >= 2, "batch_size", "at least 2, of which one is good", self.batch_size)
+        check(8 <= self.width <= 1024 and self.width % _GROUPS == 0, "width", "a multiple of 8, 8 to 1024", self.width)
+        can_learn = not self.train_encoder or self.backbone != SCATTERING
+        check(can_learn, "backbone", "a network that can be trained (train_encoder is set)", self.backbone)
+        check(0.0 < self.encoder_rate <= 1.0, "encoder_rate", "a share above 0 up to 1", self.encoder_rate)
+        check(0.0 <= self.gamma <= 10.0, "gamma", "0 to 10", self.gamma)
+        check(0.0 < self.defective_share < 1.0, "defective_share", "a share above 0 and below 1", self.defective_share)
+        check(0.0 <= self.synthetic_share <= 1.0, "synthetic_share", "a share from 0 to 1", self.synthetic_share)
+        if self.weak_tau is not None:
+            check(0.0 <= self.weak_tau < 1.0, "weak_tau", "a probability from 0 to below 1", self.weak_tau)
+        check(0.0 <= self.shift <= 0.25, "shift", "a share from 0 to 0.25", self.shift)
+        check(self.top >= 1, "top", "at least 1", self.top)
+        check(0.0 <= self.weight_decay < math.inf, "weight_decay", "a number of at least 0", self.weight_decay)
+
+    @property
+    def defective(self) -> int:
+        """Defective pictures of a batch: at least one, and at least one is left for good ones."""
+        return min(max(1, round(self.batch_size * self.defective_share)), self.batch_size - 1)
+
+
+def build_segmenter_config(*layers: Mapping[str, Any]) -> SegmenterConfig:
+    """Merge layers of settings (the later wins); one number stands for both sides, or for all three channels.
+
+    Raises:
+        ArgumentError: If a key or a value is not known, or a value does not fit.
+    """
+    merged: dict[str, Any] = {}
+    for key, value in (entry for layer in layers for entry in layer.items()):
+        if key not in SegmenterConfig.__struct_fields__:
+            known = SegmenterConfig.__struct_fields__
+            close = difflib.get_close_matches(key, known, 1)
+            raise ArgumentError(
+                f"{key}: is no setting of the segmenter. "
+                + (f"Did you mean {close[0]}?" if close else f"Known: {', '.join(sorted(known))}.")
+            )
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        count = {"resize": 2, "crop": 2, "mean": 3, "std": 3, "stages": 1}.get(key, 0)
+        merged[key] = [value] * count if is_number and count else value
+    try:
+        return msgspec.convert(merged, SegmenterConfig, strict=False)
+    except msgspec.ValidationError as err:
+        raise ArgumentError(f"settings of the segmenter: {err}") from err
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Defective pictures with the labels that are learned.
+
+    Attributes:
+        pictures: The pictures.
+        labels: Bool [N, H, W], true at the defect, at the size of the prepared pictures.
+        is_coarse: Whether labels are boxes, which count in part (`weak_focal_loss`).
+    """
+
+    pictures: Pictures
+    labels: BoolArray
+    is_coarse: bool = False
+
+
+@dataclass(frozen=True)
+class SegmenterData:
+    """What a segmenter learns from.
+
+    Attributes:
+        good: Good pictures.
+        held_back: Good pictures that are not learned from, for the validation error.
+        real: Real defective pictures.
+        synthetic: Synthetic ones, or None.
+    """
+
+    good: Pictures
+    held_back: Pictures
+    real: Labelled
+    synthetic: Labelled | None = None
+
+
+class Segmenter(nn.Module):
+    """Picture in, logits of a defect out.
+
+    `forward` takes uint8 [N, H, W, 3] RGB and returns float32 [N, 1, h, w] on the grid of the finest stage; `enlarge`
+    brings it to the picture. Features are standardised by what `standardise` has measured.
+
+    Args:
+        encoder: Backbone with its weights; always in inference mode, so that statistics of its normalisations stay.
+        config: Settings.
+    """
+
+    def __init__(self, encoder: Backbone, config: SegmenterConfig) -> None:
+        super().__init__()
+        self.encoder = encoder.requires_grad_(config.train_encoder)
+        channels = [int(stage.shape[1]) for stage in stages_of(encoder, config.preprocessing.size)]
+        for index, count in enumerate(channels):
+            self.register_buffer(f"center{index}", torch.zeros((1, count, 1, 1)))
+            self.register_buffer(f"scale{index}", torch.ones((1, count, 1, 1)))
+        self.laterals = nn.ModuleList(nn.Conv2d(count, config.width, 1) for count in channels)
+        self.blocks = nn.ModuleList(_block(config.width) for _ in channels)
+        self.head = nn.Conv2d(config.width, 1, 1)
+        nn.init.normal_(self.head.weight, std=0.01)
+        assert self.head.bias is not None
+        nn.init.constant_(self.head.bias, -math.log((1.0 - _PRIOR) / _PRIOR))
+
+    def train(self, mode: bool = True) -> Segmenter:
+        """Set the decoder's mode; the encoder stays in inference mode."""
+        super().train(mode)
+        self.encoder.eval()
+        return self
+
+    def standardise(self, batches: Iterator[UInt8Array]) -> None:
+        """Measure mean and deviation of every channel of the features on pictures, uint8 [N, H, W, 3] each."""
+        sums: list[tuple[Tensor, Tensor]] = []
+        cells: list[int] = []
+        with torch.inference_mode():
+            for images in batches:
+                stages = [stage.double() for stage in self.encoder(torch.from_numpy(images))]
+                parts = [(one.sum(dim=(0, 2, 3)), one.square().sum(dim=(0, 2, 3))) for one in stages]
+                sums = [(a + c, b + d) for (a, b), (c, d) in zip(sums, parts, strict=True)] if sums else parts
+                counts = [one.shape[0] * one.shape[2] * one.shape[3] for one in stages]
+                cells = [a + b for a, b in zip(cells, counts, strict=True)] if cells else counts
+        for index, ((total, squares), count) in enumerate(zip(sums, cells, strict=True)):
+            mean = total / count
+            deviation = (squares / count - mean.square()).clamp(min=0.0).sqrt()
+            # A channel that hardly moves on good pictures is not blown up to the size of the others.
+            least = max(0.05 * float(deviation.mean()), 1e-6)
+            self.get_buffer(f"center{index}").copy_(mean.reshape(1, -1, 1, 1))
+            self.get_buffer(f"scale{index}").copy_(1.0 / deviation.clamp(min=least).reshape(1, -1, 1, 1))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return the logits of a batch."""
+        stages = self.encoder(image)
+        joined: Tensor | None = None
+        for index in reversed(range(len(stages))):
+            centred = (stages[index] - self.get_buffer(f"center{index}")) * self.get_buffer(f"scale{index}")
+            own = self.laterals[index](centred)
+            joined = own if joined is None else own + enlarge(joined, (int(own.shape[2]), int(own.shape[3])))
+            joined = self.blocks[index](joined)
+        logits: Tensor = self.head(joined)
+        return logits.float()
+
+
+def _block(width: int) -> nn.Module:
+    # Group normalisation: batches are small, and it is the same while training and after.
+    return nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.GroupNorm(_GROUPS, width), nn.ReLU())
+
+
+def enlarge(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return maps [N, C, h, w] at another size, bilinearly."""
+    return functional.interpolate(maps, size=size, mode="bilinear", align_corners=False)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch of a step.
+
+    Attributes:
+        images: uint8 [N, H, W, 3], good ones first.
+        labels: Bool [N, H, W].
+        is_coarse: Bool [N].
+        is_synthetic: Bool [N].
+    """
+
+    images: UInt8Array
+    labels: BoolArray
+    is_coarse: BoolArray
+    is_synthetic: BoolArray
+
+
+def draw_batch(config: SegmenterConfig, data: SegmenterData, seed: int) -> Batch:
+    """Return the pictures of a step, moved at random.
+
+    Good and real pictures and all movements depend on the seed alone; only then are defective ones replaced by
+    synthetic ones, and only with a `synthetic_share` above 0.
+
+    Args:
+        config: Settings.
+        data: What there is.
+        seed: Of the step.
+    """
+    chance = np.random.default_rng(seed)
+    defective = config.defective
+    good = config.batch_size - defective
+    height, width = config.preprocessing.size
+    margins = (round(config.shift * height), round(config.shift * width))
+    of_good = chance.integers(len(data.good), size=good)
+    of_real = chance.integers(len(data.real.pictures), size=defective)
+    flips = chance.random((config.batch_size, 2)) < [0.5 * config.flip, 0.5 * config.flip_vertical]
+    shifts = [chance.integers(-margin, margin + 1, size=config.batch_size) for margin in margins]
+
+    images = np.empty((config.batch_size, height, width, 3), np.uint8)
+    labels = np.zeros((config.batch_size, height, width), np.bool_)
+    is_synthetic, is_coarse = np.zeros((2, config.batch_size), np.bool_)
+    images[:good] = _taken(data.good, of_good)
+    images[good:], labels[good:] = _taken(data.real.pictures, of_real), data.real.labels[of_real]
+    if data.synthetic is not None:
+        is_synthetic[good:] = chance.random(defective) < config.synthetic_share
+        of_synthetic = chance.integers(len(data.synthetic.pictures), size=defective)[is_synthetic[good:]]
+        if of_synthetic.size:
+            images[is_synthetic] = _taken(data.synthetic.pictures, of_synthetic)
+            labels[is_synthetic] = data.synthetic.labels[of_synthetic]
+            is_coarse = is_synthetic & data.synthetic.is_coarse
+    for index in range(config.batch_size):
+        moved = (margins, (int(shifts[0][index]), int(shifts[1][index])), flips[index])
+        images[index], labels[index] = _moved(images[index], *moved), _moved(labels[index], *moved)
+    return Batch(images, labels, is_coarse, is_synthetic)
+
+
+def _taken(pictures: Pictures, numbers: npt.NDArray[np.int64]) -> UInt8Array:
+    found: UInt8Array = next(iter(pictures.batches(numbers, len(numbers))))
+    return found
+
+
+def _moved(
+    array: npt.NDArray[Any], margins: tuple[int, int], shift: tuple[int, int], flips: BoolArray
+) -> npt.NDArray[Any]:
+    """Shift an array [H, W, ...] by whole pixels, then mirror it left to right and top to bottom."""
+    height, width = array.shape[:2]
+    sides = [(margin, margin) for margin in margins] + [(0, 0)] * (array.ndim - 2)
+    padded = np.pad(array, sides, mode="reflect")
+    top, left = margins[0] - shift[0], margins[1] - shift[1]
+    cut = padded[top : top + height, left : left + width]
+    return cut[:: -1 if flips[1] else 1, :: -1 if flips[0] else 1]
+
+
+class SegmenterTask:
+    """The training of a segmenter; see `flawscope.training.loop.loop.Task`.
+
+    Args:
+        config: Settings.
+        encoder: Backbone with its weights; it is copied.
+        data: What is learned from.
+
+    Attributes:
+        network: The segmenter; its decoder starts from what `config.seed` gives, whatever was drawn before.
+    """
+
+    def __init__(self, config: SegmenterConfig, encoder: Backbone, data: SegmenterData) -> None:
+        self._config, self._data = config, data
+        torch.manual_seed(config.seed)
+        self.segmenter = Segmenter(copy.deepcopy(encoder), config)
+        self.segmenter.standardise(
+            data.good.batches(range(min(_MEASURED, len(data.good))), config.batch_size),
+        )
+        self.network: nn.Module = self.segmenter
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Return AdamW over the decoder, and over the encoder at a lower rate where it learns."""
+        config = self._config
+        encoder = [one for one in self.segmenter.encoder.parameters() if one.requires_grad]
+        own = {id(one) for one in self.segmenter.encoder.parameters()}
+        groups: list[dict[str, Any]] = [{"params": [one for one in self.segmenter.parameters() if id(one) not in own]}]
+        if encoder:
+            groups.append({"params": encoder, "lr": config.learning_rate * config.encoder_rate})
+        return torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=config.weight_decay)
+
+    def loss(self, network: nn.Module, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Return the loss of a step. `images` are numbers that count for nothing: the step's seed draws the batch."""
+        config = self._config
+        batch = draw_batch(config, self._data, generator.initial_seed())
+        given, labels, is_coarse = (
+            torch.from_numpy(one).to(images.device) for one in (batch.images, batch.labels, batch.is_coarse)
+        )
+        logits = enlarge(network(given).float(), config.preprocessing.size)
+        return weak_focal_loss(logits, labels[:, None], is_coarse, config.gamma, config.weak_tau)
+
+    def validate(self) -> dict[str, float]:
+        """Return the mean loss of good pictures that were not learned from. Nothing is chosen by it."""
+        count = min(_VALIDATED, len(self._data.held_back))
+        maps = torch.from_numpy(predict(self.segmenter, self._data.held_back, count))
+        losses = focal_loss(maps, torch.zeros_like(maps, dtype=torch.bool), self._config.gamma)
+        return {"error": float(losses.mean())}
+
+    def preview(self, path: Path) -> None:
+        """Write some of the real defects beside their labels and what is seen in them."""
+        real = self._data.real
+        count = min(_PREVIEWS, len(real.pictures))
+        images = _taken(real.pictures, np.arange(count))
+        maps = torch.from_numpy(predict(self.segmenter, real.pictures, count))
+        found = enlarge(maps[:, None].sigmoid(), self._config.preprocessing.size)[:, 0].numpy()
+        rows = []
+        for image, label, seen in zip(images, real.labels, found, strict=False):
+            grey = [np.repeat((255 * one).astype(np.uint8)[..., None], 3, axis=2) for one in (label, seen)]
+            rows.append(np.hstack([cv2.cvtColor(image, cv2.COLOR_RGB2BGR), *grey]))
+        path.write_bytes(cv2.imencode(".png", np.vstack(rows))[1].tobytes())
+
+
+def train_segmenter(
+    config: SegmenterConfig, encoder: Backbone, data: SegmenterData, folder: Path, progress: Progress
+) -> tuple[Segmenter, Trained]:
+    """Train a segmenter.
+
+    Args:
+        config: Settings.
+        encoder: Backbone with its weights; it is copied.
+        data: What is learned from.
+        folder: Where metrics, a preview and a checkpoint are written.
+        progress: Told the steps done.
+
+    Returns:
+        The segmenter after the last step (averaged over steps where `ema` is above 0), on the CPU, and the record of
+        the loop.
+
+    Raises:
+        RunError: If memory runs out, or the loss is not finite.
+    """
+    task = SegmenterTask(config, encoder, data)
+    trained = run_loop(task, Numbers(config.steps * config.batch_size), config, folder, progress=progress)
+    segmenter = task.segmenter.cpu()
+    segmenter.load_state_dict(trained.state)
+    return segmenter.eval(), trained
+
+
+def predict(segmenter: Segmenter, pictures: Pictures, count: int | None = None, batch_size: int = 16) -> Float32Array:
+    """Return the logits of the first `count` pictures, or of all: float32 [N, h, w] on the grid of the network."""
+    device = next(segmenter.parameters()).device
+    segmenter.eval()
+    parts = []
+    with torch.inference_mode():
+        for images in pictures.batches(range(len(pictures) if count is None else count), batch_size):
+            parts.append(segmenter(torch.from_numpy(images).to(device))[:, 0].float().cpu().numpy())
+    return np.concatenate(parts)
+
+
+def picture_scores(logits: Float32Array, top: int) -> Float64Array:
+    """Return the mean probability of each picture's `top` highest pixels, float64 [N].
+
+    Args:
+        logits: Float32 [N, H, W].
+        top: Pixels; where a picture has fewer, all count.
+    """
+    flat = logits.reshape(len(logits), -1)
+    kept = np.partition(flat, flat.shape[1] - min(top, flat.shape[1]), axis=1)[:, -min(top, flat.shape[1]) :]
+    return np.asarray((1.0 / (1.0 + np.exp(-kept.astype(np.float64)))).mean(axis=1))

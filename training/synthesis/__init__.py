@@ -1,0 +1,1 @@
+"""Generators of defects: base model, learned embeddings, inpainting networks."""

@@ -1,0 +1,178 @@
+"""The base of what draws defects: a text-to-image model in latents, of good parts or of everything."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from torch import nn
+
+from flawscope.config import BaseConfig
+from flawscope.diffusion.prompts import PromptRules, Prompts
+from flawscope.diffusion.schedule import Sampling
+from flawscope.errors import RunError
+from flawscope.training.detectors.detector_run import load_state
+from flawscope.training.diffusion.autoencoder import Normalization
+from flawscope.training.diffusion.autoencoder_network import fill_autoencoder
+from flawscope.training.diffusion.diffusers_networks import import_diffusers
+from flawscope.training.synthesis.diffusers_folder import SAMPLING, identity_of, import_transformers, read_base_folder
+from flawscope.training.synthesis.generator_run import RECORD, TOKENIZER, WEIGHTS, SynthesisRun, read_synthesis_run
+from flawscope.training.synthesis.text_encoder import TextEncoder
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
+
+
+@dataclass(frozen=True)
+class SynthesisBase:
+    """A text-to-image model, frozen and in inference mode.
+
+    Attributes:
+        autoencoder: An AutoencoderKL of diffusers; its settings have the `scaling_factor` of latents.
+        normalization: How it wants pictures.
+        unet: A UNet2DConditionModel of diffusers. It takes latents float32 [N, C, h, w], for inpainting [N, 2C+1, h, w]
+            (latents, box, latents of the rest of the picture), timesteps int64 [N] and texts float32 [N, L, D].
+        text: The text encoder.
+        tokenizer: Content of `tokenizer.json`.
+        prompts: How texts become tokens.
+        sampling: Noise levels, and how pictures are drawn.
+        size: Height and width in pixels of the pictures it knows.
+        licence: Of its weights.
+        identity: SHA-256 over its files.
+    """
+
+    autoencoder: AutoencoderKL
+    normalization: Normalization
+    unet: nn.Module
+    text: TextEncoder
+    tokenizer: bytes
+    prompts: Prompts
+    sampling: Sampling
+    size: tuple[int, int]
+    licence: str
+    identity: str
+
+    @property
+    def latents(self) -> tuple[int, int, int]:
+        """Channels, height and width of the latents of a picture."""
+        autoencoder: Any = self.autoencoder
+        halvings = len(autoencoder.config.block_out_channels) - 1
+        return int(autoencoder.config.latent_channels), self.size[0] >> halvings, self.size[1] >> halvings
+
+    @property
+    def is_inpainting(self) -> bool:
+        """Whether the UNet is given the box and the rest of the picture as well."""
+        unet: Any = self.unet
+        return bool(unet.config.in_channels == 2 * self.latents[0] + 1)
+
+
+class BaseSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What of a run of `train base` has to be known before its weights fit: `networks` of its record.
+
+    Attributes:
+        unet: Of the UNet2DConditionModel.
+        text: Of the CLIPTextModel.
+        autoencoder: Of the AutoencoderKL, but for its factor.
+        scaling: Factor of the latents.
+        normalization: How the autoencoder wants pictures.
+        length: Tokens of every text.
+        pad: Token that fills a short text up.
+    """
+
+    unet: dict[str, Any]
+    text: dict[str, Any]
+    autoencoder: dict[str, Any]
+    scaling: float
+    normalization: Normalization
+    length: int
+    pad: int
+
+
+def open_base(path: Path, placeholder: str = "*") -> SynthesisBase:
+    """Read a base; nothing is downloaded and nothing unpickled.
+
+    Args:
+        path: A run of `train base`; or a folder of Stable Diffusion 1 or 2, for drawing or for inpainting, or of LDM
+            text-to-image, as diffusers writes them, with weights in safetensors.
+        placeholder: Word that stands for a learned one in texts.
+
+    Raises:
+        MissingExtra: If a package is not installed.
+        RunError: If it is none of them, broken, or predicts something else than the noise.
+    """
+    if (path / RECORD).is_file():
+        return restore_base(read_synthesis_run(path), placeholder)
+    parts = read_base_folder(path)
+    rules = PromptRules(parts.length, parts.pad, placeholder)
+    sides = parts.unet.config.sample_size
+    rows, columns = (sides, sides) if isinstance(sides, int) else sides
+    halvings = len(parts.autoencoder.config.block_out_channels) - 1
+    return SynthesisBase(
+        autoencoder=parts.autoencoder,
+        normalization="signed",
+        unet=parts.unet,
+        text=TextEncoder(parts.text).requires_grad_(False).eval(),
+        tokenizer=parts.tokenizer,
+        prompts=Prompts(parts.tokenizer, rules, str(path / "tokenizer")),
+        sampling=parts.sampling,
+        size=(rows << halvings, columns << halvings),
+        licence=parts.licence,
+        identity=parts.identity,
+    )
+
+
+def restore_base(run: SynthesisRun, placeholder: str = "*") -> SynthesisBase:
+    """Return the base in a run of `train base`.
+
+    Raises:
+        MissingExtra: If a package is not installed.
+        RunError: If the run is of another kind, or its weights do not fit.
+    """
+    config = run.record.config
+    if not isinstance(config, BaseConfig):
+        raise RunError(f"{run.path}: expected a run of train base, got one of train {run.record.kind}. Name its base.")
+    try:
+        settings = msgspec.convert(run.record.networks, BaseSettings)
+        tokenizer = (run.path / TOKENIZER).read_bytes()
+    except (msgspec.ValidationError, OSError) as err:
+        raise RunError(f"{run.path}: expected a whole run of train base, got one without {err}. Train again.") from err
+    autoencoder = fill_autoencoder(
+        settings.autoencoder,
+        run.tensors.get("autoencoder", {}),
+        settings.scaling,
+        f"{run.path / WEIGHTS}: autoencoder",
+    )
+    unet, text = build_networks(settings, run.path)
+    load_state(unet, run.tensors.get("unet", {}), f"{run.path}: unet")
+    load_state(text.model, run.tensors.get("text", {}), f"{run.path}: text")
+    return SynthesisBase(
+        autoencoder=autoencoder,
+        normalization=settings.normalization,
+        unet=unet,
+        text=text.requires_grad_(False).eval(),
+        tokenizer=tokenizer,
+        prompts=Prompts(tokenizer, PromptRules(settings.length, settings.pad, placeholder), str(run.path / TOKENIZER)),
+        sampling=SAMPLING,
+        size=config.preprocessing.size,
+        licence=run.record.licence,
+        identity=identity_of(run.path, (run.path / name for name in (RECORD, WEIGHTS, TOKENIZER))),
+    )
+
+
+def build_networks(settings: BaseSettings, what: Path | str = "base") -> tuple[nn.Module, TextEncoder]:
+    """Return UNet and text encoder from random weights.
+
+    Raises:
+        MissingExtra: If a package is not installed.
+        RunError: If the settings are not of such networks.
+    """
+    diffusers, transformers = import_diffusers(), import_transformers()
+    try:
+        unet: nn.Module = diffusers.UNet2DConditionModel(**settings.unet)
+        text: nn.Module = transformers.CLIPTextModel(transformers.CLIPTextConfig(**settings.text))
+    except Exception as err:  # both libraries raise whatever a setting leads to
+        first = next(iter(str(err).splitlines()), "no message")
+        raise RunError(f"{what}: expected settings of a UNet and a text encoder, got {first}. Train again.") from err
+    return unet, TextEncoder(text)

@@ -1,0 +1,393 @@
+"""The training of a small base: UNet and text encoder learn good parts together, in the latents of an autoencoder."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from flawscope.arrays import UInt8Array
+from flawscope.config import BaseConfig
+from flawscope.config.diffusion import check_widths
+from flawscope.datasets import Sample
+from flawscope.diffusion.prompts import PromptRules, Prompts
+from flawscope.diffusion.schedule import TRAINED_STEPS, signal_shares
+from flawscope.errors import ArgumentError
+from flawscope.progress import Progress
+from flawscope.training.diffusion.autoencoder import Encoder, Normalization, open_autoencoder
+from flawscope.training.diffusion.autoencoder_network import settings_of
+from flawscope.training.diffusion.diffusers_networks import group_count
+from flawscope.training.diffusion.noise import add_noise, noise_levels
+from flawscope.training.diffusion.unet import recompute_blocks
+from flawscope.training.features.patch_extraction import choose_device
+from flawscope.training.loop.epoch_data import MOST_VALIDATED, mean_error, split_pictures, spread_levels, training_facts
+from flawscope.training.loop.image_batches import Numbers
+from flawscope.training.loop.loop import run_loop
+from flawscope.training.loop.optimizers import build_optimizer
+from flawscope.training.synthesis.base_latents import (
+    Encoded,
+    centred_autoencoder,
+    encode_pictures,
+    joined,
+    network_settings,
+)
+from flawscope.training.synthesis.base_model import BaseSettings, SynthesisBase, build_networks
+from flawscope.training.synthesis.diffusers_folder import SAMPLING
+from flawscope.training.synthesis.generator_run import SynthesisFitted
+from flawscope.training.synthesis.latent_cache import PREVIEWS, draw_anew, write_strip
+from flawscope.training.synthesis.word_tokenizer import END, LENGTH, START, write_tokenizer
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
+
+TEXTS = (
+    "a photo of a good {category}",
+    "a photo of one good {category}",
+    "a picture of a good {category}",
+    "a close photo of a good {category}",
+    "a good {category}",
+    "a photo of a {category} without a defect",
+)
+"""What is said of good pictures; the first in validation and previews."""
+
+_LEAST_BOXES, _BOXES_IN_ALL = 2, 4096
+"""Random boxes of a picture, and of all pictures together: few pictures have more each."""
+
+_PREVIEW_GUIDANCE = 1.5
+
+
+def train_base(
+    config: BaseConfig,
+    samples: Sequence[Sample],
+    category: str,
+    hashes: Mapping[Path, str],
+    folder: Path,
+    resume: bool,
+    progress: Progress,
+) -> SynthesisFitted:
+    """Train a text-to-image model of good parts (arXiv:2112.10752), or an inpainting model of them.
+
+    Args:
+        config: Settings.
+        samples: Good pictures; of each category a share of them chooses the best epoch.
+        category: Of samples that do not say theirs.
+        hashes: Content hash of every picture.
+        folder: Where metrics, previews and checkpoints are written.
+        resume: Go on from the newest checkpoint there.
+        progress: Told what is being done.
+
+    Raises:
+        ArgumentError: If no autoencoder is named, or sizes do not fit.
+        DataError: If a category has too few pictures.
+        RunError: If the autoencoder cannot be used, memory runs out, the loss is not finite, or a checkpoint does not
+            fit.
+    """
+    autoencoder, normalization = _autoencoder_of(config)
+    groups: dict[str, list[Sample]] = {}
+    for sample in samples:
+        groups.setdefault(sample.category or category, []).append(sample)
+    names = sorted(groups)
+    tokenizer = write_tokenizer(names)
+    base_settings(config, autoencoder, normalization, tokenizer)  # refuses sizes before pictures are read
+    parts = [split_pictures("base", config, groups[name], hashes, progress) for name in names]
+    device = choose_device(config.device)
+    autoencoder = centred_autoencoder(config, autoencoder, normalization, [learned for learned, _ in parts], device)
+    settings = base_settings(config, autoencoder, normalization, tokenizer)
+    encoder = Encoder(autoencoder, normalization).to(device)
+    learned, held_back = [], []
+    for number, (pictures, validation) in enumerate(parts):
+        first = 1 + number * len(TEXTS)
+        boxes = min(config.epochs, max(_LEAST_BOXES, -(-_BOXES_IN_ALL // len(pictures))))
+        learned.append(encode_pictures(config, encoder, pictures, first, boxes, progress))
+        held_back.append(encode_pictures(config, encoder, validation, first, 1, progress))
+    encoder.cpu()
+    shown = [next(validation.batches(range(min(PREVIEWS, len(validation))), PREVIEWS)) for _, validation in parts]
+    task = BaseTask(
+        config, autoencoder, settings, tokenizer, names, joined(learned), joined(held_back), np.concatenate(shown)
+    )
+    trained = run_loop(task, Numbers(len(task.learned)), config, folder, resume=resume, progress=progress)
+    state: dict[str, dict[str, Tensor]] = {"unet": {}, "text": {}}
+    for name, value in trained.state.items():
+        group, _, rest = name.partition(".")
+        state[group][rest.removeprefix("model.") if group == "text" else rest] = value
+    halves: Any = autoencoder
+    return SynthesisFitted(
+        networks={**state, "autoencoder": dict(halves.state_dict())},
+        facts={
+            **training_facts(trained),
+            "training_pictures": len(task.learned),
+            "validation_pictures": len(task.held_back),
+        },
+        settings=msgspec.to_builtins(settings),
+        tokenizer=tokenizer,
+    )
+
+
+def base_settings(
+    config: BaseConfig, autoencoder: AutoencoderKL, normalization: Normalization, tokenizer: bytes
+) -> BaseSettings:
+    """Return how the networks of a base are built.
+
+    All levels of the UNet attend to the text but the finest, which has most of the positions: on a CPU attention there
+    costs nearly as much as everything else, and what is told of a part is coarse.
+
+    Args:
+        config: Settings.
+        autoencoder: Whose latents are drawn.
+        normalization: How it wants pictures.
+        tokenizer: Content of `tokenizer.json`, of `write_tokenizer`.
+
+    Raises:
+        ArgumentError: If sizes do not fit.
+    """
+    stock = settings_of(autoencoder)
+    widths, channels = config.widths, int(stock["latent_channels"])
+    levels = tuple(stock["block_out_channels"])
+    check_widths(levels, config.preprocessing.size)
+    latent = [side >> (len(levels) - 1) for side in config.preprocessing.size]
+    coarsest = 2 ** (len(widths) - 1)
+    if any(side % coarsest or side // coarsest < 2 for side in latent):
+        raise ArgumentError(
+            f"widths: expected levels that halve latents of {latent} evenly, down to 2 or more, got {len(widths)}. "
+            "Take fewer widths or other pictures."
+        )
+    attended = len(widths) - 1
+    vocabulary = msgspec.json.decode(tokenizer)["model"]["vocab"]
+    return BaseSettings(
+        unet={
+            "sample_size": latent,
+            "in_channels": 2 * channels + 1 if config.inpainting else channels,
+            "out_channels": channels,
+            "down_block_types": ["DownBlock2D"] + ["CrossAttnDownBlock2D"] * attended,
+            "up_block_types": ["CrossAttnUpBlock2D"] * attended + ["UpBlock2D"],
+            "block_out_channels": list(widths),
+            "layers_per_block": config.layers,
+            "norm_num_groups": group_count(widths),
+            "cross_attention_dim": config.context,
+            "attention_head_dim": config.heads,  # diffusers' name for the number of heads
+        },
+        text={
+            "vocab_size": len(vocabulary),
+            "hidden_size": config.context,
+            "intermediate_size": 4 * config.context,
+            "num_hidden_layers": config.text_layers,
+            "num_attention_heads": config.heads,
+            "max_position_embeddings": LENGTH,
+            "bos_token_id": vocabulary[START],
+            "eos_token_id": vocabulary[END],
+            "pad_token_id": vocabulary[END],
+        },
+        autoencoder=network_settings(autoencoder),
+        scaling=float(stock["scaling_factor"]),
+        normalization=normalization,
+        length=LENGTH,
+        pad=vocabulary[END],
+    )
+
+
+# ---- The training ----------------------------------------------------------------------------------------------------
+
+
+class DrawingNetwork(nn.Module):
+    """UNet and text encoder as one: `forward` says the noise in x.
+
+    It takes x float32 [N, C, h, w], for inpainting [N, 2C+1, h, w], timesteps int64 [N], texts as tokens int64 [U, L]
+    and which of them belongs to each picture, int64 [N].
+
+    Args:
+        settings: Of both.
+    """
+
+    def __init__(self, settings: BaseSettings) -> None:
+        super().__init__()
+        self.unet, self.text = build_networks(settings)
+
+    def forward(self, x: Tensor, t: Tensor, tokens: Tensor, chosen: Tensor) -> Tensor:
+        """Return the predicted noise."""
+        with _attention(x.device):
+            predicted: Tensor = self.unet(x, t, self.encode(tokens)[chosen], return_dict=False)[0]
+        return predicted
+
+    def encode(self, tokens: Tensor) -> Tensor:
+        """Return texts as the UNet takes them, float32 [U, L, D]."""
+        placed = torch.zeros(tokens.shape, device=tokens.device)
+        context: Tensor = self.text(tokens, placed[..., None].expand(-1, -1, self.text.width), placed)
+        return context
+
+
+def _attention(device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """Return what chooses the kernels of attention.
+
+    In bfloat16 on a CPU the backward pass of torch's flash attention takes half of a step; plain products do not.
+    """
+    if device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        return sdpa_kernel(SDPBackend.MATH)
+    return contextlib.nullcontext()
+
+
+class BaseTask:
+    """The training of a small base; see `flawscope.training.loop.loop.Task`.
+
+    Args:
+        config: Settings.
+        autoencoder: Frozen, for previews.
+        settings: Of the networks.
+        tokenizer: Content of `tokenizer.json`.
+        names: Categories, in the order of their texts.
+        learned: Good pictures to learn.
+        held_back: Good pictures that choose the best epoch.
+        shown: The first of those, for previews, uint8 [P, H, W, 3].
+
+    Attributes:
+        network: UNet and text encoder.
+        tokens: All texts, int64 [1 + names · texts, L]; the first is empty.
+    """
+
+    def __init__(
+        self,
+        config: BaseConfig,
+        autoencoder: AutoencoderKL,
+        settings: BaseSettings,
+        tokenizer: bytes,
+        names: Sequence[str],
+        learned: Encoded,
+        held_back: Encoded,
+        shown: UInt8Array,
+    ) -> None:
+        self._config, self._shown = config, shown[:PREVIEWS]
+        self.learned, self.held_back = learned, held_back
+        texts = ["", *(text.format(category=name.replace("_", " ")) for name in names for text in TEXTS)]
+        prompts = Prompts(tokenizer, PromptRules(settings.length, settings.pad))
+        self.tokens = torch.from_numpy(prompts.tokens(texts, config.context).tokens)
+        torch.manual_seed(config.seed)
+        network = DrawingNetwork(settings)
+        recompute_blocks(
+            network.unet, config.gradient_checkpointing, lambda: _attention(next(network.parameters()).device)
+        )
+        self.network: nn.Module = network
+        self._base = SynthesisBase(
+            autoencoder=autoencoder,
+            normalization=settings.normalization,
+            unet=network.unet,
+            text=network.text,
+            tokenizer=tokenizer,
+            prompts=prompts,
+            sampling=SAMPLING,
+            size=config.preprocessing.size,
+            licence="",
+            identity="",
+        )
+        self._shares = torch.from_numpy(signal_shares(SAMPLING)).float()
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Return the optimizer of all parameters."""
+        # Fused: of hundreds of small tensors, it takes a twentieth of a step on a CPU.
+        return build_optimizer(self._config, self.network.parameters(), fused=True)
+
+    def loss(self, network: nn.Module, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Return the squared error of the predicted noise (arXiv:2112.10752, equation 3), over all latents.
+
+        Args:
+            network: The network.
+            images: Numbers of pictures, int64 [N].
+            generator: Gives posterior, levels, texts, boxes and noise.
+        """
+        device, count, data = images.device, len(images), self.learned
+        numbers = images.cpu()
+        clean = data.latents.sample(numbers, generator)
+        levels = noise_levels(count, TRAINED_STEPS, generator)
+        texts = data.texts[numbers].to(device) + noise_levels(count, len(TEXTS), generator)
+        is_dropped = torch.rand(count, generator=generator, device=device) < self._config.text_drop
+        texts = texts.masked_fill(is_dropped, 0)
+        beside = data.beside(numbers, noise_levels(count, max(1, data.boxes.shape[1]), generator).cpu())
+        noise = torch.randn(clean.shape, generator=generator, device=device)
+        return self._squared_errors(network, clean, levels, noise, texts, beside).mean()
+
+    def validate(self) -> dict[str, float]:
+        """Return the mean squared error of the predicted noise, at levels and with noise that stay the same."""
+        data, count = self.held_back, min(len(self.held_back), MOST_VALIDATED)
+        size, seed = self._config.batch_size, self._config.seed
+        device = next(self.network.parameters()).device
+        numbers = torch.arange(count) * len(data) // count  # evenly: they come category by category
+        levels = spread_levels(count, seed).to(device)
+
+        def errors(part: tuple[Tensor, Tensor], generator: torch.Generator) -> Tensor:
+            numbers, levels = part
+            clean, texts = data.latents.mean[numbers].to(device), data.texts[numbers].to(device)
+            noise = torch.randn(clean.shape, generator=generator, device=device)
+            beside = data.beside(numbers, torch.zeros_like(numbers))
+            return self._squared_errors(self.network, clean, levels, noise, texts, beside).mean(dim=(1, 2, 3))
+
+        return mean_error(zip(torch.split(numbers, size), torch.split(levels, size), strict=True), errors, device, seed)
+
+    def preview(self, path: Path) -> None:
+        """Write held-back good pictures, each beside one that is drawn, or beside itself with its box filled."""
+        data, base = self.held_back, self._base
+        unet: Any = base.unet
+        numbers = torch.arange(len(self._shown))
+        texts = torch.stack([data.texts[numbers], torch.zeros_like(numbers)])
+        device = next(self.network.parameters()).device
+        with torch.inference_mode():
+            contexts = [self._encode(self.tokens[row].to(device)) for row in texts]
+            drawn = draw_anew(
+                base,
+                "inpaint" if base.is_inpainting else "blend",
+                lambda x, t, context: unet(x, t, context, return_dict=False)[0],
+                data.latents.mean[numbers],
+                [np.ones(base.size, np.bool_)] * len(numbers),
+                (contexts[0], contexts[1]),
+                guidance=_PREVIEW_GUIDANCE,
+                seed=self._config.seed,
+                beside=data.beside(numbers, torch.zeros_like(numbers)),
+            )
+        write_strip(path, list(self._shown), list(drawn))
+
+    def _encode(self, tokens: Tensor) -> Tensor:
+        network: Any = self.network
+        context: Tensor = network.encode(tokens)
+        return context
+
+    def _squared_errors(
+        self, network: nn.Module, clean: Tensor, levels: Tensor, noise: Tensor, texts: Tensor, beside: Tensor | None
+    ) -> Tensor:
+        noisy = add_noise(clean, noise, self._shares.to(clean.device)[levels])
+        given = noisy if beside is None else torch.cat([noisy, beside.to(clean.device)], dim=1)
+        # Many pictures share a text: each is encoded once.
+        used, chosen = torch.unique(texts, return_inverse=True)
+        predicted: Tensor = network(given, levels, self.tokens.to(clean.device)[used], chosen)
+        return (predicted.float() - noise).square()
+
+
+# ---- The autoencoder -------------------------------------------------------------------------------------------------
+
+
+def autoencoder_identity(config: BaseConfig) -> str:
+    """Return a SHA-256 of the autoencoder, by which a training that goes on knows it again.
+
+    Raises:
+        ArgumentError: If the settings name none.
+        RunError: If it cannot be used.
+    """
+    autoencoder: Any = _autoencoder_of(config)[0]
+    digest = hashlib.sha256(safetensors.torch.save(dict(autoencoder.state_dict())))
+    digest.update(repr(float(autoencoder.config.scaling_factor)).encode())
+    return digest.hexdigest()
+
+
+def _autoencoder_of(config: BaseConfig) -> tuple[AutoencoderKL, Normalization]:
+    if config.autoencoder is None:
+        raise ArgumentError(
+            "autoencoder: expected a run of train autoencoder or a folder with an AutoencoderKL, got none. Make one "
+            "with flawscope train autoencoder, then name it with --set autoencoder=RUN."
+        )
+    opened, normalization = open_autoencoder(Path(config.autoencoder))
+    return opened, normalization or "signed"  # which those have that do not say it

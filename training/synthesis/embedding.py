@@ -1,0 +1,288 @@
+"""A word for each defect type: masked textual inversion.
+
+Source: AnoGen (ECCV 2024, arXiv:2505.09263), after textual inversion (arXiv:2208.01618). Departures: latents are
+encoded once, and a new sample is drawn of them in every step; texts are another list of photos; the error that chooses
+the state is measured, where AnoGen takes the last one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from flawscope.config import EmbeddingConfig
+from flawscope.diffusion.schedule import TRAINED_STEPS, signal_shares
+from flawscope.errors import ArgumentError
+from flawscope.progress import Progress
+from flawscope.training.diffusion.noise import add_noise, noise_levels
+from flawscope.training.diffusion.unet import recompute_blocks
+from flawscope.training.loop.epoch_data import mean_error, rounded
+from flawscope.training.loop.image_batches import Numbers
+from flawscope.training.loop.loop import run_loop
+from flawscope.training.loop.optimizers import build_optimizer
+from flawscope.training.synthesis.generator_run import LearnedDefect, SynthesisFitted
+from flawscope.training.synthesis.latent_cache import (
+    Moments,
+    TextTokens,
+    check_base,
+    encode_moments,
+    latent_masks,
+    preview_numbers,
+    validation_plan,
+    write_preview,
+)
+from flawscope.training.synthesis.prompt_templates import photo_texts
+from flawscope.training.synthesis.support_examples import SupportPicture, SupportSet
+
+if TYPE_CHECKING:
+    from flawscope.training.synthesis.base_model import SynthesisBase
+
+GUIDANCE = 10.0
+"""Scale of the guidance in previews, that of AnoGen."""
+
+_SPREAD = 0.01
+"""By how much further vectors differ from the first at the start, as a part of its own deviation."""
+
+
+def train_embedding(
+    config: EmbeddingConfig,
+    base: SynthesisBase,
+    support: SupportSet,
+    folder: Path,
+    resume: bool,
+    progress: Progress,
+) -> SynthesisFitted:
+    """Learn the vectors of every defect type of a support set, one type after the other.
+
+    Each has a training of its own in `folder`/CATEGORY/DEFECT, so that what is learned of one does not depend on which
+    others are learned. The result has the tensors `vectors` -> CATEGORY/DEFECT -> float32 [V, W].
+
+    Args:
+        config: Settings.
+        base: What draws; it is frozen, and moved to the device of the training.
+        support: The pictures.
+        folder: Where metrics, previews and checkpoints are written.
+        resume: Go on from the newest checkpoint of every defect type; those that are done are not trained again.
+        progress: Told the steps done, of all defect types.
+
+    Raises:
+        ArgumentError: If the base is of the wrong kind or size, or `init_word` is not a single token.
+        RunError: If memory runs out, the loss is not finite, or a checkpoint does not fit.
+    """
+    vectors: dict[str, Tensor] = {}
+    errors, losses, defects, epochs = [], [], [], 0
+    for index, (category, defect) in enumerate(support.types):
+        pictures = support.of(category, defect)
+        task = EmbeddingTask(config, base, pictures)
+        place = folder / category / defect
+        told = _part_of(progress, index, len(support.types))
+        items = Numbers(len(pictures) * config.repeats)
+        trained = run_loop(task, items, config, place, resume=resume, progress=told)
+        vectors[f"{category}/{defect}"] = trained.state["vectors"]
+        errors.append(trained.error)
+        losses.append(trained.losses[-1])
+        epochs = max(epochs, len(trained.losses))
+        defects.append(LearnedDefect(category, defect, (config.placeholder,), vectors=True, pictures=len(pictures)))
+    return SynthesisFitted(
+        networks={"vectors": vectors},
+        facts={
+            "epochs": epochs,
+            "defect_types": len(defects),
+            "pictures": len(support.pictures),
+            "validation_error": rounded(float(np.mean(errors))),
+            "final_loss": rounded(float(np.mean(losses))),
+        },
+        defects=tuple(defects),
+    )
+
+
+def _part_of(progress: Progress, index: int, count: int) -> Progress:
+    """Return what tells the steps of training `index` as a part of those of `count` trainings."""
+
+    def told(what: str, done: int, total: int) -> None:
+        progress(what, index * total + done, count * total)
+
+    return told
+
+
+class Words(nn.Module):
+    """The vectors of a learned word.
+
+    `forward` takes slots int64 [N, L] and returns the vectors there, float32 [N, L, W].
+
+    Args:
+        start: Float32 [V, W].
+
+    Attributes:
+        vectors: The same, learning.
+    """
+
+    def __init__(self, start: Tensor) -> None:
+        super().__init__()
+        self.vectors = nn.Parameter(start.clone())
+
+    def forward(self, slots: Tensor) -> Tensor:
+        """Return the vectors of slots."""
+        return self.vectors[slots]
+
+
+class EmbeddingTask:
+    """The training of the vectors of one defect type; see `flawscope.training.loop.loop.Task`.
+
+    An epoch is every picture `repeats` times. The base is no part of the network: checkpoints hold the vectors alone.
+
+    Args:
+        config: Settings.
+        base: What draws.
+        pictures: Of the defect type.
+
+    Attributes:
+        network: The vectors.
+
+    Raises:
+        ArgumentError: If the base is of the wrong kind or size, or `init_word` is not a single token.
+    """
+
+    def __init__(self, config: EmbeddingConfig, base: SynthesisBase, pictures: Sequence[SupportPicture]) -> None:
+        size = check_base(config, base, inpainting=False)
+        fill = config.crop_fill if config.crop_defects else None
+        self._config, self._base = config, base
+        self._images, self._masks = zip(*(one.cut(size, fill) for one in pictures), strict=True)
+        self._texts = TextTokens(base.prompts, photo_texts(config.placeholder), config.vectors)
+        self._shares = torch.from_numpy(signal_shares(base.sampling)).float()
+        self._cached: tuple[Moments, Tensor] | None = None
+        self.network: nn.Module = Words(first_vectors(config, base))
+        recompute_blocks(base.unet, config.gradient_checkpointing)
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Return the optimizer of the vectors."""
+        config = self._config
+        return build_optimizer(config, self.network.parameters(), rate=config.rate, epsilon=config.epsilon)
+
+    def loss(self, network: nn.Module, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Return the masked error of the predicted noise, averaged over a batch of item numbers int64 [N].
+
+        Of each item are drawn: whether it is mirrored, a text, a noise level, a sample of its latents, and noise.
+        """
+        device = images.device
+        pictures = images % len(self._images)
+        is_mirrored = torch.rand(images.shape, generator=generator, device=device) < self._config.flip
+        rows = torch.randint(len(self._texts.tokens), images.shape, generator=generator, device=device)
+        levels = noise_levels(len(images), TRAINED_STEPS, generator)
+        return self._losses(network, pictures, is_mirrored, rows, levels, generator).mean()
+
+    def _losses(
+        self,
+        network: nn.Module,
+        pictures: Tensor,
+        is_mirrored: Tensor,
+        rows: Tensor,
+        levels: Tensor,
+        generator: torch.Generator,
+    ) -> Tensor:
+        device = pictures.device
+        unet = self._moved(device)
+        moments, masks = self._latents(device)
+        variants = (pictures + is_mirrored * len(self._images)).cpu()
+        latents = moments.sample(variants, generator)
+        noise = torch.randn(latents.shape, generator=generator, device=device)
+        noisy = add_noise(latents, noise, self._shares.to(device)[levels])
+        context = self._texts.context(self._base, rows, network)
+        predicted = unet(noisy, levels, context, return_dict=False)[0]
+        return masked_loss(predicted, noise, masks[variants].to(device), self._config.mask_loss)
+
+    def validate(self) -> dict[str, float]:
+        """Return the masked error at noise levels, with texts and noise, that stay the same.
+
+        It is measured on the pictures that are learned from, not mirrored: of three pictures none can be held back.
+        """
+        device, seed = next(self.network.parameters()).device, self._config.seed
+        numbers, levels = validation_plan(len(self._images), seed)
+        rows = torch.arange(len(numbers)) % len(self._texts.tokens)
+        plan = torch.stack([torch.from_numpy(numbers), rows, levels], dim=1).to(device)
+
+        def errors(part: Tensor, generator: torch.Generator) -> Tensor:
+            pictures, rows, levels = part.unbind(dim=1)
+            plain = torch.zeros_like(pictures, dtype=torch.bool)
+            return self._losses(self.network, pictures, plain, rows, levels, generator)
+
+        return mean_error(torch.split(plan, self._config.batch_size), errors, device, seed)
+
+    def preview(self, path: Path) -> None:
+        """Write pictures as they are learned from beside what the word draws in the place of the defect."""
+        device = next(self.network.parameters()).device
+        unet = self._moved(device)
+        moments, _ = self._latents(device)
+        texts = TextTokens(self._base.prompts, [self._config.placeholder], self._config.vectors)
+        rows = torch.zeros(len(preview_numbers(len(self._images))), dtype=torch.int64, device=device)
+        with torch.no_grad():
+            wanted = texts.context(self._base, rows, self.network)
+            empty = TextTokens(self._base.prompts, [""]).context(self._base, rows)
+        write_preview(
+            path,
+            self._base,
+            "blend",
+            lambda x, levels, context: unet(x, levels, context, return_dict=False)[0],
+            self._images,
+            self._masks,
+            moments.mean,
+            (wanted, empty),
+            guidance=GUIDANCE,
+            seed=self._config.seed,
+        )
+
+    def _moved(self, device: torch.device) -> Any:
+        """Move the base to the device and return its UNet."""
+        self._base.text.to(device)
+        unet: Any = self._base.unet.to(device)
+        return unet
+
+    def _latents(self, device: torch.device) -> tuple[Moments, Tensor]:
+        """Return the latents and masks of all pictures, and then of all of them mirrored."""
+        if self._cached is None:
+            images, masks = np.stack(self._images), np.stack(self._masks)
+            if self._config.flip > 0:
+                images = np.concatenate([images, images[:, :, ::-1]])
+                masks = np.concatenate([masks, masks[:, :, ::-1]])
+            moments = encode_moments(self._base, torch.from_numpy(images), device)
+            self._cached = moments, latent_masks(self._base, list(masks))
+        return self._cached
+
+
+def masked_loss(predicted: Tensor, noise: Tensor, mask: Tensor, kind: Literal["mean", "area"]) -> Tensor:
+    """Return the squared error of predicted noise inside a mask, float32 [N].
+
+    Args:
+        predicted: [N, C, h, w].
+        noise: Float32 [N, C, h, w].
+        mask: Float32 [N, 1, h, w], 1 inside.
+        kind: `mean` divides by all C · h · w entries, as AnoGen does, so that small defects give small gradients;
+            `area` by those inside the mask.
+    """
+    squared = ((predicted.float() - noise).square() * mask).flatten(1)
+    if kind == "mean":
+        return squared.mean(dim=1)
+    return squared.sum(dim=1) / (noise.shape[1] * mask.flatten(1).sum(dim=1))
+
+
+def first_vectors(config: EmbeddingConfig, base: SynthesisBase) -> Tensor:
+    """Return what the vectors of a word start from, float32 [V, W]: the embedding of `init_word`.
+
+    Vectors after the first get a little noise from the seed: equal ones would stay equal but for their positions.
+
+    Raises:
+        ArgumentError: If `init_word` is not a single token.
+    """
+    try:
+        token = base.prompts.word(config.init_word)
+    except ArgumentError as err:
+        raise ArgumentError(f"init_word: {err}") from err
+    word = base.text.table.detach()[token].float().cpu()
+    noise = torch.randn((config.vectors, len(word)), generator=torch.Generator().manual_seed(config.seed))
+    noise[0] = 0.0
+    return word + _SPREAD * word.std() * noise

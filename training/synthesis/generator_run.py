@@ -1,0 +1,240 @@
+"""The run of what draws: a base, learned words, or an inpainting network; a folder with `run.json` and its weights.
+
+    run.json               the record
+    weights.safetensors    unet.*, text.*, autoencoder.* of a base; vectors.CATEGORY/DEFECT; lora.*
+    tokenizer.json         of a base
+    samples/NNN.png        good pictures
+    support/               what embeddings and inpainting networks learned from, as in the support set
+    support.json           the record of the support set
+    metrics.jsonl          of the training, and `previews`; in folders of their own where there were several trainings
+
+Nothing in it is pickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from flawscope.config import BaseConfig, EmbeddingConfig, InpaintingConfig
+from flawscope.errors import RunError
+from flawscope.files import atomic_folder
+from flawscope.imaging.tiles import Picture, read_picture
+from flawscope.training.detectors.detector_run import RECORD as RECORD
+from flawscope.training.detectors.detector_run import SAMPLES, encode_sample
+from flawscope.training.detectors.detector_run import WEIGHTS as WEIGHTS
+from flawscope.training.loop.loop import METRICS, PREVIEWS
+
+SYNTHESIS_SCHEMA = 1
+TOKENIZER = "tokenizer.json"
+SUPPORT, SUPPORT_RECORD = "support", "support.json"
+
+SynthesisConfig = BaseConfig | EmbeddingConfig | InpaintingConfig
+Kind = Literal["base", "embedding", "inpainting"]
+SYNTHESIS_KINDS: tuple[Kind, ...] = ("base", "embedding", "inpainting")
+
+
+class LearnedDefect(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One defect type that a run can draw.
+
+    Attributes:
+        category: Name of the category.
+        name: Defect type, without the category.
+        texts: The texts it was trained with; `{location}` stands for words such as "in the upper left".
+        vectors: Whether the run has vectors for it, in the place of the placeholder.
+        pictures: Support pictures it was learned from.
+    """
+
+    category: str
+    name: str
+    texts: tuple[str, ...]
+    vectors: bool
+    pictures: int
+
+
+class SynthesisRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What `run.json` says.
+
+    Attributes:
+        kind: `base`, `embedding` or `inpainting`.
+        config: The settings as used, tagged with the method.
+        category: Name of the category, or "all".
+        layout: Layout of the dataset.
+        dataset: Fingerprint of the dataset.
+        training: SHA-256 of every picture learned from.
+        base: Identity of the base; empty for a base.
+        licence: Of the weights.
+        defects: What can be drawn; none for a base.
+        networks: Settings of networks that have to be built before the weights fit.
+        facts: What a person may want to know of the training.
+        seconds: Wall-clock seconds per part of it.
+        versions: Package versions.
+        created: UTC time, ISO 8601.
+        command: The command line.
+        flawscope: Version that wrote the run.
+        schema: Version of this record.
+    """
+
+    kind: Kind
+    config: SynthesisConfig
+    category: str
+    layout: str
+    dataset: str
+    training: tuple[str, ...]
+    base: str
+    licence: str
+    defects: tuple[LearnedDefect, ...]
+    networks: dict[str, Any]
+    facts: dict[str, int | float | str]
+    seconds: dict[str, float]
+    versions: dict[str, str]
+    created: str
+    command: str
+    flawscope: str
+    schema: int = SYNTHESIS_SCHEMA
+
+
+@dataclass(frozen=True)
+class SynthesisFitted:
+    """What a training of `train base`, `train embedding` or `train inpainting` gave.
+
+    Attributes:
+        networks: Group (`unet`, `text`, `autoencoder`; `vectors`; `lora`) -> name -> tensor.
+        facts: Figures for the record.
+        settings: Of networks that have to be built before the weights fit.
+        defects: What can be drawn.
+        tokenizer: Content of `tokenizer.json`; empty where there is none of the run's own.
+    """
+
+    networks: dict[str, dict[str, Tensor]]
+    facts: dict[str, int | float | str]
+    settings: dict[str, Any] = field(default_factory=dict)
+    defects: tuple[LearnedDefect, ...] = ()
+    tokenizer: bytes = b""
+
+
+@dataclass(frozen=True)
+class SynthesisRun:
+    """A run that was read back.
+
+    Attributes:
+        path: Its folder.
+        record: What `run.json` says.
+        digest: SHA-256 of `run.json`.
+        tensors: Group -> name -> tensor; see `SynthesisFitted.networks`.
+    """
+
+    path: Path
+    record: SynthesisRecord
+    digest: str
+    tensors: dict[str, dict[str, Tensor]]
+
+    @property
+    def samples(self) -> tuple[Path, ...]:
+        """The good pictures in it."""
+        return tuple(sorted((self.path / SAMPLES).glob("*.png")))
+
+
+def run_kind(path: Path) -> str | None:
+    """Return what the run in a folder says it is, or None where there is no run that says so."""
+    try:
+        return msgspec.json.decode((path / RECORD).read_bytes(), type=_Kind).kind
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+        return None
+
+
+class _Kind(msgspec.Struct):
+    kind: str
+
+
+def write_synthesis_run(
+    path: Path,
+    record: SynthesisRecord,
+    fitted: SynthesisFitted,
+    samples: Sequence[Picture],
+    notes: Path | None = None,
+    support: Mapping[str, Path] | None = None,
+) -> None:
+    """Write a run whole, or not at all.
+
+    Args:
+        path: The folder; an earlier run there is replaced.
+        record: What `run.json` will say.
+        fitted: Weights and tokenizer.
+        samples: Good pictures that come along.
+        notes: Folder of the training; its metrics and previews come along, those of its sub-folders too.
+        support: Place in the run -> file that is copied there.
+
+    Raises:
+        ArgumentError: If the folder holds something else.
+        StorageError: If the system refuses to write.
+    """
+    tensors = {
+        f"{group}.{name}": value.detach().cpu().contiguous()
+        for group, state in fitted.networks.items()
+        for name, value in state.items()
+    }
+    with atomic_folder(path, replace_if=RECORD) as folder:
+        try:
+            safetensors.torch.save_file(tensors, folder / WEIGHTS)
+        except SafetensorError as err:  # its writer reports a full disk in its own type
+            raise OSError(str(err)) from err
+        if fitted.tokenizer:
+            (folder / TOKENIZER).write_bytes(fitted.tokenizer)
+        (folder / SAMPLES).mkdir()
+        for index, sample in enumerate(samples):
+            (folder / SAMPLES / f"{index:03d}.png").write_bytes(encode_sample(read_picture(sample)))
+        for place, source in (support or {}).items():
+            (folder / place).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, folder / place)
+        if notes is not None:
+            for metrics in sorted(notes.rglob(METRICS)):
+                part = folder / metrics.parent.relative_to(notes)
+                part.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(metrics, part / METRICS)
+                shutil.copytree(metrics.parent / PREVIEWS, part / PREVIEWS, dirs_exist_ok=True)
+        text = msgspec.json.format(msgspec.json.encode(record), indent=1)
+        (folder / RECORD).write_bytes(text + b"\n")
+
+
+def read_synthesis_run(path: Path) -> SynthesisRun:
+    """Read a run back.
+
+    Raises:
+        RunError: If it is missing, of another kind, broken, or written by a newer version.
+    """
+    kind = run_kind(path)
+    if kind is not None and kind not in SYNTHESIS_KINDS:
+        raise RunError(f"{path}: expected a run of train {', '.join(SYNTHESIS_KINDS)}, got that of a {kind}.")
+    try:
+        data = (path / RECORD).read_bytes()
+        record = msgspec.json.decode(data, type=SynthesisRecord)
+    except OSError as err:
+        raise RunError(f"{path}: expected a run with {RECORD}, got none. Make one with flawscope train.") from err
+    except (msgspec.DecodeError, UnicodeDecodeError) as err:
+        raise RunError(f"{path / RECORD}: is no run of this version: {err}. Train again.") from err
+    if record.schema > SYNTHESIS_SCHEMA:
+        raise RunError(
+            f"{path / RECORD}: expected run schema {SYNTHESIS_SCHEMA} or older, got {record.schema}. "
+            "It was written by a newer flawscope: update this one."
+        )
+    try:
+        stored = safetensors.torch.load_file(path / WEIGHTS)
+    except (SafetensorError, OSError) as err:
+        raise RunError(f"{path / WEIGHTS}: expected the weights of the run, got {err}. Train again.") from err
+    tensors: dict[str, dict[str, Tensor]] = {}
+    for name, value in stored.items():
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            raise RunError(f"{path}: {name}: expected finite numbers, got NaN or infinity. Train again.")
+        group, _, rest = name.partition(".")
+        tensors.setdefault(group, {})[rest] = value
+    return SynthesisRun(path, record, hashlib.sha256(data).hexdigest(), tensors)

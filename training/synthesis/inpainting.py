@@ -1,0 +1,287 @@
+"""An inpainting network that knows the defects of a part, from a few pictures of each.
+
+Source: MvP-Diff, whose training script the history of its repository holds. Departures: picture, box and rest of the
+picture are mirrored together; what surrounds the box is encoded to the mean of its distribution and not to a sample, as
+on the line; a latent cell belongs to the box where any of its pixels does; latents are encoded once; the error that
+chooses the state is measured, where MvP-Diff takes the last one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from flawscope.arrays import BoolArray, UInt8Array
+from flawscope.config import InpaintingConfig
+from flawscope.diffusion.schedule import TRAINED_STEPS, Sampling, signal_shares
+from flawscope.progress import Progress
+from flawscope.training.diffusion.noise import add_noise, noise_levels
+from flawscope.training.loop.epoch_data import mean_error, training_facts
+from flawscope.training.loop.image_batches import Numbers
+from flawscope.training.loop.loop import run_loop
+from flawscope.training.loop.optimizers import build_optimizer
+from flawscope.training.synthesis.generator_run import LearnedDefect, SynthesisFitted
+from flawscope.training.synthesis.latent_cache import (
+    Moments,
+    TextTokens,
+    check_base,
+    encode_moments,
+    latent_masks,
+    preview_numbers,
+    validation_plan,
+    write_preview,
+)
+from flawscope.training.synthesis.lora import learning_unet, networks_of
+from flawscope.training.synthesis.prompt_templates import mirrored, without_location
+from flawscope.training.synthesis.support_examples import Described, SupportSet, describe
+
+if TYPE_CHECKING:
+    from flawscope.training.synthesis.base_model import SynthesisBase
+
+GUIDANCE = 3.5
+"""Scale of the guidance in previews, that of MvP-Diff."""
+
+BLANK = 127.5
+"""Grey level of a box in what the network is given of the rest of the picture: 0 on the scale from -1 to 1."""
+
+
+def train_inpainting(
+    config: InpaintingConfig,
+    base: SynthesisBase,
+    support: SupportSet,
+    folder: Path,
+    resume: bool,
+    progress: Progress,
+) -> SynthesisFitted:
+    """Let an inpainting network learn all defect types of a support set.
+
+    The result has the tensors `lora` (see `flawscope.training.synthesis.lora.AdaptedUnet`), or all of the UNet as `unet`.
+
+    Args:
+        config: Settings.
+        base: An inpainting network; none of its weights change. It is moved to the device of the training.
+        support: The pictures.
+        folder: Where metrics, previews and checkpoints are written.
+        resume: Go on from the newest checkpoint there.
+        progress: Told the steps done.
+
+    Raises:
+        ArgumentError: If the base is of the wrong kind or size.
+        DataError: If the descriptions do not fit the support set.
+        MissingExtra: If peft is not installed.
+        RunError: If memory runs out, the loss is not finite, or a checkpoint does not fit.
+    """
+    described = describe(support, None if config.descriptions is None else Path(config.descriptions))
+    task = InpaintingTask(config, base, support, described)
+    items = Numbers(len(support.pictures) * config.repeats)
+    trained = run_loop(task, items, config, folder, resume=resume, progress=progress)
+    return SynthesisFitted(
+        networks=networks_of(config, trained.state),
+        facts={
+            **training_facts(trained),
+            "defect_types": len(support.types),
+            "pictures": len(support.pictures),
+            "learned_numbers": sum(one.numel() for one in task.network.parameters()),
+        },
+        defects=learned_defects(support, described),
+    )
+
+
+def learned_defects(support: SupportSet, described: Sequence[Described]) -> tuple[LearnedDefect, ...]:
+    """Return every defect type with the sentences that were seen for it, `{location}` where they tell the place."""
+    texts: dict[tuple[str, str], dict[str, None]] = {one: {} for one in support.types}
+    for picture, told in zip(support.pictures, described, strict=True):
+        texts[picture.category, picture.defect].update(dict.fromkeys(map(without_location, told.texts)))
+    return tuple(
+        LearnedDefect(category, name, tuple(seen), vectors=False, pictures=len(support.of(category, name)))
+        for (category, name), seen in texts.items()
+    )
+
+
+class InpaintingTask:
+    """The training of an inpainting network; see `flawscope.training.loop.loop.Task`.
+
+    An epoch is every picture `repeats` times. Where low-rank changes are learned they are all that the network's state
+    has.
+
+    Args:
+        config: Settings.
+        base: An inpainting network, which is not changed.
+        support: The pictures.
+        described: Box and sentences of every picture.
+
+    Attributes:
+        network: What learns.
+
+    Raises:
+        ArgumentError: If the base is of the wrong kind or size.
+        MissingExtra: If peft is not installed.
+    """
+
+    def __init__(
+        self, config: InpaintingConfig, base: SynthesisBase, support: SupportSet, described: Sequence[Described]
+    ) -> None:
+        size = check_base(config, base, inpainting=True)
+        fill = config.crop_fill if config.crop_defects else None
+        self._config, self._base = config, base
+        cut = [one.cut(size, fill, told.box) for one, told in zip(support.pictures, described, strict=True)]
+        self._images, self._boxes = (list(column) for column in zip(*cut, strict=True))
+        self._ways = [
+            (left_right, top_bottom)
+            for top_bottom in (False, True)
+            for left_right in (False, True)
+            if (config.flip > 0 or not left_right) and (config.flip_vertical > 0 or not top_bottom)
+        ]
+        sentences = [
+            [mirrored(text, left_right=left_right, top_bottom=top_bottom) for text in told.texts]
+            for left_right, top_bottom in self._ways
+            for told in described
+        ]
+        # The first text is the empty one: of pictures whose own is left out.
+        rows = {text: row for row, text in enumerate(dict.fromkeys(["", *(text for own in sentences for text in own)]))}
+        self._texts = TextTokens(base.prompts, list(rows))
+        self._choices = [[rows[text] for text in own] for own in sentences]
+        self._shares = torch.from_numpy(signal_shares(base.sampling)).float()
+        self._weights = snr_weights(base.sampling, config.snr_gamma)
+        self._cached: tuple[Moments, Tensor] | None = None
+        self.network: nn.Module = learning_unet(base.unet, config)
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Return the optimizer of what learns."""
+        config = self._config
+        return build_optimizer(config, self.network.parameters(), rate=config.rate, epsilon=config.epsilon)
+
+    def loss(self, network: nn.Module, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Return the weighted error of the predicted noise, averaged over a batch of item numbers int64 [N].
+
+        Of each item are drawn: how it is mirrored, one of its sentences or none, a noise level, a sample of its
+        latents, and noise.
+        """
+        config, device = self._config, images.device
+        chances = torch.rand((4, len(images)), generator=generator, device=device).tolist()
+        variants, rows = [], []
+        for picture, left_right, top_bottom, text, dropped in zip(images.tolist(), *chances, strict=True):
+            way = self._ways.index((left_right < config.flip, top_bottom < config.flip_vertical))
+            variant = picture % len(self._images) + way * len(self._images)
+            variants.append(variant)
+            rows.append(0 if dropped < config.text_drop else self._row(variant, text))
+        levels = noise_levels(len(images), TRAINED_STEPS, generator)
+        return self._losses(network, torch.tensor(variants), torch.tensor(rows), levels, generator).mean()
+
+    def _row(self, variant: int, chance: float) -> int:
+        """Return the text that a chance from 0 to below 1 draws."""
+        choices = self._choices[variant]
+        return choices[min(int(chance * len(choices)), len(choices) - 1)]
+
+    def _losses(
+        self, network: nn.Module, variants: Tensor, rows: Tensor, levels: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        config, device = self._config, levels.device
+        moments, beside = self._latents(device)
+        latents = moments.sample(variants, generator)
+        noise = torch.randn(latents.shape, generator=generator, device=device)
+        shift = torch.randn((*latents.shape[:2], 1, 1), generator=generator, device=device)
+        noise = noise + config.noise_offset * shift
+        noisy = add_noise(latents, noise, self._shares.to(device)[levels])
+        given = beside[variants].to(device)
+        with torch.no_grad():
+            self._base.text.to(device)
+            context = self._texts.context(self._base, rows.to(device))
+        predicted = network(torch.cat([noisy, given], dim=1), levels, context)
+        weights = self._weights.to(device)[levels]
+        return inpainting_loss(predicted, noise, given[:, :1], weights, config.mask_weight)
+
+    def validate(self) -> dict[str, float]:
+        """Return the weighted error at noise levels, with texts and noise, that stay the same.
+
+        It is measured on the pictures that are learned from, not mirrored: of three pictures none can be held back.
+        """
+        device, seed = next(self.network.parameters()).device, self._config.seed
+        numbers, levels = validation_plan(len(self._images), seed)
+        chances = np.random.default_rng(seed).random(len(numbers))
+        rows = [self._row(number, chance) for number, chance in zip(numbers.tolist(), chances.tolist(), strict=True)]
+        plan = torch.stack([torch.from_numpy(numbers), torch.tensor(rows), levels], dim=1)
+
+        def errors(part: Tensor, generator: torch.Generator) -> Tensor:
+            variants, texts, levels = part.unbind(dim=1)
+            return self._losses(self.network, variants, texts, levels.to(device), generator)
+
+        return mean_error(torch.split(plan, self._config.batch_size), errors, device, seed)
+
+    def preview(self, path: Path) -> None:
+        """Write pictures as they are learned from beside what is drawn in their boxes, which the network cannot see."""
+        device = next(self.network.parameters()).device
+        moments, beside = self._latents(device)
+        shown = preview_numbers(len(self._images))
+        with torch.no_grad():
+            self._base.text.to(device)
+            rows = torch.tensor([self._row(number, 0.0) for number in shown], device=device)
+            wanted = self._texts.context(self._base, rows)
+            empty = self._texts.context(self._base, torch.zeros_like(rows))
+        write_preview(
+            path,
+            self._base,
+            "inpaint",
+            self.network,
+            self._images,
+            self._boxes,
+            moments.mean,
+            (wanted, empty),
+            guidance=GUIDANCE,
+            seed=self._config.seed,
+            beside=beside,
+        )
+
+    def _latents(self, device: torch.device) -> tuple[Moments, Tensor]:
+        """Return the latents of all pictures in every way they are mirrored, and what the network gets beside them.
+
+        The latter is float32 [K, 1 + C, h, w], on the CPU: the box and the latents of the rest of the picture.
+        """
+        if self._cached is None:
+            images = np.concatenate([_mirrored(self._images, *way) for way in self._ways])
+            boxes = np.concatenate([_mirrored(self._boxes, *way) for way in self._ways])
+            rest = np.where(boxes[..., None], np.float32(BLANK), images.astype(np.float32))
+            surroundings = encode_moments(self._base, torch.from_numpy(rest), device).mean
+            masks = latent_masks(self._base, list(boxes))
+            moments = encode_moments(self._base, torch.from_numpy(images), device)
+            self._cached = moments, torch.cat([masks, surroundings], dim=1)
+        return self._cached
+
+
+def _mirrored(
+    pictures: Sequence[UInt8Array] | Sequence[BoolArray], left_right: bool, top_bottom: bool
+) -> npt.NDArray[np.generic]:
+    """Return pictures or masks, [K, H, W, ...], mirrored."""
+    stacked = np.stack(pictures)
+    return stacked[:, :: -1 if top_bottom else 1, :: -1 if left_right else 1]
+
+
+def snr_weights(sampling: Sampling, gamma: float) -> Tensor:
+    """Return the weight of every noise level, float32 [1000]: min(SNR, γ) / SNR (arXiv:2303.09556, for noise).
+
+    SNR is ᾱ / (1 − ᾱ). The weight is 1 where it is at most γ; with γ = 0 everywhere.
+    """
+    shares = signal_shares(sampling)
+    ratio = shares / (1.0 - shares)
+    weights = np.where((ratio <= gamma) | (gamma == 0.0), 1.0, gamma / ratio)
+    return torch.from_numpy(weights).float()
+
+
+def inpainting_loss(predicted: Tensor, noise: Tensor, box: Tensor, weights: Tensor, mask_weight: float) -> Tensor:
+    """Return the weighted squared error of predicted noise, float32 [N]: the mean over all entries of a picture.
+
+    Args:
+        predicted: [N, C, h, w].
+        noise: Float32 [N, C, h, w].
+        box: Float32 [N, 1, h, w], 1 inside the box.
+        weights: Of the noise levels, float32 [N].
+        mask_weight: Added to the weight of 1 inside the box.
+    """
+    squared = (predicted.float() - noise).square() * (1.0 + mask_weight * box)
+    return squared.flatten(1).mean(dim=1) * weights

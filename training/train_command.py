@@ -1,0 +1,218 @@
+"""`flawscope train`, and what every command that trains shares with it: the options, and how they are read."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from flawscope.config import (
+    CONFIGS,
+    BaseConfig,
+    DetectorConfig,
+    EmbeddingConfig,
+    InpaintingConfig,
+    TrainedConfig,
+    build_config,
+    parse_assignment,
+)
+from flawscope.datasets import Dataset, open_dataset
+from flawscope.errors import ArgumentError, MissingExtra
+from flawscope.terminal import command_line, progress_bars
+from flawscope.training.settings import preset_names, read_settings
+
+if TYPE_CHECKING:
+    from flawscope.training.detectors.detector_run import RunRecord
+    from flawscope.training.synthesis.generator_run import SynthesisRecord
+
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True)
+class TrainingRequest:
+    """What the options ask for that commands share which train.
+
+    Attributes:
+        method: Name of the method.
+        layers: Settings of the file or preset, of `--set`, and of options; the later wins.
+        root: Folder of the dataset, or None where neither options nor file name one.
+        category: Category below it, or None.
+        weights: Safetensors file of the backbone, or None.
+        resume: Go on with an interrupted training.
+    """
+
+    method: str
+    layers: tuple[Mapping[str, Any], ...]
+    root: Path | None
+    category: str | None
+    weights: Path | None
+    resume: bool
+
+    def read_config(self, before: Mapping[str, Any], after: Mapping[str, Any]) -> DetectorConfig:
+        """Return the settings; say on stderr which keys belong to other verbs.
+
+        Args:
+            before: Settings that all layers win over.
+            after: Settings that win over all layers.
+
+        Raises:
+            ArgumentError: If a key or a value is not known, or a value does not fit.
+        """
+        config, unused = build_config(self.method, before, *self.layers, after)
+        if unused:
+            verb = click.get_current_context().info_name
+            click.echo(f"note: not used by {verb}: {', '.join(unused)}", err=True)
+        return config
+
+    def open_dataset(self) -> Dataset:
+        """Index the dataset.
+
+        Raises:
+            ArgumentError: If none was named.
+            DataError: If nothing that can be trained on is found.
+        """
+        if self.root is None:
+            raise ArgumentError("--data: expected the dataset's folder, got none.")
+        return open_dataset(self.root, self.category)
+
+
+def training_options(methods: Sequence[str]) -> Callable[[Callable[..., _Result]], Callable[..., _Result]]:
+    """Give a command the argument METHOD and the options of a training; it gets a `TrainingRequest` first.
+
+    Args:
+        methods: Names of the methods that the command takes.
+    """
+    shared = (
+        click.argument("method", type=click.Choice(methods)),
+        click.option("--data", "root", type=click.Path(path_type=Path), help="Dataset root, or a category itself."),
+        click.option("--category", help="Category below the root."),
+        click.option("--config", "config_name", help=f"YAML file, or a preset: {', '.join(preset_names())}."),
+        click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="One setting; may be repeated."),
+        click.option("--backbone", help="scattering (built in, no download), or any timm model."),
+        click.option(
+            "--weights", type=click.Path(path_type=Path), help="Safetensors file of the backbone, for offline use."
+        ),
+        click.option("--image-size", type=int, help="Height and width in pixels after the resize."),
+        click.option("--seed", type=int, help="Seed of every random choice."),
+        click.option(
+            "--resume",
+            type=click.Choice(["latest"]),
+            help="Go on with an interrupted training, from its newest checkpoint.",
+        ),
+    )
+
+    def decorate(command: Callable[..., _Result]) -> Callable[..., _Result]:
+        @functools.wraps(command)
+        def called(
+            *,
+            method: str,
+            root: Path | None,
+            category: str | None,
+            config_name: str | None,
+            assignments: tuple[str, ...],
+            backbone: str | None,
+            weights: Path | None,
+            image_size: int | None,
+            seed: int | None,
+            resume: str | None,
+            **others: Any,
+        ) -> _Result:
+            from_file = read_settings(config_name) if config_name else {}
+            # Two keys of such files name the data; options win over them.
+            file_root = from_file.pop("data_path", None)
+            file_category = from_file.pop("category", None)
+            options = {"backbone": backbone, "resize": image_size, "seed": seed}
+            request = TrainingRequest(
+                method=method,
+                layers=(
+                    from_file,
+                    dict(parse_assignment(text) for text in assignments),
+                    {key: value for key, value in options.items() if value is not None},
+                ),
+                root=root or (None if file_root is None else Path(str(file_root))),
+                category=category or file_category,
+                weights=weights,
+                resume=resume is not None,
+            )
+            return command(request, **others)
+
+        decorated: Callable[..., _Result] = called
+        for option in reversed(shared):
+            decorated = option(decorated)
+        return decorated
+
+    return decorate
+
+
+def describe_run(method: str, record: RunRecord) -> str:
+    """Return in a line what a run was made from."""
+    done = "trained" if isinstance(record.config, TrainedConfig) else "fitted"
+    return (
+        f"{method} {done} on {len(record.training)} good pictures of {record.category} in "
+        f"{sum(record.seconds.values()):.1f} s; {len(record.held_out)} held out for calibration"
+    )
+
+
+@click.command()
+@training_options(list(CONFIGS))
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Run folder to write.")
+def train(request: TrainingRequest, out: Path) -> None:
+    """Learn what good parts look like; writes a run that `flawscope export` turns into a bundle.
+
+    PatchCore and PaDiM are fitted, not trained: there is no loss and there are no epochs. The others are trained;
+    meanwhile RUN.training has their metrics, previews and checkpoints. What base, embedding and inpainting learn draws
+    defects.
+    """
+    config, dataset = request.read_config({}, {}), request.open_dataset()
+    if isinstance(config, BaseConfig | EmbeddingConfig | InpaintingConfig):
+        described, facts = _train_synthesis(config, request, dataset, out)
+    else:
+        described, facts = _train_detector(config, request, dataset, out)
+    click.echo(described)
+    click.echo(", ".join(f"{key.replace('_', ' ')} {value}" for key, value in facts.items()))
+    click.echo(f"run: {out}")
+
+
+def _train_detector(
+    config: DetectorConfig, request: TrainingRequest, dataset: Dataset, out: Path
+) -> tuple[str, Mapping[str, object]]:
+    try:
+        from flawscope.training.detectors.detector_training import train_detector
+    except ModuleNotFoundError as err:
+        raise MissingExtra("training", str(err.name), "train") from err
+    with progress_bars() as progress:
+        record = train_detector(
+            config,
+            dataset,
+            out,
+            weights=request.weights,
+            resume=request.resume,
+            command=command_line(),
+            progress=progress,
+        )
+    return describe_run(request.method, record), record.facts
+
+
+def _train_synthesis(
+    config: DetectorConfig, request: TrainingRequest, dataset: Dataset, out: Path
+) -> tuple[str, Mapping[str, object]]:
+    if request.weights is not None:
+        raise ArgumentError(f"--weights: expected none with {request.method}, which has no backbone. Leave it out.")
+    try:
+        from flawscope.training.synthesis.generator_training import train_synthesis
+    except ModuleNotFoundError as err:
+        raise MissingExtra("training", str(err.name), "train") from err
+    with progress_bars() as progress:
+        record = train_synthesis(config, dataset, out, resume=request.resume, command=command_line(), progress=progress)
+    return _describe_synthesis(record), record.facts
+
+
+def _describe_synthesis(record: SynthesisRecord) -> str:
+    """Return in a line what a run was made from."""
+    learned = "good pictures" if record.kind == "base" else f"pictures of {len(record.defects)} defect types"
+    seconds = sum(record.seconds.values())
+    return f"{record.kind} trained on {len(record.training)} {learned} of {record.category} in {seconds:.1f} s"

@@ -1,0 +1,111 @@
+"""`flawscope pipeline`: from a folder of pictures to an evaluated bundle in one command."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import msgspec
+
+from flawscope.calibration.thresholds.calibrate import CONFIDENCE, FALSE_REJECT_RATE
+from flawscope.config import CONFIGS
+from flawscope.errors import ArgumentError, MissingExtra
+from flawscope.terminal import command_line, progress_bars
+from flawscope.training.train_command import TrainingRequest, training_options
+
+if TYPE_CHECKING:
+    from flawscope.workflows.pipeline import Plan, Stage
+
+_DETECTORS = [name for name in CONFIGS if name != "autoencoder"]
+"""An autoencoder scores nothing: dsad works in one."""
+_STAGES = ("train", "extractor", "threshold", "evaluation")
+
+
+@click.command()
+@training_options(_DETECTORS)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for run, bundle and report.")
+@click.option(
+    "--false-reject-rate",
+    type=float,
+    default=FALSE_REJECT_RATE,
+    show_default=True,
+    help="Share of good parts that may be rejected.",
+)
+@click.option("--confidence", type=float, default=CONFIDENCE, show_default=True, help="Confidence of that claim.")
+@click.option(
+    "--skip",
+    "skipped",
+    type=click.Choice(_STAGES),
+    multiple=True,
+    help="Leave a stage out; may be repeated. train: take the run in --out. extractor: ddad takes its backbone as it "
+    "is. threshold: the bundle decides nothing. evaluation: no report.",
+)
+def pipeline(
+    request: TrainingRequest, out: Path, false_reject_rate: float, confidence: float, skipped: tuple[str, ...]
+) -> int:
+    """Train METHOD, export, set thresholds and evaluate: from a folder of pictures to a bundle with its report.
+
+    Leaves run/, CATEGORY.flaw, report/ and evaluation.json in --out. With --skip train, settings are those of the run
+    in --out, and others are refused; but where they ask for an extractor of ddad, it is trained on the run's denoiser,
+    and the run is rewritten. The exit status is 1 when a test picture could not be scored.
+    """
+    try:
+        from flawscope.workflows.pipeline import run_pipeline
+    except ModuleNotFoundError as err:
+        raise MissingExtra("the pipeline", str(err.name), "all") from err
+    started = time.perf_counter()
+    plan = _plan(request, out, frozenset(skipped), false_reject_rate, confidence)
+    figures = run_pipeline(plan, bars=progress_bars, announce=_show).figures
+    click.echo(f"pipeline    {time.perf_counter() - started:8.1f} s  {out}")
+    faults = figures.faults if figures else ()
+    for fault in faults:
+        click.echo(f"fault: {fault.image}: {fault.reason}", err=True)
+    return 1 if faults else 0
+
+
+def _plan(
+    request: TrainingRequest, out: Path, skipped: frozenset[str], false_reject_rate: float, confidence: float
+) -> Plan:
+    from flawscope.workflows.pipeline import Plan, read_ready
+
+    if "extractor" in skipped and request.method != "ddad":
+        raise ArgumentError(f"--skip extractor: expected it with ddad, got it with {request.method}. Leave it out.")
+    ready = read_ready(out) if "train" in skipped else None
+    recorded: dict[str, Any] = {}
+    if ready is not None:
+        recorded = msgspec.to_builtins(ready.record.config)
+        if recorded["method"] != request.method:
+            raise ArgumentError(
+                f"METHOD: expected {recorded['method']}, of which {ready.path} is, got {request.method}. Name that, or "
+                "leave --skip train out."
+            )
+    without: dict[str, Any] = {}
+    if "extractor" in skipped:
+        # A run that is there keeps what it has.
+        kept = {name: value for name, value in recorded.items() if name.startswith("extractor")}
+        without = kept or {"extractor": "none"}
+    config = request.read_config(recorded, without)
+    is_asked_for = any("extractor" in layer for layer in request.layers) and "extractor" not in skipped
+    return Plan(
+        config=config,
+        dataset=request.open_dataset(),
+        out=out,
+        weights=request.weights,
+        resume=request.resume,
+        ready=ready,
+        trains_extractor=ready is not None and is_asked_for and getattr(config, "extractor", "none") != "none",
+        sets_thresholds="threshold" not in skipped,
+        evaluates="evaluation" not in skipped,
+        false_reject_rate=false_reject_rate,
+        confidence=confidence,
+        command=command_line(),
+    )
+
+
+def _show(stage: Stage) -> None:
+    spent = "  skipped" if stage.seconds is None else f"{stage.seconds:8.1f} s"
+    click.echo(f"{stage.name:<12}{spent:<10}  {stage.said}")
+    for note in stage.notes:
+        click.echo(f"note: {note}", err=True)

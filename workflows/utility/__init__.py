@@ -1,0 +1,1 @@
+"""Does a synthetic set help? A segmenter trained with and without it, compared on real images."""

@@ -1,0 +1,197 @@
+"""`flawscope synth judge`: does a synthetic set help a segmenter on real pictures?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from flawscope.calibration.evaluation.paired_differences import FIGURES, PIXEL_AP, Difference
+from flawscope.config import parse_assignment
+from flawscope.datasets import open_dataset
+from flawscope.errors import ArgumentError, MissingExtra
+from flawscope.terminal import command_line, progress_bars
+
+if TYPE_CHECKING:
+    from flawscope.workflows.utility.utility_benchmark import Judgement
+    from flawscope.workflows.utility.utility_variety import DefectVariety, Variety
+
+_PATH = click.Path(path_type=Path)
+
+
+@click.command()
+@click.argument("generated", type=_PATH)
+@click.option("--data", type=_PATH, required=True, metavar="ROOT", help="The real dataset.")
+@click.option("--category", metavar="NAME", help="Category below ROOT, or all.")
+@click.option("--support", type=_PATH, required=True, metavar="DIR", help="Support set that was learned from.")
+@click.option("--seeds", default="0,1,2", show_default=True, metavar="N[,N...]", help="Seeds; two trainings for each.")
+@click.option("--steps", type=int, help="Steps of each training.  [default: 400]")
+@click.option("--image-size", type=int, help="Height and width in pixels after the resize.  [default: 128]")
+@click.option("--backbone", help="scattering (built in, no download), or any timm model.")
+@click.option("--weights", type=_PATH, help="Safetensors file of the backbone, for offline use.")
+@click.option("--inception", type=_PATH, help="State dict of torchvision's inception_v3: the Inception score is given.")
+@click.option(
+    "--lpips", type=_PATH, help="State dict of torchvision's alexnet or vgg16: with --lpips-heads, IC-LPIPS is given."
+)
+@click.option("--lpips-heads", type=_PATH, help="Linear weights of LPIPS 0.1 for that network.")
+@click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="One setting; may be repeated.")
+@click.option("--synthetic-share", type=float, help="Share of defective pictures that is synthetic.  [default: 0.5]")
+@click.option(
+    "--weak-tau",
+    type=float,
+    help="Boxes of synthetic pictures are their labels, and pixels inside count above this probability alone (AnoGen: "
+    "0.1). Without, their precise masks are.",
+)
+@click.option(
+    "--figure", type=click.Choice(list(FIGURES)), default=PIXEL_AP, show_default=True, help="The figure that decides."
+)
+@click.option("--confidence", type=float, default=0.95, show_default=True, help="Confidence of the intervals.")
+@click.option("--per-defect", is_flag=True, help="Show the figures of every defect type.")
+@click.option("--with-leak", is_flag=True, help="Show the figures on all test pictures, those seen before included.")
+@click.option("--resume", type=click.Choice(["latest"]), help="Take the trainings that are finished in --out.")
+@click.option("--out", type=_PATH, required=True, metavar="DIR", help="Folder for results.")
+def judge(
+    generated: Path,
+    data: Path,
+    category: str | None,
+    support: Path,
+    seeds: str,
+    steps: int | None,
+    image_size: int | None,
+    backbone: str | None,
+    weights: Path | None,
+    inception: Path | None,
+    lpips: Path | None,
+    lpips_heads: Path | None,
+    assignments: tuple[str, ...],
+    synthetic_share: float | None,
+    weak_tau: float | None,
+    figure: str,
+    confidence: float,
+    per_defect: bool,
+    with_leak: bool,
+    resume: str | None,
+    out: Path,
+) -> int:
+    """Train a segmenter with and without the accepted pictures of GENERATED, and compare both on real test pictures.
+
+    Both learn from the good pictures and the support set, from the same start and for as many steps. The test pictures
+    are those that the generator has seen nothing of. Leaves judge.json and judge.svg in --out. The exit status is 1
+    where the set is not recommended: where the interval of its gain does not lie above zero.
+
+    Inception score and IC-LPIPS of the accepted pictures are given where the weights of their networks are (safetensors
+    or .pth, which is not unpickled). They say how varied the pictures are, and nothing of whether they help.
+    """
+    try:
+        from flawscope.training.segmentation.segmenter import build_segmenter_config
+        from flawscope.workflows.utility.utility_benchmark import JudgePlan, judge_synthesis
+    except ModuleNotFoundError as err:
+        raise MissingExtra("judging a synthetic set", str(err.name), "all") from err
+    options = {
+        "steps": steps,
+        "resize": image_size,
+        "backbone": backbone,
+        "synthetic_share": synthetic_share,
+        "weak_tau": weak_tau,
+    }
+    settings = dict(parse_assignment(text) for text in assignments)
+    if "seed" in settings:
+        raise ArgumentError("--set seed: expected --seeds, with which the trainings are begun. Name them there.")
+    config = build_segmenter_config(settings, {key: value for key, value in options.items() if value is not None})
+    plan = JudgePlan(
+        config=config,
+        dataset=open_dataset(data, category),
+        support=support,
+        generated=generated,
+        out=out,
+        seeds=_numbers(seeds),
+        weights=weights,
+        inception=inception,
+        lpips=lpips,
+        lpips_heads=lpips_heads,
+        figure=figure,
+        confidence=confidence,
+        with_leak=with_leak,
+        per_defect=per_defect,
+        resume=resume is not None,
+        command=command_line(),
+    )
+    with progress_bars() as progress:
+        found = judge_synthesis(plan, progress)
+    _print(found)
+    click.echo(f"results: {out}")
+    click.echo(found.verdict)
+    return 0 if found.is_recommended else 1
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ArgumentError(f"--seeds: expected whole numbers with commas, such as 0,1,2, got {text!r}.") from None
+
+
+def _print(found: Judgement) -> None:
+    counts = found.counts
+    click.echo(
+        f"{found.category}: learned from {counts['good']} good pictures, {counts['support']} real defects and "
+        f"{counts['synthetic']} synthetic ones; tested on {counts['test']} pictures, {counts['test_defective']} "
+        f"defective ({counts['left_out']} left out, which the generator has seen)"
+    )
+    _table("", {None: found.differences}, found.confidence)
+    if found.with_leak is not None:
+        _table("on all test pictures, also those the generator has seen:", {None: found.with_leak}, found.confidence)
+    if found.variety is not None:
+        _print_variety(found.variety)
+    if found.defects is not None:
+        _table("by defect type, with all good pictures:", found.defects, found.confidence)
+    for note in found.notes:
+        click.echo(f"note: {note}", err=True)
+
+
+def _table(title: str, groups: Mapping[Any, Mapping[str, Difference]], confidence: float) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in [*([] if None in groups else ["defect"]), "figure"]:
+        table.add_column(name)
+    for name in ("real", "both", "gain"):
+        table.add_column(name, justify="right")
+    table.add_column(f"{confidence:.0%} interval")
+    table.add_column("over")
+    for group, differences in groups.items():
+        for name, one in differences.items():
+            means = [sum(values) / len(values) for values in (one.first, one.second)]
+            table.add_row(
+                *([] if group is None else [group]),
+                FIGURES.get(name, name),
+                *(f"{value:.4f}" for value in means),
+                f"{one.mean:+.4f}",
+                f"{one.interval.low:+.4f} to {one.interval.high:+.4f}",
+                one.wider,
+            )
+    if title:
+        click.echo(title)
+    Console(highlight=False, markup=False, emoji=False).print(table)
+
+
+def _print_variety(found: Variety) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("defect")
+    for name in ("pictures", "Inception score", "IC-LPIPS"):
+        table.add_column(name, justify="right")
+    rows: list[tuple[str, DefectVariety | Variety]] = [*found.defects.items(), ("all", found)]
+    for name, one in rows:
+        score = "-"
+        if one.inception_score is not None:
+            deviation = one.inception_score.deviation
+            score = f"{one.inception_score.mean:.3f}" + ("" if deviation is None else f" ± {deviation:.3f}")
+        table.add_row(name, str(one.pictures), score, "-" if one.ic_lpips is None else f"{one.ic_lpips:.4f}")
+    click.echo("how varied the synthetic pictures are, which decides nothing:")
+    Console(highlight=False, markup=False, emoji=False).print(table)

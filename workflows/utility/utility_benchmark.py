@@ -1,0 +1,479 @@
+"""Does a synthetic set help? The same segmenter, trained with and without it, tested on real pictures.
+
+Two arms for every seed, equal but for one thing:
+
+    real   good training pictures, and the real defects of the support set
+    both   the same, and in a share of the defective half of each batch synthetic pictures in place of real ones
+
+The same initial weights, number of steps, batches, good pictures and movements. The test split is taken without what
+the generator has seen (support pictures and those alike, good pictures that were drawn on). What is reported is the
+difference of every figure with its interval (`flawscope.calibration.evaluation.paired_differences`), and a set is recommended only where the
+whole interval of the chosen figure lies above zero.
+
+IoU is taken at a probability of 0.5, and at the threshold of the best F1 on good pictures that were held back and on
+the support pictures. No threshold and no training is chosen on test pictures. The support pictures were learned from,
+because there are no other real defects outside the test split: that threshold is for information.
+
+Inception score and IC-LPIPS of the drawn pictures are taken where the networks' weights are given
+(`flawscope.workflows.utility.utility_variety`). They say how varied the pictures are and nothing of whether they help: the verdict
+is the same with them and without.
+
+    DIR/judge.json   all figures per seed and arm, differences, intervals, verdict
+    DIR/judge.svg    the differences and their intervals
+    DIR/arms/        what is kept of every finished training: logits on the test pictures, metrics, a preview
+"""
+
+from __future__ import annotations
+
+import datetime
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+import safetensors.numpy
+import torch
+from safetensors import SafetensorError
+
+import flawscope
+from flawscope.arrays import BoolArray, Float32Array
+from flawscope.calibration.evaluation.intervals import check_fraction
+from flawscope.calibration.evaluation.metrics import f1_max
+from flawscope.calibration.evaluation.paired_differences import (
+    FIGURES,
+    IOU,
+    IOU_F1,
+    PIXEL_AP,
+    Difference,
+    Tally,
+    Truth,
+    compare_tallies,
+    tally,
+)
+from flawscope.calibration.extras import require
+from flawscope.datasets import Dataset
+from flawscope.datasets.defects.support_set import read_support
+from flawscope.errors import ArgumentError, DataError, RunError
+from flawscope.files import atomic_folder, storage_errors, write_bytes, write_text
+from flawscope.progress import Progress, no_progress
+from flawscope.training.features.backbone import Backbone, BackboneSource, build_backbone, stages_of
+from flawscope.training.loop.image_batches import Pictures
+from flawscope.training.loop.loop import CHECKPOINTS
+from flawscope.training.loop.workspace import FREE
+from flawscope.training.segmentation.segmenter import (
+    Segmenter,
+    SegmenterConfig,
+    enlarge,
+    picture_scores,
+    predict,
+    train_segmenter,
+)
+from flawscope.versions import package_versions
+from flawscope.workflows.utility.utility_data import JudgeData, read_judge_data
+from flawscope.workflows.utility.utility_plot import draw_differences
+from flawscope.workflows.utility.utility_variety import Variety, load_networks, take_variety
+
+Arm = Literal["real", "both"]
+ARMS: tuple[Arm, ...] = ("real", "both")
+RECORD, PLOT = "judge.json", "judge.svg"
+_ARMS, _RESULT, _MAPS = "arms", "result.json", "maps.safetensors"
+_FREE = ("seed", *FREE)
+"""Settings that a kept result may differ in: the seed is part of its name, the others do not change its numbers."""
+_ENLARGED = 64  # maps enlarged at once
+_THRESHOLD_PICTURES = 64  # of either kind: their pixels are sorted
+
+
+@dataclass(frozen=True)
+class JudgePlan:
+    """What is judged, and how.
+
+    Attributes:
+        config: Settings of the segmenter; its seed is not used.
+        dataset: The real dataset.
+        support: Folder of the support set.
+        generated: Folder of `synth generate`.
+        out: Folder for results.
+        seeds: Of the trainings; two each.
+        weights: Safetensors file of the backbone, or None.
+        inception: State dict of torchvision's inception_v3, for the Inception score, or None.
+        lpips: State dict of torchvision's alexnet or vgg16, for IC-LPIPS, or None.
+        lpips_heads: Linear weights of LPIPS 0.1 for it; with `lpips` or not at all.
+        figure: Which of `flawscope.calibration.evaluation.paired_differences.FIGURES` decides.
+        confidence: Of the intervals, a fraction.
+        with_leak: Also take the figures on all test pictures.
+        per_defect: Also take the figures of every defect type.
+        resume: Take what is there of finished trainings.
+        command: Command line for the record.
+    """
+
+    config: SegmenterConfig
+    dataset: Dataset
+    support: Path
+    generated: Path
+    out: Path
+    seeds: tuple[int, ...] = (0, 1, 2)
+    weights: Path | None = None
+    inception: Path | None = None
+    lpips: Path | None = None
+    lpips_heads: Path | None = None
+    figure: str = PIXEL_AP
+    confidence: float = 0.95
+    with_leak: bool = False
+    per_defect: bool = False
+    resume: bool = False
+    command: str = ""
+
+
+class ArmResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What is kept of a finished training, beside its logits.
+
+    Attributes:
+        seed: Of the training.
+        arm: Which arm.
+        made_from: All that its numbers depend on; a result is taken again only where it is the same.
+        threshold: Logit of the best F1 of pixels on held-back good pictures and on the support pictures.
+        loss: Mean loss of the training.
+        validation_error: Mean loss of held-back good pictures after it.
+        seconds: Wall-clock seconds of training and testing.
+        versions: Package versions.
+    """
+
+    seed: int
+    arm: Arm
+    made_from: dict[str, Any]
+    threshold: float
+    loss: float
+    validation_error: float
+    seconds: float
+    versions: dict[str, str]
+
+
+class ArmFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """The figures of one training on the clean test pictures, and its result."""
+
+    figures: dict[str, float]
+    result: ArmResult
+
+
+class Judgement(msgspec.Struct, frozen=True, kw_only=True):
+    """What was found; the content of `judge.json`.
+
+    Attributes:
+        is_recommended: Whether the whole interval of the deciding figure lies above zero.
+        verdict: The same in words.
+        figure: The figure that decides.
+        differences: Figure -> arm `both` minus arm `real`, on clean test pictures.
+        with_leak: The same on all test pictures, support pictures and what was drawn on included; None where it was
+            not asked for. Nothing is decided by it.
+        defects: Defect type -> the same on its clean test pictures and all good ones; None where not asked for.
+        arms: Every training.
+        counts: Pictures that were learned from, tested on, left out.
+        left_out: Test picture below the dataset's root -> why it was left out.
+        notes: What limits the result.
+        config: Settings of the segmenter.
+        backbone: Where its weights are from.
+        category: Of the dataset.
+        dataset: Fingerprint of the dataset.
+        support: SHA-256 over the support pictures and their masks.
+        synthetic: SHA-256 over the synthetic pictures and their labels.
+        confidence: Of the intervals.
+        versions: Package versions.
+        created: UTC time, ISO 8601.
+        command: The command line.
+        flawscope: Version that wrote it.
+        variety: How varied the synthetic pictures are; None where no weights for that were given. Nothing is decided by
+            it.
+        schema: Version of this record.
+    """
+
+    is_recommended: bool
+    verdict: str
+    figure: str
+    differences: dict[str, Difference]
+    with_leak: dict[str, Difference] | None
+    defects: dict[str, dict[str, Difference]] | None
+    arms: tuple[ArmFigures, ...]
+    counts: dict[str, int]
+    left_out: dict[str, str]
+    notes: tuple[str, ...]
+    config: SegmenterConfig
+    backbone: BackboneSource
+    category: str
+    dataset: str
+    support: str
+    synthetic: str
+    confidence: float
+    versions: dict[str, str]
+    created: str
+    command: str
+    flawscope: str
+    variety: Variety | None = None
+    schema: Literal[1] = 1
+
+
+def judge_synthesis(plan: JudgePlan, progress: Progress = no_progress) -> Judgement:
+    """Train with and without a synthetic set, compare on real pictures, and write what was found.
+
+    Args:
+        plan: What is judged, and how.
+        progress: Told what is being done.
+
+    Raises:
+        ArgumentError: If the plan is wrong, or the folder holds something else.
+        DataError: If pictures are missing, broken, or are not of each other.
+        RunError: If a training fails, or a kept result is broken.
+        StorageError: If the system refuses to write.
+    """
+    for module, package in (("sklearn", "scikit-learn"), ("scipy", "scipy"), ("matplotlib", "matplotlib")):
+        require(module, package, "judging a synthetic set")
+    _check(plan)
+    networks = load_networks(plan.inception, plan.lpips, plan.lpips_heads, _device(plan.config))
+    encoder, source = build_backbone(plan.config, plan.weights)
+    stages_of(encoder, plan.config.preprocessing.size)  # a size that it cannot take is said before the long parts
+    data = read_judge_data(plan.config, plan.dataset, read_support(plan.support), plan.generated, progress)
+    wanted = [(seed, arm) for seed in plan.seeds for arm in ARMS]
+    for seed, arm in wanted:  # before the first training: hours later is too late
+        _kept(plan, data, source, seed, arm)
+    for left in _left_behind(plan):
+        with storage_errors(left):
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+    variety = None
+    if networks is not None:
+        variety = take_variety(networks, data.defects, plan.config, _device(plan.config), progress)
+    del networks  # the trainings need the memory
+    results = []
+    for done, (seed, arm) in enumerate(wanted):
+        progress("trainings", done, len(wanted))
+        kept = _kept(plan, data, source, seed, arm)
+        results.append(kept or _run_arm(plan, data, encoder, source, seed, arm, progress))
+    progress("trainings", len(wanted), len(wanted))
+    judgement = _weigh(plan, data, source, results, variety)
+    write_bytes(plan.out / RECORD, msgspec.json.format(msgspec.json.encode(judgement), indent=1) + b"\n")
+    write_text(plan.out / PLOT, draw_differences(judgement.differences))
+    return judgement
+
+
+def _check(plan: JudgePlan) -> None:
+    check_fraction(plan.confidence, "confidence")
+    if not plan.seeds or len(set(plan.seeds)) != len(plan.seeds) or min(plan.seeds) < 0:
+        raise ArgumentError(f"seeds: expected different numbers of at least 0, got {list(plan.seeds)}.")
+    if plan.figure not in FIGURES:
+        raise ArgumentError(f"figure: expected one of {', '.join(FIGURES)}, got {plan.figure!r}.")
+    if plan.config.synthetic_share == 0.0:
+        raise ArgumentError("synthetic_share: expected above 0, got 0: nothing synthetic would be learned from.")
+    if plan.out.exists() and not plan.out.is_dir():
+        raise ArgumentError(f"{plan.out}: expected a folder, got a file. Choose another name.")
+    if plan.out.is_dir():
+        ours = {plan.out / name for name in (_ARMS, RECORD, PLOT)}.union(_left_behind(plan))
+        if others := sorted(path.name for path in plan.out.iterdir() if path not in ours):
+            raise ArgumentError(f"{plan.out}: expected a new folder, got one with {others[0]}. Choose another name.")
+        if not plan.resume and ((plan.out / RECORD).exists() or any(plan.out.glob(f"{_ARMS}/*/{_RESULT}"))):
+            raise ArgumentError(
+                f"{plan.out}: expected a new folder, got one with results. Take those that are finished with --resume "
+                "latest, or choose another name."
+            )
+
+
+def _left_behind(plan: JudgePlan) -> list[Path]:
+    """Return what killed judgements left of these seeds, as `flawscope.files` names it; others may be running."""
+    ends = [plan.out / RECORD, plan.out / PLOT, *(_folder(plan, seed, arm) for seed in plan.seeds for arm in ARMS)]
+    return [left for end in ends for left in end.parent.glob(f".{end.name}.????????.tmp") if not left.is_symlink()]
+
+
+# ---- One training ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    result: ArmResult
+    logits: Float32Array = field(repr=False)
+
+
+def _folder(plan: JudgePlan, seed: int, arm: Arm) -> Path:
+    return plan.out / _ARMS / f"seed_{seed}_{arm}"
+
+
+def _config_of(plan: JudgePlan, seed: int, arm: Arm) -> SegmenterConfig:
+    own: dict[str, Any] = {"synthetic_share": 0.0, "weak_tau": None} if arm == "real" else {}
+    return msgspec.structs.replace(plan.config, seed=seed, **own)
+
+
+def _made_from(plan: JudgePlan, data: JudgeData, source: BackboneSource, seed: int, arm: Arm) -> dict[str, Any]:
+    settings = msgspec.to_builtins(_config_of(plan, seed, arm))
+    found = {
+        **{f"setting {name}": value for name, value in settings.items() if name not in _FREE},
+        "weights": source.weights,
+        "dataset": data.dataset,
+        "support set": data.support,
+        "synthetic set": data.synthetic if arm == "both" else None,
+        "version of flawscope": flawscope.__version__,
+    }
+    plain: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(found))
+    return plain
+
+
+def _kept(plan: JudgePlan, data: JudgeData, source: BackboneSource, seed: int, arm: Arm) -> _Outcome | None:
+    """Return a finished training that is there already, if it is one of this plan."""
+    folder = _folder(plan, seed, arm)
+    if not (folder / _RESULT).is_file():
+        return None
+    try:
+        result = msgspec.json.decode((folder / _RESULT).read_bytes(), type=ArmResult)
+        logits = safetensors.numpy.load_file(folder / _MAPS)["logits"]
+    except (OSError, KeyError, msgspec.DecodeError, UnicodeDecodeError, SafetensorError) as err:
+        raise RunError(f"{folder}: expected the result of a training, got: {err}. Remove the folder.") from err
+    wanted = _made_from(plan, data, source, seed, arm)
+    changed = [name for name in wanted if result.made_from.get(name) != wanted[name]]
+    if changed or set(result.made_from) != set(wanted) or (result.seed, result.arm) != (seed, arm):
+        name = changed[0] if changed else "what it was made from"
+        raise ArgumentError(
+            f"{folder}: expected a result of the same request, got one of another: {name} was "
+            f"{result.made_from.get(name)}, is {wanted.get(name)}. Give the same, or another --out."
+        )
+    if logits.dtype != np.float32 or logits.ndim != 3 or len(logits) != len(data.samples):
+        raise RunError(f"{folder}: expected float32 logits of {len(data.samples)} pictures. Remove the folder.")
+    return _Outcome(result, logits)
+
+
+def _run_arm(
+    plan: JudgePlan, data: JudgeData, encoder: Backbone, source: BackboneSource, seed: int, arm: Arm, progress: Progress
+) -> _Outcome:
+    """Train one arm, score the test pictures, and keep both."""
+    started = time.perf_counter()
+    folder, config = _folder(plan, seed, arm), _config_of(plan, seed, arm)
+    learned = data.learned
+    if arm == "real":
+        learned = type(learned)(learned.good, learned.held_back, learned.real)
+    with storage_errors(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_folder(folder) as made:
+        title = f"seed {seed}, {arm}"
+        segmenter, trained = train_segmenter(
+            config, encoder, learned, made, lambda what, done, total: progress(title, done, total)
+        )
+        shutil.rmtree(made / CHECKPOINTS, ignore_errors=True)  # a finished training has nothing to go on with
+        segmenter.to(_device(config))
+        logits = predict(segmenter, data.test, batch_size=config.batch_size)
+        if not np.isfinite(logits).all():
+            raise RunError(f"seed {seed}, arm {arm}: expected finite logits, got NaN or infinity. Lower learning_rate.")
+        result = ArmResult(
+            seed=seed,
+            arm=arm,
+            made_from=_made_from(plan, data, source, seed, arm),
+            threshold=_best_threshold(segmenter, config, data),
+            loss=trained.losses[-1],
+            validation_error=trained.error,
+            seconds=round(time.perf_counter() - started, 3),
+            versions=package_versions(),
+        )
+        safetensors.numpy.save_file({"logits": logits}, made / _MAPS)
+        (made / _RESULT).write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=1) + b"\n")
+    return _Outcome(result, logits)
+
+
+def _device(config: SegmenterConfig) -> str:
+    return "cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def _best_threshold(segmenter: Segmenter, config: SegmenterConfig, data: JudgeData) -> float:
+    """Return the logit of the best F1 of pixels on held-back good pictures and on the support pictures."""
+    real = data.learned.real
+    parts: list[tuple[Pictures, BoolArray | None]] = [(data.learned.held_back, None), (real.pictures, real.labels)]
+    scores, labels = [], []
+    for pictures, masks in parts:
+        count = min(_THRESHOLD_PICTURES, len(pictures))
+        maps = _maps(predict(segmenter, pictures, count, config.batch_size), config)
+        scores.append(maps.astype(np.float64).ravel())
+        labels.append(np.zeros(maps.size, np.bool_) if masks is None else masks[:count].ravel())
+    best = f1_max(np.concatenate(scores), np.concatenate(labels))
+    assert best is not None  # held-back pictures have no defect, support pictures have one
+    return best.threshold
+
+
+def _maps(logits: Float32Array, config: SegmenterConfig) -> Float32Array:
+    """Return logits at the size of the pictures, float32 [N, H, W]."""
+    made = np.empty((len(logits), *config.preprocessing.size), np.float32)
+    for start in range(0, len(logits), _ENLARGED):
+        part = torch.from_numpy(logits[start : start + _ENLARGED])[:, None]
+        made[start : start + _ENLARGED] = enlarge(part, config.preprocessing.size)[:, 0].numpy()
+    return made
+
+
+# ---- The comparison --------------------------------------------------------------------------------------------------
+
+
+def _weigh(
+    plan: JudgePlan,
+    data: JudgeData,
+    source: BackboneSource,
+    outcomes: Sequence[_Outcome],
+    variety: Variety | None,
+) -> Judgement:
+    defects = np.array([sample.defect for sample in data.samples])
+    groups: dict[str, BoolArray] = {"clean": data.is_clean}
+    if plan.with_leak:
+        groups["leak"] = np.ones(len(defects), np.bool_)
+    types = sorted(set(defects[data.truth.labels & data.is_clean])) if plan.per_defect else []
+    for name in types:
+        groups[f"defect {name}"] = data.is_clean & (~data.truth.labels | (defects == name))
+    truths = {name: data.truth.select(rows) for name, rows in groups.items()}
+    tallies: dict[str, list[Tally]] = {name: [] for name in groups}
+    for outcome in outcomes:
+        maps = _maps(outcome.logits, plan.config)
+        for name, rows in groups.items():
+            tallies[name].append(_tally(plan, maps[rows], truths[name], outcome.result))
+    found = {
+        # Arms take turns: real, both, real, both, ...
+        name: compare_tallies(of[0::2], of[1::2], truths[name], confidence=plan.confidence)
+        for name, of in tallies.items()
+    }
+    clean = found["clean"]
+    if plan.figure not in clean:
+        raise DataError(f"{plan.figure}: expected a figure that is defined on these test pictures. Choose another.")
+    deciding = clean[plan.figure]
+    notes = list(data.notes)
+    if len(plan.seeds) == 1:
+        notes.append("one seed: the interval knows nothing of chance in training; take three or more with --seeds")
+    return Judgement(
+        is_recommended=deciding.is_gain,
+        verdict=_verdict(FIGURES[plan.figure], deciding),
+        figure=plan.figure,
+        differences=clean,
+        with_leak=found.get("leak"),
+        defects={name: found[f"defect {name}"] for name in types} if plan.per_defect else None,
+        arms=tuple(
+            ArmFigures(figures=one.figures, result=outcome.result)
+            for one, outcome in zip(tallies["clean"], outcomes, strict=True)
+        ),
+        counts=data.counts,
+        left_out=data.left_out,
+        notes=tuple(notes),
+        config=plan.config,
+        backbone=source,
+        category=plan.dataset.category,
+        dataset=data.dataset,
+        support=data.support,
+        synthetic=data.synthetic,
+        confidence=plan.confidence,
+        versions=package_versions(),
+        created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        command=plan.command,
+        flawscope=flawscope.__version__,
+        variety=variety,
+    )
+
+
+def _tally(plan: JudgePlan, maps: Float32Array, truth: Truth, result: ArmResult) -> Tally:
+    thresholds = {IOU: 0.0, IOU_F1: result.threshold}  # as logits: 0 is a probability of 0.5
+    return tally(maps, picture_scores(maps, plan.config.top), truth, thresholds)
+
+
+def _verdict(name: str, found: Difference) -> str:
+    gain = f"{name} {found.mean:+.4f} ({found.interval.low:+.4f} to {found.interval.high:+.4f})"
+    if found.is_gain:
+        return f"recommended: gain of {gain} is above zero"
+    return f"not recommended: gain of {gain} is not above zero"

@@ -1,0 +1,310 @@
+"""Inception score and IC-LPIPS of the accepted pictures of a synthetic set, where the networks' weights are given.
+
+They say how varied pictures are, of each defect type and of all, and nothing of whether they help: pictures of noise
+are varied. No verdict depends on them.
+
+Whole pictures are looked at, as others do, so that the variety of the good pictures that were drawn on is in the
+figures too. The pictures are those that are learned from in the judgement; the support pictures are all of the support
+set. Choices that the papers leave open:
+
+    Inception score   pictures of 299 x 299, by area where both sides shrink, bilinear otherwise, without cropping
+    IC-LPIPS          all pictures of a defect type at one size: the commonest among the drawn ones, made smaller until
+                      no side is above 512 px and larger until none is below 64 px, in the same way of resizing
+
+Weights are read from safetensors, or from a file of `torch.save` without unpickling it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import safetensors
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from flawscope.errors import ArgumentError, DataError
+from flawscope.files import sha256_file
+from flawscope.imaging.images import Preprocessing, read_image
+from flawscope.progress import Progress
+from flawscope.torch_file import read_state_dict
+from flawscope.training.loop.image_batches import Pictures
+from flawscope.training.segmentation.lpips import MIN_SIDE_PX, Lpips, build_lpips
+from flawscope.training.segmentation.segmenter import SegmenterConfig
+from flawscope.training.segmentation.variety import (
+    INCEPTION_SIDE_PX,
+    Score,
+    build_inception,
+    class_probabilities,
+    group_by_nearest,
+    inception_score,
+    mean_of,
+)
+from flawscope.workflows.utility.utility_data import DefectPictures
+
+MAX_SIDE_PX = 512
+"""Larger pictures are made smaller before they are compared by LPIPS."""
+
+_MAX_BYTES = 1 << 30  # vgg16 with its classifier has 528 MB
+_SUFFIX = ".safetensors"
+_BATCH_PIXELS, _BATCH = 1 << 20, 16  # at once: vgg16 takes about 1 GB for four pictures of 512 x 512
+
+
+# ---- What was found --------------------------------------------------------------------------------------------------
+
+
+class WeightFile(msgspec.Struct, frozen=True, kw_only=True):
+    """A file of weights that was used.
+
+    Attributes:
+        network: `inception_v3`, `alexnet`, `vgg16`, or `LPIPS heads`.
+        sha256: Of the file.
+    """
+
+    network: str
+    sha256: str
+
+
+class SupportGroup(msgspec.Struct, frozen=True, kw_only=True):
+    """The drawn pictures nearest to one support picture.
+
+    Attributes:
+        support: The support picture, below the dataset's root.
+        pictures: How many are nearest to it.
+        lpips: Mean LPIPS over their pairs; None with fewer than two.
+    """
+
+    support: str
+    pictures: int
+    lpips: float | None
+
+
+class DefectVariety(msgspec.Struct, frozen=True, kw_only=True):
+    """How varied the drawn pictures of one defect type are.
+
+    Attributes:
+        pictures: How many.
+        inception_score: None without its weights.
+        ic_lpips: Mean over `groups` that have a pair; None without the weights, or where no group has a pair.
+        groups: By support picture; empty without the weights, or without support pictures of this defect type.
+        size: Height and width in pixels at which pictures were compared by LPIPS; None where they were not.
+    """
+
+    pictures: int
+    inception_score: Score | None
+    ic_lpips: float | None
+    groups: tuple[SupportGroup, ...]
+    size: tuple[int, int] | None
+
+
+class Variety(msgspec.Struct, frozen=True, kw_only=True):
+    """How varied the drawn pictures are. It says nothing of whether they help.
+
+    Attributes:
+        pictures: How many.
+        inception_score: Over all of them; None without its weights.
+        ic_lpips: Mean over the defect types that have one, or None.
+        defects: Defect type -> the same for it alone.
+        weights: The files of the networks.
+    """
+
+    pictures: int
+    inception_score: Score | None
+    ic_lpips: float | None
+    defects: dict[str, DefectVariety]
+    weights: tuple[WeightFile, ...]
+
+
+# ---- Weights ---------------------------------------------------------------------------------------------------------
+
+
+class _Safetensors:
+    """Tensors of a safetensors file."""
+
+    def __init__(self, path: Path) -> None:
+        self.name = str(path)
+        try:
+            file: Any = safetensors.safe_open(path, framework="pt")
+            names = file.keys()
+            self.shapes: Mapping[str, tuple[int, ...]] = {
+                name: tuple(file.get_slice(name).get_shape()) for name in names
+            }
+        except (OSError, SafetensorError) as err:
+            raise DataError(
+                f"{path}: expected weights in safetensors, got: {str(err).splitlines()[0]}. Check the file."
+            ) from err
+        self._file = file
+
+    def read(self, name: str) -> npt.NDArray[Any]:
+        tensor: Tensor = self._file.get_tensor(name)
+        # NumPy has no bfloat16.
+        found: npt.NDArray[Any] = (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+        return found
+
+
+class _TorchFile:
+    """Tensors of a state dict that `torch.save` wrote; nothing of it is executed."""
+
+    def __init__(self, path: Path) -> None:
+        self.name = str(path)
+        self._saved, self._tensors = read_state_dict(path, _MAX_BYTES)
+        self.shapes: Mapping[str, tuple[int, ...]] = {name: tensor.size for name, tensor in self._tensors.items()}
+
+    def read(self, name: str) -> npt.NDArray[Any]:
+        return self._saved.array(self._tensors[name])
+
+
+def _open(path: Path) -> _Safetensors | _TorchFile:
+    return _Safetensors(path) if path.suffix == _SUFFIX else _TorchFile(path)
+
+
+@dataclass(frozen=True)
+class VarietyNetworks:
+    """The networks whose weights were given, and their files."""
+
+    inception: nn.Module | None
+    lpips: Lpips | None
+    files: tuple[WeightFile, ...]
+
+
+def load_networks(
+    inception: Path | None, lpips: Path | None, heads: Path | None, device: str
+) -> VarietyNetworks | None:
+    """Load the networks whose weights are given; None where none are.
+
+    Args:
+        inception: State dict of torchvision's inception_v3 (ImageNet), or None.
+        lpips: State dict of torchvision's alexnet or vgg16, with or without the classifier, or None.
+        heads: Linear weights of LPIPS 0.1 for that network, or None.
+        device: Where to put them.
+
+    Raises:
+        ArgumentError: If one of `lpips` and `heads` is given without the other.
+        DataError: If a file cannot be read, or holds anything but these tensors.
+    """
+    if (lpips is None) != (heads is None):
+        there, missing = ("--lpips", "--lpips-heads") if heads is None else ("--lpips-heads", "--lpips")
+        raise ArgumentError(f"{missing}: expected a file together with {there}, got none. Give both, or neither.")
+    files = []
+    classifier = measure = None
+    if inception is not None:
+        classifier = build_inception(_open(inception)).to(device)
+        files.append(WeightFile(network="inception_v3", sha256=sha256_file(inception)))
+    if lpips is not None and heads is not None:
+        measure = build_lpips(_open(lpips), _open(heads)).to(device)
+        files.append(WeightFile(network=measure.name, sha256=sha256_file(lpips)))
+        files.append(WeightFile(network="LPIPS heads", sha256=sha256_file(heads)))
+    return VarietyNetworks(classifier, measure, tuple(files)) if files else None
+
+
+# ---- Figures ---------------------------------------------------------------------------------------------------------
+
+
+def take_variety(
+    networks: VarietyNetworks,
+    defects: Mapping[str, DefectPictures],
+    config: SegmenterConfig,
+    device: str,
+    progress: Progress,
+) -> Variety:
+    """Return how varied drawn pictures are.
+
+    Args:
+        networks: What it is measured with.
+        defects: Defect type -> its pictures, at least one drawn.
+        config: For `num_workers` and `memory_budget_mb`.
+        device: Where the networks are.
+        progress: Told what is being done.
+
+    Raises:
+        DataError: If the networks give numbers that are not finite.
+        ImageError: If a picture cannot be read.
+    """
+    probabilities = {}
+    if networks.inception is not None:
+        for name, pictures in defects.items():
+            probabilities[name] = class_probabilities(
+                networks.inception,
+                _pictures(pictures.drawn, (INCEPTION_SIDE_PX, INCEPTION_SIDE_PX), config),
+                batch=_batch_of((INCEPTION_SIDE_PX, INCEPTION_SIDE_PX)),
+                device=device,
+                progress=_titled(progress, f"Inception score, {name}"),
+            )
+    found = {
+        name: _defect_variety(networks.lpips, pictures, probabilities.get(name), config, device, progress, name)
+        for name, pictures in defects.items()
+    }
+    return Variety(
+        pictures=sum(one.pictures for one in found.values()),
+        inception_score=inception_score(np.concatenate(list(probabilities.values()))) if probabilities else None,
+        ic_lpips=mean_of(tuple(one.ic_lpips for one in found.values())),
+        defects=found,
+        weights=networks.files,
+    )
+
+
+def _defect_variety(
+    network: Lpips | None,
+    pictures: DefectPictures,
+    probabilities: npt.NDArray[np.float64] | None,
+    config: SegmenterConfig,
+    device: str,
+    progress: Progress,
+    name: str,
+) -> DefectVariety:
+    score = None if probabilities is None else inception_score(probabilities)
+    if network is None or not pictures.support:
+        return DefectVariety(pictures=len(pictures.drawn), inception_score=score, ic_lpips=None, groups=(), size=None)
+    size = compared_size([read_image(path).shape[:2] for path in pictures.drawn])
+
+    def embed(images: npt.NDArray[Any]) -> Tensor:
+        vectors: Tensor = network(torch.from_numpy(images).to(device))
+        return vectors
+
+    groups = group_by_nearest(
+        embed,
+        _pictures(list(pictures.support.values()), size, config),
+        _pictures(pictures.drawn, size, config),
+        batch=_batch_of(size),
+        budget=config.memory_budget_mb * 1_000_000 // 2,
+        progress=_titled(progress, f"IC-LPIPS, {name}"),
+    )
+    rows = zip(pictures.support, groups.sizes, groups.means, strict=True)
+    return DefectVariety(
+        pictures=len(pictures.drawn),
+        inception_score=score,
+        ic_lpips=groups.mean,
+        groups=tuple(SupportGroup(support=place, pictures=count, lpips=mean) for place, count, mean in rows),
+        size=size,
+    )
+
+
+def compared_size(sizes: Sequence[tuple[int, ...]]) -> tuple[int, int]:
+    """Return the height and width at which pictures of these sizes are compared by LPIPS.
+
+    The commonest size, and of equally common ones the largest; scaled down until no side is above `MAX_SIDE_PX`, or up
+    until none is below the least that the networks take. Where both cannot be, the aspect changes.
+    """
+    counts = Counter(sizes)
+    height, width = max(counts, key=lambda size: (counts[size], size[0] * size[1], size))
+    scale = max(min(1.0, MAX_SIDE_PX / max(height, width)), MIN_SIDE_PX / min(height, width))
+    return min(MAX_SIDE_PX, round(height * scale)), min(MAX_SIDE_PX, round(width * scale))
+
+
+def _pictures(paths: Sequence[Path], size: tuple[int, int], config: SegmenterConfig) -> Pictures:
+    return Pictures(paths, Preprocessing(size), config.num_workers, config.memory_budget_mb // 4)
+
+
+def _batch_of(size: tuple[int, int]) -> int:
+    return max(1, min(_BATCH, _BATCH_PIXELS // (size[0] * size[1])))
+
+
+def _titled(progress: Progress, title: str) -> Progress:
+    return lambda _, done, total: progress(title, done, total)
