@@ -10,7 +10,7 @@ from fake_bundles import FakeInspector, write_fake_bundle, write_mask, write_pic
 
 from flawscope.bundle import Threshold, Thresholds
 from flawscope.calibration.evaluation import evaluate
-from flawscope.calibration.thresholds.normal_quantile import calibrate
+from flawscope.calibration.thresholds import calibrate
 from flawscope.datasets import content_hash, open_dataset
 
 GOOD = range(40, 70)

@@ -23,7 +23,7 @@ from flawscope.config import BaseConfig, EmbeddingConfig, InpaintingConfig
 from flawscope.datasets import open_dataset
 from flawscope.datasets.defects.support_set import write_support
 from flawscope.diffusion.location_words import LOCATIONS
-from flawscope.export.synthesis.generator_export import generator_graphs
+from flawscope.export.synthesis import generator_graphs
 from flawscope.runtime.synthesis.embedding_files import write_embedding
 from flawscope.training.synthesis.base_model import build_networks, open_base
 from flawscope.training.synthesis.base_training import base_settings

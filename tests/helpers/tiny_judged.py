@@ -16,6 +16,7 @@ from tiny_dataset import write_rgb
 
 from flawscope.datasets import open_dataset
 from flawscope.datasets.defects.set_files import write_json, write_lines, write_mask, write_picture
+from flawscope.datasets.defects.support_set import write_support
 from flawscope.files import sha256_file
 from flawscope.imaging.crops import Crop
 from flawscope.runtime.synthesis import (
@@ -25,7 +26,6 @@ from flawscope.runtime.synthesis import (
     GenerateSettings,
     Verdict,
     summarise,
-    write_support,
 )
 from flawscope.runtime.synthesis.generated_set import StoredFile
 from flawscope.training.segmentation.segmenter import SegmenterConfig

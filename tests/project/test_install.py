@@ -16,7 +16,7 @@ from project_paths import ROOT
 
 def source_tree(target: Path) -> Path:
     """Copy what an installation needs: building in place would leave files behind."""
-    for name in ("core", "cpp_ext", "runtime", "calibration", "training", "export"):
+    for name in ("core", "cpp_ext", "runtime", "calibration", "training", "export", "workflows"):
         ignored = shutil.ignore_patterns("__pycache__", "*.so")
         shutil.copytree(ROOT / name, target / name, ignore=ignored)
     for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"):

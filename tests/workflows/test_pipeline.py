@@ -318,8 +318,8 @@ def test_a_training_of_the_extractor_that_was_killed_goes_on(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    from flawscope.training.loop import loop
     from flawscope.training.loop.checkpoints import write_checkpoint
-    from flawscope.training.loop.loop import loop
 
     class Killed(BaseException):
         pass

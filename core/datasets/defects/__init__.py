@@ -1,1 +1,48 @@
 """Sets that a synthesis starts from: support, box, mask and description sets, with one strict reader each."""
+
+from flawscope.datasets.defects.anomalous_samples import Defective, list_defective
+from flawscope.datasets.defects.box_sets import BoxRecord, BoxSettings, write_boxes
+from flawscope.datasets.defects.captions import Captions, read_frames, read_phrases
+from flawscope.datasets.defects.descriptions import DescriptionRecord, write_descriptions
+from flawscope.datasets.defects.foreground import find_foreground
+from flawscope.datasets.defects.mask_ranges import CategoryRanges, read_ranges
+from flawscope.datasets.defects.mask_sets import MaskRecord, MaskSettings, write_masks
+from flawscope.datasets.defects.random_boxes import BoxRange
+from flawscope.datasets.defects.random_masks import Sides
+from flawscope.datasets.defects.support_set import (
+    AlikePicture,
+    SupportPicture,
+    SupportRecord,
+    exclude_support,
+    find_support,
+    read_support,
+    write_support,
+)
+
+__all__ = [
+    "AlikePicture",
+    "BoxRange",
+    "BoxRecord",
+    "BoxSettings",
+    "Captions",
+    "CategoryRanges",
+    "Defective",
+    "DescriptionRecord",
+    "MaskRecord",
+    "MaskSettings",
+    "Sides",
+    "SupportPicture",
+    "SupportRecord",
+    "exclude_support",
+    "find_foreground",
+    "find_support",
+    "list_defective",
+    "read_frames",
+    "read_phrases",
+    "read_ranges",
+    "read_support",
+    "write_boxes",
+    "write_descriptions",
+    "write_masks",
+    "write_support",
+]

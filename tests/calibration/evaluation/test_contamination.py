@@ -20,8 +20,8 @@ from flawscope.calibration import calibrate_bundle, evaluate_bundle, record_accu
 from flawscope.calibration.evaluation import evaluate, report
 from flawscope.calibration.evaluation.contamination import find_leak
 from flawscope.datasets import Dataset, Sample, content_hash, hash_contents, open_dataset
+from flawscope.datasets.defects.support_set import AlikePicture, SupportPicture, SupportRecord, write_support
 from flawscope.errors import ArgumentError, DataError
-from flawscope.runtime.synthesis import AlikePicture, SupportPicture, SupportRecord, write_support
 
 FLAT = ("image_auroc", "image_ap", "image_f1_max", "pixel_auroc", "pixel_ap", "aupro")
 

@@ -15,7 +15,7 @@ from flawscope import cli
 from flawscope.calibration import evaluate_bundle
 from flawscope.calibration.evaluation import report, report_images, report_plots
 from flawscope.datasets import content_hash, open_dataset
-from flawscope.runtime.synthesis import SupportPicture, SupportRecord
+from flawscope.datasets.defects.support_set import SupportPicture, SupportRecord
 
 
 class _Page(HTMLParser):

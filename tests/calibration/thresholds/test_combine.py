@@ -18,8 +18,8 @@ from tiny_ensemble import write_member
 from flawscope import cli
 from flawscope.bundle import EnsembleHead, open_bundle
 from flawscope.calibration.evaluation.bundle_scores import ImageHashes, read_image_hashes
+from flawscope.calibration.thresholds import combine
 from flawscope.calibration.thresholds.combine import Scale, combine_bundles, measure_scale
-from flawscope.calibration.thresholds.normal_quantile import combine
 from flawscope.datasets import content_hash, fingerprint, hash_contents, open_dataset
 from flawscope.errors import ArgumentError, DataError
 from flawscope.imaging.images import Preprocessing, prepare, read_image

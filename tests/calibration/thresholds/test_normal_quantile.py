@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from flawscope.calibration.thresholds.normal_quantile import normal_quantile
+from flawscope.calibration.thresholds import normal_quantile
 from flawscope.errors import ArgumentError
 
 

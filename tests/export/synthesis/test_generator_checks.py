@@ -20,7 +20,8 @@ from tiny_drawers import WIDTH, refused, write_drawers, write_word
 from flawscope.diffusion.reconstruction import signed
 from flawscope.errors import ArgumentError, DataError, RunError
 from flawscope.export.onnx_trace import export_network
-from flawscope.export.synthesis.generator_export import export_synthesis, generator_export
+from flawscope.export.synthesis import generator_export
+from flawscope.export.synthesis.generator_export import export_synthesis
 from flawscope.export.synthesis.generator_graphs import SignedEncoder, release_weights
 from flawscope.export.synthesis.image_parity import measure_pictures
 from flawscope.training.diffusion.autoencoder import Encoder

@@ -24,7 +24,8 @@ from flawscope.bundle import SynthDefect, SynthHead, open_bundle
 from flawscope.diffusion.latent_inpainting import draw_latents, draw_noise, guided, keep_of
 from flawscope.diffusion.reconstruction import signed, unsigned
 from flawscope.errors import ArgumentError, BundleError, GateError, RunError
-from flawscope.export.synthesis.generator_export import export_synthesis, generator_export
+from flawscope.export.synthesis import generator_export
+from flawscope.export.synthesis.generator_export import export_synthesis
 from flawscope.export.synthesis.generator_graphs import GRAPHS, OUTPUTS, example_inputs, synthesis_modules
 from flawscope.export.synthesis.image_parity import GraphCalls, measure_pictures
 from flawscope.runtime import Inspector

@@ -51,12 +51,12 @@ def test_a_command_of_its_own_scores_thousands_without_a_slope(patchcore_bundle:
 LEAK = """
 import sys
 from flawscope import cli
-from flawscope.runtime import bench_rounds
-kept, decide = [], bench_rounds.decide
+from flawscope.runtime.bench import rounds
+kept, decide = [], rounds.decide
 def leaking(*arguments):
     kept.append(bytearray(b"x") * (16 << 10))
     return decide(*arguments)
-bench_rounds.decide = leaking
+rounds.decide = leaking
 sys.exit(cli.run(sys.argv[1:]))
 """
 
@@ -109,7 +109,7 @@ def test_the_bound_is_a_rate_and_for_short_soaks_a_few_pages(padim_bundle: Path,
     count = np.linspace(scorings / SAMPLES, scorings, SAMPLES)
     rows = np.stack([count, np.full(SAMPLES, 1e5), np.ones(SAMPLES)], axis=1)
     with Inspector.load(padim_bundle, "cpu") as inspector:
-        assert soak._figures(inspector, 1, rows, {})["memory"]["bound"] == pytest.approx(bound)
+        assert soak_module._figures(inspector, 1, rows, {})["memory"]["bound"] == pytest.approx(bound)
 
 
 @pytest.mark.usefixtures("fixed_memory")

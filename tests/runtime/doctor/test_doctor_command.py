@@ -10,8 +10,8 @@ import pytest
 
 from flawscope import __version__, cli, cpp_ext, versions
 from flawscope.runtime.backends import BACKENDS, ort
+from flawscope.runtime.doctor import doctor_command as doctor_module
 from flawscope.runtime.doctor.doctor_command import diagnose
-from flawscope.runtime.doctor.doctor_command import doctor_command as doctor_module
 from flawscope.versions import cpu_name, package_versions
 
 

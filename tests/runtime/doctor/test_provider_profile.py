@@ -16,7 +16,7 @@ from flawscope import cli
 from flawscope.bundle import open_bundle
 from flawscope.errors import BackendError
 from flawscope.imaging.images import prepare, read_image
-from flawscope.runtime.doctor.doctor_command import driver
+from flawscope.runtime.doctor import driver
 from flawscope.runtime.doctor.driver import match_driver
 from flawscope.runtime.doctor.provider_profile import PlacedNode, elsewhere, place_nodes
 

@@ -13,11 +13,11 @@ from tiny_synth_bundle import write_tiny_synth
 
 from flawscope.cli import run
 from flawscope.datasets import Sample, open_dataset
+from flawscope.datasets.defects.support_set import AlikePicture, read_support
 from flawscope.errors import DataError
 from flawscope.files import sha256_file
 from flawscope.imaging.images import read_image, read_mask
 from flawscope.runtime.synthesis import (
-    AlikePicture,
     DrawOptions,
     GenerateSettings,
     ProvenanceLine,
@@ -28,7 +28,6 @@ from flawscope.runtime.synthesis import (
     generate_pictures,
     read_generated,
     read_sites,
-    read_support,
     write_synth_dataset,
 )
 

@@ -215,8 +215,8 @@ def test_augmentation_and_simplex_noise_change_what_is_learned(tiny_root: Path) 
 def test_a_training_that_was_killed_ends_with_the_same_weights(
     tmp_path: Path, tiny_root: Path, weights: Path, monkeypatch: pytest.MonkeyPatch, extractor: str
 ) -> None:
+    from flawscope.training.loop import loop
     from flawscope.training.loop.checkpoints import write_checkpoint
-    from flawscope.training.loop.loop import loop
 
     class Killed(BaseException):
         pass

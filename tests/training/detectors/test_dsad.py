@@ -166,8 +166,8 @@ def test_augmentation_changes_what_is_learned(tiny_root: Path, autoencoder: Path
 def test_a_training_that_was_killed_ends_with_the_same_weights(
     tmp_path: Path, tiny_root: Path, autoencoder: Path, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from flawscope.training.loop import loop
     from flawscope.training.loop.checkpoints import write_checkpoint
-    from flawscope.training.loop.loop import loop
 
     class Killed(BaseException):
         pass
@@ -347,7 +347,7 @@ def stop_after_it(*arguments: Any, **named: Any) -> None:
 def test_going_on_with_another_autoencoder_is_refused(
     tmp_path: Path, tiny_root: Path, autoencoder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from flawscope.training.loop.loop import loop
+    from flawscope.training.loop import loop
 
     moved = Path(shutil.copytree(autoencoder, tmp_path / "autoencoder"))
     monkeypatch.setattr(loop, "write_checkpoint", stop_after_it)

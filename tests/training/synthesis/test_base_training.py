@@ -167,8 +167,8 @@ def test_the_same_seed_gives_the_same_base_and_so_does_one_that_was_killed(
     run: tuple[Path, SynthesisRecord],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    from flawscope.training.loop import loop
     from flawscope.training.loop.checkpoints import write_checkpoint
-    from flawscope.training.loop.loop import loop
 
     class Killed(BaseException):
         pass

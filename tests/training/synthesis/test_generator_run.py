@@ -287,8 +287,8 @@ def test_a_support_set_of_another_dataset_is_refused(tmp_path: Path, tiny_root: 
 def test_a_training_does_not_go_on_with_another_base(
     tmp_path: Path, places: dict[str, Path], dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from flawscope.training.loop import loop
     from flawscope.training.loop.checkpoints import write_checkpoint
-    from flawscope.training.loop.loop import loop
 
     class Killed(BaseException):
         pass
@@ -317,8 +317,8 @@ def test_a_training_does_not_go_on_with_another_base(
 def test_a_training_does_not_go_on_with_other_descriptions(
     tmp_path: Path, places: dict[str, Path], dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from flawscope.training.loop import loop
     from flawscope.training.loop.checkpoints import write_checkpoint
-    from flawscope.training.loop.loop import loop
 
     class Killed(BaseException):
         pass

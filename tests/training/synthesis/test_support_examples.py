@@ -20,7 +20,7 @@ from flawscope.diffusion.location_words import LOCATIONS, location_of
 from flawscope.errors import ArgumentError, DataError
 from flawscope.imaging.boxes import bounds_of, boxes_of
 from flawscope.imaging.images import Preprocessing, prepare, read_image, read_mask
-from flawscope.training.synthesis.generator_training import prompt_templates
+from flawscope.training.synthesis import prompt_templates
 from flawscope.training.synthesis.support_examples import SupportSet, describe, read_support_set
 
 

@@ -15,9 +15,9 @@ from flawscope.calibration.evaluation.intervals import Interval
 from flawscope.calibration.evaluation.paired_differences import Difference
 from flawscope.cli import run
 from flawscope.datasets import open_dataset, split_held_out
+from flawscope.datasets.defects.support_set import read_support
 from flawscope.errors import ArgumentError, DataError, RunError
 from flawscope.progress import no_progress
-from flawscope.runtime.synthesis import read_support
 from flawscope.training.segmentation.segmenter import SegmenterConfig
 from flawscope.workflows.utility import utility_benchmark
 from flawscope.workflows.utility.utility_benchmark import JudgePlan, judge_synthesis

@@ -18,10 +18,10 @@ from tiny_judged import CONFIG, SIDE, Place, arguments, part, write_generated, w
 
 from flawscope.cli import run
 from flawscope.datasets import open_dataset
+from flawscope.datasets.defects.support_set import read_support, write_support
 from flawscope.errors import ArgumentError, DataError
 from flawscope.files import sha256_file
 from flawscope.progress import no_progress
-from flawscope.runtime.synthesis import read_support, write_support
 from flawscope.workflows.utility import utility_benchmark
 from flawscope.workflows.utility.utility_benchmark import Judgement, JudgePlan, judge_synthesis
 from flawscope.workflows.utility.utility_data import DefectPictures, JudgeData, read_judge_data

@@ -12,20 +12,15 @@ from hypothesis import strategies as st
 from tiny_dataset import CATEGORY, DEFECTS
 
 from flawscope.datasets import open_dataset
-from flawscope.datasets.defects.box_sets import shares
-from flawscope.datasets.defects.foreground import Coverage
+from flawscope.datasets.defects.anomalous_samples import list_defective
+from flawscope.datasets.defects.box_sets import BoxSettings, shares, write_boxes
+from flawscope.datasets.defects.foreground import Coverage, find_foreground
+from flawscope.datasets.defects.mask_ranges import read_ranges
 from flawscope.datasets.defects.random_boxes import draw_box, range_of
 from flawscope.datasets.defects.seeded_choice import generator
 from flawscope.errors import DataError
 from flawscope.imaging.boxes import Rect
 from flawscope.imaging.images import read_image, read_mask
-from flawscope.runtime.synthesis import (
-    BoxSettings,
-    find_foreground,
-    list_defective,
-    read_ranges,
-    write_boxes,
-)
 
 # --- random boxes
 

@@ -9,19 +9,14 @@ import pytest
 from tiny_dataset import CATEGORY, DEFECTS
 
 from flawscope.datasets import open_dataset
-from flawscope.datasets.defects.captions import FRAMES, check_frame
+from flawscope.datasets.defects.anomalous_samples import list_defective
+from flawscope.datasets.defects.captions import FRAMES, Captions, check_frame, read_frames, read_phrases
+from flawscope.datasets.defects.descriptions import write_descriptions
 from flawscope.datasets.defects.seeded_choice import generator
 from flawscope.diffusion.location_words import location_of
 from flawscope.errors import ArgumentError, DataError
 from flawscope.imaging.boxes import Rect
 from flawscope.imaging.images import read_mask
-from flawscope.runtime.synthesis import (
-    Captions,
-    list_defective,
-    read_frames,
-    read_phrases,
-    write_descriptions,
-)
 
 
 def test_every_frame_gives_another_sentence_that_ends_with_the_token():

@@ -12,19 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flawscope.datasets import open_dataset
-from flawscope.datasets.defects.foreground import Coverage
-from flawscope.datasets.defects.random_masks import draw_mask, side_limits
+from flawscope.datasets.defects.foreground import Coverage, find_foreground
+from flawscope.datasets.defects.mask_ranges import CategoryRanges, read_ranges
+from flawscope.datasets.defects.mask_sets import MaskSettings, write_masks
+from flawscope.datasets.defects.random_masks import Sides, draw_mask, side_limits
 from flawscope.datasets.defects.seeded_choice import generator
 from flawscope.errors import ArgumentError, DataError
 from flawscope.imaging.images import read_mask
-from flawscope.runtime.synthesis import (
-    CategoryRanges,
-    MaskSettings,
-    Sides,
-    find_foreground,
-    read_ranges,
-    write_masks,
-)
 
 SIZE = 64
 

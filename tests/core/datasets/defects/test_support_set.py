@@ -11,16 +11,11 @@ import pytest
 from tiny_dataset import CATEGORY, DEFECTS
 
 from flawscope.datasets import content_hash, open_dataset
+from flawscope.datasets.defects.anomalous_samples import list_defective
 from flawscope.datasets.defects.near_duplicates import is_same_part, look_of
+from flawscope.datasets.defects.support_set import exclude_support, find_support, read_support, write_support
 from flawscope.errors import ArgumentError, DataError
 from flawscope.imaging.images import read_image, read_mask
-from flawscope.runtime.synthesis import (
-    exclude_support,
-    find_support,
-    list_defective,
-    read_support,
-    write_support,
-)
 
 
 @pytest.fixture
