@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
+from flawscope import methods
 from flawscope.arrays import UInt8Array
 from flawscope.bundle import (
     BankHead,
@@ -22,6 +23,7 @@ from flawscope.bundle import (
     PadimHead,
     PatchcoreHead,
     Precision,
+    head_tag,
     open_bundle,
     write_bundle,
 )
@@ -36,7 +38,6 @@ from flawscope.imaging.images import decode_image, prepare
 from flawscope.imaging.tiles import Picture, read_picture
 from flawscope.progress import Progress, no_progress
 from flawscope.runtime import Inspector
-from flawscope.runtime.scorers.bank_scorer import build_head
 from flawscope.training.loop.image_batches import pictures_of
 
 _MOST_CALIBRATION, _MOST_GOOD = 64, 128
@@ -170,7 +171,7 @@ def add_precision(
     else:
         lowered = lower_to_int8(
             features,
-            build_head(head, tensors, manifest.input.size),
+            methods.scorer_of(head_tag(head)).head(head, tensors, manifest.input.size),
             pictures.calibration,
             pictures.good,
             wanted.method,

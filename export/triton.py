@@ -27,8 +27,8 @@ from flawscope.errors import ArgumentError, BackendError, BundleError, GateError
 from flawscope.files import atomic_folder, sha256_file, storage_errors
 from flawscope.imaging.images import Preprocessing, prepare, read_image
 from flawscope.runtime.backends.ort import import_onnxruntime
-from flawscope.runtime.inspector import GOLDEN_TOLERANCE, ZERO_SHARE
-from flawscope.runtime.scorers.bank_scorer import distance_scale
+from flawscope.runtime.backends.table import GOLDEN_TOLERANCE
+from flawscope.runtime.scorers.base import scorer_kind
 
 RECORD = "flawscope.json"
 """Beside `config.pbtxt`: what a client has to know; also marks a model folder as written by flawscope."""
@@ -186,7 +186,7 @@ def write_triton(bundle: Bundle, repository: Path, options: TritonOptions | None
         _check_repository(repository)
         _check_unchanged(folder)
     golden = manifest.golden_of(options.precision)
-    least = float(ZERO_SHARE * distance_scale(manifest.head, bundle.tensors()))
+    least = scorer_kind(bundle).least_score(bundle)
     with atomic_folder(folder, replace_if=RECORD) as temporary:
         for target, source in _copies(bundle, options.precision).items():
             (temporary / target).parent.mkdir(parents=True, exist_ok=True)

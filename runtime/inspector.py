@@ -13,51 +13,21 @@ import numpy as np
 import numpy.typing as npt
 
 from flawscope.arrays import UInt8Array
-from flawscope.bundle import (
-    Bundle,
-    DdadHead,
-    DsadHead,
-    EnsembleHead,
-    EnsembleMember,
-    Manifest,
-    PadimHead,
-    PatchcoreHead,
-    open_bundle,
-)
-from flawscope.cpp_ext import HAVE_NATIVE
+from flawscope.bundle import Bundle, Manifest, open_bundle
 from flawscope.diffusion.reconstruction import Reconstructed
 from flawscope.diffusion.schedule import Sampling
 from flawscope.errors import ArgumentError, BackendError, BundleError, DeviceError, FlawscopeError
 from flawscope.imaging.images import check_image, prepare, read_image
 from flawscope.imaging.tiles import MapBlender, Tiling
-from flawscope.runtime.backends import Session, choose_backend, open_session
+from flawscope.runtime.backends import choose_backend
 from flawscope.runtime.decision import decide, find_boxes
 from flawscope.runtime.device_arrays import CudaArray, DlpackArray, on_host
 from flawscope.runtime.results import Box, Result
-from flawscope.runtime.scorers.bank_scorer import build_head, distance_scale
-from flawscope.runtime.scorers.ensemble_scorer import EnsembleSession
-from flawscope.runtime.scorers.reconstruction_scorer import ReconstructionSession
+from flawscope.runtime.scorers.base import Reconstructor, ScorerOptions, open_scorer
+from flawscope.runtime.scorers.golden import check_golden
 
 Source = Path | str | npt.NDArray[np.uint8] | CudaArray | DlpackArray
 """A picture: a file, or uint8 [H, W, 3] RGB of NumPy, on a CUDA device, or behind DLPack."""
-
-PATHS = ("auto", "graph", "kernel")
-"""How a map is made: by `score.onnx` alone, or by `features.onnx` and the kernels of `cpp_ext`; `auto` takes the
-kernels where the bundle has features, the kernels are native and the backend is the CPU, and the graph elsewhere."""
-
-MEMBERS = "members"
-"""What `auto` is for an ensemble: every member takes the path that it would take alone."""
-
-GOLDEN_TOLERANCE = 1e-3
-"""Largest relative difference of a golden image's score and map maximum at load: far above float32 noise between
-processors, far below what a wrong resize or colour order does."""
-
-DEVICE_TOLERANCES = {"fp32": GOLDEN_TOLERANCE, "fp16": 1e-2, "int8": 3e-2}
-"""The same on a device, by precision: golden scores are those of the CPU, where sums of FP16 and INT8 are wider."""
-
-ZERO_SHARE = 1e-2
-"""Share of an ordinary distance below which a score counts as zero: errors are then relative to that share, because a
-distance to a row that is (almost) the patch itself is rounding alone."""
 
 
 class Inspector:
@@ -65,16 +35,13 @@ class Inspector:
 
     Attributes:
         bundle: The opened bundle.
-        backend: Name of the backend in use.
-        backend_reason: Why it was taken.
-        path: `graph` or `kernel`, whichever was taken; `members` where each member of an ensemble takes its own.
+        backend_reason: Why the backend was taken.
         precision: Precision of the graphs.
         thresholds: The thresholds in force, or None before calibration.
+        scorer: What makes maps and scores; another one after a device was lost.
     """
 
     def __init__(self, bundle: Bundle, backend: str = "auto", path: str = "auto", precision: str = "fp32") -> None:
-        if path not in PATHS and path != MEMBERS:
-            raise ArgumentError(f"path: expected one of {', '.join(PATHS)}, got {path!r}.")
         if bundle.manifest.kind != "score":
             raise BundleError(
                 f"{bundle.path}: expected a bundle that scores, got one that draws defects. Use flawscope synth "
@@ -82,26 +49,26 @@ class Inspector:
             )
         choice = choose_backend(backend)
         self.bundle = bundle
-        self.backend = choice.name
         self.backend_reason = choice.reason
-        self.path = _resolve_path(path, choice.name, bundle.manifest)
         self.precision = precision
         self.thresholds = self.manifest.thresholds_of(precision)
-        tensors = bundle.tensors()  # also for the graph, which reads the same file: refuses NaN and an empty bank
+        self._options = ScorerOptions(choice.name, path, precision)
         self._lost = False
         try:
-            self._session = self._open()
+            self.scorer = open_scorer(bundle, self._options)
         except BackendError as err:
             if backend != "auto" or self.backend == "cpu":
                 raise
-            # Offered, but not working: the choice was left to us, so the CPU is taken, and said.
-            self.backend, self.backend_reason = "cpu", f"auto: {err}"
-            self._session = self._open()
-        has_maps = "anomaly_map" in self._session.outputs
-        self._head = None if has_maps else build_head(self.manifest.head, tensors, self.manifest.input.size)
-        # In an ensemble 0 is where good pictures lie: differences there are those of the terms, not small at all.
-        share = 1.0 if isinstance(self.manifest.head, EnsembleHead) else ZERO_SHARE
-        self._check_golden(share * distance_scale(self.manifest.head, tensors))
+            # Offered, but not working: the choice was left to us, so the CPU is taken, and said. The path is resolved
+            # anew there: what `auto` means depends on the backend.
+            self.backend_reason = f"auto: {err}"
+            self._options = ScorerOptions("cpu", path, precision)
+            self.scorer = open_scorer(bundle, self._options)
+        try:
+            check_golden(bundle, self.scorer, self._options)
+        except BaseException:
+            self.scorer.close()
+            raise
 
     @classmethod
     def load(
@@ -132,6 +99,16 @@ class Inspector:
     def manifest(self) -> Manifest:
         """The bundle's manifest."""
         return self.bundle.manifest
+
+    @property
+    def backend(self) -> str:
+        """Name of the backend in use."""
+        return self._options.backend
+
+    @property
+    def path(self) -> str:
+        """`graph` or `kernel`, whichever was taken; `members` where each member of an ensemble takes its own."""
+        return self.scorer.path
 
     @overload
     def __call__(self, image: Source) -> Result: ...
@@ -179,17 +156,14 @@ class Inspector:
             DeviceError: If the device fails.
         """
         if self._lost:
-            self._session = self._open()
+            self.scorer = open_scorer(self.bundle, self._options)
             self._lost = False
         try:
-            outputs = self._session.infer(prepared)
+            return self.scorer.score(prepared)
         except DeviceError:
             self._lost = True
-            self._session.close()
+            self.scorer.close()
             raise
-        if self._head is not None:
-            return self._head(outputs["patches"])
-        return outputs["anomaly_map"], outputs["score"]
 
     def reconstruct(self, prepared: UInt8Array) -> Reconstructed:
         """Return what a bundle that reconstructs makes of prepared pictures uint8 [N, H, W, 3], pictures and maps.
@@ -206,38 +180,26 @@ class Inspector:
         Raises:
             ArgumentError: If the bundle's method does not reconstruct, or it has too little noise.
         """
-        if not isinstance(self._session, ReconstructionSession):
+        if self.scorer.reconstructor is None:
             raise ArgumentError(
                 f"{self.bundle.path}: expected a bundle that reconstructs (ddad, dsad), got {self.manifest.method}."
             )
-        self._session.resample(sampling)
+        self.scorer.reconstructor.resample(sampling)
 
-    def check_reconstructs(self) -> ReconstructionSession:
-        """Return the session of a bundle that reconstructs.
+    def check_reconstructs(self) -> Reconstructor:
+        """Return what rebuilds images.
 
         Raises:
             ArgumentError: If the bundle's method does not reconstruct, or its pictures are cut into tiles.
         """
-        if not isinstance(self._session, ReconstructionSession) or self.manifest.tiling is not None:
+        reconstructor = self.scorer.reconstructor
+        if reconstructor is None or self.manifest.tiling is not None:
             got = f"one of {self.manifest.method}" if self.manifest.tiling is None else "one that cuts them into tiles"
             raise ArgumentError(
                 f"{self.bundle.path}: expected a bundle that reconstructs pictures as a whole (ddad, dsad), got {got}. "
                 "Leave --pictures out."
             )
-        return self._session
-
-    def _open(self) -> Session:
-        head = self.manifest.head
-        if isinstance(head, DdadHead | DsadHead):
-            return ReconstructionSession(self.bundle, self.precision, self.backend)
-        if isinstance(head, EnsembleHead):
-            return EnsembleSession(head, self._open_member)
-        name = "features" if self.path == "kernel" else "score"
-        return open_session(self.bundle, name, self.precision, self.backend)
-
-    def _open_member(self, member: EnsembleMember) -> Inspector:
-        path = "auto" if self.path == MEMBERS else self.path
-        return Inspector(self.bundle.member(member.name), self.backend, path, self.precision)
+        return reconstructor
 
     def _inspect(self, group: Sequence[Source], position: int) -> Iterator[Result]:
         if self.manifest.tiling is not None:
@@ -252,11 +214,8 @@ class Inspector:
         if ready:
             try:
                 maps, scores = self.infer(np.stack([item.prepared for item in ready]))
-            except FlawscopeError as err:
-                failure = str(err)
             except Exception as err:
-                # Whatever goes wrong with one batch must neither stop the line nor pass as good.
-                failure = f"unexpected {type(err).__name__}: {err}"
+                failure = _fault_reason(err)
         share_ms = 1e3 * (time.perf_counter() - started) / max(len(ready), 1)
         index = 0
         for item in loaded:
@@ -287,11 +246,8 @@ class Inspector:
                 for corner, one in zip(batch, maps, strict=True):
                     blender.add(corner, one)
                 score = float(np.maximum(score, scores.max()))  # keeps NaN, which is a fault
-        except FlawscopeError as err:
-            return Result(loaded.name, "fault", reason=str(err))
         except Exception as err:
-            # Whatever goes wrong with one picture must neither stop the line nor pass as good.
-            return Result(loaded.name, "fault", reason=f"unexpected {type(err).__name__}: {err}")
+            return Result(loaded.name, "fault", reason=_fault_reason(err))
         infer_ms = 1e3 * (time.perf_counter() - started)
         return self._result(loaded, blender.finish(), score, infer_ms)
 
@@ -319,22 +275,9 @@ class Inspector:
             timings_ms={**timings, "total": sum(timings.values())},
         )
 
-    def _check_golden(self, least: float) -> None:
-        for golden in self.manifest.golden_of(self.precision):
-            image = prepare(read_image(self.bundle.file(golden.file)), self.manifest.input)
-            maps, scores = self.infer(image[None])
-            tolerance = GOLDEN_TOLERANCE if self.backend == "cpu" else DEVICE_TOLERANCES[self.precision]
-            for what, got, stored in (("score", scores[0], golden.score), ("map", maps[0].max(), golden.map_max)):
-                if not abs(float(got) - stored) <= tolerance * max(abs(stored), least):
-                    raise BundleError(
-                        f"{self.bundle.path}: golden image {golden.file}: expected {what} {stored:.6g} as at export, "
-                        f"got {float(got):.6g} on {self.backend}. This installation computes something else: "
-                        "see flawscope doctor."
-                    )
-
     def close(self) -> None:
-        """Release the session and the bundle."""
-        self._session.close()
+        """Release the scorer and the bundle."""
+        self.scorer.close()
         self.bundle.close()
 
     def __enter__(self) -> Inspector:
@@ -346,16 +289,12 @@ class Inspector:
         self.close()
 
 
-def _resolve_path(path: str, backend: str, manifest: Manifest) -> str:
-    if path == "kernel" and not isinstance(manifest.head, PatchcoreHead | PadimHead):
-        raise BundleError(f"path kernel: expected a method with a bank, got {manifest.method}. Leave --path out.")
-    if path == MEMBERS and not isinstance(manifest.head, EnsembleHead):
-        raise BundleError(f"path members: expected an ensemble, got {manifest.method}. Leave --path out.")
-    if path != "auto":
-        return path
-    if isinstance(manifest.head, EnsembleHead):
-        return MEMBERS
-    return "kernel" if HAVE_NATIVE and backend in ("cpu", "tensorrt") and "features" in manifest.graphs else "graph"
+def _fault_reason(err: Exception, prefix: str = "") -> str:
+    """Return what a fault says of whatever went wrong with an image: it must neither stop the line nor pass as normal.
+
+    Our own errors name the image themselves; a stranger's message is led in by `prefix`.
+    """
+    return str(err) if isinstance(err, FlawscopeError) else f"{prefix}unexpected {type(err).__name__}: {err}"
 
 
 class _Loaded:
@@ -383,11 +322,8 @@ def _load(source: Source, position: int, manifest: Manifest) -> _Loaded | Result
         image = read_image(Path(source)) if isinstance(source, Path | str) else check_image(on_host(source, name), name)
         read = time.perf_counter()
         prepared = prepare(image, manifest.input) if manifest.tiling is None else image  # tiles are prepared one by one
-    except FlawscopeError as err:
-        return Result(name, "fault", reason=str(err))
     except Exception as err:
-        # Whatever goes wrong with one picture must neither stop the line nor pass as good.
-        return Result(name, "fault", reason=f"{name}: unexpected {type(err).__name__}: {err}")
+        return Result(name, "fault", reason=_fault_reason(err, f"{name}: "))
     done = time.perf_counter()
     timings = {"read": 1e3 * (read - started), "prepare": 1e3 * (done - read)}
     return _Loaded(name, prepared, (image.shape[0], image.shape[1]), timings)

@@ -16,10 +16,11 @@ from flawscope.errors import ArgumentError
 from flawscope.files import storage_errors, write_bytes
 from flawscope.imaging.images import EXTENSIONS, prepare, read_image
 from flawscope.runtime.backends import BACKENDS
-from flawscope.runtime.inspector import PATHS, Inspector
+from flawscope.runtime.inspector import Inspector
 from flawscope.runtime.overlay import draw_overlay
 from flawscope.runtime.reconstruction_strip import write_pictures
 from flawscope.runtime.results import Result
+from flawscope.runtime.scorers.base import PATHS
 
 
 @click.command()

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from flawscope.bundle import DdadHead, DsadHead, Golden, Manifest, SamplingChange, open_bundle, write_bundle
+from flawscope.bundle import Golden, Manifest, ReconstructionHead, SamplingChange, open_bundle, write_bundle
 from flawscope.calibration.evaluation.evaluate import measure_pictures
 from flawscope.calibration.evaluation.metrics import auroc, pixel_auroc, rank_pixels
 from flawscope.datasets import Dataset, fingerprint, hash_contents
@@ -39,17 +39,17 @@ class SamplingFigures:
     milliseconds: float
 
 
-def sampling_of(manifest: Manifest) -> Sampling:
-    """Return how a bundle reconstructs.
+def reconstruction_head(manifest: Manifest) -> ReconstructionHead:
+    """Return the head of a bundle that reconstructs.
 
     Raises:
         ArgumentError: If it does not.
     """
-    if not isinstance(manifest.head, DdadHead | DsadHead):
+    if not isinstance(manifest.head, ReconstructionHead):  # its sampling is read and replaced
         raise ArgumentError(
             f"{manifest.name}: expected a bundle that reconstructs pictures (ddad, dsad), got one of {manifest.method}."
         )
-    return manifest.head.sampling
+    return manifest.head
 
 
 def compare_samplings(
@@ -83,7 +83,7 @@ def compare_samplings(
         )
     found = []
     with Inspector.load(path, backend) as inspector:
-        sampling_of(inspector.manifest)
+        reconstruction_head(inspector.manifest)
         for sampling in samplings:  # before any of them takes minutes
             inspector.resample(sampling)
         for sampling in samplings:
@@ -140,7 +140,7 @@ def resample_bundle(
     check_replaceable(out, "manifest.json")
     with open_bundle(path) as bundle:
         manifest = bundle.manifest
-        before = sampling_of(manifest)
+        before = reconstruction_head(manifest).sampling
         changes: tuple[SamplingChange, ...] = ()
         if dataset is not None:
             taken, (old, new) = compare_samplings(path, (before, sampling), dataset, backend, progress)
@@ -149,7 +149,7 @@ def resample_bundle(
         changed = msgspec.structs.replace(
             manifest,
             name=out.name.removesuffix(".flaw"),
-            head=msgspec.structs.replace(manifest.head, sampling=sampling),
+            head=msgspec.structs.replace(reconstruction_head(manifest), sampling=sampling),
             thresholds=None,
             threshold_changes=(),
             golden=_golden(path, manifest, sampling),

@@ -10,7 +10,12 @@ from rich.console import Console
 from rich.table import Table
 
 from flawscope.bundle import open_bundle
-from flawscope.calibration.evaluation.few_steps import SamplingFigures, compare_samplings, resample_bundle, sampling_of
+from flawscope.calibration.evaluation.few_steps import (
+    SamplingFigures,
+    compare_samplings,
+    reconstruction_head,
+    resample_bundle,
+)
 from flawscope.datasets import open_dataset
 from flawscope.errors import ArgumentError
 from flawscope.terminal import command_line, progress_bars
@@ -51,7 +56,7 @@ def sampling(
     if data is None and out is None:
         raise click.UsageError("Expected --data to compare samplings, or --out to write a bundle, got neither.")
     with open_bundle(bundle) as opened:
-        own = sampling_of(opened.manifest)
+        own = reconstruction_head(opened.manifest).sampling
     given = {"spacing": spacing, "weight": weight, "eta": eta}
     fixed = {name: value for name, value in given.items() if value is not None}
     asked = [

@@ -191,7 +191,7 @@ def _check_together(bundles: Sequence[Bundle]) -> None:
     seen: dict[str, Bundle] = {}
     for bundle in bundles:
         manifest = bundle.manifest
-        if isinstance(manifest.head, EnsembleHead):
+        if manifest.head.members:
             raise ArgumentError(
                 f"{bundle.path}: expected a bundle of one detector, got an ensemble. Combine all its members at once."
             )

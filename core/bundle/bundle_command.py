@@ -60,7 +60,7 @@ def _facts(manifest: Manifest) -> list[tuple[str, str]]:
     source = manifest.provenance
     height, width = manifest.input.size
     size = sum(entry.size for entry in manifest.files.values())
-    if isinstance(manifest.head, EnsembleHead):
+    if isinstance(manifest.head, EnsembleHead):  # its own fields are shown
         made_of = [
             ("method", f"{manifest.method}, category {source.category}"),
             *(("member", _member(entry)) for entry in manifest.head.members),

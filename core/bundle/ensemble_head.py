@@ -7,6 +7,7 @@ import re
 
 import msgspec
 
+from flawscope.bundle.heads import Head
 from flawscope.errors import ArgumentError
 
 _MEMBER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -66,7 +67,7 @@ class EnsembleMember(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return f"members/{self.name}"
 
 
-class EnsembleHead(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="ensemble"):
+class EnsembleHead(Head, msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="ensemble"):
     """How the maps and scores of several detectors become one.
 
     Attributes:

@@ -13,9 +13,7 @@ from typing import Literal
 
 import msgspec
 
-from flawscope.bundle.ensemble_head import EnsembleHead
-from flawscope.bundle.synth_head import SynthHead
-from flawscope.diffusion.reconstruction import MapRule
+from flawscope.bundle.heads import Head, decode_head
 from flawscope.diffusion.schedule import Sampling
 from flawscope.errors import ArgumentError, BundleError
 from flawscope.imaging.images import Preprocessing
@@ -59,85 +57,6 @@ class Graph(_Struct, frozen=True):
 def external_data(graph: str) -> str:
     """Return the name of the file with the weights of a graph that are too large for its own file."""
     return f"{graph}.data"
-
-
-class PatchcoreHead(_Struct, frozen=True, tag="patchcore"):
-    """What turns patches and a bank into an anomaly map: PatchCore (arXiv:2106.08265).
-
-    Attributes:
-        grid: Rows and columns of the patch grid.
-        neighbors: b of equation 7, the number of neighbours in the re-weighting.
-        reweight: `paper` (equation 7), `seed` (the test patch's own neighbours), or `none`.
-        sigma: Standard deviation of the map's Gaussian, in input pixels.
-    """
-
-    grid: tuple[int, int]
-    neighbors: int
-    reweight: Literal["paper", "seed", "none"]
-    sigma: float
-
-
-class PadimHead(_Struct, frozen=True, tag="padim"):
-    """What turns patches and Gaussians into an anomaly map: PaDiM (arXiv:2011.08785).
-
-    Attributes:
-        grid: Rows and columns of the patch grid.
-        sigma: Standard deviation of the map's Gaussian, in input pixels.
-    """
-
-    grid: tuple[int, int]
-    sigma: float
-
-
-class StfpmHead(_Struct, frozen=True, tag="stfpm"):
-    """What the graph of a student and a teacher does: STFPM (arXiv:2103.04257). There are no patches and no bank.
-
-    Attributes:
-        sigma: Standard deviation of the map's Gaussian, in input pixels; 0 for none.
-        scale: An ordinary score: the mean of those of the sample pictures.
-    """
-
-    sigma: float
-    scale: float
-
-
-class DdadHead(_Struct, frozen=True, tag="ddad"):
-    """How pictures are reconstructed and judged: DDAD (arXiv:2305.15956) and Diffusion-Based-AD.
-
-    Attributes:
-        sampling: Noise levels, steps, conditioning and seed.
-        rule: How the differences become a map and a score.
-        scale: An ordinary score: the mean of those of the sample pictures.
-    """
-
-    sampling: Sampling
-    rule: MapRule
-    scale: float
-
-
-class DsadHead(_Struct, frozen=True, tag="dsad"):
-    """The same in the latents of an autoencoder: DSAD, and DiAD (arXiv:2312.06607).
-
-    Attributes:
-        sampling: As of `DdadHead`.
-        rule: As of `DdadHead`.
-        scale: As of `DdadHead`.
-        edges: What the graph `encode` is given beside the picture: `canny`, or `none`, where it draws them itself.
-    """
-
-    sampling: Sampling
-    rule: MapRule
-    scale: float
-    edges: Literal["none", "canny"] = "none"
-
-
-BankHead = PatchcoreHead | PadimHead
-"""Heads of methods whose bundles have patches and a bank."""
-
-ReconstructionHead = DdadHead | DsadHead
-"""Heads of methods whose bundles have a denoiser: graphs `denoise`, `compare`, and with latents `encode`, `decode`."""
-
-Head = BankHead | StfpmHead | ReconstructionHead | EnsembleHead | SynthHead
 
 
 class Threshold(_Struct, frozen=True):
@@ -449,7 +368,7 @@ def encode_manifest(manifest: Manifest) -> bytes:
         raise BundleError("manifest: expected finite numbers, got NaN or infinity. Nothing was written.")
     try:
         # As it will be read back: an integer in a field for floats would come back as other bytes, hence as changed.
-        blank = msgspec.convert({**fields, "digest": ""}, Manifest)
+        blank = msgspec.convert({**fields, "digest": ""}, Manifest, dec_hook=decode_head)
     except msgspec.ValidationError as err:
         raise BundleError(f"manifest: {err}. Nothing was written.") from err
     digest = hashlib.sha256(_canonical(blank)).hexdigest()
@@ -471,7 +390,7 @@ def decode_manifest(data: bytes, name: str) -> Manifest:
                 f"{name}: expected manifest schema {SCHEMA}, got {schema}. "
                 "It was written by a newer flawscope: update this one."
             )
-        manifest = msgspec.json.decode(data, type=Manifest)
+        manifest = msgspec.json.decode(data, type=Manifest, dec_hook=decode_head)
         is_whole = encode_manifest(manifest) == data
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as err:
         raise BundleError(f"{name}: the manifest is broken: {err}. Copy or export the bundle again.") from err

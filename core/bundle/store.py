@@ -23,7 +23,6 @@ import numpy.typing as npt
 import safetensors
 import safetensors.numpy
 
-from flawscope.bundle.ensemble_head import EnsembleHead
 from flawscope.bundle.manifest import FileEntry, Manifest, decode_manifest, encode_manifest
 from flawscope.errors import ArgumentError, BundleError
 from flawscope.files import atomic_file, atomic_folder, sha256_file, storage_errors, write_bytes
@@ -104,8 +103,7 @@ class Bundle:
             ArgumentError: If this is no ensemble, or has no such member.
             BundleError: If the member's manifest is missing or broken.
         """
-        head = self.manifest.head
-        members = {entry.name: entry.folder for entry in head.members} if isinstance(head, EnsembleHead) else {}
+        members = {entry.name: entry.folder for entry in self.manifest.head.members}
         if name not in members:
             raise ArgumentError(f"{self.path}: expected a member of this bundle ({sorted(members)}), got {name!r}.")
         path = self.path / members[name]
@@ -264,7 +262,7 @@ def _check_hash(digest: str, name: str, listed: FileEntry, path: Path) -> None:
 def _checked_members(bundle: Bundle) -> Bundle:
     """Return a bundle whose hashes were checked; if it is an ensemble, its members must be what both manifests say."""
     manifest = bundle.manifest
-    if not isinstance(manifest.head, EnsembleHead):
+    if not manifest.head.members:
         return bundle
     if manifest.graphs or manifest.bank is not None or manifest.precisions:
         raise BundleError(f"{bundle.path}: expected an ensemble without graphs and bank of its own. Combine it again.")
@@ -282,7 +280,7 @@ def _checked_members(bundle: Bundle) -> Bundle:
                 f"{member.path}: expected the whole bundle {entry.digest[:12]}…, got other files. Combine it again."
             )
         fits = (theirs.method, theirs.input, theirs.tiling) == (entry.method, manifest.input, manifest.tiling)
-        if isinstance(theirs.head, EnsembleHead) or not fits or theirs.max_batch < manifest.max_batch:
+        if theirs.head.members or not fits or theirs.max_batch < manifest.max_batch:
             raise BundleError(
                 f"{member.path}: expected a detector with method, input, tiles and largest batch as the ensemble says, "
                 "got another. Combine it again."

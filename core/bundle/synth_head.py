@@ -6,6 +6,7 @@ from typing import Literal
 
 import msgspec
 
+from flawscope.bundle.heads import Head
 from flawscope.diffusion.prompts import PromptRules
 from flawscope.diffusion.schedule import Sampling
 
@@ -62,7 +63,7 @@ class PictureParity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     psnr_db: float
 
 
-class SynthHead(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="synth"):
+class SynthHead(Head, msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="synth"):
     """How the graphs `text`, `encode`, `denoise` and `decode` draw a defect on a good picture.
 
     Attributes:

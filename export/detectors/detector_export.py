@@ -33,6 +33,7 @@ from flawscope.bundle import (
     Provenance,
     StfpmHead,
     external_data,
+    head_tag,
     open_bundle,
     write_bundle,
 )
@@ -49,8 +50,7 @@ from flawscope.files import check_replaceable, storage_errors
 from flawscope.imaging.images import decode_image, prepare
 from flawscope.progress import Progress, no_progress
 from flawscope.runtime import Inspector
-from flawscope.runtime.inspector import ZERO_SHARE
-from flawscope.runtime.scorers.bank_scorer import distance_scale
+from flawscope.runtime.scorers.base import scorer_kind
 from flawscope.training.detectors.detector_run import Run, read_run
 from flawscope.training.detectors.stfpm import StfpmNetwork
 from flawscope.training.diffusion.torch_reconstruction import Reconstruction
@@ -139,7 +139,7 @@ def _export(
     manifest = Manifest(
         name=out.name.removesuffix(".flaw"),
         kind="score",
-        method=str(head.__struct_config__.tag),
+        method=head_tag(head),
         flawscope=flawscope.__version__,
         input=spec,
         tiling=run.record.config.tiling,
@@ -258,7 +258,7 @@ def _gate(
     """Measure torch ↔ graph and graph ↔ native path; return the evidence and the golden images."""
     spec = candidate.manifest.input
     graph = _scores(Inspector(candidate, "cpu", "graph"), images)
-    least = ZERO_SHARE * distance_scale(head, candidate.tensors())
+    least = scorer_kind(candidate).least_score(candidate)
     joined: tuple[Parity, ...]
     graph_name = "denoise.onnx and the others, cpu" if isinstance(run.module, Reconstruction) else "score.onnx, cpu"
     if isinstance(run.module, PatchFeatures):

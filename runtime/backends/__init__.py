@@ -1,5 +1,6 @@
-"""Backends: one small interface for a thing that infers, and the choice among them."""
+"""Backends: a row for each, one small interface for a graph made ready, and the choice among them."""
 
-from flawscope.runtime.backends.base import BACKENDS, Choice, Session, choose_backend, open_backbone, open_session
+from flawscope.runtime.backends.base import Session
+from flawscope.runtime.backends.table import BACKENDS, Choice, choose_backend, open_session
 
-__all__ = ["BACKENDS", "Choice", "Session", "choose_backend", "open_backbone", "open_session"]
+__all__ = ["BACKENDS", "Choice", "Session", "choose_backend", "open_session"]

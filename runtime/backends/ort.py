@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from flawscope.bundle import Bundle
 from flawscope.errors import BackendError, DeviceError, MissingExtra
-
-PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-"""Backend -> ONNX Runtime's name for it."""
+from flawscope.runtime.backends.table import backend_row
 
 
 @functools.cache
@@ -33,10 +32,19 @@ def import_onnxruntime() -> Any:
     return onnxruntime
 
 
+def cpu_problem() -> None:
+    """Return None: ONNX Runtime has the CPU wherever it is.
+
+    Raises:
+        MissingExtra: If ONNX Runtime is not installed.
+    """
+    import_onnxruntime()
+
+
 def cuda_problem() -> str | None:
     """Return why ONNX Runtime has no CUDA here, as a sentence, or None if it has."""
     available = import_onnxruntime().get_available_providers()
-    if PROVIDERS["cuda"] in available:
+    if backend_row("cuda").provider in available:
         return None
     names = ", ".join(name.removesuffix("ExecutionProvider") for name in available)
     return f'this ONNX Runtime offers {names}; CUDA comes with pip install "flawscope[cuda]" in place of [cpu].'
@@ -56,7 +64,17 @@ def session_options() -> Any:
 def session_providers(backend: str) -> list[tuple[str, dict[str, str]]]:
     """Return what a session is told of its provider."""
     # TF32 would keep ten bits of every product: scores are FP32 on every backend, or they could not be compared.
-    return [(PROVIDERS[backend], {"use_tf32": "0"} if backend == "cuda" else {})]
+    return [(backend_row(backend).provider, {"use_tf32": "0"} if backend == "cuda" else {})]
+
+
+def open_on_cpu(bundle: Bundle, graph: str, precision: str, make_head: object = None) -> OrtSession:
+    """Make a graph of a bundle ready on the CPU; banks are joined on the host."""
+    return OrtSession(bundle.graph(graph, precision), "cpu")
+
+
+def open_on_cuda(bundle: Bundle, graph: str, precision: str, make_head: object = None) -> OrtSession:
+    """Make a graph of a bundle ready on CUDA; banks are joined on the host."""
+    return OrtSession(bundle.graph(graph, precision), "cuda")
 
 
 class OrtSession:
@@ -68,7 +86,7 @@ class OrtSession:
 
     def __init__(self, graph: Path, backend: str) -> None:
         onnxruntime = import_onnxruntime()
-        provider = PROVIDERS[backend]
+        provider = backend_row(backend).provider
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # that a provider is missing: below it is an error

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from flawscope.errors import BackendError, DeviceError
+from flawscope.runtime.backends.base import DeviceHead, MakeDeviceHead
 from flawscope.runtime.backends.device import Device, Graph
 from flawscope.runtime.engines.build import listen
 from flawscope.runtime.engines.tensorrt_modules import TensorRT
-from flawscope.runtime.scorers.bank_device import DeviceHead
-
-MakeHead = Callable[[Device, int], DeviceHead]
-"""Puts a bank on the device, for a largest batch."""
 
 
 class TensorrtSession:
@@ -51,7 +48,7 @@ class TensorrtSession:
         plan: Path,
         tensorrt: TensorRT,
         max_batch: int,
-        make_head: MakeHead | None = None,
+        make_head: MakeDeviceHead | None = None,
         *,
         graphs: bool = True,
         index: int = 0,

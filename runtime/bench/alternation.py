@@ -27,7 +27,8 @@ from flawscope.runtime.bench.rounds import (
     latency,
     one_round,
 )
-from flawscope.runtime.inspector import PATHS, Inspector
+from flawscope.runtime.inspector import Inspector
+from flawscope.runtime.scorers.base import PATHS
 
 _LEAST_TURNS = 5
 _CHOICES = {"backend": BACKENDS, "path": PATHS, "precision": PRECISIONS}

@@ -30,7 +30,8 @@ from flawscope.runtime.bench.bench_tables import (
 from flawscope.runtime.bench.cold_start import cold_start
 from flawscope.runtime.bench.measurement import sweep
 from flawscope.runtime.bench.soak import soak
-from flawscope.runtime.inspector import PATHS, Inspector
+from flawscope.runtime.inspector import Inspector
+from flawscope.runtime.scorers.base import PATHS
 from flawscope.terminal import command_line, progress_bars
 
 

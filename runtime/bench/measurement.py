@@ -13,7 +13,7 @@ import numpy as np
 
 from flawscope.errors import ArgumentError
 from flawscope.resident_memory import peak_kib, resident_kib
-from flawscope.runtime.backends import Session, open_backbone
+from flawscope.runtime.backends import Session, open_session
 from flawscope.runtime.bench.machine_state import device_memory, machine_state
 from flawscope.runtime.bench.rounds import (
     BLOCK,
@@ -97,7 +97,9 @@ def sweep(
     measured = []
     # A method without patches has no features that could be taken alone.
     has_features = "features" in inspector.manifest.graphs
-    backbone = open_backbone(inspector.bundle, inspector.precision, inspector.backend) if has_features else None
+    backbone = (
+        open_session(inspector.bundle, "features", inspector.precision, inspector.backend) if has_features else None
+    )
     try:
         for index, batch in enumerate(batches):
             pictures = [encoded[number % len(encoded)] for number in range(batch)]

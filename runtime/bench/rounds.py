@@ -104,8 +104,7 @@ def count_transfers(inspector: Inspector, pictures: Sequence[bytes]) -> dict[str
     On the path `kernel` what comes back are the patches; map and score are made of them outside the session.
     """
     images = prepared(inspector, pictures)
-    # The arrays that cross the border are the session's own, which `Inspector.infer` keeps to itself.
-    outputs = inspector._session.infer(images)
+    outputs = inspector.scorer.outputs(images)
     return {
         "to_session_bytes": images.nbytes / len(images),
         "from_session_bytes": sum(array.nbytes for array in outputs.values()) / len(images),

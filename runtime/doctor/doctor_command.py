@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -13,19 +12,16 @@ import click
 import msgspec
 
 import flawscope
-from flawscope import cpp_ext
-from flawscope.arrays import UInt8Array
+from flawscope import cpp_ext, methods
 from flawscope.bundle import PRECISIONS
 from flawscope.errors import ArgumentError, BackendError, FlawscopeError
 from flawscope.imaging.images import decode_image, prepare
-from flawscope.runtime.backends import BACKENDS, Session, choose_backend
-from flawscope.runtime.backends.tensorrt import TensorrtSession
+from flawscope.runtime.backends import BACKENDS, choose_backend
+from flawscope.runtime.backends.table import backend_row
 from flawscope.runtime.doctor.driver import match_driver
-from flawscope.runtime.doctor.provider_profile import elsewhere, place_layers, place_nodes
+from flawscope.runtime.doctor.provider_profile import elsewhere
 from flawscope.runtime.engines import RUNTIMES, EngineCache, current_target, import_tensorrt
 from flawscope.runtime.inspector import Inspector
-from flawscope.runtime.scorers.ensemble_scorer import EnsembleSession
-from flawscope.runtime.scorers.reconstruction_scorer import ReconstructionSession
 from flawscope.versions import cpu_name, package_versions
 
 _EXTRAS = {
@@ -129,13 +125,9 @@ def examine(bundle: Path, backend: str, precision: str) -> dict[str, Any]:
             raise ArgumentError(f"{bundle}: expected golden images, got none. Export it again.")
         data = inspector.bundle.file(golden[0].file).read_bytes()
         image = prepare(decode_image(data, golden[0].file), inspector.manifest.input)
-        parts = _parts(inspector, image)
-        nodes = []
-        for part in parts:
-            if isinstance(part.session, TensorrtSession):
-                nodes += place_layers(part.session.plan)
-            else:
-                nodes += place_nodes(part.graph, inspector.backend, part.inputs)
+        parts = inspector.scorer.parts(image[None])
+        place = methods.load(backend_row(inspector.backend).place)
+        nodes = [node for part in parts for node in place(part.session, part.graph, part.inputs)]
         total = sum(node.milliseconds for node in nodes) or 1.0
         providers: dict[str, dict[str, float]] = {}
         for node in nodes:
@@ -149,47 +141,12 @@ def examine(bundle: Path, backend: str, precision: str) -> dict[str, Any]:
             "precision": precision,
             "path": inspector.path,
             "graph": ", ".join(part.graph.relative_to(inspector.bundle.folder).as_posix() for part in parts),
-            "head": _head_words(inspector),
+            "head": inspector.scorer.describe(),
             "milliseconds": total,
             "providers": providers,
             "elsewhere": [vars(node) for node in elsewhere(nodes, inspector.backend)],
             "nodes": [vars(node) for node in nodes],
         }
-
-
-@dataclass(frozen=True)
-class _Part:
-    """A graph that an inspector runs: its file, session, and inputs of the kind that it gets."""
-
-    graph: Path
-    session: Session
-    inputs: dict[str, Any]
-
-
-def _parts(inspector: Inspector, image: UInt8Array) -> list[_Part]:
-    """Return the graphs that are run for a prepared picture uint8 [H, W, 3]."""
-    session = inspector._session  # what is asked for is where the inspector's own work is done
-    if isinstance(session, EnsembleSession):
-        return [part for member in session.members.values() for part in _parts(member, image)]
-    if isinstance(session, ReconstructionSession):
-        parts = session.parts(image[None])
-    else:
-        parts = {"features" if inspector.path == "kernel" else "score": (session, {"image": image[None]})}
-    return [
-        _Part(inspector.bundle.graph(name, inspector.precision), part, inputs) for name, (part, inputs) in parts.items()
-    ]
-
-
-def _head_words(inspector: Inspector) -> str:
-    """Return who makes maps and scores of what the graphs give."""
-    if isinstance(inspector._session, EnsembleSession):
-        members = (f"{name}: {_head_words(member)}" for name, member in inspector._session.members.items())
-        return f"the sum of its members, on the host; {'; '.join(members)}"
-    if isinstance(inspector._session, ReconstructionSession):
-        return "the sampling, on the host; each network is run once here"
-    if inspector.path == "kernel":
-        return cpp_ext.implementation() if inspector._head is not None else "CUDA kernels"
-    return "in the graph"
 
 
 def _show_bundle(found: dict[str, Any]) -> None:

@@ -12,10 +12,13 @@ from typing import Any
 import numpy.typing as npt
 
 from flawscope.errors import BackendError
-from flawscope.runtime.backends.ort import PROVIDERS, import_onnxruntime, session_options, session_providers
+from flawscope.runtime.backends import Session
+from flawscope.runtime.backends.ort import import_onnxruntime, session_options, session_providers
+from flawscope.runtime.backends.table import backend_row
+from flawscope.runtime.backends.tensorrt import TensorrtSession
 from flawscope.runtime.engines.cache import LAYERS
 
-ENGINE = "TensorRT engine"
+ENGINE = backend_row("tensorrt").provider
 """Who computes the layers of an engine."""
 
 _RUNS = 3
@@ -37,6 +40,16 @@ class PlacedNode:
     operator: str
     provider: str
     milliseconds: float
+
+
+def place_on_cpu(session: Session, graph: Path, inputs: Mapping[str, npt.NDArray[Any]]) -> list[PlacedNode]:
+    """Return who takes which node on the backend `cpu`; see `place_nodes`."""
+    return place_nodes(graph, "cpu", inputs)
+
+
+def place_on_cuda(session: Session, graph: Path, inputs: Mapping[str, npt.NDArray[Any]]) -> list[PlacedNode]:
+    """Return who takes which node on the backend `cuda`; see `place_nodes`."""
+    return place_nodes(graph, "cuda", inputs)
 
 
 def place_nodes(graph: Path, backend: str, inputs: Mapping[str, npt.NDArray[Any]]) -> list[PlacedNode]:
@@ -80,15 +93,18 @@ def place_nodes(graph: Path, backend: str, inputs: Mapping[str, npt.NDArray[Any]
     return next(run for run in reversed(runs) if run)
 
 
-def place_layers(plan: Path) -> list[PlacedNode]:
+def place_layers(session: TensorrtSession, graph: Path, inputs: Mapping[str, npt.NDArray[Any]]) -> list[PlacedNode]:
     """Return the layers of an engine, as its inspector has told them when it was built; times are not known.
 
     Args:
-        plan: The engine in the cache.
+        session: The engine made ready.
+        graph: The graph that it was built from.
+        inputs: Not used: nothing is run.
 
     Raises:
         BackendError: If there is no report beside it.
     """
+    plan = session.plan
     try:
         report = json.loads((plan.parent / LAYERS).read_text(encoding="utf-8"))
         layers = [layer if isinstance(layer, dict) else {"Name": str(layer)} for layer in report["Layers"]]
@@ -102,5 +118,5 @@ def place_layers(plan: Path) -> list[PlacedNode]:
 
 def elsewhere(nodes: list[PlacedNode], backend: str) -> list[PlacedNode]:
     """Return the nodes that another provider than the backend's has taken, those that take longest first."""
-    own = {**PROVIDERS, "tensorrt": ENGINE}[backend]
+    own = backend_row(backend).provider
     return sorted((node for node in nodes if node.provider != own), key=lambda node: -node.milliseconds)

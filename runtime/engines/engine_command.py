@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 import msgspec
 
-from flawscope.bundle import PRECISIONS, Bundle, EnsembleHead, open_bundle
+from flawscope.bundle import PRECISIONS, Bundle, open_bundle
 from flawscope.errors import ArgumentError, BackendError
 from flawscope.runtime.engines import (
     RUNTIMES,
@@ -204,8 +204,8 @@ def _graphs(bundle: Bundle, graph: str, precision: str) -> list[tuple[Bundle, st
         BundleError: If it has no such graph.
     """
     names = bundle.manifest.graphs_of(precision)
-    if isinstance(head := bundle.manifest.head, EnsembleHead):
-        return [part for member in head.members for part in _graphs(bundle.member(member.name), graph, precision)]
+    if members := bundle.manifest.head.members:
+        return [part for member in members for part in _graphs(bundle.member(member.name), graph, precision)]
     if graph != "auto":
         bundle.graph(graph, precision)
         return [(bundle, graph)]

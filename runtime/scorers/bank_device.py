@@ -9,56 +9,18 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from flawscope import cpp_ext
-from flawscope.arrays import Float32Array
-from flawscope.bundle import Head, PadimHead, PatchcoreHead
+from flawscope.arrays import Float32Array, Int64Array
 from flawscope.errors import BackendError, BundleError, DeviceError
 from flawscope.runtime.backends.device import Device
-from flawscope.runtime.scorers.bank_scorer import PatchcoreFinish, smoother
 
 _FLOAT32 = 0  # FLAWSCOPE_FLOAT32
 _NOT_FINITE = 4  # FLAWSCOPE_NOT_FINITE
-
-
-class DeviceHead(Protocol):
-    """What turns patches on the device into maps and scores."""
-
-    def enqueue(self, count: int, patches: int) -> None:
-        """Put the work for `count` pictures on the stream; their patches lie at this address."""
-
-    def finish(self, count: int, patches: int) -> tuple[Float32Array, Float32Array]:
-        """Return maps float32 [N, H, W] and scores float32 [N] once the stream is done."""
-
-
-def device_head(
-    device: Device, head: Head, tensors: Mapping[str, npt.NDArray[Any]], size: tuple[int, int], max_batch: int
-) -> DeviceHead:
-    """Put a bundle's bank on the device.
-
-    Args:
-        device: The device, current.
-        head: Method and parameters.
-        tensors: The bank.
-        size: Height and width of the anomaly map in pixels.
-        max_batch: Largest batch; memory is taken for it once.
-
-    Raises:
-        BackendError: If this installation has no CUDA kernels.
-        BundleError: If the bank has a number that is not finite.
-        DeviceError: If the device fails.
-    """
-    if not isinstance(head, PatchcoreHead | PadimHead):
-        method = head.__struct_config__.tag
-        raise BundleError(f"path kernel: expected a method with a bank, got {method}. Leave --path out.")
-    library = kernel_library()
-    if isinstance(head, PadimHead):
-        return _Padim(device, library, head, tensors, size, max_batch)
-    return _Patchcore(device, library, head, tensors, size, max_batch)
 
 
 def kernel_library() -> Any:
@@ -74,21 +36,36 @@ def kernel_library() -> Any:
     return ctypes.CDLL(str(found[0]))
 
 
-class _Patchcore:
+class PatchcoreDevice:
+    """The rows of a memory bank on the device; see `DeviceHead` for the contract.
+
+    Args:
+        device: The device, current.
+        finish: Squared distances [N, P], rows [N, P] and a way to one patch -> maps and scores.
+        grid: Rows and columns of the patch grid.
+        tensors: The bank.
+        max_batch: Largest batch; memory is taken for it once.
+
+    Raises:
+        BackendError: If this installation has no CUDA kernels.
+        BundleError: If the bank has a number that is not finite.
+        DeviceError: If the device fails.
+    """
+
     def __init__(
         self,
         device: Device,
-        library: Any,
-        head: Any,
+        finish: Callable[[Float32Array, Int64Array, Callable[[int], Float32Array]], tuple[Float32Array, Float32Array]],
+        grid: tuple[int, int],
         tensors: Mapping[str, npt.NDArray[Any]],
-        size: tuple[int, int],
         max_batch: int,
     ) -> None:
-        self._device, self._library = device, library
-        self._finish = PatchcoreFinish(head, tensors, size)
+        self._device, self._library = device, kernel_library()
+        self._finish = finish
+        library = self._library
         bank = np.ascontiguousarray(tensors["bank"], np.float32)
         self._rows, self._channels = bank.shape
-        self._positions = head.grid[0] * head.grid[1]
+        self._positions = grid[0] * grid[1]
         queries = max_batch * self._positions
         self._bank = device.upload(bank)
         self._packed = device.allocate(self._size(library.flawscope_cuda_bank_bytes, self._rows, self._channels))
@@ -157,18 +134,25 @@ class _Patchcore:
         return found.value
 
 
-class _Padim:
+class PadimDevice:
+    """The Gaussians on the device; see `DeviceHead` for the contract, and `PatchcoreDevice` for arguments and errors.
+
+    Args:
+        device: The device, current.
+        smooth: Distances float32 [N, P] -> anomaly maps float32 [N, H, W].
+        tensors: The bank.
+        max_batch: Largest batch.
+    """
+
     def __init__(
         self,
         device: Device,
-        library: Any,
-        head: PadimHead,
+        smooth: Callable[[Float32Array], Float32Array],
         tensors: Mapping[str, npt.NDArray[Any]],
-        size: tuple[int, int],
         max_batch: int,
     ) -> None:
-        self._device, self._library = device, library
-        self._smooth = smoother(head, size)
+        self._device, self._library = device, kernel_library()
+        self._smooth = smooth
         mean = np.ascontiguousarray(tensors["mean"], np.float32)
         self._positions, self._channels = mean.shape
         self._mean = device.upload(mean)

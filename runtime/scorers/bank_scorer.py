@@ -1,151 +1,152 @@
-"""The native path: patches from the feature graph, distances from `cpp_ext`, the same head as the graph."""
+"""Scorer of methods with a memory bank: patches from the feature graph and distances from `cpp_ext`, or one graph."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
-from flawscope.arrays import Float32Array
-from flawscope.bundle import DdadHead, DsadHead, EnsembleHead, Head, PadimHead, PatchcoreHead, StfpmHead
-from flawscope.cpp_ext import Bank, Gaussians, separable_maps
+from flawscope.arrays import Float32Array, UInt8Array
+from flawscope.bundle import BankHead, Bundle, Head, Manifest
+from flawscope.cpp_ext import HAVE_NATIVE, implementation, separable_maps
 from flawscope.errors import BundleError
 from flawscope.imaging.map_upsampling import map_matrices
-from flawscope.runtime.scorers.ensemble_scorer import sum_scale
+from flawscope.runtime.backends import Session, open_session
+from flawscope.runtime.backends.base import DeviceHead
+from flawscope.runtime.backends.table import backend_row
+from flawscope.runtime.scorers.base import ZERO_SHARE, Part, Reconstructor, Scorer, ScorerOptions, check_no_members
+from flawscope.runtime.scorers.graph_scorer import GraphScorer
+
+Tensors = Mapping[str, npt.NDArray[Any]]
+"""The bank: name -> array."""
 
 NativeHead = Callable[[Float32Array], tuple[Float32Array, Float32Array]]
-"""patches float32 [N, P, D] → anomaly maps float32 [N, H, W], scores float32 [N]."""
+"""patches float32 [N, P, D] -> anomaly maps float32 [N, H, W], scores float32 [N]."""
 
 
-def build_head(head: Head, tensors: Mapping[str, npt.NDArray[Any]], size: tuple[int, int]) -> NativeHead:
-    """Return the head of a bundle as a function on patches.
+@dataclass(frozen=True)
+class BankMethod:
+    """What is a method's own among those with a bank: how distances to it are measured, and how large they are.
+
+    Attributes:
+        needed: `(head) -> names` of the tensors that the bank must have.
+        native: `(head, tensors, (H, W)) -> NativeHead`: the head as a function on patches, by the kernels of the CPU.
+        on_device: `(device, head, tensors, (H, W), max_batch) -> DeviceHead`: the same on a CUDA device.
+        scale: `(tensors) -> float`: the size of an ordinary distance.
+    """
+
+    needed: Callable[[Any], tuple[str, ...]]
+    native: Callable[[Any, Tensors, tuple[int, int]], NativeHead]
+    on_device: Callable[[Any, Any, Tensors, tuple[int, int], int], DeviceHead]
+    scale: Callable[[Tensors], float]
+
+    def head(self, head: Head, tensors: Tensors, size: tuple[int, int]) -> NativeHead:
+        """Return the head of a bundle as a function on patches.
+
+        Args:
+            head: The method's parameters.
+            tensors: The bank.
+            size: Height and width of the anomaly map in pixels.
+
+        Raises:
+            BundleError: If the bank lacks a tensor.
+        """
+        self._check(head, tensors)
+        return self.native(head, tensors, size)
+
+    def _check(self, head: Head, tensors: Tensors) -> None:
+        for name in self.needed(head):
+            if name not in tensors:
+                raise BundleError(f"bank: expected the tensor {name}, got {sorted(tensors)}. Export the bundle again.")
+
+    def open(self, bundle: Bundle, options: ScorerOptions) -> Scorer:
+        """Make a bundle ready; see `open_scorer`.
+
+        Raises:
+            BundleError: If the bank lacks a tensor, or has a number that is not finite.
+        """
+        check_no_members(bundle, options.path)
+        manifest, size = bundle.manifest, bundle.manifest.input.size
+        tensors = bundle.tensors()  # also for the graph, which reads the same file: refuses NaN and an empty bank
+        path = resolve_path(options, manifest)
+        if path == "graph":
+            session = open_session(bundle, "score", options.precision, options.backend)
+            return GraphScorer(bundle, "score", session, path, options.precision)
+        session = open_session(
+            bundle,
+            "features",
+            options.precision,
+            options.backend,
+            lambda device, max_batch: self.on_device(device, manifest.head, tensors, size, max_batch),
+        )
+        if "anomaly_map" in session.outputs:  # the bank lies beside the graph
+            return GraphScorer(bundle, "features", session, path, options.precision, "CUDA kernels")
+        try:
+            return BankScorer(bundle, session, self.head(manifest.head, tensors, size), options.precision)
+        except BaseException:
+            session.close()
+            raise
+
+    def least_score(self, bundle: Bundle) -> float:
+        """Return a share of the size of an ordinary distance.
+
+        Raises:
+            BundleError: If the bank lacks a tensor.
+        """
+        tensors = bundle.tensors()
+        self._check(bundle.manifest.head, tensors)
+        return ZERO_SHARE * self.scale(tensors)
+
+
+def resolve_path(options: ScorerOptions, manifest: Manifest) -> str:
+    """Return the path that is taken: `auto` takes the kernels where they are native and the backend leaves them room."""
+    if options.path != "auto":
+        return options.path
+    has_kernels = HAVE_NATIVE and backend_row(options.backend).kernels
+    return "kernel" if has_kernels and "features" in manifest.graphs else "graph"
+
+
+class BankScorer:
+    """Patches from `features.onnx`, maps and scores from the kernels of the CPU; see `Scorer` for the contract.
 
     Args:
-        head: Method and parameters.
-        tensors: The bank.
-        size: Height and width of the anomaly map in pixels.
-
-    Raises:
-        BundleError: If the bank lacks a tensor, or the method has no patches.
+        bundle: The opened bundle.
+        session: The graph `features` made ready.
+        head: Patches -> maps and scores.
+        precision: Precision of the graph.
     """
-    if not isinstance(head, PatchcoreHead | PadimHead):
-        method = head.__struct_config__.tag
-        raise BundleError(f"path kernel: expected a method with a bank, got {method}. Leave --path out.")
-    needed = ("mean", "whitening") if isinstance(head, PadimHead) else ("bank",)
-    if isinstance(head, PatchcoreHead) and head.reweight == "paper" and head.neighbors > 1:
-        needed = ("bank", "neighbours")
-    for name in needed:
-        if name not in tensors:
-            raise BundleError(f"bank: expected the tensor {name}, got {sorted(tensors)}. Export the bundle again.")
-    if isinstance(head, PadimHead):
-        smooth = smoother(head, size)
-        gaussians = Gaussians(tensors["mean"], tensors["whitening"])
 
-        def padim(patches: Float32Array) -> tuple[Float32Array, Float32Array]:
-            maps = smooth(np.sqrt(gaussians.mahalanobis(patches)))
-            return maps, maps.max(axis=(1, 2))
+    path = "kernel"
+    reconstructor: Reconstructor | None = None
 
-        return padim
+    def __init__(self, bundle: Bundle, session: Session, head: NativeHead, precision: str) -> None:
+        self._file = bundle.graph("features", precision)
+        self._session, self._head = session, head
 
-    bank = Bank(tensors["bank"])
-    finish = PatchcoreFinish(head, tensors, size, bank)
+    def score(self, images: UInt8Array) -> tuple[Float32Array, Float32Array]:
+        """Return maps and scores."""
+        return self._head(self._session.infer(images)["patches"])
 
-    def patchcore(patches: Float32Array) -> tuple[Float32Array, Float32Array]:
-        count, positions, channels = patches.shape
-        flat = patches.reshape(-1, channels)
-        squared, indices = bank.nearest(flat)
-        return finish(squared.reshape(count, positions), indices.reshape(count, positions), flat.__getitem__)
+    def outputs(self, images: UInt8Array) -> dict[str, npt.NDArray[Any]]:
+        """Return the patches: map and score are made of them outside the session."""
+        return self._session.infer(images)
 
-    return patchcore
+    def parts(self, images: UInt8Array) -> list[Part]:
+        """Return the feature graph."""
+        return [Part("features", self._file, self._session, {"image": images})]
+
+    def describe(self) -> str:
+        """Return which kernels make maps and scores."""
+        return implementation()
+
+    def close(self) -> None:
+        """Release the session."""
+        self._session.close()
 
 
-def smoother(head: PatchcoreHead | PadimHead, size: tuple[int, int]) -> Callable[[Float32Array], Float32Array]:
+def smoother(head: BankHead, size: tuple[int, int]) -> Callable[[Float32Array], Float32Array]:
     """Return the function from distances float32 [N, P] to anomaly maps float32 [N, H, W] of a size (H, W)."""
     rows, columns = map_matrices(head.grid, size, head.sigma)
     return lambda distances: separable_maps(distances.reshape(-1, *head.grid), rows, columns)
-
-
-class PatchcoreFinish:
-    """What PatchCore makes of the nearest rows: maps and scores.
-
-    Args:
-        head: Method and parameters.
-        tensors: The bank.
-        size: Height and width of the anomaly map in pixels.
-        bank: The bank made ready for search; made when it is needed unless given.
-    """
-
-    def __init__(
-        self,
-        head: PatchcoreHead,
-        tensors: Mapping[str, npt.NDArray[Any]],
-        size: tuple[int, int],
-        bank: Bank | None = None,
-    ) -> None:
-        self._head, self._tensors = head, tensors
-        self._smooth = smoother(head, size)
-        self._neighbors = min(head.neighbors, len(tensors["bank"]))
-        searched = head.reweight == "seed" and self._neighbors > 1
-        self._bank = Bank(tensors["bank"]) if bank is None and searched else bank
-
-    def __call__(
-        self, squared: Float32Array, rows: npt.NDArray[np.int64], patch_at: Callable[[int], Float32Array]
-    ) -> tuple[Float32Array, Float32Array]:
-        """Return anomaly maps float32 [N, H, W] and scores float32 [N].
-
-        Args:
-            squared: Squared distance of every patch to its nearest row, float32 [N, P].
-            rows: That row, [N, P].
-            patch_at: Gives a patch, float32 [D], by its index in [0, N·P).
-        """
-        distances = np.sqrt(squared)
-        scores = np.array([self._score(i, distances[i], rows[i], patch_at) for i in range(len(distances))], np.float32)
-        return self._smooth(distances), scores
-
-    def _score(
-        self,
-        image: int,
-        distances: Float32Array,
-        matched: npt.NDArray[np.int64],
-        patch_at: Callable[[int], Float32Array],
-    ) -> float:
-        """Return the score of one image: equation 7 of arXiv:2106.08265, or the seed's variant of it."""
-        place = int(distances.argmax())  # NaN counts as the largest: a patch without a distance is the score
-        top = float(distances[place])
-        if not math.isfinite(top):
-            return top
-        if self._head.reweight == "none" or self._neighbors == 1:  # one neighbour is nothing to weigh against
-            return top
-        patch = patch_at(image * len(distances) + place)
-        # A handful of numbers, right after code that has emptied the caches: row by row, NumPy needs half the time that
-        # its functions on whole arrays need, because there are fewer of them to be fetched.
-        if self._bank is None or self._head.reweight == "paper":
-            rows = self._tensors["bank"]
-            differences = (rows[row] - patch for row in self._tensors["neighbours"][matched[place]].tolist())
-            around = [math.sqrt(difference.dot(difference)) for difference in differences]
-        else:
-            squared, _ = self._bank.nearest(patch[None], self._neighbors)
-            around = [math.sqrt(value) for value in squared[0].tolist()]
-        # The paper's numerator is the matched row, first of its own neighbours; the seed takes the largest distance.
-        most = max(around)
-        own = around[0] if self._head.reweight == "paper" else most
-        return top * (1.0 - math.exp(own - most) / sum([math.exp(distance - most) for distance in around]))
-
-
-def distance_scale(head: Head, tensors: Mapping[str, npt.NDArray[Any]]) -> float:
-    """Return the size of an ordinary distance of a bundle: differences of scores near zero are judged against it.
-
-    PatchCore: the root mean square norm of the bank's rows. PaDiM: √D, the expected Mahalanobis distance. An ensemble:
-    its terms before their centers are taken off. Others: an ordinary score.
-    """
-    if isinstance(head, EnsembleHead):
-        return sum_scale(head)
-    if isinstance(head, StfpmHead | DdadHead | DsadHead):
-        return head.scale
-    if isinstance(head, PadimHead):
-        return float(np.sqrt(tensors["mean"].shape[1]))
-    bank = tensors["bank"]
-    return float(np.sqrt(np.einsum("md,md->", bank, bank, dtype=np.float64) / len(bank)))

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from flawscope.arrays import Float32Array
-from flawscope.bundle import EnsembleHead, EnsembleMember
+from flawscope.arrays import Float32Array, UInt8Array
+from flawscope.bundle import Bundle, EnsembleHead, EnsembleMember
 from flawscope.errors import BundleError
-
-if TYPE_CHECKING:
-    from flawscope.runtime.inspector import Inspector
+from flawscope.runtime.scorers.base import (
+    MEMBERS,
+    Part,
+    Reconstructor,
+    Scorer,
+    ScorerOptions,
+    check_no_kernel,
+    open_scorer,
+)
+from flawscope.runtime.scorers.golden import check_golden
 
 Term = tuple[float, float, float]
 """Weight, center and spread of one member."""
@@ -65,27 +72,28 @@ def sum_scale(head: EnsembleHead) -> float:
     return max(sums)
 
 
-class EnsembleSession:
-    """All members of an ensemble, made ready on one backend; see `flawscope.runtime.backends.Session` for the contract.
+class EnsembleScorer:
+    """A scorer of scorers: all members made ready on one backend; see `Scorer` for the contract.
 
     Args:
         head: The members and their terms.
-        open_member: Makes one ready.
+        path: What `Scorer.path` says.
+        open_member: Makes one ready: its bundle and its scorer.
 
     Attributes:
-        outputs: Names of what `infer` returns.
-        members: Name → the member, made ready.
+        members: Name -> scorer of the member, made ready.
 
     Raises:
         BackendError: If the backend cannot take a member.
         BundleError: If a member does not reproduce its golden scores.
     """
 
-    outputs: tuple[str, ...] = ("anomaly_map", "score")
+    reconstructor: Reconstructor | None = None
 
-    def __init__(self, head: EnsembleHead, open_member: Callable[[EnsembleMember], Inspector]) -> None:
+    def __init__(self, head: EnsembleHead, path: str, open_member: Callable[[EnsembleMember], Scorer]) -> None:
+        self.path = path
         self._map_terms, self._score_terms = map_terms(head), score_terms(head)
-        self.members: dict[str, Inspector] = {}
+        self.members: dict[str, Scorer] = {}
         try:
             for member in head.members:
                 self.members[member.name] = open_member(member)
@@ -93,26 +101,65 @@ class EnsembleSession:
             self.close()
             raise
 
-    def infer(self, images: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[Any]]:
-        """Return maps float32 [N, H, W] and scores float32 [N] of prepared pictures uint8 [N, H, W, 3].
+    def score(self, images: UInt8Array) -> tuple[Float32Array, Float32Array]:
+        """Return maps float32 [N, H, W] and scores float32 [N] of prepared images uint8 [N, H, W, 3].
 
         Raises:
             DeviceError: If the device fails in a member.
             BundleError: If the members' maps have different shapes.
         """
-        found = [member.infer(images) for member in self.members.values()]
-        maps, scores = zip(*found, strict=True)
-        return {
-            "anomaly_map": weighted_sum(maps, self._map_terms),
-            "score": weighted_sum(scores, self._score_terms),
-        }
+        maps, scores = zip(*(member.score(images) for member in self.members.values()), strict=True)
+        return weighted_sum(maps, self._map_terms), weighted_sum(scores, self._score_terms)
 
-    def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
-        """Return maps and scores of the input `image`."""
-        return self.infer(inputs["image"])
+    def outputs(self, images: UInt8Array) -> dict[str, npt.NDArray[Any]]:
+        """Return the sums: what the members' sessions give is added up on the host."""
+        maps, scores = self.score(images)
+        return {"anomaly_map": maps, "score": scores}
+
+    def parts(self, images: UInt8Array) -> list[Part]:
+        """Return the graphs of all members."""
+        return [part for member in self.members.values() for part in member.parts(images)]
+
+    def describe(self) -> str:
+        """Return who makes maps and scores, member by member."""
+        members = (f"{name}: {member.describe()}" for name, member in self.members.items())
+        return f"the sum of its members, on the host; {'; '.join(members)}"
 
     def close(self) -> None:
         """Release the members; closing twice is harmless."""
         for member in self.members.values():
             member.close()
         self.members.clear()
+
+
+class EnsembleMethod:
+    """Opens ensembles: each member computes as it would alone, and reproduces its own golden scores."""
+
+    def open(self, bundle: Bundle, options: ScorerOptions) -> EnsembleScorer:
+        """Make a bundle ready; see `open_scorer`."""
+        head = bundle.manifest.head
+        assert isinstance(head, EnsembleHead)
+        check_no_kernel(bundle, options.path)  # members have kernels each for itself, or none
+        path = MEMBERS if options.path == "auto" else options.path
+
+        def open_member(member: EnsembleMember) -> Scorer:
+            member_options = ScorerOptions(options.backend, "auto" if path == MEMBERS else path, options.precision)
+            member_bundle = bundle.member(member.name)
+            scorer = open_scorer(member_bundle, member_options)
+            try:
+                check_golden(member_bundle, scorer, member_options)
+            except BaseException:
+                scorer.close()
+                raise
+            return scorer
+
+        return EnsembleScorer(head, path, open_member)
+
+    def least_score(self, bundle: Bundle) -> float:
+        """Return the size of the terms: 0 is where normal images lie, and differences there are those of the terms."""
+        head = bundle.manifest.head
+        assert isinstance(head, EnsembleHead)
+        return sum_scale(head)
+
+
+ENSEMBLE = EnsembleMethod()

@@ -15,6 +15,8 @@ from flawscope.diffusion.schedule import Sampling, noises_needed, plan_steps
 from flawscope.errors import ArgumentError, BundleError
 from flawscope.imaging.edges import canny_edges
 from flawscope.runtime.backends import Session, open_session
+from flawscope.runtime.scorers.base import Part, ScorerOptions, check_graph_path
+from flawscope.runtime.scorers.graph_scorer import GRAPH
 
 
 class SessionNetworks:
@@ -56,8 +58,8 @@ class SessionNetworks:
         return outputs["pixel_map"], outputs["feature_map"]
 
 
-class ReconstructionSession:
-    """All graphs of a bundle that reconstructs, made ready on one backend; see `Session` for the contract.
+class ReconstructionScorer:
+    """All graphs of a bundle that reconstructs, made ready on one backend; see `Scorer` for the contract.
 
     The loop itself runs on the host: what goes to the device and back in a step is as large as the picture.
 
@@ -66,18 +68,16 @@ class ReconstructionSession:
         precision: Precision of the graphs.
         backend: Name of a backend, not `auto`.
 
-    Attributes:
-        outputs: Names of what `infer` returns.
-
     Raises:
         ArgumentError: If the bundle lacks the precision.
         BackendError: If the backend cannot take a graph.
         BundleError: If the bundle's noise does not fit its sampling.
     """
 
-    outputs: tuple[str, ...] = ("anomaly_map", "score")
+    path = "graph"
 
     def __init__(self, bundle: Bundle, precision: str, backend: str) -> None:
+        self.reconstructor = self
         head = bundle.manifest.head
         assert isinstance(head, DdadHead | DsadHead)
         noise = bundle.tensors().get("noise")
@@ -85,6 +85,7 @@ class ReconstructionSession:
         if noise is None or noise.ndim != 4 or len(noise) < needed:
             got = "none" if noise is None else list(noise.shape)
             raise BundleError(f"{bundle.path}: noise: expected {needed} arrays, got {got}. Export the bundle again.")
+        self._bundle, self._precision = bundle, precision
         self._head, self._noise = head, noise.astype(np.float32, copy=False)
         self._sampling = head.sampling
         self._sessions: dict[str, Session] = {}
@@ -119,8 +120,18 @@ class ReconstructionSession:
             )
         self._sampling = sampling
 
-    def parts(self, images: UInt8Array) -> dict[str, tuple[Session, dict[str, npt.NDArray[Any]]]]:
-        """Return for every graph its session, and inputs of the kind that it gets for pictures uint8 [N, H, W, 3]."""
+    def score(self, images: UInt8Array) -> tuple[Float32Array, Float32Array]:
+        """Return maps and scores."""
+        reconstructed = self.reconstruct(images)
+        return reconstructed.maps, reconstructed.scores
+
+    def outputs(self, images: UInt8Array) -> dict[str, npt.NDArray[Any]]:
+        """Return maps and scores: what crosses within the sampling is not counted."""
+        maps, scores = self.score(images)
+        return {"anomaly_map": maps, "score": scores}
+
+    def parts(self, images: UInt8Array) -> list[Part]:
+        """Return every graph, with inputs of the kind that it gets within a sampling."""
         clean, conditions = self._networks.encode(images)
         pictures = self._networks.decode(clean)
         timestep = plan_steps(self._sampling)[0].timestep
@@ -130,22 +141,37 @@ class ReconstructionSession:
             "decode": {"latents": clean},
             "compare": {"image": images, "reconstruction": pictures},
         }
-        return {name: (self._sessions[name], given) for name, given in inputs.items() if name in self._sessions}
+        return [
+            Part(name, self._bundle.graph(name, self._precision), self._sessions[name], given)
+            for name, given in inputs.items()
+            if name in self._sessions
+        ]
 
-    def infer(self, images: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[Any]]:
-        """Return maps and scores."""
-        found = self.reconstruct(images)
-        return {"anomaly_map": found.maps, "score": found.scores}
-
-    def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
-        """Return maps and scores of the input `image`."""
-        return self.infer(inputs["image"])
+    def describe(self) -> str:
+        """Return who makes maps and scores."""
+        return "the sampling, on the host; each network is run once here"
 
     def close(self) -> None:
         """Release the sessions; closing twice is harmless."""
         for session in self._sessions.values():
             session.close()
         self._sessions.clear()
+
+
+class ReconstructionMethod:
+    """Opens bundles of methods that rebuild images."""
+
+    def open(self, bundle: Bundle, options: ScorerOptions) -> ReconstructionScorer:
+        """Make a bundle ready; see `open_scorer`."""
+        check_graph_path(bundle, options.path)
+        return ReconstructionScorer(bundle, options.precision, options.backend)
+
+    def least_score(self, bundle: Bundle) -> float:
+        """Return a share of the head's scale."""
+        return GRAPH.least_score(bundle)
+
+
+RECONSTRUCTION = ReconstructionMethod()
 
 
 def _only(outputs: Mapping[str, npt.NDArray[Any]]) -> Float32Array:

@@ -42,6 +42,7 @@ PUBLIC = {
         "ThresholdChange",
         "Thresholds",
         "external_data",
+        "head_tag",
         "open_bundle",
         "pack_bundle",
         "rewrite_manifest",

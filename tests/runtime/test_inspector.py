@@ -19,6 +19,9 @@ from flawscope.errors import ArgumentError, BackendError, BundleError, DeviceErr
 from flawscope.imaging.images import Preprocessing, read_image
 from flawscope.runtime import Inspector, Result
 from flawscope.runtime import inspector as inspector_module
+from flawscope.runtime.backends import Choice, ort
+from flawscope.runtime.scorers import bank_scorer
+from flawscope.runtime.scorers.base import ScorerOptions
 
 METHODS = ["patchcore", "padim"]
 
@@ -35,21 +38,22 @@ def pictures(root: Path) -> list[Path]:
     return [*good_pictures(root), *defective_pictures(root)]
 
 
-class FakeSession:
-    """A session that answers what it was told to, or fails."""
+class FakeScorer:
+    """A scorer that answers what it was told to, or fails."""
+
+    path = "graph"
+    reconstructor = None
 
     def __init__(self, answers: list[Any]) -> None:
         self.answers = answers
 
-    def infer(self, images: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[Any]]:
+    def score(self, images: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
         answer = self.answers.pop(0)
         if isinstance(answer, Exception):
             raise answer
         anomaly_map, score = answer
-        return {
-            "anomaly_map": np.full((len(images), 64, 64), anomaly_map, np.float32),
-            "score": np.full(len(images), score, np.float32),
-        }
+        maps = np.full((len(images), 64, 64), anomaly_map, np.float32)
+        return maps, np.full(len(images), score, np.float32)
 
     def close(self) -> None:
         """Release nothing."""
@@ -192,7 +196,7 @@ def test_a_picture_that_cannot_be_read_is_a_fault_and_the_others_are_scored(
 
 def test_a_batch_of_nothing_but_faults_does_not_reach_the_device(padim_bundle: Path, tmp_path: Path) -> None:
     with Inspector.load(padim_bundle, "cpu") as inspector:
-        inspector._session = FakeSession([])
+        inspector.scorer = FakeScorer([])
         results = inspector([tmp_path / "a.png", tmp_path / "b.png"])
     assert [result.decision for result in results] == ["fault", "fault"]
     assert all("No such file" in (result.reason or "") for result in results)
@@ -221,7 +225,7 @@ def test_a_surprise_while_reading_is_a_fault_too(
 def test_a_device_that_fails_makes_faults_and_the_line_goes_on(padim_bundle: Path, tiny_root: Path) -> None:
     failure = DeviceError("backend cuda: the device failed: out of memory")
     with Inspector.load(padim_bundle, "cpu", "graph") as inspector:
-        inspector._session = FakeSession([(0.0, 0.0), failure, (0.0, 0.0)])
+        inspector.scorer = FakeScorer([(0.0, 0.0), failure, (0.0, 0.0)])
         results = list(inspector.stream(good_pictures(tiny_root)[:6], batch=2))
     assert [result.decision for result in results] == ["accept", "accept", "fault", "fault", "accept", "accept"]
     assert results[2].reason == str(failure)
@@ -236,7 +240,7 @@ def test_no_number_from_the_graph_is_a_fault(
     padim_bundle: Path, tiny_root: Path, anomaly_map: float, score: float
 ) -> None:
     with Inspector.load(padim_bundle, "cpu", "graph") as inspector:
-        inspector._session = FakeSession([(anomaly_map, score)])
+        inspector.scorer = FakeScorer([(anomaly_map, score)])
         result = inspector(good_pictures(tiny_root)[0])
     assert result.decision == "fault"
     assert result.reason == "inference gave NaN or infinity"
@@ -372,13 +376,27 @@ def test_a_load_that_fails_leaves_no_unpacked_bundle(
 def test_the_path_is_chosen_by_what_is_there(
     padim_bundle: Path, monkeypatch: pytest.MonkeyPatch, native: bool, backend: str, graphs: tuple[str, ...], taken: str
 ) -> None:
-    monkeypatch.setattr(inspector_module, "HAVE_NATIVE", native)
+    monkeypatch.setattr(bank_scorer, "HAVE_NATIVE", native)
     with open_bundle(padim_bundle) as bundle:
         manifest = msgspec.structs.replace(
             bundle.manifest, graphs={name: bundle.manifest.graphs[name] for name in graphs}
         )
-    assert inspector_module._resolve_path("auto", backend, manifest) == taken
-    assert inspector_module._resolve_path("graph", backend, manifest) == "graph"
+    assert bank_scorer.resolve_path(ScorerOptions(backend, "auto"), manifest) == taken
+    assert bank_scorer.resolve_path(ScorerOptions(backend, "graph"), manifest) == "graph"
+
+
+def test_auto_that_falls_back_to_the_cpu_resolves_the_path_again(
+    padim_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*arguments: Any) -> Any:
+        raise BackendError("backend cuda: could not load score.onnx: no device")
+
+    monkeypatch.setattr(bank_scorer, "HAVE_NATIVE", True)
+    monkeypatch.setattr(inspector_module, "choose_backend", lambda name: Choice("cuda", "auto: offered"))
+    monkeypatch.setattr(ort, "open_on_cuda", broken)
+    with Inspector.load(padim_bundle) as inspector:
+        assert (inspector.backend, inspector.path) == ("cpu", "kernel")
+        assert inspector.backend_reason == "auto: backend cuda: could not load score.onnx: no device"
 
 
 def test_an_unknown_path_is_refused(padim_bundle: Path) -> None:

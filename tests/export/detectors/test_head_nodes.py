@@ -20,6 +20,7 @@ from hand_graphs import (
     random_images,
     run_graph,
 )
+from native_heads import build_head
 from onnx import TensorProto, helper
 
 from flawscope.arrays import Float32Array
@@ -27,7 +28,6 @@ from flawscope.bundle import PadimHead, PatchcoreHead
 from flawscope.export.detectors import head_nodes as head_module
 from flawscope.export.detectors.head_nodes import BankFile
 from flawscope.imaging.map_upsampling import map_matrices
-from flawscope.runtime.scorers.bank_scorer import build_head
 from flawscope.training.detectors.patchcore import neighbour_table
 
 SIZE = (16, 12)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from tiny_dataset import good_pictures
 
 from flawscope.errors import ArgumentError, BackendError, DeviceError, MissingExtra
 from flawscope.runtime import Inspector
-from flawscope.runtime.backends import BACKENDS, choose_backend, ort
+from flawscope.runtime.backends import BACKENDS, choose_backend, ort, table
 from flawscope.runtime.backends.ort import OrtSession
 
 
@@ -25,7 +26,7 @@ def ramp(count: int = 2) -> npt.NDArray[np.uint8]:
 @pytest.fixture
 def cuda_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the backend `cuda` run its code, I/O binding included, on the CPU provider."""
-    monkeypatch.setitem(ort.PROVIDERS, "cuda", "CPUExecutionProvider")
+    monkeypatch.setitem(table.ROWS, "cuda", replace(table.ROWS["cuda"], provider="CPUExecutionProvider"))
 
 
 @pytest.fixture

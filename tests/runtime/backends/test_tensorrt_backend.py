@@ -29,11 +29,12 @@ from flawscope.bundle import open_bundle
 from flawscope.errors import BackendError, BundleError, DeviceError
 from flawscope.imaging.images import prepare, read_image
 from flawscope.runtime import Inspector
-from flawscope.runtime.backends import BACKENDS, choose_backend, device, open_backbone
+from flawscope.runtime.backends import BACKENDS, choose_backend, device, engine_session, open_session
 from flawscope.runtime.backends.tensorrt import TensorrtSession
 from flawscope.runtime.doctor.doctor_command import examine
 from flawscope.runtime.engines import Target, TensorRT
-from flawscope.runtime.scorers import bank_device, engine_session
+from flawscope.runtime.scorers import bank_device
+from flawscope.runtime.scorers.base import ScorerOptions, open_scorer
 
 METHODS = ("patchcore", "padim")
 
@@ -137,7 +138,7 @@ def test_with_the_bank_on_the_device_too(
     with Inspector.load(copies[method], "cpu", "kernel") as inspector:
         expected = [inspector.infer(batch) for batch in batches]
     with Inspector.load(copies[method], "tensorrt") as inspector:
-        assert inspector._session.outputs == ("anomaly_map", "score")
+        assert inspector.scorer.describe() == "CUDA kernels"
         before = kernels.launches
         found = [inspector.infer(batch) for batch in batches]
         assert kernels.launches > before
@@ -204,7 +205,10 @@ def test_everything_is_given_back(copies: dict[str, Path], pictures: list[Path],
 
 
 def test_the_backbone_alone_gives_patches(copies: dict[str, Path], pictures: list[Path], kernels: Stand) -> None:
-    with open_bundle(copies["padim"]) as bundle, closing(open_backbone(bundle, "fp32", "tensorrt")) as backbone:
+    with (
+        open_bundle(copies["padim"]) as bundle,
+        closing(open_session(bundle, "features", "fp32", "tensorrt")) as backbone,
+    ):
         assert backbone.outputs == ("patches",)
         assert backbone.infer(images(copies["padim"], pictures[:1]))["patches"].ndim == 3
 
@@ -279,7 +283,7 @@ def test_a_broken_engine_is_refused_in_words(copies: dict[str, Path], stand: Sta
 def test_a_batch_that_does_not_fit_is_refused(copies: dict[str, Path], stand: Stand, shape: tuple[int, ...]) -> None:
     with (
         open_bundle(copies["padim"]) as bundle,
-        closing(open_backbone(bundle, "fp32", "tensorrt")) as backbone,
+        closing(open_session(bundle, "features", "fp32", "tensorrt")) as backbone,
         pytest.raises(DeviceError, match=r"image: expected 1 to 4 of \[64, 64, 3\], got"),
     ):
         backbone.infer(np.zeros(shape, np.uint8))
@@ -287,7 +291,7 @@ def test_a_batch_that_does_not_fit_is_refused(copies: dict[str, Path], stand: St
 
 def test_a_closed_session_says_so(copies: dict[str, Path], stand: Stand) -> None:
     with open_bundle(copies["padim"]) as bundle:
-        backbone = open_backbone(bundle, "fp32", "tensorrt")
+        backbone = open_session(bundle, "features", "fp32", "tensorrt")
         backbone.close()
         with pytest.raises(DeviceError, match="the session is closed"):
             backbone.infer(np.zeros((1, 64, 64, 3), np.uint8))
@@ -301,7 +305,7 @@ def test_a_bank_that_is_not_finite_is_refused_by_the_device(
         tensors["bank"][3, 1] = np.nan
         monkeypatch.setattr(type(bundle), "tensors", lambda self: tensors)
         with pytest.raises(BundleError, match="bank: expected finite numbers"):
-            engine_session.open_engine(bundle, "features", "fp32")
+            open_scorer(bundle, ScorerOptions("tensorrt"))
 
 
 def test_without_a_device_asking_for_it_is_one_line(

@@ -10,11 +10,11 @@ import pytest
 from hand_graphs import naive_patchcore
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from native_heads import build_head
 
 from flawscope.bundle import PadimHead, PatchcoreHead
 from flawscope.errors import BundleError
 from flawscope.imaging.map_upsampling import map_matrices
-from flawscope.runtime.scorers.bank_scorer import build_head
 
 GRID, SIZE = (3, 2), (12, 10)
 

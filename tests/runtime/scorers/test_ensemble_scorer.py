@@ -27,8 +27,7 @@ from flawscope.errors import ArgumentError, BackendError, BundleError, DeviceErr
 from flawscope.imaging.images import Preprocessing
 from flawscope.imaging.tiles import Tiling
 from flawscope.runtime import Inspector
-from flawscope.runtime.scorers.bank_scorer import distance_scale
-from flawscope.runtime.scorers.ensemble_scorer import EnsembleSession, sum_scale, weighted_sum
+from flawscope.runtime.scorers.ensemble_scorer import EnsembleScorer, sum_scale, weighted_sum
 
 # weight · (value - center) / spread of the golden picture: 2 · (200 - 100) / 64 and 1 · (800 - 400) / 256.
 GOLDEN_SUM = 3.125 + 1.5625
@@ -102,7 +101,7 @@ def test_the_size_of_a_sum_is_that_of_its_terms() -> None:
     second = EnsembleMember("b", "1", "padim", 1.0, 0.0, 5.0, 1.0, 1.0)
     # maps: 2 · (9/3 + 1) + (0 + 1); scores: 2 · (8/2 + 1) + (1 + 1)
     assert sum_scale(EnsembleHead((first, second), 9)) == 12.0
-    assert distance_scale(EnsembleHead((first,), 9), {}) == 10.0
+    assert sum_scale(EnsembleHead((first,), 9)) == 10.0
 
 
 # --- on the line
@@ -163,16 +162,16 @@ def test_a_tiled_ensemble_takes_the_largest_sum_of_a_tile(tmp_path: Path) -> Non
 def test_a_member_that_gives_nan_makes_a_fault(tmp_path: Path, members: dict[Path, EnsembleMember]) -> None:
     write_tiny_ensemble(tmp_path / "both.flaw", members, GOLDEN_SUM, thresholds=tiny_thresholds(1e9))
     with Inspector.load(tmp_path / "both.flaw", "cpu") as inspector:
-        session = inspector._session
-        assert isinstance(session, EnsembleSession)
+        session = inspector.scorer
+        assert isinstance(session, EnsembleScorer)
         member = session.members["four"]
-        real = member.infer
+        real = member.score
 
         def broken(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             maps, scores = real(images)
             return maps, np.full_like(scores, np.nan)
 
-        member.infer = broken  # type: ignore[method-assign]
+        member.score = broken  # type: ignore[method-assign]
         result = inspector(golden_picture())
     assert (result.decision, result.score) == ("fault", None)
 
@@ -181,18 +180,18 @@ def test_a_device_that_fails_in_a_member_is_a_fault_and_all_are_opened_again(
     ensemble: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Inspector.load(ensemble, "cpu") as inspector:
-        session = inspector._session
-        assert isinstance(session, EnsembleSession)
+        session = inspector.scorer
+        assert isinstance(session, EnsembleScorer)
 
-        def lost(images: np.ndarray) -> dict[str, np.ndarray]:
+        def lost(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             raise DeviceError("backend cpu: the device failed: broken")
 
-        monkeypatch.setattr(session.members["four"]._session, "infer", lost)
+        monkeypatch.setattr(session.members["four"], "score", lost)
         fault = inspector(golden_picture())
         assert (fault.decision, fault.reason) == ("fault", "backend cpu: the device failed: broken")
         assert session.members == {}
         assert inspector(golden_picture()).score == GOLDEN_SUM
-        assert inspector._session is not session
+        assert inspector.scorer is not session
 
 
 def test_where_one_member_cannot_be_opened_the_others_are_closed() -> None:
@@ -212,7 +211,7 @@ def test_where_one_member_cannot_be_opened_the_others_are_closed() -> None:
 
     entries = tuple(EnsembleMember(name, name, "padim", 1.0, 0.0, 1.0, 0.0, 1.0) for name in "abc")
     with pytest.raises(BackendError, match="no room"):
-        EnsembleSession(EnsembleHead(entries, 9), open_member)  # type: ignore[arg-type]
+        EnsembleScorer(EnsembleHead(entries, 9), "members", open_member)  # type: ignore[arg-type]
     assert closed == ["a", "b"]
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from native_heads import build_head
 from tiny_dataset import CATEGORY, TRAIN, good_pictures, training_pictures
 
 from flawscope import cli
@@ -18,7 +19,6 @@ from flawscope.datasets import content_hash, fingerprint, hash_contents, open_da
 from flawscope.errors import ArgumentError, StorageError
 from flawscope.imaging.images import read_image
 from flawscope.progress import no_progress
-from flawscope.runtime.scorers.bank_scorer import build_head
 from flawscope.training.detectors import patchcore
 from flawscope.training.detectors.detector_run import RECORD, read_run
 from flawscope.training.detectors.detector_training import train_detector

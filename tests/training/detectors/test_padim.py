@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from native_heads import build_head
 from tiny_dataset import defective_pictures, good_pictures, training_pictures
 
 from flawscope.bundle import PadimHead
@@ -18,7 +19,6 @@ from flawscope.errors import ArgumentError, DataError
 from flawscope.export.detectors.reference_scores import torch_scores
 from flawscope.imaging.images import prepare, read_image
 from flawscope.progress import no_progress
-from flawscope.runtime.scorers.bank_scorer import build_head
 from flawscope.training.detectors.detector_run import build_features, read_run, write_run
 from flawscope.training.detectors.detector_training import train_detector
 from flawscope.training.detectors.padim import fit_padim

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from native_heads import build_head
 from tiny_dataset import training_pictures
 
 from flawscope.arrays import Float32Array
@@ -20,7 +21,6 @@ from flawscope.errors import ArgumentError, DataError
 from flawscope.export.detectors.reference_scores import torch_scores
 from flawscope.imaging.images import prepare, read_image
 from flawscope.progress import no_progress
-from flawscope.runtime.scorers.bank_scorer import build_head
 from flawscope.training.detectors.detector_run import build_features
 from flawscope.training.detectors.patchcore import (
     _Plan,

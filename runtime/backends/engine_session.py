@@ -5,11 +5,11 @@ from __future__ import annotations
 from flawscope import cpp_ext
 from flawscope.bundle import Bundle
 from flawscope.errors import BackendError
-from flawscope.runtime.backends.device import Device, device_problem
+from flawscope.runtime.backends.base import MakeDeviceHead
+from flawscope.runtime.backends.device import device_problem
 from flawscope.runtime.backends.tensorrt import TensorrtSession
 from flawscope.runtime.engines import BuildOptions, EngineCache, current_target, import_tensorrt
 from flawscope.runtime.engines.ensure import ensure_engine
-from flawscope.runtime.scorers.bank_device import DeviceHead, device_head
 
 
 def tensorrt_problem() -> str | None:
@@ -22,7 +22,7 @@ def tensorrt_problem() -> str | None:
     return device_problem()
 
 
-def open_engine(bundle: Bundle, graph: str, precision: str, *, join_bank: bool = True) -> TensorrtSession:
+def open_engine(bundle: Bundle, graph: str, precision: str, make_head: MakeDeviceHead | None = None) -> TensorrtSession:
     """Make the engine of a graph ready on the GPU of this machine; see `flawscope.runtime.backends.open_session`.
 
     Raises:
@@ -35,9 +35,6 @@ def open_engine(bundle: Bundle, graph: str, precision: str, *, join_bank: bool =
     # The options of `flawscope engine build`, so an engine that was built before the line starts is found.
     options = BuildOptions(1, 1, manifest.max_batch)
     ensured = ensure_engine(bundle, graph, tensorrt, current_target(), options, EngineCache(), precision=precision)
-    joined = join_bank and graph == "features" and cpp_ext.HAVE_CUDA
-
-    def make_head(device: Device, max_batch: int) -> DeviceHead:
-        return device_head(device, manifest.head, bundle.tensors(), manifest.input.size, max_batch)
-
-    return TensorrtSession(ensured.stored.plan, tensorrt, manifest.max_batch, make_head if joined else None)
+    # Without CUDA kernels the patches come back, and the CPU's kernels take them.
+    joined = make_head if cpp_ext.HAVE_CUDA else None
+    return TensorrtSession(ensured.stored.plan, tensorrt, manifest.max_batch, joined)

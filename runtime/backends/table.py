@@ -1,0 +1,157 @@
+"""The table of backends, and the choice among them. A backend that was asked for and is not there is an error."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from flawscope import methods
+from flawscope.bundle import Bundle
+from flawscope.errors import ArgumentError, BackendError
+from flawscope.runtime.backends.base import MakeDeviceHead, Session
+
+GOLDEN_TOLERANCE = 1e-3
+"""Largest relative difference of a golden image's score and map maximum at load: far above float32 noise between
+processors, far below what a wrong resize or colour order does."""
+
+_DEVICE_TOLERANCES = {"fp32": GOLDEN_TOLERANCE, "fp16": 1e-2, "int8": 3e-2}
+"""The same on a device, by precision: golden scores are those of the CPU, where sums of FP16 and INT8 are wider."""
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One row. Places are `MODULE:FUNCTION`, imported when they are needed.
+
+    Attributes:
+        name: Its name on the command line.
+        problem: `() -> str | None`: why it is not there, as a sentence; None if it is.
+        open: `(bundle, graph, precision, make_head) -> Session`; `make_head` puts a bank beside the graph and is left
+            aside by backends that join none.
+        place: `(session, graph file, inputs) -> list[PlacedNode]`: who computes which node; for `doctor`.
+        provider: Who is expected to compute all of them.
+        kernels: Whether the path `auto` takes the kernels of `cpp_ext` here.
+        auto: Why `auto` takes it if it is there, or None where it never does. Rows before others come first.
+        tolerances: Precision -> largest relative difference of golden scores.
+    """
+
+    name: str
+    problem: str
+    open: str
+    place: str
+    provider: str
+    kernels: bool
+    auto: str | None
+    tolerances: Mapping[str, float]
+
+
+_ROWS = (
+    Backend(
+        "cpu",
+        problem="flawscope.runtime.backends.ort:cpu_problem",
+        open="flawscope.runtime.backends.ort:open_on_cpu",
+        place="flawscope.runtime.doctor.provider_profile:place_on_cpu",
+        provider="CPUExecutionProvider",
+        kernels=True,
+        auto="no CUDA",
+        tolerances=dict.fromkeys(_DEVICE_TOLERANCES, GOLDEN_TOLERANCE),
+    ),
+    Backend(
+        "cuda",
+        problem="flawscope.runtime.backends.ort:cuda_problem",
+        open="flawscope.runtime.backends.ort:open_on_cuda",
+        place="flawscope.runtime.doctor.provider_profile:place_on_cuda",
+        provider="CUDAExecutionProvider",
+        kernels=False,
+        auto="ONNX Runtime offers CUDA",
+        tolerances=_DEVICE_TOLERANCES,
+    ),
+    # Never by `auto`: it may have to build an engine first, which takes minutes and somebody's word.
+    Backend(
+        "tensorrt",
+        problem="flawscope.runtime.backends.engine_session:tensorrt_problem",
+        open="flawscope.runtime.backends.engine_session:open_engine",
+        place="flawscope.runtime.doctor.provider_profile:place_layers",
+        provider="TensorRT engine",
+        kernels=True,
+        auto=None,
+        tolerances=_DEVICE_TOLERANCES,
+    ),
+)
+ROWS = {row.name: row for row in _ROWS}
+BACKENDS = ("auto", *ROWS)
+"""Names that `choose_backend` takes."""
+
+_AUTO = ("cuda", "cpu")
+"""In this order `auto` looks for a backend. The CPU is there wherever ONNX Runtime is."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The backend that was taken, and why."""
+
+    name: str
+    reason: str
+
+
+def backend_row(name: str) -> Backend:
+    """Return the row of a backend, not of `auto`.
+
+    Raises:
+        ArgumentError: If the name is not known.
+    """
+    if name not in ROWS:
+        raise ArgumentError(f"backend: expected one of {', '.join(BACKENDS)}, got {name!r}.")
+    return ROWS[name]
+
+
+def choose_backend(name: str) -> Choice:
+    """Resolve a backend name; `auto` takes CUDA where ONNX Runtime has it, else the CPU, and says why.
+
+    Raises:
+        ArgumentError: If the name is not known.
+        BackendError: If the backend was asked for by name and is not there.
+        MissingExtra: If ONNX Runtime is not installed.
+    """
+    if name == "auto":
+        return _choose_auto()
+    problem = methods.load(backend_row(name).problem)()
+    if problem:
+        raise BackendError(f"backend {name}: is not there: {problem} There is no fall-back; use --backend cpu or auto.")
+    return Choice(name, "asked for")
+
+
+def _choose_auto() -> Choice:
+    problem = ""
+    for name in _AUTO:
+        row = ROWS[name]
+        absent = methods.load(row.problem)()
+        if absent is None:
+            return Choice(name, f"auto: {row.auto}{f': {problem}' if problem else ''}")
+        problem = problem or absent
+    raise BackendError(f"backend auto: none of {', '.join(_AUTO)} is there: {problem} See flawscope doctor.")
+
+
+def open_session(
+    bundle: Bundle, graph: str, precision: str, backend: str, make_head: MakeDeviceHead | None = None
+) -> Session:
+    """Make a graph of a bundle ready on a resolved backend.
+
+    Args:
+        bundle: The opened bundle.
+        graph: Name of the graph, `features` or `score`.
+        precision: Precision of the graph.
+        backend: Name of a backend, not `auto`.
+        make_head: Puts the bank beside `features` on the device, where the backend has CUDA kernels: the session then
+            gives `anomaly_map` and `score`. None leaves the graph alone.
+
+    Raises:
+        ArgumentError: If the bundle lacks the precision.
+        BackendError: If the backend cannot take the graph.
+    """
+    session: Session = methods.load(backend_row(backend).open)(bundle, graph, precision, make_head)
+    return session
+
+
+def golden_tolerance(backend: str, precision: str) -> float:
+    """Return the largest relative difference of golden scores on a backend."""
+    return backend_row(backend).tolerances[precision]

@@ -1,0 +1,29 @@
+"""The check at load: golden images must give the scores that were measured at export."""
+
+from __future__ import annotations
+
+from flawscope.bundle import Bundle
+from flawscope.errors import BundleError
+from flawscope.imaging.images import prepare, read_image
+from flawscope.runtime.backends.table import golden_tolerance
+from flawscope.runtime.scorers.base import Scorer, ScorerOptions, scorer_kind
+
+
+def check_golden(bundle: Bundle, scorer: Scorer, options: ScorerOptions) -> None:
+    """Raise BundleError unless a scorer reproduces the golden scores of its bundle.
+
+    Differences are relative to the stored value, or to `ScorerKind.least_score` where that is larger.
+    """
+    least = scorer_kind(bundle).least_score(bundle)
+    tolerance = golden_tolerance(options.backend, options.precision)
+    for golden in bundle.manifest.golden_of(options.precision):
+        image = prepare(read_image(bundle.file(golden.file)), bundle.manifest.input)
+        maps, scores = scorer.score(image[None])
+        for what, got, stored in (("score", scores[0], golden.score), ("map", maps[0].max(), golden.map_max)):
+            # Written so that NaN fails: every comparison with it is false.
+            if not abs(float(got) - stored) <= tolerance * max(abs(stored), least):
+                raise BundleError(
+                    f"{bundle.path}: golden image {golden.file}: expected {what} {stored:.6g} as at export, got "
+                    f"{float(got):.6g} on {options.backend}. This installation computes something else: see flawscope "
+                    "doctor."
+                )

@@ -1,0 +1,86 @@
+"""Scorer of methods whose one graph makes map and score itself: `score.onnx`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy.typing as npt
+
+from flawscope.arrays import Float32Array, UInt8Array
+from flawscope.bundle import Bundle
+from flawscope.errors import BundleError
+from flawscope.runtime.backends import Session, open_session
+from flawscope.runtime.scorers.base import ZERO_SHARE, Part, Reconstructor, ScorerOptions, check_graph_path
+
+
+class GraphScorer:
+    """One session that gives `anomaly_map` and `score`; see `Scorer` for the contract.
+
+    Args:
+        bundle: The opened bundle.
+        graph: Name of the graph.
+        session: The graph made ready.
+        path: What `Scorer.path` says.
+        precision: Precision of the graph.
+        made_by: Who makes maps and scores, in words.
+    """
+
+    reconstructor: Reconstructor | None = None
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        graph: str,
+        session: Session,
+        path: str,
+        precision: str,
+        made_by: str = "in the graph",
+    ) -> None:
+        self.path = path
+        self._graph, self._file = graph, bundle.graph(graph, precision)
+        self._session, self._made_by = session, made_by
+
+    def score(self, images: UInt8Array) -> tuple[Float32Array, Float32Array]:
+        """Return maps and scores."""
+        outputs = self._session.infer(images)
+        return outputs["anomaly_map"], outputs["score"]
+
+    def outputs(self, images: UInt8Array) -> dict[str, npt.NDArray[Any]]:
+        """Return what comes back from the session."""
+        return self._session.infer(images)
+
+    def parts(self, images: UInt8Array) -> list[Part]:
+        """Return the graph."""
+        return [Part(self._graph, self._file, self._session, {"image": images})]
+
+    def describe(self) -> str:
+        """Return who makes maps and scores."""
+        return self._made_by
+
+    def close(self) -> None:
+        """Release the session."""
+        self._session.close()
+
+
+class GraphMethod:
+    """Methods with `score.onnx` alone, whose head says by `scale` how large an ordinary score is."""
+
+    def open(self, bundle: Bundle, options: ScorerOptions) -> GraphScorer:
+        """Make a bundle ready; see `open_scorer`."""
+        path = check_graph_path(bundle, options.path)
+        session = open_session(bundle, "score", options.precision, options.backend)
+        return GraphScorer(bundle, "score", session, path, options.precision)
+
+    def least_score(self, bundle: Bundle) -> float:
+        """Return a share of the head's scale.
+
+        Raises:
+            BundleError: If the head has none.
+        """
+        scale = getattr(bundle.manifest.head, "scale", None)
+        if not isinstance(scale, float):
+            raise BundleError(f"{bundle.path}: expected a head with its scale, got none. Export the bundle again.")
+        return ZERO_SHARE * scale
+
+
+GRAPH = GraphMethod()

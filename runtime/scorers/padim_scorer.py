@@ -1,0 +1,40 @@
+"""PaDiM on the line: the Mahalanobis distance of every patch to the Gaussian of its position (arXiv:2011.08785)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from flawscope.arrays import Float32Array
+from flawscope.bundle import PadimHead
+from flawscope.cpp_ext import Gaussians
+from flawscope.runtime.backends.base import DeviceHead
+from flawscope.runtime.scorers.bank_scorer import BankMethod, NativeHead, Tensors, smoother
+
+
+def native_head(head: PadimHead, tensors: Tensors, size: tuple[int, int]) -> NativeHead:
+    """Return the head as a function on patches; see `BankMethod.head`."""
+    smooth = smoother(head, size)
+    gaussians = Gaussians(tensors["mean"], tensors["whitening"])
+
+    def score(patches: Float32Array) -> tuple[Float32Array, Float32Array]:
+        maps = smooth(np.sqrt(gaussians.mahalanobis(patches)))
+        return maps, maps.max(axis=(1, 2))
+
+    return score
+
+
+def device_head(device: Any, head: PadimHead, tensors: Tensors, size: tuple[int, int], max_batch: int) -> DeviceHead:
+    """Put the Gaussians on a CUDA device; see `flawscope.runtime.scorers.bank_device`."""
+    from flawscope.runtime.scorers.bank_device import PadimDevice
+
+    return PadimDevice(device, smoother(head, size), tensors, max_batch)
+
+
+def gaussians_scale(tensors: Tensors) -> float:
+    """Return √D, the expected Mahalanobis distance of D channels."""
+    return float(np.sqrt(tensors["mean"].shape[1]))
+
+
+PADIM = BankMethod(lambda head: ("mean", "whitening"), native_head, device_head, gaussians_scale)
