@@ -6,15 +6,15 @@ from collections import Counter
 from pathlib import Path
 
 import click
-import cv2
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from flawscope.bundle import PRECISIONS
 from flawscope.errors import ArgumentError
-from flawscope.files import storage_errors, write_bytes
+from flawscope.files import storage_errors
 from flawscope.imaging.images import EXTENSIONS, prepare, read_image
+from flawscope.imaging.png import write_png
 from flawscope.runtime.backends import BACKENDS
 from flawscope.runtime.inspector import PATHS, Inspector
 from flawscope.runtime.overlay import draw_overlay
@@ -131,5 +131,4 @@ def _write_map(
 ) -> None:
     spec = inspector.manifest.map_spec
     picture = draw_overlay(read_image(source), anomaly_map, spec, _reference(inspector), result.boxes)
-    _, data = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
-    write_bytes(path, data.tobytes())
+    write_png(path, picture)

@@ -1,6 +1,7 @@
 """The bundle: what is shipped to a line, one folder or one uncompressed zip, verified when it is opened."""
 
 from flawscope.bundle.ensemble_head import EnsembleHead, EnsembleMember
+from flawscope.bundle.image_hashes import IMAGE_HASHES, ImageHashes, read_image_hashes
 from flawscope.bundle.manifest import (
     PRECISIONS,
     SCHEMA,
@@ -33,6 +34,7 @@ from flawscope.bundle.store import Bundle, open_bundle, pack_bundle, rewrite_man
 from flawscope.bundle.synth_head import PictureParity, SynthDefect, SynthHead, SynthSupport
 
 __all__ = [
+    "IMAGE_HASHES",
     "PRECISIONS",
     "SCHEMA",
     "Accuracy",
@@ -48,6 +50,7 @@ __all__ = [
     "Golden",
     "Graph",
     "Head",
+    "ImageHashes",
     "KeptNode",
     "Manifest",
     "PadimHead",
@@ -68,6 +71,7 @@ __all__ = [
     "external_data",
     "open_bundle",
     "pack_bundle",
+    "read_image_hashes",
     "rewrite_manifest",
     "write_bundle",
 ]

@@ -39,7 +39,7 @@ from flawscope.training.synthesis.latent_cache import (
 )
 from flawscope.training.synthesis.lora import learning_unet, networks_of
 from flawscope.training.synthesis.prompt_templates import mirrored, without_location
-from flawscope.training.synthesis.support_examples import Described, SupportSet, describe
+from flawscope.training.synthesis.support_examples import Described, SupportExamples, describe
 
 if TYPE_CHECKING:
     from flawscope.training.synthesis.base_model import SynthesisBase
@@ -54,14 +54,15 @@ BLANK = 127.5
 def train_inpainting(
     config: InpaintingConfig,
     base: SynthesisBase,
-    support: SupportSet,
+    support: SupportExamples,
     folder: Path,
     resume: bool,
     progress: Progress,
 ) -> SynthesisFitted:
     """Let an inpainting network learn all defect types of a support set.
 
-    The result has the tensors `lora` (see `flawscope.training.synthesis.lora.AdaptedUnet`), or all of the UNet as `unet`.
+    The result has the tensors `lora` (see `flawscope.training.synthesis.lora.AdaptedUnet`), or all of the UNet as
+    `unet`.
 
     Args:
         config: Settings.
@@ -79,24 +80,24 @@ def train_inpainting(
     """
     described = describe(support, None if config.descriptions is None else Path(config.descriptions))
     task = InpaintingTask(config, base, support, described)
-    items = Numbers(len(support.pictures) * config.repeats)
+    items = Numbers(len(support.examples) * config.repeats)
     trained = run_loop(task, items, config, folder, resume=resume, progress=progress)
     return SynthesisFitted(
         networks=networks_of(config, trained.state),
         facts={
             **training_facts(trained),
             "defect_types": len(support.types),
-            "pictures": len(support.pictures),
+            "pictures": len(support.examples),
             "learned_numbers": sum(one.numel() for one in task.network.parameters()),
         },
         defects=learned_defects(support, described),
     )
 
 
-def learned_defects(support: SupportSet, described: Sequence[Described]) -> tuple[LearnedDefect, ...]:
+def learned_defects(support: SupportExamples, described: Sequence[Described]) -> tuple[LearnedDefect, ...]:
     """Return every defect type with the sentences that were seen for it, `{location}` where they tell the place."""
     texts: dict[tuple[str, str], dict[str, None]] = {one: {} for one in support.types}
-    for picture, told in zip(support.pictures, described, strict=True):
+    for picture, told in zip(support.examples, described, strict=True):
         texts[picture.category, picture.defect].update(dict.fromkeys(map(without_location, told.texts)))
     return tuple(
         LearnedDefect(category, name, tuple(seen), vectors=False, pictures=len(support.of(category, name)))
@@ -125,12 +126,12 @@ class InpaintingTask:
     """
 
     def __init__(
-        self, config: InpaintingConfig, base: SynthesisBase, support: SupportSet, described: Sequence[Described]
+        self, config: InpaintingConfig, base: SynthesisBase, support: SupportExamples, described: Sequence[Described]
     ) -> None:
         size = check_base(config, base, inpainting=True)
         fill = config.crop_fill if config.crop_defects else None
         self._config, self._base = config, base
-        cut = [one.cut(size, fill, told.box) for one, told in zip(support.pictures, described, strict=True)]
+        cut = [one.cut(size, fill, told.box) for one, told in zip(support.examples, described, strict=True)]
         self._images, self._boxes = (list(column) for column in zip(*cut, strict=True))
         self._ways = [
             (left_right, top_bottom)

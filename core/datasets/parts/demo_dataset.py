@@ -11,12 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import msgspec
-import numpy as np
-import numpy.typing as npt
 
-from flawscope.arrays import UInt8Array
+from flawscope.datasets.defects.set_files import write_json, write_mask, write_picture
 from flawscope.datasets.parts.contact_sheet import Tile, contact_sheet
 from flawscope.datasets.parts.part_renderer import (
     DEFECTS,
@@ -72,15 +69,6 @@ def _pictures(kind: str, record: PartsRecord) -> Iterator[_Picture]:
     for defect in record.defects[kind]:
         for number in range(record.test_defective):
             yield _Picture(f"test/{defect}", number, number, defect)
-
-
-def _write_png(path: Path, image: npt.NDArray[np.uint8]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(cv2.imencode(".png", image)[1].tobytes())
-
-
-def _write_rgb(path: Path, image: UInt8Array) -> None:
-    _write_png(path, np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2BGR), np.uint8))
 
 
 def _record(
@@ -140,15 +128,15 @@ def write_dataset(
             for picture in _pictures(kind, record):
                 image, mask = render(kind, seed, picture.index, size, picture.defect)
                 name = f"{picture.number:03d}"
-                _write_rgb(folder / kind / picture.folder / f"{name}.png", image)
+                write_picture(folder / kind / picture.folder / f"{name}.png", image)
                 if picture.defect is not None:
                     path = folder / kind / "ground_truth" / picture.defect / f"{name}_mask.png"
-                    _write_png(path, mask.astype(np.uint8) * np.uint8(255))
+                    write_mask(path, mask)
                 done += 1
                 if progress is not None:
                     progress(done, total)
-        _write_rgb(folder / "contact_sheet.png", contact_sheet([_tiles(kind, seed, size) for kind in kinds]))
-        (folder / MARKER).write_bytes(msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n")
+        write_picture(folder / "contact_sheet.png", contact_sheet([_tiles(kind, seed, size) for kind in kinds]))
+        write_json(folder / MARKER, record)
 
 
 def _tiles(kind: str, seed: int, size: int) -> list[Tile]:
