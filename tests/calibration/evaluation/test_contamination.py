@@ -257,8 +257,8 @@ def test_command_writes_both_columns_and_the_struct_without_a_path(make_bundle, 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda folder: None, "expected the record of a support set, which .*, got: No such file or directory"),
-        (lambda folder: folder.write_bytes(b""), "expected the record of a support set, which .*, got: Not a directory"),
+        (lambda folder: None, "which flawscope synth support makes, got: No such file or directory"),
+        (lambda folder: folder.write_bytes(b""), "which flawscope synth support makes, got: Not a directory"),
         (lambda folder: (folder.mkdir(), (folder / "support.json").write_text("{}")), "missing required field"),
     ],
 )
