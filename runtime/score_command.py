@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from flawscope.bundle import PRECISIONS
 from flawscope.errors import ArgumentError
-from flawscope.files import storage_errors
+from flawscope.files import free_name, storage_errors
 from flawscope.imaging.images import EXTENSIONS, prepare, read_image
 from flawscope.imaging.png import write_png
 from flawscope.runtime.backends import BACKENDS
@@ -69,7 +69,7 @@ def score(
             click.echo(msgspec.json.encode(result.to_json()).decode() if as_json else _line(result))
             if result.anomaly_map is None or not np.isfinite(result.anomaly_map).all():
                 continue
-            name = _free_name(source, names) if maps is not None or pictures is not None else ""
+            name = free_name(source.stem, names) if maps is not None or pictures is not None else ""
             if maps is not None:
                 _write_map(maps / f"{name}.png", source, result, result.anomaly_map, inspector)
             if pictures is not None:
@@ -106,16 +106,6 @@ def _line(result: Result) -> str:
 
 def _number(value: float | None) -> str:
     return "none" if value is None else f"{value:.4f}"
-
-
-def _free_name(source: Path, names: set[str]) -> str:
-    """Return the picture's name, numbered where pictures of several folders share one."""
-    name, count = source.stem, 1
-    while name in names:
-        count += 1
-        name = f"{source.stem}_{count}"
-    names.add(name)
-    return name
 
 
 def _reference(inspector: Inspector) -> float:

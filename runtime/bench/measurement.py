@@ -108,6 +108,18 @@ def sweep(
     finally:
         if backbone is not None:
             backbone.close()
+    return {
+        **identity(inspector),
+        **measured[0],
+        "sweep": measured,
+        "input": list(inspector.manifest.input.size),
+        "machine": machine(),
+        "state": {"before": before, "after": machine_state()},
+    }
+
+
+def identity(inspector: Inspector) -> dict[str, Any]:
+    """Return which bundle was measured, and where and how it was run."""
     manifest = inspector.manifest
     return {
         "bundle": manifest.name,
@@ -117,11 +129,6 @@ def sweep(
         "backend": inspector.backend,
         "backend_reason": inspector.backend_reason,
         "path": inspector.path,
-        **measured[0],
-        "sweep": measured,
-        "input": list(manifest.input.size),
-        "machine": machine(),
-        "state": {"before": before, "after": machine_state()},
     }
 
 

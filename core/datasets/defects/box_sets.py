@@ -26,7 +26,7 @@ from flawscope.arrays import UInt8Array
 from flawscope.datasets import Dataset, Sample
 from flawscope.datasets.defects.anomalous_samples import Defective
 from flawscope.datasets.defects.captions import Captions
-from flawscope.datasets.defects.file_names import category_of, check_name, free_name, place_of
+from flawscope.datasets.defects.file_names import category_of, check_name, place_of
 from flawscope.datasets.defects.foreground import Coverage, find_foreground
 from flawscope.datasets.defects.mask_ranges import CategoryRanges
 from flawscope.datasets.defects.random_boxes import BoxRange, draw_box, range_of
@@ -34,13 +34,13 @@ from flawscope.datasets.defects.random_masks import MAX_TRIES, MIN_OVERLAP, Side
 from flawscope.datasets.defects.seeded_choice import check_count, check_fraction, check_seed, generator
 from flawscope.datasets.defects.set_files import SHEET, read_lines, write_json, write_lines, write_mask, write_picture
 from flawscope.datasets.defects.set_sheets import COLUMNS, CYAN, MAGENTA, Outline, Row, Tile, draw_sheet
-from flawscope.datasets.fingerprints import Progress
 from flawscope.datasets.record_paths import place_below
 from flawscope.diffusion.location_words import location_of
 from flawscope.errors import DataError
-from flawscope.files import atomic_folder, check_replaceable
+from flawscope.files import atomic_folder, check_replaceable, free_name
 from flawscope.imaging.boxes import Rect, boxes_of, mask_of
 from flawscope.imaging.images import read_image
+from flawscope.progress import CountProgress
 
 BOXES_RECORD = "boxes.json"
 _TRIES_ON_A_PICTURE = 1000
@@ -147,7 +147,7 @@ class BoxLine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def write_real_boxes(
-    made: Path, entries: Sequence[Defective], margin: float, *, per_component: bool, progress: Progress | None
+    made: Path, entries: Sequence[Defective], margin: float, *, per_component: bool, progress: CountProgress | None
 ) -> tuple[list[RealBox], dict[str, str], list[Row]]:
     """Write the rectangles around real defects below a folder that is being made.
 
@@ -198,8 +198,8 @@ def write_boxes(
     settings: BoxSettings | None = None,
     *,
     captions: Captions | None = None,
-    progress: Progress | None = None,
-    random_progress: Progress | None = None,
+    progress: CountProgress | None = None,
+    random_progress: CountProgress | None = None,
 ) -> BoxRecord:
     """Write the rectangles around real defects, and random ones where some are asked for.
 
@@ -258,7 +258,7 @@ def _write_random(
     settings: BoxSettings,
     captions: Captions,
     rows: list[Row],
-    progress: Progress | None,
+    progress: CountProgress | None,
 ) -> int:
     done = 0
     for category, types in ranges.items() if settings.number else ():

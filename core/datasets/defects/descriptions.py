@@ -28,11 +28,11 @@ from flawscope.datasets.defects.file_names import category_of, place_of
 from flawscope.datasets.defects.seeded_choice import check_seed, generator
 from flawscope.datasets.defects.set_files import SHEET, Text, read_lines, write_json, write_lines, write_picture
 from flawscope.datasets.defects.set_sheets import draw_sheet
-from flawscope.datasets.fingerprints import Progress
 from flawscope.datasets.record_paths import place_below
 from flawscope.diffusion.location_words import location_of
 from flawscope.errors import DataError
 from flawscope.files import atomic_folder, check_replaceable
+from flawscope.progress import CountProgress
 
 DESCRIPTIONS_RECORD = "describe.json"
 
@@ -91,7 +91,7 @@ def write_descriptions(
     *,
     margin: float = 0.1,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: CountProgress | None = None,
 ) -> DescriptionRecord:
     """Write a line for each defective picture, the boxes, a record and a contact sheet.
 

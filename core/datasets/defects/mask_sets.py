@@ -34,10 +34,10 @@ from flawscope.datasets.defects.seeded_choice import (
 )
 from flawscope.datasets.defects.set_files import SHEET, write_json, write_mask, write_picture
 from flawscope.datasets.defects.set_sheets import COLUMNS, CYAN, Outline, Row, Tile, draw_sheet
-from flawscope.datasets.fingerprints import Progress
 from flawscope.errors import ArgumentError, DataError
 from flawscope.files import atomic_folder, check_replaceable
 from flawscope.imaging.images import read_image, read_mask
+from flawscope.progress import CountProgress
 
 MASKS_RECORD = "masks.json"
 Rotation = Literal["flagged", "all", "none"]
@@ -136,7 +136,7 @@ def write_masks(
     categories: tuple[str, ...] = (),
     templates: Path | None = None,
     within: Within | None = None,
-    progress: Progress | None = None,
+    progress: CountProgress | None = None,
 ) -> MaskRecord:
     """Draw and write a mask set, its record and a contact sheet.
 

@@ -22,15 +22,15 @@ import msgspec
 from flawscope import __version__
 from flawscope.datasets import Dataset, Split, content_hash, hash_contents
 from flawscope.datasets.defects.anomalous_samples import Defective, Source, list_defective
-from flawscope.datasets.defects.file_names import category_of, check_name, defect_of, free_name, place_of
+from flawscope.datasets.defects.file_names import category_of, check_name, defect_of, place_of
 from flawscope.datasets.defects.near_duplicates import is_same_part, look_of
 from flawscope.datasets.defects.seeded_choice import check_count, check_seed, seeded_order
 from flawscope.datasets.defects.set_files import SHEET, Sha256, Text, read_json, write_json, write_mask, write_picture
 from flawscope.datasets.defects.set_sheets import COLUMNS, CYAN, Outline, Row, Tile, draw_sheet
-from flawscope.datasets.fingerprints import Progress
 from flawscope.datasets.record_paths import place_below
 from flawscope.errors import DataError
-from flawscope.files import atomic_folder, check_replaceable
+from flawscope.files import atomic_folder, check_replaceable, free_name
+from flawscope.progress import CountProgress
 
 SUPPORT_RECORD = "support.json"
 """Name of the record in the folder of a support set, and in a run that learned from one."""
@@ -124,8 +124,8 @@ def write_support(
     split: Source = "train",
     defects: Sequence[str] = (),
     seed: int = 0,
-    progress: Progress | None = None,
-    alike_progress: Progress | None = None,
+    progress: CountProgress | None = None,
+    alike_progress: CountProgress | None = None,
 ) -> SupportRecord:
     """Choose `shots` pictures of each defect type and write them, their masks, a record and a contact sheet.
 
@@ -211,7 +211,7 @@ def _describe(dataset: Dataset, entry: Defective, content: str, name: str, defec
 
 
 def _find_alike(
-    dataset: Dataset, pictures: Sequence[SupportPicture], defects: Sequence[str], progress: Progress | None
+    dataset: Dataset, pictures: Sequence[SupportPicture], defects: Sequence[str], progress: CountProgress | None
 ) -> tuple[tuple[AlikePicture, ...], list[Row]]:
     """Return the pictures of the same defect types, whatever their split, that probably show the same parts.
 
@@ -271,7 +271,7 @@ def read_support(folder: Path) -> SupportRecord:
     return record
 
 
-def find_support(dataset: Dataset, record: SupportRecord, progress: Progress | None = None) -> list[Defective]:
+def find_support(dataset: Dataset, record: SupportRecord, progress: CountProgress | None = None) -> list[Defective]:
     """Return the pictures of a dataset that a support set was taken from.
 
     Raises:
@@ -296,7 +296,7 @@ def find_support(dataset: Dataset, record: SupportRecord, progress: Progress | N
 
 
 def exclude_support(
-    dataset: Dataset, record: SupportRecord, progress: Progress | None = None, *, with_alike: bool = True
+    dataset: Dataset, record: SupportRecord, progress: CountProgress | None = None, *, with_alike: bool = True
 ) -> tuple[Dataset, tuple[str, ...]]:
     """Return the dataset without the pictures of a support set, and the places of those that were left out.
 

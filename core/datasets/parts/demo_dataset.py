@@ -7,7 +7,7 @@ ROOT/KIND/test/DEFECT/000.png           ROOT/parts.json
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from flawscope.datasets.parts.part_renderer import (
 )
 from flawscope.errors import ArgumentError
 from flawscope.files import atomic_folder
+from flawscope.progress import CountProgress
 
 MARKER = "parts.json"
 MAX_COUNT = 100_000
@@ -100,7 +101,7 @@ def write_dataset(
     train: int = 80,
     test_good: int = 30,
     test_defective: int = 12,
-    progress: Callable[[int, int], None] | None = None,
+    progress: CountProgress | None = None,
 ) -> None:
     """Write a dataset of generated parts with exact masks, a contact sheet and a record of how it was made.
 
