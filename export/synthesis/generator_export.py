@@ -37,6 +37,7 @@ from flawscope.config import EmbeddingConfig, InpaintingConfig
 from flawscope.config.synthesis import AdaptedConfig
 from flawscope.datasets.defects import read_support
 from flawscope.diffusion.latent_inpainting import Mode
+from flawscope.diffusion.location_words import LOCATION, LOCATIONS, without_location
 from flawscope.diffusion.prompts import Prompts
 from flawscope.diffusion.schedule import Sampling
 from flawscope.errors import ArgumentError, DataError, RunError
@@ -61,7 +62,6 @@ from flawscope.training.synthesis.generator_run import (
     read_synthesis_run,
 )
 from flawscope.training.synthesis.lora import restore_unet
-from flawscope.training.synthesis.prompt_templates import without_location
 from flawscope.versions import package_versions
 
 _STEPS: dict[Mode, int] = {"blend": 50, "inpaint": 20}
@@ -363,7 +363,7 @@ def _drawing(
     pictures = _good_pictures(source, drawer.size, count)
     head = drawer.head
     defects = [head.defects[index % len(head.defects)] if head.defects else None for index in range(len(pictures))]
-    texts = ["a photo" if one is None else one.texts[0].replace("{location}", "in the center") for one in defects]
+    texts = ["a photo" if one is None else one.texts[0].replace(LOCATION, LOCATIONS[1][1]) for one in defects]
     words = [None if one is None or one.vectors is None else drawer.vectors[one.vectors] for one in defects]
     return Drawing(
         head=head,

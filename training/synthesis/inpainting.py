@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from flawscope.arrays import BoolArray, UInt8Array
 from flawscope.config import InpaintingConfig
+from flawscope.diffusion.location_words import mirrored_words, without_location
 from flawscope.diffusion.schedule import TRAINED_STEPS, Sampling, signal_shares
 from flawscope.progress import Progress
 from flawscope.training.diffusion.noise import add_noise, noise_levels
@@ -38,7 +39,6 @@ from flawscope.training.synthesis.latent_cache import (
     write_preview,
 )
 from flawscope.training.synthesis.lora import learning_unet, networks_of
-from flawscope.training.synthesis.prompt_templates import mirrored, without_location
 from flawscope.training.synthesis.support_examples import Described, SupportExamples, describe
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ class InpaintingTask:
             if (config.flip > 0 or not left_right) and (config.flip_vertical > 0 or not top_bottom)
         ]
         sentences = [
-            [mirrored(text, left_right=left_right, top_bottom=top_bottom) for text in told.texts]
+            [mirrored_words(text, left_right=left_right, top_bottom=top_bottom) for text in told.texts]
             for left_right, top_bottom in self._ways
             for told in described
         ]

@@ -1,4 +1,4 @@
-"""Writing pictures, masks and records of the synthesis tools; reading the records back, strictly."""
+"""Files of image sets: writing images, masks and records; reading the records back, strictly."""
 
 from __future__ import annotations
 

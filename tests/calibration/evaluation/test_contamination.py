@@ -27,7 +27,8 @@ FLAT = ("image_auroc", "image_ap", "image_f1_max", "pixel_auroc", "pixel_ap", "a
 
 
 def _picture(content, category="part", source="test/spot/0.png"):
-    return SupportPicture(category, "spot", "test", source, content, "m.png", f"mask of {content}", "p", "m", 64)
+    mask_content = hashlib.sha256(f"mask of {content}".encode()).hexdigest()
+    return SupportPicture(category, "spot", "test", source, content, "m.png", mask_content, source, "m", 64)
 
 
 def _record(root, of_set, alike=()):

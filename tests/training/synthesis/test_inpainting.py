@@ -22,6 +22,7 @@ from flawscope.config import EmbeddingConfig, InpaintingConfig, build_config
 from flawscope.datasets import open_dataset
 from flawscope.datasets.defects.descriptions import write_descriptions
 from flawscope.datasets.defects.support_set import find_support, write_support
+from flawscope.diffusion.location_words import mirrored_words
 from flawscope.diffusion.schedule import Sampling, signal_shares
 from flawscope.errors import ArgumentError, DataError, RunError
 from flawscope.progress import no_progress
@@ -29,7 +30,6 @@ from flawscope.training.synthesis.base_model import SynthesisBase
 from flawscope.training.synthesis.generator_run import SynthesisFitted, SynthesisRecord, SynthesisRun
 from flawscope.training.synthesis.inpainting import InpaintingTask, inpainting_loss, snr_weights, train_inpainting
 from flawscope.training.synthesis.lora import AdaptedUnet, restore_unet
-from flawscope.training.synthesis.prompt_templates import mirrored
 from flawscope.training.synthesis.support_examples import SupportExamples, describe, read_support_examples
 
 LATENT_DIFFUSION = Sampling(betas="scaled_linear", beta_start=0.00085, beta_end=0.012, start=1000, steps=50)
@@ -158,7 +158,7 @@ def test_a_step_counts_and_shows_what_mvp_diff_does(
         images.append(image)
         boxes.append(box)
         sentence = own.texts[int(chance * len(own.texts))]
-        texts.append(mirrored(sentence, left_right=bool(flips[0]), top_bottom=bool(flips[1])))
+        texts.append(mirrored_words(sentence, left_right=bool(flips[0]), top_bottom=bool(flips[1])))
     autoencoder: Any = base.autoencoder
     scale = autoencoder.config.scaling_factor
     pictures = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1.0

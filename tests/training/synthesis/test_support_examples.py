@@ -16,7 +16,7 @@ from flawscope.datasets import Dataset, content_hash, open_dataset
 from flawscope.datasets.defects import captions
 from flawscope.datasets.defects.descriptions import write_descriptions
 from flawscope.datasets.defects.support_set import find_support, write_support
-from flawscope.diffusion.location_words import LOCATIONS, location_of
+from flawscope.diffusion.location_words import LOCATIONS, location_of, mirrored_words, without_location
 from flawscope.errors import ArgumentError, DataError
 from flawscope.imaging.boxes import bounds_of, boxes_of
 from flawscope.imaging.images import Preprocessing, prepare, read_image, read_mask
@@ -222,12 +222,12 @@ def test_a_place_can_be_left_open_and_is_exchanged_in_a_mirror(row: int, column:
         *prompt_templates.defect_sentences("metal_nut", "bent", place),
         f"{place.capitalize()} of it lies dirt",
     ):
-        assert prompt_templates.without_location(text).count("{location}") == 1
-        assert place not in prompt_templates.without_location(text).lower()
-        assert prompt_templates.mirrored(text, left_right=False, top_bottom=False) == text
-        turned = prompt_templates.mirrored(text, left_right=True, top_bottom=True)
+        assert without_location(text).count("{location}") == 1
+        assert place not in without_location(text).lower()
+        assert mirrored_words(text, left_right=False, top_bottom=False) == text
+        turned = mirrored_words(text, left_right=True, top_bottom=True)
         assert LOCATIONS[2 - row][2 - column] in turned.lower()
-        assert prompt_templates.mirrored(turned, left_right=True, top_bottom=True) == text
-        sideways = prompt_templates.mirrored(text, left_right=True, top_bottom=False)
+        assert mirrored_words(turned, left_right=True, top_bottom=True) == text
+        sideways = mirrored_words(text, left_right=True, top_bottom=False)
         assert LOCATIONS[row][2 - column] in sideways.lower()
-        assert prompt_templates.without_location(sideways) == prompt_templates.without_location(text)
+        assert without_location(sideways) == without_location(text)
