@@ -57,7 +57,7 @@ def test_every_module_of_a_lean_room_imports_without_training_libraries(room):
                 names.append(module.name)
         print(*names, sep="\\n")
     """
-    heavy = ("flawscope.training", "flawscope.export")
+    heavy = ("flawscope.training", "flawscope.export", "flawscope.workflows")
     imported = python(code, room, *heavy).splitlines()
     assert len(imported) > 1
     assert (
