@@ -8,6 +8,7 @@ K  neighbours per query
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -55,4 +56,10 @@ def check_array(
     if finite and not np.isfinite(value).all():
         bad = int(value.size - np.isfinite(value).sum())
         raise ArgumentError(f"{name}: expected finite numbers, got {bad} NaN or infinite values in {got}.")
+    return value
+
+
+def only_output(outputs: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    """Return the array of a graph that has a single output, whatever its name."""
+    (value,) = outputs.values()
     return value

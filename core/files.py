@@ -134,3 +134,16 @@ def check_replaceable(path: Path, marker: str | None) -> None:
             f"{path}: expected a new folder{f' or one with {marker}' if marker else ''}, "
             "got a folder with other files. Choose another name or empty it."
         )
+
+
+def free_name(stem: str, taken: set[str]) -> str:
+    """Return `stem`, numbered where it is in `taken` already, and add it there.
+
+    The whole stem is kept, whatever its length: cut names of two pictures could be equal.
+    """
+    name, count = stem, 1
+    while name in taken:
+        count += 1
+        name = f"{stem}_{count}"
+    taken.add(name)
+    return name

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.stats import spearmanr
 
 from flawscope.arrays import Float32Array
 from flawscope.bundle import Parity
+from flawscope.calibration.evaluation.metrics import spearman
 from flawscope.errors import GateError
 
 SCORE_LIMIT = 1e-3
@@ -48,14 +48,8 @@ def measure_parity(
         score_max_relative=float(relative.max()),
         map_max_relative=float(np.abs(other_maps - maps).max() / (max(float(np.abs(maps).max()), least) or 1.0)),
         # Two pictures with (almost) one score change places by rounding alone: within it, scores count as equal.
-        score_spearman=_spearman(scores, np.where(relative <= ROUNDING, scores, other_scores)),
+        score_spearman=spearman(scores, np.where(relative <= ROUNDING, scores, other_scores), "export"),
     )
-
-
-def _spearman(first: Float32Array, second: Float32Array) -> float | None:
-    if len(np.unique(first)) < 3 or len(np.unique(second)) < 2:
-        return None
-    return float(spearmanr(first, second).statistic)
 
 
 def check_parity(rows: Sequence[Parity]) -> None:

@@ -55,7 +55,8 @@ class Wanted:
         method: How value ranges are found.
         limits: Precision -> what it may do; `LIMITS` where one is missing.
         int8_rest: What operators that are not in INT8 compute in, `fp32` or `fp16`.
-        modelopt_python: Interpreter with ModelOpt, for FP16; see `flawscope.calibration.quantization.modelopt.find_python`.
+        modelopt_python: Interpreter with ModelOpt, for FP16; see `find_python` in
+            `flawscope.calibration.quantization.modelopt`.
     """
 
     precisions: tuple[str, ...]

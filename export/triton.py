@@ -1,8 +1,8 @@
 """A Triton model repository from a bundle: `REPOSITORY/NAME/` with configuration, graph, labels and a record.
 
 Triton Inference Server runs `score.onnx` in its ONNX Runtime backend and batches requests of several clients. It knows
-neither pictures nor thresholds: clients decode and resize before (`flawscope.imaging.images`) and decide afterwards, with the
-numbers of `flawscope.json`.
+neither pictures nor thresholds: clients decode and resize before (`flawscope.imaging.images`) and decide afterwards,
+with the numbers of `flawscope.json`.
 
 Source: Triton's user guide (model repository, model configuration, batchers) and `model_config.proto` of
 triton-inference-server/common. A graph with external data is a folder `1/model.onnx/` there, and an output of one
@@ -45,8 +45,8 @@ LABEL = "anomaly_score"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 _OUTPUTS = ("anomaly_map", "score")
 _RULES = (
-    "flawscope.imaging.images.decode_image, then flawscope.imaging.images.prepare: uint8 RGB [H, W, 3]; cast and normalisation are in "
-    "the graph"
+    "flawscope.imaging.images.decode_image, then flawscope.imaging.images.prepare: uint8 RGB [H, W, 3]; cast and "
+    "normalisation are in the graph"
 )
 _DECISION = (
     "fault if score or anomaly_map is not finite, if there is no answer or if thresholds is null; "

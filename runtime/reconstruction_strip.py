@@ -9,7 +9,7 @@ import numpy as np
 
 from flawscope.arrays import Float32Array, UInt8Array
 from flawscope.diffusion.reconstruction import Reconstructed, unsigned
-from flawscope.files import write_bytes
+from flawscope.imaging.png import write_png
 
 
 def write_pictures(folder: Path, name: str, image: UInt8Array, found: Reconstructed, reference: float) -> None:
@@ -37,8 +37,7 @@ def write_pictures(folder: Path, name: str, image: UInt8Array, found: Reconstruc
         "heatmap": cv2.addWeighted(image, 0.5, heat, 0.5, 0.0),
     }
     for kind, picture in pictures.items():
-        data = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1]
-        write_bytes(folder / f"{name}-{kind}.png", data.tobytes())
+        write_png(folder / f"{name}-{kind}.png", picture.astype(np.uint8, copy=False))
 
 
 def _level(values: Float32Array, top: float) -> UInt8Array:

@@ -6,15 +6,15 @@ from collections import Counter
 from pathlib import Path
 
 import click
-import cv2
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from flawscope.bundle import PRECISIONS
 from flawscope.errors import ArgumentError
-from flawscope.files import storage_errors, write_bytes
+from flawscope.files import free_name, storage_errors
 from flawscope.imaging.images import EXTENSIONS, prepare, read_image
+from flawscope.imaging.png import write_png
 from flawscope.runtime.backends import BACKENDS
 from flawscope.runtime.inspector import Inspector
 from flawscope.runtime.overlay import draw_overlay
@@ -70,7 +70,7 @@ def score(
             click.echo(msgspec.json.encode(result.to_json()).decode() if as_json else _line(result))
             if result.anomaly_map is None or not np.isfinite(result.anomaly_map).all():
                 continue
-            name = _free_name(source, names) if maps is not None or pictures is not None else ""
+            name = free_name(source.stem, names) if maps is not None or pictures is not None else ""
             if maps is not None:
                 _write_map(maps / f"{name}.png", source, result, result.anomaly_map, inspector)
             if pictures is not None:
@@ -109,16 +109,6 @@ def _number(value: float | None) -> str:
     return "none" if value is None else f"{value:.4f}"
 
 
-def _free_name(source: Path, names: set[str]) -> str:
-    """Return the picture's name, numbered where pictures of several folders share one."""
-    name, count = source.stem, 1
-    while name in names:
-        count += 1
-        name = f"{source.stem}_{count}"
-    names.add(name)
-    return name
-
-
 def _reference(inspector: Inspector) -> float:
     """Return a map value that stands in the middle of every scale of colours."""
     if inspector.thresholds is not None:
@@ -132,5 +122,4 @@ def _write_map(
 ) -> None:
     spec = inspector.manifest.map_spec
     picture = draw_overlay(read_image(source), anomaly_map, spec, _reference(inspector), result.boxes)
-    _, data = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
-    write_bytes(path, data.tobytes())
+    write_png(path, picture)

@@ -73,9 +73,10 @@ def add_synthesis(python: Path) -> None:
 def write_drawing_task(folder: Path) -> list[object]:
     """Write a hand-made bundle that draws, a good picture and a box; return the command without its --out."""
     sys.path.insert(0, str(ROOT / "tests" / "helpers"))
-    import cv2
     import numpy as np
     from tiny_synth_bundle import GROUND, write_tiny_synth
+
+    from flawscope.imaging.png import write_png
 
     bundle, image, mask = folder / "drawer.flaw", folder / "good.png", folder / "box.png"
     write_tiny_synth(bundle)
@@ -84,7 +85,7 @@ def write_drawing_task(folder: Path) -> list[object]:
     box = np.zeros((48, 48), np.uint8)
     box[16:32, 16:32] = 255
     for path, picture in ((image, pixels), (mask, box)):
-        path.write_bytes(cv2.imencode(".png", picture)[1].tobytes())
+        write_png(path, picture, is_bgr=True)
     return ["synth", "generate", bundle, "--image", image, "--mask", mask, "--defect", "pitting", "--backend", "cpu"]
 
 

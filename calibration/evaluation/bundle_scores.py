@@ -6,39 +6,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import msgspec
 import numpy as np
 
-from flawscope.bundle import Bundle
 from flawscope.datasets import Sample
-from flawscope.errors import BundleError
 from flawscope.progress import Progress
 
 if TYPE_CHECKING:
     from flawscope.runtime import Inspector, Result
-
-
-class ImageHashes(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The bundle's record of the pictures it was made from: content hashes of those in the bank and those held out."""
-
-    training: tuple[str, ...]
-    held_out: tuple[str, ...]
-
-
-def read_image_hashes(bundle: Bundle) -> ImageHashes:
-    """Return which pictures a bundle was made from.
-
-    Raises:
-        BundleError: If the record is missing or broken.
-    """
-    name = bundle.manifest.provenance.images
-    try:
-        return msgspec.json.decode(bundle.file(name).read_bytes(), type=ImageHashes)
-    except msgspec.DecodeError as err:
-        raise BundleError(
-            f"{bundle.path}: {name}: expected the hashes of training and held-out pictures, got a broken file: {err}. "
-            "Export the bundle again."
-        ) from err
 
 
 def load_inspector(bundle: Path, backend: str, path: str = "auto", precision: str = "fp32") -> Inspector:

@@ -14,14 +14,16 @@ import msgspec
 import numpy as np
 
 from flawscope.arrays import BoolArray, Float32Array, Float64Array
-from flawscope.bundle import Accuracy, Manifest, Thresholds, open_bundle, rewrite_manifest
-from flawscope.calibration.evaluation.bundle_scores import (
+from flawscope.bundle import (
+    Accuracy,
     ImageHashes,
-    fault_of,
-    load_inspector,
+    Manifest,
+    Thresholds,
+    open_bundle,
     read_image_hashes,
-    score_samples,
+    rewrite_manifest,
 )
+from flawscope.calibration.evaluation.bundle_scores import fault_of, load_inspector, score_samples
 from flawscope.calibration.evaluation.contamination import Leak, find_leak
 from flawscope.calibration.evaluation.figures import (
     BundleIdentity,

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 
 from flawscope.arrays import BoolArray, Float32Array, Float64Array, Int64Array, check_array
 from flawscope.calibration.extras import require
@@ -234,3 +235,21 @@ def stack_masks(masks: Sequence[BoolArray | None], size: tuple[int, int]) -> Boo
         if mask is not None:
             stacked[index] = check_array(mask, f"mask {index}", size, np.bool_)
     return stacked
+
+
+def spearman(first: npt.NDArray[np.floating], second: npt.NDArray[np.floating], what: str) -> float | None:
+    """Return Spearman's rank correlation of two lists of scores, [N] each; None where too few differ to have ranks.
+
+    Args:
+        first: Scores that are the reference.
+        second: Scores of the same images by another way.
+        what: What wants it, for the message where scipy is missing.
+
+    Raises:
+        MissingExtra: If scipy is not installed.
+    """
+    # Equal scores have no ranks: scipy would warn and give NaN. Two distinct ones are nearly all ties, whose order says
+    # nothing of how well two ways of scoring agree.
+    if len(np.unique(first)) < 3 or len(np.unique(second)) < 2:
+        return None
+    return float(require("scipy.stats", "scipy", what).spearmanr(first, second).statistic)

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from flawscope.arrays import BoolArray, Float32Array, UInt8Array
 from flawscope.imaging.images import Preprocessing
+from flawscope.imaging.png import encode_png
 
 if TYPE_CHECKING:
     from flawscope.runtime import Box
@@ -136,8 +137,7 @@ def colour_bar(scale: HeatScale) -> str:
     heat = scale.colours(values)
     row = 128 * (1 - heat[:, 3:]) + heat[:, :3] * heat[:, 3:]
     bar = np.repeat(row[None].round().astype(np.uint8), 16, axis=0)
-    _, data = cv2.imencode(".png", cv2.cvtColor(bar, cv2.COLOR_RGB2BGR))
-    return "data:image/png;base64," + base64.b64encode(data.tobytes()).decode()
+    return "data:image/png;base64," + base64.b64encode(encode_png(bar)).decode()
 
 
 def _jpeg(image: npt.NDArray[np.uint8]) -> str:

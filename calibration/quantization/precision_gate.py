@@ -11,8 +11,7 @@ import numpy.typing as npt
 from flawscope.arrays import Float32Array, UInt8Array
 from flawscope.bundle import Gate
 from flawscope.calibration.evaluation.evaluate import Measured, measure_pictures
-from flawscope.calibration.evaluation.metrics import auroc, pixel_auroc, rank_pixels
-from flawscope.calibration.extras import require
+from flawscope.calibration.evaluation.metrics import auroc, pixel_auroc, rank_pixels, spearman
 from flawscope.datasets import Sample
 from flawscope.errors import DataError
 from flawscope.progress import Progress, no_progress
@@ -65,7 +64,7 @@ def measure_gate(
         image_auroc_change=image_change,
         pixel_auroc=pixel,
         pixel_auroc_change=pixel_change,
-        score_spearman=_spearman(*ranked),
+        score_spearman=spearman(*ranked, "the gate of a precision"),
         images_per_second=speeds[1],
         images_per_second_fp32=speeds[0],
     )
@@ -112,13 +111,6 @@ def _change(
         return None, None
     before, after = figure(first), figure(second)
     return before, None if before is None or after is None else after - before
-
-
-def _spearman(first: npt.NDArray[np.float64], second: npt.NDArray[np.float64]) -> float | None:
-    if len(np.unique(first)) < 3 or len(np.unique(second)) < 2:
-        return None
-    stats = require("scipy.stats", "scipy", "the gate of a precision")
-    return float(stats.spearmanr(first, second).statistic)
 
 
 def _speeds(reference: Inspector, candidate: Inspector, images: Sequence[UInt8Array]) -> tuple[float, float]:

@@ -19,14 +19,17 @@ import msgspec
 import numpy as np
 
 from flawscope.arrays import BoolArray, Float64Array
-from flawscope.bundle import Manifest, Threshold, ThresholdChange, Thresholds, open_bundle, rewrite_manifest
-from flawscope.calibration.evaluation.bundle_scores import (
+from flawscope.bundle import (
     ImageHashes,
-    fault_of,
-    load_inspector,
+    Manifest,
+    Threshold,
+    ThresholdChange,
+    Thresholds,
+    open_bundle,
     read_image_hashes,
-    score_samples,
+    rewrite_manifest,
 )
+from flawscope.calibration.evaluation.bundle_scores import fault_of, load_inspector, score_samples
 from flawscope.calibration.evaluation.contamination import find_leak
 from flawscope.calibration.evaluation.intervals import check_fraction
 from flawscope.calibration.extras import require

@@ -32,17 +32,19 @@ import numpy as np
 import flawscope
 from flawscope.arrays import Float32Array, UInt8Array
 from flawscope.bundle import (
+    IMAGE_HASHES,
     Bundle,
     EnsembleHead,
     EnsembleMember,
     Golden,
+    ImageHashes,
     Manifest,
     Provenance,
     open_bundle,
+    read_image_hashes,
     rewrite_manifest,
     write_bundle,
 )
-from flawscope.calibration.evaluation.bundle_scores import ImageHashes, read_image_hashes
 from flawscope.datasets import Dataset, Sample, fingerprint, hash_contents
 from flawscope.errors import ArgumentError, DataError
 from flawscope.files import check_replaceable, storage_errors
@@ -383,7 +385,7 @@ def _provenance(
             "backend": backend,
         },
         weights="; ".join(f"{member.name}: {source.weights}" for member, source in zip(members, sources, strict=True)),
-        images="images.json",
+        images=IMAGE_HASHES,
     )
 
 
@@ -391,7 +393,7 @@ def _sources(
     bundles: Sequence[Bundle], members: Sequence[EnsembleMember], hashes: ImageHashes
 ) -> dict[str, Path | bytes]:
     """Return every file of the ensemble: its members whole, each in its folder, and which pictures are known."""
-    sources: dict[str, Path | bytes] = {"images.json": msgspec.json.encode(hashes)}
+    sources: dict[str, Path | bytes] = {IMAGE_HASHES: hashes.encode()}
     for member, bundle in zip(members, bundles, strict=True):
         for name in ("manifest.json", *bundle.manifest.files):
             sources[f"{member.folder}/{name}"] = bundle.folder / name

@@ -12,6 +12,7 @@ from flawscope.bundle.heads import (
     StfpmHead,
     head_tag,
 )
+from flawscope.bundle.image_hashes import IMAGE_HASHES, ImageHashes, read_image_hashes
 from flawscope.bundle.manifest import (
     PRECISIONS,
     SCHEMA,
@@ -36,6 +37,7 @@ from flawscope.bundle.store import Bundle, open_bundle, pack_bundle, rewrite_man
 from flawscope.bundle.synth_head import PictureParity, SynthDefect, SynthHead, SynthSupport
 
 __all__ = [
+    "IMAGE_HASHES",
     "PRECISIONS",
     "SCHEMA",
     "Accuracy",
@@ -51,6 +53,7 @@ __all__ = [
     "Golden",
     "Graph",
     "Head",
+    "ImageHashes",
     "KeptNode",
     "Manifest",
     "PadimHead",
@@ -72,6 +75,7 @@ __all__ = [
     "head_tag",
     "open_bundle",
     "pack_bundle",
+    "read_image_hashes",
     "rewrite_manifest",
     "write_bundle",
 ]

@@ -57,8 +57,8 @@ class BaseConfig(DenoisingConfig, frozen=True, kw_only=True, tag_field="method",
 class AdaptedConfig(DenoisingConfig, frozen=True, kw_only=True):
     """What embeddings and inpainting networks share: a base, and a few pictures of defects.
 
-    Pictures are cut out around their defect as the line cuts around a box (`flawscope.imaging.crops`), unless `crop_defects`
-    is off.
+    Pictures are cut out around their defect as the line cuts around a box (`flawscope.imaging.crops`), unless
+    `crop_defects` is off.
 
     Attributes:
         base: Run of `train base`, or a folder of Stable Diffusion or of LDM text-to-image as diffusers writes it.

@@ -13,9 +13,7 @@ from typing import TypeVar
 from flawscope.datasets.samples import Dataset
 from flawscope.errors import ArgumentError, DataError
 from flawscope.files import sha256_file
-
-Progress = Callable[[int, int], None]
-"""Called with the number of items done and the number of all."""
+from flawscope.progress import CountProgress
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -33,7 +31,7 @@ def content_hash(path: Path) -> str:
         raise DataError(f"{path}: expected a file that can be read, got: {err.strerror or err}.") from err
 
 
-def hash_contents(paths: Iterable[Path], progress: Progress | None = None) -> dict[Path, str]:
+def hash_contents(paths: Iterable[Path], progress: CountProgress | None = None) -> dict[Path, str]:
     """Return the content hash of every path; `progress` is called after each.
 
     Raises:
@@ -62,7 +60,7 @@ def fingerprint(dataset: Dataset, hashes: Mapping[Path, str]) -> str:
 
 
 def map_in_threads(
-    function: Callable[[_Item], _Result], items: list[_Item], progress: Progress | None = None
+    function: Callable[[_Item], _Result], items: list[_Item], progress: CountProgress | None = None
 ) -> Iterator[_Result]:
     """Yield function(item) in order from a few threads: hashing and decoding release the interpreter lock."""
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:

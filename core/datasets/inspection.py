@@ -11,10 +11,11 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
-from flawscope.datasets.fingerprints import Progress, map_in_threads
+from flawscope.datasets.fingerprints import map_in_threads
 from flawscope.datasets.samples import GOOD, Dataset, Layout, Sample, Split
 from flawscope.errors import ImageError
 from flawscope.imaging.images import decode_stored
+from flawscope.progress import CountProgress
 
 MIN_TRAINING_IMAGES = 2
 """Good training pictures of different content without which nothing can be learned: one has no variation."""
@@ -97,7 +98,7 @@ class _Facts(NamedTuple):
     problems: list[Problem]
 
 
-def inspect_dataset(dataset: Dataset, progress: Progress | None = None) -> Inspection:
+def inspect_dataset(dataset: Dataset, progress: CountProgress | None = None) -> Inspection:
     """Decode every picture and mask of a dataset and report counts, sizes, formats and problems.
 
     Args:

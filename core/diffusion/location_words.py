@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from flawscope.imaging.boxes import Rect
 
 LOCATIONS = (
@@ -13,6 +15,9 @@ LOCATIONS = (
 
 LOCATION = "{location}"
 """What stands for such words in a text whose place is not known yet."""
+
+_PLACES = {words: (row, column) for row, line in enumerate(LOCATIONS) for column, words in enumerate(line)}
+_ANY_PLACE = re.compile(rf"\b({'|'.join(_PLACES)})\b", re.IGNORECASE)
 
 
 def location_of(box: Rect, size: tuple[int, int]) -> str:
@@ -29,6 +34,22 @@ def located(text: str, words: str) -> str:
     if text.startswith(LOCATION):
         text = words[:1].upper() + words[1:] + text.removeprefix(LOCATION)
     return text.replace(LOCATION, words)
+
+
+def without_location(sentence: str) -> str:
+    """Return a sentence with `{location}` in the place of words of `LOCATIONS`, for a box anywhere."""
+    return _ANY_PLACE.sub(LOCATION, sentence)
+
+
+def mirrored_words(sentence: str, *, left_right: bool, top_bottom: bool) -> str:
+    """Return a sentence as it is true of the mirrored picture: words of `LOCATIONS` are exchanged."""
+
+    def exchanged(match: re.Match[str]) -> str:
+        row, column = _PLACES[match[0].lower()]
+        words = LOCATIONS[2 - row if top_bottom else row][2 - column if left_right else column]
+        return match[0][0] + words[1:]
+
+    return _ANY_PLACE.sub(exchanged, sentence)
 
 
 def _third(part: float) -> int:

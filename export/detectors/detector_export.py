@@ -19,6 +19,7 @@ import safetensors.numpy
 import flawscope
 from flawscope.arrays import UInt8Array
 from flawscope.bundle import (
+    IMAGE_HASHES,
     Bundle,
     DdadHead,
     DsadHead,
@@ -26,6 +27,7 @@ from flawscope.bundle import (
     Golden,
     Graph,
     Head,
+    ImageHashes,
     Manifest,
     PadimHead,
     Parity,
@@ -155,7 +157,7 @@ def _export(
         **{graph.file: scratch / graph.file for graph in made.graphs.values()},
         **{path.name: path for path in scratch.glob(external_data("*.onnx"))},
         **({} if made.bank is None else {made.bank: scratch / made.bank}),
-        "images.json": msgspec.json.encode({"training": run.record.training, "held_out": run.record.held_out}),
+        IMAGE_HASHES: ImageHashes(run.record.training, run.record.held_out).encode(),
     }
     # The gate runs on a bundle as it will ship, not on its parts.
     write_bundle(scratch / "candidate", manifest, sources)
@@ -298,5 +300,5 @@ def _provenance(run: Run, command: str) -> Provenance:
         versions=package_versions(),
         config=msgspec.to_builtins(record.config),
         weights=f"{record.backbone.name}: {record.backbone.weights}; licence: {record.backbone.licence}",
-        images="images.json",
+        images=IMAGE_HASHES,
     )

@@ -19,7 +19,9 @@ from torch import nn
 import flawscope
 from flawscope.arrays import Float32Array, UInt8Array
 from flawscope.bundle import (
+    IMAGE_HASHES,
     Graph,
+    ImageHashes,
     Manifest,
     PictureParity,
     Precision,
@@ -33,10 +35,12 @@ from flawscope.bundle import (
 from flawscope.calibration.quantization.modelopt import find_python
 from flawscope.config import EmbeddingConfig, InpaintingConfig
 from flawscope.config.synthesis import AdaptedConfig
+from flawscope.datasets.defects import read_support
 from flawscope.diffusion.latent_inpainting import Mode
+from flawscope.diffusion.location_words import LOCATION, LOCATIONS, without_location
 from flawscope.diffusion.prompts import Prompts
 from flawscope.diffusion.schedule import Sampling
-from flawscope.errors import ArgumentError, RunError
+from flawscope.errors import ArgumentError, DataError, RunError
 from flawscope.export.graph_files import INLINE_LIMIT, write_graph
 from flawscope.export.synthesis.generator_graphs import (
     example_inputs,
@@ -54,12 +58,10 @@ from flawscope.training.synthesis.base_model import SynthesisBase, open_base, re
 from flawscope.training.synthesis.generator_run import (
     RECORD,
     SUPPORT,
-    SUPPORT_RECORD,
     SynthesisRun,
     read_synthesis_run,
 )
 from flawscope.training.synthesis.lora import restore_unet
-from flawscope.training.synthesis.prompt_templates import without_location
 from flawscope.versions import package_versions
 
 _STEPS: dict[Mode, int] = {"blend": 50, "inpaint": 20}
@@ -97,7 +99,8 @@ def export_synthesis(
         max_batch: Largest batch the graphs take, from 2 on: guidance takes two places of it for a picture. Without, 2
             where pictures have sides of 512 pixels or more, else 16.
         precisions: Beside FP32: `fp16`, or none.
-        modelopt_python: Interpreter with ModelOpt, for FP16; see `flawscope.calibration.quantization.modelopt.find_python`.
+        modelopt_python: Interpreter with ModelOpt, for FP16; see `find_python` in
+            `flawscope.calibration.quantization.modelopt`.
         command: Command line for the record.
         progress: Told what is being done.
 
@@ -323,28 +326,14 @@ def _added_defects(
     return tuple(found)
 
 
-class _SupportEntry(msgspec.Struct):
-    """What of a support set's record goes into a bundle."""
-
-    category: str
-    defect: str
-    content: str
-    picture: str
-
-
-class _SupportRecord(msgspec.Struct):
-    pictures: tuple[_SupportEntry, ...]
-
-
 def _supports(source: _Source) -> tuple[tuple[SynthSupport, ...], dict[str, Path | bytes]]:
     """Return what a run has learned from, as entries and files."""
     if source.run is None or not source.run.record.defects:
         return (), {}
-    path = source.path / SUPPORT_RECORD
     try:
-        record = msgspec.json.decode(path.read_bytes(), type=_SupportRecord)
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as err:
-        raise RunError(f"{path}: expected the record of a support set, got {err}. Train again.") from err
+        record = read_support(source.path)
+    except DataError as err:
+        raise RunError(f"{err} Or train again.") from err
     types = {(defect.category, defect.name) for defect in source.run.record.defects}
     entries: list[SynthSupport] = []
     files: dict[str, Path | bytes] = {}
@@ -374,7 +363,7 @@ def _drawing(
     pictures = _good_pictures(source, drawer.size, count)
     head = drawer.head
     defects = [head.defects[index % len(head.defects)] if head.defects else None for index in range(len(pictures))]
-    texts = ["a photo" if one is None else one.texts[0].replace("{location}", "in the center") for one in defects]
+    texts = ["a photo" if one is None else one.texts[0].replace(LOCATION, LOCATIONS[1][1]) for one in defects]
     words = [None if one is None or one.vectors is None else drawer.vectors[one.vectors] for one in defects]
     return Drawing(
         head=head,
@@ -447,7 +436,7 @@ def _write(
         },
         **{path.name: path for path in scratch.glob(external_data("*.onnx"))},
         **drawer.files,
-        "images.json": msgspec.json.encode({"training": training, "held_out": ()}),
+        IMAGE_HASHES: ImageHashes(training, held_out=()).encode(),
     }
     if drawer.vectors:
         files[_VECTORS] = safetensors.numpy.save(drawer.vectors)
@@ -481,5 +470,5 @@ def _provenance(source: _Source, drawer: _Drawer, command: str) -> Provenance:
         versions=package_versions(),
         config={} if record is None else msgspec.to_builtins(record.config),
         weights=f"base {drawer.base}; licence: {drawer.head.licence}",
-        images="images.json",
+        images=IMAGE_HASHES,
     )

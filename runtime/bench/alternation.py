@@ -15,7 +15,7 @@ from flawscope.bundle import PRECISIONS
 from flawscope.errors import ArgumentError
 from flawscope.runtime.backends import BACKENDS
 from flawscope.runtime.bench.machine_state import machine_state
-from flawscope.runtime.bench.measurement import _WARM_UP_S, machine, warm_up_rounds
+from flawscope.runtime.bench.measurement import WARM_UP_S, machine, warm_up_rounds
 from flawscope.runtime.bench.rounds import (
     BLOCK,
     SETTLE,
@@ -118,7 +118,7 @@ def compare(
         pictures = [encoded[number % len(encoded)] for number in range(batch)]
         scores = [_golden_scores(inspector, encoded) for inspector in inspectors]
         before = machine_state()
-        warm_up = warm_up_rounds(lambda: [one_round(inspector, pictures) for inspector in inspectors], _WARM_UP_S)
+        warm_up = warm_up_rounds(lambda: [one_round(inspector, pictures) for inspector in inspectors], WARM_UP_S)
         records = [Record(len(STAGES), round(1.5 * seconds / warm_up.seconds_a_round) + BLOCK) for _ in inspectors]
         started = time.perf_counter()
         turns = 0

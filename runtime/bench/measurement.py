@@ -34,7 +34,8 @@ from flawscope.versions import cpu_name, package_versions
 
 __all__ = ["STAGES", "bench", "sweep"]
 
-_WARM_UP_S = (1.0, 10.0)
+WARM_UP_S = (1.0, 10.0)
+"""Least and most seconds of warm-up before anything is counted."""
 _WINDOW = 10
 _LEAST_ROUNDS = 30
 NOT_LINUX = "resident memory is read from /proc/self/status, which this system does not have"
@@ -109,6 +110,18 @@ def sweep(
     finally:
         if backbone is not None:
             backbone.close()
+    return {
+        **identity(inspector),
+        **measured[0],
+        "sweep": measured,
+        "input": list(inspector.manifest.input.size),
+        "machine": machine(),
+        "state": {"before": before, "after": machine_state()},
+    }
+
+
+def identity(inspector: Inspector) -> dict[str, Any]:
+    """Return which bundle was measured, and where and how it was run."""
     manifest = inspector.manifest
     return {
         "bundle": manifest.name,
@@ -118,11 +131,6 @@ def sweep(
         "backend": inspector.backend,
         "backend_reason": inspector.backend_reason,
         "path": inspector.path,
-        **measured[0],
-        "sweep": measured,
-        "input": list(manifest.input.size),
-        "machine": machine(),
-        "state": {"before": before, "after": machine_state()},
     }
 
 
@@ -141,7 +149,7 @@ def _measure(
         if backbone is not None:
             backbone_round(inspector, backbone, pictures)
 
-    warm_up = warm_up_rounds(all_of_it, _WARM_UP_S)
+    warm_up = warm_up_rounds(all_of_it, WARM_UP_S)
     transfers = count_transfers(inspector, pictures)
     likely = round(1.5 * seconds / warm_up.seconds_a_round) + 2 * BLOCK
     rounds, alone = Record(len(STAGES), likely), Record(1, likely)

@@ -12,7 +12,7 @@ from flawscope.arrays import Float32Array, Float64Array
 from flawscope.errors import ArgumentError, GateError
 from flawscope.resident_memory import peak_kib, resident_kib
 from flawscope.runtime.bench.machine_state import machine_state
-from flawscope.runtime.bench.measurement import NOT_LINUX, machine
+from flawscope.runtime.bench.measurement import NOT_LINUX, identity, machine
 from flawscope.runtime.bench.rounds import Record, golden_pictures, one_round, percentiles
 from flawscope.runtime.bench.trend import Slope, fit_slope
 from flawscope.runtime.inspector import Inspector
@@ -100,15 +100,8 @@ def _figures(inspector: Inspector, batch: int, rows: Float64Array, state: dict[s
     memory_bound = max(MEMORY_BOUND_KIB, MEMORY_STEPS_KIB / float(thousands[-1] - thousands[0]))
     memory = _judged(fit_slope(thousands, resident[kept]) if is_known else None, memory_bound)
     bound_us = 1e3 * LATENCY_BOUND_SHARE * float(np.median(latency[kept]))
-    manifest = inspector.manifest
     return {
-        "bundle": manifest.name,
-        "digest": manifest.digest,
-        "method": manifest.method,
-        "precision": inspector.precision,
-        "backend": inspector.backend,
-        "backend_reason": inspector.backend_reason,
-        "path": inspector.path,
+        **identity(inspector),
         "batch": batch,
         "scorings": int(count[-1]),
         "samples": len(rows),
@@ -133,7 +126,7 @@ def _figures(inspector: Inspector, batch: int, rows: Float64Array, state: dict[s
             "resident_kib": [float(value) for value in resident] if is_known else None,
             "latency_ms": [float(value) for value in latency],
         },
-        "input": list(manifest.input.size),
+        "input": list(inspector.manifest.input.size),
         "machine": machine(),
         "state": state,
     }

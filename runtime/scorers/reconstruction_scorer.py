@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from flawscope.arrays import Float32Array, UInt8Array
+from flawscope.arrays import Float32Array, UInt8Array, only_output
 from flawscope.bundle import Bundle, DdadHead, DsadHead
 from flawscope.diffusion.reconstruction import Reconstructed, score_reconstructions, signed
 from flawscope.diffusion.schedule import Sampling, noises_needed, plan_steps
@@ -44,13 +44,13 @@ class SessionNetworks:
     def denoise(self, x: Float32Array, timestep: int, conditions: Mapping[str, Float32Array]) -> Float32Array:
         """Return the noise in x."""
         timesteps = np.full(len(x), timestep, np.int64)
-        return _only(self._sessions["denoise"].run({"x": x, "timestep": timesteps, **conditions}))
+        return only_output(self._sessions["denoise"].run({"x": x, "timestep": timesteps, **conditions}))
 
     def decode(self, x: Float32Array) -> Float32Array:
         """Return pictures."""
         if "decode" not in self._sessions:
             return np.clip(x, np.float32(-1), np.float32(1))
-        return _only(self._sessions["decode"].run({"latents": x}))
+        return only_output(self._sessions["decode"].run({"latents": x}))
 
     def compare(self, images: UInt8Array, pictures: Float32Array) -> tuple[Float32Array, Float32Array]:
         """Return both maps."""
@@ -172,8 +172,3 @@ class ReconstructionMethod:
 
 
 RECONSTRUCTION = ReconstructionMethod()
-
-
-def _only(outputs: Mapping[str, npt.NDArray[Any]]) -> Float32Array:
-    (value,) = outputs.values()
-    return value

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
 
 import click
 
@@ -17,6 +15,7 @@ from flawscope.diffusion.latent_inpainting import SOLVERS, Solver
 from flawscope.errors import GateError
 from flawscope.files import check_replaceable
 from flawscope.runtime.backends import BACKENDS
+from flawscope.runtime.synthesis.data_options import CATEGORY, PATH, data_option
 from flawscope.runtime.synthesis.draw_options import PASTES, DrawOptions, GenerateSettings, Paste, Texts
 from flawscope.runtime.synthesis.generated_set import MARKER, GenerateRecord
 from flawscope.runtime.synthesis.generation import Site, generate_pictures, read_sites
@@ -25,30 +24,16 @@ from flawscope.runtime.synthesis.precise_masks import MaskMethod, MaskOptions
 from flawscope.runtime.synthesis.synthesizer import Synthesizer
 from flawscope.terminal import progress_bars
 
-_Command = TypeVar("_Command", bound=Callable[..., Any])
-
-_PATH = click.Path(path_type=Path)
 _OPTIONS, _SETTINGS = DrawOptions(), GenerateSettings()  # the defaults
 
 
-def _data(help_text: str, *, required: bool) -> Callable[[_Command], _Command]:
-    # Both spellings of the published scripts are taken too.
-    names = ("--data", "--dataset", "--dataset_dir", "data")
-    return click.option(*names, type=_PATH, required=required, metavar="ROOT", help=help_text)
-
-
-_CATEGORY = click.option(
-    "--category", "--classname", "--class_name", "category", metavar="NAME", help="Category below ROOT, or all."
-)
-
-
 @click.command()
-@click.argument("bundle", type=_PATH)
-@click.option("--boxes", type=_PATH, metavar="DIR", help="Box set of synth boxes: draw on its lines.")
-@_data("The dataset that the lines' good pictures are in.", required=False)
-@_CATEGORY
-@click.option("--image", type=_PATH, metavar="FILE", help="Draw on this good picture, not on a box set.")
-@click.option("--mask", type=_PATH, metavar="FILE", help="With --image: white is where the defect goes.")
+@click.argument("bundle", type=PATH)
+@click.option("--boxes", type=PATH, metavar="DIR", help="Box set of synth boxes: draw on its lines.")
+@data_option("The dataset that the lines' good pictures are in.", required=False)
+@CATEGORY
+@click.option("--image", type=PATH, metavar="FILE", help="Draw on this good picture, not on a box set.")
+@click.option("--mask", type=PATH, metavar="FILE", help="With --image: white is where the defect goes.")
 @click.option(
     "--defect",
     "defects",
@@ -132,7 +117,7 @@ _CATEGORY = click.option(
     is_flag=True,
     help="Keep the whole picture as the decoder gives it: pixels outside the box change too.",
 )
-@click.option("--out", "--outdir", "--output", "out", type=_PATH, required=True, metavar="DIR", help="Folder to make.")
+@click.option("--out", "--outdir", "--output", "out", type=PATH, required=True, metavar="DIR", help="Folder to make.")
 def generate(
     bundle: Path,
     boxes: Path | None,
@@ -245,9 +230,9 @@ def _tell(record: GenerateRecord, out: Path) -> None:
 
 
 @click.command()
-@click.argument("generated", type=_PATH)
-@_data("The real dataset.", required=True)
-@_CATEGORY
+@click.argument("generated", type=PATH)
+@data_option("The real dataset.", required=True)
+@CATEGORY
 @click.option(
     "--layout",
     type=click.Choice(["mvtec", "anogen"]),
@@ -264,11 +249,11 @@ def _tell(record: GenerateRecord, out: Path) -> None:
 )
 @click.option(
     "--support",
-    type=_PATH,
+    type=PATH,
     metavar="DIR",
     help="Support set: leave what looks like its parts out of the test split, too.",
 )
-@click.option("--out", "--outdir", "out", type=_PATH, required=True, metavar="DIR", help="Folder to make.")
+@click.option("--out", "--outdir", "out", type=PATH, required=True, metavar="DIR", help="Folder to make.")
 def dataset(
     generated: Path,
     data: Path,

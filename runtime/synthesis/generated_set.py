@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 
 from flawscope.arrays import BoolArray
-from flawscope.datasets.defects.set_files import decode_json
+from flawscope.datasets.defects.set_files import read_lines
 from flawscope.datasets.fingerprints import content_hash
 from flawscope.datasets.record_paths import place_below
 from flawscope.diffusion.latent_inpainting import Mode
@@ -187,15 +187,10 @@ def read_generated(folder: Path) -> list[GeneratedPicture]:
         DataError: If a line or a file is missing, broken or was changed.
     """
     path = folder / LINES
-    try:
-        texts = path.read_bytes().splitlines()
-    except OSError as err:
-        raise DataError(f"{path}: expected drawn pictures, got: {err.strerror or err}. Check the path.") from err
     found = []
-    for number, text in enumerate(texts, 1):
-        line = decode_json(text, GeneratedPicture, f"{path}: line {number}", "the record of a drawn picture")
+    for where, line in read_lines(path, GeneratedPicture, "the record of a drawn picture", "drawn pictures"):
         for file in _files_of(line):
-            place = folder / place_below(folder, file.place, f"{path}: line {number}")
+            place = folder / place_below(folder, file.place, where)
             if content_hash(place) != file.sha256:
                 raise DataError(f"{place}: expected the file that was drawn, got other content. Generate it again.")
         found.append(line)

@@ -24,19 +24,17 @@ from importlib.metadata import version
 from pathlib import Path
 
 import cv2
-import msgspec
 import numpy as np
 
 from flawscope.arrays import BoolArray, UInt8Array
 from flawscope.bundle import SynthHead
 from flawscope.datasets import Dataset, hash_contents
-from flawscope.datasets.defects.box_sets import shares
-from flawscope.datasets.defects.file_names import category_of, check_name
+from flawscope.datasets.defects.box_sets import find_box_lines, read_box_lines, shares
+from flawscope.datasets.defects.file_names import category_of
 from flawscope.datasets.defects.seeded_choice import check_seed
-from flawscope.datasets.defects.set_files import SHEET, decode_json, write_json, write_lines, write_mask, write_picture
+from flawscope.datasets.defects.set_files import SHEET, write_json, write_lines, write_mask, write_picture
 from flawscope.datasets.defects.set_sheets import COLUMNS, CYAN, MAGENTA, Colour, Outline, Row, Tile, draw_sheet
 from flawscope.datasets.fingerprints import content_hash
-from flawscope.datasets.record_paths import place_below
 from flawscope.errors import ArgumentError, DataError
 from flawscope.files import atomic_folder, check_replaceable, sha256_file
 from flawscope.imaging.images import read_image, read_mask
@@ -89,16 +87,6 @@ class Site:
         return f"{self.category}/{self.defect}"
 
 
-class _Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A line of a box set; MvP-Diff's own have the first three keys alone."""
-
-    good: str
-    mask: str
-    text: str
-    defect: str = ""
-    bbox: tuple[int, int, int, int] | None = None
-
-
 def read_sites(boxes: Path, dataset: Dataset, defects: Sequence[str] = ()) -> tuple[list[Site], dict[str, str]]:
     """Return what the lines of a box set ask for, and the SHA-256 of the files they are in.
 
@@ -116,9 +104,7 @@ def read_sites(boxes: Path, dataset: Dataset, defects: Sequence[str] = ()) -> tu
     hashes: dict[str, str] = {}
     names = sorted({category_of(dataset, sample) for sample in dataset.samples})
     for name in names:
-        file = next(
-            (f for f in (boxes / name / f"{name}_test.jsonl", boxes / f"{name}_test.jsonl") if f.is_file()), None
-        )
+        file = find_box_lines(boxes, name)
         if file is None:
             if len(names) == 1:
                 raise DataError(
@@ -127,13 +113,9 @@ def read_sites(boxes: Path, dataset: Dataset, defects: Sequence[str] = ()) -> tu
                 )
             continue
         hashes[file.relative_to(boxes).as_posix()] = content_hash(file)
-        for number, text in enumerate(file.read_bytes().splitlines(), 1):
-            where = f"{file}: line {number}"
-            line = decode_json(text, _Line, where, "good, mask, text, defect and bbox of a picture to draw on")
-            good = place_below(dataset.root, line.good, where)
-            mask = place_below(boxes, line.mask, where)
-            defect = check_name(line.defect or mask.parent.name, "defect type")
-            sites.append(Site(name, defect, dataset.root / good, line.good, boxes / mask, line.mask, line.text))
+        for line in read_box_lines(boxes, file, dataset):
+            good, mask = dataset.root / line.good, boxes / line.mask
+            sites.append(Site(name, line.defect, good, line.good, mask, line.mask, line.text))
     found = sorted({site.defect for site in sites})
     if unknown := [name for name in defects if name not in found]:
         known = ", ".join(found) or "(there is none)"

@@ -25,14 +25,14 @@ import msgspec
 
 from flawscope import __version__
 from flawscope.datasets import Dataset, Sample, hash_contents
-from flawscope.datasets.defects.file_names import category_of, check_name, defect_of, free_name, place_of
+from flawscope.datasets.defects.file_names import category_of, check_name, defect_of, place_of
 from flawscope.datasets.defects.set_files import SHEET, read_json, write_json, write_lines, write_mask, write_picture
 from flawscope.datasets.defects.set_sheets import COLUMNS, Row, Tile, draw_sheet
 from flawscope.datasets.defects.support_set import SupportRecord
-from flawscope.datasets.fingerprints import Progress
 from flawscope.errors import DataError
-from flawscope.files import atomic_folder, check_replaceable, sha256_file
+from flawscope.files import atomic_folder, check_replaceable, free_name, sha256_file
 from flawscope.imaging.images import read_image, read_mask
+from flawscope.progress import CountProgress
 from flawscope.runtime.synthesis.generated_set import MARKER as GENERATED
 from flawscope.runtime.synthesis.generated_set import GeneratedPicture, GenerateRecord, read_generated
 from flawscope.runtime.synthesis.generation import small_tile
@@ -108,7 +108,7 @@ def write_synth_dataset(
     layout: DatasetLayout = "mvtec",
     labels: Labels = "precise",
     support: SupportRecord | None = None,
-    progress: Progress | None = None,
+    progress: CountProgress | None = None,
 ) -> SynthDatasetRecord:
     """Write a dataset of the accepted pictures of a folder of drawn ones, and of real pictures.
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
 
 import click
 
@@ -21,37 +20,17 @@ from flawscope.datasets.defects.mask_ranges import Within, read_ranges
 from flawscope.datasets.defects.mask_sets import MaskSettings, Rotation, write_masks
 from flawscope.datasets.defects.set_files import SHEET
 from flawscope.datasets.defects.support_set import find_support, read_support, write_support
-from flawscope.datasets.fingerprints import Progress
 from flawscope.errors import DataError
+from flawscope.progress import CountProgress
+from flawscope.runtime.synthesis.data_options import CATEGORY, PATH, data_option
 from flawscope.runtime.synthesis.generate_command import dataset, generate
 from flawscope.runtime.synthesis.import_command import import_command
 from flawscope.terminal import progress_bars
 
-_Command = TypeVar("_Command", bound=Callable[..., Any])
-
 _SPLITS = ("train", "test", "any")
 _BOXES, _MASKS = BoxSettings(), MaskSettings()  # the defaults
-_PATH = click.Path(path_type=Path)
 
-
-def _data(*, required: bool = True) -> Callable[[_Command], _Command]:
-    # Both spellings of the published scripts are taken too.
-    return click.option(
-        "--data",
-        "--dataset",
-        "--dataset_dir",
-        "data",
-        type=_PATH,
-        required=required,
-        metavar="ROOT",
-        help="The dataset.",
-    )
-
-
-_CATEGORY = click.option(
-    "--category", "--classname", "--class_name", "category", metavar="NAME", help="Category below ROOT, or all."
-)
-_OUT = click.option("--out", "--outdir", "out", type=_PATH, required=True, metavar="DIR", help="Folder to make.")
+_OUT = click.option("--out", "--outdir", "out", type=PATH, required=True, metavar="DIR", help="Folder to make.")
 _SEED = click.option("--seed", default=_MASKS.seed, show_default=True, help="Another seed chooses otherwise.")
 _DEFECTS = click.option(
     "--defect", "defects", multiple=True, metavar="NAME", help="Defect type; may be given again. Default: all."
@@ -60,16 +39,14 @@ _SPLIT = click.option(
     "--split", type=click.Choice(_SPLITS), help="Where defective pictures may come from.  [default: train]"
 )
 _SUPPORT = click.option(
-    "--support", type=_PATH, metavar="DIR", help="Take the pictures of this support set, not of a split."
+    "--support", type=PATH, metavar="DIR", help="Take the pictures of this support set, not of a split."
 )
 _MARGIN = click.option(
     "--margin", default=_BOXES.margin, show_default=True, help="Margin around a defect, part of the box's side."
 )
-_PHRASES = click.option(
-    "--phrases", type=_PATH, metavar="FILE", help='JSON: {"CATEGORY/DEFECT": "what it looks like"}.'
-)
+_PHRASES = click.option("--phrases", type=PATH, metavar="FILE", help='JSON: {"CATEGORY/DEFECT": "what it looks like"}.')
 _FRAMES = click.option(
-    "--frames", type=_PATH, metavar="FILE", help="Text: a sentence a line with {description} {location} {token}."
+    "--frames", type=PATH, metavar="FILE", help="Text: a sentence a line with {description} {location} {token}."
 )
 _SOLID = click.option("--solid", is_flag=True, help="The part has no holes: its foreground is all that it encloses.")
 _OVERLAP = click.option(
@@ -87,8 +64,8 @@ def synth() -> None:
 
 
 @synth.command()
-@_data()
-@_CATEGORY
+@data_option()
+@CATEGORY
 @click.option("--shots", "--k", "--k_shot", "shots", default=3, show_default=True, help="Pictures of each defect type.")
 @click.option(
     "--split", type=click.Choice(_SPLITS), default="train", show_default=True, help="Where they may come from."
@@ -128,8 +105,8 @@ def support(
 
 
 @synth.command()
-@_data()
-@_CATEGORY
+@data_option()
+@CATEGORY
 @_SUPPORT
 @_SPLIT
 @_DEFECTS
@@ -209,15 +186,15 @@ def boxes(
 @synth.command()
 @click.option(
     "--ranges",
-    type=_PATH,
+    type=PATH,
     required=True,
     metavar="FILE",
     help=f"JSON range file, or a published one: {', '.join(PUBLISHED)}.",
 )
-@_data(required=False)
-@_CATEGORY
+@data_option(required=False)
+@CATEGORY
 @click.option(
-    "--templates", type=_PATH, metavar="DIR", help="Folder with NAME/DEFECT/mask.png, NAME/DEFECT.png or NAME.png."
+    "--templates", type=PATH, metavar="DIR", help="Folder with NAME/DEFECT/mask.png, NAME/DEFECT.png or NAME.png."
 )
 @click.option(
     "--within",
@@ -282,8 +259,8 @@ def masks(
 
 
 @synth.command()
-@_data()
-@_CATEGORY
+@data_option()
+@CATEGORY
 @_SUPPORT
 @_SPLIT
 @_DEFECTS
@@ -325,7 +302,7 @@ def describe(
 
 
 def _entries(
-    dataset: Dataset, support: Path | None, split: Source | None, defects: tuple[str, ...], progress: Progress
+    dataset: Dataset, support: Path | None, split: Source | None, defects: tuple[str, ...], progress: CountProgress
 ) -> list[Defective]:
     """Return the defective pictures of a support set, or of a split."""
     if support is None:

@@ -1,8 +1,9 @@
 """Load a bundle that draws, and draw defects on good pictures. No torch.
 
 For each picture: the window around the box (or the whole picture) is brought to the model's size and encoded; noise
-that depends on the picture's seed alone is turned into a defect by the loop of `flawscope.diffusion.latent_inpainting`; what comes out of
-the decoder is compared with the good picture, pasted back over the feathered box, and judged.
+that depends on the picture's seed alone is turned into a defect by the loop of
+`flawscope.diffusion.latent_inpainting`; what comes out of the decoder is compared with the good picture, pasted back
+over the feathered box, and judged.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from flawscope.arrays import BoolArray, Float32Array, UInt8Array
+from flawscope.arrays import BoolArray, Float32Array, UInt8Array, only_output
 from flawscope.bundle import Bundle, Manifest, SynthDefect, SynthHead, open_bundle
 from flawscope.datasets.defects.file_names import check_name
 from flawscope.datasets.defects.seeded_choice import generator
@@ -278,11 +279,11 @@ class Synthesizer:
         found = self._sessions["text"].run(
             {"tokens": tokens.tokens, "vectors": tokens.vectors, "placed": tokens.placed}
         )
-        return _only(found)
+        return only_output(found)
 
     def _run(self, graph: str, inputs: Mapping[str, npt.NDArray[Any]], shape: tuple[int, ...]) -> Float32Array:
         """Return the only output of a graph, float32 of this shape; NaN is let through, for the filter to find."""
-        value = _only(self._sessions[graph].run(inputs))
+        value = only_output(self._sessions[graph].run(inputs))
         if value.shape != shape or value.dtype != np.float32:
             raise BundleError(
                 f"{self.bundle.path}: {graph}: expected float32 {list(shape)}, got {value.dtype.name} "
@@ -402,11 +403,6 @@ def _span(start: int, length: int, side: int) -> slice:
     length = max(length, MIN_SIDE_PX)
     start = min(start, side - length)
     return slice(start, start + length)
-
-
-def _only(outputs: Mapping[str, npt.NDArray[Any]]) -> Float32Array:
-    (value,) = outputs.values()
-    return value
 
 
 def _vectors_of(bundle: Bundle, head: SynthHead) -> dict[str, Float32Array]:

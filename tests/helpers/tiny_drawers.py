@@ -35,7 +35,7 @@ from flawscope.training.synthesis.generator_run import (
 )
 from flawscope.training.synthesis.lora import AdaptedUnet, networks_of
 from flawscope.training.synthesis.prompt_templates import defect_sentences, photo_texts
-from flawscope.training.synthesis.support_examples import read_support_set
+from flawscope.training.synthesis.support_examples import read_support_examples
 from flawscope.training.synthesis.word_tokenizer import write_tokenizer
 
 WIDTH = TINY_BASE["context"]
@@ -131,9 +131,9 @@ def write_adapted(folder: Path, base: Path, support: Path, pictures: list[Path])
         for name, said in zip(DEFECTS, texts, strict=True)
     )
     files = {"support.json": support / "support.json"}
-    for one in read_support_set(support).pictures:
+    for one in read_support_examples(support).examples:
         place = f"support/{one.category}/{one.defect}"
-        files[f"{place}/{one.name}.png"] = one.picture
+        files[f"{place}/{one.name}.png"] = one.image_file
         files[f"{place}_mask/{one.name}_mask.png"] = one.mask_file
     kind = "inpainting" if opened.is_inpainting else "embedding"
     record = record_of(kind, config, base=opened.identity, defects=learned)

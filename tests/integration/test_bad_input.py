@@ -460,7 +460,7 @@ def test_a_full_disk_while_maps_are_drawn(workshop: Workshop, padim_bundle: Path
 def test_a_full_disk_while_figures_are_written(
     workshop: Workshop, padim_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flawscope.runtime.bench.measurement._WARM_UP_S", (0.0, 0.01))
+    monkeypatch.setattr("flawscope.runtime.bench.measurement.WARM_UP_S", (0.0, 0.01))
     with files_up_to(100):
         message = workshop.refuses("bench", padim_bundle, "--seconds", "0.1", "--json", workshop.out / "bench.json")
     assert "bench.json: could not be written: " in message

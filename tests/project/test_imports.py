@@ -57,7 +57,7 @@ def test_every_module_of_a_lean_room_imports_without_training_libraries(room):
                 names.append(module.name)
         print(*names, sep="\\n")
     """
-    heavy = ("flawscope.training", "flawscope.export")
+    heavy = ("flawscope.training", "flawscope.export", "flawscope.workflows")
     imported = python(code, room, *heavy).splitlines()
     assert len(imported) > 1
     assert (
@@ -171,3 +171,12 @@ def test_a_verb_that_needs_training_libraries_says_how_to_install_them(tmp_path,
     assert lines[0].startswith(f"error: {feature} needs the package torch, which is not installed.")
     assert lines[0].endswith(f'Install it with: pip install "flawscope[{extra}]"')
     assert not (tmp_path / "out").exists()
+
+
+def test_formats_of_defect_sets_are_read_without_onnx_runtime_and_without_the_command_line():
+    code = """
+        importlib.import_module("flawscope.datasets.defects")
+        print(sorted(name for name in sys.modules if name.startswith(("flawscope.runtime", "flawscope.bundle"))))
+    """
+    heavy = ("onnxruntime", "onnx", "scipy", "sklearn", "tokenizers", "click", "rich", "matplotlib")
+    assert python(code, forbidden=(*TRAINING_LIBRARIES, *heavy)) == "[]\n"

@@ -15,6 +15,7 @@ from flawscope.arrays import Float32Array
 from flawscope.config import DdadConfig
 from flawscope.diffusion.reconstruction import signed
 from flawscope.diffusion.schedule import reconstruct
+from flawscope.imaging.png import write_png
 from flawscope.progress import Progress
 from flawscope.training.diffusion.comparison import pair_features
 from flawscope.training.diffusion.noise import sampling_noise
@@ -113,7 +114,7 @@ class _ExtractorTask:
             grey = (255 * (one - one.min()) / max(float(np.ptp(one)), 1e-12)).astype(np.uint8)
             larger = cv2.resize(grey, (image.shape[1], image.shape[0]), interpolation=cv2.INTER_NEAREST)
             rows.append(np.hstack([cv2.cvtColor(image, cv2.COLOR_RGB2BGR), cv2.cvtColor(larger, cv2.COLOR_GRAY2BGR)]))
-        path.write_bytes(cv2.imencode(".png", np.vstack(rows))[1].tobytes())
+        write_png(path, np.vstack(rows), is_bgr=True)
 
 
 class RebuildTask(_ExtractorTask):

@@ -23,6 +23,7 @@ from flawscope.config import AutoencoderConfig, DdadConfig, DsadConfig, PadimCon
 from flawscope.diffusion.reconstruction import MapRule
 from flawscope.errors import RunError
 from flawscope.files import atomic_folder
+from flawscope.imaging.png import encode_png
 from flawscope.imaging.tiles import Picture, read_picture
 from flawscope.training.detectors.ddad_extractor import FOLDER as EXTRACTOR
 from flawscope.training.detectors.dsad import restore_dsad
@@ -161,7 +162,7 @@ def encode_sample(image: UInt8Array) -> bytes:
     if scale < 1:
         size = (max(8, round(image.shape[1] * scale)), max(8, round(image.shape[0] * scale)))
         image = cv2.resize(image, size, interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
-    return bytes(cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes())
+    return encode_png(image)
 
 
 def read_run(path: Path) -> Run:

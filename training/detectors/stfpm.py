@@ -14,6 +14,7 @@ from torch.nn import functional
 from flawscope.config import StfpmConfig
 from flawscope.datasets import Sample
 from flawscope.imaging.map_upsampling import map_matrices
+from flawscope.imaging.png import write_png
 from flawscope.progress import Progress
 from flawscope.training.features.backbone import Backbone, stages_of, untrained_backbone
 from flawscope.training.loop.epoch_data import split_pictures, training_facts
@@ -168,7 +169,7 @@ class StfpmTask:
         rows = [
             np.hstack([cv2.cvtColor(image, cv2.COLOR_RGB2BGR), one]) for image, one in zip(images, heat, strict=True)
         ]
-        path.write_bytes(cv2.imencode(".png", np.vstack(rows))[1].tobytes())
+        write_png(path, np.vstack(rows), is_bgr=True)
 
     def _maps(self, images: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> tuple[Tensor, Tensor]:
         device = next(self.network.parameters()).device

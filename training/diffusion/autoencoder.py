@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-import cv2
 import msgspec
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from flawscope.config import AutoencoderConfig
 from flawscope.config.diffusion import check_widths
 from flawscope.datasets import Sample
 from flawscope.errors import RunError
+from flawscope.imaging.png import write_png
 from flawscope.progress import Progress
 from flawscope.training.detectors.stfpm import stage_distances
 from flawscope.training.diffusion.autoencoder_network import (
@@ -251,7 +251,7 @@ class AutoencoderTask:
         restored = self._restored(images)[1].permute(0, 2, 3, 1).numpy()
         below = np.rint((restored + 1.0) * 127.5).astype(np.uint8)
         sheet = np.vstack([np.hstack(list(images)), np.hstack(list(below))])
-        path.write_bytes(cv2.imencode(".png", cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR))[1].tobytes())
+        write_png(path, sheet)
 
     def _restored(self, images: UInt8Array) -> tuple[Tensor, Tensor]:
         """Return latents and reconstructions of a batch, on the CPU."""

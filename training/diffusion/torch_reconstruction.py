@@ -14,6 +14,7 @@ from flawscope.arrays import Float32Array, UInt8Array
 from flawscope.diffusion.reconstruction import MapRule, Reconstructed, score_reconstructions, signed, unsigned
 from flawscope.diffusion.schedule import Sampling
 from flawscope.imaging.edges import canny_edges
+from flawscope.imaging.png import write_png
 from flawscope.training.diffusion.comparison import Comparison
 
 
@@ -117,4 +118,4 @@ def write_strips(path: Path, images: UInt8Array, found: Reconstructed) -> None:
         )
         for image, picture, one in zip(images, unsigned(found.pictures), found.maps, strict=True)
     ]
-    path.write_bytes(cv2.imencode(".png", np.vstack(rows))[1].tobytes())
+    write_png(path, np.vstack(rows), is_bgr=True)

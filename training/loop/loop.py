@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from flawscope.config import TrainedConfig
 from flawscope.errors import RunError
+from flawscope.files import write_text
 from flawscope.progress import Progress
 from flawscope.training.loop.checkpoints import Checkpoint, latest_checkpoint, write_checkpoint
 from flawscope.training.loop.image_batches import Items
@@ -274,7 +275,7 @@ class _Loop:
                 if line["epoch"] <= self._epoch:
                     kept.append(text)
                     lines.append(line)
-        path.write_text("".join(f"{text}\n" for text in kept), encoding="utf-8")
+        write_text(path, "".join(f"{text}\n" for text in kept))  # whole or not at all: a kill here loses no epoch
         return lines
 
     def _checkpoint(self) -> None:

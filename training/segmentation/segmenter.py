@@ -33,6 +33,7 @@ from flawscope.config import TrainedConfig
 from flawscope.config.detector import check
 from flawscope.config.trained import Schedule
 from flawscope.errors import ArgumentError
+from flawscope.imaging.png import write_png
 from flawscope.progress import Progress
 from flawscope.training.features.backbone import SCATTERING, Backbone, stages_of
 from flawscope.training.loop.image_batches import Numbers, Pictures
@@ -59,7 +60,8 @@ class SegmenterConfig(TrainedConfig, frozen=True, kw_only=True, tag_field="metho
         defective_share: Share of a batch that is defective pictures.
         synthetic_share: Share of these that is drawn from the synthetic set.
         weak_tau: Take the boxes of synthetic pictures as their labels, and let pixels inside count only where the
-            probability of a defect is above this (`flawscope.training.segmentation.weak_loss`); null takes their precise masks.
+            probability of a defect is above this (`flawscope.training.segmentation.weak_loss`); null takes their
+            precise masks.
         flip: Mirror half of the pictures left to right.
         flip_vertical: Mirror half of them top to bottom.
         shift: Move pictures by up to this share of their sides; borders are continued by reflection.
@@ -376,7 +378,7 @@ class SegmenterTask:
         for image, label, seen in zip(images, real.labels, found, strict=False):
             grey = [np.repeat((255 * one).astype(np.uint8)[..., None], 3, axis=2) for one in (label, seen)]
             rows.append(np.hstack([cv2.cvtColor(image, cv2.COLOR_RGB2BGR), *grey]))
-        path.write_bytes(cv2.imencode(".png", np.vstack(rows))[1].tobytes())
+        write_png(path, np.vstack(rows), is_bgr=True)
 
 
 def train_segmenter(

@@ -37,7 +37,7 @@ from flawscope.training.synthesis.latent_cache import (
     write_preview,
 )
 from flawscope.training.synthesis.prompt_templates import photo_texts
-from flawscope.training.synthesis.support_examples import SupportPicture, SupportSet
+from flawscope.training.synthesis.support_examples import SupportExample, SupportExamples
 
 if TYPE_CHECKING:
     from flawscope.training.synthesis.base_model import SynthesisBase
@@ -52,7 +52,7 @@ _SPREAD = 0.01
 def train_embedding(
     config: EmbeddingConfig,
     base: SynthesisBase,
-    support: SupportSet,
+    support: SupportExamples,
     folder: Path,
     resume: bool,
     progress: Progress,
@@ -93,7 +93,7 @@ def train_embedding(
         facts={
             "epochs": epochs,
             "defect_types": len(defects),
-            "pictures": len(support.pictures),
+            "pictures": len(support.examples),
             "validation_error": rounded(float(np.mean(errors))),
             "final_loss": rounded(float(np.mean(losses))),
         },
@@ -148,7 +148,7 @@ class EmbeddingTask:
         ArgumentError: If the base is of the wrong kind or size, or `init_word` is not a single token.
     """
 
-    def __init__(self, config: EmbeddingConfig, base: SynthesisBase, pictures: Sequence[SupportPicture]) -> None:
+    def __init__(self, config: EmbeddingConfig, base: SynthesisBase, pictures: Sequence[SupportExample]) -> None:
         size = check_base(config, base, inpainting=False)
         fill = config.crop_fill if config.crop_defects else None
         self._config, self._base = config, base

@@ -36,7 +36,8 @@ from flawscope.training.loop.loop import METRICS, PREVIEWS
 
 SYNTHESIS_SCHEMA = 1
 TOKENIZER = "tokenizer.json"
-SUPPORT, SUPPORT_RECORD = "support", "support.json"
+SUPPORT = "support"
+"""Folder of a run with the images and masks of its support set; its record lies beside it as in the support set."""
 
 SynthesisConfig = BaseConfig | EmbeddingConfig | InpaintingConfig
 Kind = Literal["base", "embedding", "inpainting"]

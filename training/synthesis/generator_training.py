@@ -14,6 +14,7 @@ import flawscope
 from flawscope.config import AutoencoderConfig, BaseConfig, DetectorConfig, EmbeddingConfig, InpaintingConfig
 from flawscope.config.synthesis import AdaptedConfig
 from flawscope.datasets import Dataset, fingerprint, hash_contents
+from flawscope.datasets.defects import SUPPORT_RECORD
 from flawscope.errors import ArgumentError, DataError
 from flawscope.files import check_replaceable, sha256_file
 from flawscope.imaging.tiles import Picture
@@ -36,11 +37,10 @@ from flawscope.training.synthesis.generator_run import (
 from flawscope.training.synthesis.inpainting import train_inpainting
 from flawscope.training.synthesis.latent_cache import check_base
 from flawscope.training.synthesis.support_examples import (
-    SUPPORT_RECORD,
     Described,
-    SupportSet,
+    SupportExamples,
     describe,
-    read_support_set,
+    read_support_examples,
 )
 from flawscope.versions import package_versions
 
@@ -53,7 +53,7 @@ class _Given:
     """What an adaptation starts from."""
 
     base: SynthesisBase
-    support: SupportSet
+    support: SupportExamples
     described: tuple[Described, ...] = ()
 
     @property
@@ -76,10 +76,10 @@ class _Given:
     def files(self) -> dict[str, Path]:
         """Place in the run -> file that is copied there."""
         found = {SUPPORT_RECORD: self.support.path / SUPPORT_RECORD}
-        for one in self.support.pictures:
-            place = f"{SUPPORT}/{one.category}/{one.defect}"
-            found[f"{place}/{one.name}.png"] = one.picture
-            found[f"{place}_mask/{one.name}_mask.png"] = one.mask_file
+        for example in self.support.examples:
+            place = f"{SUPPORT}/{example.category}/{example.defect}"
+            found[f"{place}/{example.name}.png"] = example.image_file
+            found[f"{place}_mask/{example.name}_mask.png"] = example.mask_file
         return found
 
 
@@ -132,7 +132,7 @@ def train_synthesis(
         training = sorted(hashes[sample.path] for sample in dataset.train_good)
     else:
         _check_support(dataset, given.support, frozenset(hashes.values()))
-        training = sorted(one.sha256 for one in given.support.pictures)
+        training = sorted(example.record.content for example in given.support.examples)
     hashed = time.perf_counter()
     descriptions = "" if given is None else given.descriptions
     with unfinished(out, config, identity, weights, resume, descriptions) as notes:
@@ -176,7 +176,7 @@ def _given(config: AdaptedConfig) -> _Given:
             "support: expected a folder of synth support, got none. Make one with flawscope synth support, then name "
             "it with --set support=FOLDER."
         )
-    support = read_support_set(Path(config.support), config.defects)
+    support = read_support_examples(Path(config.support), config.defects)
     base = open_base(Path(config.base), config.placeholder if isinstance(config, EmbeddingConfig) else "*")
     if not isinstance(config, InpaintingConfig):
         check_base(config, base, inpainting=False)
@@ -199,9 +199,10 @@ class _AutoencoderRecord(msgspec.Struct):
     config: AutoencoderConfig
 
 
-def _check_support(dataset: Dataset, support: SupportSet, contents: frozenset[str]) -> None:
+def _check_support(dataset: Dataset, support: SupportExamples, contents: frozenset[str]) -> None:
     """Refuse support pictures of another dataset: they would be counted as pictures that nobody has seen."""
-    strange = [one.source for one in support.pictures if one.sha256 not in contents]
+    records = (example.record for example in support.examples)
+    strange = [record.source for record in records if record.content not in contents]
     if strange:
         raise DataError(
             f"{support.path}: expected pictures of {dataset.root}, got {len(strange)} that are not in it (the first is "

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from flawscope.arrays import BoolArray, UInt8Array
 from flawscope.config import InpaintingConfig
+from flawscope.diffusion.location_words import mirrored_words, without_location
 from flawscope.diffusion.schedule import TRAINED_STEPS, Sampling, signal_shares
 from flawscope.progress import Progress
 from flawscope.training.diffusion.noise import add_noise, noise_levels
@@ -38,8 +39,7 @@ from flawscope.training.synthesis.latent_cache import (
     write_preview,
 )
 from flawscope.training.synthesis.lora import learning_unet, networks_of
-from flawscope.training.synthesis.prompt_templates import mirrored, without_location
-from flawscope.training.synthesis.support_examples import Described, SupportSet, describe
+from flawscope.training.synthesis.support_examples import Described, SupportExamples, describe
 
 if TYPE_CHECKING:
     from flawscope.training.synthesis.base_model import SynthesisBase
@@ -54,14 +54,15 @@ BLANK = 127.5
 def train_inpainting(
     config: InpaintingConfig,
     base: SynthesisBase,
-    support: SupportSet,
+    support: SupportExamples,
     folder: Path,
     resume: bool,
     progress: Progress,
 ) -> SynthesisFitted:
     """Let an inpainting network learn all defect types of a support set.
 
-    The result has the tensors `lora` (see `flawscope.training.synthesis.lora.AdaptedUnet`), or all of the UNet as `unet`.
+    The result has the tensors `lora` (see `flawscope.training.synthesis.lora.AdaptedUnet`), or all of the UNet as
+    `unet`.
 
     Args:
         config: Settings.
@@ -79,24 +80,24 @@ def train_inpainting(
     """
     described = describe(support, None if config.descriptions is None else Path(config.descriptions))
     task = InpaintingTask(config, base, support, described)
-    items = Numbers(len(support.pictures) * config.repeats)
+    items = Numbers(len(support.examples) * config.repeats)
     trained = run_loop(task, items, config, folder, resume=resume, progress=progress)
     return SynthesisFitted(
         networks=networks_of(config, trained.state),
         facts={
             **training_facts(trained),
             "defect_types": len(support.types),
-            "pictures": len(support.pictures),
+            "pictures": len(support.examples),
             "learned_numbers": sum(one.numel() for one in task.network.parameters()),
         },
         defects=learned_defects(support, described),
     )
 
 
-def learned_defects(support: SupportSet, described: Sequence[Described]) -> tuple[LearnedDefect, ...]:
+def learned_defects(support: SupportExamples, described: Sequence[Described]) -> tuple[LearnedDefect, ...]:
     """Return every defect type with the sentences that were seen for it, `{location}` where they tell the place."""
     texts: dict[tuple[str, str], dict[str, None]] = {one: {} for one in support.types}
-    for picture, told in zip(support.pictures, described, strict=True):
+    for picture, told in zip(support.examples, described, strict=True):
         texts[picture.category, picture.defect].update(dict.fromkeys(map(without_location, told.texts)))
     return tuple(
         LearnedDefect(category, name, tuple(seen), vectors=False, pictures=len(support.of(category, name)))
@@ -125,12 +126,12 @@ class InpaintingTask:
     """
 
     def __init__(
-        self, config: InpaintingConfig, base: SynthesisBase, support: SupportSet, described: Sequence[Described]
+        self, config: InpaintingConfig, base: SynthesisBase, support: SupportExamples, described: Sequence[Described]
     ) -> None:
         size = check_base(config, base, inpainting=True)
         fill = config.crop_fill if config.crop_defects else None
         self._config, self._base = config, base
-        cut = [one.cut(size, fill, told.box) for one, told in zip(support.pictures, described, strict=True)]
+        cut = [one.cut(size, fill, told.box) for one, told in zip(support.examples, described, strict=True)]
         self._images, self._boxes = (list(column) for column in zip(*cut, strict=True))
         self._ways = [
             (left_right, top_bottom)
@@ -139,7 +140,7 @@ class InpaintingTask:
             if (config.flip > 0 or not left_right) and (config.flip_vertical > 0 or not top_bottom)
         ]
         sentences = [
-            [mirrored(text, left_right=left_right, top_bottom=top_bottom) for text in told.texts]
+            [mirrored_words(text, left_right=left_right, top_bottom=top_bottom) for text in told.texts]
             for left_right, top_bottom in self._ways
             for told in described
         ]

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import cv2
 import msgspec
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +17,7 @@ from flawscope.arrays import BoolArray, Float32Array, UInt8Array
 from flawscope.config.synthesis import AdaptedConfig
 from flawscope.diffusion.latent_inpainting import Mode, draw_latents, draw_noise, guided, keep_of
 from flawscope.errors import ArgumentError
+from flawscope.imaging.png import write_png
 from flawscope.training.diffusion.autoencoder import Decoder, Encoder
 from flawscope.training.loop.epoch_data import MOST_VALIDATED, spread_levels
 
@@ -263,6 +263,4 @@ def draw_anew(
 
 def write_strip(path: Path, *columns: Sequence[UInt8Array]) -> None:
     """Write a PNG with a row for each picture and a column for each sequence of them, uint8 [H, W, 3] RGB each."""
-    sheet = np.vstack([np.hstack(row) for row in zip(*columns, strict=True)])
-    encoded: Any = cv2.imencode(".png", cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR))[1]
-    path.write_bytes(encoded.tobytes())
+    write_png(path, np.vstack([np.hstack(row) for row in zip(*columns, strict=True)]))

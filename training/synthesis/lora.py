@@ -187,7 +187,7 @@ def _put(root: nn.Module, name: str, parameter: nn.Parameter) -> None:
     *parts, last = name.split(".")
     node = root
     for part in parts:
-        if part not in node._modules:
+        if part not in dict(node.named_children()):
             node.add_module(part, nn.Module())
         node = node.get_submodule(part)
     node.register_parameter(last, parameter)

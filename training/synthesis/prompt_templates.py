@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
-from flawscope.diffusion.location_words import LOCATION, LOCATIONS
-
 _VIEWS = (
     "a camera picture",
     "a factory photo",
@@ -37,9 +33,6 @@ _SENTENCES = (
 )
 """The first is the form that MvP-Diff shows. Each ends with the token CATEGORY_DEFECT, as there."""
 
-_PLACES = {words: (row, column) for row, line in enumerate(LOCATIONS) for column, words in enumerate(line)}
-_ANY_PLACE = re.compile(rf"\b({'|'.join(_PLACES)})\b", re.IGNORECASE)
-
 
 def photo_texts(placeholder: str) -> tuple[str, ...]:
     """Return 80 texts on a photo of a learned word: nothing in them but the word tells what is seen.
@@ -59,7 +52,7 @@ def defect_sentences(category: str, defect: str, location: str) -> tuple[str, ..
     Args:
         category: Name of the category.
         defect: Defect type.
-        location: Of `LOCATIONS`.
+        location: Of `flawscope.diffusion.location_words.LOCATIONS`.
     """
     words = {
         "category": category.replace("_", " "),
@@ -68,19 +61,3 @@ def defect_sentences(category: str, defect: str, location: str) -> tuple[str, ..
         "token": f"{category}_{defect}",
     }
     return tuple(sentence.format(**words) for sentence in _SENTENCES)
-
-
-def without_location(sentence: str) -> str:
-    """Return a sentence with `{location}` in the place of words of `LOCATIONS`, for a box anywhere."""
-    return _ANY_PLACE.sub(LOCATION, sentence)
-
-
-def mirrored(sentence: str, *, left_right: bool, top_bottom: bool) -> str:
-    """Return a sentence as it is true of the mirrored picture: words of `LOCATIONS` are exchanged."""
-
-    def exchanged(match: re.Match[str]) -> str:
-        row, column = _PLACES[match[0].lower()]
-        words = LOCATIONS[2 - row if top_bottom else row][2 - column if left_right else column]
-        return match[0][0] + words[1:]
-
-    return _ANY_PLACE.sub(exchanged, sentence)

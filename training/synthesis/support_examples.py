@@ -1,16 +1,16 @@
-"""The pictures that defects are learned from: a support set read back, cut out as a model sees them, and described."""
+"""The images that defects are learned from: a support set with its pixels, cut out as a model sees them, and described.
+
+The records are those of `flawscope.datasets.defects`, read there.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
-
-import msgspec
 
 from flawscope.arrays import BoolArray, UInt8Array
-from flawscope.datasets.record_paths import place_below
+from flawscope.datasets.defects import Description, SupportPicture, read_descriptions, read_support
 from flawscope.diffusion.location_words import location_of
 from flawscope.errors import ArgumentError, DataError
 from flawscope.imaging.boxes import boxes_of
@@ -18,62 +18,39 @@ from flawscope.imaging.crops import Crop, crop_around, cut_image, cut_mask
 from flawscope.imaging.images import Preprocessing, prepare, read_image, read_mask
 from flawscope.training.synthesis.prompt_templates import defect_sentences
 
-SUPPORT_RECORD = "support.json"
-
-_Kind = TypeVar("_Kind")
-_Text = Annotated[str, msgspec.Meta(min_length=1)]
-
-
-class _Entry(msgspec.Struct, frozen=True):
-    """What is read of a picture's entry in `support.json`; the other fields are of no use here."""
-
-    category: _Text
-    defect: _Text
-    source: _Text
-    content: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
-    picture: _Text
-    mask: _Text
-
-
-class _Record(msgspec.Struct, frozen=True):
-    pictures: Annotated[tuple[_Entry, ...], msgspec.Meta(min_length=1)]
-    schema: Literal[1]
-
-
-class _Line(msgspec.Struct, frozen=True):
-    """What is read of a line of `synth describe`."""
-
-    fault: _Text
-    mask: _Text
-    text: Annotated[tuple[_Text, ...], msgspec.Meta(min_length=1)]
-    defect: _Text
-
 
 @dataclass(frozen=True, eq=False)
-class SupportPicture:
-    """A defective picture with its mask.
+class SupportExample:
+    """An anomalous image of a support set with its mask, as pixels.
 
     Attributes:
-        category: Name of the category.
-        defect: Defect type, without the category.
-        name: Name of the picture, without an ending.
-        source: The original picture, below the dataset's root.
-        sha256: SHA-256 of the original picture's bytes.
-        picture: The file it was read from.
+        record: What the support set says of it.
+        image_file: The file it was read from.
         mask_file: The file that its mask was read from.
         image: uint8 [H, W, 3] RGB.
         mask: bool [H, W], true at the defect; somewhere it is.
     """
 
-    category: str
-    defect: str
-    name: str
-    source: str
-    sha256: str
-    picture: Path
+    record: SupportPicture
+    image_file: Path
     mask_file: Path
     image: UInt8Array
     mask: BoolArray
+
+    @property
+    def category(self) -> str:
+        """Name of the category."""
+        return self.record.category
+
+    @property
+    def defect(self) -> str:
+        """Defect type, without the category."""
+        return self.record.defect
+
+    @property
+    def name(self) -> str:
+        """Name of the image, without an ending."""
+        return self.image_file.stem
 
     @property
     def type(self) -> str:
@@ -87,8 +64,8 @@ class SupportPicture:
 
         Args:
             size: Height and width in pixels of the model's pictures.
-            fill: Largest share of the window's sides that the mask takes (see `flawscope.imaging.crops`), or None for the whole
-                picture.
+            fill: Largest share of the window's sides that the mask takes (see `flawscope.imaging.crops`), or None for
+                the whole picture.
             box: What is cut around, and cut, instead of the mask, bool [H, W].
         """
         mask = self.mask if box is None else box
@@ -100,29 +77,29 @@ class SupportPicture:
 
 
 @dataclass(frozen=True)
-class SupportSet:
-    """A support set, or some defect types of it.
+class SupportExamples:
+    """The examples of a support set, or of some defect types of it.
 
     Attributes:
-        path: Its folder.
-        pictures: In the order of its record.
+        path: Folder of the support set.
+        examples: In the order of its record.
     """
 
     path: Path
-    pictures: tuple[SupportPicture, ...]
+    examples: tuple[SupportExample, ...]
 
     @property
     def types(self) -> tuple[tuple[str, str], ...]:
-        """Category and name of every defect type, in the order of the pictures."""
-        return tuple(dict.fromkeys((one.category, one.defect) for one in self.pictures))
+        """Category and name of every defect type, in the order of the examples."""
+        return tuple(dict.fromkeys((example.category, example.defect) for example in self.examples))
 
-    def of(self, category: str, defect: str) -> tuple[SupportPicture, ...]:
-        """Return the pictures of a defect type."""
-        return tuple(one for one in self.pictures if (one.category, one.defect) == (category, defect))
+    def of(self, category: str, defect: str) -> tuple[SupportExample, ...]:
+        """Return the examples of a defect type."""
+        return tuple(example for example in self.examples if (example.category, example.defect) == (category, defect))
 
 
-def read_support_set(folder: Path, defects: Sequence[str] = ()) -> SupportSet:
-    """Read a folder of `synth support`.
+def read_support_examples(folder: Path, defects: Sequence[str] = ()) -> SupportExamples:
+    """Read a folder of `synth support` with its pixels.
 
     Args:
         folder: The folder.
@@ -130,58 +107,31 @@ def read_support_set(folder: Path, defects: Sequence[str] = ()) -> SupportSet:
 
     Raises:
         ArgumentError: If a defect type is not in it.
-        DataError: If the folder is no support set, its record names a file outside the folder or twice, a file is
-            missing or broken, or a mask is empty or of another size than its picture.
+        DataError: If the folder is no support set (see `read_support`), a file is missing or broken, or a mask is empty
+            or of another size than its image.
     """
-    path = folder / SUPPORT_RECORD
-    record = _decoded(_bytes(path, "the record of a support set", "flawscope synth support"), _Record, str(path))
-    _check_record(folder, path, record)
-    known = tuple(dict.fromkeys(f"{entry.category}/{entry.defect}" for entry in record.pictures))
+    records = read_support(folder).pictures
+    known = tuple(dict.fromkeys(f"{record.category}/{record.defect}" for record in records))
     for defect in defects:
         if not any(_is_called(name, defect) for name in known):
-            raise ArgumentError(f"defects: expected some of {', '.join(known)} ({path}), got {defect!r}.")
+            raise ArgumentError(f"defects: expected some of {', '.join(known)} ({folder}), got {defect!r}.")
     chosen = [
-        entry
-        for entry in record.pictures
-        if not defects or any(_is_called(f"{entry.category}/{entry.defect}", defect) for defect in defects)
+        record
+        for record in records
+        if not defects or any(_is_called(f"{record.category}/{record.defect}", defect) for defect in defects)
     ]
-    return SupportSet(folder, tuple(_read(folder, entry) for entry in chosen))
+    return SupportExamples(folder, tuple(_read(folder, record) for record in chosen))
 
 
 def _is_called(name: str, wanted: str) -> bool:
     return wanted in (name, name.partition("/")[2])
 
 
-def _check_record(folder: Path, path: Path, record: _Record) -> None:
-    seen: set[tuple[str, str, str]] = set()
-    for entry in record.pictures:
-        for name in (entry.category, entry.defect):
-            # They become folders of a run and names of tensors.
-            if name != Path(name).name or name.startswith(".") or "\\" in name or not name.isprintable():
-                raise DataError(f"{path}: expected names that a folder can have, got {name!r}. Mend the file.")
-        for place in (entry.picture, entry.mask):
-            place_below(folder, place, str(path))
-        key = (entry.category, entry.defect, Path(entry.picture).stem)
-        if key in seen:
-            raise DataError(f"{path}: expected every picture once, got {entry.picture} twice. Mend the file.")
-        seen.add(key)
-
-
-def _read(folder: Path, entry: _Entry) -> SupportPicture:
-    picture, mask_file = folder / entry.picture, folder / entry.mask
-    image, mask = read_image(picture), read_mask(mask_file)
-    _check_mask(mask, mask_file, image, picture)
-    return SupportPicture(
-        category=entry.category,
-        defect=entry.defect,
-        name=picture.stem,
-        source=entry.source,
-        sha256=entry.content,
-        picture=picture,
-        mask_file=mask_file,
-        image=image,
-        mask=mask,
-    )
+def _read(folder: Path, record: SupportPicture) -> SupportExample:
+    image_file, mask_file = folder / record.picture, folder / record.mask
+    image, mask = read_image(image_file), read_mask(mask_file)
+    _check_mask(mask, mask_file, image, image_file)
+    return SupportExample(record, image_file, mask_file, image, mask)
 
 
 def _check_mask(mask: BoolArray, path: Path, image: UInt8Array, picture: Path) -> None:
@@ -211,72 +161,49 @@ class Described:
     texts: tuple[str, ...]
 
 
-def describe(support: SupportSet, descriptions: Path | None = None) -> tuple[Described, ...]:
-    """Return a box and sentences for every picture of a support set, in its order.
+def describe(support: SupportExamples, descriptions: Path | None = None) -> tuple[Described, ...]:
+    """Return a box and sentences for every example of a support set, in its order.
 
     Args:
-        support: The support set.
+        support: The examples.
         descriptions: Folder of `synth describe`, made from the same support set; None takes the box of the mask with a
             margin, and built-in sentences.
 
     Raises:
-        DataError: If the folder has no line for a picture, a line cannot be read or names a file outside the folder, or
-            a box is of another size than its picture or does not hold the defect.
+        DataError: If the folder has no line for an example, a line is broken (see `read_descriptions`), or a box is of
+            another size than its image or does not hold the defect.
     """
     if descriptions is None:
-        return tuple(_built_in(one) for one in support.pictures)
-    lines: dict[tuple[str, str, str], _Line] = {}
-    for category in dict.fromkeys(one.category for one in support.pictures):
-        path = descriptions / category / f"{category}_train.jsonl"
-        data = _bytes(path, "descriptions", f"flawscope synth describe --support {support.path}")
-        for number, text in enumerate(data.splitlines(), 1):
-            if text.strip():
-                line = _decoded(text, _Line, f"{path}:{number}")
-                place_below(descriptions, line.mask, f"{path}:{number}")
-                lines[category, line.defect, line.fault] = line
+        return tuple(_built_in(example) for example in support.examples)
+    lines = {
+        (category, line.defect, line.fault): line
+        for category in dict.fromkeys(example.category for example in support.examples)
+        for line in read_descriptions(descriptions, category)
+    }
     return tuple(
-        _of_line(one, lines.get((one.category, one.defect, one.source)), descriptions, support)
-        for one in support.pictures
+        _of_line(example, lines.get((example.category, example.defect, example.record.source)), descriptions, support)
+        for example in support.examples
     )
 
 
-def _of_line(one: SupportPicture, line: _Line | None, folder: Path, support: SupportSet) -> Described:
+def _of_line(example: SupportExample, line: Description | None, folder: Path, support: SupportExamples) -> Described:
     if line is None:
         raise DataError(
-            f"{folder}: expected a line for the support picture {one.source} ({one.type}), got none. Make the "
-            f"descriptions with flawscope synth describe --support {support.path}."
+            f"{folder}: expected a line for the support picture {example.record.source} ({example.type}), got none. "
+            f"Make the descriptions with flawscope synth describe --support {support.path}."
         )
     path = folder / line.mask
     box = read_mask(path)
-    _check_mask(box, path, one.image, one.picture)
-    if (one.mask & ~box).any():
+    _check_mask(box, path, example.image, example.image_file)
+    if (example.mask & ~box).any():
         raise DataError(
-            f"{path}: expected a box that holds the defect of {one.picture}, got one that does not. Make the "
+            f"{path}: expected a box that holds the defect of {example.image_file}, got one that does not. Make the "
             f"descriptions with flawscope synth describe --support {support.path}."
         )
     return Described(box, line.text)
 
 
-def _built_in(one: SupportPicture) -> Described:
-    size = one.image.shape[:2]
-    (box,) = boxes_of(one.mask)
-    return Described(box.to_mask(size), defect_sentences(one.category, one.defect, location_of(box, size)))
-
-
-# ---- Files -----------------------------------------------------------------------------------------------------------
-
-
-def _bytes(path: Path, what: str, command: str) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as err:
-        raise DataError(
-            f"{path}: expected {what}, got: {err.strerror or err}. Make the folder with {command}."
-        ) from err
-
-
-def _decoded(data: bytes, kind: type[_Kind], where: str) -> _Kind:
-    try:
-        return msgspec.json.decode(data, type=kind, strict=True)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as err:
-        raise DataError(f"{where}: expected what flawscope synth writes, got: {err}. Make the folder again.") from err
+def _built_in(example: SupportExample) -> Described:
+    size = example.image.shape[:2]
+    (box,) = boxes_of(example.mask)
+    return Described(box.to_mask(size), defect_sentences(example.category, example.defect, location_of(box, size)))

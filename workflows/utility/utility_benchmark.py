@@ -7,16 +7,16 @@ Two arms for every seed, equal but for one thing:
 
 The same initial weights, number of steps, batches, good pictures and movements. The test split is taken without what
 the generator has seen (support pictures and those alike, good pictures that were drawn on). What is reported is the
-difference of every figure with its interval (`flawscope.calibration.evaluation.paired_differences`), and a set is recommended only where the
-whole interval of the chosen figure lies above zero.
+difference of every figure with its interval (`flawscope.calibration.evaluation.paired_differences`), and a set is
+recommended only where the whole interval of the chosen figure lies above zero.
 
 IoU is taken at a probability of 0.5, and at the threshold of the best F1 on good pictures that were held back and on
 the support pictures. No threshold and no training is chosen on test pictures. The support pictures were learned from,
 because there are no other real defects outside the test split: that threshold is for information.
 
 Inception score and IC-LPIPS of the drawn pictures are taken where the networks' weights are given
-(`flawscope.workflows.utility.utility_variety`). They say how varied the pictures are and nothing of whether they help: the verdict
-is the same with them and without.
+(`flawscope.workflows.utility.utility_variety`). They say how varied the pictures are and nothing of whether they help:
+the verdict is the same with them and without.
 
     DIR/judge.json   all figures per seed and arm, differences, intervals, verdict
     DIR/judge.svg    the differences and their intervals

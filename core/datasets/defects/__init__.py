@@ -1,15 +1,28 @@
 """Sets that a synthesis starts from: support, box, mask and description sets, with one strict reader each."""
 
 from flawscope.datasets.defects.anomalous_samples import Defective, list_defective
-from flawscope.datasets.defects.box_sets import BoxRecord, BoxSettings, write_boxes
+from flawscope.datasets.defects.box_sets import (
+    BoxLine,
+    BoxRecord,
+    BoxSettings,
+    find_box_lines,
+    read_box_lines,
+    write_boxes,
+)
 from flawscope.datasets.defects.captions import Captions, read_frames, read_phrases
-from flawscope.datasets.defects.descriptions import DescriptionRecord, write_descriptions
+from flawscope.datasets.defects.descriptions import (
+    Description,
+    DescriptionRecord,
+    read_descriptions,
+    write_descriptions,
+)
 from flawscope.datasets.defects.foreground import find_foreground
 from flawscope.datasets.defects.mask_ranges import CategoryRanges, read_ranges
 from flawscope.datasets.defects.mask_sets import MaskRecord, MaskSettings, write_masks
 from flawscope.datasets.defects.random_boxes import BoxRange
 from flawscope.datasets.defects.random_masks import Sides
 from flawscope.datasets.defects.support_set import (
+    SUPPORT_RECORD,
     AlikePicture,
     SupportPicture,
     SupportRecord,
@@ -20,13 +33,16 @@ from flawscope.datasets.defects.support_set import (
 )
 
 __all__ = [
+    "SUPPORT_RECORD",
     "AlikePicture",
+    "BoxLine",
     "BoxRange",
     "BoxRecord",
     "BoxSettings",
     "Captions",
     "CategoryRanges",
     "Defective",
+    "Description",
     "DescriptionRecord",
     "MaskRecord",
     "MaskSettings",
@@ -34,9 +50,12 @@ __all__ = [
     "SupportPicture",
     "SupportRecord",
     "exclude_support",
+    "find_box_lines",
     "find_foreground",
     "find_support",
     "list_defective",
+    "read_box_lines",
+    "read_descriptions",
     "read_frames",
     "read_phrases",
     "read_ranges",

@@ -26,22 +26,23 @@ from flawscope.arrays import UInt8Array
 from flawscope.datasets import Dataset, Sample
 from flawscope.datasets.defects.anomalous_samples import Defective
 from flawscope.datasets.defects.captions import Captions
-from flawscope.datasets.defects.file_names import category_of, free_name, place_of
+from flawscope.datasets.defects.file_names import category_of, check_name, place_of
 from flawscope.datasets.defects.foreground import Coverage, find_foreground
 from flawscope.datasets.defects.mask_ranges import CategoryRanges
 from flawscope.datasets.defects.random_boxes import BoxRange, draw_box, range_of
 from flawscope.datasets.defects.random_masks import MAX_TRIES, MIN_OVERLAP, Sides
 from flawscope.datasets.defects.seeded_choice import check_count, check_fraction, check_seed, generator
-from flawscope.datasets.defects.set_files import SHEET, write_json, write_lines, write_mask, write_picture
+from flawscope.datasets.defects.set_files import SHEET, read_lines, write_json, write_lines, write_mask, write_picture
 from flawscope.datasets.defects.set_sheets import COLUMNS, CYAN, MAGENTA, Outline, Row, Tile, draw_sheet
-from flawscope.datasets.fingerprints import Progress
+from flawscope.datasets.record_paths import place_below
 from flawscope.diffusion.location_words import location_of
 from flawscope.errors import DataError
-from flawscope.files import atomic_folder, check_replaceable
+from flawscope.files import atomic_folder, check_replaceable, free_name
 from flawscope.imaging.boxes import Rect, boxes_of, mask_of
 from flawscope.imaging.images import read_image
+from flawscope.progress import CountProgress
 
-MARKER = "boxes.json"
+BOXES_RECORD = "boxes.json"
 _TRIES_ON_A_PICTURE = 1000
 
 Places = Literal["observed", "anywhere"]
@@ -126,26 +127,27 @@ class BoxRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     schema: Literal[1] = 1
 
 
-class Order(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class BoxLine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One line of CATEGORY_test.jsonl: a picture to draw a defect on.
 
     Attributes:
         good: The good picture, below the dataset's root.
         mask: The mask, below the set's folder; white is where the defect goes.
         text: What is to be drawn.
-        defect: Defect type.
-        bbox: Left, top, width and height in pixels of the good picture.
+        defect: Defect type. It is never empty in what is read: MvP-Diff's own lines have the first three keys alone,
+            and their defect type is the folder of the mask.
+        bbox: Left, top, width and height in pixels of the good picture, or None where the line does not say.
     """
 
     good: str
     mask: str
     text: str
-    defect: str
-    bbox: tuple[int, int, int, int]
+    defect: str = ""
+    bbox: tuple[int, int, int, int] | None = None
 
 
 def write_real_boxes(
-    made: Path, entries: Sequence[Defective], margin: float, *, per_component: bool, progress: Progress | None
+    made: Path, entries: Sequence[Defective], margin: float, *, per_component: bool, progress: CountProgress | None
 ) -> tuple[list[RealBox], dict[str, str], list[Row]]:
     """Write the rectangles around real defects below a folder that is being made.
 
@@ -196,8 +198,8 @@ def write_boxes(
     settings: BoxSettings | None = None,
     *,
     captions: Captions | None = None,
-    progress: Progress | None = None,
-    random_progress: Progress | None = None,
+    progress: CountProgress | None = None,
+    random_progress: CountProgress | None = None,
 ) -> BoxRecord:
     """Write the rectangles around real defects, and random ones where some are asked for.
 
@@ -218,17 +220,17 @@ def write_boxes(
         StorageError: If the system refuses to write; nothing is left behind.
     """
     settings, captions = settings or BoxSettings(), captions or Captions()
-    check_replaceable(folder, MARKER)
-    with atomic_folder(folder, replace_if=MARKER) as made:
+    check_replaceable(folder, BOXES_RECORD)
+    with atomic_folder(folder, replace_if=BOXES_RECORD) as made:
         real, passed_over, rows = write_real_boxes(
             made, entries, settings.margin, per_component=settings.per_component, progress=progress
         )
         ranges = _ranges(real)
-        orders = _write_random(made, dataset, ranges, settings, captions, rows, random_progress)
-        record = BoxRecord(__version__, settings, tuple(real), ranges, orders, passed_over)
+        count = _write_random(made, dataset, ranges, settings, captions, rows, random_progress)
+        record = BoxRecord(__version__, settings, tuple(real), ranges, count, passed_over)
         write_json(made / "ranges.json", {name: _as_file(seen, settings.within) for name, seen in ranges.items()})
         write_picture(made / SHEET, draw_sheet(rows))
-        write_json(made / MARKER, record)
+        write_json(made / BOXES_RECORD, record)
     return record
 
 
@@ -256,12 +258,12 @@ def _write_random(
     settings: BoxSettings,
     captions: Captions,
     rows: list[Row],
-    progress: Progress | None,
+    progress: CountProgress | None,
 ) -> int:
     done = 0
     for category, types in ranges.items() if settings.number else ():
         goods = [sample for sample in dataset.train_good if category_of(dataset, sample) == category]
-        orders: list[Order] = []
+        lines: list[BoxLine] = []
         for (defect, seen), count in zip(types.items(), shares(settings.number, len(types)), strict=True):
             tiles: list[Tile] = []
             for number in range(1, count + 1):
@@ -271,7 +273,7 @@ def _write_random(
                 write_mask(made / name, box.to_mask(size))
                 rng = generator(settings.seed, "caption", category, defect, number)
                 text = captions.one(category, defect, location_of(box, size), rng)
-                orders.append(Order(place_of(dataset, sample.path), name, text, defect, box))
+                lines.append(BoxLine(place_of(dataset, sample.path), name, text, defect, box))
                 if len(tiles) < COLUMNS:
                     edges = () if area is None else (Outline(area.mask, CYAN),)
                     tiles.append(Tile(location_of(box, size), image, (*edges, Outline(box.to_mask(size)))))
@@ -280,7 +282,7 @@ def _write_random(
                     progress(done, settings.number * len(ranges))
             if tiles:
                 rows.append(Row(f"{category}: {defect}, random", tiles))
-        write_lines(made / category / f"{category}_test.jsonl", orders)
+        write_lines(made / category / f"{category}_test.jsonl", lines)
     return done
 
 
@@ -310,3 +312,30 @@ def _place(
         f"{category}/{defect}: expected a random box with more than {settings.overlap:.0%} in the foreground, got none "
         f"in {settings.tries} tries. Try --solid, a lower --overlap, or --within picture, which allows every place."
     )
+
+
+def find_box_lines(folder: Path, category: str) -> Path | None:
+    """Return the file with the lines of a category, in its folder or directly in `folder`; None where there is none."""
+    name = f"{category}_test.jsonl"
+    return next((file for file in (folder / category / name, folder / name) if file.is_file()), None)
+
+
+def read_box_lines(folder: Path, file: Path, dataset: Dataset) -> list[BoxLine]:
+    """Read the lines of one category, each with its defect type; pictures and masks are not looked at.
+
+    Args:
+        folder: The folder of the box set, which the masks are below.
+        file: The file; see `find_box_lines`.
+        dataset: The dataset whose root the good pictures are below.
+
+    Raises:
+        DataError: If the file cannot be read, a line is broken, or one names a file outside the two folders.
+    """
+    found = []
+    what = "good, mask, text, defect and bbox of a picture to draw on"
+    for where, line in read_lines(file, BoxLine, what, "lines to draw on"):
+        place_below(dataset.root, line.good, where)
+        mask = place_below(folder, line.mask, where)
+        defect = check_name(line.defect or mask.parent.name, f"{where}: defect type")
+        found.append(msgspec.structs.replace(line, defect=defect))
+    return found

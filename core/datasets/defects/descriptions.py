@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -26,14 +26,15 @@ from flawscope.datasets.defects.box_sets import write_real_boxes
 from flawscope.datasets.defects.captions import Captions
 from flawscope.datasets.defects.file_names import category_of, place_of
 from flawscope.datasets.defects.seeded_choice import check_seed, generator
-from flawscope.datasets.defects.set_files import SHEET, write_json, write_lines, write_picture
+from flawscope.datasets.defects.set_files import SHEET, Text, read_lines, write_json, write_lines, write_picture
 from flawscope.datasets.defects.set_sheets import draw_sheet
-from flawscope.datasets.fingerprints import Progress
+from flawscope.datasets.record_paths import place_below
 from flawscope.diffusion.location_words import location_of
 from flawscope.errors import DataError
 from flawscope.files import atomic_folder, check_replaceable
+from flawscope.progress import CountProgress
 
-MARKER = "describe.json"
+DESCRIPTIONS_RECORD = "describe.json"
 
 
 class Description(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -49,13 +50,13 @@ class Description(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         split: The split the defective picture is from.
     """
 
-    image: str
-    fault: str
-    mask: str
-    text: tuple[str, ...]
+    image: Text
+    fault: Text
+    mask: Text
+    text: Annotated[tuple[Text, ...], msgspec.Meta(min_length=1)]
     bbox: tuple[int, int, int, int]
-    defect: str
-    split: str
+    defect: Text
+    split: Text
 
 
 class DescriptionRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -90,7 +91,7 @@ def write_descriptions(
     *,
     margin: float = 0.1,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: CountProgress | None = None,
 ) -> DescriptionRecord:
     """Write a line for each defective picture, the boxes, a record and a contact sheet.
 
@@ -112,10 +113,10 @@ def write_descriptions(
     """
     captions = captions or Captions()
     check_seed(seed)
-    check_replaceable(folder, MARKER)
+    check_replaceable(folder, DESCRIPTIONS_RECORD)
     lines: dict[str, list[Description]] = {}
     phrases: dict[str, str] = {}
-    with atomic_folder(folder, replace_if=MARKER) as made:
+    with atomic_folder(folder, replace_if=DESCRIPTIONS_RECORD) as made:
         real, passed_over, rows = write_real_boxes(made, entries, margin, per_component=False, progress=progress)
         for entry in real:
             (box,) = entry.boxes
@@ -137,9 +138,32 @@ def write_descriptions(
             )
             lines.setdefault(entry.category, []).append(line)
         for category, described in lines.items():
-            write_lines(made / category / f"{category}_train.jsonl", described)
+            write_lines(_lines_file(made, category), described)
         counts = {category: len(described) for category, described in lines.items()}
         record = DescriptionRecord(__version__, seed, margin, counts, phrases, captions.frames, passed_over)
         write_picture(made / SHEET, draw_sheet(rows))
-        write_json(made / MARKER, record)
+        write_json(made / DESCRIPTIONS_RECORD, record)
     return record
+
+
+def read_descriptions(folder: Path, category: str) -> tuple[Description, ...]:
+    """Read the lines of one category; the masks they name are not looked at.
+
+    Raises:
+        DataError: If there are none, one is broken, or one names a mask outside the folder.
+    """
+    found = []
+    lines = read_lines(
+        _lines_file(folder, category),
+        Description,
+        "image, fault, mask, text, bbox, defect and split of a description",
+        "descriptions, which flawscope synth describe makes",
+    )
+    for where, line in lines:
+        place_below(folder, line.mask, where)
+        found.append(line)
+    return tuple(found)
+
+
+def _lines_file(folder: Path, category: str) -> Path:
+    return folder / category / f"{category}_train.jsonl"

@@ -49,16 +49,3 @@ def place_of(dataset: Dataset, path: Path) -> str:
     except UnicodeEncodeError as err:
         raise DataError(f"{path}: expected a file name in UTF-8, got other bytes. Rename the file.") from err
     return place
-
-
-def free_name(stem: str, taken: set[str]) -> str:
-    """Return `stem`, numbered where it is in `taken` already, and add it there.
-
-    The whole stem is kept, whatever its length: cut names of two pictures could be equal.
-    """
-    name, count = stem, 1
-    while name in taken:
-        count += 1
-        name = f"{stem}_{count}"
-    taken.add(name)
-    return name

@@ -34,12 +34,12 @@ from flawscope.datasets.defects.seeded_choice import (
 )
 from flawscope.datasets.defects.set_files import SHEET, write_json, write_mask, write_picture
 from flawscope.datasets.defects.set_sheets import COLUMNS, CYAN, Outline, Row, Tile, draw_sheet
-from flawscope.datasets.fingerprints import Progress
 from flawscope.errors import ArgumentError, DataError
 from flawscope.files import atomic_folder, check_replaceable
 from flawscope.imaging.images import read_image, read_mask
+from flawscope.progress import CountProgress
 
-MARKER = "masks.json"
+MASKS_RECORD = "masks.json"
 Rotation = Literal["flagged", "all", "none"]
 _GREY = 128  # of previews without a good picture
 
@@ -136,7 +136,7 @@ def write_masks(
     categories: tuple[str, ...] = (),
     templates: Path | None = None,
     within: Within | None = None,
-    progress: Progress | None = None,
+    progress: CountProgress | None = None,
 ) -> MaskRecord:
     """Draw and write a mask set, its record and a contact sheet.
 
@@ -161,11 +161,11 @@ def write_masks(
     settings = settings or MaskSettings()
     goods = _goods(dataset) if dataset is not None else {}
     chosen = choose_ranges(ranges, tuple(goods) or categories, within)
-    check_replaceable(folder, MARKER)
+    check_replaceable(folder, MASKS_RECORD)
     total = settings.number * sum(len(entry.defects) for entry in chosen.values())
     rows: list[Row] = []
     entries: list[MaskEntry] = []
-    with atomic_folder(folder, replace_if=MARKER) as made:
+    with atomic_folder(folder, replace_if=MASKS_RECORD) as made:
         for category, entry in chosen.items():
             for defect, asked in entry.defects.items():
                 sides = _sides(asked, settings.rotate)
@@ -187,7 +187,7 @@ def write_masks(
                 rows.append(Row(f"{category}: {defect} ({_manner(entry.within, sides)})", tiles))
         record = MaskRecord(__version__, settings, chosen, tuple(entries))
         write_picture(made / SHEET, draw_sheet(rows))
-        write_json(made / MARKER, record)
+        write_json(made / MASKS_RECORD, record)
     return record
 
 

@@ -1,48 +1,53 @@
-"""Writing pictures, masks and records of the synthesis tools; reading the records back, strictly."""
+"""Files of image sets: writing images, masks and records; reading the records back, strictly."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-import cv2
 import msgspec
-import numpy as np
 
 from flawscope.arrays import BoolArray, UInt8Array
 from flawscope.errors import DataError
+from flawscope.imaging.png import encode_mask, encode_png
 
 _Struct = TypeVar("_Struct")
 
 SHEET = "contact_sheet.png"
 
+Text = Annotated[str, msgspec.Meta(min_length=1)]
+"""A name, path or sentence of a record: never empty."""
+
+Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+"""A content hash. Sets are compared by it: one that is cut short would silently match nothing."""
+
 
 def write_picture(path: Path, image: UInt8Array) -> None:
     """Write uint8 [H, W, 3] RGB as a real PNG, whatever the format of the original was."""
-    _write_png(path, np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2BGR), np.uint8))
+    _write(path, encode_png(image))
 
 
 def write_mask(path: Path, mask: BoolArray) -> None:
     """Write bool [H, W] as a grey PNG of 8 bit with the values 0 and 255 and no others."""
-    _write_png(path, mask.astype(np.uint8) * np.uint8(255))
-
-
-def _write_png(path: Path, pixels: UInt8Array) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(cv2.imencode(".png", pixels)[1].tobytes())
+    _write(path, encode_mask(mask))
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write a struct or a dictionary as indented JSON."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
+    _write(path, msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
 
 
 def write_lines(path: Path, values: Iterable[Any]) -> None:
     """Write one JSON object a line."""
+    _write(path, b"".join(msgspec.json.encode(value) + b"\n" for value in values))
+
+
+def _write(path: Path, data: bytes) -> None:
+    # Not `files.write_bytes`: sets are written below `atomic_folder`, which appears whole or not at all by itself and
+    # names the folder the user asked for when the disk is full, where a file's own error would name a temporary one.
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(b"".join(msgspec.json.encode(value) + b"\n" for value in values))
+    path.write_bytes(data)
 
 
 def read_json(path: Path, kind: type[_Struct], what: str) -> _Struct:
@@ -56,6 +61,27 @@ def read_json(path: Path, kind: type[_Struct], what: str) -> _Struct:
     except OSError as err:
         raise DataError(f"{path}: expected {what}, got: {err.strerror or err}. Check the path.") from err
     return decode_json(data, kind, str(path), what)
+
+
+def read_lines(path: Path, kind: type[_Struct], what: str, absent: str) -> Iterator[tuple[str, _Struct]]:
+    """Yield place (file and line, for messages) and content of every line of a file with a JSON object a line.
+
+    Args:
+        path: The file.
+        kind: Each line is read as this, strictly.
+        what: What a line should be, for the message.
+        absent: What the file should be, for the message where it cannot be read.
+
+    Raises:
+        DataError: If the file cannot be read, or a line is no JSON or has other keys or types; an empty line is none.
+    """
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as err:
+        raise DataError(f"{path}: expected {absent}, got: {err.strerror or err}. Check the path.") from err
+    for number, line in enumerate(lines, 1):
+        where = f"{path}: line {number}"
+        yield where, decode_json(line, kind, where, what)
 
 
 def decode_json(data: bytes | msgspec.Raw, kind: type[_Struct], where: str, what: str) -> _Struct:

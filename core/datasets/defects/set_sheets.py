@@ -1,4 +1,4 @@
-"""Contact sheets of the synthesis tools: rows of pictures of any size with masks and boxes outlined."""
+"""Contact sheets of image sets: rows of pictures of any size with masks and boxes outlined."""
 
 from __future__ import annotations
 

@@ -15,24 +15,25 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
 from flawscope import __version__
 from flawscope.datasets import Dataset, Split, content_hash, hash_contents
 from flawscope.datasets.defects.anomalous_samples import Defective, Source, list_defective
-from flawscope.datasets.defects.file_names import category_of, defect_of, free_name, place_of
+from flawscope.datasets.defects.file_names import category_of, check_name, defect_of, place_of
 from flawscope.datasets.defects.near_duplicates import is_same_part, look_of
 from flawscope.datasets.defects.seeded_choice import check_count, check_seed, seeded_order
-from flawscope.datasets.defects.set_files import SHEET, read_json, write_json, write_mask, write_picture
+from flawscope.datasets.defects.set_files import SHEET, Sha256, Text, read_json, write_json, write_mask, write_picture
 from flawscope.datasets.defects.set_sheets import COLUMNS, CYAN, Outline, Row, Tile, draw_sheet
-from flawscope.datasets.fingerprints import Progress
 from flawscope.datasets.record_paths import place_below
 from flawscope.errors import DataError
-from flawscope.files import atomic_folder, check_replaceable
+from flawscope.files import atomic_folder, check_replaceable, free_name
+from flawscope.progress import CountProgress
 
-MARKER = "support.json"
+SUPPORT_RECORD = "support.json"
+"""Name of the record in the folder of a support set, and in a run that learned from one."""
 MAX_SHOTS = 1000
 
 
@@ -52,15 +53,15 @@ class SupportPicture(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         defect_px: Pixels of the mask that show the defect.
     """
 
-    category: str
-    defect: str
+    category: Text
+    defect: Text
     split: Split
-    source: str
-    content: str
-    mask_source: str
-    mask_content: str
-    picture: str
-    mask: str
+    source: Text
+    content: Sha256
+    mask_source: Text
+    mask_content: Sha256
+    picture: Text
+    mask: Text
     defect_px: int
 
 
@@ -98,7 +99,7 @@ class SupportRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     shots: int
     seed: int
     split: Source
-    pictures: tuple[SupportPicture, ...]
+    pictures: Annotated[tuple[SupportPicture, ...], msgspec.Meta(min_length=1)]
     alike: tuple[AlikePicture, ...] = ()
     passed_over: dict[str, str] = {}
     schema: Literal[1] = 1
@@ -123,8 +124,8 @@ def write_support(
     split: Source = "train",
     defects: Sequence[str] = (),
     seed: int = 0,
-    progress: Progress | None = None,
-    alike_progress: Progress | None = None,
+    progress: CountProgress | None = None,
+    alike_progress: CountProgress | None = None,
 ) -> SupportRecord:
     """Choose `shots` pictures of each defect type and write them, their masks, a record and a contact sheet.
 
@@ -148,7 +149,7 @@ def write_support(
     """
     check_count(shots, "shots", 1, MAX_SHOTS)
     check_seed(seed)
-    check_replaceable(folder, MARKER)
+    check_replaceable(folder, SUPPORT_RECORD)
     groups: dict[tuple[str, str], list[Defective]] = {}
     for entry in list_defective(dataset, split, defects):
         groups.setdefault((entry.category, entry.defect), []).append(entry)
@@ -156,7 +157,7 @@ def write_support(
     rows: list[Row] = []
     pictures: list[SupportPicture] = []
     passed_over: dict[str, str] = {}
-    with atomic_folder(folder, replace_if=MARKER) as made:
+    with atomic_folder(folder, replace_if=SUPPORT_RECORD) as made:
         for (category, defect), entries in groups.items():
             chosen: dict[str, SupportPicture] = {}
             tiles: list[Tile] = []
@@ -188,7 +189,7 @@ def write_support(
         alike, alike_rows = _find_alike(dataset, pictures, defects, alike_progress)
         record = SupportRecord(__version__, dataset.category, shots, seed, split, tuple(pictures), alike, passed_over)
         write_picture(made / SHEET, draw_sheet([*rows, *alike_rows]))
-        write_json(made / MARKER, record)
+        write_json(made / SUPPORT_RECORD, record)
     return record
 
 
@@ -210,7 +211,7 @@ def _describe(dataset: Dataset, entry: Defective, content: str, name: str, defec
 
 
 def _find_alike(
-    dataset: Dataset, pictures: Sequence[SupportPicture], defects: Sequence[str], progress: Progress | None
+    dataset: Dataset, pictures: Sequence[SupportPicture], defects: Sequence[str], progress: CountProgress | None
 ) -> tuple[tuple[AlikePicture, ...], list[Row]]:
     """Return the pictures of the same defect types, whatever their split, that probably show the same parts.
 
@@ -248,19 +249,29 @@ def _check_folders(groups: dict[tuple[str, str], list[Defective]]) -> None:
 
 
 def read_support(folder: Path) -> SupportRecord:
-    """Read the record of a support set.
+    """Read the record of a support set; its pictures are not looked at.
 
     Raises:
-        DataError: If there is none, it is not one of ours, or it names a file outside the folder.
+        DataError: If there is none, it is not one of ours, it names a file outside the folder or a picture twice, or a
+            category or defect type that is no folder's name.
     """
-    record = read_json(folder / MARKER, SupportRecord, "the record of a support set")
+    path = folder / SUPPORT_RECORD
+    record = read_json(path, SupportRecord, "the record of a support set, which flawscope synth support makes")
+    seen: set[tuple[str, str, str]] = set()
     for picture in record.pictures:
+        # They become folders of a run and names of tensors.
+        check_name(picture.category, f"{path}: category")
+        check_name(picture.defect, f"{path}: defect type")
         for place in (picture.picture, picture.mask):
-            place_below(folder, place, str(folder / MARKER))
+            place_below(folder, place, str(path))
+        key = (picture.category, picture.defect, Path(picture.picture).stem)
+        if key in seen:  # a run copies the pictures under these names: the second would replace the first
+            raise DataError(f"{path}: expected every picture once, got {picture.picture} twice. Mend the file.")
+        seen.add(key)
     return record
 
 
-def find_support(dataset: Dataset, record: SupportRecord, progress: Progress | None = None) -> list[Defective]:
+def find_support(dataset: Dataset, record: SupportRecord, progress: CountProgress | None = None) -> list[Defective]:
     """Return the pictures of a dataset that a support set was taken from.
 
     Raises:
@@ -285,7 +296,7 @@ def find_support(dataset: Dataset, record: SupportRecord, progress: Progress | N
 
 
 def exclude_support(
-    dataset: Dataset, record: SupportRecord, progress: Progress | None = None, *, with_alike: bool = True
+    dataset: Dataset, record: SupportRecord, progress: CountProgress | None = None, *, with_alike: bool = True
 ) -> tuple[Dataset, tuple[str, ...]]:
     """Return the dataset without the pictures of a support set, and the places of those that were left out.
 

@@ -7,16 +7,13 @@ ROOT/KIND/test/DEFECT/000.png           ROOT/parts.json
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import msgspec
-import numpy as np
-import numpy.typing as npt
 
-from flawscope.arrays import UInt8Array
+from flawscope.datasets.defects.set_files import write_json, write_mask, write_picture
 from flawscope.datasets.parts.contact_sheet import Tile, contact_sheet
 from flawscope.datasets.parts.part_renderer import (
     DEFECTS,
@@ -28,6 +25,7 @@ from flawscope.datasets.parts.part_renderer import (
 )
 from flawscope.errors import ArgumentError
 from flawscope.files import atomic_folder
+from flawscope.progress import CountProgress
 
 MARKER = "parts.json"
 MAX_COUNT = 100_000
@@ -74,15 +72,6 @@ def _pictures(kind: str, record: PartsRecord) -> Iterator[_Picture]:
             yield _Picture(f"test/{defect}", number, number, defect)
 
 
-def _write_png(path: Path, image: npt.NDArray[np.uint8]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(cv2.imencode(".png", image)[1].tobytes())
-
-
-def _write_rgb(path: Path, image: UInt8Array) -> None:
-    _write_png(path, np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2BGR), np.uint8))
-
-
 def _record(
     kinds: Sequence[str], *, seed: int, size: int, train: int, test_good: int, test_defective: int
 ) -> PartsRecord:
@@ -112,7 +101,7 @@ def write_dataset(
     train: int = 80,
     test_good: int = 30,
     test_defective: int = 12,
-    progress: Callable[[int, int], None] | None = None,
+    progress: CountProgress | None = None,
 ) -> None:
     """Write a dataset of generated parts with exact masks, a contact sheet and a record of how it was made.
 
@@ -140,15 +129,15 @@ def write_dataset(
             for picture in _pictures(kind, record):
                 image, mask = render(kind, seed, picture.index, size, picture.defect)
                 name = f"{picture.number:03d}"
-                _write_rgb(folder / kind / picture.folder / f"{name}.png", image)
+                write_picture(folder / kind / picture.folder / f"{name}.png", image)
                 if picture.defect is not None:
                     path = folder / kind / "ground_truth" / picture.defect / f"{name}_mask.png"
-                    _write_png(path, mask.astype(np.uint8) * np.uint8(255))
+                    write_mask(path, mask)
                 done += 1
                 if progress is not None:
                     progress(done, total)
-        _write_rgb(folder / "contact_sheet.png", contact_sheet([_tiles(kind, seed, size) for kind in kinds]))
-        (folder / MARKER).write_bytes(msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n")
+        write_picture(folder / "contact_sheet.png", contact_sheet([_tiles(kind, seed, size) for kind in kinds]))
+        write_json(folder / MARKER, record)
 
 
 def _tiles(kind: str, seed: int, size: int) -> list[Tile]:

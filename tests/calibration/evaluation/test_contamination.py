@@ -27,7 +27,8 @@ FLAT = ("image_auroc", "image_ap", "image_f1_max", "pixel_auroc", "pixel_ap", "a
 
 
 def _picture(content, category="part", source="test/spot/0.png"):
-    return SupportPicture(category, "spot", "test", source, content, "m.png", f"mask of {content}", "p", "m", 64)
+    mask_content = hashlib.sha256(f"mask of {content}".encode()).hexdigest()
+    return SupportPicture(category, "spot", "test", source, content, "m.png", mask_content, source, "m", 64)
 
 
 def _record(root, of_set, alike=()):
@@ -257,8 +258,8 @@ def test_command_writes_both_columns_and_the_struct_without_a_path(make_bundle, 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda folder: None, "expected the record of a support set, got: No such file or directory"),
-        (lambda folder: folder.write_bytes(b""), "expected the record of a support set, got: Not a directory"),
+        (lambda folder: None, "which flawscope synth support makes, got: No such file or directory"),
+        (lambda folder: folder.write_bytes(b""), "which flawscope synth support makes, got: Not a directory"),
         (lambda folder: (folder.mkdir(), (folder / "support.json").write_text("{}")), "missing required field"),
     ],
 )
@@ -380,7 +381,8 @@ def test_no_module_of_the_package_is_loaded_for_an_evaluation_without_a_support_
     import sys
 
     code = (
-        "import sys, flawscope.calibration.thresholds.calibrate_command, flawscope.calibration.evaluation.evaluate_command\n"
+        "import sys, flawscope.calibration.thresholds.calibrate_command\n"
+        "import flawscope.calibration.evaluation.evaluate_command\n"
         "print('flawscope.runtime.synthesis' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -16,8 +16,7 @@ from tiny_dataset import CATEGORY, defective_pictures, good_pictures, training_p
 from tiny_ensemble import write_member
 
 from flawscope import cli
-from flawscope.bundle import EnsembleHead, open_bundle
-from flawscope.calibration.evaluation.bundle_scores import ImageHashes, read_image_hashes
+from flawscope.bundle import EnsembleHead, ImageHashes, open_bundle, read_image_hashes
 from flawscope.calibration.thresholds import combine
 from flawscope.calibration.thresholds.combine import Scale, combine_bundles, measure_scale
 from flawscope.datasets import content_hash, fingerprint, hash_contents, open_dataset

@@ -34,7 +34,7 @@ from flawscope.training.synthesis.base_model import open_base
 from flawscope.training.synthesis.generator_run import read_synthesis_run
 from flawscope.training.synthesis.lora import restore_unet
 from flawscope.training.synthesis.prompt_templates import defect_sentences
-from flawscope.training.synthesis.support_examples import read_support_set
+from flawscope.training.synthesis.support_examples import read_support_examples
 
 MAX_BATCH = 6
 
@@ -150,15 +150,15 @@ def test_support_pictures_travel_along_with_their_content_hashes(
     exported: dict[str, Path], made_runs: dict[str, Path], kind: str
 ) -> None:
     known = {
-        (one.category, one.defect, one.sha256): one
-        for one in read_support_set(made_runs[kind].parent / "support").pictures
+        (one.category, one.defect, one.record.content): one
+        for one in read_support_examples(made_runs[kind].parent / "support").examples
     }
     entries = synth_head(exported[kind]).support
     assert {(one.category, one.defect, one.sha256) for one in entries} == set(known)
     with open_bundle(exported[kind]) as bundle:
         for entry in entries:
             picture = known[entry.category, entry.defect, entry.sha256]
-            assert bundle.file(entry.picture).read_bytes() == picture.picture.read_bytes()
+            assert bundle.file(entry.picture).read_bytes() == picture.image_file.read_bytes()
             assert bundle.file(entry.mask).read_bytes() == picture.mask_file.read_bytes()
 
 

@@ -21,7 +21,7 @@ GRAPH, KERNEL = Configuration("cpu", "graph"), Configuration("cpu", "kernel")
 @pytest.fixture(autouse=True)
 def short_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """Warm up for a moment instead of seconds."""
-    monkeypatch.setattr(alternation, "_WARM_UP_S", (0.0, 0.05))
+    monkeypatch.setattr(alternation, "WARM_UP_S", (0.0, 0.05))
 
 
 @pytest.mark.parametrize(

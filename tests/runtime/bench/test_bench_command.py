@@ -29,7 +29,7 @@ PERCENTILES = ["p50", "p90", "p99", "p99.9"]
 @pytest.fixture(autouse=True)
 def short_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """Warm up for a moment instead of seconds."""
-    monkeypatch.setattr(measurement, "_WARM_UP_S", (0.0, 0.05))
+    monkeypatch.setattr(measurement, "WARM_UP_S", (0.0, 0.05))
 
 
 def check_figures(figures: dict[str, Any]) -> None:

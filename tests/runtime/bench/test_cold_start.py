@@ -84,7 +84,7 @@ def test_where_engines_run_a_start_without_one_is_measured_too(
 def test_the_command_measures_it_unless_told_not_to(
     padim_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(measurement, "_WARM_UP_S", (0.0, 0.05))
+    monkeypatch.setattr(measurement, "WARM_UP_S", (0.0, 0.05))
     monkeypatch.setattr(cold_start_module, "REPEATS", 1)
     file = tmp_path / "bench.json"
     arguments = ["bench", str(padim_bundle), "--backend", "cpu", "--seconds", "0.1", "--json", str(file)]

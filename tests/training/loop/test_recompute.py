@@ -27,7 +27,7 @@ from flawscope.training.synthesis.base_latents import encode_pictures
 from flawscope.training.synthesis.base_training import BaseTask, base_settings
 from flawscope.training.synthesis.embedding import EmbeddingTask
 from flawscope.training.synthesis.inpainting import InpaintingTask
-from flawscope.training.synthesis.support_examples import SupportSet, describe, read_support_set
+from flawscope.training.synthesis.support_examples import SupportExamples, describe, read_support_examples
 from flawscope.training.synthesis.word_tokenizer import write_tokenizer
 
 COMMON: dict[str, Any] = {"resize": SIDE, "backbone": "scattering"}
@@ -45,13 +45,13 @@ HALF = "base, in half precision"
 
 
 @pytest.fixture(scope="module")
-def support(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> SupportSet:
+def support(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> SupportExamples:
     folder = tmp_path_factory.mktemp("support") / "set"
     write_support(open_dataset(tiny_root, CATEGORY), folder, shots=2, split="test")
-    return read_support_set(folder)
+    return read_support_examples(folder)
 
 
-def task_of(kind: str, wanted: bool, root: Path, support: SupportSet) -> tuple[Task, list[nn.Module], Tensor]:
+def task_of(kind: str, wanted: bool, root: Path, support: SupportExamples) -> tuple[Task, list[nn.Module], Tensor]:
     """Return a task, the networks whose blocks are computed again, and a batch."""
     method = kind.partition(",")[0]
     changes = SETTINGS.get(kind, SETTINGS[method])
@@ -91,7 +91,7 @@ def base_task(config: BaseConfig, pictures: Pictures) -> BaseTask:
 
 
 def step(
-    kind: str, wanted: bool, root: Path, support: SupportSet
+    kind: str, wanted: bool, root: Path, support: SupportExamples
 ) -> tuple[float, dict[str, Tensor], int, dict[str, int]]:
     """Return loss, gradients, how many numbers were kept for them, and how often blocks of two kinds were entered."""
     task, networks, batch = task_of(kind, wanted, root, support)
@@ -125,7 +125,7 @@ def noted(kept: list[int], tensor: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("kind", [*SETTINGS, HALF])
 def test_loss_and_gradients_are_the_same_with_fewer_numbers_kept(
-    kind: str, tiny_root: Path, support: SupportSet
+    kind: str, tiny_root: Path, support: SupportExamples
 ) -> None:
     loss, gradients, kept, entered = step(kind, False, tiny_root, support)
     again_loss, again, again_kept, twice = step(kind, True, tiny_root, support)
@@ -142,7 +142,7 @@ def test_loss_and_gradients_are_the_same_with_fewer_numbers_kept(
     assert entered["ResnetBlock2D"] < twice["ResnetBlock2D"] <= 2 * entered["ResnetBlock2D"]
 
 
-def test_what_was_asked_for_before_does_not_hold_for_the_next(tiny_root: Path, support: SupportSet) -> None:
+def test_what_was_asked_for_before_does_not_hold_for_the_next(tiny_root: Path, support: SupportExamples) -> None:
     base = tiny_base()
     pictures = support.of(CATEGORY, DEFECTS[0])
     for wanted in (True, False):

@@ -25,7 +25,7 @@ from flawscope.training.synthesis.base_model import SynthesisBase
 from flawscope.training.synthesis.embedding import EmbeddingTask, first_vectors, masked_loss, train_embedding
 from flawscope.training.synthesis.generator_run import SynthesisFitted
 from flawscope.training.synthesis.prompt_templates import photo_texts
-from flawscope.training.synthesis.support_examples import SupportSet, read_support_set
+from flawscope.training.synthesis.support_examples import SupportExamples, read_support_examples
 
 TYPES = [f"{CATEGORY}/{defect}" for defect in DEFECTS]
 
@@ -36,10 +36,10 @@ def base() -> SynthesisBase:
 
 
 @pytest.fixture(scope="module")
-def support(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> SupportSet:
+def support(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> SupportExamples:
     folder = tmp_path_factory.mktemp("support") / "set"
     write_support(open_dataset(tiny_root, CATEGORY), folder, shots=2, split="test")
-    return read_support_set(folder)
+    return read_support_examples(folder)
 
 
 def config(**changes: Any) -> EmbeddingConfig:
@@ -49,7 +49,7 @@ def config(**changes: Any) -> EmbeddingConfig:
     return made
 
 
-def task_of(base: SynthesisBase, support: SupportSet, **changes: Any) -> EmbeddingTask:
+def task_of(base: SynthesisBase, support: SupportExamples, **changes: Any) -> EmbeddingTask:
     return EmbeddingTask(config(**changes), base, support.of(CATEGORY, DEFECTS[0]))
 
 
@@ -78,7 +78,7 @@ def test_the_masked_loss_is_the_mean_of_squared_error_times_mask_over_all_entrie
 
 
 @pytest.mark.parametrize("kind", ["mean", "area"])
-def test_a_step_counts_what_textual_inversion_counts(base: SynthesisBase, support: SupportSet, kind: str) -> None:
+def test_a_step_counts_what_textual_inversion_counts(base: SynthesisBase, support: SupportExamples, kind: str) -> None:
     task = task_of(base, support, mask_loss=kind)
     numbers, count = torch.tensor([0, 3, 5, 6]), 2
     found = task.loss(task.network, numbers, torch.Generator().manual_seed(4))
@@ -89,7 +89,7 @@ def test_a_step_counts_what_textual_inversion_counts(base: SynthesisBase, suppor
     levels = torch.randint(1000, (4,), generator=generator)
     images, masks = [], []
     for number, turned in zip(numbers.tolist(), is_mirrored, strict=True):
-        image, mask = support.pictures[number % count].cut((SIDE, SIDE), 0.5)
+        image, mask = support.examples[number % count].cut((SIDE, SIDE), 0.5)
         images.append(image[:, ::-1] if turned else image)
         masks.append(mask[:, ::-1] if turned else mask)
     assert len(set(is_mirrored)) == 2
@@ -117,7 +117,7 @@ def test_a_step_counts_what_textual_inversion_counts(base: SynthesisBase, suppor
     assert float(found.detach()) == pytest.approx(float(expected), rel=1e-4)
 
 
-def test_gradients_reach_the_vectors_alone(base: SynthesisBase, support: SupportSet) -> None:
+def test_gradients_reach_the_vectors_alone(base: SynthesisBase, support: SupportExamples) -> None:
     task = task_of(base, support)
     task.loss(task.network, torch.arange(4), torch.Generator().manual_seed(0)).backward()
     (vectors,) = task.network.parameters()
@@ -128,7 +128,7 @@ def test_gradients_reach_the_vectors_alone(base: SynthesisBase, support: Support
         assert all(parameter.grad is None for parameter in parts.parameters())
 
 
-def test_errors_are_measured_alike_every_time(base: SynthesisBase, support: SupportSet) -> None:
+def test_errors_are_measured_alike_every_time(base: SynthesisBase, support: SupportExamples) -> None:
     task = task_of(base, support)
     first = task.validate()
     task.loss(task.network, torch.arange(4), torch.Generator().manual_seed(0))
@@ -162,14 +162,14 @@ def test_vectors_start_from_the_embedding_of_the_word(base: SynthesisBase) -> No
     ],
 )
 def test_settings_that_do_not_fit_the_base_are_one_sentence(
-    base: SynthesisBase, support: SupportSet, changes: dict[str, Any], match: str
+    base: SynthesisBase, support: SupportExamples, changes: dict[str, Any], match: str
 ) -> None:
     with pytest.raises(ArgumentError, match=match) as raised:
         task_of(base, support, **changes)
     assert "\n" not in str(raised.value)
 
 
-def test_vectors_that_no_text_has_room_for_are_refused(base: SynthesisBase, support: SupportSet) -> None:
+def test_vectors_that_no_text_has_room_for_are_refused(base: SynthesisBase, support: SupportExamples) -> None:
     rules = dataclasses.replace(base, prompts=type(base.prompts)(base.tokenizer, _short(base)))
     with pytest.raises(ArgumentError, match="vectors: expected so few that a text of 40 tokens has room"):
         EmbeddingTask(config(vectors=32), rules, support.of(CATEGORY, DEFECTS[0]))
@@ -179,7 +179,7 @@ def _short(base: SynthesisBase) -> Any:
     return type(base.prompts.rules)(length=40, pad=base.prompts.rules.pad)
 
 
-def test_an_inpainting_base_is_refused(base: SynthesisBase, support: SupportSet) -> None:
+def test_an_inpainting_base_is_refused(base: SynthesisBase, support: SupportExamples) -> None:
     inpainting: Any = type(base.unet).from_config({**base.unet.config, "in_channels": 9})  # type: ignore[union-attr]
     with pytest.raises(ArgumentError, match="base: expected a network that draws whole pictures, got an inpainting"):
         task_of(dataclasses.replace(base, unet=inpainting), support)
@@ -190,7 +190,7 @@ def test_an_inpainting_base_is_refused(base: SynthesisBase, support: SupportSet)
 
 @pytest.fixture(scope="module")
 def trained(
-    base: SynthesisBase, support: SupportSet, tmp_path_factory: pytest.TempPathFactory
+    base: SynthesisBase, support: SupportExamples, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, SynthesisFitted, list[tuple[str, int, int]]]:
     """A folder of a training, what it gave, and what it told."""
     folder = tmp_path_factory.mktemp("trained")
@@ -235,7 +235,7 @@ class Stopped(Exception):
 @pytest.mark.parametrize("kill_after", [3, 7])
 def test_a_training_that_was_stopped_goes_on_as_if_it_had_not_been(
     base: SynthesisBase,
-    support: SupportSet,
+    support: SupportExamples,
     trained: tuple[Path, SynthesisFitted, list[tuple[str, int, int]]],
     tmp_path: Path,
     kill_after: int,
@@ -259,17 +259,17 @@ def test_a_training_that_was_stopped_goes_on_as_if_it_had_not_been(
 
 def test_what_is_learned_of_a_type_does_not_depend_on_the_others(
     base: SynthesisBase,
-    support: SupportSet,
+    support: SupportExamples,
     trained: tuple[Path, SynthesisFitted, list[tuple[str, int, int]]],
     tmp_path: Path,
 ) -> None:
-    alone = read_support_set(support.path, [DEFECTS[1]])
+    alone = read_support_examples(support.path, [DEFECTS[1]])
     fitted = train_embedding(config(), base, alone, tmp_path, False, no_progress)
     assert list(vectors_of(fitted)) == [TYPES[1]]
     assert vectors_of(fitted)[TYPES[1]].equal(vectors_of(trained[1])[TYPES[1]])
 
 
-def test_the_loss_falls(base: SynthesisBase, support: SupportSet) -> None:
+def test_the_loss_falls(base: SynthesisBase, support: SupportExamples) -> None:
     """On draws that stay the same: what a UNet of random weights says depends on its text, but never on much of it."""
     task = task_of(base, support)
     optimizer, losses = task.optimizer(), []
@@ -282,8 +282,8 @@ def test_the_loss_falls(base: SynthesisBase, support: SupportSet) -> None:
     assert losses[-1] < 0.996 * losses[0]
 
 
-def test_a_training_in_half_precision_learns_too(base: SynthesisBase, support: SupportSet, tmp_path: Path) -> None:
-    alone = read_support_set(support.path, [DEFECTS[0]])
+def test_a_training_in_half_precision_learns_too(base: SynthesisBase, support: SupportExamples, tmp_path: Path) -> None:
+    alone = read_support_examples(support.path, [DEFECTS[0]])
     fitted = train_embedding(config(mixed_precision="bf16"), base, alone, tmp_path, False, no_progress)
     found = vectors_of(fitted)[TYPES[0]]
     assert found.dtype == torch.float32

@@ -22,6 +22,7 @@ from flawscope.config import EmbeddingConfig, InpaintingConfig, build_config
 from flawscope.datasets import open_dataset
 from flawscope.datasets.defects.descriptions import write_descriptions
 from flawscope.datasets.defects.support_set import find_support, write_support
+from flawscope.diffusion.location_words import mirrored_words
 from flawscope.diffusion.schedule import Sampling, signal_shares
 from flawscope.errors import ArgumentError, DataError, RunError
 from flawscope.progress import no_progress
@@ -29,8 +30,7 @@ from flawscope.training.synthesis.base_model import SynthesisBase
 from flawscope.training.synthesis.generator_run import SynthesisFitted, SynthesisRecord, SynthesisRun
 from flawscope.training.synthesis.inpainting import InpaintingTask, inpainting_loss, snr_weights, train_inpainting
 from flawscope.training.synthesis.lora import AdaptedUnet, restore_unet
-from flawscope.training.synthesis.prompt_templates import mirrored
-from flawscope.training.synthesis.support_examples import SupportSet, describe, read_support_set
+from flawscope.training.synthesis.support_examples import SupportExamples, describe, read_support_examples
 
 LATENT_DIFFUSION = Sampling(betas="scaled_linear", beta_start=0.00085, beta_end=0.012, start=1000, steps=50)
 
@@ -50,8 +50,8 @@ def folders(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
 
 
 @pytest.fixture(scope="module")
-def support(folders: tuple[Path, Path]) -> SupportSet:
-    return read_support_set(folders[0])
+def support(folders: tuple[Path, Path]) -> SupportExamples:
+    return read_support_examples(folders[0])
 
 
 def config(**changes: Any) -> InpaintingConfig:
@@ -61,7 +61,7 @@ def config(**changes: Any) -> InpaintingConfig:
     return made
 
 
-def task_of(base: SynthesisBase, support: SupportSet, **changes: Any) -> InpaintingTask:
+def task_of(base: SynthesisBase, support: SupportExamples, **changes: Any) -> InpaintingTask:
     return InpaintingTask(config(**changes), base, support, describe(support))
 
 
@@ -131,7 +131,7 @@ def spied(base: SynthesisBase) -> tuple[SynthesisBase, Spy]:
 @pytest.mark.parametrize("crop_defects", [True, False])
 @pytest.mark.parametrize("flips", [(0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0)])
 def test_a_step_counts_and_shows_what_mvp_diff_does(
-    base: SynthesisBase, support: SupportSet, flips: tuple[float, float], crop_defects: bool
+    base: SynthesisBase, support: SupportExamples, flips: tuple[float, float], crop_defects: bool
 ) -> None:
     task = task_of(
         base,
@@ -152,13 +152,13 @@ def test_a_step_counts_and_shows_what_mvp_diff_does(
     images, boxes, texts = [], [], []
     for number, chance in zip(numbers.tolist(), chances[2].tolist(), strict=True):
         own = described[number % 4]
-        image, box = support.pictures[number % 4].cut((SIDE, SIDE), 0.5 if crop_defects else None, own.box)
+        image, box = support.examples[number % 4].cut((SIDE, SIDE), 0.5 if crop_defects else None, own.box)
         for axis, chosen in ((1, flips[0]), (0, flips[1])):
             image, box = (np.flip(one, axis) if chosen else one for one in (image, box))
         images.append(image)
         boxes.append(box)
         sentence = own.texts[int(chance * len(own.texts))]
-        texts.append(mirrored(sentence, left_right=bool(flips[0]), top_bottom=bool(flips[1])))
+        texts.append(mirrored_words(sentence, left_right=bool(flips[0]), top_bottom=bool(flips[1])))
     autoencoder: Any = base.autoencoder
     scale = autoencoder.config.scaling_factor
     pictures = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1.0
@@ -181,7 +181,7 @@ def test_a_step_counts_and_shows_what_mvp_diff_does(
     assert float(found.detach()) == pytest.approx(float(errors.mean()), rel=1e-4)
 
 
-def test_texts_are_left_out_as_often_as_asked(base: SynthesisBase, support: SupportSet) -> None:
+def test_texts_are_left_out_as_often_as_asked(base: SynthesisBase, support: SupportExamples) -> None:
     watched, spy = spied(base)
     task = task_of(watched, support, text_drop=0.5)
     empty = torch.from_numpy(base.prompts.tokens([""], 1).tokens[0])
@@ -191,7 +191,7 @@ def test_texts_are_left_out_as_often_as_asked(base: SynthesisBase, support: Supp
     assert 96 < dropped < 160
 
 
-def test_gradients_reach_what_learns_alone(base: SynthesisBase, support: SupportSet) -> None:
+def test_gradients_reach_what_learns_alone(base: SynthesisBase, support: SupportExamples) -> None:
     task = task_of(base, support)
     task.loss(task.network, torch.arange(4), torch.Generator().manual_seed(0)).backward()
     grads = {name: one.grad for name, one in task.network.named_parameters()}
@@ -301,7 +301,7 @@ def test_runs_that_do_not_fit_the_base_are_one_sentence(base: SynthesisBase) -> 
 
 @pytest.fixture(scope="module")
 def trained(
-    base: SynthesisBase, support: SupportSet, folders: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
+    base: SynthesisBase, support: SupportExamples, folders: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, SynthesisFitted]:
     folder = tmp_path_factory.mktemp("trained")
     settings = config(descriptions=str(folders[1]), preview_every=2)
@@ -341,7 +341,7 @@ class Stopped(Exception):
 @pytest.mark.parametrize("adapt", ["lora", "full"])
 def test_a_training_that_was_stopped_goes_on_as_if_it_had_not_been(
     base: SynthesisBase,
-    support: SupportSet,
+    support: SupportExamples,
     folders: tuple[Path, Path],
     trained: tuple[Path, SynthesisFitted],
     tmp_path: Path,
@@ -370,7 +370,7 @@ def test_a_training_that_was_stopped_goes_on_as_if_it_had_not_been(
 
 @pytest.mark.parametrize(("changes", "share"), [({}, 0.99), ({"mixed_precision": "bf16", "adapt": "full"}, 0.8)])
 def test_the_loss_falls_and_the_base_stays(
-    base: SynthesisBase, support: SupportSet, tmp_path: Path, changes: dict[str, Any], share: float
+    base: SynthesisBase, support: SupportExamples, tmp_path: Path, changes: dict[str, Any], share: float
 ) -> None:
     before = {name: value.clone() for name, value in base.unet.state_dict().items()}
     settings = config(repeats=16, **changes)
@@ -388,8 +388,8 @@ def test_the_loss_falls_and_the_base_stays(
     assert all(value.equal(before[name]) for name, value in base.unet.state_dict().items())
 
 
-def test_what_does_not_fit_is_one_sentence(base: SynthesisBase, support: SupportSet, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"expected descriptions, got: .* synth describe --support"):
+def test_what_does_not_fit_is_one_sentence(base: SynthesisBase, support: SupportExamples, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="expected descriptions, which flawscope synth describe makes, got"):
         train_inpainting(config(descriptions=str(tmp_path)), base, support, tmp_path, False, no_progress)
     with pytest.raises(ArgumentError, match=r"resize: expected \[16, 16\], the pictures of the base, got \[32, 32\]"):
         task_of(base, support, resize=32)

@@ -16,12 +16,12 @@ from flawscope.datasets import Dataset, content_hash, open_dataset
 from flawscope.datasets.defects import captions
 from flawscope.datasets.defects.descriptions import write_descriptions
 from flawscope.datasets.defects.support_set import find_support, write_support
-from flawscope.diffusion.location_words import LOCATIONS, location_of
+from flawscope.diffusion.location_words import LOCATIONS, location_of, mirrored_words, without_location
 from flawscope.errors import ArgumentError, DataError
 from flawscope.imaging.boxes import bounds_of, boxes_of
 from flawscope.imaging.images import Preprocessing, prepare, read_image, read_mask
 from flawscope.training.synthesis import prompt_templates
-from flawscope.training.synthesis.support_examples import SupportSet, describe, read_support_set
+from flawscope.training.synthesis.support_examples import SupportExamples, describe, read_support_examples
 
 
 @pytest.fixture(scope="module")
@@ -64,30 +64,30 @@ def reason(raised: pytest.ExceptionInfo[Exception]) -> str:
 def test_pictures_are_those_of_the_record_with_the_originals_hashes(
     written: tuple[Path, Path], dataset: Dataset
 ) -> None:
-    found = read_support_set(written[0])
+    found = read_support_examples(written[0])
     assert found.types == tuple((CATEGORY, defect) for defect in DEFECTS)
-    assert len(found.pictures) == 4
+    assert len(found.examples) == 4
     assert [one.type for one in found.of(CATEGORY, DEFECTS[1])] == [f"{CATEGORY}/{DEFECTS[1]}"] * 2
     samples = {str(one.path.relative_to(dataset.root)): one for one in dataset.samples}
-    for one in found.pictures:
-        original = samples[one.source]
+    for one in found.examples:
+        original = samples[one.record.source]
         assert original.mask is not None
-        assert one.sha256 == content_hash(original.path)
+        assert one.record.content == content_hash(original.path)
         assert (one.image == read_image(original.path)).all()
         assert (one.mask == read_mask(original.mask)).all()
-        assert one.picture.stem == one.name
-        assert one.picture.is_file()
+        assert one.image_file.stem == one.name
+        assert one.image_file.is_file()
         assert one.mask_file.is_file()
 
 
 @pytest.mark.parametrize("wanted", [DEFECTS[1], f"{CATEGORY}/{DEFECTS[1]}"])
 def test_defect_types_can_be_chosen_with_and_without_their_category(written: tuple[Path, Path], wanted: str) -> None:
-    assert read_support_set(written[0], [wanted]).types == ((CATEGORY, DEFECTS[1]),)
+    assert read_support_examples(written[0], [wanted]).types == ((CATEGORY, DEFECTS[1]),)
 
 
 def test_an_unknown_defect_type_is_answered_with_the_known_ones(written: tuple[Path, Path]) -> None:
     with pytest.raises(ArgumentError) as raised:
-        read_support_set(written[0], [DEFECTS[0], "crack"])
+        read_support_examples(written[0], [DEFECTS[0], "crack"])
     assert "expected some of steel/pitting, steel/stain" in reason(raised)
     assert "got 'crack'" in reason(raised)
 
@@ -96,51 +96,53 @@ def test_an_unknown_defect_type_is_answered_with_the_known_ones(written: tuple[P
 @pytest.mark.parametrize("field", ["picture", "mask"])
 def test_a_place_outside_the_folder_is_refused(copies: tuple[Path, Path], field: str, place: str) -> None:
     with pytest.raises(DataError, match=r"support\.json: expected"):
-        read_support_set(changed(copies[0], **{field: place}))
+        read_support_examples(changed(copies[0], **{field: place}))
 
 
 @pytest.mark.parametrize(
     ("fields", "match"),
     [
-        ({"defect": "../up"}, "expected names that a folder can have, got '../up'"),
-        ({"category": ".hidden"}, "expected names that a folder can have"),
-        ({"content": "abc"}, "expected what flawscope synth writes"),
-        ({"defect": 3}, "expected what flawscope synth writes"),
+        ({"defect": "../up"}, "defect type: expected a name that a folder can have, got '../up'"),
+        ({"category": ".hidden"}, "category: expected a name that a folder can have"),
+        ({"content": "abc"}, "expected the record of a support set"),
+        ({"source": ""}, "expected the record of a support set"),
+        ({"defect": 3}, "expected the record of a support set"),
+        ({"colour": "red"}, "unknown field `colour`"),
     ],
 )
 def test_a_broken_record_is_one_sentence(copies: tuple[Path, Path], fields: dict[str, Any], match: str) -> None:
     with pytest.raises(DataError, match=match) as raised:
-        read_support_set(changed(copies[0], **fields))
+        read_support_examples(changed(copies[0], **fields))
     assert "support.json" in reason(raised)
 
 
 def test_a_picture_that_is_named_twice_is_refused(copies: tuple[Path, Path]) -> None:
     record = json.loads((copies[0] / "support.json").read_text())
     with pytest.raises(DataError, match="every picture once"):
-        read_support_set(changed(copies[0], 1, **record["pictures"][0]))
+        read_support_examples(changed(copies[0], 1, **record["pictures"][0]))
 
 
 def test_what_lacks_or_does_not_fit_is_one_sentence(copies: tuple[Path, Path], tmp_path: Path) -> None:
     with pytest.raises(DataError, match="expected the record of a support set") as raised:
-        read_support_set(tmp_path / "nowhere")
+        read_support_examples(tmp_path / "nowhere")
     assert "flawscope synth support" in reason(raised)
-    one = read_support_set(copies[0]).pictures[0]
+    one = read_support_examples(copies[0]).examples[0]
     cv2.imwrite(str(one.mask_file), np.zeros(one.mask.shape, np.uint8))
     with pytest.raises(DataError, match="expected white pixels"):
-        read_support_set(copies[0])
+        read_support_examples(copies[0])
     cv2.imwrite(str(one.mask_file), np.full((32, 48), 255, np.uint8))
     with pytest.raises(DataError, match=r"expected a mask of 64x64 pixels .* got 48x32"):
-        read_support_set(copies[0])
-    one.picture.unlink()
+        read_support_examples(copies[0])
+    one.image_file.unlink()
     with pytest.raises(DataError, match="could not be read"):
-        read_support_set(copies[0])
+        read_support_examples(copies[0])
 
 
 # ---- How pictures are cut --------------------------------------------------------------------------------------------
 
 
 def test_a_cut_shows_the_defect_larger_and_the_whole_picture_does_not(written: tuple[Path, Path]) -> None:
-    for one in read_support_set(written[0]).pictures:
+    for one in read_support_examples(written[0]).examples:
         image, mask = one.cut((32, 32), None)
         assert (image == prepare(one.image, Preprocessing(resize=(32, 32)))).all()
         assert (mask == one.mask.reshape(32, 2, 32, 2).any(axis=(1, 3))).all()
@@ -156,11 +158,11 @@ def test_a_cut_shows_the_defect_larger_and_the_whole_picture_does_not(written: t
 
 
 def test_descriptions_of_the_same_support_set_are_found(written: tuple[Path, Path]) -> None:
-    support = read_support_set(written[0])
+    support = read_support_examples(written[0])
     found = describe(support, written[1])
     built_in = describe(support)
     assert len(found) == len(built_in) == 4
-    for one, told, own in zip(support.pictures, found, built_in, strict=True):
+    for one, told, own in zip(support.examples, found, built_in, strict=True):
         assert (told.box == own.box).all()
         assert not (one.mask & ~told.box).any()
         assert len(told.texts) == len(captions.FRAMES)
@@ -169,32 +171,36 @@ def test_descriptions_of_the_same_support_set_are_found(written: tuple[Path, Pat
         assert all(place in text.lower() for text in (*told.texts, *own.texts))
 
 
-def spoilt(support: SupportSet, folder: Path, match: str) -> None:
+def spoilt(support: SupportExamples, folder: Path, match: str) -> None:
     with pytest.raises(DataError, match=match) as raised:
         describe(support, folder)
     assert "\n" not in str(raised.value)
 
 
 def test_descriptions_that_do_not_fit_are_one_sentence(copies: tuple[Path, Path], tmp_path: Path) -> None:
-    support, folder = read_support_set(copies[0]), copies[1]
-    spoilt(support, tmp_path / "nowhere", r"expected descriptions, got: .* synth describe --support")
+    support, folder = read_support_examples(copies[0]), copies[1]
+    spoilt(
+        support, tmp_path / "nowhere", r"expected descriptions, which flawscope synth describe makes, got: No such file"
+    )
     path = folder / CATEGORY / f"{CATEGORY}_train.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()]
 
     def write(**fields: Any) -> None:
         path.write_text("".join(json.dumps(line | fields) + "\n" for line in lines))
 
-    first = support.pictures[0]
+    first = support.examples[0]
     write(text=[])
-    spoilt(support, folder, r"_train\.jsonl:1: expected what flawscope synth writes")
+    spoilt(support, folder, r"_train\.jsonl: line 1: expected image, fault, mask, text")
     write(mask="../mask.png")
-    spoilt(support, folder, r"_train\.jsonl:1: expected a path below")
+    spoilt(support, folder, r"_train\.jsonl: line 1: expected a path below")
     write(mask="steel/bbox/none.png")
     spoilt(support, folder, "could not be read")
     write(defect="crack")
-    spoilt(support, folder, rf"expected a line for the support picture {first.source} .* synth describe --support")
+    spoilt(
+        support, folder, rf"expected a line for the support picture {first.record.source} .* synth describe --support"
+    )
     write()
-    box = folder / next(line["mask"] for line in lines if line["fault"] == first.source)
+    box = folder / next(line["mask"] for line in lines if line["fault"] == first.record.source)
     cv2.imwrite(str(box), np.full((32, 32), 255, np.uint8))
     spoilt(support, folder, "expected a mask of 64x64")
     elsewhere = (~boxes_of(first.mask)[0].to_mask(first.mask.shape)).astype(np.uint8) * 255
@@ -216,12 +222,12 @@ def test_a_place_can_be_left_open_and_is_exchanged_in_a_mirror(row: int, column:
         *prompt_templates.defect_sentences("metal_nut", "bent", place),
         f"{place.capitalize()} of it lies dirt",
     ):
-        assert prompt_templates.without_location(text).count("{location}") == 1
-        assert place not in prompt_templates.without_location(text).lower()
-        assert prompt_templates.mirrored(text, left_right=False, top_bottom=False) == text
-        turned = prompt_templates.mirrored(text, left_right=True, top_bottom=True)
+        assert without_location(text).count("{location}") == 1
+        assert place not in without_location(text).lower()
+        assert mirrored_words(text, left_right=False, top_bottom=False) == text
+        turned = mirrored_words(text, left_right=True, top_bottom=True)
         assert LOCATIONS[2 - row][2 - column] in turned.lower()
-        assert prompt_templates.mirrored(turned, left_right=True, top_bottom=True) == text
-        sideways = prompt_templates.mirrored(text, left_right=True, top_bottom=False)
+        assert mirrored_words(turned, left_right=True, top_bottom=True) == text
+        sideways = mirrored_words(text, left_right=True, top_bottom=False)
         assert LOCATIONS[row][2 - column] in sideways.lower()
-        assert prompt_templates.without_location(sideways) == prompt_templates.without_location(text)
+        assert without_location(sideways) == without_location(text)

@@ -1,0 +1,23 @@
+"""Options of `synth` that several of its commands have: the dataset and its category."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+PATH = click.Path(path_type=Path)
+
+CATEGORY = click.option(
+    "--category", "--classname", "--class_name", "category", metavar="NAME", help="Category below ROOT, or all."
+)
+
+
+def data_option(help_text: str = "The dataset.", *, required: bool = True) -> Callable[[Command], Command]:
+    """Return the option that names the dataset; both spellings of the published scripts are taken too."""
+    names = ("--data", "--dataset", "--dataset_dir", "data")
+    return click.option(*names, type=PATH, required=required, metavar="ROOT", help=help_text)
