@@ -1,4 +1,4 @@
-"""`flawscope synth`: support sets, boxes, masks and descriptions, drawn defects, and datasets of them."""
+"""`flawscope synth support|boxes|masks|describe`: sets that defects are drawn from."""
 
 from __future__ import annotations
 
@@ -23,8 +23,6 @@ from flawscope.datasets.defects.set_files import SHEET
 from flawscope.datasets.defects.support_set import find_support, read_support, write_support
 from flawscope.datasets.fingerprints import Progress
 from flawscope.errors import DataError
-from flawscope.runtime.synthesis.generate_command import dataset, generate
-from flawscope.runtime.synthesis.import_command import import_command
 from flawscope.terminal import progress_bars
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -78,15 +76,7 @@ _OVERLAP = click.option(
 _TRIES = click.option("--tries", default=_MASKS.tries, show_default=True, help="Rectangles drawn for one box at most.")
 
 
-@click.group()
-def synth() -> None:
-    """Synthesise defects: support sets, boxes, masks and descriptions, drawn defects, and datasets of them.
-
-    Everything is drawn by a seed and recorded; the same seed gives the same files. Every folder has a contact sheet.
-    """
-
-
-@synth.command()
+@click.command()
 @_data()
 @_CATEGORY
 @click.option("--shots", "--k", "--k_shot", "shots", default=3, show_default=True, help="Pictures of each defect type.")
@@ -127,7 +117,7 @@ def support(
     _tell(out, record.passed_over)
 
 
-@synth.command()
+@click.command()
 @_data()
 @_CATEGORY
 @_SUPPORT
@@ -206,7 +196,7 @@ def boxes(
     _tell(out, record.passed_over)
 
 
-@synth.command()
+@click.command()
 @click.option(
     "--ranges",
     type=_PATH,
@@ -281,7 +271,7 @@ def masks(
     _tell(out, {})
 
 
-@synth.command()
+@click.command()
 @_data()
 @_CATEGORY
 @_SUPPORT
@@ -348,7 +338,3 @@ def _tell(out: Path, passed_over: Mapping[str, str]) -> None:
     for reason, number in Counter(passed_over.values()).items():
         click.echo(f"passed over: {number}, {reason}")
     click.echo(f"overview: {out / SHEET}")
-
-
-for _command in (generate, dataset, import_command):
-    synth.add_command(_command)
