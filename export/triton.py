@@ -1,8 +1,8 @@
 """A Triton model repository from a bundle: `REPOSITORY/NAME/` with configuration, graph, labels and a record.
 
 Triton Inference Server runs `score.onnx` in its ONNX Runtime backend and batches requests of several clients. It knows
-neither pictures nor thresholds: clients decode and resize before (`flawscope.imaging.images`) and decide afterwards, with the
-numbers of `flawscope.json`.
+neither pictures nor thresholds: clients decode and resize before (`flawscope.imaging.images`) and decide afterwards,
+with the numbers of `flawscope.json`.
 
 Source: Triton's user guide (model repository, model configuration, batchers) and `model_config.proto` of
 triton-inference-server/common. A graph with external data is a folder `1/model.onnx/` there, and an output of one
@@ -24,6 +24,7 @@ import numpy as np
 
 from flawscope.bundle import Bundle, FileEntry, Golden, Manifest, Thresholds, open_bundle
 from flawscope.errors import ArgumentError, BackendError, BundleError, GateError
+from flawscope.export.source_kind import is_run
 from flawscope.files import atomic_folder, sha256_file, storage_errors
 from flawscope.imaging.images import Preprocessing, prepare, read_image
 from flawscope.runtime.backends.ort import import_onnxruntime
@@ -45,8 +46,8 @@ LABEL = "anomaly_score"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 _OUTPUTS = ("anomaly_map", "score")
 _RULES = (
-    "flawscope.imaging.images.decode_image, then flawscope.imaging.images.prepare: uint8 RGB [H, W, 3]; cast and normalisation are in "
-    "the graph"
+    "flawscope.imaging.images.decode_image, then flawscope.imaging.images.prepare: uint8 RGB [H, W, 3]; cast and "
+    "normalisation are in the graph"
 )
 _DECISION = (
     "fault if score or anomaly_map is not finite, if there is no answer or if thresholds is null; "
@@ -116,11 +117,6 @@ class TritonRecord(msgspec.Struct, frozen=True):
     schema: int = 1
 
 
-def is_run(source: Path) -> bool:
-    """Return whether `source` is the folder of a training run, not a bundle."""
-    return (source / "run.json").is_file()
-
-
 @contextmanager
 def bundle_of(source: Path, export: Callable[[Path], object]) -> Iterator[Bundle]:
     """Yield the bundle at `source`, or the one that `export` makes of the run there.
@@ -175,7 +171,7 @@ def write_triton(bundle: Bundle, repository: Path, options: TritonOptions | None
     manifest = bundle.manifest
     if manifest.tiling is not None:
         raise ArgumentError(
-            f"--format triton: expected a bundle that takes pictures whole, got {bundle.path}, which takes them in "
+            f"export-triton: expected a bundle that takes pictures whole, got {bundle.path}, which takes them in "
             "tiles. Triton cuts no tiles: run it with flawscope."
         )
     name = _checked_name(manifest.name if options.name is None else options.name)

@@ -57,7 +57,7 @@ def test_every_module_of_a_lean_room_imports_without_training_libraries(room):
                 names.append(module.name)
         print(*names, sep="\\n")
     """
-    heavy = ("flawscope.training", "flawscope.export")
+    heavy = ("flawscope.training", "flawscope.export", "flawscope.workflows")
     imported = python(code, room, *heavy).splitlines()
     assert len(imported) > 1
     assert (
@@ -159,6 +159,7 @@ def test_every_verb_and_every_command_below_it_shows_its_help_without_training_l
     [
         (["train", "padim", "--data", "DATA", "--out", "OUT"], "training", "train"),
         (["export", "RUN", "--out", "OUT"], "exporting", "export"),
+        (["explain", "RUN"], "explaining differences", "export"),
     ],
 )
 def test_a_verb_that_needs_training_libraries_says_how_to_install_them(tmp_path, arguments, feature, extra):
