@@ -20,7 +20,9 @@ except ModuleNotFoundError:  # Python 3.10; pyproject.toml asks for tomli there,
     import tomli as tomllib
 
 ROOT = Path(__file__).resolve().parent.parent
-ROOMS: tuple[str, ...] = tuple(tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["flawscope"]["rooms"])
+ROOMS: tuple[str, ...] = tuple(
+    tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["flawscope"]["rooms"]
+)
 """Folders beside `core/`, each of them the package `flawscope.NAME`."""
 TREE = ROOT / "build" / "typing"
 """The folder that goes on the path of static tools."""
