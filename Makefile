@@ -11,7 +11,7 @@ FP16   := $(VENV)/fp16/.installed
 export FLAWSCOPE_MODELOPT_PYTHON ?= $(abspath $(VENV)/fp16/bin/python)
 CMAKE  := $(BIN)/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) -DPython_EXECUTABLE=$(abspath $(BIN)/python)
 
-.PHONY: demo test check format lean native sanitize clean
+.PHONY: demo test check links format lean native sanitize clean
 
 demo: $(NATIVE)
 	$(BIN)/flawscope demo --out demo
@@ -19,11 +19,14 @@ demo: $(NATIVE)
 test: $(NATIVE) $(FP16)
 	$(BIN)/python -m pytest tests
 
-# Static checks read a tree of links, because none of them follows the mapping of folders to packages.
-check: $(STAMP)
+# Static checks and editors read a tree of links, because none of them follows the mapping of folders to packages. The
+# installation makes it; here it learns of files that were added directly below core/ since.
+links: $(STAMP)
+	$(BIN)/python tools/linktree.py
+
+check: links
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python tools/linktree.py
 	$(BIN)/mypy
 	cd build/typing && ../../$(BIN)/lint-imports --config ../../pyproject.toml
 
@@ -50,7 +53,7 @@ sanitize: $(STAMP)
 	$(BIN)/cmake --build build/sanitize
 	$(BIN)/python tools/sanitize.py build/sanitize
 
-$(STAMP): pyproject.toml setup.py constraints.txt
+$(STAMP): pyproject.toml setup.py tools/linktree.py constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "flawscope needs Python 3.10 or newer")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1" "setuptools>=77"

@@ -14,20 +14,15 @@ from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.editable_wheel import editable_wheel
 from setuptools.errors import CompileError
 
 ROOT = Path(__file__).parent.resolve()
+sys.path.insert(0, str(ROOT / "tools"))  # a build backend runs this file without the project's folders on the path
+from linktree import ROOMS, make_tree  # noqa: E402
 
 # Import name -> folder. `core/` is the package `flawscope` itself.
-PACKAGE_DIR = {
-    "flawscope": "core",
-    "flawscope.cpp_ext": "cpp_ext",
-    "flawscope.runtime": "runtime",
-    "flawscope.calibration": "calibration",
-    "flawscope.training": "training",
-    "flawscope.export": "export",
-    "flawscope.workflows": "workflows",
-}
+PACKAGE_DIR = {"flawscope": "core", **{f"flawscope.{room}": room for room in ROOMS}}
 NATIVE = os.environ.get("FLAWSCOPE_NATIVE", "1") != "0"
 
 
@@ -68,6 +63,15 @@ class CMakeBuild(build_ext):
             ) from err
 
 
+class EditableWheel(editable_wheel):
+    """Install for development, with the tree of links through which editors and type checkers see the packages."""
+
+    def run(self) -> None:
+        """Make the editable wheel, then the tree."""
+        super().run()
+        make_tree()
+
+
 setup(
     package_dir=PACKAGE_DIR,
     packages=[
@@ -82,5 +86,5 @@ setup(
         "flawscope.training": ["presets/*.yml"],
     },
     ext_modules=[CMakeExtension("flawscope.cpp_ext._native", "cpp_ext")] if NATIVE else [],
-    cmdclass={"build_ext": CMakeBuild},
+    cmdclass={"build_ext": CMakeBuild, "editable_wheel": EditableWheel},
 )

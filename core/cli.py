@@ -1,107 +1,79 @@
 """The command root: `flawscope VERB`, with every verb imported only when it is called.
 
-`flawscope score` must start fast and must not import torch, so the root knows its verbs by name alone.
+`flawscope score` must start fast and must not import torch, so every group knows its verbs by the names of
+`flawscope.verbs` alone.
 """
 
 from __future__ import annotations
 
 import importlib
+import inspect
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from flawscope import __version__
 from flawscope.errors import FlawscopeError
-
-# verb -> (module:attribute, one line for --help)
-VERBS = {
-    "demo": ("flawscope.workflows.demo_command:demo", "Generate parts, train, export, score and report, offline."),
-    "doctor": ("flawscope.runtime.doctor.doctor_command:doctor", "Show devices, backends, versions and kernels."),
-    "data": ("flawscope.datasets.data_command:data", "Look at a dataset, or generate one."),
-    "pipeline": (
-        "flawscope.workflows.pipeline_command:pipeline",
-        "Train, export, set thresholds and evaluate in one go.",
-    ),
-    "train": ("flawscope.training.train_command:train", "Learn what good parts look like."),
-    "export": ("flawscope.export.export_command:export", "Turn a training run into a bundle."),
-    "calibrate": ("flawscope.calibration.thresholds.calibrate_command:calibrate", "Set the thresholds of a bundle."),
-    "evaluate": ("flawscope.calibration.evaluation.evaluate_command:evaluate", "Measure a bundle on labelled images."),
-    "sampling": (
-        "flawscope.calibration.evaluation.sampling_command:sampling",
-        "Compare few-step samplings of ddad and dsad.",
-    ),
-    "score": ("flawscope.runtime.score_command:score", "Decide on images with a bundle."),
-    "engine": (
-        "flawscope.runtime.engines.engine_command:engine",
-        "Build, list or clear TensorRT engines of this machine.",
-    ),
-    "bench": (
-        "flawscope.runtime.bench.bench_command:bench_command",
-        "Measure latency, throughput and memory of a bundle.",
-    ),
-    "synth": (
-        "flawscope.runtime.synthesis.synth_command:synth",
-        "Draw defects: support sets, boxes, texts, pictures, datasets.",
-    ),
-    "bundle": ("flawscope.bundle.bundle_command:bundle", "Show, verify, pack or combine bundles."),
-}
-
-
-# group -> command below it that is at home in another room -> module:attribute
-_ELSEWHERE = {"synth": {"judge": "flawscope.workflows.utility.judge_command:judge"}}
-
-
-class JoinedGroup(click.Group):
-    """A group of one room with commands of others, which are imported when they are called.
-
-    Args:
-        group: The group.
-        elsewhere: Name of a command -> module:attribute.
-    """
-
-    def __init__(self, group: click.Group, elsewhere: Mapping[str, str]) -> None:
-        super().__init__(group.name, callback=group.callback, params=group.params, help=group.help)
-        self._group, self._elsewhere = group, elsewhere
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """Return the names of all commands in alphabetical order."""
-        return sorted({*self._group.list_commands(ctx), *self._elsewhere})
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Return a command, imported if it is of another room."""
-        if cmd_name in self._elsewhere:
-            return _load(self._elsewhere[cmd_name])
-        return self._group.get_command(ctx, cmd_name)
-
-
-def _load(place: str) -> click.Command:
-    module, _, attribute = place.partition(":")
-    command: click.Command = getattr(importlib.import_module(module), attribute)
-    return command
+from flawscope.verbs import VERBS, Alias, Group, Row
 
 
 class LazyGroup(click.Group):
-    """A click group whose commands are imported when they are called, not when they are listed."""
+    """A click group whose commands are imported when they are called, not when they are listed.
+
+    It overrides each method of click that would import every command to show a list of them: a list takes names and
+    lines from the table.
+
+    Args:
+        rows: Name -> row of `flawscope.verbs`. By default those of the root.
+        attributes: What click.Group takes.
+    """
+
+    def __init__(self, *, rows: Mapping[str, Row] = VERBS, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        self.rows = rows
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Return the verbs in the order of the main job."""
-        return list(VERBS)
+        """Return the verbs in the order of the table, without their earlier names."""
+        return [name for name, _ in self._lines()]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import and return one verb."""
-        if cmd_name not in VERBS:
+        """Import and return one verb, also by an earlier name."""
+        row = self.rows.get(cmd_name)
+        if row is None:
             return None
-        command = _load(VERBS[cmd_name][0])
-        if cmd_name in _ELSEWHERE and isinstance(command, click.Group):
-            return JoinedGroup(command, _ELSEWHERE[cmd_name])
+        if isinstance(row, Alias):
+            return self.get_command(ctx, row.alias_of)
+        if isinstance(row, Group):
+            return LazyGroup(name=cmd_name, rows=row.rows, help=inspect.cleandoc(row.text or row.line))
+        module, _, attribute = row.place.partition(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the verb that was typed; an earlier name becomes the present one."""
+        name, command, rest = super().resolve_command(ctx, args)
+        # Click names help, errors and environment variables after what was typed, not after the command found.
+        row = None if name is None else self.rows.get(name)
+        return (row.alias_of if isinstance(row, Alias) else name), command, rest
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the verbs with their one-liners, without importing any of them."""
         with formatter.section("Commands"):
-            formatter.write_dl([(name, line) for name, (_, line) in VERBS.items()])
+            formatter.write_dl(self._lines())
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Return the verbs that begin like this, without importing any of them."""
+        verbs = [CompletionItem(name, help=line) for name, line in self._lines() if name.startswith(incomplete)]
+        # Not super(): click.Group would add the verbs once more, and import each to do so.
+        return verbs + click.Command.shell_complete(self, ctx, incomplete)
+
+    def _lines(self) -> list[tuple[str, str]]:
+        return [(name, row.line) for name, row in self.rows.items() if not isinstance(row, Alias)]
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "FLAWSCOPE"})

@@ -1,4 +1,4 @@
-"""What `export --explain` compares: torch with the exported graph, or the graphs of a bundle with each other."""
+"""What `flawscope explain` compares: torch with the exported graph, or the graphs of a bundle with each other."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from flawscope.bundle import Bundle, open_bundle
 from flawscope.errors import ArgumentError, RunError
 from flawscope.export.explain import TOLERANCES, Explanation, GraphSide, explain
 from flawscope.export.onnx_trace import export_module
+from flawscope.export.source_kind import is_run
 from flawscope.imaging.images import decode_image, prepare
 from flawscope.progress import Progress, no_progress
 from flawscope.runtime.backends.ort import cuda_problem
@@ -106,7 +107,7 @@ def _module_outputs(features: nn.Module, nodes: dict[str, onnx.NodeProto]) -> di
 
 
 _SEVERAL = (
-    "--explain: expected a detector whose score is one graph, got one with several. The parity gate of "
+    "explain: expected a detector whose score is one graph, got one with several. The parity gate of "
     "flawscope export compares those as a whole."
 )
 
@@ -195,7 +196,7 @@ def explain_source(
     source: Path, against: Sequence[str], tolerance: float | None, progress: Progress = no_progress
 ) -> list[Explanation]:
     """Explain a run or a bundle; see `explain_run` and `explain_bundle`."""
-    if (source / "run.json").is_file():
+    if is_run(source):
         if against:
             raise ArgumentError(f"--against: expected it with a bundle, got it with the run {source}. Leave it out.")
         return [explain_run(source, tolerance, progress)]

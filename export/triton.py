@@ -24,6 +24,7 @@ import numpy as np
 
 from flawscope.bundle import Bundle, FileEntry, Golden, Manifest, Thresholds, open_bundle
 from flawscope.errors import ArgumentError, BackendError, BundleError, GateError
+from flawscope.export.source_kind import is_run
 from flawscope.files import atomic_folder, sha256_file, storage_errors
 from flawscope.imaging.images import Preprocessing, prepare, read_image
 from flawscope.runtime.backends.ort import import_onnxruntime
@@ -116,11 +117,6 @@ class TritonRecord(msgspec.Struct, frozen=True):
     schema: int = 1
 
 
-def is_run(source: Path) -> bool:
-    """Return whether `source` is the folder of a training run, not a bundle."""
-    return (source / "run.json").is_file()
-
-
 @contextmanager
 def bundle_of(source: Path, export: Callable[[Path], object]) -> Iterator[Bundle]:
     """Yield the bundle at `source`, or the one that `export` makes of the run there.
@@ -175,7 +171,7 @@ def write_triton(bundle: Bundle, repository: Path, options: TritonOptions | None
     manifest = bundle.manifest
     if manifest.tiling is not None:
         raise ArgumentError(
-            f"--format triton: expected a bundle that takes pictures whole, got {bundle.path}, which takes them in "
+            f"export-triton: expected a bundle that takes pictures whole, got {bundle.path}, which takes them in "
             "tiles. Triton cuts no tiles: run it with flawscope."
         )
     name = _checked_name(manifest.name if options.name is None else options.name)

@@ -1,8 +1,7 @@
-"""`flawscope bundle info|verify|pack`, and `combine`, which is at home in `calibration`."""
+"""`flawscope bundle info|verify|pack`; `combine` is at home in `calibration`."""
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 
 import click
@@ -15,30 +14,8 @@ from flawscope.imaging.tiles import Tiling
 
 _BUNDLE = click.argument("path", metavar="BUNDLE", type=click.Path(path_type=Path))
 
-# command -> module:attribute of another room, known by name alone, as the root knows its verbs
-_ELSEWHERE = {"combine": "flawscope.calibration.thresholds.combine_command:combine"}
 
-
-class _BundleGroup(click.Group):
-    """The commands of this module, and those of other rooms, which are imported when they are called."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted([*super().list_commands(ctx), *_ELSEWHERE])
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in _ELSEWHERE:
-            return super().get_command(ctx, cmd_name)
-        module, _, attribute = _ELSEWHERE[cmd_name].partition(":")
-        command: click.Command = getattr(importlib.import_module(module), attribute)
-        return command
-
-
-@click.group(cls=_BundleGroup)
-def bundle() -> None:
-    """Show, verify, pack or combine bundles."""
-
-
-@bundle.command()
+@click.command()
 @_BUNDLE
 @click.option("--json", "as_json", is_flag=True, help="Print the whole manifest as JSON.")
 def info(path: Path, as_json: bool) -> None:
@@ -155,7 +132,7 @@ def _threshold(threshold: Threshold) -> str:
     return text + ")"
 
 
-@bundle.command()
+@click.command()
 @_BUNDLE
 def verify(path: Path) -> None:
     """Check every hash of a bundle. Exit status 1 when something was changed, 2 when there is no bundle."""
@@ -170,7 +147,7 @@ def verify(path: Path) -> None:
     click.echo(f"{path}: {len(manifest.files)} files are as listed, identity {manifest.digest}")
 
 
-@bundle.command()
+@click.command()
 @_BUNDLE
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="File to write.")
 def pack(path: Path, out: Path) -> None:

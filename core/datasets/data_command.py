@@ -1,4 +1,4 @@
-"""`flawscope data`: look at a dataset, or generate one."""
+"""`flawscope data inspect|demo`: look at a dataset, or generate one."""
 
 from __future__ import annotations
 
@@ -27,12 +27,7 @@ _LAYOUTS = {
 }
 
 
-@click.group()
-def data() -> None:
-    """Look at a dataset, or generate one."""
-
-
-@data.command()
+@click.command()
 @click.argument("root", type=click.Path(path_type=Path))
 @click.option(
     "--category", metavar="NAME", help="Category below ROOT, or all: one set of all of them. Without it, each alone."
@@ -68,7 +63,7 @@ def inspect(root: Path, category: str | None, as_json: bool, list_all: bool) -> 
         raise click.exceptions.Exit(2)
 
 
-@data.command()
+@click.command()
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @click.option("--kind", "kinds", metavar="NAME", multiple=True, help="Kind of part; may be given again. Default: all.")
 @click.option("--seed", default=0, show_default=True, help="Another seed draws other parts.")

@@ -28,19 +28,10 @@ from flawscope.terminal import progress_bars
 _GRAPHS = ("auto", "features", "score", "text", "encode", "denoise", "decode", "compare")
 
 
-@click.group("engine")
-def engine() -> None:
-    """Build, list and clear the TensorRT engines of this machine.
-
-    An engine is compiled from a bundle for one GPU, driver and TensorRT version and kept in a cache; bundles are what
-    is shipped. The cache is the folder FLAWSCOPE_ENGINES, or flawscope/engines in the user's cache folder.
-    """
-
-
 _cache_option = click.option("--cache", type=click.Path(path_type=Path, file_okay=False), help="Folder of the engines.")
 
 
-@engine.command("build")
+@click.command("build")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--runtime", type=click.Choice(RUNTIMES), default="auto", show_default=True)
 @click.option(
@@ -58,7 +49,7 @@ _cache_option = click.option("--cache", type=click.Path(path_type=Path, file_oka
 @click.option("--no-build", is_flag=True, help="Only look whether an engine fits; if none does, say why and fail.")
 @click.option("--force", is_flag=True, help="Build even if an engine fits.")
 @_cache_option
-def build_command(
+def build(
     bundle: Path,
     runtime: str,
     graph: str,
@@ -122,10 +113,10 @@ def _show_engine(ensured: Ensured) -> None:
         click.echo(f"no report of its layers: {entry.layers_missing}")
 
 
-@engine.command("list")
+@click.command("list")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @_cache_option
-def list_command(as_json: bool, cache: Path | None) -> int:
+def list_engines(as_json: bool, cache: Path | None) -> int:
     """List the engines of this machine and check each file. Exit status 1 when one must not be used."""
     root = EngineCache(cache)
     found = list(root.all())
@@ -146,11 +137,11 @@ def list_command(as_json: bool, cache: Path | None) -> int:
     return status
 
 
-@engine.command("clear")
+@click.command("clear")
 @click.option("--bundle", "name", metavar="NAME", help="Only engines of this bundle.")
 @click.option("--broken", is_flag=True, help="Only engines that must not be used.")
 @_cache_option
-def clear_command(name: str | None, broken: bool, cache: Path | None) -> None:
+def clear(name: str | None, broken: bool, cache: Path | None) -> None:
     """Remove engines from the cache; they are built again when they are needed."""
     root = EngineCache(cache)
     freed = count = 0

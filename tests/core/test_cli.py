@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import io
+import os
 import subprocess
 import sys
+import types
 
 import click
 import pytest
 
 from flawscope import __version__, cli, errors, terminal
-from flawscope.cli import VERBS, main, run
+from flawscope.cli import LazyGroup, main, run
+from flawscope.verbs import VERBS, Alias, Group, Verb
 
 
 def flawscope(*arguments, **options):
@@ -66,25 +70,117 @@ def test_the_version_is_shown(capsys):
     assert capsys.readouterr() == (f"flawscope, version {__version__}\n", "")
 
 
+def places(rows=VERBS, path=()):
+    """Return the words that are typed -> row, of every verb, group and earlier name."""
+    listed = {}
+    for name, row in rows.items():
+        listed[(*path, name)] = row
+        if isinstance(row, Group):
+            listed |= places(row.rows, (*path, name))
+    return listed
+
+
+ROWS = places()
+GROUPS = {(): Group("", VERBS)} | {path: row for path, row in ROWS.items() if isinstance(row, Group)}
+COMMANDS = {path: row for path, row in ROWS.items() if isinstance(row, Verb)}
+
+
 @pytest.mark.parametrize("flag", ["--help", "-h"])
-def test_help_lists_every_verb_without_importing_one(flag):
+@pytest.mark.parametrize("path", GROUPS, ids=" ".join)
+def test_help_lists_every_verb_without_importing_one(path, flag):
     code = (
         "import sys; from flawscope.cli import run; status = run(sys.argv[1:]);"
-        "from flawscope.cli import VERBS;"
-        "loaded = {place.partition(':')[0] for place, _ in VERBS.values()} & set(sys.modules);"
+        "ours = {name for name in sys.modules if name.startswith('flawscope.')};"
+        "loaded = ours - {'flawscope.cli', 'flawscope.errors', 'flawscope.verbs'};"
         "sys.exit(f'{status} {loaded}' if status or loaded else 0)"
     )
-    done = subprocess.run([sys.executable, "-c", code, flag], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code, *path, flag], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
-    listed = [line.split()[0] for line in done.stdout.partition("Commands:")[2].splitlines() if line.strip()]
-    assert listed == list(VERBS)
+    lines = done.stdout.partition("Commands:")[2].splitlines()
+    listed = [line.split()[0] for line in lines if line.strip() and not line.startswith("     ")]
+    assert listed == [name for name, row in GROUPS[path].rows.items() if not isinstance(row, Alias)]
 
 
-@pytest.mark.parametrize("name", list(VERBS))
-def test_every_verb_has_one_short_line_of_help(name):
-    line = VERBS[name][1]
+@pytest.mark.parametrize(
+    ("typed", "offered"), [("ex", ["export", "export-triton", "explain"]), ("synth d", ["describe", "dataset"])]
+)
+def test_a_shell_that_completes_a_verb_imports_none(typed, offered):
+    code = (
+        "import sys; from flawscope.cli import run; run([]);"
+        "ours = {name for name in sys.modules if name.startswith('flawscope.')};"
+        "print(*ours - {'flawscope.cli', 'flawscope.errors', 'flawscope.verbs'}, file=sys.stderr, end='')"
+    )
+    words = f"flawscope {typed}"
+    environment = {
+        **os.environ,
+        "_FLAWSCOPE_COMPLETE": "bash_complete",
+        "COMP_WORDS": words,
+        "COMP_CWORD": str(words.count(" ")),
+    }
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=environment)
+    assert (done.stdout.split(), done.stderr) == ([f"plain,{name}" for name in offered], "")
+
+
+@pytest.mark.parametrize("path", [path for path, row in ROWS.items() if not isinstance(row, Alias)], ids=" ".join)
+def test_every_verb_has_one_short_line_of_help(path):
+    line = ROWS[path].line
     assert line.endswith(".")
     assert len(line) < 80
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
+def test_every_row_names_a_command_that_is_called_like_it(path):
+    module, _, attribute = COMMANDS[path].place.partition(":")
+    command = getattr(importlib.import_module(module), attribute)
+    assert isinstance(command, click.Command)
+    assert not isinstance(command, click.Group), "a group is rows of the table"
+    assert command.name == path[-1]
+
+
+def test_an_earlier_name_is_one_of_a_verb_in_its_group():
+    for path, group in GROUPS.items():
+        for name, row in group.rows.items():
+            if isinstance(row, Alias):
+                assert isinstance(group.rows.get(row.alias_of), Verb | Group), (*path, name)
+
+
+@pytest.fixture
+def renamed(monkeypatch):
+    """A table with a verb and a group that had other names before."""
+    module = types.ModuleType("renamed_command")
+    module.fresh = click.Command(
+        "fresh", callback=lambda number: click.echo(f"got {number}"), params=[click.Option(["--number"], type=int)]
+    )
+    monkeypatch.setitem(sys.modules, "renamed_command", module)
+    fresh = Verb("renamed_command:fresh", "A verb.")
+    rows = {"fresh": fresh, "stale": Alias("fresh"), "box": Group("A group.", {"fresh": fresh}), "crate": Alias("box")}
+    monkeypatch.setattr(cli.root, "rows", rows)
+
+
+@pytest.mark.parametrize("typed", [["fresh"], ["stale"], ["box", "fresh"], ["crate", "fresh"]])
+def test_an_earlier_name_of_a_verb_goes_on_working(renamed, capsys, typed):
+    assert run([*typed, "--number", "3"]) == 0
+    assert capsys.readouterr() == ("got 3\n", "")
+
+
+def test_an_earlier_name_takes_the_environment_of_the_present_one(renamed, capsys, monkeypatch):
+    monkeypatch.setenv("FLAWSCOPE_FRESH_NUMBER", "4")
+    assert run(["stale"]) == 0
+    assert capsys.readouterr().out == "got 4\n"
+
+
+def test_an_earlier_name_is_in_no_list_and_leads_to_the_present_one(renamed, capsys):
+    assert run(["--help"]) == 0
+    listed = capsys.readouterr().out.partition("Commands:")[2].split()
+    assert listed == ["fresh", "A", "verb.", "box", "A", "group."]
+    assert run(["stale", "--help"]) == 0
+    assert capsys.readouterr().out.startswith("Usage: flawscope fresh [OPTIONS]")
+    assert run(["crate", "nope"]) == 2
+    assert capsys.readouterr().err.endswith("(see flawscope box --help)\n")
+    assert [item.value for item in LazyGroup(rows=cli.root.rows).shell_complete(click.Context(cli.root), "")][:2] == [
+        "fresh",
+        "box",
+    ]
 
 
 # --- a mistake is one line

@@ -135,7 +135,7 @@ def test_wrong_requests_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_torch_and_its_graph_agree_layer_by_layer(
     runs: dict[str, Path], method: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.run(["export", str(runs[method]), "--explain"]) == 0
+    assert cli.run(["explain", str(runs[method])]) == 0
     shown = capsys.readouterr().out
     assert shown.startswith("features.onnx on cpu against torch: ")
     assert "within to the end: patches (" in shown
@@ -157,12 +157,12 @@ def test_torch_against_a_graph_that_computes_something_else(
         return model
 
     monkeypatch.setattr(explain_sources, "export_module", wrong)
-    assert cli.run(["export", str(runs["patchcore"]), "--explain"]) == 1
+    assert cli.run(["explain", str(runs["patchcore"])]) == 1
     assert "outside from " in capsys.readouterr().out
 
 
 def test_a_bundle_against_the_plain_graph(patchcore_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(["export", str(patchcore_bundle), "--explain", "--against", "plain"]) == 0
+    assert cli.run(["explain", str(patchcore_bundle), "--against", "plain"]) == 0
     assert capsys.readouterr().out.startswith("fp32 on plain against fp32 on cpu: ")
 
 
@@ -177,19 +177,12 @@ def test_a_bundle_against_the_plain_graph(patchcore_bundle: Path, capsys: pytest
 def test_a_wrong_request_is_one_line(
     padim_bundle: Path, capsys: pytest.CaptureFixture[str], options: tuple[str, ...], message: str
 ) -> None:
-    assert cli.run(["export", str(padim_bundle), "--explain", *options]) == 2
+    assert cli.run(["explain", str(padim_bundle), *options]) == 2
     shown = capsys.readouterr()
     assert shown.err.startswith(message)
     assert shown.err.count("\n") == 1
 
 
 def test_against_is_not_for_runs(runs: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(["export", str(runs["padim"]), "--explain", "--against", "plain"]) == 2
+    assert cli.run(["explain", str(runs["padim"]), "--against", "plain"]) == 2
     assert capsys.readouterr().err.startswith("error: --against: expected it with a bundle, got it with the run ")
-
-
-def test_without_explain_a_place_to_write_to_is_needed(
-    runs: dict[str, Path], capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert cli.run(["export", str(runs["padim"])]) == 2
-    assert "'--out'" in capsys.readouterr().err

@@ -219,9 +219,6 @@ def test_where_no_operator_can_bear_it_there_is_no_int8(
             ),
             "error: --modelopt-python: expected a Python interpreter, got nobody.",
         ),
-        (("--against", "plain"), "error: --against: expected it with --explain, got it without."),
-        (("--tolerance", "1"), "error: --tolerance: expected it with --explain, got it without."),
-        (("--explain", "--max-batch", "2"), "error: --out: expected no such option with --explain, got it."),
     ],
 )
 def test_a_wrong_request_is_one_line(

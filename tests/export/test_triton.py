@@ -267,13 +267,13 @@ def test_thresholds_are_null_where_the_bundle_was_not_calibrated_and_the_command
     uncalibrated_bundles, tmp_path, capsys
 ):
     source = str(uncalibrated_bundles["padim"])
-    assert run(["export", source, "--format", "triton", "--out", str(tmp_path / "models")]) == 0
+    assert run(["export-triton", source, "--out", str(tmp_path / "models")]) == 0
     assert "not calibrated: no thresholds" in capsys.readouterr().out
     assert record_of(tmp_path / "models" / "padim").thresholds is None
 
 
 def test_the_command_says_what_a_client_has_to_do(tiny, tmp_path, capsys):
-    assert run(["export", str(tiny), "--format", "triton", "--out", str(tmp_path / "models")]) == 0
+    assert run(["export-triton", str(tiny), "--out", str(tmp_path / "models")]) == 0
     said = capsys.readouterr().out
     assert "Triton applies no threshold and decodes no picture" in said
     assert "golden pictures checked: 1" in said
@@ -293,7 +293,7 @@ def test_a_run_is_exported_to_a_bundle_that_does_not_stay(padim_run, tmp_path, m
     (tmp_path / "scratch").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "scratch"))
     out = tmp_path / "models"
-    assert run(["export", str(padim_run), "--format", "triton", "--max-batch", "2", "--out", str(out)]) == 0
+    assert run(["export-triton", str(padim_run), "--max-batch", "2", "--out", str(out)]) == 0
     said = capsys.readouterr().out
     assert "parity" in said
     assert "bundle:" not in said  # it is gone by now
@@ -306,7 +306,7 @@ def test_a_bundle_needs_neither_torch_nor_onnx_nor_tritonclient(tiny, tmp_path):
         "import sys\n"
         "for name in ('torch', 'onnx', 'tritonclient', 'google.protobuf'): sys.modules[name] = None\n"
         "from flawscope.cli import run\n"
-        f"sys.exit(run(['export', {str(tiny)!r}, '--format', 'triton', '--out', {str(tmp_path / 'models')!r}]))"
+        f"sys.exit(run(['export-triton', {str(tiny)!r}, '--out', {str(tmp_path / 'models')!r}]))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -324,7 +324,7 @@ def test_a_name_that_triton_or_a_shell_would_trip_over_is_refused(tiny, tmp_path
 
 def test_a_bundle_with_such_a_name_is_exported_under_another(tmp_path, capsys):
     write_tiny_bundle(tmp_path / "tiny.flaw", name="Teil 7")
-    arguments = ["export", str(tmp_path / "tiny.flaw"), "--format", "triton", "--out", str(tmp_path / "models")]
+    arguments = ["export-triton", str(tmp_path / "tiny.flaw"), "--out", str(tmp_path / "models")]
     assert run(arguments) == 2
     assert "got 'Teil 7'. Choose another one with --model-name." in capsys.readouterr().err
     assert run([*arguments, "--model-name", "part-7.b"]) == 0
@@ -414,21 +414,32 @@ def test_a_precision_is_served_with_its_own_graph_scores_and_thresholds(tmp_path
 
 
 def test_what_is_no_bundle_and_no_run_is_one_line(tmp_path, capsys):
-    assert run(["export", str(tmp_path / "nothing"), "--format", "triton", "--out", str(tmp_path / "models")]) == 2
+    assert run(["export-triton", str(tmp_path / "nothing"), "--out", str(tmp_path / "models")]) == 2
     assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'nothing'}: expected a bundle, got no such file")
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--device", "gpu"], "--device: expected it with --format triton"),
-        (["--preferred-batch", "2"], "--preferred-batch: expected it with --format triton"),
-        (["--format", "triton", "--max-batch", "2"], "--max-batch: expected it with a run"),
+        (["--max-batch", "2"], "--max-batch: expected it with a run"),
+        (["--max-batch", "8"], "--max-batch: expected it with a run"),
+        (["--precision", "int8", "--calibration-data", "x"], "--calibration-data: expected it with a run"),
+        (["--int8-rest", "fp32"], "--int8-rest: expected it with a run"),
+        (["--min-spearman", "1"], "--min-spearman: expected it with a run"),
+        (["--precision", "int8", "--precision", "fp16"], "--precision: expected one that Triton serves, got int8 and"),
     ],
 )
 def test_options_without_effect_are_refused(tiny, tmp_path, capsys, arguments, message):
-    assert run(["export", str(tiny), "--out", str(tmp_path / "models"), *arguments]) == 2
+    assert run(["export-triton", str(tiny), "--out", str(tmp_path / "models"), *arguments]) == 2
     assert f"error: {message}" in capsys.readouterr().err
+    assert not (tmp_path / "models").exists()
+
+
+def test_a_precision_of_a_run_needs_what_it_is_made_from(padim_run, tmp_path, capsys):
+    arguments = ["export-triton", str(padim_run), "--out", str(tmp_path / "models"), "--precision", "int8"]
+    assert run(arguments) == 2
+    assert "error: --precision int8: expected --calibration-data ROOT" in capsys.readouterr().err
+    assert not (tmp_path / "models").exists()
 
 
 def test_a_graph_that_misses_its_golden_score_leaves_the_earlier_model(tiny, tmp_path):

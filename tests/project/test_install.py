@@ -11,16 +11,18 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from project_paths import ROOT
+from project_paths import ROOMS, ROOT
 
 
 def source_tree(target: Path) -> Path:
     """Copy what an installation needs: building in place would leave files behind."""
-    for name in ("core", "cpp_ext", "runtime", "calibration", "training", "export", "workflows"):
+    for name in ("core", *ROOMS):
         ignored = shutil.ignore_patterns("__pycache__", "*.so")
         shutil.copytree(ROOT / name, target / name, ignore=ignored)
     for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"):
         shutil.copy2(ROOT / name, target / name)
+    (target / "tools").mkdir()
+    shutil.copy2(ROOT / "tools" / "linktree.py", target / "tools")  # setup.py reads the list of rooms with it
     return target
 
 
@@ -49,6 +51,19 @@ def test_without_native_kernels_the_wheel_is_pure_python(tmp_path: Path) -> None
     ).stdout
     assert found.startswith("False False none reference (NumPy): native kernels not built into this installation")
     assert "compiler" in found
+
+
+def test_an_editable_installation_makes_the_tree_that_editors_and_type_checkers_read(tmp_path: Path) -> None:
+    tree = source_tree(tmp_path / "source")
+    # What pip calls in the end; it writes a wheel and puts nothing into this environment.
+    code = "import sys; from setuptools import build_meta; build_meta.build_editable(sys.argv[1])"
+    environment = {**os.environ, "FLAWSCOPE_NATIVE": "0"}
+    subprocess.run([sys.executable, "-c", code, tmp_path], cwd=tree, check=True, env=environment, capture_output=True)
+    package = tree / "build" / "typing" / "flawscope"
+    assert (package / "cli.py").resolve() == tree / "core" / "cli.py"
+    assert [room for room in ROOMS if (package / room).resolve() != tree / room] == []
+    moved = tree.rename(tmp_path / "moved")
+    assert (moved / "build" / "typing" / "flawscope" / "cli.py").is_file()
 
 
 def configure(build: Path, *options: str, path: str | None = None) -> subprocess.CompletedProcess[str]:

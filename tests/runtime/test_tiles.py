@@ -217,7 +217,7 @@ def test_every_verb_takes_tiles(
     assert box["y"] <= 100 <= box["y"] + box["height"]
     drawn = next((tmp_path / "maps").rglob("*.png"))
     assert cv2.imread(str(drawn)).shape == (200, 260, 3)
-    assert cli.run(["export", str(bundle), "--format", "triton", "--out", str(tmp_path / "triton")]) == 2
+    assert cli.run(["export-triton", str(bundle), "--out", str(tmp_path / "triton")]) == 2
     assert "Triton cuts no tiles" in capsys.readouterr().err
 
 

@@ -412,8 +412,8 @@ def test_what_an_ensemble_cannot_do_is_one_line(pair, tiny_root, tmp_path, capsy
         (("score", pair, picture, "--path", "kernel"), "path kernel: expected a method with a bank, got ensemble"),
         (("score", pair, picture, "--precision", "int8"), "precision: expected one the bundle has (fp32), got 'int8'"),
         (("score", pair, picture, "--pictures", tmp_path / "p"), "expected a bundle that reconstructs pictures"),
-        (("export", pair, "--format", "triton", "--out", tmp_path / "t"), "expected a graph called score with the"),
-        (("export", pair, "--explain"), "--explain: expected a detector whose score is one graph"),
+        (("export-triton", pair, "--out", tmp_path / "t"), "expected a graph called score with the"),
+        (("explain", pair), "explain: expected a detector whose score is one graph"),
         (
             ("export", pair, "--precision", "int8", "--calibration-data", tiny_root, "--out", tmp_path / "e.flaw"),
             "expected a run with run.json, got none",

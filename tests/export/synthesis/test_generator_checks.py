@@ -152,9 +152,6 @@ def test_a_largest_batch_without_room_for_guidance_is_refused(
     [
         ("--calibration-data", "parts"),
         ("--modelopt-python", "python"),
-        ("--format", "triton"),
-        ("--explain",),
-        ("--model-name", "model"),
         ("--min-spearman", "0.9"),
     ],
 )
@@ -164,6 +161,14 @@ def test_options_of_what_scores_are_refused_with_what_draws(
     error = refused(capsys, "export", made_runs["embedding"], "--out", tmp_path / "b.flaw", *option)
     assert f"{option[0]}: expected no such option with " in error
     assert "which draws defects and does not score, got it. Leave it out." in error
+
+
+def test_what_draws_is_neither_served_by_triton_nor_explained(
+    made_runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for typed in (("export-triton", made_runs["base"], "--out", tmp_path / "models"), ("explain", made_runs["base"])):
+        assert "of a detector, got what draws defects." in refused(capsys, *typed)
+    assert not (tmp_path / "models").exists()
 
 
 def test_options_of_what_draws_are_refused_with_what_scores(

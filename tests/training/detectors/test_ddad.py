@@ -402,8 +402,8 @@ def read_held_out(bundle: Path) -> list[str]:
             ["export", "{run}", "--out", "{out}", "--precision", "int8", "--calibration-data", "{data}"],
             "expected a run of patchcore or padim",
         ),
-        (["export", "{bundle}", "--format", "triton", "--out", "{out}"], "expected a graph called score"),
-        (["export", "{run}", "--explain"], "whose score is one graph"),
+        (["export-triton", "{bundle}", "--out", "{out}"], "expected a graph called score"),
+        (["explain", "{run}"], "whose score is one graph"),
     ],
 )
 def test_what_a_reconstruction_cannot_do_is_refused_in_one_line(

@@ -201,8 +201,8 @@ def test_every_verb_takes_the_bundle(
     assert cli.run(["score", str(bundle), str(good_pictures(tiny_root)[0]), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["decision"] in ("accept", "reject")
     assert cli.run(["bundle", "verify", str(bundle)]) == 0
-    assert cli.run(["export", str(trained), "--explain"]) == 0
-    assert cli.run(["export", str(bundle), "--explain", "--against", "plain"]) == 0
+    assert cli.run(["explain", str(trained)]) == 0
+    assert cli.run(["explain", str(bundle), "--against", "plain"]) == 0
     assert cli.run(["doctor", str(bundle)]) == 0
     capsys.readouterr()
     with Inspector.load(bundle, "cpu") as inspector:

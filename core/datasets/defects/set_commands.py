@@ -1,4 +1,4 @@
-"""`flawscope synth`: support sets, boxes, masks and descriptions, drawn defects, and datasets of them."""
+"""`flawscope synth support|boxes|masks|describe`: sets that defects are drawn from."""
 
 from __future__ import annotations
 
@@ -22,9 +22,7 @@ from flawscope.datasets.defects.set_files import SHEET
 from flawscope.datasets.defects.support_set import find_support, read_support, write_support
 from flawscope.errors import DataError
 from flawscope.progress import CountProgress
-from flawscope.runtime.synthesis.data_options import CATEGORY, PATH, data_option
-from flawscope.runtime.synthesis.generate_command import dataset, generate
-from flawscope.runtime.synthesis.import_command import import_command
+from flawscope.datasets.data_options import CATEGORY, PATH, data_option
 from flawscope.terminal import progress_bars
 
 _SPLITS = ("train", "test", "any")
@@ -55,15 +53,7 @@ _OVERLAP = click.option(
 _TRIES = click.option("--tries", default=_MASKS.tries, show_default=True, help="Rectangles drawn for one box at most.")
 
 
-@click.group()
-def synth() -> None:
-    """Synthesise defects: support sets, boxes, masks and descriptions, drawn defects, and datasets of them.
-
-    Everything is drawn by a seed and recorded; the same seed gives the same files. Every folder has a contact sheet.
-    """
-
-
-@synth.command()
+@click.command()
 @data_option()
 @CATEGORY
 @click.option("--shots", "--k", "--k_shot", "shots", default=3, show_default=True, help="Pictures of each defect type.")
@@ -104,7 +94,7 @@ def support(
     _tell(out, record.passed_over)
 
 
-@synth.command()
+@click.command()
 @data_option()
 @CATEGORY
 @_SUPPORT
@@ -183,7 +173,7 @@ def boxes(
     _tell(out, record.passed_over)
 
 
-@synth.command()
+@click.command()
 @click.option(
     "--ranges",
     type=PATH,
@@ -258,7 +248,7 @@ def masks(
     _tell(out, {})
 
 
-@synth.command()
+@click.command()
 @data_option()
 @CATEGORY
 @_SUPPORT
@@ -325,7 +315,3 @@ def _tell(out: Path, passed_over: Mapping[str, str]) -> None:
     for reason, number in Counter(passed_over.values()).items():
         click.echo(f"passed over: {number}, {reason}")
     click.echo(f"overview: {out / SHEET}")
-
-
-for _command in (generate, dataset, import_command):
-    synth.add_command(_command)

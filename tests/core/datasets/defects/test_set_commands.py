@@ -1,4 +1,4 @@
-"""`flawscope synth` as it is typed: what it prints, what it writes, and one line for every mistake."""
+"""`flawscope synth support|boxes|masks|describe` as typed: output, files, and one line for every mistake."""
 
 from __future__ import annotations
 

@@ -1,0 +1,48 @@
+"""`flawscope explain`: the first tensor on which two ways of computing disagree."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from flawscope.errors import ArgumentError, MissingExtra
+from flawscope.export.source_kind import draws_defects
+from flawscope.terminal import progress_bars
+
+
+@click.command()
+@click.argument("source", metavar="RUN_OR_BUNDLE", type=click.Path(path_type=Path))
+@click.option(
+    "--against",
+    multiple=True,
+    metavar="BACKEND[:PRECISION]",
+    help="Of a bundle: plain (the CPU without graph optimisation), cpu:int8, cpu:fp16, cuda, ...; may be repeated.  "
+    "[default: all that the bundle and this machine have]",
+)
+@click.option(
+    "--tolerance",
+    type=float,
+    help="Largest RMS difference, relative to the tensor.  [default: 1e-4 fp32, 1e-2 fp16, 1e-1 int8]",
+)
+def explain(source: Path, against: tuple[str, ...], tolerance: float | None) -> int:
+    """Find the first tensor on which two ways of computing disagree; write nothing.
+
+    Of a run, torch is compared with its exported graph; of a bundle, its FP32 graph on the CPU with --against. The exit
+    status is 1 if something is outside the tolerance.
+    """
+    if draws_defects(source):
+        raise ArgumentError(
+            f"{source}: expected a run or a bundle of a detector, got what draws defects. Its export compares torch "
+            "and graphs as a whole: flawscope export."
+        )
+    try:
+        from flawscope.export.explain_sources import explain_source, lines_of
+    except ModuleNotFoundError as err:
+        raise MissingExtra("explaining differences", str(err.name), "export") from err
+    with progress_bars() as progress:
+        explanations = explain_source(source, against, tolerance, progress)
+    for explanation in explanations:
+        for line in lines_of(explanation):
+            click.echo(line)
+    return int(any(explanation.first is not None for explanation in explanations))

@@ -1,0 +1,221 @@
+"""The options that say which precisions a detector is exported in and how those are made and gated.
+
+`export` and `export-triton` share them: both turn the run of a detector into a bundle.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import click
+from click.core import ParameterSource
+
+from flawscope.bundle import PRECISIONS
+from flawscope.calibration.quantization.gate_limits import LIMITS, METHODS, Limits, Method
+from flawscope.calibration.quantization.modelopt import PYTHON
+from flawscope.datasets import open_dataset
+from flawscope.errors import ArgumentError
+
+if TYPE_CHECKING:
+    from flawscope.export.precisions import Wanted
+
+_Result = TypeVar("_Result")
+
+_REDUCED = ("fp16", "int8")
+_PRECISIONS_OF = {
+    "calibration_data": _REDUCED,
+    "labelled_data": _REDUCED,
+    "category": _REDUCED,
+    "calibration_method": ("int8",),
+    "int8_rest": ("int8",),
+    "modelopt_python": _REDUCED,
+    "max_auroc_change": _REDUCED,
+    "min_spearman": _REDUCED,
+    "max_false_rejects": _REDUCED,
+    "max_score_change": _REDUCED,
+}
+"""Parameter -> the precisions that it is for. Every option of this module but --precision is here."""
+
+
+def given(parameter: str) -> bool:
+    """Return whether the running command got a parameter, from the command line or the environment."""
+    # Not by its value: who types the default of an option that has no effect shall be told, too.
+    return click.get_current_context().get_parameter_source(parameter) is not ParameterSource.DEFAULT
+
+
+@dataclass(frozen=True)
+class PrecisionRequest:
+    """What the options ask for.
+
+    Attributes:
+        precisions: `fp16`, `int8` or both, beside FP32, each once and in the order given; often none.
+        calibration: Folder of the dataset for value ranges and the gate, or None.
+        labelled: Folder of the dataset whose test images are gated too, or None.
+        category: Category below both, or None.
+        method: How value ranges are made for INT8.
+        limits: Precision -> limits of its gate.
+        int8_rest: What operators compute in that are not in INT8.
+        modelopt_python: Python interpreter with ModelOpt, or None for the usual one.
+    """
+
+    precisions: tuple[str, ...]
+    calibration: Path | None
+    labelled: Path | None
+    category: str | None
+    method: Method
+    limits: dict[str, Limits]
+    int8_rest: Literal["fp32", "fp16"]
+    modelopt_python: Path | None
+
+    def check_run(self) -> None:
+        """Refuse options of a precision that is not asked for, and a precision without images.
+
+        Raises:
+            ArgumentError: If an option would have no effect, or the dataset is missing.
+        """
+        for parameter, needed in _PRECISIONS_OF.items():
+            if given(parameter) and not set(needed) & set(self.precisions):
+                flags = " or ".join(f"--precision {precision}" for precision in needed)
+                raise ArgumentError(f"{_flag(parameter)}: expected it with {flags}, got it without. Leave it out.")
+        if self.precisions and self.calibration is None:
+            raise ArgumentError(
+                f"--precision {self.precisions[0]}: expected --calibration-data ROOT with good pictures, got none. "
+                "Name the dataset that the detector was trained on."
+            )
+
+    def check_bundle(self, bundle: Path) -> None:
+        """Refuse options that say how a precision is made, where a bundle has its graphs already.
+
+        Raises:
+            ArgumentError: If one was given.
+        """
+        for parameter in _PRECISIONS_OF:
+            if given(parameter):
+                raise ArgumentError(
+                    f"{_flag(parameter)}: expected it with a run, got it with {bundle}. A bundle's graphs are made: "
+                    "leave it out, or export the run again."
+                )
+
+    def open_data(self) -> Wanted | None:
+        """Index the datasets and return what the export makes beside FP32, or None where that is nothing.
+
+        Raises:
+            DataError: If a dataset cannot be read.
+        """
+        from flawscope.export.precisions import Wanted  # it needs onnx, which a help page must not
+
+        if self.calibration is None or not self.precisions:
+            return None
+        return Wanted(
+            self.precisions,
+            open_dataset(self.calibration, self.category),
+            None if self.labelled is None else open_dataset(self.labelled, self.category),
+            self.method,
+            self.limits,
+            self.int8_rest,
+            self.modelopt_python,
+        )
+
+
+def precision_options(precision_help: str) -> Callable[[Callable[..., _Result]], Callable[..., _Result]]:
+    """Give a command the options of this module; it gets them as one `PrecisionRequest`, its first argument.
+
+    Args:
+        precision_help: What --precision means to the command.
+    """
+    folder = click.Path(path_type=Path)
+    shared = (
+        click.option("--precision", "precisions", type=click.Choice(PRECISIONS), multiple=True, help=precision_help),
+        click.option("--calibration-data", type=folder, help="fp16, int8: dataset for value ranges and the gate."),
+        click.option("--labelled-data", type=folder, help="fp16, int8: dataset whose test pictures are gated too."),
+        click.option("--category", metavar="NAME", help="fp16, int8: category below the datasets' folders."),
+        click.option(
+            "--calibration-method",
+            type=click.Choice(METHODS),
+            default="percentile",
+            show_default=True,
+            help="int8: ranges by.",
+        ),
+        click.option(
+            "--int8-rest",
+            type=click.Choice(["fp32", "fp16"]),
+            default="fp32",
+            show_default=True,
+            help="int8: what operators compute in that are not in INT8.",
+        ),
+        click.option(
+            "--modelopt-python",
+            type=folder,
+            help=f"fp16: Python interpreter with nvidia-modelopt[onnx].  [default: {PYTHON}, or this one]",
+        ),
+        click.option("--max-auroc-change", type=float, help=_limit_help("image_auroc")),
+        click.option("--min-spearman", type=float, help=_limit_help("spearman")),
+        click.option("--max-false-rejects", type=float, help=_limit_help("false_rejects")),
+        click.option("--max-score-change", type=float, help=_limit_help("score_error")),
+    )
+
+    def decorate(command: Callable[..., _Result]) -> Callable[..., _Result]:
+        @functools.wraps(command)
+        def called(
+            *,
+            precisions: tuple[str, ...],
+            calibration_data: Path | None,
+            labelled_data: Path | None,
+            category: str | None,
+            calibration_method: Method,
+            int8_rest: Literal["fp32", "fp16"],
+            modelopt_python: Path | None,
+            max_auroc_change: float | None,
+            min_spearman: float | None,
+            max_false_rejects: float | None,
+            max_score_change: float | None,
+            **others: Any,
+        ) -> _Result:
+            reduced = tuple(dict.fromkeys(name for name in precisions if name != "fp32"))
+            request = PrecisionRequest(
+                precisions=reduced,
+                calibration=calibration_data,
+                labelled=labelled_data,
+                category=category,
+                method=calibration_method,
+                limits={
+                    name: _limits(LIMITS[name], max_auroc_change, min_spearman, max_false_rejects, max_score_change)
+                    for name in reduced
+                },
+                int8_rest=int8_rest,
+                modelopt_python=modelopt_python,
+            )
+            return command(request, **others)
+
+        decorated: Callable[..., _Result] = called
+        for option in reversed(shared):  # click lists the option that was put on last first
+            decorated = option(decorated)
+        return decorated
+
+    return decorate
+
+
+def _limit_help(name: str) -> str:
+    values = ", ".join(f"{getattr(limits, name):g} {precision}" for precision, limits in LIMITS.items())
+    return f"fp16, int8: gate.  [default: {values}]"
+
+
+def _limits(
+    default: Limits, auroc: float | None, spearman: float | None, false_rejects: float | None, score: float | None
+) -> Limits:
+    """Return the limits that were given, and the default ones where none was."""
+    return Limits(
+        default.image_auroc if auroc is None else auroc,
+        default.pixel_auroc if auroc is None else auroc,
+        default.spearman if spearman is None else spearman,
+        default.false_rejects if false_rejects is None else false_rejects,
+        default.score_error if score is None else score,
+    )
+
+
+def _flag(parameter: str) -> str:
+    return f"--{parameter.replace('_', '-')}"

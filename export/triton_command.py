@@ -1,0 +1,100 @@
+"""`flawscope export-triton`: a model of a Triton model repository from a bundle or a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import click
+
+from flawscope.errors import ArgumentError
+from flawscope.export.export_command import MAX_BATCH, export_detector, show_export
+from flawscope.export.precision_options import PrecisionRequest, given, precision_options
+from flawscope.export.source_kind import draws_defects, is_run
+from flawscope.export.triton import TritonOptions, TritonRecord, bundle_of, write_triton
+
+_DEFAULTS = TritonOptions()
+
+
+@click.command()
+@click.argument("source", metavar="BUNDLE_OR_RUN", type=click.Path(path_type=Path))
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="REPOSITORY",
+    required=True,
+    help="Model repository to add a model to.",
+)
+@click.option("--model-name", help="Name of the model.  [default: the bundle's]")
+@click.option(
+    "--device", type=click.Choice(["cpu", "gpu"]), default=_DEFAULTS.device, show_default=True, help="Runs on."
+)
+@click.option("--instances", type=int, default=_DEFAULTS.instances, show_default=True, help="Instances a device.")
+@click.option(
+    "--queue-delay-us", type=int, default=_DEFAULTS.queue_delay_us, show_default=True, help="Longest wait for a batch."
+)
+@click.option("--preferred-batch", type=int, multiple=True, help="Batch to aim for; may be repeated.")
+@click.option(
+    "--max-batch", type=int, default=MAX_BATCH, show_default=True, help="Of a run: largest batch the graphs take."
+)
+@precision_options("The one that is served: one of the bundle's; of a run it is made first.  [default: fp32]")
+def export_triton(
+    request: PrecisionRequest,
+    source: Path,
+    out: Path,
+    model_name: str | None,
+    device: Literal["cpu", "gpu"],
+    instances: int,
+    queue_delay_us: int,
+    preferred_batch: tuple[int, ...],
+    max_batch: int,
+) -> None:
+    """Add a model to the Triton model repository REPOSITORY: graph, configuration, thresholds and golden pictures.
+
+    A run is exported to a bundle first, with its parity gate; that bundle does not stay. Triton applies no threshold
+    and decodes no picture: clients do, see docs/triton.md.
+    """
+    _check(source, request)
+    served = request.precisions[0] if request.precisions else "fp32"
+    options = TritonOptions(model_name, device, instances, queue_delay_us, preferred_batch, served)
+
+    def export_shown(target: Path) -> None:
+        show_export(export_detector(source, target, max_batch, request), None)
+
+    with bundle_of(source, export_shown) as bundle:
+        record = write_triton(bundle, out, options)
+    show_triton(record, out)
+
+
+def _check(source: Path, request: PrecisionRequest) -> None:
+    """Refuse what cannot be served, and options that would have no effect."""
+    if draws_defects(source):
+        raise ArgumentError(
+            f"{source}: expected a bundle, or a run of a detector, got what draws defects. Triton serves graphs that "
+            "score: draw with flawscope synth generate."
+        )
+    if len(request.precisions) > 1:
+        raise ArgumentError(
+            f"--precision: expected one that Triton serves, got {' and '.join(request.precisions)}. Export a model "
+            "for each."
+        )
+    if is_run(source):
+        request.check_run()
+        return
+    if given("max_batch"):
+        raise ArgumentError(
+            f"--max-batch: expected it with a run, got it with {source}. A bundle's graphs have their largest batch: "
+            "leave it out, or export the run again."
+        )
+    request.check_bundle(source)
+
+
+def show_triton(record: TritonRecord, repository: Path) -> None:
+    """Print what was written to a model repository, and what a client has to do itself."""
+    size = sum(entry.size for entry in record.files.values())
+    click.echo(
+        f"triton: {repository / record.name} ({size / 2**20:.1f} MiB), golden pictures checked: {len(record.golden)}"
+    )
+    if record.thresholds is None:
+        click.echo("triton: not calibrated: no thresholds, so clients can decide nothing but fault")
+    click.echo("triton: Triton applies no threshold and decodes no picture: clients do, see docs/triton.md")
