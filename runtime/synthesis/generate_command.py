@@ -9,13 +9,13 @@ import click
 
 from flawscope.bundle import PRECISIONS
 from flawscope.datasets import Dataset, open_dataset
+from flawscope.datasets.data_options import CATEGORY, PATH, data_option
 from flawscope.datasets.defects.set_files import SHEET
 from flawscope.datasets.defects.support_set import read_support
 from flawscope.diffusion.latent_inpainting import SOLVERS, Solver
 from flawscope.errors import GateError
 from flawscope.files import check_replaceable
 from flawscope.runtime.backends import BACKENDS
-from flawscope.runtime.synthesis.data_options import CATEGORY, PATH, data_option
 from flawscope.runtime.synthesis.draw_options import PASTES, DrawOptions, GenerateSettings, Paste, Texts
 from flawscope.runtime.synthesis.generated_set import MARKER, GenerateRecord
 from flawscope.runtime.synthesis.generation import Site, generate_pictures, read_sites

@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from flawscope.datasets import Dataset, open_dataset
+from flawscope.datasets.data_options import CATEGORY, PATH, data_option
 from flawscope.datasets.defects.anogen_ranges import PUBLISHED
 from flawscope.datasets.defects.anomalous_samples import Defective, Source, list_defective
 from flawscope.datasets.defects.box_sets import BoxSettings, Ground, Places, write_boxes
@@ -22,7 +23,6 @@ from flawscope.datasets.defects.set_files import SHEET
 from flawscope.datasets.defects.support_set import find_support, read_support, write_support
 from flawscope.errors import DataError
 from flawscope.progress import CountProgress
-from flawscope.datasets.data_options import CATEGORY, PATH, data_option
 from flawscope.terminal import progress_bars
 
 _SPLITS = ("train", "test", "any")
