@@ -1,4 +1,4 @@
-// What the bindings share: the exceptions that module.cpp turns into those of flawscope.errors, and statuses as exceptions.
+// What the bindings share: statuses as exceptions, which module.cpp turns into those of flawscope.errors.
 #pragma once
 
 #include <nanobind/nanobind.h>

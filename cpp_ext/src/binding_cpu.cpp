@@ -96,7 +96,9 @@ void raise_for(int status, const std::string& what) {
     if (status == FLAWSCOPE_BAD_ARGUMENT && flawscope_simd_level() == nullptr) {
         const char* wanted = std::getenv("FLAWSCOPE_SIMD");
         std::string levels;
-        for (int i = 0; const char* name = flawscope_simd_level_at(i); ++i) levels += (i ? ", " : "") + std::string(name);
+        for (int i = 0; const char* name = flawscope_simd_level_at(i); ++i) {
+            levels += (i ? ", " : "") + std::string(name);
+        }
         throw ArgumentError("FLAWSCOPE_SIMD: expected a level that this processor has (" + levels + "), got " +
                             (wanted == nullptr ? "another" : wanted) + ".");
     }
@@ -161,7 +163,7 @@ private:
         void operator()(flawscope_bank* bank) const { flawscope_bank_destroy(bank); }
     };
     std::string storage_;
-    Array source_;
+    Array source_;  // before bank_, which reads it: members are destroyed in the opposite order
     std::unique_ptr<flawscope_bank, Destroy> bank_;
     int64_t rows_ = 0, channels_ = 0;
     bool kept_ = false;
@@ -198,7 +200,8 @@ int64_t kcenter_greedy(Array features, int64_t count, int64_t first, int threads
         std::unique_ptr<nb::python_error> kept;
     } caller{progress, nullptr};
     const auto call = [](int64_t done, int64_t total, void* user) -> int {
-        if (done % 64 != 0 && done != total) return 0;
+        if (done % 64 != 0 && done != total) return 0;  // the GIL for each centre would cost more
+        // Thread 0 calls, which is the caller's own: elsewhere Python would never see Ctrl-C.
         nb::gil_scoped_acquire acquire;
         Caller& c = *static_cast<Caller*>(user);
         try {
@@ -206,6 +209,7 @@ int64_t kcenter_greedy(Array features, int64_t count, int64_t first, int threads
             if (!c.progress.is_none()) c.progress(done, total);
             return 0;
         } catch (nb::python_error& error) {
+            // Kept for later: an exception may not pass through the C interface.
             c.kept = std::make_unique<nb::python_error>(std::move(error));
             return 1;
         }

@@ -1,5 +1,5 @@
-// The CUDA functions for Python, over addresses as an engine and PyCUDA have them. Compiled, not run on a GPU; tests run
-// this file with the emulated kernels.
+// The CUDA functions for Python, over addresses as an engine and PyCUDA have them. Compiled, not run on a GPU; tests
+// run this file with the emulated kernels.
 //
 // No type of the C interface is written a second time: members have the types of the header, addresses take the pointer
 // type of the parameter that they are passed to, and the numbers of dtypes and statuses stay on this side. A function
@@ -43,11 +43,12 @@ Functions functions_of(const std::string& path) {
         throw ArgumentError("CUDA kernels: expected a library that loads, got: " + std::string(dlerror()) + ".");
     }
     const auto symbol = [&](const char* name) {
-        void* const found = dlsym(library, name);
-        if (found == nullptr) {
-            throw ArgumentError("CUDA kernels: expected " + std::string(name) + " in " + path + ", got a library without.");
+        void* const function = dlsym(library, name);
+        if (function == nullptr) {
+            throw ArgumentError("CUDA kernels: expected " + std::string(name) + " in " + path +
+                                ", got a library without.");
         }
-        return found;
+        return function;
     };
     Functions functions;
 #define FLAWSCOPE_LOAD(name) \
