@@ -85,9 +85,11 @@ class Bank:
         reference.check_norms(rows, "bank")
         stored = reference.stored_rows(rows, storage)
         self.shape = (len(rows), rows.shape[1])
+        # float64: squares of differences near 2⁻⁷⁵ and below are 0 in float32, and a bound must not be too small.
         self.error_bound = math.sqrt(((rows.astype(np.float64) - stored) ** 2).sum(axis=1).max())
         self.nbytes = 0 if storage == "float32" else stored.nbytes
         self._keeps_rows = keep_rows or storage == "float32"
+        # As with native kernels the caller's array is used where it lies; `stored` is that array too for float32.
         self._stored = stored
         self._rows = rows if self._keeps_rows else None
 
@@ -172,4 +174,5 @@ def nearest(
 
 def _outputs(queries: Any, k: int) -> tuple[Float32Array, Int64Array]:
     count = len(queries) if getattr(queries, "ndim", 0) else 0
+    # Made before the binding checks the queries: what is no matrix gets no rows, and is refused there in words.
     return np.empty((count, k), np.float32), np.empty((count, k), np.int64)

@@ -46,6 +46,7 @@ def as_native(array: Any, name: str) -> Any:
             raise ArgumentError(f"{name}: expected an array in the byte order of this machine, got {array.dtype.str}.")
         if array.dtype.kind not in "biufc" or array.dtype.char in "gG":  # DLPack has no name for these
             raise ArgumentError(f"{name}: expected an array of float32, got {array.dtype}.")
+        # np.require makes a vector of a scalar, which the binding could then not refuse.
         return np.require(array, requirements=("C", "A")) if array.ndim else array
     if not hasattr(array, "__dlpack__"):
         raise ArgumentError(

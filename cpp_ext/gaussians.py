@@ -42,6 +42,7 @@ class Gaussians:
         check_array(whitening, "whitening", (positions, channels, channels), np.float32, finite=True)
         self.shape = (positions, channels)
         self.nbytes = mean.nbytes + whitening.nbytes
+        # Used where they lie; the native kernels have a copy.
         self._mean, self._whitening = mean, whitening
 
     def mahalanobis(self, features: Float32Array, *, threads: int = 0) -> Float32Array:

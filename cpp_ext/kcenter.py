@@ -46,6 +46,7 @@ def kcenter_greedy(
     if rows:  # otherwise the binding says what is wrong with the array
         check_count(count, "count", rows, "rows of features")
     check_seed(seed)
+    # One draw, as in reference.py: with another one the same seed would choose another bank.
     first = int(np.random.default_rng(seed).integers(max(rows, 1)))
     chosen = np.empty(count if rows else 0, np.int64)
     native.MODULE.kcenter_greedy(features, count, first, threads, progress, chosen)

@@ -31,6 +31,7 @@ def separable_maps(grids: Float32Array, rows: Float32Array, columns: Float32Arra
     if not native.HAVE_NATIVE:
         return reference.separable_maps(grids, rows, columns)
     grids, rows, columns = as_native(grids, "grids"), as_native(rows, "rows"), as_native(columns, "columns")
+    # What does not fit gets no maps, and the binding says what is wrong with it.
     fits = (getattr(grids, "ndim", 0), getattr(rows, "ndim", 0), getattr(columns, "ndim", 0)) == (3, 2, 2)
     maps = np.empty((len(grids), rows.shape[0], columns.shape[1]) if fits else (0, 0, 0), np.float32)
     native.MODULE.separable_maps(grids, rows, columns, threads, maps)

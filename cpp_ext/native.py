@@ -28,6 +28,7 @@ def _load() -> tuple[Any, str]:
         ) from err
 
 
+# Once, when the package is imported: a bank and its search must not come from two implementations.
 MODULE, MISSING_BECAUSE = _load()
 """The compiled module or None, and in the second case the reason."""
 

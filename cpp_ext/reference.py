@@ -70,10 +70,12 @@ def nearest_stored(
     norms = np.einsum("md,md->m", stored, stored)
     distances = np.empty((len(queries), k), np.float32)
     indices = np.empty((len(queries), k), np.int64)
+    # A BLAS may add up in another order for blocks of another shape: the step takes part in the last bits.
     step = max(1, _BLOCK_ELEMENTS // len(stored))
     for start in range(0, len(queries), step):
         part = slice(start, start + step)
         missing = ~_within_range(queries[part])
+        # Zeros in place of what has no distance: argmin takes a NaN for the least, and warnings would be raised.
         seen = np.where(missing[:, None], np.float32(0), queries[part])
         block = (stored_rows(seen, "int8") if storage == "int8" else seen) @ stored.T
         block *= -2.0
@@ -81,6 +83,7 @@ def nearest_stored(
         found = block.argmin(axis=1)[:, None] if wanted == 1 else np.sort(_least(block, wanted), axis=1)
         difference = seen[:, None, :] - exact_rows[found]
         exact = np.einsum("nkd,nkd->nk", difference, difference)
+        # Stable, over rows in ascending order: of equal distances the lower row.
         order = np.argsort(exact, axis=1, kind="stable")[:, :k]
         distances[part] = np.where(missing[:, None], np.float32(np.nan), np.take_along_axis(exact, order, axis=1))
         indices[part] = np.where(missing[:, None], -1, np.take_along_axis(found, order, axis=1))
@@ -102,6 +105,7 @@ def stored_rows(rows: Float32Array, storage: str) -> Float32Array:
             raise ArgumentError(f"bank: expected values within float16 (65,504), got {np.abs(rows).max():.6g}.")
         return halves
     factors = np.abs(rows).max(axis=1, keepdims=True) / np.float32(127)
+    # rint has ties to even, as the vector instructions have. A factor that underflows to 0 makes a row of zeros.
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         steps = np.where(factors > 0, np.clip(np.rint(rows / factors), -127, 127), np.float32(0))
     return np.asarray(steps * factors, np.float32)
@@ -227,6 +231,7 @@ def kcenter_greedy(
     row = int(np.random.default_rng(seed).integers(len(features)))
     for position in range(count):
         chosen[position] = row
+        # In place and in this order: where rows are equally far, the roundings of these operations decide.
         distance = features @ features[row]
         distance *= -2.0
         distance += norms

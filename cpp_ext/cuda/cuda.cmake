@@ -53,6 +53,7 @@ target_include_directories(flawscope_cuda PRIVATE include cuda)
 # The flags of the folder are those of the C++ compiler; nvcc knows none of them.
 set_target_properties(flawscope_cuda PROPERTIES COMPILE_OPTIONS "" CUDA_STANDARD 17 CUDA_STANDARD_REQUIRED ON
                                                 CUDA_VISIBILITY_PRESET hidden CUDA_RUNTIME_LIBRARY Static)
+# No -use_fast_math: it takes subnormal numbers for 0 and NaN for a number, and rows near zero would all be alike.
 target_compile_options(flawscope_cuda PRIVATE -Xcompiler=-Wall,-Wextra)
 target_sources(flawscope_kernels PRIVATE $<TARGET_OBJECTS:flawscope_cuda>)
 target_link_libraries(flawscope_kernels PRIVATE CUDA::cudart_static)

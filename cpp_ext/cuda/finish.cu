@@ -65,6 +65,7 @@ __global__ void __launch_bounds__(kThreads) finish_kernel(FinishArguments a) {
     FLAWSCOPE_SHARED(FinishShared, shared);
     const int64_t query = blockIdx.x;
     const int thread = threadIdx.x, lane = thread % kWarp, warp = thread / kWarp;
+    // The same for all threads of the block: a barrier below that some never reach would hang.
     if (a.usable[query] == 0 || a.header->refused != 0) {
         if (thread < a.k) write_nothing(a, query, thread);
         return;
@@ -90,6 +91,7 @@ __global__ void __launch_bounds__(kThreads) finish_kernel(FinishArguments a) {
         }
     }
     __syncthreads();
+    // After the last barrier; before it these threads were waited for.
     if (thread >= a.candidates) return;
     // The place of a winner is the number of those before it. What is none comes after all others, by its number.
     const uint64_t mine = shared.winners[thread];

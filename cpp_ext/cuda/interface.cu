@@ -108,6 +108,7 @@ int flawscope_cuda_bank_check(const void* packed, void* stream) {
     return header.refused != 0 ? FLAWSCOPE_NOT_FINITE : FLAWSCOPE_OK;
 }
 
+// Not monotone in n: fewer queries may be cut into more splits, each with its own candidates.
 int flawscope_cuda_nearest_bytes(int64_t n, int64_t m, int64_t d, int k, int rerank, int64_t* bytes) {
     if (!search_ok(n, m, d, k, rerank) || bytes == nullptr) return FLAWSCOPE_BAD_ARGUMENT;
     *bytes = 0;
@@ -140,6 +141,7 @@ int flawscope_cuda_nearest(const void* packed, const void* rows, int rows_dtype,
 
 int flawscope_cuda_mahalanobis(const float* mean, const float* whitening, int64_t p, int64_t d, const float* features,
                                int64_t n, float* squared, void* stream) {
+    // In this order: p · d cannot overflow once sizes_ok(p, d) has said yes.
     if (mean == nullptr || whitening == nullptr || !sizes_ok(p, d) || !sizes_ok(p * d, d) || n < 0) {
         return FLAWSCOPE_BAD_ARGUMENT;
     }

@@ -45,6 +45,7 @@ __global__ void __launch_bounds__(kThreads)
     kcenter_begin_kernel(const float* features, int64_t n, int64_t d, Selection selection) {
     const int lane = threadIdx.x % kWarp;
     const int64_t row = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / kWarp;
+    // Whole warps leave, as a row is a warp's: warp_sum needs all 32 lanes.
     if (row >= n) return;
     float norm = 0.0f;
     for (int64_t i = lane; i < d; i += kWarp) norm += features[row * d + i] * features[row * d + i];
@@ -116,6 +117,7 @@ int64_t kcenter_bytes(int64_t n, int64_t count) {
 cudaError_t kcenter_launch(const float* features, int64_t n, int64_t d, int64_t count, int64_t first, void* workspace,
                            int64_t* chosen, cudaStream_t stream) {
     const Selection selection = selection_at(workspace, count);
+    // On the stream, as the kernels are: with cudaMemset the default stream would wait, and a capture would be refused.
     cudaError_t status = cudaMemsetAsync(workspace, 0, static_cast<size_t>(kAlignment + count * 8), stream);
     if (status != cudaSuccess) return status;
     status = launch(kcenter_begin_kernel, dim3(static_cast<unsigned>(divide_up(n, kWarps))), kThreads, stream,

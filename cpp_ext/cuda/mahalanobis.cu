@@ -50,6 +50,7 @@ __global__ void __launch_bounds__(kMostThreads)
                 shared.centred[channel][sample] = value;
             }
             __syncthreads();
+            // Not before the barriers: threads without a column have copied samples for the others.
             if (column >= d) continue;
             const float* weights = matrix + start * d + column;
 #pragma unroll 8

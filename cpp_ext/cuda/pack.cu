@@ -25,6 +25,7 @@ __global__ void __launch_bounds__(kPackThreads) peak_kernel(const Value* rows, i
     const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
     for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += stride) {
         const uint32_t bits = __float_as_uint(to_float(rows[i])) & 0x7fffffffu;
+        // Without the sign, floats are in the order of their bits; infinity and NaN come last and are refused later.
         peak = bits > peak ? bits : peak;
     }
     peak = warp_max(peak);

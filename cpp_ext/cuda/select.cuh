@@ -13,6 +13,7 @@ public:
     // The whole warp, with the same key.
     __device__ void insert(uint64_t key) {
         const int place = __popc(__ballot_sync(kAllLanes, low_ < key)) + __popc(__ballot_sync(kAllLanes, high_ < key));
+        // All exchanges before the first assignment: each reads what other lanes still have.
         const uint64_t before_low = __shfl_up_sync(kAllLanes, low_, 1), end = __shfl_sync(kAllLanes, low_, kWarp - 1);
         const uint64_t before_high = __shfl_up_sync(kAllLanes, high_, 1);
         if (lane_ == place) low_ = key;

@@ -36,7 +36,7 @@ int guarded(const Work& work) {
         return FLAWSCOPE_NO_MEMORY;
     } catch (const flawscope::NotFinite&) {
         return FLAWSCOPE_NOT_FINITE;
-    } catch (...) {  // std::system_error: no thread to be had
+    } catch (...) {  // std::system_error: no thread to be had. Nothing may pass: the caller may be C
         return FLAWSCOPE_NO_MEMORY;
     }
 }
@@ -153,6 +153,7 @@ int flawscope_gaussians_create(const float* mean, const float* whitening, int64_
                                flawscope_gaussians** out) {
     const flawscope::Kernels* kernels = flawscope::active_kernels();
     if (kernels == nullptr || mean == nullptr || whitening == nullptr || out == nullptr || !sizes_ok(p, d) ||
+                // In this order: p · d cannot overflow once sizes_ok(p, d) has said yes.
         !sizes_ok(p * d, d) || p * d > kMaxRows || threads < 0) {
         return FLAWSCOPE_BAD_ARGUMENT;
     }
@@ -182,6 +183,7 @@ int flawscope_separable_maps(const float* grids, int64_t n, int64_t h, int64_t w
     const flawscope::Kernels* kernels = flawscope::active_kernels();
     if (kernels == nullptr || n < 0 || threads < 0) return FLAWSCOPE_BAD_ARGUMENT;
     if (n == 0) return FLAWSCOPE_OK;
+    // Each product is checked before it stands in another one: h · w and out_h · out_w cannot overflow below.
     if (grids == nullptr || rows == nullptr || columns == nullptr || maps == nullptr || !sizes_ok(h, w) ||
         !sizes_ok(out_h, out_w) || !sizes_ok(out_h, h) || !sizes_ok(w, out_w) || !sizes_ok(h, out_w) ||
         !sizes_ok(n, h * w) || !sizes_ok(n, out_h * out_w)) {

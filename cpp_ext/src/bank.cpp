@@ -32,6 +32,7 @@ namespace {
 // Norms are summed in float64: their rounding is then one half unit of float32, whatever the number of channels.
 template <class Value>
 float norm_of(int64_t d, Value value) {
+    // Four sums, always the same four: equal rows must have equal norms to the bit, or the lower row would not win.
     double total[4] = {0.0, 0.0, 0.0, 0.0};
     for (int64_t i = 0; i < d; ++i) {
         const double x = value(i);
@@ -78,6 +79,7 @@ double Panels::pack(const Kernels& kernels, int64_t panel, const float* rows, in
             int8_t* bytes = reinterpret_cast<int8_t*>(scratch + d);
             std::memset(bytes, 0, static_cast<size_t>(4 * depth));
             float lost_squared, norm;
+            // Its `lost` and norm are float32, good enough for queries. Those of the bank are summed in float64 below.
             kernels.quantize(row, d, bytes, &factors[first + r], &lost_squared, &norm);
             int32_t sum = 0;
             for (int64_t g = 0; g < depth; ++g) {
@@ -94,6 +96,8 @@ double Panels::pack(const Kernels& kernels, int64_t panel, const float* rows, in
     }
     if (storage == Storage::kFloat16 && count < width) {
         uint16_t* halves = reinterpret_cast<uint16_t*>(out);
+        // Lanes beyond the last row are multiplied like others. Rubbish there could be NaN, which no infinite norm
+        // outweighs: a minimum of NaN and a number is either, by the processor and the order of the operands.
         for (int64_t i = 0; i < d; ++i) std::fill(halves + i * width + count, halves + (i + 1) * width, uint16_t{0});
     } else if (storage == Storage::kInt8) {
         for (int64_t r = count; r < width; ++r) {

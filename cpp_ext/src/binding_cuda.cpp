@@ -1,187 +1,197 @@
-// The Python face of the CUDA functions. Arrays are of any library that speaks DLPack, on one CUDA device, and the caller's:
-// nothing is copied or allocated here, and a call returns when its work is on the stream. Compiled, not run.
+// The CUDA functions for Python, over addresses as an engine and PyCUDA have them. Compiled, not run on a GPU; tests
+// run this file with the emulated kernels.
+//
+// No type of the C interface is written a second time: members have the types of the header, addresses take the pointer
+// type of the parameter that they are passed to, and the numbers of dtypes and statuses stay on this side. A function
+// that changes in the header and not here does not compile.
+#include <dlfcn.h>
+#include <nanobind/stl/string.h>
+
+#include <cstdint>
+#include <string>
+
 #include "binding.h"
 
 namespace flawscope_binding {
 namespace {
 
-using namespace nb::literals;
+#define FLAWSCOPE_EACH_FUNCTION(DO) \
+    DO(status_text)                 \
+    DO(patch_distance_version)      \
+    DO(has_cuda)                    \
+    DO(cuda_device_count)           \
+    DO(cuda_bank_bytes)             \
+    DO(cuda_bank_pack)              \
+    DO(cuda_bank_check)             \
+    DO(cuda_nearest_bytes)          \
+    DO(cuda_nearest)                \
+    DO(cuda_mahalanobis)            \
+    DO(cuda_kcenter_bytes)          \
+    DO(cuda_kcenter_greedy)
 
-constexpr int kCuda = nb::device::cuda::value;
+// Of the library that this module is linked to, unless others are put there.
+struct Functions {
+#define FLAWSCOPE_MEMBER(name) decltype(&flawscope_##name) name = &flawscope_##name;
+    FLAWSCOPE_EACH_FUNCTION(FLAWSCOPE_MEMBER)
+#undef FLAWSCOPE_MEMBER
+};
 
-// Arrays on different devices cannot meet in one kernel.
-class OneDevice {
-public:
-    template <class AnyArray>
-    void add(const AnyArray& array, const char* name) {
-        if (device_ < 0) {
-            device_ = array.device_id();
-            first_ = name;
-        } else if (array.device_id() != device_) {
-            throw ArgumentError(std::string(name) + ": expected an array on CUDA device " + std::to_string(device_) +
-                                " as " + first_ + " is, got one on device " + std::to_string(array.device_id()) +
-                                ". Copy it there.");
+// The same functions of a library at a path. It stays loaded: nobody knows when the last work on a stream is done.
+Functions functions_of(const std::string& path) {
+    void* const library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
+    if (library == nullptr) {
+        throw ArgumentError("CUDA kernels: expected a library that loads, got: " + std::string(dlerror()) + ".");
+    }
+    const auto symbol = [&](const char* name) {
+        void* const function = dlsym(library, name);
+        if (function == nullptr) {
+            throw ArgumentError("CUDA kernels: expected " + std::string(name) + " in " + path +
+                                ", got a library without.");
         }
+        return function;
+    };
+    Functions functions;
+#define FLAWSCOPE_LOAD(name) \
+    functions.name = reinterpret_cast<decltype(functions.name)>(symbol("flawscope_" #name));
+    FLAWSCOPE_EACH_FUNCTION(FLAWSCOPE_LOAD)
+#undef FLAWSCOPE_LOAD
+    // A symbol is a name without types: only the version tells that the arguments are those of our header.
+    const int version = functions.patch_distance_version();
+    if (version != FLAWSCOPE_PATCH_DISTANCE_VERSION) {
+        throw ArgumentError("CUDA kernels: expected version " + std::to_string(FLAWSCOPE_PATCH_DISTANCE_VERSION) +
+                            " of the interface in " + path + ", got " + std::to_string(version) + ".");
+    }
+    return functions;
+}
+
+// Becomes a pointer of any type and no integer: an address in the place of a size does not compile, nor the reverse.
+struct Address {
+    uintptr_t value;
+    template <class T>
+    operator T*() const {
+        return reinterpret_cast<T*>(value);
+    }
+};
+
+int dtype_of(const std::string& name) {
+    if (name == "float32") return FLAWSCOPE_FLOAT32;
+    if (name == "float16") return FLAWSCOPE_FLOAT16;
+    throw ArgumentError("dtype: expected float32 or float16, got " + name + ".");
+}
+
+class CudaKernels {
+public:
+    CudaKernels() : CudaKernels(Functions{}) {}
+    explicit CudaKernels(const std::string& path) : CudaKernels(functions_of(path)) {}
+
+    int device_count() const {
+        int count = 0;
+        call("device_count", functions_.cuda_device_count, &count);
+        return count;
+    }
+
+    int64_t bank_bytes(int64_t m, int64_t d) const {
+        int64_t bytes = 0;
+        call("bank_bytes", functions_.cuda_bank_bytes, m, d, &bytes);
+        return bytes;
+    }
+
+    void bank_pack(uintptr_t rows, const std::string& dtype, int64_t m, int64_t d, uintptr_t packed,
+                   uintptr_t stream) const {
+        call("bank_pack", functions_.cuda_bank_pack, Address{rows}, dtype_of(dtype), m, d, Address{packed},
+             Address{stream});
+    }
+
+    bool bank_check(uintptr_t packed, uintptr_t stream) const {
+        const int status = released(functions_.cuda_bank_check, Address{packed}, Address{stream});
+        if (status == FLAWSCOPE_NOT_FINITE) return false;
+        raise_for("bank_check", status);
+        return true;
+    }
+
+    int64_t nearest_bytes(int64_t n, int64_t m, int64_t d, int k, int rerank) const {
+        int64_t bytes = 0;
+        call("nearest_bytes", functions_.cuda_nearest_bytes, n, m, d, k, rerank, &bytes);
+        return bytes;
+    }
+
+    void nearest(uintptr_t packed, uintptr_t rows, const std::string& rows_dtype, int64_t m, int64_t d,
+                 uintptr_t queries, const std::string& dtype, int64_t n, int k, int rerank, uintptr_t workspace,
+                 int64_t workspace_bytes, uintptr_t squared, uintptr_t found, uintptr_t stream) const {
+        call("nearest", functions_.cuda_nearest, Address{packed}, Address{rows}, dtype_of(rows_dtype), m, d,
+             Address{queries}, dtype_of(dtype), n, k, rerank, Address{workspace}, workspace_bytes, Address{squared},
+             Address{found}, Address{stream});
+    }
+
+    void mahalanobis(uintptr_t mean, uintptr_t whitening, int64_t p, int64_t d, uintptr_t features, int64_t n,
+                     uintptr_t squared, uintptr_t stream) const {
+        call("mahalanobis", functions_.cuda_mahalanobis, Address{mean}, Address{whitening}, p, d, Address{features}, n,
+             Address{squared}, Address{stream});
+    }
+
+    int64_t kcenter_bytes(int64_t n, int64_t count) const {
+        int64_t bytes = 0;
+        call("kcenter_bytes", functions_.cuda_kcenter_bytes, n, count, &bytes);
+        return bytes;
+    }
+
+    void kcenter_greedy(uintptr_t features, int64_t n, int64_t d, int64_t count, int64_t first, uintptr_t workspace,
+                        int64_t workspace_bytes, uintptr_t chosen, uintptr_t stream) const {
+        call("kcenter_greedy", functions_.cuda_kcenter_greedy, Address{features}, n, d, count, first,
+             Address{workspace}, workspace_bytes, Address{chosen}, Address{stream});
     }
 
 private:
-    int device_ = -1;
-    const char* first_ = "";
+    explicit CudaKernels(const Functions& functions) : functions_(functions) {
+        if (functions_.has_cuda() == 0) {
+            throw NoCuda("CUDA kernels: expected them in this installation, got none. Put nvcc on the PATH and install "
+                         "flawscope again.");
+        }
+    }
+
+    // Without the GIL: a launch waits too where the queue of the device is full.
+    template <class... Parameters, class... Arguments>
+    int released(int (*function)(Parameters...), Arguments... arguments) const {
+        nb::gil_scoped_release release;
+        return function(arguments...);
+    }
+
+    template <class... Parameters, class... Arguments>
+    void call(const char* what, int (*function)(Parameters...), Arguments... arguments) const {
+        raise_for(what, released(function, arguments...));
+    }
+
+    void raise_for(const char* what, int status) const {
+        raise_status(status, std::string("CUDA kernels: ") + what, functions_.status_text(status));
+    }
+
+    const Functions functions_;
 };
 
-void check_input(OneDevice& place, const Array& array, const char* name, const std::vector<int64_t>& sizes,
-                 const char* letters, bool half_too = false, bool empty_too = false) {
-    check(array, name, sizes, letters, half_too, empty_too, kCuda);
-    place.add(array, name);
-}
-
-// Memory that a function writes to.
-using Output = nb::ndarray<>;
-
-template <class Element>
-void check_writable(OneDevice& place, const Output& array, const char* name) {
-    if (array.dtype() != nb::dtype<Element>()) {
-        throw ArgumentError(std::string(name) + ": expected " + dtype_name(nb::dtype<Element>()) + ", got " +
-                            dtype_name(array.dtype()) + ".");
-    }
-    if (array.device_type() != kCuda) {
-        throw ArgumentError(std::string(name) + ": expected an array on a CUDA device, got one on device " +
-                            std::to_string(array.device_type()) + ":" + std::to_string(array.device_id()) +
-                            " (DLPack). All arrays of a call must be in one place: copy it there.");
-    }
-    int64_t step = 1;
-    for (size_t i = array.ndim(); i-- > 0;) {
-        if (array.shape(i) > 1 && array.stride(i) != step) {
-            throw ArgumentError(std::string(name) + ": expected contiguous memory to write to, got strides.");
-        }
-        step *= static_cast<int64_t>(array.shape(i));
-    }
-    place.add(array, name);
-}
-
-template <class Element>
-void check_output(OneDevice& place, const Output& array, int64_t elements, const char* name) {
-    check_writable<Element>(place, array, name);
-    check_room(array, elements, name);
-}
-
-void check_bytes(OneDevice& place, const Output& memory, int64_t needed, const char* name) {
-    check_writable<uint8_t>(place, memory, name);
-    if (static_cast<int64_t>(memory.size()) < needed) {
-        throw ArgumentError(std::string(name) + ": expected at least " + std::to_string(needed) + " bytes, got " +
-                            std::to_string(memory.size()) + ". Ask for the size first.");
-    }
-    if (reinterpret_cast<uintptr_t>(memory.data()) % 16 != 0) {
-        throw ArgumentError(std::string(name) + ": expected memory aligned to 16 bytes, got other.");
-    }
-}
-
-int64_t size(const Array& array, int axis) { return static_cast<int64_t>(array.shape(axis)); }
-int dtype_of(const Array& array) { return is_half(array) ? FLAWSCOPE_FLOAT16 : FLAWSCOPE_FLOAT32; }
-void* stream_of(uintptr_t stream) { return reinterpret_cast<void*>(stream); }
-
-int64_t bank_bytes(int64_t m, int64_t d) {
-    int64_t bytes = 0;
-    raise_for(flawscope_cuda_bank_bytes(m, d, &bytes), "cuda_bank_bytes");
-    return bytes;
-}
-
-int64_t nearest_bytes(int64_t n, int64_t m, int64_t d, int k, int rerank) {
-    int64_t bytes = 0;
-    raise_for(flawscope_cuda_nearest_bytes(n, m, d, k, rerank, &bytes), "cuda_nearest_bytes");
-    return bytes;
-}
-
-int64_t kcenter_bytes(int64_t n, int64_t count) {
-    int64_t bytes = 0;
-    raise_for(flawscope_cuda_kcenter_bytes(n, count, &bytes), "cuda_kcenter_bytes");
-    return bytes;
-}
-
-void bank_pack(Array rows, Output packed, uintptr_t stream) {
-    OneDevice place;
-    check_input(place, rows, "bank", {-1, -1}, "MD", true);
-    check_bytes(place, packed, bank_bytes(size(rows, 0), size(rows, 1)), "packed");
-    raise_for(flawscope_cuda_bank_pack(rows.data(), dtype_of(rows), size(rows, 0), size(rows, 1), static_cast<void*>(packed.data()),
-                                       stream_of(stream)),
-              "cuda_bank_pack");
-}
-
-void bank_check(Output packed, uintptr_t stream) {
-    OneDevice place;
-    check_bytes(place, packed, 1, "packed");
-    int status;
-    {
-        nb::gil_scoped_release release;  // waits for the stream
-        status = flawscope_cuda_bank_check(packed.data(), stream_of(stream));
-    }
-    raise_for(status, "bank");
-}
-
-void nearest(Output packed, Array rows, Array queries, int k, int rerank, Output workspace, Output squared,
-             Output found, uintptr_t stream) {
-    OneDevice place;
-    check_input(place, rows, "bank", {-1, -1}, "MD", true);
-    const int64_t m = size(rows, 0), d = size(rows, 1);
-    check_input(place, queries, "queries", {-1, d}, "ND", true, true);
-    const int64_t n = size(queries, 0);
-    check_output<float>(place, squared, n * k, "squared");
-    check_output<int64_t>(place, found, n * k, "found");
-    if (n == 0) return;
-    check_bytes(place, packed, bank_bytes(m, d), "packed");
-    check_bytes(place, workspace, nearest_bytes(n, m, d, k, rerank), "workspace");
-    raise_for(flawscope_cuda_nearest(packed.data(), rows.data(), dtype_of(rows), m, d, queries.data(),
-                                     dtype_of(queries), n, k, rerank, workspace.data(),
-                                     static_cast<int64_t>(workspace.size()), static_cast<float*>(squared.data()), static_cast<int64_t*>(found.data()),
-                                     stream_of(stream)),
-              "cuda_nearest");
-}
-
-void mahalanobis(Array mean, Array whitening, Array features, Output squared, uintptr_t stream) {
-    OneDevice place;
-    check_input(place, mean, "mean", {-1, -1}, "PD");
-    const int64_t p = size(mean, 0), d = size(mean, 1);
-    check_input(place, whitening, "whitening", {p, d, d}, "PDD");
-    check_input(place, features, "features", {-1, p, d}, "NPD", false, true);
-    check_output<float>(place, squared, size(features, 0) * p, "squared");
-    if (size(features, 0) == 0) return;
-    raise_for(flawscope_cuda_mahalanobis(static_cast<const float*>(mean.data()),
-                                         static_cast<const float*>(whitening.data()), p, d,
-                                         static_cast<const float*>(features.data()), size(features, 0),
-                                         static_cast<float*>(squared.data()), stream_of(stream)),
-              "cuda_mahalanobis");
-}
-
-void kcenter(Array features, int64_t count, int64_t first, Output workspace, Output chosen, uintptr_t stream) {
-    OneDevice place;
-    check_input(place, features, "features", {-1, -1}, "ND");
-    check_output<int64_t>(place, chosen, count, "chosen");
-    check_bytes(place, workspace, kcenter_bytes(size(features, 0), count), "workspace");
-    raise_for(flawscope_cuda_kcenter_greedy(static_cast<const float*>(features.data()), size(features, 0),
-                                            size(features, 1), count, first, workspace.data(),
-                                            static_cast<int64_t>(workspace.size()),
-                                            static_cast<int64_t*>(chosen.data()), stream_of(stream)),
-              "cuda_kcenter_greedy");
-}
+// Nothing is converted. Left to itself nanobind calls int() where a type does not fit, and "4096" would be an address.
+auto operator""_exact(const char* name, size_t) { return nb::arg(name).noconvert(); }
 
 }  // namespace
 
 void bind_cuda(nb::module_& m) {
     m.def("has_cuda", [] { return flawscope_has_cuda() != 0; });
-    m.def("cuda_device_count", [] {
-        int count = 0;
-        raise_for(flawscope_cuda_device_count(&count), "cuda_device_count");
-        return count;
-    });
-    m.def("cuda_bank_bytes", &bank_bytes, "m"_a, "d"_a);
-    m.def("cuda_bank_pack", &bank_pack, "rows"_a, "packed"_a, "stream"_a);
-    m.def("cuda_bank_check", &bank_check, "packed"_a, "stream"_a);
-    m.def("cuda_nearest_bytes", &nearest_bytes, "n"_a, "m"_a, "d"_a, "k"_a, "rerank"_a);
-    m.def("cuda_nearest", &nearest, "packed"_a, "rows"_a, "queries"_a, "k"_a, "rerank"_a, "workspace"_a, "squared"_a,
-          "found"_a, "stream"_a);
-    m.def("cuda_mahalanobis", &mahalanobis, "mean"_a, "whitening"_a, "features"_a, "squared"_a, "stream"_a);
-    m.def("cuda_kcenter_bytes", &kcenter_bytes, "n"_a, "count"_a);
-    m.def("cuda_kcenter_greedy", &kcenter, "features"_a, "count"_a, "first"_a, "workspace"_a, "chosen"_a, "stream"_a);
+    nb::class_<CudaKernels>(m, "CudaKernels")
+        .def(nb::init<>())
+        .def(nb::init<const std::string&>(), "library"_exact)
+        .def("device_count", &CudaKernels::device_count)
+        .def("bank_bytes", &CudaKernels::bank_bytes, "m"_exact, "d"_exact)
+        .def("bank_pack", &CudaKernels::bank_pack, "rows"_exact, "dtype"_exact, "m"_exact, "d"_exact, "packed"_exact,
+             "stream"_exact)
+        .def("bank_check", &CudaKernels::bank_check, "packed"_exact, "stream"_exact)
+        .def("nearest_bytes", &CudaKernels::nearest_bytes, "n"_exact, "m"_exact, "d"_exact, "k"_exact, "rerank"_exact)
+        .def("nearest", &CudaKernels::nearest, "packed"_exact, "rows"_exact, "rows_dtype"_exact, "m"_exact, "d"_exact,
+             "queries"_exact, "dtype"_exact, "n"_exact, "k"_exact, "rerank"_exact, "workspace"_exact,
+             "workspace_bytes"_exact, "squared"_exact, "found"_exact, "stream"_exact)
+        .def("mahalanobis", &CudaKernels::mahalanobis, "mean"_exact, "whitening"_exact, "p"_exact, "d"_exact,
+             "features"_exact, "n"_exact, "squared"_exact, "stream"_exact)
+        .def("kcenter_bytes", &CudaKernels::kcenter_bytes, "n"_exact, "count"_exact)
+        .def("kcenter_greedy", &CudaKernels::kcenter_greedy, "features"_exact, "n"_exact, "d"_exact, "count"_exact,
+             "first"_exact, "workspace"_exact, "workspace_bytes"_exact, "chosen"_exact, "stream"_exact);
 }
 
 }  // namespace flawscope_binding

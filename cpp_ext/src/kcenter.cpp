@@ -36,6 +36,7 @@ public:
     void wait() {
         const uint32_t round = round_.load(std::memory_order_acquire);
         if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == threads_) {
+            // Before the round: whoever sees the new round may arrive at the next one at once.
             arrived_.store(0, std::memory_order_relaxed);
             round_.store(round + 1, std::memory_order_release);
             return;
@@ -101,6 +102,8 @@ public:
         Best best;
         if (begin == end) return best;
         // The highest bound first: the better the first value, the fewer rows have to catch up.
+        // What other threads put into `shared` is read without order. An old value lets rows catch up that need not, and
+        // never loses one: time depends on it, the selection does not.
         const int64_t top = std::max_element(bounds_.data() + begin, bounds_.data() + end) - bounds_.data();
         look_into(top, best, shared, computed);
         for (int64_t block = begin; block < end; ++block) {
@@ -155,6 +158,8 @@ private:
             closest[r] = closest_[row];
             first = std::min<int64_t>(first, seen_[row]);
         }
+        // Down to a whole group. Centres that a row has met already change nothing: their distance comes out the same to
+        // the bit, and the minimum stays.
         first = first / 4 * 4;
         while (first < centre_count_) {
             const int64_t last = std::min(divide_up(centre_count_, 4) * 4, first + kCentreStep);
@@ -211,6 +216,8 @@ bool kcenter_greedy(const Kernels& kernels, const float* features, int64_t n, in
 
     chosen[0] = first;
     selection.add_centre(first);
+    // All at the same time, as run_on_threads promises: tasks that wait for a free thread would never meet at the
+    // barrier.
     run_on_threads(workers, [&](int thread) {
         const int64_t begin = blocks * thread / workers, end = blocks * (thread + 1) / workers;
         for (;;) {

@@ -1,4 +1,7 @@
 // The inner loops, compiled once per SIMD level (FLAWSCOPE_LEVEL names the level and the namespace).
+//
+// Nothing of the C++ library is included here. An inline function of it would be compiled for every level, the linker
+// keeps one copy for all, and where that is the one with AVX-512 older processors stop at an unknown instruction.
 #include "kernels.h"
 
 #include "search_loop.h"
@@ -58,6 +61,7 @@ void pack_tile(const float* rows, int64_t stride, int64_t count, int64_t d, floa
     interleave<kTileRows>(rows, stride, count, d, tile);
 }
 
+// Upwards, each vector read before it is written: Panels::unpack converts in place.
 void halves_to_floats(const uint16_t* from, int64_t count, float* to) {
     int64_t i = 0;
     for (; i + kLanes <= count; i += kLanes) store(to + i, load_half(from + i));
@@ -69,6 +73,9 @@ void halves_to_floats(const uint16_t* from, int64_t count, float* to) {
     }
 }
 
+// What reference.stored_rows computes: a quotient, not a product with 1/factor, which rounds once more and gives other
+// bytes; ties to even; and never −128, which dot4 counts on. `lost` and `norm` are sums in float32: the proof in
+// screen.cpp makes room for their rounding.
 void quantize(const float* row, int64_t d, int8_t* bytes, float* factor, float* lost, float* norm) {
     Vec peak = zero();
     for (int64_t i = 0; i < d; i += kLanes) {
@@ -107,6 +114,8 @@ void quantize(const float* row, int64_t d, int8_t* bytes, float* factor, float* 
     *norm = sum(total);
 }
 
+// Every search ends here: the screen and the search in float32 give the same bits for a row only because they both do.
+// load_first reads nothing beyond the row, behind which there may be no page.
 float squared_distance(const float* a, const float* b, int64_t d) {
     Vec total[4] = {zero(), zero(), zero(), zero()};
     int64_t i = 0;
@@ -175,6 +184,8 @@ void lower_closest(const float* const* rows, const float* row_norms, const float
         float products[16];
         sum_tile(dot, products);
         for (int j = 0; j < 4; ++j) {
+            // The norms first. Of a row and itself their sum is twice the norm without rounding, and so is the product:
+            // the difference is 0. In another order it may be a rounding away, and a row that repeats a centre is taken.
             const Four distance = (norms + centre_norms[c + j]) - 2.0f * load_four(products + 4 * j);
             least = distance < least ? distance : least;
         }
@@ -182,6 +193,7 @@ void lower_closest(const float* const* rows, const float* row_norms, const float
     __builtin_memcpy(closest, &least, sizeof least);
 }
 
+// The operations of x·c above, whole vectors and then the rest, and `sum` in the order of `sum_tile`.
 float norm_as_product(const float* row, int64_t d) {
     Vec total = zero();
     int64_t i = 0;
@@ -215,6 +227,7 @@ FLAWSCOPE_INLINE void whiten(const float* strips, const int32_t* ranges, int64_t
         for (; i + kChains <= last; i += kChains) {
 #pragma GCC unroll 4
             for (int c = 0; c < kChains; ++c) {
+                // Beyond the last strip too: a prefetch of memory that is not there does nothing.
                 __builtin_prefetch(strips + c * kLanes + kAhead, 0, 2);
                 const Vec w = load(strips + c * kLanes);
 #pragma GCC unroll 16
@@ -238,6 +251,8 @@ FLAWSCOPE_INLINE void whiten(const float* strips, const int32_t* ranges, int64_t
 
 void mahalanobis(const float* strips, const int32_t* ranges, int64_t strip_count, const float* centred,
                  int64_t samples, int64_t stride, float* squared) {
+    // One sample alone has four sums that are added at the end, the others have one: the last bit of a distance may
+    // depend on the size of the batch and the place in it, never on the other samples.
     while (kLanes == 16 && samples >= 16) {
         whiten<16>(strips, ranges, strip_count, centred, stride, squared);
         samples -= 16;

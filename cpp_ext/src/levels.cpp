@@ -39,6 +39,7 @@ const Kernels* kernels_at(int i) {
     const Kernels* found[6];
     int count = 0;
 #if defined(__x86_64__)
+    // These ask the operating system too: a processor's AVX-512 is of no use where its registers are not saved.
     __builtin_cpu_init();
     const bool avx2 =
         __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");

@@ -89,6 +89,7 @@ void Gaussians::squared_distances(const float* features, int64_t n, int threads,
                 for (int64_t s = 0; s < count; ++s) {
                     const float* x = features + ((first + s) * p + i) * d;
                     float* z = centred + s * d;
+                    // Before the product: x·W − μ·W would lose its digits where a patch is near its mean.
                     for (int64_t c = 0; c < d; ++c) z[c] = x[c] - mean[c];
                 }
                 kernels.mahalanobis(strips_.data() + starts_[i], ranges_.data() + i * strip_count_ * 2, strip_count_,

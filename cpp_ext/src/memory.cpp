@@ -75,6 +75,7 @@ bool is_kept(size_t bytes) {
 }  // namespace
 
 void* allocate(size_t wanted, size_t* bytes) {
+    // aligned_alloc takes only sizes that are multiples of the alignment.
     const size_t step = wanted >= 2 * kLargePage ? kLargePage : 64;
     *bytes = wanted == 0 ? step : (wanted + step - 1) / step * step;
     if (is_kept(*bytes)) {

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <new>
+#include <type_traits>
 #include <utility>
 
 namespace flawscope {
@@ -13,8 +14,11 @@ namespace flawscope {
 void* allocate(size_t wanted, size_t* bytes);
 void release(void* data, size_t bytes);
 
+// Elements are neither constructed nor destroyed: what is read must have been written.
 template <class T>
 class Buffer {
+    static_assert(std::is_trivially_copyable_v<T> && std::is_trivially_destructible_v<T>, "no constructor runs");
+
 public:
     Buffer() = default;
     explicit Buffer(int64_t count) {

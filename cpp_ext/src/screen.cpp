@@ -116,6 +116,7 @@ bool prove(const Bank& bank, const float* query, const Tiles& tiles, int64_t q, 
     const double limit =
         reach * reach - double{tiles.norm(q)} + units * kUnit * (double{tiles.norm(q)} * grow + bank.screen_norm);
     *below = above(above(static_cast<float>(limit)));
+    // Written so that NaN, from a reach that overflows, is without a proof too.
     if (!(*below < kNoRow)) {
         *below = kInfinity;
         return false;
@@ -197,6 +198,7 @@ void search_below(const Bank& bank, const Open& open, int k, int workers, Open& 
                     continue;
                 }
                 const Distances distances(bank, query);
+                // Every row is compared once: a second time it would stand in the list twice.
                 const Nearest known = open.nearest[first + q];
                 Nearest nearest = known;
                 const int32_t* rows_below = found.data() + q * capacity;

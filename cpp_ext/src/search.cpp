@@ -10,6 +10,7 @@ namespace {
 // Half the second-level cache.
 int64_t half_cache() {
 #if defined(_SC_LEVEL2_CACHE_SIZE)
+    // 0 or −1 where the system does not say, as on Arm and in some containers. Only time depends on it.
     static const int64_t size = sysconf(_SC_LEVEL2_CACHE_SIZE);
 #else
     static const int64_t size = 0;

@@ -31,6 +31,7 @@ void pack_bytes(const int8_t* rows, int64_t depth, char* tile) {
 class TileRegisters {
 public:
     TileRegisters() {
+        // Zero wherever nothing is said, as for tiles 8 to 15, which no processor has: ldtilecfg faults on other values.
         struct {
             uint8_t palette = 1, start_row = 0, reserved[14] = {};
             uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
@@ -45,6 +46,8 @@ public:
 };
 
 FLAWSCOPE_INLINE void sum_products(const char* tile, const char* panel, int64_t depth, Sums& sums) {
+    // The numbers of tiles are part of the instructions and written out, as neither loop nor compiler hands them out:
+    // 0 to 3 are sums, 4 and 5 queries, 6 and 7 bank rows.
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);

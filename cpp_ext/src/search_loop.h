@@ -22,6 +22,7 @@ FLAWSCOPE_INLINE void products(const SearchBlock&, const void* tile, const T* b,
     const float* q = static_cast<const float*>(tile);
     unrolled<kTileRows>(FLAWSCOPE_EACH(r) { dot[r][0] = dot[r][1] = zero(); });
     for (int64_t i = 0; i < depth; ++i) {
+        // All channels in ascending order, for every row of every tile: equal rows get equal sums, which decides ties.
         const Vec left = load_bank(b), right = load_bank(b + kLanes);
         unrolled<kTileRows>(FLAWSCOPE_EACH(r) {
             const Vec x = broadcast(q[r]);
@@ -37,6 +38,7 @@ FLAWSCOPE_INLINE void products(const SearchBlock&, const void* tile, const T* b,
 FLAWSCOPE_INLINE void products(const SearchBlock& s, const void* tile, const int8_t* b, int64_t depth,
                                int64_t first_row, Vec (&dot)[kTileRows][2]) {
     const int32_t* q = static_cast<const int32_t*>(tile);
+    // Integers are exact: what was added to the queries comes off to the last bit, up to kMaxInt8Channels channels.
     int32_t start[kPanel];
     for (int lane = 0; lane < kPanel; ++lane) start[lane] = kBiasedQueries ? -128 * s.sums[first_row + lane] : 0;
     IVec sums[kTileRows][2];
@@ -68,6 +70,7 @@ FLAWSCOPE_INLINE void products(const SearchBlock& s, const void* tile, const int
 // With kSecond the second least of every lane is kept too: it tells whether a row that was replaced matters.
 template <bool kSecond>
 FLAWSCOPE_INLINE void lower_minimum(Vec distance, IVec panel, Vec& best, IVec& where, Vec& second) {
+    // A comparison with NaN is false: a query that is none leaves best and where as they were.
     const Mask better = less(distance, best);
     if (kSecond) second = minimum(second, maximum(distance, best));
     best = select(better, distance, best);

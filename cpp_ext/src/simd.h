@@ -35,6 +35,7 @@ FLAWSCOPE_INLINE void store(float* p, Vec a) { *p = a; }
 FLAWSCOPE_INLINE Vec add(Vec a, Vec b) { return a + b; }
 FLAWSCOPE_INLINE Vec sub(Vec a, Vec b) { return a - b; }
 FLAWSCOPE_INLINE Vec mul(Vec a, Vec b) { return a * b; }
+// Two roundings: fmaf() without the instruction is a function that computes in integers. The bounds hold for both.
 FLAWSCOPE_INLINE Vec fma(Vec a, Vec b, Vec c) { return a * b + c; }
 FLAWSCOPE_INLINE Vec minimum(Vec a, Vec b) { return a < b ? a : b; }
 FLAWSCOPE_INLINE Vec maximum(Vec a, Vec b) { return a > b ? a : b; }
@@ -116,6 +117,7 @@ FLAWSCOPE_INLINE Vec add(Vec a, Vec b) { return _mm512_add_ps(a, b); }
 FLAWSCOPE_INLINE Vec sub(Vec a, Vec b) { return _mm512_sub_ps(a, b); }
 FLAWSCOPE_INLINE Vec mul(Vec a, Vec b) { return _mm512_mul_ps(a, b); }
 FLAWSCOPE_INLINE Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
+// Of NaN and a number x86 takes b, Arm NaN. No lane that counts is NaN: see Panels::pack and Tiles::usable.
 FLAWSCOPE_INLINE Vec minimum(Vec a, Vec b) { return _mm512_min_ps(a, b); }
 FLAWSCOPE_INLINE Vec maximum(Vec a, Vec b) { return _mm512_max_ps(a, b); }
 FLAWSCOPE_INLINE Vec absolute(Vec a) { return _mm512_abs_ps(a); }
@@ -298,6 +300,7 @@ FLAWSCOPE_INLINE void sum4(Vec a, Vec b, Vec c, Vec d, float* out) {
     const __m128 ab = _mm_hadd_ps(quarter(a), quarter(b)), cd = _mm_hadd_ps(quarter(c), quarter(d));
     _mm_storeu_ps(out, _mm_hadd_ps(ab, cd));
 }
+// In the order of sum4 and sum_tile to the last addition: k-centre compares sums of the two, see lower_closest.
 FLAWSCOPE_INLINE float sum(Vec a) {
     const __m128 pairs = _mm_hadd_ps(quarter(a), quarter(a));
     return _mm_cvtss_f32(_mm_hadd_ps(pairs, pairs));

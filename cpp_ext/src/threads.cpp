@@ -50,12 +50,14 @@ public:
                 const int index = static_cast<int>(workers_.size()) + 1;
                 workers_.emplace_back([this, index, round = round_.load()] { serve(index, round); });
             }
+            // The round last: a worker that sees it must find the rest of the call.
             work_ = &work;
             threads_ = threads;
             running_.store(threads - 1);
             round_.store(round_ + 1);
         }
         start_.notify_all();
+        // Must not throw: the others would go on with what the caller has destroyed.
         work(0);
         const auto finished = [this] { return running_ == 0; };
         soon(finished);

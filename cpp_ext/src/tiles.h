@@ -96,6 +96,7 @@ private:
     const int64_t first_, count_, depth_;
 
 public:
+    // Here and not with the others below: members are made in the order in which they stand, and buffers need these.
     const int64_t height, tile_count, tile_bytes;  // queries of a tile, tiles, bytes of a tile
 
 private:

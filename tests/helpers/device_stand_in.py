@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
+from flawscope.cpp_ext.cuda_kernels import CudaKernels
+
 Work = Callable[[], None]
 
 
@@ -192,27 +194,19 @@ class DriverLibrary:
         return 0
 
 
-class KernelLibrary:
-    """The kernels' C interface, whose calls with a stream are put on ours."""
+class KernelsOnStand:
+    """The CUDA kernels in emulation, whose calls that only put work on a stream are put on ours."""
 
-    def __init__(self, stand: Stand, library: ctypes.CDLL) -> None:
-        self.stand, self.library = stand, library
+    def __init__(self, stand: Stand, kernels: CudaKernels) -> None:
+        self.stand, self.kernels = stand, kernels
 
     def __getattr__(self, name: str) -> Any:
-        function = getattr(self.library, name)
-        if name not in ("flawscope_cuda_nearest", "flawscope_cuda_mahalanobis", "flawscope_cuda_bank_pack"):
+        function = getattr(self.kernels, name)
+        if name not in ("nearest", "mahalanobis", "bank_pack"):
             return function
 
-        def call(*arguments: Any) -> int:
-            *others, stream = arguments
-            failed: list[int] = []
-
-            def work() -> None:
-                if status := function(*others, ctypes.c_void_p(0)):
-                    failed.append(status)
-
-            self.stand.streams[int(stream.value)].put(work)
-            return failed[0] if failed else 0
+        def call(*, stream: int, **arguments: Any) -> None:
+            self.stand.streams[stream].put(lambda: function(**arguments, stream=0))
 
         return call
 

@@ -36,7 +36,7 @@ typedef enum flawscope_status {
 /* Words for a status; the text lives as long as the program. */
 FLAWSCOPE_API const char* flawscope_status_text(int status);
 
-/* Version of this interface; changes when a function changes its meaning. */
+/* Version of this interface; changes when a function changes its meaning or its parameters. */
 #define FLAWSCOPE_PATCH_DISTANCE_VERSION 1
 FLAWSCOPE_API int flawscope_patch_distance_version(void);
 
@@ -161,7 +161,8 @@ FLAWSCOPE_API int flawscope_cuda_bank_pack(const void* rows, int dtype, int64_t 
  * 2^126 or more. Whoever does not ask is told by the search: such a bank gives NaN with row -1 for every query. */
 FLAWSCOPE_API int flawscope_cuda_bank_check(const void* packed, void* stream);
 
-/* Workspace of flawscope_cuda_nearest on the current device; depends on its number of multiprocessors. */
+/* Workspace of flawscope_cuda_nearest on the current device; depends on its number of multiprocessors. Fewer queries
+ * may need more: memory that serves several n has to be the largest of their sizes. */
 FLAWSCOPE_API int flawscope_cuda_nearest_bytes(int64_t n, int64_t m, int64_t d, int k, int rerank, int64_t* bytes);
 
 /* The k nearest rows of every query, nearest first, equal distances by the lower row.

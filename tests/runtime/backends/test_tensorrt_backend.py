@@ -6,9 +6,7 @@ the C interface of the kernels, and what is made of their results.
 
 from __future__ import annotations
 
-import ctypes
 import shutil
-import subprocess
 import sys
 import types
 from collections.abc import Iterator
@@ -20,12 +18,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from device_stand_in import DriverLibrary, Error, KernelLibrary, MemoryError_, Stand, driver_module, tensorrt_module
-from project_paths import ROOT
+from cuda_emulation import emulated_kernels
+from device_stand_in import DriverLibrary, Error, KernelsOnStand, MemoryError_, Stand, driver_module, tensorrt_module
 from tiny_dataset import good_pictures
 
-from flawscope import cli, cpp_ext
-from flawscope.bundle import open_bundle
+from flawscope import cli
+from flawscope.bundle import PatchcoreHead, open_bundle
 from flawscope.errors import BackendError, BundleError, DeviceError
 from flawscope.imaging.images import prepare, read_image
 from flawscope.runtime import Inspector
@@ -37,28 +35,6 @@ from flawscope.runtime.scorers import bank_device
 from flawscope.runtime.scorers.base import ScorerOptions, open_scorer
 
 METHODS = ("patchcore", "padim")
-
-
-@pytest.fixture(scope="module")
-def emulated_kernels(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    """The sources of the CUDA kernels as a library for the CPU."""
-    if shutil.which("g++") is None:
-        pytest.skip("no g++ to compile the emulation with")
-    folder = tmp_path_factory.mktemp("emulated")
-    (folder / "text.cpp").write_text(
-        '#include "status.h"\nextern "C" __attribute__((visibility("default"))) const char* '
-        "flawscope_status_text(int status) { return flawscope::cuda_status_text(status - 1000); }\n"
-    )
-    library = folder / "libkernels.so"
-    command = ["g++", "-std=c++17", "-O2", "-shared", "-fPIC", "-DFLAWSCOPE_EMULATION", "-Wno-unknown-pragmas"]
-    command += [
-        "-DFLAWSCOPE_EMULATED_ARCH=800",
-        *(f"-I{ROOT / 'cpp_ext' / name}" for name in ("include", "src", "cuda")),
-    ]
-    command += ["-x", "c++", *map(str, sorted((ROOT / "cpp_ext" / "cuda").glob("*.cu"))), str(folder / "text.cpp")]
-    done = subprocess.run([*command, "-o", str(library)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return ctypes.CDLL(str(library))
 
 
 @pytest.fixture
@@ -87,10 +63,11 @@ def engine(bundle: Any, graph: str) -> Any:
 
 
 @pytest.fixture
-def kernels(stand: Stand, emulated_kernels: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> Stand:
+def kernels(stand: Stand, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Stand:
     """The same with the bank on the device."""
     monkeypatch.setattr(engine_session.cpp_ext, "HAVE_CUDA", True)
-    monkeypatch.setattr(bank_device, "kernel_library", lambda: KernelLibrary(stand, emulated_kernels))
+    emulated = emulated_kernels(tmp_path_factory)
+    monkeypatch.setattr(bank_device, "CudaKernels", lambda: KernelsOnStand(stand, emulated))
     return stand
 
 
@@ -336,7 +313,16 @@ def test_auto_never_takes_engines(stand: Stand) -> None:
     assert choose_backend("tensorrt").reason == "asked for"
 
 
-@pytest.mark.skipif(cpp_ext.HAVE_CUDA, reason="this build has CUDA kernels")
-def test_kernels_that_are_not_built_are_named() -> None:
-    with pytest.raises(BackendError, match="CUDA kernels: expected them in this installation, got none"):
-        bank_device.kernel_library()
+def test_a_batch_that_needs_more_workspace_than_the_largest_is_searched(kernels: Stand) -> None:
+    bank = np.random.default_rng(0).random((300, 32), np.float32)
+    head = PatchcoreHead(grid=(8, 16), neighbors=1, reweight="none", sigma=1.0)
+    on_device = device.Device()
+    with on_device.current():
+        ready = bank_device.device_head(on_device, head, {"bank": bank}, (16, 32), 5)
+        for count in (4, 5):
+            patches = np.repeat(bank[:128], count, axis=0)
+            ready.enqueue(count, on_device.upload(patches))
+            maps, scores = ready.finish(count, 0)
+            assert np.isfinite(maps).all()
+            np.testing.assert_array_equal(scores, np.zeros(count))
+    on_device.close()

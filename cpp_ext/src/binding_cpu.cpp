@@ -1,10 +1,109 @@
-// The Python face of the C interface: array types are checked here, the GIL is released while a kernel works.
+// The CPU functions for Python: arrays are checked here, the GIL is released while a kernel works.
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/string.h>
+
+#include <cstdint>
+#include <cstdlib>
+#include <memory>
+#include <string>
+#include <vector>
+
 #include "binding.h"
 
+using namespace nb::literals;
+
+namespace flawscope_binding {
 namespace {
 
-using namespace flawscope_binding;
-using namespace nb::literals;
+using Array = nb::ndarray<nb::ro>;
+
+std::string dtype_name(nb::dlpack::dtype type) {
+    const char* kind = "unknown";
+    switch (static_cast<nb::dlpack::dtype_code>(type.code)) {
+        case nb::dlpack::dtype_code::Int: kind = "int"; break;
+        case nb::dlpack::dtype_code::UInt: kind = "uint"; break;
+        case nb::dlpack::dtype_code::Float: kind = "float"; break;
+        case nb::dlpack::dtype_code::Bfloat: kind = "bfloat"; break;
+        case nb::dlpack::dtype_code::Complex: kind = "complex"; break;
+        case nb::dlpack::dtype_code::Bool: return "bool";
+        default: break;
+    }
+    return kind + std::to_string(type.bits);
+}
+
+std::string shape_text(const Array& array) {
+    std::string text = "[";
+    for (size_t i = 0; i < array.ndim(); ++i) text += (i ? ", " : "") + std::to_string(array.shape(i));
+    return text + "]";
+}
+
+bool is_half(const Array& array) { return array.dtype() == nb::dtype<float>() ? false : array.dtype().bits == 16; }
+
+// One wording for arrays that do not fit: name, expected, got, what to do. A size of −1 is free; `letters` names it.
+void check(const Array& array, const char* name, const std::vector<int64_t>& sizes, const char* letters,
+           bool half_too = false, bool empty_too = false) {
+    const bool is_float = static_cast<nb::dlpack::dtype_code>(array.dtype().code) == nb::dlpack::dtype_code::Float &&
+                          array.dtype().lanes == 1;
+    const bool type_fits = is_float && (array.dtype().bits == 32 || (half_too && array.dtype().bits == 16));
+    bool shape_fits = array.ndim() == sizes.size();
+    std::string wanted = half_too ? "float32 or float16 [" : "float32 [";
+    for (size_t i = 0; i < sizes.size(); ++i) {
+        if (shape_fits) {
+            const int64_t size = static_cast<int64_t>(array.shape(i));
+            shape_fits = sizes[i] < 0 ? size > 0 || (empty_too && i == 0) : size == sizes[i];
+        }
+        wanted += (i ? ", " : "") + (sizes[i] < 0 ? std::string(1, letters[i]) : std::to_string(sizes[i]));
+    }
+    wanted += "]";
+    if (!type_fits || !shape_fits) {
+        throw ArgumentError(std::string(name) + ": expected " + wanted +
+                            (empty_too ? "" : " with no empty axis") + ", got " + dtype_name(array.dtype()) + " " +
+                            shape_text(array) + ".");
+    }
+    // Before the memory is looked at: an address of another device means nothing here.
+    if (array.device_type() != nb::device::cpu::value) {
+        throw ArgumentError(std::string(name) + ": expected an array in the memory of the CPU, got one on device " +
+                            std::to_string(array.device_type()) + ":" + std::to_string(array.device_id()) +
+                            " (DLPack). All arrays of a call must be in one place: copy it there.");
+    }
+    if (reinterpret_cast<uintptr_t>(array.data()) % (array.dtype().bits / 8) != 0) {
+        throw ArgumentError(std::string(name) + ": expected elements at multiples of their size in memory, got an "
+                            "array that is not aligned. Copy it first.");
+    }
+    if (array.size() == 0) return;  // strides of nothing mean nothing
+    int64_t step = 1;
+    for (size_t i = array.ndim(); i-- > 0;) {
+        if (array.shape(i) != 1 && array.stride(i) != step) {
+            throw ArgumentError(std::string(name) + ": expected a contiguous row-major array " + wanted +
+                                ", got strides that skip or turn elements. Copy it first, for example with "
+                                "numpy.ascontiguousarray.");
+        }
+        step *= static_cast<int64_t>(array.shape(i));
+    }
+}
+
+// What a kernel writes to must have room for all of it.
+template <class Output>
+void check_room(const Output& array, int64_t elements, const char* name) {
+    if (static_cast<int64_t>(array.size()) != elements) {
+        throw ArgumentError(std::string(name) + ": expected room for " + std::to_string(elements) + " results, got " +
+                            std::to_string(array.size()) + ".");
+    }
+}
+
+// As raise_status, and in words where it is FLAWSCOPE_SIMD that fits no level of this processor.
+void raise_for(int status, const std::string& what) {
+    if (status == FLAWSCOPE_BAD_ARGUMENT && flawscope_simd_level() == nullptr) {
+        const char* wanted = std::getenv("FLAWSCOPE_SIMD");
+        std::string levels;
+        for (int i = 0; const char* name = flawscope_simd_level_at(i); ++i) {
+            levels += (i ? ", " : "") + std::string(name);
+        }
+        throw ArgumentError("FLAWSCOPE_SIMD: expected a level that this processor has (" + levels + "), got " +
+                            (wanted == nullptr ? "another" : wanted) + ".");
+    }
+    raise_status(status, what, flawscope_status_text(status));
+}
 
 // A bank that keeps the array it was made of alive: the rows are read where they lie.
 class Bank {
@@ -64,7 +163,7 @@ private:
         void operator()(flawscope_bank* bank) const { flawscope_bank_destroy(bank); }
     };
     std::string storage_;
-    Array source_;
+    Array source_;  // before bank_, which reads it: members are destroyed in the opposite order
     std::unique_ptr<flawscope_bank, Destroy> bank_;
     int64_t rows_ = 0, channels_ = 0;
     bool kept_ = false;
@@ -101,7 +200,8 @@ int64_t kcenter_greedy(Array features, int64_t count, int64_t first, int threads
         std::unique_ptr<nb::python_error> kept;
     } caller{progress, nullptr};
     const auto call = [](int64_t done, int64_t total, void* user) -> int {
-        if (done % 64 != 0 && done != total) return 0;
+        if (done % 64 != 0 && done != total) return 0;  // the GIL for each centre would cost more
+        // Thread 0 calls, which is the caller's own: elsewhere Python would never see Ctrl-C.
         nb::gil_scoped_acquire acquire;
         Caller& c = *static_cast<Caller*>(user);
         try {
@@ -109,6 +209,7 @@ int64_t kcenter_greedy(Array features, int64_t count, int64_t first, int threads
             if (!c.progress.is_none()) c.progress(done, total);
             return 0;
         } catch (nb::python_error& error) {
+            // Kept for later: an exception may not pass through the C interface.
             c.kept = std::make_unique<nb::python_error>(std::move(error));
             return 1;
         }
@@ -192,36 +293,9 @@ void separable_maps(Array grids, Array rows, Array columns, int threads, nb::nda
     raise_for(status, "separable_maps");
 }
 
-// Exceptions of flawscope.errors; they live as long as the module.
-struct Errors {
-    PyObject* argument = nullptr;
-    PyObject* backend = nullptr;
-    PyObject* device = nullptr;
-} errors;
-
 }  // namespace
 
-NB_MODULE(_native, m) {
-    m.doc() = "CPU kernels; see flawscope.cpp_ext for the functions to use.";
-    const nb::module_ tree = nb::module_::import_("flawscope.errors");
-    errors.argument = nb::object(tree.attr("ArgumentError")).release().ptr();
-    errors.backend = nb::object(tree.attr("BackendError")).release().ptr();
-    errors.device = nb::object(tree.attr("DeviceError")).release().ptr();
-    nb::register_exception_translator(
-        [](const std::exception_ptr& pointer, void*) {
-            try {
-                std::rethrow_exception(pointer);
-            } catch (const ArgumentError& error) {
-                PyErr_SetString(errors.argument, error.what());
-            } catch (const NoCuda& error) {
-                PyErr_SetString(errors.backend, error.what());
-            } catch (const DeviceFailure& error) {
-                PyErr_SetString(errors.device, error.what());
-            }
-        },
-        nullptr);
-
-    bind_cuda(m);
+void bind_cpu(nb::module_& m) {
     m.def("simd_level", [] {
         const char* name = flawscope_simd_level();
         raise_for(name == nullptr ? FLAWSCOPE_BAD_ARGUMENT : FLAWSCOPE_OK, "FLAWSCOPE_SIMD");
@@ -258,3 +332,5 @@ NB_MODULE(_native, m) {
         .def_prop_ro("channels", &Gaussians::channels)
         .def_prop_ro("nbytes", &Gaussians::bytes);
 }
+
+}  // namespace flawscope_binding

@@ -1,0 +1,237 @@
+"""The kernels on CUDA devices, over addresses: the one way from Python to the CUDA part of the library.
+
+Compiled, not run on a GPU; tests run the same sources in emulation on the CPU.
+
+Memory is the caller's: an address is an integer, of memory on the current device that must live until the stream is
+done. Nothing is copied and nothing allocated. A call puts its work on `stream`, the number of a `cudaStream_t` (0: the
+default stream), and returns; only `bank_check` waits. Calls may be captured in a CUDA graph.
+
+Names and order of the arguments are those of `include/flawscope/patch_distance.h`, which also says what the results
+are worth. Addresses carry no sizes: that memory is as large as the documented shape is up to the caller.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from flawscope.cpp_ext import native
+from flawscope.errors import ArgumentError, BackendError
+
+DType = Literal["float32", "float16"]
+"""Element types that the kernels read."""
+
+
+class CudaKernels:
+    """The CUDA functions of one library.
+
+    Every method raises ArgumentError where a type, size, option or alignment does not fit, and DeviceError where CUDA
+    reports an error, which may be that of earlier work.
+
+    Args:
+        library: Another build of `libflawscope_kernels`, for example one in emulation; None for the installed one.
+
+    Raises:
+        ArgumentError: If the library does not load or has another version of the interface.
+        BackendError: If the library has no CUDA kernels, or the installation no native ones.
+    """
+
+    def __init__(self, library: Path | None = None) -> None:
+        if not native.HAVE_NATIVE:
+            raise BackendError(
+                "CUDA kernels: expected them in this installation, got none: native kernels are "
+                f"{native.MISSING_BECAUSE}."
+            )
+        self._native: Any = native.MODULE.CudaKernels(*([] if library is None else [str(library)]))
+
+    def device_count(self) -> int:
+        """Return the number of CUDA devices; DeviceError if there is no driver."""
+        return int(self._native.device_count())
+
+    def bank_bytes(self, *, m: int, d: int) -> int:
+        """Return the bytes of a packed bank of m rows of d channels, d up to 65,536."""
+        return int(self._native.bank_bytes(_size(m, "m"), _size(d, "d")))
+
+    def bank_pack(self, *, rows: int, dtype: DType, m: int, d: int, packed: int, stream: int) -> None:
+        """Pack rows as float16 with their squared norms and one scale.
+
+        Args:
+            rows: Address of `dtype` [m, d].
+            dtype: Type of the rows.
+            m: Rows.
+            d: Channels.
+            packed: Address of `bank_bytes` bytes, aligned to 16; written.
+            stream: Stream.
+        """
+        self._native.bank_pack(
+            _address(rows, "rows"),
+            _dtype(dtype, "dtype"),
+            _size(m, "m"),
+            _size(d, "d"),
+            _address(packed, "packed"),
+            _address(stream, "stream"),
+        )
+
+    def bank_check(self, *, packed: int, stream: int) -> bool:
+        """Wait for the stream; return whether every packed row is finite and has a squared norm below 2¹²⁶.
+
+        A bank of which this is false gives NaN and the row −1 for every query.
+        """
+        return bool(self._native.bank_check(_address(packed, "packed"), _address(stream, "stream")))
+
+    def nearest_bytes(self, *, n: int, m: int, d: int, k: int, rerank: int) -> int:
+        """Return the bytes of workspace that `nearest` needs on the current device."""
+        sizes = _size(n, "n"), _size(m, "m"), _size(d, "d")
+        return int(self._native.nearest_bytes(*sizes, _option(k, "k"), _option(rerank, "rerank")))
+
+    def nearest(
+        self,
+        *,
+        packed: int,
+        rows: int,
+        rows_dtype: DType,
+        m: int,
+        d: int,
+        queries: int,
+        dtype: DType,
+        n: int,
+        k: int,
+        rerank: int,
+        workspace: int,
+        workspace_bytes: int,
+        squared: int,
+        found: int,
+        stream: int,
+    ) -> None:
+        """Write the k nearest bank rows of every query, nearest first.
+
+        Args:
+            packed: Address of what `bank_pack` wrote.
+            rows: Address of `rows_dtype` [m, d], what `packed` was made of; 0: distances are to the packed rows.
+            rows_dtype: Type of the rows.
+            m: Bank rows.
+            d: Channels.
+            queries: Address of `dtype` [n, d].
+            dtype: Type of the queries.
+            n: Queries, 0 or more.
+            k: Neighbours, 1 to 64 and at most m.
+            rerank: Candidates whose distances are computed from `rows`, k to 64; 0 for k + 7.
+            workspace: Address of memory aligned to 16 bytes.
+            workspace_bytes: Its size, `nearest_bytes` at least.
+            squared: Address of float32 [n, k], written: squared distances.
+            found: Address of int64 [n, k], written: bank rows.
+            stream: Stream.
+        """
+        self._native.nearest(
+            _address(packed, "packed"),
+            _address(rows, "rows"),
+            _dtype(rows_dtype, "rows_dtype"),
+            _size(m, "m"),
+            _size(d, "d"),
+            _address(queries, "queries"),
+            _dtype(dtype, "dtype"),
+            _size(n, "n"),
+            _option(k, "k"),
+            _option(rerank, "rerank"),
+            _address(workspace, "workspace"),
+            _size(workspace_bytes, "workspace_bytes"),
+            _address(squared, "squared"),
+            _address(found, "found"),
+            _address(stream, "stream"),
+        )
+
+    def mahalanobis(
+        self, *, mean: int, whitening: int, p: int, d: int, features: int, n: int, squared: int, stream: int
+    ) -> None:
+        """Write squared Mahalanobis distances.
+
+        Args:
+            mean: Address of float32 [p, d].
+            whitening: Address of float32 [p, d, d].
+            p: Positions.
+            d: Channels.
+            features: Address of float32 [n, p, d].
+            n: Images, 0 or more.
+            squared: Address of float32 [n, p], written; NaN where a number is not finite.
+            stream: Stream.
+        """
+        self._native.mahalanobis(
+            _address(mean, "mean"),
+            _address(whitening, "whitening"),
+            _size(p, "p"),
+            _size(d, "d"),
+            _address(features, "features"),
+            _size(n, "n"),
+            _address(squared, "squared"),
+            _address(stream, "stream"),
+        )
+
+    def kcenter_bytes(self, *, n: int, count: int) -> int:
+        """Return the bytes of workspace that `kcenter_greedy` needs."""
+        return int(self._native.kcenter_bytes(_size(n, "n"), _size(count, "count")))
+
+    def kcenter_greedy(
+        self,
+        *,
+        features: int,
+        n: int,
+        d: int,
+        count: int,
+        first: int,
+        workspace: int,
+        workspace_bytes: int,
+        chosen: int,
+        stream: int,
+    ) -> None:
+        """Write the rows of a greedy k-centre selection.
+
+        Args:
+            features: Address of float32 [n, d].
+            n: Rows.
+            d: Channels.
+            count: Rows to choose, 1 to n.
+            first: The row to begin with.
+            workspace: Address of memory aligned to 16 bytes.
+            workspace_bytes: Its size, `kcenter_bytes` at least.
+            chosen: Address of int64 [count], written; −1 throughout where a feature is not finite.
+            stream: Stream.
+        """
+        self._native.kcenter_greedy(
+            _address(features, "features"),
+            _size(n, "n"),
+            _size(d, "d"),
+            _size(count, "count"),
+            _size(first, "first"),
+            _address(workspace, "workspace"),
+            _size(workspace_bytes, "workspace_bytes"),
+            _address(chosen, "chosen"),
+            _address(stream, "stream"),
+        )
+
+
+# The module refuses what is no integer too, but with the list of its overloads in place of a sentence.
+def _address(value: object, name: str) -> int:
+    return _integer(value, name, "an address or number of a stream as an integer", (1 << 64) - 1)
+
+
+def _size(value: object, name: str) -> int:
+    return _integer(value, name, "a size as an integer of at least 0", (1 << 63) - 1)
+
+
+def _option(value: object, name: str) -> int:
+    return _integer(value, name, "an integer of at least 0", (1 << 31) - 1)
+
+
+def _integer(value: object, name: str, expected: str, most: int) -> int:
+    # bool is an int in Python, and never meant as one here.
+    if not isinstance(value, int | np.integer) or isinstance(value, bool) or not 0 <= value <= most:
+        raise ArgumentError(f"{name}: expected {expected} up to {most}, got {value!r}.")
+    return int(value)
+
+
+def _dtype(value: object, name: str) -> str:
+    if not isinstance(value, str) or value not in get_args(DType):
+        raise ArgumentError(f"{name}: expected one of {', '.join(get_args(DType))}, got {value!r}.")
+    return value
