@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import click
-import msgspec
 from click.core import ParameterSource
 
 from flawscope.bundle import PRECISIONS, Gate, Manifest, SynthHead
@@ -15,6 +14,7 @@ from flawscope.calibration.quantization.modelopt import PYTHON
 from flawscope.datasets import open_dataset
 from flawscope.errors import ArgumentError, MissingExtra
 from flawscope.export.triton import TritonOptions, TritonRecord, bundle_of, is_run, write_triton
+from flawscope.runs import SYNTHESIS_KINDS, run_kind
 from flawscope.terminal import command_line, progress_bars
 
 _TRITON = TritonOptions()
@@ -33,7 +33,6 @@ _OPTIONS_OF = {
 }
 """Option -> the precisions that it is for."""
 _KEPT_SHOWN = 5
-_SYNTHESIS_KINDS = ("base", "embedding", "inpainting")
 """Kinds of runs that draw defects, by name alone: what reads them needs torch."""
 
 
@@ -212,14 +211,7 @@ def draws_defects(source: Path) -> bool:
     """
     if not is_run(source):
         return (source / "unet").is_dir() and not (source / "manifest.json").exists()
-    try:
-        return msgspec.json.decode((source / "run.json").read_bytes(), type=_Kind).kind in _SYNTHESIS_KINDS
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
-        return False
-
-
-class _Kind(msgspec.Struct):
-    kind: str
+    return run_kind(source) in SYNTHESIS_KINDS
 
 
 def _export_synthesis(

@@ -13,9 +13,9 @@ import click
 from flawscope.config import (
     CONFIGS,
     BaseConfig,
-    DetectorConfig,
     EmbeddingConfig,
     InpaintingConfig,
+    MethodConfig,
     TrainedConfig,
     build_config,
     parse_assignment,
@@ -26,8 +26,7 @@ from flawscope.terminal import command_line, progress_bars
 from flawscope.training.settings import preset_names, read_settings
 
 if TYPE_CHECKING:
-    from flawscope.training.detectors.detector_run import RunRecord
-    from flawscope.training.synthesis.generator_run import SynthesisRecord
+    from flawscope.runs import RunRecord, SynthesisRecord
 
 _Result = TypeVar("_Result")
 
@@ -52,7 +51,7 @@ class TrainingRequest:
     weights: Path | None
     resume: bool
 
-    def read_config(self, before: Mapping[str, Any], after: Mapping[str, Any]) -> DetectorConfig:
+    def read_config(self, before: Mapping[str, Any], after: Mapping[str, Any]) -> MethodConfig:
         """Return the settings; say on stderr which keys belong to other verbs.
 
         Args:
@@ -178,7 +177,7 @@ def train(request: TrainingRequest, out: Path) -> None:
 
 
 def _train_detector(
-    config: DetectorConfig, request: TrainingRequest, dataset: Dataset, out: Path
+    config: MethodConfig, request: TrainingRequest, dataset: Dataset, out: Path
 ) -> tuple[str, Mapping[str, object]]:
     try:
         from flawscope.training.detectors.detector_training import train_detector
@@ -198,7 +197,7 @@ def _train_detector(
 
 
 def _train_synthesis(
-    config: DetectorConfig, request: TrainingRequest, dataset: Dataset, out: Path
+    config: MethodConfig, request: TrainingRequest, dataset: Dataset, out: Path
 ) -> tuple[str, Mapping[str, object]]:
     if request.weights is not None:
         raise ArgumentError(f"--weights: expected none with {request.method}, which has no backbone. Leave it out.")

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-import msgspec
 
 from flawscope.calibration.thresholds.calibrate import CONFIDENCE, FALSE_REJECT_RATE
-from flawscope.config import CONFIGS
+from flawscope.config import CONFIGS, flatten
 from flawscope.errors import ArgumentError, MissingExtra
 from flawscope.terminal import command_line, progress_bars
 from flawscope.training.train_command import TrainingRequest, training_options
@@ -75,7 +74,7 @@ def _plan(
     ready = read_ready(out) if "train" in skipped else None
     recorded: dict[str, Any] = {}
     if ready is not None:
-        recorded = msgspec.to_builtins(ready.record.config)
+        recorded = flatten(ready.record.config)
         if recorded["method"] != request.method:
             raise ArgumentError(
                 f"METHOD: expected {recorded['method']}, of which {ready.path} is, got {request.method}. Name that, or "
