@@ -261,8 +261,9 @@ def _decode(path: Path, data: bytes, kind: type[_Record], schema: int) -> _Recor
     if not isinstance(plain, dict):
         return msgspec.convert(plain, kind)  # says what was expected
     written = plain.get("schema", 1)
+    is_number = isinstance(written, int) and not isinstance(written, bool)  # JSON's true equals 1
     # Before the fields are looked at: those of a newer schema may be unknown here, which is not the reason.
-    if isinstance(written, int) and not isinstance(written, bool) and written > schema:
+    if is_number and written > schema:
         raise RunError(
             f"{path / RECORD}: expected run schema {schema} or older, got {written}. "
             "It was written by a newer flawscope: update this one."
@@ -273,7 +274,7 @@ def _decode(path: Path, data: bytes, kind: type[_Record], schema: int) -> _Recor
     if settings is None:
         return msgspec.convert(plain, kind)
     assert isinstance(config, dict)
-    if written == 1:
+    if is_number and written <= 1:
         config = _without_idle(str(method), config)
         plain["schema"] = schema
     try:

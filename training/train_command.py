@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,7 @@ from flawscope.config import (
     MethodConfig,
     TrainedConfig,
     build_config,
+    describe_settings,
     parse_assignment,
 )
 from flawscope.datasets import Dataset, open_dataset
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
     from flawscope.runs import RunRecord, SynthesisRecord
 
 _Result = TypeVar("_Result")
+_METHOD = f"{__name__}.method"
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,29 @@ class TrainingRequest:
         if self.root is None:
             raise ArgumentError("--data: expected the dataset's folder, got none.")
         return open_dataset(self.root, self.category)
+
+
+class TrainingCommand(click.Command):
+    """A command with the argument METHOD, whose help lists the settings of the method that stands before `--help`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse as every command does, but look for METHOD first: click answers `--help` before it has arguments."""
+        with contextlib.suppress(click.UsageError):  # what is wrong is said by the parsing that follows
+            ctx.meta[_METHOD] = self.make_parser(ctx).parse_args(list(args))[0].get("method")
+        return super().parse_args(ctx, args)
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the settings of METHOD, or how to see them."""
+        method = ctx.meta.get(_METHOD)
+        if method not in CONFIGS:
+            formatter.write_paragraph()
+            formatter.write_text(f"Settings of a method: {ctx.command_path} METHOD --help")
+            return
+        formatter.write_paragraph()
+        formatter.write_text(f"What --set and the lines of a file name for {method}, with defaults:")
+        for title, lines in itertools.groupby(describe_settings(method), lambda line: line.part):
+            with formatter.section(title):
+                formatter.write_dl([(f"{line.key}={line.default}", f"{line.line} ({line.words})") for line in lines])
 
 
 def training_options(methods: Sequence[str]) -> Callable[[Callable[..., _Result]], Callable[..., _Result]]:
@@ -156,7 +183,7 @@ def describe_run(method: str, record: RunRecord) -> str:
     )
 
 
-@click.command()
+@click.command(cls=TrainingCommand)
 @training_options(list(CONFIGS))
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Run folder to write.")
 def train(request: TrainingRequest, out: Path) -> None:

@@ -12,7 +12,7 @@ from flawscope.calibration.thresholds.calibrate import CONFIDENCE, FALSE_REJECT_
 from flawscope.config import CONFIGS, flatten
 from flawscope.errors import ArgumentError, MissingExtra
 from flawscope.terminal import command_line, progress_bars
-from flawscope.training.train_command import TrainingRequest, training_options
+from flawscope.training.train_command import TrainingCommand, TrainingRequest, training_options
 
 if TYPE_CHECKING:
     from flawscope.workflows.pipeline import Plan, Stage
@@ -22,7 +22,7 @@ _DETECTORS = [name for name in CONFIGS if name != "autoencoder"]
 _STAGES = ("train", "extractor", "threshold", "evaluation")
 
 
-@click.command()
+@click.command(cls=TrainingCommand)
 @training_options(_DETECTORS)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for run, bundle and report.")
 @click.option(

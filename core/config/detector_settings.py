@@ -80,8 +80,8 @@ class StfpmConfig(TrainedConfig, frozen=True, kw_only=True, tag_field="method", 
     The teacher is the backbone with its weights, the student the same architecture from a random start.
 
     Attributes:
-        momentum: Of the stochastic gradient descent.
-        weight_decay: Of the stochastic gradient descent.
+        momentum: Momentum of the stochastic gradient descent.
+        weight_decay: Weight decay of the stochastic gradient descent.
         loss: `paper` has half the squared distance of a position (equation 3), `seed` the whole, which is a rate twice
             as large.
     """

@@ -23,7 +23,7 @@ class ReconstructionSettings(SettingPart, frozen=True, kw_only=True):
         eta: 0 is DDIM, 1 is DDPM.
         level: Noise that the image gets: that of the timestep of the `first` call, or that of `start`, as both
             references do although their first call is told another timestep.
-        noise_seed: Of the noise, which is the same for every image and travels in the bundle.
+        noise_seed: Seed of the noise, which is the same for every image and travels in the bundle.
     """
 
     start: int = 250
@@ -190,7 +190,7 @@ class AutoencoderConfig(TrainedConfig, frozen=True, kw_only=True, tag_field="met
             1 of ImageNet, as DiAD does.
         perceptual: Weight of the perceptual loss.
         kl: Weight of the divergence from the normal distribution.
-        betas: Of Adam.
+        betas: Decays of Adam's first and second moment.
         gradient_checkpointing: Whether what its blocks compute is not kept for the gradients but computed again
             (arXiv:1604.06174): less memory, more time.
     """

@@ -76,7 +76,7 @@ class AdaptationSettings(SettingPart, frozen=True, kw_only=True):
         crop_defects: Show the surroundings of the defect, not the whole picture.
         crop_fill: Largest share of the window's sides that a defect takes.
         flip: Chance that picture and mask are mirrored left to right, together.
-        epsilon: Of the optimizer.
+        epsilon: Added by the optimizer to the root of the second moment.
     """
 
     base: str | None = None

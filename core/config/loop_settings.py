@@ -21,7 +21,7 @@ class LoopSettings(SettingPart, frozen=True, kw_only=True):
         learning_rate: Rate after the warm-up.
         schedule: `constant`; or to zero at the end: `linear`, `cosine`, `cosine_with_restarts`, `polynomial`.
         cycles: How often `cosine_with_restarts` falls from the full rate to zero.
-        power: Of `polynomial`; 1 is `linear`.
+        power: Exponent of `polynomial`; 1 is `linear`.
         warmup_steps: Batches in which the rate rises to its value.
         accumulate: Batches whose gradients are summed before a step of the optimizer.
         clip_norm: Largest norm of the gradients; 0 does not limit it.
@@ -96,8 +96,8 @@ class DenoisingSettings(SettingPart, frozen=True, kw_only=True):
     Attributes:
         optimizer: `adamw` (arXiv:1711.05101); `adamw8bit`, the same with its state in 8 bits (arXiv:2110.02861, by the
             package bitsandbytes); or `adam`, whose decay goes through the gradients.
-        weight_decay: Of the optimizer.
-        betas: Of the optimizer.
+        weight_decay: Weight decay of the optimizer.
+        betas: Decays of the optimizer's first and second moment.
         gradient_checkpointing: Whether what the blocks of the UNet compute is not kept for the gradients but computed
             again (arXiv:1604.06174): less memory, more time.
     """

@@ -55,7 +55,7 @@ def describe_settings(method: str) -> list[SettingLine]:
     lines = []
     for key, part in places_of(kind).items():
         struct = kind if part is None else parts[part]
-        title = f"Of {method} alone, and seed and device" if part is None else _summary(struct)
+        title = f"Of {method} itself" if part is None else _summary(struct)
         words = _type_words(get_type_hints(struct)[key])
         lines.append(SettingLine(title, key, words, _default_text(defaults[key]), _documented(struct).get(key, "")))
     return lines

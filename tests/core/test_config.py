@@ -10,7 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flawscope.config import CONFIGS, PadimConfig, PatchcoreConfig, StfpmConfig, build_config, parse_assignment
+from flawscope.config import (
+    CONFIGS,
+    PadimConfig,
+    PatchcoreConfig,
+    StfpmConfig,
+    build_config,
+    from_flat,
+    parse_assignment,
+)
 from flawscope.errors import ArgumentError
 from flawscope.imaging.images import Preprocessing
 
@@ -36,7 +44,7 @@ def test_without_layers_the_defaults_hold(method, kind):
 
 def test_the_later_layer_wins_and_the_rest_stays():
     config = build("patchcore", {"seed": 1, "sigma": 2, "batch_size": 3}, {"seed": 4, "sigma": 5}, {"seed": 6})
-    assert (config.seed, config.sigma, config.batch_size) == (6, 5.0, 3)
+    assert (config.seed, config.maps.sigma, config.patches.batch_size) == (6, 5.0, 3)
     assert config.neighbors == PatchcoreConfig().neighbors
 
 
@@ -76,12 +84,12 @@ def test_the_settings_survive_json():
 @pytest.mark.parametrize("key", ["resize", "crop", "crop_size"])
 def test_a_size_may_be_one_number_a_list_or_text(key, value):
     config = build("patchcore", {"resize": 300, key: value})
-    assert (config.resize if key == "resize" else config.crop) == (256, 256)
+    assert (config.input.resize if key == "resize" else config.input.crop) == (256, 256)
 
 
 def test_height_comes_before_width():
     config = build("patchcore", {"resize": "320,256", "crop_size": [300, 200]})
-    assert config.resize == (320, 256)
+    assert config.input.resize == (320, 256)
     assert config.preprocessing == Preprocessing((320, 256), (300, 200))
 
 
@@ -125,7 +133,11 @@ def test_the_method_of_a_file_must_be_the_one_asked_for(method):
 
 def test_one_number_stands_for_three_channels_and_one_stage():
     config = build("patchcore", {"mean": 0.5, "std": 1, "stages": 2})
-    assert (config.mean, config.std, config.stages) == ((0.5, 0.5, 0.5), (1.0, 1.0, 1.0), (2,))
+    assert (config.features.mean, config.features.std, config.features.stages) == (
+        (0.5, 0.5, 0.5),
+        (1.0, 1.0, 1.0),
+        (2,),
+    )
 
 
 @pytest.mark.parametrize(
@@ -270,7 +282,7 @@ def test_the_ends_of_every_range_are_accepted(method, key, values):
 
 def test_settings_made_in_python_are_checked_too():
     with pytest.raises(ArgumentError, match="batch_size: expected 1 to 1024, got 0"):
-        PatchcoreConfig(batch_size=0)
+        from_flat(PatchcoreConfig, {"batch_size": 0})
 
 
 # --- KEY=VALUE

@@ -63,7 +63,8 @@ class SegmenterConfig(TrainedConfig, frozen=True, kw_only=True, tag_field="metho
         defective_share: Share of a batch that is defective pictures.
         synthetic_share: Share of these that is drawn from the synthetic set.
         weak_tau: Take the boxes of synthetic pictures as their labels, and let pixels inside count only where the
-            probability of a defect is above this (`flawscope.training.segmentation.weak_loss`); null takes their precise masks.
+            probability of a defect is above this (`flawscope.training.segmentation.weak_loss`); null takes their
+            precise masks.
         flip: Mirror half of the pictures left to right.
         flip_vertical: Mirror half of them top to bottom.
         shift: Move pictures by up to this share of their sides; borders are continued by reflection.

@@ -71,7 +71,7 @@ def task_of(kind: str, wanted: bool, root: Path, support: SupportSet) -> tuple[T
     if method == "base":
         task = base_task(made, pictures)
         return task, [task.network.unet], numbers
-    backbone = build_backbone(made, None)[0]
+    backbone = build_backbone(made.features, None)[0]
     if method == "ddad":
         task = DenoiserTask(made, backbone, pictures)
         return task, [task.network.network], images

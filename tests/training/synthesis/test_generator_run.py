@@ -18,27 +18,21 @@ from tiny_base import SIDE, write_tiny_base_run
 from tiny_dataset import CATEGORY, DEFECTS, good_pictures, training_pictures
 
 from flawscope import cli
-from flawscope.config import AdaptedConfig, EmbeddingConfig, PatchcoreConfig, build_config
+from flawscope.config import AdaptedConfig, EmbeddingConfig, PatchcoreConfig, build_config, from_flat
 from flawscope.datasets import Dataset, content_hash, open_dataset
 from flawscope.datasets.defects.descriptions import write_descriptions
 from flawscope.datasets.defects.support_set import find_support, write_support
 from flawscope.errors import ArgumentError, DataError, RunError
+from flawscope.runs import LearnedDefect, SynthesisRecord, run_kind
 from flawscope.training.detectors.detector_run import read_run
 from flawscope.training.synthesis.base_model import open_base, restore_base
-from flawscope.training.synthesis.generator_run import (
-    LearnedDefect,
-    SynthesisFitted,
-    SynthesisRecord,
-    read_synthesis_run,
-    run_kind,
-    write_synthesis_run,
-)
+from flawscope.training.synthesis.generator_run import SynthesisFitted, read_synthesis_run, write_synthesis_run
 from flawscope.training.synthesis.generator_training import train_synthesis
 from flawscope.training.synthesis.lora import restore_unet
 
 RECORD = SynthesisRecord(
     kind="embedding",
-    config=EmbeddingConfig(base="base", support="support"),
+    config=from_flat(EmbeddingConfig, {"base": "base", "support": "support"}),
     category=CATEGORY,
     layout="mvtec",
     dataset="0" * 64,
