@@ -1,4 +1,4 @@
-"""Run records: what the strict readers take and refuse, and records of schema 1 with settings that nothing ever read."""
+"""Run records: what the readers take and refuse, and records of schema 1 with settings that nothing ever read."""
 
 from __future__ import annotations
 
@@ -57,50 +57,46 @@ false, "base": "base", "support": "support", "defects": [], "repeats": 100, "sca
 }
 """Settings as records of schema 1 had them: with all that the method's class had inherited."""
 
-_DETECTOR = set(
-    [
-        "backbone",
-        "stages",
-        "backbone_options",
-        "mean",
-        "std",
-        "resize",
-        "crop",
-        "tile",
-        "tile_overlap",
-        "upsample",
-        "standardize",
-        "sigma",
-        "held_out",
-        "held_out_minimum",
-        "batch_size",
-        "num_workers",
-        "device",
-        "memory_budget_mb",
-        "seed",
-    ]
-)
-_TRAINED = _DETECTOR | set(
-    [
-        "epochs",
-        "learning_rate",
-        "schedule",
-        "cycles",
-        "power",
-        "warmup_steps",
-        "accumulate",
-        "clip_norm",
-        "ema",
-        "max_steps",
-        "mixed_precision",
-        "tf32",
-        "validation",
-        "checkpoint_every",
-        "checkpoints_kept",
-        "preview_every",
-        "tensorboard",
-    ]
-)
+_DETECTOR = {
+    "backbone",
+    "stages",
+    "backbone_options",
+    "mean",
+    "std",
+    "resize",
+    "crop",
+    "tile",
+    "tile_overlap",
+    "upsample",
+    "standardize",
+    "sigma",
+    "held_out",
+    "held_out_minimum",
+    "batch_size",
+    "num_workers",
+    "device",
+    "memory_budget_mb",
+    "seed",
+}
+_TRAINED = _DETECTOR | {
+    "epochs",
+    "learning_rate",
+    "schedule",
+    "cycles",
+    "power",
+    "warmup_steps",
+    "accumulate",
+    "clip_norm",
+    "ema",
+    "max_steps",
+    "mixed_precision",
+    "tf32",
+    "validation",
+    "checkpoint_every",
+    "checkpoints_kept",
+    "preview_every",
+    "tensorboard",
+}
 _DENOISING = _TRAINED | {"optimizer", "weight_decay", "betas", "gradient_checkpointing"}
 INHERITED = {
     "patchcore": _DETECTOR,

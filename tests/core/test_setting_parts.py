@@ -1,4 +1,4 @@
-"""Settings made of parts: every kind refuses what it does not use, and flat names and parts are two forms of one thing."""
+"""Settings made of parts: a kind refuses what it does not use; flat names and parts are two forms of one thing."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def idle_keys():
         yield from ((method, key) for key in sorted(others - set(places_of(CONFIGS[method]))))
 
 
-@pytest.mark.parametrize(("method", "key"), idle_keys())
+@pytest.mark.parametrize(("method", "key"), list(idle_keys()))
 def test_a_key_that_a_method_does_not_use_is_refused(method, key):
     value = next(flatten(kind())[key] for kind in CONFIGS.values() if key in places_of(kind))
     with pytest.raises(ArgumentError) as caught:
@@ -119,7 +119,7 @@ def test_changed_settings_keep_the_others_and_are_checked():
     changed = change_settings(config, {"ema": 0.5})
     assert (changed.loop.ema, changed.loop.epochs, changed.features.stages) == (0.5, 7, (1, 2))
     assert change_settings(changed, {"ema": 0.0}) == config
-    with pytest.raises(ArgumentError, match="ema: expected a decay from 0 to below 1, got 1.0"):
+    with pytest.raises(ArgumentError, match=r"ema: expected a decay from 0 to below 1, got 1\.0"):
         change_settings(config, {"ema": 1.0})
     with pytest.raises(ArgumentError, match="channels: expected a setting of stfpm, got one that it does not have"):
         change_settings(config, {"channels": 3})
@@ -155,7 +155,7 @@ def test_every_setting_has_a_line_a_type_and_its_default(method):
         assert line.words, line
         assert line.line[:1].isalnum() or line.line[:1] in "`λ", line
         assert line.line.endswith("."), line
-    assert dict((line.key, line.default) for line in lines)["seed"] == "0"
+    assert {line.key: line.default for line in lines}["seed"] == "0"
 
 
 def test_settings_are_described_in_words():

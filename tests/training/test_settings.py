@@ -49,7 +49,7 @@ def test_the_anogen_preset_takes_the_steps_of_the_seed_at_its_rate() -> None:
     assert isinstance(config, EmbeddingConfig)
     assert unused == ()
     batches = batches_in_all(config.loop, 3 * config.adaptation.repeats // config.loop.batch_size)  # three pictures
-    assert (batches, config.loop.max_steps, config.rate) == (6100, 6100, pytest.approx(0.02))
+    assert (batches, config.loop.max_steps, config.adaptation.rate(config.loop)) == (6100, 6100, pytest.approx(0.02))
     assert (config.input.resize, config.adaptation.crop_defects, config.vectors) == ((256, 256), False, 1)
     assert (config.init_word, config.placeholder, config.mask_loss) == ("defect", "*", "mean")
     assert (config.adaptation.flip, config.loop.ema, config.loop.clip_norm, config.seed) == (0.5, 0.0, 0.0, 23)
@@ -65,7 +65,7 @@ def test_the_mvpdiff_preset_fixes_every_value_of_the_seed() -> None:
         4,
         1,
     )
-    assert config.rate == pytest.approx(2.4e-6)
+    assert config.adaptation.rate(config.loop) == pytest.approx(2.4e-6)
     assert (config.input.resize, config.adaptation.crop_defects, config.adaptation.flip, config.flip_vertical) == (
         (512, 512),
         False,

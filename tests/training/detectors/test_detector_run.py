@@ -125,8 +125,8 @@ def with_nan(name: str) -> Callable[[Path], None]:
         ("padim", lambda path: edit_record(path, grid="8x8"), r"run\.json: is no run of this version"),
         (
             "padim",
-            lambda path: edit_record(path, schema=2),
-            r"expected run schema 1 or older, got 2\. .* newer flawscope",
+            lambda path: edit_record(path, schema=3),
+            r"expected run schema 2 or older, got 3\. .* newer flawscope",
         ),
     ],
 )
@@ -199,4 +199,4 @@ def test_the_record_is_readable_json_that_names_what_was_used(patchcore_run: Pat
     assert record["facts"]["bank_rows"] == 90
     assert record["backbone"] == {"name": "scattering", "weights": "none: fixed filters", "licence": "Apache-2.0"}
     assert {"python", "torch", "numpy"} <= record["versions"].keys()
-    assert msgspec.json.decode((patchcore_run / RECORD).read_bytes())["schema"] == 1
+    assert msgspec.json.decode((patchcore_run / RECORD).read_bytes())["schema"] == 2

@@ -179,5 +179,5 @@ def test_a_word_that_is_no_optimizer_is_refused(method: str) -> None:
 
 
 def test_the_settings_of_the_optimizer_keep_the_defaults_of_their_methods() -> None:
-    assert (DdadConfig().weight_decay, DdadConfig().betas) == (1e-6, (0.95, 0.999))
-    assert (InpaintingConfig().weight_decay, InpaintingConfig().betas) == (0.01, (0.9, 0.999))
+    assert (DdadConfig().denoising.weight_decay, DdadConfig().denoising.betas) == (1e-6, (0.95, 0.999))
+    assert (InpaintingConfig().denoising.weight_decay, InpaintingConfig().denoising.betas) == (0.01, (0.9, 0.999))

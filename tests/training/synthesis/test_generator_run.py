@@ -123,11 +123,11 @@ def test_broken_runs_are_refused_in_a_line(written: Path, tmp_path: Path, patchc
         read_synthesis_run(written)
     reason(raised)
     path = written / "run.json"
-    path.write_text(path.read_text().replace('"schema": 1', '"schema": 2'))
-    with pytest.raises(RunError, match="expected run schema 1 or older, got 2") as raised:
+    path.write_text(path.read_text().replace('"schema": 2', '"schema": 3'))
+    with pytest.raises(RunError, match="expected run schema 2 or older, got 3") as raised:
         read_synthesis_run(written)
     reason(raised)
-    path.write_text(path.read_text().replace('"embedding"', '"embedding", "more": 1', 1))
+    path.write_text(path.read_text().replace('"schema": 3', '"schema": 2, "more": 1'))
     with pytest.raises(RunError, match="is no run of this version") as raised:
         read_synthesis_run(written)
     reason(raised)
