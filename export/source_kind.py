@@ -7,29 +7,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import msgspec
-
-_DRAWING_KINDS = ("base", "embedding", "inpainting")
-
-
-class _Kind(msgspec.Struct):
-    kind: str
+from flawscope import methods
+from flawscope.runs import RECORD, run_kind
 
 
 def is_run(source: Path) -> bool:
     """Return whether `source` is the folder of a training run, not a bundle."""
-    return (source / "run.json").is_file()
+    return (source / RECORD).is_file()
 
 
 def draws_defects(source: Path) -> bool:
-    """Return whether `source` is a run of embedding, inpainting or base, or the folder of a model as diffusers has it.
+    """Return whether `source` is a run of what draws defects, or the folder of a model as diffusers has it.
 
     A run that cannot be read counts as one of a detector: its reader says what is wrong.
     """
     if not is_run(source):
         # A bundle is known by its manifest, whatever else lies beside that.
         return (source / "unet").is_dir() and not (source / "manifest.json").exists()
-    try:
-        return msgspec.json.decode((source / "run.json").read_bytes(), type=_Kind).kind in _DRAWING_KINDS
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
-        return False
+    return run_kind(source) in methods.names("generator")

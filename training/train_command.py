@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +15,12 @@ import click
 from flawscope.config import (
     CONFIGS,
     BaseConfig,
-    DetectorConfig,
     EmbeddingConfig,
     InpaintingConfig,
+    MethodConfig,
     TrainedConfig,
     build_config,
+    describe_settings,
     parse_assignment,
 )
 from flawscope.datasets import Dataset, open_dataset
@@ -26,10 +29,10 @@ from flawscope.terminal import command_line, progress_bars
 from flawscope.training.settings import preset_names, read_settings
 
 if TYPE_CHECKING:
-    from flawscope.training.detectors.detector_run import RunRecord
-    from flawscope.training.synthesis.generator_run import SynthesisRecord
+    from flawscope.runs import RunRecord, SynthesisRecord
 
 _Result = TypeVar("_Result")
+_METHOD = f"{__name__}.method"
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class TrainingRequest:
     weights: Path | None
     resume: bool
 
-    def read_config(self, before: Mapping[str, Any], after: Mapping[str, Any]) -> DetectorConfig:
+    def read_config(self, before: Mapping[str, Any], after: Mapping[str, Any]) -> MethodConfig:
         """Return the settings; say on stderr which keys belong to other verbs.
 
         Args:
@@ -78,6 +81,29 @@ class TrainingRequest:
         if self.root is None:
             raise ArgumentError("--data: expected the dataset's folder, got none.")
         return open_dataset(self.root, self.category)
+
+
+class TrainingCommand(click.Command):
+    """A command with the argument METHOD, whose help lists the settings of the method that stands before `--help`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse as every command does, but look for METHOD first: click answers `--help` before it has arguments."""
+        with contextlib.suppress(click.UsageError):  # what is wrong is said by the parsing that follows
+            ctx.meta[_METHOD] = self.make_parser(ctx).parse_args(list(args))[0].get("method")
+        return super().parse_args(ctx, args)
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the settings of METHOD, or how to see them."""
+        method = ctx.meta.get(_METHOD)
+        if method not in CONFIGS:
+            formatter.write_paragraph()
+            formatter.write_text(f"Settings of a method: {ctx.command_path} METHOD --help")
+            return
+        formatter.write_paragraph()
+        formatter.write_text(f"What --set and the lines of a file name for {method}, with defaults:")
+        for title, lines in itertools.groupby(describe_settings(method), lambda line: line.part):
+            with formatter.section(title):
+                formatter.write_dl([(f"{line.key}={line.default}", f"{line.line} ({line.words})") for line in lines])
 
 
 def training_options(methods: Sequence[str]) -> Callable[[Callable[..., _Result]], Callable[..., _Result]]:
@@ -157,7 +183,7 @@ def describe_run(method: str, record: RunRecord) -> str:
     )
 
 
-@click.command()
+@click.command(cls=TrainingCommand)
 @training_options(list(CONFIGS))
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Run folder to write.")
 def train(request: TrainingRequest, out: Path) -> None:
@@ -178,7 +204,7 @@ def train(request: TrainingRequest, out: Path) -> None:
 
 
 def _train_detector(
-    config: DetectorConfig, request: TrainingRequest, dataset: Dataset, out: Path
+    config: MethodConfig, request: TrainingRequest, dataset: Dataset, out: Path
 ) -> tuple[str, Mapping[str, object]]:
     try:
         from flawscope.training.detectors.detector_training import train_detector
@@ -198,7 +224,7 @@ def _train_detector(
 
 
 def _train_synthesis(
-    config: DetectorConfig, request: TrainingRequest, dataset: Dataset, out: Path
+    config: MethodConfig, request: TrainingRequest, dataset: Dataset, out: Path
 ) -> tuple[str, Mapping[str, object]]:
     if request.weights is not None:
         raise ArgumentError(f"--weights: expected none with {request.method}, which has no backbone. Leave it out.")

@@ -18,13 +18,14 @@ from flawscope.calibration.evaluation.intervals import check_fraction
 from flawscope.calibration.evaluation.report import REPORT, check_report_packages, write_report
 from flawscope.calibration.extras import require
 from flawscope.calibration.thresholds.calibrate import CONFIDENCE, FALSE_REJECT_RATE, calibrate_bundle
-from flawscope.config import DdadConfig, DetectorConfig
+from flawscope.config import DdadConfig, HeldOutSettings, MethodConfig, find_part
 from flawscope.datasets import Dataset
 from flawscope.errors import ArgumentError
 from flawscope.export.detectors.detector_export import export_run
 from flawscope.files import check_replaceable, sha256_file, write_bytes
 from flawscope.progress import Progress, no_progress
-from flawscope.training.detectors.detector_run import RECORD, Run, RunRecord, read_run
+from flawscope.runs import RECORD, RunRecord
+from flawscope.training.detectors.detector_run import Run, read_run
 from flawscope.training.detectors.detector_training import check_recorded, train_detector
 
 _Result = TypeVar("_Result")
@@ -49,7 +50,7 @@ class Plan:
         command: Command line for the records.
     """
 
-    config: DetectorConfig
+    config: MethodConfig
     dataset: Dataset
     out: Path
     weights: Path | None = None
@@ -214,7 +215,8 @@ def _check(plan: Plan, *, is_evaluated: bool) -> None:
     check_replaceable(plan.bundle, "manifest.json")
     if plan.sets_thresholds:
         require("scipy.stats", "scipy", "setting thresholds")
-        if plan.ready is None and plan.config.held_out == 0:
+        split = find_part(plan.config, HeldOutSettings)
+        if plan.ready is None and split is not None and split.held_out == 0:
             raise ArgumentError(
                 "held_out: expected above 0, because thresholds need good pictures that were not learned from, got 0. "
                 "Set held_out=0.1, or --skip threshold."

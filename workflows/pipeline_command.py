@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-import msgspec
 
 from flawscope.calibration.thresholds.calibrate import CONFIDENCE, FALSE_REJECT_RATE
-from flawscope.config import CONFIGS
+from flawscope.config import CONFIGS, flatten
 from flawscope.errors import ArgumentError, MissingExtra
 from flawscope.terminal import command_line, progress_bars
-from flawscope.training.train_command import TrainingRequest, training_options
+from flawscope.training.train_command import TrainingCommand, TrainingRequest, training_options
 
 if TYPE_CHECKING:
     from flawscope.workflows.pipeline import Plan, Stage
@@ -23,7 +22,7 @@ _DETECTORS = [name for name in CONFIGS if name != "autoencoder"]
 _STAGES = ("train", "extractor", "threshold", "evaluation")
 
 
-@click.command()
+@click.command(cls=TrainingCommand)
 @training_options(_DETECTORS)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for run, bundle and report.")
 @click.option(
@@ -75,7 +74,7 @@ def _plan(
     ready = read_ready(out) if "train" in skipped else None
     recorded: dict[str, Any] = {}
     if ready is not None:
-        recorded = msgspec.to_builtins(ready.record.config)
+        recorded = flatten(ready.record.config)
         if recorded["method"] != request.method:
             raise ArgumentError(
                 f"METHOD: expected {recorded['method']}, of which {ready.path} is, got {request.method}. Name that, or "

@@ -2,30 +2,76 @@
 
 Precedence: `--set` and options, then the YAML file or preset, then the defaults of the classes. The run and the bundle
 record the values that were used.
+
+A method's settings are parts (input, features, loop, ...) and what is its own; people write flat names. A name that a
+method has no use for is refused, because none of its structs has it.
 """
 
-from flawscope.config.banks import PadimConfig, PatchcoreConfig
-from flawscope.config.building import CONFIGS, build_config, parse_assignment
-from flawscope.config.detector import DetectorConfig
-from flawscope.config.diffusion import AutoencoderConfig, DdadConfig, DiffusionConfig, DsadConfig
-from flawscope.config.synthesis import AdaptedConfig, BaseConfig, EmbeddingConfig, InpaintingConfig
-from flawscope.config.trained import StfpmConfig, TrainedConfig
+from flawscope.config.assembly import CONFIGS, build_config, parse_assignment
+from flawscope.config.detector_settings import FittedConfig, PadimConfig, PatchcoreConfig, StfpmConfig
+from flawscope.config.diffusion_settings import (
+    AugmentationSettings,
+    AutoencoderConfig,
+    DdadConfig,
+    DsadConfig,
+    ReconstructionSettings,
+)
+from flawscope.config.feature_settings import FeatureSettings, MapSettings, PatchSettings
+from flawscope.config.generator_settings import (
+    AdaptationSettings,
+    AdaptedConfig,
+    BaseConfig,
+    EmbeddingConfig,
+    InpaintingConfig,
+)
+from flawscope.config.input_settings import (
+    HeldOutSettings,
+    InputSettings,
+    LineInputSettings,
+    ResizeSettings,
+    TiledInputSettings,
+)
+from flawscope.config.loop_settings import DenoisingSettings, LoopSettings, Schedule, TrainingDataSettings
+from flawscope.config.method_settings import MethodConfig, TrainedConfig
+from flawscope.config.setting_help import SettingLine, describe_settings
+from flawscope.config.setting_parts import change_settings, find_part, flatten, from_flat
 
 __all__ = [
     "CONFIGS",
+    "AdaptationSettings",
     "AdaptedConfig",
+    "AugmentationSettings",
     "AutoencoderConfig",
     "BaseConfig",
     "DdadConfig",
-    "DetectorConfig",
-    "DiffusionConfig",
+    "DenoisingSettings",
     "DsadConfig",
     "EmbeddingConfig",
+    "FeatureSettings",
+    "FittedConfig",
+    "HeldOutSettings",
     "InpaintingConfig",
+    "InputSettings",
+    "LineInputSettings",
+    "LoopSettings",
+    "MapSettings",
+    "MethodConfig",
     "PadimConfig",
+    "PatchSettings",
     "PatchcoreConfig",
+    "ReconstructionSettings",
+    "ResizeSettings",
+    "Schedule",
+    "SettingLine",
     "StfpmConfig",
+    "TiledInputSettings",
     "TrainedConfig",
+    "TrainingDataSettings",
     "build_config",
+    "change_settings",
+    "describe_settings",
+    "find_part",
+    "flatten",
+    "from_flat",
     "parse_assignment",
 ]

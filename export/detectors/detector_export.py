@@ -39,7 +39,7 @@ from flawscope.bundle import (
     open_bundle,
     write_bundle,
 )
-from flawscope.config import DdadConfig, PatchcoreConfig, StfpmConfig
+from flawscope.config import DdadConfig, PadimConfig, PatchcoreConfig, StfpmConfig, flatten
 from flawscope.errors import ArgumentError, RunError
 from flawscope.export.detectors.head_nodes import BankFile, append_head
 from flawscope.export.detectors.reconstruction_graphs import reconstruction_graphs
@@ -242,7 +242,7 @@ def head_of(run: Run, images: Sequence[UInt8Array]) -> Head:
     config = run.record.config
     if isinstance(config, StfpmConfig):
         assert isinstance(run.module, StfpmNetwork)
-        return StfpmHead(config.sigma, float(network_scores(run.module, images)[1].mean()))
+        return StfpmHead(config.maps.sigma, float(network_scores(run.module, images)[1].mean()))
     if isinstance(run.module, Reconstruction):
         scale = float(reconstruction_scores(run.module, images)[1].mean())
         if isinstance(config, DdadConfig):
@@ -250,8 +250,9 @@ def head_of(run: Run, images: Sequence[UInt8Array]) -> Head:
         edges: Literal["canny", "none"] = "canny" if run.module.networks.edges else "none"
         return DsadHead(run.module.sampling, run.module.rule, scale, edges)
     if isinstance(config, PatchcoreConfig):
-        return PatchcoreHead(run.record.grid, config.neighbors, config.reweight, config.sigma)
-    return PadimHead(run.record.grid, config.sigma)
+        return PatchcoreHead(run.record.grid, config.neighbors, config.reweight, config.maps.sigma)
+    assert isinstance(config, PadimConfig), "an autoencoder is refused before"
+    return PadimHead(run.record.grid, config.maps.sigma)
 
 
 def _gate(
@@ -298,7 +299,7 @@ def _provenance(run: Run, command: str) -> Provenance:
         category=record.category,
         seed=record.config.seed,
         versions=package_versions(),
-        config=msgspec.to_builtins(record.config),
+        config=flatten(record.config),
         weights=f"{record.backbone.name}: {record.backbone.weights}; licence: {record.backbone.licence}",
         images=IMAGE_HASHES,
     )

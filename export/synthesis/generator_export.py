@@ -33,8 +33,7 @@ from flawscope.bundle import (
     write_bundle,
 )
 from flawscope.calibration.quantization.modelopt import find_python
-from flawscope.config import EmbeddingConfig, InpaintingConfig
-from flawscope.config.synthesis import AdaptedConfig
+from flawscope.config import AdaptationSettings, AdaptedConfig, EmbeddingConfig, InpaintingConfig, flatten
 from flawscope.datasets.defects import read_support
 from flawscope.diffusion.latent_inpainting import Mode
 from flawscope.diffusion.location_words import LOCATION, LOCATIONS, without_location
@@ -53,10 +52,10 @@ from flawscope.export.synthesis.image_parity import Drawing, GraphCalls, check_p
 from flawscope.files import check_replaceable, storage_errors
 from flawscope.imaging.images import Preprocessing, prepare, read_image
 from flawscope.progress import Progress, no_progress
+from flawscope.runs import RECORD
 from flawscope.runtime.synthesis.embedding_files import read_embedding
 from flawscope.training.synthesis.base_model import SynthesisBase, open_base, restore_base
 from flawscope.training.synthesis.generator_run import (
-    RECORD,
     SUPPORT,
     SynthesisRun,
     read_synthesis_run,
@@ -212,7 +211,7 @@ def _open(path: Path, base: Path | None) -> tuple[_Source, SynthesisBase, nn.Mod
         opened = restore_base(run)
         return source, opened, opened.unet
     placeholder = config.placeholder if isinstance(config, EmbeddingConfig) else "*"
-    opened = _open_base_of(run, base or Path(config.base or ""), placeholder)
+    opened = _open_base_of(run, base or Path(config.adaptation.base or ""), placeholder)
     if isinstance(config, InpaintingConfig):
         return source, opened, restore_unet(opened, run)
     kept = {name: run.tensors[name] for name in ("vectors",) if name in run.tensors}
@@ -259,8 +258,8 @@ def _drawer(source: _Source, base: SynthesisBase, embeddings: Sequence[tuple[str
         latents=base.latents,
         prompts=rules,
         text_width=width,
-        crop=config is not None and config.crop_defects,  # a base has seen whole pictures
-        crop_fill=(config or EmbeddingConfig()).crop_fill,
+        crop=config is not None and config.adaptation.crop_defects,  # a base has seen whole pictures
+        crop_fill=(AdaptationSettings() if config is None else config.adaptation).crop_fill,
         defects=learned,
         support=supports,
         licence=base.licence,
@@ -468,7 +467,7 @@ def _provenance(source: _Source, drawer: _Drawer, command: str) -> Provenance:
         category="" if record is None else record.category,
         seed=0 if record is None else record.config.seed,
         versions=package_versions(),
-        config={} if record is None else msgspec.to_builtins(record.config),
+        config={} if record is None else flatten(record.config),
         weights=f"base {drawer.base}; licence: {drawer.head.licence}",
         images=IMAGE_HASHES,
     )

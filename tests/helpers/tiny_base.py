@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from tiny_guided import randomise
 
-from flawscope.config import BaseConfig
+from flawscope.config import BaseConfig, from_flat
+from flawscope.runs import SynthesisRecord
 from flawscope.training.diffusion.autoencoder_network import new_autoencoder, shape_settings
 from flawscope.training.synthesis.base_model import SynthesisBase, build_networks, open_base
 from flawscope.training.synthesis.base_training import base_settings
-from flawscope.training.synthesis.generator_run import SynthesisFitted, SynthesisRecord, write_synthesis_run
+from flawscope.training.synthesis.generator_run import SynthesisFitted, write_synthesis_run
 from flawscope.training.synthesis.word_tokenizer import write_tokenizer
 
 SIDE, LATENT = 16, 8
@@ -39,7 +40,7 @@ def tiny_autoencoder(seed: int = 5) -> Any:
 
 def write_tiny_base_run(folder: Path, inpainting: bool = False) -> Path:
     """Write a run of kind base into a folder that does not exist yet; return it."""
-    config = BaseConfig(**TINY_BASE, inpainting=inpainting, autoencoder="autoencoder")
+    config = from_flat(BaseConfig, {**TINY_BASE, "inpainting": inpainting, "autoencoder": "autoencoder"})
     tokenizer, autoencoder = write_tokenizer([CATEGORY]), tiny_autoencoder()
     settings = base_settings(config, autoencoder, "signed", tokenizer)
     with torch.random.fork_rng(devices=[]):

@@ -19,20 +19,16 @@ from tiny_guided import randomise
 
 from flawscope import cli
 from flawscope.bundle import SynthHead, open_bundle
-from flawscope.config import BaseConfig, EmbeddingConfig, InpaintingConfig
+from flawscope.config import BaseConfig, EmbeddingConfig, InpaintingConfig, from_flat
 from flawscope.datasets import open_dataset
 from flawscope.datasets.defects.support_set import write_support
 from flawscope.diffusion.location_words import LOCATIONS
 from flawscope.export.synthesis import generator_graphs
+from flawscope.runs import LearnedDefect, SynthesisRecord
 from flawscope.runtime.synthesis.embedding_files import write_embedding
 from flawscope.training.synthesis.base_model import build_networks, open_base
 from flawscope.training.synthesis.base_training import base_settings
-from flawscope.training.synthesis.generator_run import (
-    LearnedDefect,
-    SynthesisFitted,
-    SynthesisRecord,
-    write_synthesis_run,
-)
+from flawscope.training.synthesis.generator_run import SynthesisFitted, write_synthesis_run
 from flawscope.training.synthesis.lora import AdaptedUnet, networks_of
 from flawscope.training.synthesis.prompt_templates import defect_sentences, photo_texts
 from flawscope.training.synthesis.support_examples import read_support_examples
@@ -62,7 +58,7 @@ def write_drawers(folder: Path, dataset: Path) -> dict[str, Path]:
 
 def write_base(folder: Path, inpainting: bool, pictures: list[Path]) -> Path:
     """Write a run of kind base whose UNet attends once and has no middle block: a third of what has to be traced."""
-    config = BaseConfig(**TINY_BASE, inpainting=inpainting, autoencoder="autoencoder", seed=3)
+    config = from_flat(BaseConfig, {**TINY_BASE, "inpainting": inpainting, "autoencoder": "autoencoder", "seed": 3})
     tokenizer, autoencoder = write_tokenizer([CATEGORY]), tiny_autoencoder()
     settings = base_settings(config, autoencoder, "signed", tokenizer)
     # The pipeline of diffusers takes the side of a square as one number.
@@ -112,7 +108,9 @@ def write_adapted(folder: Path, base: Path, support: Path, pictures: list[Path])
     opened = open_base(base)
     drawn = torch.Generator().manual_seed(4)
     if opened.is_inpainting:
-        config: Any = InpaintingConfig(resize=(SIDE, SIDE), base=str(base), support=str(support), crop_fill=0.4)
+        config: Any = from_flat(
+            InpaintingConfig, {"resize": (SIDE, SIDE), "base": str(base), "support": str(support), "crop_fill": 0.4}
+        )
         adapted = AdaptedUnet(opened.unet, config)
         with torch.no_grad():
             for parameter in adapted.parameters():
@@ -123,7 +121,9 @@ def write_adapted(folder: Path, base: Path, support: Path, pictures: list[Path])
             for name in DEFECTS
         ]
     else:
-        config = EmbeddingConfig(resize=(SIDE, SIDE), base=str(base), support=str(support), vectors=2)
+        config = from_flat(
+            EmbeddingConfig, {"resize": (SIDE, SIDE), "base": str(base), "support": str(support), "vectors": 2}
+        )
         vectors = {f"{CATEGORY}/{name}": torch.randn((2, WIDTH), generator=drawn) for name in DEFECTS}
         networks, texts = {"vectors": vectors}, [photo_texts("*")] * len(DEFECTS)
     learned = tuple(

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flawscope.config import DsadConfig
+from flawscope.config import DsadConfig, from_flat
 from flawscope.training.diffusion.semantic_guidance import GuidedDenoiser, build_guided
 
 SIDE, LATENT = 16, 8
@@ -23,7 +23,7 @@ TINY: dict[str, Any] = {
 
 def tiny_guided(**settings: Any) -> GuidedDenoiser:
     """Build one at random."""
-    return build_guided(DsadConfig(**{**TINY, **settings}), 4, (LATENT, LATENT))
+    return build_guided(from_flat(DsadConfig, {**TINY, **settings}), 4, (LATENT, LATENT))
 
 
 def inputs(count: int = 2, latent: int = LATENT) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from tiny_dataset import write_rgb
 
+from flawscope.config import from_flat
 from flawscope.datasets import open_dataset
 from flawscope.datasets.defects.set_files import write_json, write_lines, write_mask, write_picture
 from flawscope.datasets.defects.support_set import write_support
@@ -32,18 +33,21 @@ from flawscope.training.segmentation.segmenter import SegmenterConfig
 
 SIDE = 32
 Image, Mask = npt.NDArray[np.uint8], npt.NDArray[np.bool_]
-CONFIG = SegmenterConfig(
-    resize=(SIDE, SIDE),
-    stages=(1, 2),
-    width=16,
-    batch_size=8,
-    steps=50,
-    learning_rate=0.02,
-    warmup_steps=5,
-    ema=0.8,
-    top=20,
-    num_workers=1,
-    device="cpu",
+CONFIG = from_flat(
+    SegmenterConfig,
+    {
+        "resize": (SIDE, SIDE),
+        "stages": (1, 2),
+        "width": 16,
+        "batch_size": 8,
+        "steps": 50,
+        "learning_rate": 0.02,
+        "warmup_steps": 5,
+        "ema": 0.8,
+        "top": 20,
+        "num_workers": 1,
+        "device": "cpu",
+    },
 )
 QUICK = [
     *("--image-size", str(SIDE), "--steps", str(CONFIG.steps), "--set", "stages=1,2", "--set", "width=16"),

@@ -20,7 +20,7 @@ from tiny_dataset import CATEGORY, broken_pictures, good_pictures, training_pict
 from flawscope import cli
 from flawscope.bundle import open_bundle, pack_bundle
 from flawscope.datasets import content_hash
-from flawscope.training.detectors.detector_run import WEIGHTS
+from flawscope.runs import WEIGHTS
 
 SMALL = ["--image-size", "64", "--set", "stages=1", "--set", "channels=4"]
 

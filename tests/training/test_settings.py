@@ -30,42 +30,66 @@ def test_the_padim_preset_fixes_every_value_of_the_seed() -> None:
     config, unused = build_config("padim", read_settings("padim-seed"))
     assert isinstance(config, PadimConfig)
     assert unused == ()
-    assert (config.backbone, config.stages, config.channels) == ("resnet18", (1, 2, 3), 100)
-    assert (config.resize, config.crop, config.sigma) == ((256, 256), (224, 224), 4.0)
-    assert (config.regularization, config.seed, config.held_out) == (0.01, 3, 0.0)
+    assert (config.features.backbone, config.features.stages, config.channels) == ("resnet18", (1, 2, 3), 100)
+    assert (config.input.resize, config.input.crop, config.maps.sigma) == ((256, 256), (224, 224), 4.0)
+    assert (config.regularization, config.seed, config.split.held_out) == (0.01, 3, 0.0)
 
 
 def test_the_patchcore_preset_fixes_every_value_of_the_seed() -> None:
     config, unused = build_config("patchcore", read_settings("patchcore-seed"))
     assert isinstance(config, PatchcoreConfig)
     assert unused == ()
-    assert (config.backbone, config.stages, config.coreset) == ("resnet18", (2, 3), 0.1)
-    assert (config.neighbors, config.reweight, config.upsample) == (9, "seed", "nearest")
-    assert config.crop is None  # a crop to the resized size is none
+    assert (config.features.backbone, config.features.stages, config.coreset) == ("resnet18", (2, 3), 0.1)
+    assert (config.neighbors, config.reweight, config.patches.upsample) == (9, "seed", "nearest")
+    assert config.input.crop is None  # a crop to the resized size is none
 
 
 def test_the_anogen_preset_takes_the_steps_of_the_seed_at_its_rate() -> None:
     config, unused = build_config("embedding", read_settings("anogen-seed"))
     assert isinstance(config, EmbeddingConfig)
     assert unused == ()
-    batches = batches_in_all(config, 3 * config.repeats // config.batch_size)  # three pictures
-    assert (batches, config.max_steps, config.rate) == (6100, 6100, pytest.approx(0.02))
-    assert (config.resize, config.crop_defects, config.vectors) == ((256, 256), False, 1)
+    batches = batches_in_all(config.loop, 3 * config.adaptation.repeats // config.loop.batch_size)  # three pictures
+    assert (batches, config.loop.max_steps, config.adaptation.rate(config.loop)) == (6100, 6100, pytest.approx(0.02))
+    assert (config.input.resize, config.adaptation.crop_defects, config.vectors) == ((256, 256), False, 1)
     assert (config.init_word, config.placeholder, config.mask_loss) == ("defect", "*", "mean")
-    assert (config.flip, config.ema, config.clip_norm, config.seed) == (0.5, 0.0, 0.0, 23)
+    assert (config.adaptation.flip, config.loop.ema, config.loop.clip_norm, config.seed) == (0.5, 0.0, 0.0, 23)
 
 
 def test_the_mvpdiff_preset_fixes_every_value_of_the_seed() -> None:
     config, unused = build_config("inpainting", read_settings("mvpdiff-seed"))
     assert isinstance(config, InpaintingConfig)
     assert unused == ()
-    assert (config.epochs, config.batch_size, config.accumulate, config.repeats) == (1000, 6, 4, 1)
-    assert config.rate == pytest.approx(2.4e-6)
-    assert (config.resize, config.crop_defects, config.flip, config.flip_vertical) == ((512, 512), False, 0.0, 0.0)
+    assert (config.loop.epochs, config.loop.batch_size, config.loop.accumulate, config.adaptation.repeats) == (
+        1000,
+        6,
+        4,
+        1,
+    )
+    assert config.adaptation.rate(config.loop) == pytest.approx(2.4e-6)
+    assert (config.input.resize, config.adaptation.crop_defects, config.adaptation.flip, config.flip_vertical) == (
+        (512, 512),
+        False,
+        0.0,
+        0.0,
+    )
     assert (config.adapt, config.rank, config.alpha, config.snr_gamma) == ("lora", 4, 4.0, 10.0)
-    assert (config.betas, config.epsilon, config.weight_decay, config.clip_norm) == ((0.9, 0.999), 1e-8, 0.01, 1.0)
-    assert (config.optimizer, config.max_steps, config.gradient_checkpointing) == ("adamw", None, False)
-    assert (config.mixed_precision, config.schedule, config.preview_every, config.seed) == ("fp16", "constant", 100, 0)
+    assert (
+        config.denoising.betas,
+        config.adaptation.epsilon,
+        config.denoising.weight_decay,
+        config.loop.clip_norm,
+    ) == ((0.9, 0.999), 1e-8, 0.01, 1.0)
+    assert (config.denoising.optimizer, config.loop.max_steps, config.denoising.gradient_checkpointing) == (
+        "adamw",
+        None,
+        False,
+    )
+    assert (config.loop.mixed_precision, config.loop.schedule, config.loop.preview_every, config.seed) == (
+        "fp16",
+        "constant",
+        100,
+        0,
+    )
 
 
 @pytest.mark.parametrize("name", preset_names())
@@ -83,7 +107,7 @@ def test_a_file_is_read_and_later_layers_win(tmp_path: Path) -> None:
     path.write_text("resize: [128, 96]\nseed: 5\n# a comment\nchannels: 30\n")
     config, _ = build_config("padim", read_settings(str(path)), {"seed": 6})
     assert isinstance(config, PadimConfig)
-    assert (config.resize, config.seed, config.channels) == ((128, 96), 6, 30)
+    assert (config.input.resize, config.seed, config.channels) == ((128, 96), 6, 30)
 
 
 def test_an_empty_file_sets_nothing(tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ from flawscope.bundle import open_bundle
 from flawscope.config import build_config, parse_assignment
 from flawscope.datasets import open_dataset
 from flawscope.errors import ArgumentError, RunError
-from flawscope.training.detectors.detector_run import RunRecord, read_run
+from flawscope.runs import RunRecord
+from flawscope.training.detectors.detector_run import read_run
 from flawscope.training.detectors.detector_training import train_detector
 from flawscope.workflows import pipeline
 

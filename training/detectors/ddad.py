@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from flawscope.arrays import Float32Array
-from flawscope.config import DdadConfig
+from flawscope.config import DdadConfig, change_settings
 from flawscope.datasets import Sample
 from flawscope.diffusion.reconstruction import MapRule, finish_maps
 from flawscope.diffusion.schedule import TRAINED_STEPS, signal_shares
@@ -73,7 +72,7 @@ def train_ddad(
         DataError: If there are too few pictures.
         RunError: If memory runs out, the loss is not finite, or a checkpoint does not fit.
     """
-    pictures, validation = split_pictures("ddad", config, samples, hashes, progress)
+    pictures, validation = split_pictures("ddad", config, config.data, samples, hashes, progress)
     task = DenoiserTask(config, backbone, validation)
     facts: dict[str, int | float | str]
     if ready is None:
@@ -87,11 +86,11 @@ def train_ddad(
     task.network.load_state_dict(state)
     if config.extractor != "none":
         # The limit is that of the denoiser's steps; the extractor has its own epochs.
-        own = msgspec.structs.replace(config, max_steps=None)
+        own = change_settings(config, {"max_steps": None})
         adapted = train_extractor(own, backbone, task.networks, pictures, validation, folder, resume, progress)
         facts |= {"extractor_best_epoch": adapted.epoch, "extractor_error": rounded(adapted.error)}
     scales = measure_scales(config, task.reconstruction(MapRule(1.0, 1.0, 0.0)), validation, progress)
-    rule = MapRule(config.pixel_weight / scales[0], config.feature_weight / scales[1], config.sigma)
+    rule = MapRule(config.pixel_weight / scales[0], config.feature_weight / scales[1], config.maps.sigma)
     return Fitted(
         grid=config.preprocessing.size,
         tensors={"noise": task.noise},
@@ -126,7 +125,7 @@ class DenoiserTask:
 
     def optimizer(self) -> torch.optim.Optimizer:
         """Return the optimizer of the denoiser's parameters."""
-        return build_optimizer(self._config, self.network.parameters())
+        return build_optimizer(self._config.denoising, self.network.parameters(), rate=self._config.loop.learning_rate)
 
     def loss(self, network: nn.Module, images: Tensor, generator: torch.Generator) -> Tensor:
         """Return the squared error of the predicted noise (arXiv:2006.11239, equation 14)."""
@@ -134,9 +133,9 @@ class DenoiserTask:
         pictures = augment(
             signed_pictures(images),
             generator,
-            flip=config.flip,
-            rotate=config.rotate,
-            color_jitter=config.color_jitter,
+            flip=config.augmentation.flip,
+            rotate=config.augmentation.rotate,
+            color_jitter=config.augmentation.color_jitter,
         )
         levels = noise_levels(len(pictures), TRAINED_STEPS, generator)
         errors = self._squared_errors(network, pictures, levels, generator)
@@ -163,7 +162,7 @@ class DenoiserTask:
         """Write held-back good pictures beside their reconstructions and maps."""
         images = next(self._validation.batches(range(min(_PREVIEWS, len(self._validation))), _PREVIEWS))
         self.networks.to(next(self.network.parameters()).device)
-        write_strips(path, images, self.reconstruction(MapRule(1.0, 1.0, self._config.sigma))(images))
+        write_strips(path, images, self.reconstruction(MapRule(1.0, 1.0, self._config.maps.sigma))(images))
 
     def reconstruction(self, rule: MapRule) -> Reconstruction:
         """Return what scores pictures with the networks as they are."""
@@ -181,10 +180,10 @@ def measure_scales(
     given = (config.pixel_threshold, config.feature_threshold)
     if given[0] is not None and given[1] is not None:
         return given[0], given[1]
-    alone = (MapRule(1.0, 0.0, config.sigma), MapRule(0.0, 1.0, config.sigma))
+    alone = (MapRule(1.0, 0.0, config.maps.sigma), MapRule(0.0, 1.0, config.maps.sigma))
     values: tuple[list[Float32Array], list[Float32Array]] = ([], [])
     count, done = min(len(pictures), MOST_VALIDATED), 0
-    for images in pictures.batches(range(count), config.batch_size):
+    for images in pictures.batches(range(count), config.loop.batch_size):
         found = reconstruction(images)
         for kept, rule in zip(values, alone, strict=True):
             kept.append(finish_maps(found.pixel, found.feature, rule)[0])

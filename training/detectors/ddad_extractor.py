@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from flawscope.arrays import Float32Array
-from flawscope.config import DdadConfig
+from flawscope.config import DdadConfig, change_settings
 from flawscope.diffusion.reconstruction import signed
 from flawscope.diffusion.schedule import reconstruct
 from flawscope.imaging.png import write_png
@@ -54,14 +54,16 @@ def train_extractor(
     """
     kind = AdaptationTask if config.extractor == "adaptation" else RebuildTask
     task = kind(config, backbone, networks, validation)
-    part = msgspec.structs.replace(
+    part = change_settings(
         config,
-        epochs=config.extractor_epochs,
-        learning_rate=config.extractor_rate,
-        schedule="constant",
-        warmup_steps=0,
-        ema=0.0,
-        preview_every=max(1, config.extractor_epochs // 3),
+        {
+            "epochs": config.extractor_epochs,
+            "learning_rate": config.extractor_rate,
+            "schedule": "constant",
+            "warmup_steps": 0,
+            "ema": 0.0,
+            "preview_every": max(1, config.extractor_epochs // 3),
+        },
     )
     trained = run_loop(
         task,
@@ -88,7 +90,9 @@ class _ExtractorTask:
 
     def optimizer(self) -> torch.optim.Optimizer:
         """Return AdamW."""
-        return torch.optim.AdamW(self.network.parameters(), lr=self._config.extractor_rate, betas=self._config.betas)
+        return torch.optim.AdamW(
+            self.network.parameters(), lr=self._config.extractor_rate, betas=self._config.denoising.betas
+        )
 
     def _reconstructed(self, aimed: Float32Array, hidden: Float32Array | None, weight: float | None) -> Tensor:
         sampling = self._config.sampling
@@ -175,7 +179,7 @@ class AdaptationTask(_ExtractorTask):
 
     def __init__(self, config: DdadConfig, backbone: Backbone, networks: TorchNetworks, validation: Pictures) -> None:
         super().__init__(config, backbone, networks, validation)
-        self._before = untrained_backbone(config)
+        self._before = untrained_backbone(config.features)
         self._before.load_state_dict(backbone.state_dict())
         self.network: nn.Module = backbone.network
 

@@ -7,10 +7,8 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import cv2
-import msgspec
 import numpy as np
 import safetensors
 import safetensors.numpy
@@ -20,77 +18,27 @@ from torch import Tensor, nn
 
 from flawscope.arrays import UInt8Array
 from flawscope.config import AutoencoderConfig, DdadConfig, DsadConfig, PadimConfig, PatchcoreConfig, StfpmConfig
-from flawscope.diffusion.reconstruction import MapRule
 from flawscope.errors import RunError
 from flawscope.files import atomic_folder
 from flawscope.imaging.png import encode_png
 from flawscope.imaging.tiles import Picture, read_picture
+from flawscope.runs import RECORD, SAMPLES, WEIGHTS, RunRecord, encode_record, read_run_record
 from flawscope.training.detectors.ddad_extractor import FOLDER as EXTRACTOR
 from flawscope.training.detectors.dsad import restore_dsad
 from flawscope.training.detectors.stfpm import StfpmNetwork
 from flawscope.training.diffusion.comparison import Comparison
 from flawscope.training.diffusion.torch_reconstruction import Reconstruction, TorchNetworks
 from flawscope.training.diffusion.unet import Denoiser
-from flawscope.training.features.backbone import Backbone, BackboneSource, restore_backbone
+from flawscope.training.features.backbone import Backbone, restore_backbone
 from flawscope.training.features.patch_extraction import standardization
 from flawscope.training.features.patch_features import PatchFeatures
 from flawscope.training.loop.fit_result import Fitted
 from flawscope.training.loop.loop import METRICS, PREVIEWS
 
-RUN_SCHEMA = 1
-RECORD = "run.json"
-WEIGHTS = "weights.safetensors"
-SAMPLES = "samples"
 _SAMPLE_SIDE_PX = 1024
 
-AnyConfig = PatchcoreConfig | PadimConfig | StfpmConfig | DdadConfig | DsadConfig | AutoencoderConfig
 Module = PatchFeatures | StfpmNetwork | Reconstruction
 """What scores pictures in torch."""
-
-
-class RunRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What `run.json` says.
-
-    Attributes:
-        kind: `detector` or `autoencoder`.
-        config: The settings as used, tagged with the method.
-        category: Name of the category.
-        layout: Layout of the dataset.
-        dataset: Fingerprint of the dataset.
-        training: SHA-256 of every picture the detector learned from.
-        held_out: SHA-256 of the good training pictures kept for calibration.
-        backbone: Name, origin and licence of the weights.
-        grid: Rows and columns of the patch grid.
-        channels: Kept channels, or null for all.
-        facts: What a person may want to know of the fit.
-        seconds: Wall-clock seconds per part of the training.
-        versions: Package versions.
-        created: UTC time, ISO 8601.
-        command: The command line.
-        flawscope: Version that wrote the run.
-        rule: How the maps of a reconstruction become one, or null for other methods.
-        unet: Settings of the UNet of a guided denoiser, or null for other methods.
-    """
-
-    kind: str
-    config: AnyConfig
-    category: str
-    layout: str
-    dataset: str
-    training: tuple[str, ...]
-    held_out: tuple[str, ...]
-    backbone: BackboneSource
-    grid: tuple[int, int]
-    channels: tuple[int, ...] | None
-    facts: dict[str, int | float | str]
-    seconds: dict[str, float]
-    versions: dict[str, str]
-    created: str
-    command: str
-    flawscope: str
-    rule: MapRule | None = None
-    unet: dict[str, Any] | None = None
-    schema: int = RUN_SCHEMA
 
 
 @dataclass(frozen=True)
@@ -110,7 +58,7 @@ def build_features(config: PatchcoreConfig | PadimConfig, backbone: Backbone, fi
     return PatchFeatures(
         backbone,
         pool=isinstance(config, PatchcoreConfig),
-        upsample=config.upsample,
+        upsample=config.patches.upsample,
         channels=fitted.channels,
         transform=None if fitted.transform is None else torch.from_numpy(fitted.transform),
     )
@@ -152,8 +100,7 @@ def write_run(
                 (folder / part).mkdir(exist_ok=True)
                 shutil.copy2(notes / part / METRICS, folder / part / METRICS)
                 shutil.copytree(notes / part / PREVIEWS, folder / part / PREVIEWS)
-        text = msgspec.json.format(msgspec.json.encode(record), indent=1)
-        (folder / RECORD).write_bytes(text + b"\n")
+        (folder / RECORD).write_bytes(encode_record(record))
 
 
 def encode_sample(image: UInt8Array) -> bytes:
@@ -171,25 +118,7 @@ def read_run(path: Path) -> Run:
     Raises:
         RunError: If it is missing, unfitted, broken, or written by a newer version.
     """
-    if not (path / RECORD).is_file():
-        raise RunError(f"{path}: expected a run with {RECORD}, got none. Make one with flawscope train.")
-    from flawscope.training.synthesis.generator_run import (  # it writes its runs with this module's help
-        SYNTHESIS_KINDS,
-        run_kind,
-    )
-
-    if (kind := run_kind(path)) in SYNTHESIS_KINDS:
-        raise RunError(f"{path}: expected the run of a detector, got one of train {kind}, which draws defects.")
-    data = (path / RECORD).read_bytes()
-    try:
-        record = msgspec.json.decode(data, type=RunRecord)
-    except (msgspec.DecodeError, UnicodeDecodeError) as err:
-        raise RunError(f"{path / RECORD}: is no run of this version: {err}. Train again.") from err
-    if record.schema > RUN_SCHEMA:
-        raise RunError(
-            f"{path / RECORD}: expected run schema {RUN_SCHEMA} or older, got {record.schema}. "
-            "It was written by a newer flawscope: update this one."
-        )
+    record, data = read_run_record(path)
     try:
         tensors = safetensors.numpy.load_file(path / WEIGHTS)
     except (SafetensorError, OSError) as err:
@@ -207,7 +136,7 @@ def read_run(path: Path) -> Run:
         network, dot, rest = name.partition(".")
         if dot and network != "bank":
             states.setdefault(network, {})[rest] = torch.from_numpy(value)
-    backbone = restore_backbone(record.config, states.pop("backbone", {}))
+    backbone = restore_backbone(record.config.features, states.pop("backbone", {}))
     fitted = Fitted(
         grid=record.grid,
         tensors=bank,
@@ -236,8 +165,8 @@ def restore_module(path: Path, record: RunRecord, backbone: Backbone, fitted: Fi
     """
     config = record.config
     if isinstance(config, StfpmConfig):
-        student = restore_backbone(config, fitted.networks.get("student", {}))
-        return StfpmNetwork(backbone, student, config.preprocessing.size, config.sigma)
+        student = restore_backbone(config.features, fitted.networks.get("student", {}))
+        return StfpmNetwork(backbone, student, config.preprocessing.size, config.maps.sigma)
     if isinstance(config, DdadConfig):
         assert fitted.rule is not None, "checked before"
         denoiser = Denoiser(config)

@@ -14,19 +14,21 @@ import flawscope
 from flawscope.config import (
     AutoencoderConfig,
     DdadConfig,
-    DetectorConfig,
     DsadConfig,
+    MethodConfig,
     PadimConfig,
     PatchcoreConfig,
     StfpmConfig,
     TrainedConfig,
+    flatten,
 )
 from flawscope.datasets import Dataset, Sample, fingerprint, hash_contents, split_held_out
 from flawscope.errors import ArgumentError, DataError, RunError
 from flawscope.files import check_replaceable, storage_errors
 from flawscope.progress import Progress, no_progress
+from flawscope.runs import RECORD, AnyConfig, RunRecord
 from flawscope.training.detectors.ddad import AFTER_DENOISER, train_ddad
-from flawscope.training.detectors.detector_run import RECORD, AnyConfig, Run, RunRecord, write_run
+from flawscope.training.detectors.detector_run import Run, write_run
 from flawscope.training.detectors.dsad import autoencoder_identity, train_dsad
 from flawscope.training.detectors.padim import fit_padim
 from flawscope.training.detectors.patchcore import fit_patchcore
@@ -46,7 +48,7 @@ _SAMPLES = 8
 
 
 def train_detector(
-    config: DetectorConfig,
+    config: MethodConfig,
     dataset: Dataset,
     out: Path,
     *,
@@ -87,14 +89,18 @@ def train_detector(
     started = time.perf_counter()
     # Before weights are fetched: an autoencoder that is missing is the user's to name.
     autoencoder = autoencoder_identity(config) if isinstance(config, DsadConfig) else ""
-    backbone, source = build_backbone(config, weights)
+    backbone, source = build_backbone(config.features, weights)
     backbone.to(choose_device(config.device))
 
     paths = [sample.path for sample in dataset.samples]
     hashes = hash_contents(paths, lambda done, total: progress("hashing pictures", done, total))
-    if config.held_out > 0:
+    if config.split.held_out > 0:
         kept, held_out = split_held_out(
-            dataset.train_good, share=config.held_out, minimum=config.held_out_minimum, seed=config.seed, hashes=hashes
+            dataset.train_good,
+            share=config.split.held_out,
+            minimum=config.split.held_out_minimum,
+            seed=config.seed,
+            hashes=hashes,
         )
     else:
         kept, held_out = tuple(dataset.train_good), ()
@@ -189,14 +195,15 @@ def train_epochs(
     return train_autoencoder(config, backbone, samples, hashes, folder, resume, progress)
 
 
-def check_recorded(config: DetectorConfig, run: Run, free: Collection[str] = ()) -> None:
+def check_recorded(config: MethodConfig, run: Run, free: Collection[str] = ()) -> None:
     """Raise ArgumentError unless settings are those of a run, but for the `free` ones."""
     recorded = run.record.config
     if type(config) is not type(recorded):
         wanted, found = (type(one).__struct_config__.tag for one in (config, recorded))
         raise ArgumentError(f"{run.path}: expected a run of {wanted}, got one of {found}. Name another run.")
-    for name in config.__struct_fields__:
-        asked, had = getattr(config, name), getattr(recorded, name)
+    wanted_settings, recorded_settings = flatten(config), flatten(recorded)
+    for name, asked in wanted_settings.items():
+        had = recorded_settings[name]
         if name not in free and asked != had:
             raise ArgumentError(
                 f"{name}: expected {had!r}, with which {run.path} was trained, got {asked!r}. Leave it out, or train "
@@ -204,7 +211,7 @@ def check_recorded(config: DetectorConfig, run: Run, free: Collection[str] = ())
             )
 
 
-def _check_ready(config: DetectorConfig, ready: Run) -> None:
+def _check_ready(config: MethodConfig, ready: Run) -> None:
     """Refuse a run whose denoiser is not the one that the settings ask for."""
     check_recorded(config, ready, AFTER_DENOISER)
     if not isinstance(config, DdadConfig) or config.extractor == "none":

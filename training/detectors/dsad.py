@@ -76,7 +76,7 @@ def train_dsad(
             not fit.
     """
     autoencoder, normalization = autoencoder_of(config)
-    pictures, validation = split_pictures("dsad", config, samples, hashes, progress)
+    pictures, validation = split_pictures("dsad", config, config.data, samples, hashes, progress)
     task = DsadTask(config, backbone, autoencoder, normalization, validation)
     trained = run_loop(task, pictures, config, folder, resume=resume, progress=progress)
     state = {**trained.state}
@@ -134,7 +134,7 @@ def _autoencoder_path(config: DsadConfig) -> Path:
 
 def map_rule(config: DsadConfig) -> MapRule:
     """Return how maps are made: of features alone, as in DiAD."""
-    return MapRule(0.0, 1.0, config.sigma, config.pooling)
+    return MapRule(0.0, 1.0, config.maps.sigma, config.pooling)
 
 
 class LatentEncoder(nn.Module):
@@ -200,7 +200,7 @@ class DsadTask:
             # What starts at random has to learn; only what Stable Diffusion knows already may stay.
             denoiser.unet.requires_grad_(True)
         for part in (denoiser.unet, denoiser.guidance):
-            recompute_blocks(part, config.gradient_checkpointing)
+            recompute_blocks(part, config.denoising.gradient_checkpointing)
         self.network: nn.Module = denoiser
         self.denoiser = denoiser
         self.networks = dsad_networks(config, denoiser, autoencoder, normalization, backbone)
@@ -210,18 +210,22 @@ class DsadTask:
 
     def optimizer(self) -> torch.optim.Optimizer:
         """Return the optimizer of what learns."""
-        return build_optimizer(self._config, [one for one in self.network.parameters() if one.requires_grad])
+        return build_optimizer(
+            self._config.denoising,
+            [one for one in self.network.parameters() if one.requires_grad],
+            rate=self._config.loop.learning_rate,
+        )
 
     def loss(self, network: nn.Module, images: Tensor, generator: torch.Generator) -> Tensor:
         """Return the squared error of the predicted noise (arXiv:2312.06607), sketches partly wrong."""
         config = self._config
-        if config.flip or config.rotate > 0 or config.color_jitter > 0:
+        if config.augmentation.flip or config.augmentation.rotate > 0 or config.augmentation.color_jitter > 0:
             changed = augment(
                 signed_pictures(images),
                 generator,
-                flip=config.flip,
-                rotate=config.rotate,
-                color_jitter=config.color_jitter,
+                flip=config.augmentation.flip,
+                rotate=config.augmentation.rotate,
+                color_jitter=config.augmentation.color_jitter,
             )
             images = ((changed + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
         levels = noise_levels(len(images), TRAINED_STEPS, generator)

@@ -40,12 +40,13 @@ def fit_padim(config: PadimConfig, backbone: Backbone, paths: Sequence[Picture],
     """
     if len(paths) < 2:
         raise DataError(f"padim: expected at least two good training pictures for a covariance, got {len(paths)}.")
-    features = PatchFeatures(backbone, pool=False, upsample=config.upsample)
+    upsample = config.patches.upsample
+    features = PatchFeatures(backbone, pool=False, upsample=upsample)
     grid, total = features.layout(config.preprocessing.size)
     if config.channels > total:
         raise ArgumentError(
-            f"channels: expected at most the {total} channels of {config.backbone} stages {list(config.stages)}, "
-            f"got {config.channels}."
+            f"channels: expected at most the {total} channels of {config.features.backbone} stages "
+            f"{list(config.features.stages)}, got {config.channels}."
         )
     positions, kept = grid[0] * grid[1], config.channels
     if positions * kept * kept >= 2**31:
@@ -55,11 +56,11 @@ def fit_padim(config: PadimConfig, backbone: Backbone, paths: Sequence[Picture],
         )
     choice, projection = _reduction(config, total)
     transform = measure_transform(
-        PatchFeatures(backbone, pool=False, upsample=config.upsample, channels=choice), paths, config, progress
+        PatchFeatures(backbone, pool=False, upsample=upsample, channels=choice), paths, config, progress
     )
     if projection is not None:
         transform = projection if transform is None else _matrix(transform) @ projection
-    features = PatchFeatures(backbone, pool=False, upsample=config.upsample, channels=choice, transform=transform)
+    features = PatchFeatures(backbone, pool=False, upsample=upsample, channels=choice, transform=transform)
 
     moments = _Moments(positions, kept)
     for patches in iterate_patches(features, paths, config, "reading patches", progress):

@@ -40,10 +40,10 @@ def fit_patchcore(
     """
     if not paths:
         raise DataError("patchcore: expected at least one good training picture, got none.")
-    features = PatchFeatures(backbone, pool=True, upsample=config.upsample)
+    features = PatchFeatures(backbone, pool=True, upsample=config.patches.upsample)
     grid, channels = features.layout(config.preprocessing.size)
     transform = measure_transform(features, paths, config, progress)
-    features = PatchFeatures(backbone, pool=True, upsample=config.upsample, transform=transform)
+    features = PatchFeatures(backbone, pool=True, upsample=config.patches.upsample, transform=transform)
 
     per_image = grid[0] * grid[1]
     plan = _Plan.for_budget(config, len(paths), per_image, channels)

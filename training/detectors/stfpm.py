@@ -49,7 +49,7 @@ def train_stfpm(
         DataError: If there are too few pictures.
         RunError: If memory runs out, the loss is not finite, or a checkpoint does not fit.
     """
-    pictures, validation = split_pictures("stfpm", config, samples, hashes, progress)
+    pictures, validation = split_pictures("stfpm", config, config.data, samples, hashes, progress)
     task = StfpmTask(config, teacher, validation)
     finest = stages_of(teacher, config.preprocessing.size)[0]
     trained = run_loop(task, pictures, config, folder, resume=resume, progress=progress)
@@ -127,17 +127,17 @@ class StfpmTask:
     def __init__(self, config: StfpmConfig, teacher: Backbone, validation: Pictures) -> None:
         self._config, self._teacher, self._validation = config, teacher, validation
         torch.manual_seed(config.seed)
-        student = untrained_backbone(config)
+        student = untrained_backbone(config.features)
         student.requires_grad_(True)
         self.network: nn.Module = student
-        self._model = StfpmNetwork(teacher, student, config.preprocessing.size, config.sigma)
+        self._model = StfpmNetwork(teacher, student, config.preprocessing.size, config.maps.sigma)
 
     def optimizer(self) -> torch.optim.Optimizer:
         """Return stochastic gradient descent with momentum."""
         config = self._config
         return torch.optim.SGD(
             self.network.parameters(),
-            lr=config.learning_rate,
+            lr=config.loop.learning_rate,
             momentum=config.momentum,
             weight_decay=config.weight_decay,
         )
@@ -154,7 +154,7 @@ class StfpmTask:
     def validate(self) -> dict[str, float]:
         """Return the mean of the maps on pictures that were held back, and their largest score."""
         means, scores = [], []
-        for images in self._validation.batches(range(len(self._validation)), self._config.batch_size):
+        for images in self._validation.batches(range(len(self._validation)), self._config.loop.batch_size):
             maps, found = self._maps(images)
             means.append(maps.mean(dim=(1, 2)))
             scores.append(found)

@@ -7,18 +7,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-import msgspec
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from flawscope.arrays import UInt8Array
 from flawscope.config import AutoencoderConfig
-from flawscope.config.diffusion import check_widths
+from flawscope.config.diffusion_settings import check_widths
 from flawscope.datasets import Sample
 from flawscope.errors import RunError
 from flawscope.imaging.png import write_png
 from flawscope.progress import Progress
+from flawscope.runs import RECORD, WEIGHTS, read_autoencoder_record
 from flawscope.training.detectors.stfpm import stage_distances
 from flawscope.training.diffusion.autoencoder_network import (
     fill_autoencoder,
@@ -145,7 +145,7 @@ def train_autoencoder(
         RunError: If `base` cannot be used, memory runs out, the loss is not finite, a checkpoint does not fit, or
             all latents are the same.
     """
-    pictures, validation = split_pictures("autoencoder", config, samples, hashes, progress)
+    pictures, validation = split_pictures("autoencoder", config, config.data, samples, hashes, progress)
     task = AutoencoderTask(config, backbone, validation)
     trained = run_loop(task, pictures, config, folder, resume=resume, progress=progress)
     task.network.load_state_dict(trained.state)
@@ -195,7 +195,7 @@ class AutoencoderTask:
 
     def __init__(self, config: AutoencoderConfig, backbone: Backbone, validation: Pictures) -> None:
         self._config, self._validation = config, validation
-        self._backbone = None if config.backbone == SCATTERING or config.perceptual == 0 else backbone
+        self._backbone = None if config.features.backbone == SCATTERING or config.perceptual == 0 else backbone
         torch.manual_seed(config.seed)
         self.autoencoder = build_autoencoder(config)
         recompute_blocks(self.autoencoder, config.gradient_checkpointing)
@@ -205,7 +205,7 @@ class AutoencoderTask:
 
     def optimizer(self) -> torch.optim.Optimizer:
         """Return Adam."""
-        return torch.optim.Adam(self.network.parameters(), lr=self._config.learning_rate, betas=self._config.betas)
+        return torch.optim.Adam(self.network.parameters(), lr=self._config.loop.learning_rate, betas=self._config.betas)
 
     def loss(self, network: nn.Module, images: Tensor, generator: torch.Generator) -> Tensor:
         """Return Σ|x − x̂| + perceptual · P · d(x, x̂) + kl · KL, averaged over the batch.
@@ -232,7 +232,7 @@ class AutoencoderTask:
         before they are scaled.
         """
         errors, squares, latents = [], [], []
-        for images in self._validation.batches(range(len(self._validation)), self._config.batch_size):
+        for images in self._validation.batches(range(len(self._validation)), self._config.loop.batch_size):
             encoded, restored = self._restored(images)
             difference = restored.double() - (torch.from_numpy(images).double() / 127.5 - 1.0).permute(0, 3, 1, 2)
             errors.append(difference.abs().mean(dim=(1, 2, 3)))
@@ -353,39 +353,10 @@ def open_autoencoder(path: Path) -> tuple[AutoencoderKL, Normalization | None]:
         MissingExtra: If diffusers is not installed.
         RunError: If it is none of them, or broken.
     """
-    from flawscope.training.detectors.detector_run import (  # it reads its runs with this module's help
-        RECORD,
-        RUN_SCHEMA,
-        WEIGHTS,
-    )
-
     if not (path / RECORD).is_file():
         return read_folder(path), None
-    try:
-        record = msgspec.json.decode((path / RECORD).read_bytes(), type=_Record)
-    except (msgspec.DecodeError, UnicodeDecodeError, OSError) as err:
-        raise RunError(
-            f"{path / RECORD}: expected a run of train autoencoder, got another: {err}. Name such a run, or a folder "
-            "with an AutoencoderKL."
-        ) from err
-    if record.schema > RUN_SCHEMA:
-        raise RunError(
-            f"{path / RECORD}: expected run schema {RUN_SCHEMA} or older, got {record.schema}. "
-            "It was written by a newer flawscope: update this one."
-        )
+    config, scaling = read_autoencoder_record(path)
     tensors = read_tensors(path / WEIGHTS)
     state = {name.removeprefix(_NETWORK): value for name, value in tensors.items() if name.startswith(_NETWORK)}
-    restored = restore_autoencoder(record.config, state, record.facts.scaling, str(path / WEIGHTS))
-    return restored, record.config.normalization
-
-
-class _Facts(msgspec.Struct):
-    scaling: float
-
-
-class _Record(msgspec.Struct):
-    """What of `run.json` tells how the autoencoder is built; what else is there is not looked at."""
-
-    config: AutoencoderConfig
-    facts: _Facts
-    schema: int = 1
+    restored = restore_autoencoder(config, state, scaling, str(path / WEIGHTS))
+    return restored, config.normalization

@@ -42,7 +42,7 @@ class Denoiser(nn.Module):
             norm_num_groups=group_count(widths),
             dropout=config.dropout,
         )
-        recompute_blocks(self.network, config.gradient_checkpointing)
+        recompute_blocks(self.network, config.denoising.gradient_checkpointing)
 
     def forward(self, x: Tensor, timestep: Tensor) -> Tensor:
         """Return the predicted noise."""

@@ -7,7 +7,6 @@ import logging
 import socket
 import urllib.parse
 import urllib.request
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +15,15 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from flawscope.config import DetectorConfig
+from flawscope.config import FeatureSettings
 from flawscope.errors import ArgumentError, MissingExtra, RunError
 from flawscope.files import sha256_file
+from flawscope.runs import BackboneSource
 from flawscope.training.features.scattering import Scattering
 
 SCATTERING = "scattering"
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
-
-
-@dataclass(frozen=True)
-class BackboneSource:
-    """Where the weights of a backbone came from, for the run's record."""
-
-    name: str
-    weights: str
-    licence: str
 
 
 class Backbone(nn.Module):
@@ -82,19 +73,19 @@ def stages_of(backbone: Backbone, size: tuple[int, int]) -> list[Tensor]:
     return stages
 
 
-def build_backbone(config: DetectorConfig, weights: Path | None) -> tuple[Backbone, BackboneSource]:
-    """Build the backbone a config names, with its weights.
+def build_backbone(settings: FeatureSettings, weights: Path | None) -> tuple[Backbone, BackboneSource]:
+    """Build the backbone that settings name, with its weights.
 
     Args:
-        config: Names the backbone, its stages and options.
+        settings: Name the backbone, its stages and options.
         weights: A safetensors file with timm's names, or None for the model hub.
 
     Raises:
         ArgumentError: If the backbone or one of its stages does not exist.
         RunError: If the weights do not fit or cannot be had.
     """
-    backbone = untrained_backbone(config)
-    if config.backbone == SCATTERING:
+    backbone = untrained_backbone(settings)
+    if settings.backbone == SCATTERING:
         if weights is not None:
             raise ArgumentError(
                 f"weights: the backbone {SCATTERING} has fixed filters and takes no file, got {weights}. "
@@ -102,69 +93,69 @@ def build_backbone(config: DetectorConfig, weights: Path | None) -> tuple[Backbo
             )
         return backbone, BackboneSource(SCATTERING, "none: fixed filters", "Apache-2.0")
     if weights is None:
-        return backbone, _download(backbone.network, config.backbone)
-    _load_file(backbone.network, config.backbone, weights)
-    return backbone, BackboneSource(config.backbone, f"file sha256:{sha256_file(weights)}", "as the file's")
+        return backbone, _download(backbone.network, settings.backbone)
+    _load_file(backbone.network, settings.backbone, weights)
+    return backbone, BackboneSource(settings.backbone, f"file sha256:{sha256_file(weights)}", "as the file's")
 
 
-def restore_backbone(config: DetectorConfig, state: dict[str, Tensor]) -> Backbone:
-    """Build the backbone a config names with the weights of a run.
+def restore_backbone(settings: FeatureSettings, state: dict[str, Tensor]) -> Backbone:
+    """Build the backbone that settings name with the weights of a run.
 
     Raises:
         RunError: If the weights are of another architecture.
     """
-    backbone = untrained_backbone(config)
+    backbone = untrained_backbone(settings)
     try:
         backbone.network.load_state_dict(state)
     except RuntimeError as err:
         wanted = backbone.network.state_dict()  # torch's own message lists every one of hundreds of tensors
         fitting = sum(key in state and state[key].shape == value.shape for key, value in wanted.items())
         raise RunError(
-            f"the run's weights are not those of {config.backbone}: expected its {len(wanted)} tensors, got "
+            f"the run's weights are not those of {settings.backbone}: expected its {len(wanted)} tensors, got "
             f"{len(state)}, of which {fitting} fit. Train again."
         ) from err
     return backbone
 
 
-def untrained_backbone(config: DetectorConfig) -> Backbone:
-    """Build the backbone a config names, its parameters drawn at random and frozen, in inference mode.
+def untrained_backbone(settings: FeatureSettings) -> Backbone:
+    """Build the backbone that settings name, its parameters drawn at random and frozen, in inference mode.
 
     Raises:
         ArgumentError: If the backbone or one of its stages does not exist.
     """
-    if config.backbone == SCATTERING:
-        if not set(config.stages) <= {1, 2, 3, 4}:
-            raise ArgumentError(f"stages: {SCATTERING} has the stages 1,2,3,4, got {list(config.stages)}.")
-        network: nn.Module = Scattering(config.stages)
+    if settings.backbone == SCATTERING:
+        if not set(settings.stages) <= {1, 2, 3, 4}:
+            raise ArgumentError(f"stages: {SCATTERING} has the stages 1,2,3,4, got {list(settings.stages)}.")
+        network: nn.Module = Scattering(settings.stages)
         mean = std = (0.5, 0.5, 0.5)
     else:
-        network = _timm_network(config)
+        network = _timm_network(settings)
         defaults = getattr(network, "default_cfg", None) or {}
         mean = tuple(defaults.get("mean", _IMAGENET_MEAN))
         std = tuple(defaults.get("std", _IMAGENET_STD))
-    backbone = Backbone(network, config.mean or mean, config.std or std)
+    backbone = Backbone(network, settings.mean or mean, settings.std or std)
     backbone.eval().requires_grad_(False)
     return backbone
 
 
-def _timm_network(config: DetectorConfig) -> nn.Module:
+def _timm_network(settings: FeatureSettings) -> nn.Module:
     try:
         import timm
     except ImportError as err:
-        raise MissingExtra(f"the backbone {config.backbone}", "timm", "train") from err
-    if not timm.is_model(config.backbone):
-        close = difflib.get_close_matches(config.backbone, timm.list_models(), 3)
+        raise MissingExtra(f"the backbone {settings.backbone}", "timm", "train") from err
+    if not timm.is_model(settings.backbone):
+        close = difflib.get_close_matches(settings.backbone, timm.list_models(), 3)
         raise ArgumentError(
-            f"backbone: expected {SCATTERING} or the name of a timm model, got {config.backbone!r}. "
+            f"backbone: expected {SCATTERING} or the name of a timm model, got {settings.backbone!r}. "
             + (f"Similar names: {', '.join(close)}." if close else "timm.list_models() has the names.")
         )
-    arguments: dict[str, Any] = {**config.backbone_options, "features_only": True, "out_indices": config.stages}
+    arguments: dict[str, Any] = {**settings.backbone_options, "features_only": True, "out_indices": settings.stages}
     try:
-        network: nn.Module = timm.create_model(config.backbone, pretrained=False, **arguments)
+        network: nn.Module = timm.create_model(settings.backbone, pretrained=False, **arguments)
     except (TypeError, AssertionError, IndexError, RuntimeError, ValueError) as err:
         raise ArgumentError(
-            f"backbone: timm could not build {config.backbone} with stages {list(config.stages)} and options "
-            f"{config.backbone_options}: {type(err).__name__}: {err}. Check --set stages and backbone_options."
+            f"backbone: timm could not build {settings.backbone} with stages {list(settings.stages)} and options "
+            f"{settings.backbone_options}: {type(err).__name__}: {err}. Check --set stages and backbone_options."
         ) from err
     return network
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flawscope.config import DetectorConfig, PatchcoreConfig, TrainedConfig
+from flawscope.config import FittedConfig, MethodConfig, PatchcoreConfig
 from flawscope.errors import ArgumentError, DataError
 from flawscope.imaging.tiles import Picture
 from flawscope.progress import Progress
@@ -39,7 +39,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def iterate_patches(
-    features: PatchFeatures, paths: Sequence[Picture], config: DetectorConfig, what: str, progress: Progress
+    features: PatchFeatures, paths: Sequence[Picture], config: FittedConfig, what: str, progress: Progress
 ) -> Iterator[Tensor]:
     """Yield float32 [N, P, D] patches on the features' device, batch by batch, in order.
 
@@ -48,7 +48,7 @@ def iterate_patches(
     """
     done = 0
     progress(what, 0, len(paths))
-    for batch in load_batches(paths, config.preprocessing, config.batch_size, config.num_workers):
+    for batch in load_batches(paths, config.preprocessing, config.patches.batch_size, config.patches.num_workers):
         with torch.inference_mode():
             patches = features(torch.from_numpy(batch).to(features.device))
         if not bool(torch.isfinite(patches).all()):
@@ -61,23 +61,23 @@ def iterate_patches(
         progress(what, done, len(paths))
 
 
-def standardization(config: DetectorConfig) -> Literal["none", "scale", "whiten"]:
-    """Resolve `config.standardize`.
+def standardization(config: MethodConfig) -> Literal["none", "scale", "whiten"]:
+    """Resolve `standardize`; methods that are trained have no use for it.
 
     `auto` gives a backbone without learned scale what its method is better with: distances to a bank need whitened
     channels, PaDiM whitens every position by itself.
     """
-    if isinstance(config, TrainedConfig):
+    if not isinstance(config, FittedConfig):
         return "none"
-    if config.standardize != "auto":
-        return config.standardize
-    if config.backbone != SCATTERING:
+    if config.patches.standardize != "auto":
+        return config.patches.standardize
+    if config.features.backbone != SCATTERING:
         return "none"
     return "whiten" if isinstance(config, PatchcoreConfig) else "scale"
 
 
 def measure_transform(
-    features: PatchFeatures, paths: Sequence[Picture], config: DetectorConfig, progress: Progress
+    features: PatchFeatures, paths: Sequence[Picture], config: FittedConfig, progress: Progress
 ) -> Tensor | None:
     """Return what patches are multiplied with before they are compared, measured on good pictures.
 

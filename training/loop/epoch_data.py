@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from flawscope.arrays import UInt8Array
-from flawscope.config import TrainedConfig
+from flawscope.config import MethodConfig, TrainedConfig, TrainingDataSettings
 from flawscope.datasets import Sample, split_held_out
 from flawscope.diffusion.schedule import TRAINED_STEPS
 from flawscope.errors import DataError
@@ -27,13 +27,19 @@ _Part = TypeVar("_Part")
 
 
 def split_pictures(
-    method: str, config: TrainedConfig, samples: Sequence[Sample], hashes: Mapping[Path, str], progress: Progress
+    method: str,
+    config: MethodConfig,
+    data: TrainingDataSettings,
+    samples: Sequence[Sample],
+    hashes: Mapping[Path, str],
+    progress: Progress,
 ) -> tuple[Pictures, Pictures]:
     """Return the pictures to learn from, and those that choose the best epoch.
 
     Args:
         method: Name of the method, for the error.
-        config: Settings.
+        config: Settings of the method: seed and input.
+        data: Share and memory.
         samples: Good pictures.
         hashes: Content hash of every picture.
         progress: Told how many have been read.
@@ -46,14 +52,14 @@ def split_pictures(
             f"{method}: expected at least {2 * LEAST_VALIDATION} good training pictures, got {len(samples)}."
         )
     parts = split_held_out(
-        samples, share=config.validation, minimum=LEAST_VALIDATION, seed=config.seed + 1, hashes=hashes
+        samples, share=data.validation, minimum=LEAST_VALIDATION, seed=config.seed + 1, hashes=hashes
     )
     learned, chosen = (
         Pictures(
             pictures_of(part, config.tiling),
             config.preprocessing,
-            config.num_workers,
-            config.memory_budget_mb // 2,
+            data.num_workers,
+            data.memory_budget_mb // 2,
             progress,
         )
         for part in parts
@@ -99,12 +105,14 @@ def noise_error(
     """
     count = min(len(validation), MOST_VALIDATED)
     levels = spread_levels(count, config.seed).to(device)
-    batches = validation.batches(range(count), config.batch_size)
+    batches = validation.batches(range(count), config.loop.batch_size)
 
     def errors(part: tuple[UInt8Array, Tensor], generator: torch.Generator) -> Tensor:
         return squared_errors(torch.from_numpy(part[0]).to(device), part[1], generator).mean(dim=(1, 2, 3))
 
-    return mean_error(zip(batches, torch.split(levels, config.batch_size), strict=True), errors, device, config.seed)
+    return mean_error(
+        zip(batches, torch.split(levels, config.loop.batch_size), strict=True), errors, device, config.seed
+    )
 
 
 def training_facts(trained: Trained) -> dict[str, int | float | str]:

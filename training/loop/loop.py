@@ -21,7 +21,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
-from flawscope.config import TrainedConfig
+from flawscope.config import LoopSettings, TrainedConfig, flatten
 from flawscope.errors import RunError
 from flawscope.files import write_text
 from flawscope.progress import Progress
@@ -100,12 +100,12 @@ def run_loop(
     torch.use_deterministic_algorithms(True, warn_only=True)
     AcceleratorState._reset_state()  # one process may train twice, in another precision
     accelerator = Accelerator(
-        mixed_precision=config.mixed_precision,
+        mixed_precision=config.loop.mixed_precision,
         cpu=config.device == "cpu",
         step_scheduler_with_optimizer=False,
     )
     loop = _Loop(task, pictures, config, folder, accelerator)
-    with _memory_errors(config), _matrix_products(config):
+    with _memory_errors(config), _matrix_products(config.loop):
         return loop.run(resume, progress)
 
 
@@ -114,19 +114,22 @@ class _Loop:
         self, task: Task, pictures: Items, config: TrainedConfig, folder: Path, accelerator: Accelerator
     ) -> None:
         self._task, self._pictures, self._config, self._folder = task, pictures, config, folder
+        self._settings = config.loop
         self._accelerator = accelerator
         task.network.to(accelerator.device)
         self._network, self._optimizer = accelerator.prepare(task.network, task.optimizer())
         self._rates = [float(group["lr"]) for group in self._optimizer.param_groups]
-        self._batches = math.ceil(len(pictures) / (config.batch_size * accelerator.num_processes))
-        self._total = batches_in_all(config, self._batches)
+        self._batches = math.ceil(len(pictures) / (config.loop.batch_size * accelerator.num_processes))
+        self._total = batches_in_all(config.loop, self._batches)
         self._epochs = math.ceil(self._total / self._batches)
         self._epoch = self._step = 0
         self._losses: list[float] = []
         self._best: dict[str, Tensor] = {}
         self._best_epoch, self._best_error = 0, math.inf
         self._average = (
-            {name: value.detach().clone() for name, value in task.network.state_dict().items()} if config.ema else None
+            {name: value.detach().clone() for name, value in task.network.state_dict().items()}
+            if config.loop.ema
+            else None
         )
         self._board: Board | None = None
 
@@ -136,7 +139,7 @@ class _Loop:
             self._restore(found)
         lines = self._trim_metrics()
         with contextlib.ExitStack() as stack:
-            if self._config.tensorboard and self._accelerator.is_main_process:
+            if self._settings.tensorboard and self._accelerator.is_main_process:
                 previews = [self._preview_path(line["epoch"]) for line in lines]
                 self._board = stack.enter_context(contextlib.closing(Board(self._folder, lines, previews)))
             self._take_epochs(progress)
@@ -151,7 +154,7 @@ class _Loop:
             for number, images in enumerate(self._epoch_batches(count), 1):
                 # The last batches of an epoch are a step too, be they fewer: nothing is carried into the next, so a
                 # checkpoint between the two has everything.
-                is_step = number % self._config.accumulate == 0 or number == count
+                is_step = number % self._settings.accumulate == 0 or number == count
                 losses.append(self._take_batch(images, is_step))
                 progress("training", self._step, self._total)
             self._epoch += 1
@@ -159,7 +162,7 @@ class _Loop:
             with self._averaged():
                 metrics = self._task.validate()
                 self._keep_best(metrics["error"])
-                if self._is_due(self._config.preview_every):
+                if self._is_due(self._settings.preview_every):
                     self._task.preview(self._preview_path(self._epoch))
             self._note(
                 {
@@ -172,7 +175,7 @@ class _Loop:
                     "seconds": round(time.perf_counter() - started, 3),
                 }
             )
-            if self._is_due(self._config.checkpoint_every) and self._accelerator.is_main_process:
+            if self._is_due(self._settings.checkpoint_every) and self._accelerator.is_main_process:
                 self._checkpoint()
 
     def _is_due(self, every: int) -> bool:
@@ -182,16 +185,16 @@ class _Loop:
         """Yield the first batches of this process in the order of this epoch."""
         order = np.random.default_rng((self._config.seed, self._epoch)).permutation(len(self._pictures))
         mine = order[self._accelerator.process_index :: self._accelerator.num_processes]
-        for images in self._pictures.batches(mine[: count * self._config.batch_size], self._config.batch_size):
+        for images in self._pictures.batches(mine[: count * self._settings.batch_size], self._settings.batch_size):
             yield torch.from_numpy(images).to(self._accelerator.device)
 
     def _take_batch(self, images: Tensor, is_step: bool) -> float:
         """Add the gradients of a batch, and take the step of the optimizer if it is due; return the loss."""
-        accelerator, optimizer, config = self._accelerator, self._optimizer, self._config
+        accelerator, optimizer, config, loop = self._accelerator, self._optimizer, self._config, self._settings
         seed = int(np.random.SeedSequence((config.seed, self._step, accelerator.process_index)).generate_state(1)[0])
         torch.manual_seed(seed)
         generator = torch.Generator(device=images.device).manual_seed(seed)
-        share = learning_rate_share(config, self._step, self._total)
+        share = learning_rate_share(loop, self._step, self._total)
         for group, rate in zip(optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate * share
         self._network.train()
@@ -202,12 +205,12 @@ class _Loop:
             if not math.isfinite(value):
                 raise RunError(
                     f"training: expected a finite loss, got {value} in step {self._step + 1}. Lower the learning rate "
-                    f"(--set learning_rate={config.learning_rate / 10:g}), or set mixed_precision=no."
+                    f"(--set learning_rate={loop.learning_rate / 10:g}), or set mixed_precision=no."
                 )
-            accelerator.backward(loss / config.accumulate)
+            accelerator.backward(loss / loop.accumulate)
         if is_step:
-            if config.clip_norm > 0:
-                accelerator.clip_grad_norm_(self._network.parameters(), config.clip_norm)
+            if loop.clip_norm > 0:
+                accelerator.clip_grad_norm_(self._network.parameters(), loop.clip_norm)
             optimizer.step()
             optimizer.zero_grad()
             if self._average is not None:
@@ -220,7 +223,7 @@ class _Loop:
     def _update_average(self) -> None:
         assert self._average is not None
         # Early on an average over few steps: it would otherwise be of the random start for long.
-        decay = min(self._config.ema, (1 + self._step) / (10 + self._step))
+        decay = min(self._settings.ema, (1 + self._step) / (10 + self._step))
         with torch.no_grad():
             for name, value in self._task.network.state_dict().items():
                 kept = self._average[name]
@@ -294,7 +297,7 @@ class _Loop:
             "scaler": {} if scaler is None else scaler.state_dict(),
         }
         checkpoint = Checkpoint(state, self._optimizer.state_dict(), numbers)
-        write_checkpoint(self._folder / CHECKPOINTS, self._epoch, checkpoint, keep=self._config.checkpoints_kept)
+        write_checkpoint(self._folder / CHECKPOINTS, self._epoch, checkpoint, keep=self._settings.checkpoints_kept)
 
     def _restore(self, found: Checkpoint) -> None:
         try:
@@ -316,21 +319,21 @@ class _Loop:
             self._accelerator.scaler.load_state_dict(numbers["scaler"])
 
 
-def batches_in_all(config: TrainedConfig, batches: int) -> int:
+def batches_in_all(loop: LoopSettings, batches: int) -> int:
     """Return how many batches a training takes: those of all epochs, or of the `max_steps` first steps.
 
     Args:
-        config: Settings.
+        loop: Settings.
         batches: Those of an epoch. A step takes `accumulate` of them, the last of an epoch what is left.
     """
-    whole = config.epochs * batches
-    if config.max_steps is None:
+    whole = loop.epochs * batches
+    if loop.max_steps is None:
         return whole
-    epochs, steps = divmod(config.max_steps, math.ceil(batches / config.accumulate))
-    return min(whole, epochs * batches + steps * config.accumulate)
+    epochs, steps = divmod(loop.max_steps, math.ceil(batches / loop.accumulate))
+    return min(whole, epochs * batches + steps * loop.accumulate)
 
 
-def learning_rate_share(config: TrainedConfig, batch: int, total: int) -> float:
+def learning_rate_share(loop: LoopSettings, batch: int, total: int) -> float:
     """Return what the learning rate of a batch is multiplied with.
 
     With p the part of the batches after the warm-up that are done: 1 for `constant`, 1 - p for `linear`,
@@ -339,27 +342,27 @@ def learning_rate_share(config: TrainedConfig, batch: int, total: int) -> float:
     batch has a rate above 0 here, and the end of `polynomial`, which is 0 here and 1e-7 there.
 
     Args:
-        config: Settings.
+        loop: Settings.
         batch: Number of the batch, from 0.
         total: Batches in all.
     """
-    if batch < config.warmup_steps:
-        return (batch + 1) / config.warmup_steps
-    if config.schedule == "constant":
+    if batch < loop.warmup_steps:
+        return (batch + 1) / loop.warmup_steps
+    if loop.schedule == "constant":
         return 1.0
-    done = min(1.0, (batch - config.warmup_steps) / max(1, total - config.warmup_steps))
-    if config.schedule == "cosine":
+    done = min(1.0, (batch - loop.warmup_steps) / max(1, total - loop.warmup_steps))
+    if loop.schedule == "cosine":
         return 0.5 * (1.0 + math.cos(math.pi * done))
-    if config.schedule == "cosine_with_restarts":
-        return 0.0 if done == 1.0 else 0.5 * (1.0 + math.cos(math.pi * (config.cycles * done % 1.0)))
-    return float((1.0 - done) ** (config.power if config.schedule == "polynomial" else 1.0))
+    if loop.schedule == "cosine_with_restarts":
+        return 0.0 if done == 1.0 else 0.5 * (1.0 + math.cos(math.pi * (loop.cycles * done % 1.0)))
+    return float((1.0 - done) ** (loop.power if loop.schedule == "polynomial" else 1.0))
 
 
 @contextlib.contextmanager
-def _matrix_products(config: TrainedConfig) -> Iterator[None]:
+def _matrix_products(loop: LoopSettings) -> Iterator[None]:
     """Let matrix products of 32 bits be as exact as the settings say, until the end of the training."""
     before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
+    torch.set_float32_matmul_precision("high" if loop.tf32 else "highest")
     try:
         yield
     finally:
@@ -375,10 +378,11 @@ def _memory_errors(config: TrainedConfig) -> Iterator[None]:
         short = isinstance(err, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(err)
         if not short:
             raise
-        can_checkpoint = getattr(config, "gradient_checkpointing", True) is False
+        can_checkpoint = flatten(config).get("gradient_checkpointing") is False
+        loop = config.loop
         raise RunError(
-            f"training: out of memory with batch_size={config.batch_size}, resize={list(config.resize)}, "
-            f"mixed_precision={config.mixed_precision}. Lower batch_size (accumulate={2 * config.accumulate} with half "
+            f"training: out of memory with batch_size={loop.batch_size}, resize={list(config.input.resize)}, "
+            f"mixed_precision={loop.mixed_precision}. Lower batch_size (accumulate={2 * loop.accumulate} with half "
             "of it takes the same steps), the image size, or set mixed_precision=bf16"
             f"{' or gradient_checkpointing=true' if can_checkpoint else ''}."
         ) from err

@@ -8,16 +8,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from flawscope.config.trained import DenoisingConfig
+from flawscope.config import DenoisingSettings
 from flawscope.errors import MissingExtra
 from flawscope.training.diffusion.diffusers_networks import quiet_bitsandbytes
 
 
 def build_optimizer(
-    config: DenoisingConfig,
+    settings: DenoisingSettings,
     parameters: Iterable[nn.Parameter],
     *,
-    rate: float | None = None,
+    rate: float,
     epsilon: float = 1e-8,
     fused: bool = False,
 ) -> torch.optim.Optimizer:
@@ -27,9 +27,9 @@ def build_optimizer(
     (arXiv:2110.02861), and those of smaller ones as they are.
 
     Args:
-        config: Settings.
+        settings: Name, decay and betas.
         parameters: What learns.
-        rate: Learning rate; None takes that of the settings.
+        rate: Learning rate.
         epsilon: Added to the root of the second moment.
         fused: Whether torch's own optimizers take the step of all tensors at once.
 
@@ -37,14 +37,14 @@ def build_optimizer(
         MissingExtra: If `adamw8bit` is asked for and bitsandbytes is not installed.
     """
     kinds: dict[str, Any] = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
-    kind = import_bitsandbytes().optim.AdamW8bit if config.optimizer == "adamw8bit" else kinds[config.optimizer]
+    kind = import_bitsandbytes().optim.AdamW8bit if settings.optimizer == "adamw8bit" else kinds[settings.optimizer]
     found: torch.optim.Optimizer = kind(
         parameters,
-        lr=config.learning_rate if rate is None else rate,
-        betas=config.betas,
+        lr=rate,
+        betas=settings.betas,
         eps=epsilon,
-        weight_decay=config.weight_decay,
-        **({"fused": True} if fused and config.optimizer != "adamw8bit" else {}),
+        weight_decay=settings.weight_decay,
+        **({"fused": True} if fused and settings.optimizer != "adamw8bit" else {}),
     )
     return found
 

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from flawscope.config import TrainedConfig
-from flawscope.config.trained import DenoisingConfig
+from flawscope.config import DenoisingSettings, TrainedConfig, find_part, flatten
 from flawscope.errors import ArgumentError
 from flawscope.files import storage_errors, write_text
 from flawscope.training.loop.loop import CHECKPOINTS
@@ -18,6 +17,7 @@ from flawscope.training.loop.optimizers import import_bitsandbytes
 from flawscope.training.loop.tensorboard import BOARD, EVENTS, import_tensorboard
 
 _BEGUN = "begun.json"
+_SCHEMA = 2  # with 1, or none, it also has settings that the method had no use for
 FREE = (
     *("device", "num_workers", "memory_budget_mb"),
     *("checkpoint_every", "checkpoints_kept", "preview_every", "tensorboard"),
@@ -48,13 +48,15 @@ def unfinished(
         StorageError: If the folder cannot be written.
     """
     # The loop would refuse them too, but only once pictures have been read and encoded.
-    if config.tensorboard:
+    if config.loop.tensorboard:
         import_tensorboard()
-    if isinstance(config, DenoisingConfig) and config.optimizer == "adamw8bit":
+    denoising = find_part(config, DenoisingSettings)
+    if denoising is not None and denoising.optimizer == "adamw8bit":
         import_bitsandbytes()
     folder = out.with_name(f"{out.name}.training")
-    settings = msgspec.to_builtins(config)
+    settings = flatten(config)
     begun = {
+        "schema": _SCHEMA,
         "dataset": dataset,
         "weights": weights,
         "descriptions": descriptions,
@@ -91,6 +93,11 @@ def _check_same(folder: Path, begun: Mapping[str, object]) -> None:
         raise ArgumentError(f"{folder}: expected an unfinished training, got none that can be read: {err}.") from err
     if had == msgspec.json.decode(msgspec.json.encode(begun)):
         return
+    if not isinstance(had, dict) or had.get("schema") != _SCHEMA:
+        raise ArgumentError(
+            f"{folder}: expected a training that this version of flawscope began, got one of another. Remove the "
+            "folder, and train again with flawscope train."
+        )
     for what in ("dataset", "weights", "descriptions"):
         if had.get(what, "") != begun[what]:
             raise ArgumentError(

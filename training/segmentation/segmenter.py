@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import msgspec
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -29,9 +28,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from flawscope.arrays import BoolArray, Float32Array, Float64Array, UInt8Array
-from flawscope.config import TrainedConfig
-from flawscope.config.detector import check
-from flawscope.config.trained import Schedule
+from flawscope.config import (
+    FeatureSettings,
+    InputSettings,
+    LoopSettings,
+    TrainedConfig,
+    TrainingDataSettings,
+    from_flat,
+)
+from flawscope.config.setting_parts import check, places_of
 from flawscope.errors import ArgumentError
 from flawscope.imaging.png import write_png
 from flawscope.progress import Progress
@@ -51,7 +56,6 @@ class SegmenterConfig(TrainedConfig, frozen=True, kw_only=True, tag_field="metho
     """Settings of the segmenter and of its training.
 
     Attributes:
-        epochs: Always 1: `steps` says how long it learns.
         steps: Steps of the optimizer.
         width: Channels of the decoder, a multiple of 8.
         train_encoder: Let the backbone learn too; the statistics of its batch normalisation stay.
@@ -69,14 +73,12 @@ class SegmenterConfig(TrainedConfig, frozen=True, kw_only=True, tag_field="metho
         weight_decay: Of AdamW.
     """
 
-    resize: tuple[int, int] = (128, 128)
-    batch_size: int = 16
-    epochs: int = 1
-    learning_rate: float = 2e-3
-    schedule: Schedule = "cosine"
-    warmup_steps: int = 20
-    ema: float = 0.98
-    validation: float = 0.1
+    features: FeatureSettings = FeatureSettings()
+    input: InputSettings = InputSettings(resize=(128, 128))
+    loop: LoopSettings = LoopSettings(
+        epochs=1, batch_size=16, learning_rate=2e-3, schedule="cosine", warmup_steps=20, ema=0.98
+    )
+    data: TrainingDataSettings = TrainingDataSettings(validation=0.1)
     steps: int = 400
     width: int = 48
     train_encoder: bool = False
@@ -93,14 +95,14 @@ class SegmenterConfig(TrainedConfig, frozen=True, kw_only=True, tag_field="metho
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(self.epochs == 1, "epochs", "1 (steps says how long a segmenter learns)", self.epochs)
-        check(self.tile is None, "tile", "none: pictures are taken whole", self.tile)
+        loop, batch_size, backbone = self.loop, self.loop.batch_size, self.features.backbone
+        check(loop.epochs == 1, "epochs", "1 (steps says how long a segmenter learns)", loop.epochs)
         check(1 <= self.steps <= 1_000_000, "steps", "1 to 1,000,000", self.steps)
-        check(self.max_steps is None, "max_steps", "none (steps says how long a segmenter learns)", self.max_steps)
-        check(self.batch_size >= 2, "batch_size", "at least 2, of which one is good", self.batch_size)
+        check(loop.max_steps is None, "max_steps", "none (steps says how long a segmenter learns)", loop.max_steps)
+        check(batch_size >= 2, "batch_size", "at least 2, of which one is good", batch_size)
         check(8 <= self.width <= 1024 and self.width % _GROUPS == 0, "width", "a multiple of 8, 8 to 1024", self.width)
-        can_learn = not self.train_encoder or self.backbone != SCATTERING
-        check(can_learn, "backbone", "a network that can be trained (train_encoder is set)", self.backbone)
+        can_learn = not self.train_encoder or backbone != SCATTERING
+        check(can_learn, "backbone", "a network that can be trained (train_encoder is set)", backbone)
         check(0.0 < self.encoder_rate <= 1.0, "encoder_rate", "a share above 0 up to 1", self.encoder_rate)
         check(0.0 <= self.gamma <= 10.0, "gamma", "0 to 10", self.gamma)
         check(0.0 < self.defective_share < 1.0, "defective_share", "a share above 0 and below 1", self.defective_share)
@@ -114,7 +116,7 @@ class SegmenterConfig(TrainedConfig, frozen=True, kw_only=True, tag_field="metho
     @property
     def defective(self) -> int:
         """Defective pictures of a batch: at least one, and at least one is left for good ones."""
-        return min(max(1, round(self.batch_size * self.defective_share)), self.batch_size - 1)
+        return min(max(1, round(self.loop.batch_size * self.defective_share)), self.loop.batch_size - 1)
 
 
 def build_segmenter_config(*layers: Mapping[str, Any]) -> SegmenterConfig:
@@ -125,8 +127,8 @@ def build_segmenter_config(*layers: Mapping[str, Any]) -> SegmenterConfig:
     """
     merged: dict[str, Any] = {}
     for key, value in (entry for layer in layers for entry in layer.items()):
-        if key not in SegmenterConfig.__struct_fields__:
-            known = SegmenterConfig.__struct_fields__
+        known = places_of(SegmenterConfig)
+        if key not in known:
             close = difflib.get_close_matches(key, known, 1)
             raise ArgumentError(
                 f"{key}: is no setting of the segmenter. "
@@ -135,10 +137,7 @@ def build_segmenter_config(*layers: Mapping[str, Any]) -> SegmenterConfig:
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         count = {"resize": 2, "crop": 2, "mean": 3, "std": 3, "stages": 1}.get(key, 0)
         merged[key] = [value] * count if is_number and count else value
-    try:
-        return msgspec.convert(merged, SegmenterConfig, strict=False)
-    except msgspec.ValidationError as err:
-        raise ArgumentError(f"settings of the segmenter: {err}") from err
+    return from_flat(SegmenterConfig, merged, strict=False)
 
 
 @dataclass(frozen=True)
@@ -276,17 +275,17 @@ def draw_batch(config: SegmenterConfig, data: SegmenterData, seed: int) -> Batch
     """
     chance = np.random.default_rng(seed)
     defective = config.defective
-    good = config.batch_size - defective
+    good = config.loop.batch_size - defective
     height, width = config.preprocessing.size
     margins = (round(config.shift * height), round(config.shift * width))
     of_good = chance.integers(len(data.good), size=good)
     of_real = chance.integers(len(data.real.pictures), size=defective)
-    flips = chance.random((config.batch_size, 2)) < [0.5 * config.flip, 0.5 * config.flip_vertical]
-    shifts = [chance.integers(-margin, margin + 1, size=config.batch_size) for margin in margins]
+    flips = chance.random((config.loop.batch_size, 2)) < [0.5 * config.flip, 0.5 * config.flip_vertical]
+    shifts = [chance.integers(-margin, margin + 1, size=config.loop.batch_size) for margin in margins]
 
-    images = np.empty((config.batch_size, height, width, 3), np.uint8)
-    labels = np.zeros((config.batch_size, height, width), np.bool_)
-    is_synthetic, is_coarse = np.zeros((2, config.batch_size), np.bool_)
+    images = np.empty((config.loop.batch_size, height, width, 3), np.uint8)
+    labels = np.zeros((config.loop.batch_size, height, width), np.bool_)
+    is_synthetic, is_coarse = np.zeros((2, config.loop.batch_size), np.bool_)
     images[:good] = _taken(data.good, of_good)
     images[good:], labels[good:] = _taken(data.real.pictures, of_real), data.real.labels[of_real]
     if data.synthetic is not None:
@@ -296,7 +295,7 @@ def draw_batch(config: SegmenterConfig, data: SegmenterData, seed: int) -> Batch
             images[is_synthetic] = _taken(data.synthetic.pictures, of_synthetic)
             labels[is_synthetic] = data.synthetic.labels[of_synthetic]
             is_coarse = is_synthetic & data.synthetic.is_coarse
-    for index in range(config.batch_size):
+    for index in range(config.loop.batch_size):
         moved = (margins, (int(shifts[0][index]), int(shifts[1][index])), flips[index])
         images[index], labels[index] = _moved(images[index], *moved), _moved(labels[index], *moved)
     return Batch(images, labels, is_coarse, is_synthetic)
@@ -336,7 +335,7 @@ class SegmenterTask:
         torch.manual_seed(config.seed)
         self.segmenter = Segmenter(copy.deepcopy(encoder), config)
         self.segmenter.standardise(
-            data.good.batches(range(min(_MEASURED, len(data.good))), config.batch_size),
+            data.good.batches(range(min(_MEASURED, len(data.good))), config.loop.batch_size),
         )
         self.network: nn.Module = self.segmenter
 
@@ -347,8 +346,8 @@ class SegmenterTask:
         own = {id(one) for one in self.segmenter.encoder.parameters()}
         groups: list[dict[str, Any]] = [{"params": [one for one in self.segmenter.parameters() if id(one) not in own]}]
         if encoder:
-            groups.append({"params": encoder, "lr": config.learning_rate * config.encoder_rate})
-        return torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=config.weight_decay)
+            groups.append({"params": encoder, "lr": config.loop.learning_rate * config.encoder_rate})
+        return torch.optim.AdamW(groups, lr=config.loop.learning_rate, weight_decay=config.weight_decay)
 
     def loss(self, network: nn.Module, images: Tensor, generator: torch.Generator) -> Tensor:
         """Return the loss of a step. `images` are numbers that count for nothing: the step's seed draws the batch."""
@@ -401,7 +400,7 @@ def train_segmenter(
         RunError: If memory runs out, or the loss is not finite.
     """
     task = SegmenterTask(config, encoder, data)
-    trained = run_loop(task, Numbers(config.steps * config.batch_size), config, folder, progress=progress)
+    trained = run_loop(task, Numbers(config.steps * config.loop.batch_size), config, folder, progress=progress)
     segmenter = task.segmenter.cpu()
     segmenter.load_state_dict(trained.state)
     return segmenter.eval(), trained

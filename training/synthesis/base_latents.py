@@ -98,7 +98,7 @@ def centred_autoencoder(
         for pictures in groups:
             count = min(len(pictures), _MEASURED)
             found = []
-            for images in pictures.batches(np.arange(count) * len(pictures) // count, config.batch_size):
+            for images in pictures.batches(np.arange(count) * len(pictures) // count, config.loop.batch_size):
                 mean, deviation = _moments(encoder, torch.from_numpy(images).to(device))
                 found.append(torch.stack([mean, mean.square() + deviation.square()]).double().mean(dim=(3, 4)).cpu())
             measured.append(torch.cat(found, dim=1).mean(dim=1))
@@ -144,7 +144,7 @@ def encode_pictures(
     drawn = np.random.default_rng((config.seed, text, boxes))
     means, deviations, inside, rests = [], [], [], []
     done = 0
-    for images in pictures.batches(range(len(pictures)), config.batch_size):
+    for images in pictures.batches(range(len(pictures)), config.loop.batch_size):
         given = torch.from_numpy(images).to(device)
         with torch.no_grad():
             mean, deviation = _moments(encoder, given)

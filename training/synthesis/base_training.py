@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flawscope.arrays import UInt8Array
 from flawscope.config import BaseConfig
-from flawscope.config.diffusion import check_widths
+from flawscope.config.diffusion_settings import check_widths
 from flawscope.datasets import Sample
 from flawscope.diffusion.prompts import PromptRules, Prompts
 from flawscope.diffusion.schedule import TRAINED_STEPS, signal_shares
@@ -98,7 +98,7 @@ def train_base(
     names = sorted(groups)
     tokenizer = write_tokenizer(names)
     base_settings(config, autoencoder, normalization, tokenizer)  # refuses sizes before pictures are read
-    parts = [split_pictures("base", config, groups[name], hashes, progress) for name in names]
+    parts = [split_pictures("base", config, config.data, groups[name], hashes, progress) for name in names]
     device = choose_device(config.device)
     autoencoder = centred_autoencoder(config, autoencoder, normalization, [learned for learned, _ in parts], device)
     settings = base_settings(config, autoencoder, normalization, tokenizer)
@@ -106,7 +106,7 @@ def train_base(
     learned, held_back = [], []
     for number, (pictures, validation) in enumerate(parts):
         first = 1 + number * len(TEXTS)
-        boxes = min(config.epochs, max(_LEAST_BOXES, -(-_BOXES_IN_ALL // len(pictures))))
+        boxes = min(config.loop.epochs, max(_LEAST_BOXES, -(-_BOXES_IN_ALL // len(pictures))))
         learned.append(encode_pictures(config, encoder, pictures, first, boxes, progress))
         held_back.append(encode_pictures(config, encoder, validation, first, 1, progress))
     encoder.cpu()
@@ -271,7 +271,7 @@ class BaseTask:
         torch.manual_seed(config.seed)
         network = DrawingNetwork(settings)
         recompute_blocks(
-            network.unet, config.gradient_checkpointing, lambda: _attention(next(network.parameters()).device)
+            network.unet, config.denoising.gradient_checkpointing, lambda: _attention(next(network.parameters()).device)
         )
         self.network: nn.Module = network
         self._base = SynthesisBase(
@@ -291,7 +291,9 @@ class BaseTask:
     def optimizer(self) -> torch.optim.Optimizer:
         """Return the optimizer of all parameters."""
         # Fused: of hundreds of small tensors, it takes a twentieth of a step on a CPU.
-        return build_optimizer(self._config, self.network.parameters(), fused=True)
+        return build_optimizer(
+            self._config.denoising, self.network.parameters(), rate=self._config.loop.learning_rate, fused=True
+        )
 
     def loss(self, network: nn.Module, images: Tensor, generator: torch.Generator) -> Tensor:
         """Return the squared error of the predicted noise (arXiv:2112.10752, equation 3), over all latents.
@@ -315,7 +317,7 @@ class BaseTask:
     def validate(self) -> dict[str, float]:
         """Return the mean squared error of the predicted noise, at levels and with noise that stay the same."""
         data, count = self.held_back, min(len(self.held_back), MOST_VALIDATED)
-        size, seed = self._config.batch_size, self._config.seed
+        size, seed = self._config.loop.batch_size, self._config.seed
         device = next(self.network.parameters()).device
         numbers = torch.arange(count) * len(data) // count  # evenly: they come category by category
         levels = spread_levels(count, seed).to(device)

@@ -19,13 +19,14 @@ from flawscope.config import EmbeddingConfig
 from flawscope.diffusion.schedule import TRAINED_STEPS, signal_shares
 from flawscope.errors import ArgumentError
 from flawscope.progress import Progress
+from flawscope.runs import LearnedDefect
 from flawscope.training.diffusion.noise import add_noise, noise_levels
 from flawscope.training.diffusion.unet import recompute_blocks
 from flawscope.training.loop.epoch_data import mean_error, rounded
 from flawscope.training.loop.image_batches import Numbers
 from flawscope.training.loop.loop import run_loop
 from flawscope.training.loop.optimizers import build_optimizer
-from flawscope.training.synthesis.generator_run import LearnedDefect, SynthesisFitted
+from flawscope.training.synthesis.generator_run import SynthesisFitted
 from flawscope.training.synthesis.latent_cache import (
     Moments,
     TextTokens,
@@ -81,7 +82,7 @@ def train_embedding(
         task = EmbeddingTask(config, base, pictures)
         place = folder / category / defect
         told = _part_of(progress, index, len(support.types))
-        items = Numbers(len(pictures) * config.repeats)
+        items = Numbers(len(pictures) * config.adaptation.repeats)
         trained = run_loop(task, items, config, place, resume=resume, progress=told)
         vectors[f"{category}/{defect}"] = trained.state["vectors"]
         errors.append(trained.error)
@@ -150,19 +151,24 @@ class EmbeddingTask:
 
     def __init__(self, config: EmbeddingConfig, base: SynthesisBase, pictures: Sequence[SupportExample]) -> None:
         size = check_base(config, base, inpainting=False)
-        fill = config.crop_fill if config.crop_defects else None
+        fill = config.adaptation.crop_fill if config.adaptation.crop_defects else None
         self._config, self._base = config, base
         self._images, self._masks = zip(*(one.cut(size, fill) for one in pictures), strict=True)
         self._texts = TextTokens(base.prompts, photo_texts(config.placeholder), config.vectors)
         self._shares = torch.from_numpy(signal_shares(base.sampling)).float()
         self._cached: tuple[Moments, Tensor] | None = None
         self.network: nn.Module = Words(first_vectors(config, base))
-        recompute_blocks(base.unet, config.gradient_checkpointing)
+        recompute_blocks(base.unet, config.denoising.gradient_checkpointing)
 
     def optimizer(self) -> torch.optim.Optimizer:
         """Return the optimizer of the vectors."""
         config = self._config
-        return build_optimizer(config, self.network.parameters(), rate=config.rate, epsilon=config.epsilon)
+        return build_optimizer(
+            config.denoising,
+            self.network.parameters(),
+            rate=config.adaptation.rate(config.loop),
+            epsilon=config.adaptation.epsilon,
+        )
 
     def loss(self, network: nn.Module, images: Tensor, generator: torch.Generator) -> Tensor:
         """Return the masked error of the predicted noise, averaged over a batch of item numbers int64 [N].
@@ -171,7 +177,7 @@ class EmbeddingTask:
         """
         device = images.device
         pictures = images % len(self._images)
-        is_mirrored = torch.rand(images.shape, generator=generator, device=device) < self._config.flip
+        is_mirrored = torch.rand(images.shape, generator=generator, device=device) < self._config.adaptation.flip
         rows = torch.randint(len(self._texts.tokens), images.shape, generator=generator, device=device)
         levels = noise_levels(len(images), TRAINED_STEPS, generator)
         return self._losses(network, pictures, is_mirrored, rows, levels, generator).mean()
@@ -211,7 +217,7 @@ class EmbeddingTask:
             plain = torch.zeros_like(pictures, dtype=torch.bool)
             return self._losses(self.network, pictures, plain, rows, levels, generator)
 
-        return mean_error(torch.split(plan, self._config.batch_size), errors, device, seed)
+        return mean_error(torch.split(plan, self._config.loop.batch_size), errors, device, seed)
 
     def preview(self, path: Path) -> None:
         """Write pictures as they are learned from beside what the word draws in the place of the defect."""
@@ -246,7 +252,7 @@ class EmbeddingTask:
         """Return the latents and masks of all pictures, and then of all of them mirrored."""
         if self._cached is None:
             images, masks = np.stack(self._images), np.stack(self._masks)
-            if self._config.flip > 0:
+            if self._config.adaptation.flip > 0:
                 images = np.concatenate([images, images[:, :, ::-1]])
                 masks = np.concatenate([masks, masks[:, :, ::-1]])
             moments = encode_moments(self._base, torch.from_numpy(images), device)

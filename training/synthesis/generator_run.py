@@ -18,90 +18,30 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import msgspec
 import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from flawscope.config import BaseConfig, EmbeddingConfig, InpaintingConfig
 from flawscope.errors import RunError
 from flawscope.files import atomic_folder
 from flawscope.imaging.tiles import Picture, read_picture
-from flawscope.training.detectors.detector_run import RECORD as RECORD
-from flawscope.training.detectors.detector_run import SAMPLES, encode_sample
-from flawscope.training.detectors.detector_run import WEIGHTS as WEIGHTS
+from flawscope.runs import (
+    RECORD,
+    SAMPLES,
+    WEIGHTS,
+    LearnedDefect,
+    SynthesisRecord,
+    encode_record,
+    read_synthesis_record,
+)
+from flawscope.training.detectors.detector_run import encode_sample
 from flawscope.training.loop.loop import METRICS, PREVIEWS
 
-SYNTHESIS_SCHEMA = 1
 TOKENIZER = "tokenizer.json"
 SUPPORT = "support"
 """Folder of a run with the images and masks of its support set; its record lies beside it as in the support set."""
-
-SynthesisConfig = BaseConfig | EmbeddingConfig | InpaintingConfig
-Kind = Literal["base", "embedding", "inpainting"]
-SYNTHESIS_KINDS: tuple[Kind, ...] = ("base", "embedding", "inpainting")
-
-
-class LearnedDefect(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One defect type that a run can draw.
-
-    Attributes:
-        category: Name of the category.
-        name: Defect type, without the category.
-        texts: The texts it was trained with; `{location}` stands for words such as "in the upper left".
-        vectors: Whether the run has vectors for it, in the place of the placeholder.
-        pictures: Support pictures it was learned from.
-    """
-
-    category: str
-    name: str
-    texts: tuple[str, ...]
-    vectors: bool
-    pictures: int
-
-
-class SynthesisRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What `run.json` says.
-
-    Attributes:
-        kind: `base`, `embedding` or `inpainting`.
-        config: The settings as used, tagged with the method.
-        category: Name of the category, or "all".
-        layout: Layout of the dataset.
-        dataset: Fingerprint of the dataset.
-        training: SHA-256 of every picture learned from.
-        base: Identity of the base; empty for a base.
-        licence: Of the weights.
-        defects: What can be drawn; none for a base.
-        networks: Settings of networks that have to be built before the weights fit.
-        facts: What a person may want to know of the training.
-        seconds: Wall-clock seconds per part of it.
-        versions: Package versions.
-        created: UTC time, ISO 8601.
-        command: The command line.
-        flawscope: Version that wrote the run.
-        schema: Version of this record.
-    """
-
-    kind: Kind
-    config: SynthesisConfig
-    category: str
-    layout: str
-    dataset: str
-    training: tuple[str, ...]
-    base: str
-    licence: str
-    defects: tuple[LearnedDefect, ...]
-    networks: dict[str, Any]
-    facts: dict[str, int | float | str]
-    seconds: dict[str, float]
-    versions: dict[str, str]
-    created: str
-    command: str
-    flawscope: str
-    schema: int = SYNTHESIS_SCHEMA
 
 
 @dataclass(frozen=True)
@@ -143,18 +83,6 @@ class SynthesisRun:
     def samples(self) -> tuple[Path, ...]:
         """The good pictures in it."""
         return tuple(sorted((self.path / SAMPLES).glob("*.png")))
-
-
-def run_kind(path: Path) -> str | None:
-    """Return what the run in a folder says it is, or None where there is no run that says so."""
-    try:
-        return msgspec.json.decode((path / RECORD).read_bytes(), type=_Kind).kind
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
-        return None
-
-
-class _Kind(msgspec.Struct):
-    kind: str
 
 
 def write_synthesis_run(
@@ -203,8 +131,7 @@ def write_synthesis_run(
                 part.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(metrics, part / METRICS)
                 shutil.copytree(metrics.parent / PREVIEWS, part / PREVIEWS, dirs_exist_ok=True)
-        text = msgspec.json.format(msgspec.json.encode(record), indent=1)
-        (folder / RECORD).write_bytes(text + b"\n")
+        (folder / RECORD).write_bytes(encode_record(record))
 
 
 def read_synthesis_run(path: Path) -> SynthesisRun:
@@ -213,21 +140,7 @@ def read_synthesis_run(path: Path) -> SynthesisRun:
     Raises:
         RunError: If it is missing, of another kind, broken, or written by a newer version.
     """
-    kind = run_kind(path)
-    if kind is not None and kind not in SYNTHESIS_KINDS:
-        raise RunError(f"{path}: expected a run of train {', '.join(SYNTHESIS_KINDS)}, got that of a {kind}.")
-    try:
-        data = (path / RECORD).read_bytes()
-        record = msgspec.json.decode(data, type=SynthesisRecord)
-    except OSError as err:
-        raise RunError(f"{path}: expected a run with {RECORD}, got none. Make one with flawscope train.") from err
-    except (msgspec.DecodeError, UnicodeDecodeError) as err:
-        raise RunError(f"{path / RECORD}: is no run of this version: {err}. Train again.") from err
-    if record.schema > SYNTHESIS_SCHEMA:
-        raise RunError(
-            f"{path / RECORD}: expected run schema {SYNTHESIS_SCHEMA} or older, got {record.schema}. "
-            "It was written by a newer flawscope: update this one."
-        )
+    record, data = read_synthesis_record(path)
     try:
         stored = safetensors.torch.load_file(path / WEIGHTS)
     except (SafetensorError, OSError) as err:

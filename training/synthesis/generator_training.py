@@ -11,14 +11,14 @@ from pathlib import Path
 import msgspec
 
 import flawscope
-from flawscope.config import AutoencoderConfig, BaseConfig, DetectorConfig, EmbeddingConfig, InpaintingConfig
-from flawscope.config.synthesis import AdaptedConfig
+from flawscope.config import AdaptedConfig, BaseConfig, EmbeddingConfig, InpaintingConfig, MethodConfig
 from flawscope.datasets import Dataset, fingerprint, hash_contents
 from flawscope.datasets.defects import SUPPORT_RECORD
 from flawscope.errors import ArgumentError, DataError
 from flawscope.files import check_replaceable, sha256_file
 from flawscope.imaging.tiles import Picture
 from flawscope.progress import Progress, no_progress
+from flawscope.runs import RECORD, Kind, SynthesisConfig, SynthesisRecord, read_autoencoder_record
 from flawscope.training.loop.image_batches import pictures_of
 from flawscope.training.loop.workspace import unfinished
 from flawscope.training.synthesis.base_model import SynthesisBase, open_base
@@ -26,12 +26,8 @@ from flawscope.training.synthesis.base_training import autoencoder_identity, tra
 from flawscope.training.synthesis.diffusers_folder import licence_of
 from flawscope.training.synthesis.embedding import train_embedding
 from flawscope.training.synthesis.generator_run import (
-    RECORD,
     SUPPORT,
-    Kind,
-    SynthesisConfig,
     SynthesisFitted,
-    SynthesisRecord,
     write_synthesis_run,
 )
 from flawscope.training.synthesis.inpainting import train_inpainting
@@ -84,7 +80,7 @@ class _Given:
 
 
 def train_synthesis(
-    config: DetectorConfig,
+    config: MethodConfig,
     dataset: Dataset,
     out: Path,
     *,
@@ -166,18 +162,19 @@ _KINDS: dict[type, Kind] = {BaseConfig: "base", EmbeddingConfig: "embedding", In
 
 def _given(config: AdaptedConfig) -> _Given:
     """Read base and support set, and refuse what does not fit before anything is learned."""
-    if config.base is None:
+    adaptation = config.adaptation
+    if adaptation.base is None:
         raise ArgumentError(
             "base: expected a run of train base, or a folder of Stable Diffusion or LDM text-to-image, got none. Make "
             "one with flawscope train base, then name it with --set base=RUN."
         )
-    if config.support is None:
+    if adaptation.support is None:
         raise ArgumentError(
             "support: expected a folder of synth support, got none. Make one with flawscope synth support, then name "
             "it with --set support=FOLDER."
         )
-    support = read_support_examples(Path(config.support), config.defects)
-    base = open_base(Path(config.base), config.placeholder if isinstance(config, EmbeddingConfig) else "*")
+    support = read_support_examples(Path(adaptation.support), adaptation.defects)
+    base = open_base(Path(adaptation.base), config.placeholder if isinstance(config, EmbeddingConfig) else "*")
     if not isinstance(config, InpaintingConfig):
         check_base(config, base, inpainting=False)
         return _Given(base, support)
@@ -190,13 +187,9 @@ def _own_licence(config: BaseConfig) -> str:
     path = Path(config.autoencoder or "")
     if not (path / RECORD).is_file():
         return f"own, but for the autoencoder: {licence_of(path)}"
-    begun = msgspec.json.decode((path / RECORD).read_bytes(), type=_AutoencoderRecord).config.base
+    begun = read_autoencoder_record(path)[0].base
     # The folder's name alone: a bundle says nothing of where things lie on the machine that made it.
     return "own" if begun is None else f"own, but for the autoencoder, which began as {Path(begun).name}"
-
-
-class _AutoencoderRecord(msgspec.Struct):
-    config: AutoencoderConfig
 
 
 def _check_support(dataset: Dataset, support: SupportExamples, contents: frozenset[str]) -> None:

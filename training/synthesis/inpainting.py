@@ -22,12 +22,13 @@ from flawscope.config import InpaintingConfig
 from flawscope.diffusion.location_words import mirrored_words, without_location
 from flawscope.diffusion.schedule import TRAINED_STEPS, Sampling, signal_shares
 from flawscope.progress import Progress
+from flawscope.runs import LearnedDefect
 from flawscope.training.diffusion.noise import add_noise, noise_levels
 from flawscope.training.loop.epoch_data import mean_error, training_facts
 from flawscope.training.loop.image_batches import Numbers
 from flawscope.training.loop.loop import run_loop
 from flawscope.training.loop.optimizers import build_optimizer
-from flawscope.training.synthesis.generator_run import LearnedDefect, SynthesisFitted
+from flawscope.training.synthesis.generator_run import SynthesisFitted
 from flawscope.training.synthesis.latent_cache import (
     Moments,
     TextTokens,
@@ -80,7 +81,7 @@ def train_inpainting(
     """
     described = describe(support, None if config.descriptions is None else Path(config.descriptions))
     task = InpaintingTask(config, base, support, described)
-    items = Numbers(len(support.examples) * config.repeats)
+    items = Numbers(len(support.examples) * config.adaptation.repeats)
     trained = run_loop(task, items, config, folder, resume=resume, progress=progress)
     return SynthesisFitted(
         networks=networks_of(config, trained.state),
@@ -129,7 +130,7 @@ class InpaintingTask:
         self, config: InpaintingConfig, base: SynthesisBase, support: SupportExamples, described: Sequence[Described]
     ) -> None:
         size = check_base(config, base, inpainting=True)
-        fill = config.crop_fill if config.crop_defects else None
+        fill = config.adaptation.crop_fill if config.adaptation.crop_defects else None
         self._config, self._base = config, base
         cut = [one.cut(size, fill, told.box) for one, told in zip(support.examples, described, strict=True)]
         self._images, self._boxes = (list(column) for column in zip(*cut, strict=True))
@@ -137,7 +138,7 @@ class InpaintingTask:
             (left_right, top_bottom)
             for top_bottom in (False, True)
             for left_right in (False, True)
-            if (config.flip > 0 or not left_right) and (config.flip_vertical > 0 or not top_bottom)
+            if (config.adaptation.flip > 0 or not left_right) and (config.flip_vertical > 0 or not top_bottom)
         ]
         sentences = [
             [mirrored_words(text, left_right=left_right, top_bottom=top_bottom) for text in told.texts]
@@ -156,7 +157,12 @@ class InpaintingTask:
     def optimizer(self) -> torch.optim.Optimizer:
         """Return the optimizer of what learns."""
         config = self._config
-        return build_optimizer(config, self.network.parameters(), rate=config.rate, epsilon=config.epsilon)
+        return build_optimizer(
+            config.denoising,
+            self.network.parameters(),
+            rate=config.adaptation.rate(config.loop),
+            epsilon=config.adaptation.epsilon,
+        )
 
     def loss(self, network: nn.Module, images: Tensor, generator: torch.Generator) -> Tensor:
         """Return the weighted error of the predicted noise, averaged over a batch of item numbers int64 [N].
@@ -168,7 +174,7 @@ class InpaintingTask:
         chances = torch.rand((4, len(images)), generator=generator, device=device).tolist()
         variants, rows = [], []
         for picture, left_right, top_bottom, text, dropped in zip(images.tolist(), *chances, strict=True):
-            way = self._ways.index((left_right < config.flip, top_bottom < config.flip_vertical))
+            way = self._ways.index((left_right < config.adaptation.flip, top_bottom < config.flip_vertical))
             variant = picture % len(self._images) + way * len(self._images)
             variants.append(variant)
             rows.append(0 if dropped < config.text_drop else self._row(variant, text))
@@ -213,7 +219,7 @@ class InpaintingTask:
             variants, texts, levels = part.unbind(dim=1)
             return self._losses(self.network, variants, texts, levels.to(device), generator)
 
-        return mean_error(torch.split(plan, self._config.batch_size), errors, device, seed)
+        return mean_error(torch.split(plan, self._config.loop.batch_size), errors, device, seed)
 
     def preview(self, path: Path) -> None:
         """Write pictures as they are learned from beside what is drawn in their boxes, which the network cannot see."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from flawscope.arrays import BoolArray, Float32Array, UInt8Array
-from flawscope.config.synthesis import AdaptedConfig
+from flawscope.config import AdaptedConfig
 from flawscope.diffusion.latent_inpainting import Mode, draw_latents, draw_noise, guided, keep_of
 from flawscope.errors import ArgumentError
 from flawscope.imaging.png import write_png
@@ -143,8 +143,8 @@ def check_base(config: AdaptedConfig, base: SynthesisBase, *, inpainting: bool) 
     if base.is_inpainting != inpainting:
         kinds = ("a network that draws whole pictures", "an inpainting network, which is given the box as well")
         raise ArgumentError(
-            f"base: expected {kinds[inpainting]}, got {kinds[not inpainting]} ({config.base}). Take another one: that "
-            f"of flawscope train base with --set inpainting={str(inpainting).lower()}, for example."
+            f"base: expected {kinds[inpainting]}, got {kinds[not inpainting]} ({config.adaptation.base}). Take another "
+            f"one: that of flawscope train base with --set inpainting={str(inpainting).lower()}, for example."
         )
     if config.preprocessing.size != base.size:
         height, width = base.size

@@ -55,7 +55,7 @@ class AdaptedUnet(nn.Module):
         shared = {id(one): one for one in unet.parameters()}
         copied = copy.deepcopy(unet, shared)
         wrapped = wrap_unet(copied, config)
-        recompute_blocks(copied, config.gradient_checkpointing)
+        recompute_blocks(copied, config.denoising.gradient_checkpointing)
         # Not a part of this module: its state would be the whole UNet's.
         self._unregistered = (wrapped,)
         for name, parameter in wrapped.named_parameters():
@@ -95,7 +95,7 @@ class WholeUnet(nn.Module):
     def __init__(self, unet: nn.Module, config: InpaintingConfig) -> None:
         super().__init__()
         self.unet = copy.deepcopy(unet).requires_grad_(True)
-        recompute_blocks(self.unet, config.gradient_checkpointing)
+        recompute_blocks(self.unet, config.denoising.gradient_checkpointing)
 
     def forward(self, x: Tensor, levels: Tensor, context: Tensor) -> Tensor:
         """Return the noise."""

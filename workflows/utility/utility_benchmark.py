@@ -55,12 +55,14 @@ from flawscope.calibration.evaluation.paired_differences import (
     tally,
 )
 from flawscope.calibration.extras import require
+from flawscope.config import flatten
 from flawscope.datasets import Dataset
 from flawscope.datasets.defects.support_set import read_support
 from flawscope.errors import ArgumentError, DataError, RunError
 from flawscope.files import atomic_folder, storage_errors, write_bytes, write_text
 from flawscope.progress import Progress, no_progress
-from flawscope.training.features.backbone import Backbone, BackboneSource, build_backbone, stages_of
+from flawscope.runs import BackboneSource
+from flawscope.training.features.backbone import Backbone, build_backbone, stages_of
 from flawscope.training.loop.image_batches import Pictures
 from flawscope.training.loop.loop import CHECKPOINTS
 from flawscope.training.loop.workspace import FREE
@@ -174,7 +176,7 @@ class Judgement(msgspec.Struct, frozen=True, kw_only=True):
         counts: Pictures that were learned from, tested on, left out.
         left_out: Test picture below the dataset's root -> why it was left out.
         notes: What limits the result.
-        config: Settings of the segmenter.
+        config: Settings of the segmenter by their flat names.
         backbone: Where its weights are from.
         category: Of the dataset.
         dataset: Fingerprint of the dataset.
@@ -200,7 +202,7 @@ class Judgement(msgspec.Struct, frozen=True, kw_only=True):
     counts: dict[str, int]
     left_out: dict[str, str]
     notes: tuple[str, ...]
-    config: SegmenterConfig
+    config: dict[str, Any]
     backbone: BackboneSource
     category: str
     dataset: str
@@ -232,7 +234,7 @@ def judge_synthesis(plan: JudgePlan, progress: Progress = no_progress) -> Judgem
         require(module, package, "judging a synthetic set")
     _check(plan)
     networks = load_networks(plan.inception, plan.lpips, plan.lpips_heads, _device(plan.config))
-    encoder, source = build_backbone(plan.config, plan.weights)
+    encoder, source = build_backbone(plan.config.features, plan.weights)
     stages_of(encoder, plan.config.preprocessing.size)  # a size that it cannot take is said before the long parts
     data = read_judge_data(plan.config, plan.dataset, read_support(plan.support), plan.generated, progress)
     wanted = [(seed, arm) for seed in plan.seeds for arm in ARMS]
@@ -303,7 +305,7 @@ def _config_of(plan: JudgePlan, seed: int, arm: Arm) -> SegmenterConfig:
 
 
 def _made_from(plan: JudgePlan, data: JudgeData, source: BackboneSource, seed: int, arm: Arm) -> dict[str, Any]:
-    settings = msgspec.to_builtins(_config_of(plan, seed, arm))
+    settings = flatten(_config_of(plan, seed, arm))
     found = {
         **{f"setting {name}": value for name, value in settings.items() if name not in _FREE},
         "weights": source.weights,
@@ -357,7 +359,7 @@ def _run_arm(
         )
         shutil.rmtree(made / CHECKPOINTS, ignore_errors=True)  # a finished training has nothing to go on with
         segmenter.to(_device(config))
-        logits = predict(segmenter, data.test, batch_size=config.batch_size)
+        logits = predict(segmenter, data.test, batch_size=config.loop.batch_size)
         if not np.isfinite(logits).all():
             raise RunError(f"seed {seed}, arm {arm}: expected finite logits, got NaN or infinity. Lower learning_rate.")
         result = ArmResult(
@@ -386,7 +388,7 @@ def _best_threshold(segmenter: Segmenter, config: SegmenterConfig, data: JudgeDa
     scores, labels = [], []
     for pictures, masks in parts:
         count = min(_THRESHOLD_PICTURES, len(pictures))
-        maps = _maps(predict(segmenter, pictures, count, config.batch_size), config)
+        maps = _maps(predict(segmenter, pictures, count, config.loop.batch_size), config)
         scores.append(maps.astype(np.float64).ravel())
         labels.append(np.zeros(maps.size, np.bool_) if masks is None else masks[:count].ravel())
     best = f1_max(np.concatenate(scores), np.concatenate(labels))
@@ -452,7 +454,7 @@ def _weigh(
         counts=data.counts,
         left_out=data.left_out,
         notes=tuple(notes),
-        config=plan.config,
+        config=flatten(plan.config),
         backbone=source,
         category=plan.dataset.category,
         dataset=data.dataset,

@@ -107,7 +107,7 @@ def read_judge_data(
     )
     left_out = _left_out(dataset, support, drawn, hashes)
     good, held_back = split_held_out(
-        dataset.train_good, share=config.validation, minimum=_LEAST_HELD_BACK, seed=0, hashes=hashes
+        dataset.train_good, share=config.data.validation, minimum=_LEAST_HELD_BACK, seed=0, hashes=hashes
     )
     if not held_back:
         raise DataError(f"{dataset.root}: expected at least 2 different good training pictures, got {len(good)}.")
@@ -130,10 +130,10 @@ def read_judge_data(
     truth, lost = _truth(samples, spec)
     is_clean = np.array([place_of(dataset, sample.path) not in left_out for sample in samples], np.bool_)
     _check_test(dataset, truth.select(is_clean))
-    budget = config.memory_budget_mb // 4
+    budget = config.data.memory_budget_mb // 4
 
     def pictures(paths: Sequence[Path]) -> Pictures:
-        return Pictures(paths, spec, config.num_workers, budget, progress)
+        return Pictures(paths, spec, config.data.num_workers, budget, progress)
 
     counts = {
         "good": len(good),

@@ -273,7 +273,7 @@ def _defect_variety(
         _pictures(list(pictures.support.values()), size, config),
         _pictures(pictures.drawn, size, config),
         batch=_batch_of(size),
-        budget=config.memory_budget_mb * 1_000_000 // 2,
+        budget=config.data.memory_budget_mb * 1_000_000 // 2,
         progress=_titled(progress, f"IC-LPIPS, {name}"),
     )
     rows = zip(pictures.support, groups.sizes, groups.means, strict=True)
@@ -299,7 +299,7 @@ def compared_size(sizes: Sequence[tuple[int, ...]]) -> tuple[int, int]:
 
 
 def _pictures(paths: Sequence[Path], size: tuple[int, int], config: SegmenterConfig) -> Pictures:
-    return Pictures(paths, Preprocessing(size), config.num_workers, config.memory_budget_mb // 4)
+    return Pictures(paths, Preprocessing(size), config.data.num_workers, config.data.memory_budget_mb // 4)
 
 
 def _batch_of(size: tuple[int, int]) -> int:

@@ -26,8 +26,9 @@ from flawscope.errors import ArgumentError, GateError, RunError, StorageError
 from flawscope.export.detectors import detector_export
 from flawscope.export.detectors.detector_export import export_run
 from flawscope.imaging.images import prepare, read_image
+from flawscope.runs import RECORD, SAMPLES, WEIGHTS
 from flawscope.runtime import Inspector
-from flawscope.training.detectors.detector_run import RECORD, SAMPLES, WEIGHTS, read_run
+from flawscope.training.detectors.detector_run import read_run
 from flawscope.training.detectors.detector_training import train_detector
 
 METHODS = ["patchcore", "padim"]

@@ -115,7 +115,7 @@ def comparison(**changes: object) -> Comparison:
     from flawscope.training.features.backbone import build_backbone
 
     asked = config(**changes)
-    return Comparison(build_backbone(asked, None)[0], asked.pixel_map, asked.smoothing)
+    return Comparison(build_backbone(asked.features, None)[0], asked.pixel_map, asked.smoothing)
 
 
 def images(count: int = 2, seed: int = 0) -> torch.Tensor:
@@ -162,7 +162,7 @@ def test_scales_are_measured_on_smoothed_maps_of_held_back_pictures(tiny_root: P
     reconstruction = task.reconstruction(MapRule(1.0, 1.0, 0.0))
     found = reconstruction(next(validation.batches(range(len(validation)), len(validation))))
     measured = measure_scales(asked, reconstruction, validation, no_progress)
-    for value, rule in zip(measured, (MapRule(1, 0, asked.sigma), MapRule(0, 1, asked.sigma)), strict=True):
+    for value, rule in zip(measured, (MapRule(1, 0, asked.maps.sigma), MapRule(0, 1, asked.maps.sigma)), strict=True):
         expected = np.quantile(finish_maps(found.pixel, found.feature, rule)[0], share)
         assert value == pytest.approx(float(expected), rel=1e-4)
     fixed = measure_scales(config(pixel_threshold=0.029), reconstruction, validation, no_progress)

@@ -18,7 +18,8 @@ from tiny_dataset import training_pictures, write_rgb
 
 from flawscope.errors import ArgumentError, RunError, StorageError
 from flawscope.imaging.images import read_image
-from flawscope.training.detectors.detector_run import RECORD, SAMPLES, WEIGHTS, read_run, write_run
+from flawscope.runs import RECORD, SAMPLES, WEIGHTS
+from flawscope.training.detectors.detector_run import read_run, write_run
 from flawscope.training.features.backbone import build_backbone
 
 Tensors = dict[str, Any]
@@ -42,7 +43,7 @@ def edit_record(path: Path, **changes: Any) -> None:
 @pytest.mark.parametrize("method", ["patchcore", "padim"])
 def test_what_was_written_is_what_is_read(runs: dict[str, Path], tmp_path: Path, method: str) -> None:
     run = read_run(runs[method])
-    backbone, _ = build_backbone(run.record.config, None)
+    backbone, _ = build_backbone(run.record.config.features, None)
     write_run(tmp_path / "again", run.record, run.fitted, backbone, run.samples)
     again = read_run(tmp_path / "again")
     assert again.record == run.record
@@ -60,7 +61,7 @@ def test_arrays_come_back_as_they_were_whatever_their_order_in_memory(
     padim_run: Path, tmp_path: Path, order: Any
 ) -> None:
     run = read_run(padim_run)
-    backbone, _ = build_backbone(run.record.config, None)
+    backbone, _ = build_backbone(run.record.config.features, None)
     transform = np.asarray(np.arange(100, dtype=np.float32).reshape(10, 10), order=order)
     mean = np.asarray(run.fitted.tensors["mean"], order=order)
     fitted = dataclasses.replace(run.fitted, transform=transform, tensors={**run.fitted.tensors, "mean": mean})
@@ -80,7 +81,7 @@ def test_a_run_holds_no_pickle(patchcore_run: Path) -> None:
 
 def test_large_samples_are_made_smaller_and_keep_their_aspect(patchcore_run: Path, tmp_path: Path) -> None:
     run = read_run(patchcore_run)
-    backbone, _ = build_backbone(run.record.config, None)
+    backbone, _ = build_backbone(run.record.config.features, None)
     large = write_rgb(tmp_path / "large.png", np.zeros((300, 2048, 3), np.uint8))
     write_run(tmp_path / "run", run.record, run.fitted, backbone, [large])
     (sample,) = read_run(tmp_path / "run").samples
@@ -124,8 +125,8 @@ def with_nan(name: str) -> Callable[[Path], None]:
         ("padim", lambda path: edit_record(path, grid="8x8"), r"run\.json: is no run of this version"),
         (
             "padim",
-            lambda path: edit_record(path, schema=2),
-            r"expected run schema 1 or older, got 2\. .* newer flawscope",
+            lambda path: edit_record(path, schema=3),
+            r"expected run schema 2 or older, got 3\. .* newer flawscope",
         ),
     ],
 )
@@ -150,7 +151,7 @@ def test_settings_in_a_run_are_checked_again(padim_run: Path, tmp_path: Path) ->
 
 def test_a_folder_that_is_no_run_is_not_replaced(padim_run: Path, tmp_path: Path) -> None:
     run = read_run(padim_run)
-    backbone, _ = build_backbone(run.record.config, None)
+    backbone, _ = build_backbone(run.record.config.features, None)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("keep")
     with pytest.raises(ArgumentError, match=r"expected a new folder or one with run\.json"):
@@ -163,7 +164,7 @@ def test_a_failed_write_keeps_the_earlier_run(
 ) -> None:
     path = copy_of(padim_run, tmp_path)
     run = read_run(path)
-    backbone, _ = build_backbone(run.record.config, None)
+    backbone, _ = build_backbone(run.record.config.features, None)
 
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -179,7 +180,7 @@ def test_the_writers_own_error_type_is_a_storage_error_too(
     padim_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = read_run(padim_run)
-    backbone, _ = build_backbone(run.record.config, None)
+    backbone, _ = build_backbone(run.record.config.features, None)
 
     def full(*_: object, **__: object) -> None:
         raise safetensors.SafetensorError("I/O error: No space left on device (os error 28)")
@@ -198,4 +199,4 @@ def test_the_record_is_readable_json_that_names_what_was_used(patchcore_run: Pat
     assert record["facts"]["bank_rows"] == 90
     assert record["backbone"] == {"name": "scattering", "weights": "none: fixed filters", "licence": "Apache-2.0"}
     assert {"python", "torch", "numpy"} <= record["versions"].keys()
-    assert msgspec.json.decode((patchcore_run / RECORD).read_bytes())["schema"] == 1
+    assert msgspec.json.decode((patchcore_run / RECORD).read_bytes())["schema"] == 2

@@ -14,18 +14,19 @@ from tiny_dataset import CATEGORY, TRAIN, good_pictures, training_pictures
 
 from flawscope import cli
 from flawscope.bundle import PatchcoreHead
-from flawscope.config import DetectorConfig, PadimConfig, PatchcoreConfig, build_config
+from flawscope.config import MethodConfig, PadimConfig, PatchcoreConfig, build_config, from_flat
 from flawscope.datasets import content_hash, fingerprint, hash_contents, open_dataset
 from flawscope.errors import ArgumentError, StorageError
 from flawscope.imaging.images import read_image
 from flawscope.progress import no_progress
+from flawscope.runs import RECORD
 from flawscope.training.detectors import patchcore
-from flawscope.training.detectors.detector_run import RECORD, read_run
+from flawscope.training.detectors.detector_run import read_run
 from flawscope.training.detectors.detector_training import train_detector
 from flawscope.training.features.patch_extraction import iterate_patches
 
 SMALL = ["--image-size", "64", "--set", "stages=1,2", "--set", "channels=6"]
-FAST = PadimConfig(resize=(64, 64), stages=(1,), channels=4)
+FAST = from_flat(PadimConfig, {"resize": (64, 64), "stages": (1,), "channels": 4})
 
 
 def record_of(path: Path) -> dict[str, object]:
@@ -65,7 +66,7 @@ def test_the_record_names_the_dataset_by_its_fingerprint(patchcore_run: Path, ti
 
 
 def test_nothing_held_out_means_every_picture_is_learned_from(tiny_root: Path, tmp_path: Path) -> None:
-    config = PadimConfig(resize=(64, 64), stages=(1,), channels=4, held_out=0.0)
+    config = from_flat(PadimConfig, {"resize": (64, 64), "stages": (1,), "channels": 4, "held_out": 0.0})
     record = train_detector(config, open_dataset(tiny_root), tmp_path / "run")
     assert (len(record.training), len(record.held_out)) == (TRAIN, 0)
     assert len(read_run(tmp_path / "run").samples) == 8  # taken from the training pictures then
@@ -102,7 +103,7 @@ def test_a_run_that_remembers_every_patch_gives_zero_on_its_training_pictures(
 
 def test_progress_names_the_steps_and_reaches_the_end(tiny_root: Path, tmp_path: Path) -> None:
     seen: dict[str, tuple[int, int]] = {}
-    config = PatchcoreConfig(resize=(64, 64), stages=(1,), coreset=20)
+    config = from_flat(PatchcoreConfig, {"resize": (64, 64), "stages": (1,), "coreset": 20})
     train_detector(
         config,
         open_dataset(tiny_root),
@@ -125,8 +126,8 @@ def test_an_output_that_cannot_be_replaced_is_refused_before_the_work(tiny_root:
 
 
 def test_settings_of_no_method_are_refused(tiny_root: Path, tmp_path: Path) -> None:
-    with pytest.raises(ArgumentError, match=r"config: expected settings of a detector, got DetectorConfig"):
-        train_detector(DetectorConfig(), open_dataset(tiny_root), tmp_path / "run")
+    with pytest.raises(ArgumentError, match=r"config: expected settings of a detector, got MethodConfig"):
+        train_detector(MethodConfig(), open_dataset(tiny_root), tmp_path / "run")
 
 
 def test_a_full_disk_while_patches_are_written_is_a_storage_error(
@@ -136,7 +137,7 @@ def test_a_full_disk_while_patches_are_written_is_a_storage_error(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(patchcore.tempfile, "TemporaryFile", full)
-    config = PatchcoreConfig(resize=(64, 64), stages=(1,))
+    config = from_flat(PatchcoreConfig, {"resize": (64, 64), "stages": (1,)})
     with pytest.raises(StorageError, match=r"run: could not be written: the disk is full"):
         train_detector(config, open_dataset(tiny_root), tmp_path / "run")
     assert list(tmp_path.iterdir()) == []
@@ -179,7 +180,7 @@ def test_options_win_over_set_and_set_over_the_file_which_may_name_the_data(
     assert cli.run([*arguments, "--image-size", "64", "--out", str(out)]) == 0
     config = read_run(out).record.config
     assert isinstance(config, PadimConfig)
-    assert (config.resize, config.seed, config.channels, config.sigma) == ((64, 64), 3, 5, 1.5)
+    assert (config.input.resize, config.seed, config.channels, config.maps.sigma) == ((64, 64), 3, 5, 1.5)
     assert capsys.readouterr().err == "note: not used by train: save_path, do_eval\n"
 
 

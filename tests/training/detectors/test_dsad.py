@@ -105,7 +105,7 @@ def task_of(tiny_root: Path, autoencoder: Path, **changes: object) -> DsadTask:
 
     asked = config(autoencoder, **changes)
     validation = Pictures(good_pictures(tiny_root), asked.preprocessing, 1, 64)
-    return DsadTask(asked, build_backbone(asked, None)[0], *autoencoder_of(asked), validation)
+    return DsadTask(asked, build_backbone(asked.features, None)[0], *autoencoder_of(asked), validation)
 
 
 def test_both_trainings_learn_and_leave_what_they_measured(autoencoder: Path, run: Path) -> None:

@@ -36,7 +36,7 @@ def padim_config(**settings: object) -> PadimConfig:
 
 @pytest.fixture(scope="module")
 def backbone() -> Backbone:
-    return build_backbone(padim_config(), None)[0]
+    return build_backbone(padim_config().features, None)[0]
 
 
 def fit(config: PadimConfig, backbone: Backbone, paths: list[Path]) -> Fitted:
@@ -111,7 +111,7 @@ def test_the_channels_are_drawn_by_the_seed_and_sorted(tiny_root: Path, backbone
 def scores_of_run(path: Path, pictures: list[Path]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     run = read_run(path)
     spec = run.record.config.preprocessing
-    head = PadimHead(run.record.grid, run.record.config.sigma)
+    head = PadimHead(run.record.grid, run.record.config.maps.sigma)
     images = [prepare(read_image(picture), spec) for picture in pictures]
     return torch_scores(run.module, head, run.fitted.tensors, spec.size, images)
 
@@ -125,14 +125,14 @@ def test_saved_and_reloaded_scores_are_the_same_bit_for_bit_also_under_another_g
     record = train_detector(config, dataset, tmp_path / "run")
 
     # What was in memory before it was saved, made again from the same pictures.
-    backbone, _ = build_backbone(config, None)
+    backbone, _ = build_backbone(config.features, None)
     kept = {str(digest) for digest in record.training}
     from flawscope.datasets import content_hash
 
     paths = [sample.path for sample in dataset.train_good if content_hash(sample.path) in kept]
     fitted = fit(config, backbone, paths)
     images = [prepare(read_image(picture), config.preprocessing) for picture in pictures]
-    head = PadimHead(fitted.grid, config.sigma)
+    head = PadimHead(fitted.grid, config.maps.sigma)
     before = torch_scores(build_features(config, backbone, fitted), head, fitted.tensors, (64, 64), images)
 
     torch.manual_seed(1)

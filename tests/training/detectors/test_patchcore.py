@@ -50,7 +50,7 @@ def with_budget_mb(config: PatchcoreConfig, budget: int) -> PatchcoreConfig:
 
 @pytest.fixture(scope="module")
 def backbone() -> Backbone:
-    return build_backbone(patchcore_config(), None)[0]
+    return build_backbone(patchcore_config().features, None)[0]
 
 
 def fit(config: PatchcoreConfig, backbone: Backbone, paths: list[Path], scratch: Path) -> Fitted:
@@ -75,7 +75,7 @@ def test_a_memory_of_all_patches_gives_zero_on_training_pictures(
     config = patchcore_config(coreset=1.0, held_out=0.0, held_out_minimum=0)
     fitted = fit(config, backbone, paths, tmp_path)
     assert fitted.tensors["bank"].shape == (6 * 256, 150)
-    head = PatchcoreHead(fitted.grid, config.neighbors, config.reweight, config.sigma)
+    head = PatchcoreHead(fitted.grid, config.neighbors, config.reweight, config.maps.sigma)
     features = build_features(config, backbone, fitted)
     # One by one or all at once: the bank was filled from batches of the configured size.
     (patches,) = iterate_patches(features, paths, config, "reading", no_progress)
@@ -230,7 +230,7 @@ def test_no_picture_is_an_error(tmp_path: Path, backbone: Backbone) -> None:
 def test_a_picture_too_small_for_the_stages_is_one_sentence(tiny_root: Path, tmp_path: Path) -> None:
     config = patchcore_config(resize=32, stages=[3, 4])
     with pytest.raises(ArgumentError, match=r"image size: .* got 32x32 pixels"):
-        fit(config, build_backbone(config, None)[0], training_pictures(tiny_root)[:2], tmp_path)
+        fit(config, build_backbone(config.features, None)[0], training_pictures(tiny_root)[:2], tmp_path)
 
 
 def naive_neighbours(bank: Float32Array, count: int) -> list[list[float]]:

@@ -83,7 +83,7 @@ def config(**changes: object) -> StfpmConfig:
 
 def pair(seed: int = 0) -> tuple[Backbone, Backbone]:
     torch.manual_seed(seed)
-    return untrained_backbone(config()), untrained_backbone(config())
+    return untrained_backbone(config().features), untrained_backbone(config().features)
 
 
 def images(count: int = 3) -> np.ndarray:

@@ -103,7 +103,9 @@ def train(
     dataset = open_dataset(root, "steel")
     hashes = hash_contents([sample.path for sample in dataset.train_good])
     made = config(**changes)
-    return train_autoencoder(made, untrained_backbone(config()), dataset.train_good, hashes, folder, resume, progress)
+    return train_autoencoder(
+        made, untrained_backbone(config().features), dataset.train_good, hashes, folder, resume, progress
+    )
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 import safetensors.torch
 import torch
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from flawscope.config import AutoencoderConfig, build_config
 from flawscope.errors import ArgumentError, RunError
+from flawscope.runs import BackboneSource, RunRecord, encode_record
 from flawscope.training.diffusion.autoencoder import Encoder, build_autoencoder, open_autoencoder, restore_autoencoder
 from flawscope.training.diffusion.autoencoder_network import new_autoencoder, settings_from_state, shape_settings
 
@@ -40,9 +40,25 @@ def run(tmp_path: Path) -> Path:
     """What a run has that an autoencoder is read from, and some of what it has beside."""
     folder = tmp_path / "run"
     folder.mkdir()
-    facts = {"scaling": 1.7, "psnr": 20.5, "epochs": 3}
-    record = {"schema": 1, "kind": "other", "config": config(normalization="imagenet"), "facts": facts}
-    (folder / "run.json").write_bytes(msgspec.json.encode(record))
+    record = RunRecord(
+        kind="autoencoder",
+        config=config(normalization="imagenet"),
+        category="gear",
+        layout="mvtec",
+        dataset="0" * 64,
+        training=("1" * 64,),
+        held_out=(),
+        backbone=BackboneSource("scattering", "none: fixed filters", "Apache-2.0"),
+        grid=(8, 8),
+        channels=None,
+        facts={"scaling": 1.7, "psnr": 20.5, "epochs": 3},
+        seconds={},
+        versions={},
+        created="2026-11-28T00:00:00+00:00",
+        command="",
+        flawscope="0",
+    )
+    (folder / "run.json").write_bytes(encode_record(record))
     state = {f"autoencoder.{name}": value for name, value in autoencoder(seed=5).state_dict().items()}
     safetensors.torch.save_file({**state, "backbone.bias": torch.zeros(2)}, folder / "weights.safetensors")
     return folder
@@ -220,7 +236,7 @@ def test_a_state_of_something_else_is_refused() -> None:
         ("config", {"method": "stfpm"}, "expected a run of train autoencoder, got another: .*stfpm"),
         ("facts", {"scaling": -1.0}, r"weights\.safetensors: expected a positive factor of its latents, got -1\.0"),
         ("facts", {"scaling": None}, "expected a run of train autoencoder, got another"),
-        ("schema", 99, "expected run schema 1 or older, got 99"),
+        ("schema", 99, "expected run schema 2 or older, got 99"),
     ],
 )
 def test_runs_of_something_else_are_refused(run: Path, tmp_path: Path, part: str, change: Any, message: str) -> None:

@@ -16,7 +16,7 @@ from tiny_guided import LATENT, TINY, inputs, predict, randomise, tiny_guided, u
 from torch import Tensor, nn
 from torch.nn import functional
 
-from flawscope.config import DsadConfig
+from flawscope.config import DsadConfig, from_flat
 from flawscope.errors import ArgumentError
 from flawscope.training.diffusion.diffusers_networks import group_count
 from flawscope.training.diffusion.semantic_guidance import GuidedDenoiser, build_guided
@@ -64,7 +64,7 @@ def test_at_the_start_the_prediction_is_the_unets_own(sketch: str, fusion: str, 
     ids=["three levels of two layers", "four levels of odd sides"],
 )
 def test_any_number_of_levels_and_layers_is_guided(settings: dict[str, Any], latent: int) -> None:
-    model = build_guided(DsadConfig(**{**TINY, **settings}), 4, (latent, latent))
+    model = build_guided(from_flat(DsadConfig, {**TINY, **settings}), 4, (latent, latent))
     with torch.inference_mode():
         assert torch.equal(predict(model, latent=latent), unet_alone(model, latent=latent))
         randomise(model)
@@ -329,7 +329,7 @@ def test_hint_and_prediction_export_with_a_batch_of_any_size() -> None:
 
 def test_the_sizes_of_stable_diffusion_are_those_of_the_defaults() -> None:
     config = DsadConfig()
-    assert math.prod(config.resize) == 64 * 32 * 32
+    assert math.prod(config.input.resize) == 64 * 32 * 32
     with torch.device("meta"):
         model = build_guided(config, 4, (32, 32))
     shapes = [tuple(one.weight.shape) for level in model.fusion.convolutions for one in level]

@@ -11,7 +11,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from flawscope.config import DetectorConfig, PadimConfig
+from flawscope.config import FeatureSettings, PadimConfig, from_flat
 from flawscope.errors import ArgumentError, FlawscopeError, RunError
 from flawscope.training.features.backbone import SCATTERING, build_backbone, restore_backbone
 
@@ -19,7 +19,7 @@ State = dict[str, torch.Tensor]
 
 
 def resnet_config(**settings: object) -> PadimConfig:
-    return PadimConfig(backbone="resnet18", stages=(1, 2), resize=(64, 64), **settings)  # type: ignore[arg-type]
+    return from_flat(PadimConfig, {"backbone": "resnet18", "stages": (1, 2), "resize": (64, 64), **settings})  # type: ignore[arg-type]
 
 
 def fresh_state(name: str = "resnet18") -> State:
@@ -51,7 +51,7 @@ def assert_one_sentence(error: FlawscopeError) -> None:
 
 
 def test_weights_from_a_file_are_the_networks_weights(resnet_file: Path, resnet_state: State) -> None:
-    backbone, source = build_backbone(resnet_config(), resnet_file)
+    backbone, source = build_backbone(resnet_config().features, resnet_file)
     loaded = backbone.network.state_dict()
     assert len(loaded) > 50
     for key, value in loaded.items():
@@ -61,7 +61,7 @@ def test_weights_from_a_file_are_the_networks_weights(resnet_file: Path, resnet_
 
 
 def test_stages_of_timm_have_the_strides_the_settings_promise(resnet_file: Path) -> None:
-    backbone, _ = build_backbone(resnet_config(), resnet_file)
+    backbone, _ = build_backbone(resnet_config().features, resnet_file)
     stages = backbone(torch.zeros((2, 64, 64, 3), dtype=torch.uint8))
     assert [tuple(stage.shape) for stage in stages] == [(2, 64, 16, 16), (2, 128, 8, 8)]
     assert backbone.mean == (0.485, 0.456, 0.406)
@@ -71,13 +71,13 @@ def test_stages_of_timm_have_the_strides_the_settings_promise(resnet_file: Path)
 
 def test_mean_and_deviation_of_the_settings_win_over_the_models(resnet_file: Path) -> None:
     config = resnet_config(mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
-    backbone, _ = build_backbone(config, resnet_file)
+    backbone, _ = build_backbone(config.features, resnet_file)
     assert (backbone.mean, backbone.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
 
 
 def test_a_restored_backbone_gives_the_same_features(resnet_file: Path) -> None:
-    backbone, _ = build_backbone(resnet_config(), resnet_file)
-    restored = restore_backbone(resnet_config(), backbone.network.state_dict())
+    backbone, _ = build_backbone(resnet_config().features, resnet_file)
+    restored = restore_backbone(resnet_config().features, backbone.network.state_dict())
     image = torch.randint(0, 256, (1, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     for first, second in zip(backbone(image), restored(image), strict=True):
         assert torch.equal(first, second)
@@ -87,14 +87,14 @@ def test_counters_of_batch_norm_may_be_missing(tmp_path: Path, resnet_state: Sta
     path = tmp_path / "w.safetensors"
     state = {key: value for key, value in resnet_state.items() if not key.endswith("num_batches_tracked")}
     safetensors.torch.save_file(state, path)
-    backbone, _ = build_backbone(resnet_config(), path)
+    backbone, _ = build_backbone(resnet_config().features, path)
     assert torch.equal(backbone.network.state_dict()["conv1.weight"], resnet_state["conv1.weight"])
 
 
 def test_options_reach_timm(resnet_file: Path) -> None:
-    build_backbone(resnet_config(backbone_options={"drop_rate": 0.5}), resnet_file)
+    build_backbone(resnet_config(backbone_options={"drop_rate": 0.5}).features, resnet_file)
     with pytest.raises(ArgumentError, match=r"timm could not build resnet18 .*TypeError: .*'no_such_option'"):
-        build_backbone(resnet_config(backbone_options={"no_such_option": 1}), resnet_file)
+        build_backbone(resnet_config(backbone_options={"no_such_option": 1}).features, resnet_file)
 
 
 def other_architecture(path: Path) -> None:
@@ -151,7 +151,7 @@ def test_weights_that_do_not_fit_are_one_sentence(tmp_path: Path, make: object, 
     path = tmp_path / "weights.safetensors"
     make(path)  # type: ignore[operator]
     with pytest.raises(RunError, match=match) as caught:
-        build_backbone(resnet_config(), path)
+        build_backbone(resnet_config().features, path)
     assert str(path) in str(caught.value)
     assert_one_sentence(caught.value)
 
@@ -166,41 +166,41 @@ def test_a_pickle_is_never_executed(tmp_path: Path) -> None:
     path = tmp_path / "weights.pth"
     path.write_bytes(pickle.dumps(Trap()))
     with pytest.raises(RunError, match="need unpickling"):
-        build_backbone(resnet_config(), path)
+        build_backbone(resnet_config().features, path)
     assert not mark.exists()
 
 
 @pytest.mark.parametrize(
-    ("config", "match"),
+    ("settings", "match"),
     [
         (
-            DetectorConfig(backbone="resnet19"),
+            FeatureSettings(backbone="resnet19"),
             r"backbone: expected scattering or .* got 'resnet19'\. Similar names: .*resnet18",
         ),
-        (DetectorConfig(backbone="no-such-net"), r"backbone: expected scattering or the name of a timm model"),
-        (DetectorConfig(backbone="[*"), r"backbone: expected scattering or the name of a timm model"),
-        (DetectorConfig(backbone="resnet18", stages=(1, 9)), r"timm could not build resnet18 with stages \[1, 9\]"),
+        (FeatureSettings(backbone="no-such-net"), r"backbone: expected scattering or the name of a timm model"),
+        (FeatureSettings(backbone="[*"), r"backbone: expected scattering or the name of a timm model"),
+        (FeatureSettings(backbone="resnet18", stages=(1, 9)), r"timm could not build resnet18 with stages \[1, 9\]"),
         (
-            DetectorConfig(backbone="scattering", stages=(0, 1)),
+            FeatureSettings(backbone="scattering", stages=(0, 1)),
             r"stages: scattering has the stages 1,2,3,4, got \[0, 1\]",
         ),
-        (DetectorConfig(backbone="scattering", stages=(5,)), r"stages: scattering has the stages 1,2,3,4, got \[5\]"),
+        (FeatureSettings(backbone="scattering", stages=(5,)), r"stages: scattering has the stages 1,2,3,4, got \[5\]"),
     ],
 )
-def test_an_unknown_backbone_or_stage_is_one_sentence(config: DetectorConfig, match: str) -> None:
+def test_an_unknown_backbone_or_stage_is_one_sentence(settings: FeatureSettings, match: str) -> None:
     with pytest.raises(ArgumentError, match=match) as caught:
-        build_backbone(config, None)
+        build_backbone(settings, None)
     assert_one_sentence(caught.value)
 
 
 def test_scattering_takes_no_weights_file(resnet_file: Path) -> None:
     with pytest.raises(ArgumentError, match=r"weights: the backbone scattering has fixed filters and takes no file"):
-        build_backbone(DetectorConfig(backbone=SCATTERING), resnet_file)
+        build_backbone(FeatureSettings(backbone=SCATTERING), resnet_file)
 
 
 def test_a_runs_weights_of_another_architecture_are_refused(resnet_state: State) -> None:
     with pytest.raises(RunError, match=r"the run's weights are not those of resnet34") as caught:
-        restore_backbone(PadimConfig(backbone="resnet34", stages=(1, 2)), resnet_state)
+        restore_backbone(FeatureSettings(backbone="resnet34", stages=(1, 2)), resnet_state)
     assert_one_sentence(caught.value)
 
 
@@ -214,7 +214,7 @@ def test_without_a_network_the_hub_is_one_sentence_and_soon(monkeypatch: pytest.
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))  # nothing was downloaded before
     started = time.monotonic()
     with pytest.raises(RunError, match=r"weights of resnet18 could not be downloaded from .* --weights FILE") as caught:
-        build_backbone(resnet_config(), None)
+        build_backbone(resnet_config().features, None)
     assert time.monotonic() - started < 5
     assert "scattering" in str(caught.value)
     assert_one_sentence(caught.value)
@@ -222,4 +222,4 @@ def test_without_a_network_the_hub_is_one_sentence_and_soon(monkeypatch: pytest.
 
 def test_a_model_without_published_weights_says_so() -> None:
     with pytest.raises(RunError, match=r"timm publishes no weights for darknet17\. Give a safetensors file"):
-        build_backbone(DetectorConfig(backbone="darknet17", stages=(1,)), None)
+        build_backbone(FeatureSettings(backbone="darknet17", stages=(1,)), None)

@@ -144,7 +144,7 @@ def scattering_config(**settings: object) -> PadimConfig:
 
 def test_standardised_channels_have_unit_deviation_over_the_training_patches(tiny_root: Path) -> None:
     config = scattering_config()
-    backbone, _ = build_backbone(config, None)
+    backbone, _ = build_backbone(config.features, None)
     paths = training_pictures(tiny_root)
     features = PatchFeatures(backbone, pool=False, upsample="nearest")
     scale = measure_transform(features, paths, config, no_progress)
@@ -166,7 +166,7 @@ def test_a_channel_that_never_moves_is_not_blown_up(tmp_path: Path) -> None:
         grey = generator.integers(0, 256, (64, 64, 1), np.uint8)
         paths.append(write_rgb(tmp_path / f"{index}.png", np.repeat(grey, 3, axis=2)))
     config = scattering_config()
-    backbone, _ = build_backbone(config, None)
+    backbone, _ = build_backbone(config.features, None)
     scale = measure_transform(PatchFeatures(backbone, pool=False, upsample="nearest"), paths, config, no_progress)
     assert scale is not None
     assert bool(torch.isfinite(scale).all())
@@ -178,7 +178,7 @@ def test_a_channel_that_never_moves_is_not_blown_up(tmp_path: Path) -> None:
 
 def test_whitened_channels_are_uncorrelated_with_deviations_of_one_above_the_floor(tiny_root: Path) -> None:
     config = scattering_config(standardize="whiten")
-    backbone, _ = build_backbone(config, None)
+    backbone, _ = build_backbone(config.features, None)
     paths = training_pictures(tiny_root)
     features = PatchFeatures(backbone, pool=True, upsample="nearest")
     matrix = measure_transform(features, paths, config, no_progress)
@@ -198,7 +198,7 @@ def test_whitened_channels_are_uncorrelated_with_deviations_of_one_above_the_flo
 def test_pictures_without_any_variation_give_a_finite_transform(tmp_path: Path, standardize: str) -> None:
     paths = [write_rgb(tmp_path / f"{index}.png", np.full((64, 64, 3), 128, np.uint8)) for index in range(2)]
     config = scattering_config(standardize=standardize)
-    backbone, _ = build_backbone(config, None)
+    backbone, _ = build_backbone(config.features, None)
     transform = measure_transform(PatchFeatures(backbone, pool=False, upsample="nearest"), paths, config, no_progress)
     assert transform is not None
     assert bool(torch.isfinite(transform).all())
@@ -241,7 +241,7 @@ def test_nan_from_the_network_names_a_picture(tiny_root: Path) -> None:
 
 def test_pictures_too_small_for_the_stages_are_one_sentence() -> None:
     config, _ = build_config("padim", {"resize": 16, "stages": [1, 2, 3]})
-    backbone, _ = build_backbone(config, None)
+    backbone, _ = build_backbone(config.features, None)
     with pytest.raises(
         ArgumentError, match=r"image size: expected one that .* got 16x16 pixels .* larger --image-size"
     ):

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import msgspec
 import numpy as np
 import pytest
 import torch
@@ -17,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from flawscope.config import BaseConfig, StfpmConfig, build_config
+from flawscope.config import BaseConfig, StfpmConfig, build_config, change_settings, from_flat
 from flawscope.errors import ArgumentError, RunError
 from flawscope.progress import no_progress
 from flawscope.training.loop.checkpoints import Checkpoint, latest_checkpoint, write_checkpoint
@@ -76,8 +75,10 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Pictures:
 
 
 def config(**changes: object) -> StfpmConfig:
-    plain = StfpmConfig(resize=(SIZE, SIZE), epochs=3, batch_size=4, learning_rate=0.1, preview_every=2)
-    return msgspec.structs.replace(plain, **changes)
+    plain = from_flat(
+        StfpmConfig, {"resize": (SIZE, SIZE), "epochs": 3, "batch_size": 4, "learning_rate": 0.1, "preview_every": 2}
+    )
+    return change_settings(plain, changes)
 
 
 def train(task: Mean, pictures: Pictures, folder: Path, resume: bool = False, **changes: object) -> Trained:
@@ -166,7 +167,7 @@ def test_the_best_epoch_is_kept_not_the_last(pictures: Pictures, tmp_path: Path)
     ],
 )
 def test_rates_have_known_shares(changes: dict[str, object], step: int, expected: float) -> None:
-    assert learning_rate_share(config(**changes), step, 100) == pytest.approx(expected, abs=1e-12)
+    assert learning_rate_share(config(**changes).loop, step, 100) == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize("warmup", [0, 7])
@@ -194,17 +195,17 @@ def test_schedules_are_those_of_diffusers(
         expected = reference.lr_lambdas[0](given)  # type: ignore[attr-defined]
         # Theirs ends at a rate of 1e-7, ours at 0.
         limit = 1e-7 / rate if schedule == "polynomial" else 1e-12
-        assert learning_rate_share(made, batch, total) == pytest.approx(expected, abs=limit)
+        assert learning_rate_share(made.loop, batch, total) == pytest.approx(expected, abs=limit)
 
 
 def naive_batches(made: StfpmConfig, batches: int) -> int:
     """Count batches one by one, as they are taken."""
     taken = steps = 0
-    for _ in range(made.epochs):
+    for _ in range(made.loop.epochs):
         for number in range(1, batches + 1):
             taken += 1
-            steps += number % made.accumulate == 0 or number == batches
-            if steps == made.max_steps:
+            steps += number % made.loop.accumulate == 0 or number == batches
+            if steps == made.loop.max_steps:
                 return taken
     return taken
 
@@ -214,8 +215,8 @@ def test_steps_that_end_a_training_are_those_of_the_optimizer(
     batches: int, accumulate: int, epochs: int, steps: int
 ) -> None:
     made = config(epochs=epochs, accumulate=accumulate, max_steps=steps)
-    assert batches_in_all(made, batches) == naive_batches(made, batches)
-    assert batches_in_all(config(epochs=epochs, accumulate=accumulate), batches) == epochs * batches
+    assert batches_in_all(made.loop, batches) == naive_batches(made, batches)
+    assert batches_in_all(config(epochs=epochs, accumulate=accumulate).loop, batches) == epochs * batches
 
 
 def test_a_training_ends_in_the_middle_of_an_epoch(pictures: Pictures, tmp_path: Path) -> None:
@@ -401,7 +402,7 @@ def test_memory_that_runs_out_says_which_settings_to_turn(
 def test_saving_memory_is_advised_where_it_is_not_done(pictures: Pictures, tmp_path: Path, saves: bool) -> None:
     task = Mean()
     task.fail = MemoryError()
-    made = BaseConfig(resize=(SIZE, SIZE), gradient_checkpointing=saves)
+    made = from_flat(BaseConfig, {"resize": (SIZE, SIZE), "gradient_checkpointing": saves})
     with pytest.raises(RunError, match="out of memory") as raised:
         run_loop(task, pictures, made, tmp_path, progress=no_progress)
     assert str(raised.value).endswith("bf16." if saves else "bf16 or gradient_checkpointing=true.")

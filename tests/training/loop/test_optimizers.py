@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from flawscope.config import BaseConfig, DdadConfig, InpaintingConfig, build_config
-from flawscope.config.trained import DenoisingConfig
 from flawscope.errors import ArgumentError, MissingExtra
 from flawscope.progress import no_progress
 from flawscope.training.loop.checkpoints import Checkpoint, latest_checkpoint, write_checkpoint
@@ -38,14 +37,14 @@ def config(**changes: Any) -> BaseConfig:
 class Regression:
     """Learns a matrix and a vector from noisy samples of them."""
 
-    def __init__(self, config: DenoisingConfig) -> None:
+    def __init__(self, config: BaseConfig) -> None:
         self._config = config
         generator = torch.Generator().manual_seed(1)
         self.wanted = [torch.randn(shape, generator=generator) for shape in (LARGE, SMALL)]
         self.network: nn.Module = nn.ParameterList(torch.zeros(shape) for shape in (LARGE, SMALL))
 
     def optimizer(self) -> torch.optim.Optimizer:
-        return build_optimizer(self._config, self.network.parameters())
+        return build_optimizer(self._config.denoising, self.network.parameters(), rate=self._config.loop.learning_rate)
 
     def loss(self, network: nn.Module, images: Tensor, generator: torch.Generator) -> Tensor:
         parts = zip(network.parameters(), self.wanted, strict=True)
@@ -60,19 +59,18 @@ class Regression:
         path.write_bytes(b"preview")
 
 
-def train(task: Regression, made: DenoisingConfig, folder: Path, resume: bool = False) -> Trained:
+def train(task: Regression, made: BaseConfig, folder: Path, resume: bool = False) -> Trained:
     return run_loop(task, Numbers(10), made, folder, resume=resume, progress=no_progress)
 
 
 @pytest.mark.parametrize(("name", "kind"), [("adamw", torch.optim.AdamW), ("adam", torch.optim.Adam)])
 def test_the_settings_name_the_optimizer_and_its_numbers(name: str, kind: type[torch.optim.Optimizer]) -> None:
     made = config(optimizer=name, betas=[0.8, 0.99], weight_decay=0.3)
-    found = build_optimizer(made, Regression(made).network.parameters(), rate=0.5, epsilon=1e-6, fused=True)
+    found = build_optimizer(made.denoising, Regression(made).network.parameters(), rate=0.5, epsilon=1e-6, fused=True)
     assert type(found) is kind
     (group,) = found.param_groups
     assert (group["lr"], group["eps"], group["weight_decay"], group["fused"]) == (0.5, 1e-6, 0.3, True)
     assert tuple(group["betas"]) == (0.8, 0.99)
-    assert build_optimizer(made, Regression(made).network.parameters()).param_groups[0]["lr"] == made.learning_rate
 
 
 def test_decay_goes_through_the_gradients_of_adam_alone() -> None:
@@ -80,7 +78,7 @@ def test_decay_goes_through_the_gradients_of_adam_alone() -> None:
     for name in ("adamw", "adam"):
         made = config(optimizer=name, weight_decay=0.5)
         weight = nn.Parameter(torch.ones(2))
-        optimizer = build_optimizer(made, [weight], rate=0.1)
+        optimizer = build_optimizer(made.denoising, [weight], rate=0.1)
         weight.grad = torch.tensor([1.0, 100.0])
         optimizer.step()
         ends.append(weight.tolist())
@@ -181,5 +179,5 @@ def test_a_word_that_is_no_optimizer_is_refused(method: str) -> None:
 
 
 def test_the_settings_of_the_optimizer_keep_the_defaults_of_their_methods() -> None:
-    assert (DdadConfig().weight_decay, DdadConfig().betas) == (1e-6, (0.95, 0.999))
-    assert (InpaintingConfig().weight_decay, InpaintingConfig().betas) == (0.01, (0.9, 0.999))
+    assert (DdadConfig().denoising.weight_decay, DdadConfig().denoising.betas) == (1e-6, (0.95, 0.999))
+    assert (InpaintingConfig().denoising.weight_decay, InpaintingConfig().denoising.betas) == (0.01, (0.9, 0.999))

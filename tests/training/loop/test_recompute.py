@@ -13,6 +13,7 @@ from tiny_dataset import CATEGORY, DEFECTS, training_pictures
 from torch import Tensor, nn
 
 from flawscope.config import CONFIGS, BaseConfig, TrainedConfig, build_config
+from flawscope.config.setting_parts import places_of
 from flawscope.datasets import open_dataset
 from flawscope.datasets.defects.support_set import write_support
 from flawscope.errors import ArgumentError
@@ -30,10 +31,25 @@ from flawscope.training.synthesis.inpainting import InpaintingTask
 from flawscope.training.synthesis.support_examples import SupportExamples, describe, read_support_examples
 from flawscope.training.synthesis.word_tokenizer import write_tokenizer
 
-COMMON: dict[str, Any] = {"resize": SIDE, "backbone": "scattering"}
 SETTINGS: dict[str, dict[str, Any]] = {
-    "ddad": {"stages": [1, 2], "widths": [8, 16], "layers": 1, "attention": [8], "dropout": 0.2, "steps": 3},
-    "dsad": {"widths": [16, 32], "layers": 1, "heads": 2, "context": 8, "hint_widths": [4, 8], "sketch_size": 8},
+    "ddad": {
+        "backbone": "scattering",
+        "stages": [1, 2],
+        "widths": [8, 16],
+        "layers": 1,
+        "attention": [8],
+        "dropout": 0.2,
+        "steps": 3,
+    },
+    "dsad": {
+        "backbone": "scattering",
+        "widths": [16, 32],
+        "layers": 1,
+        "heads": 2,
+        "context": 8,
+        "hint_widths": [4, 8],
+        "sketch_size": 8,
+    },
     "autoencoder": {"widths": [8, 16], "layers": 1},
     "base": {"widths": [8, 16], "layers": 1, "heads": 2, "context": 8, "text_layers": 1, "autoencoder": "autoencoder"},
     "embedding": {"vectors": 2},
@@ -55,7 +71,7 @@ def task_of(kind: str, wanted: bool, root: Path, support: SupportExamples) -> tu
     """Return a task, the networks whose blocks are computed again, and a batch."""
     method = kind.partition(",")[0]
     changes = SETTINGS.get(kind, SETTINGS[method])
-    made: Any = build_config(method, {**COMMON, "gradient_checkpointing": wanted, **changes})[0]
+    made: Any = build_config(method, {"resize": SIDE, "gradient_checkpointing": wanted, **changes})[0]
     pictures = Pictures(training_pictures(root)[:3], made.preprocessing, 1, 64)
     images = torch.from_numpy(next(iter(pictures.batches(range(3), 3))))
     numbers = torch.arange(3)
@@ -71,7 +87,7 @@ def task_of(kind: str, wanted: bool, root: Path, support: SupportExamples) -> tu
     if method == "base":
         task = base_task(made, pictures)
         return task, [task.network.unet], numbers
-    backbone = build_backbone(made, None)[0]
+    backbone = build_backbone(made.features, None)[0]
     if method == "ddad":
         task = DenoiserTask(made, backbone, pictures)
         return task, [task.network.network], images
@@ -155,7 +171,7 @@ def test_what_was_asked_for_before_does_not_hold_for_the_next(tiny_root: Path, s
 def test_only_methods_that_can_save_memory_so_have_the_setting(method: str) -> None:
     kind = CONFIGS[method]
     has_unet = issubclass(kind, TrainedConfig) and method != "stfpm"
-    assert ("gradient_checkpointing" in kind.__struct_fields__) == has_unet
+    assert ("gradient_checkpointing" in places_of(kind)) == has_unet
     if not has_unet:
         with pytest.raises(ArgumentError, match=f"gradient_checkpointing: is no setting of {method}"):
             build_config(method, {"gradient_checkpointing": True})

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import pytest
 import torch
 from tiny_dataset import write_rgb
 
+from flawscope.config import change_settings, from_flat
 from flawscope.errors import ArgumentError
 from flawscope.imaging.images import Preprocessing
 from flawscope.progress import no_progress
@@ -36,19 +36,22 @@ NUMBER = {"good": 10, "held_back": 4, "real": 3, "synthetic": 5}
 
 
 def config(**changes: Any) -> SegmenterConfig:
-    plain = SegmenterConfig(
-        resize=(SIDE, SIDE),
-        stages=(1, 2),
-        batch_size=8,
-        steps=40,
-        learning_rate=0.02,
-        ema=0.8,
-        width=16,
-        warmup_steps=5,
-        device="cpu",
-        num_workers=1,
+    plain = from_flat(
+        SegmenterConfig,
+        {
+            "resize": (SIDE, SIDE),
+            "stages": (1, 2),
+            "batch_size": 8,
+            "steps": 40,
+            "learning_rate": 0.02,
+            "ema": 0.8,
+            "width": 16,
+            "warmup_steps": 5,
+            "device": "cpu",
+            "num_workers": 1,
+        },
     )
-    return msgspec.structs.replace(plain, **changes)
+    return change_settings(plain, changes)
 
 
 def write(folder: Path, name: str, count: int, bright: bool) -> tuple[list[Path], np.ndarray[Any, np.dtype[np.bool_]]]:
@@ -164,7 +167,7 @@ def test_batches_repeat_with_the_seed_and_change_with_it(data: SegmenterData) ->
 def test_logits_lie_on_the_grid_of_the_finest_stage_and_begin_at_a_hundredth() -> None:
     torch.manual_seed(0)
     chosen = config(stages=(1, 2, 3), resize=(96, 64))
-    segmenter = Segmenter(untrained_backbone(chosen), chosen).eval()
+    segmenter = Segmenter(untrained_backbone(chosen.features), chosen).eval()
     images = torch.randint(0, 256, (2, 96, 64, 3), dtype=torch.uint8)
     with torch.inference_mode():
         logits = segmenter(images)
@@ -174,7 +177,7 @@ def test_logits_lie_on_the_grid_of_the_finest_stage_and_begin_at_a_hundredth() -
 
 
 def test_features_of_good_pictures_are_standardised(data: SegmenterData) -> None:
-    segmenter = SegmenterTask(config(), untrained_backbone(config()), data).segmenter
+    segmenter = SegmenterTask(config(), untrained_backbone(config().features), data).segmenter
     with torch.inference_mode():
         stages = segmenter.encoder(torch.from_numpy(next(iter(data.good.batches(range(10), 10)))))
     for index, stage in enumerate(stages):
@@ -187,14 +190,14 @@ def test_features_of_good_pictures_are_standardised(data: SegmenterData) -> None
 def test_features_that_never_move_stay_small(tmp_path: Path) -> None:
     paths = [write_rgb(tmp_path / f"{index}.png", np.full((SIDE, SIDE, 3), 90, np.uint8)) for index in range(3)]
     flat = Pictures(paths, SIZE, 1, 100)
-    segmenter = Segmenter(untrained_backbone(config()), config())
+    segmenter = Segmenter(untrained_backbone(config().features), config())
     segmenter.standardise(flat.batches(range(3), 2))
     assert all(segmenter.get_buffer(f"scale{index}").isfinite().all() for index in range(2))
     assert np.isfinite(predict(segmenter, flat)).all()
 
 
 def test_the_start_depends_on_the_seed_alone(data: SegmenterData, without: SegmenterData) -> None:
-    backbone = untrained_backbone(config())
+    backbone = untrained_backbone(config().features)
     states = []
     for seed, given in ((0, data), (0, without), (1, data)):
         torch.rand(3)  # whatever was drawn before
@@ -209,7 +212,7 @@ def test_the_encoder_learns_only_where_it_is_asked_to_and_its_statistics_never(
 ) -> None:
     chosen = config(backbone="mobilenetv3_small_050", stages=(1, 2), steps=2, ema=0.0, train_encoder=learns)
     torch.manual_seed(1)
-    backbone = untrained_backbone(chosen)
+    backbone = untrained_backbone(chosen.features)
     before = {name: value.clone() for name, value in backbone.state_dict().items()}
     segmenter, _ = train_segmenter(chosen, backbone, data, tmp_path, no_progress)
     after = segmenter.encoder.state_dict()
@@ -225,7 +228,9 @@ def test_the_encoder_learns_only_where_it_is_asked_to_and_its_statistics_never(
 def test_it_learns_to_see_defects_it_was_not_shown(data: SegmenterData, without: SegmenterData, tmp_path: Path) -> None:
     synthetic = data.synthetic
     assert synthetic is not None
-    segmenter, trained = train_segmenter(config(steps=80), untrained_backbone(config()), without, tmp_path, no_progress)
+    segmenter, trained = train_segmenter(
+        config(steps=80), untrained_backbone(config().features), without, tmp_path, no_progress
+    )
     maps, good = (
         enlarge(torch.from_numpy(predict(segmenter, pictures))[:, None], (SIDE, SIDE))[:, 0].numpy()
         for pictures in (synthetic.pictures, data.held_back)
@@ -239,7 +244,7 @@ def test_it_learns_to_see_defects_it_was_not_shown(data: SegmenterData, without:
 
 
 def test_a_training_repeats_bit_for_bit(data: SegmenterData, tmp_path: Path) -> None:
-    backbone = untrained_backbone(config())
+    backbone = untrained_backbone(config().features)
     first, again, other = (
         train_segmenter(config(steps=4, seed=seed), backbone, data, tmp_path / str(run), no_progress)[0].state_dict()
         for run, seed in enumerate((0, 0, 1))
@@ -252,7 +257,7 @@ def test_the_loop_takes_as_many_steps_as_are_asked_for(data: SegmenterData, tmp_
     told: list[tuple[int, int]] = []
     train_segmenter(
         config(steps=3),
-        untrained_backbone(config()),
+        untrained_backbone(config().features),
         data,
         tmp_path,
         lambda what, done, total: told.append((done, total)),
@@ -266,7 +271,7 @@ def test_weak_labels_change_the_loss_of_synthetic_pictures_alone(data: Segmenter
     boxes = with_synthetic(data, Labelled(synthetic.pictures, synthetic.labels, is_coarse=True))
 
     def loss(given: SegmenterData, tau: float | None) -> float:
-        task = SegmenterTask(config(weak_tau=tau, synthetic_share=1.0), untrained_backbone(config()), given)
+        task = SegmenterTask(config(weak_tau=tau, synthetic_share=1.0), untrained_backbone(config().features), given)
         generator = torch.Generator().manual_seed(5)
         with torch.no_grad():
             return float(task.loss(task.network, torch.arange(8), generator))

@@ -27,6 +27,7 @@ from flawscope.diffusion.prompts import PromptRules, Prompts
 from flawscope.diffusion.schedule import signal_shares
 from flawscope.errors import ArgumentError, DataError, RunError
 from flawscope.progress import no_progress
+from flawscope.runs import SynthesisRecord
 from flawscope.training.detectors.detector_run import read_run
 from flawscope.training.diffusion.autoencoder import Encoder
 from flawscope.training.loop.image_batches import Pictures
@@ -34,7 +35,7 @@ from flawscope.training.synthesis.base_latents import Encoded, centred_autoencod
 from flawscope.training.synthesis.base_model import open_base
 from flawscope.training.synthesis.base_training import TEXTS, BaseTask, autoencoder_identity, base_settings
 from flawscope.training.synthesis.diffusers_folder import SAMPLING
-from flawscope.training.synthesis.generator_run import SynthesisRecord, read_synthesis_run
+from flawscope.training.synthesis.generator_run import read_synthesis_run
 from flawscope.training.synthesis.generator_training import train_synthesis
 from flawscope.training.synthesis.word_tokenizer import END, START, write_tokenizer
 from flawscope.training.synthesis.word_tokenizer import LENGTH as WORDS

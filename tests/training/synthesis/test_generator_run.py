@@ -18,27 +18,21 @@ from tiny_base import SIDE, write_tiny_base_run
 from tiny_dataset import CATEGORY, DEFECTS, good_pictures, training_pictures
 
 from flawscope import cli
-from flawscope.config import AdaptedConfig, EmbeddingConfig, PatchcoreConfig, build_config
+from flawscope.config import AdaptedConfig, EmbeddingConfig, PatchcoreConfig, build_config, from_flat
 from flawscope.datasets import Dataset, content_hash, open_dataset
 from flawscope.datasets.defects.descriptions import write_descriptions
 from flawscope.datasets.defects.support_set import find_support, write_support
 from flawscope.errors import ArgumentError, DataError, RunError
+from flawscope.runs import LearnedDefect, SynthesisRecord, run_kind
 from flawscope.training.detectors.detector_run import read_run
 from flawscope.training.synthesis.base_model import open_base, restore_base
-from flawscope.training.synthesis.generator_run import (
-    LearnedDefect,
-    SynthesisFitted,
-    SynthesisRecord,
-    read_synthesis_run,
-    run_kind,
-    write_synthesis_run,
-)
+from flawscope.training.synthesis.generator_run import SynthesisFitted, read_synthesis_run, write_synthesis_run
 from flawscope.training.synthesis.generator_training import train_synthesis
 from flawscope.training.synthesis.lora import restore_unet
 
 RECORD = SynthesisRecord(
     kind="embedding",
-    config=EmbeddingConfig(base="base", support="support"),
+    config=from_flat(EmbeddingConfig, {"base": "base", "support": "support"}),
     category=CATEGORY,
     layout="mvtec",
     dataset="0" * 64,
@@ -129,11 +123,11 @@ def test_broken_runs_are_refused_in_a_line(written: Path, tmp_path: Path, patchc
         read_synthesis_run(written)
     reason(raised)
     path = written / "run.json"
-    path.write_text(path.read_text().replace('"schema": 1', '"schema": 2'))
-    with pytest.raises(RunError, match="expected run schema 1 or older, got 2") as raised:
+    path.write_text(path.read_text().replace('"schema": 2', '"schema": 3'))
+    with pytest.raises(RunError, match="expected run schema 2 or older, got 3") as raised:
         read_synthesis_run(written)
     reason(raised)
-    path.write_text(path.read_text().replace('"embedding"', '"embedding", "more": 1', 1))
+    path.write_text(path.read_text().replace('"schema": 3', '"schema": 2, "more": 1'))
     with pytest.raises(RunError, match="is no run of this version") as raised:
         read_synthesis_run(written)
     reason(raised)

@@ -26,8 +26,9 @@ from flawscope.diffusion.location_words import mirrored_words
 from flawscope.diffusion.schedule import Sampling, signal_shares
 from flawscope.errors import ArgumentError, DataError, RunError
 from flawscope.progress import no_progress
+from flawscope.runs import SynthesisRecord
 from flawscope.training.synthesis.base_model import SynthesisBase
-from flawscope.training.synthesis.generator_run import SynthesisFitted, SynthesisRecord, SynthesisRun
+from flawscope.training.synthesis.generator_run import SynthesisFitted, SynthesisRun
 from flawscope.training.synthesis.inpainting import InpaintingTask, inpainting_loss, snr_weights, train_inpainting
 from flawscope.training.synthesis.lora import AdaptedUnet, restore_unet
 from flawscope.training.synthesis.support_examples import SupportExamples, describe, read_support_examples

@@ -14,6 +14,7 @@ from tiny_judged import CONFIG, SIDE, Drawing, Place, arguments, part, write_gen
 from flawscope.calibration.evaluation.intervals import Interval
 from flawscope.calibration.evaluation.paired_differences import Difference
 from flawscope.cli import run
+from flawscope.config import change_settings
 from flawscope.datasets import open_dataset, split_held_out
 from flawscope.datasets.defects.support_set import read_support
 from flawscope.errors import ArgumentError, DataError, RunError
@@ -190,7 +191,7 @@ def plan(
 
 
 def data_of(place: Place, generated: Path, **changes: object):  # type: ignore[no-untyped-def]
-    config = msgspec.structs.replace(CONFIG, **changes)
+    config = change_settings(CONFIG, {**changes})
     return read_judge_data(config, open_dataset(place.root), read_support(place.support), generated, no_progress)
 
 
@@ -275,9 +276,9 @@ def test_a_folder_that_nothing_was_drawn_in_is_refused(place: Place, tmp_path: P
         ({"seeds": (1, 1)}, "seeds: expected different numbers"),
         ({"seeds": ()}, "seeds: expected different numbers"),
         ({"figure": "beauty"}, "figure: expected one of pixel_ap,"),
-        ({"config": msgspec.structs.replace(CONFIG, synthetic_share=0.0)}, "synthetic_share: expected above 0"),
+        ({"config": change_settings(CONFIG, {"synthetic_share": 0.0})}, "synthetic_share: expected above 0"),
         (
-            {"config": msgspec.structs.replace(CONFIG, resize=(16, 16), stages=(4,))},
+            {"config": change_settings(CONFIG, {"resize": (16, 16), "stages": (4,)})},
             "image size: expected one that the backbone's stages can take, got 16x16",
         ),
     ],

@@ -17,6 +17,7 @@ from tiny_dataset import write_rgb
 from tiny_judged import CONFIG, SIDE, Place, arguments, part, write_generated, write_place
 
 from flawscope.cli import run
+from flawscope.config import change_settings
 from flawscope.datasets import open_dataset
 from flawscope.datasets.defects.support_set import read_support, write_support
 from flawscope.errors import ArgumentError, DataError
@@ -315,7 +316,7 @@ def test_in_a_dataset_of_several_categories_defect_types_have_theirs(place: Plac
 
 
 def plan(place: Place, out: Path, **changes: Any) -> JudgePlan:
-    config = msgspec.structs.replace(CONFIG, steps=3)
+    config = change_settings(CONFIG, {"steps": 3})
     return JudgePlan(config, open_dataset(place.root), place.support, place.helpful, out, seeds=(0,), **changes)
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from flawscope.config.detector import check
-from flawscope.config.trained import DenoisingConfig, Schedule
+from flawscope.config.input_settings import ResizeSettings, TiledInputSettings
+from flawscope.config.loop_settings import DenoisingSettings, LoopSettings, TrainingDataSettings
+from flawscope.config.method_settings import TrainedConfig
+from flawscope.config.setting_parts import SettingPart, check
 
 
-class BaseConfig(DenoisingConfig, frozen=True, kw_only=True, tag_field="method", tag="base"):
+class BaseConfig(TrainedConfig, frozen=True, kw_only=True, tag_field="method", tag="base"):
     """A text-to-image model of good parts (arXiv:2112.10752), where no Stable Diffusion is at hand.
 
     Attributes:
@@ -23,13 +25,18 @@ class BaseConfig(DenoisingConfig, frozen=True, kw_only=True, tag_field="method",
         text_drop: Share of pictures whose text is left out, for guidance.
     """
 
-    epochs: int = 200
-    batch_size: int = 16
-    learning_rate: float = 2e-4
-    clip_norm: float = 1.0
-    ema: float = 0.999
-    warmup_steps: int = 200
-    schedule: Schedule = "cosine"
+    input: TiledInputSettings = TiledInputSettings()
+    loop: LoopSettings = LoopSettings(
+        epochs=200,
+        batch_size=16,
+        learning_rate=2e-4,
+        clip_norm=1.0,
+        ema=0.999,
+        warmup_steps=200,
+        schedule="cosine",
+    )
+    data: TrainingDataSettings = TrainingDataSettings()
+    denoising: DenoisingSettings = DenoisingSettings()
     autoencoder: str | None = None
     inpainting: bool = False
     widths: tuple[int, ...] = (64, 128, 128)
@@ -54,10 +61,10 @@ class BaseConfig(DenoisingConfig, frozen=True, kw_only=True, tag_field="method",
         check(0.0 <= self.text_drop < 1.0, "text_drop", "a share from 0 to below 1", self.text_drop)
 
 
-class AdaptedConfig(DenoisingConfig, frozen=True, kw_only=True):
-    """What embeddings and inpainting networks share: a base, and a few pictures of defects.
+class AdaptationSettings(SettingPart, frozen=True, kw_only=True):
+    """A base that is adapted to a few images of defects.
 
-    Pictures are cut out around their defect as the line cuts around a box (`flawscope.imaging.crops`), unless
+    Images are cut out around their defect as the line cuts around a box (`flawscope.imaging.crops`), unless
     `crop_defects` is off.
 
     Attributes:
@@ -69,7 +76,7 @@ class AdaptedConfig(DenoisingConfig, frozen=True, kw_only=True):
         crop_defects: Show the surroundings of the defect, not the whole picture.
         crop_fill: Largest share of the window's sides that a defect takes.
         flip: Chance that picture and mask are mirrored left to right, together.
-        epsilon: Of the optimizer.
+        epsilon: Added by the optimizer to the root of the second moment.
     """
 
     base: str | None = None
@@ -83,20 +90,17 @@ class AdaptedConfig(DenoisingConfig, frozen=True, kw_only=True):
     epsilon: float = 1e-8
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         check(1 <= self.repeats <= 100_000, "repeats", "1 to 100,000", self.repeats)
         check(0.0 < self.crop_fill <= 1.0, "crop_fill", "a share above 0 up to 1", self.crop_fill)
         check(0.0 <= self.flip <= 1.0, "flip", "a chance from 0 to 1", self.flip)
         check(0.0 < self.epsilon < 1.0, "epsilon", "a small positive number", self.epsilon)
-        check(self.tile is None, "tile", "none: defects are cut out around their masks", self.tile)
 
-    @property
-    def rate(self) -> float:
-        """The learning rate of a step."""
-        return self.learning_rate * (self.batch_size * self.accumulate if self.scale_lr else 1)
+    def rate(self, loop: LoopSettings) -> float:
+        """Return the learning rate of a step."""
+        return loop.learning_rate * (loop.batch_size * loop.accumulate if self.scale_lr else 1)
 
 
-class EmbeddingConfig(AdaptedConfig, frozen=True, kw_only=True, tag_field="method", tag="embedding"):
+class EmbeddingConfig(TrainedConfig, frozen=True, kw_only=True, tag_field="method", tag="embedding"):
     """A word for each defect type: masked textual inversion (AnoGen, arXiv:2505.09263).
 
     Attributes:
@@ -106,10 +110,10 @@ class EmbeddingConfig(AdaptedConfig, frozen=True, kw_only=True, tag_field="metho
         mask_loss: `mean` divides the masked squared error by all entries, `area` by those of the mask.
     """
 
-    epochs: int = 80
-    batch_size: int = 4
-    learning_rate: float = 5e-3
-    scale_lr: bool = True
+    input: ResizeSettings = ResizeSettings()
+    loop: LoopSettings = LoopSettings(epochs=80, batch_size=4, learning_rate=5e-3)
+    denoising: DenoisingSettings = DenoisingSettings()
+    adaptation: AdaptationSettings = AdaptationSettings(scale_lr=True)
     vectors: int = 1
     placeholder: str = "*"
     init_word: str = "defect"
@@ -124,7 +128,7 @@ class EmbeddingConfig(AdaptedConfig, frozen=True, kw_only=True, tag_field="metho
             check(is_word, name, "a word without spaces", word)
 
 
-class InpaintingConfig(AdaptedConfig, frozen=True, kw_only=True, tag_field="method", tag="inpainting"):
+class InpaintingConfig(TrainedConfig, frozen=True, kw_only=True, tag_field="method", tag="inpainting"):
     """An inpainting network that knows the defects of a part (MvP-Diff).
 
     Attributes:
@@ -140,10 +144,10 @@ class InpaintingConfig(AdaptedConfig, frozen=True, kw_only=True, tag_field="meth
         flip_vertical: Chance that picture and mask are mirrored top to bottom, together.
     """
 
-    epochs: int = 100
-    batch_size: int = 16
-    learning_rate: float = 1e-4
-    clip_norm: float = 1.0
+    input: ResizeSettings = ResizeSettings()
+    loop: LoopSettings = LoopSettings(batch_size=16, clip_norm=1.0)
+    denoising: DenoisingSettings = DenoisingSettings()
+    adaptation: AdaptationSettings = AdaptationSettings(flip=0.0)
     descriptions: str | None = None
     adapt: Literal["lora", "full"] = "lora"
     rank: int = 4
@@ -152,7 +156,6 @@ class InpaintingConfig(AdaptedConfig, frozen=True, kw_only=True, tag_field="meth
     mask_weight: float = 0.0
     noise_offset: float = 0.0
     text_drop: float = 0.0
-    flip: float = 0.0
     flip_vertical: float = 0.0
 
     def __post_init__(self) -> None:
@@ -163,3 +166,7 @@ class InpaintingConfig(AdaptedConfig, frozen=True, kw_only=True, tag_field="meth
             check(0.0 <= getattr(self, name) < math.inf, name, "a number of at least 0", getattr(self, name))
         check(0.0 <= self.text_drop < 1.0, "text_drop", "a share from 0 to below 1", self.text_drop)
         check(0.0 <= self.flip_vertical <= 1.0, "flip_vertical", "a chance from 0 to 1", self.flip_vertical)
+
+
+AdaptedConfig = EmbeddingConfig | InpaintingConfig
+"""Settings of what adapts a base to defects."""

@@ -5,25 +5,25 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from flawscope.config.detector import check
-from flawscope.config.trained import DenoisingConfig, Schedule, TrainedConfig
+from flawscope.config.feature_settings import FeatureSettings, MapSettings
+from flawscope.config.input_settings import HeldOutSettings, LineInputSettings, TiledInputSettings
+from flawscope.config.loop_settings import DenoisingSettings, LoopSettings, TrainingDataSettings, check_betas
+from flawscope.config.method_settings import TrainedConfig
+from flawscope.config.setting_parts import SettingPart, check
 from flawscope.diffusion.schedule import Sampling
 
 
-class DiffusionConfig(DenoisingConfig, frozen=True, kw_only=True):
-    """What the detectors share that reconstruct pictures by diffusion.
+class ReconstructionSettings(SettingPart, frozen=True, kw_only=True):
+    """How an image is reconstructed by diffusion.
 
     Attributes:
         start: Noise level at which a reconstruction starts, 1 to 1000.
         steps: Network calls of a reconstruction.
         spacing: Where the calls lie from 0 to the start: `leading`, as in both references, `trailing` or `linspace`.
         eta: 0 is DDIM, 1 is DDPM.
-        level: Noise that the picture gets: that of the timestep of the `first` call, or that of `start`, as both
+        level: Noise that the image gets: that of the timestep of the `first` call, or that of `start`, as both
             references do although their first call is told another timestep.
-        noise_seed: Of the noise, which is the same for every picture and travels in the bundle.
-        flip: Whether pictures are mirrored left to right half of the time, anew at every access.
-        rotate: Largest angle in degrees by which they are turned.
-        color_jitter: Largest relative change of brightness, contrast and saturation.
+        noise_seed: Seed of the noise, which is the same for every image and travels in the bundle.
     """
 
     start: int = 250
@@ -32,20 +32,30 @@ class DiffusionConfig(DenoisingConfig, frozen=True, kw_only=True):
     eta: float = 0.0
     level: Literal["first", "start"] = "first"
     noise_seed: int = 0
-    weight_decay: float = 1e-6
-    betas: tuple[float, float] = (0.95, 0.999)
+
+    def __post_init__(self) -> None:
+        check(self.noise_seed >= 0, "noise_seed", "a number of at least 0", self.noise_seed)
+
+
+class AugmentationSettings(SettingPart, frozen=True, kw_only=True):
+    """How training images are changed, anew at every access.
+
+    Attributes:
+        flip: Whether images are mirrored left to right half of the time.
+        rotate: Largest angle in degrees by which they are turned.
+        color_jitter: Largest relative change of brightness, contrast and saturation.
+    """
+
     flip: bool = False
     rotate: float = 0.0
     color_jitter: float = 0.0
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        check(self.noise_seed >= 0, "noise_seed", "a number of at least 0", self.noise_seed)
         check(0.0 <= self.rotate <= 180.0, "rotate", "0 to 180 degrees", self.rotate)
         check(0.0 <= self.color_jitter <= 1.0, "color_jitter", "0 to 1", self.color_jitter)
 
 
-class DdadConfig(DiffusionConfig, frozen=True, kw_only=True, tag_field="method", tag="ddad"):
+class DdadConfig(TrainedConfig, frozen=True, kw_only=True, tag_field="method", tag="ddad"):
     """Reconstruction in pixels, conditioned on the picture: DDAD (arXiv:2305.15956) and Diffusion-Based-AD.
 
     Attributes:
@@ -78,13 +88,17 @@ class DdadConfig(DiffusionConfig, frozen=True, kw_only=True, tag_field="method",
         extractor_guidance: Weight of the conditioning in reconstructions for `adaptation`.
     """
 
-    backbone: str = "wide_resnet101_2"
-    stages: tuple[int, ...] = (2, 3)
-    epochs: int = 1000
-    schedule: Schedule = "cosine"
-    warmup_steps: int = 500
-    preview_every: int = 100
-    checkpoint_every: int = 10
+    features: FeatureSettings = FeatureSettings(backbone="wide_resnet101_2", stages=(2, 3))
+    input: LineInputSettings = LineInputSettings()
+    maps: MapSettings = MapSettings()
+    split: HeldOutSettings = HeldOutSettings()
+    loop: LoopSettings = LoopSettings(
+        epochs=1000, schedule="cosine", warmup_steps=500, preview_every=100, checkpoint_every=10
+    )
+    data: TrainingDataSettings = TrainingDataSettings()
+    denoising: DenoisingSettings = DenoisingSettings(weight_decay=1e-6, betas=(0.95, 0.999))
+    reconstruction: ReconstructionSettings = ReconstructionSettings()
+    augmentation: AugmentationSettings = AugmentationSettings()
     widths: tuple[int, ...] | None = None
     layers: int = 2
     attention: tuple[int, ...] = (16,)
@@ -123,7 +137,7 @@ class DdadConfig(DiffusionConfig, frozen=True, kw_only=True, tag_field="method",
             check(value is None or 0.0 < value < math.inf, name, "a positive number", value)
         check(1 <= self.extractor_epochs <= 1_000_000, "extractor_epochs", "1 to 1,000,000", self.extractor_epochs)
         check(0.0 < self.extractor_rate < math.inf, "extractor_rate", "a positive number", self.extractor_rate)
-        is_fixed = self.backbone == "scattering"
+        is_fixed = self.features.backbone == "scattering"
         check(
             not (is_fixed and self.extractor != "none"),
             "extractor",
@@ -147,16 +161,16 @@ class DdadConfig(DiffusionConfig, frozen=True, kw_only=True, tag_field="method",
         if weight is None:
             weight = {"ddad": 3.0, "blend": 0.1, "none": 0.0}[self.conditioning]
         return Sampling(
-            start=self.start,
-            steps=self.steps,
-            spacing=self.spacing,
-            eta=self.eta,
-            level=self.level,
+            start=self.reconstruction.start,
+            steps=self.reconstruction.steps,
+            spacing=self.reconstruction.spacing,
+            eta=self.reconstruction.eta,
+            level=self.reconstruction.level,
             clip=self.clip,
             conditioning=self.conditioning,
             weight=weight,
             noise=self.noise,
-            seed=self.noise_seed,
+            seed=self.reconstruction.noise_seed,
         )
 
 
@@ -176,15 +190,16 @@ class AutoencoderConfig(TrainedConfig, frozen=True, kw_only=True, tag_field="met
             1 of ImageNet, as DiAD does.
         perceptual: Weight of the perceptual loss.
         kl: Weight of the divergence from the normal distribution.
-        betas: Of Adam.
+        betas: Decays of Adam's first and second moment.
         gradient_checkpointing: Whether what its blocks compute is not kept for the gradients but computed again
             (arXiv:1604.06174): less memory, more time.
     """
 
-    epochs: int = 100
-    batch_size: int = 4
-    accumulate: int = 8
-    learning_rate: float = 1.8e-4
+    features: FeatureSettings = FeatureSettings()
+    input: TiledInputSettings = TiledInputSettings()
+    split: HeldOutSettings = HeldOutSettings()
+    loop: LoopSettings = LoopSettings(batch_size=4, accumulate=8, learning_rate=1.8e-4)
+    data: TrainingDataSettings = TrainingDataSettings()
     base: str | None = None
     widths: tuple[int, ...] = (128, 256, 512, 512)
     layers: int = 2
@@ -202,10 +217,10 @@ class AutoencoderConfig(TrainedConfig, frozen=True, kw_only=True, tag_field="met
         check(1 <= self.latent <= 64, "latent", "1 to 64", self.latent)
         for name in ("perceptual", "kl"):
             check(0.0 <= getattr(self, name) < math.inf, name, "a number of at least 0", getattr(self, name))
-        check(all(0.0 <= one < 1.0 for one in self.betas), "betas", "two decays from 0 to below 1", list(self.betas))
+        check_betas(self.betas)
 
 
-class DsadConfig(DiffusionConfig, frozen=True, kw_only=True, tag_field="method", tag="dsad"):
+class DsadConfig(TrainedConfig, frozen=True, kw_only=True, tag_field="method", tag="dsad"):
     """Reconstruction in latents, guided by meaning and sketch of the picture: DSAD, and DiAD (arXiv:2312.06607).
 
     Attributes:
@@ -230,19 +245,17 @@ class DsadConfig(DiffusionConfig, frozen=True, kw_only=True, tag_field="method",
         pooling: Successive 8 x 8 mean filters on the map before its largest value is the score.
     """
 
-    backbone: str = "resnet50"
-    stages: tuple[int, ...] = (1, 2, 3)
-    sigma: float = 5.0
-    epochs: int = 1000
-    batch_size: int = 12
-    accumulate: int = 4
-    learning_rate: float = 1e-5
-    weight_decay: float = 0.01
-    betas: tuple[float, float] = (0.9, 0.999)
-    preview_every: int = 25
-    checkpoint_every: int = 25
-    start: int = 1000
-    steps: int = 10
+    features: FeatureSettings = FeatureSettings(backbone="resnet50")
+    input: LineInputSettings = LineInputSettings()
+    maps: MapSettings = MapSettings(sigma=5.0)
+    split: HeldOutSettings = HeldOutSettings()
+    loop: LoopSettings = LoopSettings(
+        epochs=1000, batch_size=12, accumulate=4, learning_rate=1e-5, preview_every=25, checkpoint_every=25
+    )
+    data: TrainingDataSettings = TrainingDataSettings()
+    denoising: DenoisingSettings = DenoisingSettings()
+    reconstruction: ReconstructionSettings = ReconstructionSettings(start=1000, steps=10)
+    augmentation: AugmentationSettings = AugmentationSettings()
     autoencoder: str | None = None
     base: str | None = None
     widths: tuple[int, ...] = (320, 640, 1280, 1280)
@@ -280,15 +293,15 @@ class DsadConfig(DiffusionConfig, frozen=True, kw_only=True, tag_field="method",
             betas="scaled_linear",
             beta_start=0.00085,
             beta_end=0.012,
-            start=self.start,
-            steps=self.steps,
-            spacing=self.spacing,
+            start=self.reconstruction.start,
+            steps=self.reconstruction.steps,
+            spacing=self.reconstruction.spacing,
             offset=1,
-            eta=self.eta,
-            level=self.level,
+            eta=self.reconstruction.eta,
+            level=self.reconstruction.level,
             final="first",
             clip=False,
-            seed=self.noise_seed,
+            seed=self.reconstruction.noise_seed,
         )
 
 

@@ -9,14 +9,14 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 
-from flawscope.config.banks import PadimConfig, PatchcoreConfig
-from flawscope.config.detector import DetectorConfig, check
-from flawscope.config.diffusion import AutoencoderConfig, DdadConfig, DsadConfig
-from flawscope.config.synthesis import BaseConfig, EmbeddingConfig, InpaintingConfig
-from flawscope.config.trained import StfpmConfig
+from flawscope.config.detector_settings import PadimConfig, PatchcoreConfig, StfpmConfig
+from flawscope.config.diffusion_settings import AutoencoderConfig, DdadConfig, DsadConfig
+from flawscope.config.generator_settings import BaseConfig, EmbeddingConfig, InpaintingConfig
+from flawscope.config.method_settings import MethodConfig
+from flawscope.config.setting_parts import check, from_flat, parts_of, places_of
 from flawscope.errors import ArgumentError
 
-CONFIGS: dict[str, type[DetectorConfig]] = {
+CONFIGS: dict[str, type[MethodConfig]] = {
     "patchcore": PatchcoreConfig,
     "padim": PadimConfig,
     "stfpm": StfpmConfig,
@@ -45,7 +45,7 @@ _OTHER_TOOLS_KEYS = frozenset(
 """Keys of QualityInspector files that ask for something other verbs or options do; accepted and reported, not used."""
 
 
-def build_config(method: str, *layers: Mapping[str, Any]) -> tuple[DetectorConfig, tuple[str, ...]]:
+def build_config(method: str, *layers: Mapping[str, Any]) -> tuple[MethodConfig, tuple[str, ...]]:
     """Merge layers of settings (the later wins) into the settings of a method.
 
     Keys of QualityInspector files are understood: `crop_size`, `k` with `method`, `lr`, `device: gpu`.
@@ -54,7 +54,8 @@ def build_config(method: str, *layers: Mapping[str, Any]) -> tuple[DetectorConfi
         The settings, and the names of keys that belong to other verbs and were left out.
 
     Raises:
-        ArgumentError: If the method, a key or a value is not known, or a value does not fit.
+        ArgumentError: If the method, a key or a value is not known, the method does not use a key, or a value does not
+            fit.
     """
     if method not in CONFIGS:
         raise ArgumentError(f"method: expected one of {', '.join(CONFIGS)}, got {method!r}.")
@@ -67,29 +68,43 @@ def build_config(method: str, *layers: Mapping[str, Any]) -> tuple[DetectorConfi
             else:
                 merged[key] = value
     kind = CONFIGS[method]
-    known = kind.__struct_fields__
     for key, value in merged.items():
-        if key not in known:
-            close = difflib.get_close_matches(str(key), known, 1)  # YAML has keys that are no text
-            raise ArgumentError(
-                f"{key}: is no setting of {method}. "
-                + (f"Did you mean {close[0]}?" if close else f"Known: {', '.join(sorted(known))}.")
-            )
-        merged[key] = _as_word(kind, key, value)
-    try:
-        config = msgspec.convert({**merged, "method": method}, kind, strict=False)
-    except msgspec.ValidationError as err:
-        # msgspec reports errors of __post_init__ with its own type and our text.
-        raise ArgumentError(f"settings of {method}: {err}") from err
-    return config, tuple(unused)
+        check_key(method, kind, key, CONFIGS)
+        merged[key] = as_word(kind, key, value)
+    return from_flat(kind, merged, strict=False), tuple(unused)
 
 
-def _as_word(kind: type[DetectorConfig], key: str, value: Any) -> Any:
+def check_key(method: str, kind: type[msgspec.Struct], key: str, others: Mapping[str, type[msgspec.Struct]]) -> None:
+    """Raise ArgumentError unless a kind of settings has a key; say which other kinds have it.
+
+    Args:
+        method: What the settings are for, for the error.
+        kind: The settings.
+        key: Flat name of a setting.
+        others: Further kinds of settings by their name.
+    """
+    known = places_of(kind)
+    if key in known:
+        return
+    if users := [name for name, other in others.items() if name != method and key in places_of(other)]:
+        raise ArgumentError(
+            f"{key}: is no setting of {method}. It would have no effect: expected a setting that {method} uses, got "
+            f"one of {', '.join(users)}. Leave it out: flawscope train {method} --help lists the settings."
+        )
+    close = difflib.get_close_matches(str(key), known, 1)  # YAML has keys that are no text
+    raise ArgumentError(
+        f"{key}: is no setting of {method}. "
+        + (f"Did you mean {close[0]}?" if close else f"Known: {', '.join(sorted(known))}.")
+    )
+
+
+def as_word(kind: type[msgspec.Struct], key: str, value: Any) -> Any:
     """Return the value of a setting that is one of a few words, checked; the value of any other as it is.
 
     `--set` reads `none` as null: here it is a word again.
     """
-    hint = get_type_hints(kind)[key]
+    part = places_of(kind)[key]
+    hint = get_type_hints(kind if part is None else parts_of(kind)[part])[key]
     if get_origin(hint) is not Literal:
         return value
     if value is None:

@@ -1,0 +1,104 @@
+"""Settings of the detectors that compare features: PatchCore, PaDiM, and STFPM."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from flawscope.config.feature_settings import FeatureSettings, MapSettings, PatchSettings, check_memory_budget
+from flawscope.config.input_settings import HeldOutSettings, LineInputSettings
+from flawscope.config.loop_settings import LoopSettings, TrainingDataSettings, check_decay
+from flawscope.config.method_settings import MethodConfig, TrainedConfig
+from flawscope.config.setting_parts import check
+
+
+class PatchcoreConfig(MethodConfig, frozen=True, kw_only=True, tag_field="method", tag="patchcore"):
+    """PatchCore (arXiv:2106.08265).
+
+    Attributes:
+        coreset: Share of all patches kept (up to 1), or their number (above 1).
+        max_bank: Upper bound of the bank's rows, whatever `coreset` says.
+        neighbors: b of equation 7; 1 switches the re-weighting off.
+        reweight: `paper` (equation 7), `seed` (the test patch's own neighbours), or `none`.
+        projection: Select the coreset in the full space (`none`), in a sparse random projection of
+            Johnson-Lindenstrauss size (`jl`), or let the memory budget decide (`auto`).
+        memory_budget_mb: Upper bound of the patch matrix held in memory during fitting.
+    """
+
+    features: FeatureSettings = FeatureSettings(stages=(2, 3))
+    input: LineInputSettings = LineInputSettings()
+    patches: PatchSettings = PatchSettings(upsample="bilinear")
+    maps: MapSettings = MapSettings()
+    split: HeldOutSettings = HeldOutSettings()
+    coreset: float = 0.01
+    max_bank: int = 16384
+    neighbors: int = 9
+    reweight: Literal["paper", "seed", "none"] = "paper"
+    projection: Literal["auto", "none", "jl"] = "auto"
+    memory_budget_mb: int = 1024
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(0.0 < self.coreset < math.inf, "coreset", "a share up to 1 or a count above 1", self.coreset)
+        check(1 <= self.max_bank <= 1_000_000, "max_bank", "1 to 1,000,000", self.max_bank)
+        check(1 <= self.neighbors <= 64, "neighbors", "1 to 64", self.neighbors)
+        check_memory_budget(self.memory_budget_mb)
+
+
+class PadimConfig(MethodConfig, frozen=True, kw_only=True, tag_field="method", tag="padim"):
+    """PaDiM (arXiv:2011.08785).
+
+    Attributes:
+        channels: Number of channels kept; the choice is stored in the run.
+        reduction: How they are kept, under the seed: `sample` draws them at random (the paper), `ortho` projects all
+            onto as many random orthonormal directions (arXiv:2105.14737), so that no channel is lost entirely.
+        regularization: Added to the diagonal of every covariance.
+    """
+
+    features: FeatureSettings = FeatureSettings()
+    input: LineInputSettings = LineInputSettings()
+    patches: PatchSettings = PatchSettings()
+    maps: MapSettings = MapSettings()
+    split: HeldOutSettings = HeldOutSettings()
+    channels: int = 100
+    reduction: Literal["sample", "ortho"] = "sample"
+    regularization: float = 0.01
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(1 <= self.channels <= 4096, "channels", "1 to 4096", self.channels)
+        check(0.0 < self.regularization < math.inf, "regularization", "a positive number", self.regularization)
+
+
+FittedConfig = PatchcoreConfig | PadimConfig
+"""Settings of the methods that are fitted in one pass: their bundles have a bank."""
+
+
+class StfpmConfig(TrainedConfig, frozen=True, kw_only=True, tag_field="method", tag="stfpm"):
+    """Student-teacher feature pyramid matching (arXiv:2103.04257).
+
+    The teacher is the backbone with its weights, the student the same architecture from a random start.
+
+    Attributes:
+        momentum: Momentum of the stochastic gradient descent.
+        weight_decay: Weight decay of the stochastic gradient descent.
+        loss: `paper` has half the squared distance of a position (equation 3), `seed` the whole, which is a rate twice
+            as large.
+    """
+
+    features: FeatureSettings = FeatureSettings(backbone="resnet18")
+    input: LineInputSettings = LineInputSettings()
+    maps: MapSettings = MapSettings(sigma=0.0)
+    split: HeldOutSettings = HeldOutSettings()
+    loop: LoopSettings = LoopSettings(batch_size=32, learning_rate=0.4)
+    data: TrainingDataSettings = TrainingDataSettings()
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    loss: Literal["paper", "seed"] = "paper"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(0.0 <= self.momentum < 1.0, "momentum", "0 to below 1", self.momentum)
+        check_decay(self.weight_decay)
+        backbone = self.features.backbone
+        check(backbone != "scattering", "backbone", "a network that can be trained, with weights", backbone)

@@ -1,0 +1,77 @@
+"""Settings of features: the backbone, its patches, and the map that is made of them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import msgspec
+
+from flawscope.config.setting_parts import SettingPart, check
+from flawscope.errors import ArgumentError
+
+
+class FeatureSettings(SettingPart, frozen=True, kw_only=True):
+    """The backbone and its feature stages.
+
+    Attributes:
+        backbone: `scattering` (fixed filters, no download), or the name of any timm model.
+        stages: Feature stages; stage s has stride 2^(s+1): 1 is /4, 2 is /8, 3 is /16.
+        backbone_options: Further arguments of `timm.create_model`, for example {"pad_type": "same"}.
+        mean: Per-channel mean on [0, 1] that the backbone expects; null takes the backbone's own.
+        std: Per-channel deviation, as `mean`.
+    """
+
+    backbone: str = "scattering"
+    stages: tuple[int, ...] = (1, 2, 3)
+    backbone_options: dict[str, Any] = msgspec.field(default_factory=dict)
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.stages or list(self.stages) != sorted(set(self.stages)) or not self.stages[0] >= 0:
+            raise ArgumentError(f"stages: expected rising stage numbers such as 1,2,3, got {list(self.stages)}.")
+        if self.mean is not None:
+            check(all(map(math.isfinite, self.mean)), "mean", "finite numbers", list(self.mean))
+        if self.std is not None:
+            check(all(0.0 < value < math.inf for value in self.std), "std", "positive numbers", list(self.std))
+
+
+class PatchSettings(SettingPart, frozen=True, kw_only=True):
+    """How patches are read from the feature stages, by methods that are fitted.
+
+    Attributes:
+        upsample: How coarser stages reach the grid of the finest.
+        standardize: What patches are multiplied with, measured on normal ones: `none`, `scale` (one over every
+            channel's deviation), `whiten` (decorrelated, principal axes at equal deviation), or `auto`, which is
+            `none` but for `scattering`, whose channels have no learned scale.
+        batch_size: Images per forward pass.
+        num_workers: Threads that decode and resize.
+    """
+
+    upsample: Literal["nearest", "bilinear"] = "nearest"
+    standardize: Literal["auto", "none", "scale", "whiten"] = "auto"
+    batch_size: int = 8
+    num_workers: int = 2
+
+    def __post_init__(self) -> None:
+        check(1 <= self.batch_size <= 1024, "batch_size", "1 to 1024", self.batch_size)
+        check(1 <= self.num_workers <= 64, "num_workers", "1 to 64", self.num_workers)
+
+
+class MapSettings(SettingPart, frozen=True, kw_only=True):
+    """The anomaly map.
+
+    Attributes:
+        sigma: Standard deviation of the anomaly map's Gaussian, in input pixels.
+    """
+
+    sigma: float = 4.0
+
+    def __post_init__(self) -> None:
+        check(0.0 <= self.sigma <= 1000.0, "sigma", "0 to 1000 pixels", self.sigma)
+
+
+def check_memory_budget(megabytes: int) -> None:
+    """Raise ArgumentError unless there is a little memory to work with."""
+    check(megabytes >= 16, "memory_budget_mb", "at least 16", megabytes)

@@ -1,0 +1,101 @@
+"""Settings of what goes in: the size of images, their tiles, and what is kept back for calibration."""
+
+from __future__ import annotations
+
+from flawscope.config.setting_parts import SettingPart, check
+from flawscope.imaging.images import Preprocessing
+from flawscope.imaging.tiles import Tiling
+
+
+class ResizeSettings(SettingPart, frozen=True, kw_only=True):
+    """The size of images.
+
+    Attributes:
+        resize: Height and width in pixels after the resize.
+    """
+
+    resize: tuple[int, int] = (256, 256)
+
+    def __post_init__(self) -> None:
+        _ = self.preprocessing  # refuses impossible sizes
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """The preprocessing these settings ask for."""
+        return Preprocessing(resize=self.resize, crop=None)
+
+    @property
+    def tiling(self) -> Tiling | None:
+        """How images are cut into tiles, or None where they are taken whole."""
+        return None
+
+
+class InputSettings(ResizeSettings, frozen=True, kw_only=True):
+    """The size of images, and their crop.
+
+    Attributes:
+        crop: Height and width of a centre crop that follows the resize, or null.
+    """
+
+    crop: tuple[int, int] | None = None
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """The preprocessing these settings ask for."""
+        return Preprocessing(resize=self.resize, crop=self.crop)
+
+
+class TiledInputSettings(InputSettings, frozen=True, kw_only=True):
+    """The size of images, and the tiles that they are cut into for training.
+
+    Attributes:
+        tile: Height and width in pixels of the tiles that images are cut into, each resized to `resize`; null takes
+            images whole.
+    """
+
+    tile: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.tiling is not None:  # refuses impossible tiles
+            check(self.crop is None, "crop", "none with tiles", self.crop)
+
+    @property
+    def tiling(self) -> Tiling | None:
+        """How images are cut into tiles side by side, or None where they are taken whole."""
+        return None if self.tile is None else Tiling(self.tile, 0.0)
+
+
+class LineInputSettings(TiledInputSettings, frozen=True, kw_only=True):
+    """The size of images and their tiles. Export, thresholds and the line use the same tiles as training.
+
+    Attributes:
+        tile_overlap: Share of a tile that its neighbour has too, on the line; training takes tiles side by side.
+    """
+
+    tile_overlap: float = 0.25
+
+    def __post_init__(self) -> None:
+        check(0.0 <= self.tile_overlap <= 0.5, "tile_overlap", "a share from 0 to 0.5", self.tile_overlap)
+        super().__post_init__()
+
+    @property
+    def tiling(self) -> Tiling | None:
+        """How images are cut on the line, or None where they are taken whole."""
+        return None if self.tile is None else Tiling(self.tile, self.tile_overlap)
+
+
+class HeldOutSettings(SettingPart, frozen=True, kw_only=True):
+    """Normal training images that are kept back, so that thresholds can be set on images that nobody has learned.
+
+    Attributes:
+        held_out: Share of the normal training images that is kept for calibration.
+        held_out_minimum: Least number of images kept, where there are enough.
+    """
+
+    held_out: float = 0.1
+    held_out_minimum: int = 20
+
+    def __post_init__(self) -> None:
+        check(0.0 <= self.held_out < 1.0, "held_out", "a share from 0 to below 1", self.held_out)
+        check(self.held_out_minimum >= 0, "held_out_minimum", "a count of at least 0", self.held_out_minimum)

@@ -1,0 +1,141 @@
+"""Settings that are made of parts, and the way between them and the flat names that people write.
+
+Code sees parts (`config.loop.epochs`); the command line, YAML files, `run.json` and bundles see names (`epochs`). Which
+part a name belongs to follows from the structs alone: there is no second list of names that could differ from them.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Mapping
+from typing import Any, TypeVar, get_type_hints
+
+import msgspec
+
+from flawscope.errors import ArgumentError
+
+
+class SettingPart(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Settings that belong together and are used together; a method that has the part uses every one of them."""
+
+
+_Part = TypeVar("_Part", bound=SettingPart)
+_Config = TypeVar("_Config", bound=msgspec.Struct)
+
+
+def check(holds: bool, name: str, expected: str, got: object) -> None:
+    """Raise ArgumentError unless a setting is as expected."""
+    if not holds:
+        raise ArgumentError(f"{name}: expected {expected}, got {got!r}.")
+
+
+@functools.cache
+def parts_of(kind: type[msgspec.Struct]) -> dict[str, type[SettingPart]]:
+    """Return the parts of settings: name of the field -> its struct."""
+    hints = get_type_hints(kind)
+    return {
+        name: hints[name]
+        for name in kind.__struct_fields__
+        if isinstance(hints[name], type) and issubclass(hints[name], SettingPart)
+    }
+
+
+@functools.cache
+def places_of(kind: type[msgspec.Struct]) -> dict[str, str | None]:
+    """Return where the settings are: flat name -> field of its part, or None for one that is the method's own.
+
+    The method's own come first, then part after part.
+
+    Raises:
+        TypeError: If a name occurs twice: the flat form could not tell the two apart.
+    """
+    parts = parts_of(kind)
+    places: dict[str, str | None] = {name: None for name in kind.__struct_fields__ if name not in parts}
+    for part, struct in parts.items():
+        for name in struct.__struct_fields__:
+            if name in places:
+                raise TypeError(f"{kind.__name__}: the setting {name} occurs twice, in {part} and in {places[name]}")
+            places[name] = part
+    return places
+
+
+def flatten(config: msgspec.Struct) -> dict[str, Any]:
+    """Return settings by their flat names as plain data that JSON can hold; `method` comes first where there is one."""
+    flat: dict[str, Any] = msgspec.to_builtins(config)
+    for part in parts_of(type(config)):
+        flat |= flat.pop(part)
+    return flat
+
+
+def nest(kind: type[msgspec.Struct], flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings by parts, as plain data; settings that are not named have the defaults of the kind.
+
+    Raises:
+        KeyError: If a name is no setting of the kind.
+    """
+    places = places_of(kind)
+    # The kind's own defaults, not those of the part's struct: `epochs` of an embedding are 80, not 100.
+    nested: dict[str, Any] = msgspec.to_builtins(kind())
+    for name, value in flat.items():
+        part = places[name]
+        (nested if part is None else nested[part])[name] = value
+    return nested
+
+
+def from_flat(kind: type[_Config], flat: Mapping[str, Any], *, strict: bool = True) -> _Config:
+    """Return settings of a kind from their flat names; those that are not named have its defaults.
+
+    Args:
+        kind: Struct of the settings.
+        flat: Flat name -> value; every name has to be one of the kind's.
+        strict: Refuse text where a number belongs.
+
+    Raises:
+        ArgumentError: If a name is not known, or a value does not fit.
+    """
+    for name in flat:
+        if name not in places_of(kind):
+            raise ArgumentError(f"{name}: expected a setting of {tag_of(kind)}, got one that it does not have.")
+    try:
+        return msgspec.convert(_with_tag(kind, nest(kind, flat)), kind, strict=strict)
+    except msgspec.ValidationError as err:
+        # msgspec reports errors of __post_init__ with its own type and our text.
+        raise ArgumentError(f"settings of {tag_of(kind)}: {without_parts(kind, str(err))}") from err
+
+
+def change_settings(config: _Config, changes: Mapping[str, Any]) -> _Config:
+    """Return settings with other values, by flat names; they are checked like all others.
+
+    Raises:
+        ArgumentError: If a name is not known, or a value does not fit.
+    """
+    flat = flatten(config)
+    flat.pop("method", None)
+    return from_flat(type(config), {**flat, **changes})
+
+
+def find_part(config: msgspec.Struct, kind: type[_Part]) -> _Part | None:
+    """Return the part of settings that is of a kind, or None where they have none."""
+    values = (getattr(config, name) for name in parts_of(type(config)))
+    return next((value for value in values if isinstance(value, kind)), None)
+
+
+def tag_of(kind: type[msgspec.Struct]) -> str:
+    """Return the name of the method that settings are for."""
+    return str(kind.__struct_config__.tag)
+
+
+def without_parts(kind: type[msgspec.Struct], message: str) -> str:
+    """Return an error of msgspec that names settings as people write them: `$.epochs`, not `$.loop.epochs`."""
+    parts = "|".join(parts_of(kind))
+    if not parts:
+        return message
+    # A check of a whole part names its setting itself: that it was in the part says nothing more.
+    message = re.sub(rf" - at `\$[\w.]*\.(?:{parts})`$", "", message)
+    return re.sub(rf"(`\$[\w.]*?)\.(?:{parts})\.", r"\1.", message)
+
+
+def _with_tag(kind: type[msgspec.Struct], nested: dict[str, Any]) -> dict[str, Any]:
+    field = kind.__struct_config__.tag_field
+    return nested if field is None else {**nested, field: kind.__struct_config__.tag}

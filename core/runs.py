@@ -1,0 +1,300 @@
+"""The records of runs: what `run.json` says, read strictly and without torch.
+
+    run.json               the record
+    weights.safetensors    what was learned
+    samples/NNN.png        normal images
+
+A record names its settings by their flat names, as people write them (`flawscope.config`). Records of schema 1 also
+named settings that their method had no use for; those are dropped here, and nothing else is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args
+
+import msgspec
+
+from flawscope.config import (
+    CONFIGS,
+    AutoencoderConfig,
+    BaseConfig,
+    DdadConfig,
+    DsadConfig,
+    EmbeddingConfig,
+    InpaintingConfig,
+    MethodConfig,
+    PadimConfig,
+    PatchcoreConfig,
+    StfpmConfig,
+    flatten,
+)
+from flawscope.config.setting_parts import nest, places_of, tag_of, without_parts
+from flawscope.diffusion.reconstruction import MapRule
+from flawscope.errors import RunError
+
+RUN_SCHEMA = 2
+SYNTHESIS_SCHEMA = 2
+RECORD = "run.json"
+WEIGHTS = "weights.safetensors"
+SAMPLES = "samples"
+
+AnyConfig = PatchcoreConfig | PadimConfig | StfpmConfig | DdadConfig | DsadConfig | AutoencoderConfig
+"""Settings of the runs that a `RunRecord` describes."""
+SynthesisConfig = BaseConfig | EmbeddingConfig | InpaintingConfig
+"""Settings of the runs that a `SynthesisRecord` describes."""
+Kind = Literal["base", "embedding", "inpainting"]
+SYNTHESIS_KINDS: tuple[Kind, ...] = get_args(Kind)
+
+_NO_BACKBONE = frozenset(
+    {
+        *("backbone", "stages", "backbone_options", "mean", "std", "upsample", "standardize"),
+        *("sigma", "held_out", "held_out_minimum", "tile_overlap"),
+    }
+)
+_NO_IMAGE_SET = _NO_BACKBONE | {"crop", "tile", "num_workers", "memory_budget_mb", "validation"}
+_IDLE_IN_SCHEMA_1: dict[str, frozenset[str]] = {
+    "padim": frozenset({"memory_budget_mb"}),
+    "stfpm": frozenset({"upsample", "standardize"}),
+    "ddad": frozenset({"upsample", "standardize"}),
+    "dsad": frozenset({"upsample", "standardize"}),
+    "autoencoder": frozenset({"upsample", "standardize", "sigma", "tile_overlap"}),
+    "base": _NO_BACKBONE,
+    "embedding": _NO_IMAGE_SET,
+    "inpainting": _NO_IMAGE_SET,
+}
+"""Method -> settings that a record of schema 1 has although nothing ever read them."""
+
+
+@dataclass(frozen=True)
+class BackboneSource:
+    """Where the weights of a backbone came from, for the run's record."""
+
+    name: str
+    weights: str
+    licence: str
+
+
+class RunRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What `run.json` says of a detector or an autoencoder.
+
+    Attributes:
+        kind: `detector` or `autoencoder`.
+        config: The settings as used, tagged with the method.
+        category: Name of the category.
+        layout: Layout of the dataset.
+        dataset: Fingerprint of the dataset.
+        training: SHA-256 of every image the detector learned from.
+        held_out: SHA-256 of the normal training images kept for calibration.
+        backbone: Name, origin and licence of the weights.
+        grid: Rows and columns of the patch grid.
+        channels: Kept channels, or null for all.
+        facts: What a person may want to know of the fit.
+        seconds: Wall-clock seconds per part of the training.
+        versions: Package versions.
+        created: UTC time, ISO 8601.
+        command: The command line.
+        flawscope: Version that wrote the run.
+        rule: How the maps of a reconstruction become one, or null for other methods.
+        unet: Settings of the UNet of a guided denoiser, or null for other methods.
+        schema: Version of this record.
+    """
+
+    kind: str
+    config: AnyConfig
+    category: str
+    layout: str
+    dataset: str
+    training: tuple[str, ...]
+    held_out: tuple[str, ...]
+    backbone: BackboneSource
+    grid: tuple[int, int]
+    channels: tuple[int, ...] | None
+    facts: dict[str, int | float | str]
+    seconds: dict[str, float]
+    versions: dict[str, str]
+    created: str
+    command: str
+    flawscope: str
+    rule: MapRule | None = None
+    unet: dict[str, Any] | None = None
+    schema: int = RUN_SCHEMA
+
+
+class LearnedDefect(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One defect type that a run can draw.
+
+    Attributes:
+        category: Name of the category.
+        name: Defect type, without the category.
+        texts: The texts it was trained with; `{location}` stands for words such as "in the upper left".
+        vectors: Whether the run has vectors for it, in the place of the placeholder.
+        pictures: Support images it was learned from.
+    """
+
+    category: str
+    name: str
+    texts: tuple[str, ...]
+    vectors: bool
+    pictures: int
+
+
+class SynthesisRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What `run.json` says of a base, learned words, or an inpainting network.
+
+    Attributes:
+        kind: `base`, `embedding` or `inpainting`.
+        config: The settings as used, tagged with the method.
+        category: Name of the category, or "all".
+        layout: Layout of the dataset.
+        dataset: Fingerprint of the dataset.
+        training: SHA-256 of every image learned from.
+        base: Identity of the base; empty for a base.
+        licence: Of the weights.
+        defects: What can be drawn; none for a base.
+        networks: Settings of networks that have to be built before the weights fit.
+        facts: What a person may want to know of the training.
+        seconds: Wall-clock seconds per part of it.
+        versions: Package versions.
+        created: UTC time, ISO 8601.
+        command: The command line.
+        flawscope: Version that wrote the run.
+        schema: Version of this record.
+    """
+
+    kind: Kind
+    config: SynthesisConfig
+    category: str
+    layout: str
+    dataset: str
+    training: tuple[str, ...]
+    base: str
+    licence: str
+    defects: tuple[LearnedDefect, ...]
+    networks: dict[str, Any]
+    facts: dict[str, int | float | str]
+    seconds: dict[str, float]
+    versions: dict[str, str]
+    created: str
+    command: str
+    flawscope: str
+    schema: int = SYNTHESIS_SCHEMA
+
+
+_Record = TypeVar("_Record", RunRecord, SynthesisRecord)
+
+
+def run_kind(path: Path) -> str | None:
+    """Return what the run in a folder says it is, or None where there is no run that says so."""
+    try:
+        record = msgspec.json.decode((path / RECORD).read_bytes())
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+        return None
+    kind = record.get("kind") if isinstance(record, dict) else None
+    return kind if isinstance(kind, str) else None
+
+
+def read_run_record(path: Path) -> tuple[RunRecord, bytes]:
+    """Return the record of a detector's or an autoencoder's run, and the bytes of its file.
+
+    Raises:
+        RunError: If it is missing, of another kind, broken, or written by a newer version.
+    """
+    if not (path / RECORD).is_file():
+        raise RunError(f"{path}: expected a run with {RECORD}, got none. Make one with flawscope train.")
+    if (kind := run_kind(path)) in SYNTHESIS_KINDS:
+        raise RunError(f"{path}: expected the run of a detector, got one of train {kind}, which draws defects.")
+    data = (path / RECORD).read_bytes()
+    try:
+        return _decode(path, data, RunRecord, RUN_SCHEMA), data
+    except (msgspec.DecodeError, UnicodeDecodeError) as err:
+        raise RunError(f"{path / RECORD}: is no run of this version: {err}. Train again.") from err
+
+
+def read_synthesis_record(path: Path) -> tuple[SynthesisRecord, bytes]:
+    """Return the record of what draws defects, and the bytes of its file.
+
+    Raises:
+        RunError: If it is missing, of another kind, broken, or written by a newer version.
+    """
+    kind = run_kind(path)
+    if kind is not None and kind not in SYNTHESIS_KINDS:
+        raise RunError(f"{path}: expected a run of train {', '.join(SYNTHESIS_KINDS)}, got that of a {kind}.")
+    try:
+        data = (path / RECORD).read_bytes()
+        return _decode(path, data, SynthesisRecord, SYNTHESIS_SCHEMA), data
+    except OSError as err:
+        raise RunError(f"{path}: expected a run with {RECORD}, got none. Make one with flawscope train.") from err
+    except (msgspec.DecodeError, UnicodeDecodeError) as err:
+        raise RunError(f"{path / RECORD}: is no run of this version: {err}. Train again.") from err
+
+
+def read_autoencoder_record(path: Path) -> tuple[AutoencoderConfig, float]:
+    """Return the settings of a run of `train autoencoder`, and what its latents are multiplied with.
+
+    Raises:
+        RunError: If it is no such run, broken, or written by a newer version.
+    """
+    try:
+        record = _decode(path, (path / RECORD).read_bytes(), RunRecord, RUN_SCHEMA)
+        if not isinstance(record.config, AutoencoderConfig):
+            raise msgspec.ValidationError(f"a run of {tag_of(type(record.config))}")
+        scaling = msgspec.convert(record.facts.get("scaling"), float)
+    except (msgspec.DecodeError, UnicodeDecodeError, OSError) as err:
+        raise RunError(
+            f"{path / RECORD}: expected a run of train autoencoder, got another: {err}. Name such a run, or a folder "
+            "with an AutoencoderKL."
+        ) from err
+    return record.config, scaling
+
+
+def encode_record(record: RunRecord | SynthesisRecord) -> bytes:
+    """Return the content of `run.json`, its settings by their flat names."""
+    plain = {**msgspec.to_builtins(record), "config": flatten(record.config)}
+    return msgspec.json.format(msgspec.json.encode(plain), indent=1) + b"\n"
+
+
+def _decode(path: Path, data: bytes, kind: type[_Record], schema: int) -> _Record:
+    plain = msgspec.json.decode(data)
+    if not isinstance(plain, dict):
+        return msgspec.convert(plain, kind)  # says what was expected
+    written = plain.get("schema", 1)
+    is_number = isinstance(written, int) and not isinstance(written, bool)  # JSON's true equals 1
+    # Before the fields are looked at: those of a newer schema may be unknown here, which is not the reason.
+    if is_number and written > schema:
+        raise RunError(
+            f"{path / RECORD}: expected run schema {schema} or older, got {written}. "
+            "It was written by a newer flawscope: update this one."
+        )
+    config = plain.get("config")
+    method = config.get("method") if isinstance(config, dict) else None
+    settings = CONFIGS.get(method) if isinstance(method, str) else None
+    if settings is None:
+        return msgspec.convert(plain, kind)
+    assert isinstance(config, dict)
+    if is_number and written <= 1:
+        config = _without_idle(str(method), config)
+        plain["schema"] = schema
+    try:
+        return msgspec.convert({**plain, "config": _nest(settings, config)}, kind)
+    except msgspec.ValidationError as err:
+        raise msgspec.ValidationError(without_parts(settings, str(err))) from err
+
+
+def _without_idle(method: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a record of schema 1 without those that its method did not use, with the same meaning."""
+    idle = _IDLE_IN_SCHEMA_1.get(method, frozenset())
+    settings = {name: value for name, value in config.items() if name not in idle}
+    if "crop" in idle and config.get("crop") is not None:
+        # Images of defects were never cropped, but a crop's size was taken for the one that they are learned at.
+        settings["resize"] = config["crop"]
+    return settings
+
+
+def _nest(kind: type[MethodConfig], config: Mapping[str, Any]) -> dict[str, Any]:
+    flat = {name: value for name, value in config.items() if name != "method"}
+    if strange := [name for name in flat if name not in places_of(kind)]:
+        raise msgspec.ValidationError(f"Object contains unknown field `{strange[0]}` - at `$.config`")
+    return {**nest(kind, flat), "method": config["method"]}
