@@ -13,24 +13,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
-from flawscope.config import (
-    CONFIGS,
-    AutoencoderConfig,
-    BaseConfig,
-    DdadConfig,
-    DsadConfig,
-    EmbeddingConfig,
-    InpaintingConfig,
-    MethodConfig,
-    PadimConfig,
-    PatchcoreConfig,
-    StfpmConfig,
-    flatten,
-)
+from flawscope import methods
+from flawscope.config import CONFIGS, AutoencoderConfig, MethodConfig, flatten
+from flawscope.config.method_settings import Settings
 from flawscope.config.setting_parts import nest, places_of, tag_of, without_parts
 from flawscope.diffusion.reconstruction import MapRule
 from flawscope.errors import RunError
@@ -41,12 +30,11 @@ RECORD = "run.json"
 WEIGHTS = "weights.safetensors"
 SAMPLES = "samples"
 
-AnyConfig = PatchcoreConfig | PadimConfig | StfpmConfig | DdadConfig | DsadConfig | AutoencoderConfig
-"""Settings of the runs that a `RunRecord` describes."""
-SynthesisConfig = BaseConfig | EmbeddingConfig | InpaintingConfig
-"""Settings of the runs that a `SynthesisRecord` describes."""
-Kind = Literal["base", "embedding", "inpainting"]
-SYNTHESIS_KINDS: tuple[Kind, ...] = get_args(Kind)
+if TYPE_CHECKING:
+    RecordedConfig = MethodConfig
+else:
+    # What msgspec sees: no struct, so that it leaves the decoding to `_decode`, which asks the table of methods.
+    RecordedConfig = Settings
 
 _NO_BACKBONE = frozenset(
     {
@@ -103,7 +91,7 @@ class RunRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     kind: str
-    config: AnyConfig
+    config: RecordedConfig
     category: str
     layout: str
     dataset: str
@@ -164,8 +152,8 @@ class SynthesisRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
         schema: Version of this record.
     """
 
-    kind: Kind
-    config: SynthesisConfig
+    kind: str
+    config: RecordedConfig
     category: str
     layout: str
     dataset: str
@@ -186,6 +174,11 @@ class SynthesisRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
 _Record = TypeVar("_Record", RunRecord, SynthesisRecord)
 
 
+def generator_kinds() -> tuple[str, ...]:
+    """Return the kinds of runs that draw defects, by their names."""
+    return methods.names("generator")
+
+
 def run_kind(path: Path) -> str | None:
     """Return what the run in a folder says it is, or None where there is no run that says so."""
     try:
@@ -204,7 +197,7 @@ def read_run_record(path: Path) -> tuple[RunRecord, bytes]:
     """
     if not (path / RECORD).is_file():
         raise RunError(f"{path}: expected a run with {RECORD}, got none. Make one with flawscope train.")
-    if (kind := run_kind(path)) in SYNTHESIS_KINDS:
+    if (kind := run_kind(path)) in generator_kinds():
         raise RunError(f"{path}: expected the run of a detector, got one of train {kind}, which draws defects.")
     data = (path / RECORD).read_bytes()
     try:
@@ -220,8 +213,8 @@ def read_synthesis_record(path: Path) -> tuple[SynthesisRecord, bytes]:
         RunError: If it is missing, of another kind, broken, or written by a newer version.
     """
     kind = run_kind(path)
-    if kind is not None and kind not in SYNTHESIS_KINDS:
-        raise RunError(f"{path}: expected a run of train {', '.join(SYNTHESIS_KINDS)}, got that of a {kind}.")
+    if kind is not None and kind not in generator_kinds():
+        raise RunError(f"{path}: expected a run of train {', '.join(generator_kinds())}, got that of a {kind}.")
     try:
         data = (path / RECORD).read_bytes()
         return _decode(path, data, SynthesisRecord, SYNTHESIS_SCHEMA), data
@@ -269,18 +262,23 @@ def _decode(path: Path, data: bytes, kind: type[_Record], schema: int) -> _Recor
             "It was written by a newer flawscope: update this one."
         )
     config = plain.get("config")
-    method = config.get("method") if isinstance(config, dict) else None
+    if not isinstance(config, dict):
+        raise msgspec.ValidationError(f"Expected `object`, got `{type(config).__name__}` - at `$.config`")
+    method = config.get("method")
     settings = CONFIGS.get(method) if isinstance(method, str) else None
-    if settings is None:
-        return msgspec.convert(plain, kind)
-    assert isinstance(config, dict)
+    belongs = settings is not None and (methods.METHODS[str(method)].kind == "generator") == (kind is SynthesisRecord)
+    if settings is None or not belongs:
+        raise msgspec.ValidationError(f"Invalid value {method!r} - at `$.config.method`")
     if is_number and written <= 1:
         config = _without_idle(str(method), config)
         plain["schema"] = schema
     try:
-        return msgspec.convert({**plain, "config": _nest(settings, config)}, kind)
+        read = msgspec.convert(_nest(settings, config), settings)
     except msgspec.ValidationError as err:
-        raise msgspec.ValidationError(without_parts(settings, str(err))) from err
+        in_record = str(err).replace("at `$.", "at `$.config.") if "`$.config" not in str(err) else str(err)
+        raise msgspec.ValidationError(without_parts(settings, in_record)) from err
+    # The one field that is no struct to msgspec: its hook hands over what was read above.
+    return msgspec.convert({**plain, "config": None}, kind, dec_hook=lambda asked, value: read)
 
 
 def _without_idle(method: str, config: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,18 +5,16 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from flawscope import methods
 from flawscope.config import (
     CONFIGS,
-    BaseConfig,
-    EmbeddingConfig,
-    InpaintingConfig,
     MethodConfig,
     TrainedConfig,
     build_config,
@@ -94,7 +92,7 @@ class TrainingCommand(click.Command):
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the settings of METHOD, or how to see them."""
-        method = ctx.meta.get(_METHOD)
+        method = str(ctx.meta.get(_METHOD))
         if method not in CONFIGS:
             formatter.write_paragraph()
             formatter.write_text(f"Settings of a method: {ctx.command_path} METHOD --help")
@@ -106,14 +104,31 @@ class TrainingCommand(click.Command):
                 formatter.write_dl([(f"{line.key}={line.default}", f"{line.line} ({line.words})") for line in lines])
 
 
-def training_options(methods: Sequence[str]) -> Callable[[Callable[..., _Result]], Callable[..., _Result]]:
+class MethodChoice(click.Choice[str]):
+    """The name of a method of some kinds, looked up in the table when it is parsed."""
+
+    def __init__(self, *kinds: methods.MethodKind) -> None:
+        self._kinds = kinds
+        super().__init__(())
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The methods that are trained."""
+        return tuple(name for name in methods.names(*self._kinds) if name in CONFIGS)
+
+    @choices.setter
+    def choices(self, names: tuple[str, ...]) -> None:
+        """Ignore what click sets: the table is asked each time."""
+
+
+def training_options(*kinds: methods.MethodKind) -> Callable[[Callable[..., _Result]], Callable[..., _Result]]:
     """Give a command the argument METHOD and the options of a training; it gets a `TrainingRequest` first.
 
     Args:
-        methods: Names of the methods that the command takes.
+        kinds: Kinds of the methods that the command takes; all of them where none is named.
     """
     shared = (
-        click.argument("method", type=click.Choice(methods)),
+        click.argument("method", type=MethodChoice(*kinds)),
         click.option("--data", "root", type=click.Path(path_type=Path), help="Dataset root, or a category itself."),
         click.option("--category", help="Category below the root."),
         click.option("--config", "config_name", help=f"YAML file, or a preset: {', '.join(preset_names())}."),
@@ -184,7 +199,7 @@ def describe_run(method: str, record: RunRecord) -> str:
 
 
 @click.command(cls=TrainingCommand)
-@training_options(list(CONFIGS))
+@training_options()
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Run folder to write.")
 def train(request: TrainingRequest, out: Path) -> None:
     """Learn what good parts look like; writes a run that `flawscope export` turns into a bundle.
@@ -194,7 +209,7 @@ def train(request: TrainingRequest, out: Path) -> None:
     defects.
     """
     config, dataset = request.read_config({}, {}), request.open_dataset()
-    if isinstance(config, BaseConfig | EmbeddingConfig | InpaintingConfig):
+    if methods.METHODS[request.method].kind == "generator":
         described, facts = _train_synthesis(config, request, dataset, out)
     else:
         described, facts = _train_detector(config, request, dataset, out)

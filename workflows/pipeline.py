@@ -18,7 +18,7 @@ from flawscope.calibration.evaluation.intervals import check_fraction
 from flawscope.calibration.evaluation.report import REPORT, check_report_packages, write_report
 from flawscope.calibration.extras import require
 from flawscope.calibration.thresholds.calibrate import CONFIDENCE, FALSE_REJECT_RATE, calibrate_bundle
-from flawscope.config import DdadConfig, HeldOutSettings, MethodConfig, find_part
+from flawscope.config import HeldOutSettings, MethodConfig, find_part
 from flawscope.datasets import Dataset
 from flawscope.errors import ArgumentError
 from flawscope.export.detectors.detector_export import export_run
@@ -27,6 +27,7 @@ from flawscope.progress import Progress, no_progress
 from flawscope.runs import RECORD, RunRecord
 from flawscope.training.detectors.detector_run import Run, read_run
 from flawscope.training.detectors.detector_training import check_recorded, train_detector
+from flawscope.training.trainer import trainer_of
 
 _Result = TypeVar("_Result")
 
@@ -265,8 +266,8 @@ def _train(plan: Plan, progress: Progress) -> tuple[RunRecord, str, Sequence[str
         progress=progress,
     )
     said, notes = f"{plan.run}: {len(record.training)} good pictures learned, {len(record.held_out)} held out", []
-    if isinstance(record.config, DdadConfig) and record.config.extractor != "none":
-        said += f", extractor by {record.config.extractor}"
+    if more := trainer_of(record.config).describe(record.config):
+        said += f", {more}"
     if plan.ready is not None and plan.ready.record.backbone != record.backbone:
         had, has = plan.ready.record.backbone, record.backbone
         notes.append(f"The extractor began with {has.name} ({has.weights}); the run had {had.name} ({had.weights}).")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flawscope.calibration.thresholds.calibrate import CONFIDENCE, FALSE_REJECT_RATE
-from flawscope.config import CONFIGS, flatten
+from flawscope.config import flatten
 from flawscope.errors import ArgumentError, MissingExtra
 from flawscope.terminal import command_line, progress_bars
 from flawscope.training.train_command import TrainingCommand, TrainingRequest, training_options
@@ -17,13 +17,11 @@ from flawscope.training.train_command import TrainingCommand, TrainingRequest, t
 if TYPE_CHECKING:
     from flawscope.workflows.pipeline import Plan, Stage
 
-_DETECTORS = [name for name in CONFIGS if name != "autoencoder"]
-"""An autoencoder scores nothing: dsad works in one."""
 _STAGES = ("train", "extractor", "threshold", "evaluation")
 
 
 @click.command(cls=TrainingCommand)
-@training_options(_DETECTORS)
+@training_options("detector", "generator")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for run, bundle and report.")
 @click.option(
     "--false-reject-rate",

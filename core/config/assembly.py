@@ -4,30 +4,38 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 
-from flawscope.config.detector_settings import PadimConfig, PatchcoreConfig, StfpmConfig
-from flawscope.config.diffusion_settings import AutoencoderConfig, DdadConfig, DsadConfig
-from flawscope.config.generator_settings import BaseConfig, EmbeddingConfig, InpaintingConfig
+from flawscope import methods
 from flawscope.config.method_settings import MethodConfig
 from flawscope.config.setting_parts import check, from_flat, parts_of, places_of
 from flawscope.errors import ArgumentError
 
-CONFIGS: dict[str, type[MethodConfig]] = {
-    "patchcore": PatchcoreConfig,
-    "padim": PadimConfig,
-    "stfpm": StfpmConfig,
-    "ddad": DdadConfig,
-    "dsad": DsadConfig,
-    "autoencoder": AutoencoderConfig,
-    "base": BaseConfig,
-    "embedding": EmbeddingConfig,
-    "inpainting": InpaintingConfig,
-}
-"""Method name -> its settings."""
+
+class SettingsTable(Mapping[str, type[MethodConfig]]):
+    """Method name -> its settings, out of the table of methods; a row's settings are imported when they are asked for.
+
+    A view and no copy: a method that is registered later is here too.
+    """
+
+    def __getitem__(self, method: str) -> type[MethodConfig]:
+        row = methods.METHODS.get(method)
+        if row is None or row.settings is None:
+            raise KeyError(method)
+        kind: type[MethodConfig] = methods.load(row.settings)
+        return kind
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name, row in methods.METHODS.items() if row.settings is not None)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+CONFIGS = SettingsTable()
 
 _OTHER_TOOLS_KEYS = frozenset(
     {

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import ClassVar, Literal
 
-from flawscope.config.feature_settings import FeatureSettings, MapSettings, PatchSettings, check_memory_budget
+from flawscope.config.feature_settings import (
+    FeatureSettings,
+    MapSettings,
+    PatchSettings,
+    Standardization,
+    check_memory_budget,
+)
 from flawscope.config.input_settings import HeldOutSettings, LineInputSettings
 from flawscope.config.loop_settings import LoopSettings, TrainingDataSettings, check_decay
 from flawscope.config.method_settings import MethodConfig, TrainedConfig
@@ -24,6 +30,9 @@ class PatchcoreConfig(MethodConfig, frozen=True, kw_only=True, tag_field="method
             Johnson-Lindenstrauss size (`jl`), or let the memory budget decide (`auto`).
         memory_budget_mb: Upper bound of the patch matrix held in memory during fitting.
     """
+
+    POOLS: ClassVar[bool] = True  # patches are averages of neighbourhoods (section 3.1)
+    AUTO_STANDARDIZE: ClassVar[Standardization] = "whiten"  # distances to a bank know no covariance of their own
 
     features: FeatureSettings = FeatureSettings(stages=(2, 3))
     input: LineInputSettings = LineInputSettings()
@@ -54,6 +63,9 @@ class PadimConfig(MethodConfig, frozen=True, kw_only=True, tag_field="method", t
             onto as many random orthonormal directions (arXiv:2105.14737), so that no channel is lost entirely.
         regularization: Added to the diagonal of every covariance.
     """
+
+    POOLS: ClassVar[bool] = False
+    AUTO_STANDARDIZE: ClassVar[Standardization] = "scale"  # every position is whitened by its own covariance
 
     features: FeatureSettings = FeatureSettings()
     input: LineInputSettings = LineInputSettings()

@@ -37,6 +37,10 @@ class FeatureSettings(SettingPart, frozen=True, kw_only=True):
             check(all(0.0 < value < math.inf for value in self.std), "std", "positive numbers", list(self.std))
 
 
+Standardization = Literal["none", "scale", "whiten"]
+"""What patches are multiplied with: nothing, one over every channel's deviation, or a whitening matrix."""
+
+
 class PatchSettings(SettingPart, frozen=True, kw_only=True):
     """How patches are read from the feature stages, by methods that are fitted.
 

@@ -13,7 +13,16 @@ from flawscope.imaging.images import Preprocessing
 from flawscope.imaging.tiles import Tiling
 
 
-class MethodConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class Settings:
+    """Base of the settings of all methods: a plain class, so that reading a record asks the table which struct it is.
+
+    See `flawscope.bundle.heads.Head`, which does the same for heads.
+    """
+
+    __slots__ = ()
+
+
+class MethodConfig(Settings, msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The settings of a method: its parts, and what is its own.
 
     Only what every method uses may be here: a setting that one of them would ignore belongs to a part.

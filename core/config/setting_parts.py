@@ -121,6 +121,18 @@ def find_part(config: msgspec.Struct, kind: type[_Part]) -> _Part | None:
     return next((value for value in values if isinstance(value, kind)), None)
 
 
+def part_of(config: msgspec.Struct, kind: type[_Part]) -> _Part:
+    """Return the part of settings that is of a kind.
+
+    Raises:
+        ArgumentError: If they have none.
+    """
+    part = find_part(config, kind)
+    if part is None:
+        raise ArgumentError(f"config: expected settings with {kind.__name__}, got those of {tag_of(type(config))}.")
+    return part
+
+
 def tag_of(kind: type[msgspec.Struct]) -> str:
     """Return the name of the method that settings are for."""
     return str(kind.__struct_config__.tag)

@@ -13,9 +13,9 @@ from flawscope.config.setting_parts import places_of
 from flawscope.errors import RunError
 from flawscope.runs import (
     RUN_SCHEMA,
-    SYNTHESIS_KINDS,
     SYNTHESIS_SCHEMA,
     encode_record,
+    generator_kinds,
     read_autoencoder_record,
     read_run_record,
     read_synthesis_record,
@@ -115,7 +115,7 @@ INHERITED = {
 def record_of(config, schema=1):
     method = config.get("method")
     record = {
-        "kind": method if method in (*SYNTHESIS_KINDS, "autoencoder") else "detector",
+        "kind": method if method in (*generator_kinds(), "autoencoder") else "detector",
         "config": config,
         "category": "gear",
         "layout": "mvtec",
@@ -129,7 +129,7 @@ def record_of(config, schema=1):
         "flawscope": "0.1.0",
         "schema": schema,
     }
-    if record["kind"] in SYNTHESIS_KINDS:
+    if record["kind"] in generator_kinds():
         return {**record, "base": "0", "licence": "own", "defects": [], "networks": {}}
     backbone = {"name": "scattering", "weights": "none", "licence": "Apache-2.0"}
     return {**record, "held_out": [], "backbone": backbone, "grid": [8, 8], "channels": None}
@@ -141,7 +141,7 @@ def write(folder, record):
 
 
 def read(folder):
-    reader = read_synthesis_record if run_kind(folder) in SYNTHESIS_KINDS else read_run_record
+    reader = read_synthesis_record if run_kind(folder) in generator_kinds() else read_run_record
     return reader(folder)[0]
 
 

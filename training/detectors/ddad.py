@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -15,6 +17,7 @@ from flawscope.datasets import Sample
 from flawscope.diffusion.reconstruction import MapRule, finish_maps
 from flawscope.diffusion.schedule import TRAINED_STEPS, signal_shares
 from flawscope.progress import Progress
+from flawscope.runs import RunRecord
 from flawscope.training.detectors.ddad_extractor import train_extractor
 from flawscope.training.diffusion.comparison import Comparison
 from flawscope.training.diffusion.noise import add_noise, draw_noise, noise_levels, sampling_noise
@@ -28,7 +31,9 @@ from flawscope.training.loop.fit_result import Fitted
 from flawscope.training.loop.image_batches import Pictures
 from flawscope.training.loop.loop import run_loop
 from flawscope.training.loop.optimizers import build_optimizer
+from flawscope.training.loop.weights import load_state
 from flawscope.training.loop.workspace import FREE
+from flawscope.training.trainer import FitRequest, Trainer, check_rule
 
 AFTER_DENOISER = frozenset(
     {
@@ -195,3 +200,56 @@ def measure_scales(
     pixel, feature = (value if asked is None else asked for value, asked in zip(measured, given, strict=True))
     least = float(np.finfo(np.float32).tiny)
     return max(pixel, least), max(feature, least)
+
+
+class DdadTrainer(Trainer):
+    """Trains and restores DDAD."""
+
+    has_epochs = True
+
+    def fit(self, request: FitRequest) -> Fitted:
+        """Train the denoiser, or take that of `request.start`, and the extractor; see `train_ddad`."""
+        return train_ddad(
+            request.config,
+            request.backbone,
+            request.samples,
+            request.hashes,
+            request.folder,
+            request.resume,
+            request.progress,
+            request.start,
+        )
+
+    def restore(self, path: Path, record: RunRecord, backbone: Backbone, fitted: Fitted) -> Reconstruction:
+        """Return denoiser, comparison and their sampling."""
+        config = cast("DdadConfig", record.config)
+        assert fitted.rule is not None, "checked before"
+        denoiser = Denoiser(config)
+        load_state(denoiser, fitted.networks.get("denoiser", {}), f"{path}: denoiser")
+        networks = TorchNetworks(denoiser, Comparison(backbone, config.pixel_map, config.smoothing))
+        return Reconstruction(networks, config.sampling, fitted.tensors["noise"].astype(np.float32), fitted.rule)
+
+    def needed_tensors(self, record: RunRecord) -> frozenset[str]:
+        """Return the noise of the sampling."""
+        return frozenset({"noise"})
+
+    def check(self, path: Path, record: RunRecord, bank: Mapping[str, npt.NDArray[np.generic]]) -> None:
+        """Raise RunError unless the run has its map rule and noise."""
+        check_rule(path, record.rule is not None)
+        super().check(path, record, bank)
+
+    def check_start(self, config: DdadConfig) -> None:
+        """Raise ArgumentError where there is no extractor to train on a denoiser that is ready."""
+        if config.extractor == "none":
+            super().check_start(config)
+
+    def start_settings(self) -> frozenset[str]:
+        """Return the settings that come after the denoiser."""
+        return AFTER_DENOISER
+
+    def describe(self, config: DdadConfig) -> str:
+        """Return how the extractor was trained."""
+        return "" if config.extractor == "none" else f"extractor by {config.extractor}"
+
+
+TRAINER = DdadTrainer()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -14,54 +15,38 @@ import safetensors
 import safetensors.numpy
 import torch
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import Tensor
 
 from flawscope.arrays import UInt8Array
-from flawscope.config import AutoencoderConfig, DdadConfig, DsadConfig, PadimConfig, PatchcoreConfig, StfpmConfig
+from flawscope.config import FeatureSettings
+from flawscope.config.setting_parts import part_of
 from flawscope.errors import RunError
 from flawscope.files import atomic_folder
 from flawscope.imaging.png import encode_png
 from flawscope.imaging.tiles import Picture, read_picture
 from flawscope.runs import RECORD, SAMPLES, WEIGHTS, RunRecord, encode_record, read_run_record
 from flawscope.training.detectors.ddad_extractor import FOLDER as EXTRACTOR
-from flawscope.training.detectors.dsad import restore_dsad
-from flawscope.training.detectors.stfpm import StfpmNetwork
-from flawscope.training.diffusion.comparison import Comparison
-from flawscope.training.diffusion.torch_reconstruction import Reconstruction, TorchNetworks
-from flawscope.training.diffusion.unet import Denoiser
 from flawscope.training.features.backbone import Backbone, restore_backbone
-from flawscope.training.features.patch_extraction import standardization
-from flawscope.training.features.patch_features import PatchFeatures
 from flawscope.training.loop.fit_result import Fitted
 from flawscope.training.loop.loop import METRICS, PREVIEWS
+from flawscope.training.trainer import trainer_of
 
 _SAMPLE_SIDE_PX = 1024
-
-Module = PatchFeatures | StfpmNetwork | Reconstruction
-"""What scores pictures in torch."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run that was read back: its record, what was fitted, the module that is exported and the sample pictures."""
+    """A run that was read back: its record, what was fitted, the sample images, and what scores images in torch.
+
+    The module is what the method's trainer restores and its exporter expects.
+    """
 
     path: Path
     record: RunRecord
     digest: str
     fitted: Fitted
-    module: Module
+    module: Any
     samples: tuple[Path, ...]
-
-
-def build_features(config: PatchcoreConfig | PadimConfig, backbone: Backbone, fitted: Fitted) -> PatchFeatures:
-    """Return the feature module of a fitted detector."""
-    return PatchFeatures(
-        backbone,
-        pool=isinstance(config, PatchcoreConfig),
-        upsample=config.patches.upsample,
-        channels=fitted.channels,
-        transform=None if fitted.transform is None else torch.from_numpy(fitted.transform),
-    )
 
 
 def write_run(
@@ -73,10 +58,8 @@ def write_run(
     notes: Path | None = None,
 ) -> None:
     """Write a run whole, or not at all; `notes` is a folder of the training whose metrics and previews come along."""
-    # An autoencoder has needed its backbone for the loss alone.
-    has_backbone = not isinstance(record.config, AutoencoderConfig)
-    kept = backbone.network.state_dict() if has_backbone else {}
-    arrays = {f"backbone.{name}": value.cpu().numpy() for name, value in kept.items()}
+    weights = backbone.network.state_dict() if trainer_of(record.config).keeps_backbone else {}
+    arrays = {f"backbone.{name}": value.cpu().numpy() for name, value in weights.items()}
     arrays |= {f"bank.{name}": value for name, value in fitted.tensors.items()}
     arrays |= {
         f"{network}.{name}": value.cpu().numpy()
@@ -124,11 +107,11 @@ def read_run(path: Path) -> Run:
     except (SafetensorError, OSError) as err:
         raise RunError(f"{path / WEIGHTS}: expected the weights of the run, got {err}. Train again.") from err
     bank = {name.removeprefix("bank."): value for name, value in tensors.items() if name.startswith("bank.")}
-    if isinstance(record.config, AutoencoderConfig):
-        raise RunError(f"{path}: expected the run of a detector, got an autoencoder. It is used by train dsad.")
-    _check_fitted(path, record, bank)
-    is_projected = isinstance(record.config, PadimConfig) and record.config.reduction == "ortho"
-    if (is_projected or standardization(record.config) != "none") and "transform" not in tensors:
+    trainer = trainer_of(record.config)
+    if not trainer.is_detector:
+        raise RunError(f"{path}: expected the run of a detector, got an {record.kind}. It is used by train dsad.")
+    trainer.check(path, record, bank)
+    if trainer.needs_transform(record.config) and "transform" not in tensors:
         raise RunError(f"{path}: expected a fitted detector, got a run without its channel transform. Train again.")
     _check_finite(path, tensors)
     states: dict[str, dict[str, Tensor]] = {}
@@ -136,7 +119,7 @@ def read_run(path: Path) -> Run:
         network, dot, rest = name.partition(".")
         if dot and network != "bank":
             states.setdefault(network, {})[rest] = torch.from_numpy(value)
-    backbone = restore_backbone(record.config.features, states.pop("backbone", {}))
+    backbone = restore_backbone(part_of(record.config, FeatureSettings), states.pop("backbone", {}))
     fitted = Fitted(
         grid=record.grid,
         tensors=bank,
@@ -152,67 +135,9 @@ def read_run(path: Path) -> Run:
         record=record,
         digest=hashlib.sha256(data).hexdigest(),
         fitted=fitted,
-        module=restore_module(path, record, backbone, fitted),
+        module=trainer.restore(path, record, backbone, fitted),
         samples=tuple(sorted((path / SAMPLES).glob("*.png"))),
     )
-
-
-def restore_module(path: Path, record: RunRecord, backbone: Backbone, fitted: Fitted) -> Module:
-    """Return what scores pictures in torch, with the weights of a run.
-
-    Raises:
-        RunError: If the run is no detector, or a network's weights do not fit.
-    """
-    config = record.config
-    if isinstance(config, StfpmConfig):
-        student = restore_backbone(config.features, fitted.networks.get("student", {}))
-        return StfpmNetwork(backbone, student, config.preprocessing.size, config.maps.sigma)
-    if isinstance(config, DdadConfig):
-        assert fitted.rule is not None, "checked before"
-        denoiser = Denoiser(config)
-        load_state(denoiser, fitted.networks.get("denoiser", {}), f"{path}: denoiser")
-        networks = TorchNetworks(denoiser, Comparison(backbone, config.pixel_map, config.smoothing))
-        return Reconstruction(networks, config.sampling, fitted.tensors["noise"].astype(np.float32), fitted.rule)
-    if isinstance(config, DsadConfig):
-        return restore_dsad(config, backbone, fitted, str(path))
-    assert isinstance(config, PatchcoreConfig | PadimConfig), "an autoencoder is refused before"
-    return build_features(config, backbone, fitted)
-
-
-def load_state(network: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
-    """Give a network the weights of a run and make it ready for inference.
-
-    Raises:
-        RunError: If they are of another architecture.
-    """
-    wanted = network.state_dict()  # torch's own message lists every one of hundreds of tensors
-    fitting = sum(name in state and state[name].shape == value.shape for name, value in wanted.items())
-    if fitting != len(wanted) or len(state) != len(wanted):
-        raise RunError(
-            f"{what}: expected the {len(wanted)} tensors that its settings ask for, got {len(state)}, of which "
-            f"{fitting} fit. Train again."
-        )
-    network.load_state_dict(dict(state))
-    network.eval().requires_grad_(False)
-
-
-def _check_fitted(
-    path: Path, record: RunRecord, bank: dict[str, np.ndarray[tuple[int, ...], np.dtype[np.generic]]]
-) -> None:
-    config = record.config
-    if isinstance(config, StfpmConfig):
-        return  # a student that lacks tensors is refused where it is restored
-    if isinstance(config, DdadConfig | DsadConfig):
-        needed = {"noise"}
-        if record.rule is None or (isinstance(config, DsadConfig) and record.unet is None):
-            raise RunError(f"{path}: expected a trained detector, got a run without its map rule. Train it first.")
-    elif isinstance(config, PadimConfig):
-        needed = {"mean", "whitening"}
-    else:
-        assert isinstance(config, PatchcoreConfig), "an autoencoder is refused before"
-        needed = {"bank", "neighbours"} if config.reweight == "paper" and config.neighbors > 1 else {"bank"}
-    if missing := needed - bank.keys():
-        raise RunError(f"{path}: expected a fitted detector, got a run without {sorted(missing)[0]}. Train it first.")
 
 
 def _check_finite(path: Path, tensors: dict[str, np.ndarray[tuple[int, ...], np.dtype[np.generic]]]) -> None:

@@ -5,42 +5,27 @@ from __future__ import annotations
 import contextlib
 import datetime
 import shutil
-import tempfile
 import time
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import flawscope
-from flawscope.config import (
-    AutoencoderConfig,
-    DdadConfig,
-    DsadConfig,
-    MethodConfig,
-    PadimConfig,
-    PatchcoreConfig,
-    StfpmConfig,
-    TrainedConfig,
-    flatten,
-)
+from flawscope.config import FeatureSettings, HeldOutSettings, MethodConfig, TrainedConfig, flatten
+from flawscope.config.setting_parts import part_of
 from flawscope.datasets import Dataset, Sample, fingerprint, hash_contents, split_held_out
 from flawscope.errors import ArgumentError, DataError, RunError
-from flawscope.files import check_replaceable, storage_errors
+from flawscope.files import check_replaceable
 from flawscope.progress import Progress, no_progress
-from flawscope.runs import RECORD, AnyConfig, RunRecord
-from flawscope.training.detectors.ddad import AFTER_DENOISER, train_ddad
+from flawscope.runs import RECORD, RunRecord
 from flawscope.training.detectors.detector_run import Run, write_run
-from flawscope.training.detectors.dsad import autoencoder_identity, train_dsad
-from flawscope.training.detectors.padim import fit_padim
-from flawscope.training.detectors.patchcore import fit_patchcore
-from flawscope.training.detectors.stfpm import train_stfpm
-from flawscope.training.diffusion.autoencoder import train_autoencoder
-from flawscope.training.features.backbone import Backbone, build_backbone
+from flawscope.training.features.backbone import build_backbone
 from flawscope.training.features.patch_extraction import choose_device
-from flawscope.training.loop.fit_result import Fitted
 from flawscope.training.loop.image_batches import pictures_of
 from flawscope.training.loop.loop import METRICS, PREVIEWS
 from flawscope.training.loop.tensorboard import BOARD
 from flawscope.training.loop.workspace import unfinished
+from flawscope.training.trainer import FitRequest, Trainer, trainer_of
 from flawscope.versions import package_versions
 
 _SAMPLES = 8
@@ -77,81 +62,57 @@ def train_detector(
         RunError: If weights cannot be had, or `ready` is not whole.
         StorageError: If the run cannot be written.
     """
-    if not isinstance(config, AnyConfig):
-        raise ArgumentError(f"config: expected settings of a detector, got {type(config).__name__}.")
-    if resume and not isinstance(config, TrainedConfig):
+    trainer = trainer_of(config)
+    if resume and not trainer.has_epochs:
         raise ArgumentError(
             "resume: expected a method that is trained in epochs, got one that is fitted. Leave it out."
         )
     if ready is not None:
-        _check_ready(config, ready)
+        _check_ready(config, trainer, ready)
     check_replaceable(out, RECORD)  # before the work, not after
     started = time.perf_counter()
     # Before weights are fetched: an autoencoder that is missing is the user's to name.
-    autoencoder = autoencoder_identity(config) if isinstance(config, DsadConfig) else ""
-    backbone, source = build_backbone(config.features, weights)
+    other_weights = trainer.other_weights(config)
+    backbone, source = build_backbone(part_of(config, FeatureSettings), weights)
     backbone.to(choose_device(config.device))
-
-    paths = [sample.path for sample in dataset.samples]
-    hashes = hash_contents(paths, lambda done, total: progress("hashing pictures", done, total))
-    if config.split.held_out > 0:
-        kept, held_out = split_held_out(
-            dataset.train_good,
-            share=config.split.held_out,
-            minimum=config.split.held_out_minimum,
-            seed=config.seed,
-            hashes=hashes,
-        )
-    else:
-        kept, held_out = tuple(dataset.train_good), ()
-    if not kept:
-        raise DataError(f"{dataset.root}: expected good training pictures, got none. See flawscope data inspect.")
-    training = tuple(sorted(hashes[sample.path] for sample in kept))
-    held_back = tuple(sorted(hashes[sample.path] for sample in held_out))
-    if ready is not None and (training, held_back) != (ready.record.training, ready.record.held_out):
-        # Otherwise pictures that the denoiser has learned could set thresholds.
-        raise DataError(
-            f"{dataset.root}: expected the good training pictures that {ready.path} was made from, got others. Name "
-            "the same dataset, or train the denoiser again."
-        )
+    split = _split(config, dataset, progress)
+    if ready is not None:
+        _check_same_images(dataset, split, ready)
     hashed = time.perf_counter()
-
-    training_paths = pictures_of(kept, config.tiling)
-    identity = fingerprint(dataset, hashes)
+    identity = fingerprint(dataset, split.hashes)
     with contextlib.ExitStack() as stack:
-        notes: Path | None = None
-        if isinstance(config, PatchcoreConfig):
-            with storage_errors(out):  # the fit itself writes, where the patches exceed the memory budget
-                out.parent.mkdir(parents=True, exist_ok=True)
-                with tempfile.TemporaryDirectory(prefix=".flawscope-", dir=out.parent) as scratch:
-                    fitted = fit_patchcore(config, backbone, training_paths, Path(scratch), progress)
-        elif isinstance(config, PadimConfig):
-            fitted = fit_padim(config, backbone, training_paths, progress)
-        else:
+        workspace: Path | None = None
+        if trainer.has_epochs:
             assert isinstance(config, TrainedConfig)
-            weights_used = source.weights
-            if isinstance(config, DsadConfig):
-                weights_used += f"; autoencoder {autoencoder}"
+            denoiser = "" if ready is None else f"denoiser of the run {ready.digest}"
+            used = "; ".join(filter(None, (source.weights, other_weights, denoiser)))
+            workspace = stack.enter_context(unfinished(out, config, identity, used, resume))
             if ready is not None:
-                weights_used += f"; denoiser of the run {ready.digest}"
-            notes = stack.enter_context(unfinished(out, config, identity, weights_used, resume))
-            if ready is not None:
-                shutil.copy2(ready.path / METRICS, notes / METRICS)
-                shutil.copytree(ready.path / PREVIEWS, notes / PREVIEWS, dirs_exist_ok=True)
-                if (ready.path / BOARD).is_dir():
-                    shutil.copytree(ready.path / BOARD, notes / BOARD, dirs_exist_ok=True)
-            fitted = train_epochs(
-                config, backbone, kept, hashes, notes, resume, progress, None if ready is None else ready.fitted
+                _take_over(ready.path, workspace)
+        images = pictures_of(split.samples, config.tiling)
+        fitted = trainer.fit(
+            FitRequest(
+                config=config,
+                backbone=backbone,
+                samples=split.samples,
+                images=images,
+                hashes=split.hashes,
+                out=out,
+                workspace=workspace,
+                resume=resume,
+                progress=progress,
+                start=None if ready is None else ready.fitted,
             )
+        )
         fitted_at = time.perf_counter()
         record = RunRecord(
-            kind="autoencoder" if isinstance(config, AutoencoderConfig) else "detector",
+            kind="detector" if trainer.is_detector else "autoencoder",
             config=config,
             category=dataset.category,
             layout=dataset.layout,
             dataset=identity,
-            training=training,
-            held_out=held_back,
+            training=split.contents(split.samples),
+            held_out=split.contents(split.held_out),
             backbone=source,
             grid=fitted.grid,
             channels=fitted.channels,
@@ -167,32 +128,63 @@ def train_detector(
             rule=fitted.rule,
             unet=fitted.unet,
         )
-        # Held-out pictures make honest samples: the detector has not memorised them.
-        pool = pictures_of(held_out, config.tiling) or training_paths
+        # Held-out images make honest samples: the detector has not memorised them.
+        pool = pictures_of(split.held_out, config.tiling) or images
         step = max(1, len(pool) // _SAMPLES)
-        write_run(out, record, fitted, backbone, pool[::step][:_SAMPLES], notes)
+        write_run(out, record, fitted, backbone, pool[::step][:_SAMPLES], workspace)
         return record
 
 
-def train_epochs(
-    config: TrainedConfig,
-    backbone: Backbone,
-    samples: Sequence[Sample],
-    hashes: dict[Path, str],
-    folder: Path,
-    resume: bool,
-    progress: Progress,
-    ready: Fitted | None = None,
-) -> Fitted:
-    """Train what has epochs; see `train_stfpm`, `train_ddad`, `train_dsad` and `train_autoencoder`."""
-    if isinstance(config, StfpmConfig):
-        return train_stfpm(config, backbone, samples, hashes, folder, resume, progress)
-    if isinstance(config, DdadConfig):
-        return train_ddad(config, backbone, samples, hashes, folder, resume, progress, ready)
-    if isinstance(config, DsadConfig):
-        return train_dsad(config, backbone, samples, hashes, folder, resume, progress)
-    assert isinstance(config, AutoencoderConfig)
-    return train_autoencoder(config, backbone, samples, hashes, folder, resume, progress)
+@dataclass(frozen=True)
+class _Split:
+    """Normal images to learn from, those held out for thresholds, and the content hashes of all files."""
+
+    samples: tuple[Sample, ...]
+    held_out: tuple[Sample, ...]
+    hashes: dict[Path, str]
+
+    def contents(self, samples: Sequence[Sample]) -> tuple[str, ...]:
+        """Return the content hashes of some samples, sorted."""
+        return tuple(sorted(self.hashes[sample.path] for sample in samples))
+
+
+def _split(config: MethodConfig, dataset: Dataset, progress: Progress) -> _Split:
+    paths = [sample.path for sample in dataset.samples]
+    hashes = hash_contents(paths, lambda done, total: progress("hashing pictures", done, total))
+    settings = part_of(config, HeldOutSettings)
+    kept: tuple[Sample, ...] = tuple(dataset.train_good)
+    held_out: tuple[Sample, ...] = ()
+    if settings.held_out > 0:
+        kept, held_out = split_held_out(
+            dataset.train_good,
+            share=settings.held_out,
+            minimum=settings.held_out_minimum,
+            seed=config.seed,
+            hashes=hashes,
+        )
+    if not kept:
+        raise DataError(f"{dataset.root}: expected good training pictures, got none. See flawscope data inspect.")
+    return _Split(kept, held_out, hashes)
+
+
+def _check_same_images(dataset: Dataset, split: _Split, ready: Run) -> None:
+    """Refuse a denoiser that has learned other images: some of them could set thresholds."""
+    if (split.contents(split.samples), split.contents(split.held_out)) != (
+        ready.record.training,
+        ready.record.held_out,
+    ):
+        raise DataError(
+            f"{dataset.root}: expected the good training pictures that {ready.path} was made from, got others. Name "
+            "the same dataset, or train the denoiser again."
+        )
+
+
+def _take_over(run: Path, workspace: Path) -> None:
+    """Copy what an earlier training has told of itself into the workspace of the one that goes on from it."""
+    shutil.copy2(run / METRICS, workspace / METRICS)
+    shutil.copytree(run / PREVIEWS, workspace / PREVIEWS, dirs_exist_ok=True)
+    if (run / BOARD).is_dir():
+        shutil.copytree(run / BOARD, workspace / BOARD, dirs_exist_ok=True)
 
 
 def check_recorded(config: MethodConfig, run: Run, free: Collection[str] = ()) -> None:
@@ -211,13 +203,10 @@ def check_recorded(config: MethodConfig, run: Run, free: Collection[str] = ()) -
             )
 
 
-def _check_ready(config: MethodConfig, ready: Run) -> None:
+def _check_ready(config: MethodConfig, trainer: Trainer, ready: Run) -> None:
     """Refuse a run whose denoiser is not the one that the settings ask for."""
-    check_recorded(config, ready, AFTER_DENOISER)
-    if not isinstance(config, DdadConfig) or config.extractor == "none":
-        raise ArgumentError(
-            "extractor: expected ddad with an extractor to train on a denoiser that is ready, got none. Set extractor."
-        )
+    check_recorded(config, ready, trainer.start_settings())
+    trainer.check_start(config)
     missing = [name for name in (METRICS, PREVIEWS) if not (ready.path / name).exists()]
     if missing:
         raise RunError(f"{ready.path}: expected a whole run, got one without {missing[0]}. Train again.")

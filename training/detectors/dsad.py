@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -18,6 +20,7 @@ from flawscope.diffusion.schedule import TRAINED_STEPS, signal_shares
 from flawscope.errors import ArgumentError
 from flawscope.files import sha256_file
 from flawscope.progress import Progress
+from flawscope.runs import RunRecord
 from flawscope.training.diffusion.autoencoder import (
     Decoder,
     Encoder,
@@ -39,6 +42,8 @@ from flawscope.training.loop.fit_result import Fitted
 from flawscope.training.loop.image_batches import Pictures
 from flawscope.training.loop.loop import run_loop
 from flawscope.training.loop.optimizers import build_optimizer
+from flawscope.training.loop.weights import load_state
+from flawscope.training.trainer import FitRequest, Trainer, check_rule
 
 _PREVIEWS = 4
 _WEIGHTS = (
@@ -307,8 +312,6 @@ def restore_dsad(config: DsadConfig, backbone: Backbone, fitted: Fitted, what: s
     Raises:
         RunError: If a network's weights do not fit.
     """
-    from flawscope.training.detectors.detector_run import load_state
-
     assert fitted.rule is not None
     assert fitted.unet is not None
     state = fitted.networks.get("denoiser", {})
@@ -333,3 +336,41 @@ def plain_settings(unet: Any) -> dict[str, Any]:
 
 def _as_autoencoder(network: nn.Module) -> Any:
     return network
+
+
+class DsadTrainer(Trainer):
+    """Trains and restores DSAD."""
+
+    has_epochs = True
+
+    def fit(self, request: FitRequest) -> Fitted:
+        """Train the denoiser in the latents of the autoencoder; see `train_dsad`."""
+        return train_dsad(
+            request.config,
+            request.backbone,
+            request.samples,
+            request.hashes,
+            request.folder,
+            request.resume,
+            request.progress,
+        )
+
+    def restore(self, path: Path, record: RunRecord, backbone: Backbone, fitted: Fitted) -> Reconstruction:
+        """Return the networks and their sampling; see `restore_dsad`."""
+        return restore_dsad(cast("DsadConfig", record.config), backbone, fitted, str(path))
+
+    def needed_tensors(self, record: RunRecord) -> frozenset[str]:
+        """Return the noise of the sampling."""
+        return frozenset({"noise"})
+
+    def check(self, path: Path, record: RunRecord, bank: Mapping[str, npt.NDArray[np.generic]]) -> None:
+        """Raise RunError unless the run has its map rule, the settings of its UNet, and noise."""
+        check_rule(path, record.rule is not None and record.unet is not None)
+        super().check(path, record, bank)
+
+    def other_weights(self, config: DsadConfig) -> str:
+        """Return the identity of the autoencoder."""
+        return f"autoencoder {autoencoder_identity(config)}"
+
+
+TRAINER = DsadTrainer()

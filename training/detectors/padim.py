@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -11,10 +13,12 @@ from flawscope.config import PadimConfig
 from flawscope.errors import ArgumentError, DataError
 from flawscope.imaging.tiles import Picture
 from flawscope.progress import Progress
+from flawscope.runs import RunRecord
 from flawscope.training.features.backbone import Backbone
-from flawscope.training.features.patch_extraction import iterate_patches, measure_transform
-from flawscope.training.features.patch_features import PatchFeatures
+from flawscope.training.features.patch_extraction import iterate_patches, measure_transform, standardization
+from flawscope.training.features.patch_features import PatchFeatures, build_features
 from flawscope.training.loop.fit_result import Fitted
+from flawscope.training.trainer import FitRequest, Trainer
 
 _BLOCK = 256
 """Positions factorised at once; bounds the float64 work space."""
@@ -145,3 +149,26 @@ class _Moments:
             self._products[block] -= self._count * mean[block, :, None] * mean[block, None, :]
         self._products /= self._count - 1
         return mean + self._shift[:, 0], self._products
+
+
+class PadimTrainer(Trainer):
+    """Fits and restores PaDiM."""
+
+    def fit(self, request: FitRequest) -> Fitted:
+        """Estimate the Gaussians; see `fit_padim`."""
+        return fit_padim(request.config, request.backbone, request.images, request.progress)
+
+    def restore(self, path: Path, record: RunRecord, backbone: Backbone, fitted: Fitted) -> PatchFeatures:
+        """Return the feature module."""
+        return build_features(cast("PadimConfig", record.config), backbone, fitted)
+
+    def needed_tensors(self, record: RunRecord) -> frozenset[str]:
+        """Return the Gaussians."""
+        return frozenset({"mean", "whitening"})
+
+    def needs_transform(self, config: PadimConfig) -> bool:
+        """Return whether channels are standardized, or projected."""
+        return config.reduction == "ortho" or standardization(config) != "none"
+
+
+TRAINER = PadimTrainer()

@@ -6,6 +6,7 @@ import math
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -14,12 +15,15 @@ from flawscope.arrays import Float32Array
 from flawscope.config import PatchcoreConfig
 from flawscope.cpp_ext import kcenter_greedy, nearest
 from flawscope.errors import DataError
+from flawscope.files import storage_errors
 from flawscope.imaging.tiles import Picture
 from flawscope.progress import Progress
+from flawscope.runs import RunRecord
 from flawscope.training.features.backbone import Backbone
-from flawscope.training.features.patch_extraction import iterate_patches, measure_transform, to_numpy
-from flawscope.training.features.patch_features import PatchFeatures
+from flawscope.training.features.patch_extraction import iterate_patches, measure_transform, standardization, to_numpy
+from flawscope.training.features.patch_features import PatchFeatures, build_features
 from flawscope.training.loop.fit_result import Fitted
+from flawscope.training.trainer import FitRequest, Trainer
 
 
 def fit_patchcore(
@@ -141,3 +145,31 @@ def sparse_projection(channels: int, width: int, seed: int) -> Float32Array:
     density = 1 / math.sqrt(channels)
     signs = generator.choice([-1.0, 0.0, 1.0], (channels, width), p=[density / 2, 1 - density, density / 2])
     return (signs / math.sqrt(density * width)).astype(np.float32)
+
+
+class PatchcoreTrainer(Trainer):
+    """Fits and restores PatchCore."""
+
+    def fit(self, request: FitRequest) -> Fitted:
+        """Select the bank; see `fit_patchcore`."""
+        with storage_errors(request.out):  # the fit itself writes, where the patches exceed the memory budget
+            request.out.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix=".flawscope-", dir=request.out.parent) as scratch:
+                return fit_patchcore(request.config, request.backbone, request.images, Path(scratch), request.progress)
+
+    def restore(self, path: Path, record: RunRecord, backbone: Backbone, fitted: Fitted) -> PatchFeatures:
+        """Return the feature module."""
+        return build_features(cast("PatchcoreConfig", record.config), backbone, fitted)
+
+    def needed_tensors(self, record: RunRecord) -> frozenset[str]:
+        """Return the bank, with its rows' neighbours where the paper's re-weighting looks them up."""
+        config = cast("PatchcoreConfig", record.config)
+        has_table = config.reweight == "paper" and config.neighbors > 1
+        return frozenset({"bank", "neighbours"} if has_table else {"bank"})
+
+    def needs_transform(self, config: PatchcoreConfig) -> bool:
+        """Return whether channels are standardized."""
+        return standardization(config) != "none"
+
+
+TRAINER = PatchcoreTrainer()

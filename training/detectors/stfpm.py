@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import cast
 
 import cv2
 import numpy as np
@@ -16,11 +17,13 @@ from flawscope.datasets import Sample
 from flawscope.imaging.map_upsampling import map_matrices
 from flawscope.imaging.png import write_png
 from flawscope.progress import Progress
-from flawscope.training.features.backbone import Backbone, stages_of, untrained_backbone
+from flawscope.runs import RunRecord
+from flawscope.training.features.backbone import Backbone, restore_backbone, stages_of, untrained_backbone
 from flawscope.training.loop.epoch_data import split_pictures, training_facts
 from flawscope.training.loop.fit_result import Fitted
 from flawscope.training.loop.image_batches import Pictures
 from flawscope.training.loop.loop import run_loop
+from flawscope.training.trainer import FitRequest, Trainer
 
 _PREVIEWS = 4
 
@@ -178,3 +181,30 @@ class StfpmTask:
         with torch.inference_mode():
             maps, scores = self._model(torch.from_numpy(images).to(device))
         return maps.float().cpu(), scores.float().cpu()
+
+
+class StfpmTrainer(Trainer):
+    """Trains and restores STFPM."""
+
+    has_epochs = True
+
+    def fit(self, request: FitRequest) -> Fitted:
+        """Train the student; see `train_stfpm`."""
+        return train_stfpm(
+            request.config,
+            request.backbone,
+            request.samples,
+            request.hashes,
+            request.folder,
+            request.resume,
+            request.progress,
+        )
+
+    def restore(self, path: Path, record: RunRecord, backbone: Backbone, fitted: Fitted) -> StfpmNetwork:
+        """Return teacher and student. A student that lacks tensors is refused here."""
+        config = cast("StfpmConfig", record.config)
+        student = restore_backbone(config.features, fitted.networks.get("student", {}))
+        return StfpmNetwork(backbone, student, config.preprocessing.size, config.maps.sigma)
+
+
+TRAINER = StfpmTrainer()

@@ -35,6 +35,7 @@ from flawscope.training.loop.epoch_data import rounded, split_pictures, training
 from flawscope.training.loop.fit_result import Fitted
 from flawscope.training.loop.image_batches import Pictures
 from flawscope.training.loop.loop import run_loop
+from flawscope.training.trainer import FitRequest, Trainer
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -360,3 +361,26 @@ def open_autoencoder(path: Path) -> tuple[AutoencoderKL, Normalization | None]:
     state = {name.removeprefix(_NETWORK): value for name, value in tensors.items() if name.startswith(_NETWORK)}
     restored = restore_autoencoder(config, state, scaling, str(path / WEIGHTS))
     return restored, config.normalization
+
+
+class AutoencoderTrainer(Trainer):
+    """Trains autoencoders. They score nothing: dsad and base work in one."""
+
+    has_epochs = True
+    keeps_backbone = False  # it was needed for the loss alone
+    is_detector = False
+
+    def fit(self, request: FitRequest) -> Fitted:
+        """Train encoder and decoder; see `train_autoencoder`."""
+        return train_autoencoder(
+            request.config,
+            request.backbone,
+            request.samples,
+            request.hashes,
+            request.folder,
+            request.resume,
+            request.progress,
+        )
+
+
+TRAINER = AutoencoderTrainer()

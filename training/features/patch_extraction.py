@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from flawscope.config import FittedConfig, MethodConfig, PatchcoreConfig
+from flawscope.config import FittedConfig
+from flawscope.config.feature_settings import Standardization
 from flawscope.errors import ArgumentError, DataError
 from flawscope.imaging.tiles import Picture
 from flawscope.progress import Progress
@@ -61,19 +61,17 @@ def iterate_patches(
         progress(what, done, len(paths))
 
 
-def standardization(config: MethodConfig) -> Literal["none", "scale", "whiten"]:
-    """Resolve `standardize`; methods that are trained have no use for it.
+def standardization(config: FittedConfig) -> Standardization:
+    """Resolve `standardize`.
 
     `auto` gives a backbone without learned scale what its method is better with: distances to a bank need whitened
     channels, PaDiM whitens every position by itself.
     """
-    if not isinstance(config, FittedConfig):
-        return "none"
     if config.patches.standardize != "auto":
         return config.patches.standardize
     if config.features.backbone != SCATTERING:
         return "none"
-    return "whiten" if isinstance(config, PatchcoreConfig) else "scale"
+    return config.AUTO_STANDARDIZE
 
 
 def measure_transform(

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from flawscope.config import FittedConfig
 from flawscope.training.features.backbone import Backbone, stages_of
+from flawscope.training.loop.fit_result import Fitted
 
 
 class PatchFeatures(nn.Module):
@@ -82,3 +84,14 @@ class PatchFeatures(nn.Module):
     def device(self) -> torch.device:
         """The device of the backbone."""
         return self.backbone.get_buffer("scale").device
+
+
+def build_features(config: FittedConfig, backbone: Backbone, fitted: Fitted) -> PatchFeatures:
+    """Return the feature module of a fitted detector."""
+    return PatchFeatures(
+        backbone,
+        pool=config.POOLS,
+        upsample=config.patches.upsample,
+        channels=fitted.channels,
+        transform=None if fitted.transform is None else torch.from_numpy(fitted.transform),
+    )

@@ -9,15 +9,14 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from torch import nn
 
-from flawscope.config import BaseConfig
 from flawscope.diffusion.prompts import PromptRules, Prompts
 from flawscope.diffusion.schedule import Sampling
 from flawscope.errors import RunError
 from flawscope.runs import RECORD, WEIGHTS
-from flawscope.training.detectors.detector_run import load_state
 from flawscope.training.diffusion.autoencoder import Normalization
 from flawscope.training.diffusion.autoencoder_network import fill_autoencoder
 from flawscope.training.diffusion.diffusers_networks import import_diffusers
+from flawscope.training.loop.weights import load_state
 from flawscope.training.synthesis.diffusers_folder import SAMPLING, identity_of, import_transformers, read_base_folder
 from flawscope.training.synthesis.generator_run import TOKENIZER, SynthesisRun, read_synthesis_run
 from flawscope.training.synthesis.text_encoder import TextEncoder
@@ -131,8 +130,7 @@ def restore_base(run: SynthesisRun, placeholder: str = "*") -> SynthesisBase:
         MissingExtra: If a package is not installed.
         RunError: If the run is of another kind, or its weights do not fit.
     """
-    config = run.record.config
-    if not isinstance(config, BaseConfig):
+    if run.record.kind != "base":
         raise RunError(f"{run.path}: expected a run of train base, got one of train {run.record.kind}. Name its base.")
     try:
         settings = msgspec.convert(run.record.networks, BaseSettings)
@@ -156,7 +154,7 @@ def restore_base(run: SynthesisRun, placeholder: str = "*") -> SynthesisBase:
         tokenizer=tokenizer,
         prompts=Prompts(tokenizer, PromptRules(settings.length, settings.pad, placeholder), str(run.path / TOKENIZER)),
         sampling=SAMPLING,
-        size=config.preprocessing.size,
+        size=run.record.config.preprocessing.size,
         licence=run.record.licence,
         identity=identity_of(run.path, (run.path / name for name in (RECORD, WEIGHTS, TOKENIZER))),
     )

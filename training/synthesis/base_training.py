@@ -23,6 +23,7 @@ from flawscope.diffusion.prompts import PromptRules, Prompts
 from flawscope.diffusion.schedule import TRAINED_STEPS, signal_shares
 from flawscope.errors import ArgumentError
 from flawscope.progress import Progress
+from flawscope.runs import RECORD, read_autoencoder_record
 from flawscope.training.diffusion.autoencoder import Encoder, Normalization, open_autoencoder
 from flawscope.training.diffusion.autoencoder_network import settings_of
 from flawscope.training.diffusion.diffusers_networks import group_count
@@ -41,8 +42,9 @@ from flawscope.training.synthesis.base_latents import (
     network_settings,
 )
 from flawscope.training.synthesis.base_model import BaseSettings, SynthesisBase, build_networks
-from flawscope.training.synthesis.diffusers_folder import SAMPLING
+from flawscope.training.synthesis.diffusers_folder import SAMPLING, licence_of
 from flawscope.training.synthesis.generator_run import SynthesisFitted
+from flawscope.training.synthesis.generator_trainer import AdaptationStart, GeneratorRequest, GeneratorTrainer
 from flawscope.training.synthesis.latent_cache import PREVIEWS, draw_anew, write_strip
 from flawscope.training.synthesis.word_tokenizer import END, LENGTH, START, write_tokenizer
 
@@ -393,3 +395,46 @@ def _autoencoder_of(config: BaseConfig) -> tuple[AutoencoderKL, Normalization]:
         )
     opened, normalization = open_autoencoder(Path(config.autoencoder))
     return opened, normalization or "signed"  # which those have that do not say it
+
+
+def _own_licence(config: BaseConfig) -> str:
+    """Return what a base is made from, with which its user may do what he likes, and what others have a say in."""
+    path = Path(config.autoencoder or "")
+    if not (path / RECORD).is_file():
+        return f"own, but for the autoencoder: {licence_of(path)}"
+    begun = read_autoencoder_record(path)[0].base
+    # The folder's name alone: a bundle says nothing of where things lie on the machine that made it.
+    return "own" if begun is None else f"own, but for the autoencoder, which began as {Path(begun).name}"
+
+
+class BaseTrainer(GeneratorTrainer):
+    """Trains the small base from normal images alone."""
+
+    learns = "good pictures"
+
+    def start(self, config: BaseConfig) -> None:
+        """Return None: a base starts from nothing but its autoencoder."""
+
+    def weights(self, config: BaseConfig, start: AdaptationStart | None) -> str:
+        """Return the hash of the autoencoder."""
+        return f"autoencoder sha256:{autoencoder_identity(config)}"
+
+    def licence(self, config: BaseConfig, start: AdaptationStart | None) -> str:
+        """Return whose work the base stands on."""
+        return _own_licence(config)
+
+    def fit(self, request: GeneratorRequest) -> SynthesisFitted:
+        """Train UNet and text encoder; see `train_base`."""
+        dataset = request.dataset
+        return train_base(
+            request.config,
+            dataset.train_good,
+            dataset.category,
+            request.hashes,
+            request.workspace,
+            request.resume,
+            request.progress,
+        )
+
+
+TRAINER = BaseTrainer()

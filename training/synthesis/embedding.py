@@ -27,6 +27,7 @@ from flawscope.training.loop.image_batches import Numbers
 from flawscope.training.loop.loop import run_loop
 from flawscope.training.loop.optimizers import build_optimizer
 from flawscope.training.synthesis.generator_run import SynthesisFitted
+from flawscope.training.synthesis.generator_trainer import AdaptationStart, GeneratorRequest, GeneratorTrainer
 from flawscope.training.synthesis.latent_cache import (
     Moments,
     TextTokens,
@@ -292,3 +293,27 @@ def first_vectors(config: EmbeddingConfig, base: SynthesisBase) -> Tensor:
     noise = torch.randn((config.vectors, len(word)), generator=torch.Generator().manual_seed(config.seed))
     noise[0] = 0.0
     return word + _SPREAD * word.std() * noise
+
+
+class EmbeddingTrainer(GeneratorTrainer):
+    """Trains a word for each defect type."""
+
+    def placeholder(self, config: EmbeddingConfig) -> str:
+        """Return the word of the settings."""
+        return config.placeholder
+
+    def adapt(self, config: EmbeddingConfig, base: SynthesisBase, support: SupportExamples) -> AdaptationStart:
+        """Return base and support set."""
+        check_base(config, base, inpainting=False)
+        return AdaptationStart(base, support)
+
+    def fit(self, request: GeneratorRequest) -> SynthesisFitted:
+        """Train the words; see `train_embedding`."""
+        assert request.start is not None
+        start = request.start
+        return train_embedding(
+            request.config, start.base, start.support, request.workspace, request.resume, request.progress
+        )
+
+
+TRAINER = EmbeddingTrainer()

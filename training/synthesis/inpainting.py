@@ -29,6 +29,7 @@ from flawscope.training.loop.image_batches import Numbers
 from flawscope.training.loop.loop import run_loop
 from flawscope.training.loop.optimizers import build_optimizer
 from flawscope.training.synthesis.generator_run import SynthesisFitted
+from flawscope.training.synthesis.generator_trainer import AdaptationStart, GeneratorRequest, GeneratorTrainer
 from flawscope.training.synthesis.latent_cache import (
     Moments,
     TextTokens,
@@ -292,3 +293,26 @@ def inpainting_loss(predicted: Tensor, noise: Tensor, box: Tensor, weights: Tens
     """
     squared = (predicted.float() - noise).square() * (1.0 + mask_weight * box)
     return squared.flatten(1).mean(dim=1) * weights
+
+
+class InpaintingTrainer(GeneratorTrainer):
+    """Trains an inpainting network on the defects of a part."""
+
+    inpaints = True
+
+    def adapt(self, config: InpaintingConfig, base: SynthesisBase, support: SupportExamples) -> AdaptationStart:
+        """Return base and support set with boxes and sentences."""
+        check_base(config, base, inpainting=True)
+        descriptions = None if config.descriptions is None else Path(config.descriptions)
+        return AdaptationStart(base, support, describe(support, descriptions))
+
+    def fit(self, request: GeneratorRequest) -> SynthesisFitted:
+        """Train the network; see `train_inpainting`."""
+        assert request.start is not None
+        start = request.start
+        return train_inpainting(
+            request.config, start.base, start.support, request.workspace, request.resume, request.progress
+        )
+
+
+TRAINER = InpaintingTrainer()

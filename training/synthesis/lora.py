@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from flawscope.config import InpaintingConfig
 from flawscope.errors import MissingExtra, RunError
-from flawscope.training.detectors.detector_run import load_state
 from flawscope.training.diffusion.unet import recompute_blocks
+from flawscope.training.loop.weights import load_state
 
 if TYPE_CHECKING:
     from flawscope.training.synthesis.base_model import SynthesisBase
@@ -129,14 +129,14 @@ def restore_unet(base: SynthesisBase, run: SynthesisRun) -> Any:
         MissingExtra: If peft is not installed.
         RunError: If the run is of another kind or of another base, or its tensors do not fit.
     """
-    config = run.record.config
-    if not isinstance(config, InpaintingConfig):
+    if run.record.kind != "inpainting":
         raise RunError(f"{run.path}: expected a run of train inpainting, got one of train {run.record.kind}.")
     if run.record.base != base.identity:
         raise RunError(
             f"{run.path}: expected the base that it was trained on ({run.record.base[:12]}), got another "
             f"({base.identity[:12]}). Name that base."
         )
+    config = cast("InpaintingConfig", run.record.config)
     if config.adapt == "full":
         unet: Any = copy.deepcopy(base.unet)
         load_state(unet, run.tensors.get(UNET, {}), f"{run.path}: {UNET}")

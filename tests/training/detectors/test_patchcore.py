@@ -21,7 +21,7 @@ from flawscope.errors import ArgumentError, DataError
 from flawscope.export.detectors.reference_scores import torch_scores
 from flawscope.imaging.images import prepare, read_image
 from flawscope.progress import no_progress
-from flawscope.training.detectors.detector_run import build_features
+from flawscope.training.features.patch_features import build_features
 from flawscope.training.detectors.patchcore import (
     _Plan,
     bank_rows,

@@ -1,0 +1,157 @@
+"""What a trainer of a generator is, and what an adaptation to a few images of defects starts from."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import msgspec
+
+from flawscope import methods
+from flawscope.config import AdaptationSettings, MethodConfig
+from flawscope.config.setting_parts import part_of, tag_of
+from flawscope.datasets import Dataset
+from flawscope.datasets.defects import SUPPORT_RECORD
+from flawscope.errors import ArgumentError
+from flawscope.files import sha256_file
+from flawscope.progress import Progress
+from flawscope.training.synthesis.base_model import SynthesisBase, open_base
+from flawscope.training.synthesis.generator_run import SUPPORT, SynthesisFitted
+from flawscope.training.synthesis.support_examples import Described, SupportExamples, read_support_examples
+
+
+@dataclass(frozen=True)
+class AdaptationStart:
+    """A base and the images of defects that it is adapted to.
+
+    Attributes:
+        base: The base model.
+        support: The images of defects.
+        described: Boxes and sentences for each of them; none where a method takes its texts from templates.
+    """
+
+    base: SynthesisBase
+    support: SupportExamples
+    described: tuple[Described, ...] = ()
+
+    @property
+    def descriptions(self) -> str:
+        """The hash of boxes and sentences; empty where there are none."""
+        if not self.described:
+            return ""
+        digest = hashlib.sha256()
+        for description in self.described:
+            digest.update(msgspec.json.encode((description.texts, description.box.shape)))
+            digest.update(description.box.tobytes())
+        return f"sha256:{digest.hexdigest()}"
+
+    @property
+    def identity(self) -> str:
+        """Base and support set by their hashes: a training that goes on must have the same."""
+        record = sha256_file(self.support.path / SUPPORT_RECORD)
+        return f"base sha256:{self.base.identity}; support sha256:{record}"
+
+
+@dataclass(frozen=True)
+class GeneratorRequest:
+    """What a trainer of a generator is given.
+
+    Attributes:
+        config: Settings of the method.
+        dataset: A base learns its normal training images.
+        start: What is adapted, or None for a base.
+        hashes: Content hash of every file of the dataset.
+        workspace: Folder of the training that is under way.
+        resume: Whether that folder has checkpoints to go on from.
+        progress: Told what is being done.
+    """
+
+    config: Any
+    dataset: Dataset
+    start: AdaptationStart | None
+    hashes: dict[Path, str]
+    workspace: Path
+    resume: bool
+    progress: Progress
+
+
+class GeneratorTrainer:
+    """Trains a generator. Subclasses say what is a method's own; this one serves those that adapt a base.
+
+    Attributes:
+        inpaints: Whether its network fills boxes of an image that it is given.
+        learns: What it learns from, for people; `{defects}` is the number of defect types.
+    """
+
+    inpaints: ClassVar[bool] = False
+    learns: ClassVar[str] = "pictures of {defects} defect types"
+
+    def start(self, config: Any) -> AdaptationStart | None:
+        """Return what the training starts from, and refuse what does not fit before anything is learned.
+
+        Raises:
+            ArgumentError: If settings name no base or support set, or do not fit them.
+            RunError: If the base cannot be used.
+        """
+        adaptation = part_of(config, AdaptationSettings)
+        if adaptation.base is None:
+            raise ArgumentError(
+                "base: expected a run of train base, or a folder of Stable Diffusion or LDM text-to-image, got none. "
+                "Make one with flawscope train base, then name it with --set base=RUN."
+            )
+        if adaptation.support is None:
+            raise ArgumentError(
+                "support: expected a folder of synth support, got none. Make one with flawscope synth support, then "
+                "name it with --set support=FOLDER."
+            )
+        support = read_support_examples(Path(adaptation.support), adaptation.defects)
+        return self.adapt(config, open_base(Path(adaptation.base), self.placeholder(config)), support)
+
+    def adapt(self, config: Any, base: SynthesisBase, support: SupportExamples) -> AdaptationStart:
+        """Return base and support set as the method takes them, checked against its settings."""
+        raise AssertionError(f"{type(self).__name__} adapts no base")
+
+    def placeholder(self, config: Any) -> str:
+        """Return the word in texts that stands for a defect."""
+        return "*"
+
+    def weights(self, config: Any, start: AdaptationStart | None) -> str:
+        """Return by which hashes a training that goes on knows what it started from."""
+        assert start is not None
+        return start.identity
+
+    def licence(self, config: Any, start: AdaptationStart | None) -> str:
+        """Return the licence of the weights."""
+        assert start is not None
+        return start.base.licence
+
+    def fit(self, request: GeneratorRequest) -> SynthesisFitted:
+        """Train."""
+        raise AssertionError(f"{type(self).__name__} has no fit of its own")
+
+
+def files_of(start: AdaptationStart | None) -> dict[str, Path]:
+    """Return place in the run -> file that is copied there: the support set, so that a run is whole by itself."""
+    if start is None:
+        return {}
+    files = {SUPPORT_RECORD: start.support.path / SUPPORT_RECORD}
+    for example in start.support.examples:
+        place = f"{SUPPORT}/{example.category}/{example.defect}"
+        files[f"{place}/{example.name}.png"] = example.image_file
+        files[f"{place}_mask/{example.name}_mask.png"] = example.mask_file
+    return files
+
+
+def generator_trainer_of(config: MethodConfig) -> GeneratorTrainer:
+    """Return the trainer of a generator.
+
+    Raises:
+        ArgumentError: If these settings are for something else.
+    """
+    row = methods.METHODS.get(tag_of(type(config)))
+    trainer = None if row is None or row.trainer is None else methods.load(row.trainer)
+    if not isinstance(trainer, GeneratorTrainer):
+        raise ArgumentError(f"config: expected settings of what draws defects, got {type(config).__name__}.")
+    return trainer
