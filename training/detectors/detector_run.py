@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import safetensors
 import safetensors.numpy
 import torch
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import Tensor
 
 from flawscope.arrays import UInt8Array
 from flawscope.config import AutoencoderConfig, DdadConfig, DsadConfig, PadimConfig, PatchcoreConfig, StfpmConfig
@@ -33,6 +33,7 @@ from flawscope.training.features.patch_extraction import standardization
 from flawscope.training.features.patch_features import PatchFeatures
 from flawscope.training.loop.fit_result import Fitted
 from flawscope.training.loop.loop import METRICS, PREVIEWS
+from flawscope.training.loop.network_state import load_state
 
 _SAMPLE_SIDE_PX = 1024
 
@@ -176,23 +177,6 @@ def restore_module(path: Path, record: RunRecord, backbone: Backbone, fitted: Fi
         return restore_dsad(config, backbone, fitted, str(path))
     assert isinstance(config, PatchcoreConfig | PadimConfig), "an autoencoder is refused before"
     return build_features(config, backbone, fitted)
-
-
-def load_state(network: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
-    """Give a network the weights of a run and make it ready for inference.
-
-    Raises:
-        RunError: If they are of another architecture.
-    """
-    wanted = network.state_dict()  # torch's own message lists every one of hundreds of tensors
-    fitting = sum(name in state and state[name].shape == value.shape for name, value in wanted.items())
-    if fitting != len(wanted) or len(state) != len(wanted):
-        raise RunError(
-            f"{what}: expected the {len(wanted)} tensors that its settings ask for, got {len(state)}, of which "
-            f"{fitting} fit. Train again."
-        )
-    network.load_state_dict(dict(state))
-    network.eval().requires_grad_(False)
 
 
 def _check_fitted(

@@ -38,6 +38,7 @@ from flawscope.training.loop.epoch_data import noise_error, split_pictures, trai
 from flawscope.training.loop.fit_result import Fitted
 from flawscope.training.loop.image_batches import Pictures
 from flawscope.training.loop.loop import run_loop
+from flawscope.training.loop.network_state import load_state
 from flawscope.training.loop.optimizers import build_optimizer
 
 _PREVIEWS = 4
@@ -307,8 +308,6 @@ def restore_dsad(config: DsadConfig, backbone: Backbone, fitted: Fitted, what: s
     Raises:
         RunError: If a network's weights do not fit.
     """
-    from flawscope.training.detectors.detector_run import load_state
-
     assert fitted.rule is not None
     assert fitted.unet is not None
     state = fitted.networks.get("denoiser", {})
