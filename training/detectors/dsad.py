@@ -41,8 +41,8 @@ from flawscope.training.loop.epoch_data import noise_error, split_pictures, trai
 from flawscope.training.loop.fit_result import Fitted
 from flawscope.training.loop.image_batches import Pictures
 from flawscope.training.loop.loop import run_loop
+from flawscope.training.loop.network_state import load_state
 from flawscope.training.loop.optimizers import build_optimizer
-from flawscope.training.loop.weights import load_state
 from flawscope.training.trainer import FitRequest, Trainer, check_rule
 
 _PREVIEWS = 4

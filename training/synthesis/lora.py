@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from flawscope.config import InpaintingConfig
 from flawscope.errors import MissingExtra, RunError
 from flawscope.training.diffusion.unet import recompute_blocks
-from flawscope.training.loop.weights import load_state
+from flawscope.training.loop.network_state import load_state
 
 if TYPE_CHECKING:
     from flawscope.training.synthesis.base_model import SynthesisBase

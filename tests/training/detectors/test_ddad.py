@@ -476,7 +476,7 @@ def test_the_presets_fix_the_references_values() -> None:
     assert isinstance(paper, DdadConfig)
     assert (paper.sampling.steps, paper.sampling.eta, paper.sampling.clip) == (10, 1.0, False)
     assert paper.unet_widths == (64, 64, 128, 128, 256, 256)
-    assert (paper.loss, paper.optimizer, paper.weight_decay) == ("sum", "adam", 0.05)
+    assert (paper.loss, paper.denoising.optimizer, paper.denoising.weight_decay) == ("sum", "adam", 0.05)
 
 
 @pytest.mark.parametrize(("conditioning", "weight"), [("ddad", 3.0), ("blend", 0.1), ("none", 0.0)])

@@ -381,7 +381,8 @@ def test_the_presets_fix_the_references_values() -> None:
     assert isinstance(seed, DsadConfig)
     assert (seed.fusion, seed.control, seed.sketch, seed.normalization) == ("diad", "coarse", "none", "imagenet")
     assert (seed.sampling.start, seed.sampling.steps, seed.sampling.level) == (1000, 10, "start")
-    assert (seed.batch_size, seed.accumulate, seed.learning_rate, seed.sigma, seed.pooling) == (12, 4, 1e-5, 5.0, 8)
+    assert (seed.loop.batch_size, seed.loop.accumulate, seed.loop.learning_rate) == (12, 4, 1e-5)
+    assert (seed.maps.sigma, seed.pooling) == (5.0, 8)
     own = build_config("dsad", read_settings("dsad"))[0]
     assert isinstance(own, DsadConfig)
-    assert (own.fusion, own.sketch, own.normalization, own.level) == ("live", "sobel", "signed", "first")
+    assert (own.fusion, own.sketch, own.normalization, own.reconstruction.level) == ("live", "sobel", "signed", "first")

@@ -20,12 +20,11 @@ from flawscope.export.detectors.reference_scores import torch_scores
 from flawscope.imaging.images import prepare, read_image
 from flawscope.progress import no_progress
 from flawscope.training.detectors.detector_run import read_run, write_run
-from flawscope.training.features.patch_features import build_features
 from flawscope.training.detectors.detector_training import train_detector
 from flawscope.training.detectors.padim import fit_padim
 from flawscope.training.features.backbone import Backbone, build_backbone
 from flawscope.training.features.patch_extraction import iterate_patches
-from flawscope.training.features.patch_features import PatchFeatures
+from flawscope.training.features.patch_features import PatchFeatures, build_features
 from flawscope.training.loop.fit_result import Fitted
 
 

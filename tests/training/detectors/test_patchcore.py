@@ -21,7 +21,6 @@ from flawscope.errors import ArgumentError, DataError
 from flawscope.export.detectors.reference_scores import torch_scores
 from flawscope.imaging.images import prepare, read_image
 from flawscope.progress import no_progress
-from flawscope.training.features.patch_features import build_features
 from flawscope.training.detectors.patchcore import (
     _Plan,
     bank_rows,
@@ -32,6 +31,7 @@ from flawscope.training.detectors.patchcore import (
 )
 from flawscope.training.features.backbone import Backbone, build_backbone
 from flawscope.training.features.patch_extraction import iterate_patches
+from flawscope.training.features.patch_features import build_features
 from flawscope.training.loop.fit_result import Fitted
 
 

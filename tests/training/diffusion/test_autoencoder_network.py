@@ -233,7 +233,7 @@ def test_a_state_of_something_else_is_refused() -> None:
 @pytest.mark.parametrize(
     ("part", "change", "message"),
     [
-        ("config", {"method": "stfpm"}, "expected a run of train autoencoder, got another: .*stfpm"),
+        ("config", {"method": "stfpm"}, "expected a run of train autoencoder, got another: .*unknown field"),
         ("facts", {"scaling": -1.0}, r"weights\.safetensors: expected a positive factor of its latents, got -1\.0"),
         ("facts", {"scaling": None}, "expected a run of train autoencoder, got another"),
         ("schema", 99, "expected run schema 2 or older, got 99"),

@@ -1,4 +1,4 @@
-"""The weights of a run given back to a network."""
+"""Giving a network the weights of a run."""
 
 from __future__ import annotations
 
