@@ -17,14 +17,13 @@ from flawscope.arrays import UInt8Array
 from flawscope.bundle import Bundle, open_bundle
 from flawscope.errors import ArgumentError, RunError
 from flawscope.export.explain import TOLERANCES, Explanation, GraphSide, explain
+from flawscope.export.exporter import exporter_of
 from flawscope.export.onnx_trace import export_module
 from flawscope.export.source_kind import is_run
 from flawscope.imaging.images import decode_image, prepare
 from flawscope.progress import Progress, no_progress
 from flawscope.runtime.backends.ort import cuda_problem
 from flawscope.training.detectors.detector_run import read_run
-from flawscope.training.detectors.stfpm import StfpmNetwork
-from flawscope.training.diffusion.torch_reconstruction import Reconstruction
 
 AGAINST = ("plain", "cpu", "cuda")
 """What a bundle's FP32 graph on the CPU can be compared with: ONNX Runtime's CPU without optimisation of the graph,
@@ -124,9 +123,9 @@ def explain_run(path: Path, tolerance: float | None, progress: Progress = no_pro
     images = [prepare(decode_image(sample.read_bytes(), sample.name), spec) for sample in run.samples]
     if not images:
         raise RunError(f"{path}: expected sample pictures in samples/, got none. Train again.")
-    if isinstance(run.module, Reconstruction):
+    outputs = exporter_of(run.record).traced
+    if outputs is None:
         raise ArgumentError(f"{path}: {_SEVERAL}")
-    outputs = ("anomaly_map", "score") if isinstance(run.module, StfpmNetwork) else ("patches",)
     with tempfile.TemporaryDirectory() as folder:
         graph = Path(folder) / ("features.onnx" if len(outputs) == 1 else "score.onnx")
         onnx.save(export_module(run.module, spec.size, 1, outputs), graph)

@@ -15,13 +15,10 @@ import onnx
 from flawscope import methods
 from flawscope.arrays import UInt8Array
 from flawscope.bundle import (
-    BankHead,
     Gate,
     Golden,
     Graph,
     Manifest,
-    PadimHead,
-    PatchcoreHead,
     Precision,
     head_tag,
     open_bundle,
@@ -33,7 +30,8 @@ from flawscope.calibration.quantization.precision_gate import measure_gate
 from flawscope.calibration.quantization.reduced_precision import FP16_PICTURES, lower_to_fp16, lower_to_int8
 from flawscope.datasets import Dataset, Sample, hash_contents
 from flawscope.errors import ArgumentError, DataError, GateError
-from flawscope.export.detectors.head_nodes import BankFile, append_head
+from flawscope.export.detectors.head_nodes import BankFile
+from flawscope.export.exporter import ReducibleHead, exporter_named
 from flawscope.imaging.images import decode_image, prepare
 from flawscope.imaging.tiles import Picture, read_picture
 from flawscope.progress import Progress, no_progress
@@ -164,7 +162,8 @@ def add_precision(
         PrecisionRefused: If it is outside the limits.
     """
     head = manifest.head
-    assert isinstance(head, PatchcoreHead | PadimHead), "refused before"
+    reducible = exporter_named(manifest.method).reducible
+    assert reducible is not None, "refused before"
     limits = wanted.limits.get(name, LIMITS[name])
     features = scratch / "features.onnx"
     if name == "fp16":
@@ -181,7 +180,7 @@ def add_precision(
             wanted.modelopt_python,
             progress,
         )
-    graphs, added = _write_graphs(name, lowered.model, head, manifest, scratch, describe)
+    graphs, added = _write_graphs(name, lowered.model, reducible, manifest, scratch, describe)
     precision = Precision(
         graphs=graphs,
         golden=(),
@@ -222,11 +221,11 @@ def _judge(
 
 
 def _write_graphs(
-    name: str, features: onnx.ModelProto, head: BankHead, manifest: Manifest, scratch: Path, describe: Any
+    name: str, features: onnx.ModelProto, reducible: ReducibleHead, manifest: Manifest, scratch: Path, describe: Any
 ) -> tuple[dict[str, Graph], dict[str, Path | bytes]]:
     assert manifest.bank is not None, "a head with a bank"
     bank = BankFile(scratch / manifest.bank)
-    score = append_head(features, head, bank, manifest.input.size, manifest.max_batch)
+    score = reducible.score_graph(features, manifest.head, bank, manifest.input.size, manifest.max_batch)
     graphs: dict[str, Graph] = {}
     added: dict[str, Path | bytes] = {}
     for graph, model in (("features", features), ("score", score)):

@@ -88,13 +88,13 @@ def traced_features(monkeypatch: pytest.MonkeyPatch, uncalibrated_bundles: dict[
     """Let exports of the two runs reuse the traced backbone: tracing takes seconds and is the same every time."""
     import onnx
 
-    from flawscope.export.detectors import detector_export
+    from flawscope.export.detectors import bank_exporter
 
     def reuse(features: Any, size: tuple[int, int], max_batch: int, outputs: Any = ("patches",)) -> Any:
         method = "patchcore" if features.pool else "padim"
         return onnx.load(uncalibrated_bundles[method] / "features.onnx")
 
-    monkeypatch.setattr(detector_export, "export_module", reuse)
+    monkeypatch.setattr(bank_exporter, "export_module", reuse)
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,7 @@ class BankFile:
         return proto
 
 
-class _Nodes:
+class HeadNodes:
     """Collects the nodes and constants of a head under one prefix."""
 
     def __init__(self) -> None:
@@ -88,8 +88,17 @@ class _Nodes:
         return proto.name
 
 
+WriteHead = Callable[[HeadNodes, Any, BankFile, tuple[int, int], int], None]
+"""Adds the nodes of a method: `(nodes, head, bank, (H, W), max_batch)`."""
+
+
 def append_head(
-    features: onnx.ModelProto, head: BankHead, bank: BankFile, size: tuple[int, int], max_batch: int
+    features: onnx.ModelProto,
+    head: BankHead,
+    bank: BankFile,
+    size: tuple[int, int],
+    max_batch: int,
+    write_head: WriteHead,
 ) -> onnx.ModelProto:
     """Return the complete graph `image` → `anomaly_map` float32 [N, H, W], `score` float32 [N].
 
@@ -99,14 +108,12 @@ def append_head(
         bank: The stored bank; it must lie beside the graph when that is run.
         size: Height and width of the anomaly map in pixels.
         max_batch: Largest batch; sets how many bank rows one distance block takes.
+        write_head: Adds the nodes of the method.
     """
     model = onnx.ModelProto()
     model.CopyFrom(features)
-    nodes = _Nodes()
-    if isinstance(head, PatchcoreHead):
-        _patchcore(nodes, head, bank, size, max_batch)
-    else:
-        _padim(nodes, head, bank, size)
+    nodes = HeadNodes()
+    write_head(nodes, head, bank, size, max_batch)
     model.graph.node.extend(nodes.nodes)
     model.graph.initializer.extend(nodes.initializers)
     del model.graph.output[:]
@@ -119,7 +126,7 @@ def append_head(
     return model
 
 
-def _map(nodes: _Nodes, distances: str, head: BankHead, size: tuple[int, int]) -> None:
+def _map(nodes: HeadNodes, distances: str, head: BankHead, size: tuple[int, int]) -> None:
     """Distances [N·P] or [N, P] → anomaly_map, as the two matrix products of `maphead`."""
     rows, columns = map_matrices(head.grid, size, head.sigma)
     grid = nodes.add("Reshape", [distances, nodes.axes(-1, *head.grid)], "grid")
@@ -127,7 +134,10 @@ def _map(nodes: _Nodes, distances: str, head: BankHead, size: tuple[int, int]) -
     nodes.add("MatMul", [tall, nodes.constant(columns, "map_columns")], "anomaly_map")
 
 
-def _patchcore(nodes: _Nodes, head: PatchcoreHead, bank: BankFile, size: tuple[int, int], max_batch: int) -> None:
+def patchcore_nodes(
+    nodes: HeadNodes, head: PatchcoreHead, bank: BankFile, size: tuple[int, int], max_batch: int
+) -> None:
+    """Add PatchCore: nearest rows in blocks, the map, and the re-weighting of equation 7 of arXiv:2106.08265."""
     rows, channels = bank.shape("bank")
     positions = head.grid[0] * head.grid[1]
     whole = nodes.external(bank.initializer("bank", "bank"))
@@ -198,7 +208,8 @@ def _patchcore(nodes: _Nodes, head: PatchcoreHead, bank: BankFile, size: tuple[i
     nodes.add("Mul", [weight, top], "score")
 
 
-def _padim(nodes: _Nodes, head: PadimHead, bank: BankFile, size: tuple[int, int]) -> None:
+def padim_nodes(nodes: HeadNodes, head: PadimHead, bank: BankFile, size: tuple[int, int], max_batch: int) -> None:
+    """Add PaDiM: the Mahalanobis distance at every position, and the map (arXiv:2011.08785)."""
     mean = nodes.external(bank.initializer("mean", "mean"))
     whitening = nodes.external(bank.initializer("whitening", "whitening"))
     centred = nodes.add("Sub", ["patches", mean], "centred")

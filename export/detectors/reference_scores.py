@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,10 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from flawscope.arrays import Float32Array, UInt8Array
-from flawscope.bundle import BankHead, PatchcoreHead
+from flawscope.bundle import BankHead, PadimHead, PatchcoreHead
 from flawscope.imaging.map_upsampling import map_matrices
 from flawscope.training.diffusion.torch_reconstruction import Reconstruction
 from flawscope.training.features.patch_features import PatchFeatures
+
+Distances = Callable[[Tensor, Any, Mapping[str, Tensor]], tuple[Tensor, Tensor | None]]
+"""The formula of a method: `(patches float64 [P, D], head, bank) -> (distances float64 [P], score or None)`."""
 
 
 def torch_scores(
@@ -23,15 +26,17 @@ def torch_scores(
     tensors: Mapping[str, npt.NDArray[Any]],
     size: tuple[int, int],
     images: Sequence[UInt8Array],
+    distances_of: Distances,
 ) -> tuple[Float32Array, Float32Array]:
-    """Return anomaly maps float32 [N, H, W] and scores float32 [N], picture by picture, in float64 after the backbone.
+    """Return anomaly maps float32 [N, H, W] and scores float32 [N], image by image, in float64 after the backbone.
 
     Args:
         features: The feature module.
         head: Method and parameters.
         tensors: The bank.
         size: Height and width of the anomaly map.
-        images: Prepared pictures, uint8 [H, W, 3].
+        images: Prepared images, uint8 [H, W, 3].
+        distances_of: The method's formula.
     """
     bank = {name: torch.from_numpy(np.asarray(value)) for name, value in tensors.items()}
     rows, columns = (torch.from_numpy(matrix).double() for matrix in map_matrices(head.grid, size, head.sigma))
@@ -39,12 +44,7 @@ def torch_scores(
     with torch.inference_mode():
         for image in images:
             patches = features(torch.from_numpy(image[None]).to(features.device))[0].cpu().double()
-            if isinstance(head, PatchcoreHead):
-                distances, score = _patchcore(patches, head, bank)
-            else:
-                centred = (patches - bank["mean"].double())[:, None]
-                distances = (centred @ bank["whitening"].double())[:, 0].norm(dim=1)
-                score = None
+            distances, score = distances_of(patches, head, bank)
             anomaly_map = rows @ distances.reshape(head.grid) @ columns
             maps.append(anomaly_map.float().numpy())
             scores.append(float(anomaly_map.max() if score is None else score))
@@ -67,7 +67,16 @@ def reconstruction_scores(
     return np.concatenate([one.maps for one in found]), np.concatenate([one.scores for one in found])
 
 
-def _patchcore(patches: Tensor, head: PatchcoreHead, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+def padim_distances(patches: Tensor, head: PadimHead, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+    """Return the Mahalanobis distances of patches float64 [P, D], and no score: it is the map's maximum."""
+    centred = (patches - tensors["mean"].double())[:, None]
+    return (centred @ tensors["whitening"].double())[:, 0].norm(dim=1), None
+
+
+def patchcore_distances(
+    patches: Tensor, head: PatchcoreHead, tensors: Mapping[str, Tensor]
+) -> tuple[Tensor, Tensor | None]:
+    """Return the distances of patches float64 [P, D] to their nearest rows, and the re-weighted score."""
     bank = tensors["bank"].double()
     count = min(head.neighbors, len(bank))
     # Subtraction, not the product form: this is the reference the product form is measured against.

@@ -101,7 +101,7 @@ class BankMethod:
 
 
 def resolve_path(options: ScorerOptions, manifest: Manifest) -> str:
-    """Return the path that is taken: `auto` takes the kernels where they are native and the backend leaves them room."""
+    """Return the path that is taken: `auto` takes native kernels where the backend has room for them."""
     if options.path != "auto":
         return options.path
     has_kernels = HAVE_NATIVE and backend_row(options.backend).kernels

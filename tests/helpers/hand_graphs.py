@@ -10,11 +10,12 @@ import numpy.typing as npt
 import onnx
 import onnxruntime
 import safetensors.numpy
+from native_heads import append_head
 from onnx import TensorProto, helper, numpy_helper
 
 from flawscope.arrays import Float32Array
 from flawscope.bundle import Head, PatchcoreHead
-from flawscope.export.detectors.head_nodes import BankFile, append_head
+from flawscope.export.detectors.head_nodes import BankFile
 
 SIDE = 4
 POSITIONS, CHANNELS = 8, 6

@@ -23,7 +23,7 @@ from flawscope.bundle import PadimHead, PatchcoreHead, open_bundle
 from flawscope.config import build_config
 from flawscope.datasets import open_dataset
 from flawscope.errors import ArgumentError, GateError, RunError, StorageError
-from flawscope.export.detectors import detector_export
+from flawscope.export.detectors import bank_exporter, detector_export
 from flawscope.export.detectors.detector_export import export_run
 from flawscope.imaging.images import prepare, read_image
 from flawscope.runs import RECORD, SAMPLES, WEIGHTS
@@ -273,7 +273,7 @@ def test_operators_outside_standard_onnx_are_refused(
         model.graph.node[0].domain = "com.microsoft"
         return model
 
-    monkeypatch.setattr(detector_export, "export_module", foreign)
+    monkeypatch.setattr(bank_exporter, "export_module", foreign)
     with pytest.raises(RunError, match=r"features\.onnx would need operators outside standard ONNX \(com\.microsoft\)"):
         export_run(padim_run, tmp_path / "part.flaw", max_batch=4)
     assert list(tmp_path.iterdir()) == []

@@ -22,8 +22,9 @@ from flawscope.bundle import DsadHead, open_bundle
 from flawscope.config import DsadConfig, build_config
 from flawscope.datasets import open_dataset
 from flawscope.errors import ArgumentError, RunError
-from flawscope.export.detectors.detector_export import export_run, head_of
-from flawscope.export.detectors.reconstruction_graphs import reconstruction_graphs
+from flawscope.export.detectors import reconstruction_exporter
+from flawscope.export.detectors.detector_export import export_run
+from flawscope.export.detectors.reconstruction_exporter import DSAD, reconstruction_graphs
 from flawscope.imaging.images import prepare, read_image
 from flawscope.runtime import Inspector
 from flawscope.runtime.backends.ort import OrtSession
@@ -236,13 +237,12 @@ def test_every_verb_takes_the_bundle(tmp_path: Path, tiny_root: Path, bundle: Pa
 def test_weights_too_large_for_one_message_lie_beside_their_graph(
     tmp_path: Path, tiny_root: Path, run: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from flawscope.export.detectors import detector_export
     from flawscope.runtime.engines.ensure import model_hash
 
-    monkeypatch.setattr(detector_export, "INLINE_LIMIT", 100_000)
+    monkeypatch.setattr(reconstruction_exporter, "INLINE_LIMIT", 100_000)
     with open_bundle(bundle) as opened:  # tracing takes seconds and is the same every time
         graphs = [(name, onnx.load(opened.graph(name))) for name in opened.manifest.graphs]
-    monkeypatch.setattr(detector_export, "reconstruction_graphs", lambda *_: iter(graphs))
+    monkeypatch.setattr(reconstruction_exporter, "reconstruction_graphs", lambda *_: iter(graphs))
     manifest = export_run(run, tmp_path / "large.flaw", max_batch=3)
     assert "denoise.onnx.data" in manifest.files
     assert manifest.files["denoise.onnx"].size < manifest.files["denoise.onnx.data"].size
@@ -288,7 +288,7 @@ def test_cannys_edges_are_given_to_the_graph_on_the_line_as_in_training(
     run = read_run(train(tiny_root, autoencoder, tmp_path / "run", sketch="canny", epochs=1))
     module = run.module
     assert isinstance(module, Reconstruction)
-    assert head_of(run, list(pictures(tiny_root)[:1])).edges == "canny"  # type: ignore[union-attr]
+    assert DSAD.head(run, list(pictures(tiny_root)[:1])).edges == "canny"  # type: ignore[union-attr]
     name, graph = next(reconstruction_graphs(module, (32, 32), 2))
     assert name == "encode"
     onnx.save(graph, tmp_path / "encode.onnx")

@@ -9,14 +9,13 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from native_heads import build_head
+from native_heads import build_head, torch_scores
 from tiny_dataset import defective_pictures, good_pictures, training_pictures
 
 from flawscope.bundle import PadimHead
 from flawscope.config import PadimConfig, build_config
 from flawscope.datasets import open_dataset
 from flawscope.errors import ArgumentError, DataError
-from flawscope.export.detectors.reference_scores import torch_scores
 from flawscope.imaging.images import prepare, read_image
 from flawscope.progress import no_progress
 from flawscope.training.detectors.detector_run import read_run, write_run

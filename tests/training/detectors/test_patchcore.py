@@ -11,14 +11,13 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from native_heads import build_head
+from native_heads import build_head, torch_scores
 from tiny_dataset import training_pictures
 
 from flawscope.arrays import Float32Array
 from flawscope.bundle import PatchcoreHead
 from flawscope.config import PatchcoreConfig, build_config
 from flawscope.errors import ArgumentError, DataError
-from flawscope.export.detectors.reference_scores import torch_scores
 from flawscope.imaging.images import prepare, read_image
 from flawscope.progress import no_progress
 from flawscope.training.detectors.patchcore import (

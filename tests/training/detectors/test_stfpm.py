@@ -331,18 +331,18 @@ def test_too_few_pictures_are_refused(tiny_root: Path, weights: Path, tmp_path: 
 def test_a_student_that_learned_nothing_is_still_gated(
     trained: Path, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from flawscope.export.detectors import detector_export
+    from flawscope.export.detectors import graph_exporter
 
     graph = onnx.load(bundle / "score.onnx")  # traced before
-    monkeypatch.setattr(detector_export, "export_module", lambda *_: graph)
+    monkeypatch.setattr(graph_exporter, "export_module", lambda *_: graph)
 
-    real = detector_export.network_scores
+    real = graph_exporter.network_scores
 
     def other(*arguments: object) -> tuple[np.ndarray, np.ndarray]:
         maps, scores = real(*arguments)  # type: ignore[arg-type]
         return maps, 1.01 * scores
 
-    monkeypatch.setattr(detector_export, "network_scores", other)
+    monkeypatch.setattr(graph_exporter, "network_scores", other)
     with pytest.raises(GateError, match=r"torch"):
         export_run(trained, tmp_path / "z.flaw", max_batch=2)
     assert list(tmp_path.iterdir()) == []

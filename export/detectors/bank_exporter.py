@@ -1,0 +1,101 @@
+"""Export of methods with a memory bank: the feature graph is traced, the head is written node by node after it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import safetensors.numpy
+
+from flawscope.arrays import Float32Array, UInt8Array
+from flawscope.bundle import BankHead, PadimHead, PatchcoreHead
+from flawscope.export.detectors import head_nodes, reference_scores
+from flawscope.export.detectors.head_nodes import BankFile
+from flawscope.export.exporter import ExportedGraphs
+from flawscope.export.graph_files import INLINE_LIMIT, write_graph
+from flawscope.export.onnx_trace import export_module
+from flawscope.training.detectors.detector_run import Run
+from flawscope.training.features.patch_features import PatchFeatures
+
+BANK = "bank.safetensors"
+
+
+@dataclass(frozen=True)
+class BankExporter:
+    """Exports a method whose bundles have patches and a bank; see `Exporter` for the contract.
+
+    Attributes:
+        make_head: `(run) -> head` from the run's settings.
+        nodes: Writes the head after the features; see `head_nodes.append_head`.
+        distances: The head by plain torch; see `reference_scores.torch_scores`.
+        more_tensors: `(tensors) -> tensors` that the graph needs beside those of the run.
+    """
+
+    make_head: Callable[[Run], BankHead]
+    nodes: head_nodes.WriteHead
+    distances: reference_scores.Distances
+    more_tensors: Callable[[Mapping[str, npt.NDArray[Any]]], dict[str, npt.NDArray[Any]]] = lambda tensors: {}
+    graph_words = "score.onnx, cpu"
+    other_paths = ("kernel",)
+    traced = ("patches",)
+
+    @property
+    def reducible(self) -> BankExporter:
+        """This exporter: the features before the head can be computed in fewer bits."""
+        return self
+
+    def head(self, run: Run, images: Sequence[UInt8Array]) -> BankHead:
+        """Return the head; nothing has to be measured for it."""
+        return self.make_head(run)
+
+    def graphs(self, run: Run, head: BankHead, scratch: Path, max_batch: int) -> ExportedGraphs:
+        """Write the bank, `features.onnx`, and `score.onnx`."""
+        size = run.record.config.preprocessing.size
+        tensors = {**run.fitted.tensors, **self.more_tensors(run.fitted.tensors)}
+        arrays = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
+        path = scratch / BANK
+        path.write_bytes(safetensors.numpy.save(arrays))
+        features = export_module(run.module, size, max_batch)
+        score = self.score_graph(features, head, BankFile(path), size, max_batch)
+        graphs = {
+            name: write_graph(max_batch, name, model, scratch, INLINE_LIMIT)
+            for name, model in (("features", features), ("score", score))
+        }
+        return ExportedGraphs(graphs, path.name, arrays)
+
+    def score_graph(
+        self, features: onnx.ModelProto, head: BankHead, bank: BankFile, size: tuple[int, int], max_batch: int
+    ) -> onnx.ModelProto:
+        """Return features and head as one graph."""
+        return head_nodes.append_head(features, head, bank, size, max_batch, self.nodes)
+
+    def reference(self, run: Run, head: BankHead, images: Sequence[UInt8Array]) -> tuple[Float32Array, Float32Array]:
+        """Return maps and scores by plain torch."""
+        module: PatchFeatures = run.module
+        size = run.record.config.preprocessing.size
+        return reference_scores.torch_scores(module, head, run.fitted.tensors, size, images, self.distances)
+
+
+def _patchcore_head(run: Run) -> PatchcoreHead:
+    config: Any = run.record.config
+    return PatchcoreHead(run.record.grid, config.neighbors, config.reweight, config.maps.sigma)
+
+
+def _padim_head(run: Run) -> PadimHead:
+    config: Any = run.record.config
+    return PadimHead(run.record.grid, config.maps.sigma)
+
+
+def _row_norms(tensors: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+    """Return the squared norms of the bank's rows, float32 [M]: the graph's products leave them out."""
+    bank = np.asarray(tensors["bank"], np.float32)
+    return {"norms": np.einsum("md,md->m", bank, bank)}
+
+
+PATCHCORE = BankExporter(_patchcore_head, head_nodes.patchcore_nodes, reference_scores.patchcore_distances, _row_norms)
+PADIM = BankExporter(_padim_head, head_nodes.padim_nodes, reference_scores.padim_distances)

@@ -1,0 +1,49 @@
+"""Export of a method whose network makes map and score itself: one traced graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flawscope.arrays import Float32Array, UInt8Array
+from flawscope.bundle import Head, StfpmHead
+from flawscope.export.detectors.reference_scores import network_scores
+from flawscope.export.exporter import ExportedGraphs, ReducibleHead
+from flawscope.export.graph_files import INLINE_LIMIT, write_graph
+from flawscope.export.onnx_trace import export_module
+from flawscope.training.detectors.detector_run import Run
+
+OUTPUTS = ("anomaly_map", "score")
+
+
+@dataclass(frozen=True)
+class GraphExporter:
+    """Exports a module: image uint8 [N, H, W, 3] in, map and score out; see `Exporter` for the contract.
+
+    Attributes:
+        make_head: `(settings, scale) -> head`; the scale is an ordinary score, the mean of the sample images'.
+    """
+
+    make_head: Callable[[Any, float], Head]
+    graph_words = "score.onnx, cpu"
+    other_paths: tuple[str, ...] = ()
+    traced = OUTPUTS
+    reducible: ReducibleHead | None = None
+
+    def head(self, run: Run, images: Sequence[UInt8Array]) -> Head:
+        """Return the head with the scale of the sample images."""
+        return self.make_head(run.record.config, float(network_scores(run.module, images)[1].mean()))
+
+    def graphs(self, run: Run, head: Head, scratch: Path, max_batch: int) -> ExportedGraphs:
+        """Write `score.onnx`."""
+        model = export_module(run.module, run.record.config.preprocessing.size, max_batch, OUTPUTS)
+        return ExportedGraphs({"score": write_graph(max_batch, "score", model, scratch, INLINE_LIMIT)})
+
+    def reference(self, run: Run, head: Head, images: Sequence[UInt8Array]) -> tuple[Float32Array, Float32Array]:
+        """Return maps and scores by torch."""
+        return network_scores(run.module, images)
+
+
+STFPM = GraphExporter(lambda config, scale: StfpmHead(config.maps.sigma, scale))

@@ -1,0 +1,102 @@
+"""Export of detectors that reconstruct: a graph for each network, and the noise of the sampling."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import safetensors.numpy
+import torch
+
+from flawscope.arrays import Float32Array, UInt8Array
+from flawscope.bundle import DdadHead, DsadHead, ReconstructionHead
+from flawscope.export.detectors.reference_scores import reconstruction_scores
+from flawscope.export.exporter import ExportedGraphs, ReducibleHead
+from flawscope.export.graph_files import INLINE_LIMIT, write_graph
+from flawscope.export.onnx_trace import export_network
+from flawscope.training.detectors.detector_run import Run
+from flawscope.training.diffusion.torch_reconstruction import Reconstruction
+
+NOISE = "noise.safetensors"
+
+
+@dataclass(frozen=True)
+class ReconstructionExporter:
+    """Exports denoiser and comparison, with latents also encoder and decoder; see `Exporter` for the contract.
+
+    Attributes:
+        make_head: `(reconstruction, scale) -> head`; the scale is an ordinary score, the mean of the sample images'.
+    """
+
+    make_head: Callable[[Reconstruction, float], ReconstructionHead]
+    graph_words = "denoise.onnx and the others, cpu"
+    other_paths: tuple[str, ...] = ()
+    traced: tuple[str, ...] | None = None
+    reducible: ReducibleHead | None = None
+
+    def head(self, run: Run, images: Sequence[UInt8Array]) -> ReconstructionHead:
+        """Return the head with the scale of the sample images."""
+        return self.make_head(run.module, float(reconstruction_scores(run.module, images)[1].mean()))
+
+    def graphs(self, run: Run, head: ReconstructionHead, scratch: Path, max_batch: int) -> ExportedGraphs:
+        """Write the graphs of the networks and the noise."""
+        reconstruction: Reconstruction = run.module
+        noise = scratch / NOISE
+        noise.write_bytes(safetensors.numpy.save({"noise": np.ascontiguousarray(reconstruction.noise)}))
+        size = run.record.config.preprocessing.size
+        graphs = {
+            name: write_graph(max_batch, name, model, scratch, INLINE_LIMIT)
+            for name, model in reconstruction_graphs(reconstruction, size, max_batch)
+        }
+        return ExportedGraphs(graphs, noise.name)
+
+    def reference(
+        self, run: Run, head: ReconstructionHead, images: Sequence[UInt8Array]
+    ) -> tuple[Float32Array, Float32Array]:
+        """Return maps and scores by torch, at the noise of the run."""
+        return reconstruction_scores(run.module, images)
+
+
+def reconstruction_graphs(
+    reconstruction: Reconstruction, size: tuple[int, int], max_batch: int
+) -> Iterator[tuple[str, onnx.ModelProto]]:
+    """Yield name and graph of every network, one after the other, because together they may not fit into memory.
+
+    Args:
+        reconstruction: The detector, on the CPU.
+        size: Height and width of the pictures.
+        max_batch: Largest batch the graphs take.
+
+    Raises:
+        RunError: If torch cannot export a network.
+    """
+    modules = reconstruction.networks.modules
+    image = torch.zeros((1, *size, 3), dtype=torch.uint8)
+    latents = torch.zeros((1, *reconstruction.noise.shape[1:]))
+    inputs = {"x": latents, "timestep": torch.zeros(1, dtype=torch.int64)}
+    if "encode" in modules:
+        shown = {"image": image}
+        if reconstruction.networks.edges:
+            shown["edges"] = torch.zeros((1, 1, *size))
+        with torch.no_grad():
+            _, hint = modules["encode"](*shown.values())
+        yield "encode", export_network(modules["encode"], shown, max_batch, ("latents", "hint"), "encode")
+        inputs["hint"] = hint
+        yield "decode", export_network(modules["decode"], {"latents": latents}, max_batch, ("picture",), "decode")
+    yield "denoise", export_network(modules["denoise"], inputs, max_batch, ("noise",), "denoise")
+    compared = {"image": image, "reconstruction": torch.zeros((1, 3, *size))}
+    yield "compare", export_network(modules["compare"], compared, max_batch, ("pixel_map", "feature_map"), "compare")
+
+
+def _dsad_head(reconstruction: Reconstruction, scale: float) -> DsadHead:
+    edges = reconstruction.networks.edges
+    return DsadHead(reconstruction.sampling, reconstruction.rule, scale, "canny" if edges else "none")
+
+
+DDAD = ReconstructionExporter(
+    lambda reconstruction, scale: DdadHead(reconstruction.sampling, reconstruction.rule, scale)
+)
+DSAD = ReconstructionExporter(_dsad_head)

@@ -1,0 +1,90 @@
+"""What an exporter is: the face of a detector in this room. The table of methods names one for each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy.typing as npt
+import onnx
+
+from flawscope import methods
+from flawscope.arrays import Float32Array, UInt8Array
+from flawscope.bundle import Graph, Head
+from flawscope.errors import ArgumentError
+from flawscope.export.detectors.head_nodes import BankFile
+from flawscope.runs import RunRecord
+from flawscope.training.detectors.detector_run import Run
+
+
+@dataclass(frozen=True)
+class ExportedGraphs:
+    """Graphs in a scratch folder.
+
+    Attributes:
+        graphs: What the manifest says of them.
+        bank: Name of the file with the tensors that they or the runtime need, or None.
+        arrays: What that file holds, where a reduced precision is made from it.
+    """
+
+    graphs: dict[str, Graph]
+    bank: str | None = None
+    arrays: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
+
+
+class ReducibleHead(Protocol):
+    """What a method offers whose features can be computed in fewer bits: its head is written after them, in FP32."""
+
+    def score_graph(
+        self, features: onnx.ModelProto, head: Any, bank: BankFile, size: tuple[int, int], max_batch: int
+    ) -> onnx.ModelProto:
+        """Return the complete graph: features, then the head; see `flawscope.export.detectors.head_nodes`."""
+
+
+class Exporter(Protocol):
+    """Turns the run of a detector into graphs, and computes the same without them.
+
+    Attributes:
+        graph_words: What the evidence calls the graphs.
+        other_paths: Paths beside `graph` that have to give the same scores.
+        traced: Outputs of the module where its scores are made by one traced graph, or None where there are several.
+        reducible: What a reduced precision is made with, or None where there is FP32 alone.
+    """
+
+    graph_words: str
+    other_paths: tuple[str, ...]
+    traced: tuple[str, ...] | None
+    reducible: ReducibleHead | None
+
+    def head(self, run: Run, images: Sequence[UInt8Array]) -> Head:
+        """Return the head of the bundle; `images` are the run's prepared sample images, uint8 [H, W, 3]."""
+
+    def graphs(self, run: Run, head: Any, scratch: Path, max_batch: int) -> ExportedGraphs:
+        """Write the graphs.
+
+        Raises:
+            RunError: If torch cannot export a network, or a tensor would be too large.
+        """
+
+    def reference(self, run: Run, head: Any, images: Sequence[UInt8Array]) -> tuple[Float32Array, Float32Array]:
+        """Return maps float32 [N, H, W] and scores float32 [N] by plain torch: what the graphs are measured against."""
+
+
+def exporter_of(record: RunRecord) -> Exporter:
+    """Return the exporter of a run.
+
+    Raises:
+        ArgumentError: If such runs are not exported by themselves.
+    """
+    return exporter_named(str(type(record.config).__struct_config__.tag))
+
+
+def exporter_named(method: str) -> Exporter:
+    """Return the exporter of a detector by the method's name; see `exporter_of`."""
+    row = methods.method(method)
+    if row.kind != "detector" or row.exporter is None:
+        raise ArgumentError(f"export: expected the run of a detector, got one of {method}.")
+    exporter: Exporter = methods.load(row.exporter)
+    return exporter
