@@ -102,8 +102,8 @@ public:
         Best best;
         if (begin == end) return best;
         // The highest bound first: the better the first value, the fewer rows have to catch up.
-        // What other threads put into `shared` is read without order. An old value lets rows catch up that need not, and
-        // never loses one: time depends on it, the selection does not.
+        // What other threads put into `shared` is read without order. An old value lets rows catch up that need not,
+        // and never loses one: time depends on it, the selection does not.
         const int64_t top = std::max_element(bounds_.data() + begin, bounds_.data() + end) - bounds_.data();
         look_into(top, best, shared, computed);
         for (int64_t block = begin; block < end; ++block) {
@@ -158,8 +158,8 @@ private:
             closest[r] = closest_[row];
             first = std::min<int64_t>(first, seen_[row]);
         }
-        // Down to a whole group. Centres that a row has met already change nothing: their distance comes out the same to
-        // the bit, and the minimum stays.
+        // Down to a whole group. Centres that a row has met already change nothing: their distance comes out the same
+        // to the bit, and the minimum stays.
         first = first / 4 * 4;
         while (first < centre_count_) {
             const int64_t last = std::min(divide_up(centre_count_, 4) * 4, first + kCentreStep);

@@ -185,7 +185,7 @@ void lower_closest(const float* const* rows, const float* row_norms, const float
         sum_tile(dot, products);
         for (int j = 0; j < 4; ++j) {
             // The norms first. Of a row and itself their sum is twice the norm without rounding, and so is the product:
-            // the difference is 0. In another order it may be a rounding away, and a row that repeats a centre is taken.
+            // the difference is 0. In another order it may be a rounding off, and a row that repeats a centre be taken.
             const Four distance = (norms + centre_norms[c + j]) - 2.0f * load_four(products + 4 * j);
             least = distance < least ? distance : least;
         }

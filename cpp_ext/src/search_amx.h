@@ -31,7 +31,7 @@ void pack_bytes(const int8_t* rows, int64_t depth, char* tile) {
 class TileRegisters {
 public:
     TileRegisters() {
-        // Zero wherever nothing is said, as for tiles 8 to 15, which no processor has: ldtilecfg faults on other values.
+        // Zero where nothing is said, as for tiles 8 to 15, which no processor has: ldtilecfg faults on other values.
         struct {
             uint8_t palette = 1, start_row = 0, reserved[14] = {};
             uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
