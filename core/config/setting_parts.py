@@ -83,25 +83,27 @@ def nest(kind: type[msgspec.Struct], flat: Mapping[str, Any]) -> dict[str, Any]:
     return nested
 
 
-def from_flat(kind: type[_Config], flat: Mapping[str, Any], *, strict: bool = True) -> _Config:
+def from_flat(kind: type[_Config], flat: Mapping[str, Any], *, strict: bool = True, what: str = "") -> _Config:
     """Return settings of a kind from their flat names; those that are not named have its defaults.
 
     Args:
         kind: Struct of the settings.
         flat: Flat name -> value; every name has to be one of the kind's.
         strict: Refuse text where a number belongs.
+        what: What the settings are for, in errors; empty for the name of the method.
 
     Raises:
         ArgumentError: If a name is not known, or a value does not fit.
     """
+    what = what or tag_of(kind)
     for name in flat:
         if name not in places_of(kind):
-            raise ArgumentError(f"{name}: expected a setting of {tag_of(kind)}, got one that it does not have.")
+            raise ArgumentError(f"{name}: expected a setting of {what}, got one that it does not have.")
     try:
         return msgspec.convert(_with_tag(kind, nest(kind, flat)), kind, strict=strict)
     except msgspec.ValidationError as err:
         # msgspec reports errors of __post_init__ with its own type and our text.
-        raise ArgumentError(f"settings of {tag_of(kind)}: {without_parts(kind, str(err))}") from err
+        raise ArgumentError(f"settings of {what}: {without_parts(kind, str(err))}") from err
 
 
 def change_settings(config: _Config, changes: Mapping[str, Any]) -> _Config:

@@ -8,6 +8,7 @@ import sys
 
 import msgspec
 import pytest
+from click.testing import CliRunner
 
 from flawscope.config import (
     CONFIGS,
@@ -25,6 +26,7 @@ from flawscope.config import (
 from flawscope.config.setting_parts import SettingPart, change_settings, parts_of, places_of
 from flawscope.errors import ArgumentError
 from flawscope.training.settings import preset_names, read_settings
+from flawscope.training.train_command import train
 
 METHODS = list(CONFIGS)
 PRESETS = {
@@ -178,3 +180,22 @@ def test_settings_and_their_help_need_no_torch():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "extractor_rate=0.0001" in done.stdout
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--out", "ddad", "--help"], ["unknown", "--help"]])
+def test_the_help_without_a_method_says_how_to_see_its_settings(arguments):
+    done = CliRunner().invoke(train, arguments, prog_name="flawscope train")
+    assert done.exit_code == 0
+    assert done.stdout.endswith("\nSettings of a method: flawscope train METHOD --help\n")
+    assert "extractor_rate" not in done.stdout
+
+
+@pytest.mark.parametrize("arguments", [["ddad", "--help"], ["--seed", "3", "ddad", "--help"], ["--help", "ddad"]])
+def test_the_help_of_a_method_lists_its_settings_by_subject(arguments):
+    done = CliRunner().invoke(train, arguments, prog_name="flawscope train")
+    assert done.exit_code == 0
+    listed = done.stdout
+    for line in describe_settings("ddad"):
+        assert f"  {line.key}={line.default}" in listed
+        assert f"\n{line.part}:\n" in listed
+    assert "\n  rank=" not in listed

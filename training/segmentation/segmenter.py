@@ -137,7 +137,7 @@ def build_segmenter_config(*layers: Mapping[str, Any]) -> SegmenterConfig:
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         count = {"resize": 2, "crop": 2, "mean": 3, "std": 3, "stages": 1}.get(key, 0)
         merged[key] = [value] * count if is_number and count else value
-    return from_flat(SegmenterConfig, merged, strict=False)
+    return from_flat(SegmenterConfig, merged, strict=False, what="the segmenter")
 
 
 @dataclass(frozen=True)

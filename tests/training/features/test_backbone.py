@@ -19,7 +19,7 @@ State = dict[str, torch.Tensor]
 
 
 def resnet_config(**settings: object) -> PadimConfig:
-    return from_flat(PadimConfig, {"backbone": "resnet18", "stages": (1, 2), "resize": (64, 64), **settings})  # type: ignore[arg-type]
+    return from_flat(PadimConfig, {"backbone": "resnet18", "stages": (1, 2), "resize": (64, 64), **settings})
 
 
 def fresh_state(name: str = "resnet18") -> State:

@@ -293,7 +293,12 @@ def test_a_score_is_the_mean_probability_of_the_highest_pixels() -> None:
 
 def test_one_number_stands_for_both_sides_and_all_channels_and_the_later_layer_wins() -> None:
     found = build_segmenter_config({"resize": 64, "mean": 0.5, "stages": 2, "steps": 5}, {"steps": 7})
-    assert (found.resize, found.mean, found.stages, found.steps) == ((64, 64), (0.5, 0.5, 0.5), (2,), 7)
+    assert (found.input.resize, found.features.mean, found.features.stages, found.steps) == (
+        (64, 64),
+        (0.5, 0.5, 0.5),
+        (2,),
+        7,
+    )
 
 
 @pytest.mark.parametrize(
@@ -308,7 +313,7 @@ def test_one_number_stands_for_both_sides_and_all_channels_and_the_later_layer_w
         ({"weak_tau": 1.0}, "weak_tau: expected a probability"),
         ({"gamma": -1}, "gamma: expected 0 to 10"),
         ({"train_encoder": True}, "backbone: expected a network that can be trained (train_encoder is set), got 'sca"),
-        ({"tile": [64, 64]}, "tile: expected none"),
+        ({"tile": [64, 64]}, "tile: is no setting of the segmenter. Known: accumulate,"),
         ({"batch_size": 1}, "batch_size: expected at least 2"),
         ({"steps": "many"}, "settings of the segmenter: Expected `int`"),
     ],

@@ -242,7 +242,7 @@ def test_defect_types_that_the_support_set_does_not_have_are_named(place: Place)
 def test_a_defect_that_vanishes_at_this_size_is_not_taught_as_a_good_picture(place: Place, tmp_path: Path) -> None:
     dot = np.zeros((SIDE, SIDE), np.bool_)
     dot[4, 5] = True
-    learned, _ = split_held_out(open_dataset(place.root).train_good, CONFIG.validation, 2)
+    learned, _ = split_held_out(open_dataset(place.root).train_good, CONFIG.data.validation, 2)
     tiny = Drawing("spot", part(600)[0], dot, learned[0].path)
     generated = write_generated(tmp_path / "tiny", place.root, [*place.drawings, tiny], place.seen)
     data = data_of(place, generated, resize=(16, 16))
