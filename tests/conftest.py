@@ -19,6 +19,8 @@ from tiny_dataset import CATEGORY, good_pictures, write_tiny_dataset
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # The same examples on every run: a property that fails must fail for the one who broke it.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
+# For tools/test_variants.py, with --hypothesis-seed: a profile with `derandomize` would not look at the seed.
+settings.register_profile("other-examples", derandomize=False, deadline=None, database=None)
 settings.load_profile("repeatable")
 
 SETTINGS: dict[str, dict[str, Any]] = {

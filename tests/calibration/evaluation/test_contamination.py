@@ -380,7 +380,8 @@ def test_no_module_of_the_package_is_loaded_for_an_evaluation_without_a_support_
     import sys
 
     code = (
-        "import sys, flawscope.calibration.thresholds.calibrate_command, flawscope.calibration.evaluation.evaluate_command\n"
+        "import sys, flawscope.calibration.thresholds.calibrate_command\n"
+        "import flawscope.calibration.evaluation.evaluate_command\n"
         "print('flawscope.runtime.synthesis' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

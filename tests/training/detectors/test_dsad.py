@@ -13,6 +13,7 @@ import pytest
 import safetensors.numpy
 import safetensors.torch
 import torch
+from interrupted import killed_at_checkpoint
 from scipy.stats import spearmanr
 from tiny_dataset import CATEGORY, defective_pictures, good_pictures
 from tiny_stable_diffusion import write_stable_diffusion
@@ -164,23 +165,11 @@ def test_augmentation_changes_what_is_learned(tiny_root: Path, autoencoder: Path
 
 
 def test_a_training_that_was_killed_ends_with_the_same_weights(
-    tmp_path: Path, tiny_root: Path, autoencoder: Path, run: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tiny_root: Path, autoencoder: Path, run: Path
 ) -> None:
-    from flawscope.training.loop import loop
-    from flawscope.training.loop.checkpoints import write_checkpoint
-
-    class Killed(BaseException):
-        pass
-
-    def dying(*arguments: Any, **named: Any) -> None:
-        write_checkpoint(*arguments, **named)
-        raise Killed
-
     cut = tmp_path / "cut"
-    monkeypatch.setattr(loop, "write_checkpoint", dying)
-    with pytest.raises(Killed):
+    with killed_at_checkpoint():
         train(tiny_root, autoencoder, cut)
-    monkeypatch.undo()
     train(tiny_root, autoencoder, cut, resume=True)
     assert (cut / "weights.safetensors").read_bytes() == (run / "weights.safetensors").read_bytes()
 
@@ -337,23 +326,10 @@ def test_an_autoencoder_is_needed_and_it_has_to_fit(tmp_path: Path, tiny_root: P
     assert list(tmp_path.glob("run*")) == []
 
 
-def stop_after_it(*arguments: Any, **named: Any) -> None:
-    from flawscope.training.loop.checkpoints import write_checkpoint
-
-    write_checkpoint(*arguments, **named)
-    raise KeyboardInterrupt
-
-
-def test_going_on_with_another_autoencoder_is_refused(
-    tmp_path: Path, tiny_root: Path, autoencoder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from flawscope.training.loop import loop
-
+def test_going_on_with_another_autoencoder_is_refused(tmp_path: Path, tiny_root: Path, autoencoder: Path) -> None:
     moved = Path(shutil.copytree(autoencoder, tmp_path / "autoencoder"))
-    monkeypatch.setattr(loop, "write_checkpoint", stop_after_it)
-    with pytest.raises(KeyboardInterrupt):
+    with killed_at_checkpoint():
         train(tiny_root, moved, tmp_path / "run")
-    monkeypatch.undo()
     tensors = safetensors.numpy.load_file(moved / "weights.safetensors")
     safetensors.numpy.save_file({name: value * 1.01 for name, value in tensors.items()}, moved / "weights.safetensors")
     with pytest.raises(ArgumentError, match="expected the weights that the training was begun with, got other"):

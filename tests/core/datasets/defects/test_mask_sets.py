@@ -8,6 +8,7 @@ import time
 import cv2
 import numpy as np
 import pytest
+from file_contents import files_of
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -263,10 +264,6 @@ def test_every_published_range_can_be_drawn(tmp_path):
 
 def a_range(within, rotate=True):
     return {"steel": CategoryRanges(within, {"scratch": Sides((0.1, 0.2), (0.2, 0.4), rotate)})}
-
-
-def files_of(folder):
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 def is_png_of_two_values(path):
