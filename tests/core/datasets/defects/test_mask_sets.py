@@ -121,6 +121,7 @@ def test_a_template_too_small_for_any_box_is_refused_at_once():
 
 
 @pytest.mark.parametrize("rotate", [False, True])
+@pytest.mark.serial
 def test_a_search_without_a_fit_ends_and_says_what_was_looked_for(rotate):
     ring = np.zeros((SIZE, SIZE), np.bool_)
     ring[:6] = ring[-6:] = True  # enough area in all, and no place for a box of 30 x 30
