@@ -162,10 +162,10 @@ def test_a_sketch_that_is_partly_wrong_is_for_training_alone(tiny_root: Path, au
         return torch.cat(seen[:in_training]), torch.cat(seen[in_training:])
 
     (dropped, validated), (whole, again) = sketches(1.0), sketches(0.0)
-    assert float(whole.max()) > 0.5
+    assert float(whole.max()) > 0.05
     assert float(dropped.abs().max()) == 0.0
     assert torch.equal(validated, again)
-    assert float(validated.max()) > 0.5
+    assert float(validated.max()) > 0.05
 
 
 def test_augmentation_changes_what_is_learned(tiny_root: Path, autoencoder: Path) -> None:
