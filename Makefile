@@ -11,13 +11,32 @@ FP16   := $(VENV)/fp16/.installed
 export FLAWSCOPE_MODELOPT_PYTHON ?= $(abspath $(VENV)/fp16/bin/python)
 CMAKE  := $(BIN)/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) -DPython_EXECUTABLE=$(abspath $(BIN)/python)
 
-.PHONY: demo test check links format lean native sanitize clean
+# As many processes as cores; a file's tests stay in one of them, so that its fixtures are made once.
+WORKERS ?= $(shell nproc)
+PYTEST  := $(BIN)/python -m pytest
+SHARED  := -n $(WORKERS) --dist loadfile
+
+.PHONY: demo test test-fast test-all test-variants check links format lean native sanitize clean
 
 demo: $(NATIVE)
 	$(BIN)/flawscope demo --out demo
 
+# The loop of a day's work: whatever takes more than a moment is left out.
+test-fast: $(NATIVE)
+	$(PYTEST) tests $(SHARED) -m "not slow and not long and not serial"
+
+# What guards the project. What measures comes after the rest, alone; then the quick part once more as an AVX2 machine.
 test: $(NATIVE) $(FP16)
-	$(BIN)/python -m pytest tests
+	$(PYTEST) tests $(SHARED) -m "not slow and not serial"
+	$(PYTEST) tests -m "serial and not slow"
+	$(BIN)/python tools/test_variants.py --only avx2 $(SHARED) -m "not slow and not long and not serial"
+
+test-all: test test-variants
+	$(PYTEST) tests -m slow
+
+# Other instruction sets, threads and examples; `make test-variants VARIANT="--only threads"` runs one.
+test-variants: $(NATIVE) $(FP16)
+	$(BIN)/python tools/test_variants.py $(VARIANT) $(SHARED) -m "not serial"
 
 # Static checks and editors read a tree of links, because none of them follows the mapping of folders to packages. The
 # installation makes it; here it learns of files that were added directly below core/ since.

@@ -214,6 +214,7 @@ def test_ctrl_c_during_progress_ends_the_selection(kernels, threads):
 
 
 @pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.serial
 def test_ctrl_c_ends_the_selection_also_where_nobody_asked_for_progress(kernels, threads):
     # All rows of many channels: seconds, of which the signal cuts off most.
     features, finished = random(20_000, 64), False

@@ -270,6 +270,7 @@ print(len(set(cpp_ext.kcenter_greedy(features, 100, 0, threads=2).tolist())))
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit of address space is Linux's")
 @pytest.mark.skipif("FLAWSCOPE_SANITIZED" in os.environ, reason="AddressSanitizer needs the address space itself")
+@pytest.mark.serial
 def test_a_call_that_gets_no_threads_is_refused_and_harms_no_other():
     done = subprocess.run([sys.executable, "-c", NO_THREADS], capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stdout.split()) == (0, ["refused", "refused", "100"]), done.stderr[-2000:]

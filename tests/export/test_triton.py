@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from file_contents import files_of
 from text_format import SCHEMA, TextFormatError, read_model_config
 from tiny_bundle import brightness_graph, tiny_thresholds, write_tiny_bundle
 from tiny_dataset import defective_pictures
@@ -51,10 +52,6 @@ def config_of(folder: Path) -> dict[str, Any]:
 
 def record_of(folder: Path) -> TritonRecord:
     return msgspec.json.decode((folder / RECORD).read_bytes(), type=TritonRecord)
-
-
-def files_of(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize("method", METHODS)

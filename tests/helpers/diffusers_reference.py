@@ -12,6 +12,20 @@ from flawscope.arrays import BoolArray, Float32Array, UInt8Array
 from flawscope.diffusion.reconstruction import signed
 
 
+def latent_ddim() -> Any:
+    """Return the DDIMScheduler that latent diffusion models were published with."""
+    from diffusers import DDIMScheduler
+
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
+
+
 def fill_box(
     autoencoder: nn.Module,
     unet: nn.Module,
@@ -30,21 +44,14 @@ def fill_box(
         noise: What the latents begin as, float32 [1, C, h, w].
         texts: What the text encoder gives for the wanted and for the empty text.
     """
-    from diffusers import DDIMScheduler, StableDiffusionInpaintPipeline
+    from diffusers import StableDiffusionInpaintPipeline
 
     pipeline: Any = StableDiffusionInpaintPipeline(
         vae=autoencoder,  # type: ignore[arg-type]
         text_encoder=None,
         tokenizer=None,
         unet=unet,  # type: ignore[arg-type]
-        scheduler=DDIMScheduler(
-            beta_start=0.00085,
-            beta_end=0.012,
-            beta_schedule="scaled_linear",
-            clip_sample=False,
-            set_alpha_to_one=False,
-            steps_offset=1,
-        ),
+        scheduler=latent_ddim(),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,

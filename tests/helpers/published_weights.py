@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import safetensors.torch
 import torch
 import torchvision
 from torch import Tensor
@@ -50,6 +52,20 @@ def inception_state() -> dict[str, Tensor]:
     with torch.device("meta"):
         state = torchvision.models.inception_v3(weights=None, init_weights=False, aux_logits=True).state_dict()
     return _filled(state)
+
+
+def write_backbone_weights(path: Path, network: str, seed: int = 0) -> Path:
+    """Write weights of a network of timm, drawn as it draws them before a training; return the path.
+
+    What a student or an extractor can learn from them does not depend on what they are good for.
+    """
+    import timm
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        state = timm.create_model(network).state_dict()
+    safetensors.torch.save_file({name: value.contiguous() for name, value in state.items()}, path)
+    return path
 
 
 def _filled(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

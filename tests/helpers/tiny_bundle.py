@@ -5,7 +5,6 @@ Its graph is the brightness of a picture: the map is the mean of the three chann
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -126,11 +125,3 @@ def write_tiny_bundle(path: Path, sources: dict[str, Path | bytes] | None = None
         **changes: Manifest fields to set differently.
     """
     return write_bundle(path, tiny_manifest(**changes), tiny_sources() | (sources or {}))
-
-
-def contents(path):
-    """Return the bytes of every file below a folder, or of every member of a zip file."""
-    if path.is_dir():
-        return {entry.relative_to(path).as_posix(): entry.read_bytes() for entry in path.rglob("*") if entry.is_file()}
-    with zipfile.ZipFile(path) as archive:
-        return {name: archive.read(name) for name in archive.namelist()}

@@ -279,6 +279,7 @@ print(result.anomaly_map.shape, result.score, good, [int(one) for one in peak], 
 """
 
 
+@pytest.mark.serial
 def test_a_small_defect_on_a_large_picture_is_found_within_bounded_memory(bundles: dict[str, Path]) -> None:
     done = subprocess.run(
         [sys.executable, "-c", _PROBE, str(bundles["patchcore"]), str(Path(__file__).parent)],

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from interrupted import killed_at_checkpoint
+from published_weights import write_backbone_weights
 from tiny_dataset import CATEGORY, good_pictures
 
 from flawscope import cli
@@ -213,13 +215,7 @@ def test_a_dataset_without_defects_is_not_evaluated_and_older_figures_are_named(
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    import timm
-
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("weights") / "weights.safetensors"
-    state = {name: value.contiguous() for name, value in timm.create_model(NETWORK).state_dict().items()}
-    safetensors.torch.save_file(state, path)
-    return path
+    return write_backbone_weights(tmp_path_factory.mktemp("weights") / "weights.safetensors", NETWORK)
 
 
 def leave_export(monkeypatch: pytest.MonkeyPatch, calls: list[str] | None = None) -> None:
@@ -319,26 +315,14 @@ def test_a_training_of_the_extractor_that_was_killed_goes_on(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from flawscope.training.loop import loop
-    from flawscope.training.loop.checkpoints import write_checkpoint
-
-    class Killed(BaseException):
-        pass
-
-    def dying(*arguments: Any, **named: Any) -> None:
-        write_checkpoint(*arguments, **named)
-        raise Killed
-
     leave_export(monkeypatch)
     out = copied(denoised, tmp_path)
     more = [*settings(["extractor=autoencoder", "extractor_epochs=2", "checkpoint_every=1"]), "--weights", str(weights)]
     more += skip("train", "threshold", "evaluation")
     whole = Path(shutil.copytree(out, tmp_path / "whole"))
     assert call("ddad", tiny_root, whole, *more) == 0
-    with monkeypatch.context() as patched:
-        patched.setattr(loop, "write_checkpoint", dying)
-        with pytest.raises(Killed):
-            call("ddad", tiny_root, out, *more)
+    with killed_at_checkpoint():
+        call("ddad", tiny_root, out, *more)
     assert is_same(tensors_of(out / "run", ""), tensors_of(denoised / "run", ""))
     assert call("ddad", tiny_root, out, *more) == 2
     assert "Go on with --resume latest" in capsys.readouterr().err

@@ -59,6 +59,7 @@ def test_samplings_are_compared_on_the_same_pictures(
     assert manifest_of(bundle).evidence.sampling == ()  # nothing is written
 
 
+@pytest.mark.serial
 def test_a_bundle_is_written_with_what_fewer_steps_cost(tmp_path: Path, tiny_root: Path, bundle: Path) -> None:
     source = Path(shutil.copytree(bundle, tmp_path / "source.flaw"))
     assert cli.run(["calibrate", str(source), *data(tiny_root)]) == 0

@@ -69,6 +69,7 @@ def good(dataset, padim_bundle: Path):
     return [prepare(read_image(sample.path), spec) for sample in dataset.train_good[:6]]
 
 
+@pytest.mark.serial
 def test_the_same_twice_changes_nothing(padim_bundle: Path, good, dataset) -> None:
     with Inspector.load(padim_bundle, "cpu") as inspector:
         gate = measure_gate(inspector, inspector, good, dataset.test)

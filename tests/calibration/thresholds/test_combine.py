@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 import pytest
 from fake_bundles import write_picture
-from tiny_bundle import contents
+from file_contents import files_of
 from tiny_dataset import CATEGORY, defective_pictures, good_pictures, training_pictures
 from tiny_ensemble import write_member
 
@@ -102,7 +102,7 @@ def test_the_ensemble_says_what_it_is_made_of(tmp_path, dataset, members) -> Non
         with open_bundle(path) as bundle:
             digest = bundle.manifest.digest
         assert source.config["members"][path.stem] == {"bundle": path.name, "digest": digest, "method": "patchcore"}
-        assert contents(tmp_path / "both.flaw" / "members" / path.stem) == contents(path)
+        assert files_of(tmp_path / "both.flaw" / "members" / path.stem) == files_of(path)
     # The members have the same golden picture: it is looked at once.
     assert [golden.file for golden in manifest.golden] == ["members/one/golden/0.png"]
 
@@ -196,11 +196,11 @@ def test_an_ensemble_and_the_same_bundle_twice_are_refused(tmp_path, dataset, me
 
 
 def test_the_place_of_a_member_is_not_written_to(tmp_path, dataset, members) -> None:
-    before = contents(members[0])
+    before = files_of(members[0])
     for out in (members[0], members[0] / "inside.flaw"):
         with pytest.raises(ArgumentError, match=r"expected a place outside the bundles, got one in .*one\.flaw"):
             combine_bundles(members, out, dataset, backend="cpu")
-    assert contents(members[0]) == before
+    assert files_of(members[0]) == before
 
 
 @pytest.mark.parametrize(
@@ -253,7 +253,7 @@ def test_a_picture_without_finite_numbers_is_refused(tmp_path, dataset, known) -
 def test_a_failure_leaves_what_was_there(tmp_path, dataset, members, monkeypatch) -> None:
     out = tmp_path / "out" / "both.flaw"
     combine_bundles(members, out, dataset, backend="cpu")
-    before = contents(out)
+    before = files_of(out)
 
     def fail(*arguments: object) -> None:
         raise DataError("no")
@@ -261,7 +261,7 @@ def test_a_failure_leaves_what_was_there(tmp_path, dataset, members, monkeypatch
     monkeypatch.setattr(combine, "rewrite_manifest", fail)
     with pytest.raises(DataError, match="no"):
         combine_bundles(members[::-1], out, dataset, backend="cpu")
-    assert contents(out) == before
+    assert files_of(out) == before
     assert list(out.parent.iterdir()) == [out]
 
 

@@ -12,9 +12,9 @@ import msgspec
 import numpy as np
 import pytest
 import safetensors.numpy
+from file_contents import files_of
 from tiny_bundle import (
     BANK,
-    contents,
     golden_picture,
     tiny_manifest,
     tiny_sources,
@@ -61,14 +61,14 @@ def test_sources_may_be_files(tmp_path):
     (tmp_path / "graph.bin").write_bytes(data)
     write_tiny_bundle(tmp_path / "b", {"score.onnx": tmp_path / "graph.bin"})
     write_tiny_bundle(tmp_path / "c")
-    assert contents(tmp_path / "b") == contents(tmp_path / "c")
+    assert files_of(tmp_path / "b") == files_of(tmp_path / "c")
 
 
 def test_a_packed_bundle_has_the_same_identity_and_files(folder, packed):
     with open_bundle(folder) as one, open_bundle(packed) as other:
         assert other.manifest == one.manifest
         assert other.path == packed
-        assert contents(other.folder) == contents(folder)
+        assert files_of(other.folder) == files_of(folder)
 
 
 def test_a_packed_bundle_is_the_same_byte_for_byte_whatever_it_was_made_from(tmp_path, folder, packed):
@@ -205,9 +205,9 @@ def test_a_bank_that_vanished_after_opening_is_refused(packed):
 def test_rewriting_sets_thresholds_and_touches_no_other_file(folder, packed, is_packed):
     path = packed if is_packed else folder
     with open_bundle(path) as bundle:
-        manifest, before = bundle.manifest, contents(path)
+        manifest, before = bundle.manifest, files_of(path)
     written = rewrite_manifest(path, msgspec.structs.replace(manifest, thresholds=tiny_thresholds(42.0)))
-    after = contents(path)
+    after = files_of(path)
     with open_bundle(path) as bundle:
         assert bundle.manifest == written
         assert bundle.manifest.thresholds == tiny_thresholds(42.0)
@@ -230,10 +230,10 @@ def test_rewriting_with_nan_changes_nothing(folder, packed, is_packed):
     path = packed if is_packed else folder
     with open_bundle(path) as bundle:
         manifest = bundle.manifest
-    before = contents(path)
+    before = files_of(path)
     with pytest.raises(BundleError, match="expected finite numbers"):
         rewrite_manifest(path, msgspec.structs.replace(manifest, thresholds=tiny_thresholds(float("nan"))))
-    assert contents(path) == before
+    assert files_of(path) == before
 
 
 # --- where a bundle may be written
@@ -241,10 +241,10 @@ def test_rewriting_with_nan_changes_nothing(folder, packed, is_packed):
 
 def test_an_existing_bundle_is_replaced_whole(folder):
     write_tiny_bundle(folder, {"extra.bin": b"x"}, name="first")
-    assert "extra.bin" in contents(folder)
+    assert "extra.bin" in files_of(folder)
     write_tiny_bundle(folder, name="second")
     assert open_bundle(folder).manifest.name == "second"
-    assert "extra.bin" not in contents(folder)
+    assert "extra.bin" not in files_of(folder)
     assert list(folder.parent.iterdir()) == [folder]
 
 
@@ -272,14 +272,14 @@ def test_a_foreign_folder_is_not_replaced(tmp_path, name, data, message):
     (tmp_path / "b" / name).write_bytes(data)
     with pytest.raises(ArgumentError, match=message):
         write_tiny_bundle(tmp_path / "b")
-    assert contents(tmp_path) == {f"b/{name}": data}
+    assert files_of(tmp_path) == {f"b/{name}": data}
 
 
 def test_a_file_is_not_replaced_by_a_folder(tmp_path):
     (tmp_path / "b").write_bytes(b"a file")
     with pytest.raises(ArgumentError, match="expected a folder name that is free, got an existing file"):
         write_tiny_bundle(tmp_path / "b")
-    assert contents(tmp_path) == {"b": b"a file"}
+    assert files_of(tmp_path) == {"b": b"a file"}
 
 
 @pytest.mark.parametrize(
@@ -299,7 +299,7 @@ def test_packing_onto_a_folder_is_refused(folder, tmp_path):
 
 @pytest.mark.parametrize("name", ["new.flaw", "bank.safetensors", "golden/new.flaw"])
 def test_packing_into_the_bundle_itself_is_refused(folder, name):
-    before = contents(folder)
+    before = files_of(folder)
     with open_bundle(folder) as bundle, pytest.raises(ArgumentError, match="expected a place outside the bundle"):
         pack_bundle(bundle, folder / name)
-    assert contents(folder) == before
+    assert files_of(folder) == before

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from file_contents import files_of
 from tiny_bundle import (
-    contents,
     tiny_manifest,
     tiny_sources,
     write_tiny_bundle,
@@ -69,20 +69,20 @@ def fail_at(monkeypatch, owner, name, position):
 def test_a_full_disk_leaves_the_old_bundle_and_nothing_else(folder, monkeypatch, tmp_path, owner, name, position):
     graph = tmp_path / "graph.bin"
     graph.write_bytes(tiny_sources()["score.onnx"])
-    before = contents(tmp_path)
+    before = files_of(tmp_path)
     entries = sorted(tmp_path.iterdir())
     calls = fail_at(monkeypatch, owner, name, position)
     with pytest.raises(StorageError, match=r"tiny.flaw: could not be written: the disk is full. Nothing was left"):
         write_tiny_bundle(folder, {"score.onnx": graph}, name="new")
     assert len(calls) > position
     monkeypatch.undo()
-    assert contents(tmp_path) == before
+    assert files_of(tmp_path) == before
     assert sorted(tmp_path.iterdir()) == entries
     assert open_bundle(folder).manifest.name == "tiny"
 
 
 def test_an_interrupt_while_the_folders_are_swapped_brings_the_old_bundle_back(folder, monkeypatch):
-    before = contents(folder.parent)
+    before = files_of(folder.parent)
     real, calls = Path.replace, []
 
     def interrupted(self, target):
@@ -95,11 +95,11 @@ def test_an_interrupt_while_the_folders_are_swapped_brings_the_old_bundle_back(f
     with pytest.raises(KeyboardInterrupt):
         write_tiny_bundle(folder, name="new")
     monkeypatch.undo()
-    assert contents(folder.parent) == before
+    assert files_of(folder.parent) == before
 
 
 def test_the_old_bundle_is_kept_aside_when_it_cannot_be_moved_back(folder, monkeypatch):
-    before, real, calls = contents(folder), Path.replace, []
+    before, real, calls = files_of(folder), Path.replace, []
 
     def stuck(self, target):
         calls.append(self)
@@ -112,7 +112,7 @@ def test_the_old_bundle_is_kept_aside_when_it_cannot_be_moved_back(folder, monke
         write_tiny_bundle(folder, name="new")
     monkeypatch.undo()
     (aside,) = folder.parent.iterdir()
-    assert contents(aside / folder.name) == before
+    assert files_of(aside / folder.name) == before
 
 
 @pytest.mark.parametrize(
@@ -134,13 +134,13 @@ def test_a_full_disk_leaves_the_old_packed_bundle_and_nothing_else(packed, scrat
 
 
 def test_a_full_disk_leaves_the_old_manifest(folder, monkeypatch):
-    before = contents(folder)
+    before = files_of(folder)
     manifest = open_bundle(folder).manifest
     monkeypatch.setattr(Path, "write_bytes", no_space)
     with pytest.raises(StorageError, match=r"manifest.json: could not be written: the disk is full"):
         rewrite_manifest(folder, msgspec.structs.replace(manifest, min_area_px=9))
     monkeypatch.undo()
-    assert contents(folder) == before
+    assert files_of(folder) == before
 
 
 @pytest.mark.parametrize(("owner", "name"), [(Path, "write_bytes"), (Path, "mkdir"), (tempfile, "mkdtemp")])

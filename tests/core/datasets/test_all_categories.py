@@ -12,12 +12,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from dataset_files import index_with_categories, touch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flawscope.cli import run
 from flawscope.datasets import (
-    Dataset,
     Sample,
     fingerprint,
     hash_contents,
@@ -27,28 +27,6 @@ from flawscope.datasets import (
     split_held_out,
 )
 from flawscope.errors import DataError
-
-
-def touch(root: Path, *names: str) -> Path:
-    for name in names:
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(name.encode())
-    return root
-
-
-def index(dataset: Dataset) -> list[tuple[str, str, str, str, str | None]]:
-    """Return a dataset as plain rows (path, category, split, defect, mask), paths below the root."""
-    return [
-        (
-            s.path.relative_to(dataset.root).as_posix(),
-            s.category,
-            s.split,
-            s.defect,
-            s.mask.relative_to(dataset.root).as_posix() if s.mask else None,
-        )
-        for s in dataset.samples
-    ]
 
 
 def identity(root: Path, category: str | None = None) -> str:
@@ -87,7 +65,7 @@ MERGED = [
 def test_all_categories_of_the_mvtec_layout_become_one_dataset(tmp_path):
     dataset = open_dataset(touch(tmp_path, *MVTEC, "readme.txt", "docs/manual.txt"), "all")
     assert (dataset.root, dataset.category, dataset.layout) == (tmp_path, "all", "mvtec")
-    assert index(dataset) == MERGED
+    assert index_with_categories(dataset) == MERGED
     assert dataset.defects == ("tile/hole", "wood/hole")
     assert dataset.orphan_masks == (tmp_path / "tile/ground_truth/hole/7_mask.png",)
     assert dataset.ignored == (tmp_path / "tile/train/good/notes.txt",)
@@ -121,7 +99,7 @@ def test_all_objects_of_visa_become_one_dataset(tmp_path):
     (tmp_path / "visa.csv").write_text("\n".join(("object,split,label,image,mask", *rows)))
     dataset = open_dataset(tmp_path, "all")
     assert dataset.layout == "visa"
-    assert index(dataset) == [
+    assert index_with_categories(dataset) == [
         ("fryum/0.JPG", "fryum", "train", "good", None),
         ("pcb/0.JPG", "pcb", "train", "good", None),
         ("fryum/1.JPG", "fryum", "test", "fryum/bad", "f/1.png"),
@@ -150,7 +128,7 @@ def test_records_of_all_categories_equal_the_folders_they_describe(tmp_path):
     write_records(records, names)
     dataset = open_dataset(records, "all")
     assert dataset.layout == "records"
-    assert index(dataset) == index(open_dataset(folders, "all"))
+    assert index_with_categories(dataset) == index_with_categories(open_dataset(folders, "all"))
     assert identity(records, "all") == identity(folders, "all")
 
 
@@ -194,7 +172,7 @@ def test_an_object_of_a_table_that_is_called_all_is_that_object(tmp_path):
 
 def test_another_folder_that_is_called_all_hides_nothing(tmp_path):
     touch(tmp_path, *MVTEC, "all/readme.txt")
-    assert index(open_dataset(tmp_path, "all")) == MERGED
+    assert index_with_categories(open_dataset(tmp_path, "all")) == MERGED
 
 
 # ---- what is refused

@@ -7,6 +7,7 @@ import random
 from pathlib import Path
 
 import pytest
+from dataset_files import index, touch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,29 +22,6 @@ from flawscope.datasets import (
     split_held_out,
 )
 from flawscope.errors import ArgumentError, DataError
-
-# The index never opens a picture, so files of a few bytes will do.
-
-
-def touch(root: Path, *names: str) -> Path:
-    for name in names:
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(name.encode())
-    return root
-
-
-def index(dataset: Dataset) -> list[tuple[str, str, str, str | None]]:
-    """Return a dataset as plain rows (path, split, defect, mask), paths below the root."""
-    return [
-        (
-            s.path.relative_to(dataset.root).as_posix(),
-            s.split,
-            s.defect,
-            s.mask.relative_to(dataset.root).as_posix() if s.mask else None,
-        )
-        for s in dataset.samples
-    ]
 
 
 def below(dataset: Dataset, paths: tuple[Path, ...]) -> list[str]:

@@ -9,22 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dataset_files import index, touch, touch_recorded, write_records
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flawscope.cli import run
-from flawscope.datasets import Dataset, fingerprint, hash_contents, list_categories, open_dataset
+from flawscope.datasets import fingerprint, hash_contents, list_categories, open_dataset
 from flawscope.errors import DataError
-
-# The index never opens a picture, so files of a few bytes will do.
-
-
-def touch(root: Path, *names: str) -> Path:
-    for name in names:
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(name.encode())
-    return root
 
 
 def record(filename: str, label: int = 0, clsname: str = "bottle", **more: Any) -> dict[str, Any]:
@@ -36,16 +27,6 @@ def defect(filename: str, clsname: str = "bottle", **more: Any) -> dict[str, Any
     """Return a defect of the MVTec layout with its mask."""
     mask = filename.replace("/test/", "/ground_truth/").replace(".png", "_mask.png")
     return record(filename, 1, clsname, maskname=mask) | more
-
-
-def write(path: Path, *records: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(r) + "\n" for r in records), "utf-8")
-
-
-def add_files(base: Path, *records: dict[str, Any]) -> None:
-    for r in records:
-        touch(base, r["filename"], *([r["maskname"]] if r.get("maskname") else []))
 
 
 TRAIN = (
@@ -62,23 +43,10 @@ TEST = (
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    write(tmp_path / "train.json", *TRAIN)
-    write(tmp_path / "test.json", *TEST)
-    add_files(tmp_path, *TRAIN, *TEST)
+    write_records(tmp_path / "train.json", *TRAIN)
+    write_records(tmp_path / "test.json", *TEST)
+    touch_recorded(tmp_path, *TRAIN, *TEST)
     return tmp_path
-
-
-def index(dataset: Dataset) -> list[tuple[str, str, str, str | None]]:
-    """Return a dataset as plain rows (path, split, defect, mask), paths below the root."""
-    return [
-        (
-            s.path.relative_to(dataset.root).as_posix(),
-            s.split,
-            s.defect,
-            s.mask.relative_to(dataset.root).as_posix() if s.mask else None,
-        )
-        for s in dataset.samples
-    ]
 
 
 BOTTLE = [
@@ -103,8 +71,8 @@ def test_records_are_recognised_and_indexed_in_the_order_of_a_dataset(root):
 
 
 def test_the_only_category_is_taken(tmp_path):
-    write(tmp_path / "train.json", *TRAIN[:2])
-    add_files(tmp_path, *TRAIN[:2])
+    write_records(tmp_path / "train.json", *TRAIN[:2])
+    touch_recorded(tmp_path, *TRAIN[:2])
     dataset = open_dataset(tmp_path)
     assert (dataset.category, dataset.test, len(dataset.train_good)) == ("bottle", (), 2)
 
@@ -143,7 +111,7 @@ def test_one_category_suffices_of_a_set_that_is_not_there_as_a_whole(root):
 
 def test_two_folders_that_hold_the_pictures_are_refused(root):
     for name in ("one", "two"):
-        add_files(root / name, *TRAIN, *TEST)
+        touch_recorded(root / name, *TRAIN, *TEST)
     assert index(open_dataset(root, "bottle")) == BOTTLE  # the root itself comes first
     for path in (root / "bottle").rglob("*.png"):
         path.unlink()
@@ -169,23 +137,23 @@ def test_two_folders_that_hold_the_pictures_are_refused(root):
 )
 def test_the_defect_type_is_the_label_name_or_the_folder(tmp_path, filename, name, expected):
     records = (record("g.png"), record(filename, 1, label_name=name, maskname="m.png"))
-    write(tmp_path / "test.json", *records[1:])
-    write(tmp_path / "train.json", records[0])
-    add_files(tmp_path, *records)
+    write_records(tmp_path / "test.json", *records[1:])
+    write_records(tmp_path / "train.json", records[0])
+    touch_recorded(tmp_path, *records)
     assert open_dataset(tmp_path).defects == (expected,)
 
 
 @pytest.mark.parametrize("name", ["good", "Good", "normal", "OK", None])
 def test_good_has_several_names(tmp_path, name):
-    write(tmp_path / "train.json", record("g.png", label_name=name, maskname="zeros.png"))
+    write_records(tmp_path / "train.json", record("g.png", label_name=name, maskname="zeros.png"))
     [sample] = open_dataset(touch(tmp_path, "g.png")).samples
     assert (sample.defect, sample.mask, sample.split) == ("good", None, "train")
 
 
 def test_a_defect_among_the_training_records_is_no_good_picture(tmp_path):
     records = (record("0.png"), record("1.png", 1, maskname="m.png"))
-    write(tmp_path / "train.json", *records)
-    add_files(tmp_path, *records)
+    write_records(tmp_path / "train.json", *records)
+    touch_recorded(tmp_path, *records)
     dataset = open_dataset(tmp_path)
     assert [(s.split, s.defect) for s in dataset.samples] == [("train", "good"), ("train", "defective")]
     assert len(dataset.train_good) == 1
@@ -199,11 +167,11 @@ def test_index_and_fingerprint_do_not_depend_on_the_order_of_the_lines(order: ra
     train = list({r["filename"]: r for r in train}.values())
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        add_files(root, *train, *test)
+        touch_recorded(root, *train, *test)
         seen = []
         for _ in range(2):
-            write(root / "train.json", *train)
-            write(root / "test.json", *test)
+            write_records(root / "train.json", *train)
+            write_records(root / "test.json", *test)
             order.shuffle(train)
             order.shuffle(test)
             dataset = open_dataset(root, "c0")
@@ -247,7 +215,7 @@ def test_a_category_folder_beside_records_is_still_one_of_its_own(root):
 
 
 def test_two_files_of_one_split_are_refused_unless_one_is_of_another_kind(root):
-    write(root / "test.jsonl", *TEST)
+    write_records(root / "test.jsonl", *TEST)
     with pytest.raises(DataError, match=r"expected one file of test records, got test\.json, test\.jsonl\. Keep one"):
         open_dataset(root, "bottle")
     (root / "test.jsonl").write_text("[]")
@@ -272,8 +240,8 @@ def test_records_beside_a_table_of_visa_are_refused(root):
 
 
 def test_records_of_defects_alone_are_refused(tmp_path):
-    write(tmp_path / "test.json", TEST[0])
-    add_files(tmp_path, TEST[0])
+    write_records(tmp_path / "test.json", TEST[0])
+    touch_recorded(tmp_path, TEST[0])
     with pytest.raises(DataError, match=r"bottle: .* got no good training picture among 1"):
         open_dataset(tmp_path)
 
@@ -358,7 +326,7 @@ def test_a_record_is_read_as_it_says_or_refused_and_never_taken_as_good_against_
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         (root / "train.json").write_text(json.dumps(first) + "\n" + json.dumps(second) + "\n", "utf-8")
-        add_files(root, first, defect("a/test/x/0.png"))
+        touch_recorded(root, first, defect("a/test/x/0.png"))
         try:
             dataset = open_dataset(root, "bottle")
         except DataError as err:

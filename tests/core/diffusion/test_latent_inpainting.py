@@ -84,18 +84,11 @@ def test_what_is_kept_does_not_depend_on_what_is_drawn_beside_it() -> None:
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_ddim_in_mode_inpaint_is_that_of_diffusers_step_by_step(eta: float) -> None:
     import torch
-    from diffusers import DDIMScheduler
+    from diffusers_reference import latent_ddim
 
     sampling = Sampling(**LEVELS, steps=20, eta=eta)
     drawn = noise("inpaint", sampling)
-    scheduler = DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-    )
+    scheduler = latent_ddim()
     scheduler.set_timesteps(20)
     x, expected = torch.from_numpy(drawn[:, 0]), []
     for number, timestep in enumerate(scheduler.timesteps):

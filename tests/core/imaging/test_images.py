@@ -220,6 +220,7 @@ def test_a_huge_picture_is_refused_before_it_is_decoded(extension, monkeypatch):
         decode_image(huge(extension))
 
 
+@pytest.mark.serial
 def test_refusing_a_huge_picture_takes_little_memory():
     program = (
         "import resource, sys\n"

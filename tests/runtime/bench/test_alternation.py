@@ -14,6 +14,8 @@ from flawscope.runtime.bench import alternation
 from flawscope.runtime.bench.alternation import Configuration, compare, parse_configuration
 from flawscope.runtime.bench.measurement import STAGES
 
+pytestmark = pytest.mark.serial  # latencies and throughput are compared with each other
+
 TWICE = ("--compare", "cpu", "--compare", "cpu")
 GRAPH, KERNEL = Configuration("cpu", "graph"), Configuration("cpu", "kernel")
 

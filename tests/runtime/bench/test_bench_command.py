@@ -18,6 +18,8 @@ from flawscope.runtime.bench import measurement
 from flawscope.runtime.bench.bench_command import parse_batches
 from flawscope.runtime.bench.measurement import STAGES, bench, sweep
 
+pytestmark = pytest.mark.serial  # latencies and throughput are compared with each other
+
 FIGURES = {
     "bundle", "digest", "method", "precision", "backend", "backend_reason", "path", "batch", "rounds", "seconds",
     "warm_up_rounds", "latency_ms", "backbone_ms", "images_per_second", "ratio_infer_to_backbone",

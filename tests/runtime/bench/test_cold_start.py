@@ -15,6 +15,8 @@ from flawscope.runtime.bench import cold_start as cold_start_module
 from flawscope.runtime.bench import measurement
 from flawscope.runtime.bench.cold_start import PARTS, REPEATS, cold_start
 
+pytestmark = pytest.mark.serial  # latencies and throughput are compared with each other
+
 
 def test_parts_add_up_to_the_whole_and_the_median_is_that_of_the_runs(padim_bundle: Path) -> None:
     with Inspector.load(padim_bundle, "cpu") as inspector:

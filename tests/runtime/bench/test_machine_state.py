@@ -133,6 +133,7 @@ print(before, resident_kib(), peak_kib())
 """
 
 
+@pytest.mark.serial
 def test_memory_that_is_taken_is_seen() -> None:
     if resident_kib() is None:
         pytest.skip("this system has no /proc/self/status")

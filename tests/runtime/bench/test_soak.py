@@ -29,6 +29,7 @@ def fixed_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(soak_module, "resident_kib", lambda: 100_000)
 
 
+@pytest.mark.serial
 def test_a_command_of_its_own_scores_thousands_without_a_slope(patchcore_bundle: Path, tmp_path: Path) -> None:
     file = tmp_path / "soak.json"
     arguments = ["bench", str(patchcore_bundle), "--backend", "cpu", "--soak", "2000", "--json", str(file)]
@@ -61,6 +62,7 @@ sys.exit(cli.run(sys.argv[1:]))
 """
 
 
+@pytest.mark.serial
 def test_a_real_leak_is_found_and_the_exit_status_says_so(padim_bundle: Path, tmp_path: Path) -> None:
     # In a process of its own: in one that has freed much before, what leaks takes up memory that is resident already.
     file = tmp_path / "soak.json"

@@ -8,9 +8,10 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+from file_contents import files_of
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_bundle import contents, golden_picture, tiny_manifest, tiny_sources, tiny_thresholds
+from tiny_bundle import golden_picture, tiny_manifest, tiny_sources, tiny_thresholds
 from tiny_ensemble import (
     GOLDEN_SCORE,
     ensemble_sources,
@@ -264,7 +265,7 @@ def test_bench_measures_an_ensemble_also_in_a_new_process(
 
 def test_a_member_is_a_whole_bundle_in_its_folder(ensemble: Path, members: dict[Path, EnsembleMember]) -> None:
     for path in members:
-        assert contents(ensemble / "members" / path.stem) == contents(path)
+        assert files_of(ensemble / "members" / path.stem) == files_of(path)
         with open_bundle(ensemble / "members" / path.stem) as alone, open_bundle(ensemble) as bundle:
             assert bundle.member(path.stem).manifest == alone.manifest
     with open_bundle(ensemble) as bundle, pytest.raises(ArgumentError, match=r"\['four', 'one'\]\), got 'two'"):

@@ -9,6 +9,7 @@ import cv2
 import msgspec
 import numpy as np
 import pytest
+from file_contents import files_of
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_dataset import CATEGORY, write_rgb
@@ -33,10 +34,6 @@ from flawscope.runtime.synthesis import (
     redraw,
 )
 from flawscope.runtime.synthesis.generated_set import region_of, runs_of
-
-
-def files_of(folder):
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 def lines_of(folder):

@@ -8,6 +8,7 @@ import cv2
 import msgspec
 import numpy as np
 import pytest
+from file_contents import files_of
 from tiny_dataset import CATEGORY, DEFECTIVE, DEFECTS, GOOD, TRAIN, write_rgb
 from tiny_synth_bundle import write_tiny_synth
 
@@ -32,10 +33,6 @@ from flawscope.runtime.synthesis import (
 )
 
 DRAWN = 5
-
-
-def files_of(folder):
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 def provenance_of(folder):

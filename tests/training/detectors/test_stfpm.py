@@ -17,6 +17,8 @@ import pytest
 import safetensors.numpy
 import safetensors.torch
 import torch
+from interrupted import Killed, killing_progress
+from published_weights import write_backbone_weights
 from tiny_dataset import good_pictures
 
 from flawscope import cli
@@ -49,14 +51,8 @@ SETTINGS = {
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Weights of a teacher, drawn at random: what a student can learn does not depend on what they are good for."""
-    import timm
-
-    torch.manual_seed(0)
-    state = timm.create_model(NETWORK).state_dict()
-    path = tmp_path_factory.mktemp("teacher") / "weights.safetensors"
-    safetensors.torch.save_file({name: value.contiguous() for name, value in state.items()}, path)
-    return path
+    """Weights of a teacher, drawn at random."""
+    return write_backbone_weights(tmp_path_factory.mktemp("teacher") / "weights.safetensors", NETWORK)
 
 
 @pytest.fixture(scope="module")
@@ -262,26 +258,14 @@ def test_a_training_that_was_killed_ends_as_if_it_had_not_been(
 def test_going_on_with_other_settings_is_refused(tiny_root: Path, weights: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run.training"
     dataset = open_dataset(tiny_root, "steel")
-
-    class Stop(Exception):
-        pass
-
-    def stop(what: str, done: int, total: int) -> None:
-        if what == "training" and done >= 3:
-            raise Stop
-
-    with pytest.raises(Stop):
-        train_detector(config(), dataset, tmp_path / "run", weights=weights, progress=stop)
+    with pytest.raises(Killed):
+        train_detector(config(), dataset, tmp_path / "run", weights=weights, progress=killing_progress(3))
     assert (folder / "begun.json").is_file()
     with pytest.raises(
         ArgumentError, match=r"expected learning_rate as the training was begun with \(0\.1\), got 0\.2"
     ):
         train_detector(config(learning_rate=0.2), dataset, tmp_path / "run", weights=weights, resume=True)
-    import timm
-
-    other = tmp_path / "other.safetensors"
-    torch.manual_seed(1)
-    safetensors.torch.save_file(timm.create_model(NETWORK).state_dict(), other)
+    other = write_backbone_weights(tmp_path / "other.safetensors", NETWORK, seed=1)
     with pytest.raises(ArgumentError, match="expected the weights that the training was begun with, got other"):
         train_detector(config(), dataset, tmp_path / "run", weights=other, resume=True)
     again = train_detector(config(num_workers=1), dataset, tmp_path / "run", weights=weights, resume=True)

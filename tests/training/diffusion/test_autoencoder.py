@@ -16,6 +16,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from interrupted import Killed, killing_progress
 from tiny_dataset import good_pictures
 from torch import Tensor, nn
 
@@ -351,20 +352,12 @@ def test_the_same_seed_gives_the_same_losses_and_another_does_not(
     assert metrics(tmp_path / "other")[0]["loss"] != metrics(trained[0])[0]["loss"]
 
 
-class Stop(Exception):
-    pass
-
-
 @pytest.mark.parametrize("stop_at", [3, 12])
 def test_a_training_that_was_stopped_ends_as_if_it_had_not_been(
     trained: tuple[Path, Fitted], tiny_root: Path, tmp_path: Path, stop_at: int
 ) -> None:
-    def stop(what: str, done: int, total: int) -> None:
-        if what == "training" and done >= stop_at:
-            raise Stop
-
-    with pytest.raises(Stop):
-        train(tiny_root, tmp_path, progress=stop)
+    with pytest.raises(Killed):
+        train(tiny_root, tmp_path, progress=killing_progress(stop_at))
     assert (tmp_path / "checkpoints").is_dir() == (stop_at > 5)  # an epoch has five batches
     assert_same_training(trained, (tmp_path, train(tiny_root, tmp_path, resume=True)))
 

@@ -50,7 +50,7 @@ def test_a_stable_diffusion_folder_gives_unet_guidance_and_empty_text(
         context = model.get_buffer("context")
         assert context.shape == (LENGTH, TEXT_WIDTH)
         torch.testing.assert_close(context, expected, atol=1e-6, rtol=1e-6)
-        assert float((context[0] - context[1]).abs().max()) > 0.0
+        assert float((context[0] - context[1]).abs().max()) > 0.1  # the start is another token than the ends
         assert torch.equal(predict(model), unet_alone(model))
 
 

@@ -214,10 +214,13 @@ def test_the_hint_is_of_the_latents_size_and_depends_on_picture_and_sketch() -> 
     model = tiny_guided()
     randomise(model)
     _, _, picture, sketch = inputs()
+    assert model.sketch_fusion is not None
     with torch.inference_mode():
+        # It starts so near zero that what a sketch changes is hardly more than rounding: 2e-5 of hints up to 1.
+        model.sketch_fusion.out.weight.mul_(300.0)
         hint = model.encode_hint(picture, sketch)
         assert hint.shape == (2, 8, LATENT, LATENT)
-        assert not torch.allclose(hint, model.encode_hint(picture, torch.zeros_like(sketch)), atol=1e-6)
+        assert not torch.allclose(hint, model.encode_hint(picture, torch.zeros_like(sketch)), atol=1e-3)
         assert not torch.allclose(hint, model.encode_hint(torch.zeros_like(picture), sketch), atol=1e-3)
 
 

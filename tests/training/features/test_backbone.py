@@ -204,6 +204,7 @@ def test_a_runs_weights_of_another_architecture_are_refused(resnet_state: State)
     assert_one_sentence(caught.value)
 
 
+@pytest.mark.serial
 def test_without_a_network_the_hub_is_one_sentence_and_soon(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def no_name(*_: object, **__: object) -> list[object]:
         raise socket.gaierror(-2, "Name or service not known")

@@ -14,6 +14,7 @@ import torch
 from diffusers.optimization import get_scheduler
 from hypothesis import given
 from hypothesis import strategies as st
+from interrupted import Killed, killing_progress
 from torch import Tensor, nn
 
 from flawscope.config import BaseConfig, StfpmConfig, build_config, change_settings, from_flat
@@ -281,10 +282,6 @@ def test_settings_out_of_range_are_refused(key: str, value: object) -> None:
 # --- interrupted
 
 
-class Stop(Exception):
-    pass
-
-
 @pytest.mark.parametrize("stop_at", [2, 3, 5])
 @pytest.mark.parametrize(
     "changes",
@@ -301,13 +298,9 @@ def test_going_on_ends_as_if_nothing_had_happened(
     whole = Mean(adam=True)
     expected = train(whole, pictures, tmp_path / "whole", epochs=4, **changes)
 
-    def stop(what: str, done: int, total: int) -> None:
-        if done >= stop_at:
-            raise Stop
-
     folder, settings = tmp_path / "parts", config(epochs=4, **changes)
-    with pytest.raises(Stop):
-        run_loop(Mean(adam=True), pictures, settings, folder, progress=stop)
+    with pytest.raises(Killed):
+        run_loop(Mean(adam=True), pictures, settings, folder, progress=killing_progress(stop_at))
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"epoch": 3, "lo')  # a line that a kill cut off
     again = Mean(adam=True)

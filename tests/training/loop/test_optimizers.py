@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from interrupted import Killed, killing_progress
 from torch import Tensor, nn
 
 from flawscope.config import BaseConfig, DdadConfig, InpaintingConfig, build_config
@@ -141,18 +142,11 @@ def assert_same(found: Any, wanted: Any) -> None:
 
 @needs_bitsandbytes
 def test_going_on_with_eight_bits_ends_as_if_nothing_had_happened(tmp_path: Path) -> None:
-    class Stop(Exception):
-        pass
-
-    def stop(what: str, done: int, total: int) -> None:
-        if done == 13:
-            raise Stop
-
     made = config(optimizer="adamw8bit", accumulate=2)
     whole, begun, again = (Regression(made) for _ in range(3))
     expected = train(whole, made, tmp_path / "whole")
-    with pytest.raises(Stop):
-        run_loop(begun, Numbers(10), made, tmp_path / "parts", progress=stop)
+    with pytest.raises(Killed):
+        run_loop(begun, Numbers(10), made, tmp_path / "parts", progress=killing_progress(13))
     found = train(again, made, tmp_path / "parts", resume=True)
     assert found.losses == expected.losses
     for first, second in zip(whole.network.parameters(), again.network.parameters(), strict=True):

@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from interrupted import Killed, killing_progress
 from tiny_dataset import CATEGORY
 from torch import Tensor, nn
 
@@ -52,10 +53,6 @@ class Falling:
         cv2.imwrite(str(path), np.full((8, 12, 3), colour, np.uint8))
 
 
-class Stop(Exception):
-    pass
-
-
 def config(**changes: Any) -> StfpmConfig:
     plain = {"backbone": "resnet18", "epochs": 4, "batch_size": 2, "preview_every": 2, "tensorboard": True}
     made = build_config("stfpm", {**plain, **changes})[0]
@@ -64,12 +61,8 @@ def config(**changes: Any) -> StfpmConfig:
 
 
 def train(folder: Path, *, stop_at: int = 99, resume: bool = False, **changes: Any) -> None:
-    def told(what: str, done: int, total: int) -> None:
-        if done >= stop_at:
-            raise Stop
-
     torch.manual_seed(0)
-    run_loop(Falling(), Numbers(4), config(**changes), folder, resume=resume, progress=told)
+    run_loop(Falling(), Numbers(4), config(**changes), folder, resume=resume, progress=killing_progress(stop_at))
 
 
 def shown(folder: Path) -> tuple[dict[str, list[tuple[int, float]]], list[tuple[int, list[int]]]]:
@@ -115,7 +108,7 @@ def test_every_figure_and_preview_is_shown_at_its_step(tmp_path: Path) -> None:
 @pytest.mark.parametrize("stop_at", [3, 5, 7])
 @pytest.mark.parametrize("before", [True, False], ids=["all along", "from then on"])
 def test_nothing_is_shown_twice_after_an_interruption(tmp_path: Path, stop_at: int, before: bool) -> None:
-    with pytest.raises(Stop):
+    with pytest.raises(Killed):
         train(tmp_path, stop_at=stop_at, checkpoint_every=2, tensorboard=before)
     train(tmp_path, resume=True, checkpoint_every=2)
     check_shown(tmp_path)
@@ -125,7 +118,7 @@ def test_nothing_is_shown_twice_after_an_interruption(tmp_path: Path, stop_at: i
 def test_somebody_who_looks_on_sees_what_is_taken_again_once(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    with pytest.raises(Stop):
+    with pytest.raises(Killed):
         train(tmp_path, stop_at=7, checkpoint_every=2)
     events = EventAccumulator(str(tmp_path / "tensorboard"), {"images": 0, "scalars": 0})
     events.Reload()
@@ -139,7 +132,7 @@ def test_somebody_who_looks_on_sees_what_is_taken_again_once(tmp_path: Path) -> 
 def test_times_rise_and_end_now(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    with pytest.raises(Stop):
+    with pytest.raises(Killed):
         train(tmp_path, stop_at=7)
     train(tmp_path, resume=True)
     events = EventAccumulator(str(tmp_path / "tensorboard"))
@@ -192,7 +185,7 @@ def test_a_package_that_is_missing_is_said_before_anything_else(
 
 
 def test_showing_more_or_keeping_more_does_not_hinder_going_on(tmp_path: Path) -> None:
-    with pytest.raises(Stop), unfinished(tmp_path / "run", config(tensorboard=False), "", "", False) as folder:
+    with pytest.raises(Killed), unfinished(tmp_path / "run", config(tensorboard=False), "", "", False) as folder:
         train(folder, stop_at=3, tensorboard=False)
     changed = {"tensorboard": importlib.util.find_spec("tensorboard") is not None, "checkpoints_kept": 5}
     with unfinished(tmp_path / "run", config(**changed), "", "", True) as folder:

@@ -14,6 +14,7 @@ import onnxruntime as ort
 import pytest
 import safetensors.torch
 import torch
+from error_lines import reason
 from tiny_base import tiny_base, write_tiny_base_run
 from tiny_stable_diffusion import LENGTH, TEXT_WIDTH, write_stable_diffusion, write_text_to_image
 from torch import Tensor
@@ -47,11 +48,6 @@ def bases(folders: dict[str, Path]) -> dict[str, SynthesisBase]:
 def copied(folders: dict[str, Path], tmp_path: Path) -> Path:
     """A Stable Diffusion folder to break."""
     return Path(shutil.copytree(folders["clip"], tmp_path / "sd"))
-
-
-def reason(raised: pytest.ExceptionInfo[Exception]) -> str:
-    assert "\n" not in str(raised.value)
-    return str(raised.value)
 
 
 # ---- The text encoder ------------------------------------------------------------------------------------------------
@@ -110,9 +106,13 @@ def test_gradients_reach_placed_vectors_alone(bases: dict[str, SynthesisBase], k
     vectors.requires_grad_(True)
     placed = torch.zeros(tokens.shape)
     placed[0, 1] = placed[2, 5] = 1.0
-    encoder(tokens, vectors, placed).square().sum().backward()
+    found = encoder(tokens, vectors, placed)
+    # Not the sum of squares, nor any sum of equal weights: the last LayerNorm makes those the same for all vectors.
+    (found * torch.randn(found.shape, generator=torch.Generator().manual_seed(1))).sum().backward()
     assert vectors.grad is not None
-    assert torch.equal(vectors.grad.abs().sum(dim=-1) > 0, placed > 0)
+    sizes = vectors.grad.abs().sum(dim=-1)
+    assert (sizes[placed > 0] > 0.1).all()
+    assert (sizes[placed == 0] == 0.0).all()
     assert all(parameter.grad is None for parameter in encoder.parameters())
 
 

@@ -12,8 +12,10 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from error_lines import reason
 from hypothesis import given
 from hypothesis import strategies as st
+from interrupted import killed_at_checkpoint
 from tiny_base import SIDE, tiny_autoencoder
 from tiny_dataset import CATEGORY, good_pictures, training_pictures
 from tokenizers import Tokenizer, decoders
@@ -39,12 +41,6 @@ from flawscope.training.synthesis.generator_run import read_synthesis_run
 from flawscope.training.synthesis.generator_training import train_synthesis
 from flawscope.training.synthesis.word_tokenizer import END, START, write_tokenizer
 from flawscope.training.synthesis.word_tokenizer import LENGTH as WORDS
-
-
-def reason(raised: pytest.ExceptionInfo[Exception]) -> str:
-    assert "\n" not in str(raised.value)
-    return str(raised.value)
-
 
 # ---- Words -----------------------------------------------------------------------------------------------------------
 
@@ -166,23 +162,10 @@ def test_the_same_seed_gives_the_same_base_and_so_does_one_that_was_killed(
     autoencoder: Path,
     dataset: Dataset,
     run: tuple[Path, SynthesisRecord],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from flawscope.training.loop import loop
-    from flawscope.training.loop.checkpoints import write_checkpoint
-
-    class Killed(BaseException):
-        pass
-
-    def dying(*arguments: Any, **named: Any) -> None:
-        write_checkpoint(*arguments, **named)
-        raise Killed
-
     cut, made = tmp_path / "cut", run[1].config
-    monkeypatch.setattr(loop, "write_checkpoint", dying)
-    with pytest.raises(Killed):
+    with killed_at_checkpoint():
         train_synthesis(made, dataset, cut)
-    monkeypatch.undo()
     tiny_autoencoder(seed=9).save_pretrained(tmp_path / "vae")
     other = config(tmp_path / "vae", inpainting=True, mixed_precision="bf16")
     with pytest.raises(ArgumentError, match="expected the weights that the training was begun with, got other"):

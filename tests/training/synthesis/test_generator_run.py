@@ -6,7 +6,6 @@ import json
 import math
 import shutil
 from pathlib import Path
-from typing import Any
 
 import cv2
 import msgspec
@@ -14,6 +13,8 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from error_lines import reason
+from interrupted import killed_at_checkpoint
 from tiny_base import SIDE, write_tiny_base_run
 from tiny_dataset import CATEGORY, DEFECTS, good_pictures, training_pictures
 
@@ -48,11 +49,6 @@ RECORD = SynthesisRecord(
     command="flawscope train embedding",
     flawscope="0",
 )
-
-
-def reason(raised: pytest.ExceptionInfo[Exception]) -> str:
-    assert "\n" not in str(raised.value)
-    return str(raised.value)
 
 
 # ---- Files -----------------------------------------------------------------------------------------------------------
@@ -278,25 +274,11 @@ def test_a_support_set_of_another_dataset_is_refused(tmp_path: Path, tiny_root: 
     reason(raised)
 
 
-def test_a_training_does_not_go_on_with_another_base(
-    tmp_path: Path, places: dict[str, Path], dataset: Dataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from flawscope.training.loop import loop
-    from flawscope.training.loop.checkpoints import write_checkpoint
-
-    class Killed(BaseException):
-        pass
-
-    def dying(*arguments: Any, **named: Any) -> None:
-        write_checkpoint(*arguments, **named)
-        raise Killed
-
+def test_a_training_does_not_go_on_with_another_base(tmp_path: Path, places: dict[str, Path], dataset: Dataset) -> None:
     base = Path(shutil.copytree(places["embedding"], tmp_path / "base"))
     made = config("embedding", places, base=str(base), defects=DEFECTS[:1])
-    monkeypatch.setattr(loop, "write_checkpoint", dying)
-    with pytest.raises(Killed):
+    with killed_at_checkpoint():
         train_synthesis(made, dataset, tmp_path / "run")
-    monkeypatch.undo()
     tensors = safetensors.torch.load_file(base / "weights.safetensors")
     before = (base / "weights.safetensors").read_bytes()
     tensors["unet.conv_in.bias"] += 1.0
@@ -309,26 +291,14 @@ def test_a_training_does_not_go_on_with_another_base(
 
 
 def test_a_training_does_not_go_on_with_other_descriptions(
-    tmp_path: Path, places: dict[str, Path], dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, places: dict[str, Path], dataset: Dataset
 ) -> None:
-    from flawscope.training.loop import loop
-    from flawscope.training.loop.checkpoints import write_checkpoint
-
-    class Killed(BaseException):
-        pass
-
-    def dying(*arguments: Any, **named: Any) -> None:
-        write_checkpoint(*arguments, **named)
-        raise Killed
-
     support = write_support(dataset, tmp_path / "support", shots=2, split="test")
     write_descriptions(dataset, find_support(dataset, support), tmp_path / "described")
     named = {"support": str(tmp_path / "support"), "descriptions": str(tmp_path / "described")}
     made = config("inpainting", places, **named, defects=DEFECTS[:1])
-    monkeypatch.setattr(loop, "write_checkpoint", dying)
-    with pytest.raises(Killed):
+    with killed_at_checkpoint():
         train_synthesis(made, dataset, tmp_path / "run")
-    monkeypatch.undo()
     path = tmp_path / "described" / CATEGORY / f"{CATEGORY}_train.jsonl"
     lines = path.read_text().splitlines()
     number = next(index for index, line in enumerate(lines) if json.loads(line)["defect"] == DEFECTS[0])

@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from interrupted import Killed, killing_progress
 from tiny_base import SIDE, tiny_base
 from tiny_dataset import CATEGORY, DEFECTS
 from torch import Tensor, nn
@@ -335,10 +336,6 @@ def test_a_run_knows_the_sentences_of_every_defect_without_the_places(trained: t
         assert f"There is a {one.name} defect on the steel {{location}} of the image; steel_{one.name}" in one.texts
 
 
-class Stopped(Exception):
-    """A kill."""
-
-
 @pytest.mark.parametrize("adapt", ["lora", "full"])
 def test_a_training_that_was_stopped_goes_on_as_if_it_had_not_been(
     base: SynthesisBase,
@@ -349,13 +346,8 @@ def test_a_training_that_was_stopped_goes_on_as_if_it_had_not_been(
     adapt: str,
 ) -> None:
     settings = config(descriptions=str(folders[1]), adapt=adapt)
-
-    def killing(what: str, done: int, total: int) -> None:
-        if done == 3:
-            raise Stopped
-
-    with pytest.raises(Stopped):
-        train_inpainting(settings, base, support, tmp_path / "killed", False, killing)
+    with pytest.raises(Killed):
+        train_inpainting(settings, base, support, tmp_path / "killed", False, killing_progress(3))
     resumed = train_inpainting(settings, base, support, tmp_path / "killed", True, no_progress)
     whole = trained[1]
     if adapt == "full":

@@ -10,6 +10,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from error_lines import reason
 from tiny_dataset import CATEGORY, DEFECTS
 
 from flawscope.datasets import Dataset, content_hash, open_dataset
@@ -51,11 +52,6 @@ def changed(folder: Path, index: int = 0, **fields: Any) -> Path:
     record["pictures"][index] |= fields
     path.write_text(json.dumps(record))
     return folder
-
-
-def reason(raised: pytest.ExceptionInfo[Exception]) -> str:
-    assert "\n" not in str(raised.value)
-    return str(raised.value)
 
 
 # ---- What is read ----------------------------------------------------------------------------------------------------

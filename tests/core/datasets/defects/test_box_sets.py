@@ -7,6 +7,7 @@ import json
 import cv2
 import numpy as np
 import pytest
+from file_contents import files_of
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_dataset import CATEGORY, DEFECTS
@@ -83,10 +84,6 @@ def test_the_shares_add_up_and_the_first_types_take_what_is_left(number, types):
 
 
 # --- a set on disk
-
-
-def files_of(folder):
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 @pytest.fixture

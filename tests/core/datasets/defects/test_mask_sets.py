@@ -8,6 +8,7 @@ import time
 import cv2
 import numpy as np
 import pytest
+from file_contents import files_of
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -120,6 +121,7 @@ def test_a_template_too_small_for_any_box_is_refused_at_once():
 
 
 @pytest.mark.parametrize("rotate", [False, True])
+@pytest.mark.serial
 def test_a_search_without_a_fit_ends_and_says_what_was_looked_for(rotate):
     ring = np.zeros((SIZE, SIZE), np.bool_)
     ring[:6] = ring[-6:] = True  # enough area in all, and no place for a box of 30 x 30
@@ -263,10 +265,6 @@ def test_every_published_range_can_be_drawn(tmp_path):
 
 def a_range(within, rotate=True):
     return {"steel": CategoryRanges(within, {"scratch": Sides((0.1, 0.2), (0.2, 0.4), rotate)})}
-
-
-def files_of(folder):
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 def is_png_of_two_values(path):

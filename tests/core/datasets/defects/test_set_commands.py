@@ -7,6 +7,7 @@ import json
 import cv2
 import numpy as np
 import pytest
+from file_contents import files_of
 from tiny_dataset import CATEGORY, DEFECTS
 
 from flawscope.cli import run
@@ -15,10 +16,6 @@ from flawscope.cli import run
 @pytest.fixture
 def data(tiny_root):
     return ["--data", str(tiny_root), "--category", CATEGORY]
-
-
-def files_of(folder):
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 def test_from_a_support_set_to_masks_and_descriptions(data, tmp_path, capsys):

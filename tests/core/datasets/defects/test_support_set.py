@@ -8,6 +8,7 @@ import shutil
 import cv2
 import numpy as np
 import pytest
+from file_contents import files_of
 from tiny_dataset import CATEGORY, DEFECTS
 
 from flawscope.datasets import content_hash, open_dataset
@@ -27,10 +28,6 @@ def steel(tiny_root):
 def own_root(tiny_root, tmp_path):
     """A copy of the tiny dataset that a test may change."""
     return shutil.copytree(tiny_root / CATEGORY, tmp_path / "data" / CATEGORY)
-
-
-def files_of(folder):
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 def test_each_defect_type_gets_so_many_pictures_with_their_masks(steel, tmp_path):
