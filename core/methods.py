@@ -133,7 +133,7 @@ _ROWS = (
         settings="flawscope.config.generator_settings:BaseConfig",
         trainer="flawscope.training.synthesis.base_training:TRAINER",
         head="flawscope.bundle.synth_head:SynthHead",
-        exporter="flawscope.export.synthesis.generator_export:EXPORTER",
+        exporter="flawscope.export.synthesis.generator_export:BASE",
         tag="synth",
     ),
     Method(
@@ -144,7 +144,7 @@ _ROWS = (
         settings="flawscope.config.generator_settings:EmbeddingConfig",
         trainer="flawscope.training.synthesis.embedding:TRAINER",
         head="flawscope.bundle.synth_head:SynthHead",
-        exporter="flawscope.export.synthesis.generator_export:EXPORTER",
+        exporter="flawscope.export.synthesis.generator_export:EMBEDDING",
         tag="synth",
     ),
     Method(
@@ -155,7 +155,7 @@ _ROWS = (
         settings="flawscope.config.generator_settings:InpaintingConfig",
         trainer="flawscope.training.synthesis.inpainting:TRAINER",
         head="flawscope.bundle.synth_head:SynthHead",
-        exporter="flawscope.export.synthesis.generator_export:EXPORTER",
+        exporter="flawscope.export.synthesis.generator_export:INPAINTING",
         tag="synth",
     ),
 )

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import msgspec
 
@@ -232,7 +232,7 @@ def read_autoencoder_record(path: Path) -> tuple[AutoencoderConfig, float]:
     """
     try:
         record = _decode(path, (path / RECORD).read_bytes(), RunRecord, RUN_SCHEMA)
-        if not isinstance(record.config, AutoencoderConfig):
+        if record.kind != "autoencoder":
             raise msgspec.ValidationError(f"a run of {tag_of(type(record.config))}")
         scaling = msgspec.convert(record.facts.get("scaling"), float)
     except (msgspec.DecodeError, UnicodeDecodeError, OSError) as err:
@@ -240,7 +240,7 @@ def read_autoencoder_record(path: Path) -> tuple[AutoencoderConfig, float]:
             f"{path / RECORD}: expected a run of train autoencoder, got another: {err}. Name such a run, or a folder "
             "with an AutoencoderKL."
         ) from err
-    return record.config, scaling
+    return cast("AutoencoderConfig", record.config), scaling
 
 
 def encode_record(record: RunRecord | SynthesisRecord) -> bytes:

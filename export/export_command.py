@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import click
 
@@ -172,8 +173,7 @@ def show_gate(precision: str, gate: Gate) -> None:
 
 def show_synthesis(manifest: Manifest, out: Path) -> None:
     """Print what was exported that draws defects: sizes, parity, what it draws, and where it is."""
-    head = manifest.head
-    assert isinstance(head, SynthHead)
+    head = cast("SynthHead", manifest.head)
     _show_graphs(manifest)
     for row in head.parity:
         click.echo(

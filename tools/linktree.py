@@ -41,7 +41,7 @@ def make_tree(tree: Path = TREE, rooms: Sequence[str] = ROOMS) -> Path:
     links = {path.name: os.path.relpath(path, package.resolve()) for path in places}
     for entry in package.iterdir():
         if entry.is_symlink():
-            if os.readlink(entry) != links.get(entry.name):
+            if str(entry.readlink()) != links.get(entry.name):
                 entry.unlink()
         elif entry.is_dir():  # a room that a tool has put there itself, or bytecode
             shutil.rmtree(entry)

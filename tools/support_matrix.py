@@ -12,12 +12,12 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import get_args
 
 import click
 from cuda_resources import ARCHITECTURES
 
-from flawscope.bundle import PRECISIONS, Head
+from flawscope import methods
+from flawscope.bundle import PRECISIONS
 from flawscope.export.export_command import export
 from flawscope.files import write_text
 from flawscope.runtime.backends import BACKENDS
@@ -130,7 +130,7 @@ WAYS = ("score graph", "features and kernel", "FP16", "INT8", "engine", "Triton"
 
 def check_complete() -> None:
     """End the tool where the tables and the code name different things."""
-    heads = {head.__struct_config__.tag for head in get_args(Head)}
+    tags = {row.bundle_tag for row in methods.METHODS.values() if row.head is not None}
     offered = next(option for option in export.params if option.name == "precisions").type
     assert isinstance(offered, click.Choice)
     made = set(offered.choices)
@@ -140,7 +140,7 @@ def check_complete() -> None:
         ("precisions", {name for _, name in BACKEND_STATUS}, set(PRECISIONS)),
         ("precisions that export makes", named, made),
         ("runtimes", {name for name, _ in ENGINE_STATUS}, set(RUNTIMES) - {"auto"}),
-        ("methods", set(METHODS), heads),
+        ("methods", set(METHODS), tags),
         ("architectures", set(RTX_STATUS), set(ARCHITECTURES)),
     )
     for what, declared, real in pairs:

@@ -15,10 +15,11 @@ import click
 from flawscope import methods
 from flawscope.config import (
     CONFIGS,
+    LoopSettings,
     MethodConfig,
-    TrainedConfig,
     build_config,
     describe_settings,
+    find_part,
     parse_assignment,
 )
 from flawscope.datasets import Dataset, open_dataset
@@ -191,7 +192,7 @@ def training_options(*kinds: methods.MethodKind) -> Callable[[Callable[..., _Res
 
 def describe_run(method: str, record: RunRecord) -> str:
     """Return in a line what a run was made from."""
-    done = "trained" if isinstance(record.config, TrainedConfig) else "fitted"
+    done = "fitted" if find_part(record.config, LoopSettings) is None else "trained"
     return (
         f"{method} {done} on {len(record.training)} good pictures of {record.category} in "
         f"{sum(record.seconds.values()):.1f} s; {len(record.held_out)} held out for calibration"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import click
 from rich.console import Console
@@ -50,8 +51,7 @@ def _parsed(weights: str) -> list[float]:
 
 
 def _print(result: Combination, out: Path) -> None:
-    head = result.manifest.head
-    assert isinstance(head, EnsembleHead)
+    head = cast("EnsembleHead", result.manifest.head)
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("member")
     table.add_column("method")

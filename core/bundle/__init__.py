@@ -1,6 +1,7 @@
 """The bundle: what is shipped to a line, one folder or one uncompressed zip, verified when it is opened."""
 
-from flawscope.bundle.ensemble_head import EnsembleHead, EnsembleMember
+from flawscope.bundle.ensemble_head import EnsembleHead
+from flawscope.bundle.ensemble_member import EnsembleMember
 from flawscope.bundle.heads import (
     BankHead,
     DdadHead,

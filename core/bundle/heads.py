@@ -6,16 +6,14 @@ table of methods (`flawscope.methods`) knows the struct.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import msgspec
 
 from flawscope import methods
+from flawscope.bundle.ensemble_member import EnsembleMember
 from flawscope.diffusion.reconstruction import MapRule
 from flawscope.diffusion.schedule import Sampling
-
-if TYPE_CHECKING:
-    from flawscope.bundle.ensemble_head import EnsembleMember
 
 
 class Head:
@@ -104,6 +102,11 @@ class DdadHead(Head, msgspec.Struct, frozen=True, forbid_unknown_fields=True, ta
     sampling: Sampling
     rule: MapRule
     scale: float
+
+    @property
+    def edges(self) -> Literal["none"]:
+        """Nothing is drawn for a network that sees the image alone."""
+        return "none"
 
 
 class DsadHead(Head, msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="dsad"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import safetensors.numpy
 from torch import nn
 
 import flawscope
+from flawscope import methods
 from flawscope.arrays import Float32Array, UInt8Array
 from flawscope.bundle import (
     IMAGE_HASHES,
@@ -33,7 +34,7 @@ from flawscope.bundle import (
     write_bundle,
 )
 from flawscope.calibration.quantization.modelopt import find_python
-from flawscope.config import AdaptationSettings, AdaptedConfig, EmbeddingConfig, InpaintingConfig, flatten
+from flawscope.config import AdaptationSettings, find_part, flatten
 from flawscope.datasets.defects import read_support
 from flawscope.diffusion.latent_inpainting import Mode
 from flawscope.diffusion.location_words import LOCATION, LOCATIONS, without_location
@@ -60,6 +61,7 @@ from flawscope.training.synthesis.generator_run import (
     SynthesisRun,
     read_synthesis_run,
 )
+from flawscope.training.synthesis.generator_trainer import generator_trainer_of
 from flawscope.training.synthesis.lora import restore_unet
 from flawscope.versions import package_versions
 
@@ -154,6 +156,23 @@ def export_synthesis(
 
 
 @dataclass(frozen=True)
+class GeneratorExporter:
+    """What is a method's own in the export of generators.
+
+    Attributes:
+        takes_words: Whether learned words can be added: it draws what texts say.
+        unet: `(base, run) -> UNet` that denoises.
+    """
+
+    takes_words: bool
+    unet: Callable[[SynthesisBase, SynthesisRun], nn.Module]
+
+
+BASE = EMBEDDING = GeneratorExporter(takes_words=True, unet=lambda base, run: base.unet)
+INPAINTING = GeneratorExporter(takes_words=False, unet=restore_unet)
+
+
+@dataclass(frozen=True)
 class _Source:
     """A run, or the folder of a base that somebody else trained.
 
@@ -172,10 +191,15 @@ class _Source:
         return "base" if self.run is None else self.run.record.kind
 
     @property
-    def adapted(self) -> AdaptedConfig | None:
-        """Settings of a run that has learned defects."""
-        config = None if self.run is None else self.run.record.config
-        return config if isinstance(config, AdaptedConfig) else None
+    def exporter(self) -> GeneratorExporter:
+        """What the table of methods names."""
+        exporter: GeneratorExporter = methods.load(methods.method(self.method).exporter or "")
+        return exporter
+
+    @property
+    def adaptation(self) -> AdaptationSettings | None:
+        """Settings of a run that has learned defects, or None for a base."""
+        return None if self.run is None else find_part(self.run.record.config, AdaptationSettings)
 
 
 @dataclass(frozen=True)
@@ -205,17 +229,16 @@ def _open(path: Path, base: Path | None) -> tuple[_Source, SynthesisBase, nn.Mod
         return _Source(path, None, opened.identity), opened, opened.unet
     run = read_synthesis_run(path)
     config = run.record.config
-    source = _Source(path, SynthesisRun(run.path, run.record, run.digest, {}), run.digest)
-    if not isinstance(config, AdaptedConfig):
+    # Of the weights the words alone stay: the source lives as long as the export, networks until they are graphs.
+    words = {name: run.tensors[name] for name in ("vectors",) if name in run.tensors}
+    source = _Source(path, SynthesisRun(run.path, run.record, run.digest, words), run.digest)
+    if source.adaptation is None:
         _check_no_base(base, path)
         opened = restore_base(run)
-        return source, opened, opened.unet
-    placeholder = config.placeholder if isinstance(config, EmbeddingConfig) else "*"
-    opened = _open_base_of(run, base or Path(config.adaptation.base or ""), placeholder)
-    if isinstance(config, InpaintingConfig):
-        return source, opened, restore_unet(opened, run)
-    kept = {name: run.tensors[name] for name in ("vectors",) if name in run.tensors}
-    return _Source(path, SynthesisRun(run.path, run.record, run.digest, kept), run.digest), opened, opened.unet
+    else:
+        placeholder = generator_trainer_of(config).placeholder(config)
+        opened = _open_base_of(run, base or Path(source.adaptation.base or ""), placeholder)
+    return source, opened, source.exporter.unet(opened, run)
 
 
 def _check_no_base(base: Path | None, path: Path) -> None:
@@ -239,7 +262,7 @@ def _open_base_of(run: SynthesisRun, base: Path, placeholder: str) -> SynthesisB
 
 
 def _drawer(source: _Source, base: SynthesisBase, embeddings: Sequence[tuple[str, Path]]) -> _Drawer:
-    if source.method == "inpainting" and embeddings:
+    if embeddings and not source.exporter.takes_words:
         raise ArgumentError(
             f"--embedding: expected it with a base or a run of train embedding, got it with {source.path}, which draws "
             "its defects without words. Leave it out."
@@ -250,7 +273,7 @@ def _drawer(source: _Source, base: SynthesisBase, embeddings: Sequence[tuple[str
     learned = _learned_defects(source, rules.placeholder, vectors)
     learned += _added_defects(source, base.prompts, width, embeddings, learned, vectors)
     supports, files = _supports(source)
-    config = source.adapted
+    adaptation = source.adaptation
     head = SynthHead(
         mode=mode,
         sampling=_sampling(base.sampling, mode),
@@ -258,8 +281,8 @@ def _drawer(source: _Source, base: SynthesisBase, embeddings: Sequence[tuple[str
         latents=base.latents,
         prompts=rules,
         text_width=width,
-        crop=config is not None and config.adaptation.crop_defects,  # a base has seen whole pictures
-        crop_fill=(AdaptationSettings() if config is None else config.adaptation).crop_fill,
+        crop=adaptation is not None and adaptation.crop_defects,  # a base has seen whole pictures
+        crop_fill=(adaptation or AdaptationSettings()).crop_fill,
         defects=learned,
         support=supports,
         licence=base.licence,

@@ -137,8 +137,7 @@ class EnsembleMethod:
 
     def open(self, bundle: Bundle, options: ScorerOptions) -> EnsembleScorer:
         """Make a bundle ready; see `open_scorer`."""
-        head = bundle.manifest.head
-        assert isinstance(head, EnsembleHead)
+        head = _head(bundle)
         check_no_kernel(bundle, options.path)  # members have kernels each for itself, or none
         path = MEMBERS if options.path == "auto" else options.path
 
@@ -157,9 +156,13 @@ class EnsembleMethod:
 
     def least_score(self, bundle: Bundle) -> float:
         """Return the size of the terms: 0 is where normal images lie, and differences there are those of the terms."""
-        head = bundle.manifest.head
-        assert isinstance(head, EnsembleHead)
-        return sum_scale(head)
+        return sum_scale(_head(bundle))
+
+
+def _head(bundle: Bundle) -> EnsembleHead:
+    head = bundle.manifest.head
+    assert isinstance(head, EnsembleHead)  # the table names this scorer for these heads alone
+    return head
 
 
 ENSEMBLE = EnsembleMethod()

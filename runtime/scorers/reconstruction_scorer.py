@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flawscope.arrays import Float32Array, UInt8Array, only_output
-from flawscope.bundle import Bundle, DdadHead, DsadHead
+from flawscope.bundle import Bundle, ReconstructionHead
 from flawscope.diffusion.reconstruction import Reconstructed, score_reconstructions, signed
 from flawscope.diffusion.schedule import Sampling, noises_needed, plan_steps
 from flawscope.errors import ArgumentError, BundleError
@@ -79,7 +79,7 @@ class ReconstructionScorer:
     def __init__(self, bundle: Bundle, precision: str, backend: str) -> None:
         self.reconstructor = self
         head = bundle.manifest.head
-        assert isinstance(head, DdadHead | DsadHead)
+        assert isinstance(head, ReconstructionHead)  # the table names this scorer for these heads alone
         noise = bundle.tensors().get("noise")
         needed = noises_needed(head.sampling)
         if noise is None or noise.ndim != 4 or len(noise) < needed:
@@ -95,7 +95,7 @@ class ReconstructionScorer:
         except BaseException:
             self.close()
             raise
-        self._networks = SessionNetworks(self._sessions, isinstance(head, DsadHead) and head.edges == "canny")
+        self._networks = SessionNetworks(self._sessions, head.edges == "canny")
 
     def reconstruct(self, images: UInt8Array) -> Reconstructed:
         """Return everything that comes of pictures uint8 [N, H, W, 3], their reconstructions among it.

@@ -9,6 +9,7 @@ import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import flawscope
 from flawscope.config import FeatureSettings, HeldOutSettings, MethodConfig, TrainedConfig, flatten
@@ -83,10 +84,9 @@ def train_detector(
     with contextlib.ExitStack() as stack:
         workspace: Path | None = None
         if trainer.has_epochs:
-            assert isinstance(config, TrainedConfig)
             denoiser = "" if ready is None else f"denoiser of the run {ready.digest}"
             used = "; ".join(filter(None, (source.weights, other_weights, denoiser)))
-            workspace = stack.enter_context(unfinished(out, config, identity, used, resume))
+            workspace = stack.enter_context(unfinished(out, cast("TrainedConfig", config), identity, used, resume))
             if ready is not None:
                 _take_over(ready.path, workspace)
         images = pictures_of(split.samples, config.tiling)

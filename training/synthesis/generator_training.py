@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import time
 from pathlib import Path
+from typing import cast
 
 import flawscope
 from flawscope.config import MethodConfig, TrainedConfig
@@ -55,7 +56,6 @@ def train_synthesis(
         StorageError: If the run cannot be written.
     """
     trainer = generator_trainer_of(config)
-    assert isinstance(config, TrainedConfig)
     check_replaceable(out, RECORD)  # before the work, not after
     started = time.perf_counter()
     # Before pictures are hashed: what is missing is the user's to name.
@@ -74,7 +74,7 @@ def train_synthesis(
         training = sorted(example.record.content for example in start.support.examples)
     hashed = time.perf_counter()
     descriptions = "" if start is None else start.descriptions
-    with unfinished(out, config, identity, weights, resume, descriptions) as workspace:
+    with unfinished(out, cast("TrainedConfig", config), identity, weights, resume, descriptions) as workspace:
         fitted = trainer.fit(GeneratorRequest(config, dataset, start, hashes, workspace, resume, progress))
         fitted_at = time.perf_counter()
         record = SynthesisRecord(
