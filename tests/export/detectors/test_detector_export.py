@@ -20,7 +20,7 @@ from tiny_dataset import CATEGORY, defective_pictures, good_pictures
 
 from flawscope import cli
 from flawscope.bundle import PadimHead, PatchcoreHead, open_bundle
-from flawscope.config import build_config
+from flawscope.config import build_config, flatten
 from flawscope.datasets import open_dataset
 from flawscope.errors import ArgumentError, GateError, RunError, StorageError
 from flawscope.export.detectors import detector_export
@@ -57,7 +57,7 @@ def test_a_bundle_says_where_it_comes_from(
     assert manifest.provenance.run == run.digest
     assert manifest.provenance.dataset == run.record.dataset
     assert manifest.provenance.category == "steel"
-    assert manifest.provenance.config == json.loads(msgspec.json.encode(run.record.config))
+    assert manifest.provenance.config == json.loads(msgspec.json.encode(flatten(run.record.config)))
     assert manifest.provenance.weights == "scattering: none: fixed filters; licence: Apache-2.0"
     assert {"torch", "onnx", "onnxruntime", "opencv-python-headless"} <= manifest.provenance.versions.keys()
     assert images == {"training": list(run.record.training), "held_out": list(run.record.held_out)}
