@@ -21,6 +21,7 @@ from tiny_drawers import WIDTH, refused, synth_head, traced_once, write_drawers,
 
 from flawscope import cli
 from flawscope.bundle import SynthDefect, SynthHead, open_bundle
+from flawscope.config import flatten
 from flawscope.diffusion.latent_inpainting import draw_latents, draw_noise, guided, keep_of
 from flawscope.diffusion.reconstruction import signed, unsigned
 from flawscope.errors import ArgumentError, BundleError, GateError, RunError
@@ -101,7 +102,7 @@ def test_a_bundle_says_how_it_draws_and_where_it_comes_from(
         run.record.config.seed,
     )
     assert source.weights == f"base {base.identity}; licence: own"
-    assert source.config == json.loads(msgspec.json.encode(run.record.config))
+    assert source.config == json.loads(msgspec.json.encode(flatten(run.record.config)))
 
 
 @pytest.mark.parametrize("kind", ["base", "embedding", "inpainting"])
