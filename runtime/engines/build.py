@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -191,7 +192,7 @@ def _set_profile(builder: Any, network: Any, config: Any, options: BuildOptions,
 
 
 class Messages:
-    """What TensorRT warned of, and its errors."""
+    """What TensorRT warned of, and its errors, since somebody began to listen."""
 
     def __init__(self) -> None:
         self.warnings: list[str] = []
@@ -202,21 +203,39 @@ class Messages:
         return " ".join(self.errors[-1].split()).rstrip(".") if self.errors else ""
 
 
+_LISTENING: dict[Any, tuple[Any, weakref.WeakSet[Messages]]] = {}
+
+
 def listen(module: Any) -> tuple[Any, Messages]:
-    """Return a logger for a TensorRT module, and what it will have heard."""
+    """Return the logger of a TensorRT module, and what it will have heard from now on.
+
+    There is one for all: as long as anything lives that was made with a logger, TensorRT ignores every other one, and
+    warns of it. With a logger for each, the second would hear nothing, and an error would come without its reason.
+    """
+    if module not in _LISTENING:
+        listeners: weakref.WeakSet[Messages] = weakref.WeakSet()
+        _LISTENING[module] = _logger(module, listeners), listeners
     messages = Messages()
+    logger, listeners = _LISTENING[module]
+    listeners.add(messages)
+    return logger, messages
+
+
+def _logger(module: Any, listeners: weakref.WeakSet[Messages]) -> Any:
+    """Return a logger that tells all who listen at that moment."""
 
     class Logger(module.ILogger):  # type: ignore[misc]  # the base is known at run time
         def __init__(self) -> None:
             module.ILogger.__init__(self)
 
         def log(self, severity: Any, text: str) -> None:
-            if severity <= module.ILogger.Severity.ERROR:
-                messages.errors.append(text)
-            elif severity == module.ILogger.Severity.WARNING and len(messages.warnings) < _MOST_MESSAGES:
-                messages.warnings.append(" ".join(text.split()))
+            for messages in tuple(listeners):
+                if severity <= module.ILogger.Severity.ERROR:
+                    messages.errors.append(text)
+                elif severity == module.ILogger.Severity.WARNING and len(messages.warnings) < _MOST_MESSAGES:
+                    messages.warnings.append(" ".join(text.split()))
 
-    return Logger(), messages
+    return Logger()
 
 
 def _monitor(module: Any, progress: Progress | None) -> Any:

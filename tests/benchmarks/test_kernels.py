@@ -153,6 +153,7 @@ class TestQuick:
 
 
 @pytest.mark.parametrize(("module", "package"), [("faiss", "faiss-cpu"), ("threadpoolctl", "threadpoolctl")])
+@pytest.mark.long
 def test_a_missing_rival_is_one_sentence_and_status_two(tmp_path: Path, module: str, package: str) -> None:
     # Shadows it, so that the claim is tested where it is installed too.
     (tmp_path / f"{module}.py").write_text(f"raise ModuleNotFoundError('no {module}', name='{module}')")

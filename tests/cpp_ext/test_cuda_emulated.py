@@ -18,7 +18,10 @@ FOLDERS = [f"-I{ROOT / 'cpp_ext' / folder}" for folder in ("include", "src", "cu
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 """Works with the fibers of the emulation: each has a stack of its own, which is cleared of marks before it is used."""
 
-pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ to compile the emulation with")
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ to compile the emulation with"),
+]
 
 
 def run(*command: object) -> str:

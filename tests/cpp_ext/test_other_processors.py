@@ -11,6 +11,8 @@ from project_paths import ROOT
 
 from flawscope import cpp_ext
 
+pytestmark = pytest.mark.long
+
 SOURCES = ROOT / "cpp_ext" / "src"
 CHECK = Path(__file__).with_name("levels_check.cpp")
 OPTIONS = ["-std=c++17", "-O2", "-ffp-contract=off", "-Wall", f"-I{ROOT / 'cpp_ext' / 'include'}", f"-I{SOURCES}"]

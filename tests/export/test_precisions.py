@@ -21,6 +21,8 @@ from flawscope.export.detectors.detector_export import export_run
 from flawscope.export.precisions import Wanted
 from flawscope.runtime import Inspector
 
+pytestmark = pytest.mark.long
+
 LOOSE = Limits(1.0, 1.0, -1.0, 1.0, 0.5)
 """What 64 pixels of a tiny set can be held to: the figures are judged elsewhere, on real pictures."""
 

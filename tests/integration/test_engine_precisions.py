@@ -18,6 +18,8 @@ from flawscope.runtime.engines import BuildOptions, EngineCache, Target, import_
 from flawscope.runtime.engines.ensure import ensure_engine
 from flawscope.training.detectors.detector_training import train_detector
 
+pytestmark = pytest.mark.long
+
 pytest.importorskip("tensorrt_rtx", reason='TensorRT-RTX is not installed: pip install "flawscope[tensorrt-rtx]"')
 
 LOOSE = Limits(1.0, 1.0, -1.0, 1.0, 0.5)

@@ -20,6 +20,7 @@ TILES = DATA / "magnetic_tile"
 WEIGHTS = Path(os.environ.get("FLAWSCOPE_WEIGHTS", SHARED / "weights")) / "mobilenetv2_100_imagenet.safetensors"
 
 pytestmark = [
+    pytest.mark.long,
     pytest.mark.skipif(not TILES.is_dir(), reason="needs the magnetic tile set, see FLAWSCOPE_DATA"),
     pytest.mark.skipif(not WEIGHTS.is_file(), reason="needs MobileNetV2 weights, see FLAWSCOPE_WEIGHTS"),
 ]

@@ -26,6 +26,7 @@ def source_tree(target: Path) -> Path:
     return target
 
 
+@pytest.mark.long
 def test_without_native_kernels_the_wheel_is_pure_python(tmp_path: Path) -> None:
     tree = source_tree(tmp_path / "source")
     command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-q", "-w", str(tmp_path)]

@@ -60,6 +60,7 @@ class FakeScorer:
 
 
 @pytest.mark.parametrize("method", METHODS)
+@pytest.mark.long
 def test_graph_and_kernel_path_agree(bundles: dict[str, Path], tiny_root: Path, method: str) -> None:
     with (
         Inspector.load(bundles[method], "cpu", "graph") as graph,

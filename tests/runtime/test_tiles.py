@@ -147,6 +147,7 @@ def test_tiles_of_a_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("method", list(SETTINGS))
+@pytest.mark.long
 def test_a_defect_on_a_seam_scores_as_one_in_the_middle(bundles: dict[str, Path], method: str) -> None:
     plain = surface(200, 260, 60)
     with Inspector.load(bundles[method], "cpu") as inspector:

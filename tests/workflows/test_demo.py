@@ -2,8 +2,12 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from flawscope.bundle import open_bundle
 from flawscope.cli import run
+
+pytestmark = pytest.mark.long
 
 
 def test_the_demo_leaves_data_bundle_and_report_and_tells_good_from_bad(tmp_path, capsys):

@@ -17,6 +17,8 @@ from flawscope.export.detectors.detector_export import export_run
 from flawscope.runtime import Inspector
 from flawscope.training.detectors.detector_training import train_detector
 
+pytestmark = pytest.mark.long
+
 SETTINGS: dict[str, Any] = {
     "backbone": "scattering",
     "resize": 32,

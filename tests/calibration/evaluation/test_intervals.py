@@ -56,6 +56,7 @@ def _scores(seed, good=40, anomalous=25):
     return scores, np.arange(good + anomalous) >= good
 
 
+@pytest.mark.long
 def test_image_intervals_agree_with_a_bootstrap_that_really_draws_the_images():
     scores, labels = _scores(1)
     random = np.random.default_rng(2)

@@ -18,6 +18,8 @@ from flawscope.calibration.quantization.int8 import OPERATORS, Quantiser
 from flawscope.calibration.quantization.modelopt import PYTHON, find_python
 from flawscope.errors import ArgumentError, GateError
 
+pytestmark = pytest.mark.long
+
 SIZE = (12, 10)
 
 

@@ -37,6 +37,8 @@ from flawscope.training.synthesis.lora import restore_unet
 from flawscope.training.synthesis.prompt_templates import defect_sentences
 from flawscope.training.synthesis.support_examples import read_support_examples
 
+pytestmark = pytest.mark.long
+
 MAX_BATCH = 6
 
 

@@ -20,6 +20,8 @@ from flawscope.export.synthesis.generator_graphs import GRAPHS
 from flawscope.export.synthesis.image_parity import measure_pictures
 from flawscope.runtime.synthesis import DrawOptions, DrawOrder, Synthesizer
 
+pytestmark = pytest.mark.long
+
 MAX_BATCH = 6
 
 

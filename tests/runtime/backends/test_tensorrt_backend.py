@@ -108,6 +108,7 @@ def test_scores_and_maps_are_those_of_the_cpu(
 
 
 @pytest.mark.parametrize("method", METHODS)
+@pytest.mark.long
 def test_with_the_bank_on_the_device_too(
     copies: dict[str, Path], pictures: list[Path], method: str, kernels: Stand
 ) -> None:

@@ -69,6 +69,7 @@ def test_pixels_outside_the_feathered_mask_are_bit_identical(
 
 @settings(max_examples=60, deadline=None)
 @given(mask=boxes(), feather=st.integers(0, 5), seed=st.integers(0, 9))
+@pytest.mark.long
 def test_at_the_models_own_size_the_mask_gets_exactly_what_was_drawn(
     mask: npt.NDArray[np.bool_], feather: int, seed: int
 ) -> None:

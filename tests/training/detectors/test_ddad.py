@@ -215,6 +215,7 @@ def test_augmentation_and_simplex_noise_change_what_is_learned(tiny_root: Path) 
 
 
 @pytest.mark.parametrize("extractor", ["none", "adaptation"])
+@pytest.mark.long
 def test_a_training_that_was_killed_ends_with_the_same_weights(
     tmp_path: Path, tiny_root: Path, weights: Path, extractor: str
 ) -> None:
@@ -286,6 +287,7 @@ def test_the_scattering_backbone_cannot_learn() -> None:
 # --- bundle and line
 
 
+@pytest.mark.long
 def test_the_bundle_scores_as_torch_does(tiny_root: Path, run: Path, bundle: Path) -> None:
     images = pictures(tiny_root)
     module = read_run(run).module
@@ -434,6 +436,7 @@ def test_every_network_builds_as_an_engine(bundle: Path, graph: str) -> None:
     assert len(built.plan) > 1000
 
 
+@pytest.mark.long
 def test_large_pictures_are_reconstructed_in_tiles(tmp_path: Path, tiny_root: Path) -> None:
     out = train(tiny_root, tmp_path / "run", tile=32, epochs=1)
     export_run(out, tmp_path / "tiles.flaw", max_batch=4)

@@ -84,6 +84,7 @@ def test_the_same_settings_give_the_same_run_but_for_times(tiny_root: Path, tmp_
 
 
 @pytest.mark.parametrize("standardize", ["whiten", "scale", "none"])
+@pytest.mark.long
 def test_a_run_that_remembers_every_patch_gives_zero_on_its_training_pictures(
     tiny_root: Path, tmp_path: Path, standardize: str
 ) -> None:

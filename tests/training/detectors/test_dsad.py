@@ -39,6 +39,8 @@ from flawscope.training.diffusion.torch_reconstruction import Reconstruction
 from flawscope.training.loop.image_batches import Pictures
 from flawscope.training.settings import read_settings
 
+pytestmark = pytest.mark.long
+
 COMMON: dict[str, Any] = {
     "backbone": "scattering",
     "resize": 32,

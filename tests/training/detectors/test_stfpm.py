@@ -37,6 +37,8 @@ from flawscope.training.detectors.stfpm import StfpmNetwork, StfpmTask, stage_di
 from flawscope.training.features.backbone import Backbone, untrained_backbone
 from flawscope.training.loop.image_batches import Pictures
 
+pytestmark = pytest.mark.long
+
 NETWORK = "mobilenetv2_035"
 SETTINGS = {
     "backbone": NETWORK,
@@ -222,7 +224,7 @@ def command(root: Path, weights: Path, out: Path, *more: str) -> list[str]:
     return [sys.executable, "-m", "flawscope", "train", "stfpm", *data, *settings, "--out", str(out), *more]
 
 
-@pytest.mark.parametrize("moment", [0.1, 0.6])
+@pytest.mark.parametrize("moment", [0.1, pytest.param(0.6, marks=pytest.mark.slow)])
 def test_a_training_that_was_killed_ends_as_if_it_had_not_been(
     tiny_root: Path, weights: Path, tmp_path: Path, moment: float
 ) -> None:

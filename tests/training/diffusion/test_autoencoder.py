@@ -166,6 +166,7 @@ def test_pictures_are_limited_whatever_the_normalisation(normalization: Normaliz
     assert (float(picture.min()), float(picture.max())) == (-1.0, 1.0)
 
 
+@pytest.mark.long
 def test_both_halves_are_graphs_that_give_what_torch_gives() -> None:
     network = autoencoder()
     encoder, decoder = Encoder(network, "imagenet"), Decoder(network, "imagenet")
@@ -315,6 +316,7 @@ def test_figures_and_preview_are_of_the_pictures_held_back(
 # --- training
 
 
+@pytest.mark.long
 def test_training_lowers_the_error_and_measures_the_scale(trained: tuple[Path, Fitted], tiny_root: Path) -> None:
     folder, fitted = trained
     lines = metrics(folder)
@@ -344,6 +346,7 @@ def assert_same_training(first: tuple[Path, Fitted], second: tuple[Path, Fitted]
         assert torch.equal(value, other[name]), name
 
 
+@pytest.mark.long
 def test_the_same_seed_gives_the_same_losses_and_another_does_not(
     trained: tuple[Path, Fitted], tiny_root: Path, tmp_path: Path
 ) -> None:
@@ -353,6 +356,7 @@ def test_the_same_seed_gives_the_same_losses_and_another_does_not(
 
 
 @pytest.mark.parametrize("stop_at", [3, 12])
+@pytest.mark.long
 def test_a_training_that_was_stopped_ends_as_if_it_had_not_been(
     trained: tuple[Path, Fitted], tiny_root: Path, tmp_path: Path, stop_at: int
 ) -> None:

@@ -205,6 +205,7 @@ def test_the_shares_are_those_that_were_asked_for() -> None:
 # ---- Export --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_sobel_and_softening_export_with_a_batch_of_any_size() -> None:
     sketcher = Sketcher("sobel", (24, 40), 15).eval()
     with warnings.catch_warnings():

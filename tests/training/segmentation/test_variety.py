@@ -98,6 +98,7 @@ class Shown:
             yield self._images[numbers[start : start + size]]
 
 
+@pytest.mark.long
 def test_probabilities_are_those_of_torchvision_with_its_own_preparation() -> None:
     state = inception_state()
     images = np.random.default_rng(0).integers(0, 256, (2, INCEPTION_SIDE_PX, INCEPTION_SIDE_PX, 3)).astype(np.uint8)

@@ -42,6 +42,8 @@ from flawscope.training.synthesis.generator_training import train_synthesis
 from flawscope.training.synthesis.word_tokenizer import END, START, write_tokenizer
 from flawscope.training.synthesis.word_tokenizer import LENGTH as WORDS
 
+pytestmark = pytest.mark.long
+
 # ---- Words -----------------------------------------------------------------------------------------------------------
 
 
@@ -363,18 +365,24 @@ def test_the_identity_of_an_autoencoder_is_that_of_its_weights_and_scale(tmp_pat
 
 
 def test_a_base_is_trained_from_the_command_line(
-    tmp_path: Path, tiny_root: Path, autoencoder: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    tiny_root: Path,
+    autoencoder: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     out = tmp_path / "run"
     asked = {**SETTINGS, "epochs": 1, "autoencoder": autoencoder, "tile": 32}
     settings = [f"--set={name}={value}".replace(" ", "") for name, value in asked.items() if name != "resize"]
     command = ["train", "base", "--data", str(tiny_root), "--category", CATEGORY, "--image-size", str(SIDE)]
+    # The record has the command of the process, which pytest and its workers name in different ways.
+    monkeypatch.setattr("sys.argv", ["/usr/bin/flawscope", *command])
     assert cli.run([*command, *settings, "--out", str(out)]) == 0
     said = capsys.readouterr().out
     assert f"base trained on 24 good pictures of {CATEGORY}" in said
     assert "training pictures 76, validation pictures 20" in said  # four tiles of each
     assert f"run: {out}" in said
-    assert read_synthesis_run(out).record.command.startswith("flawscope ")
+    assert read_synthesis_run(out).record.command.startswith("flawscope train base ")
     assert cli.run([*command, *settings, "--weights", "w.safetensors", "--out", str(out)]) == 2
     assert "--weights: expected none with base" in capsys.readouterr().err
     assert cli.run([*command, "--out", str(out)]) == 2

@@ -203,6 +203,7 @@ def adapted(
 
 
 @pytest.mark.parametrize("method", ["embedding", "inpainting"])
+@pytest.mark.long
 def test_a_run_has_what_it_learned_from(
     adapted: dict[str, tuple[Path, SynthesisRecord]],
     places: dict[str, Path],
@@ -246,6 +247,7 @@ def test_vectors_and_changes_are_among_the_weights(
     assert restore_unet(base, run).config.in_channels == 9
 
 
+@pytest.mark.long
 def test_what_a_training_needs_is_said_first(tmp_path: Path, places: dict[str, Path], dataset: Dataset) -> None:
     out = tmp_path / "run"
     for method, changes, message in (

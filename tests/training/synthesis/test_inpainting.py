@@ -337,6 +337,7 @@ def test_a_run_knows_the_sentences_of_every_defect_without_the_places(trained: t
 
 
 @pytest.mark.parametrize("adapt", ["lora", "full"])
+@pytest.mark.long
 def test_a_training_that_was_stopped_goes_on_as_if_it_had_not_been(
     base: SynthesisBase,
     support: SupportExamples,
@@ -362,6 +363,7 @@ def test_a_training_that_was_stopped_goes_on_as_if_it_had_not_been(
 
 
 @pytest.mark.parametrize(("changes", "share"), [({}, 0.99), ({"mixed_precision": "bf16", "adapt": "full"}, 0.8)])
+@pytest.mark.long
 def test_the_loss_falls_and_the_base_stays(
     base: SynthesisBase, support: SupportExamples, tmp_path: Path, changes: dict[str, Any], share: float
 ) -> None:

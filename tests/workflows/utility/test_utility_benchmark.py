@@ -47,6 +47,7 @@ def record_of(out: Path) -> dict[str, object]:
 # ---- Verdicts --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_a_set_of_the_defects_that_are_tested_is_recommended(judged: Path) -> None:
     found = msgspec.json.decode((judged / "judge.json").read_bytes(), type=utility_benchmark.Judgement)
     gain = found.differences["pixel_ap"]

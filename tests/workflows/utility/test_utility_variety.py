@@ -79,6 +79,7 @@ def variety_of(networks: VarietyNetworks, defects: dict[str, DefectPictures]) ->
 # ---- The command -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_figures_are_given_with_the_weights_and_change_no_verdict(
     place: Place, files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
