@@ -1,4 +1,4 @@
-"""Parity bisection: which tensor of a graph is the first that two ways of computing it do not agree on.
+"""Parity bisection: finds the first tensor of a graph on which two implementations differ.
 
 A gate says that scores differ; this says where it begins, by the name of the layer. One tensor at a time becomes an
 output of both graphs, so whatever the runtime fuses elsewhere stays fused, and halving takes log₂(n) such tensors.

@@ -1,4 +1,4 @@
-"""A graph on its way into a bundle: checked, proven to fit, and written, its weights beside it where they are many."""
+"""Writes a graph into a bundle after the operator and size checks; large weights go to a file beside it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Precisions beside FP32: made from the exported features, gated through the runtime, and added to the bundle."""
+"""Reduced precisions: converted from the exported features, checked by the acceptance gate, added to the bundle."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def add_precision(
     describe: Any,
     progress: Progress = no_progress,
 ) -> tuple[Precision, dict[str, Path | bytes]]:
-    """Make a precision and let it through the gate.
+    """Convert to a reduced precision and run the acceptance gate.
 
     Args:
         name: `fp16` or `int8`.

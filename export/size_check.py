@@ -1,4 +1,4 @@
-"""Proof of size: every tensor of a graph at its largest batch, before the graph is written.
+"""Size check: every tensor of a graph at its largest batch, before the graph is written.
 
 TensorRT refuses tensors of 2³¹ elements and runtimes fail late on memory; here both are known at export.
 """

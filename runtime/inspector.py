@@ -166,7 +166,7 @@ class Inspector:
             raise
 
     def reconstruct(self, prepared: UInt8Array) -> Reconstructed:
-        """Return what a bundle that reconstructs makes of prepared pictures uint8 [N, H, W, 3], pictures and maps.
+        """Return the reconstructions and maps of prepared images uint8 [N, H, W, 3].
 
         Raises:
             ArgumentError: If the bundle's method does not reconstruct.
@@ -175,7 +175,7 @@ class Inspector:
         return self.check_reconstructs().reconstruct(prepared)
 
     def resample(self, sampling: Sampling) -> None:
-        """Let a bundle that reconstructs do it in another way from now on; scores are then others.
+        """Change the sampling of a reconstruction bundle from now on; its scores change too.
 
         Raises:
             ArgumentError: If the bundle's method does not reconstruct, or it has too little noise.

@@ -1,4 +1,4 @@
-"""Pictures for people: the anomaly map over the image on a fixed colour scale, boxes around what was found."""
+"""Overlays: the anomaly map over the image on a fixed colour scale, with boxes around anomalous regions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a bundle that reconstructs saw: input, reconstruction and maps of one picture as PNG files."""
+"""Input, reconstruction and anomaly maps of one image as PNG files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from flawscope.imaging.png import write_png
 
 
 def write_pictures(folder: Path, name: str, image: UInt8Array, found: Reconstructed, reference: float) -> None:
-    """Write what came of one picture.
+    """Write input, reconstruction and maps of one image.
 
     `NAME-strip.png` has input, reconstruction and heat map side by side; `NAME-input`, `-reconstruction` (without
     diffusion), `-samples` (with it), `-features` and `-heatmap` have them apart.

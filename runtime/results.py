@@ -1,4 +1,4 @@
-"""What the runtime gives back for one picture."""
+"""Result of one inspected image."""
 
 from __future__ import annotations
 

@@ -124,7 +124,7 @@ def _no_bars() -> AbstractContextManager[Progress]:
 
 
 def _tell_nobody(stage: Stage) -> None:
-    """Announce nothing."""
+    """Report nothing."""
 
 
 def run_below(out: Path) -> Path:

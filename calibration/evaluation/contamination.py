@@ -28,7 +28,7 @@ _LISTED = 5
 
 @dataclass(frozen=True)
 class Leak:
-    """The test pictures of a dataset that have to do with a support set.
+    """The contaminated test images of a dataset: members and near duplicates of a support set.
 
     Attributes:
         record: The record of the support set.
@@ -80,7 +80,7 @@ class Leak:
 
 
 def find_leak(dataset: Dataset, record: SupportRecord, contents: Mapping[Path, str]) -> Leak:
-    """Return which test pictures of a dataset have to do with a support set, known by their content.
+    """Return the test images that are in a support set or near duplicates of it, matched by content.
 
     A copy under another name is found as well; a picture that was saved in another format is not.
 

@@ -62,7 +62,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the runtime said of one picture; `fault` is None when it has a usable score."""
+    """Result of the runtime for one image; `fault` is None when it has a usable score."""
 
     decision: Literal["accept", "reject", "fault"]
     fault: str | None

@@ -1,4 +1,4 @@
-"""What a precision may do to the figures of FP32: the limits of its gate, and what they say in words."""
+"""Limits of the acceptance gate of a reduced precision, and their messages."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ cuts large values, and these are what a defect raises."""
 
 @dataclass(frozen=True)
 class Limits:
-    """What a precision may do.
+    """Limits of the acceptance gate.
 
     Attributes:
         image_auroc: Largest |change| of the image AUROC.

@@ -1,4 +1,4 @@
-"""INT8 by explicit Q/DQ nodes: value ranges from good pictures, weights per channel, and which operators can bear it.
+"""INT8 quantization by explicit Q/DQ nodes: ranges from normal images, weights per channel, choice of operators.
 
 Everything is symmetric, as TensorRT's explicit quantisation wants it, and biases stay in FP32. The graph keeps its
 inputs and outputs; what follows it (the scoring head) is not touched. ONNX Runtime's quantiser does the work.
@@ -185,7 +185,7 @@ def fewest_kept(
 
 
 class _Reader:
-    """What ONNX Runtime's calibrator asks for one input after the other."""
+    """Calibration data reader of ONNX Runtime: gives one input after the other."""
 
     def __init__(self, name: str, images: Sequence[UInt8Array]) -> None:
         self._name = name

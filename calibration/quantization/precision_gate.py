@@ -1,4 +1,4 @@
-"""The gate of a precision: what it does to FP32's figures, measured through the runtime, and whether that is let in."""
+"""Acceptance gate of a reduced precision: its figures against FP32, measured through the runtime."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Features in fewer bits: which operators, made how, and which were better left in FP32."""
+"""Reduced precision of the feature graph: how it is converted, and which operators stay in FP32."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def lower_to_int8(
 
     Raises:
         ArgumentError: If ModelOpt is needed and not there.
-        GateError: If no operator can bear it.
+        GateError: If no operator can be quantized within the limits.
     """
     python = find_python(modelopt_python) if rest == "fp16" else None
     quantiser = Quantiser(features, calibration, method, lambda done, total: progress("Value ranges", done, total))

@@ -1,4 +1,4 @@
-"""Setting the thresholds of a bundle, and writing down how: no rebuild, one more line in the threshold record.
+"""Sets the thresholds of a bundle and records how: no re-export, one more line in the threshold record.
 
 Thresholds come from good pictures that the detector has not learned from. Test pictures are used only for the
 objective `f1`, which has to be asked for, and the manifest then says so.

@@ -1,4 +1,4 @@
-"""Combining bundles to an ensemble: what its members have in common is checked, and their scales are measured.
+"""Combines bundles to an ensemble: checks that members are compatible, and measures their scales.
 
 Members measure in different units, so each map and each score becomes (value - center) / spread before it is weighted.
 Both numbers come from good pictures that no member has learned from, because a detector finds nothing on those it has.
@@ -74,7 +74,7 @@ _GOLDEN = 2
 
 @dataclass(frozen=True)
 class Scale:
-    """What counts as 0 and as 1 in the maps or scores of a detector."""
+    """Centre and spread by which a detector's maps or scores are normalised."""
 
     center: float
     spread: float

@@ -19,7 +19,7 @@ _BUNDLE = click.argument("path", metavar="BUNDLE", type=click.Path(path_type=Pat
 @_BUNDLE
 @click.option("--json", "as_json", is_flag=True, help="Print the whole manifest as JSON.")
 def info(path: Path, as_json: bool) -> None:
-    """Show what a bundle says of itself."""
+    """Show the contents of a bundle's manifest."""
     with open_bundle(path) as opened:
         manifest = opened.manifest
     if as_json:
@@ -86,7 +86,7 @@ def _facts(manifest: Manifest) -> list[tuple[str, str]]:
 
 
 def _drawing(head: SynthHead) -> list[tuple[str, str]]:
-    """Return what a bundle says of itself that draws."""
+    """Return the manifest facts of a generator bundle."""
     sampling, (channels, height, width) = head.sampling, head.latents
     window = f"the window around a box, at most {head.crop_fill:.0%} of it" if head.crop else "the whole picture"
     return [

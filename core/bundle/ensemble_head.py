@@ -1,4 +1,4 @@
-"""What the manifest of an ensemble says: several detectors whose maps and scores are added up with fixed weights."""
+"""Manifest section of an ensemble: several detectors whose maps and scores are summed with fixed weights."""
 
 from __future__ import annotations
 

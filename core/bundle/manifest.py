@@ -146,7 +146,7 @@ class Accuracy(_Struct, frozen=True):
 
 
 class KeptNode(_Struct, frozen=True):
-    """An operator that a precision left out, and why."""
+    """An operator that stayed in FP32, and why."""
 
     node: str
     operator: str
@@ -154,7 +154,7 @@ class KeptNode(_Struct, frozen=True):
 
 
 class Gate(_Struct, frozen=True):
-    """What a precision does to the figures of FP32, measured through the runtime before it entered the bundle.
+    """Result of the acceptance gate of a reduced precision: its figures against FP32, measured through the runtime.
 
     Differences are the precision's figure minus that of FP32.
 
@@ -218,7 +218,7 @@ class Precision(_Struct, frozen=True):
 
 
 class SamplingChange(_Struct, frozen=True):
-    """What another sampling does to the figures of a bundle that reconstructs, both measured in one go.
+    """Figures of a changed diffusion sampling against the original one, both measured in one run.
 
     Attributes:
         when: UTC time.

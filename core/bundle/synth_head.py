@@ -1,4 +1,4 @@
-"""What a bundle of kind `synth` says of itself: how its graphs draw a defect."""
+"""Manifest section of a generator bundle (kind `synth`): how its graphs draw a defect."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class SynthDefect(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class SynthSupport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A picture that the model has learned a defect from; drawn pictures must be no copies of it.
+    """A support image that the model learned a defect from; used to detect memorization in generated images.
 
     Attributes:
         category: Name of the category.
@@ -46,7 +46,7 @@ class SynthSupport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class PictureParity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Agreement of two ways to draw the same pictures from the same noise.
+    """Parity of two implementations that generate the same images from the same noise.
 
     Attributes:
         reference: What was taken as true, for example `torch`.

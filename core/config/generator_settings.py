@@ -1,4 +1,4 @@
-"""Settings of what draws defects: the small base, learned words, and inpainting networks."""
+"""Settings of the defect generators: the small base model, learned embeddings, and inpainting networks."""
 
 from __future__ import annotations
 

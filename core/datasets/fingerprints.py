@@ -1,4 +1,4 @@
-"""What a dataset is, as numbers: the hash of each file's bytes and one fingerprint of the whole."""
+"""Content hashes of a dataset's files, and one fingerprint of the whole dataset."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Opening every file of a dataset once, to say what is there and what is wrong with it before hours are spent."""
+"""Inspection of a dataset: opens every file once and reports counts and problems before a long training."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class Inspection(msgspec.Struct, frozen=True):
 
 
 class _Facts(NamedTuple):
-    """What opening one sample's files told."""
+    """Facts found by decoding one sample's files."""
 
     sample: Sample
     content: str | None  # SHA-256; None where the file cannot be read
@@ -186,7 +186,7 @@ def _duplicates(root: Path, facts: list[_Facts]) -> Iterator[Problem]:
 
 
 def _remarks(dataset: Dataset) -> Iterator[Problem]:
-    """Tell what the index alone shows."""
+    """Return the problems that are visible without opening a file."""
     for path in dataset.orphan_masks:
         yield Problem("orphan_mask", path, "belongs to no picture (or to one that has another mask)")
     if dataset.layout == "flat":

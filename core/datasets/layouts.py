@@ -1,4 +1,4 @@
-"""Finding out what a folder is: `--data ROOT --category NAME` becomes a `Dataset`, or one clear sentence."""
+"""Detects the layout of a dataset folder: `--data ROOT --category NAME` becomes a `Dataset`, or a clear error."""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ def keep_of(mask: BoolArray, size: tuple[int, int]) -> Float32Array:
 
 
 def guided(conditional: Float32Array, unconditional: Float32Array, scale: float) -> Float32Array:
-    """Return the noise drawn away from what the empty text gives: ε_u + scale · (ε_c − ε_u) (arXiv:2207.12598)."""
+    """Return classifier-free guidance: ε_u + scale · (ε_c − ε_u) (arXiv:2207.12598)."""
     mixed: Float32Array = unconditional + (conditional - unconditional) * np.float32(scale)
     return mixed
 
@@ -107,7 +107,7 @@ def draw_latents(
     solver: Solver = "ddim",
     told: Callable[[int, Float32Array], None] | None = None,
 ) -> Float32Array:
-    """Return good pictures' latents with something drawn in their boxes.
+    """Return the latents of normal images with their boxes inpainted.
 
     Args:
         mode: See the module.

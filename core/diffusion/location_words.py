@@ -1,4 +1,4 @@
-"""Words for where something is in a picture: a grid of nine. Texts are learned with them, and drawn with them."""
+"""Location words for prompts: a 3 x 3 grid such as "in the upper left", used in training and in drawing."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ class Networks(Protocol):
     """The networks of a reconstruction, as functions on arrays."""
 
     def encode(self, images: UInt8Array) -> tuple[Float32Array, Mapping[str, Float32Array]]:
-        """Return what is reconstructed, float32 [N, C, h, w], and what the denoiser is told beside it, by name.
+        """Return the input of the diffusion, float32 [N, C, h, w], and the denoiser's conditions by name.
 
         Args:
             images: uint8 [N, H, W, 3].
@@ -60,7 +60,7 @@ class Networks(Protocol):
 
 @dataclass(frozen=True)
 class Reconstructed:
-    """What came of a batch.
+    """Result of reconstructing a batch.
 
     Attributes:
         maps: Anomaly maps, float32 [N, H, W].
@@ -83,7 +83,7 @@ class Reconstructed:
 def score_reconstructions(
     images: UInt8Array, networks: Networks, sampling: Sampling, noise: Float32Array, rule: MapRule
 ) -> Reconstructed:
-    """Reconstruct pictures and judge them by what changed.
+    """Reconstruct images and score them by the difference.
 
     Args:
         images: uint8 [N, H, W, 3].

@@ -95,7 +95,7 @@ class Step:
     """One step of the sampling.
 
     Attributes:
-        timestep: What the network is told.
+        timestep: The timestep given to the network.
         share: ᾱ here.
         next_share: ᾱ after the step, which is nearer to 1.
         sigma: Deviation of the noise that the step adds.
@@ -131,7 +131,7 @@ def plan_steps(sampling: Sampling) -> tuple[Step, ...]:
 
 
 def _timesteps(sampling: Sampling) -> list[int]:
-    """Return what the network is told in every call, noisiest first."""
+    """Return the timestep of every network call, noisiest first."""
     start, steps = sampling.start, sampling.steps
     if sampling.spacing == "leading":
         numbers = [number * (start // steps) for number in reversed(range(steps))]
@@ -161,7 +161,7 @@ def reconstruct(
     denoise: Denoise,
     hidden: Float32Array | None = None,
 ) -> Float32Array:
-    """Return what a network that knows good pictures alone makes of pictures.
+    """Return the reconstructions of a denoiser that was trained on normal images only.
 
     Args:
         pictures: Pictures or latents, float32 [N, C, h, w]; pictures in [-1, 1].

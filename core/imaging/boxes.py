@@ -1,4 +1,4 @@
-"""Rectangles around defects: geometry and masks. Training and line put the same boxes around the same defects.
+"""Rectangles around defects: geometry and masks. Training and run time use the same boxes for the same defects.
 
 Source: MvP-Diff, stage 1b, whose code was never published: the margin is a reading of its figure. One rectangle holds
 all parts of a defect unless each part is to have its own.

@@ -1,4 +1,4 @@
-"""Windows around boxes: what a model sees of a picture, the same in training and on the line.
+"""Crops around boxes: the model's view of an image, the same in training and at run time.
 
 A latent cell covers 8 x 8 pixels, so that a defect of 16 pixels is two cells wide. Cut out with its surroundings and
 enlarged, it is drawn with as many cells as a large one.

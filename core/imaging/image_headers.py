@@ -1,4 +1,4 @@
-"""What must be known of a picture's bytes before they are decoded.
+"""Image headers: format and size, read before decoding.
 
 A few hundred bytes can announce a picture of many gigabytes. The decoder would allocate it; this module
 lets `images.py` refuse it first. It also closes two gaps of the decoder: it applies the orientation tag of TIFF

@@ -1,4 +1,4 @@
-"""The export of what draws defects: base, learned words and inpainting networks, as a bundle of kind `synth`."""
+"""Export of defect generators (base model, embeddings, inpainting) as a bundle of kind `synth`."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def export_synthesis(
     most = max_batch or (_LARGE_BATCH if max(opened.size) >= _LARGE_SIDE_PX else _USUAL_BATCH)
     modules, examples = synthesis_modules(opened, unet), example_inputs(opened)
     drawing = _drawing(source, drawer, opened.prompts, modules, most)
-    del opened, unet  # what holds the networks now are the modules alone, which are given up one by one
+    del opened, unet  # only the modules refer to the networks now, and each is released after its export
     with storage_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
@@ -411,7 +411,7 @@ def _good_pictures(source: _Source, size: tuple[int, int], count: int) -> UInt8A
 def _written(
     name: str, modules: dict[str, nn.Module], examples: Mapping[str, Any], max_batch: int, scratch: Path
 ) -> Graph:
-    """Write a graph; its module is given up."""
+    """Write a graph, and release its torch module."""
     is_large = _bytes_of(modules[name]) > _LARGE_BYTES // 10
     # Without names for module and graph nothing holds on to the one when it is traced, nor to the other when its
     # weights have been written.

@@ -123,7 +123,7 @@ def synthesis_graph(name: str, module: nn.Module, examples: dict[str, Tensor], m
 
 
 def release_weights() -> None:
-    """Let go of the network that was traced last.
+    """Release the memory of the network that was traced last.
 
     The rules of torch's exporter are kept for the next time, each with the nodes it looked at last; through them all
     weights would stay in memory. Another network, however small, takes their place.

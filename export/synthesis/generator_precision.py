@@ -1,4 +1,4 @@
-"""FP16 of bundles that draw: every graph by AutoCast, judged by the pictures that are drawn with it."""
+"""FP16 of generator bundles: every graph by AutoCast, accepted by the images it generates."""
 
 from __future__ import annotations
 

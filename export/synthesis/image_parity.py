@@ -1,4 +1,4 @@
-"""The gate of bundles that draw: torch and the graphs draw the same pictures from the same noise."""
+"""Parity gate of generator bundles: torch and the graphs generate the same images from the same noise."""
 
 from __future__ import annotations
 

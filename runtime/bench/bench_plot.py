@@ -72,7 +72,7 @@ def write_plot(path: Path, figures: Mapping[str, Any]) -> None:
 
 
 def draw(figures: Mapping[str, Any]) -> Figure:
-    """Return the picture of what `sweep`, `compare` or `soak` found."""
+    """Return the plot of the figures of `sweep`, `compare` or `soak`."""
     if "series" in figures:
         return _draw_soak(figures)
     if "compare" in figures:

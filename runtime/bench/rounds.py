@@ -113,7 +113,7 @@ def count_transfers(inspector: Inspector, pictures: Sequence[bytes]) -> dict[str
 
 
 class Record:
-    """Rows of numbers in memory that was taken before, so that a measurement does not measure its own notes.
+    """Preallocated rows of numbers, so that recording a measurement does not disturb it.
 
     Args:
         columns: Numbers in a row.

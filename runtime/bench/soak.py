@@ -1,4 +1,4 @@
-"""The soak: very many scorings in one process, and whether memory or latency creep."""
+"""Soak test: very many inferences in one process, to find growth of memory or latency."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which provider took which node of a graph: proof of the path, read from ONNX Runtime's own profile of one run."""
+"""Execution provider of every node of a graph, read from ONNX Runtime's profile of one run."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def place_nodes(graph: Path, backend: str, inputs: Mapping[str, npt.NDArray[Any]
 
 
 def place_layers(session: TensorrtSession, graph: Path, inputs: Mapping[str, npt.NDArray[Any]]) -> list[PlacedNode]:
-    """Return the layers of an engine, as its inspector has told them when it was built; times are not known.
+    """Return the layers of an engine, as its inspector reported them at build time; times are not known.
 
     Args:
         session: The engine made ready.

@@ -1,4 +1,4 @@
-"""What is to be drawn, and how: orders, options, and the checks of both."""
+"""Drawing requests and options, and their checks."""
 
 from __future__ import annotations
 

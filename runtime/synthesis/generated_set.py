@@ -1,4 +1,4 @@
-"""Drawn pictures as they lie in a folder: their records, and back from a record to its picture."""
+"""Folder of generated images: its records, and regenerating an image from its record."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Is a drawn defect a copy of one it was learned from? Correlation of patches at several scales.
+"""Memorization check: is a generated defect a copy of a support defect? Patch correlation at several scales.
 
 Three support pictures are soon learned by heart, and a generator that pastes them adds nothing to a data set. The
 pixels of the drawn defect, with a margin that holds its outline, are slid over the surroundings of every support

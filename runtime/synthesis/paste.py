@@ -1,4 +1,4 @@
-"""Pasting back what a model has drawn in a window.
+"""Pastes an inpainted crop back into the source image.
 
     out = round(a · drawn + (1 - a) · good)            the drawing
     out = round(good + a · (drawn - known))            its change alone

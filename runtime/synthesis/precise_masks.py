@@ -1,4 +1,4 @@
-"""Precise masks: which pixels of a good picture a synthetic defect has really changed.
+"""Precise masks: the pixels of a normal image that a synthetic defect has changed.
 
 A box says where a defect was asked for. What was drawn there is found by comparing the drawn picture g with the good
 picture n it started from, both with colours from 0 to 1:
@@ -232,7 +232,7 @@ def _outside(region: BoolArray) -> BoolArray:
 
 
 def _align(good: Float32Array, drawn: Float32Array, outside: BoolArray) -> Float32Array:
-    """The good picture in the light of the drawn one: gain and offset per channel, least squares, fitted twice.
+    """The normal image at the brightness of the generated one: gain and offset per channel, fitted twice.
 
     The second fit leaves out what is far from the first. The gain is pulled to 1 where the outside is flat.
     """

@@ -1,4 +1,4 @@
-"""The filter behind the generator: what is wrong with a synthesised picture, measured against stated limits.
+"""Quality filter of generated images: every check is a measured value against a stated limit.
 
 Every picture gets every check that can be measured on it, so that a rejected one says all that is wrong with it:
 
@@ -156,7 +156,7 @@ def judge_picture(
     decoded: npt.NDArray[np.float32] | None = None,
     texture: float = 0.0,
 ) -> Verdict:
-    """Return what is wrong with a synthesised picture, every check with its value and its limit.
+    """Return the verdict on a generated image: every check with its value and its limit.
 
     Args:
         drawn: The picture as it would be kept, uint8 [H, W, 3] RGB.
@@ -258,7 +258,7 @@ def _nonfinite_share(decoded: npt.NDArray[np.float32]) -> float:
 
 
 def _flat_share(drawn: UInt8Array, good: UInt8Array, region: BoolArray) -> float:
-    """Of the pixels that did not change nothing is said: a white background is flat and may be."""
+    """Unchanged pixels do not count: a white background may be flat."""
     after = drawn[region].astype(np.uint32)
     changed = after[(drawn[region] != good[region]).any(axis=1)]
     if changed.size == 0:

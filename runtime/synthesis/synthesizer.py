@@ -1,4 +1,4 @@
-"""Load a bundle that draws, and draw defects on good pictures. No torch.
+"""Load a generator bundle and draw defects on normal images, without torch.
 
 For each picture: the window around the box (or the whole picture) is brought to the model's size and encoded; noise
 that depends on the picture's seed alone is turned into a defect by the loop of

@@ -1,4 +1,4 @@
-"""What a box shows that was merely drawn anew: the strength of its own texture.
+"""Texture contrast of a box: how much an inpainted box differs from the image by its texture alone.
 
 A model that fills a box with nothing but good material never meets the pixels that were there: grooves and grain lie
 elsewhere. That is a change, but no defect. How strong such a change is, the good picture tells itself: the box is

@@ -1,4 +1,4 @@
-"""DDAD and Diffusion-Based-AD: a denoiser learns good pictures, and what it cannot rebuild is a defect."""
+"""DDAD and Diffusion-Based-AD: a denoiser learns normal images; what it cannot reconstruct is anomalous."""
 
 from __future__ import annotations
 

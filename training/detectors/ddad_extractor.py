@@ -1,4 +1,4 @@
-"""The extractor of features learns the parts: by rebuilding pictures, or by DDAD's domain adaptation."""
+"""Fine-tuning of DDAD's feature extractor: by reconstruction, or by DDAD's domain adaptation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""DSAD and DiAD: a picture is rebuilt in latents by a denoiser that is shown the picture and its sketch."""
+"""DSAD and DiAD: reconstruction in latents by a denoiser guided by the image and its sketch."""
 
 from __future__ import annotations
 
@@ -301,7 +301,7 @@ def sketcher_of(config: DsadConfig) -> Sketcher | None:
 
 
 def restore_dsad(config: DsadConfig, backbone: Backbone, fitted: Fitted, what: str) -> Reconstruction:
-    """Return what scores pictures in torch, with the networks of a run.
+    """Return the torch reconstruction that scores images, with the networks of a run.
 
     Args:
         config: Settings.

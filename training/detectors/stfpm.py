@@ -1,4 +1,4 @@
-"""STFPM: a student learns to give the teacher's features on good pictures, and does not on what it has never seen."""
+"""STFPM: a student matches the teacher's features on normal images and deviates on anomalies."""
 
 from __future__ import annotations
 

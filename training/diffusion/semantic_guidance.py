@@ -1,4 +1,4 @@
-"""The denoising network of DSAD: Stable Diffusion's UNet, and a guidance that tells it what the picture shows.
+"""Denoiser of DSAD: Stable Diffusion's UNet with semantic guidance (as ControlNet) from the input image.
 
 The guidance is a trainable copy of the UNet's encoder (arXiv:2302.05543, as DiAD, arXiv:2312.06607, uses it) that also
 gets the picture and its sketch. Convolutions that start at zero lie between it and the UNet, so that training begins
@@ -91,7 +91,7 @@ class GuidedDenoiser(nn.Module):
         self.register_buffer("context", context.detach().to(torch.float32).clone())
 
     def encode_hint(self, picture: Tensor, sketch: Tensor | None = None) -> Tensor:
-        """Return what the guidance knows of a picture.
+        """Return the guidance features of an image.
 
         Args:
             picture: Normalised picture, float32 [N, 3, H, W].
@@ -134,7 +134,7 @@ class GuidedDenoiser(nn.Module):
         return predicted
 
     def trainable(self, train_decoder: bool) -> list[nn.Parameter]:
-        """Let learn what shall learn, freeze everything else, and return the parameters that learn.
+        """Freeze all but the trainable parameters, and return those.
 
         The guidance learns, with its fusions and the sketch encoder, but for zero convolutions whose result reaches
         nothing. The UNet's encoder and middle never do.
@@ -183,7 +183,7 @@ class GuidedDenoiser(nn.Module):
 
 
 class SketchFusion(nn.Module):
-    """Puts what the picture means and where its edges are together: DSAD's semantic and sketch feature fusion.
+    """DSAD's semantic and sketch feature fusion (SSFF).
 
     `forward` takes both, float32 [N, width, h, w], a and s, and returns a + out(mix([a, g ⊙ s])) of the same shape, in
     which the gate g = sigmoid(gate([mean a, mean s])) weighs the sketch's channels; all three are 1 x 1 convolutions.

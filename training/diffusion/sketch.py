@@ -1,4 +1,4 @@
-"""Sketches of pictures: edges without their fine detail, and what is done to them so that a network does not copy them.
+"""Sketches of images: edges without fine detail, and their corruption in training so that the network cannot copy them.
 
 A sketch tells a network where the parts of a picture are. That of a faulty picture has the fault's edges too: it is
 made smaller and enlarged again so that fine ones vanish, and in training parts of it are wrong where the picture is
@@ -120,7 +120,7 @@ def sobel_edges(pictures: Tensor) -> Tensor:
 
 
 def corrupt_sketches(sketches: Tensor, generator: torch.Generator, drop: float, corrupt: float) -> Tensor:
-    """Return sketches that are partly wrong, for training: who copies them is told the wrong thing.
+    """Return corrupted sketches for training, so that copying the sketch is no solution.
 
     Up to three boxes of a corrupted sketch, with sides from an eighth to a half of its own, are erased or taken from
     the same place of another sketch of the batch, half of the time each; in a batch of one all are erased. Put before

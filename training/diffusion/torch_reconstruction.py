@@ -1,4 +1,4 @@
-"""Reconstruction by torch networks: for previews, for what is measured at the end of a training, and for parity."""
+"""Reconstruction by torch networks, for previews, for measurements after training, and for parity."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ class Reconstruction:
         self.networks, self.sampling, self.noise, self.rule = networks, sampling, noise, rule
 
     def __call__(self, images: UInt8Array) -> Reconstructed:
-        """Reconstruct and judge pictures uint8 [N, H, W, 3]."""
+        """Reconstruct and score images uint8 [N, H, W, 3]."""
         return score_reconstructions(images, self.networks, self.sampling, self.noise, self.rule)
 
 

@@ -54,7 +54,7 @@ def recompute_blocks(
     wanted: bool,
     again: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
 ) -> None:
-    """Let a network compute again what its blocks gave, when gradients need it, instead of keeping it.
+    """Enable gradient checkpointing: recompute block activations in the backward pass.
 
     This is gradient checkpointing (arXiv:1604.06174). Nothing changes where no gradients are wanted. What was drawn at
     random in a block, as dropout is, is the same again; and so is autocast.

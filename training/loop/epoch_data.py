@@ -1,4 +1,4 @@
-"""What trainings in epochs share: pictures to learn from and to validate on, noise levels, figures for the record."""
+"""Shared by all trainings in epochs: training and validation images, noise levels, recorded figures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What fitting gives, the same for every detector."""
+"""Fit result, the same for every detector."""
 
 from __future__ import annotations
 

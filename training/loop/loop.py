@@ -1,4 +1,4 @@
-"""One loop for everything that is trained: what a task does in a step is its own, how steps follow is here.
+"""The training loop of all trained methods; a task defines the single step.
 
 Nothing depends on what a process has drawn before: the order of an epoch comes from (seed, epoch), the noise of a step
 from (seed, step). So a run that was killed and goes on from a checkpoint takes the steps that it would have taken.
@@ -59,7 +59,7 @@ class Task(Protocol):
 
 @dataclass(frozen=True)
 class Trained:
-    """What came out.
+    """Result of a training.
 
     Attributes:
         state: State of the network with the least validation error.
@@ -152,7 +152,7 @@ class _Loop:
             losses: list[float] = []
             count = min(self._batches, self._total - self._step)
             for number, images in enumerate(self._epoch_batches(count), 1):
-                # The last batches of an epoch are a step too, be they fewer: nothing is carried into the next, so a
+                # The last batches of an epoch are one step even if they are fewer: nothing is carried over, so a
                 # checkpoint between the two has everything.
                 is_step = number % self._settings.accumulate == 0 or number == count
                 losses.append(self._take_batch(images, is_step))
@@ -267,7 +267,7 @@ class _Loop:
             self._board.add(line, self._preview_path(self._epoch))
 
     def _trim_metrics(self) -> list[dict[str, Any]]:
-        """Drop lines of epochs that will be taken again: after a kill there may be more of them than checkpoints."""
+        """Drop metric lines after the checkpoint: a killed training may have written more lines than checkpoints."""
         path = self._folder / METRICS
         if not path.is_file() or not self._accelerator.is_main_process:
             return []

@@ -1,4 +1,4 @@
-"""A small segmenter of defects, trained on labelled pictures: what a synthetic set is judged by.
+"""A small defect segmenter, trained on labelled images for the downstream benchmark of synthetic data.
 
 U-shaped (arXiv:1505.04597): a backbone gives features at several strides, and a decoder joins them from the coarsest to
 the finest (lateral 1×1 convolutions, doubling, 3×3 convolutions) to one logit a cell, which is enlarged bilinearly to

@@ -1,4 +1,4 @@
-"""How varied drawn pictures are, by networks that were trained elsewhere.
+"""Diversity of generated images: Inception score and IC-LPIPS by pretrained networks.
 
 Inception score: Salimans et al., Improved Techniques for Training GANs (arXiv:1606.03498). With p(y|x) what a
 classifier says of a picture and p(y) the mean over pictures,

@@ -1,4 +1,4 @@
-"""AnoGen's loss for coarse labels: what the network is sure to be good inside a box is not punished.
+"""AnoGen's weakly supervised loss: pixels in a box that are confidently predicted as normal are not penalised.
 
 A box says that there is a defect in it, not that every pixel of it shows one. A network that is trained on boxes as if
 they were outlines learns boxes. So a pixel inside the label counts only where the network already sees a defect:

@@ -1,4 +1,4 @@
-"""Good pictures in latents, as a small base learns them: encoded once, by an autoencoder whose latents are centred."""
+"""Latents of normal images for training a small base model: encoded once, with centred latents."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The base of what draws defects: a text-to-image model in latents, of good parts or of everything."""
+"""Base model of the defect generators: a latent text-to-image model, of normal parts or general."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The training of a small base: UNet and text encoder learn good parts together, in the latents of an autoencoder."""
+"""Training of a small base model: UNet and text encoder jointly, on normal images in latents."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def base_settings(
     """Return how the networks of a base are built.
 
     All levels of the UNet attend to the text but the finest, which has most of the positions: on a CPU attention there
-    costs nearly as much as everything else, and what is told of a part is coarse.
+    costs nearly as much as everything else, and the texts on a part are coarse.
 
     Args:
         config: Settings.
@@ -200,7 +200,7 @@ def base_settings(
 
 
 class DrawingNetwork(nn.Module):
-    """UNet and text encoder as one: `forward` says the noise in x.
+    """UNet and text encoder as one module: `forward` predicts the noise in x.
 
     It takes x float32 [N, C, h, w], for inpainting [N, 2C+1, h, w], timesteps int64 [N], texts as tokens int64 [U, L]
     and which of them belongs to each picture, int64 [N].

@@ -1,4 +1,4 @@
-"""Reading what diffusers and transformers wrote: parts of Stable Diffusion and of LDM text-to-image, strictly.
+"""Strict reader of diffusers and transformers folders: parts of Stable Diffusion and of LDM text-to-image.
 
 Nothing is downloaded and nothing unpickled. Both libraries draw at random what a file lacks; here that is an error.
 """

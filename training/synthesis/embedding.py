@@ -1,4 +1,4 @@
-"""A word for each defect type: masked textual inversion.
+"""Masked textual inversion: a learned embedding for each defect type.
 
 Source: AnoGen (ECCV 2024, arXiv:2505.09263), after textual inversion (arXiv:2208.01618). Departures: latents are
 encoded once, and a new sample is drawn of them in every step; texts are another list of photos; the error that chooses

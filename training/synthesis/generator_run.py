@@ -1,4 +1,4 @@
-"""The run of what draws: a base, learned words, or an inpainting network; a folder with `run.json` and its weights.
+"""Run of a generator: base model, learned embeddings, or inpainting network; a folder with `run.json` and weights.
 
     run.json               the record
     weights.safetensors    unet.*, text.*, autoencoder.* of a base; vectors.CATEGORY/DEFECT; lora.*

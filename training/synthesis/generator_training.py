@@ -1,4 +1,4 @@
-"""The training pipeline of what draws defects, top to bottom: dataset, base and support set → training → run folder."""
+"""Training pipeline of the defect generators: dataset, base model and support set → training → run folder."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def train_synthesis(
     command: str = "",
     progress: Progress = no_progress,
 ) -> SynthesisRecord:
-    """Train what draws defects, and write the run.
+    """Train a defect generator and write the run.
 
     Args:
         config: Settings of `train base`, `train embedding` or `train inpainting`.

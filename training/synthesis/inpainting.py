@@ -1,4 +1,4 @@
-"""An inpainting network that knows the defects of a part, from a few pictures of each.
+"""Few-shot training of an inpainting network on the defect types of a part.
 
 Source: MvP-Diff, whose training script the history of its repository holds. Departures: picture, box and rest of the
 picture are mirrored together; what surrounds the box is encoded to the mean of its distribution and not to a sample, as

@@ -1,4 +1,4 @@
-"""What trainings on a few pictures share: latents that are encoded once, texts as tokens, boxes drawn anew."""
+"""Shared by few-shot trainings: latents encoded once, tokenized texts, and inpainted previews."""
 
 from __future__ import annotations
 

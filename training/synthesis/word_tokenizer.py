@@ -1,4 +1,4 @@
-"""The tokenizer of the small base: words it has been told are tokens, everything else falls back to bytes."""
+"""Tokenizer of the small base model: known words are single tokens, everything else falls back to bytes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`flawscope synth judge`: does a synthetic set help a segmenter on real pictures?"""
+"""`flawscope synth judge`: downstream benchmark, does a synthetic set help a segmenter on real images?"""
 
 from __future__ import annotations
 

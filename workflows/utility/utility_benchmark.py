@@ -91,7 +91,7 @@ _THRESHOLD_PICTURES = 64  # of either kind: their pixels are sorted
 
 @dataclass(frozen=True)
 class JudgePlan:
-    """What is judged, and how.
+    """Plan of a downstream benchmark: which synthetic set, and how it is tested.
 
     Attributes:
         config: Settings of the segmenter; its seed is not used.
@@ -162,7 +162,7 @@ class ArmFigures(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Judgement(msgspec.Struct, frozen=True, kw_only=True):
-    """What was found; the content of `judge.json`.
+    """Result of the downstream benchmark; the content of `judge.json`.
 
     Attributes:
         is_recommended: Whether the whole interval of the deciding figure lies above zero.
@@ -221,7 +221,7 @@ def judge_synthesis(plan: JudgePlan, progress: Progress = no_progress) -> Judgem
     """Train with and without a synthetic set, compare on real pictures, and write what was found.
 
     Args:
-        plan: What is judged, and how.
+        plan: Plan of a downstream benchmark: which synthetic set, and how it is tested.
         progress: Told what is being done.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What a judgement of a synthetic set learns from and is tested on, and what must not be in both."""
+"""Training and test data of the downstream benchmark, kept disjoint."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ def read_judge_data(
 def _left_out(
     dataset: Dataset, support: SupportRecord, drawn: Sequence[GeneratedPicture], hashes: dict[Path, str]
 ) -> dict[str, str]:
-    """Return the test pictures that something of was seen, known by their content, with the reason."""
+    """Return the contaminated test images, matched by content, with the reason."""
     _, places = exclude_support(dataset, support)
     like = {one.content: f"probably the same part as {one.like}" for one in support.alike}
     under = {line.good_sha256 for line in drawn}

@@ -1,4 +1,4 @@
-"""The picture of a judgement: the gain in every figure, and its interval."""
+"""Plot of the downstream benchmark: the gain in every figure, with its interval."""
 
 from __future__ import annotations
 

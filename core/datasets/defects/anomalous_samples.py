@@ -1,4 +1,4 @@
-"""The defective pictures of a dataset that have a mask, taken from a split that was named."""
+"""The anomalous images of a dataset that have a mask, from one split."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether two pictures probably show one defect of one part, photographed twice.
+"""Near-duplicate test: do two images show the same defect of the same part, photographed twice?
 
 Data sets hold such pictures: of the magnetic tiles each was taken under up to six exposures. Their bytes differ, so a
 content hash does not find them, and a detector that learned from one of them would be tested on the others.

@@ -1,4 +1,4 @@
-"""The ranges of sizes and places that boxes around defects are seen in, and random boxes from them.
+"""Random boxes whose size and position follow the observed distribution of defect boxes.
 
 Source: MvP-Diff, stage 1b, whose code was never published: the percentiles and the jitter are readings of its figure.
 """

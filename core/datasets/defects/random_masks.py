@@ -1,4 +1,4 @@
-"""One box mask at random: sides from a range, turned where that is allowed, and mostly inside a template.
+"""One random box mask: sides drawn from a range, rotated if allowed, mostly inside a template.
 
 Source: AnoGen (ECCV 2024), stage 2. Departures: masks have two values only, where the reference turns rectangles with
 grey edges that are dithered later; whether a defect may be turned is a boolean, where the reference takes the text
