@@ -26,7 +26,7 @@ OPERATORS = ("Conv", "Gemm", "MatMul")
 """Operators whose products are worth quantising."""
 
 _CHUNK = 4
-"""Pictures whose activations are held at a time: all of them together would take gigabytes."""
+"""Images whose activations are held at a time: all of them together would take gigabytes."""
 
 _OPTIONS = {"QuantizeBias": False, "ActivationSymmetric": True, "WeightSymmetric": True}
 
@@ -36,15 +36,15 @@ class Quantiser:
 
     Args:
         graph: ONNX file with one input, uint8 [N, H, W, 3].
-        images: Prepared good pictures, each uint8 [H, W, 3].
+        images: Prepared normal images, each uint8 [H, W, 3].
         method: How a range is found from a tensor's histogram: `entropy` (least divergence) or `percentile` (99.999).
-        progress: Told how many pictures are done.
+        progress: Told how many images are done.
 
     Attributes:
         operators: Name of every operator that can be quantised -> its type.
 
     Raises:
-        ArgumentError: If there is no picture or the method is not known.
+        ArgumentError: If there is no image or the method is not known.
         MissingExtra: If ONNX Runtime's quantiser is not there.
     """
 
@@ -58,7 +58,7 @@ class Quantiser:
         if method not in METHODS:
             raise ArgumentError(f"method: expected one of {', '.join(METHODS)}, got {method!r}.")
         if not images:
-            raise ArgumentError("calibration: expected at least one good picture, got none.")
+            raise ArgumentError("calibration: expected at least one normal image, got none.")
         self._graph = graph
         model = onnx.load(graph)
         self._input = model.graph.input[0].name
@@ -132,7 +132,7 @@ class Quantiser:
         """Return how far the output moves when one operator alone is quantised, the most sensitive first.
 
         Args:
-            images: Prepared pictures, each uint8 [H, W, 3].
+            images: Prepared images, each uint8 [H, W, 3].
             progress: Told how many operators are done.
 
         Returns:

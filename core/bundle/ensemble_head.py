@@ -14,7 +14,7 @@ class EnsembleHead(Head, msgspec.Struct, frozen=True, forbid_unknown_fields=True
 
     Attributes:
         members: The detectors.
-        images: Good pictures, learned by no member, on which centers and spreads were measured.
+        images: Normal images, learned by no member, on which centers and spreads were measured.
     """
 
     members: tuple[EnsembleMember, ...]

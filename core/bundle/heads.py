@@ -83,7 +83,7 @@ class StfpmHead(Head, msgspec.Struct, frozen=True, forbid_unknown_fields=True, t
 
     Attributes:
         sigma: Standard deviation of the map's Gaussian, in input pixels; 0 for none.
-        scale: An ordinary score: the mean of those of the sample pictures.
+        scale: An ordinary score: the mean of those of the sample images.
     """
 
     sigma: float
@@ -96,7 +96,7 @@ class DdadHead(Head, msgspec.Struct, frozen=True, forbid_unknown_fields=True, ta
     Attributes:
         sampling: Noise levels, steps, conditioning and seed.
         rule: How the differences become a map and a score.
-        scale: An ordinary score: the mean of those of the sample pictures.
+        scale: An ordinary score: the mean of those of the sample images.
     """
 
     sampling: Sampling
@@ -116,7 +116,7 @@ class DsadHead(Head, msgspec.Struct, frozen=True, forbid_unknown_fields=True, ta
         sampling: As of `DdadHead`.
         rule: As of `DdadHead`.
         scale: As of `DdadHead`.
-        edges: What the graph `encode` is given beside the picture: `canny`, or `none`, where it draws them itself.
+        edges: What the graph `encode` is given beside the image: `canny`, or `none`, where it draws them itself.
     """
 
     sampling: Sampling

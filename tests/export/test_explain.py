@@ -117,7 +117,7 @@ def test_wrong_requests_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     image = np.zeros(SHAPE, np.uint8)
     with pytest.raises(ArgumentError, match="tolerance: expected more than 0, got 0"):
         explain(side, side, [image], 0.0, side.nodes)
-    with pytest.raises(ArgumentError, match="expected at least one picture"):
+    with pytest.raises(ArgumentError, match="expected at least one image"):
         explain(side, side, [], 1.0, side.nodes)
     with pytest.raises(DeviceError, match=r"^a: could not compute t0: [^\n]+$"):
         side.values("t0", [np.zeros((2, 2), np.uint8)])

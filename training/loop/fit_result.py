@@ -13,7 +13,7 @@ from flawscope.diffusion.reconstruction import MapRule
 
 
 @dataclass(frozen=True)
-class Fitted:
+class FitResult:
     """A fitted detector.
 
     Attributes:

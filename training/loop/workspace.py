@@ -26,7 +26,7 @@ FREE = (
 
 
 @contextlib.contextmanager
-def unfinished(
+def open_workspace(
     out: Path, config: TrainedConfig, dataset: str, weights: str, resume: bool, descriptions: str = ""
 ) -> Iterator[Path]:
     """Yield the folder `RUN.training` for metrics, previews and checkpoints.
@@ -47,7 +47,7 @@ def unfinished(
         MissingExtra: If a package that the settings ask for is not installed.
         StorageError: If the folder cannot be written.
     """
-    # The loop would refuse them too, but only once pictures have been read and encoded.
+    # The loop would refuse them too, but only once images have been read and encoded.
     if config.loop.tensorboard:
         import_tensorboard()
     denoising = find_part(config, DenoisingSettings)

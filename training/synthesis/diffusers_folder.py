@@ -34,7 +34,7 @@ SAMPLING = Sampling(
     final="first",
     clip=False,
 )
-"""Noise levels of latent diffusion, and how its pictures are drawn with 50 steps of DDIM."""
+"""Noise levels of latent diffusion, and how its images are drawn with 50 steps of DDIM."""
 
 _STABLE_DIFFUSION = {"unet": "unet", "autoencoder": "vae", "text": "text_encoder", "tokenizer": "tokenizer"}
 _TEXT_TO_IMAGE = {"unet": "unet", "autoencoder": "vqvae", "text": "bert", "tokenizer": "tokenizer"}
