@@ -1,7 +1,7 @@
-"""Choose a detector's settings without seeing a real defect: by defects drawn on held-out good pictures.
+"""Choose a detector's settings without seeing a real defect: by defects drawn on held-out normal images.
 
-Every candidate is trained on the good training pictures without the held-out ones, exported, and asked to tell the
-held-out good pictures from the same pictures with drawn defects. Test pictures are not opened.
+Every candidate is trained on the normal training images without the held-out ones, exported, and asked to tell the
+held-out normal images from the same images with drawn defects. Test images are not opened.
 
     python benchmarks/choose_configuration.py --data CATEGORY_FOLDER --weights FILE --config FILE.yml --out FILE.json
 """
@@ -63,20 +63,20 @@ def measure(
     with Inspector.load(bundle, "cpu") as inspector:
         for index, sample in enumerate(held_out):
             image = read_image(sample.path)
-            pictures = [("good", image, np.zeros(image.shape[:2], bool))]
-            pictures += [
+            images = [("good", image, np.zeros(image.shape[:2], bool))]
+            images += [
                 (name, *draw_defect(image, name, np.random.default_rng([options.seed, index, place])))
                 for place, name in enumerate(SHAPES)
             ]
-            for name, picture, mask in pictures:
-                result = inspector(picture)
+            for name, pixels, mask in images:
+                result = inspector(pixels)
                 scores.append(result.score)
                 labels.append(name != "good")
                 kinds.append(name)
                 maps.append(result.anomaly_map)
                 masks.append(prepare_mask(mask, inspector.manifest.input))
     if len(hashes) != len(held_out):
-        raise SystemExit(f"expected {len(held_out)} held-out pictures in the run, got {len(hashes)}")
+        raise SystemExit(f"expected {len(held_out)} held-out images in the run, got {len(hashes)}")
     values, truth = np.array(scores, np.float64), np.array(labels)
     ranking = rank_pixels(np.stack(maps), np.stack(masks))
     figures = {"image_auroc": auroc(values, truth) or 0.0, "pixel_auroc": pixel_auroc(ranking) if ranking else 0.0}

@@ -1,4 +1,4 @@
-"""Defects drawn on good pictures of any part, for choices that must not see real ones.
+"""Defects drawn on normal images of any part, for choices that must not see real ones.
 
 They are not meant to look real; they are meant to vary in size, shape and contrast.
 """
@@ -39,7 +39,7 @@ def _hole(rng: np.random.Generator, shape: tuple[int, int]) -> Field:
 
 
 def _patch(rng: np.random.Generator, shape: tuple[int, int]) -> Field:
-    """A ragged region, from a spot to a quarter of the picture."""
+    """A ragged region, from a spot to a quarter of the image."""
     x, y = _place(rng, shape)
     rows, columns = np.mgrid[: shape[0], : shape[1]]
     radius = rng.uniform(0.06, 0.25) * min(shape)
@@ -59,10 +59,10 @@ _CONTRAST = {"crack": (20.0, 60.0), "scratch": (15.0, 50.0), "hole": (20.0, 70.0
 
 
 def draw_defect(image: UInt8Array, name: str, rng: np.random.Generator) -> tuple[UInt8Array, BoolArray]:
-    """Return a picture uint8 [H, W, 3] with one defect drawn, and its mask bool [H, W].
+    """Return an image uint8 [H, W, 3] with one defect drawn, and its mask bool [H, W].
 
     Args:
-        image: A good picture.
+        image: A normal image.
         name: A key of SHAPES.
         rng: Source of chance.
     """

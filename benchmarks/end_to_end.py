@@ -1,7 +1,7 @@
-"""flawscope beside anomalib: the same pictures, backbone, weights, stages, size and bank size, in one run.
+"""flawscope beside anomalib: the same images, backbone, weights, stages, size and bank size, in one run.
 
 For every method and seed both systems are trained and tested in turn, each in a process of its own. Both learn from
-all good training pictures (flawscope's held-out share is set to 0), test every picture alone on the CPU, and are judged
+all normal training images (flawscope's held-out share is set to 0), test every image alone on the CPU, and are judged
 by the same metric code on the scores and maps they gave. flawscope is measured on its exported bundle.
 
     python benchmarks/end_to_end.py --data CATEGORY_FOLDER --weights FILE [options] --out results/NAME.json
@@ -106,7 +106,7 @@ def run_flawscope(options: argparse.Namespace, method: str, seed: int, work: Pat
         results = list(inspector.stream(paths))
     faults = [result.reason for result in results if result.score is None or result.anomaly_map is None]
     if faults:
-        raise SystemExit(f"a test picture faulted: {faults[0]}")
+        raise SystemExit(f"a test image faulted: {faults[0]}")
     scores = np.array([result.score for result in results], np.float32)
     maps = np.stack([result.anomaly_map for result in results if result.anomaly_map is not None])
     times = [result.timings_ms for result in results]

@@ -2,9 +2,9 @@
 
     python benchmarks/large_synthesis.py --work DIR [--steps N] [--backend NAME] [--precision fp16] [--out FILE]
 
-The weights are random: what is measured is memory and time, not pictures. DIR takes about 14 GB. Every part runs in a
+The weights are random: what is measured is memory and time, not images. DIR takes about 14 GB. Every part runs in a
 process of its own, whose peak resident set is recorded, its children's included: writing the folder as diffusers writes
-it, `flawscope export`, and drawing two pictures of 512 px with guidance, one after the other, the second of which is
+it, `flawscope export`, and drawing two images of 512 px with guidance, one after the other, the second of which is
 without what is made at the first. FP16 needs ModelOpt (`FLAWSCOPE_MODELOPT_PYTHON`).
 """
 
@@ -80,7 +80,7 @@ def write_folder(folder: Path) -> None:
 
 
 def draw(bundle: Path, steps: int, backend: str, precision: str) -> dict[str, Any]:
-    """Draw two pictures; return seconds of loading and of each, and what the filter says of the second."""
+    """Draw two images; return seconds of loading and of each, and what the filter says of the second."""
     import numpy as np
 
     from flawscope.runtime.synthesis import DrawOptions, DrawOrder, Synthesizer

@@ -1,9 +1,9 @@
-"""Scores of a run by torch against those of its bundle by the runtime, on labelled pictures.
+"""Scores of a run by torch against those of its bundle by the runtime, on labelled images.
 
     python benchmarks/parity.py --run RUN --bundle BUNDLE --data ROOT [--category NAME] [--pictures N]
 
 For runs that reconstruct (ddad, dsad), at equal noise, which the bundle has from the run. Prints the rank correlation,
-the largest relative differences, and the median time of a picture in both.
+the largest relative differences, and the median time of an image in both.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, required=True)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--category")
-    parser.add_argument("--pictures", type=int, default=100, help="how many, spread over the test pictures")
+    parser.add_argument("--pictures", type=int, default=100, help="how many, spread over the test images")
     options = parser.parse_args()
     run = read_run(options.run)
     if not isinstance(run.module, Reconstruction):

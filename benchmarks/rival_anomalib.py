@@ -1,7 +1,7 @@
 """Run PatchCore, PaDiM or STFPM of anomalib on one category and write its scores, maps and timings.
 
 Stand-alone: it runs inside an environment that has anomalib (`anomalib_env.py` makes one) and imports nothing of
-flawscope, so the two systems share pictures, backbone and weights but no code.
+flawscope, so the two systems share images, backbone and weights but no code.
 
 What is anomalib's own: the Lightning models `Patchcore`, `Padim` and `Stfpm`, trained by anomalib's `Engine` from its
 `Folder` data module (batches of 32, shuffled, its read, resize and pre-processor), with its embedding, coreset
@@ -13,16 +13,16 @@ sampling, Gaussian fit, optimizer and loss, anomaly map and scoring. What is not
       comes with early stopping on test figures, which are off).
     * Mean and deviation are the given ones, in place of ImageNet's.
     * Validation, thresholds, normalisation of the scores, checkpoints and figures are off: scores and maps are the raw
-      ones of the torch model, and no test picture is seen before it is timed.
-    * Testing calls the torch model picture by picture under `torch.inference_mode`, without the Lightning loop, whose
+      ones of the torch model, and no test image is seen before it is timed.
+    * Testing calls the torch model image by image under `torch.inference_mode`, without the Lightning loop, whose
       overhead would count against anomalib.
 
 Written to --out: `scores.safetensors` (`score` float32 [N], `anomaly_map` float32 [N, size, size]), `images.json` (the
-N test pictures in that order, relative to the category folder), and last `result.json`. Times are wall-clock:
+N test images in that order, relative to the category folder), and last `result.json`. Times are wall-clock:
 
     train_s     `features` (read, resize, backbone over train/good), `fitting` (coreset or Gaussians), `total` (with
                 the start of Lightning)
-    latency_ms  one picture at a time after a warm-up, `p50` and `p90`: `model` (from the normalised tensor to map and
+    latency_ms  one image at a time after a warm-up, `p50` and `p90`: `model` (from the normalised tensor to map and
                 score), `from_decoded` (and resize, normalise), `from_file` (and read, decode)
     peak_rss_mb of this process, the loader's workers not counted: `train`, and `total` at the end
 """
@@ -68,8 +68,8 @@ class Settings:
         coreset: PatchCore: fraction of the training patches that is kept.
         neighbors: PatchCore: neighbours in the weight of the image score.
         channels: PaDiM: channels drawn at random.
-        epochs: STFPM: passes over the good pictures.
-        workers: Processes that read training pictures.
+        epochs: STFPM: passes over the normal images.
+        workers: Processes that read training images.
     """
 
     method: str
@@ -167,13 +167,13 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> Settings:
     parser.add_argument("--coreset", type=parse_fraction, default=0.1, help="patchcore: fraction of patches kept")
     parser.add_argument("--neighbors", type=parse_count, default=9, help="patchcore: neighbours in the score's weight")
     parser.add_argument("--channels", type=parse_count, default=100, help="padim: channels kept")
-    parser.add_argument("--epochs", type=parse_count, default=100, help="stfpm: passes over the good pictures")
+    parser.add_argument("--epochs", type=parse_count, default=100, help="stfpm: passes over the normal images")
     parser.add_argument(
         # anomalib's own default is 8, which only costs memory where there are fewer cores.
         "--workers",
         type=parse_count,
         default=min(8, os.cpu_count() or 1),
-        help="processes that read training pictures",
+        help="processes that read training images",
     )
     parser.add_argument("--out", required=True, type=Path, help="folder for the results")
     settings = Settings(**vars(parser.parse_args(arguments)))
@@ -186,22 +186,22 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> Settings:
     return settings
 
 
-def _pictures(folder: Path, pattern: str) -> list[Path]:
+def _images(folder: Path, pattern: str) -> list[Path]:
     return sorted(path for path in folder.glob(pattern) if path.suffix.lower() in EXTENSIONS and path.is_file())
 
 
 def list_images(data: Path) -> tuple[list[Path], list[Path]]:
-    """Return the training and the test pictures of a category, each sorted by path.
+    """Return the training and the test images of a category, each sorted by path.
 
     Raises:
-        RivalError: If the folder is not there or holds no pictures where MVTec's layout has them.
+        RivalError: If the folder is not there or holds no images where MVTec's layout has them.
     """
     if not data.is_dir():
         raise RivalError(f"--data: expected a category folder, got {data}, which is not there.")
-    train, test = _pictures(data, "train/good/*"), _pictures(data, "test/*/*")
+    train, test = _images(data, "train/good/*"), _images(data, "test/*/*")
     if len(train) < 2 or not test:
         raise RivalError(
-            f"--data: expected two or more pictures in {data}/train/good and one or more in {data}/test/*, "
+            f"--data: expected two or more images in {data}/train/good and one or more in {data}/test/*, "
             f"got {len(train)} and {len(test)}."
         )
     return train, test
@@ -292,10 +292,10 @@ def train(model: Any, settings: Settings) -> tuple[dict[str, float], int]:
     """Train with anomalib's engine on the CPU.
 
     Returns:
-        The seconds, as in `train_s`, and the number of pictures that anomalib took.
+        The seconds, as in `train_s`, and the number of images that anomalib took.
 
     Raises:
-        RivalError: If anomalib refuses the settings or cannot read a picture.
+        RivalError: If anomalib refuses the settings or cannot read an image.
     """
     from anomalib.data import Folder
     from anomalib.engine import Engine
@@ -345,13 +345,13 @@ def train(model: Any, settings: Settings) -> tuple[dict[str, float], int]:
 
 
 def score_images(model: Any, images: Sequence[Path], size: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Score pictures one by one.
+    """Score images one by one.
 
     Returns:
         Arrays `score` float32 [N] and `anomaly_map` float32 [N, size, size]; and the times, as in `latency_ms`.
 
     Raises:
-        RivalError: If a picture cannot be read.
+        RivalError: If an image cannot be read.
     """
     import numpy as np
     import torch
@@ -380,7 +380,7 @@ def score_images(model: Any, images: Sequence[Path], size: int) -> tuple[dict[st
             score[turn], maps[turn] = result.pred_score.item(), result.anomaly_map[0, 0].numpy()
             times[turn] = clock
             if turn % 50 == 49 or turn + 1 == len(images):
-                print(f"scored {turn + 1} of {len(images)} pictures", file=sys.stderr, flush=True)
+                print(f"scored {turn + 1} of {len(images)} images", file=sys.stderr, flush=True)
     starts = {"model": 2, "from_decoded": 1, "from_file": 0}
     spans = {name: (times[:, 3] - times[:, start]) * 1000 for name, start in starts.items()}
     latency = {
@@ -437,7 +437,7 @@ def run(settings: Settings) -> dict[str, Any]:
     network = load_backbone(settings)
     # After the network, whose random start would shift the draws: what follows is drawn as in anomalib alone.
     seed_everything(settings.seed, workers=True)
-    print(f"{settings.method}: training on {len(train_images)} pictures", file=sys.stderr, flush=True)
+    print(f"{settings.method}: training on {len(train_images)} images", file=sys.stderr, flush=True)
     model = build_model(settings, network)
     train_s, train_count = train(model, settings)
     peak_train_mb = _peak_rss_mb()

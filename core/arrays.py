@@ -1,4 +1,4 @@
-"""Array checks with one wording, and the letters that shapes use everywhere in flawscope.
+"""Array checks with uniform messages, and the axis letters used in all array shapes.
 
 N  images in a batch, or query rows     H, W  height and width in pixels
 P  patches of one image                 h, w  height and width of the patch grid

@@ -3,7 +3,7 @@
     FlawscopeError
     ├── ArgumentError (also ValueError)      a value, option or array the caller gave is wrong
     ├── DataError                            a dataset or its files cannot be used
-    │   └── ImageError                       one picture cannot be read
+    │   └── ImageError                       one image cannot be read
     ├── RunError                             a training run is broken or does not fit
     ├── BundleError                          a bundle is broken, tampered with or too new
     ├── BackendError                         a backend was asked for and is not there
@@ -33,7 +33,7 @@ class DataError(FlawscopeError):
 
 
 class ImageError(DataError):
-    """One picture cannot be read or is outside the limits."""
+    """One image cannot be read or is outside the limits."""
 
 
 class RunError(FlawscopeError):

@@ -139,7 +139,7 @@ def check_replaceable(path: Path, marker: str | None) -> None:
 def free_name(stem: str, taken: set[str]) -> str:
     """Return `stem`, numbered where it is in `taken` already, and add it there.
 
-    The whole stem is kept, whatever its length: cut names of two pictures could be equal.
+    The whole stem is kept, whatever its length: cut names of two images could be equal.
     """
     name, count = stem, 1
     while name in taken:

@@ -1,4 +1,4 @@
-"""How long work tells what it is doing: a callback that commands draw as bars and that is silent by default."""
+"""Progress callback of long work: commands show it as bars; the default is silent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What commands share: one progress display, the command line for records."""
+"""Shared by all commands: progress bars, and the command line as recorded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `torch.save` wrote, read without torch, and without unpickling.
+"""Reader for `torch.save` files that needs no torch and never unpickles.
 
 A pickle is a program: whoever unpickles it runs what its author wanted. Here its instructions are followed by a machine
 that knows those alone which put numbers, texts, lists and dictionaries together, and a few names, which it never calls:
@@ -29,7 +29,7 @@ import numpy.typing as npt
 from flawscope.errors import DataError
 
 MAX_BYTES = 64 << 20
-"""Largest file that is read where nothing else is said: a learned word has kilobytes."""
+"""Default size limit of a file: a learned embedding has kilobytes."""
 
 _MAGIC = 0x1950A86A20F9469CFC6C  # what the older form begins with
 _PROTOCOL = 1001

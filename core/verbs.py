@@ -78,10 +78,10 @@ _ENGINE = Group(
     """,
 )
 _SYNTH = Group(
-    "Draw defects: support sets, boxes, texts, pictures, datasets.",
+    "Draw defects: support sets, boxes, texts, images, datasets.",
     {
         "support": Verb(
-            "flawscope.datasets.defects.set_commands:support", "Choose a few defective pictures to learn from."
+            "flawscope.datasets.defects.set_commands:support", "Choose a few anomalous images to learn from."
         ),
         "boxes": Verb(
             "flawscope.datasets.defects.set_commands:boxes", "Put boxes around defects, draw random ones like them."
@@ -94,13 +94,13 @@ _SYNTH = Group(
             "flawscope.runtime.synthesis.import_command:import_command", "Take over a learned word or a base model."
         ),
         "generate": Verb(
-            "flawscope.runtime.synthesis.generate_command:generate", "Draw defects on good pictures with a bundle."
+            "flawscope.runtime.synthesis.generate_command:generate", "Draw defects on normal images with a bundle."
         ),
         "dataset": Verb(
-            "flawscope.runtime.synthesis.generate_command:dataset", "Make a dataset of drawn and real pictures."
+            "flawscope.runtime.synthesis.generate_command:dataset", "Make a dataset of drawn and real images."
         ),
         "judge": Verb(
-            "flawscope.workflows.utility.judge_command:judge", "Train a segmenter with and without drawn pictures."
+            "flawscope.workflows.utility.judge_command:judge", "Train a segmenter with and without drawn images."
         ),
     },
     """Synthesise defects: support sets, boxes, masks and descriptions, drawn defects, and datasets of them.

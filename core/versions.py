@@ -1,4 +1,4 @@
-"""What a figure needs beside it: versions of the packages that shape numbers, and the processor."""
+"""Versions and processor that are recorded with every measured figure."""
 
 from __future__ import annotations
 

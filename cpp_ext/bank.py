@@ -1,4 +1,4 @@
-"""A memory bank made ready for search, and the search."""
+"""Memory bank prepared for nearest-neighbour search, and the search itself."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""From a training run to a bundle: torch → ONNX → size proof → parity gate."""
+"""From a training run to a bundle: torch → ONNX → size check → parity gate."""

@@ -1,4 +1,4 @@
-"""Parity bisection: which tensor of a graph is the first that two ways of computing it do not agree on.
+"""Parity bisection: finds the first tensor of a graph on which two implementations differ.
 
 A gate says that scores differ; this says where it begins, by the name of the layer. One tensor at a time becomes an
 output of both graphs, so whatever the runtime fuses elsewhere stays fused, and halving takes log₂(n) such tensors.
@@ -39,7 +39,7 @@ class Side(Protocol):
     tensors: tuple[str, ...]
 
     def values(self, tensor: str, images: Sequence[UInt8Array]) -> npt.NDArray[np.float64]:
-        """Return a tensor for these pictures, float64 [N, …]."""
+        """Return a tensor for these images, float64 [N, …]."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Probe:
         tensor: Its name.
         operator: What makes it.
         layer: Module of the network that it belongs to.
-        shape: Its shape for one picture.
+        shape: Its shape for one image.
         difference: Root mean square of the difference, relative to the tensor's own; infinite where only one side is
             finite.
         largest: Index of the element that is furthest apart, and its two values.
@@ -72,7 +72,7 @@ class Explanation:
         reference: What was taken as true.
         candidate: What was compared with it.
         tolerance: Largest difference that counts as agreement.
-        images: Number of pictures.
+        images: Number of images.
         compared: Number of tensors that both sides have.
         end: The last of them.
         first: The first that is outside, or None where the end is within.
@@ -119,7 +119,7 @@ class GraphSide:
         self.tensors = tuple(name for name, _ in made if self._types.get(name) in _FLOATS)
 
     def values(self, tensor: str, images: Sequence[UInt8Array]) -> npt.NDArray[np.float64]:
-        """Return a tensor for these pictures, float64 [N, …].
+        """Return a tensor for these images, float64 [N, …].
 
         Raises:
             DeviceError: If ONNX Runtime cannot run the graph.
@@ -157,7 +157,7 @@ def explain(
     Args:
         reference: Taken as true.
         candidate: Compared with it.
-        images: Prepared pictures, each uint8 [H, W, 3].
+        images: Prepared images, each uint8 [H, W, 3].
         tolerance: Largest difference that counts as agreement, see `Probe.difference`.
         nodes: What makes each tensor of the candidate's graph.
         progress: Told how many tensors were compared, of about how many.
@@ -168,7 +168,7 @@ def explain(
     if not tolerance > 0:
         raise ArgumentError(f"tolerance: expected more than 0, got {tolerance}.")
     if not images:
-        raise ArgumentError("explain: expected at least one picture, got none.")
+        raise ArgumentError("explain: expected at least one image, got none.")
     known = frozenset(reference.tensors)
     names = [name for name in candidate.tensors if name in known]
     if not names:
@@ -236,7 +236,7 @@ def _probe(
         relative = float(far / size) if size > 0 else (0.0 if far == 0 else np.inf)
     place = np.unravel_index(int(apart.argmax()), apart.shape) if apart.size else ()
     values = (float(expected[place]), float(got[place])) if apart.size else (0.0, 0.0)
-    # The first axis counts the pictures, the second is the batch of one.
+    # The first axis counts the images, the second is the batch of one.
     return Probe(
         name, operator, layer, expected.shape[2:], float(relative), (tuple(int(i) for i in place[2:]), *values)
     )

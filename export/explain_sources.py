@@ -37,7 +37,7 @@ class TorchSide:
         features: The module.
         nodes: What makes each tensor of its exported graph; nodes are named after their modules.
         outputs: Names of the graph's outputs, as the module returns them.
-        image: A picture, uint8 [H, W, 3], to see which modules give a tensor and not a list of them.
+        image: An image, uint8 [H, W, 3], to see which modules give a tensor and not a list of them.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class TorchSide:
         self.tensors = tuple(self._modules)
 
     def values(self, tensor: str, images: Sequence[UInt8Array]) -> npt.NDArray[np.float64]:
-        """Return a tensor for these pictures, float64 [N, …]."""
+        """Return a tensor for these images, float64 [N, …]."""
         module = self._features.get_submodule(self._modules[tensor])
         found: list[npt.NDArray[np.float64]] = []
         for image in images:
@@ -112,7 +112,7 @@ _SEVERAL = (
 
 
 def explain_run(path: Path, tolerance: float | None, progress: Progress = no_progress) -> Explanation:
-    """Compare torch with the feature graph of a run, on its sample pictures.
+    """Compare torch with the feature graph of a run, on its sample images.
 
     Raises:
         RunError: If the run is broken, or torch cannot export it.
@@ -122,7 +122,7 @@ def explain_run(path: Path, tolerance: float | None, progress: Progress = no_pro
     spec = run.record.config.preprocessing
     images = [prepare(decode_image(sample.read_bytes(), sample.name), spec) for sample in run.samples]
     if not images:
-        raise RunError(f"{path}: expected sample pictures in samples/, got none. Train again.")
+        raise RunError(f"{path}: expected sample images in samples/, got none. Train again.")
     outputs = exporter_of(run.record).traced
     if outputs is None:
         raise ArgumentError(f"{path}: {_SEVERAL}")
@@ -138,7 +138,7 @@ def explain_run(path: Path, tolerance: float | None, progress: Progress = no_pro
 def explain_bundle(
     bundle: Bundle, against: Sequence[str], tolerance: float | None, progress: Progress = no_progress
 ) -> Iterator[Explanation]:
-    """Compare a bundle's FP32 graph on the CPU with others, on its golden pictures.
+    """Compare a bundle's FP32 graph on the CPU with others, on its golden images.
 
     Args:
         bundle: The bundle.
@@ -206,7 +206,7 @@ def explain_source(
 def lines_of(found: Explanation) -> list[str]:
     """Return an explanation in words."""
     head = (
-        f"{found.candidate} against {found.reference}: {found.compared} tensors, {found.images} pictures, tolerance "
+        f"{found.candidate} against {found.reference}: {found.compared} tensors, {found.images} images, tolerance "
         f"{found.tolerance:g}, {len(found.probes)} compared"
     )
     if found.first is None:

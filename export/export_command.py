@@ -77,7 +77,7 @@ def export(
 ) -> None:
     """Turn a training run into a bundle that needs no PyTorch.
 
-    The bundle is written only if every tensor is proven to fit and torch, graph and native path agree on real pictures.
+    The bundle is written only if every tensor is proven to fit and torch, graph and native path agree on real images.
     RUN may be one of embedding, inpainting or base, or a Stable Diffusion folder: the bundle then draws defects.
     """
     if draws_defects(run):
@@ -164,8 +164,8 @@ def export_detector(run: Path, out: Path, max_batch: int, request: PrecisionRequ
 
 def show_gate(precision: str, gate: Gate) -> None:
     """Print what a precision does to the figures of FP32, and what its speed says."""
-    labels = f"{gate.labelled} labelled pictures, {gate.anomalous} of them defective" if gate.labelled else "no labels"
-    click.echo(f"gate of {precision} on {gate.backend}: {gate.images} good pictures, {labels}")
+    labels = f"{gate.labelled} labelled images, {gate.anomalous} of them anomalous" if gate.labelled else "no labels"
+    click.echo(f"gate of {precision} on {gate.backend}: {gate.images} normal images, {labels}")
     for what, before, change in gate_rows(gate, precision):
         click.echo(f"  {what:<44} {before:>8}  {change}")
     click.echo(f"  {verdict(gate, precision)}")
@@ -177,7 +177,7 @@ def show_synthesis(manifest: Manifest, out: Path) -> None:
     _show_graphs(manifest)
     for row in head.parity:
         click.echo(
-            f"parity {row.candidate} against {row.reference}, {row.images} pictures in {row.steps} steps: "
+            f"parity {row.candidate} against {row.reference}, {row.images} images in {row.steps} steps: "
             f"at least {row.psnr_db:.1f} dB"
         )
     names = ", ".join(f"{defect.category}/{defect.name}" for defect in head.defects)
@@ -203,7 +203,7 @@ def show_export(manifest: Manifest, out: Path | None) -> None:
     for row in manifest.evidence.parity:
         rank = "not defined" if row.score_spearman is None else f"{row.score_spearman:.4f}"
         click.echo(
-            f"parity {row.candidate} against {row.reference}, {row.images} pictures: "
+            f"parity {row.candidate} against {row.reference}, {row.images} images: "
             f"scores {row.score_max_relative:.1e}, maps {row.map_max_relative:.1e} relative, rank correlation {rank}"
         )
     for precision, made in sorted(manifest.precisions.items()):

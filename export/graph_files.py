@@ -1,4 +1,4 @@
-"""A graph on its way into a bundle: checked, proven to fit, and written, its weights beside it where they are many."""
+"""Writes a graph into a bundle after the operator and size checks; large weights go to a file beside it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import onnx
 
 from flawscope.bundle import Graph, external_data
 from flawscope.errors import RunError
-from flawscope.export.size_check import prove_sizes
+from flawscope.export.size_check import check_tensor_sizes
 
 INLINE_LIMIT = 1 << 30
 """Bytes of weights above which they do not lie in the graph's own file."""
@@ -53,7 +53,7 @@ def describe_graph(max_batch: int, name: str, model: onnx.ModelProto) -> Graph:
         RunError: If it has operators outside standard ONNX, or a tensor is too large or of unknown size.
     """
     _check_standard(model, name)
-    proof = prove_sizes(model, max_batch)
+    proof = check_tensor_sizes(model, max_batch)
     return Graph(
         file=f"{name}.onnx",
         outputs=tuple(output.name for output in model.graph.output),

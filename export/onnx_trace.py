@@ -47,7 +47,7 @@ def export_network(
 
     Args:
         module: The module, on the CPU.
-        examples: Name → example of one picture, [1, …], in the order of the module's arguments.
+        examples: Name → example of one image, [1, …], in the order of the module's arguments.
         max_batch: Largest batch the graph has to take.
         outputs: Names of its outputs.
         name: What nodes are called that belong to no module of the network.
@@ -57,7 +57,7 @@ def export_network(
     """
     count = min(2, max_batch)
     arguments = tuple(torch.cat([example] * count) for example in examples.values())
-    # A dimension of one would be taken for a constant; a graph for single pictures has one on purpose.
+    # A dimension of one would be taken for a constant; a graph for single images has one on purpose.
     batch = torch.export.Dim("N", min=1, max=max_batch) if max_batch > 1 else None
     shapes = None if batch is None else tuple({0: batch} for _ in arguments)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""The parity gate: torch, `score.onnx` and the native path must agree on real pictures before a bundle is written."""
+"""The parity gate: torch, `score.onnx` and the native path must agree on real images before a bundle is written."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def measure_parity(
         images=len(scores),
         score_max_relative=float(relative.max()),
         map_max_relative=float(np.abs(other_maps - maps).max() / (max(float(np.abs(maps).max()), least) or 1.0)),
-        # Two pictures with (almost) one score change places by rounding alone: within it, scores count as equal.
+        # Two images with (almost) one score change places by rounding alone: within it, scores count as equal.
         score_spearman=spearman(scores, np.where(relative <= ROUNDING, scores, other_scores), "export"),
     )
 
@@ -62,7 +62,7 @@ def check_parity(rows: Sequence[Parity]) -> None:
             and (rank is None or rank >= SPEARMAN_LIMIT)
         ):
             raise GateError(
-                f"parity: {row.candidate} against {row.reference} on {row.images} pictures: expected relative errors "
+                f"parity: {row.candidate} against {row.reference} on {row.images} images: expected relative errors "
                 f"up to {SCORE_LIMIT:g} (scores), {MAP_LIMIT:g} (maps) and a rank correlation from {SPEARMAN_LIMIT}, "
                 f"got {row.score_max_relative:.2g}, {row.map_max_relative:.2g} and "
                 f"{'none' if rank is None else f'{rank:.4f}'}. No bundle was written."

@@ -83,7 +83,7 @@ class PrecisionRequest:
                 raise ArgumentError(f"{_flag(parameter)}: expected it with {flags}, got it without. Leave it out.")
         if self.precisions and self.calibration is None:
             raise ArgumentError(
-                f"--precision {self.precisions[0]}: expected --calibration-data ROOT with good pictures, got none. "
+                f"--precision {self.precisions[0]}: expected --calibration-data ROOT with normal images, got none. "
                 "Name the dataset that the detector was trained on."
             )
 
@@ -131,7 +131,7 @@ def precision_options(precision_help: str) -> Callable[[Callable[..., _Result]],
     shared = (
         click.option("--precision", "precisions", type=click.Choice(PRECISIONS), multiple=True, help=precision_help),
         click.option("--calibration-data", type=folder, help="fp16, int8: dataset for value ranges and the gate."),
-        click.option("--labelled-data", type=folder, help="fp16, int8: dataset whose test pictures are gated too."),
+        click.option("--labelled-data", type=folder, help="fp16, int8: dataset whose test images are gated too."),
         click.option("--category", metavar="NAME", help="fp16, int8: category below the datasets' folders."),
         click.option(
             "--calibration-method",

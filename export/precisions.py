@@ -1,4 +1,4 @@
-"""Precisions beside FP32: made from the exported features, gated through the runtime, and added to the bundle."""
+"""Reduced precisions: converted from the exported features, checked by the acceptance gate, added to the bundle."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ from flawscope.bundle import (
 from flawscope.calibration.quantization.gate_limits import LIMITS, Limits, Method, failures
 from flawscope.calibration.quantization.modelopt import find_python
 from flawscope.calibration.quantization.precision_gate import measure_gate
-from flawscope.calibration.quantization.reduced_precision import FP16_PICTURES, lower_to_fp16, lower_to_int8
+from flawscope.calibration.quantization.reduced_precision import FP16_IMAGES, quantize_to_int8, reduce_to_fp16
 from flawscope.datasets import Dataset, Sample, hash_contents
 from flawscope.errors import ArgumentError, DataError, GateError
 from flawscope.export.detectors.head_nodes import BankFile
 from flawscope.export.exporter import ReducibleHead, exporter_named
 from flawscope.imaging.images import decode_image, prepare
-from flawscope.imaging.tiles import Picture, read_picture
+from flawscope.imaging.tiles import ImageSource, read_source
 from flawscope.progress import Progress, no_progress
 from flawscope.runtime import Inspector
-from flawscope.training.loop.image_batches import pictures_of
+from flawscope.training.loop.image_batches import image_sources
 
 _MOST_CALIBRATION, _MOST_GOOD = 64, 128
-"""Pictures for value ranges, and for the gate."""
+"""Images for value ranges, and for the gate."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ class Wanted:
 
     Attributes:
         precisions: Names, without `fp32`.
-        calibration: Dataset whose good pictures give value ranges and go through the gate.
-        labelled: Dataset whose test pictures go through the gate as well, or None.
+        calibration: Dataset whose normal images give value ranges and go through the gate.
+        labelled: Dataset whose test images go through the gate as well, or None.
         method: How value ranges are found.
         limits: Precision -> what it may do; `LIMITS` where one is missing.
         int8_rest: What operators that are not in INT8 compute in, `fp32` or `fp16`.
@@ -87,25 +87,25 @@ class PrecisionRefused(GateError):
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """Prepared pictures, each uint8 [H, W, 3]: for value ranges, for the gate; and the labelled ones as samples."""
+class GateImages:
+    """Prepared images, each uint8 [H, W, 3]: for value ranges, for the gate; and the labelled ones as samples."""
 
     calibration: tuple[UInt8Array, ...]
     good: tuple[UInt8Array, ...]
     labelled: tuple[Sample, ...]
 
 
-def read_pictures(wanted: Wanted, manifest: Manifest, learned: Sequence[str], progress: Progress) -> Pictures:
-    """Choose and read the pictures: ranges from those the detector has learned, the gate on those it has not.
+def read_images(wanted: Wanted, manifest: Manifest, learned: Sequence[str], progress: Progress) -> GateImages:
+    """Choose and read the images: ranges from those the detector has learned, the gate on those it has not.
 
     Args:
         wanted: The datasets.
-        manifest: Says how pictures are prepared.
-        learned: Content hashes of the pictures in the bank.
+        manifest: Says how images are prepared.
+        learned: Content hashes of the images in the bank.
         progress: Told how many are read.
 
     Raises:
-        DataError: If the dataset has no good picture that the detector has not learned.
+        DataError: If the dataset has no normal image that the detector has not learned.
     """
     samples = wanted.calibration.train_good
     contents = hash_contents([sample.path for sample in samples], lambda done, total: None)
@@ -114,21 +114,21 @@ def read_pictures(wanted: Wanted, manifest: Manifest, learned: Sequence[str], pr
     seen = [sample for sample in samples if contents[sample.path] in known]
     if not unseen:
         raise DataError(
-            f"{wanted.calibration.root}: expected good pictures that the detector has not learned from, for the gate; "
+            f"{wanted.calibration.root}: expected normal images that the detector has not learned from, for the gate; "
             f"got none among {len(samples)}. Keep some out of training (--set held_out=0.2), or name another set."
         )
     chosen = tuple(
-        _spread(pictures_of(part, manifest.tiling), most)
+        _spread(image_sources(part, manifest.tiling), most)
         for part, most in ((seen or unseen, _MOST_CALIBRATION), (unseen, _MOST_GOOD))
     )
     total, done = len(chosen[0]) + len(chosen[1]), 0
     read: tuple[list[UInt8Array], list[UInt8Array]] = ([], [])
     for group, into in zip(chosen, read, strict=True):
-        for picture in group:
-            into.append(prepare(read_picture(picture), manifest.input))
-            progress("Reading pictures", done := done + 1, total)
+        for image in group:
+            into.append(prepare(read_source(image), manifest.input))
+            progress("Reading images", done := done + 1, total)
     labelled = wanted.labelled.test if wanted.labelled is not None else ()
-    return Pictures(tuple(read[0]), tuple(read[1]), labelled)
+    return GateImages(tuple(read[0]), tuple(read[1]), labelled)
 
 
 def add_precision(
@@ -137,20 +137,20 @@ def add_precision(
     sources: Mapping[str, Path | bytes],
     tensors: Mapping[str, npt.NDArray[Any]],
     scratch: Path,
-    pictures: Pictures,
+    images: GateImages,
     wanted: Wanted,
     describe: Any,
     progress: Progress = no_progress,
 ) -> tuple[Precision, dict[str, Path | bytes]]:
-    """Make a precision and let it through the gate.
+    """Convert to a reduced precision and run the acceptance gate.
 
     Args:
         name: `fp16` or `int8`.
-        manifest: The bundle's manifest in FP32, golden pictures included.
+        manifest: The bundle's manifest in FP32, golden images included.
         sources: What the FP32 bundle consists of.
         tensors: The bank.
         scratch: Folder with `features.onnx` and the bank; the new graphs are written there.
-        pictures: See `read_pictures`.
+        images: See `read_images`.
         wanted: Method and limits.
         describe: Function (graph name, model) -> `Graph`, which also proves the sizes.
         progress: Told what is being done.
@@ -167,13 +167,13 @@ def add_precision(
     limits = wanted.limits.get(name, LIMITS[name])
     features = scratch / "features.onnx"
     if name == "fp16":
-        lowered = lower_to_fp16(features, pictures.calibration, wanted.modelopt_python, progress)
+        lowered = reduce_to_fp16(features, images.calibration, wanted.modelopt_python, progress)
     else:
-        lowered = lower_to_int8(
+        lowered = quantize_to_int8(
             features,
             methods.scorer_of(head_tag(head)).head(head, tensors, manifest.input.size),
-            pictures.calibration,
-            pictures.good,
+            images.calibration,
+            images.good,
             wanted.method,
             limits,
             wanted.int8_rest,
@@ -185,11 +185,11 @@ def add_precision(
         graphs=graphs,
         golden=(),
         method=lowered.method,
-        calibration_images=min(len(pictures.calibration), FP16_PICTURES if name == "fp16" else _MOST_CALIBRATION),
+        calibration_images=min(len(images.calibration), FP16_IMAGES if name == "fp16" else _MOST_CALIBRATION),
         quantised=lowered.lowered,
         kept=lowered.kept,
     )
-    golden, gate = _judge(name, manifest, precision, {**sources, **added}, scratch, pictures, progress)
+    golden, gate = _judge(name, manifest, precision, {**sources, **added}, scratch, images, progress)
     if reasons := failures(gate, limits):
         raise PrecisionRefused(name, gate, reasons)
     return msgspec.structs.replace(precision, golden=golden, gate=gate), added
@@ -201,7 +201,7 @@ def _judge(
     precision: Precision,
     sources: Mapping[str, Path | bytes],
     scratch: Path,
-    pictures: Pictures,
+    images: GateImages,
     progress: Progress,
 ) -> tuple[tuple[Golden, ...], Gate]:
     """Measure the bundle as it would ship; return the golden scores and the figures."""
@@ -210,7 +210,7 @@ def _judge(
     with open_bundle(folder) as bundle:
         reference = Inspector(bundle, "cpu", "auto")
         candidate = Inspector(bundle, "cpu", "auto", name)
-        gate = measure_gate(reference, candidate, pictures.good, pictures.labelled, progress)
+        gate = measure_gate(reference, candidate, images.good, images.labelled, progress)
         graph = Inspector(bundle, "cpu", "graph", name)
         golden = []
         for entry in manifest.golden:
@@ -237,8 +237,8 @@ def _write_graphs(
     return graphs, added
 
 
-def _spread(samples: Sequence[Picture], most: int) -> list[Picture]:
-    """Return at most so many pictures, evenly spread: neighbours in a folder often show the same part."""
+def _spread(samples: Sequence[ImageSource], most: int) -> list[ImageSource]:
+    """Return at most so many images, evenly spread: neighbours in a folder often show the same part."""
     if len(samples) <= most:
         return list(samples)
     return [samples[round(index)] for index in np.linspace(0, len(samples) - 1, most)]

@@ -1,4 +1,4 @@
-"""Proof of size: every tensor of a graph at its largest batch, before the graph is written.
+"""Size check: every tensor of a graph at its largest batch, before the graph is written.
 
 TensorRT refuses tensors of 2³¹ elements and runtimes fail late on memory; here both are known at export.
 """
@@ -16,7 +16,7 @@ LIMIT = 2**31
 
 
 @dataclass(frozen=True)
-class SizeProof:
+class SizeCheck:
     """Sizes of a graph at its largest batch.
 
     Attributes:
@@ -30,7 +30,7 @@ class SizeProof:
     peak_bytes: int
 
 
-def prove_sizes(model: onnx.ModelProto, max_batch: int) -> SizeProof:
+def check_tensor_sizes(model: onnx.ModelProto, max_batch: int) -> SizeCheck:
     """Infer every shape at `max_batch` and check each against 2³¹ elements.
 
     Raises:
@@ -80,7 +80,7 @@ def prove_sizes(model: onnx.ModelProto, max_batch: int) -> SizeProof:
         for name in node.input[1:2]
         if name in constants
     )
-    return SizeProof(largest, everything[largest][0], weights + packed + _most_alive(inferred, sizes))
+    return SizeCheck(largest, everything[largest][0], weights + packed + _most_alive(inferred, sizes))
 
 
 def _most_alive(model: onnx.ModelProto, sizes: dict[str, tuple[int, int]]) -> int:

@@ -1,12 +1,12 @@
 """A Triton model repository from a bundle: `REPOSITORY/NAME/` with configuration, graph, labels and a record.
 
 Triton Inference Server runs `score.onnx` in its ONNX Runtime backend and batches requests of several clients. It knows
-neither pictures nor thresholds: clients decode and resize before (`flawscope.imaging.images`) and decide afterwards,
+neither images nor thresholds: clients decode and resize before (`flawscope.imaging.images`) and decide afterwards,
 with the numbers of `flawscope.json`.
 
 Source: Triton's user guide (model repository, model configuration, batchers) and `model_config.proto` of
 triton-inference-server/common. A graph with external data is a folder `1/model.onnx/` there, and an output of one
-number a picture has `dims: [ 1 ]` with an empty reshape, because no shape may be empty.
+number an image has `dims: [ 1 ]` with an empty reshape, because no shape may be empty.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class TritonOptions(msgspec.Struct, frozen=True):
         name: Name of the model in Triton; None takes the bundle's.
         device: Where the instances run. There is no `auto`: it would fall back to the CPU without a word.
         instances: Instances a device (all GPUs of the server with `gpu`).
-        queue_delay_us: Longest time a request waits for others to share a batch, in microseconds. A picture that
+        queue_delay_us: Longest time a request waits for others to share a batch, in microseconds. An image that
             comes alone always waits as long, so it is 0 until somebody has measured that waiting pays.
         preferred_batches: Batches to aim for. Triton's guide advises against any unless one is known to be faster.
         precision: Which of the bundle's graphs is served, with its own thresholds and golden scores.
@@ -92,7 +92,7 @@ class TritonRecord(msgspec.Struct, frozen=True):
         min_area_px: Smaller regions of the map above the pixel threshold are no boxes; in pixels of the map.
         preprocessing: Sizes and version of the rules that make the input.
         preprocessing_rules: The functions that do it.
-        golden: Pictures below this folder and what the graph must give for them, within `golden_tolerance`.
+        golden: Images below this folder and what the graph must give for them, within `golden_tolerance`.
         golden_tolerance: Largest relative difference.
         golden_least: Scores are compared relative to at least this number; smaller ones are rounding.
         files: Every other file of the folder: SHA-256 and size.
@@ -147,7 +147,7 @@ def write_triton(bundle: Bundle, repository: Path, options: TritonOptions | None
     """Write a bundle as one model of a Triton model repository, whole or not at all.
 
     The graph is loaded by ONNX Runtime from where it was written, its inputs and outputs are compared with the
-    configuration as exactly as Triton does, and its golden pictures must give their scores there, on the CPU.
+    configuration as exactly as Triton does, and its golden images must give their scores there, on the CPU.
 
     Args:
         bundle: The bundle; it may be uncalibrated, and the record then has no thresholds.
@@ -171,7 +171,7 @@ def write_triton(bundle: Bundle, repository: Path, options: TritonOptions | None
     manifest = bundle.manifest
     if manifest.tiling is not None:
         raise ArgumentError(
-            f"export-triton: expected a bundle that takes pictures whole, got {bundle.path}, which takes them in "
+            f"export-triton: expected a bundle that takes images whole, got {bundle.path}, which takes them in "
             "tiles. Triton cuts no tiles: run it with flawscope."
         )
     name = _checked_name(manifest.name if options.name is None else options.name)
@@ -370,7 +370,7 @@ def _entries(folder: Path) -> dict[str, FileEntry]:
 
 
 def _check_graph(folder: Path, manifest: Manifest, golden: tuple[Golden, ...], least: float) -> None:
-    """Load the graph where Triton will, compare its tensors with the configuration, score the golden pictures."""
+    """Load the graph where Triton will, compare its tensors with the configuration, score the golden images."""
     onnxruntime = import_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4

@@ -49,10 +49,10 @@ def export_triton(
     preferred_batch: tuple[int, ...],
     max_batch: int,
 ) -> None:
-    """Add a model to the Triton model repository REPOSITORY: graph, configuration, thresholds and golden pictures.
+    """Add a model to the Triton model repository REPOSITORY: graph, configuration, thresholds and golden images.
 
     A run is exported to a bundle first, with its parity gate; that bundle does not stay. Triton applies no threshold
-    and decodes no picture: clients do, see docs/triton.md.
+    and decodes no image: clients do, see docs/triton.md.
     """
     _check(source, request)
     served = request.precisions[0] if request.precisions else "fp32"
@@ -93,8 +93,8 @@ def show_triton(record: TritonRecord, repository: Path) -> None:
     """Print what was written to a model repository, and what a client has to do itself."""
     size = sum(entry.size for entry in record.files.values())
     click.echo(
-        f"triton: {repository / record.name} ({size / 2**20:.1f} MiB), golden pictures checked: {len(record.golden)}"
+        f"triton: {repository / record.name} ({size / 2**20:.1f} MiB), golden images checked: {len(record.golden)}"
     )
     if record.thresholds is None:
         click.echo("triton: not calibrated: no thresholds, so clients can decide nothing but fault")
-    click.echo("triton: Triton applies no threshold and decodes no picture: clients do, see docs/triton.md")
+    click.echo("triton: Triton applies no threshold and decodes no image: clients do, see docs/triton.md")

@@ -1,4 +1,4 @@
-"""The lean runtime: load a bundle, inspect pictures, without PyTorch."""
+"""The lean runtime: load a bundle, inspect images, without PyTorch."""
 
 from flawscope.runtime.inspector import Inspector
 from flawscope.runtime.results import Box, Result

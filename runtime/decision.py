@@ -35,8 +35,8 @@ def find_boxes(
         anomaly_map: float32 [H, W] at `spec.size`, or at `source_size` without a spec.
         threshold: Pixels strictly above it count.
         min_area_px: Smaller regions are left out; pixels of the map.
-        spec: The preprocessing that led to the map; None where it is that of tiles, at the size of the picture.
-        source_size: Height and width of the source picture.
+        spec: The preprocessing that led to the map; None where it is that of tiles, at the size of the image.
+        source_size: Height and width of the source image.
     """
     above = anomaly_map > threshold
     if not above.any():

@@ -1,4 +1,4 @@
-"""Pictures that are not NumPy arrays: those of a camera or a program on a CUDA device, and those behind DLPack.
+"""Images outside NumPy: arrays on a CUDA device, and arrays with DLPack.
 
 Everything that gives `__cuda_array_interface__` (version 2 or 3: CuPy, PyCUDA, Numba, torch on a device) is copied to
 the host by the driver, after all that was put on its context; everything that gives `__dlpack__` on the host (torch on

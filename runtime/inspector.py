@@ -1,4 +1,4 @@
-"""Load a bundle, score pictures, decide. The file to read first."""
+"""Load a bundle, score images, decide. The file to read first."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from flawscope.runtime.scorers.base import Reconstructor, ScorerOptions, open_sc
 from flawscope.runtime.scorers.golden import check_golden
 
 Source = Path | str | npt.NDArray[np.uint8] | CudaArray | DlpackArray
-"""A picture: a file, or uint8 [H, W, 3] RGB of NumPy, on a CUDA device, or behind DLPack."""
+"""An image: a file, or uint8 [H, W, 3] RGB of NumPy, on a CUDA device, or behind DLPack."""
 
 
 class Inspector:
@@ -117,20 +117,20 @@ class Inspector:
     def __call__(self, image: list[Any] | tuple[Source, ...]) -> list[Result]: ...
 
     def __call__(self, image: Source | list[Any] | tuple[Source, ...]) -> Result | list[Result]:
-        """Inspect one picture, or several (a list, a tuple, or uint8 [N, H, W, 3]) in batches."""
+        """Inspect one image, or several (a list, a tuple, or uint8 [N, H, W, 3]) in batches."""
         if isinstance(image, list | tuple):
             return list(self.stream(image, batch=self.manifest.max_batch))
         rows = _rows(image)
         return next(self.stream([image])) if rows is None else list(self.stream(rows, batch=self.manifest.max_batch))
 
     def stream(self, sources: Iterable[Source], batch: int = 1) -> Iterator[Result]:
-        """Inspect pictures one batch after the other, results in order.
+        """Inspect images one batch after the other, results in order.
 
-        A picture that cannot be read, and a batch the device fails on, become `fault` results; the rest goes on.
+        An image that cannot be read, and a batch the device fails on, become `fault` results; the rest goes on.
 
         Args:
             sources: Files or arrays.
-            batch: Pictures per inference, 1 to the bundle's `max_batch`.
+            batch: Images per inference, 1 to the bundle's `max_batch`.
 
         Raises:
             ArgumentError: If `batch` is out of range.
@@ -143,12 +143,12 @@ class Inspector:
             position += len(group)
 
     def check_batch(self, batch: int) -> None:
-        """Raise ArgumentError unless the bundle's graphs take `batch` pictures at once."""
+        """Raise ArgumentError unless the bundle's graphs take `batch` images at once."""
         if not 1 <= batch <= self.manifest.max_batch:
             raise ArgumentError(f"batch: expected 1 to {self.manifest.max_batch}, got {batch}.")
 
     def infer(self, prepared: UInt8Array) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        """Return anomaly maps float32 [N, H, W] and scores float32 [N] for prepared pictures uint8 [N, H, W, 3].
+        """Return anomaly maps float32 [N, H, W] and scores float32 [N] for prepared images uint8 [N, H, W, 3].
 
         After a device has failed the next call makes the session anew, once; a device that stays lost fails again.
 
@@ -166,7 +166,7 @@ class Inspector:
             raise
 
     def reconstruct(self, prepared: UInt8Array) -> Reconstructed:
-        """Return what a bundle that reconstructs makes of prepared pictures uint8 [N, H, W, 3], pictures and maps.
+        """Return the reconstructions and maps of prepared images uint8 [N, H, W, 3].
 
         Raises:
             ArgumentError: If the bundle's method does not reconstruct.
@@ -175,7 +175,7 @@ class Inspector:
         return self.check_reconstructs().reconstruct(prepared)
 
     def resample(self, sampling: Sampling) -> None:
-        """Let a bundle that reconstructs do it in another way from now on; scores are then others.
+        """Change the sampling of a reconstruction bundle from now on; its scores change too.
 
         Raises:
             ArgumentError: If the bundle's method does not reconstruct, or it has too little noise.
@@ -190,13 +190,13 @@ class Inspector:
         """Return what rebuilds images.
 
         Raises:
-            ArgumentError: If the bundle's method does not reconstruct, or its pictures are cut into tiles.
+            ArgumentError: If the bundle's method does not reconstruct, or its images are cut into tiles.
         """
         reconstructor = self.scorer.reconstructor
         if reconstructor is None or self.manifest.tiling is not None:
             got = f"one of {self.manifest.method}" if self.manifest.tiling is None else "one that cuts them into tiles"
             raise ArgumentError(
-                f"{self.bundle.path}: expected a bundle that reconstructs pictures as a whole (ddad, dsad), got {got}. "
+                f"{self.bundle.path}: expected a bundle that reconstructs images as a whole (ddad, dsad), got {got}. "
                 "Leave --pictures out."
             )
         return reconstructor
@@ -229,7 +229,7 @@ class Inspector:
             index += 1
 
     def _inspect_tiles(self, source: Source, position: int, tiling: Tiling) -> Result:
-        """Inspect one picture in tiles, a batch of them at a time: memory does not grow with their number."""
+        """Inspect one image in tiles, a batch of them at a time: memory does not grow with their number."""
         loaded = _load(source, position, self.manifest)
         if not isinstance(loaded, _Loaded):
             return loaded
@@ -298,7 +298,7 @@ def _fault_reason(err: Exception, prefix: str = "") -> str:
 
 
 class _Loaded:
-    """A picture on its way: its name, prepared pixels, source size and timings."""
+    """An image on its way: its name, prepared pixels, source size and timings."""
 
     def __init__(
         self, name: str, prepared: UInt8Array, source_size: tuple[int, int], timings: dict[str, float]
@@ -310,7 +310,7 @@ class _Loaded:
 
 
 def _rows(image: Any) -> list[Source] | None:
-    """Return the pictures of an array [N, H, W, 3], or None if it is no such array."""
+    """Return the images of an array [N, H, W, 3], or None if it is no such array."""
     shape: tuple[int, ...] = getattr(image, "shape", ())
     return [image[row] for row in range(shape[0])] if len(shape) == 4 else None
 

@@ -1,4 +1,4 @@
-"""Pictures for people: the anomaly map over the image on a fixed colour scale, boxes around what was found."""
+"""Overlays: the anomaly map over the image on a fixed colour scale, with boxes around anomalous regions."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def draw_overlay(
     reference: float,
     boxes: Iterable[Box] = (),
 ) -> UInt8Array:
-    """Return the source picture with its heat map and boxes, uint8 [H, W, 3] RGB.
+    """Return the source image with its heat map and boxes, uint8 [H, W, 3] RGB.
 
-    The colours run from 0 to twice `reference`, the same for every picture: stretching each map over its own range
-    would paint the brightest spot of every good part red. Up to half the reference the picture shows through.
+    The colours run from 0 to twice `reference`, the same for every image: stretching each map over its own range
+    would paint the brightest spot of every good part red. Up to half the reference the image shows through.
 
     Args:
-        image: Source picture, uint8 [H, W, 3].
-        anomaly_map: float32 [h, w] at `spec.size`, or at the picture's size without a spec.
+        image: Source image, uint8 [H, W, 3].
+        anomaly_map: float32 [h, w] at `spec.size`, or at the image's size without a spec.
         spec: The preprocessing that led to the map; None where it is that of tiles.
         reference: The pixel threshold, or another map value that stands in the middle of the scale.
         boxes: Boxes in source pixels.
@@ -38,7 +38,7 @@ def draw_overlay(
     level = np.clip(anomaly_map / (2.0 * max(reference, 1e-12)), 0.0, 1.0)
     canvas = level
     if spec is not None:
-        canvas = np.zeros(spec.resize, np.float32)  # back from the crop to the whole picture
+        canvas = np.zeros(spec.resize, np.float32)  # back from the crop to the whole image
         top, left = spec.offset
         canvas[top : top + spec.size[0], left : left + spec.size[1]] = level
     level = np.asarray(cv2.resize(canvas, (width, height), interpolation=cv2.INTER_LINEAR), np.float32)

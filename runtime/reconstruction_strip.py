@@ -1,4 +1,4 @@
-"""What a bundle that reconstructs saw: input, reconstruction and maps of one picture as PNG files."""
+"""Input, reconstruction and anomaly maps of one image as PNG files."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from flawscope.diffusion.reconstruction import Reconstructed, unsigned
 from flawscope.imaging.png import write_png
 
 
-def write_pictures(folder: Path, name: str, image: UInt8Array, found: Reconstructed, reference: float) -> None:
-    """Write what came of one picture.
+def write_reconstruction(folder: Path, name: str, image: UInt8Array, found: Reconstructed, reference: float) -> None:
+    """Write input, reconstruction and maps of one image.
 
     `NAME-strip.png` has input, reconstruction and heat map side by side; `NAME-input`, `-reconstruction` (without
     diffusion), `-samples` (with it), `-features` and `-heatmap` have them apart.
@@ -21,13 +21,13 @@ def write_pictures(folder: Path, name: str, image: UInt8Array, found: Reconstruc
     Args:
         folder: Where they are written.
         name: How their names begin.
-        image: The prepared picture, uint8 [H, W, 3].
+        image: The prepared image, uint8 [H, W, 3].
         found: What came of it, a batch of one.
-        reference: Value of a map that stands in the middle of its scale: the same scale for every picture.
+        reference: Value of a map that stands in the middle of its scale: the same scale for every image.
     """
-    samples = unsigned(found.pictures)[0]
+    samples = unsigned(found.reconstructions)[0]
     heat = _coloured(found.maps[0], reference)
-    pictures = {
+    images = {
         "strip": np.hstack([image, samples, heat]),
         "input": image,
         "reconstruction": unsigned(found.unsampled())[0],
@@ -36,8 +36,8 @@ def write_pictures(folder: Path, name: str, image: UInt8Array, found: Reconstruc
         "features": np.repeat(_level(found.feature[0], float(found.feature.max()))[:, :, None], 3, axis=2),
         "heatmap": cv2.addWeighted(image, 0.5, heat, 0.5, 0.0),
     }
-    for kind, picture in pictures.items():
-        write_png(folder / f"{name}-{kind}.png", picture.astype(np.uint8, copy=False))
+    for kind, panel in images.items():
+        write_png(folder / f"{name}-{kind}.png", panel.astype(np.uint8, copy=False))
 
 
 def _level(values: Float32Array, top: float) -> UInt8Array:

@@ -1,4 +1,4 @@
-"""What the runtime gives back for one picture."""
+"""Result of one inspected image."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ class Box:
     """A connected region of the anomaly map above the pixel threshold.
 
     Attributes:
-        x: Left edge in pixels of the source picture.
-        y: Top edge in pixels of the source picture.
-        width: Width in pixels of the source picture.
-        height: Height in pixels of the source picture.
+        x: Left edge in pixels of the source image.
+        y: Top edge in pixels of the source image.
+        width: Width in pixels of the source image.
+        height: Height in pixels of the source image.
         area_px: Area in pixels of the anomaly map.
         peak: Largest map value inside.
     """
@@ -34,15 +34,15 @@ class Box:
 
 @dataclass(frozen=True)
 class Result:
-    """The outcome for one picture.
+    """The outcome for one image.
 
     Attributes:
-        image: Name of the picture.
+        image: Name of the image.
         decision: `accept`, `reject`, or `fault` when there is no trustworthy answer: never an accept.
         score: Raw, unbounded score; None for a fault that gave none.
         threshold: The image threshold in force; None in a bundle that is not calibrated.
         reason: Why, for a fault.
-        anomaly_map: float32 [H, W] at the graph's input size, or the picture's where the bundle has tiles; owned by the
+        anomaly_map: float32 [H, W] at the graph's input size, or the image's where the bundle has tiles; owned by the
             caller; None for a fault that gave none.
         boxes: Regions above the pixel threshold, largest peak first.
         timings_ms: Milliseconds per stage: read, prepare, infer (its share of the batch), decide, total.

@@ -18,7 +18,7 @@ from flawscope.imaging.png import write_png
 from flawscope.runtime.backends import BACKENDS
 from flawscope.runtime.inspector import Inspector
 from flawscope.runtime.overlay import draw_overlay
-from flawscope.runtime.reconstruction_strip import write_pictures
+from flawscope.runtime.reconstruction_strip import write_reconstruction
 from flawscope.runtime.results import Result
 from flawscope.runtime.scorers.base import PATHS
 
@@ -29,9 +29,9 @@ from flawscope.runtime.scorers.base import PATHS
 @click.option("--backend", type=click.Choice(BACKENDS), default="auto", show_default=True)
 @click.option("--path", "path", type=click.Choice(PATHS), default="auto", show_default=True, help="How maps are made.")
 @click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True)
-@click.option("--batch", type=int, default=1, show_default=True, help="Pictures per inference.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON line per picture.")
-@click.option("--maps", type=click.Path(path_type=Path), help="Folder for heat maps over the pictures (PNG).")
+@click.option("--batch", type=int, default=1, show_default=True, help="Images per inference.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON line per image.")
+@click.option("--maps", type=click.Path(path_type=Path), help="Folder for heat maps over the images (PNG).")
 @click.option(
     "--pictures",
     type=click.Path(path_type=Path),
@@ -48,9 +48,9 @@ def score(
     maps: Path | None,
     pictures: Path | None,
 ) -> int:
-    """Decide on pictures, or on all pictures of folders.
+    """Decide on images, or on all images of folders.
 
-    A picture that cannot be read is a fault, never an accept; the others are still scored, and the exit status is 1.
+    An image that cannot be read is a fault, never an accept; the others are still scored, and the exit status is 1.
     """
     paths = _expand(images)
     counts: Counter[str] = Counter()
@@ -76,15 +76,15 @@ def score(
             if pictures is not None:
                 image = prepare(read_image(source), inspector.manifest.input)
                 found = inspector.reconstruct(image[None])
-                write_pictures(pictures, name, image, found, _reference(inspector))
+                write_reconstruction(pictures, name, image, found, _reference(inspector))
     if not as_json:
         total = ", ".join(f"{counts[decision]} {decision}" for decision in ("accept", "reject", "fault"))
-        click.echo(f"{len(paths)} pictures: {total}", err=True)
+        click.echo(f"{len(paths)} images: {total}", err=True)
     return 1 if counts["fault"] else 0
 
 
 def _expand(images: tuple[Path, ...]) -> list[Path]:
-    """Return the pictures named, folders replaced by the pictures in them, sorted."""
+    """Return the images named, folders replaced by the images in them, sorted."""
     paths: list[Path] = []
     for image in images:
         if not image.is_dir():
@@ -92,7 +92,7 @@ def _expand(images: tuple[Path, ...]) -> list[Path]:
             continue
         found = sorted(entry for entry in image.iterdir() if entry.suffix.lower() in EXTENSIONS and entry.is_file())
         if not found:
-            raise ArgumentError(f"{image}: expected pictures in this folder, got none. Name pictures or their folder.")
+            raise ArgumentError(f"{image}: expected images in this folder, got none. Name images or their folder.")
         paths.extend(found)
     return paths
 
@@ -113,7 +113,7 @@ def _reference(inspector: Inspector) -> float:
     """Return a map value that stands in the middle of every scale of colours."""
     if inspector.thresholds is not None:
         return inspector.thresholds.pixel.value
-    # Without thresholds the scale is anchored at what good pictures reach.
+    # Without thresholds the scale is anchored at what normal images reach.
     return max((known.map_max for known in inspector.manifest.golden_of(inspector.precision)), default=1.0)
 
 
@@ -121,5 +121,5 @@ def _write_map(
     path: Path, source: Path, result: Result, anomaly_map: npt.NDArray[np.float32], inspector: Inspector
 ) -> None:
     spec = inspector.manifest.map_spec
-    picture = draw_overlay(read_image(source), anomaly_map, spec, _reference(inspector), result.boxes)
-    write_png(path, picture)
+    image = draw_overlay(read_image(source), anomaly_map, spec, _reference(inspector), result.boxes)
+    write_png(path, image)

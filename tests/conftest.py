@@ -13,9 +13,9 @@ from typing import Any
 import msgspec
 import pytest
 from hypothesis import settings
-from tiny_dataset import CATEGORY, good_pictures, write_tiny_dataset
+from tiny_dataset import CATEGORY, normal_images, write_tiny_dataset
 
-# Pictures of 64 pixels gain nothing from threads, and threads that wait for each other on a busy machine take most
+# Images of 64 pixels gain nothing from threads, and threads that wait for each other on a busy machine take most
 # of the time. It has to be said before NumPy's and torch's libraries are loaded.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # The same examples on every run: a property that fails must fail for the one who broke it.
@@ -78,7 +78,7 @@ def uncalibrated_bundles(tmp_path_factory: pytest.TempPathFactory, runs: dict[st
 def bundles(
     tmp_path_factory: pytest.TempPathFactory, uncalibrated_bundles: dict[str, Path], tiny_root: Path
 ) -> dict[str, Path]:
-    """Method -> a bundle with thresholds just above the largest score and map value of the good test pictures."""
+    """Method -> a bundle with thresholds just above the largest score and map value of the normal test images."""
     import shutil
 
     from flawscope.bundle import Threshold, Thresholds, rewrite_manifest
@@ -89,7 +89,7 @@ def bundles(
     for method, source in uncalibrated_bundles.items():
         target = Path(shutil.copytree(source, folder / source.name))
         with Inspector.load(target, "cpu") as inspector:
-            results = inspector(good_pictures(tiny_root))
+            results = inspector(normal_images(tiny_root))
         score = max(result.score for result in results if result.score is not None)
         peak = max(float(result.anomaly_map.max()) for result in results if result.anomaly_map is not None)
         limits = Thresholds(Threshold(1.02 * score, "manual"), Threshold(1.02 * peak, "manual"))

@@ -1,7 +1,7 @@
 """Prove the lean install: size, import time, no torch, and the same scores to the last bit as the full environment.
 
 Makes a virtual environment under build/lean with `flawscope[cpu]` and nothing else, a small bundle with the full
-environment, and lets both score the same pictures. Then adds the extra `synth` and lets both draw the same defect. Exit
+environment, and lets both score the same images. Then adds the extra `synth` and lets both draw the same defect. Exit
 status 1 where a promise does not hold.
 """
 
@@ -46,7 +46,7 @@ def make_environment(folder: Path) -> Path:
 
 
 def make_bundle(folder: Path) -> tuple[Path, list[Path]]:
-    """Train, export and calibrate a small detector with this environment; return the bundle and pictures."""
+    """Train, export and calibrate a small detector with this environment; return the bundle and images."""
     flawscope = (sys.executable, "-m", "flawscope")
     data, bundle = folder / "data", folder / "steel.flaw"
     run(*flawscope, "data", "demo", data, "--kind", "steel", "--size", 128, "--train", 60)
@@ -56,9 +56,9 @@ def make_bundle(folder: Path) -> tuple[Path, list[Path]]:
     return bundle, sorted(data.glob("steel/test/*/*.png"))
 
 
-def scores(python: Path | str, bundle: Path, pictures: list[Path], path: str) -> list[float]:
-    """Score pictures in one environment; JSON keeps every bit of a float."""
-    lines = run(python, "-m", "flawscope", "score", bundle, *pictures, "--backend", "cpu", "--json", "--path", path)
+def scores(python: Path | str, bundle: Path, images: list[Path], path: str) -> list[float]:
+    """Score images in one environment; JSON keeps every bit of a float."""
+    lines = run(python, "-m", "flawscope", "score", bundle, *images, "--backend", "cpu", "--json", "--path", path)
     return [json.loads(line)["score"] for line in lines.splitlines()]
 
 
@@ -71,7 +71,7 @@ def add_synthesis(python: Path) -> None:
 
 
 def write_drawing_task(folder: Path) -> list[object]:
-    """Write a hand-made bundle that draws, a good picture and a box; return the command without its --out."""
+    """Write a hand-made bundle that draws, a normal image and a box; return the command without its --out."""
     sys.path.insert(0, str(ROOT / "tests" / "helpers"))
     import numpy as np
     from tiny_synth_bundle import GROUND, write_tiny_synth
@@ -84,13 +84,13 @@ def write_drawing_task(folder: Path) -> list[object]:
     pixels = np.rint(steel + np.random.default_rng(0).normal(0, 4, (48, 48, 3))).clip(0, 255).astype(np.uint8)
     box = np.zeros((48, 48), np.uint8)
     box[16:32, 16:32] = 255
-    for path, picture in ((image, pixels), (mask, box)):
-        write_png(path, picture, is_bgr=True)
+    for path, content in ((image, pixels), (mask, box)):
+        write_png(path, content, is_bgr=True)
     return ["synth", "generate", bundle, "--image", image, "--mask", mask, "--defect", "pitting", "--backend", "cpu"]
 
 
 def drawings(python: Path | str, command: list[object], out: Path) -> dict[str, bytes]:
-    """Draw in one environment; return every picture and mask that was written."""
+    """Draw in one environment; return every image and mask that was written."""
     run(python, "-m", "flawscope", *command, "--out", out)
     return {path.relative_to(out).as_posix(): path.read_bytes() for path in sorted(out.rglob("*/*.png"))}
 
@@ -110,12 +110,12 @@ def main() -> None:
     print(f"kernels: {kernels}")
     failed = size_mb > LIMIT_MB or import_s > LIMIT_S or torch.returncode == 0 or not kernels.startswith("native")
     with tempfile.TemporaryDirectory(prefix="flawscope-lean-") as name:
-        bundle, pictures = make_bundle(Path(name))
+        bundle, images = make_bundle(Path(name))
         for path in ("graph", "kernel"):
-            full, lean = (scores(which, bundle, pictures, path) for which in (sys.executable, python))
+            full, lean = (scores(which, bundle, images, path) for which in (sys.executable, python))
             same = full == lean
             failed |= not same
-            print(f"{len(pictures)} scores by the {path}: {'equal to the last bit' if same else 'DIFFERENT'}")
+            print(f"{len(images)} scores by the {path}: {'equal to the last bit' if same else 'DIFFERENT'}")
         add_synthesis(python)
         command = write_drawing_task(Path(name))
         full_drawn, lean_drawn = (
@@ -124,7 +124,7 @@ def main() -> None:
         )
         same = len(full_drawn) > 0 and full_drawn == lean_drawn
         failed |= not same
-        print(f"{len(full_drawn)} pictures of a drawn defect: {'equal to the last bit' if same else 'DIFFERENT'}")
+        print(f"{len(full_drawn)} images of a drawn defect: {'equal to the last bit' if same else 'DIFFERENT'}")
     sys.exit(1 if failed else 0)
 
 

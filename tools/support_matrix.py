@@ -112,7 +112,7 @@ METHOD_STATUS = {
     ("ensemble", "Triton"): (NO, "its score is not one graph"),
     ("synth", "score graph"): (NO, "it draws and does not score: text, encode, denoise, decode, tested"),
     ("synth", "features and kernel"): (NO, "there are no patches and no bank"),
-    ("synth", "FP16"): (TESTED, f"{NEEDS_MODELOPT}, judged by the pictures drawn"),
+    ("synth", "FP16"): (TESTED, f"{NEEDS_MODELOPT}, judged by the images drawn"),
     ("synth", "INT8"): (NO, "not made"),
     ("synth", "engine"): (TESTED, "FP32, every network, built by TensorRT-RTX"),
     ("synth", "Triton"): (NO, "a drawing is not one graph"),

@@ -194,7 +194,7 @@ def describe_run(method: str, record: RunRecord) -> str:
     """Return in a line what a run was made from."""
     done = "fitted" if find_part(record.config, LoopSettings) is None else "trained"
     return (
-        f"{method} {done} on {len(record.training)} good pictures of {record.category} in "
+        f"{method} {done} on {len(record.training)} normal images of {record.category} in "
         f"{sum(record.seconds.values()):.1f} s; {len(record.held_out)} held out for calibration"
     )
 
@@ -255,6 +255,6 @@ def _train_synthesis(
 
 def _describe_synthesis(record: SynthesisRecord) -> str:
     """Return in a line what a run was made from."""
-    learned = "good pictures" if record.kind == "base" else f"pictures of {len(record.defects)} defect types"
+    learned = "normal images" if record.kind == "base" else f"images of {len(record.defects)} defect types"
     seconds = sum(record.seconds.values())
     return f"{record.kind} trained on {len(record.training)} {learned} of {record.category} in {seconds:.1f} s"

@@ -15,11 +15,11 @@ from flawscope.config import MethodConfig
 from flawscope.config.setting_parts import tag_of
 from flawscope.datasets import Sample
 from flawscope.errors import ArgumentError, RunError
-from flawscope.imaging.tiles import Picture
+from flawscope.imaging.tiles import ImageSource
 from flawscope.progress import Progress
 from flawscope.runs import RunRecord
 from flawscope.training.features.backbone import Backbone
-from flawscope.training.loop.fit_result import Fitted
+from flawscope.training.loop.fit_result import FitResult
 
 
 @dataclass(frozen=True)
@@ -42,13 +42,13 @@ class FitRequest:
     config: Any
     backbone: Backbone
     samples: Sequence[Sample]
-    images: list[Picture]
+    images: list[ImageSource]
     hashes: dict[Path, str]
     out: Path
     workspace: Path | None
     resume: bool
     progress: Progress
-    start: Fitted | None = None
+    start: FitResult | None = None
 
     @property
     def folder(self) -> Path:
@@ -70,11 +70,11 @@ class Trainer:
     keeps_backbone: ClassVar[bool] = True
     is_detector: ClassVar[bool] = True
 
-    def fit(self, request: FitRequest) -> Fitted:
+    def fit(self, request: FitRequest) -> FitResult:
         """Learn from normal images."""
         raise AssertionError(f"{type(self).__name__} has no fit of its own")
 
-    def restore(self, path: Path, record: RunRecord, backbone: Backbone, fitted: Fitted) -> Any:
+    def restore(self, path: Path, record: RunRecord, backbone: Backbone, fitted: FitResult) -> Any:
         """Return what scores images in torch, with the weights of a run.
 
         Raises:

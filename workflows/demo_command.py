@@ -25,8 +25,8 @@ DEMO_METHOD = "padim"
 @click.option("--kind", "kinds", multiple=True, type=click.Choice(KINDS), help="Kind of part; all by default.")
 @click.option("--method", type=click.Choice(["padim", "patchcore"]), default=DEMO_METHOD, show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of parts and detector.")
-@click.option("--size", type=int, default=256, show_default=True, help="Height and width of the pictures in pixels.")
-@click.option("--train", "train_count", type=int, default=160, show_default=True, help="Good pictures to learn from.")
+@click.option("--size", type=int, default=256, show_default=True, help="Height and width of the images in pixels.")
+@click.option("--train", "train_count", type=int, default=160, show_default=True, help="Normal images to learn from.")
 def demo(out: Path, kinds: tuple[str, ...], method: str, seed: int, size: int, train_count: int) -> None:
     """Generate parts, train, export, calibrate, score and report, offline.
 

@@ -38,15 +38,15 @@ class Plan:
 
     Attributes:
         config: Settings of the method.
-        dataset: Where all pictures are from.
+        dataset: Where all images are from.
         out: Folder for all results.
         weights: Safetensors file of the backbone, or None for the hub.
         resume: Go on with a training that was interrupted.
         ready: The run that is there already, or None to train one.
         trains_extractor: Train the extractor of ddad on the denoiser of `ready`.
         sets_thresholds: Whether the bundle gets thresholds.
-        evaluates: Whether the bundle is evaluated, if there are defective test pictures.
-        false_reject_rate: Share of good pictures that may be rejected, a fraction.
+        evaluates: Whether the bundle is evaluated, if there are anomalous test images.
+        false_reject_rate: Share of normal images that may be rejected, a fraction.
         confidence: One-sided confidence of that claim, a fraction.
         command: Command line for the records.
     """
@@ -124,7 +124,7 @@ def _no_bars() -> AbstractContextManager[Progress]:
 
 
 def _tell_nobody(stage: Stage) -> None:
-    """Announce nothing."""
+    """Report nothing."""
 
 
 def run_below(out: Path) -> Path:
@@ -192,7 +192,7 @@ def run_pipeline(
     if plan.evaluates and has_defects:
         figures = do("evaluation", _evaluate)
     else:
-        why = "nothing is measured" if has_defects else f"{plan.dataset.category} has no defective test pictures"
+        why = "nothing is measured" if has_defects else f"{plan.dataset.category} has no anomalous test images"
         older = [str(path) for path in (plan.figures, plan.report / REPORT) if path.exists()]
         notes = (f"Of an earlier bundle, not of this one: {', '.join(older)}.",) if older else ()
         announce(Stage("evaluation", None, why, notes))
@@ -219,7 +219,7 @@ def _check(plan: Plan, *, is_evaluated: bool) -> None:
         split = find_part(plan.config, HeldOutSettings)
         if plan.ready is None and split is not None and split.held_out == 0:
             raise ArgumentError(
-                "held_out: expected above 0, because thresholds need good pictures that were not learned from, got 0. "
+                "held_out: expected above 0, because thresholds need normal images that were not learned from, got 0. "
                 "Set held_out=0.1, or --skip threshold."
             )
     if is_evaluated:
@@ -239,7 +239,7 @@ def _check_ready(plan: Plan, ready: Run) -> None:
             "trained on, or another --out."
         )
     if plan.trains_extractor:
-        return  # the training checks settings and pictures
+        return  # the training checks settings and images
     check_recorded(plan.config, ready)
     if plan.resume:
         raise ArgumentError("resume: expected a training to go on with, got one that is skipped. Leave it out.")
@@ -265,7 +265,7 @@ def _train(plan: Plan, progress: Progress) -> tuple[RunRecord, str, Sequence[str
         command=plan.command,
         progress=progress,
     )
-    said, notes = f"{plan.run}: {len(record.training)} good pictures learned, {len(record.held_out)} held out", []
+    said, notes = f"{plan.run}: {len(record.training)} normal images learned, {len(record.held_out)} held out", []
     if more := trainer_of(record.config).describe(record.config):
         said += f", {more}"
     if plan.ready is not None and plan.ready.record.backbone != record.backbone:
@@ -305,4 +305,4 @@ def _evaluate(plan: Plan, progress: Progress) -> tuple[Figures, str, Sequence[st
     record_accuracy(plan.bundle, figures)
     ranking = (("image AUROC", figures.image_auroc), ("pixel AUROC", figures.pixel_auroc), ("AU-PRO", figures.aupro))
     said = ", ".join(f"{name} {'-' if value is None else f'{value:.4f}'}" for name, value in ranking)
-    return figures, f"{said} on {figures.images} pictures, {figures.anomalous} defective: {report}", figures.notes
+    return figures, f"{said} on {figures.images} images, {figures.anomalous} anomalous: {report}", figures.notes

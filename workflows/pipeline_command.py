@@ -1,4 +1,4 @@
-"""`flawscope pipeline`: from a folder of pictures to an evaluated bundle in one command."""
+"""`flawscope pipeline`: from a folder of images to an evaluated bundle in one command."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ _STAGES = ("train", "extractor", "threshold", "evaluation")
 def pipeline(
     request: TrainingRequest, out: Path, false_reject_rate: float, confidence: float, skipped: tuple[str, ...]
 ) -> int:
-    """Train METHOD, export, set thresholds and evaluate: from a folder of pictures to a bundle with its report.
+    """Train METHOD, export, set thresholds and evaluate: from a folder of images to a bundle with its report.
 
     Leaves run/, CATEGORY.flaw, report/ and evaluation.json in --out. With --skip train, settings are those of the run
     in --out, and others are refused; but where they ask for an extractor of ddad, it is trained on the run's denoiser,
-    and the run is rewritten. The exit status is 1 when a test picture could not be scored.
+    and the run is rewritten. The exit status is 1 when a test image could not be scored.
     """
     try:
         from flawscope.workflows.pipeline import run_pipeline

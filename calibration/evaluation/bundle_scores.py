@@ -1,4 +1,4 @@
-"""Running a bundle over a dataset's pictures, and telling a real fault from a missing threshold."""
+"""Running a bundle over a dataset's images, and telling a real fault from a missing threshold."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def load_inspector(bundle: Path, backend: str, path: str = "auto", precision: st
 def score_samples(
     inspector: Inspector, samples: Sequence[Sample], what: str, progress: Progress
 ) -> Iterator[tuple[Sample, Result]]:
-    """Yield every sample with its result, one picture a batch, so that timings are those of the line."""
+    """Yield every sample with its result, one image a batch, so that timings are those of the line."""
     results: Iterable[Result] = inspector.stream([sample.path for sample in samples], batch=1)
     for done, (sample, result) in enumerate(zip(samples, results, strict=True), 1):
         yield sample, result
@@ -33,7 +33,7 @@ def score_samples(
 
 
 def fault_of(result: Result, *, is_calibrated: bool) -> str | None:
-    """Return why a picture has no usable score, or None.
+    """Return why an image has no usable score, or None.
 
     Without thresholds every decision is a fault although score and map are there: that alone is no fault here.
     """

@@ -1,4 +1,4 @@
-"""Measuring a bundle on labelled pictures, through the runtime: what was measured is what ships."""
+"""Measuring a bundle on labelled images, through the runtime: what was measured is what ships."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from flawscope.bundle import (
     rewrite_manifest,
 )
 from flawscope.calibration.evaluation.bundle_scores import fault_of, load_inspector, score_samples
-from flawscope.calibration.evaluation.contamination import Leak, find_leak
+from flawscope.calibration.evaluation.contamination import Contamination, find_contamination
 from flawscope.calibration.evaluation.figures import (
     BundleIdentity,
     Confusion,
@@ -62,7 +62,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the runtime said of one picture; `fault` is None when it has a usable score."""
+    """Result of the runtime for one image; `fault` is None when it has a usable score."""
 
     decision: Literal["accept", "reject", "fault"]
     fault: str | None
@@ -72,13 +72,13 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Measured:
-    """Every test picture with what was measured on it, row by row.
+    """Every test image with what was measured on it, row by row.
 
     Attributes:
-        samples: The pictures.
+        samples: The images.
         outcomes: Their decisions.
-        scores: float64 [N]; 0 where a picture could not be scored.
-        maps: float32 [N, H, W] at the size of the model's input; 0 where a picture could not be scored.
+        scores: float64 [N]; 0 where an image could not be scored.
+        maps: float32 [N, H, W] at the size of the model's input; 0 where an image could not be scored.
         masks: bool [N, H, W]; false throughout where there is no pixel truth.
         usable: bool [N], scored.
         has_truth: bool [N], scored, and good or with a mask that is not empty.
@@ -96,11 +96,11 @@ class Measured:
 
     @property
     def labels(self) -> BoolArray:
-        """Which pictures show a defect, bool [N]."""
+        """Which images show a defect, bool [N]."""
         return np.array([sample.is_anomalous for sample in self.samples], np.bool_)
 
     def select(self, rows: BoolArray) -> Measured:
-        """Return what was measured on some of the pictures, bool [N]."""
+        """Return what was measured on some of the images, bool [N]."""
         return Measured(
             samples=tuple(itertools.compress(self.samples, rows)),
             outcomes=tuple(itertools.compress(self.outcomes, rows)),
@@ -117,7 +117,7 @@ class Measured:
 class Evaluation:
     """The figures, the measurements behind them, the manifest of the bundle, and the dataset's folder.
 
-    With a support set the measurements are those of the pictures that were not left out.
+    With a support set the measurements are those of the images that were not left out.
     """
 
     figures: Figures
@@ -139,14 +139,14 @@ def evaluate_bundle(
     resamples: int = RESAMPLES,
     progress: Progress = no_progress,
 ) -> Evaluation:
-    """Run a bundle over all test pictures of a dataset and compute its figures; nothing is written.
+    """Run a bundle over all test images of a dataset and compute its figures; nothing is written.
 
-    With a support set its pictures and those that probably show the same parts are in none of the figures, nor in the
+    With a support set its images and those that probably show the same parts are in none of the figures, nor in the
     fingerprint of the dataset; `Figures.support` has the figures with them.
 
     Args:
         path: The bundle, folder or packed file.
-        dataset: Its test pictures are used, all of them.
+        dataset: Its test images are used, all of them.
         backend: The backend to measure.
         graph_path: `graph`, `kernel` for features and native kernel, or `auto` for the one the runtime takes.
         precision: Precision of the graphs, one that the bundle has.
@@ -154,10 +154,10 @@ def evaluate_bundle(
         command: The command line, for the record.
         seed: Seed of the bootstrap.
         resamples: Number of bootstrap samples.
-        progress: Called after each picture.
+        progress: Called after each image.
 
     Raises:
-        DataError: If there is no test picture, or none beside the support set, the support set was taken from another
+        DataError: If there is no test image, or none beside the support set, the support set was taken from another
             dataset, or a mask cannot be read.
         MissingExtra: If scikit-learn or SciPy is not installed.
     """
@@ -166,18 +166,18 @@ def evaluate_bundle(
     samples = dataset.test
     if not samples:
         raise DataError(
-            f"{dataset.root}: expected test pictures (test/good and test/DEFECT), got none. "
-            "Add labelled pictures, or name another set."
+            f"{dataset.root}: expected test images (test/good and test/DEFECT), got none. "
+            "Add labelled images, or name another set."
         )
     with load_inspector(path, backend, graph_path, precision) as inspector:
         manifest, taken, reason = inspector.manifest, inspector.backend, inspector.backend_reason
         taken_path, thresholds = inspector.path, inspector.thresholds
         hashes = read_image_hashes(inspector.bundle)
         contents = hash_contents(
-            [sample.path for sample in dataset.samples], lambda done, total: progress("Hashing pictures", done, total)
+            [sample.path for sample in dataset.samples], lambda done, total: progress("Hashing images", done, total)
         )
-        leak = None if support is None else find_leak(dataset, support, contents)
-        measured = measure_pictures(inspector, samples, progress)
+        leak = None if support is None else find_contamination(dataset, support, contents)
+        measured = measure_images(inspector, samples, progress)
     progress("Computing figures", 0, 1)
     everything = measured
     if leak is not None and leak.left_out:
@@ -258,8 +258,8 @@ def _where(figures: Figures) -> str:
     return f"{figures.backend} ({', '.join(more)})" if more else figures.backend
 
 
-def measure_pictures(inspector: Inspector, samples: Sequence[Sample], progress: Progress) -> Measured:
-    """Score pictures through the runtime, one after the other, and read their masks."""
+def measure_images(inspector: Inspector, samples: Sequence[Sample], progress: Progress) -> Measured:
+    """Score images through the runtime, one after the other, and read their masks."""
     spec = inspector.manifest.input
     is_calibrated = inspector.thresholds is not None
     # Masks are read first: a broken one stops the evaluation before the long part.
@@ -285,7 +285,7 @@ def measure_pictures(inspector: Inspector, samples: Sequence[Sample], progress: 
 
 
 def _at(anomaly_map: Float32Array, size: tuple[int, int]) -> Float32Array:
-    """Return a map at the size of the model's input; that of a picture in tiles is larger."""
+    """Return a map at the size of the model's input; that of an image in tiles is larger."""
     if anomaly_map.shape == size:
         return anomaly_map
     smaller = cv2.resize(anomaly_map, (size[1], size[0]), interpolation=cv2.INTER_AREA)
@@ -293,7 +293,7 @@ def _at(anomaly_map: Float32Array, size: tuple[int, int]) -> Float32Array:
 
 
 def _overall(measured: Measured, seed: int, resamples: int) -> tuple[dict[str, Any], dict[str, Interval], float | None]:
-    """Return the figures over all pictures by name, their intervals, and the threshold of the largest F1."""
+    """Return the figures over all images by name, their intervals, and the threshold of the largest F1."""
     scores, labels = measured.scores[measured.usable], measured.labels[measured.usable]
     values: dict[str, Any] = dict.fromkeys(
         ("image_auroc", "image_ap", "image_f1_max", "pixel_auroc", "pixel_ap", "aupro")
@@ -328,7 +328,7 @@ def _leak_figures(
     )
 
 
-def _support_figures(leak: Leak, with_leak: LeakFigures) -> SupportFigures:
+def _support_figures(leak: Contamination, with_leak: LeakFigures) -> SupportFigures:
     record = leak.record
     return SupportFigures(
         digest=record.digest,
@@ -403,11 +403,11 @@ def _latency(measured: Measured) -> Latency | None:
     return Latency(p50=p50, p90=p90, p99=p99)
 
 
-def _leak_notes(leak: Leak | None, everything: Measured, measured: Measured) -> tuple[str, ...]:
+def _leak_notes(leak: Contamination | None, everything: Measured, measured: Measured) -> tuple[str, ...]:
     if leak is None:
         return ()
     faults = int((~everything.usable).sum()) - int((~measured.usable).sum())
-    more = f"{faults} of the pictures that are left out could not be scored; with leak they count as not accepted."
+    more = f"{faults} of the images that are left out could not be scored; with leak they count as not accepted."
     return (*leak.notes, more) if faults else leak.notes
 
 
@@ -418,21 +418,21 @@ def _notes(
     notes = []
     if faults := int((~measured.usable).sum()):
         notes.append(
-            f"{faults} of {len(measured.samples)} pictures could not be scored. They count as not accepted, and are "
+            f"{faults} of {len(measured.samples)} images could not be scored. They count as not accepted, and are "
             "left out of AUROC, AP, F1 and the pixel figures."
         )
     if known := len(set(contents) & {*hashes.training, *hashes.held_out}):
         notes.append(
-            f"{known} test pictures were also used to train or calibrate this bundle: these figures are optimistic."
+            f"{known} test images were also used to train or calibrate this bundle: these figures are optimistic."
         )
     if repeated := len(contents) - len(set(contents)):
-        notes.append(f"{repeated} test pictures are copies of others: the intervals are narrower than they should be.")
+        notes.append(f"{repeated} test images are copies of others: the intervals are narrower than they should be.")
     if not measured.labels.any() or measured.labels.all():
-        notes.append("Only one kind of picture was there, good or defective: AUROC, AP and F1 are undefined.")
+        notes.append("Only one kind of image was there, normal or anomalous: AUROC, AP and F1 are undefined.")
     if without := int((measured.usable & ~measured.has_truth).sum()):
         few = int(measured.mask_lost.sum())
         lost = f", {few} of them too small at the model's resolution" if few else ""
-        notes.append(f"{without} defective pictures have no usable mask{lost}; they are left out of the pixel figures.")
+        notes.append(f"{without} anomalous images have no usable mask{lost}; they are left out of the pixel figures.")
     return (*notes, *_threshold_notes(thresholds, backend))
 
 
@@ -442,7 +442,7 @@ def _threshold_notes(thresholds: Thresholds | None, backend: str) -> tuple[str, 
     threshold = thresholds.image
     notes = []
     if threshold.method == "f1":
-        notes.append("The threshold was chosen on labelled pictures: on the same pictures its rates are optimistic.")
+        notes.append("The threshold was chosen on labelled images: on the same images its rates are optimistic.")
     if threshold.backend not in (None, backend):
         notes.append(
             f"The threshold was set with the backend {threshold.backend}, and these scores come from {backend}."
@@ -453,7 +453,7 @@ def _threshold_notes(thresholds: Thresholds | None, backend: str) -> tuple[str, 
         and threshold.upper_bound > threshold.false_reject_rate
     ):
         notes.append(
-            f"The threshold was set on {threshold.images} good pictures, too few for the rate that was asked for "
+            f"The threshold was set on {threshold.images} normal images, too few for the rate that was asked for "
             f"({threshold.false_reject_rate:.2%}); they support {threshold.upper_bound:.2%}."
         )
     return tuple(notes)

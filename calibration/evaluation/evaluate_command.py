@@ -29,14 +29,14 @@ _NAMES = (
 
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--data", type=click.Path(path_type=Path), required=True, help="Dataset whose test pictures are used.")
+@click.option("--data", type=click.Path(path_type=Path), required=True, help="Dataset whose test images are used.")
 @click.option("--category", metavar="NAME", help="Category below the dataset's folder.")
 @click.option(
     "--support",
     "support_folder",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Support set: its pictures, and those that probably show the same parts, are left out.",
+    help="Support set: its images, and those that probably show the same parts, are left out.",
 )
 @click.option("--backend", default="auto", show_default=True, help="Backend to measure.")
 @click.option(
@@ -65,13 +65,13 @@ def evaluate(
     seed: int,
     no_record: bool,
 ) -> int:
-    """Measure BUNDLE on the labelled test pictures of a dataset, through the runtime.
+    """Measure BUNDLE on the labelled test images of a dataset, through the runtime.
 
     The figures go into the bundle's evidence, in place of older ones of the same dataset and backend. The exit status
-    is 1 when a picture could not be scored; it counts as not accepted.
+    is 1 when an image could not be scored; it counts as not accepted.
 
-    A bundle that has learned from defects drawn after a support set needs --support: figures are then of test pictures
-    that have nothing to do with it, and those of all test pictures stand beside, as "with leak".
+    A bundle that has learned from defects drawn after a support set needs --support: figures are then of test images
+    that have nothing to do with it, and those of all test images stand beside, as "with leak".
     """
     support = None
     if support_folder is not None:
@@ -109,7 +109,7 @@ def evaluate(
 
 
 def _faults(figures: Figures) -> tuple[Fault, ...]:
-    """Return every picture that could not be decided: leaving it out of the figures does not make it a good one."""
+    """Return every image that could not be decided: leaving it out of the figures does not make it a normal one."""
     return figures.faults if figures.support is None else figures.support.with_leak.faults
 
 
@@ -117,10 +117,10 @@ def _print(figures: Figures) -> None:
     console = Console(highlight=False, markup=False, emoji=False)  # names and reasons are text, also with brackets
     latency = figures.latency_ms
     precision = "" if figures.precision == "fp32" else f", {figures.precision.upper()}"
-    speed = f", {latency.p50:.1f} ms a picture (p99 {latency.p99:.1f})" if latency else ""
+    speed = f", {latency.p50:.1f} ms an image (p99 {latency.p99:.1f})" if latency else ""
     console.print(
-        f"{figures.bundle.name} on {figures.dataset.category}: {figures.images} pictures, {figures.anomalous} "
-        f"defective, backend {figures.backend}{precision}{speed}",
+        f"{figures.bundle.name} on {figures.dataset.category}: {figures.images} images, {figures.anomalous} "
+        f"anomalous, backend {figures.backend}{precision}{speed}",
         soft_wrap=True,
     )
     console.print(_figure_table(figures))
@@ -133,7 +133,7 @@ def _print(figures: Figures) -> None:
 
 
 def _figure_table(figures: Figures) -> Table:
-    """Return the figures with their intervals, and with leak beside, where pictures of a support set were left out."""
+    """Return the figures with their intervals, and with leak beside, where images of a support set were left out."""
     support, confusion = figures.support, figures.confusion
     leak = support.with_leak if support is not None and support.left_out else None
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -161,7 +161,7 @@ def _cells(figures: Figures | LeakFigures, key: str) -> tuple[str, str]:
 def _defect_table(figures: Figures) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("defect")
-    for title in ("pictures", "found", "image AUROC", "pixel AUROC"):
+    for title in ("images", "found", "image AUROC", "pixel AUROC"):
         table.add_column(title, justify="right")
     for row in figures.defects:
         found = row.detection

@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 
 from flawscope.bundle import Golden, Manifest, ReconstructionHead, SamplingChange, open_bundle, write_bundle
-from flawscope.calibration.evaluation.evaluate import measure_pictures
+from flawscope.calibration.evaluation.evaluate import measure_images
 from flawscope.calibration.evaluation.metrics import auroc, pixel_auroc, rank_pixels
 from flawscope.datasets import Dataset, fingerprint, hash_contents
 from flawscope.diffusion.schedule import Sampling
@@ -28,9 +28,9 @@ class SamplingFigures:
 
     Attributes:
         sampling: The sampling.
-        image_auroc: Over all labelled pictures.
+        image_auroc: Over all labelled images.
         pixel_auroc: Over those with masks, or None.
-        milliseconds: Median time of a picture, from its file to the decision.
+        milliseconds: Median time of an image, from its file to the decision.
     """
 
     sampling: Sampling
@@ -47,7 +47,7 @@ def reconstruction_head(manifest: Manifest) -> ReconstructionHead:
     """
     if not isinstance(manifest.head, ReconstructionHead):  # its sampling is read and replaced
         raise ArgumentError(
-            f"{manifest.name}: expected a bundle that reconstructs pictures (ddad, dsad), got one of {manifest.method}."
+            f"{manifest.name}: expected a bundle that reconstructs images (ddad, dsad), got one of {manifest.method}."
         )
     return manifest.head
 
@@ -59,27 +59,27 @@ def compare_samplings(
     backend: str = "auto",
     progress: Progress = no_progress,
 ) -> tuple[str, list[SamplingFigures]]:
-    """Measure several samplings of one bundle on the same labelled pictures.
+    """Measure several samplings of one bundle on the same labelled images.
 
     Args:
         path: The bundle.
         samplings: The samplings.
-        dataset: Its test pictures are used.
+        dataset: Its test images are used.
         backend: Name of a backend.
-        progress: Told how many pictures are scored.
+        progress: Told how many images are scored.
 
     Returns:
         The backend that was taken, and the figures in the order of the samplings.
 
     Raises:
         ArgumentError: If the bundle does not reconstruct, or has too little noise for a sampling.
-        DataError: If there are not both good and defective test pictures, or one cannot be scored.
+        DataError: If there are not both normal and anomalous test images, or one cannot be scored.
     """
     anomalous = sum(sample.is_anomalous for sample in dataset.test)
     if not 0 < anomalous < len(dataset.test):
         raise DataError(
-            f"{dataset.root}: expected good and defective test pictures, got {len(dataset.test) - anomalous} good and "
-            f"{anomalous} defective."
+            f"{dataset.root}: expected normal and anomalous test images, got {len(dataset.test) - anomalous} normal "
+            f"and {anomalous} anomalous."
         )
     found = []
     with Inspector.load(path, backend) as inspector:
@@ -94,12 +94,12 @@ def compare_samplings(
 
 def _measured(inspector: Inspector, sampling: Sampling, dataset: Dataset, progress: Progress) -> SamplingFigures:
     what = f"{sampling.steps} steps from {sampling.start}"
-    measured = measure_pictures(inspector, dataset.test, lambda _, done, total: progress(what, done, total))
+    measured = measure_images(inspector, dataset.test, lambda _, done, total: progress(what, done, total))
     if not measured.usable.all():
         lost = measured.samples[int(np.flatnonzero(~measured.usable)[0])]
-        raise DataError(f"sampling: expected every test picture to be scored, got a fault on {lost.path}. Repair it.")
+        raise DataError(f"sampling: expected every test image to be scored, got a fault on {lost.path}. Repair it.")
     image = auroc(measured.scores, measured.labels)
-    assert image is not None, "there are good and defective pictures"
+    assert image is not None, "there are normal and anomalous images"
     ranking = rank_pixels(measured.maps, measured.masks, measured.has_truth)
     return SamplingFigures(
         sampling=sampling,
@@ -127,14 +127,14 @@ def resample_bundle(
         path: The bundle.
         out: Bundle folder to write; an earlier bundle there is replaced.
         sampling: The other sampling.
-        dataset: Labelled pictures on which both are measured; None leaves that out.
+        dataset: Labelled images on which both are measured; None leaves that out.
         backend: Name of a backend, for the figures.
         command: Command line for the record.
-        progress: Told how many pictures are scored.
+        progress: Told how many images are scored.
 
     Raises:
         ArgumentError: If the bundle does not reconstruct, or has too little noise.
-        DataError: If the pictures do not do.
+        DataError: If the images do not do.
         StorageError: If the bundle cannot be written.
     """
     check_replaceable(out, "manifest.json")
@@ -159,7 +159,7 @@ def resample_bundle(
 
 
 def _golden(path: Path, manifest: Manifest, sampling: Sampling) -> tuple[Golden, ...]:
-    """Return the golden pictures with the scores of another sampling, by the CPU as at export."""
+    """Return the golden images with the scores of another sampling, by the CPU as at export."""
     golden = []
     with Inspector.load(path, "cpu") as inspector:
         inspector.resample(sampling)

@@ -13,7 +13,7 @@ class _Struct(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Latency(_Struct, frozen=True):
-    """Quantiles of the time from file to decision of one picture, in milliseconds."""
+    """Quantiles of the time from file to decision of one image, in milliseconds."""
 
     p50: float
     p90: float
@@ -21,7 +21,7 @@ class Latency(_Struct, frozen=True):
 
 
 class Decisions(_Struct, frozen=True):
-    """How many pictures of one kind were accepted, rejected, or could not be decided."""
+    """How many images of one kind were accepted, rejected, or could not be decided."""
 
     n: int
     accept: int
@@ -35,10 +35,10 @@ class Confusion(_Struct, frozen=True):
     Attributes:
         image_threshold: The threshold in force on the image score.
         pixel_threshold: The threshold in force on the map.
-        good: Decisions on good pictures.
-        anomalous: Decisions on defective pictures.
-        false_reject: Share of good pictures that were not accepted.
-        miss: Share of defective pictures that were accepted.
+        good: Decisions on normal images.
+        anomalous: Decisions on anomalous images.
+        false_reject: Share of normal images that were not accepted.
+        miss: Share of anomalous images that were accepted.
     """
 
     image_threshold: Threshold
@@ -50,16 +50,16 @@ class Confusion(_Struct, frozen=True):
 
 
 class DefectFigures(_Struct, frozen=True):
-    """Figures of one defect type against all good pictures.
+    """Figures of one defect type against all normal images.
 
     Attributes:
         defect: Name of the type.
-        images: Number of pictures.
+        images: Number of images.
         without_mask: Those without pixel truth.
         faults: Those that could not be scored.
-        image_auroc: Against all good pictures.
+        image_auroc: Against all normal images.
         detection: Share that was not accepted; None without thresholds.
-        pixel_auroc: Over its pictures with masks and all good ones; None without masks.
+        pixel_auroc: Over its images with masks and all normal ones; None without masks.
     """
 
     defect: str
@@ -72,7 +72,7 @@ class DefectFigures(_Struct, frozen=True):
 
 
 class Fault(_Struct, frozen=True):
-    """A picture that could not be decided, and why."""
+    """An image that could not be decided, and why."""
 
     image: str
     reason: str
@@ -87,18 +87,18 @@ class BundleIdentity(_Struct, frozen=True):
 
 
 class DatasetIdentity(_Struct, frozen=True):
-    """Which pictures were used."""
+    """Which images were used."""
 
     category: str
     fingerprint: str
 
 
 class OverallFigures(_Struct, frozen=True):
-    """Figures over all pictures that count; None where they are undefined.
+    """Figures over all images that count; None where they are undefined.
 
     Attributes:
-        images: Test pictures, those that could not be scored included.
-        anomalous: Defective ones among them.
+        images: Test images, those that could not be scored included.
+        anomalous: Anomalous ones among them.
     """
 
     image_auroc: float | None
@@ -112,13 +112,13 @@ class OverallFigures(_Struct, frozen=True):
 
 
 class LeakFigures(OverallFigures, frozen=True):
-    """The overall figures on all test pictures, those of a support set included: optimistic, for comparison.
+    """The overall figures on all test images, those of a support set included: optimistic, for comparison.
 
     Attributes:
         intervals: Figure -> bootstrap interval.
-        false_reject: Share of good pictures that were not accepted; None without thresholds.
-        miss: Share of defective pictures that were accepted; None without thresholds.
-        faults: Pictures that could not be decided, also those that are left out.
+        false_reject: Share of normal images that were not accepted; None without thresholds.
+        miss: Share of anomalous images that were accepted; None without thresholds.
+        faults: Images that could not be decided, also those that are left out.
     """
 
     intervals: dict[str, Interval]
@@ -128,19 +128,19 @@ class LeakFigures(OverallFigures, frozen=True):
 
 
 class SupportFigures(_Struct, frozen=True):
-    """Which support set was left out of the test pictures, and the figures without leaving it out.
+    """Which support set was left out of the test images, and the figures without leaving it out.
 
     Attributes:
-        digest: SHA-256 over the content of the support pictures and their masks.
+        digest: SHA-256 over the content of the support images and their masks.
         category: Category of the dataset it was taken from, or "all".
-        shots: Pictures of each defect type.
+        shots: Images of each defect type.
         seed: Seed of the choice.
-        pictures: Number of support pictures.
+        pictures: Number of support images.
         missing: Those of the dataset's categories whose content is nowhere in it.
-        of_set: Test pictures that were left out because they are support pictures.
+        of_set: Test images that were left out because they are support images.
         alike: Those that were left out because they probably show the same part as one.
-        left_out: Test picture below the dataset's root -> why it was left out.
-        with_leak: The figures on all test pictures.
+        left_out: Test image below the dataset's root -> why it was left out.
+        with_leak: The figures on all test images.
     """
 
     digest: str
@@ -159,17 +159,17 @@ class Figures(OverallFigures, frozen=True):
     """Everything one evaluation measured; figures are None where they are undefined.
 
     Attributes:
-        without_mask: Defective pictures without pixel truth, left out of the pixel figures.
+        without_mask: Anomalous images without pixel truth, left out of the pixel figures.
         masks_lost: Those of them whose mask vanished at the resolution of the model.
-        f1_threshold: Threshold of `image_f1_max`, for information: it was chosen on these pictures.
+        f1_threshold: Threshold of `image_f1_max`, for information: it was chosen on these images.
         precision: Number format of the graph.
         path: `graph`, or `kernel` for features and native kernel.
-        latency_ms: Time from file to decision of one picture; None when no picture could be scored.
+        latency_ms: Time from file to decision of one image; None when no image could be scored.
         intervals: Figure -> bootstrap interval.
         notes: What limits these figures, a sentence each.
         seed: Seed of the bootstrap.
         resamples: Number of bootstrap samples.
-        support: The support set whose pictures are in none of these figures; None where none was named.
+        support: The support set whose images are in none of these figures; None where none was named.
     """
 
     without_mask: int

@@ -1,9 +1,9 @@
-"""Confidence intervals: how much a figure from this many pictures can be believed.
+"""Confidence intervals: how much a figure from this many images can be believed.
 
 Counts get exact binomial (Clopper-Pearson) limits. Areas under curves get percentile bootstrap intervals: whole images
-are drawn again with replacement, good and anomalous ones apart, because the pixels of one image are not independent.
+are drawn again with replacement, normal and anomalous ones apart, because the pixels of one image are not independent.
 
-Both assume that the pictures show different parts. A bootstrap cannot see beyond its sample: a perfect figure stays
+Both assume that the images show different parts. A bootstrap cannot see beyond its sample: a perfect figure stays
 perfect in every resample, so its interval has no width.
 """
 
@@ -43,12 +43,12 @@ class Interval(msgspec.Struct, frozen=True):
 
 
 class Rate(msgspec.Struct, frozen=True):
-    """A share of pictures with its exact binomial limits.
+    """A share of images with its exact binomial limits.
 
     Attributes:
-        count: Pictures that show it.
-        n: All pictures.
-        value: count / n, or None without pictures.
+        count: Images that show it.
+        n: All images.
+        value: count / n, or None without images.
         low: Lower end of the two-sided interval.
         high: Upper end of the two-sided interval.
         upper: One-sided upper bound: the true rate is at most this.
@@ -87,7 +87,7 @@ def upper_bound(count: int, n: int, confidence: float = 0.95) -> float:
     """Return the exact one-sided upper bound of a rate seen `count` times in `n`; raises as `clopper_pearson`."""
     check_fraction(confidence, "confidence")
     if n < 1 or not 0 <= count <= n:
-        raise ArgumentError(f"count: expected 0 to n pictures of n >= 1, got {count} of {n}.")
+        raise ArgumentError(f"count: expected 0 to n images of n >= 1, got {count} of {n}.")
     if count == n:
         return 1.0
     if count == 0:
@@ -98,7 +98,7 @@ def upper_bound(count: int, n: int, confidence: float = 0.95) -> float:
 
 
 def rate(count: int, n: int, confidence: float = 0.95) -> Rate:
-    """Return a rate with all its limits; all None without pictures."""
+    """Return a rate with all its limits; all None without images."""
     if n == 0:
         return Rate(0, 0, None, None, None, None, confidence)
     low, high = clopper_pearson(count, n, confidence)
@@ -106,10 +106,10 @@ def rate(count: int, n: int, confidence: float = 0.95) -> Rate:
 
 
 def draw_counts(strata: Sequence[BoolArray], resamples: int, seed: int) -> Iterator[Float64Array]:
-    """Yield how often each picture is drawn with replacement, float64 [R, N], a few resamples at a time.
+    """Yield how often each image is drawn with replacement, float64 [R, N], a few resamples at a time.
 
     Args:
-        strata: bool [N] each, apart from each other: of each as many pictures are drawn as there are in it.
+        strata: bool [N] each, apart from each other: of each as many images are drawn as there are in it.
         resamples: Number of all resamples.
         seed: Seed of the draws.
     """

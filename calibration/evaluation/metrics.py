@@ -119,7 +119,7 @@ def rank_pixels(maps: Float32Array, masks: BoolArray, use: BoolArray | None = No
     """Rank the pixels of all images, or return None when no defect pixel or no defect-free pixel is there.
 
     Regions are 8-connected, as in MVTec's own evaluation (a 3×3 structuring element of ones) and anomalib: two pixels
-    that touch at a corner belong to one defect. The defect-free pixels are those of all images, good ones included.
+    that touch at a corner belong to one defect. The defect-free pixels are those of all images, normal ones included.
 
     Args:
         maps: float32 [N, H, W], higher is more anomalous.

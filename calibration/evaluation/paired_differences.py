@@ -1,17 +1,17 @@
-"""Paired differences: is the second of two detectors better on the same pictures, and how sure is that?
+"""Paired differences: is the second of two detectors better on the same images, and how sure is that?
 
-Both are trained with the same seeds and tested on the same pictures, so what they share cancels out of the difference.
+Both are trained with the same seeds and tested on the same images, so what they share cancels out of the difference.
 Two things make it uncertain, and each gets an interval of its own:
 
     seeds      Student's t over the differences of the single seeds: another training would have given another one;
-    pictures   percentile bootstrap: whole pictures are drawn again with replacement, the same for both detectors and
-               all seeds, and the mean over the seeds is taken of each resample: other pictures would have, too.
+    images   percentile bootstrap: whole images are drawn again with replacement, the same for both detectors and
+               all seeds, and the mean over the seeds is taken of each resample: other images would have, too.
 
-The wider one is the interval. With one seed there is only that of the pictures, which knows nothing of chance in
-training. Pictures are drawn apart by kind (good, defective, defective without pixel truth), and are taken to show
+The wider one is the interval. With one seed there is only that of the images, which knows nothing of chance in
+training. Images are drawn apart by kind (normal, anomalous, anomalous without pixel truth), and are taken to show
 different parts.
 
-Pixel figures of a resample come from a histogram of every picture over at most 2049 bins, whose edges lie on both sides
+Pixel figures of a resample come from a histogram of every image over at most 2049 bins, whose edges lie on both sides
 of 1024 quantiles of the defect pixels' scores: exact where there are no more of them. |figure from the bins - exact
 figure| is measured and added on both sides of the interval.
 """
@@ -59,11 +59,11 @@ _QUANTILES = 1024
 
 @dataclass(frozen=True)
 class Truth:
-    """What test pictures show.
+    """What test images show.
 
     Attributes:
-        labels: Bool [N], true for defective.
-        masks: Bool [N, H, W], true at defects; empty for good pictures and where there is no pixel truth.
+        labels: Bool [N], true for anomalous.
+        masks: Bool [N, H, W], true at defects; empty for normal images and where there is no pixel truth.
     """
 
     labels: BoolArray
@@ -73,29 +73,29 @@ class Truth:
         check_array(self.labels, "labels", ("N",), np.bool_)
         check_array(self.masks, "masks", (len(self.labels), "H", "W"), np.bool_)
         if self.masks[~self.labels].any():
-            raise ArgumentError("masks: expected empty ones of good pictures, got one with a defect.")
+            raise ArgumentError("masks: expected empty ones of normal images, got one with a defect.")
 
     @property
     def use(self) -> BoolArray:
-        """Pictures whose pixels count, bool [N]: good ones, and defective ones with pixel truth."""
+        """Images whose pixels count, bool [N]: normal ones, and anomalous ones with pixel truth."""
         return ~self.labels | self.masks.any(axis=(1, 2))
 
     def select(self, rows: BoolArray) -> Truth:
-        """Return what some of the pictures show."""
+        """Return what some of the images show."""
         return Truth(self.labels[rows], self.masks[rows])
 
 
 @dataclass(frozen=True)
 class Tally:
-    """What one detector gives on test pictures, a row for each: enough to take its figures of any resample.
+    """What one detector gives on test images, a row for each: enough to take its figures of any resample.
 
     Attributes:
         figures: Exact figures; one that is undefined is not there.
         errors: Of the pixel figures from bins.
-        scores: float64 [N], of the pictures.
-        false: float64 [P, B], defect-free pixels of each picture in `Truth.use` per bin, highest first.
+        scores: float64 [N], of the images.
+        false: float64 [P, B], defect-free pixels of each image in `Truth.use` per bin, highest first.
         true: float64 [P, B], its defect pixels.
-        overlaps: Name of a threshold -> float64 [P, 2], pixels both marked and defective, pixels of either kind.
+        overlaps: Name of a threshold -> float64 [P, 2], pixels both marked and anomalous, pixels of either kind.
     """
 
     figures: dict[str, float]
@@ -115,7 +115,7 @@ class Difference(msgspec.Struct, frozen=True, kw_only=True):
         differences: Second minus first, one a seed.
         mean: Their mean.
         by_seeds: Interval over seeds; None with one seed.
-        by_pictures: Interval over pictures.
+        by_pictures: Interval over images.
         interval: The wider of the two.
         wider: Which it is.
     """
@@ -136,15 +136,15 @@ class Difference(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def tally(maps: Float32Array, scores: Float64Array, truth: Truth, thresholds: Mapping[str, float]) -> Tally:
-    """Return what a detector gives on pictures.
+    """Return what a detector gives on images.
 
-    Figures are `pixel_ap`, `pixel_auroc`, `image_auroc`, and for every threshold the overlap of marked and defective
-    pixels: pixels that are both / pixels that are either, over all pictures together, good ones included (IoU).
+    Figures are `pixel_ap`, `pixel_auroc`, `image_auroc`, and for every threshold the overlap of marked and anomalous
+    pixels: pixels that are both / pixels that are either, over all images together, normal ones included (IoU).
 
     Args:
         maps: float32 [N, H, W], higher is more anomalous.
-        scores: float64 [N], of the pictures.
-        truth: What the pictures show.
+        scores: float64 [N], of the images.
+        truth: What the images show.
         thresholds: Name of an overlap -> pixels strictly above it are marked.
 
     Raises:
@@ -186,12 +186,12 @@ def compare_tallies(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> dict[str, Difference]:
-    """Return how the figures of two detectors differ that were tested on the same pictures.
+    """Return how the figures of two detectors differ that were tested on the same images.
 
     Args:
         first: Tallies of the first detector, one a seed.
         second: Tallies of the second, of the same seeds in the same order.
-        truth: What the pictures show.
+        truth: What the images show.
         confidence: Two-sided, a fraction.
         resamples: Number of bootstrap samples.
         seed: Seed of the resampling.
@@ -220,9 +220,9 @@ def compare_tallies(
     found = {}
     for name in names:
         error = math.fsum(one.errors.get(name, 0.0) for one in (*first, *second)) / len(first)
-        by_pictures = percentile_interval(np.concatenate(parts[name]), confidence, error)
+        by_images = percentile_interval(np.concatenate(parts[name]), confidence, error)
         pairs = [(before.figures[name], after.figures[name]) for before, after in zip(first, second, strict=True)]
-        found[name] = _difference(pairs, by_pictures, confidence)
+        found[name] = _difference(pairs, by_images, confidence)
     return found
 
 
@@ -241,24 +241,24 @@ def student_interval(values: Sequence[float], confidence: float = 0.95) -> Inter
     return Interval(mean - reach, mean + reach, confidence)
 
 
-def _difference(pairs: Sequence[tuple[float, float]], by_pictures: Interval, confidence: float) -> Difference:
+def _difference(pairs: Sequence[tuple[float, float]], by_images: Interval, confidence: float) -> Difference:
     differences = tuple(after - before for before, after in pairs)
     by_seeds = student_interval(differences, confidence)
-    is_seeds = by_seeds is not None and by_seeds.high - by_seeds.low > by_pictures.high - by_pictures.low
+    is_seeds = by_seeds is not None and by_seeds.high - by_seeds.low > by_images.high - by_images.low
     return Difference(
         first=tuple(before for before, _ in pairs),
         second=tuple(after for _, after in pairs),
         differences=differences,
         mean=math.fsum(differences) / len(differences),
         by_seeds=by_seeds,
-        by_pictures=by_pictures,
-        interval=by_seeds if is_seeds and by_seeds is not None else by_pictures,
+        by_pictures=by_images,
+        interval=by_seeds if is_seeds and by_seeds is not None else by_images,
         wider="seeds" if is_seeds else "pictures",
     )
 
 
 def _histograms(maps: Float32Array, masks: BoolArray, edges: Float32Array) -> tuple[Float64Array, Float64Array]:
-    """Count the pixels of every picture per bin, highest first: defect-free and defective ones."""
+    """Count the pixels of every image per bin, highest first: defect-free and anomalous ones."""
     bins = len(edges) + 1
     false, true = np.zeros((2, len(maps), bins))
     for row, (one, mask) in enumerate(zip(maps, masks, strict=True)):
@@ -269,7 +269,7 @@ def _histograms(maps: Float32Array, masks: BoolArray, edges: Float32Array) -> tu
 
 
 def _figures(one: Tally, truth: Truth, counts: Float64Array) -> dict[str, Float64Array]:
-    """Return the figures of weighted pictures: counts float64 [R, N] -> name -> float64 [R]."""
+    """Return the figures of weighted images: counts float64 [R, N] -> name -> float64 [R]."""
     found: dict[str, Float64Array] = {}
     if IMAGE_AUROC in one.figures:
         values, place = np.unique(-one.scores, return_inverse=True)

@@ -38,15 +38,15 @@ _HEADLINES = (
 
 @dataclass(frozen=True)
 class Card:
-    """One picture of the report with its map.
+    """One image of the report with its map.
 
     Attributes:
-        title: Where the picture lies below the dataset's folder.
+        title: Where the image lies below the dataset's folder.
         kind: Its true type.
         decision: What was decided.
         score: Its score.
-        plain: The picture as a data URI.
-        heat: The picture with map, outline and boxes, as a data URI.
+        plain: The image as a data URI.
+        heat: The image with map, outline and boxes, as a data URI.
         has_outline: Whether the true defect is drawn.
         boxes: Number of boxes drawn.
     """
@@ -63,7 +63,7 @@ class Card:
 
 @dataclass(frozen=True)
 class Row:
-    """A figure without and with the pictures that have to do with a support set, as text: value and interval."""
+    """A figure without and with the images that have to do with a support set, as text: value and interval."""
 
     name: str
     left: tuple[str, str]
@@ -72,7 +72,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Pictures under one heading; `empty` is said when there are none, `total` is how many there would be."""
+    """Images under one heading; `empty` is said when there are none, `total` is how many there would be."""
 
     title: str
     text: str
@@ -209,15 +209,15 @@ def _galleries(evaluation: Evaluation, scale: HeatScale) -> list[Gallery]:
                 scale,
                 "Highest good",
                 "Good parts with the highest scores: the first false rejects.",
-                "There is no good picture.",
+                "There is no normal image.",
                 sorted(good, key=lambda row: -scores[row]),
             ),
             _gallery(
                 evaluation,
                 scale,
-                "Lowest defective",
+                "Lowest anomalous",
                 "Defective parts with the lowest scores: the first misses.",
-                "There is no defective picture.",
+                "There is no anomalous image.",
                 sorted(defective, key=lambda row: scores[row]),
             ),
         ]
@@ -231,7 +231,7 @@ def _galleries(evaluation: Evaluation, scale: HeatScale) -> list[Gallery]:
             scale,
             "Worst misses",
             "Defective parts that were accepted, lowest score first.",
-            "No defective part was accepted." if defective else "There is no defective picture.",
+            "No defective part was accepted." if defective else "There is no anomalous image.",
             missed,
         ),
         _gallery(
@@ -239,7 +239,7 @@ def _galleries(evaluation: Evaluation, scale: HeatScale) -> list[Gallery]:
             scale,
             "Worst false rejects",
             "Good parts that were rejected, highest score first.",
-            "No good part was rejected." if good else "There is no good picture.",
+            "No good part was rejected." if good else "There is no normal image.",
             alarms,
         ),
         _gallery(
@@ -286,6 +286,6 @@ def _card(evaluation: Evaluation, scale: HeatScale, row: int) -> Card:
 
 
 def _relative(evaluation: Evaluation, path: Path) -> str:
-    """Return a picture's place below the dataset's folder: reports travel, and absolute paths say too much."""
+    """Return an image's place below the dataset's folder: reports travel, and absolute paths say too much."""
     root = evaluation.root
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name

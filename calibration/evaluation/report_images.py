@@ -1,4 +1,4 @@
-"""Pictures of the report: the part, its anomaly map over it in one fixed colour scale, outline and boxes."""
+"""Images of the report: the part, its anomaly map over it in one fixed colour scale, outline and boxes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from flawscope.imaging.png import encode_png
 if TYPE_CHECKING:
     from flawscope.runtime import Box
 
-_SIDE_PX = 480  # longer side of a picture in the report
+_SIDE_PX = 480  # longer side of an image in the report
 _QUALITY = 88
 _OUTLINE, _HALO, _BOX = (255, 255, 255), (20, 20, 20), (0, 229, 255)
 # Value on the scale -> red, green, blue, opacity. The step at 0.5 makes the pixel threshold visible as an edge.
@@ -33,7 +33,7 @@ _STOPS = (
 
 @dataclass(frozen=True)
 class HeatScale:
-    """The one colour scale of a report: map values, never rescaled for a single picture.
+    """The one colour scale of a report: map values, never rescaled for a single image.
 
     Attributes:
         low: No colour at and below this value.
@@ -61,13 +61,13 @@ def make_scale(maps: Float32Array, good: BoolArray, usable: BoolArray, threshold
 
     Args:
         maps: float32 [N, H, W].
-        good: bool [N], good pictures.
-        usable: bool [N], pictures that were scored.
+        good: bool [N], normal images.
+        usable: bool [N], images that were scored.
         threshold: The pixel threshold, or None.
     """
     chosen = np.flatnonzero(usable & good) if (usable & good).any() else np.flatnonzero(usable)
     low = float(np.median(maps[chosen, ::4, ::4])) if chosen.size else 0.0
-    # The 98th percentile of the maxima, so that one extreme picture does not take the colour from all others.
+    # The 98th percentile of the maxima, so that one extreme image does not take the colour from all others.
     high = float(np.percentile(maps[usable].max(axis=(1, 2)), 98)) if usable.any() else 1.0
     middle = (low + high) / 2 if threshold is None else threshold
     if low >= middle:
@@ -76,7 +76,7 @@ def make_scale(maps: Float32Array, good: BoolArray, usable: BoolArray, threshold
 
 
 def plain(image: UInt8Array) -> str:
-    """Return the picture as a data URI; uint8 [H, W, 3] RGB."""
+    """Return the image as a data URI; uint8 [H, W, 3] RGB."""
     return _jpeg(_enlarge(image))
 
 
@@ -88,15 +88,15 @@ def overlay(
     mask: BoolArray | None,
     boxes: Sequence[Box],
 ) -> str:
-    """Return the picture with map, outline of the true defect and boxes, as a data URI.
+    """Return the image with map, outline of the true defect and boxes, as a data URI.
 
     Args:
-        image: uint8 [H, W, 3] RGB, the source picture.
+        image: uint8 [H, W, 3] RGB, the source image.
         anomaly_map: float32 [H', W'] at the model's input size.
         spec: The preprocessing between them: the map is laid where its pixels come from.
         scale: Colours of the map values.
-        mask: bool [H, W], the true defect in the source picture, or None.
-        boxes: Regions in pixels of the source picture.
+        mask: bool [H, W], the true defect in the source image, or None.
+        boxes: Regions in pixels of the source image.
     """
     large = _enlarge(image)
     size = (large.shape[1], large.shape[0])
@@ -123,7 +123,7 @@ def overlay(
 
 
 def _enlarge(image: UInt8Array) -> UInt8Array:
-    """Resize so that the longer side has the report's size: outlines are then equally thin on every picture."""
+    """Resize so that the longer side has the report's size: outlines are then equally thin on every image."""
     height, width = image.shape[:2]
     zoom = _SIDE_PX / max(height, width)
     size = max(round(width * zoom), 1), max(round(height * zoom), 1)

@@ -78,12 +78,12 @@ def _inline(text: str, name: str, title: str) -> str:
 
 
 def score_histogram(scores: Float64Array, kinds: Sequence[str], good: str, threshold: float | None) -> str:
-    """Return one row of bars for the good pictures and one for each defect type, over one score axis.
+    """Return one row of bars for the normal images and one for each defect type, over one score axis.
 
     Args:
-        scores: float64 [N], scored pictures only.
-        kinds: The type of each picture.
-        good: Which of the types is the good one.
+        scores: float64 [N], scored images only.
+        kinds: The type of each image.
+        good: Which of the types is the normal one.
         threshold: Drawn as a line through all rows, where there is one.
     """
     types = np.array(kinds)
@@ -113,7 +113,7 @@ def score_histogram(scores: Float64Array, kinds: Sequence[str], good: str, thres
         axes[-1].set_xlabel("anomaly score")
         axes[0].set_xlim(edges[0], edges[-1])
 
-    return _draw("scores", "Scores by type of picture", len(names), (8.6, 0.9 + 0.75 * len(names)), paint)
+    return _draw("scores", "Scores by type of image", len(names), (8.6, 0.9 + 0.75 * len(names)), paint)
 
 
 def _edges(scores: Float64Array, threshold: float | None) -> Float64Array:
@@ -144,7 +144,7 @@ def roc_curve(scores: Float64Array, labels: BoolArray, threshold: float | None) 
 
 
 def precision_recall_curve(scores: Float64Array, labels: BoolArray, threshold: float | None) -> str:
-    """Return the precision-recall curve: of the rejected parts, how many are defective."""
+    """Return the precision-recall curve: of the rejected parts, how many are anomalous."""
     metrics = require("sklearn.metrics", "scikit-learn", "drawing the report")
     precision, recall, _ = metrics.precision_recall_curve(labels, scores)
 
@@ -155,7 +155,7 @@ def precision_recall_curve(scores: Float64Array, labels: BoolArray, threshold: f
         if called.any():
             point = (float(called[labels].mean()), float(labels[called].mean()))
             _mark_point(axis, point, is_left=point[0] > 0.35)
-        _unit_square(axis, "share of defective parts found", "share of rejects that are defective")
+        _unit_square(axis, "share of defective parts found", "share of rejects that are anomalous")
 
     return _draw("pr", "Precision-recall curve", 1, (4.2, 3.9), paint)
 

@@ -23,7 +23,7 @@ from flawscope.terminal import command_line, progress_bars
 
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--steps", metavar="N[,N...]", help="Network calls a picture; several are compared.")
+@click.option("--steps", metavar="N[,N...]", help="Network calls an image; several are compared.")
 @click.option("--start", metavar="N[,N...]", help="Noise level of the start; several are compared.")
 @click.option(
     "--spacing",
@@ -32,7 +32,7 @@ from flawscope.terminal import command_line, progress_bars
 )
 @click.option("--weight", type=float, help="Strength of the conditioning.")
 @click.option("--eta", type=float, help="0 is DDIM, 1 is DDPM.")
-@click.option("--data", type=click.Path(path_type=Path), help="Labelled pictures to measure on.")
+@click.option("--data", type=click.Path(path_type=Path), help="Labelled images to measure on.")
 @click.option("--category", metavar="NAME", help="Category below the dataset's folder.")
 @click.option("--backend", default="auto", show_default=True, help="Backend that is measured.")
 @click.option("--out", type=click.Path(path_type=Path), help="Bundle folder to write, for a single sampling.")
@@ -48,7 +48,7 @@ def sampling(
     backend: str,
     out: Path | None,
 ) -> None:
-    """Compare samplings of BUNDLE (ddad, dsad) on labelled pictures, or write it with another one.
+    """Compare samplings of BUNDLE (ddad, dsad) on labelled images, or write it with another one.
 
     Fewer steps are faster; what they cost is measured here, on the bundle itself. A bundle that is written has no
     thresholds: its scores are others, so calibrate it.
@@ -112,7 +112,7 @@ def _print(found: list[SamplingFigures], backend: str, images: int) -> None:
         "change",
         "pixel AUROC",
         "change",
-        "ms a picture",
+        "ms an image",
     ):
         table.add_column(title, justify="right", min_width=8 if title == "spacing" else None)
     first = found[0]
@@ -133,4 +133,4 @@ def _print(found: list[SamplingFigures], backend: str, images: int) -> None:
             f"{one.milliseconds:.1f}",
         )
     Console(highlight=False, markup=False, emoji=False).print(table)
-    click.echo(f"{images} labelled pictures, backend {backend}; changes are against the first row, the bundle's own")
+    click.echo(f"{images} labelled images, backend {backend}; changes are against the first row, the bundle's own")

@@ -50,7 +50,7 @@ def to_fp16(graph: Path, images: Sequence[UInt8Array], python: Path, quantised: 
 
     Args:
         graph: ONNX file.
-        images: Prepared pictures, each uint8 [H, W, 3].
+        images: Prepared images, each uint8 [H, W, 3].
         python: Interpreter with ModelOpt.
         quantised: Operators with Q/DQ nodes around them.
 
@@ -59,7 +59,7 @@ def to_fp16(graph: Path, images: Sequence[UInt8Array], python: Path, quantised: 
         GateError: If ModelOpt cannot convert the graph.
     """
     if not images:
-        raise ArgumentError("calibration: expected at least one good picture, got none.")
+        raise ArgumentError("calibration: expected at least one normal image, got none.")
     name = onnx.load(graph, load_external_data=False).graph.input[0].name
     return convert_graph(graph, {name: np.stack(images)}, python, quantised)
 

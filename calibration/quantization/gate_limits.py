@@ -1,4 +1,4 @@
-"""What a precision may do to the figures of FP32: the limits of its gate, and what they say in words."""
+"""Limits of the acceptance gate of a reduced precision, and their messages."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ cuts large values, and these are what a defect raises."""
 
 @dataclass(frozen=True)
 class Limits:
-    """What a precision may do.
+    """Limits of the acceptance gate.
 
     Attributes:
         image_auroc: Largest |change| of the image AUROC.
         pixel_auroc: Largest |change| of the pixel AUROC.
         spearman: Least rank correlation of the scores.
-        false_rejects: Largest share of good pictures above the largest FP32 score of a good picture.
-        score_error: Largest relative change of a good picture's score.
+        false_rejects: Largest share of normal images above the largest FP32 score of a normal image.
+        score_error: Largest relative change of a normal image's score.
     """
 
     image_auroc: float
@@ -49,7 +49,7 @@ LIMITS = {
 
 def failures(gate: Gate, limits: Limits) -> list[str]:
     """Return in words what is outside the limits."""
-    labels = f"{gate.labelled} labelled pictures" if gate.labelled else f"{gate.images} good pictures alone"
+    labels = f"{gate.labelled} labelled images" if gate.labelled else f"{gate.images} normal images alone"
     found = []
     for name, change, limit in (
         ("image AUROC", gate.image_auroc_change, limits.image_auroc),
@@ -58,18 +58,18 @@ def failures(gate: Gate, limits: Limits) -> list[str]:
         if change is not None and not abs(change) <= limit:
             found.append(f"{name} changes by {change:+.4f}, limit {limit:g}")
     if gate.score_spearman is not None and not gate.score_spearman >= limits.spearman:
-        hint = "" if gate.labelled else ", whose scores differ little: give labelled pictures to judge by them"
+        hint = "" if gate.labelled else ", whose scores differ little: give labelled images to judge by them"
         found.append(
             f"rank correlation of the scores is {gate.score_spearman:.4f}, limit {limits.spearman:g} ({labels}{hint})"
         )
     if not gate.false_reject_shift <= limits.false_rejects:
         found.append(
-            f"{gate.false_reject_shift:.1%} of good pictures score above every one of FP32, limit "
+            f"{gate.false_reject_shift:.1%} of normal images score above every one of FP32, limit "
             f"{limits.false_rejects:.1%}"
         )
     if not gate.score_max_relative <= limits.score_error:
         found.append(
-            f"the score of a good picture changes by {gate.score_max_relative:.1%}, limit {limits.score_error:.1%}"
+            f"the score of a normal image changes by {gate.score_max_relative:.1%}, limit {limits.score_error:.1%}"
         )
     return found
 
@@ -94,8 +94,8 @@ def gate_rows(gate: Gate, precision: str) -> list[tuple[str, str, str]]:
         ("image AUROC", shown(gate.image_auroc, ".4f"), shown(gate.image_auroc_change, "+.4f")),
         ("pixel AUROC", shown(gate.pixel_auroc, ".4f"), shown(gate.pixel_auroc_change, "+.4f")),
         ("rank correlation of scores", "1", shown(gate.score_spearman, ".4f")),
-        ("good pictures above the largest FP32 score", "0.0%", f"{gate.false_reject_shift:+.1%}"),
-        ("score of a good picture, largest change", "-", f"{gate.score_max_relative:.2%}"),
+        ("normal images above the largest FP32 score", "0.0%", f"{gate.false_reject_shift:+.1%}"),
+        ("score of a normal image, largest change", "-", f"{gate.score_max_relative:.2%}"),
         ("map value, largest change", "-", f"{gate.map_max_relative:.2%}"),
         ("images per second", f"{gate.images_per_second_fp32:.1f}", f"{gate.images_per_second:.1f} ({name})"),
     ]

@@ -1,4 +1,4 @@
-"""INT8 by explicit Q/DQ nodes: value ranges from good pictures, weights per channel, and which operators can bear it.
+"""INT8 quantization by explicit Q/DQ nodes: ranges from normal images, weights per channel, choice of operators.
 
 Everything is symmetric, as TensorRT's explicit quantisation wants it, and biases stay in FP32. The graph keeps its
 inputs and outputs; what follows it (the scoring head) is not touched. ONNX Runtime's quantiser does the work.
@@ -26,7 +26,7 @@ OPERATORS = ("Conv", "Gemm", "MatMul")
 """Operators whose products are worth quantising."""
 
 _CHUNK = 4
-"""Pictures whose activations are held at a time: all of them together would take gigabytes."""
+"""Images whose activations are held at a time: all of them together would take gigabytes."""
 
 _OPTIONS = {"QuantizeBias": False, "ActivationSymmetric": True, "WeightSymmetric": True}
 
@@ -36,15 +36,15 @@ class Quantiser:
 
     Args:
         graph: ONNX file with one input, uint8 [N, H, W, 3].
-        images: Prepared good pictures, each uint8 [H, W, 3].
+        images: Prepared normal images, each uint8 [H, W, 3].
         method: How a range is found from a tensor's histogram: `entropy` (least divergence) or `percentile` (99.999).
-        progress: Told how many pictures are done.
+        progress: Told how many images are done.
 
     Attributes:
         operators: Name of every operator that can be quantised -> its type.
 
     Raises:
-        ArgumentError: If there is no picture or the method is not known.
+        ArgumentError: If there is no image or the method is not known.
         MissingExtra: If ONNX Runtime's quantiser is not there.
     """
 
@@ -58,7 +58,7 @@ class Quantiser:
         if method not in METHODS:
             raise ArgumentError(f"method: expected one of {', '.join(METHODS)}, got {method!r}.")
         if not images:
-            raise ArgumentError("calibration: expected at least one good picture, got none.")
+            raise ArgumentError("calibration: expected at least one normal image, got none.")
         self._graph = graph
         model = onnx.load(graph)
         self._input = model.graph.input[0].name
@@ -132,7 +132,7 @@ class Quantiser:
         """Return how far the output moves when one operator alone is quantised, the most sensitive first.
 
         Args:
-            images: Prepared pictures, each uint8 [H, W, 3].
+            images: Prepared images, each uint8 [H, W, 3].
             progress: Told how many operators are done.
 
         Returns:
@@ -185,7 +185,7 @@ def fewest_kept(
 
 
 class _Reader:
-    """What ONNX Runtime's calibrator asks for one input after the other."""
+    """Calibration data reader of ONNX Runtime: gives one input after the other."""
 
     def __init__(self, name: str, images: Sequence[UInt8Array]) -> None:
         self._name = name

@@ -1,4 +1,4 @@
-"""Where ModelOpt is: usually in an environment of its own, because it pins another ONNX Runtime."""
+"""Locates ModelOpt, usually in a separate environment because it pins another ONNX Runtime."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The gate of a precision: what it does to FP32's figures, measured through the runtime, and whether that is let in."""
+"""Acceptance gate of a reduced precision: its figures against FP32, measured through the runtime."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from flawscope.arrays import Float32Array, UInt8Array
 from flawscope.bundle import Gate
-from flawscope.calibration.evaluation.evaluate import Measured, measure_pictures
+from flawscope.calibration.evaluation.evaluate import Measured, measure_images
 from flawscope.calibration.evaluation.metrics import auroc, pixel_auroc, rank_pixels, spearman
 from flawscope.datasets import Sample
 from flawscope.errors import DataError
@@ -33,15 +33,15 @@ def measure_gate(
     Args:
         reference: The bundle in FP32.
         candidate: The same bundle in the other precision.
-        good: Prepared good pictures, each uint8 [H, W, 3], that neither bank nor value ranges have seen.
-        labelled: Labelled pictures, good and defective.
-        progress: Called after each picture.
+        good: Prepared normal images, each uint8 [H, W, 3], that neither bank nor value ranges have seen.
+        labelled: Labelled images, normal and anomalous.
+        progress: Called after each image.
 
     Raises:
-        DataError: If there is no good picture, or a labelled one cannot be scored.
+        DataError: If there is no normal image, or a labelled one cannot be scored.
     """
     if not good:
-        raise DataError("gate: expected good pictures that the detector has not learned from, got none.")
+        raise DataError("gate: expected normal images that the detector has not learned from, got none.")
     before, maps_before = _scores(reference, good, "Gate, FP32", progress)
     after, maps_after = _scores(candidate, good, f"Gate, {candidate.precision.upper()}", progress)
     threshold = float(before.max())
@@ -88,10 +88,10 @@ def _scores(
 def _labelled(inspector: Inspector, samples: Sequence[Sample], progress: Progress) -> Measured | None:
     if not samples:
         return None
-    measured = measure_pictures(inspector, samples, progress)
+    measured = measure_images(inspector, samples, progress)
     if not measured.usable.all():
         lost = measured.samples[int(np.flatnonzero(~measured.usable)[0])]
-        raise DataError(f"gate: expected every labelled picture to be scored, got a fault on {lost.path}. Repair it.")
+        raise DataError(f"gate: expected every labelled image to be scored, got a fault on {lost.path}. Repair it.")
     return measured
 
 
@@ -114,7 +114,7 @@ def _change(
 
 
 def _speeds(reference: Inspector, candidate: Inspector, images: Sequence[UInt8Array]) -> tuple[float, float]:
-    """Return pictures per second of both, blocks in turn; the first rounds of a block meet the other's threads."""
+    """Return images per second of both, blocks in turn; the first rounds of a block meet the other's threads."""
     times: tuple[list[float], list[float]] = ([], [])
     for _ in range(_BLOCKS):
         for inspector, kept in zip((reference, candidate), times, strict=True):

@@ -1,4 +1,4 @@
-"""Features in fewer bits: which operators, made how, and which were better left in FP32."""
+"""Reduced precision of the feature graph: how it is converted, and which operators stay in FP32."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from flawscope.runtime.backends.ort import import_onnxruntime
 Head = Callable[[npt.NDArray[np.float32]], tuple[Any, npt.NDArray[np.float32]]]
 """patches float32 [N, P, D] → maps, scores float32 [N]."""
 
-FP16_PICTURES = 16
-"""Pictures for the ranges of FP16, of which every value is held at once."""
+FP16_IMAGES = 16
+"""Images for the ranges of FP16, of which every value is held at once."""
 
 _SENSITIVITY = 8
-"""Pictures for the sensitivity of operators."""
+"""Images for the sensitivity of operators."""
 
 
 @dataclass(frozen=True)
-class Lowered:
+class ReducedPrecision:
     """A feature graph in a lower precision.
 
     Attributes:
@@ -48,14 +48,14 @@ class Lowered:
     method: str
 
 
-def lower_to_fp16(
+def reduce_to_fp16(
     features: Path, calibration: Sequence[UInt8Array], modelopt_python: Path | None, progress: Progress
-) -> Lowered:
+) -> ReducedPrecision:
     """Return the features in FP16; operators whose values are too large for it stay in FP32.
 
     Args:
         features: `features.onnx` in FP32.
-        calibration: Prepared good pictures, each uint8 [H, W, 3].
+        calibration: Prepared normal images, each uint8 [H, W, 3].
         modelopt_python: See `find_python`.
         progress: Told what is being done.
 
@@ -65,17 +65,17 @@ def lower_to_fp16(
     """
     python = find_python(modelopt_python)
     progress("FP16 by AutoCast", 0, 1)
-    converted = to_fp16(features, calibration[:FP16_PICTURES], python)
+    converted = to_fp16(features, calibration[:FP16_IMAGES], python)
     progress("FP16 by AutoCast", 1, 1)
     lowered = operators_in(converted.model, OPERATORS, onnx.TensorProto.FLOAT16)
     if not lowered:
         raise GateError("fp16: expected operators that FP16 can hold, got none in this backbone. Export without it.")
     types = {node.name: node.op_type for node in onnx.load(features, load_external_data=False).graph.node}
     kept = tuple(KeptNode(node, types[node], reason) for node, reason in converted.kept.items())
-    return Lowered(converted.model, len(lowered), kept, f"AutoCast of ModelOpt {converted.version}")
+    return ReducedPrecision(converted.model, len(lowered), kept, f"AutoCast of ModelOpt {converted.version}")
 
 
-def lower_to_int8(
+def quantize_to_int8(
     features: Path,
     score: Head,
     calibration: Sequence[UInt8Array],
@@ -85,14 +85,14 @@ def lower_to_int8(
     rest: str,
     modelopt_python: Path | None,
     progress: Progress,
-) -> Lowered:
-    """Return the features in INT8; the fewest operators with which good pictures keep their scores do not take part.
+) -> ReducedPrecision:
+    """Return the features in INT8; the fewest operators with which normal images keep their scores do not take part.
 
     Args:
         features: `features.onnx` in FP32.
         score: The head of the bundle.
-        calibration: Prepared good pictures for value ranges, each uint8 [H, W, 3].
-        good: Prepared good pictures whose scores have to stay.
+        calibration: Prepared normal images for value ranges, each uint8 [H, W, 3].
+        good: Prepared normal images whose scores have to stay.
         method: How value ranges are found.
         limits: Say how far a score may move.
         rest: What everything else computes in, `fp32` or `fp16`.
@@ -101,7 +101,7 @@ def lower_to_int8(
 
     Raises:
         ArgumentError: If ModelOpt is needed and not there.
-        GateError: If no operator can bear it.
+        GateError: If no operator can be quantized within the limits.
     """
     python = find_python(modelopt_python) if rest == "fp16" else None
     quantiser = Quantiser(features, calibration, method, lambda done, total: progress("Value ranges", done, total))
@@ -121,7 +121,7 @@ def lower_to_int8(
     progress("Choosing operators", 1, 1)
     if not chosen:
         raise GateError(
-            f"int8: expected operators whose INT8 keeps the scores of good pictures within {limits.score_error:.1%}, "
+            f"int8: expected operators whose INT8 keeps the scores of normal images within {limits.score_error:.1%}, "
             f"got none after {tries} tries. Export without it, or allow more."
         )
     model = quantiser.quantise(chosen)
@@ -129,14 +129,14 @@ def lower_to_int8(
     if python is not None:
         quantised = features.with_name("features.quantised.onnx")
         onnx.save(model, quantised)
-        converted = to_fp16(quantised, calibration[:FP16_PICTURES], python, chosen)
+        converted = to_fp16(quantised, calibration[:FP16_IMAGES], python, chosen)
         model, words = converted.model, f"{words}; the rest in FP16 by ModelOpt {converted.version}"
     kept = tuple(
         KeptNode(node, quantiser.operators[node], f"quantised alone it moves the patches by {value:.2%}")
         for node, value in sensitivities.items()
         if node not in set(chosen)
     )
-    return Lowered(model, len(chosen), kept, words)
+    return ReducedPrecision(model, len(chosen), kept, words)
 
 
 def _scores(model: onnx.ModelProto, score: Head, images: Sequence[UInt8Array]) -> npt.NDArray[np.float32]:

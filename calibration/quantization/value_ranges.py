@@ -1,4 +1,4 @@
-"""How large the values of a graph become: the largest absolute value of every tensor, on given inputs.
+"""Value ranges of a graph: the largest absolute value of every tensor on given inputs.
 
 The graph is run with two more operators on each tensor, which reduce it to its largest and its smallest value, one
 input at a time: so little memory is needed beyond what running it takes, however large its tensors are (the attention

@@ -1,6 +1,6 @@
-"""Setting the thresholds of a bundle, and writing down how: no rebuild, one more line in the threshold record.
+"""Sets the thresholds of a bundle and records how: no re-export, one more line in the threshold record.
 
-Thresholds come from good pictures that the detector has not learned from. Test pictures are used only for the
+Thresholds come from normal images that the detector has not learned from. Test images are used only for the
 objective `f1`, which has to be asked for, and the manifest then says so.
 """
 
@@ -30,7 +30,7 @@ from flawscope.bundle import (
     rewrite_manifest,
 )
 from flawscope.calibration.evaluation.bundle_scores import fault_of, load_inspector, score_samples
-from flawscope.calibration.evaluation.contamination import find_leak
+from flawscope.calibration.evaluation.contamination import find_contamination
 from flawscope.calibration.evaluation.intervals import check_fraction
 from flawscope.calibration.extras import require
 from flawscope.calibration.thresholds.normal_quantile import OrderStatistic, f1_threshold, order_statistic_threshold
@@ -56,8 +56,8 @@ class Calibration:
         old: The thresholds before, or None.
         new: The thresholds now in the manifest.
         min_area_px: The smallest region that gets a box, in pixels of the map.
-        images_needed: Good pictures that the requested claim needs; None for thresholds set by hand.
-        left_out: Why good pictures were not used, and how many.
+        images_needed: Normal images that the requested claim needs; None for thresholds set by hand.
+        left_out: Why normal images were not used, and how many.
         notes: What the user has to know about these thresholds, a sentence each.
         backend: The backend that made the scores, and why it was taken; None for thresholds set by hand.
     """
@@ -73,7 +73,7 @@ class Calibration:
 
 @dataclass(frozen=True)
 class _Scores:
-    """Scores float64 [N], map maxima float64 [N], and which of the pictures are anomalous, bool [N]."""
+    """Scores float64 [N], map maxima float64 [N], and which of the images are anomalous, bool [N]."""
 
     image: Float64Array
     map_max: Float64Array
@@ -94,30 +94,30 @@ def calibrate_bundle(
     command: str,
     progress: Progress = no_progress,
 ) -> Calibration:
-    """Set both thresholds of one precision of a bundle from a dataset's pictures and record the change.
+    """Set both thresholds of one precision of a bundle from a dataset's images and record the change.
 
     Args:
         path: The bundle, folder or packed file; its manifest is rewritten.
-        dataset: Where the good pictures are taken from: its train/good without those in the bundle's bank.
-        false_reject_rate: Share of good pictures that may be rejected, a fraction.
+        dataset: Where the normal images are taken from: its train/good without those in the bundle's bank.
+        false_reject_rate: Share of normal images that may be rejected, a fraction.
         confidence: One-sided confidence of that claim, a fraction.
-        objective: `good` uses good pictures alone; `f1` sets the image threshold on the labelled test pictures.
+        objective: `good` uses normal images alone; `f1` sets the image threshold on the labelled test images.
         min_area_px: Smallest region that is drawn as a box, in pixels of the map; None leaves it as it is.
         backend: The backend that shall decide on the line: thresholds belong to it.
         precision: The precision whose thresholds are set: each has its own, because its scores are other numbers.
-        support: The support set whose pictures, and those that probably show the same parts, are left out of the test
-            pictures; for the objective `f1` alone.
+        support: The support set whose images, and those that probably show the same parts, are left out of the test
+            images; for the objective `f1` alone.
         command: The command line, for the record.
-        progress: Called after each picture.
+        progress: Called after each image.
 
     Raises:
-        DataError: If no picture remains, or one of them cannot be scored.
+        DataError: If no image remains, or one of them cannot be scored.
         ArgumentError: If a fraction or the area is out of range, a support set comes with the objective `good`, or the
             bundle lacks the precision.
     """
     if support is not None and objective != "f1":
         raise ArgumentError(
-            "support set: expected none with the objective good, which uses good training pictures alone, got one. "
+            "support set: expected none with the objective good, which uses normal training images alone, got one. "
             "Leave --support out, or take --objective f1."
         )
     check_fraction(false_reject_rate, "false-reject rate")
@@ -194,18 +194,22 @@ def _check_area(min_area_px: int | None) -> None:
 def _choose(
     dataset: Dataset, hashes: ImageHashes, objective: Objective, support: SupportRecord | None, progress: Progress
 ) -> tuple[tuple[Sample, ...], tuple[tuple[str, int], ...]]:
-    """Return the pictures to score, and why others of the same kind were left out."""
+    """Return the images to score, and why others of the same kind were left out."""
     candidates = dataset.train_good if objective == "good" else dataset.test
     if objective == "f1" and len({sample.is_anomalous for sample in candidates}) < 2:
         raise DataError(
-            f"{dataset.root}: expected good and defective test pictures for the objective f1, got one kind only. "
+            f"{dataset.root}: expected normal and anomalous test images for the objective f1, got one kind only. "
             "Use the objective good."
         )
     listed = candidates if support is None else dataset.samples
     contents = hash_contents(
-        [sample.path for sample in listed], lambda done, total: progress("Comparing pictures", done, total)
+        [sample.path for sample in listed], lambda done, total: progress("Comparing images", done, total)
     )
-    leaked = () if support is None else itertools.compress(dataset.test, ~find_leak(dataset, support, contents).kept)
+    leaked = (
+        ()
+        if support is None
+        else itertools.compress(dataset.test, ~find_contamination(dataset, support, contents).kept)
+    )
     given_away = {sample.path for sample in leaked}
     training, seen = frozenset(hashes.training), set[str]()
     chosen, reasons = [], Counter[str]()
@@ -216,25 +220,25 @@ def _choose(
         elif sample.path in given_away:
             reasons["of the support set, or probably of the same parts"] += 1
         elif content in seen:
-            reasons["copies of another picture: they are not independent"] += 1
+            reasons["copies of another image: they are not independent"] += 1
         else:
             seen.add(content)
             chosen.append(sample)
     if not chosen or all(sample.is_anomalous for sample in chosen):
         raise DataError(
-            f"{dataset.root}: expected good pictures that the detector has not learned from, got none among "
+            f"{dataset.root}: expected normal images that the detector has not learned from, got none among "
             f"{len(candidates)}. Keep some out of training (--set held_out=0.2), or name another set."
         )
     if objective == "f1" and not any(sample.is_anomalous for sample in chosen):
         raise DataError(
-            f"{dataset.root}: expected defective test pictures for the objective f1, got none beside those that were "
+            f"{dataset.root}: expected anomalous test images for the objective f1, got none beside those that were "
             "learned or are of the support set. Add some, or use the objective good."
         )
     return tuple(chosen), tuple(reasons.items())
 
 
 def _score(inspector: Inspector, samples: Sequence[Sample], progress: Progress) -> _Scores:
-    """Score all pictures; one that cannot be scored stops it, because the rest would be another sample."""
+    """Score all images; one that cannot be scored stops it, because the rest would be another sample."""
     image, map_max, faults = [], [], []
     for sample, result in score_samples(inspector, samples, "Scoring", progress):
         fault = fault_of(result, is_calibrated=False)
@@ -246,8 +250,8 @@ def _score(inspector: Inspector, samples: Sequence[Sample], progress: Progress) 
     if faults:
         more = f" and {len(faults) - _LISTED} more" if len(faults) > _LISTED else ""
         raise DataError(
-            f"expected every picture to be scored, got {len(faults)} of {len(samples)} that could not be: "
-            f"{'; '.join(faults[:_LISTED])}{more}. Thresholds were left as they were. Repair or remove these pictures."
+            f"expected every image to be scored, got {len(faults)} of {len(samples)} that could not be: "
+            f"{'; '.join(faults[:_LISTED])}{more}. Thresholds were left as they were. Repair or remove these images."
         )
     labels = np.array([sample.is_anomalous for sample in samples], np.bool_)
     return _Scores(np.array(image), np.array(map_max), labels)
@@ -269,14 +273,14 @@ def _notes(image: OrderStatistic, objective: Objective) -> tuple[str, ...]:
     notes = []
     if objective == "f1":
         notes.append(
-            "The image threshold was chosen on labelled test pictures: figures at this threshold on the same pictures "
-            "are optimistic. Judge it on pictures that were not used here."
+            "The image threshold was chosen on labelled test images: figures at this threshold on the same images "
+            "are optimistic. Judge it on images that were not used here."
         )
     if not image.holds:
         notes.append(
-            f"Too few good pictures for the claim: {image.images} support a false-reject rate of at most "
+            f"Too few normal images for the claim: {image.images} support a false-reject rate of at most "
             f"{image.upper_bound:.2%} at {image.confidence:.0%} confidence, not {image.false_reject_rate:.2%}, which "
-            f"needs {image.images_needed}. The largest good score was taken. Add good pictures and calibrate again."
+            f"needs {image.images_needed}. The largest good score was taken. Add normal images and calibrate again."
         )
     return tuple(notes)
 

@@ -24,7 +24,7 @@ from flawscope.terminal import command_line, progress_bars
 
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--data", type=click.Path(path_type=Path), help="Dataset whose good pictures are used.")
+@click.option("--data", type=click.Path(path_type=Path), help="Dataset whose normal images are used.")
 @click.option("--category", metavar="NAME", help="Category below the dataset's folder.")
 @click.option(
     "--false-reject-rate",
@@ -39,14 +39,14 @@ from flawscope.terminal import command_line, progress_bars
     type=click.Choice(["good", "f1"]),
     default="good",
     show_default=True,
-    help="good: from good pictures alone. f1: from labelled test pictures, which makes figures on them optimistic.",
+    help="good: from normal images alone. f1: from labelled test images, which makes figures on them optimistic.",
 )
 @click.option(
     "--support",
     "support_folder",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="f1: support set; its pictures, and those that probably show the same parts, are left out.",
+    help="f1: support set; its images, and those that probably show the same parts, are left out.",
 )
 @click.option("--image-threshold", type=float, metavar="X", help="Set the image threshold by hand.")
 @click.option("--pixel-threshold", type=float, metavar="Y", help="Set the pixel threshold by hand.")
@@ -67,9 +67,9 @@ def calibrate(
     backend: str,
     precision: str | None,
 ) -> None:
-    """Set the thresholds of BUNDLE from good pictures, and state the false-reject rate with its bound.
+    """Set the thresholds of BUNDLE from normal images, and state the false-reject rate with its bound.
 
-    The good pictures of the dataset that the detector has not learned are scored; the threshold is the lowest that
+    The normal images of the dataset that the detector has not learned are scored; the threshold is the lowest that
     keeps the false-reject rate with the confidence that was asked for. Nothing is rebuilt: thresholds are numbers in
     the manifest, and every change is recorded there.
     """

@@ -1,14 +1,14 @@
-"""Combining bundles to an ensemble: what its members have in common is checked, and their scales are measured.
+"""Combines bundles to an ensemble: checks that members are compatible, and measures their scales.
 
 Members measure in different units, so each map and each score becomes (value - center) / spread before it is weighted.
-Both numbers come from good pictures that no member has learned from, because a detector finds nothing on those it has.
-They are fixed from then on: a picture is never scaled by itself.
+Both numbers come from normal images that no member has learned from, because a detector finds nothing on those it has.
+They are fixed from then on: an image is never scaled by itself.
 
 The center of maps is the median of their pixels, the spread the distance from there to the 99.9 % quantile. Anomaly
 maps of good parts have a long upper tail, where a standard deviation is made by a few pixels; and a threshold lies at
-its end, so that is where members have to agree. Few pixels, such as dust on one picture, move neither number. Of
-scores, one a picture, there are tens and not millions: the spread is the distance from the median to the 90 % quantile,
-so that one odd picture in ten does not set it.
+its end, so that is where members have to agree. Few pixels, such as dust on one image, move neither number. Of
+scores, one an image, there are tens and not millions: the spread is the distance from the median to the 90 % quantile,
+so that one odd image in ten does not set it.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from flawscope.datasets import Dataset, Sample, fingerprint, hash_contents
 from flawscope.errors import ArgumentError, DataError
 from flawscope.files import check_replaceable, storage_errors
 from flawscope.imaging.images import prepare, read_image
-from flawscope.imaging.tiles import read_picture, tiles_of
+from flawscope.imaging.tiles import read_source, tiles_of
 from flawscope.progress import Progress, no_progress
 from flawscope.versions import package_versions
 
@@ -57,11 +57,11 @@ if TYPE_CHECKING:
     from flawscope.runtime import Inspector
 
 LEAST_GOOD = 5
-"""Good pictures without which no spread is measured."""
+"""Normal images without which no spread is measured."""
 
 MAP_QUANTILE = 0.999
 SCORE_QUANTILE = 0.9
-"""Where a spread of 1 ends, as a share of the pixels and of the pictures."""
+"""Where a spread of 1 ends, as a share of the pixels and of the images."""
 
 _MOST_VALUES = 1 << 24
 """Pixels of a member's maps that are kept; of more, every second, third, … row and column."""
@@ -74,7 +74,7 @@ _GOLDEN = 2
 
 @dataclass(frozen=True)
 class Scale:
-    """What counts as 0 and as 1 in the maps or scores of a detector."""
+    """Centre and spread by which a detector's maps or scores are normalised."""
 
     center: float
     spread: float
@@ -87,7 +87,7 @@ class Combination:
     Attributes:
         manifest: The manifest of the ensemble as written.
         backend: The backend that measured.
-        left_out: Why good pictures were not used, and how many.
+        left_out: Why normal images were not used, and how many.
         notes: What the user has to know, a sentence each.
     """
 
@@ -116,12 +116,12 @@ def combine_bundles(
         weights: One a bundle, above 0; None for 1 each.
         backend: The backend that measures.
         command: The command line, for the record.
-        progress: Called after each picture.
+        progress: Called after each image.
 
     Raises:
         ArgumentError: If a weight is wrong, bundles do not go together, or `out` is one of them.
         BundleError: If a bundle is broken.
-        DataError: If fewer than `LEAST_GOOD` pictures remain, a picture cannot be scored, or a member does not vary.
+        DataError: If fewer than `LEAST_GOOD` images remain, an image cannot be scored, or a member does not vary.
         StorageError: If the ensemble cannot be written.
     """
     shares = _checked_weights(paths, weights)
@@ -204,10 +204,10 @@ def _check_together(bundles: Sequence[Bundle]) -> None:
             if got != wanted:
                 raise ArgumentError(
                     f"{bundle.path}: expected the {what} of {first.path} ({wanted}), got {got}. Train both with the "
-                    "same settings for pictures."
+                    "same settings for images."
                 )
         if not manifest.golden:
-            raise ArgumentError(f"{bundle.path}: expected golden pictures, got none. Export the bundle again.")
+            raise ArgumentError(f"{bundle.path}: expected golden images, got none. Export the bundle again.")
         if manifest.digest in seen:
             raise ArgumentError(
                 f"{bundle.path}: expected another bundle, got the one of {seen[manifest.digest].path} once more. Give "
@@ -225,7 +225,7 @@ def _spoken(value: msgspec.Struct | None) -> str:
 
 @dataclass(frozen=True)
 class _Chosen:
-    """Good pictures that no member has learned, why others were left out, and what the ensemble says of all."""
+    """Normal images that no member has learned, why others were left out, and what the ensemble says of all."""
 
     samples: tuple[Sample, ...]
     left_out: tuple[tuple[str, int], ...]
@@ -235,7 +235,7 @@ class _Chosen:
 
 def _choose(dataset: Dataset, hashes: Sequence[ImageHashes], progress: Progress) -> _Chosen:
     contents = hash_contents(
-        [sample.path for sample in dataset.samples], lambda done, total: progress("Comparing pictures", done, total)
+        [sample.path for sample in dataset.samples], lambda done, total: progress("Comparing images", done, total)
     )
     training = dict.fromkeys(one for member in hashes for one in member.training)
     samples: dict[str, Sample] = {}
@@ -246,13 +246,13 @@ def _choose(dataset: Dataset, hashes: Sequence[ImageHashes], progress: Progress)
         if content in training:
             reasons["learned by a member"] += 1
         elif content in samples:
-            reasons["copies of another picture: they are not independent"] += 1
+            reasons["copies of another image: they are not independent"] += 1
         else:
             samples[content] = sample
     if len(samples) < LEAST_GOOD:
         raise DataError(
-            f"{dataset.root}: expected at least {LEAST_GOOD} good pictures that no member has learned from, got "
-            f"{len(samples)} among {len(candidates)}. Train all members with one --seed and keep pictures out "
+            f"{dataset.root}: expected at least {LEAST_GOOD} normal images that no member has learned from, got "
+            f"{len(samples)} among {len(candidates)}. Train all members with one --seed and keep images out "
             "(--set held_out=0.2), or name another set."
         )
     # What the scales were measured on is known to the ensemble, as what a threshold was set on would be.
@@ -268,7 +268,7 @@ def _choose(dataset: Dataset, hashes: Sequence[ImageHashes], progress: Progress)
 
 @dataclass
 class _Values:
-    """What one member gave for all pictures."""
+    """What one member gave for all images."""
 
     maps: list[Float32Array] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
@@ -294,7 +294,7 @@ def _measure(
                 own.maps.append(maps[0, ::step, ::step].copy())
                 own.scores.append(float(scores[0]))
         # Rows and columns are thinned alike in all maps, those that are there and those that come: the number of
-        # pictures is known, that of tiles only by and by.
+        # images is known, that of tiles only by and by.
         while len(values[0].scores) * -(-height // step) * -(-width // step) > _MOST_VALUES:
             step *= 2
             for own in values:
@@ -307,7 +307,7 @@ def _measure(
         for what, scale in zip(("maps", "scores"), scales, strict=True):
             if not scale.spread > _LEAST_SPREAD * abs(scale.center):
                 raise DataError(
-                    f"{inspector.bundle.path}: expected {what} that vary over {len(samples)} good pictures, got "
+                    f"{inspector.bundle.path}: expected {what} that vary over {len(samples)} normal images, got "
                     f"{scale.center:g} with a spread of {scale.spread:g}. Such a detector cannot be weighed: leave it "
                     "out, or name another set."
                 )
@@ -316,12 +316,12 @@ def _measure(
 
 
 def _prepared(path: Path, manifest: Manifest) -> Iterator[UInt8Array]:
-    """Yield what the members are given for a picture: itself, or its tiles."""
+    """Yield what the members are given for an image: itself, or its tiles."""
     if manifest.tiling is None:
         yield prepare(read_image(path), manifest.input)
         return
     for tile in tiles_of(path, manifest.tiling):
-        yield prepare(read_picture(tile), manifest.input)
+        yield prepare(read_source(tile), manifest.input)
 
 
 def _members(
@@ -392,7 +392,7 @@ def _provenance(
 def _sources(
     bundles: Sequence[Bundle], members: Sequence[EnsembleMember], hashes: ImageHashes
 ) -> dict[str, Path | bytes]:
-    """Return every file of the ensemble: its members whole, each in its folder, and which pictures are known."""
+    """Return every file of the ensemble: its members whole, each in its folder, and which images are known."""
     sources: dict[str, Path | bytes] = {IMAGE_HASHES: hashes.encode()}
     for member, bundle in zip(members, bundles, strict=True):
         for name in ("manifest.json", *bundle.manifest.files):
@@ -401,7 +401,7 @@ def _sources(
 
 
 def _golden_files(bundles: Sequence[Bundle], members: Sequence[EnsembleMember]) -> list[str]:
-    """Return where the first golden pictures of the members lie in the ensemble, equal ones once."""
+    """Return where the first golden images of the members lie in the ensemble, equal ones once."""
     found: dict[str, str] = {}
     for member, bundle in zip(members, bundles, strict=True):
         for golden in bundle.manifest.golden:

@@ -19,7 +19,7 @@ from flawscope.terminal import command_line, progress_bars
 @click.command()
 @click.argument("bundles", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="BUNDLE BUNDLE...")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Bundle folder to write (NAME.flaw).")
-@click.option("--data", type=click.Path(path_type=Path), required=True, help="Dataset whose good pictures are used.")
+@click.option("--data", type=click.Path(path_type=Path), required=True, help="Dataset whose normal images are used.")
 @click.option("--category", metavar="NAME", help="Category below the dataset's folder.")
 @click.option("--weights", metavar="W,W,...", help="One a bundle, above 0.  [default: 1 each]")
 @click.option("--backend", default="auto", show_default=True, help="Backend that makes the maps.")
@@ -29,7 +29,7 @@ def combine(
     """Combine several detectors to one bundle.
 
     Its maps and scores are weighted sums of theirs. Members measure in different units. What counts as 0 and as 1 in
-    each is measured once, on good pictures that none of them has learned from, and stays fixed. Calibrate the new
+    each is measured once, on normal images that none of them has learned from, and stays fixed. Calibrate the new
     bundle before it decides.
     """
     if len(bundles) < 2:
@@ -63,7 +63,7 @@ def _print(result: Combination, out: Path) -> None:
     console = Console(highlight=False, markup=False, emoji=False)  # names and reasons are text, also with brackets
     console.print(table)
     console.print(
-        f"Measured on {head.images} good pictures that no member has learned from, backend {result.backend}: 0 is the "
+        f"Measured on {head.images} normal images that no member has learned from, backend {result.backend}: 0 is the "
         f"median, 1 the {MAP_QUANTILE:.1%} quantile of map pixels and the {SCORE_QUANTILE:.0%} quantile of scores.",
         soft_wrap=True,
     )

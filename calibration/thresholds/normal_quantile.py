@@ -1,9 +1,9 @@
-"""Thresholds from good pictures alone, with a bound on the false-reject rate that holds for any distribution.
+"""Thresholds from normal images alone, with a bound on the false-reject rate that holds for any distribution.
 
-A picture is rejected when its score is strictly above the threshold. With the threshold at the k-th smallest of n good
-scores, the true probability that a further good picture is rejected has, whatever the distribution of the scores, the
+An image is rejected when its score is strictly above the threshold. With the threshold at the k-th smallest of n good
+scores, the true probability that a further normal image is rejected has, whatever the distribution of the scores, the
 law Beta(n - k + 1, k) when scores never tie, and is smaller when they do. Its upper quantile is the bound that is
-stated. It speaks of pictures like these: other parts, another light or another lens are not covered.
+stated. It speaks of images like these: other parts, another light or another lens are not covered.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class OrderStatistic:
 
 
 def images_needed(false_reject_rate: float, confidence: float) -> int:
-    """Return the least number of good pictures that supports a claim: ln(1 - confidence) / ln(1 - rate), rounded up.
+    """Return the least number of normal images that supports a claim: ln(1 - confidence) / ln(1 - rate), rounded up.
 
     Raises:
         ArgumentError: If a fraction is not between 0 and 1.
@@ -68,7 +68,7 @@ def images_needed(false_reject_rate: float, confidence: float) -> int:
 def rank_bound(n: int, rank: int, confidence: float) -> float:
     """Return the upper bound of P(score > k-th smallest of n), k = `rank`, at one-sided `confidence`.
 
-    The quantile of Beta(n - k + 1, k) is the Clopper-Pearson bound of n - k rejects among n pictures.
+    The quantile of Beta(n - k + 1, k) is the Clopper-Pearson bound of n - k rejects among n images.
 
     Source: Wilks, "Determination of sample sizes for setting tolerance limits", Ann. Math. Stat. 12 (1941) 91-96.
     """
@@ -83,11 +83,11 @@ def order_statistic_threshold(
     """Return the smallest order statistic whose false-reject bound is at most the rate that was asked for.
 
     The smallest such threshold misses the fewest defects. When even the largest score cannot support the rate, it is
-    taken, and `upper_bound` says what n pictures do support.
+    taken, and `upper_bound` says what n images do support.
 
     Args:
-        scores: float64 [N], scores of good pictures that were not trained on.
-        false_reject_rate: Largest share of good pictures that may be rejected, a fraction.
+        scores: float64 [N], scores of normal images that were not trained on.
+        false_reject_rate: Largest share of normal images that may be rejected, a fraction.
         confidence: One-sided confidence with which this shall hold, a fraction.
 
     Raises:
@@ -115,12 +115,12 @@ def _most_exceedances(n: int, false_reject_rate: float, confidence: float) -> in
 
 
 def f1_threshold(scores: Float64Array, labels: BoolArray) -> float:
-    """Return the threshold with the largest F1 on labelled pictures; figures on the same pictures are optimistic.
+    """Return the threshold with the largest F1 on labelled images; figures on the same images are optimistic.
 
     Raises:
         ArgumentError: If a class is missing or a score is not finite.
     """
     best = f1_max(scores, labels)
     if best is None:
-        raise ArgumentError("labels: expected good and anomalous pictures, got one kind only. Use the objective good.")
+        raise ArgumentError("labels: expected normal and anomalous images, got one kind only. Use the objective good.")
     return best.threshold

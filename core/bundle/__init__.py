@@ -35,7 +35,7 @@ from flawscope.bundle.manifest import (
     external_data,
 )
 from flawscope.bundle.store import Bundle, open_bundle, pack_bundle, rewrite_manifest, write_bundle
-from flawscope.bundle.synth_head import PictureParity, SynthDefect, SynthHead, SynthSupport
+from flawscope.bundle.synth_head import ImageParity, SynthDefect, SynthHead, SynthSupport
 
 __all__ = [
     "IMAGE_HASHES",
@@ -55,12 +55,12 @@ __all__ = [
     "Graph",
     "Head",
     "ImageHashes",
+    "ImageParity",
     "KeptNode",
     "Manifest",
     "PadimHead",
     "Parity",
     "PatchcoreHead",
-    "PictureParity",
     "Precision",
     "Provenance",
     "ReconstructionHead",

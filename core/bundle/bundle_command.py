@@ -19,7 +19,7 @@ _BUNDLE = click.argument("path", metavar="BUNDLE", type=click.Path(path_type=Pat
 @_BUNDLE
 @click.option("--json", "as_json", is_flag=True, help="Print the whole manifest as JSON.")
 def info(path: Path, as_json: bool) -> None:
-    """Show what a bundle says of itself."""
+    """Show the contents of a bundle's manifest."""
     with open_bundle(path) as opened:
         manifest = opened.manifest
     if as_json:
@@ -30,7 +30,7 @@ def info(path: Path, as_json: bool) -> None:
 
 
 def _tiles(tiling: Tiling) -> str:
-    return f"{tiling.size[1]}x{tiling.size[0]} px of the picture, neighbours share at least {tiling.overlap:.0%}"
+    return f"{tiling.size[1]}x{tiling.size[0]} px of the image, neighbours share at least {tiling.overlap:.0%}"
 
 
 def _facts(manifest: Manifest) -> list[tuple[str, str]]:
@@ -41,7 +41,7 @@ def _facts(manifest: Manifest) -> list[tuple[str, str]]:
         made_of = [
             ("method", f"{manifest.method}, category {source.category}"),
             *(("member", _member(entry)) for entry in manifest.head.members),
-            ("measured", f"centers and spreads on {manifest.head.images} good pictures that no member has learned"),
+            ("measured", f"centers and spreads on {manifest.head.images} normal images that no member has learned"),
         ]
     else:
         made_of = [
@@ -75,7 +75,7 @@ def _facts(manifest: Manifest) -> list[tuple[str, str]]:
         for change in manifest.threshold_changes
     ]
     facts += [
-        ("parity", f"{row.candidate} against {row.reference}: {row.score_max_relative:.1e} on {row.images} pictures")
+        ("parity", f"{row.candidate} against {row.reference}: {row.score_max_relative:.1e} on {row.images} images")
         for row in manifest.evidence.parity
     ]
     facts += [
@@ -86,19 +86,19 @@ def _facts(manifest: Manifest) -> list[tuple[str, str]]:
 
 
 def _drawing(head: SynthHead) -> list[tuple[str, str]]:
-    """Return what a bundle says of itself that draws."""
+    """Return the manifest facts of a generator bundle."""
     sampling, (channels, height, width) = head.sampling, head.latents
-    window = f"the window around a box, at most {head.crop_fill:.0%} of it" if head.crop else "the whole picture"
+    window = f"the window around a box, at most {head.crop_fill:.0%} of it" if head.crop else "the whole image"
     return [
         ("draws", f"{head.mode}, {sampling.steps} steps, guidance {head.guidance:g}, {window}"),
         ("latents", f"{channels} channels of {width}x{height}"),
         ("licence", head.licence),
         *(("defect", f"{one.category}/{one.name}: {_texts(one.texts)}") for one in head.defects),
-        ("support", f"{len(head.support)} pictures that it was learned from"),
+        ("support", f"{len(head.support)} images that it was learned from"),
         *(
             (
                 "parity",
-                f"{row.candidate} against {row.reference}: at least {row.psnr_db:.1f} dB on {row.images} pictures in "
+                f"{row.candidate} against {row.reference}: at least {row.psnr_db:.1f} dB on {row.images} images in "
                 f"{row.steps} steps",
             )
             for row in head.parity
@@ -126,7 +126,7 @@ def _number(value: float | None) -> str:
 def _threshold(threshold: Threshold) -> str:
     text = f"{threshold.value:.6g} ({threshold.method}"
     if threshold.images:
-        text += f" on {threshold.images} pictures"
+        text += f" on {threshold.images} images"
     if threshold.upper_bound is not None and threshold.confidence is not None:
         text += f", false rejects at most {threshold.upper_bound:.2%} with {threshold.confidence:.0%} confidence"
     return text + ")"

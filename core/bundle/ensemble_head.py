@@ -1,4 +1,4 @@
-"""What the manifest of an ensemble says: several detectors whose maps and scores are added up with fixed weights."""
+"""Manifest section of an ensemble: several detectors whose maps and scores are summed with fixed weights."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class EnsembleHead(Head, msgspec.Struct, frozen=True, forbid_unknown_fields=True
 
     Attributes:
         members: The detectors.
-        images: Good pictures, learned by no member, on which centers and spreads were measured.
+        images: Normal images, learned by no member, on which centers and spreads were measured.
     """
 
     members: tuple[EnsembleMember, ...]

@@ -51,7 +51,7 @@ def decode_head(kind: type, value: Any) -> Any:
 
 
 class PatchcoreHead(Head, msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="patchcore"):
-    """What turns patches and a bank into an anomaly map: PatchCore (arXiv:2106.08265).
+    """Head of PatchCore (arXiv:2106.08265): patches and a memory bank become an anomaly map.
 
     Attributes:
         grid: Rows and columns of the patch grid.
@@ -67,7 +67,7 @@ class PatchcoreHead(Head, msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
 
 
 class PadimHead(Head, msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="padim"):
-    """What turns patches and Gaussians into an anomaly map: PaDiM (arXiv:2011.08785).
+    """Head of PaDiM (arXiv:2011.08785): patches and Gaussians become an anomaly map.
 
     Attributes:
         grid: Rows and columns of the patch grid.
@@ -79,11 +79,11 @@ class PadimHead(Head, msgspec.Struct, frozen=True, forbid_unknown_fields=True, t
 
 
 class StfpmHead(Head, msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="stfpm"):
-    """What the graph of a student and a teacher does: STFPM (arXiv:2103.04257). There are no patches and no bank.
+    """Head of STFPM (arXiv:2103.04257): the graph itself computes the map; there are no patches and no memory bank.
 
     Attributes:
         sigma: Standard deviation of the map's Gaussian, in input pixels; 0 for none.
-        scale: An ordinary score: the mean of those of the sample pictures.
+        scale: An ordinary score: the mean of those of the sample images.
     """
 
     sigma: float
@@ -91,12 +91,12 @@ class StfpmHead(Head, msgspec.Struct, frozen=True, forbid_unknown_fields=True, t
 
 
 class DdadHead(Head, msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="ddad"):
-    """How pictures are reconstructed and judged: DDAD (arXiv:2305.15956) and Diffusion-Based-AD.
+    """Head of DDAD (arXiv:2305.15956) and Diffusion-Based-AD: how images are reconstructed and scored.
 
     Attributes:
         sampling: Noise levels, steps, conditioning and seed.
         rule: How the differences become a map and a score.
-        scale: An ordinary score: the mean of those of the sample pictures.
+        scale: An ordinary score: the mean of those of the sample images.
     """
 
     sampling: Sampling
@@ -116,7 +116,7 @@ class DsadHead(Head, msgspec.Struct, frozen=True, forbid_unknown_fields=True, ta
         sampling: As of `DdadHead`.
         rule: As of `DdadHead`.
         scale: As of `DdadHead`.
-        edges: What the graph `encode` is given beside the picture: `canny`, or `none`, where it draws them itself.
+        edges: What the graph `encode` is given beside the image: `canny`, or `none`, where it draws them itself.
     """
 
     sampling: Sampling

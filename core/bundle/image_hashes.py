@@ -44,6 +44,6 @@ def read_image_hashes(bundle: Bundle) -> ImageHashes:
         return msgspec.json.decode(bundle.file(name).read_bytes(), type=ImageHashes)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as err:
         raise BundleError(
-            f"{bundle.path}: {name}: expected the hashes of training and held-out pictures, got a broken file: {err}. "
+            f"{bundle.path}: {name}: expected the hashes of training and held-out images, got a broken file: {err}. "
             "Export the bundle again."
         ) from err

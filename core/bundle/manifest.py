@@ -64,7 +64,7 @@ class Threshold(_Struct, frozen=True):
 
     Attributes:
         value: The threshold on the raw score or map.
-        method: `order-statistic` on good images, `f1` on labelled ones, or `manual`.
+        method: `order-statistic` on normal images, `f1` on labelled ones, or `manual`.
         images: Number of images it was set on.
         false_reject_rate: The requested rate, a fraction.
         confidence: One-sided confidence of `upper_bound`, a fraction.
@@ -100,7 +100,7 @@ class ThresholdChange(_Struct, frozen=True):
 
 
 class Golden(_Struct, frozen=True):
-    """A picture whose score is known; checked when the bundle is loaded.
+    """An image whose score is known; checked when the bundle is loaded.
 
     Attributes:
         file: PNG file in the bundle, any size: the whole preprocessing is part of the check.
@@ -146,7 +146,7 @@ class Accuracy(_Struct, frozen=True):
 
 
 class KeptNode(_Struct, frozen=True):
-    """An operator that a precision left out, and why."""
+    """An operator that stayed in FP32, and why."""
 
     node: str
     operator: str
@@ -154,24 +154,24 @@ class KeptNode(_Struct, frozen=True):
 
 
 class Gate(_Struct, frozen=True):
-    """What a precision does to the figures of FP32, measured through the runtime before it entered the bundle.
+    """Result of the acceptance gate of a reduced precision: its figures against FP32, measured through the runtime.
 
     Differences are the precision's figure minus that of FP32.
 
     Attributes:
         backend: Where it was measured.
-        images: Good pictures that neither the bank nor the calibration of the precision has seen.
+        images: Normal images that neither the bank nor the calibration of the precision has seen.
         score_max_relative: Largest |difference| / score of FP32 on them.
         map_max_relative: Largest difference of a map value on them, relative to the largest value of FP32.
-        threshold: The image threshold that FP32 gets from these pictures: the largest score.
-        false_reject_shift: Share of these pictures that the precision scores above that threshold.
-        labelled: Labelled pictures; 0 where none were given.
+        threshold: The image threshold that FP32 gets from these images: the largest score.
+        false_reject_shift: Share of these images that the precision scores above that threshold.
+        labelled: Labelled images; 0 where none were given.
         anomalous: How many of them show a defect.
         image_auroc: Image AUROC of FP32, or null without labels.
         image_auroc_change: Its difference, or null.
         pixel_auroc: Pixel AUROC of FP32, or null without masks.
         pixel_auroc_change: Its difference, or null.
-        score_spearman: Rank correlation of the scores, over the labelled pictures if there are any.
+        score_spearman: Rank correlation of the scores, over the labelled images if there are any.
         images_per_second: Inference alone, batch 1.
         images_per_second_fp32: The same of FP32, in alternation.
     """
@@ -198,9 +198,9 @@ class Precision(_Struct, frozen=True):
 
     Attributes:
         graphs: As those of the manifest.
-        golden: The golden pictures with the scores of this precision.
+        golden: The golden images with the scores of this precision.
         method: How it was made.
-        calibration_images: Good pictures from which value ranges were taken.
+        calibration_images: Normal images from which value ranges were taken.
         quantised: Number of convolutions and products that compute in this precision.
         kept: Those that do not; what they compute in is said by `method`, FP32 if it says nothing.
         gate: What was measured when it was let in; null only while it is being made.
@@ -218,7 +218,7 @@ class Precision(_Struct, frozen=True):
 
 
 class SamplingChange(_Struct, frozen=True):
-    """What another sampling does to the figures of a bundle that reconstructs, both measured in one go.
+    """Figures of a changed diffusion sampling against the original one, both measured in one run.
 
     Attributes:
         when: UTC time.
@@ -227,13 +227,13 @@ class SamplingChange(_Struct, frozen=True):
         backend: Where it was measured.
         before: The sampling that the bundle was made from.
         after: The one it has now.
-        images: Labelled pictures.
+        images: Labelled images.
         anomalous: How many of them show a defect.
         image_auroc: Of the sampling before.
         image_auroc_change: What is added to it now.
         pixel_auroc: Of the sampling before, or null without masks.
         pixel_auroc_change: What is added to it now, or null.
-        milliseconds: Median time of a picture from its file to the decision, before.
+        milliseconds: Median time of an image from its file to the decision, before.
         milliseconds_after: The same now.
     """
 
@@ -315,7 +315,7 @@ class Manifest(_Struct, frozen=True):
 
     @property
     def map_spec(self) -> Preprocessing | None:
-        """The preprocessing that leads to a picture's map; None with tiles, whose map has the picture's size."""
+        """The preprocessing that leads to an image's map; None with tiles, whose map has the image's size."""
         return self.input if self.tiling is None else None
 
     def graphs_of(self, precision: str) -> dict[str, Graph]:
@@ -338,7 +338,7 @@ class Manifest(_Struct, frozen=True):
         return msgspec.structs.replace(self, precisions={**self.precisions, precision: changed})
 
     def golden_of(self, precision: str) -> tuple[Golden, ...]:
-        """Return the golden pictures with the scores of a precision; see `graphs_of`."""
+        """Return the golden images with the scores of a precision; see `graphs_of`."""
         return self.golden if precision == "fp32" else self._precision(precision).golden
 
     def _precision(self, name: str) -> Precision:

@@ -1,4 +1,4 @@
-"""What a bundle of kind `synth` says of itself: how its graphs draw a defect."""
+"""Manifest section of a generator bundle (kind `synth`): how its graphs draw a defect."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ class SynthDefect(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class SynthSupport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A picture that the model has learned a defect from; drawn pictures must be no copies of it.
+    """A support image that the model learned a defect from; used to detect memorization in generated images.
 
     Attributes:
         category: Name of the category.
         defect: Defect type.
         picture: PNG file in the bundle, RGB.
         mask: PNG file of its mask, 0 or 255.
-        sha256: Content hash of the original picture's file.
+        sha256: Content hash of the original image's file.
     """
 
     category: str
@@ -45,15 +45,15 @@ class SynthSupport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sha256: str
 
 
-class PictureParity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Agreement of two ways to draw the same pictures from the same noise.
+class ImageParity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Parity of two implementations that generate the same images from the same noise.
 
     Attributes:
         reference: What was taken as true, for example `torch`.
         candidate: What was compared with it, for example `denoise.onnx and the others, cpu`.
-        images: Number of pictures.
+        images: Number of images.
         steps: Steps of the sampling.
-        psnr_db: Least peak signal-to-noise ratio of a picture, in dB; 100 where they are equal.
+        psnr_db: Least peak signal-to-noise ratio of an image, in dB; 100 where they are equal.
     """
 
     reference: str
@@ -64,17 +64,17 @@ class PictureParity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class SynthHead(Head, msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="synth"):
-    """How the graphs `text`, `encode`, `denoise` and `decode` draw a defect on a good picture.
+    """How the graphs `text`, `encode`, `denoise` and `decode` draw a defect on a normal image.
 
     Attributes:
         mode: `blend` covers the box with noise and keeps the rest at every step (AnoGen); `inpaint` gives the network
-            the mask and the rest of the picture as further channels (MvP-Diff).
+            the mask and the rest of the image as further channels (MvP-Diff).
         sampling: Noise levels and steps; `start` is 1000.
         guidance: Scale of classifier-free guidance (arXiv:2207.12598); above 1.
         latents: Channels, height and width of the latents.
         prompts: How texts become tokens.
         text_width: Width W of a token's embedding.
-        crop: Whether the window around a box is drawn and pasted back, and not the whole picture.
+        crop: Whether the window around a box is drawn and pasted back, and not the whole image.
         crop_fill: Largest share of the window's sides that a box takes.
         defects: What can be drawn.
         support: What it was learned from.
@@ -93,4 +93,4 @@ class SynthHead(Head, msgspec.Struct, frozen=True, forbid_unknown_fields=True, t
     defects: tuple[SynthDefect, ...]
     support: tuple[SynthSupport, ...]
     licence: str
-    parity: tuple[PictureParity, ...] = ()
+    parity: tuple[ImageParity, ...] = ()

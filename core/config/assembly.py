@@ -1,4 +1,4 @@
-"""From layers of settings (files, presets, assignments, options) to the settings of one method."""
+"""Builds the settings of one method from layers: files, presets, assignments, options."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def check_key(method: str, kind: type[msgspec.Struct], key: str, others: Mapping
 
 
 def as_word(kind: type[msgspec.Struct], key: str, value: Any) -> Any:
-    """Return the value of a setting that is one of a few words, checked; the value of any other as it is.
+    """Return the checked value of an enumerated setting; any other value is returned unchanged.
 
     `--set` reads `none` as null: here it is a word again.
     """

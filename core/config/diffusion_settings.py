@@ -56,7 +56,7 @@ class AugmentationSettings(SettingPart, frozen=True, kw_only=True):
 
 
 class DdadConfig(TrainedConfig, frozen=True, kw_only=True, tag_field="method", tag="ddad"):
-    """Reconstruction in pixels, conditioned on the picture: DDAD (arXiv:2305.15956) and Diffusion-Based-AD.
+    """Reconstruction in pixels, conditioned on the image: DDAD (arXiv:2305.15956) and Diffusion-Based-AD.
 
     Attributes:
         widths: Channels of the UNet per level, finest first; null takes (128, 128, 256, 384, 512) up to 128 pixels and
@@ -65,23 +65,23 @@ class DdadConfig(TrainedConfig, frozen=True, kw_only=True, tag_field="method", t
         attention: Sides of the feature maps, in pixels, at which there is self-attention.
         head_width: Channels of an attention head.
         dropout: Share of activations dropped in training.
-        loss: `mean` of the squared error of the predicted noise, or its `sum` per picture.
+        loss: `mean` of the squared error of the predicted noise, or its `sum` per image.
         noise: `gaussian` or `simplex` (AnoDDPM, 2022), in training and sampling.
-        conditioning: `ddad` corrects the predicted noise towards the picture, `blend` mixes the picture in after each
+        conditioning: `ddad` corrects the predicted noise towards the image, `blend` mixes the image in after each
             step, `none` does neither.
         weight: How strongly; null takes 3 for `ddad` and 0.1 for `blend`. A `blend` of 1 copies the input.
-        clip: Whether predictions of the clean picture are limited to [-1, 1].
+        clip: Whether predictions of the clean image are limited to [-1, 1].
         pixel_map: `squared`: largest squared difference of the channels; `absolute`: mean absolute difference.
         pixel_weight: Weight of the pixel map in the sum; 0 leaves it out.
         feature_weight: Weight of the feature map.
         smoothing: Side of the mean filter over features, odd; 1 is none.
-        map_scale: What both maps are divided by, measured on good pictures that chose the best epoch: the `quantile`
+        map_scale: What both maps are divided by, measured on normal images that chose the best epoch: the `quantile`
             of 99.9 % of their pixels, or their `max`.
         pixel_threshold: Given instead of measured.
         feature_threshold: Given instead of measured.
         extractor: How the backbone learns the parts first: `none` takes it as it is; `autoencoder` lets a decoder
-            rebuild the picture from its features; `diffusion` lets it rebuild the reconstruction; `adaptation` is
-            DDAD's own: features of reconstruction and picture shall agree and stay near what they were.
+            rebuild the image from its features; `diffusion` lets it rebuild the reconstruction; `adaptation` is
+            DDAD's own: features of reconstruction and image shall agree and stay near what they were.
         extractor_epochs: Epochs of that.
         extractor_rate: Its learning rate.
         extractor_weight: λ of `adaptation`, how strongly features stay what they were.
@@ -186,7 +186,7 @@ class AutoencoderConfig(TrainedConfig, frozen=True, kw_only=True, tag_field="met
         widths: Channels per level, finest first; every level after the first halves the sides. Only without `base`.
         layers: Residual blocks per level. Only without `base`.
         latent: Channels of the latents. Only without `base`.
-        normalization: `signed` scales pictures to [-1, 1], as Stable Diffusion does; `imagenet` to mean 0 and deviation
+        normalization: `signed` scales images to [-1, 1], as Stable Diffusion does; `imagenet` to mean 0 and deviation
             1 of ImageNet, as DiAD does.
         perceptual: Weight of the perceptual loss.
         kl: Weight of the divergence from the normal distribution.
@@ -221,7 +221,7 @@ class AutoencoderConfig(TrainedConfig, frozen=True, kw_only=True, tag_field="met
 
 
 class DsadConfig(TrainedConfig, frozen=True, kw_only=True, tag_field="method", tag="dsad"):
-    """Reconstruction in latents, guided by meaning and sketch of the picture: DSAD, and DiAD (arXiv:2312.06607).
+    """Reconstruction in latents, guided by meaning and sketch of the image: DSAD, and DiAD (arXiv:2312.06607).
 
     Attributes:
         autoencoder: Run of `train autoencoder`, or a folder with an AutoencoderKL as diffusers writes it; null takes
@@ -240,8 +240,8 @@ class DsadConfig(TrainedConfig, frozen=True, kw_only=True, tag_field="method", t
             Without `base` all of it learns.
         sketch: `sobel`, `canny`, or `none`.
         sketch_size: Side in pixels to which a sketch is made smaller, so that it does not carry a defect's fine edges.
-        sketch_drop: Share of training pictures whose sketch is left out.
-        sketch_corrupt: Share of training pictures in whose sketch random boxes are erased or taken from another.
+        sketch_drop: Share of training images whose sketch is left out.
+        sketch_corrupt: Share of training images in whose sketch random boxes are erased or taken from another.
         pooling: Successive 8 x 8 mean filters on the map before its largest value is the score.
     """
 
@@ -306,7 +306,7 @@ class DsadConfig(TrainedConfig, frozen=True, kw_only=True, tag_field="method", t
 
 
 def check_widths(widths: tuple[int, ...], size: tuple[int, int]) -> None:
-    """Raise ArgumentError unless there are two or more levels and the picture can be halved between them."""
+    """Raise ArgumentError unless there are two or more levels and the image can be halved between them."""
     check(len(widths) >= 2 and min(widths) >= 4, "widths", "two or more numbers from 4", list(widths))
     halvings = 2 ** (len(widths) - 1)
     fits = all(side % halvings == 0 and side // halvings >= 2 for side in size)

@@ -1,4 +1,4 @@
-"""Settings of what draws defects: the small base, learned words, and inpainting networks."""
+"""Settings of the defect generators: the small base model, learned embeddings, and inpainting networks."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ class BaseConfig(TrainedConfig, frozen=True, kw_only=True, tag_field="method", t
 
     Attributes:
         autoencoder: Run of `train autoencoder`, or a folder with an AutoencoderKL as diffusers writes it. Needed.
-        inpainting: Whether the network fills boxes: it is given the mask and the rest of the picture as well.
+        inpainting: Whether the network fills boxes: it is given the mask and the rest of the image as well.
         widths: Channels of the UNet per level, finest first.
         layers: Residual blocks per level.
         heads: Attention heads.
         context: Width of the text encoder and of what it gives.
         text_layers: Transformer layers of the text encoder.
-        text_drop: Share of pictures whose text is left out, for guidance.
+        text_drop: Share of images whose text is left out, for guidance.
     """
 
     input: TiledInputSettings = TiledInputSettings()
@@ -71,11 +71,11 @@ class AdaptationSettings(SettingPart, frozen=True, kw_only=True):
         base: Run of `train base`, or a folder of Stable Diffusion or of LDM text-to-image as diffusers writes it.
         support: Folder of `synth support`.
         defects: Defect types to learn; empty for all of the support set.
-        repeats: How often each picture comes in an epoch.
+        repeats: How often each image comes in an epoch.
         scale_lr: Multiply the learning rate with `batch_size` (and `accumulate`).
-        crop_defects: Show the surroundings of the defect, not the whole picture.
+        crop_defects: Show the surroundings of the defect, not the whole image.
         crop_fill: Largest share of the window's sides that a defect takes.
-        flip: Chance that picture and mask are mirrored left to right, together.
+        flip: Chance that image and mask are mirrored left to right, together.
         epsilon: Added by the optimizer to the root of the second moment.
     """
 
@@ -139,9 +139,9 @@ class InpaintingConfig(TrainedConfig, frozen=True, kw_only=True, tag_field="meth
         alpha: Their scale is alpha / rank.
         snr_gamma: Least-SNR weight of the loss (arXiv:2303.09556); 0 for none.
         mask_weight: Added to the loss's weight of 1 inside the box.
-        noise_offset: Deviation of a shift of the noise that is equal over a picture's positions.
-        text_drop: Share of pictures whose text is left out.
-        flip_vertical: Chance that picture and mask are mirrored top to bottom, together.
+        noise_offset: Deviation of a shift of the noise that is equal over an image's positions.
+        text_drop: Share of images whose text is left out.
+        flip_vertical: Chance that image and mask are mirrored top to bottom, together.
     """
 
     input: ResizeSettings = ResizeSettings()

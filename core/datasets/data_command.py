@@ -39,7 +39,7 @@ def inspect(root: Path, category: str | None, as_json: bool, list_all: bool) -> 
 
     ROOT is laid out as MVTec AD (train/good, test/*, ground_truth/*), as VisA (with its CSV), as records (train.json
     and test.json, one JSON object a line), as one folder per class (good and the defect types), or is one folder of
-    good pictures. Every file is opened. The exit status is 2 where a category cannot be used.
+    normal images. Every file is opened. The exit status is 2 where a category cannot be used.
     """
     names = [category] if category is not None else list_categories(root) or [None]
     is_usable = True
@@ -67,10 +67,10 @@ def inspect(root: Path, category: str | None, as_json: bool, list_all: bool) -> 
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @click.option("--kind", "kinds", metavar="NAME", multiple=True, help="Kind of part; may be given again. Default: all.")
 @click.option("--seed", default=0, show_default=True, help="Another seed draws other parts.")
-@click.option("--size", default=256, show_default=True, help="Height and width of the pictures in pixels.")
-@click.option("--train", default=80, show_default=True, help="Good training pictures per kind.")
-@click.option("--test-good", default=30, show_default=True, help="Good test pictures per kind.")
-@click.option("--test-defective", default=12, show_default=True, help="Test pictures per kind and defect type.")
+@click.option("--size", default=256, show_default=True, help="Height and width of the images in pixels.")
+@click.option("--train", default=80, show_default=True, help="Normal training images per kind.")
+@click.option("--test-good", default=30, show_default=True, help="Normal test images per kind.")
+@click.option("--test-defective", default=12, show_default=True, help="Test images per kind and defect type.")
 def demo(
     folder: Path, kinds: tuple[str, ...], seed: int, size: int, train: int, test_good: int, test_defective: int
 ) -> None:
@@ -106,7 +106,7 @@ def _print(inspection: Inspection, limit: int | None) -> None:
     if sizes := inspection.sizes:
         smallest, largest, common = (f"{w}x{h}" for h, w in (sizes.smallest, sizes.largest, sizes.most_common))
         text = smallest if sizes.distinct == 1 else f"{smallest} to {largest}, {sizes.distinct} different ones"
-        often = "" if sizes.distinct == 1 else f", most often {common} ({sizes.most_common_images} pictures)"
+        often = "" if sizes.distinct == 1 else f", most often {common} ({sizes.most_common_images} images)"
         console.print(Text(f"Width x height: {text}{often}"))
     if inspection.formats:
         console.print(Text("Stored as: " + "; ".join(f"{name} ({n})" for name, n in inspection.formats.items())))

@@ -1,4 +1,4 @@
-"""What a dataset is, as numbers: the hash of each file's bytes and one fingerprint of the whole."""
+"""Content hashes of a dataset's files, and one fingerprint of the whole dataset."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def hash_contents(paths: Iterable[Path], progress: CountProgress | None = None) 
 
 
 def fingerprint(dataset: Dataset, hashes: Mapping[Path, str]) -> str:
-    """Return one SHA-256 of everything training and evaluation take from a dataset's pictures.
+    """Return one SHA-256 of everything training and evaluation take from a dataset's images.
 
     It covers path relative to the root, split, defect type and content of every sample in order, so it stays the
     same when the dataset is copied elsewhere. Masks are not part of it: training does not read them.

@@ -1,10 +1,10 @@
-"""Datasets that are folders: MVTec AD, plain class folders, and one flat folder of good pictures.
+"""Datasets that are folders: MVTec AD, plain class folders, and one flat folder of normal images.
 
     mvtec    train/good/*      test/{good,DEFECT}/*      ground_truth/DEFECT/*
     folders  good/*            DEFECT/*                  ground_truth/DEFECT/*, masks/DEFECT/*, DEFECT/STEM_mask.*
     flat     *
 
-A mask belongs to the picture of its defect type with the same stem, with or without `_mask` at the end, whatever the
+A mask belongs to the image of its defect type with the same stem, with or without `_mask` at the end, whatever the
 extensions. Nothing is ever paired by order.
 """
 
@@ -86,13 +86,13 @@ def read_folders(root: Path, layout: Layout) -> Dataset:
         for split in contents(root).folders:
             if split.name in ("train", "test"):
                 for folder in contents(split).folders:
-                    builder.add_pictures(folder, cast(Split, split.name), folder.name)
+                    builder.add_images(folder, cast(Split, split.name), folder.name)
     elif layout == "folders":
         for folder in contents(root).folders:
             if folder.name not in _MASK_FOLDERS:
-                builder.add_pictures(folder, "train" if folder.name == GOOD else "test", folder.name)
+                builder.add_images(folder, "train" if folder.name == GOOD else "test", folder.name)
     else:
-        builder.add_pictures(root, "train", GOOD)
+        builder.add_images(root, "train", GOOD)
     for folder in contents(root).folders:
         if folder.name in _MASK_FOLDERS:
             builder.add_mask_folders(folder)
@@ -104,24 +104,24 @@ def read_folders(root: Path, layout: Layout) -> Dataset:
 
 
 class _Builder:
-    """Collects pictures and masks folder by folder, then pairs them."""
+    """Collects images and masks folder by folder, then pairs them."""
 
     def __init__(self) -> None:
         self.samples: list[Sample] = []
         self.masks: list[tuple[str, Path]] = []
         self.ignored: list[Path] = []
 
-    def add_pictures(self, folder: Path, split: Split, defect: str) -> None:
-        """Take the pictures of a folder as samples, and those named STEM_mask beside them as their masks."""
+    def add_images(self, folder: Path, split: Split, defect: str) -> None:
+        """Take the images of a folder as samples, and those named STEM_mask beside them as their masks."""
         found = contents(folder)
         self.samples += [Sample(path, split, defect) for path in found.images]
         self.masks += [(defect, path) for path in found.masks]
         self.ignored += found.others + found.folders
 
     def add_mask_folders(self, parent: Path) -> None:
-        """Take the pictures in the sub-folders of `parent` as masks of the defect type the sub-folder is named after.
+        """Take the images in the sub-folders of `parent` as masks of the defect type the sub-folder is named after.
 
-        Masks of good pictures, which some datasets ship, are all zero and say nothing: they are left out.
+        Masks of normal images, which some datasets ship, are all zero and say nothing: they are left out.
         """
         for folder in contents(parent).folders:
             if folder.name == GOOD:
@@ -131,7 +131,7 @@ class _Builder:
             self.ignored += found.others + found.folders
 
     def paired(self) -> tuple[list[Sample], list[Path]]:
-        """Return the samples with their masks, and the masks without a picture (or of one that has another mask)."""
+        """Return the samples with their masks, and the masks without an image (or of one that has another mask)."""
         stems = {(s.defect, s.path.stem) for s in self.samples}
         masks: dict[tuple[str, str], Path] = {}
         orphans = []
@@ -149,9 +149,9 @@ def _stem_of_mask(path: Path) -> str:
 
 
 def _with_test_good(samples: list[Sample]) -> list[Sample]:
-    """Move a fixed share of the good pictures to the test split, chosen by their names alone.
+    """Move a fixed share of the normal images to the test split, chosen by their names alone.
 
-    Plain folders carry no split, and without good test pictures no accuracy could be measured.
+    Plain folders carry no split, and without normal test images no accuracy could be measured.
     """
     good = [s for s in samples if not s.is_anomalous]
     count = max(1, round(_TEST_SHARE * len(good))) if len(good) >= _MIN_GOOD_TO_SPLIT else 0

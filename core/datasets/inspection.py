@@ -1,4 +1,4 @@
-"""Opening every file of a dataset once, to say what is there and what is wrong with it before hours are spent."""
+"""Inspection of a dataset: opens every file once and reports counts and problems before a long training."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from flawscope.imaging.images import decode_stored
 from flawscope.progress import CountProgress
 
 MIN_TRAINING_IMAGES = 2
-"""Good training pictures of different content without which nothing can be learned: one has no variation."""
+"""Normal training images of different content without which nothing can be learned: one has no variation."""
 
 Severity = Literal["fatal", "error", "note"]
 
@@ -45,7 +45,7 @@ class Problem(msgspec.Struct, frozen=True):
 
 
 class ImageCount(msgspec.Struct, frozen=True):
-    """How many pictures one split has of one type ("good" or the defect type), and how many masks."""
+    """How many images one split has of one type ("good" or the defect type), and how many masks."""
 
     split: Split
     defect: str
@@ -54,7 +54,7 @@ class ImageCount(msgspec.Struct, frozen=True):
 
 
 class SizeSummary(msgspec.Struct, frozen=True):
-    """Sizes of the readable pictures, each as height and width in pixels; least and most are by area."""
+    """Sizes of the readable images, each as height and width in pixels; least and most are by area."""
 
     smallest: tuple[int, int]
     largest: tuple[int, int]
@@ -70,11 +70,11 @@ class Inspection(msgspec.Struct, frozen=True):
         root: Root of the dataset.
         category: Name of the category, or "all".
         layout: How the files are laid out.
-        is_usable: False where a problem is fatal: fewer than `MIN_TRAINING_IMAGES` different good training pictures
+        is_usable: False where a problem is fatal: fewer than `MIN_TRAINING_IMAGES` different normal training images
             can be read.
         counts: One entry per split and type, in the order of the dataset.
-        sizes: Sizes of the pictures; None where none can be read.
-        formats: Readable pictures by what is stored, such as "grey, 8 bit".
+        sizes: Sizes of the images; None where none can be read.
+        formats: Readable images by what is stored, such as "grey, 8 bit".
         problems: Fatal ones first, then errors, then notes.
     """
 
@@ -89,7 +89,7 @@ class Inspection(msgspec.Struct, frozen=True):
 
 
 class _Facts(NamedTuple):
-    """What opening one sample's files told."""
+    """Facts found by decoding one sample's files."""
 
     sample: Sample
     content: str | None  # SHA-256; None where the file cannot be read
@@ -99,7 +99,7 @@ class _Facts(NamedTuple):
 
 
 def inspect_dataset(dataset: Dataset, progress: CountProgress | None = None) -> Inspection:
-    """Decode every picture and mask of a dataset and report counts, sizes, formats and problems.
+    """Decode every image and mask of a dataset and report counts, sizes, formats and problems.
 
     Args:
         dataset: The dataset; its files are opened once each.
@@ -126,7 +126,7 @@ def inspect_dataset(dataset: Dataset, progress: CountProgress | None = None) -> 
 
 
 def _open(sample: Sample, *, has_masks: bool) -> _Facts:
-    """Read one picture and its mask."""
+    """Read one image and its mask."""
     try:
         data = sample.path.read_bytes()
     except OSError as err:
@@ -161,7 +161,7 @@ def _mask_problems(sample: Sample, path: Path, size: tuple[int, int]) -> Iterato
         return
     if mask.shape != size:
         got, want = (f"{width}x{height}" for height, width in (mask.shape, size))
-        yield Problem("mask_size", path, f"is {got} pixels, while its picture is {want}")
+        yield Problem("mask_size", path, f"is {got} pixels, while its image is {want}")
     if not mask.any():
         largest = decode_stored(path.read_bytes(), str(path)).max()
         hint = f" (largest value {largest}; a defect is above half of full scale)" if largest else ""
@@ -169,14 +169,14 @@ def _mask_problems(sample: Sample, path: Path, size: tuple[int, int]) -> Iterato
 
 
 def _duplicates(root: Path, facts: list[_Facts]) -> Iterator[Problem]:
-    """Find pictures of equal content; the first of each group in the dataset's order stands, the others are named."""
+    """Find images of equal content; the first of each group in the dataset's order stands, the others are named."""
     groups: dict[str, list[Sample]] = {}
     for fact in facts:
         if fact.content and fact.size:
             groups.setdefault(fact.content, []).append(fact.sample)
     for first, *others in groups.values():
         for sample in others:
-            same = f"the same picture as {_below(first.path, root)}"
+            same = f"the same image as {_below(first.path, root)}"
             if sample.is_anomalous != first.is_anomalous:
                 yield Problem("label_conflict", sample.path, f"is {same}, which has the label {first.defect}")
             elif sample.split != first.split:
@@ -186,26 +186,26 @@ def _duplicates(root: Path, facts: list[_Facts]) -> Iterator[Problem]:
 
 
 def _remarks(dataset: Dataset) -> Iterator[Problem]:
-    """Tell what the index alone shows."""
+    """Return the problems that are visible without opening a file."""
     for path in dataset.orphan_masks:
-        yield Problem("orphan_mask", path, "belongs to no picture (or to one that has another mask)")
+        yield Problem("orphan_mask", path, "belongs to no image (or to one that has another mask)")
     if dataset.layout == "flat":
-        text = f"is a flat folder: all its {len(dataset.samples)} pictures are taken as good training pictures"
+        text = f"is a flat folder: all its {len(dataset.samples)} images are taken as normal training images"
         yield Problem("flat_folder", dataset.root, text, "note")
     if dataset.layout == "folders" and any(s.split == "test" and not s.is_anomalous for s in dataset.samples):
-        text = "has no split: a fixed fifth of the good pictures was set apart for the test"
+        text = "has no split: a fixed fifth of the normal images was set apart for the test"
         yield Problem("chosen_split", dataset.root, text, "note")
     for sample in dataset.samples:
         if sample.split == "train" and sample.is_anomalous:
-            text = "is a defective training picture, which detectors do not use"
+            text = "is an anomalous training image, which detectors do not use"
             yield Problem("unused_training_image", sample.path, text, "note")
     for path in dataset.ignored:
         if not path.is_dir():
-            what = "file that is no picture by its name"
+            what = "file that is no image by its name"
         elif path.parent == dataset.root:  # only of all categories: one category's folders are looked into
-            what = "flat folder of pictures, which is a category only when it is named,"
+            what = "flat folder of images, which is a category only when it is named,"
         else:
-            what = "folder inside a folder of pictures"
+            what = "folder inside a folder of images"
         yield Problem("ignored", path, f"is a {what} and was left out", "note")
 
 
@@ -218,12 +218,12 @@ def _too_few(dataset: Dataset, facts: Iterable[_Facts]) -> Iterator[Problem]:
     found = len({content for _, content in readable})
     needed = f"at least {MIN_TRAINING_IMAGES} are needed"
     if found < MIN_TRAINING_IMAGES:
-        text = f"has {found} readable good training pictures of different content; {needed}"
+        text = f"has {found} readable normal training images of different content; {needed}"
         yield Problem("too_few_training_images", dataset.root, text, "fatal")
     by_category = Counter(category for category, _ in readable)
     for category in sorted({s.category for s in dataset.samples} - {""}):
         if by_category[category] < MIN_TRAINING_IMAGES:
-            text = f"has {by_category[category]} readable good training pictures of {category}; {needed} to learn it"
+            text = f"has {by_category[category]} readable normal training images of {category}; {needed} to learn it"
             yield Problem("too_few_of_category", dataset.root, text)
 
 

@@ -1,4 +1,4 @@
-"""Finding out what a folder is: `--data ROOT --category NAME` becomes a `Dataset`, or one clear sentence."""
+"""Detects the layout of a dataset folder: `--data ROOT --category NAME` becomes a `Dataset`, or a clear error."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from flawscope.datasets.samples import GOOD, Dataset, Layout
 from flawscope.datasets.visa import categories, find_table, read_visa
 from flawscope.errors import DataError
 
-_EXPECTED = "expected good pictures in train/good or good, a folder of pictures, or records in train.json"
+_EXPECTED = "expected normal images in train/good or good, a folder of images, or records in train.json"
 
 
 class _Table(NamedTuple):
@@ -26,12 +26,12 @@ class _Table(NamedTuple):
 
 
 def open_dataset(root: Path, category: str | None = None) -> Dataset:
-    """Index the pictures of one category, or of all of them, without opening them.
+    """Index the images of one category, or of all of them, without opening them.
 
     `root` and `category` together mean the folder root/category; `root` alone may be a category itself, or hold a
     single one. VisA is recognised by its table, records by the first line of train.json or test.json. A plain folder
-    of pictures and nothing else is taken as good training pictures; class folders without a split get a fixed one (a
-    fifth of the good pictures becomes test).
+    of images and nothing else is taken as normal training images; class folders without a split get a fixed one (a
+    fifth of the normal images becomes test).
 
     The category "all", where none below the root is called so, is all of them in one dataset: the defect types are
     then called CATEGORY/DEFECT, and every sample says which category it is of.
@@ -80,14 +80,14 @@ def _check_folder(root: Path) -> None:
     except OSError as err:
         raise DataError(f"{root}: expected a dataset's folder, got: {err.strerror or err}. Check the path.") from err
     if not stat.S_ISDIR(mode):
-        raise DataError(f"{root}: expected a dataset's folder, got a file. Name the folder that holds the pictures.")
+        raise DataError(f"{root}: expected a dataset's folder, got a file. Name the folder that holds the images.")
 
 
 def _trainable(root: Path, dataset: Dataset) -> Dataset:
     if not dataset.train_good:
         raise DataError(
-            f"{root}: {dataset.category}: {_EXPECTED}, got no good training picture among {len(dataset.samples)}. "
-            "Add good pictures, or rename the folder that holds them."
+            f"{root}: {dataset.category}: {_EXPECTED}, got no normal training image among {len(dataset.samples)}. "
+            "Add normal images, or rename the folder that holds them."
         )
     return dataset
 
@@ -160,12 +160,12 @@ def _choose(root: Path, category: str | None, found: Iterable[str], *, is_all_fr
 def _what_is_there(folder: Path) -> str:
     found = contents(folder)
     if found.images and found.folders:
-        what = f"pictures beside the folders {_listed(p.name for p in found.folders)}"
+        what = f"images beside the folders {_listed(p.name for p in found.folders)}"
     elif found.folders:
         what = f"the folders {_listed(p.name for p in found.folders)}"
     else:
         what = f"{len(found.others)} other files" if found.others else "an empty folder"
-    return f"{folder}: {_EXPECTED}, got {what}. Put the good pictures into a folder called {GOOD}."
+    return f"{folder}: {_EXPECTED}, got {what}. Put the normal images into a folder called {GOOD}."
 
 
 def _listed(names: Iterable[str], limit: int = 20) -> str:

@@ -1,4 +1,4 @@
-"""Places that a table of pictures names: paths below the dataset's root, and nothing outside it."""
+"""Image paths in dataset tables: relative to the dataset's root, never outside it."""
 
 from __future__ import annotations
 

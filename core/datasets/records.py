@@ -1,4 +1,4 @@
-"""Records: `train.json` and `test.json` name pictures, labels and masks of every category, one JSON object a line.
+"""Records: `train.json` and `test.json` name images, labels and masks of every category, one JSON object a line.
 
     {"filename": "bottle/train/good/000.png", "label": 0, "label_name": "good", "clsname": "bottle"}
     {"filename": "bottle/test/crack/000.png", "label": 1, "label_name": "defective", "clsname": "bottle",
@@ -6,7 +6,7 @@
 
 (each on one line; `.jsonl` does as well). Paths are relative to the root, or to the one folder directly below it that
 holds them. The label decides what is good. A defect's type is its `label_name`; where that says no more than
-"defective", or nothing, it is the folder of a picture in .../test/TYPE/ or .../train/TYPE/, and "defective" elsewhere.
+"defective", or nothing, it is the folder of an image in .../test/TYPE/ or .../train/TYPE/, and "defective" elsewhere.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ class Record(NamedTuple):
         split: Which of the two files it comes from.
         category: Its category.
         defect: "good", or the defect type.
-        image: The picture, relative.
-        mask: The mask, relative; of defective pictures only, and there always.
+        image: The image, relative.
+        mask: The mask, relative; of anomalous images only, and there always.
     """
 
     where: str
@@ -95,11 +95,11 @@ def _begins_with_a_record(path: Path) -> bool:
 
 
 def read_records(root: Path, files: Mapping[Split, Path]) -> list[Record]:
-    """Read and check every line of the files that `find_records` returns; no picture is looked for.
+    """Read and check every line of the files that `find_records` returns; no image is looked for.
 
     Raises:
         DataError: If a file cannot be read, a line is no record, its label is unknown or contradicts its name, a path
-            leads out of `root`, a defect has no mask, or a picture is named twice.
+            leads out of `root`, a defect has no mask, or an image is named twice.
     """
     records: list[Record] = []
     lines: dict[PurePosixPath, str] = {}
@@ -108,7 +108,7 @@ def read_records(root: Path, files: Mapping[Split, Path]) -> list[Record]:
             record = _record(root, split, where, line)
             if record.image in lines:
                 raise DataError(
-                    f"{where}: expected another picture on every line, got {str(record.image)!r} again after "
+                    f"{where}: expected another image on every line, got {str(record.image)!r} again after "
                     f"{lines[record.image]}. Take one of the lines out."
                 )
             lines[record.image] = where
@@ -125,7 +125,7 @@ def dataset_of(root: Path, records: Sequence[Record], category: str) -> Dataset:
     """Index one category of records, at least one of which is of it.
 
     Raises:
-        DataError: If a picture or mask is missing.
+        DataError: If an image or mask is missing.
     """
     chosen = [record for record in records if record.category == category]
     base = _base(root, chosen[0])
@@ -157,14 +157,14 @@ def _record(root: Path, split: Split, where: str, line: bytes) -> Record:
     mask = None
     if defect != GOOD:
         if not fields.maskname:
-            raise DataError(f"{where}: maskname: expected the mask of a defective picture, got none. Mend that line.")
+            raise DataError(f"{where}: maskname: expected the mask of an anomalous image, got none. Mend that line.")
         mask = place_below(root, fields.maskname, where)
     return Record(where, split, fields.clsname, defect, image, mask)
 
 
 def _defect(fields: _Fields, image: PurePosixPath, where: str) -> str:
     if fields.label not in (0, 1):
-        raise DataError(f"{where}: label: expected 0 (good) or 1 (defective), got {fields.label}. Mend that line.")
+        raise DataError(f"{where}: label: expected 0 (normal) or 1 (anomalous), got {fields.label}. Mend that line.")
     name = fields.label_name or (GOOD if fields.label == 0 else DEFECT)
     if (name.lower() in _GOOD_NAMES) != (fields.label == 0):
         fitting = f"one of {', '.join(sorted(_GOOD_NAMES))}" if fields.label == 0 else "the name of a defect"
@@ -180,7 +180,7 @@ def _defect(fields: _Fields, image: PurePosixPath, where: str) -> str:
 
 
 def _base(root: Path, first: Record) -> Path:
-    """Return the folder that paths are relative to: the root, or the one folder below it that has the first picture."""
+    """Return the folder that paths are relative to: the root, or the one folder below it that has the first image."""
     if _why_absent(root / first.image) is None:
         return root
     holding = [folder for folder in contents(root).folders if _why_absent(folder / first.image) is None]

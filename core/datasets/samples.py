@@ -1,4 +1,4 @@
-"""The structs of a dataset: `Sample`, one labelled picture, and `Dataset`, an ordered index of them."""
+"""The structs of a dataset: `Sample`, one labelled image, and `Dataset`, an ordered index of them."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ GOOD = "good"
 
 
 class Sample(msgspec.Struct, frozen=True):
-    """One labelled picture.
+    """One labelled image.
 
     Attributes:
-        path: The picture file.
+        path: The image file.
         split: "train" or "test".
         defect: "good", or the defect type.
-        mask: The mask file that shows where the defect is; None for good pictures and where there is none.
+        mask: The mask file that shows where the defect is; None for normal images and where there is none.
         is_mask_indexed: The mask holds class numbers (VisA), not grey levels; see `flawscope.imaging.images.read_mask`.
         category: The category in a dataset of all categories; empty in one of a single category, which tells it.
     """
@@ -37,7 +37,7 @@ class Sample(msgspec.Struct, frozen=True):
 
     @property
     def is_anomalous(self) -> bool:
-        """Whether the picture shows a defect."""
+        """Whether the image shows a defect."""
         return self.defect != GOOD
 
     def read_mask(self) -> BoolArray | None:
@@ -50,15 +50,15 @@ class Sample(msgspec.Struct, frozen=True):
 
 
 class Dataset(msgspec.Struct, frozen=True):
-    """The pictures of one category or of all of them, in an order that depends on their names alone.
+    """The images of one category or of all of them, in an order that depends on their names alone.
 
     Attributes:
         root: The folder that holds everything; of VisA and records the folder of all categories.
         category: Name of the category; "all" where all below the root are taken together.
         layout: How the files are laid out.
-        samples: Training pictures first, good before defects, then by defect type and path.
-        orphan_masks: Mask files that belong to no picture.
-        ignored: Files and folders among the pictures that were not used, such as text files and sub-folders.
+        samples: Training images first, good before defects, then by defect type and path.
+        orphan_masks: Mask files that belong to no image.
+        ignored: Files and folders among the images that were not used, such as text files and sub-folders.
     """
 
     root: Path
@@ -70,12 +70,12 @@ class Dataset(msgspec.Struct, frozen=True):
 
     @property
     def train_good(self) -> tuple[Sample, ...]:
-        """The good training pictures: what a detector learns from."""
+        """The normal training images: what a detector learns from."""
         return tuple(s for s in self.samples if s.split == "train" and not s.is_anomalous)
 
     @property
     def test(self) -> tuple[Sample, ...]:
-        """The test pictures, good and defective."""
+        """The test images, normal and anomalous."""
         return tuple(s for s in self.samples if s.split == "test")
 
     @property

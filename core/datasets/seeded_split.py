@@ -14,7 +14,7 @@ from flawscope.errors import ArgumentError
 def in_seeded_order(samples: Iterable[Sample], seed: int) -> list[Sample]:
     """Return samples shuffled by the SHA-256 of the seed and their file names.
 
-    Unlike a generator's shuffle this is the same in every version of every library, and a picture that is added to
+    Unlike a generator's shuffle this is the same in every version of every library, and an image that is added to
     or taken from the set leaves the order of the others alone.
     """
 
@@ -32,9 +32,9 @@ def split_held_out(
     seed: int = 0,
     hashes: Mapping[Path, str] | None = None,
 ) -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:
-    """Set some samples apart, for the calibration of thresholds on pictures that training has not seen.
+    """Set some samples apart, for the calibration of thresholds on images that training has not seen.
 
-    In a dataset of all categories each gives its share, and one picture at least where it has two and as many are
+    In a dataset of all categories each gives its share, and one image at least where it has two and as many are
     held out as there are categories.
 
     Args:

@@ -1,4 +1,4 @@
-"""VisA: one CSV table names split, label, picture and mask of every category ("object").
+"""VisA: one CSV table names split, label, image and mask of every category ("object").
 
 The table has the columns object, split, label, image, mask. It lies in the dataset's root, or in `split_csv/` below it
 as published; the paths in it are relative to the root.

@@ -1,8 +1,8 @@
 """Drawing a defect in a box by denoising diffusion, on NumPy arrays alone.
 
 Two ways. `blend` (AnoGen, arXiv:2505.09263) has a network that knows nothing of boxes: before every step what lies
-outside the box is the good picture again, with the noise of that step. `inpaint` (MvP-Diff, and Stable Diffusion's
-inpainting networks) has one that is given the box and the rest of the picture beside x.
+outside the box is the normal image again, with the noise of that step. `inpaint` (MvP-Diff, and Stable Diffusion's
+inpainting networks) has one that is given the box and the rest of the image beside x.
 
 Checks of trained models and the line run this same loop; only what predicts the noise differs, a torch network or a
 session.
@@ -32,7 +32,7 @@ def plan_drawing(sampling: Sampling, strength: float = 1.0) -> tuple[Step, ...]:
 
     Args:
         sampling: Noise levels and steps; its conditioning is not looked at.
-        strength: Share of the steps that are taken, above 0 up to 1: below 1 the drawing starts from the good picture
+        strength: Share of the steps that are taken, above 0 up to 1: below 1 the drawing starts from the normal image
             with noise, and keeps more of it.
 
     Raises:
@@ -50,7 +50,7 @@ def plan_drawing(sampling: Sampling, strength: float = 1.0) -> tuple[Step, ...]:
 
 
 def noises_of_drawing(mode: Mode, sampling: Sampling, strength: float = 1.0) -> int:
-    """Return K, how many arrays of noise a picture takes: one to start with, one a step for what is kept, and for η."""
+    """Return K, how many arrays of noise an image takes: one to start with, one a step for what is kept, and for η."""
     steps = plan_drawing(sampling, strength)
     return 1 + (len(steps) if mode == "blend" else 0) + sum(step.sigma > 0.0 for step in steps)
 
@@ -58,7 +58,7 @@ def noises_of_drawing(mode: Mode, sampling: Sampling, strength: float = 1.0) -> 
 def draw_noise(
     seed: int, mode: Mode, sampling: Sampling, latents: tuple[int, int, int], strength: float = 1.0
 ) -> Float32Array:
-    """Return all noise of one picture, float32 [K, C, h, w]; the same for the same seed, whatever else is drawn.
+    """Return all noise of one image, float32 [K, C, h, w]; the same for the same seed, whatever else is drawn.
 
     Raises:
         ArgumentError: If the seed is negative.
@@ -89,8 +89,8 @@ def keep_of(mask: BoolArray, size: tuple[int, int]) -> Float32Array:
     return np.asarray(~drawn, np.float32)[None]
 
 
-def guided(conditional: Float32Array, unconditional: Float32Array, scale: float) -> Float32Array:
-    """Return the noise drawn away from what the empty text gives: ε_u + scale · (ε_c − ε_u) (arXiv:2207.12598)."""
+def classifier_free_guidance(conditional: Float32Array, unconditional: Float32Array, scale: float) -> Float32Array:
+    """Return classifier-free guidance: ε_u + scale · (ε_c − ε_u) (arXiv:2207.12598)."""
     mixed: Float32Array = unconditional + (conditional - unconditional) * np.float32(scale)
     return mixed
 
@@ -107,13 +107,13 @@ def draw_latents(
     solver: Solver = "ddim",
     told: Callable[[int, Float32Array], None] | None = None,
 ) -> Float32Array:
-    """Return good pictures' latents with something drawn in their boxes.
+    """Return the latents of normal images with their boxes inpainted.
 
     Args:
         mode: See the module.
-        clean: Latents of the good pictures, float32 [N, C, h, w].
+        clean: Latents of the normal images, float32 [N, C, h, w].
         keep: From `keep_of`, float32 [N, 1, h, w]. Mode `inpaint` does not look at it.
-        noise: From `draw_noise`, one for each picture, float32 [N, K, C, h, w].
+        noise: From `draw_noise`, one for each image, float32 [N, K, C, h, w].
         sampling: Noise levels, steps, η.
         predict: Predicts noise, guided by the text.
         strength: As of `plan_drawing`.
@@ -176,7 +176,7 @@ def _ddim(x: Float32Array, predicted: Float32Array, step: Step) -> Float32Array:
 
 
 def _dpm(x: Float32Array, history: Sequence[Float32Array], steps: Sequence[Step], index: int) -> Float32Array:
-    """Return the next x from the clean pictures that were predicted so far (arXiv:2211.01095, algorithm 2)."""
+    """Return the next x from the clean images that were predicted so far (arXiv:2211.01095, algorithm 2)."""
     step = steps[index]
     signal, spread = step.next_share**0.5, (1.0 - step.next_share) ** 0.5
     ratio = spread / (1.0 - step.share) ** 0.5

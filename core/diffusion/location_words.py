@@ -1,4 +1,4 @@
-"""Words for where something is in a picture: a grid of nine. Texts are learned with them, and drawn with them."""
+"""Location words for prompts: a 3 x 3 grid such as "in the upper left", used in training and in drawing."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ LOCATIONS = (
     ("in the middle left", "in the center", "in the middle right"),
     ("in the bottom left", "in the bottom middle", "in the bottom right"),
 )
-"""Words for a ninth of a picture, by row and column."""
+"""Words for a ninth of an image, by row and column."""
 
 LOCATION = "{location}"
 """What stands for such words in a text whose place is not known yet."""
@@ -21,7 +21,7 @@ _ANY_PLACE = re.compile(rf"\b({'|'.join(_PLACES)})\b", re.IGNORECASE)
 
 
 def location_of(box: Rect, size: tuple[int, int]) -> str:
-    """Return where the centre of a box lies in a picture of size (H, W), such as "in the upper left".
+    """Return where the centre of a box lies in an image of size (H, W), such as "in the upper left".
 
     The grid divides both sides in three: before 1/3, from 1/3 to 2/3, and after 2/3.
     """
@@ -42,7 +42,7 @@ def without_location(sentence: str) -> str:
 
 
 def mirrored_words(sentence: str, *, left_right: bool, top_bottom: bool) -> str:
-    """Return a sentence as it is true of the mirrored picture: words of `LOCATIONS` are exchanged."""
+    """Return a sentence as it is true of the mirrored image: words of `LOCATIONS` are exchanged."""
 
     def exchanged(match: re.Match[str]) -> str:
         row, column = _PLACES[match[0].lower()]

@@ -1,4 +1,4 @@
-"""From text to tokens, the same in training and on the line; a learned word becomes its vectors."""
+"""Tokenization of prompts, the same in training and at run time; a placeholder becomes its learned vectors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from flawscope.errors import ArgumentError, MissingExtra, RunError
 
 
 class PromptRules(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a text encoder wants beside the tokenizer's own file.
+    """Tokenization rules of a text encoder that `tokenizer.json` does not hold.
 
     Attributes:
         length: Tokens of every text.

@@ -1,4 +1,4 @@
-"""From a picture to its reconstruction, and from their differences to an anomaly map and a score, in NumPy.
+"""From an image to its reconstruction, and from their differences to an anomaly map and a score, in NumPy.
 
 Training and the line run this same code; only who computes the networks differs, torch or sessions.
 """
@@ -42,7 +42,7 @@ class Networks(Protocol):
     """The networks of a reconstruction, as functions on arrays."""
 
     def encode(self, images: UInt8Array) -> tuple[Float32Array, Mapping[str, Float32Array]]:
-        """Return what is reconstructed, float32 [N, C, h, w], and what the denoiser is told beside it, by name.
+        """Return the input of the diffusion, float32 [N, C, h, w], and the denoiser's conditions by name.
 
         Args:
             images: uint8 [N, H, W, 3].
@@ -52,21 +52,21 @@ class Networks(Protocol):
         """Return the noise that is in x, float32 [N, C, h, w]."""
 
     def decode(self, x: Float32Array) -> Float32Array:
-        """Return pictures float32 [N, 3, H, W] in [-1, 1] of what was reconstructed."""
+        """Return images float32 [N, 3, H, W] in [-1, 1] of what was reconstructed."""
 
-    def compare(self, images: UInt8Array, pictures: Float32Array) -> tuple[Float32Array, Float32Array]:
+    def compare(self, images: UInt8Array, reconstructions: Float32Array) -> tuple[Float32Array, Float32Array]:
         """Return the differences of pixels and of features, each float32 [N, H, W]."""
 
 
 @dataclass(frozen=True)
 class Reconstructed:
-    """What came of a batch.
+    """Result of reconstructing a batch.
 
     Attributes:
         maps: Anomaly maps, float32 [N, H, W].
         scores: Float32 [N].
-        pictures: Reconstructions, float32 [N, 3, H, W] in [-1, 1].
-        unsampled: Computes what comes of the pictures without any diffusion, of the same kind: with latents it shows
+        images: Reconstructions, float32 [N, 3, H, W] in [-1, 1].
+        unsampled: Computes what comes of the images without any diffusion, of the same kind: with latents it shows
             what the autoencoder alone loses.
         pixel: Differences of pixels, float32 [N, H, W].
         feature: Differences of features, float32 [N, H, W].
@@ -74,7 +74,7 @@ class Reconstructed:
 
     maps: Float32Array
     scores: Float32Array
-    pictures: Float32Array
+    reconstructions: Float32Array
     unsampled: Callable[[], Float32Array]
     pixel: Float32Array
     feature: Float32Array
@@ -83,7 +83,7 @@ class Reconstructed:
 def score_reconstructions(
     images: UInt8Array, networks: Networks, sampling: Sampling, noise: Float32Array, rule: MapRule
 ) -> Reconstructed:
-    """Reconstruct pictures and judge them by what changed.
+    """Reconstruct images and score them by the difference.
 
     Args:
         images: uint8 [N, H, W, 3].
@@ -94,21 +94,21 @@ def score_reconstructions(
     """
     clean, conditions = networks.encode(images)
     found = reconstruct(clean, noise, sampling, lambda x, timestep: networks.denoise(x, timestep, conditions))
-    pictures = networks.decode(found)
-    pixel, feature = networks.compare(images, pictures)
+    reconstructions = networks.decode(found)
+    pixel, feature = networks.compare(images, reconstructions)
     maps, scores = finish_maps(pixel, feature, rule)
-    return Reconstructed(maps, scores, pictures, lambda: networks.decode(clean), pixel, feature)
+    return Reconstructed(maps, scores, reconstructions, lambda: networks.decode(clean), pixel, feature)
 
 
 def signed(images: UInt8Array) -> Float32Array:
-    """Return pictures uint8 [N, H, W, 3] as float32 [N, 3, H, W] in [-1, 1]."""
+    """Return images uint8 [N, H, W, 3] as float32 [N, 3, H, W] in [-1, 1]."""
     scaled = images.astype(np.float32) * np.float32(1.0 / 127.5) - np.float32(1.0)
     return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))
 
 
-def unsigned(pictures: Float32Array) -> UInt8Array:
-    """Return pictures float32 [N, 3, H, W] in [-1, 1] as uint8 [N, H, W, 3], rounded."""
-    scaled = np.clip((pictures + 1.0) * 127.5, 0.0, 255.0)
+def unsigned(images: Float32Array) -> UInt8Array:
+    """Return images float32 [N, 3, H, W] in [-1, 1] as uint8 [N, H, W, 3], rounded."""
+    scaled = np.clip((images + 1.0) * 127.5, 0.0, 255.0)
     return np.ascontiguousarray(np.rint(scaled).astype(np.uint8).transpose(0, 2, 3, 1))
 
 
@@ -126,7 +126,7 @@ def finish_maps(pixel: Float32Array, feature: Float32Array, rule: MapRule) -> tu
     height, width = pixel.shape[1:]
     rows, columns = _smoothing(height, rule.sigma), _smoothing(width, rule.sigma).T
     summed = pixel * np.float32(rule.pixel_factor) + feature * np.float32(rule.feature_factor)
-    # Picture by picture: a product of the same shape every time gives the same bits in every batch.
+    # Image by image: a product of the same shape every time gives the same bits in every batch.
     maps = np.stack([rows @ one @ columns for one in summed])
     if rule.pooling == 0:
         return maps, maps.max(axis=(1, 2))

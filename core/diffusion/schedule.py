@@ -21,32 +21,32 @@ TRAINED_STEPS = 1000
 """Noise levels a network is trained on."""
 
 Denoise = Callable[[Float32Array, int], Float32Array]
-"""Noisy pictures float32 [N, C, h, w] and a timestep → the noise that is in them, of the same shape."""
+"""Noisy images float32 [N, C, h, w] and a timestep → the noise that is in them, of the same shape."""
 
 
 class Sampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How a picture is reconstructed.
+    """How an image is reconstructed.
 
     Attributes:
         betas: `linear` from `beta_start` to `beta_end` (arXiv:2006.11239), or `scaled_linear`, in which the square
             roots are linear (latent diffusion).
         beta_start: Variance of the first noise level.
         beta_end: Variance of the last.
-        start: Noise level at which sampling starts, 1 to 1000; more hides more of the picture.
+        start: Noise level at which sampling starts, 1 to 1000; more hides more of the image.
         steps: Network calls from there.
         spacing: Where they lie: `leading` at multiples of `start // steps` from 0 on, so that the first is a stride
             below the start; `trailing` at the ends of `steps` equal parts, so that the first is the start, which few
             steps need (arXiv:2305.08891); `linspace` evenly from 0 to the start.
         offset: Added to every timestep; Stable Diffusion has 1.
         eta: 0 is DDIM, 1 is DDPM (arXiv:2010.02502, equation 16).
-        level: How much noise the picture gets: that of the timestep of the `first` call, or that of `start`.
-        final: What lies behind the last step: the `clean` picture, or the `first` noise level.
-        clip: Whether predictions of the clean picture are limited to [-1, 1].
-        conditioning: `none`; `ddad`, which corrects the noise towards the picture (arXiv:2305.15956); or `blend`, which
-            mixes the picture in after each step.
+        level: How much noise the image gets: that of the timestep of the `first` call, or that of `start`.
+        final: What lies behind the last step: the `clean` image, or the `first` noise level.
+        clip: Whether predictions of the clean image are limited to [-1, 1].
+        conditioning: `none`; `ddad`, which corrects the noise towards the image (arXiv:2305.15956); or `blend`, which
+            mixes the image in after each step.
         weight: How strongly.
         noise: `gaussian` or `simplex`.
-        seed: Of the noise, which is the same for every picture.
+        seed: Of the noise, which is the same for every image.
     """
 
     betas: Literal["linear", "scaled_linear"] = "linear"
@@ -81,7 +81,7 @@ class Sampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def signal_shares(sampling: Sampling) -> npt.NDArray[np.float64]:
-    """Return ᾱ, the share of a picture's variance that is left at every noise level, float64 [1000], falling."""
+    """Return ᾱ, the share of an image's variance that is left at every noise level, float64 [1000], falling."""
     if sampling.betas == "linear":
         betas = np.linspace(sampling.beta_start, sampling.beta_end, TRAINED_STEPS)
     else:
@@ -95,11 +95,11 @@ class Step:
     """One step of the sampling.
 
     Attributes:
-        timestep: What the network is told.
+        timestep: The timestep given to the network.
         share: ᾱ here.
         next_share: ᾱ after the step, which is nearer to 1.
         sigma: Deviation of the noise that the step adds.
-        blend: Share of the picture that is mixed in after it.
+        blend: Share of the image that is mixed in after it.
     """
 
     timestep: int
@@ -131,7 +131,7 @@ def plan_steps(sampling: Sampling) -> tuple[Step, ...]:
 
 
 def _timesteps(sampling: Sampling) -> list[int]:
-    """Return what the network is told in every call, noisiest first."""
+    """Return the timestep of every network call, noisiest first."""
     start, steps = sampling.start, sampling.steps
     if sampling.spacing == "leading":
         numbers = [number * (start // steps) for number in reversed(range(steps))]
@@ -143,7 +143,7 @@ def _timesteps(sampling: Sampling) -> list[int]:
 
 
 def start_share(sampling: Sampling) -> float:
-    """Return ᾱ of the noise that a picture gets before the first step."""
+    """Return ᾱ of the noise that an image gets before the first step."""
     if sampling.level == "start":
         return float(signal_shares(sampling)[min(sampling.start, TRAINED_STEPS - 1)])
     return plan_steps(sampling)[0].share
@@ -155,45 +155,45 @@ def noises_needed(sampling: Sampling) -> int:
 
 
 def reconstruct(
-    pictures: Float32Array,
+    images: Float32Array,
     noise: Float32Array,
     sampling: Sampling,
     denoise: Denoise,
     hidden: Float32Array | None = None,
 ) -> Float32Array:
-    """Return what a network that knows good pictures alone makes of pictures.
+    """Return the reconstructions of a denoiser that was trained on normal images only.
 
     Args:
-        pictures: Pictures or latents, float32 [N, C, h, w]; pictures in [-1, 1].
-        noise: Float32 [K, C, h, w], K as `noises_needed` says or more; the same for every picture, so that the score of
-            a picture does not depend on its neighbours in a batch.
+        images: Images or latents, float32 [N, C, h, w]; images in [-1, 1].
+        noise: Float32 [K, C, h, w], K as `noises_needed` says or more; the same for every image, so that the score of
+            an image does not depend on its neighbours in a batch.
         sampling: Levels, steps and conditioning.
         denoise: Predicts noise.
-        hidden: What is covered with noise at the start, if not the pictures; the conditioning then draws it towards
+        hidden: What is covered with noise at the start, if not the images; the conditioning then draws it towards
             them.
 
     Returns:
-        Float32 [N, C, h, w], in the range of the pictures.
+        Float32 [N, C, h, w], in the range of the images.
 
     Raises:
         ArgumentError: If there is too little noise, or of another shape.
     """
     steps = plan_steps(sampling)
     needed = noises_needed(sampling)
-    if noise.shape[1:] != pictures.shape[1:] or len(noise) < needed:
+    if noise.shape[1:] != images.shape[1:] or len(noise) < needed:
         raise ArgumentError(
-            f"noise: expected {needed} arrays of {list(pictures.shape[1:])}, got {list(noise.shape)}. Export again."
+            f"noise: expected {needed} arrays of {list(images.shape[1:])}, got {list(noise.shape)}. Export again."
         )
     drawn = iter(noise)
     share = start_share(sampling)
-    x = _mixed(share, pictures if hidden is None else hidden, next(drawn))
+    x = _mixed(share, images if hidden is None else hidden, next(drawn))
     for step in steps:
         predicted = denoise(x, step.timestep)
         if sampling.conditioning == "ddad":
-            predicted = _corrected(x, predicted, pictures, step, sampling.weight)
+            predicted = _corrected(x, predicted, images, step, sampling.weight)
         x = _step(x, predicted, step, sampling.clip)
         if step.blend > 0.0:
-            x = (x * np.float32(1.0 - step.blend)) + pictures * np.float32(step.blend)
+            x = (x * np.float32(1.0 - step.blend)) + images * np.float32(step.blend)
         if step.sigma > 0.0:
             x = x + next(drawn) * np.float32(step.sigma)
     return x
@@ -206,10 +206,10 @@ def _mixed(share: float, clean: Float32Array, noise: Float32Array) -> Float32Arr
 
 
 def _corrected(
-    x: Float32Array, predicted: Float32Array, pictures: Float32Array, step: Step, weight: float
+    x: Float32Array, predicted: Float32Array, images: Float32Array, step: Step, weight: float
 ) -> Float32Array:
-    """Return the noise as DDAD conditions it: what pulls towards the picture is noised with the predicted noise."""
-    aimed = _mixed(step.share, pictures, predicted)
+    """Return the noise as DDAD conditions it: what pulls towards the image is noised with the predicted noise."""
+    aimed = _mixed(step.share, images, predicted)
     corrected: Float32Array = predicted - (aimed - x) * np.float32(weight * (1.0 - step.share) ** 0.5)
     return corrected
 

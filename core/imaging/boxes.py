@@ -1,4 +1,4 @@
-"""Rectangles around defects: geometry and masks. Training and line put the same boxes around the same defects.
+"""Rectangles around defects: geometry and masks. Training and run time use the same boxes for the same defects.
 
 Source: MvP-Diff, stage 1b, whose code was never published: the margin is a reading of its figure. One rectangle holds
 all parts of a defect unless each part is to have its own.
@@ -16,11 +16,11 @@ from flawscope.arrays import BoolArray
 from flawscope.errors import ArgumentError
 
 MIN_MARGIN = 8 / 512
-"""Least margin on each side, as a part of the picture's width or height."""
+"""Least margin on each side, as a part of the image's width or height."""
 
 
 class Rect(NamedTuple):
-    """An axis-parallel rectangle in pixels of its picture: it covers width x height whole pixels."""
+    """An axis-parallel rectangle in pixels of its image: it covers width x height whole pixels."""
 
     left: int
     top: int
@@ -39,7 +39,7 @@ class Rect(NamedTuple):
         return mask
 
     def centre(self, size: tuple[int, int]) -> tuple[float, float]:
-        """Return the centre (x, y) as parts of width and height of a picture of size (H, W)."""
+        """Return the centre (x, y) as parts of width and height of an image of size (H, W)."""
         return (self.left + self.width / 2) / size[1], (self.top + self.height / 2) / size[0]
 
 
@@ -49,7 +49,7 @@ def bounds_of(mask: BoolArray) -> Rect:
 
 
 def boxes_of(mask: BoolArray, margin: float = 0.1, *, per_component: bool = False) -> list[Rect]:
-    """Return the rectangles that hold a mask's defect with a margin, clipped to the picture.
+    """Return the rectangles that hold a mask's defect with a margin, clipped to the image.
 
     Args:
         mask: bool [H, W], true at the defect.

@@ -1,4 +1,4 @@
-"""Windows around boxes: what a model sees of a picture, the same in training and on the line.
+"""Crops around boxes: the model's view of an image, the same in training and at run time.
 
 A latent cell covers 8 x 8 pixels, so that a defect of 16 pixels is two cells wide. Cut out with its surroundings and
 enlarged, it is drawn with as many cells as a large one.
@@ -20,7 +20,7 @@ from flawscope.imaging.images import check_image
 
 
 class Crop(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A window of a picture and the size at which the model sees it.
+    """A window of an image and the size at which the model sees it.
 
     Attributes:
         top: First row.
@@ -38,7 +38,7 @@ class Crop(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def window(self) -> tuple[slice, slice]:
-        """Rows and columns of the picture."""
+        """Rows and columns of the image."""
         return slice(self.top, self.top + self.height), slice(self.left, self.left + self.width)
 
 
@@ -48,7 +48,7 @@ def crop_around(
     """Return the window in which a box is drawn: as small as the box allows, in the shape of the model's input.
 
     The box with its feather takes at most `fill` of the window's height and width; the rest shows the model what it
-    continues. The window lies around the middle of the box, moved where the picture ends. Where the picture is too
+    continues. The window lies around the middle of the box, moved where the image ends. Where the image is too
     small in one direction the window ends with it, and the enlargement differs between the two.
 
     Args:
@@ -56,7 +56,7 @@ def crop_around(
         size: Height and width in pixels of the model's input.
         fill: Largest share of the window's sides that the box takes, above 0 up to 1.
         max_zoom: Largest enlargement, at least 1: more would show the model a blur it has never seen.
-        feather_px: The feather of the paste, in pixels of the picture, which must fit in the window.
+        feather_px: The feather of the paste, in pixels of the image, which must fit in the window.
 
     Raises:
         ArgumentError: If the mask is empty or a number is outside its range.
@@ -72,12 +72,12 @@ def crop_around(
     if not mask.any():
         raise ArgumentError("mask: expected at least one white pixel, got an all-black mask. Draw a box first.")
     x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))
-    # One factor for both sides: pixels of the picture per pixel of the model's input.
+    # One factor for both sides: pixels of the image per pixel of the model's input.
     needed = max((height + 2 * feather_px) / size[0], (width + 2 * feather_px) / size[1]) / fill
     factor = max(needed, 1.0 / max_zoom)
     rows, columns = (
-        min(picture, max(math.ceil(side * factor), box + 2 * feather_px))
-        for picture, side, box in zip(mask.shape, size, (height, width), strict=True)
+        min(image, max(math.ceil(side * factor), box + 2 * feather_px))
+        for image, side, box in zip(mask.shape, size, (height, width), strict=True)
     )
     top = min(max(0, y + (height - rows) // 2), mask.shape[0] - rows)
     left = min(max(0, x + (width - columns) // 2), mask.shape[1] - columns)
@@ -88,7 +88,7 @@ def cut_image(image: UInt8Array, crop: Crop) -> UInt8Array:
     """Return the window at the model's size, uint8 [*crop.size, 3]: by area where both sides shrink, else bicubic.
 
     Raises:
-        ArgumentError: If the window is not in the picture.
+        ArgumentError: If the window is not in the image.
     """
     check_image(image)
     check_crop(crop, image.shape[:2])
@@ -115,7 +115,7 @@ def cut_mask(mask: BoolArray, crop: Crop) -> BoolArray:
 
 
 def resize_window(image: npt.NDArray[Any], size: tuple[int, int]) -> npt.NDArray[np.generic]:
-    """Return a picture at another height and width: by area where both sides shrink, else bicubic."""
+    """Return an image at another height and width: by area where both sides shrink, else bicubic."""
     if image.shape[:2] == tuple(size):
         return image.copy()
     shrinks = image.shape[0] >= size[0] and image.shape[1] >= size[1]
@@ -130,7 +130,7 @@ def _spans(length: int, target: int) -> tuple[npt.NDArray[np.int64], npt.NDArray
 
 
 def check_crop(crop: Crop, size: tuple[int, ...]) -> None:
-    """Raise ArgumentError unless a window lies in a picture of this height and width."""
+    """Raise ArgumentError unless a window lies in an image of this height and width."""
     fits = (
         crop.height >= 1
         and crop.width >= 1
@@ -140,7 +140,7 @@ def check_crop(crop: Crop, size: tuple[int, ...]) -> None:
     if not fits:
         raise ArgumentError(
             f"crop: expected a window inside {size[1]}x{size[0]} pixels, got {crop.width}x{crop.height} at column "
-            f"{crop.left}, row {crop.top}. Cut it from a picture of this size."
+            f"{crop.left}, row {crop.top}. Cut it from an image of this size."
         )
 
 

@@ -1,4 +1,4 @@
-"""Canny's edges of pictures: what a network is shown that cannot compute them itself."""
+"""Canny edge maps of images, as extra network inputs: the ONNX graph cannot compute them."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What must be known of a picture's bytes before they are decoded.
+"""Image headers: format and size, read before decoding.
 
-A few hundred bytes can announce a picture of many gigabytes. The decoder would allocate it; this module
+A few hundred bytes can announce an image of many gigabytes. The decoder would allocate it; this module
 lets `images.py` refuse it first. It also closes two gaps of the decoder: it applies the orientation tag of TIFF
 files although it is told not to, and it writes lines of its own to stderr about a broken PNG.
 """
@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 
 class Header(NamedTuple):
-    """Format name and size in pixels of an encoded picture."""
+    """Format name and size in pixels of an encoded image."""
 
     format: str
     width: int
@@ -21,7 +21,7 @@ class Header(NamedTuple):
 
 
 def read_header(data: bytes) -> Header | None:
-    """Return the header of an encoded picture, or None where the bytes are none of the formats we read."""
+    """Return the header of an encoded image, or None where the bytes are none of the formats we read."""
     try:
         for reader in (_png, _jpeg, _bmp, _tiff, _webp):
             if header := reader(data):
@@ -78,7 +78,7 @@ class _TiffTag(NamedTuple):
 
 
 def _tiff_tags(data: bytes) -> dict[int, _TiffTag]:
-    """Return the tags of the first picture in a TIFF whose value is one SHORT or LONG; none for other bytes."""
+    """Return the tags of the first image in a TIFF whose value is one SHORT or LONG; none for other bytes."""
     order = {b"II*\x00": "<", b"MM\x00*": ">"}.get(data[:4])
     if order is None:
         return {}
@@ -121,7 +121,7 @@ def is_whole(data: bytes, header: Header) -> bool:
         end = position + 8 + length
         if end + 4 > len(data):
             return False
-        # A capital first letter marks the chunks without which there is no picture; the others may be damaged.
+        # A capital first letter marks the chunks without which there is no image; the others may be damaged.
         (checksum,) = struct.unpack_from(">I", data, end)
         if kind[:1].isupper() and zlib.crc32(memoryview(data)[position + 4 : end]) != checksum:
             return False
@@ -132,7 +132,7 @@ def is_whole(data: bytes, header: Header) -> bool:
 
 
 def without_orientation(data: bytes) -> bytes:
-    """Return the bytes of a picture with a TIFF orientation tag set to 1, the upright one; others unchanged.
+    """Return the bytes of an image with a TIFF orientation tag set to 1, the upright one; others unchanged.
 
     The orientation of the other formats is left alone: there the decoder ignores it when asked to.
     """

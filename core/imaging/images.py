@@ -1,12 +1,12 @@
 """The one preprocessing of flawscope: decode, colour, resize, centre crop.
 
-Training, calibration and the line call these functions and no others, so a picture becomes the same bytes
+Training, calibration and the line call these functions and no others, so an image becomes the same bytes
 everywhere. Cast, normalisation and layout are not here: they are the first nodes of the graph. The rules below
 have a version, which the bundle records; change a rule and the version changes.
 
 Rules of version 1:
     * pixels are used as stored: an EXIF orientation tag is not applied (masks do not carry one);
-    * 16 bit becomes 8 bit by v/257 rounded, never by a scale taken from the picture;
+    * 16 bit becomes 8 bit by v/257 rounded, never by a scale taken from the image;
     * grey becomes three equal channels, alpha is dropped, the order is RGB;
     * resize goes to the given height and width without keeping the aspect: by area where both sides shrink,
       which averages and so does not alias, bilinear otherwise; then the centre is cropped.
@@ -31,14 +31,14 @@ PREPROCESSING_VERSION = 1
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
 MIN_SIDE_PX = 8
 MAX_PIXELS = 200_000_000
-"""Largest picture that is decoded, in pixels; the environment variable FLAWSCOPE_MAX_PIXELS changes it."""
+"""Largest image that is decoded, in pixels; the environment variable FLAWSCOPE_MAX_PIXELS changes it."""
 
-# Broken pictures become ImageError with a name; OpenCV's own log lines about them would only be noise on stderr.
+# Broken images become ImageError with a name; OpenCV's own log lines about them would only be noise on stderr.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
 class Preprocessing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How a picture becomes the input of a graph.
+    """How an image becomes the input of a graph.
 
     Attributes:
         resize: Height and width in pixels after the resize.
@@ -69,7 +69,7 @@ class Preprocessing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def offset(self) -> tuple[int, int]:
-        """Row and column in the resized picture at which the crop begins."""
+        """Row and column in the resized image at which the crop begins."""
         return (self.resize[0] - self.size[0]) // 2, (self.resize[1] - self.size[1]) // 2
 
 
@@ -84,26 +84,26 @@ def max_pixels() -> int:
 
 
 def decode_stored(data: bytes, name: str = "image") -> npt.NDArray[Any]:
-    """Decode an encoded picture to the numbers that are stored in it.
+    """Decode an encoded image to the numbers that are stored in it.
 
     Args:
         data: The bytes of a png, jpeg, bmp, tiff or webp file.
-        name: What the picture is called in error messages.
+        name: What the image is called in error messages.
 
     Returns:
         uint8 or uint16, [H, W] for grey or [H, W, 3] BGR for colour; alpha is dropped.
 
     Raises:
-        ImageError: If the bytes are no picture, are truncated, or the size or type is outside the limits.
+        ImageError: If the bytes are no image, are truncated, or the size or type is outside the limits.
     """
     header = read_header(data)
     if header is None:
         raise ImageError(
-            f"{name}: expected a picture ({', '.join(sorted(e[1:] for e in EXTENSIONS))}), "
+            f"{name}: expected an image ({', '.join(sorted(e[1:] for e in EXTENSIONS))}), "
             f"got {'other or broken bytes' if data else 'an empty file'}. Remove the file or export it again."
         )
     _check_size(header, name)
-    broken = ImageError(f"{name}: expected a whole {header.format} picture, got broken data. Export it again.")
+    broken = ImageError(f"{name}: expected a whole {header.format} image, got broken data. Export it again.")
     if not is_whole(data, header):
         raise broken
     flags = cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION
@@ -131,12 +131,12 @@ def _check_size(header: Header, name: str) -> None:
     if header.width * header.height > (limit := max_pixels()):
         raise ImageError(
             f"{name}: expected at most {limit:,} pixels, got {header.width}x{header.height}; it was not decoded. "
-            "Raise FLAWSCOPE_MAX_PIXELS if this is a real picture."
+            "Raise FLAWSCOPE_MAX_PIXELS if this is a real image."
         )
 
 
 def decode_image(data: bytes, name: str = "image") -> UInt8Array:
-    """Decode an encoded picture to uint8 [H, W, 3] RGB; arguments and errors as `decode_stored`."""
+    """Decode an encoded image to uint8 [H, W, 3] RGB; arguments and errors as `decode_stored`."""
     image = decode_stored(data, name)
     if image.dtype == np.uint16:
         image = ((image.astype(np.uint32) + 128) // 257).astype(np.uint8)
@@ -152,7 +152,7 @@ def _read(path: Path) -> bytes:
 
 
 def read_image(path: Path) -> UInt8Array:
-    """Read a picture file to uint8 [H, W, 3] RGB; see `decode_image`."""
+    """Read an image file to uint8 [H, W, 3] RGB; see `decode_image`."""
     return decode_image(_read(path), str(path))
 
 
@@ -184,7 +184,7 @@ def check_image(image: object, name: str = "image") -> UInt8Array:
 
 
 def prepare(image: UInt8Array, spec: Preprocessing) -> UInt8Array:
-    """Resize and crop a picture to the input of a graph.
+    """Resize and crop an image to the input of a graph.
 
     Args:
         image: uint8 [H, W, 3] RGB, any size.

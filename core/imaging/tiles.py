@@ -1,4 +1,4 @@
-"""Large pictures in tiles: where they lie, how one is cut out, and how their maps become one without seams."""
+"""Large images in tiles: where they lie, how one is cut out, and how their maps become one without seams."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from flawscope.imaging.images import read_image
 
 
 class Tiling(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How a picture is cut into tiles.
+    """How an image is cut into tiles.
 
     Attributes:
-        size: Height and width of a tile in pixels of the picture; a tile is what is resized to the graph's input.
+        size: Height and width of a tile in pixels of the image; a tile is what is resized to the graph's input.
         overlap: Share of a tile that its neighbour has too, 0 to 0.5. More is taken where it makes the tiles come out
             even.
     """
@@ -35,7 +35,7 @@ class Tiling(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ArgumentError(f"tile_overlap: expected a share from 0 to 0.5, got {self.overlap}.")
 
     def corners(self, height: int, width: int) -> list[tuple[int, int]]:
-        """Return top and left of every tile of a picture, row by row; together they cover it."""
+        """Return top and left of every tile of an image, row by row; together they cover it."""
         return [
             (top, left)
             for top in _starts(height, self.size[0], self.overlap)
@@ -43,7 +43,7 @@ class Tiling(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         ]
 
     def cut(self, image: UInt8Array, corner: tuple[int, int]) -> UInt8Array:
-        """Return a tile uint8 [h, w, 3]; where the picture is smaller than a tile it is continued by reflection."""
+        """Return a tile uint8 [h, w, 3]; where the image is smaller than a tile it is continued by reflection."""
         top, left = corner
         part = image[top : top + self.size[0], left : left + self.size[1]]
         below, right = self.size[0] - part.shape[0], self.size[1] - part.shape[1]
@@ -63,13 +63,13 @@ def _starts(length: int, tile: int, overlap: float) -> list[int]:
 
 
 class MapBlender:
-    """The map of a whole picture from those of its tiles.
+    """The map of a whole image from those of its tiles.
 
     Every tile counts most in its middle and hardly at its edge (a squared sine along both axes), so a seam has nothing
     to show. Memory is that of the map and its weights, whatever the number of tiles.
 
     Args:
-        size: Height and width of the picture in pixels.
+        size: Height and width of the image in pixels.
         tiling: How it was cut.
     """
 
@@ -86,7 +86,7 @@ class MapBlender:
         height, width = self._tiling.size
         larger = cv2.resize(tile_map, (width, height), interpolation=cv2.INTER_LINEAR)
         place = (slice(top, top + height), slice(left, left + width))
-        rows, columns = self._sums[place].shape  # a picture smaller than a tile has no room for all of it
+        rows, columns = self._sums[place].shape  # an image smaller than a tile has no room for all of it
         self._sums[place] += (larger * self._window)[:rows, :columns]
         self._weights[place] += self._window[:rows, :columns]
 
@@ -98,7 +98,7 @@ class MapBlender:
 
 @dataclass(frozen=True)
 class Tile:
-    """A tile of a picture file."""
+    """A tile of an image file."""
 
     path: Path
     corner: tuple[int, int]
@@ -108,31 +108,31 @@ class Tile:
         return f"{self.path} at row {self.corner[0]}, column {self.corner[1]}"
 
 
-Picture = Path | Tile
+ImageSource = Path | Tile
 """What training reads: a file, or a tile of one."""
 
 
 def tiles_of(path: Path, tiling: Tiling) -> Iterator[Tile]:
-    """Yield the tiles of a picture file; only its header is decoded.
+    """Yield the tiles of an image file; only its header is decoded.
 
     Raises:
-        ImageError: If it is no picture.
+        ImageError: If it is no image.
     """
     try:
         header = read_header(path.read_bytes())
     except OSError as err:
         raise ImageError(f"{path}: could not be read: {err.strerror or err}.") from err
     if header is None:
-        raise ImageError(f"{path}: expected a picture, got other or broken bytes. Remove the file or export it again.")
+        raise ImageError(f"{path}: expected an image, got other or broken bytes. Remove the file or export it again.")
     for corner in tiling.corners(header.height, header.width):
         yield Tile(path, corner, tiling)
 
 
-def read_picture(picture: Picture) -> UInt8Array:
+def read_source(image: ImageSource) -> UInt8Array:
     """Read a file, or a tile of one, to uint8 [H, W, 3] RGB; see `flawscope.imaging.images.read_image`."""
-    if isinstance(picture, Path):
-        return read_image(picture)
-    return picture.tiling.cut(_read_again(picture.path), picture.corner)
+    if isinstance(image, Path):
+        return read_image(image)
+    return image.tiling.cut(_read_again(image.path), image.corner)
 
 
 _last: dict[str, UInt8Array] = {}
@@ -144,6 +144,6 @@ def _read_again(path: Path) -> UInt8Array:
     found = _last.get(name)
     if found is None:
         found = read_image(path)
-        _last.clear()  # one picture is kept, whoever reads; two threads at most decode the same one twice
+        _last.clear()  # one image is kept, whoever reads; two threads at most decode the same one twice
         _last[name] = found
     return found

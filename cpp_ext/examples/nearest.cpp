@@ -1,4 +1,4 @@
-// Score the patches of a picture against a memory bank from C++, without Python.
+// Score the patches of an image against a memory bank from C++, without Python.
 //
 //   g++ -std=c++17 nearest.cpp -I INCLUDE -L LIB -lflawscope_kernels -Wl,-rpath,LIB -o nearest
 //
@@ -34,7 +34,7 @@ int main() {
     int status = flawscope_bank_create(bank_rows.data(), rows, channels, FLAWSCOPE_STORE_FLOAT32, 1, -1, 0, &bank);
     if (failed(status, "bank")) return 1;
 
-    // For every picture: the distance of each patch to its nearest row.
+    // For every image: the distance of each patch to its nearest row.
     std::vector<float> squared(patches);
     std::vector<int64_t> nearest(patches);
     status = flawscope_nearest(bank, queries.data(), FLAWSCOPE_FLOAT32, patches, 1, 0, 0, squared.data(),
@@ -45,7 +45,7 @@ int main() {
     int64_t worst = 0;
     for (int64_t i = 0; i < patches; ++i) {
         if (std::isnan(squared[i])) {
-            std::fprintf(stderr, "patch %lld has no distance: treat the picture as a fault\n", static_cast<long long>(i));
+            std::fprintf(stderr, "patch %lld has no distance: treat the image as a fault\n", static_cast<long long>(i));
             return 1;
         }
         if (squared[i] > squared[worst]) worst = i;

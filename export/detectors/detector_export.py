@@ -1,4 +1,4 @@
-"""The export pipeline, top to bottom: run → graphs → size proof → parity gate → bundle."""
+"""The export pipeline, top to bottom: run → graphs → size check → parity gate → bundle."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from flawscope.errors import ArgumentError, RunError
 from flawscope.export.exporter import Exporter, exporter_of
 from flawscope.export.graph_files import describe_graph
 from flawscope.export.parity import check_parity, measure_parity
-from flawscope.export.precisions import Wanted, add_precision, read_pictures
+from flawscope.export.precisions import Wanted, add_precision, read_images
 from flawscope.files import check_replaceable, storage_errors
 from flawscope.imaging.images import decode_image, prepare
 from flawscope.progress import Progress, no_progress
@@ -55,7 +55,7 @@ def export_run(
     command: str = "",
     progress: Progress = no_progress,
 ) -> Manifest:
-    """Export a run as a bundle folder; nothing is written unless size proof and parity gate hold.
+    """Export a run as a bundle folder; nothing is written unless size check and parity gate hold.
 
     Args:
         path: The run.
@@ -86,7 +86,7 @@ def export_run(
         )
     samples = [(sample.name, sample.read_bytes()) for sample in run.samples]
     if not samples:
-        raise RunError(f"{path}: expected sample pictures in samples/, got none. Train again.")
+        raise RunError(f"{path}: expected sample images in samples/, got none. Train again.")
     with storage_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
@@ -149,7 +149,7 @@ def _export(
     )
     sources |= {entry.file: data for entry, data in golden}
     if wanted is not None and wanted.precisions:
-        pictures = read_pictures(wanted, final, run.record.training, progress)
+        gate_images = read_images(wanted, final, run.record.training, progress)
         found = {}
         for name in wanted.precisions:
             found[name], added = add_precision(
@@ -158,7 +158,7 @@ def _export(
                 sources,
                 exported.arrays,
                 scratch,
-                pictures,
+                gate_images,
                 wanted,
                 partial(describe_graph, max_batch),
                 progress,

@@ -67,7 +67,7 @@ def reconstruction_graphs(
 
     Args:
         reconstruction: The detector, on the CPU.
-        size: Height and width of the pictures.
+        size: Height and width of the images.
         max_batch: Largest batch the graphs take.
 
     Raises:

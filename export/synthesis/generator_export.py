@@ -1,4 +1,4 @@
-"""The export of what draws defects: base, learned words and inpainting networks, as a bundle of kind `synth`."""
+"""Export of defect generators (base model, embeddings, inpainting) as a bundle of kind `synth`."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from flawscope.bundle import (
     IMAGE_HASHES,
     Graph,
     ImageHashes,
+    ImageParity,
     Manifest,
-    PictureParity,
     Precision,
     Provenance,
     SynthDefect,
@@ -48,8 +48,8 @@ from flawscope.export.synthesis.generator_graphs import (
     synthesis_graph,
     synthesis_modules,
 )
-from flawscope.export.synthesis.generator_precision import lower_drawing
-from flawscope.export.synthesis.image_parity import Drawing, GraphCalls, check_pictures, draw_checked, torch_call
+from flawscope.export.synthesis.generator_precision import reduce_generator
+from flawscope.export.synthesis.image_parity import Drawing, GraphCalls, check_images, draw_checked, torch_call
 from flawscope.files import check_replaceable, storage_errors
 from flawscope.imaging.images import Preprocessing, prepare, read_image
 from flawscope.progress import Progress, no_progress
@@ -71,7 +71,7 @@ _GUIDANCE: dict[Mode, float] = {"blend": 10.0, "inpaint": 3.5}
 
 _ORDER = ("text", "encode", "decode", "denoise")  # the largest network comes when the others are gone
 _LARGE_SIDE_PX, _LARGE_BATCH, _USUAL_BATCH = 512, 2, 16
-_LARGE_BYTES, _PICTURES = 10**9, 2
+_LARGE_BYTES, _IMAGES = 10**9, 2
 _VECTORS, _TOKENIZER = "vectors.safetensors", "tokenizer.json"
 
 
@@ -90,15 +90,15 @@ def export_synthesis(
     """Export what draws defects as a bundle folder; nothing is written unless the graphs draw as torch does.
 
     Networks are turned into graphs one after the other, and given up once they are one. What Stable Diffusion 1 needs
-    at most is its weights, a graph with those of the UNet, and the activations of one picture.
+    at most is its weights, a graph with those of the UNet, and the activations of one image.
 
     Args:
         path: A run of `train embedding`, `inpainting` or `base`, or a folder of Stable Diffusion or LDM text-to-image.
         out: Bundle folder to write; an earlier bundle there is replaced.
         base: Where the base of a run lies, if it is not where it was when the run was trained.
         embeddings: Names of defects, DEFECT or CATEGORY/DEFECT, and the files of their learned words, which are added.
-        max_batch: Largest batch the graphs take, from 2 on: guidance takes two places of it for a picture. Without, 2
-            where pictures have sides of 512 pixels or more, else 16.
+        max_batch: Largest batch the graphs take, from 2 on: guidance takes two places of it for an image. Without, 2
+            where images have sides of 512 pixels or more, else 16.
         precisions: Beside FP32: `fp16`, or none.
         modelopt_python: Interpreter with ModelOpt, for FP16; see `find_python` in
             `flawscope.calibration.quantization.modelopt`.
@@ -111,7 +111,7 @@ def export_synthesis(
     Raises:
         ArgumentError: If an option does not fit the run.
         DataError: If a learned word cannot be read.
-        GateError: If torch and the graphs draw different pictures, or FP16 draws others than FP32.
+        GateError: If torch and the graphs draw different images, or FP16 draws others than FP32.
         MissingExtra: If a package is not installed.
         RunError: If run or base is broken, they do not belong together, or a tensor would be too large.
         StorageError: If the bundle cannot be written.
@@ -128,7 +128,7 @@ def export_synthesis(
     most = max_batch or (_LARGE_BATCH if max(opened.size) >= _LARGE_SIDE_PX else _USUAL_BATCH)
     modules, examples = synthesis_modules(opened, unet), example_inputs(opened)
     drawing = _drawing(source, drawer, opened.prompts, modules, most)
-    del opened, unet  # what holds the networks now are the modules alone, which are given up one by one
+    del opened, unet  # only the modules refer to the networks now, and each is released after its export
     with storage_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
@@ -143,7 +143,7 @@ def export_synthesis(
             parity = [_compare(graphs, scratch, drawing, expected)]
             lowered = {}
             if python is not None:
-                lowered["fp16"], agreement = lower_drawing(graphs, scratch, drawing, most, python, progress)
+                lowered["fp16"], agreement = reduce_generator(graphs, scratch, drawing, most, python, progress)
                 parity.append(agreement)
             written = _write(out, source, drawer, graphs, lowered, scratch, most, parity, command)
             progress("exporting", len(_ORDER) + 2, len(_ORDER) + 2)
@@ -208,7 +208,7 @@ class _Drawer:
 
     Attributes:
         head: How it draws, without parity.
-        size: Height and width of its pictures.
+        size: Height and width of its images.
         vectors: Tensors of learned words by name.
         files: Place in the bundle → what is written there.
         base: Identity of the base.
@@ -281,7 +281,7 @@ def _drawer(source: _Source, base: SynthesisBase, embeddings: Sequence[tuple[str
         latents=base.latents,
         prompts=rules,
         text_width=width,
-        crop=adaptation is not None and adaptation.crop_defects,  # a base has seen whole pictures
+        crop=adaptation is not None and adaptation.crop_defects,  # a base has seen whole images
         crop_fill=(adaptation or AdaptationSettings()).crop_fill,
         defects=learned,
         support=supports,
@@ -368,7 +368,7 @@ def _supports(source: _Source) -> tuple[tuple[SynthSupport, ...], dict[str, Path
         copies = place / f"{stem}.png", place.with_name(f"{one.defect}_mask") / f"{stem}_mask.png"
         for name, file in zip(names, copies, strict=True):
             if not file.is_file():
-                raise RunError(f"{file}: expected a support picture of the run, got none. Train again.")
+                raise RunError(f"{file}: expected a support image of the run, got none. Train again.")
             files[name] = file
         entries.append(SynthSupport(one.category, one.defect, *names, one.content))
     return tuple(entries), files
@@ -380,38 +380,38 @@ def _supports(source: _Source) -> tuple[tuple[SynthSupport, ...], dict[str, Path
 def _drawing(
     source: _Source, drawer: _Drawer, prompts: Prompts, modules: Mapping[str, nn.Module], max_batch: int
 ) -> Drawing:
-    """Return what the gate draws: defects in turn, on good pictures of the run."""
-    count = 1 if _bytes_of(modules["denoise"]) > _LARGE_BYTES else _PICTURES
-    pictures = _good_pictures(source, drawer.size, count)
+    """Return what the gate draws: defects in turn, on normal images of the run."""
+    count = 1 if _bytes_of(modules["denoise"]) > _LARGE_BYTES else _IMAGES
+    images = _normal_images(source, drawer.size, count)
     head = drawer.head
-    defects = [head.defects[index % len(head.defects)] if head.defects else None for index in range(len(pictures))]
+    defects = [head.defects[index % len(head.defects)] if head.defects else None for index in range(len(images))]
     texts = ["a photo" if one is None else one.texts[0].replace(LOCATION, LOCATIONS[1][1]) for one in defects]
     words = [None if one is None or one.vectors is None else drawer.vectors[one.vectors] for one in defects]
     return Drawing(
         head=head,
-        pictures=pictures,
+        images=images,
         texts=prompts.tokens(texts, head.text_width, words),
         empty=prompts.tokens([""], head.text_width),
         max_batch=max_batch,
     )
 
 
-def _good_pictures(source: _Source, size: tuple[int, int], count: int) -> UInt8Array:
-    """Return pictures uint8 [N, H, W, 3]: those of the run; smooth colours where there is none."""
+def _normal_images(source: _Source, size: tuple[int, int], count: int) -> UInt8Array:
+    """Return images uint8 [N, H, W, 3]: those of the run; smooth colours where there is none."""
     if source.run is None:
         colours = np.random.default_rng(0).integers(0, 256, (count, 8, 8, 3), dtype=np.uint8)
         smooth = [cv2.resize(one, (size[1], size[0]), interpolation=cv2.INTER_CUBIC) for one in colours]
         return np.stack(smooth).astype(np.uint8)
     samples = source.run.samples[:count]
     if not samples:
-        raise RunError(f"{source.path}: expected sample pictures in samples/, got none. Train again.")
+        raise RunError(f"{source.path}: expected sample images in samples/, got none. Train again.")
     return np.stack([prepare(read_image(sample), Preprocessing(resize=size)) for sample in samples])
 
 
 def _written(
     name: str, modules: dict[str, nn.Module], examples: Mapping[str, Any], max_batch: int, scratch: Path
 ) -> Graph:
-    """Write a graph; its module is given up."""
+    """Write a graph, and release its torch module."""
     is_large = _bytes_of(modules[name]) > _LARGE_BYTES // 10
     # Without names for module and graph nothing holds on to the one when it is traced, nor to the other when its
     # weights have been written.
@@ -427,10 +427,10 @@ def _bytes_of(module: nn.Module) -> int:
     return sum(one.numel() * one.element_size() for one in module.parameters())
 
 
-def _compare(graphs: Mapping[str, Graph], folder: Path, drawing: Drawing, expected: UInt8Array) -> PictureParity:
+def _compare(graphs: Mapping[str, Graph], folder: Path, drawing: Drawing, expected: UInt8Array) -> ImageParity:
     calls = GraphCalls(graphs, folder)
     try:
-        return check_pictures(expected, draw_checked(calls, drawing))
+        return check_images(expected, draw_checked(calls, drawing))
     finally:
         calls.close()
 
@@ -446,7 +446,7 @@ def _write(
     lowered: Mapping[str, Precision],
     scratch: Path,
     max_batch: int,
-    parity: Sequence[PictureParity],
+    parity: Sequence[ImageParity],
     command: str,
 ) -> Manifest:
     training = () if source.run is None else source.run.record.training

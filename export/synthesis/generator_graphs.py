@@ -3,10 +3,10 @@
     text:    tokens int64 [N, L], vectors float32 [N, L, W], placed float32 [N, L] -> context float32 [N, L, D]
     encode:  image float32 [N, 3, H, W] in [-1, 1]                                 -> latents float32 [N, C, h, w]
     denoise: x float32 [N, C or 2C+1, h, w], timestep int64 [N], context           -> noise float32 [N, C, h, w]
-    decode:  latents float32 [N, C, h, w]                                          -> picture float32 [N, 3, H, W]
+    decode:  latents float32 [N, C, h, w]                                          -> image float32 [N, 3, H, W]
 
-Latents are the mean of the posterior, scaled; pictures are limited to [-1, 1]. How the autoencoder itself wants
-pictures is inside.
+Latents are the mean of the posterior, scaled; images are limited to [-1, 1]. How the autoencoder itself wants
+images is inside.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ OUTPUTS = {"text": "context", "encode": "latents", "denoise": "noise", "decode":
 
 
 class SignedEncoder(nn.Module):
-    """Pictures float32 [N, 3, H, W] in [-1, 1] in, latents float32 [N, C, h, w] out, without a draw.
+    """Images float32 [N, 3, H, W] in [-1, 1] in, latents float32 [N, C, h, w] out, without a draw.
 
     Args:
-        encoder: What does the same for uint8 pictures; its parameters are shared, not copied.
+        encoder: What does the same for uint8 images; its parameters are shared, not copied.
     """
 
     def __init__(self, encoder: Encoder) -> None:
@@ -84,7 +84,7 @@ def synthesis_modules(base: SynthesisBase, unet: nn.Module) -> dict[str, nn.Modu
 
 
 def example_inputs(base: SynthesisBase) -> dict[str, dict[str, Tensor]]:
-    """Return inputs of one picture for every graph, by name."""
+    """Return inputs of one image for every graph, by name."""
     length, width = base.prompts.rules.length, base.text.width
     channels, *sides = base.latents
     tokens = {
@@ -123,7 +123,7 @@ def synthesis_graph(name: str, module: nn.Module, examples: dict[str, Tensor], m
 
 
 def release_weights() -> None:
-    """Let go of the network that was traced last.
+    """Release the memory of the network that was traced last.
 
     The rules of torch's exporter are kept for the next time, each with the nodes it looked at last; through them all
     weights would stay in memory. Another network, however small, takes their place.

@@ -1,4 +1,4 @@
-"""FP16 of bundles that draw: every graph by AutoCast, judged by the pictures that are drawn with it."""
+"""FP16 of generator bundles: every graph by AutoCast, accepted by the images it generates."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import numpy.typing as npt
 import onnx
 
 from flawscope.arrays import UInt8Array
-from flawscope.bundle import Graph, KeptNode, PictureParity, Precision
+from flawscope.bundle import Graph, ImageParity, KeptNode, Precision
 from flawscope.calibration.quantization.autocast import convert_graph, operators_in
 from flawscope.calibration.quantization.int8 import OPERATORS
 from flawscope.errors import GateError
 from flawscope.export.graph_files import write_graph
-from flawscope.export.synthesis.image_parity import STEPS, Call, Drawing, GraphCalls, draw_checked, measure_pictures
+from flawscope.export.synthesis.image_parity import STEPS, Call, Drawing, GraphCalls, draw_checked, measure_images
 from flawscope.progress import Progress
 
 FP16_PSNR_LIMIT = 30.0
-"""Least peak signal-to-noise ratio in dB of a picture drawn in FP16, against the same in FP32 from the same noise."""
+"""Least peak signal-to-noise ratio in dB of an image drawn in FP16, against the same in FP32 from the same noise."""
 
 _EXAMPLES = 4
 """Inputs of a graph whose values are looked at, spread over its calls."""
@@ -46,22 +46,22 @@ class _Recorder:
         return {key: value[rows] for key, value in whole.items()}
 
 
-def lower_drawing(
+def reduce_generator(
     graphs: Mapping[str, Graph], folder: Path, drawing: Drawing, max_batch: int, python: Path, progress: Progress
-) -> tuple[Precision, PictureParity]:
+) -> tuple[Precision, ImageParity]:
     """Write every graph in FP16 beside its own, as `NAME.fp16.onnx`, and draw with them.
 
     Args:
         graphs: Of the bundle, in FP32.
         folder: Where they lie.
-        drawing: What is drawn; its pictures give the ranges of values as well.
+        drawing: What is drawn; its images give the ranges of values as well.
         max_batch: Largest batch the graphs take.
         python: Interpreter with ModelOpt.
         progress: Told what is being done.
 
     Raises:
         ArgumentError: If that interpreter cannot do it.
-        GateError: If ModelOpt cannot convert a graph, or pictures differ by more than `FP16_PSNR_LIMIT`.
+        GateError: If ModelOpt cannot convert a graph, or images differ by more than `FP16_PSNR_LIMIT`.
     """
     recorder, exact = _drawn(graphs, folder, drawing)
     lowered: dict[str, Graph] = {}
@@ -81,18 +81,18 @@ def lower_drawing(
     progress("FP16 by AutoCast", len(graphs), len(graphs))
     if not count:
         raise GateError("fp16: expected operators that FP16 can hold, got none in these networks. Export without it.")
-    ratio = measure_pictures(exact, _drawn(lowered, folder, drawing)[1])
+    ratio = measure_images(exact, _drawn(lowered, folder, drawing)[1])
     if not ratio >= FP16_PSNR_LIMIT:
         raise GateError(
-            f"fp16: pictures drawn in {STEPS} steps against those in FP32 from the same noise: expected a ratio from "
+            f"fp16: images drawn in {STEPS} steps against those in FP32 from the same noise: expected a ratio from "
             f"{FP16_PSNR_LIMIT:g} dB, got {ratio:.1f} dB. No bundle was written. Export without it."
         )
-    parity = PictureParity("the graphs in fp32, cpu", "the graphs in fp16, cpu", len(exact), STEPS, ratio)
+    parity = ImageParity("the graphs in fp32, cpu", "the graphs in fp16, cpu", len(exact), STEPS, ratio)
     precision = Precision(
         graphs=lowered,
         golden=(),
         method=f"AutoCast of ModelOpt {version}",
-        calibration_images=len(drawing.pictures),
+        calibration_images=len(drawing.images),
         quantised=count,
         kept=tuple(kept),
     )

@@ -1,4 +1,4 @@
-"""The gate of bundles that draw: torch and the graphs draw the same pictures from the same noise."""
+"""Parity gate of generator bundles: torch and the graphs generate the same images from the same noise."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from flawscope.arrays import Float32Array, UInt8Array
-from flawscope.bundle import Graph, PictureParity, SynthHead
-from flawscope.diffusion.latent_inpainting import draw_latents, draw_noise, guided, keep_of
+from flawscope.bundle import Graph, ImageParity, SynthHead
+from flawscope.diffusion.latent_inpainting import classifier_free_guidance, draw_latents, draw_noise, keep_of
 from flawscope.diffusion.prompts import Tokens
 from flawscope.diffusion.reconstruction import signed, unsigned
 from flawscope.errors import GateError
@@ -27,10 +27,10 @@ STEPS = 4
 what many would; of a large network each takes minutes on a CPU."""
 
 PSNR_LIMIT = 50.0
-"""Least peak signal-to-noise ratio in dB of a picture: half of all bytes may differ by one and no more."""
+"""Least peak signal-to-noise ratio in dB of an image: half of all bytes may differ by one and no more."""
 
 EQUAL_DB = 100.0
-"""What stands for the ratio of equal pictures."""
+"""What stands for the ratio of equal images."""
 
 Call = Callable[[str, Mapping[str, npt.NDArray[Any]]], Float32Array]
 """Name of a graph, and its inputs by name → its output."""
@@ -42,29 +42,29 @@ class Drawing:
 
     Attributes:
         head: How it is drawn; the steps are `STEPS`.
-        pictures: Good pictures, uint8 [N, H, W, 3].
-        texts: A text for each picture.
+        images: Normal images, uint8 [N, H, W, 3].
+        texts: A text for each image.
         empty: The empty text, once.
         max_batch: Largest batch of the networks.
     """
 
     head: SynthHead
-    pictures: UInt8Array
+    images: UInt8Array
     texts: Tokens
     empty: Tokens
     max_batch: int
 
 
 def draw_checked(call: Call, drawing: Drawing) -> UInt8Array:
-    """Return the pictures with something drawn in a box in their middle, half as high and wide, uint8 [N, H, W, 3].
+    """Return the images with something drawn in a box in their middle, half as high and wide, uint8 [N, H, W, 3].
 
-    Texts and pictures go through the networks in batches, as large as guidance lets them be.
+    Texts and images go through the networks in batches, as large as guidance lets them be.
     """
     most = max(1, drawing.max_batch // 2)
     empty = call("text", _inputs(drawing.empty, slice(0, 1)))
     drawn = []
-    for start in range(0, len(drawing.pictures), most):
-        part = slice(start, min(start + most, len(drawing.pictures)))
+    for start in range(0, len(drawing.images), most):
+        part = slice(start, min(start + most, len(drawing.images)))
         context = call("text", _inputs(drawing.texts, part))
         drawn.append(_draw(call, drawing, part, context, empty))
     return np.concatenate(drawn)
@@ -75,15 +75,15 @@ def _inputs(tokens: Tokens, part: slice) -> dict[str, npt.NDArray[Any]]:
 
 
 def _draw(call: Call, drawing: Drawing, part: slice, context: Float32Array, empty: Float32Array) -> UInt8Array:
-    head, pictures = drawing.head, signed(drawing.pictures[part])
-    count, (height, width) = len(pictures), pictures.shape[2:]
+    head, images = drawing.head, signed(drawing.images[part])
+    count, (height, width) = len(images), images.shape[2:]
     mask = np.zeros((height, width), np.bool_)
     mask[height // 4 : -(height // 4), width // 4 : -(width // 4)] = True
     keep = np.broadcast_to(keep_of(mask, head.latents[1:]), (count, 1, *head.latents[1:])).copy()
-    clean = call("encode", {"image": pictures})
+    clean = call("encode", {"image": images})
     beside = []
     if head.mode == "inpaint":
-        beside = [np.float32(1.0) - keep, call("encode", {"image": pictures * (~mask).astype(np.float32)})]
+        beside = [np.float32(1.0) - keep, call("encode", {"image": images * (~mask).astype(np.float32)})]
     contexts = np.concatenate([context, *[empty] * count])
     sampling = msgspec.structs.replace(head.sampling, steps=STEPS)
 
@@ -95,7 +95,7 @@ def _draw(call: Call, drawing: Drawing, part: slice, context: Float32Array, empt
             "context": contexts,
         }
         noise = call("denoise", inputs)
-        return guided(noise[:count], noise[count:], head.guidance)
+        return classifier_free_guidance(noise[:count], noise[count:], head.guidance)
 
     noise = np.stack([draw_noise(part.start + one, head.mode, sampling, head.latents) for one in range(count)])
     latents = draw_latents(head.mode, clean, keep, noise, sampling, predict)
@@ -142,23 +142,23 @@ class GraphCalls:
         self._session = None
 
 
-def measure_pictures(expected: UInt8Array, measured: UInt8Array) -> float:
-    """Return the least peak signal-to-noise ratio in dB of pictures uint8 [N, H, W, 3], 100 where they are equal."""
+def measure_images(expected: UInt8Array, measured: UInt8Array) -> float:
+    """Return the least peak signal-to-noise ratio in dB of images uint8 [N, H, W, 3], 100 where they are equal."""
     differences = expected.astype(np.float64) - measured.astype(np.float64)
     worst = float((differences**2).mean(axis=(1, 2, 3)).max())
     return EQUAL_DB if worst == 0.0 else min(EQUAL_DB, 10.0 * float(np.log10(255.0**2 / worst)))
 
 
-def check_pictures(expected: UInt8Array, measured: UInt8Array) -> PictureParity:
+def check_images(expected: UInt8Array, measured: UInt8Array) -> ImageParity:
     """Return how far the graphs agree with torch.
 
     Raises:
         GateError: If they do not.
     """
-    ratio = measure_pictures(expected, measured)
+    ratio = measure_images(expected, measured)
     if not ratio >= PSNR_LIMIT:
         raise GateError(
-            f"parity: pictures drawn by the graphs against those by torch, in {STEPS} steps from the same noise: "
+            f"parity: images drawn by the graphs against those by torch, in {STEPS} steps from the same noise: "
             f"expected a ratio from {PSNR_LIMIT:g} dB, got {ratio:.1f} dB. No bundle was written."
         )
-    return PictureParity("torch", "denoise.onnx and the others, cpu", len(expected), STEPS, ratio)
+    return ImageParity("torch", "denoise.onnx and the others, cpu", len(expected), STEPS, ratio)

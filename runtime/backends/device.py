@@ -1,4 +1,4 @@
-"""One CUDA device through PyCUDA: memory that is taken once, one stream, and graphs of what was put on it.
+"""One CUDA device through PyCUDA: memory allocated once, one stream, and captured CUDA graphs.
 
 Written against PyCUDA and the CUDA driver's interface, not run on a GPU: tests put stand-ins in their place.
 """

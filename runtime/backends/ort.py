@@ -62,7 +62,7 @@ def session_options() -> Any:
 
 
 def session_providers(backend: str) -> list[tuple[str, dict[str, str]]]:
-    """Return what a session is told of its provider."""
+    """Return the execution providers of a session and their options."""
     # TF32 would keep ten bits of every product: scores are FP32 on every backend, or they could not be compared.
     return [(backend_row(backend).provider, {"use_tf32": "0"} if backend == "cuda" else {})]
 

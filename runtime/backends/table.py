@@ -27,7 +27,7 @@ class Backend:
         problem: `() -> str | None`: why it is not there, as a sentence; None if it is.
         open: `(bundle, graph, precision, make_head) -> Session`; `make_head` puts a bank beside the graph and is left
             aside by backends that join none.
-        place: `(session, graph file, inputs) -> list[PlacedNode]`: who computes which node; for `doctor`.
+        place: `(session, graph file, inputs) -> list[ProfiledNode]`: who computes which node; for `doctor`.
         provider: Who is expected to compute all of them.
         kernels: Whether the path `auto` takes the kernels of `cpp_ext` here.
         auto: Why `auto` takes it if it is there, or None where it never does. Rows before others come first.
@@ -70,7 +70,7 @@ _ROWS = (
         "tensorrt",
         problem="flawscope.runtime.backends.engine_session:tensorrt_problem",
         open="flawscope.runtime.backends.engine_session:open_engine",
-        place="flawscope.runtime.doctor.provider_profile:place_layers",
+        place="flawscope.runtime.doctor.provider_profile:engine_layers",
         provider="TensorRT engine",
         kernels=True,
         auto=None,

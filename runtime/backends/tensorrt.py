@@ -1,4 +1,4 @@
-"""Engines on the device: TensorRT runs them, PyCUDA moves the pictures, a CUDA graph per batch saves the launches.
+"""Engines on the device: TensorRT runs them, PyCUDA moves the images, a CUDA graph per batch saves the launches.
 
 Memory is taken once, for the largest batch, pinned on the host and on the device. A frame is a copy into pinned memory,
 one launch, one wait. Written against TensorRT's and PyCUDA's interfaces, not run on a GPU.
@@ -167,7 +167,7 @@ class TensorrtSession:
         return context
 
     def _enqueue(self, device: Device, count: int) -> None:
-        """Put one frame on the stream: pictures in, engine, bank, results out."""
+        """Put one frame on the stream: images in, engine, bank, results out."""
         for host, address in self._inputs.values():
             device.copy_in(address, host[:count])
         if not self._context(count).execute_async_v3(device.stream_number):

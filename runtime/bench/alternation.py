@@ -23,7 +23,7 @@ from flawscope.runtime.bench.rounds import (
     Record,
     check_seconds,
     count_transfers,
-    golden_pictures,
+    golden_images,
     latency,
     one_round,
 )
@@ -86,12 +86,12 @@ def compare(
     Args:
         bundle: Path of the bundle.
         configurations: At least two; ratios are to the first.
-        batch: Pictures per round.
+        batch: Images per round.
         seconds: Measuring time of all together; at least this long and at least 5 turns.
         progress: Told the share done, 0 to 1.
 
     Returns:
-        Per configuration what was taken, percentiles in milliseconds, pictures per second, bytes per picture, ratios
+        Per configuration what was taken, percentiles in milliseconds, images per second, bytes per image, ratios
         of medians to the first with the quartiles of the ratio over turns, and the largest relative difference of a
         golden score from the first's.
 
@@ -114,11 +114,11 @@ def compare(
         ]
         first = inspectors[0]
         first.check_batch(batch)
-        encoded = golden_pictures(first)
-        pictures = [encoded[number % len(encoded)] for number in range(batch)]
+        encoded = golden_images(first)
+        images = [encoded[number % len(encoded)] for number in range(batch)]
         scores = [_golden_scores(inspector, encoded) for inspector in inspectors]
         before = machine_state()
-        warm_up = warm_up_rounds(lambda: [one_round(inspector, pictures) for inspector in inspectors], WARM_UP_S)
+        warm_up = warm_up_rounds(lambda: [one_round(inspector, images) for inspector in inspectors], WARM_UP_S)
         records = [Record(len(STAGES), round(1.5 * seconds / warm_up.seconds_a_round) + BLOCK) for _ in inspectors]
         started = time.perf_counter()
         turns = 0
@@ -126,7 +126,7 @@ def compare(
             for step in range(len(inspectors)):
                 index = (turns + step) % len(inspectors)
                 for number in range(BLOCK):
-                    times, _, _ = one_round(inspectors[index], pictures)
+                    times, _, _ = one_round(inspectors[index], images)
                     if number >= SETTLE:
                         records[index].add(times)
             turns += 1
@@ -142,7 +142,7 @@ def compare(
                 "rounds": len(record),
                 "latency_ms": latency(record.rows),
                 "images_per_second": float(batch * len(record) / (record.rows[:, -1].sum() / 1e3)),
-                "transfers": count_transfers(inspector, pictures),
+                "transfers": count_transfers(inspector, images),
                 "ratio_to_first": _ratios(record, records[0]),
                 "largest_score_difference": _difference(own, scores[0]),
             }
@@ -178,7 +178,7 @@ def _ratios(record: Record, first: Record) -> dict[str, Any]:
 
 
 def _golden_scores(inspector: Inspector, encoded: Sequence[bytes]) -> list[float]:
-    return [float(one_round(inspector, [picture])[2][0]) for picture in encoded]
+    return [float(one_round(inspector, [image])[2][0]) for image in encoded]
 
 
 def _difference(scores: Sequence[float], first: Sequence[float]) -> float:

@@ -42,7 +42,7 @@ from flawscope.terminal import command_line, progress_bars
 @click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True)
 @click.option(
     "--batch", "batches", multiple=True, default=["1"], show_default=True,
-    help="Pictures per inference; several as 1,2,4,8 or by giving the option again.",
+    help="Images per inference; several as 1,2,4,8 or by giving the option again.",
 )  # fmt: skip
 @click.option("--seconds", type=float, default=10.0, show_default=True, help="Measuring time after warm-up, per batch.")
 @click.option("--no-cold-start", is_flag=True, help="Do not start new processes to measure the cold start.")
@@ -50,7 +50,7 @@ from flawscope.terminal import command_line, progress_bars
     "--compare", "configurations", multiple=True, metavar="BACKEND[:PATH[:PRECISION]]",
     help="Measure this configuration in alternation with the others; give it twice or more.",
 )  # fmt: skip
-@click.option("--soak", "scorings", type=int, metavar="N", help="Score N pictures; fit slopes of memory and latency.")
+@click.option("--soak", "scorings", type=int, metavar="N", help="Score N images; fit slopes of memory and latency.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the figures to a JSON file.")
 @click.option("--plot", "plot_file", type=click.Path(path_type=Path), help="Draw the figures to an SVG file.")
 @click.pass_context
@@ -70,7 +70,7 @@ def bench_command(
 ) -> None:
     """Measure latency per stage, throughput, memory, cold start, and the ratio to the backbone alone.
 
-    Pictures are the bundle's golden images, encoded in memory; disk and camera are not part of the figures. With
+    Images are the bundle's golden images, encoded in memory; disk and camera are not part of the figures. With
     --soak the exit status is 1 if memory grows.
     """
     numbers = parse_batches(batches)

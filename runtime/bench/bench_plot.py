@@ -62,7 +62,7 @@ def write_plot(path: Path, figures: Mapping[str, Any]) -> None:
     """
     check_plot(path)
     matplotlib = _matplotlib()
-    # A user's own Matplotlib settings must not change the picture; the backend is not used here.
+    # A user's own Matplotlib settings must not change the image; the backend is not used here.
     settings = {key: value for key, value in matplotlib.rcParamsDefault.items() if key != "backend"}
     with matplotlib.rc_context({**settings, **_STYLE}):
         figure = draw(figures)
@@ -72,7 +72,7 @@ def write_plot(path: Path, figures: Mapping[str, Any]) -> None:
 
 
 def draw(figures: Mapping[str, Any]) -> Figure:
-    """Return the picture of what `sweep`, `compare` or `soak` found."""
+    """Return the plot of the figures of `sweep`, `compare` or `soak`."""
     if "series" in figures:
         return _draw_soak(figures)
     if "compare" in figures:
@@ -136,7 +136,7 @@ def _throughput(axis: Axes, sweep: Sequence[Mapping[str, Any]]) -> None:
         )  # fmt: skip
     axis.set_xticks(batches)
     axis.set_ylim(0, 1.22 * max(rates))
-    axis.set_xlabel("pictures per batch")
+    axis.set_xlabel("images per batch")
     axis.set_title("Images per second")
     axis.grid(True, axis="y")
 

@@ -102,7 +102,7 @@ def summary(figures: Mapping[str, Any]) -> list[str]:
     lines.append(f"device memory: {known}")
     transfers = figures["transfers"]
     lines.append(
-        f"transfers per picture: {transfers['to_session_bytes']:,.0f} bytes to the session, "
+        f"transfers per image: {transfers['to_session_bytes']:,.0f} bytes to the session, "
         f"{transfers['from_session_bytes']:,.0f} back"
     )
     if figures.get("cold_start") is not None:
@@ -136,7 +136,7 @@ def soak_lines(figures: Mapping[str, Any]) -> list[str]:
         )
     for name in ("memory", "latency"):
         if figures[name]["slope"] is not None and not figures[name]["resolves_bound"]:
-            lines.append(f"{name}: the interval is wider than the bound: score more pictures to tell")
+            lines.append(f"{name}: the interval is wider than the bound: score more images to tell")
     return [*lines, *state_lines(figures)]
 
 

@@ -61,8 +61,8 @@ def cold_start(inspector: Inspector, bundle: Path) -> dict[str, Any]:
     Raises:
         BackendError: If a new process cannot do what this one did.
     """
-    picture = inspector.bundle.file(inspector.manifest.golden_of(inspector.precision)[0].file)
-    arguments = [str(bundle), inspector.backend, inspector.path, inspector.precision, str(picture)]
+    image = inspector.bundle.file(inspector.manifest.golden_of(inspector.precision)[0].file)
+    arguments = [str(bundle), inspector.backend, inspector.path, inspector.precision, str(image)]
     runs = [_run(arguments) for _ in range(REPEATS)]
     memory = [run.pop("memory") for run in runs]
     return {

@@ -23,7 +23,7 @@ from flawscope.runtime.bench.rounds import (
     backbone_round,
     check_seconds,
     count_transfers,
-    golden_pictures,
+    golden_images,
     latency,
     one_round,
     percentiles,
@@ -44,7 +44,7 @@ NOT_LINUX = "resident memory is read from /proc/self/status, which this system d
 def bench(
     inspector: Inspector, *, batch: int = 1, seconds: float = 10.0, progress: Callable[[float], None] | None = None
 ) -> dict[str, Any]:
-    """Measure from encoded picture in memory to decision, in alternation with the backbone alone.
+    """Measure from encoded image in memory to decision, in alternation with the backbone alone.
 
     After warm-up, blocks of rounds through all stages alternate with blocks in which `features.onnx` alone stands in
     for the inference, after the same reading and resizing, so that both meet the machine in the same state. The first
@@ -52,13 +52,13 @@ def bench(
 
     Args:
         inspector: The loaded bundle.
-        batch: Pictures per round.
+        batch: Images per round.
         seconds: Measuring time; at least this long and at least 30 rounds.
         progress: Told the share done, 0 to 1.
 
     Returns:
-        Percentiles in milliseconds per stage and for the backbone, pictures per second, their ratio, memory in KiB,
-        bytes per picture, and what a reader needs to judge the figures. What is not known is None, with a reason.
+        Percentiles in milliseconds per stage and for the backbone, images per second, their ratio, memory in KiB,
+        bytes per image, and what a reader needs to judge the figures. What is not known is None, with a reason.
 
     Raises:
         ArgumentError: If batch or seconds are out of range.
@@ -77,7 +77,7 @@ def sweep(
 
     Args:
         inspector: The loaded bundle.
-        batches: Pictures per round, at least one number.
+        batches: Images per round, at least one number.
         seconds: Measuring time for each batch.
         progress: Told the share done of all, 0 to 1.
 
@@ -90,9 +90,9 @@ def sweep(
     for batch in batches:
         inspector.check_batch(batch)
     if not batches:
-        raise ArgumentError("batch: expected at least one number of pictures, got none.")
+        raise ArgumentError("batch: expected at least one number of images, got none.")
     check_seconds(seconds)
-    encoded = golden_pictures(inspector)
+    encoded = golden_images(inspector)
     loaded_kib = resident_kib()
     before = machine_state()
     measured = []
@@ -103,9 +103,9 @@ def sweep(
     )
     try:
         for index, batch in enumerate(batches):
-            pictures = [encoded[number % len(encoded)] for number in range(batch)]
+            images = [encoded[number % len(encoded)] for number in range(batch)]
             tell = _share_of(progress, index, len(batches))
-            measured.append({"batch": batch, **_measure(inspector, backbone, pictures, seconds, tell)})
+            measured.append({"batch": batch, **_measure(inspector, backbone, images, seconds, tell)})
             measured[-1]["memory"]["host"]["rss_after_load_kib"] = loaded_kib
     finally:
         if backbone is not None:
@@ -137,32 +137,32 @@ def identity(inspector: Inspector) -> dict[str, Any]:
 def _measure(
     inspector: Inspector,
     backbone: Session | None,
-    pictures: Sequence[bytes],
+    images: Sequence[bytes],
     seconds: float,
     progress: Callable[[float], None] | None,
 ) -> dict[str, Any]:
     """Return the figures of one batch."""
-    batch = len(pictures)
+    batch = len(images)
 
     def all_of_it() -> None:
-        one_round(inspector, pictures)
+        one_round(inspector, images)
         if backbone is not None:
-            backbone_round(inspector, backbone, pictures)
+            backbone_round(inspector, backbone, images)
 
     warm_up = warm_up_rounds(all_of_it, WARM_UP_S)
-    transfers = count_transfers(inspector, pictures)
+    transfers = count_transfers(inspector, images)
     likely = round(1.5 * seconds / warm_up.seconds_a_round) + 2 * BLOCK
     rounds, alone = Record(len(STAGES), likely), Record(1, likely)
     memory = Record(2, likely // BLOCK)
     started = time.perf_counter()
     while (elapsed := time.perf_counter() - started) < seconds or len(rounds) < _LEAST_ROUNDS:
         for number in range(BLOCK):
-            times, _, _ = one_round(inspector, pictures)
+            times, _, _ = one_round(inspector, images)
             if number >= SETTLE:
                 rounds.add(times)
         for number in range(BLOCK if backbone is not None else 0):
             assert backbone is not None
-            taken = backbone_round(inspector, backbone, pictures)
+            taken = backbone_round(inspector, backbone, images)
             if number >= SETTLE:
                 alone.add([taken])
         if (now := resident_kib()) is not None:

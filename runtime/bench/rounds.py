@@ -25,7 +25,7 @@ _MOST_ROWS_AHEAD = 100_000
 _PERCENTILES = {"p50": 50.0, "p90": 90.0, "p99": 99.0, "p99.9": 99.9}
 
 
-def golden_pictures(inspector: Inspector) -> list[bytes]:
+def golden_images(inspector: Inspector) -> list[bytes]:
     """Return the encoded golden images of a bundle.
 
     Raises:
@@ -45,20 +45,20 @@ def check_seconds(seconds: float) -> None:
         raise ArgumentError(f"seconds: expected 0.1 to 86400, got {seconds}.")
 
 
-def prepared(inspector: Inspector, pictures: Sequence[bytes]) -> UInt8Array:
-    """Return encoded pictures as the input of a graph, uint8 [N, H, W, 3]."""
-    return np.stack([prepare(decode_image(data), inspector.manifest.input) for data in pictures])
+def prepared(inspector: Inspector, images: Sequence[bytes]) -> UInt8Array:
+    """Return encoded images as the input of a graph, uint8 [N, H, W, 3]."""
+    return np.stack([prepare(decode_image(data), inspector.manifest.input) for data in images])
 
 
-def one_round(inspector: Inspector, pictures: Sequence[bytes]) -> tuple[list[float], Float32Array, Float32Array]:
-    """Take one batch of encoded pictures through all stages.
+def one_round(inspector: Inspector, encoded: Sequence[bytes]) -> tuple[list[float], Float32Array, Float32Array]:
+    """Take one batch of encoded images through all stages.
 
     Returns:
         Milliseconds per stage as in `STAGES`, anomaly maps float32 [N, H, W], scores float32 [N].
     """
     manifest, thresholds = inspector.manifest, inspector.thresholds
     marks = [time.perf_counter()]
-    decoded = [decode_image(data) for data in pictures]
+    decoded = [decode_image(data) for data in encoded]
     marks.append(time.perf_counter())
     images: UInt8Array = np.stack([prepare(image, manifest.input) for image in decoded])
     marks.append(time.perf_counter())
@@ -74,9 +74,9 @@ def one_round(inspector: Inspector, pictures: Sequence[bytes]) -> tuple[list[flo
     return [*stages, 1e3 * (marks[-1] - marks[0])], maps, scores
 
 
-def backbone_round(inspector: Inspector, backbone: Session, pictures: Sequence[bytes]) -> float:
+def backbone_round(inspector: Inspector, backbone: Session, encoded: Sequence[bytes]) -> float:
     """Read and resize one batch, then return the milliseconds that the backbone alone takes for it."""
-    images = prepared(inspector, pictures)
+    images = prepared(inspector, encoded)
     before = time.perf_counter()
     backbone.infer(images)
     return 1e3 * (time.perf_counter() - before)
@@ -98,12 +98,12 @@ def latency(times: Float64Array) -> dict[str, dict[str, float]]:
     return {stage: percentiles(times[:, column]) for column, stage in enumerate(STAGES)}
 
 
-def count_transfers(inspector: Inspector, pictures: Sequence[bytes]) -> dict[str, Any]:
-    """Return the bytes per picture that go from the host into the session and come back, counted on the arrays.
+def count_transfers(inspector: Inspector, encoded: Sequence[bytes]) -> dict[str, Any]:
+    """Return the bytes per image that go from the host into the session and come back, counted on the arrays.
 
     On the path `kernel` what comes back are the patches; map and score are made of them outside the session.
     """
-    images = prepared(inspector, pictures)
+    images = prepared(inspector, encoded)
     outputs = inspector.scorer.outputs(images)
     return {
         "to_session_bytes": images.nbytes / len(images),
@@ -113,7 +113,7 @@ def count_transfers(inspector: Inspector, pictures: Sequence[bytes]) -> dict[str
 
 
 class Record:
-    """Rows of numbers in memory that was taken before, so that a measurement does not measure its own notes.
+    """Preallocated rows of numbers, so that recording a measurement does not disturb it.
 
     Args:
         columns: Numbers in a row.

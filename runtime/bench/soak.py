@@ -1,4 +1,4 @@
-"""The soak: very many scorings in one process, and whether memory or latency creep."""
+"""Soak test: very many inferences in one process, to find growth of memory or latency."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from flawscope.errors import ArgumentError, GateError
 from flawscope.resident_memory import peak_kib, resident_kib
 from flawscope.runtime.bench.machine_state import machine_state
 from flawscope.runtime.bench.measurement import NOT_LINUX, identity, machine
-from flawscope.runtime.bench.rounds import Record, golden_pictures, one_round, percentiles
+from flawscope.runtime.bench.rounds import Record, golden_images, one_round, percentiles
 from flawscope.runtime.bench.trend import Slope, fit_slope
 from flawscope.runtime.inspector import Inspector
 
@@ -43,9 +43,9 @@ def soak(
 
     Args:
         inspector: The loaded bundle.
-        scorings: Pictures to score, at least 1,000; rounded up to whole rounds.
-        batch: Pictures per round.
-        progress: Told the pictures scored so far.
+        scorings: Images to score, at least 1,000; rounded up to whole rounds.
+        batch: Images per round.
+        progress: Told the images scored so far.
 
     Returns:
         Per quantity the slope per 1,000 scorings after the first 10 %, its 95 % interval, the bound and the verdict;
@@ -61,7 +61,7 @@ def soak(
             "Fewer tell nothing about a slope."
         )
     inspector.check_batch(batch)
-    encoded = golden_pictures(inspector)
+    encoded = golden_images(inspector)
     groups = [
         [(number * batch + place) % len(encoded) for place in range(batch)]
         for number in range(len(encoded) // math.gcd(len(encoded), batch))
@@ -167,19 +167,19 @@ def _same_bits(one: Float32Array, other: Float32Array) -> bool:
 
 def _changed(
     inspector: Inspector,
-    pictures: Sequence[int],
+    images: Sequence[int],
     scored: int,
     known: tuple[Float32Array, Float32Array],
     now: tuple[Float32Array, Float32Array],
 ) -> GateError:
-    """Return the error for the first picture of a round that does not score as it did before."""
+    """Return the error for the first image of a round that does not score as it did before."""
     place, what, old, new = next(
         (place, what, old[place], new[place])
-        for place in range(len(pictures))
+        for place in range(len(images))
         for what, old, new in (("score", known[1], now[1]), ("largest value of the map", known[0], now[0]))
         if not _same_bits(old[place : place + 1], new[place : place + 1])
     )
-    name = inspector.manifest.golden_of(inspector.precision)[pictures[place]].file
+    name = inspector.manifest.golden_of(inspector.precision)[images[place]].file
     return GateError(
         f"soak: {name}: expected the same score and map in every scoring, bit for bit, and the {what} was "
         f"{float(old.max())!r}; got {float(new.max())!r} at scoring {scored + place + 1:,}. Memory or the processor "

@@ -11,7 +11,7 @@ from flawscope.arrays import Float64Array
 BLOCKS = 20
 """Blocks that a series is averaged to."""
 LEAST_SAMPLES = 8
-"""Samples below which no slope is told."""
+"""Fewest samples for which a slope is fitted."""
 _NORMAL_97_5 = 1.959963984540054
 _MOST_CORRELATION = 0.9
 

@@ -1,1 +1,1 @@
-"""What is here and what is missing: devices, versions, drivers, and which provider takes which node."""
+"""Diagnosis of an installation: devices, versions, drivers, and the execution provider of every node."""

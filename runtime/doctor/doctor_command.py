@@ -1,4 +1,4 @@
-"""`flawscope doctor`: what is here, what is not, the command that installs it, and who computes a bundle."""
+"""`flawscope doctor`: installed and missing parts, how to install them, and which provider runs a bundle's nodes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether the NVIDIA driver fits what is installed: a library is made for a CUDA, and a driver knows one at most."""
+"""Compatibility of the NVIDIA driver with the installed CUDA libraries."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which provider took which node of a graph: proof of the path, read from ONNX Runtime's own profile of one run."""
+"""Execution provider of every node of a graph, read from ONNX Runtime's profile of one run."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _RUNS = 3
 
 
 @dataclass(frozen=True)
-class PlacedNode:
+class ProfiledNode:
     """A node as it was executed, after ONNX Runtime's optimisation of the graph.
 
     Attributes:
@@ -42,17 +42,17 @@ class PlacedNode:
     milliseconds: float
 
 
-def place_on_cpu(session: Session, graph: Path, inputs: Mapping[str, npt.NDArray[Any]]) -> list[PlacedNode]:
-    """Return who takes which node on the backend `cpu`; see `place_nodes`."""
-    return place_nodes(graph, "cpu", inputs)
+def place_on_cpu(session: Session, graph: Path, inputs: Mapping[str, npt.NDArray[Any]]) -> list[ProfiledNode]:
+    """Return who takes which node on the backend `cpu`; see `profile_nodes`."""
+    return profile_nodes(graph, "cpu", inputs)
 
 
-def place_on_cuda(session: Session, graph: Path, inputs: Mapping[str, npt.NDArray[Any]]) -> list[PlacedNode]:
-    """Return who takes which node on the backend `cuda`; see `place_nodes`."""
-    return place_nodes(graph, "cuda", inputs)
+def place_on_cuda(session: Session, graph: Path, inputs: Mapping[str, npt.NDArray[Any]]) -> list[ProfiledNode]:
+    """Return who takes which node on the backend `cuda`; see `profile_nodes`."""
+    return profile_nodes(graph, "cuda", inputs)
 
 
-def place_nodes(graph: Path, backend: str, inputs: Mapping[str, npt.NDArray[Any]]) -> list[PlacedNode]:
+def profile_nodes(graph: Path, backend: str, inputs: Mapping[str, npt.NDArray[Any]]) -> list[ProfiledNode]:
     """Run a graph under ONNX Runtime's profiler and return its nodes in the order in which they were executed.
 
     Args:
@@ -76,14 +76,14 @@ def place_nodes(graph: Path, backend: str, inputs: Mapping[str, npt.NDArray[Any]
         except Exception as err:
             # ONNX Runtime's exceptions share no base class of their own.
             raise BackendError(f"backend {backend}: could not run {graph.name}: {str(err).splitlines()[0]}") from err
-    runs: list[list[PlacedNode]] = [[]]
+    runs: list[list[ProfiledNode]] = [[]]
     for event in events:
         arguments = event.get("args", {})
         if event.get("name") == "model_run":
             runs.append([])
         elif event.get("cat") == "Node" and "provider" in arguments:
             runs[-1].append(
-                PlacedNode(
+                ProfiledNode(
                     str(event["name"]).removesuffix("_kernel_time"),
                     str(arguments.get("op_name", "")),
                     str(arguments["provider"]),
@@ -93,8 +93,8 @@ def place_nodes(graph: Path, backend: str, inputs: Mapping[str, npt.NDArray[Any]
     return next(run for run in reversed(runs) if run)
 
 
-def place_layers(session: TensorrtSession, graph: Path, inputs: Mapping[str, npt.NDArray[Any]]) -> list[PlacedNode]:
-    """Return the layers of an engine, as its inspector has told them when it was built; times are not known.
+def engine_layers(session: TensorrtSession, graph: Path, inputs: Mapping[str, npt.NDArray[Any]]) -> list[ProfiledNode]:
+    """Return the layers of an engine, as its inspector reported them at build time; times are not known.
 
     Args:
         session: The engine made ready.
@@ -113,10 +113,10 @@ def place_layers(session: TensorrtSession, graph: Path, inputs: Mapping[str, npt
             f"engine: expected a report of its layers in {plan.parent / LAYERS}, got none that can be read. Build it "
             "again with flawscope engine build --force."
         ) from err
-    return [PlacedNode(str(layer.get("Name", "")), str(layer.get("LayerType", "")), ENGINE, 0.0) for layer in layers]
+    return [ProfiledNode(str(layer.get("Name", "")), str(layer.get("LayerType", "")), ENGINE, 0.0) for layer in layers]
 
 
-def elsewhere(nodes: list[PlacedNode], backend: str) -> list[PlacedNode]:
+def elsewhere(nodes: list[ProfiledNode], backend: str) -> list[ProfiledNode]:
     """Return the nodes that another provider than the backend's has taken, those that take longest first."""
     own = backend_row(backend).provider
     return sorted((node for node in nodes if node.provider != own), key=lambda node: -node.milliseconds)

@@ -205,7 +205,7 @@ def _graphs(bundle: Bundle, graph: str, precision: str) -> list[tuple[Bundle, st
 
 
 def _teller(report: Callable[[str, int, int], None], name: str) -> Callable[[float, str], None]:
-    """Return what shows the progress of one graph."""
+    """Return the progress callback of one graph."""
     started = time.perf_counter()
     return lambda share, phase: report(f"{name}: {_estimate(share, started, phase)}", round(100 * share), 100)
 

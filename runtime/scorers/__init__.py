@@ -1,1 +1,1 @@
-"""Scorers: what makes anomaly maps and scores of prepared images, one kind a file."""
+"""Scorers: compute anomaly maps and scores of prepared images; one kind per file."""

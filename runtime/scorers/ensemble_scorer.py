@@ -63,7 +63,7 @@ def score_terms(head: EnsembleHead) -> list[Term]:
 def sum_scale(head: EnsembleHead) -> float:
     """Return how large a sum ordinarily is before the centers are taken off: Σ weight · (|center| / spread + 1).
 
-    The sum of a good picture is near 0 by design; what rounding and another processor change is in proportion to this.
+    The sum of a normal image is near 0 by design; what rounding and another processor change is in proportion to this.
     """
     sums = (
         sum(weight * (abs(center) / spread + 1.0) for weight, center, spread in terms)

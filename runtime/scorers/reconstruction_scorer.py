@@ -24,7 +24,7 @@ class SessionNetworks:
 
     Args:
         sessions: Graph name → session: `denoise`, `compare`, and with latents `encode` and `decode`.
-        edges: Whether `encode` is given Canny's edges beside the pictures.
+        edges: Whether `encode` is given Canny's edges beside the images.
     """
 
     def __init__(self, sessions: Mapping[str, Session], edges: bool) -> None:
@@ -38,7 +38,7 @@ class SessionNetworks:
         return outputs.pop("latents"), outputs
 
     def encoder_inputs(self, images: UInt8Array) -> dict[str, npt.NDArray[Any]]:
-        """Return what the graph `encode` gets for pictures."""
+        """Return what the graph `encode` gets for images."""
         return {"image": images, **({"edges": canny_edges(images)} if self._edges else {})}
 
     def denoise(self, x: Float32Array, timestep: int, conditions: Mapping[str, Float32Array]) -> Float32Array:
@@ -47,21 +47,21 @@ class SessionNetworks:
         return only_output(self._sessions["denoise"].run({"x": x, "timestep": timesteps, **conditions}))
 
     def decode(self, x: Float32Array) -> Float32Array:
-        """Return pictures."""
+        """Return images."""
         if "decode" not in self._sessions:
             return np.clip(x, np.float32(-1), np.float32(1))
         return only_output(self._sessions["decode"].run({"latents": x}))
 
-    def compare(self, images: UInt8Array, pictures: Float32Array) -> tuple[Float32Array, Float32Array]:
+    def compare(self, images: UInt8Array, reconstructions: Float32Array) -> tuple[Float32Array, Float32Array]:
         """Return both maps."""
-        outputs = self._sessions["compare"].run({"image": images, "reconstruction": pictures})
+        outputs = self._sessions["compare"].run({"image": images, "reconstruction": reconstructions})
         return outputs["pixel_map"], outputs["feature_map"]
 
 
 class ReconstructionScorer:
     """All graphs of a bundle that reconstructs, made ready on one backend; see `Scorer` for the contract.
 
-    The loop itself runs on the host: what goes to the device and back in a step is as large as the picture.
+    The loop itself runs on the host: what goes to the device and back in a step is as large as the image.
 
     Args:
         bundle: The opened bundle.
@@ -98,7 +98,7 @@ class ReconstructionScorer:
         self._networks = SessionNetworks(self._sessions, head.edges == "canny")
 
     def reconstruct(self, images: UInt8Array) -> Reconstructed:
-        """Return everything that comes of pictures uint8 [N, H, W, 3], their reconstructions among it.
+        """Return everything that comes of images uint8 [N, H, W, 3], their reconstructions among it.
 
         Raises:
             DeviceError: If the device fails.
@@ -133,13 +133,13 @@ class ReconstructionScorer:
     def parts(self, images: UInt8Array) -> list[Part]:
         """Return every graph, with inputs of the kind that it gets within a sampling."""
         clean, conditions = self._networks.encode(images)
-        pictures = self._networks.decode(clean)
+        reconstructions = self._networks.decode(clean)
         timestep = plan_steps(self._sampling)[0].timestep
         inputs: dict[str, dict[str, npt.NDArray[Any]]] = {
             "encode": self._networks.encoder_inputs(images),
             "denoise": {"x": clean, "timestep": np.full(len(images), timestep, np.int64), **conditions},
             "decode": {"latents": clean},
-            "compare": {"image": images, "reconstruction": pictures},
+            "compare": {"image": images, "reconstruction": reconstructions},
         }
         return [
             Part(name, self._bundle.graph(name, self._precision), self._sessions[name], given)

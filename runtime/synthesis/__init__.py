@@ -2,17 +2,17 @@
 
 from flawscope.runtime.synthesis.draw_options import DrawOptions, DrawOrder, GenerateSettings
 from flawscope.runtime.synthesis.generated_set import (
-    GeneratedPicture,
+    GeneratedImage,
     GenerateRecord,
     read_generated,
     redraw,
 )
-from flawscope.runtime.synthesis.generation import Site, generate_pictures, read_sites
+from flawscope.runtime.synthesis.generation import Site, generate_images, read_sites
 from flawscope.runtime.synthesis.memorization import SupportPatch
 from flawscope.runtime.synthesis.mixed_datasets import ProvenanceLine, SynthDatasetRecord, write_synth_dataset
 from flawscope.runtime.synthesis.paste import feather_mask, paste_drawn
 from flawscope.runtime.synthesis.precise_masks import MaskOptions, PreciseMask, precise_mask
-from flawscope.runtime.synthesis.quality import QualityLimits, RejectSummary, Verdict, judge_picture, summarise
+from flawscope.runtime.synthesis.quality import QualityLimits, RejectSummary, Verdict, judge_image, summarise
 from flawscope.runtime.synthesis.synthesizer import Drawn, Synthesizer
 from flawscope.runtime.synthesis.texture import texture_contrast
 
@@ -22,7 +22,7 @@ __all__ = [
     "Drawn",
     "GenerateRecord",
     "GenerateSettings",
-    "GeneratedPicture",
+    "GeneratedImage",
     "MaskOptions",
     "PreciseMask",
     "ProvenanceLine",
@@ -34,8 +34,8 @@ __all__ = [
     "Synthesizer",
     "Verdict",
     "feather_mask",
-    "generate_pictures",
-    "judge_picture",
+    "generate_images",
+    "judge_image",
     "paste_drawn",
     "precise_mask",
     "read_generated",

@@ -1,4 +1,4 @@
-"""A model as diffusers writes it whose weights lie there as pickles (`.bin`), taken over as safetensors.
+"""Import of a diffusers model with pickled weights (`.bin`) as safetensors, without unpickling.
 
 Nothing in the pickles is executed; see `flawscope.torch_file`. What is no weight (settings,
 tokenizers, licences) is copied.

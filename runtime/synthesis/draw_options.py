@@ -1,4 +1,4 @@
-"""What is to be drawn, and how: orders, options, and the checks of both."""
+"""Drawing requests and options, and their checks."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from flawscope.runtime.synthesis.quality import QualityLimits
 Texts = Literal["auto", "lines", "bundle"]
 Paste = Literal["drawn", "change"]
 PASTES: tuple[Paste, ...] = get_args(Paste)
-_MAX_PICTURES = 1_000_000
+_MAX_IMAGES = 1_000_000
 
 
 class DrawOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -35,15 +35,15 @@ class DrawOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
         steps: Calls of the denoiser, 1 to 1000, each for the text and for the empty text.
         guidance: Scale of classifier-free guidance, above 1 (arXiv:2207.12598).
         eta: 0 is DDIM, 1 is DDPM (arXiv:2010.02502).
-        strength: Share of the steps that are taken, above 0 up to 1: below 1 more of the good picture shows through.
+        strength: Share of the steps that are taken, above 0 up to 1: below 1 more of the normal image shows through.
         solver: `ddim`, or `dpm++` (arXiv:2211.01095), which needs fewer steps and an eta of 0.
-        feather_px: Pixels around the box over which the drawing fades into the good picture.
-        is_parity: The whole picture goes through the model and is kept as it comes out, as AnoGen and MvP-Diff do:
+        feather_px: Pixels around the box over which the drawing fades into the normal image.
+        is_parity: The whole image goes through the model and is kept as it comes out, as AnoGen and MvP-Diff do:
             pixels outside the box change as well.
-        paste: `drawn` puts the drawing into the picture; `change` adds to it by how much the drawing differs from what
-            the autoencoder makes of the good picture. Then the picture keeps the fine texture that a small autoencoder
+        paste: `drawn` puts the drawing into the image; `change` adds to it by how much the drawing differs from what
+            the autoencoder makes of the normal image. Then the image keeps the fine texture that a small autoencoder
             loses, also in what is drawn.
-        crop: Whether the window around the box is drawn, enlarged, and not the whole picture.
+        crop: Whether the window around the box is drawn, enlarged, and not the whole image.
         mask: How the precise mask is found.
         limits: What a drawing has to keep to.
     """
@@ -75,9 +75,7 @@ class DrawOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
         if self.is_parity and self.paste != "drawn":
             raise ArgumentError(f"paste: expected drawn with parity, got {self.paste}. Leave it out.")
         if self.is_parity and self.crop:
-            raise ArgumentError(
-                "crop: expected none with parity, which draws the whole picture, got one. Leave it out."
-            )
+            raise ArgumentError("crop: expected none with parity, which draws the whole image, got one. Leave it out.")
 
     def resolved(self, head: SynthHead) -> DrawOptions:
         """Return the options with the bundle's numbers where there are none."""
@@ -99,14 +97,14 @@ class GenerateSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     """What is to be drawn of a box set, and how.
 
     Attributes:
-        seed: Record i is drawn with seed + i; no two pictures of a run share their noise.
-        number: Accepted pictures wanted of each category, shared out among its defect types, the first ones taking
+        seed: Record i is drawn with seed + i; no two images of a run share their noise.
+        number: Accepted images wanted of each category, shared out among its defect types, the first ones taking
             what is left over. Lines are taken again, with other noise, where there are too few.
         per_defect: The same of each defect type. Without both, every line is drawn once.
         rounds: How often a record is drawn at most: what was rejected is drawn again with other noise.
         texts: Take the texts of the `lines` or of the `bundle`; `auto` takes those of the bundle for a learned word,
             which the lines of `synth boxes` do not have, and of the lines otherwise.
-        batch: Pictures drawn at once; None for as many as the bundle takes.
+        batch: Images drawn at once; None for as many as the bundle takes.
         options: How each is drawn.
     """
 
@@ -123,23 +121,23 @@ class GenerateSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
         check_count(self.rounds, "rounds", 1, 1000)
         for name in ("number", "per_defect"):
             if (value := getattr(self, name)) is not None:
-                check_count(value, name, 1, _MAX_PICTURES)
+                check_count(value, name, 1, _MAX_IMAGES)
         if self.number is not None and self.per_defect is not None:
             raise ArgumentError("number: expected a number in all or for each defect type, got both. Leave one out.")
 
 
 @dataclass(frozen=True)
 class DrawOrder:
-    """One picture that is to get a defect.
+    """One image that is to get a defect.
 
     Attributes:
-        image: The good picture, uint8 [H, W, 3] RGB; it is not changed. It may lie on a CUDA device or behind DLPack
+        image: The normal image, uint8 [H, W, 3] RGB; it is not changed. It may lie on a CUDA device or behind DLPack
             (`flawscope.runtime.device_arrays`), and so may the mask; what is drawn is on the host.
         mask: Where the defect goes, bool [H, W]: a box, or any other shape.
         defect: Its type: a name that the bundle knows, or CATEGORY/NAME.
         text: What is drawn; without, one of the bundle's texts for the defect, which the seed chooses. In both
             `{location}` becomes words such as "in the upper left".
-        seed: Seed of the noise. The same order gives the same picture.
+        seed: Seed of the noise. The same order gives the same image.
     """
 
     image: UInt8Array | CudaArray | DlpackArray = field(repr=False)
@@ -150,11 +148,11 @@ class DrawOrder:
 
 
 def check_order(order: DrawOrder) -> tuple[UInt8Array, BoolArray]:
-    """Return picture and mask of an order, uint8 [H, W, 3] and bool [H, W] on the host.
+    """Return image and mask of an order, uint8 [H, W, 3] and bool [H, W] on the host.
 
     Raises:
-        ArgumentError: If picture, mask, text or seed cannot be drawn from.
-        DeviceError: If a picture cannot be fetched from its device.
+        ArgumentError: If image, mask, text or seed cannot be drawn from.
+        DeviceError: If an image cannot be fetched from its device.
     """
     image = check_image(on_host(order.image, "image"))
     mask = check_array(on_host(order.mask, "mask"), "mask", image.shape[:2], np.bool_)

@@ -1,4 +1,4 @@
-"""Learned words: vectors that stand in a text for a defect, read from AnoGen's files and kept in safetensors.
+"""Learned embeddings: token vectors that stand for a defect in a prompt; read from AnoGen's files, kept as safetensors.
 
 A file of ours holds one tensor, float32 [V, W], named by the word it stands for, and texts beside it: defect,
 category, width and the SHA-256 of what it was made from.

@@ -18,7 +18,7 @@ from flawscope.files import check_replaceable
 from flawscope.runtime.backends import BACKENDS
 from flawscope.runtime.synthesis.draw_options import PASTES, DrawOptions, GenerateSettings, Paste, Texts
 from flawscope.runtime.synthesis.generated_set import MARKER, GenerateRecord
-from flawscope.runtime.synthesis.generation import Site, generate_pictures, read_sites
+from flawscope.runtime.synthesis.generation import Site, generate_images, read_sites
 from flawscope.runtime.synthesis.mixed_datasets import DatasetLayout, Labels, write_synth_dataset
 from flawscope.runtime.synthesis.precise_masks import MaskMethod, MaskOptions
 from flawscope.runtime.synthesis.synthesizer import Synthesizer
@@ -30,9 +30,9 @@ _OPTIONS, _SETTINGS = DrawOptions(), GenerateSettings()  # the defaults
 @click.command()
 @click.argument("bundle", type=PATH)
 @click.option("--boxes", type=PATH, metavar="DIR", help="Box set of synth boxes: draw on its lines.")
-@data_option("The dataset that the lines' good pictures are in.", required=False)
+@data_option("The dataset that the lines' normal images are in.", required=False)
 @CATEGORY
-@click.option("--image", type=PATH, metavar="FILE", help="Draw on this good picture, not on a box set.")
+@click.option("--image", type=PATH, metavar="FILE", help="Draw on this normal image, not on a box set.")
 @click.option("--mask", type=PATH, metavar="FILE", help="With --image: white is where the defect goes.")
 @click.option(
     "--defect",
@@ -53,7 +53,7 @@ _OPTIONS, _SETTINGS = DrawOptions(), GenerateSettings()  # the defaults
     "--num",
     "number",
     type=int,
-    help="Accepted pictures wanted in all, shared out among the defect types.  [default: one a line]",
+    help="Accepted images wanted in all, shared out among the defect types.  [default: one a line]",
 )
 @click.option("--per-defect", type=int, help="The same for each defect type.")
 @click.option(
@@ -70,7 +70,7 @@ _OPTIONS, _SETTINGS = DrawOptions(), GenerateSettings()  # the defaults
     "seed",
     default=_SETTINGS.seed,
     show_default=True,
-    help="Seed of the first picture; the next ones count on.",
+    help="Seed of the first image; the next ones count on.",
 )
 @click.option("--steps", "--num_inference_steps", "steps", type=int, help="Denoising steps.  [default: the bundle's]")
 @click.option(
@@ -85,10 +85,10 @@ _OPTIONS, _SETTINGS = DrawOptions(), GenerateSettings()  # the defaults
     "--strength",
     default=_OPTIONS.strength,
     show_default=True,
-    help="Below 1 more of the good picture shows through.",
+    help="Below 1 more of the normal image shows through.",
 )
 @click.option("--solver", type=click.Choice(SOLVERS), default=_OPTIONS.solver, show_default=True)
-@click.option("--batch", type=int, help="Pictures drawn at once.  [default: as many as the bundle takes]")
+@click.option("--batch", type=int, help="Images drawn at once.  [default: as many as the bundle takes]")
 @click.option("--backend", type=click.Choice(BACKENDS), default="auto", show_default=True)
 @click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True)
 @click.option(
@@ -103,19 +103,19 @@ _OPTIONS, _SETTINGS = DrawOptions(), GenerateSettings()  # the defaults
     "feather_px",
     default=_OPTIONS.feather_px,
     show_default=True,
-    help="Pixels over which a drawing fades into the picture.",
+    help="Pixels over which a drawing fades into the image.",
 )
 @click.option(
     "--paste",
     type=click.Choice(PASTES),
     default=_OPTIONS.paste,
     show_default=True,
-    help="Put in the drawing, or only add by how much it changes the picture, which keeps fine texture.",
+    help="Put in the drawing, or only add by how much it changes the image, which keeps fine texture.",
 )
 @click.option(
     "--parity",
     is_flag=True,
-    help="Keep the whole picture as the decoder gives it: pixels outside the box change too.",
+    help="Keep the whole image as the decoder gives it: pixels outside the box change too.",
 )
 @click.option("--out", "--outdir", "--output", "out", type=PATH, required=True, metavar="DIR", help="Folder to make.")
 def generate(
@@ -146,10 +146,10 @@ def generate(
     parity: bool,
     out: Path,
 ) -> None:
-    """Draw defects on good pictures with a bundle, find out what was drawn, and reject what is no good.
+    """Draw defects on normal images with a bundle, find out what was drawn, and reject what is no good.
 
-    Draws on the lines of a box set (--boxes, --data), or on one picture (--image, --mask, --defect). The same seed
-    gives the same pictures. The exit status is 1 where nothing was accepted for a defect type; the folder is there
+    Draws on the lines of a box set (--boxes, --data), or on one image (--image, --mask, --defect). The same seed
+    gives the same images. The exit status is 1 where nothing was accepted for a defect type; the folder is there
     then, too.
     """
     _check_ways(boxes, data, category, image, mask, defects, text)
@@ -185,11 +185,11 @@ def generate(
             known = synthesizer.find_defect(defects[0])
             sites = [Site(known.category, known.name, image, image.name, mask, mask.name, text)]
         click.echo(f"backend {synthesizer.backend} ({synthesizer.backend_reason})", err=True)
-        record = generate_pictures(synthesizer, sites, out, settings, dataset=dataset, lines=lines, report=report)
+        record = generate_images(synthesizer, sites, out, settings, dataset=dataset, lines=lines, report=report)
     _tell(record, out)
     if empty := [key for key, one in record.defects.items() if one.accepted == 0]:
         raise GateError(
-            f"{out}: expected accepted pictures of every defect type, got none of {', '.join(empty)}. See "
+            f"{out}: expected accepted images of every defect type, got none of {', '.join(empty)}. See "
             f"{out / SHEET} for the reasons, and draw again with other options or --keep-trying."
         )
 
@@ -203,9 +203,9 @@ def _check_ways(
     defects: tuple[str, ...],
     text: str | None,
 ) -> None:
-    """Raise UsageError unless it is either a box set that is drawn on, or one picture."""
-    of_set, of_picture = (boxes, data, category), (image, mask, text)
-    if any(one is not None for one in of_set) and any(one is not None for one in of_picture):
+    """Raise UsageError unless it is either a box set that is drawn on, or one image."""
+    of_set, of_image = (boxes, data, category), (image, mask, text)
+    if any(one is not None for one in of_set) and any(one is not None for one in of_image):
         raise click.UsageError("Expected --boxes with --data, or --image with --mask, got both. Leave one out.")
     if None in (boxes, data) and (None in (image, mask) or len(defects) != 1):
         raise click.UsageError("Expected --boxes and --data, or --image, --mask and one --defect. Give those.")
@@ -213,16 +213,16 @@ def _check_ways(
 
 def _tell(record: GenerateRecord, out: Path) -> None:
     summary = record.summary
-    click.echo(f"drawn: {out}, {summary.pictures} pictures of {len(record.defects)} defect types")
+    click.echo(f"drawn: {out}, {summary.pictures} images of {len(record.defects)} defect types")
     for key, one in record.defects.items():
         click.echo(f"{key}: {one.accepted} accepted of {one.wanted} wanted, {one.summary.rejected} rejected")
     reasons = ", ".join(f"{reason} {count}" for reason, count in summary.counts.items() if count)
     click.echo(f"in all: {summary.accepted} accepted, {summary.rejected} rejected{f': {reasons}' if reasons else ''}")
     each = record.seconds_per_accepted
-    click.echo(f"seconds per accepted picture: {'none was accepted' if each is None else f'{each:.2f}'}")
+    click.echo(f"seconds per accepted image: {'none was accepted' if each is None else f'{each:.2f}'}")
     if record.support_in_test:
         click.echo(
-            f"warning: {record.support_in_test} support pictures are in the test split: leave them out of the "
+            f"warning: {record.support_in_test} support images are in the test split: leave them out of the "
             "evaluation (synth dataset does)",
             err=True,
         )
@@ -238,7 +238,7 @@ def _tell(record: GenerateRecord, out: Path) -> None:
     type=click.Choice(["mvtec", "anogen"]),
     default="mvtec",
     show_default=True,
-    help="mvtec: drawn and real pictures in folders; anogen: drawn ones as AnoGen has them.",
+    help="mvtec: drawn and real images in folders; anogen: drawn ones as AnoGen has them.",
 )
 @click.option(
     "--labels",
@@ -263,9 +263,9 @@ def dataset(
     support: Path | None,
     out: Path,
 ) -> None:
-    """Make a dataset of the accepted pictures of GENERATED and of the real ones.
+    """Make a dataset of the accepted images of GENERATED and of the real ones.
 
-    Drawn pictures are training pictures. What the bundle has learned defects from is left out of the test split;
+    Drawn images are training images. What the bundle has learned defects from is left out of the test split;
     DIR/dataset.json names it.
     """
     real = open_dataset(data, category)
@@ -277,9 +277,9 @@ def dataset(
             layout=layout,
             labels=labels,
             support=None if support is None else read_support(support),
-            progress=partial(report, "writing pictures"),
+            progress=partial(report, "writing images"),
         )
     drawn = sum(count for key, count in record.pictures.items() if key.split("/")[1] == "drawn")
-    click.echo(f"dataset: {out}, {drawn} drawn and {sum(record.pictures.values()) - drawn} real pictures")
-    click.echo(f"left out: {record.rejected} rejected drawings, {len(record.left_out)} real pictures (dataset.json)")
+    click.echo(f"dataset: {out}, {drawn} drawn and {sum(record.pictures.values()) - drawn} real images")
+    click.echo(f"left out: {record.rejected} rejected drawings, {len(record.left_out)} real images (dataset.json)")
     click.echo(f"overview: {out / SHEET}")

@@ -1,4 +1,4 @@
-"""Drawn pictures as they lie in a folder: their records, and back from a record to its picture."""
+"""Folder of generated images: its records, and regenerating an image from its record."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class StoredFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sha256: str
 
 
-class GeneratedPicture(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One line of generated.jsonl: a picture and all that it was drawn from.
+class GeneratedImage(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One line of generated.jsonl: an image and all that it was drawn from.
 
     Attributes:
         number: Number of the record, from 0; a record that was drawn again keeps it.
@@ -42,10 +42,10 @@ class GeneratedPicture(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
         category: Name of the category.
         defect: Defect type.
         accepted: Whether the filter found nothing wrong.
-        image: The picture.
-        mask: The precise mask; None for a rejected picture.
-        box_mask: Where the defect was asked for; None for a rejected picture.
-        good: The good picture, below the dataset's root.
+        image: The image.
+        mask: The precise mask; None for a rejected image.
+        box_mask: Where the defect was asked for; None for a rejected image.
+        good: The normal image, below the dataset's root.
         good_sha256: SHA-256 of its bytes.
         box: The mask of the box, below the box set.
         bbox: Left, top, width and height in pixels of the region.
@@ -58,7 +58,7 @@ class GeneratedPicture(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
         digest: Digest of its manifest.
         backend: What the networks ran on.
         precision: Precision of the graphs.
-        batch: Pictures drawn at once with it.
+        batch: Images drawn at once with it.
         options: How it was drawn, with the bundle's numbers filled in.
         verdict: What the filter says, every measure with its limit.
     """
@@ -92,8 +92,8 @@ class DefectCount(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How one defect type went.
 
     Attributes:
-        wanted: Accepted pictures asked for.
-        accepted: Accepted pictures there are.
+        wanted: Accepted images asked for.
+        accepted: Accepted images there are.
         summary: Rates of rejection over all that were drawn.
     """
 
@@ -103,7 +103,7 @@ class DefectCount(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class GenerateRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What a folder of drawn pictures was made from and what it took; the content of `generate.json`.
+    """What a folder of drawn images was made from and what it took; the content of `generate.json`.
 
     Attributes:
         flawscope: Version that wrote it.
@@ -117,14 +117,14 @@ class GenerateRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         precision: Precision of the graphs.
         settings: What was asked for.
         lines: File of lines, below the box set → SHA-256 of its bytes.
-        summary: Rates of rejection over all pictures.
+        summary: Rates of rejection over all images.
         defects: CATEGORY/DEFECT → how it went.
         seconds: Time of all drawing, reading, judging and writing; without loading the bundle.
-        seconds_per_picture: Of it for each picture.
-        seconds_per_accepted: Of it for each accepted picture; None where there is none.
+        seconds_per_picture: Of it for each image.
+        seconds_per_accepted: Of it for each accepted image; None where there is none.
         peak_memory_kib: Largest resident memory of the process in KiB; None where the system does not tell.
         versions: Packages that shape the numbers.
-        support: SHA-256 of every support picture that the bundle learned from.
+        support: SHA-256 of every support image that the bundle learned from.
         support_in_test: How many of them are in the dataset's test split, which an evaluation has to leave out.
         schema: Version of this record.
     """
@@ -163,11 +163,11 @@ def runs_of(region: BoolArray) -> tuple[tuple[int, int, int, int], tuple[int, ..
     return found, lengths if not flat[0] else (0, *lengths)
 
 
-def region_of(line: GeneratedPicture, size: tuple[int, int]) -> BoolArray:
-    """Return where a recorded picture's defect was asked for, bool [H, W].
+def region_of(line: GeneratedImage, size: tuple[int, int]) -> BoolArray:
+    """Return where a recorded image's defect was asked for, bool [H, W].
 
     Raises:
-        DataError: If the record fits no picture of this size.
+        DataError: If the record fits no image of this size.
     """
     left, top, width, height = line.bbox
     fits = min(left, top) >= 0 and top + height <= size[0] and left + width <= size[1] and min(width, height) > 0
@@ -180,15 +180,15 @@ def region_of(line: GeneratedPicture, size: tuple[int, int]) -> BoolArray:
     return region
 
 
-def read_generated(folder: Path) -> list[GeneratedPicture]:
-    """Read the lines of a folder of drawn pictures; its pictures and masks must be those that were written.
+def read_generated(folder: Path) -> list[GeneratedImage]:
+    """Read the lines of a folder of drawn images; its images and masks must be those that were written.
 
     Raises:
         DataError: If a line or a file is missing, broken or was changed.
     """
     path = folder / LINES
     found = []
-    for where, line in read_lines(path, GeneratedPicture, "the record of a drawn picture", "drawn pictures"):
+    for where, line in read_lines(path, GeneratedImage, "the record of a drawn image", "drawn images"):
         for file in _files_of(line):
             place = folder / place_below(folder, file.place, where)
             if content_hash(place) != file.sha256:
@@ -197,12 +197,12 @@ def read_generated(folder: Path) -> list[GeneratedPicture]:
     return found
 
 
-def _files_of(line: GeneratedPicture) -> Iterable[StoredFile]:
+def _files_of(line: GeneratedImage) -> Iterable[StoredFile]:
     return (file for file in (line.image, line.mask, line.box_mask) if file is not None)
 
 
-def redraw(bundle: Synthesizer | Path | str, line: GeneratedPicture, root: Path) -> Drawn:
-    """Return a recorded picture drawn again: the same bytes, on the same backend.
+def redraw(bundle: Synthesizer | Path | str, line: GeneratedImage, root: Path) -> Drawn:
+    """Return a recorded image drawn again: the same bytes, on the same backend.
 
     Args:
         bundle: The bundle that drew it, or its path; of a path the recorded backend and precision are taken.
@@ -211,7 +211,7 @@ def redraw(bundle: Synthesizer | Path | str, line: GeneratedPicture, root: Path)
 
     Raises:
         BundleError: If it is another bundle.
-        DataError: If the good picture is not there, or another one.
+        DataError: If the normal image is not there, or another one.
     """
     if not isinstance(bundle, Synthesizer):
         with Synthesizer.load(bundle, line.backend, line.precision) as loaded:
@@ -219,11 +219,11 @@ def redraw(bundle: Synthesizer | Path | str, line: GeneratedPicture, root: Path)
     if bundle.manifest.digest != line.digest:
         raise BundleError(
             f"{bundle.bundle.path}: expected the bundle {line.bundle} ({line.digest[:12]}…), got "
-            f"{bundle.manifest.name} ({bundle.manifest.digest[:12]}…). Take the one that drew the picture."
+            f"{bundle.manifest.name} ({bundle.manifest.digest[:12]}…). Take the one that drew the image."
         )
     path = root / place_below(root, line.good, LINES)
     if content_hash(path) != line.good_sha256:
-        raise DataError(f"{path}: expected the good picture that was drawn on, got other content.")
+        raise DataError(f"{path}: expected the normal image that was drawn on, got other content.")
     image = read_image(path)
     region = region_of(line, (image.shape[0], image.shape[1]))
     order = DrawOrder(image, region, f"{line.category}/{line.defect}", line.text, line.seed)

@@ -1,17 +1,17 @@
 """From the lines of a box set to a folder of drawn defects.
 
-    DIR/CATEGORY/gen_img/DEFECT/NNN.png      accepted pictures
+    DIR/CATEGORY/gen_img/DEFECT/NNN.png      accepted images
     DIR/CATEGORY/prs_mask/DEFECT/NNN.png     their precise masks
     DIR/CATEGORY/box_mask/DEFECT/NNN.png     where the defects were asked for
-    DIR/CATEGORY/rejected/DEFECT/NNN.png     rejected pictures, which no dataset takes
-    DIR/generated.jsonl                      a line for each picture, accepted or not, with all it was drawn from
+    DIR/CATEGORY/rejected/DEFECT/NNN.png     rejected images, which no dataset takes
+    DIR/generated.jsonl                      a line for each image, accepted or not, with all it was drawn from
     DIR/generate.json                        settings, rates of rejection, time and memory
     DIR/contact_sheet.png
 
-The same bundle, lines and settings give the same pictures, masks and lines byte for byte: what depends on the machine
+The same bundle, lines and settings give the same images, masks and lines byte for byte: what depends on the machine
 (time, memory, versions) is in generate.json alone.
 
-Source: MvP-Diff, stage 3b, for the folders. There every picture has the same seed; here record i has the seed + i.
+Source: MvP-Diff, stage 3b, for the folders. There every image has the same seed; here record i has the seed + i.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from flawscope.datasets import Dataset, hash_contents
 from flawscope.datasets.defects.box_sets import find_box_lines, read_box_lines, shares
 from flawscope.datasets.defects.file_names import category_of
 from flawscope.datasets.defects.seeded_choice import check_seed
-from flawscope.datasets.defects.set_files import SHEET, write_json, write_lines, write_mask, write_picture
+from flawscope.datasets.defects.set_files import SHEET, write_image, write_json, write_lines, write_mask
 from flawscope.datasets.defects.set_sheets import COLUMNS, CYAN, MAGENTA, Colour, Outline, Row, Tile, draw_sheet
 from flawscope.datasets.fingerprints import content_hash
 from flawscope.errors import ArgumentError, DataError
@@ -44,7 +44,7 @@ from flawscope.runtime.synthesis.generated_set import (
     LINES,
     MARKER,
     DefectCount,
-    GeneratedPicture,
+    GeneratedImage,
     GenerateRecord,
     StoredFile,
     runs_of,
@@ -61,12 +61,12 @@ Report = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Site:
-    """A good picture and the mask of where a defect goes.
+    """A normal image and the mask of where a defect goes.
 
     Attributes:
         category: Name of the category.
         defect: Defect type.
-        good: The good picture.
+        good: The normal image.
         place: What the record calls it: its path below the dataset's root.
         mask: The mask; white is where the defect goes.
         box: What the record calls the mask: its path below the box set.
@@ -126,7 +126,7 @@ def read_sites(boxes: Path, dataset: Dataset, defects: Sequence[str] = ()) -> tu
     return sites, hashes
 
 
-def generate_pictures(
+def generate_images(
     synthesizer: Synthesizer,
     sites: Sequence[Site],
     folder: Path,
@@ -136,23 +136,23 @@ def generate_pictures(
     lines: Mapping[str, str] | None = None,
     report: Report | None = None,
 ) -> GenerateRecord:
-    """Draw defects on good pictures and write them, their masks, records and a contact sheet.
+    """Draw defects on normal images and write them, their masks, records and a contact sheet.
 
     The folder appears whole under its name or not at all. An earlier one is replaced. All sites are looked at before
-    the first picture is drawn.
+    the first image is drawn.
 
     Args:
         synthesizer: The bundle.
         sites: Where to draw.
         folder: The folder to make.
         settings: How many, and how.
-        dataset: Whose test split is searched for support pictures.
+        dataset: Whose test split is searched for support images.
         lines: For the record: files that the sites are from → SHA-256.
         report: Told of the progress.
 
     Raises:
         ArgumentError: If a setting is out of range, a defect is unknown, or `folder` holds something else.
-        DataError: If a file cannot be read, a mask is empty or not of its picture's size, or a good picture is one
+        DataError: If a file cannot be read, a mask is empty or not of its image's size, or a normal image is one
             that the bundle has learned a defect from.
         DeviceError: If the device fails.
         StorageError: If the system refuses to write; nothing is left behind.
@@ -211,7 +211,7 @@ def _text(synthesizer: Synthesizer, site: Site, texts: Texts) -> str | None:
 
 
 def _check_sites(synthesizer: Synthesizer, sites: Sequence[Site], texts: Texts, report: Report) -> dict[Path, str]:
-    """Raise unless every site can be drawn on; return the content hashes of the good pictures."""
+    """Raise unless every site can be drawn on; return the content hashes of the normal images."""
     support = {one.sha256: f"{one.category}/{one.defect}" for one in synthesizer.head.support}
     hashes: dict[Path, str] = {}
     different = list(dict.fromkeys(sites))
@@ -222,7 +222,7 @@ def _check_sites(synthesizer: Synthesizer, sites: Sequence[Site], texts: Texts, 
             hashes[site.good] = content_hash(site.good)
         if hashes[site.good] in support:
             raise DataError(
-                f"{site.good}: expected a good picture, got one that the bundle learned "
+                f"{site.good}: expected a normal image, got one that the bundle learned "
                 f"{support[hashes[site.good]]} from. Take its line out."
             )
         size, mask = read_image(site.good).shape[:2], read_mask(site.mask)
@@ -231,12 +231,12 @@ def _check_sites(synthesizer: Synthesizer, sites: Sequence[Site], texts: Texts, 
             raise DataError(f"{site.mask}: expected {want} pixels as {site.good} has, got {got}. Draw the box again.")
         if not mask.any():
             raise DataError(f"{site.mask}: expected at least one white pixel, got an all-black mask. Draw a box there.")
-        report("checking pictures", done, len(different))
+        report("checking images", done, len(different))
     return hashes
 
 
 def _support_in_test(dataset: Dataset, head: SynthHead, report: Report) -> int:
-    """Return how many of the support pictures are in the test split, known by their content."""
+    """Return how many of the support images are in the test split, known by their content."""
     support = {one.sha256 for one in head.support}
     if not support:
         return 0
@@ -245,7 +245,7 @@ def _support_in_test(dataset: Dataset, head: SynthHead, report: Report) -> int:
 
 
 class _Writer:
-    """Writes pictures below a folder that is being made, and remembers what the record and the sheet need."""
+    """Writes images below a folder that is being made, and remembers what the record and the sheet need."""
 
     def __init__(
         self, made: Path, synthesizer: Synthesizer, settings: GenerateSettings, hashes: Mapping[Path, str]
@@ -254,16 +254,16 @@ class _Writer:
         self._options = settings.options.resolved(synthesizer.head)
         self._tiles: dict[str, dict[str, list[Tile]]] = {}
         self._counts: Counter[tuple[str, bool]] = Counter()
-        self.lines: list[GeneratedPicture] = []
+        self.lines: list[GeneratedImage] = []
 
     def add(self, number: int, site: Site, turn: int, drawn: Drawn) -> None:
-        """Write one picture, and remember its line and its thumbnails."""
+        """Write one image, and remember its line and its thumbnails."""
         accepted, manifest = drawn.verdict.is_accepted, self._synthesizer.manifest
         self._counts[site.key, accepted] += 1
         name = f"{site.defect}/{self._counts[site.key, accepted]:03d}.png"
         bbox, runs = runs_of(drawn.region)
         self.lines.append(
-            GeneratedPicture(
+            GeneratedImage(
                 number=number,
                 round=turn,
                 category=site.category,
@@ -296,16 +296,16 @@ class _Writer:
         if pixels.dtype == np.bool_:
             write_mask(path, pixels.astype(np.bool_, copy=False))
         else:
-            write_picture(path, pixels.astype(np.uint8, copy=False))
+            write_image(path, pixels.astype(np.uint8, copy=False))
         return StoredFile(place, sha256_file(path))
 
     def _show(self, site: Site, name: str, drawn: Drawn) -> None:
-        rows = self._tiles.setdefault(site.key, {"good pictures": [], "drawn": [], "precise masks": [], "rejected": []})
+        rows = self._tiles.setdefault(site.key, {"normal images": [], "drawn": [], "precise masks": [], "rejected": []})
         if not drawn.verdict.is_accepted:
             if len(rows["rejected"]) < COLUMNS:
                 rows["rejected"].append(small_tile(drawn.verdict.reasons[0], drawn.image, drawn.region, CYAN))
         elif len(rows["drawn"]) < COLUMNS:
-            rows["good pictures"].append(small_tile(site.good.name, read_image(site.good), drawn.region, CYAN))
+            rows["normal images"].append(small_tile(site.good.name, read_image(site.good), drawn.region, CYAN))
             rows["drawn"].append(small_tile(name, drawn.image))
             rows["precise masks"].append(small_tile(drawn.text, drawn.image, drawn.mask, MAGENTA))
 
@@ -352,13 +352,13 @@ class _Writer:
             if tiles
         ]
         write_lines(self._made / LINES, self.lines)
-        write_picture(self._made / SHEET, draw_sheet(titled))
+        write_image(self._made / SHEET, draw_sheet(titled))
         write_json(self._made / MARKER, record)
         return record
 
 
 def small_tile(label: str, image: UInt8Array, mask: BoolArray | None = None, colour: Colour = MAGENTA) -> Tile:
-    """Return a picture for a sheet, no larger than it is shown there: those of a run are held until its end."""
+    """Return an image for a sheet, no larger than it is shown there: those of a run are held until its end."""
     scale = min(1.0, _THUMBNAIL_PX / max(image.shape[:2]))
     size = (max(round(image.shape[1] * scale), 1), max(round(image.shape[0] * scale), 1))
     small = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)

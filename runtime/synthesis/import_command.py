@@ -1,4 +1,4 @@
-"""`flawscope synth import`: what others have learned, as safetensors, without executing anything in their files."""
+"""`flawscope synth import`: converts others' embeddings and models to safetensors without executing their files."""
 
 from __future__ import annotations
 

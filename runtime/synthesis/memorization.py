@@ -1,6 +1,6 @@
-"""Is a drawn defect a copy of one it was learned from? Correlation of patches at several scales.
+"""Memorization check: is a generated defect a copy of a support defect? Patch correlation at several scales.
 
-Three support pictures are soon learned by heart, and a generator that pastes them adds nothing to a data set. The
+Three support images are soon learned by heart, and a generator that pastes them adds nothing to a data set. The
 pixels of the drawn defect, with a margin that holds its outline, are slid over the surroundings of every support
 defect. What is reported is the largest normalised cross-correlation with means taken away
 
@@ -49,7 +49,7 @@ class SupportPatch:
 
     Attributes:
         name: What it is called in a verdict.
-        image: The picture, uint8 [H, W, 3] RGB.
+        image: The image, uint8 [H, W, 3] RGB.
         mask: Its defect, bool [H, W].
     """
 
@@ -64,7 +64,7 @@ class Likeness(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         support: Name of the support patch.
         correlation: Largest normalised cross-correlation, -1 to 1.
-        scale: Pixels of the support per pixel of the drawn picture at which it was found.
+        scale: Pixels of the support per pixel of the drawn image at which it was found.
         is_mirrored: Whether the support was mirrored left to right.
     """
 
@@ -78,7 +78,7 @@ def find_likeness(drawn: UInt8Array, mask: BoolArray, supports: Sequence[Support
     """Return the support defect that the drawn one resembles most.
 
     Args:
-        drawn: Picture with the drawn defect, uint8 [H, W, 3] RGB.
+        drawn: Image with the drawn defect, uint8 [H, W, 3] RGB.
         mask: Its precise mask, bool [H, W].
         supports: What the generator has learned from.
 
@@ -119,7 +119,7 @@ def find_likeness(drawn: UInt8Array, mask: BoolArray, supports: Sequence[Support
 
 
 def _surroundings(mask: BoolArray, share: float) -> tuple[slice, slice, int]:
-    """Rows and columns of a mask with a margin of at least one pixel, cut at the picture, and the margin."""
+    """Rows and columns of a mask with a margin of at least one pixel, cut at the image, and the margin."""
     x, y, width, height = bounds_of(mask)
     margin = max(1, round(share * max(width, height)))
     rows = slice(max(0, y - margin), min(mask.shape[0], y + height + margin))
@@ -137,7 +137,7 @@ def _correlation(
 ) -> float | None:
     """Largest correlation over all places where the template fits, if it fits anywhere.
 
-    An area that is smaller, because its picture ends there, is continued by its edge pixels. Over a flat window the
+    An area that is smaller, because its image ends there, is continued by its edge pixels. Over a flat window the
     quotient is 0/0, which OpenCV gives as NaN or as any number: what is not a correlation is left out.
     """
     missing = [max(0, template.shape[axis] - area.shape[axis]) for axis in (0, 1)]

@@ -1,16 +1,16 @@
-"""Datasets of real and drawn pictures that a detector or a segmenter learns from.
+"""Datasets of real and drawn images that a detector or a segmenter learns from.
 
-    mvtec    NAME/train/good/*                   the real good training pictures
-             NAME/train/DEFECT/synth_NNN.png     accepted drawings: training pictures, never test pictures
-             NAME/test/{good,DEFECT}/*           the real test pictures without what the generator has seen
+    mvtec    NAME/train/good/*                   the real normal training images
+             NAME/train/DEFECT/synth_NNN.png     accepted drawings: training images, never test images
+             NAME/test/{good,DEFECT}/*           the real test images without what the generator has seen
              NAME/ground_truth/DEFECT/*_mask.png masks of both
     anogen   NAME/DEFECT/GOOD-BOX/samples/NNNN.png and .../masks/NNNN.png: drawings alone
     both     provenance.jsonl, dataset.json, contact_sheet.png beside NAME
 
-In the layout `mvtec` a mask is found by defect type and name, whatever the split, and the pictures of a test split are
-called 000, 001, ... too: `synth_` keeps a drawing's mask from being taken for that of a test picture.
+In the layout `mvtec` a mask is found by defect type and name, whatever the split, and the images of a test split are
+called 000, 001, ... too: `synth_` keeps a drawing's mask from being taken for that of a test image.
 
-In the layout `anogen` GOOD and BOX are the whole names of the good picture and of the box, so that two pictures never
+In the layout `anogen` GOOD and BOX are the whole names of the normal image and of the box, so that two images never
 share one; AnoGen takes their first three characters.
 """
 
@@ -26,7 +26,7 @@ import msgspec
 from flawscope import __version__
 from flawscope.datasets import Dataset, Sample, hash_contents
 from flawscope.datasets.defects.file_names import category_of, check_name, defect_of, place_of
-from flawscope.datasets.defects.set_files import SHEET, read_json, write_json, write_lines, write_mask, write_picture
+from flawscope.datasets.defects.set_files import SHEET, read_json, write_image, write_json, write_lines, write_mask
 from flawscope.datasets.defects.set_sheets import COLUMNS, Row, Tile, draw_sheet
 from flawscope.datasets.defects.support_set import SupportRecord
 from flawscope.errors import DataError
@@ -34,7 +34,7 @@ from flawscope.files import atomic_folder, check_replaceable, free_name, sha256_
 from flawscope.imaging.images import read_image, read_mask
 from flawscope.progress import CountProgress
 from flawscope.runtime.synthesis.generated_set import MARKER as GENERATED
-from flawscope.runtime.synthesis.generated_set import GeneratedPicture, GenerateRecord, read_generated
+from flawscope.runtime.synthesis.generated_set import GeneratedImage, GenerateRecord, read_generated
 from flawscope.runtime.synthesis.generation import small_tile
 
 MARKER = "dataset.json"
@@ -46,10 +46,10 @@ Labels = Literal["precise", "box"]
 
 
 class ProvenanceLine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Where a drawn picture of the dataset comes from.
+    """Where a drawn image of the dataset comes from.
 
     Attributes:
-        image: The picture, below the dataset's folder.
+        image: The image, below the dataset's folder.
         mask: Its mask, below the dataset's folder.
         labels: What the mask shows.
         drawn: Its line of `generated.jsonl`.
@@ -58,7 +58,7 @@ class ProvenanceLine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     image: str
     mask: str
     labels: Labels
-    drawn: GeneratedPicture
+    drawn: GeneratedImage
 
 
 class SynthDatasetRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -67,15 +67,15 @@ class SynthDatasetRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     Attributes:
         flawscope: Version that wrote it.
         layout: How the files are laid out.
-        labels: What the masks of drawn pictures show.
+        labels: What the masks of drawn images show.
         bundle: Name of the bundle that drew.
         digest: Digest of its manifest.
         licence: Licence of its base model.
         generated: SHA-256 of `generate.json`.
-        pictures: CATEGORY/SPLIT/DEFECT → pictures written; what was drawn is counted under CATEGORY/drawn/DEFECT.
-        left_out: Picture of the real dataset, below its root → why an evaluation must not see it, or why it is not
+        pictures: CATEGORY/SPLIT/DEFECT → images written; what was drawn is counted under CATEGORY/drawn/DEFECT.
+        left_out: Image of the real dataset, below its root → why an evaluation must not see it, or why it is not
             there.
-        rejected: Drawn pictures that were left out because the filter rejected them.
+        rejected: Drawn images that were left out because the filter rejected them.
         schema: Version of this record.
     """
 
@@ -93,9 +93,9 @@ class SynthDatasetRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True
 
 
 class _Drawing(NamedTuple):
-    """An accepted picture, and where it and its mask go."""
+    """An accepted image, and where it and its mask go."""
 
-    line: GeneratedPicture
+    line: GeneratedImage
     image: str
     mask: str
 
@@ -110,19 +110,19 @@ def write_synth_dataset(
     support: SupportRecord | None = None,
     progress: CountProgress | None = None,
 ) -> SynthDatasetRecord:
-    """Write a dataset of the accepted pictures of a folder of drawn ones, and of real pictures.
+    """Write a dataset of the accepted images of a folder of drawn ones, and of real images.
 
     The folder appears whole under its name or not at all. An earlier one is replaced.
 
     Args:
-        generated: The folder of `generate_pictures`.
+        generated: The folder of `generate_images`.
         dataset: The real dataset.
         folder: The folder to make.
         layout: How its files are laid out.
         labels: Whether masks show what was drawn (`precise`), or where it was asked for (`box`).
-        support: The support set; with it pictures that look like the same parts are left out of the test split, too.
-            Without, support pictures are known by the hashes in `generate.json`.
-        progress: Called with the number of pictures written and their total after each.
+        support: The support set; with it images that look like the same parts are left out of the test split, too.
+            Without, support images are known by the hashes in `generate.json`.
+        progress: Called with the number of images written and their total after each.
 
     Raises:
         ArgumentError: If `folder` holds something else.
@@ -130,13 +130,13 @@ def write_synth_dataset(
         StorageError: If the system refuses to write; nothing is left behind.
     """
     check_replaceable(folder, MARKER)
-    record = read_json(generated / GENERATED, GenerateRecord, "the record of drawn pictures")
+    record = read_json(generated / GENERATED, GenerateRecord, "the record of drawn images")
     names = {category_of(dataset, sample) for sample in dataset.samples}
     lines = [line for line in read_generated(generated) if line.category in names]
     accepted = [line for line in lines if line.accepted]
     if not accepted:
         raise DataError(
-            f"{generated}: expected accepted pictures of {', '.join(sorted(names))}, got none. Generate more, or name "
+            f"{generated}: expected accepted images of {', '.join(sorted(names))}, got none. Generate more, or name "
             "their category."
         )
     left_out = _left_out(dataset, record, lines, support)
@@ -154,7 +154,7 @@ def write_synth_dataset(
             counts[f"{category}/{sample.split}/{defect}"] += 1
             if progress:
                 progress(done, total)
-        write_picture(made / SHEET, draw_sheet([Row(f"{key}, {labels} masks", row) for key, row in tiles.items()]))
+        write_image(made / SHEET, draw_sheet([Row(f"{key}, {labels} masks", row) for key, row in tiles.items()]))
         write_lines(made / PROVENANCE, (ProvenanceLine(d.image, d.mask, labels, d.line) for d in drawings))
         result = SynthDatasetRecord(
             flawscope=__version__,
@@ -173,23 +173,23 @@ def write_synth_dataset(
 
 
 def _left_out(
-    dataset: Dataset, record: GenerateRecord, lines: Sequence[GeneratedPicture], support: SupportRecord | None
+    dataset: Dataset, record: GenerateRecord, lines: Sequence[GeneratedImage], support: SupportRecord | None
 ) -> dict[str, str]:
-    """Return the real pictures that are not taken over, below the dataset's root, with the reason.
+    """Return the real images that are not taken over, below the dataset's root, with the reason.
 
-    Pictures are known by their content: a copy under another name is left out as well.
+    Images are known by their content: a copy under another name is left out as well.
     """
     if support is not None and (missing := set(record.support) - support.contents):
         raise DataError(
             f"support set: expected the one that the bundle learned from, got one without {len(missing)} of its "
-            f"{len(record.support)} pictures. Name the right one with --support."
+            f"{len(record.support)} images. Name the right one with --support."
         )
     reasons = {line.good_sha256: "defects were drawn on it" for line in lines}
     if support is not None:
         reasons |= {one.content: f"probably the same part as {one.like}" for one in support.alike}
-    reasons |= dict.fromkeys(record.support, "a support picture")
+    reasons |= dict.fromkeys(record.support, "a support image")
     if support is not None:
-        reasons |= dict.fromkeys(support.contents, "a support picture")
+        reasons |= dict.fromkeys(support.contents, "a support image")
     hashes = hash_contents(sample.path for sample in dataset.test)
     found = {}
     for sample in dataset.samples:
@@ -201,28 +201,26 @@ def _left_out(
 
 
 def _taken(dataset: Dataset, samples: Iterable[Sample]) -> dict[Path, str]:
-    """Return what every real picture is called: its own stem, numbered where another of its folder has it."""
+    """Return what every real image is called: its own stem, numbered where another of its folder has it."""
     names: dict[tuple[str, str, str], set[str]] = {}
     found = {}
     for sample in samples:
         key = category_of(dataset, sample), sample.split, defect_of(sample)
-        stem = check_name(sample.path.stem, "picture")
-        if stem.lower().endswith("_mask"):  # beside other pictures that is the name of a mask
+        stem = check_name(sample.path.stem, "image")
+        if stem.lower().endswith("_mask"):  # beside other images that is the name of a mask
             stem += "_picture"
         found[sample.path] = free_name(stem, names.setdefault(key, set()))
     return found
 
 
-def _drawings(
-    accepted: Sequence[GeneratedPicture], layout: DatasetLayout, taken: dict[Path, str]
-) -> Iterator[_Drawing]:
-    """Yield the accepted pictures with their places."""
+def _drawings(accepted: Sequence[GeneratedImage], layout: DatasetLayout, taken: dict[Path, str]) -> Iterator[_Drawing]:
+    """Yield the accepted images with their places."""
     names = set(taken.values())
     numbers: Counter[str] = Counter()
     for line in accepted:
         if layout == "anogen":
             pair = f"{Path(line.good).stem}-{Path(line.box).stem}"
-            folder = f"{line.category}/{line.defect}/{check_name(pair, 'good picture and box')}"
+            folder = f"{line.category}/{line.defect}/{check_name(pair, 'normal image and box')}"
             number = f"{numbers[folder]:04d}.png"
             numbers[folder] += 1
             yield _Drawing(line, f"{folder}/samples/{number}", f"{folder}/masks/{number}")
@@ -235,12 +233,12 @@ def _drawings(
 
 
 def _write_drawings(generated: Path, made: Path, drawings: Sequence[_Drawing], labels: Labels) -> dict[str, list[Tile]]:
-    """Copy drawn pictures and masks, and return the rows of a contact sheet."""
+    """Copy drawn images and masks, and return the rows of a contact sheet."""
     tiles: dict[str, list[Tile]] = {}
     for line, image, mask in drawings:
         file = line.mask if labels == "precise" else line.box_mask
         if file is None:
-            raise DataError(f"{line.image.place}: expected the masks of an accepted picture, got none. Generate again.")
+            raise DataError(f"{line.image.place}: expected the masks of an accepted image, got none. Generate again.")
         for place, source in ((image, line.image.place), (mask, file.place)):
             _write(made / place, (generated / source).read_bytes())
         row = tiles.setdefault(f"{line.category}: {line.defect}", [])
@@ -250,14 +248,14 @@ def _write_drawings(generated: Path, made: Path, drawings: Sequence[_Drawing], l
 
 
 def _copy_real(made: Path, sample: Sample, place: str) -> None:
-    """Write a real picture as PNG, byte for byte where it is one, and its mask with the values 0 and 255."""
+    """Write a real image as PNG, byte for byte where it is one, and its mask with the values 0 and 255."""
     image = read_image(sample.path)  # of a PNG file, too: a broken one is said here, not in a training hours later
     target = made / f"{place.format(sample.split)}.png"
     data = sample.path.read_bytes()
     if data.startswith(_PNG):
         _write(target, data)
     else:
-        write_picture(target, image)
+        write_image(target, image)
     if (mask := sample.read_mask()) is not None:
         write_mask(made / f"{place.format('ground_truth')}_mask.png", mask)
 

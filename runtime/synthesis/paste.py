@@ -1,10 +1,10 @@
-"""Pasting back what a model has drawn in a window.
+"""Pastes an inpainted crop back into the source image.
 
     out = round(a · drawn + (1 - a) · good)            the drawing
     out = round(good + a · (drawn - known))            its change alone
 
-where known is what the model makes of the good picture, and the weight a is 1 on the mask, falls off to 0 over the
-feather around it, and is exactly 0 beyond: there the bytes of the good picture stay as they are.
+where known is what the model makes of the normal image, and the weight a is 1 on the mask, falls off to 0 over the
+feather around it, and is exactly 0 beyond: there the bytes of the normal image stay as they are.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ def feather_mask(mask: BoolArray, feather_px: int) -> Float32Array:
 def paste_drawn(
     image: UInt8Array, drawn: UInt8Array, crop: Crop, weight: Float32Array, known: UInt8Array | None = None
 ) -> UInt8Array:
-    """Return the picture with what was drawn; where the weight is 0 its pixels are the input's, bit for bit.
+    """Return the image with what was drawn; where the weight is 0 its pixels are the input's, bit for bit.
 
     Args:
-        image: The good picture, uint8 [H, W, 3]; it is not changed.
+        image: The normal image, uint8 [H, W, 3]; it is not changed.
         drawn: What the model made of the window, uint8 [*crop.size, 3].
         crop: The window.
         weight: From `feather_mask`, float32 [H, W], 0 to 1; 0 outside the window.
         known: What the model makes of the window with nothing drawn in it, uint8 [*crop.size, 3]. With it the change is
-            pasted, out = good + a · (drawn - known): what the model's autoencoder loses of the good picture stays.
+            pasted, out = good + a · (drawn - known): what the model's autoencoder loses of the normal image stays.
 
     Raises:
         ArgumentError: If shapes differ, the weight is no weight, or it reaches beyond the window, which would leave a

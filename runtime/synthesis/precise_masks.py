@@ -1,7 +1,7 @@
-"""Precise masks: which pixels of a good picture a synthetic defect has really changed.
+"""Precise masks: the pixels of a normal image that a synthetic defect has changed.
 
-A box says where a defect was asked for. What was drawn there is found by comparing the drawn picture g with the good
-picture n it started from, both with colours from 0 to 1:
+A box says where a defect was asked for. What was drawn there is found by comparing the drawn image g with the normal
+image n it started from, both with colours from 0 to 1:
 
     D(p) = max(1 - cos(g_p, n_p), colour · |g_p - n_p|_1 / 3, feature · F(p))        method `robust`
     D(p) = 1 - cos(g_p, n_p)                                                         method `cosine`, MvP-Diff's
@@ -52,7 +52,7 @@ class MaskOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
         least_difference: Smallest D, from 0 to 1, that is held for a change; `robust` only.
         least_part: Parts smaller than this share of the largest are dropped.
         fill_holes: Whether holes are filled; `robust` only.
-        refine: Whether the mask is fitted to the edges of the drawn picture by a guided filter.
+        refine: Whether the mask is fitted to the edges of the drawn image by a guided filter.
         full_share: Share of the region above which the quality is `full`.
     """
 
@@ -81,7 +81,7 @@ class PreciseMask:
     Contrast, noise and spill are taken from the robust D, whatever the method of the mask, so that they compare.
 
     Attributes:
-        mask: bool [H, W], True where the picture has changed; nowhere outside the region.
+        mask: bool [H, W], True where the image has changed; nowhere outside the region.
         quality: `good`; `empty` where nothing has changed; `full` where (nearly) the whole region has, which is what a
             change of light or a failed drawing looks like; `faint` where the contrast is below the noise: one pixel
             in a hundred of mere noise passes a floor at its 99th percentile.
@@ -112,22 +112,22 @@ def precise_mask(
     *,
     feature: Float32Array | None = None,
 ) -> PreciseMask:
-    """Return the mask of the pixels of `region` that differ from the good picture.
+    """Return the mask of the pixels of `region` that differ from the normal image.
 
     The robust method first takes away what has changed everywhere: a gain and an offset per channel, fitted outside
     the region. A pixel is marked above half of the largest D in its 3 x 3 neighbourhood, but at most above Otsu's
     threshold of D and at least above that of log(D + floor), both over the region alone and on floats: weak parts
     beside strong ones are kept, and edges lie halfway. Neither is below the floor, the larger of `least_difference`
-    and the 99th percentile of D outside: noise is not split into a defect. A decoder's own noise is seen only in a
-    picture that was not pasted back yet; in a pasted one the outside is identical and `least_difference` must do.
+    and the 99th percentile of D outside: noise is not split into a defect. A decoder's own noise is seen only in an
+    image that was not pasted back yet; in a pasted one the outside is identical and `least_difference` must do.
 
     Args:
-        drawn: Picture with the defect, uint8 [H, W, 3] RGB.
-        good: Picture it was drawn on, uint8 [H, W, 3] RGB.
+        drawn: Image with the defect, uint8 [H, W, 3] RGB.
+        good: Image it was drawn on, uint8 [H, W, 3] RGB.
         region: Box or coarse mask in which it was drawn, bool [H, W].
         options: How; the defaults of `MaskOptions` without.
         feature: Differences of features, float32 [H, W], 0 (same) to 1, for example the cosine distance of the first
-            layers of a frozen network, enlarged to the picture; `robust` only.
+            layers of a frozen network, enlarged to the image; `robust` only.
 
     Raises:
         ArgumentError: If shapes or dtypes differ, the region is empty, or a feature is given to the method `cosine`.
@@ -168,7 +168,7 @@ def precise_mask(
 def robust_difference(drawn: UInt8Array, good: UInt8Array, outside: BoolArray, *, colour: float = 1.0) -> Float32Array:
     """Return D of the method `robust` without features, float32 [H, W] from 0.
 
-    Both pictures are smoothed by 3 x 3 pixels first, so that noise of either sign averages out.
+    Both images are smoothed by 3 x 3 pixels first, so that noise of either sign averages out.
 
     Args:
         drawn: uint8 [H, W, 3] RGB.
@@ -232,7 +232,7 @@ def _outside(region: BoolArray) -> BoolArray:
 
 
 def _align(good: Float32Array, drawn: Float32Array, outside: BoolArray) -> Float32Array:
-    """The good picture in the light of the drawn one: gain and offset per channel, least squares, fitted twice.
+    """The normal image at the brightness of the generated one: gain and offset per channel, fitted twice.
 
     The second fit leaves out what is far from the first. The gain is pulled to 1 where the outside is flat.
     """
@@ -313,7 +313,7 @@ def _fill_holes(mask: BoolArray) -> BoolArray:
 
 
 def _fit_edges(mask: BoolArray, drawn: UInt8Array) -> BoolArray:
-    """The mask after a guided filter (He et al. 2010, radius 4 pixels, epsilon 1e-3) with the grey picture as guide."""
+    """The mask after a guided filter (He et al. 2010, radius 4 pixels, epsilon 1e-3) with the grey image as guide."""
     guide = cv2.cvtColor(drawn, cv2.COLOR_RGB2GRAY).astype(np.float32) / 255.0
     target = mask.astype(np.float32)
 

@@ -1,6 +1,6 @@
-"""The filter behind the generator: what is wrong with a synthesised picture, measured against stated limits.
+"""Quality filter of generated images: every check is a measured value against a stated limit.
 
-Every picture gets every check that can be measured on it, so that a rejected one says all that is wrong with it:
+Every image gets every check that can be measured on it, so that a rejected one says all that is wrong with it:
 
     reason      measured                                                                          bound
     not-finite  share of NaN and infinity in the decoder's numbers, before the cast               0
@@ -39,7 +39,7 @@ _WORST = 0.75
 
 
 class QualityLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What a synthesised picture must keep to.
+    """What a synthesised image must keep to.
 
     Attributes:
         flat: Largest share of the region that may have changed to one colour.
@@ -74,10 +74,10 @@ class QualityLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
 
 
 class Measure(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One check of one picture.
+    """One check of one image.
 
     Attributes:
-        reason: What is wrong with a picture that fails it.
+        reason: What is wrong with an image that fails it.
         value: What was measured; None where there was nothing to measure, which does not fail.
         bound: Which side of the limit is right; the limit itself is.
         limit: The limit.
@@ -97,10 +97,10 @@ class Measure(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Verdict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the filter says of one picture.
+    """What the filter says of one image.
 
     Attributes:
-        reasons: What is wrong with it, in the order of `REASONS`; empty for an accepted picture.
+        reasons: What is wrong with it, in the order of `REASONS`; empty for an accepted image.
         measures: Every check, in the order of `REASONS`.
         likeness: The support defect it resembles most, where that was measured.
     """
@@ -129,11 +129,11 @@ class RejectSummary(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         pictures: Verdicts that were counted.
-        accepted: Pictures without a reason.
+        accepted: Images without a reason.
         rejected: The others.
         reject_rate: Their share, 0 to 1.
-        counts: Pictures per reason, all reasons in order; one with two reasons counts under both.
-        rates: The same as shares of all pictures.
+        counts: Images per reason, all reasons in order; one with two reasons counts under both.
+        rates: The same as shares of all images.
     """
 
     pictures: int
@@ -144,7 +144,7 @@ class RejectSummary(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     rates: dict[Reason, float]
 
 
-def judge_picture(
+def judge_image(
     drawn: UInt8Array,
     good: UInt8Array,
     region: BoolArray,
@@ -156,13 +156,13 @@ def judge_picture(
     decoded: npt.NDArray[np.float32] | None = None,
     texture: float = 0.0,
 ) -> Verdict:
-    """Return what is wrong with a synthesised picture, every check with its value and its limit.
+    """Return the verdict on a generated image: every check with its value and its limit.
 
     Args:
-        drawn: The picture as it would be kept, uint8 [H, W, 3] RGB.
-        good: The good picture it was drawn on, uint8 [H, W, 3] RGB.
+        drawn: The image as it would be kept, uint8 [H, W, 3] RGB.
+        good: The normal image it was drawn on, uint8 [H, W, 3] RGB.
         region: Box or coarse mask that was asked for, bool [H, W].
-        found: Its precise mask, from these pictures or from the drawn one before it was pasted back.
+        found: Its precise mask, from these images or from the drawn one before it was pasted back.
         supports: What the generator has learned from; without, `copy` is not measured.
         limits: The limits; the defaults of `QualityLimits` without.
         pasted: Pixels that were written, bool [H, W], where they are others than the region.
@@ -208,16 +208,16 @@ def summarise(verdicts: Iterable[Verdict]) -> RejectSummary:
         ArgumentError: If there is no verdict: a rate of nothing is not 0.
     """
     counts: dict[Reason, int] = dict.fromkeys(REASONS, 0)
-    pictures = rejected = 0
+    images = rejected = 0
     for verdict in verdicts:
-        pictures += 1
+        images += 1
         rejected += not verdict.is_accepted
         for reason in verdict.reasons:
             counts[reason] += 1
-    if pictures == 0:
-        raise ArgumentError("verdicts: expected at least one, got none. Generate pictures first.")
-    rates = {reason: count / pictures for reason, count in counts.items()}
-    return RejectSummary(pictures, pictures - rejected, rejected, rejected / pictures, counts, rates)
+    if images == 0:
+        raise ArgumentError("verdicts: expected at least one, got none. Generate images first.")
+    rates = {reason: count / images for reason, count in counts.items()}
+    return RejectSummary(images, images - rejected, rejected, rejected / images, counts, rates)
 
 
 def seam_step(drawn: UInt8Array, good: UInt8Array, pasted: BoolArray, mask: BoolArray) -> float:
@@ -230,7 +230,7 @@ def seam_step(drawn: UInt8Array, good: UInt8Array, pasted: BoolArray, mask: Bool
     Args:
         drawn: uint8 [H, W, 3].
         good: uint8 [H, W, 3].
-        pasted: Pixels that were written, bool [H, W]; a border of the picture is none of theirs.
+        pasted: Pixels that were written, bool [H, W]; a border of the image is none of theirs.
         mask: Precise mask of the defect, bool [H, W]: its own edges count for nothing, except on the border.
     """
     change = drawn.astype(np.float32) - good.astype(np.float32)
@@ -258,7 +258,7 @@ def _nonfinite_share(decoded: npt.NDArray[np.float32]) -> float:
 
 
 def _flat_share(drawn: UInt8Array, good: UInt8Array, region: BoolArray) -> float:
-    """Of the pixels that did not change nothing is said: a white background is flat and may be."""
+    """Unchanged pixels do not count: a white background may be flat."""
     after = drawn[region].astype(np.uint32)
     changed = after[(drawn[region] != good[region]).any(axis=1)]
     if changed.size == 0:

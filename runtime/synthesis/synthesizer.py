@@ -1,8 +1,8 @@
-"""Load a bundle that draws, and draw defects on good pictures. No torch.
+"""Load a generator bundle and draw defects on normal images, without torch.
 
-For each picture: the window around the box (or the whole picture) is brought to the model's size and encoded; noise
-that depends on the picture's seed alone is turned into a defect by the loop of
-`flawscope.diffusion.latent_inpainting`; what comes out of the decoder is compared with the good picture, pasted back
+For each image: the window around the box (or the whole image) is brought to the model's size and encoded; noise
+that depends on the image's seed alone is turned into a defect by the loop of
+`flawscope.diffusion.latent_inpainting`; what comes out of the decoder is compared with the normal image, pasted back
 over the feathered box, and judged.
 """
 
@@ -24,7 +24,7 @@ from flawscope.arrays import BoolArray, Float32Array, UInt8Array, only_output
 from flawscope.bundle import Bundle, Manifest, SynthDefect, SynthHead, open_bundle
 from flawscope.datasets.defects.file_names import check_name
 from flawscope.datasets.defects.seeded_choice import generator
-from flawscope.diffusion.latent_inpainting import draw_latents, draw_noise, guided, keep_of
+from flawscope.diffusion.latent_inpainting import classifier_free_guidance, draw_latents, draw_noise, keep_of
 from flawscope.diffusion.location_words import located, location_of
 from flawscope.diffusion.prompts import Prompts
 from flawscope.diffusion.reconstruction import signed, unsigned
@@ -37,7 +37,7 @@ from flawscope.runtime.synthesis.draw_options import DrawOptions, DrawOrder, che
 from flawscope.runtime.synthesis.memorization import SupportPatch
 from flawscope.runtime.synthesis.paste import feather_mask, paste_drawn
 from flawscope.runtime.synthesis.precise_masks import PreciseMask, precise_mask
-from flawscope.runtime.synthesis.quality import Verdict, judge_picture
+from flawscope.runtime.synthesis.quality import Verdict, judge_image
 from flawscope.runtime.synthesis.texture import texture_contrast
 
 TOKENIZER = "tokenizer.json"
@@ -49,11 +49,11 @@ _GRAPHS = ("text", "encode", "denoise", "decode")
 
 @dataclass(frozen=True)
 class Drawn:
-    """One drawn picture.
+    """One drawn image.
 
     Attributes:
-        image: The picture with the defect, uint8 [H, W, 3] RGB, of the good picture's size. Where neither the box nor
-            its feather is, its bytes are those of the good picture, except in the parity mode.
+        image: The image with the defect, uint8 [H, W, 3] RGB, of the normal image's size. Where neither the box nor
+            its feather is, its bytes are those of the normal image, except in the parity mode.
         mask: The precise mask: pixels of the region that show the defect, bool [H, W].
         region: Where it was to go, bool [H, W].
         verdict: What the filter says of it.
@@ -61,7 +61,7 @@ class Drawn:
         seed: Seed of the noise.
         crop: The window that the model saw.
         seconds: Share of the batch's time, from the order to the verdict.
-        batch: Pictures of the batch. Sums of some kernels differ in their last bits between sizes of batches.
+        batch: Images of the batch. Sums of some kernels differ in their last bits between sizes of batches.
     """
 
     image: UInt8Array = field(repr=False)
@@ -103,7 +103,7 @@ class Synthesizer:
         if bundle.manifest.kind != "synth" or not isinstance(head, SynthHead):
             raise BundleError(
                 f"{bundle.path}: expected a bundle that draws defects (kind synth), got one of the method "
-                f"{bundle.manifest.method}, which scores pictures. Export a run of embedding or inpainting."
+                f"{bundle.manifest.method}, which scores images. Export a run of embedding or inpainting."
             )
         self.bundle, self.head, self.precision = bundle, head, precision
         if bundle.manifest.max_batch < 2:
@@ -160,11 +160,11 @@ class Synthesizer:
 
     @property
     def max_batch(self) -> int:
-        """Pictures drawn at once at most: half of the graphs' largest batch, since guidance doubles it."""
+        """Images drawn at once at most: half of the graphs' largest batch, since guidance doubles it."""
         return self.manifest.max_batch // 2
 
     def check_batch(self, batch: int) -> None:
-        """Raise ArgumentError unless `batch` pictures can be drawn at once."""
+        """Raise ArgumentError unless `batch` images can be drawn at once."""
         if not 1 <= batch <= self.max_batch:
             raise ArgumentError(
                 f"batch: expected 1 to {self.max_batch}, half of the bundle's largest batch, got {batch}."
@@ -203,13 +203,13 @@ class Synthesizer:
         *,
         batch: int | None = None,
     ) -> list[Drawn]:
-        """Draw defects on good pictures, results in order.
+        """Draw defects on normal images, results in order.
 
         Args:
             orders: What is to be drawn.
             options: How; the defaults of `DrawOptions` without.
-            progress: Called with the number of pictures drawn and their total after each batch.
-            batch: Pictures at once; `max_batch` without.
+            progress: Called with the number of images drawn and their total after each batch.
+            batch: Images at once; `max_batch` without.
 
         Raises:
             ArgumentError: If an order or option is wrong; nothing was drawn then.
@@ -217,7 +217,7 @@ class Synthesizer:
             DeviceError: If the device fails.
         """
         chosen = (options or DrawOptions()).resolved(self.head)
-        chosen.sampling(self.head)  # an option that this bundle cannot take is said before the first picture
+        chosen.sampling(self.head)  # an option that this bundle cannot take is said before the first image
         batch = self.max_batch if batch is None else batch
         self.check_batch(batch)
         jobs = [self._job(order, chosen) for order in orders]
@@ -295,13 +295,13 @@ class Synthesizer:
         started = time.perf_counter()
         head, size, count = self.head, self.manifest.input.size, len(jobs)
         shape = (count, *head.latents)
-        pictures = signed(np.stack([cut_image(job.image, job.crop) for job in jobs]))
+        images = signed(np.stack([cut_image(job.image, job.crop) for job in jobs]))
         masks = np.stack([cut_mask(job.mask, job.crop) for job in jobs])
         keep = np.stack([keep_of(mask, head.latents[1:]) for mask in masks])
-        clean = self._run("encode", {"image": pictures}, shape)
+        clean = self._run("encode", {"image": images}, shape)
         beside: list[Float32Array] = []
         if head.mode == "inpaint":
-            blanked = pictures * (~masks[:, None]).astype(np.float32)
+            blanked = images * (~masks[:, None]).astype(np.float32)
             beside = [np.float32(1.0) - keep, self._run("encode", {"image": blanked}, shape)]
         if self._empty is None:
             self._empty = self._context("", None)
@@ -317,7 +317,7 @@ class Synthesizer:
                 "context": context,
             }
             noise = self._run("denoise", inputs, (2 * count, *head.latents))
-            return guided(noise[count:], noise[:count], scale)
+            return classifier_free_guidance(noise[count:], noise[:count], scale)
 
         sampling = options.sampling(head)
         noise = np.stack([draw_noise(job.seed, head.mode, sampling, head.latents, options.strength) for job in jobs])
@@ -333,7 +333,7 @@ class Synthesizer:
                 solver=options.solver,
             )
         decoded = self._run("decode", {"latents": latents}, (count, 3, *size))
-        # What the autoencoder alone makes of the good pictures: its losses are no part of what was drawn.
+        # What the autoencoder alone makes of the normal images: its losses are no part of what was drawn.
         known = self._run("decode", {"latents": clean}, (count, 3, *size))
         finite = np.nan_to_num(decoded, nan=0.0, posinf=1.0, neginf=-1.0)
         # The latents too: a decoder may clip infinity, and then hide it.
@@ -353,20 +353,20 @@ class Synthesizer:
     def _finish(
         self, job: _Job, drawn: UInt8Array, known: UInt8Array, numbers: Float32Array, options: DrawOptions
     ) -> tuple[UInt8Array, BoolArray, Verdict]:
-        """Return the picture as it is kept, its precise mask, and the verdict."""
+        """Return the image as it is kept, its precise mask, and the verdict."""
         good, region, inside = job.image, job.mask, job.crop.window
         everywhere = np.zeros(region.shape, np.float32)
         everywhere[inside] = 1.0
         whole = paste_drawn(good, drawn, job.crop, everywhere)
-        # MvP-Diff compares with the good picture itself, and so takes the autoencoder's losses for changes.
+        # MvP-Diff compares with the normal image itself, and so takes the autoencoder's losses for changes.
         before = good if options.mask.method == "cosine" else paste_drawn(good, known, job.crop, everywhere)
         found, texture = _mask_in_window(whole, before, region, job.crop, options)
         weight = everywhere
         if not options.is_parity:
-            # Around a picture's border the feather would reach beyond the window.
+            # Around an image's border the feather would reach beyond the window.
             weight = feather_mask(region, options.feather_px) * everywhere
         image = paste_drawn(good, drawn, job.crop, weight, known if options.paste == "change" else None)
-        verdict = judge_picture(
+        verdict = judge_image(
             image,
             good,
             region,
@@ -383,9 +383,9 @@ class Synthesizer:
 def _mask_in_window(
     whole: UInt8Array, good: UInt8Array, region: BoolArray, crop: Crop, options: DrawOptions
 ) -> tuple[PreciseMask, float]:
-    """Return the precise mask of a drawing that was not feathered yet, of the picture's size, and that of its texture.
+    """Return the precise mask of a drawing that was not feathered yet, of the image's size, and that of its texture.
 
-    Only the window is compared: in the rest of the picture nothing can differ, and so many equal pixels would hide the
+    Only the window is compared: in the rest of the image nothing can differ, and so many equal pixels would hide the
     decoder's own noise, which the comparison learns from the pixels outside the region. Of the texture the contrast is
     returned; see `texture_contrast`.
     """
@@ -399,7 +399,7 @@ def _mask_in_window(
 
 
 def _span(start: int, length: int, side: int) -> slice:
-    """Return a part of a picture's side that is wide enough to be compared."""
+    """Return a part of an image's side that is wide enough to be compared."""
     length = max(length, MIN_SIDE_PX)
     start = min(start, side - length)
     return slice(start, start + length)
@@ -432,7 +432,7 @@ def _supports_of(bundle: Bundle, head: SynthHead) -> dict[tuple[str, str], list[
         image, mask = read_image(bundle.file(support.picture)), read_mask(bundle.file(support.mask))
         if mask.shape != image.shape[:2] or not mask.any():
             raise BundleError(
-                f"{bundle.path}: {support.mask}: expected a mask of the picture's size that shows a defect. "
+                f"{bundle.path}: {support.mask}: expected a mask of the image's size that shows a defect. "
                 "Export the bundle again."
             )
         patches = found.setdefault((support.category, support.defect), [])

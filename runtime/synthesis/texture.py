@@ -1,7 +1,7 @@
-"""What a box shows that was merely drawn anew: the strength of its own texture.
+"""Texture contrast of a box: how much an inpainted box differs from the image by its texture alone.
 
 A model that fills a box with nothing but good material never meets the pixels that were there: grooves and grain lie
-elsewhere. That is a change, but no defect. How strong such a change is, the good picture tells itself: the box is
+elsewhere. That is a change, but no defect. How strong such a change is, the normal image tells itself: the box is
 turned about, and compared with what it was by the same method that finds defects.
 """
 
@@ -15,7 +15,7 @@ from flawscope.runtime.synthesis.precise_masks import MaskOptions, precise_mask
 
 
 def texture_contrast(good: UInt8Array, region: BoolArray, options: MaskOptions | None = None) -> float:
-    """Return the contrast of a picture whose box was turned about, against the picture itself, 0 to 1.
+    """Return the contrast of an image whose box was turned about, against the image itself, 0 to 1.
 
     The box is mirrored left to right, top to bottom, and both; the middle one of the three contrasts is returned: one
     mirror image may fall upon the grain, and one may put the dark end of a shaded box where the light one was.

@@ -143,16 +143,16 @@ def test_a_missing_option_is_named(arguments: dict[str, str]) -> None:
 
 
 def test_images_are_listed_by_path_and_other_files_left_out(category: Path) -> None:
-    (category / "test" / "crack" / "notes.txt").write_text("no picture")
+    (category / "test" / "crack" / "notes.txt").write_text("no image")
     (category / "test" / "readme.png").write_bytes(b"beside the defect folders")
     train, test = rival.list_images(category)
     assert [path.relative_to(category).as_posix() for path in train] == ["train/good/0.png", "train/good/1.png"]
     assert [path.relative_to(category).as_posix() for path in test] == ["test/crack/0.png", "test/good/0.png"]
 
 
-def test_a_folder_without_training_pictures_is_refused_with_the_counts(category: Path) -> None:
+def test_a_folder_without_training_images_is_refused_with_the_counts(category: Path) -> None:
     (category / "train" / "good" / "0.png").unlink()
-    with pytest.raises(rival.RivalError, match=r"two or more pictures in .*/train/good .* got 1 and 2"):
+    with pytest.raises(rival.RivalError, match=r"two or more images in .*/train/good .* got 1 and 2"):
         rival.list_images(category)
 
 

@@ -1,4 +1,4 @@
-"""A small labelled set of pictures, and a bundle that knows some of them."""
+"""A small labelled set of images, and a bundle that knows some of them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from fake_bundles import FakeInspector, write_fake_bundle, write_mask, write_picture
+from fake_bundles import FakeInspector, write_fake_bundle, write_image, write_mask
 
 from flawscope.bundle import Threshold, Thresholds
 from flawscope.calibration.evaluation import evaluate
@@ -14,22 +14,22 @@ from flawscope.calibration.thresholds import calibrate
 from flawscope.datasets import content_hash, open_dataset
 
 GOOD = range(40, 70)
-"""Brightness of the good training pictures, which is their score; those below 50 are in the bank."""
+"""Brightness of the normal training images, which is their score; those below 50 are in the bank."""
 
 
 @pytest.fixture
 def dataset(tmp_path):
-    """30 good training pictures; test: 10 good, 8 bright spots with masks, 4 dark ones without."""
+    """30 normal training images; test: 10 good, 8 bright spots with masks, 4 dark ones without."""
     root = tmp_path / "part"
     for value in GOOD:
-        write_picture(root / f"train/good/{value}.png", value)
+        write_image(root / f"train/good/{value}.png", value)
     for index in range(10):
-        write_picture(root / f"test/good/{index}.png", 71 + index)
+        write_image(root / f"test/good/{index}.png", 71 + index)
     for index in range(8):
-        write_picture(root / f"test/spot/{index}.png", 60, 100 + index)
+        write_image(root / f"test/spot/{index}.png", 60, 100 + index)
         write_mask(root / f"ground_truth/spot/{index}_mask.png")
     for index in range(4):
-        write_picture(root / f"test/dull/{index}.png", 35, 36 + index)
+        write_image(root / f"test/dull/{index}.png", 35, 36 + index)
     return open_dataset(root)
 
 
@@ -68,7 +68,7 @@ def read_json():
 
 @pytest.fixture
 def nan_rule():
-    """A detector that fails on bright pictures."""
+    """A detector that fails on bright images."""
 
     def rule(image):
         value = image.mean(axis=2, dtype=np.float32)

@@ -20,6 +20,8 @@ from flawscope.cpp_ext import native
 from flawscope.cpp_ext.cuda_kernels import CudaKernels
 from flawscope.errors import ArgumentError, BackendError, DeviceError
 
+pytestmark = pytest.mark.long
+
 needs_native = pytest.mark.skipif(not cpp_ext.HAVE_NATIVE, reason="native kernels are not in this installation")
 needs_cuda = pytest.mark.skipif(not cpp_ext.HAVE_CUDA, reason="this build has no CUDA kernels")
 HEADER = ROOT / "cpp_ext" / "include" / "flawscope" / "patch_distance.h"

@@ -17,6 +17,8 @@ from flawscope.export.explain import Explanation, GraphSide, explain, first_outs
 from flawscope.export.explain_sources import lines_of, parse_against
 from flawscope.runtime.backends import ort
 
+pytestmark = pytest.mark.long
+
 DEPTH = 12
 SHAPE = (6, 5, 3)
 
@@ -117,7 +119,7 @@ def test_wrong_requests_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     image = np.zeros(SHAPE, np.uint8)
     with pytest.raises(ArgumentError, match="tolerance: expected more than 0, got 0"):
         explain(side, side, [image], 0.0, side.nodes)
-    with pytest.raises(ArgumentError, match="expected at least one picture"):
+    with pytest.raises(ArgumentError, match="expected at least one image"):
         explain(side, side, [], 1.0, side.nodes)
     with pytest.raises(DeviceError, match=r"^a: could not compute t0: [^\n]+$"):
         side.values("t0", [np.zeros((2, 2), np.uint8)])

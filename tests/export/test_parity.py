@@ -80,7 +80,7 @@ def test_each_figure_outside_its_limit_or_no_number_closes_the_gate(
     scores: float, maps: float, rank: float | None
 ) -> None:
     good = Parity("torch", "fine", 3, 0.0, 0.0, 1.0)
-    with pytest.raises(GateError, match=r"parity: bad against torch on 3 pictures: .* No bundle was written\."):
+    with pytest.raises(GateError, match=r"parity: bad against torch on 3 images: .* No bundle was written\."):
         check_parity([good, Parity("torch", "bad", 3, scores, maps, rank)])
 
 
@@ -146,6 +146,6 @@ def test_a_candidate_that_computes_something_else_leaves_no_bundle(
     monkeypatch.setattr(detector_export, "_scores", spoiled_scores)
     monkeypatch.setattr(reference_scores, "torch_scores", spoiled_reference)
     candidate = "score.onnx, cpu" if implementation != "kernel" else r"features.onnx \+ kernel, cpu"
-    with pytest.raises(GateError, match=rf"parity: {candidate} against .* on 5 pictures"):
+    with pytest.raises(GateError, match=rf"parity: {candidate} against .* on 5 images"):
         detector_export.export_run(padim_run, tmp_path / "part.flaw", max_batch=4)
     assert list(tmp_path.iterdir()) == []

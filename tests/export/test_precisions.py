@@ -24,7 +24,7 @@ from flawscope.runtime import Inspector
 pytestmark = pytest.mark.long
 
 LOOSE = Limits(1.0, 1.0, -1.0, 1.0, 0.5)
-"""What 64 pixels of a tiny set can be held to: the figures are judged elsewhere, on real pictures."""
+"""What 64 pixels of a tiny set can be held to: the figures are judged elsewhere, on real images."""
 
 
 @pytest.fixture(scope="module")
@@ -57,13 +57,13 @@ def test_the_bundle_has_both_and_says_what_int8_does(with_int8: dict[str, Path],
 
 @pytest.mark.parametrize("method", ["patchcore", "padim"])
 def test_both_paths_give_the_same_scores_in_int8(with_int8: dict[str, Path], tiny_root: Path, method: str) -> None:
-    pictures = [sample.path for sample in open_dataset(tiny_root, "steel").test[:4]]
+    images = [sample.path for sample in open_dataset(tiny_root, "steel").test[:4]]
     found = {}
     for path in ("graph", "kernel"):
         with Inspector.load(with_int8[method], "cpu", path, "int8") as inspector:
-            found[path] = np.array([result.score for result in inspector(pictures)])
+            found[path] = np.array([result.score for result in inspector(images)])
     with Inspector.load(with_int8[method], "cpu") as inspector:
-        exact = np.array([result.score for result in inspector(pictures)])
+        exact = np.array([result.score for result in inspector(images)])
     np.testing.assert_allclose(found["kernel"], found["graph"], rtol=1e-4)
     assert (found["graph"] != exact).all()
 
@@ -99,8 +99,8 @@ def test_each_precision_gets_thresholds_of_its_own(
     assert {(change.precision, change.name) for change in manifest.threshold_changes} == {
         (precision, name) for precision in ("fp32", "int8") for name in ("image", "pixel")
     }
-    picture = str(open_dataset(tiny_root, "steel").test[0].path)
-    assert cli.run(["score", str(bundle), picture, "--precision", "int8", "--json"]) == 0
+    image = str(open_dataset(tiny_root, "steel").test[0].path)
+    assert cli.run(["score", str(bundle), image, "--precision", "int8", "--json"]) == 0
     assert msgspec.json.decode(capsys.readouterr().out)["threshold"] == second.image.value
     capsys.readouterr()
     report = tmp_path / "report"
@@ -165,7 +165,7 @@ def test_a_precision_outside_its_limits_leaves_no_bundle_and_shows_its_table(
     arguments += ["--calibration-data", str(tiny_root), "--max-score-change", "0.5", "--min-spearman", "1"]
     assert cli.run([*arguments, "--labelled-data", str(tiny_root)]) == 1
     shown = capsys.readouterr()
-    assert "gate of int8 on cpu: 5 good pictures," in shown.out
+    assert "gate of int8 on cpu: 5 normal images," in shown.out
     assert "rank correlation of scores" in shown.out
     assert "of the time of FP32 on cpu" in shown.out or "is not faster than FP32 on cpu" in shown.out
     assert shown.err.startswith("error: int8: expected figures within the limits of the gate, got: ")
@@ -186,7 +186,7 @@ def test_where_no_operator_can_bear_it_there_is_no_int8(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--precision", "int8"), "error: --precision int8: expected --calibration-data ROOT with good pictures, got"),
+        (("--precision", "int8"), "error: --precision int8: expected --calibration-data ROOT with normal images, got"),
         (
             ("--calibration-data", "{data}"),
             "error: --calibration-data: expected it with --precision fp16 or --precision int8, got",
@@ -203,7 +203,7 @@ def test_where_no_operator_can_bear_it_there_is_no_int8(
             ("--precision", "int8", "--calibration-data", "{data}", "--category", "none"),
             "error: ",
         ),
-        (("--precision", "fp16"), "error: --precision fp16: expected --calibration-data ROOT with good pictures, got"),
+        (("--precision", "fp16"), "error: --precision fp16: expected --calibration-data ROOT with normal images, got"),
         (
             ("--precision", "fp16", "--calibration-data", "{data}", "--int8-rest", "fp16"),
             "error: --int8-rest: expected it with --precision int8, got it without.",

@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from flawscope.errors import RunError
-from flawscope.export.size_check import LIMIT, prove_sizes
+from flawscope.export.size_check import LIMIT, check_tensor_sizes
 
 Nodes = list[onnx.NodeProto]
 
@@ -39,20 +39,20 @@ def wide(width: int) -> onnx.ModelProto:
 
 
 def test_the_largest_tensor_is_named_with_its_size_at_the_largest_batch() -> None:
-    proof = prove_sizes(wide(1000), 7)
+    proof = check_tensor_sizes(wide(1000), 7)
     assert (proof.largest_tensor, proof.largest_elements) == ("big", 7000)
 
 
 def test_the_limit_is_two_to_the_31() -> None:
     assert LIMIT == 2147483648
-    assert prove_sizes(wide(LIMIT - 1), 1).largest_elements == LIMIT - 1
-    assert prove_sizes(wide(2**29), 3).largest_elements == 3 * 2**29
+    assert check_tensor_sizes(wide(LIMIT - 1), 1).largest_elements == LIMIT - 1
+    assert check_tensor_sizes(wide(2**29), 3).largest_elements == 3 * 2**29
     with pytest.raises(
         RunError, match=r"export: big would have 2,147,483,648 elements at batch 1, .* Lower --max-batch"
     ):
-        prove_sizes(wide(LIMIT), 1)
+        check_tensor_sizes(wide(LIMIT), 1)
     with pytest.raises(RunError, match=r"big would have 2,147,483,648 elements at batch 4"):
-        prove_sizes(wide(2**29), 4)
+        check_tensor_sizes(wide(2**29), 4)
 
 
 def test_a_size_that_depends_on_the_values_cannot_be_proven() -> None:
@@ -61,7 +61,7 @@ def test_a_size_that_depends_on_the_values_cannot_be_proven() -> None:
         helper.make_node("Cast", ["places"], ["out"], to=TensorProto.FLOAT),
     ]
     with pytest.raises(RunError, match=r"export: the size of places \(NonZero\) at batch 2 could not be proven"):
-        prove_sizes(model_of(nodes), 2)
+        check_tensor_sizes(model_of(nodes), 2)
 
 
 def test_an_operator_that_nobody_knows_cannot_be_proven() -> None:
@@ -70,14 +70,14 @@ def test_an_operator_that_nobody_knows_cannot_be_proven() -> None:
     model = model_of(nodes)
     model.opset_import.append(helper.make_opsetid("com.example", 1))
     with pytest.raises(RunError, match=r"export: the sizes? .* could not be proven"):
-        prove_sizes(model, 2)
+        check_tensor_sizes(model, 2)
 
 
 def test_shapes_that_contradict_each_other_are_one_sentence() -> None:
     nodes = [helper.make_node("MatMul", ["image", "weights"], ["out"])]
     model = model_of(nodes, {"weights": np.zeros((5, 3), np.float32)})
     with pytest.raises(RunError, match=r"export: the sizes at batch 2 could not be proven: .*") as caught:
-        prove_sizes(model, 2)
+        check_tensor_sizes(model, 2)
     assert "\n" not in str(caught.value)
 
 
@@ -90,7 +90,7 @@ def test_branches_are_not_believed() -> None:
     )
     nodes = [helper.make_node("If", ["condition"], ["out"], then_branch=branch, else_branch=branch)]
     with pytest.raises(RunError, match=re.escape("the size of out (If) at batch 2 could not be proven")):
-        prove_sizes(model_of(nodes, {"condition": np.array(True)}), 2)
+        check_tensor_sizes(model_of(nodes, {"condition": np.array(True)}), 2)
 
 
 def test_a_tensor_without_elements_is_proven_too() -> None:
@@ -99,7 +99,7 @@ def test_a_tensor_without_elements_is_proven_too() -> None:
         helper.make_node("Concat", ["image", "nothing"], ["out"], axis=1),
     ]
     model = model_of(nodes, {"zero": np.array([0], np.int64), "one": np.array([1], np.int64)})
-    assert prove_sizes(model, 3).largest_elements == 12
+    assert check_tensor_sizes(model, 3).largest_elements == 12
 
 
 def test_the_peak_counts_constants_their_packed_copies_and_what_lives_at_once() -> None:
@@ -111,14 +111,14 @@ def test_the_peak_counts_constants_their_packed_copies_and_what_lives_at_once() 
     ]
     model = model_of(nodes, {"weights": np.zeros((4, 10), np.float32)})
     weights = 4 * 10 * 4
-    # In the Add, first, second and third are alive: 3 tensors of 10 floats for each of 5 pictures.
-    assert prove_sizes(model, 5).peak_bytes == 2 * weights + 3 * 5 * 10 * 4
+    # In the Add, first, second and third are alive: 3 tensors of 10 floats for each of 5 images.
+    assert check_tensor_sizes(model, 5).peak_bytes == 2 * weights + 3 * 5 * 10 * 4
 
 
 def test_the_model_itself_stays_as_it_was() -> None:
     model = wide(10)
     before = model.SerializeToString()
-    prove_sizes(model, 3)
+    check_tensor_sizes(model, 3)
     assert model.SerializeToString() == before
 
 
@@ -130,7 +130,7 @@ def test_bundles_record_the_proof_of_their_graphs(uncalibrated_bundles: dict, me
         manifest = bundle.manifest
         for name in ("features", "score"):
             model = onnx.load(bundle.graph(name), load_external_data=False)
-            proof = prove_sizes(model, manifest.max_batch)
+            proof = check_tensor_sizes(model, manifest.max_batch)
             recorded = manifest.graphs[name]
             assert recorded.largest_elements == proof.largest_elements
             assert recorded.largest_tensor == proof.largest_tensor

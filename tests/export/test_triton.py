@@ -19,7 +19,7 @@ import pytest
 from file_contents import files_of
 from text_format import SCHEMA, TextFormatError, read_model_config
 from tiny_bundle import brightness_graph, tiny_thresholds, write_tiny_bundle
-from tiny_dataset import defective_pictures
+from tiny_dataset import anomalous_images
 from triton_stand_in import StandIn
 
 from flawscope.bundle import Golden, Graph, open_bundle, pack_bundle
@@ -55,7 +55,7 @@ def record_of(folder: Path) -> TritonRecord:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_model_folder_holds_graph_bank_labels_record_and_golden_pictures(bundles, tmp_path, method):
+def test_a_model_folder_holds_graph_bank_labels_record_and_golden_images(bundles, tmp_path, method):
     record = write(bundles[method], tmp_path / "models")
     files = files_of(tmp_path / "models")
     assert set(files) == {
@@ -128,7 +128,7 @@ def test_options_reach_the_configuration(tiny, tmp_path):
     assert (record.name, record.bundle) == ("line_2", "tiny")
 
 
-def test_a_bundle_for_single_pictures_is_not_batched(tmp_path):
+def test_a_bundle_for_single_images_is_not_batched(tmp_path):
     write_tiny_bundle(tmp_path / "tiny.flaw", max_batch=1)
     write(tmp_path / "tiny.flaw", tmp_path / "models")
     config = config_of(tmp_path / "models" / "tiny")
@@ -248,12 +248,12 @@ def test_the_record_has_what_a_client_needs(bundles, tmp_path, method):
 def test_the_graph_scores_from_its_place_in_the_repository_as_in_the_bundle(bundles, tiny_root, tmp_path, method):
     write(bundles[method], tmp_path / "models")
     moved = shutil.move(tmp_path / "models" / method, tmp_path / "elsewhere")
-    pictures = defective_pictures(tiny_root)[:3]
+    images = anomalous_images(tiny_root)[:3]
     server = StandIn(Path(moved))
     with Inspector.load(bundles[method], "cpu", path="graph") as inspector:
-        for picture in pictures:
-            result = inspector(picture)
-            image = prepare(read_image(picture), inspector.manifest.input)
+        for part_image in images:
+            result = inspector(part_image)
+            image = prepare(read_image(part_image), inspector.manifest.input)
             answer = server.infer({"image": image[None]})
             assert answer["score"].shape == (1, 1)
             assert float(answer["score"][0, 0]) == result.score
@@ -272,8 +272,8 @@ def test_thresholds_are_null_where_the_bundle_was_not_calibrated_and_the_command
 def test_the_command_says_what_a_client_has_to_do(tiny, tmp_path, capsys):
     assert run(["export-triton", str(tiny), "--out", str(tmp_path / "models")]) == 0
     said = capsys.readouterr().out
-    assert "Triton applies no threshold and decodes no picture" in said
-    assert "golden pictures checked: 1" in said
+    assert "Triton applies no threshold and decodes no image" in said
+    assert "golden images checked: 1" in said
     assert "not calibrated" not in said
 
 
@@ -329,14 +329,14 @@ def test_a_bundle_with_such_a_name_is_exported_under_another(tmp_path, capsys):
 
 
 def test_a_repository_that_holds_other_things_is_refused(tiny, tmp_path):
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
-    (pictures / "1.png").write_bytes(b"")
+    images = tmp_path / "images"
+    images.mkdir()
+    (images / "1.png").write_bytes(b"")
     for place, got in (
-        (pictures, "a folder with 1.png"),
-        (pictures / "1.png", "a file"),
+        (images, "a folder with 1.png"),
+        (images / "1.png", "a file"),
         (tiny, "a folder with bank.safetensors"),
-        (tmp_path, "a folder with pictures"),
+        (tmp_path, "a folder with images"),
     ):
         before = files_of(tmp_path)
         with pytest.raises(ArgumentError, match=re.escape(f"or a Triton model repository, got {got}")):

@@ -11,8 +11,8 @@ import cv2
 import numpy as np
 import pytest
 from project_paths import ROOT
-from tiny_bundle import SIDE, golden_picture, tiny_thresholds, write_tiny_bundle
-from tiny_dataset import defective_pictures, good_pictures
+from tiny_bundle import SIDE, golden_image, tiny_thresholds, write_tiny_bundle
+from tiny_dataset import anomalous_images, normal_images
 from triton_stand_in import StandIn, client_module
 
 from flawscope.bundle import open_bundle
@@ -54,14 +54,13 @@ def test_the_client_of_the_page_decides_as_the_inspector_does(bundles, tiny_root
     write(bundles[method], tmp_path)
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no picture")
-    pictures = [*good_pictures(tiny_root)[:3], *defective_pictures(tiny_root)[:3], broken]
-    example(StandIn(tmp_path / method))["main"]("localhost:8000", tmp_path / method, *pictures)
+    images = [*normal_images(tiny_root)[:3], *anomalous_images(tiny_root)[:3], broken]
+    example(StandIn(tmp_path / method))["main"]("localhost:8000", tmp_path / method, *images)
     said = [
-        line.removeprefix(f"{picture} ")
-        for line, picture in zip(capsys.readouterr().out.splitlines(), pictures, strict=True)
+        line.removeprefix(f"{image} ") for line, image in zip(capsys.readouterr().out.splitlines(), images, strict=True)
     ]
     with Inspector.load(bundles[method], "cpu", path="graph") as inspector:
-        expected = [result.decision for result in inspector(pictures)]
+        expected = [result.decision for result in inspector(images)]
     assert [line.split()[0] for line in said] == expected
     assert {"accept", "reject", "fault"} == set(expected)
 
@@ -76,7 +75,7 @@ def test_the_client_of_the_page_decides_as_the_inspector_does(bundles, tiny_root
 )
 def test_the_client_takes_a_bad_answer_for_a_fault(tiny, tmp_path, example, reply, reason):
     record = write(tiny, tmp_path / "models")
-    assert cv2.imwrite(str(tmp_path / "good.png"), golden_picture() // 2)
+    assert cv2.imwrite(str(tmp_path / "good.png"), golden_image() // 2)
     server = StandIn(tmp_path / "models" / "tiny")
     names = example(server)
     client = names["triton"].InferenceServerClient("localhost:8000", network_timeout=1)

@@ -34,7 +34,7 @@ def fill_box(
     noise: Float32Array,
     texts: tuple[Tensor, Tensor],
 ) -> tuple[list[Float32Array], UInt8Array]:
-    """Return the latents after each of 20 DDIM steps with guidance 3.5, and the picture uint8 [1, H, W, 3].
+    """Return the latents after each of 20 DDIM steps with guidance 3.5, and the image uint8 [1, H, W, 3].
 
     Args:
         autoencoder: An AutoencoderKL.
@@ -63,7 +63,7 @@ def fill_box(
         latents.append(values["latents"].numpy().copy())
         return values
 
-    picture = pipeline(
+    pixels = pipeline(
         image=torch.from_numpy(signed(image)),
         mask_image=torch.from_numpy(mask.astype(np.float32))[None, None],
         height=mask.shape[0],
@@ -76,4 +76,4 @@ def fill_box(
         output_type="np",
         callback_on_step_end=note,
     ).images
-    return latents, np.rint(255 * picture).astype(np.uint8)
+    return latents, np.rint(255 * pixels).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""A bundle whose files are real and whose graph is not, and an inspector that scores pictures by a plain rule."""
+"""A bundle whose files are real and whose graph is not, and an inspector that scores images by a plain rule."""
 
 from __future__ import annotations
 
@@ -133,8 +133,8 @@ class FakeInspector:
         self.bundle.close()
 
 
-def write_picture(path: Path, background: int, spot: int | None = None, size: int = 32) -> Path:
-    """Write a grey picture, with a square of another brightness where `spot` is given, and return its path."""
+def write_image(path: Path, background: int, spot: int | None = None, size: int = 32) -> Path:
+    """Write a grey image, with a square of another brightness where `spot` is given, and return its path."""
     image = np.full((size, size, 3), background, np.uint8)
     if spot is not None:
         image[8:16, 8:16] = spot
@@ -144,7 +144,7 @@ def write_picture(path: Path, background: int, spot: int | None = None, size: in
 
 
 def write_mask(path: Path, size: int = 32) -> Path:
-    """Write the mask of the square that `write_picture` draws."""
+    """Write the mask of the square that `write_image` draws."""
     mask = np.zeros((size, size), np.uint8)
     mask[8:16, 8:16] = 255
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -71,7 +71,7 @@ def run_graph(folder: Path, images: npt.NDArray[np.uint8]) -> tuple[Float32Array
 
 
 def naive_patchcore(patches: Float32Array, bank: Float32Array, head: PatchcoreHead) -> tuple[Any, float]:
-    """Return distances [P] and the score of one picture, patches [P, D], by the formulas, one number at a time."""
+    """Return distances [P] and the score of one image, patches [P, D], by the formulas, one number at a time."""
     rows = bank.astype(np.float64)
     queries = patches.astype(np.float64)
     distances = np.array([min(float(np.linalg.norm(q - m)) for m in rows) for q in queries])

@@ -15,7 +15,7 @@ from flawscope.runs import SynthesisRecord
 from flawscope.training.diffusion.autoencoder_network import new_autoencoder, shape_settings
 from flawscope.training.synthesis.base_model import SynthesisBase, build_networks, open_base
 from flawscope.training.synthesis.base_training import base_settings
-from flawscope.training.synthesis.generator_run import SynthesisFitted, write_synthesis_run
+from flawscope.training.synthesis.generator_run import GeneratorFitResult, write_synthesis_run
 from flawscope.training.synthesis.word_tokenizer import write_tokenizer
 
 SIDE, LATENT = 16, 8
@@ -66,7 +66,7 @@ def write_tiny_base_run(folder: Path, inpainting: bool = False) -> Path:
         flawscope="0",
     )
     networks = {"unet": unet, "text": text.model, "autoencoder": autoencoder}
-    fitted = SynthesisFitted(
+    fitted = GeneratorFitResult(
         {name: dict(network.state_dict()) for name, network in networks.items()}, {}, tokenizer=tokenizer
     )
     write_synthesis_run(folder, record, fitted, ())
@@ -81,6 +81,6 @@ def tiny_base(inpainting: bool = False) -> SynthesisBase:
         return open_base(write_tiny_base_run(Path(folder) / "run", inpainting))
 
 
-def tiny_pictures(count: int = 4, seed: int = 0) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    """Return pictures at random, uint8 [count, 16, 16, 3]."""
+def tiny_images(count: int = 4, seed: int = 0) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    """Return images at random, uint8 [count, 16, 16, 3]."""
     return np.random.default_rng(seed).integers(0, 256, (count, SIDE, SIDE, 3), np.uint8)

@@ -1,6 +1,6 @@
 """A bundle of a few kilobytes that opens, verifies and scores: made by hand, without torch and without training.
 
-Its graph is the brightness of a picture: the map is the mean of the three channels, the score the map's maximum.
+Its graph is the brightness of an image: the map is the mean of the three channels, the score the map's maximum.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ def brightness_graph() -> bytes:
     return bytes(model.SerializeToString())
 
 
-def golden_picture() -> npt.NDArray[np.uint8]:
-    """Return the golden picture, uint8 [16, 16, 3] RGB: a bright square on grey; its score is 200."""
+def golden_image() -> npt.NDArray[np.uint8]:
+    """Return the golden image, uint8 [16, 16, 3] RGB: a bright square on grey; its score is 200."""
     image = np.full((SIDE, SIDE, 3), 90, np.uint8)
     image[4:9, 6:11] = 200
     return image
@@ -67,12 +67,12 @@ def golden_picture() -> npt.NDArray[np.uint8]:
 
 def tiny_sources() -> dict[str, Path | bytes]:
     """Return the files of the bundle, without the manifest."""
-    done, picture = cv2.imencode(".png", golden_picture()[..., ::-1])
+    done, image = cv2.imencode(".png", golden_image()[..., ::-1])
     assert done
     return {
         "score.onnx": brightness_graph(),
         "bank.safetensors": safetensors.numpy.save({"bank": BANK}),
-        "golden/0.png": picture.tobytes(),
+        "golden/0.png": image.tobytes(),
         "images.json": b'{"training": [], "held_out": []}\n',
     }
 

@@ -1,4 +1,4 @@
-"""A dataset small enough to train on in a second, in the layout of MVTec AD, and pictures broken on purpose."""
+"""A dataset small enough to train on in a second, in the layout of MVTec AD, and images broken on purpose."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def write_rgb(path: Path, image: npt.NDArray[np.uint8]) -> Path:
 
 
 def write_tiny_dataset(root: Path) -> Path:
-    """Write ROOT/steel with 24 training, 6 good and 6 defective test pictures of 64x64 pixels; return ROOT."""
+    """Write ROOT/steel with 24 training, 6 normal and 6 anomalous test images of 64x64 pixels; return ROOT."""
     folder = root / CATEGORY
     for index in range(TRAIN):
         write_rgb(folder / "train" / "good" / f"{index:03d}.png", render(CATEGORY, 0, index, SIDE)[0])
@@ -44,18 +44,18 @@ def write_tiny_dataset(root: Path) -> Path:
     return root
 
 
-def good_pictures(root: Path) -> list[Path]:
-    """Return the good test pictures of the tiny dataset."""
+def normal_images(root: Path) -> list[Path]:
+    """Return the normal test images of the tiny dataset."""
     return sorted((root / CATEGORY / "test" / "good").glob("*.png"))
 
 
-def defective_pictures(root: Path) -> list[Path]:
-    """Return the defective test pictures of the tiny dataset."""
+def anomalous_images(root: Path) -> list[Path]:
+    """Return the anomalous test images of the tiny dataset."""
     return sorted(path for defect in DEFECTS for path in (root / CATEGORY / "test" / defect).glob("*.png"))
 
 
-def training_pictures(root: Path) -> list[Path]:
-    """Return the training pictures of the tiny dataset."""
+def training_images(root: Path) -> list[Path]:
+    """Return the training images of the tiny dataset."""
     return sorted((root / CATEGORY / "train" / "good").glob("*.png"))
 
 
@@ -69,8 +69,8 @@ def png_header(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 
 
-def broken_pictures() -> dict[str, tuple[str, bytes]]:
-    """Return what pictures may be instead of pictures: name -> (file name, bytes)."""
+def broken_images() -> dict[str, tuple[str, bytes]]:
+    """Return what images may be instead of images: name -> (file name, bytes)."""
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     jpeg = cv2.imencode(".jpg", noise)[1].tobytes()
     dot = cv2.imencode(".png", np.zeros((1, 1, 3), np.uint8))[1].tobytes()

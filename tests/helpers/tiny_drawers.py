@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from tiny_base import SIDE, TINY_BASE, tiny_autoencoder, tiny_pictures
+from tiny_base import SIDE, TINY_BASE, tiny_autoencoder, tiny_images
 from tiny_dataset import CATEGORY, DEFECTS, write_rgb
 from tiny_guided import randomise
 
@@ -28,7 +28,7 @@ from flawscope.runs import LearnedDefect, SynthesisRecord
 from flawscope.runtime.synthesis.embedding_files import write_embedding
 from flawscope.training.synthesis.base_model import build_networks, open_base
 from flawscope.training.synthesis.base_training import base_settings
-from flawscope.training.synthesis.generator_run import SynthesisFitted, write_synthesis_run
+from flawscope.training.synthesis.generator_run import GeneratorFitResult, write_synthesis_run
 from flawscope.training.synthesis.lora import AdaptedUnet, networks_of
 from flawscope.training.synthesis.prompt_templates import defect_sentences, photo_texts
 from flawscope.training.synthesis.support_examples import read_support_examples
@@ -46,17 +46,17 @@ def write_drawers(folder: Path, dataset: Path) -> dict[str, Path]:
         dataset: Root of the tiny dataset, for the support set, which lies in `folder`/support.
     """
     write_support(open_dataset(dataset, CATEGORY), folder / "support", shots=2, split="test")
-    pictures = [write_rgb(folder / f"{index}.png", image) for index, image in enumerate(tiny_pictures(3))]
+    images = [write_rgb(folder / f"{index}.png", image) for index, image in enumerate(tiny_images(3))]
     runs = {
-        "base": write_base(folder / "base", False, pictures),
-        "filler": write_base(folder / "filler", True, pictures),
+        "base": write_base(folder / "base", False, images),
+        "filler": write_base(folder / "filler", True, images),
     }
     for kind, base in (("embedding", "base"), ("inpainting", "filler")):
-        runs[kind] = write_adapted(folder / kind, runs[base], folder / "support", pictures)
+        runs[kind] = write_adapted(folder / kind, runs[base], folder / "support", images)
     return runs
 
 
-def write_base(folder: Path, inpainting: bool, pictures: list[Path]) -> Path:
+def write_base(folder: Path, inpainting: bool, images: list[Path]) -> Path:
     """Write a run of kind base whose UNet attends once and has no middle block: a third of what has to be traced."""
     config = from_flat(BaseConfig, {**TINY_BASE, "inpainting": inpainting, "autoencoder": "autoencoder", "seed": 3})
     tokenizer, autoencoder = write_tokenizer([CATEGORY]), tiny_autoencoder()
@@ -73,9 +73,9 @@ def write_base(folder: Path, inpainting: bool, pictures: list[Path]) -> Path:
     randomise(unet)
     networks = {"unet": unet, "text": text.model, "autoencoder": autoencoder}
     states = {name: dict(network.state_dict()) for name, network in networks.items()}
-    fitted = SynthesisFitted(states, {}, tokenizer=tokenizer)
+    fitted = GeneratorFitResult(states, {}, tokenizer=tokenizer)
     changes = {"training": ("1" * 64,), "networks": msgspec.to_builtins(settings)}
-    write_synthesis_run(folder, record_of("base", config, **changes), fitted, pictures)
+    write_synthesis_run(folder, record_of("base", config, **changes), fitted, images)
     return folder
 
 
@@ -103,7 +103,7 @@ def record_of(kind: Any, config: Any, **changes: Any) -> SynthesisRecord:
     )
 
 
-def write_adapted(folder: Path, base: Path, support: Path, pictures: list[Path]) -> Path:
+def write_adapted(folder: Path, base: Path, support: Path, images: list[Path]) -> Path:
     """Write a run of kind embedding, or inpainting where the base is one."""
     opened = open_base(base)
     drawn = torch.Generator().manual_seed(4)
@@ -137,7 +137,7 @@ def write_adapted(folder: Path, base: Path, support: Path, pictures: list[Path])
         files[f"{place}_mask/{one.name}_mask.png"] = one.mask_file
     kind = "inpainting" if opened.is_inpainting else "embedding"
     record = record_of(kind, config, base=opened.identity, defects=learned)
-    write_synthesis_run(folder, record, SynthesisFitted(networks, {}, defects=learned), pictures, support=files)
+    write_synthesis_run(folder, record, GeneratorFitResult(networks, {}, defects=learned), images, support=files)
     return folder
 
 

@@ -14,7 +14,7 @@ from tiny_bundle import SIDE, brightness_graph, tiny_manifest, tiny_sources
 from flawscope.bundle import EnsembleHead, EnsembleMember, Golden, Manifest, open_bundle, write_bundle
 
 GOLDEN_SCORE = 200.0
-"""Brightness of the brightest pixel of the golden picture, which is its score with factor 1."""
+"""Brightness of the brightest pixel of the golden image, which is its score with factor 1."""
 
 
 def scaled_graph(factor: float) -> bytes:
@@ -35,7 +35,7 @@ def write_member(path: Path, factor: float, known: bytes | None = None, **change
     Args:
         path: Folder to make; its name is the bundle's.
         factor: A power of two keeps everything exact.
-        known: The bytes of `images.json`, or None for no pictures.
+        known: The bytes of `images.json`, or None for no images.
         **changes: Manifest fields to set differently.
     """
     sources = {**tiny_sources(), "score.onnx": scaled_graph(factor)}
@@ -75,7 +75,7 @@ def write_tiny_ensemble(
     Args:
         path: Folder to make.
         members: Bundle folder → its entry.
-        golden: Score and map maximum of the golden picture; None for no golden picture.
+        golden: Score and map maximum of the golden image; None for no golden image.
         sources: Files that replace or join the others.
         **changes: Manifest fields to set differently.
     """
@@ -93,6 +93,6 @@ def write_tiny_ensemble(
     return write_bundle(path, msgspec.structs.replace(manifest, **changes), files)
 
 
-def flat_picture(value: int) -> np.ndarray:
-    """Return a picture of one brightness, uint8 [16, 16, 3]."""
+def flat_image(value: int) -> np.ndarray:
+    """Return an image of one brightness, uint8 [16, 16, 3]."""
     return np.full((SIDE, SIDE, 3), value, np.uint8)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from flawscope.config import DsadConfig, from_flat
-from flawscope.training.diffusion.semantic_guidance import GuidedDenoiser, build_guided
+from flawscope.training.diffusion.semantic_guidance import GuidedDenoiser, build_guided_denoiser
 
 SIDE, LATENT = 16, 8
 TINY: dict[str, Any] = {
@@ -23,11 +23,11 @@ TINY: dict[str, Any] = {
 
 def tiny_guided(**settings: Any) -> GuidedDenoiser:
     """Build one at random."""
-    return build_guided(from_flat(DsadConfig, {**TINY, **settings}), 4, (LATENT, LATENT))
+    return build_guided_denoiser(from_flat(DsadConfig, {**TINY, **settings}), 4, (LATENT, LATENT))
 
 
 def inputs(count: int = 2, latent: int = LATENT) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return latents, timesteps, pictures and sketches, the same for the same count."""
+    """Return latents, timesteps, images and sketches, the same for the same count."""
     drawn = torch.Generator().manual_seed(count)
     return (
         torch.randn((count, 4, latent, latent), generator=drawn),
@@ -39,8 +39,8 @@ def inputs(count: int = 2, latent: int = LATENT) -> tuple[Tensor, Tensor, Tensor
 
 def predict(model: GuidedDenoiser, count: int = 2, latent: int = LATENT) -> Tensor:
     """Return what it predicts for the inputs."""
-    x, t, picture, sketch = inputs(count, latent)
-    hint = model.encode_hint(picture, None if model.sketch_encoder is None else sketch)
+    x, t, image, sketch = inputs(count, latent)
+    hint = model.encode_hint(image, None if model.sketch_encoder is None else sketch)
     predicted: Tensor = model(x, t, hint)
     return predicted
 

@@ -1,7 +1,7 @@
 """A dataset, a support set and generated sets that `flawscope synth judge` can judge in seconds.
 
 Parts are grey and mottled. A `spot` is a bright square, a `tint` a slightly reddish one. The support set has one spot,
-so that a segmenter without synthetic pictures has never seen a tint.
+so that a segmenter without synthetic images has never seen a tint.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from tiny_dataset import write_rgb
 
 from flawscope.config import from_flat
 from flawscope.datasets import open_dataset
-from flawscope.datasets.defects.set_files import write_json, write_lines, write_mask, write_picture
+from flawscope.datasets.defects.set_files import write_image, write_json, write_lines, write_mask
 from flawscope.datasets.defects.support_set import write_support
 from flawscope.files import sha256_file
 from flawscope.imaging.crops import Crop
 from flawscope.runtime.synthesis import (
     DrawOptions,
-    GeneratedPicture,
+    GeneratedImage,
     GenerateRecord,
     GenerateSettings,
     Verdict,
@@ -68,7 +68,7 @@ def part(number: int, defect: str | None = None) -> tuple[Image, Mask]:
 
 
 class Drawing(NamedTuple):
-    """A picture of a generated set, and the good picture it was drawn on."""
+    """An image of a generated set, and the normal image it was drawn on."""
 
     defect: str
     image: Image
@@ -87,10 +87,10 @@ def write_generated(folder: Path, root: Path, drawings: Sequence[Drawing], suppo
         files = {}
         for name, pixels in (("image", one.image), ("mask", one.mask), ("box_mask", box)):
             place = f"part/{name}/{one.defect}/{number:03d}.png"
-            (write_mask if pixels.dtype == np.bool_ else write_picture)(folder / place, pixels)  # type: ignore[operator]
+            (write_mask if pixels.dtype == np.bool_ else write_image)(folder / place, pixels)  # type: ignore[operator]
             files[name] = StoredFile(place, sha256_file(folder / place))
         lines.append(
-            GeneratedPicture(
+            GeneratedImage(
                 number=number,
                 round=1,
                 category="part",
@@ -146,7 +146,7 @@ def write_generated(folder: Path, root: Path, drawings: Sequence[Drawing], suppo
 class Place(NamedTuple):
     """Where everything lies, the drawings of the set that helps, and what the support set was taken from.
 
-    `spot` is its picture below the dataset's root, `seen` its content.
+    `spot` is its image below the dataset's root, `seen` its content.
     """
 
     root: Path

@@ -4,7 +4,7 @@ The networks are chosen so that what they draw is known. A latent cell is the me
 fills the cell with that colour. The denoiser believes that the clean cells of the left half have the colour that the
 text's embeddings say, and those of the right half that of the tiny dataset's steel, and takes `share` of the noise that
 follows from it: with a share of 1 all cells are drawn in just those colours, and below 1 the noise shows through, so
-that another seed draws another picture.
+that another seed draws another image.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from flawscope.diffusion.schedule import Sampling, signal_shares
 from flawscope.imaging.images import Preprocessing
 
 SIDE, CELL = 16, 4
-"""Height and width of the model's pictures in pixels, and of a latent cell."""
+"""Height and width of the model's images in pixels, and of a latent cell."""
 LATENTS = (4, SIDE // CELL, SIDE // CELL)
 WIDTH, LENGTH = 4, 8
 MAX_BATCH = 8
@@ -113,7 +113,7 @@ def tiny_graphs(mode: Mode = "blend", share: float = 1.0, gain: float = 1.0) -> 
     left = np.zeros((1, 1, *LATENTS[1:]), np.float32)
     left[..., : LATENTS[2] // 2] = 1.0
     ground = np.array(GROUND, np.float32).reshape(1, -1, 1, 1) * (1 - left)
-    # noise = share * (x - sqrt(a) * clean) / sqrt(1 - a): what is in x if this is the clean picture.
+    # noise = share * (x - sqrt(a) * clean) / sqrt(1 - a): what is in x if this is the clean image.
     denoise = _graph(
         [
             ("ReduceMean", ["context", "tokens_axis"], "mean", {"keepdims": 0}),
@@ -210,15 +210,15 @@ def tiny_head(mode: Mode = "blend", **changes: Any) -> SynthHead:
 
 
 def support_sources(
-    pictures: Mapping[str, tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_], str]],
+    images: Mapping[str, tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_], str]],
 ) -> tuple[tuple[SynthSupport, ...], dict[str, bytes]]:
-    """Return the entries and the files of support pictures.
+    """Return the entries and the files of support images.
 
     Args:
-        pictures: Defect type → picture uint8 [H, W, 3], its mask bool [H, W], and the SHA-256 of the original.
+        images: Defect type → image uint8 [H, W, 3], its mask bool [H, W], and the SHA-256 of the original.
     """
     entries, files = [], {}
-    for number, (defect, (image, mask, content)) in enumerate(pictures.items()):
+    for number, (defect, (image, mask, content)) in enumerate(images.items()):
         names = f"support/{number:03d}.png", f"support/{number:03d}_mask.png"
         for name, pixels in zip(names, (image[..., ::-1], mask.astype(np.uint8) * np.uint8(255)), strict=True):
             files[name] = cv2.imencode(".png", pixels)[1].tobytes()

@@ -20,7 +20,7 @@ from flawscope.methods import Method
 from flawscope.runs import RunRecord
 from flawscope.runtime.scorers.graph_scorer import GRAPH
 from flawscope.training.features.backbone import Backbone
-from flawscope.training.loop.fit_result import Fitted
+from flawscope.training.loop.fit_result import FitResult
 from flawscope.training.loop.image_batches import load_batches
 from flawscope.training.trainer import FitRequest, Trainer
 
@@ -82,13 +82,13 @@ class ToyNetwork(nn.Module):
 class ToyTrainer(Trainer):
     """Takes the mean."""
 
-    def fit(self, request: FitRequest) -> Fitted:
+    def fit(self, request: FitRequest) -> FitResult:
         """Read every image once."""
         batches = load_batches(request.images, request.config.preprocessing, 4, 1)
         images = np.concatenate(list(batches)).astype(np.float32) / 255
-        return Fitted(grid=images.shape[1:3], tensors={"mean": images.mean(axis=0)}, facts={"images": len(images)})
+        return FitResult(grid=images.shape[1:3], tensors={"mean": images.mean(axis=0)}, facts={"images": len(images)})
 
-    def restore(self, path: Path, record: RunRecord, backbone: Backbone, fitted: Fitted) -> ToyNetwork:
+    def restore(self, path: Path, record: RunRecord, backbone: Backbone, fitted: FitResult) -> ToyNetwork:
         """Return the network."""
         config: Any = record.config
         return ToyNetwork(torch.from_numpy(fitted.tensors["mean"]), config.power).eval()

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.numpy
-from tiny_dataset import CATEGORY, broken_pictures, good_pictures, training_pictures
+from tiny_dataset import CATEGORY, broken_images, normal_images, training_images
 
 from flawscope import cli
 from flawscope.bundle import open_bundle, pack_bundle
@@ -108,47 +108,45 @@ def test_two_categories_where_one_was_meant(workshop: Workshop, tiny_root: Path,
     assert "got 'brass'" in train(workshop, tmp_path / "data", "--category", "brass")
 
 
-@pytest.mark.parametrize("kind", sorted(broken_pictures()))
+@pytest.mark.parametrize("kind", sorted(broken_images()))
 @pytest.mark.parametrize("method", ["patchcore", "padim"])
-def test_a_broken_picture_as_the_only_one(workshop: Workshop, tmp_path: Path, kind: str, method: str) -> None:
-    name, data = broken_pictures()[kind]
+def test_a_broken_image_as_the_only_one(workshop: Workshop, tmp_path: Path, kind: str, method: str) -> None:
+    name, data = broken_images()[kind]
     (tmp_path / "good").mkdir()
     (tmp_path / "good" / name).write_bytes(data)
     options = ["--out", workshop.out / "run", "--image-size", "64", "--set", "stages=1"]
     message = workshop.refuses("train", method, "--data", tmp_path / "good", *options)
-    if method == "patchcore":  # PaDiM needs two pictures, whatever is in them
+    if method == "patchcore":  # PaDiM needs two images, whatever is in them
         assert name in message
 
 
-@pytest.mark.parametrize("kind", sorted(broken_pictures()))
+@pytest.mark.parametrize("kind", sorted(broken_images()))
 @pytest.mark.parametrize("method", ["patchcore", "padim"])
-def test_a_broken_picture_among_good_ones(
+def test_a_broken_image_among_good_ones(
     workshop: Workshop, tiny_root: Path, tmp_path: Path, kind: str, method: str
 ) -> None:
     folder = good_folder(tiny_root, tmp_path)
-    name, data = broken_pictures()[kind]
+    name, data = broken_images()[kind]
     (folder / name).write_bytes(data)
     options = ["--out", workshop.out / "run", "--image-size", "64", "--set", "stages=1,2", "--set", "held_out=0"]
     message = workshop.refuses("train", method, "--data", folder, *options)
     assert name in message
 
 
-def test_a_broken_picture_that_is_held_out(
-    workshop: Workshop, tiny_root: Path, tmp_path: Path, padim_run: Path
-) -> None:
+def test_a_broken_image_that_is_held_out(workshop: Workshop, tiny_root: Path, tmp_path: Path, padim_run: Path) -> None:
     held_out = set(json.loads((padim_run / "run.json").read_text())["held_out"])
     folder = good_folder(tiny_root, tmp_path)
     names = sorted(path.name for path in folder.iterdir() if content_hash(path) in held_out)
     assert len(names) == 5
-    for name in names:  # which pictures are held out depends on their names alone
+    for name in names:  # which images are held out depends on their names alone
         (folder / name).write_bytes((folder / name).read_bytes()[:200] + name.encode())
     message = train(workshop, folder, "--set", "held_out_minimum=5")
     assert names[0] in message
 
 
-def test_the_announced_size_of_a_picture_is_not_allocated(workshop: Workshop, tiny_root: Path, tmp_path: Path) -> None:
+def test_the_announced_size_of_an_image_is_not_allocated(workshop: Workshop, tiny_root: Path, tmp_path: Path) -> None:
     folder = good_folder(tiny_root, tmp_path)
-    name, data = broken_pictures()["huge"]
+    name, data = broken_images()["huge"]
     (folder / name).write_bytes(data)
     message = train(workshop, folder, "--set", "held_out=0")
     assert "expected at most 200,000,000 pixels, got 30000x30000; it was not decoded" in message
@@ -295,7 +293,7 @@ def copied(padim_bundle: Path, tmp_path: Path) -> Path:
 def every_use(workshop: Workshop, bundle: Path, root: Path) -> list[str]:
     """Refuse a bundle in every verb that reads one; return the lines."""
     return [
-        workshop.refuses("score", bundle, good_pictures(root)[0], "--maps", workshop.out / "maps"),
+        workshop.refuses("score", bundle, normal_images(root)[0], "--maps", workshop.out / "maps"),
         workshop.refuses("bench", bundle, "--seconds", "0.1", "--json", workshop.out / "bench.json"),
     ]
 
@@ -394,7 +392,7 @@ def test_cuda_where_there_is_none(workshop: Workshop, padim_bundle: Path, tiny_r
 
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("this ONNX Runtime has CUDA")
-    images = [good_pictures(tiny_root)[0]] if verb == "score" else []
+    images = [normal_images(tiny_root)[0]] if verb == "score" else []
     message = workshop.refuses(verb, padim_bundle, *images, "--backend", "cuda")
     assert "backend cuda: is not there" in message
     assert "There is no fall-back" in message
@@ -402,7 +400,7 @@ def test_cuda_where_there_is_none(workshop: Workshop, padim_bundle: Path, tiny_r
 
 @pytest.mark.parametrize("verb", ["score", "bench"])
 def test_an_unknown_backend_or_path(workshop: Workshop, padim_bundle: Path, tiny_root: Path, verb: str) -> None:
-    images = [good_pictures(tiny_root)[0]] if verb == "score" else []
+    images = [normal_images(tiny_root)[0]] if verb == "score" else []
     assert "'tpu'" in workshop.refuses(verb, padim_bundle, *images, "--backend", "tpu")
     assert "'magic'" in workshop.refuses(verb, padim_bundle, *images, "--path", "magic")
 
@@ -452,7 +450,7 @@ def test_a_full_disk_while_a_bundle_is_packed(workshop: Workshop, padim_bundle: 
 
 def test_a_full_disk_while_maps_are_drawn(workshop: Workshop, padim_bundle: Path, tiny_root: Path) -> None:
     with files_up_to(100):
-        got = cli.run(["score", str(padim_bundle), str(good_pictures(tiny_root)[0]), "--maps", str(workshop.out / "m")])
+        got = cli.run(["score", str(padim_bundle), str(normal_images(tiny_root)[0]), "--maps", str(workshop.out / "m")])
     assert got == 2
     assert list((workshop.out / "m").iterdir()) == []
 
@@ -471,19 +469,19 @@ def test_a_folder_that_may_not_be_written_to(workshop: Workshop, tiny_root: Path
     assert "could not be written: " in workshop.refuses("train", "padim", "--data", tiny_root, *SMALL, "--out", out)
 
 
-# One bad picture among good ones is no wrong request.
+# One bad image among normal ones is no wrong request.
 
 
-@pytest.mark.parametrize("kind", [*sorted(broken_pictures()), "missing"])
-def test_one_bad_picture_on_the_line_is_a_fault_and_the_rest_is_scored(
+@pytest.mark.parametrize("kind", [*sorted(broken_images()), "missing"])
+def test_one_bad_image_on_the_line_is_a_fault_and_the_rest_is_scored(
     padim_bundle: Path, tiny_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
 ) -> None:
-    name, data = broken_pictures().get(kind, ("missing.png", None))
+    name, data = broken_images().get(kind, ("missing.png", None))
     if data is not None:
         (tmp_path / name).write_bytes(data)
-    good = good_pictures(tiny_root)
-    pictures = [good[0], tmp_path / name, *good[1:3]]
-    assert cli.run(["score", str(padim_bundle), *map(str, pictures), "--json", "--batch", "4"]) == 1
+    good = normal_images(tiny_root)
+    images = [good[0], tmp_path / name, *good[1:3]]
+    assert cli.run(["score", str(padim_bundle), *map(str, images), "--json", "--batch", "4"]) == 1
     shown = capsys.readouterr()
     lines = [json.loads(line) for line in shown.out.splitlines()]
     assert [line["decision"] for line in lines] == ["accept", "fault", "accept", "accept"]
@@ -493,7 +491,7 @@ def test_one_bad_picture_on_the_line_is_a_fault_and_the_rest_is_scored(
 
 
 def test_a_good_request_is_not_refused(workshop: Workshop, tiny_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert len(training_pictures(tiny_root)) == 24
+    assert len(training_images(tiny_root)) == 24
     arguments = ["train", "padim", "--data", str(tiny_root), "--out", str(workshop.out / "run"), *SMALL]
     assert cli.run(arguments) == 0
     assert (workshop.out / "run" / "run.json").is_file()

@@ -1,4 +1,4 @@
-"""The main job on real pictures: magnetic tiles with an ImageNet backbone, through the command line.
+"""The main job on real images: magnetic tiles with an ImageNet backbone, through the command line.
 
 The data and the weights are not part of the project: FLAWSCOPE_DATA names the folder that holds `magnetic_tile`, and
 FLAWSCOPE_WEIGHTS the one that holds the weights; without them `../shared/data` and `../shared/weights` are tried.
@@ -31,14 +31,14 @@ SETTINGS = ('backbone_options={"pad_type": "same"}', "mean=0.50196078", "std=0.5
 
 @pytest.fixture(scope="module")
 def tiles(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A part of the set, every n-th picture of a folder."""
+    """A part of the set, every n-th image of a folder."""
     root = tmp_path_factory.mktemp("tiles")
     for name, count in COUNTS.items():
-        pictures = sorted((TILES / name).iterdir())
+        images = sorted((TILES / name).iterdir())
         (root / name).mkdir(parents=True)
-        for picture in pictures[:: max(1, len(pictures) // count)][:count]:
-            shutil.copyfile(picture, root / name / picture.name)
-            mask = TILES / "ground_truth" / Path(name).name / f"{picture.stem}_mask.png"
+        for image in images[:: max(1, len(images) // count)][:count]:
+            shutil.copyfile(image, root / name / image.name)
+            mask = TILES / "ground_truth" / Path(name).name / f"{image.stem}_mask.png"
             if mask.is_file():
                 target = root / "ground_truth" / Path(name).name / mask.name
                 target.parent.mkdir(parents=True, exist_ok=True)
@@ -47,7 +47,7 @@ def tiles(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(("method", "least"), [("padim", 0.93), ("patchcore", 0.88)])
-def test_the_main_job_holds_its_promises_on_real_pictures(
+def test_the_main_job_holds_its_promises_on_real_images(
     tiles: Path, tmp_path: Path, method: str, least: float, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bundle, figures = str(tmp_path / "tile.flaw"), tmp_path / "figures.json"
@@ -63,7 +63,7 @@ def test_the_main_job_holds_its_promises_on_real_pictures(
     assert found["anomalous"] == 75
     assert found["image_auroc"] >= least
     assert found["pixel_auroc"] >= 0.9
-    # Sixty held-out pictures support 5 % at 95 % confidence (59 are needed); the good test pictures, on which nothing
+    # Sixty held-out images support 5 % at 95 % confidence (59 are needed); the normal test images, on which nothing
     # was chosen, must not contradict that.
     assert found["confusion"]["image_threshold"]["upper_bound"] <= 0.05
     assert found["confusion"]["false_reject"]["n"] == 80

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import toy_method
-from tiny_dataset import CATEGORY, defective_pictures, good_pictures
+from tiny_dataset import CATEGORY, anomalous_images, normal_images
 
 from flawscope import cli
 from flawscope.methods import METHODS
@@ -35,7 +35,7 @@ def test_a_row_is_all_that_a_new_method_needs(
     assert "parity score.onnx, cpu against torch" in flawscope("export", run, "--out", bundle)
     assert "within to the end" in flawscope("explain", run)
     flawscope("calibrate", bundle, *data, "--category", CATEGORY, "--false-reject-rate", "0.3")
-    images = [str(path) for path in (good_pictures(tiny_root)[0], defective_pictures(tiny_root)[0])]
+    images = [str(path) for path in (normal_images(tiny_root)[0], anomalous_images(tiny_root)[0])]
     good, bad = (json.loads(line) for line in flawscope("score", bundle, *images, "--json").splitlines())
     assert good["score"] < bad["score"]
     assert bad["decision"] == "reject"

@@ -8,7 +8,7 @@ from urllib.parse import unquote
 from project_paths import ROOT
 
 FOLDERS = ("docs", "benchmarks", ".github")
-LINK = re.compile(r"\]\(\s*<?([^)>\s]+)")  # the closing bracket is enough, and finds a picture inside a link too
+LINK = re.compile(r"\]\(\s*<?([^)>\s]+)")  # the closing bracket is enough, and finds an image inside a link too
 REFERENCE = re.compile(r"^ {0,3}\[[^\]]+\]:\s+<?([^>\s]+)>?", re.MULTILINE)
 TAG = re.compile(r"""<(?:a|img|source)\b[^>]*?\b(?:href|src|srcset)=["']([^"']+)["']""", re.IGNORECASE)
 CODE_BLOCK = re.compile(r"^(```|~~~).*?^\1", re.MULTILINE | re.DOTALL)
@@ -22,7 +22,7 @@ def pages(root=ROOT):
 
 
 def links(text):
-    """Return the targets of all links and pictures in a page, code left out."""
+    """Return the targets of all links and images in a page, code left out."""
     text = CODE_SPAN.sub("", CODE_BLOCK.sub("", text))
     return [target for pattern in (LINK, REFERENCE, TAG) for target in pattern.findall(text)]
 

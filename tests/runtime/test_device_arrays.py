@@ -1,4 +1,4 @@
-"""Pictures that are not NumPy arrays: fetched from a stand-in for a CUDA device, or taken by DLPack."""
+"""Images that are not NumPy arrays: fetched from a stand-in for a CUDA device, or taken by DLPack."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cuda_frames import FakeCudaArray, FakeDriver
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
-from tiny_dataset import defective_pictures, good_pictures
+from tiny_dataset import anomalous_images, normal_images
 
 from flawscope.errors import ArgumentError, DeviceError
 from flawscope.imaging.images import read_image
@@ -121,7 +121,7 @@ def test_something_else_is_no_array() -> None:
 def test_the_inspector_takes_frames_from_a_device(
     bundles: dict[str, Path], tiny_root: Path, driver: FakeDriver
 ) -> None:
-    images = [read_image(path) for path in (*good_pictures(tiny_root)[:2], defective_pictures(tiny_root)[0])]
+    images = [read_image(path) for path in (*normal_images(tiny_root)[:2], anomalous_images(tiny_root)[0])]
     with Inspector.load(bundles["padim"], "cpu") as inspector:
         for image in images:
             told, known = inspector(FakeCudaArray(image[:, ::-1])), inspector(image[:, ::-1])
@@ -136,7 +136,7 @@ def test_a_frame_that_cannot_be_fetched_is_a_fault_and_the_rest_is_scored(
     bundles: dict[str, Path], tiny_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(device_arrays, "_load_driver", lambda: FakeDriver(fail="cuMemcpyDtoH"))
-    image = read_image(good_pictures(tiny_root)[0])
+    image = read_image(normal_images(tiny_root)[0])
     with Inspector.load(bundles["padim"], "cpu") as inspector:
         lost, scored = inspector([FakeCudaArray(image), image])
         nothing = inspector(5)  # type: ignore[call-overload]

@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 import pytest
-from tiny_dataset import broken_pictures, defective_pictures, good_pictures, write_rgb
+from tiny_dataset import anomalous_images, broken_images, normal_images, write_rgb
 
 from flawscope.bundle import Threshold, Thresholds, open_bundle, pack_bundle, rewrite_manifest
 from flawscope.errors import ArgumentError, BackendError, BundleError, DeviceError
@@ -34,8 +34,8 @@ def copy_of(bundle: Path, folder: Path, **changes: Any) -> Path:
     return target
 
 
-def pictures(root: Path) -> list[Path]:
-    return [*good_pictures(root), *defective_pictures(root)]
+def images(root: Path) -> list[Path]:
+    return [*normal_images(root), *anomalous_images(root)]
 
 
 class FakeScorer:
@@ -66,7 +66,7 @@ def test_graph_and_kernel_path_agree(bundles: dict[str, Path], tiny_root: Path, 
         Inspector.load(bundles[method], "cpu", "graph") as graph,
         Inspector.load(bundles[method], "cpu", "kernel") as kernel,
     ):
-        for one, other in zip(graph(pictures(tiny_root)), kernel(pictures(tiny_root)), strict=True):
+        for one, other in zip(graph(images(tiny_root)), kernel(images(tiny_root)), strict=True):
             assert one.score == pytest.approx(other.score, rel=1e-5)
             assert one.anomaly_map is not None
             np.testing.assert_allclose(one.anomaly_map, other.anomaly_map, rtol=1e-4, atol=1e-5 * one.anomaly_map.max())
@@ -74,12 +74,12 @@ def test_graph_and_kernel_path_agree(bundles: dict[str, Path], tiny_root: Path, 
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_good_pictures_are_accepted_and_plain_defects_rejected(
+def test_normal_images_are_accepted_and_plain_defects_rejected(
     bundles: dict[str, Path], tiny_root: Path, method: str
 ) -> None:
     with Inspector.load(bundles[method], "cpu") as inspector:
-        assert {result.decision for result in inspector(good_pictures(tiny_root))} == {"accept"}
-        pitted = inspector([path for path in defective_pictures(tiny_root) if "pitting" in str(path)])
+        assert {result.decision for result in inspector(normal_images(tiny_root))} == {"accept"}
+        pitted = inspector([path for path in anomalous_images(tiny_root) if "pitting" in str(path)])
     assert {result.decision for result in pitted} == {"reject"}
     assert all(result.boxes for result in pitted)
     assert all(result.reason is None for result in pitted)
@@ -91,9 +91,9 @@ def test_every_batch_size_gives_the_same_scores(
     bundles: dict[str, Path], tiny_root: Path, method: str, path: str
 ) -> None:
     with Inspector.load(bundles[method], "cpu", path) as inspector:
-        expected = [result.score for result in inspector.stream(pictures(tiny_root), batch=1)]
+        expected = [result.score for result in inspector.stream(images(tiny_root), batch=1)]
         for batch in (2, 3, 4):
-            got = [result.score for result in inspector.stream(pictures(tiny_root), batch=batch)]
+            got = [result.score for result in inspector.stream(images(tiny_root), batch=batch)]
             np.testing.assert_allclose(got, expected, rtol=1e-5)  # type: ignore[arg-type]
 
 
@@ -101,10 +101,10 @@ def test_every_batch_size_gives_the_same_scores(
 @pytest.mark.parametrize("method", METHODS)
 def test_scores_and_maps_repeat_bit_for_bit(bundles: dict[str, Path], tiny_root: Path, method: str, path: str) -> None:
     with Inspector.load(bundles[method], "cpu", path) as inspector:
-        first = inspector(pictures(tiny_root))
-        second = inspector(pictures(tiny_root))
+        first = inspector(images(tiny_root))
+        second = inspector(images(tiny_root))
     with Inspector.load(bundles[method], "cpu", path) as inspector:
-        third = inspector(pictures(tiny_root))
+        third = inspector(images(tiny_root))
     for one, two, three in zip(first, second, third, strict=True):
         assert one.score == two.score == three.score
         assert one.anomaly_map is not None
@@ -115,22 +115,22 @@ def test_scores_and_maps_repeat_bit_for_bit(bundles: dict[str, Path], tiny_root:
 
 def test_maps_are_the_callers_a_later_call_does_not_change_them(padim_bundle: Path, tiny_root: Path) -> None:
     with Inspector.load(padim_bundle, "cpu") as inspector:
-        first = inspector(pictures(tiny_root)[0]).anomaly_map
+        first = inspector(images(tiny_root)[0]).anomaly_map
         assert first is not None
         kept = first.copy()
-        inspector(pictures(tiny_root)[1:])
+        inspector(images(tiny_root)[1:])
     np.testing.assert_array_equal(first, kept)
 
 
 def test_a_path_a_text_and_an_array_give_the_same_result(padim_bundle: Path, tiny_root: Path) -> None:
-    picture = defective_pictures(tiny_root)[0]
-    image = read_image(picture)
+    part_image = anomalous_images(tiny_root)[0]
+    image = read_image(part_image)
     with Inspector.load(padim_bundle, "cpu") as inspector:
-        results = [inspector(picture), inspector(str(picture)), inspector(image)]
+        results = [inspector(part_image), inspector(str(part_image)), inspector(image)]
         many = [
-            *inspector([picture, str(picture), image]),
+            *inspector([part_image, str(part_image), image]),
             *inspector(np.stack([image, image])),
-            *inspector((picture,)),
+            *inspector((part_image,)),
         ]
         assert inspector([]) == []
         assert inspector(np.empty((0, 64, 64, 3), np.uint8)) == []
@@ -139,20 +139,20 @@ def test_a_path_a_text_and_an_array_give_the_same_result(padim_bundle: Path, tin
     for result in many:
         assert result.score == pytest.approx(results[0].score, rel=1e-5)
         assert result.boxes != ()
-    assert [result.image for result in results] == [str(picture), str(picture), "image 0"]
+    assert [result.image for result in results] == [str(part_image), str(part_image), "image 0"]
     assert [result.image for result in many[2:5]] == ["image 2", "image 0", "image 1"]
 
 
 def test_arrays_are_numbered_on_across_batches(padim_bundle: Path, tiny_root: Path) -> None:
-    images = np.stack([read_image(path) for path in good_pictures(tiny_root)])
+    images = np.stack([read_image(path) for path in normal_images(tiny_root)])
     assert len(images) > 4  # more than one batch
     with Inspector.load(padim_bundle, "cpu") as inspector:
         names = [result.image for result in inspector(images)]
     assert names == [f"image {index}" for index in range(len(images))]
 
 
-def test_pictures_of_other_sizes_are_resized_to_the_graphs(padim_bundle: Path, tiny_root: Path) -> None:
-    image = read_image(good_pictures(tiny_root)[0])
+def test_images_of_other_sizes_are_resized_to_the_graphs(padim_bundle: Path, tiny_root: Path) -> None:
+    image = read_image(normal_images(tiny_root)[0])
     large = np.repeat(np.repeat(image, 3, axis=0), 2, axis=1)
     with Inspector.load(padim_bundle, "cpu") as inspector:
         # By area, whole multiples shrink back to the very same pixels.
@@ -170,7 +170,7 @@ def test_pictures_of_other_sizes_are_resized_to_the_graphs(padim_bundle: Path, t
         (np.zeros((), np.uint8), r"image 0: expected uint8"),
     ],
 )
-def test_an_array_that_is_no_picture_is_a_fault(padim_bundle: Path, value: Any, reason: str) -> None:
+def test_an_array_that_is_no_image_is_a_fault(padim_bundle: Path, value: Any, reason: str) -> None:
     with Inspector.load(padim_bundle, "cpu") as inspector:
         result = inspector(value)
     assert result.decision == "fault"
@@ -178,14 +178,14 @@ def test_an_array_that_is_no_picture_is_a_fault(padim_bundle: Path, value: Any, 
     assert re.search(reason, result.reason or "")
 
 
-@pytest.mark.parametrize("kind", sorted(broken_pictures()))
+@pytest.mark.parametrize("kind", sorted(broken_images()))
 @pytest.mark.parametrize("batch", [1, 3])
-def test_a_picture_that_cannot_be_read_is_a_fault_and_the_others_are_scored(
+def test_an_image_that_cannot_be_read_is_a_fault_and_the_others_are_scored(
     padim_bundle: Path, tiny_root: Path, tmp_path: Path, kind: str, batch: int
 ) -> None:
-    name, data = broken_pictures()[kind]
+    name, data = broken_images()[kind]
     (tmp_path / name).write_bytes(data)
-    good = good_pictures(tiny_root)
+    good = normal_images(tiny_root)
     with Inspector.load(padim_bundle, "cpu") as inspector:
         results = list(inspector.stream([good[0], tmp_path / name, good[1]], batch))
         alone = [inspector(path).score for path in good[:2]]
@@ -206,7 +206,7 @@ def test_a_batch_of_nothing_but_faults_does_not_reach_the_device(padim_bundle: P
 def test_a_surprise_while_reading_is_a_fault_too(
     padim_bundle: Path, tiny_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    good = good_pictures(tiny_root)
+    good = normal_images(tiny_root)
     with Inspector.load(padim_bundle, "cpu") as inspector:
         from flawscope.runtime import inspector as module
 
@@ -227,7 +227,7 @@ def test_a_device_that_fails_makes_faults_and_the_line_goes_on(padim_bundle: Pat
     failure = DeviceError("backend cuda: the device failed: out of memory")
     with Inspector.load(padim_bundle, "cpu", "graph") as inspector:
         inspector.scorer = FakeScorer([(0.0, 0.0), failure, (0.0, 0.0)])
-        results = list(inspector.stream(good_pictures(tiny_root)[:6], batch=2))
+        results = list(inspector.stream(normal_images(tiny_root)[:6], batch=2))
     assert [result.decision for result in results] == ["accept", "accept", "fault", "fault", "accept", "accept"]
     assert results[2].reason == str(failure)
     assert results[2].score is None
@@ -242,7 +242,7 @@ def test_no_number_from_the_graph_is_a_fault(
 ) -> None:
     with Inspector.load(padim_bundle, "cpu", "graph") as inspector:
         inspector.scorer = FakeScorer([(anomaly_map, score)])
-        result = inspector(good_pictures(tiny_root)[0])
+        result = inspector(normal_images(tiny_root)[0])
     assert result.decision == "fault"
     assert result.reason == "inference gave NaN or infinity"
     assert result.boxes == ()
@@ -254,7 +254,7 @@ def test_a_bundle_that_is_not_calibrated_never_accepts(
     uncalibrated_bundles: dict[str, Path], tiny_root: Path, method: str
 ) -> None:
     with Inspector.load(uncalibrated_bundles[method], "cpu") as inspector:
-        results = inspector(pictures(tiny_root))
+        results = inspector(images(tiny_root))
     assert {result.decision for result in results} == {"fault"}
     assert {result.reason for result in results} == {"the bundle has no thresholds: run flawscope calibrate"}
     assert all(result.score is not None and result.threshold is None for result in results)
@@ -267,17 +267,17 @@ def test_thresholds_are_the_manifests_and_change_without_a_rebuild(
     limits = Thresholds(Threshold(-1.0, "manual"), Threshold(1e9, "manual"))
     bundle = copy_of(padim_bundle, tmp_path, thresholds=limits)
     with Inspector.load(bundle, "cpu") as inspector:
-        result = inspector(good_pictures(tiny_root)[0])
+        result = inspector(normal_images(tiny_root)[0])
     assert (result.decision, result.threshold, result.boxes) == ("reject", -1.0, ())
 
 
-def test_boxes_lie_in_the_source_also_behind_a_crop_and_in_a_picture_that_is_not_square(
+def test_boxes_lie_in_the_source_also_behind_a_crop_and_in_an_image_that_is_not_square(
     padim_bundle: Path, tiny_root: Path, tmp_path: Path
 ) -> None:
     """The same pixels reach the graph from a larger resize with a crop; the box moves with the source."""
-    pitted = next(path for path in defective_pictures(tiny_root) if "pitting" in str(path))
+    pitted = next(path for path in anomalous_images(tiny_root) if "pitting" in str(path))
     image = read_image(pitted)
-    # A frame around the picture, then every pixel twice as wide and three times as high.
+    # A frame around the image, then every pixel twice as wide and three times as high.
     framed = cv2.copyMakeBorder(image, 16, 16, 24, 24, cv2.BORDER_REFLECT)
     source = np.repeat(np.repeat(framed, 3, axis=0), 2, axis=1)
     cropped = copy_of(padim_bundle, tmp_path, input=Preprocessing(resize=(96, 112), crop=(64, 64)), golden=())
@@ -294,7 +294,7 @@ def test_boxes_lie_in_the_source_also_behind_a_crop_and_in_a_picture_that_is_not
 def test_the_box_marks_the_defect(padim_bundle: Path, tiny_root: Path) -> None:
     hits = 0
     with Inspector.load(padim_bundle, "cpu") as inspector:
-        for path in defective_pictures(tiny_root):
+        for path in anomalous_images(tiny_root):
             result = inspector(path)
             mask_file = tiny_root / "steel" / "ground_truth" / path.parent.name / f"{path.stem}_mask.png"
             mask = cv2.imread(str(mask_file), cv2.IMREAD_GRAYSCALE)
@@ -305,7 +305,7 @@ def test_the_box_marks_the_defect(padim_bundle: Path, tiny_root: Path) -> None:
 
 def test_timings_name_every_stage_and_sum_up(padim_bundle: Path, tiny_root: Path) -> None:
     with Inspector.load(padim_bundle, "cpu") as inspector:
-        result = inspector(good_pictures(tiny_root)[0])
+        result = inspector(normal_images(tiny_root)[0])
     assert list(result.timings_ms) == ["read", "prepare", "infer", "decide", "total"]
     assert min(result.timings_ms.values()) >= 0
     assert result.timings_ms["infer"] > 0
@@ -319,7 +319,7 @@ def test_a_batch_the_graph_does_not_take_is_refused(padim_bundle: Path, tiny_roo
         Inspector.load(padim_bundle, "cpu") as inspector,
         pytest.raises(ArgumentError, match=rf"batch: expected 1 to 4, got {batch}\."),
     ):
-        list(inspector.stream(good_pictures(tiny_root), batch))
+        list(inspector.stream(normal_images(tiny_root), batch))
 
 
 @pytest.mark.parametrize("path", ["graph", "kernel"])
@@ -349,7 +349,7 @@ def test_a_packed_bundle_scores_the_same(padim_bundle: Path, tiny_root: Path, tm
         pack_bundle(bundle, tmp_path / "part.flaw")
     with Inspector.load(padim_bundle, "cpu") as folder, Inspector.load(tmp_path / "part.flaw", "cpu") as packed:
         unpacked = packed.bundle.folder
-        assert [r.score for r in packed(pictures(tiny_root))] == [r.score for r in folder(pictures(tiny_root))]
+        assert [r.score for r in packed(images(tiny_root))] == [r.score for r in folder(images(tiny_root))]
         assert unpacked.is_dir()
     assert not unpacked.exists()
 
@@ -425,11 +425,11 @@ def test_closing_twice_is_harmless_and_a_closed_inspector_makes_faults(padim_bun
     inspector = Inspector.load(padim_bundle, "cpu")
     inspector.close()
     inspector.close()
-    assert inspector(good_pictures(tiny_root)[0]).decision == "fault"
+    assert inspector(normal_images(tiny_root)[0]).decision == "fault"
 
 
-def test_a_picture_on_disk_may_be_of_any_format(padim_bundle: Path, tiny_root: Path, tmp_path: Path) -> None:
-    image = read_image(good_pictures(tiny_root)[0])
+def test_an_image_on_disk_may_be_of_any_format(padim_bundle: Path, tiny_root: Path, tmp_path: Path) -> None:
+    image = read_image(normal_images(tiny_root)[0])
     with Inspector.load(padim_bundle, "cpu") as inspector:
         expected = inspector(image).score
         for suffix in ("png", "bmp", "tiff"):

@@ -1,4 +1,4 @@
-"""The overlay: a fixed colour scale, aligned with the picture, boxes drawn where they are."""
+"""The overlay: a fixed colour scale, aligned with the image, boxes drawn where they are."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ SPEC = Preprocessing(resize=(32, 32))
 GREY = np.full((64, 96, 3), 128, np.uint8)
 
 
-def test_far_below_the_threshold_the_picture_is_left_as_it_is() -> None:
+def test_far_below_the_threshold_the_image_is_left_as_it_is() -> None:
     image = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
     drawn = draw_overlay(image, np.full((32, 32), 0.49, np.float32), SPEC, reference=1.0)
     np.testing.assert_array_equal(drawn, image)
     assert drawn is not image
 
 
-def test_the_scale_is_the_same_for_every_picture() -> None:
+def test_the_scale_is_the_same_for_every_image() -> None:
     weak, strong = np.full((32, 32), 0.2, np.float32), np.full((32, 32), 1.9, np.float32)
     assert np.array_equal(draw_overlay(GREY, weak, SPEC, 1.0), GREY)  # not stretched over its own range
     red = draw_overlay(GREY, strong, SPEC, 1.0)[30, 30].astype(int)
@@ -37,7 +37,7 @@ def test_beyond_twice_the_reference_nothing_changes_any_more(value: float) -> No
 def test_heat_appears_where_the_map_is_hot_also_behind_a_crop() -> None:
     spec = Preprocessing(resize=(32, 32), crop=(16, 16))
     anomaly_map = np.zeros((16, 16), np.float32)
-    anomaly_map[:8, :8] = 2.0  # rows and columns 8 to 16 of the resized picture: the quarter before the middle
+    anomaly_map[:8, :8] = 2.0  # rows and columns 8 to 16 of the resized image: the quarter before the middle
     drawn = draw_overlay(GREY, anomaly_map, spec, 1.0)
     changed = (drawn != GREY).any(axis=2)
     rows, columns = np.flatnonzero(changed.any(axis=1)), np.flatnonzero(changed.any(axis=0))
@@ -61,7 +61,7 @@ def test_a_reference_of_zero_is_no_division_by_zero() -> None:
     assert drawn.dtype == np.uint8
 
 
-def test_the_given_picture_is_not_written_to() -> None:
+def test_the_given_image_is_not_written_to() -> None:
     image = GREY.copy()
     draw_overlay(image, np.full((32, 32), 5.0, np.float32), SPEC, 1.0, [Box(0, 0, 9, 9, 1, 1.0)])
     np.testing.assert_array_equal(image, GREY)

@@ -1,4 +1,4 @@
-"""`flawscope score`: lines for machines and for people, maps as pictures, and an exit status that tells of faults."""
+"""`flawscope score`: lines for machines and for people, maps as images, and an exit status that tells of faults."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from tiny_dataset import broken_pictures, defective_pictures, good_pictures
+from tiny_dataset import anomalous_images, broken_images, normal_images
 
 from flawscope import cli
 from flawscope.bundle import open_bundle, rewrite_manifest
@@ -30,22 +30,22 @@ def lines_of(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
 
 
 def broken(folder: Path, kind: str = "text") -> Path:
-    name, data = broken_pictures()[kind]
+    name, data = broken_images()[kind]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / name).write_bytes(data)
     return folder / name
 
 
-def test_json_is_one_line_a_picture_with_exactly_these_keys(
+def test_json_is_one_line_an_image_with_exactly_these_keys(
     padim_bundle: Path, tiny_root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pictures = [good_pictures(tiny_root)[0], defective_pictures(tiny_root)[0]]
-    assert score(padim_bundle, *pictures, "--json", "--backend", "cpu") == 0
+    images = [normal_images(tiny_root)[0], anomalous_images(tiny_root)[0]]
+    assert score(padim_bundle, *images, "--json", "--backend", "cpu") == 0
     shown = capsys.readouterr()
     assert shown.err == ""
     lines = [json.loads(line) for line in shown.out.splitlines()]
     assert [list(line) for line in lines] == [KEYS, KEYS]
-    assert [line["image"] for line in lines] == [str(picture) for picture in pictures]
+    assert [line["image"] for line in lines] == [str(image) for image in images]
     assert [line["decision"] for line in lines] == ["accept", "reject"]
     assert lines[0]["boxes"] == []
     assert [list(box) for box in lines[1]["boxes"]] == [BOX_KEYS] * len(lines[1]["boxes"])
@@ -55,13 +55,13 @@ def test_json_is_one_line_a_picture_with_exactly_these_keys(
     with Inspector.load(padim_bundle, "cpu") as inspector:
         assert inspector.manifest.thresholds is not None
         assert {line["threshold"] for line in lines} == {inspector.manifest.thresholds.image.value}
-        assert [line["score"] for line in lines] == [inspector(picture).score for picture in pictures]
+        assert [line["score"] for line in lines] == [inspector(image).score for image in images]
 
 
 def test_a_fault_has_a_reason_and_the_exit_status_is_1(
     padim_bundle: Path, tiny_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    good = good_pictures(tiny_root)
+    good = normal_images(tiny_root)
     bad = broken(tmp_path)
     assert score(padim_bundle, good[0], bad, good[1], "--json") == 1
     lines = lines_of(capsys)
@@ -73,15 +73,15 @@ def test_a_fault_has_a_reason_and_the_exit_status_is_1(
 
 
 def test_rejects_are_no_failure(padim_bundle: Path, tiny_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert score(padim_bundle, *defective_pictures(tiny_root), "--json") == 0
+    assert score(padim_bundle, *anomalous_images(tiny_root), "--json") == 0
     assert "reject" in {line["decision"] for line in lines_of(capsys)}
 
 
-def test_a_folder_means_its_pictures_in_order(
+def test_a_folder_means_its_images_in_order(
     padim_bundle: Path, tiny_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = Path(shutil.copytree(tiny_root / "steel" / "test" / "good", tmp_path / "line"))
-    (folder / "notes.txt").write_text("not a picture")
+    (folder / "notes.txt").write_text("not an image")
     (folder / "below").mkdir()
     shutil.copy(folder / "000.png", folder / "zzz.PNG")
     assert score(padim_bundle, folder, "--json", "--batch", 4) == 0
@@ -89,49 +89,49 @@ def test_a_folder_means_its_pictures_in_order(
     assert names == [*(f"{index:03d}.png" for index in range(6)), "zzz.PNG"]
 
 
-def test_a_folder_without_pictures_is_an_error(
+def test_a_folder_without_images_is_an_error(
     padim_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert score(padim_bundle, tmp_path) == 2
     assert capsys.readouterr().err == (
-        f"error: {tmp_path}: expected pictures in this folder, got none. Name pictures or their folder.\n"
+        f"error: {tmp_path}: expected images in this folder, got none. Name images or their folder.\n"
     )
 
 
 def test_text_for_people_names_decision_score_and_threshold(
     padim_bundle: Path, tiny_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pictures = [good_pictures(tiny_root)[0], defective_pictures(tiny_root)[0], broken(tmp_path)]
-    assert score(padim_bundle, *pictures, "--backend", "cpu") == 1
+    images = [normal_images(tiny_root)[0], anomalous_images(tiny_root)[0], broken(tmp_path)]
+    assert score(padim_bundle, *images, "--backend", "cpu") == 1
     shown = capsys.readouterr()
     first, second, third = shown.out.splitlines()
-    assert first.startswith(f"accept  {pictures[0]}  score ")
+    assert first.startswith(f"accept  {images[0]}  score ")
     assert " threshold " in first
-    assert second.startswith(f"reject  {pictures[1]}  score ")
+    assert second.startswith(f"reject  {images[1]}  score ")
     assert second.rstrip("s").endswith("region")
-    assert third.startswith(f"fault   {pictures[2]}  ")
-    assert shown.err.splitlines() == ["backend cpu (asked for)", "3 pictures: 1 accept, 1 reject, 1 fault"]
+    assert third.startswith(f"fault   {images[2]}  ")
+    assert shown.err.splitlines() == ["backend cpu (asked for)", "3 images: 1 accept, 1 reject, 1 fault"]
 
 
-def test_maps_are_pictures_of_the_sources_size(
+def test_maps_are_images_of_the_sources_size(
     padim_bundle: Path, tiny_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pictures = [good_pictures(tiny_root)[0], defective_pictures(tiny_root)[0]]
-    assert pictures[0].name == pictures[1].name  # of two folders
+    images = [normal_images(tiny_root)[0], anomalous_images(tiny_root)[0]]
+    assert images[0].name == images[1].name  # of two folders
     maps = tmp_path / "new" / "maps"
-    assert score(padim_bundle, *pictures, broken(tmp_path), "--maps", maps, "--json") == 1
+    assert score(padim_bundle, *images, broken(tmp_path), "--maps", maps, "--json") == 1
     assert sorted(path.name for path in maps.iterdir()) == ["000.png", "000_2.png"]
-    for picture, name in zip(pictures, ("000.png", "000_2.png"), strict=True):
-        drawn, source = read_image(maps / name), read_image(picture)
+    for image, name in zip(images, ("000.png", "000_2.png"), strict=True):
+        drawn, source = read_image(maps / name), read_image(image)
         assert drawn.shape == source.shape
-    assert not np.array_equal(read_image(maps / "000_2.png"), read_image(pictures[1]))
+    assert not np.array_equal(read_image(maps / "000_2.png"), read_image(images[1]))
     assert len(capsys.readouterr().out.splitlines()) == 3
 
 
 def test_names_that_look_like_numbered_ones_do_not_overwrite_each_other(
     padim_bundle: Path, tiny_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    good = good_pictures(tiny_root)[0]
+    good = normal_images(tiny_root)[0]
     names = ["a/x.png", "b/x.png", "c/x_2.png", "d/x.png"]
     for name in names:
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -144,7 +144,7 @@ def test_names_that_look_like_numbered_ones_do_not_overwrite_each_other(
 def test_a_bundle_that_is_not_calibrated_faults_but_draws_maps(
     uncalibrated_bundles: dict[str, Path], tiny_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert score(uncalibrated_bundles["padim"], good_pictures(tiny_root)[0], "--json", "--maps", tmp_path / "maps") == 1
+    assert score(uncalibrated_bundles["padim"], normal_images(tiny_root)[0], "--json", "--maps", tmp_path / "maps") == 1
     (line,) = lines_of(capsys)
     assert line["decision"] == "fault"
     assert line["reason"] == "the bundle has no thresholds: run flawscope calibrate"
@@ -159,7 +159,7 @@ def test_maps_are_drawn_without_thresholds_and_golden_images(
     bundle = Path(shutil.copytree(uncalibrated_bundles["padim"], tmp_path / "part.flaw"))
     with open_bundle(bundle) as opened:
         rewrite_manifest(bundle, msgspec.structs.replace(opened.manifest, golden=()))
-    assert score(bundle, good_pictures(tiny_root)[0], "--json", "--maps", tmp_path / "maps") == 1
+    assert score(bundle, normal_images(tiny_root)[0], "--json", "--maps", tmp_path / "maps") == 1
     assert read_image(tmp_path / "maps" / "000.png").shape == (64, 64, 3)
     assert capsys.readouterr().err == ""
 
@@ -177,9 +177,9 @@ def test_a_map_that_is_no_number_is_not_drawn(
         maps, scores = infer(self, prepared)
         return maps * np.float32("nan"), scores
 
-    monkeypatch.setattr(Inspector, "_check_golden", lambda self, least: None)
+    monkeypatch.setattr("flawscope.runtime.inspector.check_golden", lambda bundle, scorer, options: None)
     monkeypatch.setattr(Inspector, "infer", spoiled)
-    assert score(padim_bundle, good_pictures(tiny_root)[0], "--json", "--maps", tmp_path / "maps") == 1
+    assert score(padim_bundle, normal_images(tiny_root)[0], "--json", "--maps", tmp_path / "maps") == 1
     (line,) = lines_of(capsys)
     assert line["reason"] == "inference gave NaN or infinity"
     assert list((tmp_path / "maps").iterdir()) == []
@@ -189,7 +189,7 @@ def test_a_map_that_is_no_number_is_not_drawn(
 def test_an_impossible_request_makes_no_folder_for_maps(
     padim_bundle: Path, tiny_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], option: list[str]
 ) -> None:
-    assert score(padim_bundle, good_pictures(tiny_root)[0], "--maps", tmp_path / "maps", *option) == 2
+    assert score(padim_bundle, normal_images(tiny_root)[0], "--maps", tmp_path / "maps", *option) == 2
     shown = capsys.readouterr()
     assert shown.err.startswith("error: ")
     assert shown.err.count("\n") == 1
@@ -200,7 +200,7 @@ def test_an_impossible_request_makes_no_folder_for_maps(
 def test_a_bundle_that_is_not_there_makes_no_folder_for_maps(
     tiny_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert score(tmp_path / "none.flaw", good_pictures(tiny_root)[0], "--maps", tmp_path / "maps") == 2
+    assert score(tmp_path / "none.flaw", normal_images(tiny_root)[0], "--maps", tmp_path / "maps") == 2
     assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'none.flaw'}: expected a bundle, got no such file")
     assert list(tmp_path.iterdir()) == []
 
@@ -209,8 +209,8 @@ def test_a_bundle_that_is_not_there_makes_no_folder_for_maps(
 def test_both_paths_print_the_same_decisions(
     patchcore_bundle: Path, tiny_root: Path, capsys: pytest.CaptureFixture[str], path: str
 ) -> None:
-    pictures = [*good_pictures(tiny_root), *defective_pictures(tiny_root)]
-    assert score(patchcore_bundle, *pictures, "--json", "--path", path, "--batch", "4") == 0
+    images = [*normal_images(tiny_root), *anomalous_images(tiny_root)]
+    assert score(patchcore_bundle, *images, "--json", "--path", path, "--batch", "4") == 0
     decisions = [line["decision"] for line in lines_of(capsys)]
     assert decisions[:6] == ["accept"] * 6
     assert decisions[6:9] == ["reject"] * 3

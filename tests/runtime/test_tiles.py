@@ -1,4 +1,4 @@
-"""Large pictures in tiles: all is covered, no seam shows, a small defect is found anywhere, memory is bounded."""
+"""Large images in tiles: all is covered, no seam shows, a small defect is found anywhere, memory is bounded."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from flawscope.config import build_config
 from flawscope.datasets import open_dataset
 from flawscope.errors import ArgumentError, DeviceError, ImageError
 from flawscope.export.detectors.detector_export import export_run
-from flawscope.imaging.tiles import MapBlender, Tiling, read_picture, tiles_of
+from flawscope.imaging.tiles import MapBlender, Tiling, read_source, tiles_of
 from flawscope.runtime import Inspector
 from flawscope.training.detectors.detector_training import train_detector
 
@@ -50,10 +50,10 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         path = folder / "train" / "good" / f"{index}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         cv2.imwrite(str(path), surface(200, 260, index))
-    for kind, picture in (("good", surface(200, 260, 50)), ("dent", with_defect(surface(200, 260, 51), 100, 130))):
+    for kind, image in (("good", surface(200, 260, 50)), ("dent", with_defect(surface(200, 260, 51), 100, 130))):
         path = folder / "test" / kind / "0.png"
         path.parent.mkdir(parents=True)
-        cv2.imwrite(str(path), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+        cv2.imwrite(str(path), cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
     truth = np.zeros((200, 260), np.uint8)
     truth[94:106, 124:136] = 255
     path = folder / "ground_truth" / "dent" / "0_mask.png"
@@ -82,7 +82,7 @@ def bundles(tmp_path_factory: pytest.TempPathFactory, root: Path) -> dict[str, P
     side=st.integers(16, 90),
     overlap=st.floats(0, 0.5, allow_nan=False),
 )
-def test_tiles_cover_a_picture_and_overlap_as_asked(height: int, width: int, side: int, overlap: float) -> None:
+def test_tiles_cover_an_image_and_overlap_as_asked(height: int, width: int, side: int, overlap: float) -> None:
     tiling = Tiling((side, side), overlap)
     seen = np.zeros((height, width), np.int64)
     corners = tiling.corners(height, width)
@@ -99,7 +99,7 @@ def test_tiles_cover_a_picture_and_overlap_as_asked(height: int, width: int, sid
     assert len(tops) == 1 + max(0, -(-(height - side) // step))
 
 
-def test_a_tile_is_what_lies_there_and_small_pictures_are_continued_by_reflection() -> None:
+def test_a_tile_is_what_lies_there_and_small_images_are_continued_by_reflection() -> None:
     image = np.arange(20 * 30 * 3, dtype=np.uint32).astype(np.uint8).reshape(20, 30, 3)
     np.testing.assert_array_equal(Tiling((16, 16)).cut(image, (3, 9)), image[3:19, 9:25])
     padded = Tiling((24, 32)).cut(image, (0, 0))
@@ -134,10 +134,10 @@ def test_tiles_of_a_file(tmp_path: Path) -> None:
     cv2.imwrite(str(tmp_path / "a.png"), image)
     tiles = list(tiles_of(tmp_path / "a.png", Tiling((64, 64), 0.0)))
     assert [tile.corner for tile in tiles] == Tiling((64, 64), 0.0).corners(100, 140)
-    np.testing.assert_array_equal(read_picture(tiles[-1]), image[36:, 76:])
+    np.testing.assert_array_equal(read_source(tiles[-1]), image[36:, 76:])
     assert str(tiles[-1]) == f"{tmp_path / 'a.png'} at row 36, column 76"
     (tmp_path / "b.png").write_bytes(b"no picture")
-    with pytest.raises(ImageError, match=r"b\.png: expected a picture, got other or broken bytes"):
+    with pytest.raises(ImageError, match=r"b\.png: expected an image, got other or broken bytes"):
         list(tiles_of(tmp_path / "b.png", Tiling((64, 64))))
     with pytest.raises(ImageError, match=r"c\.png: could not be read"):
         list(tiles_of(tmp_path / "c.png", Tiling((64, 64))))
@@ -177,9 +177,9 @@ def test_a_defect_on_a_seam_scores_as_one_in_the_middle(bundles: dict[str, Path]
 
 @pytest.mark.parametrize("method", list(SETTINGS))
 def test_the_map_does_not_depend_on_the_batch(bundles: dict[str, Path], method: str) -> None:
-    picture = with_defect(surface(150, 130, 61), 70, 60)
+    image = with_defect(surface(150, 130, 61), 70, 60)
     with Inspector.load(bundles[method], "cpu") as inspector:
-        whole = inspector(picture)
+        whole = inspector(image)
         real = inspector.infer
         sizes: list[int] = []
 
@@ -189,7 +189,7 @@ def test_the_map_does_not_depend_on_the_batch(bundles: dict[str, Path], method: 
             return np.concatenate([maps for maps, _ in parts]), np.concatenate([scores for _, scores in parts])
 
         inspector.infer = single  # type: ignore[method-assign]
-        parted = inspector(picture)
+        parted = inspector(image)
     assert max(sizes) <= 4
     assert whole.score == pytest.approx(parted.score, rel=1e-4)
     assert whole.anomaly_map is not None
@@ -202,15 +202,15 @@ def test_every_verb_takes_tiles(
 ) -> None:
     bundle = bundles["patchcore"]
     assert cli.run(["bundle", "info", str(bundle)]) == 0
-    assert "64x64 px of the picture, neighbours share at least 25%" in capsys.readouterr().out
+    assert "64x64 px of the image, neighbours share at least 25%" in capsys.readouterr().out
     assert cli.run(["calibrate", str(bundle), "--data", str(root)]) == 0
     assert cli.run(["evaluate", str(bundle), "--data", str(root), "--json", str(tmp_path / "e.json")]) == 0
     figures = json.loads((tmp_path / "e.json").read_text())
     assert figures["image_auroc"] == 1.0
     assert figures["pixel_auroc"] > 0.9
     capsys.readouterr()
-    picture = root / "test" / "dent" / "0.png"
-    assert cli.run(["score", str(bundle), str(picture), "--json", "--maps", str(tmp_path / "maps")]) == 0
+    image = root / "test" / "dent" / "0.png"
+    assert cli.run(["score", str(bundle), str(image), "--json", "--maps", str(tmp_path / "maps")]) == 0
     line = json.loads(capsys.readouterr().out)
     assert line["decision"] == "reject"
     box = line["boxes"][0]
@@ -270,10 +270,10 @@ from test_tiles import surface, with_defect
 inspector = Inspector.load(sys.argv[1], "cpu")
 small = surface(300, 400, 70)
 inspector(small)
-picture = with_defect(np.tile(surface(600, 800, 71), (5, 5, 1)), 1501, 2003)
+image = with_defect(np.tile(surface(600, 800, 71), (5, 5, 1)), 1501, 2003)
 good = inspector(surface(600, 800, 71)).score
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-result = inspector(picture)
+result = inspector(image)
 after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 peak = np.unravel_index(int(result.anomaly_map.argmax()), result.anomaly_map.shape)
 print(result.anomaly_map.shape, result.score, good, [int(one) for one in peak], (after - before) // 1024)
@@ -281,7 +281,7 @@ print(result.anomaly_map.shape, result.score, good, [int(one) for one in peak], 
 
 
 @pytest.mark.serial
-def test_a_small_defect_on_a_large_picture_is_found_within_bounded_memory(bundles: dict[str, Path]) -> None:
+def test_a_small_defect_on_a_large_image_is_found_within_bounded_memory(bundles: dict[str, Path]) -> None:
     done = subprocess.run(
         [sys.executable, "-c", _PROBE, str(bundles["patchcore"]), str(Path(__file__).parent)],
         capture_output=True,

@@ -48,7 +48,7 @@ def test_the_anogen_preset_takes_the_steps_of_the_seed_at_its_rate() -> None:
     config, unused = build_config("embedding", read_settings("anogen-seed"))
     assert isinstance(config, EmbeddingConfig)
     assert unused == ()
-    batches = batches_in_all(config.loop, 3 * config.adaptation.repeats // config.loop.batch_size)  # three pictures
+    batches = batches_in_all(config.loop, 3 * config.adaptation.repeats // config.loop.batch_size)  # three images
     assert (batches, config.loop.max_steps, config.adaptation.rate(config.loop)) == (6100, 6100, pytest.approx(0.02))
     assert (config.input.resize, config.adaptation.crop_defects, config.vectors) == ((256, 256), False, 1)
     assert (config.init_word, config.placeholder, config.mask_loss) == ("defect", "*", "mean")

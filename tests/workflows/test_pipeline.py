@@ -1,4 +1,4 @@
-"""One command from pictures to an evaluated bundle: what it leaves, what it skips, what it refuses."""
+"""One command from images to an evaluated bundle: what it leaves, what it skips, what it refuses."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 from interrupted import killed_at_checkpoint
 from published_weights import write_backbone_weights
-from tiny_dataset import CATEGORY, good_pictures
+from tiny_dataset import CATEGORY, normal_images
 
 from flawscope import cli
 from flawscope.bundle import open_bundle
@@ -24,6 +24,8 @@ from flawscope.runs import RunRecord
 from flawscope.training.detectors.detector_run import read_run
 from flawscope.training.detectors.detector_training import train_detector
 from flawscope.workflows import pipeline
+
+pytestmark = pytest.mark.long
 
 NETWORK = "resnet10t"
 PATCHCORE = ["resize=64", "stages=1,2", "coreset=90", "neighbors=5", "sigma=2.0", "held_out_minimum=5"]
@@ -84,7 +86,7 @@ def fitted(tmp_path: Path, patchcore_run: Path) -> Path:
 # --- the whole
 
 
-def test_pictures_become_a_run_a_bundle_with_thresholds_and_a_report(
+def test_images_become_a_run_a_bundle_with_thresholds_and_a_report(
     tmp_path: Path, tiny_root: Path, patchcore_run: Path, traced_features: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "new" / "out"
@@ -124,11 +126,11 @@ def test_a_file_of_settings_may_name_the_data(
     assert names_in(out) == {"run", f"{CATEGORY}.flaw"}
 
 
-def test_a_picture_that_cannot_be_scored_is_told_and_ends_with_status_1(
+def test_an_image_that_cannot_be_scored_is_told_and_ends_with_status_1(
     tmp_path: Path, tiny_root: Path, fitted: Path, traced_features: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = Path(shutil.copytree(tiny_root, tmp_path / "data"))
-    broken = good_pictures(root)[0]
+    broken = normal_images(root)[0]
     broken.write_bytes(broken.read_bytes()[:200])
     assert call("patchcore", root, fitted, "--skip", "train") == 1
     assert f"fault: {broken}" in capsys.readouterr().err
@@ -201,7 +203,7 @@ def test_a_dataset_without_defects_is_not_evaluated_and_older_figures_are_named(
     assert call("patchcore", root, fitted, "--skip", "train") == 0
     printed = capsys.readouterr()
     assert ("evaluation", "skipped") in stages_of(printed.out)
-    assert f"{CATEGORY} has no defective test pictures" in printed.out
+    assert f"{CATEGORY} has no anomalous test images" in printed.out
     assert "earlier bundle" not in printed.err
     assert names_in(fitted) == {"run", f"{CATEGORY}.flaw"}
     (fitted / "evaluation.json").write_text("{}")
@@ -266,7 +268,6 @@ def test_without_the_extractor_the_backbone_stays_as_it_was(denoised: Path, weig
     assert not (denoised / "run" / "extractor").exists()
 
 
-@pytest.mark.long
 def test_the_extractor_is_trained_on_the_denoiser_that_is_there_as_if_both_were_trained_at_once(
     tmp_path: Path,
     tiny_root: Path,
@@ -355,7 +356,7 @@ def test_a_run_is_left_as_it_is_where_its_extractor_is_skipped_or_not_asked_for(
         (["--set", "extractor=autoencoder", "--set", "widths=8,8"], "widths: expected (8, 16), with which"),
         (["--set", "extractor=autoencoder", "--seed", "1"], "seed: expected 0, with which"),
         (["--set", "extractor=autoencoder", "--set", "noise=simplex"], "noise: expected 'gaussian', with which"),
-        (["--set", "extractor=autoencoder", "--data", "{fewer}"], "expected the good training pictures that {run} was"),
+        (["--set", "extractor=autoencoder", "--data", "{fewer}"], "expected the normal training images that {run} was"),
         (["--weights", "{picture}"], "expected the weights that {run} was trained with (file sha256:"),
         (["--weights", "nowhere"], "nowhere: expected the weights that"),
         (["--resume", "latest"], "resume: expected a training to go on with, got one that is skipped"),
@@ -376,7 +377,7 @@ def test_what_does_not_fit_the_run_that_is_there_is_refused(
     next((fewer / CATEGORY / "train" / "good").iterdir()).unlink()
     shutil.copytree(tiny_root / CATEGORY, tmp_path / "others" / "other")
     places = {"run": denoised / "run", "fewer": fewer, "other": tmp_path / "others", "picture": tiny_root}
-    places["picture"] = good_pictures(tiny_root)[0]
+    places["picture"] = normal_images(tiny_root)[0]
     before = (denoised / "run" / "run.json").read_bytes()
     default = [] if "--weights" in more else ["--weights", str(weights)]
     assert call("ddad", tiny_root, denoised, *skip("train"), *default, *(one.format(**places) for one in more)) == 2
@@ -418,7 +419,7 @@ def test_a_denoiser_serves_an_extractor_alone_and_a_run_that_is_whole(
         (["patchcore", "--resume", "latest"], "expected a method that is trained in epochs, got one that is fitted"),
         (["patchcore", "--false-reject-rate", "1.5"], "false-reject rate: expected a fraction"),
         (["patchcore", "--confidence", "0"], "confidence: expected a fraction"),
-        (["patchcore", "--set", "held_out=0.0"], "held_out: expected above 0, because thresholds need good pictures"),
+        (["patchcore", "--set", "held_out=0.0"], "held_out: expected above 0, because thresholds need normal images"),
         (["patchcore", "--set", "steps=3"], "steps: is no setting of patchcore"),
     ],
 )
@@ -471,10 +472,10 @@ def test_a_file_in_the_place_of_a_folder_is_refused_before_the_work(
 def test_a_category_that_names_another_folder_is_refused(
     tmp_path: Path, tiny_root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    picture = good_pictures(tiny_root)[0]
+    image = normal_images(tiny_root)[0]
     root = tmp_path / "data"
     root.mkdir()
-    shutil.copy(picture, root / "a.png")
+    shutil.copy(image, root / "a.png")
     record = {"filename": "a.png", "label": 0, "label_name": "good", "clsname": "../outside"}
     (root / "train.json").write_text(json.dumps(record) + "\n")
     arguments = ["--data", str(root), "--category", "../outside", "--out", str(tmp_path / "out")]

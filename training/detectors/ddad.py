@@ -1,4 +1,4 @@
-"""DDAD and Diffusion-Based-AD: a denoiser learns good pictures, and what it cannot rebuild is a defect."""
+"""DDAD and Diffusion-Based-AD: a denoiser learns normal images; what it cannot reconstruct is anomalous."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from flawscope.training.detectors.ddad_extractor import train_extractor
 from flawscope.training.diffusion.comparison import Comparison
 from flawscope.training.diffusion.noise import add_noise, draw_noise, noise_levels, sampling_noise
 from flawscope.training.diffusion.torch_reconstruction import Reconstruction, TorchNetworks, write_strips
-from flawscope.training.diffusion.unet import Denoiser, signed_pictures
+from flawscope.training.diffusion.unet import Denoiser, signed_images
 from flawscope.training.features.backbone import Backbone
 from flawscope.training.features.patch_extraction import choose_device
 from flawscope.training.loop.augment import augment
-from flawscope.training.loop.epoch_data import MOST_VALIDATED, noise_error, rounded, split_pictures, training_facts
-from flawscope.training.loop.fit_result import Fitted
-from flawscope.training.loop.image_batches import Pictures
+from flawscope.training.loop.epoch_data import MOST_VALIDATED, noise_error, rounded, split_images, training_facts
+from flawscope.training.loop.fit_result import FitResult
+from flawscope.training.loop.image_batches import ImageReader
 from flawscope.training.loop.loop import run_loop
 from flawscope.training.loop.network_state import load_state
 from flawscope.training.loop.optimizers import build_optimizer
@@ -59,29 +59,29 @@ def train_ddad(
     folder: Path,
     resume: bool,
     progress: Progress,
-    ready: Fitted | None = None,
-) -> Fitted:
-    """Train a denoiser on good pictures, then the extractor if that is asked for, then measure the scales of the maps.
+    ready: FitResult | None = None,
+) -> FitResult:
+    """Train a denoiser on normal images, then the extractor if that is asked for, then measure the scales of the maps.
 
     Args:
         config: Settings.
         backbone: Extractor of features with its weights.
-        samples: Good pictures; a share of them chooses the best epoch and gives the scales.
-        hashes: Content hash of every picture.
+        samples: Normal images; a share of them chooses the best epoch and gives the scales.
+        hashes: Content hash of every image.
         folder: Where metrics, previews and checkpoints are written.
         resume: Go on from the newest checkpoint there.
         progress: Told what is being done.
-        ready: What an earlier training with the same pictures gave: its denoiser is taken, and none is trained.
+        ready: What an earlier training with the same images gave: its denoiser is taken, and none is trained.
 
     Raises:
-        DataError: If there are too few pictures.
+        DataError: If there are too few images.
         RunError: If memory runs out, the loss is not finite, or a checkpoint does not fit.
     """
-    pictures, validation = split_pictures("ddad", config, config.data, samples, hashes, progress)
+    images, validation = split_images("ddad", config, config.data, samples, hashes, progress)
     task = DenoiserTask(config, backbone, validation)
     facts: dict[str, int | float | str]
     if ready is None:
-        trained = run_loop(task, pictures, config, folder, resume=resume, progress=progress)
+        trained = run_loop(task, images, config, folder, resume=resume, progress=progress)
         state = trained.state
         facts = training_facts(trained) | {"validation_pictures": len(validation)}
     else:
@@ -92,11 +92,11 @@ def train_ddad(
     if config.extractor != "none":
         # The limit is that of the denoiser's steps; the extractor has its own epochs.
         own = change_settings(config, {"max_steps": None})
-        adapted = train_extractor(own, backbone, task.networks, pictures, validation, folder, resume, progress)
+        adapted = train_extractor(own, backbone, task.networks, images, validation, folder, resume, progress)
         facts |= {"extractor_best_epoch": adapted.epoch, "extractor_error": rounded(adapted.error)}
     scales = measure_scales(config, task.reconstruction(MapRule(1.0, 1.0, 0.0)), validation, progress)
     rule = MapRule(config.pixel_weight / scales[0], config.feature_weight / scales[1], config.maps.sigma)
-    return Fitted(
+    return FitResult(
         grid=config.preprocessing.size,
         tensors={"noise": task.noise},
         facts=facts | {"pixel_scale": rounded(scales[0]), "feature_scale": rounded(scales[1])},
@@ -111,7 +111,7 @@ class DenoiserTask:
     Args:
         config: Settings.
         backbone: Extractor of features, for previews.
-        validation: Good pictures that choose the best epoch.
+        validation: Normal images that choose the best epoch.
 
     Attributes:
         network: The denoiser.
@@ -119,7 +119,7 @@ class DenoiserTask:
         noise: Of the sampling, float32 [K, 3, H, W].
     """
 
-    def __init__(self, config: DdadConfig, backbone: Backbone, validation: Pictures) -> None:
+    def __init__(self, config: DdadConfig, backbone: Backbone, validation: ImageReader) -> None:
         self._config, self._validation = config, validation
         torch.manual_seed(config.seed)
         self.network: nn.Module = Denoiser(config)
@@ -135,23 +135,21 @@ class DenoiserTask:
     def loss(self, network: nn.Module, images: Tensor, generator: torch.Generator) -> Tensor:
         """Return the squared error of the predicted noise (arXiv:2006.11239, equation 14)."""
         config = self._config
-        pictures = augment(
-            signed_pictures(images),
+        inputs = augment(
+            signed_images(images),
             generator,
             flip=config.augmentation.flip,
             rotate=config.augmentation.rotate,
             color_jitter=config.augmentation.color_jitter,
         )
-        levels = noise_levels(len(pictures), TRAINED_STEPS, generator)
-        errors = self._squared_errors(network, pictures, levels, generator)
+        levels = noise_levels(len(inputs), TRAINED_STEPS, generator)
+        errors = self._squared_errors(network, inputs, levels, generator)
         return errors.mean() if config.loss == "mean" else errors.flatten(1).sum(dim=1).mean()
 
-    def _squared_errors(
-        self, network: nn.Module, pictures: Tensor, levels: Tensor, generator: torch.Generator
-    ) -> Tensor:
-        height, width = pictures.shape[-2:]
-        noise = draw_noise(self._config.noise, (len(pictures), 3, height, width), generator)
-        noisy = add_noise(pictures, noise, self._shares.to(pictures.device)[levels])
+    def _squared_errors(self, network: nn.Module, images: Tensor, levels: Tensor, generator: torch.Generator) -> Tensor:
+        height, width = images.shape[-2:]
+        noise = draw_noise(self._config.noise, (len(images), 3, height, width), generator)
+        noisy = add_noise(images, noise, self._shares.to(images.device)[levels])
         predicted: Tensor = network(noisy, levels)
         return (predicted.float() - noise).square()
 
@@ -159,36 +157,36 @@ class DenoiserTask:
         """Return the mean squared error of the predicted noise, at levels and with noise that stay the same."""
 
         def errors(images: Tensor, levels: Tensor, generator: torch.Generator) -> Tensor:
-            return self._squared_errors(self.network, signed_pictures(images), levels, generator)
+            return self._squared_errors(self.network, signed_images(images), levels, generator)
 
         return noise_error(self._config, self._validation, errors, next(self.network.parameters()).device)
 
     def preview(self, path: Path) -> None:
-        """Write held-back good pictures beside their reconstructions and maps."""
+        """Write held-back normal images beside their reconstructions and maps."""
         images = next(self._validation.batches(range(min(_PREVIEWS, len(self._validation))), _PREVIEWS))
         self.networks.to(next(self.network.parameters()).device)
         write_strips(path, images, self.reconstruction(MapRule(1.0, 1.0, self._config.maps.sigma))(images))
 
     def reconstruction(self, rule: MapRule) -> Reconstruction:
-        """Return what scores pictures with the networks as they are."""
+        """Return what scores images with the networks as they are."""
         return Reconstruction(self.networks, self._config.sampling, self.noise, rule)
 
 
 def measure_scales(
-    config: DdadConfig, reconstruction: Reconstruction, pictures: Pictures, progress: Progress
+    config: DdadConfig, reconstruction: Reconstruction, reader: ImageReader, progress: Progress
 ) -> tuple[float, float]:
     """Return what the map of pixels and the map of features are divided by.
 
-    Both are measured on smoothed maps, as they are used: at 1 a map alone reaches what 99.9 % of the pixels of good
-    pictures stay below, or their largest value.
+    Both are measured on smoothed maps, as they are used: at 1 a map alone reaches what 99.9 % of the pixels of normal
+    images stay below, or their largest value.
     """
     given = (config.pixel_threshold, config.feature_threshold)
     if given[0] is not None and given[1] is not None:
         return given[0], given[1]
     alone = (MapRule(1.0, 0.0, config.maps.sigma), MapRule(0.0, 1.0, config.maps.sigma))
     values: tuple[list[Float32Array], list[Float32Array]] = ([], [])
-    count, done = min(len(pictures), MOST_VALIDATED), 0
-    for images in pictures.batches(range(count), config.loop.batch_size):
+    count, done = min(len(reader), MOST_VALIDATED), 0
+    for images in reader.batches(range(count), config.loop.batch_size):
         found = reconstruction(images)
         for kept, rule in zip(values, alone, strict=True):
             kept.append(finish_maps(found.pixel, found.feature, rule)[0])
@@ -207,7 +205,7 @@ class DdadTrainer(Trainer):
 
     has_epochs = True
 
-    def fit(self, request: FitRequest) -> Fitted:
+    def fit(self, request: FitRequest) -> FitResult:
         """Train the denoiser, or take that of `request.start`, and the extractor; see `train_ddad`."""
         return train_ddad(
             request.config,
@@ -220,7 +218,7 @@ class DdadTrainer(Trainer):
             request.start,
         )
 
-    def restore(self, path: Path, record: RunRecord, backbone: Backbone, fitted: Fitted) -> Reconstruction:
+    def restore(self, path: Path, record: RunRecord, backbone: Backbone, fitted: FitResult) -> Reconstruction:
         """Return denoiser, comparison and their sampling."""
         config = cast("DdadConfig", record.config)
         assert fitted.rule is not None, "checked before"

@@ -1,4 +1,4 @@
-"""The extractor of features learns the parts: by rebuilding pictures, or by DDAD's domain adaptation."""
+"""Fine-tuning of DDAD's feature extractor: by reconstruction, or by DDAD's domain adaptation."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from flawscope.training.diffusion.comparison import pair_features
 from flawscope.training.diffusion.noise import sampling_noise
 from flawscope.training.diffusion.torch_reconstruction import TorchNetworks
 from flawscope.training.features.backbone import Backbone, untrained_backbone
-from flawscope.training.loop.image_batches import Pictures
+from flawscope.training.loop.image_batches import ImageReader
 from flawscope.training.loop.loop import Trained, run_loop
 
 FOLDER = "extractor"
@@ -34,20 +34,20 @@ def train_extractor(
     config: DdadConfig,
     backbone: Backbone,
     networks: TorchNetworks,
-    pictures: Pictures,
-    validation: Pictures,
+    images: ImageReader,
+    validation: ImageReader,
     folder: Path,
     resume: bool,
     progress: Progress,
 ) -> Trained:
-    """Let a backbone learn good pictures as `config.extractor` says; it has the best state afterwards.
+    """Let a backbone learn normal images as `config.extractor` says; it has the best state afterwards.
 
     Args:
         config: Settings.
         backbone: Is changed.
         networks: With the trained denoiser.
-        pictures: Good pictures to learn from.
-        validation: Good pictures that choose the best epoch.
+        images: Normal images to learn from.
+        validation: Normal images that choose the best epoch.
         folder: Where the training is; this part has a folder of its own in it.
         resume: Go on from the newest checkpoint there.
         progress: Told what is being done.
@@ -67,7 +67,7 @@ def train_extractor(
     )
     trained = run_loop(
         task,
-        pictures,
+        images,
         part,
         folder / FOLDER,
         resume=resume,
@@ -83,7 +83,9 @@ class _ExtractorTask:
 
     network: nn.Module
 
-    def __init__(self, config: DdadConfig, backbone: Backbone, networks: TorchNetworks, validation: Pictures) -> None:
+    def __init__(
+        self, config: DdadConfig, backbone: Backbone, networks: TorchNetworks, validation: ImageReader
+    ) -> None:
         self._config, self._backbone, self._networks, self._validation = config, backbone, networks, validation
         self._noise = sampling_noise(config.sampling, (3, *config.preprocessing.size))
         backbone.requires_grad_(True)
@@ -108,7 +110,7 @@ class _ExtractorTask:
         return torch.from_numpy(images).to(next(self.network.parameters()).device)
 
     def preview(self, path: Path) -> None:
-        """Write held-back good pictures beside how strongly the finest stage responds to them."""
+        """Write held-back normal images beside how strongly the finest stage responds to them."""
         images = self._validation_images()[:_PREVIEWS]
         self._backbone.eval()
         with torch.inference_mode():
@@ -124,11 +126,13 @@ class _ExtractorTask:
 class RebuildTask(_ExtractorTask):
     """The backbone as the encoder of an autoencoder; only it is kept.
 
-    The target is the picture, or with `extractor=diffusion` its reconstruction, as the backbone sees it: normalised.
+    The target is the image, or with `extractor=diffusion` its reconstruction, as the backbone sees it: normalised.
     The decoder doubles the sides with transposed convolutions, 3 x 3, stride 2, half the channels each time.
     """
 
-    def __init__(self, config: DdadConfig, backbone: Backbone, networks: TorchNetworks, validation: Pictures) -> None:
+    def __init__(
+        self, config: DdadConfig, backbone: Backbone, networks: TorchNetworks, validation: ImageReader
+    ) -> None:
         super().__init__(config, backbone, networks, validation)
         height, width = config.preprocessing.size
         with torch.inference_mode():
@@ -147,7 +151,7 @@ class RebuildTask(_ExtractorTask):
         self.network: nn.Module = nn.ModuleDict({"encoder": backbone.network, "decoder": nn.Sequential(*layers)})
 
     def loss(self, network: nn.Module, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Return the mean squared error of the rebuilt, normalised picture."""
+        """Return the mean squared error of the rebuilt, normalised image."""
         return self._error(images)
 
     def _error(self, images: Tensor) -> Tensor:
@@ -165,7 +169,7 @@ class RebuildTask(_ExtractorTask):
         return functional.mse_loss(made, target)
 
     def validate(self) -> dict[str, float]:
-        """Return the error on pictures that were held back."""
+        """Return the error on images that were held back."""
         with torch.inference_mode():
             return {"error": float(self._error(self._validation_images()))}
 
@@ -173,11 +177,13 @@ class RebuildTask(_ExtractorTask):
 class AdaptationTask(_ExtractorTask):
     """DDAD's domain adaptation (arXiv:2305.15956).
 
-    For two good pictures x and y, x is reconstructed towards y; features of that and of y shall agree, and both stay
+    For two normal images x and y, x is reconstructed towards y; features of that and of y shall agree, and both stay
     near what the backbone gave before. Statistics of batch normalisation stay as they are.
     """
 
-    def __init__(self, config: DdadConfig, backbone: Backbone, networks: TorchNetworks, validation: Pictures) -> None:
+    def __init__(
+        self, config: DdadConfig, backbone: Backbone, networks: TorchNetworks, validation: ImageReader
+    ) -> None:
         super().__init__(config, backbone, networks, validation)
         self._before = untrained_backbone(config.features)
         self._before.load_state_dict(backbone.state_dict())
@@ -205,11 +211,11 @@ class AdaptationTask(_ExtractorTask):
         return total
 
     def validate(self) -> dict[str, float]:
-        """Return the loss on pictures that were held back."""
+        """Return the loss on images that were held back."""
         with torch.inference_mode():
             return {"error": float(self._error(self._validation_images()))}
 
 
 def _away(first: Tensor, second: Tensor) -> Tensor:
-    """Return one minus the cosine of the features of whole pictures, averaged over the batch."""
+    """Return one minus the cosine of the features of whole images, averaged over the batch."""
     return 1.0 - functional.cosine_similarity(first.flatten(1), second.flatten(1), dim=1).mean()

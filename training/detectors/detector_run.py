@@ -1,4 +1,4 @@
-"""The run: a folder with `run.json`, `weights.safetensors` and a few sample pictures."""
+"""The run: a folder with `run.json`, `weights.safetensors` and a few sample images."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from flawscope.config.setting_parts import part_of
 from flawscope.errors import RunError
 from flawscope.files import atomic_folder
 from flawscope.imaging.png import encode_png
-from flawscope.imaging.tiles import Picture, read_picture
+from flawscope.imaging.tiles import ImageSource, read_source
 from flawscope.runs import RECORD, SAMPLES, WEIGHTS, RunRecord, encode_record, read_run_record
 from flawscope.training.detectors.ddad_extractor import FOLDER as EXTRACTOR
 from flawscope.training.features.backbone import Backbone, restore_backbone
-from flawscope.training.loop.fit_result import Fitted
+from flawscope.training.loop.fit_result import FitResult
 from flawscope.training.loop.loop import METRICS, PREVIEWS
 from flawscope.training.trainer import trainer_of
 
@@ -44,7 +44,7 @@ class Run:
     path: Path
     record: RunRecord
     digest: str
-    fitted: Fitted
+    fitted: FitResult
     module: Any
     samples: tuple[Path, ...]
 
@@ -52,9 +52,9 @@ class Run:
 def write_run(
     path: Path,
     record: RunRecord,
-    fitted: Fitted,
+    fitted: FitResult,
     backbone: Backbone,
-    samples: Sequence[Picture],
+    samples: Sequence[ImageSource],
     notes: Path | None = None,
 ) -> None:
     """Write a run whole, or not at all; `notes` is a folder of the training whose metrics and previews come along."""
@@ -77,7 +77,7 @@ def write_run(
             raise OSError(str(err)) from err
         (folder / SAMPLES).mkdir()
         for index, sample in enumerate(samples):
-            (folder / SAMPLES / f"{index:03d}.png").write_bytes(encode_sample(read_picture(sample)))
+            (folder / SAMPLES / f"{index:03d}.png").write_bytes(encode_sample(read_source(sample)))
         if notes is not None:
             for part in (Path(), *([Path(EXTRACTOR)] if (notes / EXTRACTOR).is_dir() else [])):
                 (folder / part).mkdir(exist_ok=True)
@@ -87,7 +87,7 @@ def write_run(
 
 
 def encode_sample(image: UInt8Array) -> bytes:
-    """Encode a picture as PNG, made smaller where a side is above the limit: samples travel in bundles."""
+    """Encode an image as PNG, made smaller where a side is above the limit: samples travel in bundles."""
     scale = _SAMPLE_SIDE_PX / max(image.shape[:2])
     if scale < 1:
         size = (max(8, round(image.shape[1] * scale)), max(8, round(image.shape[0] * scale)))
@@ -120,7 +120,7 @@ def read_run(path: Path) -> Run:
         if dot and network != "bank":
             states.setdefault(network, {})[rest] = torch.from_numpy(value)
     backbone = restore_backbone(part_of(record.config, FeatureSettings), states.pop("backbone", {}))
-    fitted = Fitted(
+    fitted = FitResult(
         grid=record.grid,
         tensors=bank,
         transform=tensors.get("transform"),

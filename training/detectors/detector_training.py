@@ -22,15 +22,15 @@ from flawscope.runs import RECORD, RunRecord
 from flawscope.training.detectors.detector_run import Run, write_run
 from flawscope.training.features.backbone import build_backbone
 from flawscope.training.features.patch_extraction import choose_device
-from flawscope.training.loop.image_batches import pictures_of
+from flawscope.training.loop.image_batches import image_sources
 from flawscope.training.loop.loop import METRICS, PREVIEWS
 from flawscope.training.loop.tensorboard import BOARD
-from flawscope.training.loop.workspace import unfinished
+from flawscope.training.loop.workspace import open_workspace
 from flawscope.training.trainer import FitRequest, Trainer, trainer_of
 from flawscope.versions import package_versions
 
 _SAMPLES = 8
-"""Pictures stored in the run for parity checks and golden images."""
+"""Images stored in the run for parity checks and golden images."""
 
 
 def train_detector(
@@ -44,11 +44,11 @@ def train_detector(
     command: str = "",
     progress: Progress = no_progress,
 ) -> RunRecord:
-    """Fit a detector on the good training pictures of a dataset and write the run.
+    """Fit a detector on the normal training images of a dataset and write the run.
 
     Args:
         config: Settings of the method.
-        dataset: Its `train_good` pictures are used, nothing else.
+        dataset: Its `train_good` images are used, nothing else.
         out: Run folder to write; an earlier run there is replaced.
         weights: Safetensors file of the backbone, or None for the hub.
         resume: Go on with a training that was interrupted; for methods that have epochs.
@@ -59,7 +59,7 @@ def train_detector(
 
     Raises:
         ArgumentError: If settings do not fit the backbone or each other.
-        DataError: If pictures are missing or broken.
+        DataError: If images are missing or broken.
         RunError: If weights cannot be had, or `ready` is not whole.
         StorageError: If the run cannot be written.
     """
@@ -86,10 +86,10 @@ def train_detector(
         if trainer.has_epochs:
             denoiser = "" if ready is None else f"denoiser of the run {ready.digest}"
             used = "; ".join(filter(None, (source.weights, other_weights, denoiser)))
-            workspace = stack.enter_context(unfinished(out, cast("TrainedConfig", config), identity, used, resume))
+            workspace = stack.enter_context(open_workspace(out, cast("TrainedConfig", config), identity, used, resume))
             if ready is not None:
                 _take_over(ready.path, workspace)
-        images = pictures_of(split.samples, config.tiling)
+        images = image_sources(split.samples, config.tiling)
         fitted = trainer.fit(
             FitRequest(
                 config=config,
@@ -129,7 +129,7 @@ def train_detector(
             unet=fitted.unet,
         )
         # Held-out images make honest samples: the detector has not memorised them.
-        pool = pictures_of(split.held_out, config.tiling) or images
+        pool = image_sources(split.held_out, config.tiling) or images
         step = max(1, len(pool) // _SAMPLES)
         write_run(out, record, fitted, backbone, pool[::step][:_SAMPLES], workspace)
         return record
@@ -150,7 +150,7 @@ class _Split:
 
 def _split(config: MethodConfig, dataset: Dataset, progress: Progress) -> _Split:
     paths = [sample.path for sample in dataset.samples]
-    hashes = hash_contents(paths, lambda done, total: progress("hashing pictures", done, total))
+    hashes = hash_contents(paths, lambda done, total: progress("hashing images", done, total))
     settings = part_of(config, HeldOutSettings)
     kept: tuple[Sample, ...] = tuple(dataset.train_good)
     held_out: tuple[Sample, ...] = ()
@@ -163,7 +163,7 @@ def _split(config: MethodConfig, dataset: Dataset, progress: Progress) -> _Split
             hashes=hashes,
         )
     if not kept:
-        raise DataError(f"{dataset.root}: expected good training pictures, got none. See flawscope data inspect.")
+        raise DataError(f"{dataset.root}: expected normal training images, got none. See flawscope data inspect.")
     return _Split(kept, held_out, hashes)
 
 
@@ -174,7 +174,7 @@ def _check_same_images(dataset: Dataset, split: _Split, ready: Run) -> None:
         ready.record.held_out,
     ):
         raise DataError(
-            f"{dataset.root}: expected the good training pictures that {ready.path} was made from, got others. Name "
+            f"{dataset.root}: expected the normal training images that {ready.path} was made from, got others. Name "
             "the same dataset, or train the denoiser again."
         )
 

@@ -1,4 +1,4 @@
-"""DSAD and DiAD: a picture is rebuilt in latents by a denoiser that is shown the picture and its sketch."""
+"""DSAD and DiAD: reconstruction in latents by a denoiser guided by the image and its sketch."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ from flawscope.training.diffusion.autoencoder import (
 from flawscope.training.diffusion.comparison import Comparison
 from flawscope.training.diffusion.diffusers_networks import import_diffusers
 from flawscope.training.diffusion.noise import add_noise, noise_levels, sampling_noise
-from flawscope.training.diffusion.semantic_guidance import GuidedDenoiser, build_guided, load_guided
+from flawscope.training.diffusion.semantic_guidance import GuidedDenoiser, build_guided_denoiser, load_guided_denoiser
 from flawscope.training.diffusion.sketch import Sketcher, corrupt_sketches
 from flawscope.training.diffusion.torch_reconstruction import Reconstruction, TorchNetworks, write_strips
-from flawscope.training.diffusion.unet import recompute_blocks, signed_pictures
+from flawscope.training.diffusion.unet import recompute_blocks, signed_images
 from flawscope.training.features.backbone import Backbone
 from flawscope.training.loop.augment import augment
-from flawscope.training.loop.epoch_data import noise_error, split_pictures, training_facts
-from flawscope.training.loop.fit_result import Fitted
-from flawscope.training.loop.image_batches import Pictures
+from flawscope.training.loop.epoch_data import noise_error, split_images, training_facts
+from flawscope.training.loop.fit_result import FitResult
+from flawscope.training.loop.image_batches import ImageReader
 from flawscope.training.loop.loop import run_loop
 from flawscope.training.loop.network_state import load_state
 from flawscope.training.loop.optimizers import build_optimizer
@@ -62,31 +62,31 @@ def train_dsad(
     folder: Path,
     resume: bool,
     progress: Progress,
-) -> Fitted:
-    """Train the guidance of a denoiser on good pictures, of one category or of all.
+) -> FitResult:
+    """Train the guidance of a denoiser on normal images, of one category or of all.
 
     Args:
         config: Settings.
         backbone: Extractor of features with its weights.
-        samples: Good pictures; a share of them chooses the best epoch.
-        hashes: Content hash of every picture.
+        samples: Normal images; a share of them chooses the best epoch.
+        hashes: Content hash of every image.
         folder: Where metrics, previews and checkpoints are written.
         resume: Go on from the newest checkpoint there.
         progress: Told what is being done.
 
     Raises:
         ArgumentError: If autoencoder, base and settings do not fit each other.
-        DataError: If there are too few pictures.
+        DataError: If there are too few images.
         RunError: If autoencoder or base cannot be used, memory runs out, the loss is not finite, or a checkpoint does
             not fit.
     """
     autoencoder, normalization = autoencoder_of(config)
-    pictures, validation = split_pictures("dsad", config, config.data, samples, hashes, progress)
+    images, validation = split_images("dsad", config, config.data, samples, hashes, progress)
     task = DsadTask(config, backbone, autoencoder, normalization, validation)
-    trained = run_loop(task, pictures, config, folder, resume=resume, progress=progress)
+    trained = run_loop(task, images, config, folder, resume=resume, progress=progress)
     state = {**trained.state}
     encoder: Any = autoencoder
-    return Fitted(
+    return FitResult(
         grid=config.preprocessing.size,
         tensors={"noise": task.noise},
         facts={
@@ -102,7 +102,7 @@ def train_dsad(
 
 
 def autoencoder_of(config: DsadConfig) -> tuple[nn.Module, Normalization]:
-    """Return the autoencoder that the settings name, frozen, and how it wants pictures normalised.
+    """Return the autoencoder that the settings name, frozen, and how it wants images normalised.
 
     Raises:
         ArgumentError: If they name none, or it was trained with another normalisation than they say.
@@ -143,14 +143,14 @@ def map_rule(config: DsadConfig) -> MapRule:
 
 
 class LatentEncoder(nn.Module):
-    """The graph `encode`: picture in, latents and hint out; with `canny` its edges are given beside it.
+    """The graph `encode`: image in, latents and hint out; with `canny` its edges are given beside it.
 
     `forward` takes uint8 [N, H, W, 3], for `canny` also edges float32 [N, 1, H, W], and returns latents float32
     [N, C, h, w] and the hint float32 [N, width, h, w].
 
     Args:
         encoder: Of the autoencoder.
-        denoiser: Has the encoders of picture and sketch.
+        denoiser: Has the encoders of image and sketch.
         sketcher: Draws and softens sketches, or None without a sketch.
     """
 
@@ -173,8 +173,8 @@ class DsadTask:
         config: Settings.
         backbone: Extractor of features, for previews.
         autoencoder: AutoencoderKL, frozen.
-        normalization: How it wants pictures.
-        validation: Good pictures that choose the best epoch.
+        normalization: How it wants images.
+        validation: Normal images that choose the best epoch.
 
     Attributes:
         network: The guided denoiser.
@@ -189,7 +189,7 @@ class DsadTask:
         backbone: Backbone,
         autoencoder: nn.Module,
         normalization: Normalization,
-        validation: Pictures,
+        validation: ImageReader,
     ) -> None:
         self._config, self._validation = config, validation
         encoder = Encoder(_as_autoencoder(autoencoder), normalization)
@@ -197,9 +197,9 @@ class DsadTask:
         with torch.inference_mode():
             shape = tuple(encoder(torch.zeros((1, *size, 3), dtype=torch.uint8)).shape[1:])
         if config.base is not None:
-            denoiser = load_guided(Path(config.base), config)
+            denoiser = load_guided_denoiser(Path(config.base), config)
         else:
-            denoiser = build_guided(config, shape[0], (shape[1], shape[2]))
+            denoiser = build_guided_denoiser(config, shape[0], (shape[1], shape[2]))
         denoiser.trainable(config.train_decoder)
         if config.base is None:
             # What starts at random has to learn; only what Stable Diffusion knows already may stay.
@@ -226,7 +226,7 @@ class DsadTask:
         config = self._config
         if config.augmentation.flip or config.augmentation.rotate > 0 or config.augmentation.color_jitter > 0:
             changed = augment(
-                signed_pictures(images),
+                signed_images(images),
                 generator,
                 flip=config.augmentation.flip,
                 rotate=config.augmentation.rotate,
@@ -243,8 +243,8 @@ class DsadTask:
         encoder, sketcher = self._encoder.to(device), self._sketcher
         sketch = None
         with torch.no_grad():
-            picture = encoder.normalised(images)
-            mean, log_variance = encoder.moments(encoder.encoder(picture)).float().chunk(2, dim=1)
+            image = encoder.normalised(images)
+            mean, log_variance = encoder.moments(encoder.encoder(image)).float().chunk(2, dim=1)
             deviation = torch.exp(0.5 * log_variance.clamp(-30.0, 20.0))
             drawn = torch.randn(mean.shape, generator=generator, device=device)
             latents = encoder.scaling * (mean + deviation * drawn)
@@ -255,7 +255,7 @@ class DsadTask:
                 sketch = sketcher.soften(edges)
         noise = torch.randn(latents.shape, generator=generator, device=device)
         noisy = add_noise(latents, noise, self._shares.to(device)[levels])
-        hint = self.denoiser.encode_hint(picture, sketch)
+        hint = self.denoiser.encode_hint(image, sketch)
         predicted: Tensor = network(noisy, levels, hint)
         return (predicted.float() - noise).square()
 
@@ -268,7 +268,7 @@ class DsadTask:
         return noise_error(self._config, self._validation, errors, next(self.network.parameters()).device)
 
     def preview(self, path: Path) -> None:
-        """Write held-back good pictures beside their reconstructions and maps."""
+        """Write held-back normal images beside their reconstructions and maps."""
         images = next(self._validation.batches(range(min(_PREVIEWS, len(self._validation))), _PREVIEWS))
         self.networks.to(next(self.network.parameters()).device)
         rule = msgspec.structs.replace(map_rule(self._config), pooling=0)
@@ -300,8 +300,8 @@ def sketcher_of(config: DsadConfig) -> Sketcher | None:
     return Sketcher(config.sketch, config.preprocessing.size, config.sketch_size)
 
 
-def restore_dsad(config: DsadConfig, backbone: Backbone, fitted: Fitted, what: str) -> Reconstruction:
-    """Return what scores pictures in torch, with the networks of a run.
+def restore_dsad(config: DsadConfig, backbone: Backbone, fitted: FitResult, what: str) -> Reconstruction:
+    """Return the torch reconstruction that scores images, with the networks of a run.
 
     Args:
         config: Settings.
@@ -343,7 +343,7 @@ class DsadTrainer(Trainer):
 
     has_epochs = True
 
-    def fit(self, request: FitRequest) -> Fitted:
+    def fit(self, request: FitRequest) -> FitResult:
         """Train the denoiser in the latents of the autoencoder; see `train_dsad`."""
         return train_dsad(
             request.config,
@@ -355,7 +355,7 @@ class DsadTrainer(Trainer):
             request.progress,
         )
 
-    def restore(self, path: Path, record: RunRecord, backbone: Backbone, fitted: Fitted) -> Reconstruction:
+    def restore(self, path: Path, record: RunRecord, backbone: Backbone, fitted: FitResult) -> Reconstruction:
         """Return the networks and their sampling; see `restore_dsad`."""
         return restore_dsad(cast("DsadConfig", record.config), backbone, fitted, str(path))
 

@@ -11,39 +11,39 @@ import torch
 
 from flawscope.config import PadimConfig
 from flawscope.errors import ArgumentError, DataError
-from flawscope.imaging.tiles import Picture
+from flawscope.imaging.tiles import ImageSource
 from flawscope.progress import Progress
 from flawscope.runs import RunRecord
 from flawscope.training.features.backbone import Backbone
 from flawscope.training.features.patch_extraction import iterate_patches, measure_transform, standardization
 from flawscope.training.features.patch_features import PatchFeatures, build_features
-from flawscope.training.loop.fit_result import Fitted
+from flawscope.training.loop.fit_result import FitResult
 from flawscope.training.trainer import FitRequest, Trainer
 
 _BLOCK = 256
 """Positions factorised at once; bounds the float64 work space."""
-_PICTURES = 48
-"""Pictures whose products are summed at once."""
+_IMAGES = 48
+"""Images whose products are summed at once."""
 
 
-def fit_padim(config: PadimConfig, backbone: Backbone, paths: Sequence[Picture], progress: Progress) -> Fitted:
-    """Fit PaDiM (arXiv:2011.08785, section III) on good pictures.
+def fit_padim(config: PadimConfig, backbone: Backbone, paths: Sequence[ImageSource], progress: Progress) -> FitResult:
+    """Fit PaDiM (arXiv:2011.08785, section III) on normal images.
 
     Mean and sample covariance of every position are accumulated in float64 around the first batch's mean, so the
-    memory needed does not grow with the number of pictures. Stored is W with W·Wᵀ = (Σ + λI)⁻¹.
+    memory needed does not grow with the number of images. Stored is W with W·Wᵀ = (Σ + λI)⁻¹.
 
     Args:
         config: Settings.
         backbone: Frozen backbone on its device.
-        paths: Good pictures, at least two.
+        paths: Normal images, at least two.
         progress: Told what is being done.
 
     Raises:
-        ArgumentError: If channels, image size or regularization do not fit the backbone or the pictures.
-        DataError: If there are fewer than two pictures, or one cannot be used.
+        ArgumentError: If channels, image size or regularization do not fit the backbone or the images.
+        DataError: If there are fewer than two images, or one cannot be used.
     """
     if len(paths) < 2:
-        raise DataError(f"padim: expected at least two good training pictures for a covariance, got {len(paths)}.")
+        raise DataError(f"padim: expected at least two normal training images for a covariance, got {len(paths)}.")
     upsample = config.patches.upsample
     features = PatchFeatures(backbone, pool=False, upsample=upsample)
     grid, total = features.layout(config.preprocessing.size)
@@ -77,13 +77,13 @@ def fit_padim(config: PadimConfig, backbone: Backbone, paths: Sequence[Picture],
         factor, failed = torch.linalg.cholesky_ex(covariance[block] + config.regularization * identity)
         if bool(failed.any()):
             raise ArgumentError(
-                f"regularization: expected enough to make every covariance of {len(paths)} pictures invertible, "
+                f"regularization: expected enough to make every covariance of {len(paths)} images invertible, "
                 f"got {config.regularization}. Raise it (0.01 is usual), or lower channels."
             )
         inverse = torch.linalg.solve_triangular(factor, identity.expand_as(factor), upper=False)
         whitening[block] = inverse.transpose(1, 2).float()
         progress("inverting covariances", min(start + _BLOCK, positions), positions)
-    return Fitted(
+    return FitResult(
         grid=grid,
         tensors={"mean": mean.float().numpy(), "whitening": whitening.numpy()},
         transform=None if transform is None else transform.cpu().numpy(),
@@ -108,9 +108,9 @@ def _matrix(transform: torch.Tensor) -> torch.Tensor:
 
 
 class _Moments:
-    """Mean and covariance of every position, streamed: sums in float64 around the first pictures' mean.
+    """Mean and covariance of every position, streamed: sums in float64 around the first images' mean.
 
-    Products are taken over several pictures at once: one pass over the sums costs more than the product itself.
+    Products are taken over several images at once: one pass over the sums costs more than the product itself.
     """
 
     def __init__(self, positions: int, channels: int) -> None:
@@ -123,7 +123,7 @@ class _Moments:
     def add(self, patches: torch.Tensor) -> None:
         """Take in float32 [N, P, D]."""
         self._waiting.append(patches.cpu())
-        if sum(len(batch) for batch in self._waiting) >= _PICTURES:
+        if sum(len(batch) for batch in self._waiting) >= _IMAGES:
             self._flush()
 
     def _flush(self) -> None:
@@ -142,7 +142,7 @@ class _Moments:
         """Return mean float64 [P, D] and sample covariance float64 [P, D, D], which takes over the sums' memory."""
         self._flush()
         if self._shift is None or self._count < 2:
-            raise DataError(f"padim: expected at least two good training pictures, got {self._count}.")
+            raise DataError(f"padim: expected at least two normal training images, got {self._count}.")
         mean = self._sums / self._count
         for start in range(0, len(mean), _BLOCK):
             block = slice(start, start + _BLOCK)
@@ -154,11 +154,11 @@ class _Moments:
 class PadimTrainer(Trainer):
     """Fits and restores PaDiM."""
 
-    def fit(self, request: FitRequest) -> Fitted:
+    def fit(self, request: FitRequest) -> FitResult:
         """Estimate the Gaussians; see `fit_padim`."""
         return fit_padim(request.config, request.backbone, request.images, request.progress)
 
-    def restore(self, path: Path, record: RunRecord, backbone: Backbone, fitted: Fitted) -> PatchFeatures:
+    def restore(self, path: Path, record: RunRecord, backbone: Backbone, fitted: FitResult) -> PatchFeatures:
         """Return the feature module."""
         return build_features(cast("PadimConfig", record.config), backbone, fitted)
 

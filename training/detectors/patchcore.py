@@ -16,20 +16,20 @@ from flawscope.config import PatchcoreConfig
 from flawscope.cpp_ext import kcenter_greedy, nearest
 from flawscope.errors import DataError
 from flawscope.files import storage_errors
-from flawscope.imaging.tiles import Picture
+from flawscope.imaging.tiles import ImageSource
 from flawscope.progress import Progress
 from flawscope.runs import RunRecord
 from flawscope.training.features.backbone import Backbone
 from flawscope.training.features.patch_extraction import iterate_patches, measure_transform, standardization, to_numpy
 from flawscope.training.features.patch_features import PatchFeatures, build_features
-from flawscope.training.loop.fit_result import Fitted
+from flawscope.training.loop.fit_result import FitResult
 from flawscope.training.trainer import FitRequest, Trainer
 
 
 def fit_patchcore(
-    config: PatchcoreConfig, backbone: Backbone, paths: Sequence[Picture], scratch: Path, progress: Progress
-) -> Fitted:
-    """Fit PatchCore (arXiv:2106.08265, sections 3.1 and 3.2) on good pictures.
+    config: PatchcoreConfig, backbone: Backbone, paths: Sequence[ImageSource], scratch: Path, progress: Progress
+) -> FitResult:
+    """Fit PatchCore (arXiv:2106.08265, sections 3.1 and 3.2) on normal images.
 
     The coreset is the exact greedy k-centre selection over all patches. Where their matrix exceeds
     `config.memory_budget_mb` it is exact in a sparse random projection (as in the paper's code), the patches
@@ -38,12 +38,12 @@ def fit_patchcore(
     Args:
         config: Settings.
         backbone: Frozen backbone on its device.
-        paths: Good pictures.
+        paths: Normal images.
         scratch: Folder for a temporary file.
         progress: Told what is being done.
     """
     if not paths:
-        raise DataError("patchcore: expected at least one good training picture, got none.")
+        raise DataError("patchcore: expected at least one normal training image, got none.")
     features = PatchFeatures(backbone, pool=True, upsample=config.patches.upsample)
     grid, channels = features.layout(config.preprocessing.size)
     transform = measure_transform(features, paths, config, progress)
@@ -84,7 +84,9 @@ def fit_patchcore(
         "channels": channels,
         "selected_in": plan.description,
     }
-    return Fitted(grid=grid, tensors=tensors, transform=None if transform is None else to_numpy(transform), facts=facts)
+    return FitResult(
+        grid=grid, tensors=tensors, transform=None if transform is None else to_numpy(transform), facts=facts
+    )
 
 
 def bank_rows(config: PatchcoreConfig, patches: int) -> int:
@@ -127,7 +129,7 @@ class _Plan:
         projection = sparse_projection(channels, width, config.seed) if width < channels else None
         kept = max(1, min(per_image, budget // (4 * images * width)))
         space = "the full space" if projection is None else f"a projection to {width} dimensions"
-        share = "" if kept == per_image else f", of {kept} random patches of the {per_image} in each picture"
+        share = "" if kept == per_image else f", of {kept} random patches of the {per_image} in each image"
         return cls(kept, projection, channels, space + share)
 
 
@@ -150,14 +152,14 @@ def sparse_projection(channels: int, width: int, seed: int) -> Float32Array:
 class PatchcoreTrainer(Trainer):
     """Fits and restores PatchCore."""
 
-    def fit(self, request: FitRequest) -> Fitted:
+    def fit(self, request: FitRequest) -> FitResult:
         """Select the bank; see `fit_patchcore`."""
         with storage_errors(request.out):  # the fit itself writes, where the patches exceed the memory budget
             request.out.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(prefix=".flawscope-", dir=request.out.parent) as scratch:
                 return fit_patchcore(request.config, request.backbone, request.images, Path(scratch), request.progress)
 
-    def restore(self, path: Path, record: RunRecord, backbone: Backbone, fitted: Fitted) -> PatchFeatures:
+    def restore(self, path: Path, record: RunRecord, backbone: Backbone, fitted: FitResult) -> PatchFeatures:
         """Return the feature module."""
         return build_features(cast("PatchcoreConfig", record.config), backbone, fitted)
 

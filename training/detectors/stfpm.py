@@ -1,4 +1,4 @@
-"""STFPM: a student learns to give the teacher's features on good pictures, and does not on what it has never seen."""
+"""STFPM: a student matches the teacher's features on normal images and deviates on anomalies."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from flawscope.imaging.png import write_png
 from flawscope.progress import Progress
 from flawscope.runs import RunRecord
 from flawscope.training.features.backbone import Backbone, restore_backbone, stages_of, untrained_backbone
-from flawscope.training.loop.epoch_data import split_pictures, training_facts
-from flawscope.training.loop.fit_result import Fitted
-from flawscope.training.loop.image_batches import Pictures
+from flawscope.training.loop.epoch_data import split_images, training_facts
+from flawscope.training.loop.fit_result import FitResult
+from flawscope.training.loop.image_batches import ImageReader
 from flawscope.training.loop.loop import run_loop
 from flawscope.training.trainer import FitRequest, Trainer
 
@@ -36,27 +36,27 @@ def train_stfpm(
     folder: Path,
     resume: bool,
     progress: Progress,
-) -> Fitted:
-    """Train a student on good pictures.
+) -> FitResult:
+    """Train a student on normal images.
 
     Args:
         config: Settings.
         teacher: Frozen backbone with its weights.
-        samples: Good pictures; a share of them chooses the best epoch.
-        hashes: Content hash of every picture.
+        samples: Normal images; a share of them chooses the best epoch.
+        hashes: Content hash of every image.
         folder: Where metrics, previews and checkpoints are written.
         resume: Go on from the newest checkpoint there.
         progress: Told what is being done.
 
     Raises:
-        DataError: If there are too few pictures.
+        DataError: If there are too few images.
         RunError: If memory runs out, the loss is not finite, or a checkpoint does not fit.
     """
-    pictures, validation = split_pictures("stfpm", config, config.data, samples, hashes, progress)
+    images, validation = split_images("stfpm", config, config.data, samples, hashes, progress)
     task = StfpmTask(config, teacher, validation)
     finest = stages_of(teacher, config.preprocessing.size)[0]
-    trained = run_loop(task, pictures, config, folder, resume=resume, progress=progress)
-    return Fitted(
+    trained = run_loop(task, images, config, folder, resume=resume, progress=progress)
+    return FitResult(
         grid=(int(finest.shape[-2]), int(finest.shape[-1])),
         tensors={},
         facts=training_facts(trained) | {"validation_pictures": len(validation)},
@@ -72,7 +72,7 @@ def train_stfpm(
 
 
 class StfpmNetwork(nn.Module):
-    """Teacher and student: picture in, anomaly map and score out (arXiv:2103.04257).
+    """Teacher and student: image in, anomaly map and score out (arXiv:2103.04257).
 
     `forward` takes uint8 [N, H, W, 3] and returns the map float32 [N, H, W], the product over the stages of half the
     squared distance of the normalised features (equations 2 and 3), each enlarged bilinearly, smoothed by a Gaussian
@@ -121,13 +121,13 @@ class StfpmTask:
     Args:
         config: Settings.
         teacher: Frozen backbone with its weights.
-        validation: Good pictures that choose the best epoch.
+        validation: Normal images that choose the best epoch.
 
     Attributes:
         network: The student.
     """
 
-    def __init__(self, config: StfpmConfig, teacher: Backbone, validation: Pictures) -> None:
+    def __init__(self, config: StfpmConfig, teacher: Backbone, validation: ImageReader) -> None:
         self._config, self._teacher, self._validation = config, teacher, validation
         torch.manual_seed(config.seed)
         student = untrained_backbone(config.features)
@@ -155,7 +155,7 @@ class StfpmTask:
         return factor * torch.stack([distance.mean() for distance in distances]).sum()
 
     def validate(self) -> dict[str, float]:
-        """Return the mean of the maps on pictures that were held back, and their largest score."""
+        """Return the mean of the maps on images that were held back, and their largest score."""
         means, scores = [], []
         for images in self._validation.batches(range(len(self._validation)), self._config.loop.batch_size):
             maps, found = self._maps(images)
@@ -164,7 +164,7 @@ class StfpmTask:
         return {"error": float(torch.cat(means).mean()), "largest_score": float(torch.cat(scores).max())}
 
     def preview(self, path: Path) -> None:
-        """Write held-back good pictures beside their maps, all on one scale."""
+        """Write held-back normal images beside their maps, all on one scale."""
         images = next(self._validation.batches(range(min(_PREVIEWS, len(self._validation))), _PREVIEWS))
         maps = self._maps(images)[0].numpy()
         top = float(maps.max()) or 1.0
@@ -188,7 +188,7 @@ class StfpmTrainer(Trainer):
 
     has_epochs = True
 
-    def fit(self, request: FitRequest) -> Fitted:
+    def fit(self, request: FitRequest) -> FitResult:
         """Train the student; see `train_stfpm`."""
         return train_stfpm(
             request.config,
@@ -200,7 +200,7 @@ class StfpmTrainer(Trainer):
             request.progress,
         )
 
-    def restore(self, path: Path, record: RunRecord, backbone: Backbone, fitted: Fitted) -> StfpmNetwork:
+    def restore(self, path: Path, record: RunRecord, backbone: Backbone, fitted: FitResult) -> StfpmNetwork:
         """Return teacher and student. A student that lacks tensors is refused here."""
         config = cast("StfpmConfig", record.config)
         student = restore_backbone(config.features, fitted.networks.get("student", {}))

@@ -31,9 +31,9 @@ from flawscope.training.diffusion.autoencoder_network import (
 )
 from flawscope.training.diffusion.unet import recompute_blocks
 from flawscope.training.features.backbone import SCATTERING, Backbone
-from flawscope.training.loop.epoch_data import rounded, split_pictures, training_facts
-from flawscope.training.loop.fit_result import Fitted
-from flawscope.training.loop.image_batches import Pictures
+from flawscope.training.loop.epoch_data import rounded, split_images, training_facts
+from flawscope.training.loop.fit_result import FitResult
+from flawscope.training.loop.image_batches import ImageReader
 from flawscope.training.loop.loop import run_loop
 from flawscope.training.trainer import FitRequest, Trainer
 
@@ -41,13 +41,13 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderKL
 
 Normalization = Literal["signed", "imagenet"]
-"""What pictures are scaled to: [-1, 1], or mean 0 and deviation 1 of ImageNet."""
+"""What images are scaled to: [-1, 1], or mean 0 and deviation 1 of ImageNet."""
 
 _RANGES: dict[Normalization, tuple[tuple[float, float, float], tuple[float, float, float]]] = {
     "signed": ((127.5, 127.5, 127.5), (127.5, 127.5, 127.5)),
     "imagenet": ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),  # 255 times the usual mean and deviation
 }
-"""Per channel, what is subtracted from a picture's bytes, and what they are then divided by."""
+"""Per channel, what is subtracted from an image's bytes, and what they are then divided by."""
 
 _NETWORK = "autoencoder."  # how its tensors are named in the weights of a run
 _PREVIEWS = 4
@@ -55,7 +55,7 @@ _LEAST_SQUARE = 1e-10  # a perfect reconstruction has a finite figure too: 106 d
 
 
 class Encoder(nn.Module):
-    """Picture in, latents out: the mean of the posterior, so that the same picture has the same latents.
+    """Image in, latents out: the mean of the posterior, so that the same image has the same latents.
 
     `forward` takes uint8 [N, H, W, 3] RGB and returns float32 [N, C, h, w], multiplied with the autoencoder's
     `scaling_factor`; every level of the network after the first halves the sides.
@@ -81,14 +81,14 @@ class Encoder(nn.Module):
         return cast(Tensor, mean * self.scaling)
 
     def normalised(self, image: Tensor) -> Tensor:
-        """Return pictures uint8 [N, H, W, 3] as the network takes them, float32 [N, 3, H, W]."""
+        """Return images uint8 [N, H, W, 3] as the network takes them, float32 [N, 3, H, W]."""
         # The cast comes first: TensorRT rejects a transpose of uint8.
         scaled = (image.to(torch.float32) - self.get_buffer("center")) / self.get_buffer("spread")
         return scaled.permute(0, 3, 1, 2)
 
 
 class Decoder(nn.Module):
-    """Latents in, picture out.
+    """Latents in, image out.
 
     `forward` takes float32 [N, C, h, w] as `Encoder` gives them and returns RGB float32 [N, 3, H, W], limited to
     [-1, 1], whatever the normalisation.
@@ -109,11 +109,11 @@ class Decoder(nn.Module):
         self.eval()
 
     def forward(self, latents: Tensor) -> Tensor:
-        """Return the pictures of a batch."""
+        """Return the images of a batch."""
         return self.signed(self.decoder(self.latents(latents / self.scaling))).clamp(-1.0, 1.0)
 
     def signed(self, decoded: Tensor) -> Tensor:
-        """Return pictures float32 [N, 3, H, W] as the network gives them on the scale whose limits are -1 and 1."""
+        """Return images float32 [N, 3, H, W] as the network gives them on the scale whose limits are -1 and 1."""
         return decoded * self.get_buffer("gain") + self.get_buffer("shift")
 
 
@@ -125,30 +125,30 @@ def train_autoencoder(
     folder: Path,
     resume: bool,
     progress: Progress,
-) -> Fitted:
-    """Train an autoencoder on good pictures.
+) -> FitResult:
+    """Train an autoencoder on normal images.
 
     The fact `scaling` of the result is what latents are to be multiplied with: that of `base`, or else one over their
-    standard deviation on held-back pictures, since diffusion expects a variance of one (arXiv:2112.10752).
+    standard deviation on held-back images, since diffusion expects a variance of one (arXiv:2112.10752).
 
     Args:
         config: Settings.
         backbone: Frozen, for the perceptual loss.
-        samples: Good pictures; a share of them chooses the best epoch.
-        hashes: Content hash of every picture.
+        samples: Normal images; a share of them chooses the best epoch.
+        hashes: Content hash of every image.
         folder: Where metrics, previews and checkpoints are written.
         resume: Go on from the newest checkpoint there.
         progress: Told what is being done.
 
     Raises:
-        ArgumentError: If the pictures' size does not fit the levels of `base`.
-        DataError: If there are too few pictures.
+        ArgumentError: If the images' size does not fit the levels of `base`.
+        DataError: If there are too few images.
         RunError: If `base` cannot be used, memory runs out, the loss is not finite, a checkpoint does not fit, or
             all latents are the same.
     """
-    pictures, validation = split_pictures("autoencoder", config, config.data, samples, hashes, progress)
+    images, validation = split_images("autoencoder", config, config.data, samples, hashes, progress)
     task = AutoencoderTask(config, backbone, validation)
-    trained = run_loop(task, pictures, config, folder, resume=resume, progress=progress)
+    trained = run_loop(task, images, config, folder, resume=resume, progress=progress)
     task.network.load_state_dict(trained.state)
     figures = task.validate()
     deviation = figures["latent_std"]
@@ -160,7 +160,7 @@ def train_autoencoder(
     stock = float(settings_of(task.autoencoder)["scaling_factor"])
     height, width = config.preprocessing.size
     halvings = len(settings_of(task.autoencoder)["block_out_channels"]) - 1
-    return Fitted(
+    return FitResult(
         grid=(height >> halvings, width >> halvings),
         tensors={},
         facts={
@@ -183,18 +183,18 @@ class AutoencoderTask:
     Args:
         config: Settings.
         backbone: Frozen, for the perceptual loss; the backbone `scattering` leaves that loss out.
-        validation: Good pictures that choose the best epoch.
+        validation: Normal images that choose the best epoch.
 
     Attributes:
         network: What is trained: the autoencoder, with a forward that samples.
         autoencoder: The autoencoder in it.
 
     Raises:
-        ArgumentError: If the pictures' size does not fit the levels of `base`.
+        ArgumentError: If the images' size does not fit the levels of `base`.
         RunError: If `base` cannot be used.
     """
 
-    def __init__(self, config: AutoencoderConfig, backbone: Backbone, validation: Pictures) -> None:
+    def __init__(self, config: AutoencoderConfig, backbone: Backbone, validation: ImageReader) -> None:
         self._config, self._validation = config, validation
         self._backbone = None if config.features.backbone == SCATTERING or config.perceptual == 0 else backbone
         torch.manual_seed(config.seed)
@@ -212,7 +212,7 @@ class AutoencoderTask:
         """Return Σ|x − x̂| + perceptual · P · d(x, x̂) + kl · KL, averaged over the batch.
 
         Pixels are compared on the scale that the network works in. d is the distance of `perceptual_distances`, and P
-        the number of a picture's values: both terms are sums over them. KL is the divergence of the posterior from
+        the number of an image's values: both terms are sums over them. KL is the divergence of the posterior from
         the normal distribution. The latents that are decoded are drawn from the posterior with the generator.
         """
         config = self._config
@@ -226,9 +226,9 @@ class AutoencoderTask:
         return cast(Tensor, loss.mean())
 
     def validate(self) -> dict[str, float]:
-        """Return figures on pictures that were held back.
+        """Return figures on images that were held back.
 
-        `error` is the mean absolute difference of a picture in [-1, 1] and what its latents' mean is decoded to;
+        `error` is the mean absolute difference of an image in [-1, 1] and what its latents' mean is decoded to;
         `psnr` the peak signal-to-noise ratio of all of them in dB; `latent_std` the standard deviation of all latents
         before they are scaled.
         """
@@ -247,7 +247,7 @@ class AutoencoderTask:
         }
 
     def preview(self, path: Path) -> None:
-        """Write held-back good pictures above their reconstructions."""
+        """Write held-back normal images above their reconstructions."""
         images = next(self._validation.batches(range(min(_PREVIEWS, len(self._validation))), _PREVIEWS))
         restored = self._restored(images)[1].permute(0, 2, 3, 1).numpy()
         below = np.rint((restored + 1.0) * 127.5).astype(np.uint8)
@@ -270,20 +270,20 @@ class AutoencoderTask:
 
 
 class _Sampling(nn.Module):
-    """Normalised pictures in; out what latents drawn from the posterior are decoded to, and the divergences [N]."""
+    """Normalised images in; out what latents drawn from the posterior are decoded to, and the divergences [N]."""
 
     def __init__(self, autoencoder: AutoencoderKL) -> None:
         super().__init__()
         self.autoencoder: Any = autoencoder
 
-    def forward(self, pictures: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        posterior = self.autoencoder.encode(pictures, return_dict=False)[0]
+    def forward(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        posterior = self.autoencoder.encode(images, return_dict=False)[0]
         decoded = self.autoencoder.decode(posterior.sample(generator), return_dict=False)[0]
         return decoded, posterior.kl()
 
 
 def perceptual_distances(backbone: Backbone, images: Tensor, restored: Tensor) -> Tensor:
-    """Return how far reconstructions are from pictures in the features of a backbone, float32 [N].
+    """Return how far reconstructions are from images in the features of a backbone, float32 [N].
 
     The squared distance of the features of unit length at a position, averaged over the positions and summed over the
     stages: equation 1 of arXiv:1801.03924 with all weights one.
@@ -306,7 +306,7 @@ def build_autoencoder(config: AutoencoderConfig) -> AutoencoderKL:
     """Return the autoencoder that a training starts from: that of `base`, or one from random weights.
 
     Raises:
-        ArgumentError: If the pictures' size does not fit the levels of `base`.
+        ArgumentError: If the images' size does not fit the levels of `base`.
         MissingExtra: If diffusers is not installed.
         RunError: If `base` is no folder with an AutoencoderKL of a known kind.
     """
@@ -344,11 +344,11 @@ def restore_autoencoder(
 
 
 def open_autoencoder(path: Path) -> tuple[AutoencoderKL, Normalization | None]:
-    """Read an autoencoder for latent diffusion, frozen and in inference mode, and how it wants pictures normalised.
+    """Read an autoencoder for latent diffusion, frozen and in inference mode, and how it wants images normalised.
 
     Args:
         path: A run of `train autoencoder`; a folder with an AutoencoderKL as diffusers writes it; or a Stable
-            Diffusion folder, whose `vae` is taken. The last two do not say how pictures are normalised: None.
+            Diffusion folder, whose `vae` is taken. The last two do not say how images are normalised: None.
 
     Raises:
         MissingExtra: If diffusers is not installed.
@@ -370,7 +370,7 @@ class AutoencoderTrainer(Trainer):
     keeps_backbone = False  # it was needed for the loss alone
     is_detector = False
 
-    def fit(self, request: FitRequest) -> Fitted:
+    def fit(self, request: FitRequest) -> FitResult:
         """Train encoder and decoder; see `train_autoencoder`."""
         return train_autoencoder(
             request.config,

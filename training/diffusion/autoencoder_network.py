@@ -1,4 +1,4 @@
-"""The network of the autoencoder: made anew, and filled with the tensors of a run or of what diffusers wrote."""
+"""The autoencoder network: built, and loaded with the weights of a run or of a diffusers folder."""
 
 from __future__ import annotations
 

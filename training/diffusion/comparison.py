@@ -1,4 +1,4 @@
-"""How a picture and its reconstruction differ, in pixels and in features: the graph `compare`."""
+"""How an image and its reconstruction differ, in pixels and in features: the graph `compare`."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from flawscope.training.diffusion.unet import signed_pictures
+from flawscope.training.diffusion.unet import signed_images
 from flawscope.training.features.backbone import Backbone
 
 
 class Comparison(nn.Module):
     """The two maps of DDAD (arXiv:2305.15956) before they are scaled, summed and smoothed.
 
-    `forward` takes pictures uint8 [N, H, W, 3] and reconstructions float32 [N, 3, H, W] in [-1, 1] and returns the
+    `forward` takes images uint8 [N, H, W, 3] and reconstructions float32 [N, 3, H, W] in [-1, 1] and returns the
     differences of pixels and of features, each float32 [N, H, W].
 
     The map of features is the sum over the stages of one minus the cosine of the features at a position, after a mean
@@ -35,7 +35,7 @@ class Comparison(nn.Module):
 
     def forward(self, image: Tensor, reconstruction: Tensor) -> tuple[Tensor, Tensor]:
         """Return both maps of a batch."""
-        difference = signed_pictures(image) - reconstruction
+        difference = signed_images(image) - reconstruction
         is_squared = self.pixel_map == "squared"
         pixel = (0.5 * difference).square().amax(dim=1) if is_squared else difference.abs().mean(dim=1)
         stages = pair_features(self.backbone, image, reconstruction)
@@ -54,7 +54,7 @@ class Comparison(nn.Module):
 
 
 def pair_features(backbone: Backbone, image: Tensor, reconstruction: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Return for every stage the features of pictures and of reconstructions, each float32 [N, C, h, w].
+    """Return for every stage the features of images and of reconstructions, each float32 [N, C, h, w].
 
     Args:
         backbone: Gives the features; both kinds go through it as one batch.

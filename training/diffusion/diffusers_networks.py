@@ -1,4 +1,4 @@
-"""What every network of diffusers needs here: the library when it is used, and numbers that fit small widths."""
+"""Helpers for diffusers networks: lazy import, and group and head counts for small widths."""
 
 from __future__ import annotations
 

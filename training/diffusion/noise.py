@@ -24,12 +24,12 @@ _SKEW, _UNSKEW = 1.0 / 3.0, 1.0 / 6.0
 def draw_noise(
     kind: Literal["gaussian", "simplex"], shape: tuple[int, int, int, int], generator: torch.Generator
 ) -> Tensor:
-    """Return noise float32 [N, C, H, W] on the generator's device, every picture its own.
+    """Return noise float32 [N, C, H, W] on the generator's device, every image its own.
 
     Args:
         kind: `gaussian`; or `simplex`, which has long waves (AnoDDPM, 2022): 6 octaves from 32 pixels, each half as
             long and 0.6 times as strong as the one before, the channel as third coordinate; brought to mean 0 and
-            deviation 1 per picture, because the noise levels of diffusion mean a deviation of 1.
+            deviation 1 per image, because the noise levels of diffusion mean a deviation of 1.
         shape: N, C, H, W.
         generator: Gives the randomness.
     """
@@ -37,7 +37,7 @@ def draw_noise(
         return torch.randn(shape, generator=generator, device=generator.device)
     count, channels, height, width = shape
     device = generator.device
-    # Each picture has permutations and an offset of its own; all pictures are computed together.
+    # Each image has permutations and an offset of its own; all images are computed together.
     table = torch.rand((count, 256), generator=generator, device=device).argsort(dim=1)
     offset = 256.0 * torch.rand((count, 3, 1), generator=generator, device=device, dtype=torch.float64)
     depth, rows, columns = torch.meshgrid(
@@ -86,11 +86,11 @@ def _simplex(points: Tensor, table: Tensor) -> Tensor:
 
 
 def noise_levels(count: int, levels: int, generator: torch.Generator) -> Tensor:
-    """Return a noise level for each of `count` pictures, int64 [N], uniform in 0 to levels - 1."""
+    """Return a noise level for each of `count` images, int64 [N], uniform in 0 to levels - 1."""
     return torch.randint(0, levels, (count,), generator=generator, device=generator.device)
 
 
-def add_noise(pictures: Tensor, noise: Tensor, shares: Tensor) -> Tensor:
-    """Return √ᾱ·pictures + √(1−ᾱ)·noise (arXiv:2006.11239, equation 4); shares ᾱ float32 [N]."""
+def add_noise(images: Tensor, noise: Tensor, shares: Tensor) -> Tensor:
+    """Return √ᾱ·images + √(1−ᾱ)·noise (arXiv:2006.11239, equation 4); shares ᾱ float32 [N]."""
     share = shares.reshape(-1, 1, 1, 1)
-    return share.sqrt() * pictures + (1.0 - share).sqrt() * noise
+    return share.sqrt() * images + (1.0 - share).sqrt() * noise

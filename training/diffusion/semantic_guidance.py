@@ -1,7 +1,7 @@
-"""The denoising network of DSAD: Stable Diffusion's UNet, and a guidance that tells it what the picture shows.
+"""Denoiser of DSAD: Stable Diffusion's UNet with semantic guidance (as ControlNet) from the input image.
 
 The guidance is a trainable copy of the UNet's encoder (arXiv:2302.05543, as DiAD, arXiv:2312.06607, uses it) that also
-gets the picture and its sketch. Convolutions that start at zero lie between it and the UNet, so that training begins
+gets the image and its sketch. Convolutions that start at zero lie between it and the UNet, so that training begins
 with the UNet's own prediction. DSAD's article and its sketch code are not public: the two fusions follow its abstract.
 """
 
@@ -40,10 +40,10 @@ _PLAIN: Mapping[str, object] = {
 
 
 class GuidedDenoiser(nn.Module):
-    """Predicts the noise in latents of a picture that it is shown.
+    """Predicts the noise in latents of an image that it is shown.
 
-    `forward` takes latents float32 [N, C, h, w], timesteps int64 [N] and the picture's hint float32 [N, width, h, w],
-    and returns the noise float32 [N, C, h, w]. The hint is `encode_hint`'s: the same for all steps of a picture. Both
+    `forward` takes latents float32 [N, C, h, w], timesteps int64 [N] and the image's hint float32 [N, width, h, w],
+    and returns the noise float32 [N, C, h, w]. The hint is `encode_hint`'s: the same for all steps of an image. Both
     can be exported to ONNX.
 
     Args:
@@ -55,7 +55,7 @@ class GuidedDenoiser(nn.Module):
         unet: The UNet.
         guidance: A ControlNetModel of diffusers, whose parts are called from here.
         sketch_encoder: The hint encoder of a sketch, or None.
-        sketch_fusion: Puts picture and sketch together, or None.
+        sketch_fusion: Puts image and sketch together, or None.
         fusion: Brings features of the second coarsest level into the coarsest.
 
     Raises:
@@ -90,11 +90,11 @@ class GuidedDenoiser(nn.Module):
         self._guided = self._coarsest if config.control == "coarse" else range(count)
         self.register_buffer("context", context.detach().to(torch.float32).clone())
 
-    def encode_hint(self, picture: Tensor, sketch: Tensor | None = None) -> Tensor:
-        """Return what the guidance knows of a picture.
+    def encode_hint(self, image: Tensor, sketch: Tensor | None = None) -> Tensor:
+        """Return the guidance features of an image.
 
         Args:
-            picture: Normalised picture, float32 [N, 3, H, W].
+            image: Normalised image, float32 [N, 3, H, W].
             sketch: Its sketch, float32 [N, 1, H, W] in [0, 1]; None without a sketch branch.
 
         Returns:
@@ -103,7 +103,7 @@ class GuidedDenoiser(nn.Module):
         Raises:
             ArgumentError: If there is a sketch and no branch for it, or the other way round.
         """
-        semantic: Tensor = self.guidance.controlnet_cond_embedding(picture)
+        semantic: Tensor = self.guidance.controlnet_cond_embedding(image)
         if self.sketch_encoder is None or self.sketch_fusion is None:
             if sketch is not None:
                 raise ArgumentError("sketch: expected none, for a network without a sketch branch, got one.")
@@ -119,7 +119,7 @@ class GuidedDenoiser(nn.Module):
             # Of another size it could still be added where one side is 1.
             raise ArgumentError(
                 f"hint: expected the latents' size {list(x.shape[-2:])}, got {list(hint.shape[-2:])}. Every hint width "
-                "after the first halves the picture: give as many as the autoencoder has levels."
+                "after the first halves the image: give as many as the autoencoder has levels."
             )
         context = self.get_buffer("context").expand(x.shape[0], -1, -1)
         features, middle = self._features(x, t, hint, context)
@@ -134,7 +134,7 @@ class GuidedDenoiser(nn.Module):
         return predicted
 
     def trainable(self, train_decoder: bool) -> list[nn.Parameter]:
-        """Let learn what shall learn, freeze everything else, and return the parameters that learn.
+        """Freeze all but the trainable parameters, and return those.
 
         The guidance learns, with its fusions and the sketch encoder, but for zero convolutions whose result reaches
         nothing. The UNet's encoder and middle never do.
@@ -183,7 +183,7 @@ class GuidedDenoiser(nn.Module):
 
 
 class SketchFusion(nn.Module):
-    """Puts what the picture means and where its edges are together: DSAD's semantic and sketch feature fusion.
+    """DSAD's semantic and sketch feature fusion (SSFF).
 
     `forward` takes both, float32 [N, width, h, w], a and s, and returns a + out(mix([a, g ⊙ s])) of the same shape, in
     which the gate g = sigmoid(gate([mean a, mean s])) weighs the sketch's channels; all three are 1 x 1 convolutions.
@@ -216,7 +216,7 @@ class MultiScaleFusion(nn.Module):
 
     `forward` takes the coarser features o_k, float32 [N, C_k, h, w], and the finer ones o_j of twice the sides, and
     returns SiLU(o_k + Σ_j SiLU(norm(f_kj(o_j)))) for every k; f_kj are 3 x 3 convolutions of stride 2 without bias, and
-    norm the normalisation of every channel of a picture.
+    norm the normalisation of every channel of an image.
 
     Args:
         finer: Channels of every o_j.
@@ -248,7 +248,7 @@ class MultiScaleFusion(nn.Module):
         return fused
 
 
-def build_guided(config: DsadConfig, latent_channels: int, latent_size: tuple[int, int]) -> GuidedDenoiser:
+def build_guided_denoiser(config: DsadConfig, latent_channels: int, latent_size: tuple[int, int]) -> GuidedDenoiser:
     """Build a guided denoiser with random parameters, which are the same for the same seed.
 
     Args:
@@ -287,10 +287,10 @@ def build_guided(config: DsadConfig, latent_channels: int, latent_size: tuple[in
         return GuidedDenoiser(unet, config, torch.zeros((1, config.context))).eval()
 
 
-def load_guided(folder: Path, config: DsadConfig) -> GuidedDenoiser:
+def load_guided_denoiser(folder: Path, config: DsadConfig) -> GuidedDenoiser:
     """Build a guided denoiser on the UNet and the empty text of Stable Diffusion; nothing is downloaded.
 
-    What Stable Diffusion does not have, the fusions and the encoders of picture and sketch, starts at random, the same
+    What Stable Diffusion does not have, the fusions and the encoders of image and sketch, starts at random, the same
     for the same seed.
 
     Args:
@@ -299,7 +299,7 @@ def load_guided(folder: Path, config: DsadConfig) -> GuidedDenoiser:
         config: Settings; the UNet's own come from the folder.
 
     Raises:
-        ArgumentError: If the hint encoder does not fit the pictures.
+        ArgumentError: If the hint encoder does not fit the images.
         MissingExtra: If diffusers or transformers is not installed.
         RunError: If the folder is not a Stable Diffusion folder, or predicts something else than the noise.
     """
@@ -345,19 +345,19 @@ def check_sizes(config: DsadConfig, latent_size: tuple[int, int], levels: int) -
         ArgumentError: If not.
     """
     shrink = 2 ** (len(config.hint_widths) - 1)
-    picture = config.preprocessing.size
+    image = config.preprocessing.size
     wanted = tuple(shrink * side for side in latent_size)
-    if picture != wanted:
+    if image != wanted:
         raise ArgumentError(
             f"hint_widths: expected one more than the autoencoder halves the sides, got {list(config.hint_widths)}, "
-            f"which bring {list(wanted)} to the latents' {list(latent_size)}, for pictures of {list(picture)}."
+            f"which bring {list(wanted)} to the latents' {list(latent_size)}, for images of {list(image)}."
         )
     coarsest = [math.ceil(side / 2 ** (levels - 1)) for side in latent_size]
     if coarsest == [1, 1]:
         # A normalisation over a single position leaves nothing.
         raise ArgumentError(
             f"widths: expected a coarsest level of more than one position, got {levels} levels for latents of "
-            f"{list(latent_size)}. Take fewer widths or larger pictures."
+            f"{list(latent_size)}. Take fewer widths or larger images."
         )
 
 

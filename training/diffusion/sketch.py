@@ -1,7 +1,7 @@
-"""Sketches of pictures: edges without their fine detail, and what is done to them so that a network does not copy them.
+"""Sketches of images: edges without fine detail, and their corruption in training so that the network cannot copy them.
 
-A sketch tells a network where the parts of a picture are. That of a faulty picture has the fault's edges too: it is
-made smaller and enlarged again so that fine ones vanish, and in training parts of it are wrong where the picture is
+A sketch tells a network where the parts of an image are. That of a faulty image has the fault's edges too: it is
+made smaller and enlarged again so that fine ones vanish, and in training parts of it are wrong where the image is
 right.
 """
 
@@ -29,17 +29,17 @@ _BOX_SIDES = (0.125, 0.5)
 
 
 class Sketcher(nn.Module):
-    """Picture in, sketch out.
+    """Image in, sketch out.
 
     `forward` takes uint8 [N, H, W, 3] RGB and returns float32 [N, 1, H, W] in [0, 1], without fine detail. With `sobel`
-    it can be exported to ONNX and takes float pictures from 0 to 255 too, through which gradients flow; with `canny`
+    it can be exported to ONNX and takes float images from 0 to 255 too, through which gradients flow; with `canny`
     only `soften` can.
 
     Args:
         backend: `sobel`, the magnitude of the luminance's gradient over its largest possible value; `canny`, those of
             `flawscope.imaging.edges`.
-        size: Height and width of the pictures in pixels.
-        sketch_size: Longer side in pixels to which sketches are made smaller; at or above that of the pictures they
+        size: Height and width of the images in pixels.
+        sketch_size: Longer side in pixels to which sketches are made smaller; at or above that of the images they
             keep their detail.
 
     Raises:
@@ -56,26 +56,26 @@ class Sketcher(nn.Module):
         self.register_buffer("rows", torch.from_numpy(rows), persistent=False)
         self.register_buffer("columns", torch.from_numpy(np.ascontiguousarray(columns.T)), persistent=False)
 
-    def forward(self, pictures: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         """Return the sketches of a batch."""
-        return self.soften(self.edges(pictures))
+        return self.soften(self.edges(images))
 
-    def edges(self, pictures: Tensor) -> Tensor:
+    def edges(self, images: Tensor) -> Tensor:
         """Return the edges of a batch in full detail, float32 [N, 1, H, W] in [0, 1].
 
         Args:
-            pictures: As in `forward`.
+            images: As in `forward`.
 
         Raises:
-            ArgumentError: If the pictures are of another size, or not uint8 for `canny`.
+            ArgumentError: If the images are of another size, or not uint8 for `canny`.
         """
-        if pictures.ndim != 4 or tuple(pictures.shape[1:]) != (*self.size, 3):
-            raise ArgumentError(f"pictures: expected [N, {self.size[0]}, {self.size[1]}, 3], got {_shape(pictures)}.")
+        if images.ndim != 4 or tuple(images.shape[1:]) != (*self.size, 3):
+            raise ArgumentError(f"images: expected [N, {self.size[0]}, {self.size[1]}, 3], got {_shape(images)}.")
         if self.backend == "sobel":
-            return sobel_edges(pictures)
-        if pictures.dtype != torch.uint8:
-            raise ArgumentError(f"pictures: expected uint8 for canny, got {pictures.dtype}.")
-        return torch.from_numpy(canny_edges(pictures.cpu().numpy())).to(pictures.device)
+            return sobel_edges(images)
+        if images.dtype != torch.uint8:
+            raise ArgumentError(f"images: expected uint8 for canny, got {images.dtype}.")
+        return torch.from_numpy(canny_edges(images.cpu().numpy())).to(images.device)
 
     def soften(self, edges: Tensor | npt.NDArray[Any]) -> Tensor:
         """Return edges without fine detail, float32 [N, 1, H, W] in [0, 1]: means over areas, enlarged bilinearly.
@@ -99,19 +99,19 @@ class Sketcher(nn.Module):
         return self.get_buffer("rows") @ values @ self.get_buffer("columns")
 
 
-def sobel_edges(pictures: Tensor) -> Tensor:
+def sobel_edges(images: Tensor) -> Tensor:
     """Return the magnitude of the luminance's gradient over its largest possible value.
 
     Args:
-        pictures: [N, H, W, 3] RGB, uint8, or floats from 0 to 255, through which gradients flow. Borders are repeated.
+        images: [N, H, W, 3] RGB, uint8, or floats from 0 to 255, through which gradients flow. Borders are repeated.
 
     Returns:
         Float32 [N, 1, H, W] in [0, 1].
     """
     # The cast comes first: TensorRT rejects a transpose of uint8.
-    weights = torch.tensor(_LUMINANCE, device=pictures.device) / 255.0
-    gray = (pictures.to(torch.float32) @ weights)[:, None]
-    across = torch.tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]], device=pictures.device)
+    weights = torch.tensor(_LUMINANCE, device=images.device) / 255.0
+    gray = (images.to(torch.float32) @ weights)[:, None]
+    across = torch.tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]], device=images.device)
     filters = torch.stack([across, across.T])[:, None] / _SOBEL_LARGEST
     slopes = functional.conv2d(functional.pad(gray, (1, 1, 1, 1), mode="replicate"), filters)
     # The norm's gradient is zero where there is no slope; that of a square root of squares would be NaN.
@@ -120,7 +120,7 @@ def sobel_edges(pictures: Tensor) -> Tensor:
 
 
 def corrupt_sketches(sketches: Tensor, generator: torch.Generator, drop: float, corrupt: float) -> Tensor:
-    """Return sketches that are partly wrong, for training: who copies them is told the wrong thing.
+    """Return corrupted sketches for training, so that copying the sketch is no solution.
 
     Up to three boxes of a corrupted sketch, with sides from an eighth to a half of its own, are erased or taken from
     the same place of another sketch of the batch, half of the time each; in a batch of one all are erased. Put before

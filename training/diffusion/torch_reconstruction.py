@@ -1,4 +1,4 @@
-"""Reconstruction by torch networks: for previews, for what is measured at the end of a training, and for parity."""
+"""Reconstruction by torch networks, for previews, for measurements after training, and for parity."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class TorchNetworks:
     Args:
         denoise: Takes x, timesteps int64 [N] and the conditions; returns the noise.
         compare: Both maps.
-        encode: Pictures uint8 [N, H, W, 3] → what is reconstructed and the conditions in the order that `denoise` takes
+        encode: Images uint8 [N, H, W, 3] → what is reconstructed and the conditions in the order that `denoise` takes
             them; None reconstructs the pixels.
-        decode: What was reconstructed → pictures float32 [N, 3, H, W] in [-1, 1]; None with pixels.
-        edges: Whether `encode` is given Canny's edges beside the pictures.
+        decode: What was reconstructed → images float32 [N, 3, H, W] in [-1, 1]; None with pixels.
+        edges: Whether `encode` is given Canny's edges beside the images.
     """
 
     def __init__(
@@ -67,12 +67,12 @@ class TorchNetworks:
         return self._run("denoise", x, np.full(len(x), timestep, np.int64), *conditions.values())[0]
 
     def decode(self, x: Float32Array) -> Float32Array:
-        """Return pictures."""
+        """Return images."""
         return self._run("decode", x)[0] if "decode" in self.modules else np.clip(x, np.float32(-1), np.float32(1))
 
-    def compare(self, images: UInt8Array, pictures: Float32Array) -> tuple[Float32Array, Float32Array]:
+    def compare(self, images: UInt8Array, reconstructions: Float32Array) -> tuple[Float32Array, Float32Array]:
         """Return both maps."""
-        pixel, feature = self._run("compare", images, pictures)
+        pixel, feature = self._run("compare", images, reconstructions)
         return pixel, feature
 
     def _run(self, name: str, *arrays: np.ndarray[tuple[int, ...], np.dtype[np.generic]]) -> list[Float32Array]:
@@ -101,21 +101,21 @@ class Reconstruction:
         self.networks, self.sampling, self.noise, self.rule = networks, sampling, noise, rule
 
     def __call__(self, images: UInt8Array) -> Reconstructed:
-        """Reconstruct and judge pictures uint8 [N, H, W, 3]."""
+        """Reconstruct and score images uint8 [N, H, W, 3]."""
         return score_reconstructions(images, self.networks, self.sampling, self.noise, self.rule)
 
 
 def write_strips(path: Path, images: UInt8Array, found: Reconstructed) -> None:
-    """Write a PNG with a row for each picture: picture, reconstruction, map; all maps on one scale."""
+    """Write a PNG with a row for each image: image, reconstruction, map; all maps on one scale."""
     top = float(found.maps.max()) or 1.0
     rows = [
         np.hstack(
             [
                 cv2.cvtColor(image, cv2.COLOR_RGB2BGR),
-                cv2.cvtColor(picture, cv2.COLOR_RGB2BGR),
+                cv2.cvtColor(reconstruction, cv2.COLOR_RGB2BGR),
                 cv2.applyColorMap((255 * np.clip(one / top, 0, 1)).astype(np.uint8), cv2.COLORMAP_INFERNO),
             ]
         )
-        for image, picture, one in zip(images, unsigned(found.pictures), found.maps, strict=True)
+        for image, reconstruction, one in zip(images, unsigned(found.reconstructions), found.maps, strict=True)
     ]
     write_png(path, np.vstack(rows), is_bgr=True)

@@ -1,4 +1,4 @@
-"""The network that predicts noise in pictures, and how networks of diffusers save memory while they learn."""
+"""The network that predicts noise in images, and how networks of diffusers save memory while they learn."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from flawscope.training.diffusion.diffusers_networks import group_count, head_wi
 class Denoiser(nn.Module):
     """A UNet (arXiv:2006.11239) from random weights.
 
-    `forward` takes noisy pictures float32 [N, 3, H, W] and timesteps int64 [N] and returns the noise in them, float32
+    `forward` takes noisy images float32 [N, 3, H, W] and timesteps int64 [N] and returns the noise in them, float32
     [N, 3, H, W].
 
     Args:
-        config: Widths, layers, attention, dropout and the size of pictures.
+        config: Widths, layers, attention, dropout and the size of images.
     """
 
     def __init__(self, config: DdadConfig) -> None:
@@ -54,7 +54,7 @@ def recompute_blocks(
     wanted: bool,
     again: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
 ) -> None:
-    """Let a network compute again what its blocks gave, when gradients need it, instead of keeping it.
+    """Enable gradient checkpointing: recompute block activations in the backward pass.
 
     This is gradient checkpointing (arXiv:1604.06174). Nothing changes where no gradients are wanted. What was drawn at
     random in a block, as dropout is, is the same again; and so is autocast.
@@ -79,6 +79,6 @@ def recompute_blocks(
         known.disable_gradient_checkpointing()
 
 
-def signed_pictures(images: Tensor) -> Tensor:
-    """Return pictures uint8 [N, H, W, 3] as float32 [N, 3, H, W] in [-1, 1]."""
+def signed_images(images: Tensor) -> Tensor:
+    """Return images uint8 [N, H, W, 3] as float32 [N, 3, H, W] in [-1, 1]."""
     return (images.to(torch.float32) * (1.0 / 127.5) - 1.0).permute(0, 3, 1, 2)

@@ -27,7 +27,7 @@ _IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class Backbone(nn.Module):
-    """uint8 picture in, feature stages out; cast, normalisation and layout are its first operations.
+    """uint8 image in, feature stages out; cast, normalisation and layout are its first operations.
 
     `forward` takes uint8 [N, H, W, 3] RGB and returns one float32 [N, C, h, w] per stage, finest first.
 
@@ -55,10 +55,10 @@ class Backbone(nn.Module):
 
 
 def stages_of(backbone: Backbone, size: tuple[int, int]) -> list[Tensor]:
-    """Return the feature stages of an empty picture of a size (H, W): their channels and grids.
+    """Return the feature stages of an empty image of a size (H, W): their channels and grids.
 
     Raises:
-        ArgumentError: If the backbone cannot take pictures of this size.
+        ArgumentError: If the backbone cannot take images of this size.
     """
     device = backbone.get_buffer("scale").device
     try:

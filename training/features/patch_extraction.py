@@ -1,4 +1,4 @@
-"""Running the feature module over a set of pictures, batch by batch."""
+"""Running the feature module over a set of images, batch by batch."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch import Tensor
 from flawscope.config import FittedConfig
 from flawscope.config.feature_settings import Standardization
 from flawscope.errors import ArgumentError, DataError
-from flawscope.imaging.tiles import Picture
+from flawscope.imaging.tiles import ImageSource
 from flawscope.progress import Progress
 from flawscope.training.features.backbone import SCATTERING
 from flawscope.training.features.patch_features import PatchFeatures
 from flawscope.training.loop.image_batches import load_batches
 
 _SAMPLE_IMAGES = 64
-"""Pictures from which the channels' covariance is measured: tens of thousands of patches."""
+"""Images from which the channels' covariance is measured: tens of thousands of patches."""
 
 WHITENING_FLOOR = 1e-4
 """Added to the variances of the principal axes, as a share of the largest, so that axes that hold only noise are not
@@ -39,12 +39,12 @@ def choose_device(name: str) -> torch.device:
 
 
 def iterate_patches(
-    features: PatchFeatures, paths: Sequence[Picture], config: FittedConfig, what: str, progress: Progress
+    features: PatchFeatures, paths: Sequence[ImageSource], config: FittedConfig, what: str, progress: Progress
 ) -> Iterator[Tensor]:
     """Yield float32 [N, P, D] patches on the features' device, batch by batch, in order.
 
     Raises:
-        DataError: If the network gives NaN or infinity for a picture.
+        DataError: If the network gives NaN or infinity for an image.
     """
     done = 0
     progress(what, 0, len(paths))
@@ -54,7 +54,7 @@ def iterate_patches(
         if not bool(torch.isfinite(patches).all()):
             raise DataError(
                 f"features: expected finite numbers, got NaN or infinity in one of {paths[done]} and the next "
-                f"{len(batch) - 1} pictures. Are these the weights' mean and std?"
+                f"{len(batch) - 1} images. Are these the weights' mean and std?"
             )
         yield patches
         done += len(batch)
@@ -75,9 +75,9 @@ def standardization(config: FittedConfig) -> Standardization:
 
 
 def measure_transform(
-    features: PatchFeatures, paths: Sequence[Picture], config: FittedConfig, progress: Progress
+    features: PatchFeatures, paths: Sequence[ImageSource], config: FittedConfig, progress: Progress
 ) -> Tensor | None:
-    """Return what patches are multiplied with before they are compared, measured on good pictures.
+    """Return what patches are multiplied with before they are compared, measured on normal images.
 
     Returns:
         One over every channel's deviation, float32 [D], a whitening matrix, float32 [D, D], or None, as

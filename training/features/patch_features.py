@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from flawscope.config import FittedConfig
 from flawscope.training.features.backbone import Backbone, stages_of
-from flawscope.training.loop.fit_result import Fitted
+from flawscope.training.loop.fit_result import FitResult
 
 
 class PatchFeatures(nn.Module):
@@ -74,7 +74,7 @@ class PatchFeatures(nn.Module):
         """Return the patch grid (h, w) and the number of channels before any choice, for an input size (H, W).
 
         Raises:
-            ArgumentError: If the backbone cannot take pictures of this size.
+            ArgumentError: If the backbone cannot take images of this size.
         """
         stages = stages_of(self.backbone, size)
         height, width = stages[0].shape[-2:]
@@ -86,7 +86,7 @@ class PatchFeatures(nn.Module):
         return self.backbone.get_buffer("scale").device
 
 
-def build_features(config: FittedConfig, backbone: Backbone, fitted: Fitted) -> PatchFeatures:
+def build_features(config: FittedConfig, backbone: Backbone, fitted: FitResult) -> PatchFeatures:
     """Return the feature module of a fitted detector."""
     return PatchFeatures(
         backbone,

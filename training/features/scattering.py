@@ -6,7 +6,7 @@ convolution networks", IEEE PAMI 2013, sections 2 and 3). Departures: the octave
 dilated filters, second order is taken on neighbouring octaves only, and two opponent colours have first order too.
 
 Nothing is learned, so there are no weights and no licence to mind. It sees texture, edges, corners and colour and knows
-nothing of objects; a network trained on ImageNet was clearly better on the real pictures it was compared on.
+nothing of objects; a network trained on ImageNet was clearly better on the real images it was compared on.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What trainings in epochs share: pictures to learn from and to validate on, noise levels, figures for the record."""
+"""Shared by all trainings in epochs: training and validation images, noise levels, recorded figures."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ from flawscope.datasets import Sample, split_held_out
 from flawscope.diffusion.schedule import TRAINED_STEPS
 from flawscope.errors import DataError
 from flawscope.progress import Progress
-from flawscope.training.loop.image_batches import Pictures, pictures_of
+from flawscope.training.loop.image_batches import ImageReader, image_sources
 from flawscope.training.loop.loop import Trained
 
 LEAST_VALIDATION = 2
 MOST_VALIDATED = 64
-"""Validation pictures whose noise is predicted after each epoch."""
+"""Validation images whose noise is predicted after each epoch."""
 
 _Part = TypeVar("_Part")
 
 
-def split_pictures(
+def split_images(
     method: str,
     config: MethodConfig,
     data: TrainingDataSettings,
     samples: Sequence[Sample],
     hashes: Mapping[Path, str],
     progress: Progress,
-) -> tuple[Pictures, Pictures]:
-    """Return the pictures to learn from, and those that choose the best epoch.
+) -> tuple[ImageReader, ImageReader]:
+    """Return the images to learn from, and those that choose the best epoch.
 
     Args:
         method: Name of the method, for the error.
         config: Settings of the method: seed and input.
         data: Share and memory.
-        samples: Good pictures.
-        hashes: Content hash of every picture.
+        samples: Normal images.
+        hashes: Content hash of every image.
         progress: Told how many have been read.
 
     Raises:
@@ -49,14 +49,14 @@ def split_pictures(
     """
     if len(samples) < 2 * LEAST_VALIDATION:
         raise DataError(
-            f"{method}: expected at least {2 * LEAST_VALIDATION} good training pictures, got {len(samples)}."
+            f"{method}: expected at least {2 * LEAST_VALIDATION} normal training images, got {len(samples)}."
         )
     parts = split_held_out(
         samples, share=data.validation, minimum=LEAST_VALIDATION, seed=config.seed + 1, hashes=hashes
     )
     learned, chosen = (
-        Pictures(
-            pictures_of(part, config.tiling),
+        ImageReader(
+            image_sources(part, config.tiling),
             config.preprocessing,
             data.num_workers,
             data.memory_budget_mb // 2,
@@ -91,16 +91,16 @@ def mean_error(
 
 def noise_error(
     config: TrainedConfig,
-    validation: Pictures,
+    validation: ImageReader,
     squared_errors: Callable[[Tensor, Tensor, torch.Generator], Tensor],
     device: torch.device,
 ) -> dict[str, float]:
-    """Return the mean squared error of predicted noise in held-back pictures, at levels that stay the same.
+    """Return the mean squared error of predicted noise in held-back images, at levels that stay the same.
 
     Args:
         config: Settings.
-        validation: The pictures, of which at most 64 are taken.
-        squared_errors: Takes pictures uint8 [N, H, W, 3], levels int64 [N] and what gives the noise; returns [N, ...].
+        validation: The images, of which at most 64 are taken.
+        squared_errors: Takes images uint8 [N, H, W, 3], levels int64 [N] and what gives the noise; returns [N, ...].
         device: Where they are measured.
     """
     count = min(len(validation), MOST_VALIDATED)

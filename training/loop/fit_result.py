@@ -1,4 +1,4 @@
-"""What fitting gives, the same for every detector."""
+"""Fit result, the same for every detector."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from flawscope.diffusion.reconstruction import MapRule
 
 
 @dataclass(frozen=True)
-class Fitted:
+class FitResult:
     """A fitted detector.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""Batches of prepared pictures, decoded by a few threads ahead of the network."""
+"""Batches of prepared images, decoded by a few threads ahead of the network."""
 
 from __future__ import annotations
 
@@ -15,19 +15,21 @@ import numpy.typing as npt
 from flawscope.arrays import UInt8Array
 from flawscope.datasets import Sample
 from flawscope.imaging.images import Preprocessing, prepare
-from flawscope.imaging.tiles import Picture, Tiling, read_picture, tiles_of
+from flawscope.imaging.tiles import ImageSource, Tiling, read_source, tiles_of
 from flawscope.progress import Progress, no_progress
 
 
-def load_batches(paths: Sequence[Picture], spec: Preprocessing, batch_size: int, workers: int) -> Iterator[UInt8Array]:
+def load_batches(
+    paths: Sequence[ImageSource], spec: Preprocessing, batch_size: int, workers: int
+) -> Iterator[UInt8Array]:
     """Yield uint8 [N, H, W, 3] batches in the order of `paths`; at most two batches wait in memory.
 
     Raises:
-        ImageError: If a picture cannot be read.
+        ImageError: If an image cannot be read.
     """
 
-    def load(path: Picture) -> UInt8Array:
-        return prepare(read_picture(path), spec)
+    def load(path: ImageSource) -> UInt8Array:
+        return prepare(read_source(path), spec)
 
     with ThreadPoolExecutor(workers) as pool:
         remaining = iter(paths)
@@ -43,7 +45,7 @@ def load_batches(paths: Sequence[Picture], spec: Preprocessing, batch_size: int,
 
 
 class Items(Protocol):
-    """What an epoch consists of: pictures, or numbers by which a task finds what it has prepared itself."""
+    """What an epoch consists of: images, or numbers by which a task finds what it has prepared itself."""
 
     def __len__(self) -> int:
         """Return how many there are."""
@@ -68,8 +70,8 @@ class Numbers:
             yield numbers[start : start + size]
 
 
-class Pictures:
-    """Prepared pictures for many epochs: kept in memory where they fit, else decoded anew each time.
+class ImageReader:
+    """Prepared images for many epochs: kept in memory where they fit, else decoded anew each time.
 
     Args:
         paths: The files.
@@ -79,12 +81,12 @@ class Pictures:
         progress: Told how many have been read, where they are kept.
 
     Raises:
-        ImageError: If a picture cannot be read.
+        ImageError: If an image cannot be read.
     """
 
     def __init__(
         self,
-        paths: Sequence[Picture],
+        paths: Sequence[ImageSource],
         spec: Preprocessing,
         workers: int,
         budget_mb: int,
@@ -99,7 +101,7 @@ class Pictures:
             for batch in load_batches(self._paths, spec, 16, workers):
                 self._kept[done : done + len(batch)] = batch
                 done += len(batch)
-                progress("reading pictures", done, len(paths))
+                progress("reading images", done, len(paths))
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -107,7 +109,7 @@ class Pictures:
     def batches(
         self, order: Sequence[int] | np.ndarray[tuple[int, ...], np.dtype[np.int64]], size: int
     ) -> Iterator[UInt8Array]:
-        """Yield uint8 [N, H, W, 3] batches of the pictures with these numbers, in this order."""
+        """Yield uint8 [N, H, W, 3] batches of the images with these numbers, in this order."""
         indices = [int(index) for index in order]
         if self._kept is None:
             yield from load_batches([self._paths[index] for index in indices], self._spec, size, self._workers)
@@ -116,11 +118,11 @@ class Pictures:
             yield self._kept[indices[start : start + size]]
 
 
-def pictures_of(samples: Sequence[Sample], tiling: Tiling | None) -> list[Picture]:
+def image_sources(samples: Sequence[Sample], tiling: Tiling | None) -> list[ImageSource]:
     """Return what is learned from samples: their files, or the tiles of them, side by side.
 
     Raises:
-        ImageError: If a file is no picture.
+        ImageError: If a file is no image.
     """
     if tiling is None:
         return [sample.path for sample in samples]

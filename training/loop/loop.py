@@ -1,4 +1,4 @@
-"""One loop for everything that is trained: what a task does in a step is its own, how steps follow is here.
+"""The training loop of all trained methods; a task defines the single step.
 
 Nothing depends on what a process has drawn before: the order of an epoch comes from (seed, epoch), the noise of a step
 from (seed, step). So a run that was killed and goes on from a checkpoint takes the steps that it would have taken.
@@ -27,7 +27,7 @@ from flawscope.files import write_text
 from flawscope.progress import Progress
 from flawscope.training.loop.checkpoints import Checkpoint, latest_checkpoint, write_checkpoint
 from flawscope.training.loop.image_batches import Items
-from flawscope.training.loop.tensorboard import Board
+from flawscope.training.loop.tensorboard import TensorBoardWriter
 
 METRICS, PREVIEWS, CHECKPOINTS = "metrics.jsonl", "previews", "checkpoints"
 
@@ -47,11 +47,11 @@ class Task(Protocol):
     def loss(self, network: nn.Module, images: Tensor, generator: torch.Generator) -> Tensor:
         """Return the loss of a batch, averaged over it; `network` may be wrapped.
 
-        `images` is what the items give: pictures uint8 [N, H, W, 3], or numbers int64 [N].
+        `images` is what the items give: images uint8 [N, H, W, 3], or numbers int64 [N].
         """
 
     def validate(self) -> dict[str, float]:
-        """Return figures on held-back good pictures; `error` decides which state is the best, the lower the better."""
+        """Return figures on held-back normal images; `error` decides which state is the best, the lower the better."""
 
     def preview(self, path: Path) -> None:
         """Write a PNG that shows how far the training is."""
@@ -59,7 +59,7 @@ class Task(Protocol):
 
 @dataclass(frozen=True)
 class Trained:
-    """What came out.
+    """Result of a training.
 
     Attributes:
         state: State of the network with the least validation error.
@@ -76,7 +76,7 @@ class Trained:
 
 def run_loop(
     task: Task,
-    pictures: Items,
+    images: Items,
     config: TrainedConfig,
     folder: Path,
     *,
@@ -87,7 +87,7 @@ def run_loop(
 
     Args:
         task: What is trained.
-        pictures: What an epoch consists of.
+        images: What an epoch consists of.
         config: Epochs, batches, precision, schedule and the rest.
         folder: Where metrics, previews, checkpoints and what TensorBoard shows are written.
         resume: Go on from the newest checkpoint in the folder; without one there the training begins.
@@ -104,22 +104,22 @@ def run_loop(
         cpu=config.device == "cpu",
         step_scheduler_with_optimizer=False,
     )
-    loop = _Loop(task, pictures, config, folder, accelerator)
+    loop = _Loop(task, images, config, folder, accelerator)
     with _memory_errors(config), _matrix_products(config.loop):
         return loop.run(resume, progress)
 
 
 class _Loop:
     def __init__(
-        self, task: Task, pictures: Items, config: TrainedConfig, folder: Path, accelerator: Accelerator
+        self, task: Task, images: Items, config: TrainedConfig, folder: Path, accelerator: Accelerator
     ) -> None:
-        self._task, self._pictures, self._config, self._folder = task, pictures, config, folder
+        self._task, self._images, self._config, self._folder = task, images, config, folder
         self._settings = config.loop
         self._accelerator = accelerator
         task.network.to(accelerator.device)
         self._network, self._optimizer = accelerator.prepare(task.network, task.optimizer())
         self._rates = [float(group["lr"]) for group in self._optimizer.param_groups]
-        self._batches = math.ceil(len(pictures) / (config.loop.batch_size * accelerator.num_processes))
+        self._batches = math.ceil(len(images) / (config.loop.batch_size * accelerator.num_processes))
         self._total = batches_in_all(config.loop, self._batches)
         self._epochs = math.ceil(self._total / self._batches)
         self._epoch = self._step = 0
@@ -131,7 +131,7 @@ class _Loop:
             if config.loop.ema
             else None
         )
-        self._board: Board | None = None
+        self._board: TensorBoardWriter | None = None
 
     def run(self, resume: bool, progress: Progress) -> Trained:
         (self._folder / PREVIEWS).mkdir(parents=True, exist_ok=True)
@@ -141,7 +141,7 @@ class _Loop:
         with contextlib.ExitStack() as stack:
             if self._settings.tensorboard and self._accelerator.is_main_process:
                 previews = [self._preview_path(line["epoch"]) for line in lines]
-                self._board = stack.enter_context(contextlib.closing(Board(self._folder, lines, previews)))
+                self._board = stack.enter_context(contextlib.closing(TensorBoardWriter(self._folder, lines, previews)))
             self._take_epochs(progress)
         return Trained(self._best, self._best_epoch, self._best_error, tuple(self._losses))
 
@@ -152,7 +152,7 @@ class _Loop:
             losses: list[float] = []
             count = min(self._batches, self._total - self._step)
             for number, images in enumerate(self._epoch_batches(count), 1):
-                # The last batches of an epoch are a step too, be they fewer: nothing is carried into the next, so a
+                # The last batches of an epoch are one step even if they are fewer: nothing is carried over, so a
                 # checkpoint between the two has everything.
                 is_step = number % self._settings.accumulate == 0 or number == count
                 losses.append(self._take_batch(images, is_step))
@@ -183,9 +183,9 @@ class _Loop:
 
     def _epoch_batches(self, count: int) -> Iterator[Tensor]:
         """Yield the first batches of this process in the order of this epoch."""
-        order = np.random.default_rng((self._config.seed, self._epoch)).permutation(len(self._pictures))
+        order = np.random.default_rng((self._config.seed, self._epoch)).permutation(len(self._images))
         mine = order[self._accelerator.process_index :: self._accelerator.num_processes]
-        for images in self._pictures.batches(mine[: count * self._settings.batch_size], self._settings.batch_size):
+        for images in self._images.batches(mine[: count * self._settings.batch_size], self._settings.batch_size):
             yield torch.from_numpy(images).to(self._accelerator.device)
 
     def _take_batch(self, images: Tensor, is_step: bool) -> float:
@@ -267,7 +267,7 @@ class _Loop:
             self._board.add(line, self._preview_path(self._epoch))
 
     def _trim_metrics(self) -> list[dict[str, Any]]:
-        """Drop lines of epochs that will be taken again: after a kill there may be more of them than checkpoints."""
+        """Drop metric lines after the checkpoint: a killed training may have written more lines than checkpoints."""
         path = self._folder / METRICS
         if not path.is_file() or not self._accelerator.is_main_process:
             return []

@@ -1,4 +1,4 @@
-"""The optimizer of what learns to tell noise."""
+"""The optimizer of denoising networks."""
 
 from __future__ import annotations
 

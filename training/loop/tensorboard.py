@@ -14,7 +14,7 @@ BOARD, EVENTS = "tensorboard", "events.out.tfevents.*"
 """Folder in that of a training, and the files in it."""
 
 
-class Board:
+class TensorBoardWriter:
     """Writes what `metrics.jsonl` and `previews` have into a folder that TensorBoard shows.
 
     A figure is a scalar by its own name, a preview the image `preview`; both are at the batches taken so far.

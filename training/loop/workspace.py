@@ -1,4 +1,4 @@
-"""The folder of a training that is under way: beside the run that it will become, and what a kill leaves behind."""
+"""Workspace of a running training: a folder beside the future run, from which a killed training resumes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FREE = (
 
 
 @contextlib.contextmanager
-def unfinished(
+def open_workspace(
     out: Path, config: TrainedConfig, dataset: str, weights: str, resume: bool, descriptions: str = ""
 ) -> Iterator[Path]:
     """Yield the folder `RUN.training` for metrics, previews and checkpoints.
@@ -40,14 +40,14 @@ def unfinished(
         dataset: Fingerprint of the dataset; with another one neither.
         weights: Where the backbone's weights are from, with their hash; with others neither.
         resume: Go on in the folder if it is there.
-        descriptions: Hash of what is told of the pictures; with another one neither.
+        descriptions: Hash of boxes and sentences; a training with another hash cannot be resumed either.
 
     Raises:
         ArgumentError: If there is an unfinished training and `resume` was not asked for, or it was another one.
         MissingExtra: If a package that the settings ask for is not installed.
         StorageError: If the folder cannot be written.
     """
-    # The loop would refuse them too, but only once pictures have been read and encoded.
+    # The loop would refuse them too, but only once images have been read and encoded.
     if config.loop.tensorboard:
         import_tensorboard()
     denoising = find_part(config, DenoisingSettings)

@@ -1,14 +1,14 @@
-"""LPIPS: how different two pictures look, by the features of a classifier.
+"""LPIPS: how different two images look, by the features of a classifier.
 
 Source: Zhang et al., The Unreasonable Effectiveness of Deep Features as a Perceptual Metric (arXiv:1801.03924), eq. 1,
-in version 0.1 of its weights. With f_l the features of a picture at stage l, of unit length at every position, and w_l
+in version 0.1 of its weights. With f_l the features of an image at stage l, of unit length at every position, and w_l
 the weight of each channel,
 
     d(a, b) = sum over l of 1 / (H_l W_l) * sum over positions and channels of w_l * (f_l(a) - f_l(b))^2
 
 Because no w_l is negative, this is the squared distance of two vectors, u(a) and u(b), whose parts are
 sqrt(w_l / (H_l W_l)) * f_l. `Lpips` returns those: a distance of many pairs is then taken from as many vectors as there
-are pictures.
+are images.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from flawscope.errors import DataError, MissingExtra
 from flawscope.training.segmentation.pretrained_weights import Weights, fill
 
 MIN_SIDE_PX = 64
-"""Smaller pictures have no features at the last stage of alexnet."""
+"""Smaller images have no features at the last stage of alexnet."""
 
 _EPS = 1e-10
-# What the published weights were fitted to, for pictures in [-1, 1].
+# What the published weights were fitted to, for images in [-1, 1].
 _SHIFT = (-0.030, -0.088, -0.188)
 _SCALE = (0.458, 0.448, 0.450)
 
@@ -46,7 +46,7 @@ _TRUNKS = {
 
 
 class Lpips(nn.Module):
-    """Pictures in, vectors out, whose squared distances are LPIPS.
+    """Images in, vectors out, whose squared distances are LPIPS.
 
     `forward` takes uint8 [N, H, W, 3] RGB with sides of at least `MIN_SIDE_PX` and returns float32 [N, D]; D grows with
     the size, to 2.7 million for alexnet and 32 million for vgg16 at 512 x 512.

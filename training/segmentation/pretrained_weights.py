@@ -1,4 +1,4 @@
-"""Weights that others have published, looked at before they are used.
+"""Pretrained weights from third parties, checked before use.
 
 A file of another network often fits in part: all that is wanted has to be there, in the right shapes and finite, and
 nothing that the network does not know.

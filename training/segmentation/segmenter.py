@@ -1,12 +1,12 @@
-"""A small segmenter of defects, trained on labelled pictures: what a synthetic set is judged by.
+"""A small defect segmenter, trained on labelled images for the downstream benchmark of synthetic data.
 
 U-shaped (arXiv:1505.04597): a backbone gives features at several strides, and a decoder joins them from the coarsest to
 the finest (lateral 1×1 convolutions, doubling, 3×3 convolutions) to one logit a cell, which is enlarged bilinearly to
-the picture. The backbone is frozen unless it is asked to learn, so that a training takes minutes on a CPU.
+the image. The backbone is frozen unless it is asked to learn, so that a training takes minutes on a CPU.
 
-Half of every batch is good pictures, half defective ones: real ones, or synthetic ones with a chance of
-`synthetic_share`. Which good pictures, which real ones and how all are moved is drawn before, and apart from, which are
-replaced by synthetic ones: two trainings with the same seed and other synthetic pictures differ in these alone. The
+Half of every batch is normal images, half anomalous ones: real ones, or synthetic ones with a chance of
+`synthetic_share`. Which normal images, which real ones and how all are moved is drawn before, and apart from, which are
+replaced by synthetic ones: two trainings with the same seed and other synthetic images differ in these alone. The
 state after the last step is what comes out; nothing is chosen on the way.
 """
 
@@ -41,11 +41,11 @@ from flawscope.errors import ArgumentError
 from flawscope.imaging.png import write_png
 from flawscope.progress import Progress
 from flawscope.training.features.backbone import SCATTERING, Backbone, stages_of
-from flawscope.training.loop.image_batches import Numbers, Pictures
+from flawscope.training.loop.image_batches import ImageReader, Numbers
 from flawscope.training.loop.loop import Trained, run_loop
 from flawscope.training.segmentation.weak_loss import focal_loss, weak_focal_loss
 
-_MEASURED = 64  # good pictures that the scale of the features is measured on
+_MEASURED = 64  # normal images that the scale of the features is measured on
 _VALIDATED = 64
 _PREVIEWS = 4
 _GROUPS = 8
@@ -61,15 +61,15 @@ class SegmenterConfig(TrainedConfig, frozen=True, kw_only=True, tag_field="metho
         train_encoder: Let the backbone learn too; the statistics of its batch normalisation stay.
         encoder_rate: Its learning rate, as a share of `learning_rate`.
         gamma: Exponent of the focal loss.
-        defective_share: Share of a batch that is defective pictures.
+        defective_share: Share of a batch that is anomalous images.
         synthetic_share: Share of these that is drawn from the synthetic set.
-        weak_tau: Take the boxes of synthetic pictures as their labels, and let pixels inside count only where the
+        weak_tau: Take the boxes of synthetic images as their labels, and let pixels inside count only where the
             probability of a defect is above this (`flawscope.training.segmentation.weak_loss`); null takes their
             precise masks.
-        flip: Mirror half of the pictures left to right.
+        flip: Mirror half of the images left to right.
         flip_vertical: Mirror half of them top to bottom.
-        shift: Move pictures by up to this share of their sides; borders are continued by reflection.
-        top: A picture's score is the mean probability of so many of its pixels, the highest ones (DeSTSeg).
+        shift: Move images by up to this share of their sides; borders are continued by reflection.
+        top: An image's score is the mean probability of so many of its pixels, the highest ones (DeSTSeg).
         weight_decay: Of AdamW.
     """
 
@@ -115,7 +115,7 @@ class SegmenterConfig(TrainedConfig, frozen=True, kw_only=True, tag_field="metho
 
     @property
     def defective(self) -> int:
-        """Defective pictures of a batch: at least one, and at least one is left for good ones."""
+        """Anomalous images of a batch: at least one, and at least one is left for normal ones."""
         return min(max(1, round(self.loop.batch_size * self.defective_share)), self.loop.batch_size - 1)
 
 
@@ -142,15 +142,15 @@ def build_segmenter_config(*layers: Mapping[str, Any]) -> SegmenterConfig:
 
 @dataclass(frozen=True)
 class Labelled:
-    """Defective pictures with the labels that are learned.
+    """Anomalous images with the labels that are learned.
 
     Attributes:
-        pictures: The pictures.
-        labels: Bool [N, H, W], true at the defect, at the size of the prepared pictures.
+        images: The images.
+        labels: Bool [N, H, W], true at the defect, at the size of the prepared images.
         is_coarse: Whether labels are boxes, which count in part (`weak_focal_loss`).
     """
 
-    pictures: Pictures
+    images: ImageReader
     labels: BoolArray
     is_coarse: bool = False
 
@@ -160,23 +160,23 @@ class SegmenterData:
     """What a segmenter learns from.
 
     Attributes:
-        good: Good pictures.
-        held_back: Good pictures that are not learned from, for the validation error.
-        real: Real defective pictures.
+        good: Normal images.
+        held_back: Normal images that are not learned from, for the validation error.
+        real: Real anomalous images.
         synthetic: Synthetic ones, or None.
     """
 
-    good: Pictures
-    held_back: Pictures
+    good: ImageReader
+    held_back: ImageReader
     real: Labelled
     synthetic: Labelled | None = None
 
 
 class Segmenter(nn.Module):
-    """Picture in, logits of a defect out.
+    """Image in, logits of a defect out.
 
     `forward` takes uint8 [N, H, W, 3] RGB and returns float32 [N, 1, h, w] on the grid of the finest stage; `enlarge`
-    brings it to the picture. Features are standardised by what `standardise` has measured.
+    brings it to the image. Features are standardised by what `standardise` has measured.
 
     Args:
         encoder: Backbone with its weights; always in inference mode, so that statistics of its normalisations stay.
@@ -204,7 +204,7 @@ class Segmenter(nn.Module):
         return self
 
     def standardise(self, batches: Iterator[UInt8Array]) -> None:
-        """Measure mean and deviation of every channel of the features on pictures, uint8 [N, H, W, 3] each."""
+        """Measure mean and deviation of every channel of the features on images, uint8 [N, H, W, 3] each."""
         sums: list[tuple[Tensor, Tensor]] = []
         cells: list[int] = []
         with torch.inference_mode():
@@ -217,7 +217,7 @@ class Segmenter(nn.Module):
         for index, ((total, squares), count) in enumerate(zip(sums, cells, strict=True)):
             mean = total / count
             deviation = (squares / count - mean.square()).clamp(min=0.0).sqrt()
-            # A channel that hardly moves on good pictures is not blown up to the size of the others.
+            # A channel that hardly moves on normal images is not blown up to the size of the others.
             least = max(0.05 * float(deviation.mean()), 1e-6)
             self.get_buffer(f"center{index}").copy_(mean.reshape(1, -1, 1, 1))
             self.get_buffer(f"scale{index}").copy_(1.0 / deviation.clamp(min=least).reshape(1, -1, 1, 1))
@@ -250,7 +250,7 @@ class Batch:
     """A batch of a step.
 
     Attributes:
-        images: uint8 [N, H, W, 3], good ones first.
+        images: uint8 [N, H, W, 3], normal ones first.
         labels: Bool [N, H, W].
         is_coarse: Bool [N].
         is_synthetic: Bool [N].
@@ -263,9 +263,9 @@ class Batch:
 
 
 def draw_batch(config: SegmenterConfig, data: SegmenterData, seed: int) -> Batch:
-    """Return the pictures of a step, moved at random.
+    """Return the images of a step, moved at random.
 
-    Good and real pictures and all movements depend on the seed alone; only then are defective ones replaced by
+    Good and real images and all movements depend on the seed alone; only then are anomalous ones replaced by
     synthetic ones, and only with a `synthetic_share` above 0.
 
     Args:
@@ -279,7 +279,7 @@ def draw_batch(config: SegmenterConfig, data: SegmenterData, seed: int) -> Batch
     height, width = config.preprocessing.size
     margins = (round(config.shift * height), round(config.shift * width))
     of_good = chance.integers(len(data.good), size=good)
-    of_real = chance.integers(len(data.real.pictures), size=defective)
+    of_real = chance.integers(len(data.real.images), size=defective)
     flips = chance.random((config.loop.batch_size, 2)) < [0.5 * config.flip, 0.5 * config.flip_vertical]
     shifts = [chance.integers(-margin, margin + 1, size=config.loop.batch_size) for margin in margins]
 
@@ -287,12 +287,12 @@ def draw_batch(config: SegmenterConfig, data: SegmenterData, seed: int) -> Batch
     labels = np.zeros((config.loop.batch_size, height, width), np.bool_)
     is_synthetic, is_coarse = np.zeros((2, config.loop.batch_size), np.bool_)
     images[:good] = _taken(data.good, of_good)
-    images[good:], labels[good:] = _taken(data.real.pictures, of_real), data.real.labels[of_real]
+    images[good:], labels[good:] = _taken(data.real.images, of_real), data.real.labels[of_real]
     if data.synthetic is not None:
         is_synthetic[good:] = chance.random(defective) < config.synthetic_share
-        of_synthetic = chance.integers(len(data.synthetic.pictures), size=defective)[is_synthetic[good:]]
+        of_synthetic = chance.integers(len(data.synthetic.images), size=defective)[is_synthetic[good:]]
         if of_synthetic.size:
-            images[is_synthetic] = _taken(data.synthetic.pictures, of_synthetic)
+            images[is_synthetic] = _taken(data.synthetic.images, of_synthetic)
             labels[is_synthetic] = data.synthetic.labels[of_synthetic]
             is_coarse = is_synthetic & data.synthetic.is_coarse
     for index in range(config.loop.batch_size):
@@ -301,8 +301,8 @@ def draw_batch(config: SegmenterConfig, data: SegmenterData, seed: int) -> Batch
     return Batch(images, labels, is_coarse, is_synthetic)
 
 
-def _taken(pictures: Pictures, numbers: npt.NDArray[np.int64]) -> UInt8Array:
-    found: UInt8Array = next(iter(pictures.batches(numbers, len(numbers))))
+def _taken(images: ImageReader, numbers: npt.NDArray[np.int64]) -> UInt8Array:
+    found: UInt8Array = next(iter(images.batches(numbers, len(numbers))))
     return found
 
 
@@ -360,7 +360,7 @@ class SegmenterTask:
         return weak_focal_loss(logits, labels[:, None], is_coarse, config.gamma, config.weak_tau)
 
     def validate(self) -> dict[str, float]:
-        """Return the mean loss of good pictures that were not learned from. Nothing is chosen by it."""
+        """Return the mean loss of normal images that were not learned from. Nothing is chosen by it."""
         count = min(_VALIDATED, len(self._data.held_back))
         maps = torch.from_numpy(predict(self.segmenter, self._data.held_back, count))
         losses = focal_loss(maps, torch.zeros_like(maps, dtype=torch.bool), self._config.gamma)
@@ -369,9 +369,9 @@ class SegmenterTask:
     def preview(self, path: Path) -> None:
         """Write some of the real defects beside their labels and what is seen in them."""
         real = self._data.real
-        count = min(_PREVIEWS, len(real.pictures))
-        images = _taken(real.pictures, np.arange(count))
-        maps = torch.from_numpy(predict(self.segmenter, real.pictures, count))
+        count = min(_PREVIEWS, len(real.images))
+        images = _taken(real.images, np.arange(count))
+        maps = torch.from_numpy(predict(self.segmenter, real.images, count))
         found = enlarge(maps[:, None].sigmoid(), self._config.preprocessing.size)[:, 0].numpy()
         rows = []
         for image, label, seen in zip(images, real.labels, found, strict=False):
@@ -406,23 +406,23 @@ def train_segmenter(
     return segmenter.eval(), trained
 
 
-def predict(segmenter: Segmenter, pictures: Pictures, count: int | None = None, batch_size: int = 16) -> Float32Array:
-    """Return the logits of the first `count` pictures, or of all: float32 [N, h, w] on the grid of the network."""
+def predict(segmenter: Segmenter, reader: ImageReader, count: int | None = None, batch_size: int = 16) -> Float32Array:
+    """Return the logits of the first `count` images, or of all: float32 [N, h, w] on the grid of the network."""
     device = next(segmenter.parameters()).device
     segmenter.eval()
     parts = []
     with torch.inference_mode():
-        for images in pictures.batches(range(len(pictures) if count is None else count), batch_size):
+        for images in reader.batches(range(len(reader) if count is None else count), batch_size):
             parts.append(segmenter(torch.from_numpy(images).to(device))[:, 0].float().cpu().numpy())
     return np.concatenate(parts)
 
 
-def picture_scores(logits: Float32Array, top: int) -> Float64Array:
-    """Return the mean probability of each picture's `top` highest pixels, float64 [N].
+def image_scores(logits: Float32Array, top: int) -> Float64Array:
+    """Return the mean probability of each image's `top` highest pixels, float64 [N].
 
     Args:
         logits: Float32 [N, H, W].
-        top: Pixels; where a picture has fewer, all count.
+        top: Pixels; where an image has fewer, all count.
     """
     flat = logits.reshape(len(logits), -1)
     kept = np.partition(flat, flat.shape[1] - min(top, flat.shape[1]), axis=1)[:, -min(top, flat.shape[1]) :]

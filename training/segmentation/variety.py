@@ -1,15 +1,15 @@
-"""How varied drawn pictures are, by networks that were trained elsewhere.
+"""Diversity of generated images: Inception score and IC-LPIPS by pretrained networks.
 
 Inception score: Salimans et al., Improved Techniques for Training GANs (arXiv:1606.03498). With p(y|x) what a
-classifier says of a picture and p(y) the mean over pictures,
+classifier says of an image and p(y) the mean over images,
 
-    IS = exp(mean over pictures of KL(p(y|x) || p(y)))
+    IS = exp(mean over images of KL(p(y|x) || p(y)))
 
-which lies between 1 and the smaller of the numbers of pictures and of classes: with few pictures it cannot be large.
+which lies between 1 and the smaller of the numbers of images and of classes: with few images it cannot be large.
 
-IC-LPIPS: Ojha et al., Few-shot Image Generation via Cross-domain Correspondence (arXiv:2104.06820). Every drawn picture
-belongs to the support picture nearest to it by LPIPS; the mean over all pairs in each group is taken, then the mean
-over the groups. Copies of the support pictures have 0. A group with fewer than two pictures has no pair and is left
+IC-LPIPS: Ojha et al., Few-shot Image Generation via Cross-domain Correspondence (arXiv:2104.06820). Every drawn image
+belongs to the support image nearest to it by LPIPS; the mean over all pairs in each group is taken, then the mean
+over the groups. Copies of the support images have 0. A group with fewer than two images has no pair and is left
 out, as is usual here.
 """
 
@@ -32,7 +32,7 @@ from flawscope.training.segmentation.pretrained_weights import Weights, fill
 INCEPTION_SIDE_PX = 299
 SPLITS = 10
 LEAST_IN_SPLIT = 10
-"""Pictures of a split; with fewer than ten times as many there is one split."""
+"""Images of a split; with fewer than ten times as many there is one split."""
 
 _CLASSES = 1000  # of ImageNet
 
@@ -45,7 +45,7 @@ class Score:
         mean: Mean over the splits.
         deviation: Their standard deviation (divided by their number, as is usual here), or None with one split.
         splits: How many.
-        pictures: Of all splits together.
+        images: Of all splits together.
     """
 
     mean: float
@@ -56,10 +56,10 @@ class Score:
 
 @dataclass(frozen=True)
 class Groups:
-    """Drawn pictures by the support picture they are nearest to.
+    """Drawn images by the support image they are nearest to.
 
     Attributes:
-        sizes: How many belong to each support picture.
+        sizes: How many belong to each support image.
         means: Mean LPIPS over the pairs of each group, or None where there is no pair.
     """
 
@@ -85,7 +85,7 @@ def build_inception(weights: Weights) -> nn.Module:
     """Build torchvision's inception_v3 of published weights.
 
     The auxiliary classifier is left out: it is for training. Those weights were carried over from the original network
-    and want pictures in [-1, 1]; torchvision's model gets there from ImageNet's normalisation and back
+    and want images in [-1, 1]; torchvision's model gets there from ImageNet's normalisation and back
     (`transform_input`), `class_probabilities` directly.
 
     Raises:
@@ -106,14 +106,14 @@ def build_inception(weights: Weights) -> nn.Module:
 
 @torch.inference_mode()
 def class_probabilities(
-    network: nn.Module, pictures: Items, *, batch: int, device: str, progress: Progress = no_progress
+    network: nn.Module, items: Items, *, batch: int, device: str, progress: Progress = no_progress
 ) -> npt.NDArray[np.float64]:
-    """Return what a classifier says of pictures, float64 [N, K], rows summing to 1.
+    """Return what a classifier says of images, float64 [N, K], rows summing to 1.
 
     Args:
         network: Takes float32 [N, 3, H, W] in [-1, 1], gives logits.
-        pictures: uint8 RGB, of the size that the network wants.
-        batch: Pictures at once.
+        items: uint8 RGB, of the size that the network wants.
+        batch: Images at once.
         device: Where the network is.
         progress: Told how many are done.
 
@@ -122,22 +122,22 @@ def class_probabilities(
     """
     found: list[npt.NDArray[np.float64]] = []
     done = 0
-    for images in pictures.batches(range(len(pictures)), batch):
+    for images in items.batches(range(len(items)), batch):
         values = torch.from_numpy(images).to(device, torch.float32).permute(0, 3, 1, 2) / 127.5 - 1.0
         logits = network(values).double()
         if not bool(logits.isfinite().all()):
             raise DataError("inception_v3: expected finite logits, got NaN or infinity. Are these its weights?")
         found.append(logits.softmax(1).cpu().numpy())
         done += len(images)
-        progress("Inception score", done, len(pictures))
+        progress("Inception score", done, len(items))
     return np.concatenate(found)
 
 
 def inception_score(probabilities: npt.NDArray[np.float64]) -> Score:
     """Return the Inception score.
 
-    Where every split gets at least `LEAST_IN_SPLIT` pictures there are `SPLITS`, else there is one. Split i has the
-    pictures i, i + 10, i + 20, ...: in order, each would be of another defect.
+    Where every split gets at least `LEAST_IN_SPLIT` images there are `SPLITS`, else there is one. Split i has the
+    images i, i + 10, i + 20, ...: in order, each would be of another defect.
 
     Args:
         probabilities: float64 [N, K], rows summing to 1; N at least 1.
@@ -168,21 +168,21 @@ def group_by_nearest(
     budget: int,
     progress: Progress = no_progress,
 ) -> Groups:
-    """Group drawn pictures by the nearest support picture, and take the mean LPIPS over the pairs of each group.
+    """Group drawn images by the nearest support image, and take the mean LPIPS over the pairs of each group.
 
-    LPIPS being a squared distance of vectors u, the sum over all pairs of n pictures is
+    LPIPS being a squared distance of vectors u, the sum over all pairs of n images is
 
         n * sum of |u_i - s|^2 - |sum of (u_i - s)|^2
 
-    for any s, of which the support picture's vector leaves the smallest numbers. So all pairs are taken, at the cost of
-    two looks at each picture, and no vectors are kept but those of support pictures.
+    for any s, of which the support image's vector leaves the smallest numbers. So all pairs are taken, at the cost of
+    two looks at each image, and no vectors are kept but those of support images.
 
     Args:
         embed: Returns the vectors of a batch, [N, D]; those of `flawscope.training.segmentation.lpips.Lpips`.
-        support: Support pictures, at least 1. Of equally near ones the first is taken.
-        drawn: Drawn pictures.
-        batch: Pictures at once.
-        budget: Bytes for vectors of support pictures; with less than they need the drawn ones are looked at anew for
+        support: Support images, at least 1. Of equally near ones the first is taken.
+        drawn: Drawn images.
+        batch: Images at once.
+        budget: Bytes for vectors of support images; with less than they need the drawn ones are looked at anew for
             each part of them.
         progress: Told how many looks are done.
 
@@ -217,7 +217,7 @@ def _one(items: Items, number: int) -> npt.NDArray[Any]:
 
 
 class _Looks:
-    """Counts pictures that were looked at."""
+    """Counts images that were looked at."""
 
     def __init__(self, progress: Progress, total: int) -> None:
         self._progress, self._total, self._done = progress, total, 0
@@ -251,5 +251,5 @@ def _pair_mean(
             squares += float(offset.square().sum())
         looks.more(len(images))
     pairs = count * (count - 1) / 2
-    # Rounding could leave a group of equal pictures a little below 0.
+    # Rounding could leave a group of equal images a little below 0.
     return max(0.0, (count * squares - float(total.square().sum())) / pairs)

@@ -1,4 +1,4 @@
-"""AnoGen's loss for coarse labels: what the network is sure to be good inside a box is not punished.
+"""AnoGen's weakly supervised loss: pixels in a box that are confidently predicted as normal are not penalised.
 
 A box says that there is a defect in it, not that every pixel of it shows one. A network that is trained on boxes as if
 they were outlines learns boxes. So a pixel inside the label counts only where the network already sees a defect:
@@ -8,8 +8,8 @@ they were outlines learns boxes. So a pixel inside the label counts only where t
 with p the probability of a defect, from which no gradient flows here; τ = 0.1 ignores what is good with a confidence
 of 0.9 or more.
 
-Source: AnoGen (ECCV 2024, arXiv:2505.09263), training of detectors on generated pictures; focal loss: Lin et al.,
-arXiv:1708.02002, without class weights. Departures: one logit and a sigmoid in place of two classes; pictures say one
+Source: AnoGen (ECCV 2024, arXiv:2505.09263), training of detectors on generated images; focal loss: Lin et al.,
+arXiv:1708.02002, without class weights. Departures: one logit and a sigmoid in place of two classes; images say one
 by one whether their label is coarse, so that real outlines always count in full; a label is true or false, so that
 grey edges of a mask do not become good pixels.
 """
@@ -62,7 +62,7 @@ def weak_focal_loss(logits: Tensor, labels: Tensor, is_coarse: Tensor, gamma: fl
     Args:
         logits: Float32 [N, 1, H, W].
         labels: Bool [N, 1, H, W].
-        is_coarse: Bool [N], whether a picture's label is a box; the others count in full.
+        is_coarse: Bool [N], whether an image's label is a box; the others count in full.
         gamma: Exponent of the focal loss.
         tau: Threshold of the weights, or None to let every pixel count.
 

@@ -1,4 +1,4 @@
-"""Good pictures in latents, as a small base learns them: encoded once, by an autoencoder whose latents are centred."""
+"""Latents of normal images for training a small base model: encoded once, with centred latents."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from flawscope.errors import RunError
 from flawscope.progress import Progress
 from flawscope.training.diffusion.autoencoder import Encoder, Normalization
 from flawscope.training.diffusion.autoencoder_network import fill_autoencoder, settings_of, shape_settings
-from flawscope.training.loop.image_batches import Pictures
+from flawscope.training.loop.image_batches import ImageReader
 from flawscope.training.synthesis.latent_cache import Moments
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
 
 _BOX_SIDES = (0.1, 0.6)
-"""Shares of a picture's sides that those of a random box have."""
+"""Shares of an image's sides that those of a random box have."""
 
 _GREY = 127.5
 
 _MEASURED = 256
-"""Pictures on which the latents of a category are measured."""
+"""Images on which the latents of a category are measured."""
 
 _LEAST_DEVIATION = 0.01
 """Of a channel, as a part of the largest: one that says nothing must not become noise."""
@@ -37,13 +37,13 @@ _LEAST_DEVIATION = 0.01
 
 @dataclass(frozen=True)
 class Encoded:
-    """Pictures as a UNet in latents learns them.
+    """Images as a UNet in latents learns them.
 
     Attributes:
-        latents: What the autoencoder says of M pictures.
+        latents: What the autoencoder says of M images.
         texts: Number of the first of the texts that can be said of each, int64 [M].
         boxes: Where is drawn, float32 [M, K, 1, h, w], 1 inside; K is 0 where there are no boxes.
-        rest: Latents of the pictures with the boxes blanked, float32 [M, K, C, h, w].
+        rest: Latents of the images with the boxes blanked, float32 [M, K, C, h, w].
     """
 
     latents: Moments
@@ -72,21 +72,21 @@ def centred_autoencoder(
     config: BaseConfig,
     autoencoder: AutoencoderKL,
     normalization: Normalization,
-    groups: Sequence[Pictures],
+    groups: Sequence[ImageReader],
     device: torch.device,
 ) -> AutoencoderKL:
-    """Return an autoencoder of the same pictures, whose latents have mean 0 and deviation 1 in every channel.
+    """Return an autoencoder of the same images, whose latents have mean 0 and deviation 1 in every channel.
 
     Drawing starts from noise of mean 0, and the noise level it starts at is not all noise. Where latents have another
-    mean, a network takes the missing part for that of a bright or dark picture, and draws one. The change lies in the
-    two 1 x 1 convolutions around the latents, so that decoding an encoded picture gives what it gave.
+    mean, a network takes the missing part for that of a bright or dark image, and draws one. The change lies in the
+    two 1 x 1 convolutions around the latents, so that decoding an encoded image gives what it gave.
 
     Args:
         config: Settings.
         autoencoder: It stays as it is.
-        normalization: How it wants pictures.
-        groups: Good pictures of every category, each of which counts alike.
-        device: Where pictures are encoded.
+        normalization: How it wants images.
+        groups: Normal images of every category, each of which counts alike.
+        device: Where images are encoded.
 
     Raises:
         RunError: If the latents are not finite, or all the same.
@@ -95,10 +95,10 @@ def centred_autoencoder(
     encoder = Encoder(autoencoder, normalization).to(device)
     measured = []
     with torch.no_grad():
-        for pictures in groups:
-            count = min(len(pictures), _MEASURED)
+        for reader in groups:
+            count = min(len(reader), _MEASURED)
             found = []
-            for images in pictures.batches(np.arange(count) * len(pictures) // count, config.loop.batch_size):
+            for images in reader.batches(np.arange(count) * len(reader) // count, config.loop.batch_size):
                 mean, deviation = _moments(encoder, torch.from_numpy(images).to(device))
                 found.append(torch.stack([mean, mean.square() + deviation.square()]).double().mean(dim=(3, 4)).cpu())
             measured.append(torch.cat(found, dim=1).mean(dim=1))
@@ -123,20 +123,20 @@ def centred_autoencoder(
     return fill_autoencoder(network_settings(autoencoder), single, 1.0, str(config.autoencoder))
 
 
-def encode_pictures(
-    config: BaseConfig, encoder: Encoder, pictures: Pictures, text: int, boxes: int, progress: Progress
+def encode_images(
+    config: BaseConfig, encoder: Encoder, reader: ImageReader, text: int, boxes: int, progress: Progress
 ) -> Encoded:
-    """Return pictures in latents, each encoded once; for inpainting, with boxes and what lies around them.
+    """Return images in latents, each encoded once; for inpainting, with boxes and what lies around them.
 
     What lies around a box has latents of its own. To encode it anew in every step would make the step half as long
-    again; so some boxes are drawn for each picture beforehand, and a step takes one of them.
+    again; so some boxes are drawn for each image beforehand, and a step takes one of them.
 
     Args:
         config: Settings; the seed is that of the boxes.
         encoder: On the device that it shall work on.
-        pictures: Good pictures.
+        reader: Normal images.
         text: Number of the first text that can be said of them.
-        boxes: Boxes of each picture; none are drawn without inpainting.
+        boxes: Boxes of each image; none are drawn without inpainting.
         progress: Told how many have been encoded.
     """
     size, device = config.preprocessing.size, next(encoder.parameters()).device
@@ -144,7 +144,7 @@ def encode_pictures(
     drawn = np.random.default_rng((config.seed, text, boxes))
     means, deviations, inside, rests = [], [], [], []
     done = 0
-    for images in pictures.batches(range(len(pictures)), config.loop.batch_size):
+    for images in reader.batches(range(len(reader)), config.loop.batch_size):
         given = torch.from_numpy(images).to(device)
         with torch.no_grad():
             mean, deviation = _moments(encoder, given)
@@ -159,20 +159,20 @@ def encode_pictures(
         inside.append(torch.cat(cells, dim=1))
         rests.append(torch.cat(around, dim=1))
         done += len(images)
-        progress("encoding pictures", done, len(pictures))
+        progress("encoding images", done, len(reader))
     latents = Moments(torch.cat(means), torch.cat(deviations))
-    return Encoded(latents, torch.full((len(pictures),), text), torch.cat(inside), torch.cat(rests))
+    return Encoded(latents, torch.full((len(reader),), text), torch.cat(inside), torch.cat(rests))
 
 
 def _moments(encoder: Encoder, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean and deviation of the posterior of pictures uint8 [N, H, W, 3], scaled, float32 [N, C, h, w] each."""
+    """Return mean and deviation of the posterior of images uint8 [N, H, W, 3], scaled, float32 [N, C, h, w] each."""
     mean, log_variance = encoder.moments(encoder.encoder(encoder.normalised(images))).chunk(2, dim=1)
     # The limits are those of AutoencoderKL.
     return mean * encoder.scaling, torch.exp(0.5 * log_variance.clamp(-30.0, 20.0)) * encoder.scaling
 
 
 def random_box(size: tuple[int, int], drawn: np.random.Generator) -> BoolArray:
-    """Return a box as bool [H, W]: sides of a tenth to six tenths of the picture's, anywhere in it."""
+    """Return a box as bool [H, W]: sides of a tenth to six tenths of the image's, anywhere in it."""
     mask = np.zeros(size, np.bool_)
     sides = [max(1, round(side * drawn.uniform(*_BOX_SIDES))) for side in size]
     top, left = (int(drawn.integers(0, side - box + 1)) for side, box in zip(size, sides, strict=True))
@@ -181,12 +181,12 @@ def random_box(size: tuple[int, int], drawn: np.random.Generator) -> BoolArray:
 
 
 def _blanked(images: Tensor, masks: BoolArray) -> Tensor:
-    """Return pictures uint8 [N, H, W, 3] with boxes bool [N, H, W] in grey, which is 0 in [-1, 1], as float32."""
+    """Return images uint8 [N, H, W, 3] with boxes bool [N, H, W] in grey, which is 0 in [-1, 1], as float32."""
     return images.float().masked_fill(torch.from_numpy(masks).to(images.device)[..., None], _GREY)
 
 
 def joined(parts: Sequence[Encoded]) -> Encoded:
-    """Return the pictures of all categories; where they have different numbers of boxes, the least."""
+    """Return the images of all categories; where they have different numbers of boxes, the least."""
     least = min(part.boxes.shape[1] for part in parts)
     return Encoded(
         latents=Moments(

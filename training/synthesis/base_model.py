@@ -1,4 +1,4 @@
-"""The base of what draws defects: a text-to-image model in latents, of good parts or of everything."""
+"""Base model of the defect generators: a latent text-to-image model, of normal parts or general."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ class SynthesisBase:
 
     Attributes:
         autoencoder: An AutoencoderKL of diffusers; its settings have the `scaling_factor` of latents.
-        normalization: How it wants pictures.
+        normalization: How it wants images.
         unet: A UNet2DConditionModel of diffusers. It takes latents float32 [N, C, h, w], for inpainting [N, 2C+1, h, w]
-            (latents, box, latents of the rest of the picture), timesteps int64 [N] and texts float32 [N, L, D].
+            (latents, box, latents of the rest of the image), timesteps int64 [N] and texts float32 [N, L, D].
         text: The text encoder.
         tokenizer: Content of `tokenizer.json`.
         prompts: How texts become tokens.
-        sampling: Noise levels, and how pictures are drawn.
-        size: Height and width in pixels of the pictures it knows.
+        sampling: Noise levels, and how images are drawn.
+        size: Height and width in pixels of the images it knows.
         licence: Of its weights.
         identity: SHA-256 over its files.
     """
@@ -56,14 +56,14 @@ class SynthesisBase:
 
     @property
     def latents(self) -> tuple[int, int, int]:
-        """Channels, height and width of the latents of a picture."""
+        """Channels, height and width of the latents of an image."""
         autoencoder: Any = self.autoencoder
         halvings = len(autoencoder.config.block_out_channels) - 1
         return int(autoencoder.config.latent_channels), self.size[0] >> halvings, self.size[1] >> halvings
 
     @property
     def is_inpainting(self) -> bool:
-        """Whether the UNet is given the box and the rest of the picture as well."""
+        """Whether the UNet is given the box and the rest of the image as well."""
         unet: Any = self.unet
         return bool(unet.config.in_channels == 2 * self.latents[0] + 1)
 
@@ -76,7 +76,7 @@ class BaseSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         text: Of the CLIPTextModel.
         autoencoder: Of the AutoencoderKL, but for its factor.
         scaling: Factor of the latents.
-        normalization: How the autoencoder wants pictures.
+        normalization: How the autoencoder wants images.
         length: Tokens of every text.
         pad: Token that fills a short text up.
     """

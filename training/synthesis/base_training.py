@@ -1,4 +1,4 @@
-"""The training of a small base: UNet and text encoder learn good parts together, in the latents of an autoencoder."""
+"""Training of a small base model: UNet and text encoder jointly, on normal images in latents."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ from flawscope.training.diffusion.diffusers_networks import group_count
 from flawscope.training.diffusion.noise import add_noise, noise_levels
 from flawscope.training.diffusion.unet import recompute_blocks
 from flawscope.training.features.patch_extraction import choose_device
-from flawscope.training.loop.epoch_data import MOST_VALIDATED, mean_error, split_pictures, spread_levels, training_facts
+from flawscope.training.loop.epoch_data import MOST_VALIDATED, mean_error, split_images, spread_levels, training_facts
 from flawscope.training.loop.image_batches import Numbers
 from flawscope.training.loop.loop import run_loop
 from flawscope.training.loop.optimizers import build_optimizer
 from flawscope.training.synthesis.base_latents import (
     Encoded,
     centred_autoencoder,
-    encode_pictures,
+    encode_images,
     joined,
     network_settings,
 )
 from flawscope.training.synthesis.base_model import BaseSettings, SynthesisBase, build_networks
 from flawscope.training.synthesis.diffusers_folder import SAMPLING, licence_of
-from flawscope.training.synthesis.generator_run import SynthesisFitted
+from flawscope.training.synthesis.generator_run import GeneratorFitResult
 from flawscope.training.synthesis.generator_trainer import AdaptationStart, GeneratorRequest, GeneratorTrainer
 from flawscope.training.synthesis.latent_cache import PREVIEWS, draw_anew, write_strip
 from flawscope.training.synthesis.word_tokenizer import END, LENGTH, START, write_tokenizer
@@ -54,15 +54,15 @@ if TYPE_CHECKING:
 TEXTS = (
     "a photo of a good {category}",
     "a photo of one good {category}",
-    "a picture of a good {category}",
+    "an image of a good {category}",
     "a close photo of a good {category}",
     "a good {category}",
     "a photo of a {category} without a defect",
 )
-"""What is said of good pictures; the first in validation and previews."""
+"""What is said of normal images; the first in validation and previews."""
 
 _LEAST_BOXES, _BOXES_IN_ALL = 2, 4096
-"""Random boxes of a picture, and of all pictures together: few pictures have more each."""
+"""Random boxes of an image, and of all images together: few images have more each."""
 
 _PREVIEW_GUIDANCE = 1.5
 
@@ -75,21 +75,21 @@ def train_base(
     folder: Path,
     resume: bool,
     progress: Progress,
-) -> SynthesisFitted:
+) -> GeneratorFitResult:
     """Train a text-to-image model of good parts (arXiv:2112.10752), or an inpainting model of them.
 
     Args:
         config: Settings.
-        samples: Good pictures; of each category a share of them chooses the best epoch.
+        samples: Normal images; of each category a share of them chooses the best epoch.
         category: Of samples that do not say theirs.
-        hashes: Content hash of every picture.
+        hashes: Content hash of every image.
         folder: Where metrics, previews and checkpoints are written.
         resume: Go on from the newest checkpoint there.
         progress: Told what is being done.
 
     Raises:
         ArgumentError: If no autoencoder is named, or sizes do not fit.
-        DataError: If a category has too few pictures.
+        DataError: If a category has too few images.
         RunError: If the autoencoder cannot be used, memory runs out, the loss is not finite, or a checkpoint does not
             fit.
     """
@@ -99,18 +99,18 @@ def train_base(
         groups.setdefault(sample.category or category, []).append(sample)
     names = sorted(groups)
     tokenizer = write_tokenizer(names)
-    base_settings(config, autoencoder, normalization, tokenizer)  # refuses sizes before pictures are read
-    parts = [split_pictures("base", config, config.data, groups[name], hashes, progress) for name in names]
+    base_settings(config, autoencoder, normalization, tokenizer)  # refuses sizes before images are read
+    parts = [split_images("base", config, config.data, groups[name], hashes, progress) for name in names]
     device = choose_device(config.device)
     autoencoder = centred_autoencoder(config, autoencoder, normalization, [learned for learned, _ in parts], device)
     settings = base_settings(config, autoencoder, normalization, tokenizer)
     encoder = Encoder(autoencoder, normalization).to(device)
     learned, held_back = [], []
-    for number, (pictures, validation) in enumerate(parts):
+    for number, (images, validation) in enumerate(parts):
         first = 1 + number * len(TEXTS)
-        boxes = min(config.loop.epochs, max(_LEAST_BOXES, -(-_BOXES_IN_ALL // len(pictures))))
-        learned.append(encode_pictures(config, encoder, pictures, first, boxes, progress))
-        held_back.append(encode_pictures(config, encoder, validation, first, 1, progress))
+        boxes = min(config.loop.epochs, max(_LEAST_BOXES, -(-_BOXES_IN_ALL // len(images))))
+        learned.append(encode_images(config, encoder, images, first, boxes, progress))
+        held_back.append(encode_images(config, encoder, validation, first, 1, progress))
     encoder.cpu()
     shown = [next(validation.batches(range(min(PREVIEWS, len(validation))), PREVIEWS)) for _, validation in parts]
     task = BaseTask(
@@ -122,7 +122,7 @@ def train_base(
         group, _, rest = name.partition(".")
         state[group][rest.removeprefix("model.") if group == "text" else rest] = value
     halves: Any = autoencoder
-    return SynthesisFitted(
+    return GeneratorFitResult(
         networks={**state, "autoencoder": dict(halves.state_dict())},
         facts={
             **training_facts(trained),
@@ -140,12 +140,12 @@ def base_settings(
     """Return how the networks of a base are built.
 
     All levels of the UNet attend to the text but the finest, which has most of the positions: on a CPU attention there
-    costs nearly as much as everything else, and what is told of a part is coarse.
+    costs nearly as much as everything else, and the texts on a part are coarse.
 
     Args:
         config: Settings.
         autoencoder: Whose latents are drawn.
-        normalization: How it wants pictures.
+        normalization: How it wants images.
         tokenizer: Content of `tokenizer.json`, of `write_tokenizer`.
 
     Raises:
@@ -160,7 +160,7 @@ def base_settings(
     if any(side % coarsest or side // coarsest < 2 for side in latent):
         raise ArgumentError(
             f"widths: expected levels that halve latents of {latent} evenly, down to 2 or more, got {len(widths)}. "
-            "Take fewer widths or other pictures."
+            "Take fewer widths or other images."
         )
     attended = len(widths) - 1
     vocabulary = msgspec.json.decode(tokenizer)["model"]["vocab"]
@@ -200,10 +200,10 @@ def base_settings(
 
 
 class DrawingNetwork(nn.Module):
-    """UNet and text encoder as one: `forward` says the noise in x.
+    """UNet and text encoder as one module: `forward` predicts the noise in x.
 
     It takes x float32 [N, C, h, w], for inpainting [N, 2C+1, h, w], timesteps int64 [N], texts as tokens int64 [U, L]
-    and which of them belongs to each picture, int64 [N].
+    and which of them belongs to each image, int64 [N].
 
     Args:
         settings: Of both.
@@ -245,8 +245,8 @@ class BaseTask:
         settings: Of the networks.
         tokenizer: Content of `tokenizer.json`.
         names: Categories, in the order of their texts.
-        learned: Good pictures to learn.
-        held_back: Good pictures that choose the best epoch.
+        learned: Normal images to learn.
+        held_back: Normal images that choose the best epoch.
         shown: The first of those, for previews, uint8 [P, H, W, 3].
 
     Attributes:
@@ -302,7 +302,7 @@ class BaseTask:
 
         Args:
             network: The network.
-            images: Numbers of pictures, int64 [N].
+            images: Numbers of images, int64 [N].
             generator: Gives posterior, levels, texts, boxes and noise.
         """
         device, count, data = images.device, len(images), self.learned
@@ -334,7 +334,7 @@ class BaseTask:
         return mean_error(zip(torch.split(numbers, size), torch.split(levels, size), strict=True), errors, device, seed)
 
     def preview(self, path: Path) -> None:
-        """Write held-back good pictures, each beside one that is drawn, or beside itself with its box filled."""
+        """Write held-back normal images, each beside one that is drawn, or beside itself with its box filled."""
         data, base = self.held_back, self._base
         unet: Any = base.unet
         numbers = torch.arange(len(self._shown))
@@ -365,7 +365,7 @@ class BaseTask:
     ) -> Tensor:
         noisy = add_noise(clean, noise, self._shares.to(clean.device)[levels])
         given = noisy if beside is None else torch.cat([noisy, beside.to(clean.device)], dim=1)
-        # Many pictures share a text: each is encoded once.
+        # Many images share a text: each is encoded once.
         used, chosen = torch.unique(texts, return_inverse=True)
         predicted: Tensor = network(given, levels, self.tokens.to(clean.device)[used], chosen)
         return (predicted.float() - noise).square()
@@ -410,7 +410,7 @@ def _own_licence(config: BaseConfig) -> str:
 class BaseTrainer(GeneratorTrainer):
     """Trains the small base from normal images alone."""
 
-    learns = "good pictures"
+    learns = "normal images"
 
     def start(self, config: BaseConfig) -> None:
         """Return None: a base starts from nothing but its autoencoder."""
@@ -423,7 +423,7 @@ class BaseTrainer(GeneratorTrainer):
         """Return whose work the base stands on."""
         return _own_licence(config)
 
-    def fit(self, request: GeneratorRequest) -> SynthesisFitted:
+    def fit(self, request: GeneratorRequest) -> GeneratorFitResult:
         """Train UNet and text encoder; see `train_base`."""
         dataset = request.dataset
         return train_base(

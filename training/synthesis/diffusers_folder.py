@@ -1,4 +1,4 @@
-"""Reading what diffusers and transformers wrote: parts of Stable Diffusion and of LDM text-to-image, strictly.
+"""Strict reader of diffusers and transformers folders: parts of Stable Diffusion and of LDM text-to-image.
 
 Nothing is downloaded and nothing unpickled. Both libraries draw at random what a file lacks; here that is an error.
 """
@@ -34,7 +34,7 @@ SAMPLING = Sampling(
     final="first",
     clip=False,
 )
-"""Noise levels of latent diffusion, and how its pictures are drawn with 50 steps of DDIM."""
+"""Noise levels of latent diffusion, and how its images are drawn with 50 steps of DDIM."""
 
 _STABLE_DIFFUSION = {"unet": "unet", "autoencoder": "vae", "text": "text_encoder", "tokenizer": "tokenizer"}
 _TEXT_TO_IMAGE = {"unet": "unet", "autoencoder": "vqvae", "text": "bert", "tokenizer": "tokenizer"}

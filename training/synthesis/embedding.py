@@ -1,4 +1,4 @@
-"""A word for each defect type: masked textual inversion.
+"""Masked textual inversion: a learned embedding for each defect type.
 
 Source: AnoGen (ECCV 2024, arXiv:2505.09263), after textual inversion (arXiv:2208.01618). Departures: latents are
 encoded once, and a new sample is drawn of them in every step; texts are another list of photos; the error that chooses
@@ -26,7 +26,7 @@ from flawscope.training.loop.epoch_data import mean_error, rounded
 from flawscope.training.loop.image_batches import Numbers
 from flawscope.training.loop.loop import run_loop
 from flawscope.training.loop.optimizers import build_optimizer
-from flawscope.training.synthesis.generator_run import SynthesisFitted
+from flawscope.training.synthesis.generator_run import GeneratorFitResult
 from flawscope.training.synthesis.generator_trainer import AdaptationStart, GeneratorRequest, GeneratorTrainer
 from flawscope.training.synthesis.latent_cache import (
     Moments,
@@ -58,7 +58,7 @@ def train_embedding(
     folder: Path,
     resume: bool,
     progress: Progress,
-) -> SynthesisFitted:
+) -> GeneratorFitResult:
     """Learn the vectors of every defect type of a support set, one type after the other.
 
     Each has a training of its own in `folder`/CATEGORY/DEFECT, so that what is learned of one does not depend on which
@@ -67,7 +67,7 @@ def train_embedding(
     Args:
         config: Settings.
         base: What draws; it is frozen, and moved to the device of the training.
-        support: The pictures.
+        support: The images.
         folder: Where metrics, previews and checkpoints are written.
         resume: Go on from the newest checkpoint of every defect type; those that are done are not trained again.
         progress: Told the steps done, of all defect types.
@@ -79,18 +79,18 @@ def train_embedding(
     vectors: dict[str, Tensor] = {}
     errors, losses, defects, epochs = [], [], [], 0
     for index, (category, defect) in enumerate(support.types):
-        pictures = support.of(category, defect)
-        task = EmbeddingTask(config, base, pictures)
+        images = support.of(category, defect)
+        task = EmbeddingTask(config, base, images)
         place = folder / category / defect
         told = _part_of(progress, index, len(support.types))
-        items = Numbers(len(pictures) * config.adaptation.repeats)
+        items = Numbers(len(images) * config.adaptation.repeats)
         trained = run_loop(task, items, config, place, resume=resume, progress=told)
         vectors[f"{category}/{defect}"] = trained.state["vectors"]
         errors.append(trained.error)
         losses.append(trained.losses[-1])
         epochs = max(epochs, len(trained.losses))
-        defects.append(LearnedDefect(category, defect, (config.placeholder,), vectors=True, pictures=len(pictures)))
-    return SynthesisFitted(
+        defects.append(LearnedDefect(category, defect, (config.placeholder,), vectors=True, pictures=len(images)))
+    return GeneratorFitResult(
         networks={"vectors": vectors},
         facts={
             "epochs": epochs,
@@ -136,12 +136,12 @@ class Words(nn.Module):
 class EmbeddingTask:
     """The training of the vectors of one defect type; see `flawscope.training.loop.loop.Task`.
 
-    An epoch is every picture `repeats` times. The base is no part of the network: checkpoints hold the vectors alone.
+    An epoch is every image `repeats` times. The base is no part of the network: checkpoints hold the vectors alone.
 
     Args:
         config: Settings.
         base: What draws.
-        pictures: Of the defect type.
+        images: Of the defect type.
 
     Attributes:
         network: The vectors.
@@ -150,11 +150,11 @@ class EmbeddingTask:
         ArgumentError: If the base is of the wrong kind or size, or `init_word` is not a single token.
     """
 
-    def __init__(self, config: EmbeddingConfig, base: SynthesisBase, pictures: Sequence[SupportExample]) -> None:
+    def __init__(self, config: EmbeddingConfig, base: SynthesisBase, images: Sequence[SupportExample]) -> None:
         size = check_base(config, base, inpainting=False)
         fill = config.adaptation.crop_fill if config.adaptation.crop_defects else None
         self._config, self._base = config, base
-        self._images, self._masks = zip(*(one.cut(size, fill) for one in pictures), strict=True)
+        self._images, self._masks = zip(*(one.cut(size, fill) for one in images), strict=True)
         self._texts = TextTokens(base.prompts, photo_texts(config.placeholder), config.vectors)
         self._shares = torch.from_numpy(signal_shares(base.sampling)).float()
         self._cached: tuple[Moments, Tensor] | None = None
@@ -177,25 +177,25 @@ class EmbeddingTask:
         Of each item are drawn: whether it is mirrored, a text, a noise level, a sample of its latents, and noise.
         """
         device = images.device
-        pictures = images % len(self._images)
+        inputs = images % len(self._images)
         is_mirrored = torch.rand(images.shape, generator=generator, device=device) < self._config.adaptation.flip
         rows = torch.randint(len(self._texts.tokens), images.shape, generator=generator, device=device)
         levels = noise_levels(len(images), TRAINED_STEPS, generator)
-        return self._losses(network, pictures, is_mirrored, rows, levels, generator).mean()
+        return self._losses(network, inputs, is_mirrored, rows, levels, generator).mean()
 
     def _losses(
         self,
         network: nn.Module,
-        pictures: Tensor,
+        images: Tensor,
         is_mirrored: Tensor,
         rows: Tensor,
         levels: Tensor,
         generator: torch.Generator,
     ) -> Tensor:
-        device = pictures.device
+        device = images.device
         unet = self._moved(device)
         moments, masks = self._latents(device)
-        variants = (pictures + is_mirrored * len(self._images)).cpu()
+        variants = (images + is_mirrored * len(self._images)).cpu()
         latents = moments.sample(variants, generator)
         noise = torch.randn(latents.shape, generator=generator, device=device)
         noisy = add_noise(latents, noise, self._shares.to(device)[levels])
@@ -206,7 +206,7 @@ class EmbeddingTask:
     def validate(self) -> dict[str, float]:
         """Return the masked error at noise levels, with texts and noise, that stay the same.
 
-        It is measured on the pictures that are learned from, not mirrored: of three pictures none can be held back.
+        It is measured on the images that are learned from, not mirrored: of three images none can be held back.
         """
         device, seed = next(self.network.parameters()).device, self._config.seed
         numbers, levels = validation_plan(len(self._images), seed)
@@ -214,14 +214,14 @@ class EmbeddingTask:
         plan = torch.stack([torch.from_numpy(numbers), rows, levels], dim=1).to(device)
 
         def errors(part: Tensor, generator: torch.Generator) -> Tensor:
-            pictures, rows, levels = part.unbind(dim=1)
-            plain = torch.zeros_like(pictures, dtype=torch.bool)
-            return self._losses(self.network, pictures, plain, rows, levels, generator)
+            images, rows, levels = part.unbind(dim=1)
+            plain = torch.zeros_like(images, dtype=torch.bool)
+            return self._losses(self.network, images, plain, rows, levels, generator)
 
         return mean_error(torch.split(plan, self._config.loop.batch_size), errors, device, seed)
 
     def preview(self, path: Path) -> None:
-        """Write pictures as they are learned from beside what the word draws in the place of the defect."""
+        """Write images as they are learned from beside what the word draws in the place of the defect."""
         device = next(self.network.parameters()).device
         unet = self._moved(device)
         moments, _ = self._latents(device)
@@ -250,7 +250,7 @@ class EmbeddingTask:
         return unet
 
     def _latents(self, device: torch.device) -> tuple[Moments, Tensor]:
-        """Return the latents and masks of all pictures, and then of all of them mirrored."""
+        """Return the latents and masks of all images, and then of all of them mirrored."""
         if self._cached is None:
             images, masks = np.stack(self._images), np.stack(self._masks)
             if self._config.adaptation.flip > 0:
@@ -307,7 +307,7 @@ class EmbeddingTrainer(GeneratorTrainer):
         check_base(config, base, inpainting=False)
         return AdaptationStart(base, support)
 
-    def fit(self, request: GeneratorRequest) -> SynthesisFitted:
+    def fit(self, request: GeneratorRequest) -> GeneratorFitResult:
         """Train the words; see `train_embedding`."""
         assert request.start is not None
         start = request.start

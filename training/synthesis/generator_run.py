@@ -1,9 +1,9 @@
-"""The run of what draws: a base, learned words, or an inpainting network; a folder with `run.json` and its weights.
+"""Run of a generator: base model, learned embeddings, or inpainting network; a folder with `run.json` and weights.
 
     run.json               the record
     weights.safetensors    unet.*, text.*, autoencoder.* of a base; vectors.CATEGORY/DEFECT; lora.*
     tokenizer.json         of a base
-    samples/NNN.png        good pictures
+    samples/NNN.png        normal images
     support/               what embeddings and inpainting networks learned from, as in the support set
     support.json           the record of the support set
     metrics.jsonl          of the training, and `previews`; in folders of their own where there were several trainings
@@ -26,7 +26,7 @@ from torch import Tensor
 
 from flawscope.errors import RunError
 from flawscope.files import atomic_folder
-from flawscope.imaging.tiles import Picture, read_picture
+from flawscope.imaging.tiles import ImageSource, read_source
 from flawscope.runs import (
     RECORD,
     SAMPLES,
@@ -45,7 +45,7 @@ SUPPORT = "support"
 
 
 @dataclass(frozen=True)
-class SynthesisFitted:
+class GeneratorFitResult:
     """What a training of `train base`, `train embedding` or `train inpainting` gave.
 
     Attributes:
@@ -71,7 +71,7 @@ class SynthesisRun:
         path: Its folder.
         record: What `run.json` says.
         digest: SHA-256 of `run.json`.
-        tensors: Group -> name -> tensor; see `SynthesisFitted.networks`.
+        tensors: Group -> name -> tensor; see `GeneratorFitResult.networks`.
     """
 
     path: Path
@@ -81,15 +81,15 @@ class SynthesisRun:
 
     @property
     def samples(self) -> tuple[Path, ...]:
-        """The good pictures in it."""
+        """The normal images in it."""
         return tuple(sorted((self.path / SAMPLES).glob("*.png")))
 
 
 def write_synthesis_run(
     path: Path,
     record: SynthesisRecord,
-    fitted: SynthesisFitted,
-    samples: Sequence[Picture],
+    fitted: GeneratorFitResult,
+    samples: Sequence[ImageSource],
     notes: Path | None = None,
     support: Mapping[str, Path] | None = None,
 ) -> None:
@@ -99,7 +99,7 @@ def write_synthesis_run(
         path: The folder; an earlier run there is replaced.
         record: What `run.json` will say.
         fitted: Weights and tokenizer.
-        samples: Good pictures that come along.
+        samples: Normal images that come along.
         notes: Folder of the training; its metrics and previews come along, those of its sub-folders too.
         support: Place in the run -> file that is copied there.
 
@@ -121,7 +121,7 @@ def write_synthesis_run(
             (folder / TOKENIZER).write_bytes(fitted.tokenizer)
         (folder / SAMPLES).mkdir()
         for index, sample in enumerate(samples):
-            (folder / SAMPLES / f"{index:03d}.png").write_bytes(encode_sample(read_picture(sample)))
+            (folder / SAMPLES / f"{index:03d}.png").write_bytes(encode_sample(read_source(sample)))
         for place, source in (support or {}).items():
             (folder / place).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, folder / place)

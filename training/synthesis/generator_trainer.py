@@ -18,7 +18,7 @@ from flawscope.errors import ArgumentError
 from flawscope.files import sha256_file
 from flawscope.progress import Progress
 from flawscope.training.synthesis.base_model import SynthesisBase, open_base
-from flawscope.training.synthesis.generator_run import SUPPORT, SynthesisFitted
+from flawscope.training.synthesis.generator_run import SUPPORT, GeneratorFitResult
 from flawscope.training.synthesis.support_examples import Described, SupportExamples, read_support_examples
 
 
@@ -86,7 +86,7 @@ class GeneratorTrainer:
     """
 
     inpaints: ClassVar[bool] = False
-    learns: ClassVar[str] = "pictures of {defects} defect types"
+    learns: ClassVar[str] = "images of {defects} defect types"
 
     def start(self, config: Any) -> AdaptationStart | None:
         """Return what the training starts from, and refuse what does not fit before anything is learned.
@@ -127,7 +127,7 @@ class GeneratorTrainer:
         assert start is not None
         return start.base.licence
 
-    def fit(self, request: GeneratorRequest) -> SynthesisFitted:
+    def fit(self, request: GeneratorRequest) -> GeneratorFitResult:
         """Train."""
         raise AssertionError(f"{type(self).__name__} has no fit of its own")
 

@@ -1,4 +1,4 @@
-"""The training pipeline of what draws defects, top to bottom: dataset, base and support set → training → run folder."""
+"""Training pipeline of the defect generators: dataset, base model and support set → training → run folder."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from flawscope.config.setting_parts import tag_of
 from flawscope.datasets import Dataset, fingerprint, hash_contents
 from flawscope.errors import DataError
 from flawscope.files import check_replaceable
-from flawscope.imaging.tiles import Picture
+from flawscope.imaging.tiles import ImageSource
 from flawscope.progress import Progress, no_progress
 from flawscope.runs import RECORD, SynthesisRecord
-from flawscope.training.loop.image_batches import pictures_of
-from flawscope.training.loop.workspace import unfinished
+from flawscope.training.loop.image_batches import image_sources
+from flawscope.training.loop.workspace import open_workspace
 from flawscope.training.synthesis.generator_run import write_synthesis_run
 from flawscope.training.synthesis.generator_trainer import GeneratorRequest, files_of, generator_trainer_of
 from flawscope.training.synthesis.support_examples import SupportExamples
 from flawscope.versions import package_versions
 
 _SAMPLES = 8
-"""Good pictures stored in the run: what is drawn on when a bundle is checked."""
+"""Normal images stored in the run: what is drawn on when a bundle is checked."""
 
 
 def train_synthesis(
@@ -36,11 +36,11 @@ def train_synthesis(
     command: str = "",
     progress: Progress = no_progress,
 ) -> SynthesisRecord:
-    """Train what draws defects, and write the run.
+    """Train a defect generator and write the run.
 
     Args:
         config: Settings of `train base`, `train embedding` or `train inpainting`.
-        dataset: A base learns its good training pictures. The others learn the pictures of a support set, which has to
+        dataset: A base learns its normal training images. The others learn the images of a support set, which has to
             be of this dataset.
         out: Run folder to write; an earlier run there is replaced.
         resume: Go on with a training that was interrupted.
@@ -49,7 +49,7 @@ def train_synthesis(
 
     Raises:
         ArgumentError: If settings name no autoencoder, base or support set, or do not fit them.
-        DataError: If pictures are missing, broken, too few, or not of the dataset.
+        DataError: If images are missing, broken, too few, or not of the dataset.
         MissingExtra: If a package is not installed.
         RunError: If autoencoder or base cannot be used, memory runs out, the loss is not finite, or a checkpoint does
             not fit.
@@ -58,15 +58,15 @@ def train_synthesis(
     trainer = generator_trainer_of(config)
     check_replaceable(out, RECORD)  # before the work, not after
     started = time.perf_counter()
-    # Before pictures are hashed: what is missing is the user's to name.
+    # Before images are hashed: what is missing is the user's to name.
     start = trainer.start(config)
     weights, licence = trainer.weights(config, start), trainer.licence(config, start)
     paths = [sample.path for sample in dataset.samples]
-    hashes = hash_contents(paths, lambda done, total: progress("hashing pictures", done, total))
+    hashes = hash_contents(paths, lambda done, total: progress("hashing images", done, total))
     identity = fingerprint(dataset, hashes)
-    good: list[Picture] = pictures_of(dataset.train_good, config.tiling)
+    good: list[ImageSource] = image_sources(dataset.train_good, config.tiling)
     if not good:
-        raise DataError(f"{dataset.root}: expected good training pictures, got none. See flawscope data inspect.")
+        raise DataError(f"{dataset.root}: expected normal training images, got none. See flawscope data inspect.")
     if start is None:
         training = sorted(hashes[sample.path] for sample in dataset.train_good)
     else:
@@ -74,7 +74,7 @@ def train_synthesis(
         training = sorted(example.record.content for example in start.support.examples)
     hashed = time.perf_counter()
     descriptions = "" if start is None else start.descriptions
-    with unfinished(out, cast("TrainedConfig", config), identity, weights, resume, descriptions) as workspace:
+    with open_workspace(out, cast("TrainedConfig", config), identity, weights, resume, descriptions) as workspace:
         fitted = trainer.fit(GeneratorRequest(config, dataset, start, hashes, workspace, resume, progress))
         fitted_at = time.perf_counter()
         record = SynthesisRecord(
@@ -101,11 +101,11 @@ def train_synthesis(
 
 
 def _check_support(dataset: Dataset, support: SupportExamples, contents: frozenset[str]) -> None:
-    """Refuse support pictures of another dataset: they would be counted as pictures that nobody has seen."""
+    """Refuse support images of another dataset: they would be counted as images that nobody has seen."""
     records = (example.record for example in support.examples)
     strange = [record.source for record in records if record.content not in contents]
     if strange:
         raise DataError(
-            f"{support.path}: expected pictures of {dataset.root}, got {len(strange)} that are not in it (the first is "
+            f"{support.path}: expected images of {dataset.root}, got {len(strange)} that are not in it (the first is "
             f"{strange[0]}). Name the dataset that the support set was made from."
         )

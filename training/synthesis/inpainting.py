@@ -1,7 +1,7 @@
-"""An inpainting network that knows the defects of a part, from a few pictures of each.
+"""Few-shot training of an inpainting network on the defect types of a part.
 
-Source: MvP-Diff, whose training script the history of its repository holds. Departures: picture, box and rest of the
-picture are mirrored together; what surrounds the box is encoded to the mean of its distribution and not to a sample, as
+Source: MvP-Diff, whose training script the history of its repository holds. Departures: image, box and rest of the
+image are mirrored together; what surrounds the box is encoded to the mean of its distribution and not to a sample, as
 on the line; a latent cell belongs to the box where any of its pixels does; latents are encoded once; the error that
 chooses the state is measured, where MvP-Diff takes the last one.
 """
@@ -28,7 +28,7 @@ from flawscope.training.loop.epoch_data import mean_error, training_facts
 from flawscope.training.loop.image_batches import Numbers
 from flawscope.training.loop.loop import run_loop
 from flawscope.training.loop.optimizers import build_optimizer
-from flawscope.training.synthesis.generator_run import SynthesisFitted
+from flawscope.training.synthesis.generator_run import GeneratorFitResult
 from flawscope.training.synthesis.generator_trainer import AdaptationStart, GeneratorRequest, GeneratorTrainer
 from flawscope.training.synthesis.latent_cache import (
     Moments,
@@ -50,7 +50,7 @@ GUIDANCE = 3.5
 """Scale of the guidance in previews, that of MvP-Diff."""
 
 BLANK = 127.5
-"""Grey level of a box in what the network is given of the rest of the picture: 0 on the scale from -1 to 1."""
+"""Grey level of a box in what the network is given of the rest of the image: 0 on the scale from -1 to 1."""
 
 
 def train_inpainting(
@@ -60,7 +60,7 @@ def train_inpainting(
     folder: Path,
     resume: bool,
     progress: Progress,
-) -> SynthesisFitted:
+) -> GeneratorFitResult:
     """Let an inpainting network learn all defect types of a support set.
 
     The result has the tensors `lora` (see `flawscope.training.synthesis.lora.AdaptedUnet`), or all of the UNet as
@@ -69,7 +69,7 @@ def train_inpainting(
     Args:
         config: Settings.
         base: An inpainting network; none of its weights change. It is moved to the device of the training.
-        support: The pictures.
+        support: The images.
         folder: Where metrics, previews and checkpoints are written.
         resume: Go on from the newest checkpoint there.
         progress: Told the steps done.
@@ -84,7 +84,7 @@ def train_inpainting(
     task = InpaintingTask(config, base, support, described)
     items = Numbers(len(support.examples) * config.adaptation.repeats)
     trained = run_loop(task, items, config, folder, resume=resume, progress=progress)
-    return SynthesisFitted(
+    return GeneratorFitResult(
         networks=networks_of(config, trained.state),
         facts={
             **training_facts(trained),
@@ -99,8 +99,8 @@ def train_inpainting(
 def learned_defects(support: SupportExamples, described: Sequence[Described]) -> tuple[LearnedDefect, ...]:
     """Return every defect type with the sentences that were seen for it, `{location}` where they tell the place."""
     texts: dict[tuple[str, str], dict[str, None]] = {one: {} for one in support.types}
-    for picture, told in zip(support.examples, described, strict=True):
-        texts[picture.category, picture.defect].update(dict.fromkeys(map(without_location, told.texts)))
+    for image, told in zip(support.examples, described, strict=True):
+        texts[image.category, image.defect].update(dict.fromkeys(map(without_location, told.texts)))
     return tuple(
         LearnedDefect(category, name, tuple(seen), vectors=False, pictures=len(support.of(category, name)))
         for (category, name), seen in texts.items()
@@ -110,14 +110,14 @@ def learned_defects(support: SupportExamples, described: Sequence[Described]) ->
 class InpaintingTask:
     """The training of an inpainting network; see `flawscope.training.loop.loop.Task`.
 
-    An epoch is every picture `repeats` times. Where low-rank changes are learned they are all that the network's state
+    An epoch is every image `repeats` times. Where low-rank changes are learned they are all that the network's state
     has.
 
     Args:
         config: Settings.
         base: An inpainting network, which is not changed.
-        support: The pictures.
-        described: Box and sentences of every picture.
+        support: The images.
+        described: Box and sentences of every image.
 
     Attributes:
         network: What learns.
@@ -146,7 +146,7 @@ class InpaintingTask:
             for left_right, top_bottom in self._ways
             for told in described
         ]
-        # The first text is the empty one: of pictures whose own is left out.
+        # The first text is the empty one: of images whose own is left out.
         rows = {text: row for row, text in enumerate(dict.fromkeys(["", *(text for own in sentences for text in own)]))}
         self._texts = TextTokens(base.prompts, list(rows))
         self._choices = [[rows[text] for text in own] for own in sentences]
@@ -174,9 +174,9 @@ class InpaintingTask:
         config, device = self._config, images.device
         chances = torch.rand((4, len(images)), generator=generator, device=device).tolist()
         variants, rows = [], []
-        for picture, left_right, top_bottom, text, dropped in zip(images.tolist(), *chances, strict=True):
+        for image, left_right, top_bottom, text, dropped in zip(images.tolist(), *chances, strict=True):
             way = self._ways.index((left_right < config.adaptation.flip, top_bottom < config.flip_vertical))
-            variant = picture % len(self._images) + way * len(self._images)
+            variant = image % len(self._images) + way * len(self._images)
             variants.append(variant)
             rows.append(0 if dropped < config.text_drop else self._row(variant, text))
         levels = noise_levels(len(images), TRAINED_STEPS, generator)
@@ -208,7 +208,7 @@ class InpaintingTask:
     def validate(self) -> dict[str, float]:
         """Return the weighted error at noise levels, with texts and noise, that stay the same.
 
-        It is measured on the pictures that are learned from, not mirrored: of three pictures none can be held back.
+        It is measured on the images that are learned from, not mirrored: of three images none can be held back.
         """
         device, seed = next(self.network.parameters()).device, self._config.seed
         numbers, levels = validation_plan(len(self._images), seed)
@@ -223,7 +223,7 @@ class InpaintingTask:
         return mean_error(torch.split(plan, self._config.loop.batch_size), errors, device, seed)
 
     def preview(self, path: Path) -> None:
-        """Write pictures as they are learned from beside what is drawn in their boxes, which the network cannot see."""
+        """Write images as they are learned from beside what is drawn in their boxes, which the network cannot see."""
         device = next(self.network.parameters()).device
         moments, beside = self._latents(device)
         shown = preview_numbers(len(self._images))
@@ -247,9 +247,9 @@ class InpaintingTask:
         )
 
     def _latents(self, device: torch.device) -> tuple[Moments, Tensor]:
-        """Return the latents of all pictures in every way they are mirrored, and what the network gets beside them.
+        """Return the latents of all images in every way they are mirrored, and what the network gets beside them.
 
-        The latter is float32 [K, 1 + C, h, w], on the CPU: the box and the latents of the rest of the picture.
+        The latter is float32 [K, 1 + C, h, w], on the CPU: the box and the latents of the rest of the image.
         """
         if self._cached is None:
             images = np.concatenate([_mirrored(self._images, *way) for way in self._ways])
@@ -263,10 +263,10 @@ class InpaintingTask:
 
 
 def _mirrored(
-    pictures: Sequence[UInt8Array] | Sequence[BoolArray], left_right: bool, top_bottom: bool
+    images: Sequence[UInt8Array] | Sequence[BoolArray], left_right: bool, top_bottom: bool
 ) -> npt.NDArray[np.generic]:
-    """Return pictures or masks, [K, H, W, ...], mirrored."""
-    stacked = np.stack(pictures)
+    """Return images or masks, [K, H, W, ...], mirrored."""
+    stacked = np.stack(images)
     return stacked[:, :: -1 if top_bottom else 1, :: -1 if left_right else 1]
 
 
@@ -282,7 +282,7 @@ def snr_weights(sampling: Sampling, gamma: float) -> Tensor:
 
 
 def inpainting_loss(predicted: Tensor, noise: Tensor, box: Tensor, weights: Tensor, mask_weight: float) -> Tensor:
-    """Return the weighted squared error of predicted noise, float32 [N]: the mean over all entries of a picture.
+    """Return the weighted squared error of predicted noise, float32 [N]: the mean over all entries of an image.
 
     Args:
         predicted: [N, C, h, w].
@@ -306,7 +306,7 @@ class InpaintingTrainer(GeneratorTrainer):
         descriptions = None if config.descriptions is None else Path(config.descriptions)
         return AdaptationStart(base, support, describe(support, descriptions))
 
-    def fit(self, request: GeneratorRequest) -> SynthesisFitted:
+    def fit(self, request: GeneratorRequest) -> GeneratorFitResult:
         """Train the network; see `train_inpainting`."""
         assert request.start is not None
         start = request.start

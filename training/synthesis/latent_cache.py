@@ -1,4 +1,4 @@
-"""What trainings on a few pictures share: latents that are encoded once, texts as tokens, boxes drawn anew."""
+"""Shared by few-shot trainings: latents encoded once, tokenized texts, and inpainted previews."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from flawscope.arrays import BoolArray, Float32Array, UInt8Array
 from flawscope.config import AdaptedConfig
-from flawscope.diffusion.latent_inpainting import Mode, draw_latents, draw_noise, guided, keep_of
+from flawscope.diffusion.latent_inpainting import Mode, classifier_free_guidance, draw_latents, draw_noise, keep_of
 from flawscope.errors import ArgumentError
 from flawscope.imaging.png import write_png
 from flawscope.training.diffusion.autoencoder import Decoder, Encoder
@@ -35,7 +35,7 @@ Denoise = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Moments:
-    """What an autoencoder says of pictures: the normal distributions of their latents, already scaled.
+    """What an autoencoder says of images: the normal distributions of their latents, already scaled.
 
     Attributes:
         mean: Float32 [K, C, h, w], on the CPU.
@@ -46,7 +46,7 @@ class Moments:
     deviation: Tensor
 
     def sample(self, numbers: Tensor, generator: torch.Generator) -> Tensor:
-        """Return latents drawn for the pictures with these numbers, float32 [N, C, h, w] on the generator's device."""
+        """Return latents drawn for the images with these numbers, float32 [N, C, h, w] on the generator's device."""
         device = generator.device
         mean, deviation = self.mean[numbers].to(device), self.deviation[numbers].to(device)
         return mean + deviation * torch.randn(mean.shape, generator=generator, device=device)
@@ -56,11 +56,11 @@ class Moments:
 def encode_moments(base: SynthesisBase, images: Tensor, device: torch.device) -> Moments:
     """Return the distributions of latents.
 
-    Pictures are encoded one by one: what is found for one does not depend on its neighbours.
+    Images are encoded one by one: what is found for one does not depend on its neighbours.
 
     Args:
         base: Its autoencoder is moved to the device.
-        images: Pictures [K, H, W, 3] RGB from 0 to 255, uint8 or float32.
+        images: Images [K, H, W, 3] RGB from 0 to 255, uint8 or float32.
         device: Where the autoencoder works.
     """
     encoder = Encoder(base.autoencoder, base.normalization).to(device)
@@ -130,7 +130,7 @@ class TextTokens:
 
 
 def check_base(config: AdaptedConfig, base: SynthesisBase, *, inpainting: bool) -> tuple[int, int]:
-    """Return the height and width in pixels that pictures are learned at: those of the base.
+    """Return the height and width in pixels that images are learned at: those of the base.
 
     Args:
         config: Settings.
@@ -141,7 +141,7 @@ def check_base(config: AdaptedConfig, base: SynthesisBase, *, inpainting: bool) 
         ArgumentError: If it is of the wrong kind, or settings ask for another size.
     """
     if base.is_inpainting != inpainting:
-        kinds = ("a network that draws whole pictures", "an inpainting network, which is given the box as well")
+        kinds = ("a network that draws whole images", "an inpainting network, which is given the box as well")
         raise ArgumentError(
             f"base: expected {kinds[inpainting]}, got {kinds[not inpainting]} ({config.adaptation.base}). Take another "
             f"one: that of flawscope train base with --set inpainting={str(inpainting).lower()}, for example."
@@ -149,16 +149,16 @@ def check_base(config: AdaptedConfig, base: SynthesisBase, *, inpainting: bool) 
     if config.preprocessing.size != base.size:
         height, width = base.size
         raise ArgumentError(
-            f"resize: expected {list(base.size)}, the pictures of the base, got {list(config.preprocessing.size)}. "
+            f"resize: expected {list(base.size)}, the images of the base, got {list(config.preprocessing.size)}. "
             f"Give --set resize={height},{width} and no crop."
         )
     return base.size
 
 
 def validation_plan(count: int, seed: int) -> tuple[npt.NDArray[np.int64], Tensor]:
-    """Return on which of `count` pictures, and at which noise levels, the error is measured, int64 [N] both.
+    """Return on which of `count` images, and at which noise levels, the error is measured, int64 [N] both.
 
-    Few pictures come several times, at other levels each; of many some are taken, evenly.
+    Few images come several times, at other levels each; of many some are taken, evenly.
     """
     taken = min(max(count, _LEAST_VALIDATED), MOST_VALIDATED)
     numbers = np.arange(taken) * count // taken if count > taken else np.arange(taken) % count
@@ -166,7 +166,7 @@ def validation_plan(count: int, seed: int) -> tuple[npt.NDArray[np.int64], Tenso
 
 
 def preview_numbers(count: int) -> list[int]:
-    """Return which of `count` pictures a preview shows: a few, evenly."""
+    """Return which of `count` images a preview shows: a few, evenly."""
     taken = min(count, PREVIEWS)
     return [index * count // taken for index in range(taken)]
 
@@ -185,14 +185,14 @@ def write_preview(
     seed: int,
     beside: Tensor | None = None,
 ) -> None:
-    """Write some pictures as they are learned from beside what is drawn in their boxes; see `draw_anew`.
+    """Write some images as they are learned from beside what is drawn in their boxes; see `draw_anew`.
 
     Args:
         path: The PNG.
         base: Sampling and autoencoder.
         mode: How boxes are drawn.
         denoise: Predicts the noise.
-        images: The pictures that `preview_numbers` chooses from, each uint8 [H, W, 3].
+        images: The images that `preview_numbers` chooses from, each uint8 [H, W, 3].
         masks: Their boxes.
         latents: Theirs, float32 [K, C, h, w].
         contexts: Of the texts of the chosen ones and of the empty text, float32 [N, L, D].
@@ -228,7 +228,7 @@ def draw_anew(
     seed: int,
     beside: Tensor | None = None,
 ) -> UInt8Array:
-    """Return pictures with their boxes drawn anew, as the line does it but in few steps, uint8 [N, H, W, 3].
+    """Return images with their boxes drawn anew, as the line does it but in few steps, uint8 [N, H, W, 3].
 
     Args:
         base: Sampling and autoencoder.
@@ -250,7 +250,7 @@ def draw_anew(
             given = torch.cat([given, beside.to(device)], dim=1)
         levels = torch.full((2 * len(x),), timestep, device=device)
         both = denoise(torch.cat([given, given]), levels, both_contexts).float().cpu().numpy()
-        return guided(both[: len(x)], both[len(x) :], guidance)
+        return classifier_free_guidance(both[: len(x)], both[len(x) :], guidance)
 
     sampling = msgspec.structs.replace(base.sampling, steps=min(_PREVIEW_STEPS, base.sampling.steps))
     keep = np.stack([keep_of(mask, base.latents[1:]) for mask in masks])
@@ -262,5 +262,5 @@ def draw_anew(
 
 
 def write_strip(path: Path, *columns: Sequence[UInt8Array]) -> None:
-    """Write a PNG with a row for each picture and a column for each sequence of them, uint8 [H, W, 3] RGB each."""
+    """Write a PNG with a row for each image and a column for each sequence of them, uint8 [H, W, 3] RGB each."""
     write_png(path, np.vstack([np.hstack(row) for row in zip(*columns, strict=True)]))

@@ -1,4 +1,4 @@
-"""The UNet that an inpainting network learns in: low-rank changes of its attention, or all of it.
+"""Trainable UNet of an inpainting network: LoRA on its attention, or all weights.
 
 Low-rank changes (LoRA, arXiv:2106.09685) are those of the package peft: W becomes W + alpha / rank · B · A, with B zero
 at the start. They learn and are kept by themselves; the UNet they change is no part of a checkpoint.

@@ -1,4 +1,4 @@
-"""Texts that defects are learned with: photos of a learned word, and sentences on a defect at a place."""
+"""Prompt templates of the generators: photos of a learned placeholder, and sentences on a defect at a location."""
 
 from __future__ import annotations
 

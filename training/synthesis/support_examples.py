@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flawscope.arrays import BoolArray, UInt8Array
-from flawscope.datasets.defects import Description, SupportPicture, read_descriptions, read_support
+from flawscope.datasets.defects import Description, SupportImage, read_descriptions, read_support
 from flawscope.diffusion.location_words import location_of
 from flawscope.errors import ArgumentError, DataError
 from flawscope.imaging.boxes import boxes_of
@@ -31,7 +31,7 @@ class SupportExample:
         mask: bool [H, W], true at the defect; somewhere it is.
     """
 
-    record: SupportPicture
+    record: SupportImage
     image_file: Path
     mask_file: Path
     image: UInt8Array
@@ -60,12 +60,12 @@ class SupportExample:
     def cut(
         self, size: tuple[int, int], fill: float | None, box: BoolArray | None = None
     ) -> tuple[UInt8Array, BoolArray]:
-        """Return picture and mask as a model sees them, uint8 [*size, 3] and bool [*size].
+        """Return image and mask as a model sees them, uint8 [*size, 3] and bool [*size].
 
         Args:
-            size: Height and width in pixels of the model's pictures.
+            size: Height and width in pixels of the model's images.
             fill: Largest share of the window's sides that the mask takes (see `flawscope.imaging.crops`), or None for
-                the whole picture.
+                the whole image.
             box: What is cut around, and cut, instead of the mask, bool [H, W].
         """
         mask = self.mask if box is None else box
@@ -127,18 +127,18 @@ def _is_called(name: str, wanted: str) -> bool:
     return wanted in (name, name.partition("/")[2])
 
 
-def _read(folder: Path, record: SupportPicture) -> SupportExample:
+def _read(folder: Path, record: SupportImage) -> SupportExample:
     image_file, mask_file = folder / record.picture, folder / record.mask
     image, mask = read_image(image_file), read_mask(mask_file)
     _check_mask(mask, mask_file, image, image_file)
     return SupportExample(record, image_file, mask_file, image, mask)
 
 
-def _check_mask(mask: BoolArray, path: Path, image: UInt8Array, picture: Path) -> None:
+def _check_mask(mask: BoolArray, path: Path, image: UInt8Array, image_file: Path) -> None:
     height, width = image.shape[:2]
     if mask.shape != (height, width):
         raise DataError(
-            f"{path}: expected a mask of {width}x{height} pixels as {picture.name} has, got "
+            f"{path}: expected a mask of {width}x{height} pixels as {image_file.name} has, got "
             f"{mask.shape[1]}x{mask.shape[0]}. Make the folder again."
         )
     if not mask.any():
@@ -189,7 +189,7 @@ def describe(support: SupportExamples, descriptions: Path | None = None) -> tupl
 def _of_line(example: SupportExample, line: Description | None, folder: Path, support: SupportExamples) -> Described:
     if line is None:
         raise DataError(
-            f"{folder}: expected a line for the support picture {example.record.source} ({example.type}), got none. "
+            f"{folder}: expected a line for the support image {example.record.source} ({example.type}), got none. "
             f"Make the descriptions with flawscope synth describe --support {support.path}."
         )
     path = folder / line.mask

@@ -1,4 +1,4 @@
-"""The text encoder of a model that draws, with vectors of one's own in the place of tokens."""
+"""Text encoder of a generator, with learned vectors in place of placeholder tokens."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class TextEncoder(nn.Module):
-    """Tokens in, what the UNet attends to out.
+    """Tokens in, cross-attention context of the UNet out.
 
     `forward` takes tokens int64 [N, L], vectors float32 [N, L, W] and placed float32 [N, L], and returns the last
     hidden state float32 [N, L, D] as the pipelines of diffusers use it. Where `placed` is 1 the embedding of the token

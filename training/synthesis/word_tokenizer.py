@@ -1,4 +1,4 @@
-"""The tokenizer of the small base: words it has been told are tokens, everything else falls back to bytes."""
+"""Tokenizer of the small base model: known words are single tokens, everything else falls back to bytes."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def write_tokenizer(names: Sequence[str]) -> bytes:
     the longest tokens there are: all words in the list of this module and in `names`, every ASCII sign, and all 256
     bytes. Nothing is unknown, whatever the language. Every text gets a token of beginning and one of end.
 
-    Training one on a corpus would give nothing: words that no picture of the base was shown with have embeddings at
+    Training one on a corpus would give nothing: words that no image of the base was shown with have embeddings at
     random in any case, and a word that shall stand for a defect has to be a single token.
 
     Args:

@@ -1,4 +1,4 @@
-"""`flawscope synth judge`: does a synthetic set help a segmenter on real pictures?"""
+"""`flawscope synth judge`: downstream benchmark, does a synthetic set help a segmenter on real images?"""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from flawscope.errors import ArgumentError, MissingExtra
 from flawscope.terminal import command_line, progress_bars
 
 if TYPE_CHECKING:
-    from flawscope.workflows.utility.utility_benchmark import Judgement
+    from flawscope.workflows.utility.utility_benchmark import UtilityReport
     from flawscope.workflows.utility.utility_variety import DefectVariety, Variety
 
 _PATH = click.Path(path_type=Path)
@@ -37,11 +37,11 @@ _PATH = click.Path(path_type=Path)
 )
 @click.option("--lpips-heads", type=_PATH, help="Linear weights of LPIPS 0.1 for that network.")
 @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="One setting; may be repeated.")
-@click.option("--synthetic-share", type=float, help="Share of defective pictures that is synthetic.  [default: 0.5]")
+@click.option("--synthetic-share", type=float, help="Share of anomalous images that is synthetic.  [default: 0.5]")
 @click.option(
     "--weak-tau",
     type=float,
-    help="Boxes of synthetic pictures are their labels, and pixels inside count above this probability alone (AnoGen: "
+    help="Boxes of synthetic images are their labels, and pixels inside count above this probability alone (AnoGen: "
     "0.1). Without, their precise masks are.",
 )
 @click.option(
@@ -49,7 +49,7 @@ _PATH = click.Path(path_type=Path)
 )
 @click.option("--confidence", type=float, default=0.95, show_default=True, help="Confidence of the intervals.")
 @click.option("--per-defect", is_flag=True, help="Show the figures of every defect type.")
-@click.option("--with-leak", is_flag=True, help="Show the figures on all test pictures, those seen before included.")
+@click.option("--with-leak", is_flag=True, help="Show the figures on all test images, those seen before included.")
 @click.option("--resume", type=click.Choice(["latest"]), help="Take the trainings that are finished in --out.")
 @click.option("--out", type=_PATH, required=True, metavar="DIR", help="Folder for results.")
 def judge(
@@ -75,18 +75,18 @@ def judge(
     resume: str | None,
     out: Path,
 ) -> int:
-    """Train a segmenter with and without the accepted pictures of GENERATED, and compare both on real test pictures.
+    """Train a segmenter with and without the accepted images of GENERATED, and compare both on real test images.
 
-    Both learn from the good pictures and the support set, from the same start and for as many steps. The test pictures
+    Both learn from the normal images and the support set, from the same start and for as many steps. The test images
     are those that the generator has seen nothing of. Leaves judge.json and judge.svg in --out. The exit status is 1
     where the set is not recommended: where the interval of its gain does not lie above zero.
 
-    Inception score and IC-LPIPS of the accepted pictures are given where the weights of their networks are (safetensors
-    or .pth, which is not unpickled). They say how varied the pictures are, and nothing of whether they help.
+    Inception score and IC-LPIPS of the accepted images are given where the weights of their networks are (safetensors
+    or .pth, which is not unpickled). They say how varied the images are, and nothing of whether they help.
     """
     try:
         from flawscope.training.segmentation.segmenter import build_segmenter_config
-        from flawscope.workflows.utility.utility_benchmark import JudgePlan, judge_synthesis
+        from flawscope.workflows.utility.utility_benchmark import UtilityPlan, run_utility_benchmark
     except ModuleNotFoundError as err:
         raise MissingExtra("judging a synthetic set", str(err.name), "all") from err
     options = {
@@ -100,7 +100,7 @@ def judge(
     if "seed" in settings:
         raise ArgumentError("--set seed: expected --seeds, with which the trainings are begun. Name them there.")
     config = build_segmenter_config(settings, {key: value for key, value in options.items() if value is not None})
-    plan = JudgePlan(
+    plan = UtilityPlan(
         config=config,
         dataset=open_dataset(data, category),
         support=support,
@@ -119,7 +119,7 @@ def judge(
         command=command_line(),
     )
     with progress_bars() as progress:
-        found = judge_synthesis(plan, progress)
+        found = run_utility_benchmark(plan, progress)
     _print(found)
     click.echo(f"results: {out}")
     click.echo(found.verdict)
@@ -133,20 +133,20 @@ def _numbers(text: str) -> tuple[int, ...]:
         raise ArgumentError(f"--seeds: expected whole numbers with commas, such as 0,1,2, got {text!r}.") from None
 
 
-def _print(found: Judgement) -> None:
+def _print(found: UtilityReport) -> None:
     counts = found.counts
     click.echo(
-        f"{found.category}: learned from {counts['good']} good pictures, {counts['support']} real defects and "
-        f"{counts['synthetic']} synthetic ones; tested on {counts['test']} pictures, {counts['test_defective']} "
-        f"defective ({counts['left_out']} left out, which the generator has seen)"
+        f"{found.category}: learned from {counts['good']} normal images, {counts['support']} real defects and "
+        f"{counts['synthetic']} synthetic ones; tested on {counts['test']} images, {counts['test_defective']} "
+        f"anomalous ({counts['left_out']} left out, which the generator has seen)"
     )
     _table("", {None: found.differences}, found.confidence)
     if found.with_leak is not None:
-        _table("on all test pictures, also those the generator has seen:", {None: found.with_leak}, found.confidence)
+        _table("on all test images, also those the generator has seen:", {None: found.with_leak}, found.confidence)
     if found.variety is not None:
         _print_variety(found.variety)
     if found.defects is not None:
-        _table("by defect type, with all good pictures:", found.defects, found.confidence)
+        _table("by defect type, with all normal images:", found.defects, found.confidence)
     for note in found.notes:
         click.echo(f"note: {note}", err=True)
 
@@ -184,7 +184,7 @@ def _print_variety(found: Variety) -> None:
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("defect")
-    for name in ("pictures", "Inception score", "IC-LPIPS"):
+    for name in ("images", "Inception score", "IC-LPIPS"):
         table.add_column(name, justify="right")
     rows: list[tuple[str, DefectVariety | Variety]] = [*found.defects.items(), ("all", found)]
     for name, one in rows:
@@ -193,5 +193,5 @@ def _print_variety(found: Variety) -> None:
             deviation = one.inception_score.deviation
             score = f"{one.inception_score.mean:.3f}" + ("" if deviation is None else f" ± {deviation:.3f}")
         table.add_row(name, str(one.pictures), score, "-" if one.ic_lpips is None else f"{one.ic_lpips:.4f}")
-    click.echo("how varied the synthetic pictures are, which decides nothing:")
+    click.echo("how varied the synthetic images are, which decides nothing:")
     Console(highlight=False, markup=False, emoji=False).print(table)

@@ -1,26 +1,26 @@
-"""Does a synthetic set help? The same segmenter, trained with and without it, tested on real pictures.
+"""Does a synthetic set help? The same segmenter, trained with and without it, tested on real images.
 
 Two arms for every seed, equal but for one thing:
 
-    real   good training pictures, and the real defects of the support set
-    both   the same, and in a share of the defective half of each batch synthetic pictures in place of real ones
+    real   normal training images, and the real defects of the support set
+    both   the same, and in a share of the defective half of each batch synthetic images in place of real ones
 
-The same initial weights, number of steps, batches, good pictures and movements. The test split is taken without what
-the generator has seen (support pictures and those alike, good pictures that were drawn on). What is reported is the
+The same initial weights, number of steps, batches, normal images and movements. The test split is taken without what
+the generator has seen (support images and those alike, normal images that were drawn on). What is reported is the
 difference of every figure with its interval (`flawscope.calibration.evaluation.paired_differences`), and a set is
 recommended only where the whole interval of the chosen figure lies above zero.
 
-IoU is taken at a probability of 0.5, and at the threshold of the best F1 on good pictures that were held back and on
-the support pictures. No threshold and no training is chosen on test pictures. The support pictures were learned from,
+IoU is taken at a probability of 0.5, and at the threshold of the best F1 on normal images that were held back and on
+the support images. No threshold and no training is chosen on test images. The support images were learned from,
 because there are no other real defects outside the test split: that threshold is for information.
 
-Inception score and IC-LPIPS of the drawn pictures are taken where the networks' weights are given
-(`flawscope.workflows.utility.utility_variety`). They say how varied the pictures are and nothing of whether they help:
+Inception score and IC-LPIPS of the drawn images are taken where the networks' weights are given
+(`flawscope.workflows.utility.utility_variety`). They say how varied the images are and nothing of whether they help:
 the verdict is the same with them and without.
 
     DIR/judge.json   all figures per seed and arm, differences, intervals, verdict
     DIR/judge.svg    the differences and their intervals
-    DIR/arms/        what is kept of every finished training: logits on the test pictures, metrics, a preview
+    DIR/arms/        what is kept of every finished training: logits on the test images, metrics, a preview
 """
 
 from __future__ import annotations
@@ -63,19 +63,19 @@ from flawscope.files import atomic_folder, storage_errors, write_bytes, write_te
 from flawscope.progress import Progress, no_progress
 from flawscope.runs import BackboneSource
 from flawscope.training.features.backbone import Backbone, build_backbone, stages_of
-from flawscope.training.loop.image_batches import Pictures
+from flawscope.training.loop.image_batches import ImageReader
 from flawscope.training.loop.loop import CHECKPOINTS
 from flawscope.training.loop.workspace import FREE
 from flawscope.training.segmentation.segmenter import (
     Segmenter,
     SegmenterConfig,
     enlarge,
-    picture_scores,
+    image_scores,
     predict,
     train_segmenter,
 )
 from flawscope.versions import package_versions
-from flawscope.workflows.utility.utility_data import JudgeData, read_judge_data
+from flawscope.workflows.utility.utility_data import UtilityData, read_utility_data
 from flawscope.workflows.utility.utility_plot import draw_differences
 from flawscope.workflows.utility.utility_variety import Variety, load_networks, take_variety
 
@@ -86,12 +86,12 @@ _ARMS, _RESULT, _MAPS = "arms", "result.json", "maps.safetensors"
 _FREE = ("seed", *FREE)
 """Settings that a kept result may differ in: the seed is part of its name, the others do not change its numbers."""
 _ENLARGED = 64  # maps enlarged at once
-_THRESHOLD_PICTURES = 64  # of either kind: their pixels are sorted
+_THRESHOLD_IMAGES = 64  # of either kind: their pixels are sorted
 
 
 @dataclass(frozen=True)
-class JudgePlan:
-    """What is judged, and how.
+class UtilityPlan:
+    """Plan of a downstream benchmark: which synthetic set, and how it is tested.
 
     Attributes:
         config: Settings of the segmenter; its seed is not used.
@@ -106,7 +106,7 @@ class JudgePlan:
         lpips_heads: Linear weights of LPIPS 0.1 for it; with `lpips` or not at all.
         figure: Which of `flawscope.calibration.evaluation.paired_differences.FIGURES` decides.
         confidence: Of the intervals, a fraction.
-        with_leak: Also take the figures on all test pictures.
+        with_leak: Also take the figures on all test images.
         per_defect: Also take the figures of every defect type.
         resume: Take what is there of finished trainings.
         command: Command line for the record.
@@ -137,9 +137,9 @@ class ArmResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         seed: Of the training.
         arm: Which arm.
         made_from: All that its numbers depend on; a result is taken again only where it is the same.
-        threshold: Logit of the best F1 of pixels on held-back good pictures and on the support pictures.
+        threshold: Logit of the best F1 of pixels on held-back normal images and on the support images.
         loss: Mean loss of the training.
-        validation_error: Mean loss of held-back good pictures after it.
+        validation_error: Mean loss of held-back normal images after it.
         seconds: Wall-clock seconds of training and testing.
         versions: Package versions.
     """
@@ -155,39 +155,39 @@ class ArmResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
 
 class ArmFigures(msgspec.Struct, frozen=True, kw_only=True):
-    """The figures of one training on the clean test pictures, and its result."""
+    """The figures of one training on the clean test images, and its result."""
 
     figures: dict[str, float]
     result: ArmResult
 
 
-class Judgement(msgspec.Struct, frozen=True, kw_only=True):
-    """What was found; the content of `judge.json`.
+class UtilityReport(msgspec.Struct, frozen=True, kw_only=True):
+    """Result of the downstream benchmark; the content of `judge.json`.
 
     Attributes:
         is_recommended: Whether the whole interval of the deciding figure lies above zero.
         verdict: The same in words.
         figure: The figure that decides.
-        differences: Figure -> arm `both` minus arm `real`, on clean test pictures.
-        with_leak: The same on all test pictures, support pictures and what was drawn on included; None where it was
+        differences: Figure -> arm `both` minus arm `real`, on clean test images.
+        with_leak: The same on all test images, support images and what was drawn on included; None where it was
             not asked for. Nothing is decided by it.
-        defects: Defect type -> the same on its clean test pictures and all good ones; None where not asked for.
+        defects: Defect type -> the same on its clean test images and all normal ones; None where not asked for.
         arms: Every training.
-        counts: Pictures that were learned from, tested on, left out.
-        left_out: Test picture below the dataset's root -> why it was left out.
+        counts: Images that were learned from, tested on, left out.
+        left_out: Test image below the dataset's root -> why it was left out.
         notes: What limits the result.
         config: Settings of the segmenter by their flat names.
         backbone: Where its weights are from.
         category: Of the dataset.
         dataset: Fingerprint of the dataset.
-        support: SHA-256 over the support pictures and their masks.
-        synthetic: SHA-256 over the synthetic pictures and their labels.
+        support: SHA-256 over the support images and their masks.
+        synthetic: SHA-256 over the synthetic images and their labels.
         confidence: Of the intervals.
         versions: Package versions.
         created: UTC time, ISO 8601.
         command: The command line.
         flawscope: Version that wrote it.
-        variety: How varied the synthetic pictures are; None where no weights for that were given. Nothing is decided by
+        variety: How varied the synthetic images are; None where no weights for that were given. Nothing is decided by
             it.
         schema: Version of this record.
     """
@@ -217,16 +217,16 @@ class Judgement(msgspec.Struct, frozen=True, kw_only=True):
     schema: Literal[1] = 1
 
 
-def judge_synthesis(plan: JudgePlan, progress: Progress = no_progress) -> Judgement:
-    """Train with and without a synthetic set, compare on real pictures, and write what was found.
+def run_utility_benchmark(plan: UtilityPlan, progress: Progress = no_progress) -> UtilityReport:
+    """Train with and without a synthetic set, compare on real images, and write what was found.
 
     Args:
-        plan: What is judged, and how.
+        plan: Plan of a downstream benchmark: which synthetic set, and how it is tested.
         progress: Told what is being done.
 
     Raises:
         ArgumentError: If the plan is wrong, or the folder holds something else.
-        DataError: If pictures are missing, broken, or are not of each other.
+        DataError: If images are missing, broken, or are not of each other.
         RunError: If a training fails, or a kept result is broken.
         StorageError: If the system refuses to write.
     """
@@ -236,7 +236,7 @@ def judge_synthesis(plan: JudgePlan, progress: Progress = no_progress) -> Judgem
     networks = load_networks(plan.inception, plan.lpips, plan.lpips_heads, _device(plan.config))
     encoder, source = build_backbone(plan.config.features, plan.weights)
     stages_of(encoder, plan.config.preprocessing.size)  # a size that it cannot take is said before the long parts
-    data = read_judge_data(plan.config, plan.dataset, read_support(plan.support), plan.generated, progress)
+    data = read_utility_data(plan.config, plan.dataset, read_support(plan.support), plan.generated, progress)
     wanted = [(seed, arm) for seed in plan.seeds for arm in ARMS]
     for seed, arm in wanted:  # before the first training: hours later is too late
         _kept(plan, data, source, seed, arm)
@@ -259,7 +259,7 @@ def judge_synthesis(plan: JudgePlan, progress: Progress = no_progress) -> Judgem
     return judgement
 
 
-def _check(plan: JudgePlan) -> None:
+def _check(plan: UtilityPlan) -> None:
     check_fraction(plan.confidence, "confidence")
     if not plan.seeds or len(set(plan.seeds)) != len(plan.seeds) or min(plan.seeds) < 0:
         raise ArgumentError(f"seeds: expected different numbers of at least 0, got {list(plan.seeds)}.")
@@ -280,8 +280,8 @@ def _check(plan: JudgePlan) -> None:
             )
 
 
-def _left_behind(plan: JudgePlan) -> list[Path]:
-    """Return what killed judgements left of these seeds, as `flawscope.files` names it; others may be running."""
+def _left_behind(plan: UtilityPlan) -> list[Path]:
+    """Return what killed benchmarks left of these seeds, as `flawscope.files` names it; others may be running."""
     ends = [plan.out / RECORD, plan.out / PLOT, *(_folder(plan, seed, arm) for seed in plan.seeds for arm in ARMS)]
     return [left for end in ends for left in end.parent.glob(f".{end.name}.????????.tmp") if not left.is_symlink()]
 
@@ -295,16 +295,16 @@ class _Outcome:
     logits: Float32Array = field(repr=False)
 
 
-def _folder(plan: JudgePlan, seed: int, arm: Arm) -> Path:
+def _folder(plan: UtilityPlan, seed: int, arm: Arm) -> Path:
     return plan.out / _ARMS / f"seed_{seed}_{arm}"
 
 
-def _config_of(plan: JudgePlan, seed: int, arm: Arm) -> SegmenterConfig:
+def _config_of(plan: UtilityPlan, seed: int, arm: Arm) -> SegmenterConfig:
     own: dict[str, Any] = {"synthetic_share": 0.0, "weak_tau": None} if arm == "real" else {}
     return msgspec.structs.replace(plan.config, seed=seed, **own)
 
 
-def _made_from(plan: JudgePlan, data: JudgeData, source: BackboneSource, seed: int, arm: Arm) -> dict[str, Any]:
+def _made_from(plan: UtilityPlan, data: UtilityData, source: BackboneSource, seed: int, arm: Arm) -> dict[str, Any]:
     settings = flatten(_config_of(plan, seed, arm))
     found = {
         **{f"setting {name}": value for name, value in settings.items() if name not in _FREE},
@@ -318,7 +318,7 @@ def _made_from(plan: JudgePlan, data: JudgeData, source: BackboneSource, seed: i
     return plain
 
 
-def _kept(plan: JudgePlan, data: JudgeData, source: BackboneSource, seed: int, arm: Arm) -> _Outcome | None:
+def _kept(plan: UtilityPlan, data: UtilityData, source: BackboneSource, seed: int, arm: Arm) -> _Outcome | None:
     """Return a finished training that is there already, if it is one of this plan."""
     folder = _folder(plan, seed, arm)
     if not (folder / _RESULT).is_file():
@@ -337,14 +337,20 @@ def _kept(plan: JudgePlan, data: JudgeData, source: BackboneSource, seed: int, a
             f"{result.made_from.get(name)}, is {wanted.get(name)}. Give the same, or another --out."
         )
     if logits.dtype != np.float32 or logits.ndim != 3 or len(logits) != len(data.samples):
-        raise RunError(f"{folder}: expected float32 logits of {len(data.samples)} pictures. Remove the folder.")
+        raise RunError(f"{folder}: expected float32 logits of {len(data.samples)} images. Remove the folder.")
     return _Outcome(result, logits)
 
 
 def _run_arm(
-    plan: JudgePlan, data: JudgeData, encoder: Backbone, source: BackboneSource, seed: int, arm: Arm, progress: Progress
+    plan: UtilityPlan,
+    data: UtilityData,
+    encoder: Backbone,
+    source: BackboneSource,
+    seed: int,
+    arm: Arm,
+    progress: Progress,
 ) -> _Outcome:
-    """Train one arm, score the test pictures, and keep both."""
+    """Train one arm, score the test images, and keep both."""
     started = time.perf_counter()
     folder, config = _folder(plan, seed, arm), _config_of(plan, seed, arm)
     learned = data.learned
@@ -381,23 +387,23 @@ def _device(config: SegmenterConfig) -> str:
     return "cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu"
 
 
-def _best_threshold(segmenter: Segmenter, config: SegmenterConfig, data: JudgeData) -> float:
-    """Return the logit of the best F1 of pixels on held-back good pictures and on the support pictures."""
+def _best_threshold(segmenter: Segmenter, config: SegmenterConfig, data: UtilityData) -> float:
+    """Return the logit of the best F1 of pixels on held-back normal images and on the support images."""
     real = data.learned.real
-    parts: list[tuple[Pictures, BoolArray | None]] = [(data.learned.held_back, None), (real.pictures, real.labels)]
+    parts: list[tuple[ImageReader, BoolArray | None]] = [(data.learned.held_back, None), (real.images, real.labels)]
     scores, labels = [], []
-    for pictures, masks in parts:
-        count = min(_THRESHOLD_PICTURES, len(pictures))
-        maps = _maps(predict(segmenter, pictures, count, config.loop.batch_size), config)
+    for images, masks in parts:
+        count = min(_THRESHOLD_IMAGES, len(images))
+        maps = _maps(predict(segmenter, images, count, config.loop.batch_size), config)
         scores.append(maps.astype(np.float64).ravel())
         labels.append(np.zeros(maps.size, np.bool_) if masks is None else masks[:count].ravel())
     best = f1_max(np.concatenate(scores), np.concatenate(labels))
-    assert best is not None  # held-back pictures have no defect, support pictures have one
+    assert best is not None  # held-back images have no defect, support images have one
     return best.threshold
 
 
 def _maps(logits: Float32Array, config: SegmenterConfig) -> Float32Array:
-    """Return logits at the size of the pictures, float32 [N, H, W]."""
+    """Return logits at the size of the images, float32 [N, H, W]."""
     made = np.empty((len(logits), *config.preprocessing.size), np.float32)
     for start in range(0, len(logits), _ENLARGED):
         part = torch.from_numpy(logits[start : start + _ENLARGED])[:, None]
@@ -409,12 +415,12 @@ def _maps(logits: Float32Array, config: SegmenterConfig) -> Float32Array:
 
 
 def _weigh(
-    plan: JudgePlan,
-    data: JudgeData,
+    plan: UtilityPlan,
+    data: UtilityData,
     source: BackboneSource,
     outcomes: Sequence[_Outcome],
     variety: Variety | None,
-) -> Judgement:
+) -> UtilityReport:
     defects = np.array([sample.defect for sample in data.samples])
     groups: dict[str, BoolArray] = {"clean": data.is_clean}
     if plan.with_leak:
@@ -435,12 +441,12 @@ def _weigh(
     }
     clean = found["clean"]
     if plan.figure not in clean:
-        raise DataError(f"{plan.figure}: expected a figure that is defined on these test pictures. Choose another.")
+        raise DataError(f"{plan.figure}: expected a figure that is defined on these test images. Choose another.")
     deciding = clean[plan.figure]
     notes = list(data.notes)
     if len(plan.seeds) == 1:
         notes.append("one seed: the interval knows nothing of chance in training; take three or more with --seeds")
-    return Judgement(
+    return UtilityReport(
         is_recommended=deciding.is_gain,
         verdict=_verdict(FIGURES[plan.figure], deciding),
         figure=plan.figure,
@@ -469,9 +475,9 @@ def _weigh(
     )
 
 
-def _tally(plan: JudgePlan, maps: Float32Array, truth: Truth, result: ArmResult) -> Tally:
+def _tally(plan: UtilityPlan, maps: Float32Array, truth: Truth, result: ArmResult) -> Tally:
     thresholds = {IOU: 0.0, IOU_F1: result.threshold}  # as logits: 0 is a probability of 0.5
-    return tally(maps, picture_scores(maps, plan.config.top), truth, thresholds)
+    return tally(maps, image_scores(maps, plan.config.top), truth, thresholds)
 
 
 def _verdict(name: str, found: Difference) -> str:

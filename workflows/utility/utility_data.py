@@ -1,4 +1,4 @@
-"""What a judgement of a synthetic set learns from and is tested on, and what must not be in both."""
+"""Training and test data of the downstream benchmark, kept disjoint."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ import numpy as np
 from flawscope.arrays import BoolArray
 from flawscope.calibration.evaluation.paired_differences import Truth
 from flawscope.datasets import Dataset, Sample, fingerprint, hash_contents, split_held_out
-from flawscope.datasets.defects.anomalous_samples import Defective
+from flawscope.datasets.defects.anomalous_samples import AnomalousSample
 from flawscope.datasets.defects.file_names import category_of, place_of
 from flawscope.datasets.defects.set_files import read_json
 from flawscope.datasets.defects.support_set import SupportRecord, exclude_support, find_support
 from flawscope.errors import DataError
 from flawscope.imaging.images import Preprocessing, prepare_mask, read_mask
 from flawscope.progress import Progress
-from flawscope.runtime.synthesis.generated_set import MARKER, GeneratedPicture, GenerateRecord, read_generated
-from flawscope.training.loop.image_batches import Pictures
+from flawscope.runtime.synthesis.generated_set import MARKER, GeneratedImage, GenerateRecord, read_generated
+from flawscope.training.loop.image_batches import ImageReader
 from flawscope.training.segmentation.segmenter import Labelled, SegmenterConfig, SegmenterData
 
 _LEAST_HELD_BACK = 2
 
 
 @dataclass(frozen=True)
-class DefectPictures:
-    """The pictures of one defect type.
+class DefectImages:
+    """The images of one defect type.
 
     Attributes:
-        drawn: Files of the synthetic pictures that are learned from, in the order in which they were drawn.
-        support: Place of every support picture below the dataset's root -> its file.
+        drawn: Files of the synthetic images that are learned from, in the order in which they were drawn.
+        support: Place of every support image below the dataset's root -> its file.
     """
 
     drawn: tuple[Path, ...]
@@ -41,33 +41,33 @@ class DefectPictures:
 
 
 @dataclass(frozen=True)
-class JudgeData:
-    """Pictures of both arms and of the test.
+class UtilityData:
+    """Images of both arms and of the test.
 
     Attributes:
-        learned: What is learned from, with the synthetic pictures.
-        test: All test pictures, in the dataset's order.
+        learned: What is learned from, with the synthetic images.
+        test: All test images, in the dataset's order.
         samples: Their samples.
         truth: What they show.
-        is_clean: Bool [N], test pictures that neither the generator nor a segmenter has seen anything of.
-        left_out: Test picture below the dataset's root -> why it is not clean.
+        is_clean: Bool [N], test images that neither the generator nor a segmenter has seen anything of.
+        left_out: Test image below the dataset's root -> why it is not clean.
         unseen: Defect types of the test that the support set does not have.
-        defects: Defect type of synthetic pictures -> its pictures; with the category where the dataset has several.
+        defects: Defect type of synthetic images -> its images; with the category where the dataset has several.
         counts: What there is, for the record.
         notes: What limits the result.
         dataset: Fingerprint of the dataset.
-        support: SHA-256 over the content of the support pictures and their masks.
-        synthetic: SHA-256 over the content of the synthetic pictures and their labels.
+        support: SHA-256 over the content of the support images and their masks.
+        synthetic: SHA-256 over the content of the synthetic images and their labels.
     """
 
     learned: SegmenterData
-    test: Pictures
+    test: ImageReader
     samples: tuple[Sample, ...]
     truth: Truth
     is_clean: BoolArray
     left_out: dict[str, str]
     unseen: tuple[str, ...]
-    defects: dict[str, DefectPictures]
+    defects: dict[str, DefectImages]
     counts: dict[str, int]
     notes: tuple[str, ...]
     dataset: str
@@ -75,14 +75,14 @@ class JudgeData:
     synthetic: str
 
 
-def read_judge_data(
+def read_utility_data(
     config: SegmenterConfig, dataset: Dataset, support: SupportRecord, generated: Path, progress: Progress
-) -> JudgeData:
-    """Read all pictures of a judgement.
+) -> UtilityData:
+    """Read all images of a benchmark.
 
-    The good pictures of the training split are learned from, but for a share (`validation`) that is held back; what
+    The normal images of the training split are learned from, but for a share (`validation`) that is held back; what
     was drawn on those is not learned from either. Of the test split, what the generator has seen is not clean: support
-    pictures, pictures that look like the same parts, and good pictures that defects were drawn on.
+    images, images that look like the same parts, and normal images that defects were drawn on.
 
     Args:
         config: Settings of the segmenter.
@@ -92,25 +92,25 @@ def read_judge_data(
         progress: Told what is being done.
 
     Raises:
-        DataError: If pictures are missing, broken, or are not of each other.
+        DataError: If images are missing, broken, or are not of each other.
     """
-    record = read_json(generated / MARKER, GenerateRecord, "the record of drawn pictures")
+    record = read_json(generated / MARKER, GenerateRecord, "the record of drawn images")
     if missing := set(record.support) - support.contents:
         raise DataError(
             f"support set: expected the one that {record.bundle} learned from, got one without {len(missing)} of its "
-            f"{len(record.support)} pictures. Name the right one with --support."
+            f"{len(record.support)} images. Name the right one with --support."
         )
     names = {category_of(dataset, sample) for sample in dataset.samples}
     drawn = [line for line in read_generated(generated) if line.category in names]
     hashes = hash_contents(
-        (sample.path for sample in dataset.samples), lambda done, total: progress("hashing pictures", done, total)
+        (sample.path for sample in dataset.samples), lambda done, total: progress("hashing images", done, total)
     )
     left_out = _left_out(dataset, support, drawn, hashes)
     good, held_back = split_held_out(
         dataset.train_good, share=config.data.validation, minimum=_LEAST_HELD_BACK, seed=0, hashes=hashes
     )
     if not held_back:
-        raise DataError(f"{dataset.root}: expected at least 2 different good training pictures, got {len(good)}.")
+        raise DataError(f"{dataset.root}: expected at least 2 different normal training images, got {len(good)}.")
     apart = {hashes[sample.path] for sample in held_back}
     accepted = [line for line in drawn if line.accepted]
     usable = [line for line in accepted if line.good_sha256 not in apart]
@@ -120,11 +120,11 @@ def read_judge_data(
     synthetic = [(generated / line.image.place, _label(config, generated, line)) for line in usable]
     real_kept, real_labels = _with_labels(real, spec)
     kept, labels = _with_labels(synthetic, spec)
-    for what, found, where in (("support pictures", real_kept, dataset.root), ("accepted pictures", kept, generated)):
+    for what, found, where in (("support images", real_kept, dataset.root), ("accepted images", kept, generated)):
         if not found:
             raise DataError(
                 f"{where}: expected {what} of {', '.join(sorted(names))} with a defect that is seen at "
-                f"{spec.size[1]}x{spec.size[0]} pixels, got none. Take a larger --image-size, or other pictures."
+                f"{spec.size[1]}x{spec.size[0]} pixels, got none. Take a larger --image-size, or other images."
             )
     samples = dataset.test
     truth, lost = _truth(samples, spec)
@@ -132,8 +132,8 @@ def read_judge_data(
     _check_test(dataset, truth.select(is_clean))
     budget = config.data.memory_budget_mb // 4
 
-    def pictures(paths: Sequence[Path]) -> Pictures:
-        return Pictures(paths, spec, config.data.num_workers, budget, progress)
+    def images(paths: Sequence[Path]) -> ImageReader:
+        return ImageReader(paths, spec, config.data.num_workers, budget, progress)
 
     counts = {
         "good": len(good),
@@ -146,27 +146,27 @@ def read_judge_data(
         "left_out": len(left_out),
         "rejected": len(drawn) - len(accepted),
     }
-    learned_types = {(picture.category, picture.defect) for picture in support.pictures}
+    learned_types = {(image.category, image.defect) for image in support.pictures}
     clean_types = Counter(s.defect for s, clean in zip(samples, is_clean, strict=True) if clean and s.is_anomalous)
     known = {f"{category}/{defect}" for category, defect in learned_types}
     unseen = tuple(d for d in sorted(clean_types) if not known & {d, f"{dataset.category}/{d}"})
     notes = {
-        "synthetic pictures not learned from, drawn on good pictures that are held back": len(accepted) - len(usable),
-        "synthetic pictures not learned from, whose defect vanishes at this size": len(usable) - len(kept),
-        "support pictures not learned from, whose defect vanishes at this size": len(real) - len(real_kept),
-        "test pictures without pixel truth, whose defect vanishes at this size": lost,
-        f"test pictures of defect types that the support set does not have ({', '.join(unseen)})": (
+        "synthetic images not learned from, drawn on normal images that are held back": len(accepted) - len(usable),
+        "synthetic images not learned from, whose defect vanishes at this size": len(usable) - len(kept),
+        "support images not learned from, whose defect vanishes at this size": len(real) - len(real_kept),
+        "test images without pixel truth, whose defect vanishes at this size": lost,
+        f"test images of defect types that the support set does not have ({', '.join(unseen)})": (
             sum(clean_types[name] for name in unseen)
         ),
     }
-    return JudgeData(
+    return UtilityData(
         learned=SegmenterData(
-            good=pictures([sample.path for sample in good]),
-            held_back=pictures([sample.path for sample in held_back]),
-            real=Labelled(pictures(real_kept), real_labels),
-            synthetic=Labelled(pictures(kept), labels, is_coarse=config.weak_tau is not None),
+            good=images([sample.path for sample in good]),
+            held_back=images([sample.path for sample in held_back]),
+            real=Labelled(images(real_kept), real_labels),
+            synthetic=Labelled(images(kept), labels, is_coarse=config.weak_tau is not None),
         ),
-        test=pictures([sample.path for sample in samples]),
+        test=images([sample.path for sample in samples]),
         samples=samples,
         truth=truth,
         is_clean=is_clean,
@@ -182,9 +182,9 @@ def read_judge_data(
 
 
 def _left_out(
-    dataset: Dataset, support: SupportRecord, drawn: Sequence[GeneratedPicture], hashes: dict[Path, str]
+    dataset: Dataset, support: SupportRecord, drawn: Sequence[GeneratedImage], hashes: dict[Path, str]
 ) -> dict[str, str]:
-    """Return the test pictures that something of was seen, known by their content, with the reason."""
+    """Return the contaminated test images, matched by content, with the reason."""
     _, places = exclude_support(dataset, support)
     like = {one.content: f"probably the same part as {one.like}" for one in support.alike}
     under = {line.good_sha256 for line in drawn}
@@ -192,29 +192,29 @@ def _left_out(
     for sample in dataset.test:
         place, content = place_of(dataset, sample.path), hashes[sample.path]
         if place in places:
-            found[place] = "a support picture" if content in support.contents else like[content]
+            found[place] = "a support image" if content in support.contents else like[content]
         elif content in under:
             found[place] = "defects were drawn on it"
     return found
 
 
-def _label(config: SegmenterConfig, folder: Path, line: GeneratedPicture) -> BoolArray:
-    """Return the label of a drawn picture: its box where labels are weak, else its precise mask."""
+def _label(config: SegmenterConfig, folder: Path, line: GeneratedImage) -> BoolArray:
+    """Return the label of a drawn image: its box where labels are weak, else its precise mask."""
     file = line.mask if config.weak_tau is None else line.box_mask
     if file is None:
-        raise DataError(f"{line.image.place}: expected the masks of an accepted picture, got none. Generate again.")
+        raise DataError(f"{line.image.place}: expected the masks of an accepted image, got none. Generate again.")
     return read_mask(folder / file.place)
 
 
 def _by_defect(
     generated: Path,
-    usable: Sequence[GeneratedPicture],
+    usable: Sequence[GeneratedImage],
     kept: Collection[Path],
-    entries: Sequence[Defective],
+    entries: Sequence[AnomalousSample],
     *,
     is_alone: bool,
-) -> dict[str, DefectPictures]:
-    """Return the pictures of every defect type that was drawn, by its name, which has no category if that is alone."""
+) -> dict[str, DefectImages]:
+    """Return the images of every defect type that was drawn, by its name, which has no category if that is alone."""
     drawn: dict[tuple[str, str], list[Path]] = {}
     for line in usable:
         if (path := generated / line.image.place) in kept:
@@ -223,17 +223,17 @@ def _by_defect(
     for category, defect in sorted(drawn):
         support = {one.place: one.sample.path for one in entries if (one.category, one.defect) == (category, defect)}
         name = defect if is_alone else f"{category}/{defect}"
-        found[name] = DefectPictures(tuple(drawn[category, defect]), support)
+        found[name] = DefectImages(tuple(drawn[category, defect]), support)
     return found
 
 
-def _contents(config: SegmenterConfig, line: GeneratedPicture) -> tuple[str, ...]:
+def _contents(config: SegmenterConfig, line: GeneratedImage) -> tuple[str, ...]:
     file = line.mask if config.weak_tau is None else line.box_mask
     return (line.image.sha256, "" if file is None else file.sha256)
 
 
 def _with_labels(entries: Sequence[tuple[Path, BoolArray]], spec: Preprocessing) -> tuple[list[Path], BoolArray]:
-    """Return pictures whose label still shows something at the prepared size, and the labels, bool [N, H, W]."""
+    """Return images whose label still shows something at the prepared size, and the labels, bool [N, H, W]."""
     prepared = [(path, prepare_mask(mask, spec)) for path, mask in entries]
     kept = [(path, mask) for path, mask in prepared if mask.any()]
     labels = np.zeros((len(kept), *spec.size), np.bool_)
@@ -243,7 +243,7 @@ def _with_labels(entries: Sequence[tuple[Path, BoolArray]], spec: Preprocessing)
 
 
 def _truth(samples: Sequence[Sample], spec: Preprocessing) -> tuple[Truth, int]:
-    """Return what the test pictures show at the prepared size, and how many lost their mask by it."""
+    """Return what the test images show at the prepared size, and how many lost their mask by it."""
     masks = np.zeros((len(samples), *spec.size), np.bool_)
     lost = 0
     for index, sample in enumerate(samples):
@@ -258,8 +258,8 @@ def _check_test(dataset: Dataset, clean: Truth) -> None:
     good, defective = int((~clean.labels).sum()), int((clean.labels & clean.use).sum())
     if not good or not defective:
         raise DataError(
-            f"{dataset.root}: expected good and defective test pictures with masks beside the support set and what was "
-            f"drawn on, got {good} good and {defective} defective ones. Add some."
+            f"{dataset.root}: expected normal and anomalous test images with masks beside the support set and what was "
+            f"drawn on, got {good} normal and {defective} anomalous ones. Add some."
         )
 
 

@@ -1,4 +1,4 @@
-"""The picture of a judgement: the gain in every figure, and its interval."""
+"""Plot of the downstream benchmark: the gain in every figure, with its interval."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from flawscope.calibration.extras import require
 
 
 def draw_differences(differences: Mapping[str, Difference]) -> str:
-    """Return a picture of differences as SVG text, the same on every run: a dot and an interval for each figure."""
+    """Return an image of differences as SVG text, the same on every run: a dot and an interval for each figure."""
     matplotlib = require("matplotlib", "matplotlib", "drawing differences")
     figure_type: Any = require("matplotlib.figure", "matplotlib", "drawing differences").Figure
-    # A user's own Matplotlib settings must not change the picture; the backend is not used here.
+    # A user's own Matplotlib settings must not change the image; the backend is not used here.
     settings = {key: value for key, value in matplotlib.rcParamsDefault.items() if key != "backend"}
     settings |= {"svg.fonttype": "none", "svg.hashsalt": "flawscope-judge", "axes.spines.top": False}
     with matplotlib.rc_context(settings | {"axes.spines.right": False, "axes.spines.left": False}):
@@ -29,7 +29,7 @@ def draw_differences(differences: Mapping[str, Difference]) -> str:
         axis.set_yticks(range(len(differences)), [FIGURES.get(name, name) for name in differences])
         axis.tick_params(axis="y", length=0)
         axis.set_ylim(len(differences) - 0.5, -0.5)
-        axis.set_xlabel("with synthetic pictures minus without; ticks are single seeds")
+        axis.set_xlabel("with synthetic images minus without; ticks are single seeds")
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     return buffer.getvalue()

@@ -1,14 +1,14 @@
-"""Inception score and IC-LPIPS of the accepted pictures of a synthetic set, where the networks' weights are given.
+"""Inception score and IC-LPIPS of the accepted images of a synthetic set, where the networks' weights are given.
 
-They say how varied pictures are, of each defect type and of all, and nothing of whether they help: pictures of noise
+They say how varied images are, of each defect type and of all, and nothing of whether they help: images of noise
 are varied. No verdict depends on them.
 
-Whole pictures are looked at, as others do, so that the variety of the good pictures that were drawn on is in the
-figures too. The pictures are those that are learned from in the judgement; the support pictures are all of the support
+Whole images are looked at, as others do, so that the variety of the normal images that were drawn on is in the
+figures too. The images are those that are learned from in the benchmark; the support images are all of the support
 set. Choices that the papers leave open:
 
-    Inception score   pictures of 299 x 299, by area where both sides shrink, bilinear otherwise, without cropping
-    IC-LPIPS          all pictures of a defect type at one size: the commonest among the drawn ones, made smaller until
+    Inception score   images of 299 x 299, by area where both sides shrink, bilinear otherwise, without cropping
+    IC-LPIPS          all images of a defect type at one size: the commonest among the drawn ones, made smaller until
                       no side is above 512 px and larger until none is below 64 px, in the same way of resizing
 
 Weights are read from safetensors, or from a file of `torch.save` without unpickling it.
@@ -35,7 +35,7 @@ from flawscope.files import sha256_file
 from flawscope.imaging.images import Preprocessing, read_image
 from flawscope.progress import Progress
 from flawscope.torch_file import read_state_dict
-from flawscope.training.loop.image_batches import Pictures
+from flawscope.training.loop.image_batches import ImageReader
 from flawscope.training.segmentation.lpips import MIN_SIDE_PX, Lpips, build_lpips
 from flawscope.training.segmentation.segmenter import SegmenterConfig
 from flawscope.training.segmentation.variety import (
@@ -47,14 +47,14 @@ from flawscope.training.segmentation.variety import (
     inception_score,
     mean_of,
 )
-from flawscope.workflows.utility.utility_data import DefectPictures
+from flawscope.workflows.utility.utility_data import DefectImages
 
 MAX_SIDE_PX = 512
-"""Larger pictures are made smaller before they are compared by LPIPS."""
+"""Larger images are made smaller before they are compared by LPIPS."""
 
 _MAX_BYTES = 1 << 30  # vgg16 with its classifier has 528 MB
 _SUFFIX = ".safetensors"
-_BATCH_PIXELS, _BATCH = 1 << 20, 16  # at once: vgg16 takes about 1 GB for four pictures of 512 x 512
+_BATCH_PIXELS, _BATCH = 1 << 20, 16  # at once: vgg16 takes about 1 GB for four images of 512 x 512
 
 
 # ---- What was found --------------------------------------------------------------------------------------------------
@@ -73,10 +73,10 @@ class WeightFile(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SupportGroup(msgspec.Struct, frozen=True, kw_only=True):
-    """The drawn pictures nearest to one support picture.
+    """The drawn images nearest to one support image.
 
     Attributes:
-        support: The support picture, below the dataset's root.
+        support: The support image, below the dataset's root.
         pictures: How many are nearest to it.
         lpips: Mean LPIPS over their pairs; None with fewer than two.
     """
@@ -87,14 +87,14 @@ class SupportGroup(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DefectVariety(msgspec.Struct, frozen=True, kw_only=True):
-    """How varied the drawn pictures of one defect type are.
+    """How varied the drawn images of one defect type are.
 
     Attributes:
         pictures: How many.
         inception_score: None without its weights.
         ic_lpips: Mean over `groups` that have a pair; None without the weights, or where no group has a pair.
-        groups: By support picture; empty without the weights, or without support pictures of this defect type.
-        size: Height and width in pixels at which pictures were compared by LPIPS; None where they were not.
+        groups: By support image; empty without the weights, or without support images of this defect type.
+        size: Height and width in pixels at which images were compared by LPIPS; None where they were not.
     """
 
     pictures: int
@@ -105,7 +105,7 @@ class DefectVariety(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Variety(msgspec.Struct, frozen=True, kw_only=True):
-    """How varied the drawn pictures are. It says nothing of whether they help.
+    """How varied the drawn images are. It says nothing of whether they help.
 
     Attributes:
         pictures: How many.
@@ -209,37 +209,37 @@ def load_networks(
 
 def take_variety(
     networks: VarietyNetworks,
-    defects: Mapping[str, DefectPictures],
+    defects: Mapping[str, DefectImages],
     config: SegmenterConfig,
     device: str,
     progress: Progress,
 ) -> Variety:
-    """Return how varied drawn pictures are.
+    """Return how varied drawn images are.
 
     Args:
         networks: What it is measured with.
-        defects: Defect type -> its pictures, at least one drawn.
+        defects: Defect type -> its images, at least one drawn.
         config: For `num_workers` and `memory_budget_mb`.
         device: Where the networks are.
         progress: Told what is being done.
 
     Raises:
         DataError: If the networks give numbers that are not finite.
-        ImageError: If a picture cannot be read.
+        ImageError: If an image cannot be read.
     """
     probabilities = {}
     if networks.inception is not None:
-        for name, pictures in defects.items():
+        for name, images in defects.items():
             probabilities[name] = class_probabilities(
                 networks.inception,
-                _pictures(pictures.drawn, (INCEPTION_SIDE_PX, INCEPTION_SIDE_PX), config),
+                _images(images.drawn, (INCEPTION_SIDE_PX, INCEPTION_SIDE_PX), config),
                 batch=_batch_of((INCEPTION_SIDE_PX, INCEPTION_SIDE_PX)),
                 device=device,
                 progress=_titled(progress, f"Inception score, {name}"),
             )
     found = {
-        name: _defect_variety(networks.lpips, pictures, probabilities.get(name), config, device, progress, name)
-        for name, pictures in defects.items()
+        name: _defect_variety(networks.lpips, images, probabilities.get(name), config, device, progress, name)
+        for name, images in defects.items()
     }
     return Variety(
         pictures=sum(one.pictures for one in found.values()),
@@ -252,7 +252,7 @@ def take_variety(
 
 def _defect_variety(
     network: Lpips | None,
-    pictures: DefectPictures,
+    defect: DefectImages,
     probabilities: npt.NDArray[np.float64] | None,
     config: SegmenterConfig,
     device: str,
@@ -260,9 +260,9 @@ def _defect_variety(
     name: str,
 ) -> DefectVariety:
     score = None if probabilities is None else inception_score(probabilities)
-    if network is None or not pictures.support:
-        return DefectVariety(pictures=len(pictures.drawn), inception_score=score, ic_lpips=None, groups=(), size=None)
-    size = compared_size([read_image(path).shape[:2] for path in pictures.drawn])
+    if network is None or not defect.support:
+        return DefectVariety(pictures=len(defect.drawn), inception_score=score, ic_lpips=None, groups=(), size=None)
+    size = compared_size([read_image(path).shape[:2] for path in defect.drawn])
 
     def embed(images: npt.NDArray[Any]) -> Tensor:
         vectors: Tensor = network(torch.from_numpy(images).to(device))
@@ -270,15 +270,15 @@ def _defect_variety(
 
     groups = group_by_nearest(
         embed,
-        _pictures(list(pictures.support.values()), size, config),
-        _pictures(pictures.drawn, size, config),
+        _images(list(defect.support.values()), size, config),
+        _images(defect.drawn, size, config),
         batch=_batch_of(size),
         budget=config.data.memory_budget_mb * 1_000_000 // 2,
         progress=_titled(progress, f"IC-LPIPS, {name}"),
     )
-    rows = zip(pictures.support, groups.sizes, groups.means, strict=True)
+    rows = zip(defect.support, groups.sizes, groups.means, strict=True)
     return DefectVariety(
-        pictures=len(pictures.drawn),
+        pictures=len(defect.drawn),
         inception_score=score,
         ic_lpips=groups.mean,
         groups=tuple(SupportGroup(support=place, pictures=count, lpips=mean) for place, count, mean in rows),
@@ -287,7 +287,7 @@ def _defect_variety(
 
 
 def compared_size(sizes: Sequence[tuple[int, ...]]) -> tuple[int, int]:
-    """Return the height and width at which pictures of these sizes are compared by LPIPS.
+    """Return the height and width at which images of these sizes are compared by LPIPS.
 
     The commonest size, and of equally common ones the largest; scaled down until no side is above `MAX_SIDE_PX`, or up
     until none is below the least that the networks take. Where both cannot be, the aspect changes.
@@ -298,8 +298,8 @@ def compared_size(sizes: Sequence[tuple[int, ...]]) -> tuple[int, int]:
     return min(MAX_SIDE_PX, round(height * scale)), min(MAX_SIDE_PX, round(width * scale))
 
 
-def _pictures(paths: Sequence[Path], size: tuple[int, int], config: SegmenterConfig) -> Pictures:
-    return Pictures(paths, Preprocessing(size), config.data.num_workers, config.data.memory_budget_mb // 4)
+def _images(paths: Sequence[Path], size: tuple[int, int], config: SegmenterConfig) -> ImageReader:
+    return ImageReader(paths, Preprocessing(size), config.data.num_workers, config.data.memory_budget_mb // 4)
 
 
 def _batch_of(size: tuple[int, int]) -> int:

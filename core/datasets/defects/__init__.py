@@ -1,6 +1,6 @@
 """Sets that a synthesis starts from: support, box, mask and description sets, with one strict reader each."""
 
-from flawscope.datasets.defects.anomalous_samples import Defective, list_defective
+from flawscope.datasets.defects.anomalous_samples import AnomalousSample, list_anomalous
 from flawscope.datasets.defects.box_sets import (
     BoxLine,
     BoxRecord,
@@ -23,8 +23,8 @@ from flawscope.datasets.defects.random_boxes import BoxRange
 from flawscope.datasets.defects.random_masks import Sides
 from flawscope.datasets.defects.support_set import (
     SUPPORT_RECORD,
-    AlikePicture,
-    SupportPicture,
+    NearDuplicate,
+    SupportImage,
     SupportRecord,
     exclude_support,
     find_support,
@@ -34,26 +34,26 @@ from flawscope.datasets.defects.support_set import (
 
 __all__ = [
     "SUPPORT_RECORD",
-    "AlikePicture",
+    "AnomalousSample",
     "BoxLine",
     "BoxRange",
     "BoxRecord",
     "BoxSettings",
     "Captions",
     "CategoryRanges",
-    "Defective",
     "Description",
     "DescriptionRecord",
     "MaskRecord",
     "MaskSettings",
+    "NearDuplicate",
     "Sides",
-    "SupportPicture",
+    "SupportImage",
     "SupportRecord",
     "exclude_support",
     "find_box_lines",
     "find_foreground",
     "find_support",
-    "list_defective",
+    "list_anomalous",
     "read_box_lines",
     "read_descriptions",
     "read_frames",

@@ -1,4 +1,4 @@
-"""The defective pictures of a dataset that have a mask, taken from a split that was named."""
+"""The anomalous images of a dataset that have a mask, from one split."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from flawscope.imaging.images import read_image
 Source = Literal["train", "test", "any"]
 
 
-class Defective(NamedTuple):
-    """One defective picture with a mask.
+class AnomalousSample(NamedTuple):
+    """One anomalous image with a mask.
 
     Attributes:
         sample: The sample of the dataset.
         category: Name of its category.
         defect: Its defect type, without the category.
-        place: The picture's path below the dataset's root.
+        place: The image's path below the dataset's root.
     """
 
     sample: Sample
@@ -30,40 +30,40 @@ class Defective(NamedTuple):
     place: str
 
     def read(self) -> tuple[UInt8Array, BoolArray]:
-        """Return the picture, uint8 [H, W, 3] RGB, and its mask, bool [H, W], which may be empty.
+        """Return the image, uint8 [H, W, 3] RGB, and its mask, bool [H, W], which may be empty.
 
         Raises:
-            DataError: If a file cannot be read, or the mask is not of the picture's size.
+            DataError: If a file cannot be read, or the mask is not of the image's size.
         """
         image, mask = read_image(self.sample.path), self.sample.read_mask()
         assert mask is not None
         if mask.shape != image.shape[:2]:
             got, want = (f"{width}x{height}" for height, width in (mask.shape, image.shape[:2]))
             raise DataError(
-                f"{self.sample.mask}: expected {want} pixels as its picture has, got {got}. Export the mask again."
+                f"{self.sample.mask}: expected {want} pixels as its image has, got {got}. Export the mask again."
             )
         return image, mask
 
 
-def list_defective(dataset: Dataset, split: Source, defects: Sequence[str] = ()) -> list[Defective]:
-    """Return the defective pictures with a mask in the dataset's order.
+def list_anomalous(dataset: Dataset, split: Source, defects: Sequence[str] = ()) -> list[AnomalousSample]:
+    """Return the anomalous images with a mask in the dataset's order.
 
     Args:
         dataset: The dataset.
-        split: Where they may come from. What is learned from test pictures has to be left out of the evaluation, so
+        split: Where they may come from. What is learned from test images has to be left out of the evaluation, so
             nothing is taken from there unless it is named.
         defects: Defect types as the dataset calls them; none means all.
 
     Raises:
         ArgumentError: If a defect type is unknown.
-        DataError: If a defect type has no picture with a mask in the split.
+        DataError: If a defect type has no image with a mask in the split.
     """
     if unknown := [name for name in defects if name not in dataset.defects]:
         known = ", ".join(dataset.defects) or "(there is none)"
         raise ArgumentError(f"defect: expected defect types of {dataset.root} ({known}), got {unknown[0]!r}.")
     if not dataset.defects:
-        raise DataError(f"{dataset.root}: expected defective pictures with masks, got good ones only. Add some.")
-    found: list[Defective] = []
+        raise DataError(f"{dataset.root}: expected anomalous images with masks, got normal ones only. Add some.")
+    found: list[AnomalousSample] = []
     for name in sorted(set(defects)) or dataset.defects:
         having = [sample for sample in dataset.samples if sample.defect == name and sample.mask is not None]
         chosen = [sample for sample in having if split in ("any", sample.split)]
@@ -71,13 +71,13 @@ def list_defective(dataset: Dataset, split: Source, defects: Sequence[str] = ())
             _raise_none(dataset, name, split, len(having))
         for sample in chosen:
             place = place_of(dataset, sample.path)
-            found.append(Defective(sample, category_of(dataset, sample), defect_of(sample), place))
+            found.append(AnomalousSample(sample, category_of(dataset, sample), defect_of(sample), place))
     return found
 
 
 def _raise_none(dataset: Dataset, defect: str, split: Source, elsewhere: int) -> None:
     where = "" if split == "any" else f" in the {split} split"
-    text = f"{dataset.root}: {defect}: expected defective pictures with masks{where}, got none"
+    text = f"{dataset.root}: {defect}: expected anomalous images with masks{where}, got none"
     if not elsewhere:
         raise DataError(f"{text} anywhere. Add masks, or name other defect types with --defect.")
     other = "test" if split == "train" else "train"

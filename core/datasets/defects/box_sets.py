@@ -1,7 +1,7 @@
-"""Box sets: rectangles around the defects of real pictures, and random ones like them on good pictures.
+"""Box sets: rectangles around the defects of real images, and random ones like them on normal images.
 
-    DIR/CATEGORY/bbox/DEFECT/STEM_mask.png   around real defects, of the picture's size
-    DIR/CATEGORY/mask/DEFECT/NUMBER.png      random, of the good picture's size
+    DIR/CATEGORY/bbox/DEFECT/STEM_mask.png   around real defects, of the image's size
+    DIR/CATEGORY/mask/DEFECT/NUMBER.png      random, of the normal image's size
     DIR/CATEGORY/CATEGORY_test.jsonl         for each random box a line with the keys good, mask, text
     DIR/ranges.json                          the sizes seen, as a range file of `synth masks`
     DIR/boxes.json                           settings, real boxes, and the ranges of sizes and places
@@ -24,7 +24,7 @@ import msgspec
 from flawscope import __version__
 from flawscope.arrays import UInt8Array
 from flawscope.datasets import Dataset, Sample
-from flawscope.datasets.defects.anomalous_samples import Defective
+from flawscope.datasets.defects.anomalous_samples import AnomalousSample
 from flawscope.datasets.defects.captions import Captions
 from flawscope.datasets.defects.file_names import category_of, check_name, place_of
 from flawscope.datasets.defects.foreground import Coverage, find_foreground
@@ -32,7 +32,7 @@ from flawscope.datasets.defects.mask_ranges import CategoryRanges
 from flawscope.datasets.defects.random_boxes import BoxRange, draw_box, range_of
 from flawscope.datasets.defects.random_masks import MAX_TRIES, MIN_OVERLAP, Sides
 from flawscope.datasets.defects.seeded_choice import check_count, check_fraction, check_seed, generator
-from flawscope.datasets.defects.set_files import SHEET, read_lines, write_json, write_lines, write_mask, write_picture
+from flawscope.datasets.defects.set_files import SHEET, read_lines, write_image, write_json, write_lines, write_mask
 from flawscope.datasets.defects.set_sheets import COLUMNS, CYAN, MAGENTA, Outline, Row, Tile, draw_sheet
 from flawscope.datasets.record_paths import place_below
 from flawscope.diffusion.location_words import location_of
@@ -43,7 +43,7 @@ from flawscope.imaging.images import read_image
 from flawscope.progress import CountProgress
 
 BOXES_RECORD = "boxes.json"
-_TRIES_ON_A_PICTURE = 1000
+_TRIES_PER_IMAGE = 1000
 
 Places = Literal["observed", "anywhere"]
 Ground = Literal["foreground", "picture"]
@@ -57,7 +57,7 @@ class BoxSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         per_component: A rectangle for each connected part of a defect, not one for all.
         number: Random boxes in all for each category, shared out among its defect types, the first ones taking what
             is left over; 0 draws none.
-        within: Random boxes lie in the "foreground" of the good picture, or anywhere in the "picture".
+        within: Random boxes lie in the "foreground" of the normal image, or anywhere in the "picture".
         solid: The part has no holes; see `find_foreground`.
         places: "observed": about where defects were seen; "anywhere".
         overlap: More than this part of a random box lies in the foreground.
@@ -84,14 +84,14 @@ class BoxSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class RealBox(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The rectangles around the defect of one picture.
+    """The rectangles around the defect of one image.
 
     Attributes:
         category: Name of the category.
         defect: Defect type, without the category.
-        split: The split the picture is from.
-        source: The picture, below the dataset's root.
-        size: Height and width of the picture in pixels.
+        split: The split the image is from.
+        source: The image, below the dataset's root.
+        size: Height and width of the image in pixels.
         boxes: Left, top, width and height of each rectangle in pixels.
         mask: The mask of the rectangles, below the set's folder.
     """
@@ -114,7 +114,7 @@ class BoxRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         real: Boxes around defects.
         ranges: Category -> defect type -> sizes and places seen.
         random: Random boxes that were drawn.
-        passed_over: Pictures without a box, with the reason.
+        passed_over: Images without a box, with the reason.
         schema: Version of this record.
     """
 
@@ -128,15 +128,15 @@ class BoxRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class BoxLine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One line of CATEGORY_test.jsonl: a picture to draw a defect on.
+    """One line of CATEGORY_test.jsonl: an image to draw a defect on.
 
     Attributes:
-        good: The good picture, below the dataset's root.
+        good: The normal image, below the dataset's root.
         mask: The mask, below the set's folder; white is where the defect goes.
         text: What is to be drawn.
         defect: Defect type. It is never empty in what is read: MvP-Diff's own lines have the first three keys alone,
             and their defect type is the folder of the mask.
-        bbox: Left, top, width and height in pixels of the good picture, or None where the line does not say.
+        bbox: Left, top, width and height in pixels of the normal image, or None where the line does not say.
     """
 
     good: str
@@ -147,12 +147,17 @@ class BoxLine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def write_real_boxes(
-    made: Path, entries: Sequence[Defective], margin: float, *, per_component: bool, progress: CountProgress | None
+    made: Path,
+    entries: Sequence[AnomalousSample],
+    margin: float,
+    *,
+    per_component: bool,
+    progress: CountProgress | None,
 ) -> tuple[list[RealBox], dict[str, str], list[Row]]:
     """Write the rectangles around real defects below a folder that is being made.
 
     Returns:
-        The boxes, the pictures passed over because their mask is empty, and the rows of a contact sheet.
+        The boxes, the images passed over because their mask is empty, and the rows of a contact sheet.
 
     Raises:
         DataError: If a file cannot be read, or a defect type has no mask that shows a defect.
@@ -183,8 +188,8 @@ def write_real_boxes(
     return found, passed_over, [Row(f"{c}: {d}, real", row) for (c, d), row in tiles.items()]
 
 
-def _spread(entries: Sequence[Defective]) -> set[str]:
-    """Return the places of as many pictures of each defect type as a sheet shows, spread over all of them."""
+def _spread(entries: Sequence[AnomalousSample]) -> set[str]:
+    """Return the places of as many images of each defect type as a sheet shows, spread over all of them."""
     groups: dict[tuple[str, str], list[str]] = {}
     for entry in entries:
         groups.setdefault((entry.category, entry.defect), []).append(entry.place)
@@ -193,7 +198,7 @@ def _spread(entries: Sequence[Defective]) -> set[str]:
 
 def write_boxes(
     dataset: Dataset,
-    entries: Sequence[Defective],
+    entries: Sequence[AnomalousSample],
     folder: Path,
     settings: BoxSettings | None = None,
     *,
@@ -206,12 +211,12 @@ def write_boxes(
     The folder appears whole under its name or not at all. An earlier box set there is replaced.
 
     Args:
-        dataset: Its good training pictures take the random boxes.
-        entries: The defective pictures; see `list_defective` and `find_support`.
+        dataset: Its normal training images take the random boxes.
+        entries: The anomalous images; see `list_anomalous` and `find_support`.
         folder: The folder to make.
         settings: How boxes are made.
         captions: Words for the lines of random boxes.
-        progress: Called with the number of defective pictures read and their total after each.
+        progress: Called with the number of anomalous images read and their total after each.
         random_progress: Called with the number of random boxes drawn and their total after each.
 
     Raises:
@@ -229,7 +234,7 @@ def write_boxes(
         count = _write_random(made, dataset, ranges, settings, captions, rows, random_progress)
         record = BoxRecord(__version__, settings, tuple(real), ranges, count, passed_over)
         write_json(made / "ranges.json", {name: _as_file(seen, settings.within) for name, seen in ranges.items()})
-        write_picture(made / SHEET, draw_sheet(rows))
+        write_image(made / SHEET, draw_sheet(rows))
         write_json(made / BOXES_RECORD, record)
     return record
 
@@ -289,7 +294,7 @@ def _write_random(
 def _place(
     goods: Sequence[Sample], seen: BoxRange, settings: BoxSettings, category: str, defect: str, number: int
 ) -> tuple[Sample, UInt8Array, Rect, Coverage | None]:
-    """Return a good picture and a box on it; another picture is drawn where no box fits a picture's foreground."""
+    """Return a normal image and a box on it; another image is drawn where no box fits an image's foreground."""
     rng = generator(settings.seed, "box", category, defect, number)
     left = settings.tries
     while left > 0:
@@ -303,11 +308,11 @@ def _place(
             within=area,
             overlap=settings.overlap,
             is_anywhere=settings.places == "anywhere",
-            tries=min(left, _TRIES_ON_A_PICTURE),
+            tries=min(left, _TRIES_PER_IMAGE),
         )
         if found is not None:
             return sample, image, found[0], area
-        left -= _TRIES_ON_A_PICTURE
+        left -= _TRIES_PER_IMAGE
     raise DataError(
         f"{category}/{defect}: expected a random box with more than {settings.overlap:.0%} in the foreground, got none "
         f"in {settings.tries} tries. Try --solid, a lower --overlap, or --within picture, which allows every place."
@@ -321,18 +326,18 @@ def find_box_lines(folder: Path, category: str) -> Path | None:
 
 
 def read_box_lines(folder: Path, file: Path, dataset: Dataset) -> list[BoxLine]:
-    """Read the lines of one category, each with its defect type; pictures and masks are not looked at.
+    """Read the lines of one category, each with its defect type; images and masks are not looked at.
 
     Args:
         folder: The folder of the box set, which the masks are below.
         file: The file; see `find_box_lines`.
-        dataset: The dataset whose root the good pictures are below.
+        dataset: The dataset whose root the normal images are below.
 
     Raises:
         DataError: If the file cannot be read, a line is broken, or one names a file outside the two folders.
     """
     found = []
-    what = "good, mask, text, defect and bbox of a picture to draw on"
+    what = "good, mask, text, defect and bbox of an image to draw on"
     for where, line in read_lines(file, BoxLine, what, "lines to draw on"):
         place_below(dataset.root, line.good, where)
         mask = place_below(folder, line.mask, where)

@@ -1,4 +1,4 @@
-"""Words for a defect at a place: a phrase for each defect type, and several sentence frames.
+"""Captions of a defect at a location: a phrase for each defect type, and several sentence templates.
 
 Source: MvP-Diff, stage 1a, after its figure. There a language model turns one sentence into several; here the frames
 do, and others can be given.
@@ -69,7 +69,7 @@ def read_phrases(path: Path, known: Collection[str]) -> dict[str, str]:
 
     Args:
         path: The file.
-        known: The keys that may occur. Another one is a slip of the pen, after which the phrase would be missing.
+        known: The keys that may occur. An unknown key is a typing error and is refused.
 
     Raises:
         DataError: If the file cannot be read, a key is unknown, or a phrase is empty.

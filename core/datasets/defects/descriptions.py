@@ -1,11 +1,11 @@
-"""Descriptions: for each defective picture a line with its box and several sentences about it.
+"""Descriptions: for each anomalous image a line with its box and several sentences about it.
 
     DIR/CATEGORY/CATEGORY_train.jsonl        a line with the keys image, fault, mask, text, bbox, defect, split
     DIR/CATEGORY/bbox/DEFECT/STEM_mask.png   the boxes
     DIR/describe.json                        settings and words in force
     DIR/contact_sheet.png
 
-In the lines `image` (a good picture) and `fault` (the defective one) are below the dataset's root, `mask` below DIR.
+In the lines `image` (a normal image) and `fault` (the anomalous one) are below the dataset's root, `mask` below DIR.
 White is the box.
 
 Source: MvP-Diff, stage 1a.
@@ -21,12 +21,12 @@ import msgspec
 
 from flawscope import __version__
 from flawscope.datasets import Dataset
-from flawscope.datasets.defects.anomalous_samples import Defective
+from flawscope.datasets.defects.anomalous_samples import AnomalousSample
 from flawscope.datasets.defects.box_sets import write_real_boxes
 from flawscope.datasets.defects.captions import Captions
 from flawscope.datasets.defects.file_names import category_of, place_of
 from flawscope.datasets.defects.seeded_choice import check_seed, generator
-from flawscope.datasets.defects.set_files import SHEET, Text, read_lines, write_json, write_lines, write_picture
+from flawscope.datasets.defects.set_files import SHEET, Text, read_lines, write_image, write_json, write_lines
 from flawscope.datasets.defects.set_sheets import draw_sheet
 from flawscope.datasets.record_paths import place_below
 from flawscope.diffusion.location_words import location_of
@@ -41,13 +41,13 @@ class Description(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One line of CATEGORY_train.jsonl.
 
     Attributes:
-        image: A good training picture, drawn at random, below the dataset's root.
-        fault: The defective picture, below the dataset's root.
+        image: A normal training image, drawn at random, below the dataset's root.
+        fault: The anomalous image, below the dataset's root.
         mask: The box's mask, below the set's folder; white is the box.
         text: Sentences about it, all of the same meaning.
-        bbox: Left, top, width and height in pixels of the defective picture.
+        bbox: Left, top, width and height in pixels of the anomalous image.
         defect: Defect type.
-        split: The split the defective picture is from.
+        split: The split the anomalous image is from.
     """
 
     image: Text
@@ -64,12 +64,12 @@ class DescriptionRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
 
     Attributes:
         flawscope: Version that wrote it.
-        seed: Seed of the pairing with good pictures.
+        seed: Seed of the pairing with normal images.
         margin: Margin of the boxes; see `boxes_of`.
         lines: Category -> lines written.
         phrases: "CATEGORY/DEFECT" -> the words in force.
         frames: The sentence frames in force.
-        passed_over: Pictures without a line, with the reason.
+        passed_over: Images without a line, with the reason.
         schema: Version of this record.
     """
 
@@ -85,7 +85,7 @@ class DescriptionRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
 
 def write_descriptions(
     dataset: Dataset,
-    entries: Sequence[Defective],
+    entries: Sequence[AnomalousSample],
     folder: Path,
     captions: Captions | None = None,
     *,
@@ -93,18 +93,18 @@ def write_descriptions(
     seed: int = 0,
     progress: CountProgress | None = None,
 ) -> DescriptionRecord:
-    """Write a line for each defective picture, the boxes, a record and a contact sheet.
+    """Write a line for each anomalous image, the boxes, a record and a contact sheet.
 
     The folder appears whole under its name or not at all. Earlier descriptions there are replaced.
 
     Args:
-        dataset: Its good training pictures are paired with the defective ones.
-        entries: The defective pictures; see `list_defective` and `find_support`.
+        dataset: Its normal training images are paired with the anomalous ones.
+        entries: The anomalous images; see `list_anomalous` and `find_support`.
         folder: The folder to make.
         captions: The words.
         margin: Margin around a defect; see `boxes_of`.
-        seed: Another seed pairs with other good pictures.
-        progress: Called with the number of defective pictures read and their total after each.
+        seed: Another seed pairs with other normal images.
+        progress: Called with the number of anomalous images read and their total after each.
 
     Raises:
         ArgumentError: If an argument is out of range, or `folder` holds something else.
@@ -123,7 +123,7 @@ def write_descriptions(
             goods = [s for s in dataset.train_good if category_of(dataset, s) == entry.category]
             if not goods:
                 raise DataError(
-                    f"{dataset.root}: {entry.category}: expected good training pictures, got none. Add some."
+                    f"{dataset.root}: {entry.category}: expected normal training images, got none. Add some."
                 )
             rng = generator(seed, "pair", entry.source)
             phrases[f"{entry.category}/{entry.defect}"] = captions.phrase(entry.category, entry.defect)
@@ -141,7 +141,7 @@ def write_descriptions(
             write_lines(_lines_file(made, category), described)
         counts = {category: len(described) for category, described in lines.items()}
         record = DescriptionRecord(__version__, seed, margin, counts, phrases, captions.frames, passed_over)
-        write_picture(made / SHEET, draw_sheet(rows))
+        write_image(made / SHEET, draw_sheet(rows))
         write_json(made / DESCRIPTIONS_RECORD, record)
     return record
 

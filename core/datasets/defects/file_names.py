@@ -1,4 +1,4 @@
-"""Names that become folders and files: of categories, defect types and pictures."""
+"""Names that become folders and files: of categories, defect types and images."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def defect_of(sample: Sample) -> str:
 def check_name(name: str, what: str) -> str:
     """Return `name` if it can be a folder or file name on its own, or raise DataError.
 
-    Tables of pictures and range files may hold any text: "../elsewhere" must not become a place to write to.
+    Tables of images and range files may hold any text: "../elsewhere" must not become a place to write to.
     """
     if not name or name != Path(name).name or name.startswith(".") or not name.isprintable() or "\\" in name:
         raise DataError(f"{what}: expected a name that a folder can have, got {name!r}. Rename it in the dataset.")

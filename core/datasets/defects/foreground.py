@@ -1,6 +1,6 @@
-"""Where the part is in a picture, and how much of a rectangle lies there.
+"""Where the part is in an image, and how much of a rectangle lies there.
 
-Source: AnoGen (ECCV 2024), second way of its mask sets: Otsu's threshold on the grey picture, then a closing by an
+Source: AnoGen (ECCV 2024), second way of its mask sets: Otsu's threshold on the grey image, then a closing by an
 ellipse of 15 pixels at 256. Departure: what is dark and what is bright is background is told by most of the border's
 pixels, not by the top left one alone, which may be a speck.
 """
@@ -16,14 +16,14 @@ _CLOSING = 15 / 256  # diameter of the ellipse as a part of the shorter side
 
 
 def find_foreground(image: UInt8Array, *, is_solid: bool = False) -> BoolArray:
-    """Return bool [H, W], true on the part, for a picture uint8 [H, W, 3] RGB.
+    """Return bool [H, W], true on the part, for an image uint8 [H, W, 3] RGB.
 
-    It is meant for a part before a plain background. A picture that the part fills, such as a texture, splits into
+    It is meant for a part before a plain background. An image that the part fills, such as a texture, splits into
     its bright and its dark areas, which says nothing: look at the contact sheet. Of one single grey level all is
     background.
 
     Args:
-        image: The picture.
+        image: The image.
         is_solid: The part has no holes: what its outline encloses belongs to it, however dark or bright.
     """
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
@@ -62,6 +62,6 @@ class Coverage:
         return int(self._sums[-1, -1])
 
     def count(self, left: int, top: int, width: int, height: int) -> int:
-        """Return how many true pixels the rectangle holds, which lies inside the picture."""
+        """Return how many true pixels the rectangle holds, which lies inside the image."""
         sums, right, bottom = self._sums, left + width, top + height
         return int(sums[bottom, right]) - int(sums[top, right]) - int(sums[bottom, left]) + int(sums[top, left])

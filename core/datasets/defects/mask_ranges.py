@@ -24,7 +24,7 @@ class CategoryRanges(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The mask ranges of one category.
 
     Attributes:
-        within: Where masks lie: in a "template" drawn by hand, in the "foreground" of each good picture, or anywhere
+        within: Where masks lie: in a "template" drawn by hand, in the "foreground" of each normal image, or anywhere
             in the "picture", which is for parts that fill it.
         defects: Defect type -> what its masks look like.
     """

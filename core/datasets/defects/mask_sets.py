@@ -1,12 +1,12 @@
-"""Mask sets: many box masks for each defect type, for templates, foregrounds or whole pictures.
+"""Mask sets: many box masks for each defect type, for templates, foregrounds or whole images.
 
-    DIR/CATEGORY/DEFECT/NUMBER.png         in a template or anywhere in the picture
-    DIR/CATEGORY/DEFECT/STEM-NUMBER.png    in the foreground of the good picture STEM
-    DIR/masks.json                         settings, and of each mask its box, angle, overlap and good picture
+    DIR/CATEGORY/DEFECT/NUMBER.png         in a template or anywhere in the image
+    DIR/CATEGORY/DEFECT/STEM-NUMBER.png    in the foreground of the normal image STEM
+    DIR/masks.json                         settings, and of each mask its box, angle, overlap and normal image
     DIR/contact_sheet.png
 
 Source: AnoGen (ECCV 2024), both ways of its mask sets. Departures: every category says which way it takes; masks of a
-foreground are drawn for each defect type with its own range; names keep the whole stem of the good picture.
+foreground are drawn for each defect type with its own range; names keep the whole stem of the normal image.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from flawscope.datasets.defects.seeded_choice import (
     generator,
     seeded_order,
 )
-from flawscope.datasets.defects.set_files import SHEET, write_json, write_mask, write_picture
+from flawscope.datasets.defects.set_files import SHEET, write_image, write_json, write_mask
 from flawscope.datasets.defects.set_sheets import COLUMNS, CYAN, Outline, Row, Tile, draw_sheet
 from flawscope.errors import ArgumentError, DataError
 from flawscope.files import atomic_folder, check_replaceable
@@ -41,7 +41,7 @@ from flawscope.progress import CountProgress
 
 MASKS_RECORD = "masks.json"
 Rotation = Literal["flagged", "all", "none"]
-_GREY = 128  # of previews without a good picture
+_GREY = 128  # of previews without a normal image
 
 
 class MaskSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -50,7 +50,7 @@ class MaskSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         number: Masks of each defect type.
         size: Height and width of the masks in pixels.
-        per_picture: Masks that follow each other on one good picture, where masks lie in its foreground.
+        per_picture: Masks that follow each other on one normal image, where masks lie in its foreground.
         solid: Parts have no holes; see `find_foreground`.
         rotate: "flagged": as the range file says for each defect type; "all", as published sets were; "none".
         overlap: More than this part of a mask lies in the template or foreground.
@@ -83,7 +83,7 @@ class MaskEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         category: Name of the category.
         defect: Defect type.
         mask: The file, below the set's folder.
-        good: The good picture it is meant for, below the dataset's root; None where it fits any.
+        good: The normal image it is meant for, below the dataset's root; None where it fits any.
         box: Left, top, width and height in pixels of the rectangle before it was turned.
         angle: Degrees by which it was turned about its centre.
         overlap: Part of it inside the template or foreground.
@@ -119,7 +119,7 @@ class MaskRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class _Ground(NamedTuple):
-    """Where one mask may lie: its name's beginning, the good picture it is for, and a preview of it."""
+    """Where one mask may lie: its name's beginning, the normal image it is for, and a preview of it."""
 
     coverage: Coverage
     good: str | None
@@ -146,7 +146,7 @@ def write_masks(
         ranges: Category -> ranges; see `flawscope.datasets.defects.mask_ranges`.
         folder: The folder to make.
         settings: How to draw.
-        dataset: Good pictures, for foregrounds and previews. Its categories are drawn.
+        dataset: Normal images, for foregrounds and previews. Its categories are drawn.
         categories: Without a dataset, the categories to draw; none means all of `ranges`.
         templates: Folder with CATEGORY/DEFECT/mask.png, CATEGORY/DEFECT.png or CATEGORY.png; white is where masks may
             lie. From 128 on a pixel is white, so soft edges do no harm.
@@ -186,13 +186,13 @@ def write_masks(
                         progress(len(entries), total)
                 rows.append(Row(f"{category}: {defect} ({_manner(entry.within, sides)})", tiles))
         record = MaskRecord(__version__, settings, chosen, tuple(entries))
-        write_picture(made / SHEET, draw_sheet(rows))
+        write_image(made / SHEET, draw_sheet(rows))
         write_json(made / MASKS_RECORD, record)
     return record
 
 
 def _goods(dataset: Dataset) -> dict[str, list[Sample]]:
-    """Return the good training pictures of each category."""
+    """Return the normal training images of each category."""
     goods: dict[str, list[Sample]] = {}
     for sample in dataset.train_good:
         goods.setdefault(category_of(dataset, sample), []).append(sample)
@@ -206,15 +206,15 @@ class _Grounds:
         self, within: Within, template: BoolArray | None, goods: list[tuple[str, Path]], settings: MaskSettings
     ) -> None:
         self._goods, self._settings = goods, settings
-        self._is_by_picture = within == "foreground"
+        self._is_by_image = within == "foreground"
         whole = np.ones((settings.size, settings.size), np.bool_)
         self._fixed = Coverage(whole if template is None else template)
         self._last: tuple[int, _Ground] | None = None
 
     def at(self, number: int) -> _Ground:
         """Return the ground of mask `number`, counted from 0."""
-        # Masks for any picture are shown on as many pictures as the sheet has room for.
-        index = number // self._settings.per_picture if self._is_by_picture else min(number, COLUMNS)
+        # Masks for any image are shown on as many images as the sheet has room for.
+        index = number // self._settings.per_picture if self._is_by_image else min(number, COLUMNS)
         if self._last is None or self._last[0] != index:
             self._last = index, self._make(index)
         return self._last[1]
@@ -225,7 +225,7 @@ class _Grounds:
             return _Ground(self._fixed, None, "", np.full((size, size, 3), _GREY, np.uint8))
         place, path = self._goods[index % len(self._goods)]
         image = _squared(read_image(path), size)
-        if not self._is_by_picture:
+        if not self._is_by_image:
             return _Ground(self._fixed, None, "", image)
         return _Ground(Coverage(find_foreground(image, is_solid=self._settings.solid)), place, path.stem, image)
 
@@ -241,7 +241,7 @@ def _grounds(
 ) -> _Grounds:
     if within == "foreground" and (dataset is None or not goods):
         raise ArgumentError(
-            f"{category}: expected --data with good pictures for masks in their foreground, got none. Add it."
+            f"{category}: expected --data with normal images for masks in their foreground, got none. Add it."
         )
     named = [(place_of(dataset, sample.path), sample.path) for sample in goods] if dataset is not None else []
     ordered = seeded_order(((pair[0], pair) for pair in named), settings.seed, "masks", category, defect)
@@ -284,13 +284,13 @@ def _draw(sides: Sides, ground: _Ground, settings: MaskSettings, category: str, 
 
 
 def _name(ground: _Ground, number: int, names: set[str]) -> str:
-    """Return the name of a mask: its number, or the good picture's stem and the mask's number on that picture."""
+    """Return the name of a mask: its number, or the normal image's stem and the mask's number on that image."""
     if ground.good is None:
         return f"{number:03d}"
-    on_picture = 1
-    while f"{ground.stem}-{on_picture:03d}" in names:
-        on_picture += 1
-    names.add(name := f"{ground.stem}-{on_picture:03d}")
+    on_image = 1
+    while f"{ground.stem}-{on_image:03d}" in names:
+        on_image += 1
+    names.add(name := f"{ground.stem}-{on_image:03d}")
     return name
 
 
@@ -308,7 +308,7 @@ def _entry(category: str, defect: str, name: str, ground: _Ground, drawn: BoxMas
 
 
 def _tile(name: str, ground: _Ground, drawn: BoxMask) -> Tile:
-    """Return the mask on its picture, and where masks may lie in another colour unless that is everywhere."""
+    """Return the mask on its image, and where masks may lie in another colour unless that is everywhere."""
     area = ground.coverage.mask
     edges = () if area.all() else (Outline(area, CYAN),)
     return Tile(Path(name).name, ground.preview, (*edges, Outline(drawn.mask)))

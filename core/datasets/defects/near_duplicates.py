@@ -1,10 +1,10 @@
-"""Whether two pictures probably show one defect of one part, photographed twice.
+"""Near-duplicate test: do two images show the same defect of the same part, photographed twice?
 
-Data sets hold such pictures: of the magnetic tiles each was taken under up to six exposures. Their bytes differ, so a
+Data sets hold such images: of the magnetic tiles each was taken under up to six exposures. Their bytes differ, so a
 content hash does not find them, and a detector that learned from one of them would be tested on the others.
 
 It is a guess from two hints that both have to hold: the defects lie at one place, and the fine structure of the
-pictures goes together. On the magnetic tiles it finds most such pairs of blowholes and breaks and fewer of thin cracks,
+images goes together. On the magnetic tiles it finds most such pairs of blowholes and breaks and fewer of thin cracks,
 and takes some different parts with the wide defect `uneven` for the same: look at the contact sheet.
 """
 
@@ -24,15 +24,15 @@ _MASK_SIDE, _DETAIL_SIDE = 128, 32  # pixels
 _COARSE_SIGMA = 4.0  # what is coarser than this is light, which exposures change
 
 
-class Look(NamedTuple):
-    """What pictures are compared by: the defect's place, bool [128, 128], and fine structure, float32 [32, 32]."""
+class Appearance(NamedTuple):
+    """What images are compared by: the defect's place, bool [128, 128], and fine structure, float32 [32, 32]."""
 
     place: BoolArray
     detail: npt.NDArray[np.float32]
 
 
-def look_of(image: UInt8Array, mask: BoolArray) -> Look:
-    """Return what to compare of a picture, uint8 [H, W, 3] RGB, and its mask, bool [H, W]."""
+def appearance_of(image: UInt8Array, mask: BoolArray) -> Appearance:
+    """Return what to compare of an image, uint8 [H, W, 3] RGB, and its mask, bool [H, W]."""
     size = (_MASK_SIDE, _MASK_SIDE)
     place = cv2.resize(mask.astype(np.uint8) * np.uint8(255), size, interpolation=cv2.INTER_AREA)
     # Wider by two pixels: framed a little differently, thin defects would miss each other.
@@ -41,11 +41,11 @@ def look_of(image: UInt8Array, mask: BoolArray) -> Look:
     small = cv2.resize(grey, (_DETAIL_SIDE, _DETAIL_SIDE), interpolation=cv2.INTER_AREA)
     detail = small - cv2.GaussianBlur(small, (0, 0), _COARSE_SIGMA)
     detail = (detail - detail.mean()) / (np.linalg.norm(detail - detail.mean()) + np.float32(1e-6))
-    return Look(np.asarray(place > 0), np.asarray(detail, np.float32))
+    return Appearance(np.asarray(place > 0), np.asarray(detail, np.float32))
 
 
-def is_same_part(one: Look, other: Look) -> bool:
-    """Return whether two pictures of one defect type probably show the same part."""
+def is_near_duplicate(one: Appearance, other: Appearance) -> bool:
+    """Return whether two images of one defect type probably show the same part."""
     union = np.count_nonzero(one.place | other.place)
     overlap = np.count_nonzero(one.place & other.place) / union if union else 0.0
     return overlap > _MIN_OVERLAP and float((one.detail * other.detail).sum()) > _MIN_CORRELATION

@@ -1,4 +1,4 @@
-"""The ranges of sizes and places that boxes around defects are seen in, and random boxes from them.
+"""Random boxes whose size and position follow the observed distribution of defect boxes.
 
 Source: MvP-Diff, stage 1b, whose code was never published: the percentiles and the jitter are readings of its figure.
 """
@@ -22,10 +22,10 @@ class BoxRange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         boxes: Boxes the range was taken from.
-        width: Width as a part of the picture's width.
-        height: Height as a part of the picture's height.
-        x: Centre as a part of the picture's width.
-        y: Centre as a part of the picture's height.
+        width: Width as a part of the image's width.
+        height: Height as a part of the image's height.
+        x: Centre as a part of the image's width.
+        y: Centre as a part of the image's height.
     """
 
     boxes: int
@@ -36,7 +36,7 @@ class BoxRange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def range_of(boxes: Sequence[tuple[Rect, tuple[int, int]]]) -> BoxRange:
-    """Return the range of sizes and places of boxes, each given with the size (H, W) of its picture; at least one."""
+    """Return the range of sizes and places of boxes, each given with the size (H, W) of its image; at least one."""
     relative = np.array([(b.width / w, b.height / h, *b.centre((h, w))) for b, (h, w) in boxes])
     low, high = np.percentile(relative, (LOW_PERCENTILE, HIGH_PERCENTILE), axis=0).round(6).tolist()
     width, height, x, y = zip(low, high, strict=True)
@@ -55,17 +55,17 @@ def draw_box(
 ) -> tuple[Rect, int] | None:
     """Return a random box like those seen and the number of tries it took, or None where none fitted.
 
-    Sides are uniform between the percentiles and changed by up to 20 %; so few pictures as a support set holds would
-    otherwise give one size only. The centre is uniform between its percentiles, with the same share of the picture's
+    Sides are uniform between the percentiles and changed by up to 20 %; so few images as a support set holds would
+    otherwise give one size only. The centre is uniform between its percentiles, with the same share of the image's
     side around them where they are closer than that.
 
     Args:
         seen: Range of sizes and places.
-        size: Height and width of the picture.
+        size: Height and width of the image.
         rng: Source of chance.
         within: Where boxes belong, of the same size; None allows every place.
         overlap: More than this part of the box lies within.
-        is_anywhere: Take the centre from the whole picture and not from where defects were seen.
+        is_anywhere: Take the centre from the whole image and not from where defects were seen.
         tries: Boxes drawn at most.
     """
     height, width = size

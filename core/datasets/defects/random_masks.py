@@ -1,4 +1,4 @@
-"""One box mask at random: sides from a range, turned where that is allowed, and mostly inside a template.
+"""One random box mask: sides drawn from a range, rotated if allowed, mostly inside a template.
 
 Source: AnoGen (ECCV 2024), stage 2. Departures: masks have two values only, where the reference turns rectangles with
 grey edges that are dithered later; whether a defect may be turned is a boolean, where the reference takes the text
@@ -87,7 +87,7 @@ def draw_mask(
         sides: What the masks look like.
         template: Where they may lie; [size, size].
         rng: Source of chance.
-        overlap: Part of width x height that has to be exceeded. What a turned rectangle loses at the picture's
+        overlap: Part of width x height that has to be exceeded. What a turned rectangle loses at the image's
             border counts as outside.
         tries: Rectangles drawn at most.
 
@@ -116,10 +116,10 @@ def draw_mask(
 
 
 class _Turned:
-    """A rectangle turned about its centre, in a picture of `size` x `size` pixels.
+    """A rectangle turned about its centre, in an image of `size` x `size` pixels.
 
     Attributes:
-        window: Left, top, width and height of the pixels of the picture that may lie in it.
+        window: Left, top, width and height of the pixels of the image that may lie in it.
     """
 
     def __init__(self, left: int, top: int, width: int, height: int, angle: int, size: int) -> None:

@@ -1,4 +1,4 @@
-"""Chance that depends on a seed and on names alone: adding one picture or one defect type changes no other choice."""
+"""Random choices that depend on a seed and on names only: adding an image or a defect type changes no other choice."""
 
 from __future__ import annotations
 

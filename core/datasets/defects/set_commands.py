@@ -12,7 +12,7 @@ import click
 from flawscope.datasets import Dataset, open_dataset
 from flawscope.datasets.data_options import CATEGORY, PATH, data_option
 from flawscope.datasets.defects.anogen_ranges import PUBLISHED
-from flawscope.datasets.defects.anomalous_samples import Defective, Source, list_defective
+from flawscope.datasets.defects.anomalous_samples import AnomalousSample, Source, list_anomalous
 from flawscope.datasets.defects.box_sets import BoxSettings, Ground, Places, write_boxes
 from flawscope.datasets.defects.captions import FRAMES, Captions, read_frames, read_phrases
 from flawscope.datasets.defects.descriptions import write_descriptions
@@ -34,10 +34,10 @@ _DEFECTS = click.option(
     "--defect", "defects", multiple=True, metavar="NAME", help="Defect type; may be given again. Default: all."
 )
 _SPLIT = click.option(
-    "--split", type=click.Choice(_SPLITS), help="Where defective pictures may come from.  [default: train]"
+    "--split", type=click.Choice(_SPLITS), help="Where anomalous images may come from.  [default: train]"
 )
 _SUPPORT = click.option(
-    "--support", type=PATH, metavar="DIR", help="Take the pictures of this support set, not of a split."
+    "--support", type=PATH, metavar="DIR", help="Take the images of this support set, not of a split."
 )
 _MARGIN = click.option(
     "--margin", default=_BOXES.margin, show_default=True, help="Margin around a defect, part of the box's side."
@@ -56,7 +56,7 @@ _TRIES = click.option("--tries", default=_MASKS.tries, show_default=True, help="
 @click.command()
 @data_option()
 @CATEGORY
-@click.option("--shots", "--k", "--k_shot", "shots", default=3, show_default=True, help="Pictures of each defect type.")
+@click.option("--shots", "--k", "--k_shot", "shots", default=3, show_default=True, help="Images of each defect type.")
 @click.option(
     "--split", type=click.Choice(_SPLITS), default="train", show_default=True, help="Where they may come from."
 )
@@ -66,10 +66,10 @@ _TRIES = click.option("--tries", default=_MASKS.tries, show_default=True, help="
 def support(
     data: Path, category: str | None, shots: int, split: Source, defects: tuple[str, ...], seed: int, out: Path
 ) -> None:
-    """Choose a few defective pictures of each type to learn from, and record which they are.
+    """Choose a few anomalous images of each type to learn from, and record which they are.
 
     Nothing is taken from the test split unless --split says so. The record DIR/support.json holds the name, split and
-    content hash of every picture, so that an evaluation can leave it out, and names other pictures that probably show
+    content hash of every image, so that an evaluation can leave it out, and names other images that probably show
     the same parts.
     """
     dataset = open_dataset(data, category)
@@ -84,13 +84,13 @@ def support(
             progress=partial(report, "choosing"),
             alike_progress=partial(report, "looking for the same parts"),
         )
-    types = {(picture.category, picture.defect) for picture in record.pictures}
-    splits = Counter(picture.split for picture in record.pictures)
-    click.echo(f"support set: {out}, {len(record.pictures)} pictures of {len(types)} defect types")
+    types = {(image.category, image.defect) for image in record.pictures}
+    splits = Counter(image.split for image in record.pictures)
+    click.echo(f"support set: {out}, {len(record.pictures)} images of {len(types)} defect types")
     if splits["test"]:
         click.echo(f"taken from the test split: {splits['test']}, to be left out of the evaluation (support.json)")
     if record.alike:
-        click.echo(f"probably the same parts: {len(record.alike)} other pictures, named in support.json as alike")
+        click.echo(f"probably the same parts: {len(record.alike)} other images, named in support.json as alike")
     _tell(out, record.passed_over)
 
 
@@ -116,7 +116,7 @@ def support(
     type=click.Choice(["foreground", "picture"]),
     default=_BOXES.within,
     show_default=True,
-    help="Where random boxes may lie; picture is for parts that fill it.",
+    help="Where random boxes may lie; image is for parts that fill it.",
 )
 @click.option(
     "--places",
@@ -151,10 +151,10 @@ def boxes(
     seed: int,
     out: Path,
 ) -> None:
-    """Put boxes around real defects, and draw random boxes of such sizes at such places on good pictures.
+    """Put boxes around real defects, and draw random boxes of such sizes at such places on normal images.
 
     DIR/ranges.json holds the sizes seen, as `synth masks` reads them; DIR/NAME/NAME_test.jsonl a line for each random
-    box: good picture, mask, text.
+    box: normal image, mask, text.
     """
     settings = BoxSettings(margin, per_component, number, within, solid, places, overlap, tries, seed)
     dataset = open_dataset(data, category)
@@ -201,7 +201,7 @@ def boxes(
 @click.option("--num", "number", default=_MASKS.number, show_default=True, help="Masks of each defect type.")
 @click.option("--size", default=_MASKS.size, show_default=True, help="Height and width of the masks in pixels.")
 @click.option(
-    "--per-picture", default=_MASKS.per_picture, show_default=True, help="Masks on one good picture, in the foreground."
+    "--per-picture", default=_MASKS.per_picture, show_default=True, help="Masks on one normal image, in the foreground."
 )
 @_SOLID
 @_OVERLAP
@@ -224,7 +224,7 @@ def masks(
     seed: int,
     out: Path,
 ) -> None:
-    """Draw box masks from a range file: in templates, in the foreground of good pictures, or anywhere.
+    """Draw box masks from a range file: in templates, in the foreground of normal images, or anywhere.
 
     The range file says for each category where masks lie, and for each defect type how wide and high they are and
     whether they are turned. A mask that fits nowhere is an error, not an endless search.
@@ -271,9 +271,9 @@ def describe(
     seed: int,
     out: Path,
 ) -> None:
-    """Describe defective pictures: what the defect is and where, in several sentences, as JSON lines.
+    """Describe anomalous images: what the defect is and where, in several sentences, as JSON lines.
 
-    DIR/NAME/NAME_train.jsonl has a line for each: a good picture, the defective one, the box's mask, the sentences.
+    DIR/NAME/NAME_train.jsonl has a line for each: a normal image, the anomalous one, the box's mask, the sentences.
     """
     dataset = open_dataset(data, category)
     with progress_bars() as report:
@@ -293,10 +293,10 @@ def describe(
 
 def _entries(
     dataset: Dataset, support: Path | None, split: Source | None, defects: tuple[str, ...], progress: CountProgress
-) -> list[Defective]:
-    """Return the defective pictures of a support set, or of a split."""
+) -> list[AnomalousSample]:
+    """Return the anomalous images of a support set, or of a split."""
     if support is None:
-        return list_defective(dataset, split or "train", defects)
+        return list_anomalous(dataset, split or "train", defects)
     if split is not None or defects:
         raise click.UsageError("Expected --support, or --split and --defect, got both. Leave one out.")
     return find_support(dataset, read_support(support), progress)
@@ -305,7 +305,7 @@ def _entries(
 def _captions(dataset: Dataset, phrases: Path | None, frames: Path | None) -> Captions:
     known = {f"{category_of(dataset, s)}/{defect_of(s)}" for s in dataset.samples if s.is_anomalous}
     if phrases is not None and not known:
-        raise DataError(f"{dataset.root}: expected defective pictures for the phrases of {phrases}, got none.")
+        raise DataError(f"{dataset.root}: expected anomalous images for the phrases of {phrases}, got none.")
     return Captions(
         {} if phrases is None else read_phrases(phrases, known), FRAMES if frames is None else read_frames(frames)
     )

@@ -23,7 +23,7 @@ Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 """A content hash. Sets are compared by it: one that is cut short would silently match nothing."""
 
 
-def write_picture(path: Path, image: UInt8Array) -> None:
+def write_image(path: Path, image: UInt8Array) -> None:
     """Write uint8 [H, W, 3] RGB as a real PNG, whatever the format of the original was."""
     _write(path, encode_png(image))
 

@@ -1,4 +1,4 @@
-"""Contact sheets of image sets: rows of pictures of any size with masks and boxes outlined."""
+"""Contact sheets of image sets: rows of images of any size with masks and boxes outlined."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ Colour = tuple[int, int, int]
 MAGENTA: Colour = (255, 40, 200)
 CYAN: Colour = (0, 190, 255)
 COLUMNS = 8
-"""Pictures in a row of a sheet; tools show that many of each defect type at most."""
+"""Images in a row of a sheet; tools show that many of each defect type at most."""
 
 
 class Outline(NamedTuple):
-    """A mask, bool [H, W] of its picture's size, whose edge is drawn in a colour."""
+    """A mask, bool [H, W] of its image's size, whose edge is drawn in a colour."""
 
     mask: BoolArray
     colour: Colour = MAGENTA
 
 
 class Tile(NamedTuple):
-    """One picture of a row: a label, uint8 [H, W, 3] RGB, and what is outlined on it."""
+    """One image of a row: a label, uint8 [H, W, 3] RGB, and what is outlined on it."""
 
     label: str
     image: UInt8Array
@@ -37,14 +37,14 @@ class Tile(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A title and the pictures below it."""
+    """A title and the images below it."""
 
     title: str
     tiles: Sequence[Tile]
 
 
 def draw_sheet(rows: Sequence[Row]) -> UInt8Array:
-    """Return a labelled sheet, uint8 [H, W, 3] RGB; every picture keeps the ratio of its sides."""
+    """Return a labelled sheet, uint8 [H, W, 3] RGB; every image keeps the ratio of its sides."""
     columns = max((len(row.tiles) for row in rows), default=1)
     strip = _TITLE + _TILE + _LABEL + _GAP
     size = (max(len(rows), 1) * strip + _GAP, max(columns, 2) * (_TILE + _GAP) + _GAP, 3)
@@ -73,7 +73,7 @@ def _drawn(tile: Tile) -> UInt8Array:
         # By area and not nearest: a defect of one pixel must not vanish from the sheet.
         grey = outline.mask.astype(np.uint8) * np.uint8(255)
         inside = (cv2.resize(grey, size, interpolation=method) > 0).astype(np.uint8)
-        # The line lies just outside, so that the defect itself stays visible; at a picture's border just inside.
+        # The line lies just outside, so that the defect itself stays visible; at an image's border just inside.
         line = cv2.dilate(inside, np.ones((3, 3), np.uint8)) > inside
         line[[0, -1]] |= inside[[0, -1]] > 0
         line[:, [0, -1]] |= inside[:, [0, -1]] > 0

@@ -1,6 +1,6 @@
-"""Support sets: the few defective pictures of each type that a synthesis learns from, chosen by a seed and recorded.
+"""Support sets: the few anomalous images of each type that a synthesis learns from, chosen by a seed and recorded.
 
-    DIR/CATEGORY/DEFECT/STEM.png             the pictures, PNG
+    DIR/CATEGORY/DEFECT/STEM.png             the images, PNG
     DIR/CATEGORY/DEFECT_mask/STEM_mask.png   their masks, 0 and 255
     DIR/support.json                         names, content hashes and split of each; the settings
     DIR/contact_sheet.png
@@ -21,11 +21,11 @@ import msgspec
 
 from flawscope import __version__
 from flawscope.datasets import Dataset, Split, content_hash, hash_contents
-from flawscope.datasets.defects.anomalous_samples import Defective, Source, list_defective
+from flawscope.datasets.defects.anomalous_samples import AnomalousSample, Source, list_anomalous
 from flawscope.datasets.defects.file_names import category_of, check_name, defect_of, place_of
-from flawscope.datasets.defects.near_duplicates import is_same_part, look_of
+from flawscope.datasets.defects.near_duplicates import appearance_of, is_near_duplicate
 from flawscope.datasets.defects.seeded_choice import check_count, check_seed, seeded_order
-from flawscope.datasets.defects.set_files import SHEET, Sha256, Text, read_json, write_json, write_mask, write_picture
+from flawscope.datasets.defects.set_files import SHEET, Sha256, Text, read_json, write_image, write_json, write_mask
 from flawscope.datasets.defects.set_sheets import COLUMNS, CYAN, Outline, Row, Tile, draw_sheet
 from flawscope.datasets.record_paths import place_below
 from flawscope.errors import DataError
@@ -37,15 +37,15 @@ SUPPORT_RECORD = "support.json"
 MAX_SHOTS = 1000
 
 
-class SupportPicture(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One picture of a support set.
+class SupportImage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One image of a support set.
 
     Attributes:
         category: Name of the category.
         defect: Defect type, without the category.
         split: The split it was taken from.
-        source: The original picture, below the dataset's root.
-        content: SHA-256 of the original picture's bytes: what an evaluation leaves out.
+        source: The original image, below the dataset's root.
+        content: SHA-256 of the original image's bytes: what an evaluation leaves out.
         mask_source: The original mask, below the dataset's root.
         mask_content: SHA-256 of the original mask's bytes.
         picture: The copy, below the support set's folder.
@@ -65,13 +65,13 @@ class SupportPicture(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     defect_px: int
 
 
-class AlikePicture(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A picture outside the support set that probably shows the same part as one in it.
+class NearDuplicate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An image outside the support set that probably shows the same part as one in it.
 
     Attributes:
-        source: The picture, below the dataset's root.
+        source: The image, below the dataset's root.
         content: SHA-256 of its bytes.
-        like: The support picture, below the dataset's root.
+        like: The support image, below the dataset's root.
     """
 
     source: str
@@ -85,12 +85,12 @@ class SupportRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         flawscope: Version that wrote it.
         category: Category of the dataset, or "all".
-        shots: Pictures of each defect type.
+        shots: Images of each defect type.
         seed: Seed of the choice.
-        split: Where pictures could be taken from.
+        split: Where images could be taken from.
         pictures: What was taken, by category, defect type and in the order of the choice.
-        alike: Pictures of any split that were not taken and probably show the same parts; see `is_same_part`.
-        passed_over: Pictures that came before in the seeded order and were not taken, with the reason.
+        alike: Images of any split that were not taken and probably show the same parts; see `is_near_duplicate`.
+        passed_over: Images that came before in the seeded order and were not taken, with the reason.
         schema: Version of this record.
     """
 
@@ -99,19 +99,19 @@ class SupportRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     shots: int
     seed: int
     split: Source
-    pictures: Annotated[tuple[SupportPicture, ...], msgspec.Meta(min_length=1)]
-    alike: tuple[AlikePicture, ...] = ()
+    pictures: Annotated[tuple[SupportImage, ...], msgspec.Meta(min_length=1)]
+    alike: tuple[NearDuplicate, ...] = ()
     passed_over: dict[str, str] = {}
     schema: Literal[1] = 1
 
     @property
     def contents(self) -> frozenset[str]:
-        """The content hashes of the original pictures."""
-        return frozenset(picture.content for picture in self.pictures)
+        """The content hashes of the original images."""
+        return frozenset(image.content for image in self.pictures)
 
     @property
     def digest(self) -> str:
-        """SHA-256 over the content hashes of the original pictures and masks, a line each."""
+        """SHA-256 over the content hashes of the original images and masks, a line each."""
         lines = (f"{content}\n" for one in self.pictures for content in (one.content, one.mask_content))
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
@@ -127,39 +127,39 @@ def write_support(
     progress: CountProgress | None = None,
     alike_progress: CountProgress | None = None,
 ) -> SupportRecord:
-    """Choose `shots` pictures of each defect type and write them, their masks, a record and a contact sheet.
+    """Choose `shots` images of each defect type and write them, their masks, a record and a contact sheet.
 
-    The folder appears whole under its name or not at all. An earlier support set there is replaced. A picture whose
+    The folder appears whole under its name or not at all. An earlier support set there is replaced. An image whose
     mask is empty, or whose content was taken already, is passed over, and the record says so.
 
     Args:
         dataset: A dataset with masks.
         folder: The folder to make.
-        shots: Pictures of each defect type, at least 1.
+        shots: Images of each defect type, at least 1.
         split: Where they may come from: "train", "test" or "any".
         defects: Defect types as the dataset calls them; none means all.
-        seed: Another seed chooses other pictures.
-        progress: Called with the number of pictures taken and their total after each picture.
-        alike_progress: Called while the other pictures are compared with those taken, with their number and total.
+        seed: Another seed chooses other images.
+        progress: Called with the number of images taken and their total after each image.
+        alike_progress: Called while the other images are compared with those taken, with their number and total.
 
     Raises:
         ArgumentError: If an argument is out of range or unknown, or `folder` holds something else.
-        DataError: If a defect type has too few pictures, or a file cannot be read.
+        DataError: If a defect type has too few images, or a file cannot be read.
         StorageError: If the system refuses to write; nothing is left behind.
     """
     check_count(shots, "shots", 1, MAX_SHOTS)
     check_seed(seed)
     check_replaceable(folder, SUPPORT_RECORD)
-    groups: dict[tuple[str, str], list[Defective]] = {}
-    for entry in list_defective(dataset, split, defects):
+    groups: dict[tuple[str, str], list[AnomalousSample]] = {}
+    for entry in list_anomalous(dataset, split, defects):
         groups.setdefault((entry.category, entry.defect), []).append(entry)
     _check_folders(groups)
     rows: list[Row] = []
-    pictures: list[SupportPicture] = []
+    images: list[SupportImage] = []
     passed_over: dict[str, str] = {}
     with atomic_folder(folder, replace_if=SUPPORT_RECORD) as made:
         for (category, defect), entries in groups.items():
-            chosen: dict[str, SupportPicture] = {}
+            chosen: dict[str, SupportImage] = {}
             tiles: list[Tile] = []
             taken: set[str] = set()
             for entry in seeded_order(((e.place, e) for e in entries), seed, "support", category, defect):
@@ -170,33 +170,35 @@ def write_support(
                 if not mask.any():
                     passed_over[entry.place] = "its mask shows no defect"
                 elif content in chosen:
-                    passed_over[entry.place] = f"the same picture as {chosen[content].source}"
+                    passed_over[entry.place] = f"the same image as {chosen[content].source}"
                 else:
-                    picture = _describe(dataset, entry, content, free_name(entry.sample.path.stem, taken), mask.sum())
-                    write_picture(made / picture.picture, image)
-                    write_mask(made / picture.mask, mask)
-                    chosen[content] = picture
+                    entry_record = _describe(
+                        dataset, entry, content, free_name(entry.sample.path.stem, taken), mask.sum()
+                    )
+                    write_image(made / entry_record.picture, image)
+                    write_mask(made / entry_record.mask, mask)
+                    chosen[content] = entry_record
                     tiles.append(Tile(f"{entry.sample.split}: {entry.sample.path.name}", image, (Outline(mask),)))
                     if progress:
-                        progress(len(pictures) + len(chosen), shots * len(groups))
+                        progress(len(images) + len(chosen), shots * len(groups))
             if len(chosen) < shots:
                 raise DataError(
-                    f"{dataset.root}: {defect}: expected {shots} different pictures with a mask that shows a defect "
+                    f"{dataset.root}: {defect}: expected {shots} different images with a mask that shows a defect "
                     f"(split {split}), got {len(chosen)}. Ask for fewer with --shots, or leave {defect} out."
                 )
-            pictures += chosen.values()
+            images += chosen.values()
             rows.append(Row(f"{category}: {defect}", tiles))
-        alike, alike_rows = _find_alike(dataset, pictures, defects, alike_progress)
-        record = SupportRecord(__version__, dataset.category, shots, seed, split, tuple(pictures), alike, passed_over)
-        write_picture(made / SHEET, draw_sheet([*rows, *alike_rows]))
+        alike, alike_rows = _find_near_duplicates(dataset, images, defects, alike_progress)
+        record = SupportRecord(__version__, dataset.category, shots, seed, split, tuple(images), alike, passed_over)
+        write_image(made / SHEET, draw_sheet([*rows, *alike_rows]))
         write_json(made / SUPPORT_RECORD, record)
     return record
 
 
-def _describe(dataset: Dataset, entry: Defective, content: str, name: str, defect_px: int) -> SupportPicture:
+def _describe(dataset: Dataset, entry: AnomalousSample, content: str, name: str, defect_px: int) -> SupportImage:
     mask = entry.sample.mask
     assert mask is not None
-    return SupportPicture(
+    return SupportImage(
         category=entry.category,
         defect=entry.defect,
         split=entry.sample.split,
@@ -210,26 +212,26 @@ def _describe(dataset: Dataset, entry: Defective, content: str, name: str, defec
     )
 
 
-def _find_alike(
-    dataset: Dataset, pictures: Sequence[SupportPicture], defects: Sequence[str], progress: CountProgress | None
-) -> tuple[tuple[AlikePicture, ...], list[Row]]:
-    """Return the pictures of the same defect types, whatever their split, that probably show the same parts.
+def _find_near_duplicates(
+    dataset: Dataset, images: Sequence[SupportImage], defects: Sequence[str], progress: CountProgress | None
+) -> tuple[tuple[NearDuplicate, ...], list[Row]]:
+    """Return the images of the same defect types, whatever their split, that probably show the same parts.
 
     The rows show the first of them for each defect type.
     """
-    taken = {picture.source for picture in pictures}
-    types = {(picture.category, picture.defect): list[Tile]() for picture in pictures}
-    others = [e for e in list_defective(dataset, "any", defects) if (e.category, e.defect) in types]
-    looks = {e.place: look_of(*e.read()) for e in others if e.place in taken}
+    taken = {support.source for support in images}
+    types = {(support.category, support.defect): list[Tile]() for support in images}
+    others = [e for e in list_anomalous(dataset, "any", defects) if (e.category, e.defect) in types]
+    looks = {e.place: appearance_of(*e.read()) for e in others if e.place in taken}
     found = []
     for done, entry in enumerate(others, 1):
         if entry.place not in taken:
             image, mask = entry.read()
-            look = look_of(image, mask)
-            own = [p for p in pictures if (p.category, p.defect) == (entry.category, entry.defect)]
-            like = next((p.source for p in own if is_same_part(looks[p.source], look)), None)
+            look = appearance_of(image, mask)
+            own = [p for p in images if (p.category, p.defect) == (entry.category, entry.defect)]
+            like = next((p.source for p in own if is_near_duplicate(looks[p.source], look)), None)
             if like is not None:
-                found.append(AlikePicture(entry.place, content_hash(entry.sample.path), like))
+                found.append(NearDuplicate(entry.place, content_hash(entry.sample.path), like))
                 tiles = types[entry.category, entry.defect]
                 if len(tiles) < COLUMNS:
                     tiles.append(Tile(f"like {Path(like).name}", image, (Outline(mask, CYAN),)))
@@ -238,8 +240,8 @@ def _find_alike(
     return tuple(found), [Row(f"{c}: {d}, probably the same parts", row) for (c, d), row in types.items() if row]
 
 
-def _check_folders(groups: dict[tuple[str, str], list[Defective]]) -> None:
-    """Raise DataError where the masks of one defect type would lie among the pictures of another."""
+def _check_folders(groups: dict[tuple[str, str], list[AnomalousSample]]) -> None:
+    """Raise DataError where the masks of one defect type would lie among the images of another."""
     for category, defect in groups:
         if (category, f"{defect}_mask") in groups:
             raise DataError(
@@ -249,47 +251,49 @@ def _check_folders(groups: dict[tuple[str, str], list[Defective]]) -> None:
 
 
 def read_support(folder: Path) -> SupportRecord:
-    """Read the record of a support set; its pictures are not looked at.
+    """Read the record of a support set; its images are not looked at.
 
     Raises:
-        DataError: If there is none, it is not one of ours, it names a file outside the folder or a picture twice, or a
+        DataError: If there is none, it is not one of ours, it names a file outside the folder or an image twice, or a
             category or defect type that is no folder's name.
     """
     path = folder / SUPPORT_RECORD
     record = read_json(path, SupportRecord, "the record of a support set, which flawscope synth support makes")
     seen: set[tuple[str, str, str]] = set()
-    for picture in record.pictures:
+    for image in record.pictures:
         # They become folders of a run and names of tensors.
-        check_name(picture.category, f"{path}: category")
-        check_name(picture.defect, f"{path}: defect type")
-        for place in (picture.picture, picture.mask):
+        check_name(image.category, f"{path}: category")
+        check_name(image.defect, f"{path}: defect type")
+        for place in (image.picture, image.mask):
             place_below(folder, place, str(path))
-        key = (picture.category, picture.defect, Path(picture.picture).stem)
-        if key in seen:  # a run copies the pictures under these names: the second would replace the first
-            raise DataError(f"{path}: expected every picture once, got {picture.picture} twice. Mend the file.")
+        key = (image.category, image.defect, Path(image.picture).stem)
+        if key in seen:  # a run copies the images under these names: the second would replace the first
+            raise DataError(f"{path}: expected every image once, got {image.picture} twice. Mend the file.")
         seen.add(key)
     return record
 
 
-def find_support(dataset: Dataset, record: SupportRecord, progress: CountProgress | None = None) -> list[Defective]:
-    """Return the pictures of a dataset that a support set was taken from.
+def find_support(
+    dataset: Dataset, record: SupportRecord, progress: CountProgress | None = None
+) -> list[AnomalousSample]:
+    """Return the images of a dataset that a support set was taken from.
 
     Raises:
-        DataError: If a picture or its mask is not there, or is not the one that was recorded.
+        DataError: If an image or its mask is not there, or is not the one that was recorded.
     """
     by_place = {place_of(dataset, s.path): s for s in dataset.samples if s.is_anomalous and s.mask is not None}
     found = []
-    for done, picture in enumerate(record.pictures, 1):
-        sample = by_place.get(picture.source)
+    for done, image in enumerate(record.pictures, 1):
+        sample = by_place.get(image.source)
         if sample is None or sample.mask is None:
             raise DataError(
-                f"{dataset.root}: expected the support picture {picture.source} with its mask, got none there. "
+                f"{dataset.root}: expected the support image {image.source} with its mask, got none there. "
                 "Name the dataset the support set was taken from."
             )
-        for path, content in ((sample.path, picture.content), (sample.mask, picture.mask_content)):
+        for path, content in ((sample.path, image.content), (sample.mask, image.mask_content)):
             if content_hash(path) != content:
                 raise DataError(f"{path}: expected the file the support set was taken from, got other content.")
-        found.append(Defective(sample, category_of(dataset, sample), defect_of(sample), picture.source))
+        found.append(AnomalousSample(sample, category_of(dataset, sample), defect_of(sample), image.source))
         if progress:
             progress(done, len(record.pictures))
     return found
@@ -298,9 +302,9 @@ def find_support(dataset: Dataset, record: SupportRecord, progress: CountProgres
 def exclude_support(
     dataset: Dataset, record: SupportRecord, progress: CountProgress | None = None, *, with_alike: bool = True
 ) -> tuple[Dataset, tuple[str, ...]]:
-    """Return the dataset without the pictures of a support set, and the places of those that were left out.
+    """Return the dataset without the images of a support set, and the places of those that were left out.
 
-    Pictures are known by their content: a copy under another name is left out as well. Scores of a detector that
+    Images are known by their content: a copy under another name is left out as well. Scores of a detector that
     learned from synthesised defects are only honest on what is left.
 
     Args:
@@ -310,7 +314,7 @@ def exclude_support(
         with_alike: Leave out, too, what probably shows the same parts. It is a guess that rather leaves out too many.
 
     Raises:
-        DataError: If a picture cannot be read.
+        DataError: If an image cannot be read.
     """
     contents = record.contents | (frozenset(one.content for one in record.alike) if with_alike else frozenset())
     hashes = hash_contents((s.path for s in dataset.samples), progress)

@@ -1,4 +1,4 @@
-"""Generated parts: pictures of things that were never made, with defects whose every pixel is known.
+"""Rendered demo parts with pixel-exact defect masks.
 
 They stand in for a real dataset where none may be shipped: in the demo, in tests, and to try a detector offline.
 """

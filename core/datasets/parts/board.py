@@ -70,7 +70,7 @@ def scene(
     Args:
         layout: Seed of the design that all boards of a dataset share.
         canvas: Size of the scene.
-        rng: Chance of this picture: place, small turn, tolerances of the components.
+        rng: Chance of this image: place, small turn, tolerances of the components.
         light: The lamp.
         defect: One of `DEFECTS`, or None for a good part.
         chance: Chance of the defect.
@@ -97,12 +97,12 @@ def scene(
     np.minimum(diffuse, 1, out=diffuse)
     shade = 1 - np.float32(0.6) * cast_shadow(height, light, (2 * unit, 5 * unit, 9 * unit), 0.5 * unit)
     shine = gloss * (power_of_two(mirror, 4) * np.float32(0.9) + np.float32(0.1)) * shade
-    picture = albedo * spread((np.float32(0.32) + np.float32(0.95) * diffuse * shade) * cover)
-    picture += spread(shine * cover + (1 - cover) * np.float32(0.043))
+    image = albedo * spread((np.float32(0.32) + np.float32(0.95) * diffuse * shade) * cover)
+    image += spread(shine * cover + (1 - cover) * np.float32(0.043))
     if defect == "fibre":
         place = (chance.uniform(0.16, 0.84) * side, chance.uniform(0.16, 0.84) * side)
-        picture = marks.add_hair(picture, chance, canvas, light, place)
-    return np.asarray(picture, np.float32)
+        image = marks.add_hair(image, chance, canvas, light, place)
+    return np.asarray(image, np.float32)
 
 
 def _bridge(layers: Layers, design: Design, chance: np.random.Generator, canvas: Canvas) -> None:

@@ -1,7 +1,7 @@
 """The drawing board of the generated parts: units, antialiased shapes and smooth noise.
 
-Parts are described in *units*: a picture is 256 units wide whatever its size in pixels. Scenes are drawn at twice the
-picture's size and reduced at the end, so edges are antialiased. All fields are float32; coordinates are (x, y) in
+Parts are described in *units*: an image is 256 units wide whatever its size in pixels. Scenes are drawn at twice the
+image's size and reduced at the end, so edges are antialiased. All fields are float32; coordinates are (x, y) in
 pixels of the double-size canvas, x to the right and y down; heights are in the same pixels, towards the camera.
 """
 
@@ -27,7 +27,7 @@ class Canvas:
     """Size of one scene.
 
     Attributes:
-        size: Side of the finished picture in pixels.
+        size: Side of the finished image in pixels.
     """
 
     size: int

@@ -1,4 +1,4 @@
-"""Twill cloth: interlaced threads with their own brightness and twist, slightly stretched from picture to picture."""
+"""Twill cloth: interlaced threads with their own brightness and twist, slightly stretched from image to image."""
 
 from __future__ import annotations
 
@@ -68,9 +68,9 @@ def scene(
     """Return a linear scene [side, side, 3] of the cloth.
 
     Args:
-        layout: Seed of what all pictures of a dataset share: yarns and weave.
+        layout: Seed of what all images of a dataset share: yarns and weave.
         canvas: Size of the scene.
-        rng: Chance of this picture: place on the roll, small turn, stretch.
+        rng: Chance of this image: place on the roll, small turn, stretch.
         light: The lamp.
         defect: One of `DEFECTS`, or None for a good part.
         chance: Chance of the defect.
@@ -92,10 +92,10 @@ def scene(
         soft = blur(field, 1.2 * unit)
         albedo = albedo * marks.stain_tint(chance, soft, tints[int(chance.integers(3))], chance.uniform(0.5, 0.95))
     diffuse, _ = lambert(height + fold, light)
-    picture = albedo * spread(np.float32(0.3) + np.float32(1.15) * diffuse)
+    image = albedo * spread(np.float32(0.3) + np.float32(1.15) * diffuse)
     if defect == "fibre":
-        picture = marks.add_hair(picture, chance, canvas, light, _place(chance, canvas))
-    return np.asarray(picture, np.float32)
+        image = marks.add_hair(image, chance, canvas, light, _place(chance, canvas))
+    return np.asarray(image, np.float32)
 
 
 def _place(chance: np.random.Generator, canvas: Canvas) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""One picture that shows what was generated: every part, good and with each defect, plain and with its mask."""
+"""One image that shows what was generated: every part, good and with each defect, plain and with its mask."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _PAPER, _INK, _OUTLINE = (245, 245, 245), (30, 30, 30), (255, 40, 200)
 
 
 class Tile(NamedTuple):
-    """One column of a row: a label, a picture uint8 [H, W, 3] and its mask bool [H, W]."""
+    """One column of a row: a label, an image uint8 [H, W, 3] and its mask bool [H, W]."""
 
     label: str
     image: UInt8Array
@@ -40,7 +40,7 @@ def contact_sheet(rows: Sequence[Sequence[Tile]]) -> UInt8Array:
 
 
 def _outlined(image: UInt8Array, mask: BoolArray) -> UInt8Array:
-    """Return the picture with a thin line just outside the mask, so that the defect itself stays visible."""
+    """Return the image with a thin line just outside the mask, so that the defect itself stays visible."""
     large = cv2.resize(mask.astype(np.uint8), image.shape[1::-1], interpolation=cv2.INTER_NEAREST_EXACT)
     near = cv2.dilate(large, np.ones((5, 5), np.uint8))
     line = cv2.dilate(near, np.ones((3, 3), np.uint8)) > near

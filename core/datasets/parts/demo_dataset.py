@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from flawscope.datasets.defects.set_files import write_json, write_mask, write_picture
+from flawscope.datasets.defects.set_files import write_image, write_json, write_mask
 from flawscope.datasets.parts.contact_sheet import Tile, contact_sheet
 from flawscope.datasets.parts.part_renderer import (
     DEFECTS,
@@ -29,7 +29,7 @@ from flawscope.progress import CountProgress
 
 MARKER = "parts.json"
 MAX_COUNT = 100_000
-_FIRST_TEST = 1_000_000  # good test pictures are numbered from here, so that they do not depend on the training count
+_FIRST_TEST = 1_000_000  # normal test images are numbered from here, so that they do not depend on the training count
 
 
 class PartsRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -38,10 +38,10 @@ class PartsRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         generator_version: Version of the renderer: the same version and numbers give the same pixels.
         seed: Seed of the dataset.
-        size: Side of the pictures in pixels.
-        train: Good training pictures of each kind.
-        test_good: Good test pictures of each kind.
-        test_defective: Test pictures of each defect.
+        size: Side of the images in pixels.
+        train: Normal training images of each kind.
+        test_good: Normal test images of each kind.
+        test_defective: Test images of each defect.
         defects: Defects of each kind.
     """
 
@@ -55,21 +55,21 @@ class PartsRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 @dataclass(frozen=True)
-class _Picture:
+class _Rendering:
     folder: str
     number: int
     index: int
     defect: str | None
 
 
-def _pictures(kind: str, record: PartsRecord) -> Iterator[_Picture]:
+def _images(kind: str, record: PartsRecord) -> Iterator[_Rendering]:
     for number in range(record.train):
-        yield _Picture("train/good", number, number, None)
+        yield _Rendering("train/good", number, number, None)
     for number in range(record.test_good):
-        yield _Picture("test/good", number, _FIRST_TEST + number, None)
+        yield _Rendering("test/good", number, _FIRST_TEST + number, None)
     for defect in record.defects[kind]:
         for number in range(record.test_defective):
-            yield _Picture(f"test/{defect}", number, number, defect)
+            yield _Rendering(f"test/{defect}", number, number, defect)
 
 
 def _record(
@@ -111,32 +111,32 @@ def write_dataset(
         root: The folder to make; each kind becomes a category in it.
         kinds: Which of `KINDS`.
         seed: Seed of the dataset, at least 0.
-        size: Side of the pictures in pixels.
-        train: Good training pictures of each kind.
-        test_good: Good test pictures of each kind.
-        test_defective: Test pictures of each defect of each kind.
-        progress: Called with the number of pictures written and their total after each picture.
+        size: Side of the images in pixels.
+        train: Normal training images of each kind.
+        test_good: Normal test images of each kind.
+        test_defective: Test images of each defect of each kind.
+        progress: Called with the number of images written and their total after each image.
 
     Raises:
         ArgumentError: If an argument is unknown or out of range, or `root` holds something else.
         StorageError: If the system refuses to write; nothing is left behind.
     """
     record = _record(kinds, seed=seed, size=size, train=train, test_good=test_good, test_defective=test_defective)
-    total = sum(sum(1 for _ in _pictures(kind, record)) for kind in kinds)
+    total = sum(sum(1 for _ in _images(kind, record)) for kind in kinds)
     done = 0
     with atomic_folder(root, replace_if=MARKER) as folder:
         for kind in kinds:
-            for picture in _pictures(kind, record):
-                image, mask = render(kind, seed, picture.index, size, picture.defect)
-                name = f"{picture.number:03d}"
-                write_picture(folder / kind / picture.folder / f"{name}.png", image)
-                if picture.defect is not None:
-                    path = folder / kind / "ground_truth" / picture.defect / f"{name}_mask.png"
+            for rendering in _images(kind, record):
+                image, mask = render(kind, seed, rendering.index, size, rendering.defect)
+                name = f"{rendering.number:03d}"
+                write_image(folder / kind / rendering.folder / f"{name}.png", image)
+                if rendering.defect is not None:
+                    path = folder / kind / "ground_truth" / rendering.defect / f"{name}_mask.png"
                     write_mask(path, mask)
                 done += 1
                 if progress is not None:
                     progress(done, total)
-        write_picture(folder / "contact_sheet.png", contact_sheet([_tiles(kind, seed, size) for kind in kinds]))
+        write_image(folder / "contact_sheet.png", contact_sheet([_tiles(kind, seed, size) for kind in kinds]))
         write_json(folder / MARKER, record)
 
 

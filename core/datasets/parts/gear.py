@@ -1,7 +1,7 @@
 """Spur gear, turned and milled, lying on a matt table at any angle: teeth, bore, keyway and lightening holes.
 
 Turned faces carry fine rings. Light scatters across the rings, so two bright wings appear that follow the lamp and not
-the part: they are computed for each picture, the shapes only once.
+the part: they are computed for each image, the shapes only once.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from flawscope.datasets.parts.optics import Light, lambert, power_of_two
 
 DEFECTS = ("broken_tooth", "scratch", "crack", "dent", "rust", "swarf")
 _TIP, _ROOT, _WEB, _HUB, _BORE, _HOLES = 113.0, 92.0, 76.0, 39.0, 19.0, 57.0  # radii in units
-_REACH = 8.0  # units that the compass reaches beyond the picture on each side
+_REACH = 8.0  # units that the compass reaches beyond the image on each side
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class _Layout:
 
 @dataclass
 class _Gear:
-    """A gear turned into its picture, in layers [side, side] that a flaw may change.
+    """A gear turned into its image, in layers [side, side] that a flaw may change.
 
     Attributes:
         height: Height in canvas pixels, without the gear's own thickness.
@@ -144,9 +144,9 @@ def scene(
     """Return a linear scene [side, side, 3] of the gear on its table.
 
     Args:
-        layout: Seed of what all pictures of a dataset share: teeth and holes.
+        layout: Seed of what all images of a dataset share: teeth and holes.
         canvas: Size of the scene.
-        rng: Chance of this picture: angle, place, the grain of the table.
+        rng: Chance of this image: angle, place, the grain of the table.
         light: The lamp.
         defect: One of `DEFECTS`, or None for a good part.
         chance: Chance of the defect.
@@ -174,11 +174,11 @@ def scene(
     shadow = np.asarray(cv2.resize(small, (side, side), interpolation=cv2.INTER_LINEAR), np.float32)
     shadow *= np.float32(-0.62)
     shadow += 1
-    picture = spread(table * shadow * (1 - part.cover), colour(92, 98, 105))
-    picture += metal
+    image = spread(table * shadow * (1 - part.cover), colour(92, 98, 105))
+    image += metal
     if defect == "swarf":
-        picture = _swarf(picture, part, chance, canvas, light)
-    return np.asarray(picture, np.float32)
+        image = _swarf(image, part, chance, canvas, light)
+    return np.asarray(image, np.float32)
 
 
 def _metal(part: _Gear, canvas: Canvas, light: Light) -> Float32Array:
@@ -289,10 +289,8 @@ def _rust(part: _Gear, chance: np.random.Generator, canvas: Canvas) -> None:
     part.height += bloom * speckle * np.float32(0.25 * unit)
 
 
-def _swarf(
-    picture: Float32Array, part: _Gear, chance: np.random.Generator, canvas: Canvas, light: Light
-) -> Float32Array:
-    """Return the picture with a curl of cut metal lying on the gear."""
+def _swarf(image: Float32Array, part: _Gear, chance: np.random.Generator, canvas: Canvas, light: Light) -> Float32Array:
+    """Return the image with a curl of cut metal lying on the gear."""
     unit, shape = canvas.unit, (canvas.side, canvas.side)
     turns = np.linspace(0, chance.uniform(2, 5) * 2 * math.pi, 90)
     coil, climb = chance.uniform(3, 6) * unit, chance.uniform(1.0, 1.8) * unit
@@ -309,7 +307,7 @@ def _swarf(
         np.maximum(shine, strokes(shape, [curl[first : first + 5]], 0.9 * unit) * bright[first], out=shine)
     under = blur(strokes(shape, [below], 1.8 * unit), 0.8 * unit)
     metal = colour(118, 112, 104) * spread(np.float32(0.5) + np.float32(3.2) * shine)
-    shaded = picture * spread(1 - np.float32(0.45) * under)
+    shaded = image * spread(1 - np.float32(0.45) * under)
     return np.asarray(shaded + (metal - shaded) * spread(body), np.float32)
 
 

@@ -1,4 +1,4 @@
-"""Light and camera of the generated parts: everything that varies from picture to picture without being a defect."""
+"""Light and camera of the generated parts: everything that varies from image to image without being a defect."""
 
 from __future__ import annotations
 
@@ -102,9 +102,9 @@ class Camera:
 
     Attributes:
         gain: Linear gain of each colour.
-        slant: Relative change of light across the picture along x and y.
+        slant: Relative change of light across the image along x and y.
         defocus: Blur in canvas pixels at 256 pixels a side.
-        noise: Standard deviation of the noise in levels of the finished picture.
+        noise: Standard deviation of the noise in levels of the finished image.
         seed: Seed of the noise, so that a part and its flawless twin get the same.
     """
 
@@ -128,7 +128,7 @@ class Camera:
         )
 
     def expose(self, scene: Float32Array, canvas: Canvas) -> Float32Array:
-        """Return the noiseless picture, in levels: float32 [size, size, 3] from a linear scene [side, side, 3]."""
+        """Return the noiseless image, in levels: float32 [size, size, 3] from a linear scene [side, side, 3]."""
         soft = blur(scene, self.defocus * canvas.unit / 2)
         small = np.asarray(cv2.resize(soft, (canvas.size, canvas.size), interpolation=cv2.INTER_AREA), np.float32)
         place = np.linspace(-1, 1, canvas.size, dtype=np.float32)
@@ -141,8 +141,8 @@ class Camera:
         small -= over - over / (1 + 2.5 * over)
         return np.minimum(_LEVELS * np.sqrt(small), _LEVELS)
 
-    def digitise(self, picture: Float32Array) -> UInt8Array:
+    def digitise(self, image: Float32Array) -> UInt8Array:
         """Return uint8 [size, size, 3] with sensor noise; under a square-root curve shot noise is even."""
-        chance = np.random.default_rng(self.seed).bytes(picture.size)
-        noise = cv2.LUT(np.frombuffer(chance, np.uint8).reshape(picture.shape), _NORMAL * np.float32(self.noise))
-        return np.asarray(np.clip(np.rint(picture + noise), 0, 255), np.uint8)
+        chance = np.random.default_rng(self.seed).bytes(image.size)
+        noise = cv2.LUT(np.frombuffer(chance, np.uint8).reshape(image.shape), _NORMAL * np.float32(self.noise))
+        return np.asarray(np.clip(np.rint(image + noise), 0, 255), np.uint8)

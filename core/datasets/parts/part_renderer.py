@@ -1,4 +1,4 @@
-"""One picture of a generated part, good or with one defect, and the mask of what the defect changed."""
+"""One image of a generated part, good or with one defect, and the mask of what the defect changed."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Pair(NamedTuple):
     Attributes:
         good: uint8 [size, size, 3] RGB, without the defect.
         image: uint8 [size, size, 3] RGB, with it; equal to `good` outside the mask.
-        mask: bool [size, size], true where the defect changed the picture.
+        mask: bool [size, size], true where the defect changed the image.
     """
 
     good: UInt8Array
@@ -100,7 +100,7 @@ class _Shot:
         self._layout = _layout(kind, seed)
 
     def draw(self, defect: str | None, chance: np.random.SeedSequence) -> Float32Array:
-        """Return the noiseless picture in levels, float32 [size, size, 3]."""
+        """Return the noiseless image in levels, float32 [size, size, 3]."""
         part, flaw = np.random.default_rng(self._part), np.random.default_rng(chance)
         scene = _SCENES[self._kind](self._layout, self.canvas, part, self.light, defect, flaw)
         return self.camera.expose(scene, self.canvas)
@@ -121,7 +121,7 @@ def render_pair(kind: str, seed: int, index: int, size: int = 256, *, defect: st
     Args:
         kind: One of `KINDS`.
         seed: Seed of the dataset, at least 0; parts of one seed share their design.
-        index: Number of the picture, at least 0.
+        index: Number of the image, at least 0.
         size: Side in pixels.
         defect: One of `DEFECTS[kind]`.
 
@@ -145,24 +145,24 @@ def render_pair(kind: str, seed: int, index: int, size: int = 256, *, defect: st
         if seen >= enough:
             break
     _, flawed, mask = best
-    picture = np.asarray(cv2.copyTo(flawed, mask.astype(np.uint8), clean.copy()), np.float32)
-    return Pair(shot.camera.digitise(clean), shot.camera.digitise(picture), mask)
+    image = np.asarray(cv2.copyTo(flawed, mask.astype(np.uint8), clean.copy()), np.float32)
+    return Pair(shot.camera.digitise(clean), shot.camera.digitise(image), mask)
 
 
 def render(
     kind: str, seed: int, index: int, size: int = 256, defect: str | None = None
 ) -> tuple[UInt8Array, BoolArray]:
-    """Render one picture of a part; the same arguments always give the same pixels.
+    """Render one image of a part; the same arguments always give the same pixels.
 
     Args:
         kind: One of `KINDS`.
         seed: Seed of the dataset, at least 0; parts of one seed share their design.
-        index: Number of the picture, at least 0.
+        index: Number of the image, at least 0.
         size: Side in pixels, from 64 to 1024.
         defect: One of `DEFECTS[kind]`, or None for a good part.
 
     Returns:
-        The picture, uint8 [size, size, 3] RGB, and the mask, bool [size, size], empty for a good part.
+        The image, uint8 [size, size, 3] RGB, and the mask, bool [size, size], empty for a good part.
 
     Raises:
         ArgumentError: If an argument is unknown or out of range.

@@ -1,7 +1,7 @@
 """Brushed steel sheet: long brush lines, a soft band of anisotropic gloss, and what goes wrong on it.
 
 Brush lines scatter light across themselves and keep it together along themselves, so the lamp shows as a bright band
-across the picture; a slope along the lines moves the band, which is how dents become visible.
+across the image; a slope along the lines moves the band, which is how dents become visible.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from flawscope.datasets.parts.canvas import (
 from flawscope.datasets.parts.optics import Light
 
 DEFECTS = ("scratch", "dent", "stain", "pitting", "fibre")
-_MARGIN = 1.6  # side of the cached sheet over side of the canvas: pictures are cut from different places of it
+_MARGIN = 1.6  # side of the cached sheet over side of the canvas: images are cut from different places of it
 
 
 @dataclass
@@ -74,9 +74,9 @@ def scene(
     """Return a linear scene [side, side, 3] of the sheet.
 
     Args:
-        layout: Seed of what all pictures of a dataset share.
+        layout: Seed of what all images of a dataset share.
         canvas: Size of the scene.
-        rng: Chance of this picture: place on the sheet, small turn, gloss.
+        rng: Chance of this image: place on the sheet, small turn, gloss.
         light: The lamp.
         defect: One of `DEFECTS`, or None for a good part.
         chance: Chance of the defect.
@@ -112,10 +112,10 @@ def scene(
     if part.tint is not None:
         steel *= part.tint
         gloss *= np.sqrt(part.tint)
-    picture = steel + gloss
+    image = steel + gloss
     if defect == "fibre":
-        picture = marks.add_hair(picture, chance, canvas, light, _place(chance, canvas))
-    return np.asarray(picture, np.float32)
+        image = marks.add_hair(image, chance, canvas, light, _place(chance, canvas))
+    return np.asarray(image, np.float32)
 
 
 def _place(chance: np.random.Generator, canvas: Canvas, margin: float = 0.16) -> tuple[float, float]:

@@ -10,7 +10,7 @@ import cv2
 import msgspec
 import numpy as np
 import pytest
-from fake_bundles import FakeInspector, write_mask, write_picture
+from fake_bundles import FakeInspector, write_image, write_mask
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,24 +18,24 @@ from flawscope import cli
 from flawscope.bundle import open_bundle
 from flawscope.calibration import calibrate_bundle, evaluate_bundle, record_accuracy
 from flawscope.calibration.evaluation import evaluate, report
-from flawscope.calibration.evaluation.contamination import find_leak
+from flawscope.calibration.evaluation.contamination import find_contamination
 from flawscope.datasets import Dataset, Sample, content_hash, hash_contents, open_dataset
-from flawscope.datasets.defects.support_set import AlikePicture, SupportPicture, SupportRecord, write_support
+from flawscope.datasets.defects.support_set import NearDuplicate, SupportImage, SupportRecord, write_support
 from flawscope.errors import ArgumentError, DataError
 
 FLAT = ("image_auroc", "image_ap", "image_f1_max", "pixel_auroc", "pixel_ap", "aupro")
 
 
-def _picture(content, category="part", source="test/spot/0.png"):
+def _image(content, category="part", source="test/spot/0.png"):
     mask_content = hashlib.sha256(f"mask of {content}".encode()).hexdigest()
-    return SupportPicture(category, "spot", "test", source, content, "m.png", mask_content, source, "m", 64)
+    return SupportImage(category, "spot", "test", source, content, "m.png", mask_content, source, "m", 64)
 
 
 def _record(root, of_set, alike=()):
-    """Return the record of a support set of these pictures below `root`, and of others that look like the first."""
-    pictures = tuple(_picture(content_hash(root / place), source=place) for place in of_set)
-    others = tuple(AlikePicture(place, content_hash(root / place), of_set[0]) for place in alike)
-    return SupportRecord("0", "part", len(of_set), 7, "test", pictures, others)
+    """Return the record of a support set of these images below `root`, and of others that look like the first."""
+    images = tuple(_image(content_hash(root / place), source=place) for place in of_set)
+    others = tuple(NearDuplicate(place, content_hash(root / place), of_set[0]) for place in alike)
+    return SupportRecord("0", "part", len(of_set), 7, "test", images, others)
 
 
 def _evaluate(path, dataset, **options):
@@ -44,7 +44,7 @@ def _evaluate(path, dataset, **options):
 
 @pytest.fixture
 def record(dataset):
-    """Two spots, and a dull picture that looks like the first."""
+    """Two spots, and a dull image that looks like the first."""
     return _record(dataset.root, ("test/spot/0.png", "test/spot/5.png"), ("test/dull/0.png",))
 
 
@@ -67,7 +67,7 @@ def test_figures_are_those_of_a_set_without_the_files_and_with_leak_those_of_the
 
 def test_what_is_left_can_be_counted_by_hand(make_bundle, dataset, record):
     found = _evaluate(make_bundle(threshold=75.0), dataset, support=record).figures
-    # 6 spots above all 10 good pictures and 3 dull ones below them; with leak 8 and 4.
+    # 6 spots above all 10 normal images and 3 dull ones below them; with leak 8 and 4.
     assert found.image_auroc == pytest.approx(6 / 9)
     assert found.support.with_leak.image_auroc == pytest.approx(8 / 12)
     assert (found.images, found.anomalous, found.without_mask) == (19, 9, 3)
@@ -77,13 +77,13 @@ def test_what_is_left_can_be_counted_by_hand(make_bundle, dataset, record):
     assert (found.support.pictures, found.support.of_set, found.support.alike, found.support.missing) == (2, 2, 1, 0)
     assert found.support.left_out == {
         "test/dull/0.png": "probably the same part as test/spot/0.png",
-        "test/spot/0.png": "a support picture",
-        "test/spot/5.png": "a support picture",
+        "test/spot/0.png": "a support image",
+        "test/spot/5.png": "a support image",
     }
-    assert found.notes[0].startswith("3 of 22 test pictures are left out: 2 of the support set, 1 that probably show")
+    assert found.notes[0].startswith("3 of 22 test images are left out: 2 of the support set, 1 that probably show")
 
 
-def test_pictures_are_scored_and_hashed_once(make_bundle, dataset, record, monkeypatch):
+def test_images_are_scored_and_hashed_once(make_bundle, dataset, record, monkeypatch):
     path, scored, hashed = make_bundle(), [], []
     stream = FakeInspector.stream
 
@@ -105,15 +105,15 @@ def test_pictures_are_scored_and_hashed_once(make_bundle, dataset, record, monke
 def test_a_copy_under_another_name_is_left_out_as_well(make_bundle, dataset, record):
     shutil.copy(dataset.root / "test/spot/5.png", dataset.root / "test/good/copy.png")
     found = _evaluate(make_bundle(), open_dataset(dataset.root), support=record).figures
-    assert found.support.left_out["test/good/copy.png"] == "a support picture"
+    assert found.support.left_out["test/good/copy.png"] == "a support image"
     assert found.support.of_set == 3
 
 
-def test_a_support_picture_that_is_called_alike_too_counts_once(make_bundle, dataset):
+def test_a_support_image_that_is_called_alike_too_counts_once(make_bundle, dataset):
     record = _record(dataset.root, ("test/spot/0.png",), ("test/spot/0.png",))
     support = _evaluate(make_bundle(), dataset, support=record).figures.support
     assert (support.of_set, support.alike) == (1, 0)
-    assert support.left_out == {"test/spot/0.png": "a support picture"}
+    assert support.left_out == {"test/spot/0.png": "a support image"}
 
 
 def test_masks_lost_are_counted_among_what_is_left(make_bundle, dataset):
@@ -138,46 +138,46 @@ def test_evidence_of_the_whole_set_and_of_the_rest_stand_side_by_side(make_bundl
     assert entries[1].figures["image_auroc"] == pytest.approx(6 / 9)
 
 
-def test_support_pictures_of_the_training_split_leave_everything_in(make_bundle, dataset, capsys):
-    write_picture(dataset.root / "train/spot/9.png", 60, 130)
+def test_support_images_of_the_training_split_leave_everything_in(make_bundle, dataset, capsys):
+    write_image(dataset.root / "train/spot/9.png", 60, 130)
     write_mask(dataset.root / "ground_truth/spot/9_mask.png")
     dataset = open_dataset(dataset.root)
     path = make_bundle(threshold=75.0)
     found = _evaluate(path, dataset, support=_record(dataset.root, ("train/spot/9.png",))).figures
     whole = _evaluate(path, dataset).figures
-    assert found.notes[0] == "None of the 1 support pictures is among the test pictures, and nothing is left out."
+    assert found.notes[0] == "None of the 1 support images is among the test images, and nothing is left out."
     assert found.dataset == whole.dataset
     assert found.intervals == whole.intervals == found.support.with_leak.intervals
     assert (found.support.left_out, found.support.with_leak.images) == ({}, 22)
 
 
-def test_pictures_alike_are_left_out_even_when_the_support_set_itself_was_for_training(make_bundle, dataset):
-    write_picture(dataset.root / "train/spot/9.png", 60, 130)
+def test_images_alike_are_left_out_even_when_the_support_set_itself_was_for_training(make_bundle, dataset):
+    write_image(dataset.root / "train/spot/9.png", 60, 130)
     write_mask(dataset.root / "ground_truth/spot/9_mask.png")
     dataset = open_dataset(dataset.root)
     record = _record(dataset.root, ("train/spot/9.png",), ("test/spot/0.png",))
     notes = _evaluate(make_bundle(), dataset, support=record).figures.notes
-    assert notes[0] == "None of the 1 support pictures is among the test pictures."
-    assert notes[1].startswith("1 of 22 test pictures are left out: 0 of the support set, 1 that probably show")
+    assert notes[0] == "None of the 1 support images is among the test images."
+    assert notes[1].startswith("1 of 22 test images are left out: 0 of the support set, 1 that probably show")
 
 
 def test_defect_types_of_which_nothing_is_left_are_named(make_bundle, dataset):
     record = _record(dataset.root, tuple(f"test/dull/{index}.png" for index in range(4)))
     figures = _evaluate(make_bundle(), dataset, support=record).figures
     assert [row.defect for row in figures.defects] == ["spot"]
-    assert "All pictures of these defect types are left out, so they are not judged: dull." in figures.notes
+    assert "All images of these defect types are left out, so they are not judged: dull." in figures.notes
 
 
-def test_support_pictures_that_are_not_there_are_counted_but_not_those_of_other_categories(make_bundle, dataset):
+def test_support_images_that_are_not_there_are_counted_but_not_those_of_other_categories(make_bundle, dataset):
     record = _record(dataset.root, ("test/spot/0.png",))
-    more = (_picture("changed"), _picture("elsewhere", category="other"))
+    more = (_image("changed"), _image("elsewhere", category="other"))
     record = msgspec.structs.replace(record, pictures=(*record.pictures, *more))
     figures = _evaluate(make_bundle(), dataset, support=record).figures
     assert figures.support.missing == 1
-    assert any(note.startswith("1 of 3 support pictures are not in this dataset") for note in figures.notes)
+    assert any(note.startswith("1 of 3 support images are not in this dataset") for note in figures.notes)
 
 
-def test_support_pictures_that_are_not_there_are_counted_in_a_folder_of_another_name(make_bundle, dataset):
+def test_support_images_that_are_not_there_are_counted_in_a_folder_of_another_name(make_bundle, dataset):
     record = _record(dataset.root, ("test/spot/0.png", "test/spot/1.png"))
     path = make_bundle()
     (dataset.root / "test/spot/1.png").unlink()
@@ -186,16 +186,16 @@ def test_support_pictures_that_are_not_there_are_counted_in_a_folder_of_another_
 
 
 def test_the_support_set_of_another_dataset_is_refused_before_anything_is_scored(make_bundle, dataset, monkeypatch):
-    record = SupportRecord("0", "part", 1, 0, "test", (_picture("elsewhere"),))
+    record = SupportRecord("0", "part", 1, 0, "test", (_image("elsewhere"),))
     path = make_bundle()
     monkeypatch.setattr(FakeInspector, "stream", lambda *_: pytest.fail("scored"))
     with pytest.raises(DataError, match=r"got none of its 1 among 52\. Name the dataset it was taken from"):
         _evaluate(path, dataset, support=record)
 
 
-def test_a_support_set_of_all_test_pictures_leaves_nothing_to_measure(make_bundle, dataset):
+def test_a_support_set_of_all_test_images_leaves_nothing_to_measure(make_bundle, dataset):
     record = _record(dataset.root, tuple(sample.path.relative_to(dataset.root).as_posix() for sample in dataset.test))
-    with pytest.raises(DataError, match="expected test pictures beside the support set, got none: all 22 are of it"):
+    with pytest.raises(DataError, match="expected test images beside the support set, got none: all 22 are of it"):
         _evaluate(make_bundle(), dataset, support=record)
 
 
@@ -206,13 +206,13 @@ def test_a_fault_among_what_is_left_out_is_still_said(make_bundle, dataset, tmp_
     record = _record(dataset.root, ("test/spot/1.png",))
     dark.write_bytes(b"no picture")
     record = msgspec.structs.replace(
-        record, alike=(AlikePicture("test/spot/0.png", content_hash(dark), "test/spot/1.png"),)
+        record, alike=(NearDuplicate("test/spot/0.png", content_hash(dark), "test/spot/1.png"),)
     )
     (tmp_path / "set/support.json").write_bytes(msgspec.json.encode(record))
     figures = _evaluate(path, dataset, support=record).figures
     assert figures.faults == ()
     assert [fault.image for fault in figures.support.with_leak.faults] == [str(dark)]
-    assert any(note.startswith("1 of the pictures that are left out could not be scored") for note in figures.notes)
+    assert any(note.startswith("1 of the images that are left out could not be scored") for note in figures.notes)
     data = ["--data", str(dataset.root), "--support", str(tmp_path / "set"), "--no-record"]
     assert cli.run(["evaluate", str(path), *data]) == 1
     assert f"fault: {dark}: " in capsys.readouterr().err
@@ -242,7 +242,7 @@ def test_command_writes_both_columns_and_the_struct_without_a_path(make_bundle, 
     support = figures["support"]
     assert figures["images"] == 22 - 1 - len(record.alike)
     assert (support["digest"], support["shots"], support["seed"]) == (record.digest, 1, 0)
-    assert support["left_out"][left_out.source] == "a support picture"
+    assert support["left_out"][left_out.source] == "a support image"
     assert set(support["with_leak"]["intervals"]) == set(FLAT)
     assert str(tmp_path) not in msgspec.json.encode(support).decode()
     out, err = capsys.readouterr()
@@ -273,11 +273,11 @@ def test_what_is_no_support_set_is_one_line_and_status_2(make_bundle, dataset, t
     assert err.count("\n") == 1
 
 
-def test_the_report_shows_both_and_no_picture_that_was_left_out(make_bundle, dataset, record):
+def test_the_report_shows_both_and_no_image_that_was_left_out(make_bundle, dataset, record):
     evaluation = _evaluate(make_bundle(threshold=75.0), dataset, support=record)
     page = report.render_report(evaluation)
     assert "Without and with the support set" in page
-    assert "19 test pictures against all 22" in page
+    assert "19 test images against all 22" in page
     assert page.count("<td><b>0.667</b></td>") == 1
     assert "<td><b>3 of 9</b></td>" in page
     assert "<td>4 of 12</td>" in page
@@ -290,12 +290,12 @@ def test_the_report_shows_both_and_no_picture_that_was_left_out(make_bundle, dat
 
 
 def test_the_report_has_no_second_column_where_nothing_was_left_out(make_bundle, dataset):
-    write_picture(dataset.root / "train/spot/9.png", 60, 130)
+    write_image(dataset.root / "train/spot/9.png", 60, 130)
     dataset = open_dataset(dataset.root)
     record = _record(dataset.root, ("train/spot/9.png",))
     page = report.render_report(_evaluate(make_bundle(threshold=75.0), dataset, support=record))
     assert "Without and with the support set" not in page
-    assert "None of the 1 support pictures is among the test pictures" in page
+    assert "None of the 1 support images is among the test images" in page
     assert record.digest in page
 
 
@@ -314,13 +314,13 @@ def test_the_threshold_of_the_largest_f1_is_set_beside_the_support_set(make_bund
 
 def test_the_objective_f1_needs_defects_beside_the_support_set(make_bundle, dataset):
     places = (sample.path.relative_to(dataset.root).as_posix() for sample in dataset.test if sample.is_anomalous)
-    with pytest.raises(DataError, match="expected defective test pictures for the objective f1, got none beside"):
+    with pytest.raises(DataError, match="expected anomalous test images for the objective f1, got none beside"):
         calibrate_bundle(
             make_bundle(), dataset, objective="f1", support=_record(dataset.root, tuple(places)), command="c"
         )
 
 
-def test_good_training_pictures_need_no_support_set(make_bundle, dataset, record):
+def test_normal_training_images_need_no_support_set(make_bundle, dataset, record):
     with pytest.raises(ArgumentError, match="expected none with the objective good"):
         calibrate_bundle(make_bundle(), dataset, support=record, command="c")
 
@@ -352,10 +352,10 @@ _KINDS = st.sampled_from(["set", "alike", "other"])
 
 
 @given(st.lists(st.tuples(st.sampled_from(["train", "test"]), _KINDS), min_size=1), st.randoms())
-def test_every_test_picture_is_kept_or_left_out_and_training_pictures_stay(kinds, random):
+def test_every_test_image_is_kept_or_left_out_and_training_images_stay(kinds, random):
     kinds = sorted([*kinds, ("train", "set"), ("test", "other")], key=lambda one: one[0] == "test")
     samples = tuple(Sample(Path(f"/d/{i}"), split, "good") for i, (split, _) in enumerate(kinds))
-    # Several pictures may have one content.
+    # Several images may have one content.
     contents = {sample.path: f"{kind} {random.randint(0, 2)}" for sample, (_, kind) in zip(samples, kinds, strict=True)}
     record = SupportRecord(
         "0",
@@ -363,10 +363,10 @@ def test_every_test_picture_is_kept_or_left_out_and_training_pictures_stay(kinds
         3,
         0,
         "test",
-        tuple(_picture(f"set {i}") for i in range(3)),
-        tuple(AlikePicture("a", f"alike {i}", "b") for i in range(3)),
+        tuple(_image(f"set {i}") for i in range(3)),
+        tuple(NearDuplicate("a", f"alike {i}", "b") for i in range(3)),
     )
-    leak = find_leak(Dataset(Path("/d"), "d", "mvtec", samples), record, contents)
+    leak = find_contamination(Dataset(Path("/d"), "d", "mvtec", samples), record, contents)
     of_test = [kind for split, kind in kinds if split == "test"]
     assert leak.of_set.tolist() == [kind == "set" for kind in of_test]
     assert leak.alike.tolist() == [kind == "alike" for kind in of_test]

@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 import pytest
-from fake_bundles import write_mask, write_picture
+from fake_bundles import write_image, write_mask
 
 from flawscope import cli
 from flawscope.bundle import open_bundle
@@ -34,11 +34,11 @@ def test_figures_of_a_set_that_can_be_counted_by_hand(make_bundle, dataset):
 
 def test_pixel_figures_leave_out_defects_without_masks_and_count_them(make_bundle, dataset):
     figures = _evaluate(make_bundle(), dataset)
-    # Every masked pixel is brighter than every other one of the good and the spot pictures.
+    # Every masked pixel is brighter than every other one of the good and the spot images.
     assert figures.pixel_auroc == figures.pixel_ap == 1.0
     assert figures.aupro == pytest.approx(1.0)
     assert figures.without_mask == 4
-    assert any("4 defective pictures have no usable mask" in note for note in figures.notes)
+    assert any("4 anomalous images have no usable mask" in note for note in figures.notes)
 
 
 def test_a_set_without_masks_has_no_pixel_figures(make_bundle, dataset):
@@ -68,7 +68,7 @@ def test_decisions_and_their_limits(make_bundle, dataset):
     assert confusion.false_reject.low < 0.5 < confusion.false_reject.upper < confusion.false_reject.high
 
 
-def test_each_defect_type_stands_against_all_good_pictures(make_bundle, dataset):
+def test_each_defect_type_stands_against_all_normal_images(make_bundle, dataset):
     dull, spot = _evaluate(make_bundle(threshold=75.0), dataset).defects
     assert (dull.defect, dull.image_auroc, dull.detection.value, dull.pixel_auroc) == ("dull", 0.0, 0.0, None)
     assert (spot.defect, spot.image_auroc, spot.detection.count, spot.pixel_auroc) == ("spot", 1.0, 8, 1.0)
@@ -82,10 +82,10 @@ def test_a_fault_is_never_an_accept_and_is_left_out_of_the_ranking(make_bundle, 
     assert (figures.confusion.good.accept, figures.confusion.good.fault) == (9, 1)
     assert figures.confusion.false_reject.count == 1
     assert (figures.confusion.anomalous.fault, figures.confusion.miss.count) == (3, 4)
-    # 9 good pictures, 5 spots above them, 4 dull ones below.
+    # 9 normal images, 5 spots above them, 4 dull ones below.
     assert figures.image_auroc == pytest.approx(5 / 9)
     assert figures.images == 22
-    assert figures.notes[0].startswith("4 of 22 pictures could not be scored. They count as not accepted")
+    assert figures.notes[0].startswith("4 of 22 images could not be scored. They count as not accepted")
 
 
 def test_a_bundle_without_thresholds_is_ranked_but_not_judged(make_bundle, dataset):
@@ -96,30 +96,30 @@ def test_a_bundle_without_thresholds_is_ranked_but_not_judged(make_bundle, datas
     assert any("no thresholds" in note for note in figures.notes)
 
 
-def test_test_pictures_that_were_trained_on_are_reported(make_bundle, dataset):
+def test_test_images_that_were_trained_on_are_reported(make_bundle, dataset):
     from flawscope.datasets import content_hash
 
     path = make_bundle(training=[content_hash(dataset.root / "test/good/3.png")])
-    assert any("1 test pictures were also used to train" in note for note in _evaluate(path, dataset).notes)
+    assert any("1 test images were also used to train" in note for note in _evaluate(path, dataset).notes)
 
 
 def test_thresholds_from_labels_or_another_backend_are_reported(make_bundle, dataset):
     notes = _evaluate(make_bundle(threshold=75.0, method="f1"), dataset).notes
-    assert any("chosen on labelled pictures" in note for note in notes)
+    assert any("chosen on labelled images" in note for note in notes)
 
 
-def test_one_kind_of_picture_has_no_ranking(make_bundle, tmp_path):
+def test_one_kind_of_image_has_no_ranking(make_bundle, tmp_path):
     for split in ("train", "test"):
-        write_picture(tmp_path / f"other/{split}/good/1.png", 90 + len(split))
+        write_image(tmp_path / f"other/{split}/good/1.png", 90 + len(split))
     figures = _evaluate(make_bundle(threshold=75.0), open_dataset(tmp_path / "other"))
     assert figures.image_auroc is figures.image_ap is figures.image_f1_max is None
     assert figures.confusion.miss.value is None
-    assert any("Only one kind of picture" in note for note in figures.notes)
+    assert any("Only one kind of image" in note for note in figures.notes)
 
 
-def test_a_set_without_test_pictures_is_refused(make_bundle, tmp_path):
-    write_picture(tmp_path / "other/train/good/1.png", 90)
-    with pytest.raises(DataError, match="expected test pictures"):
+def test_a_set_without_test_images_is_refused(make_bundle, tmp_path):
+    write_image(tmp_path / "other/train/good/1.png", 90)
+    with pytest.raises(DataError, match="expected test images"):
         _evaluate(make_bundle(), open_dataset(tmp_path / "other"))
 
 

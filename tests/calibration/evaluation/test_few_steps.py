@@ -1,4 +1,4 @@
-"""Other samplings of a bundle: compared on labelled pictures, written with what they cost, refused where needed."""
+"""Other samplings of a bundle: compared on labelled images, written with what they cost, refused where needed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_dataset import CATEGORY, defective_pictures, good_pictures
+from tiny_dataset import CATEGORY, anomalous_images, normal_images
 
 from flawscope import cli
 from flawscope.bundle import DdadHead, Manifest, open_bundle
@@ -49,7 +49,7 @@ def data(root: Path) -> list[str]:
     return ["--data", str(root), "--category", CATEGORY]
 
 
-def test_samplings_are_compared_on_the_same_pictures(
+def test_samplings_are_compared_on_the_same_images(
     tiny_root: Path, bundle: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.run(["sampling", str(bundle), *data(tiny_root), "--steps", "1,2", "--start", "100,250"]) == 0
@@ -76,18 +76,18 @@ def test_a_bundle_is_written_with_what_fewer_steps_cost(tmp_path: Path, tiny_roo
     assert fast.thresholds is None
     (change,) = fast.evidence.sampling
     assert (change.before.steps, change.after.steps, change.images, change.anomalous) == (4, 2, 12, 6)
-    with Inspector.load(out, "cpu") as few, Inspector.load(source, "cpu") as many:  # golden pictures agree
-        pictures = [*good_pictures(tiny_root), *defective_pictures(tiny_root)]
-        scores = [result.score for result in few(pictures)]
-        before = [result.score for result in many(pictures)]
-    labels = [False] * len(good_pictures(tiny_root)) + [True] * len(defective_pictures(tiny_root))
+    with Inspector.load(out, "cpu") as few, Inspector.load(source, "cpu") as many:  # golden images agree
+        images = [*normal_images(tiny_root), *anomalous_images(tiny_root)]
+        scores = [result.score for result in few(images)]
+        before = [result.score for result in many(images)]
+    labels = [False] * len(normal_images(tiny_root)) + [True] * len(anomalous_images(tiny_root))
     assert change.image_auroc == pytest.approx(pairs_won(before, labels))
     assert change.image_auroc + change.image_auroc_change == pytest.approx(pairs_won(scores, labels))
     assert change.milliseconds_after < change.milliseconds
 
 
 def pairs_won(scores: list[float | None], labels: list[bool]) -> float:
-    """Return the AUROC by its definition: how often a defective picture scores above a good one."""
+    """Return the AUROC by its definition: how often an anomalous image scores above a normal one."""
     bad = [score for score, label in zip(scores, labels, strict=True) if label and score is not None]
     good = [score for score, label in zip(scores, labels, strict=True) if not label and score is not None]
     won = [(one > other) + 0.5 * (one == other) for one in bad for other in good]
@@ -106,7 +106,7 @@ def pairs_won(scores: list[float | None], labels: list[bool]) -> float:
         (["{bundle}", "--data", "{root}", "--eta", "1"], "sampling: expected one that takes up to 1 arrays of noise"),
         (
             ["{patchcore}", "--out", "{out}", "--steps", "2"],
-            "expected a bundle that reconstructs pictures",
+            "expected a bundle that reconstructs images",
         ),
     ],
 )

@@ -34,13 +34,13 @@ def test_no_event_in_59_gives_five_per_cent_one_sided_and_a_little_more_two_side
     assert seen.high == pytest.approx(1 - 0.025 ** (1 / 59))
 
 
-def test_a_rate_of_no_pictures_is_undefined():
+def test_a_rate_of_no_images_is_undefined():
     assert intervals.rate(0, 0) == intervals.Rate(0, 0, None, None, None, None, 0.95)
 
 
 @pytest.mark.parametrize(("count", "n"), [(1, 0), (-1, 5), (6, 5)])
 def test_impossible_counts_are_refused(count, n):
-    with pytest.raises(ArgumentError, match="count: expected 0 to n pictures"):
+    with pytest.raises(ArgumentError, match="count: expected 0 to n images"):
         intervals.clopper_pearson(count, n)
 
 
@@ -127,7 +127,7 @@ def test_pixel_intervals_hold_the_exact_figure_also_when_most_pixels_tie():
 
 
 @given(st.lists(st.integers(0, 2), min_size=1, max_size=12), st.integers(1, 450), st.integers(0, 5))
-def test_of_each_stratum_as_many_pictures_are_drawn_as_there_are(kinds, resamples, seed):
+def test_of_each_stratum_as_many_images_are_drawn_as_there_are(kinds, resamples, seed):
     strata = [np.array(kinds) == kind for kind in range(3)]
     counts = np.concatenate(list(intervals.draw_counts(strata, resamples, seed)))
     assert counts.shape == (resamples, len(kinds))

@@ -1,4 +1,4 @@
-"""Intervals of paired differences: exact cases, a bootstrap that really draws pictures, and what they promise."""
+"""Intervals of paired differences: exact cases, a bootstrap that really draws images, and what they promise."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ SIDE = 12
 THRESHOLDS = {"iou": 0.0}
 
 
-def pictures(seed, strength, images=24):
-    """Maps of a detector that raises defects by `strength`, scores, and what the pictures show."""
+def part_images(seed, strength, images=24):
+    """Maps of a detector that raises defects by `strength`, scores, and what the images show."""
     chance = np.random.default_rng(seed)
     maps = chance.normal(-1, 1, (images, SIDE, SIDE)).astype(np.float32)
     masks = np.zeros(maps.shape, np.bool_)
@@ -30,7 +30,7 @@ def pictures(seed, strength, images=24):
 
 
 def tallies(strength, seeds):
-    made = [pictures(seed, strength) for seed in seeds]
+    made = [part_images(seed, strength) for seed in seeds]
     return [tally(*one, THRESHOLDS) for one in made], made[0][2]
 
 
@@ -59,7 +59,7 @@ def test_students_interval_holds_the_mean_moves_with_it_and_grows_with_the_confi
 
 
 def test_figures_are_those_of_the_exact_metrics():
-    maps, scores, truth = pictures(1, 1.5)
+    maps, scores, truth = part_images(1, 1.5)
     found = tally(maps, scores, truth, THRESHOLDS).figures
     ranking = metrics.rank_pixels(maps, truth.masks)
     assert found["pixel_ap"] == metrics.pixel_average_precision(ranking)
@@ -67,21 +67,21 @@ def test_figures_are_those_of_the_exact_metrics():
     assert found["image_auroc"] == metrics.auroc(scores, truth.labels)
 
 
-def test_the_overlap_counts_the_pixels_of_all_pictures_together_and_marks_strictly_above_the_threshold():
+def test_the_overlap_counts_the_pixels_of_all_images_together_and_marks_strictly_above_the_threshold():
     maps = np.full((3, 8, 8), -1.0, np.float32)
     masks = np.zeros(maps.shape, np.bool_)
     masks[0, 0, :4] = True
     maps[0, 0, 2:6] = 1.0  # 2 of 4 found, 2 beside
     masks[1, 0, :2] = True  # nothing found
-    maps[2, 0, 0] = 0.5  # a false alarm on a good picture
+    maps[2, 0, 0] = 0.5  # a false alarm on a normal image
     maps[2, 0, 1] = 0.0  # at the threshold
     truth = Truth(np.array([True, True, False]), masks)
     found = tally(maps, np.array([1.0, 0.0, 0.5]), truth, THRESHOLDS)
     assert found.figures["iou"] == 2 / (6 + 2 + 1)
 
 
-def test_a_defective_picture_without_pixel_truth_counts_for_the_image_figure_alone():
-    maps, scores, truth = pictures(3, 1.5)
+def test_an_anomalous_image_without_pixel_truth_counts_for_the_image_figure_alone():
+    maps, scores, truth = part_images(3, 1.5)
     masks = truth.masks.copy()
     masks[0] = False
     part = Truth(truth.labels, masks)
@@ -94,8 +94,8 @@ def test_a_defective_picture_without_pixel_truth_counts_for_the_image_figure_alo
     assert set(compare_tallies([found], [found], part, resamples=50)) == set(found.figures)
 
 
-def test_the_interval_agrees_with_a_bootstrap_that_really_draws_the_pictures_of_both_detectors_together():
-    sides = [pictures(1, 1.0), pictures(3, 1.3)]
+def test_the_interval_agrees_with_a_bootstrap_that_really_draws_the_images_of_both_detectors_together():
+    sides = [part_images(1, 1.0), part_images(3, 1.3)]
     truth = sides[0][2]
     chance = np.random.default_rng(5)
     drawn = {"pixel_ap": [], "pixel_auroc": [], "image_auroc": [], "iou": []}
@@ -159,11 +159,11 @@ def test_a_detector_gains_nothing_over_itself():
 
 def test_pairing_takes_away_what_both_detectors_share():
     first, truth = tallies(1.0, (1,))
-    maps, scores, _ = pictures(1, 1.0)
+    maps, scores, _ = part_images(1, 1.0)
     better = maps.copy()
     better[truth.masks] += 0.1
     second = [tally(better, better.max(axis=(1, 2)).astype(np.float64), truth, THRESHOLDS)]
-    other = [tally(*pictures(2, 1.0), THRESHOLDS)]
+    other = [tally(*part_images(2, 1.0), THRESHOLDS)]
     together, apart = (compare_tallies(first, one, truth, resamples=300)["pixel_ap"] for one in (second, other))
     assert together.interval.high - together.interval.low < 0.5 * (apart.interval.high - apart.interval.low)
     assert together.is_gain
@@ -177,8 +177,8 @@ def test_intervals_repeat_with_the_seed_and_change_with_it():
     assert one != other
 
 
-def test_without_a_good_picture_the_image_figure_is_not_there():
-    maps, scores, truth = pictures(1, 1.0)
+def test_without_a_normal_image_the_image_figure_is_not_there():
+    maps, scores, truth = part_images(1, 1.0)
     part = truth.select(truth.labels)
     found = tally(maps[truth.labels], scores[truth.labels], part, THRESHOLDS)
     assert set(found.figures) == {"pixel_ap", "pixel_auroc", "iou"}
@@ -194,8 +194,8 @@ def test_unequal_numbers_of_seeds_none_and_a_percentage_are_refused():
         compare_tallies(first, first, truth, confidence=95)
 
 
-def test_a_good_picture_with_a_defect_in_its_mask_is_refused():
-    with pytest.raises(ArgumentError, match="masks: expected empty ones of good pictures"):
+def test_a_normal_image_with_a_defect_in_its_mask_is_refused():
+    with pytest.raises(ArgumentError, match="masks: expected empty ones of normal images"):
         Truth(np.array([False]), np.ones((1, 4, 4), np.bool_))
 
 

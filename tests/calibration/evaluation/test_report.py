@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from fake_bundles import write_picture
+from fake_bundles import write_image
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,11 +15,11 @@ from flawscope import cli
 from flawscope.calibration import evaluate_bundle
 from flawscope.calibration.evaluation import report, report_images, report_plots
 from flawscope.datasets import content_hash, open_dataset
-from flawscope.datasets.defects.support_set import SupportPicture, SupportRecord
+from flawscope.datasets.defects.support_set import SupportImage, SupportRecord
 
 
 class _Page(HTMLParser):
-    """Collects what a browser would load, what pictures say, and element ids."""
+    """Collects what a browser would load, what images say, and element ids."""
 
     VOID = frozenset({"meta", "img", "br", "link", "input", "hr"})
 
@@ -89,7 +89,7 @@ def test_the_same_evaluation_gives_the_same_page(evaluation):
     assert report.render_report(evaluation) == report.render_report(evaluation)
 
 
-def test_every_picture_has_a_text_for_those_who_do_not_see_it(evaluation):
+def test_every_image_has_a_text_for_those_who_do_not_see_it(evaluation):
     images = _Page(report.render_report(evaluation)).images
     assert len(images) > 10
     assert all(image["alt"] for image in images)
@@ -121,22 +121,22 @@ def test_a_bundle_without_thresholds_gets_a_page_that_says_so(make_bundle, datas
 def test_a_set_that_cannot_be_scored_at_all_still_gets_a_page(make_bundle, dataset):
     rule = lambda image: np.full(image.shape[:2], np.nan, np.float32)  # noqa: E731
     page = _Page(report.render_report(_evaluation(make_bundle(threshold=75.0, rule=rule), dataset)))
-    assert "No picture could be scored." in page.text
+    assert "No image could be scored." in page.text
     assert "Faults (22)" in page.text
 
 
-def test_a_set_of_good_pictures_alone_gets_a_page(make_bundle, tmp_path):
+def test_a_set_of_normal_images_alone_gets_a_page(make_bundle, tmp_path):
     for split in ("train", "test"):
-        write_picture(tmp_path / f"other/{split}/good/1.png", 90 + len(split))
+        write_image(tmp_path / f"other/{split}/good/1.png", 90 + len(split))
     page = _Page(report.render_report(_evaluation(make_bundle(threshold=95.0), open_dataset(tmp_path / "other"))))
-    assert "There is no defective picture." in page.text
+    assert "There is no anomalous image." in page.text
 
 
 def test_file_names_and_commands_are_text_and_never_markup(make_bundle, tmp_path):
     name = "<img src=x onerror=alert(1)>"
-    write_picture(tmp_path / f"other/train/good/{name}.png", 80)
-    write_picture(tmp_path / f"other/test/good/{name}.png", 90)
-    write_picture(tmp_path / f"other/test/{name}/{name}.png", 91)
+    write_image(tmp_path / f"other/train/good/{name}.png", 80)
+    write_image(tmp_path / f"other/test/good/{name}.png", 90)
+    write_image(tmp_path / f"other/test/{name}/{name}.png", 91)
     text = report.render_report(_evaluation(make_bundle(threshold=75.0), open_dataset(tmp_path / "other")))
     assert "<img src=x" not in text
     assert "&lt;img src=x" in text
@@ -145,20 +145,18 @@ def test_file_names_and_commands_are_text_and_never_markup(make_bundle, tmp_path
 
 def test_a_defect_type_may_have_any_name(make_bundle, tmp_path):
     name = "划痕 $\\bad$ 100%"
-    write_picture(tmp_path / "other/train/good/1.png", 80)
-    write_picture(tmp_path / "other/test/good/2.png", 81)
-    write_picture(tmp_path / f"other/test/{name}/1.png", 91)
+    write_image(tmp_path / "other/train/good/1.png", 80)
+    write_image(tmp_path / "other/test/good/2.png", 81)
+    write_image(tmp_path / f"other/test/{name}/1.png", 91)
     page = _Page(report.render_report(_evaluation(make_bundle(threshold=75.0), open_dataset(tmp_path / "other"))))
-    assert page.text.count(name) >= 4  # row of the histogram, table and caption of the picture
+    assert page.text.count(name) >= 4  # row of the histogram, table and caption of the image
 
 
 def test_the_page_beside_a_support_set_is_well_formed_and_shows_names_as_text(make_bundle, dataset):
     name = "<b>7.png"
     (dataset.root / "test/spot/7.png").rename(dataset.root / "test/spot" / name)
-    picture = SupportPicture(
-        "part", "spot", "test", "a", content_hash(dataset.root / "test/spot" / name), *["x"] * 4, 1
-    )
-    record = SupportRecord("0", "part", 1, 0, "test", (picture,))
+    image = SupportImage("part", "spot", "test", "a", content_hash(dataset.root / "test/spot" / name), *["x"] * 4, 1)
+    record = SupportRecord("0", "part", 1, 0, "test", (image,))
     text = report.render_report(
         evaluate_bundle(
             make_bundle(threshold=75.0), open_dataset(dataset.root), support=record, command="c", resamples=50
@@ -167,8 +165,8 @@ def test_the_page_beside_a_support_set_is_well_formed_and_shows_names_as_text(ma
     page = _Page(text)
     assert page.open == []
     assert len(page.ids) == len(set(page.ids))
-    assert "Pictures left out (1)" in page.text
-    assert "test/spot/<b>7.png a support picture" in page.text
+    assert "Images left out (1)" in page.text
+    assert "test/spot/<b>7.png a support image" in page.text
 
 
 def test_no_absolute_path_of_the_dataset_is_shown(evaluation, tmp_path):
@@ -183,7 +181,7 @@ def test_command_writes_the_report_and_replaces_an_older_one(make_bundle, datase
     assert f"report: {folder / 'report.html'}" in capsys.readouterr().out
 
 
-def test_colours_step_at_the_threshold_and_do_not_depend_on_the_picture():
+def test_colours_step_at_the_threshold_and_do_not_depend_on_the_image():
     scale = report_images.HeatScale(0.0, 10.0, 30.0, True)
     low, at, above, high = scale.colours(np.array([-5.0, 10.0, np.nextafter(10.0, 11.0), 99.0]))
     assert low[3] == 0.0

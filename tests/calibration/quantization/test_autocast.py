@@ -50,13 +50,13 @@ def graph(folder: Path, gain: float = 1.0) -> Path:
     return folder / "features.onnx"
 
 
-def pictures(count: int = 5) -> list[np.ndarray]:
+def images(count: int = 5) -> list[np.ndarray]:
     return list(np.random.default_rng(1).integers(0, 256, (count, *SIZE, 3), np.uint8))
 
 
 def run(model: bytes | str) -> np.ndarray:
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
-    return np.asarray(session.run(None, {"image": np.stack(pictures())})[0])
+    return np.asarray(session.run(None, {"image": np.stack(images())})[0])
 
 
 def answering(folder: Path, body: str) -> Path:
@@ -75,7 +75,7 @@ def answering(folder: Path, body: str) -> Path:
 @needs_modelopt
 def test_everything_that_fp16_can_hold_is_converted(tmp_path: Path) -> None:
     source = graph(tmp_path)
-    made = to_fp16(source, pictures(), modelopt_python())
+    made = to_fp16(source, images(), modelopt_python())
     assert made.kept == {}
     assert operators_in(made.model, OPERATORS, TensorProto.FLOAT16) == ["stem/Conv_2", "body/Conv_3", "body/Conv_4"]
     assert [value.type.tensor_type.elem_type for value in (*made.model.graph.input, *made.model.graph.output)] == [
@@ -93,7 +93,7 @@ def test_everything_that_fp16_can_hold_is_converted(tmp_path: Path) -> None:
 def test_values_too_large_for_fp16_stay_in_fp32_and_say_so(tmp_path: Path) -> None:
     source = graph(tmp_path, gain=1e4)
     assert float(np.abs(run(str(source))).max()) < MOST_VALUE
-    made = to_fp16(source, pictures(), modelopt_python())
+    made = to_fp16(source, images(), modelopt_python())
     assert set(made.kept) == {"body/Conv_3", "body/Conv_4"}
     assert all("range" in reason for reason in made.kept.values())
     assert operators_in(made.model, OPERATORS, TensorProto.FLOAT16) == ["stem/Conv_2"]
@@ -102,10 +102,10 @@ def test_values_too_large_for_fp16_stay_in_fp32_and_say_so(tmp_path: Path) -> No
 
 @needs_modelopt
 def test_what_is_quantised_stays_quantised(tmp_path: Path) -> None:
-    quantiser = Quantiser(graph(tmp_path), pictures())
+    quantiser = Quantiser(graph(tmp_path), images())
     mixed = tmp_path / "mixed.onnx"
     onnx.save(quantiser.quantise(["body/Conv_3"]), mixed)
-    made = to_fp16(mixed, pictures(), modelopt_python(), ["body/Conv_3"])
+    made = to_fp16(mixed, images(), modelopt_python(), ["body/Conv_3"])
     assert operators_in(made.model, OPERATORS, TensorProto.FLOAT16) == ["stem/Conv_2", "body/Conv_4"]
     scales = {node.input[1] for node in made.model.graph.node if node.op_type == "QuantizeLinear"}
     types = {tensor.name: tensor.data_type for tensor in made.model.graph.initializer}
@@ -121,7 +121,7 @@ def test_a_graph_that_cannot_be_run_is_one_sentence(tmp_path: Path) -> None:
     model.graph.node[3].input[1] = "nowhere"
     onnx.save(model, source)
     with pytest.raises(GateError, match=r"^fp16: expected a graph that ONNX Runtime runs, got features\.onnx: [^\n]+$"):
-        to_fp16(source, pictures(), Path(sys.executable))
+        to_fp16(source, images(), Path(sys.executable))
 
 
 def test_an_operator_with_large_values_needs_a_name_to_be_kept_by(tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ def test_an_operator_with_large_values_needs_a_name_to_be_kept_by(tmp_path: Path
         node.name = ""
     onnx.save(model, source)
     with pytest.raises(GateError, match=r"^fp16: expected operators with names in features\.onnx, got Conv without\.$"):
-        to_fp16(source, pictures(), Path(sys.executable))
+        to_fp16(source, images(), Path(sys.executable))
 
 
 # --- the other interpreter
@@ -139,7 +139,7 @@ def test_an_operator_with_large_values_needs_a_name_to_be_kept_by(tmp_path: Path
 
 def test_an_interpreter_without_modelopt_is_named_with_the_recipe(tmp_path: Path) -> None:
     with pytest.raises(ArgumentError, match=r"got no module modelopt.*pip install \"flawscope\[fp16\]\""):
-        to_fp16(graph(tmp_path), pictures(), Path(sys.executable))
+        to_fp16(graph(tmp_path), images(), Path(sys.executable))
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_an_interpreter_without_modelopt_is_named_with_the_recipe(tmp_path: Path
 )
 def test_a_worker_that_fails_is_one_sentence(tmp_path: Path, body: str, message: str) -> None:
     with pytest.raises(GateError) as caught:
-        to_fp16(graph(tmp_path), pictures(), answering(tmp_path, body))
+        to_fp16(graph(tmp_path), images(), answering(tmp_path, body))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -164,7 +164,7 @@ def test_names_that_are_not_in_the_graph_are_not_reported(tmp_path: Path) -> Non
         "json.dump({'kept': {'body/Conv_3': 'too large', 'cast_of_its_own': 'new'}, 'version': '9'}, "
         "open(request['answer'], 'w'))"
     )
-    made = to_fp16(graph(tmp_path), pictures(), answering(tmp_path, body))
+    made = to_fp16(graph(tmp_path), images(), answering(tmp_path, body))
     assert (made.kept, made.version) == ({"body/Conv_3": "too large"}, "9")
     assert operators_in(made.model, OPERATORS, TensorProto.FLOAT16) == []
 
@@ -188,8 +188,8 @@ def test_the_interpreter_is_the_one_given_the_one_named_or_this_one(
     assert find_python() == Path(sys.executable)
 
 
-def test_no_picture_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ArgumentError, match="expected at least one good picture"):
+def test_no_image_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ArgumentError, match="expected at least one normal image"):
         to_fp16(graph(tmp_path), [], Path(sys.executable))
 
 

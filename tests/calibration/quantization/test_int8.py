@@ -46,7 +46,7 @@ def graph(folder: Path) -> Path:
     return folder / "features.onnx"
 
 
-def pictures(count: int = 9) -> list[np.ndarray]:
+def images(count: int = 9) -> list[np.ndarray]:
     return list(np.random.default_rng(1).integers(0, 256, (count, *SIZE, 3), np.uint8))
 
 
@@ -56,7 +56,7 @@ def quantiser(tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytes
     empty.mkdir()
     monkeypatch.chdir(empty)
     told: list[tuple[int, int]] = []
-    made = Quantiser(graph(tmp_path), pictures(), request.param, lambda done, total: told.append((done, total)))
+    made = Quantiser(graph(tmp_path), images(), request.param, lambda done, total: told.append((done, total)))
     assert told == [(4, 9), (8, 9), (9, 9)]
     assert list(empty.iterdir()) == []  # ONNX Runtime's own default leaves a model where one happens to be
     return made
@@ -97,19 +97,19 @@ def test_only_what_is_named_is_quantised(quantiser: Quantiser) -> None:
 
 
 def test_sensitivities_are_small_positive_and_in_order(quantiser: Quantiser) -> None:
-    found = quantiser.sensitivities(pictures(3))
+    found = quantiser.sensitivities(images(3))
     assert set(found) == set(quantiser.operators)
     values = list(found.values())
     assert values == sorted(values, reverse=True)
     assert all(0 < value < 0.1 for value in values)
-    assert quantiser.sensitivities(pictures(3)) == found
+    assert quantiser.sensitivities(images(3)) == found
 
 
 def test_what_cannot_be_calibrated_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ArgumentError, match="calibration: expected at least one good picture, got none"):
+    with pytest.raises(ArgumentError, match="calibration: expected at least one normal image, got none"):
         Quantiser(graph(tmp_path), [])
     with pytest.raises(ArgumentError, match="method: expected one of percentile, entropy, got 'minmax'"):
-        Quantiser(graph(tmp_path), pictures(), "minmax")  # type: ignore[arg-type]
+        Quantiser(graph(tmp_path), images(), "minmax")  # type: ignore[arg-type]
 
 
 @given(st.lists(st.floats(0, 1), max_size=60), st.floats(0, 1))

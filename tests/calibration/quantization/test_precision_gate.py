@@ -96,10 +96,10 @@ def test_what_moves_is_measured(padim_bundle: Path, good, dataset) -> None:
     assert turned.image_auroc_change == pytest.approx(1 - 2 * turned.image_auroc)
 
 
-def test_a_gate_without_good_pictures_is_none(padim_bundle: Path) -> None:
+def test_a_gate_without_normal_images_is_none(padim_bundle: Path) -> None:
     with (
         Inspector.load(padim_bundle, "cpu") as inspector,
-        pytest.raises(DataError, match="gate: expected good pictures that the detector has not learned from"),
+        pytest.raises(DataError, match="gate: expected normal images that the detector has not learned from"),
     ):
         measure_gate(inspector, inspector, [])
 
@@ -110,13 +110,13 @@ def test_a_gate_without_good_pictures_is_none(padim_bundle: Path) -> None:
         ({"image_auroc_change": -0.006}, r"image AUROC changes by -0\.0060, limit 0\.005"),
         ({"image_auroc_change": 0.006}, r"image AUROC changes by \+0\.0060, limit 0\.005"),
         ({"pixel_auroc_change": -0.0079}, r"pixel AUROC changes by -0\.0079, limit 0\.005"),
-        ({"score_spearman": 0.98}, r"is 0\.9800, limit 0\.99 \(583 labelled pictures\)"),
+        ({"score_spearman": 0.98}, r"is 0\.9800, limit 0\.99 \(583 labelled images\)"),
         (
             {"score_spearman": 0.7, "labelled": 0},
-            r"\(76 good pictures alone, whose scores differ little: give",
+            r"\(76 normal images alone, whose scores differ little: give",
         ),
-        ({"false_reject_shift": 0.06}, r"6\.0% of good pictures score above every one of FP32, limit 5\.0%"),
-        ({"score_max_relative": 0.2}, r"the score of a good picture changes by 20\.0%, limit 5\.0%"),
+        ({"false_reject_shift": 0.06}, r"6\.0% of normal images score above every one of FP32, limit 5\.0%"),
+        ({"score_max_relative": 0.2}, r"the score of a normal image changes by 20\.0%, limit 5\.0%"),
         ({"score_max_relative": float("nan")}, "changes by nan%"),
         ({"image_auroc_change": float("nan")}, "image AUROC changes by"),
     ],

@@ -1,11 +1,11 @@
-"""Thresholds of a bundle: which pictures are used, what is written, what is refused."""
+"""Thresholds of a bundle: which images are used, what is written, what is refused."""
 
 from __future__ import annotations
 
 import shutil
 
 import pytest
-from fake_bundles import write_picture
+from fake_bundles import write_image
 from tiny_synth_bundle import write_tiny_synth
 
 from flawscope import cli
@@ -20,7 +20,7 @@ def _manifest(path):
         return bundle.manifest
 
 
-def test_only_good_pictures_outside_the_bank_set_the_thresholds(make_bundle, dataset):
+def test_only_normal_images_outside_the_bank_set_the_thresholds(make_bundle, dataset):
     path = make_bundle()
     result = calibrate_bundle(path, dataset, false_reject_rate=0.2, command="flawscope calibrate")
     # 20 scores, 50 to 69. The bound for one reject among 20 is 21.6 %, for none 13.9 %.
@@ -63,7 +63,7 @@ def test_a_packed_bundle_is_calibrated_in_place(make_bundle, dataset, tmp_path):
     assert _manifest(packed).thresholds.image.value == 69.0
 
 
-def test_too_few_pictures_for_the_claim_are_said_with_what_they_support(make_bundle, dataset):
+def test_too_few_images_for_the_claim_are_said_with_what_they_support(make_bundle, dataset):
     result = calibrate_bundle(make_bundle(), dataset, command="c")
     assert result.images_needed == 299
     assert result.new.image.value == 69.0
@@ -71,32 +71,32 @@ def test_too_few_pictures_for_the_claim_are_said_with_what_they_support(make_bun
     assert "which needs 299" in result.notes[0]
 
 
-def test_copies_of_a_picture_count_once(make_bundle, dataset):
+def test_copies_of_an_image_count_once(make_bundle, dataset):
     original = dataset.train_good[-1].path
     shutil.copy(original, original.with_name("copy.png"))
     result = calibrate_bundle(make_bundle(), open_dataset(dataset.root), false_reject_rate=0.2, command="c")
     assert result.new.image.images == 20
-    assert ("copies of another picture: they are not independent", 1) in result.left_out
+    assert ("copies of another image: they are not independent", 1) in result.left_out
 
 
 def test_another_set_is_used_whole(make_bundle, tmp_path):
     path = make_bundle()
     for value in range(100, 120):
-        write_picture(tmp_path / f"other/train/good/{value}.png", value)
+        write_image(tmp_path / f"other/train/good/{value}.png", value)
     result = calibrate_bundle(path, open_dataset(tmp_path / "other"), false_reject_rate=0.2, command="c")
     assert (result.new.image.images, result.new.image.value, result.left_out) == (20, 119.0, ())
 
 
-def test_a_bundle_that_knows_all_pictures_is_refused(make_bundle, dataset):
+def test_a_bundle_that_knows_all_images_is_refused(make_bundle, dataset):
     from flawscope.datasets import content_hash
 
     path = make_bundle(training=[content_hash(sample.path) for sample in dataset.train_good])
-    with pytest.raises(DataError, match="expected good pictures that the detector has not learned from, got none"):
+    with pytest.raises(DataError, match="expected normal images that the detector has not learned from, got none"):
         calibrate_bundle(path, dataset, command="c")
     assert _manifest(path).thresholds is None
 
 
-def test_a_picture_that_cannot_be_scored_stops_the_calibration(make_bundle, dataset):
+def test_an_image_that_cannot_be_scored_stops_the_calibration(make_bundle, dataset):
     broken = dataset.train_good[-1].path
     broken.write_bytes(broken.read_bytes()[:60])
     path = make_bundle()
@@ -108,12 +108,12 @@ def test_a_picture_that_cannot_be_scored_stops_the_calibration(make_bundle, data
 def test_a_map_with_nan_stops_the_calibration(make_bundle, tmp_path, nan_rule):
     path = make_bundle(rule=nan_rule)
     for value in (100, 110):
-        write_picture(tmp_path / f"other/train/good/{value}.png", value)
+        write_image(tmp_path / f"other/train/good/{value}.png", value)
     with pytest.raises(DataError, match=r"got 1 of 2 that could not be: .*110\.png \(inference gave NaN"):
         calibrate_bundle(path, open_dataset(tmp_path / "other"), command="c")
 
 
-def test_f1_uses_labelled_pictures_only_when_asked_and_says_so(make_bundle, dataset):
+def test_f1_uses_labelled_images_only_when_asked_and_says_so(make_bundle, dataset):
     path = make_bundle()
     result = calibrate_bundle(path, dataset, false_reject_rate=0.3, objective="f1", command="c")
     # Good test scores 71 to 80, spots 100 to 107, dull ones 36 to 39 that no threshold separates.
@@ -121,14 +121,14 @@ def test_f1_uses_labelled_pictures_only_when_asked_and_says_so(make_bundle, data
     assert result.new.image.value == 90.0
     assert result.new.image.upper_bound is None
     assert "optimistic" in result.notes[0]
-    # The pixel threshold never sees a defect: it comes from the 10 good test pictures.
+    # The pixel threshold never sees a defect: it comes from the 10 normal test images.
     assert (result.new.pixel.method, result.new.pixel.images, result.new.pixel.value) == ("order-statistic", 10, 80.0)
 
 
-def test_f1_without_defective_pictures_is_refused(make_bundle, tmp_path):
+def test_f1_without_anomalous_images_is_refused(make_bundle, tmp_path):
     for split in ("train", "test"):
-        write_picture(tmp_path / f"other/{split}/good/1.png", 90 + len(split))
-    with pytest.raises(DataError, match="expected good and defective test pictures"):
+        write_image(tmp_path / f"other/{split}/good/1.png", 90 + len(split))
+    with pytest.raises(DataError, match="expected normal and anomalous test images"):
         calibrate_bundle(make_bundle(), open_dataset(tmp_path / "other"), objective="f1", command="c")
 
 
@@ -170,13 +170,13 @@ def test_a_threshold_by_hand_must_be_finite(make_bundle, value):
         set_thresholds(make_bundle(), value, 1.0, None, command="c")
 
 
-def test_a_broken_record_of_training_pictures_is_refused(make_bundle, dataset):
+def test_a_broken_record_of_training_images_is_refused(make_bundle, dataset):
     from flawscope.bundle import write_bundle
 
     path = make_bundle()
     manifest = _manifest(path)
     write_bundle(path, manifest, {"score.onnx": b"graph", "bank.safetensors": b"bank", "images.json": b"{}"})
-    with pytest.raises(BundleError, match="expected the hashes of training and held-out pictures"):
+    with pytest.raises(BundleError, match="expected the hashes of training and held-out images"):
         calibrate_bundle(path, dataset, command="c")
 
 
@@ -187,7 +187,7 @@ def test_command_prints_threshold_bound_and_need(make_bundle, dataset, capsys):
     assert "299" in out
     assert "left out: 10 that the detector has learned" in out
     assert "With 95% confidence at most 13.91% of good parts like these are rejected (n = 20" in " ".join(out.split())
-    assert "Too few good pictures" in err
+    assert "Too few normal images" in err
 
 
 def test_command_sets_thresholds_by_hand_without_data(make_bundle, capsys):

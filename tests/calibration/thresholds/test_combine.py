@@ -1,4 +1,4 @@
-"""Combining bundles: scales from good pictures that nobody has learned, refusals, every verb on the result."""
+"""Combining bundles: scales from normal images that nobody has learned, refusals, every verb on the result."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import cv2
 import msgspec
 import numpy as np
 import pytest
-from fake_bundles import write_picture
+from fake_bundles import write_image
 from file_contents import files_of
-from tiny_dataset import CATEGORY, defective_pictures, good_pictures, training_pictures
+from tiny_dataset import CATEGORY, anomalous_images, normal_images, training_images
 from tiny_ensemble import write_member
 
 from flawscope import cli
@@ -28,12 +28,12 @@ from flawscope.runtime.bench.measurement import bench
 from flawscope.runtime.doctor.doctor_command import examine
 
 LEARNED = range(40, 50)
-"""Brightness of the good pictures of the tiny bundles' dataset that they have learned; 50 to 69 are left."""
+"""Brightness of the normal images of the tiny bundles' dataset that they have learned; 50 to 69 are left."""
 
 
 @pytest.fixture
 def known(dataset):
-    """The bytes of `images.json` of a detector that has learned the ten darkest pictures."""
+    """The bytes of `images.json` of a detector that has learned the ten darkest images."""
     hashes = {int(sample.path.stem): content_hash(sample.path) for sample in dataset.train_good}
     split = {
         "training": [hash_ for value, hash_ in hashes.items() if value in LEARNED],
@@ -77,7 +77,7 @@ def test_centers_and_spreads_come_from_what_no_member_has_learned(tmp_path, data
     assert isinstance(head, EnsembleHead)
     assert head.images == 20
     one, four = head.members
-    # Brightness 50 to 69, each on all pixels of its picture.
+    # Brightness 50 to 69, each on all pixels of its image.
     assert (one.map_center, one.map_spread) == (59.5, 69.0 - 59.5)
     assert (one.score_center, one.score_spread) == (59.5, pytest.approx(50 + 0.9 * 19 - 59.5))
     assert (four.map_center, four.map_spread) == (4 * one.map_center, 4 * one.map_spread)
@@ -103,11 +103,11 @@ def test_the_ensemble_says_what_it_is_made_of(tmp_path, dataset, members) -> Non
             digest = bundle.manifest.digest
         assert source.config["members"][path.stem] == {"bundle": path.name, "digest": digest, "method": "patchcore"}
         assert files_of(tmp_path / "both.flaw" / "members" / path.stem) == files_of(path)
-    # The members have the same golden picture: it is looked at once.
+    # The members have the same golden image: it is looked at once.
     assert [golden.file for golden in manifest.golden] == ["members/one/golden/0.png"]
 
 
-def test_the_pictures_that_members_know_are_joined(tmp_path, dataset, known) -> None:
+def test_the_images_that_members_know_are_joined(tmp_path, dataset, known) -> None:
     hashes = msgspec.json.decode(known, type=ImageHashes)
     first, second = hashes.held_out[:2]
     other = {"training": [*hashes.training[:4], first], "held_out": [second, "another"]}
@@ -128,7 +128,7 @@ def test_the_pictures_that_members_know_are_joined(tmp_path, dataset, known) -> 
 def test_copies_count_once(tmp_path, dataset, members) -> None:
     (dataset.root / "train/good/copy.png").write_bytes((dataset.root / "train/good/60.png").read_bytes())
     found = combine_bundles(members, tmp_path / "both.flaw", open_dataset(dataset.root), backend="cpu")
-    assert dict(found.left_out)["copies of another picture: they are not independent"] == 1
+    assert dict(found.left_out)["copies of another image: they are not independent"] == 1
     assert found.manifest.head.images == 20
 
 
@@ -138,7 +138,7 @@ def test_many_maps_are_thinned_evenly(tmp_path, dataset, members, monkeypatch) -
     monkeypatch.setattr(combine, "measure_scale", lambda values, share: kept.append(len(values)) or real(values, share))
     monkeypatch.setattr(combine, "_MOST_VALUES", 400)
     head = combine_bundles(members, tmp_path / "both.flaw", dataset, backend="cpu").manifest.head
-    # 20 pictures of 4 x 4 pixels, a sixteenth; and their 20 scores; for two members.
+    # 20 images of 4 x 4 pixels, a sixteenth; and their 20 scores; for two members.
     assert kept == [320, 20, 320, 20]
     assert (head.members[0].map_center, head.members[0].map_spread) == (59.5, 9.5)
 
@@ -174,7 +174,7 @@ def test_tiles_are_measured_as_they_are_inspected(tmp_path, dataset, known) -> N
             r"\[20, 20\], crop \[16, 16\]",
         ),
         ({"tiling": Tiling((16, 16), 0.0)}, r"expected the tiles of .* \(none\), got size \[16, 16\], overlap 0.0"),
-        ({"golden": ()}, r"b\.flaw: expected golden pictures, got none"),
+        ({"golden": ()}, r"b\.flaw: expected golden images, got none"),
     ],
 )
 def test_bundles_that_do_not_go_together_are_refused(tmp_path, dataset, known, changes, message) -> None:
@@ -219,11 +219,11 @@ def test_wrong_weights_are_refused(tmp_path, dataset, members, weights, message)
         combine_bundles(members, tmp_path / "both.flaw", dataset, weights=weights, backend="cpu")
 
 
-def test_too_few_pictures_that_nobody_has_learned_are_refused(tmp_path, dataset, known) -> None:
+def test_too_few_images_that_nobody_has_learned_are_refused(tmp_path, dataset, known) -> None:
     hashes = msgspec.json.decode(known, type=ImageHashes)
     most = json.dumps({"training": hashes.held_out[4:], "held_out": hashes.held_out[:4]}).encode()
     paths = [write_member(tmp_path / "a.flaw", 1.0, known), write_member(tmp_path / "b.flaw", 2.0, most)]
-    with pytest.raises(DataError, match=r"at least 5 good pictures that no member has learned from, got 4 among 30\."):
+    with pytest.raises(DataError, match=r"at least 5 normal images that no member has learned from, got 4 among 30\."):
         combine_bundles(paths, tmp_path / "both.flaw", dataset, backend="cpu")
 
 
@@ -231,20 +231,20 @@ def test_a_member_that_does_not_vary_is_refused(tmp_path, known) -> None:
     root = tmp_path / "still"
     for index in range(6):
         image = np.full((32, 32, 3), 60, np.uint8)
-        image[0, 0] = index  # the files differ, the pictures of 16 pixels hardly
+        image[0, 0] = index  # the files differ, the images of 16 pixels hardly
         path = root / f"train/good/{index}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         cv2.imwrite(str(path), image)
     path = write_member(tmp_path / "a.flaw", 1.0, known)
     with pytest.raises(
-        DataError, match=r"a\.flaw: expected maps that vary over 6 good pictures, got 60 with a spread of"
+        DataError, match=r"a\.flaw: expected maps that vary over 6 normal images, got 60 with a spread of"
     ):
         combine_bundles([path], tmp_path / "b.flaw", open_dataset(root), backend="cpu")
 
 
-def test_a_picture_without_finite_numbers_is_refused(tmp_path, dataset, known) -> None:
+def test_an_image_without_finite_numbers_is_refused(tmp_path, dataset, known) -> None:
     paths = [write_member(tmp_path / "a.flaw", 1.0, known)]
-    write_picture(dataset.root / "train/good/250.png", 250)
+    write_image(dataset.root / "train/good/250.png", 250)
     huge = write_member(tmp_path / "huge.flaw", 1.5e36, known)  # times 250 is past the largest float32
     with pytest.raises(DataError, match=r"250\.png: expected finite maps and scores, got NaN or infinity from .*huge"):
         combine_bundles([*paths, huge], tmp_path / "b.flaw", open_dataset(dataset.root), backend="cpu")
@@ -289,7 +289,7 @@ def pair(tmp_path_factory, patchcore_bundle, padim_bundle, tiny_root) -> Path:
 def test_maps_and_scores_are_the_weighted_sums_of_the_members_own(
     pair, patchcore_bundle, padim_bundle, tiny_root
 ) -> None:
-    paths = [*good_pictures(tiny_root)[:3], *defective_pictures(tiny_root)[:3]]
+    paths = [*normal_images(tiny_root)[:3], *anomalous_images(tiny_root)[:3]]
     with Inspector.load(pair, "cpu") as inspector:
         results = inspector(paths)
         head = inspector.manifest.head
@@ -305,8 +305,8 @@ def test_maps_and_scores_are_the_weighted_sums_of_the_members_own(
     assert min(one.anomaly_map.min() for one in results) < 0, "nothing is clamped"
 
 
-def test_the_same_picture_gives_the_same_bits_alone_and_in_a_batch(pair, tiny_root) -> None:
-    image = prepare(read_image(defective_pictures(tiny_root)[0]), Preprocessing((64, 64)))
+def test_the_same_image_gives_the_same_bits_alone_and_in_a_batch(pair, tiny_root) -> None:
+    image = prepare(read_image(anomalous_images(tiny_root)[0]), Preprocessing((64, 64)))
     with Inspector.load(pair, "cpu") as inspector:
         one, again = inspector.infer(image[None]), inspector.infer(image[None])
         for first, second in zip(one, again, strict=True):
@@ -315,10 +315,10 @@ def test_the_same_picture_gives_the_same_bits_alone_and_in_a_batch(pair, tiny_ro
     np.testing.assert_allclose(batch[0][3], one[0][0], rtol=1e-4, atol=1e-4)
 
 
-def test_one_member_with_weight_1_ranks_pictures_as_it_does_alone(tmp_path, patchcore_bundle, tiny_root) -> None:
+def test_one_member_with_weight_1_ranks_images_as_it_does_alone(tmp_path, patchcore_bundle, tiny_root) -> None:
     data = open_dataset(tiny_root, CATEGORY)
     combine_bundles([patchcore_bundle], tmp_path / "one.flaw", data, backend="cpu")
-    paths = [*training_pictures(tiny_root), *good_pictures(tiny_root), *defective_pictures(tiny_root)]
+    paths = [*training_images(tiny_root), *normal_images(tiny_root), *anomalous_images(tiny_root)]
     ranks = []
     for bundle in (patchcore_bundle, tmp_path / "one.flaw"):
         with Inspector.load(bundle, "cpu") as inspector:
@@ -353,9 +353,9 @@ def test_from_combining_to_deciding(tmp_path, patchcore_bundle, padim_bundle, ti
     assert (status, err) == (0, "")
     assert "patchcore patchcore 1 " in printed
     assert "padim padim 0.5 " in printed
-    assert "Measured on 5 good pictures that no member has learned from, backend cpu" in printed
+    assert "Measured on 5 normal images that no member has learned from, backend cpu" in printed
     assert "left out: 19 learned by a member" in printed
-    status, printed, _ = run(capsys, "score", out, defective_pictures(tiny_root)[0], "--json")
+    status, printed, _ = run(capsys, "score", out, anomalous_images(tiny_root)[0], "--json")
     assert (status, json.loads(printed)["decision"]) == (1, "fault")
     status, printed, err = run(capsys, "calibrate", out, *data)
     assert status == 0
@@ -368,23 +368,23 @@ def test_from_combining_to_deciding(tmp_path, patchcore_bundle, padim_bundle, ti
     assert measured["pixel_auroc"] > 0.9
     assert (measured["path"], measured["bundle"]["method"]) == ("members", "ensemble")
     assert (tmp_path / "report" / "report.html").is_file()
-    status, printed, _ = run(capsys, "score", out, defective_pictures(tiny_root)[0], "--json", "--maps", tmp_path / "m")
+    status, printed, _ = run(capsys, "score", out, anomalous_images(tiny_root)[0], "--json", "--maps", tmp_path / "m")
     line = json.loads(printed)
     assert (status, line["decision"]) == (0, "reject")
     assert line["score"] > line["threshold"]
     assert run(capsys, "bundle", "verify", out)[0] == 0
     assert run(capsys, "bundle", "pack", out, "--out", tmp_path / "packed.flaw")[0] == 0
-    packed = run(capsys, "score", tmp_path / "packed.flaw", defective_pictures(tiny_root)[0], "--json")
+    packed = run(capsys, "score", tmp_path / "packed.flaw", anomalous_images(tiny_root)[0], "--json")
     assert json.loads(packed[1])["score"] == line["score"]
     status, printed, _ = run(capsys, "bundle", "info", out)
     assert "accuracy" in printed
     assert "cpu (members)" in printed
 
 
-def test_calibrating_on_the_pictures_of_the_scales_takes_all_of_them(pair, tiny_root, tmp_path, capsys) -> None:
+def test_calibrating_on_the_images_of_the_scales_takes_all_of_them(pair, tiny_root, tmp_path, capsys) -> None:
     with open_bundle(pair) as bundle:
         hashes = read_image_hashes(bundle)
-    unseen = {content_hash(path) for path in training_pictures(tiny_root)} - set(hashes.training)
+    unseen = {content_hash(path) for path in training_images(tiny_root)} - set(hashes.training)
     assert set(hashes.held_out) == unseen
     assert len(unseen) == 5
 
@@ -407,11 +407,11 @@ def test_bench_and_doctor_take_an_ensemble(pair, patchcore_bundle, padim_bundle)
 
 
 def test_what_an_ensemble_cannot_do_is_one_line(pair, tiny_root, tmp_path, capsys) -> None:
-    picture = good_pictures(tiny_root)[0]
+    image = normal_images(tiny_root)[0]
     for arguments, message in (
-        (("score", pair, picture, "--path", "kernel"), "path kernel: expected a method with a bank, got ensemble"),
-        (("score", pair, picture, "--precision", "int8"), "precision: expected one the bundle has (fp32), got 'int8'"),
-        (("score", pair, picture, "--pictures", tmp_path / "p"), "expected a bundle that reconstructs pictures"),
+        (("score", pair, image, "--path", "kernel"), "path kernel: expected a method with a bank, got ensemble"),
+        (("score", pair, image, "--precision", "int8"), "precision: expected one the bundle has (fp32), got 'int8'"),
+        (("score", pair, image, "--pictures", tmp_path / "p"), "expected a bundle that reconstructs images"),
         (("export-triton", pair, "--out", tmp_path / "t"), "expected a graph called score with the"),
         (("explain", pair), "explain: expected a detector whose score is one graph"),
         (

@@ -13,13 +13,13 @@ from flawscope.errors import ArgumentError
 
 
 @pytest.mark.parametrize(("rate", "needed"), [(0.05, 59), (0.02, 149), (0.01, 299), (0.001, 2995), (0.005, 598)])
-def test_the_number_of_pictures_a_claim_needs(rate, needed):
+def test_the_number_of_images_a_claim_needs(rate, needed):
     assert normal_quantile.images_needed(rate, 0.95) == needed
     assert 1 - 0.05 ** (1 / needed) <= rate < 1 - 0.05 ** (1 / (needed - 1))
 
 
 @pytest.mark.parametrize("n", [59, 58, 60])
-def test_59_pictures_are_the_first_that_support_five_per_cent(n):
+def test_59_images_are_the_first_that_support_five_per_cent(n):
     found = normal_quantile.order_statistic_threshold(np.arange(float(n)), 0.05, 0.95)
     assert found.value == n - 1
     assert found.rank == n
@@ -28,7 +28,7 @@ def test_59_pictures_are_the_first_that_support_five_per_cent(n):
     assert found.images_needed == 59
 
 
-def test_93_pictures_allow_one_of_them_above_the_threshold():
+def test_93_images_allow_one_of_them_above_the_threshold():
     # The bound for one reject solves (1-p)^n + n p (1-p)^(n-1) = 0.05: below 5 % from n = 93 on.
     assert normal_quantile.order_statistic_threshold(np.arange(92.0), 0.05).rank == 92
     found = normal_quantile.order_statistic_threshold(np.arange(93.0), 0.05)
@@ -37,7 +37,7 @@ def test_93_pictures_allow_one_of_them_above_the_threshold():
     assert (1 - p) ** 93 + 93 * p * (1 - p) ** 92 == pytest.approx(0.05)
 
 
-def test_too_few_pictures_take_the_largest_score_and_say_what_they_support():
+def test_too_few_images_take_the_largest_score_and_say_what_they_support():
     found = normal_quantile.order_statistic_threshold(np.array([3.0, 1.0, 2.0]), 0.01)
     assert (found.value, found.images, found.images_needed, found.holds) == (3.0, 3, 299, False)
     assert found.upper_bound == pytest.approx(1 - 0.05 ** (1 / 3))
@@ -69,7 +69,7 @@ def test_the_threshold_is_a_score_and_the_smallest_that_the_bound_allows(values,
 
 
 @given(st.permutations(list(range(80))))
-def test_the_order_of_the_pictures_does_not_matter(order):
+def test_the_order_of_the_images_does_not_matter(order):
     found = normal_quantile.order_statistic_threshold(np.array(order, np.float64), 0.1)
     assert found == normal_quantile.order_statistic_threshold(np.arange(80.0), 0.1)
 
@@ -117,7 +117,7 @@ def test_a_rank_outside_the_sample_is_refused(rank):
         normal_quantile.rank_bound(5, rank, 0.95)
 
 
-def test_f1_needs_both_kinds_of_picture():
+def test_f1_needs_both_kinds_of_image():
     with pytest.raises(ArgumentError, match="one kind only"):
         normal_quantile.f1_threshold(np.arange(3.0), np.zeros(3, np.bool_))
     assert normal_quantile.f1_threshold(np.array([1.0, 3.0]), np.array([False, True])) == 2.0

@@ -15,7 +15,7 @@ import safetensors.numpy
 from file_contents import files_of
 from tiny_bundle import (
     BANK,
-    golden_picture,
+    golden_image,
     tiny_manifest,
     tiny_sources,
     tiny_thresholds,
@@ -120,7 +120,7 @@ def test_a_bundle_can_be_moved(folder, tmp_path):
 def test_the_tiny_bundle_reproduces_its_golden_score(folder):
     runtime = pytest.importorskip("flawscope.runtime", reason="ONNX Runtime is not installed")
     with runtime.Inspector.load(folder, "cpu") as inspector:
-        result = inspector(golden_picture())
+        result = inspector(golden_image())
     assert result.score == 200.0
     assert result.anomaly_map.min() == 90.0
 

@@ -64,7 +64,7 @@ def test_info_shows_thresholds_with_their_bound_and_every_change(tmp_path, capsy
         ),
     )
     shown = facts(call(capsys, "bundle", "info", tmp_path / "b")[1])
-    assert shown["image"] == ["12.5 (order-statistic on 200 pictures, false rejects at most 1.49% with 95% confidence)"]
+    assert shown["image"] == ["12.5 (order-statistic on 200 images, false rejects at most 1.49% with 95% confidence)"]
     assert shown["pixel"] == ["3 (manual)"]
     assert shown["changed"] == [
         "2026-01-02 image: none -> 12.5 by flawscope calibrate b",
@@ -80,7 +80,7 @@ def test_info_tells_a_figure_of_zero_from_one_that_was_not_measured(tmp_path, ca
     )
     write_tiny_bundle(tmp_path / "b", evidence=evidence)
     shown = facts(call(capsys, "bundle", "info", tmp_path / "b")[1])
-    assert shown["parity"] == ["score.onnx (cpu) against torch: 1.2e-06 on 8 pictures"]
+    assert shown["parity"] == ["score.onnx (cpu) against torch: 1.2e-06 on 8 images"]
     assert shown["accuracy"] == ["2026-01-02 cpu: aupro none, image_auroc 0, pixel_auroc 1"]
 
 

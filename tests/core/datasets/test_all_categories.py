@@ -34,7 +34,7 @@ def identity(root: Path, category: str | None = None) -> str:
     return fingerprint(dataset, hash_contents(s.path for s in dataset.samples))
 
 
-def picture(path: Path, seed: int, value: int = 255) -> None:
+def part_image(path: Path, seed: int, value: int = 255) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     image = np.random.default_rng(seed).integers(0, 256, (12, 16, 3), np.uint8)
     if "ground_truth" in path.parts:
@@ -71,7 +71,7 @@ def test_all_categories_of_the_mvtec_layout_become_one_dataset(tmp_path):
     assert dataset.ignored == (tmp_path / "tile/train/good/notes.txt",)
 
 
-def test_every_picture_of_all_is_one_of_its_category_and_the_other_way_round(tmp_path):
+def test_every_image_of_all_is_one_of_its_category_and_the_other_way_round(tmp_path):
     touch(tmp_path, *MVTEC)
     merged = {(s.path, s.split, s.mask, s.is_anomalous) for s in open_dataset(tmp_path, "all").samples}
     parts = [open_dataset(tmp_path, name) for name in ("tile", "wood")]
@@ -108,7 +108,7 @@ def test_all_objects_of_visa_become_one_dataset(tmp_path):
 
 
 def write_records(root: Path, names: tuple[str, ...]) -> None:
-    """Describe the pictures of MVTec folders as records."""
+    """Describe the images of MVTec folders as records."""
     masks = {name for name in names if "/ground_truth/" in name}
     for split in ("train", "test"):
         lines = []
@@ -199,18 +199,18 @@ def test_all_of_a_single_category_s_own_folder_is_refused(tmp_path):
     ("names", "got"), [((), "an empty folder"), (("docs/a.txt", "caps/0.png"), "the folders caps")]
 )
 def test_all_of_nothing_says_what_is_there(tmp_path, names, got):
-    with pytest.raises(DataError, match=f"expected good pictures in train/good or good, .*, got {got}"):
+    with pytest.raises(DataError, match=f"expected normal images in train/good or good, .*, got {got}"):
         open_dataset(touch(tmp_path, *names), "all")
 
 
 def test_all_beside_an_empty_folder_of_that_name_says_what_is_there(tmp_path):
-    with pytest.raises(DataError, match=r"all: expected good pictures in train/good or good, .*, got 1 other files"):
+    with pytest.raises(DataError, match=r"all: expected normal images in train/good or good, .*, got 1 other files"):
         open_dataset(touch(tmp_path, "all/a.txt"), "all")
 
 
 def test_a_category_that_nothing_can_be_learned_of_is_named(tmp_path):
     touch(tmp_path, *MVTEC, "cap/test/good/0.png", "cap/test/dent/0.png")
-    with pytest.raises(DataError, match=r"cap: expected good pictures .*, got no good training picture among 2"):
+    with pytest.raises(DataError, match=r"cap: expected normal images .*, got no normal training image among 2"):
         open_dataset(tmp_path, "all")
 
 
@@ -265,7 +265,7 @@ def per_category(samples: tuple[Sample, ...]) -> dict[str, int]:
         ({"a": 100, "b": 100, "c": 200}, {"a": 10, "b": 10, "c": 20}),
         ({"a": 4, "b": 396}, {"a": 1, "b": 39}),  # every one gives at least one
         ({"a": 3, "b": 3, "c": 4}, {"a": 1, "b": 1, "c": 2}),  # never more than half of a category
-        ({"a": 1, "b": 99}, {"b": 20}),  # a single picture is for learning
+        ({"a": 1, "b": 99}, {"b": 20}),  # a single image is for learning
         ({"a": 1, "b": 1}, {}),
     ],
 )
@@ -291,7 +291,7 @@ def test_shares_are_even_whatever_the_numbers_and_the_order(numbers, share, mini
     assert sorted(s.path for s in (*kept, *held)) == sorted(s.path for s in samples)
     count = per_category(held)
     assert all(count.get(name, 0) <= n // 2 for name, n in numbers.items())
-    # Where no category has reached its half, all have given the same part of themselves, up to one picture.
+    # Where no category has reached its half, all have given the same part of themselves, up to one image.
     open_ones = {name: n for name, n in numbers.items() if count.get(name, 0) < n // 2}
     parts = [(count.get(name, 0) / n, 1 / n) for name, n in open_ones.items()]
     assert all(a - a_step <= b + 1e-9 for a, a_step in parts for b, _ in parts)
@@ -304,7 +304,7 @@ def test_the_choice_within_a_category_is_that_of_its_name_alone():
 
 @given(contents=st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 9)), max_size=40), share=st.floats(0.05, 0.9))
 @settings(max_examples=60, deadline=None)
-def test_pictures_of_equal_content_in_two_categories_stay_on_one_side(contents, share):
+def test_images_of_equal_content_in_two_categories_stay_on_one_side(contents, share):
     samples = [Sample(Path(f"{c}/{i}.png"), "train", "good", category=c) for i, (c, _) in enumerate(contents)]
     hashes = {s.path: str(content) for s, (_, content) in zip(samples, contents, strict=True)}
     kept, held = split_held_out(samples, share, 5, hashes=hashes)
@@ -320,14 +320,14 @@ def test_pictures_of_equal_content_in_two_categories_stay_on_one_side(contents, 
 
 @pytest.fixture
 def real(tmp_path: Path) -> Path:
-    """Two categories of real pictures: three training pictures, one good and two defective test pictures each."""
+    """Two categories of real images: three training images, one good and two anomalous test images each."""
     for c, name in enumerate(("tile", "wood")):
         for i in range(3):
-            picture(tmp_path / name / f"train/good/{i}.png", 100 * c + i)
-        picture(tmp_path / name / "test/good/0.png", 100 * c + 10)
+            part_image(tmp_path / name / f"train/good/{i}.png", 100 * c + i)
+        part_image(tmp_path / name / "test/good/0.png", 100 * c + 10)
         for i in range(2):
-            picture(tmp_path / name / f"test/hole/{i}.png", 100 * c + 20 + i)
-            picture(tmp_path / name / f"ground_truth/hole/{i}_mask.png", 0)
+            part_image(tmp_path / name / f"test/hole/{i}.png", 100 * c + 20 + i)
+            part_image(tmp_path / name / f"ground_truth/hole/{i}_mask.png", 0)
     return tmp_path
 
 
@@ -347,7 +347,7 @@ def test_all_categories_are_inspected_together(real):
     ]
 
 
-def test_a_category_with_too_few_pictures_to_learn_it_is_an_error(real):
+def test_a_category_with_too_few_images_to_learn_it_is_an_error(real):
     for i in (1, 2):
         (real / f"wood/train/good/{i}.png").write_text("broken")
     inspection = inspect_dataset(open_dataset(real, "all"))
@@ -358,11 +358,11 @@ def test_a_category_with_too_few_pictures_to_learn_it_is_an_error(real):
         ("error", "too_few_of_category", "."),
     ]
     assert inspection.problems[-1].message == (
-        "has 1 readable good training pictures of wood; at least 2 are needed to learn it"
+        "has 1 readable normal training images of wood; at least 2 are needed to learn it"
     )
 
 
-def test_a_picture_in_two_categories_is_found(real):
+def test_an_image_in_two_categories_is_found(real):
     shutil.copy(real / "tile/train/good/0.png", real / "wood/train/good/0.png")
     shutil.copy(real / "tile/train/good/1.png", real / "wood/test/hole/0.png")
     assert problems(real) == [
@@ -372,14 +372,12 @@ def test_a_picture_in_two_categories_is_found(real):
 
 
 def test_flat_folders_beside_the_categories_are_named_as_left_out(real):
-    picture(real / "caps/0.png", 7)
+    part_image(real / "caps/0.png", 7)
     dataset = open_dataset(real, "all")
     assert dataset.ignored == (real / "caps",)
     [problem] = inspect_dataset(dataset).problems
     assert (problem.kind, problem.severity) == ("ignored", "note")
-    assert (
-        problem.message == "is a flat folder of pictures, which is a category only when it is named, and was left out"
-    )
+    assert problem.message == "is a flat folder of images, which is a category only when it is named, and was left out"
 
 
 def test_the_command_inspects_all_as_one_set(real, capsys):

@@ -78,14 +78,14 @@ def test_a_mask_of_another_defect_type_is_not_paired(tmp_path):
     assert below(dataset, dataset.orphan_masks) == ["ground_truth/z/0.png"]
 
 
-def test_the_second_mask_of_a_picture_is_an_orphan(tmp_path):
+def test_the_second_mask_of_an_image_is_an_orphan(tmp_path):
     touch(tmp_path, "train/good/0.png", "test/x/0.png", "ground_truth/x/0.png", "ground_truth/x/0_mask.png")
     dataset = open_dataset(tmp_path)
     assert index(dataset)[1][3] == "ground_truth/x/0.png"
     assert below(dataset, dataset.orphan_masks) == ["ground_truth/x/0_mask.png"]
 
 
-def test_masks_of_good_pictures_are_left_out(tmp_path):
+def test_masks_of_normal_images_are_left_out(tmp_path):
     touch(tmp_path, "train/good/0.png", "test/good/1.png", "ground_truth/good/1_mask.png")
     dataset = open_dataset(tmp_path)
     assert [s.mask for s in dataset.samples] == [None, None]
@@ -108,7 +108,7 @@ def test_hidden_files_and_leftovers_are_invisible(tmp_path):
     assert dataset.ignored == ()
 
 
-def test_defective_training_pictures_are_indexed_but_not_good(tmp_path):
+def test_defective_training_images_are_indexed_but_not_good(tmp_path):
     touch(tmp_path, "train/good/0.png", "train/hole/1.png", "ground_truth/hole/1_mask.png")
     dataset = open_dataset(tmp_path)
     assert index(dataset)[1] == ("train/hole/1.png", "train", "hole", "ground_truth/hole/1_mask.png")
@@ -150,14 +150,14 @@ def test_class_folders_find_masks_in_all_three_places(tmp_path):
 
 
 @pytest.mark.parametrize(("good", "test"), [(1, 0), (4, 0), (5, 1), (7, 1), (8, 2), (50, 10)])
-def test_a_fifth_of_the_good_pictures_becomes_test_where_there_are_defects(tmp_path, good, test):
+def test_a_fifth_of_the_normal_images_becomes_test_where_there_are_defects(tmp_path, good, test):
     touch(tmp_path, "dent/0.png", *(f"good/{i:03}.png" for i in range(good)))
     dataset = open_dataset(tmp_path)
     assert len(dataset.train_good) == good - test
     assert len([s for s in dataset.test if not s.is_anomalous]) == test
 
 
-def test_the_chosen_test_pictures_never_change(tmp_path):
+def test_the_chosen_test_images_never_change(tmp_path):
     touch(tmp_path, "dent/0.png", *(f"good/{i:03}.png" for i in range(20)))
     chosen = [s.path.name for s in open_dataset(tmp_path).test if not s.is_anomalous]
     # By the definition: the smallest SHA-256 of "0/NAME".
@@ -165,7 +165,7 @@ def test_the_chosen_test_pictures_never_change(tmp_path):
     assert chosen == sorted(by_hash[:4])
 
 
-def test_without_defects_every_good_picture_is_for_training(tmp_path):
+def test_without_defects_every_normal_image_is_for_training(tmp_path):
     touch(tmp_path, *(f"good/{i}.png" for i in range(10)))
     dataset = open_dataset(tmp_path)
     assert len(dataset.train_good) == 10
@@ -313,12 +313,12 @@ def test_a_category_below_a_category_is_refused(tmp_path):
         ((), "got an empty folder"),
         (("a.txt", "b.md"), "got 2 other files"),
         (("ok/0.png", "dent/0.png"), "got the folders dent, ok"),
-        (("a.png", "dent/0.png"), "got pictures beside the folders dent"),
+        (("a.png", "dent/0.png"), "got images beside the folders dent"),
     ],
 )
 def test_a_folder_without_a_known_layout_says_what_is_there(tmp_path, names, got):
     touch(tmp_path, *names)
-    with pytest.raises(DataError, match=rf"expected good pictures in train/good or good, .*, {got}\. Put the good"):
+    with pytest.raises(DataError, match=rf"expected normal images in train/good or good, .*, {got}\. Put the normal"):
         open_dataset(tmp_path)
 
 
@@ -326,8 +326,8 @@ def test_a_folder_without_a_known_layout_says_what_is_there(tmp_path, names, got
     "names",
     [("train/ok/0.png",), ("train/0.png",), ("test/good/0.png", "test/dent/0.png"), ("good/notes.txt", "dent/0.png")],
 )
-def test_a_dataset_without_good_training_pictures_is_refused(tmp_path, names):
-    with pytest.raises(DataError, match=r"got no good training picture among [012]\. Add good pictures"):
+def test_a_dataset_without_normal_training_images_is_refused(tmp_path, names):
+    with pytest.raises(DataError, match=r"got no normal training image among [012]\. Add normal images"):
         open_dataset(touch(tmp_path, *names))
 
 
@@ -411,7 +411,7 @@ def test_the_choice_does_not_depend_on_the_order(order: random.Random, seed):
     assert split_held_out(samples, seed=seed) == expected
 
 
-def test_the_held_out_pictures_of_a_category_never_change():
+def test_the_held_out_images_of_a_category_never_change():
     # By the definition: the smallest SHA-256 of "SEED/NAME".
     by_hash = sorted((f"{i:04}.png" for i in range(60)), key=lambda n: hashlib.sha256(f"3/{n}".encode()).digest())
     assert [s.path.name for s in split_held_out(good(60), seed=3)[1]] == sorted(by_hash[:20])
@@ -427,7 +427,7 @@ def test_another_seed_chooses_others_and_another_place_the_same():
 
 @given(contents=st.lists(st.integers(0, 12), min_size=0, max_size=60), share=st.floats(0.05, 0.9))
 @settings(max_examples=60, deadline=None)
-def test_pictures_of_equal_content_stay_on_one_side(contents, share):
+def test_images_of_equal_content_stay_on_one_side(contents, share):
     samples = good(len(contents))
     hashes = {s.path: str(c) for s, c in zip(samples, contents, strict=True)}
     kept, held = split_held_out(samples, share, 5, hashes=hashes)

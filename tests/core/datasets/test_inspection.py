@@ -15,7 +15,7 @@ from flawscope.datasets import ImageCount, Inspection, SizeSummary, inspect_data
 from flawscope.datasets.parts import KINDS
 
 
-def picture(path: Path, seed: int = 0, size=(12, 16), channels=3, dtype=np.uint8) -> Path:
+def image(path: Path, seed: int = 0, size=(12, 16), channels=3, dtype=np.uint8) -> Path:
     shape = (*size, channels) if channels > 1 else size
     write(path, np.random.default_rng(seed).integers(0, np.iinfo(dtype).max, shape, dtype=dtype))
     return path
@@ -35,13 +35,13 @@ def write(path: Path, image: np.ndarray) -> None:
 
 @pytest.fixture
 def tile(tmp_path: Path) -> Path:
-    """A faultless category: 3 training pictures, 1 good and 2 defective test pictures."""
+    """A faultless category: 3 training images, 1 normal and 2 anomalous test images."""
     root = tmp_path / "tile"
     for i in range(3):
-        picture(root / f"train/good/{i}.png", i)
-    picture(root / "test/good/0.png", 10)
+        image(root / f"train/good/{i}.png", i)
+    image(root / "test/good/0.png", 10)
     for i in range(2):
-        picture(root / f"test/hole/{i}.png", 20 + i)
+        image(root / f"test/hole/{i}.png", 20 + i)
         mask(root / f"ground_truth/hole/{i}_mask.png")
     return root
 
@@ -75,8 +75,8 @@ def test_a_faultless_dataset_is_counted_and_has_no_problems(tile):
 
 
 def test_sizes_and_formats_are_summed_up(tile):
-    picture(tile / "train/good/3.png", 3, (8, 40), channels=1)
-    picture(tile / "train/good/4.png", 4, (30, 9), channels=1, dtype=np.uint16)
+    image(tile / "train/good/3.png", 3, (8, 40), channels=1)
+    image(tile / "train/good/4.png", 4, (30, 9), channels=1, dtype=np.uint16)
     inspection = inspected(tile)
     assert inspection.sizes == SizeSummary((12, 16), (8, 40), (12, 16), 6, 3)
     assert inspection.formats == {"colour, 8 bit": 6, "grey, 8 bit": 1, "grey, 16 bit": 1}
@@ -88,42 +88,42 @@ def test_progress_is_called_after_every_sample(tile):
     assert seen == [(i, 6) for i in range(1, 7)]
 
 
-def test_broken_absent_and_truncated_pictures_are_errors_and_the_rest_stays_usable(tile):
-    (tile / "train/good/3.png").write_text("not a picture")
+def test_broken_absent_and_truncated_images_are_errors_and_the_rest_stays_usable(tile):
+    (tile / "train/good/3.png").write_text("not an image")
     (tile / "train/good/4.png").symlink_to("nowhere.png")
     data = (tile / "test/good/0.png").read_bytes()
     (tile / "test/good/0.png").write_bytes(data[:-30])
     inspection = inspected(tile)
     assert inspection.is_usable
     assert [(p.severity, p.kind, p.path.name, p.message[:44]) for p in inspection.problems] == [
-        ("error", "unreadable_image", "3.png", "expected a picture (bmp, jpeg, jpg, png, tif"),
+        ("error", "unreadable_image", "3.png", "expected an image (bmp, jpeg, jpg, png, tif,"),
         ("error", "unreadable_image", "4.png", "No such file or directory"),
-        ("error", "unreadable_image", "0.png", "expected a whole png picture, got broken dat"),
+        ("error", "unreadable_image", "0.png", "expected a whole png image, got broken data."),
     ]
 
 
 @pytest.mark.parametrize("readable", [0, 1])
-def test_a_dataset_without_two_readable_training_pictures_cannot_be_used(tile, readable):
+def test_a_dataset_without_two_readable_training_images_cannot_be_used(tile, readable):
     for i in range(readable, 3):
         (tile / f"train/good/{i}.png").write_text("broken")
     inspection = inspected(tile)
     assert not inspection.is_usable
     worst = inspection.problems[0]
     assert (worst.kind, worst.is_fatal, worst.path) == ("too_few_training_images", True, tile)
-    assert worst.message.startswith(f"has {readable} readable good training pictures")
+    assert worst.message.startswith(f"has {readable} readable normal training images")
     assert [p.is_fatal for p in inspection.problems[1:]] == [False] * (3 - readable)
 
 
-def test_copies_of_one_picture_are_not_enough_to_train(tmp_path):
+def test_copies_of_one_image_are_not_enough_to_train(tmp_path):
     for i in range(3):
-        picture(tmp_path / f"{i}.png", seed=0)
+        image(tmp_path / f"{i}.png", seed=0)
     assert not inspected(tmp_path).is_usable
 
 
 def test_every_fault_of_masks_is_found(tile):
     truth = tile / "ground_truth/hole"
     for i in range(2, 6):
-        picture(tile / f"test/hole/{i}.png", 20 + i)
+        image(tile / f"test/hole/{i}.png", 20 + i)
     mask(truth / "2_mask.png", value=0)
     mask(truth / "3_mask.png", size=(12, 15))
     (truth / "4_mask.png").write_text("broken")
@@ -136,7 +136,7 @@ def test_every_fault_of_masks_is_found(tile):
         ("error", "orphan_mask", "ground_truth/hole/9_mask.png"),
     ]
     [wrong_size] = [p.message for p in inspected(tile).problems if p.kind == "mask_size"]
-    assert wrong_size == "is 15x12 pixels, while its picture is 16x12"
+    assert wrong_size == "is 15x12 pixels, while its image is 16x12"
 
 
 def test_a_mask_of_zeros_and_ones_says_why_it_is_empty(tile):
@@ -145,19 +145,19 @@ def test_a_mask_of_zeros_and_ones_says_why_it_is_empty(tile):
     assert problem.message == "shows no defect (largest value 1; a defect is above half of full scale)"
 
 
-def test_pictures_without_masks_are_no_problem_where_no_picture_has_one(tmp_path):
+def test_images_without_masks_are_no_problem_where_no_image_has_one(tmp_path):
     for i in range(3):
-        picture(tmp_path / f"good/{i}.png", i)
-    picture(tmp_path / "dent/0.png", 9)
+        image(tmp_path / f"good/{i}.png", i)
+    image(tmp_path / "dent/0.png", 9)
     assert problems(tmp_path) == []
 
 
 def test_indexed_masks_of_visa_are_not_empty(tmp_path):
     rows = ["object,split,label,image,mask"]
     for i in range(2):
-        picture(tmp_path / f"pcb/n{i}.png", i)
+        image(tmp_path / f"pcb/n{i}.png", i)
         rows.append(f"pcb,train,normal,pcb/n{i}.png,")
-    picture(tmp_path / "pcb/a.png", 5)
+    image(tmp_path / "pcb/a.png", 5)
     mask(tmp_path / "pcb/m.png", value=1)
     rows.append("pcb,test,anomaly,pcb/a.png,pcb/m.png")
     (tmp_path / "visa.csv").write_text("\n".join(rows))
@@ -174,25 +174,25 @@ def test_a_sample_without_a_mask_file_reads_none(tile):
     assert dataset.test[-1].read_mask().sum() == 9
 
 
-def test_equal_pictures_are_told_apart_by_split_and_label(tile):
-    picture(tile / "train/good/7.png", 0)  # again in training
-    picture(tile / "test/good/7.png", 1)  # from training
-    picture(tile / "test/hole/0.png", 2)  # a good one
+def test_equal_images_are_told_apart_by_split_and_label(tile):
+    image(tile / "train/good/7.png", 0)  # again in training
+    image(tile / "test/good/7.png", 1)  # from training
+    image(tile / "test/hole/0.png", 2)  # a normal one
     assert problems(tile) == [
         ("error", "train_test_duplicate", "test/good/7.png"),
         ("error", "label_conflict", "test/hole/0.png"),
         ("note", "duplicate_image", "train/good/7.png"),
     ]
     messages = {p.kind: p.message for p in inspected(tile).problems}
-    assert messages["train_test_duplicate"] == "is the same picture as train/good/1.png: the test would flatter"
-    assert messages["label_conflict"] == "is the same picture as train/good/2.png, which has the label good"
+    assert messages["train_test_duplicate"] == "is the same image as train/good/1.png: the test would flatter"
+    assert messages["label_conflict"] == "is the same image as train/good/2.png, which has the label good"
 
 
 def test_flat_folders_chosen_splits_and_left_out_files_are_noted(tmp_path):
     for i in range(6):
-        picture(tmp_path / f"flat/{i}.png", i)
-        picture(tmp_path / f"classes/good/{i}.png", i)
-    picture(tmp_path / "classes/dent/0.png", 9)
+        image(tmp_path / f"flat/{i}.png", i)
+        image(tmp_path / f"classes/good/{i}.png", i)
+    image(tmp_path / "classes/dent/0.png", 9)
     (tmp_path / "classes/dent/notes.txt").write_text("x")
     (tmp_path / "classes/good/lot 2").mkdir()
     assert problems(tmp_path / "flat") == [("note", "flat_folder", ".")]
@@ -203,8 +203,8 @@ def test_flat_folders_chosen_splits_and_left_out_files_are_noted(tmp_path):
     ]
 
 
-def test_defective_training_pictures_are_noted(tile):
-    picture(tile / "train/hole/5.png", 30)
+def test_defective_training_images_are_noted(tile):
+    image(tile / "train/hole/5.png", 30)
     mask(tile / "ground_truth/hole/5_mask.png")
     assert problems(tile) == [("note", "unused_training_image", "train/hole/5.png")]
 
@@ -234,18 +234,18 @@ def test_long_lists_of_one_kind_end_with_their_number(tile, capsys):
     assert run(["data", "inspect", str(tile)]) == 0
     out = capsys.readouterr().out
     assert "Problems: 12 errors, 1 note" in out
-    assert out.count("belongs to no picture") == 10
+    assert out.count("belongs to no image") == 10
     assert "and 2 more of this kind (--all lists them)" in out
-    assert "notes.txt is a file that is no picture by its name" in out
+    assert "notes.txt is a file that is no image by its name" in out
     assert run(["data", "inspect", str(tile), "--all"]) == 0
     out = capsys.readouterr().out
-    assert out.count("belongs to no picture") == 12
+    assert out.count("belongs to no image") == 12
     assert "more of this kind" not in out
 
 
 def test_json_is_one_object_a_line_for_every_category(tile, capsys):
-    picture(tile.parent / "cap/good/0.png", 0)
-    picture(tile.parent / "cap/good/1.png", 1)
+    image(tile.parent / "cap/good/0.png", 0)
+    image(tile.parent / "cap/good/1.png", 1)
     mask(tile / "ground_truth/hole/9_mask.png")
     assert run(["data", "inspect", str(tile.parent), "--json"]) == 0
     cap, found = map(json.loads, capsys.readouterr().out.splitlines())
@@ -255,7 +255,7 @@ def test_json_is_one_object_a_line_for_every_category(tile, capsys):
         {
             "kind": "orphan_mask",
             "path": str(tile / "ground_truth/hole/9_mask.png"),
-            "message": "belongs to no picture (or to one that has another mask)",
+            "message": "belongs to no image (or to one that has another mask)",
             "severity": "error",
         }
     ]
@@ -272,7 +272,7 @@ def test_an_unusable_category_ends_with_2_after_all_were_shown(tile, capsys):
     assert "tile (MVTec AD" in out
     assert "  fatal  " in out
     assert err.count("error: ") == 1
-    assert "cap: expected good pictures" in err
+    assert "cap: expected normal images" in err
 
 
 @pytest.mark.parametrize(
@@ -291,7 +291,7 @@ def test_a_wrong_root_or_category_is_one_line(tile, monkeypatch, capsys, argumen
 def test_names_with_markup_are_printed_as_they_are(tmp_path, capsys):
     root = tmp_path / "[bold]x"
     for i in range(2):
-        picture(root / f"[red]{i}.png", i)
+        image(root / f"[red]{i}.png", i)
     (root / "[link].txt").write_text("x")
     assert run(["data", "inspect", str(root)]) == 0
     out = capsys.readouterr().out

@@ -71,19 +71,19 @@ def test_another_process_with_another_hash_seed_draws_the_same_pixels() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_index_seed_and_defect_each_change_the_picture(kind: str) -> None:
-    pictures = [
+def test_index_seed_and_defect_each_change_the_image(kind: str) -> None:
+    images = [
         render(kind, 0, 0, 64)[0],
         render(kind, 0, 1, 64)[0],
         render(kind, 1, 0, 64)[0],
         render(kind, 0, 0, 64, DEFECTS[kind][0])[0],
     ]
-    for one, other in combinations(pictures, 2):
+    for one, other in combinations(images, 2):
         assert (one != other).mean() > 0.5
 
 
 @pytest.mark.parametrize(("kind", "defect"), ALL_DEFECTS)
-def test_the_mask_is_exactly_where_the_defect_changed_the_picture(kind: str, defect: str) -> None:
+def test_the_mask_is_exactly_where_the_defect_changed_the_image(kind: str, defect: str) -> None:
     for index in range(3):
         good, image, mask = render_pair(kind, 0, index, 256, defect=defect)
         differs = (good != image).any(axis=2)
@@ -104,7 +104,7 @@ def test_render_gives_the_defective_half_of_the_pair(kind: str, defect: str) -> 
 
 
 @pytest.mark.parametrize(("kind", "defect"), ALL_DEFECTS)
-def test_sizes_of_a_defect_vary_from_picture_to_picture(kind: str, defect: str) -> None:
+def test_sizes_of_a_defect_vary_from_image_to_image(kind: str, defect: str) -> None:
     areas = [int(render(kind, 0, index, 96, defect)[1].sum()) for index in range(6)]
     assert len(set(areas)) >= 4
     assert max(areas) > 1.2 * min(areas)
@@ -197,7 +197,7 @@ def test_a_dataset_has_the_layout_of_mvtec_with_exact_masks(tmp_path: Path) -> N
     assert_array_equal(read_image(root / "gear/train/good/002.png"), render("gear", 7, 2, 64)[0])
     training = [read_image(path).tobytes() for path in sorted(root.glob("*/train/good/*.png"))]
     testing = [read_image(path).tobytes() for path in sorted(root.glob("*/test/good/*.png"))]
-    assert len({*training, *testing}) == 10, "no picture is in both"
+    assert len({*training, *testing}) == 10, "no image is in both"
 
 
 def test_the_record_says_how_to_make_the_dataset_again(tmp_path: Path) -> None:
@@ -209,7 +209,7 @@ def test_the_record_says_how_to_make_the_dataset_again(tmp_path: Path) -> None:
     assert (sheet == (255, 40, 200)).all(axis=2).any(), "masks are outlined"
 
 
-def test_good_test_pictures_do_not_depend_on_the_training_count(tmp_path: Path) -> None:
+def test_normal_test_images_do_not_depend_on_the_training_count(tmp_path: Path) -> None:
     for name, train in (("a", 1), ("b", 2)):
         write_dataset(tmp_path / name, ("steel",), size=64, train=train, test_good=1, test_defective=0)
     one, other = (read_image(tmp_path / name / "steel/test/good/000.png") for name in ("a", "b"))

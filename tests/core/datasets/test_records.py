@@ -92,7 +92,7 @@ def test_both_endings_a_byte_order_mark_blank_lines_and_other_keys_are_fine(tmp_
     assert [s.path.name for s in open_dataset(tmp_path).train_good] == ["0.png", "1.png"]
 
 
-def test_pictures_are_found_in_the_one_folder_that_holds_them(root):
+def test_images_are_found_in_the_one_folder_that_holds_them(root):
     (root / "mvtec_anomaly_detection").mkdir()
     for name in ("bottle", "cable"):
         (root / name).rename(root / "mvtec_anomaly_detection" / name)
@@ -109,7 +109,7 @@ def test_one_category_suffices_of_a_set_that_is_not_there_as_a_whole(root):
         open_dataset(root, "bottle")
 
 
-def test_two_folders_that_hold_the_pictures_are_refused(root):
+def test_two_folders_that_hold_the_images_are_refused(root):
     for name in ("one", "two"):
         touch_recorded(root / name, *TRAIN, *TEST)
     assert index(open_dataset(root, "bottle")) == BOTTLE  # the root itself comes first
@@ -150,7 +150,7 @@ def test_good_has_several_names(tmp_path, name):
     assert (sample.defect, sample.mask, sample.split) == ("good", None, "train")
 
 
-def test_a_defect_among_the_training_records_is_no_good_picture(tmp_path):
+def test_a_defect_among_the_training_records_is_no_normal_image(tmp_path):
     records = (record("0.png"), record("1.png", 1, maskname="m.png"))
     write_records(tmp_path / "train.json", *records)
     touch_recorded(tmp_path, *records)
@@ -242,7 +242,7 @@ def test_records_beside_a_table_of_visa_are_refused(root):
 def test_records_of_defects_alone_are_refused(tmp_path):
     write_records(tmp_path / "test.json", TEST[0])
     touch_recorded(tmp_path, TEST[0])
-    with pytest.raises(DataError, match=r"bottle: .* got no good training picture among 1"):
+    with pytest.raises(DataError, match=r"bottle: .* got no normal training image among 1"):
         open_dataset(tmp_path)
 
 
@@ -268,8 +268,8 @@ def test_records_of_defects_alone_are_refused(tmp_path):
         (record("x.png") | {"label": True}, r"got: Expected `int`, got `bool` - at `\$\.label`"),
         (record("x.png") | {"label": "0"}, r"got: Expected `int`, got `str` - at `\$\.label`"),
         (record("x.png") | {"label": 0.5}, r"got: Expected `int`, got `float` - at `\$\.label`"),
-        (record("x.png") | {"label": 2}, r"label: expected 0 \(good\) or 1 \(defective\), got 2\."),
-        (record("x.png") | {"label": -1}, r"label: expected 0 \(good\) or 1 \(defective\), got -1\."),
+        (record("x.png") | {"label": 2}, r"label: expected 0 \(normal\) or 1 \(anomalous\), got 2\."),
+        (record("x.png") | {"label": -1}, r"label: expected 0 \(normal\) or 1 \(anomalous\), got -1\."),
         (record("x.png", label_name="dent"), "label_name: expected one of good, normal, ok for label 0, got 'dent'"),
         (record("x.png", 1, label_name="Good"), "label_name: expected the name of a defect for label 1, got 'Good'"),
         (record("x.png", label_name="a\nb"), r"label_name: expected a name that can be printed, got 'a\\nb'"),
@@ -280,9 +280,9 @@ def test_records_of_defects_alone_are_refused(tmp_path):
         (record("/etc/x.png"), r"expected a path below .*, got '/etc/x\.png'"),
         (record(""), "expected a path below .*, got ''"),
         (record("."), r"expected a path below .*, got '\.'"),
-        (record("x.png", 1), "maskname: expected the mask of a defective picture, got none"),
-        (record("x.png", 1, maskname=None), "maskname: expected the mask of a defective picture, got none"),
-        (record("x.png", 1, maskname=""), "maskname: expected the mask of a defective picture, got none"),
+        (record("x.png", 1), "maskname: expected the mask of an anomalous image, got none"),
+        (record("x.png", 1, maskname=None), "maskname: expected the mask of an anomalous image, got none"),
+        (record("x.png", 1, maskname=""), "maskname: expected the mask of an anomalous image, got none"),
         (record("x.png", 1, maskname="../m.png"), r"expected a path below .*, got '\.\./m\.png'"),
         (record("x.png", 1, maskname="m.png"), r"maskname: expected a file below .*, got 'm\.png': No such file"),
         (record("no.png"), r"filename: expected a file below .*, got 'no\.png': No such file or directory\. Add the"),
@@ -309,7 +309,7 @@ def test_the_wrong_line_of_another_category_is_an_error_too(root):
         open_dataset(root, "bottle")
 
 
-def test_a_picture_in_both_files_is_refused(root):
+def test_an_image_in_both_files_is_refused(root):
     with (root / "test.json").open("a") as file:
         file.write(json.dumps(TRAIN[0]) + "\n")
     with pytest.raises(DataError, match=r"test\.json, line 4: .*'bottle/train/good/001\.png' again after .*line 1"):
@@ -360,7 +360,7 @@ def test_any_bytes_are_blank_or_refused(line):
 
 
 def test_the_command_shows_every_category_of_records_and_a_wrong_line_is_one_line(root, capsys):
-    assert run(["data", "inspect", str(root), "--category", "bottle"]) == 2  # these pictures are only bytes
+    assert run(["data", "inspect", str(root), "--category", "bottle"]) == 2  # these images are only bytes
     assert f"bottle (JSON lines, {root})" in capsys.readouterr().out
     (root / "cable/test/cut/000.png").unlink()
     assert run(["data", "inspect", str(root)]) == 2

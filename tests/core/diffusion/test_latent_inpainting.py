@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from flawscope.diffusion.latent_inpainting import (
     Mode,
     Solver,
+    classifier_free_guidance,
     draw_latents,
     draw_noise,
-    guided,
     keep_of,
     noises_of_drawing,
     plan_drawing,
@@ -65,9 +65,9 @@ def test_fifty_steps_of_anogen_are_981_to_1_and_end_at_the_first_level() -> None
 
 
 @given(st.integers(0, 1000))
-def test_where_everything_is_kept_the_picture_comes_back_within_the_noise_of_the_first_level(seed: int) -> None:
+def test_where_everything_is_kept_the_image_comes_back_within_the_noise_of_the_first_level(seed: int) -> None:
     made = draw_latents("blend", clean(), np.ones((2, 1, 6, 6), np.float32), noise("blend", ANOGEN), ANOGEN, predict)
-    # The last step starts from the picture with the noise of t = 1 and can remove no more than it.
+    # The last step starts from the image with the noise of t = 1 and can remove no more than it.
     level = (1.0 - plan_steps(ANOGEN)[-1].share) ** 0.5
     strongest = np.abs(noise("blend", ANOGEN)).max() + 1.0
     assert np.abs(made - clean()).max() < level * strongest + 0.01 * np.abs(clean()).max()
@@ -148,7 +148,7 @@ def test_dpm_solver_is_that_of_diffusers_step_by_step(steps: int) -> None:
 
 @pytest.mark.parametrize("solver", ["ddim", "dpm++"])
 @pytest.mark.parametrize("final", ["clean", "first"])
-def test_a_network_that_knows_the_noise_gives_the_picture_it_hides(solver: Solver, final: str) -> None:
+def test_a_network_that_knows_the_noise_gives_the_image_it_hides(solver: Solver, final: str) -> None:
     hidden = rng(9).standard_normal((2, *LATENTS), np.float32)
     sampling = Sampling(**{**LEVELS, "final": final}, steps=12, spacing="trailing")
     shares = signal_shares(sampling)
@@ -162,7 +162,7 @@ def test_a_network_that_knows_the_noise_gives_the_picture_it_hides(solver: Solve
     np.testing.assert_allclose(made, hidden, atol=1e-4 + left)
 
 
-def test_less_strength_takes_the_last_steps_and_starts_from_the_picture() -> None:
+def test_less_strength_takes_the_last_steps_and_starts_from_the_image() -> None:
     sampling = Sampling(**LEVELS, steps=20)
     assert [one.timestep for one in plan_drawing(sampling, 0.5)] == [one.timestep for one in plan_steps(sampling)[10:]]
     drawn = noise("inpaint", sampling, strength=0.05)
@@ -187,12 +187,12 @@ def test_noise_is_counted_by_mode_and_eta(mode: Mode, eta: float, expected: int)
 
 
 @given(st.integers(0, 2**31), st.integers(0, 2**31))
-def test_seeds_tell_pictures_noise_apart(one: int, other: int) -> None:
+def test_seeds_tell_images_noise_apart(one: int, other: int) -> None:
     first, second = (draw_noise(seed, "inpaint", ANOGEN, LATENTS) for seed in (one, other))
     assert np.array_equal(first, second) == (one == other)
 
 
-def test_a_picture_is_drawn_alike_alone_and_beside_others() -> None:
+def test_an_image_is_drawn_alike_alone_and_beside_others() -> None:
     drawn = noise("blend", ANOGEN, 2)
     both = draw_latents("blend", clean(), half(), drawn, ANOGEN, predict)
     alone = draw_latents("blend", clean()[1:], half()[1:], drawn[1:], ANOGEN, predict)
@@ -211,8 +211,8 @@ def test_a_cell_is_drawn_where_any_of_its_pixels_is_white() -> None:
 
 def test_guidance_of_one_is_the_text_alone_and_more_leads_away_from_the_empty_text() -> None:
     text, empty = np.full((1, 1), 3.0, np.float32), np.full((1, 1), 1.0, np.float32)
-    assert guided(text, empty, 1.0)[0, 0] == 3.0
-    assert guided(text, empty, 10.0)[0, 0] == 21.0
+    assert classifier_free_guidance(text, empty, 1.0)[0, 0] == 3.0
+    assert classifier_free_guidance(text, empty, 10.0)[0, 0] == 21.0
 
 
 @pytest.mark.parametrize("strength", [0.0, -1.0, 1.5, 0.001, float("nan")])

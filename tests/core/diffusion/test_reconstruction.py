@@ -76,7 +76,7 @@ def test_a_map_does_not_depend_on_its_neighbours(count: int, seed: int) -> None:
         assert score[0] == scores[index]
 
 
-def test_pictures_are_scaled_both_ways_without_loss() -> None:
+def test_images_are_scaled_both_ways_without_loss() -> None:
     levels = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, axis=3)
     scaled = signed(levels)
     assert scaled.shape == (1, 3, 16, 16)

@@ -32,7 +32,7 @@ def noise(sampling: Sampling, seed: int = 1) -> np.ndarray:
     return rng(seed).standard_normal((noises_needed(sampling), *SHAPE[1:]), np.float32)
 
 
-def pictures() -> np.ndarray:
+def images() -> np.ndarray:
     return rng(2).uniform(-1, 1, SHAPE).astype(np.float32)
 
 
@@ -84,13 +84,13 @@ def test_other_spacings_begin_at_the_start(spacing: str, start: int, steps: int,
     assert [step.timestep for step in plan_steps(sampling)] == expected
 
 
-def test_what_lies_behind_the_last_step_is_the_clean_picture_or_the_first_level() -> None:
+def test_what_lies_behind_the_last_step_is_the_clean_image_or_the_first_level() -> None:
     assert plan_steps(Sampling())[-1].next_share == 1.0
     sampling = Sampling(final="first", offset=1, start=1000, steps=10)
     assert plan_steps(sampling)[-1].next_share == signal_shares(sampling)[0]
 
 
-def test_the_picture_gets_the_noise_of_the_first_call_unless_that_of_the_start_is_asked_for() -> None:
+def test_the_image_gets_the_noise_of_the_first_call_unless_that_of_the_start_is_asked_for() -> None:
     shares = signal_shares(Sampling())
     assert start_share(Sampling()) == shares[240]
     assert start_share(Sampling(level="start")) == shares[250]
@@ -119,7 +119,7 @@ def diffusers_sampling(sampling: Sampling, denoise: Denoise) -> np.ndarray:
     scheduler.set_timesteps(1000 // stride)
     timesteps = scheduler.timesteps[-sampling.steps :]
     assert [int(t) for t in timesteps] == [step.timestep for step in plan_steps(sampling)]
-    clean, drawn = torch.from_numpy(pictures()), list(torch.from_numpy(noise(sampling)))
+    clean, drawn = torch.from_numpy(images()), list(torch.from_numpy(noise(sampling)))
     x = scheduler.add_noise(clean, drawn.pop(0)[None].expand(SHAPE), timesteps[:1])
     for timestep in timesteps:
         predicted = torch.from_numpy(denoise(x.numpy(), int(timestep)))
@@ -152,7 +152,7 @@ def test_every_step_is_that_of_diffusers(sampling: Sampling) -> None:
 
     # Step by step: what the network is given in every call, and the result.
     expected = diffusers_sampling(sampling, noting(theirs))
-    ours.append(reconstruct(pictures(), noise(sampling), sampling, noting(ours)))
+    ours.append(reconstruct(images(), noise(sampling), sampling, noting(ours)))
     assert len(ours) == len(theirs) + 1 == sampling.steps + 1
     for mine, other in zip(ours, [*theirs, expected], strict=True):
         np.testing.assert_allclose(mine, other, rtol=0, atol=3e-5 * max(1.0, float(np.abs(other).max())))
@@ -164,11 +164,11 @@ def test_a_conditioning_of_weight_zero_is_plain_ddim_to_the_bit(conditioning: st
     plain = Sampling(eta=eta)
     conditioned = Sampling(eta=eta, conditioning=conditioning, weight=0.0)  # type: ignore[arg-type]
     drawn = noise(plain)
-    expected = reconstruct(pictures(), drawn, plain, predict)
-    np.testing.assert_array_equal(reconstruct(pictures(), drawn, conditioned, predict), expected)
+    expected = reconstruct(images(), drawn, plain, predict)
+    np.testing.assert_array_equal(reconstruct(images(), drawn, conditioned, predict), expected)
 
 
-def test_blending_mixes_the_clean_picture_in_after_each_step() -> None:
+def test_blending_mixes_the_clean_image_in_after_each_step() -> None:
     sampling = Sampling(start=500, steps=1, conditioning="blend", weight=1.0)
     assert plan_steps(sampling)[0].blend == 0.0  # the only step is told timestep 0
     sampling = Sampling(start=1000, steps=2, conditioning="blend", weight=1.0, clip=False)
@@ -177,33 +177,33 @@ def test_blending_mixes_the_clean_picture_in_after_each_step() -> None:
     unblended = Sampling(start=1000, steps=2, clip=False)
     seen: list[np.ndarray] = []
     for one in (sampling, unblended):
-        reconstruct(pictures(), noise(one), one, lambda x, t: seen.append(x.copy()) or predict(x, t))  # type: ignore[func-returns-value]
-    np.testing.assert_allclose(seen[1], 0.5 * seen[3] + 0.5 * pictures(), atol=1e-6)
+        reconstruct(images(), noise(one), one, lambda x, t: seen.append(x.copy()) or predict(x, t))  # type: ignore[func-returns-value]
+    np.testing.assert_allclose(seen[1], 0.5 * seen[3] + 0.5 * images(), atol=1e-6)
 
 
 def test_the_correction_of_ddad_is_the_papers_formula() -> None:
     sampling = Sampling(start=400, steps=1, offset=1, conditioning="ddad", weight=2.0, clip=False)
     step = plan_steps(sampling)[0]
-    y, drawn = pictures().astype(np.float64), noise(sampling).astype(np.float64)
+    y, drawn = images().astype(np.float64), noise(sampling).astype(np.float64)
     x = math.sqrt(step.share) * y + math.sqrt(1 - step.share) * drawn[0]
     predicted = predict(x.astype(np.float32), step.timestep).astype(np.float64)
     aimed = math.sqrt(step.share) * y + math.sqrt(1 - step.share) * predicted
     corrected = predicted - 2.0 * math.sqrt(1 - step.share) * (aimed - x)
     clean = (x - math.sqrt(1 - step.share) * corrected) / math.sqrt(step.share)
     assert step.next_share == 1.0
-    np.testing.assert_allclose(reconstruct(pictures(), noise(sampling), sampling, predict), clean, atol=1e-5)
+    np.testing.assert_allclose(reconstruct(images(), noise(sampling), sampling, predict), clean, atol=1e-5)
 
 
-def test_a_network_that_knows_the_noise_gives_the_picture_back() -> None:
+def test_a_network_that_knows_the_noise_gives_the_image_back() -> None:
     sampling = Sampling(clip=False)
     drawn = noise(sampling)
-    found = reconstruct(pictures(), drawn, sampling, lambda x, t: np.broadcast_to(drawn[:1], x.shape))
-    np.testing.assert_allclose(found, pictures(), atol=1e-5)
+    found = reconstruct(images(), drawn, sampling, lambda x, t: np.broadcast_to(drawn[:1], x.shape))
+    np.testing.assert_allclose(found, images(), atol=1e-5)
 
 
-def test_what_is_hidden_at_the_start_may_be_another_picture_than_what_is_aimed_at() -> None:
+def test_what_is_hidden_at_the_start_may_be_another_image_than_what_is_aimed_at() -> None:
     sampling = Sampling(conditioning="ddad", weight=3.0, clip=False)
-    aimed, hidden = pictures(), rng(5).uniform(-1, 1, SHAPE).astype(np.float32)
+    aimed, hidden = images(), rng(5).uniform(-1, 1, SHAPE).astype(np.float32)
     drawn = noise(sampling)
     own = reconstruct(aimed, drawn, sampling, predict)
     other = reconstruct(aimed, drawn, sampling, predict, hidden)
@@ -220,7 +220,7 @@ def test_what_is_hidden_at_the_start_may_be_another_picture_than_what_is_aimed_a
     final=st.sampled_from(["clean", "first"]),
     count=st.integers(1, 4),
 )
-def test_every_plan_gets_cleaner_and_pictures_do_not_depend_on_their_neighbours(
+def test_every_plan_gets_cleaner_and_images_do_not_depend_on_their_neighbours(
     start: int, share: float, eta: float, offset: int, spacing: str, final: str, count: int
 ) -> None:
     steps = min(max(1, round(share * start)), 40, start)
@@ -260,4 +260,4 @@ def test_a_sampling_that_cannot_be_is_refused(changes: dict[str, float], message
 @pytest.mark.parametrize("shape", [(1, 3, 8, 8), (30, 3, 8, 4), (30, 1, 8, 8)])
 def test_noise_that_is_short_or_of_another_shape_is_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ArgumentError, match="noise: expected 25 arrays of"):
-        reconstruct(pictures(), np.zeros(shape, np.float32), Sampling(eta=1.0), predict)
+        reconstruct(images(), np.zeros(shape, np.float32), Sampling(eta=1.0), predict)

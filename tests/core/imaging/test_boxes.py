@@ -16,7 +16,7 @@ masks = st.tuples(st.integers(8, 60), st.integers(8, 60), st.integers(0, 2**32 -
 
 
 @given(mask=masks, margin=st.floats(0, 0.5), per_component=st.booleans())
-def test_boxes_hold_every_pixel_of_the_defect_and_stay_in_the_picture(mask, margin, per_component):
+def test_boxes_hold_every_pixel_of_the_defect_and_stay_in_the_image(mask, margin, per_component):
     boxes = boxes_of(mask, margin, per_component=per_component)
     assert bool(boxes) == bool(mask.any())
     assert not (mask & ~mask_of(boxes, mask.shape)).any()

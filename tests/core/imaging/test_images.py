@@ -45,7 +45,7 @@ def noise(height=20, width=30, channels=3, dtype=np.uint8):
 
 
 def rgb(stored):
-    """Return what decoding must give for an 8 bit picture stored in OpenCV's order."""
+    """Return what decoding must give for an 8 bit image stored in OpenCV's order."""
     return np.dstack([stored] * 3) if stored.ndim == 2 else stored[..., 2::-1]
 
 
@@ -69,7 +69,7 @@ def tiff(pixels, order="<", orientation=1, kind=3):
 
 
 def huge(extension):
-    """Return the first bytes of a picture of 30,000 by 30,000 pixels."""
+    """Return the first bytes of an image of 30,000 by 30,000 pixels."""
     side = 30_000
     return {
         ".png": png_header(side, side),
@@ -87,7 +87,7 @@ def huge(extension):
 
 @pytest.mark.parametrize("extension", [".png", ".bmp", ".tif", ".webp"])
 @pytest.mark.parametrize("channels", [1, 3, 4])
-def test_lossless_pictures_decode_to_rgb_exactly(extension, channels):
+def test_lossless_images_decode_to_rgb_exactly(extension, channels):
     stored = noise(channels=channels)
     if channels == 4 and extension == ".webp":
         stored[..., 3] = 200  # where alpha is 0, WebP does not keep the colour
@@ -140,7 +140,7 @@ def test_the_exif_orientation_of_a_jpeg_is_ignored(orientation):
     plain = encode(".jpg", noise())
     exif = b"Exif\0\0" + b"MM\x00*\x00\x00\x00\x08\x00\x01" + struct.pack(">HHIHHI", 274, 3, 1, orientation, 0, 0)
     tagged = plain[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + plain[2:]
-    # The tag is one that the decoder understands: without our flag it turns the picture.
+    # The tag is one that the decoder understands: without our flag it turns the image.
     is_turned = cv2.imdecode(np.frombuffer(tagged, np.uint8), cv2.IMREAD_COLOR).shape[:2] == (30, 20)
     assert is_turned == (orientation >= 5)
     np.testing.assert_array_equal(decode_image(tagged), decode_image(plain))
@@ -164,7 +164,7 @@ def test_tiff_sizes_are_read_in_both_byte_orders_and_types(order, kind):
 
 @pytest.mark.parametrize("extension", FORMATS)
 @pytest.mark.parametrize("channels", [1, 3])
-def test_a_truncated_picture_is_refused_or_decodes_whole(extension, channels, capfd):
+def test_a_truncated_image_is_refused_or_decodes_whole(extension, channels, capfd):
     stored = cv2.GaussianBlur(noise(40, 60, channels), (0, 0), 2)
     data = encode(extension, stored)
     whole = decode_image(data)
@@ -174,7 +174,7 @@ def test_a_truncated_picture_is_refused_or_decodes_whole(extension, channels, ca
             # Bytes may be missing behind the last pixel, in the tables at the end of a TIFF.
             np.testing.assert_array_equal(decode_image(data[:length]), whole)
         except ImageError as err:
-            assert str(err).startswith("image: expected a ")  # noqa: PT017
+            assert str(err).startswith("image: expected a")  # noqa: PT017
             refused += 1
     assert refused >= 40
     assert capfd.readouterr().err == ""
@@ -184,7 +184,7 @@ def test_a_truncated_picture_is_refused_or_decodes_whole(extension, channels, ca
 def test_a_png_with_a_damaged_byte_is_refused_silently(position, capfd):
     data = bytearray(encode(".png", noise()))
     data[position] ^= 0x10
-    with pytest.raises(ImageError, match=r"^image: expected a whole png picture, got broken data\. Export it again\.$"):
+    with pytest.raises(ImageError, match=r"^image: expected a whole png image, got broken data\. Export it again\.$"):
         decode_image(bytes(data))
     assert capfd.readouterr().err == ""
 
@@ -193,7 +193,7 @@ def test_a_png_with_a_damaged_byte_is_refused_silently(position, capfd):
 def test_a_text_file_named_png_is_refused_by_name(tmp_path, content, got):
     path = tmp_path / "note.png"
     path.write_bytes(content)
-    with pytest.raises(ImageError, match=rf"note\.png: expected a picture \(bmp, jpeg, .*\), got {got}\. Remove"):
+    with pytest.raises(ImageError, match=rf"note\.png: expected an image \(bmp, jpeg, .*\), got {got}\. Remove"):
         read_image(path)
 
 
@@ -205,7 +205,7 @@ def test_missing_files_and_folders_are_refused_by_name(tmp_path):
 
 
 @pytest.mark.parametrize("extension", FORMATS)
-def test_pictures_below_8_pixels_are_refused(extension):
+def test_images_below_8_pixels_are_refused(extension):
     with pytest.raises(ImageError, match="expected sides of at least 8 pixels, got 1x1"):
         decode_image(encode(extension, np.zeros((1, 1, 3), np.uint8)))
     with pytest.raises(ImageError, match="got 9x7"):
@@ -214,14 +214,14 @@ def test_pictures_below_8_pixels_are_refused(extension):
 
 
 @pytest.mark.parametrize("extension", FORMATS)
-def test_a_huge_picture_is_refused_before_it_is_decoded(extension, monkeypatch):
+def test_a_huge_image_is_refused_before_it_is_decoded(extension, monkeypatch):
     monkeypatch.setattr(images.cv2, "imdecode", lambda *_: pytest.fail("was decoded"))
     with pytest.raises(ImageError, match="at most 200,000,000 pixels, got 30000x30000; it was not decoded"):
         decode_image(huge(extension))
 
 
 @pytest.mark.serial
-def test_refusing_a_huge_picture_takes_little_memory():
+def test_refusing_a_huge_image_takes_little_memory():
     program = (
         "import resource, sys\n"
         "from flawscope.imaging.images import ImageError, decode_image\n"
@@ -230,7 +230,7 @@ def test_refusing_a_huge_picture_takes_little_memory():
         "except ImageError: print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
     )
     done = subprocess.run([sys.executable, "-c", program], input=huge(".png"), capture_output=True, check=True)
-    assert int(done.stdout) < 10_000  # KiB; the decoded picture would take 2.6 GiB
+    assert int(done.stdout) < 10_000  # KiB; the decoded image would take 2.6 GiB
 
 
 def test_the_pixel_limit_can_be_changed(monkeypatch):
@@ -255,10 +255,10 @@ def test_a_tiff_without_a_known_range_is_refused(dtype):
         decode_image(encode(".tif", np.zeros((16, 16), dtype)))
 
 
-def test_a_picture_of_another_size_than_announced_is_refused(monkeypatch):
+def test_an_image_of_another_size_than_announced_is_refused(monkeypatch):
     data = encode(".bmp", noise(20, 30))
     monkeypatch.setattr(images, "read_header", lambda _: Header("bmp", 20, 30))
-    with pytest.raises(ImageError, match="expected a whole bmp picture, got broken data"):
+    with pytest.raises(ImageError, match="expected a whole bmp image, got broken data"):
         decode_image(data)
 
 
@@ -302,7 +302,7 @@ def test_read_header_skips_fill_bytes_and_the_thumbnail_of_a_jpeg():
     ],
     ids=["empty", "cut", "png without IHDR", "jpeg with garbage", "webp of no kind", "gif", "tiff without a width"],
 )
-def test_read_header_gives_none_for_what_is_no_picture(data):
+def test_read_header_gives_none_for_what_is_no_image(data):
     assert read_header(data) is None
 
 
@@ -330,7 +330,7 @@ def test_random_bytes_raise_nothing_but_image_error(magic, data):
     changes=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=6),
 )
 @settings(max_examples=200, deadline=None)
-def test_a_damaged_picture_decodes_or_raises_image_error(extension, changes):
+def test_a_damaged_image_decodes_or_raises_image_error(extension, changes):
     data = bytearray(encode(extension, noise(16, 16)))
     for place, value in changes:
         data[int(place * len(data))] = value
@@ -377,7 +377,7 @@ def test_a_colour_mask_counts_its_largest_channel_and_drops_alpha(tmp_path):
 # ---- preprocessing
 
 
-def test_prepare_leaves_a_picture_of_the_right_size_alone():
+def test_prepare_leaves_an_image_of_the_right_size_alone():
     image = noise(32, 48)
     prepared = prepare(image, Preprocessing(resize=(32, 48)))
     np.testing.assert_array_equal(prepared, image)
@@ -415,7 +415,7 @@ def test_prepare_does_not_keep_the_aspect_and_crops_the_centre():
     cut=st.tuples(st.integers(0, 24), st.integers(0, 24)),
 )
 @settings(max_examples=40, deadline=None)
-def test_masks_follow_the_geometry_of_pictures(factor, size, cut):
+def test_masks_follow_the_geometry_of_images(factor, size, cut):
     crop = (max(16, size[0] - cut[0]), max(16, size[1] - cut[1]))
     spec = Preprocessing(resize=size, crop=crop)
     cells = np.random.default_rng(size).random(size) < 0.3
@@ -423,8 +423,8 @@ def test_masks_follow_the_geometry_of_pictures(factor, size, cut):
     prepared = prepare_mask(mask, spec)
     assert prepared.shape == crop
     assert prepared.dtype == np.bool_
-    picture = np.dstack([mask.astype(np.uint8) * 255] * 3)
-    np.testing.assert_array_equal(prepared, prepare(picture, spec)[..., 0] == 255)
+    image = np.dstack([mask.astype(np.uint8) * 255] * 3)
+    np.testing.assert_array_equal(prepared, prepare(image, spec)[..., 0] == 255)
 
 
 @pytest.mark.parametrize(
@@ -447,7 +447,7 @@ def test_a_preprocessing_survives_json():
     assert msgspec.json.decode(msgspec.json.encode(spec), type=Preprocessing) == spec
 
 
-def test_check_image_accepts_rgb_pictures_only():
+def test_check_image_accepts_rgb_images_only():
     image = noise(8, 8)
     assert check_image(image) is image
     for wrong in (image[..., 0], image.astype(np.float32), [1, 2], np.dstack([image, image])):

@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 import pytest
 import safetensors.numpy
-from tiny_dataset import CATEGORY, defective_pictures, good_pictures
+from tiny_dataset import CATEGORY, anomalous_images, normal_images
 
 from flawscope import cli
 from flawscope.bundle import PadimHead, PatchcoreHead, open_bundle
@@ -30,6 +30,8 @@ from flawscope.runs import RECORD, SAMPLES, WEIGHTS
 from flawscope.runtime import Inspector
 from flawscope.training.detectors.detector_run import read_run
 from flawscope.training.detectors.detector_training import train_detector
+
+pytestmark = pytest.mark.long
 
 METHODS = ["patchcore", "padim"]
 
@@ -123,9 +125,9 @@ print(json.dumps({"scores": scores.tolist(), "peaks": maps.max(axis=(1, 2)).toli
 def test_score_onnx_runs_in_plain_onnxruntime_without_flawscope(
     uncalibrated_bundles: dict[str, Path], tiny_root: Path, tmp_path: Path, method: str
 ) -> None:
-    pictures = [*good_pictures(tiny_root)[:2], *defective_pictures(tiny_root)[:2]]
+    part_images = [*normal_images(tiny_root)[:2], *anomalous_images(tiny_root)[:2]]
     with Inspector.load(uncalibrated_bundles[method], "cpu", "kernel") as inspector:
-        images = np.stack([prepare(read_image(path), inspector.manifest.input) for path in pictures])
+        images = np.stack([prepare(read_image(path), inspector.manifest.input) for path in part_images])
         maps, scores = inspector.infer(images)
     np.save(tmp_path / "images.npy", images)
     graph = uncalibrated_bundles[method] / "score.onnx"
@@ -176,7 +178,7 @@ def test_an_unfitted_run_is_refused_before_anything_is_written(
 def test_a_run_without_samples_cannot_be_checked_and_is_refused(padim_run: Path, tmp_path: Path) -> None:
     run = copy_of(padim_run, tmp_path)
     shutil.rmtree(run / SAMPLES)
-    with pytest.raises(RunError, match=r"expected sample pictures in samples/, got none"):
+    with pytest.raises(RunError, match=r"expected sample images in samples/, got none"):
         export_run(run, tmp_path / "part.flaw")
     assert [entry.name for entry in tmp_path.iterdir()] == ["run"]
 
@@ -188,13 +190,13 @@ def test_a_batch_out_of_range_is_refused(padim_run: Path, tmp_path: Path, max_ba
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_graph_for_single_pictures_has_a_batch_of_one(padim_run: Path, tiny_root: Path, tmp_path: Path) -> None:
+def test_a_graph_for_single_images_has_a_batch_of_one(padim_run: Path, tiny_root: Path, tmp_path: Path) -> None:
     export_run(padim_run, tmp_path / "one.flaw", max_batch=1)
     with Inspector.load(tmp_path / "one.flaw", "cpu") as inspector:
-        results = inspector(good_pictures(tiny_root))
+        results = inspector(normal_images(tiny_root))
         assert [result.score is not None for result in results] == [True] * 6
         with pytest.raises(ArgumentError, match=r"batch: expected 1 to 1, got 2"):
-            list(inspector.stream(good_pictures(tiny_root), batch=2))
+            list(inspector.stream(normal_images(tiny_root), batch=2))
 
 
 @pytest.mark.usefixtures("traced_features")
@@ -304,7 +306,7 @@ def test_the_command_exports_and_shows_sizes_and_parity(
     shown = capsys.readouterr()
     assert shown.err == ""
     assert "score.onnx: largest tensor" in shown.out
-    assert "parity score.onnx, cpu against torch, 5 pictures: scores " in shown.out
+    assert "parity score.onnx, cpu against torch, 5 images: scores " in shown.out
     assert f"bundle: {out} (" in shown.out
     assert "not calibrated yet" in shown.out
 
@@ -328,4 +330,4 @@ def test_a_memory_of_everything_is_exported_though_its_samples_score_zero(tmp_pa
     manifest = export_run(tmp_path / "run", tmp_path / "all.flaw")
     assert all(abs(golden.score) < 1e-2 for golden in manifest.golden)
     with Inspector.load(tmp_path / "all.flaw", "cpu", "kernel") as inspector:
-        assert inspector(good_pictures(tiny_root)[0]).score is not None
+        assert inspector(normal_images(tiny_root)[0]).score is not None

@@ -130,7 +130,7 @@ def test_equal_distances_go_to_the_lower_row_also_across_blocks(
 
 @pytest.mark.parametrize("batch", [1, 2, 3, 4, 5])
 @pytest.mark.parametrize("reweight", ["paper", "seed"])
-def test_a_picture_scores_the_same_in_every_batch(tmp_path: Path, batch: int, reweight: Any) -> None:
+def test_an_image_scores_the_same_in_every_batch(tmp_path: Path, batch: int, reweight: Any) -> None:
     head = PatchcoreHead(GRID, 4, reweight, 1.0)
     build_graph(tmp_path, head, tensors_for(integer_bank(40), head), SIZE, 5)
     images = random_images(5, 4)
@@ -144,7 +144,7 @@ def test_a_picture_scores_the_same_in_every_batch(tmp_path: Path, batch: int, re
         np.testing.assert_allclose(scores[index], alone[1][0], rtol=1e-6)
 
 
-def test_a_picture_made_of_bank_rows_scores_zero(tmp_path: Path) -> None:
+def test_an_image_made_of_bank_rows_scores_zero(tmp_path: Path) -> None:
     images = random_images(2, 5)
     head = PatchcoreHead(GRID, 9, "paper", 4.0)
     build_graph(tmp_path, head, tensors_for(patches_of(images).reshape(-1, CHANNELS), head), SIZE, 2)

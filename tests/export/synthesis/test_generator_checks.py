@@ -13,7 +13,7 @@ import safetensors.numpy
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_base import SIDE, tiny_autoencoder, tiny_pictures
+from tiny_base import SIDE, tiny_autoencoder, tiny_images
 from tiny_dataset import CATEGORY, DEFECTS
 from tiny_drawers import WIDTH, refused, write_drawers, write_word
 
@@ -23,7 +23,7 @@ from flawscope.export.onnx_trace import export_network
 from flawscope.export.synthesis import generator_export
 from flawscope.export.synthesis.generator_export import export_synthesis
 from flawscope.export.synthesis.generator_graphs import SignedEncoder, release_weights
-from flawscope.export.synthesis.image_parity import measure_pictures
+from flawscope.export.synthesis.image_parity import measure_images
 from flawscope.training.diffusion.autoencoder import Encoder
 
 
@@ -33,6 +33,7 @@ def made_runs(tmp_path_factory: pytest.TempPathFactory, tiny_root: Path) -> dict
     return write_drawers(tmp_path_factory.mktemp("synthesis"), tiny_root)
 
 
+@pytest.mark.long
 def test_weights_of_a_traced_network_can_be_let_go() -> None:
     network = torch.nn.Sequential(torch.nn.Conv2d(2, 2, 1), torch.nn.SiLU())
     weight = weakref.ref(network[0].weight)
@@ -43,35 +44,35 @@ def test_weights_of_a_traced_network_can_be_let_go() -> None:
 
 
 @pytest.mark.parametrize("normalization", ["signed", "imagenet"])
-def test_latents_of_a_picture_in_minus_one_to_one_are_those_of_its_bytes(normalization: Any) -> None:
+def test_latents_of_an_image_in_minus_one_to_one_are_those_of_its_bytes(normalization: Any) -> None:
     encoder = Encoder(tiny_autoencoder(), normalization)
-    images = tiny_pictures(2)
+    images = tiny_images(2)
     with torch.no_grad():
         expected = encoder(torch.from_numpy(images)).numpy()
         found = SignedEncoder(encoder)(torch.from_numpy(signed(images))).numpy()
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_the_ratio_of_pictures_is_that_of_the_worst_one() -> None:
-    pictures = np.full((3, 4, 4, 3), 100, np.uint8)
-    assert measure_pictures(pictures, pictures.copy()) == 100.0
-    other = pictures.copy()
+def test_the_ratio_of_images_is_that_of_the_worst_one() -> None:
+    images = np.full((3, 4, 4, 3), 100, np.uint8)
+    assert measure_images(images, images.copy()) == 100.0
+    other = images.copy()
     other[1] += 1
     other[2] += 5
-    assert measure_pictures(pictures, other) == pytest.approx(10 * np.log10(255**2 / 25), rel=1e-12)
-    assert measure_pictures(other, pictures) == measure_pictures(pictures, other)
+    assert measure_images(images, other) == pytest.approx(10 * np.log10(255**2 / 25), rel=1e-12)
+    assert measure_images(other, images) == measure_images(images, other)
 
 
 @given(st.integers(1, 255), st.integers(1, 48))
 def test_a_larger_difference_has_a_smaller_ratio(step: int, count: int) -> None:
-    pictures = np.zeros((1, 4, 4, 3), np.uint8)
-    one, other = pictures.copy(), pictures.copy()
+    images = np.zeros((1, 4, 4, 3), np.uint8)
+    one, other = images.copy(), images.copy()
     one.reshape(-1)[:count] = step - 1
     other.reshape(-1)[:count] = step
-    assert 0.0 <= measure_pictures(pictures, other) < measure_pictures(pictures, one) <= 100.0
+    assert 0.0 <= measure_images(images, other) < measure_images(images, one) <= 100.0
 
 
-def test_large_pictures_have_a_small_largest_batch_unless_one_is_given(
+def test_large_images_have_a_small_largest_batch_unless_one_is_given(
     made_runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[int] = []
@@ -114,9 +115,9 @@ def test_a_file_that_is_no_word_is_refused(made_runs: dict[str, Path], tmp_path:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda run: shutil.rmtree(run / "samples"), r"expected sample pictures in samples/, got none"),
+        (lambda run: shutil.rmtree(run / "samples"), r"expected sample images in samples/, got none"),
         (lambda run: (run / "support.json").unlink(), r"support\.json: expected the record of a support set"),
-        (lambda run: shutil.rmtree(run / "support"), r"expected a support picture of the run, got none"),
+        (lambda run: shutil.rmtree(run / "support"), r"expected a support image of the run, got none"),
         (lambda run: (run / "run.json").write_text("{}", "utf-8"), r"is no run of this version"),
     ],
 )

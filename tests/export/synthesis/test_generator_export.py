@@ -15,20 +15,20 @@ import pytest
 import safetensors.numpy
 import torch
 from diffusers_reference import fill_box
-from tiny_base import SIDE, tiny_pictures
+from tiny_base import SIDE, tiny_images
 from tiny_dataset import CATEGORY, DEFECTS
 from tiny_drawers import WIDTH, refused, synth_head, traced_once, write_drawers, write_word
 
 from flawscope import cli
 from flawscope.bundle import SynthDefect, SynthHead, open_bundle
 from flawscope.config import flatten
-from flawscope.diffusion.latent_inpainting import draw_latents, draw_noise, guided, keep_of
+from flawscope.diffusion.latent_inpainting import classifier_free_guidance, draw_latents, draw_noise, keep_of
 from flawscope.diffusion.reconstruction import signed, unsigned
 from flawscope.errors import ArgumentError, BundleError, GateError, RunError
 from flawscope.export.synthesis import generator_export
 from flawscope.export.synthesis.generator_export import export_synthesis
 from flawscope.export.synthesis.generator_graphs import GRAPHS, OUTPUTS, example_inputs, synthesis_modules
-from flawscope.export.synthesis.image_parity import GraphCalls, measure_pictures
+from flawscope.export.synthesis.image_parity import GraphCalls, measure_images
 from flawscope.runtime import Inspector
 from flawscope.runtime.engines.ensure import model_hash
 from flawscope.training.synthesis.base_model import open_base
@@ -149,7 +149,7 @@ def test_a_bundle_that_fills_boxes_has_each_sentence_once_for_any_place(exported
 
 
 @pytest.mark.parametrize("kind", ["embedding", "inpainting"])
-def test_support_pictures_travel_along_with_their_content_hashes(
+def test_support_images_travel_along_with_their_content_hashes(
     exported: dict[str, Path], made_runs: dict[str, Path], kind: str
 ) -> None:
     known = {
@@ -160,9 +160,9 @@ def test_support_pictures_travel_along_with_their_content_hashes(
     assert {(one.category, one.defect, one.sha256) for one in entries} == set(known)
     with open_bundle(exported[kind]) as bundle:
         for entry in entries:
-            picture = known[entry.category, entry.defect, entry.sha256]
-            assert bundle.file(entry.picture).read_bytes() == picture.image_file.read_bytes()
-            assert bundle.file(entry.mask).read_bytes() == picture.mask_file.read_bytes()
+            image = known[entry.category, entry.defect, entry.sha256]
+            assert bundle.file(entry.picture).read_bytes() == image.image_file.read_bytes()
+            assert bundle.file(entry.mask).read_bytes() == image.mask_file.read_bytes()
 
 
 # ---- Graphs ----------------------------------------------------------------------------------------------------------
@@ -278,7 +278,7 @@ def test_drawing_with_graphs_is_the_inpainting_pipeline_of_diffusers(
     monkeypatch.setattr(DiagonalGaussianDistribution, "sample", lambda self, generator=None: self.mean)
     base, run = open_base(made_runs["filler"]), read_synthesis_run(made_runs["inpainting"])
     head = synth_head(exported["inpainting"])
-    image = tiny_pictures(1, seed=9)
+    image = tiny_images(1, seed=9)
     mask = np.zeros((SIDE, SIDE), np.bool_)
     mask[4:10, 6:14] = True  # of whole latent cells
     noise = draw_noise(1, "inpaint", head.sampling, head.latents)[None]
@@ -287,7 +287,9 @@ def test_drawing_with_graphs_is_the_inpainting_pipeline_of_diffusers(
     with torch.no_grad():
         wanted, empty = base.text(*(torch.from_numpy(one) for one in given.values())).split(1)
 
-    expected, picture = fill_box(base.autoencoder, restore_unet(base, run), image, mask, noise[:, 0], (wanted, empty))
+    expected, expected_image = fill_box(
+        base.autoencoder, restore_unet(base, run), image, mask, noise[:, 0], (wanted, empty)
+    )
 
     with open_bundle(exported["inpainting"]) as bundle:
         calls = GraphCalls(bundle.manifest.graphs, bundle.folder)
@@ -300,7 +302,7 @@ def test_drawing_with_graphs_is_the_inpainting_pipeline_of_diffusers(
         def predict(x: Any, timestep: int) -> Any:
             x = np.concatenate([np.concatenate([x, *beside], axis=1)] * 2)
             both = calls("denoise", {"x": x, "timestep": np.full(2, timestep), "context": context})
-            return guided(both[1:], both[:1], head.guidance)
+            return classifier_free_guidance(both[1:], both[:1], head.guidance)
 
         found: list[Any] = []
         latents = draw_latents(
@@ -311,8 +313,8 @@ def test_drawing_with_graphs_is_the_inpainting_pipeline_of_diffusers(
     assert len(found) == len(expected) == 20
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
-    assert measure_pictures(picture, drawn) >= 50.0
-    assert measure_pictures(image, drawn) < 40.0  # something was drawn
+    assert measure_images(expected_image, drawn) >= 50.0
+    assert measure_images(image, drawn) < 40.0  # something was drawn
 
 
 # ---- The gate --------------------------------------------------------------------------------------------------------
@@ -337,7 +339,7 @@ def test_graphs_that_draw_otherwise_than_torch_are_not_written(
         return model
 
     monkeypatch.setattr(generator_export, "synthesis_graph", wrong)
-    message = r"parity: pictures drawn by the graphs .* expected a ratio from 50 dB, got \d+\.\d dB\. No bundle was"
+    message = r"parity: images drawn by the graphs .* expected a ratio from 50 dB, got \d+\.\d dB\. No bundle was"
     with pytest.raises(GateError, match=message):
         export_synthesis(made_runs["embedding"], tmp_path / "b.flaw", max_batch=MAX_BATCH)
     assert list(tmp_path.iterdir()) == []
@@ -367,7 +369,7 @@ def test_a_word_from_a_file_is_a_defect_of_the_bundle(
     words = ["--embedding", f"broken={files[0]}", "--embedding", f"leather/poke={files[1]}"]
     assert cli.run(["export", str(made_runs["base"]), "--out", str(out), *words, "--max-batch", str(MAX_BATCH)]) == 0
     printed = capsys.readouterr().out
-    assert "parity denoise.onnx and the others, cpu against torch, 2 pictures in 4 steps: at least" in printed
+    assert "parity denoise.onnx and the others, cpu against torch, 2 images in 4 steps: at least" in printed
     assert "draws: bottle/broken, leather/poke; licence of the base: own" in printed
     assert [(one.category, one.name, one.texts, one.vectors) for one in synth_head(out).defects] == [
         ("bottle", "broken", ("*",), "vectors.bottle/broken"),
@@ -447,8 +449,8 @@ def test_what_scores_refuses_a_bundle_that_draws(
         Inspector.load(exported["embedding"], "cpu")
     message = "expected a bundle that scores, got one that draws defects. Use flawscope synth generate."
     data = ("--data", tiny_root, "--category", CATEGORY)
-    picture = next((tiny_root / CATEGORY / "train" / "good").glob("*.png"))
-    for command in (("score", picture), ("evaluate", *data), ("calibrate", *data), ("bench", "--seconds", 1)):
+    image = next((tiny_root / CATEGORY / "train" / "good").glob("*.png"))
+    for command in (("score", image), ("evaluate", *data), ("calibrate", *data), ("bench", "--seconds", 1)):
         verb, *rest = command
         assert message in refused(capsys, verb, exported["embedding"], *rest)
 
@@ -462,7 +464,7 @@ def test_bundle_info_and_verify_know_what_draws(
     assert "draws inpaint, 20 steps, guidance 3.5, the window around a box, at most 40% of it" in lines
     assert "latents 4 channels of 8x8" in lines
     assert "licence own" in lines
-    assert "support 4 pictures that it was learned from" in lines
+    assert "support 4 images that it was learned from" in lines
     assert any(line.startswith("parity denoise.onnx and the others, cpu against torch: at least ") for line in lines)
     (stain,) = (line for line in lines if line.startswith("defect steel/stain"))
     assert "{location}" in stain

@@ -1,4 +1,4 @@
-"""Bundles that draw in FP16: the same pictures, but for a little, and engines."""
+"""Bundles that draw in FP16: the same images, but for a little, and engines."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 from modelopt_here import needs_modelopt
-from tiny_base import tiny_pictures
+from tiny_base import tiny_images
 from tiny_dataset import DEFECTS
 from tiny_drawers import write_drawers
 
@@ -17,7 +17,7 @@ from flawscope import cli
 from flawscope.bundle import SynthHead, open_bundle
 from flawscope.export.synthesis.generator_export import export_synthesis
 from flawscope.export.synthesis.generator_graphs import GRAPHS
-from flawscope.export.synthesis.image_parity import measure_pictures
+from flawscope.export.synthesis.image_parity import measure_images
 from flawscope.runtime.synthesis import DrawOptions, DrawOrder, Synthesizer
 
 pytestmark = pytest.mark.long
@@ -40,13 +40,13 @@ def test_fp16_draws_what_fp32_draws_and_builds_as_engines(
         assert 30.0 <= head.parity[1].psnr_db < 100.0, "others, but hardly"
         half = onnx.load(bundle.graph("denoise", "fp16"))
     assert {one.data_type for one in half.graph.initializer} >= {onnx.TensorProto.FLOAT16}
-    image = tiny_pictures(1)[0]
+    image = tiny_images(1)[0]
     mask = np.zeros(image.shape[:2], np.bool_)
     mask[4:12, 4:12] = True
     given = DrawOrder(image, mask, DEFECTS[0], None, seed=1)
     with Synthesizer.load(path, "cpu", "fp16") as low, Synthesizer.load(path, "cpu") as high:
         (first,), (second,) = (one.draw([given], DrawOptions(steps=4)) for one in (low, high))
-    assert measure_pictures(second.image[None], first.image[None]) >= 30.0
+    assert measure_images(second.image[None], first.image[None]) >= 30.0
     if importlib.util.find_spec("tensorrt_rtx"):
         build = ["engine", "build", str(path), "--target", "8.9", "--precision", "fp16", "--cache", str(tmp_path / "c")]
         assert cli.run([*build, "--graph", "denoise"]) == 0

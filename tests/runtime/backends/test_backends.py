@@ -11,7 +11,7 @@ import numpy.typing as npt
 import onnx
 import pytest
 from onnx import TensorProto, helper
-from tiny_dataset import good_pictures
+from tiny_dataset import normal_images
 
 from flawscope.errors import ArgumentError, BackendError, DeviceError, MissingExtra
 from flawscope.runtime import Inspector
@@ -115,7 +115,7 @@ def test_bound_outputs_are_the_callers(padim_bundle: Path) -> None:
 def test_an_inspector_works_through_io_binding(padim_bundle: Path, tiny_root: Path) -> None:
     with Inspector.load(padim_bundle, "cuda") as bound, Inspector.load(padim_bundle, "cpu", "graph") as plain:
         assert bound.backend == "cuda"
-        got, expected = bound(good_pictures(tiny_root)), plain(good_pictures(tiny_root))
+        got, expected = bound(normal_images(tiny_root)), plain(normal_images(tiny_root))
     assert [result.score for result in got] == [result.score for result in expected]
 
 
@@ -197,6 +197,6 @@ def test_auto_takes_the_cpu_where_cuda_is_offered_but_fails_and_says_so(
     with Inspector.load(padim_bundle, "auto") as inspector:
         assert inspector.backend == "cpu"
         assert inspector.backend_reason.startswith("auto: backend cuda: ")
-        assert inspector(good_pictures(tiny_root)[0]).decision != "fault"
+        assert inspector(normal_images(tiny_root)[0]).decision != "fault"
     with pytest.raises(BackendError, match="backend cuda: "):
         Inspector.load(padim_bundle, "cuda")

@@ -20,7 +20,7 @@ import numpy.typing as npt
 import pytest
 from cuda_emulation import emulated_kernels
 from device_stand_in import DriverLibrary, Error, KernelsOnStand, MemoryError_, Stand, driver_module, tensorrt_module
-from tiny_dataset import good_pictures
+from tiny_dataset import normal_images
 
 from flawscope import cli
 from flawscope.bundle import PatchcoreHead, open_bundle
@@ -31,8 +31,10 @@ from flawscope.runtime.backends import BACKENDS, choose_backend, device, engine_
 from flawscope.runtime.backends.tensorrt import TensorrtSession
 from flawscope.runtime.doctor.doctor_command import examine
 from flawscope.runtime.engines import Target, TensorRT
-from flawscope.runtime.scorers import bank_device
+from flawscope.runtime.scorers import bank_device, patchcore_scorer
 from flawscope.runtime.scorers.base import ScorerOptions, open_scorer
+
+pytestmark = pytest.mark.long
 
 METHODS = ("patchcore", "padim")
 
@@ -78,13 +80,13 @@ def copies(bundles: dict[str, Path], tmp_path: Path) -> dict[str, Path]:
 
 
 @pytest.fixture
-def pictures(tiny_root: Path) -> list[Path]:
-    return good_pictures(tiny_root)[:5]
+def part_images(tiny_root: Path) -> list[Path]:
+    return normal_images(tiny_root)[:5]
 
 
-def images(bundle: Path, pictures: list[Path]) -> npt.NDArray[np.uint8]:
+def images(bundle: Path, part_images: list[Path]) -> npt.NDArray[np.uint8]:
     with open_bundle(bundle) as opened:
-        return np.stack([prepare(read_image(path), opened.manifest.input) for path in pictures])
+        return np.stack([prepare(read_image(path), opened.manifest.input) for path in part_images])
 
 
 # --- scores
@@ -93,9 +95,9 @@ def images(bundle: Path, pictures: list[Path]) -> npt.NDArray[np.uint8]:
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("path", ["auto", "graph"])
 def test_scores_and_maps_are_those_of_the_cpu(
-    copies: dict[str, Path], pictures: list[Path], method: str, path: str, stand: Stand
+    copies: dict[str, Path], part_images: list[Path], method: str, path: str, stand: Stand
 ) -> None:
-    batches = [images(copies[method], pictures[:count]) for count in (1, 3, 1, 3, 1)]
+    batches = [images(copies[method], part_images[:count]) for count in (1, 3, 1, 3, 1)]
     with Inspector.load(copies[method], "cpu", "kernel" if path == "auto" else path) as inspector:
         expected = [inspector.infer(batch) for batch in batches]
     with Inspector.load(copies[method], "tensorrt", path) as inspector:
@@ -108,11 +110,10 @@ def test_scores_and_maps_are_those_of_the_cpu(
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.long
 def test_with_the_bank_on_the_device_too(
-    copies: dict[str, Path], pictures: list[Path], method: str, kernels: Stand
+    copies: dict[str, Path], part_images: list[Path], method: str, kernels: Stand
 ) -> None:
-    batches = [images(copies[method], pictures[:count]) for count in (1, 2, 1)]
+    batches = [images(copies[method], part_images[:count]) for count in (1, 2, 1)]
     with Inspector.load(copies[method], "cpu", "kernel") as inspector:
         expected = [inspector.infer(batch) for batch in batches]
     with Inspector.load(copies[method], "tensorrt") as inspector:
@@ -125,8 +126,8 @@ def test_with_the_bank_on_the_device_too(
         np.testing.assert_allclose(other_scores, scores, rtol=2e-5)
 
 
-def test_results_belong_to_the_caller(copies: dict[str, Path], pictures: list[Path], stand: Stand) -> None:
-    first, second = images(copies["padim"], pictures[:1]), images(copies["padim"], pictures[1:2])
+def test_results_belong_to_the_caller(copies: dict[str, Path], part_images: list[Path], stand: Stand) -> None:
+    first, second = images(copies["padim"], part_images[:1]), images(copies["padim"], part_images[1:2])
     with Inspector.load(copies["padim"], "tensorrt", "graph") as inspector:
         maps, scores = inspector.infer(first)
         kept = maps.copy(), scores.copy()
@@ -139,9 +140,9 @@ def test_results_belong_to_the_caller(copies: dict[str, Path], pictures: list[Pa
 
 
 def test_a_frame_is_one_launch_once_its_batch_has_been_seen(
-    copies: dict[str, Path], pictures: list[Path], stand: Stand
+    copies: dict[str, Path], part_images: list[Path], stand: Stand
 ) -> None:
-    batch = images(copies["padim"], pictures)
+    batch = images(copies["padim"], part_images)
     with (
         open_bundle(copies["padim"]) as bundle,
         closing(engine_session.open_engine(bundle, "features", "fp32")) as ready,
@@ -158,9 +159,9 @@ def test_a_frame_is_one_launch_once_its_batch_has_been_seen(
 
 @pytest.mark.parametrize("graphs", [True, False])
 def test_without_graphs_frames_are_the_same(
-    copies: dict[str, Path], pictures: list[Path], stand: Stand, graphs: bool
+    copies: dict[str, Path], part_images: list[Path], stand: Stand, graphs: bool
 ) -> None:
-    batch = images(copies["padim"], pictures[:2])
+    batch = images(copies["padim"], part_images[:2])
     with open_bundle(copies["padim"]) as bundle:
         plan = engine(bundle, "features").stored.plan
         plain = TensorrtSession(plan, engine_session.import_tensorrt(), 2, graphs=graphs)
@@ -173,22 +174,22 @@ def test_without_graphs_frames_are_the_same(
         plain.close()
 
 
-def test_everything_is_given_back(copies: dict[str, Path], pictures: list[Path], kernels: Stand) -> None:
+def test_everything_is_given_back(copies: dict[str, Path], part_images: list[Path], kernels: Stand) -> None:
     inspector = Inspector.load(copies["patchcore"], "tensorrt")
-    inspector.infer(images(copies["patchcore"], pictures[:1]))
+    inspector.infer(images(copies["patchcore"], part_images[:1]))
     inspector.close()
     inspector.close()
     assert kernels.freed == kernels.allocated > 0
     assert (kernels.graphs, kernels.contexts, kernels.depth) == ({}, 0, 0)
 
 
-def test_the_backbone_alone_gives_patches(copies: dict[str, Path], pictures: list[Path], kernels: Stand) -> None:
+def test_the_backbone_alone_gives_patches(copies: dict[str, Path], part_images: list[Path], kernels: Stand) -> None:
     with (
         open_bundle(copies["padim"]) as bundle,
         closing(open_session(bundle, "features", "fp32", "tensorrt")) as backbone,
     ):
         assert backbone.outputs == ("patches",)
-        assert backbone.infer(images(copies["padim"], pictures[:1]))["patches"].ndim == 3
+        assert backbone.infer(images(copies["padim"], part_images[:1]))["patches"].ndim == 3
 
 
 @pytest.mark.parametrize("joined", [True, False])
@@ -212,30 +213,30 @@ def test_doctor_names_the_layers_of_the_engine(
 # --- what goes wrong
 
 
-def test_a_lost_device_is_a_fault_and_the_next_picture_makes_the_session_anew(
-    copies: dict[str, Path], pictures: list[Path], stand: Stand
+def test_a_lost_device_is_a_fault_and_the_next_image_makes_the_session_anew(
+    copies: dict[str, Path], part_images: list[Path], stand: Stand
 ) -> None:
     with Inspector.load(copies["padim"], "tensorrt") as inspector:
-        good = inspector(pictures[0])
+        good = inspector(part_images[0])
         allocated = stand.allocated
         stand.fail_next = Error("unspecified launch failure")
-        lost = inspector(pictures[0])
+        lost = inspector(part_images[0])
         assert (lost.decision, lost.score) == ("fault", None)
         assert lost.reason == "backend tensorrt: the device failed: unspecified launch failure"
-        again = inspector(pictures[0])
+        again = inspector(part_images[0])
         assert (again.decision, again.score) == (good.decision, good.score)
         assert stand.allocated > allocated
     assert stand.freed == stand.allocated
 
 
 def test_a_device_that_stays_lost_goes_on_giving_faults(
-    copies: dict[str, Path], pictures: list[Path], stand: Stand
+    copies: dict[str, Path], part_images: list[Path], stand: Stand
 ) -> None:
     with Inspector.load(copies["padim"], "tensorrt") as inspector:
         for _ in range(3):
             stand.fail_next = Error("no device")
-            assert inspector(pictures[0]).decision == "fault"
-        assert inspector(pictures[0]).decision != "fault"
+            assert inspector(part_images[0]).decision == "fault"
+        assert inspector(part_images[0]).decision != "fault"
 
 
 def test_out_of_memory_says_so(copies: dict[str, Path], stand: Stand) -> None:
@@ -287,7 +288,7 @@ def test_a_bank_that_is_not_finite_is_refused_by_the_device(
 
 
 def test_without_a_device_asking_for_it_is_one_line(
-    monkeypatch: pytest.MonkeyPatch, padim_bundle: Path, pictures: list[Path], capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, padim_bundle: Path, part_images: list[Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert "tensorrt" in BACKENDS
     monkeypatch.setitem(sys.modules, "pycuda.driver", None)
@@ -295,7 +296,7 @@ def test_without_a_device_asking_for_it_is_one_line(
     monkeypatch.setattr(engine_session, "current_target", lambda: None)
     with pytest.raises(BackendError, match=r"backend tensorrt: is not there: PyCUDA is not installed, .*no fall-back"):
         choose_backend("tensorrt")
-    assert cli.run(["score", str(padim_bundle), str(pictures[0]), "--backend", "tensorrt"]) == 2
+    assert cli.run(["score", str(padim_bundle), str(part_images[0]), "--backend", "tensorrt"]) == 2
     shown = capsys.readouterr()
     assert shown.err.startswith("error: backend tensorrt: is not there: ")
     assert shown.err.count("\n") == 1
@@ -319,7 +320,7 @@ def test_a_batch_that_needs_more_workspace_than_the_largest_is_searched(kernels:
     head = PatchcoreHead(grid=(8, 16), neighbors=1, reweight="none", sigma=1.0)
     on_device = device.Device()
     with on_device.current():
-        ready = bank_device.device_head(on_device, head, {"bank": bank}, (16, 32), 5)
+        ready = patchcore_scorer.device_head(on_device, head, {"bank": bank}, (16, 32), 5)
         for count in (4, 5):
             patches = np.repeat(bank[:128], count, axis=0)
             ready.enqueue(count, on_device.upload(patches))

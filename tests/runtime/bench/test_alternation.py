@@ -86,9 +86,9 @@ def test_blocks_alternate_and_another_one_begins_each_turn(padim_bundle: Path, m
     order: list[str] = []
     one_round = alternation.one_round
 
-    def noted(inspector, pictures):  # type: ignore[no-untyped-def]
+    def noted(inspector, images):  # type: ignore[no-untyped-def]
         order.append(inspector.path)
-        return one_round(inspector, pictures)
+        return one_round(inspector, images)
 
     monkeypatch.setattr(alternation, "one_round", noted)
     turns = compare(padim_bundle, [GRAPH, KERNEL], seconds=0.1)["turns"]

@@ -88,7 +88,7 @@ def test_transfers_are_the_bytes_of_the_arrays(padim_bundle: Path, path: str, ou
     with Inspector.load(padim_bundle, "cpu", path) as inspector:
         transfers = [bench(inspector, batch=batch, seconds=0.1)["transfers"] for batch in (1, 3)]
         height, width = inspector.manifest.input.size
-    assert transfers[0] == transfers[1]  # per picture
+    assert transfers[0] == transfers[1]  # per image
     assert transfers[0]["to_session_bytes"] == 3 * height * width
     assert set(transfers[0]["outputs"]) == outputs
     if path == "graph":

@@ -1,4 +1,4 @@
-"""Plots: everything that was measured is in the picture, and the same figures give the same file."""
+"""Plots: everything that was measured is in the image, and the same figures give the same file."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_one_batch_shows_both_percentiles_of_every_stage(tmp_path: Path) -> None
 def test_several_batches_show_the_throughput_over_the_batch_as_well(tmp_path: Path) -> None:
     write_plot(tmp_path / "plot.svg", sweep_figures(1, 2, 4))
     shown = words(tmp_path / "plot.svg")
-    assert {"batch 1", "batch 2", "batch 4", "Images per second", "pictures per batch"} <= shown
+    assert {"batch 1", "batch 2", "batch 4", "Images per second", "images per batch"} <= shown
     assert {"100", "102", "104"} <= shown  # 100.5, 101.5 and 103.5, to even
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_dataset import good_pictures
+from tiny_dataset import normal_images
 
 from flawscope import cli
 from flawscope.bundle import open_bundle
@@ -18,14 +18,14 @@ from flawscope.errors import BackendError
 from flawscope.imaging.images import prepare, read_image
 from flawscope.runtime.doctor import driver
 from flawscope.runtime.doctor.driver import match_driver
-from flawscope.runtime.doctor.provider_profile import PlacedNode, elsewhere, place_nodes
+from flawscope.runtime.doctor.provider_profile import ProfiledNode, elsewhere, profile_nodes
 
 
 @pytest.mark.parametrize("graph", ["features", "score"])
 def test_every_node_of_a_run_has_its_provider(padim_bundle: Path, tiny_root: Path, graph: str) -> None:
     with open_bundle(padim_bundle) as bundle:
-        image = prepare(read_image(good_pictures(tiny_root)[0]), bundle.manifest.input)
-        nodes = place_nodes(bundle.graph(graph), "cpu", {"image": image[None]})
+        image = prepare(read_image(normal_images(tiny_root)[0]), bundle.manifest.input)
+        nodes = profile_nodes(bundle.graph(graph), "cpu", {"image": image[None]})
     assert len(nodes) > 5
     assert len({node.name for node in nodes}) == len(nodes)  # of one run, not of three
     assert {node.provider for node in nodes} == {"CPUExecutionProvider"}
@@ -37,9 +37,9 @@ def test_every_node_of_a_run_has_its_provider(padim_bundle: Path, tiny_root: Pat
 
 def test_nodes_elsewhere_are_told_longest_first() -> None:
     nodes = [
-        PlacedNode("a", "Conv", "CUDAExecutionProvider", 9.0),
-        PlacedNode("b", "Resize", "CPUExecutionProvider", 1.0),
-        PlacedNode("c", "Shape", "CPUExecutionProvider", 2.0),
+        ProfiledNode("a", "Conv", "CUDAExecutionProvider", 9.0),
+        ProfiledNode("b", "Resize", "CPUExecutionProvider", 1.0),
+        ProfiledNode("c", "Shape", "CPUExecutionProvider", 2.0),
     ]
     assert [node.name for node in elsewhere(nodes, "cuda")] == ["c", "b"]
 
@@ -47,7 +47,7 @@ def test_nodes_elsewhere_are_told_longest_first() -> None:
 def test_a_graph_that_does_not_load_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "score.onnx").write_bytes(b"rubbish")
     with pytest.raises(BackendError, match=r"^backend cpu: could not run score\.onnx: [^\n]+$"):
-        place_nodes(tmp_path / "score.onnx", "cpu", {})
+        profile_nodes(tmp_path / "score.onnx", "cpu", {})
 
 
 def test_doctor_of_a_bundle_names_path_nodes_and_head(

@@ -11,11 +11,11 @@ import pytest
 from file_contents import files_of
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_bundle import golden_picture, tiny_manifest, tiny_sources, tiny_thresholds
+from tiny_bundle import golden_image, tiny_manifest, tiny_sources, tiny_thresholds
 from tiny_ensemble import (
     GOLDEN_SCORE,
     ensemble_sources,
-    flat_picture,
+    flat_image,
     member_of,
     scaled_graph,
     write_member,
@@ -30,7 +30,7 @@ from flawscope.imaging.tiles import Tiling
 from flawscope.runtime import Inspector
 from flawscope.runtime.scorers.ensemble_scorer import EnsembleScorer, sum_scale, weighted_sum
 
-# weight · (value - center) / spread of the golden picture: 2 · (200 - 100) / 64 and 1 · (800 - 400) / 256.
+# weight · (value - center) / spread of the golden image: 2 · (200 - 100) / 64 and 1 · (800 - 400) / 256.
 GOLDEN_SUM = 3.125 + 1.5625
 finite = st.floats(-1e6, 1e6, allow_nan=False, width=32)
 
@@ -110,8 +110,8 @@ def test_the_size_of_a_sum_is_that_of_its_terms() -> None:
 
 def test_an_ensemble_gives_the_weighted_sum_of_its_members(ensemble: Path) -> None:
     with Inspector.load(ensemble, "cpu") as inspector:
-        maps, scores = inspector.infer(np.stack([golden_picture(), flat_picture(100)]))
-        result = inspector(golden_picture())
+        maps, scores = inspector.infer(np.stack([golden_image(), flat_image(100)]))
+        result = inspector(golden_image())
     assert scores.tolist() == [GOLDEN_SUM, 0.0]
     assert maps.shape == (2, 16, 16)
     # 90 around the square: 2 · (90 - 100) / 64 + (360 - 400) / 256
@@ -125,7 +125,7 @@ def test_an_ensemble_gives_the_weighted_sum_of_its_members(ensemble: Path) -> No
 def test_an_ensemble_decides_with_thresholds_of_its_own(tmp_path: Path, members: dict[Path, EnsembleMember]) -> None:
     write_tiny_ensemble(tmp_path / "both.flaw", members, GOLDEN_SUM, thresholds=tiny_thresholds(1.0))
     with Inspector.load(tmp_path / "both.flaw", "cpu") as inspector:
-        bad, good = inspector([golden_picture(), flat_picture(100)])
+        bad, good = inspector([golden_image(), flat_image(100)])
     assert (bad.decision, good.decision) == ("reject", "accept")
     (box,) = bad.boxes
     assert (box.x, box.y, box.width, box.height) == (6, 4, 5, 5)
@@ -135,9 +135,9 @@ def test_a_packed_ensemble_gives_the_same_bits(ensemble: Path, tmp_path: Path) -
     packed = tmp_path / "packed.flaw"
     with open_bundle(ensemble) as bundle:
         pack_bundle(bundle, packed)
-    picture = np.random.default_rng(0).integers(0, 256, (1, 16, 16, 3), np.uint8)
+    image = np.random.default_rng(0).integers(0, 256, (1, 16, 16, 3), np.uint8)
     with Inspector.load(ensemble, "cpu") as folder, Inspector.load(packed, "cpu") as zipped:
-        for one, other in zip(folder.infer(picture), zipped.infer(picture), strict=True):
+        for one, other in zip(folder.infer(image), zipped.infer(image), strict=True):
             assert one.tobytes() == other.tobytes()
         temporary = zipped.bundle.folder
         assert temporary.is_dir()
@@ -151,9 +151,9 @@ def test_a_tiled_ensemble_takes_the_largest_sum_of_a_tile(tmp_path: Path) -> Non
     )
     entries = {one: member_of(one, 1.0, 100.0, 50.0), four: member_of(four, 1.0, 400.0, 200.0)}
     write_tiny_ensemble(tmp_path / "both.flaw", entries, 4.0, tiling=tiling)
-    picture = np.concatenate([flat_picture(50), golden_picture()], axis=1)
+    image = np.concatenate([flat_image(50), golden_image()], axis=1)
     with Inspector.load(tmp_path / "both.flaw", "cpu") as inspector:
-        result = inspector(picture)
+        result = inspector(image)
     assert result.score == 4.0
     assert result.anomaly_map is not None
     assert result.anomaly_map.shape == (16, 32)
@@ -173,7 +173,7 @@ def test_a_member_that_gives_nan_makes_a_fault(tmp_path: Path, members: dict[Pat
             return maps, np.full_like(scores, np.nan)
 
         member.score = broken  # type: ignore[method-assign]
-        result = inspector(golden_picture())
+        result = inspector(golden_image())
     assert (result.decision, result.score) == ("fault", None)
 
 
@@ -188,10 +188,10 @@ def test_a_device_that_fails_in_a_member_is_a_fault_and_all_are_opened_again(
             raise DeviceError("backend cpu: the device failed: broken")
 
         monkeypatch.setattr(session.members["four"], "score", lost)
-        fault = inspector(golden_picture())
+        fault = inspector(golden_image())
         assert (fault.decision, fault.reason) == ("fault", "backend cpu: the device failed: broken")
         assert session.members == {}
-        assert inspector(golden_picture()).score == GOLDEN_SUM
+        assert inspector(golden_image()).score == GOLDEN_SUM
         assert inspector.scorer is not session
 
 
@@ -240,7 +240,7 @@ def test_paths_and_precisions_that_an_ensemble_lacks_are_refused(ensemble: Path)
         Inspector.load(ensemble, "cpu", precision="int8")
     with Inspector.load(ensemble, "cpu", "graph") as inspector:
         assert inspector.path == "graph"
-        with pytest.raises(ArgumentError, match="expected a bundle that reconstructs pictures as a whole"):
+        with pytest.raises(ArgumentError, match="expected a bundle that reconstructs images as a whole"):
             inspector.check_reconstructs()
     for path in ("auto", "members"):
         with Inspector.load(ensemble, "cpu", path) as inspector:
@@ -413,4 +413,4 @@ def test_info_names_the_members(ensemble: Path, capsys: pytest.CaptureFixture[st
         f"member one (patchcore, {digest[:12]}): weight 2, map center 100 spread 64, score center 100 spread 64"
         in lines
     )
-    assert "measured centers and spreads on 20 good pictures that no member has learned" in lines
+    assert "measured centers and spreads on 20 normal images that no member has learned" in lines

@@ -22,13 +22,13 @@ from flawscope.files import sha256_file
 from flawscope.imaging.images import read_image, read_mask
 from flawscope.runtime.synthesis import (
     DrawOptions,
-    GeneratedPicture,
+    GeneratedImage,
     GenerateRecord,
     GenerateSettings,
     QualityLimits,
     Synthesizer,
     feather_mask,
-    generate_pictures,
+    generate_images,
     read_generated,
     read_sites,
     redraw,
@@ -38,7 +38,7 @@ from flawscope.runtime.synthesis.generated_set import region_of, runs_of
 
 def lines_of(folder):
     texts = (folder / "generated.jsonl").read_bytes().splitlines()
-    return [msgspec.json.decode(text, type=GeneratedPicture) for text in texts]
+    return [msgspec.json.decode(text, type=GeneratedImage) for text in texts]
 
 
 def record_of(folder):
@@ -47,14 +47,14 @@ def record_of(folder):
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory, tiny_root):
-    """A folder with the bundle drawer.flaw, that has learned two test pictures, and the box set boxes."""
+    """A folder with the bundle drawer.flaw, that has learned two test images, and the box set boxes."""
     folder = tmp_path_factory.mktemp("place")
     test = tiny_root / CATEGORY / "test"
     supports = {}
     for defect in ("pitting", "stain"):
         mask = read_mask(tiny_root / CATEGORY / "ground_truth" / defect / "000_mask.png")
-        picture = test / defect / "000.png"
-        supports[defect] = (read_image(picture), mask, sha256_file(picture))
+        image = test / defect / "000.png"
+        supports[defect] = (read_image(image), mask, sha256_file(image))
     write_tiny_synth(folder / "drawer.flaw", share=0.9, supports=supports)
     data = ["--data", str(tiny_root), "--category", CATEGORY]
     made = ["--split", "test", "--num", "7", "--within", "picture", "--out", str(folder / "boxes")]
@@ -70,7 +70,7 @@ def arguments(place, tiny_root):
 
 @pytest.fixture(scope="module")
 def drawn(place, tiny_root):
-    """A folder of seven drawn pictures; not to be changed."""
+    """A folder of seven drawn images; not to be changed."""
     folder = place / "drawn"
     bundle, boxes = str(place / "drawer.flaw"), str(place / "boxes")
     data = ["--data", str(tiny_root), "--category", CATEGORY]
@@ -92,11 +92,11 @@ def sites(place, tiny_root):
 # --- the folder
 
 
-def test_every_accepted_picture_has_its_precise_mask_its_box_and_its_line(drawn, tiny_root, place):
+def test_every_accepted_image_has_its_precise_mask_its_box_and_its_line(drawn, tiny_root, place):
     names = {"pitting": ("001", "002", "003", "004"), "stain": ("001", "002", "003")}
     kinds = ("gen_img", "prs_mask", "box_mask")
-    pictures = {f"{CATEGORY}/{kind}/{d}/{name}.png" for kind in kinds for d in names for name in names[d]}
-    assert set(files_of(drawn)) == pictures | {"generated.jsonl", "generate.json", "contact_sheet.png"}
+    images = {f"{CATEGORY}/{kind}/{d}/{name}.png" for kind in kinds for d in names for name in names[d]}
+    assert set(files_of(drawn)) == images | {"generated.jsonl", "generate.json", "contact_sheet.png"}
     lines = lines_of(drawn)
     assert [line.number for line in lines] == list(range(7))
     orders = [json.loads(text) for text in (place / "boxes/steel/steel_test.jsonl").read_text().splitlines()]
@@ -118,7 +118,7 @@ def test_every_accepted_picture_has_its_precise_mask_its_box_and_its_line(drawn,
         assert not mask[~region].any()
 
 
-def test_no_two_pictures_share_their_noise_and_the_options_are_recorded(drawn):
+def test_no_two_images_share_their_noise_and_the_options_are_recorded(drawn):
     lines = lines_of(drawn)
     assert [line.seed for line in lines] == list(range(10, 17))
     assert lines[0].options == DrawOptions(steps=4, guidance=2.0, eta=0.0, crop=True)
@@ -148,14 +148,14 @@ def test_the_record_has_rates_time_memory_and_what_was_learned_from(drawn, place
     assert record.lines == {"steel/steel_test.jsonl": sha256_file(lines)}
 
 
-def test_the_sheet_shows_good_pictures_drawings_and_masks(drawn):
+def test_the_sheet_shows_normal_images_drawings_and_masks(drawn):
     sheet = read_image(drawn / "contact_sheet.png")
     assert sheet.shape[0] > 6 * 192, "three rows for each of two defect types"
     for colour in ((0, 190, 255), (255, 40, 200)):
         assert (sheet == colour).all(axis=2).sum() > 100
 
 
-def test_the_same_command_gives_the_same_bytes_and_another_batch_the_same_pictures(arguments, drawn, tmp_path, capsys):
+def test_the_same_command_gives_the_same_bytes_and_another_batch_the_same_images(arguments, drawn, tmp_path, capsys):
     assert run([*arguments, "--seeds", "10", "--out", str(tmp_path / "again")]) == 0
     again, first = files_of(tmp_path / "again"), files_of(drawn)
     assert {name for name in first if first[name] != again[name]} <= {"generate.json"}
@@ -164,12 +164,12 @@ def test_the_same_command_gives_the_same_bytes_and_another_batch_the_same_pictur
     assert {name for name in first if first[name] != single[name]} == {"generate.json", "generated.jsonl"}
     out, err = capsys.readouterr()
     assert out.splitlines()[:4] == [
-        f"drawn: {tmp_path / 'again'}, 7 pictures of 2 defect types",
+        f"drawn: {tmp_path / 'again'}, 7 images of 2 defect types",
         "steel/pitting: 4 accepted of 4 wanted, 0 rejected",
         "steel/stain: 3 accepted of 3 wanted, 0 rejected",
         "in all: 7 accepted, 0 rejected",
     ]
-    assert "warning: 2 support pictures are in the test split: leave them out of the evaluation" in err
+    assert "warning: 2 support images are in the test split: leave them out of the evaluation" in err
 
 
 def test_an_earlier_folder_is_replaced_and_another_one_is_not(arguments, tmp_path):
@@ -199,20 +199,20 @@ def test_a_number_is_shared_out_and_lines_are_taken_again_with_other_noise(argum
     lines = lines_of(tmp_path / "out")
     assert {d: sum(line.defect == d for line in lines) for d in counts} == counts
     assert len({line.seed for line in lines}) == len(lines) == sum(counts.values())
-    pictures = {(tmp_path / "out" / line.image.place).read_bytes() for line in lines}
-    assert len(pictures) == len(lines)
+    images = {(tmp_path / "out" / line.image.place).read_bytes() for line in lines}
+    assert len(images) == len(lines)
 
 
 def test_what_is_rejected_is_drawn_again_with_other_noise_until_enough_is_accepted(drawer, sites, tmp_path):
-    first = generate_pictures(drawer, sites, tmp_path / "first")
+    first = generate_images(drawer, sites, tmp_path / "first")
     shares = sorted(line.verdict.measures[4].value for line in lines_of(tmp_path / "first"))
     assert shares[0] < shares[3] < shares[-1]
     assert first.summary.accepted == sum(share <= QualityLimits().full for share in shares)
     options = DrawOptions(limits=QualityLimits(full=shares[3]))
-    once = generate_pictures(drawer, sites, tmp_path / "once", GenerateSettings(options=options))
+    once = generate_images(drawer, sites, tmp_path / "once", GenerateSettings(options=options))
     assert once.summary.rejected == 3
     assert once.summary.counts["full-mask"] == 3
-    record = generate_pictures(drawer, sites, tmp_path / "more", GenerateSettings(options=options, rounds=20))
+    record = generate_images(drawer, sites, tmp_path / "more", GenerateSettings(options=options, rounds=20))
     lines = lines_of(tmp_path / "more")
     assert lines[:7] == lines_of(tmp_path / "once")
     again = [line for line in lines if line.round == 2]
@@ -235,9 +235,9 @@ def test_nothing_accepted_for_a_defect_is_status_1_and_the_folder_is_there(place
     arguments[2] = str(tmp_path / "broken.flaw")
     assert run([*arguments, "--out", str(tmp_path / "out")]) == 1
     out, err = capsys.readouterr()
-    assert "seconds per accepted picture: none was accepted" in out
+    assert "seconds per accepted image: none was accepted" in out
     assert err.splitlines()[-1].startswith(
-        f"error: {tmp_path / 'out'}: expected accepted pictures of every defect type, got none of steel/pitting, steel"
+        f"error: {tmp_path / 'out'}: expected accepted images of every defect type, got none of steel/pitting, steel"
     )
     assert record_of(tmp_path / "out").seconds_per_accepted is None
     assert record_of(tmp_path / "out").summary.counts["not-finite"] == 7
@@ -245,10 +245,10 @@ def test_nothing_accepted_for_a_defect_is_status_1_and_the_folder_is_there(place
     assert read_image(tmp_path / "out" / "contact_sheet.png").shape[0] > 2 * 192
 
 
-# --- one picture
+# --- one image
 
 
-def test_one_picture_can_be_drawn_on(place, tiny_root, tmp_path):
+def test_one_image_can_be_drawn_on(place, tiny_root, tmp_path):
     good = tiny_root / CATEGORY / "train" / "good" / "000.png"
     rows, columns = np.mgrid[:64, :64]
     disc = ((rows - 30) ** 2 + (columns - 34) ** 2 < 10**2).astype(np.uint8) * np.uint8(255)
@@ -270,7 +270,7 @@ def test_one_picture_can_be_drawn_on(place, tiny_root, tmp_path):
 
 
 @pytest.mark.parametrize("which", [0, 6])
-def test_a_picture_is_drawn_again_from_its_line_to_the_bit(place, drawn, tiny_root, which):
+def test_an_image_is_drawn_again_from_its_line_to_the_bit(place, drawn, tiny_root, which):
     line = lines_of(drawn)[which]
     again = redraw(place / "drawer.flaw", line, tiny_root / CATEGORY)
     assert np.array_equal(again.image, read_image(drawn / line.image.place))
@@ -278,15 +278,15 @@ def test_a_picture_is_drawn_again_from_its_line_to_the_bit(place, drawn, tiny_ro
     assert (again.verdict, again.text, again.crop) == (line.verdict, line.text, line.crop)
 
 
-def test_another_bundle_or_another_picture_is_not_taken_for_the_recorded_one(place, drawn, tiny_root, tmp_path):
+def test_another_bundle_or_another_image_is_not_taken_for_the_recorded_one(place, drawn, tiny_root, tmp_path):
     line = lines_of(drawn)[0]
     write_tiny_synth(tmp_path / "other.flaw", share=0.8)
-    with pytest.raises(BundleError, match=r"expected the bundle drawer .* Take the one that drew the picture"):
+    with pytest.raises(BundleError, match=r"expected the bundle drawer .* Take the one that drew the image"):
         redraw(tmp_path / "other.flaw", line, tiny_root / CATEGORY)
-    picture = tmp_path / line.good
-    picture.parent.mkdir(parents=True)
-    shutil.copy(tiny_root / CATEGORY / "test" / "good" / "000.png", picture)
-    with pytest.raises(DataError, match="expected the good picture that was drawn on, got other content"):
+    image = tmp_path / line.good
+    image.parent.mkdir(parents=True)
+    shutil.copy(tiny_root / CATEGORY / "test" / "good" / "000.png", image)
+    with pytest.raises(DataError, match="expected the normal image that was drawn on, got other content"):
         redraw(place / "drawer.flaw", line, tmp_path)
     with pytest.raises(DataError, match="expected a region inside 8x8 pixels"):
         region_of(line, (8, 8))
@@ -302,7 +302,7 @@ def test_a_region_comes_back_from_its_runs(drawn, height, width, seed, density):
     assert bool(runs) != bool(region[bbox[1] : bbox[1] + bbox[3], bbox[0] : bbox[0] + bbox[2]].all())
 
 
-def test_a_changed_picture_is_noticed(drawn, tmp_path):
+def test_a_changed_image_is_noticed(drawn, tmp_path):
     folder = shutil.copytree(drawn, tmp_path / "drawn")
     assert len(read_generated(folder)) == 7
     (folder / CATEGORY / "prs_mask" / "stain" / "002.png").write_bytes(b"")
@@ -345,11 +345,11 @@ def test_a_defect_that_no_line_asks_for_is_refused(place, tiny_root):
         read_sites(place / "boxes", open_dataset(tiny_root, CATEGORY), ["rust"])
 
 
-def test_a_support_picture_is_no_good_picture(drawer, sites, tiny_root, tmp_path):
+def test_a_support_image_is_no_normal_image(drawer, sites, tiny_root, tmp_path):
     known = tiny_root / CATEGORY / "test" / "stain" / "000.png"
     bad = [*sites, type(sites[0])("steel", "pitting", known, "x.png", sites[0].mask, "m.png")]
-    with pytest.raises(DataError, match="expected a good picture, got one that the bundle learned steel/stain from"):
-        generate_pictures(drawer, bad, tmp_path / "out")
+    with pytest.raises(DataError, match="expected a normal image, got one that the bundle learned steel/stain from"):
+        generate_images(drawer, bad, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -360,7 +360,7 @@ def test_masks_that_do_not_fit_are_refused_before_anything_is_drawn(drawer, site
     for mask, message in ((small, "expected 64x64 pixels as .* has, got 32x32"), (black, "got an all-black mask")):
         bad = type(first)(first.category, first.defect, first.good, first.place, mask, mask.name)
         with pytest.raises(DataError, match=message):
-            generate_pictures(drawer, [*sites, bad], tmp_path / "out")
+            generate_images(drawer, [*sites, bad], tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

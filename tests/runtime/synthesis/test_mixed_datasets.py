@@ -1,4 +1,4 @@
-"""Datasets of drawn and real pictures: what our own index finds in them, and what is left out."""
+"""Datasets of drawn and real images: what our own index finds in them, and what is left out."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tiny_synth_bundle import write_tiny_synth
 
 from flawscope.cli import run
 from flawscope.datasets import Sample, open_dataset
-from flawscope.datasets.defects.support_set import AlikePicture, read_support
+from flawscope.datasets.defects.support_set import NearDuplicate, read_support
 from flawscope.errors import DataError
 from flawscope.files import sha256_file
 from flawscope.imaging.images import read_image, read_mask
@@ -26,7 +26,7 @@ from flawscope.runtime.synthesis import (
     Site,
     SynthDatasetRecord,
     Synthesizer,
-    generate_pictures,
+    generate_images,
     read_generated,
     read_sites,
     write_synth_dataset,
@@ -65,12 +65,12 @@ def drawn(place, tiny_root):
     dataset = open_dataset(tiny_root, CATEGORY)
     sites, lines = read_sites(place / "boxes", dataset)
     with Synthesizer.load(place / "drawer.flaw", "cpu") as drawer:
-        generate_pictures(drawer, sites, place / "all", dataset=dataset, lines=lines)
+        generate_images(drawer, sites, place / "all", dataset=dataset, lines=lines)
         contrasts = sorted(line.verdict.measures[5].value for line in read_generated(place / "all"))
         assert contrasts[0] < contrasts[1]
         limits = QualityLimits(contrast=contrasts[1])  # the faintest is rejected
         settings = GenerateSettings(options=DrawOptions(limits=limits))
-        generate_pictures(drawer, sites, place / "drawn", settings, dataset=dataset, lines=lines)
+        generate_images(drawer, sites, place / "drawn", settings, dataset=dataset, lines=lines)
     return place / "drawn"
 
 
@@ -83,7 +83,7 @@ def dataset(tiny_root):
 
 
 @pytest.mark.parametrize("labels", ["precise", "box"])
-def test_our_own_index_finds_every_picture_with_its_own_mask(drawn, dataset, tmp_path, labels):
+def test_our_own_index_finds_every_image_with_its_own_mask(drawn, dataset, tmp_path, labels):
     accepted = [line for line in read_generated(drawn) if line.accepted]
     assert len(accepted) == DRAWN - 1, "one was rejected"
     write_synth_dataset(drawn, dataset, tmp_path / "made", labels=labels)
@@ -118,10 +118,10 @@ def test_provenance_leads_back_to_the_drawing(drawn, dataset, tmp_path):
         assert line.image == f"{CATEGORY}/train/{line.drawn.defect}/synth_{line.drawn.image.place[-7:]}"
 
 
-def test_support_pictures_are_left_out_of_the_test_split(drawn, dataset, place, tmp_path):
+def test_support_images_are_left_out_of_the_test_split(drawn, dataset, place, tmp_path):
     write_synth_dataset(drawn, dataset, tmp_path / "made")
     record, support = record_of(tmp_path / "made"), read_support(place / "support")
-    assert record.left_out == {one.source: "a support picture" for one in support.pictures}
+    assert record.left_out == {one.source: "a support image" for one in support.pictures}
     contents = {sha256_file(s.path) for s in open_dataset(tmp_path / "made", CATEGORY).samples}
     assert not contents & support.contents
     assert record.pictures == {
@@ -138,7 +138,7 @@ def test_with_the_support_set_what_looks_alike_is_left_out_too(drawn, dataset, p
     support = read_support(place / "support")
     other = next(s for s in dataset.test if s.defect == "stain" and sha256_file(s.path) not in support.contents)
     name = other.path.relative_to(dataset.root).as_posix()
-    alike = (AlikePicture(name, sha256_file(other.path), "it"),)
+    alike = (NearDuplicate(name, sha256_file(other.path), "it"),)
     write_synth_dataset(drawn, dataset, tmp_path / "made", support=msgspec.structs.replace(support, alike=alike))
     record = record_of(tmp_path / "made")
     assert record.left_out[name] == "probably the same part as it"
@@ -153,18 +153,18 @@ def test_another_support_set_is_refused(drawn, dataset, place, tmp_path):
     assert not (tmp_path / "made").exists()
 
 
-def test_a_test_picture_that_was_drawn_on_is_left_out(place, dataset, tmp_path):
+def test_a_test_image_that_was_drawn_on_is_left_out(place, dataset, tmp_path):
     good = next(s.path for s in dataset.test if not s.is_anomalous)
     name = good.relative_to(dataset.root).as_posix()
     mask = write_rgb(tmp_path / "m.png", np.pad(np.full((12, 12, 3), 255, np.uint8), ((20, 32), (20, 32), (0, 0))))
     with Synthesizer.load(place / "drawer.flaw", "cpu") as drawer:
-        generate_pictures(drawer, [Site(CATEGORY, "pitting", good, name, mask, "m.png")], tmp_path / "drawn")
+        generate_images(drawer, [Site(CATEGORY, "pitting", good, name, mask, "m.png")], tmp_path / "drawn")
     write_synth_dataset(tmp_path / "drawn", dataset, tmp_path / "made")
     assert record_of(tmp_path / "made").left_out[name] == "defects were drawn on it"
     assert len([s for s in open_dataset(tmp_path / "made").test if not s.is_anomalous]) == GOOD - 1
 
 
-def test_pictures_of_other_formats_become_png_and_png_keeps_its_bytes(drawn, dataset, tiny_root, tmp_path):
+def test_images_of_other_formats_become_png_and_png_keeps_its_bytes(drawn, dataset, tiny_root, tmp_path):
     root = shutil.copytree(tiny_root, tmp_path / "data")
     folder = root / CATEGORY / "train" / "good"
     jpeg = write_rgb(folder / "000.jpg", read_image(folder / "000.png"))
@@ -206,7 +206,7 @@ def test_the_same_drawings_give_the_same_bytes(drawn, dataset, tmp_path):
 # --- anogen
 
 
-def test_the_layout_of_anogen_has_a_folder_for_each_good_picture_and_box(place, drawn, tiny_root, tmp_path, capsys):
+def test_the_layout_of_anogen_has_a_folder_for_each_normal_image_and_box(place, drawn, tiny_root, tmp_path, capsys):
     data = ["--data", str(tiny_root), "--category", CATEGORY]
     out = tmp_path / "made"
     assert run(["synth", "dataset", str(place / "all"), *data, "--layout", "anogen", "--out", str(out)]) == 0
@@ -221,16 +221,16 @@ def test_the_layout_of_anogen_has_a_folder_for_each_good_picture_and_box(place, 
         assert line.mask == f"{CATEGORY}/{line.drawn.defect}/{good}-{box}/masks/0000.png"
         assert sha256_file(out / line.image) == line.drawn.image.sha256
     assert capsys.readouterr().out.splitlines() == [
-        f"dataset: {out}, {DRAWN} drawn and 0 real pictures",
-        "left out: 0 rejected drawings, 2 real pictures (dataset.json)",
+        f"dataset: {out}, {DRAWN} drawn and 0 real images",
+        "left out: 0 rejected drawings, 2 real images (dataset.json)",
         f"overview: {out}/contact_sheet.png",
     ]
 
 
-def test_several_drawings_of_one_picture_and_box_are_its_samples(place, dataset, tmp_path):
+def test_several_drawings_of_one_image_and_box_are_its_samples(place, dataset, tmp_path):
     sites = read_sites(place / "boxes", dataset)[0][:1]
     with Synthesizer.load(place / "drawer.flaw", "cpu") as drawer:
-        generate_pictures(drawer, sites, tmp_path / "drawn", GenerateSettings(per_defect=3))
+        generate_images(drawer, sites, tmp_path / "drawn", GenerateSettings(per_defect=3))
     write_synth_dataset(tmp_path / "drawn", dataset, tmp_path / "made", layout="anogen")
     names = [line.image.rpartition("/")[2] for line in provenance_of(tmp_path / "made")]
     assert names == ["0000.png", "0001.png", "0002.png"]
@@ -242,11 +242,11 @@ def test_several_drawings_of_one_picture_and_box_are_its_samples(place, dataset,
 @pytest.mark.parametrize(
     ("typed", "message"),
     [
-        (["NONE"], "expected the record of drawn pictures"),
+        (["NONE"], "expected the record of drawn images"),
         (["DRAWN", "--layout", "visa"], "Invalid value for '--layout'"),
         (["DRAWN", "--support", "NONE"], "expected the record of a support set"),
         (["CHANGED"], "expected the file that was drawn, got other content"),
-        (["EMPTY"], "expected accepted pictures of steel, got none"),
+        (["EMPTY"], "expected accepted images of steel, got none"),
     ],
 )
 def test_a_mistake_is_one_line_with_status_2_and_leaves_nothing(drawn, tiny_root, tmp_path, capsys, typed, message):

@@ -1,4 +1,4 @@
-"""Cut, enlarge and paste back: exact outside the feathered mask, for boxes anywhere in the picture."""
+"""Cut, enlarge and paste back: exact outside the feathered mask, for boxes anywhere in the image."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from flawscope.runtime.synthesis.paste import feather_mask, paste_drawn
 HEIGHT, WIDTH = 30, 42
 
 
-def picture(seed: int, size: tuple[int, int] = (HEIGHT, WIDTH)) -> npt.NDArray[np.uint8]:
+def part_image(seed: int, size: tuple[int, int] = (HEIGHT, WIDTH)) -> npt.NDArray[np.uint8]:
     return np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
 
 
@@ -30,7 +30,7 @@ def box_mask(top: int, left: int, bottom: int, right: int, size: tuple[int, int]
 
 @st.composite
 def boxes(draw: st.DrawFn) -> npt.NDArray[np.bool_]:
-    """Boxes of one pixel to the whole picture; half of the sides lie on a border of the picture."""
+    """Boxes of one pixel to the whole image; half of the sides lie on a border of the image."""
     sides = []
     for length in (HEIGHT, WIDTH):
         first = draw(st.one_of(st.just(0), st.integers(0, length - 1)))
@@ -49,11 +49,11 @@ def boxes(draw: st.DrawFn) -> npt.NDArray[np.bool_]:
 def test_pixels_outside_the_feathered_mask_are_bit_identical(
     mask: npt.NDArray[np.bool_], feather: int, size: tuple[int, int], fill: float, seed: int
 ) -> None:
-    good = picture(seed)
+    good = part_image(seed)
     before = good.copy()
     crop = crop_around(mask, size, fill=fill, feather_px=feather)
     weight = feather_mask(mask, feather)
-    result = paste_drawn(good, picture(seed + 100, size), crop, weight)
+    result = paste_drawn(good, part_image(seed + 100, size), crop, weight)
     assert np.array_equal(result[weight == 0], good[weight == 0])
     assert np.array_equal(good, before)
     # The feathered mask itself, by its definition: nearer than feather + 1 to a marked pixel.
@@ -73,7 +73,7 @@ def test_pixels_outside_the_feathered_mask_are_bit_identical(
 def test_at_the_models_own_size_the_mask_gets_exactly_what_was_drawn(
     mask: npt.NDArray[np.bool_], feather: int, seed: int
 ) -> None:
-    good, drawn = picture(seed), picture(seed + 100)
+    good, drawn = part_image(seed), part_image(seed + 100)
     whole = Crop(0, 0, HEIGHT, WIDTH, (HEIGHT, WIDTH))
     weight = feather_mask(mask, feather)
     result = paste_drawn(good, drawn, whole, weight)
@@ -93,8 +93,8 @@ def test_the_window_holds_the_box_and_its_feather(mask: npt.NDArray[np.bool_], f
     inside = np.zeros_like(mask)
     inside[crop.window] = True
     assert inside[feather_mask(mask, feather) > 0].all()
-    for side, picture_side in ((crop.height, HEIGHT), (crop.width, WIDTH)):
-        assert side >= min(picture_side, 32 / zoom)  # never enlarged by more
+    for side, image_side in ((crop.height, HEIGHT), (crop.width, WIDTH)):
+        assert side >= min(image_side, 32 / zoom)  # never enlarged by more
     rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
     if crop.height < HEIGHT and crop.width < WIDTH:
         assert len(rows) <= 0.5 * crop.height
@@ -111,8 +111,8 @@ def test_a_small_box_is_enlarged_and_a_large_one_is_not() -> None:
     assert (large.top, large.left, large.height, large.width) == (0, 0, 400, 400)
 
 
-def test_a_cut_and_paste_of_the_same_picture_changes_little_inside_and_nothing_outside() -> None:
-    smooth = cv2.GaussianBlur(picture(3, (96, 96)), (0, 0), 4)
+def test_a_cut_and_paste_of_the_same_image_changes_little_inside_and_nothing_outside() -> None:
+    smooth = cv2.GaussianBlur(part_image(3, (96, 96)), (0, 0), 4)
     mask = box_mask(40, 50, 52, 60, (96, 96))
     crop = crop_around(mask, (128, 128), feather_px=3)
     weight = feather_mask(mask, 3)
@@ -143,9 +143,9 @@ def test_the_weight_falls_linearly() -> None:
 
 
 def test_wrong_arguments_are_one_sentence() -> None:
-    good, mask = picture(0), box_mask(10, 10, 20, 20)
+    good, mask = part_image(0), box_mask(10, 10, 20, 20)
     crop = Crop(8, 8, 14, 14, (28, 28))
-    drawn = picture(1, (28, 28))
+    drawn = part_image(1, (28, 28))
     with pytest.raises(ArgumentError, match=r"^mask: expected at least one white pixel, got an all-black mask\."):
         crop_around(np.zeros((8, 8), bool), (16, 16))
     with pytest.raises(ArgumentError, match=r"^fill: expected a share above 0 up to 1, got 0\.0\."):
@@ -157,7 +157,7 @@ def test_wrong_arguments_are_one_sentence() -> None:
     with pytest.raises(ArgumentError, match=r"^feather_px: expected a number of pixels of at least 0, got -1\."):
         feather_mask(mask, -1)
     with pytest.raises(ArgumentError, match=r"^drawn: expected uint8 \[28, 28, 3\]"):
-        paste_drawn(good, picture(1, (27, 28)), crop, feather_mask(mask, 1))
+        paste_drawn(good, part_image(1, (27, 28)), crop, feather_mask(mask, 1))
     with pytest.raises(ArgumentError, match=r"^weight: expected 0 outside the window of 14 x 14 pixels"):
         paste_drawn(good, drawn, crop, feather_mask(mask, 3))
     with pytest.raises(ArgumentError, match=r"^weight: expected 0 to 1, got 0 to 2\."):
@@ -171,11 +171,11 @@ def test_wrong_arguments_are_one_sentence() -> None:
 @settings(max_examples=60, deadline=None)
 @given(boxes(), st.integers(0, 3))
 def test_a_change_of_nothing_changes_nothing_and_outside_the_feather_no_change_does(mask, feather):
-    image = picture(1)
+    image = part_image(1)
     crop = crop_around(mask, (16, 16), feather_px=feather)
     weight = np.zeros(mask.shape, np.float32)
     weight[crop.window] = feather_mask(mask, feather)[crop.window]
-    known, drawn = picture(2, crop.size), picture(3, crop.size)
+    known, drawn = part_image(2, crop.size), part_image(3, crop.size)
     np.testing.assert_array_equal(paste_drawn(image, known, crop, weight, known), image)
     pasted = paste_drawn(image, drawn, crop, weight, known)
     np.testing.assert_array_equal(pasted[weight == 0], image[weight == 0])
@@ -194,7 +194,7 @@ def test_a_change_is_added_in_grey_levels_and_stops_at_black_and_white():
 
 
 def test_what_is_known_must_have_the_size_of_what_was_drawn():
-    image, crop = picture(1), Crop(0, 0, 16, 16, (16, 16))
+    image, crop = part_image(1), Crop(0, 0, 16, 16, (16, 16))
     weight = np.zeros(image.shape[:2], np.float32)
     with pytest.raises(ArgumentError, match="known"):
-        paste_drawn(image, picture(2, (16, 16)), crop, weight, picture(3, (8, 16)))
+        paste_drawn(image, part_image(2, (16, 16)), crop, weight, part_image(3, (8, 16)))

@@ -20,7 +20,7 @@ ROBUST = MaskOptions()
 COSINE = MaskOptions(method="cosine")
 
 
-def good_picture(seed: int = 0, texture: float = 12.0) -> npt.NDArray[np.uint8]:
+def normal_image(seed: int = 0, texture: float = 12.0) -> npt.NDArray[np.uint8]:
     noise = np.random.default_rng(seed).normal(0, 1, (SIDE, SIDE, 3)).astype(np.float32)
     noise = cv2.GaussianBlur(noise, (0, 0), 3)
     ramp = np.linspace(70, 170, SIDE)[None, :, None]
@@ -60,7 +60,7 @@ def iou(one: npt.NDArray[np.bool_], other: npt.NDArray[np.bool_]) -> float:
 @pytest.mark.parametrize("options", [ROBUST, COSINE, MaskOptions(refine=True)], ids=["robust", "cosine", "refined"])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_a_recoloured_patch_is_found(options: MaskOptions, seed: int) -> None:
-    good = good_picture(seed)
+    good = normal_image(seed)
     found = precise_mask(recoloured(good, ellipse()), good, region(), options)
     assert iou(found.mask, ellipse()) > 0.9
     assert (found.quality, found.components, found.spill) == ("good", 1, 0.0)
@@ -71,8 +71,8 @@ def test_a_recoloured_patch_is_found(options: MaskOptions, seed: int) -> None:
 
 @pytest.mark.parametrize("options", [ROBUST, COSINE], ids=["robust", "cosine"])
 @pytest.mark.parametrize("black", [False, True])
-def test_identical_pictures_have_an_empty_mask(options: MaskOptions, black: bool) -> None:
-    good = good_picture()
+def test_identical_images_have_an_empty_mask(options: MaskOptions, black: bool) -> None:
+    good = normal_image()
     if black:
         good[:50] = 0
     found = precise_mask(good.copy(), good, region(), options)
@@ -83,7 +83,7 @@ def test_identical_pictures_have_an_empty_mask(options: MaskOptions, black: bool
 @pytest.mark.parametrize(("gain", "offset"), [(1.0, 0.0), (1.06, 4.0), (0.94, -3.0)])
 @pytest.mark.parametrize("quality", [100, 80, 50])
 def test_the_robust_mask_stands_jpeg_and_a_change_of_light(quality: int, gain: float, offset: float) -> None:
-    good = good_picture()
+    good = normal_image()
     drawn = jpeg(brighter(recoloured(good, ellipse()), gain, offset), quality)
     found = precise_mask(drawn, good, region())
     assert iou(found.mask, ellipse()) > 0.9
@@ -91,7 +91,7 @@ def test_the_robust_mask_stands_jpeg_and_a_change_of_light(quality: int, gain: f
 
 
 def test_a_dark_spot_is_found_by_the_robust_method_and_not_by_colour_alone() -> None:
-    good = np.repeat(good_picture()[..., :1], 3, axis=2)
+    good = np.repeat(normal_image()[..., :1], 3, axis=2)
     drawn = good.copy()
     drawn[ellipse()] //= 2
     assert iou(precise_mask(drawn, good, region()).mask, ellipse()) > 0.9
@@ -101,14 +101,14 @@ def test_a_dark_spot_is_found_by_the_robust_method_and_not_by_colour_alone() -> 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("quality", [90, 50, 20])
 def test_mere_noise_is_never_a_good_mask(seed: int, quality: int) -> None:
-    good = good_picture(seed, texture=25.0)
+    good = normal_image(seed, texture=25.0)
     found = precise_mask(jpeg(good, quality), good, region())
     assert found.quality in ("empty", "faint")
     assert found.share < 0.05
 
 
 def test_a_small_change_of_light_alone_leaves_the_mask_empty() -> None:
-    good = good_picture()
+    good = normal_image()
     assert precise_mask(brighter(good, 1.05, 5.0), good, region()).quality == "empty"
 
 
@@ -131,7 +131,7 @@ def test_clipping_keeps_a_strong_difference_where_wrapping_loses_it() -> None:
 
 
 def test_a_patch_that_fills_the_box_is_flagged() -> None:
-    good = good_picture()
+    good = normal_image()
     found = precise_mask(recoloured(good, region()), good, region())
     assert found.quality == "full"
     assert found.share > 0.99
@@ -139,7 +139,7 @@ def test_a_patch_that_fills_the_box_is_flagged() -> None:
 
 
 def test_a_defect_with_strong_and_weak_parts_stays_whole() -> None:
-    good = good_picture()
+    good = normal_image()
     strength = cv2.GaussianBlur(np.random.default_rng(5).normal(0, 1, (SIDE, SIDE)).astype(np.float32), (0, 0), 2)
     strength = np.clip(70 + 30 * strength / strength.std(), 20, 150)[..., None]
     drawn = np.where(ellipse()[..., None], np.clip(good - strength, 0, 255), good).astype(np.uint8)
@@ -147,14 +147,14 @@ def test_a_defect_with_strong_and_weak_parts_stays_whole() -> None:
 
 
 def test_a_few_glaring_pixels_do_not_outshine_the_defect_around_them() -> None:
-    good = good_picture()
+    good = normal_image()
     drawn = np.where(ellipse()[..., None], good - np.uint8(25), good)
     drawn[40:43, 40:43] = 255
     assert iou(precise_mask(drawn, good, region()).mask, ellipse()) > 0.9
 
 
 def test_a_defect_outside_the_box_is_not_marked_but_told() -> None:
-    good = good_picture()
+    good = normal_image()
     other = np.zeros((SIDE, SIDE), bool)
     other[88:94, 30:40] = True
     inside = np.zeros((SIDE, SIDE), bool)
@@ -165,7 +165,7 @@ def test_a_defect_outside_the_box_is_not_marked_but_told() -> None:
 
 
 def test_small_parts_are_dropped_and_holes_are_filled() -> None:
-    good = good_picture()
+    good = normal_image()
     ring = ellipse()
     ring[44:50, 40:50] = False
     speck = np.zeros_like(ring)
@@ -180,13 +180,13 @@ def test_small_parts_are_dropped_and_holes_are_filled() -> None:
 
 
 def test_a_feature_finds_what_colours_do_not_show() -> None:
-    good = good_picture()
+    good = normal_image()
     feature = np.where(ellipse(), np.float32(0.5), np.float32(0.0)).astype(np.float32)
     assert iou(precise_mask(good.copy(), good, region(), feature=feature).mask, ellipse()) > 0.9
 
 
-def test_a_box_over_the_whole_picture_has_no_noise_to_learn_from() -> None:
-    good = good_picture()
+def test_a_box_over_the_whole_image_has_no_noise_to_learn_from() -> None:
+    good = normal_image()
     everywhere = np.ones((SIDE, SIDE), bool)
     found = precise_mask(recoloured(good, ellipse()), good, everywhere)
     assert found.noise is None
@@ -195,22 +195,20 @@ def test_a_box_over_the_whole_picture_has_no_noise_to_learn_from() -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(
-    pictures=hnp.arrays(np.uint8, (2, 16, 20, 3)),
+    images=hnp.arrays(np.uint8, (2, 16, 20, 3)),
     box=st.tuples(st.integers(0, 14), st.integers(0, 18), st.integers(1, 16), st.integers(1, 20)),
     method=st.sampled_from(["robust", "cosine"]),
     refine=st.booleans(),
 )
-def test_the_mask_never_leaves_the_box(
-    pictures: Any, box: tuple[int, int, int, int], method: Any, refine: bool
-) -> None:
+def test_the_mask_never_leaves_the_box(images: Any, box: tuple[int, int, int, int], method: Any, refine: bool) -> None:
     inside = np.zeros((16, 20), bool)
     inside[box[0] : box[0] + box[2], box[1] : box[1] + box[3]] = True
-    found = precise_mask(pictures[0], pictures[1], inside, MaskOptions(method=method, refine=refine))
+    found = precise_mask(images[0], images[1], inside, MaskOptions(method=method, refine=refine))
     assert not found.mask[~inside].any()
     assert found.share == pytest.approx(found.mask.sum() / inside.sum())
     assert (found.quality == "empty") == (not found.mask.any())
     assert 0.0 <= found.spill <= 1.0
-    again = precise_mask(pictures[0], pictures[1], inside, MaskOptions(method=method, refine=refine))
+    again = precise_mask(images[0], images[1], inside, MaskOptions(method=method, refine=refine))
     assert np.array_equal(found.mask, again.mask)
 
 
@@ -243,7 +241,7 @@ def test_parts_are_kept_from_a_share_of_the_largest_on() -> None:
 
 
 def test_wrong_arguments_are_one_sentence() -> None:
-    good = good_picture()
+    good = normal_image()
     with pytest.raises(ArgumentError, match=r"^mask: expected at least one white pixel, got an all-black mask\."):
         precise_mask(good, good, np.zeros((SIDE, SIDE), bool))
     with pytest.raises(ArgumentError, match=r"^mask: expected bool \[96, 96\]"):

@@ -1,4 +1,4 @@
-"""The filter: a sound picture passes, and every way to spoil one is told by its reason, value and limit."""
+"""The filter: a sound image passes, and every way to spoil one is told by its reason, value and limit."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from flawscope.runtime.synthesis.quality import (
     QualityLimits,
     Reason,
     Verdict,
-    judge_picture,
+    judge_image,
     seam_step,
     summarise,
 )
@@ -30,7 +30,7 @@ from flawscope.runtime.synthesis.quality import (
 SIDE = 96
 
 
-def good_picture(seed: int = 0) -> npt.NDArray[np.uint8]:
+def normal_image(seed: int = 0) -> npt.NDArray[np.uint8]:
     noise = np.random.default_rng(seed).normal(0, 1, (SIDE, SIDE, 3)).astype(np.float32)
     noise = cv2.GaussianBlur(noise, (0, 0), 3)
     return np.clip(120 + noise / noise.std() * 10, 0, 255).astype(np.uint8)
@@ -56,7 +56,7 @@ def blotch(
 
 
 def judge(drawn: npt.NDArray[np.uint8], good: npt.NDArray[np.uint8], **more: Any) -> Verdict:
-    return judge_picture(drawn, good, region(), precise_mask(drawn, good, region()), **more)
+    return judge_image(drawn, good, region(), precise_mask(drawn, good, region()), **more)
 
 
 def value_of(verdict: Verdict, reason: Reason) -> float | None:
@@ -64,13 +64,13 @@ def value_of(verdict: Verdict, reason: Reason) -> float | None:
 
 
 def support(seed: int, name: str = "007") -> SupportPatch:
-    image, mask = blotch(good_picture(seed + 50), 40, 50, 14, seed)
+    image, mask = blotch(normal_image(seed + 50), 40, 50, 14, seed)
     return SupportPatch(name, image, mask)
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_a_sound_picture_is_accepted(seed: int) -> None:
-    good = good_picture(seed)
+def test_a_sound_image_is_accepted(seed: int) -> None:
+    good = normal_image(seed)
     drawn, _ = blotch(good, 47, 46, 14, seed + 20)
     supports = [support(seed), support(seed + 10, "011")]
     verdict = judge(drawn, good, supports=supports, decoded=drawn.astype(np.float32))
@@ -82,8 +82,8 @@ def test_a_sound_picture_is_accepted(seed: int) -> None:
     assert verdict.likeness.correlation < 0.9
 
 
-def test_a_picture_without_a_defect_has_an_empty_mask() -> None:
-    good = good_picture()
+def test_an_image_without_a_defect_has_an_empty_mask() -> None:
+    good = normal_image()
     verdict = judge(good.copy(), good)
     assert verdict.reasons == ("empty-mask",)
     assert verdict.sentence() == "rejected: empty-mask 0 (expected at least 9)"
@@ -91,7 +91,7 @@ def test_a_picture_without_a_defect_has_an_empty_mask() -> None:
 
 
 def test_a_box_that_is_filled_is_told() -> None:
-    good = good_picture()
+    good = normal_image()
     drawn = good.copy()
     drawn[region()] = drawn[region()] // 2 + 10
     reasons = judge(drawn, good).reasons
@@ -100,7 +100,7 @@ def test_a_box_that_is_filled_is_told() -> None:
 
 
 def test_a_defect_below_the_noise_is_faint() -> None:
-    good = good_picture()
+    good = normal_image()
     noisy = np.clip(good + np.random.default_rng(1).normal(0, 20, good.shape), 0, 255).astype(np.uint8)
     verdict = judge(noisy, good)
     assert "faint" in verdict.reasons
@@ -108,7 +108,7 @@ def test_a_defect_below_the_noise_is_faint() -> None:
 
 
 def test_a_defect_beside_its_box_is_outside() -> None:
-    good = good_picture()
+    good = normal_image()
     drawn, _ = blotch(good, 47, 46, 8, 3)
     drawn[86:91, 30:36] = (10, 10, 10)
     verdict = judge(drawn, good)
@@ -120,7 +120,7 @@ def test_a_defect_beside_its_box_is_outside() -> None:
 
 @pytest.mark.parametrize("colour", [0, 255, 130])
 def test_a_constant_decode_is_flat(colour: int) -> None:
-    good = good_picture()
+    good = normal_image()
     drawn = good.copy()
     drawn[region()] = colour
     verdict = judge(drawn, good)
@@ -129,14 +129,14 @@ def test_a_constant_decode_is_flat(colour: int) -> None:
 
 
 def test_a_white_background_is_neither_flat_nor_saturated() -> None:
-    good = good_picture()
+    good = normal_image()
     good[:, :60] = 255
     drawn, _ = blotch(good, 47, 46, 12, 3)
     assert judge(drawn, good).is_accepted
 
 
 def test_colours_at_their_ends_are_saturated() -> None:
-    good = good_picture()
+    good = normal_image()
     drawn = good.copy()
     burnt = np.random.default_rng(2).integers(0, 2, good.shape) * 255
     drawn[region()] = burnt[region()]
@@ -147,7 +147,7 @@ def test_colours_at_their_ends_are_saturated() -> None:
 
 @pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
 def test_one_number_that_is_none_rejects(number: float) -> None:
-    good = good_picture()
+    good = normal_image()
     drawn, _ = blotch(good, 47, 46, 14, 3)
     decoded = drawn.astype(np.float32)
     decoded[0, 0, 0] = number
@@ -157,7 +157,7 @@ def test_one_number_that_is_none_rejects(number: float) -> None:
 
 
 def test_a_step_at_the_border_of_the_paste_is_a_seam_and_a_feather_takes_it_away() -> None:
-    good = good_picture()
+    good = normal_image()
     drawn, spot = blotch(good, 47, 46, 14, 3)
     lighter = np.clip(drawn.astype(int) + 15, 0, 255).astype(np.uint8)
     whole = Crop(0, 0, SIDE, SIDE, (SIDE, SIDE))
@@ -171,7 +171,7 @@ def test_a_step_at_the_border_of_the_paste_is_a_seam_and_a_feather_takes_it_away
 
 
 def test_a_defect_that_its_box_cuts_off_is_a_seam_and_noise_is_none() -> None:
-    good = good_picture()
+    good = normal_image()
     drawn, spot = blotch(good, 20, 46, 14, 3)
     cut = np.where(region()[..., None], drawn, good)
     found = precise_mask(cut, good, region())
@@ -181,13 +181,13 @@ def test_a_defect_that_its_box_cuts_off_is_a_seam_and_noise_is_none() -> None:
     decoded = np.where(region()[..., None], np.clip(good + noise, 0, 255), good).astype(np.uint8)
     assert seam_step(decoded, good, region(), np.zeros_like(spot)) < 0.01
     everywhere = np.ones_like(spot)
-    assert seam_step(drawn, good, everywhere, spot) == 0.0  # a paste of the whole picture has no border
+    assert seam_step(drawn, good, everywhere, spot) == 0.0  # a paste of the whole image has no border
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.8, 1.5])
 @pytest.mark.parametrize("mirrored", [False, True])
 def test_a_copy_is_told_with_the_support_it_was_taken_from(scale: float, mirrored: bool) -> None:
-    good = good_picture(9)
+    good = normal_image(9)
     others = [support(3, "003"), support(4, "004"), support(5, "005")]
     source = others[1]
     x, y, width, height = cv2.boundingRect(cv2.dilate(source.mask.astype(np.uint8), np.ones((3, 3), np.uint8)))
@@ -213,7 +213,7 @@ def test_a_copy_is_told_with_the_support_it_was_taken_from(scale: float, mirrore
 
 
 def test_what_cannot_be_compared_is_not_called_a_copy() -> None:
-    good = good_picture()
+    good = normal_image()
     drawn, _ = blotch(good, 47, 46, 14, 3)
     mask = np.zeros((SIDE, SIDE), bool)
     mask[40:47, 40:49] = True  # 63 pixels
@@ -230,7 +230,7 @@ def test_what_cannot_be_compared_is_not_called_a_copy() -> None:
 
 
 def test_limits_decide_and_the_limit_itself_passes() -> None:
-    good = good_picture()
+    good = normal_image()
     drawn, _ = blotch(good, 47, 46, 14, 3)
     found = precise_mask(drawn, good, region())
     marked = int(found.mask.sum())
@@ -242,7 +242,7 @@ def test_limits_decide_and_the_limit_itself_passes() -> None:
 
 
 def test_a_verdict_goes_through_json_and_comes_back() -> None:
-    good = good_picture()
+    good = normal_image()
     drawn, _ = blotch(good, 47, 46, 14, 3)
     verdict = judge(drawn, good, supports=[support(3)])
     assert msgspec.json.decode(msgspec.json.encode(verdict), type=Verdict) == verdict
@@ -252,7 +252,7 @@ def test_a_verdict_goes_through_json_and_comes_back() -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(chosen=st.lists(st.lists(st.sampled_from(REASONS), unique=True), min_size=1, max_size=30))
-def test_the_rates_count_every_reason_of_every_picture(chosen: list[list[Reason]]) -> None:
+def test_the_rates_count_every_reason_of_every_image(chosen: list[list[Reason]]) -> None:
     summary = summarise(Verdict(tuple(reasons), ()) for reasons in chosen)
     rejected = sum(bool(reasons) for reasons in chosen)
     assert (summary.pictures, summary.rejected) == (len(chosen), rejected)
@@ -265,7 +265,7 @@ def test_the_rates_count_every_reason_of_every_picture(chosen: list[list[Reason]
 
 
 def test_wrong_arguments_are_one_sentence() -> None:
-    good = good_picture()
+    good = normal_image()
     found = precise_mask(good, good, region())
     with pytest.raises(ArgumentError, match=r"^verdicts: expected at least one, got none\."):
         summarise([])
@@ -274,7 +274,7 @@ def test_wrong_arguments_are_one_sentence() -> None:
     with pytest.raises(ArgumentError, match=r"^mask_px: expected at least 1 pixel, got 0\."):
         QualityLimits(mask_px=0)
     with pytest.raises(ArgumentError, match=r"^mask: expected at least one white pixel"):
-        judge_picture(good, good, np.zeros((SIDE, SIDE), bool), found)
+        judge_image(good, good, np.zeros((SIDE, SIDE), bool), found)
     with pytest.raises(ArgumentError, match=r"^pasted: expected bool \[96, 96\]"):
         judge(good, good, pasted=np.zeros((3, 3), bool))
     with pytest.raises(ArgumentError, match=r"^decoded: expected the decoder's numbers, got an empty array\."):

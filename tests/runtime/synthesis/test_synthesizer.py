@@ -102,7 +102,7 @@ def test_the_learned_word_and_other_words_draw_their_own_colours(blend):
     assert red > blue + 60
 
 
-def test_the_mask_shows_what_was_drawn_and_the_picture_is_accepted(blend):
+def test_the_mask_shows_what_was_drawn_and_the_image_is_accepted(blend):
     (drawn,) = blend.draw([order()])
     assert drawn.verdict.is_accepted, drawn.verdict.sentence()
     assert drawn.mask[18:30, 17:23].mean() > 0.95  # the left half of the box is another colour
@@ -113,17 +113,17 @@ def test_the_mask_shows_what_was_drawn_and_the_picture_is_accepted(blend):
 
 
 def by_hand(synthesizer, one: DrawOrder, text: str, scale: float, sampling: Any) -> UInt8Array:
-    """Return the decoded window, uint8 [16, 16, 3], with every network called for one picture and one text alone."""
+    """Return the decoded window, uint8 [16, 16, 3], with every network called for one image and one text alone."""
     head, sessions = synthesizer.head, synthesizer._sessions
     crop = crop_around(one.mask, (SIDE, SIDE), fill=head.crop_fill, feather_px=4)
-    picture, mask = signed(cut_image(one.image, crop)[None]), cut_mask(one.mask, crop)
+    image, mask = signed(cut_image(one.image, crop)[None]), cut_mask(one.mask, crop)
     encode = sessions["encode"].run
-    clean, keep = encode({"image": picture})["latents"], keep_of(mask, LATENTS[1:])[None]
+    clean, keep = encode({"image": image})["latents"], keep_of(mask, LATENTS[1:])[None]
     vectors = synthesizer._vectors_for(head.defects[0])
     contexts = [synthesizer._context(text, vectors), synthesizer._context("", None)]
     beside = []
     if head.mode == "inpaint":
-        grey = picture.copy()
+        grey = image.copy()
         grey[:, :, mask] = 0.0
         beside = [1 - keep, encode({"image": grey})["latents"]]
 
@@ -149,7 +149,7 @@ def test_it_is_the_loop_of_core_with_the_two_texts_of_guidance(either):
     assert np.array_equal(drawn.image, paste_drawn(one.image, window, drawn.crop, feather_mask(one.mask, 4)))
 
 
-def test_an_inpainting_network_is_given_the_box_and_the_blanked_picture(inpaint, monkeypatch):
+def test_an_inpainting_network_is_given_the_box_and_the_blanked_image(inpaint, monkeypatch):
     session, given = inpaint._sessions["denoise"], []
 
     class Spy:
@@ -164,7 +164,7 @@ def test_an_inpainting_network_is_given_the_box_and_the_blanked_picture(inpaint,
     assert [inputs["timestep"].tolist() for inputs in given] == [[t] * 4 for t in (751, 501, 251, 1)]
     x = given[0]["x"]
     assert x.shape == (4, 2 * LATENTS[0] + 1, *LATENTS[1:])
-    assert np.array_equal(x[:2], x[2:]), "the same pictures for both texts"
+    assert np.array_equal(x[:2], x[2:]), "the same images for both texts"
     cells = np.zeros(LATENTS[1:], np.float32)
     cells[1, 2:4] = 1.0  # rows 4 to 6 and columns 8 to 12: cells that the box touches at all
     assert np.array_equal(x[0, LATENTS[0]], cells)
@@ -176,7 +176,7 @@ def test_an_inpainting_network_is_given_the_box_and_the_blanked_picture(inpaint,
     assert given[0]["context"][2:].any()
 
 
-def test_a_picture_does_not_depend_on_its_neighbours(either):
+def test_an_image_does_not_depend_on_its_neighbours(either):
     orders = [order(0), order(1, defect="stain", mask=box(3, 30, 9, 12)), order(2, text="* in the upper left")]
     together = either.draw(orders, batch=3)
     assert [one.batch for one in together] == [3, 3, 3]
@@ -250,7 +250,7 @@ def test_pixels_outside_the_feathered_box_keep_their_bytes(blend, place, feather
     assert drawn.image.shape == good.shape
 
 
-def test_in_the_parity_mode_the_whole_picture_is_what_the_decoder_gave(blend):
+def test_in_the_parity_mode_the_whole_image_is_what_the_decoder_gave(blend):
     one = order(3, image=steel(3, (SIDE, SIDE), 20.0), mask=box(4, 4, 8, 8, (SIDE, SIDE)))
     (drawn,) = blend.draw([one], DrawOptions(is_parity=True))
     cells = drawn.image.reshape(4, CELL, 4, CELL, 3)
@@ -288,7 +288,7 @@ def test_numbers_that_are_none_are_rejected_and_never_accepted(tmp_path, broken)
     assert drawn.image.dtype == np.uint8
 
 
-def test_a_copy_of_a_support_picture_is_rejected_and_one_of_another_defect_is_not(tmp_path, blend):
+def test_a_copy_of_a_support_image_is_rejected_and_one_of_another_defect_is_not(tmp_path, blend):
     (known,) = blend.draw([order(0)])
     supports = {"pitting": (known.image, known.mask, "0" * 64)}
     write_tiny_synth(tmp_path / "copier.flaw", share=0.9, supports=supports)
@@ -393,7 +393,7 @@ def test_a_defect_of_two_categories_has_to_be_named_with_one(tmp_path):
         ({"head": {"defects": (SynthDefect("steel", "stain", ()),)}}, "stain: expected a text, got none"),
         (
             {"supports": {"stain": (steel(), np.zeros((48, 48), np.bool_), "0" * 64)}},
-            "expected a mask of the picture's",
+            "expected a mask of the image's",
         ),
     ],
 )
@@ -487,7 +487,7 @@ def test_parity_and_pasting_a_change_exclude_each_other():
         DrawOptions(paste="glue")
 
 
-def test_pictures_and_masks_on_a_device_are_drawn_on_as_those_of_the_host(either, monkeypatch):
+def test_images_and_masks_on_a_device_are_drawn_on_as_those_of_the_host(either, monkeypatch):
     monkeypatch.setattr(device_arrays, "_load_driver", FakeDriver)
     plain = order(3)
     far = order(3, image=FakeCudaArray(plain.image), mask=FakeCudaArray(plain.mask))

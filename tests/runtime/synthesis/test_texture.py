@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from flawscope.errors import ArgumentError
-from flawscope.runtime.synthesis import judge_picture, precise_mask, texture_contrast
+from flawscope.runtime.synthesis import judge_image, precise_mask, texture_contrast
 
 SIDE = 64
 
@@ -49,11 +49,11 @@ def test_grain_drawn_anew_is_faint_and_a_hole_in_it_is_not(seed):
     for drawn, is_faint in ((anew, True), (hole, False)):
         found = precise_mask(drawn, good, mask)
         assert found.quality == "good", "nothing else tells them apart"
-        verdict = judge_picture(drawn, good, mask, found, texture=texture)
+        verdict = judge_image(drawn, good, mask, found, texture=texture)
         assert ("faint" in verdict.reasons) == is_faint
 
 
-def test_the_picture_is_not_changed_and_an_empty_region_is_refused():
+def test_the_image_is_not_changed_and_an_empty_region_is_refused():
     good = grooved()
     before = good.copy()
     texture_contrast(good, region())

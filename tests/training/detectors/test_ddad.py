@@ -17,7 +17,7 @@ import torch
 from interrupted import killed_at_checkpoint
 from published_weights import write_backbone_weights
 from scipy.stats import spearmanr
-from tiny_dataset import CATEGORY, defective_pictures, good_pictures
+from tiny_dataset import CATEGORY, anomalous_images, normal_images
 
 from flawscope import cli
 from flawscope.bundle import DdadHead, open_bundle, rewrite_manifest
@@ -40,7 +40,9 @@ from flawscope.training.detectors.detector_training import train_detector
 from flawscope.training.diffusion.comparison import Comparison
 from flawscope.training.diffusion.diffusers_networks import group_count, head_width
 from flawscope.training.diffusion.unet import Denoiser
-from flawscope.training.loop.image_batches import Pictures
+from flawscope.training.loop.image_batches import ImageReader
+
+pytestmark = pytest.mark.long
 
 SETTINGS: dict[str, Any] = {
     "backbone": "scattering",
@@ -84,8 +86,8 @@ def bundle(tmp_path_factory: pytest.TempPathFactory, run: Path) -> Path:
     return out
 
 
-def pictures(root: Path) -> np.ndarray:
-    paths = [*good_pictures(root)[:2], *defective_pictures(root)[:2]]
+def part_images(root: Path) -> np.ndarray:
+    paths = [*normal_images(root)[:2], *anomalous_images(root)[:2]]
     return np.stack([prepare(read_image(path), config().preprocessing) for path in paths])
 
 
@@ -157,9 +159,9 @@ def test_the_feature_map_is_the_sum_of_one_minus_cosine_over_the_stages() -> Non
 
 
 @pytest.mark.parametrize(("scale", "share"), [("quantile", 0.999), ("max", 1.0)])
-def test_scales_are_measured_on_smoothed_maps_of_held_back_pictures(tiny_root: Path, scale: str, share: float) -> None:
+def test_scales_are_measured_on_smoothed_maps_of_held_back_images(tiny_root: Path, scale: str, share: float) -> None:
     asked = config(map_scale=scale)
-    validation = Pictures(good_pictures(tiny_root), asked.preprocessing, 1, 64)
+    validation = ImageReader(normal_images(tiny_root), asked.preprocessing, 1, 64)
     task = DenoiserTask(asked, comparison().backbone, validation)
     reconstruction = task.reconstruction(MapRule(1.0, 1.0, 0.0))
     found = reconstruction(next(validation.batches(range(len(validation)), len(validation))))
@@ -188,7 +190,7 @@ def test_the_denoiser_learns(run: Path) -> None:
     assert record.rule.feature_factor == pytest.approx(0.7 / float(record.facts["feature_scale"]), rel=1e-4)
 
 
-def test_previews_show_picture_reconstruction_and_map(run: Path) -> None:
+def test_previews_show_image_reconstruction_and_map(run: Path) -> None:
     preview = cv2.imread(str(run / "previews" / "epoch_0002.png"))
     assert preview is not None
     assert preview.shape[1] == 3 * 32
@@ -196,7 +198,7 @@ def test_previews_show_picture_reconstruction_and_map(run: Path) -> None:
 
 
 def test_the_loss_is_the_error_of_the_noise_and_its_sum_counts_every_value(tiny_root: Path) -> None:
-    validation = Pictures(good_pictures(tiny_root), config().preprocessing, 1, 64)
+    validation = ImageReader(normal_images(tiny_root), config().preprocessing, 1, 64)
     losses = []
     for kind in ("mean", "sum"):
         task = DenoiserTask(config(loss=kind), comparison().backbone, validation)
@@ -205,7 +207,7 @@ def test_the_loss_is_the_error_of_the_noise_and_its_sum_counts_every_value(tiny_
 
 
 def test_augmentation_and_simplex_noise_change_what_is_learned(tiny_root: Path) -> None:
-    validation = Pictures(good_pictures(tiny_root), config().preprocessing, 1, 64)
+    validation = ImageReader(normal_images(tiny_root), config().preprocessing, 1, 64)
     losses = set()
     for changes in ({}, {}, {"flip": True}, {"rotate": 15.0}, {"color_jitter": 0.3}, {"noise": "simplex"}):
         task = DenoiserTask(config(**changes), comparison().backbone, validation)
@@ -215,7 +217,6 @@ def test_augmentation_and_simplex_noise_change_what_is_learned(tiny_root: Path) 
 
 
 @pytest.mark.parametrize("extractor", ["none", "adaptation"])
-@pytest.mark.long
 def test_a_training_that_was_killed_ends_with_the_same_weights(
     tmp_path: Path, tiny_root: Path, weights: Path, extractor: str
 ) -> None:
@@ -236,12 +237,12 @@ def test_a_training_that_was_killed_ends_with_the_same_weights(
     assert read_run(cut).record.facts == read_run(whole).record.facts
 
 
-def test_too_few_pictures_are_refused(tmp_path: Path, tiny_root: Path) -> None:
+def test_too_few_images_are_refused(tmp_path: Path, tiny_root: Path) -> None:
     folder = tmp_path / "data" / "train" / "good"
     folder.mkdir(parents=True)
-    for index, path in enumerate(good_pictures(tiny_root)[:3]):
+    for index, path in enumerate(normal_images(tiny_root)[:3]):
         (folder / f"{index}.png").write_bytes(path.read_bytes())
-    with pytest.raises(DataError, match="ddad: expected at least 4 good training pictures, got 3"):
+    with pytest.raises(DataError, match="ddad: expected at least 4 normal training images, got 3"):
         train_detector(config(held_out=0.0), open_dataset(tmp_path / "data"), tmp_path / "run")
 
 
@@ -287,9 +288,8 @@ def test_the_scattering_backbone_cannot_learn() -> None:
 # --- bundle and line
 
 
-@pytest.mark.long
 def test_the_bundle_scores_as_torch_does(tiny_root: Path, run: Path, bundle: Path) -> None:
-    images = pictures(tiny_root)
+    images = part_images(tiny_root)
     module = read_run(run).module
     expected = module(images)  # type: ignore[operator]
     with Inspector.load(bundle, "cpu") as inspector:
@@ -302,7 +302,7 @@ def test_the_bundle_scores_as_torch_does(tiny_root: Path, run: Path, bundle: Pat
 
 
 def test_scores_repeat_bit_for_bit_and_come_from_the_noise_of_the_bundle(tiny_root: Path, bundle: Path) -> None:
-    images = pictures(tiny_root)[:1]
+    images = part_images(tiny_root)[:1]
     with Inspector.load(bundle, "cpu") as first, Inspector.load(bundle, "cpu") as second:
         once = first.infer(images)
         for maps, scores in (first.infer(images), second.infer(images)):
@@ -338,7 +338,7 @@ def test_every_verb_takes_the_bundle(tmp_path: Path, tiny_root: Path, bundle: Pa
     report = tmp_path / "report.json"
     assert cli.run(["evaluate", str(copy), *data, "--backend", "cpu", "--json", str(report)]) == 0
     assert 0.0 <= json.loads(report.read_text())["image_auroc"] <= 1.0
-    source = str(defective_pictures(tiny_root)[0])
+    source = str(anomalous_images(tiny_root)[0])
     assert cli.run(["score", str(copy), source, "--pictures", str(tmp_path / "pictures")]) == 0
     names = sorted(path.name.split("-")[1] for path in (tmp_path / "pictures").glob("*.png"))
     assert names == ["features.png", "heatmap.png", "input.png", "reconstruction.png", "samples.png", "strip.png"]
@@ -353,7 +353,7 @@ def test_every_verb_takes_the_bundle(tmp_path: Path, tiny_root: Path, bundle: Pa
     assert len(found["nodes"]) > 20
 
 
-def test_held_back_good_pictures_stay_below_the_threshold_at_the_chosen_rate(
+def test_held_back_normal_images_stay_below_the_threshold_at_the_chosen_rate(
     tmp_path: Path, tiny_root: Path, bundle: Path
 ) -> None:
     copy = Path(shutil.copytree(bundle, tmp_path / "copy.flaw"))
@@ -379,7 +379,7 @@ def read_held_out(bundle: Path) -> list[str]:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["score", "{patchcore}", "{picture}", "--pictures", "{out}"], "expected a bundle that reconstructs pictures"),
+        (["score", "{patchcore}", "{picture}", "--pictures", "{out}"], "expected a bundle that reconstructs images"),
         (
             ["score", "{bundle}", "{picture}", "--path", "kernel"],
             "path kernel: expected a method with a bank, got ddad",
@@ -406,7 +406,7 @@ def test_what_a_reconstruction_cannot_do_is_refused_in_one_line(
         "run": run,
         "bundle": bundle,
         "patchcore": patchcore_bundle,
-        "picture": good_pictures(tiny_root)[0],
+        "picture": normal_images(tiny_root)[0],
         "out": tmp_path / "out",
         "data": tiny_root / CATEGORY,
     }
@@ -436,12 +436,11 @@ def test_every_network_builds_as_an_engine(bundle: Path, graph: str) -> None:
     assert len(built.plan) > 1000
 
 
-@pytest.mark.long
-def test_large_pictures_are_reconstructed_in_tiles(tmp_path: Path, tiny_root: Path) -> None:
+def test_large_images_are_reconstructed_in_tiles(tmp_path: Path, tiny_root: Path) -> None:
     out = train(tiny_root, tmp_path / "run", tile=32, epochs=1)
     export_run(out, tmp_path / "tiles.flaw", max_batch=4)
     with Inspector.load(tmp_path / "tiles.flaw", "cpu") as inspector:
-        result = inspector(good_pictures(tiny_root)[0])
+        result = inspector(normal_images(tiny_root)[0])
     assert result.score is not None
     assert result.anomaly_map is not None
     assert result.anomaly_map.shape == (64, 64)

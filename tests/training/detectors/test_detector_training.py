@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from native_heads import build_head
-from tiny_dataset import CATEGORY, TRAIN, good_pictures, training_pictures
+from tiny_dataset import CATEGORY, TRAIN, normal_images, training_images
 
 from flawscope import cli
 from flawscope.bundle import PatchcoreHead
@@ -34,24 +34,24 @@ def record_of(path: Path) -> dict[str, object]:
     return found
 
 
-def test_held_out_pictures_are_not_learned_from_and_none_is_lost(patchcore_run: Path, tiny_root: Path) -> None:
+def test_held_out_images_are_not_learned_from_and_none_is_lost(patchcore_run: Path, tiny_root: Path) -> None:
     record = read_run(patchcore_run).record
     assert not set(record.training) & set(record.held_out)
-    every = {content_hash(path) for path in training_pictures(tiny_root)}
+    every = {content_hash(path) for path in training_images(tiny_root)}
     assert set(record.training) | set(record.held_out) == every
     assert (len(record.training), len(record.held_out)) == (TRAIN - 5, 5)
 
 
-def test_test_pictures_are_never_learned_from(patchcore_run: Path, tiny_root: Path) -> None:
+def test_test_images_are_never_learned_from(patchcore_run: Path, tiny_root: Path) -> None:
     record = read_run(patchcore_run).record
-    tested = {content_hash(path) for path in good_pictures(tiny_root)}
+    tested = {content_hash(path) for path in normal_images(tiny_root)}
     assert not tested & {*record.training, *record.held_out}
 
 
-def test_samples_are_held_out_pictures(patchcore_run: Path, tiny_root: Path) -> None:
+def test_samples_are_held_out_images(patchcore_run: Path, tiny_root: Path) -> None:
     run = read_run(patchcore_run)
     held_out = {
-        read_image(path).tobytes() for path in training_pictures(tiny_root) if content_hash(path) in run.record.held_out
+        read_image(path).tobytes() for path in training_images(tiny_root) if content_hash(path) in run.record.held_out
     }
     assert {read_image(sample).tobytes() for sample in run.samples} == held_out
 
@@ -65,11 +65,11 @@ def test_the_record_names_the_dataset_by_its_fingerprint(patchcore_run: Path, ti
     assert all(value >= 0 for value in record.seconds.values())
 
 
-def test_nothing_held_out_means_every_picture_is_learned_from(tiny_root: Path, tmp_path: Path) -> None:
+def test_nothing_held_out_means_every_image_is_learned_from(tiny_root: Path, tmp_path: Path) -> None:
     config = from_flat(PadimConfig, {"resize": (64, 64), "stages": (1,), "channels": 4, "held_out": 0.0})
     record = train_detector(config, open_dataset(tiny_root), tmp_path / "run")
     assert (len(record.training), len(record.held_out)) == (TRAIN, 0)
-    assert len(read_run(tmp_path / "run").samples) == 8  # taken from the training pictures then
+    assert len(read_run(tmp_path / "run").samples) == 8  # taken from the training images then
 
 
 def test_the_same_settings_give_the_same_run_but_for_times(tiny_root: Path, tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_the_same_settings_give_the_same_run_but_for_times(tiny_root: Path, tmp_
 
 @pytest.mark.parametrize("standardize", ["whiten", "scale", "none"])
 @pytest.mark.long
-def test_a_run_that_remembers_every_patch_gives_zero_on_its_training_pictures(
+def test_a_run_that_remembers_every_patch_gives_zero_on_its_training_images(
     tiny_root: Path, tmp_path: Path, standardize: str
 ) -> None:
     settings = {"resize": 32, "stages": [1, 2], "coreset": 1.0, "held_out": 0.0, "standardize": standardize}
@@ -95,7 +95,7 @@ def test_a_run_that_remembers_every_patch_gives_zero_on_its_training_pictures(
     head = PatchcoreHead(run.record.grid, 9, "paper", 4.0)
     assert len(run.fitted.tensors["bank"]) == TRAIN * 64
     score = build_head(head, run.fitted.tensors, (32, 32))
-    paths = training_pictures(tiny_root)
+    paths = training_images(tiny_root)
     for patches in iterate_patches(run.module, paths, run.record.config, "reading", no_progress):
         maps, scores = score(patches.numpy())
         np.testing.assert_array_equal(maps, np.zeros_like(maps))
@@ -111,7 +111,7 @@ def test_progress_names_the_steps_and_reaches_the_end(tiny_root: Path, tmp_path:
         tmp_path / "run",
         progress=lambda what, done, total: seen.update({what: (done, total)}),
     )
-    assert set(seen) == {"hashing pictures", "measuring channels", "reading patches", "selecting the coreset"}
+    assert set(seen) == {"hashing images", "measuring channels", "reading patches", "selecting the coreset"}
     assert all(done == total for done, total in seen.values())
 
 
@@ -151,7 +151,7 @@ def test_the_command_trains_and_says_what_it_made(
     arguments = ["train", "padim", "--data", str(tiny_root), "--category", CATEGORY, "--out", str(out), "--seed", "7"]
     assert cli.run([*arguments, *SMALL, "--set", "held_out_minimum=6"]) == 0
     shown = capsys.readouterr()
-    assert re.search(r"padim fitted on 18 good pictures of steel in \d+\.\d s; 6 held out for calibration", shown.out)
+    assert re.search(r"padim fitted on 18 normal images of steel in \d+\.\d s; 6 held out for calibration", shown.out)
     assert f"run: {out}" in shown.out
     assert shown.err == ""
     record = read_run(out).record
@@ -185,7 +185,7 @@ def test_options_win_over_set_and_set_over_the_file_which_may_name_the_data(
     assert capsys.readouterr().err == "note: not used by train: save_path, do_eval\n"
 
 
-def test_a_flat_folder_of_good_pictures_is_enough(
+def test_a_flat_folder_of_normal_images_is_enough(
     tiny_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = Path(shutil.copytree(tiny_root / CATEGORY / "train" / "good", tmp_path / "cans"))

@@ -15,7 +15,7 @@ import safetensors.torch
 import torch
 from interrupted import killed_at_checkpoint
 from scipy.stats import spearmanr
-from tiny_dataset import CATEGORY, defective_pictures, good_pictures
+from tiny_dataset import CATEGORY, anomalous_images, normal_images
 from tiny_stable_diffusion import write_stable_diffusion
 
 from flawscope import cli
@@ -36,7 +36,7 @@ from flawscope.training.detectors.detector_run import read_run
 from flawscope.training.detectors.detector_training import train_detector
 from flawscope.training.detectors.dsad import DsadTask, autoencoder_of
 from flawscope.training.diffusion.torch_reconstruction import Reconstruction
-from flawscope.training.loop.image_batches import Pictures
+from flawscope.training.loop.image_batches import ImageReader
 from flawscope.training.settings import read_settings
 
 pytestmark = pytest.mark.long
@@ -98,8 +98,8 @@ def bundle(tmp_path_factory: pytest.TempPathFactory, run: Path) -> Path:
     return out
 
 
-def pictures(root: Path) -> np.ndarray:
-    paths = [*good_pictures(root)[:2], *defective_pictures(root)[:2]]
+def part_images(root: Path) -> np.ndarray:
+    paths = [*normal_images(root)[:2], *anomalous_images(root)[:2]]
     preprocessing = build_config("dsad", {"resize": 32})[0].preprocessing
     return np.stack([prepare(read_image(path), preprocessing) for path in paths])
 
@@ -108,7 +108,7 @@ def task_of(tiny_root: Path, autoencoder: Path, **changes: object) -> DsadTask:
     from flawscope.training.features.backbone import build_backbone
 
     asked = config(autoencoder, **changes)
-    validation = Pictures(good_pictures(tiny_root), asked.preprocessing, 1, 64)
+    validation = ImageReader(normal_images(tiny_root), asked.preprocessing, 1, 64)
     return DsadTask(asked, build_backbone(asked.features, None)[0], *autoencoder_of(asked), validation)
 
 
@@ -145,7 +145,7 @@ def test_what_starts_at_random_learns_and_the_autoencoder_does_not(
 
 
 def test_a_sketch_that_is_partly_wrong_is_for_training_alone(tiny_root: Path, autoencoder: Path) -> None:
-    images = torch.from_numpy(pictures(tiny_root))
+    images = torch.from_numpy(part_images(tiny_root))
 
     def sketches(drop: float) -> tuple[torch.Tensor, torch.Tensor]:
         """Return what the networks see in a step of training and in validation; in the loss it is lost in rounding."""
@@ -153,10 +153,10 @@ def test_a_sketch_that_is_partly_wrong_is_for_training_alone(tiny_root: Path, au
         seen: list[torch.Tensor] = []
         encode = task.denoiser.encode_hint
 
-        def noting(picture: torch.Tensor, sketch: torch.Tensor | None = None) -> torch.Tensor:
+        def noting(image: torch.Tensor, sketch: torch.Tensor | None = None) -> torch.Tensor:
             assert sketch is not None
             seen.append(sketch)
-            return encode(picture, sketch)
+            return encode(image, sketch)
 
         task.denoiser.encode_hint = noting  # type: ignore[method-assign]
         task.loss(task.network, images, torch.Generator().manual_seed(0))
@@ -172,7 +172,7 @@ def test_a_sketch_that_is_partly_wrong_is_for_training_alone(tiny_root: Path, au
 
 
 def test_augmentation_changes_what_is_learned(tiny_root: Path, autoencoder: Path) -> None:
-    images = torch.from_numpy(pictures(tiny_root))
+    images = torch.from_numpy(part_images(tiny_root))
     losses = set()
     for changes in ({}, {}, {"flip": True}, {"rotate": 15.0}, {"color_jitter": 0.3}):
         task = task_of(tiny_root, autoencoder, **changes)
@@ -192,7 +192,7 @@ def test_a_training_that_was_killed_ends_with_the_same_weights(
 
 
 def test_the_bundle_scores_as_torch_does(tiny_root: Path, run: Path, bundle: Path) -> None:
-    images = pictures(tiny_root)
+    images = part_images(tiny_root)
     expected = read_run(run).module(images)  # type: ignore[operator]
     with Inspector.load(bundle, "cpu") as inspector:
         maps, scores = inspector.infer(images[:3])
@@ -229,7 +229,7 @@ def test_every_verb_takes_the_bundle(tmp_path: Path, tiny_root: Path, bundle: Pa
     data = ["--data", str(tiny_root), "--category", CATEGORY]
     assert cli.run(["calibrate", str(copy), *data, "--false-reject-rate", "0.3"]) == 0
     assert cli.run(["evaluate", str(copy), *data, "--backend", "cpu", "--report", str(tmp_path / "report")]) == 0
-    source = str(defective_pictures(tiny_root)[0])
+    source = str(anomalous_images(tiny_root)[0])
     assert cli.run(["score", str(copy), source, "--pictures", str(tmp_path / "pictures")]) == 0
     assert len(list((tmp_path / "pictures").glob("*.png"))) == 6
     assert examine(copy, "cpu", "fp32")["graph"] == "encode.onnx, denoise.onnx, decode.onnx, compare.onnx"
@@ -251,7 +251,7 @@ def test_weights_too_large_for_one_message_lie_beside_their_graph(
     manifest = export_run(run, tmp_path / "large.flaw", max_batch=3)
     assert "denoise.onnx.data" in manifest.files
     assert manifest.files["denoise.onnx"].size < manifest.files["denoise.onnx.data"].size
-    images = pictures(tiny_root)[:2]
+    images = part_images(tiny_root)[:2]
     with Inspector.load(bundle, "cpu") as one, Inspector.load(tmp_path / "large.flaw", "cpu") as other:
         np.testing.assert_array_equal(one.infer(images)[1], other.infer(images)[1])
     tensorrt = import_tensorrt("tensorrt-rtx")
@@ -279,7 +279,7 @@ def test_a_model_on_stable_diffusion_needs_its_folder_no_more_once_it_is_trained
     moved = {name.split(".")[0] for name, value in weights.items() if not torch.equal(state[name], value)}
     assert moved == {"up_blocks", "conv_norm_out", "conv_out"}  # the rest is frozen
     assert record_of(tmp_path / "run")["facts"]["scaling"] == 0.18215
-    assert np.isfinite(found(pictures(tiny_root)[:1]).scores).all()  # type: ignore[operator]
+    assert np.isfinite(found(part_images(tiny_root)[:1]).scores).all()  # type: ignore[operator]
 
 
 def record_of(run: Path) -> dict[str, Any]:
@@ -293,11 +293,11 @@ def test_cannys_edges_are_given_to_the_graph_on_the_line_as_in_training(
     run = read_run(train(tiny_root, autoencoder, tmp_path / "run", sketch="canny", epochs=1))
     module = run.module
     assert isinstance(module, Reconstruction)
-    assert DSAD.head(run, list(pictures(tiny_root)[:1])).edges == "canny"  # type: ignore[union-attr]
+    assert DSAD.head(run, list(part_images(tiny_root)[:1])).edges == "canny"  # type: ignore[union-attr]
     name, graph = next(reconstruction_graphs(module, (32, 32), 2))
     assert name == "encode"
     onnx.save(graph, tmp_path / "encode.onnx")
-    images = pictures(tiny_root)[:2]
+    images = part_images(tiny_root)[:2]
     latents, conditions = SessionNetworks({"encode": OrtSession(tmp_path / "encode.onnx", "cpu")}, True).encode(images)
     expected, (hint,) = module.networks.encode(images)[0], module.networks.encode(images)[1].values()
     np.testing.assert_allclose(latents, expected, atol=1e-3)
@@ -309,7 +309,7 @@ def test_one_model_is_trained_on_all_categories(tmp_path: Path, tiny_root: Path,
     shutil.copytree(tiny_root / CATEGORY, root / "first")
     shutil.copytree(tiny_root / CATEGORY, root / "second")
     for path in (root / "second").rglob("*.png"):
-        if "ground_truth" not in path.parts:  # other pictures, or they would be the same ones twice
+        if "ground_truth" not in path.parts:  # other images, or they would be the same ones twice
             path.write_bytes(brighter(path))
     dataset = open_dataset(root, "all")
     train_detector(config(autoencoder, epochs=1), dataset, tmp_path / "run")

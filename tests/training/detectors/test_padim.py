@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pytest
 import torch
 from native_heads import build_head, torch_scores
-from tiny_dataset import defective_pictures, good_pictures, training_pictures
+from tiny_dataset import anomalous_images, normal_images, training_images
 
 from flawscope.bundle import PadimHead
 from flawscope.config import PadimConfig, build_config
@@ -24,7 +24,7 @@ from flawscope.training.detectors.padim import fit_padim
 from flawscope.training.features.backbone import Backbone, build_backbone
 from flawscope.training.features.patch_extraction import iterate_patches
 from flawscope.training.features.patch_features import PatchFeatures, build_features
-from flawscope.training.loop.fit_result import Fitted
+from flawscope.training.loop.fit_result import FitResult
 
 
 def padim_config(**settings: object) -> PadimConfig:
@@ -38,7 +38,7 @@ def backbone() -> Backbone:
     return build_backbone(padim_config().features, None)[0]
 
 
-def fit(config: PadimConfig, backbone: Backbone, paths: list[Path]) -> Fitted:
+def fit(config: PadimConfig, backbone: Backbone, paths: list[Path]) -> FitResult:
     return fit_padim(config, backbone, paths, no_progress)
 
 
@@ -56,7 +56,7 @@ def test_mean_and_covariance_are_numpys_on_all_patches(
     tiny_root: Path, backbone: Backbone, settings: dict[str, object]
 ) -> None:
     config = padim_config(**settings)
-    paths = training_pictures(tiny_root)
+    paths = training_images(tiny_root)
     fitted = fit(config, backbone, paths)
     patches = patches_of(build_features(config, backbone, fitted), config, paths)
     np.testing.assert_allclose(fitted.tensors["mean"], patches.mean(axis=0), rtol=1e-5, atol=1e-6)
@@ -69,11 +69,11 @@ def test_mean_and_covariance_are_numpys_on_all_patches(
 
 def test_the_distance_is_the_mahalanobis_distance_of_the_paper(tiny_root: Path, backbone: Backbone) -> None:
     config = padim_config(sigma=0.0)
-    paths = training_pictures(tiny_root)
+    paths = training_images(tiny_root)
     fitted = fit(config, backbone, paths)
     features = build_features(config, backbone, fitted)
     patches = patches_of(features, config, paths)
-    (tested,) = iterate_patches(features, defective_pictures(tiny_root)[:1], config, "reading", no_progress)
+    (tested,) = iterate_patches(features, anomalous_images(tiny_root)[:1], config, "reading", no_progress)
     centred = tested[0].numpy().astype(np.float64) - patches.mean(axis=0)
     expected = np.empty(256)
     for position in range(256):
@@ -87,7 +87,7 @@ def test_the_distance_is_the_mahalanobis_distance_of_the_paper(tiny_root: Path, 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 24])
 def test_streaming_does_not_depend_on_the_batch_size(tiny_root: Path, backbone: Backbone, batch_size: int) -> None:
-    paths = training_pictures(tiny_root)
+    paths = training_images(tiny_root)
     expected = fit(padim_config(batch_size=8), backbone, paths)
     got = fit(padim_config(batch_size=batch_size), backbone, paths)
     assert got.channels == expected.channels
@@ -97,7 +97,7 @@ def test_streaming_does_not_depend_on_the_batch_size(tiny_root: Path, backbone: 
 
 
 def test_the_channels_are_drawn_by_the_seed_and_sorted(tiny_root: Path, backbone: Backbone) -> None:
-    paths = training_pictures(tiny_root)[:3]
+    paths = training_images(tiny_root)[:3]
     first, again, other = (fit(padim_config(seed=seed), backbone, paths).channels for seed in (1, 1, 2))
     assert first is not None
     assert first == again != other
@@ -107,43 +107,43 @@ def test_the_channels_are_drawn_by_the_seed_and_sorted(tiny_root: Path, backbone
     assert first[-1] < 150
 
 
-def scores_of_run(path: Path, pictures: list[Path]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+def scores_of_run(path: Path, part_images: list[Path]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     run = read_run(path)
     spec = run.record.config.preprocessing
     head = PadimHead(run.record.grid, run.record.config.maps.sigma)
-    images = [prepare(read_image(picture), spec) for picture in pictures]
+    images = [prepare(read_image(image), spec) for image in part_images]
     return torch_scores(run.module, head, run.fitted.tensors, spec.size, images)
 
 
 def test_saved_and_reloaded_scores_are_the_same_bit_for_bit_also_under_another_global_seed(
     tiny_root: Path, tmp_path: Path
 ) -> None:
-    pictures = [*good_pictures(tiny_root), *defective_pictures(tiny_root)]
+    part_images = [*normal_images(tiny_root), *anomalous_images(tiny_root)]
     config = padim_config(held_out_minimum=4)
     dataset = open_dataset(tiny_root)
     record = train_detector(config, dataset, tmp_path / "run")
 
-    # What was in memory before it was saved, made again from the same pictures.
+    # What was in memory before it was saved, made again from the same images.
     backbone, _ = build_backbone(config.features, None)
     kept = {str(digest) for digest in record.training}
     from flawscope.datasets import content_hash
 
     paths = [sample.path for sample in dataset.train_good if content_hash(sample.path) in kept]
     fitted = fit(config, backbone, paths)
-    images = [prepare(read_image(picture), config.preprocessing) for picture in pictures]
+    images = [prepare(read_image(image), config.preprocessing) for image in part_images]
     head = PadimHead(fitted.grid, config.maps.sigma)
     before = torch_scores(build_features(config, backbone, fitted), head, fitted.tensors, (64, 64), images)
 
     torch.manual_seed(1)
-    first = scores_of_run(tmp_path / "run", pictures)
+    first = scores_of_run(tmp_path / "run", part_images)
     torch.manual_seed(20_000)
     np.random.seed(20_000)  # noqa: NPY002  the global state is what must not matter
-    write_run(tmp_path / "copy", record, read_run(tmp_path / "run").fitted, backbone, pictures[:1])
-    second = scores_of_run(tmp_path / "copy", pictures)
+    write_run(tmp_path / "copy", record, read_run(tmp_path / "run").fitted, backbone, part_images[:1])
+    second = scores_of_run(tmp_path / "copy", part_images)
     for got in (first, second):
         assert got[0].tobytes() == before[0].tobytes()
         assert got[1].tobytes() == before[1].tobytes()
-    assert len(np.unique(before[1])) == len(pictures)
+    assert len(np.unique(before[1])) == len(part_images)
 
 
 def test_the_choice_of_channels_is_read_from_the_run_not_drawn_again(padim_run: Path) -> None:
@@ -156,7 +156,7 @@ def test_the_choice_of_channels_is_read_from_the_run_not_drawn_again(padim_run: 
 def test_ortho_projects_all_channels_onto_orthonormal_directions_of_the_seed(
     tiny_root: Path, backbone: Backbone
 ) -> None:
-    paths = training_pictures(tiny_root)
+    paths = training_images(tiny_root)
     plain = padim_config(reduction="ortho", standardize="none")
     fitted = fit(plain, backbone, paths)
     assert fitted.channels is None
@@ -169,7 +169,7 @@ def test_ortho_projects_all_channels_onto_orthonormal_directions_of_the_seed(
 
 
 def test_ortho_after_scaling_is_the_product_of_both(tiny_root: Path, backbone: Backbone) -> None:
-    paths = training_pictures(tiny_root)
+    paths = training_images(tiny_root)
     projected = fit(padim_config(reduction="ortho", standardize="none"), backbone, paths).transform
     scale = fit(padim_config(channels=150, standardize="scale"), backbone, paths).transform
     both = fit(padim_config(reduction="ortho", standardize="scale"), backbone, paths).transform
@@ -183,24 +183,24 @@ def test_more_channels_than_there_are_is_an_error(tiny_root: Path, backbone: Bac
     with pytest.raises(
         ArgumentError, match=r"channels: expected at most the 150 channels of scattering stages \[1, 2\]"
     ):
-        fit(padim_config(channels=151), backbone, training_pictures(tiny_root)[:2])
+        fit(padim_config(channels=151), backbone, training_images(tiny_root)[:2])
 
 
 @pytest.mark.parametrize("count", [0, 1])
-def test_a_covariance_needs_two_pictures(tiny_root: Path, backbone: Backbone, count: int) -> None:
-    with pytest.raises(DataError, match=rf"padim: expected at least two good training pictures .* got {count}"):
-        fit(padim_config(), backbone, training_pictures(tiny_root)[:count])
+def test_a_covariance_needs_two_images(tiny_root: Path, backbone: Backbone, count: int) -> None:
+    with pytest.raises(DataError, match=rf"padim: expected at least two normal training images .* got {count}"):
+        fit(padim_config(), backbone, training_images(tiny_root)[:count])
 
 
-def test_two_pictures_are_enough(tiny_root: Path, backbone: Backbone) -> None:
-    fitted = fit(padim_config(), backbone, training_pictures(tiny_root)[:2])
+def test_two_images_are_enough(tiny_root: Path, backbone: Backbone) -> None:
+    fitted = fit(padim_config(), backbone, training_images(tiny_root)[:2])
     assert all(np.isfinite(value).all() for value in fitted.tensors.values())
 
 
 def test_too_little_regularization_is_one_sentence(tiny_root: Path, backbone: Backbone) -> None:
     config = padim_config(regularization=1e-300, channels=40)
-    with pytest.raises(ArgumentError, match=r"regularization: expected enough to make every covariance of 2 pictures"):
-        fit(config, backbone, training_pictures(tiny_root)[:2])
+    with pytest.raises(ArgumentError, match=r"regularization: expected enough to make every covariance of 2 images"):
+        fit(config, backbone, training_images(tiny_root)[:2])
 
 
 def test_covariances_beyond_two_to_the_31_are_refused_before_they_are_allocated(
@@ -208,4 +208,4 @@ def test_covariances_beyond_two_to_the_31_are_refused_before_they_are_allocated(
 ) -> None:
     monkeypatch.setattr(PatchFeatures, "layout", lambda self, size: ((512, 512), 150))
     with pytest.raises(ArgumentError, match=r"padim: expected fewer than 2³¹ covariance entries, got 262144 positions"):
-        fit(padim_config(channels=100), backbone, training_pictures(tiny_root)[:2])
+        fit(padim_config(channels=100), backbone, training_images(tiny_root)[:2])

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from native_heads import build_head, torch_scores
-from tiny_dataset import training_pictures
+from tiny_dataset import training_images
 
 from flawscope.arrays import Float32Array
 from flawscope.bundle import PatchcoreHead
@@ -31,7 +31,7 @@ from flawscope.training.detectors.patchcore import (
 from flawscope.training.features.backbone import Backbone, build_backbone
 from flawscope.training.features.patch_extraction import iterate_patches
 from flawscope.training.features.patch_features import build_features
-from flawscope.training.loop.fit_result import Fitted
+from flawscope.training.loop.fit_result import FitResult
 
 
 def patchcore_config(**settings: object) -> PatchcoreConfig:
@@ -52,11 +52,11 @@ def backbone() -> Backbone:
     return build_backbone(patchcore_config().features, None)[0]
 
 
-def fit(config: PatchcoreConfig, backbone: Backbone, paths: list[Path], scratch: Path) -> Fitted:
+def fit(config: PatchcoreConfig, backbone: Backbone, paths: list[Path], scratch: Path) -> FitResult:
     return fit_patchcore(config, backbone, paths, scratch, no_progress)
 
 
-def all_patches(config: PatchcoreConfig, backbone: Backbone, fitted: Fitted, paths: list[Path]) -> Float32Array:
+def all_patches(config: PatchcoreConfig, backbone: Backbone, fitted: FitResult, paths: list[Path]) -> Float32Array:
     features = build_features(config, backbone, fitted)
     batches = iterate_patches(features, paths, config, "reading", no_progress)
     return np.concatenate([batch.numpy().reshape(-1, batch.shape[-1]) for batch in batches])
@@ -67,10 +67,10 @@ def is_row_of(rows: Float32Array, matrix: Float32Array) -> list[bool]:
     return [row.tobytes() in known for row in np.ascontiguousarray(rows)]
 
 
-def test_a_memory_of_all_patches_gives_zero_on_training_pictures(
+def test_a_memory_of_all_patches_gives_zero_on_training_images(
     tiny_root: Path, tmp_path: Path, backbone: Backbone
 ) -> None:
-    paths = training_pictures(tiny_root)[:6]
+    paths = training_images(tiny_root)[:6]
     config = patchcore_config(coreset=1.0, held_out=0.0, held_out_minimum=0)
     fitted = fit(config, backbone, paths, tmp_path)
     assert fitted.tensors["bank"].shape == (6 * 256, 150)
@@ -90,7 +90,7 @@ def test_a_memory_of_all_patches_gives_zero_on_training_pictures(
 def test_the_selection_repeats_under_a_seed_and_changes_with_it(
     tiny_root: Path, tmp_path: Path, backbone: Backbone
 ) -> None:
-    paths = training_pictures(tiny_root)[:6]
+    paths = training_images(tiny_root)[:6]
     first = fit(patchcore_config(seed=3), backbone, paths, tmp_path)
     np.random.default_rng(99).random(5)  # another generator's use changes nothing
     again = fit(patchcore_config(seed=3), backbone, paths, tmp_path)
@@ -101,10 +101,10 @@ def test_the_selection_repeats_under_a_seed_and_changes_with_it(
 
 
 @pytest.mark.parametrize("upsample", ["nearest", "bilinear"])
-def test_the_bank_consists_of_different_patches_of_the_pictures(
+def test_the_bank_consists_of_different_patches_of_the_images(
     tiny_root: Path, tmp_path: Path, backbone: Backbone, upsample: str
 ) -> None:
-    paths = training_pictures(tiny_root)[:6]
+    paths = training_images(tiny_root)[:6]
     config = patchcore_config(upsample=upsample)
     fitted = fit(config, backbone, paths, tmp_path)
     bank = fitted.tensors["bank"]
@@ -115,7 +115,7 @@ def test_the_bank_consists_of_different_patches_of_the_pictures(
 
 
 def test_greedy_selection_covers_better_than_chance(tiny_root: Path, tmp_path: Path, backbone: Backbone) -> None:
-    paths = training_pictures(tiny_root)[:6]
+    paths = training_images(tiny_root)[:6]
     config = patchcore_config()
     fitted = fit(config, backbone, paths, tmp_path)
     patches = all_patches(config, backbone, fitted, paths).astype(np.float64)
@@ -129,7 +129,7 @@ def test_greedy_selection_covers_better_than_chance(tiny_root: Path, tmp_path: P
 
 
 def test_a_projection_chooses_real_patches_from_disk(tiny_root: Path, tmp_path: Path, backbone: Backbone) -> None:
-    paths = training_pictures(tiny_root)[:1]
+    paths = training_images(tiny_root)[:1]
     config = patchcore_config(projection="jl")
     fitted = fit(config, backbone, paths, tmp_path)
     assert fitted.facts["selected_in"] == "a projection to 136 dimensions"
@@ -141,20 +141,20 @@ def test_a_projection_chooses_real_patches_from_disk(tiny_root: Path, tmp_path: 
 def test_over_budget_patches_are_thinned_and_the_bank_still_holds_real_ones(
     tiny_root: Path, tmp_path: Path, backbone: Backbone
 ) -> None:
-    paths = training_pictures(tiny_root)
+    paths = training_images(tiny_root)
     assert 4 * len(paths) * 256 * 150 > 3 << 20
     for projection in ("auto", "none", "jl"):
         config = with_budget_mb(patchcore_config(projection=projection), 1)
         fitted = fit(config, backbone, paths, tmp_path)
-        assert re.search(r"of \d+ random patches of the 256 in each picture$", str(fitted.facts["selected_in"]))
+        assert re.search(r"of \d+ random patches of the 256 in each image$", str(fitted.facts["selected_in"]))
         assert 4 * int(fitted.facts["patches"]) * 150 <= 1 << 20
         assert all(is_row_of(fitted.tensors["bank"], all_patches(config, backbone, fitted, paths)))
 
 
-def test_a_budget_that_holds_one_patch_a_picture_still_gives_a_bank(
+def test_a_budget_that_holds_one_patch_an_image_still_gives_a_bank(
     tiny_root: Path, tmp_path: Path, backbone: Backbone
 ) -> None:
-    paths = training_pictures(tiny_root)[:5]
+    paths = training_images(tiny_root)[:5]
     config = with_budget_mb(patchcore_config(coreset=100), 0)
     fitted = fit(config, backbone, paths, tmp_path)
     assert fitted.facts["patches"] == 5
@@ -169,8 +169,8 @@ def test_a_budget_that_holds_one_patch_a_picture_still_gives_a_bank(
         ("none", 10, 1024, 1000, 256, "the full space"),
         ("jl", 10, 1024, 193, 256, "a projection to 193 dimensions"),
         ("auto", 10, 2, 193, 256, "a projection to 193 dimensions"),
-        ("auto", 10, 1, 193, 135, "a projection to 193 dimensions, of 135 random patches of the 256 in each picture"),
-        ("none", 10, 1, 1000, 26, "the full space, of 26 random patches of the 256 in each picture"),
+        ("auto", 10, 1, 193, 135, "a projection to 193 dimensions, of 135 random patches of the 256 in each image"),
+        ("none", 10, 1, 1000, 26, "the full space, of 26 random patches of the 256 in each image"),
     ],
 )
 def test_the_plan_keeps_the_matrix_within_the_budget(
@@ -207,7 +207,7 @@ def test_coreset_is_a_share_or_a_count_within_the_cap(coreset: float, max_bank: 
 
 def test_the_cap_holds_in_the_fit(tiny_root: Path, tmp_path: Path, backbone: Backbone) -> None:
     config = patchcore_config(coreset=1.0, max_bank=17)
-    fitted = fit(config, backbone, training_pictures(tiny_root)[:2], tmp_path)
+    fitted = fit(config, backbone, training_images(tiny_root)[:2], tmp_path)
     assert fitted.tensors["bank"].shape == (17, 150)
     assert fitted.tensors["neighbours"].shape == (17, 9)
 
@@ -217,19 +217,19 @@ def test_only_the_papers_reweighting_needs_a_table(
     tiny_root: Path, tmp_path: Path, backbone: Backbone, reweight: str, neighbors: int
 ) -> None:
     config = patchcore_config(reweight=reweight, neighbors=neighbors)
-    fitted = fit(config, backbone, training_pictures(tiny_root)[:2], tmp_path)
+    fitted = fit(config, backbone, training_images(tiny_root)[:2], tmp_path)
     assert set(fitted.tensors) == {"bank"}
 
 
-def test_no_picture_is_an_error(tmp_path: Path, backbone: Backbone) -> None:
-    with pytest.raises(DataError, match=r"patchcore: expected at least one good training picture, got none"):
+def test_no_image_is_an_error(tmp_path: Path, backbone: Backbone) -> None:
+    with pytest.raises(DataError, match=r"patchcore: expected at least one normal training image, got none"):
         fit(patchcore_config(), backbone, [], tmp_path)
 
 
-def test_a_picture_too_small_for_the_stages_is_one_sentence(tiny_root: Path, tmp_path: Path) -> None:
+def test_an_image_too_small_for_the_stages_is_one_sentence(tiny_root: Path, tmp_path: Path) -> None:
     config = patchcore_config(resize=32, stages=[3, 4])
     with pytest.raises(ArgumentError, match=r"image size: .* got 32x32 pixels"):
-        fit(config, build_backbone(config.features, None)[0], training_pictures(tiny_root)[:2], tmp_path)
+        fit(config, build_backbone(config.features, None)[0], training_images(tiny_root)[:2], tmp_path)
 
 
 def naive_neighbours(bank: Float32Array, count: int) -> list[list[float]]:

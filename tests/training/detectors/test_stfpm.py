@@ -19,7 +19,7 @@ import safetensors.torch
 import torch
 from interrupted import Killed, killing_progress
 from published_weights import write_backbone_weights
-from tiny_dataset import good_pictures
+from tiny_dataset import normal_images
 
 from flawscope import cli
 from flawscope.bundle import StfpmHead, open_bundle
@@ -35,7 +35,7 @@ from flawscope.training.detectors.detector_run import read_run
 from flawscope.training.detectors.detector_training import train_detector
 from flawscope.training.detectors.stfpm import StfpmNetwork, StfpmTask, stage_distances
 from flawscope.training.features.backbone import Backbone, untrained_backbone
-from flawscope.training.loop.image_batches import Pictures
+from flawscope.training.loop.image_batches import ImageReader
 
 pytestmark = pytest.mark.long
 
@@ -103,11 +103,11 @@ def test_a_student_equal_to_its_teacher_gives_a_map_of_zeros() -> None:
 @pytest.mark.parametrize("sigma", [0.0, 3.0])
 def test_the_map_is_the_product_of_the_enlarged_stages(sigma: float) -> None:
     teacher, student = pair()
-    pictures = torch.from_numpy(images())
-    maps, scores = StfpmNetwork(teacher, student, (64, 64), sigma)(pictures)
+    part_images = torch.from_numpy(images())
+    maps, scores = StfpmNetwork(teacher, student, (64, 64), sigma)(part_images)
     for index in range(3):
         product = np.ones((64, 64))
-        for first, second in zip(teacher(pictures), student(pictures), strict=True):
+        for first, second in zip(teacher(part_images), student(part_images), strict=True):
             a, b = first[index].numpy().astype(np.float64), second[index].numpy().astype(np.float64)
             a, b = a / np.linalg.norm(a, axis=0), b / np.linalg.norm(b, axis=0)
             distance = 0.5 * ((a - b) ** 2).sum(axis=0)
@@ -129,12 +129,12 @@ def test_the_distance_of_a_position_does_not_depend_on_the_length_of_its_feature
 
 
 def test_the_loss_is_the_mean_distance_and_the_seeds_is_twice_that(tiny_root: Path) -> None:
-    pictures = Pictures(good_pictures(tiny_root)[:4], config().preprocessing, 1, 100)
+    part_images = ImageReader(normal_images(tiny_root)[:4], config().preprocessing, 1, 100)
     teacher, _ = pair()
     batch, generator = torch.from_numpy(images()), torch.Generator()
     losses = {}
     for kind in ("paper", "seed"):
-        task = StfpmTask(config(loss=kind), teacher, pictures)
+        task = StfpmTask(config(loss=kind), teacher, part_images)
         task.network.eval()
         losses[kind] = task.loss(task.network, batch, generator)
         expected = sum(float(d.detach().mean()) for d in stage_distances(teacher(batch), task.network(batch)))
@@ -158,7 +158,7 @@ def test_a_run_has_teacher_student_metrics_and_previews(trained: Path) -> None:
     assert sorted(path.name for path in (trained / "previews").iterdir()) == ["epoch_0002.png", "epoch_0003.png"]
     assert cv2.imread(str(trained / "previews" / "epoch_0003.png")).shape == (4 * 64, 2 * 64, 3)
     assert not trained.with_name("run.training").exists()
-    # Pictures that chose the epoch count as learned; thresholds are set on others.
+    # Images that chose the epoch count as learned; thresholds are set on others.
     assert len(run.record.training) + len(run.record.held_out) == len(set(run.record.training + run.record.held_out))
     assert run.record.facts["validation_pictures"] >= 2
 
@@ -181,7 +181,7 @@ def test_the_bundle_is_one_graph_and_scores_as_torch_does(bundle: Path, trained:
         assert (manifest.method, manifest.bank, set(manifest.graphs)) == ("stfpm", None, {"score"})
         assert isinstance(manifest.head, StfpmHead)
         assert inspector.path == "graph"
-        prepared = np.stack([prepare(read_image(path), manifest.input) for path in good_pictures(tiny_root)[:4]])
+        prepared = np.stack([prepare(read_image(path), manifest.input) for path in normal_images(tiny_root)[:4]])
         maps, scores = inspector.infer(prepared)
     with torch.inference_mode():
         expected_maps, expected_scores = run.module(torch.from_numpy(prepared))
@@ -196,7 +196,7 @@ def test_every_verb_takes_the_bundle(
     assert cli.run(["calibrate", str(bundle), *data]) == 0
     assert cli.run(["evaluate", str(bundle), *data, "--report", str(tmp_path / "report")]) == 0
     assert "image AUROC" in capsys.readouterr().out
-    assert cli.run(["score", str(bundle), str(good_pictures(tiny_root)[0]), "--json"]) == 0
+    assert cli.run(["score", str(bundle), str(normal_images(tiny_root)[0]), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["decision"] in ("accept", "reject")
     assert cli.run(["bundle", "verify", str(bundle)]) == 0
     assert cli.run(["explain", str(trained)]) == 0
@@ -306,11 +306,11 @@ def test_settings_out_of_range_are_refused(key: str, value: object) -> None:
         config(**{key: value})
 
 
-def test_too_few_pictures_are_refused(tiny_root: Path, weights: Path, tmp_path: Path) -> None:
+def test_too_few_images_are_refused(tiny_root: Path, weights: Path, tmp_path: Path) -> None:
     from flawscope.training.detectors.stfpm import train_stfpm
 
     dataset = open_dataset(tiny_root, "steel")
-    with pytest.raises(DataError, match="expected at least 4 good training pictures, got 3"):
+    with pytest.raises(DataError, match="expected at least 4 normal training images, got 3"):
         train_stfpm(config(), pair()[0], dataset.train_good[:3], {}, tmp_path, False, no_progress)
 
 

@@ -17,7 +17,7 @@ import onnxruntime
 import pytest
 import torch
 from interrupted import Killed, killing_progress
-from tiny_dataset import good_pictures
+from tiny_dataset import normal_images
 from torch import Tensor, nn
 
 from flawscope.config import AutoencoderConfig, build_config
@@ -36,8 +36,8 @@ from flawscope.training.diffusion.autoencoder import (
     train_autoencoder,
 )
 from flawscope.training.features.backbone import Backbone, untrained_backbone
-from flawscope.training.loop.fit_result import Fitted
-from flawscope.training.loop.image_batches import Pictures
+from flawscope.training.loop.fit_result import FitResult
+from flawscope.training.loop.image_batches import ImageReader
 
 SIDE = 32
 SETTINGS = {
@@ -100,7 +100,7 @@ def metrics(folder: Path) -> list[dict[str, float]]:
 
 def train(
     root: Path, folder: Path, resume: bool = False, progress: Progress = no_progress, **changes: object
-) -> Fitted:
+) -> FitResult:
     dataset = open_dataset(root, "steel")
     hashes = hash_contents([sample.path for sample in dataset.train_good])
     made = config(**changes)
@@ -110,7 +110,7 @@ def train(
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory, tiny_root: Path) -> tuple[Path, Fitted]:
+def trained(tmp_path_factory: pytest.TempPathFactory, tiny_root: Path) -> tuple[Path, FitResult]:
     """The folder of a training, and what came out of it."""
     folder = tmp_path_factory.mktemp("autoencoder")
     return folder, train(tiny_root, folder)
@@ -122,10 +122,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory, tiny_root: Path) -> tuple[
 def test_latents_are_the_scaled_mean_and_the_decoder_undoes_the_scale() -> None:
     network = autoencoder()
     encoder, decoder = Encoder(network, "signed"), Decoder(network, "signed")
-    pictures = images()
+    part_images = images()
     with torch.no_grad():
-        latents, again = encoder(pictures), encoder(pictures)
-        signed = (pictures.permute(0, 3, 1, 2).float() - 127.5) / 127.5
+        latents, again = encoder(part_images), encoder(part_images)
+        signed = (part_images.permute(0, 3, 1, 2).float() - 127.5) / 127.5
         expected = 0.18215 * network.encode(signed).latent_dist.mean
         restored = decoder(latents)
         decoded = network.decode(latents / 0.18215).sample
@@ -158,12 +158,12 @@ def test_imagenet_is_exact_both_ways() -> None:
 
 
 @pytest.mark.parametrize("normalization", BOTH)
-def test_pictures_are_limited_whatever_the_normalisation(normalization: Normalization) -> None:
+def test_images_are_limited_whatever_the_normalisation(normalization: Normalization) -> None:
     network = autoencoder()
     with torch.no_grad():
         network.decoder.conv_out.weight.mul_(100.0)
-        picture = Decoder(network, normalization)(torch.randn((2, 4, 16, 16)))
-    assert (float(picture.min()), float(picture.max())) == (-1.0, 1.0)
+        image = Decoder(network, normalization)(torch.randn((2, 4, 16, 16)))
+    assert (float(image.min()), float(image.max())) == (-1.0, 1.0)
 
 
 @pytest.mark.long
@@ -189,11 +189,11 @@ def test_both_halves_are_graphs_that_give_what_torch_gives() -> None:
     assert program is not None
     sessions = [session(model) for model in (graph, program.model_proto)]
     for count in (1, 2, 5):
-        pictures = images(count)
+        part_images = images(count)
         with torch.inference_mode():
-            latents = encoder(pictures)
+            latents = encoder(part_images)
             restored = decoder(latents)
-        found = sessions[0].run(None, {"image": pictures.numpy()})[0]
+        found = sessions[0].run(None, {"image": part_images.numpy()})[0]
         np.testing.assert_allclose(found, latents.numpy(), rtol=1e-4, atol=1e-5)
         found = sessions[1].run(None, {"latents": latents.numpy()})[0]
         np.testing.assert_allclose(found, restored.numpy(), rtol=1e-4, atol=1e-5)
@@ -209,21 +209,21 @@ def session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
 
 
 def test_the_perceptual_distance_is_that_of_features_of_unit_length() -> None:
-    network, pictures = backbone(), images()
+    network, part_images = backbone(), images()
     restored = torch.rand((3, 3, SIDE, SIDE), generator=torch.Generator().manual_seed(0)) * 2 - 1
-    found = perceptual_distances(network, pictures, restored)
+    found = perceptual_distances(network, part_images, restored)
     values = (restored.permute(0, 2, 3, 1).numpy() + 1) / 2
     normalised = (values - np.array(network.mean)) / np.array(network.std)
     with torch.no_grad():
         others = network.network(torch.from_numpy(normalised.transpose(0, 3, 1, 2)).float())
     expected = np.zeros(3)
-    for first, second in zip(network(pictures), others, strict=True):
+    for first, second in zip(network(part_images), others, strict=True):
         a, b = first.numpy().astype(np.float64), second.numpy().astype(np.float64)
         a, b = a / np.linalg.norm(a, axis=1, keepdims=True), b / np.linalg.norm(b, axis=1, keepdims=True)
         expected += ((a - b) ** 2).sum(axis=1).mean(axis=(1, 2))
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-5)
-    same = pictures.permute(0, 3, 1, 2).float() / 127.5 - 1
-    np.testing.assert_allclose(perceptual_distances(network, pictures, same).numpy(), 0.0, atol=1e-9)
+    same = part_images.permute(0, 3, 1, 2).float() / 127.5 - 1
+    np.testing.assert_allclose(perceptual_distances(network, part_images, same).numpy(), 0.0, atol=1e-9)
 
 
 def loss_of(task: AutoencoderTask, batch: Tensor, seed: int) -> float:
@@ -232,11 +232,11 @@ def loss_of(task: AutoencoderTask, batch: Tensor, seed: int) -> float:
 
 @pytest.mark.parametrize("normalization", BOTH)
 def test_the_loss_is_the_sum_of_its_three_terms(tiny_root: Path, normalization: Normalization) -> None:
-    pictures, batch = held_back(tiny_root), images()
+    part_images, batch = held_back(tiny_root), images()
     losses = {}
     for perceptual, kl in ((0.0, 0.0), (0.0, 0.5), (0.25, 0.0), (0.25, 0.5)):
         made = config(normalization=normalization, backbone="resnet18", perceptual=perceptual, kl=kl)
-        task = AutoencoderTask(made, backbone(), pictures)
+        task = AutoencoderTask(made, backbone(), part_images)
         losses[perceptual, kl] = loss_of(task, batch, 7)
     network = autoencoder(normalization=normalization)
     expected = Encoder(network, normalization).normalised(batch)
@@ -264,9 +264,9 @@ def test_gradients_reach_the_whole_network_and_never_the_backbone(tiny_root: Pat
 
 
 def test_the_scattering_backbone_leaves_the_perceptual_loss_out(tiny_root: Path) -> None:
-    pictures, batch = held_back(tiny_root), images()
+    part_images, batch = held_back(tiny_root), images()
     without, fixed = (
-        AutoencoderTask(config(**changes), backbone(), pictures)
+        AutoencoderTask(config(**changes), backbone(), part_images)
         for changes in ({"backbone": "resnet18", "perceptual": 0.0}, {"backbone": "scattering"})
     )
     first, second = (loss_of(task, batch, 0) for task in (without, fixed))
@@ -282,23 +282,23 @@ def test_training_draws_its_latents_with_the_generator(tiny_root: Path) -> None:
 # --- what is told of it
 
 
-def held_back(root: Path) -> Pictures:
-    return Pictures(good_pictures(root)[:5], config().preprocessing, 1, 100)
+def held_back(root: Path) -> ImageReader:
+    return ImageReader(normal_images(root)[:5], config().preprocessing, 1, 100)
 
 
 @pytest.mark.parametrize("normalization", BOTH)
-def test_figures_and_preview_are_of_the_pictures_held_back(
+def test_figures_and_preview_are_of_the_images_held_back(
     tiny_root: Path, tmp_path: Path, normalization: Normalization
 ) -> None:
-    pictures = held_back(tiny_root)
-    task = AutoencoderTask(config(normalization=normalization), backbone(), pictures)
-    given_pictures = np.concatenate(list(pictures.batches(range(5), 5)))
+    images = held_back(tiny_root)
+    task = AutoencoderTask(config(normalization=normalization), backbone(), images)
+    given_images = np.concatenate(list(images.batches(range(5), 5)))
     network = task.autoencoder
     encoder, decoder = Encoder(network, normalization), Decoder(network, normalization)
     with torch.inference_mode():
-        latents = encoder(torch.from_numpy(given_pictures))
+        latents = encoder(torch.from_numpy(given_images))
         restored = decoder(latents).permute(0, 2, 3, 1).numpy().astype(np.float64)
-    difference = restored - (given_pictures / 127.5 - 1)
+    difference = restored - (given_images / 127.5 - 1)
     found = task.validate()
     assert found["error"] == pytest.approx(np.abs(difference).mean(), rel=1e-5)
     # On bytes the peak is 255.
@@ -309,7 +309,7 @@ def test_figures_and_preview_are_of_the_pictures_held_back(
     assert sheet.shape == (2 * SIDE, 4 * SIDE, 3)
     for column in range(4):
         part = sheet[:, column * SIDE : (column + 1) * SIDE]
-        np.testing.assert_array_equal(part[:SIDE], given_pictures[column])
+        np.testing.assert_array_equal(part[:SIDE], given_images[column])
         np.testing.assert_allclose(part[SIDE:], (restored[column] + 1) * 127.5, atol=0.51)
 
 
@@ -317,7 +317,7 @@ def test_figures_and_preview_are_of_the_pictures_held_back(
 
 
 @pytest.mark.long
-def test_training_lowers_the_error_and_measures_the_scale(trained: tuple[Path, Fitted], tiny_root: Path) -> None:
+def test_training_lowers_the_error_and_measures_the_scale(trained: tuple[Path, FitResult], tiny_root: Path) -> None:
     folder, fitted = trained
     lines = metrics(folder)
     assert [line["epoch"] for line in lines] == [1, 2, 3, 4]
@@ -330,14 +330,14 @@ def test_training_lowers_the_error_and_measures_the_scale(trained: tuple[Path, F
     assert fitted.facts["scaling"] == 1.0 / best["latent_std"]
     assert fitted.grid == (SIDE // 2, SIDE // 2)
     assert sorted(path.name for path in (folder / "previews").iterdir()) == ["epoch_0002.png", "epoch_0004.png"]
-    # What the encoder gives has a deviation near 1 on other good pictures too.
+    # What the encoder gives has a deviation near 1 on other normal images too.
     restored = restore_autoencoder(config(), fitted.networks["autoencoder"], float(fitted.facts["scaling"]))
-    pictures = np.concatenate(list(held_back(tiny_root).batches(range(5), 5)))
+    images = np.concatenate(list(held_back(tiny_root).batches(range(5), 5)))
     with torch.inference_mode():
-        assert float(Encoder(restored, "signed")(torch.from_numpy(pictures)).std()) == pytest.approx(1.0, abs=0.2)
+        assert float(Encoder(restored, "signed")(torch.from_numpy(images)).std()) == pytest.approx(1.0, abs=0.2)
 
 
-def assert_same_training(first: tuple[Path, Fitted], second: tuple[Path, Fitted]) -> None:
+def assert_same_training(first: tuple[Path, FitResult], second: tuple[Path, FitResult]) -> None:
     assert metrics(first[0]) == metrics(second[0])
     assert first[1].facts == second[1].facts
     state, other = first[1].networks["autoencoder"], second[1].networks["autoencoder"]
@@ -348,7 +348,7 @@ def assert_same_training(first: tuple[Path, Fitted], second: tuple[Path, Fitted]
 
 @pytest.mark.long
 def test_the_same_seed_gives_the_same_losses_and_another_does_not(
-    trained: tuple[Path, Fitted], tiny_root: Path, tmp_path: Path
+    trained: tuple[Path, FitResult], tiny_root: Path, tmp_path: Path
 ) -> None:
     assert_same_training(trained, (tmp_path / "again", train(tiny_root, tmp_path / "again")))
     train(tiny_root, tmp_path / "other", epochs=1, seed=1)
@@ -358,7 +358,7 @@ def test_the_same_seed_gives_the_same_losses_and_another_does_not(
 @pytest.mark.parametrize("stop_at", [3, 12])
 @pytest.mark.long
 def test_a_training_that_was_stopped_ends_as_if_it_had_not_been(
-    trained: tuple[Path, Fitted], tiny_root: Path, tmp_path: Path, stop_at: int
+    trained: tuple[Path, FitResult], tiny_root: Path, tmp_path: Path, stop_at: int
 ) -> None:
     with pytest.raises(Killed):
         train(tiny_root, tmp_path, progress=killing_progress(stop_at))
@@ -366,9 +366,9 @@ def test_a_training_that_was_stopped_ends_as_if_it_had_not_been(
     assert_same_training(trained, (tmp_path, train(tiny_root, tmp_path, resume=True)))
 
 
-def test_too_few_pictures_are_refused(tiny_root: Path, tmp_path: Path) -> None:
+def test_too_few_images_are_refused(tiny_root: Path, tmp_path: Path) -> None:
     samples = open_dataset(tiny_root, "steel").train_good[:3]
-    with pytest.raises(DataError, match="autoencoder: expected at least 4 good training pictures, got 3"):
+    with pytest.raises(DataError, match="autoencoder: expected at least 4 normal training images, got 3"):
         train_autoencoder(config(), backbone(), samples, {}, tmp_path, False, no_progress)
 
 

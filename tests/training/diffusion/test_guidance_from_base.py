@@ -17,7 +17,7 @@ from tiny_stable_diffusion import LENGTH, TEXT_WIDTH, write_stable_diffusion
 
 from flawscope.config import DsadConfig, from_flat
 from flawscope.errors import ArgumentError, MissingExtra, RunError
-from flawscope.training.diffusion.semantic_guidance import load_guided
+from flawscope.training.diffusion.semantic_guidance import load_guided_denoiser
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def test_a_stable_diffusion_folder_gives_unet_guidance_and_empty_text(
 ) -> None:
     import transformers
 
-    model = load_guided(stable_diffusion, from_flat(DsadConfig, {**TINY, "widths": (320, 640)}))
+    model = load_guided_denoiser(stable_diffusion, from_flat(DsadConfig, {**TINY, "widths": (320, 640)}))
     assert capfd.readouterr() == ("", "")
     weights = safetensors.torch.load_file(stable_diffusion / "unet" / "diffusion_pytorch_model.safetensors")
     assert all(torch.equal(model.unet.state_dict()[name], value) for name, value in weights.items())
@@ -55,7 +55,7 @@ def test_a_stable_diffusion_folder_gives_unet_guidance_and_empty_text(
 
 
 def test_a_network_from_a_folder_is_the_same_for_the_same_seed(stable_diffusion: Path) -> None:
-    first, second = (load_guided(stable_diffusion, from_flat(DsadConfig, TINY)).state_dict() for _ in range(2))
+    first, second = (load_guided_denoiser(stable_diffusion, from_flat(DsadConfig, TINY)).state_dict() for _ in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
@@ -63,7 +63,7 @@ def test_half_precision_weights_are_taken_in_full_precision(copied: Path) -> Non
     path = copied / "unet" / "diffusion_pytorch_model.safetensors"
     weights = {name: value.half() for name, value in safetensors.torch.load_file(path).items()}
     safetensors.torch.save_file(weights, path, {"format": "pt"})
-    model = load_guided(copied, from_flat(DsadConfig, TINY))
+    model = load_guided_denoiser(copied, from_flat(DsadConfig, TINY))
     assert {value.dtype for value in model.state_dict().values()} == {torch.float32}
 
 
@@ -76,14 +76,14 @@ def change_json(path: Path, **settings: object) -> None:
 def test_what_is_not_a_stable_diffusion_folder_is_refused(copied: Path, tmp_path: Path) -> None:
     config = from_flat(DsadConfig, TINY)
     with pytest.raises(RunError, match=r"nowhere: expected a Stable Diffusion folder .* none with a folder unet"):
-        load_guided(tmp_path / "nowhere", config)
+        load_guided_denoiser(tmp_path / "nowhere", config)
     (copied / "tokenizer").rename(copied / "other")
     with pytest.raises(RunError, match=r"sd: expected a Stable Diffusion folder .* none with a folder tokenizer"):
-        load_guided(copied, config)
+        load_guided_denoiser(copied, config)
     (copied / "other").rename(copied / "tokenizer")
     (copied / "unet" / "config.json").write_text("{", "utf-8")
     with pytest.raises(RunError, match=r"unet: expected a part of Stable Diffusion .* in safetensors"):
-        load_guided(copied, config)
+        load_guided_denoiser(copied, config)
 
 
 def test_pickled_weights_are_not_read(copied: Path) -> None:
@@ -93,7 +93,7 @@ def test_pickled_weights_are_not_read(copied: Path) -> None:
     with pytest.raises(
         RunError, match=r"unet: expected a part of Stable Diffusion .* Pickles .* are not read: flawscope synth import"
     ):
-        load_guided(copied, from_flat(DsadConfig, TINY))
+        load_guided_denoiser(copied, from_flat(DsadConfig, TINY))
 
 
 @pytest.mark.parametrize("part", ["unet", "text_encoder"])
@@ -120,7 +120,7 @@ def test_a_folder_with_other_weights_is_refused(copied: Path, part: str, fault: 
         weights[name].view(-1)[0] = math.nan
     safetensors.torch.save_file(weights, path, {"format": "pt"})
     with pytest.raises(RunError, match=rf"{part}: {message}"):
-        load_guided(copied, from_flat(DsadConfig, TINY))
+        load_guided_denoiser(copied, from_flat(DsadConfig, TINY))
 
 
 def test_networks_of_another_kind_are_refused(copied: Path) -> None:
@@ -128,21 +128,21 @@ def test_networks_of_another_kind_are_refused(copied: Path) -> None:
     scheduler = copied / "scheduler" / "scheduler_config.json"
     change_json(scheduler, prediction_type="v_prediction")
     with pytest.raises(RunError, match=r"predicts the noise .* got one that predicts v_prediction"):
-        load_guided(copied, config)
+        load_guided_denoiser(copied, config)
     scheduler.write_text("[]", "utf-8")
     with pytest.raises(RunError, match=r"scheduler_config\.json: expected the settings of a scheduler"):
-        load_guided(copied, config)
+        load_guided_denoiser(copied, config)
     scheduler.write_text('{"prediction_type": "epsilon"}', "utf-8")
     change_json(copied / "unet" / "config.json", center_input_sample=True)
     with pytest.raises(RunError, match="with center_input_sample=False, got True"):
-        load_guided(copied, config)
+        load_guided_denoiser(copied, config)
 
 
 def test_a_unet_and_a_text_encoder_of_two_models_are_refused(copied: Path) -> None:
     unet: Any = tiny_guided(context=8).unet
     unet.save_pretrained(copied / "unet")
     with pytest.raises(RunError, match="expected texts of width 8, which the UNet takes, got 6"):
-        load_guided(copied, from_flat(DsadConfig, TINY))
+        load_guided_denoiser(copied, from_flat(DsadConfig, TINY))
 
 
 def test_a_unet_for_inpainting_is_refused(copied: Path) -> None:
@@ -151,12 +151,12 @@ def test_a_unet_for_inpainting_is_refused(copied: Path) -> None:
     unet: Any = tiny_guided().unet
     diffusers.UNet2DConditionModel.from_config({**unet.config, "in_channels": 9}).save_pretrained(copied / "unet")
     with pytest.raises(RunError, match=r"as many channels in as out, .* got 9, 4 and 2"):
-        load_guided(copied, from_flat(DsadConfig, TINY))
+        load_guided_denoiser(copied, from_flat(DsadConfig, TINY))
 
 
-def test_pictures_that_the_hint_encoder_does_not_fit_are_refused(stable_diffusion: Path) -> None:
+def test_images_that_the_hint_encoder_does_not_fit_are_refused(stable_diffusion: Path) -> None:
     with pytest.raises(ArgumentError, match="hint_widths: expected one more"):
-        load_guided(stable_diffusion, from_flat(DsadConfig, {**TINY, "resize": (17, 16)}))
+        load_guided_denoiser(stable_diffusion, from_flat(DsadConfig, {**TINY, "resize": (17, 16)}))
 
 
 @pytest.mark.parametrize("package", ["diffusers", "transformers"])
@@ -165,4 +165,4 @@ def test_a_package_that_is_not_installed_is_named(
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(MissingExtra, match=rf"needs the package {package}"):
-        load_guided(stable_diffusion, from_flat(DsadConfig, TINY))
+        load_guided_denoiser(stable_diffusion, from_flat(DsadConfig, TINY))

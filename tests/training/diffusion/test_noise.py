@@ -28,7 +28,7 @@ def test_noise_has_mean_zero_and_deviation_one_and_comes_from_its_seed(kind: str
     assert not torch.equal(noise, draw(kind, seed=1))
 
 
-def test_pictures_of_one_batch_have_different_simplex_noise() -> None:
+def test_images_of_one_batch_have_different_simplex_noise() -> None:
     first, second, third = draw("simplex").flatten(1)
     for one, other in ((first, second), (first, third), (second, third)):
         assert abs(float(torch.corrcoef(torch.stack([one, other]))[0, 1])) < 0.5
@@ -66,9 +66,9 @@ def test_a_sampling_gets_as_much_noise_as_it_takes_and_the_same_every_time() -> 
     assert sampling_noise(Sampling(), (4, 8, 8)).shape == (1, 4, 8, 8)
 
 
-def test_noise_is_added_in_the_share_of_each_picture() -> None:
-    pictures, noise = torch.full((2, 1, 1, 1), 3.0), torch.full((2, 1, 1, 1), 5.0)
-    added = add_noise(pictures, noise, torch.tensor([0.64, 1.0]))
+def test_noise_is_added_in_the_share_of_each_image() -> None:
+    images, noise = torch.full((2, 1, 1, 1), 3.0), torch.full((2, 1, 1, 1), 5.0)
+    added = add_noise(images, noise, torch.tensor([0.64, 1.0]))
     torch.testing.assert_close(added.flatten(), torch.tensor([0.8 * 3.0 + 0.6 * 5.0, 3.0]))
 
 

@@ -19,7 +19,7 @@ from torch.nn import functional
 from flawscope.config import DsadConfig, from_flat
 from flawscope.errors import ArgumentError
 from flawscope.training.diffusion.diffusers_networks import group_count
-from flawscope.training.diffusion.semantic_guidance import GuidedDenoiser, build_guided
+from flawscope.training.diffusion.semantic_guidance import GuidedDenoiser, build_guided_denoiser
 
 
 def gradients_of_steps(model: GuidedDenoiser, steps: int, train_decoder: bool = True) -> list[dict[str, float]]:
@@ -64,7 +64,7 @@ def test_at_the_start_the_prediction_is_the_unets_own(sketch: str, fusion: str, 
     ids=["three levels of two layers", "four levels of odd sides"],
 )
 def test_any_number_of_levels_and_layers_is_guided(settings: dict[str, Any], latent: int) -> None:
-    model = build_guided(from_flat(DsadConfig, {**TINY, **settings}), 4, (latent, latent))
+    model = build_guided_denoiser(from_flat(DsadConfig, {**TINY, **settings}), 4, (latent, latent))
     with torch.inference_mode():
         assert torch.equal(predict(model, latent=latent), unet_alone(model, latent=latent))
         randomise(model)
@@ -172,13 +172,13 @@ def fused_by_hand(model: GuidedDenoiser, finer: list[Tensor], coarser: list[Tens
 
 def reference(model: GuidedDenoiser, fusion: str, control: str) -> Tensor:
     """Return what diffusers' own forward passes of its two networks predict, with the fusion written out."""
-    x, t, picture, _ = inputs()
+    x, t, image, _ = inputs()
     unet: Any = model.unet
     context = model.get_buffer("context").expand(len(x), -1, -1)
     features: list[Tensor] = []
     zeros = list(model.guidance.controlnet_down_blocks)
     hooks = [one.register_forward_pre_hook(lambda _, given: features.append(given[0])) for one in zeros]
-    residuals, middle = model.guidance(x, t, context, picture, return_dict=False)
+    residuals, middle = model.guidance(x, t, context, image, return_dict=False)
     for hook in hooks:
         hook.remove()
     if fusion == "diad":
@@ -210,24 +210,24 @@ def test_without_sketch_it_is_diffusers_controlnet_and_unet_with_a_fusion(fusion
 # ---- The hint ------------------------------------------------------------------------------------------------------
 
 
-def test_the_hint_is_of_the_latents_size_and_depends_on_picture_and_sketch() -> None:
+def test_the_hint_is_of_the_latents_size_and_depends_on_image_and_sketch() -> None:
     model = tiny_guided()
     randomise(model)
-    _, _, picture, sketch = inputs()
+    _, _, image, sketch = inputs()
     assert model.sketch_fusion is not None
     with torch.inference_mode():
         # It starts so near zero that what a sketch changes is hardly more than rounding: 2e-5 of hints up to 1.
         model.sketch_fusion.out.weight.mul_(300.0)
-        hint = model.encode_hint(picture, sketch)
+        hint = model.encode_hint(image, sketch)
         assert hint.shape == (2, 8, LATENT, LATENT)
-        assert not torch.allclose(hint, model.encode_hint(picture, torch.zeros_like(sketch)), atol=1e-3)
-        assert not torch.allclose(hint, model.encode_hint(torch.zeros_like(picture), sketch), atol=1e-3)
+        assert not torch.allclose(hint, model.encode_hint(image, torch.zeros_like(sketch)), atol=1e-3)
+        assert not torch.allclose(hint, model.encode_hint(torch.zeros_like(image), sketch), atol=1e-3)
 
 
-def test_the_hint_is_the_pictures_and_a_gated_mix_of_both() -> None:
+def test_the_hint_is_the_images_and_a_gated_mix_of_both() -> None:
     model = tiny_guided()
     randomise(model)
-    _, _, picture, sketch = inputs()
+    _, _, image, sketch = inputs()
     assert model.sketch_encoder is not None
     assert model.sketch_fusion is not None
     with torch.no_grad():
@@ -239,32 +239,31 @@ def test_the_hint_is_the_pictures_and_a_gated_mix_of_both() -> None:
         return torch.einsum("oi,nihw->nohw", weight, values) + bias[:, None, None]
 
     with torch.inference_mode():
-        a, s = model.guidance.controlnet_cond_embedding(picture), model.sketch_encoder(sketch)
+        a, s = model.guidance.controlnet_cond_embedding(image), model.sketch_encoder(sketch)
         means = torch.cat([a.mean((2, 3), keepdim=True), s.mean((2, 3), keepdim=True)], dim=1)
         gate = torch.sigmoid(convolved("gate", means))
         expected = a + convolved("out", convolved("mix", torch.cat([a, gate * s], dim=1)))
-        torch.testing.assert_close(model.encode_hint(picture, sketch), expected, atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(model.encode_hint(image, sketch), expected, atol=1e-6, rtol=1e-5)
 
 
-def test_pictures_of_a_batch_do_not_see_each_other() -> None:
+def test_images_of_a_batch_do_not_see_each_other() -> None:
     model = tiny_guided(control="full")
     randomise(model)
-    x, t, picture, sketch = inputs(3)
+    x, t, image, sketch = inputs(3)
     with torch.inference_mode():
-        whole = model(x, t, model.encode_hint(picture, sketch))
+        whole = model(x, t, model.encode_hint(image, sketch))
         alone = [
-            model(x[i : i + 1], t[i : i + 1], model.encode_hint(picture[i : i + 1], sketch[i : i + 1]))
-            for i in range(3)
+            model(x[i : i + 1], t[i : i + 1], model.encode_hint(image[i : i + 1], sketch[i : i + 1])) for i in range(3)
         ]
     torch.testing.assert_close(whole, torch.cat(alone), atol=1e-5, rtol=1e-5)
 
 
 def test_a_sketch_is_given_where_there_is_a_branch_for_it_and_only_there() -> None:
-    _, _, picture, sketch = inputs()
+    _, _, image, sketch = inputs()
     with pytest.raises(ArgumentError, match="sketch: expected none"):
-        tiny_guided(sketch="none").encode_hint(picture, sketch)
+        tiny_guided(sketch="none").encode_hint(image, sketch)
     with pytest.raises(ArgumentError, match="sketch: expected one"):
-        tiny_guided().encode_hint(picture)
+        tiny_guided().encode_hint(image)
 
 
 def test_what_does_not_fit_is_refused() -> None:
@@ -274,10 +273,10 @@ def test_what_does_not_fit_is_refused() -> None:
         tiny_guided(widths=(8, 8, 8, 8))
     with pytest.raises(ArgumentError, match=r"widths: expected multiples of heads=8"):
         tiny_guided(heads=8, widths=(8, 12))
-    x, t, picture, sketch = inputs()
+    x, t, image, sketch = inputs()
     model = tiny_guided()
     with pytest.raises(ArgumentError, match=r"hint: expected the latents' size \[8, 8\], got \[4, 4\]"):
-        model(x, t, model.encode_hint(picture[:, :, :8, :8], sketch[:, :, :8, :8]))
+        model(x, t, model.encode_hint(image[:, :, :8, :8], sketch[:, :, :8, :8]))
 
 
 @given(st.lists(st.integers(1, 400), min_size=1, max_size=5))
@@ -299,8 +298,8 @@ class Both(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, x: Tensor, t: Tensor, picture: Tensor, sketch: Tensor) -> tuple[Tensor, Tensor]:
-        hint = self.model.encode_hint(picture, sketch)
+    def forward(self, x: Tensor, t: Tensor, image: Tensor, sketch: Tensor) -> tuple[Tensor, Tensor]:
+        hint = self.model.encode_hint(image, sketch)
         return hint, self.model(x, t, hint)
 
 
@@ -335,7 +334,7 @@ def test_the_sizes_of_stable_diffusion_are_those_of_the_defaults() -> None:
     config = DsadConfig()
     assert math.prod(config.input.resize) == 64 * 32 * 32
     with torch.device("meta"):
-        model = build_guided(config, 4, (32, 32))
+        model = build_guided_denoiser(config, 4, (32, 32))
     shapes = [tuple(one.weight.shape) for level in model.fusion.convolutions for one in level]
     assert shapes == [(1280, 640, 3, 3), (1280, 1280, 3, 3), (1280, 1280, 3, 3)] * 3
     assert len(model.guidance.controlnet_down_blocks) == 12

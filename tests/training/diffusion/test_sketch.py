@@ -20,7 +20,7 @@ from flawscope.imaging.edges import canny_edges
 from flawscope.training.diffusion.sketch import Sketcher, corrupt_sketches, sobel_edges
 
 
-def pictures(count: int, height: int, width: int) -> Tensor:
+def part_images(count: int, height: int, width: int) -> Tensor:
     """Noise with a bright box, which has edges of every strength."""
     drawn = torch.randint(0, 100, (count, height, width, 3), generator=torch.Generator().manual_seed(count))
     drawn[:, height // 4 : height // 2, width // 4 : width // 2] += 150
@@ -35,7 +35,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def test_sobel_is_opencvs_gradient_of_the_luminance_over_its_largest_value() -> None:
-    images = pictures(2, 20, 28)
+    images = part_images(2, 20, 28)
     found = sobel_edges(images)
     assert found.shape == (2, 1, 20, 28)
     assert found.dtype == torch.float32
@@ -54,7 +54,7 @@ def test_the_strongest_of_all_edges_is_one() -> None:
     assert float(sobel_edges(images).max()) <= 1.0
 
 
-def test_a_picture_of_one_colour_has_no_edges_not_even_at_its_border() -> None:
+def test_an_image_of_one_colour_has_no_edges_not_even_at_its_border() -> None:
     plain = torch.full((1, 16, 16, 3), 201, dtype=torch.uint8)
     # Luminance is a sum of products: what its rounding leaves in a difference is not an edge.
     assert float(sobel_edges(plain).max()) < 1e-6
@@ -72,7 +72,7 @@ def test_gradients_flow_through_sobel_and_are_finite_where_there_is_no_edge() ->
 
 
 def test_canny_is_opencvs_after_a_blur() -> None:
-    images = pictures(2, 32, 40)
+    images = part_images(2, 32, 40)
     found = canny_edges(images.numpy())
     assert found.shape == (2, 1, 32, 40)
     for image, edges in zip(images.numpy(), found[:, 0], strict=True):
@@ -120,7 +120,7 @@ def test_a_fine_line_hardly_survives_and_a_coarse_edge_does() -> None:
     assert float(soft[:, :, 40:56].max()) > 0.95
 
 
-def test_a_sketch_size_of_the_picture_changes_nothing() -> None:
+def test_a_sketch_size_of_the_image_changes_nothing() -> None:
     edges = torch.rand((1, 1, 12, 20), generator=generator())
     for side in (20, 4096):
         assert torch.equal(Sketcher("sobel", (12, 20), side).soften(edges), edges)
@@ -137,8 +137,8 @@ def test_ready_edges_come_as_tensors_or_arrays_of_floats_or_bytes() -> None:
     assert all(torch.equal(found[0], other) for other in found[1:])
 
 
-def test_what_is_not_a_picture_or_a_sketch_is_refused() -> None:
-    with pytest.raises(ArgumentError, match=r"pictures: expected \[N, 8, 8, 3\], got \[1, 8, 9, 3\]"):
+def test_what_is_not_an_image_or_a_sketch_is_refused() -> None:
+    with pytest.raises(ArgumentError, match=r"images: expected \[N, 8, 8, 3\], got \[1, 8, 9, 3\]"):
         Sketcher("sobel", (8, 8), 4)(torch.zeros((1, 8, 9, 3), dtype=torch.uint8))
     with pytest.raises(ArgumentError, match=r"edges: expected \[N, 1, 8, 8\], got \[1, 8, 8, 3\]"):
         Sketcher("sobel", (8, 8), 4).soften(torch.zeros((1, 8, 8, 3), dtype=torch.uint8))
@@ -172,7 +172,7 @@ def test_the_same_generator_corrupts_in_the_same_way_and_leaves_its_argument_alo
 def test_every_value_is_its_own_or_nothing_or_anothers_of_the_same_place(
     count: int, height: int, width: int, seed: int
 ) -> None:
-    # The number of a picture is its value, so that a value says where it is from.
+    # The number of an image is its value, so that a value says where it is from.
     values = torch.arange(1, count + 1).float()[:, None, None, None]
     places = torch.arange(height * width).reshape(1, 1, height, width) / 1000.0
     found = corrupt_sketches(values + places, generator(seed), 0.0, 1.0)
@@ -212,7 +212,7 @@ def test_sobel_and_softening_export_with_a_batch_of_any_size() -> None:
         warnings.simplefilter("ignore")  # the exporter's own dependencies
         program = torch.onnx.export(
             sketcher,
-            (pictures(2, 24, 40),),
+            (part_images(2, 24, 40),),
             dynamo=True,
             opset_version=18,
             dynamic_shapes=({0: torch.export.Dim("N", min=1, max=8)},),
@@ -222,6 +222,6 @@ def test_sobel_and_softening_export_with_a_batch_of_any_size() -> None:
     session = onnxruntime.InferenceSession(program.model_proto.SerializeToString())
     name = session.get_inputs()[0].name
     for count in (1, 2, 5):
-        images = pictures(count, 24, 40)
+        images = part_images(count, 24, 40)
         found = session.run(None, {name: images.numpy()})[0]
         torch.testing.assert_close(torch.from_numpy(found), sketcher(images), atol=1e-6, rtol=0.0)

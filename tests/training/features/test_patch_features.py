@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_dataset import training_pictures, write_rgb
+from tiny_dataset import training_images, write_rgb
 from torch import Tensor, nn
 
 from flawscope.config import PadimConfig, build_config
@@ -33,12 +33,12 @@ def ladder() -> Backbone:
     return Backbone(Ladder(), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 
-def pictures(count: int = 2, side: int = 8, seed: int = 0) -> Tensor:
+def images(count: int = 2, side: int = 8, seed: int = 0) -> Tensor:
     values = np.random.default_rng(seed).integers(0, 256, (count, side, side, 3), np.uint8)
     return torch.from_numpy(values)
 
 
-def test_a_picture_is_normalised_by_mean_and_deviation_of_its_channels() -> None:
+def test_an_image_is_normalised_by_mean_and_deviation_of_its_channels() -> None:
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     seen: list[Tensor] = []
 
@@ -47,7 +47,7 @@ def test_a_picture_is_normalised_by_mean_and_deviation_of_its_channels() -> None
             seen.append(image)
             return [image]
 
-    image = pictures(1)
+    image = images(1)
     Backbone(Spy(), mean, std)(image)
     expected = (image.permute(0, 3, 1, 2).double() / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(
         3, 1, 1
@@ -60,14 +60,14 @@ def test_a_picture_is_normalised_by_mean_and_deviation_of_its_channels() -> None
 @pytest.mark.parametrize("upsample", ["nearest", "bilinear"])
 def test_patches_are_one_row_per_position_of_the_finest_stage(pool: bool, upsample: str) -> None:
     features = PatchFeatures(ladder(), pool=pool, upsample=upsample)
-    patches = features(pictures())
+    patches = features(images())
     assert patches.shape == (2, 16, 9)
     assert patches.dtype == torch.float32
     assert features.layout((8, 8)) == ((4, 4), 9)
 
 
 def test_without_pooling_and_with_nearest_the_rows_are_the_stages_own_values() -> None:
-    image = pictures(1)
+    image = images(1)
     fine, coarse = ladder()(image)
     patches = PatchFeatures(ladder(), pool=False, upsample="nearest")(image)[0].reshape(4, 4, 9)
     for y in range(4):
@@ -77,7 +77,7 @@ def test_without_pooling_and_with_nearest_the_rows_are_the_stages_own_values() -
 
 
 def test_pooling_is_the_mean_of_nine_with_zeros_beyond_the_border() -> None:
-    image = pictures(1)
+    image = images(1)
     fine = ladder()(image)[0][0]
     patches = PatchFeatures(ladder(), pool=True, upsample="nearest")(image)[0].reshape(4, 4, 9)
     padded = torch.zeros((3, 6, 6))
@@ -88,7 +88,7 @@ def test_pooling_is_the_mean_of_nine_with_zeros_beyond_the_border() -> None:
 
 
 def test_bilinear_means_half_pixel_centres() -> None:
-    image = pictures(1)
+    image = images(1)
     coarse = ladder()(image)[1][0]
     patches = PatchFeatures(ladder(), pool=False, upsample="bilinear")(image)[0].reshape(4, 4, 9)
     torch.testing.assert_close(patches[0, 0, 3:], coarse[:, 0, 0], atol=1e-6, rtol=1e-6)  # edges are repeated
@@ -100,20 +100,20 @@ def test_bilinear_means_half_pixel_centres() -> None:
 @pytest.mark.parametrize("upsample", ["nearest", "bilinear"])
 @pytest.mark.parametrize("channels", [(0,), (8,), (1, 2), (3, 7), (0, 2, 3, 8), tuple(range(9))])
 def test_choosing_channels_equals_slicing_the_full_output(upsample: str, channels: tuple[int, ...]) -> None:
-    image = pictures()
+    image = images()
     full = PatchFeatures(ladder(), pool=True, upsample=upsample)(image)
     chosen = PatchFeatures(ladder(), pool=True, upsample=upsample, channels=channels)(image)
     assert torch.equal(chosen, full[..., list(channels)])
 
 
 def test_dropping_every_channel_of_the_finest_stage_keeps_its_grid() -> None:
-    image = pictures(1)
+    image = images(1)
     patches = PatchFeatures(ladder(), pool=False, upsample="nearest", channels=(4,))(image)
     assert patches.shape == (1, 16, 1)
 
 
 def test_the_scale_multiplies_every_channel() -> None:
-    image = pictures()
+    image = images()
     scale = torch.tensor([1.0, 2.0, 0.5, 0.0, 4.0, 1.0, 1.0, 1.0, 8.0])
     plain = PatchFeatures(ladder(), pool=True, upsample="nearest")(image)
     scaled = PatchFeatures(ladder(), pool=True, upsample="nearest", transform=scale)(image)
@@ -121,15 +121,15 @@ def test_the_scale_multiplies_every_channel() -> None:
 
 
 def test_a_matrix_is_multiplied_from_the_right() -> None:
-    image = pictures()
+    image = images()
     matrix = torch.from_numpy(np.random.default_rng(0).normal(size=(9, 9)).astype(np.float32))
     plain = PatchFeatures(ladder(), pool=True, upsample="nearest")(image)
     turned = PatchFeatures(ladder(), pool=True, upsample="nearest", transform=matrix)(image)
     torch.testing.assert_close(turned.double(), plain.double() @ matrix.double(), atol=1e-4, rtol=1e-5)
 
 
-def test_a_picture_scores_the_same_alone_and_in_a_batch() -> None:
-    image = pictures(3)
+def test_an_image_scores_the_same_alone_and_in_a_batch() -> None:
+    image = images(3)
     features = PatchFeatures(ladder(), pool=True, upsample="bilinear")
     together = features(image)
     for index in range(3):
@@ -145,7 +145,7 @@ def scattering_config(**settings: object) -> PadimConfig:
 def test_standardised_channels_have_unit_deviation_over_the_training_patches(tiny_root: Path) -> None:
     config = scattering_config()
     backbone, _ = build_backbone(config.features, None)
-    paths = training_pictures(tiny_root)
+    paths = training_images(tiny_root)
     features = PatchFeatures(backbone, pool=False, upsample="nearest")
     scale = measure_transform(features, paths, config, no_progress)
     assert scale is not None
@@ -162,7 +162,7 @@ def test_standardised_channels_have_unit_deviation_over_the_training_patches(tin
 def test_a_channel_that_never_moves_is_not_blown_up(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     paths = []
-    for index in range(4):  # grey pictures: the opponent colours are exactly or nearly constant
+    for index in range(4):  # grey images: the opponent colours are exactly or nearly constant
         grey = generator.integers(0, 256, (64, 64, 1), np.uint8)
         paths.append(write_rgb(tmp_path / f"{index}.png", np.repeat(grey, 3, axis=2)))
     config = scattering_config()
@@ -179,7 +179,7 @@ def test_a_channel_that_never_moves_is_not_blown_up(tmp_path: Path) -> None:
 def test_whitened_channels_are_uncorrelated_with_deviations_of_one_above_the_floor(tiny_root: Path) -> None:
     config = scattering_config(standardize="whiten")
     backbone, _ = build_backbone(config.features, None)
-    paths = training_pictures(tiny_root)
+    paths = training_images(tiny_root)
     features = PatchFeatures(backbone, pool=True, upsample="nearest")
     matrix = measure_transform(features, paths, config, no_progress)
     assert matrix is not None
@@ -195,7 +195,7 @@ def test_whitened_channels_are_uncorrelated_with_deviations_of_one_above_the_flo
 
 
 @pytest.mark.parametrize("standardize", ["scale", "whiten"])
-def test_pictures_without_any_variation_give_a_finite_transform(tmp_path: Path, standardize: str) -> None:
+def test_images_without_any_variation_give_a_finite_transform(tmp_path: Path, standardize: str) -> None:
     paths = [write_rgb(tmp_path / f"{index}.png", np.full((64, 64, 3), 128, np.uint8)) for index in range(2)]
     config = scattering_config(standardize=standardize)
     backbone, _ = build_backbone(config.features, None)
@@ -222,24 +222,24 @@ def test_auto_standardises_scattering_alone(
 ) -> None:
     config, _ = build_config(method, {"backbone": backbone, "standardize": standardize, "resize": 64})
     features = PatchFeatures(ladder(), pool=False, upsample="nearest")
-    transform = measure_transform(features, training_pictures(tiny_root)[:2], config, no_progress)
+    transform = measure_transform(features, training_images(tiny_root)[:2], config, no_progress)
     assert (None if transform is None else transform.ndim) == ndim
 
 
-def test_nan_from_the_network_names_a_picture(tiny_root: Path) -> None:
+def test_nan_from_the_network_names_an_image(tiny_root: Path) -> None:
     class Broken(nn.Module):
         def forward(self, image: Tensor) -> list[Tensor]:
             return [image * float("nan")]
 
     features = PatchFeatures(Backbone(Broken(), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)), pool=False, upsample="nearest")
-    paths = training_pictures(tiny_root)[:3]
+    paths = training_images(tiny_root)[:3]
     with pytest.raises(
         DataError, match=re.escape(f"features: expected finite numbers, got NaN or infinity in one of {paths[0]}")
     ):
         list(iterate_patches(features, paths, scattering_config(), "reading", no_progress))
 
 
-def test_pictures_too_small_for_the_stages_are_one_sentence() -> None:
+def test_images_too_small_for_the_stages_are_one_sentence() -> None:
     config, _ = build_config("padim", {"resize": 16, "stages": [1, 2, 3]})
     backbone, _ = build_backbone(config.features, None)
     with pytest.raises(
@@ -249,8 +249,8 @@ def test_pictures_too_small_for_the_stages_are_one_sentence() -> None:
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 24, 50])
-def test_batches_hold_every_picture_once_and_in_order(tiny_root: Path, batch_size: int) -> None:
-    paths = training_pictures(tiny_root)
+def test_batches_hold_every_image_once_and_in_order(tiny_root: Path, batch_size: int) -> None:
+    paths = training_images(tiny_root)
     config = scattering_config()
     batches = list(load_batches(paths, config.preprocessing, batch_size, 2))
     assert [len(batch) for batch in batches[:-1]] == [batch_size] * (len(batches) - 1)

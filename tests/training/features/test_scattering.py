@@ -39,7 +39,7 @@ def test_filters_have_zero_mean_and_unit_energy_per_pair() -> None:
     torch.testing.assert_close(energy, torch.ones(ORIENTATIONS, dtype=torch.float64), atol=1e-6, rtol=0)
 
 
-def test_a_flat_picture_has_its_colour_and_no_texture() -> None:
+def test_a_flat_image_has_its_colour_and_no_texture() -> None:
     colour = torch.tensor([0.9, 0.3, -0.6])
     (stage,) = Scattering((1,))(colour[None, :, None, None].expand(1, 3, 64, 64).contiguous())
     opponent = torch.tensor([0.2, 0.75, 0.075])  # mean, (R - B) / 2, (2G - R - B) / 4
@@ -67,7 +67,7 @@ def test_the_modulus_does_not_oscillate_with_the_phase_of_a_wave() -> None:
     assert float(response.std() / response.mean()) < 0.1
 
 
-def test_grey_pictures_leave_the_opponent_colours_empty() -> None:
+def test_grey_images_leave_the_opponent_colours_empty() -> None:
     grey = random_image().mean(dim=1, keepdim=True).expand(1, 3, 64, 64).contiguous()
     (stage,) = Scattering((1,))(grey)
     assert stage[0, 1:3].abs().max() < 1e-6

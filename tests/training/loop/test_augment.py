@@ -1,4 +1,4 @@
-"""Random changes of pictures: anew at every access, from the generator alone, within their limits."""
+"""Random changes of images: anew at every access, from the generator alone, within their limits."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from flawscope.training.loop.augment import augment
 NONE = {"flip": False, "rotate": 0.0, "color_jitter": 0.0}
 
 
-def pictures(count: int = 4, height: int = 16, width: int = 24) -> torch.Tensor:
+def images(count: int = 4, height: int = 16, width: int = 24) -> torch.Tensor:
     return torch.rand((count, 3, height, width), generator=torch.Generator().manual_seed(7)) * 2 - 1
 
 
 def changed(seed: int = 0, **asked: object) -> torch.Tensor:
-    return augment(pictures(), torch.Generator().manual_seed(seed), **{**NONE, **asked})  # type: ignore[arg-type]
+    return augment(images(), torch.Generator().manual_seed(seed), **{**NONE, **asked})  # type: ignore[arg-type]
 
 
 def test_nothing_is_changed_unless_it_is_asked_for() -> None:
-    torch.testing.assert_close(changed(), pictures(), rtol=0, atol=0)
+    torch.testing.assert_close(changed(), images(), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("asked", [{"flip": True}, {"rotate": 20.0}, {"color_jitter": 0.3}])
@@ -27,12 +27,12 @@ def test_every_access_is_changed_anew_and_the_seed_repeats_it(asked: dict[str, o
     assert torch.equal(changed(3, **asked), changed(3, **asked))
     assert any(not torch.equal(changed(3, **asked), changed(seed, **asked)) for seed in range(4, 12))
     found = changed(3, **asked)
-    assert found.shape == pictures().shape
+    assert found.shape == images().shape
     assert float(found.abs().max()) <= 1.0 + 1e-6
 
 
-def test_about_half_of_the_pictures_are_mirrored_and_the_others_are_as_they_were() -> None:
-    many = pictures(64)
+def test_about_half_of_the_images_are_mirrored_and_the_others_are_as_they_were() -> None:
+    many = images(64)
     found = augment(many, torch.Generator().manual_seed(0), flip=True, rotate=0.0, color_jitter=0.0)
     mirrored = [torch.equal(one, other.flip(2)) for one, other in zip(found, many, strict=True)]
     kept = [torch.equal(one, other) for one, other in zip(found, many, strict=True)]
@@ -40,7 +40,7 @@ def test_about_half_of_the_pictures_are_mirrored_and_the_others_are_as_they_were
     assert 16 < sum(mirrored) < 48
 
 
-def test_a_turn_keeps_lengths_on_pictures_that_are_not_square() -> None:
+def test_a_turn_keeps_lengths_on_images_that_are_not_square() -> None:
     """A disc in the middle stays one whatever the angle; shearing would make it an ellipse."""
     rows, columns = torch.meshgrid(torch.arange(40.0), torch.arange(80.0), indexing="ij")
     disc = (((rows - 19.5) ** 2 + (columns - 39.5) ** 2) < 12**2).float() * 2 - 1

@@ -21,14 +21,14 @@ from flawscope.config import BaseConfig, StfpmConfig, build_config, change_setti
 from flawscope.errors import ArgumentError, RunError
 from flawscope.progress import no_progress
 from flawscope.training.loop.checkpoints import Checkpoint, latest_checkpoint, write_checkpoint
-from flawscope.training.loop.image_batches import Pictures
+from flawscope.training.loop.image_batches import ImageReader
 from flawscope.training.loop.loop import Trained, batches_in_all, learning_rate_share, run_loop
 
 SIZE = 16
 
 
 class Mean:
-    """Learns the mean colour of the pictures: a task whose every step can be computed by hand."""
+    """Learns the mean colour of the images: a task whose every step can be computed by hand."""
 
     def __init__(self, rate: float = 0.1, adam: bool = False) -> None:
         self.network: nn.Module = nn.Linear(1, 3, bias=False)
@@ -66,13 +66,13 @@ class Mean:
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Pictures:
+def part_images(tmp_path_factory: pytest.TempPathFactory) -> ImageReader:
     folder = tmp_path_factory.mktemp("pictures")
     paths = []
     for index in range(8):
         paths.append(folder / f"{index}.png")
         cv2.imwrite(str(paths[-1]), np.full((SIZE, SIZE, 3), 20 * index + 10, np.uint8))
-    return Pictures(paths, config().preprocessing, 1, 100)
+    return ImageReader(paths, config().preprocessing, 1, 100)
 
 
 def config(**changes: object) -> StfpmConfig:
@@ -82,13 +82,13 @@ def config(**changes: object) -> StfpmConfig:
     return change_settings(plain, changes)
 
 
-def train(task: Mean, pictures: Pictures, folder: Path, resume: bool = False, **changes: object) -> Trained:
-    return run_loop(task, pictures, config(**changes), folder, resume=resume, progress=no_progress)
+def train(task: Mean, part_images: ImageReader, folder: Path, resume: bool = False, **changes: object) -> Trained:
+    return run_loop(task, part_images, config(**changes), folder, resume=resume, progress=no_progress)
 
 
-def test_every_picture_is_seen_once_an_epoch_in_an_order_of_its_own(pictures: Pictures, tmp_path: Path) -> None:
+def test_every_image_is_seen_once_an_epoch_in_an_order_of_its_own(part_images: ImageReader, tmp_path: Path) -> None:
     task = Mean()
-    result = train(task, pictures, tmp_path)
+    result = train(task, part_images, tmp_path)
     levels = [int(image[0, 0, 0]) for batch in task.seen for image in batch]
     epochs = [levels[start : start + 8] for start in (0, 8, 16)]
     assert all(sorted(epoch) == [20 * index + 10 for index in range(8)] for epoch in epochs)
@@ -97,9 +97,9 @@ def test_every_picture_is_seen_once_an_epoch_in_an_order_of_its_own(pictures: Pi
     assert len(result.losses) == 3
 
 
-def test_a_step_is_that_of_the_optimizer(pictures: Pictures, tmp_path: Path) -> None:
+def test_a_step_is_that_of_the_optimizer(part_images: ImageReader, tmp_path: Path) -> None:
     task = Mean(rate=0.5)
-    train(task, pictures, tmp_path, epochs=1)
+    train(task, part_images, tmp_path, epochs=1)
     weight = 0.0
     for batch in task.seen:
         wanted = float(batch.float().mean()) / 255
@@ -107,32 +107,32 @@ def test_a_step_is_that_of_the_optimizer(pictures: Pictures, tmp_path: Path) -> 
     assert task.weights() == pytest.approx([weight] * 3, rel=1e-5)
 
 
-def test_summed_batches_take_the_step_of_one_that_is_as_large(pictures: Pictures, tmp_path: Path) -> None:
+def test_summed_batches_take_the_step_of_one_that_is_as_large(part_images: ImageReader, tmp_path: Path) -> None:
     whole, parts = Mean(), Mean()
-    train(whole, pictures, tmp_path / "whole", epochs=2, batch_size=8)
-    train(parts, pictures, tmp_path / "parts", epochs=2, batch_size=4, accumulate=2)
+    train(whole, part_images, tmp_path / "whole", epochs=2, batch_size=8)
+    train(parts, part_images, tmp_path / "parts", epochs=2, batch_size=4, accumulate=2)
     assert parts.weights() == pytest.approx(whole.weights(), rel=1e-5)
 
 
-def test_what_is_left_of_an_epoch_is_a_step_of_its_own(pictures: Pictures, tmp_path: Path) -> None:
+def test_what_is_left_of_an_epoch_is_a_step_of_its_own(part_images: ImageReader, tmp_path: Path) -> None:
     task = Mean(rate=0.5)
-    train(task, pictures, tmp_path, epochs=1, batch_size=3, accumulate=2)
+    train(task, part_images, tmp_path, epochs=1, batch_size=3, accumulate=2)
     first, second, third = (float(batch.float().mean()) / 255 for batch in task.seen)
     weight = 0.5 * (first + second) / 2
     weight -= 0.5 * (weight - third) / 2  # half of the gradients that a whole step has
     assert task.weights() == pytest.approx([weight] * 3, rel=1e-5)
 
 
-def test_gradients_are_clipped(pictures: Pictures, tmp_path: Path) -> None:
+def test_gradients_are_clipped(part_images: ImageReader, tmp_path: Path) -> None:
     task = Mean(rate=1.0)
-    train(task, pictures, tmp_path, epochs=1, batch_size=8, clip_norm=1e-3)
+    train(task, part_images, tmp_path, epochs=1, batch_size=8, clip_norm=1e-3)
     assert float(np.linalg.norm(task.weights())) == pytest.approx(1e-3, rel=1e-3)
 
 
-def test_the_average_is_validated_and_kept_and_the_parameters_go_on(pictures: Pictures, tmp_path: Path) -> None:
+def test_the_average_is_validated_and_kept_and_the_parameters_go_on(part_images: ImageReader, tmp_path: Path) -> None:
     plain, averaged = Mean(), Mean()
-    without = train(plain, pictures, tmp_path / "plain", epochs=2)
-    with_average = train(averaged, pictures, tmp_path / "averaged", epochs=2, ema=0.9)
+    without = train(plain, part_images, tmp_path / "plain", epochs=2)
+    with_average = train(averaged, part_images, tmp_path / "averaged", epochs=2, ema=0.9)
     assert averaged.weights() == plain.weights()  # what is trained is the same
     kept, weight, average = with_average.state["weight"].flatten().tolist(), 0.0, 0.0
     for step, batch in enumerate(averaged.seen):
@@ -144,10 +144,10 @@ def test_the_average_is_validated_and_kept_and_the_parameters_go_on(pictures: Pi
     assert without.state["weight"].flatten().tolist() == plain.weights()
 
 
-def test_the_best_epoch_is_kept_not_the_last(pictures: Pictures, tmp_path: Path) -> None:
+def test_the_best_epoch_is_kept_not_the_last(part_images: ImageReader, tmp_path: Path) -> None:
     task = Mean()
     task.errors = [0.5, 0.2, 0.4]
-    result = train(task, pictures, tmp_path)
+    result = train(task, part_images, tmp_path)
     assert (result.epoch, result.error) == (2, 0.2)
     assert result.state["weight"].flatten().tolist() == task.validated[1] != task.weights()
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -220,13 +220,13 @@ def test_steps_that_end_a_training_are_those_of_the_optimizer(
     assert batches_in_all(config(epochs=epochs, accumulate=accumulate).loop, batches) == epochs * batches
 
 
-def test_a_training_ends_in_the_middle_of_an_epoch(pictures: Pictures, tmp_path: Path) -> None:
+def test_a_training_ends_in_the_middle_of_an_epoch(part_images: ImageReader, tmp_path: Path) -> None:
     whole, cut = Mean(), Mean()
-    train(whole, pictures, tmp_path / "whole", epochs=2, batch_size=2)
+    train(whole, part_images, tmp_path / "whole", epochs=2, batch_size=2)
     told: list[tuple[int, int]] = []
     settings = config(epochs=2, batch_size=2, max_steps=5, preview_every=9)
     result = run_loop(
-        cut, pictures, settings, tmp_path / "cut", progress=lambda what, done, total: told.append((done, total))
+        cut, part_images, settings, tmp_path / "cut", progress=lambda what, done, total: told.append((done, total))
     )
     assert told == [(done, 5) for done in range(6)]
     assert len(result.losses) == 2
@@ -238,15 +238,15 @@ def test_a_training_ends_in_the_middle_of_an_epoch(pictures: Pictures, tmp_path:
     assert (tmp_path / "cut" / "previews" / "epoch_0002.png").is_file()  # it was the last epoch
 
 
-def test_the_rate_falls_to_where_the_steps_end(pictures: Pictures, tmp_path: Path) -> None:
-    train(Mean(), pictures, tmp_path, epochs=9, batch_size=4, max_steps=4, schedule="linear")
+def test_the_rate_falls_to_where_the_steps_end(part_images: ImageReader, tmp_path: Path) -> None:
+    train(Mean(), part_images, tmp_path, epochs=9, batch_size=4, max_steps=4, schedule="linear")
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["learning_rate"] for line in lines] == pytest.approx([0.1 * 3 / 4, 0.1 * 1 / 4])
 
 
 @pytest.mark.parametrize(("asked", "precision"), [(True, "high"), (False, "highest")])
 def test_matrix_products_are_as_exact_as_asked_and_then_as_before(
-    pictures: Pictures, tmp_path: Path, asked: bool, precision: str
+    part_images: ImageReader, tmp_path: Path, asked: bool, precision: str
 ) -> None:
     class Seeing(Mean):
         def loss(self, network: nn.Module, images: Tensor, generator: torch.Generator) -> Tensor:
@@ -257,7 +257,7 @@ def test_matrix_products_are_as_exact_as_asked_and_then_as_before(
     before = torch.get_float32_matmul_precision()
     try:
         torch.set_float32_matmul_precision("medium")
-        train(Seeing(), pictures, tmp_path, epochs=1, tf32=asked)
+        train(Seeing(), part_images, tmp_path, epochs=1, tf32=asked)
         after = torch.get_float32_matmul_precision()
     finally:
         torch.set_float32_matmul_precision(before)
@@ -265,8 +265,8 @@ def test_matrix_products_are_as_exact_as_asked_and_then_as_before(
     assert after == "medium"
 
 
-def test_as_many_checkpoints_are_kept_as_asked(pictures: Pictures, tmp_path: Path) -> None:
-    train(Mean(), pictures, tmp_path, epochs=4, checkpoints_kept=3)
+def test_as_many_checkpoints_are_kept_as_asked(part_images: ImageReader, tmp_path: Path) -> None:
+    train(Mean(), part_images, tmp_path, epochs=4, checkpoints_kept=3)
     assert sorted(path.name[-1] for path in (tmp_path / "checkpoints").iterdir()) == ["2", "3", "4"]
 
 
@@ -293,19 +293,19 @@ def test_settings_out_of_range_are_refused(key: str, value: object) -> None:
     ids=["plain", "all", "steps"],
 )
 def test_going_on_ends_as_if_nothing_had_happened(
-    pictures: Pictures, tmp_path: Path, stop_at: int, changes: dict[str, object]
+    part_images: ImageReader, tmp_path: Path, stop_at: int, changes: dict[str, object]
 ) -> None:
     whole = Mean(adam=True)
-    expected = train(whole, pictures, tmp_path / "whole", epochs=4, **changes)
+    expected = train(whole, part_images, tmp_path / "whole", epochs=4, **changes)
 
     folder, settings = tmp_path / "parts", config(epochs=4, **changes)
     with pytest.raises(Killed):
-        run_loop(Mean(adam=True), pictures, settings, folder, progress=killing_progress(stop_at))
+        run_loop(Mean(adam=True), part_images, settings, folder, progress=killing_progress(stop_at))
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"epoch": 3, "lo')  # a line that a kill cut off
     again = Mean(adam=True)
     again.validated = [[]] * len(list((folder / "checkpoints").glob("epoch_*")))  # its errors count the epochs
-    found = run_loop(again, pictures, settings, folder, resume=True, progress=no_progress)
+    found = run_loop(again, part_images, settings, folder, resume=True, progress=no_progress)
     assert again.weights() == whole.weights()
     assert (found.losses, found.epoch, found.error) == (expected.losses, expected.epoch, expected.error)
     assert torch.equal(found.state["weight"], expected.state["weight"])
@@ -351,27 +351,27 @@ def test_a_broken_checkpoint_is_named(tmp_path: Path, name: str) -> None:
         latest_checkpoint(tmp_path)
 
 
-def test_a_checkpoint_of_another_network_is_refused(pictures: Pictures, tmp_path: Path) -> None:
-    train(Mean(), pictures, tmp_path, epochs=1)
+def test_a_checkpoint_of_another_network_is_refused(part_images: ImageReader, tmp_path: Path) -> None:
+    train(Mean(), part_images, tmp_path, epochs=1)
     other = Mean()
     other.network = nn.Linear(2, 3)
     with pytest.raises(RunError, match="expected a checkpoint of this training, got another"):
-        train(other, pictures, tmp_path, resume=True)
+        train(other, part_images, tmp_path, resume=True)
 
 
 # --- what goes wrong
 
 
-def test_a_loss_that_is_not_finite_says_what_to_turn(pictures: Pictures, tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_says_what_to_turn(part_images: ImageReader, tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"expected a finite loss, got (nan|inf) in step \d+\. Lower the learning rate"):
-        train(Mean(rate=1e30), pictures, tmp_path, epochs=20)
+        train(Mean(rate=1e30), part_images, tmp_path, epochs=20)
 
 
-def test_an_error_of_validation_that_is_not_finite_is_told(pictures: Pictures, tmp_path: Path) -> None:
+def test_an_error_of_validation_that_is_not_finite_is_told(part_images: ImageReader, tmp_path: Path) -> None:
     task = Mean()
     task.errors = [math.nan]
     with pytest.raises(RunError, match="expected a finite validation error, got nan after epoch 1"):
-        train(task, pictures, tmp_path)
+        train(task, part_images, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -383,40 +383,40 @@ def test_an_error_of_validation_that_is_not_finite_is_told(pictures: Pictures, t
     ],
 )
 def test_memory_that_runs_out_says_which_settings_to_turn(
-    pictures: Pictures, tmp_path: Path, error: BaseException
+    part_images: ImageReader, tmp_path: Path, error: BaseException
 ) -> None:
     task = Mean()
     task.fail = error
     with pytest.raises(RunError, match=r"out of memory with batch_size=4, .*Lower batch_size \(accumulate=2 with half"):
-        train(task, pictures, tmp_path)
+        train(task, part_images, tmp_path)
 
 
 @pytest.mark.parametrize("saves", [True, False])
-def test_saving_memory_is_advised_where_it_is_not_done(pictures: Pictures, tmp_path: Path, saves: bool) -> None:
+def test_saving_memory_is_advised_where_it_is_not_done(part_images: ImageReader, tmp_path: Path, saves: bool) -> None:
     task = Mean()
     task.fail = MemoryError()
     made = from_flat(BaseConfig, {"resize": (SIZE, SIZE), "gradient_checkpointing": saves})
     with pytest.raises(RunError, match="out of memory") as raised:
-        run_loop(task, pictures, made, tmp_path, progress=no_progress)
+        run_loop(task, part_images, made, tmp_path, progress=no_progress)
     assert str(raised.value).endswith("bf16." if saves else "bf16 or gradient_checkpointing=true.")
 
 
-def test_other_errors_are_not_taken_for_a_lack_of_memory(pictures: Pictures, tmp_path: Path) -> None:
+def test_other_errors_are_not_taken_for_a_lack_of_memory(part_images: ImageReader, tmp_path: Path) -> None:
     task = Mean()
     task.fail = RuntimeError("shapes do not match")
     with pytest.raises(RuntimeError, match="shapes do not match"):
-        train(task, pictures, tmp_path)
+        train(task, part_images, tmp_path)
 
 
-def test_pictures_are_the_same_kept_or_decoded_anew(tmp_path: Path) -> None:
+def test_images_are_the_same_kept_or_decoded_anew(tmp_path: Path) -> None:
     paths = []
     for index in range(5):
         paths.append(tmp_path / f"{index}.png")
         cv2.imwrite(str(paths[-1]), np.full((SIZE, SIZE, 3), index, np.uint8))
     spec = config().preprocessing
     told: list[int] = []
-    kept = Pictures(paths, spec, 2, 100, lambda what, done, total: told.append(done))
-    anew = Pictures(paths, spec, 2, 0)
+    kept = ImageReader(paths, spec, 2, 100, lambda what, done, total: told.append(done))
+    anew = ImageReader(paths, spec, 2, 0)
     assert told == [5]
     assert len(kept) == len(anew) == 5
     for first, second in zip(kept.batches([4, 0, 3], 2), anew.batches([4, 0, 3], 2), strict=True):

@@ -19,7 +19,7 @@ from flawscope.training.loop.checkpoints import Checkpoint, latest_checkpoint, w
 from flawscope.training.loop.image_batches import Numbers
 from flawscope.training.loop.loop import Trained, run_loop
 from flawscope.training.loop.optimizers import build_optimizer
-from flawscope.training.loop.workspace import unfinished
+from flawscope.training.loop.workspace import open_workspace
 
 needs_bitsandbytes = pytest.mark.skipif(
     importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed"
@@ -161,7 +161,7 @@ def test_a_package_that_is_missing_is_said_before_anything_else(
     message = r'^the optimizer adamw8bit needs the package bitsandbytes, .*pip install "flawscope\[adamw8bit\]"$'
     with pytest.raises(MissingExtra, match=message):
         Regression(made).optimizer()
-    with pytest.raises(MissingExtra, match=message), unfinished(tmp_path / "run", made, "", "", False):
+    with pytest.raises(MissingExtra, match=message), open_workspace(tmp_path / "run", made, "", "", False):
         pass
     assert list(tmp_path.iterdir()) == []
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from tiny_base import SIDE, tiny_autoencoder, tiny_base
-from tiny_dataset import CATEGORY, DEFECTS, training_pictures
+from tiny_dataset import CATEGORY, DEFECTS, training_images
 from torch import Tensor, nn
 
 from flawscope.config import CONFIGS, BaseConfig, TrainedConfig, build_config
@@ -22,14 +22,16 @@ from flawscope.training.detectors.ddad import DenoiserTask
 from flawscope.training.detectors.dsad import DsadTask
 from flawscope.training.diffusion.autoencoder import AutoencoderTask, Encoder
 from flawscope.training.features.backbone import build_backbone
-from flawscope.training.loop.image_batches import Pictures
+from flawscope.training.loop.image_batches import ImageReader
 from flawscope.training.loop.loop import Task
-from flawscope.training.synthesis.base_latents import encode_pictures
+from flawscope.training.synthesis.base_latents import encode_images
 from flawscope.training.synthesis.base_training import BaseTask, base_settings
 from flawscope.training.synthesis.embedding import EmbeddingTask
 from flawscope.training.synthesis.inpainting import InpaintingTask
 from flawscope.training.synthesis.support_examples import SupportExamples, describe, read_support_examples
 from flawscope.training.synthesis.word_tokenizer import write_tokenizer
+
+pytestmark = pytest.mark.long
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "ddad": {
@@ -72,8 +74,8 @@ def task_of(kind: str, wanted: bool, root: Path, support: SupportExamples) -> tu
     method = kind.partition(",")[0]
     changes = SETTINGS.get(kind, SETTINGS[method])
     made: Any = build_config(method, {"resize": SIDE, "gradient_checkpointing": wanted, **changes})[0]
-    pictures = Pictures(training_pictures(root)[:3], made.preprocessing, 1, 64)
-    images = torch.from_numpy(next(iter(pictures.batches(range(3), 3))))
+    part_images = ImageReader(training_images(root)[:3], made.preprocessing, 1, 64)
+    images = torch.from_numpy(next(iter(part_images.batches(range(3), 3))))
     numbers = torch.arange(3)
     task: Any
     if method == "embedding":
@@ -85,24 +87,24 @@ def task_of(kind: str, wanted: bool, root: Path, support: SupportExamples) -> tu
         network: Any = task.network
         return task, [network.unet if made.adapt == "full" else network.wrapped.base_model.model], numbers
     if method == "base":
-        task = base_task(made, pictures)
+        task = base_task(made, part_images)
         return task, [task.network.unet], numbers
     backbone = build_backbone(made.features, None)[0]
     if method == "ddad":
-        task = DenoiserTask(made, backbone, pictures)
+        task = DenoiserTask(made, backbone, part_images)
         return task, [task.network.network], images
     if method == "dsad":
-        task = DsadTask(made, backbone, tiny_autoencoder(), "signed", pictures)
+        task = DsadTask(made, backbone, tiny_autoencoder(), "signed", part_images)
         return task, [task.denoiser.unet, task.denoiser.guidance], images
-    task = AutoencoderTask(made, backbone, pictures)
+    task = AutoencoderTask(made, backbone, part_images)
     return task, [task.autoencoder], images
 
 
-def base_task(config: BaseConfig, pictures: Pictures) -> BaseTask:
+def base_task(config: BaseConfig, images: ImageReader) -> BaseTask:
     tokenizer, autoencoder = write_tokenizer([CATEGORY]), tiny_autoencoder()
-    data = encode_pictures(config, Encoder(autoencoder, "signed"), pictures, 1, 1, no_progress)
+    data = encode_images(config, Encoder(autoencoder, "signed"), images, 1, 1, no_progress)
     settings = base_settings(config, autoencoder, "signed", tokenizer)
-    shown = next(iter(pictures.batches(range(1), 1)))
+    shown = next(iter(images.batches(range(1), 1)))
     return BaseTask(config, autoencoder, settings, tokenizer, [CATEGORY], data, data, shown)
 
 
@@ -160,10 +162,10 @@ def test_loss_and_gradients_are_the_same_with_fewer_numbers_kept(
 
 def test_what_was_asked_for_before_does_not_hold_for_the_next(tiny_root: Path, support: SupportExamples) -> None:
     base = tiny_base()
-    pictures = support.of(CATEGORY, DEFECTS[0])
+    images = support.of(CATEGORY, DEFECTS[0])
     for wanted in (True, False):
         made: Any = build_config("embedding", {"resize": SIDE, "gradient_checkpointing": wanted})[0]
-        EmbeddingTask(made, base, pictures)
+        EmbeddingTask(made, base, images)
         assert base.unet.is_gradient_checkpointing is wanted
 
 

@@ -23,7 +23,7 @@ from flawscope.progress import no_progress
 from flawscope.training.detectors.detector_training import train_detector
 from flawscope.training.loop.image_batches import Numbers
 from flawscope.training.loop.loop import run_loop
-from flawscope.training.loop.workspace import unfinished
+from flawscope.training.loop.workspace import open_workspace
 
 needs_tensorboard = pytest.mark.skipif(
     importlib.util.find_spec("tensorboard") is None, reason="tensorboard is not installed"
@@ -176,7 +176,7 @@ def test_a_package_that_is_missing_is_said_before_anything_else(
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     message = r'^tensorboard=true needs the package tensorboard, .*pip install "flawscope\[tensorboard\]"$'
-    with pytest.raises(MissingExtra, match=message), unfinished(tmp_path / "run", config(), "", "", False):
+    with pytest.raises(MissingExtra, match=message), open_workspace(tmp_path / "run", config(), "", "", False):
         pass
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(MissingExtra, match=message):
@@ -185,10 +185,10 @@ def test_a_package_that_is_missing_is_said_before_anything_else(
 
 
 def test_showing_more_or_keeping_more_does_not_hinder_going_on(tmp_path: Path) -> None:
-    with pytest.raises(Killed), unfinished(tmp_path / "run", config(tensorboard=False), "", "", False) as folder:
+    with pytest.raises(Killed), open_workspace(tmp_path / "run", config(tensorboard=False), "", "", False) as folder:
         train(folder, stop_at=3, tensorboard=False)
     changed = {"tensorboard": importlib.util.find_spec("tensorboard") is not None, "checkpoints_kept": 5}
-    with unfinished(tmp_path / "run", config(**changed), "", "", True) as folder:
+    with open_workspace(tmp_path / "run", config(**changed), "", "", True) as folder:
         assert (folder / "checkpoints").is_dir()
         run_loop(Falling(), Numbers(4), config(**changed), folder, resume=True, progress=no_progress)
         assert len(list((folder / "checkpoints").iterdir())) == 4

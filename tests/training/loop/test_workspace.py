@@ -9,11 +9,11 @@ import pytest
 
 from flawscope.config import StfpmConfig, flatten
 from flawscope.errors import ArgumentError
-from flawscope.training.loop.workspace import unfinished
+from flawscope.training.loop.workspace import open_workspace
 
 
 def begin(out: Path, resume: bool = False) -> None:
-    with unfinished(out, StfpmConfig(), "dataset", "weights", resume) as folder:
+    with open_workspace(out, StfpmConfig(), "dataset", "weights", resume) as folder:
         (folder / "checkpoints" / "1").mkdir(parents=True, exist_ok=True)
         raise KeyboardInterrupt
 

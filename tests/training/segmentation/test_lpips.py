@@ -23,7 +23,7 @@ def lpips(name: str) -> Lpips:
     return build_lpips(Held("net.pth", features(name)), Held("heads.pth", heads_state(name)))
 
 
-def pictures(count: int, height: int = MIN_SIDE_PX, width: int = MIN_SIDE_PX) -> npt.NDArray[np.uint8]:
+def images(count: int, height: int = MIN_SIDE_PX, width: int = MIN_SIDE_PX) -> npt.NDArray[np.uint8]:
     return np.random.default_rng(7).integers(0, 256, (count, height, width, 3)).astype(np.uint8)
 
 
@@ -59,23 +59,23 @@ def by_the_paper(network: Lpips, heads: dict[str, Tensor], first: Any, second: A
 @NETWORKS
 def test_the_distance_is_that_of_the_paper(name: str) -> None:
     network = lpips(name)
-    first, second = pictures(2, MIN_SIDE_PX, MIN_SIDE_PX + 16)
+    first, second = images(2, MIN_SIDE_PX, MIN_SIDE_PX + 16)
     wanted = by_the_paper(network, heads_state(name), first, second)
     assert wanted > 0.01
     assert distance(network, first, second) == pytest.approx(wanted, rel=1e-4)
 
 
 @NETWORKS
-def test_equal_pictures_have_distance_zero_and_order_does_not_matter(name: str) -> None:
+def test_equal_images_have_distance_zero_and_order_does_not_matter(name: str) -> None:
     network = lpips(name)
-    first, second = pictures(2)
+    first, second = images(2)
     assert distance(network, first, first) == 0.0
     assert distance(network, first, second) == distance(network, second, first) > 0.0
 
 
-def test_a_picture_that_differs_more_is_further_away() -> None:
+def test_an_image_that_differs_more_is_further_away() -> None:
     network = lpips("alexnet")
-    (image,) = pictures(1)
+    (image,) = images(1)
     near, far = image.copy(), image.copy()
     near[:8, :8] = 255
     far[:40, :40] = 255
@@ -97,7 +97,7 @@ def test_a_stage_without_any_feature_counts_nothing() -> None:
         for key, value in features("alexnet").items()
     }
     network = build_lpips(Held("net.pth", dark), Held("heads.pth", heads_state("alexnet")))
-    first, second = pictures(2)
+    first, second = images(2)
     assert distance(network, first, second) == 0.0
 
 

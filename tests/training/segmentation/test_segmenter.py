@@ -15,7 +15,7 @@ from flawscope.errors import ArgumentError
 from flawscope.imaging.images import Preprocessing
 from flawscope.progress import no_progress
 from flawscope.training.features.backbone import untrained_backbone
-from flawscope.training.loop.image_batches import Pictures
+from flawscope.training.loop.image_batches import ImageReader
 from flawscope.training.segmentation.segmenter import (
     Labelled,
     Segmenter,
@@ -25,7 +25,7 @@ from flawscope.training.segmentation.segmenter import (
     build_segmenter_config,
     draw_batch,
     enlarge,
-    picture_scores,
+    image_scores,
     predict,
     train_segmenter,
 )
@@ -55,7 +55,7 @@ def config(**changes: Any) -> SegmenterConfig:
 
 
 def write(folder: Path, name: str, count: int, bright: bool) -> tuple[list[Path], np.ndarray[Any, np.dtype[np.bool_]]]:
-    """Dark pictures, each with a bright square that is its label, which no other colour comes near."""
+    """Dark images, each with a bright square that is its label, which no other colour comes near."""
     paths, labels = [], np.zeros((count, SIDE, SIDE), np.bool_)
     for index in range(count):
         chance = np.random.default_rng((index, len(name)))
@@ -72,9 +72,9 @@ def write(folder: Path, name: str, count: int, bright: bool) -> tuple[list[Path]
 def data(tmp_path_factory: pytest.TempPathFactory) -> SegmenterData:
     folder = tmp_path_factory.mktemp("pictures")
     made = {name: write(folder, name, count, name in ("real", "synthetic")) for name, count in NUMBER.items()}
-    pictures = {name: Pictures(paths, SIZE, 1, 100) for name, (paths, _) in made.items()}
-    real, synthetic = (Labelled(pictures[name], made[name][1]) for name in ("real", "synthetic"))
-    return SegmenterData(pictures["good"], pictures["held_back"], real, synthetic)
+    images = {name: ImageReader(paths, SIZE, 1, 100) for name, (paths, _) in made.items()}
+    real, synthetic = (Labelled(images[name], made[name][1]) for name in ("real", "synthetic"))
+    return SegmenterData(images["good"], images["held_back"], real, synthetic)
 
 
 @pytest.fixture(scope="module")
@@ -94,19 +94,19 @@ def test_a_share_of_every_batch_is_defective_and_neither_kind_is_ever_missing(
         assert batch.labels.any(axis=(1, 2)).tolist() == [False] * (8 - defective) + [True] * defective
 
 
-def test_the_label_moves_with_its_picture(data: SegmenterData) -> None:
+def test_the_label_moves_with_its_image(data: SegmenterData) -> None:
     for seed in range(20):
         batch = draw_batch(config(flip_vertical=True, shift=0.25), data, seed)
         assert np.array_equal((batch.images == 250).all(axis=3), batch.labels)
 
 
-def test_without_movements_a_batch_has_the_pictures_as_they_are(data: SegmenterData) -> None:
+def test_without_movements_a_batch_has_the_images_as_they_are(data: SegmenterData) -> None:
     stored = next(iter(data.good.batches(range(10), 10)))
     batch = draw_batch(config(flip=False, shift=0.0), data, 1)
     assert all(any(np.array_equal(image, one) for one in stored) for image in batch.images[:4])
 
 
-def test_with_movements_each_picture_is_moved_and_mirrored_in_its_own_way(data: SegmenterData) -> None:
+def test_with_movements_each_image_is_moved_and_mirrored_in_its_own_way(data: SegmenterData) -> None:
     changes: list[dict[str, Any]] = [{"flip": True}, {"flip_vertical": True}, {"shift": 0.1}]
     for change in changes:
         still = draw_batch(config(flip=False, shift=0.0), data, 2)
@@ -115,9 +115,7 @@ def test_with_movements_each_picture_is_moved_and_mirrored_in_its_own_way(data: 
         assert not all(equal), change
 
 
-def test_synthetic_pictures_change_nothing_but_the_places_they_take(
-    data: SegmenterData, without: SegmenterData
-) -> None:
+def test_synthetic_images_change_nothing_but_the_places_they_take(data: SegmenterData, without: SegmenterData) -> None:
     seen = 0
     for seed in range(10):
         real, both = draw_batch(config(), without, seed), draw_batch(config(), data, seed)
@@ -130,7 +128,7 @@ def test_synthetic_pictures_change_nothing_but_the_places_they_take(
     assert 10 < seen < 30  # of 40 places, with a chance of a half
 
 
-def test_a_synthetic_share_of_nothing_is_the_same_as_no_synthetic_pictures_and_one_of_all_takes_every_place(
+def test_a_synthetic_share_of_nothing_is_the_same_as_no_synthetic_images_and_one_of_all_takes_every_place(
     data: SegmenterData, without: SegmenterData
 ) -> None:
     none, all_of_them = (
@@ -144,7 +142,7 @@ def test_a_synthetic_share_of_nothing_is_the_same_as_no_synthetic_pictures_and_o
 def test_only_synthetic_labels_are_coarse_and_only_where_they_are_boxes(data: SegmenterData) -> None:
     synthetic = data.synthetic
     assert synthetic is not None
-    boxes = with_synthetic(data, Labelled(synthetic.pictures, synthetic.labels, is_coarse=True))
+    boxes = with_synthetic(data, Labelled(synthetic.images, synthetic.labels, is_coarse=True))
     for seed in range(5):
         batch = draw_batch(config(), boxes, seed)
         assert np.array_equal(batch.is_coarse, batch.is_synthetic)
@@ -176,7 +174,7 @@ def test_logits_lie_on_the_grid_of_the_finest_stage_and_begin_at_a_hundredth() -
     assert logits.sigmoid().numpy() == pytest.approx(0.01, rel=0.5)
 
 
-def test_features_of_good_pictures_are_standardised(data: SegmenterData) -> None:
+def test_features_of_normal_images_are_standardised(data: SegmenterData) -> None:
     segmenter = SegmenterTask(config(), untrained_backbone(config().features), data).segmenter
     with torch.inference_mode():
         stages = segmenter.encoder(torch.from_numpy(next(iter(data.good.batches(range(10), 10)))))
@@ -189,7 +187,7 @@ def test_features_of_good_pictures_are_standardised(data: SegmenterData) -> None
 
 def test_features_that_never_move_stay_small(tmp_path: Path) -> None:
     paths = [write_rgb(tmp_path / f"{index}.png", np.full((SIDE, SIDE, 3), 90, np.uint8)) for index in range(3)]
-    flat = Pictures(paths, SIZE, 1, 100)
+    flat = ImageReader(paths, SIZE, 1, 100)
     segmenter = Segmenter(untrained_backbone(config().features), config())
     segmenter.standardise(flat.batches(range(3), 2))
     assert all(segmenter.get_buffer(f"scale{index}").isfinite().all() for index in range(2))
@@ -232,12 +230,12 @@ def test_it_learns_to_see_defects_it_was_not_shown(data: SegmenterData, without:
         config(steps=80), untrained_backbone(config().features), without, tmp_path, no_progress
     )
     maps, good = (
-        enlarge(torch.from_numpy(predict(segmenter, pictures))[:, None], (SIDE, SIDE))[:, 0].numpy()
-        for pictures in (synthetic.pictures, data.held_back)
+        enlarge(torch.from_numpy(predict(segmenter, images))[:, None], (SIDE, SIDE))[:, 0].numpy()
+        for images in (synthetic.images, data.held_back)
     )
     assert (maps[synthetic.labels] > 0).mean() > 0.8
     assert (maps[~synthetic.labels] > 0).mean() < 0.1
-    assert picture_scores(maps, 20).mean() > picture_scores(good, 20).mean() + 0.2
+    assert image_scores(maps, 20).mean() > image_scores(good, 20).mean() + 0.2
     assert trained.epoch == 1
     assert trained.error < 0.1
     assert (tmp_path / "previews" / "epoch_0001.png").stat().st_size > 100
@@ -265,10 +263,10 @@ def test_the_loop_takes_as_many_steps_as_are_asked_for(data: SegmenterData, tmp_
     assert told == [(0, 3), (1, 3), (2, 3), (3, 3)]
 
 
-def test_weak_labels_change_the_loss_of_synthetic_pictures_alone(data: SegmenterData, without: SegmenterData) -> None:
+def test_weak_labels_change_the_loss_of_synthetic_images_alone(data: SegmenterData, without: SegmenterData) -> None:
     synthetic = data.synthetic
     assert synthetic is not None
-    boxes = with_synthetic(data, Labelled(synthetic.pictures, synthetic.labels, is_coarse=True))
+    boxes = with_synthetic(data, Labelled(synthetic.images, synthetic.labels, is_coarse=True))
 
     def loss(given: SegmenterData, tau: float | None) -> float:
         task = SegmenterTask(config(weak_tau=tau, synthetic_share=1.0), untrained_backbone(config().features), given)
@@ -286,9 +284,9 @@ def test_weak_labels_change_the_loss_of_synthetic_pictures_alone(data: Segmenter
 def test_a_score_is_the_mean_probability_of_the_highest_pixels() -> None:
     odds = np.array([[[1.0, 3.0], [9.0, 0.25]]])  # probabilities 1/2, 3/4, 9/10, 1/5
     logits = np.log(odds).astype(np.float32)
-    assert picture_scores(logits, 1) == pytest.approx([0.9])
-    assert picture_scores(logits, 2) == pytest.approx([(0.9 + 0.75) / 2])
-    assert picture_scores(logits, 100) == pytest.approx([(0.9 + 0.75 + 0.5 + 0.2) / 4])
+    assert image_scores(logits, 1) == pytest.approx([0.9])
+    assert image_scores(logits, 2) == pytest.approx([(0.9 + 0.75) / 2])
+    assert image_scores(logits, 100) == pytest.approx([(0.9 + 0.75 + 0.5 + 0.2) / 4])
 
 
 def test_one_number_stands_for_both_sides_and_all_channels_and_the_later_layer_wins() -> None:

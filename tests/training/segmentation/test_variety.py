@@ -1,4 +1,4 @@
-"""How varied pictures are: scores that are known exactly, groups worked out by hand, and what changes neither."""
+"""How varied images are: scores that are known exactly, groups worked out by hand, and what changes neither."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def random_probabilities(count: int, classes: int = 7) -> npt.NDArray[np.float64
     return np.random.default_rng(2).dirichlet(np.full(classes, 0.3), count)
 
 
-def test_pictures_of_one_kind_score_one() -> None:
+def test_images_of_one_kind_score_one() -> None:
     found = inception_score(np.tile(random_probabilities(1), (6, 1)))
     assert found.mean == pytest.approx(1.0, abs=1e-12)
     assert (found.deviation, found.splits, found.pictures) == (None, 1, 6)
 
 
 @pytest.mark.parametrize("kinds", [1, 2, 5])
-def test_pictures_of_k_certain_kinds_in_equal_parts_score_k(kinds: int) -> None:
+def test_images_of_k_certain_kinds_in_equal_parts_score_k(kinds: int) -> None:
     assert inception_score(np.tile(np.eye(kinds), (4, 1))).mean == pytest.approx(kinds, rel=1e-12)
 
 
@@ -54,7 +54,7 @@ def test_the_score_is_that_of_the_paper() -> None:
     assert inception_score(rows).mean == pytest.approx(float(np.exp(sum(divergences) / 9)), rel=1e-12)
 
 
-def test_from_a_hundred_pictures_on_there_are_ten_splits_that_take_turns() -> None:
+def test_from_a_hundred_images_on_there_are_ten_splits_that_take_turns() -> None:
     assert SPLITS * LEAST_IN_SPLIT == 100
     assert inception_score(random_probabilities(99)).splits == 1
     rows = random_probabilities(103)
@@ -84,7 +84,7 @@ def test_a_score_lies_between_one_and_the_number_of_kinds_and_knows_no_order(
 
 
 class Shown:
-    """Pictures in memory."""
+    """Images in memory."""
 
     def __init__(self, images: npt.NDArray[np.uint8]) -> None:
         self._images = images
@@ -151,7 +151,7 @@ def test_logits_that_are_not_finite_are_refused() -> None:
 
 
 class Vectors:
-    """Drawn pictures and support pictures that are numbers, and their vectors; looks are counted."""
+    """Drawn images and support images that are numbers, and their vectors; looks are counted."""
 
     def __init__(self, support: Any, drawn: Any) -> None:
         support, drawn = np.atleast_2d(support), np.atleast_2d(drawn)
@@ -195,14 +195,14 @@ def test_without_a_group_of_two_there_is_no_figure() -> None:
     assert found.mean is None
 
 
-def test_copies_of_support_pictures_have_no_variety() -> None:
+def test_copies_of_support_images_have_no_variety() -> None:
     found = Vectors([[0.3, 5.1], [7.7, 0.1]], [[0.3, 5.1], [7.7, 0.1]] * 4).groups()
     assert found.means == (0.0, 0.0)
     same = Vectors([[0.0, 0.0]], [[0.1, 0.7]] * 7).groups()
     assert same.mean == pytest.approx(0.0, abs=1e-12)
 
 
-def test_of_equally_near_support_pictures_the_first_is_taken() -> None:
+def test_of_equally_near_support_images_the_first_is_taken() -> None:
     assert Vectors([[0.0], [2.0]], [[1.0], [1.0]]).groups().sizes == (2, 0)
 
 

@@ -14,7 +14,7 @@ from flawscope.training.segmentation.weak_loss import TAU, focal_loss, weak_foca
 YES, NO = True, False
 
 
-def picture(rows: list[list[float]]) -> torch.Tensor:
+def image(rows: list[list[float]]) -> torch.Tensor:
     return torch.tensor(rows)[None, None]
 
 
@@ -72,7 +72,7 @@ def test_pixels_of_weight_0_get_no_gradient_and_all_others_the_same_as_without_w
     coarse = torch.tensor([True])
     gradients = []
     for tau in (TAU, None):
-        logits = picture(rows).requires_grad_(True)
+        logits = image(rows).requires_grad_(True)
         weak_focal_loss(logits, labels, coarse, 2.0, tau).backward()
         assert logits.grad is not None
         gradients.append(logits.grad[0, 0])
@@ -83,7 +83,7 @@ def test_pixels_of_weight_0_get_no_gradient_and_all_others_the_same_as_without_w
 
 
 def test_pixels_of_weight_0_stay_in_the_denominator() -> None:
-    logits = picture([[-20.0, 0.0, 0.0, 0.0]])
+    logits = image([[-20.0, 0.0, 0.0, 0.0]])
     labels = torch.tensor([[[[YES, NO, NO, NO]]]])
     found = weak_focal_loss(logits, labels, torch.tensor([True]), 0.0, TAU)
     assert float(found) == pytest.approx(3 * math.log(2) / 4, rel=1e-6)

@@ -1,4 +1,4 @@
-"""The small base: its words, its pictures in latents, its loss, its training from end to end, and what it refuses."""
+"""The small base: its words, its images in latents, its loss, its training from end to end, and what it refuses."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from interrupted import killed_at_checkpoint
 from tiny_base import SIDE, tiny_autoencoder
-from tiny_dataset import CATEGORY, good_pictures, training_pictures
+from tiny_dataset import CATEGORY, normal_images, training_images
 from tokenizers import Tokenizer, decoders
 from torch import Tensor
 
@@ -32,8 +32,8 @@ from flawscope.progress import no_progress
 from flawscope.runs import SynthesisRecord
 from flawscope.training.detectors.detector_run import read_run
 from flawscope.training.diffusion.autoencoder import Encoder
-from flawscope.training.loop.image_batches import Pictures
-from flawscope.training.synthesis.base_latents import Encoded, centred_autoencoder, encode_pictures, random_box
+from flawscope.training.loop.image_batches import ImageReader
+from flawscope.training.synthesis.base_latents import Encoded, centred_autoencoder, encode_images, random_box
 from flawscope.training.synthesis.base_model import open_base
 from flawscope.training.synthesis.base_training import TEXTS, BaseTask, autoencoder_identity, base_settings
 from flawscope.training.synthesis.diffusers_folder import SAMPLING
@@ -182,12 +182,12 @@ def test_a_centred_autoencoder_decodes_the_same_from_latents_of_mean_0_and_devia
     tiny_root: Path, autoencoder: Path
 ) -> None:
     made, network = config(autoencoder), tiny_autoencoder()
-    pictures = Pictures(training_pictures(tiny_root), made.preprocessing, 1, 64)
-    bright = Pictures(good_pictures(tiny_root), made.preprocessing, 1, 64)
-    found: Any = centred_autoencoder(made, network, "signed", [pictures, bright], torch.device("cpu"))
+    part_images = ImageReader(training_images(tiny_root), made.preprocessing, 1, 64)
+    bright = ImageReader(normal_images(tiny_root), made.preprocessing, 1, 64)
+    found: Any = centred_autoencoder(made, network, "signed", [part_images, bright], torch.device("cpu"))
     assert torch.equal(network.quant_conv.bias, tiny_autoencoder().quant_conv.bias)
     totals = []
-    for part in (pictures, bright):
+    for part in (part_images, bright):
         images = torch.from_numpy(np.concatenate(list(part.batches(range(len(part)), len(part)))))
         given = Encoder(network, "signed").normalised(images)
         with torch.inference_mode():
@@ -199,7 +199,7 @@ def test_a_centred_autoencoder_decodes_the_same_from_latents_of_mean_0_and_devia
             drawn = [one.sample(torch.Generator().manual_seed(3)) for one in (before, after)]
             restored = found.decode(drawn[1]).sample
             torch.testing.assert_close(restored, network.decode(drawn[0]).sample, atol=1e-4, rtol=1e-4)
-    # Both categories count alike, though one has more pictures.
+    # Both categories count alike, though one has more images.
     center, square = torch.stack(totals).mean(dim=0)
     np.testing.assert_allclose(center, 0.0, atol=1e-4)
     np.testing.assert_allclose(square, 1.0, atol=1e-3)
@@ -209,29 +209,29 @@ def test_latents_that_are_all_the_same_are_refused(tiny_root: Path, autoencoder:
     made, network = config(autoencoder), tiny_autoencoder()
     torch.nn.init.zeros_(network.quant_conv.weight)
     torch.nn.init.constant_(network.quant_conv.bias, -30.0)
-    pictures = Pictures(training_pictures(tiny_root)[:4], made.preprocessing, 1, 64)
+    images = ImageReader(training_images(tiny_root)[:4], made.preprocessing, 1, 64)
     with pytest.raises(RunError, match="expected latents that differ"):
-        centred_autoencoder(made, network, "signed", [pictures], torch.device("cpu"))
+        centred_autoencoder(made, network, "signed", [images], torch.device("cpu"))
 
 
 def encoded(root: Path, autoencoder: Path, boxes: int = 2, **changes: object) -> tuple[Encoded, np.ndarray]:
     made = config(autoencoder, **changes)
-    pictures = Pictures(training_pictures(root)[:5], made.preprocessing, 1, 64)
-    shown = np.concatenate(list(pictures.batches(range(5), 5)))
-    return encode_pictures(made, Encoder(tiny_autoencoder(), "signed"), pictures, 1, boxes, no_progress), shown
+    images = ImageReader(training_images(root)[:5], made.preprocessing, 1, 64)
+    shown = np.concatenate(list(images.batches(range(5), 5)))
+    return encode_images(made, Encoder(tiny_autoencoder(), "signed"), images, 1, boxes, no_progress), shown
 
 
-def test_pictures_are_encoded_once_with_boxes_blanked_to_the_middle_grey(tiny_root: Path, autoencoder: Path) -> None:
+def test_images_are_encoded_once_with_boxes_blanked_to_the_middle_grey(tiny_root: Path, autoencoder: Path) -> None:
     found, shown = encoded(tiny_root, autoencoder, inpainting=True, batch_size=2)
     network: Any = tiny_autoencoder()
-    pictures = (torch.from_numpy(shown).float() / 127.5 - 1.0).permute(0, 3, 1, 2)
+    images = (torch.from_numpy(shown).float() / 127.5 - 1.0).permute(0, 3, 1, 2)
     with torch.inference_mode():
-        posterior = network.encode(pictures).latent_dist
+        posterior = network.encode(images).latent_dist
         torch.testing.assert_close(found.latents.mean, posterior.mean * 0.5, atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(found.latents.deviation, posterior.std * 0.5, atol=1e-5, rtol=1e-4)
     assert found.boxes.shape == (5, 2, 1, 8, 8)
     assert set(found.boxes.unique().tolist()) == {0.0, 1.0}
-    # The boxes come in the order of the batches: the first of two pictures, then their second.
+    # The boxes come in the order of the batches: the first of two images, then their second.
     drawn = np.random.default_rng((0, 1, 2))
     for start in range(0, 5, 2):
         count = min(2, 5 - start)
@@ -239,7 +239,7 @@ def test_pictures_are_encoded_once_with_boxes_blanked_to_the_middle_grey(tiny_ro
             for index in range(start, start + count):
                 mask = random_box((SIDE, SIDE), drawn)
                 assert torch.equal(found.boxes[index, box], torch.from_numpy(1.0 - keep_of(mask, (8, 8))))
-                blanked = pictures[index].clone()
+                blanked = images[index].clone()
                 blanked[:, torch.from_numpy(mask)] = 0.0
                 with torch.inference_mode():
                     rest = 0.5 * network.encode(blanked[None]).latent_dist.mean[0]
@@ -318,10 +318,10 @@ def test_validation_says_the_same_every_time(tiny_root: Path, autoencoder: Path)
 def test_all_categories_are_learned_together_each_with_its_own_texts(
     tmp_path: Path, tiny_root: Path, autoencoder: Path
 ) -> None:
-    for name, pictures in (("big_gear", training_pictures(tiny_root)[:5]), ("cloth", good_pictures(tiny_root)[:4])):
+    for name, images in (("big_gear", training_images(tiny_root)[:5]), ("cloth", normal_images(tiny_root)[:4])):
         folder = tmp_path / "data" / name / "train" / "good"
         folder.mkdir(parents=True)
-        for path in pictures:
+        for path in images:
             shutil.copyfile(path, folder / path.name)
     out = tmp_path / "run"
     record = train_synthesis(config(autoencoder, epochs=1), open_dataset(tmp_path / "data", "all"), out)
@@ -348,7 +348,7 @@ def test_what_a_base_needs_is_said_before_anything_is_learned(
     (tmp_path / "data" / "train" / "good").mkdir(parents=True)
     for sample in dataset.train_good[:3]:
         shutil.copy(sample.path, tmp_path / "data" / "train" / "good")
-    with pytest.raises(DataError, match="base: expected at least 4 good training pictures, got 3"):
+    with pytest.raises(DataError, match="base: expected at least 4 normal training images, got 3"):
         train_synthesis(config(autoencoder), open_dataset(tmp_path / "data"), out)
     assert not out.exists()
     assert not (tmp_path / "run.training").exists()
@@ -379,7 +379,7 @@ def test_a_base_is_trained_from_the_command_line(
     monkeypatch.setattr("sys.argv", ["/usr/bin/flawscope", *command])
     assert cli.run([*command, *settings, "--out", str(out)]) == 0
     said = capsys.readouterr().out
-    assert f"base trained on 24 good pictures of {CATEGORY}" in said
+    assert f"base trained on 24 normal images of {CATEGORY}" in said
     assert "training pictures 76, validation pictures 20" in said  # four tiles of each
     assert f"run: {out}" in said
     assert read_synthesis_run(out).record.command.startswith("flawscope train base ")

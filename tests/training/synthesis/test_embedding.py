@@ -24,7 +24,7 @@ from flawscope.errors import ArgumentError
 from flawscope.progress import no_progress
 from flawscope.training.synthesis.base_model import SynthesisBase
 from flawscope.training.synthesis.embedding import EmbeddingTask, first_vectors, masked_loss, train_embedding
-from flawscope.training.synthesis.generator_run import SynthesisFitted
+from flawscope.training.synthesis.generator_run import GeneratorFitResult
 from flawscope.training.synthesis.prompt_templates import photo_texts
 from flawscope.training.synthesis.support_examples import SupportExamples, read_support_examples
 
@@ -54,7 +54,7 @@ def task_of(base: SynthesisBase, support: SupportExamples, **changes: Any) -> Em
     return EmbeddingTask(config(**changes), base, support.of(CATEGORY, DEFECTS[0]))
 
 
-def vectors_of(fitted: SynthesisFitted) -> dict[str, Tensor]:
+def vectors_of(fitted: GeneratorFitResult) -> dict[str, Tensor]:
     return fitted.networks["vectors"]
 
 
@@ -161,7 +161,7 @@ def test_vectors_start_from_the_embedding_of_the_word(base: SynthesisBase) -> No
     [
         ({"init_word": "unheardof"}, r"init_word: 'unheardof': expected a word that is a single token, got \d"),
         ({"vectors": 32, "placeholder": "?"}, r"text: expected the word '\*'"),
-        ({"resize": 32}, r"resize: expected \[16, 16\], the pictures of the base, got \[32, 32\]"),
+        ({"resize": 32}, r"resize: expected \[16, 16\], the images of the base, got \[32, 32\]"),
     ],
 )
 def test_settings_that_do_not_fit_the_base_are_one_sentence(
@@ -184,7 +184,7 @@ def _short(base: SynthesisBase) -> Any:
 
 def test_an_inpainting_base_is_refused(base: SynthesisBase, support: SupportExamples) -> None:
     inpainting: Any = type(base.unet).from_config({**base.unet.config, "in_channels": 9})  # type: ignore[union-attr]
-    with pytest.raises(ArgumentError, match="base: expected a network that draws whole pictures, got an inpainting"):
+    with pytest.raises(ArgumentError, match="base: expected a network that draws whole images, got an inpainting"):
         task_of(dataclasses.replace(base, unet=inpainting), support)
 
 
@@ -194,7 +194,7 @@ def test_an_inpainting_base_is_refused(base: SynthesisBase, support: SupportExam
 @pytest.fixture(scope="module")
 def trained(
     base: SynthesisBase, support: SupportExamples, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, SynthesisFitted, list[tuple[str, int, int]]]:
+) -> tuple[Path, GeneratorFitResult, list[tuple[str, int, int]]]:
     """A folder of a training, what it gave, and what it told."""
     folder = tmp_path_factory.mktemp("trained")
     told: list[tuple[str, int, int]] = []
@@ -204,7 +204,7 @@ def trained(
 
 
 def test_every_defect_type_gets_vectors_and_a_folder_of_its_own(
-    trained: tuple[Path, SynthesisFitted, list[tuple[str, int, int]]],
+    trained: tuple[Path, GeneratorFitResult, list[tuple[str, int, int]]],
 ) -> None:
     folder, fitted, told = trained
     assert list(vectors_of(fitted)) == TYPES
@@ -212,11 +212,11 @@ def test_every_defect_type_gets_vectors_and_a_folder_of_its_own(
     for name in TYPES:
         assert vectors_of(fitted)[name].shape == (2, 8)
         lines = [json.loads(line) for line in (folder / name / "metrics.jsonl").read_text().splitlines()]
-        assert [line["step"] for line in lines] == [2, 4]  # 2 pictures, 4 times, in batches of 4
+        assert [line["step"] for line in lines] == [2, 4]  # 2 images, 4 times, in batches of 4
         assert lines[0]["learning_rate"] == pytest.approx(0.04)  # of an item times the batch
-        picture = cv2.imread(str(folder / name / "previews" / "epoch_0002.png"))
-        assert picture is not None
-        assert picture.shape == (2 * SIDE, 2 * SIDE, 3)
+        image = cv2.imread(str(folder / name / "previews" / "epoch_0002.png"))
+        assert image is not None
+        assert image.shape == (2 * SIDE, 2 * SIDE, 3)
     assert [(one.category, one.name, one.texts, one.vectors, one.pictures) for one in fitted.defects] == [
         (CATEGORY, defect, ("*",), True, 2) for defect in DEFECTS
     ]
@@ -225,7 +225,7 @@ def test_every_defect_type_gets_vectors_and_a_folder_of_its_own(
     assert {total for _, _, total in told} == {8}
 
 
-def test_checkpoints_are_small(trained: tuple[Path, SynthesisFitted, list[tuple[str, int, int]]]) -> None:
+def test_checkpoints_are_small(trained: tuple[Path, GeneratorFitResult, list[tuple[str, int, int]]]) -> None:
     sizes = [path.stat().st_size for path in trained[0].rglob("tensors.safetensors")]
     assert len(sizes) == 4
     assert max(sizes) < 2000
@@ -235,7 +235,7 @@ def test_checkpoints_are_small(trained: tuple[Path, SynthesisFitted, list[tuple[
 def test_a_training_that_was_stopped_goes_on_as_if_it_had_not_been(
     base: SynthesisBase,
     support: SupportExamples,
-    trained: tuple[Path, SynthesisFitted, list[tuple[str, int, int]]],
+    trained: tuple[Path, GeneratorFitResult, list[tuple[str, int, int]]],
     tmp_path: Path,
     kill_after: int,
 ) -> None:
@@ -255,7 +255,7 @@ def test_a_training_that_was_stopped_goes_on_as_if_it_had_not_been(
 def test_what_is_learned_of_a_type_does_not_depend_on_the_others(
     base: SynthesisBase,
     support: SupportExamples,
-    trained: tuple[Path, SynthesisFitted, list[tuple[str, int, int]]],
+    trained: tuple[Path, GeneratorFitResult, list[tuple[str, int, int]]],
     tmp_path: Path,
 ) -> None:
     alone = read_support_examples(support.path, [DEFECTS[1]])

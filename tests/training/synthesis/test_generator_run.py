@@ -16,7 +16,7 @@ import torch
 from error_lines import reason
 from interrupted import killed_at_checkpoint
 from tiny_base import SIDE, write_tiny_base_run
-from tiny_dataset import CATEGORY, DEFECTS, good_pictures, training_pictures
+from tiny_dataset import CATEGORY, DEFECTS, normal_images, training_images
 
 from flawscope import cli
 from flawscope.config import AdaptedConfig, EmbeddingConfig, PatchcoreConfig, build_config, from_flat
@@ -27,9 +27,11 @@ from flawscope.errors import ArgumentError, DataError, RunError
 from flawscope.runs import LearnedDefect, SynthesisRecord, run_kind
 from flawscope.training.detectors.detector_run import read_run
 from flawscope.training.synthesis.base_model import open_base, restore_base
-from flawscope.training.synthesis.generator_run import SynthesisFitted, read_synthesis_run, write_synthesis_run
+from flawscope.training.synthesis.generator_run import GeneratorFitResult, read_synthesis_run, write_synthesis_run
 from flawscope.training.synthesis.generator_training import train_synthesis
 from flawscope.training.synthesis.lora import restore_unet
+
+pytestmark = pytest.mark.long
 
 RECORD = SynthesisRecord(
     kind="embedding",
@@ -63,12 +65,12 @@ def written(tmp_path: Path, tiny_root: Path) -> Path:
         (notes / part / "metrics.jsonl").write_text(f'{{"part": "{part}"}}\n')
         (notes / part / "previews" / "epoch_0001.png").write_bytes(b"png")
     vectors = torch.arange(6.0).reshape(3, 2).T  # not as it lies in memory
-    fitted = SynthesisFitted(
+    fitted = GeneratorFitResult(
         {"vectors": {f"{CATEGORY}/stain": vectors}, "lora": {"a.b.c": torch.ones(1)}}, {}, tokenizer=b"{}"
     )
-    support = {f"support/{CATEGORY}/stain/x.png": good_pictures(tiny_root)[0]}
+    support = {f"support/{CATEGORY}/stain/x.png": normal_images(tiny_root)[0]}
     out = tmp_path / "run"
-    write_synthesis_run(out, RECORD, fitted, training_pictures(tiny_root)[:2], notes, support)
+    write_synthesis_run(out, RECORD, fitted, training_images(tiny_root)[:2], notes, support)
     return out
 
 
@@ -87,9 +89,9 @@ def test_a_run_is_read_as_it_was_written(written: Path, tiny_root: Path) -> None
     assert not list(written.rglob("checkpoints"))
     assert (written / "tokenizer.json").read_bytes() == b"{}"
     copy = written / "support" / CATEGORY / "stain" / "x.png"
-    assert copy.read_bytes() == good_pictures(tiny_root)[0].read_bytes()
+    assert copy.read_bytes() == normal_images(tiny_root)[0].read_bytes()
     assert [path.name for path in run.samples] == ["000.png", "001.png"]
-    for sample, source in zip(run.samples, training_pictures(tiny_root), strict=False):
+    for sample, source in zip(run.samples, training_images(tiny_root), strict=False):
         np.testing.assert_array_equal(cv2.imread(str(sample)), cv2.imread(str(source)))
 
 
@@ -203,7 +205,6 @@ def adapted(
 
 
 @pytest.mark.parametrize("method", ["embedding", "inpainting"])
-@pytest.mark.long
 def test_a_run_has_what_it_learned_from(
     adapted: dict[str, tuple[Path, SynthesisRecord]],
     places: dict[str, Path],
@@ -247,13 +248,12 @@ def test_vectors_and_changes_are_among_the_weights(
     assert restore_unet(base, run).config.in_channels == 9
 
 
-@pytest.mark.long
 def test_what_a_training_needs_is_said_first(tmp_path: Path, places: dict[str, Path], dataset: Dataset) -> None:
     out = tmp_path / "run"
     for method, changes, message in (
         ("embedding", {"base": None}, r"base: expected a run of train base, .* --set base=RUN"),
         ("inpainting", {"support": None}, r"support: expected a folder of synth support, .* --set support=FOLDER"),
-        ("embedding", {"base": str(places["inpainting"])}, "draws whole pictures, got an inpainting network"),
+        ("embedding", {"base": str(places["inpainting"])}, "draws whole images, got an inpainting network"),
         ("inpainting", {"base": str(places["embedding"])}, "base: expected an inpainting network"),
         ("embedding", {"resize": 32}, r"resize: expected \[16, 16\]"),
         ("embedding", {"defects": ["rust"]}, "defects: expected some of"),
@@ -271,7 +271,7 @@ def test_a_support_set_of_another_dataset_is_refused(tmp_path: Path, tiny_root: 
     dataset = open_dataset(root, CATEGORY)
     path = dataset.root / json.loads((places["support"] / "support.json").read_text())["pictures"][0]["source"]
     path.write_bytes(path.read_bytes() + b"\0")
-    with pytest.raises(DataError, match=r"support: expected pictures of .*, got 1 that are not in it") as raised:
+    with pytest.raises(DataError, match=r"support: expected images of .*, got 1 that are not in it") as raised:
         train_synthesis(config("embedding", places), dataset, tmp_path / "run")
     reason(raised)
 
@@ -330,6 +330,6 @@ def test_words_are_learned_from_the_command_line(
     named = [f"--set=base={places['embedding']}", f"--set=support={places['support']}", f"--set=defects={DEFECTS[1]}"]
     out = tmp_path / "run"
     assert cli.run([*command, *named, "--set=epochs=1", "--set=repeats=1", "--out", str(out)]) == 0
-    assert f"embedding trained on 2 pictures of 1 defect types of {CATEGORY} in" in capsys.readouterr().out
+    assert f"embedding trained on 2 images of 1 defect types of {CATEGORY} in" in capsys.readouterr().out
     assert cli.run([*command, "--out", str(out)]) == 2
     assert "base: expected a run of train base" in capsys.readouterr().err

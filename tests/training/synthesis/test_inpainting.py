@@ -29,10 +29,12 @@ from flawscope.errors import ArgumentError, DataError, RunError
 from flawscope.progress import no_progress
 from flawscope.runs import SynthesisRecord
 from flawscope.training.synthesis.base_model import SynthesisBase
-from flawscope.training.synthesis.generator_run import SynthesisFitted, SynthesisRun
+from flawscope.training.synthesis.generator_run import GeneratorFitResult, SynthesisRun
 from flawscope.training.synthesis.inpainting import InpaintingTask, inpainting_loss, snr_weights, train_inpainting
 from flawscope.training.synthesis.lora import AdaptedUnet, restore_unet
 from flawscope.training.synthesis.support_examples import SupportExamples, describe, read_support_examples
+
+pytestmark = pytest.mark.long
 
 LATENT_DIFFUSION = Sampling(betas="scaled_linear", beta_start=0.00085, beta_end=0.012, start=1000, steps=50)
 
@@ -100,7 +102,7 @@ def test_the_weight_is_the_smaller_of_ratio_and_gamma_over_the_ratio(gamma: floa
     )
 
 
-def test_the_loss_is_the_weighted_mean_over_all_entries_of_a_picture() -> None:
+def test_the_loss_is_the_weighted_mean_over_all_entries_of_an_image() -> None:
     predicted, noise = torch.zeros((2, 2, 2, 2)), torch.zeros((2, 2, 2, 2))
     predicted[0, 0, 0, 0], predicted[0, 1, 1, 1] = 3.0, 1.0  # squares 9 inside the box and 1 outside
     noise[1, 0, 0, 1] = 2.0
@@ -163,11 +165,11 @@ def test_a_step_counts_and_shows_what_mvp_diff_does(
         texts.append(mirrored_words(sentence, left_right=bool(flips[0]), top_bottom=bool(flips[1])))
     autoencoder: Any = base.autoencoder
     scale = autoencoder.config.scaling_factor
-    pictures = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1.0
+    part_images = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1.0
     inside = torch.from_numpy(np.stack(boxes))[:, None]
     with torch.no_grad():
-        posterior = autoencoder.encode(pictures).latent_dist
-        rest = scale * autoencoder.encode(torch.where(inside, 0.0, pictures)).latent_dist.mean
+        posterior = autoencoder.encode(part_images).latent_dist
+        rest = scale * autoencoder.encode(torch.where(inside, 0.0, part_images)).latent_dist.mean
         tokens = base.prompts.tokens(texts, base.text.width)
         context = base.text(*(torch.from_numpy(one) for one in (tokens.tokens, tokens.vectors, tokens.placed)))
     latents = scale * (posterior.mean + posterior.std * torch.randn(posterior.mean.shape, generator=generator))
@@ -304,28 +306,28 @@ def test_runs_that_do_not_fit_the_base_are_one_sentence(base: SynthesisBase) -> 
 @pytest.fixture(scope="module")
 def trained(
     base: SynthesisBase, support: SupportExamples, folders: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, SynthesisFitted]:
+) -> tuple[Path, GeneratorFitResult]:
     folder = tmp_path_factory.mktemp("trained")
     settings = config(descriptions=str(folders[1]), preview_every=2)
     return folder, train_inpainting(settings, base, support, folder, False, no_progress)
 
 
-def test_a_training_leaves_small_checkpoints_and_what_it_measured(trained: tuple[Path, SynthesisFitted]) -> None:
+def test_a_training_leaves_small_checkpoints_and_what_it_measured(trained: tuple[Path, GeneratorFitResult]) -> None:
     folder, fitted = trained
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == [2, 4]  # 4 pictures, twice, in batches of 4
+    assert [line["step"] for line in lines] == [2, 4]  # 4 images, twice, in batches of 4
     assert list(fitted.networks) == ["lora"]
     numbers = sum(value.numel() for value in fitted.networks["lora"].values())
     assert fitted.facts["learned_numbers"] == numbers
     # The changes, the best of them, and the two averages of AdamW, of 4 bytes each; the rest is names.
     size = max(path.stat().st_size for path in folder.rglob("tensors.safetensors"))
     assert size < 4 * 4 * numbers + 50_000
-    picture = cv2.imread(str(folder / "previews" / "epoch_0002.png"))
-    assert picture is not None
-    assert picture.shape == (4 * SIDE, 2 * SIDE, 3)
+    image = cv2.imread(str(folder / "previews" / "epoch_0002.png"))
+    assert image is not None
+    assert image.shape == (4 * SIDE, 2 * SIDE, 3)
 
 
-def test_a_run_knows_the_sentences_of_every_defect_without_the_places(trained: tuple[Path, SynthesisFitted]) -> None:
+def test_a_run_knows_the_sentences_of_every_defect_without_the_places(trained: tuple[Path, GeneratorFitResult]) -> None:
     defects = trained[1].defects
     assert [(one.category, one.name, one.vectors, one.pictures) for one in defects] == [
         (CATEGORY, defect, False, 2) for defect in DEFECTS
@@ -337,12 +339,11 @@ def test_a_run_knows_the_sentences_of_every_defect_without_the_places(trained: t
 
 
 @pytest.mark.parametrize("adapt", ["lora", "full"])
-@pytest.mark.long
 def test_a_training_that_was_stopped_goes_on_as_if_it_had_not_been(
     base: SynthesisBase,
     support: SupportExamples,
     folders: tuple[Path, Path],
-    trained: tuple[Path, SynthesisFitted],
+    trained: tuple[Path, GeneratorFitResult],
     tmp_path: Path,
     adapt: str,
 ) -> None:
@@ -363,7 +364,6 @@ def test_a_training_that_was_stopped_goes_on_as_if_it_had_not_been(
 
 
 @pytest.mark.parametrize(("changes", "share"), [({}, 0.99), ({"mixed_precision": "bf16", "adapt": "full"}, 0.8)])
-@pytest.mark.long
 def test_the_loss_falls_and_the_base_stays(
     base: SynthesisBase, support: SupportExamples, tmp_path: Path, changes: dict[str, Any], share: float
 ) -> None:
@@ -386,7 +386,7 @@ def test_the_loss_falls_and_the_base_stays(
 def test_what_does_not_fit_is_one_sentence(base: SynthesisBase, support: SupportExamples, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="expected descriptions, which flawscope synth describe makes, got"):
         train_inpainting(config(descriptions=str(tmp_path)), base, support, tmp_path, False, no_progress)
-    with pytest.raises(ArgumentError, match=r"resize: expected \[16, 16\], the pictures of the base, got \[32, 32\]"):
+    with pytest.raises(ArgumentError, match=r"resize: expected \[16, 16\], the images of the base, got \[32, 32\]"):
         task_of(base, support, resize=32)
     plain: Any = type(base.unet).from_config({**base.unet.config, "in_channels": 4})  # type: ignore[union-attr]
     with pytest.raises(ArgumentError, match=r"base: expected an inpainting network, .* got a network that draws whole"):

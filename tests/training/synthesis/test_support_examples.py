@@ -1,4 +1,4 @@
-"""Support sets as a training reads them: pictures, cuts, boxes, sentences, and what is refused."""
+"""Support sets as a training reads them: images, cuts, boxes, sentences, and what is refused."""
 
 from __future__ import annotations
 
@@ -57,9 +57,7 @@ def changed(folder: Path, index: int = 0, **fields: Any) -> Path:
 # ---- What is read ----------------------------------------------------------------------------------------------------
 
 
-def test_pictures_are_those_of_the_record_with_the_originals_hashes(
-    written: tuple[Path, Path], dataset: Dataset
-) -> None:
+def test_images_are_those_of_the_record_with_the_originals_hashes(written: tuple[Path, Path], dataset: Dataset) -> None:
     found = read_support_examples(written[0])
     assert found.types == tuple((CATEGORY, defect) for defect in DEFECTS)
     assert len(found.examples) == 4
@@ -112,9 +110,9 @@ def test_a_broken_record_is_one_sentence(copies: tuple[Path, Path], fields: dict
     assert "support.json" in reason(raised)
 
 
-def test_a_picture_that_is_named_twice_is_refused(copies: tuple[Path, Path]) -> None:
+def test_an_image_that_is_named_twice_is_refused(copies: tuple[Path, Path]) -> None:
     record = json.loads((copies[0] / "support.json").read_text())
-    with pytest.raises(DataError, match="every picture once"):
+    with pytest.raises(DataError, match="every image once"):
         read_support_examples(changed(copies[0], 1, **record["pictures"][0]))
 
 
@@ -134,10 +132,10 @@ def test_what_lacks_or_does_not_fit_is_one_sentence(copies: tuple[Path, Path], t
         read_support_examples(copies[0])
 
 
-# ---- How pictures are cut --------------------------------------------------------------------------------------------
+# ---- How images are cut --------------------------------------------------------------------------------------------
 
 
-def test_a_cut_shows_the_defect_larger_and_the_whole_picture_does_not(written: tuple[Path, Path]) -> None:
+def test_a_cut_shows_the_defect_larger_and_the_whole_image_does_not(written: tuple[Path, Path]) -> None:
     for one in read_support_examples(written[0]).examples:
         image, mask = one.cut((32, 32), None)
         assert (image == prepare(one.image, Preprocessing(resize=(32, 32)))).all()
@@ -192,9 +190,7 @@ def test_descriptions_that_do_not_fit_are_one_sentence(copies: tuple[Path, Path]
     write(mask="steel/bbox/none.png")
     spoilt(support, folder, "could not be read")
     write(defect="crack")
-    spoilt(
-        support, folder, rf"expected a line for the support picture {first.record.source} .* synth describe --support"
-    )
+    spoilt(support, folder, rf"expected a line for the support image {first.record.source} .* synth describe --support")
     write()
     box = folder / next(line["mask"] for line in lines if line["fault"] == first.record.source)
     cv2.imwrite(str(box), np.full((32, 32), 255, np.uint8))

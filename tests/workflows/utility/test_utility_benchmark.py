@@ -21,9 +21,11 @@ from flawscope.errors import ArgumentError, DataError, RunError
 from flawscope.progress import no_progress
 from flawscope.training.segmentation.segmenter import SegmenterConfig
 from flawscope.workflows.utility import utility_benchmark
-from flawscope.workflows.utility.utility_benchmark import JudgePlan, judge_synthesis
-from flawscope.workflows.utility.utility_data import read_judge_data
+from flawscope.workflows.utility.utility_benchmark import UtilityPlan, run_utility_benchmark
+from flawscope.workflows.utility.utility_data import read_utility_data
 from flawscope.workflows.utility.utility_plot import draw_differences
+
+pytestmark = pytest.mark.long
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +49,8 @@ def record_of(out: Path) -> dict[str, object]:
 # ---- Verdicts --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.long
 def test_a_set_of_the_defects_that_are_tested_is_recommended(judged: Path) -> None:
-    found = msgspec.json.decode((judged / "judge.json").read_bytes(), type=utility_benchmark.Judgement)
+    found = msgspec.json.decode((judged / "judge.json").read_bytes(), type=utility_benchmark.UtilityReport)
     gain = found.differences["pixel_ap"]
     assert found.is_recommended
     assert found.verdict.startswith(f"recommended: gain of pixel AP {gain.mean:+.4f} (")
@@ -71,7 +72,7 @@ def test_a_set_of_noise_is_not_recommended_and_the_arm_without_it_is_taken_as_it
     shutil.copytree(judged / "arms" / "seed_0_real", out / "arms" / "seed_0_real")
     before = (out / "arms" / "seed_0_real" / "result.json").stat().st_mtime_ns
     assert run(arguments(place, place.noise, out, "--resume", "latest")) == 1
-    found = msgspec.json.decode((out / "judge.json").read_bytes(), type=utility_benchmark.Judgement)
+    found = msgspec.json.decode((out / "judge.json").read_bytes(), type=utility_benchmark.UtilityReport)
     gain = found.differences["pixel_ap"]
     assert not found.is_recommended
     assert gain.interval.low <= 0.0
@@ -105,8 +106,8 @@ def test_finished_trainings_are_taken_with_resume_and_give_the_same_figures_and_
     assert set(after["defects"]) == {"spot", "tint"}  # type: ignore[call-overload]
     assert after["with_leak"]["pixel_ap"]["first"] != after["differences"]["pixel_ap"]["first"]  # type: ignore[index]
     shown = capsys.readouterr().out
-    assert "on all test pictures, also those the generator has seen:" in shown
-    rows = [line.split() for line in shown.split("by defect type, with all good pictures:")[1].splitlines()]
+    assert "on all test images, also those the generator has seen:" in shown
+    rows = [line.split() for line in shown.split("by defect type, with all normal images:")[1].splitlines()]
     assert ["tint", "pixel", "AP"] in [row[:3] for row in rows]
 
 
@@ -142,19 +143,19 @@ def test_results_of_another_request_are_refused_before_anything_is_trained(
 def test_a_synthetic_set_that_has_changed_is_another_request(place: Place, judged: Path, tmp_path: Path) -> None:
     fewer = write_generated(tmp_path / "fewer", place.root, place.drawings[:-2], place.seen)
     with pytest.raises(ArgumentError, match="got one of another: synthetic set was "):
-        judge_synthesis(plan(place, judged, generated=fewer, resume=True))
+        run_utility_benchmark(plan(place, judged, generated=fewer, resume=True))
 
 
 def test_results_are_never_overwritten_and_other_folders_never_touched(
     place: Place, judged: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(ArgumentError, match=r"expected a new folder, got one with results\. Take those that are"):
-        judge_synthesis(plan(place, judged))
+        run_utility_benchmark(plan(place, judged))
     (tmp_path / "letter.txt").write_text("mine")
     with pytest.raises(ArgumentError, match=r"expected a new folder, got one with letter\.txt"):
-        judge_synthesis(plan(place, tmp_path, resume=True))
+        run_utility_benchmark(plan(place, tmp_path, resume=True))
     with pytest.raises(ArgumentError, match="expected a folder, got a file"):
-        judge_synthesis(plan(place, tmp_path / "letter.txt"))
+        run_utility_benchmark(plan(place, tmp_path / "letter.txt"))
 
 
 @pytest.mark.parametrize("name", ["result.json", "maps.safetensors"])
@@ -163,7 +164,7 @@ def test_a_broken_result_is_an_error_that_names_it(place: Place, judged: Path, t
     file = out / "arms" / "seed_0_both" / name
     file.write_bytes(file.read_bytes()[:20])
     with pytest.raises(RunError, match=r"seed_0_both: expected the result of a training, got: .* Remove the folder"):
-        judge_synthesis(plan(place, out, resume=True))
+        run_utility_benchmark(plan(place, out, resume=True))
 
 
 def plan(
@@ -175,8 +176,8 @@ def plan(
     seeds: tuple[int, ...] = (0,),
     figure: str = "pixel_ap",
     resume: bool = False,
-) -> JudgePlan:
-    return JudgePlan(
+) -> UtilityPlan:
+    return UtilityPlan(
         config=config,
         dataset=open_dataset(place.root),
         support=place.support,
@@ -193,7 +194,7 @@ def plan(
 
 def data_of(place: Place, generated: Path, **changes: object):  # type: ignore[no-untyped-def]
     config = change_settings(CONFIG, {**changes})
-    return read_judge_data(config, open_dataset(place.root), read_support(place.support), generated, no_progress)
+    return read_utility_data(config, open_dataset(place.root), read_support(place.support), generated, no_progress)
 
 
 def test_a_clean_test_has_nothing_the_generator_or_a_segmenter_has_seen(place: Place, tmp_path: Path) -> None:
@@ -201,7 +202,7 @@ def test_a_clean_test_has_nothing_the_generator_or_a_segmenter_has_seen(place: P
     drawings = [*place.drawings, Drawing("spot", *part(500, "spot"), drawn_on)]
     data = data_of(place, write_generated(tmp_path / "more", place.root, drawings, place.seen))
     support = read_support(place.support).pictures[0].source
-    assert data.left_out == {support: "a support picture", "test/good/002.png": "defects were drawn on it"}
+    assert data.left_out == {support: "a support image", "test/good/002.png": "defects were drawn on it"}
     assert data.is_clean.sum() == 16
     clean = {s.path.relative_to(place.root).as_posix() for s, ok in zip(data.samples, data.is_clean, strict=True) if ok}
     assert not clean & set(data.left_out)
@@ -209,14 +210,14 @@ def test_a_clean_test_has_nothing_the_generator_or_a_segmenter_has_seen(place: P
     assert data.counts["left_out"] == 2
 
 
-def test_rejected_drawings_and_those_on_held_back_pictures_are_not_learned_from(place: Place, tmp_path: Path) -> None:
+def test_rejected_drawings_and_those_on_held_back_images_are_not_learned_from(place: Place, tmp_path: Path) -> None:
     plain = data_of(place, place.helpful)
     assert plain.learned.synthetic is not None
     held_back = plain.counts["held_back"]
     assert held_back == 2
-    # Every good picture of the training split was drawn on twice.
-    assert plain.counts["synthetic"] == len(plain.learned.synthetic.pictures) == 24 - 2 * held_back
-    assert "synthetic pictures not learned from, drawn on good pictures that are held back: 4" in plain.notes
+    # Every normal image of the training split was drawn on twice.
+    assert plain.counts["synthetic"] == len(plain.learned.synthetic.images) == 24 - 2 * held_back
+    assert "synthetic images not learned from, drawn on normal images that are held back: 4" in plain.notes
     some = [one._replace(accepted=number % 2 == 0) for number, one in enumerate(place.drawings)]
     half = data_of(place, write_generated(tmp_path / "half", place.root, some, place.seen))
     assert half.counts["rejected"] == 12
@@ -237,10 +238,10 @@ def test_labels_are_precise_masks_or_with_a_threshold_boxes(place: Place) -> Non
 def test_defect_types_that_the_support_set_does_not_have_are_named(place: Place) -> None:
     data = data_of(place, place.helpful)
     assert data.unseen == ("tint",)
-    assert "test pictures of defect types that the support set does not have (tint): 6" in data.notes
+    assert "test images of defect types that the support set does not have (tint): 6" in data.notes
 
 
-def test_a_defect_that_vanishes_at_this_size_is_not_taught_as_a_good_picture(place: Place, tmp_path: Path) -> None:
+def test_a_defect_that_vanishes_at_this_size_is_not_taught_as_a_normal_image(place: Place, tmp_path: Path) -> None:
     dot = np.zeros((SIDE, SIDE), np.bool_)
     dot[4, 5] = True
     learned, _ = split_held_out(open_dataset(place.root).train_good, CONFIG.data.validation, 2)
@@ -248,7 +249,7 @@ def test_a_defect_that_vanishes_at_this_size_is_not_taught_as_a_good_picture(pla
     generated = write_generated(tmp_path / "tiny", place.root, [*place.drawings, tiny], place.seen)
     data = data_of(place, generated, resize=(16, 16))
     assert data.counts["synthetic"] == data_of(place, place.helpful).counts["synthetic"]
-    assert "synthetic pictures not learned from, whose defect vanishes at this size: 1" in data.notes
+    assert "synthetic images not learned from, whose defect vanishes at this size: 1" in data.notes
 
 
 def test_another_support_set_than_the_one_that_was_learned_from_is_refused(place: Place, tmp_path: Path) -> None:
@@ -257,14 +258,14 @@ def test_another_support_set_than_the_one_that_was_learned_from_is_refused(place
         data_of(place, other)
 
 
-def test_a_set_without_accepted_pictures_is_refused(place: Place, tmp_path: Path) -> None:
+def test_a_set_without_accepted_images_is_refused(place: Place, tmp_path: Path) -> None:
     none = [one._replace(accepted=False) for one in place.drawings]
-    with pytest.raises(DataError, match="expected accepted pictures of part with a defect that is seen at 32x32"):
+    with pytest.raises(DataError, match="expected accepted images of part with a defect that is seen at 32x32"):
         data_of(place, write_generated(tmp_path / "none", place.root, none, place.seen))
 
 
 def test_a_folder_that_nothing_was_drawn_in_is_refused(place: Place, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="expected the record of drawn pictures"):
+    with pytest.raises(DataError, match="expected the record of drawn images"):
         data_of(place, tmp_path)
 
 
@@ -286,7 +287,7 @@ def test_a_folder_that_nothing_was_drawn_in_is_refused(place: Place, tmp_path: P
 )
 def test_a_wrong_plan_is_refused(place: Place, tmp_path: Path, change: dict[str, object], text: str) -> None:
     with pytest.raises(ArgumentError, match=text):
-        judge_synthesis(plan(place, tmp_path / "out", **change))  # type: ignore[arg-type]
+        run_utility_benchmark(plan(place, tmp_path / "out", **change))  # type: ignore[arg-type]
     assert not (tmp_path / "out").exists()
 
 
@@ -309,7 +310,7 @@ def test_a_wrong_option_is_one_line_and_status_2(
     assert not (tmp_path / "out").exists()
 
 
-def test_the_picture_of_differences_is_the_same_on_every_run() -> None:
+def test_the_image_of_differences_is_the_same_on_every_run() -> None:
     interval = Interval(0.1, 0.3, 0.95)
     one = Difference(
         first=(0.5,),

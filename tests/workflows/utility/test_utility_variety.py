@@ -1,4 +1,4 @@
-"""Inception score and IC-LPIPS in `flawscope synth judge`: from which files, over which pictures, before what."""
+"""Inception score and IC-LPIPS in `flawscope synth judge`: from which files, over which images, before what."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from flawscope.errors import ArgumentError, DataError
 from flawscope.files import sha256_file
 from flawscope.progress import no_progress
 from flawscope.workflows.utility import utility_benchmark
-from flawscope.workflows.utility.utility_benchmark import Judgement, JudgePlan, judge_synthesis
-from flawscope.workflows.utility.utility_data import DefectPictures, JudgeData, read_judge_data
+from flawscope.workflows.utility.utility_benchmark import UtilityPlan, UtilityReport, run_utility_benchmark
+from flawscope.workflows.utility.utility_data import DefectImages, UtilityData, read_utility_data
 from flawscope.workflows.utility.utility_variety import (
     Variety,
     VarietyNetworks,
@@ -33,6 +33,8 @@ from flawscope.workflows.utility.utility_variety import (
     load_networks,
     take_variety,
 )
+
+pytestmark = pytest.mark.long
 
 
 class Files(NamedTuple):
@@ -62,8 +64,8 @@ def options(files: Files) -> list[str]:
     return ["--inception", str(files.inception), "--lpips", str(files.lpips), "--lpips-heads", str(files.heads)]
 
 
-def record_of(out: Path) -> Judgement:
-    return msgspec.json.decode((out / "judge.json").read_bytes(), type=Judgement)
+def record_of(out: Path) -> UtilityReport:
+    return msgspec.json.decode((out / "judge.json").read_bytes(), type=UtilityReport)
 
 
 def lpips_of(files: Files) -> VarietyNetworks:
@@ -72,14 +74,13 @@ def lpips_of(files: Files) -> VarietyNetworks:
     return found
 
 
-def variety_of(networks: VarietyNetworks, defects: dict[str, DefectPictures]) -> Variety:
+def variety_of(networks: VarietyNetworks, defects: dict[str, DefectImages]) -> Variety:
     return take_variety(networks, defects, CONFIG, "cpu", no_progress)
 
 
 # ---- The command -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.long
 def test_figures_are_given_with_the_weights_and_change_no_verdict(
     place: Place, files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -114,7 +115,7 @@ def test_figures_are_given_with_the_weights_and_change_no_verdict(
     assert (tint.ic_lpips, tint.groups, tint.size) == (None, (), None)
     assert variety.ic_lpips == spot.ic_lpips
     shown = [line.split() for line in capsys.readouterr().out.splitlines()]
-    start = shown.index(["how", "varied", "the", "synthetic", "pictures", "are,", "which", "decides", "nothing:"])
+    start = shown.index(["how", "varied", "the", "synthetic", "images", "are,", "which", "decides", "nothing:"])
     assert shown[start + 2][0:2] == ["spot", str(spot.pictures)]
     assert shown[start + 2][-1] == f"{spot.ic_lpips:.4f}"
     assert shown[start + 3][0:2] + shown[start + 3][-1:] == ["tint", str(tint.pictures), "-"]
@@ -132,7 +133,7 @@ def test_figures_are_taken_before_the_trainings(
 
     monkeypatch.setattr(utility_benchmark, "train_segmenter", stop)
     with pytest.raises(DataError, match="enough"):
-        judge_synthesis(
+        run_utility_benchmark(
             plan(place, tmp_path / "out", lpips=files.lpips, lpips_heads=files.heads),
             lambda what, done, total: told.append(what),
         )
@@ -222,7 +223,7 @@ def test_without_weights_there_are_no_networks() -> None:
 # ---- Figures ---------------------------------------------------------------------------------------------------------
 
 
-def test_equal_pictures_have_no_variety(files: Files, tmp_path: Path) -> None:
+def test_equal_images_have_no_variety(files: Files, tmp_path: Path) -> None:
     image = part(1, "spot")[0]
     paths = []
     for number in range(4):
@@ -230,13 +231,13 @@ def test_equal_pictures_have_no_variety(files: Files, tmp_path: Path) -> None:
         paths.append(tmp_path / f"{number}.png")
     networks = load_networks(*files, "cpu")
     assert networks is not None
-    found = variety_of(networks, {"spot": DefectPictures(tuple(paths[1:]), {"0.png": paths[0]})})
+    found = variety_of(networks, {"spot": DefectImages(tuple(paths[1:]), {"0.png": paths[0]})})
     assert found.ic_lpips == 0.0
     assert found.inception_score is not None
     assert found.inception_score.mean == pytest.approx(1.0, abs=1e-6)
 
 
-def test_pictures_are_grouped_by_the_support_picture_they_are_like_and_sizes_may_differ(
+def test_images_are_grouped_by_the_support_image_they_are_like_and_sizes_may_differ(
     files: Files, tmp_path: Path
 ) -> None:
     dark, bright = (np.full((SIDE, SIDE, 3), value, np.uint8) for value in (20, 230))
@@ -252,12 +253,12 @@ def test_pictures_are_grouped_by_the_support_picture_they_are_like_and_sizes_may
     support = {name: tmp_path / name for name in ("dark.png", "bright.png")}
     found = variety_of(
         lpips_of(files),
-        {"a": DefectPictures(tuple(drawn), support), "b": DefectPictures(tuple(drawn[:1]), support)},
+        {"a": DefectImages(tuple(drawn), support), "b": DefectImages(tuple(drawn[:1]), support)},
     )
     assert [(one.support, one.pictures) for one in found.defects["a"].groups] == [("dark.png", 2), ("bright.png", 3)]
     means = [one.lpips for one in found.defects["a"].groups]
     assert found.defects["a"].ic_lpips == pytest.approx(sum(mean for mean in means if mean) / 2)
-    # One picture has no pair: that defect type has no figure, and is not in the mean.
+    # One image has no pair: that defect type has no figure, and is not in the mean.
     assert found.defects["b"].ic_lpips is None
     assert found.ic_lpips == found.defects["a"].ic_lpips
     assert found.inception_score is None
@@ -277,25 +278,25 @@ def test_pictures_are_grouped_by_the_support_picture_they_are_like_and_sizes_may
         ([(600, 513)], (512, 438)),
     ],
 )
-def test_pictures_are_compared_at_the_commonest_size_within_limits(
+def test_images_are_compared_at_the_commonest_size_within_limits(
     sizes: list[tuple[int, int]], wanted: tuple[int, int]
 ) -> None:
     assert compared_size(sizes) == wanted
     assert compared_size(sizes[::-1]) == wanted
 
 
-# ---- Over which pictures ---------------------------------------------------------------------------------------------
+# ---- Over which images ---------------------------------------------------------------------------------------------
 
 
-def data_of(root: Path, category: str | None, support: Path, generated: Path) -> JudgeData:
+def data_of(root: Path, category: str | None, support: Path, generated: Path) -> UtilityData:
     dataset = open_dataset(root, category)
-    return read_judge_data(CONFIG, dataset, read_support(support), generated, no_progress)
+    return read_utility_data(CONFIG, dataset, read_support(support), generated, no_progress)
 
 
-def test_figures_are_over_the_pictures_that_are_learned_from(place: Place) -> None:
+def test_figures_are_over_the_images_that_are_learned_from(place: Place) -> None:
     data = data_of(place.root, None, place.support, place.helpful)
     assert data.learned.synthetic is not None
-    assert sum(len(one.drawn) for one in data.defects.values()) == len(data.learned.synthetic.pictures) == 20
+    assert sum(len(one.drawn) for one in data.defects.values()) == len(data.learned.synthetic.images) == 20
     assert list(data.defects) == ["spot", "tint"]
     assert all(path.parent.name == name for name, one in data.defects.items() for path in one.drawn)
     assert data.defects["spot"].support == {place.spot: place.root / place.spot}
@@ -313,19 +314,19 @@ def test_in_a_dataset_of_several_categories_defect_types_have_theirs(place: Plac
     assert set(data.defects["part/spot"].support) == {f"part/test/spot/{number:03d}.png" for number in range(6)}
 
 
-# ---- What killed judgements leave ------------------------------------------------------------------------------------
+# ---- What killed benchmarks leave ------------------------------------------------------------------------------------
 
 
-def plan(place: Place, out: Path, **changes: Any) -> JudgePlan:
+def plan(place: Place, out: Path, **changes: Any) -> UtilityPlan:
     config = change_settings(CONFIG, {"steps": 3})
-    return JudgePlan(config, open_dataset(place.root), place.support, place.helpful, out, seeds=(0,), **changes)
+    return UtilityPlan(config, open_dataset(place.root), place.support, place.helpful, out, seeds=(0,), **changes)
 
 
 def test_what_a_killed_judgement_left_is_removed_and_nothing_else(
     place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stale = [tmp_path / "out" / "arms" / ".seed_0_real.ab12cd_9.tmp", tmp_path / "out" / "arms" / ".seed_0_both.x8.tmp"]
-    other = tmp_path / "out" / "arms" / ".seed_10_real.ab12cd_9.tmp"  # of another judgement, which may be running
+    other = tmp_path / "out" / "arms" / ".seed_10_real.ab12cd_9.tmp"  # of another benchmark, which may be running
     for folder in (*stale, other):
         (folder / "checkpoints").mkdir(parents=True)
         (folder / "metrics.jsonl").write_text("{}\n")
@@ -339,7 +340,7 @@ def test_what_a_killed_judgement_left_is_removed_and_nothing_else(
 
     monkeypatch.setattr(utility_benchmark, "train_segmenter", stop)
     with pytest.raises(DataError, match="enough"):
-        judge_synthesis(plan(place, tmp_path / "out"))
+        run_utility_benchmark(plan(place, tmp_path / "out"))
     # The second name is not one that is made here: its random part has another length.
     left = sorted(path.name for path in (tmp_path / "out" / "arms").iterdir())
     assert left == [".seed_0_both.x8.tmp", ".seed_0_real.linked_0.tmp", ".seed_10_real.ab12cd_9.tmp"]
@@ -352,5 +353,5 @@ def test_what_was_left_stays_where_the_request_is_wrong(place: Place, tmp_path: 
     stale = tmp_path / "out" / "arms" / ".seed_0_real.ab12cd_9.tmp"
     stale.mkdir(parents=True)
     with pytest.raises(ArgumentError, match="Give both, or neither"):
-        judge_synthesis(plan(place, tmp_path / "out", lpips=Path("a.pth")))
+        run_utility_benchmark(plan(place, tmp_path / "out", lpips=Path("a.pth")))
     assert stale.is_dir()

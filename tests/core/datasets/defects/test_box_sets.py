@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tiny_dataset import CATEGORY, DEFECTS
 
 from flawscope.datasets import open_dataset
-from flawscope.datasets.defects.anomalous_samples import list_defective
+from flawscope.datasets.defects.anomalous_samples import list_anomalous
 from flawscope.datasets.defects.box_sets import BoxSettings, shares, write_boxes
 from flawscope.datasets.defects.foreground import Coverage, find_foreground
 from flawscope.datasets.defects.mask_ranges import read_ranges
@@ -53,7 +53,7 @@ def test_random_boxes_have_sizes_and_places_like_those_seen(box, size, seed, is_
     assert 0 <= drawn.top <= height - drawn.height
     assert max(1, round(0.8 * box[2] / 64 * width - 1)) <= drawn.width <= max(1, 1.2 * box[2] / 64 * width + 1)
     assert max(1, round(0.8 * box[3] / 64 * height - 1)) <= drawn.height <= max(1, 1.2 * box[3] / 64 * height + 1)
-    if not is_anywhere:  # a tenth of the picture to either side, unless the border pushes the box inwards
+    if not is_anywhere:  # a tenth of the image to either side, unless the border pushes the box inwards
         x = drawn.left + drawn.width / 2
         assert abs(x - (box[0] + box[2] / 2) / 64 * width) <= 0.1 * width + 1 or drawn.left in (0, width - drawn.width)
 
@@ -91,8 +91,8 @@ def steel(tiny_root):
     return open_dataset(tiny_root, CATEGORY)
 
 
-def test_boxes_around_real_defects_are_written_as_masks_of_the_picture_s_size(steel, tmp_path):
-    record = write_boxes(steel, list_defective(steel, "test"), tmp_path / "boxes")
+def test_boxes_around_real_defects_are_written_as_masks_of_the_image_s_size(steel, tmp_path):
+    record = write_boxes(steel, list_anomalous(steel, "test"), tmp_path / "boxes")
     assert len(record.real) == 6
     for entry in record.real:
         path = tmp_path / "boxes" / entry.mask
@@ -108,7 +108,7 @@ def test_boxes_around_real_defects_are_written_as_masks_of_the_picture_s_size(st
 
 
 def test_the_ranges_written_are_a_range_file_of_the_masks_command(steel, tmp_path):
-    record = write_boxes(steel, list_defective(steel, "test"), tmp_path / "boxes", BoxSettings(within="picture"))
+    record = write_boxes(steel, list_anomalous(steel, "test"), tmp_path / "boxes", BoxSettings(within="picture"))
     ranges = read_ranges(tmp_path / "boxes" / "ranges.json")
     assert ranges["steel"].within == "picture"
     for defect, sides in ranges["steel"].defects.items():
@@ -119,7 +119,7 @@ def test_the_ranges_written_are_a_range_file_of_the_masks_command(steel, tmp_pat
 @pytest.mark.parametrize("within", ["picture", "foreground"])
 def test_random_boxes_come_with_lines_of_good_mask_and_text(steel, tmp_path, within):
     out = tmp_path / "boxes"
-    record = write_boxes(steel, list_defective(steel, "test"), out, BoxSettings(number=7, within=within))
+    record = write_boxes(steel, list_anomalous(steel, "test"), out, BoxSettings(number=7, within=within))
     lines = [json.loads(line) for line in (out / "steel" / "steel_test.jsonl").read_text().splitlines()]
     assert record.random == len(lines) == 7
     assert [line["defect"] for line in lines] == [DEFECTS[0]] * 4 + [DEFECTS[1]] * 3
@@ -138,7 +138,7 @@ def test_random_boxes_come_with_lines_of_good_mask_and_text(steel, tmp_path, wit
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_other_boxes(steel, tmp_path):
-    entries = list_defective(steel, "test")
+    entries = list_anomalous(steel, "test")
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         write_boxes(steel, entries, tmp_path / name, BoxSettings(number=4, within="picture", seed=seed))
     one, same, other = (files_of(tmp_path / name) for name in "abc")
@@ -157,13 +157,13 @@ def test_empty_masks_are_passed_over_and_named(tmp_path):
     spot[4:8, 4:8] = 255
     cv2.imwrite(str(root / "ground_truth" / "dent" / "001_mask.png"), spot)
     dataset = open_dataset(root)
-    record = write_boxes(dataset, list_defective(dataset, "test"), tmp_path / "boxes")
+    record = write_boxes(dataset, list_anomalous(dataset, "test"), tmp_path / "boxes")
     assert record.passed_over == {"test/dent/000.png": "its mask shows no defect"}
     assert [entry.source for entry in record.real] == ["test/dent/001.png"]
     with pytest.raises(DataError, match=r"steel/dent: expected a mask that shows a defect, got empty ones"):
-        write_boxes(dataset, list_defective(dataset, "test")[:1], tmp_path / "none")
+        write_boxes(dataset, list_anomalous(dataset, "test")[:1], tmp_path / "none")
     with pytest.raises(DataError, match=r"steel/dent: expected a random box .* got none in 2000 tries"):
-        write_boxes(dataset, list_defective(dataset, "test"), tmp_path / "none", BoxSettings(number=1, tries=2000))
+        write_boxes(dataset, list_anomalous(dataset, "test"), tmp_path / "none", BoxSettings(number=1, tries=2000))
     assert not (tmp_path / "none").exists()
 
 
@@ -175,5 +175,5 @@ def test_a_mask_of_another_size_is_refused(tmp_path):
     (root / "ground_truth" / "dent").mkdir(parents=True)
     cv2.imwrite(str(root / "ground_truth" / "dent" / "000_mask.png"), np.full((16, 16), 255, np.uint8))
     dataset = open_dataset(root)
-    with pytest.raises(DataError, match=r"000_mask.png: expected 40x32 pixels as its picture has, got 16x16"):
-        write_boxes(dataset, list_defective(dataset, "test"), tmp_path / "boxes")
+    with pytest.raises(DataError, match=r"000_mask.png: expected 40x32 pixels as its image has, got 16x16"):
+        write_boxes(dataset, list_anomalous(dataset, "test"), tmp_path / "boxes")

@@ -9,7 +9,7 @@ import pytest
 from tiny_dataset import CATEGORY, DEFECTS
 
 from flawscope.datasets import open_dataset
-from flawscope.datasets.defects.anomalous_samples import list_defective
+from flawscope.datasets.defects.anomalous_samples import list_anomalous
 from flawscope.datasets.defects.captions import FRAMES, Captions, check_frame, read_frames, read_phrases
 from flawscope.datasets.defects.descriptions import write_descriptions
 from flawscope.datasets.defects.seeded_choice import generator
@@ -93,9 +93,9 @@ def steel(tiny_root):
     return open_dataset(tiny_root, CATEGORY)
 
 
-def test_every_defective_picture_gets_a_line(steel, tmp_path):
+def test_every_anomalous_image_gets_a_line(steel, tmp_path):
     out = tmp_path / "texts"
-    record = write_descriptions(steel, list_defective(steel, "test"), out)
+    record = write_descriptions(steel, list_anomalous(steel, "test"), out)
     lines = [json.loads(line) for line in (out / "steel" / "steel_train.jsonl").read_text().splitlines()]
     assert record.lines == {"steel": 6}
     assert len(lines) == 6
@@ -115,7 +115,7 @@ def test_every_defective_picture_gets_a_line(steel, tmp_path):
 
 
 def test_the_same_seed_gives_the_same_bytes(steel, tmp_path):
-    entries = list_defective(steel, "test")
+    entries = list_anomalous(steel, "test")
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         write_descriptions(steel, entries, tmp_path / name, seed=seed)
     one, same, other = ((tmp_path / name / "steel" / "steel_train.jsonl").read_bytes() for name in "abc")

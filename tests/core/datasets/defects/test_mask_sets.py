@@ -170,7 +170,7 @@ def test_a_solid_part_has_what_its_outline_encloses_and_no_more():
     assert not disc[0].any()
 
 
-def test_a_picture_of_one_grey_level_has_no_foreground():
+def test_an_image_of_one_grey_level_has_no_foreground():
     for level in (0, 128, 255):
         image = np.full((32, 32, 3), level, np.uint8)
         assert not find_foreground(image).any()
@@ -296,7 +296,7 @@ def test_masks_in_a_template_lie_in_it(tmp_path):
     assert len({entry.angle for entry in record.masks}) > 10
 
 
-def test_masks_of_a_foreground_belong_to_a_picture_and_keep_its_stem(tmp_path):
+def test_masks_of_a_foreground_belong_to_an_image_and_keep_its_stem(tmp_path):
     root = tmp_path / "data" / "steel"
     (root / "train" / "good").mkdir(parents=True)
     for index in range(3):
@@ -309,8 +309,8 @@ def test_masks_of_a_foreground_belong_to_a_picture_and_keep_its_stem(tmp_path):
     for entry in record.masks:
         assert entry.good is not None
         assert entry.mask.startswith(f"steel/scratch/{entry.good[len('train/good/') : -len('.png')]}-")
-        picture = cv2.resize(cv2.imread(str(root / entry.good)), (64, 64), interpolation=cv2.INTER_AREA)
-        part = find_foreground(np.asarray(picture, np.uint8))
+        part_image = cv2.resize(cv2.imread(str(root / entry.good)), (64, 64), interpolation=cv2.INTER_AREA)
+        part = find_foreground(np.asarray(part_image, np.uint8))
         mask = read_mask(tmp_path / "masks" / entry.mask)
         assert np.count_nonzero(mask & part) > 0.75 * entry.box[2] * entry.box[3]
 
@@ -360,7 +360,7 @@ def test_a_mask_that_fits_nowhere_names_category_and_defect_and_leaves_nothing(t
     ("within", "message"),
     [
         ("template", "expected --templates, a folder with steel/scratch/mask.png, got none"),
-        ("foreground", "expected --data with good pictures"),
+        ("foreground", "expected --data with normal images"),
     ],
 )
 def test_what_a_way_needs_has_to_be_there(tmp_path, within, message):

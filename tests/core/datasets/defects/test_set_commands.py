@@ -28,7 +28,7 @@ def test_from_a_support_set_to_masks_and_descriptions(data, tmp_path, capsys):
     captured = capsys.readouterr()
     assert captured.err == ""
     assert captured.out.splitlines() == [
-        f"support set: {out['support']}, 4 pictures of 2 defect types",
+        f"support set: {out['support']}, 4 images of 2 defect types",
         "taken from the test split: 4, to be left out of the evaluation (support.json)",
         f"overview: {out['support']}/contact_sheet.png",
         f"boxes: {out['boxes']}, around 4 defects, and 5 random ones",
@@ -40,7 +40,7 @@ def test_from_a_support_set_to_masks_and_descriptions(data, tmp_path, capsys):
     ]
     for name in out:
         sheet = cv2.imread(str(tmp_path / name / "contact_sheet.png"))
-        assert len(np.unique(sheet)) > 50, "a sheet shows pictures"
+        assert len(np.unique(sheet)) > 50, "a sheet shows images"
 
 
 def test_the_spellings_of_the_published_scripts_are_taken_too(tiny_root, tmp_path):
@@ -72,8 +72,8 @@ def test_an_earlier_set_is_replaced(data, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["support", "DATA"], "expected defective pictures with masks in the train split, got none, and 3 in test"),
-        (["support", "DATA", "--split", "test", "--shots", "9"], "expected 9 different pictures with a mask"),
+        (["support", "DATA"], "expected anomalous images with masks in the train split, got none, and 3 in test"),
+        (["support", "DATA", "--split", "test", "--shots", "9"], "expected 9 different images with a mask"),
         (["support", "DATA", "--split", "test", "--shots", "0"], "shots: expected a whole number from 1"),
         (["support", "DATA", "--split", "test", "--defect", "rust"], "expected defect types of"),
         (["support", "DATA", "--split", "test", "--seed", "-1"], "seed: expected a whole number from 0"),
@@ -86,7 +86,7 @@ def test_an_earlier_set_is_replaced(data, tmp_path):
         (["masks", "--ranges", "NONE"], "expected a range file"),
         (["masks", "--ranges", "STRINGS"], "Expected `bool`, got `str`"),
         (["masks", "--ranges", "RANGES", "--category", "brass"], "expected an entry for the category brass"),
-        (["masks", "--ranges", "RANGES"], "expected --data with good pictures for masks in their foreground"),
+        (["masks", "--ranges", "RANGES"], "expected --data with normal images for masks in their foreground"),
         (["masks", "--ranges", "RANGES", "--within", "template"], "expected --templates"),
         (["masks", "--ranges", "RANGES", "--size", "4"], "size: expected a whole number from 16"),
         (["describe", "DATA", "--split", "test", "--phrases", "RANGES"], "expected a table of phrases"),

@@ -1,4 +1,4 @@
-"""Support sets: which pictures are chosen, what is recorded, and how an evaluation leaves them out."""
+"""Support sets: which images are chosen, what is recorded, and how an evaluation leaves them out."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from file_contents import files_of
 from tiny_dataset import CATEGORY, DEFECTS
 
 from flawscope.datasets import content_hash, open_dataset
-from flawscope.datasets.defects.anomalous_samples import list_defective
-from flawscope.datasets.defects.near_duplicates import is_same_part, look_of
+from flawscope.datasets.defects.anomalous_samples import list_anomalous
+from flawscope.datasets.defects.near_duplicates import appearance_of, is_near_duplicate
 from flawscope.datasets.defects.support_set import exclude_support, find_support, read_support, write_support
 from flawscope.errors import ArgumentError, DataError
 from flawscope.imaging.images import read_image, read_mask
@@ -30,23 +30,23 @@ def own_root(tiny_root, tmp_path):
     return shutil.copytree(tiny_root / CATEGORY, tmp_path / "data" / CATEGORY)
 
 
-def test_each_defect_type_gets_so_many_pictures_with_their_masks(steel, tmp_path):
+def test_each_defect_type_gets_so_many_images_with_their_masks(steel, tmp_path):
     record = write_support(steel, tmp_path / "set", shots=2, split="test")
-    assert [picture.defect for picture in record.pictures] == [name for name in DEFECTS for _ in range(2)]
-    for picture in record.pictures:
-        source, mask_source = steel.root / picture.source, steel.root / picture.mask_source
-        assert picture.picture == f"steel/{picture.defect}/{source.stem}.png"
-        assert picture.mask == f"steel/{picture.defect}_mask/{source.stem}_mask.png"
-        np.testing.assert_array_equal(read_image(tmp_path / "set" / picture.picture), read_image(source))
-        mask = cv2.imread(str(tmp_path / "set" / picture.mask), cv2.IMREAD_UNCHANGED)
+    assert [image.defect for image in record.pictures] == [name for name in DEFECTS for _ in range(2)]
+    for image in record.pictures:
+        source, mask_source = steel.root / image.source, steel.root / image.mask_source
+        assert image.picture == f"steel/{image.defect}/{source.stem}.png"
+        assert image.mask == f"steel/{image.defect}_mask/{source.stem}_mask.png"
+        np.testing.assert_array_equal(read_image(tmp_path / "set" / image.picture), read_image(source))
+        mask = cv2.imread(str(tmp_path / "set" / image.mask), cv2.IMREAD_UNCHANGED)
         assert mask.ndim == 2
         assert set(np.unique(mask)) == {0, 255}
         np.testing.assert_array_equal(mask > 0, read_mask(mask_source))
-        assert picture.defect_px == np.count_nonzero(mask)
-        assert picture.content == content_hash(source)
-        assert picture.mask_content == content_hash(mask_source)
-        assert picture.split == "test"
-    assert len({picture.content for picture in record.pictures}) == 4
+        assert image.defect_px == np.count_nonzero(mask)
+        assert image.content == content_hash(source)
+        assert image.mask_content == content_hash(mask_source)
+        assert image.split == "test"
+    assert len({image.content for image in record.pictures}) == 4
 
 
 def test_the_record_can_be_read_back(steel, tmp_path):
@@ -60,9 +60,9 @@ def test_copies_are_real_png_whatever_the_original_was(own_root, tmp_path):
         cv2.imwrite(str(path.with_suffix(".jpg")), cv2.imread(str(path)))
         path.unlink()
     record = write_support(open_dataset(own_root), tmp_path / "set", shots=1, split="test")
-    for picture in record.pictures:
-        assert picture.source.endswith(".jpg")
-        assert (tmp_path / "set" / picture.picture).read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    for image in record.pictures:
+        assert image.source.endswith(".jpg")
+        assert (tmp_path / "set" / image.picture).read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
 
 
 def test_the_same_seed_gives_the_same_bytes_wherever_the_dataset_lies(steel, own_root, tmp_path):
@@ -71,11 +71,11 @@ def test_the_same_seed_gives_the_same_bytes_wherever_the_dataset_lies(steel, own
     assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
 
 
-def test_seeds_choose_different_pictures(steel, tmp_path):
+def test_seeds_choose_different_images(steel, tmp_path):
     chosen = set()
     for seed in range(12):
         record = write_support(steel, tmp_path / str(seed), shots=1, split="test", seed=seed)
-        chosen.add(tuple(picture.source for picture in record.pictures))
+        chosen.add(tuple(image.source for image in record.pictures))
     assert len(chosen) > 3
 
 
@@ -85,29 +85,29 @@ def test_more_shots_keep_those_that_fewer_chose(steel, tmp_path):
     assert few.pictures[0] == more.pictures[0]
 
 
-def test_test_pictures_are_not_taken_unasked(steel, tmp_path):
+def test_test_images_are_not_taken_unasked(steel, tmp_path):
     with pytest.raises(DataError, match=r"in the train split, got none, and 3 in test. Take those with --split test"):
         write_support(steel, tmp_path / "set")
     assert not (tmp_path / "set").exists()
 
 
-def test_defective_training_pictures_are_preferred_by_default(own_root, tmp_path):
+def test_defective_training_images_are_preferred_by_default(own_root, tmp_path):
     for defect in DEFECTS:
         (own_root / "train" / defect).mkdir()
         shutil.move(own_root / "test" / defect / "001.png", own_root / "train" / defect / "001.png")
     record = write_support(open_dataset(own_root), tmp_path / "set", shots=1)
-    assert [picture.source for picture in record.pictures] == [f"train/{name}/001.png" for name in DEFECTS]
-    assert {picture.split for picture in record.pictures} == {"train"}
+    assert [image.source for image in record.pictures] == [f"train/{name}/001.png" for name in DEFECTS]
+    assert {image.split for image in record.pictures} == {"train"}
 
 
-def test_empty_masks_and_equal_pictures_are_passed_over_and_recorded(own_root, tmp_path):
+def test_empty_masks_and_equal_images_are_passed_over_and_recorded(own_root, tmp_path):
     folder, masks = own_root / "test" / DEFECTS[0], own_root / "ground_truth" / DEFECTS[0]
     cv2.imwrite(str(masks / "000_mask.png"), np.zeros((64, 64), np.uint8))
     shutil.copy(folder / "001.png", folder / "copy.png")
     shutil.copy(masks / "001_mask.png", masks / "copy_mask.png")
     record = write_support(open_dataset(own_root), tmp_path / "set", shots=2, split="test", defects=DEFECTS[:1], seed=2)
-    assert len({picture.content for picture in record.pictures}) == 2
-    with pytest.raises(DataError, match=r"expected 3 different pictures .*got 2\. Ask for fewer with --shots"):
+    assert len({image.content for image in record.pictures}) == 2
+    with pytest.raises(DataError, match=r"expected 3 different images .*got 2\. Ask for fewer with --shots"):
         write_support(open_dataset(own_root), tmp_path / "all", shots=3, split="test", defects=DEFECTS[:1])
     reasons = set()
     for seed in range(8):
@@ -116,7 +116,7 @@ def test_empty_masks_and_equal_pictures_are_passed_over_and_recorded(own_root, t
         ).passed_over
         assert passed.get(f"test/{DEFECTS[0]}/000.png", "its mask shows no defect") == "its mask shows no defect"
         reasons |= {reason.partition(" as ")[0] for reason in passed.values()}
-    assert reasons == {"its mask shows no defect", "the same picture"}
+    assert reasons == {"its mask shows no defect", "the same image"}
 
 
 def test_a_support_set_is_found_again_and_left_out_of_the_evaluation(own_root, tmp_path):
@@ -139,31 +139,31 @@ def test_the_same_part_under_another_light_is_named_and_left_out(own_root, tmp_p
         cv2.imwrite(str(masks / f"{name}_dark_mask.png"), cv2.imread(str(masks / f"{name}_mask.png"))[1:, :-1])
     dataset = open_dataset(own_root)
     record = write_support(dataset, tmp_path / "set", shots=1, split="test", defects=DEFECTS[:1])
-    [picture], [alike] = record.pictures, record.alike
-    stem = picture.source.rpartition("/")[2].removesuffix(".png")
+    [part_image], [alike] = record.pictures, record.alike
+    stem = part_image.source.rpartition("/")[2].removesuffix(".png")
     other = stem.removesuffix("_dark") if stem.endswith("_dark") else f"{stem}_dark"
     assert alike.source == f"test/{DEFECTS[0]}/{other}.png"
-    assert alike.like == picture.source
-    assert set(exclude_support(dataset, record)[1]) == {picture.source, alike.source}
-    assert exclude_support(dataset, record, with_alike=False)[1] == (picture.source,)
+    assert alike.like == part_image.source
+    assert set(exclude_support(dataset, record)[1]) == {part_image.source, alike.source}
+    assert exclude_support(dataset, record, with_alike=False)[1] == (part_image.source,)
 
 
 def test_different_parts_are_not_taken_for_the_same(steel, tmp_path):
     assert write_support(steel, tmp_path / "set", shots=1, split="test").alike == ()
 
 
-def test_a_picture_is_alike_to_itself_and_to_nothing_at_another_place():
+def test_an_image_is_alike_to_itself_and_to_nothing_at_another_place():
     image = np.random.default_rng(0).integers(0, 256, (60, 90, 3), np.uint8)
     mask, elsewhere, empty = (np.zeros((60, 90), np.bool_) for _ in range(3))
     mask[10:20, 10:20] = elsewhere[40:50, 70:80] = True
-    assert is_same_part(look_of(image, mask), look_of(image, mask))
-    assert not is_same_part(look_of(image, mask), look_of(image, elsewhere))
-    assert not is_same_part(look_of(image, empty), look_of(image, empty))
+    assert is_near_duplicate(appearance_of(image, mask), appearance_of(image, mask))
+    assert not is_near_duplicate(appearance_of(image, mask), appearance_of(image, elsewhere))
+    assert not is_near_duplicate(appearance_of(image, empty), appearance_of(image, empty))
     other = np.random.default_rng(1).integers(0, 256, (60, 90, 3), np.uint8)
-    assert not is_same_part(look_of(image, mask), look_of(other, mask))
+    assert not is_near_duplicate(appearance_of(image, mask), appearance_of(other, mask))
 
 
-def test_another_picture_under_the_same_name_is_no_support_picture(own_root, tmp_path):
+def test_another_image_under_the_same_name_is_no_support_image(own_root, tmp_path):
     dataset = open_dataset(own_root)
     record = write_support(dataset, tmp_path / "set", shots=1, split="test", defects=DEFECTS[:1])
     path = own_root / record.pictures[0].source
@@ -172,7 +172,7 @@ def test_another_picture_under_the_same_name_is_no_support_picture(own_root, tmp
         find_support(dataset, record)
     assert exclude_support(dataset, record)[1] == ()
     path.unlink()
-    with pytest.raises(DataError, match=r"expected the support picture test/.* with its mask, got none there"):
+    with pytest.raises(DataError, match=r"expected the support image test/.* with its mask, got none there"):
         find_support(open_dataset(own_root), record)
 
 
@@ -202,11 +202,11 @@ def test_wrong_arguments_are_refused_before_anything_is_written(steel, tmp_path,
 
 def test_a_dataset_without_defects_is_refused(own_root, tmp_path):
     shutil.rmtree(own_root / "test")
-    with pytest.raises(DataError, match="expected defective pictures with masks, got good ones only"):
+    with pytest.raises(DataError, match="expected anomalous images with masks, got normal ones only"):
         write_support(open_dataset(own_root), tmp_path / "set")
 
 
-def test_masks_of_one_type_may_not_lie_among_pictures_of_another(own_root, tmp_path):
+def test_masks_of_one_type_may_not_lie_among_images_of_another(own_root, tmp_path):
     for kind in ("test", "ground_truth"):
         shutil.copytree(own_root / kind / DEFECTS[0], own_root / kind / f"{DEFECTS[0]}_mask")
     with pytest.raises(DataError, match=f"expected none called {DEFECTS[0]}_mask beside {DEFECTS[0]}"):
@@ -251,4 +251,4 @@ def test_the_order_of_the_samples_does_not_matter(steel, tmp_path):
     for name, dataset in (("a", steel), ("b", turned)):
         write_support(dataset, tmp_path / name, shots=1, split="test", defects=DEFECTS[:1])
     assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
-    assert {e.place for e in list_defective(steel, "any")} == {e.place for e in list_defective(turned, "test")}
+    assert {e.place for e in list_anomalous(steel, "any")} == {e.place for e in list_anomalous(turned, "test")}
