@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 
 from flawscope.bundle import Golden, Manifest, ReconstructionHead, SamplingChange, open_bundle, write_bundle
-from flawscope.calibration.evaluation.evaluate import measure_images
+from flawscope.calibration.evaluation.measurements import measure_images
 from flawscope.calibration.evaluation.metrics import auroc, pixel_auroc, rank_pixels
 from flawscope.datasets import Dataset, fingerprint, hash_contents
 from flawscope.diffusion.schedule import Sampling

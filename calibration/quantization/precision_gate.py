@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from flawscope.arrays import Float32Array, UInt8Array
 from flawscope.bundle import Gate
-from flawscope.calibration.evaluation.evaluate import Measured, measure_images
+from flawscope.calibration.evaluation.measurements import Measured, measure_images
 from flawscope.calibration.evaluation.metrics import auroc, pixel_auroc, rank_pixels, spearman
 from flawscope.datasets import Sample
 from flawscope.errors import DataError
