@@ -63,13 +63,13 @@ class Contamination:
         if total:
             notes.append(
                 f"{total} of {len(self.of_set)} test images are left out: {int(self.of_set.sum())} of the support "
-                f"set, {int(self.alike.sum())} that probably show the same parts. With leak says what the figures "
-                "would be with them."
+                f"set, {int(self.alike.sum())} that probably show the same parts. The figures with leak include "
+                "them."
             )
         if self.missing:
             notes.append(
                 f"{self.missing} of {images} support images are not in this dataset with the content that was "
-                "recorded: if they are there in another form, they are not left out."
+                "recorded: a copy in another file format would not be recognized, so it would not be left out."
             )
         if self.gone:
             unlisted = f" and {len(self.gone) - _LISTED} more" if len(self.gone) > _LISTED else ""

@@ -1,14 +1,14 @@
-"""Combines bundles to an ensemble: checks that members are compatible, and measures their scales.
+"""Ensembles of bundles: checks that members are compatible, measures their scales, and writes the bundle.
 
 Members measure in different units, so each map and each score becomes (value - center) / spread before it is weighted.
-Both numbers come from normal images that no member has learned from, because a detector finds nothing on those it has.
-They are fixed from then on: an image is never scaled by itself.
+Both numbers come from normal images that no member has learned from, because scores of learned images are too low.
+They are fixed from then on: an image is never scaled by its own values.
 
 The center of maps is the median of their pixels, the spread the distance from there to the 99.9 % quantile. Anomaly
-maps of good parts have a long upper tail, where a standard deviation is made by a few pixels; and a threshold lies at
-its end, so that is where members have to agree. Few pixels, such as dust on one image, move neither number. Of
-scores, one an image, there are tens and not millions: the spread is the distance from the median to the 90 % quantile,
-so that one odd image in ten does not set it.
+maps of normal images have a long upper tail: a few pixels would determine a standard deviation, and thresholds lie at
+the end of the tail, so that is where members have to agree. Few pixels, such as dust on one image, hardly move either
+number. Scores, one an image, are tens and not millions: their spread is the distance from the median to the 90 %
+quantile, so that one odd image in ten does not determine it.
 """
 
 from __future__ import annotations
@@ -57,19 +57,20 @@ if TYPE_CHECKING:
     from flawscope.runtime import Inspector
 
 LEAST_GOOD = 5
-"""Normal images without which no spread is measured."""
+"""Least number of normal images from which a spread is measured."""
 
 MAP_QUANTILE = 0.999
 SCORE_QUANTILE = 0.9
-"""Where a spread of 1 ends, as a share of the pixels and of the images."""
+"""Quantiles that lie at a normalised value of 1, of map pixels and of scores."""
 
 _MOST_VALUES = 1 << 24
-"""Pixels of a member's maps that are kept; of more, every second, third, … row and column."""
+"""Most pixels of a member's maps that are held (64 MiB in float32); of more, every second, fourth, … row and column."""
 
 _LEAST_SPREAD = 1e-6
-"""Share of the center below which a spread is rounding alone."""
+"""Share of the center below which a spread is taken for rounding."""
 
 _GOLDEN = 2
+"""Golden images of the ensemble; every member checks its own as well."""
 
 
 @dataclass(frozen=True)
@@ -82,12 +83,12 @@ class Scale:
 
 @dataclass(frozen=True)
 class Combination:
-    """What was combined.
+    """An ensemble that was written.
 
     Attributes:
         manifest: The manifest of the ensemble as written.
-        backend: The backend that measured.
-        left_out: Why normal images were not used, and how many.
+        backend: The backend that the scales were measured on.
+        left_out: Reasons why normal images were not used, each with the number of them.
         notes: What the user has to know, a sentence each.
     """
 
@@ -112,20 +113,21 @@ def combine_bundles(
     Args:
         paths: The bundles, folders or packed; their graphs in FP32 are combined.
         out: Bundle folder to write; an earlier bundle there is replaced.
-        dataset: Its train/good without what any member has learned gives centers and spreads.
+        dataset: Its train/good, without the images that a member has learned from, gives centers and spreads.
         weights: One a bundle, above 0; None for 1 each.
-        backend: The backend that measures.
+        backend: The backend that measures the scales.
         command: The command line, for the record.
         progress: Called after each image.
 
     Raises:
-        ArgumentError: If a weight is wrong, bundles do not go together, or `out` is one of them.
+        ArgumentError: If a weight is wrong, bundles are not compatible, or `out` lies in one of them.
         BundleError: If a bundle is broken.
         DataError: If fewer than `LEAST_GOOD` images remain, an image cannot be scored, or a member does not vary.
         StorageError: If the ensemble cannot be written.
     """
     shares = _checked_weights(paths, weights)
     check_replaceable(out, "manifest.json")
+    # `out` replaces what is there: inside a member it would delete the files that are being copied.
     for path in paths:
         if path.exists() and out.resolve().is_relative_to(path.resolve()):
             raise ArgumentError(f"{out}: expected a place outside the bundles, got one in {path}. Choose another name.")
@@ -136,7 +138,7 @@ def combine_bundles(
         inspectors = [stack.enter_context(_loaded(bundle, backend)) for bundle in bundles]
         scales = _measure(inspectors, chosen.samples, progress)
         members = _members(bundles, shares, scales)
-        took = inspectors[0]
+        measured_on = inspectors[0].backend
         manifest = Manifest(
             name=out.name.removesuffix(".flaw"),
             kind="score",
@@ -149,22 +151,23 @@ def combine_bundles(
             bank=None,
             head=EnsembleHead(members, len(chosen.samples)),
             golden=(),
-            provenance=_provenance(bundles, members, dataset, chosen, took.backend, command),
+            provenance=_provenance(bundles, members, dataset, chosen, measured_on, command),
             files={},
             min_area_px=min(bundle.manifest.min_area_px for bundle in bundles),
         )
         sources = _sources(bundles, members, chosen.hashes)
         written = _write(out, manifest, sources, _golden_files(bundles, members), progress)
-    return Combination(written, took.backend, chosen.left_out, _notes(bundles, dataset))
+    return Combination(written, measured_on, chosen.left_out, _notes(bundles, dataset))
 
 
 def measure_scale(values: Float32Array, quantile: float) -> Scale:
-    """Return the median of some numbers, and the distance from there to a quantile.
+    """Return the median of the values as center, and the distance from there to a quantile as spread.
 
     Args:
         values: float32 [N], finite.
         quantile: A share above 0.5.
     """
+    # float64: NumPy interpolates between two values in their own type, and float32 would round the spread.
     center, upper = np.quantile(values.astype(np.float64), (0.5, quantile))
     return Scale(float(center), float(upper - center))
 
@@ -188,7 +191,7 @@ def _loaded(bundle: Bundle, backend: str, path: str = "auto") -> Inspector:
 
 
 def _check_together(bundles: Sequence[Bundle]) -> None:
-    """Raise ArgumentError unless bundles can be combined."""
+    """Raise ArgumentError unless the bundles are compatible."""
     first = bundles[0]
     seen: dict[str, Bundle] = {}
     for bundle in bundles:
@@ -197,14 +200,15 @@ def _check_together(bundles: Sequence[Bundle]) -> None:
             raise ArgumentError(
                 f"{bundle.path}: expected a bundle of one detector, got an ensemble. Combine all its members at once."
             )
-        for what, got, wanted in (
-            ("preprocessing", _spoken(manifest.input), _spoken(first.manifest.input)),
-            ("tiles", _spoken(manifest.tiling), _spoken(first.manifest.tiling)),
+        # An image is prepared once for all members, so their maps lie on the same pixels.
+        for setting, got, expected in (
+            ("preprocessing", _as_text(manifest.input), _as_text(first.manifest.input)),
+            ("tiles", _as_text(manifest.tiling), _as_text(first.manifest.tiling)),
         ):
-            if got != wanted:
+            if got != expected:
                 raise ArgumentError(
-                    f"{bundle.path}: expected the {what} of {first.path} ({wanted}), got {got}. Train both with the "
-                    "same settings for images."
+                    f"{bundle.path}: expected the {setting} of {first.path} ({expected}), got {got}. Train both with "
+                    "the same settings for images."
                 )
         if not manifest.golden:
             raise ArgumentError(f"{bundle.path}: expected golden images, got none. Export the bundle again.")
@@ -216,7 +220,8 @@ def _check_together(bundles: Sequence[Bundle]) -> None:
         seen[manifest.digest] = bundle
 
 
-def _spoken(value: msgspec.Struct | None) -> str:
+def _as_text(value: msgspec.Struct | None) -> str:
+    """Return the fields of settings as text, for comparison and for messages."""
     if value is None:
         return "none"
     parts = msgspec.to_builtins(value)
@@ -225,7 +230,7 @@ def _spoken(value: msgspec.Struct | None) -> str:
 
 @dataclass(frozen=True)
 class _Chosen:
-    """Normal images that no member has learned, why others were left out, and what the ensemble says of all."""
+    """Normal images that no member has learned from, why others were left out, and hashes for the ensemble."""
 
     samples: tuple[Sample, ...]
     left_out: tuple[tuple[str, int], ...]
@@ -237,7 +242,8 @@ def _choose(dataset: Dataset, hashes: Sequence[ImageHashes], progress: Progress)
     contents = hash_contents(
         [sample.path for sample in dataset.samples], lambda done, total: progress("Comparing images", done, total)
     )
-    training = dict.fromkeys(one for member in hashes for one in member.training)
+    # dict, not set: its order does not change from run to run, so the same members give the same bundle.
+    training = dict.fromkeys(content for member in hashes for content in member.training)
     samples: dict[str, Sample] = {}
     reasons = Counter[str]()
     candidates = dataset.train_good
@@ -255,9 +261,10 @@ def _choose(dataset: Dataset, hashes: Sequence[ImageHashes], progress: Progress)
             f"{len(samples)} among {len(candidates)}. Train all members with one --seed and keep images out "
             "(--set held_out=0.2), or name another set."
         )
-    # What the scales were measured on is known to the ensemble, as what a threshold was set on would be.
-    known = [*(one for member in hashes for one in member.held_out), *samples]
-    held_out = tuple(one for one in dict.fromkeys(known) if one not in training)
+    # The images that gave the scales are listed as held out, so that `evaluate` notes when they are in a test set. What
+    # is held out for one member may be training for another, which counts more.
+    unlearned = dict.fromkeys([*(content for member in hashes for content in member.held_out), *samples])
+    held_out = tuple(content for content in unlearned if content not in training)
     return _Chosen(
         tuple(samples.values()),
         tuple(reasons.items()),
@@ -268,7 +275,7 @@ def _choose(dataset: Dataset, hashes: Sequence[ImageHashes], progress: Progress)
 
 @dataclass
 class _Values:
-    """What one member gave for all images."""
+    """Maps (thinned) and scores of one member on all images."""
 
     maps: list[Float32Array] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
@@ -281,42 +288,47 @@ def _measure(
     values = [_Values() for _ in inspectors]
     manifest = inspectors[0].manifest
     height, width = manifest.input.size
-    step = 1
+    step = 1  # every step-th row and column of a map is held
     for done, sample in enumerate(samples, 1):
         for image in _prepared(sample.path, manifest):
-            for inspector, own in zip(inspectors, values, strict=True):
+            for inspector, of_member in zip(inspectors, values, strict=True):
                 maps, scores = inspector.infer(image[None])
                 if not (np.isfinite(maps).all() and np.isfinite(scores).all()):
                     raise DataError(
                         f"{sample.path}: expected finite maps and scores, got NaN or infinity from "
                         f"{inspector.bundle.path}. Check both."
                     )
-                own.maps.append(maps[0, ::step, ::step].copy())
-                own.scores.append(float(scores[0]))
-        # Rows and columns are thinned alike in all maps, those that are there and those that come: the number of
-        # images is known, that of tiles only by and by.
+                # A copy, because a view would keep the whole map in memory.
+                of_member.maps.append(maps[0, ::step, ::step].copy())
+                of_member.scores.append(float(scores[0]))
+        # Thinned on the way, because the number of tiles is not known before. Doubling keeps a subset of the rows and
+        # columns, so in the end all maps are thinned alike and weigh the same in the quantiles.
         while len(values[0].scores) * -(-height // step) * -(-width // step) > _MOST_VALUES:
             step *= 2
-            for own in values:
-                own.maps = [kept[::2, ::2].copy() for kept in own.maps]
+            for of_member in values:
+                of_member.maps = [thinned[::2, ::2].copy() for thinned in of_member.maps]
         progress("Measuring", done, len(samples))
-    found = []
-    for inspector, own in zip(inspectors, values, strict=True):
-        pixels = np.concatenate([kept.ravel() for kept in own.maps])
-        scales = measure_scale(pixels, MAP_QUANTILE), measure_scale(np.array(own.scores, np.float32), SCORE_QUANTILE)
-        for what, scale in zip(("maps", "scores"), scales, strict=True):
-            if not scale.spread > _LEAST_SPREAD * abs(scale.center):
-                raise DataError(
-                    f"{inspector.bundle.path}: expected {what} that vary over {len(samples)} normal images, got "
-                    f"{scale.center:g} with a spread of {scale.spread:g}. Such a detector cannot be weighed: leave it "
-                    "out, or name another set."
-                )
-        found.append(scales)
-    return found
+    return [
+        _scales(inspector.bundle, of_member, len(samples))
+        for inspector, of_member in zip(inspectors, values, strict=True)
+    ]
+
+
+def _scales(bundle: Bundle, values: _Values, images: int) -> tuple[Scale, Scale]:
+    pixels = np.concatenate([thinned.ravel() for thinned in values.maps])
+    scales = measure_scale(pixels, MAP_QUANTILE), measure_scale(np.array(values.scores, np.float32), SCORE_QUANTILE)
+    for output, scale in zip(("maps", "scores"), scales, strict=True):
+        # Division by such a spread would blow rounding up to the size of the other members' values.
+        if not scale.spread > _LEAST_SPREAD * abs(scale.center):
+            raise DataError(
+                f"{bundle.path}: expected {output} that vary over {images} normal images, got {scale.center:g} with a "
+                f"spread of {scale.spread:g}. Such a detector cannot be weighted: leave it out, or name another set."
+            )
+    return scales
 
 
 def _prepared(path: Path, manifest: Manifest) -> Iterator[UInt8Array]:
-    """Yield what the members are given for an image: itself, or its tiles."""
+    """Yield the prepared image, or its tiles, one after the other."""
     if manifest.tiling is None:
         yield prepare(read_image(path), manifest.input)
         return
@@ -327,10 +339,10 @@ def _prepared(path: Path, manifest: Manifest) -> Iterator[UInt8Array]:
 def _members(
     bundles: Sequence[Bundle], weights: Sequence[float], scales: Sequence[tuple[Scale, Scale]]
 ) -> tuple[EnsembleMember, ...]:
-    members, taken = [], set[str]()
+    members, names = [], set[str]()
     for bundle, weight, (of_map, of_score) in zip(bundles, weights, scales, strict=True):
         manifest = bundle.manifest
-        name = _free_name(manifest.name, manifest.method, taken)
+        name = _unique_name(manifest.name, manifest.method, names)
         members.append(
             EnsembleMember(
                 name=name,
@@ -346,15 +358,17 @@ def _members(
     return tuple(members)
 
 
-def _free_name(name: str, method: str, taken: set[str]) -> str:
-    """Return a name for a folder that no other member has, as near to the bundle's as may be."""
+def _unique_name(name: str, method: str, names: set[str]) -> str:
+    """Return a folder name close to the bundle's name that is not in `names`, and add it there."""
+    # A manifest's name comes from outside: as a folder it must hold no separator, and begin with no dot.
     plain = re.sub(r"[^A-Za-z0-9._-]+", "-", name).lstrip("._-")[:48] or method
-    free, count = plain, 1
-    while free.casefold() in taken:
+    unique, count = plain, 1
+    # Without case, because two names that differ in case alone are one folder on macOS and Windows.
+    while unique.casefold() in names:
         count += 1
-        free = f"{plain}-{count}"
-    taken.add(free.casefold())
-    return free
+        unique = f"{plain}-{count}"
+    names.add(unique.casefold())
+    return unique
 
 
 def _provenance(
@@ -369,6 +383,7 @@ def _provenance(
     return Provenance(
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         command=command,
+        # An ensemble has no run: the digest of its members' runs, in their order, takes its place.
         run=hashlib.sha256("".join(f"{source.run}\n" for source in sources).encode()).hexdigest(),
         dataset=chosen.dataset,
         category=dataset.category,
@@ -392,7 +407,7 @@ def _provenance(
 def _sources(
     bundles: Sequence[Bundle], members: Sequence[EnsembleMember], hashes: ImageHashes
 ) -> dict[str, Path | bytes]:
-    """Return every file of the ensemble: its members whole, each in its folder, and which images are known."""
+    """Return every file of the ensemble: its members whole, each in its folder, and the hashes of their images."""
     sources: dict[str, Path | bytes] = {IMAGE_HASHES: hashes.encode()}
     for member, bundle in zip(members, bundles, strict=True):
         for name in ("manifest.json", *bundle.manifest.files):
@@ -401,33 +416,35 @@ def _sources(
 
 
 def _golden_files(bundles: Sequence[Bundle], members: Sequence[EnsembleMember]) -> list[str]:
-    """Return where the first golden images of the members lie in the ensemble, equal ones once."""
-    found: dict[str, str] = {}
+    """Return the paths of the first golden images of the members in the ensemble, equal images once."""
+    by_hash: dict[str, str] = {}
     for member, bundle in zip(members, bundles, strict=True):
         for golden in bundle.manifest.golden:
-            found.setdefault(bundle.manifest.files[golden.file].sha256, f"{member.folder}/{golden.file}")
-    return list(found.values())[:_GOLDEN]
+            by_hash.setdefault(bundle.manifest.files[golden.file].sha256, f"{member.folder}/{golden.file}")
+    return list(by_hash.values())[:_GOLDEN]
 
 
 def _write(
     out: Path, manifest: Manifest, sources: dict[str, Path | bytes], golden: Sequence[str], progress: Progress
 ) -> Manifest:
-    """Write the ensemble beside its place, take its golden scores there, load it as it will be loaded, and move it."""
+    """Write the ensemble to a scratch folder, compute its golden scores there, load it for a check, and copy it."""
     progress("Writing", 0, 3)
     with storage_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
+        # In the same folder, so on the same file system: a full disk shows before an older bundle is replaced.
         scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
     try:
         candidate = scratch / out.name
         bare = write_bundle(candidate, manifest, sources)
         progress("Writing", 1, 3)
         entries = []
+        # On the CPU by the whole graphs, as at export: every other backend and path is compared with these scores.
         with open_bundle(candidate) as bundle, _loaded(bundle, "cpu", "graph") as inspector:
             for name in golden:
                 maps, scores = inspector.infer(prepare(read_image(bundle.file(name)), manifest.input)[None])
                 entries.append(Golden(name, float(scores[0]), float(maps[0].max())))
         rewrite_manifest(candidate, msgspec.structs.replace(bare, golden=tuple(entries)))
-        with open_bundle(candidate) as bundle, _loaded(bundle, "cpu"):  # refuses golden scores that do not come again
+        with open_bundle(candidate) as bundle, _loaded(bundle, "cpu"):  # raises unless it reproduces the golden scores
             progress("Writing", 2, 3)
             files: dict[str, Path | bytes] = {name: bundle.folder / name for name in bundle.manifest.files}
             written = write_bundle(out, bundle.manifest, files)

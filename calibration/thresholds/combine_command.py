@@ -28,9 +28,9 @@ def combine(
 ) -> None:
     """Combine several detectors to one bundle.
 
-    Its maps and scores are weighted sums of theirs. Members measure in different units. What counts as 0 and as 1 in
-    each is measured once, on normal images that none of them has learned from, and stays fixed. Calibrate the new
-    bundle before it decides.
+    Its maps and scores are weighted sums of those of its members. Members measure in different units: the values that
+    become 0 and 1 are measured once for each, on normal images that no member has learned from, and stay fixed.
+    Calibrate the new bundle before it decides.
     """
     if len(bundles) < 2:
         raise click.UsageError("Expected two bundles or more, got one.")
