@@ -1,7 +1,7 @@
 """FP16 by AutoCast of NVIDIA ModelOpt: converts a graph and reports which operators stay in FP32, with the reason.
 
-ModelOpt pins an ONNX Runtime of its own, so it runs in another interpreter (`modelopt.find_python`), and the two exchange
-files.
+ModelOpt pins an ONNX Runtime of its own, so it runs in another interpreter (`modelopt.find_python`); the two
+interpreters exchange files.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MOST_VALUE = 512.0
 """Operators with larger values stay in FP32: from 512 on, neighbouring FP16 numbers are 0.5 apart."""
 
 HEAVY_BYTES = 1 << 20
-"""Weights of this size or more are not passed to ModelOpt; one or two convolutions already have that."""
+"""Weights of this many bytes or more are not passed to ModelOpt."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,8 @@ def convert_graph(
                 "version of ModelOpt."
             )
         model = onnx.load(scratch / "fp16.onnx")
-    # ModelOpt also reports nodes that it has added itself; and of the excluded ones it knows no reason, but we do.
+    # ModelOpt also reports nodes that it has added itself. Of nodes that we have excluded it gives the name of its rule
+    # alone; the reason is ours.
     names = {node.name for node in source.graph.node}
     reasons = {node: large.get(node, reason) for node, reason in answer["kept"].items() if node in names}
     _put_weights(model, heavy, graph.parent)
@@ -118,8 +119,8 @@ def convert_graph(
 def _write_light(model: onnx.ModelProto, folder: Path, out: Path) -> list[onnx.TensorProto]:
     """Write a model whose large weights are inputs, and return these weights; external data is not loaded.
 
-    ModelOpt makes several copies of a model. All it needs of the values of a weight is whether FP16 can hold them, which
-    `_too_heavy` finds out here.
+    ModelOpt makes several copies of a model. All it needs to know of the values of a weight is whether FP16 can hold
+    them, which `_too_heavy` finds out here.
     """
     heavy: list[onnx.TensorProto] = []
     rest: list[onnx.TensorProto] = []
@@ -210,7 +211,7 @@ def _too_large(model: onnx.ModelProto, graph: str, largest: Mapping[str, float])
 def _name_of(node: onnx.NodeProto, graph: str) -> str:
     """Return the name by which an operator is excluded."""
     if not node.name:
-        raise GateError(f"fp16: expected operators with names in {graph}, got {node.op_type} without.")
+        raise GateError(f"fp16: expected operators with names in {graph}, got {node.op_type} without a name.")
     return str(node.name)
 
 
@@ -226,8 +227,8 @@ def operators_in(model: onnx.ModelProto, types: Sequence[str], element: int) -> 
 
 def _ask(request: dict[str, Any], scratch: Path, python: Path) -> dict[str, Any]:
     (scratch / "request.json").write_text(json.dumps(request), encoding="utf-8")
-    # -I (isolated): neither the working folder nor PYTHONPATH may bring our packages, and our ONNX Runtime, into that
-    # interpreter. The worker is run by path for the same reason, since importing flawscope there would need them.
+    # -I (isolated): neither the working folder nor PYTHONPATH may bring our ONNX Runtime into that interpreter. The
+    # worker is run by its path, because `-m flawscope...` would import our package there.
     command = [str(python), "-I", str(Path(__file__).with_name("autocast_worker.py")), str(scratch / "request.json")]
     try:
         process = subprocess.run(command, capture_output=True, text=True, cwd=scratch, check=False)
@@ -236,7 +237,7 @@ def _ask(request: dict[str, Any], scratch: Path, python: Path) -> dict[str, Any]
     try:
         answer: dict[str, Any] = json.loads((scratch / "answer.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as err:
-        # The answer decides, not the exit status: ModelOpt may well crash on the way out, after its work is done.
-        last = (process.stderr.strip() or process.stdout.strip() or "it said nothing").splitlines()[-1]
+        # No answer: the worker was killed, or is no Python that can run it. The last line of its output says most.
+        last = (process.stderr.strip() or process.stdout.strip() or "no output").splitlines()[-1]
         raise GateError(f"fp16: {python} ended with status {process.returncode} and no answer: {last}") from err
     return answer

@@ -45,7 +45,7 @@ def convert(request: dict[str, Any]) -> dict[str, Any]:
     model = convert_to_mixed_precision(
         onnx_path=str(request["graph"]),
         low_precision_type="fp16",
-        # ModelOpt takes regular expressions and matches from the start: escaped, and ended, or conv1 excludes conv10 too.
+        # ModelOpt passes these to re.match: without "$", conv1 would exclude conv10 as well.
         nodes_to_exclude=[re.escape(name) + "$" for name in request["exclude"]],
         op_types_to_exclude=request["exclude_types"],
         data_max=float("inf"),  # operators with large values are among those that are excluded

@@ -77,7 +77,7 @@ def failures(gate: Gate, limits: Limits) -> list[str]:
 
 def verdict(gate: Gate, precision: str) -> str:
     """Return a sentence on the speed: a precision that is not faster on a backend should not be used there."""
-    # Below 1.05 the difference is within the noise of the timing.
+    # Gains below 5 % count as none: they may be chance, and are not worth the changed scores.
     ratio = gate.images_per_second / gate.images_per_second_fp32
     if ratio >= 1.05:
         return f"{precision.upper()} takes {1 / ratio:.2f} of the time of FP32 on {gate.backend}"

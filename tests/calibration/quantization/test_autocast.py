@@ -128,7 +128,7 @@ def test_an_operator_with_large_values_needs_a_name_to_be_kept_by(tmp_path: Path
     for node in model.graph.node:
         node.name = ""
     onnx.save(model, source)
-    with pytest.raises(GateError, match=r"^fp16: expected operators with names in features\.onnx, got Conv without\.$"):
+    with pytest.raises(GateError, match=r"^fp16: expected operators with names in features\.onnx, got Conv without a name\.$"):
         to_fp16(source, images(), Path(sys.executable))
 
 
@@ -143,7 +143,7 @@ def test_an_interpreter_without_modelopt_is_named_with_the_recipe(tmp_path: Path
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        ("sys.exit(3)", "ended with status 3 and no answer: it said nothing"),
+        ("sys.exit(3)", "ended with status 3 and no answer: no output"),
         ("raise RuntimeError('no room')", "no answer: RuntimeError: no room"),
         ("open(request['answer'], 'w').write('{')", "no answer"),
         ("json.dump({'error': 'ValueError: odd'}, open(request['answer'], 'w'))", "ValueError: odd. Export without it"),
