@@ -24,14 +24,14 @@ def load_inspector(bundle: Path, backend: str, path: str = "auto", precision: st
 
 
 def score_samples(
-    inspector: Inspector, samples: Sequence[Sample], what: str, progress: Progress
+    inspector: Inspector, samples: Sequence[Sample], title: str, progress: Progress
 ) -> Iterator[tuple[Sample, Result]]:
-    """Yield every sample with its result; `what` is the title of the progress bar."""
+    """Yield every sample with its result; `title` is that of the progress bar."""
     # Batches of one, as on the line: larger ones would be faster, and would report a latency that no part has.
     results: Iterable[Result] = inspector.stream([sample.path for sample in samples], batch=1)
     for done, (sample, result) in enumerate(zip(samples, results, strict=True), 1):
         yield sample, result
-        progress(what, done, len(samples))
+        progress(title, done, len(samples))
 
 
 def fault_of(result: Result, *, is_calibrated: bool) -> str | None:

@@ -48,7 +48,7 @@ class Contamination:
     reduced: Dataset
 
     @property
-    def kept(self) -> BoolArray:
+    def remaining(self) -> BoolArray:
         """Test images that remain, bool [N]."""
         return ~(self.of_set | self.alike)
 

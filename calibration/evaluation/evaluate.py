@@ -130,7 +130,7 @@ def evaluate_bundle(
     progress("Computing figures", 0, 1)
     contamination, measured = run.contamination, run.measured
     if contamination is not None and contamination.left_out:
-        dataset, measured = contamination.reduced, run.measured.select(contamination.kept)
+        dataset, measured = contamination.reduced, run.measured.select(contamination.remaining)
     confusion = confusion_of(measured, run.thresholds)
     overall = overall_figures(measured, seed, resamples)
     support_set = None

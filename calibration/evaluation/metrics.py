@@ -246,13 +246,13 @@ def stack_masks(masks: Sequence[BoolArray | None], size: tuple[int, int]) -> Boo
     return stacked
 
 
-def spearman(first: npt.NDArray[np.floating], second: npt.NDArray[np.floating], what: str) -> float | None:
+def spearman(first: npt.NDArray[np.floating], second: npt.NDArray[np.floating], feature: str) -> float | None:
     """Return Spearman's rank correlation of two lists of scores, [N] each; None where too few differ to have ranks.
 
     Args:
         first: Scores that are the reference.
         second: Scores of the same images by another way.
-        what: The feature that needs it, for the message where SciPy is missing.
+        feature: What needs it, a noun phrase, for the message where SciPy is missing.
 
     Raises:
         MissingExtra: If scipy is not installed.
@@ -261,4 +261,4 @@ def spearman(first: npt.NDArray[np.floating], second: npt.NDArray[np.floating], 
     # nothing of how well two ways of scoring agree.
     if len(np.unique(first)) < 3 or len(np.unique(second)) < 2:
         return None
-    return float(require("scipy.stats", "scipy", what).spearmanr(first, second).statistic)
+    return float(require("scipy.stats", "scipy", feature).spearmanr(first, second).statistic)

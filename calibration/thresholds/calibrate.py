@@ -211,7 +211,7 @@ def _choose(
     )
     contaminated = set[Path]()
     if support is not None:
-        is_contaminated = ~find_contamination(dataset, support, contents).kept
+        is_contaminated = ~find_contamination(dataset, support, contents).remaining
         contaminated = {sample.path for sample in itertools.compress(dataset.test, is_contaminated)}
     # `hashes.held_out` is not excluded: these images were kept out of training for thresholds to be set on.
     training, seen = frozenset(hashes.training), set[str]()

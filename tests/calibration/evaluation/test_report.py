@@ -73,9 +73,11 @@ def test_the_page_is_well_formed_and_loads_nothing_from_outside(evaluation):
 
 def test_every_reference_inside_the_plots_has_its_target(evaluation):
     page = _Page(text := report.render_report(evaluation))
-    wanted = {value[1:] for value in page.loads if value.startswith("#")} | set(re.findall(r"url\(#([^)]+)\)", text))
-    assert wanted
-    assert wanted <= set(page.ids)
+    references = {value[1:] for value in page.loads if value.startswith("#")} | set(
+        re.findall(r"url\(#([^)]+)\)", text)
+    )
+    assert references
+    assert references <= set(page.ids)
 
 
 def test_plots_take_their_colours_and_fonts_from_the_page(evaluation):
@@ -96,10 +98,10 @@ def test_every_image_has_a_text_for_those_who_do_not_see_it(evaluation):
 
 
 def test_misses_and_false_rejects_are_shown_worst_first(evaluation):
-    misses, alarms, found = report._galleries(evaluation, report_images.HeatScale(30, 75, 110, True))
+    misses, alarms, rejects = report._galleries(evaluation, report_images.HeatScale(30, 75, 110, True))
     assert [card.score for card in misses.cards] == [36, 37, 38, 39]
     assert [card.score for card in alarms.cards] == [80, 79, 78, 77, 76]
-    assert [(card.kind, card.score, card.boxes, card.has_outline) for card in found.cards] == [("spot", 104, 1, True)]
+    assert [(card.kind, card.score, card.boxes, card.has_outline) for card in rejects.cards] == [("spot", 104, 1, True)]
     assert misses.cards[0].title == "test/dull/0.png"
 
 
