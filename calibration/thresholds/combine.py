@@ -1,14 +1,6 @@
-"""Ensembles of bundles: checks that members are compatible, measures their scales, and writes the bundle.
+"""Ensembles of bundles: checks that members are compatible, and writes them as one bundle.
 
-Members measure in different units, so each map and each score becomes (value - center) / spread before it is weighted.
-Both numbers come from normal images that no member has learned from, because scores of learned images are too low.
-They are fixed from then on: an image is never scaled by its own values.
-
-The center of maps is the median of their pixels, the spread the distance from there to the 99.9 % quantile. Anomaly
-maps of normal images have a long upper tail: a few pixels would determine a standard deviation, and thresholds lie at
-the end of the tail, so that is where members have to agree. Few pixels, such as dust on one image, hardly move either
-number. Scores, one an image, are tens and not millions: their spread is the distance from the median to the 90 %
-quantile, so that one odd image in ten does not determine it.
+See `ensemble_scales` for how their maps and scores are made comparable.
 """
 
 from __future__ import annotations
@@ -19,18 +11,16 @@ import re
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
-import numpy as np
 
 import flawscope
-from flawscope.arrays import Float32Array, UInt8Array
 from flawscope.bundle import (
     IMAGE_HASHES,
     Bundle,
@@ -45,11 +35,11 @@ from flawscope.bundle import (
     rewrite_manifest,
     write_bundle,
 )
+from flawscope.calibration.thresholds.ensemble_scales import MAP_QUANTILE, SCORE_QUANTILE, Scale, measure_member_scales
 from flawscope.datasets import Dataset, Sample, fingerprint, hash_contents
 from flawscope.errors import ArgumentError, DataError
 from flawscope.files import check_replaceable, storage_errors
 from flawscope.imaging.images import prepare, read_image
-from flawscope.imaging.tiles import read_source, tiles_of
 from flawscope.progress import Progress, no_progress
 from flawscope.versions import package_versions
 
@@ -59,26 +49,8 @@ if TYPE_CHECKING:
 LEAST_GOOD = 5
 """Least number of normal images from which a spread is measured."""
 
-MAP_QUANTILE = 0.999
-SCORE_QUANTILE = 0.9
-"""Quantiles that lie at a normalised value of 1, of map pixels and of scores."""
-
-_MOST_VALUES = 1 << 24
-"""Most pixels of a member's maps that are held (64 MiB in float32); of more, every second, fourth, … row and column."""
-
-_LEAST_SPREAD = 1e-6
-"""Share of the center below which a spread is taken for rounding."""
-
 _GOLDEN = 2
 """Golden images of the ensemble; every member checks its own as well."""
-
-
-@dataclass(frozen=True)
-class Scale:
-    """Centre and spread by which a detector's maps or scores are normalised."""
-
-    center: float
-    spread: float
 
 
 @dataclass(frozen=True)
@@ -136,7 +108,7 @@ def combine_bundles(
         _check_together(bundles)
         chosen = _choose(dataset, [read_image_hashes(bundle) for bundle in bundles], progress)
         inspectors = [stack.enter_context(_loaded(bundle, backend)) for bundle in bundles]
-        scales = _measure(inspectors, chosen.samples, progress)
+        scales = measure_member_scales(inspectors, chosen.samples, progress)
         members = _members(bundles, shares, scales)
         measured_on = inspectors[0].backend
         manifest = Manifest(
@@ -158,18 +130,6 @@ def combine_bundles(
         sources = _sources(bundles, members, chosen.hashes)
         written = _write(out, manifest, sources, _golden_files(bundles, members), progress)
     return Combination(written, measured_on, chosen.left_out, _notes(bundles, dataset))
-
-
-def measure_scale(values: Float32Array, quantile: float) -> Scale:
-    """Return the median of the values as center, and the distance from there to a quantile as spread.
-
-    Args:
-        values: float32 [N], finite.
-        quantile: A share above 0.5.
-    """
-    # float64: NumPy interpolates between two values in their own type, and float32 would round the spread.
-    center, upper = np.quantile(values.astype(np.float64), (0.5, quantile))
-    return Scale(float(center), float(upper - center))
 
 
 def _checked_weights(paths: Sequence[Path], weights: Sequence[float] | None) -> list[float]:
@@ -271,69 +231,6 @@ def _choose(dataset: Dataset, hashes: Sequence[ImageHashes], progress: Progress)
         ImageHashes(tuple(training), held_out),
         fingerprint(dataset, contents),
     )
-
-
-@dataclass
-class _Values:
-    """Maps (thinned) and scores of one member on all images."""
-
-    maps: list[Float32Array] = field(default_factory=list)
-    scores: list[float] = field(default_factory=list)
-
-
-def _measure(
-    inspectors: Sequence[Inspector], samples: Sequence[Sample], progress: Progress
-) -> list[tuple[Scale, Scale]]:
-    """Return the scales of every member's maps and scores."""
-    values = [_Values() for _ in inspectors]
-    manifest = inspectors[0].manifest
-    height, width = manifest.input.size
-    step = 1  # every step-th row and column of a map is held
-    for done, sample in enumerate(samples, 1):
-        for image in _prepared(sample.path, manifest):
-            for inspector, of_member in zip(inspectors, values, strict=True):
-                maps, scores = inspector.infer(image[None])
-                if not (np.isfinite(maps).all() and np.isfinite(scores).all()):
-                    raise DataError(
-                        f"{sample.path}: expected finite maps and scores, got NaN or infinity from "
-                        f"{inspector.bundle.path}. Check both."
-                    )
-                # A copy, because a view would keep the whole map in memory.
-                of_member.maps.append(maps[0, ::step, ::step].copy())
-                of_member.scores.append(float(scores[0]))
-        # Thinned on the way, because the number of tiles is not known before. Doubling keeps a subset of the rows and
-        # columns, so in the end all maps are thinned alike and weigh the same in the quantiles.
-        while len(values[0].scores) * -(-height // step) * -(-width // step) > _MOST_VALUES:
-            step *= 2
-            for of_member in values:
-                of_member.maps = [thinned[::2, ::2].copy() for thinned in of_member.maps]
-        progress("Measuring", done, len(samples))
-    return [
-        _scales(inspector.bundle, of_member, len(samples))
-        for inspector, of_member in zip(inspectors, values, strict=True)
-    ]
-
-
-def _scales(bundle: Bundle, values: _Values, images: int) -> tuple[Scale, Scale]:
-    pixels = np.concatenate([thinned.ravel() for thinned in values.maps])
-    scales = measure_scale(pixels, MAP_QUANTILE), measure_scale(np.array(values.scores, np.float32), SCORE_QUANTILE)
-    for output, scale in zip(("maps", "scores"), scales, strict=True):
-        # Division by such a spread would blow rounding up to the size of the other members' values.
-        if not scale.spread > _LEAST_SPREAD * abs(scale.center):
-            raise DataError(
-                f"{bundle.path}: expected {output} that vary over {images} normal images, got {scale.center:g} with a "
-                f"spread of {scale.spread:g}. Such a detector cannot be weighted: leave it out, or name another set."
-            )
-    return scales
-
-
-def _prepared(path: Path, manifest: Manifest) -> Iterator[UInt8Array]:
-    """Yield the prepared image, or its tiles, one after the other."""
-    if manifest.tiling is None:
-        yield prepare(read_image(path), manifest.input)
-        return
-    for tile in tiles_of(path, manifest.tiling):
-        yield prepare(read_source(tile), manifest.input)
 
 
 def _members(

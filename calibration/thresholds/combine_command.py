@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from flawscope.bundle import EnsembleHead
-from flawscope.calibration.thresholds.combine import MAP_QUANTILE, SCORE_QUANTILE, Combination, combine_bundles
+from flawscope.calibration.thresholds.combine import Combination, combine_bundles
+from flawscope.calibration.thresholds.ensemble_scales import MAP_QUANTILE, SCORE_QUANTILE
 from flawscope.datasets import open_dataset
 from flawscope.errors import ArgumentError
 from flawscope.terminal import command_line, progress_bars

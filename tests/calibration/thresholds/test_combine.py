@@ -17,8 +17,9 @@ from tiny_ensemble import write_member
 
 from flawscope import cli
 from flawscope.bundle import EnsembleHead, ImageHashes, open_bundle, read_image_hashes
-from flawscope.calibration.thresholds import combine
-from flawscope.calibration.thresholds.combine import Scale, combine_bundles, measure_scale
+from flawscope.calibration.thresholds import combine, ensemble_scales
+from flawscope.calibration.thresholds.combine import combine_bundles
+from flawscope.calibration.thresholds.ensemble_scales import Scale, measure_scale
 from flawscope.datasets import content_hash, fingerprint, hash_contents, open_dataset
 from flawscope.errors import ArgumentError, DataError
 from flawscope.imaging.images import Preprocessing, prepare, read_image
@@ -66,9 +67,9 @@ def test_a_scale_is_the_median_and_the_distance_to_a_quantile() -> None:
 
 def test_a_few_odd_pixels_do_not_move_a_scale() -> None:
     values = np.random.default_rng(0).gamma(2.0, size=100_000).astype(np.float32)
-    plain = measure_scale(values, combine.MAP_QUANTILE)
+    plain = measure_scale(values, ensemble_scales.MAP_QUANTILE)
     values[:20] = 1e6
-    odd = measure_scale(values, combine.MAP_QUANTILE)
+    odd = measure_scale(values, ensemble_scales.MAP_QUANTILE)
     assert odd.center == pytest.approx(plain.center, rel=1e-3)
     assert odd.spread == pytest.approx(plain.spread, rel=0.05)
 
@@ -136,11 +137,11 @@ def test_copies_count_once(tmp_path, dataset, members) -> None:
 
 def test_many_maps_are_thinned_evenly(tmp_path, dataset, members, monkeypatch) -> None:
     sizes = []
-    real = combine.measure_scale
+    real = ensemble_scales.measure_scale
     monkeypatch.setattr(
-        combine, "measure_scale", lambda values, share: sizes.append(len(values)) or real(values, share)
+        ensemble_scales, "measure_scale", lambda values, share: sizes.append(len(values)) or real(values, share)
     )
-    monkeypatch.setattr(combine, "_MOST_VALUES", 400)
+    monkeypatch.setattr(ensemble_scales, "_MOST_VALUES", 400)
     head = combine_bundles(members, tmp_path / "both.flaw", dataset, backend="cpu").manifest.head
     # 20 images of 4 x 4 pixels, a sixteenth; and their 20 scores; for two members.
     assert sizes == [320, 20, 320, 20]
