@@ -158,6 +158,7 @@ def _context(evaluation: Evaluation, markup: Any) -> dict[str, Any]:
     return {
         "figures": figures,
         "manifest": manifest,
+        "thresholds": thresholds,  # of the measured precision, which those of the manifest itself are not always
         "version": __version__,
         "headlines": [
             {"name": name, "text": text, "value": getattr(figures, key), "interval": figures.intervals.get(key)}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from html.parser import HTMLParser
 
+import msgspec
 import numpy as np
 import pytest
 from fake_bundles import write_image
@@ -12,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flawscope import cli
+from flawscope.bundle.manifest import Precision
 from flawscope.calibration import evaluate_bundle
 from flawscope.calibration.evaluation import report, report_images, report_plots
 from flawscope.datasets import content_hash, open_dataset
@@ -112,6 +115,18 @@ def test_the_page_says_that_there_are_no_misses_and_no_false_rejects(make_bundle
     page = _Page(report.render_report(_evaluation(make_bundle(threshold=90.0), open_dataset(dataset.root))))
     assert "No defective part was accepted." in page.text
     assert "No good part was rejected." in page.text
+
+
+def test_thresholds_are_those_of_the_precision_that_was_measured(evaluation):
+    of_fp32 = evaluation.manifest.thresholds
+    of_int8 = msgspec.structs.replace(of_fp32, pixel=msgspec.structs.replace(of_fp32.pixel, value=31.25))
+    precision = Precision(
+        graphs={}, golden=(), method="", calibration_images=1, quantised=1, kept=(), thresholds=of_int8
+    )
+    manifest = msgspec.structs.replace(evaluation.manifest, precisions={"int8": precision})
+    figures = msgspec.structs.replace(evaluation.figures, precision="int8")
+    text = report.render_report(dataclasses.replace(evaluation, manifest=manifest, figures=figures))
+    assert "pixels of the map</th><td>31.25</td><td>normal images</td>" in text
 
 
 def test_a_bundle_without_thresholds_gets_a_page_that_says_so(make_bundle, dataset):
