@@ -21,9 +21,10 @@ from flawscope.bundle import (
 from flawscope.calibration.evaluation.bundle_scores import load_inspector
 from flawscope.calibration.evaluation.contamination import Contamination, find_contamination
 from flawscope.calibration.evaluation.evaluation_notes import contamination_notes, figure_notes
-from flawscope.calibration.evaluation.figures import BundleIdentity, DatasetIdentity, Figures
+from flawscope.calibration.evaluation.figures import BundleIdentity, DatasetIdentity, Figures, SupportFigures
 from flawscope.calibration.evaluation.intervals import RESAMPLES
 from flawscope.calibration.evaluation.measured_figures import (
+    Overall,
     confusion_of,
     faults_of,
     figures_by_defect,
@@ -133,12 +134,6 @@ def evaluate_bundle(
         dataset, measured = contamination.reduced, run.measured.select(contamination.remaining)
     confusion = confusion_of(measured, run.thresholds)
     overall = overall_figures(measured, seed, resamples)
-    support_set = None
-    if contamination is not None:
-        # The bootstrap is the slow part: without an image left out, the figures with leak are the same ones.
-        with_leak = overall if measured is run.measured else overall_figures(run.measured, seed, resamples)
-        support_set = support_figures(contamination, leak_figures(run.measured, with_leak, run.thresholds))
-    contents = [run.contents[sample.path] for sample in measured.samples]
     figures = Figures(
         **overall.values,
         images=len(measured.samples),
@@ -155,10 +150,7 @@ def evaluate_bundle(
         confusion=confusion,
         defects=figures_by_defect(measured, is_calibrated=confusion is not None),
         faults=faults_of(measured),
-        notes=(
-            *contamination_notes(contamination, run.measured, measured),
-            *figure_notes(measured, run.thresholds, run.backend, run.hashes, contents),
-        ),
+        notes=_notes(run, measured),
         bundle=BundleIdentity(name=run.manifest.name, method=run.manifest.method, digest=run.manifest.digest),
         # Of the reduced dataset: figures with and without a support set are not of the same images.
         dataset=DatasetIdentity(category=dataset.category, fingerprint=fingerprint(dataset, run.contents)),
@@ -167,7 +159,7 @@ def evaluate_bundle(
         when=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         seed=seed,
         resamples=resamples,
-        support=support_set,
+        support=_support_figures(run, measured, overall, seed, resamples),
     )
     progress("Computing figures", 1, 1)
     return Evaluation(figures, measured, run.manifest, dataset.root)
@@ -182,7 +174,7 @@ def _run_bundle(
     support: SupportRecord | None,
     progress: Progress,
 ) -> _BundleRun:
-    """Score all test images, contaminated ones included: the figures with leak need them, and a pass is the cost."""
+    """Score all test images, contaminated ones included: the figures with leak need them, and one pass is enough."""
     with load_inspector(path, backend, graph_path, precision) as inspector:
         hashes = read_image_hashes(inspector.bundle)
         # Training images are hashed too: the fingerprint is of the whole dataset, and a support set may lie in train.
@@ -202,6 +194,24 @@ def _run_bundle(
             contamination=contamination,
             measured=measure_images(inspector, dataset.test, progress),
         )
+
+
+def _notes(run: _BundleRun, measured: Measured) -> tuple[str, ...]:
+    contents = [run.contents[sample.path] for sample in measured.samples]
+    return (
+        *contamination_notes(run.contamination, run.measured, measured),
+        *figure_notes(measured, run.thresholds, run.backend, run.hashes, contents),
+    )
+
+
+def _support_figures(
+    run: _BundleRun, measured: Measured, overall: Overall, seed: int, resamples: int
+) -> SupportFigures | None:
+    if run.contamination is None:
+        return None
+    # The bootstrap is the slow part: where no image is left out, the figures with leak are those that we have.
+    with_leak = overall if measured is run.measured else overall_figures(run.measured, seed, resamples)
+    return support_figures(run.contamination, leak_figures(run.measured, with_leak, run.thresholds))
 
 
 def record_accuracy(path: Path, figures: Figures) -> None:

@@ -49,6 +49,7 @@ class Overall:
 
 def overall_figures(measured: Measured, seed: int, resamples: int) -> Overall:
     """Return the figures over all images, with bootstrap intervals."""
+    # Faults have score 0 and an empty map in `measured`: they must be left out, or they would rank as normal.
     scores, labels = measured.scores[measured.usable], measured.labels[measured.usable]
     # Every figure has its key from the start, because the struct asks for all of them, defined or not.
     values: dict[str, Any] = dict.fromkeys(
@@ -114,6 +115,7 @@ def figures_by_defect(measured: Measured, *, is_calibrated: bool) -> tuple[Defec
     rows = []
     for defect in sorted(set(types[~good])):
         of_type = types == defect
+        # With all normal images each time, so types are comparable; their figures do not average to the overall ones.
         pair = (of_type | good) & measured.usable
         ranking = rank_pixels(measured.maps, measured.masks, (of_type | good) & measured.has_truth)
         n = int(of_type.sum())

@@ -81,7 +81,7 @@ class Truth:
         return ~self.labels | self.masks.any(axis=(1, 2))
 
     def select(self, rows: BoolArray) -> Truth:
-        """Return what some of the images show."""
+        """Return the truth of the images marked in `rows`, bool [N]."""
         return Truth(self.labels[rows], self.masks[rows])
 
 
@@ -189,7 +189,7 @@ def compare_tallies(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> dict[str, Difference]:
-    """Return how the figures of two detectors differ that were tested on the same images.
+    """Return the differences between the figures of two detectors that were tested on the same images.
 
     Args:
         first: Tallies of the first detector, one a seed.

@@ -53,6 +53,7 @@ def sampling(
     Fewer steps are faster; what they cost in accuracy is measured here, on the bundle itself. A bundle that is written
     has no thresholds, because its scores differ: calibrate it.
     """
+    # Neither option alone is required, so Click cannot check it.
     if data is None and out is None:
         raise click.UsageError("Expected --data to compare samplings, or --out to write a bundle, got neither.")
     with open_bundle(bundle) as opened:

@@ -113,6 +113,8 @@ def quantize_to_int8(
     )
     exact = _scores(onnx.load(features), score, good)
 
+    # By scores, because decisions are made on them, and image by image: a mean would hide one that becomes a false
+    # reject.
     def is_good(operators: list[str]) -> bool:
         moved = np.abs(_scores(quantiser.quantise(operators), score, good) - exact)
         return bool((moved <= limits.score_error * np.maximum(exact, 1e-12)).all())

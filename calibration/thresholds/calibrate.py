@@ -198,6 +198,7 @@ def _choose(
     dataset: Dataset, hashes: ImageHashes, objective: Objective, support: SupportRecord | None, progress: Progress
 ) -> tuple[tuple[Sample, ...], tuple[tuple[str, int], ...]]:
     """Return the images to score, and why others of the same kind were left out."""
+    # Never test images for the objective `good`: figures on them, at thresholds set on them, would be optimistic.
     candidates = dataset.train_good if objective == "good" else dataset.test
     if objective == "f1" and len({sample.is_anomalous for sample in candidates}) < 2:
         raise DataError(
@@ -248,6 +249,7 @@ def _score(inspector: Inspector, samples: Sequence[Sample], progress: Progress) 
         if fault is not None or result.score is None or result.anomaly_map is None:
             faults.append(f"{sample.path} ({fault})")
         else:
+            # float: Python's is 64 bits, and a float32 score becomes the threshold without rounding.
             image.append(float(result.score))
             map_max.append(float(result.anomaly_map.max()))
     if faults:

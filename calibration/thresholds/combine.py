@@ -118,6 +118,7 @@ def combine_bundles(
             flawscope=flawscope.__version__,
             input=bundles[0].manifest.input,
             tiling=bundles[0].manifest.tiling,
+            # Every member's graphs get the same batch; larger ones would pass the proof of one member's tensor sizes.
             max_batch=min(bundle.manifest.max_batch for bundle in bundles),
             graphs={},
             bank=None,
@@ -125,6 +126,7 @@ def combine_bundles(
             golden=(),
             provenance=_provenance(bundles, members, dataset, chosen, measured_on, command),
             files={},
+            # The least of all members: a region that one of them would draw is not too small for the ensemble.
             min_area_px=min(bundle.manifest.min_area_px for bundle in bundles),
         )
         sources = _sources(bundles, members, chosen.hashes)
