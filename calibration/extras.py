@@ -19,6 +19,7 @@ def require(module: str, package: str, feature: str) -> ModuleType:
     Raises:
         MissingExtra: If it is not installed.
     """
+    # Called inside functions, never at the top of a module: --help and devices that only score do without the extra.
     try:
         return importlib.import_module(module)
     except ImportError as err:

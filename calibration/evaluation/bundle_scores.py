@@ -1,4 +1,4 @@
-"""Running a bundle over a dataset's images, and telling a real fault from a missing threshold."""
+"""Scores of a dataset's images by a bundle, and which results are faults when the bundle has no thresholds yet."""
 
 from __future__ import annotations
 
@@ -17,26 +17,29 @@ if TYPE_CHECKING:
 
 def load_inspector(bundle: Path, backend: str, path: str = "auto", precision: str = "fp32") -> Inspector:
     """Load a bundle for scoring; see `Inspector.load`."""
-    from flawscope.runtime import Inspector  # brings ONNX Runtime, which --help and thresholds set by hand do without
+    # Lazy: it loads ONNX Runtime, which --help and thresholds set by hand do without.
+    from flawscope.runtime import Inspector
 
     return Inspector.load(bundle, backend=backend, path=path, precision=precision)
 
 
 def score_samples(
-    inspector: Inspector, samples: Sequence[Sample], what: str, progress: Progress
+    inspector: Inspector, samples: Sequence[Sample], title: str, progress: Progress
 ) -> Iterator[tuple[Sample, Result]]:
-    """Yield every sample with its result, one image a batch, so that timings are those of the line."""
+    """Yield every sample with its result; `title` is that of the progress bar."""
+    # Batches of one, as on the line: larger ones would be faster, and would report a latency that no part has.
     results: Iterable[Result] = inspector.stream([sample.path for sample in samples], batch=1)
     for done, (sample, result) in enumerate(zip(samples, results, strict=True), 1):
         yield sample, result
-        progress(what, done, len(samples))
+        progress(title, done, len(samples))
 
 
 def fault_of(result: Result, *, is_calibrated: bool) -> str | None:
     """Return why an image has no usable score, or None.
 
-    Without thresholds every decision is a fault although score and map are there: that alone is no fault here.
+    A bundle without thresholds decides `fault` for every image; where score and map are there, that is none here.
     """
+    # The map is checked as well as the score: NaN in it would spoil the ranking of all pixels of the dataset.
     has_numbers = (
         result.score is not None
         and result.anomaly_map is not None

@@ -70,8 +70,8 @@ def evaluate(
     The figures go into the bundle's evidence, in place of older ones of the same dataset and backend. The exit status
     is 1 when an image could not be scored; it counts as not accepted.
 
-    A bundle that has learned from defects drawn after a support set needs --support: figures are then of test images
-    that have nothing to do with it, and those of all test images stand beside, as "with leak".
+    A bundle that has learned from defects drawn after a support set needs --support: its images and their near
+    duplicates are then left out, and the figures on all test images are reported beside, as "with leak".
     """
     support = None
     if support_folder is not None:
@@ -79,6 +79,7 @@ def evaluate(
 
         support = read_support(support_folder)
     if report is not None:
+        # Lazy, as the import below: Matplotlib and Jinja are needed for a report alone. Checked before the long part.
         from flawscope.calibration.evaluation.report import check_report_packages
 
         check_report_packages()
@@ -94,6 +95,7 @@ def evaluate(
             seed=seed,
             progress=progress,
         )
+    # The bundle last: an output folder that cannot be written leaves it unchanged.
     if json_file is not None:
         write_bytes(json_file, msgspec.json.format(msgspec.json.encode(result.figures), indent=2) + b"\n")
     if report is not None:
@@ -109,7 +111,7 @@ def evaluate(
 
 
 def _faults(figures: Figures) -> tuple[Fault, ...]:
-    """Return every image that could not be decided: leaving it out of the figures does not make it a normal one."""
+    """Return every image that could not be decided, also those that a support set leaves out of the figures."""
     return figures.faults if figures.support is None else figures.support.with_leak.faults
 
 
@@ -133,7 +135,7 @@ def _print(figures: Figures) -> None:
 
 
 def _figure_table(figures: Figures) -> Table:
-    """Return the figures with their intervals, and with leak beside, where images of a support set were left out."""
+    """Return the figures with their intervals, beside those with leak where images of a support set were left out."""
     support, confusion = figures.support, figures.confusion
     leak = support.with_leak if support is not None and support.left_out else None
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -142,14 +144,15 @@ def _figure_table(figures: Figures) -> Table:
         table.add_column(title, justify="right")
         table.add_column("95% interval")
     for key, name in _NAMES:
-        table.add_row(name, *(cell for one in (figures, leak) if one for cell in _cells(one, key)))
+        table.add_row(name, *(cell for column in (figures, leak) if column for cell in _cells(column, key)))
     if confusion is not None:
-        for name, seen, leaked in (
+        for name, rate, rate_with_leak in (
             ("false rejects", confusion.false_reject, leak.false_reject if leak else None),
             ("missed defects", confusion.miss, leak.miss if leak else None),
         ):
-            # The second share is left to the reader: the table stays within 80 columns.
-            table.add_row(name, *_rate(seen, "{:.2%} ({:.2%} to {:.2%})"), *_rate(leaked, "{1:.2%} to {2:.2%}"))
+            # With leak the share itself is not printed, so that the table fits into 80 columns.
+            cells = *_rate(rate, "{:.2%} ({:.2%} to {:.2%})"), *_rate(rate_with_leak, "{1:.2%} to {2:.2%}")
+            table.add_row(name, *cells)
     return table
 
 
@@ -164,11 +167,11 @@ def _defect_table(figures: Figures) -> Table:
     for title in ("images", "found", "image AUROC", "pixel AUROC"):
         table.add_column(title, justify="right")
     for row in figures.defects:
-        found = row.detection
+        detection = row.detection
         table.add_row(
             row.defect,
             str(row.images),
-            "-" if found is None or found.value is None else f"{found.value:.1%}",
+            "-" if detection is None or detection.value is None else f"{detection.value:.1%}",
             _number(row.image_auroc),
             _number(row.pixel_auroc),
         )
@@ -179,10 +182,10 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
 
 
-def _rate(seen: Rate | None, form: str) -> tuple[str, ...]:
-    """Return the cells of a rate, its value and interval written as in `form`; none where there is no such column."""
-    if seen is None:
+def _rate(rate: Rate | None, form: str) -> tuple[str, ...]:
+    """Return the cells of a rate, with value and interval in the format `form`; none where there is no such column."""
+    if rate is None:
         return ()
-    if seen.value is None:
+    if rate.value is None:
         return "-", ""
-    return f"{seen.count}/{seen.n}", form.format(seen.value, seen.low, seen.high)
+    return f"{rate.count}/{rate.n}", form.format(rate.value, rate.low, rate.high)

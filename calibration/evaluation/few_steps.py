@@ -1,4 +1,4 @@
-"""Other samplings of a bundle that reconstructs: what fewer steps cost, measured, and the bundle that takes them."""
+"""Few-step samplings of a reconstruction bundle: accuracy and time of each, and a bundle that uses another one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 
 from flawscope.bundle import Golden, Manifest, ReconstructionHead, SamplingChange, open_bundle, write_bundle
-from flawscope.calibration.evaluation.evaluate import measure_images
+from flawscope.calibration.evaluation.measurements import measure_images
 from flawscope.calibration.evaluation.metrics import auroc, pixel_auroc, rank_pixels
 from flawscope.datasets import Dataset, fingerprint, hash_contents
 from flawscope.diffusion.schedule import Sampling
@@ -24,12 +24,12 @@ from flawscope.runtime import Inspector
 
 @dataclass(frozen=True)
 class SamplingFigures:
-    """What was measured of one sampling.
+    """Figures of one sampling.
 
     Attributes:
         sampling: The sampling.
         image_auroc: Over all labelled images.
-        pixel_auroc: Over those with masks, or None.
+        pixel_auroc: Over the normal images and those with masks, or None.
         milliseconds: Median time of an image, from its file to the decision.
     """
 
@@ -40,12 +40,12 @@ class SamplingFigures:
 
 
 def reconstruction_head(manifest: Manifest) -> ReconstructionHead:
-    """Return the head of a bundle that reconstructs.
+    """Return the head of a bundle that reconstructs images.
 
     Raises:
-        ArgumentError: If it does not.
+        ArgumentError: If the bundle does not reconstruct.
     """
-    if not isinstance(manifest.head, ReconstructionHead):  # its sampling is read and replaced
+    if not isinstance(manifest.head, ReconstructionHead):  # a type check, because callers read and replace its sampling
         raise ArgumentError(
             f"{manifest.name}: expected a bundle that reconstructs images (ddad, dsad), got one of {manifest.method}."
         )
@@ -81,20 +81,22 @@ def compare_samplings(
             f"{dataset.root}: expected normal and anomalous test images, got {len(dataset.test) - anomalous} normal "
             f"and {anomalous} anomalous."
         )
-    found = []
+    rows = []
     with Inspector.load(path, backend) as inspector:
         reconstruction_head(inspector.manifest)
-        for sampling in samplings:  # before any of them takes minutes
+        # All are tried first: one that the bundle refuses is reported before minutes go into the others.
+        for sampling in samplings:
             inspector.resample(sampling)
         for sampling in samplings:
             inspector.resample(sampling)
-            found.append(_measured(inspector, sampling, dataset, progress))
-        return inspector.backend, found
+            rows.append(_figures(inspector, sampling, dataset, progress))
+        return inspector.backend, rows
 
 
-def _measured(inspector: Inspector, sampling: Sampling, dataset: Dataset, progress: Progress) -> SamplingFigures:
-    what = f"{sampling.steps} steps from {sampling.start}"
-    measured = measure_images(inspector, dataset.test, lambda _, done, total: progress(what, done, total))
+def _figures(inspector: Inspector, sampling: Sampling, dataset: Dataset, progress: Progress) -> SamplingFigures:
+    title = f"{sampling.steps} steps from {sampling.start}"
+    measured = measure_images(inspector, dataset.test, lambda _, done, total: progress(title, done, total))
+    # A fault would leave its image out of one row of the comparison and not of the others.
     if not measured.usable.all():
         lost = measured.samples[int(np.flatnonzero(~measured.usable)[0])]
         raise DataError(f"sampling: expected every test image to be scored, got a fault on {lost.path}. Repair it.")
@@ -119,22 +121,22 @@ def resample_bundle(
     command: str = "",
     progress: Progress = no_progress,
 ) -> Manifest:
-    """Write a bundle that samples in another way, with what that does to its figures.
+    """Write a bundle with another sampling, and record how that changes its figures.
 
-    Thresholds are left out, because scores are others; so are figures that were measured before.
+    Thresholds and earlier accuracy figures are dropped, because they belong to the scores of the old sampling.
 
     Args:
         path: The bundle.
         out: Bundle folder to write; an earlier bundle there is replaced.
-        sampling: The other sampling.
-        dataset: Labelled images on which both are measured; None leaves that out.
+        sampling: The sampling of the new bundle.
+        dataset: Labelled images on which both samplings are measured; None skips the measurement.
         backend: Name of a backend, for the figures.
         command: Command line for the record.
         progress: Told how many images are scored.
 
     Raises:
         ArgumentError: If the bundle does not reconstruct, or has too little noise.
-        DataError: If the images do not do.
+        DataError: If there are not both normal and anomalous test images, or one cannot be scored.
         StorageError: If the bundle cannot be written.
     """
     check_replaceable(out, "manifest.json")
@@ -143,8 +145,8 @@ def resample_bundle(
         before = reconstruction_head(manifest).sampling
         changes: tuple[SamplingChange, ...] = ()
         if dataset is not None:
-            taken, (old, new) = compare_samplings(path, (before, sampling), dataset, backend, progress)
-            changes = (_change(old, new, dataset, taken, command),)
+            measured_on, (old, new) = compare_samplings(path, (before, sampling), dataset, backend, progress)
+            changes = (_change(old, new, dataset, measured_on, command),)
         evidence = msgspec.structs.replace(manifest.evidence, accuracy=(), sampling=changes)
         changed = msgspec.structs.replace(
             manifest,
@@ -159,14 +161,15 @@ def resample_bundle(
 
 
 def _golden(path: Path, manifest: Manifest, sampling: Sampling) -> tuple[Golden, ...]:
-    """Return the golden images with the scores of another sampling, by the CPU as at export."""
+    """Return the golden images with the scores of another sampling, computed on the CPU as at export."""
+    # Every backend is held against these when a bundle is loaded, so they must not come from the one that measured.
     golden = []
     with Inspector.load(path, "cpu") as inspector:
         inspector.resample(sampling)
-        for known in manifest.golden:
-            image = prepare(read_image(inspector.bundle.file(known.file)), manifest.input)
+        for entry in manifest.golden:
+            image = prepare(read_image(inspector.bundle.file(entry.file)), manifest.input)
             maps, scores = inspector.infer(image[None])
-            golden.append(Golden(known.file, float(scores[0]), float(maps[0].max())))
+            golden.append(Golden(entry.file, float(scores[0]), float(maps[0].max())))
     return tuple(golden)
 
 

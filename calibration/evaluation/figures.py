@@ -1,4 +1,6 @@
-"""The structs of an evaluation: what `evaluate --json` writes, and what the report shows."""
+"""Structs of an evaluation: what `evaluate --json` writes, and what the report shows."""
+
+# Field names are the keys of that JSON file, which users' scripts read: they stay, also where the words have changed.
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ from flawscope.calibration.evaluation.intervals import Interval, Rate
 
 
 class _Struct(msgspec.Struct, frozen=True, kw_only=True):
-    """Base of the structs: immutable, made by name."""
+    """Base of the structs: immutable, with keyword arguments alone."""
 
 
 class Latency(_Struct, frozen=True):
@@ -55,8 +57,8 @@ class DefectFigures(_Struct, frozen=True):
     Attributes:
         defect: Name of the type.
         images: Number of images.
-        without_mask: Those without pixel truth.
-        faults: Those that could not be scored.
+        without_mask: Images without pixel truth.
+        faults: Images that could not be scored.
         image_auroc: Against all normal images.
         detection: Share that was not accepted; None without thresholds.
         pixel_auroc: Over its images with masks and all normal ones; None without masks.
@@ -79,7 +81,7 @@ class Fault(_Struct, frozen=True):
 
 
 class BundleIdentity(_Struct, frozen=True):
-    """Which bundle was measured; the digest is the one before these figures were added to its evidence."""
+    """Which bundle was measured; the digest is that of before these figures were recorded as evidence."""
 
     name: str
     method: str
@@ -136,9 +138,9 @@ class SupportFigures(_Struct, frozen=True):
         shots: Images of each defect type.
         seed: Seed of the choice.
         pictures: Number of support images.
-        missing: Those of the dataset's categories whose content is nowhere in it.
+        missing: Support images of the dataset's categories whose content is nowhere in it.
         of_set: Test images that were left out because they are support images.
-        alike: Those that were left out because they probably show the same part as one.
+        alike: Test images that were left out as near duplicates of support images.
         left_out: Test image below the dataset's root -> why it was left out.
         with_leak: The figures on all test images.
     """
@@ -160,7 +162,7 @@ class Figures(OverallFigures, frozen=True):
 
     Attributes:
         without_mask: Anomalous images without pixel truth, left out of the pixel figures.
-        masks_lost: Those of them whose mask vanished at the resolution of the model.
+        masks_lost: Images whose mask vanished at the resolution of the model; they count as `without_mask`.
         f1_threshold: Threshold of `image_f1_max`, for information: it was chosen on these images.
         precision: Number format of the graph.
         path: `graph`, or `kernel` for features and native kernel.

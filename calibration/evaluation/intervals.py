@@ -1,7 +1,8 @@
-"""Confidence intervals: how much a figure from this many images can be believed.
+"""Confidence intervals: exact binomial limits of rates, and bootstrap intervals of areas under curves.
 
-Counts get exact binomial (Clopper-Pearson) limits. Areas under curves get percentile bootstrap intervals: whole images
-are drawn again with replacement, normal and anomalous ones apart, because the pixels of one image are not independent.
+Counts get exact binomial (Clopper-Pearson) limits. Areas under curves get percentile bootstrap intervals (Efron and
+Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13): whole images are drawn with replacement, because the
+pixels of one image are not independent, and normal and anomalous images separately, so that every resample has both.
 
 Both assume that the images show different parts. A bootstrap cannot see beyond its sample: a perfect figure stays
 perfect in every resample, so its interval has no width.
@@ -30,7 +31,7 @@ from flawscope.calibration.extras import require
 from flawscope.errors import ArgumentError
 
 RESAMPLES = 1000
-_BINS = 1024
+_BINS = 1024  # quantiles for the edges, taken twice: by pixel and by region
 _CHUNK = 200  # resamples computed together: [200, 2048] float64 is 3 MB an array
 
 
@@ -46,7 +47,7 @@ class Rate(msgspec.Struct, frozen=True):
     """A share of images with its exact binomial limits.
 
     Attributes:
-        count: Images that show it.
+        count: Images that are counted, such as false rejects.
         n: All images.
         value: count / n, or None without images.
         low: Lower end of the two-sided interval.
@@ -80,18 +81,23 @@ def clopper_pearson(count: int, n: int, confidence: float = 0.95) -> tuple[float
     """
     check_fraction(confidence, "confidence")
     tail = (1 - confidence) / 2
+    # lower(k, n) = 1 - upper(n - k, n): successes and failures change places, so one bound serves both ends.
     return 1 - upper_bound(n - count, n, 1 - tail), upper_bound(count, n, 1 - tail)
 
 
 def upper_bound(count: int, n: int, confidence: float = 0.95) -> float:
-    """Return the exact one-sided upper bound of a rate seen `count` times in `n`; raises as `clopper_pearson`."""
+    """Return the exact one-sided upper bound of a rate seen `count` times in `n`; raises as `clopper_pearson`.
+
+    It is the p with P(X <= k | n, p) = 1 - confidence, that is, the `confidence` quantile of Beta(k + 1, n - k).
+    """
     check_fraction(confidence, "confidence")
     if n < 1 or not 0 <= count <= n:
         raise ArgumentError(f"count: expected 0 to n images of n >= 1, got {count} of {n}.")
     if count == n:
-        return 1.0
+        return 1.0  # Beta(n + 1, 0) does not exist: SciPy would give NaN
     if count == 0:
-        # 1 - (1 - c)^(1/n), exact where the beta quantile loses digits.
+        # P(X = 0) = (1 - p)^n gives p = 1 - (1 - c)^(1/n); log1p and expm1 keep the digits that the beta quantile and
+        # the plain power lose for large n. `images_needed` compares this value with the requested rate.
         return -math.expm1(math.log1p(-confidence) / n)
     beta = require("scipy.stats", "scipy", "computing confidence bounds").beta
     return float(beta.ppf(confidence, count + 1, n - count))
@@ -109,15 +115,18 @@ def draw_counts(strata: Sequence[BoolArray], resamples: int, seed: int) -> Itera
     """Yield how often each image is drawn with replacement, float64 [R, N], a few resamples at a time.
 
     Args:
-        strata: bool [N] each, apart from each other: of each as many images are drawn as there are in it.
+        strata: bool [N] each, disjoint: from each, as many images are drawn as it has.
         resamples: Number of all resamples.
         seed: Seed of the draws.
     """
     generator = np.random.default_rng(seed)
+    # One generator serves chunk after chunk and stratum after stratum: another _CHUNK or order of strata would draw
+    # other resamples from the same seed, and change every interval that was reported.
     for start in range(0, resamples, _CHUNK):
         counts = np.zeros((min(_CHUNK, resamples - start), len(strata[0])))
         for rows in strata:
             if number := int(rows.sum()):
+                # How often each of m images is drawn in m draws is multinomial: no list of indices is needed.
                 counts[:, rows] = generator.multinomial(number, np.full(number, 1 / number), size=len(counts))
         yield counts
 
@@ -136,7 +145,7 @@ def from_zero(values: Float64Array) -> Float64Array:
 
 @dataclass(frozen=True)
 class _Histograms:
-    """Per image, what falls into each score bin, highest bin first.
+    """Histograms of each image over the score bins, highest bin first, so that a cumulative sum counts what is called.
 
     Attributes:
         false: float64 [N, B], defect-free items (images or pixels).
@@ -170,7 +179,7 @@ def image_intervals(
     check_fraction(confidence, "confidence")
     if not (labels.any() and not labels.all()):
         return {}
-    values, inverse = np.unique(-scores, return_inverse=True)
+    values, inverse = np.unique(-scores, return_inverse=True)  # negative: bin 0 is the highest score
     items = np.zeros((len(scores), len(values)))
     items[np.arange(len(scores)), inverse] = 1.0
     histograms = _Histograms(items * ~labels[:, None], items * labels[:, None], None, labels.astype(np.float64), labels)
@@ -207,6 +216,7 @@ def pixel_intervals(
     check_fraction(confidence, "confidence")
     histograms = _pixel_histograms(maps, masks, use, _edges(ranking))
     drawn = _bootstrap(histograms, resamples, seed)
+    # Every image once is the sample itself: what the bins make of it, against the exact figure, is their error.
     binned = _figures(histograms, np.ones((1, len(histograms.anomalous))))
     exact = {"auroc": pixel_auroc(ranking), "ap": pixel_average_precision(ranking), "aupro": aupro(ranking)}
     names = {"auroc": "pixel_auroc", "ap": "pixel_ap", "aupro": "aupro"}
@@ -218,6 +228,8 @@ def pixel_intervals(
 
 def _edges(ranking: PixelRanking) -> Float32Array:
     """Return ascending bin edges from the scores of the defect pixels."""
+    # By region as well, for AU-PRO: large defects have most of the pixels, and edges by pixel alone would be too coarse
+    # for the small ones. 1e-12 is for quotients that rounding has put just below their target.
     targets = np.arange(1, _BINS + 1) / _BINS
     by_pixel = np.searchsorted(ranking.true_at / ranking.true_at[-1], targets - 1e-12)
     by_region = np.searchsorted(ranking.overlap_at / ranking.overlap_at[-1], targets - 1e-12)
@@ -253,6 +265,8 @@ def _figures(histograms: _Histograms, counts: Float64Array) -> dict[str, Float64
     false = (counts @ histograms.false).cumsum(axis=1)
     true = (counts @ histograms.true).cumsum(axis=1)
     positives = true[:, -1:]
+    # A curve has its points at bin ends. Within a bin the ROC rises on a straight line, as with tied scores
+    # (trapezoids); average precision is a step function, sum of (R_n - R_(n-1)) P_n, and F1 = 2 TP / (called + P).
     x = from_zero(false / false[:, -1:])
     recall = true / positives
     called = true + false
@@ -263,12 +277,13 @@ def _figures(histograms: _Histograms, counts: Float64Array) -> dict[str, Float64
         "f1_max": np.max(2 * true / (called + positives), axis=1),
     }
     if histograms.overlap is not None:
+        # An image drawn twice brings its regions twice, into the overlap and into the number of regions.
         covered = (counts @ histograms.overlap).cumsum(axis=1) / (counts @ histograms.regions)[:, None]
         figures["aupro"] = area_under(x, from_zero(covered), PRO_LIMIT) / PRO_LIMIT
     return figures
 
 
 def _within_unit(drawn: Float64Array, confidence: float, error: float) -> Interval:
-    """Return the interval of a figure from 0 to 1, which ends there."""
-    found = percentile_interval(drawn, confidence, error)
-    return Interval(max(found.low, 0.0), min(found.high, 1.0), confidence)
+    """Return the interval of a figure from 0 to 1, cut to that range: `error` may widen it beyond."""
+    interval = percentile_interval(drawn, confidence, error)
+    return Interval(max(interval.low, 0.0), min(interval.high, 1.0), confidence)

@@ -1,10 +1,10 @@
-"""Accuracy of scores and anomaly maps by the standard definitions, exact, with ties handled.
+"""Accuracy of scores and anomaly maps: AUROC, average precision, F1 and AU-PRO, exact, with ties handled.
 
 Image figures take one score an image. Pixel figures come from one ranking of all pixels, `rank_pixels`: sorting the
 defect-free pixels once and looking up the few defect pixels among them gives the exact ROC, precision-recall and
 per-region-overlap curves at every distinct threshold, in the memory of one copy of the maps.
 
-A figure that is undefined (one class only) is None, never a guess.
+A figure that is undefined (one class only) is None, never a substitute such as 0 or 0.5.
 """
 
 from __future__ import annotations
@@ -65,10 +65,13 @@ def f1_max(scores: Float64Array, labels: BoolArray) -> F1 | None:
     """Return the largest F1; of equal ones, the one with the lowest threshold. Arguments as `auroc`."""
     if not _both_classes(scores, labels):
         return None
+    # One candidate a distinct score, highest first: equal scores are called together, as a threshold would.
     values, inverse = np.unique(scores, return_inverse=True)
     true_at = np.bincount(inverse, labels)[::-1].cumsum()
     false_at = np.bincount(inverse, ~labels)[::-1].cumsum()
+    # F1 = 2 TP / (2 TP + FP + FN), with TP + FN = all anomalous: one division, and no 0/0 where TP is 0.
     f1 = 2 * true_at / (true_at + false_at + labels.sum())
+    # argmax takes the first of equal values; reversed, that is the lowest threshold, which misses the fewest defects.
     best = len(f1) - 1 - int(np.argmax(f1[::-1]))
     index = len(values) - 1 - best  # the lowest score that is called anomalous
     return F1(float(f1[best]), _below(values, index))
@@ -79,7 +82,7 @@ def _below(values: Float64Array, index: int) -> float:
     if index == 0:
         return float(np.nextafter(values[0], -np.inf))
     low, high = float(values[index - 1]), float(values[index])
-    middle = low / 2 + high / 2
+    middle = low / 2 + high / 2  # halves first: the sum could overflow
     return middle if low <= middle < high else low  # neighbouring floats have no middle
 
 
@@ -135,6 +138,7 @@ def rank_pixels(maps: Float32Array, masks: BoolArray, use: BoolArray | None = No
     chosen = np.flatnonzero(
         np.ones(len(maps), np.bool_) if use is None else check_array(use, "use", (len(maps),), bool)
     )
+    # Allocated once at its size: concatenating parts would hold all defect-free pixels, which are nearly all, twice.
     free = np.empty(int(sum(masks[i].size - np.count_nonzero(masks[i]) for i in chosen)), np.float32)
     filled, regions = 0, 0
     scores: list[Float32Array] = []
@@ -152,14 +156,16 @@ def rank_pixels(maps: Float32Array, masks: BoolArray, use: BoolArray | None = No
             regions += count
     if not scores or not free.size:
         return None
-    free.sort()
+    free.sort()  # in place; the only sort of all pixels
     return _ranking(np.concatenate(scores), np.concatenate(shares), free, regions)
 
 
 def region_shares(mask: BoolArray) -> tuple[Float64Array, int]:
     """Return, for each defect pixel in row order, 1 / (pixels of its 8-connected region), and the number of regions."""
+    # 4-connected regions would be more and smaller ones, and AU-PRO not comparable with published figures.
     count, labels = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
     inside = labels[mask]
+    # OpenCV counts the background as region 0; no defect pixel has it.
     return 1.0 / np.bincount(inside, minlength=count)[inside], count - 1
 
 
@@ -169,7 +175,7 @@ def _ranking(scores: Float32Array, shares: Float64Array, free: Float32Array, reg
     return PixelRanking(
         values=values[::-1],
         true_at=np.bincount(inverse)[::-1].cumsum(),
-        overlap_at=np.minimum(overlap, 1.0),
+        overlap_at=np.minimum(overlap, 1.0),  # a sum of many 1/n may end a rounding above 1
         false_above=(free.size - np.searchsorted(free, values, side="right"))[::-1],
         false_at=(free.size - np.searchsorted(free, values, side="left"))[::-1],
         negatives=free.size,
@@ -178,7 +184,7 @@ def _ranking(scores: Float32Array, shares: Float64Array, free: Float32Array, reg
 
 
 def pixel_auroc(ranking: PixelRanking) -> float:
-    """Return the exact area under the pixel ROC curve."""
+    """Return the exact area under the pixel ROC curve; ties between the classes count half."""
     return _area(ranking, ranking.true_at / ranking.true_at[-1], 1.0)
 
 
@@ -207,6 +213,8 @@ def aupro(ranking: PixelRanking, limit: float = PRO_LIMIT) -> float:
 
 def _area(ranking: PixelRanking, heights: Float64Array, limit: float) -> float:
     """Integrate a curve over the false-positive rate; scores shared by both kinds of pixel give a sloped step."""
+    # Two points a score: before it (defect-free pixels above, height of the score before) and after it. Between them,
+    # defect-free scores move x alone, so defect pixels' scores are all the points that the exact curve needs.
     before = np.concatenate(([0.0], heights[:-1]))
     x = np.column_stack((ranking.false_above, ranking.false_at)).ravel() / ranking.negatives
     y = np.column_stack((before, heights)).ravel()
@@ -223,13 +231,14 @@ def area_under(x: Float64Array, y: Float64Array, limit: float) -> Float64Array:
     """
     x0, x1, y0, y1 = x[..., :-1], x[..., 1:], y[..., :-1], y[..., 1:]
     width = np.clip(limit - x0, 0.0, x1 - x0)
+    # A vertical segment has no area; np.divide with `where` leaves its slope at 0 instead of warning of 0/0.
     slope = np.divide(y1 - y0, x1 - x0, out=np.zeros_like(width), where=x1 > x0)
     area: Float64Array = np.sum(width * (y0 + slope * width / 2), axis=-1)
     return area
 
 
 def stack_masks(masks: Sequence[BoolArray | None], size: tuple[int, int]) -> BoolArray:
-    """Return the masks as bool [N, H, W], false throughout where there is none."""
+    """Return the masks as bool [N, H, W], all false where there is none."""
     stacked = np.zeros((len(masks), *size), np.bool_)
     for index, mask in enumerate(masks):
         if mask is not None:
@@ -237,13 +246,13 @@ def stack_masks(masks: Sequence[BoolArray | None], size: tuple[int, int]) -> Boo
     return stacked
 
 
-def spearman(first: npt.NDArray[np.floating], second: npt.NDArray[np.floating], what: str) -> float | None:
+def spearman(first: npt.NDArray[np.floating], second: npt.NDArray[np.floating], feature: str) -> float | None:
     """Return Spearman's rank correlation of two lists of scores, [N] each; None where too few differ to have ranks.
 
     Args:
         first: Scores that are the reference.
         second: Scores of the same images by another way.
-        what: What wants it, for the message where scipy is missing.
+        feature: What needs it, a noun phrase, for the message where SciPy is missing.
 
     Raises:
         MissingExtra: If scipy is not installed.
@@ -252,4 +261,4 @@ def spearman(first: npt.NDArray[np.floating], second: npt.NDArray[np.floating], 
     # nothing of how well two ways of scoring agree.
     if len(np.unique(first)) < 3 or len(np.unique(second)) < 2:
         return None
-    return float(require("scipy.stats", "scipy", what).spearmanr(first, second).statistic)
+    return float(require("scipy.stats", "scipy", feature).spearmanr(first, second).statistic)

@@ -1,14 +1,14 @@
-"""Paired differences: is the second of two detectors better on the same images, and how sure is that?
+"""Paired differences of two detectors on the same images, with intervals over seeds and over images.
 
 Both are trained with the same seeds and tested on the same images, so what they share cancels out of the difference.
-Two things make it uncertain, and each gets an interval of its own:
+Two sources of chance are left, and each gets an interval of its own:
 
-    seeds      Student's t over the differences of the single seeds: another training would have given another one;
-    images   percentile bootstrap: whole images are drawn again with replacement, the same for both detectors and
-               all seeds, and the mean over the seeds is taken of each resample: other images would have, too.
+    seeds    Student's t over the differences of the single seeds: another training gives another difference;
+    images   percentile bootstrap: whole images are drawn with replacement, the same for both detectors and all
+             seeds, and the difference is averaged over the seeds in each resample: other images give another one.
 
-The wider one is the interval. With one seed there is only that of the images, which knows nothing of chance in
-training. Images are drawn apart by kind (normal, anomalous, anomalous without pixel truth), and are taken to show
+The wider one is the interval. With one seed there is only that of the images, which does not cover chance in
+training. Images are drawn separately by kind (normal, anomalous, anomalous without pixel truth), and are taken to show
 different parts.
 
 Pixel figures of a resample come from a histogram of every image over at most 2049 bins, whose edges lie on both sides
@@ -53,7 +53,7 @@ FIGURES = {
     PIXEL_AUROC: "pixel AUROC",
     IMAGE_AUROC: "image AUROC",
 }
-"""Figure of a segmenter -> what it is called; the overlaps are named by whoever gives their thresholds to `tally`."""
+"""Figure of a segmenter -> its title. The names of overlaps come with their thresholds, from the caller of `tally`."""
 _QUANTILES = 1024
 
 
@@ -81,17 +81,17 @@ class Truth:
         return ~self.labels | self.masks.any(axis=(1, 2))
 
     def select(self, rows: BoolArray) -> Truth:
-        """Return what some of the images show."""
+        """Return the truth of the images marked in `rows`, bool [N]."""
         return Truth(self.labels[rows], self.masks[rows])
 
 
 @dataclass(frozen=True)
 class Tally:
-    """What one detector gives on test images, a row for each: enough to take its figures of any resample.
+    """Results of one detector on test images, a row each: all that its figures on any resample need.
 
     Attributes:
         figures: Exact figures; one that is undefined is not there.
-        errors: Of the pixel figures from bins.
+        errors: Figure -> |figure from the bins - exact figure|, of the pixel figures that come from bins.
         scores: float64 [N], of the images.
         false: float64 [P, B], defect-free pixels of each image in `Truth.use` per bin, highest first.
         true: float64 [P, B], its defect pixels.
@@ -113,11 +113,11 @@ class Difference(msgspec.Struct, frozen=True, kw_only=True):
         first: The figure of the first detector, one value a seed.
         second: The figure of the second, in the same order.
         differences: Second minus first, one a seed.
-        mean: Their mean.
+        mean: Mean of the differences.
         by_seeds: Interval over seeds; None with one seed.
         by_pictures: Interval over images.
         interval: The wider of the two.
-        wider: Which it is.
+        wider: Which of the two is wider.
     """
 
     first: tuple[float, ...]
@@ -136,7 +136,7 @@ class Difference(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def tally(maps: Float32Array, scores: Float64Array, truth: Truth, thresholds: Mapping[str, float]) -> Tally:
-    """Return what a detector gives on images.
+    """Return the results of a detector on images.
 
     Figures are `pixel_ap`, `pixel_auroc`, `image_auroc`, and for every threshold the overlap of marked and anomalous
     pixels: pixels that are both / pixels that are either, over all images together, normal ones included (IoU).
@@ -161,17 +161,20 @@ def tally(maps: Float32Array, scores: Float64Array, truth: Truth, thresholds: Ma
     if (ranking := rank_pixels(maps, truth.masks, use)) is not None:
         figures |= {PIXEL_AP: pixel_average_precision(ranking), PIXEL_AUROC: pixel_auroc(ranking)}
         shares = ranking.true_at / ranking.true_at[-1]
+        # 1e-12 is for quotients that rounding has put just below their target.
         chosen = np.unique(np.searchsorted(shares, np.arange(1, _QUANTILES + 1) / _QUANTILES - 1e-12))
         ends = ranking.values[chosen[chosen < len(ranking.values)]]
-        # With an edge on either side of a score, what lies between two scores has a bin of its own: exact for few.
+        # With an edge on both sides of a score, the score has a bin of its own, and so has the gap to the next one:
+        # with at most _QUANTILES defect pixels each of their scores is an edge, and the bins are exact.
         edges = np.unique(np.concatenate((ends, np.nextafter(ends, np.float32(np.inf)))))
         false, true = _histograms(maps[use], truth.masks[use], edges)
         binned = _pixel_figures(false.sum(axis=0)[None], true.sum(axis=0)[None])
         errors = {name: abs(float(values[0]) - figures[name]) for name, values in binned.items()}
         for name, threshold in thresholds.items():
-            marked = maps[use] > threshold
+            marked = maps[use] > threshold  # strictly, as decisions are made
             both = (marked & truth.masks[use]).sum(axis=(1, 2))
             either = (marked | truth.masks[use]).sum(axis=(1, 2))
+            # Per image, as counts: a resample adds numerators and denominators up before it divides.
             overlaps[name] = np.column_stack((both, either)).astype(np.float64)
             figures[name] = float(both.sum() / either.sum())
     return Tally(figures, errors, scores, false, true, overlaps)
@@ -186,7 +189,7 @@ def compare_tallies(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> dict[str, Difference]:
-    """Return how the figures of two detectors differ that were tested on the same images.
+    """Return the differences between the figures of two detectors that were tested on the same images.
 
     Args:
         first: Tallies of the first detector, one a seed.
@@ -210,31 +213,34 @@ def compare_tallies(
     for counts in draw_counts(kinds, resamples, seed):
         drawn: dict[str, Float64Array] = {}
         for sign, tallies in ((-1.0, first), (1.0, second)):
-            for one in tallies:
-                for name, values in _figures(one, truth, counts).items():
+            for seed_tally in tallies:
+                # The same counts for every tally: paired resamples, in which what the detectors share cancels out.
+                for name, values in _figures(seed_tally, truth, counts).items():
                     drawn[name] = drawn.get(name, 0.0) + sign / len(first) * values
         for name, values in drawn.items():
             parts.setdefault(name, []).append(values)
-    both = [name for name in first[0].figures if all(name in one.figures for one in (*first, *second))]
-    names = [*(name for name in FIGURES if name in both), *(name for name in both if name not in FIGURES)]
-    found = {}
+    tallies_of_both = (*first, *second)
+    common = [name for name in first[0].figures if all(name in each.figures for each in tallies_of_both)]
+    names = [*(name for name in FIGURES if name in common), *(name for name in common if name not in FIGURES)]
+    results = {}
     for name in names:
-        error = math.fsum(one.errors.get(name, 0.0) for one in (*first, *second)) / len(first)
+        # The worst case: errors of the bins do not cancel, neither between detectors nor between seeds.
+        error = math.fsum(each.errors.get(name, 0.0) for each in tallies_of_both) / len(first)
         by_images = percentile_interval(np.concatenate(parts[name]), confidence, error)
         pairs = [(before.figures[name], after.figures[name]) for before, after in zip(first, second, strict=True)]
-        found[name] = _difference(pairs, by_images, confidence)
-    return found
+        results[name] = _difference(pairs, by_images, confidence)
+    return results
 
 
 def student_interval(values: Sequence[float], confidence: float = 0.95) -> Interval | None:
-    """Return the two-sided interval of the mean of independent normal values, or None of fewer than two.
+    """Return the two-sided interval of the mean of independent normal values, or None for fewer than two.
 
     mean ± t(n - 1) · s / √n with the sample deviation s (Student, Biometrika 6 (1908) 1-25).
     """
     check_fraction(confidence, "confidence")
     if len(values) < 2:
         return None
-    spread = float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    spread = float(np.std(values, ddof=1)) / math.sqrt(len(values))  # ddof=1: the sample deviation, with n - 1
     t = require("scipy.stats", "scipy", "computing intervals of differences").t
     reach = float(t.ppf(0.5 + confidence / 2, len(values) - 1)) * spread
     mean = float(np.mean(values))
@@ -261,29 +267,30 @@ def _histograms(maps: Float32Array, masks: BoolArray, edges: Float32Array) -> tu
     """Count the pixels of every image per bin, highest first: defect-free and anomalous ones."""
     bins = len(edges) + 1
     false, true = np.zeros((2, len(maps), bins))
-    for row, (one, mask) in enumerate(zip(maps, masks, strict=True)):
-        place = len(edges) - np.searchsorted(edges, one, side="right")
+    for row, (anomaly_map, mask) in enumerate(zip(maps, masks, strict=True)):
+        place = len(edges) - np.searchsorted(edges, anomaly_map, side="right")  # bin 0 is the highest
         false[row] = np.bincount(place[~mask], minlength=bins)
         true[row] = np.bincount(place[mask], minlength=bins)
     return false, true
 
 
-def _figures(one: Tally, truth: Truth, counts: Float64Array) -> dict[str, Float64Array]:
+def _figures(results: Tally, truth: Truth, counts: Float64Array) -> dict[str, Float64Array]:
     """Return the figures of weighted images: counts float64 [R, N] -> name -> float64 [R]."""
-    found: dict[str, Float64Array] = {}
-    if IMAGE_AUROC in one.figures:
-        values, place = np.unique(-one.scores, return_inverse=True)
-        items = np.zeros((len(one.scores), len(values)))
-        items[np.arange(len(one.scores)), place] = 1.0
+    figures: dict[str, Float64Array] = {}
+    if IMAGE_AUROC in results.figures:
+        # The bins are the distinct scores, highest first: nothing is approximated.
+        values, place = np.unique(-results.scores, return_inverse=True)
+        items = np.zeros((len(results.scores), len(values)))
+        items[np.arange(len(results.scores)), place] = 1.0
         false, true = (counts @ (items * kind[:, None]) for kind in (~truth.labels, truth.labels))
-        found[IMAGE_AUROC] = _areas(false.cumsum(axis=1), true.cumsum(axis=1))
-    if PIXEL_AP in one.figures:
+        figures[IMAGE_AUROC] = _areas(false.cumsum(axis=1), true.cumsum(axis=1))
+    if PIXEL_AP in results.figures:
         of_pixels = counts[:, truth.use]
-        found |= _pixel_figures(of_pixels @ one.false, of_pixels @ one.true)
-        for name, pixels in one.overlaps.items():
+        figures |= _pixel_figures(of_pixels @ results.false, of_pixels @ results.true)
+        for name, pixels in results.overlaps.items():
             both, either = (of_pixels @ pixels).T
-            found[name] = both / either
-    return found
+            figures[name] = both / either  # `either` is above 0: each resample draws as many images with masks
+    return figures
 
 
 def _pixel_figures(false: Float64Array, true: Float64Array) -> dict[str, Float64Array]:

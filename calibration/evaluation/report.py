@@ -1,4 +1,4 @@
-"""The report of an evaluation: one HTML file with everything in it, readable without a network."""
+"""HTML report of an evaluation: one file with images, plots and styles in it, readable without a network."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Card:
 
 @dataclass(frozen=True)
 class Row:
-    """A figure without and with the images that have to do with a support set, as text: value and interval."""
+    """A figure without contaminated images (`left`) and with them (`leaked`), as text: value and interval."""
 
     name: str
     left: tuple[str, str]
@@ -72,7 +72,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Images under one heading; `empty` is said when there are none, `total` is how many there would be."""
+    """Images under one heading; `empty` is the text without images, `total` counts also those that are not shown."""
 
     title: str
     text: str
@@ -105,12 +105,13 @@ def render_report(evaluation: Evaluation) -> str:
     jinja2 = require("jinja2", "jinja2", _FEATURE)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,  # file names are data, not markup
-        undefined=jinja2.StrictUndefined,
+        autoescape=True,  # against script injection: names of files and defect types may hold markup
+        undefined=jinja2.StrictUndefined,  # a misspelt name is an error instead of a gap in the report
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters |= {"percent": percent, "figure": figure, "number": number, "span": span}
+    # Only our own SVG is passed as markup, past the escaping.
     markup = require("markupsafe", "jinja2", _FEATURE).Markup
     text: str = environment.get_template("report.html.j2").render(_context(evaluation, markup))
     return text
@@ -122,7 +123,7 @@ def percent(value: float | None) -> str:
         return "–"
     text = f"{100 * value:.1f}" if value >= 0.01 else f"{100 * value:.2g}"
     if value < 1 and text == "100.0":
-        text = "99.9"  # not all is not 100 %
+        text = "99.9"  # 9,999 of 10,000 is not 100 %: one part was missed
     return text.removesuffix(".0") + "%"
 
 
@@ -139,7 +140,7 @@ def number(value: float | None) -> str:
 
 
 def span(interval: Interval | None) -> str:
-    """Return an interval as `0.812 to 0.901`."""
+    """Return an interval as `0.812 to 0.901`, rounded outwards at the lower end."""
     return "" if interval is None else f"{math.floor(interval.low * 1000) / 1000:.3f} to {figure(interval.high)}"
 
 
@@ -153,10 +154,11 @@ def _context(evaluation: Evaluation, markup: Any) -> dict[str, Any]:
     )
     scores, labels = measured.scores[measured.usable], measured.labels[measured.usable]
     kinds = [sample.defect for sample, used in zip(measured.samples, measured.usable, strict=True) if used]
-    both = bool(labels.any() and not labels.all())
+    has_both = bool(labels.any() and not labels.all())  # with one kind, both curves are undefined
     return {
         "figures": figures,
         "manifest": manifest,
+        "thresholds": thresholds,  # of the measured precision, which those of the manifest itself are not always
         "version": __version__,
         "headlines": [
             {"name": name, "text": text, "value": getattr(figures, key), "interval": figures.intervals.get(key)}
@@ -164,8 +166,8 @@ def _context(evaluation: Evaluation, markup: Any) -> dict[str, Any]:
         ],
         "leak_rows": _leak_rows(figures),
         "histogram": markup(report_plots.score_histogram(scores, kinds, GOOD, image)) if scores.size else None,
-        "roc": markup(report_plots.roc_curve(scores, labels, image)) if both else None,
-        "pr": markup(report_plots.precision_recall_curve(scores, labels, image)) if both else None,
+        "roc": markup(report_plots.roc_curve(scores, labels, image)) if has_both else None,
+        "pr": markup(report_plots.precision_recall_curve(scores, labels, image)) if has_both else None,
         "claims": [(rate, images_needed(rate, 0.95)) for rate in (0.05, 0.02, 0.01, 0.001)],
         "scale": scale,
         "colour_bar": report_images.colour_bar(scale),
@@ -202,6 +204,7 @@ def _galleries(evaluation: Evaluation, scale: HeatScale) -> list[Gallery]:
     good = [int(row) for row in usable if not measured.labels[row]]
     defective = [int(row) for row in usable if measured.labels[row]]
     scores = measured.scores
+    # Without thresholds nothing was missed or rejected: the galleries show which images would be first.
     if evaluation.figures.confusion is None:
         return [
             _gallery(
@@ -224,7 +227,7 @@ def _galleries(evaluation: Evaluation, scale: HeatScale) -> list[Gallery]:
     decision = [outcome.decision for outcome in measured.outcomes]
     missed = sorted((row for row in defective if decision[row] == "accept"), key=lambda row: scores[row])
     alarms = sorted((row for row in good if decision[row] == "reject"), key=lambda row: -scores[row])
-    found = [row for row in defective if decision[row] == "reject"]
+    rejected = [row for row in defective if decision[row] == "reject"]
     return [
         _gallery(
             evaluation,
@@ -248,7 +251,7 @@ def _galleries(evaluation: Evaluation, scale: HeatScale) -> list[Gallery]:
             "Typical correct rejects",
             "Of each defect type, the rejected part with the middle score.",
             "No defective part was rejected.",
-            _typical(evaluation, found, scores),
+            _typical(evaluation, rejected, scores),
         ),
     ]
 
@@ -264,6 +267,7 @@ def _typical(evaluation: Evaluation, rows: Sequence[int], scores: Float64Array) 
 def _gallery(
     evaluation: Evaluation, scale: HeatScale, title: str, text: str, empty: str, rows: Sequence[int]
 ) -> Gallery:
+    # Cut before the cards are made: each reads its image, and its data URIs are the weight of the file.
     cards = tuple(_card(evaluation, scale, row) for row in rows[:_SHOWN])
     return Gallery(title, text, empty, cards, len(rows))
 
@@ -286,6 +290,7 @@ def _card(evaluation: Evaluation, scale: HeatScale, row: int) -> Card:
 
 
 def _relative(evaluation: Evaluation, path: Path) -> str:
-    """Return an image's place below the dataset's folder: reports travel, and absolute paths say too much."""
+    """Return the path of an image below the dataset's folder, or its name alone."""
+    # No absolute paths: reports are passed on, and would give away user names and the layout of servers.
     root = evaluation.root
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name

@@ -1,4 +1,4 @@
-"""Images of the report: the part, its anomaly map over it in one fixed colour scale, outline and boxes."""
+"""Images of the report: the image itself, and with anomaly map in one fixed colour scale, outline and boxes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from flawscope.runtime import Box
 
 _SIDE_PX = 480  # longer side of an image in the report
-_QUALITY = 88
+_QUALITY = 88  # of JPEG, 0 to 100
 _OUTLINE, _HALO, _BOX = (255, 255, 255), (20, 20, 20), (0, 229, 255)
 # Value on the scale -> red, green, blue, opacity. The step at 0.5 makes the pixel threshold visible as an edge.
 _STOPS = (
@@ -51,6 +51,7 @@ class HeatScale:
         """Return red, green, blue (0 to 255) and opacity (0 to 1) of map values: [...] -> float64 [..., 4]."""
         below = np.interp(values, [self.low, self.middle], [0.0, 0.499])
         above = np.interp(values, [self.middle, self.high], [0.5, 1.0])
+        # Strictly above, as pixels are called anomalous: a value at the threshold keeps the colour below the step.
         place = np.where(values > self.middle, above, below)
         at, rows = [stop for stop, _ in _STOPS], np.array([colour for _, colour in _STOPS])
         return np.stack([np.interp(place, at, rows[:, channel]) for channel in range(4)], axis=-1)
@@ -66,10 +67,13 @@ def make_scale(maps: Float32Array, good: BoolArray, usable: BoolArray, threshold
         threshold: The pixel threshold, or None.
     """
     chosen = np.flatnonzero(usable & good) if (usable & good).any() else np.flatnonzero(usable)
+    # The median of normal images is background. Every 16th pixel is enough for it, and a copy of all maps is not made.
     low = float(np.median(maps[chosen, ::4, ::4])) if chosen.size else 0.0
     # The 98th percentile of the maxima, so that one extreme image does not take the colour from all others.
     high = float(np.percentile(maps[usable].max(axis=(1, 2)), 98)) if usable.any() else 1.0
     middle = (low + high) / 2 if threshold is None else threshold
+    # A threshold set by hand may lie below the background or above all maps: the scale must rise all the same, because
+    # np.interp wants ascending points.
     if low >= middle:
         low = min(float(maps[usable].min()) if usable.any() else 0.0, middle - max(abs(middle), 1.0) * 1e-3)
     return HeatScale(low, middle, max(high, middle + (middle - low) / 2), threshold is not None)
@@ -110,9 +114,11 @@ def overlay(
     canvas = np.ascontiguousarray(mixed.round().astype(np.uint8))
     if mask is not None and mask.any():
         enlarged = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
+        # A wide dark line under a narrow light one is visible on any colour.
         outlines, _ = cv2.findContours(enlarged, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
         cv2.drawContours(canvas, outlines, -1, _HALO, 5, cv2.LINE_AA)
         cv2.drawContours(canvas, outlines, -1, _OUTLINE, 2, cv2.LINE_AA)
+    # Rounded sizes make both zooms slightly different: boxes must follow each side, or they drift on long images.
     zoom = size[0] / image.shape[1], size[1] / image.shape[0]
     for box in boxes:
         first = round(box.x * zoom[0]), round(box.y * zoom[1])
@@ -133,6 +139,7 @@ def _enlarge(image: UInt8Array) -> UInt8Array:
 
 def colour_bar(scale: HeatScale) -> str:
     """Return the scale as a data URI, low on the left, over mid grey."""
+    # A PNG, because JPEG would blur the step at the threshold. Its middle value comes once, from the lower half.
     values = np.concatenate((np.linspace(scale.low, scale.middle, 256), np.linspace(scale.middle, scale.high, 257)[1:]))
     heat = scale.colours(values)
     row = 128 * (1 - heat[:, 3:]) + heat[:, :3] * heat[:, 3:]
@@ -141,5 +148,6 @@ def colour_bar(scale: HeatScale) -> str:
 
 
 def _jpeg(image: npt.NDArray[np.uint8]) -> str:
+    # OpenCV expects BGR. PNG would make the one file of a report several times larger.
     _, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
     return "data:image/jpeg;base64," + base64.b64encode(data.tobytes()).decode()

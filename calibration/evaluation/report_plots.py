@@ -1,4 +1,4 @@
-"""The plots of the report, as SVG text that takes its colours from the page and is the same on every run."""
+"""Plots of the report: SVG text that takes its colours from the page and is the same on every run."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ _VARIABLES = {
     _BAD: "var(--bad)",
     _MARK: "var(--mark)",
 }
-_BINS = 48
+_BINS = 48  # bars between the lowest and the highest score
 _STYLE = {
-    "svg.fonttype": "none",
+    "svg.fonttype": "none",  # text stays text: the page's font, and it can be searched
     "text.parse_math": False,  # a defect type may have a dollar sign in its name
     "font.size": 10,
     "text.color": _INK,
@@ -50,13 +50,16 @@ def _draw(name: str, title: str, rows: int, size: tuple[float, float], paint: Ca
     figure_type: Any = require("matplotlib.figure", "matplotlib", "drawing the report").Figure
     # A user's own Matplotlib settings must not change the report; the backend is not used here.
     settings = {key: value for key, value in matplotlib.rcParamsDefault.items() if key != "backend"}
+    # The salt makes element ids the same on every run; Matplotlib would take a random one.
     settings |= {**_STYLE, "svg.hashsalt": f"flawscope-{name}"}
     with matplotlib.rc_context(settings), warnings.catch_warnings():
         # The browser draws the text: whether Matplotlib's own font has every letter does not matter.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        # Figure itself, not pyplot: that would choose a backend, perhaps one with windows, and keep every figure.
         figure = figure_type(figsize=size, layout="constrained")
         paint(list(figure.subplots(rows, 1, sharex=True, squeeze=False)[:, 0]))
         buffer = io.StringIO()
+        # Without date and version, which would differ from run to run.
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     return _inline(buffer.getvalue(), name, title)
 
@@ -69,7 +72,9 @@ def _inline(text: str, name: str, title: str) -> str:
     text = re.sub(
         r"(font-family: |(?<=px) )'[^;\"]*", lambda m: "font-family: inherit" if m[1][0] == "f" else " inherit", text
     )
+    # Width and height in points go, so that the page scales the plot.
     text = re.sub(r'<svg[^>]*?(viewBox="[^"]*")[^>]*>', r"<svg \1>", text, count=1, flags=re.DOTALL)
+    # Several plots share one page, and Matplotlib gives all of them ids such as axes_1: each gets its plot's name.
     for reference in (' id="', '"#', "url(#"):
         text = text.replace(reference, f"{reference}{name}-")
     for colour, variable in _VARIABLES.items():
@@ -128,13 +133,14 @@ def _edges(scores: Float64Array, threshold: float | None) -> Float64Array:
 
 
 def roc_curve(scores: Float64Array, labels: BoolArray, threshold: float | None) -> str:
-    """Return the ROC curve in the words of a line: good parts rejected against defects found."""
-    rejected, found, _ = require("sklearn.metrics", "scikit-learn", "drawing the report").roc_curve(labels, scores)
+    """Return the ROC curve, with the axes in terms of the line: good parts rejected, defective parts found."""
+    metrics = require("sklearn.metrics", "scikit-learn", "drawing the report")
+    false_rejects, detected, _ = metrics.roc_curve(labels, scores)
 
     def paint(axes: Sequence[Axes]) -> None:
         axis = axes[0]
         axis.plot([0, 1], [0, 1], color=_GRID, linewidth=1)
-        axis.plot(rejected, found, color=_GOOD, linewidth=2)
+        axis.plot(false_rejects, detected, color=_GOOD, linewidth=2)
         if threshold is not None:
             point = (float((scores[~labels] > threshold).mean()), float((scores[labels] > threshold).mean()))
             _mark_point(axis, point, is_left=point[0] > 0.6)
@@ -150,6 +156,7 @@ def precision_recall_curve(scores: Float64Array, labels: BoolArray, threshold: f
 
     def paint(axes: Sequence[Axes]) -> None:
         axis = axes[0]
+        # Steps, not lines: precision between two thresholds is not linear in recall, and AP is the area of the steps.
         axis.step(recall, precision, where="pre", color=_GOOD, linewidth=2)
         called = scores > threshold if threshold is not None else np.zeros(len(scores), np.bool_)
         if called.any():

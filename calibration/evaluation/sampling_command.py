@@ -1,4 +1,4 @@
-"""`flawscope sampling`: what fewer steps cost, and the bundle that takes them."""
+"""`flawscope sampling`: compare few-step samplings of a bundle, or write the bundle with another one."""
 
 from __future__ import annotations
 
@@ -50,29 +50,31 @@ def sampling(
 ) -> None:
     """Compare samplings of BUNDLE (ddad, dsad) on labelled images, or write it with another one.
 
-    Fewer steps are faster; what they cost is measured here, on the bundle itself. A bundle that is written has no
-    thresholds: its scores are others, so calibrate it.
+    Fewer steps are faster; what they cost in accuracy is measured here, on the bundle itself. A bundle that is written
+    has no thresholds, because its scores differ: calibrate it.
     """
+    # Neither option alone is required, so Click cannot check it.
     if data is None and out is None:
         raise click.UsageError("Expected --data to compare samplings, or --out to write a bundle, got neither.")
     with open_bundle(bundle) as opened:
-        own = reconstruction_head(opened.manifest).sampling
-    given = {"spacing": spacing, "weight": weight, "eta": eta}
-    fixed = {name: value for name, value in given.items() if value is not None}
-    asked = [
-        msgspec.structs.replace(own, **fixed, steps=count, start=level)
-        for level in _numbers("--start", start, own.start)
-        for count in _numbers("--steps", steps, own.steps)
+        bundle_sampling = reconstruction_head(opened.manifest).sampling
+    options = {"spacing": spacing, "weight": weight, "eta": eta}
+    fixed = {name: value for name, value in options.items() if value is not None}
+    samplings = [
+        msgspec.structs.replace(bundle_sampling, **fixed, steps=count, start=level)
+        for level in _numbers("--start", start, bundle_sampling.start)
+        for count in _numbers("--steps", steps, bundle_sampling.steps)
     ]
     dataset = None if data is None else open_dataset(data, category)
     if out is not None:
-        if len(asked) != 1 or asked[0] == own:
-            got = "its own" if len(asked) == 1 else f"{len(asked)} of them"
+        if len(samplings) != 1 or samplings[0] == bundle_sampling:
+            got = "its own" if len(samplings) == 1 else f"{len(samplings)} of them"
             raise ArgumentError(f"--out: expected one sampling other than the bundle's, got {got}. Name one.")
         with progress_bars() as progress:
             written = resample_bundle(
-                bundle, out, asked[0], dataset, backend=backend, command=command_line(), progress=progress
+                bundle, out, samplings[0], dataset, backend=backend, command=command_line(), progress=progress
             )
+        # Evidence holds the first figures and the changes: the row of the new sampling is their sum.
         for change in written.evidence.sampling:
             before = SamplingFigures(change.before, change.image_auroc, change.pixel_auroc, change.milliseconds)
             pixel = None if change.pixel_auroc is None else change.pixel_auroc + (change.pixel_auroc_change or 0.0)
@@ -82,25 +84,25 @@ def sampling(
             _print([before, after], change.backend, change.images)
         click.echo(f"bundle: {out}, not calibrated yet")
         return
-    assert dataset is not None
+    assert dataset is not None, "without --out there is --data"
     with progress_bars() as progress:
-        taken, found = compare_samplings(
-            bundle, [own, *(one for one in asked if one != own)], dataset, backend, progress
-        )
-    _print(found, taken, len(dataset.test))
+        others = (sampling for sampling in samplings if sampling != bundle_sampling)
+        # The bundle's own comes first: changes in the table are against the first row.
+        measured_on, rows = compare_samplings(bundle, [bundle_sampling, *others], dataset, backend, progress)
+    _print(rows, measured_on, len(dataset.test))
 
 
-def _numbers(option: str, text: str | None, own: int) -> list[int]:
-    """Return the numbers of an option with commas, or the bundle's own."""
+def _numbers(option: str, text: str | None, default: int) -> list[int]:
+    """Return the numbers of an option, which commas separate, or the default where it was not given."""
     if text is None:
-        return [own]
+        return [default]
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
         raise ArgumentError(f"{option}: expected whole numbers with commas, such as 1,5,10, got {text!r}.") from None
 
 
-def _print(found: list[SamplingFigures], backend: str, images: int) -> None:
+def _print(rows: list[SamplingFigures], backend: str, images: int) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in (
         "steps",
@@ -115,22 +117,22 @@ def _print(found: list[SamplingFigures], backend: str, images: int) -> None:
         "ms an image",
     ):
         table.add_column(title, justify="right", min_width=8 if title == "spacing" else None)
-    first = found[0]
-    for one in found:
-        known = one.sampling
+    first = rows[0]
+    for row in rows:
+        taken_sampling = row.sampling
         pixel = ("-", "-")
-        if one.pixel_auroc is not None and first.pixel_auroc is not None:
-            pixel = (f"{one.pixel_auroc:.4f}", f"{one.pixel_auroc - first.pixel_auroc:+.4f}")
+        if row.pixel_auroc is not None and first.pixel_auroc is not None:
+            pixel = (f"{row.pixel_auroc:.4f}", f"{row.pixel_auroc - first.pixel_auroc:+.4f}")
         table.add_row(
-            str(known.steps),
-            str(known.start),
-            known.spacing,
-            f"{known.eta:g}",
-            f"{known.weight:g}",
-            f"{one.image_auroc:.4f}",
-            f"{one.image_auroc - first.image_auroc:+.4f}",
+            str(taken_sampling.steps),
+            str(taken_sampling.start),
+            taken_sampling.spacing,
+            f"{taken_sampling.eta:g}",
+            f"{taken_sampling.weight:g}",
+            f"{row.image_auroc:.4f}",
+            f"{row.image_auroc - first.image_auroc:+.4f}",
             *pixel,
-            f"{one.milliseconds:.1f}",
+            f"{row.milliseconds:.1f}",
         )
     Console(highlight=False, markup=False, emoji=False).print(table)
     click.echo(f"{images} labelled images, backend {backend}; changes are against the first row, the bundle's own")

@@ -1,1 +1,1 @@
-"""Reduced precision: FP16 and INT8 graphs, and the gate that lets them in."""
+"""Reduced precision: FP16 and INT8 graphs, and the acceptance gate that they must pass."""

@@ -1,6 +1,7 @@
-"""FP16 by the AutoCast of NVIDIA ModelOpt: which operators compute in 16 bits, and which stay in FP32, with the reason.
+"""FP16 by AutoCast of NVIDIA ModelOpt: converts a graph and reports which operators stay in FP32, with the reason.
 
-ModelOpt pins an ONNX Runtime of its own, so it runs in another interpreter (`modelopt.find_python`); files go between.
+ModelOpt pins an ONNX Runtime of its own, so it runs in another interpreter (`modelopt.find_python`); the two
+interpreters exchange files.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ from flawscope.calibration.quantization.value_ranges import largest_values
 from flawscope.errors import ArgumentError, GateError
 
 MOST_VALUE = 512.0
-"""Values above stay in FP32: from here on FP16 has steps of 0.5."""
+"""Operators with larger values stay in FP32: from 512 on, neighbouring FP16 numbers are 0.5 apart."""
 
 HEAVY_BYTES = 1 << 20
-"""Weights from here on are not handed to ModelOpt."""
+"""Weights of this many bytes or more are not passed to ModelOpt."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def convert_graph(
         ArgumentError: If that interpreter cannot do it.
         GateError: If ModelOpt cannot convert the graph.
     """
-    # ModelOpt would look at the values itself, but holds all tensors of all inputs in memory for it.
+    # ModelOpt can measure the values itself, but would hold all tensors of all inputs in memory for it.
     source = onnx.load(graph, load_external_data=False)
     large = _too_large(source, graph.name, largest_values(graph, inputs))
     with tempfile.TemporaryDirectory() as folder:
@@ -106,18 +107,20 @@ def convert_graph(
                 "version of ModelOpt."
             )
         model = onnx.load(scratch / "fp16.onnx")
+    # ModelOpt also reports nodes that it has added itself. Of nodes that we have excluded it gives the name of its rule
+    # alone; the reason is ours.
     names = {node.name for node in source.graph.node}
-    kept = {node: large.get(node, reason) for node, reason in answer["kept"].items() if node in names}
+    reasons = {node: large.get(node, reason) for node, reason in answer["kept"].items() if node in names}
     _put_weights(model, heavy, graph.parent)
     model.producer_name = "flawscope"
-    return Converted(model, kept, str(answer["version"]))
+    return Converted(model, reasons, str(answer["version"]))
 
 
 def _write_light(model: onnx.ModelProto, folder: Path, out: Path) -> list[onnx.TensorProto]:
-    """Write a model whose large weights are inputs, and return those, without their numbers where they lie beside it.
+    """Write a model whose large weights are inputs, and return these weights; external data is not loaded.
 
-    ModelOpt makes several copies of a model. Of the numbers of a weight it wants to know one thing alone, which
-    `_too_heavy` finds out: whether FP16 can hold them.
+    ModelOpt makes several copies of a model. All it needs to know of the values of a weight is whether FP16 can hold
+    them, which `_too_heavy` finds out here.
     """
     heavy: list[onnx.TensorProto] = []
     rest: list[onnx.TensorProto] = []
@@ -138,9 +141,12 @@ def _copied(
 ) -> onnx.ModelProto:
     """Return a model with some of its weights, and others as inputs."""
     graph = model.graph
-    more = [onnx.helper.make_tensor_value_info(one.name, one.data_type, one.dims) for one in inputs]
+    weight_inputs = [
+        onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims) for tensor in inputs
+    ]
+    # Built from parts: CopyFrom of the whole model would copy gigabytes of weights first.
     copy = onnx.helper.make_graph(
-        graph.node, graph.name, [*graph.input, *more], graph.output, weights, value_info=graph.value_info
+        graph.node, graph.name, [*graph.input, *weight_inputs], graph.output, weights, value_info=graph.value_info
     )
     return onnx.helper.make_model(
         copy, opset_imports=model.opset_import, functions=model.functions, ir_version=model.ir_version
@@ -150,7 +156,8 @@ def _copied(
 def _too_heavy(model: onnx.ModelProto, heavy: Sequence[onnx.TensorProto], graph: Path) -> dict[str, str]:
     """Return the names of operators with a weight that FP16 cannot hold -> what it reaches."""
     most = float(np.finfo(np.float16).max)
-    largest = {one.name: float(np.abs(_numbers(one, graph.parent)).max()) for one in heavy}
+    # One weight at a time is loaded and dropped.
+    largest = {tensor.name: float(np.abs(_numbers(tensor, graph.parent)).max()) for tensor in heavy}
     return {
         _name_of(node, graph.name): f"out of range: weights up to {largest[name]:.4g}, above {most:g}"
         for node in model.graph.node
@@ -167,7 +174,9 @@ def _numbers(tensor: onnx.TensorProto, folder: Path) -> npt.NDArray[np.float32]:
 def _put_weights(model: onnx.ModelProto, heavy: Sequence[onnx.TensorProto], folder: Path) -> None:
     """Give a converted graph its large weights back: in FP16 where it casts them to that, in FP32 where it does not."""
     graph = model.graph
-    weights = {one.name: one for one in heavy}
+    weights = {tensor.name: tensor for tensor in heavy}
+    # ModelOpt casts an input to FP16 where an operator needs it so. The result of the cast becomes a stored weight:
+    # half the size, and no cast at run time.
     casts = {
         node.output[0]: node.input[0]
         for node in graph.node
@@ -175,39 +184,40 @@ def _put_weights(model: onnx.ModelProto, heavy: Sequence[onnx.TensorProto], fold
     }
     nodes = [node for node in graph.node if not (node.op_type == "Cast" and node.output[0] in casts)]
     used = {name for node in nodes for name in node.input}
-    known = [value for value in graph.value_info if value.name not in casts]
+    shapes = [value for value in graph.value_info if value.name not in casts]
     inputs = [value for value in graph.input if value.name not in weights]
     field: Any
-    for field, left in ((graph.node, nodes), (graph.value_info, known), (graph.input, inputs)):
+    for field, left in ((graph.node, nodes), (graph.value_info, shapes), (graph.input, inputs)):
         del field[:]
         field.extend(left)
     for out, name in casts.items():
         halves = _numbers(weights[name], folder).astype(np.float16)
         graph.initializer.append(onnx.numpy_helper.from_array(halves, out))
+    # Both forms where an operator in FP32 and one in FP16 share a weight. Sorted, so that the file is always the same.
     for name in sorted(weights.keys() & used):
         graph.initializer.append(onnx.numpy_helper.from_array(_numbers(weights[name], folder), name))
 
 
 def _too_large(model: onnx.ModelProto, graph: str, largest: Mapping[str, float]) -> dict[str, str]:
-    """Return the names of operators that are given or give values above `MOST_VALUE` -> what they reach."""
-    found = {}
+    """Return the names of operators with inputs or outputs above `MOST_VALUE` -> what they reach, in words."""
+    reasons = {}
     for node in model.graph.node:
         most = max((largest.get(name, 0.0) for name in (*node.input, *node.output)), default=0.0)
         if node.op_type != "Constant" and most > MOST_VALUE:
-            found[_name_of(node, graph)] = f"out of range: values up to {most:.4g}, above {MOST_VALUE:g}"
-    return found
+            reasons[_name_of(node, graph)] = f"out of range: values up to {most:.4g}, above {MOST_VALUE:g}"
+    return reasons
 
 
 def _name_of(node: onnx.NodeProto, graph: str) -> str:
     """Return the name by which an operator is excluded."""
     if not node.name:
-        raise GateError(f"fp16: expected operators with names in {graph}, got {node.op_type} without.")
+        raise GateError(f"fp16: expected operators with names in {graph}, got {node.op_type} without a name.")
     return str(node.name)
 
 
 def operators_in(model: onnx.ModelProto, types: Sequence[str], element: int) -> list[str]:
     """Return the names of the operators of these types whose output has this element type (`onnx.TensorProto`)."""
-    # Without weights, of which no type depends, one message can hold it.
+    # Without weights, on which no type depends: infer_shapes serialises the model, and Protobuf ends at 2 GB.
     graph = onnx.shape_inference.infer_shapes(_copied(model, (), model.graph.initializer)).graph
     outputs = {
         value.name for value in (*graph.value_info, *graph.output) if value.type.tensor_type.elem_type == element
@@ -217,15 +227,17 @@ def operators_in(model: onnx.ModelProto, types: Sequence[str], element: int) -> 
 
 def _ask(request: dict[str, Any], scratch: Path, python: Path) -> dict[str, Any]:
     (scratch / "request.json").write_text(json.dumps(request), encoding="utf-8")
-    # -I: neither our working folder nor our module path may bring our packages into that interpreter.
+    # -I (isolated): neither the working folder nor PYTHONPATH may bring our ONNX Runtime into that interpreter. The
+    # worker is run by its path, because `-m flawscope...` would import our package there.
     command = [str(python), "-I", str(Path(__file__).with_name("autocast_worker.py")), str(scratch / "request.json")]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, cwd=scratch, check=False)
+        process = subprocess.run(command, capture_output=True, text=True, cwd=scratch, check=False)
     except OSError as err:
         raise ArgumentError(f"--modelopt-python: could not run {python}: {err.strerror}. {HELP}") from err
     try:
         answer: dict[str, Any] = json.loads((scratch / "answer.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as err:
-        last = (done.stderr.strip() or done.stdout.strip() or "it said nothing").splitlines()[-1]
-        raise GateError(f"fp16: {python} ended with status {done.returncode} and no answer: {last}") from err
+        # No answer: the worker was killed, or is no Python that can run it. The last line of its output says most.
+        last = (process.stderr.strip() or process.stdout.strip() or "no output").splitlines()[-1]
+        raise GateError(f"fp16: {python} ended with status {process.returncode} and no answer: {last}") from err
     return answer

@@ -1,8 +1,9 @@
-"""The part of FP16 that runs beside ModelOpt: a script for an interpreter that needs nothing of flawscope.
+"""Worker of the FP16 conversion: a script for the interpreter with ModelOpt, which needs nothing of flawscope.
 
     python -I autocast_worker.py REQUEST.json
 
-ModelOpt brings an ONNX Runtime of its own that must not meet ours, so it usually lives in an environment of its own.
+ModelOpt pins an ONNX Runtime that conflicts with ours, so it usually lives in an environment of its own. This file may
+import nothing of flawscope, and no package at its top: a missing one is reported in the answer.
 The request names files and numbers, the answer is written beside the graph: `{"kept": {node: reason}, "version": …}`,
 or `{"error": …}`.
 """
@@ -17,16 +18,18 @@ from typing import Any
 
 
 class _Skipped(logging.Handler):
-    """Collects which nodes ModelOpt leaves in FP32, and why: it says so in its log alone."""
+    """Collects which nodes ModelOpt leaves in FP32, and why."""
+
+    # ModelOpt gives this nowhere but in its log, at level INFO; a reworded message would leave the list empty.
 
     def __init__(self) -> None:
         super().__init__(logging.INFO)
         self.reasons: dict[str, str] = {}
 
     def emit(self, record: logging.LogRecord) -> None:
-        found = re.match(r"Skipping node (\S+): (.*)", record.getMessage(), re.DOTALL)
-        if found:
-            self.reasons[found[1]] = " ".join(found[2].split())
+        match = re.match(r"Skipping node (\S+): (.*)", record.getMessage(), re.DOTALL)
+        if match:
+            self.reasons[match[1]] = " ".join(match[2].split())
 
 
 def convert(request: dict[str, Any]) -> dict[str, Any]:
@@ -42,13 +45,14 @@ def convert(request: dict[str, Any]) -> dict[str, Any]:
     model = convert_to_mixed_precision(
         onnx_path=str(request["graph"]),
         low_precision_type="fp16",
+        # ModelOpt passes these to re.match: without "$", conv1 would exclude conv10 as well.
         nodes_to_exclude=[re.escape(name) + "$" for name in request["exclude"]],
         op_types_to_exclude=request["exclude_types"],
         data_max=float("inf"),  # operators with large values are among those that are excluded
         keep_io_types=True,
         providers=["cpu"],
     )
-    # Beside the graph, however small: one message cannot hold 2 GB.
+    # Weights in a file of their own, however small: a Protobuf message ends at 2 GB.
     onnx.save(model, str(request["out"]), save_as_external_data=True, location="fp16.onnx.data")
     return {"kept": skipped.reasons, "version": importlib.metadata.version("nvidia-modelopt")}
 
@@ -61,7 +65,7 @@ def main() -> None:
     except ModuleNotFoundError as err:
         answer = {"missing": str(err.name)}
     except Exception as err:
-        # Whatever goes wrong in there is told by the caller, in one line.
+        # Whatever goes wrong in ModelOpt becomes one line in the caller's message, instead of a traceback.
         answer = {"error": f"{type(err).__name__}: {' '.join(str(err).split())[:500]}"}
     Path(str(request["answer"])).write_text(json.dumps(answer), encoding="utf-8")
 

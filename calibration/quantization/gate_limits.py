@@ -10,18 +10,18 @@ from flawscope.errors import ArgumentError
 
 Method = Literal["entropy", "percentile"]
 METHODS: tuple[Method, ...] = ("percentile", "entropy")
-"""How the range of a tensor is found from its histogram: 99.999 % of its values, or the least divergence. The latter
-cuts large values, and these are what a defect raises."""
+"""How the range of a tensor is chosen from its histogram: 99.999 % of its values, or the least divergence. The latter
+clips large values, and large values are what a defect causes: the default is the former."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of the acceptance gate.
+    """Limits of the acceptance gate; all are fractions or correlations, none is in per cent.
 
     Attributes:
         image_auroc: Largest |change| of the image AUROC.
         pixel_auroc: Largest |change| of the pixel AUROC.
-        spearman: Least rank correlation of the scores.
+        spearman: Least rank correlation of the scores, -1 to 1.
         false_rejects: Largest share of normal images above the largest FP32 score of a normal image.
         score_error: Largest relative change of a normal image's score.
     """
@@ -33,7 +33,7 @@ class Limits:
     score_error: float
 
     def check(self) -> None:
-        """Raise ArgumentError unless every limit is a number that can be kept."""
+        """Raise ArgumentError unless every limit is within the range of its figure."""
         for name, value in vars(self).items():
             low = -1.0 if name == "spearman" else 0.0
             if not low <= value <= 1.0:
@@ -48,34 +48,36 @@ LIMITS = {
 
 
 def failures(gate: Gate, limits: Limits) -> list[str]:
-    """Return in words what is outside the limits."""
+    """Return what is outside the limits, a phrase each; empty when the gate is passed."""
+    # Written as `not a <= b`, never `a > b`: NaN must fail. None is undefined, and fails nothing.
     labels = f"{gate.labelled} labelled images" if gate.labelled else f"{gate.images} normal images alone"
-    found = []
+    phrases = []
     for name, change, limit in (
         ("image AUROC", gate.image_auroc_change, limits.image_auroc),
         ("pixel AUROC", gate.pixel_auroc_change, limits.pixel_auroc),
     ):
         if change is not None and not abs(change) <= limit:
-            found.append(f"{name} changes by {change:+.4f}, limit {limit:g}")
+            phrases.append(f"{name} changes by {change:+.4f}, limit {limit:g}")
     if gate.score_spearman is not None and not gate.score_spearman >= limits.spearman:
         hint = "" if gate.labelled else ", whose scores differ little: give labelled images to judge by them"
-        found.append(
+        phrases.append(
             f"rank correlation of the scores is {gate.score_spearman:.4f}, limit {limits.spearman:g} ({labels}{hint})"
         )
     if not gate.false_reject_shift <= limits.false_rejects:
-        found.append(
+        phrases.append(
             f"{gate.false_reject_shift:.1%} of normal images score above every one of FP32, limit "
             f"{limits.false_rejects:.1%}"
         )
     if not gate.score_max_relative <= limits.score_error:
-        found.append(
+        phrases.append(
             f"the score of a normal image changes by {gate.score_max_relative:.1%}, limit {limits.score_error:.1%}"
         )
-    return found
+    return phrases
 
 
 def verdict(gate: Gate, precision: str) -> str:
-    """Return what the speed says: a precision that is not faster where it was measured had better be left out there."""
+    """Return a sentence on the speed: a precision that is not faster on a backend should not be used there."""
+    # Gains below 5 % count as none: they may be chance, and are not worth the changed scores.
     ratio = gate.images_per_second / gate.images_per_second_fp32
     if ratio >= 1.05:
         return f"{precision.upper()} takes {1 / ratio:.2f} of the time of FP32 on {gate.backend}"
@@ -86,14 +88,14 @@ def verdict(gate: Gate, precision: str) -> str:
 def gate_rows(gate: Gate, precision: str) -> list[tuple[str, str, str]]:
     """Return the gate's table: figure, FP32, and the change."""
 
-    def shown(value: float | None, form: str) -> str:
+    def as_text(value: float | None, form: str) -> str:
         return "-" if value is None else format(value, form)
 
     name = precision.upper()
     return [
-        ("image AUROC", shown(gate.image_auroc, ".4f"), shown(gate.image_auroc_change, "+.4f")),
-        ("pixel AUROC", shown(gate.pixel_auroc, ".4f"), shown(gate.pixel_auroc_change, "+.4f")),
-        ("rank correlation of scores", "1", shown(gate.score_spearman, ".4f")),
+        ("image AUROC", as_text(gate.image_auroc, ".4f"), as_text(gate.image_auroc_change, "+.4f")),
+        ("pixel AUROC", as_text(gate.pixel_auroc, ".4f"), as_text(gate.pixel_auroc_change, "+.4f")),
+        ("rank correlation of scores", "1", as_text(gate.score_spearman, ".4f")),
         ("normal images above the largest FP32 score", "0.0%", f"{gate.false_reject_shift:+.1%}"),
         ("score of a normal image, largest change", "-", f"{gate.score_max_relative:.2%}"),
         ("map value, largest change", "-", f"{gate.map_max_relative:.2%}"),

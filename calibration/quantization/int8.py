@@ -1,7 +1,7 @@
 """INT8 quantization by explicit Q/DQ nodes: ranges from normal images, weights per channel, choice of operators.
 
-Everything is symmetric, as TensorRT's explicit quantisation wants it, and biases stay in FP32. The graph keeps its
-inputs and outputs; what follows it (the scoring head) is not touched. ONNX Runtime's quantiser does the work.
+Everything is symmetric, as TensorRT requires of explicit quantization, and biases stay in FP32. The graph keeps its
+inputs and outputs; what follows it (the scoring head) is not touched. ONNX Runtime's quantizer does the work.
 """
 
 from __future__ import annotations
@@ -23,11 +23,13 @@ from flawscope.calibration.quantization.gate_limits import METHODS, Method
 from flawscope.errors import ArgumentError
 
 OPERATORS = ("Conv", "Gemm", "MatMul")
-"""Operators whose products are worth quantising."""
+"""Operators that are quantised: nearly all multiplications are in them."""
 
 _CHUNK = 4
 """Images whose activations are held at a time: all of them together would take gigabytes."""
 
+# TensorRT takes zero points of 0 alone (symmetric). ONNX Runtime quantises biases to INT32 by default, for which
+# TensorRT has no Q/DQ.
 _OPTIONS = {"QuantizeBias": False, "ActivationSymmetric": True, "WeightSymmetric": True}
 
 
@@ -70,6 +72,7 @@ class Quantiser:
             for node in model.graph.node
             if node.op_type in OPERATORS and any(name in constants for name in node.input[1:2])
         }
+        # ONNX Runtime would write its augmented graph into the working folder.
         with tempfile.TemporaryDirectory() as folder:
             self._ranges = self._find_ranges(graph, Path(folder), images, method, progress)
 
@@ -93,6 +96,8 @@ class Quantiser:
             )
         for start in range(0, len(images), _CHUNK):
             with _quiet():
+                # Each call extends the histograms of earlier ones, whose bin width the first images set: another _CHUNK
+                # or order of images gives slightly other ranges.
                 calibrator.collect_data(_Reader(self._input, images[start : start + _CHUNK]))
             if progress is not None:
                 progress(min(start + _CHUNK, len(images)), len(images))
@@ -104,12 +109,12 @@ class Quantiser:
         if unknown := sorted(set(operators) - set(self.operators)):
             raise ArgumentError(f"operators: expected names of {self._graph.name}, got {unknown[0]!r}.")
         if not operators:
-            return onnx.load(self._graph)
+            return onnx.load(self._graph)  # an empty list means "all of them" to the quantizer
         quantisation: Any = require("onnxruntime.quantization.qdq_quantizer", "onnxruntime", "quantising a graph")
         utilities: Any = require("onnxruntime.quantization.quant_utils", "onnxruntime", "quantising a graph")
         with _quiet():
             quantizer = quantisation.QDQQuantizer(
-                utilities.load_model_with_shape_infer(self._graph),
+                utilities.load_model_with_shape_infer(self._graph),  # anew each time: the quantizer changes its model
                 True,  # per channel
                 False,  # the whole range of 8 bits
                 utilities.QuantType.QInt8,
@@ -139,19 +144,21 @@ class Quantiser:
             Name -> root mean square of the change, relative to that of the output.
         """
         exact = self._run(onnx.load(self._graph), images)
+        # float64: a sum of squares over millions of patch values loses digits in float32.
         size = float(np.sqrt(np.mean(exact.astype(np.float64) ** 2))) or 1.0
-        found = {}
+        changes = {}
         for done, name in enumerate(self.operators, 1):
             moved = self._run(self.quantise([name]), images).astype(np.float64) - exact
-            found[name] = float(np.sqrt(np.mean(moved**2))) / size
+            changes[name] = float(np.sqrt(np.mean(moved**2))) / size
             if progress is not None:
                 progress(done, len(self.operators))
-        return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))
+        # By name among equals, so that the choice of operators does not depend on the order of nodes.
+        return dict(sorted(changes.items(), key=lambda item: (-item[1], item[0])))
 
     def _run(self, model: onnx.ModelProto, images: Sequence[UInt8Array]) -> Float32Array:
         onnxruntime: Any = require("onnxruntime", "onnxruntime", "quantising a graph")
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4
+        options.log_severity_level = 4  # fatal: warnings about Q/DQ nodes would fill the terminal
         session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
         return np.concatenate([session.run(self._outputs[:1], {self._input: image[None]})[0] for image in images])
 
@@ -159,15 +166,15 @@ class Quantiser:
 def fewest_kept(
     sensitivities: dict[str, float], is_good: Callable[[list[str]], bool], most_tries: int = 12
 ) -> tuple[list[str], int]:
-    """Return which operators to quantise: all but the fewest of the most sensitive ones with which `is_good` holds.
+    """Return the operators to quantise: all except the fewest of the most sensitive ones with which `is_good` holds.
 
-    Halves the interval, so it takes log₂(n) tries; it supposes that keeping more of the sensitive operators never makes
-    things worse, and what it returns was tried, whether that is true or not.
+    A bisection over how many stay in FP32, in log₂(n) tries. It assumes that more operators in FP32 never make the
+    result worse; where that is wrong it may not find the fewest, but what it returns was tried and is good.
 
     Args:
         sensitivities: Name -> sensitivity, the most sensitive first.
         is_good: Whether the result with these operators quantised is good enough.
-        most_tries: Budget.
+        most_tries: Most calls of `is_good`.
 
     Returns:
         Operators to quantise, empty if none can be, and how many tries it took.
@@ -175,6 +182,7 @@ def fewest_kept(
     names = list(sensitivities)
     low, high, tries = 0, len(names), 0  # keeping `high` is good: keeping all of them is the graph as it was
     while low < high and tries < most_tries:
+        # First everything, because that is the usual result, and then takes one try instead of log₂(n).
         middle = 0 if tries == 0 else (low + high) // 2
         tries += 1
         if is_good(names[middle:]):
@@ -198,7 +206,8 @@ class _Reader:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the quantiser's prints and advice from our users."""
+    """Suppress what the quantizer prints, and its advice on the root logger."""
+    # The level is restored: the root logger belongs to the program that imports us.
     level = logging.root.level
     logging.root.setLevel(logging.ERROR)
     try:

@@ -20,17 +20,19 @@ HELP = (
 
 
 def find_python(given: Path | None = None) -> Path:
-    """Return the interpreter that has ModelOpt: the one given, that of `FLAWSCOPE_MODELOPT_PYTHON`, or this one.
+    """Return the interpreter with ModelOpt: `given`, that of `FLAWSCOPE_MODELOPT_PYTHON`, or this one, in that order.
 
     Raises:
         ArgumentError: If there is none.
     """
     named = given or (Path(os.environ[PYTHON]) if os.environ.get(PYTHON) else None)
     if named is not None:
-        found = shutil.which(named)
-        if found is None:
+        interpreter = shutil.which(named)
+        if interpreter is None:
             raise ArgumentError(f"--modelopt-python: expected a Python interpreter, got {named}. {HELP}")
-        return Path(found).absolute()
+        # Not resolved: the python of a virtual environment is a link, and through it that environment is found.
+        return Path(interpreter).absolute()
+    # Looked for, not imported: importing it takes seconds, and only the worker needs it.
     if importlib.util.find_spec("modelopt") is None:
         raise ArgumentError(f"FP16: expected the package nvidia-modelopt[onnx] in this environment, got none. {HELP}")
     return Path(sys.executable)

@@ -1,4 +1,4 @@
-"""Acceptance gate of a reduced precision: its figures against FP32, measured through the runtime."""
+"""Acceptance gate of a reduced precision: its figures compared with FP32, measured through the runtime."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from flawscope.arrays import Float32Array, UInt8Array
 from flawscope.bundle import Gate
-from flawscope.calibration.evaluation.evaluate import Measured, measure_images
+from flawscope.calibration.evaluation.measurements import Measured, measure_images
 from flawscope.calibration.evaluation.metrics import auroc, pixel_auroc, rank_pixels, spearman
 from flawscope.datasets import Sample
 from flawscope.errors import DataError
@@ -18,7 +18,7 @@ from flawscope.progress import Progress, no_progress
 from flawscope.runtime import Inspector
 
 _BLOCKS, _ROUNDS, _SETTLE = 6, 12, 2
-"""Timing: blocks of each kind in turn, rounds of a block, and how many of them are left out at its start."""
+"""Timing: alternating blocks of each precision, inferences of a block, and how many of the first are not counted."""
 
 
 def measure_gate(
@@ -33,7 +33,7 @@ def measure_gate(
     Args:
         reference: The bundle in FP32.
         candidate: The same bundle in the other precision.
-        good: Prepared normal images, each uint8 [H, W, 3], that neither bank nor value ranges have seen.
+        good: Prepared normal images, each uint8 [H, W, 3], that neither training nor value ranges have used.
         labelled: Labelled images, normal and anomalous.
         progress: Called after each image.
 
@@ -44,16 +44,20 @@ def measure_gate(
         raise DataError("gate: expected normal images that the detector has not learned from, got none.")
     before, maps_before = _scores(reference, good, "Gate, FP32", progress)
     after, maps_after = _scores(candidate, good, f"Gate, {candidate.precision.upper()}", progress)
+    # The bundle has no thresholds yet. This is the lowest one without a false reject in FP32, and rejects are strict:
+    # exceeding it is a false reject that the precision has caused.
     threshold = float(before.max())
     first = _labelled(reference, labelled, progress)
     second = _labelled(candidate, labelled, progress)
     speeds = _speeds(reference, candidate, good)
     image, image_change = _change(first, second, _image_auroc)
     pixel, pixel_change = _change(first, second, _pixel_auroc)
+    # Labelled images where there are some: scores of normal images alone are so close that ranks change by rounding.
     ranked = (before, after) if first is None or second is None else (first.scores, second.scores)
     return Gate(
         backend=candidate.backend,
         images=len(good),
+        # 1e-12 and 1.0 stand in for zeros. Maps are relative to their largest value: most pixels are near 0.
         score_max_relative=float((np.abs(after - before) / np.maximum(np.abs(before), 1e-12)).max()),
         map_max_relative=float(np.abs(maps_after - maps_before).max() / (float(np.abs(maps_before).max()) or 1.0)),
         threshold=threshold,
@@ -74,14 +78,14 @@ def measure_gate(
 
 
 def _scores(
-    inspector: Inspector, images: Sequence[UInt8Array], what: str, progress: Progress
+    inspector: Inspector, images: Sequence[UInt8Array], title: str, progress: Progress
 ) -> tuple[npt.NDArray[np.float64], Float32Array]:
     maps, scores = [], []
     for done, image in enumerate(images, 1):
-        one, score = inspector.infer(image[None])
-        maps.append(one[0])
-        scores.append(float(score[0]))
-        progress(what, done, len(images))
+        image_maps, image_scores = inspector.infer(image[None])
+        maps.append(image_maps[0])
+        scores.append(float(image_scores[0]))
+        progress(title, done, len(images))
     return np.array(scores), np.stack(maps)
 
 
@@ -89,6 +93,7 @@ def _labelled(inspector: Inspector, samples: Sequence[Sample], progress: Progres
     if not samples:
         return None
     measured = measure_images(inspector, samples, progress)
+    # A fault in one precision alone would leave its image out of one figure, and the change would be of the images.
     if not measured.usable.all():
         lost = measured.samples[int(np.flatnonzero(~measured.usable)[0])]
         raise DataError(f"gate: expected every labelled image to be scored, got a fault on {lost.path}. Repair it.")
@@ -114,13 +119,15 @@ def _change(
 
 
 def _speeds(reference: Inspector, candidate: Inspector, images: Sequence[UInt8Array]) -> tuple[float, float]:
-    """Return images per second of both, blocks in turn; the first rounds of a block meet the other's threads."""
+    """Return images per second of both precisions, from medians over alternating blocks."""
+    # In turn, so that a clock that falls with temperature slows both alike. The first inferences of a block still share
+    # the cores with spinning threads of the other session, so they are not counted.
     times: tuple[list[float], list[float]] = ([], [])
     for _ in range(_BLOCKS):
-        for inspector, kept in zip((reference, candidate), times, strict=True):
+        for inspector, seconds in zip((reference, candidate), times, strict=True):
             for index in range(_ROUNDS):
                 started = time.perf_counter()
                 inspector.infer(images[index % len(images)][None])
                 if index >= _SETTLE:
-                    kept.append(time.perf_counter() - started)
+                    seconds.append(time.perf_counter() - started)
     return 1.0 / float(np.median(times[0])), 1.0 / float(np.median(times[1]))

@@ -1,4 +1,4 @@
-"""Reduced precision of the feature graph: how it is converted, and which operators stay in FP32."""
+"""Reduced precision of the feature graph: conversion to FP16 or INT8, and which operators stay in FP32."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ Head = Callable[[npt.NDArray[np.float32]], tuple[Any, npt.NDArray[np.float32]]]
 """patches float32 [N, P, D] → maps, scores float32 [N]."""
 
 FP16_IMAGES = 16
-"""Images for the ranges of FP16, of which every value is held at once."""
+"""Images from which the value ranges of FP16 are measured."""
 
 _SENSITIVITY = 8
-"""Images for the sensitivity of operators."""
+"""Images for the sensitivity of operators; every operator costs a pass over them."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,9 @@ class ReducedPrecision:
 
     Attributes:
         model: The graph.
-        lowered: Number of operators that compute in the precision.
-        kept: Those that do not.
-        method: How it was made, in words.
+        lowered: Number of operators that compute in the lower precision.
+        kept: Operators that stay in FP32, with the reason.
+        method: How it was made, in words, for the manifest.
     """
 
     model: onnx.ModelProto
@@ -57,10 +57,10 @@ def reduce_to_fp16(
         features: `features.onnx` in FP32.
         calibration: Prepared normal images, each uint8 [H, W, 3].
         modelopt_python: See `find_python`.
-        progress: Told what is being done.
+        progress: Called with each step.
 
     Raises:
-        ArgumentError: If ModelOpt is not there.
+        ArgumentError: If ModelOpt is not installed.
         GateError: If it cannot convert the graph, or nothing in it.
     """
     python = find_python(modelopt_python)
@@ -71,8 +71,8 @@ def reduce_to_fp16(
     if not lowered:
         raise GateError("fp16: expected operators that FP16 can hold, got none in this backbone. Export without it.")
     types = {node.name: node.op_type for node in onnx.load(features, load_external_data=False).graph.node}
-    kept = tuple(KeptNode(node, types[node], reason) for node, reason in converted.kept.items())
-    return ReducedPrecision(converted.model, len(lowered), kept, f"AutoCast of ModelOpt {converted.version}")
+    kept_nodes = tuple(KeptNode(node, types[node], reason) for node, reason in converted.kept.items())
+    return ReducedPrecision(converted.model, len(lowered), kept_nodes, f"AutoCast of ModelOpt {converted.version}")
 
 
 def quantize_to_int8(
@@ -86,23 +86,24 @@ def quantize_to_int8(
     modelopt_python: Path | None,
     progress: Progress,
 ) -> ReducedPrecision:
-    """Return the features in INT8; the fewest operators with which normal images keep their scores do not take part.
+    """Return the features in INT8, except for the fewest operators with which normal images keep their scores.
 
     Args:
         features: `features.onnx` in FP32.
         score: The head of the bundle.
         calibration: Prepared normal images for value ranges, each uint8 [H, W, 3].
-        good: Prepared normal images whose scores have to stay.
-        method: How value ranges are found.
-        limits: Say how far a score may move.
-        rest: What everything else computes in, `fp32` or `fp16`.
+        good: Prepared normal images whose scores must stay within the limits.
+        method: How value ranges are chosen.
+        limits: Its `score_error` is the largest relative change of a score.
+        rest: Precision of all other operators, `fp32` or `fp16`.
         modelopt_python: See `find_python`; needed for `fp16`.
-        progress: Told what is being done.
+        progress: Called with each step.
 
     Raises:
-        ArgumentError: If ModelOpt is needed and not there.
+        ArgumentError: If ModelOpt is needed and not installed.
         GateError: If no operator can be quantized within the limits.
     """
+    # First, although it is used last: without ModelOpt the minutes in between would be lost.
     python = find_python(modelopt_python) if rest == "fp16" else None
     quantiser = Quantiser(features, calibration, method, lambda done, total: progress("Value ranges", done, total))
     if not quantiser.operators:
@@ -112,6 +113,8 @@ def quantize_to_int8(
     )
     exact = _scores(onnx.load(features), score, good)
 
+    # By scores, because decisions are made on them, and image by image: a mean would hide one that becomes a false
+    # reject.
     def is_good(operators: list[str]) -> bool:
         moved = np.abs(_scores(quantiser.quantise(operators), score, good) - exact)
         return bool((moved <= limits.score_error * np.maximum(exact, 1e-12)).all())
@@ -125,18 +128,19 @@ def quantize_to_int8(
             f"got none after {tries} tries. Export without it, or allow more."
         )
     model = quantiser.quantise(chosen)
-    words = f"explicit Q/DQ, symmetric, weights per channel, ranges by {method}"
+    description = f"explicit Q/DQ, symmetric, weights per channel, ranges by {method}"
     if python is not None:
+        # INT8 first, because the conversion to FP16 leaves Q/DQ nodes and their FP32 scales as they are.
         quantised = features.with_name("features.quantised.onnx")
         onnx.save(model, quantised)
         converted = to_fp16(quantised, calibration[:FP16_IMAGES], python, chosen)
-        model, words = converted.model, f"{words}; the rest in FP16 by ModelOpt {converted.version}"
-    kept = tuple(
+        model, description = converted.model, f"{description}; the rest in FP16 by ModelOpt {converted.version}"
+    kept_nodes = tuple(
         KeptNode(node, quantiser.operators[node], f"quantised alone it moves the patches by {value:.2%}")
         for node, value in sensitivities.items()
         if node not in set(chosen)
     )
-    return ReducedPrecision(model, len(chosen), kept, words)
+    return ReducedPrecision(model, len(chosen), kept_nodes, description)
 
 
 def _scores(model: onnx.ModelProto, score: Head, images: Sequence[UInt8Array]) -> npt.NDArray[np.float32]:
@@ -145,5 +149,5 @@ def _scores(model: onnx.ModelProto, score: Head, images: Sequence[UInt8Array]) -
     options.log_severity_level = 4
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
-    found = [score(session.run(["patches"], {name: image[None]})[0])[1] for image in images]
-    return np.concatenate(found)
+    scores = [score(session.run(["patches"], {name: image[None]})[0])[1] for image in images]
+    return np.concatenate(scores)

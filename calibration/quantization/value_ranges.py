@@ -1,8 +1,8 @@
 """Value ranges of a graph: the largest absolute value of every tensor on given inputs.
 
-The graph is run with two more operators on each tensor, which reduce it to its largest and its smallest value, one
-input at a time: so little memory is needed beyond what running it takes, however large its tensors are (the attention
-of a UNet at 512 px alone has gigabytes of them).
+The graph is run, one input at a time, with two more operators on each tensor, which reduce it to its largest and its
+smallest value. Memory stays close to that of running the graph, however large its tensors are (the attention of a UNet
+at 512 px alone has gigabytes of them).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _PREFIX = "flawscope_range_"
 
 
 def largest_values(graph: Path, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, float]:
-    """Return the largest absolute value of every floating-point tensor that an operator gives, and of every input.
+    """Return the largest absolute value of every floating-point tensor: of all inputs and outputs of operators.
 
     Args:
         graph: ONNX file; its weights may lie beside it.
@@ -43,11 +43,12 @@ def largest_values(graph: Path, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[
     measured = _with_ranges(model)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
-    options.enable_cpu_mem_arena = False  # it keeps what the largest tensors took
-    # Otherwise all tensors are held until the very end, and only then reduced.
+    options.enable_cpu_mem_arena = False  # the arena would keep what the largest tensors took
+    # In the default order the reductions come last, after all nodes of the model, and all tensors are held until then.
     options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
+    # The model is passed as bytes, without a place: weights beside the graph are looked for here.
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(graph.parent))
-    found = {
+    ranges = {
         name: _largest(values.min(), values.max())
         for name, values in inputs.items()
         if values.size and values.dtype.kind == "f"
@@ -60,15 +61,16 @@ def largest_values(graph: Path, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[
             ends = session.run(names, {name: values[row : row + 1] for name, values in inputs.items()})
             for number, tensor in enumerate(measured):
                 value = _largest(*(float(end) for end in ends[2 * number : 2 * number + 2]))
-                found[tensor] = max(found.get(tensor, 0.0), value)
+                ranges[tensor] = max(ranges.get(tensor, 0.0), value)
     except Exception as err:  # ONNX Runtime raises classes of its own, which have no common base
         first = next(iter(str(err).splitlines()), "no message")
         raise GateError(f"fp16: expected a graph that ONNX Runtime runs, got {graph.name}: {first}") from err
-    return found
+    return ranges
 
 
 def _with_ranges(model: onnx.ModelProto) -> list[str]:
     """Replace the outputs of a model by the ends of every floating-point tensor; return the names of those tensors."""
+    # Shape inference gives the element types; a tensor without one is not measured.
     typed = onnx.shape_inference.infer_shapes(model).graph
     types = {value.name: value.type.tensor_type.elem_type for value in (*typed.value_info, *typed.output)}
     graph = model.graph
@@ -84,4 +86,5 @@ def _with_ranges(model: onnx.ModelProto) -> list[str]:
 
 def _largest(*ends: float) -> float:
     values = np.abs(np.array(ends, np.float64))
+    # NaN compares false with everything, so `max` and limits would let it pass: infinity fails every limit.
     return float(values.max()) if not np.isnan(values).any() else float("inf")

@@ -1,4 +1,4 @@
-"""Sets the thresholds of a bundle and records how: no re-export, one more line in the threshold record.
+"""Calibration: sets the thresholds of a bundle and records how, in its manifest alone; nothing is exported again.
 
 Thresholds come from normal images that the detector has not learned from. Test images are used only for the
 objective `f1`, which has to be asked for, and the manifest then says so.
@@ -57,9 +57,9 @@ class Calibration:
         new: The thresholds now in the manifest.
         min_area_px: The smallest region that gets a box, in pixels of the map.
         images_needed: Normal images that the requested claim needs; None for thresholds set by hand.
-        left_out: Why normal images were not used, and how many.
-        notes: What the user has to know about these thresholds, a sentence each.
-        backend: The backend that made the scores, and why it was taken; None for thresholds set by hand.
+        left_out: Reasons why images were not used, each with the number of them.
+        notes: Limits of these thresholds, a sentence each.
+        backend: The backend that made the scores; None for thresholds set by hand.
     """
 
     old: Thresholds | None
@@ -98,15 +98,15 @@ def calibrate_bundle(
 
     Args:
         path: The bundle, folder or packed file; its manifest is rewritten.
-        dataset: Where the normal images are taken from: its train/good without those in the bundle's bank.
+        dataset: Its train/good gives the normal images, without those that the detector has learned from.
         false_reject_rate: Share of normal images that may be rejected, a fraction.
         confidence: One-sided confidence of that claim, a fraction.
         objective: `good` uses normal images alone; `f1` sets the image threshold on the labelled test images.
         min_area_px: Smallest region that is drawn as a box, in pixels of the map; None leaves it as it is.
-        backend: The backend that shall decide on the line: thresholds belong to it.
-        precision: The precision whose thresholds are set: each has its own, because its scores are other numbers.
-        support: The support set whose images, and those that probably show the same parts, are left out of the test
-            images; for the objective `f1` alone.
+        backend: The backend that will decide on the line: thresholds belong to it.
+        precision: The precision whose thresholds are set: each has its own, because its scores differ.
+        support: The support set whose images and near duplicates are left out of the test images; for the objective
+            `f1` alone.
         command: The command line, for the record.
         progress: Called after each image.
 
@@ -123,19 +123,22 @@ def calibrate_bundle(
     check_fraction(false_reject_rate, "false-reject rate")
     check_fraction(confidence, "confidence")
     _check_area(min_area_px)
-    require("scipy.stats", "scipy", "setting thresholds")
+    require("scipy.stats", "scipy", "setting thresholds")  # before the images are scored, not after
     with load_inspector(path, backend, precision=precision) as inspector:
         manifest = inspector.manifest
         chosen, left_out = _choose(dataset, read_image_hashes(inspector.bundle), objective, support, progress)
         scores = _score(inspector, chosen, progress)
-        took = inspector.backend
+        scored_on = inspector.backend
     good = ~scores.labels
     image = order_statistic_threshold(scores.image[good], false_reject_rate, confidence)
+    # The largest value of each map, not all pixels: pixels of one image are not independent, and the bound is then on
+    # normal images with any pixel above the threshold.
     pixel = order_statistic_threshold(scores.map_max[good], false_reject_rate, confidence)
-    new = Thresholds(_record(image, took), _record(pixel, took))
+    new = Thresholds(_record(image, scored_on), _record(pixel, scored_on))
     if objective == "f1":
         value = f1_threshold(scores.image, scores.labels)
-        new = msgspec.structs.replace(new, image=Threshold(value, "f1", images=len(chosen), backend=took))
+        new = msgspec.structs.replace(new, image=Threshold(value, "f1", images=len(chosen), backend=scored_on))
+    # Written last: whatever failed above has left the old thresholds in force.
     written = _write(path, manifest, precision, new, min_area_px, command)
     return Calibration(
         old=manifest.thresholds_of(precision),
@@ -144,7 +147,7 @@ def calibrate_bundle(
         images_needed=image.images_needed,
         left_out=left_out,
         notes=_notes(image, objective),
-        backend=took,
+        backend=scored_on,
     )
 
 
@@ -157,11 +160,11 @@ def set_thresholds(
     precision: str = "fp32",
     command: str,
 ) -> Calibration:
-    """Set thresholds of one precision by hand; None leaves a threshold as it is.
+    """Set thresholds of one precision by hand; None keeps a threshold.
 
     Raises:
-        ArgumentError: If a number is not finite, the bundle does not score or lacks the precision, or without
-            thresholds would get only one of them.
+        ArgumentError: If a number is not finite, the bundle does not score or lacks the precision, or it has no
+            thresholds yet and gets only one.
     """
     _check_area(min_area_px)
     for name, value in (("image threshold", image), ("pixel threshold", pixel)):
@@ -172,17 +175,17 @@ def set_thresholds(
     if manifest.kind != "score":
         raise ArgumentError(f"{path}: expected a bundle that scores, got one that draws defects. It has no thresholds.")
     old = manifest.thresholds_of(precision)
-    first = Threshold(image, "manual") if image is not None else old.image if old else None
-    second = Threshold(pixel, "manual") if pixel is not None else old.pixel if old else None
-    if first is None or second is None:
+    new_image = Threshold(image, "manual") if image is not None else old.image if old else None
+    new_pixel = Threshold(pixel, "manual") if pixel is not None else old.pixel if old else None
+    if new_image is None or new_pixel is None:
         raise ArgumentError(
             f"{path}: expected both --image-threshold and --pixel-threshold, because the bundle has none yet. "
             "Give both, or calibrate with --data."
         )
-    new = Thresholds(first, second)
+    new = Thresholds(new_image, new_pixel)
     written = _write(path, manifest, precision, new, min_area_px, command)
-    by_hand = "Thresholds set by hand carry no false-reject bound. Measure them with flawscope evaluate."
-    notes = (by_hand,) if "manual" in (new.image.method, new.pixel.method) else ()
+    no_bound = "Thresholds set by hand have no bound on false rejects. Measure them with flawscope evaluate."
+    notes = (no_bound,) if "manual" in (new.image.method, new.pixel.method) else ()
     return Calibration(old, new, written.min_area_px, notes=notes)
 
 
@@ -195,29 +198,30 @@ def _choose(
     dataset: Dataset, hashes: ImageHashes, objective: Objective, support: SupportRecord | None, progress: Progress
 ) -> tuple[tuple[Sample, ...], tuple[tuple[str, int], ...]]:
     """Return the images to score, and why others of the same kind were left out."""
+    # Never test images for the objective `good`: figures on them, at thresholds set on them, would be optimistic.
     candidates = dataset.train_good if objective == "good" else dataset.test
     if objective == "f1" and len({sample.is_anomalous for sample in candidates}) < 2:
         raise DataError(
             f"{dataset.root}: expected normal and anomalous test images for the objective f1, got one kind only. "
             "Use the objective good."
         )
-    listed = candidates if support is None else dataset.samples
+    # All images, because a support set may have been taken from the training images of this dataset.
+    hashed = candidates if support is None else dataset.samples
     contents = hash_contents(
-        [sample.path for sample in listed], lambda done, total: progress("Comparing images", done, total)
+        [sample.path for sample in hashed], lambda done, total: progress("Comparing images", done, total)
     )
-    leaked = (
-        ()
-        if support is None
-        else itertools.compress(dataset.test, ~find_contamination(dataset, support, contents).kept)
-    )
-    given_away = {sample.path for sample in leaked}
+    contaminated = set[Path]()
+    if support is not None:
+        is_contaminated = ~find_contamination(dataset, support, contents).remaining
+        contaminated = {sample.path for sample in itertools.compress(dataset.test, is_contaminated)}
+    # `hashes.held_out` is not excluded: these images were kept out of training for thresholds to be set on.
     training, seen = frozenset(hashes.training), set[str]()
     chosen, reasons = [], Counter[str]()
     for sample in candidates:
         content = contents[sample.path]
         if content in training:
             reasons["that the detector has learned"] += 1
-        elif sample.path in given_away:
+        elif sample.path in contaminated:
             reasons["of the support set, or probably of the same parts"] += 1
         elif content in seen:
             reasons["copies of another image: they are not independent"] += 1
@@ -238,33 +242,34 @@ def _choose(
 
 
 def _score(inspector: Inspector, samples: Sequence[Sample], progress: Progress) -> _Scores:
-    """Score all images; one that cannot be scored stops it, because the rest would be another sample."""
+    """Score all images; raises when one cannot be scored, because the rest would be a selected sample."""
     image, map_max, faults = [], [], []
     for sample, result in score_samples(inspector, samples, "Scoring", progress):
         fault = fault_of(result, is_calibrated=False)
         if fault is not None or result.score is None or result.anomaly_map is None:
             faults.append(f"{sample.path} ({fault})")
         else:
+            # float: Python's is 64 bits, and a float32 score becomes the threshold without rounding.
             image.append(float(result.score))
             map_max.append(float(result.anomaly_map.max()))
     if faults:
-        more = f" and {len(faults) - _LISTED} more" if len(faults) > _LISTED else ""
+        unlisted = f" and {len(faults) - _LISTED} more" if len(faults) > _LISTED else ""
         raise DataError(
             f"expected every image to be scored, got {len(faults)} of {len(samples)} that could not be: "
-            f"{'; '.join(faults[:_LISTED])}{more}. Thresholds were left as they were. Repair or remove these images."
+            f"{'; '.join(faults[:_LISTED])}{unlisted}. Thresholds are unchanged. Repair or remove these images."
         )
     labels = np.array([sample.is_anomalous for sample in samples], np.bool_)
     return _Scores(np.array(image), np.array(map_max), labels)
 
 
-def _record(found: OrderStatistic, backend: str) -> Threshold:
+def _record(statistic: OrderStatistic, backend: str) -> Threshold:
     return Threshold(
-        value=found.value,
+        value=statistic.value,
         method="order-statistic",
-        images=found.images,
-        false_reject_rate=found.false_reject_rate,
-        confidence=found.confidence,
-        upper_bound=found.upper_bound,
+        images=statistic.images,
+        false_reject_rate=statistic.false_reject_rate,
+        confidence=statistic.confidence,
+        upper_bound=statistic.upper_bound,
         backend=backend,
     )
 
@@ -280,7 +285,8 @@ def _notes(image: OrderStatistic, objective: Objective) -> tuple[str, ...]:
         notes.append(
             f"Too few normal images for the claim: {image.images} support a false-reject rate of at most "
             f"{image.upper_bound:.2%} at {image.confidence:.0%} confidence, not {image.false_reject_rate:.2%}, which "
-            f"needs {image.images_needed}. The largest good score was taken. Add normal images and calibrate again."
+            f"needs {image.images_needed}. The largest score of a normal image was taken. Add normal images and "
+            "calibrate again."
         )
     return tuple(notes)
 
@@ -294,6 +300,7 @@ def _write(
         ThresholdChange(when, "image", old.image.value if old else None, new.image.value, command, precision),
         ThresholdChange(when, "pixel", old.pixel.value if old else None, new.pixel.value, command, precision),
     ]
+    # A calibration that gives the old thresholds adds no line: the record is of changes. Value and origin both count.
     is_new = [old is None or old.image != new.image, old is None or old.pixel != new.pixel]
     changed = msgspec.structs.replace(
         manifest.with_thresholds(precision, new),

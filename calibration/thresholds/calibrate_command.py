@@ -67,11 +67,11 @@ def calibrate(
     backend: str,
     precision: str | None,
 ) -> None:
-    """Set the thresholds of BUNDLE from normal images, and state the false-reject rate with its bound.
+    """Set the thresholds of BUNDLE from normal images, and state the bound on false rejects.
 
-    The normal images of the dataset that the detector has not learned are scored; the threshold is the lowest that
-    keeps the false-reject rate with the confidence that was asked for. Nothing is rebuilt: thresholds are numbers in
-    the manifest, and every change is recorded there.
+    The normal images that the detector has not learned from are scored; the threshold is the lowest that keeps the
+    false-reject rate with the requested confidence. Nothing is rebuilt: thresholds are numbers in the manifest, and
+    every change is recorded there.
     """
     is_by_hand = image_threshold is not None or pixel_threshold is not None
     if is_by_hand and data is not None:
@@ -93,10 +93,12 @@ def calibrate(
         return
     support = None
     if support_folder is not None:
+        # Lazy: only this option needs the package of defect sets.
         from flawscope.datasets.defects.support_set import read_support
 
         support = read_support(support_folder)
     dataset = open_dataset(data, category)
+    # Each precision is scored on its own: its scores differ, so a threshold of FP32 would have no bound for it.
     for name in _precisions(bundle) if precision is None else (precision,):
         with progress_bars() as progress:
             result = calibrate_bundle(
@@ -112,7 +114,7 @@ def calibrate(
                 command=command_line(),
                 progress=progress,
             )
-        if name != "fp32":
+        if name != "fp32":  # printed for a bundle with several; one in FP32 alone has a single table
             click.echo(f"precision {name}:")
         _print(result)
 

@@ -1,14 +1,6 @@
-"""Combines bundles to an ensemble: checks that members are compatible, and measures their scales.
+"""Ensembles of bundles: checks that members are compatible, and writes them as one bundle.
 
-Members measure in different units, so each map and each score becomes (value - center) / spread before it is weighted.
-Both numbers come from normal images that no member has learned from, because a detector finds nothing on those it has.
-They are fixed from then on: an image is never scaled by itself.
-
-The center of maps is the median of their pixels, the spread the distance from there to the 99.9 % quantile. Anomaly
-maps of good parts have a long upper tail, where a standard deviation is made by a few pixels; and a threshold lies at
-its end, so that is where members have to agree. Few pixels, such as dust on one image, move neither number. Of
-scores, one an image, there are tens and not millions: the spread is the distance from the median to the 90 % quantile,
-so that one odd image in ten does not set it.
+See `ensemble_scales` for how their maps and scores are made comparable.
 """
 
 from __future__ import annotations
@@ -19,18 +11,16 @@ import re
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
-import numpy as np
 
 import flawscope
-from flawscope.arrays import Float32Array, UInt8Array
 from flawscope.bundle import (
     IMAGE_HASHES,
     Bundle,
@@ -45,11 +35,11 @@ from flawscope.bundle import (
     rewrite_manifest,
     write_bundle,
 )
+from flawscope.calibration.thresholds.ensemble_scales import MAP_QUANTILE, SCORE_QUANTILE, Scale, measure_member_scales
 from flawscope.datasets import Dataset, Sample, fingerprint, hash_contents
 from flawscope.errors import ArgumentError, DataError
 from flawscope.files import check_replaceable, storage_errors
 from flawscope.imaging.images import prepare, read_image
-from flawscope.imaging.tiles import read_source, tiles_of
 from flawscope.progress import Progress, no_progress
 from flawscope.versions import package_versions
 
@@ -57,37 +47,20 @@ if TYPE_CHECKING:
     from flawscope.runtime import Inspector
 
 LEAST_GOOD = 5
-"""Normal images without which no spread is measured."""
-
-MAP_QUANTILE = 0.999
-SCORE_QUANTILE = 0.9
-"""Where a spread of 1 ends, as a share of the pixels and of the images."""
-
-_MOST_VALUES = 1 << 24
-"""Pixels of a member's maps that are kept; of more, every second, third, … row and column."""
-
-_LEAST_SPREAD = 1e-6
-"""Share of the center below which a spread is rounding alone."""
+"""Least number of normal images from which a spread is measured."""
 
 _GOLDEN = 2
-
-
-@dataclass(frozen=True)
-class Scale:
-    """Centre and spread by which a detector's maps or scores are normalised."""
-
-    center: float
-    spread: float
+"""Golden images of the ensemble; every member checks its own as well."""
 
 
 @dataclass(frozen=True)
 class Combination:
-    """What was combined.
+    """An ensemble that was written.
 
     Attributes:
         manifest: The manifest of the ensemble as written.
-        backend: The backend that measured.
-        left_out: Why normal images were not used, and how many.
+        backend: The backend that the scales were measured on.
+        left_out: Reasons why normal images were not used, each with the number of them.
         notes: What the user has to know, a sentence each.
     """
 
@@ -112,20 +85,21 @@ def combine_bundles(
     Args:
         paths: The bundles, folders or packed; their graphs in FP32 are combined.
         out: Bundle folder to write; an earlier bundle there is replaced.
-        dataset: Its train/good without what any member has learned gives centers and spreads.
+        dataset: Its train/good, without the images that a member has learned from, gives centers and spreads.
         weights: One a bundle, above 0; None for 1 each.
-        backend: The backend that measures.
+        backend: The backend that measures the scales.
         command: The command line, for the record.
         progress: Called after each image.
 
     Raises:
-        ArgumentError: If a weight is wrong, bundles do not go together, or `out` is one of them.
+        ArgumentError: If a weight is wrong, bundles are not compatible, or `out` lies in one of them.
         BundleError: If a bundle is broken.
         DataError: If fewer than `LEAST_GOOD` images remain, an image cannot be scored, or a member does not vary.
         StorageError: If the ensemble cannot be written.
     """
     shares = _checked_weights(paths, weights)
     check_replaceable(out, "manifest.json")
+    # `out` replaces what is there: inside a member it would delete the files that are being copied.
     for path in paths:
         if path.exists() and out.resolve().is_relative_to(path.resolve()):
             raise ArgumentError(f"{out}: expected a place outside the bundles, got one in {path}. Choose another name.")
@@ -134,9 +108,9 @@ def combine_bundles(
         _check_together(bundles)
         chosen = _choose(dataset, [read_image_hashes(bundle) for bundle in bundles], progress)
         inspectors = [stack.enter_context(_loaded(bundle, backend)) for bundle in bundles]
-        scales = _measure(inspectors, chosen.samples, progress)
+        scales = measure_member_scales(inspectors, chosen.samples, progress)
         members = _members(bundles, shares, scales)
-        took = inspectors[0]
+        measured_on = inspectors[0].backend
         manifest = Manifest(
             name=out.name.removesuffix(".flaw"),
             kind="score",
@@ -144,29 +118,20 @@ def combine_bundles(
             flawscope=flawscope.__version__,
             input=bundles[0].manifest.input,
             tiling=bundles[0].manifest.tiling,
+            # Every member's graphs get the same batch; larger ones would pass the proof of one member's tensor sizes.
             max_batch=min(bundle.manifest.max_batch for bundle in bundles),
             graphs={},
             bank=None,
             head=EnsembleHead(members, len(chosen.samples)),
             golden=(),
-            provenance=_provenance(bundles, members, dataset, chosen, took.backend, command),
+            provenance=_provenance(bundles, members, dataset, chosen, measured_on, command),
             files={},
+            # The least of all members: a region that one of them would draw is not too small for the ensemble.
             min_area_px=min(bundle.manifest.min_area_px for bundle in bundles),
         )
         sources = _sources(bundles, members, chosen.hashes)
         written = _write(out, manifest, sources, _golden_files(bundles, members), progress)
-    return Combination(written, took.backend, chosen.left_out, _notes(bundles, dataset))
-
-
-def measure_scale(values: Float32Array, quantile: float) -> Scale:
-    """Return the median of some numbers, and the distance from there to a quantile.
-
-    Args:
-        values: float32 [N], finite.
-        quantile: A share above 0.5.
-    """
-    center, upper = np.quantile(values.astype(np.float64), (0.5, quantile))
-    return Scale(float(center), float(upper - center))
+    return Combination(written, measured_on, chosen.left_out, _notes(bundles, dataset))
 
 
 def _checked_weights(paths: Sequence[Path], weights: Sequence[float] | None) -> list[float]:
@@ -188,7 +153,7 @@ def _loaded(bundle: Bundle, backend: str, path: str = "auto") -> Inspector:
 
 
 def _check_together(bundles: Sequence[Bundle]) -> None:
-    """Raise ArgumentError unless bundles can be combined."""
+    """Raise ArgumentError unless the bundles are compatible."""
     first = bundles[0]
     seen: dict[str, Bundle] = {}
     for bundle in bundles:
@@ -197,14 +162,15 @@ def _check_together(bundles: Sequence[Bundle]) -> None:
             raise ArgumentError(
                 f"{bundle.path}: expected a bundle of one detector, got an ensemble. Combine all its members at once."
             )
-        for what, got, wanted in (
-            ("preprocessing", _spoken(manifest.input), _spoken(first.manifest.input)),
-            ("tiles", _spoken(manifest.tiling), _spoken(first.manifest.tiling)),
+        # An image is prepared once for all members, so their maps lie on the same pixels.
+        for setting, got, expected in (
+            ("preprocessing", _as_text(manifest.input), _as_text(first.manifest.input)),
+            ("tiles", _as_text(manifest.tiling), _as_text(first.manifest.tiling)),
         ):
-            if got != wanted:
+            if got != expected:
                 raise ArgumentError(
-                    f"{bundle.path}: expected the {what} of {first.path} ({wanted}), got {got}. Train both with the "
-                    "same settings for images."
+                    f"{bundle.path}: expected the {setting} of {first.path} ({expected}), got {got}. Train both with "
+                    "the same settings for images."
                 )
         if not manifest.golden:
             raise ArgumentError(f"{bundle.path}: expected golden images, got none. Export the bundle again.")
@@ -216,7 +182,8 @@ def _check_together(bundles: Sequence[Bundle]) -> None:
         seen[manifest.digest] = bundle
 
 
-def _spoken(value: msgspec.Struct | None) -> str:
+def _as_text(value: msgspec.Struct | None) -> str:
+    """Return the fields of settings as text, for comparison and for messages."""
     if value is None:
         return "none"
     parts = msgspec.to_builtins(value)
@@ -225,7 +192,7 @@ def _spoken(value: msgspec.Struct | None) -> str:
 
 @dataclass(frozen=True)
 class _Chosen:
-    """Normal images that no member has learned, why others were left out, and what the ensemble says of all."""
+    """Normal images that no member has learned from, why others were left out, and hashes for the ensemble."""
 
     samples: tuple[Sample, ...]
     left_out: tuple[tuple[str, int], ...]
@@ -237,7 +204,8 @@ def _choose(dataset: Dataset, hashes: Sequence[ImageHashes], progress: Progress)
     contents = hash_contents(
         [sample.path for sample in dataset.samples], lambda done, total: progress("Comparing images", done, total)
     )
-    training = dict.fromkeys(one for member in hashes for one in member.training)
+    # dict, not set: its order does not change from run to run, so the same members give the same bundle.
+    training = dict.fromkeys(content for member in hashes for content in member.training)
     samples: dict[str, Sample] = {}
     reasons = Counter[str]()
     candidates = dataset.train_good
@@ -255,9 +223,10 @@ def _choose(dataset: Dataset, hashes: Sequence[ImageHashes], progress: Progress)
             f"{len(samples)} among {len(candidates)}. Train all members with one --seed and keep images out "
             "(--set held_out=0.2), or name another set."
         )
-    # What the scales were measured on is known to the ensemble, as what a threshold was set on would be.
-    known = [*(one for member in hashes for one in member.held_out), *samples]
-    held_out = tuple(one for one in dict.fromkeys(known) if one not in training)
+    # The images that gave the scales are listed as held out, so that `evaluate` notes when they are in a test set. What
+    # is held out for one member may be training for another, which counts more.
+    unlearned = dict.fromkeys([*(content for member in hashes for content in member.held_out), *samples])
+    held_out = tuple(content for content in unlearned if content not in training)
     return _Chosen(
         tuple(samples.values()),
         tuple(reasons.items()),
@@ -266,71 +235,13 @@ def _choose(dataset: Dataset, hashes: Sequence[ImageHashes], progress: Progress)
     )
 
 
-@dataclass
-class _Values:
-    """What one member gave for all images."""
-
-    maps: list[Float32Array] = field(default_factory=list)
-    scores: list[float] = field(default_factory=list)
-
-
-def _measure(
-    inspectors: Sequence[Inspector], samples: Sequence[Sample], progress: Progress
-) -> list[tuple[Scale, Scale]]:
-    """Return the scales of every member's maps and scores."""
-    values = [_Values() for _ in inspectors]
-    manifest = inspectors[0].manifest
-    height, width = manifest.input.size
-    step = 1
-    for done, sample in enumerate(samples, 1):
-        for image in _prepared(sample.path, manifest):
-            for inspector, own in zip(inspectors, values, strict=True):
-                maps, scores = inspector.infer(image[None])
-                if not (np.isfinite(maps).all() and np.isfinite(scores).all()):
-                    raise DataError(
-                        f"{sample.path}: expected finite maps and scores, got NaN or infinity from "
-                        f"{inspector.bundle.path}. Check both."
-                    )
-                own.maps.append(maps[0, ::step, ::step].copy())
-                own.scores.append(float(scores[0]))
-        # Rows and columns are thinned alike in all maps, those that are there and those that come: the number of
-        # images is known, that of tiles only by and by.
-        while len(values[0].scores) * -(-height // step) * -(-width // step) > _MOST_VALUES:
-            step *= 2
-            for own in values:
-                own.maps = [kept[::2, ::2].copy() for kept in own.maps]
-        progress("Measuring", done, len(samples))
-    found = []
-    for inspector, own in zip(inspectors, values, strict=True):
-        pixels = np.concatenate([kept.ravel() for kept in own.maps])
-        scales = measure_scale(pixels, MAP_QUANTILE), measure_scale(np.array(own.scores, np.float32), SCORE_QUANTILE)
-        for what, scale in zip(("maps", "scores"), scales, strict=True):
-            if not scale.spread > _LEAST_SPREAD * abs(scale.center):
-                raise DataError(
-                    f"{inspector.bundle.path}: expected {what} that vary over {len(samples)} normal images, got "
-                    f"{scale.center:g} with a spread of {scale.spread:g}. Such a detector cannot be weighed: leave it "
-                    "out, or name another set."
-                )
-        found.append(scales)
-    return found
-
-
-def _prepared(path: Path, manifest: Manifest) -> Iterator[UInt8Array]:
-    """Yield what the members are given for an image: itself, or its tiles."""
-    if manifest.tiling is None:
-        yield prepare(read_image(path), manifest.input)
-        return
-    for tile in tiles_of(path, manifest.tiling):
-        yield prepare(read_source(tile), manifest.input)
-
-
 def _members(
     bundles: Sequence[Bundle], weights: Sequence[float], scales: Sequence[tuple[Scale, Scale]]
 ) -> tuple[EnsembleMember, ...]:
-    members, taken = [], set[str]()
+    members, names = [], set[str]()
     for bundle, weight, (of_map, of_score) in zip(bundles, weights, scales, strict=True):
         manifest = bundle.manifest
-        name = _free_name(manifest.name, manifest.method, taken)
+        name = _unique_name(manifest.name, manifest.method, names)
         members.append(
             EnsembleMember(
                 name=name,
@@ -346,15 +257,17 @@ def _members(
     return tuple(members)
 
 
-def _free_name(name: str, method: str, taken: set[str]) -> str:
-    """Return a name for a folder that no other member has, as near to the bundle's as may be."""
+def _unique_name(name: str, method: str, names: set[str]) -> str:
+    """Return a folder name close to the bundle's name that is not in `names`, and add it there."""
+    # A manifest's name comes from outside: as a folder it must hold no separator, and begin with no dot.
     plain = re.sub(r"[^A-Za-z0-9._-]+", "-", name).lstrip("._-")[:48] or method
-    free, count = plain, 1
-    while free.casefold() in taken:
+    unique, count = plain, 1
+    # Without case, because two names that differ in case alone are one folder on macOS and Windows.
+    while unique.casefold() in names:
         count += 1
-        free = f"{plain}-{count}"
-    taken.add(free.casefold())
-    return free
+        unique = f"{plain}-{count}"
+    names.add(unique.casefold())
+    return unique
 
 
 def _provenance(
@@ -369,6 +282,7 @@ def _provenance(
     return Provenance(
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         command=command,
+        # An ensemble has no run: the digest of its members' runs, in their order, takes its place.
         run=hashlib.sha256("".join(f"{source.run}\n" for source in sources).encode()).hexdigest(),
         dataset=chosen.dataset,
         category=dataset.category,
@@ -392,7 +306,7 @@ def _provenance(
 def _sources(
     bundles: Sequence[Bundle], members: Sequence[EnsembleMember], hashes: ImageHashes
 ) -> dict[str, Path | bytes]:
-    """Return every file of the ensemble: its members whole, each in its folder, and which images are known."""
+    """Return every file of the ensemble: its members whole, each in its folder, and the hashes of their images."""
     sources: dict[str, Path | bytes] = {IMAGE_HASHES: hashes.encode()}
     for member, bundle in zip(members, bundles, strict=True):
         for name in ("manifest.json", *bundle.manifest.files):
@@ -401,33 +315,35 @@ def _sources(
 
 
 def _golden_files(bundles: Sequence[Bundle], members: Sequence[EnsembleMember]) -> list[str]:
-    """Return where the first golden images of the members lie in the ensemble, equal ones once."""
-    found: dict[str, str] = {}
+    """Return the paths of the first golden images of the members in the ensemble, equal images once."""
+    by_hash: dict[str, str] = {}
     for member, bundle in zip(members, bundles, strict=True):
         for golden in bundle.manifest.golden:
-            found.setdefault(bundle.manifest.files[golden.file].sha256, f"{member.folder}/{golden.file}")
-    return list(found.values())[:_GOLDEN]
+            by_hash.setdefault(bundle.manifest.files[golden.file].sha256, f"{member.folder}/{golden.file}")
+    return list(by_hash.values())[:_GOLDEN]
 
 
 def _write(
     out: Path, manifest: Manifest, sources: dict[str, Path | bytes], golden: Sequence[str], progress: Progress
 ) -> Manifest:
-    """Write the ensemble beside its place, take its golden scores there, load it as it will be loaded, and move it."""
+    """Write the ensemble to a scratch folder, compute its golden scores there, load it for a check, and copy it."""
     progress("Writing", 0, 3)
     with storage_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
+        # In the same folder, so on the same file system: a full disk shows before an older bundle is replaced.
         scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
     try:
         candidate = scratch / out.name
         bare = write_bundle(candidate, manifest, sources)
         progress("Writing", 1, 3)
         entries = []
+        # On the CPU by the whole graphs, as at export: every other backend and path is compared with these scores.
         with open_bundle(candidate) as bundle, _loaded(bundle, "cpu", "graph") as inspector:
             for name in golden:
                 maps, scores = inspector.infer(prepare(read_image(bundle.file(name)), manifest.input)[None])
                 entries.append(Golden(name, float(scores[0]), float(maps[0].max())))
         rewrite_manifest(candidate, msgspec.structs.replace(bare, golden=tuple(entries)))
-        with open_bundle(candidate) as bundle, _loaded(bundle, "cpu"):  # refuses golden scores that do not come again
+        with open_bundle(candidate) as bundle, _loaded(bundle, "cpu"):  # raises unless it reproduces the golden scores
             progress("Writing", 2, 3)
             files: dict[str, Path | bytes] = {name: bundle.folder / name for name in bundle.manifest.files}
             written = write_bundle(out, bundle.manifest, files)

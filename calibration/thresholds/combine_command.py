@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from flawscope.bundle import EnsembleHead
-from flawscope.calibration.thresholds.combine import MAP_QUANTILE, SCORE_QUANTILE, Combination, combine_bundles
+from flawscope.calibration.thresholds.combine import Combination, combine_bundles
+from flawscope.calibration.thresholds.ensemble_scales import MAP_QUANTILE, SCORE_QUANTILE
 from flawscope.datasets import open_dataset
 from flawscope.errors import ArgumentError
 from flawscope.terminal import command_line, progress_bars
@@ -28,9 +29,9 @@ def combine(
 ) -> None:
     """Combine several detectors to one bundle.
 
-    Its maps and scores are weighted sums of theirs. Members measure in different units. What counts as 0 and as 1 in
-    each is measured once, on normal images that none of them has learned from, and stays fixed. Calibrate the new
-    bundle before it decides.
+    Its maps and scores are weighted sums of those of its members. Members measure in different units: the values that
+    become 0 and 1 are measured once for each, on normal images that no member has learned from, and stay fixed.
+    Calibrate the new bundle before it decides.
     """
     if len(bundles) < 2:
         raise click.UsageError("Expected two bundles or more, got one.")

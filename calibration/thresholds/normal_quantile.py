@@ -1,9 +1,9 @@
 """Thresholds from normal images alone, with a bound on the false-reject rate that holds for any distribution.
 
-An image is rejected when its score is strictly above the threshold. With the threshold at the k-th smallest of n good
-scores, the true probability that a further normal image is rejected has, whatever the distribution of the scores, the
-law Beta(n - k + 1, k) when scores never tie, and is smaller when they do. Its upper quantile is the bound that is
-stated. It speaks of images like these: other parts, another light or another lens are not covered.
+An image is rejected when its score is strictly above the threshold. Let the threshold be the k-th smallest of n scores
+of normal images. Then the true probability P that a further normal image is rejected is distributed, for any continuous
+distribution of scores, as Beta(n - k + 1, k); tied scores make P smaller. The stated bound is the `confidence` quantile
+of that law. It holds for images like these: other parts, another light or another lens are not covered.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from flawscope.errors import ArgumentError
 
 @dataclass(frozen=True)
 class OrderStatistic:
-    """A threshold on good scores and what it promises.
+    """A threshold on scores of normal images, and the bound on false rejects that it has.
 
     Attributes:
         value: The threshold; a score strictly above it is rejected.
         rank: k: the threshold is the k-th smallest of the n scores.
         images: n.
         upper_bound: Upper confidence bound of the true false-reject rate, a fraction.
-        false_reject_rate: The rate that was asked for.
+        false_reject_rate: The requested rate, a fraction.
         confidence: The one-sided confidence of the bound.
-        images_needed: Least n with which the largest score supports the rate that was asked for.
+        images_needed: Least n with which the largest score supports the requested rate.
     """
 
     value: float
@@ -44,7 +44,7 @@ class OrderStatistic:
 
     @property
     def holds(self) -> bool:
-        """Whether n was large enough for the rate that was asked for."""
+        """Whether n was large enough for the requested rate."""
         return self.upper_bound <= self.false_reject_rate
 
 
@@ -56,8 +56,10 @@ def images_needed(false_reject_rate: float, confidence: float) -> int:
     """
     check_fraction(false_reject_rate, "false-reject rate")
     check_fraction(confidence, "confidence")
+    # With the largest score as threshold (k = n), P is at most r with confidence c when 1 - (1 - r)^n >= c.
     needed = math.ceil(math.log1p(-confidence) / math.log1p(-false_reject_rate))
-    # The quotient may land on the wrong side of an integer by one rounding: the bound itself decides.
+    # The quotient may land on the wrong side of an integer by one rounding. The bound itself decides, so that this
+    # number and `OrderStatistic.holds` never contradict each other.
     while needed > 1 and rank_bound(needed - 1, needed - 1, confidence) <= false_reject_rate:
         needed -= 1
     while rank_bound(needed, needed, confidence) > false_reject_rate:
@@ -80,13 +82,13 @@ def rank_bound(n: int, rank: int, confidence: float) -> float:
 def order_statistic_threshold(
     scores: Float64Array, false_reject_rate: float, confidence: float = 0.95
 ) -> OrderStatistic:
-    """Return the smallest order statistic whose false-reject bound is at most the rate that was asked for.
+    """Return the smallest order statistic whose false-reject bound is at most the requested rate.
 
-    The smallest such threshold misses the fewest defects. When even the largest score cannot support the rate, it is
-    taken, and `upper_bound` says what n images do support.
+    The smallest such threshold misses the fewest defects. When even the largest score cannot support the rate, the
+    largest score is taken, and `upper_bound` is the rate that n images do support.
 
     Args:
-        scores: float64 [N], scores of normal images that were not trained on.
+        scores: float64 [N], scores of normal images that the detector has not learned from.
         false_reject_rate: Largest share of normal images that may be rejected, a fraction.
         confidence: One-sided confidence with which this shall hold, a fraction.
 
@@ -97,7 +99,9 @@ def order_statistic_threshold(
     check_array(scores, "scores", ("N",), np.float64, finite=True)
     needed = images_needed(false_reject_rate, confidence)
     n = len(scores)
+    # The rank depends on n alone, never on the scores: a rank chosen by looking at them would void the bound.
     rank = n - _most_exceedances(n, false_reject_rate, confidence)
+    # An observed score, not an interpolated quantile: for a value between two scores the Beta law does not hold.
     value = float(np.partition(scores, rank - 1)[rank - 1])
     bound = rank_bound(n, rank, confidence)
     return OrderStatistic(value, rank, n, bound, false_reject_rate, confidence, needed)
@@ -108,9 +112,10 @@ def _most_exceedances(n: int, false_reject_rate: float, confidence: float) -> in
     if upper_bound(0, n, confidence) > false_reject_rate:
         return 0
     beta = require("scipy.stats", "scipy", "computing confidence bounds").beta
+    # The bound grows with the number of scores above the threshold, so the last one within the rate is the most.
     above = np.arange(n)
     bounds = beta.ppf(confidence, above + 1, n - above)
-    bounds[0] = upper_bound(0, n, confidence)
+    bounds[0] = upper_bound(0, n, confidence)  # the closed form, which decided above, in place of the beta quantile
     return int(np.flatnonzero(bounds <= false_reject_rate)[-1])
 
 

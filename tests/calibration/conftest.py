@@ -41,8 +41,8 @@ def make_bundle(tmp_path, dataset, monkeypatch):
         hashes = {int(sample.path.stem): content_hash(sample.path) for sample in dataset.train_good}
         thresholds = None
         if threshold is not None:
-            one = Threshold(threshold, method, 20, 0.2, 0.95, 0.14, "cpu")
-            thresholds = Thresholds(one, one)
+            both_alike = Threshold(threshold, method, 20, 0.2, 0.95, 0.14, "cpu")
+            thresholds = Thresholds(both_alike, both_alike)
         options = {
             "training": [hashes[value] for value in GOOD if value < 50],
             "held_out": [hashes[value] for value in GOOD if value >= 50],

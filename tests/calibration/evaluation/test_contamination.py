@@ -34,8 +34,8 @@ def _image(content, category="part", source="test/spot/0.png"):
 def _record(root, of_set, alike=()):
     """Return the record of a support set of these images below `root`, and of others that look like the first."""
     images = tuple(_image(content_hash(root / place), source=place) for place in of_set)
-    others = tuple(NearDuplicate(place, content_hash(root / place), of_set[0]) for place in alike)
-    return SupportRecord("0", "part", len(of_set), 7, "test", images, others)
+    duplicates = tuple(NearDuplicate(place, content_hash(root / place), of_set[0]) for place in alike)
+    return SupportRecord("0", "part", len(of_set), 7, "test", images, duplicates)
 
 
 def _evaluate(path, dataset, **options):
@@ -50,9 +50,9 @@ def record(dataset):
 
 def test_figures_are_those_of_a_set_without_the_files_and_with_leak_those_of_the_whole(make_bundle, dataset, record):
     path = make_bundle(threshold=75.0)
-    found = _evaluate(path, dataset, support=record).figures
+    figures = _evaluate(path, dataset, support=record).figures
     whole = _evaluate(path, dataset).figures
-    leak = found.support.with_leak
+    leak = figures.support.with_leak
     assert {name: getattr(leak, name) for name in FLAT} == {name: getattr(whole, name) for name in FLAT}
     assert (leak.images, leak.anomalous, leak.intervals) == (22, 12, whole.intervals)
     assert (leak.false_reject, leak.miss) == (whole.confusion.false_reject, whole.confusion.miss)
@@ -60,27 +60,28 @@ def test_figures_are_those_of_a_set_without_the_files_and_with_leak_those_of_the
     for place in ("test/spot/0.png", "test/spot/5.png", "test/dull/0.png"):
         (dataset.root / place).unlink()
     without = _evaluate(path, open_dataset(dataset.root)).figures
-    assert found.notes[1:] == without.notes
+    assert figures.notes[1:] == without.notes
     same = {"support": None, "notes": (), "when": ""}
-    assert msgspec.structs.replace(found, **same) == msgspec.structs.replace(without, **same)
+    assert msgspec.structs.replace(figures, **same) == msgspec.structs.replace(without, **same)
 
 
 def test_what_is_left_can_be_counted_by_hand(make_bundle, dataset, record):
-    found = _evaluate(make_bundle(threshold=75.0), dataset, support=record).figures
+    figures = _evaluate(make_bundle(threshold=75.0), dataset, support=record).figures
     # 6 spots above all 10 normal images and 3 dull ones below them; with leak 8 and 4.
-    assert found.image_auroc == pytest.approx(6 / 9)
-    assert found.support.with_leak.image_auroc == pytest.approx(8 / 12)
-    assert (found.images, found.anomalous, found.without_mask) == (19, 9, 3)
-    assert (found.confusion.miss.count, found.confusion.miss.n) == (3, 9)
-    assert (found.support.with_leak.miss.count, found.support.with_leak.miss.n) == (4, 12)
-    assert [(row.defect, row.images) for row in found.defects] == [("dull", 3), ("spot", 6)]
-    assert (found.support.pictures, found.support.of_set, found.support.alike, found.support.missing) == (2, 2, 1, 0)
-    assert found.support.left_out == {
+    assert figures.image_auroc == pytest.approx(6 / 9)
+    assert figures.support.with_leak.image_auroc == pytest.approx(8 / 12)
+    assert (figures.images, figures.anomalous, figures.without_mask) == (19, 9, 3)
+    assert (figures.confusion.miss.count, figures.confusion.miss.n) == (3, 9)
+    assert (figures.support.with_leak.miss.count, figures.support.with_leak.miss.n) == (4, 12)
+    assert [(row.defect, row.images) for row in figures.defects] == [("dull", 3), ("spot", 6)]
+    support = figures.support
+    assert (support.pictures, support.of_set, support.alike, support.missing) == (2, 2, 1, 0)
+    assert figures.support.left_out == {
         "test/dull/0.png": "probably the same part as test/spot/0.png",
         "test/spot/0.png": "a support image",
         "test/spot/5.png": "a support image",
     }
-    assert found.notes[0].startswith("3 of 22 test images are left out: 2 of the support set, 1 that probably show")
+    assert figures.notes[0].startswith("3 of 22 test images are left out: 2 of the support set, 1 that probably show")
 
 
 def test_images_are_scored_and_hashed_once(make_bundle, dataset, record, monkeypatch):
@@ -104,9 +105,9 @@ def test_images_are_scored_and_hashed_once(make_bundle, dataset, record, monkeyp
 
 def test_a_copy_under_another_name_is_left_out_as_well(make_bundle, dataset, record):
     shutil.copy(dataset.root / "test/spot/5.png", dataset.root / "test/good/copy.png")
-    found = _evaluate(make_bundle(), open_dataset(dataset.root), support=record).figures
-    assert found.support.left_out["test/good/copy.png"] == "a support image"
-    assert found.support.of_set == 3
+    figures = _evaluate(make_bundle(), open_dataset(dataset.root), support=record).figures
+    assert figures.support.left_out["test/good/copy.png"] == "a support image"
+    assert figures.support.of_set == 3
 
 
 def test_a_support_image_that_is_called_alike_too_counts_once(make_bundle, dataset):
@@ -143,12 +144,12 @@ def test_support_images_of_the_training_split_leave_everything_in(make_bundle, d
     write_mask(dataset.root / "ground_truth/spot/9_mask.png")
     dataset = open_dataset(dataset.root)
     path = make_bundle(threshold=75.0)
-    found = _evaluate(path, dataset, support=_record(dataset.root, ("train/spot/9.png",))).figures
+    figures = _evaluate(path, dataset, support=_record(dataset.root, ("train/spot/9.png",))).figures
     whole = _evaluate(path, dataset).figures
-    assert found.notes[0] == "None of the 1 support images is among the test images, and nothing is left out."
-    assert found.dataset == whole.dataset
-    assert found.intervals == whole.intervals == found.support.with_leak.intervals
-    assert (found.support.left_out, found.support.with_leak.images) == ({}, 22)
+    assert figures.notes[0] == "None of the 1 support images is among the test images, and nothing is left out."
+    assert figures.dataset == whole.dataset
+    assert figures.intervals == whole.intervals == figures.support.with_leak.intervals
+    assert (figures.support.left_out, figures.support.with_leak.images) == ({}, 22)
 
 
 def test_images_alike_are_left_out_even_when_the_support_set_itself_was_for_training(make_bundle, dataset):
@@ -170,8 +171,8 @@ def test_defect_types_of_which_nothing_is_left_are_named(make_bundle, dataset):
 
 def test_support_images_that_are_not_there_are_counted_but_not_those_of_other_categories(make_bundle, dataset):
     record = _record(dataset.root, ("test/spot/0.png",))
-    more = (_image("changed"), _image("elsewhere", category="other"))
-    record = msgspec.structs.replace(record, pictures=(*record.pictures, *more))
+    missing = (_image("changed"), _image("elsewhere", category="other"))
+    record = msgspec.structs.replace(record, pictures=(*record.pictures, *missing))
     figures = _evaluate(make_bundle(), dataset, support=record).figures
     assert figures.support.missing == 1
     assert any(note.startswith("1 of 3 support images are not in this dataset") for note in figures.notes)
@@ -219,7 +220,7 @@ def test_a_fault_among_what_is_left_out_is_still_said(make_bundle, dataset, tmp_
 
 
 def test_the_identity_of_a_support_set_is_that_of_its_contents_wherever_it_lies(dataset, record, tmp_path):
-    lines = "".join(f"{one.content}\n{one.mask_content}\n" for one in record.pictures)
+    lines = "".join(f"{image.content}\n{image.mask_content}\n" for image in record.pictures)
     assert record.digest == hashlib.sha256(lines.encode()).hexdigest()
     shutil.copytree(dataset.root, tmp_path / "elsewhere/part")
     digests = [
@@ -353,7 +354,7 @@ _KINDS = st.sampled_from(["set", "alike", "other"])
 
 @given(st.lists(st.tuples(st.sampled_from(["train", "test"]), _KINDS), min_size=1), st.randoms())
 def test_every_test_image_is_kept_or_left_out_and_training_images_stay(kinds, random):
-    kinds = sorted([*kinds, ("train", "set"), ("test", "other")], key=lambda one: one[0] == "test")
+    kinds = sorted([*kinds, ("train", "set"), ("test", "other")], key=lambda kind: kind[0] == "test")
     samples = tuple(Sample(Path(f"/d/{i}"), split, "good") for i, (split, _) in enumerate(kinds))
     # Several images may have one content.
     contents = {sample.path: f"{kind} {random.randint(0, 2)}" for sample, (_, kind) in zip(samples, kinds, strict=True)}
@@ -370,10 +371,10 @@ def test_every_test_image_is_kept_or_left_out_and_training_images_stay(kinds, ra
     of_test = [kind for split, kind in kinds if split == "test"]
     assert leak.of_set.tolist() == [kind == "set" for kind in of_test]
     assert leak.alike.tolist() == [kind == "alike" for kind in of_test]
-    assert leak.kept.tolist() == [kind == "other" for kind in of_test]
-    assert len(leak.left_out) == int((~leak.kept).sum())
+    assert leak.remaining.tolist() == [kind == "other" for kind in of_test]
+    assert len(leak.left_out) == int((~leak.remaining).sum())
     stays = [split == "train" or kind == "other" for split, kind in kinds]
-    assert leak.reduced.samples == tuple(one for one, stay in zip(samples, stays, strict=True) if stay)
+    assert leak.reduced.samples == tuple(sample for sample, stay in zip(samples, stays, strict=True) if stay)
 
 
 def test_no_module_of_the_package_is_loaded_for_an_evaluation_without_a_support_set():

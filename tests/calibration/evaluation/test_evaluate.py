@@ -199,12 +199,12 @@ def test_a_fault_makes_the_exit_status_1_after_everything_was_written(make_bundl
 
 @pytest.mark.parametrize(("module", "package"), [("sklearn.metrics", "scikit-learn"), ("scipy.stats", "scipy")])
 def test_a_missing_package_is_named_before_anything_is_scored(make_bundle, dataset, monkeypatch, module, package):
-    found = importlib.import_module
+    real_import = importlib.import_module
 
     def missing(name, *rest):
         if name == module:
             raise ImportError(name)
-        return found(name, *rest)
+        return real_import(name, *rest)
 
     path = make_bundle()
     monkeypatch.setattr(importlib, "import_module", missing)

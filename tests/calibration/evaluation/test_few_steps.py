@@ -125,6 +125,6 @@ def test_what_cannot_be_sampled_is_refused_in_one_line(
         "root": tiny_root / CATEGORY,
         "out": tmp_path / "out.flaw",
     }
-    assert cli.run(["sampling", *(one.format(**places) for one in arguments)]) == 2
+    assert cli.run(["sampling", *(argument.format(**places) for argument in arguments)]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out.flaw").exists()

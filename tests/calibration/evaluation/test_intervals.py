@@ -72,10 +72,10 @@ def test_image_intervals_agree_with_a_bootstrap_that_really_draws_the_images():
             )
         )
     expected = np.quantile(np.array(drawn), [0.025, 0.975], axis=0).T
-    found = intervals.image_intervals(scores, labels, resamples=3000)
+    bounds = intervals.image_intervals(scores, labels, resamples=3000)
     for name, (low, high) in zip(("image_auroc", "image_ap", "image_f1_max"), expected, strict=True):
         # Two independent bootstraps of some thousand draws: their 2.5 % points differ by about 0.005 here.
-        assert (found[name].low, found[name].high) == pytest.approx((low, high), abs=0.02), name
+        assert (bounds[name].low, bounds[name].high) == pytest.approx((low, high), abs=0.02), name
 
 
 def test_intervals_repeat_with_the_seed_and_change_with_it():
@@ -111,19 +111,19 @@ def test_pixel_intervals_agree_with_a_bootstrap_that_really_draws_the_images():
         figures = (metrics.pixel_auroc, metrics.pixel_average_precision, metrics.aupro)
         drawn.append([figure(ranking) for figure in figures])
     expected = np.quantile(np.array(drawn), [0.025, 0.975], axis=0).T
-    found = intervals.pixel_intervals(maps, masks, use, metrics.rank_pixels(maps, masks), resamples=1000)
+    bounds = intervals.pixel_intervals(maps, masks, use, metrics.rank_pixels(maps, masks), resamples=1000)
     for name, (low, high) in zip(("pixel_auroc", "pixel_ap", "aupro"), expected, strict=True):
         width = high - low
-        assert (found[name].low, found[name].high) == pytest.approx((low, high), abs=0.2 * width + 0.002), name
+        assert (bounds[name].low, bounds[name].high) == pytest.approx((low, high), abs=0.2 * width + 0.002), name
 
 
 def test_pixel_intervals_hold_the_exact_figure_also_when_most_pixels_tie():
     maps, masks, use = _maps(9)
     coarse = np.round(maps)
     ranking = metrics.rank_pixels(coarse, masks)
-    found = intervals.pixel_intervals(coarse, masks, use, ranking, resamples=200)
-    assert found["aupro"].low < metrics.aupro(ranking) < found["aupro"].high
-    assert found["pixel_ap"].low < metrics.pixel_average_precision(ranking) < found["pixel_ap"].high
+    bounds = intervals.pixel_intervals(coarse, masks, use, ranking, resamples=200)
+    assert bounds["aupro"].low < metrics.aupro(ranking) < bounds["aupro"].high
+    assert bounds["pixel_ap"].low < metrics.pixel_average_precision(ranking) < bounds["pixel_ap"].high
 
 
 @given(st.lists(st.integers(0, 2), min_size=1, max_size=12), st.integers(1, 450), st.integers(0, 5))

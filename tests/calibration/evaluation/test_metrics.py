@@ -141,9 +141,9 @@ def test_images_without_pixel_truth_can_be_left_out():
     masks = np.zeros(maps.shape, np.bool_)
     masks[0, 2:5, 2:5] = True
     use = np.array([True, False, True])
-    kept = metrics.rank_pixels(maps, masks, use)
-    assert kept.negatives == 2 * 64 - 9
-    assert metrics.aupro(kept) == metrics.aupro(metrics.rank_pixels(maps[use], masks[use]))
+    ranking = metrics.rank_pixels(maps, masks, use)
+    assert ranking.negatives == 2 * 64 - 9
+    assert metrics.aupro(ranking) == metrics.aupro(metrics.rank_pixels(maps[use], masks[use]))
 
 
 @pytest.mark.parametrize("fill", [False, True])

@@ -30,20 +30,20 @@ def part_images(seed, strength, images=24):
 
 
 def tallies(strength, seeds):
-    made = [part_images(seed, strength) for seed in seeds]
-    return [tally(*one, THRESHOLDS) for one in made], made[0][2]
+    parts = [part_images(seed, strength) for seed in seeds]
+    return [tally(*images, THRESHOLDS) for images in parts], parts[0][2]
 
 
 def test_students_interval_of_1_2_3_is_2_plus_and_minus_4_3027_over_root_3():
-    found = student_interval([1.0, 2.0, 3.0])
+    interval = student_interval([1.0, 2.0, 3.0])
     reach = 4.302652729911275 / math.sqrt(3)  # t(0.975, 2) of the printed tables, 4.303
-    assert (found.low, found.high, found.confidence) == pytest.approx((2 - reach, 2 + reach, 0.95), rel=1e-9)
+    assert (interval.low, interval.high, interval.confidence) == pytest.approx((2 - reach, 2 + reach, 0.95), rel=1e-9)
 
 
 def test_one_seed_has_no_interval_over_seeds_and_equal_ones_have_one_without_width():
     assert student_interval([0.3]) is None
-    found = student_interval([0.25, 0.25, 0.25])
-    assert (found.low, found.high) == (0.25, 0.25)
+    interval = student_interval([0.25, 0.25, 0.25])
+    assert (interval.low, interval.high) == (0.25, 0.25)
 
 
 @settings(max_examples=30)
@@ -51,20 +51,20 @@ def test_one_seed_has_no_interval_over_seeds_and_equal_ones_have_one_without_wid
     values=st.lists(st.floats(-1, 1, width=32), min_size=2, max_size=8), shift=st.floats(-1, 1), low=st.floats(0.5, 0.9)
 )
 def test_students_interval_holds_the_mean_moves_with_it_and_grows_with_the_confidence(values, shift, low):
-    one, wider = student_interval(values, low), student_interval(values, 0.99)
+    narrow, wider = student_interval(values, low), student_interval(values, 0.99)
     moved = student_interval([value + shift for value in values], low)
-    assert one.low - 1e-12 <= np.mean(values) <= one.high + 1e-12
-    assert wider.low - 1e-12 <= one.low <= one.high <= wider.high + 1e-12
-    assert (moved.low - shift, moved.high - shift) == pytest.approx((one.low, one.high), abs=1e-9)
+    assert narrow.low - 1e-12 <= np.mean(values) <= narrow.high + 1e-12
+    assert wider.low - 1e-12 <= narrow.low <= narrow.high <= wider.high + 1e-12
+    assert (moved.low - shift, moved.high - shift) == pytest.approx((narrow.low, narrow.high), abs=1e-9)
 
 
 def test_figures_are_those_of_the_exact_metrics():
     maps, scores, truth = part_images(1, 1.5)
-    found = tally(maps, scores, truth, THRESHOLDS).figures
+    figures = tally(maps, scores, truth, THRESHOLDS).figures
     ranking = metrics.rank_pixels(maps, truth.masks)
-    assert found["pixel_ap"] == metrics.pixel_average_precision(ranking)
-    assert found["pixel_auroc"] == metrics.pixel_auroc(ranking)
-    assert found["image_auroc"] == metrics.auroc(scores, truth.labels)
+    assert figures["pixel_ap"] == metrics.pixel_average_precision(ranking)
+    assert figures["pixel_auroc"] == metrics.pixel_auroc(ranking)
+    assert figures["image_auroc"] == metrics.auroc(scores, truth.labels)
 
 
 def test_the_overlap_counts_the_pixels_of_all_images_together_and_marks_strictly_above_the_threshold():
@@ -76,8 +76,8 @@ def test_the_overlap_counts_the_pixels_of_all_images_together_and_marks_strictly
     maps[2, 0, 0] = 0.5  # a false alarm on a normal image
     maps[2, 0, 1] = 0.0  # at the threshold
     truth = Truth(np.array([True, True, False]), masks)
-    found = tally(maps, np.array([1.0, 0.0, 0.5]), truth, THRESHOLDS)
-    assert found.figures["iou"] == 2 / (6 + 2 + 1)
+    results = tally(maps, np.array([1.0, 0.0, 0.5]), truth, THRESHOLDS)
+    assert results.figures["iou"] == 2 / (6 + 2 + 1)
 
 
 def test_an_anomalous_image_without_pixel_truth_counts_for_the_image_figure_alone():
@@ -86,12 +86,12 @@ def test_an_anomalous_image_without_pixel_truth_counts_for_the_image_figure_alon
     masks[0] = False
     part = Truth(truth.labels, masks)
     without = tally(maps[1:], scores[1:], truth.select(np.arange(24) > 0), THRESHOLDS)
-    found = tally(maps, scores, part, THRESHOLDS)
-    assert {k: v for k, v in found.figures.items() if k != "image_auroc"} == {
+    results = tally(maps, scores, part, THRESHOLDS)
+    assert {k: v for k, v in results.figures.items() if k != "image_auroc"} == {
         k: v for k, v in without.figures.items() if k != "image_auroc"
     }
-    assert found.figures["image_auroc"] == metrics.auroc(scores, truth.labels)
-    assert set(compare_tallies([found], [found], part, resamples=50)) == set(found.figures)
+    assert results.figures["image_auroc"] == metrics.auroc(scores, truth.labels)
+    assert set(compare_tallies([results], [results], part, resamples=50)) == set(results.figures)
 
 
 def test_the_interval_agrees_with_a_bootstrap_that_really_draws_the_images_of_both_detectors_together():
@@ -101,17 +101,17 @@ def test_the_interval_agrees_with_a_bootstrap_that_really_draws_the_images_of_bo
     drawn = {"pixel_ap": [], "pixel_auroc": [], "image_auroc": [], "iou": []}
     for _ in range(120):
         rows = np.concatenate((chance.integers(0, 12, 12), chance.integers(12, 24, 12)))
-        found = []
+        figures = []
         for maps, scores, _ in sides:
             ranking = metrics.rank_pixels(maps[rows], truth.masks[rows])
             marked, masks = maps[rows] > 0, truth.masks[rows]
             iou = (marked & masks).sum() / (marked | masks).sum()
             pixel = [figure(ranking) for figure in (metrics.pixel_average_precision, metrics.pixel_auroc)]
-            found.append([*pixel, metrics.auroc(scores[rows], truth.labels[rows]), iou])
-        for values, before, after in zip(drawn.values(), *found, strict=True):
+            figures.append([*pixel, metrics.auroc(scores[rows], truth.labels[rows]), iou])
+        for values, before, after in zip(drawn.values(), *figures, strict=True):
             values.append(after - before)
     first, second = ([tally(*side, THRESHOLDS)] for side in sides)
-    intervals = {name: one.by_pictures for name, one in compare_tallies(first, second, truth).items()}
+    intervals = {name: difference.by_pictures for name, difference in compare_tallies(first, second, truth).items()}
     for name, values in drawn.items():
         low, high = np.quantile(values, [0.025, 0.975])
         # Two independent bootstraps of some hundred draws: their ends differ by some hundredths of the width.
@@ -121,21 +121,24 @@ def test_the_interval_agrees_with_a_bootstrap_that_really_draws_the_images_of_bo
 
 def test_differences_are_second_minus_first_seed_by_seed():
     (first, truth), (second, _) = tallies(1.0, (1, 2, 3)), tallies(2.0, (4, 5, 6))
-    found = compare_tallies(first, second, truth, resamples=50)["pixel_ap"]
-    assert found.first == tuple(one.figures["pixel_ap"] for one in first)
-    assert found.second == tuple(one.figures["pixel_ap"] for one in second)
-    assert found.differences == tuple(b - a for a, b in zip(found.first, found.second, strict=True))
-    assert found.mean == pytest.approx(sum(found.differences) / 3)
-    assert found.by_seeds == student_interval(found.differences)
+    difference = compare_tallies(first, second, truth, resamples=50)["pixel_ap"]
+    assert difference.first == tuple(result.figures["pixel_ap"] for result in first)
+    assert difference.second == tuple(result.figures["pixel_ap"] for result in second)
+    assert difference.differences == tuple(b - a for a, b in zip(difference.first, difference.second, strict=True))
+    assert difference.mean == pytest.approx(sum(difference.differences) / 3)
+    assert difference.by_seeds == student_interval(difference.differences)
 
 
 def test_the_wider_of_the_two_intervals_counts():
     (first, truth), (second, _) = tallies(1.0, (1, 2, 3)), tallies(2.0, (4, 5, 6))
-    found = compare_tallies(first, second, truth, resamples=200)
-    for one in found.values():
-        widths = {"seeds": one.by_seeds.high - one.by_seeds.low, "pictures": one.by_pictures.high - one.by_pictures.low}
-        assert one.wider == max(widths, key=widths.get)
-        assert one.interval == (one.by_seeds if one.wider == "seeds" else one.by_pictures)
+    differences = compare_tallies(first, second, truth, resamples=200)
+    for difference in differences.values():
+        widths = {
+            "seeds": difference.by_seeds.high - difference.by_seeds.low,
+            "pictures": difference.by_pictures.high - difference.by_pictures.low,
+        }
+        assert difference.wider == max(widths, key=widths.get)
+        assert difference.interval == (difference.by_seeds if difference.wider == "seeds" else difference.by_pictures)
 
 
 def test_a_clear_gain_is_one_and_its_reverse_is_none():
@@ -151,10 +154,10 @@ def test_a_clear_gain_is_one_and_its_reverse_is_none():
 
 def test_a_detector_gains_nothing_over_itself():
     first, truth = tallies(1.0, (1, 2, 3))
-    for one in compare_tallies(first, first, truth, resamples=100).values():
-        assert one.differences == (0.0, 0.0, 0.0)
-        assert one.interval.low <= 0.0 <= one.interval.high
-        assert not one.is_gain
+    for difference in compare_tallies(first, first, truth, resamples=100).values():
+        assert difference.differences == (0.0, 0.0, 0.0)
+        assert difference.interval.low <= 0.0 <= difference.interval.high
+        assert not difference.is_gain
 
 
 def test_pairing_takes_away_what_both_detectors_share():
@@ -164,7 +167,9 @@ def test_pairing_takes_away_what_both_detectors_share():
     better[truth.masks] += 0.1
     second = [tally(better, better.max(axis=(1, 2)).astype(np.float64), truth, THRESHOLDS)]
     other = [tally(*part_images(2, 1.0), THRESHOLDS)]
-    together, apart = (compare_tallies(first, one, truth, resamples=300)["pixel_ap"] for one in (second, other))
+    together, apart = (
+        compare_tallies(first, candidate, truth, resamples=300)["pixel_ap"] for candidate in (second, other)
+    )
     assert together.interval.high - together.interval.low < 0.5 * (apart.interval.high - apart.interval.low)
     assert together.is_gain
     assert scores.shape == (24,)
@@ -172,17 +177,17 @@ def test_pairing_takes_away_what_both_detectors_share():
 
 def test_intervals_repeat_with_the_seed_and_change_with_it():
     (first, truth), (second, _) = tallies(1.0, (1,)), tallies(1.2, (2,))
-    one, again, other = (compare_tallies(first, second, truth, resamples=100, seed=s) for s in (3, 3, 4))
-    assert one == again
-    assert one != other
+    first_time, again, other = (compare_tallies(first, second, truth, resamples=100, seed=s) for s in (3, 3, 4))
+    assert first_time == again
+    assert first_time != other
 
 
 def test_without_a_normal_image_the_image_figure_is_not_there():
     maps, scores, truth = part_images(1, 1.0)
     part = truth.select(truth.labels)
-    found = tally(maps[truth.labels], scores[truth.labels], part, THRESHOLDS)
-    assert set(found.figures) == {"pixel_ap", "pixel_auroc", "iou"}
-    assert set(compare_tallies([found], [found], part, resamples=20)) == {"pixel_ap", "pixel_auroc", "iou"}
+    results = tally(maps[truth.labels], scores[truth.labels], part, THRESHOLDS)
+    assert set(results.figures) == {"pixel_ap", "pixel_auroc", "iou"}
+    assert set(compare_tallies([results], [results], part, resamples=20)) == {"pixel_ap", "pixel_auroc", "iou"}
 
 
 def test_unequal_numbers_of_seeds_none_and_a_percentage_are_refused():

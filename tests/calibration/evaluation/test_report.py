@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from html.parser import HTMLParser
 
+import msgspec
 import numpy as np
 import pytest
 from fake_bundles import write_image
@@ -12,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flawscope import cli
+from flawscope.bundle.manifest import Precision
 from flawscope.calibration import evaluate_bundle
 from flawscope.calibration.evaluation import report, report_images, report_plots
 from flawscope.datasets import content_hash, open_dataset
@@ -73,9 +76,11 @@ def test_the_page_is_well_formed_and_loads_nothing_from_outside(evaluation):
 
 def test_every_reference_inside_the_plots_has_its_target(evaluation):
     page = _Page(text := report.render_report(evaluation))
-    wanted = {value[1:] for value in page.loads if value.startswith("#")} | set(re.findall(r"url\(#([^)]+)\)", text))
-    assert wanted
-    assert wanted <= set(page.ids)
+    references = {value[1:] for value in page.loads if value.startswith("#")} | set(
+        re.findall(r"url\(#([^)]+)\)", text)
+    )
+    assert references
+    assert references <= set(page.ids)
 
 
 def test_plots_take_their_colours_and_fonts_from_the_page(evaluation):
@@ -96,10 +101,10 @@ def test_every_image_has_a_text_for_those_who_do_not_see_it(evaluation):
 
 
 def test_misses_and_false_rejects_are_shown_worst_first(evaluation):
-    misses, alarms, found = report._galleries(evaluation, report_images.HeatScale(30, 75, 110, True))
+    misses, alarms, rejects = report._galleries(evaluation, report_images.HeatScale(30, 75, 110, True))
     assert [card.score for card in misses.cards] == [36, 37, 38, 39]
     assert [card.score for card in alarms.cards] == [80, 79, 78, 77, 76]
-    assert [(card.kind, card.score, card.boxes, card.has_outline) for card in found.cards] == [("spot", 104, 1, True)]
+    assert [(card.kind, card.score, card.boxes, card.has_outline) for card in rejects.cards] == [("spot", 104, 1, True)]
     assert misses.cards[0].title == "test/dull/0.png"
 
 
@@ -110,6 +115,18 @@ def test_the_page_says_that_there_are_no_misses_and_no_false_rejects(make_bundle
     page = _Page(report.render_report(_evaluation(make_bundle(threshold=90.0), open_dataset(dataset.root))))
     assert "No defective part was accepted." in page.text
     assert "No good part was rejected." in page.text
+
+
+def test_thresholds_are_those_of_the_precision_that_was_measured(evaluation):
+    of_fp32 = evaluation.manifest.thresholds
+    of_int8 = msgspec.structs.replace(of_fp32, pixel=msgspec.structs.replace(of_fp32.pixel, value=31.25))
+    precision = Precision(
+        graphs={}, golden=(), method="", calibration_images=1, quantised=1, kept=(), thresholds=of_int8
+    )
+    manifest = msgspec.structs.replace(evaluation.manifest, precisions={"int8": precision})
+    figures = msgspec.structs.replace(evaluation.figures, precision="int8")
+    text = report.render_report(dataclasses.replace(evaluation, manifest=manifest, figures=figures))
+    assert "pixels of the map</th><td>31.25</td><td>normal images</td>" in text
 
 
 def test_a_bundle_without_thresholds_gets_a_page_that_says_so(make_bundle, dataset):

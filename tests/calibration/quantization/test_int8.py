@@ -55,11 +55,13 @@ def quantiser(tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytes
     empty = tmp_path / "here"
     empty.mkdir()
     monkeypatch.chdir(empty)
-    told: list[tuple[int, int]] = []
-    made = Quantiser(graph(tmp_path), images(), request.param, lambda done, total: told.append((done, total)))
-    assert told == [(4, 9), (8, 9), (9, 9)]
+    progress: list[tuple[int, int]] = []
+    with_ranges = Quantiser(
+        graph(tmp_path), images(), request.param, lambda done, total: progress.append((done, total))
+    )
+    assert progress == [(4, 9), (8, 9), (9, 9)]
     assert list(empty.iterdir()) == []  # ONNX Runtime's own default leaves a model where one happens to be
-    return made
+    return with_ranges
 
 
 def constants(model: onnx.ModelProto) -> dict[str, np.ndarray]:
@@ -97,12 +99,12 @@ def test_only_what_is_named_is_quantised(quantiser: Quantiser) -> None:
 
 
 def test_sensitivities_are_small_positive_and_in_order(quantiser: Quantiser) -> None:
-    found = quantiser.sensitivities(images(3))
-    assert set(found) == set(quantiser.operators)
-    values = list(found.values())
+    sensitivities = quantiser.sensitivities(images(3))
+    assert set(sensitivities) == set(quantiser.operators)
+    values = list(sensitivities.values())
     assert values == sorted(values, reverse=True)
     assert all(0 < value < 0.1 for value in values)
-    assert quantiser.sensitivities(images(3)) == found
+    assert quantiser.sensitivities(images(3)) == sensitivities
 
 
 def test_what_cannot_be_calibrated_is_refused(tmp_path: Path) -> None:
@@ -115,16 +117,16 @@ def test_what_cannot_be_calibrated_is_refused(tmp_path: Path) -> None:
 @given(st.lists(st.floats(0, 1), max_size=60), st.floats(0, 1))
 def test_the_fewest_are_kept(values: list[float], limit: float) -> None:
     sensitivities = dict(sorted(((f"node {i}", value) for i, value in enumerate(values)), key=lambda item: -item[1]))
-    asked = []
+    tried = []
 
     def is_good(operators: list[str]) -> bool:
-        asked.append(operators)
+        tried.append(operators)
         return all(sensitivities[name] <= limit for name in operators)
 
     chosen, tries = fewest_kept(sensitivities, is_good)
     assert chosen == [name for name, value in sensitivities.items() if value <= limit]
-    assert tries == len(asked) <= 8
-    assert chosen in asked or not chosen
+    assert tries == len(tried) <= 8
+    assert chosen in tried or not chosen
 
 
 def test_the_budget_ends_the_search_with_something_that_was_tried() -> None:

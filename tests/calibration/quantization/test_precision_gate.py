@@ -123,8 +123,8 @@ def test_a_gate_without_normal_images_is_none(padim_bundle: Path) -> None:
 )
 def test_what_is_outside_a_limit_is_said(change, words) -> None:
     assert failures(GATE, LIMITS["int8"]) == []
-    (said,) = failures(msgspec.structs.replace(GATE, **change), LIMITS["int8"])
-    assert re.search(words, said)
+    (failure,) = failures(msgspec.structs.replace(GATE, **change), LIMITS["int8"])
+    assert re.search(words, failure)
 
 
 def test_figures_that_are_undefined_fail_no_limit() -> None:

@@ -56,9 +56,9 @@ def test_every_floating_point_tensor_has_its_largest_absolute_value_over_all_inp
     graph = write(tmp_path, beside=beside)
     assert (tmp_path / "graph.data").exists() == beside
     before = sorted(path.name for path in tmp_path.iterdir())
-    found = largest_values(graph, {"image": images})
+    ranges = largest_values(graph, {"image": images})
     # The first image has negative numbers under the root.
-    assert found == {"numbers": 40, "scaled": 120, "shifted": 100, "root": np.inf}
+    assert ranges == {"numbers": 40, "scaled": 120, "shifted": 100, "root": np.inf}
     assert largest_values(graph, {"image": images[1:]})["root"] == pytest.approx(20**0.5)
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 
@@ -87,12 +87,14 @@ def test_they_are_those_of_all_tensors_held_at_once(seed: int, count: int, scale
     )
     x = draw.normal(size=(count, 3, 6, 6)).astype(np.float32)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    wanted = {name: float(np.abs(value).max()) for name, value in zip(names, session.run(names, {"x": x}), strict=True)}
+    expected = {
+        name: float(np.abs(value).max()) for name, value in zip(names, session.run(names, {"x": x}), strict=True)
+    }
     with tempfile.TemporaryDirectory() as folder:
         onnx.save(model, Path(folder, "random.onnx"))
-        found = largest_values(Path(folder, "random.onnx"), {"x": x})
-    assert found.pop("x") == float(np.abs(x).max())
-    assert found == pytest.approx(wanted, rel=1e-6)
+        ranges = largest_values(Path(folder, "random.onnx"), {"x": x})
+    assert ranges.pop("x") == float(np.abs(x).max())
+    assert ranges == pytest.approx(expected, rel=1e-6)
 
 
 def test_a_graph_that_cannot_be_run_is_one_sentence(tmp_path: Path) -> None:

@@ -193,7 +193,7 @@ def test_command_prints_threshold_bound_and_need(make_bundle, dataset, capsys):
 def test_command_sets_thresholds_by_hand_without_data(make_bundle, capsys):
     path = make_bundle()
     assert cli.run(["calibrate", str(path), "--image-threshold", "3", "--pixel-threshold", "4"]) == 0
-    assert "carry no false-reject bound" in capsys.readouterr().err
+    assert "have no bound on false rejects" in capsys.readouterr().err
     assert _manifest(path).thresholds.pixel.value == 4.0
 
 

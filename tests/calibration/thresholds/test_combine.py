@@ -17,8 +17,9 @@ from tiny_ensemble import write_member
 
 from flawscope import cli
 from flawscope.bundle import EnsembleHead, ImageHashes, open_bundle, read_image_hashes
-from flawscope.calibration.thresholds import combine
-from flawscope.calibration.thresholds.combine import Scale, combine_bundles, measure_scale
+from flawscope.calibration.thresholds import combine, ensemble_scales
+from flawscope.calibration.thresholds.combine import combine_bundles
+from flawscope.calibration.thresholds.ensemble_scales import Scale, measure_scale
 from flawscope.datasets import content_hash, fingerprint, hash_contents, open_dataset
 from flawscope.errors import ArgumentError, DataError
 from flawscope.imaging.images import Preprocessing, prepare, read_image
@@ -32,7 +33,7 @@ LEARNED = range(40, 50)
 
 
 @pytest.fixture
-def known(dataset):
+def image_hashes(dataset):
     """The bytes of `images.json` of a detector that has learned the ten darkest images."""
     hashes = {int(sample.path.stem): content_hash(sample.path) for sample in dataset.train_good}
     split = {
@@ -43,9 +44,11 @@ def known(dataset):
 
 
 @pytest.fixture
-def members(tmp_path, known):
+def members(tmp_path, image_hashes):
     """Brightness, and four times the brightness."""
-    return [write_member(tmp_path / f"{name}.flaw", factor, known) for name, factor in (("one", 1.0), ("four", 4.0))]
+    return [
+        write_member(tmp_path / f"{name}.flaw", factor, image_hashes) for name, factor in (("one", 1.0), ("four", 4.0))
+    ]
 
 
 def run(capsys, *arguments):
@@ -64,30 +67,30 @@ def test_a_scale_is_the_median_and_the_distance_to_a_quantile() -> None:
 
 def test_a_few_odd_pixels_do_not_move_a_scale() -> None:
     values = np.random.default_rng(0).gamma(2.0, size=100_000).astype(np.float32)
-    plain = measure_scale(values, combine.MAP_QUANTILE)
+    plain = measure_scale(values, ensemble_scales.MAP_QUANTILE)
     values[:20] = 1e6
-    odd = measure_scale(values, combine.MAP_QUANTILE)
+    odd = measure_scale(values, ensemble_scales.MAP_QUANTILE)
     assert odd.center == pytest.approx(plain.center, rel=1e-3)
     assert odd.spread == pytest.approx(plain.spread, rel=0.05)
 
 
 def test_centers_and_spreads_come_from_what_no_member_has_learned(tmp_path, dataset, members) -> None:
-    found = combine_bundles(members, tmp_path / "both.flaw", dataset, weights=[2, 0.5], backend="cpu")
-    head = found.manifest.head
+    combination = combine_bundles(members, tmp_path / "both.flaw", dataset, weights=[2, 0.5], backend="cpu")
+    head = combination.manifest.head
     assert isinstance(head, EnsembleHead)
     assert head.images == 20
-    one, four = head.members
+    single, four = head.members
     # Brightness 50 to 69, each on all pixels of its image.
-    assert (one.map_center, one.map_spread) == (59.5, 69.0 - 59.5)
-    assert (one.score_center, one.score_spread) == (59.5, pytest.approx(50 + 0.9 * 19 - 59.5))
-    assert (four.map_center, four.map_spread) == (4 * one.map_center, 4 * one.map_spread)
-    assert (four.score_center, four.score_spread) == (4 * one.score_center, pytest.approx(4 * one.score_spread))
-    assert (one.weight, four.weight) == (2.0, 0.5)
-    assert found.left_out == (("learned by a member", 10),)
-    assert found.notes == ("Members and data have different categories (part, tiny): expected one part.",)
-    assert found.backend == "cpu"
+    assert (single.map_center, single.map_spread) == (59.5, 69.0 - 59.5)
+    assert (single.score_center, single.score_spread) == (59.5, pytest.approx(50 + 0.9 * 19 - 59.5))
+    assert (four.map_center, four.map_spread) == (4 * single.map_center, 4 * single.map_spread)
+    assert (four.score_center, four.score_spread) == (4 * single.score_center, pytest.approx(4 * single.score_spread))
+    assert (single.weight, four.weight) == (2.0, 0.5)
+    assert combination.left_out == (("learned by a member", 10),)
+    assert combination.notes == ("Members and data have different categories (part, tiny): expected one part.",)
+    assert combination.backend == "cpu"
     with Inspector.load(tmp_path / "both.flaw", "cpu") as inspector:
-        assert inspector(np.full((16, 16, 3), 69, np.uint8)).score == pytest.approx(2.5 * 9.5 / one.score_spread)
+        assert inspector(np.full((16, 16, 3), 69, np.uint8)).score == pytest.approx(2.5 * 9.5 / single.score_spread)
 
 
 def test_the_ensemble_says_what_it_is_made_of(tmp_path, dataset, members) -> None:
@@ -107,45 +110,47 @@ def test_the_ensemble_says_what_it_is_made_of(tmp_path, dataset, members) -> Non
     assert [golden.file for golden in manifest.golden] == ["members/one/golden/0.png"]
 
 
-def test_the_images_that_members_know_are_joined(tmp_path, dataset, known) -> None:
-    hashes = msgspec.json.decode(known, type=ImageHashes)
+def test_the_images_that_members_know_are_joined(tmp_path, dataset, image_hashes) -> None:
+    hashes = msgspec.json.decode(image_hashes, type=ImageHashes)
     first, second = hashes.held_out[:2]
     other = {"training": [*hashes.training[:4], first], "held_out": [second, "another"]}
     paths = [
-        write_member(tmp_path / "a.flaw", 1.0, known),
+        write_member(tmp_path / "a.flaw", 1.0, image_hashes),
         write_member(tmp_path / "b.flaw", 2.0, json.dumps(other).encode()),
     ]
-    found = combine_bundles(paths, tmp_path / "both.flaw", dataset, backend="cpu")
+    combination = combine_bundles(paths, tmp_path / "both.flaw", dataset, backend="cpu")
     with open_bundle(tmp_path / "both.flaw") as bundle:
         joined = read_image_hashes(bundle)
     assert joined.training == (*hashes.training, first)
     assert set(joined.held_out) == {*hashes.held_out[1:], "another"}
     assert len(set(joined.held_out)) == len(joined.held_out)
-    assert found.manifest.head.images == 19
-    assert found.left_out == (("learned by a member", 11),)
+    assert combination.manifest.head.images == 19
+    assert combination.left_out == (("learned by a member", 11),)
 
 
 def test_copies_count_once(tmp_path, dataset, members) -> None:
     (dataset.root / "train/good/copy.png").write_bytes((dataset.root / "train/good/60.png").read_bytes())
-    found = combine_bundles(members, tmp_path / "both.flaw", open_dataset(dataset.root), backend="cpu")
-    assert dict(found.left_out)["copies of another image: they are not independent"] == 1
-    assert found.manifest.head.images == 20
+    combination = combine_bundles(members, tmp_path / "both.flaw", open_dataset(dataset.root), backend="cpu")
+    assert dict(combination.left_out)["copies of another image: they are not independent"] == 1
+    assert combination.manifest.head.images == 20
 
 
 def test_many_maps_are_thinned_evenly(tmp_path, dataset, members, monkeypatch) -> None:
-    kept = []
-    real = combine.measure_scale
-    monkeypatch.setattr(combine, "measure_scale", lambda values, share: kept.append(len(values)) or real(values, share))
-    monkeypatch.setattr(combine, "_MOST_VALUES", 400)
+    sizes = []
+    real = ensemble_scales.measure_scale
+    monkeypatch.setattr(
+        ensemble_scales, "measure_scale", lambda values, share: sizes.append(len(values)) or real(values, share)
+    )
+    monkeypatch.setattr(ensemble_scales, "_MOST_VALUES", 400)
     head = combine_bundles(members, tmp_path / "both.flaw", dataset, backend="cpu").manifest.head
     # 20 images of 4 x 4 pixels, a sixteenth; and their 20 scores; for two members.
-    assert kept == [320, 20, 320, 20]
+    assert sizes == [320, 20, 320, 20]
     assert (head.members[0].map_center, head.members[0].map_spread) == (59.5, 9.5)
 
 
-def test_tiles_are_measured_as_they_are_inspected(tmp_path, dataset, known) -> None:
+def test_tiles_are_measured_as_they_are_inspected(tmp_path, dataset, image_hashes) -> None:
     tiling = Tiling((16, 16), 0.0)
-    paths = [write_member(tmp_path / f"{name}.flaw", 2.0**name, known, tiling=tiling) for name in (1, 2)]
+    paths = [write_member(tmp_path / f"{name}.flaw", 2.0**name, image_hashes, tiling=tiling) for name in (1, 2)]
     bright = dataset.root / "train/good/50.png"
     head = combine_bundles(paths, tmp_path / "flat.flaw", dataset, backend="cpu").manifest.head
     image = np.full((32, 32, 3), 50, np.uint8)
@@ -177,8 +182,11 @@ def test_tiles_are_measured_as_they_are_inspected(tmp_path, dataset, known) -> N
         ({"golden": ()}, r"b\.flaw: expected golden images, got none"),
     ],
 )
-def test_bundles_that_do_not_go_together_are_refused(tmp_path, dataset, known, changes, message) -> None:
-    paths = [write_member(tmp_path / "a.flaw", 1.0, known), write_member(tmp_path / "b.flaw", 2.0, known, **changes)]
+def test_bundles_that_do_not_go_together_are_refused(tmp_path, dataset, image_hashes, changes, message) -> None:
+    paths = [
+        write_member(tmp_path / "a.flaw", 1.0, image_hashes),
+        write_member(tmp_path / "b.flaw", 2.0, image_hashes, **changes),
+    ]
     with pytest.raises(ArgumentError, match=message):
         combine_bundles(paths, tmp_path / "both.flaw", dataset, backend="cpu")
     assert not (tmp_path / "both.flaw").exists()
@@ -219,15 +227,15 @@ def test_wrong_weights_are_refused(tmp_path, dataset, members, weights, message)
         combine_bundles(members, tmp_path / "both.flaw", dataset, weights=weights, backend="cpu")
 
 
-def test_too_few_images_that_nobody_has_learned_are_refused(tmp_path, dataset, known) -> None:
-    hashes = msgspec.json.decode(known, type=ImageHashes)
+def test_too_few_images_that_nobody_has_learned_are_refused(tmp_path, dataset, image_hashes) -> None:
+    hashes = msgspec.json.decode(image_hashes, type=ImageHashes)
     most = json.dumps({"training": hashes.held_out[4:], "held_out": hashes.held_out[:4]}).encode()
-    paths = [write_member(tmp_path / "a.flaw", 1.0, known), write_member(tmp_path / "b.flaw", 2.0, most)]
+    paths = [write_member(tmp_path / "a.flaw", 1.0, image_hashes), write_member(tmp_path / "b.flaw", 2.0, most)]
     with pytest.raises(DataError, match=r"at least 5 normal images that no member has learned from, got 4 among 30\."):
         combine_bundles(paths, tmp_path / "both.flaw", dataset, backend="cpu")
 
 
-def test_a_member_that_does_not_vary_is_refused(tmp_path, known) -> None:
+def test_a_member_that_does_not_vary_is_refused(tmp_path, image_hashes) -> None:
     root = tmp_path / "still"
     for index in range(6):
         image = np.full((32, 32, 3), 60, np.uint8)
@@ -235,17 +243,17 @@ def test_a_member_that_does_not_vary_is_refused(tmp_path, known) -> None:
         path = root / f"train/good/{index}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         cv2.imwrite(str(path), image)
-    path = write_member(tmp_path / "a.flaw", 1.0, known)
+    path = write_member(tmp_path / "a.flaw", 1.0, image_hashes)
     with pytest.raises(
         DataError, match=r"a\.flaw: expected maps that vary over 6 normal images, got 60 with a spread of"
     ):
         combine_bundles([path], tmp_path / "b.flaw", open_dataset(root), backend="cpu")
 
 
-def test_an_image_without_finite_numbers_is_refused(tmp_path, dataset, known) -> None:
-    paths = [write_member(tmp_path / "a.flaw", 1.0, known)]
+def test_an_image_without_finite_numbers_is_refused(tmp_path, dataset, image_hashes) -> None:
+    paths = [write_member(tmp_path / "a.flaw", 1.0, image_hashes)]
     write_image(dataset.root / "train/good/250.png", 250)
-    huge = write_member(tmp_path / "huge.flaw", 1.5e36, known)  # times 250 is past the largest float32
+    huge = write_member(tmp_path / "huge.flaw", 1.5e36, image_hashes)  # times 250 is past the largest float32
     with pytest.raises(DataError, match=r"250\.png: expected finite maps and scores, got NaN or infinity from .*huge"):
         combine_bundles([*paths, huge], tmp_path / "b.flaw", open_dataset(dataset.root), backend="cpu")
 
@@ -265,9 +273,9 @@ def test_a_failure_leaves_what_was_there(tmp_path, dataset, members, monkeypatch
     assert list(out.parent.iterdir()) == [out]
 
 
-def test_names_become_folders_of_their_own(tmp_path, dataset, known) -> None:
+def test_names_become_folders_of_their_own(tmp_path, dataset, image_hashes) -> None:
     paths = [
-        write_member(tmp_path / name / "b.flaw", factor, known, name=name)
+        write_member(tmp_path / name / "b.flaw", factor, image_hashes, name=name)
         for name, factor in (("Part 1/left", 1.0), ("part 1", 2.0), ("Part 1 left", 4.0), ("…", 8.0))
     ]
     head = combine_bundles(paths, tmp_path / "all.flaw", dataset, backend="cpu").manifest.head
@@ -296,23 +304,25 @@ def test_maps_and_scores_are_the_weighted_sums_of_the_members_own(
     expected_map, expected_score = 0.0, 0.0
     for path, entry in zip((patchcore_bundle, padim_bundle), head.members, strict=True):
         with Inspector.load(path, "cpu") as alone:
-            maps, scores = (np.stack([getattr(one, name) for one in alone(paths)]) for name in ("anomaly_map", "score"))
+            maps, scores = (
+                np.stack([getattr(result, name) for result in alone(paths)]) for name in ("anomaly_map", "score")
+            )
         expected_map = expected_map + entry.weight * (maps.astype(np.float64) - entry.map_center) / entry.map_spread
         expected_score = expected_score + entry.weight * (scores - entry.score_center) / entry.score_spread
-    np.testing.assert_allclose(np.stack([one.anomaly_map for one in results]), expected_map, rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose([one.score for one in results], expected_score, rtol=1e-5, atol=1e-5)
-    assert min(one.score for one in results[3:]) > max(one.score for one in results[:3])
-    assert min(one.anomaly_map.min() for one in results) < 0, "nothing is clamped"
+    np.testing.assert_allclose(np.stack([result.anomaly_map for result in results]), expected_map, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose([result.score for result in results], expected_score, rtol=1e-5, atol=1e-5)
+    assert min(result.score for result in results[3:]) > max(result.score for result in results[:3])
+    assert min(result.anomaly_map.min() for result in results) < 0, "nothing is clamped"
 
 
 def test_the_same_image_gives_the_same_bits_alone_and_in_a_batch(pair, tiny_root) -> None:
     image = prepare(read_image(anomalous_images(tiny_root)[0]), Preprocessing((64, 64)))
     with Inspector.load(pair, "cpu") as inspector:
-        one, again = inspector.infer(image[None]), inspector.infer(image[None])
-        for first, second in zip(one, again, strict=True):
+        alone, again = inspector.infer(image[None]), inspector.infer(image[None])
+        for first, second in zip(alone, again, strict=True):
             assert first.tobytes() == second.tobytes()
         batch = inspector.infer(np.stack([image] * 4))
-    np.testing.assert_allclose(batch[0][3], one[0][0], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(batch[0][3], alone[0][0], rtol=1e-4, atol=1e-4)
 
 
 def test_one_member_with_weight_1_ranks_images_as_it_does_alone(tmp_path, patchcore_bundle, tiny_root) -> None:
@@ -323,8 +333,8 @@ def test_one_member_with_weight_1_ranks_images_as_it_does_alone(tmp_path, patchc
     for bundle in (patchcore_bundle, tmp_path / "one.flaw"):
         with Inspector.load(bundle, "cpu") as inspector:
             results = inspector(paths)
-        ranks.append(np.argsort([one.score for one in results], kind="stable"))
-        ranks.append(np.argsort([float(one.anomaly_map.max()) for one in results], kind="stable"))
+        ranks.append(np.argsort([result.score for result in results], kind="stable"))
+        ranks.append(np.argsort([float(result.anomaly_map.max()) for result in results], kind="stable"))
     np.testing.assert_array_equal(ranks[0], ranks[2])
     np.testing.assert_array_equal(ranks[1], ranks[3])
 
@@ -337,11 +347,11 @@ def test_packed_members_make_the_same_ensemble(
         paths.append(tmp_path / f"{bundle.stem}.packed")
         assert run(capsys, "bundle", "pack", bundle, "--out", paths[-1])[0] == 0
     data = open_dataset(tiny_root, CATEGORY)
-    made = combine_bundles(paths, tmp_path / "pair.flaw", data, weights=[1.0, 2.0], backend="cpu").manifest
+    manifest = combine_bundles(paths, tmp_path / "pair.flaw", data, weights=[1.0, 2.0], backend="cpu").manifest
     with open_bundle(pair) as bundle:
-        assert made.head == bundle.manifest.head
-        assert made.files == bundle.manifest.files
-        assert made.golden == bundle.manifest.golden
+        assert manifest.head == bundle.manifest.head
+        assert manifest.files == bundle.manifest.files
+        assert manifest.golden == bundle.manifest.golden
 
 
 def test_from_combining_to_deciding(tmp_path, patchcore_bundle, padim_bundle, tiny_root, capsys) -> None:
@@ -394,16 +404,19 @@ def test_bench_and_doctor_take_an_ensemble(pair, patchcore_bundle, padim_bundle)
         figures = bench(inspector, batch=2, seconds=0.1)
     assert (figures["method"], figures["path"], figures["backbone_ms"]) == ("ensemble", "members", None)
     assert figures["transfers"]["outputs"] == {"anomaly_map": ["float32", 64, 64], "score": ["float32"]}
-    found = examine(pair, "cpu", "fp32")
+    examined = examine(pair, "cpu", "fp32")
     alone = [examine(path, "cpu", "fp32") for path in (patchcore_bundle, padim_bundle)]
     names = [
-        f"members/{path.stem}/{one['graph']}" for path, one in zip((patchcore_bundle, padim_bundle), alone, strict=True)
+        f"members/{path.stem}/{member['graph']}"
+        for path, member in zip((patchcore_bundle, padim_bundle), alone, strict=True)
     ]
-    assert found["graph"] == ", ".join(names)
-    assert found["head"] == (
+    assert examined["graph"] == ", ".join(names)
+    assert examined["head"] == (
         f"the sum of its members, on the host; patchcore: {alone[0]['head']}; padim: {alone[1]['head']}"
     )
-    assert [node["name"] for node in found["nodes"]] == [node["name"] for one in alone for node in one["nodes"]]
+    assert [node["name"] for node in examined["nodes"]] == [
+        node["name"] for member in alone for node in member["nodes"]
+    ]
 
 
 def test_what_an_ensemble_cannot_do_is_one_line(pair, tiny_root, tmp_path, capsys) -> None:
@@ -461,7 +474,7 @@ def test_a_wrong_request_is_one_line(patchcore_bundle, padim_bundle, tiny_root, 
     named = {"A": patchcore_bundle, "B": padim_bundle}
     status, printed, err = run(
         capsys,
-        *("bundle", "combine", *(named.get(one, one) for one in arguments)),
+        *("bundle", "combine", *(named.get(argument, argument) for argument in arguments)),
         *("--data", tiny_root, "--category", CATEGORY, "--out", tmp_path / "out.flaw"),
     )
     assert (status, printed) == (2, "")

@@ -20,34 +20,34 @@ def test_the_number_of_images_a_claim_needs(rate, needed):
 
 @pytest.mark.parametrize("n", [59, 58, 60])
 def test_59_images_are_the_first_that_support_five_per_cent(n):
-    found = normal_quantile.order_statistic_threshold(np.arange(float(n)), 0.05, 0.95)
-    assert found.value == n - 1
-    assert found.rank == n
-    assert found.holds is (n >= 59)
-    assert found.upper_bound == pytest.approx(1 - 0.05 ** (1 / n))
-    assert found.images_needed == 59
+    statistic = normal_quantile.order_statistic_threshold(np.arange(float(n)), 0.05, 0.95)
+    assert statistic.value == n - 1
+    assert statistic.rank == n
+    assert statistic.holds is (n >= 59)
+    assert statistic.upper_bound == pytest.approx(1 - 0.05 ** (1 / n))
+    assert statistic.images_needed == 59
 
 
 def test_93_images_allow_one_of_them_above_the_threshold():
     # The bound for one reject solves (1-p)^n + n p (1-p)^(n-1) = 0.05: below 5 % from n = 93 on.
     assert normal_quantile.order_statistic_threshold(np.arange(92.0), 0.05).rank == 92
-    found = normal_quantile.order_statistic_threshold(np.arange(93.0), 0.05)
-    assert (found.rank, found.value) == (92, 91.0)
-    p = found.upper_bound
+    statistic = normal_quantile.order_statistic_threshold(np.arange(93.0), 0.05)
+    assert (statistic.rank, statistic.value) == (92, 91.0)
+    p = statistic.upper_bound
     assert (1 - p) ** 93 + 93 * p * (1 - p) ** 92 == pytest.approx(0.05)
 
 
 def test_too_few_images_take_the_largest_score_and_say_what_they_support():
-    found = normal_quantile.order_statistic_threshold(np.array([3.0, 1.0, 2.0]), 0.01)
-    assert (found.value, found.images, found.images_needed, found.holds) == (3.0, 3, 299, False)
-    assert found.upper_bound == pytest.approx(1 - 0.05 ** (1 / 3))
+    statistic = normal_quantile.order_statistic_threshold(np.array([3.0, 1.0, 2.0]), 0.01)
+    assert (statistic.value, statistic.images, statistic.images_needed, statistic.holds) == (3.0, 3, 299, False)
+    assert statistic.upper_bound == pytest.approx(1 - 0.05 ** (1 / 3))
 
 
 def test_equal_scores_stay_accepted_because_a_reject_is_strictly_above():
     scores = np.repeat([1.0, 2.0], [200, 100])
-    found = normal_quantile.order_statistic_threshold(scores, 0.05)
-    assert found.value == 2.0
-    assert (scores > found.value).sum() == 0
+    statistic = normal_quantile.order_statistic_threshold(scores, 0.05)
+    assert statistic.value == 2.0
+    assert (scores > statistic.value).sum() == 0
 
 
 @given(
@@ -57,21 +57,21 @@ def test_equal_scores_stay_accepted_because_a_reject_is_strictly_above():
 )
 def test_the_threshold_is_a_score_and_the_smallest_that_the_bound_allows(values, rate, confidence):
     scores = np.array(values, np.float64)
-    found = normal_quantile.order_statistic_threshold(scores, rate, confidence)
+    statistic = normal_quantile.order_statistic_threshold(scores, rate, confidence)
     n, ordered = len(scores), np.sort(scores)
-    assert found.value == ordered[found.rank - 1]
-    assert found.upper_bound == pytest.approx(stats.beta.ppf(confidence, n - found.rank + 1, found.rank))
-    assert found.holds == (n >= found.images_needed)
-    if found.holds and found.rank > 1:
-        assert normal_quantile.rank_bound(n, found.rank - 1, confidence) > rate
-    if not found.holds:
-        assert found.rank == n
+    assert statistic.value == ordered[statistic.rank - 1]
+    assert statistic.upper_bound == pytest.approx(stats.beta.ppf(confidence, n - statistic.rank + 1, statistic.rank))
+    assert statistic.holds == (n >= statistic.images_needed)
+    if statistic.holds and statistic.rank > 1:
+        assert normal_quantile.rank_bound(n, statistic.rank - 1, confidence) > rate
+    if not statistic.holds:
+        assert statistic.rank == n
 
 
 @given(st.permutations(list(range(80))))
 def test_the_order_of_the_images_does_not_matter(order):
-    found = normal_quantile.order_statistic_threshold(np.array(order, np.float64), 0.1)
-    assert found == normal_quantile.order_statistic_threshold(np.arange(80.0), 0.1)
+    statistic = normal_quantile.order_statistic_threshold(np.array(order, np.float64), 0.1)
+    assert statistic == normal_quantile.order_statistic_threshold(np.arange(80.0), 0.1)
 
 
 @pytest.mark.parametrize(("n", "rate"), [(59, 0.05), (93, 0.05), (124, 0.05), (236, 0.02)])

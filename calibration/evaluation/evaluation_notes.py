@@ -1,0 +1,84 @@
+"""Notes on an evaluation: what limits its figures, a sentence each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from flawscope.bundle import ImageHashes, Thresholds
+from flawscope.calibration.evaluation.contamination import Contamination
+from flawscope.calibration.evaluation.measurements import Measured
+
+
+def contamination_notes(
+    contamination: Contamination | None, everything: Measured, measured: Measured
+) -> tuple[str, ...]:
+    """Return what to know about the images that a support set contaminates; empty without a support set.
+
+    Args:
+        contamination: Which images they are.
+        everything: The measurements of all test images.
+        measured: Those of the images that were not left out.
+    """
+    if contamination is None:
+        return ()
+    faults = int((~everything.usable).sum()) - int((~measured.usable).sum())
+    of_faults = f"{faults} of the images that are left out could not be scored; with leak they count as not accepted."
+    return (*contamination.notes, of_faults) if faults else contamination.notes
+
+
+def figure_notes(
+    measured: Measured, thresholds: Thresholds | None, backend: str, hashes: ImageHashes, contents: Sequence[str]
+) -> tuple[str, ...]:
+    """Return what limits the figures; empty when nothing does.
+
+    Args:
+        measured: The measurements behind the figures.
+        thresholds: The thresholds in force, or None.
+        backend: The backend that was measured.
+        hashes: The images that the bundle was made with.
+        contents: The content hash of every measured image, copies included.
+    """
+    notes = []
+    if faults := int((~measured.usable).sum()):
+        notes.append(
+            f"{faults} of {len(measured.samples)} images could not be scored. They count as not accepted, and are "
+            "left out of AUROC, AP, F1 and the pixel figures."
+        )
+    # By content, not by path: a training image that was copied into the test folder is found as well.
+    if seen := len(set(contents) & {*hashes.training, *hashes.held_out}):
+        notes.append(
+            f"{seen} test images were also used to train or calibrate this bundle: these figures are optimistic."
+        )
+    if repeated := len(contents) - len(set(contents)):
+        notes.append(f"{repeated} test images are copies of others: the intervals are narrower than they should be.")
+    if not measured.labels.any() or measured.labels.all():
+        notes.append("Only one kind of image was there, normal or anomalous: AUROC, AP and F1 are undefined.")
+    if without := int((measured.usable & ~measured.has_truth).sum()):
+        lost = int(measured.mask_lost.sum())
+        reason = f", {lost} of them too small at the model's resolution" if lost else ""
+        notes.append(f"{without} anomalous images have no usable mask{reason}; they are left out of the pixel figures.")
+    return (*notes, *_threshold_notes(thresholds, backend))
+
+
+def _threshold_notes(thresholds: Thresholds | None, backend: str) -> tuple[str, ...]:
+    if thresholds is None:
+        return ("The bundle has no thresholds, so nothing was decided. Set them with flawscope calibrate.",)
+    threshold = thresholds.image
+    notes = []
+    if threshold.method == "f1":
+        notes.append("The threshold was chosen on labelled images: on the same images its rates are optimistic.")
+    # None is a threshold set by hand, which belongs to no backend.
+    if threshold.backend not in (None, backend):
+        notes.append(
+            f"The threshold was set with the backend {threshold.backend}, and these scores come from {backend}."
+        )
+    if (
+        threshold.upper_bound is not None
+        and threshold.false_reject_rate is not None
+        and threshold.upper_bound > threshold.false_reject_rate
+    ):
+        notes.append(
+            f"The threshold was set on {threshold.images} normal images, too few for the rate that was asked for "
+            f"({threshold.false_reject_rate:.2%}); they support {threshold.upper_bound:.2%}."
+        )
+    return tuple(notes)

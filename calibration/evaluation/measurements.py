@@ -1,0 +1,121 @@
+"""Measurements of a bundle on labelled images: score, map, mask and decision of each, made by the runtime."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import cv2
+import numpy as np
+
+from flawscope.arrays import BoolArray, Float32Array, Float64Array
+from flawscope.calibration.evaluation.bundle_scores import fault_of, score_samples
+from flawscope.calibration.evaluation.metrics import stack_masks
+from flawscope.datasets import Sample
+from flawscope.imaging.images import prepare_mask
+from flawscope.progress import Progress
+
+if TYPE_CHECKING:
+    from flawscope.runtime import Box, Inspector
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Result of the runtime for one image; `fault` is None when it has a usable score."""
+
+    decision: Literal["accept", "reject", "fault"]
+    fault: str | None
+    boxes: tuple[Box, ...]
+    total_ms: float
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured on each test image, one row an image.
+
+    Attributes:
+        samples: The images.
+        outcomes: Their decisions.
+        scores: float64 [N]; 0 where an image could not be scored.
+        maps: float32 [N, H, W] at the size of the model's input; 0 where an image could not be scored.
+        masks: bool [N, H, W]; all false where there is no pixel truth.
+        usable: bool [N], images that were scored.
+        has_truth: bool [N], images that were scored and are normal or have a mask with a pixel in it.
+        mask_lost: bool [N], images whose mask has pixels as stored, and none at this size.
+    """
+
+    samples: tuple[Sample, ...]
+    outcomes: tuple[Outcome, ...]
+    scores: Float64Array
+    maps: Float32Array
+    masks: BoolArray
+    usable: BoolArray
+    has_truth: BoolArray
+    mask_lost: BoolArray
+
+    @property
+    def labels(self) -> BoolArray:
+        """Which images are anomalous, bool [N]."""
+        return np.array([sample.is_anomalous for sample in self.samples], np.bool_)
+
+    def select(self, rows: BoolArray) -> Measured:
+        """Return the measurements of the images marked in `rows`, bool [N]."""
+        return Measured(
+            samples=tuple(itertools.compress(self.samples, rows)),
+            outcomes=tuple(itertools.compress(self.outcomes, rows)),
+            scores=self.scores[rows],
+            maps=self.maps[rows],
+            masks=self.masks[rows],
+            usable=self.usable[rows],
+            has_truth=self.has_truth[rows],
+            mask_lost=self.mask_lost[rows],
+        )
+
+
+def measure_images(inspector: Inspector, samples: Sequence[Sample], progress: Progress) -> Measured:
+    """Score images through the runtime, one at a time, and read their masks."""
+    spec = inspector.manifest.input
+    is_calibrated = inspector.thresholds is not None
+    # Masks are read first: a broken one stops the evaluation before the long part.
+    masks, mask_lost = [], []
+    for sample in samples:
+        mask = sample.read_mask() if sample.is_anomalous else None
+        small = None if mask is None else prepare_mask(mask, spec)
+        masks.append(small)
+        # A defect of a few pixels can vanish when its mask is resized or cropped; the notes say how many did.
+        mask_lost.append(mask is not None and small is not None and bool(mask.any()) and not bool(small.any()))
+    # float64, which all figures are computed in; float32 scores convert without loss, so ties stay ties.
+    scores = np.zeros(len(samples))
+    maps = np.zeros((len(samples), *spec.size), np.float32)
+    usable = np.zeros(len(samples), np.bool_)
+    outcomes = []
+    for index, (_, result) in enumerate(score_samples(inspector, samples, "Scoring", progress)):
+        fault = fault_of(result, is_calibrated=is_calibrated)
+        outcomes.append(Outcome(result.decision, fault, tuple(result.boxes), result.timings_ms.get("total", 0.0)))
+        if fault is None and result.score is not None and result.anomaly_map is not None:
+            scores[index], maps[index], usable[index] = result.score, _resized(result.anomaly_map, spec.size), True
+    stacked = stack_masks(masks, spec.size)
+    good = np.array([not sample.is_anomalous for sample in samples], np.bool_)
+    # An anomalous image without a mask must not count here: its empty mask would call all its defect pixels normal.
+    has_truth = usable & (good | stacked.any(axis=(1, 2)))
+    return Measured(
+        samples=tuple(samples),
+        outcomes=tuple(outcomes),
+        scores=scores,
+        maps=maps,
+        masks=stacked,
+        usable=usable,
+        has_truth=has_truth,
+        mask_lost=np.array(mask_lost, np.bool_),
+    )
+
+
+def _resized(anomaly_map: Float32Array, size: tuple[int, int]) -> Float32Array:
+    """Return a map at the size of the model's input; the map of an image in tiles is larger."""
+    if anomaly_map.shape == size:
+        return anomaly_map
+    # By area, because bilinear sampling would skip pixels, and could skip the peak of a small defect.
+    smaller = cv2.resize(anomaly_map, (size[1], size[0]), interpolation=cv2.INTER_AREA)
+    return np.asarray(smaller, np.float32)
