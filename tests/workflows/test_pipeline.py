@@ -357,7 +357,7 @@ def test_a_run_is_left_as_it_is_where_its_extractor_is_skipped_or_not_asked_for(
         (["--set", "extractor=autoencoder", "--data", "{fewer}"], "expected the normal training images that {run} was"),
         (["--weights", "{picture}"], "expected the weights that {run} was trained with (file sha256:"),
         (["--weights", "nowhere"], "nowhere: expected the weights that"),
-        (["--resume", "latest"], "resume: expected a training to go on with, got one that is skipped"),
+        (["--resume", "latest"], "resume: expected a training to resume, got --skip train"),
         (["--data", "{other}", "--category", "other"], "{run}: expected a run of other, got one of steel"),
     ],
 )
@@ -411,7 +411,7 @@ def test_a_denoiser_serves_an_extractor_alone_and_a_run_that_is_whole(
     ("arguments", "message"),
     [
         (["autoencoder"], "'autoencoder' is not one of 'patchcore'"),
-        (["patchcore", "--skip", "train"], "run: expected a run there, because its training is skipped, got none"),
+        (["patchcore", "--skip", "train"], "run: expected a run, because --skip train uses an earlier one, got none"),
         (["patchcore", "--skip", "extractor"], "--skip extractor: expected it with ddad, got it with patchcore"),
         (["patchcore", "--skip", "export"], "'export' is not one of 'train'"),
         (["patchcore", "--resume", "latest"], "expected a method that is trained in epochs, got one that is fitted"),
@@ -440,7 +440,7 @@ def test_the_run_that_is_there_must_be_of_the_method(
     fitted: Path, tiny_root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert call("padim", tiny_root, fitted, "--skip", "train") == 2
-    assert "METHOD: expected patchcore, of which" in capsys.readouterr().err
+    assert "METHOD: expected patchcore, the method of" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["run", f"{CATEGORY}.flaw"])
@@ -478,5 +478,5 @@ def test_a_category_that_names_another_folder_is_refused(
     (root / "train.json").write_text(json.dumps(record) + "\n")
     arguments = ["--data", str(root), "--category", "../outside", "--out", str(tmp_path / "out")]
     assert cli.run(["pipeline", "patchcore", *arguments]) == 2
-    assert "category: expected a name that a bundle can have, got '../outside'" in capsys.readouterr().err
+    assert "category: expected a name without a path, got '../outside'" in capsys.readouterr().err
     assert not (tmp_path / "outside.flaw").exists()
