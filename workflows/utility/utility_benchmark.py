@@ -266,9 +266,7 @@ def _check(plan: UtilityPlan) -> None:
     if plan.figure not in FIGURES:
         raise ArgumentError(f"figure: expected one of {', '.join(FIGURES)}, got {plan.figure!r}.")
     if plan.config.synthetic_share == 0.0:
-        raise ArgumentError(
-            "synthetic_share: expected above 0, got 0: both arms would be the same. Give a share above 0."
-        )
+        raise ArgumentError("synthetic_share: expected above 0, got 0: both arms would be the same.")
     if plan.out.exists() and not plan.out.is_dir():
         raise ArgumentError(f"{plan.out}: expected a folder, got a file. Choose another name.")
     if plan.out.is_dir():
@@ -310,7 +308,7 @@ def _folder(plan: UtilityPlan, seed: int, arm: Arm) -> Path:
 
 
 def _config_of(plan: UtilityPlan, seed: int, arm: Arm) -> SegmenterConfig:
-    # Without these two, results of arm `real` would be trained again for every other synthetic share or label.
+    # Arm `real` does not use these two: its results would not be used again after a change of them otherwise.
     without_synthetic: dict[str, Any] = {"synthetic_share": 0.0, "weak_tau": None} if arm == "real" else {}
     return msgspec.structs.replace(plan.config, seed=seed, **without_synthetic)
 
@@ -326,7 +324,7 @@ def _made_from(plan: UtilityPlan, data: UtilityData, source: BackboneSource, see
         "synthetic set": data.synthetic if arm == "both" else None,
         "version of flawscope": flawscope.__version__,
     }
-    # Through JSON: it turns tuples into lists, and would make every comparison with a stored record fail otherwise.
+    # Through JSON, as a stored record has been: tuples become lists there, and would never be equal otherwise.
     plain: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(dependencies))
     return plain
 
@@ -453,7 +451,7 @@ def _compare(
         groups[f"defect {name}"] = data.is_clean & (~data.truth.labels | (defects == name))
     truths = {name: data.truth.select(rows) for name, rows in groups.items()}
     tallies: dict[str, list[Tally]] = {name: [] for name in groups}
-    for outcome in outcomes:  # the maps of one training at a time; all of them would not fit
+    for outcome in outcomes:  # maps of one training at a time, which bounds the memory
         maps = _maps(outcome.logits, plan.config)
         for name, rows in groups.items():
             tallies[name].append(_tally(plan, maps[rows], truths[name], outcome.result))

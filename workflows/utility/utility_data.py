@@ -325,8 +325,8 @@ def _contents(config: SegmenterConfig, line: GeneratedImage) -> tuple[str, ...]:
 def _with_labels(entries: Sequence[tuple[Path, BoolArray]], spec: Preprocessing) -> _Images:
     """Return the images whose label still shows a defect at the prepared size.
 
-    Masks are resized by nearest neighbour and cropped, so a small defect may vanish. Learned as anomalous it would teach that
-    material without a defect is one.
+    Masks are resized by nearest neighbour and cropped, so a small defect may vanish. Such an image is left out, and not
+    learned as one without a defect.
     """
     prepared = [(path, prepare_mask(mask, spec)) for path, mask in entries]
     visible = [(path, mask) for path, mask in prepared if mask.any()]
