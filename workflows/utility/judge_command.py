@@ -15,7 +15,7 @@ from flawscope.errors import ArgumentError, MissingExtra
 from flawscope.terminal import command_line, progress_bars
 
 if TYPE_CHECKING:
-    from flawscope.workflows.utility.utility_benchmark import UtilityReport
+    from flawscope.workflows.utility.utility_report import UtilityReport
     from flawscope.workflows.utility.utility_variety import DefectVariety, Variety
 
 _PATH = click.Path(path_type=Path)

@@ -119,17 +119,6 @@ def read_utility_data(
     def images(paths: Sequence[Path]) -> ImageReader:
         return ImageReader(paths, config.preprocessing, config.data.num_workers, budget, progress)
 
-    counts = {
-        "good": len(good),
-        "held_back": len(held_back),
-        "support": len(learned.real.paths),
-        "synthetic": len(learned.synthetic.paths),
-        "test": int(is_clean.sum()),
-        "test_defective": int((truth.labels & is_clean).sum()),
-        "test_without_mask": int((~truth.use & is_clean).sum()),
-        "left_out": len(left_out),
-        "rejected": sum(not line.accepted for line in drawn),
-    }
     return UtilityData(
         learned=SegmenterData(
             good=images([sample.path for sample in good]),
@@ -146,7 +135,15 @@ def read_utility_data(
         left_out=left_out,
         unseen=tuple(unseen),
         defects=_by_defect(generated, learned, is_only_category=len(names) == 1),
-        counts=counts,
+        counts={
+            "good": len(good),
+            "held_back": len(held_back),
+            "support": len(learned.real.paths),
+            "synthetic": len(learned.synthetic.paths),
+            **_count_test(truth, is_clean),
+            "left_out": len(left_out),
+            "rejected": sum(not line.accepted for line in drawn),
+        },
         notes=_limits(learned, lost_masks, unseen),
         dataset=fingerprint(dataset, hashes),
         support=support.digest,
@@ -349,6 +346,14 @@ def _truth(samples: Sequence[Sample], spec: Preprocessing) -> tuple[Truth, int]:
             masks[index] = prepare_mask(mask, spec)
             lost_masks += bool(mask.any() and not masks[index].any())
     return Truth(np.array([sample.is_anomalous for sample in samples], np.bool_), masks), lost_masks
+
+
+def _count_test(truth: Truth, is_clean: BoolArray) -> dict[str, int]:
+    return {
+        "test": int(is_clean.sum()),
+        "test_defective": int((truth.labels & is_clean).sum()),
+        "test_without_mask": int((~truth.use & is_clean).sum()),
+    }
 
 
 def _check_test(dataset: Dataset, clean: Truth) -> None:

@@ -24,6 +24,7 @@ from flawscope.workflows.utility import utility_benchmark
 from flawscope.workflows.utility.utility_benchmark import UtilityPlan, run_utility_benchmark
 from flawscope.workflows.utility.utility_data import read_utility_data
 from flawscope.workflows.utility.utility_plot import draw_differences
+from flawscope.workflows.utility.utility_report import UtilityReport
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +49,7 @@ def record_of(out: Path) -> dict[str, object]:
 
 
 def test_a_set_of_the_defects_that_are_tested_is_recommended(judged: Path) -> None:
-    found = msgspec.json.decode((judged / "judge.json").read_bytes(), type=utility_benchmark.UtilityReport)
+    found = msgspec.json.decode((judged / "judge.json").read_bytes(), type=UtilityReport)
     gain = found.differences["pixel_ap"]
     assert found.is_recommended
     assert found.verdict.startswith(f"recommended: gain of pixel AP {gain.mean:+.4f} (")
@@ -70,7 +71,7 @@ def test_a_set_of_noise_is_not_recommended_and_the_arm_without_it_is_taken_as_it
     shutil.copytree(judged / "arms" / "seed_0_real", out / "arms" / "seed_0_real")
     before = (out / "arms" / "seed_0_real" / "result.json").stat().st_mtime_ns
     assert run(arguments(place, place.noise, out, "--resume", "latest")) == 1
-    found = msgspec.json.decode((out / "judge.json").read_bytes(), type=utility_benchmark.UtilityReport)
+    found = msgspec.json.decode((out / "judge.json").read_bytes(), type=UtilityReport)
     gain = found.differences["pixel_ap"]
     assert not found.is_recommended
     assert gain.interval.low <= 0.0

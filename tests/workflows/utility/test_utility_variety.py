@@ -24,8 +24,9 @@ from flawscope.errors import ArgumentError, DataError
 from flawscope.files import sha256_file
 from flawscope.progress import no_progress
 from flawscope.workflows.utility import utility_benchmark
-from flawscope.workflows.utility.utility_benchmark import UtilityPlan, UtilityReport, run_utility_benchmark
+from flawscope.workflows.utility.utility_benchmark import UtilityPlan, run_utility_benchmark
 from flawscope.workflows.utility.utility_data import DefectImages, UtilityData, read_utility_data
+from flawscope.workflows.utility.utility_report import UtilityReport
 from flawscope.workflows.utility.utility_variety import (
     Variety,
     VarietyNetworks,
