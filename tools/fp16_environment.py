@@ -27,10 +27,9 @@ def main() -> None:
     venv.create(folder, clear=True)
     python = (folder / "bin" / "python").absolute()
     site_packages = sysconfig.get_path("purelib", vars={"base": str(folder.absolute())})
-    # The first match on sys.path wins: lines of a .pth file come after the folder it lies in, so our packages come last.
-    (Path(site_packages) / "flawscope-development.pth").write_text(
-        f"{sysconfig.get_path('purelib')}\n", encoding="utf-8"
-    )
+    # The first match on sys.path wins, and lines of a .pth file come after its own folder: our packages come last.
+    path_file = Path(site_packages) / "flawscope-development.pth"
+    path_file.write_text(f"{sysconfig.get_path('purelib')}\n", encoding="utf-8")
     requirements = [
         requirement.partition(";")[0].strip()
         for requirement in importlib.metadata.requires("flawscope") or []

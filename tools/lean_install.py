@@ -38,7 +38,7 @@ def run(*command: object, **environment: str) -> str:
 
 
 def make_environment(folder: Path) -> Path:
-    """Install `flawscope[cpu]` in a new environment, as a wheel and not editable, as a device has it; return its Python."""
+    """Install `flawscope[cpu]` in a new environment, as a wheel as on a device; return its Python."""
     shutil.rmtree(folder, ignore_errors=True)
     venv.create(folder, with_pip=True)
     python = folder / "bin" / "python"

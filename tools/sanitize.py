@@ -54,7 +54,7 @@ def main() -> None:
         # Python is not built with the sanitizers: their runtimes have to be loaded before anything else. libstdc++ as
         # well, or AddressSanitizer does not find the function that throws exceptions.
         "LD_PRELOAD": " ".join(runtime_library(name) for name in ("libasan.so", "libubsan.so", "libstdc++.so.6")),
-        # Python itself frees some memory never; a kernel that leaks is found by a test of its own.
+        # Python itself never frees some of its memory; a kernel that leaks is found by a test of its own.
         "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=1",
         "UBSAN_OPTIONS": "print_stacktrace=1",
         "FLAWSCOPE_SANITIZED": "1",
