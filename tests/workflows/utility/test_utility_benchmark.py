@@ -148,7 +148,7 @@ def test_a_synthetic_set_that_has_changed_is_another_request(place: Place, judge
 def test_results_are_never_overwritten_and_other_folders_never_touched(
     place: Place, judged: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(ArgumentError, match=r"expected a new folder, got one with results\. Take those that are"):
+    with pytest.raises(ArgumentError, match=r"expected a new folder, got one with results\. Use the finished"):
         run_utility_benchmark(plan(place, judged))
     (tmp_path / "letter.txt").write_text("mine")
     with pytest.raises(ArgumentError, match=r"expected a new folder, got one with letter\.txt"):
