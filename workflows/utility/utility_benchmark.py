@@ -379,7 +379,7 @@ def _compare(
     deciding = clean[plan.figure]
     notes = list(data.notes)
     if len(plan.seeds) == 1:
-        notes.append("one seed: the interval knows nothing of chance in training; take three or more with --seeds")
+        notes.append("one seed: the interval does not cover chance in training; give three or more with --seeds")
     return UtilityReport(
         is_recommended=deciding.is_gain,
         verdict=_verdict(FIGURES[plan.figure], deciding),
