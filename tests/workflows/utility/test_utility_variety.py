@@ -256,9 +256,6 @@ def test_images_are_grouped_by_the_support_image_they_are_like_and_sizes_may_dif
     )
     groups = variety.defects["a"].groups
     assert [(group.support, group.pictures) for group in groups] == [("dark.png", 2), ("bright.png", 3)]
-        ("dark.png", 2),
-        ("bright.png", 3),
-    ]
     means = [group.lpips for group in groups]
     assert variety.defects["a"].ic_lpips == pytest.approx(sum(mean for mean in means if mean) / 2)
     # One image has no pair: that defect type has no figure, and is not in the mean.
