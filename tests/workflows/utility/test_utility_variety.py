@@ -100,11 +100,11 @@ def test_figures_are_given_with_the_weights_and_change_no_verdict(
     }
     spot, tint = variety.defects["spot"], variety.defects["tint"]
     assert variety.pictures == spot.pictures + tint.pictures == varied.counts["synthetic"]
-    for part in (variety, spot, tint):
-        score = part.inception_score
+    for entry in (variety, spot, tint):
+        score = entry.inception_score
         assert score is not None
-        assert 1.0 < score.mean < part.pictures
-        assert (score.deviation, score.splits, score.pictures) == (None, 1, part.pictures)
+        assert 1.0 < score.mean < entry.pictures
+        assert (score.deviation, score.splits, score.pictures) == (None, 1, entry.pictures)
     # The support set has one spot and no tint.
     assert [(group.support, group.pictures) for group in spot.groups] == [(place.spot, spot.pictures)]
     assert spot.ic_lpips == spot.groups[0].lpips
