@@ -54,11 +54,12 @@ def demo(out: Path, kinds: tuple[str, ...], method: str, seed: int, size: int, t
     click.echo(f"overview: {data / 'contact_sheet.png'}")
     figures: dict[str, Any] = {}
     config, _ = build_config(method, {"seed": seed, "resize": size})
+    # Thresholds come from normal images of the training split; test images are opened by the evaluation alone.
     for kind in chosen:
         # One detector per kind, as on a line: a single one for all of them would be another, harder task.
         plan = Plan(config, open_dataset(data, kind), out / kind, command=command)
         measured = run_pipeline(plan, bars=progress_bars).figures
-        assert measured is not None, "generated parts have defects"
+        assert measured is not None, "generated parts have defects"  # without any the evaluation would be skipped
         figures[kind] = measured
         click.echo(f"{kind:<8} image AUROC {measured.image_auroc:.4f}  report: {plan.report / 'report.html'}")
     mean = sum(entry.image_auroc for entry in figures.values()) / len(figures)

@@ -169,6 +169,7 @@ def run_pipeline(
         FlawscopeError: If a stage fails.
     """
 
+    # One function for all stages, so that each is timed and announced in the same way.
     def do(name: str, stage: Callable[[Plan, Progress], tuple[_Result, str, Sequence[str]]]) -> _Result:
         started = time.perf_counter()
         with bars() as progress:
@@ -213,6 +214,7 @@ def _check(plan: Plan, *, is_evaluated: bool) -> None:
     # The bundle is named after the category: one with a slash or `..` would lie outside the output folder.
     if Path(category).name != category:
         raise ArgumentError(f"category: expected a name without a path, got {category!r}. Rename it.")
+    # The single stages would find a file in place of a folder only when they write.
     for folder in (plan.out, plan.report):
         if folder.exists() and not folder.is_dir():
             raise ArgumentError(f"{folder}: expected a folder, got a file. Choose another name.")
@@ -220,6 +222,7 @@ def _check(plan: Plan, *, is_evaluated: bool) -> None:
     check_replaceable(plan.bundle, "manifest.json")
     if plan.sets_thresholds:
         require("scipy.stats", "scipy", "setting thresholds")
+        # Not for an earlier run: its record says whether images were held out, and `calibrate_bundle` checks that.
         split = find_part(plan.config, HeldOutSettings)
         if plan.earlier_run is None and split is not None and split.held_out == 0:
             raise ArgumentError(
@@ -244,6 +247,7 @@ def _check_earlier_run(plan: Plan, run: Run) -> None:
         )
     if plan.trains_extractor:
         return  # train_detector checks settings, images and weights against the run itself
+    # Settings that were given in vain would look as if they had been used.
     check_recorded(plan.config, run)
     if plan.resume:
         raise ArgumentError("resume: expected a training to resume, got --skip train. Leave one of them out.")
@@ -283,6 +287,7 @@ def _train(plan: Plan, progress: Progress) -> tuple[RunRecord, str, Sequence[str
 
 
 def _export(plan: Plan, progress: Progress) -> tuple[Manifest, str, Sequence[str]]:
+    # From the folder and not from memory: what is shipped is what was written.
     manifest = export_run(plan.run, plan.bundle, command=plan.command, progress=progress)
     size = sum(entry.size for entry in manifest.files.values())
     return manifest, f"{plan.bundle} ({size / 2**20:.1f} MiB)", ()
@@ -308,6 +313,7 @@ def _calibrate(plan: Plan, progress: Progress) -> tuple[Thresholds, str, Sequenc
 def _evaluate(plan: Plan, progress: Progress) -> tuple[Figures, str, Sequence[str]]:
     evaluation = evaluate_bundle(plan.bundle, plan.dataset, command=plan.command, progress=progress)
     figures = evaluation.figures
+    # Before the report: the figures are there even if writing it fails.
     write_bytes(plan.figures, msgspec.json.format(msgspec.json.encode(figures), indent=2) + b"\n")
     report = write_report(evaluation, plan.report)
     # Last: it rewrites the manifest, so a bundle names figures only if the files that show them were written.

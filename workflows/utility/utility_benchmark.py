@@ -145,6 +145,7 @@ def run_utility_benchmark(plan: UtilityPlan, progress: Progress = no_progress) -
     for module, package in (("sklearn", "scikit-learn"), ("scipy", "scipy"), ("matplotlib", "matplotlib")):
         require(module, package, "judging a synthetic set")
     _check(plan)
+    # Weights first: a wrong file is an error before an image is read.
     networks = load_networks(plan.inception, plan.lpips, plan.lpips_heads, _device(plan.config))
     encoder, source = build_backbone(plan.config.features, plan.weights)
     stages_of(encoder, plan.config.preprocessing.size)  # refuses a size it cannot take before the long parts
@@ -182,6 +183,7 @@ def _check(plan: UtilityPlan) -> None:
         raise ArgumentError("synthetic_share: expected above 0, got 0: both arms would be the same.")
     if plan.out.exists() and not plan.out.is_dir():
         raise ArgumentError(f"{plan.out}: expected a folder, got a file. Choose another name.")
+    # A folder with other files is refused: results would be mixed with something that is not of this benchmark.
     if plan.out.is_dir():
         ours = {plan.out / name for name in (_ARMS, RECORD, PLOT)}.union(_leftovers(plan))
         if foreign := sorted(path.name for path in plan.out.iterdir() if path not in ours):
@@ -235,7 +237,7 @@ def _made_from(plan: UtilityPlan, data: UtilityData, source: BackboneSource, see
         "dataset": data.dataset,
         "support set": data.support,
         "synthetic set": data.synthetic if arm == "both" else None,
-        "version of flawscope": flawscope.__version__,
+        "version of flawscope": flawscope.__version__,  # another version may train otherwise
     }
     # Through JSON, as a stored record has been: tuples become lists there, and would never be equal otherwise.
     plain: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(dependencies))
@@ -267,6 +269,7 @@ def _read_finished(
             f"{folder}: expected a result of the same request, got one of another: {name} was "
             f"{result.made_from.get(name)}, is {expected.get(name)}. Give the same, or another --out."
         )
+    # The images are the same by now (fingerprint of the dataset), so other logits are a damaged file.
     if logits.dtype != np.float32 or logits.ndim != 3 or len(logits) != len(data.samples):
         raise RunError(f"{folder}: expected float32 logits of {len(data.samples)} images. Remove the folder.")
     return _Outcome(result, logits)
@@ -286,6 +289,7 @@ def _run_arm(
     folder, config = _folder(plan, seed, arm), _config_of(plan, seed, arm)
     learned = data.learned
     if arm == "real":
+        # Without the synthetic images; both arms share the readers of all others.
         learned = type(learned)(learned.good, learned.held_back, learned.real)
     with storage_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -307,6 +311,7 @@ def _run_arm(
             threshold=_best_threshold(segmenter, config, data),
             loss=trained.losses[-1],
             validation_error=trained.error,
+            # Not in `made_from`, like the versions below: finished results may differ in both.
             seconds=round(time.perf_counter() - started, 3),
             versions=package_versions(),
         )
@@ -329,6 +334,7 @@ def _best_threshold(segmenter: Segmenter, config: SegmenterConfig, data: Utility
         maps = _maps(predict(segmenter, images, count, config.loop.batch_size), config)
         scores.append(maps.astype(np.float64).ravel())  # what f1_max takes
         labels.append(np.zeros(maps.size, np.bool_) if masks is None else masks[:count].ravel())
+    # On images that were learned from or held back, never on test images: a threshold chosen there would be too good.
     best = f1_max(np.concatenate(scores), np.concatenate(labels))
     assert best is not None  # held-back images have no defect, support images have one
     return best.threshold
@@ -376,7 +382,7 @@ def _compare(
     clean = differences["clean"]
     if plan.figure not in clean:
         raise DataError(f"{plan.figure}: expected a figure that is defined on these test images. Choose another.")
-    deciding = clean[plan.figure]
+    deciding = clean[plan.figure]  # chosen before the trainings: the best of five figures would gain too often
     notes = list(data.notes)
     if len(plan.seeds) == 1:
         notes.append("one seed: the interval does not cover chance in training; give three or more with --seeds")
@@ -410,6 +416,7 @@ def _compare(
 
 
 def _tally(plan: UtilityPlan, maps: Float32Array, truth: Truth, result: ArmResult) -> Tally:
+    # Logits, as the maps are: no sigmoid over all pixels, and no rounding to 1 that would merge the highest ones.
     thresholds = {IOU: 0.0, IOU_F1: result.threshold}  # as logits: 0 is a probability of 0.5
     return tally(maps, image_scores(maps, plan.config.top), truth, thresholds)
 

@@ -24,7 +24,7 @@ from flawscope.runtime.synthesis.generated_set import MARKER, GeneratedImage, Ge
 from flawscope.training.loop.image_batches import ImageReader
 from flawscope.training.segmentation.segmenter import Labelled, SegmenterConfig, SegmenterData
 
-_LEAST_HELD_BACK = 2
+_LEAST_HELD_BACK = 2  # a validation error, and normal pixels for the threshold of the best F1
 
 
 @dataclass(frozen=True)
@@ -109,6 +109,7 @@ def read_utility_data(
     learned = _read_learned(config, dataset, support, generated, drawn, {hashes[sample.path] for sample in held_back})
     _check_learned(config, learned, names, dataset.root, generated)
     samples = dataset.test
+    # Masks at the size of the network: figures are measured there, not on maps enlarged to every photograph.
     truth, lost_masks = _truth(samples, config.preprocessing)
     is_clean = np.array([place_of(dataset, sample.path) not in left_out for sample in samples], np.bool_)
     _check_test(dataset, truth.select(is_clean))
@@ -338,6 +339,7 @@ def _with_labels(entries: Sequence[tuple[Path, BoolArray]], spec: Preprocessing)
 
 def _truth(samples: Sequence[Sample], spec: Preprocessing) -> tuple[Truth, int]:
     """Return labels and masks of the test images at the prepared size, and how many masks became empty by it."""
+    # Empty for normal images and where there is no mask: `Truth.use` tells the two apart by the labels.
     masks = np.zeros((len(samples), *spec.size), np.bool_)
     lost_masks = 0
     for index, sample in enumerate(samples):
@@ -366,6 +368,7 @@ def _check_test(dataset: Dataset, clean: Truth) -> None:
 
 
 def _digest(texts: Iterable[str]) -> str:
+    # In the order of the files: another order of the same images trains other batches, and is another set.
     digest = hashlib.sha256()
     for text in texts:
         digest.update(f"{text}\n".encode())

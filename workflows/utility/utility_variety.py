@@ -132,6 +132,7 @@ class _Safetensors:
         self.name = str(path)
         try:
             file: Any = safetensors.safe_open(path, framework="pt")
+            # Shapes alone are read here; a tensor is read when a network asks for it.
             names = file.keys()
             self.shapes: Mapping[str, tuple[int, ...]] = {
                 name: tuple(file.get_slice(name).get_shape()) for name in names
@@ -266,6 +267,7 @@ def _defect_variety(
     score = None if probabilities is None else inception_score(probabilities)
     if network is None or not defect.support:
         return DefectVariety(pictures=len(defect.drawn), inception_score=score, ic_lpips=None, groups=(), size=None)
+    # By the synthetic images alone: support images may have another size, and are brought to this one.
     size = compared_size([read_image(path).shape[:2] for path in defect.drawn])
 
     def embed(images: npt.NDArray[Any]) -> Tensor:
@@ -277,6 +279,7 @@ def _defect_variety(
         _images(list(defect.support.values()), size, config),
         _images(defect.drawn, size, config),
         batch=_batch_of(size),
+        # Bytes, for vectors of support images; the readers of both sides have a quarter of the memory each.
         budget=config.data.memory_budget_mb * 1_000_000 // 2,
         progress=_titled(progress, f"IC-LPIPS, {name}"),
     )
@@ -297,6 +300,7 @@ def compared_size(sizes: Sequence[tuple[int, ...]]) -> tuple[int, int]:
     or up until none is below the smallest the networks take. If both are impossible, the aspect ratio changes.
     """
     counts = Counter(sizes)
+    # The size itself comes last in the key, so that a tie does not depend on the order of the images.
     height, width = max(counts, key=lambda size: (counts[size], size[0] * size[1], size))
     scale = max(min(1.0, MAX_SIDE_PX / max(height, width)), MIN_SIDE_PX / min(height, width))
     return min(MAX_SIDE_PX, round(height * scale)), min(MAX_SIDE_PX, round(width * scale))
@@ -307,6 +311,7 @@ def _images(paths: Sequence[Path], size: tuple[int, int], config: SegmenterConfi
 
 
 def _batch_of(size: tuple[int, int]) -> int:
+    # At least one: a single image above _BATCH_PIXELS is still compared.
     return max(1, min(_BATCH, _BATCH_PIXELS // (size[0] * size[1])))
 
 
