@@ -297,10 +297,10 @@ def _label(config: SegmenterConfig, folder: Path, line: GeneratedImage) -> BoolA
 
 def _by_defect(generated: Path, learned: _Learned, *, is_only_category: bool) -> dict[str, DefectImages]:
     """Return the images of every defect type that was drawn, by its name, without the category if there is only one."""
-    shown = set(learned.synthetic.paths)
+    with_label = set(learned.synthetic.paths)
     drawn: dict[tuple[str, str], list[Path]] = {}
     for line in learned.usable:
-        if (path := generated / line.image.place) in shown:
+        if (path := generated / line.image.place) in with_label:
             drawn.setdefault((line.category, line.defect), []).append(path)
     defects = {}
     for category, defect in sorted(drawn):

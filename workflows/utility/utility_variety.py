@@ -316,4 +316,4 @@ def _batch_of(size: tuple[int, int]) -> int:
 
 
 def _titled(progress: Progress, title: str) -> Progress:
-    return lambda _, done, total: progress(title, done, total)
+    return lambda _, finished, total: progress(title, finished, total)

@@ -134,7 +134,7 @@ def test_figures_are_taken_before_the_trainings(
     with pytest.raises(DataError, match="enough"):
         run_utility_benchmark(
             plan(place, tmp_path / "out", lpips=files.lpips, lpips_heads=files.heads),
-            lambda what, done, total: steps.append(what),
+            lambda step, finished, total: steps.append(step),
         )
     assert steps.index("IC-LPIPS, spot") < steps.index("training")
 
@@ -265,7 +265,7 @@ def test_images_are_grouped_by_the_support_image_they_are_like_and_sizes_may_dif
 
 
 @pytest.mark.parametrize(
-    ("sizes", "wanted"),
+    ("sizes", "expected"),
     [
         ([(96, 128)], (96, 128)),
         ([(1024, 2048)], (256, 512)),
@@ -279,10 +279,10 @@ def test_images_are_grouped_by_the_support_image_they_are_like_and_sizes_may_dif
     ],
 )
 def test_images_are_compared_at_the_commonest_size_within_limits(
-    sizes: list[tuple[int, int]], wanted: tuple[int, int]
+    sizes: list[tuple[int, int]], expected: tuple[int, int]
 ) -> None:
-    assert compared_size(sizes) == wanted
-    assert compared_size(sizes[::-1]) == wanted
+    assert compared_size(sizes) == expected
+    assert compared_size(sizes[::-1]) == expected
 
 
 # ---- Over which images ---------------------------------------------------------------------------------------------
