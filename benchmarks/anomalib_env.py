@@ -1,7 +1,7 @@
-"""Make the separate environment in which the rival of the benchmark runs.
+"""Make the separate environment for anomalib, the rival of the benchmarks.
 
-anomalib is not a dependency of flawscope and must not meet its environment: the two want different versions of the
-same libraries. So it gets a virtual environment of its own, made once and re-used while the pins stay the same.
+anomalib is no dependency of flawscope, and the two need different versions of the same libraries. So anomalib gets a
+virtual environment of its own, which is made once and used again as long as the pins stay the same.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ PINS = (
     'torch==2.15.0; python_version >= "3.11"',  # has no build for 3.10, where pip takes the newest that has
     'torchvision==0.29.2; python_version >= "3.11"',
 )
-"""What pip is asked for; the result of each run records all versions that were used."""
+"""Requirements for pip; the result of each run records all versions that were used."""
 
 DEFAULT_FOLDER = Path(__file__).resolve().parents[1] / "build" / "anomalib"
 MARKER = "flawscope-pins.txt"
 
 
 def ensure_environment(folder: Path = DEFAULT_FOLDER) -> Path:
-    """Return the Python of an environment that has anomalib, made from the package index where it is not there yet.
+    """Return the Python of an environment with anomalib, installed from the package index if it does not exist yet.
 
     Making it takes minutes and some gigabytes. The marker with the pins is written last, so an interrupted or failed
     installation is done again; an environment of other pins is replaced.
@@ -70,12 +70,12 @@ def _check_free(folder: Path) -> None:
 
 def _install(python: Path) -> None:
     command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *PINS]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        lines = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
-        # pip tells the reason in its last line that begins so; what follows are hints.
-        errors = [line for line in lines if line.startswith("ERROR:")] or lines or ["pip said nothing"]
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    if process.returncode != 0:
+        lines = [line for line in (process.stderr or process.stdout).splitlines() if line.strip()]
+        # The last line that begins so has the reason; lines after it are hints.
+        errors = [line for line in lines if line.startswith("ERROR:")] or lines or ["no output of pip"]
         raise FlawscopeError(
-            f"anomalib: expected pip to install {', '.join(PINS)}, got status {done.returncode}: {errors[-1]} "
+            f"anomalib: expected pip to install {', '.join(PINS)}, got status {process.returncode}: {errors[-1]} "
             "Check the network and the free space, or point to an environment that has anomalib."
         )

@@ -1,7 +1,7 @@
-"""Choose a detector's settings without seeing a real defect: by defects drawn on held-out normal images.
+"""Compare settings of detectors without any real defect: by defects drawn on held-out normal images.
 
-Every candidate is trained on the normal training images without the held-out ones, exported, and asked to tell the
-held-out normal images from the same images with drawn defects. Test images are not opened.
+Every candidate is trained on the normal training images without the held-out ones, exported, and measured by how well
+it separates the held-out normal images from the same images with drawn defects. Test images are not opened.
 
     python benchmarks/choose_configuration.py --data CATEGORY_FOLDER --weights FILE --config FILE.yml --out FILE.json
 """
@@ -58,12 +58,14 @@ def measure(
     subprocess.run(export, check=True, stdout=subprocess.DEVNULL)
     hashes = set(json.loads((folder / "run" / "run.json").read_text())["held_out"])
     dataset = open_dataset(options.data)
+    # The split that `train` makes with the same seed; its size is compared with that of the run below.
     _, held_out = split_held_out(dataset.train_good, seed=options.seed)
     scores, labels, kinds, maps, masks = [], [], [], [], []
     with Inspector.load(bundle, "cpu") as inspector:
         for index, sample in enumerate(held_out):
             image = read_image(sample.path)
             images = [("good", image, np.zeros(image.shape[:2], bool))]
+            # A generator for each drawing: a shape that is added at the end leaves all others as they are.
             images += [
                 (name, *draw_defect(image, name, np.random.default_rng([options.seed, index, place])))
                 for place, name in enumerate(SHAPES)
@@ -87,7 +89,7 @@ def measure(
 
 
 def main() -> None:
-    """Measure every candidate and write the table."""
+    """Measure every candidate; the results are written anew after each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="category folder")
     parser.add_argument("--weights", type=Path, required=True, help="safetensors file of the backbone")

@@ -1,6 +1,6 @@
-"""Defects drawn on normal images of any part, for choices that must not see real ones.
+"""Simple drawn defects on normal images of any part, to compare settings without real defects.
 
-They are not meant to look real; they are meant to vary in size, shape and contrast.
+They need not look real; they vary in size, shape and contrast.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ SHAPES: dict[str, Callable[[np.random.Generator, tuple[int, int]], Field]] = {
     "patch": _patch,
 }
 _CONTRAST = {"crack": (20.0, 60.0), "scratch": (15.0, 50.0), "hole": (20.0, 70.0), "patch": (8.0, 30.0)}
-"""Grey levels of change: from hardly visible to plain."""
+"""Change in grey levels of 8 bit: from hardly visible to clear."""
 
 
 def draw_defect(image: UInt8Array, name: str, rng: np.random.Generator) -> tuple[UInt8Array, BoolArray]:
@@ -70,4 +70,5 @@ def draw_defect(image: UInt8Array, name: str, rng: np.random.Generator) -> tuple
     sign = -1.0 if rng.random() < 0.75 else 1.0  # cracks, holes and stains are mostly darker than the part
     change = sign * rng.uniform(*_CONTRAST[name]) * cover[:, :, None]
     drawn = np.clip(image + change, 0, 255).astype(np.uint8)
+    # int16: a difference of uint8 would wrap around. Below 3 grey levels nothing can be seen, so it is no defect.
     return drawn, np.abs(drawn.astype(np.int16) - image).max(axis=2) >= 3

@@ -1,8 +1,8 @@
-"""flawscope beside anomalib: the same images, backbone, weights, stages, size and bank size, in one run.
+"""Compare flawscope with anomalib: the same images, backbone, weights, stages, size and bank size, in one run.
 
 For every method and seed both systems are trained and tested in turn, each in a process of its own. Both learn from
-all normal training images (flawscope's held-out share is set to 0), test every image alone on the CPU, and are judged
-by the same metric code on the scores and maps they gave. flawscope is measured on its exported bundle.
+all normal training images (flawscope's held-out share is set to 0) and test every image alone on the CPU. The same
+metric code measures the scores and maps of both. flawscope is measured on its exported bundle.
 
     python benchmarks/end_to_end.py --data CATEGORY_FOLDER --weights FILE [options] --out results/NAME.json
 
@@ -49,20 +49,22 @@ def run_measured(command: list[str]) -> tuple[float, float]:
     """
     started = time.perf_counter()
     process = subprocess.Popen(command)
+    # wait4 gives the peak of this child; RUSAGE_CHILDREN has the largest of all children that ended before.
     _, status, usage = os.wait4(process.pid, 0)
     if status != 0:
         raise SystemExit(f"failed with status {os.waitstatus_to_exitcode(status)}: {' '.join(command)}")
     return time.perf_counter() - started, usage.ru_maxrss / 1024
 
 
-def judge(
+def measure_accuracy(
     dataset: Dataset, size: int, scores: npt.NDArray[np.float32], maps: npt.NDArray[np.float32]
 ) -> dict[str, float | None]:
     """Return the accuracy figures of scores [N] and maps [N, H, W] in the order of `dataset.test`."""
     spec = Preprocessing(resize=(size, size))
     labels = np.array([sample.is_anomalous for sample in dataset.test])
-    read = [sample.read_mask() for sample in dataset.test]
-    masks = stack_masks([None if mask is None else prepare_mask(mask, spec) for mask in read], spec.size)
+    full_size = [sample.read_mask() for sample in dataset.test]
+    masks = stack_masks([None if mask is None else prepare_mask(mask, spec) for mask in full_size], spec.size)
+    # Anomalous images without pixel truth would count as normal pixels.
     use = ~labels | masks.any(axis=(1, 2))
     ranking = rank_pixels(np.ascontiguousarray(maps), masks, use)
     return {
@@ -90,7 +92,8 @@ def run_flawscope(options: argparse.Namespace, method: str, seed: int, work: Pat
         settings |= {"epochs": str(options.epochs), "validation": str(options.validation)}
     else:
         grid = options.size // 2 ** (int(stages_of(options, method).split(",")[0]) + 1)
-        settings["coreset"] = str(int(images * grid * grid * options.coreset))  # rows, as many as the rival keeps
+        # Rows and not the share: as many as the rival keeps, which rounds down.
+        settings["coreset"] = str(int(images * grid * grid * options.coreset))
     command = [sys.executable, "-m", "flawscope", "train", method, "--data", str(options.data)]
     command += ["--backbone", options.backbone, "--weights", str(options.weights), "--image-size", str(options.size)]
     command += ["--seed", str(seed), "--out", str(run)]
@@ -114,7 +117,7 @@ def run_flawscope(options: argparse.Namespace, method: str, seed: int, work: Pat
         "system": "flawscope",
         "method": method,
         "seed": seed,
-        **judge(dataset, options.size, scores, maps),
+        **measure_accuracy(dataset, options.size, scores, maps),
         "train_s": train_s,
         "train_parts_s": record["seconds"],
         "export_s": export_s,
@@ -135,22 +138,23 @@ def run_rival(options: argparse.Namespace, python: Path, method: str, seed: int,
     command += ["--backbone", options.backbone, "--weights", str(options.weights), "--size", str(options.size)]
     command += ["--backbone-options", options.backbone_options, "--mean", str(options.mean), "--std", str(options.std)]
     command += ["--stages", stages_of(options, method), "--seed", str(seed), "--out", str(out)]
-    own = {
+    method_options = {
         "padim": ["--channels", str(options.channels)],
         "patchcore": ["--coreset", str(options.coreset)],
         "stfpm": ["--epochs", str(options.epochs)],
     }
-    command += own[method]
+    command += method_options[method]
     train_and_test_s, _ = run_measured(command)
     result = json.loads((out / "result.json").read_text())
     tensors = safetensors.numpy.load_file(out / "scores.safetensors")
     order = {name: index for index, name in enumerate(json.loads((out / "images.json").read_text()))}
+    # The rival sorts its images by path: rows are brought to the order of our samples.
     rows = [order[sample.path.relative_to(dataset.root).as_posix()] for sample in dataset.test]
     return {
         "system": "anomalib",
         "method": method,
         "seed": seed,
-        **judge(dataset, options.size, tensors["score"][rows], tensors["anomaly_map"][rows]),
+        **measure_accuracy(dataset, options.size, tensors["score"][rows], tensors["anomaly_map"][rows]),
         "train_s": result["train_s"]["total"],
         "train_parts_s": result["train_s"],
         "process_s": train_and_test_s,
@@ -228,8 +232,8 @@ def main() -> None:
                     else:
                         run = run_rival(options, python, method, seed, Path(folder))
                 runs.append(run)
-                shown = ", ".join(f"{name} {run[name]:.4g}" for name in FIGURES if run[name] is not None)
-                print(f"{system} {method} seed {seed}: {shown}", flush=True)
+                figures = ", ".join(f"{name} {run[name]:.4g}" for name in FIGURES if run[name] is not None)
+                print(f"{system} {method} seed {seed}: {figures}", flush=True)
                 write_results(options, runs)
     for row in summarise(runs):
         change = f"{row['difference']:+.4f}" if "difference" in row else f"x{row['ratio']:.3f}"
@@ -238,10 +242,10 @@ def main() -> None:
 
 
 def settings_of(options: argparse.Namespace) -> dict[str, str]:
-    """Return what decides the figures, for the record and for --resume."""
-    left_out = ("out", "rival_python", "resume", "methods", "seeds")
+    """Return the options that decide the figures, for the record and for --resume."""
+    without = ("out", "rival_python", "resume", "methods", "seeds")
     names = {"data": options.data.name, "weights": options.weights.name}
-    return {key: str(value) for key, value in vars(options).items() if key not in left_out} | names
+    return {key: str(value) for key, value in vars(options).items() if key not in without} | names
 
 
 def earlier_runs(options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -273,7 +277,7 @@ def write_results(options: argparse.Namespace, runs: list[dict[str, Any]]) -> No
 
 
 def without_folders(text: str) -> str:
-    """Cut absolute paths to their last name: where things lie on a machine is nobody's business."""
+    """Cut absolute paths to their last part: results are published, folders of a machine are not."""
     return re.sub(r"(?<=[\s\"=])(?:/[\w.@+-]+)+/([\w.@+-]+)", r"\1", text)
 
 

@@ -1,12 +1,12 @@
-"""The native kernels beside faiss, torch, NumPy and anomalib on the CPU, in one run, and whether the targets are met.
+"""Compare the native kernels with faiss, torch, NumPy and anomalib on the CPU, in one run, and check the targets.
 
     python benchmarks/kernels.py [--quick] [--only PART] [--out FILE] [--anomalib-python PATH]
 
-Needs faiss-cpu and threadpoolctl beside flawscope's own packages, and anomalib in an environment of its own, which is
-made where it is not given. The result is written anew after every part; with --only, the parts that --out already has
-are kept if settings, versions, kernels and machine are the same. --quick runs every part on its smallest shape, to see
-that it works: its figures say nothing, anomalib takes part only where --anomalib-python is given, and without --out
-nothing is written. See README.md beside this file for the method.
+Needs faiss-cpu and threadpoolctl besides flawscope's own packages, and anomalib in an environment of its own, which is
+made if it is not given. The result is written anew after every part; with --only, the other parts in --out are kept if
+settings, versions, kernels and machine are the same. --quick runs every part on its smallest shape, as a test of the
+scripts: its figures mean nothing, anomalib takes part only with --anomalib-python, and without --out nothing is
+written. The method is described in README.md beside this file.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def check_installation(options: argparse.Namespace) -> None:
-    """Raise ArgumentError unless what is measured, and what it is measured against, is there."""
+    """Raise ArgumentError unless compiled kernels and all rivals are installed."""
     missing = []
     for module, package in RIVALS.items():
         try:
@@ -105,20 +105,20 @@ def sgemm_gflops(size: int = SGEMM_SIZE) -> float:
 
 
 def settings_of(options: argparse.Namespace, threads: int) -> dict[str, Any]:
-    """Return what decides the figures."""
+    """Return the settings that decide the figures."""
     data = f"{kernels_measure.CENTRES} centres N(0, 1) + N(0, {kernels_measure.NOISE}²), ReLU; gaussian: N(0, 1)"
     return {"quick": options.quick, "seed": SEED, "threads": threads, "data": data}
 
 
 def versions() -> dict[str, str]:
     """Return the versions of all packages, and first digits of the SHA-256 of the compiled files."""
-    found = package_versions() | {package: version(package) for package in RIVALS.values()}
+    packages = package_versions() | {package: version(package) for package in RIVALS.values()}
     compiled = sorted(Path(native.MODULE.__file__).parent.glob("*.so"))  # the module and the library that it loads
-    return found | {"kernels": " ".join(sha256_file(path)[:12] for path in compiled)}
+    return packages | {"kernels": " ".join(sha256_file(path)[:12] for path in compiled)}
 
 
 def machine() -> dict[str, Any]:
-    """Return what must be the same for two parts to stand in one result."""
+    """Return the properties of the machine that must be the same for two parts of one result."""
     return {
         "cpu": cpu_name(),
         "cores": os.cpu_count(),
@@ -191,7 +191,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def say(line: str) -> None:
-    """Tell what is done; the tables on stdout come at the end."""
+    """Print progress on stderr: the tables alone go to stdout."""
     print(line, file=sys.stderr, flush=True)
 
 

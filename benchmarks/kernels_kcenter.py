@@ -1,4 +1,4 @@
-"""Part `kcenter` of the kernel benchmark: greedy selection beside anomalib's and plain loops, and time against n."""
+"""Part `kcenter` of the kernel benchmark: greedy selection against anomalib and plain loops, and time against n."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from flawscope.errors import FlawscopeError
 
 ANOMALIB_RATIO, LOOP_RATIO = 30.0, 5.0
 RADIUS_TOLERANCE = 0.02
-"""Two greedy selections part where two rows are equally far up to rounding; their radii stay close."""
+"""Two greedy selections diverge if two rows are equally far up to rounding; their radii stay close."""
 
 
 def shapes(quick: bool) -> list[tuple[int, int, int]]:
@@ -40,7 +40,7 @@ def first_row(rows: int, seed: int) -> int:
 
 
 def select(features: Float32Array, count: int, first: int, threads: int) -> tuple[Int64Array, int]:
-    """Return our selection from a given first row, and how many distances were computed for it."""
+    """Return our selection from a given first row, and the number of distances that it computed."""
     chosen = np.empty(count, np.int64)
     return chosen, native.MODULE.kcenter_greedy(features, count, first, threads, None, chosen)
 
@@ -84,7 +84,7 @@ def torch_loop(features: Float32Array, count: int, first: int) -> Int64Array:
 
 
 def radius(features: Float32Array, chosen: Int64Array, threads: int) -> float:
-    """Return the largest distance of a row to its nearest centre: what the selection makes small."""
+    """Return the covering radius, the largest distance of a row to its nearest centre: what the selection minimises."""
     squared, _ = nearest(features, np.ascontiguousarray(features[chosen]), 1, threads=threads)
     return float(np.sqrt(squared.max()))
 
@@ -92,7 +92,7 @@ def radius(features: Float32Array, chosen: Int64Array, threads: int) -> float:
 def run_anomalib(
     python: Path, features: Float32Array, count: int, seed: int, threads: int, rounds: int
 ) -> dict[str, Any]:
-    """Return what kernels_rival.py measured in anomalib's environment.
+    """Return the measurement of kernels_rival.py in anomalib's environment.
 
     Raises:
         FlawscopeError: If it fails.
@@ -104,10 +104,10 @@ def run_anomalib(
         command += ["--features", str(file), "--count", str(count), "--seed", str(seed), "--threads", str(threads)]
         command += ["--rounds", str(rounds), "--out", str(out)]
         rest()
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            lines = done.stderr.strip().splitlines() or ["it said nothing"]
-            raise FlawscopeError(f"{python}: expected a selection, got status {done.returncode}: {lines[-1]}")
+        process = subprocess.run(command, capture_output=True, text=True, check=False)
+        if process.returncode != 0:
+            lines = process.stderr.strip().splitlines() or ["no output"]
+            raise FlawscopeError(f"{python}: expected a selection, got status {process.returncode}: {lines[-1]}")
         return dict(json.loads(out.read_text()))
 
 
@@ -130,20 +130,20 @@ def compare(
     chosen = {name: call() for name, call in calls.items()}
     timings = race(calls, seconds, least=3)
     ours, computed = select(features, count, first, threads)
-    same = {name: float((found == ours).mean()) for name, found in chosen.items()}
-    radii = {name: radius(features, found, threads) for name, found in chosen.items()}
+    same = {name: float((selection == ours).mean()) for name, selection in chosen.items()}
+    radii = {name: radius(features, selection, threads) for name, selection in chosen.items()}
     versions: dict[str, str] = {}
     projected_channels = None
     if anomalib is not None:
         result = run_anomalib(anomalib, features, count, seed, threads, rounds)
         versions, projected_channels = result["versions"], result["shipped"]["channels"]
         for variant in ("shipped", "unprojected"):
-            name, found = f"anomalib_{variant}", np.array(result[variant]["chosen"])
+            name, selection = f"anomalib_{variant}", np.array(result[variant]["chosen"])
             timings[name] = summary([[value] for value in result[variant]["seconds"]])
-            radii[name] = radius(features, found, threads)
+            radii[name] = radius(features, selection, threads)
             # It draws its first row itself: ours is compared from the same one.
-            same[name] = float((found == select(features, count, int(found[0]), threads)[0]).mean())
-    # anomalib starts from another row, and its projection chooses in another space: its radii are only shown.
+            same[name] = float((selection == select(features, count, int(selection[0]), threads)[0]).mean())
+    # anomalib starts from another row, and selects in another space after its projection: its radii are only shown.
     for name in ("numpy", "torch"):
         if abs(radii[name] / radii["flawscope"] - 1) > RADIUS_TOLERANCE:
             raise FlawscopeError(
@@ -171,10 +171,12 @@ def grow(shape: tuple[int, int, int], kind: str, seed: int, threads: int) -> dic
     """Return the row of one selection of the table of time against n; large ones are timed once."""
     rows, channels, count = shape
     features = patches(kind, rows, channels, seed)
-    first, found, times, elsewhere = first_row(rows, seed), {"computed": 0}, [], Elsewhere()
+    first, times, elsewhere = first_row(rows, seed), [], Elsewhere()
+    computed = 0
 
     def once() -> None:
-        found["computed"] = select(features, count, first, threads)[1]
+        nonlocal computed
+        computed = select(features, count, first, threads)[1]
 
     while len(times) < 3 and sum(times) < 3:
         rest()
@@ -185,9 +187,9 @@ def grow(shape: tuple[int, int, int], kind: str, seed: int, threads: int) -> dic
         "count": count,
         "data": kind,
         "timing": summary([[value] for value in times]),
-        "share_computed": found["computed"] / (rows * count),
+        "share_computed": computed / (rows * count),
         "share_of_cores_elsewhere": elsewhere.share(),
-        "computed_gflops": 2e-9 * channels * found["computed"] / float(np.median(times)),
+        "computed_gflops": 2e-9 * channels * computed / float(np.median(times)),
     }
 
 

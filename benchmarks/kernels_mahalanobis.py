@@ -1,4 +1,4 @@
-"""Part `mahalanobis` of the kernel benchmark: bytes of matrices per second beside the bandwidth of a copy."""
+"""Part `mahalanobis` of the kernel benchmark: bytes of matrices per second against the bandwidth of a copy."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def matrices(positions: int, channels: int, factor: str, seed: int) -> Float32Ar
     diagonal = np.arange(channels)
     for matrix in whitening:
         generator.standard_normal(out=matrix, dtype=np.float32)
-        matrix /= np.float32(channels)
+        matrix /= np.float32(channels)  # well conditioned with the ones on the diagonal, at any number of channels
         if factor == "triangular":
             matrix[:] = np.triu(matrix)
         matrix[diagonal, diagonal] += 1
@@ -56,6 +56,7 @@ def measure_shape(
         features = generator.standard_normal((batch, positions, channels), dtype=np.float32)
         x = torch.from_numpy(features)
 
+        # `x` as a default: a closure would see the batch of the last turn of this loop.
         def bmm(x: Any = x) -> Any:
             white = torch.bmm((x - torch_mean).transpose(0, 1), torch_whitening)
             return white.square().sum(2).T
@@ -92,6 +93,7 @@ def describe(
     size = 4 * positions * channels**2
     copy, read = fastest(timings, "copy"), fastest(timings, "read")
     ours = timings["flawscope"]["median_s"]
+    # A copy moves every byte twice, once read and once written.
     copy_rate, read_rate = 2 * size / timings[copy]["median_s"], size / timings[read]["median_s"]
     for name, timing in timings.items():
         timing["gbytes_per_s"] = (2 if name.startswith("copy") else 1) * 1e-9 * size / timing["median_s"]
@@ -126,16 +128,17 @@ def measure(quick: bool, seed: int, threads: int, say: Callable[[str], None]) ->
 
 
 def targets(part: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the targets of this part; the stricter count of the bytes beside the one of the definition."""
+    """Return the targets of this part, with the bytes of [P, D, D] and, stricter, with the bytes really read."""
     figures = (
         ("share_of_copy", "copy bandwidth, [P, D, D]", COPY_SHARE),
         ("share_of_copy_bytes_read", "copy bandwidth, bytes read", COPY_SHARE),
         ("share_of_read_bytes_read", "read bandwidth, bytes read", None),
     )
-    found = []
+    results = []
     for batch in BATCHES:
         rows = [row for row in part["rows"] if row["batch"] == batch]
-        for figure, what, required in figures:
+        for figure, reference_rate, required in figures:
             values = {f"P {row['P']}, D {row['D']}, {row['factor']}": row[figure] for row in rows}
-            found += present(target(f"mahalanobis batch {batch}: share of the {what}", required, values))
-    return found
+            claim = f"mahalanobis batch {batch}: share of the {reference_rate}"
+            results += present(target(claim, required, values))
+    return results

@@ -1,4 +1,4 @@
-"""What the parts of the kernel benchmark share: data, turns, timings, bandwidths and targets."""
+"""Shared by the parts of the kernel benchmark: data, turns, timings, bandwidths and targets."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from flawscope.arrays import Float32Array
 DATA = ("clustered", "gaussian")
 CENTRES, NOISE = 64, 0.5
 GENERATED_ROWS = 4096
-"""Rows made at a time: what is made must not leave a peak in the memory of a process whose peak is measured."""
+"""Rows generated at a time: generating must not raise the peak of a process whose peak memory is measured."""
 
 SHORT_S, WARM_S, TURN_S = 0.05, 0.02, 0.06
-"""A call is short below the first; then it is made untimed for the second and timed for the third."""
+"""A call shorter than the first is repeated untimed for the second time and timed for the third."""
 
 STAT = Path("/proc/stat")
 
 QUIET_SLICE_S, QUIET_SLICES, LONGEST_REST_S = 0.01, 2, 1.0
-"""The system adds up the time of a running thread once per tick, 4 ms or 10 ms: one quiet slice may be chance."""
+"""Linux adds up the time of a running thread once per tick, 4 ms or 10 ms: a single quiet slice may be chance."""
 
 
 def patches(kind: str, count: int, channels: int, seed: int, stream: int = 0) -> Float32Array:
@@ -56,9 +56,9 @@ def patches(kind: str, count: int, channels: int, seed: int, stream: int = 0) ->
 
 
 def rest() -> None:
-    """Sleep until no thread of this process works any more.
+    """Sleep until no thread of this process is running any more.
 
-    Worker threads of OpenMP and OpenBLAS spin for a while after a call, in the hope of another one, and would take the
+    Worker threads of OpenMP and OpenBLAS spin for a while after a call, waiting for another one, and would take the
     cores from the next contestant.
     """
     limit, quiet = time.perf_counter() + LONGEST_REST_S, 0
@@ -96,21 +96,23 @@ def calls_for(call: Callable[[], Any], seconds: float) -> list[float]:
 
 
 class Elsewhere:
-    """How busy other processes kept the cores since this was made: what disturbs a figure."""
+    """Share of the cores that other processes used since this object was made: they disturb the figures."""
 
     def __init__(self) -> None:
-        self._busy, self._own, self._started = _busy_s(), _own_s(), time.perf_counter()
+        self._all_s, self._our_s, self._started = _all_s(), _our_s(), time.perf_counter()
 
     def share(self) -> float | None:
         """Return the share of all cores that other processes had, or None where the system does not tell."""
-        busy = _busy_s()
-        if busy is None or self._busy is None:
+        all_s = _all_s()
+        if all_s is None or self._all_s is None:
             return None
-        others = (busy - self._busy) - (_own_s() - self._own)
-        return max(0.0, others / (time.perf_counter() - self._started) / (os.cpu_count() or 1))
+        other_s = (all_s - self._all_s) - (_our_s() - self._our_s)
+        # Both counters move in ticks, so the difference may come out slightly negative.
+        return max(0.0, other_s / (time.perf_counter() - self._started) / (os.cpu_count() or 1))
 
 
-def _busy_s() -> float | None:
+def _all_s() -> float | None:
+    """Return the processor time of all processes so far, or None where /proc/stat does not tell."""
     try:
         user, nice, system, _, _, irq, soft_irq, steal = map(int, STAT.read_text().split("\n")[0].split()[1:9])
     except (OSError, ValueError):
@@ -118,8 +120,9 @@ def _busy_s() -> float | None:
     return (user + nice + system + irq + soft_irq + steal) / os.sysconf("SC_CLK_TCK")
 
 
-def _own_s() -> float:
-    times = os.times()  # of children, those that have ended
+def _our_s() -> float:
+    """Return the processor time of this process and of its children; children count once they have ended."""
+    times = os.times()
     return times.user + times.system + times.children_user + times.children_system
 
 
@@ -132,10 +135,10 @@ def race(
     """Time contestants in turn, round after round.
 
     Args:
-        contestants: Name -> what is timed.
-        seconds: Rounds go on for so long, and there are at most 15 of them.
-        least: Rounds that are made in any case.
-        expected_s: What one call of each takes, where each was called before; otherwise each is called once first.
+        contestants: Name -> call that is timed.
+        seconds: Time after which no new round begins; there are at most 15 rounds.
+        least: Number of rounds that run in any case.
+        expected_s: Time of one call of each, if they were called before; otherwise each is called once first.
 
     Returns:
         Name -> median and interquartile range over rounds of the median call of a turn, rounds, calls.
@@ -144,12 +147,13 @@ def race(
         expected_s = {name: clock(call) for name, call in contestants.items()}
     turns: dict[str, list[list[float]]] = {name: [] for name in contestants}
     started = time.perf_counter()
-    for done in range(15):
-        if done >= least and time.perf_counter() - started >= seconds:
+    # In turn, and not one after the other: a change of clocks or load meets all contestants alike.
+    for finished in range(15):
+        if finished >= least and time.perf_counter() - started >= seconds:
             break
         for name, call in contestants.items():
             turns[name].append(turn(call, expected_s[name]))
-    return {name: summary(of_one) for name, of_one in turns.items()}
+    return {name: summary(its_turns) for name, its_turns in turns.items()}
 
 
 def summary(turns: list[list[float]]) -> dict[str, Any]:
@@ -212,11 +216,11 @@ def fastest(timings: Mapping[str, Mapping[str, Any]], prefix: str) -> str:
 
 
 def target(claim: str, required: float | None, values: Mapping[str, float], unit: str = "") -> dict[str, Any] | None:
-    """Return whether a figure is reached in every case, or None where there is no case.
+    """Return whether a target is met in every case, or None if there is no case.
 
     Args:
-        claim: What is compared, in words.
-        required: The figure: at least so much, or at most where `unit` is `MB`. None: the figure is only shown.
+        claim: The comparison in words.
+        required: Least value, or largest where `unit` is `MB`. None: the figure is only shown.
         values: Case -> figure.
         unit: `MB` for memory, otherwise a ratio.
     """
@@ -243,4 +247,4 @@ def target(claim: str, required: float | None, values: Mapping[str, float], unit
 
 def present(*targets: dict[str, Any] | None) -> list[dict[str, Any]]:
     """Return the targets that have cases."""
-    return [one for one in targets if one is not None]
+    return [entry for entry in targets if entry is not None]

@@ -1,6 +1,6 @@
-"""Part `memory` of the kernel benchmark: what `nearest` takes beside its inputs and outputs.
+"""Part `memory` of the kernel benchmark: memory of `nearest` besides its inputs and outputs.
 
-Every case is a process of its own: this file run as a script prints what it measured as JSON.
+Every case is a process of its own: run as a script, this file measures one case and prints it as JSON.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def cases(quick: bool) -> list[dict[str, Any]]:
 
 
 def status_kb(name: str) -> int:
-    """Return a line of this process's status in KiB."""
+    """Return a value in KiB from /proc/self/status."""
     for line in STATUS.read_text().splitlines():
         if line.startswith(name + ":"):
             return int(line.split()[1])
@@ -43,13 +43,13 @@ def status_kb(name: str) -> int:
 
 
 def begin_peak() -> tuple[int, Callable[[], int], str]:
-    """Return the resident bytes now, what returns the peak from now on, and how it is measured."""
-    # What was freed but not given back would hide as much of what comes.
+    """Return the resident bytes now, a function for the peak in bytes from now on, and how that is measured."""
+    # Memory that was freed but not returned to the system would hide as much of the growth.
     ctypes.CDLL(None).malloc_trim(0)
     try:
         CLEAR.write_text("5")
     except OSError:
-        # Never reset: the peak may be an earlier one, so the growth is at most what comes out.
+        # This peak cannot be reset and may be an earlier one: the growth is an upper bound.
         return status_kb("VmRSS") * 1024, lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, "ru_maxrss"
     return status_kb("VmRSS") * 1024, lambda: status_kb("VmHWM") * 1024, "VmHWM, reset before"
 
@@ -79,15 +79,15 @@ def measure_case(case: dict[str, Any], seed: int, threads: int) -> dict[str, Any
     Raises:
         FlawscopeError: If the process fails.
     """
-    given = case | {"seed": seed, "threads": threads}
+    options = case | {"seed": seed, "threads": threads}
     command = [sys.executable, str(Path(__file__).resolve())]
-    command += [text for name, value in given.items() for text in (f"--{name}", str(value))]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        lines = done.stderr.strip().splitlines() or ["it said nothing"]
-        raise FlawscopeError(f"memory, {case}: expected a result, got status {done.returncode}: {lines[-1]}")
+    command += [text for name, value in options.items() for text in (f"--{name}", str(value))]
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    if process.returncode != 0:
+        lines = process.stderr.strip().splitlines() or ["no output"]
+        raise FlawscopeError(f"memory, {case}: expected a result, got status {process.returncode}: {lines[-1]}")
     names = {"rows": "M", "queries": "N", "channels": "D", "neighbours": "k"}
-    return {names.get(name, name): value for name, value in case.items()} | json.loads(done.stdout)
+    return {names.get(name, name): value for name, value in case.items()} | json.loads(process.stdout)
 
 
 def measure(quick: bool, seed: int, threads: int, say: Callable[[str], None]) -> dict[str, Any]:

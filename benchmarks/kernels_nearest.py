@@ -1,4 +1,4 @@
-"""Part `nearest` of the kernel benchmark: ours, faiss, torch and the product alone, in turn on every shape."""
+"""Part `nearest` of the kernel benchmark: our search, faiss, torch and the matrix product alone, on every shape."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TOLERANCE = 2e-6
 
 CDIST_ELEMENTS, CDIST_PRODUCTS = 1 << 28, 10**11
 NINE_QUERIES = 1 << 27
-"""k = 9 is left out where N·M is larger: the run would be much longer, and the smaller shapes tell."""
+"""k = 9 is left out where N·M is larger: the run would be much longer, and smaller shapes show the same."""
 
 LONG_ROUND_S = 4.0
 VARIANTS = (
@@ -31,7 +31,7 @@ VARIANTS = (
     ("unscreened", 9, ", no screen"),
     ("independent", 9, ", independent rows"),
 )
-"""Ours, k, and what the claims say of it."""
+"""Our contestant, k, and its name in the claims."""
 
 RERANKED = {"float16": 4, "int8": 8}
 
@@ -51,15 +51,15 @@ def storage_shapes(quick: bool) -> list[tuple[int, int, int]]:
 
 
 class Contestants:
-    """Everything that runs on one shape; packing, indexing and norms are done before.
+    """All contestants on one shape. Packing, indexing and norms are computed before, outside the timing.
 
-    The int8 screen of a bank pays only as far as the data let it prove its answers, so the bank runs without it as well
-    (`unscreened`), and with it on rows without structure (`independent`). For the rivals all data are alike.
+    How much the int8 screen of a bank saves depends on the data, so the bank also runs without it (`unscreened`), and
+    with it on rows without structure (`independent`). The time of the rivals does not depend on the data.
 
     Attributes:
-        calls: Name (with `/k`) -> what is timed.
-        banks: Those of our own banks that may have a screen, by name with `/k`: what a bank has seen so far decides
-            whether it goes on using its screen, so every k has its own.
+        calls: Name (with `/k`) -> call that is timed.
+        banks: Our banks that may have a screen, by name with `/k`. One for each k: a bank stops using its screen when
+            too many of its queries had no proof.
     """
 
     def __init__(self, shape: tuple[int, int, int], seed: int, threads: int) -> None:
@@ -69,16 +69,16 @@ class Contestants:
         count, size, channels = shape
         queries = patches("clustered", count, channels, seed, stream=1)
         rows = patches("clustered", size, channels, seed)
-        others = patches("gaussian", count, channels, seed, stream=1)
+        gaussian_queries = patches("gaussian", count, channels, seed, stream=1)
         unstructured = patches("gaussian", size, channels, seed)
         unscreened = Bank(rows, screen=False, threads=threads)
         self.banks: dict[str, Bank] = {}
         index = faiss.IndexFlatL2(channels)
         index.add(rows)
-        # Filled, so that no contestant meets pages that were never touched.
+        # Written to, so that no contestant pays for pages that were never touched.
         product = np.zeros((count, size), np.float32)
         q, transposed = torch.from_numpy(queries), torch.from_numpy(rows).T
-        norms, kept = torch.from_numpy(np.einsum("md,md->m", rows, rows)), torch.from_numpy(product)
+        norms, buffer = torch.from_numpy(np.einsum("md,md->m", rows, rows)), torch.from_numpy(product)
         self._query_norms = np.einsum("nd,nd->n", queries, queries)[:, None]
         self._scale = float((np.sqrt(self._query_norms.max()) + norms.max().sqrt().item()) ** 2)
 
@@ -94,13 +94,13 @@ class Contestants:
                 f"rows/{k}": lambda k=k: nearest(queries, rows, k, threads=threads),
                 f"faiss/{k}": lambda k=k: index.search(queries, k),
                 f"unscreened/{k}": lambda k=k: unscreened.nearest(queries, k, threads=threads),
-                f"independent/{k}": lambda k=k, bank=independent: bank.nearest(others, k, threads=threads),
+                f"independent/{k}": lambda k=k, bank=independent: bank.nearest(gaussian_queries, k, threads=threads),
             }
         self.calls["torch/1"] = lambda: distances().amin(1)
-        self.calls["torch_kept/1"] = lambda: distances(kept).amin(1)
+        self.calls["torch_kept/1"] = lambda: distances(buffer).amin(1)
         if "bank/9" in self.calls:
             self.calls["torch/9"] = lambda: distances().topk(9, 1, largest=False)
-            self.calls["torch_kept/9"] = lambda: distances(kept).topk(9, 1, largest=False)
+            self.calls["torch_kept/9"] = lambda: distances(buffer).topk(9, 1, largest=False)
         if count * size < CDIST_ELEMENTS and count * size * channels <= CDIST_PRODUCTS:
             stacked = transposed.T
             self.calls["cdist/1"] = lambda: torch.cdist(q, stacked).amin(1)
@@ -110,16 +110,17 @@ class Contestants:
         """Return how far a contestant's squared distances are from ours, in units of (‖q‖ + ‖m‖)²."""
         system, _, k = name.partition("/")
         if system in ("bank", "rows", "unscreened", "faiss"):
-            found = result[0]
+            squared = result[0]
         else:
             values = result.numpy() if k == "1" else result.values.numpy()
             values = values.reshape(len(ours), int(k))
-            found = values**2 if system == "cdist" else values + self._query_norms
-        return float(np.abs(found - ours).max()) / self._scale
+            # torch leaves out the queries' norms, which change no order; cdist returns roots.
+            squared = values**2 if system == "cdist" else values + self._query_norms
+        return float(np.abs(squared - ours).max()) / self._scale
 
 
 def first_round(contestants: Contestants) -> tuple[dict[str, float], dict[str, float]]:
-    """Call every contestant once, as a warm-up, and compare what it found with ours.
+    """Call every contestant once, as a warm-up, and compare its distances with ours.
 
     Returns:
         Name -> seconds; name -> largest error.
@@ -136,7 +137,7 @@ def first_round(contestants: Contestants) -> tuple[dict[str, float], dict[str, f
         result = call()
         seconds[name] = time.perf_counter() - started
         if name.startswith(("sgemm", "independent")):
-            continue  # no distances, and other ones
+            continue  # a product has no distances, and independent rows have other ones
         k = name.partition("/")[2]
         ours.setdefault(k, result[0])  # `bank` is the first
         errors[name] = contestants.largest_error(name, result, ours[k])
@@ -165,20 +166,20 @@ def measure_shape(
         names = [name for name in timings if name.endswith(f"/{k}")]
         if not names:
             continue
-        found = {name.partition("/")[0]: timings[name] for name in names}
-        found |= {name: timings[name] for name in timings if name.startswith("sgemm")}
-        for timing in found.values():
+        of_k = {name.partition("/")[0]: timings[name] for name in names}
+        of_k |= {name: timings[name] for name in timings if name.startswith("sgemm")}
+        for timing in of_k.values():
             timing["gflops"] = work / timing["median_s"]
-        ours = found["bank"]["median_s"]
-        rivals = [name for name in found if name != "bank" and not name.startswith("sgemm")]
-        ratios = {name: found[name]["median_s"] / ours for name in rivals}
+        ours = of_k["bank"]["median_s"]
+        rivals = [name for name in of_k if name != "bank" and not name.startswith("sgemm")]
+        ratios = {name: of_k[name]["median_s"] / ours for name in rivals}
         rows.append(
             {
                 "N": count,
                 "M": size,
                 "D": channels,
                 "k": k,
-                "contestants": found,
+                "contestants": of_k,
                 "sgemm": sgemm,
                 "ratios": ratios | {"sgemm": timings[sgemm]["median_s"] / ours},
                 "largest_error": max(errors[name] for name in names if name in errors),
@@ -205,13 +206,14 @@ def measure_storages(
         for storage, rerank in options
     }
     timings = race(calls, seconds, least)
+    # float64 from here on: an excess far below the distance would be lost in float32.
     true = np.sqrt(calls["float32/0"]()[0][:, 0].astype(np.float64))
-    found = []
+    results = []
     for storage, rerank in options:
         places = calls[f"{storage}/{rerank}"]()[1][:, 0]
         reached = np.linalg.norm(queries.astype(np.float64) - rows[places], axis=1)
         timing = timings[f"{storage}/{rerank}"]
-        found.append(
+        results.append(
             {
                 "N": count,
                 "M": size,
@@ -228,7 +230,7 @@ def measure_storages(
                 "median_distance": float(np.median(true)),
             }
         )
-    return found
+    return results
 
 
 def measure(quick: bool, seed: int, threads: int, say: Callable[[str], None]) -> dict[str, Any]:
@@ -249,19 +251,19 @@ def targets(part: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the targets of this part."""
 
     def values(ours: str, rival: str, k: int, least_channels: int = 0) -> dict[str, float]:
-        found = {}
+        ratios = {}
         for row in part["rows"]:
             if row["k"] == k and row["D"] >= least_channels and rival in row["ratios"]:
                 name = f"N {row['N']}, M {row['M']}, D {row['D']}"
-                found[name] = row["ratios"][rival] / row["ratios"].get(ours, 1)
-        return found
+                ratios[name] = row["ratios"][rival] / row["ratios"].get(ours, 1)
+        return ratios
 
-    found = []
+    results = []
     for ours, k, how in VARIANTS:
         case, last = f"nearest k={k}{how}", "amin" if k == 1 else "topk"
-        # What the figure was set for is k = 1 with amin; topk is shown beside it.
+        # The target was set for k = 1 with amin; the figure of topk is only shown.
         torch_ratio = TORCH_RATIO if k == 1 else None
-        found += present(
+        results += present(
             target(f"{case}: times faiss IndexFlatL2", FAISS_RATIO, values(ours, "faiss", k)),
             target(f"{case}: times torch addmm + {last}", torch_ratio, values(ours, "torch", k)),
             target(f"{case}: times torch, buffer kept", torch_ratio, values(ours, "torch_kept", k)),
@@ -271,4 +273,4 @@ def targets(part: dict[str, Any]) -> list[dict[str, Any]]:
                 values(ours, "sgemm", k, SGEMM_FROM_CHANNELS),
             ),
         )
-    return found
+    return results

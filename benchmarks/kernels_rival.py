@@ -1,9 +1,9 @@
-"""Time anomalib's KCenterGreedy on rows from a file and write the seconds and the selection.
+"""Time anomalib's KCenterGreedy on rows from a file, and write the seconds and the selection.
 
-Stand-alone: it runs inside an environment that has anomalib (`anomalib_env.py` makes one) and imports nothing of
-flawscope. `shipped` is what anomalib's PatchCore calls: rows [N, D] go through its sparse random projection first.
-`unprojected` hands the rows over as [N, D, 1], for which anomalib leaves the projection out and selects among the rows
-themselves, as flawscope does.
+Stand-alone: it runs in an environment with anomalib (`anomalib_env.py` makes one) and imports nothing of flawscope.
+`shipped` is the call of anomalib's PatchCore: rows [N, D] go through its sparse random projection first. `unprojected`
+passes the rows as [N, D, 1], for which anomalib leaves the projection out and selects among the rows themselves, as
+flawscope does.
 
     python kernels_rival.py --features ROWS.npy --count 500 --threads 2 --out RESULT.json
 """
@@ -44,7 +44,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True, help="JSON file")
     options = parser.parse_args()
-    os.environ["TQDM_DISABLE"] = "1"  # the progress bar is no part of the work
+    os.environ["TQDM_DISABLE"] = "1"  # before tqdm is imported; a progress bar would cost time
     try:
         import anomalib
         import numpy as np
@@ -59,7 +59,7 @@ def main() -> int:
     torch.set_num_threads(options.threads)
     rows = torch.from_numpy(np.load(options.features))
     result: dict[str, Any] = {"versions": {"anomalib": anomalib.__version__, "torch": torch.__version__}}
-    # In turn, so that a change of the machine's speed meets both.
+    # In turn, so that a change of clocks or load meets both alike.
     kinds = {"shipped": rows, "unprojected": rows.unsqueeze(2)}
     for embedding in kinds.values():
         select(embedding[:WARM_UP_ROWS], min(WARM_UP_COUNT, options.count), options.seed)

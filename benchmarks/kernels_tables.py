@@ -1,4 +1,4 @@
-"""The result of the kernel benchmark as tables for people."""
+"""Print the result of the kernel benchmark as tables."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ def verdict(met: bool | None) -> str:
 
 def table(title: str, *columns: str) -> Table:
     """Return an empty table whose columns but the first are numbers."""
-    made = Table(title=title, title_justify="left", title_style="bold", show_edge=False, pad_edge=False)
+    empty = Table(title=title, title_justify="left", title_style="bold", show_edge=False, pad_edge=False)
     for index, column in enumerate(columns):
-        made.add_column(column, justify="right" if index else "left", no_wrap=True)
-    return made
+        empty.add_column(column, justify="right" if index else "left", no_wrap=True)
+    return empty
 
 
 def unproved(row: dict[str, Any], bank: str) -> str:
@@ -143,7 +143,7 @@ def kcenter_tables(part: dict[str, Any]) -> list[Table]:
 def mahalanobis_tables(part: dict[str, Any]) -> list[Table]:
     """Return the table of shapes."""
     rivals = ("torch_bmm", "torch_einsum", "numpy")
-    made = table(
+    shapes = table(
         "mahalanobis: share of the copy bandwidth, [P, D, D] and bytes read; of the read bandwidth; times longer",
         "P × D, batch, factors",
         "ours ms",
@@ -157,7 +157,7 @@ def mahalanobis_tables(part: dict[str, Any]) -> list[Table]:
     )
     for row in part["rows"]:
         ours = row["contestants"]["flawscope"]
-        made.add_row(
+        shapes.add_row(
             case(f"{row['P']} × {row['D']}, {row['batch']}, {row['factor']}", row),
             milliseconds(ours),
             shown(ours["gbytes_per_s"]),
@@ -168,12 +168,12 @@ def mahalanobis_tables(part: dict[str, Any]) -> list[Table]:
             shown(row["gflops"]),
             *(shown(row["ratios"][rival]) for rival in rivals),
         )
-    return [made]
+    return [shapes]
 
 
 def memory_tables(part: dict[str, Any]) -> list[Table]:
     """Return the table of cases."""
-    made = table(
+    cases = table(
         "nearest: growth of the peak memory over inputs and outputs",
         "N × M × D, k, bank given as",
         "MB",
@@ -182,30 +182,30 @@ def memory_tables(part: dict[str, Any]) -> list[Table]:
         "outputs MB",
     )
     for row in part["rows"]:
-        made.add_row(
+        cases.add_row(
             f"{row['N']} × {row['M']} × {row['D']}, {row['k']}, {row['kind']}",
             *(shown(row[name]) for name in ("growth_mb", "inputs_mb", "bank_mb", "outputs_mb")),
         )
-    return [made]
+    return [cases]
 
 
 def target_table(targets: list[dict[str, Any]]) -> Table:
-    """Return what was asked for beside what was reached."""
-    made = table("Targets", "", "asked", "worst", "geometric mean", "cases met", "met", "worst case")
+    """Return the table of targets and the figures that were reached."""
+    summary = table("Targets", "", "asked", "worst", "geometric mean", "cases met", "met", "worst case")
     for row in targets:
-        asked = row["required"]
+        required = row["required"]
         sign = "≤ " if row["unit"] == "MB" else "≥ "
         unit = f" {row['unit']}" if row["unit"] else ""
-        made.add_row(
+        summary.add_row(
             row["claim"],
-            "–" if asked is None else f"{sign}{asked:g}{unit}",
+            "–" if required is None else f"{sign}{required:g}{unit}",
             shown(row["worst"]) + unit,
             shown(row["geometric_mean"]),
             f"{row['cases'] if row['cases_met'] is None else row['cases_met']} of {row['cases']}",
             verdict(row["met"]),
             row["worst_case"],
         )
-    return made
+    return summary
 
 
 TABLES = {
@@ -218,16 +218,17 @@ TABLES = {
 
 def print_tables(document: dict[str, Any]) -> None:
     """Print every part of a result that is there, and the targets last."""
+    # Into a file or a pipe rich would fold the columns to 80 characters.
     console = Console(width=None if sys.stdout.isatty() else NOT_A_TERMINAL_COLUMNS)
-    for part, make in TABLES.items():
+    for part, tables_of in TABLES.items():
         if part not in document:
             continue
-        for made in make(document[part]):
-            console.print(made, "")
+        for filled in tables_of(document[part]):
+            console.print(filled, "")
         elsewhere = document[part]["conditions"]["share_of_cores_elsewhere"]
         if elsewhere is not None and elsewhere > BUSY_ELSEWHERE:
             console.print(
-                f"{part}: other processes had {elsewhere:.0%} of the cores meanwhile, which slows some contestants "
+                f"{part}: other processes used {elsewhere:.0%} of the cores, which slows some contestants "
                 f"more than others: measure again. Cases with more than {BUSY_ELSEWHERE:.0%} are marked (!).\n"
             )
     console.print(target_table(document["targets"]))

@@ -1,11 +1,11 @@
-"""A model of Stable-Diffusion-1.5-inpainting size through export, external data and one step of drawing.
+"""Measure export and drawing of a model of the size of Stable Diffusion 1.5 inpainting: memory and time.
 
     python benchmarks/large_synthesis.py --work DIR [--steps N] [--backend NAME] [--precision fp16] [--out FILE]
 
-The weights are random: what is measured is memory and time, not images. DIR takes about 14 GB. Every part runs in a
-process of its own, whose peak resident set is recorded, its children's included: writing the folder as diffusers writes
-it, `flawscope export`, and drawing two images of 512 px with guidance, one after the other, the second of which is
-without what is made at the first. FP16 needs ModelOpt (`FLAWSCOPE_MODELOPT_PYTHON`).
+The weights are random, so the images mean nothing. DIR takes about 14 GB. Every part runs in a process of its own, and
+its peak resident set is recorded, that of its children included: writing the folder in diffusers' form, `flawscope
+export`, and drawing two images of 512 px with guidance, one after the other. The first drawing also pays for what is
+made once. FP16 needs ModelOpt (`FLAWSCOPE_MODELOPT_PYTHON`).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def write_folder(folder: Path) -> None:
         attention_head_dim=8,
     )
     unet.save_pretrained(folder / "unet")
-    del unet
+    del unet  # 3.4 GB that would count in the peak of this part
     vae = diffusers.AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
@@ -67,9 +67,10 @@ def write_folder(folder: Path) -> None:
     )
     transformers.CLIPTextModel(settings).save_pretrained(folder / "text_encoder")
     letters = [chr(number) for number in range(33, 127)]
-    words = [*letters, *(f"{letter}</w>" for letter in letters)]
-    words += [f"<{number}>" for number in range(len(words), 49406)]
-    vocabulary = {word: index for index, word in enumerate([*words, "<|startoftext|>", "<|endoftext|>"])}
+    tokens = [*letters, *(f"{letter}</w>" for letter in letters)]
+    # Filled up to the size of CLIP's vocabulary: the end token is then 49407, which the text encoder looks for.
+    tokens += [f"<{number}>" for number in range(len(tokens), 49406)]
+    vocabulary = {token: index for index, token in enumerate([*tokens, "<|startoftext|>", "<|endoftext|>"])}
     written = folder / "words"
     written.mkdir()
     (written / "vocab.json").write_text(json.dumps(vocabulary), "utf-8")
@@ -80,7 +81,7 @@ def write_folder(folder: Path) -> None:
 
 
 def draw(bundle: Path, steps: int, backend: str, precision: str) -> dict[str, Any]:
-    """Draw two images; return seconds of loading and of each, and what the filter says of the second."""
+    """Draw two images; return the seconds of loading and of each, and the verdict of the filter on the second."""
     import numpy as np
 
     from flawscope.runtime.synthesis import DrawOptions, DrawOrder, Synthesizer
@@ -117,7 +118,7 @@ def measured(*command: object) -> dict[str, Any]:
     started = time.perf_counter()
     process = subprocess.Popen([str(part) for part in command], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
-    output = process.stdout.read()
+    output = process.stdout.read()  # to its end first: wait4 would wait for ever for a process whose pipe is full
     _, status, usage = os.wait4(process.pid, 0)
     if status:
         sys.exit(f"failed: {' '.join(map(str, command))}\n{output}")
@@ -146,13 +147,13 @@ def main() -> None:
     options.work.mkdir(parents=True, exist_ok=True)
     this = (sys.executable, __file__, "--work", options.work, "--steps", options.steps)
     this += ("--backend", options.backend, "--precision", options.precision)
-    more = ("--precision", "fp16") if options.precision == "fp16" else ()
+    precision = ("--precision", "fp16") if options.precision == "fp16" else ()
     parts = {
         "folder": measured(*this, "--part", "folder"),
-        "export": measured(sys.executable, "-m", "flawscope", "export", folder, "--out", bundle, *more),
+        "export": measured(sys.executable, "-m", "flawscope", "export", folder, "--out", bundle, *precision),
     }
     parts["draw"] = measured(*this, "--part", "draw")
-    peak_gb = max(one["peak_gb"] for one in parts.values())
+    peak_gb = max(figures["peak_gb"] for figures in parts.values())
     result = {
         "suite": "large_synthesis",
         "what": "randomly initialised model of Stable-Diffusion-1.5-inpainting size, "

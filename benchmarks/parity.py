@@ -1,9 +1,9 @@
-"""Scores of a run by torch against those of its bundle by the runtime, on labelled images.
+"""Compare scores and maps of a run in torch with those of its bundle in the runtime, on test images.
 
     python benchmarks/parity.py --run RUN --bundle BUNDLE --data ROOT [--category NAME] [--pictures N]
 
-For runs that reconstruct (ddad, dsad), at equal noise, which the bundle has from the run. Prints the rank correlation,
-the largest relative differences, and the median time of an image in both.
+For runs that reconstruct (ddad, dsad). Both use the same noise, which is stored in the bundle. Prints the rank
+correlation, the largest relative differences, and the median time per image of both.
 """
 
 from __future__ import annotations
@@ -24,18 +24,19 @@ from flawscope.training.diffusion.torch_reconstruction import Reconstruction
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure and print the comparison."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--bundle", type=Path, required=True)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--category")
-    parser.add_argument("--pictures", type=int, default=100, help="how many, spread over the test images")
+    parser.add_argument("--pictures", type=int, default=100, help="number of test images, evenly spread")
     options = parser.parse_args()
     run = read_run(options.run)
     if not isinstance(run.module, Reconstruction):
         parser.error(f"{options.run}: expected a run of ddad or dsad.")
     samples = open_dataset(options.data, options.category).test
+    # Evenly spread: test images are sorted by defect type, so the first ones would be of one type.
     chosen = [samples[int(index)] for index in np.linspace(0, len(samples) - 1, min(options.pictures, len(samples)))]
     scores: dict[str, list[float]] = {"torch": [], "bundle": []}
     times: dict[str, list[float]] = {"torch": [], "bundle": []}
@@ -46,11 +47,11 @@ def main() -> None:
             started = time.perf_counter()
             expected = run.module(image)
             between = time.perf_counter()
-            maps, found = inspector.infer(image)
+            maps, bundle_scores = inspector.infer(image)
             times["bundle"].append(1e3 * (time.perf_counter() - between))
             times["torch"].append(1e3 * (between - started))
             scores["torch"].append(float(expected.scores[0]))
-            scores["bundle"].append(float(found[0]))
+            scores["bundle"].append(float(bundle_scores[0]))
             worst = max(worst, float(np.abs(maps - expected.maps).max() / np.abs(expected.maps).max()))
     first, second = (np.array(scores[name]) for name in ("torch", "bundle"))
     figures = {

@@ -43,8 +43,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-# torch, timm, anomalib and NumPy are imported where they are used: a wrong argument is told at once, and the argument
-# handling can be tested where anomalib is not installed.
+# torch, timm, anomalib and NumPy are imported where they are used: a wrong argument is an error at once, and arguments
+# can be tested where anomalib is not installed.
 
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
 WARM_UP_IMAGES = 20
@@ -52,12 +52,12 @@ PACKAGES = ("anomalib", "torch", "torchvision", "timm", "lightning", "numpy")
 
 
 class RivalError(Exception):
-    """The request cannot be met; the message is one sentence for the user."""
+    """The request cannot be met; the message is for the user."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What is run; the names are those of the options.
+    """Settings of a run, named as the options.
 
     Attributes:
         data: Category folder in MVTec layout.
@@ -273,7 +273,7 @@ def build_model(settings: Settings, network: Any) -> Any:
             del common["pre_trained"]
             extractor = stfpm.TimmFeatureExtractor
             # It asks the hub for the teacher's weights; the network is replaced right below.
-            stfpm.TimmFeatureExtractor = lambda **given: extractor(**{**given, "pre_trained": False})
+            stfpm.TimmFeatureExtractor = lambda **options: extractor(**{**options, "pre_trained": False})
             model = Stfpm(**common)
             model.model.teacher_model.feature_extractor = network.eval().requires_grad_(False)
             model.model.student_model.feature_extractor = load_backbone(settings, trained=False)
@@ -310,7 +310,7 @@ def train(model: Any, settings: Settings) -> tuple[dict[str, float], int]:
         seed=settings.seed,
     )
     marks: dict[str, float] = {}
-    # What is trained has no fit of its own: its last epoch is where it ends.
+    # A method with epochs has no `fit`: for it, the end of the last epoch is marked below.
     fit, begin_epoch = getattr(model, "fit", lambda: None), model.on_train_epoch_start
 
     def marked_begin() -> None:
@@ -334,7 +334,7 @@ def train(model: Any, settings: Settings) -> tuple[dict[str, float], int]:
     except ValueError as err:
         raise RivalError(f"{settings.method}: refused by anomalib: {err}") from err
     except OSError as err:
-        # A loader process hands its whole traceback over as the message; the reason is the last line.
+        # The message of a loader process is its whole traceback; the reason is the last line.
         raise RivalError(f"{settings.data}: training failed: {str(err).strip().splitlines()[-1]}") from err
     seconds = {
         "features": marks["fit"] - marks["epoch"],
@@ -391,7 +391,7 @@ def score_images(model: Any, images: Sequence[Path], size: int) -> tuple[dict[st
 
 
 def bank_size(model: Any, method: str) -> dict[str, int]:
-    """Return rows M and channels D of what was learnt: bank entries, or positions with a Gaussian each."""
+    """Return rows M and channels D of the fitted arrays: bank rows, or positions with a Gaussian each."""
     if method == "stfpm":
         return {}
     if method == "padim":
@@ -432,10 +432,10 @@ def run(settings: Settings) -> dict[str, Any]:
     from safetensors.numpy import save
 
     settings.out.mkdir(parents=True, exist_ok=True)
-    # A result.json stands for a whole run: an older one must not vouch for the new scores.
+    # A result.json stands for a finished run: an older one must not be taken for that of the new scores.
     (settings.out / "result.json").unlink(missing_ok=True)
     network = load_backbone(settings)
-    # After the network, whose random start would shift the draws: what follows is drawn as in anomalib alone.
+    # After the network is built, whose random start would shift the draws: the rest is drawn as in anomalib alone.
     seed_everything(settings.seed, workers=True)
     print(f"{settings.method}: training on {len(train_images)} images", file=sys.stderr, flush=True)
     model = build_model(settings, network)

@@ -1,6 +1,6 @@
-"""Compile every CUDA kernel for every architecture and write what each takes: registers, spills, shared memory.
+"""Compile every CUDA kernel for every architecture and write its resources: registers, spills, shared memory.
 
-Needs nvcc and c++filt, and no GPU: the figures are the assembler's. Exit status 1 where a kernel spills registers.
+Needs nvcc and c++filt, and no GPU: the figures are those of the assembler. Exit status 1 if a kernel spills registers.
 
     python tools/cuda_resources.py [--nvcc NVCC] [--out FILE.json]
 """
@@ -34,30 +34,33 @@ _SHARED = re.compile(r"(\d+) bytes smem")
 
 
 def run(*command: object) -> str:
-    """Run a command; return what it says on both streams, or end with it."""
-    done = subprocess.run([str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    if done.returncode:
-        sys.exit(f"failed ({done.returncode}): {' '.join(map(str, command))}\n{done.stdout}")
-    return done.stdout
+    """Run a command; return its output on both streams, or exit with it if the command fails."""
+    process = subprocess.run(
+        [str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    if process.returncode:
+        sys.exit(f"failed ({process.returncode}): {' '.join(map(str, command))}\n{process.stdout}")
+    return process.stdout
 
 
 def kernel_name(symbol: str) -> str:
-    """Return `search_kernel<8>` for a symbol of the object file."""
+    """Return the readable name of a symbol of the object file, such as `search_kernel<8>`."""
     name = run("c++filt", symbol).strip().replace("(anonymous namespace)::", "").replace("flawscope::cuda::", "")
     return re.sub(r"\(int\)", "", name.removeprefix("void ").partition("_kernel")[0] + "_kernel" + _arguments(name))
 
 
 def _arguments(name: str) -> str:
-    found = re.search(r"_kernel(<.*?>)\(", name)
-    return found.group(1) if found else ""
+    match = re.search(r"_kernel(<.*?>)\(", name)
+    return match.group(1) if match else ""
 
 
 def resources(nvcc: str, source: Path, architecture: str, folder: Path) -> list[dict[str, Any]]:
-    """Compile one file for one architecture; return a row for each of its kernels, by name."""
+    """Compile one file for one architecture; return a row for each of its kernels, sorted by name."""
     target = f"-arch=sm_{architecture.replace('.', '')}"
     include = f"-I{ROOT / 'cpp_ext' / 'include'}"
     text = run(nvcc, *OPTIONS, target, include, source, "-o", folder / "kernels.cubin")
     rows = []
+    # ptxas reports one kernel after another, each from such a line on; the text before the first is no kernel.
     for part in re.split(r"(?=Compiling entry function)", text)[1:]:
         symbol, spills, registers, shared = (
             pattern.search(part) for pattern in (_KERNEL, _SPILLS, _REGISTERS, _SHARED)
@@ -79,7 +82,7 @@ def resources(nvcc: str, source: Path, architecture: str, folder: Path) -> list[
 
 
 def main() -> None:
-    """Write the table, and say which kernels spill."""
+    """Write the table and print it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nvcc", default="nvcc")
     parser.add_argument("--out", type=Path, default=RESULTS / "cuda_resources--nvcc.json")

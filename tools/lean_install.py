@@ -1,12 +1,15 @@
-"""Prove the lean install: size, import time, no torch, and the same scores to the last bit as the full environment.
+"""Check the lean install: size, import time, no torch, and scores equal to the last bit to the full environment.
 
-Makes a virtual environment under build/lean with `flawscope[cpu]` and nothing else, a small bundle with the full
-environment, and lets both score the same images. Then adds the extra `synth` and lets both draw the same defect. Exit
-status 1 where a promise does not hold.
+    python tools/lean_install.py
+
+Makes a virtual environment under build/lean with `flawscope[cpu]` and nothing else, makes a small bundle with the full
+environment, and scores the same images in both. Then adds the extra `synth` and draws the same defect in both. Exit
+status 1 if a check fails.
 """
 
 from __future__ import annotations
 
+import argparse
 import importlib.metadata
 import json
 import os
@@ -25,21 +28,21 @@ _IMPORT = "import time; s = time.perf_counter(); import flawscope.runtime; print
 
 
 def run(*command: object, **environment: str) -> str:
-    """Run a command; return its standard output, or end with its error."""
-    done = subprocess.run(
+    """Run a command; return its standard output, or exit with its error."""
+    process = subprocess.run(
         [str(part) for part in command], capture_output=True, text=True, env={**os.environ, **environment}
     )
-    if done.returncode:
-        sys.exit(f"failed ({done.returncode}): {' '.join(map(str, command))}\n{done.stdout}{done.stderr}")
-    return done.stdout
+    if process.returncode:
+        sys.exit(f"failed ({process.returncode}): {' '.join(map(str, command))}\n{process.stdout}{process.stderr}")
+    return process.stdout
 
 
 def make_environment(folder: Path) -> Path:
-    """Install `flawscope[cpu]` in a new environment, as a wheel; return its Python."""
+    """Install `flawscope[cpu]` in a new environment, as a wheel as on a device; return its Python."""
     shutil.rmtree(folder, ignore_errors=True)
     venv.create(folder, with_pip=True)
     python = folder / "bin" / "python"
-    # The CUDA kernels take minutes to compile and are not what this is about.
+    # The CUDA kernels take minutes to compile, and no GPU is used here.
     run(python, "-m", "pip", "install", "-q", "-c", ROOT / "constraints.txt", f"{ROOT}[cpu]", FLAWSCOPE_CUDA="OFF")
     run(python, "-m", "pip", "uninstall", "-q", "-y", "pip", "setuptools")  # not part of what a device needs
     return python
@@ -57,21 +60,21 @@ def make_bundle(folder: Path) -> tuple[Path, list[Path]]:
 
 
 def scores(python: Path | str, bundle: Path, images: list[Path], path: str) -> list[float]:
-    """Score images in one environment; JSON keeps every bit of a float."""
+    """Score images in one environment. JSON has the shortest text that gives back the same float, so no bit is lost."""
     lines = run(python, "-m", "flawscope", "score", bundle, *images, "--backend", "cpu", "--json", "--path", path)
     return [json.loads(line)["score"] for line in lines.splitlines()]
 
 
 def add_synthesis(python: Path) -> None:
-    """Add the extra `synth`; the environment has no pip of its own any more."""
+    """Add the extra `synth` with the pip of this environment: the lean one has none any more."""
     declared = importlib.metadata.requires("flawscope") or []
-    packages = [one.partition(";")[0].strip() for one in declared if one.endswith('extra == "synth"')]
+    packages = [text.partition(";")[0].strip() for text in declared if text.endswith('extra == "synth"')]
     pip = (sys.executable, "-m", "pip", "--python", python)
     run(*pip, "install", "-q", "-c", ROOT / "constraints.txt", *packages)
 
 
 def write_drawing_task(folder: Path) -> list[object]:
-    """Write a hand-made bundle that draws, a normal image and a box; return the command without its --out."""
+    """Write a tiny generator bundle, a normal image and a box; return the command that draws, without its --out."""
     sys.path.insert(0, str(ROOT / "tests" / "helpers"))
     import numpy as np
     from tiny_synth_bundle import GROUND, write_tiny_synth
@@ -90,16 +93,19 @@ def write_drawing_task(folder: Path) -> list[object]:
 
 
 def drawings(python: Path | str, command: list[object], out: Path) -> dict[str, bytes]:
-    """Draw in one environment; return every image and mask that was written."""
+    """Draw in one environment; return the bytes of every image and mask that was written."""
     run(python, "-m", "flawscope", *command, "--out", out)
     return {path.relative_to(out).as_posix(): path.read_bytes() for path in sorted(out.rglob("*/*.png"))}
 
 
 def main() -> None:
-    """Check every promise and print what was measured."""
+    """Run every check and print the measurements."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.parse_args()
     folder = ROOT / "build" / "lean"
     python = make_environment(folder)
     size_mb = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
+    # The best of five: the first one compiles bytecode, and other processes only ever add time.
     import_s = min(float(run(python, "-c", _IMPORT)) for _ in range(5))
     kernels = run(python, "-c", "import flawscope.cpp_ext as c; print(c.implementation())").strip()
     torch = subprocess.run([str(python), "-c", "import torch"], capture_output=True, text=True)

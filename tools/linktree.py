@@ -1,10 +1,11 @@
 """Make build/typing/flawscope, a tree of links under the import names, for static tools and editors.
 
-mypy, pyright and import-linter cannot run the import hook of an editable install. In this tree every file is where
-its import name says. An editable installation makes it (setup.py); run this again after a file or folder was added
-directly below `core/`. Below the other rooms new files are seen at once, because each is one link to a folder.
+mypy, pyright and import-linter cannot run the import hook of an editable install. In this tree the path of every file
+is that of its import name. An editable installation makes it (setup.py); run this again after a file or folder was
+added directly below `core/`. Below the other rooms new files are seen at once, because each room is one link to a
+folder.
 
-Nothing but the standard library may be imported here: setup.py imports this file where nothing is installed yet.
+Only the standard library may be imported here: setup.py imports this file before anything is installed.
 """
 
 from __future__ import annotations
@@ -29,22 +30,22 @@ TREE = ROOT / "build" / "typing"
 
 
 def make_tree(tree: Path = TREE, rooms: Sequence[str] = ROOMS) -> Path:
-    """Bring a tree of links with `core` and these rooms up to date; return its package `flawscope`.
+    """Update a tree of links to `core` and these rooms; return its package `flawscope`.
 
-    Links that are right stay: an editor, or a test that runs meanwhile, never finds the tree empty.
+    Correct links stay, so that an editor or a test that runs meanwhile never finds the tree empty.
     """
     package = tree / "flawscope"
     package.mkdir(parents=True, exist_ok=True)
     places = [path for path in (ROOT / "core").iterdir() if path.name != "__pycache__"]
     places += [ROOT / room for room in rooms]
-    # Relative, so that a clone may be moved or mounted elsewhere.
+    # Relative, so that a clone can be moved or mounted elsewhere.
     links = {path.name: os.path.relpath(path, package.resolve()) for path in places}
     for entry in package.iterdir():
         if entry.is_symlink():
             if str(entry.readlink()) != links.get(entry.name):
                 entry.unlink()
         elif entry.is_dir():  # a room that a tool has put there itself, or bytecode
-            shutil.rmtree(entry)
+            shutil.rmtree(entry)  # after is_symlink: through a link it would delete the sources
         else:
             entry.unlink()
     for name, target in links.items():

@@ -1,10 +1,10 @@
-"""Write docs/support-matrix.md: what runs where, how that is known, and the reason for each no.
+"""Write docs/support-matrix.md: what runs where, how that was tested, and the reason for each no.
 
     python tools/support_matrix.py [--check]
 
 The names come from the code (backends, precisions, runtimes, methods, CUDA architectures), the statuses from the
-tables below. A combination without a status, or a status without one, ends the tool: nothing is supported by
-omission. With --check nothing is written, and the exit status is 1 if the page is not what would be written.
+tables below. A name without a status, or a status without a name, is an error: nothing is supported by omission. With
+--check nothing is written, and the exit status is 1 if the page is out of date.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ METHOD_STATUS = {
     ("ensemble", "Triton"): (NO, "its score is not one graph"),
     ("synth", "score graph"): (NO, "it draws and does not score: text, encode, denoise, decode, tested"),
     ("synth", "features and kernel"): (NO, "there are no patches and no bank"),
-    ("synth", "FP16"): (TESTED, f"{NEEDS_MODELOPT}, judged by the images drawn"),
+    ("synth", "FP16"): (TESTED, f"{NEEDS_MODELOPT}, gated by the images drawn"),
     ("synth", "INT8"): (NO, "not made"),
     ("synth", "engine"): (TESTED, "FP32, every network, built by TensorRT-RTX"),
     ("synth", "Triton"): (NO, "a drawing is not one graph"),
@@ -129,23 +129,26 @@ WAYS = ("score graph", "features and kernel", "FP16", "INT8", "engine", "Triton"
 
 
 def check_complete() -> None:
-    """End the tool where the tables and the code name different things."""
+    """Exit with an error if the tables and the code have different names."""
+    # Methods without a head are parts of others (autoencoder, base model), and never in a bundle by themselves.
     tags = {row.bundle_tag for row in methods.METHODS.values() if row.head is not None}
     offered = next(option for option in export.params if option.name == "precisions").type
     assert isinstance(offered, click.Choice)
-    made = set(offered.choices)
+    exported = set(offered.choices)
     named = {precision for _, precision in BACKEND_STATUS}
     pairs = (
         ("backends", {name for name, _ in BACKEND_STATUS}, set(BACKENDS) - {"auto"}),
         ("precisions", {name for _, name in BACKEND_STATUS}, set(PRECISIONS)),
-        ("precisions that export makes", named, made),
+        ("precisions that export makes", named, exported),
         ("runtimes", {name for name, _ in ENGINE_STATUS}, set(RUNTIMES) - {"auto"}),
         ("methods", set(METHODS), tags),
         ("architectures", set(RTX_STATUS), set(ARCHITECTURES)),
     )
-    for what, declared, real in pairs:
+    for subject, declared, real in pairs:
         if declared != real:
-            sys.exit(f"{what}: expected a status for {sorted(real)}, got one for {sorted(declared)}. Edit {__file__}.")
+            sys.exit(
+                f"{subject}: expected a status for {sorted(real)}, got one for {sorted(declared)}. Edit {__file__}."
+            )
 
 
 def cell(status: tuple[str, str]) -> str:
@@ -156,21 +159,21 @@ def cell(status: tuple[str, str]) -> str:
 def grid(
     corner: str, rows: tuple[str, ...], columns: tuple[str, ...], table: dict[tuple[str, str], tuple[str, str]]
 ) -> str:
-    """Return a table of two names."""
+    """Return a Markdown table with a status for every row and column."""
     lines = [f"| {corner} | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
     lines += [f"| `{row}` | " + " | ".join(cell(table[row, column]) for column in columns) + " |" for row in rows]
     return "\n".join(lines)
 
 
 def listing(corner: str, table: dict[str, tuple[str, str]], quote: str = "") -> str:
-    """Return a table of one name."""
+    """Return a Markdown table with one status for every row."""
     lines = [f"| {corner} | status |", "|---|---|"]
     lines += [f"| {quote}{name}{quote} | {cell(status)} |" for name, status in table.items()]
     return "\n".join(lines)
 
 
 def page() -> str:
-    """Return the page."""
+    """Return the page as Markdown."""
     cuda = dict.fromkeys(ARCHITECTURES, (COMPILED, "the kernels' sources also run in emulation on the CPU"))
     return f"""# Support matrix
 

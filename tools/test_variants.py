@@ -1,12 +1,13 @@
-"""Run tests as other machines would compute them: other instruction sets, other numbers of threads, other examples.
+"""Run tests with other instruction sets, other numbers of threads, and other random examples.
 
     python tools/test_variants.py [--list] [--only NAME]... [--on PATH]... [PYTEST OPTION]...
 
-Every variant runs pytest with its environment on the rooms that compute in floating point (`FLOAT_ROOMS`), or on the
-paths that are named instead. Sums of another order round otherwise, so a test that passes by rounding fails in one of
-them. The exit status is 1 if a variant failed. A variant that this processor cannot run is named and left out.
+Every variant runs pytest with its environment variables on the rooms that compute in floating point (`FLOAT_ROOMS`),
+or on the given paths. Sums in another order round differently, so a test that passes by rounding alone fails in one of
+them. The exit status is 1 if a variant failed. A variant that this processor cannot run is named and skipped.
 
-Variables only lower what a library would choose. Nothing here stands for a processor that has more than this one.
+The variables only lower the level that a library would choose: a processor with more levels than this one cannot be
+simulated.
 """
 
 from __future__ import annotations
@@ -29,13 +30,13 @@ FLOAT_ROOMS = (
 
 
 class Variant(NamedTuple):
-    """What a run of pytest is given, and what it finds out."""
+    """Environment and arguments of a run of pytest, and the reason for it."""
 
     environment: dict[str, str]
     reason: str
     arguments: tuple[str, ...] = ()
     level: str | None = None
-    """The level of our own kernels that it asks for; it is left out where the processor lacks it."""
+    """SIMD level of our own kernels that is forced; the variant is skipped if the processor lacks it."""
 
 
 VARIANTS = {
@@ -73,7 +74,7 @@ VARIANTS = {
 
 
 def is_possible(variant: Variant) -> bool:
-    """Return whether this processor has what a variant asks for."""
+    """Return whether this processor can run a variant."""
     if variant.level is None:
         return True
     if platform.machine() not in ("x86_64", "AMD64"):  # the variables are names of x86's instruction sets
@@ -95,12 +96,12 @@ def run(name: str, paths: list[str], arguments: list[str]) -> int:
 
 
 def main() -> int:
-    """Read the command line and run what it asks for."""
+    """Run the chosen variants; return the exit status."""
     parser = argparse.ArgumentParser(description="Run tests as other machines would compute them.", allow_abbrev=False)
     parser.add_argument("--list", action="store_true", help="name the variants and end")
     parser.add_argument("--only", action="append", choices=list(VARIANTS), help="run this variant; may be repeated")
     parser.add_argument("--on", action="append", default=[], help="a path of tests instead of all; may be repeated")
-    options, arguments = parser.parse_known_args()
+    options, arguments = parser.parse_known_args()  # what is not known here is for pytest
     if options.list:
         for name, variant in VARIANTS.items():
             print(f"{name}: {variant.reason}")
@@ -108,7 +109,7 @@ def main() -> int:
     chosen = options.only or list(VARIANTS)
     for name in chosen:
         if not is_possible(VARIANTS[name]):
-            print(f"variant {name} is left out: this processor has no {VARIANTS[name].level}")
+            print(f"variant {name} is skipped: this processor has no {VARIANTS[name].level}")
     statuses = {name: run(name, options.on, arguments) for name in chosen if is_possible(VARIANTS[name])}
     failed = [name for name, status in statuses.items() if status]
     print(f"{len(statuses)} variants ran, failed: {', '.join(failed) or 'none'}")

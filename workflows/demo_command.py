@@ -1,4 +1,4 @@
-"""`flawscope demo`: the whole main job on generated parts, offline."""
+"""`flawscope demo`: train, export, calibrate and evaluate on generated parts, offline."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from flawscope.files import write_bytes
 from flawscope.terminal import command_line, progress_bars
 
 DEMO_METHOD = "padim"
-"""Three of the four kinds of generated parts lie still, which is what PaDiM is made for."""
+"""PaDiM has one Gaussian per position, and three of the four kinds of generated parts always lie in the same place."""
 
 
 @click.command()
@@ -32,6 +32,7 @@ def demo(out: Path, kinds: tuple[str, ...], method: str, seed: int, size: int, t
 
     Leaves data/, and per kind of part a run, a bundle and a report, under --out.
     """
+    # Here and not above: torch, SciPy and Matplotlib come with it, and --help must work without them.
     try:
         from flawscope.workflows.pipeline import Plan, run_pipeline
     except ModuleNotFoundError as err:
@@ -48,15 +49,17 @@ def demo(out: Path, kinds: tuple[str, ...], method: str, seed: int, size: int, t
             seed=seed,
             size=size,
             train=train_count,
-            progress=lambda done, total: progress("generating parts", done, total),
+            progress=lambda finished, total: progress("generating parts", finished, total),
         )
     click.echo(f"overview: {data / 'contact_sheet.png'}")
     figures: dict[str, Any] = {}
     config, _ = build_config(method, {"seed": seed, "resize": size})
+    # Thresholds come from normal images of the training split; test images are opened by the evaluation alone.
     for kind in chosen:
+        # One detector per kind, as on a line: a single one for all of them would be another, harder task.
         plan = Plan(config, open_dataset(data, kind), out / kind, command=command)
         measured = run_pipeline(plan, bars=progress_bars).figures
-        assert measured is not None, "generated parts have defects"
+        assert measured is not None, "generated parts have defects"  # without any the evaluation would be skipped
         figures[kind] = measured
         click.echo(f"{kind:<8} image AUROC {measured.image_auroc:.4f}  report: {plan.report / 'report.html'}")
     mean = sum(entry.image_auroc for entry in figures.values()) / len(figures)
@@ -68,5 +71,6 @@ def demo(out: Path, kinds: tuple[str, ...], method: str, seed: int, size: int, t
         f"mean image AUROC {mean:.4f}: {method} with the built-in backbone on parts it had not seen, "
         f"{time.perf_counter() - started:.0f} s in all"
     )
+    # Far below the usual 0.98: this finds a broken installation, not a worse seed.
     if mean < 0.9:
         raise GateError(f"demo: expected a mean image AUROC of at least 0.9, got {mean:.4f}. Something here is broken.")

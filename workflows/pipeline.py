@@ -1,4 +1,4 @@
-"""From a dataset to an evaluated bundle, top to bottom: training → export → thresholds → evaluation."""
+"""All stages from a dataset to an evaluated bundle: training, export, thresholds, evaluation."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ _Result = TypeVar("_Result")
 
 @dataclass(frozen=True)
 class Plan:
-    """What a pipeline shall do.
+    """The request of one pipeline: which stages run, on what, with which settings.
 
     Attributes:
         config: Settings of the method.
-        dataset: Where all images are from.
+        dataset: Dataset of all stages.
         out: Folder for all results.
-        weights: Safetensors file of the backbone, or None for the hub.
-        resume: Go on with a training that was interrupted.
-        ready: The run that is there already, or None to train one.
-        trains_extractor: Train the extractor of ddad on the denoiser of `ready`.
-        sets_thresholds: Whether the bundle gets thresholds.
-        evaluates: Whether the bundle is evaluated, if there are anomalous test images.
+        weights: Safetensors file of the backbone, or None to get them from the model hub.
+        resume: Resume an interrupted training.
+        earlier_run: Run of an earlier pipeline that is used as it is, or None to train one.
+        trains_extractor: Train the extractor of ddad on the denoiser of `earlier_run`.
+        sets_thresholds: Whether thresholds are set.
+        evaluates: Whether the bundle is evaluated, provided there are anomalous test images.
         false_reject_rate: Share of normal images that may be rejected, a fraction.
         confidence: One-sided confidence of that claim, a fraction.
         command: Command line for the records.
@@ -56,7 +56,7 @@ class Plan:
     out: Path
     weights: Path | None = None
     resume: bool = False
-    ready: Run | None = None
+    earlier_run: Run | None = None
     trains_extractor: bool = False
     sets_thresholds: bool = True
     evaluates: bool = True
@@ -66,51 +66,51 @@ class Plan:
 
     @property
     def run(self) -> Path:
-        """The run's folder."""
+        """Folder of the run."""
         return run_below(self.out)
 
     @property
     def bundle(self) -> Path:
-        """The bundle's folder."""
+        """Folder of the bundle."""
         return self.out / f"{self.dataset.category}.flaw"
 
     @property
     def report(self) -> Path:
-        """The report's folder."""
+        """Folder of the report."""
         return self.out / "report"
 
     @property
     def figures(self) -> Path:
-        """The file with the figures of the evaluation."""
+        """JSON file of the evaluation."""
         return self.out / "evaluation.json"
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage that is done, or was left out.
+    """A stage that has run or was skipped, as it is reported to the user.
 
     Attributes:
         name: `train`, `extractor`, `export`, `threshold` or `evaluation`.
-        seconds: Wall-clock time, or None where it was left out.
-        said: What came out, or why it was left out.
-        notes: What limits the result, a sentence each.
+        seconds: Wall-clock time, or None if it was skipped.
+        summary: Result in one line, or why the stage was skipped.
+        notes: Limits of the result, a sentence each.
     """
 
     name: str
     seconds: float | None
-    said: str
+    summary: str
     notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a pipeline has made.
+    """Results of all stages of a pipeline.
 
     Attributes:
-        record: Of the run.
-        manifest: Of the bundle, as it was exported.
-        thresholds: Of the bundle, or None where they were left out.
-        figures: Of the evaluation, or None where it was left out.
+        record: Record of the run.
+        manifest: Manifest of the bundle as it was exported, so without thresholds and accuracy.
+        thresholds: Thresholds of the bundle, or None if that stage was skipped.
+        figures: Figures of the evaluation, or None if that stage was skipped.
     """
 
     record: RunRecord
@@ -123,27 +123,27 @@ def _no_bars() -> AbstractContextManager[Progress]:
     return nullcontext(no_progress)
 
 
-def _tell_nobody(stage: Stage) -> None:
-    """Report nothing."""
+def _announce_nothing(stage: Stage) -> None:
+    """Ignore a stage; the default where nobody watches."""
 
 
 def run_below(out: Path) -> Path:
-    """Return the folder of the run below that of a pipeline."""
+    """Return the folder of the run below the output folder of a pipeline."""
     return out / "run"
 
 
-def read_ready(out: Path) -> Run:
-    """Return the run that an earlier pipeline has left in its folder.
+def read_earlier_run(out: Path) -> Run:
+    """Return the run that an earlier pipeline wrote below `out`.
 
     Raises:
-        ArgumentError: If there is none.
-        RunError: If it is broken.
+        ArgumentError: If there is no run.
+        RunError: If the run cannot be read.
     """
     path = run_below(out)
     if not (path / RECORD).is_file():
         raise ArgumentError(
-            f"{path}: expected a run there, because its training is skipped, got none. Leave --skip train out, or name "
-            "the --out of an earlier pipeline."
+            f"{path}: expected a run, because --skip train uses an earlier one, got none. Leave --skip train out, or "
+            "name the --out of an earlier pipeline."
         )
     return read_run(path)
 
@@ -152,37 +152,40 @@ def run_pipeline(
     plan: Plan,
     *,
     bars: Callable[[], AbstractContextManager[Progress]] = _no_bars,
-    announce: Callable[[Stage], None] = _tell_nobody,
+    announce: Callable[[Stage], None] = _announce_nothing,
 ) -> Outcome:
     """Train on a dataset, export, set thresholds, evaluate.
 
-    Leaves `run/`, `CATEGORY.flaw`, `report/` and `evaluation.json` in the plan's folder. What lies there from earlier
-    is replaced as the single functions replace it.
+    Writes `run/`, `CATEGORY.flaw`, `report/` and `evaluation.json` to the plan's folder. Results of an earlier pipeline
+    are replaced, other files never: each stage applies the rules of its own verb.
 
     Args:
-        plan: What shall be done.
-        bars: Opens a display of progress, once for each stage.
-        announce: Told each stage when it is done.
+        plan: Which stages run, on what, with which settings.
+        bars: Opens a progress display, once for each stage.
+        announce: Called with each stage after it has run or was skipped.
 
     Raises:
-        ArgumentError: If settings do not fit the run that is there, or something else is in the way.
-        FlawscopeError: As the functions of the stages do.
+        ArgumentError: If settings do not fit the earlier run, or an output folder holds something else.
+        FlawscopeError: If a stage fails.
     """
 
+    # One function for all stages, so that each is timed and announced in the same way.
     def do(name: str, stage: Callable[[Plan, Progress], tuple[_Result, str, Sequence[str]]]) -> _Result:
         started = time.perf_counter()
         with bars() as progress:
-            result, said, notes = stage(plan, progress)
-        announce(Stage(name, time.perf_counter() - started, said, tuple(notes)))
+            result, summary, notes = stage(plan, progress)
+        # After the progress display is closed, which would redraw over the line that is printed here.
+        announce(Stage(name, time.perf_counter() - started, summary, tuple(notes)))
         return result
 
     has_defects = any(sample.is_anomalous for sample in plan.dataset.test)
+    # The training may take hours: whatever would stop a later stage is refused before it.
     _check(plan, is_evaluated=plan.evaluates and has_defects)
-    if plan.ready is None:
+    if plan.earlier_run is None:
         record = do("train", _train)
     else:
         announce(Stage("train", None, f"{plan.run} is used as it is"))
-        record = do("extractor", _train) if plan.trains_extractor else plan.ready.record
+        record = do("extractor", _train) if plan.trains_extractor else plan.earlier_run.record
     manifest = do("export", _export)
     thresholds, figures = None, None
     if plan.sets_thresholds:
@@ -193,6 +196,7 @@ def run_pipeline(
         figures = do("evaluation", _evaluate)
     else:
         why = "nothing is measured" if has_defects else f"{plan.dataset.category} has no anomalous test images"
+        # A report of an earlier bundle stays where it is, and must not be taken for one of the new bundle.
         older = [str(path) for path in (plan.figures, plan.report / REPORT) if path.exists()]
         notes = (f"Of an earlier bundle, not of this one: {', '.join(older)}.",) if older else ()
         announce(Stage("evaluation", None, why, notes))
@@ -203,12 +207,14 @@ def run_pipeline(
 
 
 def _check(plan: Plan, *, is_evaluated: bool) -> None:
-    """Refuse at once what would fail late."""
+    """Refuse before the training what would fail after it."""
     check_fraction(plan.false_reject_rate, "false-reject rate")
     check_fraction(plan.confidence, "confidence")
     category = plan.dataset.category
+    # The bundle is named after the category: one with a slash or `..` would lie outside the output folder.
     if Path(category).name != category:
-        raise ArgumentError(f"category: expected a name that a bundle can have, got {category!r}. Rename it.")
+        raise ArgumentError(f"category: expected a name without a path, got {category!r}. Rename it.")
+    # The single stages would find a file in place of a folder only when they write.
     for folder in (plan.out, plan.report):
         if folder.exists() and not folder.is_dir():
             raise ArgumentError(f"{folder}: expected a folder, got a file. Choose another name.")
@@ -216,37 +222,40 @@ def _check(plan: Plan, *, is_evaluated: bool) -> None:
     check_replaceable(plan.bundle, "manifest.json")
     if plan.sets_thresholds:
         require("scipy.stats", "scipy", "setting thresholds")
+        # Not for an earlier run: its record says whether images were held out, and `calibrate_bundle` checks that.
         split = find_part(plan.config, HeldOutSettings)
-        if plan.ready is None and split is not None and split.held_out == 0:
+        if plan.earlier_run is None and split is not None and split.held_out == 0:
             raise ArgumentError(
-                "held_out: expected above 0, because thresholds need normal images that were not learned from, got 0. "
+                "held_out: expected above 0, because thresholds need normal images the detector has not seen, got 0. "
                 "Set held_out=0.1, or --skip threshold."
             )
     if is_evaluated:
         require("sklearn.metrics", "scikit-learn", "measuring accuracy")
         require("scipy.stats", "scipy", "measuring accuracy")
         check_report_packages()
-    if plan.ready is not None:
-        _check_ready(plan, plan.ready)
+    if plan.earlier_run is not None:
+        _check_earlier_run(plan, plan.earlier_run)
 
 
-def _check_ready(plan: Plan, ready: Run) -> None:
-    """Refuse what does not fit the run that is there, or would do nothing."""
+def _check_earlier_run(plan: Plan, run: Run) -> None:
+    """Refuse options that do not fit the earlier run, or would have no effect on it."""
     category = plan.dataset.category
-    if ready.record.category != category:
+    if run.record.category != category:
         raise ArgumentError(
-            f"{ready.path}: expected a run of {category}, got one of {ready.record.category}. Name the category it was "
+            f"{run.path}: expected a run of {category}, got one of {run.record.category}. Name the category it was "
             "trained on, or another --out."
         )
     if plan.trains_extractor:
-        return  # the training checks settings and images
-    check_recorded(plan.config, ready)
+        return  # train_detector checks settings, images and weights against the run itself
+    # Settings that were given in vain would look as if they had been used.
+    check_recorded(plan.config, run)
     if plan.resume:
-        raise ArgumentError("resume: expected a training to go on with, got one that is skipped. Leave it out.")
-    source, weights = ready.record.backbone.weights, plan.weights
+        raise ArgumentError("resume: expected a training to resume, got --skip train. Leave one of them out.")
+    source, weights = run.record.backbone.weights, plan.weights
+    # `source` is a sentence about where the weights are from; for a file it holds the SHA-256 of the content.
     if weights is not None and not (weights.is_file() and sha256_file(weights) in source):
         raise ArgumentError(
-            f"{weights}: expected the weights that {ready.path} was trained with ({source}), got others. Leave "
+            f"{weights}: expected the weights that {run.path} was trained with ({source}), got others. Leave "
             "--weights out, or train again."
         )
 
@@ -261,27 +270,31 @@ def _train(plan: Plan, progress: Progress) -> tuple[RunRecord, str, Sequence[str
         plan.run,
         weights=plan.weights,
         resume=plan.resume,
-        ready=plan.ready,
+        ready=plan.earlier_run,
         command=plan.command,
         progress=progress,
     )
-    said, notes = f"{plan.run}: {len(record.training)} normal images learned, {len(record.held_out)} held out", []
-    if more := trainer_of(record.config).describe(record.config):
-        said += f", {more}"
-    if plan.ready is not None and plan.ready.record.backbone != record.backbone:
-        had, has = plan.ready.record.backbone, record.backbone
-        notes.append(f"The extractor began with {has.name} ({has.weights}); the run had {had.name} ({had.weights}).")
-    return record, said, notes
+    summary, notes = f"{plan.run}: {len(record.training)} normal images learned, {len(record.held_out)} held out", []
+    if description := trainer_of(record.config).describe(record.config):
+        summary += f", {description}"
+    if plan.earlier_run is not None and plan.earlier_run.record.backbone != record.backbone:
+        before, after = plan.earlier_run.record.backbone, record.backbone
+        notes.append(
+            f"The extractor was trained from {after.name} ({after.weights}); the run had {before.name} "
+            f"({before.weights})."
+        )
+    return record, summary, notes
 
 
 def _export(plan: Plan, progress: Progress) -> tuple[Manifest, str, Sequence[str]]:
+    # From the folder and not from memory: what is shipped is what was written.
     manifest = export_run(plan.run, plan.bundle, command=plan.command, progress=progress)
     size = sum(entry.size for entry in manifest.files.values())
     return manifest, f"{plan.bundle} ({size / 2**20:.1f} MiB)", ()
 
 
 def _calibrate(plan: Plan, progress: Progress) -> tuple[Thresholds, str, Sequence[str]]:
-    found = calibrate_bundle(
+    calibrated = calibrate_bundle(
         plan.bundle,
         plan.dataset,
         false_reject_rate=plan.false_reject_rate,
@@ -289,20 +302,22 @@ def _calibrate(plan: Plan, progress: Progress) -> tuple[Thresholds, str, Sequenc
         command=plan.command,
         progress=progress,
     )
-    image = found.new.image
-    said = (
+    image = calibrated.new.image
+    summary = (
         f"{image.value:.6g}: with {image.confidence:.0%} confidence at most {image.upper_bound:.2%} of good parts are "
-        f"rejected (n = {image.images}, backend {found.backend})"
+        f"rejected (n = {image.images}, backend {calibrated.backend})"
     )
-    return found.new, said, found.notes
+    return calibrated.new, summary, calibrated.notes
 
 
 def _evaluate(plan: Plan, progress: Progress) -> tuple[Figures, str, Sequence[str]]:
-    found = evaluate_bundle(plan.bundle, plan.dataset, command=plan.command, progress=progress)
-    figures = found.figures
+    evaluation = evaluate_bundle(plan.bundle, plan.dataset, command=plan.command, progress=progress)
+    figures = evaluation.figures
+    # Before the report: the figures are there even if writing it fails.
     write_bytes(plan.figures, msgspec.json.format(msgspec.json.encode(figures), indent=2) + b"\n")
-    report = write_report(found, plan.report)
+    report = write_report(evaluation, plan.report)
+    # Last: it rewrites the manifest, so a bundle names figures only if the files that show them were written.
     record_accuracy(plan.bundle, figures)
     ranking = (("image AUROC", figures.image_auroc), ("pixel AUROC", figures.pixel_auroc), ("AU-PRO", figures.aupro))
-    said = ", ".join(f"{name} {'-' if value is None else f'{value:.4f}'}" for name, value in ranking)
-    return figures, f"{said} on {figures.images} images, {figures.anomalous} anomalous: {report}", figures.notes
+    summary = ", ".join(f"{name} {'-' if value is None else f'{value:.4f}'}" for name, value in ranking)
+    return figures, f"{summary} on {figures.images} images, {figures.anomalous} anomalous: {report}", figures.notes

@@ -36,18 +36,19 @@ _STAGES = ("train", "extractor", "threshold", "evaluation")
     "skipped",
     type=click.Choice(_STAGES),
     multiple=True,
-    help="Leave a stage out; may be repeated. train: take the run in --out. extractor: ddad takes its backbone as it "
-    "is. threshold: the bundle decides nothing. evaluation: no report.",
+    help="Skip a stage; may be repeated. train: use the run in --out. extractor: ddad uses its backbone as it is. "
+    "threshold: the bundle decides nothing. evaluation: no report.",
 )
 def pipeline(
     request: TrainingRequest, out: Path, false_reject_rate: float, confidence: float, skipped: tuple[str, ...]
 ) -> int:
     """Train METHOD, export, set thresholds and evaluate: from a folder of images to a bundle with its report.
 
-    Leaves run/, CATEGORY.flaw, report/ and evaluation.json in --out. With --skip train, settings are those of the run
-    in --out, and others are refused; but where they ask for an extractor of ddad, it is trained on the run's denoiser,
+    Writes run/, CATEGORY.flaw, report/ and evaluation.json to --out. With --skip train, settings are those of the run
+    in --out, and others are refused; with one exception: an extractor of ddad is trained on the denoiser of that run,
     and the run is rewritten. The exit status is 1 when a test image could not be scored.
     """
+    # Here and not above: torch, SciPy and Matplotlib come with it, and --help must work without them.
     try:
         from flawscope.workflows.pipeline import run_pipeline
     except ModuleNotFoundError as err:
@@ -65,25 +66,26 @@ def pipeline(
 def _plan(
     request: TrainingRequest, out: Path, skipped: frozenset[str], false_reject_rate: float, confidence: float
 ) -> Plan:
-    from flawscope.workflows.pipeline import Plan, read_ready
+    from flawscope.workflows.pipeline import Plan, read_earlier_run
 
     if "extractor" in skipped and request.method != "ddad":
         raise ArgumentError(f"--skip extractor: expected it with ddad, got it with {request.method}. Leave it out.")
-    ready = read_ready(out) if "train" in skipped else None
+    earlier_run = read_earlier_run(out) if "train" in skipped else None
     recorded: dict[str, Any] = {}
-    if ready is not None:
-        recorded = flatten(ready.record.config)
+    if earlier_run is not None:
+        recorded = flatten(earlier_run.record.config)
         if recorded["method"] != request.method:
             raise ArgumentError(
-                f"METHOD: expected {recorded['method']}, of which {ready.path} is, got {request.method}. Name that, or "
-                "leave --skip train out."
+                f"METHOD: expected {recorded['method']}, the method of {earlier_run.path}, got {request.method}. Name "
+                "that method, or leave --skip train out."
             )
-    without: dict[str, Any] = {}
+    without_extractor: dict[str, Any] = {}
     if "extractor" in skipped:
-        # A run that is there keeps what it has.
-        kept = {name: value for name, value in recorded.items() if name.startswith("extractor")}
-        without = kept or {"extractor": "none"}
-    config = request.read_config(recorded, without)
+        # The extractor of an earlier run stays as it is: other settings of it would be refused as a change.
+        of_extractor = {name: value for name, value in recorded.items() if name.startswith("extractor")}
+        without_extractor = of_extractor or {"extractor": "none"}
+    config = request.read_config(recorded, without_extractor)
+    # Only where the user's own layers name an extractor: the recorded one has been trained already.
     is_asked_for = any("extractor" in layer for layer in request.layers) and "extractor" not in skipped
     return Plan(
         config=config,
@@ -91,8 +93,8 @@ def _plan(
         out=out,
         weights=request.weights,
         resume=request.resume,
-        ready=ready,
-        trains_extractor=ready is not None and is_asked_for and getattr(config, "extractor", "none") != "none",
+        earlier_run=earlier_run,
+        trains_extractor=earlier_run is not None and is_asked_for and getattr(config, "extractor", "none") != "none",
         sets_thresholds="threshold" not in skipped,
         evaluates="evaluation" not in skipped,
         false_reject_rate=false_reject_rate,
@@ -103,6 +105,6 @@ def _plan(
 
 def _show(stage: Stage) -> None:
     spent = "  skipped" if stage.seconds is None else f"{stage.seconds:8.1f} s"
-    click.echo(f"{stage.name:<12}{spent:<10}  {stage.said}")
+    click.echo(f"{stage.name:<12}{spent:<10}  {stage.summary}")
     for note in stage.notes:
         click.echo(f"note: {note}", err=True)

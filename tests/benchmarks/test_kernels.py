@@ -50,9 +50,9 @@ def run_script(*arguments: str, **environment: str) -> subprocess.CompletedProce
 def quick(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The result of --quick, and what it printed."""
     out = tmp_path_factory.mktemp("kernels") / "kernels--cpu.json"
-    done = run_script("--quick", "--out", str(out))
-    assert done.returncode == 0, done.stderr
-    return out, done.stdout
+    process = run_script("--quick", "--out", str(out))
+    assert process.returncode == 0, process.stderr
+    return out, process.stdout
 
 
 def check_form(document: dict[str, Any]) -> None:
@@ -135,8 +135,8 @@ class TestQuick:
         out = tmp_path / "kernels--cpu.json"
         before = json.loads(quick[0].read_text(encoding="utf-8"))
         out.write_text(json.dumps(before), encoding="utf-8")
-        done = run_script("--quick", "--only", "memory", "--out", str(out))
-        assert done.returncode == 0, done.stderr
+        process = run_script("--quick", "--only", "memory", "--out", str(out))
+        assert process.returncode == 0, process.stderr
         after = json.loads(out.read_text(encoding="utf-8"))
         assert {part: before[part] == after[part] for part in kernels.PARTS} == {
             "nearest": True,
@@ -157,18 +157,20 @@ class TestQuick:
 def test_a_missing_rival_is_one_sentence_and_status_two(tmp_path: Path, module: str, package: str) -> None:
     # Shadows it, so that the claim is tested where it is installed too.
     (tmp_path / f"{module}.py").write_text(f"raise ModuleNotFoundError('no {module}', name='{module}')")
-    done = run_script("--quick", PYTHONPATH=str(tmp_path))
-    assert done.returncode == 2
-    assert done.stderr.startswith(f"error: {sys.executable}: expected an environment with the rivals, got one without")
-    assert package in done.stderr.partition("Install them with: pip install ")[2].split()
-    assert done.stdout == ""
+    process = run_script("--quick", PYTHONPATH=str(tmp_path))
+    assert process.returncode == 2
+    assert process.stderr.startswith(
+        f"error: {sys.executable}: expected an environment with the rivals, got one without"
+    )
+    assert package in process.stderr.partition("Install them with: pip install ")[2].split()
+    assert process.stdout == ""
 
 
 @pytest.mark.skipif(any(mark.args[0] for mark in needs_rivals[:2]), reason="needs the rivals")
 def test_kernels_that_are_not_compiled_are_not_measured() -> None:
-    done = run_script("--quick", FLAWSCOPE_NATIVE="0")
-    assert done.returncode == 2
-    assert "kernels: expected compiled ones to measure, got reference (NumPy)" in done.stderr
+    process = run_script("--quick", FLAWSCOPE_NATIVE="0")
+    assert process.returncode == 2
+    assert "kernels: expected compiled ones to measure, got reference (NumPy)" in process.stderr
 
 
 def test_an_environment_without_anomalib_is_told_in_one_sentence(
@@ -241,8 +243,8 @@ def test_the_plain_loops_select_what_the_definition_selects(loop: str) -> None:
     features = np.random.default_rng(0).integers(-9, 10, (300, 5)).astype(np.float32)
     for seed in range(3):
         first = kcenter.first_row(len(features), seed)
-        found = getattr(kcenter, loop)(features, 40, first)
-        assert np.array_equal(found, reference.kcenter_greedy(features, 40, seed))
+        selection = getattr(kcenter, loop)(features, 40, first)
+        assert np.array_equal(selection, reference.kcenter_greedy(features, 40, seed))
 
 
 def test_a_contestant_that_finds_other_distances_is_refused() -> None:

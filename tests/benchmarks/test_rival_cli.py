@@ -62,7 +62,7 @@ def _line(arguments: dict[str, str]) -> list[str]:
 
 
 def test_all_options_of_the_driver_are_understood(arguments: dict[str, str], tmp_path: Path) -> None:
-    given = arguments | {
+    options = arguments | {
         "--method": "patchcore",
         "--backbone-options": '{"pad_type": "same"}',
         "--mean": "0.50196",
@@ -76,7 +76,7 @@ def test_all_options_of_the_driver_are_understood(arguments: dict[str, str], tmp
         "--epochs": "12",
         "--workers": "1",
     }
-    assert rival.parse_arguments(_line(given)) == rival.Settings(
+    assert rival.parse_arguments(_line(options)) == rival.Settings(
         method="patchcore",
         data=tmp_path / "tile",
         backbone="resnet18",
@@ -173,15 +173,15 @@ def test_an_environment_without_anomalib_is_one_sentence_and_status_two(
     # Shadows anomalib, so that the claim is tested where it is installed too.
     (tmp_path / "shadow").mkdir()
     (tmp_path / "shadow" / "anomalib.py").write_text("raise ModuleNotFoundError('no anomalib', name='anomalib')")
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, str(SCRIPT), *_line(arguments)],
         env={"PYTHONPATH": str(tmp_path / "shadow")},
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.returncode == 2
-    assert done.stderr == (
+    assert process.returncode == 2
+    assert process.stderr == (
         f"error: {sys.executable}: expected an environment with anomalib, got one without anomalib; "
         "make one with benchmarks/anomalib_env.py.\n"
     )
@@ -192,8 +192,8 @@ def test_importing_the_script_imports_neither_anomalib_nor_flawscope() -> None:
         f"import sys; sys.path.insert(0, {str(BENCHMARKS)!r}); before = set(sys.modules); import rival_anomalib; "
         "print(*sorted({name.split('.')[0] for name in set(sys.modules) - before}))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    loaded = set(done.stdout.split())
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(process.stdout.split())
     assert "rival_anomalib" in loaded
     assert not loaded & {"anomalib", "flawscope", "torch", "timm", "lightning", "numpy"}
 
@@ -246,8 +246,8 @@ def test_a_failure_of_pip_is_told_and_leaves_no_marker(tmp_path: Path, monkeypat
 
 
 def test_a_folder_with_other_files_is_never_cleared(tmp_path: Path) -> None:
-    kept = tmp_path / "kept.txt"
-    kept.write_text("mine")
+    foreign = tmp_path / "kept.txt"
+    foreign.write_text("mine")
     with pytest.raises(ArgumentError, match="expected a free name or a virtual environment, got something else"):
         anomalib_env.ensure_environment(tmp_path)
-    assert kept.read_text() == "mine"
+    assert foreign.read_text() == "mine"

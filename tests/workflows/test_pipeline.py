@@ -247,8 +247,8 @@ def copied(denoised: Path, tmp_path: Path) -> Path:
 
 
 def tensors_of(run: Path, part: str) -> dict[str, torch.Tensor]:
-    found = safetensors.torch.load_file(run / "weights.safetensors")
-    return {name: value for name, value in found.items() if name.startswith(part)}
+    weights = safetensors.torch.load_file(run / "weights.safetensors")
+    return {name: value for name, value in weights.items() if name.startswith(part)}
 
 
 def is_same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
@@ -262,9 +262,11 @@ def record_of(out: Path) -> RunRecord:
 def test_without_the_extractor_the_backbone_stays_as_it_was(denoised: Path, weights: Path) -> None:
     assert record_of(denoised).config.extractor == "none"  # type: ignore[union-attr]
     start = safetensors.torch.load_file(weights)
-    kept = {name.removeprefix("backbone."): value for name, value in tensors_of(denoised / "run", "backbone.").items()}
-    assert kept
-    assert is_same(kept, {name: start[name] for name in kept})
+    backbone = {
+        name.removeprefix("backbone."): value for name, value in tensors_of(denoised / "run", "backbone.").items()
+    }
+    assert backbone
+    assert is_same(backbone, {name: start[name] for name in backbone})
     assert not (denoised / "run" / "extractor").exists()
 
 
@@ -359,7 +361,7 @@ def test_a_run_is_left_as_it_is_where_its_extractor_is_skipped_or_not_asked_for(
         (["--set", "extractor=autoencoder", "--data", "{fewer}"], "expected the normal training images that {run} was"),
         (["--weights", "{picture}"], "expected the weights that {run} was trained with (file sha256:"),
         (["--weights", "nowhere"], "nowhere: expected the weights that"),
-        (["--resume", "latest"], "resume: expected a training to go on with, got one that is skipped"),
+        (["--resume", "latest"], "resume: expected a training to resume, got --skip train"),
         (["--data", "{other}", "--category", "other"], "{run}: expected a run of other, got one of steel"),
     ],
 )
@@ -380,10 +382,11 @@ def test_what_does_not_fit_the_run_that_is_there_is_refused(
     places["picture"] = normal_images(tiny_root)[0]
     before = (denoised / "run" / "run.json").read_bytes()
     default = [] if "--weights" in more else ["--weights", str(weights)]
-    assert call("ddad", tiny_root, denoised, *skip("train"), *default, *(one.format(**places) for one in more)) == 2
-    said = capsys.readouterr().err.strip().splitlines()
-    assert len(said) == 1
-    assert message.format(**places) in said[0]
+    options = [*default, *(option.format(**places) for option in more)]
+    assert call("ddad", tiny_root, denoised, *skip("train"), *options) == 2
+    error_lines = capsys.readouterr().err.strip().splitlines()
+    assert len(error_lines) == 1
+    assert message.format(**places) in error_lines[0]
     assert calls == (["train_detector"] if "extractor=autoencoder" in more else [])
     assert (denoised / "run" / "run.json").read_bytes() == before
     assert not (denoised / "run.training").exists()
@@ -397,12 +400,12 @@ def test_a_denoiser_serves_an_extractor_alone_and_a_run_that_is_whole(
     without = build_config("ddad", chosen)[0]
     with pytest.raises(ArgumentError, match="extractor: expected ddad with an extractor to train"):
         train_detector(without, dataset, tmp_path / "new", ready=read_run(out / "run"))
-    wanted = build_config("ddad", {**chosen, "extractor": "autoencoder"})[0]
+    config = build_config("ddad", {**chosen, "extractor": "autoencoder"})[0]
     with pytest.raises(ArgumentError, match="expected a run of ddad, got one of patchcore"):
-        train_detector(wanted, dataset, tmp_path / "new", ready=read_run(patchcore_run))
+        train_detector(config, dataset, tmp_path / "new", ready=read_run(patchcore_run))
     (out / "run" / "metrics.jsonl").unlink()
     with pytest.raises(RunError, match=r"expected a whole run, got one without metrics\.jsonl"):
-        train_detector(wanted, dataset, tmp_path / "new", ready=read_run(out / "run"))
+        train_detector(config, dataset, tmp_path / "new", ready=read_run(out / "run"))
     assert not (tmp_path / "new").exists()
 
 
@@ -413,7 +416,7 @@ def test_a_denoiser_serves_an_extractor_alone_and_a_run_that_is_whole(
     ("arguments", "message"),
     [
         (["autoencoder"], "'autoencoder' is not one of 'patchcore'"),
-        (["patchcore", "--skip", "train"], "run: expected a run there, because its training is skipped, got none"),
+        (["patchcore", "--skip", "train"], "run: expected a run, because --skip train uses an earlier one, got none"),
         (["patchcore", "--skip", "extractor"], "--skip extractor: expected it with ddad, got it with patchcore"),
         (["patchcore", "--skip", "export"], "'export' is not one of 'train'"),
         (["patchcore", "--resume", "latest"], "expected a method that is trained in epochs, got one that is fitted"),
@@ -427,9 +430,9 @@ def test_what_cannot_be_done_is_refused_in_one_line_and_leaves_nothing(
     tmp_path: Path, tiny_root: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
     assert call(arguments[0], tiny_root, tmp_path / "out", *arguments[1:]) == 2
-    said = capsys.readouterr().err.strip().splitlines()
-    assert len(said) == 1
-    assert message in said[0]
+    error_lines = capsys.readouterr().err.strip().splitlines()
+    assert len(error_lines) == 1
+    assert message in error_lines[0]
     assert not (tmp_path / "out").exists()
 
 
@@ -442,7 +445,7 @@ def test_the_run_that_is_there_must_be_of_the_method(
     fitted: Path, tiny_root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert call("padim", tiny_root, fitted, "--skip", "train") == 2
-    assert "METHOD: expected patchcore, of which" in capsys.readouterr().err
+    assert "METHOD: expected patchcore, the method of" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["run", f"{CATEGORY}.flaw"])
@@ -480,5 +483,5 @@ def test_a_category_that_names_another_folder_is_refused(
     (root / "train.json").write_text(json.dumps(record) + "\n")
     arguments = ["--data", str(root), "--category", "../outside", "--out", str(tmp_path / "out")]
     assert cli.run(["pipeline", "patchcore", *arguments]) == 2
-    assert "category: expected a name that a bundle can have, got '../outside'" in capsys.readouterr().err
+    assert "category: expected a name without a path, got '../outside'" in capsys.readouterr().err
     assert not (tmp_path / "outside.flaw").exists()

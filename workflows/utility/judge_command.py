@@ -1,4 +1,4 @@
-"""`flawscope synth judge`: downstream benchmark, does a synthetic set help a segmenter on real images?"""
+"""`flawscope synth judge`: downstream benchmark, whether a synthetic set improves a segmenter on real images."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from flawscope.errors import ArgumentError, MissingExtra
 from flawscope.terminal import command_line, progress_bars
 
 if TYPE_CHECKING:
-    from flawscope.workflows.utility.utility_benchmark import UtilityReport
+    from flawscope.workflows.utility.utility_report import UtilityReport
     from flawscope.workflows.utility.utility_variety import DefectVariety, Variety
 
 _PATH = click.Path(path_type=Path)
@@ -25,15 +25,15 @@ _PATH = click.Path(path_type=Path)
 @click.argument("generated", type=_PATH)
 @click.option("--data", type=_PATH, required=True, metavar="ROOT", help="The real dataset.")
 @click.option("--category", metavar="NAME", help="Category below ROOT, or all.")
-@click.option("--support", type=_PATH, required=True, metavar="DIR", help="Support set that was learned from.")
+@click.option("--support", type=_PATH, required=True, metavar="DIR", help="Support set the generator learned from.")
 @click.option("--seeds", default="0,1,2", show_default=True, metavar="N[,N...]", help="Seeds; two trainings for each.")
 @click.option("--steps", type=int, help="Steps of each training.  [default: 400]")
 @click.option("--image-size", type=int, help="Height and width in pixels after the resize.  [default: 128]")
 @click.option("--backbone", help="scattering (built in, no download), or any timm model.")
 @click.option("--weights", type=_PATH, help="Safetensors file of the backbone, for offline use.")
-@click.option("--inception", type=_PATH, help="State dict of torchvision's inception_v3: the Inception score is given.")
+@click.option("--inception", type=_PATH, help="State dict of torchvision's inception_v3, for the Inception score.")
 @click.option(
-    "--lpips", type=_PATH, help="State dict of torchvision's alexnet or vgg16: with --lpips-heads, IC-LPIPS is given."
+    "--lpips", type=_PATH, help="State dict of torchvision's alexnet or vgg16, with --lpips-heads, for IC-LPIPS."
 )
 @click.option("--lpips-heads", type=_PATH, help="Linear weights of LPIPS 0.1 for that network.")
 @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="One setting; may be repeated.")
@@ -41,16 +41,16 @@ _PATH = click.Path(path_type=Path)
 @click.option(
     "--weak-tau",
     type=float,
-    help="Boxes of synthetic images are their labels, and pixels inside count above this probability alone (AnoGen: "
-    "0.1). Without, their precise masks are.",
+    help="Use the boxes of synthetic images as labels, where only pixels above this probability count (AnoGen: 0.1). "
+    "Without it, their precise masks are the labels.",
 )
 @click.option(
-    "--figure", type=click.Choice(list(FIGURES)), default=PIXEL_AP, show_default=True, help="The figure that decides."
+    "--figure", type=click.Choice(list(FIGURES)), default=PIXEL_AP, show_default=True, help="Figure that decides."
 )
 @click.option("--confidence", type=float, default=0.95, show_default=True, help="Confidence of the intervals.")
 @click.option("--per-defect", is_flag=True, help="Show the figures of every defect type.")
 @click.option("--with-leak", is_flag=True, help="Show the figures on all test images, those seen before included.")
-@click.option("--resume", type=click.Choice(["latest"]), help="Take the trainings that are finished in --out.")
+@click.option("--resume", type=click.Choice(["latest"]), help="Use the finished trainings in --out.")
 @click.option("--out", type=_PATH, required=True, metavar="DIR", help="Folder for results.")
 def judge(
     generated: Path,
@@ -77,13 +77,14 @@ def judge(
 ) -> int:
     """Train a segmenter with and without the accepted images of GENERATED, and compare both on real test images.
 
-    Both learn from the normal images and the support set, from the same start and for as many steps. The test images
-    are those that the generator has seen nothing of. Leaves judge.json and judge.svg in --out. The exit status is 1
-    where the set is not recommended: where the interval of its gain does not lie above zero.
+    Both learn from the normal images and the support set, with the same initial weights and for as many steps. Test
+    images that the generator has seen are left out. Writes judge.json and judge.svg to --out. The exit status is 1 if
+    the set is not recommended: if the interval of its gain does not lie above zero.
 
-    Inception score and IC-LPIPS of the accepted images are given where the weights of their networks are (safetensors
-    or .pth, which is not unpickled). They say how varied the images are, and nothing of whether they help.
+    Inception score and IC-LPIPS of the accepted images are measured if the weights of their networks are given
+    (safetensors or .pth, which is not unpickled). They measure how varied the images are, not whether they help.
     """
+    # Here and not above: torch and SciPy come with it, and --help must work without them.
     try:
         from flawscope.training.segmentation.segmenter import build_segmenter_config
         from flawscope.workflows.utility.utility_benchmark import UtilityPlan, run_utility_benchmark
@@ -96,12 +97,8 @@ def judge(
         "synthetic_share": synthetic_share,
         "weak_tau": weak_tau,
     }
-    settings = dict(parse_assignment(text) for text in assignments)
-    if "seed" in settings:
-        raise ArgumentError("--set seed: expected --seeds, with which the trainings are begun. Name them there.")
-    config = build_segmenter_config(settings, {key: value for key, value in options.items() if value is not None})
     plan = UtilityPlan(
-        config=config,
+        config=build_segmenter_config(_settings(assignments), _without_none(options)),
         dataset=open_dataset(data, category),
         support=support,
         generated=generated,
@@ -119,11 +116,23 @@ def judge(
         command=command_line(),
     )
     with progress_bars() as progress:
-        found = run_utility_benchmark(plan, progress)
-    _print(found)
+        report = run_utility_benchmark(plan, progress)
+    _print(report)
     click.echo(f"results: {out}")
-    click.echo(found.verdict)
-    return 0 if found.is_recommended else 1
+    click.echo(report.verdict)
+    return 0 if report.is_recommended else 1
+
+
+def _settings(assignments: tuple[str, ...]) -> dict[str, Any]:
+    settings = dict(parse_assignment(text) for text in assignments)
+    if "seed" in settings:
+        raise ArgumentError("--set seed: expected the seeds of the trainings in --seeds. Name them there.")
+    return settings
+
+
+def _without_none(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that were given: None would overwrite a --set of the same name, or a default."""
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -133,25 +142,27 @@ def _numbers(text: str) -> tuple[int, ...]:
         raise ArgumentError(f"--seeds: expected whole numbers with commas, such as 0,1,2, got {text!r}.") from None
 
 
-def _print(found: UtilityReport) -> None:
-    counts = found.counts
+def _print(report: UtilityReport) -> None:
+    counts = report.counts
     click.echo(
-        f"{found.category}: learned from {counts['good']} normal images, {counts['support']} real defects and "
+        f"{report.category}: learned from {counts['good']} normal images, {counts['support']} real defects and "
         f"{counts['synthetic']} synthetic ones; tested on {counts['test']} images, {counts['test_defective']} "
         f"anomalous ({counts['left_out']} left out, which the generator has seen)"
     )
-    _table("", {None: found.differences}, found.confidence)
-    if found.with_leak is not None:
-        _table("on all test images, also those the generator has seen:", {None: found.with_leak}, found.confidence)
-    if found.variety is not None:
-        _print_variety(found.variety)
-    if found.defects is not None:
-        _table("by defect type, with all normal images:", found.defects, found.confidence)
-    for note in found.notes:
+    _print_table("", {None: report.differences}, report.confidence)
+    if report.with_leak is not None:
+        title = "on all test images, also those the generator has seen:"
+        _print_table(title, {None: report.with_leak}, report.confidence)
+    if report.variety is not None:
+        _print_variety(report.variety)
+    if report.defects is not None:
+        _print_table("by defect type, with all normal images:", report.defects, report.confidence)
+    for note in report.notes:
         click.echo(f"note: {note}", err=True)
 
 
-def _table(title: str, groups: Mapping[Any, Mapping[str, Difference]], confidence: float) -> None:
+def _print_table(title: str, groups: Mapping[Any, Mapping[str, Difference]], confidence: float) -> None:
+    """Print differences by group; the one group of a table without groups is None, which has no column."""
     from rich.console import Console
     from rich.table import Table
 
@@ -163,22 +174,22 @@ def _table(title: str, groups: Mapping[Any, Mapping[str, Difference]], confidenc
     table.add_column(f"{confidence:.0%} interval")
     table.add_column("over")
     for group, differences in groups.items():
-        for name, one in differences.items():
-            means = [sum(values) / len(values) for values in (one.first, one.second)]
+        for name, difference in differences.items():
+            means = [sum(values) / len(values) for values in (difference.first, difference.second)]
             table.add_row(
                 *([] if group is None else [group]),
                 FIGURES.get(name, name),
                 *(f"{value:.4f}" for value in means),
-                f"{one.mean:+.4f}",
-                f"{one.interval.low:+.4f} to {one.interval.high:+.4f}",
-                one.wider,
+                f"{difference.mean:+.4f}",
+                f"{difference.interval.low:+.4f} to {difference.interval.high:+.4f}",
+                difference.wider,
             )
     if title:
         click.echo(title)
     Console(highlight=False, markup=False, emoji=False).print(table)
 
 
-def _print_variety(found: Variety) -> None:
+def _print_variety(variety: Variety) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -186,12 +197,12 @@ def _print_variety(found: Variety) -> None:
     table.add_column("defect")
     for name in ("images", "Inception score", "IC-LPIPS"):
         table.add_column(name, justify="right")
-    rows: list[tuple[str, DefectVariety | Variety]] = [*found.defects.items(), ("all", found)]
-    for name, one in rows:
+    rows: list[tuple[str, DefectVariety | Variety]] = [*variety.defects.items(), ("all", variety)]
+    for name, row in rows:
         score = "-"
-        if one.inception_score is not None:
-            deviation = one.inception_score.deviation
-            score = f"{one.inception_score.mean:.3f}" + ("" if deviation is None else f" ± {deviation:.3f}")
-        table.add_row(name, str(one.pictures), score, "-" if one.ic_lpips is None else f"{one.ic_lpips:.4f}")
-    click.echo("how varied the synthetic images are, which decides nothing:")
+        if row.inception_score is not None:
+            deviation = row.inception_score.deviation
+            score = f"{row.inception_score.mean:.3f}" + ("" if deviation is None else f" ± {deviation:.3f}")
+        table.add_row(name, str(row.pictures), score, "-" if row.ic_lpips is None else f"{row.ic_lpips:.4f}")
+    click.echo("diversity of the synthetic images, which decides nothing:")
     Console(highlight=False, markup=False, emoji=False).print(table)

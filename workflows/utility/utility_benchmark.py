@@ -1,26 +1,26 @@
-"""Does a synthetic set help? The same segmenter, trained with and without it, tested on real images.
+"""Downstream benchmark of a synthetic set: the same segmenter trained with and without it, tested on real images.
 
-Two arms for every seed, equal but for one thing:
+Two arms for every seed, which differ in one thing only:
 
     real   normal training images, and the real defects of the support set
-    both   the same, and in a share of the defective half of each batch synthetic images in place of real ones
+    both   the same, but a share of the anomalous images in each batch is synthetic instead of real
 
-The same initial weights, number of steps, batches, normal images and movements. The test split is taken without what
-the generator has seen (support images and those alike, normal images that were drawn on). What is reported is the
-difference of every figure with its interval (`flawscope.calibration.evaluation.paired_differences`), and a set is
-recommended only where the whole interval of the chosen figure lies above zero.
+Initial weights, number of steps, batches, normal images and augmentation are the same. Test images that the generator
+has seen are left out: support images, near duplicates of them, normal images that defects were drawn on. The difference
+of every figure is reported with its interval (`flawscope.calibration.evaluation.paired_differences`), and a set is
+recommended only if the whole interval of the chosen figure lies above zero.
 
-IoU is taken at a probability of 0.5, and at the threshold of the best F1 on normal images that were held back and on
-the support images. No threshold and no training is chosen on test images. The support images were learned from,
-because there are no other real defects outside the test split: that threshold is for information.
+IoU is measured at a probability of 0.5, and at the threshold of the best F1 on held-back normal images and the support
+images. No threshold is set and no training is chosen on test images. Segmenters have learned from the support images,
+because there are no other real defects outside the test split, so IoU at that threshold is for information only.
 
-Inception score and IC-LPIPS of the drawn images are taken where the networks' weights are given
-(`flawscope.workflows.utility.utility_variety`). They say how varied the images are and nothing of whether they help:
-the verdict is the same with them and without.
+Inception score and IC-LPIPS of the synthetic images are measured if the networks' weights are given
+(`flawscope.workflows.utility.utility_variety`). They measure diversity, not whether the images help, and do not change
+the verdict.
 
     DIR/judge.json   all figures per seed and arm, differences, intervals, verdict
     DIR/judge.svg    the differences and their intervals
-    DIR/arms/        what is kept of every finished training: logits on the test images, metrics, a preview
+    DIR/arms/        a folder for each finished training: logits on the test images, metrics, a preview
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -77,21 +77,20 @@ from flawscope.training.segmentation.segmenter import (
 from flawscope.versions import package_versions
 from flawscope.workflows.utility.utility_data import UtilityData, read_utility_data
 from flawscope.workflows.utility.utility_plot import draw_differences
+from flawscope.workflows.utility.utility_report import ARMS, Arm, ArmFigures, ArmResult, UtilityReport
 from flawscope.workflows.utility.utility_variety import Variety, load_networks, take_variety
 
-Arm = Literal["real", "both"]
-ARMS: tuple[Arm, ...] = ("real", "both")
 RECORD, PLOT = "judge.json", "judge.svg"
 _ARMS, _RESULT, _MAPS = "arms", "result.json", "maps.safetensors"
 _FREE = ("seed", *FREE)
-"""Settings that a kept result may differ in: the seed is part of its name, the others do not change its numbers."""
-_ENLARGED = 64  # maps enlarged at once
-_THRESHOLD_IMAGES = 64  # of either kind: their pixels are sorted
+"""Settings in which a finished result may differ: the seed is in its name, the others do not change its numbers."""
+_ENLARGED = 64  # maps enlarged at once, which bounds the memory
+_THRESHOLD_IMAGES = 64  # normal, and as many anomalous ones: all their pixels are sorted
 
 
 @dataclass(frozen=True)
 class UtilityPlan:
-    """Plan of a downstream benchmark: which synthetic set, and how it is tested.
+    """Request of a downstream benchmark: which synthetic set, and how it is tested.
 
     Attributes:
         config: Settings of the segmenter; its seed is not used.
@@ -99,16 +98,16 @@ class UtilityPlan:
         support: Folder of the support set.
         generated: Folder of `synth generate`.
         out: Folder for results.
-        seeds: Of the trainings; two each.
+        seeds: Seeds of the trainings; two trainings for each.
         weights: Safetensors file of the backbone, or None.
         inception: State dict of torchvision's inception_v3, for the Inception score, or None.
         lpips: State dict of torchvision's alexnet or vgg16, for IC-LPIPS, or None.
         lpips_heads: Linear weights of LPIPS 0.1 for it; with `lpips` or not at all.
         figure: Which of `flawscope.calibration.evaluation.paired_differences.FIGURES` decides.
-        confidence: Of the intervals, a fraction.
-        with_leak: Also take the figures on all test images.
-        per_defect: Also take the figures of every defect type.
-        resume: Take what is there of finished trainings.
+        confidence: Confidence of the intervals, a fraction.
+        with_leak: Also measure the figures on all test images.
+        per_defect: Also measure the figures of every defect type.
+        resume: Use the finished trainings in `out`.
         command: Command line for the record.
     """
 
@@ -130,133 +129,48 @@ class UtilityPlan:
     command: str = ""
 
 
-class ArmResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What is kept of a finished training, beside its logits.
-
-    Attributes:
-        seed: Of the training.
-        arm: Which arm.
-        made_from: All that its numbers depend on; a result is taken again only where it is the same.
-        threshold: Logit of the best F1 of pixels on held-back normal images and on the support images.
-        loss: Mean loss of the training.
-        validation_error: Mean loss of held-back normal images after it.
-        seconds: Wall-clock seconds of training and testing.
-        versions: Package versions.
-    """
-
-    seed: int
-    arm: Arm
-    made_from: dict[str, Any]
-    threshold: float
-    loss: float
-    validation_error: float
-    seconds: float
-    versions: dict[str, str]
-
-
-class ArmFigures(msgspec.Struct, frozen=True, kw_only=True):
-    """The figures of one training on the clean test images, and its result."""
-
-    figures: dict[str, float]
-    result: ArmResult
-
-
-class UtilityReport(msgspec.Struct, frozen=True, kw_only=True):
-    """Result of the downstream benchmark; the content of `judge.json`.
-
-    Attributes:
-        is_recommended: Whether the whole interval of the deciding figure lies above zero.
-        verdict: The same in words.
-        figure: The figure that decides.
-        differences: Figure -> arm `both` minus arm `real`, on clean test images.
-        with_leak: The same on all test images, support images and what was drawn on included; None where it was
-            not asked for. Nothing is decided by it.
-        defects: Defect type -> the same on its clean test images and all normal ones; None where not asked for.
-        arms: Every training.
-        counts: Images that were learned from, tested on, left out.
-        left_out: Test image below the dataset's root -> why it was left out.
-        notes: What limits the result.
-        config: Settings of the segmenter by their flat names.
-        backbone: Where its weights are from.
-        category: Of the dataset.
-        dataset: Fingerprint of the dataset.
-        support: SHA-256 over the support images and their masks.
-        synthetic: SHA-256 over the synthetic images and their labels.
-        confidence: Of the intervals.
-        versions: Package versions.
-        created: UTC time, ISO 8601.
-        command: The command line.
-        flawscope: Version that wrote it.
-        variety: How varied the synthetic images are; None where no weights for that were given. Nothing is decided by
-            it.
-        schema: Version of this record.
-    """
-
-    is_recommended: bool
-    verdict: str
-    figure: str
-    differences: dict[str, Difference]
-    with_leak: dict[str, Difference] | None
-    defects: dict[str, dict[str, Difference]] | None
-    arms: tuple[ArmFigures, ...]
-    counts: dict[str, int]
-    left_out: dict[str, str]
-    notes: tuple[str, ...]
-    config: dict[str, Any]
-    backbone: BackboneSource
-    category: str
-    dataset: str
-    support: str
-    synthetic: str
-    confidence: float
-    versions: dict[str, str]
-    created: str
-    command: str
-    flawscope: str
-    variety: Variety | None = None
-    schema: Literal[1] = 1
-
-
 def run_utility_benchmark(plan: UtilityPlan, progress: Progress = no_progress) -> UtilityReport:
-    """Train with and without a synthetic set, compare on real images, and write what was found.
+    """Train with and without a synthetic set, compare on real images, and write the report.
 
     Args:
-        plan: Plan of a downstream benchmark: which synthetic set, and how it is tested.
-        progress: Told what is being done.
+        plan: Which synthetic set, and how it is tested.
+        progress: Called with what is being done.
 
     Raises:
-        ArgumentError: If the plan is wrong, or the folder holds something else.
-        DataError: If images are missing, broken, or are not of each other.
-        RunError: If a training fails, or a kept result is broken.
+        ArgumentError: If the plan is wrong, or its folder holds something else.
+        DataError: If images are missing or broken, or the support set is not that of the generator.
+        RunError: If a training fails, or the result of a finished one cannot be read.
         StorageError: If the system refuses to write.
     """
     for module, package in (("sklearn", "scikit-learn"), ("scipy", "scipy"), ("matplotlib", "matplotlib")):
         require(module, package, "judging a synthetic set")
     _check(plan)
+    # Weights first: a wrong file is an error before an image is read.
     networks = load_networks(plan.inception, plan.lpips, plan.lpips_heads, _device(plan.config))
     encoder, source = build_backbone(plan.config.features, plan.weights)
-    stages_of(encoder, plan.config.preprocessing.size)  # a size that it cannot take is said before the long parts
+    stages_of(encoder, plan.config.preprocessing.size)  # refuses a size it cannot take before the long parts
     data = read_utility_data(plan.config, plan.dataset, read_support(plan.support), plan.generated, progress)
-    wanted = [(seed, arm) for seed in plan.seeds for arm in ARMS]
-    for seed, arm in wanted:  # before the first training: hours later is too late
-        _kept(plan, data, source, seed, arm)
-    for left in _left_behind(plan):
-        with storage_errors(left):
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
+    trainings = [(seed, arm) for seed in plan.seeds for arm in ARMS]
+    for seed, arm in trainings:  # a result that does not fit is refused before the first training, not hours later
+        _read_finished(plan, data, source, seed, arm)
+    for path in _leftovers(plan):
+        with storage_errors(path):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
     variety = None
     if networks is not None:
         variety = take_variety(networks, data.defects, plan.config, _device(plan.config), progress)
     del networks  # the trainings need the memory
-    results = []
-    for done, (seed, arm) in enumerate(wanted):
-        progress("trainings", done, len(wanted))
-        kept = _kept(plan, data, source, seed, arm)
-        results.append(kept or _run_arm(plan, data, encoder, source, seed, arm, progress))
-    progress("trainings", len(wanted), len(wanted))
-    judgement = _weigh(plan, data, source, results, variety)
-    write_bytes(plan.out / RECORD, msgspec.json.format(msgspec.json.encode(judgement), indent=1) + b"\n")
-    write_text(plan.out / PLOT, draw_differences(judgement.differences))
-    return judgement
+    outcomes = []
+    for index, (seed, arm) in enumerate(trainings):
+        progress("trainings", index, len(trainings))
+        # Read again, so that the logits of all trainings are not held while the first ones run.
+        finished = _read_finished(plan, data, source, seed, arm)
+        outcomes.append(finished or _run_arm(plan, data, encoder, source, seed, arm, progress))
+    progress("trainings", len(trainings), len(trainings))
+    report = _compare(plan, data, source, outcomes, variety)
+    write_bytes(plan.out / RECORD, msgspec.json.format(msgspec.json.encode(report), indent=1) + b"\n")
+    write_text(plan.out / PLOT, draw_differences(report.differences))
+    return report
 
 
 def _check(plan: UtilityPlan) -> None:
@@ -266,24 +180,33 @@ def _check(plan: UtilityPlan) -> None:
     if plan.figure not in FIGURES:
         raise ArgumentError(f"figure: expected one of {', '.join(FIGURES)}, got {plan.figure!r}.")
     if plan.config.synthetic_share == 0.0:
-        raise ArgumentError("synthetic_share: expected above 0, got 0: nothing synthetic would be learned from.")
+        raise ArgumentError("synthetic_share: expected above 0, got 0: both arms would be the same.")
     if plan.out.exists() and not plan.out.is_dir():
         raise ArgumentError(f"{plan.out}: expected a folder, got a file. Choose another name.")
+    # A folder with other files is refused: results would be mixed with something that is not of this benchmark.
     if plan.out.is_dir():
-        ours = {plan.out / name for name in (_ARMS, RECORD, PLOT)}.union(_left_behind(plan))
-        if others := sorted(path.name for path in plan.out.iterdir() if path not in ours):
-            raise ArgumentError(f"{plan.out}: expected a new folder, got one with {others[0]}. Choose another name.")
+        ours = {plan.out / name for name in (_ARMS, RECORD, PLOT)}.union(_leftovers(plan))
+        if foreign := sorted(path.name for path in plan.out.iterdir() if path not in ours):
+            raise ArgumentError(f"{plan.out}: expected a new folder, got one with {foreign[0]}. Choose another name.")
         if not plan.resume and ((plan.out / RECORD).exists() or any(plan.out.glob(f"{_ARMS}/*/{_RESULT}"))):
             raise ArgumentError(
-                f"{plan.out}: expected a new folder, got one with results. Take those that are finished with --resume "
+                f"{plan.out}: expected a new folder, got one with results. Use the finished trainings with --resume "
                 "latest, or choose another name."
             )
 
 
-def _left_behind(plan: UtilityPlan) -> list[Path]:
-    """Return what killed benchmarks left of these seeds, as `flawscope.files` names it; others may be running."""
-    ends = [plan.out / RECORD, plan.out / PLOT, *(_folder(plan, seed, arm) for seed in plan.seeds for arm in ARMS)]
-    return [left for end in ends for left in end.parent.glob(f".{end.name}.????????.tmp") if not left.is_symlink()]
+def _leftovers(plan: UtilityPlan) -> list[Path]:
+    """Return temporary files that killed benchmarks of these seeds left, as `flawscope.files` names them.
+
+    Not those of other seeds: a benchmark of them may be running in the same folder. Links are never followed.
+    """
+    results = [plan.out / RECORD, plan.out / PLOT, *(_folder(plan, seed, arm) for seed in plan.seeds for arm in ARMS)]
+    return [
+        path
+        for result in results
+        for path in result.parent.glob(f".{result.name}.????????.tmp")
+        if not path.is_symlink()
+    ]
 
 
 # ---- One training ----------------------------------------------------------------------------------------------------
@@ -300,26 +223,36 @@ def _folder(plan: UtilityPlan, seed: int, arm: Arm) -> Path:
 
 
 def _config_of(plan: UtilityPlan, seed: int, arm: Arm) -> SegmenterConfig:
-    own: dict[str, Any] = {"synthetic_share": 0.0, "weak_tau": None} if arm == "real" else {}
-    return msgspec.structs.replace(plan.config, seed=seed, **own)
+    # Arm `real` does not use these two: its results would not be used again after a change of them otherwise.
+    without_synthetic: dict[str, Any] = {"synthetic_share": 0.0, "weak_tau": None} if arm == "real" else {}
+    return msgspec.structs.replace(plan.config, seed=seed, **without_synthetic)
 
 
 def _made_from(plan: UtilityPlan, data: UtilityData, source: BackboneSource, seed: int, arm: Arm) -> dict[str, Any]:
+    """Return everything the numbers of a training depend on, as JSON reads it back."""
     settings = flatten(_config_of(plan, seed, arm))
-    found = {
+    dependencies = {
         **{f"setting {name}": value for name, value in settings.items() if name not in _FREE},
         "weights": source.weights,
         "dataset": data.dataset,
         "support set": data.support,
         "synthetic set": data.synthetic if arm == "both" else None,
-        "version of flawscope": flawscope.__version__,
+        "version of flawscope": flawscope.__version__,  # another version may train otherwise
     }
-    plain: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(found))
+    # Through JSON, as a stored record has been: tuples become lists there, and would never be equal otherwise.
+    plain: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(dependencies))
     return plain
 
 
-def _kept(plan: UtilityPlan, data: UtilityData, source: BackboneSource, seed: int, arm: Arm) -> _Outcome | None:
-    """Return a finished training that is there already, if it is one of this plan."""
+def _read_finished(
+    plan: UtilityPlan, data: UtilityData, source: BackboneSource, seed: int, arm: Arm
+) -> _Outcome | None:
+    """Return the result of a training that an earlier benchmark finished, or None if there is none.
+
+    Raises:
+        ArgumentError: If it depends on anything else than this plan would.
+        RunError: If it cannot be read.
+    """
     folder = _folder(plan, seed, arm)
     if not (folder / _RESULT).is_file():
         return None
@@ -328,14 +261,15 @@ def _kept(plan: UtilityPlan, data: UtilityData, source: BackboneSource, seed: in
         logits = safetensors.numpy.load_file(folder / _MAPS)["logits"]
     except (OSError, KeyError, msgspec.DecodeError, UnicodeDecodeError, SafetensorError) as err:
         raise RunError(f"{folder}: expected the result of a training, got: {err}. Remove the folder.") from err
-    wanted = _made_from(plan, data, source, seed, arm)
-    changed = [name for name in wanted if result.made_from.get(name) != wanted[name]]
-    if changed or set(result.made_from) != set(wanted) or (result.seed, result.arm) != (seed, arm):
+    expected = _made_from(plan, data, source, seed, arm)
+    changed = [name for name in expected if result.made_from.get(name) != expected[name]]
+    if changed or set(result.made_from) != set(expected) or (result.seed, result.arm) != (seed, arm):
         name = changed[0] if changed else "what it was made from"
         raise ArgumentError(
             f"{folder}: expected a result of the same request, got one of another: {name} was "
-            f"{result.made_from.get(name)}, is {wanted.get(name)}. Give the same, or another --out."
+            f"{result.made_from.get(name)}, is {expected.get(name)}. Give the same, or another --out."
         )
+    # The images are the same by now (fingerprint of the dataset), so other logits are a damaged file.
     if logits.dtype != np.float32 or logits.ndim != 3 or len(logits) != len(data.samples):
         raise RunError(f"{folder}: expected float32 logits of {len(data.samples)} images. Remove the folder.")
     return _Outcome(result, logits)
@@ -350,20 +284,22 @@ def _run_arm(
     arm: Arm,
     progress: Progress,
 ) -> _Outcome:
-    """Train one arm, score the test images, and keep both."""
+    """Train one arm, predict the test images, and write both to the arm's folder."""
     started = time.perf_counter()
     folder, config = _folder(plan, seed, arm), _config_of(plan, seed, arm)
     learned = data.learned
     if arm == "real":
+        # Without the synthetic images; both arms share the readers of all others.
         learned = type(learned)(learned.good, learned.held_back, learned.real)
     with storage_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_folder(folder) as made:
+    # Whole or not at all: a folder with a result is never half a training.
+    with atomic_folder(folder) as temporary:
         title = f"seed {seed}, {arm}"
         segmenter, trained = train_segmenter(
-            config, encoder, learned, made, lambda what, done, total: progress(title, done, total)
+            config, encoder, learned, temporary, lambda _, step, total: progress(title, step, total)
         )
-        shutil.rmtree(made / CHECKPOINTS, ignore_errors=True)  # a finished training has nothing to go on with
+        shutil.rmtree(temporary / CHECKPOINTS, ignore_errors=True)  # a finished training is not resumed
         segmenter.to(_device(config))
         logits = predict(segmenter, data.test, batch_size=config.loop.batch_size)
         if not np.isfinite(logits).all():
@@ -375,11 +311,12 @@ def _run_arm(
             threshold=_best_threshold(segmenter, config, data),
             loss=trained.losses[-1],
             validation_error=trained.error,
+            # Not in `made_from`, like the versions below: finished results may differ in both.
             seconds=round(time.perf_counter() - started, 3),
             versions=package_versions(),
         )
-        safetensors.numpy.save_file({"logits": logits}, made / _MAPS)
-        (made / _RESULT).write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=1) + b"\n")
+        safetensors.numpy.save_file({"logits": logits}, temporary / _MAPS)
+        (temporary / _RESULT).write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=1) + b"\n")
     return _Outcome(result, logits)
 
 
@@ -395,8 +332,9 @@ def _best_threshold(segmenter: Segmenter, config: SegmenterConfig, data: Utility
     for images, masks in parts:
         count = min(_THRESHOLD_IMAGES, len(images))
         maps = _maps(predict(segmenter, images, count, config.loop.batch_size), config)
-        scores.append(maps.astype(np.float64).ravel())
+        scores.append(maps.astype(np.float64).ravel())  # what f1_max takes
         labels.append(np.zeros(maps.size, np.bool_) if masks is None else masks[:count].ravel())
+    # On images that were learned from or held back, never on test images: a threshold chosen there would be too good.
     best = f1_max(np.concatenate(scores), np.concatenate(labels))
     assert best is not None  # held-back images have no defect, support images have one
     return best.threshold
@@ -404,58 +342,60 @@ def _best_threshold(segmenter: Segmenter, config: SegmenterConfig, data: Utility
 
 def _maps(logits: Float32Array, config: SegmenterConfig) -> Float32Array:
     """Return logits at the size of the images, float32 [N, H, W]."""
-    made = np.empty((len(logits), *config.preprocessing.size), np.float32)
+    maps = np.empty((len(logits), *config.preprocessing.size), np.float32)
     for start in range(0, len(logits), _ENLARGED):
         part = torch.from_numpy(logits[start : start + _ENLARGED])[:, None]
-        made[start : start + _ENLARGED] = enlarge(part, config.preprocessing.size)[:, 0].numpy()
-    return made
+        maps[start : start + _ENLARGED] = enlarge(part, config.preprocessing.size)[:, 0].numpy()
+    return maps
 
 
 # ---- The comparison --------------------------------------------------------------------------------------------------
 
 
-def _weigh(
+def _compare(
     plan: UtilityPlan,
     data: UtilityData,
     source: BackboneSource,
     outcomes: Sequence[_Outcome],
     variety: Variety | None,
 ) -> UtilityReport:
+    """Return the report; `outcomes` are of both arms in turn, as the trainings were run."""
     defects = np.array([sample.defect for sample in data.samples])
     groups: dict[str, BoolArray] = {"clean": data.is_clean}
     if plan.with_leak:
         groups["leak"] = np.ones(len(defects), np.bool_)
     types = sorted(set(defects[data.truth.labels & data.is_clean])) if plan.per_defect else []
     for name in types:
+        # With all normal images: a ranking figure of one defect type alone is undefined.
         groups[f"defect {name}"] = data.is_clean & (~data.truth.labels | (defects == name))
     truths = {name: data.truth.select(rows) for name, rows in groups.items()}
     tallies: dict[str, list[Tally]] = {name: [] for name in groups}
-    for outcome in outcomes:
+    for outcome in outcomes:  # maps of one training at a time, which bounds the memory
         maps = _maps(outcome.logits, plan.config)
         for name, rows in groups.items():
             tallies[name].append(_tally(plan, maps[rows], truths[name], outcome.result))
-    found = {
+    differences = {
         # Arms take turns: real, both, real, both, ...
-        name: compare_tallies(of[0::2], of[1::2], truths[name], confidence=plan.confidence)
-        for name, of in tallies.items()
+        name: compare_tallies(of_group[0::2], of_group[1::2], truths[name], confidence=plan.confidence)
+        for name, of_group in tallies.items()
     }
-    clean = found["clean"]
+    clean = differences["clean"]
     if plan.figure not in clean:
         raise DataError(f"{plan.figure}: expected a figure that is defined on these test images. Choose another.")
-    deciding = clean[plan.figure]
+    deciding = clean[plan.figure]  # chosen before the trainings: the best of five figures would gain too often
     notes = list(data.notes)
     if len(plan.seeds) == 1:
-        notes.append("one seed: the interval knows nothing of chance in training; take three or more with --seeds")
+        notes.append("one seed: the interval does not cover chance in training; give three or more with --seeds")
     return UtilityReport(
         is_recommended=deciding.is_gain,
         verdict=_verdict(FIGURES[plan.figure], deciding),
         figure=plan.figure,
         differences=clean,
-        with_leak=found.get("leak"),
-        defects={name: found[f"defect {name}"] for name in types} if plan.per_defect else None,
+        with_leak=differences.get("leak"),
+        defects={name: differences[f"defect {name}"] for name in types} if plan.per_defect else None,
         arms=tuple(
-            ArmFigures(figures=one.figures, result=outcome.result)
-            for one, outcome in zip(tallies["clean"], outcomes, strict=True)
+            ArmFigures(figures=figures.figures, result=outcome.result)
+            for figures, outcome in zip(tallies["clean"], outcomes, strict=True)
         ),
         counts=data.counts,
         left_out=data.left_out,
@@ -476,12 +416,14 @@ def _weigh(
 
 
 def _tally(plan: UtilityPlan, maps: Float32Array, truth: Truth, result: ArmResult) -> Tally:
+    # Logits, as the maps are: no sigmoid over all pixels, and no rounding to 1 that would merge the highest ones.
     thresholds = {IOU: 0.0, IOU_F1: result.threshold}  # as logits: 0 is a probability of 0.5
     return tally(maps, image_scores(maps, plan.config.top), truth, thresholds)
 
 
-def _verdict(name: str, found: Difference) -> str:
-    gain = f"{name} {found.mean:+.4f} ({found.interval.low:+.4f} to {found.interval.high:+.4f})"
-    if found.is_gain:
+def _verdict(name: str, difference: Difference) -> str:
+    interval = difference.interval
+    gain = f"{name} {difference.mean:+.4f} ({interval.low:+.4f} to {interval.high:+.4f})"
+    if difference.is_gain:
         return f"recommended: gain of {gain} is above zero"
     return f"not recommended: gain of {gain} is not above zero"

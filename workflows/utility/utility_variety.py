@@ -1,15 +1,15 @@
-"""Inception score and IC-LPIPS of the accepted images of a synthetic set, where the networks' weights are given.
+"""Inception score and IC-LPIPS of the accepted images of a synthetic set, if the networks' weights are given.
 
-They say how varied images are, of each defect type and of all, and nothing of whether they help: images of noise
-are varied. No verdict depends on them.
+They measure diversity, of each defect type and of all images, not whether the images help: images of noise are
+diverse. No verdict depends on them.
 
-Whole images are looked at, as others do, so that the variety of the normal images that were drawn on is in the
-figures too. The images are those that are learned from in the benchmark; the support images are all of the support
-set. Choices that the papers leave open:
+Whole images are compared, as in the literature, so the diversity of the normal images that were drawn on is part of
+the figures. The synthetic images are those the benchmark learns from; the support images are the whole support set.
+Choices that the papers leave open:
 
-    Inception score   images of 299 x 299, by area where both sides shrink, bilinear otherwise, without cropping
-    IC-LPIPS          all images of a defect type at one size: the commonest among the drawn ones, made smaller until
-                      no side is above 512 px and larger until none is below 64 px, in the same way of resizing
+    Inception score   images resized to 299 x 299, by area if both sides shrink, bilinear otherwise, without cropping
+    IC-LPIPS          all images of a defect type at one size: the most frequent size of the synthetic ones, scaled down
+                      until no side is above 512 px or up until none is below 64 px, resized in the same way
 
 Weights are read from safetensors, or from a file of `torch.save` without unpickling it.
 """
@@ -50,22 +50,22 @@ from flawscope.training.segmentation.variety import (
 from flawscope.workflows.utility.utility_data import DefectImages
 
 MAX_SIDE_PX = 512
-"""Larger images are made smaller before they are compared by LPIPS."""
+"""Larger images are scaled down before they are compared by LPIPS."""
 
-_MAX_BYTES = 1 << 30  # vgg16 with its classifier has 528 MB
+_MAX_BYTES = 1 << 30  # of a file of weights: vgg16 with its classifier has 528 MB
 _SUFFIX = ".safetensors"
 _BATCH_PIXELS, _BATCH = 1 << 20, 16  # at once: vgg16 takes about 1 GB for four images of 512 x 512
 
 
-# ---- What was found --------------------------------------------------------------------------------------------------
+# ---- Records ---------------------------------------------------------------------------------------------------------
 
 
 class WeightFile(msgspec.Struct, frozen=True, kw_only=True):
-    """A file of weights that was used.
+    """A file of weights the figures depend on.
 
     Attributes:
         network: `inception_v3`, `alexnet`, `vgg16`, or `LPIPS heads`.
-        sha256: Of the file.
+        sha256: SHA-256 of the file.
     """
 
     network: str
@@ -73,11 +73,11 @@ class WeightFile(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SupportGroup(msgspec.Struct, frozen=True, kw_only=True):
-    """The drawn images nearest to one support image.
+    """The synthetic images nearest to one support image.
 
     Attributes:
-        support: The support image, below the dataset's root.
-        pictures: How many are nearest to it.
+        support: Path of the support image relative to the dataset's root.
+        pictures: Number of synthetic images nearest to it.
         lpips: Mean LPIPS over their pairs; None with fewer than two.
     """
 
@@ -87,14 +87,14 @@ class SupportGroup(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DefectVariety(msgspec.Struct, frozen=True, kw_only=True):
-    """How varied the drawn images of one defect type are.
+    """Diversity of the synthetic images of one defect type.
 
     Attributes:
-        pictures: How many.
+        pictures: Number of images.
         inception_score: None without its weights.
-        ic_lpips: Mean over `groups` that have a pair; None without the weights, or where no group has a pair.
+        ic_lpips: Mean over `groups` that have a pair; None without the weights, or if no group has a pair.
         groups: By support image; empty without the weights, or without support images of this defect type.
-        size: Height and width in pixels at which images were compared by LPIPS; None where they were not.
+        size: Height and width in pixels at which images were compared by LPIPS; None if they were not.
     """
 
     pictures: int
@@ -105,11 +105,11 @@ class DefectVariety(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Variety(msgspec.Struct, frozen=True, kw_only=True):
-    """How varied the drawn images are. It says nothing of whether they help.
+    """Diversity of all synthetic images.
 
     Attributes:
-        pictures: How many.
-        inception_score: Over all of them; None without its weights.
+        pictures: Number of images.
+        inception_score: Of all images; None without its weights.
         ic_lpips: Mean over the defect types that have one, or None.
         defects: Defect type -> the same for it alone.
         weights: The files of the networks.
@@ -132,6 +132,7 @@ class _Safetensors:
         self.name = str(path)
         try:
             file: Any = safetensors.safe_open(path, framework="pt")
+            # Shapes alone are read here; a tensor is read when a network asks for it.
             names = file.keys()
             self.shapes: Mapping[str, tuple[int, ...]] = {
                 name: tuple(file.get_slice(name).get_shape()) for name in names
@@ -144,13 +145,16 @@ class _Safetensors:
 
     def read(self, name: str) -> npt.NDArray[Any]:
         tensor: Tensor = self._file.get_tensor(name)
-        # NumPy has no bfloat16.
-        found: npt.NDArray[Any] = (tensor.float() if tensor.is_floating_point() else tensor).numpy()
-        return found
+        # Float32 first: NumPy has no bfloat16.
+        array: npt.NDArray[Any] = (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+        return array
 
 
 class _TorchFile:
-    """Tensors of a state dict that `torch.save` wrote; nothing of it is executed."""
+    """Tensors of a state dict that `torch.save` wrote.
+
+    `torch.load` is not used: the file is a pickle, which can run code. Nothing of it is executed here.
+    """
 
     def __init__(self, path: Path) -> None:
         self.name = str(path)
@@ -167,7 +171,7 @@ def _open(path: Path) -> _Safetensors | _TorchFile:
 
 @dataclass(frozen=True)
 class VarietyNetworks:
-    """The networks whose weights were given, and their files."""
+    """Networks whose weights were given, and their files."""
 
     inception: nn.Module | None
     lpips: Lpips | None
@@ -177,21 +181,21 @@ class VarietyNetworks:
 def load_networks(
     inception: Path | None, lpips: Path | None, heads: Path | None, device: str
 ) -> VarietyNetworks | None:
-    """Load the networks whose weights are given; None where none are.
+    """Return the networks whose weights are given, or None if there are none.
 
     Args:
         inception: State dict of torchvision's inception_v3 (ImageNet), or None.
         lpips: State dict of torchvision's alexnet or vgg16, with or without the classifier, or None.
         heads: Linear weights of LPIPS 0.1 for that network, or None.
-        device: Where to put them.
+        device: Device of the networks.
 
     Raises:
         ArgumentError: If one of `lpips` and `heads` is given without the other.
-        DataError: If a file cannot be read, or holds anything but these tensors.
+        DataError: If a file cannot be read, or does not hold exactly the tensors of its network.
     """
     if (lpips is None) != (heads is None):
-        there, missing = ("--lpips", "--lpips-heads") if heads is None else ("--lpips-heads", "--lpips")
-        raise ArgumentError(f"{missing}: expected a file together with {there}, got none. Give both, or neither.")
+        given, missing = ("--lpips", "--lpips-heads") if heads is None else ("--lpips-heads", "--lpips")
+        raise ArgumentError(f"{missing}: expected a file together with {given}, got none. Give both, or neither.")
     files = []
     classifier = measure = None
     if inception is not None:
@@ -214,14 +218,14 @@ def take_variety(
     device: str,
     progress: Progress,
 ) -> Variety:
-    """Return how varied drawn images are.
+    """Return the diversity of synthetic images.
 
     Args:
-        networks: What it is measured with.
-        defects: Defect type -> its images, at least one drawn.
-        config: For `num_workers` and `memory_budget_mb`.
-        device: Where the networks are.
-        progress: Told what is being done.
+        networks: The networks that measure it.
+        defects: Defect type -> its images, at least one of them synthetic.
+        config: Settings, of which `num_workers` and `memory_budget_mb` are used.
+        device: Device of the networks.
+        progress: Called with what is being done.
 
     Raises:
         DataError: If the networks give numbers that are not finite.
@@ -237,15 +241,16 @@ def take_variety(
                 device=device,
                 progress=_titled(progress, f"Inception score, {name}"),
             )
-    found = {
+    varieties = {
         name: _defect_variety(networks.lpips, images, probabilities.get(name), config, device, progress, name)
         for name, images in defects.items()
     }
     return Variety(
-        pictures=sum(one.pictures for one in found.values()),
+        pictures=sum(variety.pictures for variety in varieties.values()),
+        # Over all images anew, not a mean over the types: diversity between the types belongs to it.
         inception_score=inception_score(np.concatenate(list(probabilities.values()))) if probabilities else None,
-        ic_lpips=mean_of(tuple(one.ic_lpips for one in found.values())),
-        defects=found,
+        ic_lpips=mean_of(tuple(variety.ic_lpips for variety in varieties.values())),
+        defects=varieties,
         weights=networks.files,
     )
 
@@ -262,6 +267,7 @@ def _defect_variety(
     score = None if probabilities is None else inception_score(probabilities)
     if network is None or not defect.support:
         return DefectVariety(pictures=len(defect.drawn), inception_score=score, ic_lpips=None, groups=(), size=None)
+    # By the synthetic images alone: support images may have another size, and are brought to this one.
     size = compared_size([read_image(path).shape[:2] for path in defect.drawn])
 
     def embed(images: npt.NDArray[Any]) -> Tensor:
@@ -273,6 +279,7 @@ def _defect_variety(
         _images(list(defect.support.values()), size, config),
         _images(defect.drawn, size, config),
         batch=_batch_of(size),
+        # Bytes, for vectors of support images; the readers of both sides have a quarter of the memory each.
         budget=config.data.memory_budget_mb * 1_000_000 // 2,
         progress=_titled(progress, f"IC-LPIPS, {name}"),
     )
@@ -289,10 +296,11 @@ def _defect_variety(
 def compared_size(sizes: Sequence[tuple[int, ...]]) -> tuple[int, int]:
     """Return the height and width at which images of these sizes are compared by LPIPS.
 
-    The commonest size, and of equally common ones the largest; scaled down until no side is above `MAX_SIDE_PX`, or up
-    until none is below the least that the networks take. Where both cannot be, the aspect changes.
+    The most frequent size, and of equally frequent ones the largest; scaled down until no side is above `MAX_SIDE_PX`,
+    or up until none is below the smallest the networks take. If both are impossible, the aspect ratio changes.
     """
     counts = Counter(sizes)
+    # The size itself comes last in the key, so that a tie does not depend on the order of the images.
     height, width = max(counts, key=lambda size: (counts[size], size[0] * size[1], size))
     scale = max(min(1.0, MAX_SIDE_PX / max(height, width)), MIN_SIDE_PX / min(height, width))
     return min(MAX_SIDE_PX, round(height * scale)), min(MAX_SIDE_PX, round(width * scale))
@@ -303,8 +311,9 @@ def _images(paths: Sequence[Path], size: tuple[int, int], config: SegmenterConfi
 
 
 def _batch_of(size: tuple[int, int]) -> int:
+    # At least one: a single image above _BATCH_PIXELS is still compared.
     return max(1, min(_BATCH, _BATCH_PIXELS // (size[0] * size[1])))
 
 
 def _titled(progress: Progress, title: str) -> Progress:
-    return lambda _, done, total: progress(title, done, total)
+    return lambda _, finished, total: progress(title, finished, total)

@@ -24,6 +24,7 @@ from flawscope.workflows.utility import utility_benchmark
 from flawscope.workflows.utility.utility_benchmark import UtilityPlan, run_utility_benchmark
 from flawscope.workflows.utility.utility_data import read_utility_data
 from flawscope.workflows.utility.utility_plot import draw_differences
+from flawscope.workflows.utility.utility_report import UtilityReport
 
 pytestmark = pytest.mark.long
 
@@ -42,24 +43,24 @@ def judged(place: Place, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def record_of(out: Path) -> dict[str, object]:
-    found: dict[str, object] = json.loads((out / "judge.json").read_text())
-    return found
+    record: dict[str, object] = json.loads((out / "judge.json").read_text())
+    return record
 
 
 # ---- Verdicts --------------------------------------------------------------------------------------------------------
 
 
 def test_a_set_of_the_defects_that_are_tested_is_recommended(judged: Path) -> None:
-    found = msgspec.json.decode((judged / "judge.json").read_bytes(), type=utility_benchmark.UtilityReport)
-    gain = found.differences["pixel_ap"]
-    assert found.is_recommended
-    assert found.verdict.startswith(f"recommended: gain of pixel AP {gain.mean:+.4f} (")
+    report = msgspec.json.decode((judged / "judge.json").read_bytes(), type=UtilityReport)
+    gain = report.differences["pixel_ap"]
+    assert report.is_recommended
+    assert report.verdict.startswith(f"recommended: gain of pixel AP {gain.mean:+.4f} (")
     assert gain.interval.low > 0.0
     assert gain.mean > 0.2
-    assert list(found.differences) == ["pixel_ap", "iou", "iou_f1", "pixel_auroc", "image_auroc"]
-    assert [(one.result.seed, one.result.arm) for one in found.arms] == [(0, "real"), (0, "both")]
-    assert found.arms[1].figures["pixel_ap"] - found.arms[0].figures["pixel_ap"] == gain.mean
-    assert any(note.startswith("one seed: the interval knows nothing of chance in training") for note in found.notes)
+    assert list(report.differences) == ["pixel_ap", "iou", "iou_f1", "pixel_auroc", "image_auroc"]
+    assert [(figures.result.seed, figures.result.arm) for figures in report.arms] == [(0, "real"), (0, "both")]
+    assert report.arms[1].figures["pixel_ap"] - report.arms[0].figures["pixel_ap"] == gain.mean
+    assert any(note.startswith("one seed: the interval does not cover chance in training") for note in report.notes)
     assert (judged / "judge.svg").read_text().lstrip().startswith("<?xml")
     assert (judged / "arms" / "seed_0_both" / "metrics.jsonl").is_file()
     assert not (judged / "arms" / "seed_0_both" / "checkpoints").exists()
@@ -72,14 +73,14 @@ def test_a_set_of_noise_is_not_recommended_and_the_arm_without_it_is_taken_as_it
     shutil.copytree(judged / "arms" / "seed_0_real", out / "arms" / "seed_0_real")
     before = (out / "arms" / "seed_0_real" / "result.json").stat().st_mtime_ns
     assert run(arguments(place, place.noise, out, "--resume", "latest")) == 1
-    found = msgspec.json.decode((out / "judge.json").read_bytes(), type=utility_benchmark.UtilityReport)
-    gain = found.differences["pixel_ap"]
-    assert not found.is_recommended
+    report = msgspec.json.decode((out / "judge.json").read_bytes(), type=UtilityReport)
+    gain = report.differences["pixel_ap"]
+    assert not report.is_recommended
     assert gain.interval.low <= 0.0
     shown = capsys.readouterr().out.splitlines()
-    assert shown[-1] == found.verdict
-    assert found.verdict.startswith("not recommended: gain of pixel AP ")
-    assert found.verdict.endswith(" is not above zero")
+    assert shown[-1] == report.verdict
+    assert report.verdict.startswith("not recommended: gain of pixel AP ")
+    assert report.verdict.endswith(" is not above zero")
     assert (out / "arms" / "seed_0_real" / "result.json").stat().st_mtime_ns == before
 
 
@@ -114,10 +115,10 @@ def test_finished_trainings_are_taken_with_resume_and_give_the_same_figures_and_
 def test_another_figure_may_decide(place: Place, judged: Path, tmp_path: Path) -> None:
     out = shutil.copytree(judged, tmp_path / "other")
     run(arguments(place, place.helpful, out, "--resume", "latest", "--figure", "iou", "--confidence", "0.8"))
-    found = record_of(out)
-    assert found["figure"] == "iou"
-    assert "IoU at 0.5" in str(found["verdict"])
-    assert found["differences"]["iou"]["interval"]["confidence"] == 0.8  # type: ignore[index]
+    record = record_of(out)
+    assert record["figure"] == "iou"
+    assert "IoU at 0.5" in str(record["verdict"])
+    assert record["differences"]["iou"]["interval"]["confidence"] == 0.8  # type: ignore[index]
 
 
 # ---- What is kept ----------------------------------------------------------------------------------------------------
@@ -149,7 +150,7 @@ def test_a_synthetic_set_that_has_changed_is_another_request(place: Place, judge
 def test_results_are_never_overwritten_and_other_folders_never_touched(
     place: Place, judged: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(ArgumentError, match=r"expected a new folder, got one with results\. Take those that are"):
+    with pytest.raises(ArgumentError, match=r"expected a new folder, got one with results\. Use the finished"):
         run_utility_benchmark(plan(place, judged))
     (tmp_path / "letter.txt").write_text("mine")
     with pytest.raises(ArgumentError, match=r"expected a new folder, got one with letter\.txt"):
@@ -259,7 +260,7 @@ def test_another_support_set_than_the_one_that_was_learned_from_is_refused(place
 
 
 def test_a_set_without_accepted_images_is_refused(place: Place, tmp_path: Path) -> None:
-    none = [one._replace(accepted=False) for one in place.drawings]
+    none = [drawing._replace(accepted=False) for drawing in place.drawings]
     with pytest.raises(DataError, match="expected accepted images of part with a defect that is seen at 32x32"):
         data_of(place, write_generated(tmp_path / "none", place.root, none, place.seen))
 
@@ -295,7 +296,7 @@ def test_a_wrong_plan_is_refused(place: Place, tmp_path: Path, change: dict[str,
     ("more", "text"),
     [
         (("--seeds", "a"), "--seeds: expected whole numbers with commas"),
-        (("--set", "seed=3"), "--set seed: expected --seeds"),
+        (("--set", "seed=3"), "--set seed: expected the seeds of the trainings in --seeds"),
         (("--set", "step=3"), "step: is no setting of the segmenter. Did you mean steps?"),
         (("--weights", "nothing.safetensors"), "the backbone scattering has fixed filters"),
     ],
@@ -312,7 +313,7 @@ def test_a_wrong_option_is_one_line_and_status_2(
 
 def test_the_image_of_differences_is_the_same_on_every_run() -> None:
     interval = Interval(0.1, 0.3, 0.95)
-    one = Difference(
+    difference = Difference(
         first=(0.5,),
         second=(0.7,),
         differences=(0.2,),
@@ -322,7 +323,7 @@ def test_the_image_of_differences_is_the_same_on_every_run() -> None:
         interval=interval,
         wider="pictures",
     )
-    drawn = draw_differences({"pixel_ap": one, "iou": one})
-    assert drawn == draw_differences({"pixel_ap": one, "iou": one})
+    drawn = draw_differences({"pixel_ap": difference, "iou": difference})
+    assert drawn == draw_differences({"pixel_ap": difference, "iou": difference})
     assert "pixel AP" in drawn
     assert "IoU at 0.5" in drawn

@@ -24,8 +24,9 @@ from flawscope.errors import ArgumentError, DataError
 from flawscope.files import sha256_file
 from flawscope.progress import no_progress
 from flawscope.workflows.utility import utility_benchmark
-from flawscope.workflows.utility.utility_benchmark import UtilityPlan, UtilityReport, run_utility_benchmark
+from flawscope.workflows.utility.utility_benchmark import UtilityPlan, run_utility_benchmark
 from flawscope.workflows.utility.utility_data import DefectImages, UtilityData, read_utility_data
+from flawscope.workflows.utility.utility_report import UtilityReport
 from flawscope.workflows.utility.utility_variety import (
     Variety,
     VarietyNetworks,
@@ -53,11 +54,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
     folder = tmp_path_factory.mktemp("weights")
-    found = Files(folder / "inception.pth", folder / "alexnet.pth", folder / "alex.safetensors")
-    torch.save(inception_state(), found.inception)
-    torch.save(features_state("alexnet"), found.lpips, _use_new_zipfile_serialization=False)
-    safetensors.torch.save_file(heads_state("alexnet"), found.heads)
-    return found
+    files = Files(folder / "inception.pth", folder / "alexnet.pth", folder / "alex.safetensors")
+    torch.save(inception_state(), files.inception)
+    torch.save(features_state("alexnet"), files.lpips, _use_new_zipfile_serialization=False)
+    safetensors.torch.save_file(heads_state("alexnet"), files.heads)
+    return files
 
 
 def options(files: Files) -> list[str]:
@@ -69,9 +70,9 @@ def record_of(out: Path) -> UtilityReport:
 
 
 def lpips_of(files: Files) -> VarietyNetworks:
-    found = load_networks(None, files.lpips, files.heads, "cpu")
-    assert found is not None
-    return found
+    networks = load_networks(None, files.lpips, files.heads, "cpu")
+    assert networks is not None
+    return networks
 
 
 def variety_of(networks: VarietyNetworks, defects: dict[str, DefectImages]) -> Variety:
@@ -86,26 +87,26 @@ def test_figures_are_given_with_the_weights_and_change_no_verdict(
 ) -> None:
     few = write_generated(tmp_path / "few", place.root, place.drawings[:10], place.seen)
     plain = run(arguments(place, few, tmp_path / "plain", "--steps", "4"))
-    assert "how varied" not in capsys.readouterr().out
+    assert "diversity of the synthetic" not in capsys.readouterr().out
     assert run(arguments(place, few, tmp_path / "varied", "--steps", "4", *options(files))) == plain
-    without, found = record_of(tmp_path / "plain"), record_of(tmp_path / "varied")
-    assert without.variety is None
-    assert found.verdict == without.verdict
-    assert [one.figures for one in found.arms] == [one.figures for one in without.arms]
-    variety = found.variety
+    plain_report, varied = record_of(tmp_path / "plain"), record_of(tmp_path / "varied")
+    assert plain_report.variety is None
+    assert varied.verdict == plain_report.verdict
+    assert [arm.figures for arm in varied.arms] == [arm.figures for arm in plain_report.arms]
+    variety = varied.variety
     assert variety is not None
-    assert {one.network: one.sha256 for one in variety.weights} == {
+    assert {file.network: file.sha256 for file in variety.weights} == {
         "inception_v3": sha256_file(files.inception),
         "alexnet": sha256_file(files.lpips),
         "LPIPS heads": sha256_file(files.heads),
     }
     spot, tint = variety.defects["spot"], variety.defects["tint"]
-    assert variety.pictures == spot.pictures + tint.pictures == found.counts["synthetic"]
-    for one in (variety, spot, tint):
-        score = one.inception_score
+    assert variety.pictures == spot.pictures + tint.pictures == varied.counts["synthetic"]
+    for entry in (variety, spot, tint):
+        score = entry.inception_score
         assert score is not None
-        assert 1.0 < score.mean < one.pictures
-        assert (score.deviation, score.splits, score.pictures) == (None, 1, one.pictures)
+        assert 1.0 < score.mean < entry.pictures
+        assert (score.deviation, score.splits, score.pictures) == (None, 1, entry.pictures)
     # The support set has one spot and no tint.
     assert [(group.support, group.pictures) for group in spot.groups] == [(place.spot, spot.pictures)]
     assert spot.ic_lpips == spot.groups[0].lpips
@@ -115,7 +116,7 @@ def test_figures_are_given_with_the_weights_and_change_no_verdict(
     assert (tint.ic_lpips, tint.groups, tint.size) == (None, (), None)
     assert variety.ic_lpips == spot.ic_lpips
     shown = [line.split() for line in capsys.readouterr().out.splitlines()]
-    start = shown.index(["how", "varied", "the", "synthetic", "images", "are,", "which", "decides", "nothing:"])
+    start = shown.index(["diversity", "of", "the", "synthetic", "images,", "which", "decides", "nothing:"])
     assert shown[start + 2][0:2] == ["spot", str(spot.pictures)]
     assert shown[start + 2][-1] == f"{spot.ic_lpips:.4f}"
     assert shown[start + 3][0:2] + shown[start + 3][-1:] == ["tint", str(tint.pictures), "-"]
@@ -125,19 +126,19 @@ def test_figures_are_given_with_the_weights_and_change_no_verdict(
 def test_figures_are_taken_before_the_trainings(
     place: Place, files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told: list[str] = []
+    steps: list[str] = []
 
     def stop(*anything: object) -> None:
-        told.append("training")
+        steps.append("training")
         raise DataError("enough")
 
     monkeypatch.setattr(utility_benchmark, "train_segmenter", stop)
     with pytest.raises(DataError, match="enough"):
         run_utility_benchmark(
             plan(place, tmp_path / "out", lpips=files.lpips, lpips_heads=files.heads),
-            lambda what, done, total: told.append(what),
+            lambda step, finished, total: steps.append(step),
         )
-    assert told.index("IC-LPIPS, spot") < told.index("training")
+    assert steps.index("IC-LPIPS, spot") < steps.index("training")
 
 
 @pytest.mark.parametrize(
@@ -177,7 +178,7 @@ def test_wrong_weights_are_one_line_and_status_2_before_anything_is_trained(
     torch.save({"a": Calls()}, "calls.pth")
     torch.save({"model": {"a": torch.zeros(1)}}, "nested.pth")
     torch.save(torch.zeros(1), "tensor.pth")
-    named = [{"L": str(files.lpips), "H": str(files.heads)}.get(one, one) for one in more]
+    named = [{"L": str(files.lpips), "H": str(files.heads)}.get(option, option) for option in more]
     assert run(arguments(place, place.helpful, tmp_path / "out", *named)) == 2
     shown = capsys.readouterr().err
     assert text in shown
@@ -196,9 +197,9 @@ def test_both_kinds_of_file_give_the_same_network(files: Files, tmp_path: Path) 
     first, second = lpips_of(files).lpips, lpips_of(other).lpips
     assert first is not None
     assert second is not None
-    wanted = first.state_dict()
-    assert {key: torch.equal(value, wanted[key]) for key, value in second.state_dict().items()} == dict.fromkeys(
-        wanted, True
+    expected = first.state_dict()
+    assert {key: torch.equal(value, expected[key]) for key, value in second.state_dict().items()} == dict.fromkeys(
+        expected, True
     )
 
 
@@ -207,11 +208,11 @@ def test_weights_in_half_precision_are_converted(files: Files, tmp_path: Path) -
     safetensors.torch.save_file(halves, tmp_path / "h.safetensors")
     torch.save(halves, tmp_path / "h.pth")
     for name in ("h.safetensors", "h.pth"):
-        found = load_networks(None, files.lpips, tmp_path / name, "cpu")
-        assert found is not None
-        assert found.lpips is not None
-        wanted = halves["lin2.model.1.weight"].float().sqrt()
-        assert torch.equal(found.lpips.get_buffer("head2"), wanted)
+        networks = load_networks(None, files.lpips, tmp_path / name, "cpu")
+        assert networks is not None
+        assert networks.lpips is not None
+        expected = halves["lin2.model.1.weight"].float().sqrt()
+        assert torch.equal(networks.lpips.get_buffer("head2"), expected)
 
 
 def test_without_weights_there_are_no_networks() -> None:
@@ -231,10 +232,10 @@ def test_equal_images_have_no_variety(files: Files, tmp_path: Path) -> None:
         paths.append(tmp_path / f"{number}.png")
     networks = load_networks(*files, "cpu")
     assert networks is not None
-    found = variety_of(networks, {"spot": DefectImages(tuple(paths[1:]), {"0.png": paths[0]})})
-    assert found.ic_lpips == 0.0
-    assert found.inception_score is not None
-    assert found.inception_score.mean == pytest.approx(1.0, abs=1e-6)
+    variety = variety_of(networks, {"spot": DefectImages(tuple(paths[1:]), {"0.png": paths[0]})})
+    assert variety.ic_lpips == 0.0
+    assert variety.inception_score is not None
+    assert variety.inception_score.mean == pytest.approx(1.0, abs=1e-6)
 
 
 def test_images_are_grouped_by_the_support_image_they_are_like_and_sizes_may_differ(
@@ -251,21 +252,22 @@ def test_images_are_grouped_by_the_support_image_they_are_like_and_sizes_may_dif
         write_rgb(tmp_path / f"{number}.png", image)
         drawn.append(tmp_path / f"{number}.png")
     support = {name: tmp_path / name for name in ("dark.png", "bright.png")}
-    found = variety_of(
+    variety = variety_of(
         lpips_of(files),
         {"a": DefectImages(tuple(drawn), support), "b": DefectImages(tuple(drawn[:1]), support)},
     )
-    assert [(one.support, one.pictures) for one in found.defects["a"].groups] == [("dark.png", 2), ("bright.png", 3)]
-    means = [one.lpips for one in found.defects["a"].groups]
-    assert found.defects["a"].ic_lpips == pytest.approx(sum(mean for mean in means if mean) / 2)
+    groups = variety.defects["a"].groups
+    assert [(group.support, group.pictures) for group in groups] == [("dark.png", 2), ("bright.png", 3)]
+    means = [group.lpips for group in groups]
+    assert variety.defects["a"].ic_lpips == pytest.approx(sum(mean for mean in means if mean) / 2)
     # One image has no pair: that defect type has no figure, and is not in the mean.
-    assert found.defects["b"].ic_lpips is None
-    assert found.ic_lpips == found.defects["a"].ic_lpips
-    assert found.inception_score is None
+    assert variety.defects["b"].ic_lpips is None
+    assert variety.ic_lpips == variety.defects["a"].ic_lpips
+    assert variety.inception_score is None
 
 
 @pytest.mark.parametrize(
-    ("sizes", "wanted"),
+    ("sizes", "expected"),
     [
         ([(96, 128)], (96, 128)),
         ([(1024, 2048)], (256, 512)),
@@ -279,10 +281,10 @@ def test_images_are_grouped_by_the_support_image_they_are_like_and_sizes_may_dif
     ],
 )
 def test_images_are_compared_at_the_commonest_size_within_limits(
-    sizes: list[tuple[int, int]], wanted: tuple[int, int]
+    sizes: list[tuple[int, int]], expected: tuple[int, int]
 ) -> None:
-    assert compared_size(sizes) == wanted
-    assert compared_size(sizes[::-1]) == wanted
+    assert compared_size(sizes) == expected
+    assert compared_size(sizes[::-1]) == expected
 
 
 # ---- Over which images ---------------------------------------------------------------------------------------------
@@ -296,9 +298,9 @@ def data_of(root: Path, category: str | None, support: Path, generated: Path) ->
 def test_figures_are_over_the_images_that_are_learned_from(place: Place) -> None:
     data = data_of(place.root, None, place.support, place.helpful)
     assert data.learned.synthetic is not None
-    assert sum(len(one.drawn) for one in data.defects.values()) == len(data.learned.synthetic.images) == 20
+    assert sum(len(images.drawn) for images in data.defects.values()) == len(data.learned.synthetic.images) == 20
     assert list(data.defects) == ["spot", "tint"]
-    assert all(path.parent.name == name for name, one in data.defects.items() for path in one.drawn)
+    assert all(path.parent.name == name for name, images in data.defects.items() for path in images.drawn)
     assert data.defects["spot"].support == {place.spot: place.root / place.spot}
     assert data.defects["tint"].support == {}
 
@@ -310,7 +312,7 @@ def test_in_a_dataset_of_several_categories_defect_types_have_theirs(place: Plac
     write_support(both, tmp_path / "support", shots=6, split="test", defects=("part/spot",))
     data = data_of(tmp_path / "data", "all", tmp_path / "support", place.helpful)
     assert list(data.defects) == ["part/spot", "part/tint"]
-    assert [len(one.support) for one in data.defects.values()] == [6, 0]
+    assert [len(images.support) for images in data.defects.values()] == [6, 0]
     assert set(data.defects["part/spot"].support) == {f"part/test/spot/{number:03d}.png" for number in range(6)}
 
 
