@@ -45,9 +45,7 @@ def as_native(array: Any, name: str) -> Any:
     if isinstance(array, np.ndarray):
         if not array.dtype.isnative:
             raise ArgumentError(f"{name}: expected an array in the byte order of this machine, got {array.dtype.str}.")
-        if (
-            array.dtype.kind not in "biufc" or array.dtype.char in "gG"
-        ):  # DLPack has no code for them
+        if array.dtype.kind not in "biufc" or array.dtype.char in "gG":  # DLPack has no code for them
             raise ArgumentError(f"{name}: expected an array of float32, got {array.dtype}.")
         # np.require makes a vector of a 0-d array, which the binding could then no longer refuse.
         return np.require(array, requirements=("C", "A")) if array.ndim else array

@@ -30,8 +30,8 @@ _OPTIONS, _SETTINGS = DrawOptions(), GenerateSettings()
 
 @click.command()
 @click.argument("bundle", type=PATH)
-@click.option("--boxes", type=PATH, metavar="DIR", help="Box set of synth boxes: draw on its lines.")
-@data_option("The dataset that the lines' normal images are in.", required=False)
+@click.option("--boxes", type=PATH, metavar="DIR", help="Box set of synth boxes: draw at its boxes.")
+@data_option("The dataset with the normal images of the box set.", required=False)
 @CATEGORY
 @click.option("--image", type=PATH, metavar="FILE", help="Draw on this normal image, not on a box set.")
 @click.option("--mask", type=PATH, metavar="FILE", help="With --image: white is where the defect goes.")
@@ -40,21 +40,21 @@ _OPTIONS, _SETTINGS = DrawOptions(), GenerateSettings()
     "defects",
     multiple=True,
     metavar="NAME",
-    help="Defect type; may be given again. Default: all of the lines.",
+    help="Defect type; can be repeated. Default: all types of the box set.",
 )
-@click.option("--text", metavar="TEXT", help="With --image: what is drawn.  [default: one of the bundle's texts]")
+@click.option("--text", metavar="TEXT", help="With --image: the prompt.  [default: one of the bundle's texts]")
 @click.option(
     "--texts",
     type=click.Choice(["auto", "lines", "bundle"]),
     default=_SETTINGS.texts,
     show_default=True,
-    help="Whose texts; auto takes the bundle's for a learned word, else those of the lines.",
+    help="Source of the prompts; auto: the bundle for a learned word, else the lines of the box set.",
 )
 @click.option(
     "--num",
     "number",
     type=int,
-    help="Accepted images wanted in all, shared out among the defect types.  [default: one a line]",
+    help="Accepted images in all, divided among the defect types.  [default: one a line]",
 )
 @click.option("--per-defect", type=int, help="The same for each defect type.")
 @click.option(
@@ -63,7 +63,7 @@ _OPTIONS, _SETTINGS = DrawOptions(), GenerateSettings()
     default=_SETTINGS.rounds,
     show_default=True,
     metavar="N",
-    help="Rounds at most; what is rejected is drawn again with other noise.",
+    help="Largest number of rounds; rejected images are drawn again with other noise.",
 )
 @click.option(
     "--seed",
@@ -71,7 +71,7 @@ _OPTIONS, _SETTINGS = DrawOptions(), GenerateSettings()
     "seed",
     default=_SETTINGS.seed,
     show_default=True,
-    help="Seed of the first image; the next ones count on.",
+    help="Seed of the first image; each next one has the next number.",
 )
 @click.option("--steps", "--num_inference_steps", "steps", type=int, help="Denoising steps.  [default: the bundle's]")
 @click.option(
@@ -86,7 +86,7 @@ _OPTIONS, _SETTINGS = DrawOptions(), GenerateSettings()
     "--strength",
     default=_OPTIONS.strength,
     show_default=True,
-    help="Below 1 more of the normal image shows through.",
+    help="Below 1 more of the normal image remains visible.",
 )
 @click.option("--solver", type=click.Choice(SOLVERS), default=_OPTIONS.solver, show_default=True)
 @click.option("--batch", type=int, help="Images drawn at once.  [default: as many as the bundle takes]")
@@ -97,28 +97,28 @@ _OPTIONS, _SETTINGS = DrawOptions(), GenerateSettings()
     type=click.Choice(["robust", "cosine"]),
     default=_OPTIONS.mask.method,
     show_default=True,
-    help="How precise masks are found.",
+    help="Method of the precise masks.",
 )
 @click.option(
     "--feather",
     "feather_px",
     default=_OPTIONS.feather_px,
     show_default=True,
-    help="Pixels over which a drawing fades into the image.",
+    help="Pixels over which the drawing blends into the image.",
 )
 @click.option(
     "--paste",
     type=click.Choice(PASTES),
     default=_OPTIONS.paste,
     show_default=True,
-    help="Put in the drawing, or only add by how much it changes the image, which keeps fine texture.",
+    help="Paste the drawing, or add only the change that it makes, which keeps fine texture.",
 )
 @click.option(
     "--parity",
     is_flag=True,
-    help="Keep the whole image as the decoder gives it: pixels outside the box change too.",
+    help="Keep the whole decoded image: pixels outside the box change too.",
 )
-@click.option("--out", "--outdir", "--output", "out", type=PATH, required=True, metavar="DIR", help="Folder to make.")
+@click.option("--out", "--outdir", "--output", "out", type=PATH, required=True, metavar="DIR", help="Folder to write.")
 def generate(
     bundle: Path,
     boxes: Path | None,
@@ -251,22 +251,22 @@ def _print_record(record: GenerateRecord, out: Path) -> None:
     type=click.Choice(["mvtec", "anogen"]),
     default="mvtec",
     show_default=True,
-    help="mvtec: drawn and real images in folders; anogen: drawn ones as AnoGen has them.",
+    help="mvtec: generated and real images; anogen: generated images in the folders of AnoGen.",
 )
 @click.option(
     "--labels",
     type=click.Choice(["precise", "box"]),
     default="precise",
     show_default=True,
-    help="Masks show what was drawn, or where it was asked for.",
+    help="Precise masks, or the boxes that were asked for.",
 )
 @click.option(
     "--support",
     type=PATH,
     metavar="DIR",
-    help="Support set: leave what looks like its parts out of the test split, too.",
+    help="Support set: leave near duplicates of its images out of the test split, too.",
 )
-@click.option("--out", "--outdir", "out", type=PATH, required=True, metavar="DIR", help="Folder to make.")
+@click.option("--out", "--outdir", "out", type=PATH, required=True, metavar="DIR", help="Folder to write.")
 def dataset(
     generated: Path,
     data: Path,

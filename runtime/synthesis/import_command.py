@@ -19,7 +19,7 @@ _PATH = click.Path(path_type=Path)
 @click.argument("source", type=_PATH)
 @click.option("--out", type=_PATH, required=True, help="File (.safetensors) or folder to write.")
 @click.option("--defect", metavar="NAME", help="Defect type that the word stands for.")
-@click.option("--category", metavar="NAME", help="Category it was learned on.")
+@click.option("--category", metavar="NAME", help="Category that it was learned on.")
 def import_command(source: Path, out: Path, defect: str | None, category: str | None) -> None:
     """Import a learned word, or a model whose weights are pickles; no code in SOURCE is executed.
 

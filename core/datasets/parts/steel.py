@@ -56,9 +56,8 @@ def _grain(layout: int, canvas: Canvas) -> Float32Array:
         total = np.zeros((side, side), np.float32)
         for length, weight in lengths:
             lines = rng.standard_normal((side, side), dtype=np.float32)
-            lines = np.asarray(
-                cv2.blur(lines, (int(length * unit) | 1, 1)), np.float32
-            )  # | 1: an odd kernel is centred
+            # `| 1` makes the kernel odd: an even one would shift the lines by half a pixel.
+            lines = np.asarray(cv2.blur(lines, (int(length * unit) | 1, 1)), np.float32)
             lines = blur(lines, 0.1, 0.35 * unit)
             total += np.float32(weight) * lines / lines.std()  # blurring has reduced the variance
         layers.append(total / total.std())
