@@ -179,9 +179,7 @@ def generate(
     dataset, sites, lines = _sites_of_set(boxes, data, category, defects)
     with Synthesizer.load(bundle, backend, precision) as synthesizer, progress_bars() as report:
         if image is not None and mask is not None:
-            # Only the bundle knows the category that a bare defect name belongs to.
-            defect = synthesizer.find_defect(defects[0])
-            sites = [Site(defect.category, defect.name, image, image.name, mask, mask.name, text)]
+            sites = [_site_of_image(synthesizer, defects[0], image, mask, text)]
         click.echo(f"backend {synthesizer.backend} ({synthesizer.backend_reason})", err=True)
         record = generate_images(synthesizer, sites, out, settings, dataset=dataset, lines=lines, report=report)
     _print_record(record, out)
@@ -196,6 +194,12 @@ def _sites_of_set(
         return None, [], {}
     dataset = open_dataset(data, category)
     return dataset, *read_sites(boxes, dataset, defects)
+
+
+def _site_of_image(synthesizer: Synthesizer, name: str, image: Path, mask: Path, text: str | None) -> Site:
+    # Only the bundle knows the category that a bare defect name belongs to.
+    defect = synthesizer.find_defect(name)
+    return Site(defect.category, defect.name, image, image.name, mask, mask.name, text)
 
 
 def _check_accepted(record: GenerateRecord, out: Path) -> None:

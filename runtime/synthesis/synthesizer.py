@@ -287,6 +287,13 @@ class Synthesizer:
         )
         return only_output(outputs)
 
+    def _guidance_context(self, jobs: Sequence[_Job]) -> Float32Array:
+        """Return encoded texts for guidance, float32 [2N, L, D]: N times the empty text, then the prompts."""
+        if self._empty is None:
+            self._empty = self._context("", None)
+        texts = [self._context(job.text, self._vectors_for(job.defect)) for job in jobs]
+        return np.concatenate([*[self._empty] * len(jobs), *texts])  # in this order: `predict` splits the noise by it
+
     def _run(self, graph: str, inputs: Mapping[str, npt.NDArray[Any]], shape: tuple[int, ...]) -> Float32Array:
         """Return the only output of a graph, float32 of this shape; NaN passes, the quality filter rejects it."""
         value = only_output(self._sessions[graph].run(inputs))
@@ -310,10 +317,7 @@ class Synthesizer:
             # 0 is mid-grey in the range of -1 to 1: what Stable Diffusion's inpainting networks were trained with.
             blanked = images * (~masks[:, None]).astype(np.float32)
             conditions = [np.float32(1.0) - keep, self._run("encode", {"image": blanked}, shape)]
-        if self._empty is None:
-            self._empty = self._context("", None)
-        texts = [self._context(job.text, self._vectors_for(job.defect)) for job in jobs]
-        context = np.concatenate([*[self._empty] * count, *texts])  # empty texts first; `predict` splits by this order
+        context = self._guidance_context(jobs)
         scale = head.guidance if options.guidance is None else options.guidance
 
         def predict(x: Float32Array, timestep: int) -> Float32Array:
