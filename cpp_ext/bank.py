@@ -1,4 +1,4 @@
-"""Memory bank prepared for nearest-neighbour search, and the search itself."""
+"""Memory bank packed for nearest-neighbour search, and the search itself."""
 
 from __future__ import annotations
 
@@ -15,36 +15,36 @@ from flawscope.errors import ArgumentError
 
 Storage = Literal["float32", "float16", "int8"]
 
-_MAX_INT8_CHANNELS = 65_536  # 255 · 127 · 65,536 < 2³¹
+_MAX_INT8_CHANNELS = 65_536  # 32-bit sums of products of 8-bit integers: 255 · 127 · 65,536 < 2³¹
 MAX_NEIGHBOURS = 64
-"""Largest k, and largest number of candidates to re-rank."""
+"""Largest k, and largest number of candidates to re-rank; the same number is compiled into the kernels."""
 
 
 class Bank:
-    """Rows packed once for many searches: layout, norms and, if asked for, a narrower storage.
+    """Rows packed once for many searches: layout, norms and, optionally, a narrower storage.
 
     A row m is stored as m̂: itself (`float32`), rounded to float16, or as 8-bit integers with one factor per row.
-    Distances are to m̂, so by the triangle inequality a distance (its root, not its square) is off by at most
-    ‖m − m̂‖; `error_bound` is the largest of these, measured when the bank is made. While candidates are searched for,
-    `int8` also rounds the query q to q̂ the same way: the row found for k = 1 is at most 2·(‖m − m̂‖ + ‖q − q̂‖) farther
-    than the nearest. `rerank` of `nearest` removes the first error and, where the true neighbours are among the
-    candidates, the second.
+    Distances are to m̂, so by the triangle inequality the error of a distance (not squared) is at most ‖m − m̂‖;
+    `error_bound` is the largest of these, measured when the bank is built. `int8` also rounds the query q to q̂ in the
+    same way while it searches candidates: the row returned for k = 1 is at most 2·(‖m − m̂‖ + ‖q − q̂‖) farther than the
+    nearest. `rerank` of `nearest` removes the first error and, if the true neighbours are among the candidates, the
+    second.
 
     Args:
         rows: float32 [M, D], finite. With `float32` storage, and for re-ranking, the array is used where it lies and
             must not be changed afterwards.
         storage: `float32` (exact), `float16` (half the memory traffic) or `int8` (a quarter).
-        screen: Whether a `float32` bank gets an int8 copy through which the nearest rows (k up to 16) are found and
-            then proved in float32; results stay exact. None: where this processor multiplies bytes much faster than
-            floats; with VNNI it is used for k = 1 alone, with AMX up to 16.
+        screen: Whether a `float32` bank gets an int8 copy that finds candidates for the nearest rows (k up to 16),
+            which float32 then proves; results stay exact. None: yes if this processor multiplies bytes much faster
+            than floats; with VNNI the screen is used for k = 1 only, with AMX up to 16.
         keep_rows: Keep `rows` for re-ranking with the narrower storages; `float32` always keeps them.
         threads: Threads for packing, 0 for all.
 
     Attributes:
         shape: (M, D).
-        storage: As asked for.
-        error_bound: Largest distance (not squared) of a row to what is stored of it.
-        nbytes: Bytes held by the bank beside `rows`.
+        storage: The storage of the rows.
+        error_bound: Largest distance (not squared) between a row and its stored form.
+        nbytes: Bytes held by the bank in addition to `rows`.
 
     Raises:
         ArgumentError: If shape, dtype or an option does not fit, or a row is NaN, infinite, or too large for the
@@ -66,12 +66,14 @@ class Bank:
             raise ArgumentError(f"screen: expected a float32 bank, got {storage}, which is searched as it is stored.")
         check_threads(threads)
         self.storage = storage
+        # `screen=None` is decided in the kernels, which leave the screen out for so many channels.
         narrow = storage == "int8" or bool(screen)
         if narrow and getattr(rows, "ndim", 0) == 2 and rows.shape[1] > _MAX_INT8_CHANNELS:
             raise ArgumentError(
                 f"bank: expected at most {_MAX_INT8_CHANNELS} channels for 8-bit sums, got {rows.shape[1]}."
             )
         if native.HAVE_NATIVE:
+            # -1 stands for None: the processor is detected in C++.
             self._packed: Any = native.MODULE.Bank(
                 as_native(rows, "bank"), storage, keep_rows, -1 if screen is None else int(screen), threads
             )
@@ -85,7 +87,7 @@ class Bank:
         reference.check_norms(rows, "bank")
         stored = reference.stored_rows(rows, storage)
         self.shape = (len(rows), rows.shape[1])
-        # float64: squares of differences near 2⁻⁷⁵ and below are 0 in float32, and a bound must not be too small.
+        # float64: in float32 the squares of differences below 2⁻⁷⁵ underflow to 0, and a bound must not be too small.
         self.error_bound = math.sqrt(((rows.astype(np.float64) - stored) ** 2).sum(axis=1).max())
         self.nbytes = 0 if storage == "float32" else stored.nbytes
         self._keeps_rows = keep_rows or storage == "float32"
@@ -97,7 +99,7 @@ class Bank:
     def unproved_share(self) -> float:
         """Share of the queries so far whose nearest rows the screen could not prove; −1 without a screen.
 
-        They are searched for in float32 as well. Above one third the screen is left out.
+        Those queries are searched again in float32. Above one third the screen is switched off.
         """
         return -1.0 if self._packed is None else float(self._packed.unproved_share)
 
@@ -110,11 +112,11 @@ class Bank:
         """Return the k nearest rows of every query, nearest first, equal distances by the lower row.
 
         Args:
-            queries: float32 or float16 [N, D]; N may be 0. With native kernels any array of the CPU that speaks
-                DLPack. A query with a NaN or infinite component, or a squared norm of 2¹²⁶ or more, gets the
-                distance NaN and the row −1.
+            queries: float32 or float16 [N, D]; N may be 0. With native kernels any CPU array that supports DLPack. A
+                query with a NaN or infinite component, or a squared norm of 2¹²⁶ or more, gets the distance NaN and
+                the row −1.
             k: Number of neighbours, 1 to 64 and at most M.
-            rerank: 0, or how many candidates (k to 64) get their distance from the float32 rows.
+            rerank: 0, or the number of candidates (k to 64) whose distances are computed from the float32 rows.
             threads: 0 for all.
 
         Returns:
@@ -144,7 +146,7 @@ def nearest(
 ) -> tuple[Float32Array, Int64Array]:
     """Return the k nearest bank rows of every query, nearest first: `Bank.nearest` for a bank that is searched once.
 
-    The rows are packed a few megabytes at a time, so nothing of the size of the bank or of N × M is ever held.
+    The rows are packed a few megabytes at a time, so memory never grows with the size of the bank or with N × M.
 
     Args:
         queries: float32 or float16 [N, D]; see `Bank.nearest` for NaN.
@@ -162,7 +164,7 @@ def nearest(
         return bank.nearest(queries, k, threads=threads)
     check_threads(threads)
     rows = as_native(bank, "bank")
-    if rows.ndim == 2 and len(rows):  # otherwise the array is what is wrong
+    if rows.ndim == 2 and len(rows):  # otherwise the array is at fault, not k, and the kernels raise about it
         check_count(k, "k", min(len(rows), MAX_NEIGHBOURS), "rows of the bank, at most 64")
     if not native.HAVE_NATIVE:
         return reference.nearest(queries, rows, k)
@@ -174,5 +176,6 @@ def nearest(
 
 def _outputs(queries: Any, k: int) -> tuple[Float32Array, Int64Array]:
     count = len(queries) if getattr(queries, "ndim", 0) else 0
-    # Made before the binding checks the queries: what is no matrix gets no rows, and is refused there in words.
+    # Allocated before the binding checks the queries: anything that has no length gets empty outputs, and the binding
+    # raises the error about it.
     return np.empty((count, k), np.float32), np.empty((count, k), np.int64)

@@ -1,4 +1,4 @@
-"""Checks that all kernels share."""
+"""Argument checks of all kernels: counts, seeds, threads, and arrays of any library as NumPy arrays."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from flawscope.errors import ArgumentError
 _CPU_DEVICES = (1, 3)  # DLPack: CPU, and CPU memory pinned for CUDA
 
 
-def check_count(count: int, name: str, limit: int, what: str) -> None:
-    """Raise ArgumentError unless `count` is an integer from 1 to `limit`; `what` says of what the limit is."""
+def check_count(count: int, name: str, limit: int, unit: str) -> None:
+    """Raise ArgumentError unless `count` is an integer from 1 to `limit`; `unit` names what the limit counts."""
     if not _is_integer(count) or not 1 <= count <= limit:
-        raise ArgumentError(f"{name}: expected an integer from 1 to {limit} ({what}), got {count!r}.")
+        raise ArgumentError(f"{name}: expected an integer from 1 to {limit} ({unit}), got {count!r}.")
 
 
 def check_seed(seed: int) -> None:
@@ -30,23 +30,24 @@ def check_threads(threads: int) -> None:
 
 
 def _is_integer(value: object) -> bool:
+    # bool is a subclass of int: k=True would pass as 1.
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def as_native(array: Any, name: str) -> Any:
     """Return an array as the binding takes it: a NumPy array, contiguous and aligned.
 
-    Nothing is copied that is so already, whatever library it comes from.
+    An array that is so already is not copied, whatever library it comes from.
 
     Raises:
-        ArgumentError: If it is no array, or not one in the memory of the CPU.
+        ArgumentError: If it is no array, or does not lie in CPU memory.
     """
     if isinstance(array, np.ndarray):
         if not array.dtype.isnative:
             raise ArgumentError(f"{name}: expected an array in the byte order of this machine, got {array.dtype.str}.")
-        if array.dtype.kind not in "biufc" or array.dtype.char in "gG":  # DLPack has no name for these
+        if array.dtype.kind not in "biufc" or array.dtype.char in "gG":  # DLPack has no code for them
             raise ArgumentError(f"{name}: expected an array of float32, got {array.dtype}.")
-        # np.require makes a vector of a scalar, which the binding could then not refuse.
+        # np.require makes a vector of a 0-d array, which the binding could then no longer refuse.
         return np.require(array, requirements=("C", "A")) if array.ndim else array
     if not hasattr(array, "__dlpack__"):
         raise ArgumentError(
@@ -59,11 +60,11 @@ def as_native(array: Any, name: str) -> Any:
                 f"{name}: expected an array in the memory of the CPU, got one on device {device[0]}:{device[1]} "
                 "(DLPack). Copy it to the CPU first."
             )
-        plain = array.detach() if hasattr(array, "detach") else array  # a tensor with gradients is not handed out
+        plain = array.detach() if hasattr(array, "detach") else array  # torch exports no tensor that needs gradients
         return as_native(np.from_dlpack(plain), name)
     except ArgumentError:
         raise
-    except Exception as err:  # every library refuses in its own way
+    except Exception as err:  # every library raises its own types: BufferError, RuntimeError, ValueError, ...
         raise ArgumentError(
             f"{name}: expected an array that NumPy can read where it lies, got {type(array).__name__} of "
             f"{getattr(array, 'dtype', 'unknown type')}: "

@@ -1,13 +1,13 @@
-"""The kernels on CUDA devices, over addresses: the one way from Python to the CUDA part of the library.
+"""CUDA kernels on device addresses: the only interface from Python to the CUDA part of the library.
 
 Compiled, not run on a GPU; tests run the same sources in emulation on the CPU.
 
-Memory is the caller's: an address is an integer, of memory on the current device that must live until the stream is
-done. Nothing is copied and nothing allocated. A call puts its work on `stream`, the number of a `cudaStream_t` (0: the
-default stream), and returns; only `bank_check` waits. Calls may be captured in a CUDA graph.
+Memory belongs to the caller: an address is an integer, of memory on the current device that must stay allocated until
+the stream has finished. Nothing is copied or allocated. A call enqueues its work on `stream`, the number of a
+`cudaStream_t` (0: the default stream), and returns; only `bank_check` waits. Calls may be captured in a CUDA graph.
 
-Names and order of the arguments are those of `include/flawscope/patch_distance.h`, which also says what the results
-are worth. Addresses carry no sizes: that memory is as large as the documented shape is up to the caller.
+Names and order of the arguments are those of `include/flawscope/patch_distance.h`, which also documents the accuracy
+of the results. Addresses carry no sizes: the caller must make the memory as large as the documented shape.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ class CudaKernels:
                 "CUDA kernels: expected them in this installation, got none: native kernels are "
                 f"{native.MISSING_BECAUSE}."
             )
+        # Without a path the functions are those linked into the module; tests pass a library in emulation.
         self._native: Any = native.MODULE.CudaKernels(*([] if library is None else [str(library)]))
 
     def device_count(self) -> int:
@@ -211,21 +212,21 @@ class CudaKernels:
         )
 
 
-# The module refuses what is no integer too, but with the list of its overloads in place of a sentence.
+# The binding also refuses anything but integers, but its message lists C++ signatures instead of naming the argument.
 def _address(value: object, name: str) -> int:
-    return _integer(value, name, "an address or number of a stream as an integer", (1 << 64) - 1)
+    return _integer(value, name, "an address or number of a stream as an integer", (1 << 64) - 1)  # uintptr_t
 
 
 def _size(value: object, name: str) -> int:
-    return _integer(value, name, "a size as an integer of at least 0", (1 << 63) - 1)
+    return _integer(value, name, "a size as an integer of at least 0", (1 << 63) - 1)  # int64_t
 
 
 def _option(value: object, name: str) -> int:
-    return _integer(value, name, "an integer of at least 0", (1 << 31) - 1)
+    return _integer(value, name, "an integer of at least 0", (1 << 31) - 1)  # int
 
 
 def _integer(value: object, name: str, expected: str, most: int) -> int:
-    # bool is an int in Python, and never meant as one here.
+    # bool is an int in Python; no caller means True as an address or a size.
     if not isinstance(value, int | np.integer) or isinstance(value, bool) or not 0 <= value <= most:
         raise ArgumentError(f"{name}: expected {expected} up to {most}, got {value!r}.")
     return int(value)

@@ -1,4 +1,4 @@
-"""One Gaussian per patch position, made ready for Mahalanobis distances."""
+"""Gaussians of patch positions, packed for Mahalanobis distances (PaDiM)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from flawscope.cpp_ext.checks import as_native, check_threads
 
 
 class Gaussians:
-    """Means and whitening matrices packed once for many calls; zeros of triangular matrices are not kept.
+    """Means and whitening matrices, packed once for many calls; zeros of triangular matrices are not stored.
 
     Args:
         mean: float32 [P, D].
@@ -42,7 +42,7 @@ class Gaussians:
         check_array(whitening, "whitening", (positions, channels, channels), np.float32, finite=True)
         self.shape = (positions, channels)
         self.nbytes = mean.nbytes + whitening.nbytes
-        # Used where they lie; the native kernels have a copy.
+        # Not copied: the caller must not change them. The native kernels hold a packed copy.
         self._mean, self._whitening = mean, whitening
 
     def mahalanobis(self, features: Float32Array, *, threads: int = 0) -> Float32Array:
@@ -62,6 +62,7 @@ class Gaussians:
         if self._packed is None:
             return reference.mahalanobis(features, self._mean, self._whitening)
         features = as_native(features, "features")
+        # For anything that is no array the output is empty: the binding raises the error that names `features`.
         squared = np.empty((len(features) if getattr(features, "ndim", 0) else 0, self.shape[0]), np.float32)
         self._packed.mahalanobis(features, threads, squared)
         return squared

@@ -1,8 +1,8 @@
-"""The definition of every kernel, in NumPy. Faster implementations are tested against this file.
+"""Reference implementation of every kernel, in NumPy. Faster implementations are tested against this file.
 
 All distances are squared: the order is the same, and the caller takes the root of the few that it shows. A query with a
-NaN or infinite component, or a squared norm of 2¹²⁶ or more, has no distance: NaN, and the row −1. Bank rows and
-features of a selection beyond that are refused. Below it nothing overflows: ‖q − m‖² ≤ 4·max(‖q‖², ‖m‖²).
+NaN or infinite component, or a squared norm of 2¹²⁶ or more, has no distance: it gets NaN and the row −1. Bank rows and
+features of a selection beyond that are refused. Below that limit nothing overflows: ‖q − m‖² ≤ 4·max(‖q‖², ‖m‖²).
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ def nearest(queries: npt.NDArray[Any], bank: Float32Array, k: int) -> tuple[Floa
 def nearest_stored(
     queries: npt.NDArray[Any], stored: Float32Array, rows: Float32Array | None, k: int, rerank: int, storage: str
 ) -> tuple[Float32Array, Int64Array]:
-    """Return the k nearest of the rows as they are stored; with `rerank`, by the distance to the rows themselves.
+    """Return the k nearest stored rows; with `rerank`, ordered by the distance to the original rows.
 
     Args:
-        queries: float32 or float16 [N, D]. For `int8` storage they are rounded too, while candidates are found.
+        queries: float32 or float16 [N, D]. For `int8` storage they are rounded too while candidates are searched.
         stored: float32 [M, D], the result of `stored_rows`.
         rows: float32 [M, D]; needed for re-ranking.
         k: Number of neighbours.
@@ -65,33 +65,34 @@ def nearest_stored(
     """
     queries = _as_float32(queries, stored.shape[1])
     check_count(k, "k", len(stored), "rows of the bank")
-    wanted = min(max(k, rerank), len(stored))
+    candidates = min(max(k, rerank), len(stored))
     exact_rows = rows if rerank and rows is not None else stored
     norms = np.einsum("md,md->m", stored, stored)
     distances = np.empty((len(queries), k), np.float32)
     indices = np.empty((len(queries), k), np.int64)
-    # A BLAS may add up in another order for blocks of another shape: the step takes part in the last bits.
+    # The block size influences the last bits: a BLAS may sum in another order for a matrix of another shape.
     step = max(1, _BLOCK_ELEMENTS // len(stored))
     for start in range(0, len(queries), step):
         part = slice(start, start + step)
         missing = ~_within_range(queries[part])
-        # Zeros in place of what has no distance: argmin takes a NaN for the least, and warnings would be raised.
-        seen = np.where(missing[:, None], np.float32(0), queries[part])
-        block = (stored_rows(seen, "int8") if storage == "int8" else seen) @ stored.T
+        # Zeros in place of queries without a distance: argmin treats NaN as the minimum, and NumPy would warn.
+        valid = np.where(missing[:, None], np.float32(0), queries[part])
+        block = (stored_rows(valid, "int8") if storage == "int8" else valid) @ stored.T
+        # In place: the block is the largest array here. ‖q‖² is left out, it is the same for all rows of a query.
         block *= -2.0
         block += norms
-        found = block.argmin(axis=1)[:, None] if wanted == 1 else np.sort(_least(block, wanted), axis=1)
-        difference = seen[:, None, :] - exact_rows[found]
+        rows_of_query = block.argmin(axis=1)[:, None] if candidates == 1 else np.sort(_least(block, candidates), axis=1)
+        difference = valid[:, None, :] - exact_rows[rows_of_query]
         exact = np.einsum("nkd,nkd->nk", difference, difference)
-        # Stable, over rows in ascending order: of equal distances the lower row.
+        # Stable, over rows in ascending order: of equal distances the lower row comes first.
         order = np.argsort(exact, axis=1, kind="stable")[:, :k]
         distances[part] = np.where(missing[:, None], np.float32(np.nan), np.take_along_axis(exact, order, axis=1))
-        indices[part] = np.where(missing[:, None], -1, np.take_along_axis(found, order, axis=1))
+        indices[part] = np.where(missing[:, None], -1, np.take_along_axis(rows_of_query, order, axis=1))
     return distances, indices
 
 
 def stored_rows(rows: Float32Array, storage: str) -> Float32Array:
-    """Return rows float32 [M, D] as a bank stores them: as they are, rounded to float16, or to int8 with a factor.
+    """Return rows float32 [M, D] as a bank stores them: unchanged, rounded to float16, or to int8 by a factor per row.
 
     Raises:
         ArgumentError: If a value is too large for float16.
@@ -99,13 +100,13 @@ def stored_rows(rows: Float32Array, storage: str) -> Float32Array:
     if storage == "float32":
         return rows
     if storage == "float16":
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore"):  # overflow becomes infinity, which is refused below
             halves = rows.astype(np.float16).astype(np.float32)
         if not np.isfinite(halves).all():
             raise ArgumentError(f"bank: expected values within float16 (65,504), got {np.abs(rows).max():.6g}.")
         return halves
     factors = np.abs(rows).max(axis=1, keepdims=True) / np.float32(127)
-    # rint has ties to even, as the vector instructions have. A factor that underflows to 0 makes a row of zeros.
+    # rint rounds ties to even, as the vector instructions do. A factor that underflows to 0 gives a row of zeros.
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         steps = np.where(factors > 0, np.clip(np.rint(rows / factors), -127, 127), np.float32(0))
     return np.asarray(steps * factors, np.float32)
@@ -122,12 +123,14 @@ def check_norms(rows: Float32Array, name: str) -> None:
 
 
 def _within_range(rows: Float32Array) -> npt.NDArray[np.bool_]:
+    # 4 · ‖x‖² overflows to infinity exactly from ‖x‖² = 2¹²⁶ on: one test for NaN, infinity and the limit.
     with np.errstate(over="ignore", invalid="ignore"):
         return np.asarray(np.isfinite(np.float32(4) * np.einsum("nd,nd->n", rows, rows)))
 
 
 def _as_float32(queries: object, channels: int) -> Float32Array:
     dtype = np.float16 if isinstance(queries, np.ndarray) and queries.dtype == np.float16 else np.float32
+    # check_array refuses empty axes; no queries are allowed here.
     if isinstance(queries, np.ndarray) and queries.shape == (0, channels) and queries.dtype == dtype:
         return np.empty((0, channels), np.float32)
     return np.asarray(check_array(queries, "queries", ("N", channels), dtype), np.float32)
@@ -135,12 +138,12 @@ def _as_float32(queries: object, channels: int) -> Float32Array:
 
 def _least(block: Float32Array, k: int) -> Int64Array:
     """Return the columns of the k least values of every row, in any order; among equal values the lowest columns."""
-    found = np.argpartition(block, k - 1, axis=1)[:, :k]
-    last = np.take_along_axis(block, found, axis=1).max(axis=1, keepdims=True)
-    # Partitioning takes any of the values equal to the last one; such rows are rare and are sorted in full.
+    columns = np.argpartition(block, k - 1, axis=1)[:, :k]
+    last = np.take_along_axis(block, columns, axis=1).max(axis=1, keepdims=True)
+    # argpartition returns any of the values that tie with the last one; such rows are rare and are sorted in full.
     tied = np.flatnonzero(np.count_nonzero(block <= last, axis=1) > k)
-    found[tied] = np.argsort(block[tied], axis=1, kind="stable")[:, :k]
-    return found
+    columns[tied] = np.argsort(block[tied], axis=1, kind="stable")[:, :k]
+    return columns
 
 
 def _is_empty(array: object, shape: tuple[int, ...]) -> bool:
@@ -167,9 +170,10 @@ def mahalanobis(features: Float32Array, mean: Float32Array, whitening: Float32Ar
         check_array(features, "features", ("N", positions, channels), np.float32)
     check_array(whitening, "whitening", (positions, channels, channels), np.float32)
     with np.errstate(over="ignore", invalid="ignore"):
-        centred = (features - mean).transpose(1, 0, 2)
+        centred = (features - mean).transpose(1, 0, 2)  # positions first: one matrix product for each
         white = centred @ whitening
         squared = np.ascontiguousarray(np.einsum("pnd,pnd->np", white, white))
+        # The features are tested too: a BLAS may skip products with 0, which would hide an infinity.
         missing = ~(np.isfinite(squared) & np.isfinite(features.sum(axis=2)))
     squared[missing] = np.nan
     return squared
@@ -206,14 +210,14 @@ def kcenter_greedy(
     """Return the rows of a greedy k-centre selection (Gonzalez 1985; PatchCore, arXiv:2106.08265, equation 5).
 
     The first centre is drawn from the seed; every further one is the row with the largest distance to its nearest
-    centre, the lowest index among equals. No row is taken twice. Of rows that repeat each other another is taken only
-    where no row is farther than the rounding of ‖x‖² − 2·x·c + ‖c‖².
+    centre, the lowest index among equals. No row is taken twice. A duplicate of a centre is taken only if no other row
+    is farther than the rounding error of ‖x‖² − 2·x·c + ‖c‖².
 
     Args:
         features: float32 [N, D].
         count: Number of centres, 1 to N.
         seed: Seed of the first centre.
-        progress: Called now and then with (centres so far, count).
+        progress: Called from time to time with (centres so far, count).
 
     Returns:
         int64 [count], in the order of selection, all different.
@@ -231,13 +235,13 @@ def kcenter_greedy(
     row = int(np.random.default_rng(seed).integers(len(features)))
     for position in range(count):
         chosen[position] = row
-        # In place and in this order: where rows are equally far, the roundings of these operations decide.
+        # In place and in this order: among rows that are nearly equally far the rounding of these operations decides.
         distance = features @ features[row]
         distance *= -2.0
         distance += norms
         distance += norms[row]
         np.minimum(closest, distance, out=closest)
-        closest[row] = -np.inf  # chosen rows are out, also where rounding left them a little distance
+        closest[row] = -np.inf  # a chosen row is never chosen again, even if rounding gave it a distance above 0
         row = int(closest.argmax())
         if progress is not None and (position % 64 == 63 or position + 1 == count):
             progress(position + 1, count)

@@ -1,7 +1,6 @@
 """Import of a diffusers model with pickled weights (`.bin`) as safetensors, without unpickling.
 
-Nothing in the pickles is executed; see `flawscope.torch_file`. What is no weight (settings,
-tokenizers, licences) is copied.
+No code in the pickles is executed; see `flawscope.torch_file`. Other files (settings, tokenizers, licences) are copied.
 """
 
 from __future__ import annotations
@@ -17,33 +16,33 @@ from flawscope.files import atomic_folder, sha256_file
 from flawscope.torch_file import read_state_dict
 
 PARTS = ("unet", "vae", "vqvae", "text_encoder", "bert", "tokenizer", "scheduler")
-"""Folders of a model that are taken over, where they are there."""
+"""Folders of a model that are imported, as far as they exist."""
 
-_MAX_BYTES = 16 << 30  # the UNet of Stable Diffusion has 3.4 GB, that of XL 10 GB
+_MAX_BYTES = 16 << 30  # a limit against broken files; the UNet of Stable Diffusion has 3.4 GB, that of XL 10 GB
 _NAMES = {
     "diffusion_pytorch_model": "diffusion_pytorch_model.safetensors",
     "pytorch_model": "model.safetensors",
 }
-"""Weights without their ending -> what the libraries look for."""
+"""Stem of a weights file -> the name under which diffusers and transformers look for it."""
 
-_VARIANTS = ("", ".fp16")  # the wider numbers first
-_COPIED = (".json", ".txt", ".md", ".model")
+_VARIANTS = ("", ".fp16")  # order of preference: FP32 first
+_COPIED = (".json", ".txt", ".md", ".model")  # a list of what is safe: scripts (.py) and other pickles stay behind
 _ABOVE = ("README.md", "LICENSE", "LICENSE.md", "LICENSE.txt", "model_index.json")
 
 
 def import_base(folder: Path, out: Path, progress: Callable[[str, int, int], None] | None = None) -> tuple[Path, ...]:
     """Write a folder with the parts of a model and all weights as safetensors.
 
-    The folder appears whole or not at all. Weights that are safetensors already are copied; where there are both, the
-    pickle is not looked at. bfloat16 becomes float32; nothing else changes.
+    The folder appears whole or not at all. Weights that are safetensors already are copied; where a part has both, the
+    pickle is not read. bfloat16 becomes float32; nothing else changes.
 
     Args:
-        folder: With `unet` and others of `PARTS`.
+        folder: The model, with `unet` and others of `PARTS`.
         out: The folder to make; it must not exist, or be empty.
-        progress: Called with what is being done, the number of parts done and their total.
+        progress: Called with the name of the stage, the number of parts finished and their total.
 
     Returns:
-        The weights that were written, below `out`.
+        Paths of the weights, below `out`.
 
     Raises:
         ArgumentError: If `out` holds something.
@@ -56,41 +55,41 @@ def import_base(folder: Path, out: Path, progress: Callable[[str, int, int], Non
             f"{folder}: expected a model as diffusers writes it, with a folder unet, got none. Check the path."
         )
     written = []
-    with atomic_folder(out) as made:
-        for done, part in enumerate(parts):
+    with atomic_folder(out) as unfinished:
+        for finished, part in enumerate(parts):
             if progress:
-                progress(f"importing {part}", done, len(parts))
-            (made / part).mkdir()
+                progress(f"importing {part}", finished, len(parts))
+            (unfinished / part).mkdir()
             for path in sorted((folder / part).iterdir()):
-                # An index tells the libraries to look for weights in several files, which are not taken over.
+                # Without the index: it tells the libraries to look for sharded weights, which are not imported.
                 if path.suffix in _COPIED and path.is_file() and not path.name.endswith(".index.json"):
-                    shutil.copyfile(path, made / part / path.name)
+                    shutil.copyfile(path, unfinished / part / path.name)
             if part not in ("tokenizer", "scheduler"):
-                name = _write_weights(folder / part, made / part)
+                name = _write_weights(folder / part, unfinished / part)
                 written.append(Path(part, name))
         for name in _ABOVE:
             if (folder / name).is_file():
-                shutil.copyfile(folder / name, made / name)
+                shutil.copyfile(folder / name, unfinished / name)
         if progress:
             progress("importing", len(parts), len(parts))
     return tuple(written)
 
 
-def _write_weights(part: Path, made: Path) -> str:
-    """Write the weights of a part and return their name."""
+def _write_weights(part: Path, target: Path) -> str:
+    """Write the weights of a part into `target` and return the name of the file."""
     for stem, name in _NAMES.items():
         for variant in _VARIANTS:
             stored = (part / name).with_suffix(f"{variant}.safetensors")
             if stored.is_file():
-                shutil.copyfile(stored, made / name)
+                shutil.copyfile(stored, target / name)
                 return name
             pickled = part / f"{stem}{variant}.bin"
             if pickled.is_file():
                 saved, tensors = read_state_dict(pickled, _MAX_BYTES)
                 arrays = {key: saved.array(tensor) for key, tensor in tensors.items()}
-                # transformers reads no file that does not say so.
+                # transformers refuses a safetensors file without `format`.
                 metadata = {"format": "pt", "source_sha256": sha256_file(pickled)}
-                safetensors.numpy.save_file(arrays, made / name, metadata)
+                safetensors.numpy.save_file(arrays, target / name, metadata)
                 return name
     raise DataError(
         f"{part}: expected weights called {' or '.join(f'{stem}.bin' for stem in _NAMES)}, got none. Weights in "

@@ -1,4 +1,4 @@
-"""Drawing requests and options, and their checks."""
+"""Options and requests of drawing defects: `DrawOptions`, `GenerateSettings`, `DrawOrder`, and their checks."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from flawscope.runtime.synthesis.quality import QualityLimits
 Texts = Literal["auto", "lines", "bundle"]
 Paste = Literal["drawn", "change"]
 PASTES: tuple[Paste, ...] = get_args(Paste)
-_MAX_IMAGES = 1_000_000
+_MAX_IMAGES = 1_000_000  # far beyond any real run: a mistyped number fails before anything is drawn
 
 
 class DrawOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How defects are drawn. What is None is as the bundle says.
+    """How defects are drawn. A value of None is taken from the bundle.
 
     Attributes:
         steps: Calls of the denoiser, 1 to 1000, each for the text and for the empty text.
@@ -40,14 +40,15 @@ class DrawOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
         feather_px: Pixels around the box over which the drawing fades into the normal image.
         is_parity: The whole image goes through the model and is kept as it comes out, as AnoGen and MvP-Diff do:
             pixels outside the box change as well.
-        paste: `drawn` puts the drawing into the image; `change` adds to it by how much the drawing differs from what
-            the autoencoder makes of the normal image. Then the image keeps the fine texture that a small autoencoder
-            loses, also in what is drawn.
-        crop: Whether the window around the box is drawn, enlarged, and not the whole image.
+        paste: `drawn` pastes the drawing itself; `change` adds the difference between the drawing and the
+            autoencoder's reconstruction of the normal image, which keeps the fine texture that a small autoencoder
+            loses, inside the defect as well.
+        crop: Whether the model draws an enlarged window around the box instead of the whole image.
         mask: How the precise mask is found.
-        limits: What a drawing has to keep to.
+        limits: Limits of the quality filter.
     """
 
+    # None and not a number: bundles differ in steps, guidance and eta, and a default here would override them all.
     steps: int | None = None
     guidance: float | None = None
     eta: float | None = None
@@ -72,18 +73,20 @@ class DrawOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
         check_feather(self.feather_px)
         if self.paste not in PASTES:
             raise ArgumentError(f"paste: expected one of {', '.join(PASTES)}, got {self.paste!r}.")
+        # Without a paste there is nothing that a change could be added to.
         if self.is_parity and self.paste != "drawn":
             raise ArgumentError(f"paste: expected drawn with parity, got {self.paste}. Leave it out.")
         if self.is_parity and self.crop:
             raise ArgumentError("crop: expected none with parity, which draws the whole image, got one. Leave it out.")
 
     def resolved(self, head: SynthHead) -> DrawOptions:
-        """Return the options with the bundle's numbers where there are none."""
+        """Return the options with the bundle's numbers in place of None."""
         return msgspec.structs.replace(
             self,
             steps=head.sampling.steps if self.steps is None else self.steps,
             guidance=head.guidance if self.guidance is None else self.guidance,
             eta=head.sampling.eta if self.eta is None else self.eta,
+            # `is_parity` goes first: there the bundle's own crop is ignored, the references draw whole images.
             crop=not self.is_parity and (head.crop if self.crop is None else self.crop),
         )
 
@@ -94,16 +97,16 @@ class DrawOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
 
 class GenerateSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What is to be drawn of a box set, and how.
+    """How many images are drawn from a box set, and how.
 
     Attributes:
         seed: Record i is drawn with seed + i; no two images of a run share their noise.
         number: Accepted images wanted of each category, shared out among its defect types, the first ones taking
-            what is left over. Lines are taken again, with other noise, where there are too few.
-        per_defect: The same of each defect type. Without both, every line is drawn once.
-        rounds: How often a record is drawn at most: what was rejected is drawn again with other noise.
-        texts: Take the texts of the `lines` or of the `bundle`; `auto` takes those of the bundle for a learned word,
-            which the lines of `synth boxes` do not have, and of the lines otherwise.
+            the remainder. Lines are used again, with other noise, where there are too few.
+        per_defect: The same for each defect type. Without both, every line is drawn once.
+        rounds: Largest number of drawings of a record: rejected images are drawn again with other noise.
+        texts: Take the texts of the `lines` or of the `bundle`; `auto` takes those of the bundle for a learned
+            embedding, whose placeholder the lines of `synth boxes` do not have, and of the lines otherwise.
         batch: Images drawn at once; None for as many as the bundle takes.
         options: How each is drawn.
     """
@@ -128,15 +131,15 @@ class GenerateSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
 
 @dataclass(frozen=True)
 class DrawOrder:
-    """One image that is to get a defect.
+    """One defect to be drawn on one normal image.
 
     Attributes:
         image: The normal image, uint8 [H, W, 3] RGB; it is not changed. It may lie on a CUDA device or behind DLPack
-            (`flawscope.runtime.device_arrays`), and so may the mask; what is drawn is on the host.
+            (`flawscope.runtime.device_arrays`), and so may the mask; the drawn image is always on the host.
         mask: Where the defect goes, bool [H, W]: a box, or any other shape.
         defect: Its type: a name that the bundle knows, or CATEGORY/NAME.
-        text: What is drawn; without, one of the bundle's texts for the defect, which the seed chooses. In both
-            `{location}` becomes words such as "in the upper left".
+        text: The prompt; None takes one of the bundle's texts for the defect, chosen by the seed. In both,
+            `{location}` becomes location words such as "in the upper left".
         seed: Seed of the noise. The same order gives the same image.
     """
 
@@ -154,6 +157,7 @@ def check_order(order: DrawOrder) -> tuple[UInt8Array, BoolArray]:
         ArgumentError: If image, mask, text or seed cannot be drawn from.
         DeviceError: If an image cannot be fetched from its device.
     """
+    # Fetched before they are checked: the checks take NumPy arrays only.
     image = check_image(on_host(order.image, "image"))
     mask = check_array(on_host(order.mask, "mask"), "mask", image.shape[:2], np.bool_)
     if not mask.any():
@@ -165,15 +169,16 @@ def check_order(order: DrawOrder) -> tuple[UInt8Array, BoolArray]:
 
 
 def find_defect(defects: Sequence[SynthDefect], name: str) -> SynthDefect:
-    """Return the defect that a name means, NAME or CATEGORY/NAME.
+    """Return the defect with this name, NAME or CATEGORY/NAME.
 
     Raises:
         ArgumentError: If there is none, or if several categories have one of that name.
     """
-    found = [one for one in defects if name in (one.name, f"{one.category}/{one.name}")]
-    known = ", ".join(sorted(f"{one.category}/{one.name}" for one in (found or defects)))
-    if not found:
-        raise ArgumentError(f"defect: expected one that the bundle draws ({known}), got {name!r}.")
-    if len(found) > 1:
-        raise ArgumentError(f"defect: expected one of {known}, got {name!r}, which all of them are. Name the category.")
-    return found[0]
+    matches = [defect for defect in defects if name in (defect.name, f"{defect.category}/{defect.name}")]
+    # Of an ambiguous name only the candidates are listed, of an unknown one all that the bundle has.
+    names = ", ".join(sorted(f"{defect.category}/{defect.name}" for defect in (matches or defects)))
+    if not matches:
+        raise ArgumentError(f"defect: expected one that the bundle draws ({names}), got {name!r}.")
+    if len(matches) > 1:
+        raise ArgumentError(f"defect: expected one of {names}, got {name!r}, which all of them are. Name the category.")
+    return matches[0]

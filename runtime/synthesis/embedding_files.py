@@ -1,10 +1,10 @@
-"""Learned embeddings: token vectors that stand for a defect in a prompt; read from AnoGen's files, kept as safetensors.
+"""Files of learned embeddings, token vectors that stand for a defect in a prompt: reads AnoGen's, writes safetensors.
 
-A file of ours holds one tensor, float32 [V, W], named by the word it stands for, and texts beside it: defect,
-category, width and the SHA-256 of what it was made from.
+A safetensors file holds one tensor, float32 [V, W], named by its placeholder, and metadata: defect, category, width
+and the SHA-256 of the file it was imported from.
 
 Source of the format that is read: AnoGen (ECCV 2024), `embeddings.pt`, a pickle that torch wrote, with the dictionaries
-`string_to_token` and `string_to_param`. The tokens belong to one tokenizer and are not taken over.
+`string_to_token` and `string_to_param`. The tokens belong to one tokenizer and are not imported.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from flawscope.files import write_bytes
 from flawscope.torch_file import SavedModule, SavedTensor, read_torch_file
 
 MAX_VECTORS = 1024
-"""Most vectors of a word; a text has fewer tokens."""
+"""Largest number of vectors of a word; prompts have fewer tokens."""
 
 
 @dataclass(frozen=True)
 class LearnedWord:
-    """A learned word.
+    """A learned embedding and its placeholder in prompts.
 
     Attributes:
         name: The placeholder it was learned as.
         vectors: Float32 [V, W].
-        metadata: What else the file says: `defect`, `category`, `width`, `source_sha256`, each if it is known.
+        metadata: Metadata of the file: `defect`, `category`, `width`, `source_sha256`, as far as they are known.
     """
 
     name: str
@@ -45,16 +45,18 @@ class LearnedWord:
 
 
 def read_anogen_embeddings(path: Path) -> dict[str, Float32Array]:
-    """Return the words of AnoGen's `embeddings.pt` by their placeholders, each float32 [V, W].
+    """Return the learned embeddings of AnoGen's `embeddings.pt` by their placeholders, each float32 [V, W].
 
-    Nothing of the file is executed; see `flawscope.torch_file`.
+    No code in the file is executed; see `flawscope.torch_file`.
 
     Raises:
         DataError: If the file cannot be read, is broken, or holds anything but such words.
     """
+    # Not torch.load: a pickle from elsewhere can run any code, and a device that draws has no torch.
     saved = read_torch_file(path)
     content = saved.value if isinstance(saved.value, dict) else {}
     parameters: Any = content.get("string_to_param")
+    # AnoGen pickles an nn.ParameterDict, which is a module whose tensors lie in its state.
     if isinstance(parameters, SavedModule):
         parameters = parameters.state.get("_parameters")
     if not isinstance(parameters, dict) or not parameters:
@@ -62,16 +64,16 @@ def read_anogen_embeddings(path: Path) -> dict[str, Float32Array]:
             f"{path}: expected learned words under string_to_param, got "
             f"{', '.join(sorted(map(str, content))) or type(saved.value).__name__}. Is it AnoGen's embeddings.pt?"
         )
-    words = {}
+    embeddings = {}
     for name, tensor in parameters.items():
         if not isinstance(name, str) or not isinstance(tensor, SavedTensor):
             raise DataError(f"{path}: expected words with a tensor each, got {type(tensor).__name__} for {name!r}.")
-        words[name] = _checked(saved.array(tensor), name, path)
-    return words
+        embeddings[name] = _checked(saved.array(tensor), name, path)
+    return embeddings
 
 
 def write_embedding(path: Path, name: str, vectors: Float32Array, metadata: Mapping[str, str]) -> None:
-    """Write a learned word as safetensors, whole or not at all.
+    """Write a learned embedding as safetensors, whole or not at all.
 
     Args:
         path: The file to write.
@@ -80,21 +82,21 @@ def write_embedding(path: Path, name: str, vectors: Float32Array, metadata: Mapp
         metadata: `defect`, `category`, `source_sha256`, as far as they are known; `width` is added.
 
     Raises:
-        ArgumentError: If the vectors are of another kind, or a text is empty.
+        ArgumentError: If the vectors have another shape or dtype, or a text is empty.
         StorageError: If the system refuses to write.
     """
     check_array(vectors, "vectors", ("V", "W"), np.float32, finite=True)
     if not name or not all(metadata.values()):
         raise ArgumentError(f"metadata: expected texts that are not empty, got {dict(metadata)} for {name!r}.")
-    texts = {**metadata, "width": str(vectors.shape[1])}
+    texts = {**metadata, "width": str(vectors.shape[1])}  # safetensors takes strings only
     write_bytes(path, _ordered(safetensors.numpy.save({name: np.ascontiguousarray(vectors)}, metadata=texts)))
 
 
 def read_embedding(path: Path) -> LearnedWord:
-    """Read a learned word.
+    """Read a learned embedding from safetensors.
 
     Raises:
-        DataError: If the file cannot be read, or does not hold one word.
+        DataError: If the file cannot be read, or does not hold exactly one.
     """
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
@@ -107,7 +109,7 @@ def read_embedding(path: Path) -> LearnedWord:
                 )
             vectors = file.get_tensor(names[0])
     except (safetensors.SafetensorError, OSError, TypeError, AttributeError) as err:
-        # The last two are what safetensors raises for types that NumPy lacks.
+        # TypeError and AttributeError: what safetensors raises for dtypes that NumPy lacks, such as bfloat16.
         raise DataError(
             f"{path}: expected a learned word in safetensors, got: {err}. Make it with flawscope synth import."
         ) from err
@@ -115,22 +117,23 @@ def read_embedding(path: Path) -> LearnedWord:
 
 
 def _ordered(data: bytes) -> bytes:
-    """Return a safetensors file with its header in order: the package puts metadata down in another one every time."""
+    """Return a safetensors file with its header keys sorted."""
+    # The package writes metadata in an order that changes from run to run; the same word must give the same bytes.
     start = 8 + int.from_bytes(data[:8], "little")
     header = json.dumps(json.loads(data[8:start]), sort_keys=True).encode()
-    header += b" " * (-len(header) % 8)
+    header += b" " * (-len(header) % 8)  # the format aligns the tensors to 8 bytes
     return len(header).to_bytes(8, "little") + header + data[start:]
 
 
 def _checked(vectors: npt.NDArray[Any], name: str, path: Path) -> Float32Array:
-    """Return a word's vectors as float32, or raise DataError."""
+    """Return the vectors of a word as float32, or raise DataError."""
     got = f"{vectors.dtype} {list(vectors.shape)}"
     if not np.issubdtype(vectors.dtype, np.floating) or vectors.ndim != 2 or vectors.size == 0:
         raise DataError(f"{path}: {name}: expected floating-point vectors [V, W], got {got}. Is it another model's?")
     if len(vectors) > MAX_VECTORS:
         raise DataError(f"{path}: {name}: expected at most {MAX_VECTORS} vectors for a word, got {got}.")
-    with np.errstate(over="ignore"):  # what does not fit is told apart below
-        found = vectors.astype(np.float32)
-    if not np.isfinite(found).all():
+    with np.errstate(over="ignore"):  # float64 beyond float32 becomes infinity, which is refused below
+        converted = vectors.astype(np.float32)
+    if not np.isfinite(converted).all():
         raise DataError(f"{path}: {name}: expected finite numbers, got NaN or infinity. Train the word again.")
-    return found
+    return converted

@@ -1,4 +1,4 @@
-"""`flawscope synth generate` and `flawscope synth dataset`: drawn defects, and datasets of them."""
+"""Commands `flawscope synth generate` and `flawscope synth dataset`: draw defects, and build datasets from them."""
 
 from __future__ import annotations
 
@@ -24,13 +24,14 @@ from flawscope.runtime.synthesis.precise_masks import MaskMethod, MaskOptions
 from flawscope.runtime.synthesis.synthesizer import Synthesizer
 from flawscope.terminal import progress_bars
 
-_OPTIONS, _SETTINGS = DrawOptions(), GenerateSettings()  # the defaults
+# Defaults in --help are read from the structs: written here a second time, the two would drift apart.
+_OPTIONS, _SETTINGS = DrawOptions(), GenerateSettings()
 
 
 @click.command()
 @click.argument("bundle", type=PATH)
-@click.option("--boxes", type=PATH, metavar="DIR", help="Box set of synth boxes: draw on its lines.")
-@data_option("The dataset that the lines' normal images are in.", required=False)
+@click.option("--boxes", type=PATH, metavar="DIR", help="Box set of synth boxes: draw at its boxes.")
+@data_option("The dataset with the normal images of the box set.", required=False)
 @CATEGORY
 @click.option("--image", type=PATH, metavar="FILE", help="Draw on this normal image, not on a box set.")
 @click.option("--mask", type=PATH, metavar="FILE", help="With --image: white is where the defect goes.")
@@ -39,21 +40,21 @@ _OPTIONS, _SETTINGS = DrawOptions(), GenerateSettings()  # the defaults
     "defects",
     multiple=True,
     metavar="NAME",
-    help="Defect type; may be given again. Default: all of the lines.",
+    help="Defect type; can be repeated. Default: all types of the box set.",
 )
-@click.option("--text", metavar="TEXT", help="With --image: what is drawn.  [default: one of the bundle's texts]")
+@click.option("--text", metavar="TEXT", help="With --image: the prompt.  [default: one of the bundle's texts]")
 @click.option(
     "--texts",
     type=click.Choice(["auto", "lines", "bundle"]),
     default=_SETTINGS.texts,
     show_default=True,
-    help="Whose texts; auto takes the bundle's for a learned word, else those of the lines.",
+    help="Source of the prompts; auto: the bundle for a learned word, else the lines of the box set.",
 )
 @click.option(
     "--num",
     "number",
     type=int,
-    help="Accepted images wanted in all, shared out among the defect types.  [default: one a line]",
+    help="Accepted images in all, divided among the defect types.  [default: one a line]",
 )
 @click.option("--per-defect", type=int, help="The same for each defect type.")
 @click.option(
@@ -62,7 +63,7 @@ _OPTIONS, _SETTINGS = DrawOptions(), GenerateSettings()  # the defaults
     default=_SETTINGS.rounds,
     show_default=True,
     metavar="N",
-    help="Rounds at most; what is rejected is drawn again with other noise.",
+    help="Largest number of rounds; rejected images are drawn again with other noise.",
 )
 @click.option(
     "--seed",
@@ -70,7 +71,7 @@ _OPTIONS, _SETTINGS = DrawOptions(), GenerateSettings()  # the defaults
     "seed",
     default=_SETTINGS.seed,
     show_default=True,
-    help="Seed of the first image; the next ones count on.",
+    help="Seed of the first image; each next one has the next number.",
 )
 @click.option("--steps", "--num_inference_steps", "steps", type=int, help="Denoising steps.  [default: the bundle's]")
 @click.option(
@@ -85,7 +86,7 @@ _OPTIONS, _SETTINGS = DrawOptions(), GenerateSettings()  # the defaults
     "--strength",
     default=_OPTIONS.strength,
     show_default=True,
-    help="Below 1 more of the normal image shows through.",
+    help="Below 1 more of the normal image remains visible.",
 )
 @click.option("--solver", type=click.Choice(SOLVERS), default=_OPTIONS.solver, show_default=True)
 @click.option("--batch", type=int, help="Images drawn at once.  [default: as many as the bundle takes]")
@@ -96,28 +97,28 @@ _OPTIONS, _SETTINGS = DrawOptions(), GenerateSettings()  # the defaults
     type=click.Choice(["robust", "cosine"]),
     default=_OPTIONS.mask.method,
     show_default=True,
-    help="How precise masks are found.",
+    help="Method of the precise masks.",
 )
 @click.option(
     "--feather",
     "feather_px",
     default=_OPTIONS.feather_px,
     show_default=True,
-    help="Pixels over which a drawing fades into the image.",
+    help="Pixels over which the drawing blends into the image.",
 )
 @click.option(
     "--paste",
     type=click.Choice(PASTES),
     default=_OPTIONS.paste,
     show_default=True,
-    help="Put in the drawing, or only add by how much it changes the image, which keeps fine texture.",
+    help="Paste the drawing, or add only the change that it makes, which keeps fine texture.",
 )
 @click.option(
     "--parity",
     is_flag=True,
-    help="Keep the whole image as the decoder gives it: pixels outside the box change too.",
+    help="Keep the whole decoded image: pixels outside the box change too.",
 )
-@click.option("--out", "--outdir", "--output", "out", type=PATH, required=True, metavar="DIR", help="Folder to make.")
+@click.option("--out", "--outdir", "--output", "out", type=PATH, required=True, metavar="DIR", help="Folder to write.")
 def generate(
     bundle: Path,
     boxes: Path | None,
@@ -146,13 +147,13 @@ def generate(
     parity: bool,
     out: Path,
 ) -> None:
-    """Draw defects on normal images with a bundle, find out what was drawn, and reject what is no good.
+    """Draw defects on normal images with a bundle, find their precise masks, and reject images of poor quality.
 
-    Draws on the lines of a box set (--boxes, --data), or on one image (--image, --mask, --defect). The same seed
-    gives the same images. The exit status is 1 where nothing was accepted for a defect type; the folder is there
-    then, too.
+    Draws at the boxes of a box set (--boxes, --data), or on one image (--image, --mask, --defect). The same seed
+    gives the same images. The exit status is 1 if no image of a defect type was accepted; the folder is written
+    in that case, too.
     """
-    _check_ways(boxes, data, category, image, mask, defects, text)
+    _check_sources(boxes, data, category, image, mask, defects, text)
     options = DrawOptions(
         steps=steps,
         guidance=guidance,
@@ -169,32 +170,48 @@ def generate(
         number=number,
         per_defect=per_defect,
         rounds=rounds,
-        texts="lines" if text is not None else texts,
+        texts="lines" if text is not None else texts,  # --text is the text of the one line that --image makes
         batch=batch,
         options=options,
     )
+    # Both before the bundle is loaded: a wrong folder or line is then an error at once.
     check_replaceable(out, MARKER)
-    dataset: Dataset | None = None
-    sites: list[Site] = []
-    lines: dict[str, str] = {}
-    if boxes is not None and data is not None:
-        dataset = open_dataset(data, category)
-        sites, lines = read_sites(boxes, dataset, defects)
+    dataset, sites, lines = _sites_of_set(boxes, data, category, defects)
     with Synthesizer.load(bundle, backend, precision) as synthesizer, progress_bars() as report:
         if image is not None and mask is not None:
-            known = synthesizer.find_defect(defects[0])
-            sites = [Site(known.category, known.name, image, image.name, mask, mask.name, text)]
+            sites = [_site_of_image(synthesizer, defects[0], image, mask, text)]
         click.echo(f"backend {synthesizer.backend} ({synthesizer.backend_reason})", err=True)
         record = generate_images(synthesizer, sites, out, settings, dataset=dataset, lines=lines, report=report)
-    _tell(record, out)
-    if empty := [key for key, one in record.defects.items() if one.accepted == 0]:
+    _print_record(record, out)
+    _check_accepted(record, out)
+
+
+def _sites_of_set(
+    boxes: Path | None, data: Path | None, category: str | None, defects: tuple[str, ...]
+) -> tuple[Dataset | None, list[Site], dict[str, str]]:
+    """Return the dataset, the sites of the box set's lines and the hashes of its files; nothing without a box set."""
+    if boxes is None or data is None:
+        return None, [], {}
+    dataset = open_dataset(data, category)
+    return dataset, *read_sites(boxes, dataset, defects)
+
+
+def _site_of_image(synthesizer: Synthesizer, name: str, image: Path, mask: Path, text: str | None) -> Site:
+    # Only the bundle knows the category that a bare defect name belongs to.
+    defect = synthesizer.find_defect(name)
+    return Site(defect.category, defect.name, image, image.name, mask, mask.name, text)
+
+
+def _check_accepted(record: GenerateRecord, out: Path) -> None:
+    """Raise GateError if a defect type has no accepted image; its status 1 is what scripts look at."""
+    if empty := [key for key, defect in record.defects.items() if defect.accepted == 0]:
         raise GateError(
             f"{out}: expected accepted images of every defect type, got none of {', '.join(empty)}. See "
             f"{out / SHEET} for the reasons, and draw again with other options or --keep-trying."
         )
 
 
-def _check_ways(
+def _check_sources(
     boxes: Path | None,
     data: Path | None,
     category: str | None,
@@ -203,23 +220,23 @@ def _check_ways(
     defects: tuple[str, ...],
     text: str | None,
 ) -> None:
-    """Raise UsageError unless it is either a box set that is drawn on, or one image."""
+    """Raise UsageError unless the options name either a box set or one image."""
     of_set, of_image = (boxes, data, category), (image, mask, text)
-    if any(one is not None for one in of_set) and any(one is not None for one in of_image):
+    if any(option is not None for option in of_set) and any(option is not None for option in of_image):
         raise click.UsageError("Expected --boxes with --data, or --image with --mask, got both. Leave one out.")
     if None in (boxes, data) and (None in (image, mask) or len(defects) != 1):
         raise click.UsageError("Expected --boxes and --data, or --image, --mask and one --defect. Give those.")
 
 
-def _tell(record: GenerateRecord, out: Path) -> None:
+def _print_record(record: GenerateRecord, out: Path) -> None:
     summary = record.summary
     click.echo(f"drawn: {out}, {summary.pictures} images of {len(record.defects)} defect types")
-    for key, one in record.defects.items():
-        click.echo(f"{key}: {one.accepted} accepted of {one.wanted} wanted, {one.summary.rejected} rejected")
+    for key, defect in record.defects.items():
+        click.echo(f"{key}: {defect.accepted} accepted of {defect.wanted} wanted, {defect.summary.rejected} rejected")
     reasons = ", ".join(f"{reason} {count}" for reason, count in summary.counts.items() if count)
     click.echo(f"in all: {summary.accepted} accepted, {summary.rejected} rejected{f': {reasons}' if reasons else ''}")
-    each = record.seconds_per_accepted
-    click.echo(f"seconds per accepted image: {'none was accepted' if each is None else f'{each:.2f}'}")
+    seconds = record.seconds_per_accepted
+    click.echo(f"seconds per accepted image: {'none was accepted' if seconds is None else f'{seconds:.2f}'}")
     if record.support_in_test:
         click.echo(
             f"warning: {record.support_in_test} support images are in the test split: leave them out of the "
@@ -238,22 +255,22 @@ def _tell(record: GenerateRecord, out: Path) -> None:
     type=click.Choice(["mvtec", "anogen"]),
     default="mvtec",
     show_default=True,
-    help="mvtec: drawn and real images in folders; anogen: drawn ones as AnoGen has them.",
+    help="mvtec: generated and real images; anogen: generated images in the folders of AnoGen.",
 )
 @click.option(
     "--labels",
     type=click.Choice(["precise", "box"]),
     default="precise",
     show_default=True,
-    help="Masks show what was drawn, or where it was asked for.",
+    help="Precise masks, or the boxes that were asked for.",
 )
 @click.option(
     "--support",
     type=PATH,
     metavar="DIR",
-    help="Support set: leave what looks like its parts out of the test split, too.",
+    help="Support set: leave near duplicates of its images out of the test split, too.",
 )
-@click.option("--out", "--outdir", "out", type=PATH, required=True, metavar="DIR", help="Folder to make.")
+@click.option("--out", "--outdir", "out", type=PATH, required=True, metavar="DIR", help="Folder to write.")
 def dataset(
     generated: Path,
     data: Path,
@@ -263,10 +280,10 @@ def dataset(
     support: Path | None,
     out: Path,
 ) -> None:
-    """Make a dataset of the accepted images of GENERATED and of the real ones.
+    """Make a dataset of the accepted images of GENERATED and of real images.
 
-    Drawn images are training images. What the bundle has learned defects from is left out of the test split;
-    DIR/dataset.json names it.
+    Drawn images are training images. Images that the bundle learned defects from are left out of the test split;
+    DIR/dataset.json names them.
     """
     real = open_dataset(data, category)
     with progress_bars() as report:
@@ -279,6 +296,7 @@ def dataset(
             support=None if support is None else read_support(support),
             progress=partial(report, "writing images"),
         )
+    # Keys are CATEGORY/SPLIT/DEFECT; drawn images are counted under the split `drawn`.
     drawn = sum(count for key, count in record.pictures.items() if key.split("/")[1] == "drawn")
     click.echo(f"dataset: {out}, {drawn} drawn and {sum(record.pictures.values()) - drawn} real images")
     click.echo(f"left out: {record.rejected} rejected drawings, {len(record.left_out)} real images (dataset.json)")

@@ -1,4 +1,4 @@
-"""Folder of generated images: its records, and regenerating an image from its record."""
+"""Records of a folder of generated images, and redrawing an image from its record."""
 
 from __future__ import annotations
 
@@ -34,33 +34,33 @@ class StoredFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class GeneratedImage(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One line of generated.jsonl: an image and all that it was drawn from.
+    """One line of generated.jsonl: an image and everything needed to draw it again.
 
     Attributes:
-        number: Number of the record, from 0; a record that was drawn again keeps it.
+        number: Number of the record, from 0; a record that is drawn again keeps it.
         round: Number of the drawing of this record, from 1.
         category: Name of the category.
         defect: Defect type.
-        accepted: Whether the filter found nothing wrong.
+        accepted: Whether the quality filter accepted it.
         image: The image.
         mask: The precise mask; None for a rejected image.
         box_mask: Where the defect was asked for; None for a rejected image.
         good: The normal image, below the dataset's root.
         good_sha256: SHA-256 of its bytes.
         box: The mask of the box, below the box set.
-        bbox: Left, top, width and height in pixels of the region.
-        runs: Of a region that does not fill `bbox`: lengths of alternating runs of black and white pixels in it, row
-            by row, black first; empty for a box.
-        text: What was drawn.
+        bbox: Left, top, width and height of the region in pixels.
+        runs: For a region that does not fill `bbox`: lengths of alternating runs of black and white pixels inside it,
+            row by row, black first; empty for a box.
+        text: The prompt.
         seed: Seed of the noise.
         crop: The window that the model saw.
         bundle: Name of the bundle.
         digest: Digest of its manifest.
-        backend: What the networks ran on.
+        backend: Backend that ran the graphs.
         precision: Precision of the graphs.
-        batch: Images drawn at once with it.
-        options: How it was drawn, with the bundle's numbers filled in.
-        verdict: What the filter says, every measure with its limit.
+        batch: Number of images in its batch.
+        options: Options of the drawing, with the bundle's numbers filled in.
+        verdict: Verdict of the quality filter, every measure with its limit.
     """
 
     number: int
@@ -89,12 +89,12 @@ class GeneratedImage(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
 
 
 class DefectCount(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How one defect type went.
+    """Result for one defect type.
 
     Attributes:
-        wanted: Accepted images asked for.
-        accepted: Accepted images there are.
-        summary: Rates of rejection over all that were drawn.
+        wanted: Number of accepted images asked for.
+        accepted: Number of accepted images.
+        summary: Rates of rejection over all images drawn.
     """
 
     wanted: int
@@ -103,7 +103,7 @@ class DefectCount(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class GenerateRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What a folder of drawn images was made from and what it took; the content of `generate.json`.
+    """Sources, settings and cost of a folder of drawn images; the content of `generate.json`.
 
     Attributes:
         flawscope: Version that wrote it.
@@ -112,20 +112,20 @@ class GenerateRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         method: Its method.
         mode: How it draws.
         licence: Licence of the base model.
-        backend: What the networks ran on.
-        backend_reason: Why.
+        backend: Backend that ran the graphs.
+        backend_reason: Why this backend was chosen.
         precision: Precision of the graphs.
-        settings: What was asked for.
+        settings: Settings of the run.
         lines: File of lines, below the box set → SHA-256 of its bytes.
         summary: Rates of rejection over all images.
-        defects: CATEGORY/DEFECT → how it went.
-        seconds: Time of all drawing, reading, judging and writing; without loading the bundle.
-        seconds_per_picture: Of it for each image.
-        seconds_per_accepted: Of it for each accepted image; None where there is none.
-        peak_memory_kib: Largest resident memory of the process in KiB; None where the system does not tell.
-        versions: Packages that shape the numbers.
+        defects: CATEGORY/DEFECT → result.
+        seconds: Time of reading, drawing, judging and writing all images; without loading the bundle.
+        seconds_per_picture: `seconds` per image.
+        seconds_per_accepted: `seconds` per accepted image; None if no image was accepted.
+        peak_memory_kib: Largest resident memory of the process in KiB; None where the system does not report it.
+        versions: Versions of the packages that influence the numbers.
         support: SHA-256 of every support image that the bundle learned from.
-        support_in_test: How many of them are in the dataset's test split, which an evaluation has to leave out.
+        support_in_test: How many of them are in the dataset's test split; an evaluation has to leave them out.
         schema: Version of this record.
     """
 
@@ -153,14 +153,15 @@ class GenerateRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
 
 
 def runs_of(region: BoolArray) -> tuple[tuple[int, int, int, int], tuple[int, ...]]:
-    """Return the box around a region, and its runs in there; none where it fills the box."""
+    """Return the box around a region, and the region's runs inside it; no runs if it fills the box."""
     box = bounds_of(region)
-    found, flat = (box.left, box.top, box.width, box.height), region[box.window].ravel()
+    bbox, flat = (box.left, box.top, box.width, box.height), region[box.window].ravel()
     if flat.all():
-        return found, ()
+        return bbox, ()
     ends = [0, *(np.flatnonzero(flat[1:] != flat[:-1]) + 1).tolist(), flat.size]
     lengths = tuple(int(length) for length in np.diff(ends))
-    return found, lengths if not flat[0] else (0, *lengths)
+    # Black comes first: a region that is white at the corner of its box starts with an empty run.
+    return bbox, lengths if not flat[0] else (0, *lengths)
 
 
 def region_of(line: GeneratedImage, size: tuple[int, int]) -> BoolArray:
@@ -170,6 +171,7 @@ def region_of(line: GeneratedImage, size: tuple[int, int]) -> BoolArray:
         DataError: If the record fits no image of this size.
     """
     left, top, width, height = line.bbox
+    # The line is a file that anybody may have edited: np.repeat and the slices below would take nonsense.
     fits = min(left, top) >= 0 and top + height <= size[0] and left + width <= size[1] and min(width, height) > 0
     if not fits or (line.runs and (sum(line.runs) != width * height or min(line.runs) < 0)):
         raise DataError(f"{line.image.place}: expected a region inside {size[1]}x{size[0]} pixels, got {line.bbox}.")
@@ -181,20 +183,21 @@ def region_of(line: GeneratedImage, size: tuple[int, int]) -> BoolArray:
 
 
 def read_generated(folder: Path) -> list[GeneratedImage]:
-    """Read the lines of a folder of drawn images; its images and masks must be those that were written.
+    """Read the lines of a folder of drawn images; its images and masks must be unchanged.
 
     Raises:
         DataError: If a line or a file is missing, broken or was changed.
     """
     path = folder / LINES
-    found = []
+    lines = []
     for where, line in read_lines(path, GeneratedImage, "the record of a drawn image", "drawn images"):
         for file in _files_of(line):
+            # `place_below` first: a path such as ../../x in a line must not be opened.
             place = folder / place_below(folder, file.place, where)
             if content_hash(place) != file.sha256:
                 raise DataError(f"{place}: expected the file that was drawn, got other content. Generate it again.")
-        found.append(line)
-    return found
+        lines.append(line)
+    return lines
 
 
 def _files_of(line: GeneratedImage) -> Iterable[StoredFile]:
@@ -202,16 +205,16 @@ def _files_of(line: GeneratedImage) -> Iterable[StoredFile]:
 
 
 def redraw(bundle: Synthesizer | Path | str, line: GeneratedImage, root: Path) -> Drawn:
-    """Return a recorded image drawn again: the same bytes, on the same backend.
+    """Draw a recorded image again: the same bytes, on the same backend.
 
     Args:
-        bundle: The bundle that drew it, or its path; of a path the recorded backend and precision are taken.
+        bundle: The bundle that drew it, or its path, which is loaded with the recorded backend and precision.
         line: Its line of `generated.jsonl`.
         root: The folder that `line.good` is below: the root of the dataset.
 
     Raises:
         BundleError: If it is another bundle.
-        DataError: If the normal image is not there, or another one.
+        DataError: If the normal image is missing or has other content.
     """
     if not isinstance(bundle, Synthesizer):
         with Synthesizer.load(bundle, line.backend, line.precision) as loaded:
@@ -227,5 +230,5 @@ def redraw(bundle: Synthesizer | Path | str, line: GeneratedImage, root: Path) -
     image = read_image(path)
     region = region_of(line, (image.shape[0], image.shape[1]))
     order = DrawOrder(image, region, f"{line.category}/{line.defect}", line.text, line.seed)
-    # In a batch of the same size: the sums of some kernels depend on it in their last bits.
+    # In a batch of the same size: the last bits of some kernels' sums depend on it. Its other images do not matter.
     return bundle.draw([order] * line.batch, line.options, batch=line.batch)[0]

@@ -1,17 +1,17 @@
-"""From the lines of a box set to a folder of drawn defects.
+"""Generation of a folder of drawn defects from the lines of a box set.
 
     DIR/CATEGORY/gen_img/DEFECT/NNN.png      accepted images
     DIR/CATEGORY/prs_mask/DEFECT/NNN.png     their precise masks
     DIR/CATEGORY/box_mask/DEFECT/NNN.png     where the defects were asked for
     DIR/CATEGORY/rejected/DEFECT/NNN.png     rejected images, which no dataset takes
-    DIR/generated.jsonl                      a line for each image, accepted or not, with all it was drawn from
+    DIR/generated.jsonl                      a line for each image, accepted or not, with all it takes to redraw it
     DIR/generate.json                        settings, rates of rejection, time and memory
     DIR/contact_sheet.png
 
 The same bundle, lines and settings give the same images, masks and lines byte for byte: what depends on the machine
 (time, memory, versions) is in generate.json alone.
 
-Source: MvP-Diff, stage 3b, for the folders. There every image has the same seed; here record i has the seed + i.
+Source: MvP-Diff, stage 3b, for the folders. There every image has the same seed; here record i has seed + i.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ from flawscope.versions import package_versions
 _THUMBNAIL_PX = 192  # longer side of what is held in memory for the sheet
 
 Report = Callable[[str, int, int], None]
-"""Called with what is being done, the number done and their total."""
+"""Called with the name of the stage, the number of items finished and their total."""
 
 
 @dataclass(frozen=True)
@@ -67,10 +67,10 @@ class Site:
         category: Name of the category.
         defect: Defect type.
         good: The normal image.
-        place: What the record calls it: its path below the dataset's root.
+        place: Name of the image in the record: its path below the dataset's root.
         mask: The mask; white is where the defect goes.
-        box: What the record calls the mask: its path below the box set.
-        text: What is to be drawn there, if that is known.
+        box: Name of the mask in the record: its path below the box set.
+        text: The prompt, if the line has one.
     """
 
     category: str
@@ -88,13 +88,13 @@ class Site:
 
 
 def read_sites(boxes: Path, dataset: Dataset, defects: Sequence[str] = ()) -> tuple[list[Site], dict[str, str]]:
-    """Return what the lines of a box set ask for, and the SHA-256 of the files they are in.
+    """Return the sites that the lines of a box set describe, and the SHA-256 of the files with the lines.
 
     Args:
-        boxes: Folder with NAME/NAME_test.jsonl (or NAME_test.jsonl) of each of the dataset's categories. In a line
-            without a defect type that is the folder of its mask.
-        dataset: The dataset that `good` is below.
-        defects: Defect types to take; none means all.
+        boxes: Folder with NAME/NAME_test.jsonl (or NAME_test.jsonl) of each of the dataset's categories. The defect
+            type of a line without one is the name of its mask's folder.
+        dataset: The dataset whose root `good` is relative to.
+        defects: Defect types to take; empty means all.
 
     Raises:
         ArgumentError: If a defect type is in no line.
@@ -106,6 +106,7 @@ def read_sites(boxes: Path, dataset: Dataset, defects: Sequence[str] = ()) -> tu
     for name in names:
         file = find_box_lines(boxes, name)
         if file is None:
+            # A box set may cover some categories of a joint dataset; of a single category it must have the file.
             if len(names) == 1:
                 raise DataError(
                     f"{boxes}: expected {name}/{name}_test.jsonl, got no such file. Make it with flawscope synth boxes "
@@ -116,10 +117,11 @@ def read_sites(boxes: Path, dataset: Dataset, defects: Sequence[str] = ()) -> tu
         for line in read_box_lines(boxes, file, dataset):
             good, mask = dataset.root / line.good, boxes / line.mask
             sites.append(Site(name, line.defect, good, line.good, mask, line.mask, line.text))
-    found = sorted({site.defect for site in sites})
-    if unknown := [name for name in defects if name not in found]:
-        known = ", ".join(found) or "(there is none)"
-        raise ArgumentError(f"defect: expected defect types of the lines ({known}), got {unknown[0]!r}.")
+    types = sorted({site.defect for site in sites})
+    if unknown := [name for name in defects if name not in types]:
+        listed = ", ".join(types) or "(there is none)"
+        raise ArgumentError(f"defect: expected defect types of the lines ({listed}), got {unknown[0]!r}.")
+    # Filtered after all lines were read: a broken line is an error whichever types are drawn.
     sites = [site for site in sites if not defects or site.defect in defects]
     if not sites:
         raise DataError(f"{boxes}: expected lines to draw on, got none. Make them with flawscope synth boxes --num.")
@@ -138,17 +140,17 @@ def generate_images(
 ) -> GenerateRecord:
     """Draw defects on normal images and write them, their masks, records and a contact sheet.
 
-    The folder appears whole under its name or not at all. An earlier one is replaced. All sites are looked at before
+    The folder appears whole under its name or not at all. An earlier one is replaced. All sites are checked before
     the first image is drawn.
 
     Args:
         synthesizer: The bundle.
         sites: Where to draw.
         folder: The folder to make.
-        settings: How many, and how.
-        dataset: Whose test split is searched for support images.
-        lines: For the record: files that the sites are from → SHA-256.
-        report: Told of the progress.
+        settings: How many images, and how they are drawn.
+        dataset: Dataset whose test split is searched for support images.
+        lines: For the record: files that the sites come from → SHA-256.
+        report: Called with the progress.
 
     Raises:
         ArgumentError: If a setting is out of range, a defect is unknown, or `folder` holds something else.
@@ -157,23 +159,27 @@ def generate_images(
         DeviceError: If the device fails.
         StorageError: If the system refuses to write; nothing is left behind.
     """
-    settings, report = settings or GenerateSettings(), report or (lambda what, done, total: None)
+    settings, report = settings or GenerateSettings(), report or (lambda stage, count, total: None)
     check_replaceable(folder, MARKER)
     batch = synthesizer.max_batch if settings.batch is None else settings.batch
     synthesizer.check_batch(batch)
-    tasks = list(enumerate(_wanted(sites, settings)))
+    tasks = list(enumerate(_sites_of_records(sites, settings)))
+    # Above every seed that the run can use: one out of range must be an error now, not in the last round.
     check_seed(settings.seed + len(tasks) * settings.rounds)
     hashes = _check_sites(synthesizer, [site for _, site in tasks], settings.texts, report)
     in_test = 0 if dataset is None else _support_in_test(dataset, synthesizer.head, report)
-    with atomic_folder(folder, replace_if=MARKER) as made:
-        writer = _Writer(made, synthesizer, settings, hashes)
+    with atomic_folder(folder, replace_if=MARKER) as unfinished:
+        writer = _Writer(unfinished, synthesizer, settings, hashes)
         started = time.perf_counter()
         pending, total = tasks, len(tasks)
         for turn in range(settings.rounds):
-            again = []
+            rejected = []
             for first in range(0, len(pending), batch):
                 chunk = pending[first : first + batch]
+                # By the record's number and not by its position in the chunk: neither the batch nor which other
+                # records were rejected may change an image. Rounds are len(tasks) apart, so no seed is used twice.
                 seeds = [settings.seed + turn * len(tasks) + number for number, _ in chunk]
+                # Images are read a batch at a time: those of a whole run would not fit in memory.
                 orders = [
                     DrawOrder(read_image(s.good), read_mask(s.mask), s.key, _text(synthesizer, s, settings.texts), seed)
                     for (_, s), seed in zip(chunk, seeds, strict=True)
@@ -181,28 +187,29 @@ def generate_images(
                 for task, drawn in zip(chunk, synthesizer.draw(orders, settings.options, batch=batch), strict=True):
                     writer.add(*task, turn + 1, drawn)
                     if not drawn.verdict.is_accepted:
-                        again.append(task)
+                        rejected.append(task)
                 report("drawing", len(writer.lines), total)
-            if not again:
+            if not rejected:
                 break
-            pending, total = again, total + len(again)
+            pending, total = rejected, total + len(rejected)
         record = writer.finish(tasks, time.perf_counter() - started, in_test, lines or {})
     return record
 
 
-def _wanted(sites: Sequence[Site], settings: GenerateSettings) -> list[Site]:
+def _sites_of_records(sites: Sequence[Site], settings: GenerateSettings) -> list[Site]:
     """Return the site of every record: all of one defect type together, in the order of the lines."""
+    # Dictionaries keep the order of the lines. A record's number, and so its seed, depends on that order.
     groups: dict[str, dict[str, list[Site]]] = {}
     for site in sites:
         groups.setdefault(site.category, {}).setdefault(site.defect, []).append(site)
-    found: list[Site] = []
+    chosen: list[Site] = []
     for types in groups.values():
         counts = [settings.per_defect or len(group) for group in types.values()]
         if settings.number is not None:
             counts = shares(settings.number, len(types))
         for group, count in zip(types.values(), counts, strict=True):
-            found += [group[index % len(group)] for index in range(count)]
-    return found
+            chosen += [group[index % len(group)] for index in range(count)]
+    return chosen
 
 
 def _text(synthesizer: Synthesizer, site: Site, texts: Texts) -> str | None:
@@ -212,14 +219,15 @@ def _text(synthesizer: Synthesizer, site: Site, texts: Texts) -> str | None:
 
 def _check_sites(synthesizer: Synthesizer, sites: Sequence[Site], texts: Texts, report: Report) -> dict[Path, str]:
     """Raise unless every site can be drawn on; return the content hashes of the normal images."""
-    support = {one.sha256: f"{one.category}/{one.defect}" for one in synthesizer.head.support}
+    support = {image.sha256: f"{image.category}/{image.defect}" for image in synthesizer.head.support}
     hashes: dict[Path, str] = {}
-    different = list(dict.fromkeys(sites))
-    for done, site in enumerate(different, 1):
+    different = list(dict.fromkeys(sites))  # lines that are used several times are checked once
+    for count, site in enumerate(different, 1):
         if (text := _text(synthesizer, site, texts)) is not None:
             synthesizer.check_text(site.key, text)
         if site.good not in hashes:
             hashes[site.good] = content_hash(site.good)
+        # By content: the same image under another name would be a defect drawn on a defect.
         if hashes[site.good] in support:
             raise DataError(
                 f"{site.good}: expected a normal image, got one that the bundle learned "
@@ -227,38 +235,44 @@ def _check_sites(synthesizer: Synthesizer, sites: Sequence[Site], texts: Texts, 
             )
         size, mask = read_image(site.good).shape[:2], read_mask(site.mask)
         if mask.shape != size:
-            got, want = (f"{width}x{height}" for height, width in (mask.shape, size))
-            raise DataError(f"{site.mask}: expected {want} pixels as {site.good} has, got {got}. Draw the box again.")
+            got, expected = (f"{width}x{height}" for height, width in (mask.shape, size))
+            raise DataError(
+                f"{site.mask}: expected {expected} pixels as {site.good} has, got {got}. Draw the box again."
+            )
         if not mask.any():
             raise DataError(f"{site.mask}: expected at least one white pixel, got an all-black mask. Draw a box there.")
-        report("checking images", done, len(different))
+        report("checking images", count, len(different))
     return hashes
 
 
 def _support_in_test(dataset: Dataset, head: SynthHead, report: Report) -> int:
-    """Return how many of the support images are in the test split, known by their content."""
-    support = {one.sha256 for one in head.support}
+    """Return how many of the support images are in the test split, compared by content."""
+    support = {image.sha256 for image in head.support}
     if not support:
         return 0
-    hashes = hash_contents((s.path for s in dataset.test), lambda done, total: report("looking at test", done, total))
+    hashes = hash_contents(
+        (s.path for s in dataset.test), lambda count, total: report("reading test images", count, total)
+    )
     return len(support & set(hashes.values()))
 
 
 class _Writer:
-    """Writes images below a folder that is being made, and remembers what the record and the sheet need."""
+    """Writes images below a temporary folder, and collects what the record and the sheet need."""
 
     def __init__(
-        self, made: Path, synthesizer: Synthesizer, settings: GenerateSettings, hashes: Mapping[Path, str]
+        self, folder: Path, synthesizer: Synthesizer, settings: GenerateSettings, hashes: Mapping[Path, str]
     ) -> None:
-        self._made, self._synthesizer, self._settings, self._hashes = made, synthesizer, settings, hashes
+        self._folder, self._synthesizer, self._settings, self._hashes = folder, synthesizer, settings, hashes
+        # Resolved: a line must redraw its image even if the defaults of a later version differ.
         self._options = settings.options.resolved(synthesizer.head)
         self._tiles: dict[str, dict[str, list[Tile]]] = {}
         self._counts: Counter[tuple[str, bool]] = Counter()
         self.lines: list[GeneratedImage] = []
 
     def add(self, number: int, site: Site, turn: int, drawn: Drawn) -> None:
-        """Write one image, and remember its line and its thumbnails."""
+        """Write one image, and keep its line and its thumbnails."""
         accepted, manifest = drawn.verdict.is_accepted, self._synthesizer.manifest
+        # Accepted and rejected images are numbered apart, so that the accepted ones have no gaps.
         self._counts[site.key, accepted] += 1
         name = f"{site.defect}/{self._counts[site.key, accepted]:03d}.png"
         bbox, runs = runs_of(drawn.region)
@@ -292,9 +306,9 @@ class _Writer:
         self._show(site, name.rpartition("/")[2], drawn)
 
     def _stored(self, place: str, pixels: UInt8Array | BoolArray) -> StoredFile:
-        path = self._made / place
+        path = self._folder / place
         if pixels.dtype == np.bool_:
-            write_mask(path, pixels.astype(np.bool_, copy=False))
+            write_mask(path, pixels.astype(np.bool_, copy=False))  # astype narrows the type for mypy, without a copy
         else:
             write_image(path, pixels.astype(np.uint8, copy=False))
         return StoredFile(place, sha256_file(path))
@@ -316,11 +330,12 @@ class _Writer:
         verdicts: dict[str, list[Verdict]] = {}
         for line in self.lines:
             verdicts.setdefault(f"{line.category}/{line.defect}", []).append(line.verdict)
-        wanted = [site.key for _, site in tasks]
+        # Counted over the tasks and not over the lines: a record that was drawn in three rounds was asked for once.
+        asked_for = Counter(site.key for _, site in tasks)
         counts = {}
-        for key, own in verdicts.items():
-            summary = summarise(own)
-            counts[key] = DefectCount(wanted.count(key), summary.accepted, summary)
+        for key, verdicts_of_defect in verdicts.items():
+            summary = summarise(verdicts_of_defect)
+            counts[key] = DefectCount(asked_for[key], summary.accepted, summary)
         summary = summarise(line.verdict for line in self.lines)
         synthesizer = self._synthesizer
         record = GenerateRecord(
@@ -342,28 +357,28 @@ class _Writer:
             seconds_per_accepted=seconds / summary.accepted if summary.accepted else None,
             peak_memory_kib=peak_kib(),
             versions={**package_versions(), "tokenizers": version("tokenizers")},
-            support=tuple(dict.fromkeys(one.sha256 for one in synthesizer.head.support)),
+            support=tuple(dict.fromkeys(image.sha256 for image in synthesizer.head.support)),
             support_in_test=in_test,
         )
         titled = [
-            Row(f"{key.replace('/', ': ')}, {what}", tiles)
+            Row(f"{key.replace('/', ': ')}, {title}", tiles)
             for key, rows in self._tiles.items()
-            for what, tiles in rows.items()
+            for title, tiles in rows.items()
             if tiles
         ]
-        write_lines(self._made / LINES, self.lines)
-        write_image(self._made / SHEET, draw_sheet(titled))
-        write_json(self._made / MARKER, record)
+        write_lines(self._folder / LINES, self.lines)
+        write_image(self._folder / SHEET, draw_sheet(titled))
+        write_json(self._folder / MARKER, record)
         return record
 
 
 def small_tile(label: str, image: UInt8Array, mask: BoolArray | None = None, colour: Colour = MAGENTA) -> Tile:
-    """Return an image for a sheet, no larger than it is shown there: those of a run are held until its end."""
+    """Return a tile for a sheet, reduced to the size it has there: all tiles of a run stay in memory until its end."""
     scale = min(1.0, _THUMBNAIL_PX / max(image.shape[:2]))
     size = (max(round(image.shape[1] * scale), 1), max(round(image.shape[0] * scale), 1))
     small = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
     if mask is None:
         return Tile(label, small)
-    # By area and not nearest: a defect of one pixel must not vanish from the sheet.
+    # By area and not nearest neighbour: a defect of one pixel must not vanish from the sheet.
     inside = cv2.resize(mask.astype(np.uint8) * np.uint8(255), size, interpolation=cv2.INTER_AREA) > 0
     return Tile(label, small, (Outline(np.asarray(inside), colour),))

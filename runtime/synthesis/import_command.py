@@ -1,4 +1,4 @@
-"""`flawscope synth import`: converts others' embeddings and models to safetensors without executing their files."""
+"""Command `flawscope synth import`: converts published embeddings and models to safetensors, without unpickling."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _PATH = click.Path(path_type=Path)
 @click.argument("source", type=_PATH)
 @click.option("--out", type=_PATH, required=True, help="File (.safetensors) or folder to write.")
 @click.option("--defect", metavar="NAME", help="Defect type that the word stands for.")
-@click.option("--category", metavar="NAME", help="Category it was learned on.")
+@click.option("--category", metavar="NAME", help="Category that it was learned on.")
 def import_command(source: Path, out: Path, defect: str | None, category: str | None) -> None:
-    """Take over a learned word, or a model whose weights are pickles; nothing in SOURCE is executed.
+    """Import a learned word, or a model whose weights are pickles; no code in SOURCE is executed.
 
-    SOURCE is AnoGen's embeddings.pt: the word fits the base model it was learned with alone, and flawscope export
-    --embedding puts it into a bundle of that. Or it is a folder of Stable Diffusion or LDM text-to-image with weights
-    in .bin: --out is then a folder that trainings take as their base.
+    SOURCE is AnoGen's embeddings.pt: the word fits only the base model it was learned with, and flawscope export
+    --embedding puts it into a bundle of that model. Or SOURCE is a folder of Stable Diffusion or LDM text-to-image with
+    weights in .bin: --out is then a folder that can be the base of a training.
     """
     if source.is_dir():
         if defect is not None or category is not None:
@@ -34,11 +34,14 @@ def import_command(source: Path, out: Path, defect: str | None, category: str | 
             for path in import_base(source, out, progress):
                 click.echo(f"{out / path}")
         return
-    words = read_anogen_embeddings(source)
-    if len(words) != 1:
-        raise DataError(f"{source}: expected one word, got {len(words)}: {', '.join(sorted(words))}. Split the file.")
-    ((name, vectors),) = words.items()
-    known = {"defect": defect, "category": category, "source_sha256": sha256_file(source)}
-    write_embedding(out, name, vectors, {key: text for key, text in known.items() if text})
+    embeddings = read_anogen_embeddings(source)
+    # The output holds one tensor, and --defect and --category describe one word.
+    if len(embeddings) != 1:
+        raise DataError(
+            f"{source}: expected one word, got {len(embeddings)}: {', '.join(sorted(embeddings))}. Split the file."
+        )
+    ((name, vectors),) = embeddings.items()
+    metadata = {"defect": defect, "category": category, "source_sha256": sha256_file(source)}
+    write_embedding(out, name, vectors, {key: text for key, text in metadata.items() if text})
     count, width = vectors.shape
     click.echo(f"{out}: {name!r}, {count} vector{'s' if count > 1 else ''} of width {width}")

@@ -1,18 +1,18 @@
 """Memorization check: is a generated defect a copy of a support defect? Patch correlation at several scales.
 
-Three support images are soon learned by heart, and a generator that pastes them adds nothing to a data set. The
-pixels of the drawn defect, with a margin that holds its outline, are slid over the surroundings of every support
-defect. What is reported is the largest normalised cross-correlation with means taken away
+A few support images are soon memorized, and a generator that reproduces them adds nothing to a dataset. The pixels of
+the drawn defect, with a margin that holds its outline, are slid over the surroundings of every support defect. The
+result is the largest normalised cross-correlation with means subtracted
 
     r = Σ (T - T̄)(S - S̄) / sqrt(Σ (T - T̄)² · Σ (S - S̄)²)          over the pixels and channels of the defect T
 
-which does not see a change of brightness or contrast. The support is brought to the scale at which both defects have
-the same area, to six scales around that one, and left at its own; each as it is and mirrored left to right, as
-training shows it. Copies that were turned, or stretched in one direction, are not looked for.
+which is invariant to brightness and contrast. The support is compared at the scale at which both defects have the same
+area, at six scales around that one, and unscaled; each plain and mirrored left to right, as training augments it.
+Copies that were rotated, or stretched in one direction, are not detected.
 
 What to expect: on mottled spots of 26 pixels, copies that were enlarged, shrunk, mirrored and made noisy had a
 correlation of 0.85 to 0.98 and other spots of the same kind 0.70 at most; on smooth dark ellipses copies had 0.95 to
-0.99 and others up to 0.92: a shape without texture looks like the next one, and the limit must lie higher there.
+0.99 and others up to 0.92: shapes without texture all look alike, and the limit must be higher there.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ from flawscope.imaging.boxes import bounds_of
 from flawscope.imaging.images import check_image
 
 SCALES = (0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.15)
-"""Around the scale at which both defects have the same area, which is known as well as their masks are."""
+"""Factors on the scale at which both defects have the same area; that scale is as uncertain as the two masks."""
 
 MIN_PIXELS = 64
-"""A smaller defect is not compared: any two dark dots of a few pixels agree."""
+"""Smaller defects are not compared: any two dark dots of a few pixels correlate."""
 
 _SIDE_PX = 48
-"""Longer side of the compared patch at most."""
+"""Largest longer side of the compared patch; it bounds the time of template matching."""
 
-_MARGIN = 0.05
+_MARGIN = 0.05  # share of the longer side; without it the outline, where a shape shows, would be cut off
 _MIN_DEVIATION = 1.0  # grey levels; below, a patch is flat and its correlation is that of rounding errors
 
 
 @dataclass(frozen=True)
 class SupportPatch:
-    """A real defect that the generator has learned from.
+    """A real defect that the generator was trained on.
 
     Attributes:
-        name: What it is called in a verdict.
+        name: Its name in a verdict.
         image: The image, uint8 [H, W, 3] RGB.
         mask: Its defect, bool [H, W].
     """
@@ -64,7 +64,7 @@ class Likeness(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         support: Name of the support patch.
         correlation: Largest normalised cross-correlation, -1 to 1.
-        scale: Pixels of the support per pixel of the drawn image at which it was found.
+        scale: Pixels of the support per pixel of the drawn image at that correlation.
         is_mirrored: Whether the support was mirrored left to right.
     """
 
@@ -80,10 +80,10 @@ def find_likeness(drawn: UInt8Array, mask: BoolArray, supports: Sequence[Support
     Args:
         drawn: Image with the drawn defect, uint8 [H, W, 3] RGB.
         mask: Its precise mask, bool [H, W].
-        supports: What the generator has learned from.
+        supports: The defects that the generator was trained on.
 
     Returns:
-        None where there is nothing to compare: no support, a mask of less than `MIN_PIXELS`, or flat patches.
+        None where nothing can be compared: no support, a mask of less than `MIN_PIXELS`, or flat patches.
 
     Raises:
         ArgumentError: If shapes or dtypes differ, or a support's mask is empty.
@@ -101,25 +101,28 @@ def find_likeness(drawn: UInt8Array, mask: BoolArray, supports: Sequence[Support
     shrink = min(1.0, _SIDE_PX / max(rows.stop - rows.start, columns.stop - columns.start))
     around = cv2.dilate(mask[rows, columns].astype(np.uint8), np.ones((2 * margin + 1, 2 * margin + 1), np.uint8))
     template = _resized(drawn[rows, columns], shrink)
+    # A weight for each pixel: with the whole rectangle the normal material around the defect would correlate.
     weights = (_resized(around.astype(np.float32), shrink) > 0.5).astype(np.float32)
     if not weights.any() or template[weights > 0].std(axis=0).max() < _MIN_DEVIATION:
         return None
-    found: list[Likeness] = []
+    likenesses: list[Likeness] = []
     for support in supports:
         same_area = float(np.sqrt(np.count_nonzero(support.mask) / np.count_nonzero(mask)))
-        rows, columns, _ = _surroundings(support.mask, 0.5)
+        rows, columns, _ = _surroundings(support.mask, 0.5)  # room for the template to slide and to be larger
         area = support.image[rows, columns]
-        for scale in sorted({1.0, *(same_area * one for one in SCALES)}):
+        # Sorted: of equal correlations the first is reported, and a set has no order to rely on.
+        for scale in sorted({1.0, *(same_area * factor for factor in SCALES)}):
+            # `shrink` reduces support and template alike; `scale` is the support pixels per drawn pixel.
             resized = _resized(area, shrink / scale)
             for is_mirrored in (False, True):
                 best = _correlation(resized[:, ::-1] if is_mirrored else resized, template, weights)
                 if best is not None:
-                    found.append(Likeness(support.name, best, scale, is_mirrored))
-    return max(found, key=lambda one: one.correlation, default=None)
+                    likenesses.append(Likeness(support.name, best, scale, is_mirrored))
+    return max(likenesses, key=lambda likeness: likeness.correlation, default=None)
 
 
 def _surroundings(mask: BoolArray, share: float) -> tuple[slice, slice, int]:
-    """Rows and columns of a mask with a margin of at least one pixel, cut at the image, and the margin."""
+    """Return rows and columns of a mask with a margin of at least one pixel, clipped to the image, and the margin."""
     x, y, width, height = bounds_of(mask)
     margin = max(1, round(share * max(width, height)))
     rows = slice(max(0, y - margin), min(mask.shape[0], y + height + margin))
@@ -135,10 +138,9 @@ def _resized(image: npt.NDArray[np.generic], factor: float) -> npt.NDArray[np.fl
 def _correlation(
     area: npt.NDArray[np.float32], template: npt.NDArray[np.float32], weights: npt.NDArray[np.float32]
 ) -> float | None:
-    """Largest correlation over all places where the template fits, if it fits anywhere.
+    """Return the largest correlation over all positions of the template, or None if there is none.
 
-    An area that is smaller, because its image ends there, is continued by its edge pixels. Over a flat window the
-    quotient is 0/0, which OpenCV gives as NaN or as any number: what is not a correlation is left out.
+    An area smaller than the template, because its image ends there, is padded with its edge pixels.
     """
     missing = [max(0, template.shape[axis] - area.shape[axis]) for axis in (0, 1)]
     if any(missing):
@@ -148,6 +150,8 @@ def _correlation(
         )
     if area.std(axis=(0, 1)).max() < _MIN_DEVIATION:
         return None
+    # contiguous: a mirrored view has negative strides, which OpenCV refuses.
     scores = cv2.matchTemplate(np.ascontiguousarray(area), template, cv2.TM_CCOEFF_NORMED, mask=weights)
+    # Over a flat window the quotient is 0/0, which OpenCV gives as NaN, infinity or any number.
     valid = scores[np.isfinite(scores) & (np.abs(scores) <= 1.0 + 1e-3)]
     return float(min(valid.max(), 1.0)) if valid.size else None

@@ -1,17 +1,17 @@
-"""Datasets of real and drawn images that a detector or a segmenter learns from.
+"""Datasets of real and generated images for training detectors and segmenters.
 
     mvtec    NAME/train/good/*                   the real normal training images
-             NAME/train/DEFECT/synth_NNN.png     accepted drawings: training images, never test images
-             NAME/test/{good,DEFECT}/*           the real test images without what the generator has seen
+             NAME/train/DEFECT/synth_NNN.png     accepted images: for training only, never for testing
+             NAME/test/{good,DEFECT}/*           the real test images that the generator has not seen
              NAME/ground_truth/DEFECT/*_mask.png masks of both
-    anogen   NAME/DEFECT/GOOD-BOX/samples/NNNN.png and .../masks/NNNN.png: drawings alone
+    anogen   NAME/DEFECT/GOOD-BOX/samples/NNNN.png and .../masks/NNNN.png: generated images only
     both     provenance.jsonl, dataset.json, contact_sheet.png beside NAME
 
 In the layout `mvtec` a mask is found by defect type and name, whatever the split, and the images of a test split are
-called 000, 001, ... too: `synth_` keeps a drawing's mask from being taken for that of a test image.
+called 000, 001, ... too: the prefix `synth_` keeps the mask of a generated image apart from that of a test image.
 
-In the layout `anogen` GOOD and BOX are the whole names of the normal image and of the box, so that two images never
-share one; AnoGen takes their first three characters.
+In the layout `anogen` GOOD and BOX are the full names of the normal image and of the box, so that no two images share
+a folder by chance; AnoGen uses their first three characters.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ Labels = Literal["precise", "box"]
 
 
 class ProvenanceLine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Where a drawn image of the dataset comes from.
+    """Origin of a drawn image of the dataset.
 
     Attributes:
         image: The image, below the dataset's folder.
         mask: Its mask, below the dataset's folder.
-        labels: What the mask shows.
+        labels: Kind of the mask.
         drawn: Its line of `generated.jsonl`.
     """
 
@@ -62,20 +62,19 @@ class ProvenanceLine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class SynthDatasetRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a dataset was made from; the content of `dataset.json`.
+    """Sources of a dataset; the content of `dataset.json`.
 
     Attributes:
         flawscope: Version that wrote it.
         layout: How the files are laid out.
-        labels: What the masks of drawn images show.
-        bundle: Name of the bundle that drew.
+        labels: Kind of the masks of drawn images.
+        bundle: Name of the generator bundle.
         digest: Digest of its manifest.
         licence: Licence of its base model.
         generated: SHA-256 of `generate.json`.
-        pictures: CATEGORY/SPLIT/DEFECT → images written; what was drawn is counted under CATEGORY/drawn/DEFECT.
-        left_out: Image of the real dataset, below its root → why an evaluation must not see it, or why it is not
-            there.
-        rejected: Drawn images that were left out because the filter rejected them.
+        pictures: CATEGORY/SPLIT/DEFECT → images written; drawn images are counted under CATEGORY/drawn/DEFECT.
+        left_out: Image of the real dataset, below its root → the reason why it was left out.
+        rejected: Drawn images that were left out because the quality filter rejected them.
         schema: Version of this record.
     """
 
@@ -93,7 +92,7 @@ class SynthDatasetRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True
 
 
 class _Drawing(NamedTuple):
-    """An accepted image, and where it and its mask go."""
+    """An accepted image, and the paths that it and its mask get in the dataset."""
 
     line: GeneratedImage
     image: str
@@ -119,9 +118,9 @@ def write_synth_dataset(
         dataset: The real dataset.
         folder: The folder to make.
         layout: How its files are laid out.
-        labels: Whether masks show what was drawn (`precise`), or where it was asked for (`box`).
-        support: The support set; with it images that look like the same parts are left out of the test split, too.
-            Without, support images are known by the hashes in `generate.json`.
+        labels: `precise` for the precise masks, `box` for the regions that were asked for.
+        support: The support set; with it, near duplicates of its images are left out of the test split, too. Without
+            it, support images are identified by the hashes in `generate.json`.
         progress: Called with the number of images written and their total after each.
 
     Raises:
@@ -132,6 +131,7 @@ def write_synth_dataset(
     check_replaceable(folder, MARKER)
     record = read_json(generated / GENERATED, GenerateRecord, "the record of drawn images")
     names = {category_of(dataset, sample) for sample in dataset.samples}
+    # One category of a joint generation can be taken alone; what was drawn for others is no error.
     lines = [line for line in read_generated(generated) if line.category in names]
     accepted = [line for line in lines if line.accepted]
     if not accepted:
@@ -140,22 +140,24 @@ def write_synth_dataset(
             "their category."
         )
     left_out = _left_out(dataset, record, lines, support)
+    # Before the names are chosen: an image that is left out must not number another one.
     real = [sample for sample in dataset.samples if place_of(dataset, sample.path) not in left_out]
-    taken = _taken(dataset, real)
-    drawings = list(_drawings(accepted, layout, taken))
+    names_of_real = _names_of_real(dataset, real)
+    drawings = list(_drawings(accepted, layout, names_of_real))
     total = len(drawings) + (len(real) if layout == "mvtec" else 0)
     counts: Counter[str] = Counter()
-    with atomic_folder(folder, replace_if=MARKER) as made:
-        tiles = _write_drawings(generated, made, drawings, labels)
+    with atomic_folder(folder, replace_if=MARKER) as unfinished:
+        tiles = _write_drawings(generated, unfinished, drawings, labels)
         counts.update(f"{line.category}/drawn/{line.defect}" for line in accepted)
-        for done, sample in enumerate(real if layout == "mvtec" else (), len(drawings) + 1):
+        for written, sample in enumerate(real if layout == "mvtec" else (), len(drawings) + 1):
             category, defect = category_of(dataset, sample), defect_of(sample)
-            _copy_real(made, sample, f"{category}/{{}}/{defect}/{taken[sample.path]}")
+            # The split stays a placeholder: image and mask go to different folders.
+            _copy_real(unfinished, sample, f"{category}/{{}}/{defect}/{names_of_real[sample.path]}")
             counts[f"{category}/{sample.split}/{defect}"] += 1
             if progress:
-                progress(done, total)
-        write_image(made / SHEET, draw_sheet([Row(f"{key}, {labels} masks", row) for key, row in tiles.items()]))
-        write_lines(made / PROVENANCE, (ProvenanceLine(d.image, d.mask, labels, d.line) for d in drawings))
+                progress(written, total)
+        write_image(unfinished / SHEET, draw_sheet([Row(f"{key}, {labels} masks", row) for key, row in tiles.items()]))
+        write_lines(unfinished / PROVENANCE, (ProvenanceLine(d.image, d.mask, labels, d.line) for d in drawings))
         result = SynthDatasetRecord(
             flawscope=__version__,
             layout=layout,
@@ -168,54 +170,58 @@ def write_synth_dataset(
             left_out=left_out,
             rejected=len(lines) - len(accepted),
         )
-        write_json(made / MARKER, result)
+        write_json(unfinished / MARKER, result)
     return result
 
 
 def _left_out(
     dataset: Dataset, record: GenerateRecord, lines: Sequence[GeneratedImage], support: SupportRecord | None
 ) -> dict[str, str]:
-    """Return the real images that are not taken over, below the dataset's root, with the reason.
+    """Return the real images that are left out, below the dataset's root, with the reason.
 
-    Images are known by their content: a copy under another name is left out as well.
+    Images are compared by content: a copy under another name is left out as well.
     """
     if support is not None and (missing := set(record.support) - support.contents):
         raise DataError(
             f"support set: expected the one that the bundle learned from, got one without {len(missing)} of its "
             f"{len(record.support)} images. Name the right one with --support."
         )
+    # Later reasons replace earlier ones: an image that is both is reported as a support image.
     reasons = {line.good_sha256: "defects were drawn on it" for line in lines}
     if support is not None:
-        reasons |= {one.content: f"probably the same part as {one.like}" for one in support.alike}
+        reasons |= {image.content: f"probably the same part as {image.like}" for image in support.alike}
     reasons |= dict.fromkeys(record.support, "a support image")
     if support is not None:
         reasons |= dict.fromkeys(support.contents, "a support image")
     hashes = hash_contents(sample.path for sample in dataset.test)
-    found = {}
+    left_out = {}
     for sample in dataset.samples:
         if sample.split == "test" and hashes[sample.path] in reasons:
-            found[place_of(dataset, sample.path)] = reasons[hashes[sample.path]]
+            left_out[place_of(dataset, sample.path)] = reasons[hashes[sample.path]]
         elif sample.split == "train" and sample.is_anomalous:
-            found[place_of(dataset, sample.path)] = "a real defect of the training split"
-    return found
+            left_out[place_of(dataset, sample.path)] = "a real defect of the training split"
+    return left_out
 
 
-def _taken(dataset: Dataset, samples: Iterable[Sample]) -> dict[Path, str]:
-    """Return what every real image is called: its own stem, numbered where another of its folder has it."""
+def _names_of_real(dataset: Dataset, samples: Iterable[Sample]) -> dict[Path, str]:
+    """Return the name of every real image: its own stem, numbered if another image of its folder has the same."""
     names: dict[tuple[str, str, str], set[str]] = {}
-    found = {}
+    chosen = {}
     for sample in samples:
         key = category_of(dataset, sample), sample.split, defect_of(sample)
         stem = check_name(sample.path.stem, "image")
-        if stem.lower().endswith("_mask"):  # beside other images that is the name of a mask
+        if stem.lower().endswith("_mask"):  # indexing the dataset would take it for the mask of another image
             stem += "_picture"
-        found[sample.path] = free_name(stem, names.setdefault(key, set()))
-    return found
+        # Numbers are needed although file names differ: a.png and a.jpg both become a.png.
+        chosen[sample.path] = free_name(stem, names.setdefault(key, set()))
+    return chosen
 
 
-def _drawings(accepted: Sequence[GeneratedImage], layout: DatasetLayout, taken: dict[Path, str]) -> Iterator[_Drawing]:
-    """Yield the accepted images with their places."""
-    names = set(taken.values())
+def _drawings(
+    accepted: Sequence[GeneratedImage], layout: DatasetLayout, names_of_real: dict[Path, str]
+) -> Iterator[_Drawing]:
+    """Yield the accepted images with their paths in the dataset."""
+    names = set(names_of_real.values())
     numbers: Counter[str] = Counter()
     for line in accepted:
         if layout == "anogen":
@@ -226,38 +232,42 @@ def _drawings(accepted: Sequence[GeneratedImage], layout: DatasetLayout, taken: 
             yield _Drawing(line, f"{folder}/samples/{number}", f"{folder}/masks/{number}")
             continue
         stem = f"synth_{Path(line.image.place).stem}"
+        # A real image may be called synth_000, for example in a dataset that was itself generated.
         while stem in names:
             stem = f"synth_{stem}"
         place = f"{line.category}/{{}}/{line.defect}/{stem}"
         yield _Drawing(line, place.format("train") + ".png", place.format("ground_truth") + "_mask.png")
 
 
-def _write_drawings(generated: Path, made: Path, drawings: Sequence[_Drawing], labels: Labels) -> dict[str, list[Tile]]:
+def _write_drawings(
+    generated: Path, folder: Path, drawings: Sequence[_Drawing], labels: Labels
+) -> dict[str, list[Tile]]:
     """Copy drawn images and masks, and return the rows of a contact sheet."""
     tiles: dict[str, list[Tile]] = {}
     for line, image, mask in drawings:
         file = line.mask if labels == "precise" else line.box_mask
         if file is None:
             raise DataError(f"{line.image.place}: expected the masks of an accepted image, got none. Generate again.")
+        # Bytes and not decoded pixels: `read_generated` has compared them with their hashes.
         for place, source in ((image, line.image.place), (mask, file.place)):
-            _write(made / place, (generated / source).read_bytes())
+            _write(folder / place, (generated / source).read_bytes())
         row = tiles.setdefault(f"{line.category}: {line.defect}", [])
         if len(row) < COLUMNS:
-            row.append(small_tile(Path(image).name, read_image(made / image), read_mask(made / mask)))
+            row.append(small_tile(Path(image).name, read_image(folder / image), read_mask(folder / mask)))
     return tiles
 
 
-def _copy_real(made: Path, sample: Sample, place: str) -> None:
-    """Write a real image as PNG, byte for byte where it is one, and its mask with the values 0 and 255."""
-    image = read_image(sample.path)  # of a PNG file, too: a broken one is said here, not in a training hours later
-    target = made / f"{place.format(sample.split)}.png"
+def _copy_real(folder: Path, sample: Sample, place: str) -> None:
+    """Write a real image as PNG, byte for byte if it is one already, and its mask with the values 0 and 255."""
+    image = read_image(sample.path)  # a PNG file is decoded too: a broken one fails here and not in a later training
+    target = folder / f"{place.format(sample.split)}.png"
     data = sample.path.read_bytes()
-    if data.startswith(_PNG):
+    if data.startswith(_PNG):  # by content: a suffix may lie
         _write(target, data)
     else:
         write_image(target, image)
     if (mask := sample.read_mask()) is not None:
-        write_mask(made / f"{place.format('ground_truth')}_mask.png", mask)
+        write_mask(folder / f"{place.format('ground_truth')}_mask.png", mask)
 
 
 def _write(path: Path, data: bytes) -> None:

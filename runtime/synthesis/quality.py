@@ -1,10 +1,10 @@
-"""Quality filter of generated images: every check is a measured value against a stated limit.
+"""Quality filter of generated images: every check compares a measured value with a limit.
 
-Every image gets every check that can be measured on it, so that a rejected one says all that is wrong with it:
+Every image gets every check that can be measured on it, so that a rejection lists everything that is wrong:
 
     reason      measured                                                                          bound
-    not-finite  share of NaN and infinity in the decoder's numbers, before the cast               0
-    flat        share of the region that changed to one and the same colour; NaN is cast to that  at most
+    not-finite  share of NaN and infinity in the decoder's output, before the cast to uint8      0
+    flat        share of the region that changed to a single colour, as NaN does in the cast      at most
     saturated   share of the region with a channel that is at 0 or 255 and was not before         at most
     empty-mask  pixels of the precise mask                                                        at least
     full-mask   marked share of the region                                                        at most
@@ -32,22 +32,22 @@ from flawscope.runtime.synthesis.precise_masks import PreciseMask
 
 Reason = Literal["not-finite", "flat", "saturated", "empty-mask", "full-mask", "faint", "outside", "seam", "copy"]
 REASONS: tuple[Reason, ...] = get_args(Reason)
-"""All reasons, in the order in which a verdict gives them."""
+"""All reasons, in the order in which a verdict lists them."""
 
 _WORST = 0.75
 """Quantile of the steps above which they are averaged: a defect cut at one side of its box is a seam, too."""
 
 
 class QualityLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What a synthesised image must keep to.
+    """Limits that a generated image must keep.
 
     Attributes:
         flat: Largest share of the region that may have changed to one colour.
         saturated: Largest share of the region in which a channel may newly be at 0 or 255.
-        mask_px: Least pixels of the precise mask.
+        mask_px: Least number of pixels of the precise mask.
         full: Largest marked share of the region.
         contrast: Least contrast of the mask, 0 to 1; 0.03 is 8 grey levels in every channel.
-        texture: Least contrast of the mask in multiples of that of good material drawn anew.
+        texture: Least contrast of the mask, in multiples of the texture contrast of the box.
         outside: Largest share of equally strong changes outside the region.
         seam: Largest mean step across the border of what was pasted, 0 to 1.
         copy: Largest correlation with a support defect.
@@ -64,6 +64,7 @@ class QualityLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     copy: float = 0.92
 
     def __post_init__(self) -> None:
+        # As a chained comparison: NaN fails it, where `value < 0 or value > 1` would let NaN pass.
         for name in ("flat", "saturated", "full", "contrast", "outside", "seam", "copy"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ArgumentError(f"{name}: expected a limit from 0 to 1, got {getattr(self, name)}.")
@@ -77,9 +78,9 @@ class Measure(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One check of one image.
 
     Attributes:
-        reason: What is wrong with an image that fails it.
-        value: What was measured; None where there was nothing to measure, which does not fail.
-        bound: Which side of the limit is right; the limit itself is.
+        reason: Name of the check: the reason for which an image that fails it is rejected.
+        value: The measured value; None where there was nothing to measure, which passes.
+        bound: Side of the limit that passes; the limit itself passes.
         limit: The limit.
     """
 
@@ -90,17 +91,18 @@ class Measure(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def is_passed(self) -> bool:
-        """Whether the value keeps to the limit."""
+        """Whether the value keeps the limit."""
         if self.value is None:
             return True
+        # Not the negated opposite: a NaN must fail either bound.
         return self.value <= self.limit if self.bound == "at most" else self.value >= self.limit
 
 
 class Verdict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the filter says of one image.
+    """Result of the filter for one image.
 
     Attributes:
-        reasons: What is wrong with it, in the order of `REASONS`; empty for an accepted image.
+        reasons: The checks that it failed, in the order of `REASONS`; empty for an accepted image.
         measures: Every check, in the order of `REASONS`.
         likeness: The support defect it resembles most, where that was measured.
     """
@@ -111,29 +113,29 @@ class Verdict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def is_accepted(self) -> bool:
-        """Whether nothing is wrong."""
+        """Whether all checks passed."""
         return not self.reasons
 
     def sentence(self) -> str:
-        """Return the verdict in a line: every failed check with its value and its limit."""
-        failed = [one for one in self.measures if one.reason in self.reasons]
+        """Return the verdict as one line: every failed check with its value and its limit."""
+        failed = [measure for measure in self.measures if measure.reason in self.reasons]
         if not failed:
             return "accepted"
         return "rejected: " + ", ".join(
-            f"{one.reason} {one.value:.3g} (expected {one.bound} {one.limit:.3g})" for one in failed
+            f"{measure.reason} {measure.value:.3g} (expected {measure.bound} {measure.limit:.3g})" for measure in failed
         )
 
 
 class RejectSummary(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How much of a run was rejected, and why.
+    """Share of a run that was rejected, by reason.
 
     Attributes:
-        pictures: Verdicts that were counted.
-        accepted: Images without a reason.
-        rejected: The others.
-        reject_rate: Their share, 0 to 1.
+        pictures: Number of verdicts.
+        accepted: Accepted images.
+        rejected: Rejected images.
+        reject_rate: Share of rejected images, 0 to 1.
         counts: Images per reason, all reasons in order; one with two reasons counts under both.
-        rates: The same as shares of all images.
+        rates: Counts as shares of all images.
     """
 
     pictures: int
@@ -148,7 +150,7 @@ def judge_image(
     drawn: UInt8Array,
     good: UInt8Array,
     region: BoolArray,
-    found: PreciseMask,
+    precise: PreciseMask,
     supports: Sequence[SupportPatch] = (),
     limits: QualityLimits | None = None,
     *,
@@ -159,15 +161,15 @@ def judge_image(
     """Return the verdict on a generated image: every check with its value and its limit.
 
     Args:
-        drawn: The image as it would be kept, uint8 [H, W, 3] RGB.
+        drawn: The image with the defect, uint8 [H, W, 3] RGB.
         good: The normal image it was drawn on, uint8 [H, W, 3] RGB.
         region: Box or coarse mask that was asked for, bool [H, W].
-        found: Its precise mask, from these images or from the drawn one before it was pasted back.
-        supports: What the generator has learned from; without, `copy` is not measured.
-        limits: The limits; the defaults of `QualityLimits` without.
-        pasted: Pixels that were written, bool [H, W], where they are others than the region.
-        decoded: The decoder's output, float32 of any shape: only before the cast is NaN still NaN.
-        texture: Contrast that good material drawn anew would have; see `texture_contrast`.
+        precise: Its precise mask, from these images or from the drawn one before the paste.
+        supports: Support patches of the defect; without any, `copy` is not measured.
+        limits: The limits; None for the defaults of `QualityLimits`.
+        pasted: Pixels that were written, bool [H, W]; None if they are those of the region.
+        decoded: The decoder's output, float32 of any shape: the cast to uint8 removes NaN.
+        texture: Texture contrast of the box; see `texture_contrast`.
 
     Raises:
         ArgumentError: If shapes or dtypes differ, or the region is empty.
@@ -177,28 +179,30 @@ def judge_image(
     size = drawn.shape[:2]
     check_array(good, "good", (*size, 3), np.uint8)
     check_array(region, "mask", size, np.bool_)
-    check_array(found.mask, "precise mask", size, np.bool_)
+    check_array(precise.mask, "precise mask", size, np.bool_)
     if not region.any():
         raise ArgumentError("mask: expected at least one white pixel, got an all-black mask. Draw a box first.")
     if pasted is not None:
         check_array(pasted, "pasted", size, np.bool_)
-    marked = int(np.count_nonzero(found.mask))
-    likeness = find_likeness(drawn, found.mask, supports)
-    contrast = max(limits.contrast, found.noise or 0.0, limits.texture * texture)
+    marked = int(np.count_nonzero(precise.mask))
+    likeness = find_likeness(drawn, precise.mask, supports)
+    # The limit of `faint` is this image's own: a defect must stand out from its noise and its texture.
+    contrast = max(limits.contrast, precise.noise or 0.0, limits.texture * texture)
     measures = (
         Measure("not-finite", None if decoded is None else _nonfinite_share(decoded), "at most", 0.0),
         Measure("flat", _flat_share(drawn, good, region), "at most", limits.flat),
         Measure("saturated", _saturated_share(drawn, good, region), "at most", limits.saturated),
         Measure("empty-mask", float(marked), "at least", float(limits.mask_px)),
-        Measure("full-mask", found.share, "at most", limits.full),
-        Measure("faint", found.contrast if marked else None, "at least", contrast),
-        Measure("outside", found.spill, "at most", limits.outside),
+        Measure("full-mask", precise.share, "at most", limits.full),
+        # An empty mask is rejected as `empty-mask` alone: it has no contrast that could be faint.
+        Measure("faint", precise.contrast if marked else None, "at least", contrast),
+        Measure("outside", precise.spill, "at most", limits.outside),
         Measure(
-            "seam", seam_step(drawn, good, region if pasted is None else pasted, found.mask), "at most", limits.seam
+            "seam", seam_step(drawn, good, region if pasted is None else pasted, precise.mask), "at most", limits.seam
         ),
         Measure("copy", None if likeness is None else likeness.correlation, "at most", limits.copy),
     )
-    return Verdict(tuple(one.reason for one in measures if not one.is_passed), measures, likeness)
+    return Verdict(tuple(measure.reason for measure in measures if not measure.is_passed), measures, likeness)
 
 
 def summarise(verdicts: Iterable[Verdict]) -> RejectSummary:
@@ -224,24 +228,26 @@ def seam_step(drawn: UInt8Array, good: UInt8Array, pasted: BoolArray, mask: Bool
     """Return how much stronger the new steps across the border of a paste are than new steps elsewhere, 0 to 1.
 
     A new step is the mean over the channels of |(drawn - good)_p - (drawn - good)_q| / 255 of two neighbours p and q.
-    The strongest quarter is averaged; from the border's figure the larger of two others is taken away: that of
-    neighbours outside, and that of neighbours inside and off the mask, so that a decoder's noise is no seam.
+    The strongest quarter is averaged. The larger of two other averages is subtracted from the border's, that of
+    neighbours outside and that of neighbours inside but off the mask, so that a decoder's noise is no seam.
 
     Args:
         drawn: uint8 [H, W, 3].
         good: uint8 [H, W, 3].
-        pasted: Pixels that were written, bool [H, W]; a border of the image is none of theirs.
-        mask: Precise mask of the defect, bool [H, W]: its own edges count for nothing, except on the border.
+        pasted: Pixels that were written, bool [H, W]; where they touch the border of the image there is no seam.
+        mask: Precise mask of the defect, bool [H, W]: its own edges do not count, except on the border.
     """
     change = drawn.astype(np.float32) - good.astype(np.float32)
+    # Two pixels wider than the mask: the defect's own edges are no noise of the decoder.
     quiet = pasted & ~(cv2.dilate(mask.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0)
     steps: dict[str, list[npt.NDArray[np.float32]]] = {"border": [], "inside": [], "outside": []}
-    for one, other in ((np.s_[1:], np.s_[:-1]), (np.s_[:, 1:], np.s_[:, :-1])):
-        step = np.abs(change[one] - change[other]).mean(axis=2) / 255.0
-        steps["border"].append(step[pasted[one] != pasted[other]])
-        steps["inside"].append(step[quiet[one] & quiet[other]])
-        steps["outside"].append(step[~pasted[one] & ~pasted[other]])
-    border, inside, outside = (_strongest(np.concatenate(found)) for found in steps.values())
+    # Vertical neighbours, then horizontal ones.
+    for second, first in ((np.s_[1:], np.s_[:-1]), (np.s_[:, 1:], np.s_[:, :-1])):
+        step = np.abs(change[second] - change[first]).mean(axis=2) / 255.0
+        steps["border"].append(step[pasted[second] != pasted[first]])
+        steps["inside"].append(step[quiet[second] & quiet[first]])
+        steps["outside"].append(step[~pasted[second] & ~pasted[first]])
+    border, inside, outside = (_strongest(np.concatenate(values)) for values in steps.values())
     return max(0.0, border - max(inside, outside))
 
 
@@ -259,15 +265,17 @@ def _nonfinite_share(decoded: npt.NDArray[np.float32]) -> float:
 
 def _flat_share(drawn: UInt8Array, good: UInt8Array, region: BoolArray) -> float:
     """Unchanged pixels do not count: a white background may be flat."""
-    after = drawn[region].astype(np.uint32)
+    after = drawn[region].astype(np.uint32)  # in uint8 the shifts below would lose red and green
     changed = after[(drawn[region] != good[region]).any(axis=1)]
     if changed.size == 0:
         return 0.0
     colours = (changed[:, 0] << 16) | (changed[:, 1] << 8) | changed[:, 2]
+    # Over all pixels of the region and not over the changed ones: a single changed pixel is one colour by itself.
     return float(np.unique(colours, return_counts=True)[1].max() / len(after))
 
 
 def _saturated_share(drawn: UInt8Array, good: UInt8Array, region: BoolArray) -> float:
     after, before = drawn[region], good[region]
+    # Newly at an end: on a white or black ground every drawing would be saturated.
     ends = ((after == 0) | (after == 255)) & (before != 0) & (before != 255)
     return float(ends.any(axis=1).mean())

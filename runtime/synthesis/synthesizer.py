@@ -1,9 +1,8 @@
 """Load a generator bundle and draw defects on normal images, without torch.
 
-For each image: the window around the box (or the whole image) is brought to the model's size and encoded; noise
-that depends on the image's seed alone is turned into a defect by the loop of
-`flawscope.diffusion.latent_inpainting`; what comes out of the decoder is compared with the normal image, pasted back
-over the feathered box, and judged.
+For each image: the window around the box (or the whole image) is resized to the model's input and encoded; the loop of
+`flawscope.diffusion.latent_inpainting` turns noise, which depends on the image's seed alone, into a defect; the decoded
+image is compared with the normal image, pasted over the feathered box, and judged by the quality filter.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ from flawscope.runtime.synthesis.texture import texture_contrast
 
 TOKENIZER = "tokenizer.json"
 FREE_CATEGORY = "any"
-"""Category of what is drawn by a base that was made for none."""
+"""Category of the defects of a base model that was made for no category."""
 
 _GRAPHS = ("text", "encode", "denoise", "decode")
 
@@ -52,16 +51,16 @@ class Drawn:
     """One drawn image.
 
     Attributes:
-        image: The image with the defect, uint8 [H, W, 3] RGB, of the normal image's size. Where neither the box nor
-            its feather is, its bytes are those of the normal image, except in the parity mode.
+        image: The image with the defect, uint8 [H, W, 3] RGB, of the normal image's size. Outside the box and its
+            feather its bytes are those of the normal image, except in the parity mode.
         mask: The precise mask: pixels of the region that show the defect, bool [H, W].
-        region: Where it was to go, bool [H, W].
-        verdict: What the filter says of it.
-        text: What was drawn.
+        region: Where the defect was asked for, bool [H, W].
+        verdict: Verdict of the quality filter.
+        text: The prompt.
         seed: Seed of the noise.
         crop: The window that the model saw.
-        seconds: Share of the batch's time, from the order to the verdict.
-        batch: Images of the batch. Sums of some kernels differ in their last bits between sizes of batches.
+        seconds: The image's share of the batch's time, from the order to the verdict.
+        batch: Images in the batch. Sums of some kernels differ in their last bits between batch sizes.
     """
 
     image: UInt8Array = field(repr=False)
@@ -88,13 +87,13 @@ class _Job:
 
 
 class Synthesizer:
-    """A bundle that draws, made ready on one backend. Close it, or use it in `with`.
+    """A generator bundle, loaded on one backend. Close it, or use it in `with`.
 
     Attributes:
         bundle: The opened bundle.
-        head: How it draws.
+        head: The manifest's description of how it draws.
         backend: Name of the backend in use.
-        backend_reason: Why it was taken.
+        backend_reason: Why this backend was chosen.
         precision: Precision of the graphs.
     """
 
@@ -106,45 +105,48 @@ class Synthesizer:
                 f"{bundle.manifest.method}, which scores images. Export a run of embedding or inpainting."
             )
         self.bundle, self.head, self.precision = bundle, head, precision
+        # Guidance runs every image twice in one batch, with its text and with the empty one.
         if bundle.manifest.max_batch < 2:
             raise BundleError(f"{bundle.path}: expected a largest batch of 2 or more, as guidance takes, got 1.")
         if TOKENIZER not in bundle.manifest.files:
             raise BundleError(f"{bundle.path}: expected {TOKENIZER}, which texts need, got none. Export it again.")
+        # The bundle is checked whole before a backend is opened: building engines only to refuse it could take minutes.
         self._prompts = Prompts(bundle.file(TOKENIZER).read_bytes(), head.prompts, f"{bundle.path}: {TOKENIZER}")
         self._vectors = _vectors_of(bundle, head)
         self._supports = _supports_of(bundle, head)
         choice = choose_backend(backend)
         self.backend, self.backend_reason = choice.name, choice.reason
         self._sessions: dict[str, Session] = {}
-        self._empty: Float32Array | None = None  # what the text encoder says of the empty text, once it was asked
+        self._empty: Float32Array | None = None  # encoded empty text, the same for every image; filled on first use
         try:
             self._open()
         except BackendError as err:
             if backend != "auto" or self.backend == "cpu":
                 raise
-            # Offered, but not working: the choice was left to us, so the CPU is taken, and said.
+            # A backend that is installed but does not work. With `auto` the CPU takes over and the reason says so; a
+            # backend asked for by name is never replaced in silence.
             self.backend, self.backend_reason = "cpu", f"auto: {err}"
             self._open()
 
     @classmethod
     def load(cls, bundle: Bundle | Path | str, backend: str = "auto", precision: str = "fp32") -> Synthesizer:
-        """Open and verify a bundle and make it ready.
+        """Open and verify a bundle and load its graphs.
 
         Args:
             bundle: A bundle, or the path of one.
-            backend: `auto`, `cpu`, `cuda` or `tensorrt`. What is asked for by name and not there is an error.
+            backend: `auto`, `cpu`, `cuda` or `tensorrt`. One that is asked for by name must be available.
             precision: Precision of the graphs, one that the bundle has.
 
         Raises:
-            ArgumentError: If the backend is no known name, or the bundle lacks the precision.
-            BackendError: If the backend is not there or cannot take a graph.
-            BundleError: If the bundle is broken, draws nothing, or lacks a file.
+            ArgumentError: If the backend's name is unknown, or the bundle lacks the precision.
+            BackendError: If the backend is not available or cannot run a graph.
+            BundleError: If the bundle is broken, is no generator, or lacks a file.
             MissingExtra: If the package `tokenizers` is not installed.
         """
         opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
         try:
             return cls(opened, backend, precision)
-        except BaseException:
+        except BaseException:  # Ctrl-C too: the bundle's temporary folder must not stay behind
             opened.close()
             raise
 
@@ -155,7 +157,7 @@ class Synthesizer:
 
     @property
     def defects(self) -> tuple[SynthDefect, ...]:
-        """What can be drawn."""
+        """The defects that the bundle has learned."""
         return self.head.defects
 
     @property
@@ -171,10 +173,9 @@ class Synthesizer:
             )
 
     def find_defect(self, name: str) -> SynthDefect:
-        """Return the defect that a name means, NAME or CATEGORY/NAME.
+        """Return the defect with this name, NAME or CATEGORY/NAME.
 
-        A bundle of a base that has learned no defect draws whatever its base knows: any name is one, with its own words
-        as the text.
+        A bundle of a base model that has learned no defect draws any name: the words of the name become the text.
 
         Raises:
             ArgumentError: If the bundle does not draw it.
@@ -184,6 +185,7 @@ class Synthesizer:
         category, has_category, defect = name.partition("/")
         if not has_category:
             category, defect = self.manifest.provenance.category or FREE_CATEGORY, name
+        # The names become folders of the output: without the check `../x` would write outside it.
         try:
             check_name(category, "category")
             check_name(defect, "defect type")
@@ -192,7 +194,7 @@ class Synthesizer:
         return SynthDefect(category, defect, (f"a {defect.replace('_', ' ')} defect {{location}}",))
 
     def check_text(self, defect: str, text: str) -> None:
-        """Raise ArgumentError if the defect is unknown, or has a learned word which the text lacks."""
+        """Raise ArgumentError if the defect is unknown, or if the text lacks the placeholder of its learned word."""
         self._prompts.tokens([text], self.head.text_width, [self._vectors_for(self.find_defect(defect))])
 
     def draw(
@@ -206,10 +208,10 @@ class Synthesizer:
         """Draw defects on normal images, results in order.
 
         Args:
-            orders: What is to be drawn.
-            options: How; the defaults of `DrawOptions` without.
+            orders: The images and where to draw on them.
+            options: How to draw; None for the defaults of `DrawOptions`.
             progress: Called with the number of images drawn and their total after each batch.
-            batch: Images at once; `max_batch` without.
+            batch: Images drawn at once; None for `max_batch`.
 
         Raises:
             ArgumentError: If an order or option is wrong; nothing was drawn then.
@@ -217,9 +219,10 @@ class Synthesizer:
             DeviceError: If the device fails.
         """
         chosen = (options or DrawOptions()).resolved(self.head)
-        chosen.sampling(self.head)  # an option that this bundle cannot take is said before the first image
+        chosen.sampling(self.head)  # only to raise: an option that the bundle cannot take fails before the first image
         batch = self.max_batch if batch is None else batch
         self.check_batch(batch)
+        # All orders are checked before the first is drawn: a mistake in the last one must not cost the others' time.
         jobs = [self._job(order, chosen) for order in orders]
         drawn: list[Drawn] = []
         remaining = iter(jobs)
@@ -247,6 +250,7 @@ class Synthesizer:
             for name in _GRAPHS:
                 self._sessions[name] = open_session(self.bundle, name, self.precision, self.backend)
         except BaseException:
+            # A backend may refuse a later graph: nothing of it may stay open when the CPU takes over.
             self._close_sessions()
             raise
 
@@ -264,6 +268,7 @@ class Synthesizer:
             crop = crop_around(mask, size, fill=self.head.crop_fill, feather_px=options.feather_px)
         text = order.text
         if text is None:
+            # A generator of its own, by names: the choice of the text must not shift the noise drawn from the seed.
             rng = generator(order.seed, "text", defect.category, defect.name)
             text = defect.texts[int(rng.integers(len(defect.texts)))]
         text = located(text, location_of(bounds_of(mask), (height, width)))
@@ -274,15 +279,23 @@ class Synthesizer:
         return None if defect.vectors is None else self._vectors[defect.vectors]
 
     def _context(self, text: str, vectors: Float32Array | None) -> Float32Array:
-        """Return what the text encoder gives for one text, float32 [1, L, D]: alone, as every batch would."""
+        """Return the encoding of one text, float32 [1, L, D]."""
+        # One text at a time: in a batch its last bits could depend on the number of texts.
         tokens = self._prompts.tokens([text], self.head.text_width, [vectors])
-        found = self._sessions["text"].run(
+        outputs = self._sessions["text"].run(
             {"tokens": tokens.tokens, "vectors": tokens.vectors, "placed": tokens.placed}
         )
-        return only_output(found)
+        return only_output(outputs)
+
+    def _guidance_context(self, jobs: Sequence[_Job]) -> Float32Array:
+        """Return encoded texts for guidance, float32 [2N, L, D]: N times the empty text, then the prompts."""
+        if self._empty is None:
+            self._empty = self._context("", None)
+        texts = [self._context(job.text, self._vectors_for(job.defect)) for job in jobs]
+        return np.concatenate([*[self._empty] * len(jobs), *texts])  # in this order: `predict` splits the noise by it
 
     def _run(self, graph: str, inputs: Mapping[str, npt.NDArray[Any]], shape: tuple[int, ...]) -> Float32Array:
-        """Return the only output of a graph, float32 of this shape; NaN is let through, for the filter to find."""
+        """Return the only output of a graph, float32 of this shape; NaN passes, the quality filter rejects it."""
         value = only_output(self._sessions[graph].run(inputs))
         if value.shape != shape or value.dtype != np.float32:
             raise BundleError(
@@ -299,20 +312,19 @@ class Synthesizer:
         masks = np.stack([cut_mask(job.mask, job.crop) for job in jobs])
         keep = np.stack([keep_of(mask, head.latents[1:]) for mask in masks])
         clean = self._run("encode", {"image": images}, shape)
-        beside: list[Float32Array] = []
+        conditions: list[Float32Array] = []
         if head.mode == "inpaint":
+            # 0 is mid-grey in the range of -1 to 1: what Stable Diffusion's inpainting networks were trained with.
             blanked = images * (~masks[:, None]).astype(np.float32)
-            beside = [np.float32(1.0) - keep, self._run("encode", {"image": blanked}, shape)]
-        if self._empty is None:
-            self._empty = self._context("", None)
-        texts = [self._context(job.text, self._vectors_for(job.defect)) for job in jobs]
-        context = np.concatenate([*[self._empty] * count, *texts])
+            conditions = [np.float32(1.0) - keep, self._run("encode", {"image": blanked}, shape)]
+        context = self._guidance_context(jobs)
         scale = head.guidance if options.guidance is None else options.guidance
 
         def predict(x: Float32Array, timestep: int) -> Float32Array:
-            given = np.concatenate([x, *beside], axis=1)
+            # Channels in this order, x, mask, blanked image: the one that the first convolution was trained with.
+            channels = np.concatenate([x, *conditions], axis=1)
             inputs = {
-                "x": np.concatenate([given, given]),
+                "x": np.concatenate([channels, channels]),
                 "timestep": np.full(2 * count, timestep, np.int64),
                 "context": context,
             }
@@ -320,8 +332,9 @@ class Synthesizer:
             return classifier_free_guidance(noise[count:], noise[:count], scale)
 
         sampling = options.sampling(head)
+        # An array for each image from its own seed: an image does not depend on its neighbours in the batch.
         noise = np.stack([draw_noise(job.seed, head.mode, sampling, head.latents, options.strength) for job in jobs])
-        with np.errstate(invalid="ignore", over="ignore"):  # of a network that has failed; the filter finds it
+        with np.errstate(invalid="ignore", over="ignore"):  # NaN of a network that failed; the filter rejects it
             latents = draw_latents(
                 head.mode,
                 clean,
@@ -333,14 +346,14 @@ class Synthesizer:
                 solver=options.solver,
             )
         decoded = self._run("decode", {"latents": latents}, (count, 3, *size))
-        # What the autoencoder alone makes of the normal images: its losses are no part of what was drawn.
+        # The autoencoder's reconstruction of the normal images: its losses must not count as drawn changes.
         known = self._run("decode", {"latents": clean}, (count, 3, *size))
         finite = np.nan_to_num(decoded, nan=0.0, posinf=1.0, neginf=-1.0)
         # The latents too: a decoder may clip infinity, and then hide it.
-        numbers = [np.concatenate([latents[one].ravel(), decoded[one].ravel()]) for one in range(count)]
+        numbers = [np.concatenate([latents[index].ravel(), decoded[index].ravel()]) for index in range(count)]
         finished = [
-            self._finish(job, drawn, before, own, options)
-            for job, drawn, before, own in zip(
+            self._finish(job, drawn, before, raw, options)
+            for job, drawn, before, raw in zip(
                 jobs, unsigned(finite), unsigned(np.nan_to_num(known, nan=0.0)), numbers, strict=True
             )
         ]
@@ -357,58 +370,59 @@ class Synthesizer:
         good, region, inside = job.image, job.mask, job.crop.window
         everywhere = np.zeros(region.shape, np.float32)
         everywhere[inside] = 1.0
+        # The mask is measured before the feathered paste: there the noise outside the box can still be seen.
         whole = paste_drawn(good, drawn, job.crop, everywhere)
         # MvP-Diff compares with the normal image itself, and so takes the autoencoder's losses for changes.
         before = good if options.mask.method == "cosine" else paste_drawn(good, known, job.crop, everywhere)
-        found, texture = _mask_in_window(whole, before, region, job.crop, options)
+        precise, texture = _mask_in_window(whole, before, region, job.crop, options)
         weight = everywhere
         if not options.is_parity:
-            # Around an image's border the feather would reach beyond the window.
+            # Times `everywhere`: near the border of the image the feather would reach beyond the window.
             weight = feather_mask(region, options.feather_px) * everywhere
         image = paste_drawn(good, drawn, job.crop, weight, known if options.paste == "change" else None)
         verdict = judge_image(
             image,
             good,
             region,
-            found,
+            precise,
+            # Only the defect's own support: another type that happens to look alike is no copy.
             self._supports.get((job.defect.category, job.defect.name), []),
             options.limits,
             pasted=weight > 0,
             decoded=numbers,
             texture=texture,
         )
-        return image, found.mask, verdict
+        return image, precise.mask, verdict
 
 
 def _mask_in_window(
     whole: UInt8Array, good: UInt8Array, region: BoolArray, crop: Crop, options: DrawOptions
 ) -> tuple[PreciseMask, float]:
-    """Return the precise mask of a drawing that was not feathered yet, of the image's size, and that of its texture.
+    """Return the precise mask of a drawing before the feathered paste, at the image's size, and its texture contrast.
 
-    Only the window is compared: in the rest of the image nothing can differ, and so many equal pixels would hide the
-    decoder's own noise, which the comparison learns from the pixels outside the region. Of the texture the contrast is
-    returned; see `texture_contrast`.
+    Only the window is compared. The rest of the image cannot differ, and so many equal pixels would hide the decoder's
+    own noise, which the comparison estimates from the pixels outside the region.
     """
     spans = ((crop.top, crop.height), (crop.left, crop.width))
     rows, columns = (_span(*span, side) for span, side in zip(spans, region.shape, strict=True))
-    found = precise_mask(whole[rows, columns], good[rows, columns], region[rows, columns], options.mask)
+    precise = precise_mask(whole[rows, columns], good[rows, columns], region[rows, columns], options.mask)
     mask = np.zeros_like(region)
-    mask[rows, columns] = found.mask
+    mask[rows, columns] = precise.mask
     texture = texture_contrast(good[rows, columns], region[rows, columns], options.mask)
-    return dataclasses.replace(found, mask=mask), texture
+    return dataclasses.replace(precise, mask=mask), texture
 
 
 def _span(start: int, length: int, side: int) -> slice:
-    """Return a part of an image's side that is wide enough to be compared."""
+    """Return a part of an image's side of at least `MIN_SIDE_PX`, below which images are refused."""
     length = max(length, MIN_SIDE_PX)
     start = min(start, side - length)
     return slice(start, start + length)
 
 
 def _vectors_of(bundle: Bundle, head: SynthHead) -> dict[str, Float32Array]:
-    """Return the learned words by the names that the defects give them."""
+    """Return the vectors of the learned words by their names in the manifest."""
     tensors = bundle.tensors()
-    found: dict[str, Float32Array] = {}
+    vectors: dict[str, Float32Array] = {}
     for defect in head.defects:
         if not defect.texts:
             raise BundleError(f"{bundle.path}: {defect.name}: expected a text, got none. Export the bundle again.")
@@ -421,13 +435,15 @@ def _vectors_of(bundle: Bundle, head: SynthHead) -> dict[str, Float32Array]:
                 f"{bundle.path}: {defect.vectors}: expected float32 [V, {head.text_width}], got {got}. "
                 "Export the bundle again."
             )
-        found[defect.vectors] = value
-    return found
+        vectors[defect.vectors] = value
+    return vectors
 
 
 def _supports_of(bundle: Bundle, head: SynthHead) -> dict[tuple[str, str], list[SupportPatch]]:
-    """Return for each defect what it was learned from."""
-    found: dict[tuple[str, str], list[SupportPatch]] = {(one.category, one.name): [] for one in head.defects}
+    """Return the support patches of each defect, by category and defect type."""
+    supports: dict[tuple[str, str], list[SupportPatch]] = {
+        (defect.category, defect.name): [] for defect in head.defects
+    }
     for support in head.support:
         image, mask = read_image(bundle.file(support.picture)), read_mask(bundle.file(support.mask))
         if mask.shape != image.shape[:2] or not mask.any():
@@ -435,6 +451,6 @@ def _supports_of(bundle: Bundle, head: SynthHead) -> dict[tuple[str, str], list[
                 f"{bundle.path}: {support.mask}: expected a mask of the image's size that shows a defect. "
                 "Export the bundle again."
             )
-        patches = found.setdefault((support.category, support.defect), [])
+        patches = supports.setdefault((support.category, support.defect), [])
         patches.append(SupportPatch(support.picture, image, mask))
-    return found
+    return supports

@@ -1,6 +1,6 @@
 """Rendered demo parts with pixel-exact defect masks.
 
-They stand in for a real dataset where none may be shipped: in the demo, in tests, and to try a detector offline.
+They replace real datasets, which may not be redistributed: in the demo, in tests, and for trying a detector offline.
 """
 
 from __future__ import annotations

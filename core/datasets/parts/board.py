@@ -1,4 +1,4 @@
-"""Populated circuit board in a holder: one design a dataset, placed components with the tolerances of assembly."""
+"""Renders a populated circuit board in a holder: one design per dataset, components placed with assembly tolerances."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from flawscope.datasets.parts.canvas import (
 from flawscope.datasets.parts.optics import Light, cast_shadow, lambert, power_of_two
 
 DEFECTS = ("missing_component", "misplaced_component", "solder_bridge", "cut_trace", "scratch", "fibre")
+# Kinds that can be missing or misplaced: all but the large chip and the connector.
 _MOVABLE = ("resistor", "capacitor", "led", "crystal", "coil", "dual", "can")
 
 
@@ -37,9 +38,10 @@ def _populate(
     chance: np.random.Generator,
     odd_name: str | None,
 ) -> Layers:
-    """Return the board with its components, each a little off its place; `odd_name` is missing or misplaced."""
-    layers = design.bare.copy()
+    """Return the board with its components, each slightly off its position; `odd_name` is missing or misplaced."""
+    layers = design.bare.copy()  # the design is cached and shared by all images
     for part in design.layout.parts:
+        # Drawn for a missing component too: the others must be where they are in the normal counterpart.
         jitter = rng.uniform(-1, 1, 3)
         x, y = part.x + 0.35 * jitter[0], part.y + 0.35 * jitter[1]
         angle = part.turns * math.pi / 2 + math.radians(0.6 * jitter[2])
@@ -53,11 +55,11 @@ def _populate(
 
 
 def _displaced(part: Placed, chance: np.random.Generator) -> tuple[float, tuple[float, float]]:
-    """Return the turn in radians and the shift in units of a badly placed component."""
+    """Return the rotation in radians and the shift in units of a misplaced component."""
     small = max(part.half) < 16
     turn = math.radians(chance.choice([-1, 1]) * (chance.uniform(12, 40) if small else chance.uniform(5, 14)))
     if small and chance.random() < 0.2:
-        turn = math.radians(chance.uniform(75, 105))  # stood up on one end and fell over
+        turn = math.radians(chance.uniform(75, 105))  # lies across its pads
     reach, way = chance.uniform(1, 4), chance.uniform(0, 2 * math.pi)
     return turn, (reach * math.cos(way), reach * math.sin(way))
 
@@ -70,10 +72,10 @@ def scene(
     Args:
         layout: Seed of the design that all boards of a dataset share.
         canvas: Size of the scene.
-        rng: Chance of this image: place, small turn, tolerances of the components.
+        rng: Generator of this image: position, small rotation, tolerances of the components.
         light: The lamp.
-        defect: One of `DEFECTS`, or None for a good part.
-        chance: Chance of the defect.
+        defect: One of `DEFECTS`, or None for a normal part.
+        chance: Generator of the defect.
     """
     design = board_design(layout, canvas)
     side, unit = canvas.side, canvas.unit
@@ -84,6 +86,7 @@ def scene(
         (middle + rng.uniform(-2, 2) * unit, middle + rng.uniform(-2, 2) * unit),
         rng.uniform(0.994, 1.006),
     )
+    # Everything about the defect is drawn from `chance`: a draw from `rng` would change the part behind it.
     odd = None
     if defect in ("missing_component", "misplaced_component"):
         odd = str(chance.choice([part.name for part in design.layout.parts if part.kind in _MOVABLE]))
@@ -92,13 +95,14 @@ def scene(
         _CHANGES[defect](layers, design, chance, canvas)
     albedo = warp(layers.albedo, matrix, (side, side))
     shape = warp(layers.shape, matrix, (side, side))
+    # Contiguous planes: views into the stack, with strides of three, slow down all that follows.
     cover, height, gloss = (np.ascontiguousarray(shape[..., layer]) for layer in range(3))
     diffuse, mirror = lambert(height, light)
     np.minimum(diffuse, 1, out=diffuse)
     shade = 1 - np.float32(0.6) * cast_shadow(height, light, (2 * unit, 5 * unit, 9 * unit), 0.5 * unit)
     shine = gloss * (power_of_two(mirror, 4) * np.float32(0.9) + np.float32(0.1)) * shade
     image = albedo * spread((np.float32(0.32) + np.float32(0.95) * diffuse * shade) * cover)
-    image += spread(shine * cover + (1 - cover) * np.float32(0.043))
+    image += spread(shine * cover + (1 - cover) * np.float32(0.043))  # 0.043: reflectance of the dark holder
     if defect == "fibre":
         place = (chance.uniform(0.16, 0.84) * side, chance.uniform(0.16, 0.84) * side)
         image = marks.add_hair(image, chance, canvas, light, place)
@@ -113,7 +117,7 @@ def _bridge(layers: Layers, design: Design, chance: np.random.Generator, canvas:
     first = int(chance.integers(len(pads)))
     x, y, width, depth = pads[first]
     near = [pad for pad in pads if 0 < math.dist(pad[:2], (x, y)) < 8.5]
-    other = near[int(chance.integers(len(near)))]
+    other = near[int(chance.integers(len(near)))]  # never empty: legs have a pitch of 8 units
     upright = depth > width
     along = chance.uniform(-1.5, 3.0) * (1 if (y if upright else x) > 0 else -1)
     ends = [(x, y + along), (other[0], other[1] + along)] if upright else [(x + along, y), (other[0] + along, other[1])]
@@ -132,8 +136,9 @@ def _bridge(layers: Layers, design: Design, chance: np.random.Generator, canvas:
 
 
 def _cut_trace(layers: Layers, design: Design, chance: np.random.Generator, canvas: Canvas) -> None:
-    """Cut a trace: a gouge across it bares the laminate, torn copper glints at its ends."""
+    """Cut a trace: a gouge across it exposes the laminate, with shining torn copper at its ends."""
     unit, shape = canvas.unit, (canvas.side, canvas.side)
+    # Segments that no component hides: a cut under a body could not be seen.
     spots = [
         ((a[0] + b[0]) / 2, (a[1] + b[1]) / 2, math.atan2(b[1] - a[1], b[0] - a[0]))
         for line in design.layout.traces

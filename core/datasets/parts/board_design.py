@@ -1,4 +1,4 @@
-"""Design of one circuit board, drawn once: bare board, silk print and components, and how they are mounted."""
+"""Design of a circuit board, drawn once per dataset: bare board, silk print and components, and their mounting."""
 
 from __future__ import annotations
 
@@ -34,22 +34,22 @@ _TRACE, _CLEARANCE = 1.9, 1.3  # units
 
 @dataclass
 class Layers:
-    """The board in its own frame, [side, side, ...]: reflectance, and cover, height in canvas pixels and gloss."""
+    """The board before its rotation: reflectance [side, side, 3], and cover, height in canvas pixels and gloss."""
 
     albedo: Float32Array
     shape: Float32Array
 
     def copy(self) -> Layers:
-        """Return layers of their own that may be changed."""
+        """Return a copy that may be changed."""
         return Layers(self.albedo.copy(), self.shape.copy())
 
 
 @dataclass(frozen=True)
 class Design:
-    """What all boards of a dataset share.
+    """What all boards of a dataset share. It is cached: copy layers before changing them.
 
     Attributes:
-        layout: Places and traces.
+        layout: Positions and traces.
         bare: The board without components.
         copper: Cover of the traces [side, side].
         sprites: Drawing of each component by its name.
@@ -63,13 +63,15 @@ class Design:
 
 def canvas_points(points: list[tuple[float, float]], unit: float) -> list[tuple[float, float]]:
     """Return board points (x, y) in units as canvas points in pixels."""
+    # Minus 0.5: pixel centres have integer coordinates, and the image begins at -0.5.
     return [((x + _EDGE) * unit - 0.5, (y + _EDGE) * unit - 0.5) for x, y in points]
 
 
 @lru_cache(maxsize=2)
 def board_design(seed: int, canvas: Canvas) -> Design:
-    """Return the design of a dataset; it is drawn on the first call and kept."""
+    """Return the design of a dataset; it is drawn on the first call and cached."""
     layout = make_layout(seed)
+    # Another seed than that of the layout: the same would repeat its numbers.
     bare, copper = _bare(layout, canvas, np.random.default_rng(seed + 1))
     return Design(layout, bare, copper, {part.name: draw_sprite(part, canvas.unit) for part in layout.parts})
 
@@ -90,6 +92,7 @@ def _bare(layout: Layout, canvas: Canvas, rng: np.random.Generator) -> tuple[Lay
     keepout = np.maximum(keepout, discs(shape, [(x, y, r + 1.4 * unit) for x, y, r in vias + rings]))
     middle = canvas.side / 2 - 0.5
     inner = polygons(shape, [rectangle(middle, middle, (BOARD - 7) * unit, (BOARD - 7) * unit, 4 * unit)])
+    # The copper pour fills the board up to a clearance around traces, pads, vias and holes.
     pour = inner * (1 - np.maximum(around, keepout))
     copper = np.maximum(traces, pour)
     cover = polygons(shape, [rectangle(middle, middle, BOARD * unit, BOARD * unit, 4 * unit)])
@@ -104,6 +107,7 @@ def _bare(layout: Layout, canvas: Canvas, rng: np.random.Generator) -> tuple[Lay
     gloss = np.full(shape, 0.05, np.float32)
     layers = Layers(albedo, np.stack([cover, height, gloss], axis=2))
     ring = discs(shape, rings)
+    # In this order, each over the one before: vias, rings, pads, silk print; last the drills, through all of them.
     _coat(
         layers,
         discs(shape, vias),
@@ -122,7 +126,8 @@ def _bare(layout: Layout, canvas: Canvas, rng: np.random.Generator) -> tuple[Lay
 
 
 def _max_polygon(target: Float32Array, outline: npt.NDArray[np.float64]) -> None:
-    """Add a polygon to a cover in place, working on its surroundings only."""
+    """Add a polygon to a cover in place, drawing only the area around it."""
+    # One by one with a maximum: `polygons` cancels overlaps. Within a view: a hundred full-size drawings are slow.
     low = np.maximum(np.floor(outline.min(axis=0)).astype(int) - 2, 0)
     high = np.ceil(outline.max(axis=0)).astype(int) + 3
     view = target[low[1] : high[1], low[0] : high[0]]
@@ -137,7 +142,7 @@ def _coat(layers: Layers, area: Float32Array, tone: Float32Array, rise: float, g
 
 
 def _silk(layout: Layout, canvas: Canvas, bare_metal: Float32Array) -> Float32Array:
-    """Return the white print: outlines, names, and a mark at the first pin."""
+    """Return the white silk print: outlines, names, and a mark at the first pin."""
     unit, shape = canvas.unit, (canvas.side, canvas.side)
     lines, dots = [], []
     names: list[tuple[float, float]] = []
@@ -158,15 +163,16 @@ def _silk(layout: Layout, canvas: Canvas, bare_metal: Float32Array) -> Float32Ar
             dots.append((x + math.copysign(5, x - part.x), y + math.copysign(4, y - part.y)))
         for dx, dy in ((0, -deep - 4.6), (0, deep + 4.6), (wide + 8, 0), (-wide - 8, 0)):
             place = part.x + dx, part.y + dy
-            alone = all(abs(x - place[0]) > 14 or abs(y - place[1]) > 6 for x, y in names)
-            if alone and _is_free(layout, part, *place, 3.0 * len(part.name)):
+            # Above, below, right, left: the first free position; without any the component has no name.
+            is_apart = all(abs(x - place[0]) > 14 or abs(y - place[1]) > 6 for x, y in names)
+            if is_apart and _is_free(layout, part, *place, 3.0 * len(part.name)):
                 names.append(place)
                 centre = canvas_points([place], unit)[0]
                 print_ = np.maximum(print_, text_cover(shape, part.name, centre, 4.6 * unit))
                 break
     print_ = np.maximum(print_, strokes(shape, lines, 0.9 * unit))
     print_ = np.maximum(print_, discs(shape, [(*canvas_points([dot], unit)[0], 1.2 * unit) for dot in dots]))
-    return print_ * (1 - bare_metal)
+    return print_ * (1 - bare_metal)  # boards are never printed on solderable metal
 
 
 def _is_free(layout: Layout, owner: Placed, x: float, y: float, half: float) -> bool:
@@ -180,7 +186,7 @@ def _is_free(layout: Layout, owner: Placed, x: float, y: float, half: float) -> 
 
 
 def mount(layers: Layers, sprite: Sprite, x: float, y: float, angle: float, unit: float) -> None:
-    """Put a sprite on the board, its middle at (x, y) units, turned by `angle` radians."""
+    """Draw a sprite on the board in place, its centre at (x, y) units, rotated by `angle` radians."""
     rows, columns = sprite.albedo.shape[:2]
     cos, sin = abs(math.cos(angle)), abs(math.sin(angle))
     wide, deep = (cos * columns + sin * rows) / 2, (sin * columns + cos * rows) / 2
@@ -191,6 +197,7 @@ def mount(layers: Layers, sprite: Sprite, x: float, y: float, angle: float, unit
     matrix = rotation(angle, ((columns - 1) / 2, (rows - 1) / 2), (cx - left, cy - top))
     albedo = warp(sprite.albedo, matrix, (bottom - top, right - left))
     shape = warp(sprite.shape, matrix, (bottom - top, right - left))
+    # Sprites are multiplied by their cover, so this is the `over` operator: below · (1 - cover) + sprite.
     clear = spread(1 - shape[..., 0])
     for layer, drawn in ((layers.albedo, albedo), (layers.shape, shape)):
         view = layer[top:bottom, left:right]

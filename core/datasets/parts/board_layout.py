@@ -1,4 +1,4 @@
-"""Layout of a small circuit board: which components sit where, and the traces between their pads.
+"""Layout of a small circuit board: positions of the components, and the traces between their pads.
 
 Everything lies on a grid of 4 units. Positions are board coordinates in units, (0, 0) at the upper left corner.
 """
@@ -21,12 +21,12 @@ Node = tuple[int, int]
 
 @dataclass(frozen=True)
 class Footprint:
-    """What a kind of component needs on the board.
+    """Size and pads of one kind of component.
 
     Attributes:
-        width: Extent with its pads along x in units, before it is turned.
+        width: Extent with its pads along x in units, before rotation.
         depth: Extent with its pads along y in units.
-        pads: Pads as (x, y, width, depth) about the middle.
+        pads: Pads as (x, y, width, depth) relative to the centre.
         prefix: First letter of its name in the silk print.
         tall: Height of the body in units.
     """
@@ -59,6 +59,7 @@ FOOTPRINTS: dict[str, Footprint] = {
     "led": Footprint(26, 12, ((-8, 0, 8, 9), (8, 0, 8, 9)), "D", 3),
 }
 
+# Large components first: placed last they would rarely find room. The order is part of the random sequence.
 _ORDER = (
     "quad",
     "header",
@@ -81,8 +82,8 @@ class Placed:
     Attributes:
         kind: A key of `FOOTPRINTS`.
         name: Name in the silk print, such as R7.
-        x: Middle in units.
-        y: Middle in units.
+        x: Centre in units.
+        y: Centre in units.
         turns: Quarter turns clockwise.
         style: Seed of its print and tone.
     """
@@ -96,12 +97,13 @@ class Placed:
 
     @property
     def half(self) -> tuple[float, float]:
-        """Half extents along x and y in units, as it is turned."""
+        """Half extents along x and y in units, after rotation."""
         form = FOOTPRINTS[self.kind]
         return (form.width / 2, form.depth / 2) if self.turns % 2 == 0 else (form.depth / 2, form.width / 2)
 
     def pads(self) -> list[tuple[float, float, float, float]]:
         """Return its pads in board coordinates (x, y, width, depth)."""
+        # Rounded: the cosine of 90 degrees is 6e-17, and pads must lie exactly on the grid.
         cos, sin = round(math.cos(self.turns * math.pi / 2)), round(math.sin(self.turns * math.pi / 2))
         rows = []
         for x, y, width, depth in FOOTPRINTS[self.kind].pads:
@@ -117,7 +119,7 @@ class Layout:
     Attributes:
         parts: Components.
         traces: Polylines [K][x, y] in units.
-        vias: Middles in units.
+        vias: Centres in units.
         holes: Mounting holes (x, y, radius of the ring) in units.
     """
 
@@ -128,7 +130,7 @@ class Layout:
 
 
 def make_layout(seed: int) -> Layout:
-    """Place the components of one board design and route it; the same seed gives the same board."""
+    """Place the components of one board and route its traces; the same seed gives the same board."""
     rng = np.random.default_rng(seed)
     layout = Layout()
     flip = rng.random() < 0.5
@@ -142,7 +144,7 @@ def make_layout(seed: int) -> Layout:
 
 def _place(layout: Layout, kind: str, rng: np.random.Generator) -> None:
     count = sum(FOOTPRINTS[part.kind].prefix == FOOTPRINTS[kind].prefix for part in layout.parts)
-    style = int(rng.integers(2**31))
+    style = int(rng.integers(2**31))  # drawn before the position, so that it does not depend on the number of attempts
     for _ in range(500):
         turns = int(rng.integers(4))
         if kind == "header":  # connectors sit at an edge
@@ -153,6 +155,7 @@ def _place(layout: Layout, kind: str, rng: np.random.Generator) -> None:
         if _fits(layout, part):
             layout.parts.append(part)
             return
+    # After 500 attempts the component is left out: a crowded board is no error.
 
 
 def _fits(layout: Layout, part: Placed) -> bool:
@@ -168,7 +171,7 @@ def _fits(layout: Layout, part: Placed) -> bool:
 
 
 class _Router:
-    """A* on the grid: traces take straight and diagonal steps and keep one cell from everything else."""
+    """A* search on the grid: traces take straight and diagonal steps and never share a cell."""
 
     def __init__(self, layout: Layout, rng: np.random.Generator) -> None:
         self.layout, self.rng = layout, rng
@@ -183,6 +186,7 @@ class _Router:
         self.owner[[0, 1, -1, -2], :] = self.owner[:, [0, 1, -1, -2]] = -2
         for number, (_, part_number) in enumerate(self.pads):
             part = layout.parts[part_number]
+            # Number of the pad within its component: `self.pads` has kept only its node.
             local = [pad for pad, owner in enumerate(self.pads) if owner[1] == part_number].index(number)
             x, y, width, depth = part.pads()[local]
             for column in range(math.ceil((x - width / 2) / PITCH), math.floor((x + width / 2) / PITCH) + 1):
@@ -195,8 +199,9 @@ class _Router:
         self.owner[columns, rows] = -2
 
     def route(self) -> None:
-        """Join pads of different components, nearest first, and end the rest in vias."""
+        """Connect pads of different components, nearest first, and lead the rest into vias."""
         free = set(range(len(self.pads)))
+        # A little noise on the distances, or all boards would join the same neighbours.
         pairs = [
             (math.dist(node, other) + self.rng.uniform(0, 6), first, second)
             for first, (node, part) in enumerate(self.pads)
@@ -225,21 +230,23 @@ class _Router:
             for dx, dy in _STEPS:
                 if not self._is_open(node, dx, dy, allowed):
                     continue
-                nxt = (node[0] + dx, node[1] + dy)
+                following = (node[0] + dx, node[1] + dy)
                 before = parent[node]
-                straight = before == node or (node[0] - before[0], node[1] - before[1]) == (dx, dy)
-                total = cost[node] + math.hypot(dx, dy) + (0 if straight else 0.3)
-                if total < cost.get(nxt, 60.0):  # longer detours than 60 cells are not worth it
-                    cost[nxt], parent[nxt] = total, node
-                    heapq.heappush(queue, (total + math.dist(nxt, goal), nxt))
+                is_straight = before == node or (node[0] - before[0], node[1] - before[1]) == (dx, dy)
+                # A price on bends: without it the path zigzags among many of the same length.
+                total = cost[node] + math.hypot(dx, dy) + (0 if is_straight else 0.3)
+                if total < cost.get(following, 60.0):  # no trace may cost more than 60 cells
+                    cost[following], parent[following] = total, node
+                    # The node is part of the entry: equal costs are ordered by it, the same in every run.
+                    heapq.heappush(queue, (total + math.dist(following, goal), following))
         return []
 
     def _is_open(self, node: Node, dx: int, dy: int, allowed: tuple[int, ...]) -> bool:
-        """Return whether a trace of the pads `allowed` may take this step."""
+        """Return whether a trace may step onto a cell whose owner is in `allowed`."""
         x, y = node[0] + dx, node[1] + dy
         if not (0 <= x < CELLS and 0 <= y < CELLS) or self.owner[x, y] not in allowed:
             return False
-        # A diagonal between two neighbours would touch them.
+        # A diagonal between two occupied cells would touch them.
         return not (dx and dy) or (self.owner[x, node[1]] < 0 and self.owner[node[0], y] < 0)
 
     @staticmethod
@@ -257,11 +264,11 @@ class _Router:
         self.layout.traces.append([(PITCH * x, PITCH * y) for x, y in path])
 
     def _stub(self, number: int) -> None:
-        """Lead a pad that found no partner a few cells away into a via, where there is room."""
+        """Lead a pad without a partner to a via a few cells away, where there is room."""
         if self.rng.random() < 0.25:
             return
         x, y = self.pads[number][0]
-        steps = [_STEPS[i] for i in self.rng.permutation(len(_STEPS))]
+        steps = [_STEPS[index] for index in self.rng.permutation(len(_STEPS))]
         for dx, dy in steps:
             for reach in (4, 3, 5):
                 path = [(x + dx * step, y + dy * step) for step in range(reach + 1)]

@@ -1,4 +1,4 @@
-"""Drawings of the components of a circuit board, each as a small stack of layers."""
+"""Draws the components of a circuit board, each as a small stack of layers."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from flawscope.arrays import Float32Array
 from flawscope.datasets.parts.board_layout import FOOTPRINTS, Placed
 from flawscope.datasets.parts.canvas import bevel, blur, colour, discs, polygons, rectangle, strokes
 
-_MARGIN = 1.5  # units around a footprint, so that a turned sprite is not cut off
+_MARGIN = 1.5  # units around a footprint, so that a rotated sprite is not cut off
 _TIN, _GOLD, _EPOXY = colour(186, 188, 190), colour(214, 178, 104), colour(48, 49, 52)
 
 
 @dataclass
 class Sprite:
-    """A component seen from above, not turned.
+    """A component seen from above, before rotation.
 
     Attributes:
         albedo: Linear reflectance [h, w, 3], multiplied by `cover`.
@@ -31,7 +31,7 @@ class Sprite:
 
 
 class _Painter:
-    """Paints shapes over each other, in units about the middle of the sprite."""
+    """Paints shapes over each other, in units relative to the centre of the sprite."""
 
     def __init__(self, width: float, depth: float, unit: float) -> None:
         self.unit = unit
@@ -46,6 +46,7 @@ class _Painter:
 
     def paint(self, area: Float32Array, tone: Float32Array, height: float, gloss: float, edge: float = 1.0) -> None:
         """Paint an area [h, w] with a tone, its top at `height` units with a bevel of `edge` units."""
+        # Painted over: every shape covers the earlier ones, so the order of the calls is the order of the layers.
         self.albedo += (tone - self.albedo) * area[..., None]
         self.cover = np.maximum(self.cover, area)
         top = bevel(area, max(edge * self.unit, 1.0)) * np.float32(edge) + np.float32(height - edge)
@@ -70,7 +71,7 @@ class _Painter:
         self.paint(discs(self.size, [(float(cx), float(cy), radius * self.unit)]), tone, height, gloss, edge)
 
     def tint(self, area: Float32Array, tone: Float32Array, strength: float) -> None:
-        """Print on what is there: no change of height."""
+        """Print a tone on the surface, without a change of height."""
         self.albedo += (tone - self.albedo) * (area * np.float32(strength))[..., None]
 
     def text(self, text: str, x: float, y: float, size: float, tone: Float32Array, strength: float = 0.8) -> None:
@@ -78,6 +79,7 @@ class _Painter:
 
     def sprite(self, speckle: Float32Array) -> Sprite:
         albedo = self.albedo * (1 + np.float32(0.05) * speckle)[..., None]
+        # Multiplied by the cover after blurring: `mount` adds the layers, and heights must end at the outline.
         soft = blur(self.height, 0.3 * self.unit)
         return Sprite(
             np.ascontiguousarray(albedo * self.cover[..., None]),
@@ -86,7 +88,7 @@ class _Painter:
 
 
 def text_cover(shape: tuple[int, int], text: str, centre: tuple[float, ...], height: float) -> Float32Array:
-    """Return the cover [H, W] of a short text whose capitals are `height` pixels high, about `centre`."""
+    """Return the cover [H, W] of a short text with capitals `height` pixels high, centred on `centre`."""
     drawing = np.zeros((2 * shape[0], 2 * shape[1]), np.uint8)
     scale = 2 * height / 21.0  # capitals of this font are 21 pixels high at scale 1
     thickness = max(1, round(2 * height * 0.14))
@@ -100,6 +102,7 @@ def text_cover(shape: tuple[int, int], text: str, centre: tuple[float, ...], hei
 def draw_sprite(part: Placed, unit: float) -> Sprite:
     """Return the drawing of one component at `unit` canvas pixels a unit."""
     form = FOOTPRINTS[part.kind]
+    # From the component's own seed: a board's prints do not depend on how many components were drawn before.
     rng = np.random.default_rng(part.style)
     painter = _Painter(form.width, form.depth, unit)
     _DRAW[part.kind](painter, rng)
@@ -107,7 +110,7 @@ def draw_sprite(part: Placed, unit: float) -> Sprite:
 
 
 def _legs(painter: _Painter, kind: str, body: float) -> None:
-    """Paint gull-wing legs: a shoulder at the body that bends down to a foot on the pad."""
+    """Paint gull-wing leads: a shoulder at the body that bends down to a foot on the pad."""
     for x, y, _, _ in FOOTPRINTS[kind].pads:
         upright = abs(y) > body
         sign = math.copysign(1, y if upright else x)

@@ -1,7 +1,7 @@
-"""The drawing board of the generated parts: units, antialiased shapes and smooth noise.
+"""Drawing primitives of the rendered parts: units, antialiased shapes and smooth noise.
 
 Parts are described in *units*: an image is 256 units wide whatever its size in pixels. Scenes are drawn at twice the
-image's size and reduced at the end, so edges are antialiased. All fields are float32; coordinates are (x, y) in
+image's size and reduced at the end, so that edges are antialiased. All fields are float32; coordinates are (x, y) in
 pixels of the double-size canvas, x to the right and y down; heights are in the same pixels, towards the camera.
 """
 
@@ -19,12 +19,12 @@ from flawscope.arrays import Float32Array
 
 UNITS = 256
 SUPERSAMPLING = 2
-_SHIFT = 4  # OpenCV draws with fixed-point coordinates: four fractional bits
+_SHIFT = 4  # fractional bits of OpenCV's fixed-point coordinates
 
 
 @dataclass(frozen=True)
 class Canvas:
-    """Size of one scene.
+    """Size of one scene. Frozen, because the cached designs use it as a key.
 
     Attributes:
         size: Side of the finished image in pixels.
@@ -44,26 +44,26 @@ class Canvas:
 
 
 def colour(red: float, green: float, blue: float) -> Float32Array:
-    """Return linear reflectance [3] of a colour given as seen on a screen (0 to 255); the tone curve is a square."""
+    """Return the linear reflectance [3] of a screen colour (0 to 255); `Camera.expose` takes the square root again."""
     return np.square(np.array([red, green, blue], np.float32) / 255)
 
 
 def spread(field: Float32Array, tone: Float32Array | None = None) -> Float32Array:
-    """Return a field [H, W] in three channels [H, W, 3], times a tone [3] where given.
-
-    Broadcasting over a last axis of three is ten times slower in NumPy than copying the planes.
-    """
+    """Return a field [H, W] in three channels [H, W, 3], times a tone [3] if given."""
+    # cv2.merge and not `field[..., None] * tone`: NumPy broadcasts a last axis of three ten times slower.
     planes = [field] * 3 if tone is None else [field * level for level in tone]
     return np.asarray(cv2.merge(planes), np.float32)
 
 
 def blur(field: Float32Array, sigma: float, sigma_y: float | None = None) -> Float32Array:
     """Return a Gaussian blur of a field [H, W] or [H, W, C]; sigma in canvas pixels."""
+    # Never 0: with a kernel size of 0 as well OpenCV refuses the call.
     return np.asarray(cv2.GaussianBlur(field, (0, 0), max(sigma, 0.1), sigmaY=max(sigma_y or sigma, 0.1)), np.float32)
 
 
 def slopes(height: Float32Array) -> tuple[Float32Array, Float32Array]:
     """Return the derivatives of a height field [H, W] along x and y."""
+    # A 3 x 3 Sobel sums the central difference over weights of 8: 0.125 makes it a slope per pixel.
     along_x = cv2.Sobel(height, cv2.CV_32F, 1, 0, scale=0.125)
     along_y = cv2.Sobel(height, cv2.CV_32F, 0, 1, scale=0.125)
     return np.asarray(along_x, np.float32), np.asarray(along_y, np.float32)
@@ -72,7 +72,7 @@ def slopes(height: Float32Array) -> tuple[Float32Array, Float32Array]:
 def warp(
     field: Float32Array, matrix: npt.NDArray[np.float64], shape: tuple[int, int], *, border: int = cv2.BORDER_CONSTANT
 ) -> Float32Array:
-    """Return a field [H, W] or [H, W, C<=4] moved by `matrix` [2, 3] (from source to target) onto `shape` [H', W']."""
+    """Return a field [H, W] or [H, W, C<=4] mapped by `matrix` [2, 3] (from source to target) onto `shape` [H', W']."""
     moved = cv2.warpAffine(field, matrix, (shape[1], shape[0]), flags=cv2.INTER_LINEAR, borderMode=border)
     return np.asarray(moved, np.float32)
 
@@ -80,7 +80,7 @@ def warp(
 def rotation(
     angle: float, source: tuple[float, float], target: tuple[float, float], scale: float = 1.0
 ) -> npt.NDArray[np.float64]:
-    """Return the matrix [2, 3] that turns by `angle` (radians) and scales about `source`, put on `target`."""
+    """Return the matrix [2, 3] that rotates by `angle` (radians) and scales about `source`, which moves to `target`."""
     cos, sin = scale * math.cos(angle), scale * math.sin(angle)
     return np.array(
         [
@@ -92,7 +92,7 @@ def rotation(
 
 def smooth_noise(rng: np.random.Generator, shape: tuple[int, int], cell: float) -> Float32Array:
     """Return noise [H, W] of about unit variance whose features are about `cell` pixels wide."""
-    # Two samples a cell and a blur: values on a bare grid would show the grid.
+    # Two samples per cell and a blur: without the blur the bilinear grid would be visible. 3.6 restores the variance.
     rows, columns = (max(2, math.ceil(2 * side / cell) + 1) for side in shape)
     coarse = blur(rng.standard_normal((rows, columns), dtype=np.float32), 1.0) * np.float32(3.6)
     return np.asarray(cv2.resize(coarse, (shape[1], shape[0]), interpolation=cv2.INTER_LINEAR), np.float32)
@@ -104,7 +104,7 @@ def fractal_noise(rng: np.random.Generator, shape: tuple[int, int], cell: float,
     power = 0.0
     for octave in range(octaves):
         total += np.float32(0.5**octave) * smooth_noise(rng, shape, max(1.0, cell / 2**octave))
-        power += 0.25**octave
+        power += 0.25**octave  # variances of independent octaves add up
     return total / np.float32(math.sqrt(power))
 
 
@@ -115,11 +115,13 @@ def smoothstep(field: Float32Array, low: float, high: float) -> Float32Array:
 
 
 def _fixed(points: npt.ArrayLike) -> npt.NDArray[np.int32]:
-    # Shapes are drawn at twice the canvas again: widths then come in half canvas pixels, and edges are cleaner.
+    # Shapes are drawn at twice the canvas size: line widths then have steps of half a canvas pixel. A pixel centre at x
+    # of the canvas lies at 2x + 0.5 of the drawing.
     return np.round((np.asarray(points, np.float64) * 2 + 0.5) * (1 << _SHIFT)).astype(np.int32).reshape(-1, 1, 2)
 
 
 def _reduced(drawing: npt.NDArray[np.uint8], shape: tuple[int, int]) -> Float32Array:
+    # By area: a reduction by exactly 2 is then the mean of 2 x 2 pixels, which is the coverage.
     small = cv2.resize(drawing, (shape[1], shape[0]), interpolation=cv2.INTER_AREA)
     return np.asarray(small, np.float32) / np.float32(255)
 
@@ -134,6 +136,7 @@ def strokes(shape: tuple[int, int], lines: Sequence[npt.ArrayLike], width: float
 
 def polygons(shape: tuple[int, int], outlines: Sequence[npt.ArrayLike]) -> Float32Array:
     """Return the coverage [H, W] (0 to 1) of filled polygons, each [K, 2]; overlaps cancel (even-odd)."""
+    # To unite polygons draw them one by one and take the maximum.
     drawing = np.zeros((2 * shape[0], 2 * shape[1]), np.uint8)
     cv2.fillPoly(drawing, [_fixed(outline) for outline in outlines], 255, cv2.LINE_AA, _SHIFT)
     return _reduced(drawing, shape)

@@ -1,4 +1,4 @@
-"""Twill cloth: interlaced threads with their own brightness and twist, slightly stretched from image to image."""
+"""Renders twill cloth: interlaced threads, each with its brightness and twist, stretched slightly in every image."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from flawscope.datasets.parts.optics import Light, lambert
 
 DEFECTS = ("cut", "hole", "stain", "snag", "fibre")
 _PITCH = 5.2  # units from thread to thread
-_MARGIN = 1.5
+_MARGIN = 1.5  # side of the cached cloth over side of the canvas: images show different places of it
 
 
 @lru_cache(maxsize=2)
@@ -36,6 +36,7 @@ def _weave(layout: int, canvas: Canvas) -> Float32Array:
     ends, picks = [(colour(92, 106, 134), colour(190, 186, 176)), (colour(116, 76, 70), colour(186, 178, 166))][
         int(rng.integers(2))
     ]
+    # Coordinates with a little noise: threads do not run quite straight.
     x = np.arange(side, dtype=np.float32)[None, :] + np.float32(0.05 * pitch) * smooth_noise(rng, shape, 3 * pitch)
     y = np.arange(side, dtype=np.float32)[:, None] + np.float32(0.05 * pitch) * smooth_noise(rng, shape, 3 * pitch)
     heights, tones = [], []
@@ -43,18 +44,19 @@ def _weave(layout: int, canvas: Canvas) -> Float32Array:
         thread = np.floor(across).astype(np.int32)
         profile = (across - thread - np.float32(0.5)) * np.float32(1.9)
         round_ = np.sqrt(np.maximum(1 - profile * profile, 0))
-        # 2/2 twill: each thread floats over two and dives under two, one step further on each neighbour.
+        # 2/2 twill: each thread passes over two and under two, shifted by one on each neighbour.
         wave = np.cos((along + thread - np.float32(0.5)) * np.float32(math.pi / 2)) * np.float32(sign)
         heights.append(np.float32(0.55) * round_ + np.float32(0.45) * wave)
         twist = np.sin(
             (across * np.float32(1.6) + along * np.float32(2.4) * np.float32(sign)) * np.float32(2 * math.pi)
         )
-        own = np.clip(rng.normal(1, 0.055, thread.max() + 2), 0.8, 1.2).astype(np.float32)
-        tones.append(own[thread] * (1 + np.float32(0.09) * twist) * (np.float32(0.5) + np.float32(0.5) * round_))
+        # One more than there are threads: noise can give the first the number -1, which indexes the last entry.
+        brightness = np.clip(rng.normal(1, 0.055, thread.max() + 2), 0.8, 1.2).astype(np.float32)
+        tones.append(brightness[thread] * (1 + np.float32(0.09) * twist) * (np.float32(0.5) + np.float32(0.5) * round_))
     over = smoothstep(heights[0] - heights[1], -0.08, 0.08)
     fuzz = 1 + np.float32(0.05) * fractal_noise(rng, shape, 1.6 * unit, 2)
     top = np.maximum(heights[0], heights[1])
-    # Between the threads little light comes back.
+    # Gaps between the threads reflect little light.
     depth = np.float32(0.35) + np.float32(0.65) * smoothstep(top, -0.1, 0.75)
     yarn = picks + (ends - picks) * over[..., None]
     tone = (tones[1] + (tones[0] - tones[1]) * over) * fuzz * depth
@@ -70,10 +72,10 @@ def scene(
     Args:
         layout: Seed of what all images of a dataset share: yarns and weave.
         canvas: Size of the scene.
-        rng: Chance of this image: place on the roll, small turn, stretch.
+        rng: Generator of this image: place on the roll, small rotation, stretch.
         light: The lamp.
-        defect: One of `DEFECTS`, or None for a good part.
-        chance: Chance of the defect.
+        defect: One of `DEFECTS`, or None for a normal part.
+        chance: Generator of the defect.
     """
     cloth = _weave(layout, canvas)
     side, unit = canvas.side, canvas.unit
@@ -82,7 +84,7 @@ def scene(
         _snag(map_x, map_y, chance, canvas)
     piece = np.asarray(cv2.remap(cloth, map_x, map_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT), np.float32)
     albedo, height = np.ascontiguousarray(piece[..., :3]), np.ascontiguousarray(piece[..., 3])
-    # The cloth never lies quite flat: wide, faint folds.
+    # Wide, faint folds: cloth never lies quite flat. They change the light alone, and no defect changes them.
     fold = smooth_noise(rng, (side, side), rng.uniform(70, 120) * unit) * np.float32(rng.uniform(0.6, 1.6) * unit)
     if defect in ("cut", "hole"):
         albedo, height = _open(albedo, height, defect, chance, canvas)
@@ -103,8 +105,9 @@ def _place(chance: np.random.Generator, canvas: Canvas) -> tuple[float, float]:
 
 
 def _stretch(rng: np.random.Generator, canvas: Canvas, extent: int) -> tuple[Float32Array, Float32Array]:
-    """Return where on the cloth each canvas pixel lies (x, y), with a turn of up to a degree and a gentle stretch."""
+    """Return the cloth coordinates (x, y) of each canvas pixel, rotated by up to a degree and slightly stretched."""
     side = canvas.side
+    # 1.08: the rotated and stretched window must still lie on the cloth.
     slack = (extent - 1.08 * side) / 2
     turn = math.radians(rng.uniform(-1, 1))
     cos, sin = math.cos(turn), math.sin(turn)
@@ -118,7 +121,7 @@ def _stretch(rng: np.random.Generator, canvas: Canvas, extent: int) -> tuple[Flo
 
 
 def _snag(map_x: Float32Array, map_y: Float32Array, chance: np.random.Generator, canvas: Canvas) -> None:
-    """Drag the threads of a small region aside, as a hook does."""
+    """Pull the threads of a small region aside, in place, as a hook does."""
     x, y = _place(chance, canvas)
     radius, pull = chance.uniform(7, 15) * canvas.unit, chance.uniform(0.6, 0.9)
     turn = chance.uniform(0, 2 * math.pi)
@@ -132,7 +135,7 @@ def _snag(map_x: Float32Array, map_y: Float32Array, chance: np.random.Generator,
 def _open(
     albedo: Float32Array, height: Float32Array, defect: str, chance: np.random.Generator, canvas: Canvas
 ) -> tuple[Float32Array, Float32Array]:
-    """Return the cloth with a slit or a hole: dark ground behind, ends of threads at the rim."""
+    """Return the cloth with a slit or a hole: dark ground behind it, loose thread ends at the rim."""
     unit, shape = canvas.unit, (canvas.side, canvas.side)
     centre = _place(chance, canvas)
     if defect == "cut":
@@ -143,6 +146,7 @@ def _open(
     else:
         field = marks.blob(chance, shape, centre, chance.uniform(5, 13) * unit, 0.35)
         gap = smoothstep(field, 0.0, 0.12)
+        # argwhere gives (row, column); lines are (x, y).
         line = np.argwhere((field > -0.06) & (field < 0.06))[:, ::-1].astype(np.float64)
         reach = 4.0 * unit
     torn = np.clip(blur(gap, 1.8 * unit) * 2, 0, 1)

@@ -1,4 +1,4 @@
-"""One image that shows what was generated: every part, good and with each defect, plain and with its mask."""
+"""Contact sheet of the rendered parts: each kind, normal and with every defect, plain and with the mask outlined."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def contact_sheet(rows: Sequence[Sequence[Tile]]) -> UInt8Array:
     for row_number, row in enumerate(rows):
         for column, tile in enumerate(row):
             left, top = _GAP + column * (_TILE + _GAP), row_number * strip + _LABEL
-            at = (left, top - 7)
-            cv2.putText(sheet, tile.label, at, cv2.FONT_HERSHEY_SIMPLEX, 0.5, _INK, 1, cv2.LINE_AA)
+            baseline = (left, top - 7)
+            cv2.putText(sheet, tile.label, baseline, cv2.FONT_HERSHEY_SIMPLEX, 0.5, _INK, 1, cv2.LINE_AA)
             image = cv2.resize(tile.image, (_TILE, _TILE), interpolation=cv2.INTER_AREA)
             sheet[top : top + _TILE, left : left + _TILE] = image
             top += _TILE + _GAP
@@ -41,6 +41,7 @@ def contact_sheet(rows: Sequence[Sequence[Tile]]) -> UInt8Array:
 
 def _outlined(image: UInt8Array, mask: BoolArray) -> UInt8Array:
     """Return the image with a thin line just outside the mask, so that the defect itself stays visible."""
+    # NEAREST_EXACT: plain INTER_NEAREST rounds coordinates in its own way, and shifts the mask by up to a pixel.
     large = cv2.resize(mask.astype(np.uint8), image.shape[1::-1], interpolation=cv2.INTER_NEAREST_EXACT)
     near = cv2.dilate(large, np.ones((5, 5), np.uint8))
     line = cv2.dilate(near, np.ones((3, 3), np.uint8)) > near

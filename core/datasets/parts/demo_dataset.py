@@ -1,4 +1,4 @@
-"""A whole dataset of generated parts on disk, in the layout of MVTec AD.
+"""Writes a dataset of rendered parts in the layout of MVTec AD.
 
 ROOT/KIND/train/good/000.png            ROOT/KIND/ground_truth/DEFECT/000_mask.png
 ROOT/KIND/test/good/000.png             ROOT/contact_sheet.png
@@ -29,11 +29,13 @@ from flawscope.progress import CountProgress
 
 MARKER = "parts.json"
 MAX_COUNT = 100_000
-_FIRST_TEST = 1_000_000  # normal test images are numbered from here, so that they do not depend on the training count
+# Index of the first normal test image. A constant, so that test images do not depend on the number of training images;
+# above MAX_COUNT, so that no image is in both splits.
+_FIRST_TEST = 1_000_000
 
 
 class PartsRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a generated dataset was made from; the content of `parts.json`.
+    """Settings of a rendered dataset; the content of `parts.json`.
 
     Attributes:
         generator_version: Version of the renderer: the same version and numbers give the same pixels.
@@ -56,6 +58,8 @@ class PartsRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True)
 class _Rendering:
+    """One image: its folder and number on disk, and the index and defect that decide its pixels."""
+
     folder: str
     number: int
     index: int
@@ -75,6 +79,7 @@ def _images(kind: str, record: PartsRecord) -> Iterator[_Rendering]:
 def _record(
     kinds: Sequence[str], *, seed: int, size: int, train: int, test_good: int, test_defective: int
 ) -> PartsRecord:
+    # A string is a sequence of strings too: "gear" would be read as the kinds g, e, a, r.
     if isinstance(kinds, str) or not kinds or len(set(kinds)) != len(kinds):
         raise ArgumentError(
             f"kinds: expected different kinds out of {', '.join(KINDS)}, got {kinds!r}. Name each once."
@@ -103,9 +108,9 @@ def write_dataset(
     test_defective: int = 12,
     progress: CountProgress | None = None,
 ) -> None:
-    """Write a dataset of generated parts with exact masks, a contact sheet and a record of how it was made.
+    """Write a dataset of rendered parts with exact masks, a contact sheet and a record of its settings.
 
-    The folder appears whole under its name or not at all. An earlier generated dataset there is replaced.
+    The folder appears whole under its name or not at all. An earlier dataset of this kind is replaced.
 
     Args:
         root: The folder to make; each kind becomes a category in it.
@@ -123,7 +128,7 @@ def write_dataset(
     """
     record = _record(kinds, seed=seed, size=size, train=train, test_good=test_good, test_defective=test_defective)
     total = sum(sum(1 for _ in _images(kind, record)) for kind in kinds)
-    done = 0
+    written = 0
     with atomic_folder(root, replace_if=MARKER) as folder:
         for kind in kinds:
             for rendering in _images(kind, record):
@@ -133,14 +138,14 @@ def write_dataset(
                 if rendering.defect is not None:
                     path = folder / kind / "ground_truth" / rendering.defect / f"{name}_mask.png"
                     write_mask(path, mask)
-                done += 1
+                written += 1
                 if progress is not None:
-                    progress(done, total)
+                    progress(written, total)
         write_image(folder / "contact_sheet.png", contact_sheet([_tiles(kind, seed, size) for kind in kinds]))
         write_json(folder / MARKER, record)
 
 
 def _tiles(kind: str, seed: int, size: int) -> list[Tile]:
-    """Return one good part and the first of each defect."""
+    """Return one normal part and the first image of each defect."""
     choices: list[str | None] = [None, *DEFECTS[kind]]
     return [Tile(f"{kind}: {defect or 'good'}", *render(kind, seed, 0, size, defect)) for defect in choices]

@@ -1,7 +1,7 @@
-"""Spur gear, turned and milled, lying on a matt table at any angle: teeth, bore, keyway and lightening holes.
+"""Renders a machined spur gear on a matt table at any angle: teeth, bore, keyway and lightening holes.
 
-Turned faces carry fine rings. Light scatters across the rings, so two bright wings appear that follow the lamp and not
-the part: they are computed for each image, the shapes only once.
+Turned faces have fine rings, which scatter light across themselves. So two bright wings appear that follow the lamp and
+not the part: they are computed for each image, the shapes only once.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from flawscope.datasets.parts.optics import Light, lambert, power_of_two
 
 DEFECTS = ("broken_tooth", "scratch", "crack", "dent", "rust", "swarf")
 _TIP, _ROOT, _WEB, _HUB, _BORE, _HOLES = 113.0, 92.0, 76.0, 39.0, 19.0, 57.0  # radii in units
-_REACH = 8.0  # units that the compass reaches beyond the image on each side
+_REACH = 8.0  # units by which `_compass` exceeds the image on each side; the gear is at most 5 off the centre
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class _Layout:
 
 @dataclass
 class _Gear:
-    """A gear turned into its image, in layers [side, side] that a flaw may change.
+    """A gear at its place in the image, in layers [side, side] that a defect may change in place.
 
     Attributes:
         height: Height in canvas pixels, without the gear's own thickness.
@@ -58,8 +58,8 @@ class _Gear:
         grain: Rings on the machined faces and roughness of the cast web, both of unit variance.
         tint: Factor on reflectance [side, side, 3], or None for bare metal.
         gloss: Factor on gloss.
-        centre: Middle of the gear (x, y) in canvas pixels.
-        angle: Turn in radians.
+        centre: Centre of the gear (x, y) in canvas pixels.
+        angle: Rotation in radians.
         shape: The layout.
     """
 
@@ -78,16 +78,17 @@ class _Gear:
         self.tint = factor if self.tint is None else self.tint * factor
 
     def at(self, radius: float, angle: float, unit: float) -> tuple[float, float]:
-        """Return the canvas point at `radius` units and `angle` radians of the part."""
+        """Return the canvas point at `radius` units and `angle` radians in the frame of the part."""
         turn = angle + self.angle
         return self.centre[0] + radius * unit * math.cos(turn), self.centre[1] + radius * unit * math.sin(turn)
 
 
 def _outline(teeth: int, centre: float, unit: float) -> list[tuple[float, float]]:
-    """Return the outline of the toothed rim, flanks curved as on a real gear."""
+    """Return the outline of the toothed rim, with curved flanks as on a real gear."""
     pitch = 2 * math.pi / teeth
     points = []
     for tooth in range(teeth):
+        # Radius in units, and half the tooth's width there as a share of the pitch.
         flank = [
             (_ROOT, 0.31),
             (_ROOT + 2, 0.285),
@@ -104,7 +105,7 @@ def _outline(teeth: int, centre: float, unit: float) -> list[tuple[float, float]
 
 @lru_cache(maxsize=2)
 def _layers(layout: int, canvas: Canvas) -> tuple[_Layout, Float32Array]:
-    """Return the layout and the layers [side, side, 4]: height, cover, turned, grain."""
+    """Return the layout and the layers [side, side, 4]: height, cover, turned, grain. Cached: do not change them."""
     rng = np.random.default_rng(layout)
     form = _Layout(int(rng.integers(17, 23)), int(rng.integers(4, 7)), rng.uniform(10.5, 12.5))
     side, unit = canvas.side, canvas.unit
@@ -124,6 +125,7 @@ def _layers(layout: int, canvas: Canvas) -> tuple[_Layout, Float32Array]:
     rings = rng.standard_normal(2 * side).astype(np.float32)  # two a canvas pixel, out to the corners
     rings = rings + 2 * np.convolve(rings, np.ones(3) / 3, "same") + np.convolve(rings, np.ones(7) / 7, "same")
     x = np.arange(side, dtype=np.float32) - np.float32(middle)
+    # Each pixel takes the noise of its radius, in steps of half a pixel: concentric rings without drawing any.
     ring_at = (np.hypot(x[None, :], x[:, None]) * 2).astype(np.int64)
     grain += ((rings / rings.std()).astype(np.float32)[ring_at] - grain) * (faces > 0.5)
     return form, np.stack([height, cover, faces, grain], axis=2).astype(np.float32)
@@ -131,7 +133,8 @@ def _layers(layout: int, canvas: Canvas) -> tuple[_Layout, Float32Array]:
 
 @lru_cache(maxsize=2)
 def _compass(canvas: Canvas) -> tuple[Float32Array, Float32Array]:
-    """Return the unit vector (x, y) from the middle at each point of a field wider than the canvas by `_REACH`."""
+    """Return the unit vector (x, y) from the centre at each point of a field wider than the canvas by `_REACH`."""
+    # Wider, so that `_metal` can cut a window for a gear off the centre without computing it again.
     half = canvas.side // 2 + round(_REACH * canvas.unit)
     x = np.arange(-half, half + 1, dtype=np.float32)
     radius = np.maximum(np.hypot(x[None, :], x[:, None]), 1)
@@ -146,10 +149,10 @@ def scene(
     Args:
         layout: Seed of what all images of a dataset share: teeth and holes.
         canvas: Size of the scene.
-        rng: Chance of this image: angle, place, the grain of the table.
+        rng: Generator of this image: angle, position, the grain of the table.
         light: The lamp.
-        defect: One of `DEFECTS`, or None for a good part.
-        chance: Chance of the defect.
+        defect: One of `DEFECTS`, or None for a normal part.
+        chance: Generator of the defect.
     """
     form, layers = _layers(layout, canvas)
     side, unit = canvas.side, canvas.unit
@@ -157,6 +160,7 @@ def scene(
     angle = rng.uniform(0, 2 * math.pi)
     centre = (middle + rng.uniform(-5, 5) * unit, middle + rng.uniform(-5, 5) * unit)
     matrix = rotation(angle, (middle, middle), centre, rng.uniform(0.985, 1.01))
+    # `warp` returns new arrays: the layers themselves are cached, and defects change these planes in place.
     planes = [np.asarray(plane, np.float32) for plane in cv2.split(warp(layers, matrix, (side, side)))]
     height, cover, turned, grain = planes
     gloss = np.ones((side, side), np.float32)
@@ -168,6 +172,7 @@ def scene(
     metal = _metal(part, canvas, light)
     x, y, z = light.direction
     lift = 7 * unit
+    # The shadow is soft, so half the resolution is enough; it is computed after the defect, from the changed outline.
     small = np.asarray(cv2.resize(part.cover, (side // 2, side // 2), interpolation=cv2.INTER_AREA), np.float32)
     away = np.array([[1, 0, -x / z * lift / 2], [0, 1, -y / z * lift / 2]])
     small = np.maximum(blur(warp(small, away, small.shape), 1.3 * unit), np.float32(0.9) * blur(small, 0.8 * unit))
@@ -184,7 +189,7 @@ def scene(
 def _metal(part: _Gear, canvas: Canvas, light: Light) -> Float32Array:
     """Return the shaded steel [side, side, 3], multiplied by its cover."""
     half_x, half_y, _ = light.half
-    # The lamp's share along the rings: zero where the rings run across the light, which is where they shine.
+    # Component of the light along the rings: where it is 0 the rings run across the light, and shine.
     compass_x, compass_y = _compass(canvas)
     left, top = (compass_x.shape[0] // 2 - round(place) for place in part.centre)
     window = slice(top, top + canvas.side), slice(left, left + canvas.side)
@@ -192,7 +197,7 @@ def _metal(part: _Gear, canvas: Canvas, light: Light) -> Float32Array:
         cv2.addWeighted(compass_x[window], 3.4 * half_y, compass_y[window], -3.4 * half_x, 0), np.float32
     )
     wings += np.float32(0.05) * part.grain
-    wings *= -wings
+    wings *= -wings  # exp(-t²), in place throughout: each temporary array of the canvas costs time
     np.exp(wings, out=wings)
     rough = 1 - part.turned
     diffuse, mirror = lambert(part.height + np.float32(0.24) * part.grain * rough, light)
@@ -208,11 +213,12 @@ def _metal(part: _Gear, canvas: Canvas, light: Light) -> Float32Array:
     wings *= part.cover
     if part.tint is None:
         return spread(body + wings)
+    # Gloss is reflected by the surface and takes less of the tint than the body does.
     return spread(body) * part.tint + spread(wings) * np.sqrt(part.tint)
 
 
 def _solid(part: _Gear, chance: np.random.Generator, unit: float) -> tuple[float, float]:
-    """Return a point on the gear (not over a hole), a few units inside it."""
+    """Return a point on the gear, not over a hole."""
     for _ in range(40):
         point = part.at(
             float(chance.choice([chance.uniform(22, 34), chance.uniform(44, 90)])), chance.uniform(0, 7), unit
@@ -226,9 +232,9 @@ def _broken_tooth(part: _Gear, chance: np.random.Generator, canvas: Canvas) -> N
     unit, side = canvas.unit, canvas.side
     pitch = 2 * math.pi / part.shape.teeth
     angle = int(chance.integers(part.shape.teeth)) * pitch + chance.uniform(-0.1, 0.1) * pitch
-    left = chance.uniform(_ROOT - 2, _TIP - 9)  # radius at which what is left of the tooth ends
+    stump = chance.uniform(_ROOT - 2, _TIP - 9)  # radius of the fracture
     along = np.linspace(-0.42, 0.42, 15) * pitch
-    edge = left + chance.normal(0, 0.8, 15) + chance.uniform(-9, 9) * np.linspace(-0.5, 0.5, 15)
+    edge = stump + chance.normal(0, 0.8, 15) + chance.uniform(-9, 9) * np.linspace(-0.5, 0.5, 15)
     inner = [part.at(float(r), angle + float(a), unit) for r, a in zip(edge, along, strict=True)]
     outer = [part.at(_TIP + 8, angle + float(a), unit) for a in along[::-1]]
     gone = polygons((side, side), [inner + outer])
@@ -290,7 +296,7 @@ def _rust(part: _Gear, chance: np.random.Generator, canvas: Canvas) -> None:
 
 
 def _swarf(image: Float32Array, part: _Gear, chance: np.random.Generator, canvas: Canvas, light: Light) -> Float32Array:
-    """Return the image with a curl of cut metal lying on the gear."""
+    """Return the image with a metal chip, a curl, lying on the gear."""
     unit, shape = canvas.unit, (canvas.side, canvas.side)
     turns = np.linspace(0, chance.uniform(2, 5) * 2 * math.pi, 90)
     coil, climb = chance.uniform(3, 6) * unit, chance.uniform(1.0, 1.8) * unit
@@ -303,6 +309,7 @@ def _swarf(image: Float32Array, part: _Gear, chance: np.random.Generator, canvas
     body = strokes(shape, [curl], 1.7 * unit)
     bright = np.float32(0.5) + np.float32(0.5) * np.sin(turns + light.azimuth).astype(np.float32)
     shine = np.zeros(shape, np.float32)
+    # Short pieces, each as bright as its turn faces the lamp; five points each, so that neighbours share one.
     for first in range(0, 88, 4):
         np.maximum(shine, strokes(shape, [curl[first : first + 5]], 0.9 * unit) * bright[first], out=shine)
     under = blur(strokes(shape, [below], 1.8 * unit), 0.8 * unit)

@@ -1,4 +1,8 @@
-"""Shapes of defects that several parts share: wandering lines, cracks, blobs and hairs."""
+"""Shapes of defects that several parts share: wandering lines, cracks, blobs and hairs.
+
+The order of the random draws is part of the result: a draw that is added, moved or removed changes the pixels that
+follow from the same seed, and needs a new `GENERATOR_VERSION`.
+"""
 
 from __future__ import annotations
 
@@ -29,13 +33,14 @@ def wander(
     """Return a smooth wandering line [steps + 1, 2].
 
     Args:
-        rng: Source of chance.
+        rng: Random generator.
         start: First point (x, y).
         heading: First direction in radians.
         length: Length along the line in pixels.
         bend: Standard deviation of the total turn in radians.
         steps: Number of segments.
     """
+    # A constant curvature plus a random walk; steps**1.5 keeps the walk's turn free of `steps`.
     turn = rng.normal(0, bend / steps)
     turns = turn + np.cumsum(rng.normal(0, 2 * bend / steps**1.5, steps))
     headings = heading + np.cumsum(turns)
@@ -50,7 +55,7 @@ def centred(line: Points, centre: tuple[float, float]) -> Points:
 
 def jagged(rng: np.random.Generator, start: tuple[float, float], heading: float, length: float) -> list[Points]:
     """Return the lines of a crack: a zigzag trunk [K, 2] and up to two branches."""
-    steps = max(6, int(length / 5))
+    steps = max(6, int(length / 5))  # five canvas pixels a segment
     headings = heading + np.cumsum(rng.normal(0, 0.14, steps)) + rng.normal(0, 0.32, steps)
     moves = np.stack([np.cos(headings), np.sin(headings)], axis=1) * (length / steps)
     trunk: Points = np.vstack([[start], np.asarray(start) + np.cumsum(moves, axis=0)])
@@ -69,6 +74,7 @@ def tapered(shape: tuple[int, int], line: Points, width: float, fade: Float32Arr
     """Return the coverage [H, W] of a line that thins out towards both ends, times `fade` where given."""
     count = len(line) - 1
     total = np.zeros(shape, np.float32)
+    # Three strokes over each other, thin over the whole length and thick in the middle; maxima, as they overlap.
     for share, low, high in ((0.5, 0.0, 1.0), (0.75, 0.1, 0.9), (1.0, 0.25, 0.75)):
         part = line[int(low * count) : int(high * count) + 2]
         np.maximum(total, strokes(shape, [part], width * share) * np.float32(0.55 + 0.45 * share), out=total)
@@ -84,15 +90,16 @@ def uneven(rng: np.random.Generator, shape: tuple[int, int], cell: float, least:
 def blob(
     rng: np.random.Generator, shape: tuple[int, int], centre: tuple[float, float], radius: float, rough: float = 0.3
 ) -> Float32Array:
-    """Return a field [H, W] that is 1 in the middle of an irregular patch, 0 on its edge and negative outside.
+    """Return a field [H, W] that is 1 in the centre of an irregular patch, 0 on its edge and negative outside.
 
     Args:
-        rng: Source of chance.
+        rng: Random generator.
         shape: Height and width.
         centre: Middle (x, y) in pixels.
         radius: Mean radius in pixels.
         rough: Raggedness of the outline, as a share of the radius.
     """
+    # Along one axis by `stretch` and across it by its inverse: the area stays that of `radius`.
     stretch, turn = rng.uniform(0.65, 1.0), rng.uniform(0, math.pi)
     x = np.arange(shape[1], dtype=np.float32)[None, :] - np.float32(centre[0])
     y = np.arange(shape[0], dtype=np.float32)[:, None] - np.float32(centre[1])
@@ -106,7 +113,7 @@ def stain_tint(rng: np.random.Generator, field: Float32Array, tint: Float32Array
     """Return the factor [H, W, 3] by which a dried stain changes reflectance: tinted, with a darker rim.
 
     Args:
-        rng: Source of chance.
+        rng: Random generator.
         field: A `blob` field [H, W].
         tint: Reflectance factor [3] of the full stain.
         strength: Opacity from 0 to 1.
@@ -125,10 +132,11 @@ def add_hair(
     line = wander(rng, (0, 0), rng.uniform(0, 2 * math.pi), rng.uniform(35, 110) * unit, rng.uniform(1.2, 4.0), 48)
     body = strokes(shape, [centred(line, centre)], rng.uniform(0.9, 1.5) * unit)
     x, y, z = light.direction
-    lift = rng.uniform(0.8, 2.0) * unit
+    lift = rng.uniform(0.8, 2.0) * unit  # height above the part: it sets how far the shadow lies from the hair
     under = strokes(shape, [centred(line, (centre[0] - x / z * lift, centre[1] - y / z * lift))], 1.6 * unit)
     palette = [colour(30, 26, 24), colour(70, 45, 30), colour(235, 232, 225), colour(160, 40, 45), colour(45, 70, 150)]
-    # The tone nearest to the ground would hide the hair: take one of the others.
+    # The tone closest to the ground would hide the hair: it is sorted last and never drawn. Compared as square roots,
+    # which is how they look on the screen.
     ground = float(scene.mean())
     palette.sort(key=lambda tone: abs(math.sqrt(float(tone.mean())) - math.sqrt(ground)), reverse=True)
     tone = palette[int(rng.integers(0, 4))]

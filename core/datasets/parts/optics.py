@@ -1,4 +1,4 @@
-"""Light and camera of the generated parts: everything that varies from image to image without being a defect."""
+"""Light and camera of the rendered parts: what varies from image to image without being a defect."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from flawscope.arrays import Float32Array, UInt8Array
 from flawscope.datasets.parts.canvas import Canvas, blur, slopes, spread, warp
 
 _LEVELS = np.float32(255)
-# The normal distribution in 256 equally likely steps: a look-up is ten times faster than drawing normal numbers.
+# The normal distribution in 256 equally likely steps: a lookup by random bytes is ten times faster than normal draws.
 _NORMAL = np.array([NormalDist().inv_cdf((step + 0.5) / 256) for step in range(256)], np.float32)
 
 
@@ -31,7 +31,7 @@ class Light:
 
     @classmethod
     def draw(cls, rng: np.random.Generator) -> Light:
-        """Draw a lamp at the upper left, as it is mounted on a station, with its tolerances."""
+        """Draw a lamp at the upper left, as mounted on an inspection station, within its tolerances."""
         return cls(math.radians(rng.uniform(-160, -100)), math.radians(rng.uniform(46, 58)))
 
     @property
@@ -56,6 +56,7 @@ def lambert(height: Float32Array, light: Light) -> tuple[Float32Array, Float32Ar
         light: The lamp.
     """
     along_x, along_y = slopes(height)
+    # The normal is (-dz/dx, -dz/dy, 1) divided by its length; in place, because these are the largest arrays.
     length = along_x * along_x
     length += along_y * along_y
     length += 1
@@ -69,7 +70,8 @@ def lambert(height: Float32Array, light: Light) -> tuple[Float32Array, Float32Ar
 
 
 def power_of_two(field: Float32Array, exponent: int) -> Float32Array:
-    """Return `field` raised to 2**exponent by squaring, which is far cheaper than a general power."""
+    """Return `field` raised to the power 2**exponent."""
+    # By squaring: a general power is far slower.
     total = field * field
     for _ in range(exponent - 1):
         np.multiply(total, total, out=total)
@@ -77,17 +79,18 @@ def power_of_two(field: Float32Array, exponent: int) -> Float32Array:
 
 
 def cast_shadow(height: Float32Array, light: Light, steps: tuple[float, ...], softness: float) -> Float32Array:
-    """Return how far [H, W] (0 to 1) each point lies in the shadow of higher ones.
+    """Return how much [H, W] (0 to 1) each point lies in the shadow of higher ones.
 
     Args:
         height: Height [H, W] in canvas pixels.
         light: The lamp.
-        steps: Heights above each point, in pixels, at which the ray towards the lamp is tested.
+        steps: Heights above each point, in pixels, at which the ray to the lamp is tested.
         softness: Blur of the shadow's edge in pixels.
     """
     x, y, z = light.direction
     shadow = np.zeros_like(height)
     for step in steps:
+        # warpAffine takes the matrix from source to target: the heights towards the lamp move onto the point.
         move = np.array([[1.0, 0.0, -x / z * step], [0.0, 1.0, -y / z * step]])
         ahead = warp(height, move, (height.shape[0], height.shape[1]), border=cv2.BORDER_REPLICATE)
         np.maximum(
@@ -105,7 +108,7 @@ class Camera:
         slant: Relative change of light across the image along x and y.
         defocus: Blur in canvas pixels at 256 pixels a side.
         noise: Standard deviation of the noise in levels of the finished image.
-        seed: Seed of the noise, so that a part and its flawless twin get the same.
+        seed: Seed of the noise, the same for a defective part and its normal counterpart.
     """
 
     gain: tuple[float, float, float]
@@ -116,7 +119,7 @@ class Camera:
 
     @classmethod
     def draw(cls, rng: np.random.Generator) -> Camera:
-        """Draw one exposure within the tolerances of a station."""
+        """Draw one exposure within the tolerances of an inspection station."""
         gain = rng.uniform(0.88, 1.12)
         cast = rng.uniform(-0.03, 0.03, 3)
         return cls(
@@ -129,20 +132,23 @@ class Camera:
 
     def expose(self, scene: Float32Array, canvas: Canvas) -> Float32Array:
         """Return the noiseless image, in levels: float32 [size, size, 3] from a linear scene [side, side, 3]."""
+        # Optics first, then the sensor: blur and reduction act on linear light, before the tone curve.
         soft = blur(scene, self.defocus * canvas.unit / 2)
         small = np.asarray(cv2.resize(soft, (canvas.size, canvas.size), interpolation=cv2.INTER_AREA), np.float32)
         place = np.linspace(-1, 1, canvas.size, dtype=np.float32)
         light = 1 + np.float32(self.slant[0]) * place + np.float32(self.slant[1]) * place[:, None]
         light -= np.float32(0.04) * (place**2 + place[:, None] ** 2)
         small *= spread(light.astype(np.float32, copy=False), np.array(self.gain, np.float32))
-        # Highlights roll off instead of clipping hard; the square root is the tone curve.
+        # Highlights roll off instead of clipping; the square root is the tone curve, the inverse of `colour`.
         np.maximum(small, 0, out=small)
         over = np.maximum(small - np.float32(0.75), 0)
         small -= over - over / (1 + 2.5 * over)
         return np.minimum(_LEVELS * np.sqrt(small), _LEVELS)
 
     def digitise(self, image: Float32Array) -> UInt8Array:
-        """Return uint8 [size, size, 3] with sensor noise; under a square-root curve shot noise is even."""
+        """Return uint8 [size, size, 3] with sensor noise."""
+        # One deviation for all levels: shot noise grows with the square root of light, which the tone curve evens out.
+        # From the seed and nothing else, so that image and counterpart are equal outside the mask.
         chance = np.random.default_rng(self.seed).bytes(image.size)
         noise = cv2.LUT(np.frombuffer(chance, np.uint8).reshape(image.shape), _NORMAL * np.float32(self.noise))
         return np.asarray(np.clip(np.rint(image + noise), 0, 255), np.uint8)

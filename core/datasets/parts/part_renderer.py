@@ -1,4 +1,4 @@
-"""One image of a generated part, good or with one defect, and the mask of what the defect changed."""
+"""Renders one image of a part, normal or with one defect, and the mask of the pixels that the defect changed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from flawscope.datasets.parts.optics import Camera, Light
 from flawscope.errors import ArgumentError
 
 GENERATOR_VERSION = 1
-"""Changes whenever the same arguments give other pixels."""
+"""Must change whenever the same arguments give other pixels: recorded datasets name it."""
 
 MIN_SIZE, MAX_SIZE = 64, 1024
 
@@ -35,13 +35,13 @@ DEFECTS: dict[str, tuple[str, ...]] = {
 }
 """Defects that can be drawn on each kind of part."""
 
-_MASK_LEVELS = 3.0  # a noiseless change of at least this many levels belongs to the defect
-_SEEN_LEVELS, _SEEN_PIXELS = 14.0, 22  # what a person sees: that many levels on that many pixels (at 256 a side)
-_ATTEMPTS = 8
+_MASK_LEVELS = 3.0  # a change of at least this many grey levels, before noise, belongs to the defect
+_SEEN_LEVELS, _SEEN_PIXELS = 14.0, 22  # visible to a person: that many levels on that many pixels (at 256 a side)
+_ATTEMPTS = 8  # child seeds are spawned by position: with more attempts the first eight stay the same
 
 
 class Pair(NamedTuple):
-    """A defective part beside its flawless twin.
+    """An image of a defective part and its normal counterpart.
 
     Attributes:
         good: uint8 [size, size, 3] RGB, without the defect.
@@ -56,6 +56,7 @@ class Pair(NamedTuple):
 
 def check_number(value: object, name: str, low: int, high: int) -> int:
     """Return `value` if it is a whole number from `low` to `high`, or raise ArgumentError."""
+    # operator.index accepts NumPy integers and refuses floats, even 3.0.
     try:
         number = operator.index(value)  # type: ignore[arg-type]
     except TypeError:
@@ -77,37 +78,43 @@ def check_request(kind: str, seed: int, size: int, defect: str | None = None) ->
     check_number(size, "size", MIN_SIZE, MAX_SIZE)
 
 
-def _chances(kind: str, seed: int, index: int, defect: str | None, count: int) -> list[np.random.SeedSequence]:
-    # crc32 and not hash(): Python salts the hash of a text anew in every process.
-    words = [seed, zlib.crc32(kind.encode()), zlib.crc32((defect or "good").encode()), index]
-    return np.random.SeedSequence(words).spawn(count)
+def _child_seeds(kind: str, seed: int, index: int, defect: str | None, count: int) -> list[np.random.SeedSequence]:
+    # crc32 and not hash(): Python salts the hash of a string in every process. The texts are part of the seed: renaming
+    # a kind or a defect, or another word than "good" here, gives other pixels.
+    entropy = [seed, zlib.crc32(kind.encode()), zlib.crc32((defect or "good").encode()), index]
+    return np.random.SeedSequence(entropy).spawn(count)
 
 
 def _layout(kind: str, seed: int) -> int:
-    words = [seed, zlib.crc32(kind.encode()), zlib.crc32(b"layout")]
-    return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0])
+    # Without the index: all images of a dataset share one design.
+    entropy = [seed, zlib.crc32(kind.encode()), zlib.crc32(b"layout")]
+    return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0])
 
 
 class _Shot:
-    """Everything but the defect, fixed: each call draws the same part under the same light."""
+    """A part, its light and its camera, all fixed: each call of `draw` differs only in the defect."""
 
-    def __init__(self, kind: str, seed: int, size: int, chances: list[np.random.SeedSequence]) -> None:
+    def __init__(self, kind: str, seed: int, size: int, child_seeds: list[np.random.SeedSequence]) -> None:
         self.canvas = Canvas(size)
-        self.light = Light.draw(np.random.default_rng(chances[0]))
-        self.camera = Camera.draw(np.random.default_rng(chances[1]))
-        self._part = chances[2]
+        # Separate generators: a new draw in one of them does not shift the others.
+        self.light = Light.draw(np.random.default_rng(child_seeds[0]))
+        self.camera = Camera.draw(np.random.default_rng(child_seeds[1]))
+        self._part = child_seeds[2]
         self._kind = kind
         self._layout = _layout(kind, seed)
 
-    def draw(self, defect: str | None, chance: np.random.SeedSequence) -> Float32Array:
+    def draw(self, defect: str | None, defect_seed: np.random.SeedSequence) -> Float32Array:
         """Return the noiseless image in levels, float32 [size, size, 3]."""
-        part, flaw = np.random.default_rng(self._part), np.random.default_rng(chance)
-        scene = _SCENES[self._kind](self._layout, self.canvas, part, self.light, defect, flaw)
+        # A new generator for each call: kept between calls, the second image would be of another part.
+        rng, defect_rng = np.random.default_rng(self._part), np.random.default_rng(defect_seed)
+        scene = _SCENES[self._kind](self._layout, self.canvas, rng, self.light, defect, defect_rng)
         return self.camera.expose(scene, self.canvas)
 
 
 def _mask(change: Float32Array) -> BoolArray:
     """Return where the change [size, size] belongs to the defect, with pinholes closed and single specks dropped."""
+    # In a 3 x 3 neighbourhood: a marked pixel stays with two others, an unmarked one joins at seven. The halves keep
+    # the comparison away from the rounding of the mean.
     raw = (change >= _MASK_LEVELS).astype(np.uint8)
     near = np.asarray(cv2.blur(raw.astype(np.float32), (3, 3), borderType=cv2.BORDER_CONSTANT))
     return np.asarray(((raw > 0) & (near > 2.5 / 9)) | (near > 6.5 / 9))
@@ -116,7 +123,8 @@ def _mask(change: Float32Array) -> BoolArray:
 def render_pair(kind: str, seed: int, index: int, size: int = 256, *, defect: str) -> Pair:
     """Render a part with a defect, and the same part in the same light without it.
 
-    A defect that chance made too faint to see is drawn anew, up to eight times.
+    A defect that turns out too faint to see is drawn again with the next seed, up to eight times; the most visible
+    attempt is returned.
 
     Args:
         kind: One of `KINDS`.
@@ -129,13 +137,13 @@ def render_pair(kind: str, seed: int, index: int, size: int = 256, *, defect: st
         ArgumentError: If an argument is unknown or out of range.
     """
     check_request(kind, seed, size, defect)
-    chances = _chances(kind, seed, check_number(index, "index", 0, 2**63 - 1), defect, 3 + _ATTEMPTS)
-    shot = _Shot(kind, seed, size, chances)
-    clean = shot.draw(None, chances[3])
+    child_seeds = _child_seeds(kind, seed, check_number(index, "index", 0, 2**63 - 1), defect, 3 + _ATTEMPTS)
+    shot = _Shot(kind, seed, size, child_seeds)
+    clean = shot.draw(None, child_seeds[3])  # without a defect its seed is not used
     enough = _SEEN_PIXELS * (size / 256) ** 2
     best = -1.0, clean, np.zeros((size, size), np.bool_)
-    for chance in chances[3:]:
-        flawed = shot.draw(defect, chance)
+    for defect_seed in child_seeds[3:]:
+        flawed = shot.draw(defect, defect_seed)
         red, green, blue = cv2.split(cv2.absdiff(flawed, clean))
         change = np.asarray(cv2.max(cv2.max(red, green), blue), np.float32)
         mask = _mask(change)
@@ -145,6 +153,7 @@ def render_pair(kind: str, seed: int, index: int, size: int = 256, *, defect: st
         if seen >= enough:
             break
     _, flawed, mask = best
+    # Outside the mask the normal image, before the noise: changes below the mask's limit must not remain there.
     image = np.asarray(cv2.copyTo(flawed, mask.astype(np.uint8), clean.copy()), np.float32)
     return Pair(shot.camera.digitise(clean), shot.camera.digitise(image), mask)
 
@@ -159,10 +168,10 @@ def render(
         seed: Seed of the dataset, at least 0; parts of one seed share their design.
         index: Number of the image, at least 0.
         size: Side in pixels, from 64 to 1024.
-        defect: One of `DEFECTS[kind]`, or None for a good part.
+        defect: One of `DEFECTS[kind]`, or None for a normal part.
 
     Returns:
-        The image, uint8 [size, size, 3] RGB, and the mask, bool [size, size], empty for a good part.
+        The image, uint8 [size, size, 3] RGB, and the mask, bool [size, size], empty for a normal part.
 
     Raises:
         ArgumentError: If an argument is unknown or out of range.
@@ -171,6 +180,6 @@ def render(
         pair = render_pair(kind, seed, index, size, defect=defect)
         return pair.image, pair.mask
     check_request(kind, seed, size)
-    chances = _chances(kind, seed, check_number(index, "index", 0, 2**63 - 1), None, 4)
-    shot = _Shot(kind, seed, size, chances)
-    return shot.camera.digitise(shot.draw(None, chances[3])), np.zeros((size, size), np.bool_)
+    child_seeds = _child_seeds(kind, seed, check_number(index, "index", 0, 2**63 - 1), None, 4)
+    shot = _Shot(kind, seed, size, child_seeds)
+    return shot.camera.digitise(shot.draw(None, child_seeds[3])), np.zeros((size, size), np.bool_)

@@ -1,7 +1,7 @@
-"""Brushed steel sheet: long brush lines, a soft band of anisotropic gloss, and what goes wrong on it.
+"""Renders a brushed steel sheet: long brush lines, a soft band of anisotropic gloss, and its defects.
 
-Brush lines scatter light across themselves and keep it together along themselves, so the lamp shows as a bright band
-across the image; a slope along the lines moves the band, which is how dents become visible.
+Brush lines scatter light across themselves but hardly along themselves, so the lamp appears as a bright band across the
+image; a slope along the lines moves the band, which is how dents become visible.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _MARGIN = 1.6  # side of the cached sheet over side of the canvas: images are cu
 
 @dataclass
 class _Sheet:
-    """What a flaw may change: the height, a factor on reflectance and a factor on gloss."""
+    """Layers that a defect may change in place: height, a factor on reflectance (None: 1) and a factor on gloss."""
 
     height: Float32Array
     tint: Float32Array | None
@@ -56,9 +56,10 @@ def _grain(layout: int, canvas: Canvas) -> Float32Array:
         total = np.zeros((side, side), np.float32)
         for length, weight in lengths:
             lines = rng.standard_normal((side, side), dtype=np.float32)
+            # `| 1` makes the kernel odd: an even one would shift the lines by half a pixel.
             lines = np.asarray(cv2.blur(lines, (int(length * unit) | 1, 1)), np.float32)
             lines = blur(lines, 0.1, 0.35 * unit)
-            total += np.float32(weight) * lines / lines.std()
+            total += np.float32(weight) * lines / lines.std()  # blurring has reduced the variance
         layers.append(total / total.std())
     # A few lines were cut deeper than the rest by coarse grit.
     deep = (rng.random((side, side)) > 1 - 0.00045 / unit).astype(np.float32)
@@ -76,19 +77,20 @@ def scene(
     Args:
         layout: Seed of what all images of a dataset share.
         canvas: Size of the scene.
-        rng: Chance of this image: place on the sheet, small turn, gloss.
+        rng: Generator of this image: place on the sheet, small rotation, gloss.
         light: The lamp.
-        defect: One of `DEFECTS`, or None for a good part.
-        chance: Chance of the defect.
+        defect: One of `DEFECTS`, or None for a normal part.
+        chance: Generator of the defect.
     """
     sheet = _grain(layout, canvas)
     side = canvas.side
+    # 1.06: the window must lie on the sheet when it is rotated and scaled, too.
     slack = (sheet.shape[0] - 1.06 * side) / 2
     middle = sheet.shape[0] / 2
     source = (middle + rng.uniform(-slack, slack), middle + rng.uniform(-slack, slack))
     matrix = rotation(math.radians(rng.uniform(-1, 1)), source, (side / 2, side / 2), rng.uniform(0.985, 1.015))
     matrix[:, 0] *= rng.choice([-1, 1])
-    if matrix[0, 0] < 0:  # a mirrored cut keeps its place
+    if matrix[0, 0] < 0:  # a mirrored window keeps its centre
         matrix[:, 2] += -2 * matrix[:, 0] * source[0]
     grain = warp(sheet, matrix, (side, side), border=cv2.BORDER_REFLECT)
     band, width = side * (0.45 - 0.35 * light.half[0] + rng.uniform(-0.06, 0.06)), side * rng.uniform(0.5, 0.62)
@@ -111,7 +113,7 @@ def scene(
     gloss = spread(shine * part.gloss * lines, colour(119, 120, 122))
     if part.tint is not None:
         steel *= part.tint
-        gloss *= np.sqrt(part.tint)
+        gloss *= np.sqrt(part.tint)  # gloss takes less of a stain's colour than the metal below it
     image = steel + gloss
     if defect == "fibre":
         image = marks.add_hair(image, chance, canvas, light, _place(chance, canvas))
@@ -125,7 +127,7 @@ def _place(chance: np.random.Generator, canvas: Canvas, margin: float = 0.16) ->
 
 def _scratch(part: _Sheet, chance: np.random.Generator, canvas: Canvas) -> None:
     shape, unit = part.gloss.shape, canvas.unit
-    # Scratches along the brush lines would pass for brush lines: they run across them.
+    # Scratches run across the brush lines: along them they would look like brush lines.
     heading = chance.choice([-1, 1]) * chance.uniform(0.35, 1.5)
     place = _place(chance, canvas)
     length, depth = chance.uniform(30, 130) * unit, chance.uniform(0.35, 1.0)

@@ -78,8 +78,8 @@ def test_index_seed_and_defect_each_change_the_image(kind: str) -> None:
         render(kind, 1, 0, 64)[0],
         render(kind, 0, 0, 64, DEFECTS[kind][0])[0],
     ]
-    for one, other in combinations(images, 2):
-        assert (one != other).mean() > 0.5
+    for first, second in combinations(images, 2):
+        assert (first != second).mean() > 0.5
 
 
 @pytest.mark.parametrize(("kind", "defect"), ALL_DEFECTS)
@@ -136,15 +136,18 @@ def test_components_of_a_board_do_not_overlap_and_traces_do_not_touch(seed: int)
     for part in layout.parts:
         assert min(part.x - part.half[0], part.y - part.half[1]) >= 0
         assert max(part.x + part.half[0], part.y + part.half[1]) <= BOARD
-    for one, other in combinations(layout.parts, 2):
-        gaps = (abs(one.x - other.x) - one.half[0] - other.half[0], abs(one.y - other.y) - one.half[1] - other.half[1])
-        assert max(gaps) >= 0, f"{one.name} and {other.name}"
-    taken: set[tuple[float, float]] = set()
+    for first, second in combinations(layout.parts, 2):
+        gaps = (
+            abs(first.x - second.x) - first.half[0] - second.half[0],
+            abs(first.y - second.y) - first.half[1] - second.half[1],
+        )
+        assert max(gaps) >= 0, f"{first.name} and {second.name}"
+    occupied: set[tuple[float, float]] = set()
     for trace in layout.traces:
         points = {*trace, *(((a[0] + b[0]) / 2, (a[1] + b[1]) / 2) for a, b in pairwise(trace))}
-        assert not points & taken
+        assert not points & occupied
         assert all(max(abs(a[0] - b[0]), abs(a[1] - b[1])) == PITCH for a, b in pairwise(trace))
-        taken |= points
+        occupied |= points
 
 
 @pytest.mark.parametrize(
@@ -178,13 +181,13 @@ def test_a_dataset_has_the_layout_of_mvtec_with_exact_masks(tmp_path: Path) -> N
         test_defective=1,
         progress=lambda done, total: steps.append((done, total)),
     )
-    wanted = {"contact_sheet.png", "parts.json"}
+    expected = {"contact_sheet.png", "parts.json"}
     for kind in ("gear", "cloth"):
-        wanted |= {f"{kind}/train/good/{number:03d}.png" for number in range(3)}
-        wanted |= {f"{kind}/test/good/{number:03d}.png" for number in range(2)}
-        wanted |= {f"{kind}/test/{defect}/000.png" for defect in DEFECTS[kind]}
-        wanted |= {f"{kind}/ground_truth/{defect}/000_mask.png" for defect in DEFECTS[kind]}
-    assert files_below(root) == wanted
+        expected |= {f"{kind}/train/good/{number:03d}.png" for number in range(3)}
+        expected |= {f"{kind}/test/good/{number:03d}.png" for number in range(2)}
+        expected |= {f"{kind}/test/{defect}/000.png" for defect in DEFECTS[kind]}
+        expected |= {f"{kind}/ground_truth/{defect}/000_mask.png" for defect in DEFECTS[kind]}
+    assert files_below(root) == expected
     total = 2 * 5 + len(DEFECTS["gear"]) + len(DEFECTS["cloth"])
     assert steps == [(done, total) for done in range(1, total + 1)]
 
@@ -212,8 +215,8 @@ def test_the_record_says_how_to_make_the_dataset_again(tmp_path: Path) -> None:
 def test_normal_test_images_do_not_depend_on_the_training_count(tmp_path: Path) -> None:
     for name, train in (("a", 1), ("b", 2)):
         write_dataset(tmp_path / name, ("steel",), size=64, train=train, test_good=1, test_defective=0)
-    one, other = (read_image(tmp_path / name / "steel/test/good/000.png") for name in ("a", "b"))
-    assert_array_equal(one, other)
+    first, second = (read_image(tmp_path / name / "steel/test/good/000.png") for name in ("a", "b"))
+    assert_array_equal(first, second)
 
 
 def test_an_earlier_dataset_is_replaced_but_a_folder_with_other_files_is_not(tmp_path: Path) -> None:

@@ -24,23 +24,23 @@ def as_pickles(folder: Path, variant: str = "", *, old_form: bool = False) -> No
     for path in sorted(folder.glob("*/*.safetensors")):
         tensors = safetensors.torch.load_file(path)
         if variant:
-            tensors = {name: one.half() for name, one in tensors.items()}
+            tensors = {name: tensor.half() for name, tensor in tensors.items()}
         name = "pytorch_model" if path.stem == "model" else path.stem
         torch.save(tensors, path.with_name(f"{name}{variant}.bin"), _use_new_zipfile_serialization=not old_form)
         path.unlink()
 
 
-def same(one: FolderParts, other: FolderParts, *, tolerance: float = 0.0) -> None:
+def same(first: FolderParts, second: FolderParts, *, tolerance: float = 0.0) -> None:
     for name in ("unet", "autoencoder", "text"):
-        wanted, found = (getattr(parts, name).state_dict() for parts in (one, other))
-        assert wanted.keys() == found.keys()
-        for key, tensor in wanted.items():
-            assert torch.allclose(tensor, found[key], rtol=tolerance, atol=tolerance), key
-    assert (one.tokenizer, one.pad, one.length, one.licence) == (
-        other.tokenizer,
-        other.pad,
-        other.length,
-        other.licence,
+        expected, actual = (getattr(parts, name).state_dict() for parts in (first, second))
+        assert expected.keys() == actual.keys()
+        for key, tensor in expected.items():
+            assert torch.allclose(tensor, actual[key], rtol=tolerance, atol=tolerance), key
+    assert (first.tokenizer, first.pad, first.length, first.licence) == (
+        second.tokenizer,
+        second.pad,
+        second.length,
+        second.licence,
     )
 
 
@@ -83,10 +83,10 @@ def test_the_older_form_and_the_bert_of_latent_diffusion_are_read(tmp_path: Path
     (tmp_path / "model").mkdir()
     folder = write_text_to_image(tmp_path / "model")
     (folder / "LICENSE").write_text("Apache License\n")
-    wanted = read_base_folder(folder)
+    expected = read_base_folder(folder)
     as_pickles(folder, old_form=True)
     import_base(folder, tmp_path / "out")
-    same(wanted, read_base_folder(tmp_path / "out"))
+    same(expected, read_base_folder(tmp_path / "out"))
 
 
 def test_half_precision_is_taken_where_there_is_nothing_else(stored: Path, tmp_path: Path) -> None:

@@ -54,26 +54,26 @@ def save(path: Path, value: object, is_zip: bool = True) -> Path:
 @pytest.mark.parametrize("count", [1, 3])
 def test_words_of_anogen_are_read_bit_for_bit(tmp_path: Path, is_zip: bool, count: int) -> None:
     vectors = word(count)
-    found = read_anogen_embeddings(save(tmp_path / "embeddings.pt", anogen(vectors), is_zip))
-    assert list(found) == ["*"]
-    assert found["*"].dtype == np.float32
-    np.testing.assert_array_equal(found["*"], vectors.numpy())
+    embeddings = read_anogen_embeddings(save(tmp_path / "embeddings.pt", anogen(vectors), is_zip))
+    assert list(embeddings) == ["*"]
+    assert embeddings["*"].dtype == np.float32
+    np.testing.assert_array_equal(embeddings["*"], vectors.numpy())
 
 
 @BOTH_FORMS
 @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
 def test_words_in_other_floating_point_types_are_converted(tmp_path: Path, is_zip: bool, kind: torch.dtype) -> None:
     vectors = word(2).to(kind)
-    found = read_anogen_embeddings(save(tmp_path / "e.pt", anogen(vectors), is_zip))
-    np.testing.assert_array_equal(found["*"], vectors.float().numpy())
+    embeddings = read_anogen_embeddings(save(tmp_path / "e.pt", anogen(vectors), is_zip))
+    np.testing.assert_array_equal(embeddings["*"], vectors.float().numpy())
 
 
 @BOTH_FORMS
 def test_views_of_a_larger_storage_are_read_as_they_are_laid_out(tmp_path: Path, is_zip: bool) -> None:
     whole = word(6, 8)
     for view in (whole[1:4], whole.T, whole[::2, 1::3], whole[2:3]):
-        found = read_anogen_embeddings(save(tmp_path / "e.pt", {"string_to_param": {"*": view}}, is_zip))
-        np.testing.assert_array_equal(found["*"], view.numpy())
+        embeddings = read_anogen_embeddings(save(tmp_path / "e.pt", {"string_to_param": {"*": view}}, is_zip))
+        np.testing.assert_array_equal(embeddings["*"], view.numpy())
 
 
 def test_a_module_as_torch_1_10_pickled_it_is_read(tmp_path: Path) -> None:
@@ -83,8 +83,8 @@ def test_a_module_as_torch_1_10_pickled_it_is_read(tmp_path: Path) -> None:
     nn.Module.__init__(module)
     module.__dict__["_parameters"] = collections.OrderedDict([("@", vectors)])
     module.__dict__.pop("_forward_hooks_with_kwargs", None)
-    found = read_anogen_embeddings(save(tmp_path / "e.pt", {"string_to_param": module}))
-    np.testing.assert_array_equal(found["@"], vectors.detach().numpy())
+    embeddings = read_anogen_embeddings(save(tmp_path / "e.pt", {"string_to_param": module}))
+    np.testing.assert_array_equal(embeddings["@"], vectors.detach().numpy())
 
 
 # --- nothing is executed
@@ -176,13 +176,13 @@ def test_a_changed_byte_gives_words_or_an_error_in_one_line(
     data[place % len(data)] = value
     path = folder / "e.pt"
     path.write_bytes(data)
-    found, message = {}, ""
+    embeddings, message = {}, ""
     try:
-        found = read_anogen_embeddings(path)
+        embeddings = read_anogen_embeddings(path)
     except DataError as err:
         message = str(err)
     assert "\n" not in message
-    assert all(np.isfinite(one).all() and one.ndim == 2 for one in found.values())
+    assert all(np.isfinite(vectors).all() and vectors.ndim == 2 for vectors in embeddings.values())
 
 
 def rewritten(path: Path, change: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> Path:
@@ -301,10 +301,10 @@ def test_a_word_comes_back_as_it_was_written(tmp_path_factory: pytest.TempPathFa
     path = tmp_path_factory.getbasetemp() / "word.safetensors"
     write_embedding(path, name, vectors, {"defect": "crack", "category": "bottle"})
     first = path.read_bytes()
-    found = read_embedding(path)
-    assert found.name == name
-    np.testing.assert_array_equal(found.vectors, vectors)
-    assert found.metadata == {"defect": "crack", "category": "bottle", "width": str(vectors.shape[1])}
+    embedding = read_embedding(path)
+    assert embedding.name == name
+    np.testing.assert_array_equal(embedding.vectors, vectors)
+    assert embedding.metadata == {"defect": "crack", "category": "bottle", "width": str(vectors.shape[1])}
     write_embedding(path, name, vectors, {"category": "bottle", "defect": "crack"})
     assert path.read_bytes() == first
 
@@ -351,12 +351,12 @@ def test_a_file_that_is_no_safetensors_is_no_word(tmp_path: Path) -> None:
 def test_import_writes_what_the_file_says_and_where_it_is_from(tmp_path: Path) -> None:
     path, out = save(tmp_path / "embeddings.pt", anogen(word(2))), tmp_path / "broken_large.safetensors"
     arguments = [str(path), "--out", str(out), "--defect", "broken_large", "--category", "bottle"]
-    done = CliRunner().invoke(import_command, arguments, catch_exceptions=False)
-    assert done.output == f"{out}: '*', 2 vectors of width 12\n"
-    found = read_embedding(out)
-    assert found.name == "*"
-    np.testing.assert_array_equal(found.vectors, word(2).numpy())
-    assert found.metadata == {
+    result = CliRunner().invoke(import_command, arguments, catch_exceptions=False)
+    assert result.output == f"{out}: '*', 2 vectors of width 12\n"
+    embedding = read_embedding(out)
+    assert embedding.name == "*"
+    np.testing.assert_array_equal(embedding.vectors, word(2).numpy())
+    assert embedding.metadata == {
         "defect": "broken_large",
         "category": "bottle",
         "width": "12",

@@ -57,8 +57,8 @@ def place(tmp_path_factory, tiny_root):
         supports[defect] = (read_image(image), mask, sha256_file(image))
     write_tiny_synth(folder / "drawer.flaw", share=0.9, supports=supports)
     data = ["--data", str(tiny_root), "--category", CATEGORY]
-    made = ["--split", "test", "--num", "7", "--within", "picture", "--out", str(folder / "boxes")]
-    assert run(["synth", "boxes", *data, *made]) == 0
+    options = ["--split", "test", "--num", "7", "--within", "picture", "--out", str(folder / "boxes")]
+    assert run(["synth", "boxes", *data, *options]) == 0
     return folder
 
 
@@ -133,7 +133,7 @@ def test_the_record_has_rates_time_memory_and_what_was_learned_from(drawn, place
     with Synthesizer.load(place / "drawer.flaw", "cpu") as drawer:
         assert record.digest == drawer.manifest.digest
     assert (record.summary.pictures, record.summary.accepted) == (7, 7)
-    assert {key: (one.wanted, one.accepted) for key, one in record.defects.items()} == {
+    assert {key: (count.wanted, count.accepted) for key, count in record.defects.items()} == {
         f"{CATEGORY}/pitting": (4, 4),
         f"{CATEGORY}/stain": (3, 3),
     }
@@ -219,7 +219,7 @@ def test_what_is_rejected_is_drawn_again_with_other_noise_until_enough_is_accept
     assert [line.number for line in again] == [line.number for line in lines[:7] if not line.accepted]
     assert [line.seed for line in again] == [7 + line.number for line in again]
     assert record.summary.accepted > once.summary.accepted
-    assert sum(one.accepted for one in record.defects.values()) == record.summary.accepted
+    assert sum(defect.accepted for defect in record.defects.values()) == record.summary.accepted
     rejected = [line for line in lines if not line.accepted]
     for line in rejected:
         assert line.image.place.startswith(f"{CATEGORY}/rejected/{line.defect}/")
@@ -254,8 +254,8 @@ def test_one_image_can_be_drawn_on(place, tiny_root, tmp_path):
     disc = ((rows - 30) ** 2 + (columns - 34) ** 2 < 10**2).astype(np.uint8) * np.uint8(255)
     mask = write_rgb(tmp_path / "disc.png", np.repeat(disc[..., None], 3, axis=2))
     command = ["synth", "generate", str(place / "drawer.flaw"), "--image", str(good), "--mask", str(mask)]
-    wanted = ["--defect", "pitting", "--text", "a * defect", "--num", "2", "--solver", "dpm++", "--parity"]
-    assert run([*command, *wanted, "--out", str(tmp_path / "out")]) == 0
+    options = ["--defect", "pitting", "--text", "a * defect", "--num", "2", "--solver", "dpm++", "--parity"]
+    assert run([*command, *options, "--out", str(tmp_path / "out")]) == 0
     lines = lines_of(tmp_path / "out")
     assert [(line.good, line.box, line.text) for line in lines] == [("000.png", "disc.png", "a * defect")] * 2
     for line in lines:
@@ -316,12 +316,14 @@ def test_a_changed_image_is_noticed(drawn, tmp_path):
 def test_lines_of_three_keys_and_the_other_place_of_the_file_are_taken_too(place, tiny_root, tmp_path):
     shutil.copytree(place / "boxes" / "steel" / "mask", tmp_path / "mask")
     lines = [json.loads(text) for text in (place / "boxes/steel/steel_test.jsonl").read_text().splitlines()]
-    short = [{"good": one["good"], "mask": one["mask"].removeprefix("steel/"), "text": one["text"]} for one in lines]
-    (tmp_path / "steel_test.jsonl").write_text("".join(json.dumps(one) + "\n" for one in short))
+    short = [
+        {"good": line["good"], "mask": line["mask"].removeprefix("steel/"), "text": line["text"]} for line in lines
+    ]
+    (tmp_path / "steel_test.jsonl").write_text("".join(json.dumps(line) + "\n" for line in short))
     dataset = open_dataset(tiny_root, CATEGORY)
-    (found, hashes), (known, _) = read_sites(tmp_path, dataset), read_sites(place / "boxes", dataset)
+    (sites, hashes), (expected, _) = read_sites(tmp_path, dataset), read_sites(place / "boxes", dataset)
     assert list(hashes) == ["steel_test.jsonl"]
-    assert [(site.key, site.place, site.text) for site in found] == [(s.key, s.place, s.text) for s in known]
+    assert [(site.key, site.place, site.text) for site in sites] == [(s.key, s.place, s.text) for s in expected]
 
 
 @pytest.mark.parametrize(
@@ -346,8 +348,8 @@ def test_a_defect_that_no_line_asks_for_is_refused(place, tiny_root):
 
 
 def test_a_support_image_is_no_normal_image(drawer, sites, tiny_root, tmp_path):
-    known = tiny_root / CATEGORY / "test" / "stain" / "000.png"
-    bad = [*sites, type(sites[0])("steel", "pitting", known, "x.png", sites[0].mask, "m.png")]
+    support_image = tiny_root / CATEGORY / "test" / "stain" / "000.png"
+    bad = [*sites, type(sites[0])("steel", "pitting", support_image, "x.png", sites[0].mask, "m.png")]
     with pytest.raises(DataError, match="expected a normal image, got one that the bundle learned steel/stain from"):
         generate_images(drawer, bad, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -51,12 +51,12 @@ def place(tmp_path_factory, tiny_root):
     data = ["--data", str(tiny_root), "--category", CATEGORY]
     assert run(["synth", "support", *data, "--split", "test", "--shots", "1", "--out", str(folder / "support")]) == 0
     supports = {}
-    for one in read_support(folder / "support").pictures:
-        pixels = read_image(folder / "support" / one.picture), read_mask(folder / "support" / one.mask)
-        supports[one.defect] = (*pixels, one.content)
+    for image in read_support(folder / "support").pictures:
+        pixels = read_image(folder / "support" / image.picture), read_mask(folder / "support" / image.mask)
+        supports[image.defect] = (*pixels, image.content)
     write_tiny_synth(folder / "drawer.flaw", share=0.9, supports=supports)
-    made = ["--split", "test", "--num", str(DRAWN), "--within", "picture", "--out", str(folder / "boxes")]
-    assert run(["synth", "boxes", *data, *made]) == 0
+    options = ["--split", "test", "--num", str(DRAWN), "--within", "picture", "--out", str(folder / "boxes")]
+    assert run(["synth", "boxes", *data, *options]) == 0
     return folder
 
 
@@ -87,20 +87,20 @@ def test_our_own_index_finds_every_image_with_its_own_mask(drawn, dataset, tmp_p
     accepted = [line for line in read_generated(drawn) if line.accepted]
     assert len(accepted) == DRAWN - 1, "one was rejected"
     write_synth_dataset(drawn, dataset, tmp_path / "made", labels=labels)
-    made = open_dataset(tmp_path / "made", CATEGORY)
-    assert made.layout == "mvtec"
-    assert made.orphan_masks == ()
-    assert made.ignored == ()
-    assert len(made.train_good) == TRAIN
-    assert len([s for s in made.test if not s.is_anomalous]) == GOOD
-    synthetic = [s for s in made.samples if s.split == "train" and s.is_anomalous]
+    mixed = open_dataset(tmp_path / "made", CATEGORY)
+    assert mixed.layout == "mvtec"
+    assert mixed.orphan_masks == ()
+    assert mixed.ignored == ()
+    assert len(mixed.train_good) == TRAIN
+    assert len([s for s in mixed.test if not s.is_anomalous]) == GOOD
+    synthetic = [s for s in mixed.samples if s.split == "train" and s.is_anomalous]
     assert [s.defect for s in synthetic] == [line.defect for line in accepted]
     for sample, line in zip(synthetic, accepted, strict=True):
         assert sample.path.read_bytes() == (drawn / line.image.place).read_bytes()
         source = line.mask if labels == "precise" else line.box_mask
         assert sample.mask.read_bytes() == (drawn / source.place).read_bytes()
     real = {s.path.read_bytes(): s for s in dataset.samples}
-    for sample in made.test:
+    for sample in mixed.test:
         original = real[sample.path.read_bytes()]
         assert (original.split, original.defect) == ("test", sample.defect)
         if sample.is_anomalous:
@@ -121,7 +121,7 @@ def test_provenance_leads_back_to_the_drawing(drawn, dataset, tmp_path):
 def test_support_images_are_left_out_of_the_test_split(drawn, dataset, place, tmp_path):
     write_synth_dataset(drawn, dataset, tmp_path / "made")
     record, support = record_of(tmp_path / "made"), read_support(place / "support")
-    assert record.left_out == {one.source: "a support image" for one in support.pictures}
+    assert record.left_out == {image.source: "a support image" for image in support.pictures}
     contents = {sha256_file(s.path) for s in open_dataset(tmp_path / "made", CATEGORY).samples}
     assert not contents & support.contents
     assert record.pictures == {
@@ -172,12 +172,12 @@ def test_images_of_other_formats_become_png_and_png_keeps_its_bytes(drawn, datas
     (root / CATEGORY / "train" / "stain").mkdir()
     shutil.copy(root / CATEGORY / "test" / "stain" / "001.png", root / CATEGORY / "train" / "stain" / "900.png")
     write_synth_dataset(drawn, open_dataset(root, CATEGORY), tmp_path / "made")
-    made = tmp_path / "made" / CATEGORY / "train"
-    assert (made / "good" / "000.png").read_bytes().startswith(b"\x89PNG")
-    assert np.array_equal(read_image(made / "good" / "000.png"), read_image(jpeg))
-    assert (made / "good" / "001.png").read_bytes() == (folder / "001.png").read_bytes()
+    train = tmp_path / "made" / CATEGORY / "train"
+    assert (train / "good" / "000.png").read_bytes().startswith(b"\x89PNG")
+    assert np.array_equal(read_image(train / "good" / "000.png"), read_image(jpeg))
+    assert (train / "good" / "001.png").read_bytes() == (folder / "001.png").read_bytes()
     assert record_of(tmp_path / "made").left_out["train/stain/900.png"] == "a real defect of the training split"
-    assert not (made / "stain" / "900.png").exists()
+    assert not (train / "stain" / "900.png").exists()
 
 
 def test_names_that_meet_or_look_like_masks_are_told_apart(drawn, dataset, tmp_path):
@@ -189,10 +189,10 @@ def test_names_that_meet_or_look_like_masks_are_told_apart(drawn, dataset, tmp_p
         shutil.copy(source, root / name)
     samples = tuple(Sample(root / name, "train", "good") for name in moved)
     write_synth_dataset(drawn, msgspec.structs.replace(dataset, root=root, samples=samples), tmp_path / "made")
-    made = open_dataset(tmp_path / "made", CATEGORY)
-    assert [s.path.name for s in made.train_good] == ["part.png", "part_2.png", "part_mask_picture.png"]
-    assert made.orphan_masks == ()
-    assert [s.path.read_bytes() for s in made.train_good] == [path.read_bytes() for path in (first, second, first)]
+    mixed = open_dataset(tmp_path / "made", CATEGORY)
+    assert [s.path.name for s in mixed.train_good] == ["part.png", "part_2.png", "part_mask_picture.png"]
+    assert mixed.orphan_masks == ()
+    assert [s.path.read_bytes() for s in mixed.train_good] == [path.read_bytes() for path in (first, second, first)]
 
 
 def test_the_same_drawings_give_the_same_bytes(drawn, dataset, tmp_path):

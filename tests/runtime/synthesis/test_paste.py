@@ -125,14 +125,14 @@ def test_a_cut_and_paste_of_the_same_image_changes_little_inside_and_nothing_out
 @given(mask=boxes(), size=st.sampled_from([(5, 7), (16, 16), (30, 42), (64, 50)]))
 def test_a_mask_marks_every_cell_that_it_touches(mask: npt.NDArray[np.bool_], size: tuple[int, int]) -> None:
     whole = Crop(0, 0, HEIGHT, WIDTH, size)
-    found = cut_mask(mask, whole)
+    cells = cut_mask(mask, whole)
     expected = np.zeros(size, bool)
     for row, column in np.argwhere(mask):
         # Cell i covers [i * n / m, (i + 1) * n / m) of the source; pixel p covers [p, p + 1).
         r = [i for i in range(size[0]) if i * HEIGHT < (row + 1) * size[0] and (i + 1) * HEIGHT > row * size[0]]
         c = [i for i in range(size[1]) if i * WIDTH < (column + 1) * size[1] and (i + 1) * WIDTH > column * size[1]]
         expected[r[0] : r[-1] + 1, c[0] : c[-1] + 1] = True
-    assert np.array_equal(found, expected)
+    assert np.array_equal(cells, expected)
 
 
 def test_the_weight_falls_linearly() -> None:
@@ -175,19 +175,19 @@ def test_a_change_of_nothing_changes_nothing_and_outside_the_feather_no_change_d
     crop = crop_around(mask, (16, 16), feather_px=feather)
     weight = np.zeros(mask.shape, np.float32)
     weight[crop.window] = feather_mask(mask, feather)[crop.window]
-    known, drawn = part_image(2, crop.size), part_image(3, crop.size)
-    np.testing.assert_array_equal(paste_drawn(image, known, crop, weight, known), image)
-    pasted = paste_drawn(image, drawn, crop, weight, known)
+    reconstructed, drawn = part_image(2, crop.size), part_image(3, crop.size)
+    np.testing.assert_array_equal(paste_drawn(image, reconstructed, crop, weight, reconstructed), image)
+    pasted = paste_drawn(image, drawn, crop, weight, reconstructed)
     np.testing.assert_array_equal(pasted[weight == 0], image[weight == 0])
 
 
 def test_a_change_is_added_in_grey_levels_and_stops_at_black_and_white():
     image = np.full((16, 16, 3), 100, np.uint8)
     image[:4] = 3
-    known, drawn = np.full((16, 16, 3), 90, np.uint8), np.full((16, 16, 3), 80, np.uint8)
+    reconstructed, drawn = np.full((16, 16, 3), 90, np.uint8), np.full((16, 16, 3), 80, np.uint8)
     weight = np.ones((16, 16), np.float32)
     weight[:, 8:] = 0.5
-    pasted = paste_drawn(image, drawn, Crop(0, 0, 16, 16, (16, 16)), weight, known)
+    pasted = paste_drawn(image, drawn, Crop(0, 0, 16, 16, (16, 16)), weight, reconstructed)
     assert (pasted[4:, :8] == 90).all()
     assert (pasted[4:, 8:] == 95).all()
     assert (pasted[:4, :8] == 0).all()

@@ -53,20 +53,20 @@ def brighter(image: npt.NDArray[np.uint8], gain: float, offset: float) -> npt.ND
     return np.clip(image * gain + offset, 0, 255).astype(np.uint8)
 
 
-def iou(one: npt.NDArray[np.bool_], other: npt.NDArray[np.bool_]) -> float:
-    return float((one & other).sum() / (one | other).sum())
+def iou(first: npt.NDArray[np.bool_], second: npt.NDArray[np.bool_]) -> float:
+    return float((first & second).sum() / (first | second).sum())
 
 
 @pytest.mark.parametrize("options", [ROBUST, COSINE, MaskOptions(refine=True)], ids=["robust", "cosine", "refined"])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_a_recoloured_patch_is_found(options: MaskOptions, seed: int) -> None:
     good = normal_image(seed)
-    found = precise_mask(recoloured(good, ellipse()), good, region(), options)
-    assert iou(found.mask, ellipse()) > 0.9
-    assert (found.quality, found.components, found.spill) == ("good", 1, 0.0)
-    assert found.share == pytest.approx(found.mask.sum() / region().sum(), abs=1e-12)
-    assert found.contrast > 0.2
-    assert found.noise == pytest.approx(0.0, abs=1e-3)
+    precise = precise_mask(recoloured(good, ellipse()), good, region(), options)
+    assert iou(precise.mask, ellipse()) > 0.9
+    assert (precise.quality, precise.components, precise.spill) == ("good", 1, 0.0)
+    assert precise.share == pytest.approx(precise.mask.sum() / region().sum(), abs=1e-12)
+    assert precise.contrast > 0.2
+    assert precise.noise == pytest.approx(0.0, abs=1e-3)
 
 
 @pytest.mark.parametrize("options", [ROBUST, COSINE], ids=["robust", "cosine"])
@@ -75,9 +75,15 @@ def test_identical_images_have_an_empty_mask(options: MaskOptions, black: bool) 
     good = normal_image()
     if black:
         good[:50] = 0
-    found = precise_mask(good.copy(), good, region(), options)
-    assert not found.mask.any()
-    assert (found.quality, found.share, found.contrast, found.components, found.spill) == ("empty", 0.0, 0.0, 0, 0.0)
+    precise = precise_mask(good.copy(), good, region(), options)
+    assert not precise.mask.any()
+    assert (precise.quality, precise.share, precise.contrast, precise.components, precise.spill) == (
+        "empty",
+        0.0,
+        0.0,
+        0,
+        0.0,
+    )
 
 
 @pytest.mark.parametrize(("gain", "offset"), [(1.0, 0.0), (1.06, 4.0), (0.94, -3.0)])
@@ -85,9 +91,9 @@ def test_identical_images_have_an_empty_mask(options: MaskOptions, black: bool) 
 def test_the_robust_mask_stands_jpeg_and_a_change_of_light(quality: int, gain: float, offset: float) -> None:
     good = normal_image()
     drawn = jpeg(brighter(recoloured(good, ellipse()), gain, offset), quality)
-    found = precise_mask(drawn, good, region())
-    assert iou(found.mask, ellipse()) > 0.9
-    assert found.quality == "good"
+    precise = precise_mask(drawn, good, region())
+    assert iou(precise.mask, ellipse()) > 0.9
+    assert precise.quality == "good"
 
 
 def test_a_dark_spot_is_found_by_the_robust_method_and_not_by_colour_alone() -> None:
@@ -102,9 +108,9 @@ def test_a_dark_spot_is_found_by_the_robust_method_and_not_by_colour_alone() -> 
 @pytest.mark.parametrize("quality", [90, 50, 20])
 def test_mere_noise_is_never_a_good_mask(seed: int, quality: int) -> None:
     good = normal_image(seed, texture=25.0)
-    found = precise_mask(jpeg(good, quality), good, region())
-    assert found.quality in ("empty", "faint")
-    assert found.share < 0.05
+    precise = precise_mask(jpeg(good, quality), good, region())
+    assert precise.quality in ("empty", "faint")
+    assert precise.share < 0.05
 
 
 def test_a_small_change_of_light_alone_leaves_the_mask_empty() -> None:
@@ -121,8 +127,8 @@ def test_clipping_keeps_a_strong_difference_where_wrapping_loses_it() -> None:
     expected = (drawn != good).any(axis=2)
     assert np.array_equal(precise_mask(drawn, good, region(), COSINE).mask, expected)
     # The reference: distances stretched to 0 to 510 and cast to 8 bit, then Otsu.
-    one, other = drawn.astype(np.float64), good.astype(np.float64)
-    distance = 1 - (one * other).sum(axis=2) / np.linalg.norm(one, axis=2) / np.linalg.norm(other, axis=2)
+    changed, normal = drawn.astype(np.float64), good.astype(np.float64)
+    distance = 1 - (changed * normal).sum(axis=2) / np.linalg.norm(changed, axis=2) / np.linalg.norm(normal, axis=2)
     stretched = (distance - distance.min()) / (distance.max() - distance.min()) * 510 * region()
     wrapped = (stretched.astype(np.int64) % 256).astype(np.uint8)
     lost = cv2.threshold(wrapped, 0, 255, cv2.THRESH_BINARY | cv2.THRESH_OTSU)[1] == 0
@@ -132,10 +138,10 @@ def test_clipping_keeps_a_strong_difference_where_wrapping_loses_it() -> None:
 
 def test_a_patch_that_fills_the_box_is_flagged() -> None:
     good = normal_image()
-    found = precise_mask(recoloured(good, region()), good, region())
-    assert found.quality == "full"
-    assert found.share > 0.99
-    assert found.contrast > 0.2  # held against the outside
+    precise = precise_mask(recoloured(good, region()), good, region())
+    assert precise.quality == "full"
+    assert precise.share > 0.99
+    assert precise.contrast > 0.2  # held against the outside
 
 
 def test_a_defect_with_strong_and_weak_parts_stays_whole() -> None:
@@ -159,9 +165,9 @@ def test_a_defect_outside_the_box_is_not_marked_but_told() -> None:
     other[88:94, 30:40] = True
     inside = np.zeros((SIDE, SIDE), bool)
     inside[40:46, 30:40] = True
-    found = precise_mask(recoloured(good, other | inside), good, region())
-    assert not found.mask[~region()].any()
-    assert 0.3 < found.spill < 0.7  # as many pixels out as in
+    precise = precise_mask(recoloured(good, other | inside), good, region())
+    assert not precise.mask[~region()].any()
+    assert 0.3 < precise.spill < 0.7  # as many pixels out as in
 
 
 def test_small_parts_are_dropped_and_holes_are_filled() -> None:
@@ -171,9 +177,9 @@ def test_small_parts_are_dropped_and_holes_are_filled() -> None:
     speck = np.zeros_like(ring)
     speck[24:27, 20:23] = True
     drawn = recoloured(good, ring | speck)
-    found = precise_mask(drawn, good, region())
-    assert found.components == 1
-    assert found.mask[44:50, 40:50].all()
+    precise = precise_mask(drawn, good, region())
+    assert precise.components == 1
+    assert precise.mask[44:50, 40:50].all()
     open_ring = precise_mask(drawn, good, region(), MaskOptions(fill_holes=False, least_part=1e-6))
     assert open_ring.components == 2
     assert not open_ring.mask[46:48, 43:47].any()
@@ -188,9 +194,9 @@ def test_a_feature_finds_what_colours_do_not_show() -> None:
 def test_a_box_over_the_whole_image_has_no_noise_to_learn_from() -> None:
     good = normal_image()
     everywhere = np.ones((SIDE, SIDE), bool)
-    found = precise_mask(recoloured(good, ellipse()), good, everywhere)
-    assert found.noise is None
-    assert iou(found.mask, ellipse()) > 0.9
+    precise = precise_mask(recoloured(good, ellipse()), good, everywhere)
+    assert precise.noise is None
+    assert iou(precise.mask, ellipse()) > 0.9
 
 
 @settings(max_examples=40, deadline=None)
@@ -203,13 +209,13 @@ def test_a_box_over_the_whole_image_has_no_noise_to_learn_from() -> None:
 def test_the_mask_never_leaves_the_box(images: Any, box: tuple[int, int, int, int], method: Any, refine: bool) -> None:
     inside = np.zeros((16, 20), bool)
     inside[box[0] : box[0] + box[2], box[1] : box[1] + box[3]] = True
-    found = precise_mask(images[0], images[1], inside, MaskOptions(method=method, refine=refine))
-    assert not found.mask[~inside].any()
-    assert found.share == pytest.approx(found.mask.sum() / inside.sum())
-    assert (found.quality == "empty") == (not found.mask.any())
-    assert 0.0 <= found.spill <= 1.0
+    precise = precise_mask(images[0], images[1], inside, MaskOptions(method=method, refine=refine))
+    assert not precise.mask[~inside].any()
+    assert precise.share == pytest.approx(precise.mask.sum() / inside.sum())
+    assert (precise.quality == "empty") == (not precise.mask.any())
+    assert 0.0 <= precise.spill <= 1.0
     again = precise_mask(images[0], images[1], inside, MaskOptions(method=method, refine=refine))
-    assert np.array_equal(found.mask, again.mask)
+    assert np.array_equal(precise.mask, again.mask)
 
 
 @settings(max_examples=60, deadline=None)
@@ -234,9 +240,9 @@ def test_the_threshold_is_the_best_of_all_splits(values: list[int]) -> None:
 def test_parts_are_kept_from_a_share_of_the_largest_on() -> None:
     mask = np.zeros((10, 40), bool)
     mask[0:10, 0:10] = mask[0:1, 20:30] = mask[5, 20:29] = True  # 100, 10 and 9 pixels
-    kept = drop_small_parts(mask, 0.1)
-    assert kept.sum() == 110
-    assert not kept[5, 20:29].any()
+    large = drop_small_parts(mask, 0.1)
+    assert large.sum() == 110
+    assert not large[5, 20:29].any()
     assert not drop_small_parts(np.zeros((4, 4), bool), 0.1).any()
 
 

@@ -60,7 +60,7 @@ def judge(drawn: npt.NDArray[np.uint8], good: npt.NDArray[np.uint8], **more: Any
 
 
 def value_of(verdict: Verdict, reason: Reason) -> float | None:
-    return next(one.value for one in verdict.measures if one.reason == reason)
+    return next(measure.value for measure in verdict.measures if measure.reason == reason)
 
 
 def support(seed: int, name: str = "007") -> SupportPatch:
@@ -76,8 +76,8 @@ def test_a_sound_image_is_accepted(seed: int) -> None:
     verdict = judge(drawn, good, supports=supports, decoded=drawn.astype(np.float32))
     assert verdict.is_accepted, verdict.sentence()
     assert verdict.sentence() == "accepted"
-    assert tuple(one.reason for one in verdict.measures) == REASONS
-    assert all(one.value is not None for one in verdict.measures)
+    assert tuple(measure.reason for measure in verdict.measures) == REASONS
+    assert all(measure.value is not None for measure in verdict.measures)
     assert verdict.likeness is not None
     assert verdict.likeness.correlation < 0.9
 
@@ -174,9 +174,9 @@ def test_a_defect_that_its_box_cuts_off_is_a_seam_and_noise_is_none() -> None:
     good = normal_image()
     drawn, spot = blotch(good, 20, 46, 14, 3)
     cut = np.where(region()[..., None], drawn, good)
-    found = precise_mask(cut, good, region())
-    assert found.mask.any()
-    assert seam_step(cut, good, region(), found.mask) > 0.04
+    precise = precise_mask(cut, good, region())
+    assert precise.mask.any()
+    assert seam_step(cut, good, region(), precise.mask) > 0.04
     noise = np.random.default_rng(4).normal(0, 6, good.shape)
     decoded = np.where(region()[..., None], np.clip(good + noise, 0, 255), good).astype(np.uint8)
     assert seam_step(decoded, good, region(), np.zeros_like(spot)) < 0.01
@@ -188,8 +188,8 @@ def test_a_defect_that_its_box_cuts_off_is_a_seam_and_noise_is_none() -> None:
 @pytest.mark.parametrize("mirrored", [False, True])
 def test_a_copy_is_told_with_the_support_it_was_taken_from(scale: float, mirrored: bool) -> None:
     good = normal_image(9)
-    others = [support(3, "003"), support(4, "004"), support(5, "005")]
-    source = others[1]
+    supports = [support(3, "003"), support(4, "004"), support(5, "005")]
+    source = supports[1]
     x, y, width, height = cv2.boundingRect(cv2.dilate(source.mask.astype(np.uint8), np.ones((3, 3), np.uint8)))
     patch = source.image[y : y + height, x : x + width]
     inside = source.mask[y : y + height, x : x + width].astype(np.float32)
@@ -201,14 +201,14 @@ def test_a_copy_is_told_with_the_support_it_was_taken_from(scale: float, mirrore
     drawn = good.copy()
     window = drawn[26 : 26 + size[1], 22 : 22 + size[0]]
     drawn[26 : 26 + size[1], 22 : 22 + size[0]] = np.where(inside[..., None] > 0.5, patch, window)
-    verdict = judge(drawn, good, supports=others)
+    verdict = judge(drawn, good, supports=supports)
     assert "copy" in verdict.reasons, verdict.sentence()
     assert verdict.likeness is not None
     assert verdict.likeness.support == "004"
     assert verdict.likeness.is_mirrored == mirrored
     # Brightness and contrast do not hide it.
     paler = np.clip(drawn * 0.8 + 30, 0, 255).astype(np.uint8)
-    again = judge(paler, np.clip(good * 0.8 + 30, 0, 255).astype(np.uint8), supports=others)
+    again = judge(paler, np.clip(good * 0.8 + 30, 0, 255).astype(np.uint8), supports=supports)
     assert "copy" in again.reasons
 
 
@@ -232,12 +232,12 @@ def test_what_cannot_be_compared_is_not_called_a_copy() -> None:
 def test_limits_decide_and_the_limit_itself_passes() -> None:
     good = normal_image()
     drawn, _ = blotch(good, 47, 46, 14, 3)
-    found = precise_mask(drawn, good, region())
-    marked = int(found.mask.sum())
-    at_limit = QualityLimits(mask_px=marked, contrast=found.contrast, full=found.share)
+    precise = precise_mask(drawn, good, region())
+    marked = int(precise.mask.sum())
+    at_limit = QualityLimits(mask_px=marked, contrast=precise.contrast, full=precise.share)
     assert judge(drawn, good, limits=at_limit).is_accepted
     assert judge(drawn, good, limits=QualityLimits(mask_px=marked + 1)).reasons == ("empty-mask",)
-    strict = QualityLimits(contrast=found.contrast + 1e-6, full=found.share - 1e-6)
+    strict = QualityLimits(contrast=precise.contrast + 1e-6, full=precise.share - 1e-6)
     assert judge(drawn, good, limits=strict).reasons == ("full-mask", "faint")
 
 
@@ -266,7 +266,7 @@ def test_the_rates_count_every_reason_of_every_image(chosen: list[list[Reason]])
 
 def test_wrong_arguments_are_one_sentence() -> None:
     good = normal_image()
-    found = precise_mask(good, good, region())
+    precise = precise_mask(good, good, region())
     with pytest.raises(ArgumentError, match=r"^verdicts: expected at least one, got none\."):
         summarise([])
     with pytest.raises(ArgumentError, match=r"^seam: expected a limit from 0 to 1, got nan\."):
@@ -274,7 +274,7 @@ def test_wrong_arguments_are_one_sentence() -> None:
     with pytest.raises(ArgumentError, match=r"^mask_px: expected at least 1 pixel, got 0\."):
         QualityLimits(mask_px=0)
     with pytest.raises(ArgumentError, match=r"^mask: expected at least one white pixel"):
-        judge_image(good, good, np.zeros((SIDE, SIDE), bool), found)
+        judge_image(good, good, np.zeros((SIDE, SIDE), bool), precise)
     with pytest.raises(ArgumentError, match=r"^pasted: expected bool \[96, 96\]"):
         judge(good, good, pasted=np.zeros((3, 3), bool))
     with pytest.raises(ArgumentError, match=r"^decoded: expected the decoder's numbers, got an empty array\."):

@@ -47,8 +47,8 @@ def box(top: int, left: int, height: int, width: int, size: tuple[int, int] = (4
 
 
 def order(number: int = 0, **changes: Any) -> DrawOrder:
-    given = {"image": steel(number), "mask": box(16, 16, 16, 16), "defect": "pitting", "seed": number}
-    return DrawOrder(**{**given, **changes})
+    fields = {"image": steel(number), "mask": box(16, 16, 16, 16), "defect": "pitting", "seed": number}
+    return DrawOrder(**{**fields, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -72,10 +72,15 @@ def either(request, blend, inpaint):
     return {"blend": blend, "inpaint": inpaint}[request.param]
 
 
-def same(one, other):
-    assert np.array_equal(one.image, other.image)
-    assert np.array_equal(one.mask, other.mask)
-    assert (one.verdict, one.text, one.seed, one.crop) == (other.verdict, other.text, other.seed, other.crop)
+def same(first, second):
+    assert np.array_equal(first.image, second.image)
+    assert np.array_equal(first.mask, second.mask)
+    assert (first.verdict, first.text, first.seed, first.crop) == (
+        second.verdict,
+        second.text,
+        second.seed,
+        second.crop,
+    )
 
 
 # --- what is drawn
@@ -112,11 +117,11 @@ def test_the_mask_shows_what_was_drawn_and_the_image_is_accepted(blend):
     assert len(drawn.verdict.measures) == 9
 
 
-def by_hand(synthesizer, one: DrawOrder, text: str, scale: float, sampling: Any) -> UInt8Array:
+def by_hand(synthesizer, request: DrawOrder, text: str, scale: float, sampling: Any) -> UInt8Array:
     """Return the decoded window, uint8 [16, 16, 3], with every network called for one image and one text alone."""
     head, sessions = synthesizer.head, synthesizer._sessions
-    crop = crop_around(one.mask, (SIDE, SIDE), fill=head.crop_fill, feather_px=4)
-    image, mask = signed(cut_image(one.image, crop)[None]), cut_mask(one.mask, crop)
+    crop = crop_around(request.mask, (SIDE, SIDE), fill=head.crop_fill, feather_px=4)
+    image, mask = signed(cut_image(request.image, crop)[None]), cut_mask(request.mask, crop)
     encode = sessions["encode"].run
     clean, keep = encode({"image": image})["latents"], keep_of(mask, LATENTS[1:])[None]
     vectors = synthesizer._vectors_for(head.defects[0])
@@ -128,41 +133,42 @@ def by_hand(synthesizer, one: DrawOrder, text: str, scale: float, sampling: Any)
         beside = [1 - keep, encode({"image": grey})["latents"]]
 
     def predict(x, timestep):
-        given = np.concatenate([x, *beside], axis=1)
+        channels = np.concatenate([x, *beside], axis=1)
         step = np.array([timestep], np.int64)
-        found = [
-            sessions["denoise"].run({"x": given, "timestep": step, "context": context})["noise"] for context in contexts
+        noises = [
+            sessions["denoise"].run({"x": channels, "timestep": step, "context": context})["noise"]
+            for context in contexts
         ]
-        return found[1] + np.float32(scale) * (found[0] - found[1])
+        return noises[1] + np.float32(scale) * (noises[0] - noises[1])
 
-    noise = draw_noise(one.seed, head.mode, sampling, LATENTS)[None]
+    noise = draw_noise(request.seed, head.mode, sampling, LATENTS)[None]
     latents = draw_latents(head.mode, clean, keep, noise, sampling, predict)
     return unsigned(sessions["decode"].run({"latents": latents})["picture"])[0]
 
 
 def test_it_is_the_loop_of_core_with_the_two_texts_of_guidance(either):
-    one = order(5, text="a * defect")
+    request = order(5, text="a * defect")
     sampling = msgspec.structs.replace(SAMPLING, steps=6, eta=0.5)
-    window = by_hand(either, one, "a * defect", 1.5, sampling)
-    drawn = either.draw([order(4), one], DrawOptions(steps=6, eta=0.5, guidance=1.5))[1]
+    window = by_hand(either, request, "a * defect", 1.5, sampling)
+    drawn = either.draw([order(4), request], DrawOptions(steps=6, eta=0.5, guidance=1.5))[1]
     assert drawn.crop == Crop(0, 0, 48, 48, (SIDE, SIDE))
-    assert np.array_equal(drawn.image, paste_drawn(one.image, window, drawn.crop, feather_mask(one.mask, 4)))
+    assert np.array_equal(drawn.image, paste_drawn(request.image, window, drawn.crop, feather_mask(request.mask, 4)))
 
 
 def test_an_inpainting_network_is_given_the_box_and_the_blanked_image(inpaint, monkeypatch):
-    session, given = inpaint._sessions["denoise"], []
+    session, calls = inpaint._sessions["denoise"], []
 
     class Spy:
         def run(self, inputs):
-            given.append(inputs)
+            calls.append(inputs)
             return session.run(inputs)
 
     monkeypatch.setitem(inpaint._sessions, "denoise", Spy())
     orders = [order(0, image=steel(0, (SIDE, SIDE)), mask=box(4, 8, 3, 5, (SIDE, SIDE))), order(1)]
     inpaint.draw(orders, DrawOptions(crop=False))
-    assert len(given) == SAMPLING.steps
-    assert [inputs["timestep"].tolist() for inputs in given] == [[t] * 4 for t in (751, 501, 251, 1)]
-    x = given[0]["x"]
+    assert len(calls) == SAMPLING.steps
+    assert [inputs["timestep"].tolist() for inputs in calls] == [[t] * 4 for t in (751, 501, 251, 1)]
+    x = calls[0]["x"]
     assert x.shape == (4, 2 * LATENTS[0] + 1, *LATENTS[1:])
     assert np.array_equal(x[:2], x[2:]), "the same images for both texts"
     cells = np.zeros(LATENTS[1:], np.float32)
@@ -171,19 +177,19 @@ def test_an_inpainting_network_is_given_the_box_and_the_blanked_image(inpaint, m
     blanked = signed(orders[0].image[None])
     blanked[:, :, orders[0].mask] = 0.0
     assert np.array_equal(x[0, LATENTS[0] + 1 :], inpaint._sessions["encode"].run({"image": blanked})["latents"][0])
-    empty = given[0]["context"][:2]
+    empty = calls[0]["context"][:2]
     assert not empty.any(), "the empty texts come first; their words are zero"
-    assert given[0]["context"][2:].any()
+    assert calls[0]["context"][2:].any()
 
 
 def test_an_image_does_not_depend_on_its_neighbours(either):
     orders = [order(0), order(1, defect="stain", mask=box(3, 30, 9, 12)), order(2, text="* in the upper left")]
     together = either.draw(orders, batch=3)
-    assert [one.batch for one in together] == [3, 3, 3]
-    for one, other in zip(together, either.draw(orders, batch=1), strict=True):
-        same(one, other)
-    for one, other in zip(together[::-1], either.draw(orders[::-1], batch=2), strict=True):
-        same(one, other)
+    assert [first.batch for first in together] == [3, 3, 3]
+    for first, second in zip(together, either.draw(orders, batch=1), strict=True):
+        same(first, second)
+    for first, second in zip(together[::-1], either.draw(orders[::-1], batch=2), strict=True):
+        same(first, second)
 
 
 def test_the_seed_and_nothing_else_makes_the_noise(either):
@@ -216,10 +222,10 @@ def test_fewer_steps_more_noise_and_less_strength_draw_otherwise(blend):
 def test_the_seed_chooses_one_of_the_bundles_texts_and_the_place_is_filled_in(blend):
     texts = {drawn.text for drawn in blend.draw([order(seed=seed, mask=box(2, 2, 8, 8)) for seed in range(12)])}
     assert texts == {"a * defect in the upper left", "* in the upper left"}
-    (given,) = blend.draw([order(text="* {location}", mask=box(36, 20, 8, 8))])
-    assert given.text == "* in the bottom middle"
-    (given,) = blend.draw([order(text="{location} of the part: * {location}", mask=box(36, 20, 8, 8))])
-    assert given.text == "In the bottom middle of the part: * in the bottom middle"
+    (placed,) = blend.draw([order(text="* {location}", mask=box(36, 20, 8, 8))])
+    assert placed.text == "* in the bottom middle"
+    (placed,) = blend.draw([order(text="{location} of the part: * {location}", mask=box(36, 20, 8, 8))])
+    assert placed.text == "In the bottom middle of the part: * in the bottom middle"
 
 
 # --- where nothing may change
@@ -241,8 +247,8 @@ def test_pixels_outside_the_feathered_box_keep_their_bytes(blend, place, feather
     size, mask = place
     good = steel(seed, size, 20.0)
     before = good.copy()
-    one = DrawOrder(good, mask, "stain", seed=seed)
-    (drawn,) = blend.draw([one], DrawOptions(feather_px=feather, crop=crop))
+    request = DrawOrder(good, mask, "stain", seed=seed)
+    (drawn,) = blend.draw([request], DrawOptions(feather_px=feather, crop=crop))
     untouched = feather_mask(mask, feather) == 0
     assert np.array_equal(drawn.image[untouched], good[untouched])
     assert np.array_equal(good, before)
@@ -251,11 +257,11 @@ def test_pixels_outside_the_feathered_box_keep_their_bytes(blend, place, feather
 
 
 def test_in_the_parity_mode_the_whole_image_is_what_the_decoder_gave(blend):
-    one = order(3, image=steel(3, (SIDE, SIDE), 20.0), mask=box(4, 4, 8, 8, (SIDE, SIDE)))
-    (drawn,) = blend.draw([one], DrawOptions(is_parity=True))
+    request = order(3, image=steel(3, (SIDE, SIDE), 20.0), mask=box(4, 4, 8, 8, (SIDE, SIDE)))
+    (drawn,) = blend.draw([request], DrawOptions(is_parity=True))
     cells = drawn.image.reshape(4, CELL, 4, CELL, 3)
     assert (cells == cells[:, :1, :, :1]).all(), "every cell is of one colour"
-    assert (drawn.image != one.image).any(axis=2)[~one.mask].mean() > 0.9
+    assert (drawn.image != request.image).any(axis=2)[~request.mask].mean() > 0.9
     assert drawn.crop == Crop(0, 0, SIDE, SIDE, (SIDE, SIDE))
 
 
@@ -266,14 +272,14 @@ def test_a_decoders_noise_in_a_small_window_is_no_defect():
     noise = np.random.default_rng(1).normal(0, 40, (48, 48, 3))
     whole[crop.window] = np.clip(good[crop.window] + noise, 0, 255).astype(np.uint8)
     assert precise_mask(whole, good, region).quality == "good", "equal pixels outside the window hide the noise"
-    found, _ = _mask_in_window(whole, good, region, crop, DrawOptions())
-    assert found.quality in ("faint", "empty")
-    assert found.mask.shape == (400, 400)
+    precise, _ = _mask_in_window(whole, good, region, crop, DrawOptions())
+    assert precise.quality in ("faint", "empty")
+    assert precise.mask.shape == (400, 400)
     whole[72:84, 72:84] = (20, 20, 60)
-    found, _ = _mask_in_window(whole, good, region, crop, DrawOptions())
-    assert found.quality == "good"
-    assert found.mask[73:83, 73:83].all()
-    assert found.mask.sum() < 14 * 14
+    precise, _ = _mask_in_window(whole, good, region, crop, DrawOptions())
+    assert precise.quality == "good"
+    assert precise.mask[73:83, 73:83].all()
+    assert precise.mask.sum() < 14 * 14
 
 
 # --- the filter
@@ -289,8 +295,8 @@ def test_numbers_that_are_none_are_rejected_and_never_accepted(tmp_path, broken)
 
 
 def test_a_copy_of_a_support_image_is_rejected_and_one_of_another_defect_is_not(tmp_path, blend):
-    (known,) = blend.draw([order(0)])
-    supports = {"pitting": (known.image, known.mask, "0" * 64)}
+    (original,) = blend.draw([order(0)])
+    supports = {"pitting": (original.image, original.mask, "0" * 64)}
     write_tiny_synth(tmp_path / "copier.flaw", share=0.9, supports=supports)
     with Synthesizer.load(tmp_path / "copier.flaw", "cpu") as synthesizer:
         (copy, other) = synthesizer.draw([order(0), order(0, defect="stain")])
@@ -298,7 +304,7 @@ def test_a_copy_of_a_support_image_is_rejected_and_one_of_another_defect_is_not(
     assert copy.verdict.likeness is not None
     assert copy.verdict.likeness.support == "support/000.png"
     assert other.verdict.likeness is None
-    assert known.verdict.is_accepted
+    assert original.verdict.is_accepted
 
 
 def test_limits_are_those_that_were_asked_for(blend):
@@ -327,11 +333,11 @@ def test_limits_are_those_that_were_asked_for(blend):
 )
 @pytest.mark.parametrize("options", [DrawOptions(), DrawOptions(crop=False)], ids=["window", "whole"])
 def test_an_order_that_cannot_be_drawn_is_one_line_and_nothing_is_drawn(blend, changes, message, options):
-    done = []
+    steps = []
     with pytest.raises(ArgumentError, match=message) as caught:
-        blend.draw([order(), order(**changes)], options, lambda *told: done.append(told), batch=1)
+        blend.draw([order(), order(**changes)], options, lambda *counts: steps.append(counts), batch=1)
     assert "\n" not in str(caught.value)
-    assert done == []
+    assert steps == []
 
 
 @pytest.mark.parametrize(
@@ -365,9 +371,9 @@ def test_guidance_takes_half_of_the_largest_batch(blend):
 
 
 def test_progress_is_told_after_every_batch(blend):
-    told = []
-    blend.draw([order(seed=seed) for seed in range(3)], None, lambda *numbers: told.append(numbers), batch=2)
-    assert told == [(2, 3), (3, 3)]
+    steps = []
+    blend.draw([order(seed=seed) for seed in range(3)], None, lambda *numbers: steps.append(numbers), batch=2)
+    assert steps == [(2, 3), (3, 3)]
 
 
 def test_a_defect_of_two_categories_has_to_be_named_with_one(tmp_path):
@@ -462,20 +468,20 @@ def test_a_base_that_has_learned_no_defect_draws_any_by_its_words(tmp_path):
     write_tiny_synth(tmp_path / "base.flaw", "inpaint", head={"defects": ()})
     with Synthesizer.load(tmp_path / "base.flaw", "cpu") as synthesizer:
         (named,) = synthesizer.draw([order(defect="deep_scratch")])
-        (told,) = synthesizer.draw([order(defect="deep_scratch", text="a crack")])
+        (drawn,) = synthesizer.draw([order(defect="deep_scratch", text="a crack")])
         assert named.text == "a deep scratch defect in the center"
-        assert told.text == "a crack"
+        assert drawn.text == "a crack"
         with pytest.raises(ArgumentError, match="defect type: expected a name"):
             synthesizer.draw([order(defect="steel/../elsewhere")])
 
 
 @pytest.mark.parametrize("paste", ["drawn", "change"])
 def test_both_ways_of_pasting_keep_the_bytes_outside_and_find_the_same_mask(either, paste):
-    given = order(3)
-    (drawn,) = either.draw([given], DrawOptions(paste=paste))
-    (usual,) = either.draw([given])
-    outside = feather_mask(given.mask, 4) == 0
-    np.testing.assert_array_equal(drawn.image[outside], given.image[outside])
+    request = order(3)
+    (drawn,) = either.draw([request], DrawOptions(paste=paste))
+    (usual,) = either.draw([request])
+    outside = feather_mask(request.mask, 4) == 0
+    np.testing.assert_array_equal(drawn.image[outside], request.image[outside])
     np.testing.assert_array_equal(drawn.mask, usual.mask)
     assert np.array_equal(drawn.image, usual.image) == (paste == "drawn")
 

@@ -47,9 +47,9 @@ def test_grain_drawn_anew_is_faint_and_a_hole_in_it_is_not(seed):
     anew[mask] = grain(seed + 50)[mask]
     hole[26:38, 26:38] = 5
     for drawn, is_faint in ((anew, True), (hole, False)):
-        found = precise_mask(drawn, good, mask)
-        assert found.quality == "good", "nothing else tells them apart"
-        verdict = judge_image(drawn, good, mask, found, texture=texture)
+        precise = precise_mask(drawn, good, mask)
+        assert precise.quality == "good", "nothing else tells them apart"
+        verdict = judge_image(drawn, good, mask, precise, texture=texture)
         assert ("faint" in verdict.reasons) == is_faint
 
 
