@@ -22,7 +22,7 @@ _HOMES = {
     "rate": "evaluation.intervals",
     "upper_bound": "evaluation.intervals",
     "f1_threshold": "thresholds.normal_quantile",
-    "images_needed": "thresholds.normal_quantile",
+    "images_needed": "evaluation.intervals",
     "order_statistic_threshold": "thresholds.normal_quantile",
     "calibrate_bundle": "thresholds.calibrate",
     "set_thresholds": "thresholds.calibrate",

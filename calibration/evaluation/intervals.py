@@ -287,3 +287,34 @@ def _within_unit(drawn: Float64Array, confidence: float, error: float) -> Interv
     """Return the interval of a figure from 0 to 1, cut to that range: `error` may widen it beyond."""
     interval = percentile_interval(drawn, confidence, error)
     return Interval(max(interval.low, 0.0), min(interval.high, 1.0), confidence)
+
+
+def rank_bound(n: int, rank: int, confidence: float) -> float:
+    """Return the upper bound of P(score > k-th smallest of n), k = `rank`, at one-sided `confidence`.
+
+    The quantile of Beta(n - k + 1, k) is the Clopper-Pearson bound of n - k rejects among n images.
+
+    Source: Wilks, "Determination of sample sizes for setting tolerance limits", Ann. Math. Stat. 12 (1941) 91-96.
+    """
+    if not 1 <= rank <= n:
+        raise ArgumentError(f"rank: expected 1 to {n}, got {rank}.")
+    return upper_bound(n - rank, n, confidence)
+
+
+def images_needed(false_reject_rate: float, confidence: float) -> int:
+    """Return the least number of normal images that supports a claim: ln(1 - confidence) / ln(1 - rate), rounded up.
+
+    Raises:
+        ArgumentError: If a fraction is not between 0 and 1.
+    """
+    check_fraction(false_reject_rate, "false-reject rate")
+    check_fraction(confidence, "confidence")
+    # With the largest score as threshold (k = n), P is at most r with confidence c when 1 - (1 - r)^n >= c.
+    needed = math.ceil(math.log1p(-confidence) / math.log1p(-false_reject_rate))
+    # The quotient may land on the wrong side of an integer by one rounding. The bound itself decides, so that this
+    # number and `OrderStatistic.holds` never contradict each other.
+    while needed > 1 and rank_bound(needed - 1, needed - 1, confidence) <= false_reject_rate:
+        needed -= 1
+    while rank_bound(needed, needed, confidence) > false_reject_rate:
+        needed += 1
+    return max(needed, 1)

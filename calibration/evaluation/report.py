@@ -15,10 +15,9 @@ from flawscope.arrays import Float64Array
 from flawscope.calibration.evaluation import report_images, report_plots
 from flawscope.calibration.evaluation.evaluate import Evaluation
 from flawscope.calibration.evaluation.figures import Figures, LeakFigures
-from flawscope.calibration.evaluation.intervals import Interval, Rate
+from flawscope.calibration.evaluation.intervals import Interval, Rate, images_needed
 from flawscope.calibration.evaluation.report_images import HeatScale
 from flawscope.calibration.extras import require
-from flawscope.calibration.thresholds.normal_quantile import images_needed
 from flawscope.datasets import GOOD
 from flawscope.files import write_text
 from flawscope.imaging.images import read_image

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flawscope.bundle import PRECISIONS, Threshold, open_bundle
+from flawscope.calibration.evaluation.intervals import images_needed
 from flawscope.calibration.thresholds.calibrate import (
     CONFIDENCE,
     FALSE_REJECT_RATE,
@@ -17,7 +18,6 @@ from flawscope.calibration.thresholds.calibrate import (
     calibrate_bundle,
     set_thresholds,
 )
-from flawscope.calibration.thresholds.normal_quantile import images_needed
 from flawscope.datasets import open_dataset
 from flawscope.terminal import command_line, progress_bars
 

@@ -8,13 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from flawscope.calibration.evaluation import intervals
 from flawscope.calibration.thresholds import normal_quantile
 from flawscope.errors import ArgumentError
 
 
 @pytest.mark.parametrize(("rate", "needed"), [(0.05, 59), (0.02, 149), (0.01, 299), (0.001, 2995), (0.005, 598)])
 def test_the_number_of_images_a_claim_needs(rate, needed):
-    assert normal_quantile.images_needed(rate, 0.95) == needed
+    assert intervals.images_needed(rate, 0.95) == needed
     assert 1 - 0.05 ** (1 / needed) <= rate < 1 - 0.05 ** (1 / (needed - 1))
 
 
@@ -63,7 +64,7 @@ def test_the_threshold_is_a_score_and_the_smallest_that_the_bound_allows(values,
     assert statistic.upper_bound == pytest.approx(stats.beta.ppf(confidence, n - statistic.rank + 1, statistic.rank))
     assert statistic.holds == (n >= statistic.images_needed)
     if statistic.holds and statistic.rank > 1:
-        assert normal_quantile.rank_bound(n, statistic.rank - 1, confidence) > rate
+        assert intervals.rank_bound(n, statistic.rank - 1, confidence) > rate
     if not statistic.holds:
         assert statistic.rank == n
 
@@ -92,7 +93,7 @@ def test_the_stated_bound_holds_in_95_of_100_calibrations_also_with_ties():
     random = np.random.default_rng(11)
     trials, n, levels = 4000, 40, 200
     rank = normal_quantile.order_statistic_threshold(np.arange(float(n)), 0.2).rank
-    bound = normal_quantile.rank_bound(n, rank, 0.95)
+    bound = intervals.rank_bound(n, rank, 0.95)
     values = np.sort(random.integers(0, levels, (trials, n)), axis=1)[:, rank - 1]
     rates = (levels - 1 - values) / levels  # exact P(score > value) for uniform integers
     assert (rates <= bound).mean() > 0.95 - 0.014
@@ -114,7 +115,7 @@ def test_no_scores_and_broken_scores_are_refused():
 @pytest.mark.parametrize("rank", [0, 6])
 def test_a_rank_outside_the_sample_is_refused(rank):
     with pytest.raises(ArgumentError, match="rank: expected 1 to 5"):
-        normal_quantile.rank_bound(5, rank, 0.95)
+        intervals.rank_bound(5, rank, 0.95)
 
 
 def test_f1_needs_both_kinds_of_image():
