@@ -32,8 +32,8 @@ def open_engine(bundle: Bundle, graph: str, precision: str, make_head: MakeDevic
     """
     manifest = bundle.manifest
     tensorrt = import_tensorrt()
-    # The defaults of `flawscope engine build`: they are part of the cache's key, and an engine that was built in advance
-    # must be found.
+    # The defaults of `flawscope engine build`. They are part of the cache's key: with other options, an engine that was
+    # built in advance would not be found.
     options = BuildOptions(1, 1, manifest.max_batch)
     ensured = ensure_engine(bundle, graph, tensorrt, current_target(), options, EngineCache(), precision=precision)
     # Without CUDA kernels the patches are copied back, for the CPU's kernels.

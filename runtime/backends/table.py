@@ -15,7 +15,7 @@ GOLDEN_TOLERANCE = 1e-3
 processors, far below what a wrong resize or colour order does."""
 
 _DEVICE_TOLERANCES = {"fp32": GOLDEN_TOLERANCE, "fp16": 1e-2, "int8": 3e-2}
-"""The same on a device, by precision. Golden scores are measured on the CPU, which adds FP16 and INT8 with more bits."""
+"""The same on a device, by precision. Golden scores come from the CPU, which sums FP16 and INT8 with more bits."""
 
 
 @dataclass(frozen=True)

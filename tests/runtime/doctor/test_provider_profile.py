@@ -109,8 +109,8 @@ def test_a_driver_that_is_too_old_is_named_with_what_to_do(
     found = match_driver()
     assert (found.driver, found.cuda) == ("570.10", "12.8")
     assert found.problems == (
-        "tensorrt-rtx-cu13 is made for CUDA 13, the driver 570.10 knows CUDA 12.8 at most. Update the driver, or "
-        "install a tensorrt-rtx-cu13 made for CUDA 12.",
+        "tensorrt-rtx-cu13 is built for CUDA 13, the driver 570.10 supports CUDA 12.8 at most. Update the driver, or "
+        "install a tensorrt-rtx-cu13 built for CUDA 12.",
     )
     assert cli.run(["doctor"]) == 1
     assert "driver    570.10, CUDA up to 12.8; onnxruntime-gpu wants CUDA 12.9, tensorrt-rtx-cu13 wants CUDA 13\n" in (

@@ -163,7 +163,7 @@ def test_a_graph_with_another_free_dimension_is_refused(rtx: TensorRT, tmp_path:
 def test_a_graph_for_one_batch_takes_that_one(rtx: TensorRT, tmp_path: Path) -> None:
     graph = graph_of([helper.make_node("Relu", ["image"], ["out"])], tmp_path / "one.onnx", (2, 4))
     assert build_engine(rtx, graph, L4, BuildOptions(2, 2, 2)).plan
-    with pytest.raises(ArgumentError, match="takes batches of 2 alone, got 1 to 4"):
+    with pytest.raises(ArgumentError, match="expected a batch of 2, which is all that the graph takes, got 1 to 4"):
         build_engine(rtx, graph, L4, TO_FOUR)
 
 
