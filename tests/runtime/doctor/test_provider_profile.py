@@ -113,7 +113,7 @@ def test_a_driver_that_is_too_old_is_named_with_what_to_do(
         "install a tensorrt-rtx-cu13 built for CUDA 12.",
     )
     assert cli.run(["doctor"]) == 1
-    assert "driver    570.10, CUDA up to 12.8; onnxruntime-gpu wants CUDA 12.9, tensorrt-rtx-cu13 wants CUDA 13\n" in (
+    assert "driver    570.10, CUDA up to 12.8; onnxruntime-gpu needs CUDA 12.9, tensorrt-rtx-cu13 needs CUDA 13\n" in (
         capsys.readouterr().out
     )
 
