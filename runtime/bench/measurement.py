@@ -104,7 +104,7 @@ def sweep(
     try:
         for index, batch in enumerate(batches):
             images = [encoded[number % len(encoded)] for number in range(batch)]
-            batch_progress = _progress_of_part(progress, index, len(batches))
+            batch_progress = _part_progress(progress, index, len(batches))
             measured.append({"batch": batch, **_measure(inspector, backbone, images, seconds, batch_progress)})
             measured[-1]["memory"]["host"]["rss_after_load_kib"] = loaded_kib
     finally:
@@ -171,18 +171,16 @@ def _measure(
         if progress is not None:
             progress(min(1.0, elapsed / seconds))
     total = rounds.rows[:, -1]
-    backbone_median = float(np.median(alone.rows)) if backbone is not None else None
+    backbone_ms = float(np.median(alone.rows)) if backbone is not None else None
     return {
         "rounds": len(rounds),
         "seconds": round(elapsed, 3),
         "warm_up_rounds": warm_up.count,
         "latency_ms": latency(rounds.rows),
-        "backbone_ms": None if backbone_median is None else percentiles(alone.rows[:, 0]),
+        "backbone_ms": None if backbone_ms is None else percentiles(alone.rows[:, 0]),
         "images_per_second": float(batch * len(rounds) / (total.sum() / 1e3)),
-        "ratio_infer_to_backbone": None
-        if backbone_median is None
-        else float(np.median(rounds.rows[:, 2]) / backbone_median),
-        "ratio_total_to_backbone": None if backbone_median is None else float(np.median(total) / backbone_median),
+        "ratio_infer_to_backbone": None if backbone_ms is None else float(np.median(rounds.rows[:, 2]) / backbone_ms),
+        "ratio_total_to_backbone": None if backbone_ms is None else float(np.median(total) / backbone_ms),
         "transfers": transfers,
         "memory": {"host": _host_memory(memory), "device": device_memory(inspector.backend)},
     }
@@ -226,9 +224,7 @@ def warm_up_rounds(run: Callable[[], object], limits_s: tuple[float, float]) -> 
     return WarmUp(len(times), statistics.median(times[-_WINDOW:]))
 
 
-def _progress_of_part(
-    progress: Callable[[float], None] | None, index: int, count: int
-) -> Callable[[float], None] | None:
+def _part_progress(progress: Callable[[float], None] | None, index: int, count: int) -> Callable[[float], None] | None:
     """Return the progress callback of one part among several of equal length."""
     if progress is None:
         return None

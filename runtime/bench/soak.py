@@ -18,14 +18,14 @@ from flawscope.runtime.bench.trend import Slope, fit_slope
 from flawscope.runtime.inspector import Inspector
 
 LEAST_SCORINGS, MOST_SCORINGS = 1_000, 1_000_000_000
-SAMPLES = 200  # a multiple of `trend.BLOCKS`; also the points of the plot
+SAMPLES = 200  # also the points of the plot
 WARM_UP_SHARE = 0.1
 """Share of the scorings, at the start, that is left out of the slopes: heaps and caches are still filling then."""
 MEMORY_BOUND_KIB = 1.0
 """Growth of memory in KiB per 1,000 scorings that is tolerated."""
 MEMORY_STEPS_KIB = 64.0
-"""Growth of memory in KiB over the whole fitted run that is tolerated, as a heap settles in steps of pages. In runs with
-fewer than 64,000 fitted scorings this is the larger of the two bounds."""
+"""Growth of memory in KiB over the whole fitted run that is tolerated, as a heap settles in steps of pages. Below 64,000
+fitted scorings this is the larger of the two bounds."""
 LATENCY_BOUND_SHARE = 1e-4
 """Change of the median latency per 1,000 scorings, as a share of it, that is tolerated: 1 % over 100,000 scorings."""
 NO_SLOPE, GROWS, FALLS, UNKNOWN = "indistinguishable from zero", "grows", "falls", "not known"

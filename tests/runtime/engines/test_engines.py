@@ -416,5 +416,5 @@ def test_a_machine_without_a_driver_says_so(monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(BackendError, match=r"device: no NVIDIA driver answers \(Driver Not Loaded\)"):
         target.current_target()
     monkeypatch.setitem(sys.modules, "pynvml", None)
-    with pytest.raises(BackendError, match=r"nvidia-ml-py, which is not installed\. Install it with"):
+    with pytest.raises(BackendError, match=r"nvidia-ml-py, which asks the driver, is not installed\. Install it with"):
         target.current_target()
