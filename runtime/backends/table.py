@@ -77,7 +77,7 @@ _ROWS = (
         tolerances=_DEVICE_TOLERANCES,
     ),
 )
-ROWS = {row.name: row for row in _ROWS}
+ROWS = {row.name: row for row in _ROWS}  # in the order in which the command line lists them
 BACKENDS = ("auto", *ROWS)
 """Names that `choose_backend` accepts."""
 

@@ -103,6 +103,7 @@ def sweep(
     )
     try:
         for index, batch in enumerate(batches):
+            # A batch larger than the number of golden images repeats them; equal images cost as much as different ones.
             images = [encoded[number % len(encoded)] for number in range(batch)]
             batch_progress = _part_progress(progress, index, len(batches))
             measured.append({"batch": batch, **_measure(inspector, backbone, images, seconds, batch_progress)})
@@ -112,7 +113,7 @@ def sweep(
             backbone.close()
     return {
         **identity(inspector),
-        **measured[0],
+        **measured[0],  # also at the top level, where a measurement of one batch has them
         "sweep": measured,
         "input": list(inspector.manifest.input.size),
         "machine": machine(),
@@ -162,12 +163,12 @@ def _measure(
             if number >= SETTLE:
                 rounds.add(times)
         for number in range(BLOCK if backbone is not None else 0):
-            assert backbone is not None
+            assert backbone is not None  # for the type checker: the range is empty without it
             milliseconds = backbone_round(inspector, backbone, images)
             if number >= SETTLE:
                 alone.add([milliseconds])
         if (now := resident_kib()) is not None:
-            memory.add([(len(memory) + 1) * BLOCK, now])
+            memory.add([(len(memory) + 1) * BLOCK, now])  # rounds that are left out of the latency can leak, too
         if progress is not None:
             progress(min(1.0, elapsed / seconds))
     total = rounds.rows[:, -1]
@@ -217,6 +218,7 @@ def warm_up_rounds(run: Callable[[], object], limits_s: tuple[float, float]) -> 
         before = time.perf_counter()
         run()
         times.append(time.perf_counter() - before)
+        # A least time as well: clocks of a processor rise for a second or so, and two slow windows can be alike.
         if elapsed >= limits_s[0] and len(times) >= 2 * _WINDOW:
             earlier, later = statistics.median(times[-2 * _WINDOW : -_WINDOW]), statistics.median(times[-_WINDOW:])
             if abs(later - earlier) <= 0.1 * earlier:

@@ -24,7 +24,7 @@ WARM_UP_SHARE = 0.1
 MEMORY_BOUND_KIB = 1.0
 """Growth of memory in KiB per 1,000 scorings that is tolerated."""
 MEMORY_STEPS_KIB = 64.0
-"""Growth of memory in KiB over the whole fitted run that is tolerated, as a heap settles in steps of pages. Below 64,000
+"""Growth of memory in KiB over the whole fitted run that is tolerated: a heap settles in steps of pages. Below 64,000
 fitted scorings this is the larger of the two bounds."""
 LATENCY_BOUND_SHARE = 1e-4
 """Change of the median latency per 1,000 scorings, as a share of it, that is tolerated: 1 % over 100,000 scorings."""
