@@ -71,6 +71,7 @@ class Inspector:
             self.backend_reason = f"auto: {err}"
             self._options = ScorerOptions("cpu", path, precision)
             self.scorer = open_scorer(bundle, self._options)
+        # Not part of the fall-back: a device that computes wrong scores must be noticed, also under `auto`.
         try:
             check_golden(bundle, self.scorer, self._options)
         except BaseException:  # KeyboardInterrupt too: device memory must not stay behind

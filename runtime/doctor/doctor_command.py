@@ -125,7 +125,7 @@ def examine(bundle: Path, backend: str, precision: str) -> dict[str, Any]:
         golden = inspector.manifest.golden_of(precision)
         if not golden:
             raise ArgumentError(f"{bundle}: expected golden images, got none. Export it again.")
-        # A golden image and not zeros: timings of some operators depend on the values.
+        # The one image that comes with every bundle.
         data = inspector.bundle.file(golden[0].file).read_bytes()
         image = prepare(decode_image(data, golden[0].file), inspector.manifest.input)
         parts = inspector.scorer.parts(image[None])

@@ -151,7 +151,7 @@ class EngineCache:
             entry = Entry(
                 key=key,
                 bundle=bundle,
-                sha256=sha256_file(temporary / PLAN),  # of the file, not of `plan`: a disk that wrote wrong is found
+                sha256=sha256_file(temporary / PLAN),
                 size=len(built.plan),
                 created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
                 build_seconds=round(built.seconds, 3),

@@ -28,7 +28,7 @@ def native_head(head: PadimHead, tensors: Tensors, size: tuple[int, int]) -> Nat
 
 def device_head(device: Any, head: PadimHead, tensors: Tensors, size: tuple[int, int], max_batch: int) -> DeviceHead:
     """Put the Gaussians on a CUDA device; see `flawscope.runtime.scorers.bank_device`."""
-    # Here and not above: it loads the library of CUDA kernels, which a CPU installation does not have.
+    # Lazy: on the CPU nothing of CUDA is imported, which keeps the start short.
     from flawscope.runtime.scorers.bank_device import PadimDevice
 
     return PadimDevice(device, smoother(head, size), tensors, max_batch)

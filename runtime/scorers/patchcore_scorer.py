@@ -39,7 +39,7 @@ def device_head(
     device: Any, head: PatchcoreHead, tensors: Tensors, size: tuple[int, int], max_batch: int
 ) -> DeviceHead:
     """Put the bank on a CUDA device; see `flawscope.runtime.scorers.bank_device`."""
-    # Here and not above: it loads the library of CUDA kernels, which a CPU installation does not have.
+    # Lazy: on the CPU nothing of CUDA is imported, which keeps the start short.
     from flawscope.runtime.scorers.bank_device import PatchcoreDevice
 
     return PatchcoreDevice(device, PatchcoreFinish(head, tensors, size), head.grid, tensors, max_batch)

@@ -136,7 +136,7 @@ class ReconstructionScorer:
 
     def parts(self, images: UInt8Array) -> list[Part]:
         """Return every graph, with inputs as in a sampling."""
-        # Real values and not zeros: INT8 and FP16 kernels, and profilers, can behave differently on constant input.
+        # `encode` and `decode` are run here, because their outputs are inputs of the other two.
         clean, conditions = self._networks.encode(images)
         reconstructions = self._networks.decode(clean)
         timestep = plan_steps(self._sampling)[0].timestep
