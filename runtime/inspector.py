@@ -126,8 +126,10 @@ class Inspector:
 
     def __call__(self, image: Source | list[Any] | tuple[Source, ...]) -> Result | list[Result]:
         """Inspect one image, or several (a list, a tuple, or uint8 [N, H, W, 3]) in batches."""
-        images = image if isinstance(image, list | tuple) else _split_batch(image)
-        # `is None` and not falsy: an empty list or array is a batch of no images, not one broken image.
+        if isinstance(image, list | tuple):
+            return list(self.stream(image, self.manifest.max_batch))
+        images = _split_batch(image)
+        # `is None` and not falsy: an array [0, H, W, 3] is a batch of no images, not one broken image.
         return next(self.stream([image])) if images is None else list(self.stream(images, self.manifest.max_batch))
 
     def stream(self, sources: Iterable[Source], batch: int = 1) -> Iterator[Result]:

@@ -31,7 +31,7 @@ from flawscope.runtime.backends import BACKENDS, choose_backend, device, engine_
 from flawscope.runtime.backends.tensorrt import TensorrtSession
 from flawscope.runtime.doctor.doctor_command import examine
 from flawscope.runtime.engines import Target, TensorRT
-from flawscope.runtime.scorers import bank_device
+from flawscope.runtime.scorers import bank_device, patchcore_scorer
 from flawscope.runtime.scorers.base import ScorerOptions, open_scorer
 
 METHODS = ("patchcore", "padim")
@@ -318,7 +318,7 @@ def test_a_batch_that_needs_more_workspace_than_the_largest_is_searched(kernels:
     head = PatchcoreHead(grid=(8, 16), neighbors=1, reweight="none", sigma=1.0)
     on_device = device.Device()
     with on_device.current():
-        ready = bank_device.device_head(on_device, head, {"bank": bank}, (16, 32), 5)
+        ready = patchcore_scorer.device_head(on_device, head, {"bank": bank}, (16, 32), 5)
         for count in (4, 5):
             patches = np.repeat(bank[:128], count, axis=0)
             ready.enqueue(count, on_device.upload(patches))

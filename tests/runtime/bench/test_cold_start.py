@@ -72,7 +72,7 @@ def test_where_engines_run_a_start_without_one_is_measured_too(
     monkeypatch.setattr(cold_start_module, "_run", run)
     with Inspector.load(padim_bundle, "cpu") as inspector:
         assert cold_start(inspector, padim_bundle)["without_engine_ms"] is None
-        inspector.backend = "tensorrt"
+        monkeypatch.setattr(Inspector, "backend", "tensorrt")
         figures = cold_start(inspector, padim_bundle)
     assert figures["without_engine_ms"] == dict.fromkeys(PARTS, 10.0 * len(calls))
     assert [engines is None for engines, *_ in calls] == [True] * (2 * REPEATS) + [False]
