@@ -1,4 +1,4 @@
-"""From score and map to a decision and boxes."""
+"""Decision and boxes of an image from its anomaly score and map."""
 
 from __future__ import annotations
 
@@ -15,10 +15,13 @@ def decide(
     score: float, anomaly_map: npt.NDArray[np.float32], thresholds: Thresholds | None
 ) -> tuple[Decision, str | None]:
     """Return the decision and, for a fault, its reason. Only a finite score within the threshold is an accept."""
+    # Before the thresholds: NaN > threshold is false, so a comparison alone would accept a failed inference. The map
+    # is checked too, because a score can be finite while a pixel is not.
     if not np.isfinite(score) or not np.isfinite(anomaly_map).all():
         return "fault", "inference gave NaN or infinity"
     if thresholds is None:
         return "fault", "the bundle has no thresholds: run flawscope calibrate"
+    # Strictly above: calibration sets the threshold to the score of a normal image, which must stay accepted.
     return ("reject" if score > thresholds.image.value else "accept"), None
 
 
@@ -34,27 +37,29 @@ def find_boxes(
     Args:
         anomaly_map: float32 [H, W] at `spec.size`, or at `source_size` without a spec.
         threshold: Pixels strictly above it count.
-        min_area_px: Smaller regions are left out; pixels of the map.
-        spec: The preprocessing that led to the map; None where it is that of tiles, at the size of the image.
+        min_area_px: Smaller regions are left out; in pixels of the map.
+        spec: The preprocessing of the map; None for the map of a tiled image, which has the size of the image.
         source_size: Height and width of the source image.
     """
     above = anomaly_map > threshold
     if not above.any():
         return ()
     count, labels, stats, _ = cv2.connectedComponentsWithStats(above.astype(np.uint8), connectivity=8)
+    # From map to source: undo the crop (offset), then the resize (scale). Maps of tiles are in source pixels already.
     scale_y = scale_x = 1.0
     top = left = 0
     if spec is not None:
         scale_y, scale_x = source_size[0] / spec.resize[0], source_size[1] / spec.resize[1]
         top, left = spec.offset
     boxes = []
-    for label in range(1, count):
+    for label in range(1, count):  # label 0 is the background
         x, y, width, height, area = (int(value) for value in stats[label])
         if area < min_area_px:
             continue
         region = (slice(y, y + height), slice(x, x + width))
+        # Of the label's own pixels: another region can reach into the same rectangle with a higher value.
         peak = float(anomaly_map[region][labels[region] == label].max())
-        # Outward to whole pixels: a box must not cut off what it marks.
+        # Rounded outward: a box must not cut off a part of its region.
         x0, y0 = int(np.floor((x + left) * scale_x)), int(np.floor((y + top) * scale_y))
         x1, y1 = int(np.ceil((x + left + width) * scale_x)), int(np.ceil((y + top + height) * scale_y))
         x1, y1 = min(x1, source_size[1]), min(y1, source_size[0])

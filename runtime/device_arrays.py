@@ -1,9 +1,8 @@
 """Images outside NumPy: arrays on a CUDA device, and arrays with DLPack.
 
-Everything that gives `__cuda_array_interface__` (version 2 or 3: CuPy, PyCUDA, Numba, torch on a device) is copied to
-the host by the driver, after all that was put on its context; everything that gives `__dlpack__` on the host (torch on
-the CPU) is taken as it is. Written against the CUDA driver's interface, not run on a GPU: tests put a stand-in in its
-place.
+An array with `__cuda_array_interface__` (version 2 or 3: CuPy, PyCUDA, Numba, torch on a device) is copied to the host
+by the CUDA driver, once all work on its context is finished. An array with `__dlpack__` in host memory (torch on the
+CPU) is used without a copy. Written against the CUDA driver's interface, not run on a GPU: tests replace the driver.
 """
 
 from __future__ import annotations
@@ -27,49 +26,50 @@ class CudaArray(Protocol):
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
-        """Where it lies, as Numba's documentation describes it."""
+        """Address, shape, type and strides, as Numba's documentation describes them."""
 
 
 class DlpackArray(Protocol):
-    """An array that can be handed over by DLPack."""
+    """An array that implements the DLPack protocol."""
 
     def __dlpack__(self, *, stream: Any = None) -> Any:
-        """Return its capsule."""
+        """Return the array's DLPack capsule."""
 
     def __dlpack_device__(self) -> tuple[Any, Any]:
-        """Return kind and number of its device."""
+        """Return type and number of the array's device."""
 
 
 def on_host(value: object, name: str) -> npt.NDArray[Any]:
-    """Return an array of any kind as one of NumPy; one of NumPy is returned as it is.
+    """Return any supported array as a NumPy array; a NumPy array is returned as it is.
 
     Args:
-        value: The array. What is on a device is copied.
-        name: What it is called in messages.
+        value: The array. An array on a device is copied.
+        name: Name of the array in messages.
 
     Raises:
-        ArgumentError: If it is no array, or one in memory that cannot be reached.
+        ArgumentError: If it is no array, or lies in memory that cannot be read.
         DeviceError: If the driver cannot copy it.
     """
     if isinstance(value, np.ndarray):
         return value
-    if _gives(value, "__cuda_array_interface__"):
+    # Before DLPack: CuPy and torch offer both, and NumPy's from_dlpack refuses memory of a device.
+    if _has_attribute(value, "__cuda_array_interface__"):
         return _from_device(value.__cuda_array_interface__, name)  # type: ignore[attr-defined]
-    if _gives(value, "__dlpack__"):
+    if _has_attribute(value, "__dlpack__"):
         try:
             return np.from_dlpack(value)  # type: ignore[arg-type]
         except (TypeError, ValueError, BufferError, RuntimeError) as err:
             raise ArgumentError(
-                f"{name}: expected an array in the host's memory or with __cuda_array_interface__, got one of "
-                f"{type(value).__name__}, which NumPy does not take: {err}."
+                f"{name}: expected an array in host memory or with __cuda_array_interface__, got a "
+                f"{type(value).__name__} that NumPy cannot read: {err}."
             ) from err
     raise ArgumentError(f"{name}: expected an array of NumPy, CUDA or DLPack, got {type(value).__name__}.")
 
 
-def _gives(value: object, name: str) -> bool:
+def _has_attribute(value: object, name: str) -> bool:
     try:
         return hasattr(value, name)
-    except RuntimeError:  # torch says so of a tensor that needs gradients
+    except RuntimeError:  # torch raises this instead of AttributeError for a tensor that requires gradients
         return False
 
 
@@ -78,25 +78,27 @@ def _from_device(interface: dict[str, Any], name: str) -> npt.NDArray[Any]:
         shape = tuple(int(size) for size in interface["shape"])
         dtype = np.dtype(interface["typestr"])
         address = int(interface["data"][0])
-        strides = interface.get("strides")
+        strides = interface.get("strides")  # absent or None (both are allowed) means C-contiguous
         strides = _packed(shape, dtype) if strides is None else tuple(int(step) for step in strides)
         has_mask = interface.get("mask") is not None
     except (KeyError, IndexError, TypeError, ValueError) as err:
         raise ArgumentError(f"{name}: expected a valid __cuda_array_interface__, got one without: {err}.") from err
+    # These values come from another library and become addresses below: what is inconsistent is refused.
     if len(strides) != len(shape) or min(shape, default=0) < 0 or dtype.hasobject or has_mask:
-        raise ArgumentError(f"{name}: expected numbers without a mask, a stride an axis, got {interface}.")
-    if 0 in shape:
+        raise ArgumentError(f"{name}: expected numbers without a mask and one stride per axis, got {interface}.")
+    if 0 in shape:  # the address of an empty array may be 0
         return np.empty(shape, dtype)
-    steps = [(size - 1) * step for size, step in zip(shape, strides, strict=True)]
-    # A slice is copied with what lies between its rows, in one piece: one copy of more bytes beats many of few.
-    first, last = sum(min(step, 0) for step in steps), sum(max(step, 0) for step in steps) + dtype.itemsize
+    extents = [(size - 1) * step for size, step in zip(shape, strides, strict=True)]
+    # A slice is copied together with the bytes between its rows: one large copy is faster than many small ones.
+    # Strides may be negative (a flipped image): its first element is then not at the lowest address.
+    first, last = sum(min(extent, 0) for extent in extents), sum(max(extent, 0) for extent in extents) + dtype.itemsize
     memory = np.empty(last - first, np.uint8)
     _copy(memory, address + first, address)
     return np.asarray(np.ndarray(shape, dtype, memory, -first, strides), order="C")
 
 
 def _packed(shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[int, ...]:
-    """Return the strides in bytes of an array whose rows follow each other."""
+    """Return the strides in bytes of a C-contiguous array."""
     strides, step = [], dtype.itemsize
     for size in reversed(shape):
         strides.append(step)
@@ -105,11 +107,11 @@ def _packed(shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[int, ...]:
 
 
 def _copy(memory: npt.NDArray[np.uint8], address: int, owner: int) -> None:
-    """Fill memory from the device, after everything that was put on the context to which `owner` belongs."""
+    """Copy device memory at an address to host memory, once all work on the context of `owner` is finished."""
     driver = _load_driver()
     _check(driver.cuInit(0), "cuInit")
     with _context(driver, owner):
-        # What fills the frame may still be on a stream; which one is not always said.
+        # The kernel that writes the image may still run on a stream, and version 2 of the interface does not name it.
         _check(driver.cuCtxSynchronize(), "cuCtxSynchronize")
         target = ctypes.c_void_p(memory.ctypes.data)
         status = driver.cuMemcpyDtoH_v2(target, ctypes.c_uint64(address), ctypes.c_size_t(memory.nbytes))
@@ -118,7 +120,10 @@ def _copy(memory: npt.NDArray[np.uint8], address: int, owner: int) -> None:
 
 @contextlib.contextmanager
 def _context(driver: Any, address: int) -> Iterator[None]:
-    """Make the context current in which an address was allocated; memory of a pool has none, but its device."""
+    """Make the context current in which an address was allocated, or the primary one of its device.
+
+    Memory of a pool (`cudaMallocAsync`) belongs to no context, but to a device.
+    """
     context, number, device = ctypes.c_void_p(), ctypes.c_int(), ctypes.c_int()
     pointer = ctypes.c_uint64(address)
     is_retained = False
@@ -133,6 +138,7 @@ def _context(driver: Any, address: int) -> Iterator[None]:
         try:
             yield
         finally:
+            # The caller's context (torch's, for one) becomes current again, whatever happened.
             driver.cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))
     finally:
         if is_retained:
@@ -145,10 +151,10 @@ def _load_driver() -> Any:
             return ctypes.CDLL(name)
     raise DeviceError(
         f"CUDA array: the NVIDIA driver library ({' or '.join(_DRIVERS)}) cannot be loaded. Install the driver, or "
-        "hand over NumPy arrays."
+        "pass NumPy arrays."
     )
 
 
 def _check(status: int, call: str) -> None:
     if status != 0:
-        raise DeviceError(f"CUDA array: {call} failed with CUDA error {status}. Is the array still there?")
+        raise DeviceError(f"CUDA array: {call} failed with CUDA error {status}. Was its memory freed?")

@@ -1,9 +1,15 @@
-"""Load a bundle, score images, decide. The file to read first."""
+"""Load a bundle, score images, decide. The file to read first.
+
+An image passes four stages: it is read and prepared (`_load`), scored by the scorer of the bundle's method (`infer`),
+compared with the thresholds (`flawscope.runtime.decision`) and reported as a `Result`. One rule holds in every stage:
+whatever goes wrong with an image is a `fault`, never an `accept`, and the images after it are still inspected.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -12,7 +18,7 @@ from typing import Any, overload
 import numpy as np
 import numpy.typing as npt
 
-from flawscope.arrays import UInt8Array
+from flawscope.arrays import Float32Array, UInt8Array
 from flawscope.bundle import Bundle, Manifest, open_bundle
 from flawscope.diffusion.reconstruction import Reconstructed
 from flawscope.diffusion.schedule import Sampling
@@ -27,7 +33,7 @@ from flawscope.runtime.scorers.base import Reconstructor, ScorerOptions, open_sc
 from flawscope.runtime.scorers.golden import check_golden
 
 Source = Path | str | npt.NDArray[np.uint8] | CudaArray | DlpackArray
-"""An image: a file, or uint8 [H, W, 3] RGB of NumPy, on a CUDA device, or behind DLPack."""
+"""An image: a file, or an array uint8 [H, W, 3] RGB of NumPy, on a CUDA device, or with DLPack."""
 
 
 class Inspector:
@@ -35,10 +41,10 @@ class Inspector:
 
     Attributes:
         bundle: The opened bundle.
-        backend_reason: Why the backend was taken.
+        backend_reason: Why this backend is used.
         precision: Precision of the graphs.
-        thresholds: The thresholds in force, or None before calibration.
-        scorer: What makes maps and scores; another one after a device was lost.
+        thresholds: The thresholds of this precision, or None before calibration.
+        scorer: Computes maps and scores; replaced by a new one after the device failed.
     """
 
     def __init__(self, bundle: Bundle, backend: str = "auto", path: str = "auto", precision: str = "fp32") -> None:
@@ -53,20 +59,22 @@ class Inspector:
         self.precision = precision
         self.thresholds = self.manifest.thresholds_of(precision)
         self._options = ScorerOptions(choice.name, path, precision)
-        self._lost = False
+        self._device_failed = False
         try:
             self.scorer = open_scorer(bundle, self._options)
         except BackendError as err:
+            # A backend that was asked for by name must not turn into another one: speed and rounding would differ.
             if backend != "auto" or self.backend == "cpu":
                 raise
-            # Offered, but not working: the choice was left to us, so the CPU is taken, and said. The path is resolved
-            # anew there: what `auto` means depends on the backend.
+            # ONNX Runtime can list CUDA and still fail to start it (cuDNN missing, for one). `path` is passed on as it
+            # was asked for and not as it was resolved: `auto` is `graph` on CUDA, but `kernel` on the CPU.
             self.backend_reason = f"auto: {err}"
             self._options = ScorerOptions("cpu", path, precision)
             self.scorer = open_scorer(bundle, self._options)
+        # Not part of the fall-back: a device that computes wrong scores must be noticed, also under `auto`.
         try:
             check_golden(bundle, self.scorer, self._options)
-        except BaseException:
+        except BaseException:  # KeyboardInterrupt too: device memory must not stay behind
             self.scorer.close()
             raise
 
@@ -74,25 +82,25 @@ class Inspector:
     def load(
         cls, bundle: Bundle | Path | str, backend: str = "auto", path: str = "auto", precision: str = "fp32"
     ) -> Inspector:
-        """Open and verify a bundle and make it ready; its golden images must give their stored scores.
+        """Open and verify a bundle and make it ready; its golden images must reproduce their stored scores.
 
         Args:
-            bundle: A bundle, or the path of one.
-            backend: `auto`, `cpu`, `cuda` or `tensorrt`. What is asked for by name and not there is an error.
+            bundle: A bundle, which the inspector then owns and closes, or the path of one.
+            backend: `auto`, `cpu`, `cuda` or `tensorrt`. A backend that is named but not available is an error.
             path: `graph` runs `score.onnx`; `kernel` runs `features.onnx` and the kernels of `cpp_ext`; `auto` takes
                 the faster of the two, see `PATHS`.
             precision: Precision of the graphs, one that the bundle has.
 
         Raises:
-            ArgumentError: If backend or path is no known name, or the bundle lacks the precision.
+            ArgumentError: If backend or path is unknown, or the bundle lacks the precision.
             BundleError: If the bundle is broken or does not reproduce its golden scores.
-            BackendError: If the backend is not there or cannot take the graph.
+            BackendError: If the backend is not available or cannot run the graph.
         """
         opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
         try:
             return cls(opened, backend, path, precision)
         except BaseException:
-            opened.close()
+            opened.close()  # a packed bundle was unpacked to a temporary folder, which this removes
             raise
 
     @property
@@ -107,7 +115,7 @@ class Inspector:
 
     @property
     def path(self) -> str:
-        """`graph` or `kernel`, whichever was taken; `members` where each member of an ensemble takes its own."""
+        """`graph` or `kernel`, whichever is in use; `members` where each member of an ensemble chooses its own."""
         return self.scorer.path
 
     @overload
@@ -119,14 +127,16 @@ class Inspector:
     def __call__(self, image: Source | list[Any] | tuple[Source, ...]) -> Result | list[Result]:
         """Inspect one image, or several (a list, a tuple, or uint8 [N, H, W, 3]) in batches."""
         if isinstance(image, list | tuple):
-            return list(self.stream(image, batch=self.manifest.max_batch))
-        rows = _rows(image)
-        return next(self.stream([image])) if rows is None else list(self.stream(rows, batch=self.manifest.max_batch))
+            return list(self.stream(image, self.manifest.max_batch))
+        images = _split_batch(image)
+        # `is None` and not falsy: an array [0, H, W, 3] is a batch of no images, not one broken image.
+        return next(self.stream([image])) if images is None else list(self.stream(images, self.manifest.max_batch))
 
     def stream(self, sources: Iterable[Source], batch: int = 1) -> Iterator[Result]:
-        """Inspect images one batch after the other, results in order.
+        """Inspect images batch by batch; results come in the order of the sources.
 
-        An image that cannot be read, and a batch the device fails on, become `fault` results; the rest goes on.
+        An image that cannot be read, and every image of a batch on which the device fails, is a `fault`; the stream
+        goes on. Sources are taken as they are needed, so an endless iterable (a camera) is fine.
 
         Args:
             sources: Files or arrays.
@@ -139,7 +149,12 @@ class Inspector:
         remaining = iter(sources)
         position = 0
         while group := list(islice(remaining, batch)):
-            yield from self._inspect(group, position)
+            if self.manifest.tiling is None:
+                yield from self._inspect_batch(group, position)
+            else:
+                # Tiles of one image fill the batch by themselves, so images are taken one at a time.
+                for offset, source in enumerate(group):
+                    yield self._inspect_tiles(source, position + offset, self.manifest.tiling)
             position += len(group)
 
     def check_batch(self, batch: int) -> None:
@@ -147,21 +162,22 @@ class Inspector:
         if not 1 <= batch <= self.manifest.max_batch:
             raise ArgumentError(f"batch: expected 1 to {self.manifest.max_batch}, got {batch}.")
 
-    def infer(self, prepared: UInt8Array) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    def infer(self, prepared: UInt8Array) -> tuple[Float32Array, Float32Array]:
         """Return anomaly maps float32 [N, H, W] and scores float32 [N] for prepared images uint8 [N, H, W, 3].
 
-        After a device has failed the next call makes the session anew, once; a device that stays lost fails again.
+        After the device failed, the next call opens the scorer again, once; a device that stays lost fails again.
 
         Raises:
             DeviceError: If the device fails.
         """
-        if self._lost:
+        if self._device_failed:
             self.scorer = open_scorer(self.bundle, self._options)
-            self._lost = False
+            self._device_failed = False  # after opening: if that raises, the next call must try again
         try:
             return self.scorer.score(prepared)
         except DeviceError:
-            self._lost = True
+            # The batch is not tried again: one that makes the device fail (out of memory) would do so for ever.
+            self._device_failed = True
             self.scorer.close()
             raise
 
@@ -175,10 +191,10 @@ class Inspector:
         return self.check_reconstructs().reconstruct(prepared)
 
     def resample(self, sampling: Sampling) -> None:
-        """Change the sampling of a reconstruction bundle from now on; its scores change too.
+        """Use another sampling in a reconstruction bundle from now on; its scores change too.
 
         Raises:
-            ArgumentError: If the bundle's method does not reconstruct, or it has too little noise.
+            ArgumentError: If the bundle's method does not reconstruct, or the bundle has too little noise.
         """
         if self.scorer.reconstructor is None:
             raise ArgumentError(
@@ -187,7 +203,7 @@ class Inspector:
         self.scorer.reconstructor.resample(sampling)
 
     def check_reconstructs(self) -> Reconstructor:
-        """Return what rebuilds images.
+        """Return the scorer's reconstructor.
 
         Raises:
             ArgumentError: If the bundle's method does not reconstruct, or its images are cut into tiles.
@@ -201,82 +217,82 @@ class Inspector:
             )
         return reconstructor
 
-    def _inspect(self, group: Sequence[Source], position: int) -> Iterator[Result]:
-        if self.manifest.tiling is not None:
-            for index, source in enumerate(group):
-                yield self._inspect_tiles(source, position + index, self.manifest.tiling)
-            return
-        loaded = [_load(source, position + i, self.manifest) for i, source in enumerate(group)]
-        ready = [item for item in loaded if isinstance(item, _Loaded)]
+    def _inspect_batch(self, sources: Sequence[Source], position: int) -> Iterator[Result]:
+        """Inspect images in one inference; those that could not be read leave the batch and keep their place."""
+        loaded = [_load(source, position + offset, self.manifest) for offset, source in enumerate(sources)]
+        ready = [image for image in loaded if isinstance(image, _LoadedImage)]
         maps = scores = None
         failure = ""
         started = time.perf_counter()
-        if ready:
+        if ready:  # np.stack refuses an empty list
             try:
-                maps, scores = self.infer(np.stack([item.prepared for item in ready]))
-            except Exception as err:
+                maps, scores = self.infer(np.stack([image.prepared for image in ready]))
+            except Exception as err:  # not only DeviceError: see `_fault_reason`
                 failure = _fault_reason(err)
         share_ms = 1e3 * (time.perf_counter() - started) / max(len(ready), 1)
-        index = 0
-        for item in loaded:
-            if not isinstance(item, _Loaded):
-                yield item
+        row = 0  # row of the batch, which counts only the images that were read
+        for image in loaded:
+            if isinstance(image, Result):
+                yield image
                 continue
             if maps is None or scores is None:
-                yield Result(item.name, "fault", reason=failure)
+                yield Result(image.name, "fault", reason=failure)
                 continue
-            yield self._result(item, maps[index], float(scores[index]), share_ms)
-            index += 1
+            yield self._result(image, maps[row], float(scores[row]), share_ms)
+            row += 1
 
     def _inspect_tiles(self, source: Source, position: int, tiling: Tiling) -> Result:
-        """Inspect one image in tiles, a batch of them at a time: memory does not grow with their number."""
+        """Inspect one image in tiles, a batch of tiles at a time, so that memory does not grow with their number."""
         loaded = _load(source, position, self.manifest)
-        if not isinstance(loaded, _Loaded):
+        if isinstance(loaded, Result):
             return loaded
-        image, most = loaded.prepared, self.manifest.max_batch
+        image, max_batch = loaded.prepared, self.manifest.max_batch
         blender = MapBlender(loaded.source_size, tiling)
-        score = -np.inf
+        score = -np.inf  # below every score: the image's score is that of its worst tile
         started = time.perf_counter()
         try:
             corners = tiling.corners(*loaded.source_size)
-            for start in range(0, len(corners), most):
-                batch = corners[start : start + most]
+            for start in range(0, len(corners), max_batch):
+                batch = corners[start : start + max_batch]
                 tiles = [prepare(tiling.cut(image, corner), self.manifest.input) for corner in batch]
                 maps, scores = self.infer(np.stack(tiles))
-                for corner, one in zip(batch, maps, strict=True):
-                    blender.add(corner, one)
-                score = float(np.maximum(score, scores.max()))  # keeps NaN, which is a fault
+                for corner, tile_map in zip(batch, maps, strict=True):
+                    blender.add(corner, tile_map)
+                # Not Python's max(), which drops NaN: a tile without a valid score must make the image a fault.
+                score = float(np.maximum(score, scores.max()))
         except Exception as err:
             return Result(loaded.name, "fault", reason=_fault_reason(err))
         infer_ms = 1e3 * (time.perf_counter() - started)
         return self._result(loaded, blender.finish(), score, infer_ms)
 
-    def _result(self, item: _Loaded, anomaly_map: npt.NDArray[np.float32], score: float, infer_ms: float) -> Result:
+    def _result(self, image: _LoadedImage, anomaly_map: Float32Array, score: float, infer_ms: float) -> Result:
         started = time.perf_counter()
         decision, reason = decide(score, anomaly_map, self.thresholds)
         boxes: tuple[Box, ...] = ()
+        # No boxes for a fault: its map may hold NaN, and nobody should act on regions of it.
         if self.thresholds is not None and decision != "fault":
             boxes = find_boxes(
                 anomaly_map,
                 self.thresholds.pixel.value,
                 self.manifest.min_area_px,
                 self.manifest.map_spec,
-                item.source_size,
+                image.source_size,
             )
-        timings = {**item.timings_ms, "infer": infer_ms, "decide": 1e3 * (time.perf_counter() - started)}
+        timings = {**image.timings_ms, "infer": infer_ms, "decide": 1e3 * (time.perf_counter() - started)}
         return Result(
-            image=item.name,
+            image=image.name,
             decision=decision,
-            score=score if np.isfinite(score) else None,
+            score=score if np.isfinite(score) else None,  # NaN must not reach a JSON line or a comparison
             threshold=None if self.thresholds is None else self.thresholds.image.value,
             reason=reason,
             anomaly_map=anomaly_map,
             boxes=boxes,
+            # A sum and not a clock: the waiting of this image for the others of its batch is no work on it.
             timings_ms={**timings, "total": sum(timings.values())},
         )
 
     def close(self) -> None:
-        """Release the scorer and the bundle."""
+        """Release the scorer and the bundle; closing twice is harmless."""
         self.scorer.close()
         self.bundle.close()
 
@@ -290,40 +306,41 @@ class Inspector:
 
 
 def _fault_reason(err: Exception, prefix: str = "") -> str:
-    """Return what a fault says of whatever went wrong with an image: it must neither stop the line nor pass as normal.
+    """Return the reason that a fault gives for an exception of any kind.
 
-    Our own errors name the image themselves; a stranger's message is led in by `prefix`.
+    Callers catch `Exception` on purpose: an unforeseen error must neither stop the line nor let an image pass as
+    normal. Our own errors name the image themselves; the message of any other is led in by `prefix`.
     """
     return str(err) if isinstance(err, FlawscopeError) else f"{prefix}unexpected {type(err).__name__}: {err}"
 
 
-class _Loaded:
-    """An image on its way: its name, prepared pixels, source size and timings."""
+@dataclass(frozen=True)
+class _LoadedImage:
+    """An image that was read: its name, its prepared pixels, the size of its source (H, W) and the times so far."""
 
-    def __init__(
-        self, name: str, prepared: UInt8Array, source_size: tuple[int, int], timings: dict[str, float]
-    ) -> None:
-        self.name = name
-        self.prepared = prepared
-        self.source_size = source_size
-        self.timings_ms = timings
+    name: str
+    prepared: UInt8Array
+    source_size: tuple[int, int]
+    timings_ms: dict[str, float]
 
 
-def _rows(image: Any) -> list[Source] | None:
-    """Return the images of an array [N, H, W, 3], or None if it is no such array."""
+def _split_batch(image: Any) -> list[Source] | None:
+    """Return the images of an array [N, H, W, 3], or None for anything else."""
+    # By attribute and not by type: arrays on a device have a shape, too, and a path has none.
     shape: tuple[int, ...] = getattr(image, "shape", ())
     return [image[row] for row in range(shape[0])] if len(shape) == 4 else None
 
 
-def _load(source: Source, position: int, manifest: Manifest) -> _Loaded | Result:
+def _load(source: Source, position: int, manifest: Manifest) -> _LoadedImage | Result:
+    """Return an image read and prepared, or the fault that says why it cannot be."""
     name = str(source) if isinstance(source, Path | str) else f"image {position}"
     started = time.perf_counter()
     try:
         image = read_image(Path(source)) if isinstance(source, Path | str) else check_image(on_host(source, name), name)
-        read = time.perf_counter()
-        prepared = prepare(image, manifest.input) if manifest.tiling is None else image  # tiles are prepared one by one
+        read_at = time.perf_counter()
+        # Tiles are cut from the pixels of the source and prepared one by one.
+        prepared = prepare(image, manifest.input) if manifest.tiling is None else image
     except Exception as err:
         return Result(name, "fault", reason=_fault_reason(err, f"{name}: "))
-    done = time.perf_counter()
-    timings = {"read": 1e3 * (read - started), "prepare": 1e3 * (done - read)}
-    return _Loaded(name, prepared, (image.shape[0], image.shape[1]), timings)
+    timings = {"read": 1e3 * (read_at - started), "prepare": 1e3 * (time.perf_counter() - read_at)}
+    return _LoadedImage(name, prepared, (image.shape[0], image.shape[1]), timings)

@@ -25,31 +25,34 @@ def draw_overlay(
     """Return the source image with its heat map and boxes, uint8 [H, W, 3] RGB.
 
     The colours run from 0 to twice `reference`, the same for every image: stretching each map over its own range
-    would paint the brightest spot of every good part red. Up to half the reference the image shows through.
+    would paint the brightest spot of every good part red. Below half the reference the image is not covered at all.
 
     Args:
         image: Source image, uint8 [H, W, 3].
         anomaly_map: float32 [h, w] at `spec.size`, or at the image's size without a spec.
-        spec: The preprocessing that led to the map; None where it is that of tiles.
-        reference: The pixel threshold, or another map value that stands in the middle of the scale.
+        spec: The preprocessing of the map; None for the map of a tiled image.
+        reference: The pixel threshold, or another map value to put in the middle of the scale.
         boxes: Boxes in source pixels.
     """
     height, width = image.shape[:2]
+    # A threshold that was set by hand can be 0 or below.
     level = np.clip(anomaly_map / (2.0 * max(reference, 1e-12)), 0.0, 1.0)
     canvas = level
     if spec is not None:
-        canvas = np.zeros(spec.resize, np.float32)  # back from the crop to the whole image
+        canvas = np.zeros(spec.resize, np.float32)  # the map covers the crop; outside of it nothing was inspected
         top, left = spec.offset
         canvas[top : top + spec.size[0], left : left + spec.size[1]] = level
     level = np.asarray(cv2.resize(canvas, (width, height), interpolation=cv2.INTER_LINEAR), np.float32)
     colours = cv2.cvtColor(
         cv2.applyColorMap((level * 255).astype(np.uint8), cv2.COLORMAP_TURBO), cv2.COLOR_BGR2RGB
     ).astype(np.float32)
+    # 0 up to half the reference, full at the reference (level 0.5).
     opacity = (_OPACITY * np.clip(4.0 * level - 1.0, 0.0, 1.0))[:, :, None]
     result = (image * (1.0 - opacity) + colours * opacity).astype(np.uint8)
     thickness = max(1, round(max(height, width) / 300))
     for box in boxes:
-        corner = (box.x + box.width - 1, box.y + box.height - 1)
+        corner = (box.x + box.width - 1, box.y + box.height - 1)  # OpenCV includes it
+        # A white edge first: red alone disappears on the red end of the colour scale.
         cv2.rectangle(result, (box.x, box.y), corner, (255, 255, 255), thickness + 2)
         cv2.rectangle(result, (box.x, box.y), corner, (220, 0, 0), thickness)
     return result

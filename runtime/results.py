@@ -39,26 +39,27 @@ class Result:
     Attributes:
         image: Name of the image.
         decision: `accept`, `reject`, or `fault` when there is no trustworthy answer: never an accept.
-        score: Raw, unbounded score; None for a fault that gave none.
-        threshold: The image threshold in force; None in a bundle that is not calibrated.
-        reason: Why, for a fault.
+        score: Raw, unbounded score; None for a fault without a finite score.
+        threshold: The image threshold; None if the bundle is not calibrated, or no inference took place.
+        reason: Reason of a fault; None otherwise.
         anomaly_map: float32 [H, W] at the graph's input size, or the image's where the bundle has tiles; owned by the
-            caller; None for a fault that gave none.
+            caller; None for a fault without inference.
         boxes: Regions above the pixel threshold, largest peak first.
         timings_ms: Milliseconds per stage: read, prepare, infer (its share of the batch), decide, total.
     """
 
+    # The defaults are those of a fault without inference, so that a forgotten field can never read as an accept.
     image: str
     decision: Decision
     score: float | None = None
     threshold: float | None = None
     reason: str | None = None
-    anomaly_map: npt.NDArray[np.float32] | None = field(default=None, repr=False)
+    anomaly_map: npt.NDArray[np.float32] | None = field(default=None, repr=False)  # would fill a log with numbers
     boxes: tuple[Box, ...] = ()
     timings_ms: dict[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the line that `flawscope score --json` prints; the map is left out."""
+        """Return the line that `flawscope score --json` prints, without the map. Its keys are a public format."""
         line: dict[str, Any] = {
             "image": self.image,
             "score": self.score,

@@ -1,4 +1,4 @@
-"""`flawscope score`."""
+"""`flawscope score`: decide on images, as text or JSON lines, with heat maps where asked for."""
 
 from __future__ import annotations
 
@@ -59,15 +59,18 @@ def score(
         inspector.check_batch(batch)
         if pictures is not None:
             inspector.check_reconstructs()
-        for folder in (maps, pictures):  # not before everything that was asked for is known to be there
+        # Only now, after bundle, backend and batch proved valid: a refused command must not leave empty folders.
+        for folder in (maps, pictures):
             if folder is not None:
                 with storage_errors(folder):
                     folder.mkdir(parents=True, exist_ok=True)
         if not as_json:
+            # To stderr: stdout carries one line per image and nothing else.
             click.echo(f"backend {inspector.backend} ({inspector.backend_reason})", err=True)
         for source, result in zip(paths, inspector.stream(paths, batch), strict=True):
             counts[result.decision] += 1
             click.echo(msgspec.json.encode(result.to_json()).decode() if as_json else _line(result))
+            # NaN has no colour: the cast to uint8 would draw it as any value.
             if result.anomaly_map is None or not np.isfinite(result.anomaly_map).all():
                 continue
             name = free_name(source.stem, names) if maps is not None or pictures is not None else ""
@@ -75,8 +78,8 @@ def score(
                 _write_map(maps / f"{name}.png", source, result, result.anomaly_map, inspector)
             if pictures is not None:
                 image = prepare(read_image(source), inspector.manifest.input)
-                found = inspector.reconstruct(image[None])
-                write_reconstruction(pictures, name, image, found, _reference(inspector))
+                reconstructed = inspector.reconstruct(image[None])
+                write_reconstruction(pictures, name, image, reconstructed, _reference(inspector))
     if not as_json:
         total = ", ".join(f"{counts[decision]} {decision}" for decision in ("accept", "reject", "fault"))
         click.echo(f"{len(paths)} images: {total}", err=True)
@@ -88,12 +91,13 @@ def _expand(images: tuple[Path, ...]) -> list[Path]:
     paths: list[Path] = []
     for image in images:
         if not image.is_dir():
-            paths.append(image)
+            paths.append(image)  # also what does not exist: it becomes a fault with its reason, the others are scored
             continue
-        found = sorted(entry for entry in image.iterdir() if entry.suffix.lower() in EXTENSIONS and entry.is_file())
-        if not found:
+        # Not recursive: in a dataset the subfolders are defect types.
+        files = sorted(entry for entry in image.iterdir() if entry.suffix.lower() in EXTENSIONS and entry.is_file())
+        if not files:
             raise ArgumentError(f"{image}: expected images in this folder, got none. Name images or their folder.")
-        paths.extend(found)
+        paths.extend(files)
     return paths
 
 
@@ -110,11 +114,11 @@ def _number(value: float | None) -> str:
 
 
 def _reference(inspector: Inspector) -> float:
-    """Return a map value that stands in the middle of every scale of colours."""
+    """Return the map value in the middle of every colour scale."""
     if inspector.thresholds is not None:
         return inspector.thresholds.pixel.value
-    # Without thresholds the scale is anchored at what normal images reach.
-    return max((known.map_max for known in inspector.manifest.golden_of(inspector.precision)), default=1.0)
+    # Without thresholds the scale is anchored at the largest map value of the golden images.
+    return max((golden.map_max for golden in inspector.manifest.golden_of(inspector.precision)), default=1.0)
 
 
 def _write_map(

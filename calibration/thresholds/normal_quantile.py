@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from flawscope.arrays import BoolArray, Float64Array, check_array
-from flawscope.calibration.evaluation.intervals import images_needed, rank_bound
+from flawscope.calibration.evaluation.intervals import images_needed, rank_bound, upper_bound
 from flawscope.calibration.evaluation.metrics import f1_max
 from flawscope.calibration.extras import require
 from flawscope.errors import ArgumentError

@@ -1,4 +1,4 @@
-"""Backends: a row for each, one small interface for a graph made ready, and the choice among them."""
+"""Backends: what runs the graphs. A table with one row per backend, one session interface, and the choice."""
 
 from flawscope.runtime.backends.base import Session
 from flawscope.runtime.backends.table import BACKENDS, Choice, choose_backend, open_session

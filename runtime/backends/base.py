@@ -1,4 +1,4 @@
-"""What a backend has to offer: a session a graph, and on a device a place for the memory bank beside it."""
+"""The interface of a backend: a session per graph, and on a device a memory bank beside it."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from flawscope.arrays import Float32Array, UInt8Array
 
 
 class Session(Protocol):
-    """A graph made ready on one device.
+    """A graph that is loaded on one device.
 
     `infer` takes uint8 [N, H, W, 3] for the graph's only input, `run` an array for each input by name, all with the
-    same first dimension. Both return one array per output name. The arrays are the caller's: a later call does not
-    change them.
+    same first dimension. Both return one array per output name. The arrays belong to the caller: a later call does not
+    change them, so a session that reuses its buffers must copy.
 
     Attributes:
         outputs: Names of what `infer` returns.
@@ -38,18 +38,22 @@ class Session(Protocol):
         """
 
     def close(self) -> None:
-        """Release the device's memory."""
+        """Release the device's memory; closing twice is harmless."""
 
 
 class DeviceHead(Protocol):
-    """What turns patches on a device into anomaly maps and scores, without their leaving it."""
+    """Turns patches on a device into anomaly maps and scores, without copying the patches to the host."""
 
     def enqueue(self, count: int, patches: int) -> None:
-        """Put the work for `count` images on the stream; their patches lie at this address."""
+        """Enqueue the work for `count` images on the stream; `patches` is the device address of their patches.
+
+        It is also called while a CUDA graph is captured: it must neither allocate nor wait.
+        """
 
     def finish(self, count: int, patches: int) -> tuple[Float32Array, Float32Array]:
-        """Return maps float32 [N, H, W] and scores float32 [N] once the stream is done."""
+        """Return maps float32 [N, H, W] and scores float32 [N]; the caller has waited for the stream."""
 
 
 MakeDeviceHead = Callable[[Any, int], DeviceHead]
-"""Puts the bank of a method on a device (`flawscope.runtime.backends.device.Device`, current) for a largest batch."""
+"""Puts the bank of a method on a device: (`flawscope.runtime.backends.device.Device`, largest batch) -> head. The
+device's context is current."""

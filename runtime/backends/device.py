@@ -1,6 +1,6 @@
-"""One CUDA device through PyCUDA: memory allocated once, one stream, and captured CUDA graphs.
+"""One CUDA device through PyCUDA: memory that is allocated once, one stream, and captured CUDA graphs.
 
-Written against PyCUDA and the CUDA driver's interface, not run on a GPU: tests put stand-ins in their place.
+Written against PyCUDA and the CUDA driver's interface, not run on a GPU: tests replace both.
 """
 
 from __future__ import annotations
@@ -17,31 +17,31 @@ import numpy.typing as npt
 
 from flawscope.errors import BackendError, DeviceError
 
-_THREAD_LOCAL = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: what other threads do meanwhile does not spoil a capture
+_THREAD_LOCAL = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: calls of other threads do not invalidate a capture
 _DRIVERS = ("libcuda.so.1", "nvcuda.dll")
 
 
 def device_problem(index: int = 0) -> str | None:
-    """Return why there is no CUDA device for PyCUDA here, as a sentence, or None if there is one."""
+    """Return why PyCUDA has no CUDA device here, as a sentence, or None if it has one."""
     try:
         driver = _import_pycuda()
         driver.init()
         count = int(driver.Device.count())
     except BackendError as err:
         return str(err)
-    except Exception as err:  # the exceptions of PyCUDA are known once it is imported, and it may be the import
+    except Exception as err:  # PyCUDA's own exception type can only be named after the import, which may have failed
         return f"PyCUDA finds no driver that works: {_first_line(err)}."
     return None if index < count else f"expected CUDA device {index}, got {count} devices."
 
 
 class Graph:
-    """Work that was captured from a stream and can be launched as a whole."""
+    """A CUDA graph: work that was captured from a stream and is launched as a whole."""
 
     def __init__(self, library: Any, executable: ctypes.c_void_p, stream: int) -> None:
         self._library, self._executable, self._stream = library, executable, stream
 
     def launch(self) -> None:
-        """Put the work on its stream.
+        """Enqueue the work on its stream.
 
         Raises:
             DeviceError: If the driver refuses.
@@ -49,18 +49,18 @@ class Graph:
         _check(self._library.cuGraphLaunch(self._executable, ctypes.c_void_p(self._stream)), "cuGraphLaunch")
 
     def close(self) -> None:
-        """Give it back."""
+        """Release the graph."""
         self._library.cuGraphExecDestroy(self._executable)
 
 
 class Device:
-    """A device's primary context, which TensorRT and the kernels share, and one stream.
+    """The primary context of a device, which TensorRT and the kernels share, and one stream.
 
     Args:
         index: Number of the device.
 
     Raises:
-        BackendError: If there is none.
+        BackendError: If there is no such device.
     """
 
     def __init__(self, index: int = 0) -> None:
@@ -68,6 +68,8 @@ class Device:
             raise BackendError(f"device: {problem}")
         self._driver = _import_pycuda()
         self._memory: list[Any] = []
+        # Not `pycuda.autoinit` or `make_context`: a context of our own would not see TensorRT's memory, which uses the
+        # primary one.
         with self._translated():
             self._context = self._driver.Device(index).retain_primary_context()
         try:
@@ -79,16 +81,17 @@ class Device:
 
     @property
     def stream_number(self) -> int:
-        """The stream as the `cudaStream_t` that other libraries take."""
+        """The stream as `cudaStream_t`, for other libraries."""
         return int(self.stream.handle)
 
     @contextlib.contextmanager
     def current(self) -> Iterator[None]:
-        """Make the device that of this thread for a while; errors of PyCUDA become ours.
+        """Make the device's context current in this thread; errors of PyCUDA become `DeviceError`.
 
         Raises:
-            DeviceError: If something in it fails on the device.
+            DeviceError: If something in the `with` block fails on the device.
         """
+        # Pushed and popped around every call: contexts belong to threads, and an inspector may change threads.
         with self._translated():
             self._context.push()
             try:
@@ -97,33 +100,33 @@ class Device:
                 self._context.pop()
 
     def allocate(self, size: int) -> int:
-        """Return the address of so many bytes of device memory, kept until `close`."""
-        memory = self._driver.mem_alloc(max(int(size), 16))
-        self._memory.append(memory)
+        """Return the address of `size` bytes of device memory, which live until `close`."""
+        memory = self._driver.mem_alloc(max(int(size), 16))  # the driver refuses 0 bytes
+        self._memory.append(memory)  # PyCUDA frees the memory with its last reference, and addresses hold none
         return int(memory)
 
     def pinned(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-        """Return an array in page-locked host memory, which the device copies from and to by itself."""
+        """Return an array in page-locked host memory; copies from pageable memory would not be asynchronous."""
         array: npt.NDArray[Any] = self._driver.pagelocked_empty(shape, np.dtype(dtype))
         return array
 
     def upload(self, array: npt.NDArray[Any]) -> int:
-        """Return the address of a copy of an array in device memory, kept until `close`."""
+        """Return the address of a copy of an array in device memory, which lives until `close`."""
         contiguous = np.ascontiguousarray(array)
         address = self.allocate(contiguous.nbytes)
         self._driver.memcpy_htod(address, contiguous)
         return address
 
     def copy_in(self, address: int, array: npt.NDArray[Any]) -> None:
-        """Put a copy of a pinned array to the device on the stream."""
+        """Enqueue a copy of a pinned array to the device."""
         self._driver.memcpy_htod_async(address, array, self.stream)
 
     def copy_out(self, array: npt.NDArray[Any], address: int) -> None:
-        """Put a copy from the device to a pinned array on the stream."""
+        """Enqueue a copy from the device to a pinned array."""
         self._driver.memcpy_dtoh_async(array, address, self.stream)
 
     def fetch(self, array: npt.NDArray[Any], address: int) -> None:
-        """Copy from the device to an array, and wait for it."""
+        """Copy from the device to an array and wait for it; not for use while a graph is captured."""
         self._driver.memcpy_dtoh(array, address)
 
     def wait(self) -> None:
@@ -131,7 +134,7 @@ class Device:
         self.stream.synchronize()
 
     def capture(self, work: Callable[[], None]) -> Graph:
-        """Capture what `work` puts on the stream.
+        """Capture what `work` enqueues on the stream; it is recorded, not executed.
 
         Raises:
             DeviceError: If it cannot be captured.
@@ -142,19 +145,19 @@ class Device:
         try:
             work()
         finally:
-            # Also after an error: a stream that stays in capture mode is lost to everybody.
+            # Also after an error: a stream in capture mode executes nothing more.
             status = library.cuStreamEndCapture(ctypes.c_void_p(stream), ctypes.byref(graph))
         _check(status, "cuStreamEndCapture")
         status = library.cuGraphInstantiateWithFlags(ctypes.byref(executable), graph, ctypes.c_ulonglong(0))
-        library.cuGraphDestroy(graph)
+        library.cuGraphDestroy(graph)  # before the check, or a failure would leak it; the executable is independent
         _check(status, "cuGraphInstantiate")
         return Graph(library, executable, stream)
 
     def close(self) -> None:
-        """Give memory and context back; closing twice is harmless."""
+        """Release memory and context; closing twice is harmless."""
         if self._context is None:
             return
-        # What the device has lost is gone anyway.
+        # After a sticky CUDA error every call fails, also these; there is nothing left to free then.
         with contextlib.suppress(DeviceError), self.current():
             for memory in self._memory:
                 memory.free()
@@ -168,10 +171,10 @@ class Device:
         try:
             yield
         except self._driver.Error as err:
-            short = isinstance(err, MemoryError)
-            what = "out of memory" if short else "the device failed"
-            hint = ". Take smaller batches, or free memory on the device" if short else ""
-            raise DeviceError(f"backend tensorrt: {what}: {_first_line(err)}{hint}") from err
+            is_out_of_memory = isinstance(err, MemoryError)  # pycuda.driver.MemoryError derives from both
+            problem = "out of memory" if is_out_of_memory else "the device failed"
+            hint = ". Take smaller batches, or free memory on the device" if is_out_of_memory else ""
+            raise DeviceError(f"backend tensorrt: {problem}: {_first_line(err)}{hint}") from err
 
 
 def _import_pycuda() -> Any:
@@ -179,7 +182,7 @@ def _import_pycuda() -> Any:
         return importlib.import_module("pycuda.driver")
     except ModuleNotFoundError as err:
         raise BackendError(
-            "PyCUDA is not installed, which running engines needs. Install it with: "
+            "PyCUDA is not installed, but engines need it. Install it with: "
             'pip install "flawscope[pycuda]", with the CUDA toolkit on the PATH.'
         ) from err
     except ImportError as err:
@@ -187,7 +190,7 @@ def _import_pycuda() -> Any:
 
 
 def _driver_library() -> Any:
-    """Return the driver itself: PyCUDA has no functions for graphs."""
+    """Return the driver library itself, because PyCUDA has no functions for CUDA graphs."""
     for name in _DRIVERS:
         with contextlib.suppress(OSError):
             return ctypes.CDLL(name)

@@ -1,4 +1,4 @@
-"""From a bundle to a running engine: the one that fits is taken from the cache, or built and kept."""
+"""From a bundle to a running engine: one that fits is taken from the cache, else it is built and cached."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def tensorrt_problem() -> str | None:
 
 
 def open_engine(bundle: Bundle, graph: str, precision: str, make_head: MakeDeviceHead | None = None) -> TensorrtSession:
-    """Make the engine of a graph ready on the GPU of this machine; see `flawscope.runtime.backends.open_session`.
+    """Open a session for the engine of a graph on this machine's GPU; see `flawscope.runtime.backends.open_session`.
 
     Raises:
         ArgumentError: If the bundle lacks the precision.
@@ -32,9 +32,10 @@ def open_engine(bundle: Bundle, graph: str, precision: str, make_head: MakeDevic
     """
     manifest = bundle.manifest
     tensorrt = import_tensorrt()
-    # The options of `flawscope engine build`, so an engine that was built before the line starts is found.
+    # The defaults of `flawscope engine build`. They are part of the cache's key: with other options, an engine that was
+    # built in advance would not be found.
     options = BuildOptions(1, 1, manifest.max_batch)
     ensured = ensure_engine(bundle, graph, tensorrt, current_target(), options, EngineCache(), precision=precision)
-    # Without CUDA kernels the patches come back, and the CPU's kernels take them.
-    joined = make_head if cpp_ext.HAVE_CUDA else None
-    return TensorrtSession(ensured.stored.plan, tensorrt, manifest.max_batch, joined)
+    # Without CUDA kernels the patches are copied back, for the CPU's kernels.
+    device_head = make_head if cpp_ext.HAVE_CUDA else None
+    return TensorrtSession(ensured.stored.plan, tensorrt, manifest.max_batch, device_head)

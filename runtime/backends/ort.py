@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU and, with I/O binding, on CUDA."""
+"""Sessions of ONNX Runtime: on the CPU and, with I/O binding, on CUDA."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from flawscope.runtime.backends.table import backend_row
 
 @functools.cache
 def import_onnxruntime() -> Any:
-    """Return the module `onnxruntime`, quiet but for errors.
+    """Return the module `onnxruntime` with its log switched off.
 
     Raises:
         MissingExtra: If it is not installed.
@@ -28,12 +28,12 @@ def import_onnxruntime() -> Any:
         onnxruntime: Any = importlib.import_module("onnxruntime")
     except ImportError as err:
         raise MissingExtra("running a bundle", "onnxruntime", "cpu") from err
-    onnxruntime.set_default_logger_severity(4)  # errors come back as exceptions; their log lines would be doubles
+    onnxruntime.set_default_logger_severity(4)  # fatal only: errors also come as exceptions, and would be shown twice
     return onnxruntime
 
 
 def cpu_problem() -> None:
-    """Return None: ONNX Runtime has the CPU wherever it is.
+    """Return None: every ONNX Runtime has the CPU.
 
     Raises:
         MissingExtra: If ONNX Runtime is not installed.
@@ -43,6 +43,7 @@ def cpu_problem() -> None:
 
 def cuda_problem() -> str | None:
     """Return why ONNX Runtime has no CUDA here, as a sentence, or None if it has."""
+    # This lists what was compiled in. Whether a device works, only a session shows: see `OrtSession`.
     available = import_onnxruntime().get_available_providers()
     if backend_row("cuda").provider in available:
         return None
@@ -51,29 +52,29 @@ def cuda_problem() -> str | None:
 
 
 def session_options() -> Any:
-    """Return the options of every session: repeatable, quiet, and without threads that spin between runs."""
+    """Return the options of every session: deterministic, quiet, and without threads that spin between runs."""
     options = import_onnxruntime().SessionOptions()
     options.use_deterministic_compute = True
     options.log_severity_level = 4
-    # Threads that wait for the next run by spinning would take the processor from the native kernels that come
-    # right after it.
+    # Idle threads spin by default, and would take the cores from the native kernels that run right after the graph.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     return options
 
 
 def session_providers(backend: str) -> list[tuple[str, dict[str, str]]]:
     """Return the execution providers of a session and their options."""
-    # TF32 would keep ten bits of every product: scores are FP32 on every backend, or they could not be compared.
+    # TF32 (ONNX Runtime's default on Ampere and later) keeps 10 bits of each factor's mantissa: scores of CUDA would
+    # then miss thresholds and golden scores that were measured on the CPU.
     return [(backend_row(backend).provider, {"use_tf32": "0"} if backend == "cuda" else {})]
 
 
 def open_on_cpu(bundle: Bundle, graph: str, precision: str, make_head: object = None) -> OrtSession:
-    """Make a graph of a bundle ready on the CPU; banks are joined on the host."""
+    """Open a session of a graph on the CPU; `make_head` is not used, distances are computed by the CPU's kernels."""
     return OrtSession(bundle.graph(graph, precision), "cpu")
 
 
 def open_on_cuda(bundle: Bundle, graph: str, precision: str, make_head: object = None) -> OrtSession:
-    """Make a graph of a bundle ready on CUDA; banks are joined on the host."""
+    """Open a session of a graph on CUDA; `make_head` is not used, distances are computed by the CPU's kernels."""
     return OrtSession(bundle.graph(graph, precision), "cuda")
 
 
@@ -89,18 +90,18 @@ class OrtSession:
         provider = backend_row(backend).provider
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # that a provider is missing: below it is an error
+                warnings.simplefilter("ignore")  # that a provider is missing: an error below
                 self._session: Any = onnxruntime.InferenceSession(
                     str(graph), session_options(), providers=session_providers(backend)
                 )
         except Exception as err:
             # ONNX Runtime's exceptions share no base class of their own.
             raise BackendError(f"backend {backend}: could not load {graph.name}: {_first_line(err)}") from err
-        taken = self._session.get_providers()
-        if taken[0] != provider:
-            # ONNX Runtime itself falls back to the CPU and only logs it: to us that is an error.
+        providers = self._session.get_providers()
+        if providers[0] != provider:
+            # ONNX Runtime falls back to the CPU by itself and only logs it. Here it is an error.
             raise BackendError(
-                f"backend {backend}: expected {provider} for {graph.name}, ONNX Runtime took {taken[0]}. "
+                f"backend {backend}: expected {provider} for {graph.name}, ONNX Runtime took {providers[0]}. "
                 "Are the CUDA and cuDNN libraries of its version installed? See flawscope doctor."
             )
         self._backend = backend
@@ -119,12 +120,12 @@ class OrtSession:
             else:
                 binding = self._session.io_binding()
                 for name, array in inputs.items():
-                    binding.bind_cpu_input(name, np.ascontiguousarray(array))
+                    binding.bind_cpu_input(name, np.ascontiguousarray(array))  # it takes an address, no strides
                 for name in self.outputs:
                     binding.bind_output(name, "cpu")
                 self._session.run_with_iobinding(binding)
-                values = binding.copy_outputs_to_cpu()
-        except Exception as err:
+                values = binding.copy_outputs_to_cpu()  # new arrays: the binding's own go away with it
+        except Exception as err:  # also AttributeError of a closed session: the inspector makes a fault of it
             raise DeviceError(f"backend {self._backend}: the device failed: {_first_line(err)}") from err
         return dict(zip(self.outputs, values, strict=True))
 

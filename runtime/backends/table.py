@@ -1,4 +1,4 @@
-"""The table of backends, and the choice among them. A backend that was asked for and is not there is an error."""
+"""The table of backends, and the choice among them. A backend that was asked for but is not available is an error."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ GOLDEN_TOLERANCE = 1e-3
 processors, far below what a wrong resize or colour order does."""
 
 _DEVICE_TOLERANCES = {"fp32": GOLDEN_TOLERANCE, "fp16": 1e-2, "int8": 3e-2}
-"""The same on a device, by precision: golden scores are those of the CPU, where sums of FP16 and INT8 are wider."""
+"""The same on a device, by precision. Golden scores come from the CPU, which sums FP16 and INT8 with more bits."""
 
 
 @dataclass(frozen=True)
 class Backend:
-    """One row. Places are `MODULE:FUNCTION`, imported when they are needed.
+    """One row. Functions are named as `MODULE:FUNCTION` and imported on first use: TensorRT may not be installed.
 
     Attributes:
-        name: Its name on the command line.
-        problem: `() -> str | None`: why it is not there, as a sentence; None if it is.
-        open: `(bundle, graph, precision, make_head) -> Session`; `make_head` puts a bank beside the graph and is left
-            aside by backends that join none.
-        place: `(session, graph file, inputs) -> list[ProfiledNode]`: who computes which node; for `doctor`.
-        provider: Who is expected to compute all of them.
+        name: Name on the command line.
+        problem: `() -> str | None`: why it is not available, as a sentence; None if it is.
+        open: `(bundle, graph, precision, make_head) -> Session`; `make_head` puts a bank beside the graph. Backends
+            without device kernels do not use it.
+        place: `(session, graph file, inputs) -> list[ProfiledNode]`: what computes which node; for `doctor`.
+        provider: The execution provider that should compute all nodes.
         kernels: Whether the path `auto` takes the kernels of `cpp_ext` here.
-        auto: Why `auto` takes it if it is there, or None where it never does. Rows before others come first.
+        auto: Reason that `auto` gives when it takes this backend, or None if it never does; the order is `_AUTO`.
         tolerances: Precision -> largest relative difference of golden scores.
     """
 
@@ -65,7 +65,7 @@ _ROWS = (
         auto="ONNX Runtime offers CUDA",
         tolerances=_DEVICE_TOLERANCES,
     ),
-    # Never by `auto`: it may have to build an engine first, which takes minutes and somebody's word.
+    # Never by `auto`: it may have to build an engine first, which takes minutes. That is for the user to decide.
     Backend(
         "tensorrt",
         problem="flawscope.runtime.backends.engine_session:tensorrt_problem",
@@ -77,17 +77,17 @@ _ROWS = (
         tolerances=_DEVICE_TOLERANCES,
     ),
 )
-ROWS = {row.name: row for row in _ROWS}
+ROWS = {row.name: row for row in _ROWS}  # in the order in which the command line lists them
 BACKENDS = ("auto", *ROWS)
-"""Names that `choose_backend` takes."""
+"""Names that `choose_backend` accepts."""
 
 _AUTO = ("cuda", "cpu")
-"""In this order `auto` looks for a backend. The CPU is there wherever ONNX Runtime is."""
+"""The order in which `auto` tries backends. The CPU comes with every ONNX Runtime."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The backend that was taken, and why."""
+    """The chosen backend, and why."""
 
     name: str
     reason: str
@@ -97,7 +97,7 @@ def backend_row(name: str) -> Backend:
     """Return the row of a backend, not of `auto`.
 
     Raises:
-        ArgumentError: If the name is not known.
+        ArgumentError: If the name is unknown.
     """
     if name not in ROWS:
         raise ArgumentError(f"backend: expected one of {', '.join(BACKENDS)}, got {name!r}.")
@@ -108,8 +108,8 @@ def choose_backend(name: str) -> Choice:
     """Resolve a backend name; `auto` takes CUDA where ONNX Runtime has it, else the CPU, and says why.
 
     Raises:
-        ArgumentError: If the name is not known.
-        BackendError: If the backend was asked for by name and is not there.
+        ArgumentError: If the name is unknown.
+        BackendError: If the backend was asked for by name and is not available.
         MissingExtra: If ONNX Runtime is not installed.
     """
     if name == "auto":
@@ -121,32 +121,32 @@ def choose_backend(name: str) -> Choice:
 
 
 def _choose_auto() -> Choice:
-    problem = ""
+    first_problem = ""  # what the user would like to know: why the faster backend was not taken
     for name in _AUTO:
         row = ROWS[name]
-        absent = methods.load(row.problem)()
-        if absent is None:
-            return Choice(name, f"auto: {row.auto}{f': {problem}' if problem else ''}")
-        problem = problem or absent
-    raise BackendError(f"backend auto: none of {', '.join(_AUTO)} is there: {problem} See flawscope doctor.")
+        problem = methods.load(row.problem)()
+        if problem is None:
+            return Choice(name, f"auto: {row.auto}{f': {first_problem}' if first_problem else ''}")
+        first_problem = first_problem or problem
+    raise BackendError(f"backend auto: none of {', '.join(_AUTO)} is there: {first_problem} See flawscope doctor.")
 
 
 def open_session(
     bundle: Bundle, graph: str, precision: str, backend: str, make_head: MakeDeviceHead | None = None
 ) -> Session:
-    """Make a graph of a bundle ready on a resolved backend.
+    """Open a session of a graph on a resolved backend.
 
     Args:
         bundle: The opened bundle.
-        graph: Name of the graph, `features` or `score`.
+        graph: Name of the graph, such as `features` or `score`.
         precision: Precision of the graph.
         backend: Name of a backend, not `auto`.
-        make_head: Puts the bank beside `features` on the device, where the backend has CUDA kernels: the session then
-            gives `anomaly_map` and `score`. None leaves the graph alone.
+        make_head: Puts the bank beside `features` on the device if the backend has CUDA kernels; the outputs of the
+            session are then `anomaly_map` and `score`. None: the outputs of the graph.
 
     Raises:
         ArgumentError: If the bundle lacks the precision.
-        BackendError: If the backend cannot take the graph.
+        BackendError: If the backend cannot run the graph.
     """
     session: Session = methods.load(backend_row(backend).open)(bundle, graph, precision, make_head)
     return session

@@ -1,7 +1,7 @@
-"""Engines on the device: TensorRT runs them, PyCUDA moves the images, a CUDA graph per batch saves the launches.
+"""Sessions of TensorRT: engines with PyCUDA for memory and copies, and one CUDA graph per batch size.
 
-Memory is taken once, for the largest batch, pinned on the host and on the device. A frame is a copy into pinned memory,
-one launch, one wait. Written against TensorRT's and PyCUDA's interfaces, not run on a GPU.
+Memory is allocated once, for the largest batch, pinned on the host and on the device. A batch then takes a copy into
+pinned memory, one launch and one wait. Written against TensorRT's and PyCUDA's interfaces, not run on a GPU.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from flawscope.runtime.engines.tensorrt_modules import TensorRT
 
 
 class TensorrtSession:
-    """An engine made ready; see `Session` for the contract.
+    """A loaded engine; see `Session` for the contract.
 
     Args:
-        plan: The engine.
-        tensorrt: The module that it was built by.
+        plan: File of the engine.
+        tensorrt: The module that built it.
         max_batch: Largest batch.
-        make_head: Puts the bank beside it; the session then gives `anomaly_map` and `score`. None: the engine's own
-            outputs.
-        graphs: Whether frames are launched as CUDA graphs.
+        make_head: Puts the bank beside the engine; the outputs are then `anomaly_map` and `score`. None: the engine's
+            own outputs.
+        graphs: Whether batches are launched as CUDA graphs.
         index: Number of the device.
 
     Attributes:
-        plan: The engine.
+        plan: File of the engine.
         outputs: Names of what `infer` returns.
-        graph_problem: Why frames are not launched as CUDA graphs, or None.
+        graph_problem: Why batches are not launched as CUDA graphs, or None.
 
     Raises:
         BackendError: If there is no device, or the engine cannot be loaded.
@@ -58,7 +58,7 @@ class TensorrtSession:
         self._trt = tensorrt.module
         self._max_batch = max_batch
         self._graphs: dict[int, Graph] = {}
-        self._contexts: dict[int, Any] = {}
+        self._contexts: dict[int, Any] = {}  # both by batch size
         self._head: DeviceHead | None = None
         self._device: Device | None = Device(index)
         try:
@@ -75,7 +75,8 @@ class TensorrtSession:
     def _load(self, plan: Path) -> None:
         self._logger, self._messages = listen(self._trt)
         runtime = self._trt.Runtime(self._logger)
-        # Code for the host inside an engine would be code that nobody signed.
+        # Security: an engine can contain host code (version-compatible engines carry a whole runtime library). It must
+        # not be executed, as the cache is not signed. Old versions lack the attribute.
         with contextlib.suppress(AttributeError):
             runtime.engine_host_code_allowed = False
         self._engine = runtime.deserialize_cuda_engine(plan.read_bytes())
@@ -89,7 +90,8 @@ class TensorrtSession:
     def _make_context(self) -> Any:
         if not hasattr(self._engine, "create_runtime_config"):
             return self._engine.create_execution_context()
-        # TensorRT-RTX makes kernels for a shape when it first meets it. They have to be there before a capture.
+        # TensorRT-RTX compiles kernels in the background when it first meets a shape; a captured graph would keep the
+        # generic ones for ever. EAGER compiles them before the first run returns.
         config = self._engine.create_runtime_config()
         strategies = getattr(self._trt, "DynamicShapesKernelSpecializationStrategy", None)
         if strategies is not None:
@@ -103,6 +105,7 @@ class TensorrtSession:
         self._outputs: dict[str, tuple[npt.NDArray[Any], int]] = {}
         for number in range(engine.num_io_tensors):
             name = engine.get_tensor_name(number)
+            # The engine's first dimension is -1 (dynamic), or the fixed batch that it was exported with.
             shape = (self._max_batch, *(int(size) for size in tuple(engine.get_tensor_shape(name))[1:]))
             dtype = np.dtype(trt.nptype(engine.get_tensor_dtype(name)))
             host, address = device.pinned(shape, dtype), device.allocate(math.prod(shape) * dtype.itemsize)
@@ -110,7 +113,7 @@ class TensorrtSession:
             (self._inputs if is_input else self._outputs)[name] = (host, address)
 
     def infer(self, images: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[Any]]:
-        """Run the engine, and the bank if it is here, on a batch."""
+        """Run the engine, and the bank if there is one, on a batch."""
         return self.run({next(iter(self._inputs)): images})
 
     def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
@@ -129,6 +132,7 @@ class TensorrtSession:
                     f"{list(array.shape)}."
                 )
         with device.current():
+            # Into the same pinned memory each time: a captured graph copies from a fixed address.
             for name, array in inputs.items():
                 np.copyto(self._inputs[name][0][:count], array)
             graph = self._graphs.get(count)
@@ -137,11 +141,13 @@ class TensorrtSession:
             else:
                 self._enqueue(device, count)
             device.wait()
+            # After the run, never instead of it: a capture executes nothing, and TensorRT allocates in the first run.
             if graph is None and self.graph_problem is None:
                 self._capture(device, count)
             if self._head is not None:
                 maps, scores = self._head.finish(count, self._patches)
                 return {"anomaly_map": maps, "score": scores}
+            # Copies: the next batch overwrites the pinned memory.
             return {name: host[:count].copy() for name, (host, _) in self._outputs.items()}
 
     @property
@@ -149,7 +155,7 @@ class TensorrtSession:
         return self._outputs["patches"][1]
 
     def _context(self, count: int) -> Any:
-        """Return the execution context of a batch: a captured graph does not survive that its context is changed."""
+        """Return the execution context of a batch size; one each, as a new shape would invalidate a captured graph."""
         context = self._contexts.get(count)
         if context is not None:
             return context
@@ -167,7 +173,7 @@ class TensorrtSession:
         return context
 
     def _enqueue(self, device: Device, count: int) -> None:
-        """Put one frame on the stream: images in, engine, bank, results out."""
+        """Enqueue one batch: copy of the inputs, engine, bank, copy of the results."""
         for host, address in self._inputs.values():
             device.copy_in(address, host[:count])
         if not self._context(count).execute_async_v3(device.stream_number):
@@ -179,21 +185,22 @@ class TensorrtSession:
             device.copy_out(host[:count], address)
 
     def _capture(self, device: Device, count: int) -> None:
-        """Capture the frame of a batch, after it has run once: TensorRT makes things ready in the first run."""
-        is_capturable = getattr(self._context(count), "is_stream_capturable", None)  # newer versions alone can tell
+        """Capture the work of one batch size, which must have run once before."""
+        is_capturable = getattr(self._context(count), "is_stream_capturable", None)  # only newer versions have it
         if is_capturable is not None and not is_capturable(device.stream_number):
             self.graph_problem = "TensorRT says that this engine cannot be captured"
             return
         try:
             self._graphs[count] = device.capture(lambda: self._enqueue(device, count))
         except DeviceError as err:
-            # Frames go on one launch after the other: slower, and said in `graph_problem`.
+            # No fault: batches are launched kernel by kernel from now on, slower, and `graph_problem` says why.
             self.graph_problem = str(err)
 
     def close(self) -> None:
         """Release the device's memory; closing twice is harmless."""
         if self._device is None:
             return
+        # In this order: graphs refer to contexts, contexts to the engine, and all of them to the device's memory.
         for graph in self._graphs.values():
             graph.close()
         self._graphs.clear()

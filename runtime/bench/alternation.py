@@ -1,4 +1,4 @@
-"""Several configurations of one bundle, measured in alternation so that all meet the machine in the same state."""
+"""`bench --compare`: configurations of one bundle, measured in alternation so that the machine's state is the same."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from flawscope.runtime.bench.rounds import (
 from flawscope.runtime.inspector import Inspector
 from flawscope.runtime.scorers.base import PATHS
 
-_LEAST_TURNS = 5
+_LEAST_TURNS = 5  # fewer have no quartiles worth the name
 _CHOICES = {"backend": BACKENDS, "path": PATHS, "precision": PRECISIONS}
 
 
@@ -56,15 +56,16 @@ def parse_configuration(text: str) -> Configuration:
     """Return the configuration that BACKEND, BACKEND:PATH or BACKEND:PATH:PRECISION names.
 
     Raises:
-        ArgumentError: If it has another form or a name is not known.
+        ArgumentError: If it has another form or a name is unknown.
     """
     parts = [part.strip() for part in text.split(":")]
     if len(parts) > len(_CHOICES):
         raise ArgumentError(f"compare: expected BACKEND:PATH:PRECISION, got {text!r}.")
-    for part, (kind, known) in zip(parts, _CHOICES.items(), strict=False):
-        if part not in known:
+    for part, (field, choices) in zip(parts, _CHOICES.items(), strict=False):  # later parts may be left out
+        if part not in choices:
             raise ArgumentError(
-                f"compare: expected BACKEND:PATH:PRECISION, {kind} one of {', '.join(known)}, got {part!r} in {text!r}."
+                f"compare: expected BACKEND:PATH:PRECISION, {field} one of {', '.join(choices)}, got {part!r} in "
+                f"{text!r}."
             )
     return Configuration(*parts)
 
@@ -77,27 +78,27 @@ def compare(
     seconds: float = 10.0,
     progress: Callable[[float], None] | None = None,
 ) -> dict[str, Any]:
-    """Measure configurations of one bundle in turns of 12 rounds.
+    """Measure configurations of one bundle in turns.
 
-    Every turn is a block of each configuration; the one that begins moves on by one each time, so that none is always
-    behind the same neighbour. The first two rounds of a block are left out. The same configuration may be named twice:
-    the difference between the two is the noise.
+    In every turn each configuration has a block of 12 rounds. The configuration that begins moves on by one from turn
+    to turn, so that none always runs after the same other one. The first two rounds of a block are left out. The same
+    configuration may be named twice: the difference between the two is the noise.
 
     Args:
         bundle: Path of the bundle.
-        configurations: At least two; ratios are to the first.
+        configurations: At least two; ratios are relative to the first.
         batch: Images per round.
-        seconds: Measuring time of all together; at least this long and at least 5 turns.
-        progress: Told the share done, 0 to 1.
+        seconds: Measuring time of all configurations together; at least this long and at least 5 turns.
+        progress: Called with the completed share, 0 to 1.
 
     Returns:
-        Per configuration what was taken, percentiles in milliseconds, images per second, bytes per image, ratios
-        of medians to the first with the quartiles of the ratio over turns, and the largest relative difference of a
-        golden score from the first's.
+        Per configuration the resolved backend and path, percentiles in milliseconds, images per second, bytes per
+        image, ratios of medians to the first with the quartiles of the ratio over turns, and the largest relative
+        difference of a golden score from the first's.
 
     Raises:
         ArgumentError: If there are fewer than two configurations, or batch or seconds are out of range.
-        BackendError: If a backend is not there.
+        BackendError: If a backend is not available.
     """
     if len(configurations) < 2:
         raise ArgumentError(
@@ -105,6 +106,7 @@ def compare(
             "Give --compare once for each, for example --compare cpu:graph --compare cpu:kernel."
         )
     check_seconds(seconds)
+    # All are open at the same time: opening in turns would measure cold caches and new thread pools.
     with contextlib.ExitStack() as stack:
         inspectors = [
             stack.enter_context(
@@ -112,51 +114,31 @@ def compare(
             )
             for configuration in configurations
         ]
-        first = inspectors[0]
-        first.check_batch(batch)
-        encoded = golden_images(first)
+        inspectors[0].check_batch(batch)
+        encoded = golden_images(inspectors[0])
         images = [encoded[number % len(encoded)] for number in range(batch)]
         scores = [_golden_scores(inspector, encoded) for inspector in inspectors]
         before = machine_state()
-        warm_up = warm_up_rounds(lambda: [one_round(inspector, images) for inspector in inspectors], WARM_UP_S)
-        records = [Record(len(STAGES), round(1.5 * seconds / warm_up.seconds_a_round) + BLOCK) for _ in inspectors]
-        started = time.perf_counter()
-        turns = 0
-        while (elapsed := time.perf_counter() - started) < seconds or turns < _LEAST_TURNS:
-            for step in range(len(inspectors)):
-                index = (turns + step) % len(inspectors)
-                for number in range(BLOCK):
-                    times, _, _ = one_round(inspectors[index], images)
-                    if number >= SETTLE:
-                        records[index].add(times)
-            turns += 1
-            if progress is not None:
-                progress(min(1.0, elapsed / seconds))
+        alternation = _alternate(inspectors, images, seconds, progress)
         rows = [
             {
                 "asked_for": str(configuration),
-                "backend": inspector.backend,
-                "backend_reason": inspector.backend_reason,
-                "path": inspector.path,
-                "precision": inspector.precision,
-                "rounds": len(record),
-                "latency_ms": latency(record.rows),
-                "images_per_second": float(batch * len(record) / (record.rows[:, -1].sum() / 1e3)),
-                "transfers": count_transfers(inspector, images),
-                "ratio_to_first": _ratios(record, records[0]),
-                "largest_score_difference": _difference(own, scores[0]),
+                **_row(inspector, record, alternation.records[0], images),
+                "largest_score_difference": _largest_difference(golden_scores, scores[0]),
             }
-            for configuration, inspector, record, own in zip(configurations, inspectors, records, scores, strict=True)
+            for configuration, inspector, record, golden_scores in zip(
+                configurations, inspectors, alternation.records, scores, strict=True
+            )
         ]
-        manifest = first.manifest
+        manifest = inspectors[0].manifest
         return {
             "bundle": manifest.name,
             "digest": manifest.digest,
             "method": manifest.method,
             "batch": batch,
-            "turns": turns,
-            "seconds": round(elapsed, 3),
-            "warm_up_rounds": warm_up.count,
+            "turns": alternation.turns,
+            "seconds": round(alternation.seconds, 3),
+            "warm_up_rounds": alternation.warm_up_rounds,
             "compare": rows,
             "input": list(manifest.input.size),
             "machine": machine(),
@@ -164,11 +146,65 @@ def compare(
         }
 
 
+@dataclass(frozen=True)
+class _Alternation:
+    """The measured rounds: a record per configuration, turns, seconds of all turns, rounds of the warm-up."""
+
+    records: list[Record]
+    turns: int
+    seconds: float
+    warm_up_rounds: int
+
+
+def _alternate(
+    inspectors: Sequence[Inspector],
+    images: Sequence[bytes],
+    seconds: float,
+    progress: Callable[[float], None] | None,
+) -> _Alternation:
+    """Run all inspectors in turns of one block each, until the time is over."""
+    warm_up = warm_up_rounds(lambda: [one_round(inspector, images) for inspector in inspectors], WARM_UP_S)
+    # Half as much again as is likely: growing a record would disturb the round after it.
+    records = [Record(len(STAGES), round(1.5 * seconds / warm_up.seconds_a_round) + BLOCK) for _ in inspectors]
+    started = time.perf_counter()
+    turns = 0
+    while (elapsed := time.perf_counter() - started) < seconds or turns < _LEAST_TURNS:
+        for step in range(len(inspectors)):
+            index = (turns + step) % len(inspectors)
+            for number in range(BLOCK):
+                times, _, _ = one_round(inspectors[index], images)
+                if number >= SETTLE:
+                    records[index].add(times)
+        turns += 1
+        if progress is not None:
+            progress(min(1.0, elapsed / seconds))
+    return _Alternation(records, turns, elapsed, warm_up.count)
+
+
+def _row(inspector: Inspector, record: Record, first: Record, images: Sequence[bytes]) -> dict[str, Any]:
+    """Return the figures of one configuration."""
+    return {
+        "backend": inspector.backend,
+        "backend_reason": inspector.backend_reason,
+        "path": inspector.path,
+        "precision": inspector.precision,
+        "rounds": len(record),
+        "latency_ms": latency(record.rows),
+        # From the sum of the totals and not from the clock, which ran on in the blocks of the others.
+        "images_per_second": float(len(images) * len(record) / (record.rows[:, -1].sum() / 1e3)),
+        "transfers": count_transfers(inspector, images),
+        "ratio_to_first": _ratios(record, first),
+    }
+
+
 def _ratios(record: Record, first: Record) -> dict[str, Any]:
     """Return ratios of medians, and how the ratio of the totals scatters from turn to turn."""
-    kept = BLOCK - SETTLE
-    own, reference = (np.median(one.rows[:, -1].reshape(-1, kept), axis=1) for one in (record, first))
-    quartiles = np.percentile(own / reference, (25, 75))
+    rounds_per_turn = BLOCK - SETTLE
+    # One median per turn: the two blocks of a turn saw the same clocks and load, so their ratio has less noise.
+    medians, first_medians = (
+        np.median(rounds.rows[:, -1].reshape(-1, rounds_per_turn), axis=1) for rounds in (record, first)
+    )
+    quartiles = np.percentile(medians / first_medians, (25, 75))
     ratio = np.median(record.rows, axis=0) / np.median(first.rows, axis=0)
     return {
         "infer": float(ratio[STAGES.index("infer")]),
@@ -181,7 +217,7 @@ def _golden_scores(inspector: Inspector, encoded: Sequence[bytes]) -> list[float
     return [float(one_round(inspector, [image])[2][0]) for image in encoded]
 
 
-def _difference(scores: Sequence[float], first: Sequence[float]) -> float:
-    """Return the largest difference of a score, relative to the largest score of the first."""
-    scale = max(map(abs, first)) or 1.0
-    return max(abs(one - other) for one, other in zip(scores, first, strict=True)) / scale
+def _largest_difference(scores: Sequence[float], first: Sequence[float]) -> float:
+    """Return the largest difference of a score, relative to the largest score of the first configuration."""
+    scale = max(map(abs, first)) or 1.0  # all scores are 0, perhaps
+    return max(abs(score - reference) for score, reference in zip(scores, first, strict=True)) / scale

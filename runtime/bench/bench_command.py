@@ -1,4 +1,4 @@
-"""`flawscope bench`."""
+"""`flawscope bench`: latency and memory of a bundle, comparisons of configurations, and soak tests."""
 
 from __future__ import annotations
 
@@ -75,15 +75,15 @@ def bench_command(
     """
     numbers = parse_batches(batches)
     if plot_file is not None:
-        check_plot(plot_file)
+        check_plot(plot_file)  # before minutes of measuring, not after
     if configurations:
-        _refuse(context, "--compare", "backend", "path", "precision", "no_cold_start", "scorings")
-        _one_batch("--compare", numbers)
+        _refuse_options(context, "--compare", "backend", "path", "precision", "no_cold_start", "scorings")
+        _check_single_batch("--compare", numbers)
         figures = _compare(bundle, configurations, numbers[0], seconds)
         _show([compare_table(figures)], compare_lines(figures))
     elif scorings is not None:
-        _refuse(context, "--soak", "seconds", "no_cold_start")
-        _one_batch("--soak", numbers)
+        _refuse_options(context, "--soak", "seconds", "no_cold_start")
+        _check_single_batch("--soak", numbers)
         figures = _soak(bundle, (backend, path, precision), numbers[0], scorings)
         _show([soak_table(figures)], soak_lines(figures))
     else:
@@ -94,6 +94,7 @@ def bench_command(
         write_bytes(json_file, msgspec.json.format(msgspec.json.encode(figures), indent=1) + b"\n")
     if plot_file is not None:
         write_plot(plot_file, figures)
+    # Last, so that the figures of a failed soak are written all the same.
     if figures.get("is_growing"):
         raise GateError(
             f"soak: expected memory to grow by at most {figures['memory']['bound']:.3g} KiB per 1,000 scorings, got "
@@ -102,17 +103,18 @@ def bench_command(
 
 
 def parse_batches(texts: Iterable[str]) -> tuple[int, ...]:
-    """Return the batches that options such as `1` or `1,2,4,8` name, ascending, each once.
+    """Return the batch sizes in options such as `1` or `1,2,4,8`, ascending, each once.
 
     Raises:
         ArgumentError: If one is no number.
     """
-    words = [word.strip() for text in texts for word in text.split(",")]
-    for word in words:
-        if not word.removeprefix("-").isdecimal() or len(word) > 9:
-            raise ArgumentError(f"batch: expected a number such as 1, or several as 1,2,4,8, got {word!r}.")
-    # Ascending, because the peak of memory is one of the whole process: the larger batch must come later.
-    return tuple(sorted({int(word) for word in words}))
+    numbers = [number.strip() for text in texts for number in text.split(",")]
+    for number in numbers:
+        # Negative numbers pass here: `check_batch` refuses them with the bundle's range.
+        if not number.removeprefix("-").isdecimal() or len(number) > 9:
+            raise ArgumentError(f"batch: expected a number such as 1, or several as 1,2,4,8, got {number!r}.")
+    # Ascending, because peak memory is that of the process so far: a larger batch must not come before a smaller one.
+    return tuple(sorted({int(number) for number in numbers}))
 
 
 def _sweep(
@@ -143,7 +145,7 @@ def _compare(bundle: Path, texts: tuple[str, ...], batch: int, seconds: float) -
 
 def _soak(bundle: Path, chosen: tuple[str, str, str], batch: int, scorings: int) -> dict[str, Any]:
     with Inspector.load(bundle, *chosen) as inspector, progress_bars() as report:
-        return soak(inspector, scorings, batch=batch, progress=lambda done: report("scoring", done, scorings))
+        return soak(inspector, scorings, batch=batch, progress=lambda count: report("scoring", count, scorings))
 
 
 def _show(tables: Iterable[Table], lines: Iterable[str]) -> None:
@@ -153,14 +155,15 @@ def _show(tables: Iterable[Table], lines: Iterable[str]) -> None:
         click.echo(line)
 
 
-def _refuse(context: click.Context, mode: str, *parameters: str) -> None:
-    """Raise ArgumentError if an option was given that a mode has no use for."""
+def _refuse_options(context: click.Context, mode: str, *parameters: str) -> None:
+    """Raise ArgumentError if an option was given that has no effect in a mode."""
     for parameter in context.command.params:
-        given = context.get_parameter_source(parameter.name or "")
-        if parameter.name in parameters and given not in (ParameterSource.DEFAULT, ParameterSource.DEFAULT_MAP):
+        # By source and not by value: `--seconds 10`, which is the default, was meant to have an effect, too.
+        source = context.get_parameter_source(parameter.name or "")
+        if parameter.name in parameters and source not in (ParameterSource.DEFAULT, ParameterSource.DEFAULT_MAP):
             raise ArgumentError(f"bench: {parameter.opts[0]} has no effect with {mode}. Leave one of the two out.")
 
 
-def _one_batch(mode: str, batches: tuple[int, ...]) -> None:
+def _check_single_batch(mode: str, batches: tuple[int, ...]) -> None:
     if len(batches) != 1:
         raise ArgumentError(f"bench: expected one batch with {mode}, got {', '.join(map(str, batches))}.")

@@ -1,4 +1,4 @@
-"""The plots of `bench`, as SVG files that are the same for the same figures."""
+"""Plots of `bench` as SVG files; the same figures give the same bytes."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _INK, _MUTED, _GRID = "#1c2126", "#5b6670", "#dde2e6"
-# Blue to ochre, alike in lightness steps, so that grey print and colour-blind eyes keep the order.
+# Neighbours differ in lightness, too, for grey print and colour-blind readers.
 _SERIES = ("#2f6690", "#d08c2f", "#5a9367", "#9b5a8c", "#7a8790", "#b5543f")
 _STYLE = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "flawscope-bench",
-    "text.parse_math": False,
+    "svg.fonttype": "none",  # text stays text: smaller files, and numbers that can be searched
+    "svg.hashsalt": "flawscope-bench",  # without a salt the identifiers are random
+    "text.parse_math": False,  # a name with two $ would be read as a formula
     "font.family": "sans-serif",
     "font.size": 10,
     "text.color": _INK,
@@ -41,7 +41,7 @@ _STYLE = {
 
 
 def check_plot(path: Path) -> None:
-    """Refuse, before anything is measured, what could not be drawn afterwards.
+    """Check before measuring that the plot can be drawn afterwards.
 
     Raises:
         ArgumentError: If the name does not end in `.svg`.
@@ -62,12 +62,15 @@ def write_plot(path: Path, figures: Mapping[str, Any]) -> None:
     """
     check_plot(path)
     matplotlib = _matplotlib()
-    # A user's own Matplotlib settings must not change the image; the backend is not used here.
+    # A user's own matplotlibrc must not change the plot. `backend` is left out: setting it would import one, and a
+    # figure that is saved needs none.
     settings = {key: value for key, value in matplotlib.rcParamsDefault.items() if key != "backend"}
     with matplotlib.rc_context({**settings, **_STYLE}):
         figure = draw(figures)
         buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", facecolor="white", metadata={"Date": None, "Creator": None})
+        figure.savefig(
+            buffer, format="svg", facecolor="white", metadata={"Date": None, "Creator": None}
+        )  # not repeatable
     write_text(path, buffer.getvalue())
 
 
@@ -77,6 +80,7 @@ def draw(figures: Mapping[str, Any]) -> Figure:
         return _draw_soak(figures)
     if "compare" in figures:
         rows = [(configuration_name(row), row["latency_ms"]) for row in figures["compare"]]
+        # Numbered, because the same configuration may be there twice.
         rows = [(f"{number}. {name}", latency) for number, (name, latency) in enumerate(rows, start=1)]
         figure, axes = _figure([_height(len(rows))])
         _stages(axes[0], rows)
@@ -98,16 +102,16 @@ def _stages(axis: Axes, rows: Sequence[tuple[str, Mapping[str, Mapping[str, floa
     longest = max(latency[stage]["p99"] for _, latency in rows for stage in STAGES)
     for number, (name, latency) in enumerate(rows):
         colour = _SERIES[number % len(_SERIES)]
-        places = [place - 0.4 + thickness * (number + 0.5) for place in range(len(STAGES))]
-        half = [latency[stage]["p50"] for stage in STAGES]
-        slow = [latency[stage]["p99"] for stage in STAGES]
-        axis.barh(places, half, height=0.82 * thickness, color=colour, label=name)
-        axis.hlines(places, half, slow, color=colour, linewidth=1.2)
-        axis.plot(slow, places, "|", color=colour, markersize=7, markeredgewidth=1.4)
-        for place, middle, end in zip(places, half, slow, strict=True):
+        heights = [stage - 0.4 + thickness * (number + 0.5) for stage in range(len(STAGES))]  # a group takes 0.8
+        medians = [latency[stage]["p50"] for stage in STAGES]
+        tails = [latency[stage]["p99"] for stage in STAGES]
+        axis.barh(heights, medians, height=0.82 * thickness, color=colour, label=name)
+        axis.hlines(heights, medians, tails, color=colour, linewidth=1.2)
+        axis.plot(tails, heights, "|", color=colour, markersize=7, markeredgewidth=1.4)
+        for height, median, tail in zip(heights, medians, tails, strict=True):
             axis.annotate(
-                f"{_short(middle)} / {_short(end)}",
-                (end, place),
+                f"{_short(median)} / {_short(tail)}",
+                (tail, height),
                 xytext=(6, 0),
                 textcoords="offset points",
                 va="center",
@@ -115,7 +119,7 @@ def _stages(axis: Axes, rows: Sequence[tuple[str, Mapping[str, Mapping[str, floa
                 fontsize=8.5,
             )
     axis.set_yticks(range(len(STAGES)), STAGES)
-    axis.invert_yaxis()
+    axis.invert_yaxis()  # first stage on top
     axis.tick_params(axis="y", length=0)
     axis.set_xlim(0, 1.22 * longest)  # room for the numbers behind the longest bar
     axis.set_xlabel("milliseconds for one batch")
@@ -142,7 +146,7 @@ def _throughput(axis: Axes, sweep: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _draw_soak(figures: Mapping[str, Any]) -> Figure:
-    """Draw memory and latency over the scorings; what is left out of the slopes is shaded."""
+    """Draw memory and latency over the scorings; the warm-up, which no slope is fitted to, is shaded."""
     series = figures["series"]
     thousands = [count / 1e3 for count in series["scorings"]]
     panels = [("latency", "Median latency of a round, ms", series["latency_ms"], _SERIES[1])]
@@ -153,11 +157,11 @@ def _draw_soak(figures: Mapping[str, Any]) -> Figure:
     for axis, (name, title, values, colour) in zip(axes, panels, strict=True):
         axis.plot(thousands, values, color=colour, linewidth=1.3)
         axis.axvspan(0, figures["warm_up_share"] * thousands[-1], color=_GRID, alpha=0.6, linewidth=0)
-        # Noise must not fill the height: the axis spans at least a twentieth of what is shown.
+        # Matplotlib would stretch noise over the whole height: the axis spans at least 5 % of the values.
         low, high = min(values), max(values)
         room = max(0.1 * (high - low), 0.025 * high)
         axis.set_ylim(max(0.0, low - room), high + room)
-        axis.ticklabel_format(axis="y", useOffset=False)
+        axis.ticklabel_format(axis="y", useOffset=False)  # "+1.234e2" beside an axis is not readable
         axis.set_title(f"{title} · slope {figures[name]['verdict']}")
         axis.grid(True, axis="y")
     axes[-1].set_xlim(0, thousands[-1])
@@ -168,6 +172,7 @@ def _draw_soak(figures: Mapping[str, Any]) -> Figure:
 
 def _figure(heights: Sequence[float], *, share_x: bool = False) -> tuple[Figure, Sequence[Axes]]:
     """Return a figure with axes of the given heights, in inches, above each other."""
+    # Not pyplot: it keeps every figure in a global list, and may open a window system.
     figure_type: Any = importlib.import_module("matplotlib.figure").Figure
     figure = figure_type(figsize=(7.6, 0.6 + sum(heights)), layout="constrained")
     axes = figure.subplots(len(heights), 1, squeeze=False, sharex=share_x, gridspec_kw={"height_ratios": heights})
@@ -183,7 +188,7 @@ def _height(series: int) -> float:
 
 
 def _short(value: float) -> str:
-    """Return three figures that say something: 0.042, 1.53, 27.4, 312."""
+    """Return a number with about three significant digits: 0.042, 1.53, 27.4, 312."""
     return f"{value:.{0 if value >= 100 else 1 if value >= 10 else 2 if value >= 1 else 3}f}"
 
 

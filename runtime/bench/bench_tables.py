@@ -1,4 +1,4 @@
-"""What `bench` shows: its figures as tables and lines."""
+"""The figures of `bench` as tables and lines for a terminal."""
 
 from __future__ import annotations
 
@@ -87,6 +87,7 @@ def summary(figures: Mapping[str, Any]) -> list[str]:
         infer, total = figures["ratio_infer_to_backbone"], figures["ratio_total_to_backbone"]
         ratio = "" if infer is None else f"; infer takes {infer:.2f}x, everything {total:.2f}x the backbone alone"
         lines.append(f"{figures['images_per_second']:.1f} images per second{ratio}")
+    # Of the last, largest batch: the peak of a process never falls.
     host, device = rows[-1]["memory"]["host"], rows[-1]["memory"]["device"]
     growth = host["growth_kib_per_1000_rounds"]
     if host["peak_kib"] is None:
@@ -98,8 +99,8 @@ def summary(figures: Mapping[str, Any]) -> list[str]:
         lines.append(
             f"memory: {_mib(host['rss_after_load_kib'])} MiB after load, peak {_mib(host['peak_kib'])} MiB, {grown}"
         )
-    known = f"not known: {device['reason']}" if device["kib"] is None else f"{_mib(device['kib'])} MiB"
-    lines.append(f"device memory: {known}")
+    amount = f"not known: {device['reason']}" if device["kib"] is None else f"{_mib(device['kib'])} MiB"
+    lines.append(f"device memory: {amount}")
     transfers = figures["transfers"]
     lines.append(
         f"transfers per image: {transfers['to_session_bytes']:,.0f} bytes to the session, "
@@ -107,6 +108,7 @@ def summary(figures: Mapping[str, Any]) -> list[str]:
     )
     if figures.get("cold_start") is not None:
         parts = figures["cold_start"]["median_ms"]
+        # The first part is the whole, `process`; the others add up to it.
         steps = ", ".join(f"{name.replace('_', ' ')} {parts[name]:.0f}" for name in list(parts)[1:])
         lines.append(f"cold start: {parts['process']:.0f} ms to the first decision ({steps})")
         built = figures["cold_start"].get("without_engine_ms")

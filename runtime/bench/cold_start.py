@@ -1,4 +1,4 @@
-"""Cold start: from a new process to its first decision."""
+"""Cold start: the time from starting a process to its first decision."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ import msgspec
 from flawscope.errors import BackendError
 from flawscope.runtime.inspector import Inspector
 
-REPEATS = 3
+REPEATS = 3  # odd, so that a median is one of the runs
 _TIMEOUT_S, _BUILD_TIMEOUT_S = 300, 3600
 PARTS = ("process", "interpreter", "import", "load", "first_decision")
 
-# Run in a new interpreter. A folder that happens to be the current one must not lend it modules.
+# Run in a new interpreter. `-c` puts the current folder on sys.path: a file such as json.py there must not be imported.
+# Imports that are not part of a start (json, resident_memory) come after the last mark.
 _CODE = """
 import sys, time
 sys.path[:] = [place for place in sys.path if place]
@@ -45,18 +46,18 @@ print(json.dumps([marks, ended_ns, resident_kib(), peak_kib()]))
 def cold_start(inspector: Inspector, bundle: Path) -> dict[str, Any]:
     """Start a new process three times, each of which loads a bundle and decides on its first golden image.
 
-    The bundle's files are in the system's page cache by then. Engines that a backend caches are in its cache.
+    The bundle's files are in the system's page cache by then, and engines in theirs: this is a restart of the program,
+    not of the machine.
 
     Args:
-        inspector: The loaded bundle: says which backend, path and precision, and that both work.
+        inspector: The loaded bundle. Backend, path and precision are its own, which are known to work.
         bundle: Path of the bundle.
 
     Returns:
-        Medians in milliseconds: `process` from the order to start it until the decision; of that, `interpreter`
-        (the start of Python), `import`, `load` (opening,
-        checking every file, making the session, golden check) and `first_decision`. Every run as well, and the
-        resident memory of such a process after the decision and at its peak in KiB. With `tensorrt` also one run with
-        an empty cache, which builds the engine.
+        Medians in milliseconds: `process` from the call that starts it to the decision; as parts of that, `interpreter`
+        (the start of Python), `import`, `load` (opening, checking every file, opening sessions, golden check) and
+        `first_decision`. Every run as well, and the resident memory of such a process after the decision and at its
+        peak in KiB. With `tensorrt` also one run with an empty cache, which builds the engine.
 
     Raises:
         BackendError: If a new process cannot do what this one did.
@@ -70,8 +71,8 @@ def cold_start(inspector: Inspector, bundle: Path) -> dict[str, Any]:
         "processes": REPEATS,
         "median_ms": {part: statistics.median(run[part] for run in runs) for part in PARTS},
         "runs_ms": runs,
-        "rss_kib": _median([own[0] for own in memory]),
-        "peak_rss_kib": _median([own[1] for own in memory]),
+        "rss_kib": _median([resident for resident, _ in memory]),
+        "peak_rss_kib": _median([peak for _, peak in memory]),
     }
 
 
@@ -86,11 +87,12 @@ def _without_engine(arguments: list[str]) -> dict[str, float]:
 def _run(
     arguments: list[str], variables: Mapping[str, str] | None = None, timeout_s: float | None = None
 ) -> dict[str, Any]:
-    """Run one process; return milliseconds per part, and its memory."""
+    """Run one process; return milliseconds per part, and its memory as resident and peak KiB."""
     limit_s = _TIMEOUT_S if timeout_s is None else timeout_s
-    started_ns = time.time_ns()  # the one clock that two processes are sure to share
+    # Not perf_counter: its origin may differ between processes. time_ns is the only clock that they certainly share.
+    started_ns = time.time_ns()
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-c", _CODE, *arguments],
             capture_output=True,
             text=True,
@@ -102,18 +104,20 @@ def _run(
         raise BackendError(
             f"cold start: expected a decision within {limit_s:g} s, got none. Leave it out with --no-cold-start."
         ) from err
-    if done.returncode != 0:
-        reason = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+    if process.returncode != 0:
+        # The last line of a traceback names the error.
+        reason = (process.stderr.strip().splitlines() or [f"exit status {process.returncode}"])[-1]
         raise BackendError(
             f"cold start: expected a new process to do what this one did, got: {reason}. "
             "Leave it out with --no-cold-start."
         )
-    marks, ended_ns, *memory = msgspec.json.decode(done.stdout)
+    marks, ended_ns, *memory = msgspec.json.decode(process.stdout)
     steps = [1e3 * (after - before) for before, after in itertools.pairwise(marks)]
     whole = (ended_ns - started_ns) / 1e6
+    # The start of the interpreter has no marks of its own: it is what the other parts leave.
     return {**dict(zip(PARTS, (whole, whole - sum(steps), *steps), strict=True)), "memory": memory}
 
 
 def _median(values: list[int | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return statistics.median(known) if known else None
+    numbers = [value for value in values if value is not None]
+    return statistics.median(numbers) if numbers else None

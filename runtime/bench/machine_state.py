@@ -1,6 +1,6 @@
-"""The state of the machine around a measurement: clocks, power, load. Everything is read, nothing is changed.
+"""The state of the machine around a measurement: clocks, power, load. It is only read, never changed.
 
-What cannot be read is None, with a reason beside it.
+A value that cannot be read is None, with a reason beside it.
 """
 
 from __future__ import annotations
@@ -13,20 +13,21 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+# Public, so that tests can put a folder of their own in place.
 CPU_FOLDER = Path("/sys/devices/system/cpu")
 CPU_INFO = Path("/proc/cpuinfo")
 
 
 def machine_state() -> dict[str, Any]:
-    """Return the processor's clocks and governor, the load average, and clocks and power of the first GPU, as now."""
+    """Return the processor's clocks and governor, the load average, and clocks and power of the first GPU."""
     return {"cpu": _cpu_state(), "load_average": _load_average(), "gpu": _gpu_state()}
 
 
 def device_memory(backend: str) -> dict[str, Any]:
-    """Return what this process holds of the first GPU's memory: `kib`, or None and the `reason`.
+    """Return this process's share of the first GPU's memory as `kib`, or None and the `reason`.
 
     Args:
-        backend: Name of the backend in use; `cpu` holds none.
+        backend: Name of the backend in use; `cpu` uses none.
     """
     if backend == "cpu":
         return {"kib": None, "reason": "the backend cpu uses no device memory"}
@@ -37,15 +38,16 @@ def device_memory(backend: str) -> dict[str, Any]:
             processes = nvml.nvmlDeviceGetComputeRunningProcesses(gpu)
         except nvml.NVMLError as err:
             return {"kib": None, "reason": f"NVML does not list processes: {err}"}
-        own = [process.usedGpuMemory for process in processes if process.pid == os.getpid()]
-        if not own or own[0] is None:
-            # In a container the driver knows processes by the numbers they have outside.
+        used_bytes = [process.usedGpuMemory for process in processes if process.pid == os.getpid()]
+        if not used_bytes or used_bytes[0] is None:
+            # In a container the driver lists the process ids of the host. On Windows (WDDM) it knows no sizes.
             return {"kib": None, "reason": "NVML does not list this process with its memory"}
-        return {"kib": int(own[0]) // 1024, "reason": None}
+        return {"kib": int(used_bytes[0]) // 1024, "reason": None}
 
 
 def _cpu_state() -> dict[str, Any]:
     """Return clocks in MHz over all cores and the governor."""
+    # Virtual machines often have no cpufreq, but /proc/cpuinfo with clocks.
     readings = [_number(path) for path in sorted(CPU_FOLDER.glob("cpu[0-9]*/cpufreq/scaling_cur_freq"))]
     clocks, source = [kilohertz / 1e3 for kilohertz in readings if kilohertz is not None], "cpufreq"
     if not clocks:
@@ -62,8 +64,7 @@ def _cpu_state() -> dict[str, Any]:
 
 def _cpu_info_clocks() -> list[float]:
     lines = (_text(CPU_INFO) or "").splitlines()
-    found = (line.partition(":")[2] for line in lines if line.startswith("cpu MHz"))
-    return [float(value) for value in found]
+    return [float(line.partition(":")[2]) for line in lines if line.startswith("cpu MHz")]
 
 
 def _load_average() -> list[float] | None:
@@ -83,7 +84,7 @@ def _gpu_state() -> dict[str, Any]:
             lambda: _decoded(nvml.nvmlDeviceGetName(gpu)),
             lambda: int(nvml.nvmlDeviceGetClockInfo(gpu, nvml.NVML_CLOCK_SM)),
             lambda: int(nvml.nvmlDeviceGetClockInfo(gpu, nvml.NVML_CLOCK_MEM)),
-            lambda: nvml.nvmlDeviceGetPowerUsage(gpu) / 1e3,
+            lambda: nvml.nvmlDeviceGetPowerUsage(gpu) / 1e3,  # milliwatts
             lambda: int(nvml.nvmlDeviceGetTemperature(gpu, nvml.NVML_TEMPERATURE_GPU)),
         )
         state: dict[str, Any] = dict.fromkeys(names)
@@ -91,14 +92,14 @@ def _gpu_state() -> dict[str, Any]:
         for name, read in zip(names, readings, strict=True):
             try:
                 state[name] = read()
-            except nvml.NVMLError as err:  # Jetson, for one, answers some questions and not others
+            except nvml.NVMLError as err:  # one by one: a Jetson, for one, supports some of these calls only
                 problems.append(f"{name}: {err}")
         return {**state, "reason": "; ".join(problems) or None}
 
 
 @contextlib.contextmanager
 def _first_gpu() -> Iterator[tuple[Any, Any, str | None]]:
-    """Yield the module of NVML, a handle of the first GPU, and None; or no handle and why there is none."""
+    """Yield the module of NVML, a handle of the first GPU and None, or no handle and the reason."""
     try:
         nvml: Any = importlib.import_module("pynvml")
     except ImportError:
@@ -133,5 +134,5 @@ def _number(path: Path) -> float | None:
 
 
 def _decoded(value: str | bytes) -> str:
-    """Older bindings return bytes."""
+    """Return text; older versions of the bindings return bytes."""
     return value.decode() if isinstance(value, bytes) else value

@@ -1,4 +1,4 @@
-"""Measuring a bundle: latency per stage, throughput, memory, and the ratio to its backbone alone."""
+"""Latency per stage, throughput and memory of a bundle, and the ratio to its backbone alone."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ __all__ = ["STAGES", "bench", "sweep"]
 
 WARM_UP_S = (1.0, 10.0)
 """Least and most seconds of warm-up before anything is counted."""
-_WINDOW = 10
+_WINDOW = 10  # rounds whose median tells whether a warm-up is over
 _LEAST_ROUNDS = 30
 NOT_LINUX = "resident memory is read from /proc/self/status, which this system does not have"
 
@@ -46,19 +46,19 @@ def bench(
 ) -> dict[str, Any]:
     """Measure from encoded image in memory to decision, in alternation with the backbone alone.
 
-    After warm-up, blocks of rounds through all stages alternate with blocks in which `features.onnx` alone stands in
-    for the inference, after the same reading and resizing, so that both meet the machine in the same state. The first
-    rounds of a block are left out: the threads of the other session still spin then. Latency is per batch.
+    After warm-up, blocks of rounds through all stages alternate with blocks in which `features.onnx` alone takes the
+    place of the inference, after the same reading and resizing: the machine's state is then the same for both. The
+    first rounds of a block are left out: the threads of the other session still spin then. Latency is per batch.
 
     Args:
         inspector: The loaded bundle.
         batch: Images per round.
         seconds: Measuring time; at least this long and at least 30 rounds.
-        progress: Told the share done, 0 to 1.
+        progress: Called with the completed share, 0 to 1.
 
     Returns:
         Percentiles in milliseconds per stage and for the backbone, images per second, their ratio, memory in KiB,
-        bytes per image, and what a reader needs to judge the figures. What is not known is None, with a reason.
+        bytes per image, machine, versions and state. What cannot be measured is None, with a reason.
 
     Raises:
         ArgumentError: If batch or seconds are out of range.
@@ -79,7 +79,7 @@ def sweep(
         inspector: The loaded bundle.
         batches: Images per round, at least one number.
         seconds: Measuring time for each batch.
-        progress: Told the share done of all, 0 to 1.
+        progress: Called with the completed share of all, 0 to 1.
 
     Returns:
         The figures of the first batch, as `bench` returns them, and under `sweep` those of every batch.
@@ -93,7 +93,7 @@ def sweep(
         raise ArgumentError("batch: expected at least one number of images, got none.")
     check_seconds(seconds)
     encoded = golden_images(inspector)
-    loaded_kib = resident_kib()
+    loaded_kib = resident_kib()  # before the session of the backbone, which no inspection needs
     before = machine_state()
     measured = []
     # A method without patches has no features that could be taken alone.
@@ -103,16 +103,17 @@ def sweep(
     )
     try:
         for index, batch in enumerate(batches):
+            # A batch larger than the number of golden images repeats them; equal images cost as much as different ones.
             images = [encoded[number % len(encoded)] for number in range(batch)]
-            tell = _share_of(progress, index, len(batches))
-            measured.append({"batch": batch, **_measure(inspector, backbone, images, seconds, tell)})
+            batch_progress = _part_progress(progress, index, len(batches))
+            measured.append({"batch": batch, **_measure(inspector, backbone, images, seconds, batch_progress)})
             measured[-1]["memory"]["host"]["rss_after_load_kib"] = loaded_kib
     finally:
         if backbone is not None:
             backbone.close()
     return {
         **identity(inspector),
-        **measured[0],
+        **measured[0],  # also at the top level, where a measurement of one batch has them
         "sweep": measured,
         "input": list(inspector.manifest.input.size),
         "machine": machine(),
@@ -121,7 +122,7 @@ def sweep(
 
 
 def identity(inspector: Inspector) -> dict[str, Any]:
-    """Return which bundle was measured, and where and how it was run."""
+    """Return which bundle was measured, on which backend, path and precision."""
     manifest = inspector.manifest
     return {
         "bundle": manifest.name,
@@ -144,13 +145,14 @@ def _measure(
     """Return the figures of one batch."""
     batch = len(images)
 
-    def all_of_it() -> None:
+    def run_both() -> None:
         one_round(inspector, images)
         if backbone is not None:
             backbone_round(inspector, backbone, images)
 
-    warm_up = warm_up_rounds(all_of_it, WARM_UP_S)
+    warm_up = warm_up_rounds(run_both, WARM_UP_S)
     transfers = count_transfers(inspector, images)
+    # Half as much again as is likely: growing a record would disturb the round after it.
     likely = round(1.5 * seconds / warm_up.seconds_a_round) + 2 * BLOCK
     rounds, alone = Record(len(STAGES), likely), Record(1, likely)
     memory = Record(2, likely // BLOCK)
@@ -161,32 +163,32 @@ def _measure(
             if number >= SETTLE:
                 rounds.add(times)
         for number in range(BLOCK if backbone is not None else 0):
-            assert backbone is not None
-            taken = backbone_round(inspector, backbone, images)
+            assert backbone is not None  # for the type checker: the range is empty without it
+            milliseconds = backbone_round(inspector, backbone, images)
             if number >= SETTLE:
-                alone.add([taken])
+                alone.add([milliseconds])
         if (now := resident_kib()) is not None:
-            memory.add([(len(memory) + 1) * BLOCK, now])
+            memory.add([(len(memory) + 1) * BLOCK, now])  # rounds that are left out of the latency can leak, too
         if progress is not None:
             progress(min(1.0, elapsed / seconds))
     total = rounds.rows[:, -1]
-    own = float(np.median(alone.rows)) if backbone is not None else None
+    backbone_ms = float(np.median(alone.rows)) if backbone is not None else None
     return {
         "rounds": len(rounds),
         "seconds": round(elapsed, 3),
         "warm_up_rounds": warm_up.count,
         "latency_ms": latency(rounds.rows),
-        "backbone_ms": None if own is None else percentiles(alone.rows[:, 0]),
+        "backbone_ms": None if backbone_ms is None else percentiles(alone.rows[:, 0]),
         "images_per_second": float(batch * len(rounds) / (total.sum() / 1e3)),
-        "ratio_infer_to_backbone": None if own is None else float(np.median(rounds.rows[:, 2]) / own),
-        "ratio_total_to_backbone": None if own is None else float(np.median(total) / own),
+        "ratio_infer_to_backbone": None if backbone_ms is None else float(np.median(rounds.rows[:, 2]) / backbone_ms),
+        "ratio_total_to_backbone": None if backbone_ms is None else float(np.median(total) / backbone_ms),
         "transfers": transfers,
         "memory": {"host": _host_memory(memory), "device": device_memory(inspector.backend)},
     }
 
 
 def _host_memory(samples: Record) -> dict[str, Any]:
-    """Return resident memory; growth is per 1,000 rounds, each with its round of the backbone."""
+    """Return resident memory; its growth is per 1,000 rounds, each with a round of the backbone."""
     peak = peak_kib()
     slope = None if len(samples) == 0 else fit_slope(samples.rows[:, 0] / 1e3, samples.rows[:, 1])
     reason = NOT_LINUX if peak is None else None
@@ -201,7 +203,7 @@ def _host_memory(samples: Record) -> dict[str, Any]:
 
 
 class WarmUp:
-    """How long a warm-up took: rounds, and the seconds of one at its end."""
+    """Rounds of a warm-up, and the seconds of one round at its end."""
 
     def __init__(self, count: int, seconds_a_round: float) -> None:
         self.count = count
@@ -209,13 +211,14 @@ class WarmUp:
 
 
 def warm_up_rounds(run: Callable[[], object], limits_s: tuple[float, float]) -> WarmUp:
-    """Run until two windows of rounds have medians within 10 %, within a least and a most time in seconds."""
+    """Run until two successive windows of rounds have medians within 10 %, within limits of the time in seconds."""
     times: list[float] = []
     started = time.perf_counter()
     while (elapsed := time.perf_counter() - started) < limits_s[1]:
         before = time.perf_counter()
         run()
         times.append(time.perf_counter() - before)
+        # A least time as well: clocks of a processor rise for a second or so, and two slow windows can be alike.
         if elapsed >= limits_s[0] and len(times) >= 2 * _WINDOW:
             earlier, later = statistics.median(times[-2 * _WINDOW : -_WINDOW]), statistics.median(times[-_WINDOW:])
             if abs(later - earlier) <= 0.1 * earlier:
@@ -223,8 +226,8 @@ def warm_up_rounds(run: Callable[[], object], limits_s: tuple[float, float]) -> 
     return WarmUp(len(times), statistics.median(times[-_WINDOW:]))
 
 
-def _share_of(progress: Callable[[float], None] | None, index: int, count: int) -> Callable[[float], None] | None:
-    """Return what tells the progress of one part among several."""
+def _part_progress(progress: Callable[[float], None] | None, index: int, count: int) -> Callable[[float], None] | None:
+    """Return the progress callback of one part among several of equal length."""
     if progress is None:
         return None
     return lambda share: progress((index + share) / count)

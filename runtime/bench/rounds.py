@@ -1,4 +1,4 @@
-"""One round of a measurement, stage by stage, and the figures of many."""
+"""One round of a measurement, stage by stage, and the statistics of many rounds."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from flawscope.runtime.inspector import Inspector
 
 STAGES = ("read", "prepare", "infer", "decide", "total")
 BLOCK = 12
-"""Rounds of one kind before the next kind has its turn."""
+"""Successive rounds of one configuration before the next one has its turn."""
 SETTLE = 2
 """Rounds left out at the start of a block: the threads of the other session still spin then."""
-_MOST_ROWS_AHEAD = 100_000
+_MOST_ROWS_AHEAD = 100_000  # 4 MB for five stages
 _PERCENTILES = {"p50": 50.0, "p90": 90.0, "p99": 99.0, "p99.9": 99.9}
 
 
@@ -40,7 +40,7 @@ def golden_images(inspector: Inspector) -> list[bytes]:
 
 
 def check_seconds(seconds: float) -> None:
-    """Raise ArgumentError unless this is a measuring time."""
+    """Raise ArgumentError unless a measuring time is between 0.1 s and a day."""
     if not 0.1 <= seconds <= 86_400:
         raise ArgumentError(f"seconds: expected 0.1 to 86400, got {seconds}.")
 
@@ -51,7 +51,9 @@ def prepared(inspector: Inspector, images: Sequence[bytes]) -> UInt8Array:
 
 
 def one_round(inspector: Inspector, encoded: Sequence[bytes]) -> tuple[list[float], Float32Array, Float32Array]:
-    """Take one batch of encoded images through all stages.
+    """Run one batch of encoded images through all stages.
+
+    It repeats the steps of `Inspector.stream` with a mark after each, as stages are timed per batch and not per image.
 
     Returns:
         Milliseconds per stage as in `STAGES`, anomaly maps float32 [N, H, W], scores float32 [N].
@@ -65,7 +67,7 @@ def one_round(inspector: Inspector, encoded: Sequence[bytes]) -> tuple[list[floa
     maps, scores = inspector.infer(images)
     marks.append(time.perf_counter())
     for image, anomaly_map, value in zip(decoded, maps, scores, strict=True):
-        decide(float(value), anomaly_map, thresholds)
+        decide(float(value), anomaly_map, thresholds)  # for its time alone
         if thresholds is not None:
             threshold = thresholds.pixel.value
             find_boxes(anomaly_map, threshold, manifest.min_area_px, manifest.input, (image.shape[0], image.shape[1]))
@@ -83,7 +85,7 @@ def backbone_round(inspector: Inspector, backbone: Session, encoded: Sequence[by
 
 
 def configuration_name(figures: Mapping[str, Any]) -> str:
-    """Return what was measured as BACKEND:PATH, with the precision where it is not FP32."""
+    """Return the measured configuration as BACKEND:PATH, with the precision if it is not FP32."""
     precision = "" if figures["precision"] == "fp32" else f":{figures['precision']}"
     return f"{figures['backend']}:{figures['path']}{precision}"
 
@@ -99,9 +101,9 @@ def latency(times: Float64Array) -> dict[str, dict[str, float]]:
 
 
 def count_transfers(inspector: Inspector, encoded: Sequence[bytes]) -> dict[str, Any]:
-    """Return the bytes per image that go from the host into the session and come back, counted on the arrays.
+    """Return the bytes per image that are copied to the session and back, counted on its input and output arrays.
 
-    On the path `kernel` what comes back are the patches; map and score are made of them outside the session.
+    On the path `kernel` the outputs are the patches, unless the bank is on the device.
     """
     images = prepared(inspector, encoded)
     outputs = inspector.scorer.outputs(images)
@@ -117,11 +119,11 @@ class Record:
 
     Args:
         columns: Numbers in a row.
-        expected: Rows that are likely to come; more make it grow, to twice its size each time.
+        expected: Likely number of rows; beyond it, the size doubles.
     """
 
     def __init__(self, columns: int, expected: int) -> None:
-        # Filled, because memory that was never written to is not resident yet.
+        # Written to, as Linux maps memory at the first write: it would count as growth of the process that is measured.
         self._rows = np.full((min(max(64, expected), _MOST_ROWS_AHEAD), columns), np.nan)
         self._count = 0
 
@@ -137,5 +139,5 @@ class Record:
 
     @property
     def rows(self) -> Float64Array:
-        """float64 [rows, columns]."""
+        """float64 [rows, columns]: a view of the rows so far."""
         return self._rows[: self._count]

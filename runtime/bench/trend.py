@@ -1,4 +1,4 @@
-"""The slope of a series that was sampled over a long run, with an interval that takes autocorrelation seriously."""
+"""The slope of a series of samples, with a confidence interval that allows for autocorrelation."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import numpy as np
 from flawscope.arrays import Float64Array
 
 BLOCKS = 20
-"""Blocks that a series is averaged to."""
+"""Number of blocks, each replaced by its mean, to which a line is fitted."""
 LEAST_SAMPLES = 8
 """Fewest samples for which a slope is fitted."""
-_NORMAL_97_5 = 1.959963984540054
-_MOST_CORRELATION = 0.9
+_NORMAL_97_5 = 1.959963984540054  # 97.5 % point of the standard normal distribution
+_MOST_CORRELATION = 0.9  # of 20 blocks, more cannot be told from 1, which would make the interval infinite
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,8 @@ class Slope:
         value: The least-squares slope.
         low: Lower end of the interval.
         high: Upper end.
-        blocks: Block means it was fitted to.
-        correlation: Correlation of neighbouring blocks beside the line, 0 to 0.9, that widened the interval.
+        blocks: Number of block means that the line was fitted to.
+        correlation: Correlation of the residuals of neighbouring blocks, 0 to 0.9, which widened the interval.
     """
 
     value: float
@@ -43,20 +43,20 @@ class Slope:
 def fit_slope(x: Float64Array, y: Float64Array) -> Slope | None:
     """Return the slope of y over x, or None below 8 samples.
 
-    Samples of memory or latency that follow each other are alike (a heap grows in steps, a machine is busy for a
-    while), and ordinary least squares would take each for news and give an interval far too narrow. Hence:
+    Successive samples of memory or latency are correlated (a heap grows in steps, a machine is busy for a while).
+    Ordinary least squares takes them for independent, and its interval is far too narrow. Hence:
 
-    1. The series is cut into B = 20 runs of neighbours (or as many as there are samples), each replaced by its means
-       (x̄ᵢ, ȳᵢ). Correlation that is shorter than a run is gone.
+    1. The series is cut into B = 20 blocks of successive samples (or as many as there are samples), each replaced by
+       its means (x̄ᵢ, ȳᵢ). This removes correlation that is shorter than a block.
     2. slope = Σ(x̄ᵢ − x̄)·ȳᵢ / Σ(x̄ᵢ − x̄)²; residuals eᵢ; s² = Σeᵢ² / (B − 2); error = s / √Σ(x̄ᵢ − x̄)².
-    3. What is left between neighbouring runs, r = Σeᵢ·eᵢ₊₁ / Σeᵢ², corrected for the bias that the fitted line gives
-       it, (r + 2/B) / (1 − 4/B), and limited to 0 to 0.9, widens the error by √((1 + r) / (1 − r)) and leaves
-       B·(1 − r) / (1 + r) − 2 degrees of freedom, at least 2.
+    3. The correlation that is left between neighbouring blocks, r = Σeᵢ·eᵢ₊₁ / Σeᵢ², is corrected for the bias of the
+       fitted line, (r + 2/B) / (1 − 4/B), and limited to 0 to 0.9. It widens the error by √((1 + r) / (1 − r)) and
+       leaves B·(1 − r) / (1 + r) − 2 degrees of freedom, at least 2.
     4. The interval is slope ± t · error, t being Student's 97.5 % point.
 
-    Step 3 is the effective size of a mean under first-order autoregression; a test measures how often the interval
-    misses a true slope of zero (white and autocorrelated noise, single steps). A series that wanders without
-    returning, a random walk, has no slope and is given one more often, in less than 20 % of series.
+    Step 3 is the effective sample size of a mean under first-order autoregression. A test measures how often the
+    interval misses a true slope of zero (white and autocorrelated noise, single steps). A random walk has no slope
+    either, but is given one more often: in less than 20 % of series.
 
     Args:
         x: float64 [N], ascending, not all equal.
@@ -65,18 +65,19 @@ def fit_slope(x: Float64Array, y: Float64Array) -> Slope | None:
     count = min(BLOCKS, len(x))
     if count < LEAST_SAMPLES:
         return None
-    across = np.array([part.mean() for part in np.array_split(x, count)])
-    up = np.array([part.mean() for part in np.array_split(y, count)])
-    centred = across - across.mean()
+    x_means = np.array([block.mean() for block in np.array_split(x, count)])
+    y_means = np.array([block.mean() for block in np.array_split(y, count)])
+    centred = x_means - x_means.mean()
     spread = float(centred @ centred)
-    deviations = up - up.mean()  # of a constant series exactly zero, and so is its slope
+    # Centred as well, though the formula needs only one of them: a constant series then has a slope of exactly 0.
+    deviations = y_means - y_means.mean()
     value = float(centred @ deviations) / spread
-    rest = deviations - value * centred
-    power = float(rest @ rest)
+    residuals = deviations - value * centred
+    power = float(residuals @ residuals)
     correlation = 0.0
-    # Rounding alone is no residual: a constant series has none.
-    if power > (1e-12 * float(np.abs(up).max())) ** 2 * count:
-        neighbours = float(rest[:-1] @ rest[1:]) / power
+    # Below this the residuals are rounding of float64, whose correlation means nothing (and 0 / 0 is NaN).
+    if power > (1e-12 * float(np.abs(y_means).max())) ** 2 * count:
+        neighbours = float(residuals[:-1] @ residuals[1:]) / power
         correlation = min(_MOST_CORRELATION, max(0.0, (neighbours + 2 / count) / (1 - 4 / count)))
     inflation = (1 + correlation) / (1 - correlation)
     margin = student_97_5(max(2.0, count / inflation - 2)) * np.sqrt(power / (count - 2) / spread * inflation)

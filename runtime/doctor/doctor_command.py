@@ -1,4 +1,4 @@
-"""`flawscope doctor`: installed and missing parts, how to install them, and which provider runs a bundle's nodes."""
+"""`flawscope doctor`: installed and missing parts, how to install them, and the provider of each node of a bundle."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from flawscope.runtime.engines import RUNTIMES, EngineCache, current_target, imp
 from flawscope.runtime.inspector import Inspector
 from flawscope.versions import cpu_name, package_versions
 
+# Modules by which an extra is recognized: found, never imported, so that `doctor` works where one of them is broken.
 _EXTRAS = {
     "cpu": ("onnxruntime",),
     "calibrate": ("sklearn", "scipy", "matplotlib", "jinja2"),
@@ -66,29 +67,30 @@ def diagnose() -> dict[str, Any]:
 
 
 def _engines() -> dict[str, Any]:
-    """Return which TensorRT builds engines here, for which device, and what the cache holds."""
-    found: dict[str, Any] = {}
-    for name in RUNTIMES[1:]:
+    """Return which TensorRT can build engines here, for which device, and the contents of the cache."""
+    engines: dict[str, Any] = {}
+    for name in RUNTIMES[1:]:  # without `auto`
         try:
-            found[name] = {"version": import_tensorrt(name).version, "problem": None}
+            engines[name] = {"version": import_tensorrt(name).version, "problem": None}
         except BackendError as err:
-            found[name] = {"version": None, "problem": str(err)}
+            engines[name] = {"version": None, "problem": str(err)}
     try:
-        found["device"] = {"target": str(current_target()), "problem": None}
+        engines["device"] = {"target": str(current_target()), "problem": None}
     except BackendError as err:
-        found["device"] = {"target": None, "problem": str(err)}
+        engines["device"] = {"target": None, "problem": str(err)}
     cache = EngineCache()
     stored = list(cache.all())
     unusable = sum(engine.problem is not None for engine in stored)
-    found["cache"] = {"folder": str(cache.root), "engines": len(stored), "unusable": unusable}
-    return found
+    engines["cache"] = {"folder": str(cache.root), "engines": len(stored), "unusable": unusable}
+    return engines
 
 
 def _kernels() -> dict[str, Any]:
+    """Return which implementation of the kernels is in use, and whether there are CUDA kernels."""
     try:
         level = cpp_ext.simd_level()
         implementation = cpp_ext.implementation()
-    except FlawscopeError as err:  # FLAWSCOPE_SIMD asks for what is not there
+    except FlawscopeError as err:  # FLAWSCOPE_SIMD names a level that this processor or build does not have
         level, implementation = None, str(err)
     if cpp_ext.HAVE_CUDA:
         cuda = "compiled in"
@@ -108,7 +110,7 @@ def _kernels() -> dict[str, Any]:
 
 
 def examine(bundle: Path, backend: str, precision: str) -> dict[str, Any]:
-    """Load a bundle, run it, and return who computes what, as plain values.
+    """Load a bundle, run it, and return what computes each of its nodes, as plain values.
 
     Args:
         bundle: The bundle.
@@ -117,18 +119,19 @@ def examine(bundle: Path, backend: str, precision: str) -> dict[str, Any]:
 
     Raises:
         BundleError: If the bundle is broken or does not reproduce its golden scores.
-        BackendError: If the backend is not there or cannot take the graph.
+        BackendError: If the backend is not available or cannot run the graph.
     """
     with Inspector.load(bundle, backend, precision=precision) as inspector:
         golden = inspector.manifest.golden_of(precision)
         if not golden:
             raise ArgumentError(f"{bundle}: expected golden images, got none. Export it again.")
+        # The one image that comes with every bundle.
         data = inspector.bundle.file(golden[0].file).read_bytes()
         image = prepare(decode_image(data, golden[0].file), inspector.manifest.input)
         parts = inspector.scorer.parts(image[None])
         place = methods.load(backend_row(inspector.backend).place)
         nodes = [node for part in parts for node in place(part.session, part.graph, part.inputs)]
-        total = sum(node.milliseconds for node in nodes) or 1.0
+        total = sum(node.milliseconds for node in nodes) or 1.0  # layers of engines have no times
         providers: dict[str, dict[str, float]] = {}
         for node in nodes:
             share = providers.setdefault(node.provider, {"nodes": 0, "milliseconds": 0.0})
@@ -149,23 +152,23 @@ def examine(bundle: Path, backend: str, precision: str) -> dict[str, Any]:
         }
 
 
-def _show_bundle(found: dict[str, Any]) -> None:
+def _show_bundle(report: dict[str, Any]) -> None:
     click.echo(
-        f"path      {found['bundle']} in {found['precision']}: backend {found['backend']} ({found['reason']}), "
-        f"{found['graph']}, head: {found['head']}"
+        f"path      {report['bundle']} in {report['precision']}: backend {report['backend']} ({report['reason']}), "
+        f"{report['graph']}, head: {report['head']}"
     )
-    for provider, share in found["providers"].items():
-        part = share["milliseconds"] / found["milliseconds"]
-        time = f"{share['milliseconds']:.2f} ms, {part:.0%} of the time" if part else "time of each not known"
-        click.echo(f"nodes     {provider}: {share['nodes']} of {len(found['nodes'])}, {time}")
-    others = found["elsewhere"]
-    for node in others[:_NODES_SHOWN]:
+    for provider, share in report["providers"].items():
+        fraction = share["milliseconds"] / report["milliseconds"]
+        time = f"{share['milliseconds']:.2f} ms, {fraction:.0%} of the time" if fraction else "times not known"
+        click.echo(f"nodes     {provider}: {share['nodes']} of {len(report['nodes'])}, {time}")
+    strays = report["elsewhere"]
+    for node in strays[:_NODES_SHOWN]:
         click.echo(
             f"elsewhere {node['operator']:<12} {node['milliseconds']:.3f} ms on {node['provider']}: {node['name']}"
         )
-    if len(others) > _NODES_SHOWN:
-        click.echo(f"elsewhere and {len(others) - _NODES_SHOWN} that take less; all of them with --json")
-    timed = [node for node in found["nodes"] if node["milliseconds"] > 0]
+    if len(strays) > _NODES_SHOWN:
+        click.echo(f"elsewhere and {len(strays) - _NODES_SHOWN} faster ones; all of them with --json")
+    timed = [node for node in report["nodes"] if node["milliseconds"] > 0]
     for node in sorted(timed, key=lambda node: -node["milliseconds"])[:_NODES_SHOWN]:
         click.echo(
             f"slowest   {node['operator']:<12} {node['milliseconds']:.3f} ms on {node['provider']}: {node['name']}"
@@ -178,49 +181,52 @@ def _show_bundle(found: dict[str, Any]) -> None:
 @click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True, help="BUNDLE: graphs.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def doctor(bundle: Path | None, backend: str, precision: str, as_json: bool) -> int:
-    """Show devices, backends, versions and kernels; with BUNDLE also which provider takes which of its nodes.
+    """Show devices, backends, versions and kernels; with BUNDLE also the provider of each of its nodes.
 
-    Exit status 1 when nothing here can run a bundle, or the driver is too old for what is installed.
+    Exit status 1 when nothing here can run a bundle, or the driver is too old for the installed libraries.
     """
-    found = diagnose()
+    report = diagnose()
     if bundle is not None:
-        found["bundle"] = examine(bundle, backend, precision)
+        report["bundle"] = examine(bundle, backend, precision)
     elif backend != "auto" or precision != "fp32":
         raise click.UsageError("--backend and --precision are for a BUNDLE. Name one, or leave them out.")
-    status = 0 if found["backends"]["auto"]["available"] and not found["driver"]["problems"] else 1
+    # `auto` and not `cuda`: a machine without a GPU is healthy as long as the CPU can run bundles.
+    status = 0 if report["backends"]["auto"]["available"] and not report["driver"]["problems"] else 1
     if as_json:
-        click.echo(msgspec.json.format(msgspec.json.encode(found), indent=1).decode())
+        click.echo(msgspec.json.format(msgspec.json.encode(report), indent=1).decode())
     else:
-        _show(found)
+        _show(report)
     return status
 
 
-def _show(found: dict[str, Any]) -> None:
-    click.echo(f"flawscope {found['flawscope']} on {found['system']}, {found['cpu']}, {found['cores']} cores")
-    click.echo("versions  " + ", ".join(f"{name} {number}" for name, number in found["versions"].items()))
-    for name, backend in found["backends"].items():
+def _show(report: dict[str, Any]) -> None:
+    click.echo(f"flawscope {report['flawscope']} on {report['system']}, {report['cpu']}, {report['cores']} cores")
+    click.echo("versions  " + ", ".join(f"{name} {number}" for name, number in report["versions"].items()))
+    for name, backend in report["backends"].items():
         state = f"takes {backend['takes']}" if backend["available"] else "not here"
         click.echo(f"backend   {name:<10} {state}: {backend['reason']}")
-    for name, implementation in found["kernels"]["implementations"].items():
+    for name, implementation in report["kernels"]["implementations"].items():
         click.echo(f"kernel    {name:<15} {implementation}")
-    engines = found["engines"]
+    engines = report["engines"]
     for name in RUNTIMES[1:]:
         click.echo(f"engines   {name:<15} {engines[name]['version'] or engines[name]['problem']}")
-    click.echo(f"engines   {'for':<15} {engines['device']['target'] or engines['device']['problem']}")
+    click.echo(f"engines   {'device':<15} {engines['device']['target'] or engines['device']['problem']}")
     cache = engines["cache"]
-    click.echo(f"engines   {'kept':<15} {cache['engines']} in {cache['folder']}, {cache['unusable']} of them unusable")
-    click.echo(f"driver    {_driver_words(found['driver'])}")
-    for problem in found["driver"]["problems"]:
+    click.echo(
+        f"engines   {'cached':<15} {cache['engines']} in {cache['folder']}, {cache['unusable']} of them unusable"
+    )
+    click.echo(f"driver    {_driver_line(report['driver'])}")
+    for problem in report["driver"]["problems"]:
         click.echo(f"driver    {problem}")
-    for name, extra in found["extras"].items():
+    for name, extra in report["extras"].items():
         missing = f"missing {', '.join(extra['missing'])}: {extra['install']}"
         click.echo(f"extra     {name:<12} {'installed' if extra['installed'] else missing}")
-    if "bundle" in found:
-        _show_bundle(found["bundle"])
+    if "bundle" in report:
+        _show_bundle(report["bundle"])
 
 
-def _driver_words(driver: dict[str, Any]) -> str:
-    wanted = ", ".join(f"{name} wants CUDA {version}" for name, version in driver["wanted"].items())
+def _driver_line(driver: dict[str, Any]) -> str:
+    needs = ", ".join(f"{name} needs CUDA {version}" for name, version in driver["wanted"].items())
     if driver["driver"] is None:
-        return f"no NVIDIA driver answers{'; ' + wanted if wanted else ''}"
-    return f"{driver['driver']}, CUDA up to {driver['cuda']}; {wanted or 'nothing installed wants CUDA'}"
+        return f"no NVIDIA driver answers{'; ' + needs if needs else ''}"
+    return f"{driver['driver']}, CUDA up to {driver['cuda']}; {needs or 'nothing installed needs CUDA'}"

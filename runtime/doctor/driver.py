@@ -8,18 +8,19 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+# TensorRT tells its CUDA version only in the names of its wheels: `tensorrt-cu12`, `tensorrt_rtx_cu13`.
 _TENSORRT = re.compile(r"tensorrt(?:[-_]rtx)?[-_]cu(\d+)$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class DriverMatch:
-    """What the driver offers and what the installed libraries want.
+    """CUDA version of the driver, and those that the installed libraries need. The fields are keys of `doctor --json`.
 
     Attributes:
-        driver: Version of the driver, or None where none answers.
-        cuda: The newest CUDA it knows, for example `13.0`, or None.
-        wanted: Installed package -> the CUDA it is made for.
-        problems: What does not fit, with what to do; empty where all does, or where there is no driver to fit.
+        driver: Version of the driver, or None if none answers.
+        cuda: The newest CUDA that the driver supports, for example `13.0`, or None.
+        wanted: Installed package -> the CUDA version it was built for.
+        problems: What is incompatible, and what to do; empty if nothing is, or if there is no driver.
     """
 
     driver: str | None
@@ -31,20 +32,21 @@ class DriverMatch:
 def match_driver() -> DriverMatch:
     """Compare the driver with the installed libraries."""
     driver, cuda = _driver()
-    wanted = _wanted()
+    built_for = _wanted()
     problems = []
     if cuda is not None:
-        for package, version in wanted.items():
+        for package, version in built_for.items():
             # Within a major version a library runs on an older driver (minor version compatibility).
             if _major(version) > _major(cuda):
                 problems.append(
-                    f"{package} is made for CUDA {version}, the driver {driver} knows CUDA {cuda} at most. "
-                    f"Update the driver, or install a {package} made for CUDA {_major(cuda)}."
+                    f"{package} is built for CUDA {version}, the driver {driver} supports CUDA {cuda} at most. "
+                    f"Update the driver, or install a {package} built for CUDA {_major(cuda)}."
                 )
-    return DriverMatch(driver, cuda, wanted, tuple(problems))
+    return DriverMatch(driver, cuda, built_for, tuple(problems))
 
 
 def _driver() -> tuple[str | None, str | None]:
+    """Return the versions of the driver and of the newest CUDA that it supports, or None for both."""
     try:
         pynvml: Any = importlib.import_module("pynvml")
     except ImportError:
@@ -55,7 +57,7 @@ def _driver() -> tuple[str | None, str | None]:
         return None, None
     try:
         name = pynvml.nvmlSystemGetDriverVersion()
-        number = int(pynvml.nvmlSystemGetCudaDriverVersion_v2())
+        number = int(pynvml.nvmlSystemGetCudaDriverVersion_v2())  # 1000 · major + 10 · minor
         return (name.decode() if isinstance(name, bytes) else str(name)), f"{number // 1000}.{number % 1000 // 10}"
     except pynvml.NVMLError:
         return None, None
@@ -64,18 +66,20 @@ def _driver() -> tuple[str | None, str | None]:
 
 
 def _wanted() -> dict[str, str]:
-    wanted = {}
+    """Return the CUDA version that each installed library was built for."""
+    versions = {}
     try:
+        # ONNX Runtime writes this module at build time. Importing it loads no CUDA library.
         built: Any = importlib.import_module("onnxruntime.capi.build_and_package_info")
     except ImportError:
         built = None
     if version := getattr(built, "cuda_version", None):
-        wanted[str(getattr(built, "package_name", "onnxruntime-gpu"))] = str(version)
+        versions[str(getattr(built, "package_name", "onnxruntime-gpu"))] = str(version)
     for distribution in importlib.metadata.distributions():
         name = str(distribution.metadata["Name"])
         if match := _TENSORRT.match(name):
-            wanted[name] = match[1]
-    return dict(sorted(wanted.items()))
+            versions[name] = match[1]
+    return dict(sorted(versions.items()))
 
 
 def _major(version: str) -> int:

@@ -1,4 +1,4 @@
-"""Execution provider of every node of a graph, read from ONNX Runtime's profile of one run."""
+"""The execution provider of every node of a graph, read from ONNX Runtime's profile."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from flawscope.runtime.backends.tensorrt import TensorrtSession
 from flawscope.runtime.engines.cache import LAYERS
 
 ENGINE = backend_row("tensorrt").provider
-"""Who computes the layers of an engine."""
+"""The provider of an engine's layers."""
 
 _RUNS = 3
-"""Runs of which the last counts: the first ones allocate."""
+"""Number of runs. The last one counts: the first ones allocate, and on CUDA choose algorithms."""
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,9 @@ class ProfiledNode:
     """A node as it was executed, after ONNX Runtime's optimisation of the graph.
 
     Attributes:
-        name: Its name; fused nodes have one of ONNX Runtime's making.
-        operator: What it computes.
-        provider: Who computed it, for example `CUDAExecutionProvider`.
+        name: Its name; fused nodes have one that ONNX Runtime made up.
+        operator: Type of its operator.
+        provider: Its execution provider, for example `CUDAExecutionProvider`.
         milliseconds: Time of its kernel in the last run, by ONNX Runtime's profiler.
     """
 
@@ -43,12 +43,12 @@ class ProfiledNode:
 
 
 def place_on_cpu(session: Session, graph: Path, inputs: Mapping[str, npt.NDArray[Any]]) -> list[ProfiledNode]:
-    """Return who takes which node on the backend `cpu`; see `profile_nodes`."""
+    """Return the provider of every node on the backend `cpu`; see `profile_nodes`."""
     return profile_nodes(graph, "cpu", inputs)
 
 
 def place_on_cuda(session: Session, graph: Path, inputs: Mapping[str, npt.NDArray[Any]]) -> list[ProfiledNode]:
-    """Return who takes which node on the backend `cuda`; see `profile_nodes`."""
+    """Return the provider of every node on the backend `cuda`; see `profile_nodes`."""
     return profile_nodes(graph, "cuda", inputs)
 
 
@@ -64,6 +64,7 @@ def profile_nodes(graph: Path, backend: str, inputs: Mapping[str, npt.NDArray[An
         BackendError: If the graph cannot be loaded or run there.
     """
     onnxruntime = import_onnxruntime()
+    # A session of its own: profiling can only be switched on when a session is made, and it slows every run down.
     with tempfile.TemporaryDirectory() as folder:
         options = session_options()
         options.enable_profiling = True
@@ -72,15 +73,18 @@ def profile_nodes(graph: Path, backend: str, inputs: Mapping[str, npt.NDArray[An
             session = onnxruntime.InferenceSession(str(graph), options, providers=session_providers(backend))
             for _ in range(_RUNS):
                 session.run(None, dict(inputs))
+            # `end_profiling` writes the file; without it the profile stays empty.
             events: list[dict[str, Any]] = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
         except Exception as err:
             # ONNX Runtime's exceptions share no base class of their own.
             raise BackendError(f"backend {backend}: could not run {graph.name}: {str(err).splitlines()[0]}") from err
+    # The profile is one list of events (times in microseconds). An event `model_run` ends each run.
     runs: list[list[ProfiledNode]] = [[]]
     for event in events:
         arguments = event.get("args", {})
         if event.get("name") == "model_run":
             runs.append([])
+        # Nodes have further events (fences, in older versions), which name no provider.
         elif event.get("cat") == "Node" and "provider" in arguments:
             runs[-1].append(
                 ProfiledNode(
@@ -90,23 +94,24 @@ def profile_nodes(graph: Path, backend: str, inputs: Mapping[str, npt.NDArray[An
                     float(event["dur"]) / 1e3,
                 )
             )
-    return next(run for run in reversed(runs) if run)
+    return next(run for run in reversed(runs) if run)  # the list after the last `model_run` is empty
 
 
 def engine_layers(session: TensorrtSession, graph: Path, inputs: Mapping[str, npt.NDArray[Any]]) -> list[ProfiledNode]:
-    """Return the layers of an engine, as its inspector reported them at build time; times are not known.
+    """Return the layers of an engine, as TensorRT's inspector reported them at build time; without times.
 
     Args:
-        session: The engine made ready.
-        graph: The graph that it was built from.
-        inputs: Not used: nothing is run.
+        session: Session of the engine.
+        graph: Not used; the graph that the engine was built from.
+        inputs: Not used; nothing is run.
 
     Raises:
-        BackendError: If there is no report beside it.
+        BackendError: If the engine has no report.
     """
     plan = session.plan
     try:
         report = json.loads((plan.parent / LAYERS).read_text(encoding="utf-8"))
+        # Without detailed profiling verbosity the inspector lists names instead of objects.
         layers = [layer if isinstance(layer, dict) else {"Name": str(layer)} for layer in report["Layers"]]
     except (OSError, ValueError, KeyError, TypeError) as err:
         raise BackendError(
@@ -117,6 +122,6 @@ def engine_layers(session: TensorrtSession, graph: Path, inputs: Mapping[str, np
 
 
 def elsewhere(nodes: list[ProfiledNode], backend: str) -> list[ProfiledNode]:
-    """Return the nodes that another provider than the backend's has taken, those that take longest first."""
-    own = backend_row(backend).provider
-    return sorted((node for node in nodes if node.provider != own), key=lambda node: -node.milliseconds)
+    """Return the nodes that do not run on the backend's own provider, the slowest first."""
+    provider = backend_row(backend).provider
+    return sorted((node for node in nodes if node.provider != provider), key=lambda node: -node.milliseconds)

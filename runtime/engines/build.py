@@ -1,4 +1,4 @@
-"""From an ONNX graph to a serialized engine: parse, profile, build, with progress and errors a user can act on."""
+"""Building an engine from an ONNX graph with TensorRT: parse, profile, build; with progress and actionable errors."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from flawscope.runtime.engines.target import Target
 from flawscope.runtime.engines.tensorrt_modules import TensorRT
 
 Progress = Callable[[float, str], None]
-"""Told the share done, 0 to 1, and the phase."""
+"""Called with the completed share, 0 to 1, and the name of the phase."""
 
 _MOST_MESSAGES = 20
 
 
 class BuildOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What an engine is built for besides its device; part of its key in the cache.
+    """What an engine is built for besides its device. Part of its key in the cache: a new field changes every digest.
 
     Attributes:
-        min_batch: Smallest batch it takes.
-        opt_batch: The batch it is fastest at.
-        max_batch: Largest batch it takes.
-        workspace_mib: Most device memory for scratch in MiB; None leaves it to TensorRT.
+        min_batch: Smallest batch.
+        opt_batch: Batch size that TensorRT optimizes for.
+        max_batch: Largest batch.
+        workspace_mib: Limit of scratch memory on the device in MiB; None leaves it to TensorRT.
     """
 
     min_batch: int = 1
@@ -50,15 +50,15 @@ class BuildOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True)
 class Built:
-    """A serialized engine and what was learned on the way.
+    """A serialized engine and what its build reported.
 
     Attributes:
         plan: The engine.
-        seconds: Time of the build.
-        warnings: What TensorRT warned of.
+        seconds: Duration of the build.
+        warnings: TensorRT's warnings.
         layers: Report of the engine inspector as JSON, or None.
         layers_missing: Why there is no report, or None.
-        timing_cache: What the builder measured, for the next build; empty where the builder keeps nothing.
+        timing_cache: The builder's measurements, for the next build; empty where the builder measures nothing.
     """
 
     plan: bytes
@@ -85,8 +85,8 @@ def build_engine(
         graph: ONNX file. Every dimension but the first must be fixed.
         target: Device to build for. With a driver: the device of this machine.
         options: Profile and limits.
-        timing_cache: What an earlier build gave back.
-        progress: Told how far the build is.
+        timing_cache: `Built.timing_cache` of an earlier build.
+        progress: Called as the build proceeds.
 
     Raises:
         ArgumentError: If an option is out of range or the graph has another dynamic dimension.
@@ -97,25 +97,28 @@ def build_engine(
     logger, messages = listen(module)
     try:
         builder = module.Builder(logger)
-    except Exception as err:  # pybind11 raises a bare TypeError where the library gave a null pointer
+    except Exception as err:  # pybind11 raises a bare TypeError where the library returned a null pointer
         raise BackendError(
             f"{tensorrt.name}: no builder could be made: {messages.last_error() or err}. "
             "Building needs the GPU and its driver; flawscope doctor shows what is missing."
         ) from err
     network = builder.create_network(tensorrt.network_flags())
     parser = module.OnnxParser(network, logger)
+    # From the file and not from bytes: the parser finds external data relative to the file's folder.
     if not parser.parse_from_file(str(graph)):
         raise BackendError(f"{tensorrt.name}: could not parse {graph.name}: {_parser_error(parser, messages)}")
     config = builder.create_builder_config()
     _set_profile(builder, network, config, options, graph.name)
     if options.workspace_mib is not None:
         config.set_memory_pool_limit(module.MemoryPoolType.WORKSPACE, options.workspace_mib << 20)
+    # Without it the inspector reports the names of layers alone, and `doctor` could not show their types.
     config.profiling_verbosity = module.ProfilingVerbosity.DETAILED
     if tensorrt.builds_for_absent_gpus:
         config.num_compute_capabilities = 1
         major, minor = target.compute_capability
         config.set_compute_capability(getattr(module.ComputeCapability, f"SM{major}{minor}"), 0)
     else:
+        # `ignore_mismatch=False`: timings of another device or version are refused, they would choose wrong kernels.
         config.set_timing_cache(config.create_timing_cache(timing_cache), ignore_mismatch=False)
     monitor = _monitor(module, progress)
     config.progress_monitor = monitor
@@ -129,17 +132,19 @@ def build_engine(
             f"{tensorrt.name}: could not build {graph.name} for {target}: "
             f"{messages.last_error() or 'it gave no reason'}."
         )
-    data = bytes(memoryview(plan))
-    kept = b"" if tensorrt.builds_for_absent_gpus else bytes(memoryview(config.get_timing_cache().serialize()))
+    data = bytes(memoryview(plan))  # a copy: IHostMemory belongs to the builder
+    # TensorRT-RTX measures nothing at build time.
+    timings = b"" if tensorrt.builds_for_absent_gpus else bytes(memoryview(config.get_timing_cache().serialize()))
     layers, missing = _inspect(module, logger, data, target)
-    return Built(data, seconds, tuple(messages.warnings), layers, missing, kept)
+    return Built(data, seconds, tuple(messages.warnings), layers, missing, timings)
 
 
 # ---- Parsing ---------------------------------------------------------------------------------------------------------
 
 
 def _parser_error(parser: Any, messages: Messages) -> str:
-    """Return the first error of the parser: node, operator, the module it was exported from, and the reason."""
+    """Return the parser's first error: node, operator, the module it was exported from, and the reason."""
+    # The first one: later errors are mostly consequences of it.
     if parser.num_errors == 0:
         return f"{messages.last_error() or 'it gave no reason'}."
     error = parser.get_error(0)
@@ -147,12 +152,12 @@ def _parser_error(parser: Any, messages: Messages) -> str:
     reason = " ".join(str(error.desc()).split())
     return (
         f"node {node}, operator {operator}, from {exporter_module(node)}: {reason.rstrip('.')}. "
-        "This TensorRT does not take the operator as it stands there: choose another backbone, or use backend cpu."
+        "This TensorRT does not support the operator in this form: choose another backbone, or use backend cpu."
     )
 
 
 def exporter_module(node: str) -> str:
-    """Return what exported a node, by its name: `head/product_0` or `backbone.blocks.0.conv/Conv_3`."""
+    """Return the module that exported a node, from its name: `head/product_0` or `backbone.blocks.0.conv/Conv_3`."""
     module, _, rest = node.rpartition("/")
     if not module or not rest:
         return "an unknown module"
@@ -168,17 +173,18 @@ def _set_profile(builder: Any, network: Any, config: Any, options: BuildOptions,
     is_dynamic = False
     for index in range(network.num_inputs):
         tensor = network.get_input(index)
-        first, *rest = tuple(tensor.shape)
+        first, *rest = tuple(tensor.shape)  # -1 where a dimension is dynamic
         if any(size < 0 for size in rest):
             raise ArgumentError(
                 f"{name}: expected fixed dimensions after the first, got {tuple(tensor.shape)} for {tensor.name}. "
                 "Export it with a fixed size."
             )
         if first >= 0:
+            # A fixed batch needs no profile, but an engine that cannot do what its key in the cache says is refused.
             if not first == options.min_batch == options.max_batch:
                 raise ArgumentError(
-                    f"{name}: the graph takes batches of {first} alone, got {options.min_batch} to "
-                    f"{options.max_batch}. Ask for that batch, or export with --max-batch."
+                    f"{name}: expected a batch of {first}, which is all that the graph takes, got {options.min_batch} "
+                    f"to {options.max_batch}. Ask for that batch, or export with --max-batch."
                 )
             continue
         is_dynamic = True
@@ -188,11 +194,11 @@ def _set_profile(builder: Any, network: Any, config: Any, options: BuildOptions,
         config.add_optimization_profile(profile)
 
 
-# ---- What TensorRT says ----------------------------------------------------------------------------------------------
+# ---- TensorRT's messages and progress --------------------------------------------------------------------------------
 
 
 class Messages:
-    """What TensorRT warned of, and its errors, since somebody began to listen."""
+    """Warnings and errors of TensorRT."""
 
     def __init__(self) -> None:
         self.warnings: list[str] = []
@@ -224,11 +230,13 @@ def listen(module: Any) -> tuple[Any, Messages]:
 def _logger(module: Any, listeners: weakref.WeakSet[Messages]) -> Any:
     """Return a logger that tells all who listen at that moment."""
 
+    # A class in a function: its base exists only in the module, which may be `tensorrt` or `tensorrt_rtx`.
     class Logger(module.ILogger):  # type: ignore[misc]  # the base is known at run time
         def __init__(self) -> None:
-            module.ILogger.__init__(self)
+            module.ILogger.__init__(self)  # pybind11 demands it of a class with an __init__ of its own
 
         def log(self, severity: Any, text: str) -> None:
+            # Smaller is more severe: INTERNAL_ERROR is 0, ERROR 1, WARNING 2.
             for messages in tuple(listeners):
                 if severity <= module.ILogger.Severity.ERROR:
                     messages.errors.append(text)
@@ -239,7 +247,7 @@ def _logger(module: Any, listeners: weakref.WeakSet[Messages]) -> Any:
 
 
 def _monitor(module: Any, progress: Progress | None) -> Any:
-    """Return a progress monitor. Phases lie within a step of their parent, so their shares multiply."""
+    """Return a progress monitor. A phase lies within one step of its parent, so their shares multiply."""
 
     class Monitor(module.IProgressMonitor):  # type: ignore[misc]  # the base is known at run time
         def __init__(self) -> None:
@@ -253,25 +261,26 @@ def _monitor(module: Any, progress: Progress | None) -> Any:
             if parent_phase in self._phases:
                 parent_begin, parent_width, steps = self._phases[parent_phase]
                 width = parent_width / max(steps, 1)
+                # Several phases can share a step: never before what was reported, never beyond the parent's end.
                 begin = min(max(self._share, parent_begin), parent_begin + parent_width - width)
             self._phases[phase_name] = (begin, width, num_steps)
 
         def step_complete(self, phase_name: str, step: int) -> bool:
             begin, width, steps = self._phases.get(phase_name, (self._share, 0.0, 1))
-            return self._tell(begin + width * min(1.0, (step + 1) / max(steps, 1)), phase_name)
+            return self._report(begin + width * min(1.0, (step + 1) / max(steps, 1)), phase_name)
 
         def phase_finish(self, phase_name: str) -> None:
             begin, width, _ = self._phases.pop(phase_name, (self._share, 0.0, 1))
-            self._tell(begin + width, phase_name)
+            self._report(begin + width, phase_name)
 
-        def _tell(self, share: float, phase: str) -> bool:
-            self._share = max(self._share, share)
+        def _report(self, share: float, phase: str) -> bool:
+            self._share = max(self._share, share)  # a bar must not run backwards
             if progress is not None and self.raised is None:
                 try:
                     progress(min(self._share, 1.0), phase)
-                except BaseException as err:  # an exception must not cross the library: the build is stopped instead
+                except BaseException as err:  # must not unwind through C++: kept, and raised after the build
                     self.raised = err
-            return self.raised is None
+            return self.raised is None  # false cancels the build; this is how Ctrl-C ends it
 
     return Monitor()
 
@@ -281,7 +290,7 @@ def _inspect(module: Any, logger: Any, plan: bytes, target: Target) -> tuple[str
     if not target.driver:
         return None, f"the inspector needs the GPU; this engine was built for {target}"
     runtime = module.Runtime(logger)
-    # Code for the host inside an engine would be code that nobody signed.
+    # No code for the host, as in `TensorrtSession._load`.
     with contextlib.suppress(AttributeError):
         runtime.engine_host_code_allowed = False
     engine = runtime.deserialize_cuda_engine(plan)

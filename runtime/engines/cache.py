@@ -1,7 +1,7 @@
-"""The cache of engines: where they lie, what they were built for, and why one fits or does not.
+"""The cache of engines: where they are stored, what they were built for, and why one fits or does not.
 
-An engine is never shipped and never trusted by its name: its folder has an entry that says what it was built from and
-for, with the SHA-256 of the file. What does not match in every point is built again or refused with the reason.
+An engine is never shipped and never trusted by its name. Beside it lies an entry: what it was built from and for, and
+the SHA-256 of its file. An engine that does not match in every point is built again, or refused with the reason.
 """
 
 from __future__ import annotations
@@ -22,14 +22,16 @@ from flawscope.runtime.engines.build import BuildOptions, Built
 from flawscope.runtime.engines.target import Target
 
 ENTRY, PLAN, LAYERS, TIMING = "entry.json", "engine.plan", "layers.json", "timing.cache"
-SCHEMA = 1
+SCHEMA = 1  # of entry.json; engines of another schema are not used, because rebuilding is always possible
 
 
 class Key(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Everything that decides whether an engine fits.
 
+    The name of an engine's folder is a hash of this struct: a new or renamed field orphans every cached engine.
+
     Attributes:
-        model: SHA-256 over the graph and its external data.
+        model: SHA-256 over the graph, its external data and its bank; see `model_hash`.
         graph: Name of the graph in the bundle, for example `features`.
         precision: Precision of the graph.
         runtime: `tensorrt` or `tensorrt-rtx`.
@@ -47,12 +49,12 @@ class Key(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     options: BuildOptions
 
     def digest(self) -> str:
-        """Return the SHA-256 of the key: the name of the engine's folder begins with it."""
+        """Return the SHA-256 of the key; its first 32 digits name the engine's folder."""
         return hashlib.sha256(msgspec.json.encode(self, order="sorted")).hexdigest()
 
 
 class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What lies beside an engine.
+    """Description of a stored engine, in `entry.json` beside it.
 
     Attributes:
         key: What it was built from and for.
@@ -61,7 +63,7 @@ class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         size: Its size in bytes.
         created: UTC time of the build, ISO 8601.
         build_seconds: How long it took.
-        warnings: What TensorRT warned of.
+        warnings: TensorRT's warnings.
         layers_missing: Why there is no report of the engine inspector, or None.
         schema: Version of this struct.
     """
@@ -82,9 +84,9 @@ class Stored:
     """An engine in the cache.
 
     Attributes:
-        folder: Where it lies.
-        entry: What is said of it; None where that cannot be read.
-        problem: Why it must not be used, or None.
+        folder: Its folder.
+        entry: Its description; None if that cannot be read.
+        problem: Why the engine must not be used, or None.
     """
 
     folder: Path
@@ -108,27 +110,29 @@ class EngineCache:
         self.root = root if root is not None else _default_root()
 
     def folder(self, key: Key) -> Path:
-        """Return where the engine of a key lies, or would lie."""
+        """Return the folder of a key's engine, whether it exists or not."""
         return self.root / key.digest()[:32]
 
     def stored(self, key: Key) -> Stored | None:
-        """Return the engine of a key, checked to the last byte, or None if there is none."""
+        """Return the engine of a key, its file checked by SHA-256, or None if there is none."""
         folder = self.folder(key)
         if not folder.is_dir():
             return None
-        found = read_stored(folder)
-        if found.problem is None and found.entry is not None and found.entry.key != key:
-            return Stored(folder, found.entry, "its entry is of another engine")
-        return found
+        stored = read_stored(folder)
+        # The folder's name is not proof enough: it may have been copied or renamed by hand.
+        if stored.problem is None and stored.entry is not None and stored.entry.key != key:
+            return Stored(folder, stored.entry, "its entry is of another engine")
+        return stored
 
     def all(self) -> Iterator[Stored]:
-        """Yield every engine, in the order of their names, each checked."""
+        """Yield every engine, checked, in the order of their folders' names."""
         if self.root.is_dir():
+            # Names with a dot are folders that `atomic_folder` is still writing, or was writing when it was killed.
             for folder in sorted(path for path in self.root.iterdir() if path.is_dir() and path.name[:1] != "."):
                 yield read_stored(folder)
 
     def put(self, key: Key, bundle: str, built: Built) -> Stored:
-        """Store an engine whole, in place of an earlier one of the same key.
+        """Store an engine, in place of an earlier one of the same key. It is either there completely or not at all.
 
         Raises:
             StorageError: If it cannot be written.
@@ -137,7 +141,7 @@ class EngineCache:
         with storage_errors(folder):
             self.root.mkdir(parents=True, exist_ok=True)
             if folder.is_dir() and not (folder / ENTRY).is_file():
-                shutil.rmtree(folder)  # what is left of one that was interrupted
+                shutil.rmtree(folder)  # remains of an interrupted removal, which `replace_if` would refuse
         with atomic_folder(folder, replace_if=ENTRY) as temporary:
             (temporary / PLAN).write_bytes(built.plan)
             if built.layers is not None:
@@ -167,7 +171,8 @@ class EngineCache:
             shutil.rmtree(stored.folder)
 
     def timing_cache(self, key: Key) -> bytes:
-        """Return what the newest build for the same device, module and version measured, or nothing."""
+        """Return the timing cache of the newest build for the same device, module and version, or nothing."""
+        # Whatever the model: kernels are measured by shape, and another model of the same backbone shares most shapes.
         newest: tuple[str, bytes] = ("", b"")
         for stored in self.all():
             entry, file = stored.entry, stored.folder / TIMING
@@ -186,14 +191,14 @@ def read_stored(folder: Path) -> Stored:
         return Stored(folder, None, f"its {ENTRY} cannot be read: {err.strerror or err}")
     except (msgspec.DecodeError, UnicodeDecodeError) as err:
         return Stored(folder, None, f"its {ENTRY} is broken: {err}")
-    return Stored(folder, entry, _problem(folder / PLAN, entry))
+    return Stored(folder, entry, _file_problem(folder / PLAN, entry))
 
 
-def _problem(plan: Path, entry: Entry) -> str | None:
+def _file_problem(plan: Path, entry: Entry) -> str | None:
     if entry.schema != SCHEMA:
         return f"its entry is of schema {entry.schema}, expected {SCHEMA}"
     try:
-        size = plan.stat().st_size
+        size = plan.stat().st_size  # first, because hashing hundreds of megabytes takes seconds
         if size != entry.size:
             return f"its file has {size} bytes, expected {entry.size}"
         digest = sha256_file(plan)
@@ -215,35 +220,36 @@ def find_engine(cache: EngineCache, key: Key, bundle: str) -> tuple[Stored | Non
         return (
             (stored, "") if stored.problem is None else (None, f"the engine in {stored.folder} fails: {stored.problem}")
         )
+    # Only to explain: "driver 550, expected 570" tells more than "no engine".
     nearest: list[str] | None = None
     for other in cache.all():
         if other.entry is None or (other.entry.bundle, other.entry.key.graph) != (bundle, key.graph):
             continue
-        found = differences(other.entry.key, key)
-        if nearest is None or len(found) < len(nearest):
-            nearest = found
+        different = differences(other.entry.key, key)
+        if nearest is None or len(different) < len(nearest):
+            nearest = different
     if nearest is None:
         return None, f"no engine of {bundle}, graph {key.graph}, was built yet"
     return None, f"the nearest engine was built for something else: {'; '.join(nearest)}"
 
 
-def differences(had: Key, wanted: Key) -> list[str]:
-    """Return in what two keys differ, in words."""
+def differences(stored: Key, expected: Key) -> list[str]:
+    """Return what differs between two keys, each as `NAME GOT, expected EXPECTED`."""
     pairs = (
-        ("model", had.model[:12] + "…", wanted.model[:12] + "…"),
-        ("precision", had.precision, wanted.precision),
-        ("runtime", had.runtime, wanted.runtime),
-        (f"{wanted.runtime} version", had.version, wanted.version),
-        ("GPU", had.target.gpu or "any", wanted.target.gpu or "any"),
-        ("compute capability", _dotted(had.target), _dotted(wanted.target)),
-        ("driver", had.target.driver or "any", wanted.target.driver or "any"),
-        ("options", _words(had.options), _words(wanted.options)),
+        ("model", stored.model[:12] + "…", expected.model[:12] + "…"),
+        ("precision", stored.precision, expected.precision),
+        ("runtime", stored.runtime, expected.runtime),
+        (f"{expected.runtime} version", stored.version, expected.version),
+        ("GPU", stored.target.gpu or "any", expected.target.gpu or "any"),
+        ("compute capability", _dotted(stored.target), _dotted(expected.target)),
+        ("driver", stored.target.driver or "any", expected.target.driver or "any"),
+        ("options", _options_text(stored.options), _options_text(expected.options)),
     )
-    return [f"{name} {before}, expected {now}" for name, before, now in pairs if before != now]
+    return [f"{name} {got}, expected {needed}" for name, got, needed in pairs if got != needed]
 
 
 def refuse(bundle: str, reason: str) -> BackendError:
-    """Return the error of a run that may not build."""
+    """Return the error for an engine that does not fit when building is not allowed."""
     return BackendError(
         f"engine: {reason}. Building was not allowed (--no-build). Build it with: flawscope engine build {bundle}"
     )
@@ -253,7 +259,7 @@ def _dotted(target: Target) -> str:
     return ".".join(map(str, target.compute_capability))
 
 
-def _words(options: BuildOptions) -> str:
+def _options_text(options: BuildOptions) -> str:
     workspace = "" if options.workspace_mib is None else f", workspace {options.workspace_mib} MiB"
     return f"batch {options.min_batch}/{options.opt_batch}/{options.max_batch}{workspace}"
 

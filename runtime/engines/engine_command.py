@@ -1,4 +1,4 @@
-"""`flawscope engine build|list|clear`: TensorRT engines of this machine."""
+"""`flawscope engine build|list|clear`: build, list and remove the TensorRT engines of this machine."""
 
 from __future__ import annotations
 
@@ -73,11 +73,11 @@ def build(
                 f"max-batch: expected 1 to {opened.manifest.max_batch}, which the bundle takes, got {max_batch}."
             )
         for part, name in _graphs(opened, graph, precision):
-            # A member's engine is the one that its bundle has alone, with the largest batch of that bundle.
-            most = part.manifest.max_batch if max_batch is None else max_batch
-            options = BuildOptions(1, 1 if opt_batch is None else opt_batch, most, workspace)
+            # A member's engine is the same as that of its bundle alone: with the largest batch of that bundle, or
+            # `open_engine` would not find it.
+            largest = part.manifest.max_batch if max_batch is None else max_batch
+            options = BuildOptions(1, 1 if opt_batch is None else opt_batch, largest, workspace)
             with progress_bars() as report:
-                tell = _teller(report, name)
                 ensured = ensure_engine(
                     part,
                     name,
@@ -88,12 +88,12 @@ def build(
                     precision=precision,
                     build=not no_build,
                     force=force,
-                    progress=tell,
+                    progress=_build_progress(report, name),
                 )
             _show_engine(ensured)
-            whose = "" if part is opened else f"{part.manifest.name}, "
+            member = "" if part is opened else f"{part.manifest.name}, "
             click.echo(
-                f"{whose}graph {name}, {precision}, batch 1 to {options.max_batch}, "
+                f"{member}graph {name}, {precision}, batch 1 to {options.max_batch}, "
                 f"{tensorrt.name} {tensorrt.version}, {device}"
             )
 
@@ -118,22 +118,22 @@ def _show_engine(ensured: Ensured) -> None:
 @_cache_option
 def list_engines(as_json: bool, cache: Path | None) -> int:
     """List the engines of this machine and check each file. Exit status 1 when one must not be used."""
-    root = EngineCache(cache)
-    found = list(root.all())
-    status = 1 if any(stored.problem for stored in found) else 0
+    engine_cache = EngineCache(cache)
+    engines = list(engine_cache.all())
+    status = 1 if any(stored.problem for stored in engines) else 0
     if as_json:
         rows = [
             {"folder": str(stored.folder), "problem": stored.problem, "entry": msgspec.to_builtins(stored.entry)}
-            for stored in found
+            for stored in engines
         ]
         click.echo(msgspec.json.format(msgspec.json.encode(rows), indent=1).decode())
         return status
-    if not found:
-        click.echo(f"no engines in {root.root}")
+    if not engines:
+        click.echo(f"no engines in {engine_cache.root}")
         return 0
-    click.echo(f"engines in {root.root}")
-    for stored in found:
-        click.echo(_described(stored))
+    click.echo(f"engines in {engine_cache.root}")
+    for stored in engines:
+        click.echo(_describe(stored))
     return status
 
 
@@ -143,21 +143,22 @@ def list_engines(as_json: bool, cache: Path | None) -> int:
 @_cache_option
 def clear(name: str | None, broken: bool, cache: Path | None) -> None:
     """Remove engines from the cache; they are built again when they are needed."""
-    root = EngineCache(cache)
+    engine_cache = EngineCache(cache)
     freed = count = 0
-    for stored in root.all():
+    for stored in engine_cache.all():
+        # An engine without a readable entry belongs to no bundle that could be named; --broken removes it.
         if name is not None and (stored.entry is None or stored.entry.bundle != name):
             continue
         if broken and stored.problem is None:
             continue
         freed += sum(file.stat().st_size for file in stored.folder.rglob("*") if file.is_file())
-        root.remove(stored)
+        engine_cache.remove(stored)
         count += 1
-    click.echo(f"removed {count} engines, {freed / 2**20:.1f} MiB, from {root.root}")
+    click.echo(f"removed {count} engines, {freed / 2**20:.1f} MiB, from {engine_cache.root}")
 
 
-def _described(stored: Stored) -> str:
-    """Return two lines: what the engine is, and for whom; a table of this would not fit a terminal."""
+def _describe(stored: Stored) -> str:
+    """Return two lines: what the engine is, and for which device. A table of this would not fit a terminal."""
     name = stored.folder.name[:12]
     if stored.entry is None:
         return f"{name}  must not be used: {stored.problem}"
@@ -171,10 +172,11 @@ def _described(stored: Stored) -> str:
 
 
 def _device(tensorrt: TensorRT, target: str | None) -> Target:
+    """Return the device to build for: the one that was named, else this machine's GPU."""
     if target is not None:
         if not tensorrt.builds_for_absent_gpus:
             raise ArgumentError(
-                f"target: {tensorrt.name} builds for the GPU of this machine alone. Leave --target out, or use "
+                f"target: {tensorrt.name} builds only for the GPU of this machine. Leave --target out, or use "
                 "--runtime tensorrt-rtx."
             )
         return named_target(target, tensorrt.compute_capabilities())
@@ -183,36 +185,38 @@ def _device(tensorrt: TensorRT, target: str | None) -> Target:
     except BackendError as err:
         if not tensorrt.builds_for_absent_gpus:
             raise
-        known = ", ".join(f"{major}.{minor}" for major, minor in tensorrt.compute_capabilities())
-        raise BackendError(f"{err} To build for another machine's GPU name it with --target: {known}.") from err
+        capabilities = ", ".join(f"{major}.{minor}" for major, minor in tensorrt.compute_capabilities())
+        raise BackendError(f"{err} To build for another machine's GPU, name it with --target: {capabilities}.") from err
 
 
 def _graphs(bundle: Bundle, graph: str, precision: str) -> list[tuple[Bundle, str]]:
-    """Return the graphs that engines are built of, by bundle and name: those of every member of an ensemble.
+    """Return the graphs to build engines from, as bundle and name; for an ensemble, those of every member.
 
     Raises:
         ArgumentError: If the bundle lacks the precision.
-        BundleError: If it has no such graph.
+        BundleError: If the bundle has no such graph.
     """
     names = bundle.manifest.graphs_of(precision)
     if members := bundle.manifest.head.members:
         return [part for member in members for part in _graphs(bundle.member(member.name), graph, precision)]
     if graph != "auto":
-        bundle.graph(graph, precision)
+        bundle.graph(graph, precision)  # raises if the bundle lacks it
         return [(bundle, graph)]
-    whole = next((name for name in ("features", "score") if name in names), None)
-    return [(bundle, name) for name in (sorted(names) if whole is None else [whole])]
+    # `features` before `score`, as the backend `tensorrt` prefers the kernels; one of them computes all of a bundle.
+    # Reconstruction and generator bundles have neither, and need every graph.
+    single = next((name for name in ("features", "score") if name in names), None)
+    return [(bundle, name) for name in (sorted(names) if single is None else [single])]
 
 
-def _teller(report: Callable[[str, int, int], None], name: str) -> Callable[[float, str], None]:
+def _build_progress(report: Callable[[str, int, int], None], name: str) -> Callable[[float, str], None]:
     """Return the progress callback of one graph."""
     started = time.perf_counter()
     return lambda share, phase: report(f"{name}: {_estimate(share, started, phase)}", round(100 * share), 100)
 
 
 def _estimate(share: float, started: float, phase: str) -> str:
-    """Return the phase with the time that is left if the rest goes on like this."""
+    """Return the phase with the remaining time, extrapolated from the share."""
     elapsed = time.perf_counter() - started
-    if share < 0.05 or elapsed < 2.0:
+    if share < 0.05 or elapsed < 2.0:  # too early to extrapolate
         return phase
     return f"{phase}, about {elapsed * (1 - share) / share:.0f} s left"

@@ -1,4 +1,4 @@
-"""The engine of a bundle's graph: from the cache if it fits, built if not, refused if building is not allowed."""
+"""Get the engine of a bundle's graph: from the cache if one fits, else built, or refused if building is not allowed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Ensured:
 
     Attributes:
         stored: The engine.
-        built_because: Why it was built, or None where the cache had it.
+        built_because: Why it was built, or None if it came from the cache.
     """
 
     stored: Stored
@@ -46,14 +46,14 @@ def ensure_engine(
         tensorrt: The module that builds and runs it.
         target: The device.
         options: Profile and limits.
-        cache: Where engines lie.
+        cache: The cache of engines.
         precision: Precision of the graph, one that the bundle has.
-        build: Whether one may be built; otherwise what does not fit is an error.
+        build: Whether an engine may be built; if not, it is an error that none fits.
         force: Build even if one fits.
-        progress: Told how far a build is.
+        progress: Called as a build proceeds.
 
     Raises:
-        ArgumentError: If an option does not fit, or the bundle lacks the precision.
+        ArgumentError: If an option is out of range, or the bundle lacks the precision.
         BundleError: If the bundle has no such graph.
         BackendError: If none fits and none may be built, or building fails.
         StorageError: If it cannot be stored.
@@ -79,14 +79,17 @@ def ensure_engine(
 
 
 def model_hash(bundle: Bundle, graph: str, precision: str = "fp32") -> str:
-    """Return the SHA-256 over what an engine of a graph is made from: the graph, its weights and the bank.
+    """Return the SHA-256 over everything that an engine is built from: the graph, its weights and its bank.
 
-    Learned words are inputs of what draws: another word needs no other engine.
+    Learned embeddings of generators are inputs and not weights: another embedding needs no other engine.
     """
     digest = hashlib.sha256()
     file = bundle.manifest.graphs_of(precision)[graph].file
+    # `score.onnx` refers to the bank as external data, so a bank that was trained again must change the hash.
     bank = bundle.manifest.bank if bundle.manifest.kind == "score" else None
     parts = {file, external_data(file), bank or file} & bundle.manifest.files.keys()
+    # The manifest's hashes, checked when the bundle was opened: the files need not be read again. Sorted, because the
+    # order of a set differs from run to run.
     for name in sorted(parts):
         digest.update(f"{name} {bundle.manifest.files[name].sha256}\n".encode())
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""What an engine is built for: a GPU, its compute capability and its driver."""
+"""The target of an engine: a GPU, its compute capability and its driver."""
 
 from __future__ import annotations
 
@@ -17,8 +17,11 @@ class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         gpu: Name of the GPU, or empty for any of its compute capability.
         compute_capability: Major and minor, for example (8, 9).
-        driver: Version of the driver, or empty where the target is another machine.
+        driver: Version of the driver, or empty if the target is another machine.
     """
+
+    # Part of the cache's key: an engine is rebuilt after an update of the driver. It might work without, but slower
+    # kernels or a failure at load would then show on the line.
 
     gpu: str
     compute_capability: tuple[int, int]
@@ -30,22 +33,24 @@ class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return f"{name} of compute capability {self.compute_capability[0]}.{self.compute_capability[1]}{driver}"
 
 
-def named_target(text: str, known: tuple[tuple[int, int], ...]) -> Target:
-    """Return the target that `8.9` names: any GPU of that compute capability, on whatever machine.
+def named_target(text: str, buildable: tuple[tuple[int, int], ...]) -> Target:
+    """Return the target with a compute capability such as `8.9`: any such GPU, on any machine.
 
     Args:
         text: Compute capability as `MAJOR.MINOR`.
-        known: What the builder can build for.
+        buildable: The compute capabilities that the builder can build for.
 
     Raises:
-        ArgumentError: If it is none, or none of these.
+        ArgumentError: If the text is no compute capability, or not one of these.
     """
     match = re.fullmatch(r"(\d+)\.(\d)", text.strip())
-    choices = ", ".join(f"{major}.{minor}" for major, minor in known) or "none: this builder builds for the GPU here"
+    choices = (
+        ", ".join(f"{major}.{minor}" for major, minor in buildable) or "none: this builder builds only for the GPU here"
+    )
     if match is None:
         raise ArgumentError(f"target: expected a compute capability such as 8.9, got {text!r}. Known: {choices}.")
     capability = (int(match[1]), int(match[2]))
-    if capability not in known:
+    if capability not in buildable:
         raise ArgumentError(f"target: expected a compute capability the builder knows ({choices}), got {text}.")
     return Target("", capability, "")
 
@@ -56,11 +61,12 @@ def current_target(index: int = 0) -> Target:
     Raises:
         BackendError: If there is none, or its driver cannot be asked.
     """
+    # NVML and not CUDA: it creates no context, which would take hundreds of MiB of device memory to answer a question.
     try:
         pynvml: Any = importlib.import_module("pynvml")
     except ImportError as err:
         raise BackendError(
-            "device: asking the driver needs the package nvidia-ml-py, which is not installed. "
+            "device: the package nvidia-ml-py, which asks the driver, is not installed. "
             "Install it with: pip install nvidia-ml-py."
         ) from err
     try:
@@ -80,5 +86,5 @@ def current_target(index: int = 0) -> Target:
 
 
 def _text(value: str | bytes) -> str:
-    """Older bindings return bytes."""
+    """Return text; older versions of the bindings return bytes."""
     return value.decode() if isinstance(value, bytes) else value

@@ -1,8 +1,8 @@
-"""The seam over `tensorrt` (10.x and 11.x) and `tensorrt_rtx`: which of them is here, and where they differ.
+"""One interface for `tensorrt` (10.x and 11.x) and `tensorrt_rtx`: which of them is installed, and where they differ.
 
-All three build strongly typed networks: precision is a property of the graph, not of the builder. What differs is the
-name of a flag that has become the default, where code for a GPU is made (TensorRT when the engine is built,
-TensorRT-RTX partly when it is loaded) and whether an engine can be built for a GPU that is not there (RTX alone).
+All three build strongly typed networks: precision is a property of the graph, not of the builder. They differ in a
+flag (which became the default), in the time at which code for a GPU is compiled (TensorRT when the engine is built,
+TensorRT-RTX partly when it is loaded) and in building for a GPU of another machine (TensorRT-RTX only).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from flawscope.errors import ArgumentError, BackendError
 
 RUNTIMES = ("auto", "tensorrt", "tensorrt-rtx")
-"""Names that `import_tensorrt` takes."""
+"""Names that `import_tensorrt` accepts."""
 
 _MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 _PACKAGES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt-rtx"}
@@ -42,27 +42,28 @@ class TensorRT:
         return self.name == "tensorrt-rtx"
 
     def network_flags(self) -> int:
-        """Return the flags of a strongly typed network; where there is no other kind any more, none."""
+        """Return the flags of a strongly typed network; 0 in versions that know no other kind of network."""
         flag = getattr(self.module.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
-        return 0 if flag is None else 1 << int(flag)
+        return 0 if flag is None else 1 << int(flag)  # the enum counts bits
 
     def compute_capabilities(self) -> tuple[tuple[int, int], ...]:
-        """Return the compute capabilities that can be named as a target, ascending; none where only the GPU here is."""
+        """Return the compute capabilities that can be built for, ascending; none if only the GPU here can."""
         if not self.builds_for_absent_gpus:
             return ()
-        found = []
+        capabilities = []
         for name in dir(self.module.ComputeCapability):
             digits = name.removeprefix("SM")
             if digits != name and digits.isdigit():
-                found.append((int(digits[:-1]), int(digits[-1])))
-        return tuple(sorted(found))
+                # The last digit is the minor version: SM89 is 8.9, SM120 is 12.0.
+                capabilities.append((int(digits[:-1]), int(digits[-1])))
+        return tuple(sorted(capabilities))
 
 
 def import_tensorrt(runtime: str = "auto") -> TensorRT:
     """Return one of the TensorRT modules; `auto` takes `tensorrt` before `tensorrt-rtx`.
 
     Raises:
-        ArgumentError: If the name is not known.
+        ArgumentError: If the name is unknown.
         BackendError: If it is not installed, cannot be loaded, or is too old.
     """
     if runtime not in RUNTIMES:
@@ -84,7 +85,7 @@ def _load(name: str) -> TensorRT:
         raise BackendError(
             f'{name}: is not installed (no module {err.name}). Install it with: pip install "flawscope[{name}]".'
         ) from err
-    except (ImportError, OSError, RuntimeError) as err:  # a library of it is missing or of another version
+    except (ImportError, OSError, RuntimeError) as err:  # a shared library is missing or of another version
         raise BackendError(f"{name}: is installed but cannot be loaded: {_first_line(err)}.") from err
     version = str(getattr(module, "__version__", "0"))
     major = version.partition(".")[0]

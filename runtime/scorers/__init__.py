@@ -1,1 +1,1 @@
-"""Scorers: compute anomaly maps and scores of prepared images; one kind per file."""
+"""Scorers: they compute anomaly maps and scores of prepared images, one kind of method per file."""

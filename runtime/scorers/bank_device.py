@@ -1,6 +1,6 @@
-"""The bank on the device: the CUDA kernels right after an engine, on its stream; only distances come back.
+"""Memory banks on a CUDA device: the kernels run right after an engine, on its stream; only distances come back.
 
-The kernels take addresses as an engine does. Compiled, not run on a GPU; tests run the same sources in emulation.
+The kernels take device addresses, as an engine does. Compiled, not run on a GPU; tests emulate the same sources.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ class PatchcoreDevice:
     """The rows of a memory bank on the device; see `DeviceHead` for the contract.
 
     Args:
-        device: The device, current.
-        finish: Squared distances [N, P], rows [N, P] and a way to one patch -> maps and scores.
+        device: The device; its context must be current.
+        finish: Squared distances [N, P], rows [N, P] and a function that fetches one patch -> maps and scores.
         grid: Rows and columns of the patch grid.
         tensors: The bank.
-        max_batch: Largest batch; memory is taken for it once.
+        max_batch: Largest batch; memory is allocated for it once.
 
     Raises:
         BackendError: If this installation has no CUDA kernels.
@@ -44,7 +44,7 @@ class PatchcoreDevice:
         self._device, self._kernels = device, CudaKernels()
         self._finish = finish
         kernels = self._kernels
-        bank = np.ascontiguousarray(tensors["bank"], np.float32)  # the kernels know no strides
+        bank = np.ascontiguousarray(tensors["bank"], np.float32)  # the kernels take no strides
         self._rows, self._channels = bank.shape
         self._positions = grid[0] * grid[1]
         queries = max_batch * self._positions
@@ -54,22 +54,23 @@ class PatchcoreDevice:
         kernels.bank_pack(
             rows=self._bank, dtype="float32", m=self._rows, d=self._channels, packed=self._packed, stream=stream
         )
-        # Here and not in `enqueue`: it waits for the stream, which no capture of a graph allows.
+        # Here and not in `enqueue`: the check waits for the stream, which is an error while a CUDA graph is captured.
         if not kernels.bank_check(packed=self._packed, stream=stream):
             raise BundleError("bank: expected finite numbers, got NaN, infinity or an overflow. Export it again.")
-        # Memory for all batches, once: a captured graph repeats its addresses, so they may not move. Every batch is
-        # asked for: a smaller one shares the bank among more blocks, whose candidates can take more than the largest.
+        # Allocated once for all batches: a captured graph uses the same addresses for ever. Not just for the largest
+        # batch: a smaller one splits the bank among more blocks, each with its own candidates, and can need more.
         self._workspace_bytes = max(
             kernels.nearest_bytes(n=count * self._positions, m=self._rows, d=self._channels, k=1, rerank=0)
             for count in range(1, max_batch + 1)
         )
         self._workspace = device.allocate(self._workspace_bytes)
+        # Bytes: float32 distances and int64 rows.
         self._squared_at, self._nearest_at = device.allocate(4 * queries), device.allocate(8 * queries)
         self._squared = device.pinned((queries,), np.float32)
         self._nearest = device.pinned((queries,), np.int64)
 
     def enqueue(self, count: int, patches: int) -> None:
-        """Put the search on the stream, and the copy of its results to the host."""
+        """Enqueue the search and the copy of its results to the host. Must not wait: it may be under capture."""
         queries = count * self._positions
         self._kernels.nearest(
             packed=self._packed,
@@ -94,13 +95,14 @@ class PatchcoreDevice:
     def finish(self, count: int, patches: int) -> tuple[Float32Array, Float32Array]:
         """Return maps float32 [N, H, W] and scores float32 [N] once the stream is done."""
         queries = count * self._positions
-        width = 4 * self._channels
+        row_bytes = 4 * self._channels
 
         def patch_at(index: int) -> Float32Array:
-            row = np.empty(self._channels, np.float32)
-            self._device.fetch(row, patches + index * width)
-            return row
+            patch = np.empty(self._channels, np.float32)
+            self._device.fetch(patch, patches + index * row_bytes)
+            return patch
 
+        # A view of pinned memory that the next frame overwrites: `finish` must not keep it.
         squared = self._squared[:queries].reshape(count, -1)
         return self._finish(squared, self._nearest[:queries].reshape(count, -1), patch_at)
 
@@ -109,7 +111,7 @@ class PadimDevice:
     """The Gaussians on the device; see `DeviceHead` for the contract, and `PatchcoreDevice` for arguments and errors.
 
     Args:
-        device: The device, current.
+        device: The device; its context must be current.
         smooth: Distances float32 [N, P] -> anomaly maps float32 [N, H, W].
         tensors: The bank.
         max_batch: Largest batch.
@@ -124,6 +126,7 @@ class PadimDevice:
     ) -> None:
         self._device, self._kernels = device, CudaKernels()
         self._smooth = smooth
+        # No check of the numbers here: `Bundle.tensors` refuses what is not finite, and nothing is squared or packed.
         mean = np.ascontiguousarray(tensors["mean"], np.float32)
         self._positions, self._channels = mean.shape
         self._mean = device.upload(mean)
@@ -132,7 +135,7 @@ class PadimDevice:
         self._squared = device.pinned((max_batch * self._positions,), np.float32)
 
     def enqueue(self, count: int, patches: int) -> None:
-        """Put the search on the stream, and the copy of its results to the host."""
+        """Enqueue the distances and their copy to the host. Must not wait: it may be under capture."""
         self._kernels.mahalanobis(
             mean=self._mean,
             whitening=self._whitening,
@@ -147,5 +150,6 @@ class PadimDevice:
 
     def finish(self, count: int, patches: int) -> tuple[Float32Array, Float32Array]:
         """Return maps float32 [N, H, W] and scores float32 [N] once the stream is done."""
+        # sqrt makes a new array, so the maps do not share pinned memory with the next frame.
         maps = self._smooth(np.sqrt(self._squared[: count * self._positions]).reshape(count, -1))
         return maps, maps.max(axis=(1, 2))

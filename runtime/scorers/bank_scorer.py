@@ -1,4 +1,4 @@
-"""Scorer of methods with a memory bank: patches from the feature graph and distances from `cpp_ext`, or one graph."""
+"""Scorer of methods with a memory bank: patches from a graph and distances from `cpp_ext`, or one graph for both."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from flawscope.runtime.scorers.base import ZERO_SHARE, Part, Reconstructor, Scor
 from flawscope.runtime.scorers.graph_scorer import GraphScorer
 
 Tensors = Mapping[str, npt.NDArray[Any]]
-"""The bank: name -> array."""
+"""The bank's arrays by name."""
 
 NativeHead = Callable[[Float32Array], tuple[Float32Array, Float32Array]]
 """patches float32 [N, P, D] -> anomaly maps float32 [N, H, W], scores float32 [N]."""
@@ -28,11 +28,11 @@ NativeHead = Callable[[Float32Array], tuple[Float32Array, Float32Array]]
 
 @dataclass(frozen=True)
 class BankMethod:
-    """What is a method's own among those with a bank: how distances to it are measured, and how large they are.
+    """What differs among the methods with a bank: how distances to it are measured, and how large they are.
 
     Attributes:
         needed: `(head) -> names` of the tensors that the bank must have.
-        native: `(head, tensors, (H, W)) -> NativeHead`: the head as a function on patches, by the kernels of the CPU.
+        native: `(head, tensors, (H, W)) -> NativeHead`: the head as a function on patches, with the CPU's kernels.
         on_device: `(device, head, tensors, (H, W), max_batch) -> DeviceHead`: the same on a CUDA device.
         scale: `(tensors) -> float`: the size of an ordinary distance.
     """
@@ -62,14 +62,15 @@ class BankMethod:
                 raise BundleError(f"bank: expected the tensor {name}, got {sorted(tensors)}. Export the bundle again.")
 
     def open(self, bundle: Bundle, options: ScorerOptions) -> Scorer:
-        """Make a bundle ready; see `open_scorer`.
+        """Open the scorer of a bundle; see `open_scorer`.
 
         Raises:
             BundleError: If the bank lacks a tensor, or has a number that is not finite.
         """
         check_no_members(bundle, options.path)
         manifest, size = bundle.manifest, bundle.manifest.input.size
-        tensors = bundle.tensors()  # also for the graph, which reads the same file: refuses NaN and an empty bank
+        # Before the choice of the path: `score.onnx` reads the same file as external data, and would accept NaN.
+        tensors = bundle.tensors()
         path = resolve_path(options, manifest)
         if path == "graph":
             session = open_session(bundle, "score", options.precision, options.backend)
@@ -79,11 +80,13 @@ class BankMethod:
             "features",
             options.precision,
             options.backend,
+            # A backend without CUDA kernels ignores this and returns patches.
             lambda device, max_batch: self.on_device(device, manifest.head, tensors, size, max_batch),
         )
-        if "anomaly_map" in session.outputs:  # the bank lies beside the graph
+        if "anomaly_map" in session.outputs:  # the bank was put beside the graph, on the device
             return GraphScorer(bundle, "features", session, path, options.precision, "CUDA kernels")
         try:
+            # Packs the bank, which can fail (a tensor is missing, memory is short) when the session is open already.
             return BankScorer(bundle, session, self.head(manifest.head, tensors, size), options.precision)
         except BaseException:
             session.close()
@@ -101,19 +104,21 @@ class BankMethod:
 
 
 def resolve_path(options: ScorerOptions, manifest: Manifest) -> str:
-    """Return the path that is taken: `auto` takes native kernels where the backend has room for them."""
+    """Return the path to take: `auto` takes the native kernels if the backend's row allows them."""
     if options.path != "auto":
         return options.path
+    # Without the extension NumPy takes its place, which is no match for a graph. On `cuda` the row says no: patches are
+    # far more bytes to copy back than a map.
     has_kernels = HAVE_NATIVE and backend_row(options.backend).kernels
     return "kernel" if has_kernels and "features" in manifest.graphs else "graph"
 
 
 class BankScorer:
-    """Patches from `features.onnx`, maps and scores from the kernels of the CPU; see `Scorer` for the contract.
+    """Patches from `features.onnx`, maps and scores from the CPU's kernels; see `Scorer` for the contract.
 
     Args:
         bundle: The opened bundle.
-        session: The graph `features` made ready.
+        session: Session of the graph `features`.
         head: Patches -> maps and scores.
         precision: Precision of the graph.
     """
@@ -130,7 +135,7 @@ class BankScorer:
         return self._head(self._session.infer(images)["patches"])
 
     def outputs(self, images: UInt8Array) -> dict[str, npt.NDArray[Any]]:
-        """Return the patches: map and score are made of them outside the session."""
+        """Return the patches: map and score are computed from them outside the session."""
         return self._session.infer(images)
 
     def parts(self, images: UInt8Array) -> list[Part]:
@@ -138,7 +143,7 @@ class BankScorer:
         return [Part("features", self._file, self._session, {"image": images})]
 
     def describe(self) -> str:
-        """Return which kernels make maps and scores."""
+        """Return which kernels compute maps and scores."""
         return implementation()
 
     def close(self) -> None:
@@ -148,5 +153,6 @@ class BankScorer:
 
 def smoother(head: BankHead, size: tuple[int, int]) -> Callable[[Float32Array], Float32Array]:
     """Return the function from distances float32 [N, P] to anomaly maps float32 [N, H, W] of a size (H, W)."""
+    # Upsampling and blur are linear and separable: one matrix for rows and one for columns, computed once per bundle.
     rows, columns = map_matrices(head.grid, size, head.sigma)
     return lambda distances: separable_maps(distances.reshape(-1, *head.grid), rows, columns)

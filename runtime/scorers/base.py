@@ -1,6 +1,6 @@
-"""What a scorer is: the thing that makes anomaly maps and scores of prepared images. `Inspector` holds one.
+"""The scorer interface: what computes anomaly maps and scores of prepared images. `Inspector` holds one scorer.
 
-Who it is, is a question to the table of methods (`flawscope.methods`); nobody else asks.
+Which scorer a bundle gets is looked up in the table of methods (`flawscope.methods`), and nowhere else.
 """
 
 from __future__ import annotations
@@ -21,15 +21,16 @@ from flawscope.errors import ArgumentError, BundleError
 from flawscope.runtime.backends import Session
 
 PATHS = ("auto", "graph", "kernel")
-"""How a map is made: by `score.onnx` alone, or by `features.onnx` and the kernels of `cpp_ext`; `auto` takes the
-kernels where the bundle has features, the kernels are native and the backend is the CPU, and the graph elsewhere."""
+"""How a map is computed: by `score.onnx` alone, or by `features.onnx` and the kernels of `cpp_ext`. `auto` takes the
+kernels if the bundle has features, the kernels are native and the backend's row allows them, else the graph."""
 
 MEMBERS = "members"
-"""What `auto` is for an ensemble: every member takes the path that it would take alone."""
+"""What `auto` means for an ensemble: every member takes the path that it would take alone. Not in `PATHS`, because
+nobody asks for it; it is accepted all the same, so that `Inspector.path` can be passed on to a new process."""
 
 ZERO_SHARE = 1e-2
-"""Share of an ordinary distance below which a score counts as zero: errors are then relative to that share, because a
-distance to a row that is (almost) the patch itself is rounding alone."""
+"""Share of an ordinary distance below which a score counts as zero: errors are then relative to that share, because the
+distance to a row that (almost) equals the patch is nothing but rounding."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class ScorerOptions:
     """How a scorer is opened.
 
     Attributes:
-        backend: Name of a backend, resolved: never `auto`.
+        backend: Name of a backend; `auto` must have been resolved.
         path: One of `PATHS`, or `MEMBERS`.
         precision: Precision of the graphs.
     """
@@ -49,7 +50,7 @@ class ScorerOptions:
 
 @dataclass(frozen=True)
 class Part:
-    """A graph that a scorer runs: its name and file, its session, and inputs of the kind that it gets."""
+    """A graph that a scorer runs: its name and file, its session, and example inputs with realistic values."""
 
     name: str
     graph: Path
@@ -58,21 +59,21 @@ class Part:
 
 
 class Reconstructor(Protocol):
-    """What a scorer offers beside scores that rebuilds images."""
+    """What a scorer of a reconstruction method offers beside scores."""
 
     def reconstruct(self, images: UInt8Array) -> Reconstructed:
-        """Return everything that comes of images uint8 [N, H, W, 3], their reconstructions among it."""
+        """Return reconstructions, maps and scores of images uint8 [N, H, W, 3]."""
 
     def resample(self, sampling: Sampling) -> None:
-        """Reconstruct in another way from now on."""
+        """Use another sampling from now on."""
 
 
 class Scorer(Protocol):
     """A bundle's method made ready on one backend.
 
     Attributes:
-        path: `graph` or `kernel`, whichever was taken; `members` where each member of an ensemble takes its own.
-        reconstructor: The same object where it rebuilds images, or None.
+        path: `graph` or `kernel`, whichever is in use; `members` where each member of an ensemble chooses its own.
+        reconstructor: The scorer itself if its method reconstructs images, else None.
     """
 
     path: str
@@ -86,35 +87,35 @@ class Scorer(Protocol):
         """
 
     def outputs(self, images: UInt8Array) -> dict[str, npt.NDArray[Any]]:
-        """Return what comes back from the sessions for prepared images: the arrays that cross from the device."""
+        """Return the sessions' outputs for prepared images: the arrays that are copied from the device."""
 
     def parts(self, images: UInt8Array) -> list[Part]:
-        """Return the graphs that are run for prepared images, with what each is given."""
+        """Return the graphs that are run for prepared images, each with its inputs."""
 
     def describe(self) -> str:
-        """Return in words who makes maps and scores of what the graphs give."""
+        """Return in words what turns the graphs' outputs into maps and scores."""
 
     def close(self) -> None:
         """Release the sessions; closing twice is harmless."""
 
 
 class ScorerKind(Protocol):
-    """What the table of methods names as the scorer of a method."""
+    """The scorer column of the table of methods: it opens a scorer, and knows how large its scores are."""
 
     def open(self, bundle: Bundle, options: ScorerOptions) -> Scorer:
         """Make a bundle ready; see `open_scorer`."""
 
     def least_score(self, bundle: Bundle) -> float:
-        """Return the size below which a score counts as zero: differences of golden scores are relative to it there."""
+        """Return the size below which a score counts as zero: smaller golden scores are compared relative to it."""
 
 
 def open_scorer(bundle: Bundle, options: ScorerOptions) -> Scorer:
-    """Make the method of a bundle ready.
+    """Open the scorer of a bundle's method.
 
     Raises:
-        ArgumentError: If the path is no known name, or the bundle lacks the precision.
-        BackendError: If the backend cannot take a graph.
-        BundleError: If the method has no such path, or the bundle lacks what it needs.
+        ArgumentError: If the path is unknown, or the bundle lacks the precision.
+        BackendError: If the backend cannot run a graph.
+        BundleError: If the method has no such path, or the bundle lacks a tensor that the method needs.
     """
     if options.path not in PATHS and options.path != MEMBERS:
         raise ArgumentError(f"path: expected one of {', '.join(PATHS)}, got {options.path!r}.")
@@ -122,13 +123,13 @@ def open_scorer(bundle: Bundle, options: ScorerOptions) -> Scorer:
 
 
 def scorer_kind(bundle: Bundle) -> ScorerKind:
-    """Return what the table of methods knows of the scorer of a bundle."""
+    """Return the scorer that the table of methods names for a bundle."""
     kind: ScorerKind = methods.scorer_of(head_tag(bundle.manifest.head))
     return kind
 
 
 def check_graph_path(bundle: Bundle, path: str) -> str:
-    """Return the path `graph` for a method that has no other.
+    """Return the path `graph` for a method that has no other path.
 
     Raises:
         BundleError: If another path was asked for.
@@ -139,13 +140,13 @@ def check_graph_path(bundle: Bundle, path: str) -> str:
 
 
 def check_no_kernel(bundle: Bundle, path: str) -> None:
-    """Raise BundleError where the path of methods with a bank is asked of another method."""
+    """Raise BundleError if the path `kernel` was asked for; for methods without a memory bank."""
     if path == "kernel":
         method = bundle.manifest.method
         raise BundleError(f"path kernel: expected a method with a bank, got {method}. Leave --path out.")
 
 
 def check_no_members(bundle: Bundle, path: str) -> None:
-    """Raise BundleError where the path of ensembles is asked of another method."""
+    """Raise BundleError if the path `members` was asked for; for all methods but ensembles."""
     if path == MEMBERS:
         raise BundleError(f"path members: expected an ensemble, got {bundle.manifest.method}. Leave --path out.")

@@ -1,4 +1,4 @@
-"""Bundles of several detectors: each computes as it would alone, and their maps and scores are added up."""
+"""Scorer of ensembles: each member scores as it would alone, and the maps and scores are added with fixed weights."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ Term = tuple[float, float, float]
 def weighted_sum(values: Sequence[Float32Array], terms: Sequence[Term]) -> Float32Array:
     """Return Σ weight · (value - center) / spread, float32 of the values' shape, in the members' order.
 
-    It rises with every value, because weights and spreads are above 0, and has no bounds. NaN and infinity stay: the
-    decision makes a fault of them.
+    It rises with every value, because weights and spreads are above 0, and is unbounded. NaN and infinity are passed
+    on, and become a fault in `decide`.
 
     Args:
-        values: Maps float32 [N, H, W], or scores float32 [N], one array a member.
-        terms: Weight, center and spread, one a member.
+        values: Maps float32 [N, H, W], or scores float32 [N], one array per member.
+        terms: Weight, center and spread, one per member.
 
     Raises:
         BundleError: If the shapes differ.
@@ -42,28 +42,30 @@ def weighted_sum(values: Sequence[Float32Array], terms: Sequence[Term]) -> Float
     if len({value.shape for value in values}) != 1:
         shapes = ", ".join(str(list(value.shape)) for value in values)
         raise BundleError(f"ensemble: expected maps and scores of one shape from every member, got {shapes}.")
+    # Added one after the other, in the members' order, in float32: another order or np.sum would change last bits.
     total = np.zeros_like(values[0], np.float32)
     with np.errstate(over="ignore", invalid="ignore"):
         for value, (weight, center, spread) in zip(values, terms, strict=True):
-            # The center first: near it the difference is exact, and both steps keep the order of the values.
+            # The center is subtracted first (not folded into an offset): near it the difference is exact, and both
+            # steps are monotonic, so the order of a member's values is kept.
             total += (value - np.float32(center)) * np.float32(weight / spread)
     return total
 
 
 def map_terms(head: EnsembleHead) -> list[Term]:
-    """Return the terms that maps are added up with."""
+    """Return the members' terms for maps."""
     return [(member.weight, member.map_center, member.map_spread) for member in head.members]
 
 
 def score_terms(head: EnsembleHead) -> list[Term]:
-    """Return the terms that scores are added up with."""
+    """Return the members' terms for scores."""
     return [(member.weight, member.score_center, member.score_spread) for member in head.members]
 
 
 def sum_scale(head: EnsembleHead) -> float:
-    """Return how large a sum ordinarily is before the centers are taken off: Σ weight · (|center| / spread + 1).
+    """Return the size of an ordinary sum before the centers are subtracted: Σ weight · (|center| / spread + 1).
 
-    The sum of a normal image is near 0 by design; what rounding and another processor change is in proportion to this.
+    The sum of a normal image is near 0 by design; its rounding errors are in proportion to this size instead.
     """
     sums = (
         sum(weight * (abs(center) / spread + 1.0) for weight, center, spread in terms)
@@ -73,18 +75,18 @@ def sum_scale(head: EnsembleHead) -> float:
 
 
 class EnsembleScorer:
-    """A scorer of scorers: all members made ready on one backend; see `Scorer` for the contract.
+    """A scorer of scorers, all on one backend; see `Scorer` for the contract.
 
     Args:
         head: The members and their terms.
-        path: What `Scorer.path` says.
-        open_member: Makes one ready: its bundle and its scorer.
+        path: Value of `Scorer.path`.
+        open_member: Opens the scorer of a member.
 
     Attributes:
-        members: Name -> scorer of the member, made ready.
+        members: Name -> scorer of the member.
 
     Raises:
-        BackendError: If the backend cannot take a member.
+        BackendError: If the backend cannot run a member.
         BundleError: If a member does not reproduce its golden scores.
     """
 
@@ -98,7 +100,7 @@ class EnsembleScorer:
             for member in head.members:
                 self.members[member.name] = open_member(member)
         except BaseException:
-            self.close()
+            self.close()  # the members that were opened before the one that failed
             raise
 
     def score(self, images: UInt8Array) -> tuple[Float32Array, Float32Array]:
@@ -112,7 +114,7 @@ class EnsembleScorer:
         return weighted_sum(maps, self._map_terms), weighted_sum(scores, self._score_terms)
 
     def outputs(self, images: UInt8Array) -> dict[str, npt.NDArray[Any]]:
-        """Return the sums: what the members' sessions give is added up on the host."""
+        """Return the sums: the outputs of the members' sessions are added on the host."""
         maps, scores = self.score(images)
         return {"anomaly_map": maps, "score": scores}
 
@@ -121,7 +123,7 @@ class EnsembleScorer:
         return [part for member in self.members.values() for part in member.parts(images)]
 
     def describe(self) -> str:
-        """Return who makes maps and scores, member by member."""
+        """Return what computes maps and scores, member by member."""
         members = (f"{name}: {member.describe()}" for name, member in self.members.items())
         return f"the sum of its members, on the host; {'; '.join(members)}"
 
@@ -133,18 +135,19 @@ class EnsembleScorer:
 
 
 class EnsembleMethod:
-    """Opens ensembles: each member computes as it would alone, and reproduces its own golden scores."""
+    """Opens ensembles: each member scores as it would alone, and must reproduce its own golden scores."""
 
     def open(self, bundle: Bundle, options: ScorerOptions) -> EnsembleScorer:
-        """Make a bundle ready; see `open_scorer`."""
+        """Open the scorer of a bundle; see `open_scorer`."""
         head = _head(bundle)
-        check_no_kernel(bundle, options.path)  # members have kernels each for itself, or none
+        check_no_kernel(bundle, options.path)  # a member without a bank could not follow
         path = MEMBERS if options.path == "auto" else options.path
 
         def open_member(member: EnsembleMember) -> Scorer:
             member_options = ScorerOptions(options.backend, "auto" if path == MEMBERS else path, options.precision)
             member_bundle = bundle.member(member.name)
             scorer = open_scorer(member_bundle, member_options)
+            # The ensemble's own golden images are not enough: errors of two members could cancel out in the sum.
             try:
                 check_golden(member_bundle, scorer, member_options)
             except BaseException:
@@ -155,13 +158,13 @@ class EnsembleMethod:
         return EnsembleScorer(head, path, open_member)
 
     def least_score(self, bundle: Bundle) -> float:
-        """Return the size of the terms: 0 is where normal images lie, and differences there are those of the terms."""
+        """Return the size of the terms, because the sum itself is near 0 for normal images; see `sum_scale`."""
         return sum_scale(_head(bundle))
 
 
 def _head(bundle: Bundle) -> EnsembleHead:
     head = bundle.manifest.head
-    assert isinstance(head, EnsembleHead)  # the table names this scorer for these heads alone
+    assert isinstance(head, EnsembleHead)  # the table names this scorer for such heads alone
     return head
 
 

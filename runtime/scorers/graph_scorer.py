@@ -1,4 +1,4 @@
-"""Scorer of methods whose one graph makes map and score itself: `score.onnx`."""
+"""Scorer of methods whose single graph, `score.onnx`, computes map and score."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from flawscope.runtime.scorers.base import ZERO_SHARE, Part, Reconstructor, Scor
 
 
 class GraphScorer:
-    """One session that gives `anomaly_map` and `score`; see `Scorer` for the contract.
+    """One session with the outputs `anomaly_map` and `score`; see `Scorer` for the contract.
 
     Args:
         bundle: The opened bundle.
         graph: Name of the graph.
-        session: The graph made ready.
-        path: What `Scorer.path` says.
+        session: Session of the graph.
+        path: Value of `Scorer.path`.
         precision: Precision of the graph.
-        made_by: Who makes maps and scores, in words.
+        computed_by: What computes maps and scores, in words.
     """
 
     reconstructor: Reconstructor | None = None
@@ -34,11 +34,11 @@ class GraphScorer:
         session: Session,
         path: str,
         precision: str,
-        made_by: str = "in the graph",
+        computed_by: str = "in the graph",
     ) -> None:
         self.path = path
         self._graph, self._file = graph, bundle.graph(graph, precision)
-        self._session, self._made_by = session, made_by
+        self._session, self._computed_by = session, computed_by
 
     def score(self, images: UInt8Array) -> tuple[Float32Array, Float32Array]:
         """Return maps and scores."""
@@ -46,16 +46,16 @@ class GraphScorer:
         return outputs["anomaly_map"], outputs["score"]
 
     def outputs(self, images: UInt8Array) -> dict[str, npt.NDArray[Any]]:
-        """Return what comes back from the session."""
+        """Return the session's outputs."""
         return self._session.infer(images)
 
     def parts(self, images: UInt8Array) -> list[Part]:
-        """Return the graph."""
+        """Return the one graph."""
         return [Part(self._graph, self._file, self._session, {"image": images})]
 
     def describe(self) -> str:
-        """Return who makes maps and scores."""
-        return self._made_by
+        """Return what computes maps and scores."""
+        return self._computed_by
 
     def close(self) -> None:
         """Release the session."""
@@ -63,10 +63,10 @@ class GraphScorer:
 
 
 class GraphMethod:
-    """Methods with `score.onnx` alone, whose head says by `scale` how large an ordinary score is."""
+    """Methods with `score.onnx` alone, whose head has the size of an ordinary score as `scale`."""
 
     def open(self, bundle: Bundle, options: ScorerOptions) -> GraphScorer:
-        """Make a bundle ready; see `open_scorer`."""
+        """Open the scorer of a bundle; see `open_scorer`."""
         path = check_graph_path(bundle, options.path)
         session = open_session(bundle, "score", options.precision, options.backend)
         return GraphScorer(bundle, "score", session, path, options.precision)
@@ -75,8 +75,9 @@ class GraphMethod:
         """Return a share of the head's scale.
 
         Raises:
-            BundleError: If the head has none.
+            BundleError: If the head has no scale.
         """
+        # By attribute and not by kind: any head of the table with a scale may use this scorer.
         scale = getattr(bundle.manifest.head, "scale", None)
         if not isinstance(scale, float):
             raise BundleError(f"{bundle.path}: expected a head with its scale, got none. Export the bundle again.")

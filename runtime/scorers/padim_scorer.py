@@ -1,4 +1,4 @@
-"""PaDiM on the line: the Mahalanobis distance of every patch to the Gaussian of its position (arXiv:2011.08785)."""
+"""Scorer of PaDiM: Mahalanobis distance of every patch to the Gaussian of its position (arXiv:2011.08785, eq. 2)."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ def native_head(head: PadimHead, tensors: Tensors, size: tuple[int, int]) -> Nat
     gaussians = Gaussians(tensors["mean"], tensors["whitening"])
 
     def score(patches: Float32Array) -> tuple[Float32Array, Float32Array]:
+        # The score is the maximum of the smoothed map, not of the distances: `score.onnx` and training do the same.
         maps = smooth(np.sqrt(gaussians.mahalanobis(patches)))
         return maps, maps.max(axis=(1, 2))
 
@@ -27,13 +28,15 @@ def native_head(head: PadimHead, tensors: Tensors, size: tuple[int, int]) -> Nat
 
 def device_head(device: Any, head: PadimHead, tensors: Tensors, size: tuple[int, int], max_batch: int) -> DeviceHead:
     """Put the Gaussians on a CUDA device; see `flawscope.runtime.scorers.bank_device`."""
+    # Lazy: on the CPU nothing of CUDA is imported, which keeps the start short.
     from flawscope.runtime.scorers.bank_device import PadimDevice
 
     return PadimDevice(device, smoother(head, size), tensors, max_batch)
 
 
 def gaussians_scale(tensors: Tensors) -> float:
-    """Return √D, the expected Mahalanobis distance of D channels."""
+    """Return √D, the root mean square Mahalanobis distance of D channels."""
+    # The squared distance of a normal patch is chi-squared distributed with D degrees of freedom; its mean is D.
     return float(np.sqrt(tensors["mean"].shape[1]))
 
 

@@ -1,4 +1,4 @@
-"""PatchCore on the line: nearest rows of the memory bank, and the re-weighting of the score (arXiv:2106.08265)."""
+"""Scorer of PatchCore: nearest rows of the memory bank, and the re-weighting of the score (arXiv:2106.08265)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from flawscope.runtime.scorers.bank_scorer import BankMethod, NativeHead, Tensor
 
 
 def needed_tensors(head: PatchcoreHead) -> tuple[str, ...]:
-    """Return the tensors of the bank: the paper's re-weighting looks up the rows' own neighbours."""
+    """Return the tensors of the bank: the paper's re-weighting needs the neighbours of every row."""
     return ("bank", "neighbours") if head.reweight == "paper" and head.neighbors > 1 else ("bank",)
 
 
@@ -28,6 +28,7 @@ def native_head(head: PatchcoreHead, tensors: Tensors, size: tuple[int, int]) ->
     def score(patches: Float32Array) -> tuple[Float32Array, Float32Array]:
         count, positions, channels = patches.shape
         flat = patches.reshape(-1, channels)
+        # One search for the whole batch: the kernels then read the bank once instead of once per image.
         squared, indices = bank.nearest(flat)
         return finish(squared.reshape(count, positions), indices.reshape(count, positions), flat.__getitem__)
 
@@ -38,6 +39,7 @@ def device_head(
     device: Any, head: PatchcoreHead, tensors: Tensors, size: tuple[int, int], max_batch: int
 ) -> DeviceHead:
     """Put the bank on a CUDA device; see `flawscope.runtime.scorers.bank_device`."""
+    # Lazy: on the CPU nothing of CUDA is imported, which keeps the start short.
     from flawscope.runtime.scorers.bank_device import PatchcoreDevice
 
     return PatchcoreDevice(device, PatchcoreFinish(head, tensors, size), head.grid, tensors, max_batch)
@@ -46,18 +48,18 @@ def device_head(
 def bank_scale(tensors: Tensors) -> float:
     """Return the root mean square norm of the bank's rows."""
     bank = tensors["bank"]
-    # In float64: the sum of a large bank's squares outgrows what float32 counts exactly.
+    # Summed in float64: a large bank has so many squares that a float32 sum stops growing.
     return float(np.sqrt(np.einsum("md,md->", bank, bank, dtype=np.float64) / len(bank)))
 
 
 class PatchcoreFinish:
-    """What PatchCore makes of the nearest rows: maps and scores.
+    """From nearest rows to maps and scores; shared by the CPU's kernels and those of the device.
 
     Args:
-        head: Method and parameters.
+        head: The method's parameters.
         tensors: The bank.
         size: Height and width of the anomaly map in pixels.
-        bank: The bank made ready for search; made when it is needed unless given.
+        bank: The bank prepared for search; None prepares it if the re-weighting needs it.
     """
 
     def __init__(
@@ -70,8 +72,10 @@ class PatchcoreFinish:
         self._head, self._tensors = head, tensors
         self._smooth = smoother(head, size)
         self._neighbors = min(head.neighbors, len(tensors["bank"]))
-        searched = head.reweight == "seed" and self._neighbors > 1
-        self._bank = Bank(tensors["bank"]) if bank is None and searched else bank
+        # A packed copy of the bank in host memory, which a device's search does not need: only the re-weighting `seed`
+        # searches here.
+        needs_search = head.reweight == "seed" and self._neighbors > 1
+        self._bank = Bank(tensors["bank"]) if bank is None and needs_search else bank
 
     def __call__(
         self, squared: Float32Array, rows: Int64Array, patch_at: Callable[[int], Float32Array]
@@ -80,8 +84,9 @@ class PatchcoreFinish:
 
         Args:
             squared: Squared distance of every patch to its nearest row, float32 [N, P].
-            rows: That row, [N, P].
-            patch_at: Gives a patch, float32 [D], by its index in [0, N·P).
+            rows: Index of that row in the bank, [N, P].
+            patch_at: Index in [0, N·P) -> patch, float32 [D]. A function, because on a device patches stay there, and
+                only one per image is needed.
         """
         distances = np.sqrt(squared)
         scores = np.array([self._score(i, distances[i], rows[i], patch_at) for i in range(len(distances))], np.float32)
@@ -95,26 +100,28 @@ class PatchcoreFinish:
         patch_at: Callable[[int], Float32Array],
     ) -> float:
         """Return the score of one image: equation 7 of arXiv:2106.08265, or the seed's variant of it."""
-        place = int(distances.argmax())  # NaN counts as the largest: a patch without a distance is the score
-        top = float(distances[place])
+        position = int(distances.argmax())  # NumPy counts NaN as the largest, so a NaN distance becomes the score
+        top = float(distances[position])
         if not math.isfinite(top):
             return top
         if self._head.reweight == "none" or self._neighbors == 1:  # one neighbour is nothing to weigh against
             return top
-        patch = patch_at(image * len(distances) + place)
-        # A handful of numbers, right after code that has emptied the caches: row by row, NumPy needs half the time that
-        # its functions on whole arrays need, because there are fewer of them to be fetched.
+        patch = patch_at(image * len(distances) + position)
+        # A handful of numbers, right after kernels that emptied the caches. This loop over rows takes half the time of
+        # vectorized NumPy, because less code has to be fetched again. Measured; do not vectorize it.
         if self._bank is None or self._head.reweight == "paper":
             rows = self._tensors["bank"]
-            differences = (rows[row] - patch for row in self._tensors["neighbours"][matched[place]].tolist())
-            around = [math.sqrt(difference.dot(difference)) for difference in differences]
+            differences = (rows[row] - patch for row in self._tensors["neighbours"][matched[position]].tolist())
+            neighbour_distances = [math.sqrt(difference.dot(difference)) for difference in differences]
         else:
             squared, _ = self._bank.nearest(patch[None], self._neighbors)
-            around = [math.sqrt(value) for value in squared[0].tolist()]
+            neighbour_distances = [math.sqrt(value) for value in squared[0].tolist()]
         # The paper's numerator is the matched row, first of its own neighbours; the seed takes the largest distance.
-        most = max(around)
-        own = around[0] if self._head.reweight == "paper" else most
-        return top * (1.0 - math.exp(own - most) / sum([math.exp(distance - most) for distance in around]))
+        largest = max(neighbour_distances)
+        numerator = neighbour_distances[0] if self._head.reweight == "paper" else largest
+        # The largest exponent is subtracted, as in every softmax: exp of a distance above 709 overflows.
+        denominator = sum([math.exp(distance - largest) for distance in neighbour_distances])
+        return top * (1.0 - math.exp(numerator - largest) / denominator)
 
 
 PATCHCORE = BankMethod(needed_tensors, native_head, device_head, bank_scale)

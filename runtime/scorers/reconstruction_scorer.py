@@ -1,4 +1,4 @@
-"""Bundles that reconstruct: a session for each network, and the sampling between them."""
+"""Scorer of reconstruction methods (ddad, dsad): one session per network, and the diffusion's sampling on the host."""
 
 from __future__ import annotations
 
@@ -31,37 +31,39 @@ class SessionNetworks:
         self._sessions, self._edges = sessions, edges
 
     def encode(self, images: UInt8Array) -> tuple[Float32Array, Mapping[str, Float32Array]]:
-        """Return what is reconstructed and the conditions, which are the other outputs of the graph by name."""
+        """Return the input of the diffusion and the conditions: the other outputs of the graph, by name."""
         if "encode" not in self._sessions:
-            return signed(images), {}
+            return signed(images), {}  # diffusion of pixels: no autoencoder, no conditions
         outputs = self._sessions["encode"].run(self.encoder_inputs(images))
         return outputs.pop("latents"), outputs
 
     def encoder_inputs(self, images: UInt8Array) -> dict[str, npt.NDArray[Any]]:
-        """Return what the graph `encode` gets for images."""
+        """Return the inputs of the graph `encode` for images."""
+        # Canny is computed outside the graph, by OpenCV: ONNX has no operator for it.
         return {"image": images, **({"edges": canny_edges(images)} if self._edges else {})}
 
     def denoise(self, x: Float32Array, timestep: int, conditions: Mapping[str, Float32Array]) -> Float32Array:
-        """Return the noise in x."""
-        timesteps = np.full(len(x), timestep, np.int64)
+        """Return the noise that the network finds in x."""
+        timesteps = np.full(len(x), timestep, np.int64)  # int64, as the graphs were exported
         return only_output(self._sessions["denoise"].run({"x": x, "timestep": timesteps, **conditions}))
 
     def decode(self, x: Float32Array) -> Float32Array:
-        """Return images."""
+        """Return images float32 [N, 3, H, W] in [-1, 1]."""
         if "decode" not in self._sessions:
+            # A graph `decode` clips by itself; a reconstruction outside of the range is not an image either way.
             return np.clip(x, np.float32(-1), np.float32(1))
         return only_output(self._sessions["decode"].run({"latents": x}))
 
     def compare(self, images: UInt8Array, reconstructions: Float32Array) -> tuple[Float32Array, Float32Array]:
-        """Return both maps."""
+        """Return the maps of pixel and of feature differences."""
         outputs = self._sessions["compare"].run({"image": images, "reconstruction": reconstructions})
         return outputs["pixel_map"], outputs["feature_map"]
 
 
 class ReconstructionScorer:
-    """All graphs of a bundle that reconstructs, made ready on one backend; see `Scorer` for the contract.
+    """All graphs of a reconstruction bundle on one backend; see `Scorer` for the contract.
 
-    The loop itself runs on the host: what goes to the device and back in a step is as large as the image.
+    The sampling loop runs on the host: each step copies no more than an image to the device and back.
 
     Args:
         bundle: The opened bundle.
@@ -71,7 +73,7 @@ class ReconstructionScorer:
     Raises:
         ArgumentError: If the bundle lacks the precision.
         BackendError: If the backend cannot take a graph.
-        BundleError: If the bundle's noise does not fit its sampling.
+        BundleError: If the bundle has too little noise for its sampling.
     """
 
     path = "graph"
@@ -80,6 +82,7 @@ class ReconstructionScorer:
         self.reconstructor = self
         head = bundle.manifest.head
         assert isinstance(head, ReconstructionHead)  # the table names this scorer for these heads alone
+        # The noise is stored and not drawn: a random generator would give other scores on another NumPy version.
         noise = bundle.tensors().get("noise")
         needed = noises_needed(head.sampling)
         if noise is None or noise.ndim != 4 or len(noise) < needed:
@@ -88,6 +91,7 @@ class ReconstructionScorer:
         self._bundle, self._precision = bundle, precision
         self._head, self._noise = head, noise.astype(np.float32, copy=False)
         self._sampling = head.sampling
+        # Before the loop, so that `close` can release those that were opened when one fails.
         self._sessions: dict[str, Session] = {}
         try:
             for graph in bundle.manifest.graphs_of(precision):
@@ -98,7 +102,7 @@ class ReconstructionScorer:
         self._networks = SessionNetworks(self._sessions, head.edges == "canny")
 
     def reconstruct(self, images: UInt8Array) -> Reconstructed:
-        """Return everything that comes of images uint8 [N, H, W, 3], their reconstructions among it.
+        """Return reconstructions, maps and scores of images uint8 [N, H, W, 3].
 
         Raises:
             DeviceError: If the device fails.
@@ -106,7 +110,7 @@ class ReconstructionScorer:
         return score_reconstructions(images, self._networks, self._sampling, self._noise, self._head.rule)
 
     def resample(self, sampling: Sampling) -> None:
-        """Reconstruct in another way from now on.
+        """Use another sampling from now on.
 
         Raises:
             ArgumentError: If the bundle has too little noise for it.
@@ -114,7 +118,7 @@ class ReconstructionScorer:
         needed = noises_needed(sampling)
         if needed > len(self._noise):
             raise ArgumentError(
-                f"sampling: expected one that takes up to {len(self._noise)} arrays of noise, as the bundle has, not "
+                f"sampling: expected one that takes up to {len(self._noise)} arrays of noise, as the bundle has, got "
                 f"{needed} (steps={sampling.steps}, eta={sampling.eta:g}). Take fewer steps or eta=0, or "
                 "export a run that was trained with these settings."
             )
@@ -126,12 +130,13 @@ class ReconstructionScorer:
         return reconstructed.maps, reconstructed.scores
 
     def outputs(self, images: UInt8Array) -> dict[str, npt.NDArray[Any]]:
-        """Return maps and scores: what crosses within the sampling is not counted."""
+        """Return maps and scores; the arrays that are copied within the sampling are left out."""
         maps, scores = self.score(images)
         return {"anomaly_map": maps, "score": scores}
 
     def parts(self, images: UInt8Array) -> list[Part]:
-        """Return every graph, with inputs of the kind that it gets within a sampling."""
+        """Return every graph, with inputs as in a sampling."""
+        # `encode` and `decode` are run here, because their outputs are inputs of the other two.
         clean, conditions = self._networks.encode(images)
         reconstructions = self._networks.decode(clean)
         timestep = plan_steps(self._sampling)[0].timestep
@@ -142,13 +147,13 @@ class ReconstructionScorer:
             "compare": {"image": images, "reconstruction": reconstructions},
         }
         return [
-            Part(name, self._bundle.graph(name, self._precision), self._sessions[name], given)
-            for name, given in inputs.items()
+            Part(name, self._bundle.graph(name, self._precision), self._sessions[name], arrays)
+            for name, arrays in inputs.items()
             if name in self._sessions
         ]
 
     def describe(self) -> str:
-        """Return who makes maps and scores."""
+        """Return what computes maps and scores."""
         return "the sampling, on the host; each network is run once here"
 
     def close(self) -> None:
@@ -159,10 +164,10 @@ class ReconstructionScorer:
 
 
 class ReconstructionMethod:
-    """Opens bundles of methods that rebuild images."""
+    """Opens bundles of methods that reconstruct images."""
 
     def open(self, bundle: Bundle, options: ScorerOptions) -> ReconstructionScorer:
-        """Make a bundle ready; see `open_scorer`."""
+        """Open the scorer of a bundle; see `open_scorer`."""
         check_graph_path(bundle, options.path)
         return ReconstructionScorer(bundle, options.precision, options.backend)
 

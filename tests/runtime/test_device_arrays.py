@@ -22,9 +22,9 @@ from flawscope.runtime.device_arrays import on_host
 @pytest.fixture
 def driver(monkeypatch: pytest.MonkeyPatch) -> FakeDriver:
     """A device in host memory."""
-    made = FakeDriver()
-    monkeypatch.setattr(device_arrays, "_load_driver", lambda: made)
-    return made
+    driver = FakeDriver()
+    monkeypatch.setattr(device_arrays, "_load_driver", lambda: driver)
+    return driver
 
 
 def test_numpy_arrays_are_returned_as_they_are() -> None:
@@ -34,9 +34,9 @@ def test_numpy_arrays_are_returned_as_they_are() -> None:
 
 def test_an_array_on_a_device_is_copied_after_what_was_put_on_its_context(driver: FakeDriver) -> None:
     frame = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
-    found = on_host(FakeCudaArray(frame), "image")
-    assert found.tolist() == frame.tolist()
-    assert not np.shares_memory(found, frame)
+    copied = on_host(FakeCudaArray(frame), "image")
+    assert copied.tolist() == frame.tolist()
+    assert not np.shares_memory(copied, frame)
     assert (driver.copied, driver.current, driver.retained) == (24, [], 0)
 
 
@@ -56,15 +56,15 @@ def test_any_slice_of_an_array_comes_back_with_its_values(array: np.ndarray, dat
     part = np.asarray(array[data.draw(arrays.basic_indices(array.shape, allow_ellipsis=False))])
     order = data.draw(st.permutations(range(part.ndim)))
     part = np.transpose(part, order)
-    driver, own = FakeDriver(), device_arrays._load_driver
+    driver, load_driver = FakeDriver(), device_arrays._load_driver
     device_arrays._load_driver = lambda: driver  # type: ignore[assignment]
     try:
-        found = on_host(FakeCudaArray(part), "array")
+        copied = on_host(FakeCudaArray(part), "array")
     finally:
-        device_arrays._load_driver = own
-    assert found.dtype == part.dtype
-    assert found.shape == part.shape
-    assert np.array_equal(found, part, equal_nan=part.dtype.kind == "f")
+        device_arrays._load_driver = load_driver
+    assert copied.dtype == part.dtype
+    assert copied.shape == part.shape
+    assert np.array_equal(copied, part, equal_nan=part.dtype.kind == "f")
     assert driver.copied <= array.nbytes
 
 
@@ -99,7 +99,7 @@ def test_a_failing_driver_is_said_and_nothing_stays_behind(monkeypatch: pytest.M
 
 def test_without_a_driver_the_message_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device_arrays, "_DRIVERS", ("libno_such_driver.so",))
-    with pytest.raises(DeviceError, match=r"cannot be loaded\. Install the driver, or hand over NumPy arrays\.$"):
+    with pytest.raises(DeviceError, match=r"cannot be loaded\. Install the driver, or pass NumPy arrays\.$"):
         on_host(FakeCudaArray(np.zeros((2, 4, 3), np.uint8)), "image")
 
 
@@ -107,9 +107,9 @@ def test_tensors_of_the_host_are_taken_by_dlpack() -> None:
     torch = pytest.importorskip("torch")
     tensor = torch.arange(24, dtype=torch.uint8).reshape(2, 4, 3)
     assert on_host(tensor, "image").tolist() == tensor.tolist()
-    with pytest.raises(ArgumentError, match="which NumPy does not take"):
+    with pytest.raises(ArgumentError, match="that NumPy cannot read"):
         on_host(torch.zeros(2, requires_grad=True), "image")
-    with pytest.raises(ArgumentError, match="which NumPy does not take"):
+    with pytest.raises(ArgumentError, match="that NumPy cannot read"):
         on_host(torch.zeros(2, device="meta"), "image")
 
 
@@ -124,12 +124,12 @@ def test_the_inspector_takes_frames_from_a_device(
     images = [read_image(path) for path in (*normal_images(tiny_root)[:2], anomalous_images(tiny_root)[0])]
     with Inspector.load(bundles["padim"], "cpu") as inspector:
         for image in images:
-            told, known = inspector(FakeCudaArray(image[:, ::-1])), inspector(image[:, ::-1])
-            assert (told.score, told.decision) == (known.score, known.decision)
-            assert np.array_equal(told.anomaly_map, known.anomaly_map)
+            from_device, from_host = inspector(FakeCudaArray(image[:, ::-1])), inspector(image[:, ::-1])
+            assert (from_device.score, from_device.decision) == (from_host.score, from_host.decision)
+            assert np.array_equal(from_device.anomaly_map, from_host.anomaly_map)
         together = inspector(FakeCudaArray(np.stack(images)))
-        assert [one.score for one in together] == [one.score for one in inspector(np.stack(images))]
-        assert [one.image for one in together] == ["image 0", "image 1", "image 2"]
+        assert [result.score for result in together] == [result.score for result in inspector(np.stack(images))]
+        assert [result.image for result in together] == ["image 0", "image 1", "image 2"]
 
 
 def test_a_frame_that_cannot_be_fetched_is_a_fault_and_the_rest_is_scored(

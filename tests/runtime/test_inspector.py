@@ -66,11 +66,13 @@ def test_graph_and_kernel_path_agree(bundles: dict[str, Path], tiny_root: Path, 
         Inspector.load(bundles[method], "cpu", "graph") as graph,
         Inspector.load(bundles[method], "cpu", "kernel") as kernel,
     ):
-        for one, other in zip(graph(images(tiny_root)), kernel(images(tiny_root)), strict=True):
-            assert one.score == pytest.approx(other.score, rel=1e-5)
-            assert one.anomaly_map is not None
-            np.testing.assert_allclose(one.anomaly_map, other.anomaly_map, rtol=1e-4, atol=1e-5 * one.anomaly_map.max())
-            assert one.decision == other.decision
+        for from_graph, from_kernel in zip(graph(images(tiny_root)), kernel(images(tiny_root)), strict=True):
+            assert from_graph.score == pytest.approx(from_kernel.score, rel=1e-5)
+            assert from_graph.anomaly_map is not None
+            np.testing.assert_allclose(
+                from_graph.anomaly_map, from_kernel.anomaly_map, rtol=1e-4, atol=1e-5 * from_graph.anomaly_map.max()
+            )
+            assert from_graph.decision == from_kernel.decision
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -117,9 +119,9 @@ def test_maps_are_the_callers_a_later_call_does_not_change_them(padim_bundle: Pa
     with Inspector.load(padim_bundle, "cpu") as inspector:
         first = inspector(images(tiny_root)[0]).anomaly_map
         assert first is not None
-        kept = first.copy()
+        copied = first.copy()
         inspector(images(tiny_root)[1:])
-    np.testing.assert_array_equal(first, kept)
+    np.testing.assert_array_equal(first, copied)
 
 
 def test_a_path_a_text_and_an_array_give_the_same_result(padim_bundle: Path, tiny_root: Path) -> None:
@@ -285,10 +287,10 @@ def test_boxes_lie_in_the_source_also_behind_a_crop_and_in_an_image_that_is_not_
         expected, got = plain(image), inspector(source)
     assert got.score == expected.score
     assert len(expected.boxes) >= 1
-    for one, other in zip(expected.boxes, got.boxes, strict=True):
-        assert (other.x, other.y) == (2 * (one.x + 24), 3 * (one.y + 16))
-        assert (other.width, other.height) == (2 * one.width, 3 * one.height)
-        assert (other.area_px, other.peak) == (one.area_px, one.peak)
+    for box, cropped_box in zip(expected.boxes, got.boxes, strict=True):
+        assert (cropped_box.x, cropped_box.y) == (2 * (box.x + 24), 3 * (box.y + 16))
+        assert (cropped_box.width, cropped_box.height) == (2 * box.width, 3 * box.height)
+        assert (cropped_box.area_px, cropped_box.peak) == (box.area_px, box.peak)
 
 
 def test_the_box_marks_the_defect(padim_bundle: Path, tiny_root: Path) -> None:
@@ -331,16 +333,16 @@ def test_a_bundle_that_does_not_give_its_golden_scores_is_refused(
         first, second = bundle.manifest.golden
     changed = msgspec.structs.replace(second, **{field: getattr(second, field) * factor})
     spoiled = copy_of(padim_bundle, tmp_path, golden=(first, changed))
-    what = "score" if field == "score" else "map"
+    quantity = "score" if field == "score" else "map"
     with pytest.raises(
-        BundleError, match=rf"golden image golden/001\.png: expected {what} .* on cpu\. .* flawscope doctor"
+        BundleError, match=rf"golden image golden/001\.png: expected {quantity} .* on cpu\. .* flawscope doctor"
     ):
         Inspector.load(spoiled, "cpu", path)
 
 
 def test_a_golden_score_within_the_noise_of_processors_passes(padim_bundle: Path, tmp_path: Path) -> None:
     with open_bundle(padim_bundle) as bundle:
-        golden = tuple(msgspec.structs.replace(one, score=one.score * 1.0005) for one in bundle.manifest.golden)
+        golden = tuple(msgspec.structs.replace(image, score=image.score * 1.0005) for image in bundle.manifest.golden)
     Inspector.load(copy_of(padim_bundle, tmp_path, golden=golden), "cpu").close()
 
 
@@ -366,7 +368,7 @@ def test_a_load_that_fails_leaves_no_unpacked_bundle(
 
 
 @pytest.mark.parametrize(
-    ("native", "backend", "graphs", "taken"),
+    ("native", "backend", "graphs", "expected"),
     [
         (True, "cpu", ("score", "features"), "kernel"),
         (False, "cpu", ("score", "features"), "graph"),
@@ -375,14 +377,19 @@ def test_a_load_that_fails_leaves_no_unpacked_bundle(
     ],
 )
 def test_the_path_is_chosen_by_what_is_there(
-    padim_bundle: Path, monkeypatch: pytest.MonkeyPatch, native: bool, backend: str, graphs: tuple[str, ...], taken: str
+    padim_bundle: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    native: bool,
+    backend: str,
+    graphs: tuple[str, ...],
+    expected: str,
 ) -> None:
     monkeypatch.setattr(bank_scorer, "HAVE_NATIVE", native)
     with open_bundle(padim_bundle) as bundle:
         manifest = msgspec.structs.replace(
             bundle.manifest, graphs={name: bundle.manifest.graphs[name] for name in graphs}
         )
-    assert bank_scorer.resolve_path(ScorerOptions(backend, "auto"), manifest) == taken
+    assert bank_scorer.resolve_path(ScorerOptions(backend, "auto"), manifest) == expected
     assert bank_scorer.resolve_path(ScorerOptions(backend, "graph"), manifest) == "graph"
 
 

@@ -66,8 +66,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bundles(tmp_path_factory: pytest.TempPathFactory, root: Path) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("tiled")
     common = {"tile": TILE, "resize": 64, "stages": [1, 2], "sigma": 2.0, "held_out_minimum": 2, "held_out": 0.2}
-    for method, own in SETTINGS.items():
-        config = build_config(method, {**common, **own})[0]
+    for method, method_settings in SETTINGS.items():
+        config = build_config(method, {**common, **method_settings})[0]
         train_detector(config, open_dataset(root), folder / method)
         export_run(folder / method, folder / f"{method}.flaw", max_batch=4)
     return {method: folder / f"{method}.flaw" for method in SETTINGS}
@@ -162,12 +162,12 @@ def test_a_defect_on_a_seam_scores_as_one_in_the_middle(bundles: dict[str, Path]
             "end": (tops[0] + TILE, lefts[1] + TILE // 2),
         }
         good = inspector(plain)
-        found = {name: inspector(with_defect(plain, *place)) for name, place in places.items()}
+        results = {name: inspector(with_defect(plain, *place)) for name, place in places.items()}
     assert good.anomaly_map is not None
     assert good.anomaly_map.shape == (200, 260)
     assert good.score is not None
-    scores = {name: result.score or 0.0 for name, result in found.items()}
-    for name, result in found.items():
+    scores = {name: result.score or 0.0 for name, result in results.items()}
+    for name, result in results.items():
         assert scores[name] == pytest.approx(scores["middle"], rel=0.15), scores
         assert scores[name] > 1.5 * good.score
         assert result.anomaly_map is not None
@@ -235,17 +235,21 @@ def test_what_goes_wrong_in_a_tile_is_a_fault(bundles: dict[str, Path], monkeypa
             return real(prepared)
 
         inspector.infer = failing  # type: ignore[method-assign]
-        lost = inspector(surface(200, 260, 62))
-        assert (lost.decision, lost.reason) == ("fault", "backend cpu: the device failed: broken")
+        failed = inspector(surface(200, 260, 62))
+        assert (failed.decision, failed.reason) == ("fault", "backend cpu: the device failed: broken")
 
-        def nothing(prepared: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        def without_a_score(prepared: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             maps, scores = real(prepared)
             scores[-1] = np.nan
             return maps, scores
 
-        inspector.infer = nothing  # type: ignore[method-assign]
-        odd = inspector(surface(200, 260, 62))
-        assert (odd.decision, odd.score, odd.reason) == ("fault", None, "inference gave NaN or infinity")
+        inspector.infer = without_a_score  # type: ignore[method-assign]
+        scoreless = inspector(surface(200, 260, 62))
+        assert (scoreless.decision, scoreless.score, scoreless.reason) == (
+            "fault",
+            None,
+            "inference gave NaN or infinity",
+        )
 
 
 @pytest.mark.parametrize(
@@ -276,21 +280,21 @@ before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 result = inspector(image)
 after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 peak = np.unravel_index(int(result.anomaly_map.argmax()), result.anomaly_map.shape)
-print(result.anomaly_map.shape, result.score, good, [int(one) for one in peak], (after - before) // 1024)
+print(result.anomaly_map.shape, result.score, good, [int(index) for index in peak], (after - before) // 1024)
 """
 
 
 @pytest.mark.serial
 def test_a_small_defect_on_a_large_image_is_found_within_bounded_memory(bundles: dict[str, Path]) -> None:
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", _PROBE, str(bundles["patchcore"]), str(Path(__file__).parent)],
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
-    *_, row, column, more_mib = done.stdout.replace("[", "").replace("]", "").replace(",", "").split()
-    shape, _, rest = done.stdout.partition(") ")
+    assert process.returncode == 0, process.stderr
+    *_, row, column, more_mib = process.stdout.replace("[", "").replace("]", "").replace(",", "").split()
+    shape, _, rest = process.stdout.partition(") ")
     score, good = (float(text) for text in rest.split()[:2])
     assert shape == "(3000, 4000"
     assert score > 1.5 * good

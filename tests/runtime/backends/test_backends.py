@@ -104,11 +104,11 @@ def test_io_binding_gives_the_outputs_of_a_plain_run(bundles: dict[str, Path], m
 def test_bound_outputs_are_the_callers(padim_bundle: Path) -> None:
     session = OrtSession(padim_bundle / "score.onnx", "cuda")
     first = session.infer(ramp(2))["anomaly_map"]
-    kept = first.copy()
+    copied = first.copy()
     session.infer(255 - ramp(2))
-    np.testing.assert_array_equal(first, kept)
+    np.testing.assert_array_equal(first, copied)
     session.close()
-    np.testing.assert_array_equal(first, kept)
+    np.testing.assert_array_equal(first, copied)
 
 
 @pytest.mark.usefixtures("cuda_on_the_cpu")

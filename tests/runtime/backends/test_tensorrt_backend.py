@@ -42,20 +42,20 @@ METHODS = ("patchcore", "padim")
 @pytest.fixture
 def stand(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stand]:
     """A GPU in host memory, for which engines are at hand."""
-    made = Stand()
-    driver = driver_module(made)
+    stand = Stand()
+    driver = driver_module(stand)
     package = types.ModuleType("pycuda")
     package.driver = driver  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "pycuda", package)
     monkeypatch.setitem(sys.modules, "pycuda.driver", driver)
-    monkeypatch.setattr(device, "_driver_library", lambda: DriverLibrary(made))
-    tensorrt = TensorRT("tensorrt", "11.0", tensorrt_module(made))
+    monkeypatch.setattr(device, "_driver_library", lambda: DriverLibrary(stand))
+    tensorrt = TensorRT("tensorrt", "11.0", tensorrt_module(stand))
     monkeypatch.setattr(engine_session, "import_tensorrt", lambda: tensorrt)
     monkeypatch.setattr(engine_session, "current_target", lambda: Target("stand-in", (8, 9), "1"))
     monkeypatch.setattr(engine_session, "ensure_engine", lambda bundle, graph, *_, precision: engine(bundle, graph))
     monkeypatch.setattr(engine_session.cpp_ext, "HAVE_CUDA", False)
-    yield made
-    assert made.depth == 0, "a context is still current"
+    yield stand
+    assert stand.depth == 0, "a context is still current"
 
 
 def engine(bundle: Any, graph: str) -> Any:
@@ -103,8 +103,8 @@ def test_scores_and_maps_are_those_of_the_cpu(
     with Inspector.load(copies[method], "tensorrt", path) as inspector:
         assert (inspector.backend, inspector.backend_reason) == ("tensorrt", "asked for")
         assert inspector.path == ("kernel" if path == "auto" else path)
-        found = [inspector.infer(batch) for batch in batches]
-    for (maps, scores), (other_maps, other_scores) in zip(expected, found, strict=True):
+        results = [inspector.infer(batch) for batch in batches]
+    for (maps, scores), (other_maps, other_scores) in zip(expected, results, strict=True):
         np.testing.assert_array_equal(other_maps, maps)
         np.testing.assert_array_equal(other_scores, scores)
 
@@ -119,9 +119,9 @@ def test_with_the_bank_on_the_device_too(
     with Inspector.load(copies[method], "tensorrt") as inspector:
         assert inspector.scorer.describe() == "CUDA kernels"
         before = kernels.launches
-        found = [inspector.infer(batch) for batch in batches]
+        results = [inspector.infer(batch) for batch in batches]
         assert kernels.launches > before
-    for (maps, scores), (other_maps, other_scores) in zip(expected, found, strict=True):
+    for (maps, scores), (other_maps, other_scores) in zip(expected, results, strict=True):
         np.testing.assert_allclose(other_maps, maps, rtol=2e-5, atol=1e-6)
         np.testing.assert_allclose(other_scores, scores, rtol=2e-5)
 
@@ -130,10 +130,10 @@ def test_results_belong_to_the_caller(copies: dict[str, Path], part_images: list
     first, second = images(copies["padim"], part_images[:1]), images(copies["padim"], part_images[1:2])
     with Inspector.load(copies["padim"], "tensorrt", "graph") as inspector:
         maps, scores = inspector.infer(first)
-        kept = maps.copy(), scores.copy()
+        copies_before = maps.copy(), scores.copy()
         inspector.infer(second)
-        np.testing.assert_array_equal(maps, kept[0])
-        np.testing.assert_array_equal(scores, kept[1])
+        np.testing.assert_array_equal(maps, copies_before[0])
+        np.testing.assert_array_equal(scores, copies_before[1])
 
 
 # --- graphs and memory
@@ -198,13 +198,13 @@ def test_doctor_names_the_layers_of_the_engine(
 ) -> None:
     monkeypatch.setattr(engine_session.cpp_ext, "HAVE_CUDA", joined)
     (tmp_path / "layers.json").write_text('{"Layers": [{"Name": "a + b", "LayerType": "CaskConvolution"}, "c"]}')
-    found = examine(copies["padim"], "tensorrt", "fp32")
-    assert [(node["name"], node["operator"], node["provider"]) for node in found["nodes"]] == [
+    report = examine(copies["padim"], "tensorrt", "fp32")
+    assert [(node["name"], node["operator"], node["provider"]) for node in report["nodes"]] == [
         ("a + b", "CaskConvolution", "TensorRT engine"),
         ("c", "", "TensorRT engine"),
     ]
-    assert found["elsewhere"] == []
-    assert (found["head"] == "CUDA kernels") == joined
+    assert report["elsewhere"] == []
+    assert (report["head"] == "CUDA kernels") == joined
     (tmp_path / "layers.json").unlink()
     with pytest.raises(BackendError, match=r"engine: expected a report of its layers in .*layers\.json, got none"):
         examine(copies["padim"], "tensorrt", "fp32")

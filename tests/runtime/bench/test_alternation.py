@@ -68,7 +68,7 @@ def test_every_configuration_has_its_figures_and_its_ratio_to_the_first(bundles:
     for row in rows:
         assert row["rounds"] == 10 * figures["turns"]
         assert list(row["latency_ms"]) == list(STAGES)
-        total, first = (one["latency_ms"]["total"]["p50"] for one in (row, rows[0]))
+        total, first = (figures_of["latency_ms"]["total"]["p50"] for figures_of in (row, rows[0]))
         assert row["ratio_to_first"]["total"] == pytest.approx(total / first)
         low, high = row["ratio_to_first"]["total_quartiles"]
         assert 0 < low <= high
@@ -86,11 +86,11 @@ def test_blocks_alternate_and_another_one_begins_each_turn(padim_bundle: Path, m
     order: list[str] = []
     one_round = alternation.one_round
 
-    def noted(inspector, images):  # type: ignore[no-untyped-def]
+    def recording_round(inspector, images):  # type: ignore[no-untyped-def]
         order.append(inspector.path)
         return one_round(inspector, images)
 
-    monkeypatch.setattr(alternation, "one_round", noted)
+    monkeypatch.setattr(alternation, "one_round", recording_round)
     turns = compare(padim_bundle, [GRAPH, KERNEL], seconds=0.1)["turns"]
     measured = order[-2 * 12 * turns :]
     blocks = [measured[start : start + 12] for start in range(0, len(measured), 12)]

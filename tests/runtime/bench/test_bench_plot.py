@@ -33,7 +33,7 @@ def soak_figures(**changes: Any) -> dict[str, Any]:
     return {**NAMES, **verdicts, "warm_up_share": 0.1, "series": {**series, **changes}}
 
 
-def words(path: Path) -> set[str]:
+def texts_of(path: Path) -> set[str]:
     """Return the texts of an SVG file, which must be well-formed."""
     root = ElementTree.parse(path).getroot()
     assert root.tag == "{http://www.w3.org/2000/svg}svg"
@@ -42,7 +42,7 @@ def words(path: Path) -> set[str]:
 
 def test_one_batch_shows_both_percentiles_of_every_stage(tmp_path: Path) -> None:
     write_plot(tmp_path / "plot.svg", sweep_figures(2))
-    shown = words(tmp_path / "plot.svg")
+    shown = texts_of(tmp_path / "plot.svg")
     expected = {"2.00 / 3.00", "4.00 / 5.00", "6.00 / 7.00", "8.00 / 9.00", "10.0 / 11.0"}
     assert {*STAGES, *expected, "bottle $5 on cpu:kernel, batch 1"} <= shown
     assert "Images per second" not in shown
@@ -50,7 +50,7 @@ def test_one_batch_shows_both_percentiles_of_every_stage(tmp_path: Path) -> None
 
 def test_several_batches_show_the_throughput_over_the_batch_as_well(tmp_path: Path) -> None:
     write_plot(tmp_path / "plot.svg", sweep_figures(1, 2, 4))
-    shown = words(tmp_path / "plot.svg")
+    shown = texts_of(tmp_path / "plot.svg")
     assert {"batch 1", "batch 2", "batch 4", "Images per second", "images per batch"} <= shown
     assert {"100", "102", "104"} <= shown  # 100.5, 101.5 and 103.5, to even
 
@@ -58,13 +58,13 @@ def test_several_batches_show_the_throughput_over_the_batch_as_well(tmp_path: Pa
 def test_a_comparison_names_every_configuration(tmp_path: Path) -> None:
     rows = [{**NAMES, "latency_ms": latency(1)}, {**NAMES, "precision": "int8", "latency_ms": latency(2)}]
     write_plot(tmp_path / "plot.svg", {**NAMES, "compare": rows})
-    assert {"1. cpu:kernel", "2. cpu:kernel:int8"} <= words(tmp_path / "plot.svg")
+    assert {"1. cpu:kernel", "2. cpu:kernel:int8"} <= texts_of(tmp_path / "plot.svg")
 
 
 @pytest.mark.parametrize("is_known", [True, False])
 def test_a_soak_shows_memory_where_it_is_known_and_latency(tmp_path: Path, is_known: bool) -> None:
     write_plot(tmp_path / "plot.svg", soak_figures() if is_known else soak_figures(resident_kib=None))
-    shown = words(tmp_path / "plot.svg")
+    shown = texts_of(tmp_path / "plot.svg")
     assert "Median latency of a round, ms · slope latency verdict" in shown
     assert ("Resident memory, MiB · slope memory verdict" in shown) == is_known
 

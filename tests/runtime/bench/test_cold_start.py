@@ -62,21 +62,21 @@ def test_a_process_that_takes_for_ever_is_ended(padim_bundle: Path, monkeypatch:
 def test_where_engines_run_a_start_without_one_is_measured_too(
     padim_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[tuple[object, ...]] = []
+    calls: list[tuple[object, ...]] = []
 
     def run(arguments: list[str], variables: dict[str, str] | None = None, timeout_s: float | None = None) -> object:
         engines = None if variables is None else Path(variables["FLAWSCOPE_ENGINES"])
-        asked.append((engines, engines is not None and list(engines.iterdir()) == [], timeout_s))
-        return {**dict.fromkeys(PARTS, 10.0 * len(asked)), "memory": [1, 1]}
+        calls.append((engines, engines is not None and list(engines.iterdir()) == [], timeout_s))
+        return {**dict.fromkeys(PARTS, 10.0 * len(calls)), "memory": [1, 1]}
 
     monkeypatch.setattr(cold_start_module, "_run", run)
     with Inspector.load(padim_bundle, "cpu") as inspector:
         assert cold_start(inspector, padim_bundle)["without_engine_ms"] is None
-        inspector.backend = "tensorrt"
+        monkeypatch.setattr(Inspector, "backend", "tensorrt")
         figures = cold_start(inspector, padim_bundle)
-    assert figures["without_engine_ms"] == dict.fromkeys(PARTS, 10.0 * len(asked))
-    assert [engines is None for engines, *_ in asked] == [True] * (2 * REPEATS) + [False]
-    engines, was_empty, timeout_s = asked[-1]
+    assert figures["without_engine_ms"] == dict.fromkeys(PARTS, 10.0 * len(calls))
+    assert [engines is None for engines, *_ in calls] == [True] * (2 * REPEATS) + [False]
+    engines, was_empty, timeout_s = calls[-1]
     assert was_empty
     assert isinstance(engines, Path)
     assert not engines.exists()

@@ -138,8 +138,8 @@ def test_memory_that_is_taken_is_seen() -> None:
     if resident_kib() is None:
         pytest.skip("this system has no /proc/self/status")
     # A process of its own: in this one what others have left may be given back in the same moment.
-    said = subprocess.run([sys.executable, "-c", _TAKE], check=True, capture_output=True, text=True).stdout
-    before, after, peak = map(int, said.split())
+    output = subprocess.run([sys.executable, "-c", _TAKE], check=True, capture_output=True, text=True).stdout
+    before, after, peak = map(int, output.split())
     assert 60_000 < after - before < 80_000
     assert peak >= after
 

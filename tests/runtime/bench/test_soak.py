@@ -33,11 +33,11 @@ def fixed_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_command_of_its_own_scores_thousands_without_a_slope(patchcore_bundle: Path, tmp_path: Path) -> None:
     file = tmp_path / "soak.json"
     arguments = ["bench", str(patchcore_bundle), "--backend", "cpu", "--soak", "2000", "--json", str(file)]
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-m", "flawscope", *arguments], capture_output=True, text=True, timeout=300, check=False
     )
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
+    assert process.returncode == 0, process.stderr
+    assert process.stderr == ""
     figures = json.loads(file.read_text())
     memory = figures["memory"]
     assert (figures["scorings"], figures["samples"], figures["scores"]) == (2_000, SAMPLES, "bit-identical")
@@ -45,8 +45,8 @@ def test_a_command_of_its_own_scores_thousands_without_a_slope(patchcore_bundle:
     assert memory["bound"] == pytest.approx(MEMORY_STEPS_KIB / 1.79)  # from 210 to 2,000 scorings
     assert memory["interval"][0] <= memory["slope"] <= memory["interval"][1]
     assert 10_000 < memory["first_kib"] <= memory["peak_kib"]
-    assert "scores and maps bit-identical over 2,000 scorings" in done.stdout
-    assert "memory, KiB" in done.stdout
+    assert "scores and maps bit-identical over 2,000 scorings" in process.stdout
+    assert "memory, KiB" in process.stdout
 
 
 LEAK = """
@@ -67,15 +67,15 @@ def test_a_real_leak_is_found_and_the_exit_status_says_so(padim_bundle: Path, tm
     # In a process of its own: in one that has freed much before, what leaks takes up memory that is resident already.
     file = tmp_path / "soak.json"
     arguments = ["bench", str(padim_bundle), "--backend", "cpu", "--soak", str(SCORINGS), "--json", str(file)]
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", LEAK, *arguments], capture_output=True, text=True, timeout=300, check=False
     )
-    assert done.returncode == 1
+    assert process.returncode == 1
     memory = json.loads(file.read_text())["memory"]  # written although the check failed
     assert memory["verdict"] == "grows"
     assert memory["slope"] == pytest.approx(16_000, rel=0.3)
-    assert done.stderr.startswith("error: soak: expected memory to grow by at most ")
-    assert done.stderr.count("\n") == 1
+    assert process.stderr.startswith("error: soak: expected memory to grow by at most ")
+    assert process.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -93,15 +93,15 @@ def test_the_verdict_is_that_of_the_memory_that_was_read(
     reads = iter(range(10 * SAMPLES))
     each = kib_per_thousand * SCORINGS / SAMPLES / 1e3
     monkeypatch.setattr(soak_module, "resident_kib", lambda: 100_000 + each * next(reads))
-    told: list[int] = []
+    counts: list[int] = []
     with Inspector.load(padim_bundle, "cpu") as inspector:
-        figures = soak(inspector, SCORINGS, progress=told.append)
+        figures = soak(inspector, SCORINGS, progress=counts.append)
     assert json.loads(msgspec.json.encode(figures)) == figures
     assert figures["memory"]["verdict"] == verdict
     assert figures["memory"]["slope"] == pytest.approx(kib_per_thousand, abs=1e-6)
     assert figures["is_growing"] == (verdict == "grows")
-    assert told == [SCORINGS * number // SAMPLES for number in range(1, SAMPLES + 1)]
-    assert figures["series"]["scorings"] == told
+    assert counts == [SCORINGS * number // SAMPLES for number in range(1, SAMPLES + 1)]
+    assert figures["series"]["scorings"] == counts
     assert len(figures["series"]["latency_ms"]) == SAMPLES
     assert figures["latency"]["median_ms"]["p50"] > 0
 
@@ -124,25 +124,27 @@ def test_batches_are_rounded_up_to_whole_rounds(padim_bundle: Path) -> None:
 
 @pytest.mark.usefixtures("fixed_memory")
 @pytest.mark.parametrize("batch", [1, 3])
-@pytest.mark.parametrize("what", ["score", "largest value of the map"])
+@pytest.mark.parametrize("quantity", ["score", "largest value of the map"])
 def test_a_score_or_map_that_changes_by_its_last_bit_is_an_error(
-    padim_bundle: Path, monkeypatch: pytest.MonkeyPatch, batch: int, what: str
+    padim_bundle: Path, monkeypatch: pytest.MonkeyPatch, batch: int, quantity: str
 ) -> None:
     with Inspector.load(padim_bundle, "cpu") as inspector:
         infer = inspector.infer
-        left = 500
+        images_left = 500
 
         def faulty(images: Any) -> Any:
-            nonlocal left
-            left -= len(images)
+            nonlocal images_left
+            images_left -= len(images)
             maps, scores = infer(images)
-            if left < 0:
-                changed = scores if what == "score" else maps
+            if images_left < 0:
+                changed = scores if quantity == "score" else maps
                 changed[-1:] = np.nextafter(changed[-1:], np.float32(np.inf))
             return maps, scores
 
         monkeypatch.setattr(inspector, "infer", faulty)
-        message = rf"^soak: golden.*bit for bit, and the {what} was [0-9.]+; got [0-9.]+ at scoring 501\. Memory or the"
+        message = (
+            rf"^soak: golden.*bit for bit, and the {quantity} was [0-9.]+; got [0-9.]+ at scoring 501\. Memory or the"
+        )
         with pytest.raises(GateError, match=message):
             soak(inspector, SCORINGS, batch=batch)
 

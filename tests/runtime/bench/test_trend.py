@@ -25,61 +25,61 @@ def autoregressive(generator: np.random.Generator, memory: float) -> np.ndarray:
 
 @pytest.mark.parametrize("slope", [-3.0, 0.0, 0.001, 250.0])
 def test_a_line_without_noise_is_found_exactly(slope: float) -> None:
-    found = fit_slope(THOUSANDS, 1e5 + slope * THOUSANDS)
-    assert found is not None
-    assert found.value == pytest.approx(slope, abs=1e-9)
-    assert found.low == pytest.approx(slope, abs=1e-6)
-    assert found.high == pytest.approx(slope, abs=1e-6)
+    fitted = fit_slope(THOUSANDS, 1e5 + slope * THOUSANDS)
+    assert fitted is not None
+    assert fitted.value == pytest.approx(slope, abs=1e-9)
+    assert fitted.low == pytest.approx(slope, abs=1e-6)
+    assert fitted.high == pytest.approx(slope, abs=1e-6)
 
 
 def test_a_series_that_does_not_move_has_slope_zero_and_an_interval_of_no_width() -> None:
-    found = fit_slope(THOUSANDS, np.full(SAMPLES, 108_812.0))
-    assert found is not None
-    assert (found.value, found.low, found.high) == (0.0, 0.0, 0.0)
-    assert found.holds_zero
+    fitted = fit_slope(THOUSANDS, np.full(SAMPLES, 108_812.0))
+    assert fitted is not None
+    assert (fitted.value, fitted.low, fitted.high) == (0.0, 0.0, 0.0)
+    assert fitted.holds_zero
 
 
 def test_without_correlation_it_is_the_textbook_interval_of_the_block_means() -> None:
     # A correlation below what the fitted line itself gives is left out; this seed has one.
     values = np.random.default_rng(0).normal(size=SAMPLES)
-    found = fit_slope(THOUSANDS, values)
-    assert found is not None
-    assert found.correlation == 0.0
+    fitted = fit_slope(THOUSANDS, values)
+    assert fitted is not None
+    assert fitted.correlation == 0.0
     across, up = (series.reshape(BLOCKS, -1).mean(axis=1) for series in (THOUSANDS, values))
     line = stats.linregress(across, up)
     margin = stats.t.ppf(0.975, BLOCKS - 2) * line.stderr
-    assert found.value == pytest.approx(line.slope)
-    assert (found.low, found.high) == pytest.approx((line.slope - margin, line.slope + margin))
+    assert fitted.value == pytest.approx(line.slope)
+    assert (fitted.low, fitted.high) == pytest.approx((line.slope - margin, line.slope + margin))
 
 
 @pytest.mark.parametrize("memory", [0.0, 0.5, 0.9, 0.95])
 def test_the_interval_misses_a_slope_of_zero_about_as_seldom_as_it_says(memory: float) -> None:
     generator = np.random.default_rng(1)
-    found = [fit_slope(THOUSANDS, autoregressive(generator, memory)) for _ in range(600)]
-    missed = sum(not slope.holds_zero for slope in found if slope is not None) / len(found)
+    slopes = [fit_slope(THOUSANDS, autoregressive(generator, memory)) for _ in range(600)]
+    missed = sum(not slope.holds_zero for slope in slopes if slope is not None) / len(slopes)
     assert missed < 0.08  # 5 % is meant; least squares on the samples themselves misses 66 % at 0.9 and 74 % at 0.95
 
 
 def test_a_random_walk_is_given_a_slope_seldom() -> None:
     generator = np.random.default_rng(4)
-    found = [fit_slope(THOUSANDS, generator.normal(size=SAMPLES).cumsum()) for _ in range(600)]
-    assert sum(not slope.holds_zero for slope in found if slope is not None) / len(found) < 0.2
+    slopes = [fit_slope(THOUSANDS, generator.normal(size=SAMPLES).cumsum()) for _ in range(600)]
+    assert sum(not slope.holds_zero for slope in slopes if slope is not None) / len(slopes) < 0.2
 
 
 @pytest.mark.parametrize("memory", [0.0, 0.9])
 def test_a_leak_is_found_below_noise(memory: float) -> None:
     generator = np.random.default_rng(2)
     deviation = np.sqrt(1 / (1 - memory**2))
-    found = [fit_slope(THOUSANDS, autoregressive(generator, memory) + 0.2 * deviation * THOUSANDS) for _ in range(100)]
-    assert all(slope is not None and slope.value == pytest.approx(0.2 * deviation, rel=0.5) for slope in found)
-    assert sum(slope is not None and slope.low > 0 for slope in found) >= 95
+    slopes = [fit_slope(THOUSANDS, autoregressive(generator, memory) + 0.2 * deviation * THOUSANDS) for _ in range(100)]
+    assert all(slope is not None and slope.value == pytest.approx(0.2 * deviation, rel=0.5) for slope in slopes)
+    assert sum(slope is not None and slope.low > 0 for slope in slopes) >= 95
 
 
 @given(st.integers(1, SAMPLES - 1), st.floats(4.0, 1e5))
 def test_one_step_is_never_a_leak(place: int, height: float) -> None:
-    found = fit_slope(THOUSANDS, 1e5 + height * (np.arange(SAMPLES) >= place))
-    assert found is not None
-    assert found.holds_zero
+    fitted = fit_slope(THOUSANDS, 1e5 + height * (np.arange(SAMPLES) >= place))
+    assert fitted is not None
+    assert fitted.holds_zero
 
 
 @given(st.floats(0.0, 5.0), st.integers(0, 2**32 - 1), st.floats(-1e5, 1e5))

@@ -16,17 +16,17 @@ from flawscope.versions import cpu_name, package_versions
 
 
 def test_the_diagnosis_names_versions_backends_kernels_and_extras() -> None:
-    found = diagnose()
-    assert found["flawscope"] == __version__
-    assert set(found["backends"]) == set(BACKENDS)
-    assert found["backends"]["cpu"] == {"available": True, "takes": "cpu", "reason": "asked for"}
-    kernels = found["kernels"]
+    diagnosis = diagnose()
+    assert diagnosis["flawscope"] == __version__
+    assert set(diagnosis["backends"]) == set(BACKENDS)
+    assert diagnosis["backends"]["cpu"] == {"available": True, "takes": "cpu", "reason": "asked for"}
+    kernels = diagnosis["kernels"]
     assert (kernels["have_native"], kernels["have_cuda"]) == (cpp_ext.HAVE_NATIVE, cpp_ext.HAVE_CUDA)
     assert kernels["simd_level"] == cpp_ext.simd_level()
     for name in ("nearest", "mahalanobis", "kcenter_greedy"):
         assert kernels["implementations"][name] == cpp_ext.implementation()
-    assert set(found["extras"]) == {"cpu", "calibrate", "train", "export", "tensorrt", "tensorrt-rtx", "pycuda"}
-    assert found["versions"]["numpy"] == package_versions()["numpy"]
+    assert set(diagnosis["extras"]) == {"cpu", "calibrate", "train", "export", "tensorrt", "tensorrt-rtx", "pycuda"}
+    assert diagnosis["versions"]["numpy"] == package_versions()["numpy"]
     assert cpu_name() != ""
 
 

@@ -63,9 +63,9 @@ def test_doctor_of_a_bundle_names_path_nodes_and_head(
     assert not any(line.startswith("elsewhere") for line in lines)
     assert sum(line.startswith("slowest") for line in lines) == 5
     assert cli.run(["doctor", str(patchcore_bundle), "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)["bundle"]
-    assert (found["bundle"], found["graph"], found["elsewhere"]) == ("patchcore", "features.onnx", [])
-    assert found["providers"]["CPUExecutionProvider"]["nodes"] == len(found["nodes"])
+    report = json.loads(capsys.readouterr().out)["bundle"]
+    assert (report["bundle"], report["graph"], report["elsewhere"]) == ("patchcore", "features.onnx", [])
+    assert report["providers"]["CPUExecutionProvider"]["nodes"] == len(report["nodes"])
 
 
 @pytest.mark.parametrize(
@@ -106,14 +106,14 @@ def test_a_driver_that_is_too_old_is_named_with_what_to_do(
 ) -> None:
     fake_nvml(monkeypatch, 12080)
     monkeypatch.setattr(driver, "_wanted", lambda: {"onnxruntime-gpu": "12.9", "tensorrt-rtx-cu13": "13"})
-    found = match_driver()
-    assert (found.driver, found.cuda) == ("570.10", "12.8")
-    assert found.problems == (
-        "tensorrt-rtx-cu13 is made for CUDA 13, the driver 570.10 knows CUDA 12.8 at most. Update the driver, or "
-        "install a tensorrt-rtx-cu13 made for CUDA 12.",
+    match = match_driver()
+    assert (match.driver, match.cuda) == ("570.10", "12.8")
+    assert match.problems == (
+        "tensorrt-rtx-cu13 is built for CUDA 13, the driver 570.10 supports CUDA 12.8 at most. Update the driver, or "
+        "install a tensorrt-rtx-cu13 built for CUDA 12.",
     )
     assert cli.run(["doctor"]) == 1
-    assert "driver    570.10, CUDA up to 12.8; onnxruntime-gpu wants CUDA 12.9, tensorrt-rtx-cu13 wants CUDA 13\n" in (
+    assert "driver    570.10, CUDA up to 12.8; onnxruntime-gpu needs CUDA 12.9, tensorrt-rtx-cu13 needs CUDA 13\n" in (
         capsys.readouterr().out
     )
 
@@ -126,11 +126,11 @@ def test_a_driver_that_fits_is_no_problem(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_without_a_driver_nothing_is_claimed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", None)
-    found = match_driver()
-    assert (found.driver, found.cuda, found.problems) == (None, None, ())
+    match = match_driver()
+    assert (match.driver, match.cuda, match.problems) == (None, None, ())
 
 
 def test_what_is_installed_is_found() -> None:
     pytest.importorskip("tensorrt_rtx", reason='TensorRT-RTX is not installed: pip install "flawscope[tensorrt-rtx]"')
-    wanted = match_driver().wanted
-    assert any(name.startswith("tensorrt") and number == "13" for name, number in wanted.items())
+    versions = match_driver().wanted
+    assert any(name.startswith("tensorrt") and number == "13" for name, number in versions.items())

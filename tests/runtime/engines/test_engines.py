@@ -87,13 +87,13 @@ def test_every_graph_of_every_bundle_builds_for_batches_up_to_the_largest(
 
 
 def test_progress_rises_to_the_end(bundles: dict[str, Path], rtx: TensorRT) -> None:
-    told: list[float] = []
+    shares: list[float] = []
     with open_bundle(bundles["padim"]) as bundle:
-        build_engine(rtx, bundle.graph("features"), L4, TO_FOUR, progress=lambda share, _: told.append(share))
-    assert len(told) > 5
-    assert told == sorted(told)
-    assert told[-1] == 1.0
-    assert sum(0.0 < share < 1.0 for share in told) > 3
+        build_engine(rtx, bundle.graph("features"), L4, TO_FOUR, progress=lambda share, _: shares.append(share))
+    assert len(shares) > 5
+    assert shares == sorted(shares)
+    assert shares[-1] == 1.0
+    assert sum(0.0 < share < 1.0 for share in shares) > 3
 
 
 def test_an_interrupted_build_stops_with_the_reason_and_stores_nothing(
@@ -163,7 +163,7 @@ def test_a_graph_with_another_free_dimension_is_refused(rtx: TensorRT, tmp_path:
 def test_a_graph_for_one_batch_takes_that_one(rtx: TensorRT, tmp_path: Path) -> None:
     graph = graph_of([helper.make_node("Relu", ["image"], ["out"])], tmp_path / "one.onnx", (2, 4))
     assert build_engine(rtx, graph, L4, BuildOptions(2, 2, 2)).plan
-    with pytest.raises(ArgumentError, match="takes batches of 2 alone, got 1 to 4"):
+    with pytest.raises(ArgumentError, match="expected a batch of 2, which is all that the graph takes, got 1 to 4"):
         build_engine(rtx, graph, L4, TO_FOUR)
 
 
@@ -259,9 +259,9 @@ def test_another_version_device_or_batch_is_refused_with_the_difference(
     padim_bundle: Path, rtx: TensorRT, filled: Any
 ) -> None:
     cache, _ = filled
-    other = replace(rtx, version="99.0")
+    another_version = replace(rtx, version="99.0")
     with pytest.raises(BackendError, match=rf"tensorrt-rtx version {rtx.version}, expected 99.0\."):
-        ensure(padim_bundle, other, cache, build=False)
+        ensure(padim_bundle, another_version, cache, build=False)
     with pytest.raises(BackendError, match=r"something else: options batch 1/1/4, expected batch 1/2/3\. "):
         ensure(padim_bundle, rtx, cache, options=BuildOptions(1, 2, 3), build=False)
     here = Target("NVIDIA L4", (8, 9), "580.65")
@@ -276,11 +276,11 @@ def test_a_changed_model_is_another_engine(
     padim_bundle: Path, patchcore_bundle: Path, rtx: TensorRT, filled: Any, tmp_path: Path
 ) -> None:
     cache, stored = filled
-    with open_bundle(padim_bundle) as one, open_bundle(patchcore_bundle) as two:
-        hashes = {model_hash(bundle, graph) for bundle in (one, two) for graph in ("features", "score")}
+    with open_bundle(padim_bundle) as padim, open_bundle(patchcore_bundle) as patchcore:
+        hashes = {model_hash(bundle, graph) for bundle in (padim, patchcore) for graph in ("features", "score")}
         assert len(hashes) == 4
         assert stored.entry is not None
-        assert stored.entry.key.model == model_hash(one, "features")
+        assert stored.entry.key.model == model_hash(padim, "features")
     renamed = tmp_path / "padim.flaw"  # the other model under the name of the first
     shutil.copytree(patchcore_bundle, renamed)
     from flawscope.bundle import rewrite_manifest
@@ -416,5 +416,5 @@ def test_a_machine_without_a_driver_says_so(monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(BackendError, match=r"device: no NVIDIA driver answers \(Driver Not Loaded\)"):
         target.current_target()
     monkeypatch.setitem(sys.modules, "pynvml", None)
-    with pytest.raises(BackendError, match=r"nvidia-ml-py, which is not installed\. Install it with"):
+    with pytest.raises(BackendError, match=r"nvidia-ml-py, which asks the driver, is not installed\. Install it with"):
         target.current_target()

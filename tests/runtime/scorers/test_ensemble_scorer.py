@@ -56,15 +56,15 @@ def test_the_sum_of_hand_made_maps_is_exact() -> None:
     first = np.array([[[1.0, 3.0], [5.0, 9.0]]], np.float32)
     second = np.array([[[100.0, 50.0], [0.0, -50.0]]], np.float32)
     # 2 · (a - 1) / 4 + 0.5 · (b - 50) / 25
-    found = weighted_sum([first, second], [(2.0, 1.0, 4.0), (0.5, 50.0, 25.0)])
-    np.testing.assert_array_equal(found, np.array([[[1.0, 1.0], [1.0, 2.0]]], np.float32))
-    assert found.dtype == np.float32
+    total = weighted_sum([first, second], [(2.0, 1.0, 4.0), (0.5, 50.0, 25.0)])
+    np.testing.assert_array_equal(total, np.array([[[1.0, 1.0], [1.0, 2.0]]], np.float32))
+    assert total.dtype == np.float32
     assert first[0, 1, 1] == 9.0, "the members' arrays are theirs"
 
 
 def test_the_sum_of_scores_is_exact_and_has_no_bounds() -> None:
-    found = weighted_sum([np.array([0.0, 1e30, -1e30], np.float32)], [(1.0, 0.0, 0.5)])
-    np.testing.assert_array_equal(found, np.array([0.0, 2e30, -2e30], np.float32))
+    total = weighted_sum([np.array([0.0, 1e30, -1e30], np.float32)], [(1.0, 0.0, 0.5)])
+    np.testing.assert_array_equal(total, np.array([0.0, 2e30, -2e30], np.float32))
 
 
 @given(st.lists(finite, min_size=2, max_size=12), finite, st.floats(0.0, 1e3, width=32), st.integers(0, 11))
@@ -85,9 +85,9 @@ def test_one_member_orders_values_as_they_are(values: list[float], center: float
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_what_is_not_finite_stays_so(value: float) -> None:
-    found = weighted_sum([np.array([value, 1.0], np.float32), np.ones(2, np.float32)], [(1.0, 0.0, 1.0)] * 2)
-    assert not np.isfinite(found[0])
-    assert found[1] == 2.0
+    total = weighted_sum([np.array([value, 1.0], np.float32), np.ones(2, np.float32)], [(1.0, 0.0, 1.0)] * 2)
+    assert not np.isfinite(total[0])
+    assert total[1] == 2.0
     opposite = weighted_sum([np.array([np.inf], np.float32), np.array([-np.inf], np.float32)], [(1.0, 0.0, 1.0)] * 2)
     assert np.isnan(opposite[0])
 
@@ -137,8 +137,8 @@ def test_a_packed_ensemble_gives_the_same_bits(ensemble: Path, tmp_path: Path) -
         pack_bundle(bundle, packed)
     image = np.random.default_rng(0).integers(0, 256, (1, 16, 16, 3), np.uint8)
     with Inspector.load(ensemble, "cpu") as folder, Inspector.load(packed, "cpu") as zipped:
-        for one, other in zip(folder.infer(image), zipped.infer(image), strict=True):
-            assert one.tobytes() == other.tobytes()
+        for from_folder, from_zip in zip(folder.infer(image), zipped.infer(image), strict=True):
+            assert from_folder.tobytes() == from_zip.tobytes()
         temporary = zipped.bundle.folder
         assert temporary.is_dir()
     assert not temporary.exists()
@@ -254,9 +254,9 @@ def test_bench_measures_an_ensemble_also_in_a_new_process(
 ) -> None:
     figures = tmp_path / "bench.json"
     assert cli.run(["bench", str(ensemble), "--seconds", "0.1", "--json", str(figures)]) == 0
-    found = json.loads(figures.read_text())
-    assert (found["method"], found["path"]) == ("ensemble", "members")
-    assert found["cold_start"]["median_ms"]["first_decision"] > 0
+    figures_read = json.loads(figures.read_text())
+    assert (figures_read["method"], figures_read["path"]) == ("ensemble", "members")
+    assert figures_read["cold_start"]["median_ms"]["first_decision"] > 0
     capsys.readouterr()
 
 
