@@ -50,7 +50,7 @@ def plan_drawing(sampling: Sampling, strength: float = 1.0) -> tuple[Step, ...]:
 
 
 def noises_of_drawing(mode: Mode, sampling: Sampling, strength: float = 1.0) -> int:
-    """Return K, the noise arrays per image: one for the start, in `blend` one per step for what is kept, and those of η."""
+    """Return K, the noise arrays per image: one for the start, in `blend` one per step for the kept part, and η's."""
     steps = plan_drawing(sampling, strength)
     return 1 + (len(steps) if mode == "blend" else 0) + sum(step.sigma > 0.0 for step in steps)
 
@@ -74,7 +74,7 @@ def draw_noise(
 def keep_of(mask: BoolArray, size: tuple[int, int]) -> Float32Array:
     """Return which latent cells are kept, float32 [1, h, w]: 0 where any pixel of the cell is to be drawn, else 1.
 
-    By any pixel of the cell, so that a box thinner than a cell survives; nearest-neighbour resizing would often miss it.
+    By any pixel of the cell, so that a box thinner than a cell survives; nearest-neighbour resizing could miss it.
 
     Args:
         mask: White (true) where something is drawn, bool [H, W].

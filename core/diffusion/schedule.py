@@ -118,7 +118,7 @@ def plan_steps(sampling: Sampling) -> tuple[Step, ...]:
     steps = []
     for timestep, following in itertools.zip_longest(timesteps, timesteps[1:]):
         share, next_share = float(shares[timestep]), behind if following is None else float(shares[following])
-        # Equation 16 for η = 1; at the last step it may be a rounding below 0, hence max().
+        # Equation 16 with η = 1; max() below guards against rounding.
         variance = (1.0 - next_share) / (1.0 - share) * (1.0 - share / next_share)
         steps.append(
             Step(
@@ -138,7 +138,7 @@ def _timesteps(sampling: Sampling) -> list[int]:
     if sampling.spacing == "leading":
         numbers = [number * (start // steps) for number in reversed(range(steps))]
     elif sampling.spacing == "trailing":
-        # - 1: timestep t is noise level t + 1 of the paper, so that `start` 1000 begins at timestep 999.
+        # - 1, as the trailing spacing of diffusers: a start of 1000 begins at timestep 999, the noisiest.
         numbers = [round(start * part / steps) - 1 for part in range(steps, 0, -1)]
     else:
         numbers = [round(float(number)) for number in np.linspace(0, start - 1, steps)][::-1]
@@ -213,7 +213,7 @@ def _mixed(share: float, clean: Float32Array, noise: Float32Array) -> Float32Arr
 def _corrected(
     x: Float32Array, predicted: Float32Array, images: Float32Array, step: Step, weight: float
 ) -> Float32Array:
-    """Return the predicted noise with the conditioning of DDAD (arXiv:2305.15956): the image, noised alike, pulls x."""
+    """Return the predicted noise as DDAD corrects it: by the distance from x to the image with that same noise."""
     aimed = _mixed(step.share, images, predicted)
     corrected: Float32Array = predicted - (aimed - x) * np.float32(weight * (1.0 - step.share) ** 0.5)
     return corrected
@@ -227,8 +227,3 @@ def _step(x: Float32Array, predicted: Float32Array, step: Step, clip: bool) -> F
     direction = max(1.0 - step.next_share - step.sigma**2, 0.0) ** 0.5
     following: Float32Array = clean * np.float32(step.next_share**0.5) + predicted * np.float32(direction)
     return following
-
-
-def blend_left(sampling: Sampling) -> float:
-    """Return what all `blend` steps together leave of the sampling: near 0 the input is simply copied."""
-    return float(np.prod([1.0 - step.blend for step in plan_steps(sampling)]))

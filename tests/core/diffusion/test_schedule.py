@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from flawscope.diffusion.schedule import (
     Denoise,
     Sampling,
-    blend_left,
     noises_needed,
     plan_steps,
     reconstruct,
@@ -99,7 +98,8 @@ def test_the_image_gets_the_noise_of_the_first_call_unless_that_of_the_start_is_
 
 @pytest.mark.parametrize(("weight", "left"), [(1.0, 0.04), (0.1, 0.74)])
 def test_a_blend_of_one_copies_the_input_and_a_tenth_does_not(weight: float, left: float) -> None:
-    assert blend_left(Sampling(conditioning="blend", weight=weight)) == pytest.approx(left, abs=0.01)
+    shares = [1.0 - step.blend for step in plan_steps(Sampling(conditioning="blend", weight=weight))]
+    assert np.prod(shares) == pytest.approx(left, abs=0.01)
 
 
 def diffusers_sampling(sampling: Sampling, denoise: Denoise) -> np.ndarray:
