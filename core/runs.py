@@ -33,7 +33,7 @@ SAMPLES = "samples"
 if TYPE_CHECKING:
     RecordedConfig = MethodConfig
 else:
-    # What msgspec sees: not a struct, so that it leaves decoding to `_decode`, which looks it up in the table of methods.
+    # What msgspec sees: not a struct, so that it leaves decoding to `_decode`, which asks the table of methods.
     RecordedConfig = Settings
 
 _NO_BACKBONE = frozenset(
@@ -183,6 +183,7 @@ def run_kind(path: Path) -> str | None:
     """Return the kind of the run in a folder, or None where there is no readable record."""
     try:
         record = msgspec.json.decode((path / RECORD).read_bytes())
+    # msgspec raises UnicodeDecodeError, not its own DecodeError, for text that is not UTF-8.
     except (OSError, msgspec.DecodeError, UnicodeDecodeError):
         return None
     kind = record.get("kind") if isinstance(record, dict) else None
@@ -197,6 +198,7 @@ def read_run_record(path: Path) -> tuple[RunRecord, bytes]:
     """
     if not (path / RECORD).is_file():
         raise RunError(f"{path}: expected a run with {RECORD}, got none. Make one with flawscope train.")
+    # Asked first, because a record of the other struct would fail on its unknown fields, with a confusing message.
     if (kind := run_kind(path)) in generator_kinds():
         raise RunError(f"{path}: expected the run of a detector, got one of train {kind}, which draws defects.")
     data = (path / RECORD).read_bytes()
@@ -267,6 +269,7 @@ def _decode(path: Path, data: bytes, kind: type[_Record], schema: int) -> _Recor
         raise msgspec.ValidationError(f"Expected `object`, got `{type(config).__name__}` - at `$.config`")
     method = config.get("method")
     settings = CONFIGS.get(method) if isinstance(method, str) else None
+    # A detector's settings in a generator's record (or the reverse) would decode, and fail much later.
     belongs = settings is not None and (methods.METHODS[str(method)].kind == "generator") == (kind is SynthesisRecord)
     if settings is None or not belongs:
         raise msgspec.ValidationError(f"Invalid value {method!r} - at `$.config.method`")
@@ -277,6 +280,7 @@ def _decode(path: Path, data: bytes, kind: type[_Record], schema: int) -> _Recor
     try:
         decoded = msgspec.convert(_nest(settings, config), settings)
     except msgspec.ValidationError as err:
+        # The settings were converted on their own, so the place in the message begins below `config`.
         in_record = str(err).replace("at `$.", "at `$.config.") if "`$.config" not in str(err) else str(err)
         raise msgspec.ValidationError(without_parts(settings, in_record)) from err
     # `config` is the one field that is not a struct to msgspec; the hook returns the settings decoded above.

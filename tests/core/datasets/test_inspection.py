@@ -184,7 +184,7 @@ def test_equal_images_are_told_apart_by_split_and_label(tile):
         ("note", "duplicate_image", "train/good/7.png"),
     ]
     messages = {p.kind: p.message for p in inspected(tile).problems}
-    assert messages["train_test_duplicate"] == "is the same image as train/good/1.png: the test would flatter"
+    assert messages["train_test_duplicate"] == "is the same image as train/good/1.png: figures on the test split would be too good"
     assert messages["label_conflict"] == "is the same image as train/good/2.png, which has the label good"
 
 
