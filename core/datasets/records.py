@@ -94,11 +94,11 @@ def _begins_with_a_record(path: Path) -> bool:
 
 
 def read_records(root: Path, files: Mapping[Split, Path]) -> list[Record]:
-    """Read and check every line of the files that `find_records` returns; no image is looked for.
+    """Read and check every line of the files that `find_records` returns; images need not exist yet.
 
     Raises:
-        DataError: If a file cannot be read, a line is no record, its label is unknown or contradicts its name, a path
-            leads out of `root`, a defect has no mask, or an image is named twice.
+        DataError: If a file cannot be read, a line is not a record, its label is unknown or contradicts its name, a
+            path leads out of `root`, an anomalous image has no mask, or an image is listed twice.
     """
     records: list[Record] = []
     lines: dict[PurePosixPath, str] = {}
