@@ -56,6 +56,7 @@ def check_array(
     if value.dtype != np.dtype(dtype) or not fits:
         raise ArgumentError(f"{name}: expected {expected} with no empty axis, got {got}.")
     if finite and not np.isfinite(value).all():
+        # Counted again only on failure: the check above runs on every image.
         bad = int(value.size - np.isfinite(value).sum())
         raise ArgumentError(f"{name}: expected finite numbers, got {bad} NaN or infinite values in {got}.")
     return value

@@ -185,6 +185,7 @@ def head_type(tag: str) -> Any:
     Raises:
         ValueError: If no method has this tag.
     """
+    # The table and not a union of structs: a method that is registered later is known here too.
     for row in METHODS.values():
         if row.bundle_tag == tag and row.head is not None:
             return load(row.head)

@@ -20,6 +20,7 @@ _BUNDLE = click.argument("path", metavar="BUNDLE", type=click.Path(path_type=Pat
 @click.option("--json", "as_json", is_flag=True, help="Print the whole manifest as JSON.")
 def info(path: Path, as_json: bool) -> None:
     """Show the contents of a bundle's manifest."""
+    # Opening checks all hashes, so a changed bundle is not shown at all.
     with open_bundle(path) as opened:
         manifest = opened.manifest
     if as_json:

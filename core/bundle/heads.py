@@ -46,6 +46,7 @@ def decode_head(kind: type, value: Any) -> Any:
         return value
     tag = value.get("type") if isinstance(value, dict) else None
     if not isinstance(tag, str):
+        # A ValueError, to which msgspec adds the place in the JSON.
         raise ValueError("Expected a head with its type")
     return msgspec.convert(value, methods.head_type(tag))
 

@@ -19,6 +19,7 @@ from flawscope.errors import ArgumentError, BundleError
 from flawscope.imaging.images import Preprocessing
 from flawscope.imaging.tiles import Tiling
 
+# Raised when a field changes its meaning: readers accept this schema only, no older and no newer one.
 SCHEMA = 3
 
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -130,6 +131,7 @@ class Parity(_Struct, frozen=True):
     images: int
     score_max_relative: float
     map_max_relative: float
+    # Of one or two values a rank correlation means nothing, and of equal ones it is NaN.
     score_spearman: float | None
 
 
@@ -284,6 +286,7 @@ class Provenance(_Struct, frozen=True):
     category: str
     seed: int
     versions: dict[str, str]
+    # Plain data, not a struct: a bundle must open although settings were renamed since.
     config: dict[str, object]
     weights: str
     images: str
@@ -300,6 +303,7 @@ class Manifest(_Struct, frozen=True):
     max_batch: int
     graphs: dict[str, Graph]
     bank: str | None
+    # Not a union of structs: `decode_head` finds the struct in the table of methods.
     head: Head
     golden: tuple[Golden, ...]
     provenance: Provenance
@@ -325,6 +329,7 @@ class Manifest(_Struct, frozen=True):
         Raises:
             ArgumentError: If the bundle lacks it.
         """
+        # fp32 is no entry of `precisions`: its graphs are the bundle's own.
         return self.graphs if precision == "fp32" else self._precision(precision).graphs
 
     def thresholds_of(self, precision: str) -> Thresholds | None:

@@ -130,6 +130,7 @@ class DdadConfig(TrainedConfig, frozen=True, kw_only=True, tag_field="method", t
         check(1 <= self.layers <= 8, "layers", "1 to 8", self.layers)
         check(1 <= self.head_width <= 1024, "head_width", "1 to 1024", self.head_width)
         check(0.0 <= self.dropout < 1.0, "dropout", "a share from 0 to below 1", self.dropout)
+        # Odd: the filter has a centre pixel and does not shift the features.
         check(self.smoothing in range(1, 32, 2), "smoothing", "an odd side from 1 to 31", self.smoothing)
         for name in ("pixel_weight", "feature_weight", "extractor_weight", "extractor_guidance"):
             check(0.0 <= getattr(self, name) < math.inf, name, "a number of at least 0", getattr(self, name))
@@ -140,6 +141,7 @@ class DdadConfig(TrainedConfig, frozen=True, kw_only=True, tag_field="method", t
             check(value is None or 0.0 < value < math.inf, name, "a positive number", value)
         check(1 <= self.extractor_epochs <= 1_000_000, "extractor_epochs", "1 to 1,000,000", self.extractor_epochs)
         check(0.0 < self.extractor_rate < math.inf, "extractor_rate", "a positive number", self.extractor_rate)
+        # Its filters have no parameters that could be trained.
         is_fixed = self.features.backbone == "scattering"
         check(
             not (is_fixed and self.extractor != "none"),
@@ -163,6 +165,7 @@ class DdadConfig(TrainedConfig, frozen=True, kw_only=True, tag_field="method", t
         """The reconstruction that these settings ask for."""
         weight = self.weight
         if weight is None:
+            # The weights of the two references, as in the presets ddad-paper and dbad-seed.
             weight = {"ddad": 3.0, "blend": 0.1, "none": 0.0}[self.conditioning]
         return Sampling(
             start=self.reconstruction.start,
@@ -210,6 +213,7 @@ class AutoencoderConfig(TrainedConfig, frozen=True, kw_only=True, tag_field="met
     normalization: Literal["signed", "imagenet"] = "signed"
     perceptual: float = 1.0
     kl: float = 1e-6
+    # As latent diffusion trains its autoencoders; its weight of the KL divergence is 1e-6 too.
     betas: tuple[float, float] = (0.5, 0.9)
     gradient_checkpointing: bool = False
 
@@ -315,6 +319,7 @@ class DsadConfig(TrainedConfig, frozen=True, kw_only=True, tag_field="method", t
 def check_widths(widths: tuple[int, ...], size: tuple[int, int]) -> None:
     """Raise ArgumentError unless there are two or more levels and the image can be halved between them."""
     check(len(widths) >= 2 and min(widths) >= 4, "widths", "two or more numbers from 4", list(widths))
+    # Skip connections join levels of equal size: an odd side would not come back after halving and doubling.
     halvings = 2 ** (len(widths) - 1)
     fits = all(side % halvings == 0 and side // halvings >= 2 for side in size)
     check(fits, "resize", f"sides that are multiples of {halvings}, for {len(widths)} levels of widths", list(size))

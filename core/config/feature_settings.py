@@ -35,11 +35,12 @@ class FeatureSettings(SettingPart, frozen=True, kw_only=True):
         if self.mean is not None:
             check(all(map(math.isfinite, self.mean)), "mean", "finite numbers", list(self.mean))
         if self.std is not None:
+            # Images are divided by it.
             check(all(0.0 < value < math.inf for value in self.std), "std", "positive numbers", list(self.std))
 
 
 Standardization = Literal["none", "scale", "whiten"]
-"""What patches are multiplied with: nothing, one over every channel's deviation, or a whitening matrix."""
+"""Standardization of patches: none, division by each channel's standard deviation, or a whitening matrix."""
 
 
 class PatchSettings(SettingPart, frozen=True, kw_only=True):

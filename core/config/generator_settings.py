@@ -51,6 +51,7 @@ class BaseConfig(TrainedConfig, frozen=True, kw_only=True, tag_field="method", t
         check(len(self.widths) >= 2 and min(self.widths) >= 8, "widths", "two or more, from 8", list(self.widths))
         check(1 <= self.layers <= 8, "layers", "1 to 8", self.layers)
         check(
+            # UNet and text encoder share the number of heads.
             self.heads >= 1 and all(width % self.heads == 0 for width in (*self.widths, self.context)),
             "heads",
             "a divisor of the widths and of context",
@@ -58,6 +59,7 @@ class BaseConfig(TrainedConfig, frozen=True, kw_only=True, tag_field="method", t
         )
         check(8 <= self.context <= 4096, "context", "8 to 4096", self.context)
         check(1 <= self.text_layers <= 64, "text_layers", "1 to 64", self.text_layers)
+        # Below 1: a network that never sees a prompt could not be conditioned on one.
         check(0.0 <= self.text_drop < 1.0, "text_drop", "a share from 0 to below 1", self.text_drop)
 
 

@@ -57,6 +57,7 @@ class LoopSettings(SettingPart, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         check(1 <= self.epochs <= 1_000_000, "epochs", "1 to 1,000,000", self.epochs)
         check(1 <= self.batch_size <= 1024, "batch_size", "1 to 1024", self.batch_size)
+        # Comparisons in this form refuse NaN, which YAML can write as .nan.
         check(0.0 < self.learning_rate < math.inf, "learning_rate", "a positive number", self.learning_rate)
         check(1 <= self.cycles <= 1_000_000, "cycles", "1 to 1,000,000", self.cycles)
         check(0.0 < self.power < math.inf, "power", "a positive number", self.power)
@@ -83,6 +84,7 @@ class TrainingDataSettings(SettingPart, frozen=True, kw_only=True):
 
     validation: float = 0.2
     num_workers: int = 2
+    # A limit, because decoded datasets may be larger than the memory of the machine.
     memory_budget_mb: int = 1024
 
     def __post_init__(self) -> None:

@@ -55,6 +55,7 @@ def places_of(kind: type[msgspec.Struct]) -> dict[str, str | None]:
     for part, struct in parts.items():
         for name in struct.__struct_fields__:
             if name in places:
+                # A mistake of whoever writes a settings struct, not of a user: hence no ArgumentError.
                 raise TypeError(f"{kind.__name__}: the setting {name} occurs twice, in {part} and in {places[name]}")
             places[name] = part
     return places
@@ -64,6 +65,7 @@ def flatten(config: msgspec.Struct) -> dict[str, Any]:
     """Return settings by their flat names as plain data that JSON can hold; `method` comes first where there is one."""
     flat: dict[str, Any] = msgspec.to_builtins(config)
     for part in parts_of(type(config)):
+        # `places_of` has refused names that occur in two parts, so nothing is overwritten.
         flat |= flat.pop(part)
     return flat
 

@@ -95,7 +95,9 @@ def demo(
 
 
 def _print(inspection: Inspection, limit: int | None) -> None:
+    # soft_wrap: rich would break paths at 80 columns where the output is piped.
     console = Console(highlight=False, soft_wrap=True)
+    # Text objects, never strings: rich takes square brackets in a string, as in a path, for markup.
     where = f" ({_LAYOUTS[inspection.layout]}, {inspection.root})"
     console.print(Text.assemble((inspection.category, "bold"), where))
     table = Table("split", box=None, pad_edge=False, padding=(0, 2, 0, 2))

@@ -54,6 +54,7 @@ def fingerprint(dataset: Dataset, hashes: Mapping[Path, str]) -> str:
     for sample in dataset.samples:
         if sample.path not in hashes:
             raise ArgumentError(f"hashes: expected one for every sample, got none for {sample.path}.")
+        # With slashes on every system.
         place = sample.path.relative_to(dataset.root).as_posix()
         # JSON, so that no two lists of fields give the same text; runs and bundles record it, so the form may not
         # change.

@@ -24,7 +24,7 @@ _MASK_FOLDERS = ("ground_truth", "masks")
 _MASK_SUFFIX = "_mask"
 _LEFTOVERS = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
 _TEST_SHARE = 0.2
-_MIN_GOOD_TO_SPLIT = 5
+_MIN_GOOD_TO_SPLIT = 5  # fewer are all needed for training
 
 
 class _Contents(NamedTuple):
@@ -52,6 +52,7 @@ def contents(folder: Path) -> _Contents:
                 listing.folders.append(path)
             elif path.suffix.lower() not in EXTENSIONS:
                 listing.others.append(path)
+            # Masks may lie beside their images; there the name alone tells them apart.
             elif path.stem.lower().endswith(_MASK_SUFFIX):
                 listing.masks.append(path)
             else:
@@ -101,6 +102,7 @@ def read_folders(root: Path, layout: Layout) -> Dataset:
     samples, orphans = builder.paired()
     if layout == "folders" and any(s.is_anomalous for s in samples):
         samples = _with_test_good(samples)
+    # Path(".") has no name.
     category = root.name or root.resolve().name
     return Dataset(root, category, layout, in_order(samples), tuple(orphans), tuple(builder.ignored))
 
@@ -139,6 +141,7 @@ class _Builder:
         orphans = []
         for defect, path in self.masks:
             key = (defect, _stem_of_mask(path))
+            # The first mask of an image counts; a second, such as one of another extension, is reported as an orphan.
             if key in stems and defect != GOOD and key not in masks:
                 masks[key] = path
             else:

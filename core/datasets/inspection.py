@@ -112,6 +112,7 @@ def inspect_dataset(dataset: Dataset, progress: CountProgress | None = None) -> 
     problems += _remarks(dataset)
     problems += _too_few(dataset, facts)
     rank = {"fatal": 0, "error": 1, "note": 2}
+    # A stable sort: within a severity problems stay in the dataset's order.
     problems.sort(key=lambda p: rank[p.severity])
     return Inspection(
         root=dataset.root,
@@ -164,6 +165,7 @@ def _mask_problems(sample: Sample, path: Path, size: tuple[int, int]) -> Iterato
         got, want = (f"{width}x{height}" for height, width in (mask.shape, size))
         yield Problem("mask_size", path, f"is {got} pixels, while its image is {want}")
     if not mask.any():
+        # Masks with class numbers in place of grey levels are a common mistake, which this value reveals.
         largest = decode_stored(path.read_bytes(), str(path)).max()
         hint = f" (largest value {largest}; a defect is above half of full scale)" if largest else ""
         yield Problem("empty_mask", path, f"shows no defect{hint}")

@@ -45,6 +45,7 @@ def open_dataset(root: Path, category: str | None = None) -> Dataset:
     """
     _check_folder(root)
     if table := _find_table(root):
+        # A category that is really called "all" wins over the union.
         if category == ALL and table.categories and ALL not in table.categories:
             return merge_categories(root, [_trainable(root, table.read(name)) for name in table.categories])
         return _trainable(root, table.read(_choose(root, category, table.categories)))
@@ -76,6 +77,7 @@ def _layout_below(folder: Path) -> Layout | None:
 
 def _check_folder(root: Path) -> None:
     try:
+        # stat, not is_dir: its error says why, such as a missing permission.
         mode = root.stat().st_mode
     except OSError as err:
         raise DataError(f"{root}: expected a dataset's folder, got: {err.strerror or err}. Check the path.") from err
@@ -96,6 +98,7 @@ def _find_table(root: Path) -> _Table | None:
     visa, files = find_table(root), find_records(root)
     if visa and files:
         names = ", ".join(path.relative_to(root).as_posix() for path in (visa, *files.values()))
+        # Not guessed: the two may disagree about which images are normal.
         raise DataError(f"{root}: expected one table, of VisA or of records, got {names}. Keep one kind there.")
     if visa:
         return _Table(categories(visa), partial(read_visa, root, visa))

@@ -127,6 +127,7 @@ def dataset_of(root: Path, records: Sequence[Record], category: str) -> Dataset:
         DataError: If an image or mask is missing.
     """
     chosen = [record for record in records if record.category == category]
+    # Decided by the first image; `_sample` reports any other that is not there.
     base = _base(root, chosen[0])
     return Dataset(root, category, "records", in_order(_sample(base, record) for record in chosen))
 
@@ -212,6 +213,7 @@ def _sample(base: Path, record: Record) -> Sample:
 def _why_absent(path: Path) -> str | None:
     """Return why a file does not exist, or None if it does."""
     try:
+        # stat, not is_file: its error says why.
         path.stat()
     except OSError as err:
         return err.strerror or str(err)

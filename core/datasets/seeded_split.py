@@ -58,6 +58,7 @@ def split_held_out(
     if minimum < 0:
         raise ArgumentError(f"minimum: expected 0 samples or more, got {minimum}.")
     count = min(max(round(share * len(samples)), minimum), len(samples) // 2)
+    # At most half of each category, or a rare one could not be learned.
     room = {category: number // 2 for category, number in Counter(s.category for s in samples).items()}
     held_out: set[Sample] = set()
     for group in _groups(_spread(in_seeded_order(samples, seed)), hashes):

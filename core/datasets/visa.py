@@ -49,6 +49,7 @@ def find_table(root: Path) -> Path | None:
 
 def _is_table(path: Path) -> bool:
     try:
+        # Any CSV file in the root is looked at, whatever its encoding and the length of its lines.
         with path.open(encoding="utf-8-sig", errors="replace") as file:
             return [cell.strip().lower() for cell in file.readline(200).split(",")] == _COLUMNS
     except OSError:

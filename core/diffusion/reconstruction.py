@@ -92,6 +92,7 @@ def score_reconstructions(
         noise: Float32 [K, C, h, w]; see `flawscope.diffusion.schedule.reconstruct`.
         rule: How the differences become map and score.
     """
+    # Conditions once per image, not per step: they do not depend on the timestep.
     clean, conditions = networks.encode(images)
     sampled = reconstruct(clean, noise, sampling, lambda x, timestep: networks.denoise(x, timestep, conditions))
     reconstructions = networks.decode(sampled)
@@ -126,6 +127,7 @@ def finish_maps(pixel: Float32Array, feature: Float32Array, rule: MapRule) -> tu
     """
     height, width = pixel.shape[1:]
     rows, columns = _smoothing(height, rule.sigma), _smoothing(width, rule.sigma).T
+    # Summed before smoothing: one Gaussian does for both, as it is linear.
     summed = pixel * np.float32(rule.pixel_factor) + feature * np.float32(rule.feature_factor)
     # Image by image: BLAS may sum in another order for another shape, and a score must not depend on its batch.
     maps = np.stack([rows @ image_map @ columns for image_map in summed])

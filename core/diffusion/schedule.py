@@ -117,6 +117,7 @@ def plan_steps(sampling: Sampling) -> tuple[Step, ...]:
     timesteps = _timesteps(sampling)
     steps = []
     for timestep, following in itertools.zip_longest(timesteps, timesteps[1:]):
+        # zip_longest: behind the last timestep there is none, but a share.
         share, next_share = float(shares[timestep]), behind if following is None else float(shares[following])
         # Equation 16 with η = 1; max() below guards against rounding.
         variance = (1.0 - next_share) / (1.0 - share) * (1.0 - share / next_share)
@@ -198,6 +199,7 @@ def reconstruct(
             predicted = _corrected(x, predicted, images, step, sampling.weight)
         x = _step(x, predicted, step, sampling.clip)
         if step.blend > 0.0:
+            # Before the noise of η is added: blending would damp it.
             x = (x * np.float32(1.0 - step.blend)) + images * np.float32(step.blend)
         if step.sigma > 0.0:
             x = x + next(drawn) * np.float32(step.sigma)
@@ -206,6 +208,7 @@ def reconstruct(
 
 def _mixed(share: float, clean: Float32Array, noise: Float32Array) -> Float32Array:
     """Return √ᾱ·clean + √(1−ᾱ)·noise."""
+    # Factors as float32 scalars: with NumPy 2 one float64 scalar would turn the whole array into float64.
     mixed: Float32Array = clean * np.float32(share**0.5) + noise * np.float32((1.0 - share) ** 0.5)
     return mixed
 

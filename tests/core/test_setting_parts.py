@@ -162,7 +162,7 @@ def test_every_setting_has_a_line_a_type_and_its_default(method):
 
 def test_settings_are_described_in_words():
     lines = {line.key: line for line in describe_settings("embedding")}
-    assert lines["epochs"][1:] == ("epochs", "whole number", "80", "Passes over what is learned from.")
+    assert lines["epochs"][1:] == ("epochs", "whole number", "80", "Passes over the training images.")
     assert lines["epochs"].part == "The training loop"
     assert (lines["max_steps"].words, lines["max_steps"].default) == ("whole number or null", "null")
     assert (lines["resize"].words, lines["resize"].default) == ("2 values (whole number)", "256,256")

@@ -36,7 +36,9 @@ class AnomalousSample(NamedTuple):
             DataError: If a file cannot be read, or the mask is not of the image's size.
         """
         image, mask = read_image(self.sample.path), self.sample.read_mask()
+        # `list_anomalous` takes samples with a mask only.
         assert mask is not None
+        # Never resized to fit: the mask may belong to another image.
         if mask.shape != image.shape[:2]:
             got, want = (f"{width}x{height}" for height, width in (mask.shape, image.shape[:2]))
             raise DataError(
@@ -64,6 +66,7 @@ def list_anomalous(dataset: Dataset, split: Source, defects: Sequence[str] = ())
     if not dataset.defects:
         raise DataError(f"{dataset.root}: expected anomalous images with masks, got normal ones only. Add some.")
     entries: list[AnomalousSample] = []
+    # As a sorted set, so that the order of --defect options changes nothing.
     for name in sorted(set(defects)) or dataset.defects:
         with_mask = [sample for sample in dataset.samples if sample.defect == name and sample.mask is not None]
         chosen = [sample for sample in with_mask if split in ("any", sample.split)]

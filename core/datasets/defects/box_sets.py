@@ -43,6 +43,7 @@ from flawscope.imaging.images import read_image
 from flawscope.progress import CountProgress
 
 BOXES_RECORD = "boxes.json"
+# Then another normal image is taken: in the foreground of some no box fits.
 _TRIES_PER_IMAGE = 1000
 
 Places = Literal["observed", "anywhere"]
@@ -184,6 +185,7 @@ def write_real_boxes(
             passed_over[entry.place] = "its mask shows no defect"
         if progress:
             progress(count, len(entries))
+    # After the loop: only then it is known that a type has no usable mask at all.
     for category, defect in (key for key, names in stems.items() if not names):
         raise DataError(f"{category}/{defect}: expected a mask that shows a defect, got empty ones. Leave it out.")
     return real_boxes, passed_over, [Row(f"{c}: {d}, real", row) for (c, d), row in tiles.items()]
@@ -236,6 +238,7 @@ def write_boxes(
         record = BoxRecord(__version__, settings, tuple(real), ranges, count, passed_over)
         write_json(temporary / "ranges.json", {name: _as_file(seen, settings.within) for name, seen in ranges.items()})
         write_image(temporary / SHEET, draw_sheet(rows))
+        # The record marks the folder as a box set that a later call may replace.
         write_json(temporary / BOXES_RECORD, record)
     return record
 
@@ -250,7 +253,9 @@ def _ranges(real: Sequence[RealBox]) -> dict[str, dict[str, BoxRange]]:
 
 def _as_file(seen: dict[str, BoxRange], within: Ground) -> CategoryRanges:
     return CategoryRanges(
-        within, {name: Sides(observed.width, observed.height, rotate=False) for name, observed in seen.items()}
+        # rotate=False: the observed boxes are axis-parallel.
+        within,
+        {name: Sides(observed.width, observed.height, rotate=False) for name, observed in seen.items()},
     )
 
 
@@ -277,6 +282,7 @@ def _write_random(
             for number in range(1, count + 1):
                 name = f"{category}/mask/{defect}/{number:03d}.png"
                 sample, image, box, area = _place(goods, seen, settings, category, defect, number)
+                # The box mask has the size of its own normal image; images of a category may differ.
                 size = (image.shape[0], image.shape[1])
                 write_mask(folder / name, box.to_mask(size))
                 # A generator of its own: the wording must not move when the drawing of boxes takes more tries.
@@ -313,6 +319,7 @@ def _place(
             within=area,
             overlap=settings.overlap,
             is_anywhere=settings.places == "anywhere",
+            # The limit counts over all images, so that the search ends.
             tries=min(tries_left, _TRIES_PER_IMAGE),
         )
         if drawn is not None:

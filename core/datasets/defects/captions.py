@@ -57,6 +57,7 @@ class Captions(msgspec.Struct, frozen=True):
         }
         # In one pass, not str.replace field by field: a phrase may contain braces, which must stay as they are.
         sentences = (re.sub(r"\{(\w+)\}", lambda match: fields[match[1]], frame) for frame in self.frames)
+        # dict.fromkeys: given frames may yield equal sentences; their order is kept for the random choice.
         return tuple(dict.fromkeys(sentence[:1].upper() + sentence[1:] for sentence in sentences))
 
     def one(self, category: str, defect: str, location: str, rng: np.random.Generator) -> str:
@@ -104,6 +105,7 @@ def read_frames(path: Path) -> tuple[str, ...]:
 def check_frame(frame: str, where: str) -> str:
     """Return `frame` if it has each of the three fields and no other braces, or raise ArgumentError."""
     fields = " ".join(f"{{{name}}}" for name in _FIELDS)
+    # Whatever braces are left are a misspelt field, which would otherwise reach the model as text.
     rest = re.sub(r"\{(description|location|token)\}", "", frame)
     if any(f"{{{name}}}" not in frame for name in _FIELDS) or "{" in rest or "}" in rest:
         raise ArgumentError(f"{where}: expected a sentence with {fields} and no other braces, got {frame!r}. Mend it.")

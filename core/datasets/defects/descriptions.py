@@ -146,6 +146,7 @@ def write_descriptions(
         counts = {category: len(described) for category, described in lines.items()}
         record = DescriptionRecord(__version__, seed, margin, counts, phrases, captions.frames, passed_over)
         write_image(temporary / SHEET, draw_sheet(rows))
+        # The record marks the folder as a description set that a later call may replace.
         write_json(temporary / DESCRIPTIONS_RECORD, record)
     return record
 
@@ -164,6 +165,7 @@ def read_descriptions(folder: Path, category: str) -> tuple[Description, ...]:
         "descriptions, which flawscope synth describe makes",
     )
     for where, line in lines:
+        # Training reads this mask: a line must not lead out of the folder.
         place_below(folder, line.mask, where)
         descriptions.append(line)
     return tuple(descriptions)

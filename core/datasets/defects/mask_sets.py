@@ -225,6 +225,7 @@ class _Grounds:
         size = self._settings.size
         if not self._goods:
             return _Ground(self._fixed, None, "", np.full((size, size, 3), _GREY, np.uint8))
+        # Starts again at the first image if there are more masks than images.
         place, path = self._goods[index % len(self._goods)]
         image = _squared(read_image(path), size)
         if not self._is_by_image:
@@ -259,6 +260,7 @@ def _read_template(templates: Path | None, category: str, defect: str, size: int
             f"{category}: expected --templates, a folder with {names[0]}, got none. Name it, or take another --within."
         )
     for name in names:
+        # From the most special to the most general.
         if (templates / name).is_file():
             mask = read_mask(templates / name)
             # Resized as grey levels, then thresholded: values stay averages of the area, not of a nearest pixel.
@@ -293,6 +295,7 @@ def _name(ground: _Ground, number: int, names: set[str]) -> str:
     if ground.good is None:
         return f"{number:03d}"
     on_image = 1
+    # Counted, not computed: an image may come again after all others, and two images may share a stem.
     while f"{ground.stem}-{on_image:03d}" in names:
         on_image += 1
     names.add(name := f"{ground.stem}-{on_image:03d}")

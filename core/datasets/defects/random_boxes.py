@@ -90,6 +90,8 @@ def _side(limits: tuple[float, float], length: int, rng: np.random.Generator) ->
 
 def _start(limits: tuple[float, float], length: int, side: int, rng: np.random.Generator) -> int:
     low, high = limits
+    # A defect type that was seen at one position alone must not be drawn there alone.
     spare = max(0.0, JITTER - (high - low)) / 2
     centre = rng.uniform(max(low - spare, 0.0), min(high + spare, 1.0)) * length
+    # A box at the border is moved inside, not cut: its size stays in the observed range.
     return int(np.clip(round(centre - side / 2), 0, length - side))

@@ -1,8 +1,8 @@
 """Random box masks: sides drawn from a range, rotated if allowed, mostly inside a template.
 
-Source: AnoGen (ECCV 2024), stage 2. Departures: masks are binary, where the reference rotates rectangles with grey edges
-that are dithered later; whether a defect may be rotated is a boolean, where the reference takes the text "False" for
-true; a rectangle covers exactly width x height pixels; the number of tries is limited.
+Source: AnoGen (ECCV 2024), stage 2. Departures: masks are binary, where the reference rotates rectangles with grey
+edges that are dithered later; whether a defect may be rotated is a boolean, where the reference takes the text "False"
+for true; a rectangle covers exactly width x height pixels; the number of tries is limited.
 """
 
 from __future__ import annotations

@@ -166,6 +166,7 @@ def boxes(
     DIR/ranges.json has the observed sizes, as `synth masks` reads them; DIR/NAME/NAME_test.jsonl one line per random
     box: normal image, mask, caption.
     """
+    # Before the dataset is opened, so that a wrong number is reported at once.
     settings = BoxSettings(margin, per_component, number, within, solid, places, overlap, tries, seed)
     dataset = open_dataset(data, category)
     with progress_bars() as report:
@@ -240,6 +241,7 @@ def masks(
     they are rotated. A mask that fits nowhere is an error, not an endless search.
     """
     settings = MaskSettings(number, size, per_picture, solid, rotate, overlap, tries, seed)
+    # A published name wins over a file of that name: write ./NAME for the file.
     read = PUBLISHED[str(ranges)] if str(ranges) in PUBLISHED else read_ranges(ranges)
     dataset = None if data is None else open_dataset(data, category)
     with progress_bars() as report:
@@ -307,6 +309,7 @@ def _entries(
     """Return the anomalous images of a support set, or of a split."""
     if support is None:
         return list_anomalous(dataset, split or "train", defects)
+    # Refused, not ignored: the images of a support set are fixed.
     if split is not None or defects:
         raise click.UsageError("Expected --support, or --split and --defect, got both. Leave one out.")
     return find_support(dataset, read_support(support), progress)

@@ -35,6 +35,7 @@ def write_mask(path: Path, mask: BoolArray) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a struct or a dictionary as indented JSON."""
+    # Indented and with a newline at its end: people read and compare these records.
     _write(path, msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
 
 
@@ -44,7 +45,7 @@ def write_lines(path: Path, values: Iterable[Any]) -> None:
 
 
 def _write(path: Path, data: bytes) -> None:
-    # Not `files.write_bytes`: sets are written below `atomic_folder`, which is atomic itself and, when the disk is full,
+    # Not `files.write_bytes`: sets are written below `atomic_folder`, which is atomic itself. When the disk is full it
     # names the folder the user asked for, where a file's own error would name a temporary one.
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)

@@ -210,7 +210,7 @@ def test_a_range_file_is_read(tmp_path):
         ({"rotate": 0}, "Expected `bool`, got `int`"),
         ({"width": [0.3, 0.2]}, r"the smaller one first, got \[0.3, 0.2\]"),
         ({"width": [0.0, 0.2]}, r"above 0 and up to 1"),
-        ({"height": [0.5, 1.2]}, r"height: expected two parts of the side above 0 and up to 1"),
+        ({"height": [0.5, 1.2]}, r"height: expected two shares of the side above 0 and up to 1"),
         ({"height": [0.5]}, "Expected `array` of length 2"),
         ({"depth": 1}, "unknown field `depth`"),
     ],

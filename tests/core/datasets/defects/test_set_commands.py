@@ -91,7 +91,7 @@ def test_an_earlier_set_is_replaced(data, tmp_path):
         (["masks", "--ranges", "RANGES", "--size", "4"], "size: expected a whole number from 16"),
         (["describe", "DATA", "--split", "test", "--phrases", "RANGES"], "expected a table of phrases"),
         (["describe", "DATA", "--split", "test", "--frames", "RANGES"], "expected a sentence with"),
-        (["describe", "DATA", "--split", "test", "--margin", "-1"], "margin: expected a part of the box's side"),
+        (["describe", "DATA", "--split", "test", "--margin", "-1"], "margin: expected a share of the box's side"),
         (["describe", "--data", "NONE"], "expected a dataset's folder"),
     ],
 )
