@@ -65,10 +65,10 @@ def test_sources_may_be_files(tmp_path):
 
 
 def test_a_packed_bundle_has_the_same_identity_and_files(folder, packed):
-    with open_bundle(folder) as one, open_bundle(packed) as other:
-        assert other.manifest == one.manifest
-        assert other.path == packed
-        assert files_of(other.folder) == files_of(folder)
+    with open_bundle(folder) as opened_folder, open_bundle(packed) as opened_pack:
+        assert opened_pack.manifest == opened_folder.manifest
+        assert opened_pack.path == packed
+        assert files_of(opened_pack.folder) == files_of(folder)
 
 
 def test_a_packed_bundle_is_the_same_byte_for_byte_whatever_it_was_made_from(tmp_path, folder, packed):
