@@ -21,6 +21,7 @@ from __future__ import annotations
 class FlawscopeError(Exception):
     """Base of all errors that flawscope raises on purpose."""
 
+    # As click's own usage errors.
     exit_status = 2
 
 

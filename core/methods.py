@@ -111,6 +111,7 @@ _ROWS = (
         scorer="flawscope.runtime.scorers.reconstruction_scorer:RECONSTRUCTION",
     ),
     Method(
+        # Neither settings nor trainer: `flawscope bundle combine` makes it of finished bundles.
         "ensemble",
         "ensemble",
         "Weighted sum of the maps and scores of several detectors.",
@@ -119,6 +120,7 @@ _ROWS = (
         scorer="flawscope.runtime.scorers.ensemble_scorer:ENSEMBLE",
     ),
     Method(
+        # Neither head nor exporter: its graphs are part of the bundles of the methods that use it.
         "autoencoder",
         "autoencoder",
         "The autoencoder of latent diffusion, for dsad and base.",
@@ -135,6 +137,7 @@ _ROWS = (
         trainer="flawscope.training.synthesis.base_training:TRAINER",
         head="flawscope.bundle.synth_head:SynthHead",
         exporter="flawscope.export.synthesis.generator_export:BASE",
+        # All generators export one kind of bundle, which their runtime draws with.
         tag="synth",
     ),
     Method(

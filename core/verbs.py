@@ -91,6 +91,7 @@ _SYNTH = Group(
         "describe": Verb(
             "flawscope.datasets.defects.set_commands:describe", "Write captions of the defects in images."
         ),
+        # The function is not called `import`, which is a keyword of Python.
         "import": Verb(
             "flawscope.runtime.synthesis.import_command:import_command", "Import a learned embedding or a base model."
         ),
@@ -100,6 +101,7 @@ _SYNTH = Group(
         "dataset": Verb(
             "flawscope.runtime.synthesis.generate_command:dataset", "Make a dataset of synthetic and real images."
         ),
+        # In `workflows`, the one package that may import all others.
         "judge": Verb(
             "flawscope.workflows.utility.judge_command:judge", "Train a segmenter with and without synthetic images."
         ),
@@ -115,11 +117,13 @@ _BUNDLE = Group(
         "info": Verb("flawscope.bundle.bundle_command:info", "Show the contents of a bundle's manifest."),
         "verify": Verb("flawscope.bundle.bundle_command:verify", "Check every hash of a bundle."),
         "pack": Verb("flawscope.bundle.bundle_command:pack", "Write a bundle folder as one uncompressed file."),
+        # In `calibration`, because centers and spreads are measured with the members.
         "combine": Verb(
             "flawscope.calibration.thresholds.combine_command:combine", "Combine several detectors into one bundle."
         ),
     },
 )
+# In the order of `--help`. A verb that is renamed leaves an Alias behind, so that scripts go on working.
 VERBS: Mapping[str, Row] = {
     "demo": Verb(
         "flawscope.workflows.demo_command:demo", "Generate a dataset, train, export, score and report, offline."

@@ -63,6 +63,7 @@ def _facts(manifest: Manifest) -> list[tuple[str, str]]:
         for name, graph in sorted(manifest.graphs.items())
     ]
     if isinstance(manifest.head, SynthHead):
+        # A generator scores nothing, so it has no thresholds.
         facts += _drawing(manifest.head)
     elif manifest.thresholds is None:
         facts.append(("thresholds", "none: run flawscope calibrate"))

@@ -33,6 +33,7 @@ class Head:
 
 def head_tag(head: Head) -> str:
     """Return the tag of a head, which is the manifest's `method`."""
+    # The type checker knows no struct here: `Head` is a plain class.
     return str(type(head).__struct_config__.tag)  # type: ignore[attr-defined]
 
 

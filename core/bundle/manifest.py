@@ -340,6 +340,7 @@ class Manifest(_Struct, frozen=True):
         """Return the manifest with other thresholds for a precision; see `graphs_of`."""
         if precision == "fp32":
             return msgspec.structs.replace(self, thresholds=thresholds)
+        # Each precision has its own: scores of INT8 are slightly other numbers than those of FP32.
         changed = msgspec.structs.replace(self._precision(precision), thresholds=thresholds)
         return msgspec.structs.replace(self, precisions={**self.precisions, precision: changed})
 

@@ -56,6 +56,7 @@ class PatchSettings(SettingPart, frozen=True, kw_only=True):
     """
 
     upsample: Literal["nearest", "bilinear"] = "nearest"
+    # A default per method and backbone: learned features have a meaningful scale, scattering has none.
     standardize: Literal["auto", "none", "scale", "whiten"] = "auto"
     batch_size: int = 8
     num_workers: int = 2

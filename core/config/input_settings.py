@@ -63,6 +63,7 @@ class TiledInputSettings(InputSettings, frozen=True, kw_only=True):
     @property
     def tiling(self) -> Tiling | None:
         """How images are cut into tiles side by side, or None where they are taken whole."""
+        # No overlap in training: each pixel of an image counts once.
         return None if self.tile is None else Tiling(self.tile, 0.0)
 
 

@@ -28,7 +28,7 @@ class LoopSettings(SettingPart, frozen=True, kw_only=True):
         ema: Decay of the exponential moving average of the parameters, which is validated and saved; 0 for none.
         max_steps: Most optimizer steps, if `epochs` do not end the training before; null for no limit. A last epoch cut
             short is validated all the same.
-        mixed_precision: Mixed precision of the training: `no`, `bf16` or `fp16`.
+        mixed_precision: Mixed precision of the training.
         tf32: Allow TF32 for matrix products on a GPU. Convolutions may use it in any case, as is torch's default.
         checkpoint_every: Epochs between checkpoints.
         checkpoints_kept: Newest checkpoints kept.

@@ -59,6 +59,7 @@ def inspect(root: Path, category: str | None, as_json: bool, list_all: bool) -> 
             click.echo(msgspec.json.encode(inspection, enc_hook=str))
         else:
             _print(inspection, _LISTED if not list_all else None)
+        # Not an exception: all categories are reported before the exit status says that one is unusable.
         is_usable &= inspection.is_usable
     if not is_usable:
         raise click.exceptions.Exit(2)

@@ -31,6 +31,7 @@ class Sample(msgspec.Struct, frozen=True):
     path: Path
     split: Split
     defect: str
+    # A path and not an array: a dataset is indexed without opening its files.
     mask: Path | None = None
     is_mask_indexed: bool = False
     category: str = ""

@@ -114,6 +114,7 @@ class Prompts:
                 check_array(embedding, "vectors", ("V", width), np.float32, finite=True)
                 numbered = self._expanded(ids, text, len(embedding))
             if len(numbered) > rules.length:
+                # The end-of-text token has to stay: text encoders were trained with it.
                 numbered = [*numbered[: rules.length - 1], numbered[-1]]
             for column, (number, index) in enumerate(numbered):
                 tokens[row, column] = number

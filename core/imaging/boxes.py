@@ -15,6 +15,7 @@ import numpy as np
 from flawscope.arrays import BoolArray
 from flawscope.errors import ArgumentError
 
+# One latent cell of 8 pixels at the 512 pixels of Stable Diffusion.
 MIN_MARGIN = 8 / 512
 """Least margin on each side, as a share of the image's width or height: 8 pixels at 512."""
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from flawscope.datasets.defects.mask_ranges import CategoryRanges, Within
 from flawscope.datasets.defects.random_masks import Sides
 
+# The first text may name several defect types, which share the ranges.
 _Row = tuple[str, float, float, float, float, bool]
 
 _MVTEC: dict[str, tuple[_Row, ...]] = {

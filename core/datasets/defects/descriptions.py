@@ -135,6 +135,7 @@ def write_descriptions(
                 image=place_of(dataset, goods[int(rng.integers(len(goods)))].path),
                 fault=entry.source,
                 mask=entry.mask,
+                # All frames: training picks one at every access.
                 text=captions.all(entry.category, entry.defect, location_of(box, entry.size)),
                 bbox=box,
                 defect=entry.defect,

@@ -77,6 +77,7 @@ def choose_ranges(
         if category not in ranges:
             names = ", ".join(sorted(ranges))
             raise DataError(f"ranges: expected an entry for the category {category}, got those of {names}. Add it.")
+    # Sorted: the order of categories in the file changes no mask.
     chosen = {category: ranges[category] for category in sorted(categories or ranges)}
     if within is None:
         return chosen

@@ -28,6 +28,7 @@ from flawscope.terminal import progress_bars
 _SPLITS = ("train", "test", "any")
 _BOXES, _MASKS = BoxSettings(), MaskSettings()  # the defaults
 
+# The second spellings here and below are those of the published scripts.
 _OUT = click.option("--out", "--outdir", "out", type=PATH, required=True, metavar="DIR", help="Folder to write.")
 _SEED = click.option("--seed", default=_MASKS.seed, show_default=True, help="Seed of every random choice.")
 _DEFECTS = click.option(
@@ -64,7 +65,12 @@ _TRIES = click.option("--tries", default=_MASKS.tries, show_default=True, help="
 @CATEGORY
 @click.option("--shots", "--k", "--k_shot", "shots", default=3, show_default=True, help="Images per defect type.")
 @click.option(
-    "--split", type=click.Choice(_SPLITS), default="train", show_default=True, help="Where they may come from."
+    # train: test images only on request, or the evaluation of what is trained on them would be contaminated.
+    "--split",
+    type=click.Choice(_SPLITS),
+    default="train",
+    show_default=True,
+    help="Where they may come from.",
 )
 @_DEFECTS
 @_SEED
