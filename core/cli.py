@@ -79,7 +79,7 @@ class LazyGroup(click.Group):
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "FLAWSCOPE"})
 @click.version_option(__version__, prog_name="flawscope")
 def root() -> None:
-    """Learn good parts, ship one bundle, decide on the line."""
+    """Visual anomaly detection: train on normal images, ship one bundle, inspect parts."""
 
 
 # Raised by a group that is called alone, to show its help. Click before 8.2 prints the help itself and lacks this

@@ -153,7 +153,7 @@ def read_torch_file(path: Path, *, what: str = "a learned word", max_bytes: int 
     """Read what `torch.save` wrote.
 
     Args:
-        path: The file. It stays open; the numbers of a tensor are copied when they are asked for.
+        path: The file. It stays open; the numbers of a tensor are copied on demand.
         what: Expected contents, for messages.
         max_bytes: Largest file that is read; None for `MAX_BYTES`.
 

@@ -82,7 +82,7 @@ _SYNTH = Group(
     "Synthesise defects: support sets, boxes, captions, images, datasets.",
     {
         "support": Verb(
-            "flawscope.datasets.defects.set_commands:support", "Choose a few anomalous images to learn from."
+            "flawscope.datasets.defects.set_commands:support", "Choose a few anomalous images to train a generator on."
         ),
         "boxes": Verb(
             "flawscope.datasets.defects.set_commands:boxes", "Box real defects and draw random boxes like them."

@@ -329,7 +329,7 @@ class Manifest(_Struct, frozen=True):
         Raises:
             ArgumentError: If the bundle lacks it.
         """
-        # fp32 is no entry of `precisions`: its graphs are the bundle's own.
+        # fp32 is not an entry of `precisions`: its graphs are the manifest's own.
         return self.graphs if precision == "fp32" else self._precision(precision).graphs
 
     def thresholds_of(self, precision: str) -> Thresholds | None:

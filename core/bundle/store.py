@@ -80,9 +80,13 @@ class Bundle:
         try:
             tensors: dict[str, npt.NDArray[Any]] = safetensors.numpy.load_file(path)
         except (safetensors.SafetensorError, ValueError, OSError) as err:
-            raise BundleError(f"{self.path}: {path.name} is no safetensors file: {err}. Export it again.") from err
+            raise BundleError(
+                f"{self.path}: {path.name}: expected a safetensors file, got: {err}. Export it again."
+            ) from err
         except (TypeError, AttributeError) as err:  # what safetensors raises for bfloat16 and 8 bit floats
-            raise BundleError(f"{self.path}: {path.name} holds a type NumPy lacks: {err}. Export it again.") from err
+            raise BundleError(
+                f"{self.path}: {path.name}: expected types that NumPy has, got: {err}. Export it again."
+            ) from err
         if not tensors:
             raise BundleError(f"{self.path}: {path.name}: expected tensors, got none. Train and export again.")
         for name, tensor in tensors.items():
@@ -103,7 +107,7 @@ class Bundle:
         """Return a member of an ensemble, a bundle in a folder of this one, which has to stay open while it is used.
 
         Raises:
-            ArgumentError: If this is no ensemble, or has no such member.
+            ArgumentError: If this is not an ensemble, or has no such member.
             BundleError: If the member's manifest is missing or broken.
         """
         members = {entry.name: entry.folder for entry in self.manifest.head.members}
@@ -150,7 +154,7 @@ def _open_folder(path: Path) -> Bundle:
     if not (path / MANIFEST).is_file():
         raise BundleError(f"{path}: expected a bundle with {MANIFEST}, got a folder without it.")
     if (path / MANIFEST).stat().st_size > _MAX_MANIFEST_BYTES:
-        raise BundleError(f"{path}: {MANIFEST} is larger than {_MAX_MANIFEST_BYTES >> 20} MiB, which none of ours is.")
+        raise BundleError(_too_large(path))
     manifest = decode_manifest((path / MANIFEST).read_bytes(), str(path))
     _check_names(manifest, path)
     names = set()
@@ -205,7 +209,7 @@ def _extract(archive: zipfile.ZipFile, path: Path, target: Path) -> Manifest:
     if MANIFEST not in names:
         raise BundleError(f"{path}: expected a bundle with {MANIFEST}, got a zip file without it.")
     if archive.getinfo(MANIFEST).file_size > _MAX_MANIFEST_BYTES:
-        raise BundleError(f"{path}: {MANIFEST} is larger than {_MAX_MANIFEST_BYTES >> 20} MiB, which none of ours is.")
+        raise BundleError(_too_large(path))
     data = archive.read(MANIFEST)
     manifest = decode_manifest(data, str(path))
     _check_names(manifest, path)
@@ -223,6 +227,10 @@ def _extract(archive: zipfile.ZipFile, path: Path, target: Path) -> Manifest:
                 file.write(block)
         _check_hash(digest.hexdigest(), name, listed, path)
     return manifest
+
+
+def _too_large(path: Path) -> str:
+    return f"{path}: {MANIFEST}: expected at most {_MAX_MANIFEST_BYTES >> 20} MiB, got more. Check that it is a bundle."
 
 
 def _check_member(member: zipfile.ZipInfo, path: Path) -> None:

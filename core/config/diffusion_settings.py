@@ -298,7 +298,7 @@ class DsadConfig(TrainedConfig, frozen=True, kw_only=True, tag_field="method", t
     def sampling(self) -> Sampling:
         """The reconstruction that these settings ask for."""
         return Sampling(
-            # The noise schedule Stable Diffusion was trained with: its UNet knows no other, so it is no setting.
+            # The noise schedule Stable Diffusion was trained with: its UNet knows no other, so it cannot be set.
             betas="scaled_linear",
             beta_start=0.00085,
             beta_end=0.012,

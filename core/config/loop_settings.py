@@ -64,7 +64,7 @@ class LoopSettings(SettingPart, frozen=True, kw_only=True):
         check(self.warmup_steps >= 0, "warmup_steps", "a count of at least 0", self.warmup_steps)
         check(1 <= self.accumulate <= 4096, "accumulate", "1 to 4096", self.accumulate)
         check(0.0 <= self.clip_norm < math.inf, "clip_norm", "a number of at least 0", self.clip_norm)
-        # A decay of 1 would keep the random start for ever.
+        # A decay of 1 would keep the random start forever.
         check(0.0 <= self.ema < 1.0, "ema", "a decay from 0 to below 1", self.ema)
         check(self.max_steps is None or self.max_steps >= 1, "max_steps", "at least 1", self.max_steps)
         check(self.checkpoint_every >= 1, "checkpoint_every", "at least 1", self.checkpoint_every)

@@ -207,7 +207,7 @@ def _remarks(dataset: Dataset) -> Iterator[Problem]:
             yield Problem("unused_training_image", sample.path, text, "note")
     for path in dataset.ignored:
         if not path.is_dir():
-            description = "file that is no image by its name"
+            description = "file without the extension of an image"
         elif path.parent == dataset.root:  # in a dataset of all categories alone; the folders of one category are read
             description = "flat folder of images, which is a category only when it is named,"
         else:

@@ -71,7 +71,7 @@ class Dataset(msgspec.Struct, frozen=True):
 
     @property
     def train_good(self) -> tuple[Sample, ...]:
-        """The normal training images: what a detector learns from."""
+        """The normal training images, which detectors are trained on."""
         return tuple(s for s in self.samples if s.split == "train" and not s.is_anomalous)
 
     @property

@@ -121,7 +121,7 @@ def draw_latents(
         strength: As of `plan_drawing`.
         solver: `ddim` (arXiv:2010.02502), or `dpm++`, the second-order multistep solver (arXiv:2211.01095), which
             needs fewer steps; its first and last steps are first-order.
-        told: Called after every step with its number from 1 and x.
+        told: Called after every step with its number, from 1, and x.
 
     Raises:
         ArgumentError: If shapes do not fit, or the solver cannot do the sampling.

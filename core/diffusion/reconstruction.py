@@ -67,7 +67,7 @@ class Reconstructed:
         scores: Float32 [N].
         reconstructions: Float32 [N, 3, H, W] in [-1, 1].
         unsampled: Decodes the images without any diffusion, of the same form: with latents, what the autoencoder alone
-            loses. A function, because the line does not need it.
+            loses. A function, because inspection does not need it.
         pixel: Differences of pixels, float32 [N, H, W].
         feature: Differences of features, float32 [N, H, W].
     """

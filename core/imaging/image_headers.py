@@ -26,7 +26,7 @@ def read_header(data: bytes) -> Header | None:
         for reader in (_png, _jpeg, _bmp, _tiff, _webp):
             if header := reader(data):
                 return header
-    # Truncated data reads beyond its end: that is no image, not a fault of ours.
+    # Reading beyond the end: truncated data is not an image.
     except (struct.error, IndexError):
         return None
     return None

@@ -105,20 +105,20 @@ def draw_mask(
         left = int(rng.integers(0, size - width, endpoint=True))
         top = int(rng.integers(0, size - height, endpoint=True))
         angle = int(rng.integers(0, 180, endpoint=True)) if sides.rotate else 0
-        turned = _Turned(left, top, width, height, angle, size)
+        rotated = _RotatedRect(left, top, width, height, angle, size)
         # The count in the window around a rotated rectangle is an upper bound of that in the rectangle, and constant in
         # time: most misfits are rejected here.
-        inside = template.count(*turned.window)
+        inside = template.count(*rotated.window)
         if angle and inside > overlap * width * height:
-            inside = int(np.count_nonzero(turned.pixels() & turned.part_of(template.mask)))
+            inside = int(np.count_nonzero(rotated.pixels() & rotated.part_of(template.mask)))
         if inside > overlap * width * height:
             mask = np.zeros((size, size), np.bool_)
-            turned.part_of(mask)[:] = turned.pixels()
+            rotated.part_of(mask)[:] = rotated.pixels()
             return BoxMask(mask, left, top, width, height, angle, inside / (width * height), attempt)
     raise ArgumentError(_misfit(widths, heights, template, overlap, drawn))
 
 
-class _Turned:
+class _RotatedRect:
     """A rectangle rotated about its centre, in an image of `size` x `size` pixels.
 
     Attributes:

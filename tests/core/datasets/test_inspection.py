@@ -239,7 +239,7 @@ def test_long_lists_of_one_kind_end_with_their_number(tile, capsys):
     assert "Problems: 12 errors, 1 note" in out
     assert out.count("belongs to no image") == 10
     assert "and 2 more of this kind (--all lists them)" in out
-    assert "notes.txt is a file that is no image by its name" in out
+    assert "notes.txt is a file without the extension of an image" in out
     assert run(["data", "inspect", str(tile), "--all"]) == 0
     out = capsys.readouterr().out
     assert out.count("belongs to no image") == 12

@@ -77,10 +77,10 @@ def test_flagged_masks_are_really_turned_and_by_all_angles():
     angle=st.integers(0, 180),
 )
 def test_a_turned_rectangle_holds_the_pixels_whose_centres_lie_in_it(box, angle):
-    from flawscope.datasets.defects.random_masks import _Turned
+    from flawscope.datasets.defects.random_masks import _RotatedRect
 
     left, top, width, height = box
-    turned = _Turned(left, top, width, height, angle, SIZE)
+    turned = _RotatedRect(left, top, width, height, angle, SIZE)
     mask = np.zeros((SIZE, SIZE), np.bool_)
     turned.part_of(mask)[:] = turned.pixels()
     corners = np.array([(-width, -height), (width, -height), (width, height), (-width, height)]) / 2
@@ -95,9 +95,9 @@ def test_a_turned_rectangle_holds_the_pixels_whose_centres_lie_in_it(box, angle)
 
 
 def test_a_turn_by_a_right_angle_swaps_the_sides():
-    from flawscope.datasets.defects.random_masks import _Turned
+    from flawscope.datasets.defects.random_masks import _RotatedRect
 
-    turned = _Turned(20, 10, 10, 30, 90, SIZE)
+    turned = _RotatedRect(20, 10, 10, 30, 90, SIZE)
     assert turned.window == (10, 20, 30, 10)
     assert turned.pixels().all()
 
