@@ -125,7 +125,7 @@ def test_the_tar_of_the_first_torch_is_refused_by_name(tmp_path: Path) -> None:
     with tarfile.open(path, "w") as archive:
         archive.add(tmp_path / "storages", "storages")
     with pytest.raises(
-        DataError, match=r"old\.pth: expected a network as torch saves it since 2017, got a tar of earl"
+        DataError, match=r"old\.pth: expected a network as torch saves it since 2017, got the older tar format"
     ):
         read_torch_file(path, what="a network")
 
