@@ -1,3 +1,3 @@
-"""flawscope: visual inspection that learns good parts, ships as one bundle and runs without PyTorch."""
+"""flawscope: visual anomaly detection, trained on normal images, shipped as one bundle, run without PyTorch."""
 
 __version__ = "0.1.0"

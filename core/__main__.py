@@ -1,4 +1,4 @@
-"""`python -m flawscope`: the command line, where the console script is not on the path."""
+"""`python -m flawscope`: the command line, also where the console script is not on PATH."""
 
 from flawscope.cli import main
 

@@ -1,4 +1,4 @@
-"""Array checks with uniform messages, and the axis letters used in all array shapes.
+"""Array types and checks with uniform messages, and the axis letters used in all array shapes.
 
 N  images in a batch, or query rows     H, W  height and width in pixels
 P  patches of one image                 h, w  height and width of the patch grid
@@ -31,7 +31,7 @@ def check_array(
     *,
     finite: bool = False,
 ) -> npt.NDArray[Any]:
-    """Return `value` as the array it claims to be, or raise.
+    """Return `value` if it is an array of the expected dtype and shape, or raise.
 
     Args:
         value: The object to check.
@@ -43,17 +43,20 @@ def check_array(
     Raises:
         ArgumentError: If type, dtype, shape or finiteness differ.
     """
-    wanted = f"{np.dtype(dtype).name} [{', '.join(str(size) for size in shape)}]"
+    expected = f"{np.dtype(dtype).name} [{', '.join(str(size) for size in shape)}]"
     if not isinstance(value, np.ndarray):
-        raise ArgumentError(f"{name}: expected a NumPy array {wanted}, got {type(value).__name__}.")
-    # The name alone would hide a foreign byte order: both are called float32.
+        raise ArgumentError(f"{name}: expected a NumPy array {expected}, got {type(value).__name__}.")
+    # A foreign byte order is named by dtype.str (">f4"): dtype.name is float32 for both.
     got = f"{value.dtype.name if value.dtype.isnative else value.dtype.str} {list(value.shape)}"
     fits = len(value.shape) == len(shape) and all(
-        size > 0 if isinstance(want, str) else size == want for size, want in zip(value.shape, shape, strict=True)
+        size > 0 if isinstance(expected_size, str) else size == expected_size
+        for size, expected_size in zip(value.shape, shape, strict=True)
     )
+    # Never converted silently: a cast hides where a float64 or a wrong scale came from, and costs a copy per image.
     if value.dtype != np.dtype(dtype) or not fits:
-        raise ArgumentError(f"{name}: expected {wanted} with no empty axis, got {got}.")
+        raise ArgumentError(f"{name}: expected {expected} with no empty axis, got {got}.")
     if finite and not np.isfinite(value).all():
+        # Counted again only on failure: the check above runs on every image.
         bad = int(value.size - np.isfinite(value).sum())
         raise ArgumentError(f"{name}: expected finite numbers, got {bad} NaN or infinite values in {got}.")
     return value

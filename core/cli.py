@@ -1,7 +1,7 @@
-"""The command root: `flawscope VERB`, with every verb imported only when it is called.
+"""The command line: `flawscope VERB`, where the module of a verb is imported only when it is called.
 
-`flawscope score` must start fast and must not import torch, so every group knows its verbs by the names of
-`flawscope.verbs` alone.
+`flawscope score` must start fast and must not import torch, so groups list their verbs from the strings in
+`flawscope.verbs`.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from flawscope.verbs import VERBS, Alias, Group, Row
 class LazyGroup(click.Group):
     """A click group whose commands are imported when they are called, not when they are listed.
 
-    It overrides each method of click that would import every command to show a list of them: a list takes names and
-    lines from the table.
+    It overrides each method of click that would import every command only to list it; names and lines come from the
+    table instead.
 
     Args:
-        rows: Name -> row of `flawscope.verbs`. By default those of the root.
-        attributes: What click.Group takes.
+        rows: Name -> row of `flawscope.verbs`; by default those of the root.
+        attributes: Arguments of click.Group.
     """
 
     def __init__(self, *, rows: Mapping[str, Row] = VERBS, **attributes: Any) -> None:
@@ -36,11 +36,11 @@ class LazyGroup(click.Group):
         self.rows = rows
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Return the verbs in the order of the table, without their earlier names."""
+        """Return the verbs in the order of the table, without aliases."""
         return [name for name, _ in self._lines()]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import and return one verb, also by an earlier name."""
+        """Import and return one verb, also by an alias."""
         row = self.rows.get(cmd_name)
         if row is None:
             return None
@@ -55,14 +55,14 @@ class LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the verb that was typed; an earlier name becomes the present one."""
+        """Find the verb that was typed; an alias becomes the present name."""
         name, command, rest = super().resolve_command(ctx, args)
-        # Click names help, errors and environment variables after what was typed, not after the command found.
+        # Click would name help, errors and environment variables after the alias that was typed.
         row = None if name is None else self.rows.get(name)
         return (row.alias_of if isinstance(row, Alias) else name), command, rest
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """List the verbs with their one-liners, without importing any of them."""
+        """List the verbs with their lines, without importing any of them."""
         with formatter.section("Commands"):
             formatter.write_dl(self._lines())
 
@@ -79,21 +79,23 @@ class LazyGroup(click.Group):
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "FLAWSCOPE"})
 @click.version_option(__version__, prog_name="flawscope")
 def root() -> None:
-    """Learn good parts, ship one bundle, decide on the line."""
+    """Visual anomaly detection: train on normal images, ship one bundle, inspect parts."""
 
 
-# A group called alone shows its help. Click before 8.2 prints it itself and has no such exception: () catches nothing.
+# Raised by a group that is called alone, to show its help. Click before 8.2 prints the help itself and lacks this
+# exception: `except ()` catches nothing.
 _NO_ARGUMENTS: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())
 
 
 def main(arguments: Sequence[str] | None = None, **extra: Any) -> None:
-    """Run the command line and exit: 0 done, 1 a gate or check failed, 2 the request was wrong."""
+    """Run the command line and exit: 0 success, 1 a gate or check failed, 2 the request was wrong."""
     sys.exit(run(arguments))
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit status; a user's mistake becomes one line on stderr."""
+    """Run the command line and return its exit status; an error of the user becomes one line on stderr."""
     try:
+        # Not standalone: click would print tracebacks of our errors and usage errors over several lines.
         status = root.main(args=arguments, prog_name="flawscope", standalone_mode=False)
     except _NO_ARGUMENTS as err:
         click.echo(err.format_message(), err=True)
@@ -104,14 +106,16 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except click.ClickException as err:
         return _fail(err.format_message(), 2)
     except click.Abort:
+        # 128 + SIGINT, as shells report it.
         return _fail("interrupted", 130)
     except click.exceptions.Exit as err:
         return err.exit_code
     except FlawscopeError as err:
         return _fail(str(err), err.exit_status)
     except SystemExit as err:
-        # Click leaves like this where the reader of our output went away (`flawscope score ... | head`).
+        # Click exits like this when the reader of our output is gone (`flawscope score ... | head`).
         return err.code if isinstance(err.code, int) else 1
+    # A command may return its status. Not standalone, click hands it over in place of exiting.
     return status if isinstance(status, int) else 0
 
 

@@ -1,4 +1,4 @@
-"""The exception tree of flawscope.
+"""Exceptions of flawscope.
 
     FlawscopeError
     ├── ArgumentError (also ValueError)      a value, option or array the caller gave is wrong
@@ -6,24 +6,26 @@
     │   └── ImageError                       one image cannot be read
     ├── RunError                             a training run is broken or does not fit
     ├── BundleError                          a bundle is broken, tampered with or too new
-    ├── BackendError                         a backend was asked for and is not there
+    ├── BackendError                         a backend was requested and is not available
     │   └── DeviceError                      a device failed while it was working
     ├── MissingExtra (also ImportError)      an optional dependency is not installed
     ├── StorageError                         writing failed (disk full, read-only, no permission)
     └── GateError                            a measured check failed; exit status 1, all others 2
 
-Every message says what is wrong, what was expected, what was got, and what to do.
+Every message says what is wrong, what was expected, what was found, and what to do.
 """
 
 from __future__ import annotations
 
 
 class FlawscopeError(Exception):
-    """Base of every error that flawscope raises on purpose."""
+    """Base of all errors that flawscope raises on purpose."""
 
+    # As click's own usage errors.
     exit_status = 2
 
 
+# Also a ValueError: msgspec turns those of __post_init__ into a ValidationError that names the field.
 class ArgumentError(FlawscopeError, ValueError):
     """A value, option or array given by the caller is wrong."""
 
@@ -37,7 +39,7 @@ class ImageError(DataError):
 
 
 class RunError(FlawscopeError):
-    """A training run folder is broken, unfitted or of another kind."""
+    """A run folder is broken, incomplete or of another kind."""
 
 
 class BundleError(FlawscopeError):
@@ -45,7 +47,7 @@ class BundleError(FlawscopeError):
 
 
 class BackendError(FlawscopeError):
-    """A backend was asked for and cannot be used here."""
+    """A backend was requested and cannot be used here."""
 
 
 class DeviceError(BackendError):
@@ -75,4 +77,5 @@ class StorageError(FlawscopeError):
 class GateError(FlawscopeError):
     """A measured check failed (parity, accuracy, verification)."""
 
+    # Scripts tell a failed check (1) from a wrong request (2) by this.
     exit_status = 1

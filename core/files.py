@@ -1,4 +1,4 @@
-"""Writing without loss: every output appears whole under its name, or not at all."""
+"""Atomic writing of files and folders: an output appears whole under its name, or not at all."""
 
 from __future__ import annotations
 
@@ -50,11 +50,13 @@ def atomic_file(path: Path) -> Iterator[Path]:
     """
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        # Beside the target: a rename is atomic only within one file system. The dot hides it from dataset readers.
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
         os.close(handle)
         temporary = Path(name)
         try:
             yield temporary
+            # mkstemp makes files of mode 0600, which a service of another user could not read.
             _follow_umask(temporary)
             temporary.replace(path)
         finally:
@@ -62,7 +64,8 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 
 def _follow_umask(path: Path) -> None:
-    """Give a temporary file or folder, made private to its owner, the permissions an ordinary one would have."""
+    """Give a temporary file or folder, which only its owner may read, the permissions of an ordinary one."""
+    # The umask can be read only by setting it.
     umask = os.umask(0)
     os.umask(umask)
     path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
@@ -84,14 +87,15 @@ def atomic_folder(path: Path, *, replace_if: str | None = None) -> Iterator[Path
     """Yield a temporary folder beside `path`; rename it to `path` on success, remove it on failure.
 
     Args:
-        path: The folder that appears whole. It must not exist, or be empty, or be one of ours.
-        replace_if: A file name that marks an existing folder as an earlier output of the same kind,
-            which may be replaced (`run.json`, `manifest.json`).
+        path: The folder to write. It must not exist, or be empty, or hold `replace_if`.
+        replace_if: File name that marks an existing folder as an earlier output of the same kind, which may be
+            replaced (`run.json`, `manifest.json`).
 
     Raises:
         ArgumentError: If `path` holds something else.
         StorageError: If the system refuses to write.
     """
+    # Before the work: hours of training must not end with a name that was taken from the start.
     check_replaceable(path, replace_if)
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -106,15 +110,17 @@ def atomic_folder(path: Path, *, replace_if: str | None = None) -> Iterator[Path
 
 
 def _swap_in(new: Path, path: Path) -> None:
-    """Rename the folder `new` to `path`; what was there comes back on any failure and goes only on success."""
+    """Rename the folder `new` to `path`; a folder there before is deleted on success and restored on failure."""
     if not path.exists():
         new.replace(path)
         return
+    # rename() replaces files and empty folders alone, so the old folder has to step aside first.
     aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
     old = aside / path.name
     try:
         path.replace(old)
         new.replace(path)
+    # BaseException: Ctrl-C between the two renames must not lose the old folder.
     except BaseException:
         if old.exists():
             old.replace(path)
@@ -137,9 +143,9 @@ def check_replaceable(path: Path, marker: str | None) -> None:
 
 
 def free_name(stem: str, taken: set[str]) -> str:
-    """Return `stem`, numbered where it is in `taken` already, and add it there.
+    """Return `stem`, with a number appended if it is in `taken`, and add it there.
 
-    The whole stem is kept, whatever its length: cut names of two images could be equal.
+    The stem is never shortened: shortened names of two images could be equal.
     """
     name, count = stem, 1
     while name in taken:

@@ -1,8 +1,8 @@
-"""The table of methods: what each one is made of, by name alone, so that a lean device imports nothing that it lacks.
+"""The table of methods: one row per method, which names its settings, head, trainer, exporter and scorer.
 
-A method is one row. A place is `MODULE:ATTRIBUTE` and is imported when it is asked for: the settings without NumPy, the
-scorer without torch, the trainer and exporter only where training libraries are installed. Nobody enumerates methods
-anywhere else; `tests/project/test_methods.py` demands every face of every row.
+Rows hold strings `MODULE:ATTRIBUTE`, imported on first use, so that an edge device imports only what it has installed:
+settings without torch, the scorer without torch, trainer and exporter only beside the training libraries. Methods are
+enumerated nowhere else; `tests/project/test_methods.py` checks every entry of every row.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any, Literal
 from flawscope.errors import ArgumentError
 
 MethodKind = Literal["detector", "ensemble", "autoencoder", "generator"]
-"""`detector` scores images; `ensemble` adds up detectors and is combined, not trained; `autoencoder` is a part of other
-methods; `generator` draws defects."""
+"""`detector` scores images; `ensemble` sums detectors and is combined, not trained; `autoencoder` serves other methods;
+`generator` draws defects."""
 
 
 @dataclass(frozen=True)
@@ -23,17 +23,17 @@ class Method:
     """One row.
 
     Attributes:
-        name: The tag of its settings and its head, and METHOD on the command line.
-        kind: What it is good for; see `MethodKind`.
-        line: One line for people.
-        docs: Page of the documentation that describes it.
-        settings: Struct of its settings, or None for what is not trained.
-        head: Struct in the manifest of its bundles, or None for what is not exported by itself.
-        trainer: What fits and restores it, a `flawscope.training.trainer.Trainer`.
-        exporter: What turns its run into graphs, a `flawscope.export.exporter.Exporter`; None where there is no run.
-        scorer: What makes maps and scores of its bundle, a `flawscope.runtime.scorers.base.ScorerKind`. None for what
-            draws.
-        tag: What a manifest calls it, where bundles of several methods are alike; empty for the name itself.
+        name: Tag of its settings and of its head, and METHOD on the command line.
+        kind: What it does; see `MethodKind`.
+        line: One-line description.
+        docs: Page of the documentation.
+        settings: Struct of its settings, or None if it is not trained.
+        head: Struct of its section in a manifest, or None if it is not exported by itself.
+        trainer: Fits and restores it, a `flawscope.training.trainer.Trainer`; None if it is not trained.
+        exporter: Turns its run into graphs, a `flawscope.export.exporter.Exporter`; None if it is not exported.
+        scorer: Computes maps and scores of its bundles, a `flawscope.runtime.scorers.base.ScorerKind`; None if it does
+            not score.
+        tag: Its tag in a manifest, where several methods share one kind of bundle; empty for the name itself.
     """
 
     name: str
@@ -49,15 +49,16 @@ class Method:
 
     @property
     def bundle_tag(self) -> str:
-        """What a manifest calls the method."""
+        """Tag of the method in a manifest."""
         return self.tag or self.name
 
 
+# The order is that of `--help` and of error messages.
 _ROWS = (
     Method(
         "patchcore",
         "detector",
-        "A memory bank of normal patches, scored by the nearest one; for parts in any position.",
+        "Nearest-neighbour distance to a memory bank of normal patches; for parts in any position.",
         "docs/training.md",
         settings="flawscope.config.detector_settings:PatchcoreConfig",
         head="flawscope.bundle.heads:PatchcoreHead",
@@ -68,7 +69,7 @@ _ROWS = (
     Method(
         "padim",
         "detector",
-        "A Gaussian for every position; for parts that always lie alike.",
+        "Mahalanobis distance to one Gaussian per patch position; for aligned parts.",
         "docs/training.md",
         settings="flawscope.config.detector_settings:PadimConfig",
         head="flawscope.bundle.heads:PadimHead",
@@ -79,7 +80,7 @@ _ROWS = (
     Method(
         "stfpm",
         "detector",
-        "A student network that agrees with its teacher on normal images alone.",
+        "Student-teacher feature matching; the student agrees with its teacher on normal images only.",
         "docs/training.md",
         settings="flawscope.config.detector_settings:StfpmConfig",
         head="flawscope.bundle.heads:StfpmHead",
@@ -90,7 +91,7 @@ _ROWS = (
     Method(
         "ddad",
         "detector",
-        "Reconstruction by denoising diffusion in pixels; what cannot be rebuilt is a defect.",
+        "Reconstruction by denoising diffusion in pixels; what is not reconstructed is anomalous.",
         "docs/training.md",
         settings="flawscope.config.diffusion_settings:DdadConfig",
         head="flawscope.bundle.heads:DdadHead",
@@ -101,7 +102,7 @@ _ROWS = (
     Method(
         "dsad",
         "detector",
-        "The same in the latents of an autoencoder, guided by the image and its sketch; several categories at once.",
+        "Reconstruction by latent diffusion, guided by the image and its sketch; several categories at once.",
         "docs/training.md",
         settings="flawscope.config.diffusion_settings:DsadConfig",
         head="flawscope.bundle.heads:DsadHead",
@@ -110,17 +111,19 @@ _ROWS = (
         scorer="flawscope.runtime.scorers.reconstruction_scorer:RECONSTRUCTION",
     ),
     Method(
+        # Neither settings nor trainer: `flawscope bundle combine` makes it of finished bundles.
         "ensemble",
         "ensemble",
-        "Several detectors whose maps and scores are added up with fixed weights.",
+        "Weighted sum of the maps and scores of several detectors.",
         "docs/bundle-format.md",
         head="flawscope.bundle.ensemble_head:EnsembleHead",
         scorer="flawscope.runtime.scorers.ensemble_scorer:ENSEMBLE",
     ),
     Method(
+        # Neither head nor exporter: its graphs are part of the bundles of the methods that use it.
         "autoencoder",
         "autoencoder",
-        "The autoencoder of latent diffusion, which dsad and base work in.",
+        "The autoencoder of latent diffusion, for dsad and base.",
         "docs/training.md",
         settings="flawscope.config.diffusion_settings:AutoencoderConfig",
         trainer="flawscope.training.diffusion.autoencoder:TRAINER",
@@ -128,18 +131,19 @@ _ROWS = (
     Method(
         "base",
         "generator",
-        "A small text-to-image model of normal images, where no Stable Diffusion is at hand.",
+        "A small text-to-image base model of normal images, where no Stable Diffusion is at hand.",
         "docs/synthesis.md",
         settings="flawscope.config.generator_settings:BaseConfig",
         trainer="flawscope.training.synthesis.base_training:TRAINER",
         head="flawscope.bundle.synth_head:SynthHead",
         exporter="flawscope.export.synthesis.generator_export:BASE",
+        # All generators export one kind of bundle, which their runtime draws with.
         tag="synth",
     ),
     Method(
         "embedding",
         "generator",
-        "A learned word for each defect type, from a few images of it.",
+        "A learned embedding for each defect type, from a few images of it.",
         "docs/synthesis.md",
         settings="flawscope.config.generator_settings:EmbeddingConfig",
         trainer="flawscope.training.synthesis.embedding:TRAINER",
@@ -150,7 +154,7 @@ _ROWS = (
     Method(
         "inpainting",
         "generator",
-        "An inpainting network that knows the defects of a part, from a few images of each.",
+        "An inpainting model of the defects of a part, from a few images of each type.",
         "docs/synthesis.md",
         settings="flawscope.config.generator_settings:InpaintingConfig",
         trainer="flawscope.training.synthesis.inpainting:TRAINER",
@@ -163,7 +167,7 @@ METHODS: dict[str, Method] = {row.name: row for row in _ROWS}
 
 
 def names(*kinds: MethodKind) -> tuple[str, ...]:
-    """Return the names of all methods of these kinds, of all kinds where none is given, in the table's order."""
+    """Return the names of the methods of these kinds, or of all methods, in the order of the table."""
     return tuple(row.name for row in METHODS.values() if not kinds or row.kind in kinds)
 
 
@@ -171,7 +175,7 @@ def method(name: str) -> Method:
     """Return the row of a method.
 
     Raises:
-        ArgumentError: If there is none.
+        ArgumentError: If there is no such method.
     """
     if name not in METHODS:
         raise ArgumentError(f"method: expected one of {', '.join(METHODS)}, got {name!r}.")
@@ -179,23 +183,25 @@ def method(name: str) -> Method:
 
 
 def head_type(tag: str) -> Any:
-    """Return the struct that a manifest's head of this tag is decoded to.
+    """Return the struct of heads with this tag.
 
     Raises:
         ValueError: If no method has this tag.
     """
+    # The table and not a union of structs: a method that is registered later is known here too.
     for row in METHODS.values():
         if row.bundle_tag == tag and row.head is not None:
             return load(row.head)
-    known = ", ".join(dict.fromkeys(row.bundle_tag for row in METHODS.values() if row.head is not None))
-    raise ValueError(f"Invalid value {tag!r}, expected a head of {known}")
+    tags = ", ".join(dict.fromkeys(row.bundle_tag for row in METHODS.values() if row.head is not None))
+    # A ValueError: msgspec adds the place in the JSON to it, and to no other type.
+    raise ValueError(f"Invalid value {tag!r}, expected a head of {tags}")
 
 
 def scorer_of(tag: str) -> Any:
-    """Return the scorer of bundles of this tag, a `flawscope.runtime.scorers.base.ScorerKind`.
+    """Return the scorer of bundles with this tag, a `flawscope.runtime.scorers.base.ScorerKind`.
 
     Raises:
-        ArgumentError: If such bundles do not score.
+        ArgumentError: If bundles with this tag do not score.
     """
     for row in METHODS.values():
         if row.bundle_tag == tag and row.scorer is not None:
@@ -204,6 +210,6 @@ def scorer_of(tag: str) -> Any:
 
 
 def load(place: str) -> Any:
-    """Import what a place `MODULE:ATTRIBUTE` names."""
+    """Import and return the object that `MODULE:ATTRIBUTE` names."""
     module, _, attribute = place.partition(":")
     return getattr(importlib.import_module(module), attribute)

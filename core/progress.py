@@ -1,15 +1,15 @@
-"""Progress callback of long work: commands show it as bars; the default is silent."""
+"""Progress callbacks of long operations: commands show them as bars, the default is silent."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 Progress = Callable[[str, int, int], None]
-"""Called with (what is being done, done so far, total)."""
+"""Called with (task, completed, total)."""
 
 CountProgress = Callable[[int, int], None]
-"""Called with (done so far, total) by work of one kind, whose caller knows what it is."""
+"""Called with (completed, total) by an operation with a single task, which its caller names."""
 
 
-def no_progress(what: str, done: int, total: int) -> None:
+def no_progress(task: str, completed: int, total: int) -> None:
     """Report nothing."""

@@ -1,11 +1,11 @@
-"""The records of runs: what `run.json` says, read strictly and without torch.
+"""Records of runs (`run.json`), read strictly and without torch.
 
     run.json               the record
-    weights.safetensors    what was learned
+    weights.safetensors    the trained weights
     samples/NNN.png        normal images
 
-A record names its settings by their flat names, as people write them (`flawscope.config`). Records of schema 1 also
-named settings that their method had no use for; those are dropped here, and nothing else is.
+A record has settings by their flat names, as people write them (`flawscope.config`). Records of schema 1 also had
+settings that their method did not use; those are dropped here, and nothing else is.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SAMPLES = "samples"
 if TYPE_CHECKING:
     RecordedConfig = MethodConfig
 else:
-    # What msgspec sees: no struct, so that it leaves the decoding to `_decode`, which asks the table of methods.
+    # What msgspec sees: not a struct, so that it leaves decoding to `_decode`, which asks the table of methods.
     RecordedConfig = Settings
 
 _NO_BACKBONE = frozenset(
@@ -53,12 +53,12 @@ _IDLE_IN_SCHEMA_1: dict[str, frozenset[str]] = {
     "embedding": _NO_IMAGE_SET,
     "inpainting": _NO_IMAGE_SET,
 }
-"""Method -> settings that a record of schema 1 has although nothing ever read them."""
+"""Method -> settings that records of schema 1 have although its training never read them."""
 
 
 @dataclass(frozen=True)
 class BackboneSource:
-    """Where the weights of a backbone came from, for the run's record."""
+    """Origin and licence of a backbone's weights."""
 
     name: str
     weights: str
@@ -66,27 +66,27 @@ class BackboneSource:
 
 
 class RunRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What `run.json` says of a detector or an autoencoder.
+    """`run.json` of a detector or an autoencoder.
 
     Attributes:
         kind: `detector` or `autoencoder`.
-        config: The settings as used, tagged with the method.
+        config: The settings in force, tagged with the method.
         category: Name of the category.
         layout: Layout of the dataset.
         dataset: Fingerprint of the dataset.
-        training: SHA-256 of every image the detector learned from.
-        held_out: SHA-256 of the normal training images kept for calibration.
+        training: SHA-256 of every training image.
+        held_out: SHA-256 of the normal images held out for calibration.
         backbone: Name, origin and licence of the weights.
         grid: Rows and columns of the patch grid.
         channels: Kept channels, or null for all.
-        facts: What a person may want to know of the fit.
-        seconds: Wall-clock seconds per part of the training.
+        facts: Figures of the fit, for people.
+        seconds: Wall-clock seconds per stage of the training.
         versions: Package versions.
         created: UTC time, ISO 8601.
         command: The command line.
         flawscope: Version that wrote the run.
-        rule: How the maps of a reconstruction become one, or null for other methods.
-        unet: Settings of the UNet of a guided denoiser, or null for other methods.
+        rule: How the maps of a reconstruction become one; null for other methods.
+        unet: Settings of the UNet of a guided denoiser; null for other methods.
         schema: Version of this record.
     """
 
@@ -117,9 +117,9 @@ class LearnedDefect(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         category: Name of the category.
         name: Defect type, without the category.
-        texts: The texts it was trained with; `{location}` stands for words such as "in the upper left".
-        vectors: Whether the run has vectors for it, in the place of the placeholder.
-        pictures: Support images it was learned from.
+        texts: Prompts it was trained with; `{location}` stands for words such as "in the upper left".
+        vectors: Whether the run has a learned embedding for it, in place of the placeholder.
+        pictures: Number of support images it was trained on.
     """
 
     category: str
@@ -130,21 +130,21 @@ class LearnedDefect(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class SynthesisRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What `run.json` says of a base, learned words, or an inpainting network.
+    """`run.json` of a base model, learned embeddings, or an inpainting model.
 
     Attributes:
         kind: `base`, `embedding` or `inpainting`.
-        config: The settings as used, tagged with the method.
+        config: The settings in force, tagged with the method.
         category: Name of the category, or "all".
         layout: Layout of the dataset.
         dataset: Fingerprint of the dataset.
-        training: SHA-256 of every image learned from.
-        base: Identity of the base; empty for a base.
-        licence: Of the weights.
-        defects: What can be drawn; none for a base.
-        networks: Settings of networks that have to be built before the weights fit.
-        facts: What a person may want to know of the training.
-        seconds: Wall-clock seconds per part of it.
+        training: SHA-256 of every training image.
+        base: Identity of the base model; empty for a base model itself.
+        licence: Licence of the weights.
+        defects: Defects that can be drawn; none for a base model.
+        networks: Settings of the networks that the weights are loaded into.
+        facts: Figures of the training, for people.
+        seconds: Wall-clock seconds per stage of the training.
         versions: Package versions.
         created: UTC time, ISO 8601.
         command: The command line.
@@ -175,14 +175,15 @@ _Record = TypeVar("_Record", RunRecord, SynthesisRecord)
 
 
 def generator_kinds() -> tuple[str, ...]:
-    """Return the kinds of runs that draw defects, by their names."""
+    """Return the kinds of runs that draw defects."""
     return methods.names("generator")
 
 
 def run_kind(path: Path) -> str | None:
-    """Return what the run in a folder says it is, or None where there is no run that says so."""
+    """Return the kind of the run in a folder, or None where there is no readable record."""
     try:
         record = msgspec.json.decode((path / RECORD).read_bytes())
+    # msgspec raises UnicodeDecodeError, not its own DecodeError, for text that is not UTF-8.
     except (OSError, msgspec.DecodeError, UnicodeDecodeError):
         return None
     kind = record.get("kind") if isinstance(record, dict) else None
@@ -197,6 +198,7 @@ def read_run_record(path: Path) -> tuple[RunRecord, bytes]:
     """
     if not (path / RECORD).is_file():
         raise RunError(f"{path}: expected a run with {RECORD}, got none. Make one with flawscope train.")
+    # Asked first, because a record of the other struct would fail on its unknown fields, with a confusing message.
     if (kind := run_kind(path)) in generator_kinds():
         raise RunError(f"{path}: expected the run of a detector, got one of train {kind}, which draws defects.")
     data = (path / RECORD).read_bytes()
@@ -207,7 +209,7 @@ def read_run_record(path: Path) -> tuple[RunRecord, bytes]:
 
 
 def read_synthesis_record(path: Path) -> tuple[SynthesisRecord, bytes]:
-    """Return the record of what draws defects, and the bytes of its file.
+    """Return the record of a generator's run, and the bytes of its file.
 
     Raises:
         RunError: If it is missing, of another kind, broken, or written by a newer version.
@@ -225,10 +227,10 @@ def read_synthesis_record(path: Path) -> tuple[SynthesisRecord, bytes]:
 
 
 def read_autoencoder_record(path: Path) -> tuple[AutoencoderConfig, float]:
-    """Return the settings of a run of `train autoencoder`, and what its latents are multiplied with.
+    """Return the settings of a run of `train autoencoder`, and the scaling factor of its latents.
 
     Raises:
-        RunError: If it is no such run, broken, or written by a newer version.
+        RunError: If it is another kind of run, broken, or written by a newer version.
     """
     try:
         record = _decode(path, (path / RECORD).read_bytes(), RunRecord, RUN_SCHEMA)
@@ -245,6 +247,7 @@ def read_autoencoder_record(path: Path) -> tuple[AutoencoderConfig, float]:
 
 def encode_record(record: RunRecord | SynthesisRecord) -> bytes:
     """Return the content of `run.json`, its settings by their flat names."""
+    # Records are flat, so that moving a setting from one part to another does not break old runs.
     plain = {**msgspec.to_builtins(record), "config": flatten(record.config)}
     return msgspec.json.format(msgspec.json.encode(plain), indent=1) + b"\n"
 
@@ -252,10 +255,10 @@ def encode_record(record: RunRecord | SynthesisRecord) -> bytes:
 def _decode(path: Path, data: bytes, kind: type[_Record], schema: int) -> _Record:
     plain = msgspec.json.decode(data)
     if not isinstance(plain, dict):
-        return msgspec.convert(plain, kind)  # says what was expected
+        return msgspec.convert(plain, kind)  # raises, with msgspec's message
     written = plain.get("schema", 1)
     is_number = isinstance(written, int) and not isinstance(written, bool)  # JSON's true equals 1
-    # Before the fields are looked at: those of a newer schema may be unknown here, which is not the reason.
+    # Before the fields: those of a newer schema may be unknown here, and "unknown field" would hide the reason.
     if is_number and written > schema:
         raise RunError(
             f"{path / RECORD}: expected run schema {schema} or older, got {written}. "
@@ -266,33 +269,36 @@ def _decode(path: Path, data: bytes, kind: type[_Record], schema: int) -> _Recor
         raise msgspec.ValidationError(f"Expected `object`, got `{type(config).__name__}` - at `$.config`")
     method = config.get("method")
     settings = CONFIGS.get(method) if isinstance(method, str) else None
+    # A detector's settings in a generator's record (or the reverse) would decode, and fail much later.
     belongs = settings is not None and (methods.METHODS[str(method)].kind == "generator") == (kind is SynthesisRecord)
     if settings is None or not belongs:
         raise msgspec.ValidationError(f"Invalid value {method!r} - at `$.config.method`")
     if is_number and written <= 1:
         config = _without_idle(str(method), config)
+        # From here on it is a record of this schema; encoding it again writes what was understood.
         plain["schema"] = schema
     try:
-        read = msgspec.convert(_nest(settings, config), settings)
+        decoded = msgspec.convert(_nest(settings, config), settings)
     except msgspec.ValidationError as err:
+        # The settings were converted on their own, so the place in the message begins below `config`.
         in_record = str(err).replace("at `$.", "at `$.config.") if "`$.config" not in str(err) else str(err)
         raise msgspec.ValidationError(without_parts(settings, in_record)) from err
-    # The one field that is no struct to msgspec: its hook hands over what was read above.
-    return msgspec.convert({**plain, "config": None}, kind, dec_hook=lambda asked, value: read)
+    # `config` is the one field that is not a struct to msgspec; the hook returns the settings decoded above.
+    return msgspec.convert({**plain, "config": None}, kind, dec_hook=lambda field_type, value: decoded)
 
 
 def _without_idle(method: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of a record of schema 1 without those that its method did not use, with the same meaning."""
+    """Return the settings of a schema 1 record without those that its method did not use, with the same meaning."""
     idle = _IDLE_IN_SCHEMA_1.get(method, frozenset())
     settings = {name: value for name, value in config.items() if name not in idle}
     if "crop" in idle and config.get("crop") is not None:
-        # Images of defects were never cropped, but a crop's size was taken for the one that they are learned at.
+        # Defect images were never cropped, but the crop's size was the size they were trained at.
         settings["resize"] = config["crop"]
     return settings
 
 
 def _nest(kind: type[MethodConfig], config: Mapping[str, Any]) -> dict[str, Any]:
     flat = {name: value for name, value in config.items() if name != "method"}
-    if strange := [name for name in flat if name not in places_of(kind)]:
-        raise msgspec.ValidationError(f"Object contains unknown field `{strange[0]}` - at `$.config`")
+    if unknown := [name for name in flat if name not in places_of(kind)]:
+        raise msgspec.ValidationError(f"Object contains unknown field `{unknown[0]}` - at `$.config`")
     return {**nest(kind, flat), "method": config["method"]}

@@ -1,4 +1,4 @@
-"""Shared by all commands: progress bars, and the command line as recorded."""
+"""Helpers of all commands: progress bars, and the command line for records."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from collections.abc import Callable, Iterator
 
 
 def command_line() -> str:
-    """Return the running command as it could be typed again."""
+    """Return the running command line, quoted so that it can be typed again."""
     name = "flawscope" if os.path.basename(sys.argv[0]) in ("flawscope", "__main__.py") else sys.argv[0]  # noqa: PTH119
     return shlex.join([name, *sys.argv[1:]])
 
 
 @contextlib.contextmanager
 def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
-    """Yield a callback (what, done, total) that draws bars with time left on a terminal's stderr, else nothing."""
+    """Yield a callback (task, completed, total) that draws bars on stderr, or nothing where that is no terminal."""
     if not sys.stderr.isatty():
-        yield lambda what, done, total: None
+        yield lambda task, completed, total: None
         return
+    # Here and not at the top: rich costs start-up time, and where stderr is no terminal nobody sees its bars.
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -42,9 +43,9 @@ def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
     with Progress(*columns, console=Console(stderr=True)) as bars:
         tasks: dict[str, object] = {}
 
-        def report(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bars.add_task(what, total=total)
-            bars.update(tasks[what], completed=done, total=total)  # type: ignore[arg-type]
+        def report(task: str, completed: int, total: int) -> None:
+            if task not in tasks:
+                tasks[task] = bars.add_task(task, total=total)
+            bars.update(tasks[task], completed=completed, total=total)  # type: ignore[arg-type]
 
         yield report

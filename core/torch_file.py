@@ -1,13 +1,13 @@
-"""Reader for `torch.save` files that needs no torch and never unpickles.
+"""Reader of `torch.save` files that needs no torch and never unpickles.
 
-A pickle is a program: whoever unpickles it runs what its author wanted. Here its instructions are followed by a machine
-that knows those alone which put numbers, texts, lists and dictionaries together, and a few names, which it never calls:
-to it a tensor is a place in a storage. Every other instruction or name is refused.
+A pickle is a program: unpickling it runs what its author wanted. Here a restricted interpreter follows only the opcodes
+that build numbers, strings, lists and dictionaries, and knows a few names, which it never imports or calls; a tensor is
+a view of a storage. Every other opcode or name is refused.
 
-Both forms are read: the zip of torch 1.6 and later, and the older sequence of pickles. They are described by what torch
-itself writes. The tar of the first months of torch is refused by name.
+Two formats are read: the zip of torch 1.6 and later, and the older sequence of pickles. The tar of the first months of
+torch is recognised and refused.
 
-The numbers of a tensor are taken out when they are asked for: of a large classifier often a part is wanted.
+The numbers of a tensor are read on demand: of a large classifier often only a part is needed.
 """
 
 from __future__ import annotations
@@ -29,10 +29,11 @@ import numpy.typing as npt
 from flawscope.errors import DataError
 
 MAX_BYTES = 64 << 20
-"""Default size limit of a file: a learned embedding has kilobytes."""
+"""Default size limit of a file; a learned embedding has a few kilobytes."""
 
-_MAGIC = 0x1950A86A20F9469CFC6C  # what the older form begins with
-_PROTOCOL = 1001
+_MAGIC = 0x1950A86A20F9469CFC6C  # first pickle of the older format (torch.serialization.MAGIC_NUMBER)
+_PROTOCOL = 1001  # second pickle of the older format, of torch's own numbering
+# NumPy has no such type: read as uint16 and widened.
 _BFLOAT16 = "bfloat16"
 _STORAGES = {
     "torch BFloat16Storage": _BFLOAT16,
@@ -55,9 +56,10 @@ _PARAMETERS = (
 )
 _ORDERED = "collections OrderedDict"
 _SETS = ("__builtin__ set", "builtins set")
+# An allow-list, not a list of what is dangerous: new names of pickle or torch stay refused.
 _NAMES = frozenset((*_STORAGES, _MODULE, *_TENSORS, *_PARAMETERS, _ORDERED, *_SETS))
 
-# SHORT_BINSTRING is a text from Python 2.
+# SHORT_BINSTRING is a string of Python 2.
 _VALUES = frozenset(("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINSTRING"))
 _CONSTANTS: Mapping[str, object] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
@@ -102,10 +104,10 @@ class SavedModule:
 
 @dataclass(frozen=True)
 class Saved:
-    """What a file holds.
+    """Contents of a file.
 
     Attributes:
-        value: The object that was saved, of dictionaries, lists, tuples, numbers, texts, `SavedTensor`, `SavedModule`.
+        value: The saved object, made of dictionaries, lists, tuples, numbers, strings, `SavedTensor`, `SavedModule`.
     """
 
     path: Path
@@ -120,8 +122,10 @@ class Saved:
         """
         storage, size, stride = tensor.storage, tensor.size, tensor.stride
         numbers = (tensor.offset, *size, *stride)
+        # `type(...) is int`: True is an int to isinstance, and floats would pass the comparisons below.
         fits = len(size) == len(stride) and all(type(number) is int and number >= 0 for number in numbers)
         if fits and 0 not in size:
+            # as_strided below checks nothing: a stride or offset beyond the storage would read foreign memory.
             last = tensor.offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
             fits = last < storage.count and math.prod(size) <= storage.count
         if not fits:
@@ -134,33 +138,35 @@ class Saved:
             if len(data) != storage.nbytes:
                 raise ValueError(f"a storage of {len(data)} bytes where {storage.count} numbers are referred to")
         if storage.kind == _BFLOAT16:
+            # bfloat16 is the upper half of a float32.
             flat: npt.NDArray[Any] = (np.frombuffer(data, "<u2").astype(np.uint32) << np.uint32(16)).view(np.float32)
         else:
             flat = np.frombuffer(data, storage.kind)
         if 0 in size:
             return np.zeros(size, flat.dtype)
         steps = [step * flat.itemsize for step in stride]
-        found: npt.NDArray[Any] = np.lib.stride_tricks.as_strided(flat[tensor.offset :], size, steps).copy()
-        return found
+        values: npt.NDArray[Any] = np.lib.stride_tricks.as_strided(flat[tensor.offset :], size, steps).copy()
+        return values
 
 
 def read_torch_file(path: Path, *, what: str = "a learned word", max_bytes: int | None = None) -> Saved:
     """Read what `torch.save` wrote.
 
     Args:
-        path: The file. It stays open; the numbers of a tensor are copied when they are asked for.
-        what: What is expected to be in it, for messages.
+        path: The file. It stays open; the numbers of a tensor are copied on demand.
+        what: Expected contents, for messages.
         max_bytes: Largest file that is read; None for `MAX_BYTES`.
 
     Raises:
         DataError: If the file cannot be read, is too large or broken, or holds anything but tensors in dictionaries,
-            lists and ParameterDicts; the message names the class.
+            lists and ParameterDicts; the message names the class that was found.
     """
     limit = MAX_BYTES if max_bytes is None else max_bytes
     data: mmap.mmap | bytes = b""
     try:
         with path.open("rb") as file:
             size = path.stat().st_size
+            # mmap refuses an empty file.
             if 0 < size <= limit:
                 data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except OSError as err:
@@ -174,19 +180,20 @@ def read_torch_file(path: Path, *, what: str = "a learned word", max_bytes: int 
     with _broken(path):
         if zipfile.is_zipfile(path):
             return reader.from_zip()
+        # Where a tar header has its magic number.
         if data[257:262] == b"ustar":
             raise DataError(
-                f"{path}: expected {what} as torch saves it since 2017, got a tar of earlier. Load it with torch and "
-                "save its tensors as safetensors."
+                f"{path}: expected {what} as torch saves it since 2017, got the older tar format. Load it with torch "
+                "and save its tensors as safetensors."
             )
         return reader.from_sequence()
 
 
 def read_state_dict(path: Path, max_bytes: int) -> tuple[Saved, dict[str, SavedTensor]]:
-    """Read the state of a network that `torch.save` wrote: its tensors by name.
+    """Read the state dict of a network that `torch.save` wrote: its tensors by name.
 
     Raises:
-        DataError: As `read_torch_file`, or if it holds anything beside tensors.
+        DataError: As `read_torch_file`, or if it holds anything besides tensors.
     """
     saved = read_torch_file(path, what="a state dict of tensors", max_bytes=max_bytes)
     if not isinstance(saved.value, dict):
@@ -205,17 +212,17 @@ def read_state_dict(path: Path, max_bytes: int) -> tuple[Saved, dict[str, SavedT
 
 @contextlib.contextmanager
 def _broken(path: Path) -> Iterator[None]:
-    """Turn what a broken file leads to into a DataError that names it."""
+    """Turn the errors that a broken file causes into a DataError that names it."""
     try:
         yield
-    # RuntimeError is what zipfile says of a member that claims to be encrypted.
+    # zipfile raises RuntimeError for a member that claims to be encrypted.
     except (ValueError, KeyError, IndexError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile) as err:
         reason = (str(err).splitlines() or [""])[0] or type(err).__name__
         raise DataError(f"{path}: expected a file of torch.save, got a broken one: {reason}. Get it again.") from err
 
 
 class _Reader:
-    """Reads one file, whose bytes are at hand."""
+    """Reads one file, given its bytes."""
 
     def __init__(self, path: Path, what: str, data: mmap.mmap | bytes) -> None:
         self._path, self._what, self._data = path, what, data
@@ -224,6 +231,7 @@ class _Reader:
         archive = zipfile.ZipFile(self._path)
         members = {member.filename.partition("/")[2]: member for member in archive.infolist()}
         for member in members.values():
+            # A compressed member of kilobytes could inflate to fill the memory. torch itself never compresses.
             if member.compress_type != zipfile.ZIP_STORED or member.file_size > len(self._data):
                 raise DataError(
                     f"{self._path}: expected members as torch writes them, got {member.filename}, which is "
@@ -237,12 +245,15 @@ class _Reader:
 
     def from_sequence(self) -> Saved:
         stream: Any = io.BytesIO() if isinstance(self._data, bytes) else self._data
+        # Five pickles in a row: magic number, protocol, byte order, the object, the keys of its storages; then their
+        # numbers.
         if self._run(stream)[0] != _MAGIC or self._run(stream)[0] != _PROTOCOL:
             raise ValueError("it does not begin as one")
         if _expect(self._run(stream)[0], dict).get("little_endian") is not True:
             raise DataError(f"{self._path}: expected numbers in little-endian order. Save it on another machine.")
         value, storages = self._run(stream)
         keys = _expect(self._run(stream)[0], list)
+        # A TypeError of keys of mixed types is a broken file too, which `_broken` reports.
         if sorted(keys) != sorted(storages):
             raise ValueError(f"it lists {len(keys)} storages and refers to {len(storages)}")
         starts, left = {}, {}
@@ -251,6 +262,7 @@ class _Reader:
             if count != storages[key].count:
                 raise ValueError(f"a storage of {count} numbers where {storages[key].count} are referred to")
             starts[key] = stream.tell()
+            # Seeking beyond the end is no error; `_check` compares what is really there.
             left[key] = min(storages[key].nbytes, len(self._data) - starts[key])
             stream.seek(storages[key].nbytes, io.SEEK_CUR)
         self._check(storages, left)
@@ -263,18 +275,19 @@ class _Reader:
         machine = _Machine(self._path, self._what)
         return machine.run(stream), machine.storages
 
-    def _check(self, storages: Mapping[str, _Storage], there: Mapping[str, int]) -> None:
-        """Raise unless every storage has the bytes that are referred to."""
-        wanted = sum(storage.nbytes for storage in storages.values())
-        if wanted > len(self._data):
-            raise ValueError(f"its storages would have {wanted} bytes, the file has {len(self._data)}")
+    def _check(self, storages: Mapping[str, _Storage], available: Mapping[str, int]) -> None:
+        """Raise ValueError unless every storage has the bytes that are referred to."""
+        total = sum(storage.nbytes for storage in storages.values())
+        # Before any number is read: a small file could claim storages of gigabytes.
+        if total > len(self._data):
+            raise ValueError(f"its storages would have {total} bytes, the file has {len(self._data)}")
         for key, storage in storages.items():
-            if there[key] != storage.nbytes:
-                raise ValueError(f"a storage of {there[key]} bytes where {storage.count} numbers are referred to")
+            if available[key] != storage.nbytes:
+                raise ValueError(f"a storage of {available[key]} bytes where {storage.count} numbers are referred to")
 
 
 class _Machine:
-    """Follows the instructions of one pickle. Nothing that it reads is called or imported."""
+    """Restricted interpreter of one pickle. Nothing that it reads is called or imported."""
 
     def __init__(self, path: Path, what: str) -> None:
         self._path, self._what = path, what
@@ -284,6 +297,7 @@ class _Machine:
         self.storages: dict[str, _Storage] = {}
 
     def run(self, stream: BinaryIO) -> Any:
+        # genops only splits the stream into opcodes and arguments; it builds nothing.
         for opcode, argument, _ in pickletools.genops(stream):
             if opcode.name == "STOP":
                 return self._stack.pop()
@@ -310,6 +324,7 @@ class _Machine:
             stack.append(tuple(self._since_mark()))
         elif name in _TUPLES:
             count = _TUPLES[name]
+            # A stack that is too short gives a shorter tuple here; whoever unpacks it then raises.
             stack[-count:] = [tuple(stack[-count:])]
         elif name in ("APPEND", "APPENDS"):
             items = [stack.pop()] if name == "APPEND" else self._since_mark()
@@ -317,23 +332,25 @@ class _Machine:
         elif name in ("SETITEM", "SETITEMS"):
             items = [stack.pop(-2), stack.pop()] if name == "SETITEM" else self._since_mark()
             _fill(_expect(stack[-1], dict), list(zip(items[::2], items[1::2], strict=True)))
+        # STACK_GLOBAL, of protocol 4, is refused like any other: torch.save writes protocol 2.
         elif name == "GLOBAL":
             stack.append(self._named(argument))
         elif name == "BINPERSID":
             stack.append(self._persistent(_expect(stack.pop(), tuple)))
+        # A call, which is described and not made.
         elif name in ("REDUCE", "NEWOBJ"):
             arguments = _expect(stack.pop(), tuple)
-            stack.append(_made(_expect(stack.pop(), _Name).text, arguments))
+            stack.append(_result(_expect(stack.pop(), _Name).text, arguments))
         elif name == "BUILD":
             self._build(stack.pop())
         elif name != "PROTO":
             raise DataError(
-                f"{self._path}: expected {self._what}, got a pickle with the instruction {name}, which it does not "
-                "need. It was not followed."
+                f"{self._path}: expected {self._what}, got a pickle with the opcode {name}, which it does not "
+                "need. It was not executed."
             )
 
     def _build(self, state: Any) -> None:
-        """Give the attributes of the object on top; those of a dictionary or a tensor say nothing of its numbers."""
+        """Set the attributes of the object on top; those of a dictionary or tensor hold no numbers and are dropped."""
         target = _expect(self._stack[-1], SavedModule | SavedTensor | dict)
         if isinstance(target, SavedModule):
             target.state = _expect(state, dict)
@@ -355,21 +372,22 @@ class _Machine:
         return _Name(text)
 
     def _persistent(self, identity: tuple[Any, ...]) -> Any:
-        """Return the storage that is meant; the older form names classes in this way too."""
+        """Return the storage that is referred to; the older format refers to classes in this way too."""
         if identity[0] == "module" and isinstance(identity[1], _Name):
             return identity[1]
         kind, key, _, count, *view = identity[1:]
-        wanted = identity[0] == "storage" and isinstance(kind, _Name) and kind.text in _STORAGES
-        if not wanted or type(key) is not str or type(count) is not int or count < 0 or any(one for one in view):
+        is_storage = identity[0] == "storage" and isinstance(kind, _Name) and kind.text in _STORAGES
+        if not is_storage or type(key) is not str or type(count) is not int or count < 0 or any(view):
             raise ValueError("it refers to something other than a storage")
         storage = _Storage(key, _STORAGES[kind.text], count)
+        # Two types or lengths for one storage would let a tensor pass the checks of the other.
         if self.storages.setdefault(key, storage) != storage:
             raise ValueError("it refers to one storage in two ways")
         return storage
 
 
-def _made(name: str, arguments: tuple[Any, ...]) -> Any:
-    """Return what stands for the result of a call."""
+def _result(name: str, arguments: tuple[Any, ...]) -> Any:
+    """Return a stand-in for the result of a call."""
     if name in _TENSORS:
         storage, offset, size, stride = arguments[:4]
         return SavedTensor(_expect(storage, _Storage), offset, _expect(size, tuple), _expect(stride, tuple))
@@ -378,18 +396,19 @@ def _made(name: str, arguments: tuple[Any, ...]) -> Any:
     if name == _MODULE:
         return SavedModule()
     if name == _ORDERED:
-        made: dict[Any, Any] = {}
+        items: dict[Any, Any] = {}
         if arguments:
-            _fill(made, [_expect(pair, list | tuple) for pair in _expect(arguments[0], list)])
-        return made
+            _fill(items, [_expect(pair, list | tuple) for pair in _expect(arguments[0], list)])
+        return items
     if name in _SETS:
+        # A list in place of a set: its elements need not be hashable, and nobody looks them up.
         return list(*(_expect(argument, list) for argument in arguments))
     raise ValueError(f"it calls {name.replace(' ', '.')}")
 
 
 def _fill(target: dict[Any, Any], pairs: list[Any]) -> None:
     for key, value in pairs:
-        # Tuples could be nested so that comparing them takes for ever.
+        # No tuples as keys: nested ones can be built so that hashing and comparing them takes forever.
         target[_expect(key, str | int)] = value
 
 

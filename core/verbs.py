@@ -1,8 +1,8 @@
 """The table of verbs: `flawscope VERB`, and `flawscope GROUP VERB` below it.
 
-A row names the module of its command as text, so that whoever lists verbs (`--help`, shell completion, tests) imports
-none. A command of any room can stand in any group: rooms never import each other for the sake of the command line.
-Nothing but strings belongs here; `flawscope.cli` makes commands of it.
+A row names the module of its command as text, so that listing verbs (`--help`, shell completion, tests) imports none of
+them. A command of any package can be in any group: packages never import each other for the command line alone. Only
+strings belong here; `flawscope.cli` turns them into commands.
 """
 
 from __future__ import annotations
@@ -24,23 +24,22 @@ class Verb(NamedTuple):
 
 
 class Alias(NamedTuple):
-    """An earlier name of a verb that was renamed: it goes on working and no list shows it.
+    """The former name of a renamed verb: it still works, but no list shows it.
 
     Attributes:
-        alias_of: The name now, in the same group. Whoever types the alias sees that name in help and errors, and
-            environment variables are those of that name.
+        alias_of: The present name, in the same group; help, errors and environment variables use it.
     """
 
     alias_of: str
 
 
 class Group(NamedTuple):
-    """Commands below one name.
+    """A group of commands.
 
     Attributes:
         line: One sentence for lists, below 80 characters.
-        rows: Name -> row, in the order in which they are listed: that of the work.
-        text: What the group's own `--help` says; the line, where there is no more to say.
+        rows: Name -> row, listed in this order, that of a typical workflow.
+        text: Text of the group's own `--help`; empty for the line.
     """
 
     line: str
@@ -51,12 +50,14 @@ class Group(NamedTuple):
 Row: TypeAlias = "Verb | Alias | Group"
 
 _DATA = Group(
-    "Look at a dataset, or generate one.",
+    "Inspect a dataset, or generate one.",
     {
         "inspect": Verb(
-            "flawscope.datasets.data_command:inspect", "Say what is in a dataset and what is wrong with it."
+            "flawscope.datasets.data_command:inspect", "Report what is in a dataset and what is wrong with it."
         ),
-        "demo": Verb("flawscope.datasets.data_command:demo", "Draw parts with and without defects, and their masks."),
+        "demo": Verb(
+            "flawscope.datasets.data_command:demo", "Generate images of parts with and without defects, and masks."
+        ),
     },
 )
 _ENGINE = Group(
@@ -78,55 +79,61 @@ _ENGINE = Group(
     """,
 )
 _SYNTH = Group(
-    "Draw defects: support sets, boxes, texts, images, datasets.",
+    "Synthesise defects: support sets, boxes, captions, images, datasets.",
     {
         "support": Verb(
-            "flawscope.datasets.defects.set_commands:support", "Choose a few anomalous images to learn from."
+            "flawscope.datasets.defects.set_commands:support", "Choose a few anomalous images to train a generator on."
         ),
         "boxes": Verb(
-            "flawscope.datasets.defects.set_commands:boxes", "Put boxes around defects, draw random ones like them."
+            "flawscope.datasets.defects.set_commands:boxes", "Box real defects and draw random boxes like them."
         ),
         "masks": Verb("flawscope.datasets.defects.set_commands:masks", "Draw box masks from a range file."),
         "describe": Verb(
-            "flawscope.datasets.defects.set_commands:describe", "Say in sentences what defects look like."
+            "flawscope.datasets.defects.set_commands:describe", "Write captions of the defects in images."
         ),
+        # The function is not called `import`, which is a keyword of Python.
         "import": Verb(
-            "flawscope.runtime.synthesis.import_command:import_command", "Take over a learned word or a base model."
+            "flawscope.runtime.synthesis.import_command:import_command", "Import a learned embedding or a base model."
         ),
         "generate": Verb(
             "flawscope.runtime.synthesis.generate_command:generate", "Draw defects on normal images with a bundle."
         ),
         "dataset": Verb(
-            "flawscope.runtime.synthesis.generate_command:dataset", "Make a dataset of drawn and real images."
+            "flawscope.runtime.synthesis.generate_command:dataset", "Make a dataset of synthetic and real images."
         ),
+        # In `workflows`, the one package that may import all others.
         "judge": Verb(
-            "flawscope.workflows.utility.judge_command:judge", "Train a segmenter with and without drawn images."
+            "flawscope.workflows.utility.judge_command:judge", "Train a segmenter with and without synthetic images."
         ),
     },
     """Synthesise defects: support sets, boxes, masks and descriptions, drawn defects, and datasets of them.
 
-    Everything is drawn by a seed and recorded; the same seed gives the same files. Every folder has a contact sheet.
+    Everything is drawn from a seed and recorded; the same seed gives the same files. Every folder has a contact sheet.
     """,
 )
 _BUNDLE = Group(
     "Show, verify, pack or combine bundles.",
     {
-        "info": Verb("flawscope.bundle.bundle_command:info", "Show what a bundle says of itself."),
+        "info": Verb("flawscope.bundle.bundle_command:info", "Show the contents of a bundle's manifest."),
         "verify": Verb("flawscope.bundle.bundle_command:verify", "Check every hash of a bundle."),
         "pack": Verb("flawscope.bundle.bundle_command:pack", "Write a bundle folder as one uncompressed file."),
+        # In `calibration`, because centers and spreads are measured with the members.
         "combine": Verb(
-            "flawscope.calibration.thresholds.combine_command:combine", "Combine several detectors to one bundle."
+            "flawscope.calibration.thresholds.combine_command:combine", "Combine several detectors into one bundle."
         ),
     },
 )
+# In the order of `--help`. A verb that is renamed leaves an Alias behind, so that scripts go on working.
 VERBS: Mapping[str, Row] = {
-    "demo": Verb("flawscope.workflows.demo_command:demo", "Generate parts, train, export, score and report, offline."),
+    "demo": Verb(
+        "flawscope.workflows.demo_command:demo", "Generate a dataset, train, export, score and report, offline."
+    ),
     "doctor": Verb("flawscope.runtime.doctor.doctor_command:doctor", "Show devices, backends, versions and kernels."),
     "data": _DATA,
     "pipeline": Verb(
         "flawscope.workflows.pipeline_command:pipeline", "Train, export, set thresholds and evaluate in one go."
     ),
-    "train": Verb("flawscope.training.train_command:train", "Learn what good parts look like."),
+    "train": Verb("flawscope.training.train_command:train", "Train a detector or a generator."),
     "export": Verb("flawscope.export.export_command:export", "Turn a training run into a bundle."),
     "export-triton": Verb(
         "flawscope.export.triton_command:export_triton", "Write a bundle or run as a model for Triton."
@@ -151,4 +158,4 @@ VERBS: Mapping[str, Row] = {
     "synth": _SYNTH,
     "bundle": _BUNDLE,
 }
-"""The verbs of the command root."""
+"""The verbs of `flawscope`."""

@@ -1,4 +1,4 @@
-"""Versions and processor that are recorded with every measured figure."""
+"""Package versions and processor name, recorded with every measured figure."""
 
 from __future__ import annotations
 
@@ -22,19 +22,20 @@ PACKAGES = (
 
 
 def package_versions() -> dict[str, str]:
-    """Return the versions of flawscope, of Python, and of the installed packages that shape the numbers."""
-    found = {"flawscope": flawscope.__version__, "python": platform.python_version()}
+    """Return the versions of flawscope, Python, and the installed packages that affect results."""
+    versions = {"flawscope": flawscope.__version__, "python": platform.python_version()}
     for package in PACKAGES:
         try:
-            found[package] = version(package)
+            versions[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def cpu_name() -> str:
-    """Return the processor's name as the system tells it."""
+    """Return the processor's name as the system reports it."""
     try:
+        # platform.processor() is empty or just "x86_64" on Linux.
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()

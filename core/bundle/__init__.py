@@ -1,4 +1,4 @@
-"""The bundle: what is shipped to a line, one folder or one uncompressed zip, verified when it is opened."""
+"""Bundles, the unit of deployment: one folder or one uncompressed zip, verified when it is opened."""
 
 from flawscope.bundle.ensemble_head import EnsembleHead
 from flawscope.bundle.ensemble_member import EnsembleMember

@@ -1,4 +1,4 @@
-"""`flawscope bundle info|verify|pack`; `combine` is at home in `calibration`."""
+"""`flawscope bundle info|verify|pack`; `bundle combine` is in `flawscope.calibration`, which can measure."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ _BUNDLE = click.argument("path", metavar="BUNDLE", type=click.Path(path_type=Pat
 @click.option("--json", "as_json", is_flag=True, help="Print the whole manifest as JSON.")
 def info(path: Path, as_json: bool) -> None:
     """Show the contents of a bundle's manifest."""
+    # Opening checks all hashes, so a changed bundle is not shown at all.
     with open_bundle(path) as opened:
         manifest = opened.manifest
     if as_json:
@@ -37,11 +38,11 @@ def _facts(manifest: Manifest) -> list[tuple[str, str]]:
     source = manifest.provenance
     height, width = manifest.input.size
     size = sum(entry.size for entry in manifest.files.values())
-    if isinstance(manifest.head, EnsembleHead):  # its own fields are shown
+    if isinstance(manifest.head, EnsembleHead):  # an ensemble has members in place of a seed and a backbone
         made_of = [
             ("method", f"{manifest.method}, category {source.category}"),
             *(("member", _member(entry)) for entry in manifest.head.members),
-            ("measured", f"centers and spreads on {manifest.head.images} normal images that no member has learned"),
+            ("measured", f"centers and spreads on {manifest.head.images} normal images that no member was trained on"),
         ]
     else:
         made_of = [
@@ -62,6 +63,7 @@ def _facts(manifest: Manifest) -> list[tuple[str, str]]:
         for name, graph in sorted(manifest.graphs.items())
     ]
     if isinstance(manifest.head, SynthHead):
+        # A generator scores nothing, so it has no thresholds.
         facts += _drawing(manifest.head)
     elif manifest.thresholds is None:
         facts.append(("thresholds", "none: run flawscope calibrate"))
@@ -93,8 +95,8 @@ def _drawing(head: SynthHead) -> list[tuple[str, str]]:
         ("draws", f"{head.mode}, {sampling.steps} steps, guidance {head.guidance:g}, {window}"),
         ("latents", f"{channels} channels of {width}x{height}"),
         ("licence", head.licence),
-        *(("defect", f"{one.category}/{one.name}: {_texts(one.texts)}") for one in head.defects),
-        ("support", f"{len(head.support)} images that it was learned from"),
+        *(("defect", f"{defect.category}/{defect.name}: {_texts(defect.texts)}") for defect in head.defects),
+        ("support", f"{len(head.support)} images that it was trained on"),
         *(
             (
                 "parity",
@@ -107,8 +109,8 @@ def _drawing(head: SynthHead) -> list[tuple[str, str]]:
 
 
 def _texts(texts: tuple[str, ...]) -> str:
-    more = f" and {len(texts) - 1} more texts" if len(texts) > 1 else ""
-    return f"{texts[0]!r}{more}"
+    rest = f" and {len(texts) - 1} more texts" if len(texts) > 1 else ""
+    return f"{texts[0]!r}{rest}"
 
 
 def _member(entry: EnsembleMember) -> str:
@@ -135,14 +137,16 @@ def _threshold(threshold: Threshold) -> str:
 @click.command()
 @_BUNDLE
 def verify(path: Path) -> None:
-    """Check every hash of a bundle. Exit status 1 when something was changed, 2 when there is no bundle."""
+    """Check every hash of a bundle. Exit status 1 if something was changed, 2 if there is no bundle."""
     if not path.exists():
         raise BundleError(f"{path}: expected a bundle, got no such file or folder.")
     try:
         with open_bundle(path) as opened:
+            # Opening checks hashes alone; this reads the memory bank too, for NaN and foreign types.
             opened.tensors()
             manifest = opened.manifest
     except BundleError as err:
+        # A changed bundle is the answer of a check (status 1), not a wrong request (status 2).
         raise GateError(str(err)) from err
     click.echo(f"{path}: {len(manifest.files)} files are as listed, identity {manifest.digest}")
 

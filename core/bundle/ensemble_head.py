@@ -14,13 +14,15 @@ class EnsembleHead(Head, msgspec.Struct, frozen=True, forbid_unknown_fields=True
 
     Attributes:
         members: The detectors.
-        images: Normal images, learned by no member, on which centers and spreads were measured.
+        images: Normal images, used in no member's training, on which centers and spreads were measured.
     """
 
     members: tuple[EnsembleMember, ...]
     images: int
 
     def __post_init__(self) -> None:
-        names = [member.name.casefold() for member in self.members]  # folders of some systems know no case
+        names = [
+            member.name.casefold() for member in self.members
+        ]  # members are folders, and some file systems ignore case
         if not names or len(set(names)) != len(names):
             raise ArgumentError(f"members: expected one or more, each with a name of its own, got {names}.")

@@ -1,4 +1,4 @@
-"""One detector of an ensemble, as the manifest names it."""
+"""Manifest entry of one detector of an ensemble."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import msgspec
 
 from flawscope.errors import ArgumentError
 
+# The name becomes a folder, so it has no separators and does not begin with a dot.
 _MEMBER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _LEAST_FACTOR = 1e-30
 
@@ -18,13 +19,13 @@ class EnsembleMember(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         name: Its name in the ensemble: letters, digits, `.`, `_` and `-`.
-        digest: Identity of its bundle, which lies whole in `folder`.
+        digest: Identity of its bundle, all of whose files lie in `folder`.
         method: Its method.
-        weight: Its share of the sum, above 0.
-        map_center: What counts as 0 in its anomaly maps.
-        map_spread: What counts as 1 above that, above 0.
-        score_center: What counts as 0 in its scores.
-        score_spread: What counts as 1 above that, above 0.
+        weight: Its weight in the sum, above 0.
+        map_center: Value of its anomaly maps that is mapped to 0.
+        map_spread: Distance from the center that is mapped to 1, above 0.
+        score_center: Score that is mapped to 0.
+        score_spread: Distance from the center that is mapped to 1, above 0.
     """
 
     name: str
@@ -44,19 +45,19 @@ class EnsembleMember(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             )
         if not (math.isfinite(self.weight) and self.weight > 0):
             raise ArgumentError(f"weight of {self.name}: expected a number above 0, got {self.weight:g}.")
-        for what, center, spread in (
+        for quantity, center, spread in (
             ("map", self.map_center, self.map_spread),
             ("score", self.score_center, self.score_spread),
         ):
             if not (math.isfinite(center) and math.isfinite(spread) and spread > 0):
                 raise ArgumentError(
-                    f"{what}s of {self.name}: expected a finite center and a spread above 0, got {center:g} and "
+                    f"{quantity}s of {self.name}: expected a finite center and a spread above 0, got {center:g} and "
                     f"{spread:g}."
                 )
-            # What the sum multiplies with is a float32; 0 or infinity would silence the member or all others.
+            # The factor becomes a float32 in the sum: 0 would silence this member, infinity all others.
             if not _LEAST_FACTOR <= self.weight / spread <= 1 / _LEAST_FACTOR:
                 raise ArgumentError(
-                    f"{what}s of {self.name}: expected a weight of ordinary size for a spread of {spread:g}, got "
+                    f"{quantity}s of {self.name}: expected a weight of ordinary size for a spread of {spread:g}, got "
                     f"{self.weight:g}."
                 )
 

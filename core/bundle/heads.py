@@ -1,7 +1,7 @@
-"""Heads: what a manifest says of how maps and scores are made, one struct a method.
+"""Heads: the section of a manifest that says how features become map and score, one struct per method.
 
-The manifest's field has the type `Head`, which no method is enumerated in: a head says by its tag which it is, and the
-table of methods (`flawscope.methods`) knows the struct.
+The manifest's field has the type `Head`, which lists no methods: the tag of a head names its method, and the table of
+methods (`flawscope.methods`) its struct.
 """
 
 from __future__ import annotations
@@ -19,44 +19,47 @@ from flawscope.diffusion.schedule import Sampling
 class Head:
     """Base of all heads.
 
-    A plain class and no struct: msgspec then leaves the decoding to `decode_head`, which finds the struct by its tag.
-    It has no slots of its own, so that the structs stay as small as they are.
+    A plain class and no struct: msgspec then leaves decoding to `decode_head`, which finds the struct by its tag.
     """
 
+    # Without it every head would get a __dict__, and with it attributes that no manifest has.
     __slots__ = ()
 
     @property
     def members(self) -> tuple[EnsembleMember, ...]:
-        """The detectors that an ensemble is made of; none for every other method."""
+        """The detectors of an ensemble; empty for every other method."""
         return ()
 
 
 def head_tag(head: Head) -> str:
     """Return the tag of a head, which is the manifest's `method`."""
+    # The type checker knows no struct here: `Head` is a plain class.
     return str(type(head).__struct_config__.tag)  # type: ignore[attr-defined]
 
 
 def decode_head(kind: type, value: Any) -> Any:
-    """Return a manifest's head from its builtins: msgspec's `dec_hook`.
+    """Return a manifest's head from plain data; a `dec_hook` of msgspec.
 
     Raises:
         ValueError: If the tag belongs to no method, or the fields are not those of its head.
     """
-    if kind is not Head:  # `object`, the values of a training configuration: msgspec asks for these as well
+    if kind is not Head:  # msgspec calls the hook for `object` too, the values of a training configuration
         return value
     tag = value.get("type") if isinstance(value, dict) else None
     if not isinstance(tag, str):
+        # A ValueError, to which msgspec adds the place in the JSON.
         raise ValueError("Expected a head with its type")
     return msgspec.convert(value, methods.head_type(tag))
 
 
 class PatchcoreHead(Head, msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="patchcore"):
-    """Head of PatchCore (arXiv:2106.08265): patches and a memory bank become an anomaly map.
+    """Head of PatchCore (arXiv:2106.08265): distances of patches to a memory bank.
 
     Attributes:
         grid: Rows and columns of the patch grid.
-        neighbors: b of equation 7, the number of neighbours in the re-weighting.
-        reweight: `paper` (equation 7), `seed` (the test patch's own neighbours), or `none`.
+        neighbors: Neighbours b of the score re-weighting (equation 7).
+        reweight: Whose neighbours re-weight the score: those of the nearest bank patch (`paper`), of the test patch
+            (`seed`), or `none`.
         sigma: Standard deviation of the map's Gaussian, in input pixels.
     """
 
@@ -67,7 +70,7 @@ class PatchcoreHead(Head, msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
 
 
 class PadimHead(Head, msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="padim"):
-    """Head of PaDiM (arXiv:2011.08785): patches and Gaussians become an anomaly map.
+    """Head of PaDiM (arXiv:2011.08785): Mahalanobis distances of patches to the Gaussian of their position.
 
     Attributes:
         grid: Rows and columns of the patch grid.
@@ -79,11 +82,11 @@ class PadimHead(Head, msgspec.Struct, frozen=True, forbid_unknown_fields=True, t
 
 
 class StfpmHead(Head, msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="stfpm"):
-    """Head of STFPM (arXiv:2103.04257): the graph itself computes the map; there are no patches and no memory bank.
+    """Head of STFPM (arXiv:2103.04257): the graph computes the map; there is no memory bank.
 
     Attributes:
         sigma: Standard deviation of the map's Gaussian, in input pixels; 0 for none.
-        scale: An ordinary score: the mean of those of the sample images.
+        scale: Typical score: the mean over the sample images.
     """
 
     sigma: float
@@ -95,8 +98,8 @@ class DdadHead(Head, msgspec.Struct, frozen=True, forbid_unknown_fields=True, ta
 
     Attributes:
         sampling: Noise levels, steps, conditioning and seed.
-        rule: How the differences become a map and a score.
-        scale: An ordinary score: the mean of those of the sample images.
+        rule: How the differences become map and score.
+        scale: Typical score: the mean over the sample images.
     """
 
     sampling: Sampling
@@ -105,18 +108,18 @@ class DdadHead(Head, msgspec.Struct, frozen=True, forbid_unknown_fields=True, ta
 
     @property
     def edges(self) -> Literal["none"]:
-        """Nothing is drawn for a network that sees the image alone."""
+        """No edge input: the network is given the image alone."""
         return "none"
 
 
 class DsadHead(Head, msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="dsad"):
-    """The same in the latents of an autoencoder: DSAD, and DiAD (arXiv:2312.06607).
+    """Head of DSAD and DiAD (arXiv:2312.06607): reconstruction in the latents of an autoencoder.
 
     Attributes:
         sampling: As of `DdadHead`.
         rule: As of `DdadHead`.
         scale: As of `DdadHead`.
-        edges: What the graph `encode` is given beside the image: `canny`, or `none`, where it draws them itself.
+        edges: Edge input of the graph `encode`: `canny`, or `none`, where the graph computes them itself or needs none.
     """
 
     sampling: Sampling
@@ -126,7 +129,7 @@ class DsadHead(Head, msgspec.Struct, frozen=True, forbid_unknown_fields=True, ta
 
 
 BankHead = PatchcoreHead | PadimHead
-"""Heads of methods whose bundles have patches and a bank."""
+"""Heads of methods whose bundles have patches and a memory bank."""
 
 ReconstructionHead = DdadHead | DsadHead
 """Heads of methods whose bundles have a denoiser: graphs `denoise`, `compare`, and with latents `encode`, `decode`."""

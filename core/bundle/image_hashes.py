@@ -1,8 +1,8 @@
-"""`images.json` of a bundle: which images it was made from, by the hashes of their contents.
+"""`images.json` of a bundle: content hashes of the images it was trained on and of those held out.
 
 {"training": ["sha256 as 64 hexadecimal digits", ...], "held_out": [...]}
 
-Calibration and evaluation leave these images out: scores on what a detector has learned say nothing of new parts.
+Calibration and evaluation leave these images out: scores of training images say nothing about new parts.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ class ImageHashes(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The images a bundle was made from.
 
     Attributes:
-        training: SHA-256 of every image that was learned from.
-        held_out: SHA-256 of the normal training images that were kept for calibration.
+        training: SHA-256 of every training image.
+        held_out: SHA-256 of the normal images that were held out for calibration.
     """
 
     training: tuple[str, ...]
@@ -29,12 +29,12 @@ class ImageHashes(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def encode(self) -> bytes:
         """Return the content of `images.json`."""
-        # On one line: the digest of a bundle covers these bytes, so indenting them would change every bundle's digest.
+        # Not indented: the digest of a bundle covers these bytes, and would change with them.
         return msgspec.json.encode(self)
 
 
 def read_image_hashes(bundle: Bundle) -> ImageHashes:
-    """Return which images a bundle was made from.
+    """Return the hashes of the images a bundle was trained on, and of those held out.
 
     Raises:
         BundleError: If the record is missing or broken.

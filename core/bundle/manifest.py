@@ -1,8 +1,8 @@
-"""The manifest of a bundle: every struct that is stored in `manifest.json`, and its canonical bytes.
+"""The manifest of a bundle: all structs of `manifest.json`, and its canonical bytes.
 
-Unknown fields are refused and numbers must be finite, so a manifest says exactly what these structs say.
-The field `digest` is the SHA-256 of the manifest with an empty digest; together with the listed hashes of all files
-it makes one identity for the whole bundle and reveals any changed byte.
+Unknown fields are refused and numbers must be finite. The field `digest` is the SHA-256 of the manifest with an empty
+digest. As the manifest lists the hashes of all files, the digest identifies the whole bundle and reveals any changed
+byte.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from flawscope.errors import ArgumentError, BundleError
 from flawscope.imaging.images import Preprocessing
 from flawscope.imaging.tiles import Tiling
 
+# Raised when a field changes its meaning: readers accept this schema only, no older and no newer one.
 SCHEMA = 3
 
 PRECISIONS = ("fp32", "fp16", "int8")
-"""Precisions of a bundle's graphs; every bundle has the first."""
+"""Precisions of a bundle's graphs; every bundle has fp32."""
 
 
 class _Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -55,12 +56,12 @@ class Graph(_Struct, frozen=True):
 
 
 def external_data(graph: str) -> str:
-    """Return the name of the file with the weights of a graph that are too large for its own file."""
+    """Return the file name of a graph's external data: weights that do not fit in its own file."""
     return f"{graph}.data"
 
 
 class Threshold(_Struct, frozen=True):
-    """A number above which (strictly) something is anomalous, and how it was found.
+    """A number above which (strictly) a score or a pixel is anomalous, and how it was set.
 
     Attributes:
         value: The threshold on the raw score or map.
@@ -69,7 +70,7 @@ class Threshold(_Struct, frozen=True):
         false_reject_rate: The requested rate, a fraction.
         confidence: One-sided confidence of `upper_bound`, a fraction.
         upper_bound: Upper confidence bound of the true false-reject rate, a fraction.
-        backend: The backend that made the scores.
+        backend: The backend that computed the scores.
     """
 
     value: float
@@ -89,7 +90,7 @@ class Thresholds(_Struct, frozen=True):
 
 
 class ThresholdChange(_Struct, frozen=True):
-    """One line of the threshold record: when, which, of which precision, from, to, by which command."""
+    """One entry of the threshold history: when, which, of which precision, from, to, by which command."""
 
     when: str
     name: Literal["image", "pixel"]
@@ -117,8 +118,8 @@ class Parity(_Struct, frozen=True):
     """Agreement of two ways to compute the same scores, measured on real images.
 
     Attributes:
-        reference: What was taken as true, for example `torch`.
-        candidate: What was compared with it, for example `score.onnx (cpu)`.
+        reference: Implementation taken as correct, for example `torch`.
+        candidate: Implementation compared with it, for example `score.onnx (cpu)`.
         images: Number of images.
         score_max_relative: Largest |candidate - reference| / |reference| of the scores.
         map_max_relative: Largest map difference, relative to the largest reference map value.
@@ -130,6 +131,7 @@ class Parity(_Struct, frozen=True):
     images: int
     score_max_relative: float
     map_max_relative: float
+    # Of one or two values a rank correlation means nothing, and of equal ones it is NaN.
     score_spearman: float | None
 
 
@@ -160,7 +162,7 @@ class Gate(_Struct, frozen=True):
 
     Attributes:
         backend: Where it was measured.
-        images: Normal images that neither the bank nor the calibration of the precision has seen.
+        images: Normal images used neither in training nor in calibrating the precision.
         score_max_relative: Largest |difference| / score of FP32 on them.
         map_max_relative: Largest difference of a map value on them, relative to the largest value of FP32.
         threshold: The image threshold that FP32 gets from these images: the largest score.
@@ -199,12 +201,12 @@ class Precision(_Struct, frozen=True):
     Attributes:
         graphs: As those of the manifest.
         golden: The golden images with the scores of this precision.
-        method: How it was made.
-        calibration_images: Normal images from which value ranges were taken.
-        quantised: Number of convolutions and products that compute in this precision.
-        kept: Those that do not; what they compute in is said by `method`, FP32 if it says nothing.
-        gate: What was measured when it was let in; null only while it is being made.
-        thresholds: The thresholds in force for it, once calibrated.
+        method: How the graphs were quantized or converted.
+        calibration_images: Normal images that value ranges were measured on.
+        quantised: Number of convolutions and matrix products in this precision.
+        kept: Those that are not; `method` says in which precision they are, FP32 if it says nothing.
+        gate: Result of the acceptance gate; null only until it has run.
+        thresholds: The thresholds in force for this precision, once calibrated.
     """
 
     graphs: dict[str, Graph]
@@ -225,16 +227,16 @@ class SamplingChange(_Struct, frozen=True):
         command: The command that measured it.
         dataset: Fingerprint of the dataset.
         backend: Where it was measured.
-        before: The sampling that the bundle was made from.
-        after: The one it has now.
+        before: The sampling of the original bundle.
+        after: The sampling of this one.
         images: Labelled images.
         anomalous: How many of them show a defect.
-        image_auroc: Of the sampling before.
-        image_auroc_change: What is added to it now.
-        pixel_auroc: Of the sampling before, or null without masks.
-        pixel_auroc_change: What is added to it now, or null.
-        milliseconds: Median time of an image from its file to the decision, before.
-        milliseconds_after: The same now.
+        image_auroc: Image AUROC before.
+        image_auroc_change: Image AUROC after, minus before.
+        pixel_auroc: Pixel AUROC before, or null without masks.
+        pixel_auroc_change: Pixel AUROC after, minus before, or null.
+        milliseconds: Median time per image before, from file to decision.
+        milliseconds_after: The same after.
     """
 
     when: str
@@ -254,7 +256,7 @@ class SamplingChange(_Struct, frozen=True):
 
 
 class Evidence(_Struct, frozen=True):
-    """Measured proof stored with the bundle."""
+    """Measured proof stored in the bundle."""
 
     parity: tuple[Parity, ...] = ()
     accuracy: tuple[Accuracy, ...] = ()
@@ -267,14 +269,14 @@ class Provenance(_Struct, frozen=True):
     Attributes:
         created: UTC time of the export, ISO 8601.
         command: The command that exported it.
-        run: SHA-256 of the training run's `run.json`; of an ensemble, that of the members' runs, one a line.
+        run: SHA-256 of the training run's `run.json`; for an ensemble, of its members' values, one per line.
         dataset: Fingerprint of the training set.
         category: Its category name.
         seed: Seed of the run.
-        versions: Package versions that trained and exported.
-        config: The training configuration as used.
+        versions: Package versions of training and export.
+        config: The training settings in force, by their flat names.
         weights: SHA-256 of the backbone's weights, and where they came from.
-        images: File with the content hashes of training and held-out images.
+        images: File with the content hashes of training and held-out images, below the bundle.
     """
 
     created: str
@@ -284,13 +286,14 @@ class Provenance(_Struct, frozen=True):
     category: str
     seed: int
     versions: dict[str, str]
+    # Plain data, not a struct: a bundle must open although settings were renamed since.
     config: dict[str, object]
     weights: str
     images: str
 
 
 class Manifest(_Struct, frozen=True):
-    """Everything a runtime has to know about a bundle; see the attributes' own structs."""
+    """Everything a runtime has to know about a bundle; see the structs of its fields."""
 
     name: str
     kind: Literal["score", "synth"]
@@ -300,11 +303,13 @@ class Manifest(_Struct, frozen=True):
     max_batch: int
     graphs: dict[str, Graph]
     bank: str | None
+    # Not a union of structs: `decode_head` finds the struct in the table of methods.
     head: Head
     golden: tuple[Golden, ...]
     provenance: Provenance
     files: dict[str, FileEntry]
     tiling: Tiling | None = None
+    # msgspec copies an empty default for each instance.
     precisions: dict[str, Precision] = {}
     thresholds: Thresholds | None = None
     threshold_changes: tuple[ThresholdChange, ...] = ()
@@ -315,7 +320,7 @@ class Manifest(_Struct, frozen=True):
 
     @property
     def map_spec(self) -> Preprocessing | None:
-        """The preprocessing that leads to an image's map; None with tiles, whose map has the image's size."""
+        """The geometry of an image's anomaly map; None with tiles, where the map has the size of the image."""
         return self.input if self.tiling is None else None
 
     def graphs_of(self, precision: str) -> dict[str, Graph]:
@@ -324,6 +329,7 @@ class Manifest(_Struct, frozen=True):
         Raises:
             ArgumentError: If the bundle lacks it.
         """
+        # fp32 is not an entry of `precisions`: its graphs are the manifest's own.
         return self.graphs if precision == "fp32" else self._precision(precision).graphs
 
     def thresholds_of(self, precision: str) -> Thresholds | None:
@@ -334,6 +340,7 @@ class Manifest(_Struct, frozen=True):
         """Return the manifest with other thresholds for a precision; see `graphs_of`."""
         if precision == "fp32":
             return msgspec.structs.replace(self, thresholds=thresholds)
+        # Each precision has its own: scores of INT8 are slightly other numbers than those of FP32.
         changed = msgspec.structs.replace(self._precision(precision), thresholds=thresholds)
         return msgspec.structs.replace(self, precisions={**self.precisions, precision: changed})
 
@@ -352,7 +359,7 @@ class Manifest(_Struct, frozen=True):
 
 
 class _Versioned(msgspec.Struct):
-    """The one field that is read before anything else is believed."""
+    """The one field that is read before all others; a newer schema may not decode otherwise."""
 
     schema: int
 
@@ -361,13 +368,14 @@ def encode_manifest(manifest: Manifest) -> bytes:
     """Return the canonical bytes of a manifest, with its digest set.
 
     Raises:
-        BundleError: If a number is NaN or infinite, or a field holds what could not be read back.
+        BundleError: If a number is NaN or infinite, or a field has a value that could not be read back.
     """
     fields = msgspec.to_builtins(manifest)
+    # Before encoding: msgspec writes NaN and infinity as null, which a nullable field would take for none.
     if not _all_finite(fields):
         raise BundleError("manifest: expected finite numbers, got NaN or infinity. Nothing was written.")
     try:
-        # As it will be read back: an integer in a field for floats would come back as other bytes, hence as changed.
+        # Converted as it will be read: a 1 in a float field would come back as 1.0, other bytes than were hashed.
         blank = msgspec.convert({**fields, "digest": ""}, Manifest, dec_hook=decode_head)
     except msgspec.ValidationError as err:
         raise BundleError(f"manifest: {err}. Nothing was written.") from err
@@ -382,6 +390,7 @@ def decode_manifest(data: bytes, name: str) -> Manifest:
         BundleError: If the bytes are no manifest, of a newer schema, or were changed.
     """
     try:
+        # First, so that a newer bundle is called newer and not broken for the fields that we do not know.
         schema = msgspec.json.decode(data, type=_Versioned).schema
         if schema < SCHEMA:
             raise BundleError(f"{name}: expected manifest schema {SCHEMA}, got {schema}. Export the bundle again.")
@@ -391,6 +400,7 @@ def decode_manifest(data: bytes, name: str) -> Manifest:
                 "It was written by a newer flawscope: update this one."
             )
         manifest = msgspec.json.decode(data, type=Manifest, dec_hook=decode_head)
+        # Byte for byte: this covers digest, order of keys and white space, and repeated keys of JSON.
         is_whole = encode_manifest(manifest) == data
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as err:
         raise BundleError(f"{name}: the manifest is broken: {err}. Copy or export the bundle again.") from err
@@ -400,6 +410,7 @@ def decode_manifest(data: bytes, name: str) -> Manifest:
 
 
 def _canonical(manifest: Manifest) -> bytes:
+    # Sorted keys: the order of dicts is that of their making, and must not change the digest.
     return msgspec.json.format(msgspec.json.encode(manifest, order="sorted"), indent=1) + b"\n"
 
 

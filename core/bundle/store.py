@@ -1,7 +1,7 @@
-"""Reading and writing bundles: every listed file is hashed, and nothing unlisted is tolerated.
+"""Reading and writing bundles: every file is listed in the manifest with its hash, and any other is refused.
 
-An ONNX graph may name external data beside it, so an unlisted file could become part of a model: a bundle with one
-is refused. Zip members must be stored without compression (nothing to inflate), with the listed names and sizes.
+An ONNX graph may load external data beside it, so an unlisted file could become part of a model. Zip members must be
+stored without compression (no zip bombs), with the listed names and sizes.
 """
 
 from __future__ import annotations
@@ -28,8 +28,10 @@ from flawscope.errors import ArgumentError, BundleError
 from flawscope.files import atomic_file, atomic_folder, sha256_file, storage_errors, write_bytes
 
 MANIFEST = "manifest.json"
+# Read into memory before anything is verified, hence a limit.
 _MAX_MANIFEST_BYTES = 64 << 20
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+# The tensors of our writers; others would fail later, in the kernels.
 _BANK_DTYPES = tuple(np.dtype(kind) for kind in (np.float16, np.float32, np.float64, np.int32, np.int64))
 
 
@@ -39,7 +41,7 @@ class Bundle:
     Attributes:
         path: The folder or file that was opened.
         folder: The folder in which the bundle's files lie.
-        manifest: What the bundle says of itself.
+        manifest: Its manifest.
     """
 
     def __init__(self, path: Path, folder: Path, manifest: Manifest, temporary: Path | None = None) -> None:
@@ -67,7 +69,7 @@ class Bundle:
         return self.file(graphs[name].file)
 
     def tensors(self) -> dict[str, npt.NDArray[Any]]:
-        """Return the bank's arrays, all finite and not empty; none where the method has no bank.
+        """Return the tensors of the memory bank, all finite and not empty; none where the method has no bank.
 
         Raises:
             BundleError: If the bank is missing, empty, or holds NaN or infinity.
@@ -78,9 +80,13 @@ class Bundle:
         try:
             tensors: dict[str, npt.NDArray[Any]] = safetensors.numpy.load_file(path)
         except (safetensors.SafetensorError, ValueError, OSError) as err:
-            raise BundleError(f"{self.path}: {path.name} is no safetensors file: {err}. Export it again.") from err
+            raise BundleError(
+                f"{self.path}: {path.name}: expected a safetensors file, got: {err}. Export it again."
+            ) from err
         except (TypeError, AttributeError) as err:  # what safetensors raises for bfloat16 and 8 bit floats
-            raise BundleError(f"{self.path}: {path.name} holds a type NumPy lacks: {err}. Export it again.") from err
+            raise BundleError(
+                f"{self.path}: {path.name}: expected types that NumPy has, got: {err}. Export it again."
+            ) from err
         if not tensors:
             raise BundleError(f"{self.path}: {path.name}: expected tensors, got none. Train and export again.")
         for name, tensor in tensors.items():
@@ -89,6 +95,7 @@ class Bundle:
                     f"{self.path}: {path.name}: expected {', '.join(map(str, _BANK_DTYPES))} in {name}, "
                     f"got {tensor.dtype}. Export it again."
                 )
+            # One NaN in the bank would spread into every distance; NaN > threshold is false.
             if tensor.size == 0 or not np.isfinite(tensor).all():
                 raise BundleError(
                     f"{self.path}: {path.name}: expected finite numbers in {name}, got "
@@ -97,10 +104,10 @@ class Bundle:
         return tensors
 
     def member(self, name: str) -> Bundle:
-        """Return a member of an ensemble: the whole bundle in a folder of this one, which has to stay open as long.
+        """Return a member of an ensemble, a bundle in a folder of this one, which has to stay open while it is used.
 
         Raises:
-            ArgumentError: If this is no ensemble, or has no such member.
+            ArgumentError: If this is not an ensemble, or has no such member.
             BundleError: If the member's manifest is missing or broken.
         """
         members = {entry.name: entry.folder for entry in self.manifest.head.members}
@@ -147,20 +154,22 @@ def _open_folder(path: Path) -> Bundle:
     if not (path / MANIFEST).is_file():
         raise BundleError(f"{path}: expected a bundle with {MANIFEST}, got a folder without it.")
     if (path / MANIFEST).stat().st_size > _MAX_MANIFEST_BYTES:
-        raise BundleError(f"{path}: {MANIFEST} is larger than {_MAX_MANIFEST_BYTES >> 20} MiB, which none of ours is.")
+        raise BundleError(_too_large(path))
     manifest = decode_manifest((path / MANIFEST).read_bytes(), str(path))
     _check_names(manifest, path)
-    found = set()
+    names = set()
     for entry in path.rglob("*"):
+        # A link could point to another file after the hash was checked. Tested first: is_file and is_dir follow links.
         if entry.is_symlink():
             raise BundleError(f"{path}: expected plain files, got the link {entry.name}. Copy the files themselves.")
         if not entry.is_dir():
             if not entry.is_file():
                 raise BundleError(f"{path}: expected plain files, got the pipe or device {entry.name}. Remove it.")
-            found.add(entry.relative_to(path).as_posix())
-    _check_listing(found, manifest, path)
+            names.add(entry.relative_to(path).as_posix())
+    _check_listing(names, manifest, path)
     for name, listed in manifest.files.items():
         file = path / name
+        # Size first: it refuses a file of gigabytes without hashing it.
         _check_size(file.stat().st_size, name, listed, path)
         _check_hash(sha256_file(file), name, listed, path)
     return _checked_members(Bundle(path, path, manifest))
@@ -168,11 +177,13 @@ def _open_folder(path: Path) -> Bundle:
 
 def _open_packed(path: Path) -> Bundle:
     with storage_errors(Path(tempfile.gettempdir())):
+        # Unpacked to a private folder (mode 0700): ONNX Runtime opens external data by path, not from memory.
         temporary = Path(tempfile.mkdtemp(prefix="flawscope-"))
     try:
         with zipfile.ZipFile(path) as archive:
             manifest = _extract(archive, path, temporary)
         return _checked_members(Bundle(path, temporary, manifest, temporary))
+    # What zipfile raises for hostile archives: NotImplementedError for a method, RuntimeError for encryption.
     except (zipfile.BadZipFile, EOFError, ValueError, OverflowError, NotImplementedError, RuntimeError) as err:
         shutil.rmtree(temporary, ignore_errors=True)
         raise BundleError(f"{path}: expected a bundle, got no readable zip file ({err}). Copy it again.") from err
@@ -192,12 +203,13 @@ def _extract(archive: zipfile.ZipFile, path: Path, target: Path) -> Manifest:
     names = [member.filename for member in members]
     for member in members:
         _check_member(member, path)
+    # zipfile reads the last member of a name, other tools the first: two readers could see two bundles.
     if len(set(names)) != len(names):
         raise BundleError(f"{path}: expected every name once, got a repeated member. Pack it again.")
     if MANIFEST not in names:
         raise BundleError(f"{path}: expected a bundle with {MANIFEST}, got a zip file without it.")
     if archive.getinfo(MANIFEST).file_size > _MAX_MANIFEST_BYTES:
-        raise BundleError(f"{path}: {MANIFEST} is larger than {_MAX_MANIFEST_BYTES >> 20} MiB, which none of ours is.")
+        raise BundleError(_too_large(path))
     data = archive.read(MANIFEST)
     manifest = decode_manifest(data, str(path))
     _check_names(manifest, path)
@@ -207,6 +219,7 @@ def _extract(archive: zipfile.ZipFile, path: Path, target: Path) -> Manifest:
         _check_size(archive.getinfo(name).file_size, name, listed, path)
         destination = target / name
         destination.parent.mkdir(parents=True, exist_ok=True)
+        # Hashed while it is written: what was checked is what lies on the disk.
         digest = hashlib.sha256()
         with archive.open(name) as source, destination.open("wb") as file:
             while block := source.read(1 << 20):
@@ -214,6 +227,10 @@ def _extract(archive: zipfile.ZipFile, path: Path, target: Path) -> Manifest:
                 file.write(block)
         _check_hash(digest.hexdigest(), name, listed, path)
     return manifest
+
+
+def _too_large(path: Path) -> str:
+    return f"{path}: {MANIFEST}: expected at most {_MAX_MANIFEST_BYTES >> 20} MiB, got more. Check that it is a bundle."
 
 
 def _check_member(member: zipfile.ZipInfo, path: Path) -> None:
@@ -227,8 +244,9 @@ def _check_member(member: zipfile.ZipInfo, path: Path) -> None:
 
 def _is_safe(name: str) -> bool:
     pure = PurePosixPath(name)
-    # Two spellings of one path (`a`, `./a`) would let a second file overwrite one whose hash was already checked.
+    # Two spellings of one path (`a`, `./a`) would let a second member overwrite one whose hash was already checked.
     is_plain = bool(pure.parts) and pure.as_posix() == name and "\0" not in name
+    # Backslash and colon are separators on Windows, where a bundle may be opened too.
     return is_plain and ".." not in pure.parts and not pure.is_absolute() and "\\" not in name and ":" not in name
 
 
@@ -238,11 +256,11 @@ def _check_names(manifest: Manifest, path: Path) -> None:
             raise BundleError(f"{path}: the manifest lists the name {name!r}, which is not allowed in a bundle.")
 
 
-def _check_listing(found: set[str], manifest: Manifest, path: Path) -> None:
-    wanted = {*manifest.files, MANIFEST}
-    if missing := sorted(wanted - found):
+def _check_listing(names: set[str], manifest: Manifest, path: Path) -> None:
+    listed = {*manifest.files, MANIFEST}
+    if missing := sorted(listed - names):
         raise BundleError(f"{path}: expected the listed file {missing[0]}, which is missing. Copy the bundle again.")
-    if unlisted := sorted(found - wanted):
+    if unlisted := sorted(names - listed):
         raise BundleError(f"{path}: expected only listed files, got {unlisted[0]!r} as well. Remove it.")
 
 
@@ -260,7 +278,7 @@ def _check_hash(digest: str, name: str, listed: FileEntry, path: Path) -> None:
 
 
 def _checked_members(bundle: Bundle) -> Bundle:
-    """Return a bundle whose hashes were checked; if it is an ensemble, its members must be what both manifests say."""
+    """Return a bundle whose hashes were checked; of an ensemble, check that its members are what both manifests say."""
     manifest = bundle.manifest
     if not manifest.head.members:
         return bundle
@@ -269,16 +287,18 @@ def _checked_members(bundle: Bundle) -> Bundle:
     for entry in manifest.head.members:
         member = bundle.member(entry.name)
         theirs = member.manifest
+        # Without the member's manifest, which no manifest lists itself in.
         inside = f"{entry.folder}/"
-        found = {
+        files = {
             name.removeprefix(inside): listed
             for name, listed in manifest.files.items()
             if name.startswith(inside) and name != inside + MANIFEST
         }
-        if theirs.digest != entry.digest or theirs.files != found:
+        if theirs.digest != entry.digest or theirs.files != files:
             raise BundleError(
                 f"{member.path}: expected the whole bundle {entry.digest[:12]}…, got other files. Combine it again."
             )
+        # Members see the same prepared image: other preprocessing or tiles would shift their maps against each other.
         fits = (theirs.method, theirs.input, theirs.tiling) == (entry.method, manifest.input, manifest.tiling)
         if theirs.head.members or not fits or theirs.max_batch < manifest.max_batch:
             raise BundleError(
@@ -300,7 +320,7 @@ def write_bundle(path: Path, manifest: Manifest, sources: Mapping[str, Path | by
         The manifest as written.
 
     Raises:
-        ArgumentError: If a name is not allowed in a bundle, or `path` holds something else.
+        ArgumentError: If a name is not allowed in a bundle, or `path` is something other than a bundle.
         BundleError: If the manifest holds NaN or infinity.
         StorageError: If the system refuses to write; an existing bundle stays as it was.
     """
@@ -318,13 +338,14 @@ def write_bundle(path: Path, manifest: Manifest, sources: Mapping[str, Path | by
             else:
                 shutil.copyfile(source, target)
             files[name] = FileEntry(sha256_file(target), target.stat().st_size)
+        # The manifest last: it lists the hashes of all others.
         data = encode_manifest(msgspec.structs.replace(manifest, files=files))
         (folder / MANIFEST).write_bytes(data)
     return decode_manifest(data, str(path))
 
 
 def _check_ours(path: Path) -> None:
-    """Refuse a folder whose manifest.json is not a bundle's: web pages and plug-ins have a file of that name too."""
+    """Refuse to replace a folder whose manifest.json is not a bundle's: web apps have a file of that name too."""
     file = path / MANIFEST
     with storage_errors(path):
         is_ours = not file.is_file() or b'"flawscope"' in file.read_bytes()
@@ -360,12 +381,14 @@ def _pack(bundle: Bundle, manifest: bytes, path: Path) -> None:
         archive.writestr(_member(MANIFEST), manifest)
         for name in sorted(bundle.manifest.files):
             member = _member(name)
+            # open(..., "w") decides by this size whether a member needs ZIP64; a file over 4 GiB would fail half-way.
             member.file_size = bundle.manifest.files[name].size
             with bundle.file(name).open("rb") as source, archive.open(member, "w") as target:
                 shutil.copyfileobj(source, target, 1 << 20)
 
 
 def _member(name: str) -> zipfile.ZipInfo:
+    # 1980 is the first year that zip can hold; the mode is fixed too, whatever the umask.
     member = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
     member.external_attr = (stat.S_IFREG | 0o644) << 16
     return member

@@ -17,8 +17,8 @@ class SynthDefect(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         category: Name of the category.
         name: Defect type, without the category.
-        texts: Prompts, one of which is drawn at random; `{location}` becomes words such as "in the upper left".
-        vectors: Tensor float32 [V, W] of the bundle's tensors that stands for the placeholder, or null for none.
+        texts: Prompts, one of which is chosen at random; `{location}` becomes words such as "in the upper left".
+        vectors: Name of the bundle's tensor float32 [V, W] that replaces the placeholder, or null for none.
     """
 
     category: str
@@ -28,7 +28,7 @@ class SynthDefect(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class SynthSupport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A support image that the model learned a defect from; used to detect memorization in generated images.
+    """A support image that the model was trained on; used to detect memorization in generated images.
 
     Attributes:
         category: Name of the category.
@@ -49,8 +49,8 @@ class ImageParity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Parity of two implementations that generate the same images from the same noise.
 
     Attributes:
-        reference: What was taken as true, for example `torch`.
-        candidate: What was compared with it, for example `denoise.onnx and the others, cpu`.
+        reference: Implementation taken as correct, for example `torch`.
+        candidate: Implementation compared with it, for example `denoise.onnx and the others, cpu`.
         images: Number of images.
         steps: Steps of the sampling.
         psnr_db: Least peak signal-to-noise ratio of an image, in dB; 100 where they are equal.
@@ -67,19 +67,19 @@ class SynthHead(Head, msgspec.Struct, frozen=True, forbid_unknown_fields=True, t
     """How the graphs `text`, `encode`, `denoise` and `decode` draw a defect on a normal image.
 
     Attributes:
-        mode: `blend` covers the box with noise and keeps the rest at every step (AnoGen); `inpaint` gives the network
-            the mask and the rest of the image as further channels (MvP-Diff).
+        mode: `blend` draws in the box and resets the rest at every step (AnoGen); `inpaint` gives the network the mask
+            and the masked image as further channels (MvP-Diff).
         sampling: Noise levels and steps; `start` is 1000.
-        guidance: Scale of classifier-free guidance (arXiv:2207.12598); above 1.
+        guidance: Scale of classifier-free guidance (arXiv:2207.12598), above 1.
         latents: Channels, height and width of the latents.
-        prompts: How texts become tokens.
+        prompts: Tokenization rules.
         text_width: Width W of a token's embedding.
-        crop: Whether the window around a box is drawn and pasted back, and not the whole image.
+        crop: Whether a window around the box is drawn and pasted back, or the whole image.
         crop_fill: Largest share of the window's sides that a box takes.
-        defects: What can be drawn.
-        support: What it was learned from.
-        licence: Of the base model.
-        parity: Measured when the bundle was made.
+        defects: Defects that can be drawn.
+        support: Images it was trained on.
+        licence: Licence of the base model.
+        parity: Parity measured at export.
     """
 
     mode: Literal["blend", "inpaint"]

@@ -1,10 +1,10 @@
-"""The settings of everything that is trained and their defaults: here and nowhere else.
+"""Settings of all trained methods, with their defaults; no other module holds defaults of a training.
 
-Precedence: `--set` and options, then the YAML file or preset, then the defaults of the classes. The run and the bundle
-record the values that were used.
+Precedence: `--set` and options, then the YAML file or preset, then the defaults of the structs. The run and the bundle
+record the values in force.
 
-A method's settings are parts (input, features, loop, ...) and what is its own; people write flat names. A name that a
-method has no use for is refused, because none of its structs has it.
+A method's settings are parts (input, features, loop, ...) and a few of its own; people write flat names. A name that a
+method does not use is refused, because none of its structs has it.
 """
 
 from flawscope.config.assembly import CONFIGS, build_config, parse_assignment

@@ -1,4 +1,4 @@
-"""Builds the settings of one method from layers: files, presets, assignments, options."""
+"""Builds the settings of a method from layers: file or preset, `--set` assignments, options."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from flawscope.errors import ArgumentError
 
 
 class SettingsTable(Mapping[str, type[MethodConfig]]):
-    """Method name -> its settings, out of the table of methods; a row's settings are imported when they are asked for.
+    """Method name -> struct of its settings, from the table of methods; a struct is imported when it is looked up.
 
-    A view and no copy: a method that is registered later is here too.
+    A view, not a copy: a method that is registered later is here too.
     """
 
     def __getitem__(self, method: str) -> type[MethodConfig]:
@@ -50,7 +50,7 @@ _OTHER_TOOLS_KEYS = frozenset(
         "threshold",
     }
 )
-"""Keys of QualityInspector files that ask for something other verbs or options do; accepted and reported, not used."""
+"""Keys of QualityInspector files that belong to other verbs or options: accepted and reported, not used."""
 
 
 def build_config(method: str, *layers: Mapping[str, Any]) -> tuple[MethodConfig, tuple[str, ...]]:
@@ -62,8 +62,7 @@ def build_config(method: str, *layers: Mapping[str, Any]) -> tuple[MethodConfig,
         The settings, and the names of keys that belong to other verbs and were left out.
 
     Raises:
-        ArgumentError: If the method, a key or a value is not known, the method does not use a key, or a value does not
-            fit.
+        ArgumentError: If the method is unknown, it has no setting of a given name, or a value does not fit.
     """
     if method not in CONFIGS:
         raise ArgumentError(f"method: expected one of {', '.join(CONFIGS)}, got {method!r}.")
@@ -79,39 +78,41 @@ def build_config(method: str, *layers: Mapping[str, Any]) -> tuple[MethodConfig,
     for key, value in merged.items():
         check_key(method, kind, key, CONFIGS)
         merged[key] = as_word(kind, key, value)
+    # Not strict: YAML reads 1e-4 as text, because its floats need a point.
     return from_flat(kind, merged, strict=False), tuple(unused)
 
 
 def check_key(method: str, kind: type[msgspec.Struct], key: str, others: Mapping[str, type[msgspec.Struct]]) -> None:
-    """Raise ArgumentError unless a kind of settings has a key; say which other kinds have it.
+    """Raise ArgumentError unless settings have a key; the message names the methods that have it.
 
     Args:
-        method: What the settings are for, for the error.
-        kind: The settings.
+        method: Name of the method, for the message.
+        kind: Struct of its settings.
         key: Flat name of a setting.
-        others: Further kinds of settings by their name.
+        others: Method name -> struct of its settings, to find users of a misplaced key.
     """
-    known = places_of(kind)
-    if key in known:
+    places = places_of(kind)
+    if key in places:
         return
     if users := [name for name, other in others.items() if name != method and key in places_of(other)]:
         raise ArgumentError(
             f"{key}: is no setting of {method}. It would have no effect: expected a setting that {method} uses, got "
             f"one of {', '.join(users)}. Leave it out: flawscope train {method} --help lists the settings."
         )
-    close = difflib.get_close_matches(str(key), known, 1)  # YAML has keys that are no text
+    close = difflib.get_close_matches(str(key), places, 1)  # YAML keys may be numbers
     raise ArgumentError(
         f"{key}: is no setting of {method}. "
-        + (f"Did you mean {close[0]}?" if close else f"Known: {', '.join(sorted(known))}.")
+        + (f"Did you mean {close[0]}?" if close else f"Known: {', '.join(sorted(places))}.")
     )
 
 
 def as_word(kind: type[msgspec.Struct], key: str, value: Any) -> Any:
-    """Return the checked value of an enumerated setting; any other value is returned unchanged.
+    """Return the checked value of an enumerated setting; values of other settings are returned unchanged.
 
-    `--set` reads `none` as null: here it is a word again.
+    `--set` reads `none` as null; for an enumerated setting it is the word `none` again.
     """
     part = places_of(kind)[key]
+    # get_type_hints, not __annotations__: annotations are text here (`from __future__ import annotations`).
     hint = get_type_hints(kind if part is None else parts_of(kind)[part])[key]
     if get_origin(hint) is not Literal:
         return value
@@ -136,27 +137,32 @@ def parse_assignment(text: str) -> tuple[str, Any]:
 def _parse_value(text: str) -> Any:
     try:
         return json.loads(text)
-    except (ValueError, RecursionError):  # no JSON, a number of thousands of digits, brackets without end
+    except (ValueError, RecursionError):  # not JSON, an integer of thousands of digits, or nested too deeply
         pass
     if "," in text:
+        # After JSON: `[1,2]` and `{"a":1,"b":2}` have commas too.
         return [_parse_value(part.strip()) for part in text.split(",") if part.strip()]
+    # JSON knows lower case alone; YAML and Python spell True, None.
     return {"true": True, "false": False, "none": None, "null": None}.get(text.lower(), text)
 
 
 def _translate(method: str, layer: Mapping[str, Any]) -> dict[str, Any]:
-    """Rename keys of QualityInspector files and bring sizes and lists into one form."""
+    """Rename keys of QualityInspector files, and expand single numbers to sizes and lists."""
     settings = dict(layer)
     if "crop_size" in settings:
         settings["crop"] = settings.pop("crop_size")
-    reduction, kept = settings.pop("method", None), settings.pop("k", None)
+    # There `method` is how features are reduced and `k` by how much: percent of patches, or number of channels.
+    reduction, percentage = settings.pop("method", None), settings.pop("k", None)
     if reduction not in (None, method, "coreset"):
         raise ArgumentError(f"method: expected {method} or coreset in the settings of {method}, got {reduction!r}.")
-    if kept is not None:
-        if not isinstance(kept, int | float) or isinstance(kept, bool):
-            raise ArgumentError(f"k: expected a number, got {kept!r}.")
-        if method == "patchcore" and not 0 < kept <= 100:  # 200 would become a count of 2
-            raise ArgumentError(f"k: expected a percentage above 0 and up to 100, got {kept!r}.")
-        settings["coreset" if method == "patchcore" else "channels"] = kept / 100 if method == "patchcore" else kept
+    if percentage is not None:
+        if not isinstance(percentage, int | float) or isinstance(percentage, bool):
+            raise ArgumentError(f"k: expected a number, got {percentage!r}.")
+        if method == "patchcore" and not 0 < percentage <= 100:  # 200 would become a coreset of 2 patches
+            raise ArgumentError(f"k: expected a percentage above 0 and up to 100, got {percentage!r}.")
+        settings["coreset" if method == "patchcore" else "channels"] = (
+            percentage / 100 if method == "patchcore" else percentage
+        )
     if "lr" in settings:
         settings["learning_rate"] = settings.pop("lr")
     if settings.get("device") == "gpu":
@@ -165,6 +171,7 @@ def _translate(method: str, layer: Mapping[str, Any]) -> dict[str, Any]:
         value = settings.get(key)
         if isinstance(value, str):
             value = _parse_value(value)
+        # bool is a subclass of int: `resize: true` must fail, not become 1 x 1.
         if isinstance(value, int) and not isinstance(value, bool):
             value = [value, value]
         if key in settings:
@@ -178,5 +185,5 @@ def _translate(method: str, layer: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(settings.get("defects"), str):
         settings["defects"] = [settings["defects"]]
     if settings.get("crop") is not None and settings.get("crop") == settings.get("resize"):
-        settings["crop"] = None  # a crop to the same size is none
+        settings["crop"] = None  # a crop to the full size crops nothing
     return settings

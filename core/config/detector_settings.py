@@ -1,4 +1,4 @@
-"""Settings of the detectors that compare features: PatchCore, PaDiM, and STFPM."""
+"""Settings of the feature-based detectors: PatchCore, PaDiM and STFPM."""
 
 from __future__ import annotations
 
@@ -22,13 +22,14 @@ class PatchcoreConfig(MethodConfig, frozen=True, kw_only=True, tag_field="method
     """PatchCore (arXiv:2106.08265).
 
     Attributes:
-        coreset: Share of all patches kept (up to 1), or their number (above 1).
-        max_bank: Upper bound of the bank's rows, whatever `coreset` says.
-        neighbors: b of equation 7; 1 switches the re-weighting off.
-        reweight: `paper` (equation 7), `seed` (the test patch's own neighbours), or `none`.
-        projection: Select the coreset in the full space (`none`), in a sparse random projection of
-            Johnson-Lindenstrauss size (`jl`), or let the memory budget decide (`auto`).
-        memory_budget_mb: Upper bound of the patch matrix held in memory during fitting.
+        coreset: Patches kept in the memory bank: a share up to 1, or a count above 1.
+        max_bank: Most rows of the memory bank, whatever `coreset` asks for.
+        neighbors: Neighbours b of the score re-weighting (equation 7); 1 turns it off.
+        reweight: Whose neighbours re-weight the score: those of the nearest bank patch (`paper`, equation 7), of the
+            test patch (`seed`), or `none`.
+        projection: Space of the greedy coreset selection: full (`none`), a sparse random projection of
+            Johnson-Lindenstrauss size (`jl`), or as the memory budget allows (`auto`).
+        memory_budget_mb: Most memory for the patch matrix while fitting, in MiB.
     """
 
     POOLS: ClassVar[bool] = True  # patches are averages of neighbourhoods (section 3.1)
@@ -48,6 +49,7 @@ class PatchcoreConfig(MethodConfig, frozen=True, kw_only=True, tag_field="method
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        # NaN fails every comparison, so this form refuses it too; `coreset <= 0` would let it pass.
         check(0.0 < self.coreset < math.inf, "coreset", "a share up to 1 or a count above 1", self.coreset)
         check(1 <= self.max_bank <= 1_000_000, "max_bank", "1 to 1,000,000", self.max_bank)
         check(1 <= self.neighbors <= 64, "neighbors", "1 to 64", self.neighbors)
@@ -58,10 +60,10 @@ class PadimConfig(MethodConfig, frozen=True, kw_only=True, tag_field="method", t
     """PaDiM (arXiv:2011.08785).
 
     Attributes:
-        channels: Number of channels kept; the choice is stored in the run.
-        reduction: How they are kept, under the seed: `sample` draws them at random (the paper), `ortho` projects all
-            onto as many random orthonormal directions (arXiv:2105.14737), so that no channel is lost entirely.
-        regularization: Added to the diagonal of every covariance.
+        channels: Feature channels kept; the selection is stored in the run.
+        reduction: How channels are reduced, by the seed: `sample` picks them at random (the paper), `ortho` projects
+            all of them onto random orthonormal directions (arXiv:2105.14737).
+        regularization: Added to the diagonal of every covariance matrix.
     """
 
     POOLS: ClassVar[bool] = False
@@ -83,7 +85,7 @@ class PadimConfig(MethodConfig, frozen=True, kw_only=True, tag_field="method", t
 
 
 FittedConfig = PatchcoreConfig | PadimConfig
-"""Settings of the methods that are fitted in one pass: their bundles have a bank."""
+"""Settings of the methods that are fitted in one pass; their bundles have a memory bank."""
 
 
 class StfpmConfig(TrainedConfig, frozen=True, kw_only=True, tag_field="method", tag="stfpm"):
@@ -92,10 +94,10 @@ class StfpmConfig(TrainedConfig, frozen=True, kw_only=True, tag_field="method", 
     The teacher is the backbone with its weights, the student the same architecture from a random start.
 
     Attributes:
-        momentum: Momentum of the stochastic gradient descent.
-        weight_decay: Weight decay of the stochastic gradient descent.
-        loss: `paper` has half the squared distance of a position (equation 3), `seed` the whole, which is a rate twice
-            as large.
+        momentum: Momentum of SGD.
+        weight_decay: Weight decay of SGD.
+        loss: `paper`: half the squared distance at each position (equation 3); `seed`: the whole, as if the learning
+            rate were doubled.
     """
 
     features: FeatureSettings = FeatureSettings(backbone="resnet18")
@@ -113,4 +115,5 @@ class StfpmConfig(TrainedConfig, frozen=True, kw_only=True, tag_field="method", 
         check(0.0 <= self.momentum < 1.0, "momentum", "0 to below 1", self.momentum)
         check_decay(self.weight_decay)
         backbone = self.features.backbone
+        # The student has to be the same network with trainable weights; scattering has none.
         check(backbone != "scattering", "backbone", "a network that can be trained, with weights", backbone)

@@ -1,4 +1,4 @@
-"""Settings of the diffusion detectors, and of the autoencoder that one of them works in."""
+"""Settings of the diffusion detectors, and of the autoencoder of latent diffusion."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from flawscope.diffusion.schedule import Sampling
 
 
 class ReconstructionSettings(SettingPart, frozen=True, kw_only=True):
-    """How an image is reconstructed by diffusion.
+    """Reconstruction by diffusion.
 
     Attributes:
-        start: Noise level at which a reconstruction starts, 1 to 1000.
-        steps: Network calls of a reconstruction.
-        spacing: Where the calls lie from 0 to the start: `leading`, as in both references, `trailing` or `linspace`.
-        eta: 0 is DDIM, 1 is DDPM.
-        level: Noise that the image gets: that of the timestep of the `first` call, or that of `start`, as both
-            references do although their first call is told another timestep.
-        noise_seed: Seed of the noise, which is the same for every image and travels in the bundle.
+        start: Noise level at which the reconstruction starts, 1 to 1000; more hides more of the image.
+        steps: Denoising steps of a reconstruction, one network call each.
+        spacing: Timestep spacing from 0 to `start`: `leading` (as in both references), `trailing` or `linspace`.
+        eta: Stochasticity of the sampling: 0 is DDIM, 1 is DDPM.
+        level: Noise added to the image: that of the `first` timestep, or that of `start`, as both references add it
+            although their first call is given another timestep.
+        noise_seed: Seed of the sampling noise, which is the same for every image and stored in the bundle.
     """
 
     start: int = 250
@@ -38,11 +38,11 @@ class ReconstructionSettings(SettingPart, frozen=True, kw_only=True):
 
 
 class AugmentationSettings(SettingPart, frozen=True, kw_only=True):
-    """How training images are changed, anew at every access.
+    """Augmentation of training images, drawn anew at every access.
 
     Attributes:
-        flip: Whether images are mirrored left to right half of the time.
-        rotate: Largest angle in degrees by which they are turned.
+        flip: Mirror left to right with probability 0.5.
+        rotate: Largest rotation, in degrees.
         color_jitter: Largest relative change of brightness, contrast and saturation.
     """
 
@@ -59,33 +59,35 @@ class DdadConfig(TrainedConfig, frozen=True, kw_only=True, tag_field="method", t
     """Reconstruction in pixels, conditioned on the image: DDAD (arXiv:2305.15956) and Diffusion-Based-AD.
 
     Attributes:
-        widths: Channels of the UNet per level, finest first; null takes (128, 128, 256, 384, 512) up to 128 pixels and
-            (128, 128, 256, 256, 512, 512) above.
+        widths: UNet channels per level, finest first; null takes (128, 128, 256, 384, 512) up to 128 pixels and (128,
+            128, 256, 256, 512, 512) above.
         layers: Residual blocks per level.
-        attention: Sides of the feature maps, in pixels, at which there is self-attention.
-        head_width: Channels of an attention head.
-        dropout: Share of activations dropped in training.
-        loss: `mean` of the squared error of the predicted noise, or its `sum` per image.
-        noise: `gaussian` or `simplex` (AnoDDPM, 2022), in training and sampling.
-        conditioning: `ddad` corrects the predicted noise towards the image, `blend` mixes the image in after each
-            step, `none` does neither.
-        weight: How strongly; null takes 3 for `ddad` and 0.1 for `blend`. A `blend` of 1 copies the input.
-        clip: Whether predictions of the clean image are limited to [-1, 1].
-        pixel_map: `squared`: largest squared difference of the channels; `absolute`: mean absolute difference.
-        pixel_weight: Weight of the pixel map in the sum; 0 leaves it out.
-        feature_weight: Weight of the feature map.
-        smoothing: Side of the mean filter over features, odd; 1 is none.
-        map_scale: What both maps are divided by, measured on normal images that chose the best epoch: the `quantile`
-            of 99.9 % of their pixels, or their `max`.
-        pixel_threshold: Given instead of measured.
-        feature_threshold: Given instead of measured.
-        extractor: How the backbone learns the parts first: `none` takes it as it is; `autoencoder` lets a decoder
-            rebuild the image from its features; `diffusion` lets it rebuild the reconstruction; `adaptation` is
-            DDAD's own: features of reconstruction and image shall agree and stay near what they were.
-        extractor_epochs: Epochs of that.
-        extractor_rate: Its learning rate.
-        extractor_weight: λ of `adaptation`, how strongly features stay what they were.
-        extractor_guidance: Weight of the conditioning in reconstructions for `adaptation`.
+        attention: Resolutions with self-attention: sides of the feature maps, in pixels.
+        head_width: Channels per attention head.
+        dropout: Dropout rate in training.
+        loss: Squared error of the predicted noise: its `mean`, or its `sum` per image.
+        noise: Noise of training and sampling: `gaussian`, or `simplex` (AnoDDPM, 2022).
+        conditioning: How the input image guides the sampling: `ddad` corrects the predicted noise towards it, `blend`
+            mixes it in after each step, `none` does neither.
+        weight: Weight of the conditioning; null takes 3 for `ddad` and 0.1 for `blend`. A `blend` of 1 copies the
+            input.
+        clip: Clip predictions of the clean image to [-1, 1].
+        pixel_map: Pixel difference: `squared` takes the largest squared difference of the channels, `absolute` the mean
+            absolute difference.
+        pixel_weight: Weight of the pixel map in the anomaly map; 0 leaves it out.
+        feature_weight: Weight of the feature map in the anomaly map; 0 leaves it out.
+        smoothing: Side of the mean filter over features, odd; 1 for none.
+        map_scale: Normalization of both maps, measured on normal validation images: by the 99.9 % `quantile` of their
+            pixels, or by their `max`.
+        pixel_threshold: Scale of the pixel map; null measures it as `map_scale` says.
+        feature_threshold: Scale of the feature map; null measures it as `map_scale` says.
+        extractor: Fine-tuning of the backbone before it compares: `none`; `autoencoder`, a decoder rebuilds the image
+            from its features; `diffusion`, a decoder rebuilds the reconstruction; `adaptation`, DDAD's own, features of
+            reconstruction and image agree and stay near the pretrained ones.
+        extractor_epochs: Epochs of the fine-tuning.
+        extractor_rate: Learning rate of the fine-tuning.
+        extractor_weight: λ of `adaptation`: weight of staying near the pretrained features.
+        extractor_guidance: Weight of the conditioning in the reconstructions that `adaptation` learns from.
     """
 
     features: FeatureSettings = FeatureSettings(backbone="wide_resnet101_2", stages=(2, 3))
@@ -128,15 +130,18 @@ class DdadConfig(TrainedConfig, frozen=True, kw_only=True, tag_field="method", t
         check(1 <= self.layers <= 8, "layers", "1 to 8", self.layers)
         check(1 <= self.head_width <= 1024, "head_width", "1 to 1024", self.head_width)
         check(0.0 <= self.dropout < 1.0, "dropout", "a share from 0 to below 1", self.dropout)
+        # Odd: the filter has a centre pixel and does not shift the features.
         check(self.smoothing in range(1, 32, 2), "smoothing", "an odd side from 1 to 31", self.smoothing)
         for name in ("pixel_weight", "feature_weight", "extractor_weight", "extractor_guidance"):
             check(0.0 <= getattr(self, name) < math.inf, name, "a number of at least 0", getattr(self, name))
+        # Both at 0 would make every map 0 and every part normal.
         check(self.pixel_weight + self.feature_weight > 0, "pixel_weight", "above 0 if feature_weight is 0", 0)
         for name in ("pixel_threshold", "feature_threshold"):
             value = getattr(self, name)
             check(value is None or 0.0 < value < math.inf, name, "a positive number", value)
         check(1 <= self.extractor_epochs <= 1_000_000, "extractor_epochs", "1 to 1,000,000", self.extractor_epochs)
         check(0.0 < self.extractor_rate < math.inf, "extractor_rate", "a positive number", self.extractor_rate)
+        # Its filters have no parameters that could be trained.
         is_fixed = self.features.backbone == "scattering"
         check(
             not (is_fixed and self.extractor != "none"),
@@ -144,6 +149,7 @@ class DdadConfig(TrainedConfig, frozen=True, kw_only=True, tag_field="method", t
             "none for the backbone scattering, whose filters are fixed",
             self.extractor,
         )
+        # The rules of steps and start stand once, in `Sampling`; building it here reports them before any training.
         _ = self.sampling  # refuses impossible steps
 
     @property
@@ -159,6 +165,7 @@ class DdadConfig(TrainedConfig, frozen=True, kw_only=True, tag_field="method", t
         """The reconstruction that these settings ask for."""
         weight = self.weight
         if weight is None:
+            # The weights of the two references, as in the presets ddad-paper and dbad-seed.
             weight = {"ddad": 3.0, "blend": 0.1, "none": 0.0}[self.conditioning]
         return Sampling(
             start=self.reconstruction.start,
@@ -181,18 +188,17 @@ class AutoencoderConfig(TrainedConfig, frozen=True, kw_only=True, tag_field="met
     without its learned weights); `scattering` leaves it out.
 
     Attributes:
-        base: Folder with an AutoencoderKL as diffusers writes it (or a Stable Diffusion folder, whose `vae` is taken)
-            to start from; null starts at random.
-        widths: Channels per level, finest first; every level after the first halves the sides. Only without `base`.
-        layers: Residual blocks per level. Only without `base`.
-        latent: Channels of the latents. Only without `base`.
-        normalization: `signed` scales images to [-1, 1], as Stable Diffusion does; `imagenet` to mean 0 and deviation
-            1 of ImageNet, as DiAD does.
+        base: Folder with an AutoencoderKL in the format of diffusers, or a Stable Diffusion folder (its `vae`), to
+            start from; null starts at random.
+        widths: Channels per level, finest first; each level after the first halves the sides. Used only without `base`.
+        layers: Residual blocks per level. Used only without `base`.
+        latent: Latent channels. Used only without `base`.
+        normalization: Scaling of images: `signed` to [-1, 1] (Stable Diffusion), `imagenet` by mean and standard
+            deviation of ImageNet (DiAD).
         perceptual: Weight of the perceptual loss.
-        kl: Weight of the divergence from the normal distribution.
-        betas: Decays of Adam's first and second moment.
-        gradient_checkpointing: Whether what its blocks compute is not kept for the gradients but computed again
-            (arXiv:1604.06174): less memory, more time.
+        kl: Weight of the KL divergence from the standard normal distribution.
+        betas: Betas of Adam.
+        gradient_checkpointing: Recompute activations in the backward pass (arXiv:1604.06174): less memory, more time.
     """
 
     features: FeatureSettings = FeatureSettings()
@@ -207,6 +213,7 @@ class AutoencoderConfig(TrainedConfig, frozen=True, kw_only=True, tag_field="met
     normalization: Literal["signed", "imagenet"] = "signed"
     perceptual: float = 1.0
     kl: float = 1e-6
+    # As latent diffusion trains its autoencoders; its weight of the KL divergence is 1e-6 too.
     betas: tuple[float, float] = (0.5, 0.9)
     gradient_checkpointing: bool = False
 
@@ -224,25 +231,26 @@ class DsadConfig(TrainedConfig, frozen=True, kw_only=True, tag_field="method", t
     """Reconstruction in latents, guided by meaning and sketch of the image: DSAD, and DiAD (arXiv:2312.06607).
 
     Attributes:
-        autoencoder: Run of `train autoencoder`, or a folder with an AutoencoderKL as diffusers writes it; null takes
-            the `vae` of `base`. One of the two is needed.
-        base: Stable Diffusion folder, as diffusers writes it, to start from; null starts at random with `widths`.
-        widths: Channels of the denoising UNet per level. Only without `base`.
-        layers: Residual blocks per level. Only without `base`.
-        heads: Attention heads. Only without `base`.
-        context: Width of the text's embedding, which is that of the empty text. Only without `base`.
-        hint_widths: Channels of the hint encoder; every one after the first halves the sides, down to the latents'.
-        normalization: As the autoencoder was trained: `signed` or `imagenet`.
-        fusion: `live` fuses features before the zero convolutions, so that gradients flow from the first steps; `diad`
-            after them, as the public code does, where no gradient ever reaches the fusion.
-        control: Which skip connections are guided: the `coarse` ones of the last level, or `full`, all of them.
-        train_decoder: Whether the denoising UNet's decoder learns too, as in DiAD; without, guidance alone learns.
-            Without `base` all of it learns.
-        sketch: `sobel`, `canny`, or `none`.
-        sketch_size: Side in pixels to which a sketch is made smaller, so that it does not carry a defect's fine edges.
-        sketch_drop: Share of training images whose sketch is left out.
+        autoencoder: Run of `train autoencoder`, or a folder with an AutoencoderKL in the format of diffusers; null
+            takes the `vae` of `base`. One of the two is needed.
+        base: Stable Diffusion folder in the format of diffusers to start from; null starts at random with `widths`.
+        widths: Channels of the denoising UNet per level, finest first. Used only without `base`.
+        layers: Residual blocks per level. Used only without `base`.
+        heads: Attention heads. Used only without `base`.
+        context: Width of the text embedding, that of the empty prompt. Used only without `base`.
+        hint_widths: Channels of the encoder of the guiding image; each level after the first halves the sides, down to
+            those of the latents.
+        normalization: Scaling of images the autoencoder was trained with: `signed` or `imagenet`.
+        fusion: Feature fusion before the zero convolutions (`live`, gradients flow from the first step) or after them
+            (`diad`, as the public code, where none ever reaches the fusion).
+        control: Skip connections that are guided: the `coarse` ones of the last level, or all (`full`).
+        train_decoder: Train the decoder of the denoising UNet too, as DiAD does; if false, only the guidance. Without
+            `base` the whole UNet is trained.
+        sketch: Edge sketch as a second condition: by `sobel`, by `canny`, or `none`.
+        sketch_size: Side in pixels to which a sketch is reduced, so that it cannot carry a defect's fine edges.
+        sketch_drop: Share of training images without their sketch.
         sketch_corrupt: Share of training images in whose sketch random boxes are erased or taken from another.
-        pooling: Successive 8 x 8 mean filters on the map before its largest value is the score.
+        pooling: Successive 8 x 8 mean filters on the anomaly map before its maximum is the score.
     """
 
     features: FeatureSettings = FeatureSettings(backbone="resnet50")
@@ -290,16 +298,19 @@ class DsadConfig(TrainedConfig, frozen=True, kw_only=True, tag_field="method", t
     def sampling(self) -> Sampling:
         """The reconstruction that these settings ask for."""
         return Sampling(
+            # The noise schedule Stable Diffusion was trained with: its UNet knows no other, so it cannot be set.
             betas="scaled_linear",
             beta_start=0.00085,
             beta_end=0.012,
             start=self.reconstruction.start,
             steps=self.reconstruction.steps,
             spacing=self.reconstruction.spacing,
+            # `steps_offset` of Stable Diffusion; with it goes `final="first"`, diffusers' `set_alpha_to_one=False`.
             offset=1,
             eta=self.reconstruction.eta,
             level=self.reconstruction.level,
             final="first",
+            # Latents are not bounded by [-1, 1]: clipping would cut their tails.
             clip=False,
             seed=self.reconstruction.noise_seed,
         )
@@ -308,6 +319,7 @@ class DsadConfig(TrainedConfig, frozen=True, kw_only=True, tag_field="method", t
 def check_widths(widths: tuple[int, ...], size: tuple[int, int]) -> None:
     """Raise ArgumentError unless there are two or more levels and the image can be halved between them."""
     check(len(widths) >= 2 and min(widths) >= 4, "widths", "two or more numbers from 4", list(widths))
+    # Skip connections join levels of equal size: an odd side would not come back after halving and doubling.
     halvings = 2 ** (len(widths) - 1)
     fits = all(side % halvings == 0 and side // halvings >= 2 for side in size)
     check(fits, "resize", f"sides that are multiples of {halvings}, for {len(widths)} levels of widths", list(size))

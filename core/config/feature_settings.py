@@ -1,4 +1,4 @@
-"""Settings of features: the backbone, its patches, and the map that is made of them."""
+"""Settings of the features: the backbone, the patches taken from it, and the anomaly map."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ class FeatureSettings(SettingPart, frozen=True, kw_only=True):
     """The backbone and its feature stages.
 
     Attributes:
-        backbone: `scattering` (fixed filters, no download), or the name of any timm model.
-        stages: Feature stages; stage s has stride 2^(s+1): 1 is /4, 2 is /8, 3 is /16.
-        backbone_options: Further arguments of `timm.create_model`, for example {"pad_type": "same"}.
-        mean: Per-channel mean on [0, 1] that the backbone expects; null takes the backbone's own.
-        std: Per-channel deviation, as `mean`.
+        backbone: Feature extractor: `scattering` (fixed wavelet filters, no download), or the name of any timm model.
+        stages: Stages that give features; stage s has stride 2^(s+1): 1 is /4, 2 is /8, 3 is /16.
+        backbone_options: Further arguments of `timm.create_model`, such as {"pad_type": "same"}.
+        mean: Channel means the backbone expects, for pixels in [0, 1]; null takes the backbone's own.
+        std: Channel standard deviations, as `mean`.
     """
 
     backbone: str = "scattering"
@@ -29,31 +29,34 @@ class FeatureSettings(SettingPart, frozen=True, kw_only=True):
     std: tuple[float, float, float] | None = None
 
     def __post_init__(self) -> None:
+        # Rising and without repeats: the first stage gives the patch grid, and channels are joined in this order.
         if not self.stages or list(self.stages) != sorted(set(self.stages)) or not self.stages[0] >= 0:
             raise ArgumentError(f"stages: expected rising stage numbers such as 1,2,3, got {list(self.stages)}.")
         if self.mean is not None:
             check(all(map(math.isfinite, self.mean)), "mean", "finite numbers", list(self.mean))
         if self.std is not None:
+            # Images are divided by it.
             check(all(0.0 < value < math.inf for value in self.std), "std", "positive numbers", list(self.std))
 
 
 Standardization = Literal["none", "scale", "whiten"]
-"""What patches are multiplied with: nothing, one over every channel's deviation, or a whitening matrix."""
+"""Standardization of patches: none, division by each channel's standard deviation, or a whitening matrix."""
 
 
 class PatchSettings(SettingPart, frozen=True, kw_only=True):
-    """How patches are read from the feature stages, by methods that are fitted.
+    """Patches, for methods that are fitted in one pass.
 
     Attributes:
-        upsample: How coarser stages reach the grid of the finest.
-        standardize: What patches are multiplied with, measured on normal ones: `none`, `scale` (one over every
-            channel's deviation), `whiten` (decorrelated, principal axes at equal deviation), or `auto`, which is
-            `none` but for `scattering`, whose channels have no learned scale.
+        upsample: Interpolation that brings coarser stages to the patch grid, that of the finest stage.
+        standardize: Standardization of patches, measured on normal images: `none`, `scale` (each channel to unit
+            variance), `whiten` (decorrelated, unit variance along the principal axes), or `auto`: `none`, but for
+            `scattering` the one that suits the method.
         batch_size: Images per forward pass.
-        num_workers: Threads that decode and resize.
+        num_workers: Threads that decode and resize images.
     """
 
     upsample: Literal["nearest", "bilinear"] = "nearest"
+    # A default per method and backbone: learned features have a meaningful scale, scattering has none.
     standardize: Literal["auto", "none", "scale", "whiten"] = "auto"
     batch_size: int = 8
     num_workers: int = 2
@@ -67,7 +70,7 @@ class MapSettings(SettingPart, frozen=True, kw_only=True):
     """The anomaly map.
 
     Attributes:
-        sigma: Standard deviation of the anomaly map's Gaussian, in input pixels.
+        sigma: Standard deviation of the Gaussian that smooths the anomaly map, in input pixels; 0 for none.
     """
 
     sigma: float = 4.0
@@ -77,5 +80,5 @@ class MapSettings(SettingPart, frozen=True, kw_only=True):
 
 
 def check_memory_budget(megabytes: int) -> None:
-    """Raise ArgumentError unless there is a little memory to work with."""
+    """Raise ArgumentError if a memory budget in MiB is below 16."""
     check(megabytes >= 16, "memory_budget_mb", "at least 16", megabytes)

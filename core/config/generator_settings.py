@@ -12,17 +12,17 @@ from flawscope.config.setting_parts import SettingPart, check
 
 
 class BaseConfig(TrainedConfig, frozen=True, kw_only=True, tag_field="method", tag="base"):
-    """A text-to-image model of good parts (arXiv:2112.10752), where no Stable Diffusion is at hand.
+    """Small latent text-to-image model of normal images (arXiv:2112.10752), where no Stable Diffusion is at hand.
 
     Attributes:
-        autoencoder: Run of `train autoencoder`, or a folder with an AutoencoderKL as diffusers writes it. Needed.
-        inpainting: Whether the network fills boxes: it is given the mask and the rest of the image as well.
-        widths: Channels of the UNet per level, finest first.
+        autoencoder: Run of `train autoencoder`, or a folder with an AutoencoderKL in the format of diffusers. Needed.
+        inpainting: Train an inpainting UNet, which is given the mask and the masked image as further channels.
+        widths: UNet channels per level, finest first.
         layers: Residual blocks per level.
         heads: Attention heads.
-        context: Width of the text encoder and of what it gives.
+        context: Width of the text encoder and of its embeddings.
         text_layers: Transformer layers of the text encoder.
-        text_drop: Share of images whose text is left out, for guidance.
+        text_drop: Share of images trained with the empty prompt, for classifier-free guidance.
     """
 
     input: TiledInputSettings = TiledInputSettings()
@@ -51,6 +51,7 @@ class BaseConfig(TrainedConfig, frozen=True, kw_only=True, tag_field="method", t
         check(len(self.widths) >= 2 and min(self.widths) >= 8, "widths", "two or more, from 8", list(self.widths))
         check(1 <= self.layers <= 8, "layers", "1 to 8", self.layers)
         check(
+            # UNet and text encoder share the number of heads.
             self.heads >= 1 and all(width % self.heads == 0 for width in (*self.widths, self.context)),
             "heads",
             "a divisor of the widths and of context",
@@ -58,25 +59,27 @@ class BaseConfig(TrainedConfig, frozen=True, kw_only=True, tag_field="method", t
         )
         check(8 <= self.context <= 4096, "context", "8 to 4096", self.context)
         check(1 <= self.text_layers <= 64, "text_layers", "1 to 64", self.text_layers)
+        # Below 1: a network that never sees a prompt could not be conditioned on one.
         check(0.0 <= self.text_drop < 1.0, "text_drop", "a share from 0 to below 1", self.text_drop)
 
 
 class AdaptationSettings(SettingPart, frozen=True, kw_only=True):
-    """A base that is adapted to a few images of defects.
+    """Adaptation of a base model to a few images of defects.
 
-    Images are cut out around their defect as the line cuts around a box (`flawscope.imaging.crops`), unless
+    Training cuts the same window around a defect (`flawscope.imaging.crops`) as drawing does around a box, unless
     `crop_defects` is off.
 
     Attributes:
-        base: Run of `train base`, or a folder of Stable Diffusion or of LDM text-to-image as diffusers writes it.
-        support: Folder of `synth support`.
+        base: Base model: run of `train base`, or a folder of Stable Diffusion or LDM text-to-image in the format of
+            diffusers. Needed.
+        support: Support set: folder written by `synth support`. Needed.
         defects: Defect types to learn; empty for all of the support set.
-        repeats: How often each image comes in an epoch.
-        scale_lr: Multiply the learning rate with `batch_size` (and `accumulate`).
-        crop_defects: Show the surroundings of the defect, not the whole image.
-        crop_fill: Largest share of the window's sides that a defect takes.
-        flip: Chance that image and mask are mirrored left to right, together.
-        epsilon: Added by the optimizer to the root of the second moment.
+        repeats: How often an epoch shows each support image.
+        scale_lr: Multiply the learning rate by `batch_size` and `accumulate`.
+        crop_defects: Train on a window around the defect, not on the whole image.
+        crop_fill: Largest share of the window's sides that the defect takes.
+        flip: Probability of mirroring image and mask left to right.
+        epsilon: Epsilon of Adam.
     """
 
     base: str | None = None
@@ -96,23 +99,24 @@ class AdaptationSettings(SettingPart, frozen=True, kw_only=True):
         check(0.0 < self.epsilon < 1.0, "epsilon", "a small positive number", self.epsilon)
 
     def rate(self, loop: LoopSettings) -> float:
-        """Return the learning rate of a step."""
+        """Return the learning rate in force, scaled where `scale_lr` is set."""
         return loop.learning_rate * (loop.batch_size * loop.accumulate if self.scale_lr else 1)
 
 
 class EmbeddingConfig(TrainedConfig, frozen=True, kw_only=True, tag_field="method", tag="embedding"):
-    """A word for each defect type: masked textual inversion (AnoGen, arXiv:2505.09263).
+    """One learned embedding per defect type: masked textual inversion (AnoGen, arXiv:2505.09263).
 
     Attributes:
-        vectors: Vectors of the word.
-        placeholder: The word in texts.
-        init_word: The word whose vector it starts from.
-        mask_loss: `mean` divides the masked squared error by all entries, `area` by those of the mask.
+        vectors: Token vectors per learned embedding.
+        placeholder: Word that stands for the learned embedding in prompts.
+        init_word: Word whose token vector the embedding starts from.
+        mask_loss: Mean of the masked squared error: over the whole image (`mean`), or over the mask (`area`).
     """
 
     input: ResizeSettings = ResizeSettings()
     loop: LoopSettings = LoopSettings(epochs=80, batch_size=4, learning_rate=5e-3)
     denoising: DenoisingSettings = DenoisingSettings()
+    # 5e-3 is a rate per image: the training script of LDM multiplies it by the batch (`--scale_lr`).
     adaptation: AdaptationSettings = AdaptationSettings(scale_lr=True)
     vectors: int = 1
     placeholder: str = "*"
@@ -124,29 +128,31 @@ class EmbeddingConfig(TrainedConfig, frozen=True, kw_only=True, tag_field="metho
         check(1 <= self.vectors <= 32, "vectors", "1 to 32", self.vectors)
         for name in ("placeholder", "init_word"):
             word = getattr(self, name)
+            # A space would split it into several tokens, and the placeholder has to be one.
             is_word = bool(word) and word.isprintable() and not any(letter.isspace() for letter in word)
             check(is_word, name, "a word without spaces", word)
 
 
 class InpaintingConfig(TrainedConfig, frozen=True, kw_only=True, tag_field="method", tag="inpainting"):
-    """An inpainting network that knows the defects of a part (MvP-Diff).
+    """Inpainting model fine-tuned to the defects of a part (MvP-Diff).
 
     Attributes:
-        descriptions: Folder of `synth describe`, made from the same support set; null takes the mask's box and the
-            built-in sentences.
-        adapt: `lora` learns low-rank changes of the attention (arXiv:2106.09685), `full` the whole UNet.
-        rank: Rank of the changes.
-        alpha: Their scale is alpha / rank.
-        snr_gamma: Least-SNR weight of the loss (arXiv:2303.09556); 0 for none.
-        mask_weight: Added to the loss's weight of 1 inside the box.
-        noise_offset: Deviation of a shift of the noise that is equal over an image's positions.
-        text_drop: Share of images whose text is left out.
-        flip_vertical: Chance that image and mask are mirrored top to bottom, together.
+        descriptions: Folder written by `synth describe` from the same support set; null takes the mask's bounding box
+            and built-in captions.
+        adapt: `lora` trains low-rank updates of the attention weights (arXiv:2106.09685), `full` the whole UNet.
+        rank: Rank of the LoRA updates.
+        alpha: LoRA scale: updates are multiplied by alpha / rank.
+        snr_gamma: Gamma of the min-SNR loss weighting (arXiv:2303.09556); 0 for none.
+        mask_weight: Loss weight inside the box, added to 1.
+        noise_offset: Standard deviation of a noise offset, one number per image and channel; 0 for none.
+        text_drop: Share of images trained with the empty prompt, for classifier-free guidance.
+        flip_vertical: Probability of mirroring image and mask top to bottom.
     """
 
     input: ResizeSettings = ResizeSettings()
     loop: LoopSettings = LoopSettings(batch_size=16, clip_norm=1.0)
     denoising: DenoisingSettings = DenoisingSettings()
+    # Where it is set, the location words of captions are mirrored with the image (`mirrored_words`).
     adaptation: AdaptationSettings = AdaptationSettings(flip=0.0)
     descriptions: str | None = None
     adapt: Literal["lora", "full"] = "lora"
@@ -169,4 +175,4 @@ class InpaintingConfig(TrainedConfig, frozen=True, kw_only=True, tag_field="meth
 
 
 AdaptedConfig = EmbeddingConfig | InpaintingConfig
-"""Settings of what adapts a base to defects."""
+"""Settings of the methods that adapt a base model to defects."""

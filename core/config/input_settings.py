@@ -1,4 +1,4 @@
-"""Settings of what goes in: the size of images, their tiles, and what is kept back for calibration."""
+"""Settings of the input: image size, crop, tiles, and the images held out for calibration."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from flawscope.imaging.tiles import Tiling
 
 
 class ResizeSettings(SettingPart, frozen=True, kw_only=True):
-    """The size of images.
+    """Input size.
 
     Attributes:
         resize: Height and width in pixels after the resize.
@@ -31,10 +31,10 @@ class ResizeSettings(SettingPart, frozen=True, kw_only=True):
 
 
 class InputSettings(ResizeSettings, frozen=True, kw_only=True):
-    """The size of images, and their crop.
+    """Input size and crop.
 
     Attributes:
-        crop: Height and width of a centre crop that follows the resize, or null.
+        crop: Height and width of a centre crop after the resize; null for none.
     """
 
     crop: tuple[int, int] | None = None
@@ -46,11 +46,11 @@ class InputSettings(ResizeSettings, frozen=True, kw_only=True):
 
 
 class TiledInputSettings(InputSettings, frozen=True, kw_only=True):
-    """The size of images, and the tiles that they are cut into for training.
+    """Input size, crop, and the tiles that training images are cut into.
 
     Attributes:
         tile: Height and width in pixels of the tiles that images are cut into, each resized to `resize`; null takes
-            images whole.
+            whole images.
     """
 
     tile: tuple[int, int] | None = None
@@ -63,34 +63,36 @@ class TiledInputSettings(InputSettings, frozen=True, kw_only=True):
     @property
     def tiling(self) -> Tiling | None:
         """How images are cut into tiles side by side, or None where they are taken whole."""
+        # No overlap in training: each pixel of an image counts once.
         return None if self.tile is None else Tiling(self.tile, 0.0)
 
 
 class LineInputSettings(TiledInputSettings, frozen=True, kw_only=True):
-    """The size of images and their tiles. Export, thresholds and the line use the same tiles as training.
+    """Input size, crop and tiles; export, calibration and inspection use the same as training.
 
     Attributes:
-        tile_overlap: Share of a tile that its neighbour has too, on the line; training takes tiles side by side.
+        tile_overlap: Share of a tile that its neighbour shows too, in inspection; training takes tiles without overlap.
     """
 
     tile_overlap: float = 0.25
 
     def __post_init__(self) -> None:
+        # Before super(): the base builds `tiling`, whose own message would come first.
         check(0.0 <= self.tile_overlap <= 0.5, "tile_overlap", "a share from 0 to 0.5", self.tile_overlap)
         super().__post_init__()
 
     @property
     def tiling(self) -> Tiling | None:
-        """How images are cut on the line, or None where they are taken whole."""
+        """How images are cut in inspection, or None where they are taken whole."""
         return None if self.tile is None else Tiling(self.tile, self.tile_overlap)
 
 
 class HeldOutSettings(SettingPart, frozen=True, kw_only=True):
-    """Normal training images that are kept back, so that thresholds can be set on images that nobody has learned.
+    """Held-out normal images: never trained on, so that thresholds can be set on them.
 
     Attributes:
-        held_out: Share of the normal training images that is kept for calibration.
-        held_out_minimum: Least number of images kept, where there are enough.
+        held_out: Share of the normal training images held out for calibration.
+        held_out_minimum: Fewest images held out, where there are enough.
     """
 
     held_out: float = 0.1

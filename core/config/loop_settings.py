@@ -1,4 +1,4 @@
-"""Settings of what has epochs: the loop, the images it learns from, and the optimizer of denoising networks."""
+"""Settings of training in epochs: the loop, its images, and the optimizer of denoising networks."""
 
 from __future__ import annotations
 
@@ -9,31 +9,31 @@ from flawscope.config.feature_settings import check_memory_budget
 from flawscope.config.setting_parts import SettingPart, check
 
 Schedule = Literal["constant", "linear", "cosine", "cosine_with_restarts", "polynomial"]
-"""How the learning rate goes on after the warm-up; see `flawscope.training.loop.loop.learning_rate_share`."""
+"""Learning-rate schedule after the warm-up; see `flawscope.training.loop.loop.learning_rate_share`."""
 
 
 class LoopSettings(SettingPart, frozen=True, kw_only=True):
     """The training loop.
 
     Attributes:
-        epochs: Passes over what is learned from.
+        epochs: Passes over the training images.
         batch_size: Images per batch.
-        learning_rate: Rate after the warm-up.
-        schedule: `constant`; or to zero at the end: `linear`, `cosine`, `cosine_with_restarts`, `polynomial`.
-        cycles: How often `cosine_with_restarts` falls from the full rate to zero.
+        learning_rate: Peak learning rate, after the warm-up.
+        schedule: Learning-rate schedule after the warm-up: `constant`, or falling to zero.
+        cycles: Cycles of `cosine_with_restarts`.
         power: Exponent of `polynomial`; 1 is `linear`.
-        warmup_steps: Batches in which the rate rises to its value.
-        accumulate: Batches whose gradients are summed before a step of the optimizer.
-        clip_norm: Largest norm of the gradients; 0 does not limit it.
-        ema: Decay of the averaged parameters that are validated and kept; 0 keeps the parameters themselves.
-        max_steps: Steps of the optimizer after which the training ends, if `epochs` have not ended it before; null for
-            no such limit. The last epoch may be cut short; it is validated as every other.
-        mixed_precision: `no`, `bf16` or `fp16`.
-        tf32: Whether a GPU may round matrix products to TF32. Its convolutions may in any case, as is torch's default.
+        warmup_steps: Batches of linear learning-rate warm-up.
+        accumulate: Gradient accumulation: batches per optimizer step.
+        clip_norm: Gradient clipping: largest norm; 0 for none.
+        ema: Decay of the exponential moving average of the parameters, which is validated and saved; 0 for none.
+        max_steps: Most optimizer steps, if `epochs` do not end the training before; null for no limit. A last epoch cut
+            short is validated all the same.
+        mixed_precision: Mixed precision of the training.
+        tf32: Allow TF32 for matrix products on a GPU. Convolutions may use it in any case, as is torch's default.
         checkpoint_every: Epochs between checkpoints.
-        checkpoints_kept: How many of the newest are kept.
+        checkpoints_kept: Newest checkpoints kept.
         preview_every: Epochs between preview images.
-        tensorboard: Whether figures and previews are written for TensorBoard as well.
+        tensorboard: Write metrics and previews for TensorBoard too.
     """
 
     epochs: int = 100
@@ -57,12 +57,14 @@ class LoopSettings(SettingPart, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         check(1 <= self.epochs <= 1_000_000, "epochs", "1 to 1,000,000", self.epochs)
         check(1 <= self.batch_size <= 1024, "batch_size", "1 to 1024", self.batch_size)
+        # Comparisons in this form refuse NaN, which YAML can write as .nan.
         check(0.0 < self.learning_rate < math.inf, "learning_rate", "a positive number", self.learning_rate)
         check(1 <= self.cycles <= 1_000_000, "cycles", "1 to 1,000,000", self.cycles)
         check(0.0 < self.power < math.inf, "power", "a positive number", self.power)
         check(self.warmup_steps >= 0, "warmup_steps", "a count of at least 0", self.warmup_steps)
         check(1 <= self.accumulate <= 4096, "accumulate", "1 to 4096", self.accumulate)
         check(0.0 <= self.clip_norm < math.inf, "clip_norm", "a number of at least 0", self.clip_norm)
+        # A decay of 1 would keep the random start forever.
         check(0.0 <= self.ema < 1.0, "ema", "a decay from 0 to below 1", self.ema)
         check(self.max_steps is None or self.max_steps >= 1, "max_steps", "at least 1", self.max_steps)
         check(self.checkpoint_every >= 1, "checkpoint_every", "at least 1", self.checkpoint_every)
@@ -71,17 +73,18 @@ class LoopSettings(SettingPart, frozen=True, kw_only=True):
 
 
 class TrainingDataSettings(SettingPart, frozen=True, kw_only=True):
-    """The images of a training in epochs.
+    """Training and validation images.
 
     Attributes:
-        validation: Share of the training images that chooses the best epoch. They count as learned: thresholds are
-            never set on them.
-        num_workers: Threads that decode and resize.
-        memory_budget_mb: Upper bound of the decoded images held in memory; more are decoded anew in each epoch.
+        validation: Share of the training images that selects the best epoch. They count as seen: thresholds are never
+            set on them.
+        num_workers: Threads that decode and resize images.
+        memory_budget_mb: Most memory for decoded images, in MiB; the others are decoded again in each epoch.
     """
 
     validation: float = 0.2
     num_workers: int = 2
+    # A limit, because decoded datasets may be larger than the memory of the machine.
     memory_budget_mb: int = 1024
 
     def __post_init__(self) -> None:
@@ -91,15 +94,14 @@ class TrainingDataSettings(SettingPart, frozen=True, kw_only=True):
 
 
 class DenoisingSettings(SettingPart, frozen=True, kw_only=True):
-    """How a UNet of diffusers learns to predict noise.
+    """Training of the denoising UNet.
 
     Attributes:
-        optimizer: `adamw` (arXiv:1711.05101); `adamw8bit`, the same with its state in 8 bits (arXiv:2110.02861, by the
-            package bitsandbytes); or `adam`, whose decay goes through the gradients.
+        optimizer: `adamw` (arXiv:1711.05101); `adamw8bit`, with 8-bit state (arXiv:2110.02861, needs bitsandbytes); or
+            `adam`, with L2 regularization in place of decoupled decay.
         weight_decay: Weight decay of the optimizer.
-        betas: Decays of the optimizer's first and second moment.
-        gradient_checkpointing: Whether what the blocks of the UNet compute is not kept for the gradients but computed
-            again (arXiv:1604.06174): less memory, more time.
+        betas: Betas of Adam.
+        gradient_checkpointing: Recompute activations in the backward pass (arXiv:1604.06174): less memory, more time.
     """
 
     optimizer: Literal["adamw", "adamw8bit", "adam"] = "adamw"
@@ -113,10 +115,10 @@ class DenoisingSettings(SettingPart, frozen=True, kw_only=True):
 
 
 def check_decay(weight_decay: float) -> None:
-    """Raise ArgumentError unless the weight decay of an optimizer is one."""
+    """Raise ArgumentError if a weight decay is negative, infinite or NaN."""
     check(0.0 <= weight_decay < math.inf, "weight_decay", "a number of at least 0", weight_decay)
 
 
 def check_betas(betas: tuple[float, float]) -> None:
-    """Raise ArgumentError unless the betas of Adam are decays."""
+    """Raise ArgumentError unless both betas of Adam are from 0 to below 1."""
     check(all(0.0 <= beta < 1.0 for beta in betas), "betas", "two decays from 0 to below 1", list(betas))

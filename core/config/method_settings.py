@@ -1,4 +1,4 @@
-"""What the settings of all methods have in common: a seed, a device, and images of some size."""
+"""Base of the settings of all methods: seed, device and input size."""
 
 from __future__ import annotations
 
@@ -14,24 +14,26 @@ from flawscope.imaging.tiles import Tiling
 
 
 class Settings:
-    """Base of the settings of all methods: a plain class, so that reading a record asks the table which struct it is.
+    """Base of the settings of all methods.
 
-    See `flawscope.bundle.heads.Head`, which does the same for heads.
+    A plain class and no struct: msgspec then leaves decoding a record to `flawscope.runs`, which looks the struct up in
+    the table of methods. `flawscope.bundle.heads.Head` does the same for heads.
     """
 
     __slots__ = ()
 
 
 class MethodConfig(Settings, msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The settings of a method: its parts, and what is its own.
+    """Settings of a method: its parts, and the settings that are its own.
 
     Only what every method uses may be here: a setting that one of them would ignore belongs to a part.
 
     Attributes:
         seed: Seed of every random choice.
-        device: `auto`, `cpu` or `cuda`, for training only.
+        device: Device of the training; the bundle runs on any. `auto` takes CUDA where it is available.
     """
 
+    # A default may be shared by all instances, because every part is frozen.
     input: ResizeSettings = ResizeSettings()
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -51,6 +53,6 @@ class MethodConfig(Settings, msgspec.Struct, frozen=True, forbid_unknown_fields=
 
 
 class TrainedConfig(MethodConfig, frozen=True, kw_only=True):
-    """The settings of a method that has epochs."""
+    """Settings of a method that is trained in epochs."""
 
     loop: LoopSettings = LoopSettings()

@@ -1,4 +1,4 @@
-"""What people can read about settings: type, default and one line each, out of the structs and their docstrings."""
+"""Help on the settings of a method: type, default and one line each, from the structs and their docstrings."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _WORDS: dict[object, str] = {
 
 
 class SettingLine(NamedTuple):
-    """What there is to say of one setting.
+    """One setting in the help.
 
     Attributes:
-        part: What the settings are about that it is listed with, a short sentence without its full stop.
-        key: Its flat name.
-        words: Its type in words.
-        default: Its default, as it would be written after `--set KEY=`.
+        part: Title of the group it is listed in, without a full stop.
+        key: Flat name.
+        words: Type in words.
+        default: Default, as it would be written after `--set KEY=`.
         line: What it does.
     """
 
@@ -43,10 +43,10 @@ class SettingLine(NamedTuple):
 
 
 def describe_settings(method: str) -> list[SettingLine]:
-    """Return what can be set for a method: its own settings first, then part after part.
+    """Return the settings of a method for its help: its own first, then part by part.
 
     Raises:
-        ArgumentError: If the method is not known.
+        ArgumentError: If the method is unknown.
     """
     if method not in CONFIGS:
         raise ArgumentError(f"method: expected one of {', '.join(CONFIGS)}, got {method!r}.")
@@ -55,7 +55,7 @@ def describe_settings(method: str) -> list[SettingLine]:
     lines = []
     for key, part in places_of(kind).items():
         struct = kind if part is None else parts[part]
-        title = f"Of {method} itself" if part is None else _summary(struct)
+        title = f"Settings of {method} alone" if part is None else _summary(struct)
         words = _type_words(get_type_hints(struct)[key])
         lines.append(SettingLine(title, key, words, _default_text(defaults[key]), _documented(struct).get(key, "")))
     return lines
@@ -66,10 +66,12 @@ def _summary(struct: type[msgspec.Struct]) -> str:
 
 
 def _documented(struct: type[msgspec.Struct]) -> dict[str, str]:
-    """Return setting -> its line in the section `Attributes` of the docstring, or of that of a base."""
+    """Return setting -> its text in the `Attributes` section of the docstring, or in that of a base class."""
     lines: dict[str, str] = {}
+    # Bases first, so that a subclass may document an inherited setting anew.
     for base in reversed(struct.__mro__):
         key = ""
+        # From __dict__, as inspect.getdoc would inherit; `or ""`, because python -OO strips docstrings.
         for line in inspect.cleandoc(base.__dict__.get("__doc__") or "").partition("\nAttributes:\n")[2].splitlines():
             if start := re.match(r"    (\w+): (.*)", line):
                 key = start[1]
@@ -83,15 +85,18 @@ def _type_words(hint: Any) -> str:
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Literal:
         return f"one of {', '.join(map(str, arguments))}"
+    # `X | None` has the origin UnionType, Optional[X] has Union.
     if origin in (Union, types.UnionType):
         return " or ".join(_type_words(argument) for argument in arguments)
     if origin is tuple:
         each = _type_words(arguments[0])
         return f"list ({each})" if arguments[-1] is Ellipsis else f"{len(arguments)} values ({each})"
+    # A KeyError here means a setting of a new type: give it words above.
     return _WORDS[origin or hint]
 
 
 def _default_text(value: object) -> str:
+    # Without the quotes of JSON, which --set does not need.
     if isinstance(value, str):
         return value
     if isinstance(value, list | tuple) and value:

@@ -1,7 +1,7 @@
-"""Settings that are made of parts, and the way between them and the flat names that people write.
+"""Settings made of parts, and their conversion to and from the flat names that people write.
 
 Code sees parts (`config.loop.epochs`); the command line, YAML files, `run.json` and bundles see names (`epochs`). Which
-part a name belongs to follows from the structs alone: there is no second list of names that could differ from them.
+part a name belongs to follows from the structs alone; there is no second list of names to keep in step.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from flawscope.errors import ArgumentError
 
 
 class SettingPart(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Settings that belong together and are used together; a method that has the part uses every one of them."""
+    """Settings that are used together; a method that has the part uses every one of them."""
 
 
 _Part = TypeVar("_Part", bound=SettingPart)
@@ -25,14 +25,14 @@ _Config = TypeVar("_Config", bound=msgspec.Struct)
 
 
 def check(holds: bool, name: str, expected: str, got: object) -> None:
-    """Raise ArgumentError unless a setting is as expected."""
+    """Raise ArgumentError if a condition on a setting does not hold."""
     if not holds:
         raise ArgumentError(f"{name}: expected {expected}, got {got!r}.")
 
 
 @functools.cache
 def parts_of(kind: type[msgspec.Struct]) -> dict[str, type[SettingPart]]:
-    """Return the parts of settings: name of the field -> its struct."""
+    """Return the parts of settings: field name -> struct of the part."""
     hints = get_type_hints(kind)
     return {
         name: hints[name]
@@ -43,7 +43,7 @@ def parts_of(kind: type[msgspec.Struct]) -> dict[str, type[SettingPart]]:
 
 @functools.cache
 def places_of(kind: type[msgspec.Struct]) -> dict[str, str | None]:
-    """Return where the settings are: flat name -> field of its part, or None for one that is the method's own.
+    """Return where each setting lies: flat name -> field of its part, or None for one of the method's own.
 
     The method's own come first, then part after part.
 
@@ -55,6 +55,7 @@ def places_of(kind: type[msgspec.Struct]) -> dict[str, str | None]:
     for part, struct in parts.items():
         for name in struct.__struct_fields__:
             if name in places:
+                # A mistake of whoever writes a settings struct, not of a user: hence no ArgumentError.
                 raise TypeError(f"{kind.__name__}: the setting {name} occurs twice, in {part} and in {places[name]}")
             places[name] = part
     return places
@@ -64,18 +65,19 @@ def flatten(config: msgspec.Struct) -> dict[str, Any]:
     """Return settings by their flat names as plain data that JSON can hold; `method` comes first where there is one."""
     flat: dict[str, Any] = msgspec.to_builtins(config)
     for part in parts_of(type(config)):
+        # `places_of` has refused names that occur in two parts, so nothing is overwritten.
         flat |= flat.pop(part)
     return flat
 
 
 def nest(kind: type[msgspec.Struct], flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings by parts, as plain data; settings that are not named have the defaults of the kind.
+    """Return settings by parts, as plain data; settings that are not named take the method's defaults.
 
     Raises:
-        KeyError: If a name is no setting of the kind.
+        KeyError: If there is no setting of a name.
     """
     places = places_of(kind)
-    # The kind's own defaults, not those of the part's struct: `epochs` of an embedding are 80, not 100.
+    # From the method's defaults, not those of the part's struct: an embedding has 80 epochs, LoopSettings 100.
     nested: dict[str, Any] = msgspec.to_builtins(kind())
     for name, value in flat.items():
         part = places[name]
@@ -84,11 +86,11 @@ def nest(kind: type[msgspec.Struct], flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def from_flat(kind: type[_Config], flat: Mapping[str, Any], *, strict: bool = True, what: str = "") -> _Config:
-    """Return settings of a kind from their flat names; those that are not named have its defaults.
+    """Return settings from their flat names; those that are not named take their defaults.
 
     Args:
         kind: Struct of the settings.
-        flat: Flat name -> value; every name has to be one of the kind's.
+        flat: Flat name -> value.
         strict: Refuse text where a number belongs.
         what: What the settings are for, in errors; empty for the name of the method.
 
@@ -102,29 +104,30 @@ def from_flat(kind: type[_Config], flat: Mapping[str, Any], *, strict: bool = Tr
     try:
         return msgspec.convert(_with_tag(kind, nest(kind, flat)), kind, strict=strict)
     except msgspec.ValidationError as err:
-        # msgspec reports errors of __post_init__ with its own type and our text.
+        # msgspec turns an ArgumentError of __post_init__ (a ValueError) into its own type, with our text.
         raise ArgumentError(f"settings of {what}: {without_parts(kind, str(err))}") from err
 
 
 def change_settings(config: _Config, changes: Mapping[str, Any]) -> _Config:
-    """Return settings with other values, by flat names; they are checked like all others.
+    """Return settings with some values changed, by flat names; all checks run again.
 
     Raises:
         ArgumentError: If a name is not known, or a value does not fit.
     """
     flat = flatten(config)
     flat.pop("method", None)
+    # Not structs.replace: it cannot reach into parts, and it does not check types.
     return from_flat(type(config), {**flat, **changes})
 
 
 def find_part(config: msgspec.Struct, kind: type[_Part]) -> _Part | None:
-    """Return the part of settings that is of a kind, or None where they have none."""
+    """Return the part of settings that is a `kind`, or None where they have none."""
     values = (getattr(config, name) for name in parts_of(type(config)))
     return next((value for value in values if isinstance(value, kind)), None)
 
 
 def part_of(config: msgspec.Struct, kind: type[_Part]) -> _Part:
-    """Return the part of settings that is of a kind.
+    """Return the part of settings that is a `kind`.
 
     Raises:
         ArgumentError: If they have none.
@@ -141,11 +144,11 @@ def tag_of(kind: type[msgspec.Struct]) -> str:
 
 
 def without_parts(kind: type[msgspec.Struct], message: str) -> str:
-    """Return an error of msgspec that names settings as people write them: `$.epochs`, not `$.loop.epochs`."""
+    """Return a message of msgspec with settings named as people write them: `$.epochs`, not `$.loop.epochs`."""
     parts = "|".join(parts_of(kind))
     if not parts:
         return message
-    # A check of a whole part names its setting itself: that it was in the part says nothing more.
+    # Our own checks name the setting already, so the path to its part is dropped.
     message = re.sub(rf" - at `\$[\w.]*\.(?:{parts})`$", "", message)
     return re.sub(rf"(`\$[\w.]*?)\.(?:{parts})\.", r"\1.", message)
 

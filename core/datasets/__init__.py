@@ -1,4 +1,4 @@
-"""Datasets: folders and tables of images, indexed as good / defect type / mask, and checked before use."""
+"""Datasets: folders and tables of images, indexed as normal / defect type / mask, and inspected before use."""
 
 from flawscope.datasets.fingerprints import content_hash, fingerprint, hash_contents
 from flawscope.datasets.inspection import ImageCount, Inspection, Problem, SizeSummary, inspect_dataset

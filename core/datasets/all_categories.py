@@ -1,4 +1,4 @@
-"""All categories below one root as one dataset, for a single model of all of them."""
+"""All categories of a dataset merged into one, to train a single model on all of them."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from flawscope.datasets.samples import Dataset, Sample, in_order
 from flawscope.errors import DataError
 
 ALL = "all"
-"""Name of the category that is all of them together."""
+"""Name of the category that stands for all of them."""
 
 
 def merge_categories(root: Path, parts: Sequence[Dataset], ignored: Iterable[Path] = ()) -> Dataset:
     """Return one dataset of all categories, whose defect types are called CATEGORY/DEFECT.
 
-    Its order depends on names alone, like that of each part, and every sample says which category it is of.
+    Its order depends on names alone, like that of each category, and every sample names its category.
 
     Args:
         root: The folder that holds all of them.
@@ -25,7 +25,7 @@ def merge_categories(root: Path, parts: Sequence[Dataset], ignored: Iterable[Pat
         ignored: Further files and folders that were not used.
 
     Raises:
-        DataError: If the categories are laid out in different ways: their splits would mean different things.
+        DataError: If the categories have different layouts, whose splits would mean different things.
     """
     layouts = sorted({part.layout for part in parts})
     if len(layouts) > 1:
@@ -46,5 +46,6 @@ def merge_categories(root: Path, parts: Sequence[Dataset], ignored: Iterable[Pat
 
 
 def _renamed(sample: Sample, category: str) -> Sample:
+    # Types of one name are different defects in different categories: figures per type must not mix them.
     defect = f"{category}/{sample.defect}" if sample.is_anomalous else sample.defect
     return msgspec.structs.replace(sample, category=category, defect=defect)

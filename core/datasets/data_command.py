@@ -1,4 +1,4 @@
-"""`flawscope data inspect|demo`: look at a dataset, or generate one."""
+"""`flawscope data inspect|demo`: inspect a dataset, or generate one."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ _LAYOUTS = {
 @click.command()
 @click.argument("root", type=click.Path(path_type=Path))
 @click.option(
-    "--category", metavar="NAME", help="Category below ROOT, or all: one set of all of them. Without it, each alone."
+    "--category", metavar="NAME", help="Category below ROOT, or all for one dataset of all. Default: each by itself."
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per category, a line each.")
-@click.option("--all", "list_all", is_flag=True, help=f"List every problem, not {_LISTED} of a kind.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line and category.")
+@click.option("--all", "list_all", is_flag=True, help=f"List every problem, not only {_LISTED} of each kind.")
 def inspect(root: Path, category: str | None, as_json: bool, list_all: bool) -> None:
-    """Say what is in the dataset ROOT and what is wrong with it.
+    """Report what is in the dataset ROOT and what is wrong with it.
 
     ROOT is laid out as MVTec AD (train/good, test/*, ground_truth/*), as VisA (with its CSV), as records (train.json
-    and test.json, one JSON object a line), as one folder per class (good and the defect types), or is one folder of
-    normal images. Every file is opened. The exit status is 2 where a category cannot be used.
+    and test.json, one JSON object per line), as one folder per class (good and the defect types), or is one folder of
+    normal images. Every file is opened. The exit status is 2 if a category cannot be used.
     """
     names = [category] if category is not None else list_categories(root) or [None]
     is_usable = True
@@ -47,6 +47,7 @@ def inspect(root: Path, category: str | None, as_json: bool, list_all: bool) -> 
         try:
             dataset = open_dataset(root, name)
         except DataError as err:
+            # Of several categories one broken one must not hide the report on the others.
             if len(names) == 1:
                 raise
             click.echo(f"error: {err}", err=True)
@@ -58,6 +59,7 @@ def inspect(root: Path, category: str | None, as_json: bool, list_all: bool) -> 
             click.echo(msgspec.json.encode(inspection, enc_hook=str))
         else:
             _print(inspection, _LISTED if not list_all else None)
+        # Not an exception: all categories are reported before the exit status says that one is unusable.
         is_usable &= inspection.is_usable
     if not is_usable:
         raise click.exceptions.Exit(2)
@@ -66,7 +68,7 @@ def inspect(root: Path, category: str | None, as_json: bool, list_all: bool) -> 
 @click.command()
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @click.option("--kind", "kinds", metavar="NAME", multiple=True, help="Kind of part; may be given again. Default: all.")
-@click.option("--seed", default=0, show_default=True, help="Another seed draws other parts.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the parts.")
 @click.option("--size", default=256, show_default=True, help="Height and width of the images in pixels.")
 @click.option("--train", default=80, show_default=True, help="Normal training images per kind.")
 @click.option("--test-good", default=30, show_default=True, help="Normal test images per kind.")
@@ -74,7 +76,8 @@ def inspect(root: Path, category: str | None, as_json: bool, list_all: bool) -> 
 def demo(
     folder: Path, kinds: tuple[str, ...], seed: int, size: int, train: int, test_good: int, test_defective: int
 ) -> None:
-    """Draw parts with and without defects, and their masks, into DIR in the layout of MVTec AD."""
+    """Generate images of parts with and without defects, and masks, into DIR in the layout of MVTec AD."""
+    # Here, because `data inspect` need not load the drawing of parts.
     from flawscope.datasets.parts import KINDS, write_dataset
 
     with progress_bars() as report:
@@ -93,7 +96,9 @@ def demo(
 
 
 def _print(inspection: Inspection, limit: int | None) -> None:
+    # soft_wrap: rich would break paths at 80 columns where the output is piped.
     console = Console(highlight=False, soft_wrap=True)
+    # Text objects, never strings: rich takes square brackets in a string, as in a path, for markup.
     where = f" ({_LAYOUTS[inspection.layout]}, {inspection.root})"
     console.print(Text.assemble((inspection.category, "bold"), where))
     table = Table("split", box=None, pad_edge=False, padding=(0, 2, 0, 2))

@@ -1,4 +1,4 @@
-"""Options of `synth` that several of its commands have: the dataset and its category."""
+"""Options that several `synth` commands share: the dataset and its category."""
 
 from __future__ import annotations
 
@@ -18,6 +18,6 @@ CATEGORY = click.option(
 
 
 def data_option(help_text: str = "The dataset.", *, required: bool = True) -> Callable[[Command], Command]:
-    """Return the option that names the dataset; both spellings of the published scripts are taken too."""
+    """Return the option that names the dataset; both spellings of the published scripts are accepted."""
     names = ("--data", "--dataset", "--dataset_dir", "data")
     return click.option(*names, type=PATH, required=required, metavar="ROOT", help=help_text)

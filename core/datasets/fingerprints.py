@@ -1,4 +1,4 @@
-"""Content hashes of a dataset's files, and one fingerprint of the whole dataset."""
+"""Content hashes of images, and the fingerprint of a whole dataset."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ def hash_contents(paths: Iterable[Path], progress: CountProgress | None = None) 
 
 
 def fingerprint(dataset: Dataset, hashes: Mapping[Path, str]) -> str:
-    """Return one SHA-256 of everything training and evaluation take from a dataset's images.
+    """Return one SHA-256 over everything that training and evaluation take from a dataset's images.
 
-    It covers path relative to the root, split, defect type and content of every sample in order, so it stays the
-    same when the dataset is copied elsewhere. Masks are not part of it: training does not read them.
+    It covers the path below the root, split, defect type and content of every sample in order, so it is the same when
+    the dataset is copied elsewhere. Masks are not part of it: training does not read them.
 
     Raises:
         ArgumentError: If a sample has no hash.
@@ -54,7 +54,10 @@ def fingerprint(dataset: Dataset, hashes: Mapping[Path, str]) -> str:
     for sample in dataset.samples:
         if sample.path not in hashes:
             raise ArgumentError(f"hashes: expected one for every sample, got none for {sample.path}.")
+        # With slashes on every system.
         place = sample.path.relative_to(dataset.root).as_posix()
+        # JSON, so that no two lists of fields give the same text; runs and bundles record it, so the form may not
+        # change.
         digest.update(json.dumps([place, sample.split, sample.defect, hashes[sample.path]]).encode())
     return digest.hexdigest()
 
@@ -62,9 +65,9 @@ def fingerprint(dataset: Dataset, hashes: Mapping[Path, str]) -> str:
 def map_in_threads(
     function: Callable[[_Item], _Result], items: list[_Item], progress: CountProgress | None = None
 ) -> Iterator[_Result]:
-    """Yield function(item) in order from a few threads: hashing and decoding release the interpreter lock."""
+    """Yield function(item) in order, computed by a few threads: hashing and decoding release the interpreter lock."""
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        for done, result in enumerate(pool.map(function, items), 1):
+        for completed, result in enumerate(pool.map(function, items), 1):
             yield result
             if progress:
-                progress(done, len(items))
+                progress(completed, len(items))

@@ -1,11 +1,11 @@
-"""Datasets that are folders: MVTec AD, plain class folders, and one flat folder of normal images.
+"""Folder layouts of datasets: MVTec AD, plain class folders, and one flat folder of normal images.
 
     mvtec    train/good/*      test/{good,DEFECT}/*      ground_truth/DEFECT/*
     folders  good/*            DEFECT/*                  ground_truth/DEFECT/*, masks/DEFECT/*, DEFECT/STEM_mask.*
     flat     *
 
-A mask belongs to the image of its defect type with the same stem, with or without `_mask` at the end, whatever the
-extensions. Nothing is ever paired by order.
+A mask belongs to the image of its defect type with the same stem, with or without `_mask` at its end, whatever the
+extensions. Masks are never paired by order.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ _MASK_FOLDERS = ("ground_truth", "masks")
 _MASK_SUFFIX = "_mask"
 _LEFTOVERS = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
 _TEST_SHARE = 0.2
-_MIN_GOOD_TO_SPLIT = 5
+_MIN_GOOD_TO_SPLIT = 5  # fewer are all needed for training
 
 
 class _Contents(NamedTuple):
-    """What lies directly in one folder, each list sorted by name."""
+    """Entries of one folder, each list sorted by name."""
 
     images: list[Path]
     masks: list[Path]
@@ -37,42 +37,45 @@ class _Contents(NamedTuple):
 
 
 def contents(folder: Path) -> _Contents:
-    """Sort what lies directly in `folder`; hidden files and leftovers of editors and file managers are left out.
+    """List the entries of `folder` by kind; hidden files and those of editors and file managers are left out.
 
     Raises:
         DataError: If the folder cannot be listed.
     """
-    found = _Contents([], [], [], [])
+    listing = _Contents([], [], [], [])
     try:
+        # Sorted, because the file system's order differs between machines.
         for path in sorted(folder.iterdir()):
             if path.name.startswith(".") or path.name.endswith("~") or path.name.lower() in _LEFTOVERS:
                 continue
             if path.is_dir():
-                found.folders.append(path)
+                listing.folders.append(path)
             elif path.suffix.lower() not in EXTENSIONS:
-                found.others.append(path)
+                listing.others.append(path)
+            # Masks may lie beside their images; there the name alone tells them apart.
             elif path.stem.lower().endswith(_MASK_SUFFIX):
-                found.masks.append(path)
+                listing.masks.append(path)
             else:
-                found.images.append(path)
+                listing.images.append(path)
     except OSError as err:
         raise DataError(f"{folder}: expected a folder that can be listed, got: {err.strerror or err}.") from err
-    return found
+    return listing
 
 
 def layout_of(folder: Path) -> Layout | None:
-    """Return which layout one category's folder has, or None where it is no category (yet perhaps holds some).
+    """Return the layout of a category's folder, or None if it is not a category (but may hold some).
 
     Raises:
         DataError: If the folder cannot be listed.
     """
-    found = contents(folder)
-    folders = {path.name: path for path in found.folders}
+    listing = contents(folder)
+    folders = {path.name: path for path in listing.folders}
+    # Before MVTec: there `good` is never directly below the category.
     if GOOD in folders:
         return "folders"
     if "train" in folders or ("test" in folders and any(p.name == GOOD for p in contents(folders["test"]).folders)):
         return "mvtec"
-    return "flat" if found.images and not folders else None
+    return "flat" if listing.images and not folders else None
 
 
 def read_folders(root: Path, layout: Layout) -> Dataset:
@@ -99,6 +102,7 @@ def read_folders(root: Path, layout: Layout) -> Dataset:
     samples, orphans = builder.paired()
     if layout == "folders" and any(s.is_anomalous for s in samples):
         samples = _with_test_good(samples)
+    # Path(".") has no name.
     category = root.name or root.resolve().name
     return Dataset(root, category, layout, in_order(samples), tuple(orphans), tuple(builder.ignored))
 
@@ -112,31 +116,32 @@ class _Builder:
         self.ignored: list[Path] = []
 
     def add_images(self, folder: Path, split: Split, defect: str) -> None:
-        """Take the images of a folder as samples, and those named STEM_mask beside them as their masks."""
-        found = contents(folder)
-        self.samples += [Sample(path, split, defect) for path in found.images]
-        self.masks += [(defect, path) for path in found.masks]
-        self.ignored += found.others + found.folders
+        """Add the images of a folder as samples, and those named STEM_mask beside them as their masks."""
+        listing = contents(folder)
+        self.samples += [Sample(path, split, defect) for path in listing.images]
+        self.masks += [(defect, path) for path in listing.masks]
+        self.ignored += listing.others + listing.folders
 
     def add_mask_folders(self, parent: Path) -> None:
-        """Take the images in the sub-folders of `parent` as masks of the defect type the sub-folder is named after.
+        """Add the images in the subfolders of `parent` as masks, where a subfolder is named after its defect type.
 
-        Masks of normal images, which some datasets ship, are all zero and say nothing: they are left out.
+        Masks of normal images, which some datasets ship, are all zero: they are left out.
         """
         for folder in contents(parent).folders:
             if folder.name == GOOD:
                 continue
-            found = contents(folder)
-            self.masks += [(folder.name, path) for path in sorted(found.masks + found.images)]
-            self.ignored += found.others + found.folders
+            listing = contents(folder)
+            self.masks += [(folder.name, path) for path in sorted(listing.masks + listing.images)]
+            self.ignored += listing.others + listing.folders
 
     def paired(self) -> tuple[list[Sample], list[Path]]:
-        """Return the samples with their masks, and the masks without an image (or of one that has another mask)."""
+        """Return the samples with their masks, and the masks without an image (or whose image has another mask)."""
         stems = {(s.defect, s.path.stem) for s in self.samples}
         masks: dict[tuple[str, str], Path] = {}
         orphans = []
         for defect, path in self.masks:
             key = (defect, _stem_of_mask(path))
+            # The first mask of an image counts; a second, such as one of another extension, is reported as an orphan.
             if key in stems and defect != GOOD and key not in masks:
                 masks[key] = path
             else:
@@ -151,9 +156,10 @@ def _stem_of_mask(path: Path) -> str:
 def _with_test_good(samples: list[Sample]) -> list[Sample]:
     """Move a fixed share of the normal images to the test split, chosen by their names alone.
 
-    Plain folders carry no split, and without normal test images no accuracy could be measured.
+    Plain folders have no split, and without normal test images no accuracy could be measured.
     """
     good = [s for s in samples if not s.is_anomalous]
     count = max(1, round(_TEST_SHARE * len(good))) if len(good) >= _MIN_GOOD_TO_SPLIT else 0
+    # A fixed seed, not the run's: the test images of a dataset must be the same for every training.
     moved = set(in_seeded_order(good, seed=0)[:count])
     return [msgspec.structs.replace(s, split="test") if s in moved else s for s in samples]

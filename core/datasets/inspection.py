@@ -1,4 +1,4 @@
-"""Inspection of a dataset: opens every file once and reports counts and problems before a long training."""
+"""Dataset inspection: opens every file once and reports counts and problems before a long training."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from flawscope.imaging.images import decode_stored
 from flawscope.progress import CountProgress
 
 MIN_TRAINING_IMAGES = 2
-"""Normal training images of different content without which nothing can be learned: one has no variation."""
+"""Fewest normal training images of different content: a single one shows no variation."""
 
 Severity = Literal["fatal", "error", "note"]
 
 
 class Problem(msgspec.Struct, frozen=True):
-    """Something that is wrong or worth knowing.
+    """A problem or remark about a file or folder.
 
     Attributes:
         kind: A fixed word for scripts, such as "unreadable_image".
-        path: The file or folder it is about.
+        path: The file or folder.
         message: One sentence for people, without the path.
-        severity: "fatal": the set cannot be used; "error": training or figures suffer; "note": good to know.
+        severity: "fatal": the dataset cannot be used; "error": training or metrics suffer; "note": for information.
     """
 
     kind: str
@@ -45,7 +45,7 @@ class Problem(msgspec.Struct, frozen=True):
 
 
 class ImageCount(msgspec.Struct, frozen=True):
-    """How many images one split has of one type ("good" or the defect type), and how many masks."""
+    """Number of images of one split and type ("good" or the defect type), and of their masks."""
 
     split: Split
     defect: str
@@ -54,7 +54,7 @@ class ImageCount(msgspec.Struct, frozen=True):
 
 
 class SizeSummary(msgspec.Struct, frozen=True):
-    """Sizes of the readable images, each as height and width in pixels; least and most are by area."""
+    """Sizes of the readable images, each as height and width in pixels; smallest and largest by area."""
 
     smallest: tuple[int, int]
     largest: tuple[int, int]
@@ -64,17 +64,17 @@ class SizeSummary(msgspec.Struct, frozen=True):
 
 
 class Inspection(msgspec.Struct, frozen=True):
-    """What `inspect_dataset` found.
+    """Result of `inspect_dataset`.
 
     Attributes:
         root: Root of the dataset.
         category: Name of the category, or "all".
-        layout: How the files are laid out.
-        is_usable: False where a problem is fatal: fewer than `MIN_TRAINING_IMAGES` different normal training images
+        layout: Layout of the files.
+        is_usable: False if a problem is fatal: fewer than `MIN_TRAINING_IMAGES` different normal training images
             can be read.
         counts: One entry per split and type, in the order of the dataset.
-        sizes: Sizes of the images; None where none can be read.
-        formats: Readable images by what is stored, such as "grey, 8 bit".
+        sizes: Sizes of the images; None if none can be read.
+        formats: Number of readable images by pixel format, such as "grey, 8 bit".
         problems: Fatal ones first, then errors, then notes.
     """
 
@@ -112,6 +112,7 @@ def inspect_dataset(dataset: Dataset, progress: CountProgress | None = None) -> 
     problems += _remarks(dataset)
     problems += _too_few(dataset, facts)
     rank = {"fatal": 0, "error": 1, "note": 2}
+    # A stable sort: within a severity problems stay in the dataset's order.
     problems.sort(key=lambda p: rank[p.severity])
     return Inspection(
         root=dataset.root,
@@ -147,8 +148,8 @@ def _open(sample: Sample, *, has_masks: bool) -> _Facts:
     return _Facts(sample, content, size, stored, problems)
 
 
-def _unreadable(what: str, path: Path, reason: str) -> Problem:
-    return Problem(f"unreadable_{what}", path, reason.removeprefix(f"{path}: "))
+def _unreadable(role: str, path: Path, reason: str) -> Problem:
+    return Problem(f"unreadable_{role}", path, reason.removeprefix(f"{path}: "))
 
 
 def _mask_problems(sample: Sample, path: Path, size: tuple[int, int]) -> Iterator[Problem]:
@@ -159,28 +160,33 @@ def _mask_problems(sample: Sample, path: Path, size: tuple[int, int]) -> Iterato
         return
     if mask is None:
         return
+    # Reported here, because later both are resized to one size and the shift would go unseen.
     if mask.shape != size:
         got, want = (f"{width}x{height}" for height, width in (mask.shape, size))
         yield Problem("mask_size", path, f"is {got} pixels, while its image is {want}")
     if not mask.any():
+        # Masks with class numbers in place of grey levels are a common mistake, which this value reveals.
         largest = decode_stored(path.read_bytes(), str(path)).max()
         hint = f" (largest value {largest}; a defect is above half of full scale)" if largest else ""
         yield Problem("empty_mask", path, f"shows no defect{hint}")
 
 
 def _duplicates(root: Path, facts: list[_Facts]) -> Iterator[Problem]:
-    """Find images of equal content; the first of each group in the dataset's order stands, the others are named."""
+    """Yield a problem for every image with the content of an earlier one in the dataset's order."""
     groups: dict[str, list[Sample]] = {}
     for fact in facts:
+        # By bytes: the same image saved again is not found; see `defects.near_duplicates`.
         if fact.content and fact.size:
             groups.setdefault(fact.content, []).append(fact.sample)
-    for first, *others in groups.values():
-        for sample in others:
+    for first, *copies in groups.values():
+        for sample in copies:
             same = f"the same image as {_below(first.path, root)}"
             if sample.is_anomalous != first.is_anomalous:
                 yield Problem("label_conflict", sample.path, f"is {same}, which has the label {first.defect}")
             elif sample.split != first.split:
-                yield Problem("train_test_duplicate", sample.path, f"is {same}: the test would flatter")
+                yield Problem(
+                    "train_test_duplicate", sample.path, f"is {same}: figures on the test split would be too good"
+                )
             else:
                 yield Problem("duplicate_image", sample.path, f"is {same}", "note")
 
@@ -201,24 +207,25 @@ def _remarks(dataset: Dataset) -> Iterator[Problem]:
             yield Problem("unused_training_image", sample.path, text, "note")
     for path in dataset.ignored:
         if not path.is_dir():
-            what = "file that is no image by its name"
-        elif path.parent == dataset.root:  # only of all categories: one category's folders are looked into
-            what = "flat folder of images, which is a category only when it is named,"
+            description = "file without the extension of an image"
+        elif path.parent == dataset.root:  # in a dataset of all categories alone; the folders of one category are read
+            description = "flat folder of images, which is a category only when it is named,"
         else:
-            what = "folder inside a folder of images"
-        yield Problem("ignored", path, f"is a {what} and was left out", "note")
+            description = "folder inside a folder of images"
+        yield Problem("ignored", path, f"is a {description} and was left out", "note")
 
 
 def _too_few(dataset: Dataset, facts: Iterable[_Facts]) -> Iterator[Problem]:
+    # Contents, not files: copies of one image are one.
     readable = {
         (f.sample.category, f.content)
         for f in facts
         if f.size and f.sample.split == "train" and f.sample.defect == GOOD
     }
-    found = len({content for _, content in readable})
+    count = len({content for _, content in readable})
     needed = f"at least {MIN_TRAINING_IMAGES} are needed"
-    if found < MIN_TRAINING_IMAGES:
-        text = f"has {found} readable normal training images of different content; {needed}"
+    if count < MIN_TRAINING_IMAGES:
+        text = f"has {count} readable normal training images of different content; {needed}"
         yield Problem("too_few_training_images", dataset.root, text, "fatal")
     by_category = Counter(category for category, _ in readable)
     for category in sorted({s.category for s in dataset.samples} - {""}):

@@ -1,4 +1,4 @@
-"""Detects the layout of a dataset folder: `--data ROOT --category NAME` becomes a `Dataset`, or a clear error."""
+"""Opens datasets of any layout: detects it, and indexes the images of a category as a `Dataset`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _EXPECTED = "expected normal images in train/good or good, a folder of images, o
 
 
 class _Table(NamedTuple):
-    """What a table in the root, of VisA or of records, tells: the categories, and how to index one."""
+    """A table in the root, of VisA or of records: its categories, and how to index one."""
 
     categories: tuple[str, ...]
     read: Callable[[str], Dataset]
@@ -28,23 +28,24 @@ class _Table(NamedTuple):
 def open_dataset(root: Path, category: str | None = None) -> Dataset:
     """Index the images of one category, or of all of them, without opening them.
 
-    `root` and `category` together mean the folder root/category; `root` alone may be a category itself, or hold a
-    single one. VisA is recognised by its table, records by the first line of train.json or test.json. A plain folder
-    of images and nothing else is taken as normal training images; class folders without a split get a fixed one (a
-    fifth of the normal images becomes test).
+    `root` with `category` is the folder root/category; `root` alone may be a category itself, or hold a single one.
+    VisA is recognised by its table, records by the first line of train.json or test.json. A folder of images alone is
+    taken as normal training images; class folders without a split get a fixed one (a fifth of the normal images
+    becomes test).
 
-    The category "all", where none below the root is called so, is all of them in one dataset: the defect types are
-    then called CATEGORY/DEFECT, and every sample says which category it is of.
+    The category "all", unless one below the root has that name, merges all categories into one dataset: its defect
+    types are called CATEGORY/DEFECT, and every sample names its category.
 
     Args:
         root: The dataset's folder, or the category's.
         category: Name of the category below `root`, or "all".
 
     Raises:
-        DataError: If nothing that can be trained on is found, or it is not clear which category is meant.
+        DataError: If there is nothing to train on, or it is not clear which category is meant.
     """
     _check_folder(root)
     if table := _find_table(root):
+        # A category that is really called "all" wins over the union.
         if category == ALL and table.categories and ALL not in table.categories:
             return merge_categories(root, [_trainable(root, table.read(name)) for name in table.categories])
         return _trainable(root, table.read(_choose(root, category, table.categories)))
@@ -54,10 +55,10 @@ def open_dataset(root: Path, category: str | None = None) -> Dataset:
 
 
 def list_categories(root: Path) -> tuple[str, ...]:
-    """Return the names of the categories below `root` in alphabetical order; none where root is one itself.
+    """Return the names of the categories below `root` in alphabetical order; none if `root` is one itself.
 
     Raises:
-        DataError: If `root` is no folder or cannot be listed, or its table is broken.
+        DataError: If `root` is not a folder or cannot be listed, or its table is broken.
     """
     _check_folder(root)
     if table := _find_table(root):
@@ -70,12 +71,13 @@ def list_categories(root: Path) -> tuple[str, ...]:
 def _layout_below(folder: Path) -> Layout | None:
     try:
         return layout_of(folder)
-    except DataError:  # a folder that may not be listed, such as lost+found, is none of ours
+    except DataError:  # a folder that may not be listed, such as lost+found, is not a category
         return None
 
 
 def _check_folder(root: Path) -> None:
     try:
+        # stat, not is_dir: its error says why, such as a missing permission.
         mode = root.stat().st_mode
     except OSError as err:
         raise DataError(f"{root}: expected a dataset's folder, got: {err.strerror or err}. Check the path.") from err
@@ -96,6 +98,7 @@ def _find_table(root: Path) -> _Table | None:
     visa, files = find_table(root), find_records(root)
     if visa and files:
         names = ", ".join(path.relative_to(root).as_posix() for path in (visa, *files.values()))
+        # Not guessed: the two may disagree about which images are normal.
         raise DataError(f"{root}: expected one table, of VisA or of records, got {names}. Keep one kind there.")
     if visa:
         return _Table(categories(visa), partial(read_visa, root, visa))
@@ -106,9 +109,10 @@ def _find_table(root: Path) -> _Table | None:
 
 
 def _open_object_of_visa(root: Path) -> Dataset | None:
-    """Return one object of VisA, where the root is its folder and the table lies beside it."""
+    """Return one category of VisA, where `root` is its folder and the table lies beside it."""
     if not (root / "Data" / "Images").is_dir():
         return None
+    # Resolved: `.` has no name and no parent of its own.
     whole, name = root.resolve().parent, root.resolve().name
     table = find_table(whole)
     return read_visa(whole, table, name) if table and name in categories(table) else None
@@ -117,58 +121,59 @@ def _open_object_of_visa(root: Path) -> Dataset | None:
 def _open_folders(root: Path, category: str | None) -> Dataset:
     layout = layout_of(root)
     if layout and category not in (None, root.resolve().name):
-        what = "categories" if category == ALL else f"the category {category}"
+        target = "categories" if category == ALL else f"the category {category}"
         raise DataError(
-            f"{root}: expected a folder that holds {what}, got a category itself. "
+            f"{root}: expected a folder that holds {target}, got a category itself. "
             "Leave the category out, or name another folder."
         )
     if layout:
         return _trainable(root, read_folders(root, layout))
     folders = {path.name: path for path in contents(root).folders}
-    found = {name: layout for name, path in folders.items() if (layout := _layout_below(path))}
-    names = [name for name, layout in found.items() if layout != "flat"]
+    layouts = {name: layout for name, path in folders.items() if (layout := _layout_below(path))}
+    # A flat folder below the root may be anything, such as `docs/`: it is a category only when it is named.
+    names = [name for name, layout in layouts.items() if layout != "flat"]
     if not names and category in (None, ALL) and category not in folders:
-        raise DataError(_what_is_there(root))
-    if category == ALL and names and ALL not in found:
-        parts = [_trainable(root, read_folders(folders[name], found[name])) for name in names]
-        return merge_categories(root, parts, [folders[name] for name, layout in found.items() if layout == "flat"])
+        raise DataError(_no_category(root))
+    if category == ALL and names and ALL not in layouts:
+        parts = [_trainable(root, read_folders(folders[name], layouts[name])) for name in names]
+        return merge_categories(root, parts, [folders[name] for name, layout in layouts.items() if layout == "flat"])
     if category is None or category not in folders:
-        category = _choose(root, category, names, is_all_free=ALL not in found)
+        category = _choose(root, category, names, is_all_free=ALL not in layouts)
     if not (layout := layout_of(folders[category])):
-        raise DataError(_what_is_there(folders[category]))
+        raise DataError(_no_category(folders[category]))
     return _trainable(root, read_folders(folders[category], layout))
 
 
-def _choose(root: Path, category: str | None, found: Iterable[str], *, is_all_free: bool = True) -> str:
-    names = list(found)
+def _choose(root: Path, category: str | None, available: Iterable[str], *, is_all_free: bool = True) -> str:
+    names = list(available)
     can_take_all = is_all_free and ALL not in names and len(names) > 1
     if category is None and len(names) == 1:
         return names[0]
     if category is None:
-        more = f", or take all with --category {ALL}" if can_take_all else ""
+        hint = f", or take all with --category {ALL}" if can_take_all else ""
         raise DataError(
-            f"{root}: expected one category, got {len(names)}: {_listed(names)}. Name one with --category{more}."
+            f"{root}: expected one category, got {len(names)}: {_listed(names)}. Name one with --category{hint}."
         )
     if category not in names:
-        more = f", or {ALL}" if can_take_all else ""
+        hint = f", or {ALL}" if can_take_all else ""
         raise DataError(
-            f"{root}: expected one of the categories {_listed(names)}; got {category!r}. Choose one of them{more}."
+            f"{root}: expected one of the categories {_listed(names)}; got {category!r}. Choose one of them{hint}."
         )
     return category
 
 
-def _what_is_there(folder: Path) -> str:
-    found = contents(folder)
-    if found.images and found.folders:
-        what = f"images beside the folders {_listed(p.name for p in found.folders)}"
-    elif found.folders:
-        what = f"the folders {_listed(p.name for p in found.folders)}"
+def _no_category(folder: Path) -> str:
+    listing = contents(folder)
+    if listing.images and listing.folders:
+        got = f"images beside the folders {_listed(p.name for p in listing.folders)}"
+    elif listing.folders:
+        got = f"the folders {_listed(p.name for p in listing.folders)}"
     else:
-        what = f"{len(found.others)} other files" if found.others else "an empty folder"
-    return f"{folder}: {_EXPECTED}, got {what}. Put the normal images into a folder called {GOOD}."
+        got = f"{len(listing.others)} other files" if listing.others else "an empty folder"
+    return f"{folder}: {_EXPECTED}, got {got}. Put the normal images into a folder called {GOOD}."
 
 
 def _listed(names: Iterable[str], limit: int = 20) -> str:
     names = list(names)
-    more = [f"and {len(names) - limit} more"] if len(names) > limit else []
-    return ", ".join(names[:limit] + more) if names else "(there is none)"
+    rest = [f"and {len(names) - limit} more"] if len(names) > limit else []
+    return ", ".join(names[:limit] + rest) if names else "(there is none)"

@@ -8,7 +8,7 @@ from flawscope.errors import DataError
 
 
 def place_below(root: Path, text: str, where: str) -> PurePosixPath:
-    """Return the relative path that a table's cell names, without looking whether there is such a file.
+    """Return the relative path that a table's cell names; the file need not exist.
 
     Args:
         root: The folder the path has to stay below; for the message.
@@ -18,6 +18,8 @@ def place_below(root: Path, text: str, where: str) -> PurePosixPath:
     Raises:
         DataError: If the path is empty, absolute, or leads out of `root`.
     """
+    # Tables come from others: "../../etc" must not be read, nor be copied into a set. PurePosixPath drops "./" and
+    # "//".
     path = PurePosixPath(text)
     if not path.parts or path.is_absolute() or ".." in path.parts:
         raise DataError(f"{where}: expected a path below {root}, got {text!r}. Mend that line.")

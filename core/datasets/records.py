@@ -1,12 +1,12 @@
-"""Records: `train.json` and `test.json` name images, labels and masks of every category, one JSON object a line.
+"""Records layout: `train.json` and `test.json` list images, labels and masks, one JSON object per line.
 
     {"filename": "bottle/train/good/000.png", "label": 0, "label_name": "good", "clsname": "bottle"}
     {"filename": "bottle/test/crack/000.png", "label": 1, "label_name": "defective", "clsname": "bottle",
      "maskname": "bottle/ground_truth/crack/000_mask.png"}
 
 (each on one line; `.jsonl` does as well). Paths are relative to the root, or to the one folder directly below it that
-holds them. The label decides what is good. A defect's type is its `label_name`; where that says no more than
-"defective", or nothing, it is the folder of an image in .../test/TYPE/ or .../train/TYPE/, and "defective" elsewhere.
+holds them. The label decides what is normal. The defect type is the `label_name`; where that is missing or only
+"defective", it is the folder of an image in .../test/TYPE/ or .../train/TYPE/, and "defective" elsewhere.
 """
 
 from __future__ import annotations
@@ -28,14 +28,13 @@ DEFECT = "defective"
 _SUFFIXES = (".json", ".jsonl")
 _KEYS = frozenset({"filename", "label", "clsname"})
 _GOOD_NAMES = frozenset({GOOD, "normal", "ok"})
-_MOST_OF_A_LINE = (
-    1 << 16
-)  # bytes; other JSON files have all they hold on one line, which recognising them need not read
-_BOM = b"\xef\xbb\xbf"
+# Bytes of a first line that are read to recognise records: other JSON files may be one line of gigabytes.
+_MOST_OF_A_LINE = 1 << 16
+_BOM = b"\xef\xbb\xbf"  # byte order mark that some Windows editors write
 
 
 class _Fields(msgspec.Struct, frozen=True):
-    """One line as it is written; other keys are left out."""
+    """One line of a file; other keys are ignored."""
 
     filename: str
     label: int
@@ -49,11 +48,11 @@ class Record(NamedTuple):
 
     Attributes:
         where: File and line, for messages.
-        split: Which of the two files it comes from.
+        split: Split, from the file it is in.
         category: Its category.
         defect: "good", or the defect type.
-        image: The image, relative.
-        mask: The mask, relative; of anomalous images only, and there always.
+        image: Relative path of the image.
+        mask: Relative path of the mask; None for normal images only.
     """
 
     where: str
@@ -65,41 +64,41 @@ class Record(NamedTuple):
 
 
 def find_records(root: Path) -> dict[Split, Path]:
-    """Return the files of records in a folder by split; none where no file there begins with a record.
+    """Return the record files in a folder by split; none if no file there begins with a record.
 
     Raises:
         DataError: If a split has two of them.
     """
-    found: dict[Split, Path] = {}
-    is_known = False
+    files: dict[Split, Path] = {}
+    is_any_recognised = False
     for split in get_args(Split):
         paths = [path for suffix in _SUFFIXES if (path := root / f"{split}{suffix}").is_file()]
-        known = [path for path in paths if _begins_with_a_record(path)]
-        is_known |= bool(known)
-        # Beside a file of records the other split's file is one too: if it is broken, reading it says so.
-        for path in known or paths:
-            if split in found:
-                names = ", ".join(path.name for path in known or paths)
+        recognised = [path for path in paths if _begins_with_a_record(path)]
+        is_any_recognised |= bool(recognised)
+        # Beside a recognised file the other split's is taken too: if it is broken, reading it says so.
+        for path in recognised or paths:
+            if split in files:
+                names = ", ".join(path.name for path in recognised or paths)
                 raise DataError(f"{root}: expected one file of {split} records, got {names}. Keep one of them there.")
-            found[split] = path
-    return found if is_known else {}
+            files[split] = path
+    return files if is_any_recognised else {}
 
 
 def _begins_with_a_record(path: Path) -> bool:
     try:
         with path.open("rb") as file:
-            found = msgspec.json.decode(file.readline(_MOST_OF_A_LINE).removeprefix(_BOM))
+            value = msgspec.json.decode(file.readline(_MOST_OF_A_LINE).removeprefix(_BOM))
     except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return False
-    return isinstance(found, dict) and found.keys() >= _KEYS
+    return isinstance(value, dict) and value.keys() >= _KEYS
 
 
 def read_records(root: Path, files: Mapping[Split, Path]) -> list[Record]:
-    """Read and check every line of the files that `find_records` returns; no image is looked for.
+    """Read and check every line of the files that `find_records` returns; images need not exist yet.
 
     Raises:
-        DataError: If a file cannot be read, a line is no record, its label is unknown or contradicts its name, a path
-            leads out of `root`, a defect has no mask, or an image is named twice.
+        DataError: If a file cannot be read, a line is not a record, its label is unknown or contradicts its name, a
+            path leads out of `root`, an anomalous image has no mask, or an image is listed twice.
     """
     records: list[Record] = []
     lines: dict[PurePosixPath, str] = {}
@@ -128,6 +127,7 @@ def dataset_of(root: Path, records: Sequence[Record], category: str) -> Dataset:
         DataError: If an image or mask is missing.
     """
     chosen = [record for record in records if record.category == category]
+    # Decided by the first image; `_sample` reports any other that is not there.
     base = _base(root, chosen[0])
     return Dataset(root, category, "records", in_order(_sample(base, record) for record in chosen))
 
@@ -138,6 +138,7 @@ def _lines(path: Path) -> Iterator[tuple[str, bytes]]:
         data = path.read_bytes()
     except OSError as err:
         raise DataError(f"{path}: expected a file that can be read, got: {err.strerror or err}.") from err
+    # split(b"\n"), not splitlines: on bytes that also cuts at a lone carriage return.
     for number, line in enumerate(data.removeprefix(_BOM).split(b"\n"), 1):
         if line.strip():
             yield f"{path}, line {number}", line
@@ -167,14 +168,15 @@ def _defect(fields: _Fields, image: PurePosixPath, where: str) -> str:
         raise DataError(f"{where}: label: expected 0 (normal) or 1 (anomalous), got {fields.label}. Mend that line.")
     name = fields.label_name or (GOOD if fields.label == 0 else DEFECT)
     if (name.lower() in _GOOD_NAMES) != (fields.label == 0):
-        fitting = f"one of {', '.join(sorted(_GOOD_NAMES))}" if fields.label == 0 else "the name of a defect"
+        expected = f"one of {', '.join(sorted(_GOOD_NAMES))}" if fields.label == 0 else "the name of a defect"
         raise DataError(
-            f"{where}: label_name: expected {fitting} for label {fields.label}, got {name!r}. Mend that line."
+            f"{where}: label_name: expected {expected} for label {fields.label}, got {name!r}. Mend that line."
         )
     if fields.label == 0:
         return GOOD
     if name.lower() != DEFECT:
         return name
+    # Two empty names in front, for images with fewer than two folders.
     *_, above, folder = ("", "", *image.parts[:-1])
     return folder if above in get_args(Split) and folder.lower() not in _GOOD_NAMES else DEFECT
 
@@ -209,8 +211,9 @@ def _sample(base: Path, record: Record) -> Sample:
 
 
 def _why_absent(path: Path) -> str | None:
-    """Return why there is no such file, or None where there is one."""
+    """Return why a file does not exist, or None if it does."""
     try:
+        # stat, not is_file: its error says why.
         path.stat()
     except OSError as err:
         return err.strerror or str(err)

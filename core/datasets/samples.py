@@ -1,4 +1,4 @@
-"""The structs of a dataset: `Sample`, one labelled image, and `Dataset`, an ordered index of them."""
+"""Structs of a dataset: `Sample`, one labelled image, and `Dataset`, an ordered index of samples."""
 
 from __future__ import annotations
 
@@ -23,14 +23,15 @@ class Sample(msgspec.Struct, frozen=True):
         path: The image file.
         split: "train" or "test".
         defect: "good", or the defect type.
-        mask: The mask file that shows where the defect is; None for normal images and where there is none.
+        mask: The mask file; None for normal images and where there is none.
         is_mask_indexed: The mask holds class numbers (VisA), not grey levels; see `flawscope.imaging.images.read_mask`.
-        category: The category in a dataset of all categories; empty in one of a single category, which tells it.
+        category: The category, in a dataset of all categories; empty otherwise, where `Dataset.category` says it.
     """
 
     path: Path
     split: Split
     defect: str
+    # A path and not an array: a dataset is indexed without opening its files.
     mask: Path | None = None
     is_mask_indexed: bool = False
     category: str = ""
@@ -53,9 +54,9 @@ class Dataset(msgspec.Struct, frozen=True):
     """The images of one category or of all of them, in an order that depends on their names alone.
 
     Attributes:
-        root: The folder that holds everything; of VisA and records the folder of all categories.
-        category: Name of the category; "all" where all below the root are taken together.
-        layout: How the files are laid out.
+        root: The folder of the dataset; for VisA and records that of all categories.
+        category: Name of the category; "all" where all below the root are merged.
+        layout: Layout of the files.
         samples: Training images first, good before defects, then by defect type and path.
         orphan_masks: Mask files that belong to no image.
         ignored: Files and folders among the images that were not used, such as text files and sub-folders.
@@ -70,7 +71,7 @@ class Dataset(msgspec.Struct, frozen=True):
 
     @property
     def train_good(self) -> tuple[Sample, ...]:
-        """The normal training images: what a detector learns from."""
+        """The normal training images, which detectors are trained on."""
         return tuple(s for s in self.samples if s.split == "train" and not s.is_anomalous)
 
     @property
@@ -86,4 +87,5 @@ class Dataset(msgspec.Struct, frozen=True):
 
 def in_order(samples: Iterable[Sample]) -> tuple[Sample, ...]:
     """Return samples in the order of `Dataset.samples`."""
+    # Training order, seeds and fingerprints rest on this order: a change makes every run another one.
     return tuple(sorted(samples, key=lambda s: (s.split == "test", s.is_anomalous, s.defect, s.path.as_posix())))

@@ -1,4 +1,4 @@
-"""Seeded choices among samples that stay the same when files are copied elsewhere or listed in another order."""
+"""Seeded splits of samples that do not depend on where the files are or in which order they are listed."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from flawscope.errors import ArgumentError
 def in_seeded_order(samples: Iterable[Sample], seed: int) -> list[Sample]:
     """Return samples shuffled by the SHA-256 of the seed and their file names.
 
-    Unlike a generator's shuffle this is the same in every version of every library, and an image that is added to
-    or taken from the set leaves the order of the others alone.
+    Unlike the shuffle of a random generator it is the same in every version of every library, and an image that is
+    added or removed leaves the order of the others alone.
     """
 
     def key(sample: Sample) -> tuple[str, str]:
+        # The name alone, not the path, so that the choice survives a move of the dataset. Not every name is UTF-8.
         name = sample.path.name.encode(errors="surrogateescape")
         return hashlib.sha256(b"%d/%s" % (seed, name)).hexdigest(), sample.path.as_posix()
 
@@ -32,22 +33,22 @@ def split_held_out(
     seed: int = 0,
     hashes: Mapping[Path, str] | None = None,
 ) -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:
-    """Set some samples apart, for the calibration of thresholds on images that training has not seen.
+    """Hold out some samples, so that thresholds are calibrated on images that training has not seen.
 
-    In a dataset of all categories each gives its share, and one image at least where it has two and as many are
+    In a dataset of all categories each gives its share, and at least one image if it has two and at least as many are
     held out as there are categories.
 
     Args:
         samples: The samples to split, in any order.
-        share: The part of the samples to hold out, above 0 and below 1.
-        minimum: Hold out at least so many, even where the share is fewer ...
-        seed: Another seed chooses other samples.
-        hashes: Content hashes; where they are given, samples of equal content stay on one side, and a few samples
-            fewer than asked for may be held out.
+        share: Share of the samples to hold out, above 0 and below 1.
+        minimum: Hold out at least this many, even if the share is fewer.
+        seed: Seed of the choice.
+        hashes: Content hashes. If given, samples of equal content stay on one side, so slightly fewer than requested
+            may be held out.
 
     Returns:
-        The samples to keep and those held out, each in the order of a dataset. Never more than half are held out, nor
-        more than half of a category, whatever `share` and `minimum` say.
+        The samples to train on and those held out, each in the order of a dataset. Never more than half are held out,
+        nor more than half of a category, whatever `share` and `minimum` say.
 
     Raises:
         ArgumentError: If `share` or `minimum` is out of range, or a sample has no hash.
@@ -57,20 +58,22 @@ def split_held_out(
     if minimum < 0:
         raise ArgumentError(f"minimum: expected 0 samples or more, got {minimum}.")
     count = min(max(round(share * len(samples)), minimum), len(samples) // 2)
+    # At most half of each category, or a rare one could not be learned.
     room = {category: number // 2 for category, number in Counter(s.category for s in samples).items()}
     held_out: set[Sample] = set()
     for group in _groups(_spread(in_seeded_order(samples, seed)), hashes):
-        wanted = Counter(sample.category for sample in group)
-        if len(held_out) + len(group) <= count and all(room[name] >= number for name, number in wanted.items()):
+        needed = Counter(sample.category for sample in group)
+        # A group that does not fit is skipped and later ones are tried; none is ever split.
+        if len(held_out) + len(group) <= count and all(room[name] >= number for name, number in needed.items()):
             held_out.update(group)
-            room = {name: left - wanted[name] for name, left in room.items()}
+            room = {name: left - needed[name] for name, left in room.items()}
     return in_order(s for s in samples if s not in held_out), in_order(held_out)
 
 
 def _spread(samples: list[Sample]) -> list[Sample]:
-    """Return samples so that every beginning of the list has about the same part of each category, in their order.
+    """Interleave categories, so that every prefix of the list has about the same share of each.
 
-    The k-th of the n samples of a category stands at (k-1)/n of the way. With one category nothing moves.
+    The k-th of the n samples of a category is placed at (k-1)/n of the way. With one category nothing moves.
     """
     total, seen = Counter(sample.category for sample in samples), Counter[str]()
     places = []

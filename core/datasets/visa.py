@@ -1,4 +1,4 @@
-"""VisA: one CSV table names split, label, image and mask of every category ("object").
+"""VisA layout: one CSV table with split, label, image and mask for every category ("object").
 
 The table has the columns object, split, label, image, mask. It lies in the dataset's root, or in `split_csv/` below it
 as published; the paths in it are relative to the root.
@@ -15,7 +15,7 @@ from flawscope.datasets.samples import GOOD, Dataset, Sample, Split, in_order
 from flawscope.errors import DataError
 
 DEFECT = "bad"
-"""VisA tells one defect type only, which conversions of it to the MVTec layout call so."""
+"""The one defect type of VisA, under the name that its conversions to the MVTec layout use."""
 
 _COLUMNS = ["object", "split", "label", "image", "mask"]
 _PUBLISHED = Path("split_csv", "1cls.csv")
@@ -31,10 +31,10 @@ class _Row(NamedTuple):
 
 
 def find_table(root: Path) -> Path | None:
-    """Return the VisA table of a folder, or None where the folder is not VisA.
+    """Return the VisA table of a folder, or None if it is not VisA.
 
     Raises:
-        DataError: If several tables fit and none is called as published.
+        DataError: If several tables fit and none has the published name.
     """
     tables = [path for path in sorted(root.glob("*.csv")) if _is_table(path)]
     if len(tables) > 1:
@@ -49,6 +49,7 @@ def find_table(root: Path) -> Path | None:
 
 def _is_table(path: Path) -> bool:
     try:
+        # Any CSV file in the root is looked at, whatever its encoding and the length of its lines.
         with path.open(encoding="utf-8-sig", errors="replace") as file:
             return [cell.strip().lower() for cell in file.readline(200).split(",")] == _COLUMNS
     except OSError:
@@ -73,6 +74,7 @@ def read_visa(root: Path, table: Path, category: str) -> Dataset:
 def _rows(table: Path) -> list[_Row]:
     rows = []
     try:
+        # utf-8-sig drops the byte order mark of spreadsheets; newline="" leaves line ends to csv.
         with table.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, strict=True)
             next(reader, None)
@@ -100,5 +102,6 @@ def _sample(root: Path, row: _Row) -> Sample:
         split=cast(Split, row.split),
         defect=defect,
         mask=root / place_below(root, row.mask, row.where) if has_mask else None,
+        # Masks of VisA hold class numbers (1, 2, ...), all of which look black as grey levels.
         is_mask_indexed=has_mask,
     )

@@ -1,10 +1,10 @@
-"""Drawing a defect in a box by denoising diffusion, on NumPy arrays alone.
+"""Latent inpainting: drawing a defect in a box by denoising diffusion, in NumPy.
 
-Two ways. `blend` (AnoGen, arXiv:2505.09263) has a network that knows nothing of boxes: before every step what lies
-outside the box is the normal image again, with the noise of that step. `inpaint` (MvP-Diff, and Stable Diffusion's
-inpainting networks) has one that is given the box and the rest of the image beside x.
+Two modes. `blend` (AnoGen, arXiv:2505.09263) takes a text-to-image network: before every step the latents outside the
+box are replaced by those of the normal image at that step's noise level. `inpaint` (MvP-Diff, Stable Diffusion
+inpainting) takes a network that is given the mask and the masked image as further channels.
 
-Checks of trained models and the line run this same loop; only what predicts the noise differs, a torch network or a
+Previews of a training and the runtime run this same loop; only the noise predictor differs, a torch network or an ONNX
 session.
 """
 
@@ -24,33 +24,33 @@ Solver = Literal["ddim", "dpm++"]
 SOLVERS: tuple[Solver, ...] = get_args(Solver)
 
 Predict = Callable[[Float32Array, int], Float32Array]
-"""Noisy latents float32 [N, C, h, w] and a timestep → the noise that is in them, guided, of the same shape."""
+"""Noisy latents float32 [N, C, h, w] and a timestep → the predicted noise, guided, of the same shape."""
 
 
 def plan_drawing(sampling: Sampling, strength: float = 1.0) -> tuple[Step, ...]:
     """Return the steps of a drawing, noisiest first.
 
     Args:
-        sampling: Noise levels and steps; its conditioning is not looked at.
-        strength: Share of the steps that are taken, above 0 up to 1: below 1 the drawing starts from the normal image
-            with noise, and keeps more of it.
+        sampling: Noise levels and steps; its conditioning is ignored.
+        strength: Share of the steps that are taken, above 0 up to 1. Below 1 the drawing starts from the noised normal
+            image and keeps more of it.
 
     Raises:
-        ArgumentError: If no step is left.
+        ArgumentError: If `strength` is out of range or leaves no step.
     """
     if not 0.0 < strength <= 1.0:
         raise ArgumentError(f"strength: expected a share above 0 up to 1, got {strength}.")
-    taken = int(sampling.steps * strength)
-    if taken < 1:
+    count = int(sampling.steps * strength)
+    if count < 1:
         raise ArgumentError(
             f"strength: expected at least one of {sampling.steps} steps to be left, got none with {strength}. Take "
             f"{1 / sampling.steps:g} or more."
         )
-    return plan_steps(sampling)[sampling.steps - taken :]
+    return plan_steps(sampling)[sampling.steps - count :]
 
 
 def noises_of_drawing(mode: Mode, sampling: Sampling, strength: float = 1.0) -> int:
-    """Return K, how many arrays of noise an image takes: one to start with, one a step for what is kept, and for η."""
+    """Return K, the noise arrays per image: one for the start, in `blend` one per step for the kept part, and η's."""
     steps = plan_drawing(sampling, strength)
     return 1 + (len(steps) if mode == "blend" else 0) + sum(step.sigma > 0.0 for step in steps)
 
@@ -58,7 +58,7 @@ def noises_of_drawing(mode: Mode, sampling: Sampling, strength: float = 1.0) -> 
 def draw_noise(
     seed: int, mode: Mode, sampling: Sampling, latents: tuple[int, int, int], strength: float = 1.0
 ) -> Float32Array:
-    """Return all noise of one image, float32 [K, C, h, w]; the same for the same seed, whatever else is drawn.
+    """Return all noise of one image, float32 [K, C, h, w]; it depends on the seed alone, not on other images.
 
     Raises:
         ArgumentError: If the seed is negative.
@@ -66,20 +66,22 @@ def draw_noise(
     if seed < 0:
         raise ArgumentError(f"seed: expected a number of at least 0, got {seed}.")
     count = noises_of_drawing(mode, sampling, strength)
+    # All in one call: its order is that in which `draw_latents` takes it, and the seed of old images has to give them
+    # again.
     return np.random.default_rng(seed).standard_normal((count, *latents), np.float32)
 
 
 def keep_of(mask: BoolArray, size: tuple[int, int]) -> Float32Array:
     """Return which latent cells are kept, float32 [1, h, w]: 0 where any pixel of the cell is to be drawn, else 1.
 
-    A box thinner than a cell survives; the nearest pixel alone would often miss it.
+    By any pixel of the cell, so that a box thinner than a cell survives; nearest-neighbour resizing could miss it.
 
     Args:
         mask: White (true) where something is drawn, bool [H, W].
         size: Height and width of the latents, which divide those of the mask.
 
     Raises:
-        ArgumentError: If they do not.
+        ArgumentError: If the size does not divide that of the mask.
     """
     check_array(mask, "mask", ("H", "W"), np.bool_)
     (height, width), (rows, columns) = mask.shape, size
@@ -110,16 +112,16 @@ def draw_latents(
     """Return the latents of normal images with their boxes inpainted.
 
     Args:
-        mode: See the module.
+        mode: `blend` or `inpaint`; see the module.
         clean: Latents of the normal images, float32 [N, C, h, w].
-        keep: From `keep_of`, float32 [N, 1, h, w]. Mode `inpaint` does not look at it.
-        noise: From `draw_noise`, one for each image, float32 [N, K, C, h, w].
+        keep: From `keep_of`, float32 [N, 1, h, w]; ignored in mode `inpaint`.
+        noise: From `draw_noise`, image by image, float32 [N, K, C, h, w].
         sampling: Noise levels, steps, η.
         predict: Predicts noise, guided by the text.
         strength: As of `plan_drawing`.
         solver: `ddim` (arXiv:2010.02502), or `dpm++`, the second-order multistep solver (arXiv:2211.01095), which
-            needs fewer steps; its first and last steps are of first order.
-        told: Called after every step with its number from 1 and x.
+            needs fewer steps; its first and last steps are first-order.
+        told: Called after every step with its number, from 1, and x.
 
     Raises:
         ArgumentError: If shapes do not fit, or the solver cannot do the sampling.
@@ -131,10 +133,12 @@ def draw_latents(
     check_array(noise, "noise", (count, noises_of_drawing(mode, sampling, strength), *latents), np.float32)
     if solver not in SOLVERS:
         raise ArgumentError(f"solver: expected one of {', '.join(SOLVERS)}, got {solver!r}.")
+    # This form of DPM-Solver++ is the ODE solver: it has no place for the noise of η.
     if solver == "dpm++" and sampling.eta > 0.0:
         raise ArgumentError(
             f"eta: expected 0 with the solver dpm++, got {sampling.eta:g}. Take ddim, or leave eta out."
         )
+    # Taken in the order of `noises_of_drawing`: start, then per step blend and η.
     drawn = iter(np.moveaxis(noise, 1, 0))
     x: Float32Array = next(drawn)
     if strength < 1.0:
@@ -142,6 +146,7 @@ def draw_latents(
     history: list[Float32Array] = []
     for number, step in enumerate(steps, 1):
         if mode == "blend":
+            # Before the network call, so that it sees the real surroundings at the noise level it expects.
             x = keep * _noised(step.share, clean, next(drawn)) + (np.float32(1.0) - keep) * x
         predicted = predict(x, step.timestep)
         if solver == "ddim":
@@ -149,6 +154,7 @@ def draw_latents(
             if step.sigma > 0.0:
                 x = x + next(drawn) * np.float32(step.sigma)
         else:
+            # Clean images without clipping: latents are not bounded.
             history.append(_clean_part(x, predicted, step.share))
             x = _dpm(x, history, steps, number - 1)
         if told is not None:
@@ -170,6 +176,7 @@ def _clean_part(x: Float32Array, predicted: Float32Array, share: float) -> Float
 
 def _ddim(x: Float32Array, predicted: Float32Array, step: Step) -> Float32Array:
     """Return the next x without the noise that the step may add (arXiv:2010.02502, equation 12)."""
+    # max: rounding may leave a tiny negative number under the root at the last step.
     direction = max(1.0 - step.next_share - step.sigma**2, 0.0) ** 0.5
     following: Float32Array = _clean_part(x, predicted, step.share) * np.float32(step.next_share**0.5)
     return following + predicted * np.float32(direction)
@@ -182,6 +189,8 @@ def _dpm(x: Float32Array, history: Sequence[Float32Array], steps: Sequence[Step]
     ratio = spread / (1.0 - step.share) ** 0.5
     shrink = ratio * (step.share / step.next_share) ** 0.5  # e^-h, for h the change of the half log of signal to noise
     clean = history[index]
+    # Second order from the second step on. Not the last: its next ratio may be infinite (ᾱ = 1), as lower_order_final
+    # of diffusers.
     if 0 < index < len(steps) - 1:
         change, before = _log_ratio(step.next_share) - _log_ratio(step.share), steps[index - 1]
         past = _log_ratio(before.next_share) - _log_ratio(before.share)

@@ -1,4 +1,4 @@
-"""Location words for prompts: a 3 x 3 grid such as "in the upper left", used in training and in drawing."""
+"""Location words of prompts, such as "in the upper left" of a 3 x 3 grid; the same in training and at run time."""
 
 from __future__ import annotations
 
@@ -14,35 +14,36 @@ LOCATIONS = (
 """Words for a ninth of an image, by row and column."""
 
 LOCATION = "{location}"
-"""What stands for such words in a text whose place is not known yet."""
+"""Placeholder of the location words in a text whose box is not known yet."""
 
 _PLACES = {words: (row, column) for row, line in enumerate(LOCATIONS) for column, words in enumerate(line)}
+# Whole words alone; none of the nine is the beginning of another, so their order does not matter.
 _ANY_PLACE = re.compile(rf"\b({'|'.join(_PLACES)})\b", re.IGNORECASE)
 
 
 def location_of(box: Rect, size: tuple[int, int]) -> str:
     """Return where the centre of a box lies in an image of size (H, W), such as "in the upper left".
 
-    The grid divides both sides in three: before 1/3, from 1/3 to 2/3, and after 2/3.
+    Both sides are divided at 1/3 and 2/3; a centre exactly on a line counts as the middle.
     """
     x, y = box.centre(size)
     return LOCATIONS[_third(y)][_third(x)]
 
 
-def located(text: str, words: str) -> str:
-    """Return a text with its place filled in, with a capital where that begins the sentence, as when it was learned."""
+def located(text: str, location: str) -> str:
+    """Return a text with its location filled in, capitalized at the beginning of the sentence, as captions have it."""
     if text.startswith(LOCATION):
-        text = words[:1].upper() + words[1:] + text.removeprefix(LOCATION)
-    return text.replace(LOCATION, words)
+        text = location[:1].upper() + location[1:] + text.removeprefix(LOCATION)
+    return text.replace(LOCATION, location)
 
 
 def without_location(sentence: str) -> str:
-    """Return a sentence with `{location}` in the place of words of `LOCATIONS`, for a box anywhere."""
+    """Return a sentence with `{location}` in place of its location words, for a box anywhere."""
     return _ANY_PLACE.sub(LOCATION, sentence)
 
 
 def mirrored_words(sentence: str, *, left_right: bool, top_bottom: bool) -> str:
-    """Return a sentence as it is true of the mirrored image: words of `LOCATIONS` are exchanged."""
+    """Return a sentence that is true of the mirrored image: its location words are mirrored."""
 
     def exchanged(match: re.Match[str]) -> str:
         row, column = _PLACES[match[0].lower()]

@@ -1,6 +1,6 @@
-"""From an image to its reconstruction, and from their differences to an anomaly map and a score, in NumPy.
+"""Reconstruction detectors in NumPy: from an image to its reconstruction, and from their difference to map and score.
 
-Training and the line run this same code; only who computes the networks differs, torch or sessions.
+Training and the runtime run this same code; only the networks differ, torch modules or ONNX sessions.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ _POOL = 8
 
 
 class MapRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How the two maps of a reconstruction become one.
+    """How the pixel and feature maps of a reconstruction become one anomaly map.
 
     Attributes:
-        pixel_factor: What the map of pixel differences is multiplied with.
-        feature_factor: What the map of feature differences is multiplied with.
+        pixel_factor: Factor of the map of pixel differences.
+        feature_factor: Factor of the map of feature differences.
         sigma: Standard deviation of the Gaussian over their sum, in pixels.
-        pooling: How many 8 x 8 mean filters in succession the map goes through before its largest value is the score;
-            each makes it 7 pixels smaller. The map itself is not pooled.
+        pooling: Successive 8 x 8 mean filters on the map before its maximum is the score; each makes it 7 pixels
+            smaller. The anomaly map itself is not pooled.
     """
 
     pixel_factor: float
@@ -42,17 +42,17 @@ class Networks(Protocol):
     """The networks of a reconstruction, as functions on arrays."""
 
     def encode(self, images: UInt8Array) -> tuple[Float32Array, Mapping[str, Float32Array]]:
-        """Return the input of the diffusion, float32 [N, C, h, w], and the denoiser's conditions by name.
+        """Return the input of the diffusion, float32 [N, C, h, w], and the conditions of the denoiser by name.
 
         Args:
             images: uint8 [N, H, W, 3].
         """
 
     def denoise(self, x: Float32Array, timestep: int, conditions: Mapping[str, Float32Array]) -> Float32Array:
-        """Return the noise that is in x, float32 [N, C, h, w]."""
+        """Return the predicted noise in x, float32 [N, C, h, w]."""
 
     def decode(self, x: Float32Array) -> Float32Array:
-        """Return images float32 [N, 3, H, W] in [-1, 1] of what was reconstructed."""
+        """Return reconstructed images, float32 [N, 3, H, W] in [-1, 1]."""
 
     def compare(self, images: UInt8Array, reconstructions: Float32Array) -> tuple[Float32Array, Float32Array]:
         """Return the differences of pixels and of features, each float32 [N, H, W]."""
@@ -65,9 +65,9 @@ class Reconstructed:
     Attributes:
         maps: Anomaly maps, float32 [N, H, W].
         scores: Float32 [N].
-        images: Reconstructions, float32 [N, 3, H, W] in [-1, 1].
-        unsampled: Computes what comes of the images without any diffusion, of the same kind: with latents it shows
-            what the autoencoder alone loses.
+        reconstructions: Float32 [N, 3, H, W] in [-1, 1].
+        unsampled: Decodes the images without any diffusion, of the same form: with latents, what the autoencoder alone
+            loses. A function, because inspection does not need it.
         pixel: Differences of pixels, float32 [N, H, W].
         feature: Differences of features, float32 [N, H, W].
     """
@@ -83,18 +83,19 @@ class Reconstructed:
 def score_reconstructions(
     images: UInt8Array, networks: Networks, sampling: Sampling, noise: Float32Array, rule: MapRule
 ) -> Reconstructed:
-    """Reconstruct images and score them by the difference.
+    """Reconstruct images and score them by their difference from the reconstruction.
 
     Args:
         images: uint8 [N, H, W, 3].
         networks: The networks.
-        sampling: How is reconstructed.
+        sampling: Noise levels, steps and conditioning.
         noise: Float32 [K, C, h, w]; see `flawscope.diffusion.schedule.reconstruct`.
-        rule: How the differences become a map.
+        rule: How the differences become map and score.
     """
+    # Conditions once per image, not per step: they do not depend on the timestep.
     clean, conditions = networks.encode(images)
-    found = reconstruct(clean, noise, sampling, lambda x, timestep: networks.denoise(x, timestep, conditions))
-    reconstructions = networks.decode(found)
+    sampled = reconstruct(clean, noise, sampling, lambda x, timestep: networks.denoise(x, timestep, conditions))
+    reconstructions = networks.decode(sampled)
     pixel, feature = networks.compare(images, reconstructions)
     maps, scores = finish_maps(pixel, feature, rule)
     return Reconstructed(maps, scores, reconstructions, lambda: networks.decode(clean), pixel, feature)
@@ -108,6 +109,7 @@ def signed(images: UInt8Array) -> Float32Array:
 
 def unsigned(images: Float32Array) -> UInt8Array:
     """Return images float32 [N, 3, H, W] in [-1, 1] as uint8 [N, H, W, 3], rounded."""
+    # rint and not a cast: it would truncate, and darken every image by half a level.
     scaled = np.clip((images + 1.0) * 127.5, 0.0, 255.0)
     return np.ascontiguousarray(np.rint(scaled).astype(np.uint8).transpose(0, 2, 3, 1))
 
@@ -125,9 +127,10 @@ def finish_maps(pixel: Float32Array, feature: Float32Array, rule: MapRule) -> tu
     """
     height, width = pixel.shape[1:]
     rows, columns = _smoothing(height, rule.sigma), _smoothing(width, rule.sigma).T
+    # Summed before smoothing: one Gaussian does for both, as it is linear.
     summed = pixel * np.float32(rule.pixel_factor) + feature * np.float32(rule.feature_factor)
-    # Image by image: a product of the same shape every time gives the same bits in every batch.
-    maps = np.stack([rows @ one @ columns for one in summed])
+    # Image by image: BLAS may sum in another order for another shape, and a score must not depend on its batch.
+    maps = np.stack([rows @ image_map @ columns for image_map in summed])
     if rule.pooling == 0:
         return maps, maps.max(axis=(1, 2))
     least = rule.pooling * (_POOL - 1) + 1
@@ -137,7 +140,7 @@ def finish_maps(pixel: Float32Array, feature: Float32Array, rule: MapRule) -> tu
             f"{height} x {width}. Lower pooling."
         )
     above, beside = _pooling(height, rule.pooling), _pooling(width, rule.pooling).T
-    return maps, np.array([(above @ one @ beside).max() for one in maps], np.float32)
+    return maps, np.array([(above @ image_map @ beside).max() for image_map in maps], np.float32)
 
 
 @functools.lru_cache(maxsize=16)
@@ -147,9 +150,10 @@ def _smoothing(size: int, sigma: float) -> Float32Array:
 
 @functools.lru_cache(maxsize=16)
 def _pooling(size: int, times: int) -> Float32Array:
-    """Return the mean filter of 8 in succession as one matrix [size - 7·times, size]."""
+    """Return `times` successive mean filters of 8 pixels as one matrix [size - 7·times, size]."""
+    # float64 until the end, so that rounding does not add up over the filters.
     matrix = np.eye(size)
     for _ in range(times):
-        kept = len(matrix) - _POOL + 1
-        matrix = np.mean([matrix[shift : kept + shift] for shift in range(_POOL)], axis=0)
+        remaining = len(matrix) - _POOL + 1
+        matrix = np.mean([matrix[shift : remaining + shift] for shift in range(_POOL)], axis=0)
     return matrix.astype(np.float32)

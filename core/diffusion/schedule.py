@@ -1,6 +1,6 @@
-"""Reconstruction by denoising diffusion: noise levels, steps and conditioning, on NumPy arrays alone.
+"""Denoising diffusion in NumPy: noise schedule, sampling steps, and reconstruction with conditioning.
 
-Training and the line run this same loop; only what predicts the noise differs, a torch network or a session.
+Training and the runtime run this same loop; only the noise predictor differs, a torch network or an ONNX session.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from flawscope.arrays import Float32Array
 from flawscope.errors import ArgumentError
 
 TRAINED_STEPS = 1000
-"""Noise levels a network is trained on."""
+"""Noise levels (timesteps) of the training."""
 
 Denoise = Callable[[Float32Array, int], Float32Array]
-"""Noisy images float32 [N, C, h, w] and a timestep → the noise that is in them, of the same shape."""
+"""Noisy images float32 [N, C, h, w] and a timestep → the predicted noise, of the same shape."""
 
 
 class Sampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How an image is reconstructed.
+    """How an image is reconstructed: noise schedule, steps and conditioning.
 
     Attributes:
         betas: `linear` from `beta_start` to `beta_end` (arXiv:2006.11239), or `scaled_linear`, in which the square
@@ -33,20 +33,20 @@ class Sampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         beta_start: Variance of the first noise level.
         beta_end: Variance of the last.
         start: Noise level at which sampling starts, 1 to 1000; more hides more of the image.
-        steps: Network calls from there.
-        spacing: Where they lie: `leading` at multiples of `start // steps` from 0 on, so that the first is a stride
-            below the start; `trailing` at the ends of `steps` equal parts, so that the first is the start, which few
-            steps need (arXiv:2305.08891); `linspace` evenly from 0 to the start.
-        offset: Added to every timestep; Stable Diffusion has 1.
+        steps: Denoising steps from there, one network call each.
+        spacing: Timestep spacing: `leading` at multiples of `start // steps` from 0 on, so the first step is a stride
+            below the start; `trailing` at the ends of `steps` equal parts, so the first is the start, which matters
+            with few steps (arXiv:2305.08891); `linspace` evenly from 0 to the start.
+        offset: Added to every timestep; 1 for Stable Diffusion.
         eta: 0 is DDIM, 1 is DDPM (arXiv:2010.02502, equation 16).
-        level: How much noise the image gets: that of the timestep of the `first` call, or that of `start`.
-        final: What lies behind the last step: the `clean` image, or the `first` noise level.
-        clip: Whether predictions of the clean image are limited to [-1, 1].
+        level: Noise added to the image: that of the `first` timestep, or that of `start`.
+        final: Noise level after the last step: none (`clean`), or that of timestep 0 (`first`).
+        clip: Clip predictions of the clean image to [-1, 1].
         conditioning: `none`; `ddad`, which corrects the noise towards the image (arXiv:2305.15956); or `blend`, which
             mixes the image in after each step.
-        weight: How strongly.
-        noise: `gaussian` or `simplex`.
-        seed: Of the noise, which is the same for every image.
+        weight: Weight of the conditioning.
+        noise: Kind of noise, `gaussian` or `simplex`.
+        seed: Seed of the noise, which is the same for every image.
     """
 
     betas: Literal["linear", "scaled_linear"] = "linear"
@@ -81,11 +81,12 @@ class Sampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def signal_shares(sampling: Sampling) -> npt.NDArray[np.float64]:
-    """Return ᾱ, the share of an image's variance that is left at every noise level, float64 [1000], falling."""
+    """Return ᾱ, the share of signal variance left at every noise level, float64 [1000], falling."""
     if sampling.betas == "linear":
         betas = np.linspace(sampling.beta_start, sampling.beta_end, TRAINED_STEPS)
     else:
         betas = np.linspace(sampling.beta_start**0.5, sampling.beta_end**0.5, TRAINED_STEPS) ** 2
+    # In float64, so that the rounding of a thousand factors does not add up.
     shares: npt.NDArray[np.float64] = np.cumprod(1.0 - betas, dtype=np.float64)
     return shares
 
@@ -96,10 +97,10 @@ class Step:
 
     Attributes:
         timestep: The timestep given to the network.
-        share: ᾱ here.
-        next_share: ᾱ after the step, which is nearer to 1.
-        sigma: Deviation of the noise that the step adds.
-        blend: Share of the image that is mixed in after it.
+        share: ᾱ at this timestep.
+        next_share: ᾱ after the step, nearer to 1.
+        sigma: Standard deviation of the noise that the step adds.
+        blend: Share of the input image that is mixed in after it.
     """
 
     timestep: int
@@ -116,7 +117,9 @@ def plan_steps(sampling: Sampling) -> tuple[Step, ...]:
     timesteps = _timesteps(sampling)
     steps = []
     for timestep, following in itertools.zip_longest(timesteps, timesteps[1:]):
+        # zip_longest: behind the last timestep there is none, but a share.
         share, next_share = float(shares[timestep]), behind if following is None else float(shares[following])
+        # Equation 16 with η = 1; max() below guards against rounding.
         variance = (1.0 - next_share) / (1.0 - share) * (1.0 - share / next_share)
         steps.append(
             Step(
@@ -136,21 +139,23 @@ def _timesteps(sampling: Sampling) -> list[int]:
     if sampling.spacing == "leading":
         numbers = [number * (start // steps) for number in reversed(range(steps))]
     elif sampling.spacing == "trailing":
+        # - 1, as the trailing spacing of diffusers: a start of 1000 begins at timestep 999, the noisiest.
         numbers = [round(start * part / steps) - 1 for part in range(steps, 0, -1)]
     else:
         numbers = [round(float(number)) for number in np.linspace(0, start - 1, steps)][::-1]
+    # An offset of 1 at timestep 999 would be one the network was never trained on.
     return [min(number + sampling.offset, TRAINED_STEPS - 1) for number in numbers]
 
 
 def start_share(sampling: Sampling) -> float:
-    """Return ᾱ of the noise that an image gets before the first step."""
+    """Return ᾱ of the noise that is added to the image before the first step."""
     if sampling.level == "start":
         return float(signal_shares(sampling)[min(sampling.start, TRAINED_STEPS - 1)])
     return plan_steps(sampling)[0].share
 
 
 def noises_needed(sampling: Sampling) -> int:
-    """Return how many arrays of noise a sampling takes: one to start with, and one for each step that adds some."""
+    """Return how many noise arrays a sampling takes: one for the start, and one per step that adds noise."""
     return 1 + sum(step.sigma > 0.0 for step in plan_steps(sampling))
 
 
@@ -161,16 +166,16 @@ def reconstruct(
     denoise: Denoise,
     hidden: Float32Array | None = None,
 ) -> Float32Array:
-    """Return the reconstructions of a denoiser that was trained on normal images only.
+    """Return reconstructions by a denoiser that was trained on normal images only.
 
     Args:
         images: Images or latents, float32 [N, C, h, w]; images in [-1, 1].
-        noise: Float32 [K, C, h, w], K as `noises_needed` says or more; the same for every image, so that the score of
-            an image does not depend on its neighbours in a batch.
+        noise: Float32 [K, C, h, w], K at least `noises_needed`; the same for every image, so that a score does not
+            depend on the other images of a batch.
         sampling: Levels, steps and conditioning.
-        denoise: Predicts noise.
-        hidden: What is covered with noise at the start, if not the images; the conditioning then draws it towards
-            them.
+        denoise: Predicts the noise.
+        hidden: Start of the sampling, to be noised, if not the images themselves; the conditioning then pulls it
+            towards them.
 
     Returns:
         Float32 [N, C, h, w], in the range of the images.
@@ -184,6 +189,7 @@ def reconstruct(
         raise ArgumentError(
             f"noise: expected {needed} arrays of {list(images.shape[1:])}, got {list(noise.shape)}. Export again."
         )
+    # One for the start, then one for each step with σ > 0, in this order.
     drawn = iter(noise)
     share = start_share(sampling)
     x = _mixed(share, images if hidden is None else hidden, next(drawn))
@@ -193,6 +199,7 @@ def reconstruct(
             predicted = _corrected(x, predicted, images, step, sampling.weight)
         x = _step(x, predicted, step, sampling.clip)
         if step.blend > 0.0:
+            # Before the noise of η is added: blending would damp it.
             x = (x * np.float32(1.0 - step.blend)) + images * np.float32(step.blend)
         if step.sigma > 0.0:
             x = x + next(drawn) * np.float32(step.sigma)
@@ -201,6 +208,7 @@ def reconstruct(
 
 def _mixed(share: float, clean: Float32Array, noise: Float32Array) -> Float32Array:
     """Return √ᾱ·clean + √(1−ᾱ)·noise."""
+    # Factors as float32 scalars: with NumPy 2 one float64 scalar would turn the whole array into float64.
     mixed: Float32Array = clean * np.float32(share**0.5) + noise * np.float32((1.0 - share) ** 0.5)
     return mixed
 
@@ -208,7 +216,7 @@ def _mixed(share: float, clean: Float32Array, noise: Float32Array) -> Float32Arr
 def _corrected(
     x: Float32Array, predicted: Float32Array, images: Float32Array, step: Step, weight: float
 ) -> Float32Array:
-    """Return the noise as DDAD conditions it: what pulls towards the image is noised with the predicted noise."""
+    """Return the predicted noise as DDAD corrects it: by the distance from x to the image with that same noise."""
     aimed = _mixed(step.share, images, predicted)
     corrected: Float32Array = predicted - (aimed - x) * np.float32(weight * (1.0 - step.share) ** 0.5)
     return corrected
@@ -222,8 +230,3 @@ def _step(x: Float32Array, predicted: Float32Array, step: Step, clip: bool) -> F
     direction = max(1.0 - step.next_share - step.sigma**2, 0.0) ** 0.5
     following: Float32Array = clean * np.float32(step.next_share**0.5) + predicted * np.float32(direction)
     return following
-
-
-def blend_left(sampling: Sampling) -> float:
-    """Return the product of what every `blend` step leaves of its own result: near 0 the input is simply copied."""
-    return float(np.prod([1.0 - step.blend for step in plan_steps(sampling)]))

@@ -1,7 +1,7 @@
-"""Rectangles around defects: geometry and masks. Training and run time use the same boxes for the same defects.
+"""Bounding boxes of defects: geometry and masks, the same in training and at run time.
 
-Source: MvP-Diff, stage 1b, whose code was never published: the margin is a reading of its figure. One rectangle holds
-all parts of a defect unless each part is to have its own.
+Source: MvP-Diff, stage 1b, whose code was never published: the margin is read off its figure. One rectangle holds all
+parts of a defect, unless one per connected component is asked for.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import numpy as np
 from flawscope.arrays import BoolArray
 from flawscope.errors import ArgumentError
 
+# One latent cell of 8 pixels at the 512 pixels of Stable Diffusion.
 MIN_MARGIN = 8 / 512
-"""Least margin on each side, as a part of the image's width or height."""
+"""Least margin on each side, as a share of the image's width or height: 8 pixels at 512."""
 
 
 class Rect(NamedTuple):
@@ -29,7 +30,7 @@ class Rect(NamedTuple):
 
     @property
     def window(self) -> tuple[slice, slice]:
-        """Its rows and columns."""
+        """Rows and columns, to index an array of the image."""
         return slice(self.top, self.top + self.height), slice(self.left, self.left + self.width)
 
     def to_mask(self, size: tuple[int, int]) -> BoolArray:
@@ -39,22 +40,22 @@ class Rect(NamedTuple):
         return mask
 
     def centre(self, size: tuple[int, int]) -> tuple[float, float]:
-        """Return the centre (x, y) as parts of width and height of an image of size (H, W)."""
+        """Return the centre (x, y) as shares of width and height of an image of size (H, W)."""
         return (self.left + self.width / 2) / size[1], (self.top + self.height / 2) / size[0]
 
 
 def bounds_of(mask: BoolArray) -> Rect:
-    """Return the least rectangle that holds a mask bool [H, W], which is true somewhere."""
+    """Return the bounding box of a mask bool [H, W] that is not empty."""
     return Rect(*(int(number) for number in cv2.boundingRect(mask.astype(np.uint8))))
 
 
 def boxes_of(mask: BoolArray, margin: float = 0.1, *, per_component: bool = False) -> list[Rect]:
-    """Return the rectangles that hold a mask's defect with a margin, clipped to the image.
+    """Return the bounding boxes of a mask's defect with a margin, clipped to the image.
 
     Args:
         mask: bool [H, W], true at the defect.
-        margin: Margin on each side as a part of the box's side; never less than 8 pixels in 512.
-        per_component: One rectangle for each connected part (8 neighbours), from top to bottom, not one for all.
+        margin: Margin on each side as a share of the box's side; never less than 8 pixels at 512.
+        per_component: One rectangle per connected component (8-connectivity), from top to bottom, not one for all.
 
     Returns:
         The rectangles; none for an empty mask.
@@ -63,14 +64,15 @@ def boxes_of(mask: BoolArray, margin: float = 0.1, *, per_component: bool = Fals
         ArgumentError: If the margin is negative or above 1.
     """
     if not 0 <= margin <= 1:
-        raise ArgumentError(f"margin: expected a part of the box's side from 0 to 1, got {margin:g}.")
+        raise ArgumentError(f"margin: expected a share of the box's side from 0 to 1, got {margin:g}.")
     if not mask.any():
         return []
     if not per_component:
         return [_with_margin(bounds_of(mask), margin, mask.shape)]
     _, _, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
-    found = sorted((int(top), int(left), int(w), int(h)) for left, top, w, h, _ in stats[1:])
-    return [_with_margin(Rect(left, top, w, h), margin, mask.shape) for top, left, w, h in found]
+    # Row 0 of the statistics is the background. Sorted, because the order of labels is not specified by OpenCV.
+    components = sorted((int(top), int(left), int(w), int(h)) for left, top, w, h, _ in stats[1:])
+    return [_with_margin(Rect(left, top, w, h), margin, mask.shape) for top, left, w, h in components]
 
 
 def mask_of(boxes: Sequence[Rect], size: tuple[int, int]) -> BoolArray:
@@ -83,6 +85,7 @@ def mask_of(boxes: Sequence[Rect], size: tuple[int, int]) -> BoolArray:
 
 def _with_margin(box: Rect, margin: float, size: tuple[int, ...]) -> Rect:
     height, width = size
+    # Rounded up: a margin of less than a pixel is still one.
     dx = int(np.ceil(max(MIN_MARGIN * width, margin * box.width)))
     dy = int(np.ceil(max(MIN_MARGIN * height, margin * box.height)))
     left, top = max(box.left - dx, 0), max(box.top - dy, 0)

@@ -1,7 +1,7 @@
-"""Crops around boxes: the model's view of an image, the same in training and at run time.
+"""Crops around boxes: the window of an image that the model sees, the same in training and at run time.
 
-A latent cell covers 8 x 8 pixels, so that a defect of 16 pixels is two cells wide. Cut out with its surroundings and
-enlarged, it is drawn with as many cells as a large one.
+A latent cell covers 8 x 8 pixels, so a defect of 16 pixels is two cells wide. Cropped with its surroundings and
+enlarged, a small defect is drawn with as many cells as a large one.
 """
 
 from __future__ import annotations
@@ -47,15 +47,15 @@ def crop_around(
 ) -> Crop:
     """Return the window in which a box is drawn: as small as the box allows, in the shape of the model's input.
 
-    The box with its feather takes at most `fill` of the window's height and width; the rest shows the model what it
-    continues. The window lies around the middle of the box, moved where the image ends. Where the image is too
-    small in one direction the window ends with it, and the enlargement differs between the two.
+    The box with its feather takes at most `fill` of the window's height and width; the rest is context for the model.
+    The window is centred on the box and shifted where it would leave the image. Where the image is too small along one
+    axis, the window takes all of it and the two axes are scaled differently.
 
     Args:
         mask: Box or coarse mask, bool [H, W].
         size: Height and width in pixels of the model's input.
         fill: Largest share of the window's sides that the box takes, above 0 up to 1.
-        max_zoom: Largest enlargement, at least 1: more would show the model a blur it has never seen.
+        max_zoom: Largest enlargement, at least 1; beyond it the model would see more blur than in training.
         feather_px: The feather of the paste, in pixels of the image, which must fit in the window.
 
     Raises:
@@ -76,6 +76,7 @@ def crop_around(
     needed = max((height + 2 * feather_px) / size[0], (width + 2 * feather_px) / size[1]) / fill
     factor = max(needed, 1.0 / max_zoom)
     rows, columns = (
+        # max: rounding of the factor must not make the window smaller than the box with its feather.
         min(image, max(math.ceil(side * factor), box + 2 * feather_px))
         for image, side, box in zip(mask.shape, size, (height, width), strict=True)
     )
@@ -103,7 +104,8 @@ def cut_mask(mask: BoolArray, crop: Crop) -> BoolArray:
     """
     check_array(mask, "mask", ("H", "W"), np.bool_)
     check_crop(crop, mask.shape)
-    # Rows and columns on their own: a thin box must survive a shrinking, and enlarged edges must stay where they are.
+    # Not cv2.resize: nearest can drop a thin box when it shrinks, and area or linear would move the edges of an
+    # enlarged one. A summed-area table counts the source pixels below each target pixel exactly.
     rows, columns = (
         _spans(length, target) for length, target in zip((crop.height, crop.width), crop.size, strict=True)
     )
@@ -120,12 +122,14 @@ def resize_window(image: npt.NDArray[Any], size: tuple[int, int]) -> npt.NDArray
         return image.copy()
     shrinks = image.shape[0] >= size[0] and image.shape[1] >= size[1]
     method = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
+    # A window is a strided view, which OpenCV may refuse. Its sizes are (width, height).
     return cv2.resize(np.ascontiguousarray(image), (size[1], size[0]), interpolation=method)
 
 
 def _spans(length: int, target: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """First and last-but-one source pixel that each of `target` pixels covers, in integers, so exactly."""
+    """Return first and one-past-last source pixel that each of `target` pixels covers; in integers, hence exact."""
     index = np.arange(target, dtype=np.int64)
+    # -(-a // b) rounds up.
     return index * length // target, -(-(index + 1) * length // target)
 
 

@@ -1,15 +1,15 @@
-"""The one preprocessing of flawscope: decode, colour, resize, centre crop.
+"""Preprocessing of images: decoding, colour, resize, centre crop.
 
-Training, calibration and the line call these functions and no others, so an image becomes the same bytes
-everywhere. Cast, normalisation and layout are not here: they are the first nodes of the graph. The rules below
-have a version, which the bundle records; change a rule and the version changes.
+Training, calibration and inspection all call these functions, so an image becomes the same bytes everywhere. Cast,
+normalization and layout are the first nodes of the graph instead. The bundle records the version of the rules below;
+whoever changes a rule raises it.
 
 Rules of version 1:
     * pixels are used as stored: an EXIF orientation tag is not applied (masks do not carry one);
     * 16 bit becomes 8 bit by v/257 rounded, never by a scale taken from the image;
     * grey becomes three equal channels, alpha is dropped, the order is RGB;
-    * resize goes to the given height and width without keeping the aspect: by area where both sides shrink,
-      which averages and so does not alias, bilinear otherwise; then the centre is cropped.
+    * resize goes to the given height and width without keeping the aspect ratio: by area where both sides shrink,
+      which averages and does not alias, bilinear otherwise; then the centre is cropped.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ MIN_SIDE_PX = 8
 MAX_PIXELS = 200_000_000
 """Largest image that is decoded, in pixels; the environment variable FLAWSCOPE_MAX_PIXELS changes it."""
 
-# Broken images become ImageError with a name; OpenCV's own log lines about them would only be noise on stderr.
+# At import, for the whole process: broken images become an ImageError with a name, and OpenCV's own log lines about
+# them would only be noise on stderr.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
@@ -84,7 +85,7 @@ def max_pixels() -> int:
 
 
 def decode_stored(data: bytes, name: str = "image") -> npt.NDArray[Any]:
-    """Decode an encoded image to the numbers that are stored in it.
+    """Decode an image to the numbers stored in it.
 
     Args:
         data: The bytes of a png, jpeg, bmp, tiff or webp file.
@@ -106,12 +107,13 @@ def decode_stored(data: bytes, name: str = "image") -> npt.NDArray[Any]:
     broken = ImageError(f"{name}: expected a whole {header.format} image, got broken data. Export it again.")
     if not is_whole(data, header):
         raise broken
+    # Not IMREAD_UNCHANGED: it keeps alpha. ANYDEPTH keeps 16 bit, which would otherwise be cut to its upper byte.
     flags = cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION
     try:
         image = cv2.imdecode(np.frombuffer(without_orientation(data), np.uint8), flags)
     except (cv2.error, MemoryError) as err:
         raise broken from err
-    # A size other than the announced one would have passed by the limit.
+    # The limit was checked on the announced size: another one would have evaded it.
     if image is None or image.shape[:2] != (header.height, header.width):
         raise broken
     if image.dtype not in (np.uint8, np.uint16):
@@ -139,6 +141,7 @@ def decode_image(data: bytes, name: str = "image") -> UInt8Array:
     """Decode an encoded image to uint8 [H, W, 3] RGB; arguments and errors as `decode_stored`."""
     image = decode_stored(data, name)
     if image.dtype == np.uint16:
+        # v / 257 rounded, in integers: 65535 becomes 255. In uint16 the sum would wrap around.
         image = ((image.astype(np.uint32) + 128) // 257).astype(np.uint8)
     code = cv2.COLOR_GRAY2RGB if image.ndim == 2 else cv2.COLOR_BGR2RGB
     return cv2.cvtColor(image, code).astype(np.uint8, copy=False)
@@ -169,6 +172,7 @@ def read_mask(path: Path, *, is_indexed: bool = False) -> BoolArray:
     """
     mask = decode_stored(_read(path), str(path))
     if mask.ndim == 3:
+        # The largest channel: a defect painted in pure blue has a luma of 29 and would be lost.
         mask = mask.max(axis=2)
     return np.asarray(mask > (0 if is_indexed else np.iinfo(mask.dtype).max // 2))
 
@@ -194,6 +198,7 @@ def prepare(image: UInt8Array, spec: Preprocessing) -> UInt8Array:
         uint8 [spec.size[0], spec.size[1], 3], contiguous.
     """
     height, width = spec.resize
+    # INTER_AREA averages only where both sides shrink; otherwise OpenCV silently interpolates instead.
     shrinks = image.shape[0] >= height and image.shape[1] >= width
     method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
     resized = cv2.resize(image, (width, height), interpolation=method)
@@ -203,6 +208,7 @@ def prepare(image: UInt8Array, spec: Preprocessing) -> UInt8Array:
 def prepare_mask(mask: BoolArray, spec: Preprocessing) -> BoolArray:
     """Resize (nearest) and crop a mask with the geometry of `prepare`; bool [H, W] in, bool [size] out."""
     height, width = spec.resize
+    # Nearest keeps it binary; EXACT, because INTER_NEAREST is not centred on pixels as `prepare` is.
     resized = cv2.resize(mask.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
     return np.ascontiguousarray(_crop(resized, spec) > 0)
 

@@ -1,8 +1,8 @@
-"""Up-sampling and Gaussian smoothing of an anomaly map as two small matrix products.
+"""Map upsampling: bilinear upsampling and Gaussian smoothing of a patch map, as two small matrix products.
 
-Bilinear up-sampling and Gaussian smoothing are both linear and both separable, so for a patch map A [h, w] the whole
-map head is R · A · Cᵀ with two constant matrices R [H, h] and C [W, w]. The graph, the native path and training use
-the same matrices: no resize or border rule of any library can differ between them.
+Both steps are linear and separable, so for a patch map A [h, w] the anomaly map is R · A · Cᵀ with two constant
+matrices R [H, h] and C [W, w]. The graph, the native path and training use the same matrices, so no library's resize or
+border rule can make them differ.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ def upsample_matrix(source: int, target: int) -> npt.NDArray[np.float64]:
     fraction = position - low
     matrix = np.zeros((target, source))
     rows = np.arange(target)
+    # Clipped indices repeat the edge: there both weights fall on one pixel and have to add up to 1.
     np.add.at(matrix, (rows, np.clip(low, 0, source - 1)), 1.0 - fraction)
     np.add.at(matrix, (rows, np.clip(low + 1, 0, source - 1)), fraction)
     return matrix
@@ -34,6 +35,7 @@ def gaussian_matrix(size: int, sigma: float) -> npt.NDArray[np.float64]:
     """
     if sigma <= 0:
         return np.eye(size)
+    # As scipy.ndimage.gaussian_filter: truncate=4.0, and the border mode it calls mirror.
     radius = int(4.0 * sigma + 0.5)
     offsets = np.arange(-radius, radius + 1)
     weights = np.exp(-0.5 * (offsets / sigma) ** 2)
@@ -42,18 +44,20 @@ def gaussian_matrix(size: int, sigma: float) -> npt.NDArray[np.float64]:
     period = max(2 * (size - 1), 1)
     for row in range(size):
         index = np.abs(row + offsets) % period
+        # add.at, not +=: where the filter is wider than the axis an index occurs several times.
         np.add.at(matrix[row], np.minimum(index, period - index), weights)
     return matrix
 
 
 def map_matrices(grid: tuple[int, int], size: tuple[int, int], sigma: float) -> tuple[Float32Array, Float32Array]:
-    """Return R [H, h] and Cᵀ [w, W], float32: the map head is R @ patch_map @ Cᵀ.
+    """Return R [H, h] and Cᵀ [w, W], float32: the anomaly map is R @ patch_map @ Cᵀ.
 
     Args:
         grid: Rows h and columns w of the patch map.
         size: Height H and width W of the anomaly map, in pixels.
         sigma: Standard deviation of the Gaussian, in pixels of the anomaly map.
     """
+    # In float64, rounded once at the end: export and training have to get the same bits.
     rows = gaussian_matrix(size[0], sigma) @ upsample_matrix(grid[0], size[0])
     columns = gaussian_matrix(size[1], sigma) @ upsample_matrix(grid[1], size[1])
     return rows.astype(np.float32), np.ascontiguousarray(columns.T, dtype=np.float32)

@@ -1,4 +1,4 @@
-"""Images as PNG: the one place that encodes them, so that colours are never written in the wrong order."""
+"""PNG encoding of images and masks, in one place, so that red and blue are never exchanged."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from flawscope.files import write_bytes
 
 
 def encode_png(image: UInt8Array, *, is_bgr: bool = False) -> bytes:
-    """Encode an image as PNG of 8 bit; the same pixels give the same bytes.
+    """Encode an image as 8-bit PNG; the same pixels give the same bytes.
 
     Args:
         image: uint8 [H, W, 3] RGB, or grey [H, W].
-        is_bgr: The channels are in the order of OpenCV, as its colour maps give them; of grey images it says nothing.
+        is_bgr: Channels are in OpenCV's order, as its colour maps return them; ignored for grey images.
 
     Raises:
         ImageError: If the image is empty or has more pixels along a side than PNG writers take.
@@ -27,7 +27,7 @@ def encode_png(image: UInt8Array, *, is_bgr: bool = False) -> bytes:
         # OpenCV writes BGR: an RGB image that is passed on as it is comes back with red and blue exchanged.
         pixels = image if is_grey or is_bgr else cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
         is_encoded, data = cv2.imencode(".png", pixels)
-    except cv2.error:  # an empty image raises, one that is too wide only clears the flag
+    except cv2.error:  # imencode raises for an empty image, but returns False for one that is too wide
         is_encoded, data = False, np.empty(0, np.uint8)
     if not is_encoded:
         raise ImageError(
@@ -38,7 +38,7 @@ def encode_png(image: UInt8Array, *, is_bgr: bool = False) -> bytes:
 
 
 def encode_mask(mask: BoolArray) -> bytes:
-    """Encode a mask bool [H, W] as grey PNG of 8 bit with the values 0 and 255 and no others.
+    """Encode a mask bool [H, W] as 8-bit grey PNG with the values 0 and 255 only.
 
     Raises:
         ImageError: As `encode_png`.

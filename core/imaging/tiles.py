@@ -1,4 +1,4 @@
-"""Large images in tiles: where they lie, how one is cut out, and how their maps become one without seams."""
+"""Tiling of large images: tile positions, cutting, and blending of the tiles' anomaly maps without seams."""
 
 from __future__ import annotations
 
@@ -21,8 +21,7 @@ class Tiling(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         size: Height and width of a tile in pixels of the image; a tile is what is resized to the graph's input.
-        overlap: Share of a tile that its neighbour has too, 0 to 0.5. More is taken where it makes the tiles come out
-            even.
+        overlap: Least share of a tile that its neighbour shows too, 0 to 0.5; spacing tiles evenly may make it more.
     """
 
     size: tuple[int, int]
@@ -43,7 +42,7 @@ class Tiling(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         ]
 
     def cut(self, image: UInt8Array, corner: tuple[int, int]) -> UInt8Array:
-        """Return a tile uint8 [h, w, 3]; where the image is smaller than a tile it is continued by reflection."""
+        """Return a tile uint8 [h, w, 3]; an image smaller than a tile is padded by reflection."""
         top, left = corner
         part = image[top : top + self.size[0], left : left + self.size[1]]
         below, right = self.size[0] - part.shape[0], self.size[1] - part.shape[1]
@@ -54,29 +53,31 @@ class Tiling(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def _starts(length: int, tile: int, overlap: float) -> list[int]:
-    """Return where tiles begin along one axis: as few as reach that overlap, spread evenly."""
+    """Return where tiles begin along one axis: the fewest that reach the overlap, spaced evenly."""
     if length <= tile:
         return [0]
     step = max(1, int(tile * (1.0 - overlap)))
+    # -(-a // b) rounds up.
     count = -(-(length - tile) // step) + 1
     return [round(index * (length - tile) / (count - 1)) for index in range(count)]
 
 
 class MapBlender:
-    """The map of a whole image from those of its tiles.
+    """Blends the anomaly maps of tiles into that of the whole image.
 
-    Every tile counts most in its middle and hardly at its edge (a squared sine along both axes), so a seam has nothing
-    to show. Memory is that of the map and its weights, whatever the number of tiles.
+    A weighted mean: a tile's weight falls from its middle to its edge (squared sine along both axes), so no seam shows.
+    Memory is that of the map and its weights, whatever the number of tiles.
 
     Args:
         size: Height and width of the image in pixels.
-        tiling: How it was cut.
+        tiling: How it was cut into tiles.
     """
 
     def __init__(self, size: tuple[int, int], tiling: Tiling) -> None:
         self._tiling = tiling
         self._sums = np.zeros(size, np.float32)
         self._weights = np.zeros(size, np.float32)
+        # 1e-3 keeps weights above 0 at the border of the image, where a pixel has one tile alone.
         down, across = (np.sin(np.pi * (np.arange(side) + 0.5) / side) ** 2 + 1e-3 for side in tiling.size)
         self._window = np.outer(down, across).astype(np.float32)
 
@@ -84,14 +85,15 @@ class MapBlender:
         """Add the map of a tile, float32 [h, w] of any size."""
         top, left = corner
         height, width = self._tiling.size
+        # The map has the size of the graph's input; a tile may be larger or smaller in the image.
         larger = cv2.resize(tile_map, (width, height), interpolation=cv2.INTER_LINEAR)
         place = (slice(top, top + height), slice(left, left + width))
-        rows, columns = self._sums[place].shape  # an image smaller than a tile has no room for all of it
+        rows, columns = self._sums[place].shape  # slicing cuts off what reaches beyond an image smaller than a tile
         self._sums[place] += (larger * self._window)[:rows, :columns]
         self._weights[place] += self._window[:rows, :columns]
 
     def finish(self) -> Float32Array:
-        """Return the map, float32 [H, W]; the blender is of no use afterwards."""
+        """Return the map, float32 [H, W]; call it once, as it divides the sums in place."""
         self._sums /= self._weights
         return self._sums
 
@@ -109,14 +111,14 @@ class Tile:
 
 
 ImageSource = Path | Tile
-"""What training reads: a file, or a tile of one."""
+"""What training reads: an image file, or a tile of one."""
 
 
 def tiles_of(path: Path, tiling: Tiling) -> Iterator[Tile]:
     """Yield the tiles of an image file; only its header is decoded.
 
     Raises:
-        ImageError: If it is no image.
+        ImageError: If it is not an image.
     """
     try:
         header = read_header(path.read_bytes())
@@ -135,15 +137,16 @@ def read_source(image: ImageSource) -> UInt8Array:
     return image.tiling.cut(_read_again(image.path), image.corner)
 
 
+# Module-wide and not locked: dict operations are atomic under the interpreter lock, and a lost race only decodes twice.
 _last: dict[str, UInt8Array] = {}
 
 
 def _read_again(path: Path) -> UInt8Array:
-    """Read a file, or return it if it was the last one read: its tiles are asked for one after the other."""
+    """Return the image of a file, from memory if it was the last one read: its tiles are read one after another."""
     name = str(path)
-    found = _last.get(name)
-    if found is None:
-        found = read_image(path)
-        _last.clear()  # one image is kept, whoever reads; two threads at most decode the same one twice
-        _last[name] = found
-    return found
+    image = _last.get(name)
+    if image is None:
+        image = read_image(path)
+        _last.clear()  # one image in all, whatever the number of readers: large ones would fill the memory
+        _last[name] = image
+    return image

@@ -94,9 +94,9 @@ def test_help_lists_every_verb_without_importing_one(path, flag):
         "loaded = ours - {'flawscope.cli', 'flawscope.errors', 'flawscope.verbs'};"
         "sys.exit(f'{status} {loaded}' if status or loaded else 0)"
     )
-    done = subprocess.run([sys.executable, "-c", code, *path, flag], capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stderr) == (0, "")
-    lines = done.stdout.partition("Commands:")[2].splitlines()
+    process = subprocess.run([sys.executable, "-c", code, *path, flag], capture_output=True, text=True, timeout=60)
+    assert (process.returncode, process.stderr) == (0, "")
+    lines = process.stdout.partition("Commands:")[2].splitlines()
     listed = [line.split()[0] for line in lines if line.strip() and not line.startswith("     ")]
     assert listed == [name for name, row in GROUPS[path].rows.items() if not isinstance(row, Alias)]
 
@@ -110,15 +110,15 @@ def test_a_shell_that_completes_a_verb_imports_none(typed, offered):
         "ours = {name for name in sys.modules if name.startswith('flawscope.')};"
         "print(*ours - {'flawscope.cli', 'flawscope.errors', 'flawscope.verbs'}, file=sys.stderr, end='')"
     )
-    words = f"flawscope {typed}"
+    typed_line = f"flawscope {typed}"
     environment = {
         **os.environ,
         "_FLAWSCOPE_COMPLETE": "bash_complete",
-        "COMP_WORDS": words,
-        "COMP_CWORD": str(words.count(" ")),
+        "COMP_WORDS": typed_line,
+        "COMP_CWORD": str(typed_line.count(" ")),
     }
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=environment)
-    assert (done.stdout.split(), done.stderr) == ([f"plain,{name}" for name in offered], "")
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=environment)
+    assert (process.stdout.split(), process.stderr) == ([f"plain,{name}" for name in offered], "")
 
 
 @pytest.mark.parametrize("path", [path for path, row in ROWS.items() if not isinstance(row, Alias)], ids=" ".join)
@@ -316,10 +316,10 @@ def test_main_exits_with_the_status(verb):
     ("arguments", "status"), [(["--version"], 0), (["nope"], 2), (["bundle", "info", "none.flaw"], 2)]
 )
 def test_a_process_ends_with_the_status_and_without_a_traceback(arguments, status):
-    done = flawscope(*arguments)
-    assert done.returncode == status
-    assert "Traceback" not in done.stderr
-    assert done.stderr.count("\n") == (1 if status else 0)
+    process = flawscope(*arguments)
+    assert process.returncode == status
+    assert "Traceback" not in process.stderr
+    assert process.stderr.count("\n") == (1 if status else 0)
 
 
 def test_a_reader_that_went_away_is_told_nothing():

@@ -207,8 +207,8 @@ REFUSED = {
     "num_workers": [0, 65],
     "memory_budget_mb": [15, -1],
     "seed": [-1, 0.5, "x", None],
-    "mean": [[0.5, 0.5], [0, 0, "x"], True, [0, 0, 0, 0], *([0.5, one, 0.5] for one in NOT_FINITE)],
-    "std": [0, -1, [1, 0, 1], [1, 1], [1, -1, 1], *([0.5, one, 0.5] for one in NOT_FINITE)],
+    "mean": [[0.5, 0.5], [0, 0, "x"], True, [0, 0, 0, 0], *([0.5, number, 0.5] for number in NOT_FINITE)],
+    "std": [0, -1, [1, 0, 1], [1, 1], [1, -1, 1], *([0.5, number, 0.5] for number in NOT_FINITE)],
     "upsample": ["cubic", 1, None],
     "standardize": ["maybe", 1, True],
     "device": ["tpu", "cuda:0", ["gpu"], None, True],
@@ -284,8 +284,8 @@ def test_the_tables_above_name_every_setting():
 def test_the_ends_of_every_range_are_accepted(method, key, values):
     for value in values:
         got = flatten(build(method, {key: value}))[key]
-        wanted = (value, value) if key in ("resize", "crop") else tuple(value) if key == "stages" else value
-        assert got == (8 if wanted == "8" else wanted)
+        expected = (value, value) if key in ("resize", "crop") else tuple(value) if key == "stages" else value
+        assert got == (8 if expected == "8" else expected)
 
 
 def test_settings_made_in_python_are_checked_too():

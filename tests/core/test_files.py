@@ -175,8 +175,8 @@ def test_a_failure_while_swapping_leaves_the_earlier_folder(tmp_path, monkeypatc
         return real(self, target)
 
     monkeypatch.setattr(Path, "replace", replace)
-    wanted = StorageError if isinstance(error, OSError) else KeyboardInterrupt
-    with pytest.raises(wanted, match="the disk is full" if wanted is StorageError else "^$"):
+    expected = StorageError if isinstance(error, OSError) else KeyboardInterrupt
+    with pytest.raises(expected, match="the disk is full" if expected is StorageError else "^$"):
         fill(tmp_path / "d", replace_if="mark", mark=b"2")
     assert tree(tmp_path) == {"d": None, "d/mark": b"1"}
 

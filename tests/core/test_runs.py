@@ -160,12 +160,12 @@ def test_a_record_of_schema_1_opens_with_the_same_meaning(tmp_path, method):
 
 @pytest.mark.parametrize("method", CONFIGS)
 def test_of_schema_1_only_what_the_method_inherited_and_did_not_use_is_dropped(tmp_path, method):
-    known = places_of(CONFIGS[method])
+    places = places_of(CONFIGS[method])
     flat = json.loads(json.dumps(flatten(CONFIGS[method]())))
     everything = {key: value for kind in CONFIGS.values() for key, value in flatten(kind()).items()}
-    idle = {key: everything[key] for key in INHERITED[method] - set(known)}
+    idle = {key: everything[key] for key in INHERITED[method] - set(places)}
     assert read(write(tmp_path, record_of({**flat, **idle}))).config == CONFIGS[method]()
-    for key in set(everything) - INHERITED[method] - set(known) - {"method"}:
+    for key in set(everything) - INHERITED[method] - set(places) - {"method"}:
         with pytest.raises(RunError, match=f"unknown field `{key}` - at `\\$.config`"):
             read(write(tmp_path, record_of({**flat, key: everything[key]})))
     for key in idle:  # a record of today has no reason to name them

@@ -44,8 +44,8 @@ PRESETS = {
 
 def idle_keys():
     for method in METHODS:
-        others = {key for other in METHODS for key in places_of(CONFIGS[other])}
-        yield from ((method, key) for key in sorted(others - set(places_of(CONFIGS[method]))))
+        keys = {key for other in METHODS for key in places_of(CONFIGS[other])}
+        yield from ((method, key) for key in sorted(keys - set(places_of(CONFIGS[method]))))
 
 
 @pytest.mark.parametrize(("method", "key"), list(idle_keys()))
@@ -162,7 +162,7 @@ def test_every_setting_has_a_line_a_type_and_its_default(method):
 
 def test_settings_are_described_in_words():
     lines = {line.key: line for line in describe_settings("embedding")}
-    assert lines["epochs"][1:] == ("epochs", "whole number", "80", "Passes over what is learned from.")
+    assert lines["epochs"][1:] == ("epochs", "whole number", "80", "Passes over the training images.")
     assert lines["epochs"].part == "The training loop"
     assert (lines["max_steps"].words, lines["max_steps"].default) == ("whole number or null", "null")
     assert (lines["resize"].words, lines["resize"].default) == ("2 values (whole number)", "256,256")
@@ -177,24 +177,24 @@ def test_settings_and_their_help_need_no_torch():
         "command.train(['ddad', '--help'], standalone_mode=False)\n"
         "assert 'torch' not in sys.modules, 'torch was imported'\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "extractor_rate=0.0001" in done.stdout
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
+    assert "extractor_rate=0.0001" in process.stdout
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--out", "ddad", "--help"], ["unknown", "--help"]])
 def test_the_help_without_a_method_says_how_to_see_its_settings(arguments):
-    done = CliRunner().invoke(train, arguments, prog_name="flawscope train")
-    assert done.exit_code == 0
-    assert done.stdout.endswith("\nSettings of a method: flawscope train METHOD --help\n")
-    assert "extractor_rate" not in done.stdout
+    result = CliRunner().invoke(train, arguments, prog_name="flawscope train")
+    assert result.exit_code == 0
+    assert result.stdout.endswith("\nSettings of a method: flawscope train METHOD --help\n")
+    assert "extractor_rate" not in result.stdout
 
 
 @pytest.mark.parametrize("arguments", [["ddad", "--help"], ["--seed", "3", "ddad", "--help"], ["--help", "ddad"]])
 def test_the_help_of_a_method_lists_its_settings_by_subject(arguments):
-    done = CliRunner().invoke(train, arguments, prog_name="flawscope train")
-    assert done.exit_code == 0
-    listed = done.stdout
+    result = CliRunner().invoke(train, arguments, prog_name="flawscope train")
+    assert result.exit_code == 0
+    listed = result.stdout
     for line in describe_settings("ddad"):
         assert f"  {line.key}={line.default}" in listed
         assert f"\n{line.part}:\n" in listed

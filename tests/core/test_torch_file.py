@@ -40,10 +40,10 @@ def assert_equal(path: Path, state: Any) -> None:
     saved = read_torch_file(path)
     assert list(saved.value) == list(state)
     for name, tensor in state.items():
-        found = saved.array(saved.value[name])
-        assert found.dtype == tensor.detach().numpy().dtype
-        assert found.shape == tuple(tensor.shape)
-        np.testing.assert_array_equal(found, tensor.detach().numpy())
+        values = saved.array(saved.value[name])
+        assert values.dtype == tensor.detach().numpy().dtype
+        assert values.shape == tuple(tensor.shape)
+        np.testing.assert_array_equal(values, tensor.detach().numpy())
 
 
 @BOTH_FORMS
@@ -92,7 +92,7 @@ def test_only_what_is_asked_for_is_taken_out(tmp_path: Path, is_zip: bool) -> No
 
 def old_file(path: Path, program: bytes, numbers: list[float]) -> Path:
     """A sequence of pickles whose object is built by `program`; its one storage has the key 0."""
-    begin = [pickle.dumps(one, 2) for one in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True})]
+    begin = [pickle.dumps(value, 2) for value in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True})]
     end = pickle.dumps(["0"], 2) + struct.pack(f"<q{len(numbers)}f", len(numbers), *numbers)
     path.write_bytes(b"".join(begin) + b"\x80\x02" + program + b"." + end)
     return path
@@ -125,7 +125,7 @@ def test_the_tar_of_the_first_torch_is_refused_by_name(tmp_path: Path) -> None:
     with tarfile.open(path, "w") as archive:
         archive.add(tmp_path / "storages", "storages")
     with pytest.raises(
-        DataError, match=r"old\.pth: expected a network as torch saves it since 2017, got a tar of earl"
+        DataError, match=r"old\.pth: expected a network as torch saves it since 2017, got the older tar format"
     ):
         read_torch_file(path, what="a network")
 
@@ -181,7 +181,7 @@ def test_attributes_are_given_to_nothing_else(tmp_path: Path, program: bytes, me
 
 def test_a_pickle_before_the_tensors_that_is_no_dictionary_is_an_error_in_one_line(tmp_path: Path) -> None:
     path = tmp_path / "net.pth"
-    path.write_bytes(b"".join(pickle.dumps(one, 2) for one in (0x1950A86A20F9469CFC6C, 1001, [1])))
+    path.write_bytes(b"".join(pickle.dumps(value, 2) for value in (0x1950A86A20F9469CFC6C, 1001, [1])))
     with pytest.raises(DataError, match=r"got a broken one: list in a place where it makes no sense"):
         read_torch_file(path)
 

@@ -1,4 +1,4 @@
-"""Sets that a synthesis starts from: support, box, mask and description sets, with one strict reader each."""
+"""Sets that defect synthesis starts from: support, box, mask and description sets, with one strict reader each."""
 
 from flawscope.datasets.defects.anomalous_samples import AnomalousSample, list_anomalous
 from flawscope.datasets.defects.box_sets import (

@@ -1,8 +1,8 @@
-"""Mask ranges as AnoGen published them for MVTec AD and VisA, to draw sets like theirs.
+"""Mask ranges that AnoGen published for MVTec AD and VisA.
 
-A row is: defect types, least and largest width, least and largest height, turned. Two departures: the flag is a
-boolean, where the published scripts took the text "False" for true and so turned every mask (`--rotate all` does as
-they did); and the screw, which has no ranges of its own there, has those of the second way.
+A row is: defect types, least and largest width, least and largest height, whether masks are rotated. Two departures:
+the flag is a boolean, where the published scripts took the text "False" for true and so rotated every mask
+(`--rotate all` does the same); and the screw, without ranges of its own there, has those of their foreground masks.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from flawscope.datasets.defects.mask_ranges import CategoryRanges, Within
 from flawscope.datasets.defects.random_masks import Sides
 
+# The first text may name several defect types, which share the ranges.
 _Row = tuple[str, float, float, float, float, bool]
 
 _MVTEC: dict[str, tuple[_Row, ...]] = {
@@ -109,6 +110,7 @@ def _ranges(rows: tuple[_Row, ...], within: Within) -> CategoryRanges:
         for names, left, right, low, high, turned in rows
         for name in names.split()
     }
+    # Sorted by name, as record and contact sheet list them.
     return CategoryRanges(within, dict(sorted(defects.items())))
 
 

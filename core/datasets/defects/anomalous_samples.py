@@ -1,4 +1,4 @@
-"""The anomalous images of a dataset that have a mask, from one split."""
+"""Anomalous images of a dataset that have a mask, by split and defect type."""
 
 from __future__ import annotations
 
@@ -36,7 +36,9 @@ class AnomalousSample(NamedTuple):
             DataError: If a file cannot be read, or the mask is not of the image's size.
         """
         image, mask = read_image(self.sample.path), self.sample.read_mask()
+        # `list_anomalous` takes samples with a mask only.
         assert mask is not None
+        # Never resized to fit: the mask may belong to another image.
         if mask.shape != image.shape[:2]:
             got, want = (f"{width}x{height}" for height, width in (mask.shape, image.shape[:2]))
             raise DataError(
@@ -50,29 +52,30 @@ def list_anomalous(dataset: Dataset, split: Source, defects: Sequence[str] = ())
 
     Args:
         dataset: The dataset.
-        split: Where they may come from. What is learned from test images has to be left out of the evaluation, so
-            nothing is taken from there unless it is named.
-        defects: Defect types as the dataset calls them; none means all.
+        split: Where they may come from. Test images that a generator is trained on have to be left out of the
+            evaluation, so none is taken unless `test` or `any` says so.
+        defects: Defect types by the dataset's names; empty for all.
 
     Raises:
         ArgumentError: If a defect type is unknown.
         DataError: If a defect type has no image with a mask in the split.
     """
     if unknown := [name for name in defects if name not in dataset.defects]:
-        known = ", ".join(dataset.defects) or "(there is none)"
-        raise ArgumentError(f"defect: expected defect types of {dataset.root} ({known}), got {unknown[0]!r}.")
+        types = ", ".join(dataset.defects) or "(there is none)"
+        raise ArgumentError(f"defect: expected defect types of {dataset.root} ({types}), got {unknown[0]!r}.")
     if not dataset.defects:
         raise DataError(f"{dataset.root}: expected anomalous images with masks, got normal ones only. Add some.")
-    found: list[AnomalousSample] = []
+    entries: list[AnomalousSample] = []
+    # As a sorted set, so that the order of --defect options changes nothing.
     for name in sorted(set(defects)) or dataset.defects:
-        having = [sample for sample in dataset.samples if sample.defect == name and sample.mask is not None]
-        chosen = [sample for sample in having if split in ("any", sample.split)]
+        with_mask = [sample for sample in dataset.samples if sample.defect == name and sample.mask is not None]
+        chosen = [sample for sample in with_mask if split in ("any", sample.split)]
         if not chosen:
-            _raise_none(dataset, name, split, len(having))
+            _raise_none(dataset, name, split, len(with_mask))
         for sample in chosen:
             place = place_of(dataset, sample.path)
-            found.append(AnomalousSample(sample, category_of(dataset, sample), defect_of(sample), place))
-    return found
+            entries.append(AnomalousSample(sample, category_of(dataset, sample), defect_of(sample), place))
+    return entries
 
 
 def _raise_none(dataset: Dataset, defect: str, split: Source, elsewhere: int) -> None:
@@ -81,5 +84,5 @@ def _raise_none(dataset: Dataset, defect: str, split: Source, elsewhere: int) ->
     if not elsewhere:
         raise DataError(f"{text} anywhere. Add masks, or name other defect types with --defect.")
     other = "test" if split == "train" else "train"
-    remark = " What is taken from there is to be left out of the evaluation." if other == "test" else ""
+    remark = " Images taken from there have to be left out of the evaluation." if other == "test" else ""
     raise DataError(f"{text}, and {elsewhere} in {other}. Take those with --split {other}.{remark}")

@@ -1,14 +1,14 @@
-"""Box sets: rectangles around the defects of real images, and random ones like them on normal images.
+"""Box sets: bounding boxes of real defects, and random boxes like them on normal images.
 
     DIR/CATEGORY/bbox/DEFECT/STEM_mask.png   around real defects, of the image's size
     DIR/CATEGORY/mask/DEFECT/NUMBER.png      random, of the normal image's size
-    DIR/CATEGORY/CATEGORY_test.jsonl         for each random box a line with the keys good, mask, text
-    DIR/ranges.json                          the sizes seen, as a range file of `synth masks`
-    DIR/boxes.json                           settings, real boxes, and the ranges of sizes and places
+    DIR/CATEGORY/CATEGORY_test.jsonl         one line per random box: good, mask, text, defect, bbox
+    DIR/ranges.json                          the observed sizes, as a range file of `synth masks`
+    DIR/boxes.json                           settings, real boxes, and the ranges of sizes and positions
     DIR/contact_sheet.png
 
-In the lines `good` is below the dataset's root and `mask` below DIR, so that neither changes when a folder is moved.
-White is where the defect goes.
+In the lines `good` is relative to the dataset's root and `mask` to DIR, so that folders can be moved. White is where
+the defect goes.
 
 Source: MvP-Diff, stages 1b and 3a, whose scripts were never published.
 """
@@ -43,6 +43,7 @@ from flawscope.imaging.images import read_image
 from flawscope.progress import CountProgress
 
 BOXES_RECORD = "boxes.json"
+# Then another normal image is taken: in the foreground of some no box fits.
 _TRIES_PER_IMAGE = 1000
 
 Places = Literal["observed", "anywhere"]
@@ -53,16 +54,16 @@ class BoxSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How boxes are made.
 
     Attributes:
-        margin: Margin around a defect as a part of the box's side; never less than 8 pixels in 512.
-        per_component: A rectangle for each connected part of a defect, not one for all.
-        number: Random boxes in all for each category, shared out among its defect types, the first ones taking what
-            is left over; 0 draws none.
+        margin: Margin around a defect as a share of the box's side; never less than 8 pixels at 512.
+        per_component: One rectangle per connected component of a defect, not one for all.
+        number: Random boxes per category, divided evenly among its defect types, the first ones taking the remainder; 0
+            draws none.
         within: Random boxes lie in the "foreground" of the normal image, or anywhere in the "picture".
         solid: The part has no holes; see `find_foreground`.
-        places: "observed": about where defects were seen; "anywhere".
-        overlap: More than this part of a random box lies in the foreground.
-        tries: Boxes drawn for one random box at most.
-        seed: Another seed draws other random boxes.
+        places: Positions of random boxes: near the "observed" ones, or "anywhere".
+        overlap: A random box has more than this share of its area in the foreground.
+        tries: Most boxes drawn for one random box.
+        seed: Seed of the random boxes.
     """
 
     margin: float = 0.1
@@ -90,10 +91,10 @@ class RealBox(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         category: Name of the category.
         defect: Defect type, without the category.
         split: The split the image is from.
-        source: The image, below the dataset's root.
+        source: Path of the image below the dataset's root.
         size: Height and width of the image in pixels.
         boxes: Left, top, width and height of each rectangle in pixels.
-        mask: The mask of the rectangles, below the set's folder.
+        mask: Path of the mask of the rectangles, below the set's folder.
     """
 
     category: str
@@ -106,14 +107,14 @@ class RealBox(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class BoxRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a box set was made from; the content of `boxes.json`.
+    """Record of a box set: the content of `boxes.json`.
 
     Attributes:
         flawscope: Version that wrote it.
         settings: How it was made.
-        real: Boxes around defects.
-        ranges: Category -> defect type -> sizes and places seen.
-        random: Random boxes that were drawn.
+        real: Boxes of real defects.
+        ranges: Category -> defect type -> observed sizes and positions.
+        random: Number of random boxes.
         passed_over: Images without a box, with the reason.
         schema: Version of this record.
     """
@@ -131,12 +132,12 @@ class BoxLine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One line of CATEGORY_test.jsonl: an image to draw a defect on.
 
     Attributes:
-        good: The normal image, below the dataset's root.
-        mask: The mask, below the set's folder; white is where the defect goes.
-        text: What is to be drawn.
-        defect: Defect type. It is never empty in what is read: MvP-Diff's own lines have the first three keys alone,
-            and their defect type is the folder of the mask.
-        bbox: Left, top, width and height in pixels of the normal image, or None where the line does not say.
+        good: Path of the normal image below the dataset's root.
+        mask: Path of the mask below the set's folder; white is where the defect goes.
+        text: Prompt of the drawing.
+        defect: Defect type. The reader fills it in: lines of MvP-Diff have the first three keys only, and their defect
+            type is the folder of the mask.
+        bbox: Left, top, width and height in pixels of the normal image, or None if the line has none.
     """
 
     good: str
@@ -147,14 +148,14 @@ class BoxLine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def write_real_boxes(
-    made: Path,
+    folder: Path,
     entries: Sequence[AnomalousSample],
     margin: float,
     *,
     per_component: bool,
     progress: CountProgress | None,
 ) -> tuple[list[RealBox], dict[str, str], list[Row]]:
-    """Write the rectangles around real defects below a folder that is being made.
+    """Write the bounding boxes of real defects below a folder that is being written.
 
     Returns:
         The boxes, the images passed over because their mask is empty, and the rows of a contact sheet.
@@ -162,34 +163,36 @@ def write_real_boxes(
     Raises:
         DataError: If a file cannot be read, or a defect type has no mask that shows a defect.
     """
-    found: list[RealBox] = []
+    real_boxes: list[RealBox] = []
     passed_over: dict[str, str] = {}
-    taken: dict[tuple[str, str], set[str]] = {(entry.category, entry.defect): set() for entry in entries}
-    tiles: dict[tuple[str, str], list[Tile]] = {key: [] for key in taken}
-    shown = _spread(entries)
-    for done, entry in enumerate(entries, 1):
+    stems: dict[tuple[str, str], set[str]] = {(entry.category, entry.defect): set() for entry in entries}
+    tiles: dict[tuple[str, str], list[Tile]] = {key: [] for key in stems}
+    sheet_places = _spread(entries)
+    for count, entry in enumerate(entries, 1):
         image, mask = entry.read()
         key, size = (entry.category, entry.defect), (image.shape[0], image.shape[1])
         if boxes := boxes_of(mask, margin, per_component=per_component):
-            stem = free_name(entry.sample.path.stem, taken[key])
+            # Images of two splits or formats may share a stem.
+            stem = free_name(entry.sample.path.stem, stems[key])
             name = f"{entry.category}/bbox/{entry.defect}/{stem}_mask.png"
             boxed = mask_of(boxes, size)
-            write_mask(made / name, boxed)
-            found.append(RealBox(*key, entry.sample.split, entry.place, size, tuple(boxes), name))
-            if entry.place in shown:
+            write_mask(folder / name, boxed)
+            real_boxes.append(RealBox(*key, entry.sample.split, entry.place, size, tuple(boxes), name))
+            if entry.place in sheet_places:
                 label = location_of(boxes[0], size) if len(boxes) == 1 else f"{len(boxes)} boxes"
                 tiles[key].append(Tile(label, image, (Outline(mask, MAGENTA), Outline(boxed, CYAN))))
         else:
             passed_over[entry.place] = "its mask shows no defect"
         if progress:
-            progress(done, len(entries))
-    for category, defect in (key for key, names in taken.items() if not names):
+            progress(count, len(entries))
+    # After the loop: only then it is known that a type has no usable mask at all.
+    for category, defect in (key for key, names in stems.items() if not names):
         raise DataError(f"{category}/{defect}: expected a mask that shows a defect, got empty ones. Leave it out.")
-    return found, passed_over, [Row(f"{c}: {d}, real", row) for (c, d), row in tiles.items()]
+    return real_boxes, passed_over, [Row(f"{c}: {d}, real", row) for (c, d), row in tiles.items()]
 
 
 def _spread(entries: Sequence[AnomalousSample]) -> set[str]:
-    """Return the places of as many images of each defect type as a sheet shows, spread over all of them."""
+    """Return the paths of the images that the contact sheet shows: evenly spread over each defect type."""
     groups: dict[tuple[str, str], list[str]] = {}
     for entry in entries:
         groups.setdefault((entry.category, entry.defect), []).append(entry.place)
@@ -206,16 +209,16 @@ def write_boxes(
     progress: CountProgress | None = None,
     random_progress: CountProgress | None = None,
 ) -> BoxRecord:
-    """Write the rectangles around real defects, and random ones where some are asked for.
+    """Write the bounding boxes of real defects, and random boxes if `settings.number` asks for some.
 
     The folder appears whole under its name or not at all. An earlier box set there is replaced.
 
     Args:
-        dataset: Its normal training images take the random boxes.
+        dataset: Random boxes are drawn on its normal training images.
         entries: The anomalous images; see `list_anomalous` and `find_support`.
-        folder: The folder to make.
+        folder: The folder to write.
         settings: How boxes are made.
-        captions: Words for the lines of random boxes.
+        captions: Phrases and frames of the captions of random boxes.
         progress: Called with the number of anomalous images read and their total after each.
         random_progress: Called with the number of random boxes drawn and their total after each.
 
@@ -226,16 +229,17 @@ def write_boxes(
     """
     settings, captions = settings or BoxSettings(), captions or Captions()
     check_replaceable(folder, BOXES_RECORD)
-    with atomic_folder(folder, replace_if=BOXES_RECORD) as made:
+    with atomic_folder(folder, replace_if=BOXES_RECORD) as temporary:
         real, passed_over, rows = write_real_boxes(
-            made, entries, settings.margin, per_component=settings.per_component, progress=progress
+            temporary, entries, settings.margin, per_component=settings.per_component, progress=progress
         )
         ranges = _ranges(real)
-        count = _write_random(made, dataset, ranges, settings, captions, rows, random_progress)
+        count = _write_random(temporary, dataset, ranges, settings, captions, rows, random_progress)
         record = BoxRecord(__version__, settings, tuple(real), ranges, count, passed_over)
-        write_json(made / "ranges.json", {name: _as_file(seen, settings.within) for name, seen in ranges.items()})
-        write_image(made / SHEET, draw_sheet(rows))
-        write_json(made / BOXES_RECORD, record)
+        write_json(temporary / "ranges.json", {name: _as_file(seen, settings.within) for name, seen in ranges.items()})
+        write_image(temporary / SHEET, draw_sheet(rows))
+        # The record marks the folder as a box set that a later call may replace.
+        write_json(temporary / BOXES_RECORD, record)
     return record
 
 
@@ -248,16 +252,20 @@ def _ranges(real: Sequence[RealBox]) -> dict[str, dict[str, BoxRange]]:
 
 
 def _as_file(seen: dict[str, BoxRange], within: Ground) -> CategoryRanges:
-    return CategoryRanges(within, {name: Sides(one.width, one.height, rotate=False) for name, one in seen.items()})
+    return CategoryRanges(
+        # rotate=False: the observed boxes are axis-parallel.
+        within,
+        {name: Sides(observed.width, observed.height, rotate=False) for name, observed in seen.items()},
+    )
 
 
 def shares(number: int, types: int) -> list[int]:
-    """Return how many of `number` each of `types` defect types gets; the first ones take what is left over."""
+    """Divide `number` among `types` defect types; the first ones take the remainder."""
     return [number // types + (index < number % types) for index in range(types)]
 
 
 def _write_random(
-    made: Path,
+    folder: Path,
     dataset: Dataset,
     ranges: dict[str, dict[str, BoxRange]],
     settings: BoxSettings,
@@ -265,7 +273,7 @@ def _write_random(
     rows: list[Row],
     progress: CountProgress | None,
 ) -> int:
-    done = 0
+    drawn = 0
     for category, types in ranges.items() if settings.number else ():
         goods = [sample for sample in dataset.train_good if category_of(dataset, sample) == category]
         lines: list[BoxLine] = []
@@ -274,45 +282,49 @@ def _write_random(
             for number in range(1, count + 1):
                 name = f"{category}/mask/{defect}/{number:03d}.png"
                 sample, image, box, area = _place(goods, seen, settings, category, defect, number)
+                # The box mask has the size of its own normal image; images of a category may differ.
                 size = (image.shape[0], image.shape[1])
-                write_mask(made / name, box.to_mask(size))
+                write_mask(folder / name, box.to_mask(size))
+                # A generator of its own: the wording must not move when the drawing of boxes takes more tries.
                 rng = generator(settings.seed, "caption", category, defect, number)
                 text = captions.one(category, defect, location_of(box, size), rng)
                 lines.append(BoxLine(place_of(dataset, sample.path), name, text, defect, box))
                 if len(tiles) < COLUMNS:
                     edges = () if area is None else (Outline(area.mask, CYAN),)
                     tiles.append(Tile(location_of(box, size), image, (*edges, Outline(box.to_mask(size)))))
-                done += 1
+                drawn += 1
                 if progress:
-                    progress(done, settings.number * len(ranges))
+                    progress(drawn, settings.number * len(ranges))
             if tiles:
                 rows.append(Row(f"{category}: {defect}, random", tiles))
-        write_lines(made / category / f"{category}_test.jsonl", lines)
-    return done
+        write_lines(folder / category / f"{category}_test.jsonl", lines)
+    return drawn
 
 
 def _place(
     goods: Sequence[Sample], seen: BoxRange, settings: BoxSettings, category: str, defect: str, number: int
 ) -> tuple[Sample, UInt8Array, Rect, Coverage | None]:
-    """Return a normal image and a box on it; another image is drawn where no box fits an image's foreground."""
+    """Return a normal image and a random box on it; if no box fits in its foreground, another image is drawn."""
+    # One generator per box, by names: more boxes or another defect type do not change this one.
     rng = generator(settings.seed, "box", category, defect, number)
-    left = settings.tries
-    while left > 0:
+    tries_left = settings.tries
+    while tries_left > 0:
         sample = goods[int(rng.integers(len(goods)))]
         image = read_image(sample.path)
         area = Coverage(find_foreground(image, is_solid=settings.solid)) if settings.within == "foreground" else None
-        found = draw_box(
+        drawn = draw_box(
             seen,
             (image.shape[0], image.shape[1]),
             rng,
             within=area,
             overlap=settings.overlap,
             is_anywhere=settings.places == "anywhere",
-            tries=min(left, _TRIES_PER_IMAGE),
+            # The limit counts over all images, so that the search ends.
+            tries=min(tries_left, _TRIES_PER_IMAGE),
         )
-        if found is not None:
-            return sample, image, found[0], area
-        left -= _TRIES_PER_IMAGE
+        if drawn is not None:
+            return sample, image, drawn[0], area
+        tries_left -= _TRIES_PER_IMAGE
     raise DataError(
         f"{category}/{defect}: expected a random box with more than {settings.overlap:.0%} in the foreground, got none "
         f"in {settings.tries} tries. Try --solid, a lower --overlap, or --within picture, which allows every place."
@@ -320,27 +332,28 @@ def _place(
 
 
 def find_box_lines(folder: Path, category: str) -> Path | None:
-    """Return the file with the lines of a category, in its folder or directly in `folder`; None where there is none."""
+    """Return the file with the lines of a category, in its folder or directly in `folder`; None if there is none."""
     name = f"{category}_test.jsonl"
     return next((file for file in (folder / category / name, folder / name) if file.is_file()), None)
 
 
 def read_box_lines(folder: Path, file: Path, dataset: Dataset) -> list[BoxLine]:
-    """Read the lines of one category, each with its defect type; images and masks are not looked at.
+    """Read the lines of one category, each with its defect type; images and masks are not opened.
 
     Args:
-        folder: The folder of the box set, which the masks are below.
+        folder: The folder of the box set, with the masks.
         file: The file; see `find_box_lines`.
-        dataset: The dataset whose root the normal images are below.
+        dataset: The dataset with the normal images.
 
     Raises:
         DataError: If the file cannot be read, a line is broken, or one names a file outside the two folders.
     """
-    found = []
-    what = "good, mask, text, defect and bbox of an image to draw on"
-    for where, line in read_lines(file, BoxLine, what, "lines to draw on"):
+    box_lines = []
+    line_fields = "good, mask, text, defect and bbox of an image to draw on"
+    for where, line in read_lines(file, BoxLine, line_fields, "lines to draw on"):
+        # Checked for its error alone: the path must not lead out of the dataset.
         place_below(dataset.root, line.good, where)
         mask = place_below(folder, line.mask, where)
         defect = check_name(line.defect or mask.parent.name, f"{where}: defect type")
-        found.append(msgspec.structs.replace(line, defect=defect))
-    return found
+        box_lines.append(msgspec.structs.replace(line, defect=defect))
+    return box_lines

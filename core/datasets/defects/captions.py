@@ -1,7 +1,7 @@
-"""Captions of a defect at a location: a phrase for each defect type, and several sentence templates.
+"""Captions of a defect at a location: a phrase per defect type, put into several sentence templates ("frames").
 
-Source: MvP-Diff, stage 1a, after its figure. There a language model turns one sentence into several; here the frames
-do, and others can be given.
+Source: MvP-Diff, stage 1a, after its figure. There a language model varies one sentence; here the frames do, and others
+can be given.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy as np
 from flawscope.datasets.defects.set_files import read_json
 from flawscope.errors import ArgumentError, DataError
 
+# Model input: a generator trained with these sentences has to be prompted with the same.
 FRAMES = (
     "There is {description} {location} of the image; {token}",
     "The image shows {description} {location}; {token}",
@@ -32,18 +33,18 @@ _FIELDS = ("description", "location", "token")
 
 
 class Captions(msgspec.Struct, frozen=True):
-    """The words in force.
+    """Phrases and frames in force.
 
     Attributes:
         phrases: "CATEGORY/DEFECT" -> what the defect looks like; see `phrase`.
-        frames: Sentences with the fields {description}, {location} and {token}.
+        frames: Sentence templates with the fields {description}, {location} and {token}.
     """
 
     phrases: dict[str, str] = {}
     frames: tuple[str, ...] = FRAMES
 
     def phrase(self, category: str, defect: str) -> str:
-        """Return the words for a defect type: those of the table, or the names with spaces for underscores."""
+        """Return the phrase of a defect type: that of the table, or one made of its name."""
         default = f"a {defect.replace('_', ' ')} defect on the {category.replace('_', ' ')}"
         return self.phrases.get(f"{category}/{defect}", default)
 
@@ -54,8 +55,9 @@ class Captions(msgspec.Struct, frozen=True):
             "location": location,
             "token": f"{category}_{defect}",
         }
-        # In one pass: what is put in is not looked through for further fields.
+        # In one pass, not str.replace field by field: a phrase may contain braces, which must stay as they are.
         sentences = (re.sub(r"\{(\w+)\}", lambda match: fields[match[1]], frame) for frame in self.frames)
+        # dict.fromkeys: given frames may yield equal sentences; their order is kept for the random choice.
         return tuple(dict.fromkeys(sentence[:1].upper() + sentence[1:] for sentence in sentences))
 
     def one(self, category: str, defect: str, location: str, rng: np.random.Generator) -> str:
@@ -65,26 +67,26 @@ class Captions(msgspec.Struct, frozen=True):
 
 
 def read_phrases(path: Path, known: Collection[str]) -> dict[str, str]:
-    """Read a table of phrases: a JSON object of "CATEGORY/DEFECT" to words.
+    """Read a table of phrases: a JSON object "CATEGORY/DEFECT" -> phrase.
 
     Args:
         path: The file.
-        known: The keys that may occur. An unknown key is a typing error and is refused.
+        known: The keys that may occur; any other is taken for a typing error and refused.
 
     Raises:
         DataError: If the file cannot be read, a key is unknown, or a phrase is empty.
     """
     phrases = read_json(path, dict[str, str], "a table of phrases (CATEGORY/DEFECT -> words)")
-    for name, words in phrases.items():
+    for name, phrase in phrases.items():
         if name not in known:
             raise DataError(f"{path}: expected keys of {', '.join(sorted(known))}, got {name!r}. Mend the file.")
-        if not words.strip() or not words.isprintable():
-            raise DataError(f"{path}: {name}: expected words that can be printed, got {words!r}. Mend the file.")
+        if not phrase.strip() or not phrase.isprintable():
+            raise DataError(f"{path}: {name}: expected words that can be printed, got {phrase!r}. Mend the file.")
     return phrases
 
 
 def read_frames(path: Path) -> tuple[str, ...]:
-    """Read sentence frames: a text file in UTF-8 with a sentence a line, empty lines left out.
+    """Read frames: a UTF-8 text file with one sentence per line; empty lines are ignored.
 
     Raises:
         DataError: If the file cannot be read.
@@ -102,8 +104,9 @@ def read_frames(path: Path) -> tuple[str, ...]:
 
 def check_frame(frame: str, where: str) -> str:
     """Return `frame` if it has each of the three fields and no other braces, or raise ArgumentError."""
-    wanted = " ".join(f"{{{name}}}" for name in _FIELDS)
+    fields = " ".join(f"{{{name}}}" for name in _FIELDS)
+    # Whatever braces are left are a misspelt field, which would otherwise reach the model as text.
     rest = re.sub(r"\{(description|location|token)\}", "", frame)
     if any(f"{{{name}}}" not in frame for name in _FIELDS) or "{" in rest or "}" in rest:
-        raise ArgumentError(f"{where}: expected a sentence with {wanted} and no other braces, got {frame!r}. Mend it.")
+        raise ArgumentError(f"{where}: expected a sentence with {fields} and no other braces, got {frame!r}. Mend it.")
     return frame

@@ -1,12 +1,12 @@
-"""Descriptions: for each anomalous image a line with its box and several sentences about it.
+"""Description sets: for each anomalous image a line with its bounding box and several captions.
 
     DIR/CATEGORY/CATEGORY_train.jsonl        a line with the keys image, fault, mask, text, bbox, defect, split
     DIR/CATEGORY/bbox/DEFECT/STEM_mask.png   the boxes
-    DIR/describe.json                        settings and words in force
+    DIR/describe.json                        settings, phrases and frames in force
     DIR/contact_sheet.png
 
-In the lines `image` (a normal image) and `fault` (the anomalous one) are below the dataset's root, `mask` below DIR.
-White is the box.
+In the lines `image` (a normal image) and `fault` (the anomalous one) are relative to the dataset's root, `mask` to
+DIR. White is the box.
 
 Source: MvP-Diff, stage 1a.
 """
@@ -41,10 +41,10 @@ class Description(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One line of CATEGORY_train.jsonl.
 
     Attributes:
-        image: A normal training image, drawn at random, below the dataset's root.
-        fault: The anomalous image, below the dataset's root.
-        mask: The box's mask, below the set's folder; white is the box.
-        text: Sentences about it, all of the same meaning.
+        image: Path of a random normal training image, below the dataset's root.
+        fault: Path of the anomalous image, below the dataset's root.
+        mask: Path of the box's mask, below the set's folder; white is the box.
+        text: Captions of it, all of the same meaning.
         bbox: Left, top, width and height in pixels of the anomalous image.
         defect: Defect type.
         split: The split the anomalous image is from.
@@ -60,15 +60,15 @@ class Description(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class DescriptionRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What descriptions were made from; the content of `describe.json`.
+    """Record of a description set: the content of `describe.json`.
 
     Attributes:
         flawscope: Version that wrote it.
         seed: Seed of the pairing with normal images.
         margin: Margin of the boxes; see `boxes_of`.
         lines: Category -> lines written.
-        phrases: "CATEGORY/DEFECT" -> the words in force.
-        frames: The sentence frames in force.
+        phrases: "CATEGORY/DEFECT" -> the phrase in force.
+        frames: The frames in force.
         passed_over: Images without a line, with the reason.
         schema: Version of this record.
     """
@@ -100,10 +100,10 @@ def write_descriptions(
     Args:
         dataset: Its normal training images are paired with the anomalous ones.
         entries: The anomalous images; see `list_anomalous` and `find_support`.
-        folder: The folder to make.
-        captions: The words.
+        folder: The folder to write.
+        captions: Phrases and frames of the captions.
         margin: Margin around a defect; see `boxes_of`.
-        seed: Another seed pairs with other normal images.
+        seed: Seed of the pairing with normal images.
         progress: Called with the number of anomalous images read and their total after each.
 
     Raises:
@@ -116,21 +116,26 @@ def write_descriptions(
     check_replaceable(folder, DESCRIPTIONS_RECORD)
     lines: dict[str, list[Description]] = {}
     phrases: dict[str, str] = {}
-    with atomic_folder(folder, replace_if=DESCRIPTIONS_RECORD) as made:
-        real, passed_over, rows = write_real_boxes(made, entries, margin, per_component=False, progress=progress)
-        for entry in real:
+    with atomic_folder(folder, replace_if=DESCRIPTIONS_RECORD) as temporary:
+        real_boxes, passed_over, rows = write_real_boxes(
+            temporary, entries, margin, per_component=False, progress=progress
+        )
+        for entry in real_boxes:
+            # One box, because per_component is off: a line has one bbox.
             (box,) = entry.boxes
             goods = [s for s in dataset.train_good if category_of(dataset, s) == entry.category]
             if not goods:
                 raise DataError(
                     f"{dataset.root}: {entry.category}: expected normal training images, got none. Add some."
                 )
+            # By the image's path, so that an image that is added changes no other pair.
             rng = generator(seed, "pair", entry.source)
             phrases[f"{entry.category}/{entry.defect}"] = captions.phrase(entry.category, entry.defect)
             line = Description(
                 image=place_of(dataset, goods[int(rng.integers(len(goods)))].path),
                 fault=entry.source,
                 mask=entry.mask,
+                # All frames: training picks one at every access.
                 text=captions.all(entry.category, entry.defect, location_of(box, entry.size)),
                 bbox=box,
                 defect=entry.defect,
@@ -138,21 +143,22 @@ def write_descriptions(
             )
             lines.setdefault(entry.category, []).append(line)
         for category, described in lines.items():
-            write_lines(_lines_file(made, category), described)
+            write_lines(_lines_file(temporary, category), described)
         counts = {category: len(described) for category, described in lines.items()}
         record = DescriptionRecord(__version__, seed, margin, counts, phrases, captions.frames, passed_over)
-        write_image(made / SHEET, draw_sheet(rows))
-        write_json(made / DESCRIPTIONS_RECORD, record)
+        write_image(temporary / SHEET, draw_sheet(rows))
+        # The record marks the folder as a description set that a later call may replace.
+        write_json(temporary / DESCRIPTIONS_RECORD, record)
     return record
 
 
 def read_descriptions(folder: Path, category: str) -> tuple[Description, ...]:
-    """Read the lines of one category; the masks they name are not looked at.
+    """Read the lines of one category; the masks are not opened.
 
     Raises:
         DataError: If there are none, one is broken, or one names a mask outside the folder.
     """
-    found = []
+    descriptions = []
     lines = read_lines(
         _lines_file(folder, category),
         Description,
@@ -160,9 +166,10 @@ def read_descriptions(folder: Path, category: str) -> tuple[Description, ...]:
         "descriptions, which flawscope synth describe makes",
     )
     for where, line in lines:
+        # Training reads this mask: a line must not lead out of the folder.
         place_below(folder, line.mask, where)
-        found.append(line)
-    return tuple(found)
+        descriptions.append(line)
+    return tuple(descriptions)
 
 
 def _lines_file(folder: Path, category: str) -> Path:

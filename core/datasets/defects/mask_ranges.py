@@ -1,4 +1,4 @@
-"""The range file of `synth masks`: per category where masks may lie, per defect type their sides.
+"""Range files of `synth masks`: where masks may lie per category, and their sides per defect type.
 
 {"bottle": {"within": "foreground",
             "defects": {"crack": {"width": [0.05, 0.1], "height": [0.1, 0.2], "rotate": true}}}}
@@ -24,9 +24,9 @@ class CategoryRanges(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The mask ranges of one category.
 
     Attributes:
-        within: Where masks lie: in a "template" drawn by hand, in the "foreground" of each normal image, or anywhere
-            in the "picture", which is for parts that fill it.
-        defects: Defect type -> what its masks look like.
+        within: Where masks lie: in a hand-drawn "template", in the "foreground" of each normal image, or anywhere in
+            the "picture", for parts that fill it.
+        defects: Defect type -> sides of its masks.
     """
 
     within: Within
@@ -37,7 +37,7 @@ def read_ranges(path: Path) -> dict[str, CategoryRanges]:
     """Read a range file.
 
     Raises:
-        DataError: If the file is no range file, or names or numbers in it are out of range; the message says where.
+        DataError: If the file is not a range file, or a name or number in it is not allowed; the message says where.
     """
     raw = read_json(path, dict[str, msgspec.Raw], "a range file (category -> within, defects)")
     ranges = {check_name(name, f"{path}: category"): _category(path, name, entry) for name, entry in raw.items()}
@@ -52,7 +52,7 @@ class _Entry(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def _category(path: Path, category: str, data: msgspec.Raw) -> CategoryRanges:
-    # One by one: an error inside a dictionary would not tell under which name it is.
+    # One by one: msgspec's errors do not name the key of a dictionary.
     entry = decode_json(data, _Entry, f"{path}: {category}", "within and defects")
     defects = {
         check_name(name, f"{path}: {category}: defect type"): decode_json(
@@ -68,15 +68,16 @@ def _category(path: Path, category: str, data: msgspec.Raw) -> CategoryRanges:
 def choose_ranges(
     ranges: Mapping[str, CategoryRanges], categories: tuple[str, ...], within: Within | None
 ) -> dict[str, CategoryRanges]:
-    """Return the ranges of the categories asked for, or of all, with another `within` where one is given.
+    """Return the ranges of some categories, or of all; `within`, if given, replaces theirs.
 
     Raises:
         DataError: If a category has no ranges.
     """
     for category in categories:
         if category not in ranges:
-            known = ", ".join(sorted(ranges))
-            raise DataError(f"ranges: expected an entry for the category {category}, got those of {known}. Add it.")
+            names = ", ".join(sorted(ranges))
+            raise DataError(f"ranges: expected an entry for the category {category}, got those of {names}. Add it.")
+    # Sorted: the order of categories in the file changes no mask.
     chosen = {category: ranges[category] for category in sorted(categories or ranges)}
     if within is None:
         return chosen

@@ -1,12 +1,12 @@
-"""Mask sets: many box masks for each defect type, for templates, foregrounds or whole images.
+"""Mask sets: many random box masks for each defect type, in templates, foregrounds or whole images.
 
     DIR/CATEGORY/DEFECT/NUMBER.png         in a template or anywhere in the image
     DIR/CATEGORY/DEFECT/STEM-NUMBER.png    in the foreground of the normal image STEM
-    DIR/masks.json                         settings, and of each mask its box, angle, overlap and normal image
+    DIR/masks.json                         settings; box, angle, overlap and normal image of each mask
     DIR/contact_sheet.png
 
-Source: AnoGen (ECCV 2024), both ways of its mask sets. Departures: every category says which way it takes; masks of a
-foreground are drawn for each defect type with its own range; names keep the whole stem of the normal image.
+Source: AnoGen (ECCV 2024), both kinds of its mask sets. Departures: each category names its kind; foreground masks are
+drawn for each defect type with its own range; file names keep the whole stem of the normal image.
 """
 
 from __future__ import annotations
@@ -48,14 +48,15 @@ class MaskSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How a mask set is drawn.
 
     Attributes:
-        number: Masks of each defect type.
+        number: Masks per defect type.
         size: Height and width of the masks in pixels.
-        per_picture: Masks that follow each other on one normal image, where masks lie in its foreground.
+        per_picture: Successive masks on one normal image, where masks lie in its foreground.
         solid: Parts have no holes; see `find_foreground`.
-        rotate: "flagged": as the range file says for each defect type; "all", as published sets were; "none".
-        overlap: More than this part of a mask lies in the template or foreground.
-        tries: Rectangles drawn for one mask at most.
-        seed: Another seed draws other masks.
+        rotate: Which masks are rotated: "flagged", as the range file says for each defect type; "all", as in the
+            published sets; "none".
+        overlap: A mask has more than this share of its area in the template or foreground.
+        tries: Most rectangles drawn for one mask.
+        seed: Seed of the masks.
     """
 
     number: int = 100
@@ -82,12 +83,12 @@ class MaskEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         category: Name of the category.
         defect: Defect type.
-        mask: The file, below the set's folder.
-        good: The normal image it is meant for, below the dataset's root; None where it fits any.
-        box: Left, top, width and height in pixels of the rectangle before it was turned.
-        angle: Degrees by which it was turned about its centre.
-        overlap: Part of it inside the template or foreground.
-        tries: Rectangles drawn until it was accepted.
+        mask: Path of the file below the set's folder.
+        good: Path of the normal image it is meant for, below the dataset's root; None if it fits any.
+        box: Left, top, width and height in pixels of the rectangle before its rotation.
+        angle: Rotation about its centre, in degrees.
+        overlap: Share of it inside the template or foreground.
+        tries: Rectangles drawn until one was accepted.
     """
 
     category: str
@@ -101,13 +102,13 @@ class MaskEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class MaskRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a mask set was made from; the content of `masks.json`.
+    """Record of a mask set: the content of `masks.json`.
 
     Attributes:
         flawscope: Version that wrote it.
         settings: How it was drawn.
         ranges: Category -> the ranges in force.
-        masks: What was drawn.
+        masks: The masks.
         schema: Version of this record.
     """
 
@@ -119,7 +120,7 @@ class MaskRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class _Ground(NamedTuple):
-    """Where one mask may lie: its name's beginning, the normal image it is for, and a preview of it."""
+    """Where one mask may lie, the normal image it is for, the stem of its file name, and a preview image."""
 
     coverage: Coverage
     good: str | None
@@ -144,13 +145,13 @@ def write_masks(
 
     Args:
         ranges: Category -> ranges; see `flawscope.datasets.defects.mask_ranges`.
-        folder: The folder to make.
+        folder: The folder to write.
         settings: How to draw.
-        dataset: Normal images, for foregrounds and previews. Its categories are drawn.
-        categories: Without a dataset, the categories to draw; none means all of `ranges`.
+        dataset: Normal images, for foregrounds and previews. Masks are drawn for its categories.
+        categories: Without a dataset, the categories to draw; empty for all of `ranges`.
         templates: Folder with CATEGORY/DEFECT/mask.png, CATEGORY/DEFECT.png or CATEGORY.png; white is where masks may
-            lie. From 128 on a pixel is white, so soft edges do no harm.
-        within: Take this for every category and not what the ranges say.
+            lie. A pixel is white from 128 on, so soft edges do no harm.
+        within: Where masks lie, for every category, in place of what the ranges say.
         progress: Called with the number of masks drawn and their total after each.
 
     Raises:
@@ -165,10 +166,10 @@ def write_masks(
     total = settings.number * sum(len(entry.defects) for entry in chosen.values())
     rows: list[Row] = []
     entries: list[MaskEntry] = []
-    with atomic_folder(folder, replace_if=MASKS_RECORD) as made:
+    with atomic_folder(folder, replace_if=MASKS_RECORD) as temporary:
         for category, entry in chosen.items():
-            for defect, asked in entry.defects.items():
-                sides = _sides(asked, settings.rotate)
+            for defect, flagged_sides in entry.defects.items():
+                sides = _sides(flagged_sides, settings.rotate)
                 grounds = _grounds(
                     dataset, goods.get(category, []), entry.within, templates, category, defect, settings
                 )
@@ -178,7 +179,7 @@ def write_masks(
                     ground = grounds.at(number - 1)
                     drawn = _draw(sides, ground, settings, category, defect, number)
                     name = f"{category}/{defect}/{_name(ground, number, names)}.png"
-                    write_mask(made / name, drawn.mask)
+                    write_mask(temporary / name, drawn.mask)
                     entries.append(_entry(category, defect, name, ground, drawn))
                     if len(tiles) < COLUMNS:
                         tiles.append(_tile(name, ground, drawn))
@@ -186,8 +187,8 @@ def write_masks(
                         progress(len(entries), total)
                 rows.append(Row(f"{category}: {defect} ({_manner(entry.within, sides)})", tiles))
         record = MaskRecord(__version__, settings, chosen, tuple(entries))
-        write_image(made / SHEET, draw_sheet(rows))
-        write_json(made / MASKS_RECORD, record)
+        write_image(temporary / SHEET, draw_sheet(rows))
+        write_json(temporary / MASKS_RECORD, record)
     return record
 
 
@@ -200,7 +201,7 @@ def _goods(dataset: Dataset) -> dict[str, list[Sample]]:
 
 
 class _Grounds:
-    """Where the masks of one defect type may lie, one after the other; what does not change is made once."""
+    """Where the masks of one defect type may lie, mask by mask; what does not change is computed once."""
 
     def __init__(
         self, within: Within, template: BoolArray | None, goods: list[tuple[str, Path]], settings: MaskSettings
@@ -212,9 +213,10 @@ class _Grounds:
         self._last: tuple[int, _Ground] | None = None
 
     def at(self, number: int) -> _Ground:
-        """Return the ground of mask `number`, counted from 0."""
-        # Masks for any image are shown on as many images as the sheet has room for.
+        """Return where mask `number`, counted from 0, may lie."""
+        # A mask for any image needs an image for its preview alone: one for each column of the contact sheet.
         index = number // self._settings.per_picture if self._is_by_image else min(number, COLUMNS)
+        # Successive masks share an image: it is decoded and segmented once.
         if self._last is None or self._last[0] != index:
             self._last = index, self._make(index)
         return self._last[1]
@@ -223,6 +225,7 @@ class _Grounds:
         size = self._settings.size
         if not self._goods:
             return _Ground(self._fixed, None, "", np.full((size, size, 3), _GREY, np.uint8))
+        # Starts again at the first image if there are more masks than images.
         place, path = self._goods[index % len(self._goods)]
         image = _squared(read_image(path), size)
         if not self._is_by_image:
@@ -244,6 +247,7 @@ def _grounds(
             f"{category}: expected --data with normal images for masks in their foreground, got none. Add it."
         )
     named = [(place_of(dataset, sample.path), sample.path) for sample in goods] if dataset is not None else []
+    # Shuffled per defect type, so that each type is spread over other images.
     ordered = seeded_order(((pair[0], pair) for pair in named), settings.seed, "masks", category, defect)
     template = _read_template(templates, category, defect, settings.size) if within == "template" else None
     return _Grounds(within, template, ordered, settings)
@@ -256,8 +260,10 @@ def _read_template(templates: Path | None, category: str, defect: str, size: int
             f"{category}: expected --templates, a folder with {names[0]}, got none. Name it, or take another --within."
         )
     for name in names:
+        # From the most special to the most general.
         if (templates / name).is_file():
             mask = read_mask(templates / name)
+            # Resized as grey levels, then thresholded: values stay averages of the area, not of a nearest pixel.
             return _squared(mask.astype(np.uint8) * np.uint8(255), size) > np.uint8(127)
     raise DataError(f"{templates}: expected a template {', '.join(names[:2])} or {names[2]}, got none. Draw one.")
 
@@ -275,6 +281,7 @@ def _sides(sides: Sides, rotate: Rotation) -> Sides:
 
 
 def _draw(sides: Sides, ground: _Ground, settings: MaskSettings, category: str, defect: str, number: int) -> BoxMask:
+    # One generator per mask, by names: another number or defect type changes no other mask.
     rng = generator(settings.seed, "mask", category, defect, number)
     try:
         return draw_mask(sides, ground.coverage, rng, overlap=settings.overlap, tries=settings.tries)
@@ -288,6 +295,7 @@ def _name(ground: _Ground, number: int, names: set[str]) -> str:
     if ground.good is None:
         return f"{number:03d}"
     on_image = 1
+    # Counted, not computed: an image may come again after all others, and two images may share a stem.
     while f"{ground.stem}-{on_image:03d}" in names:
         on_image += 1
     names.add(name := f"{ground.stem}-{on_image:03d}")
@@ -308,7 +316,7 @@ def _entry(category: str, defect: str, name: str, ground: _Ground, drawn: BoxMas
 
 
 def _tile(name: str, ground: _Ground, drawn: BoxMask) -> Tile:
-    """Return the mask on its image, and where masks may lie in another colour unless that is everywhere."""
+    """Return the mask outlined on its image, and where masks may lie in another colour, unless that is everywhere."""
     area = ground.coverage.mask
     edges = () if area.all() else (Outline(area, CYAN),)
     return Tile(Path(name).name, ground.preview, (*edges, Outline(drawn.mask)))

@@ -1,6 +1,6 @@
-"""Random boxes whose size and position follow the observed distribution of defect boxes.
+"""Random boxes that follow the observed sizes and positions of defect boxes.
 
-Source: MvP-Diff, stage 1b, whose code was never published: the percentiles and the jitter are readings of its figure.
+Source: MvP-Diff, stage 1b, whose code was never published: the percentiles and the jitter are read off its figure.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ JITTER = 0.2
 
 
 class BoxRange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Where the boxes of one defect type lie: 5th and 95th percentile of each quantity.
+    """Sizes and positions of the boxes of one defect type: 5th and 95th percentile of each quantity.
 
     Attributes:
-        boxes: Boxes the range was taken from.
-        width: Width as a part of the image's width.
-        height: Height as a part of the image's height.
-        x: Centre as a part of the image's width.
-        y: Centre as a part of the image's height.
+        boxes: Number of boxes that were measured.
+        width: Width as a share of the image's width.
+        height: Height as a share of the image's height.
+        x: Centre as a share of the image's width.
+        y: Centre as a share of the image's height.
     """
 
     boxes: int
@@ -36,8 +36,9 @@ class BoxRange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def range_of(boxes: Sequence[tuple[Rect, tuple[int, int]]]) -> BoxRange:
-    """Return the range of sizes and places of boxes, each given with the size (H, W) of its image; at least one."""
+    """Return the range of sizes and positions of one or more boxes, each given with the size (H, W) of its image."""
     relative = np.array([(b.width / w, b.height / h, *b.centre((h, w))) for b, (h, w) in boxes])
+    # Percentiles, not least and largest: one odd box must not set the range.
     low, high = np.percentile(relative, (LOW_PERCENTILE, HIGH_PERCENTILE), axis=0).round(6).tolist()
     width, height, x, y = zip(low, high, strict=True)
     return BoxRange(len(boxes), width, height, x, y)
@@ -53,23 +54,24 @@ def draw_box(
     is_anywhere: bool = False,
     tries: int = 1000,
 ) -> tuple[Rect, int] | None:
-    """Return a random box like those seen and the number of tries it took, or None where none fitted.
+    """Return a random box like the observed ones and the number of tries it took, or None if none fitted.
 
-    Sides are uniform between the percentiles and changed by up to 20 %; so few images as a support set holds would
-    otherwise give one size only. The centre is uniform between its percentiles, with the same share of the image's
-    side around them where they are closer than that.
+    Sides are uniform between the percentiles, with a jitter of 20 %, because the few images of a support set would
+    otherwise give almost one size. The centre is uniform between its percentiles, which are widened to 20 % of the
+    image's side where they are closer.
 
     Args:
-        seen: Range of sizes and places.
+        seen: Observed sizes and positions.
         size: Height and width of the image.
-        rng: Source of chance.
-        within: Where boxes belong, of the same size; None allows every place.
-        overlap: More than this part of the box lies within.
-        is_anywhere: Take the centre from the whole image and not from where defects were seen.
-        tries: Boxes drawn at most.
+        rng: Random generator.
+        within: Where boxes have to lie, of the same size; None allows every position.
+        overlap: The box has more than this share of its area within.
+        is_anywhere: Draw the centre from the whole image, not from the observed positions.
+        tries: Most boxes drawn.
     """
     height, width = size
     for attempt in range(1, tries + 1):
+        # Width before height, size before position: another order would draw other boxes from old seeds.
         w = _side(seen.width, width, rng)
         h = _side(seen.height, height, rng)
         if is_anywhere:
@@ -88,6 +90,8 @@ def _side(limits: tuple[float, float], length: int, rng: np.random.Generator) ->
 
 def _start(limits: tuple[float, float], length: int, side: int, rng: np.random.Generator) -> int:
     low, high = limits
+    # A defect type that was seen at one position alone must not be drawn there alone.
     spare = max(0.0, JITTER - (high - low)) / 2
     centre = rng.uniform(max(low - spare, 0.0), min(high + spare, 1.0)) * length
+    # A box at the border is moved inside, not cut: its size stays in the observed range.
     return int(np.clip(round(centre - side / 2), 0, length - side))

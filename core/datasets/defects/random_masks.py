@@ -1,8 +1,8 @@
-"""One random box mask: sides drawn from a range, rotated if allowed, mostly inside a template.
+"""Random box masks: sides drawn from a range, rotated if allowed, mostly inside a template.
 
-Source: AnoGen (ECCV 2024), stage 2. Departures: masks have two values only, where the reference turns rectangles with
-grey edges that are dithered later; whether a defect may be turned is a boolean, where the reference takes the text
-"False" for true; a rectangle covers exactly width x height pixels; the search ends.
+Source: AnoGen (ECCV 2024), stage 2. Departures: masks are binary, where the reference rotates rectangles with grey
+edges that are dithered later; whether a defect may be rotated is a boolean, where the reference takes the text "False"
+for true; a rectangle covers exactly width x height pixels; the number of tries is limited.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ MIN_OVERLAP = 0.75
 
 
 class Sides(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the box masks of one defect type look like.
+    """Sides and rotation of the box masks of one defect type.
 
     Attributes:
-        width: Least and largest width as a part of the mask's side.
-        height: Least and largest height as a part of the mask's side.
-        rotate: Whether masks are turned, by 0 to 180 degrees. A boolean: the texts "True" and "False" are refused.
+        width: Least and largest width as a share of the mask's side.
+        height: Least and largest height as a share of the mask's side.
+        rotate: Whether masks are rotated, by 0 to 180 degrees. A boolean; the texts "True" and "False" are refused.
     """
 
     width: tuple[float, float]
@@ -38,7 +38,7 @@ class Sides(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         for name, (low, high) in (("width", self.width), ("height", self.height)):
             if not 0 < low <= high <= 1:
                 raise ArgumentError(
-                    f"{name}: expected two parts of the side above 0 and up to 1, the smaller one first, "
+                    f"{name}: expected two shares of the side above 0 and up to 1, the smaller one first, "
                     f"got [{low:g}, {high:g}]."
                 )
 
@@ -48,13 +48,13 @@ class BoxMask(NamedTuple):
 
     Attributes:
         mask: bool [size, size], true where the defect goes.
-        left: Left edge of the rectangle before it was turned, in pixels.
-        top: Top edge of the rectangle before it was turned, in pixels.
+        left: Left edge of the rectangle before its rotation, in pixels.
+        top: Top edge of the rectangle before its rotation, in pixels.
         width: Width of the rectangle in pixels.
         height: Height of the rectangle in pixels.
-        angle: Angle in degrees by which it was turned about its centre; 0 where it was not.
-        overlap: Pixels of the mask inside the template, as a part of width x height.
-        tries: Rectangles that were drawn until this one fitted.
+        angle: Rotation about its centre, in degrees.
+        overlap: Pixels of the mask inside the template, as a share of width x height.
+        tries: Rectangles drawn until this one fitted.
     """
 
     mask: BoolArray
@@ -69,6 +69,7 @@ class BoxMask(NamedTuple):
 
 def side_limits(limits: tuple[float, float], size: int) -> tuple[int, int]:
     """Return the least and largest side in pixels, at least 1, of a mask of `size` pixels; both are rounded down."""
+    # 1e-9: 0.29 * 100 is 28.999999999999996.
     low, high = (max(math.floor(part * size + 1e-9), 1) for part in limits)
     return low, high
 
@@ -84,42 +85,44 @@ def draw_mask(
     """Draw rectangles until one lies inside the template with more than `overlap` of its area.
 
     Args:
-        sides: What the masks look like.
+        sides: Sides and rotation of the masks.
         template: Where they may lie; [size, size].
-        rng: Source of chance.
-        overlap: Part of width x height that has to be exceeded. What a turned rectangle loses at the image's
-            border counts as outside.
-        tries: Rectangles drawn at most.
+        rng: Random generator.
+        overlap: Share of width x height that has to be exceeded. What a rotated rectangle loses at the image's border
+            counts as outside.
+        tries: Most rectangles drawn.
 
     Raises:
         ArgumentError: If none fits.
     """
     size = template.mask.shape[0]
     widths, heights = side_limits(sides.width, size), side_limits(sides.height, size)
-    # No place is good enough where the whole template is smaller than what the smallest box needs.
+    # Fail at once where the whole template is smaller than the overlap that the smallest box needs.
     drawn = tries if template.total > overlap * widths[0] * heights[0] else 0
     for attempt in range(1, drawn + 1):
+        # The order of the draws is part of the result: a seed has to give the same mask as in earlier versions.
         width, height = int(rng.integers(*widths, endpoint=True)), int(rng.integers(*heights, endpoint=True))
         left = int(rng.integers(0, size - width, endpoint=True))
         top = int(rng.integers(0, size - height, endpoint=True))
         angle = int(rng.integers(0, 180, endpoint=True)) if sides.rotate else 0
-        turned = _Turned(left, top, width, height, angle, size)
-        # What the window around a turned rectangle holds bounds what the rectangle holds: most misfits end here.
-        inside = template.count(*turned.window)
+        rotated = _RotatedRect(left, top, width, height, angle, size)
+        # The count in the window around a rotated rectangle is an upper bound of that in the rectangle, and constant in
+        # time: most misfits are rejected here.
+        inside = template.count(*rotated.window)
         if angle and inside > overlap * width * height:
-            inside = int(np.count_nonzero(turned.pixels() & turned.part_of(template.mask)))
+            inside = int(np.count_nonzero(rotated.pixels() & rotated.part_of(template.mask)))
         if inside > overlap * width * height:
             mask = np.zeros((size, size), np.bool_)
-            turned.part_of(mask)[:] = turned.pixels()
+            rotated.part_of(mask)[:] = rotated.pixels()
             return BoxMask(mask, left, top, width, height, angle, inside / (width * height), attempt)
     raise ArgumentError(_misfit(widths, heights, template, overlap, drawn))
 
 
-class _Turned:
-    """A rectangle turned about its centre, in an image of `size` x `size` pixels.
+class _RotatedRect:
+    """A rectangle rotated about its centre, in an image of `size` x `size` pixels.
 
     Attributes:
-        window: Left, top, width and height of the pixels of the image that may lie in it.
+        window: Left, top, width and height of its bounding window, clipped to the image.
     """
 
     def __init__(self, left: int, top: int, width: int, height: int, angle: int, size: int) -> None:
@@ -131,7 +134,7 @@ class _Turned:
             (self._centre[0], self._half[0] * self._cos, self._half[1] * self._sin),
             (self._centre[1], self._half[0] * self._sin, self._half[1] * self._cos),
         ):
-            reach = abs(along) + abs(across) - 1e-9  # a turn by 180 degrees must not gain a column by rounding
+            reach = abs(along) + abs(across) - 1e-9  # a rotation by 180 degrees must not gain a column by rounding
             spans.append((max(math.floor(middle - reach), 0), min(math.ceil(middle + reach), size)))
         (x0, x1), (y0, y1) = spans
         self.window = (x0, y0, x1 - x0, y1 - y0)

@@ -1,4 +1,4 @@
-"""Random choices that depend on a seed and on names only: adding an image or a defect type changes no other choice."""
+"""Random choices that depend on a seed and names alone: adding an image or a defect type changes no other choice."""
 
 from __future__ import annotations
 
@@ -37,7 +37,8 @@ def check_fraction(value: float, name: str, low: float, high: float) -> float:
 
 
 def generator(seed: int, *names: str | int) -> np.random.Generator:
-    """Return a generator of its own for one thing, such as mask 7 of one defect type."""
+    """Return the random generator of one object, such as mask 7 of one defect type."""
+    # PCG64 by name, not default_rng: NumPy may change what that is, and a seed has to give the same files.
     return np.random.Generator(np.random.PCG64(int.from_bytes(_digest(seed, names), "big")))
 
 
@@ -46,9 +47,10 @@ def seeded_order(items: Iterable[tuple[str, _Item]], seed: int, *names: str) -> 
 
     Args:
         items: Pairs of a name, such as the path below the dataset's root, and the item it stands for.
-        seed: Another seed gives another order.
-        names: What the choice is for.
+        seed: Seed of the order.
+        names: Names of the purpose, such as category and defect type.
     """
+    # Not rng.shuffle: an item that is added would move all others.
     keyed = sorted(((_digest(seed, (*names, name)), name, item) for name, item in items), key=lambda entry: entry[:2])
     return [item for _, _, item in keyed]
 
@@ -57,5 +59,5 @@ def _digest(seed: int, names: Iterable[str | int]) -> bytes:
     digest = hashlib.sha256(b"%d" % seed)
     for name in names:
         data = str(name).encode(errors="surrogateescape")
-        digest.update(b"/%d:%s" % (len(data), data))  # with its length, so that no two lists of names are one text
+        digest.update(b"/%d:%s" % (len(data), data))  # with its length, so that no two lists of names give one text
     return digest.digest()

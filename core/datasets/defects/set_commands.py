@@ -1,4 +1,4 @@
-"""`flawscope synth support|boxes|masks|describe`: sets that defects are drawn from."""
+"""`flawscope synth support|boxes|masks|describe`: sets that defect synthesis starts from."""
 
 from __future__ import annotations
 
@@ -28,37 +28,49 @@ from flawscope.terminal import progress_bars
 _SPLITS = ("train", "test", "any")
 _BOXES, _MASKS = BoxSettings(), MaskSettings()  # the defaults
 
-_OUT = click.option("--out", "--outdir", "out", type=PATH, required=True, metavar="DIR", help="Folder to make.")
-_SEED = click.option("--seed", default=_MASKS.seed, show_default=True, help="Another seed chooses otherwise.")
+# The second spellings here and below are those of the published scripts.
+_OUT = click.option("--out", "--outdir", "out", type=PATH, required=True, metavar="DIR", help="Folder to write.")
+_SEED = click.option("--seed", default=_MASKS.seed, show_default=True, help="Seed of every random choice.")
 _DEFECTS = click.option(
     "--defect", "defects", multiple=True, metavar="NAME", help="Defect type; may be given again. Default: all."
 )
+# No default here: with --support it must not be given, and a default could not be told from it.
 _SPLIT = click.option(
     "--split", type=click.Choice(_SPLITS), help="Where anomalous images may come from.  [default: train]"
 )
 _SUPPORT = click.option(
-    "--support", type=PATH, metavar="DIR", help="Take the images of this support set, not of a split."
+    "--support", type=PATH, metavar="DIR", help="Take the images of this support set, not those of a split."
 )
 _MARGIN = click.option(
-    "--margin", default=_BOXES.margin, show_default=True, help="Margin around a defect, part of the box's side."
+    "--margin", default=_BOXES.margin, show_default=True, help="Margin around a defect, as a share of the box's side."
 )
 _PHRASES = click.option("--phrases", type=PATH, metavar="FILE", help='JSON: {"CATEGORY/DEFECT": "what it looks like"}.')
 _FRAMES = click.option(
-    "--frames", type=PATH, metavar="FILE", help="Text: a sentence a line with {description} {location} {token}."
+    "--frames",
+    type=PATH,
+    metavar="FILE",
+    help="Text file: one sentence per line with {description} {location} {token}.",
 )
-_SOLID = click.option("--solid", is_flag=True, help="The part has no holes: its foreground is all that it encloses.")
+_SOLID = click.option(
+    "--solid", is_flag=True, help="The part has no holes: all that its outline encloses is foreground."
+)
 _OVERLAP = click.option(
-    "--overlap", default=_MASKS.overlap, show_default=True, help="More than this part of a box lies inside."
+    "--overlap", default=_MASKS.overlap, show_default=True, help="A box has more than this share of its area inside."
 )
-_TRIES = click.option("--tries", default=_MASKS.tries, show_default=True, help="Rectangles drawn for one box at most.")
+_TRIES = click.option("--tries", default=_MASKS.tries, show_default=True, help="Most rectangles drawn for one box.")
 
 
 @click.command()
 @data_option()
 @CATEGORY
-@click.option("--shots", "--k", "--k_shot", "shots", default=3, show_default=True, help="Images of each defect type.")
+@click.option("--shots", "--k", "--k_shot", "shots", default=3, show_default=True, help="Images per defect type.")
 @click.option(
-    "--split", type=click.Choice(_SPLITS), default="train", show_default=True, help="Where they may come from."
+    # train: test images only on request, or the evaluation of what is trained on them would be contaminated.
+    "--split",
+    type=click.Choice(_SPLITS),
+    default="train",
+    show_default=True,
+    help="Where they may come from.",
 )
 @_DEFECTS
 @_SEED
@@ -66,11 +78,11 @@ _TRIES = click.option("--tries", default=_MASKS.tries, show_default=True, help="
 def support(
     data: Path, category: str | None, shots: int, split: Source, defects: tuple[str, ...], seed: int, out: Path
 ) -> None:
-    """Choose a few anomalous images of each type to learn from, and record which they are.
+    """Choose a few anomalous images of each defect type for training a generator, and record them.
 
-    Nothing is taken from the test split unless --split says so. The record DIR/support.json holds the name, split and
-    content hash of every image, so that an evaluation can leave it out, and names other images that probably show
-    the same parts.
+    None is taken from the test split unless --split says so. The record DIR/support.json has the name, split and
+    content hash of every image, so that an evaluation can leave it out, and lists near duplicates: other images that
+    probably show the same parts.
     """
     dataset = open_dataset(data, category)
     with progress_bars() as report:
@@ -82,7 +94,7 @@ def support(
             defects=defects,
             seed=seed,
             progress=partial(report, "choosing"),
-            alike_progress=partial(report, "looking for the same parts"),
+            alike_progress=partial(report, "finding near duplicates"),
         )
     types = {(image.category, image.defect) for image in record.pictures}
     splits = Counter(image.split for image in record.pictures)
@@ -90,8 +102,8 @@ def support(
     if splits["test"]:
         click.echo(f"taken from the test split: {splits['test']}, to be left out of the evaluation (support.json)")
     if record.alike:
-        click.echo(f"probably the same parts: {len(record.alike)} other images, named in support.json as alike")
-    _tell(out, record.passed_over)
+        click.echo(f"near duplicates: {len(record.alike)} other images, listed in support.json as alike")
+    _echo_summary(out, record.passed_over)
 
 
 @click.command()
@@ -102,28 +114,32 @@ def support(
 @_DEFECTS
 @_MARGIN
 @click.option(
-    "--per-component", "--per_component", "per_component", is_flag=True, help="A box for each part of a defect."
+    "--per-component",
+    "--per_component",
+    "per_component",
+    is_flag=True,
+    help="One box per connected component of a defect.",
 )
 @click.option(
     "--num",
     "number",
     default=_BOXES.number,
     show_default=True,
-    help="Random boxes in all, shared out among the defect types.",
+    help="Random boxes per category, divided among its defect types.",
 )
 @click.option(
     "--within",
     type=click.Choice(["foreground", "picture"]),
     default=_BOXES.within,
     show_default=True,
-    help="Where random boxes may lie; image is for parts that fill it.",
+    help="Where random boxes may lie; picture (anywhere) is for parts that fill the image.",
 )
 @click.option(
     "--places",
     type=click.Choice(["observed", "anywhere"]),
     default=_BOXES.places,
     show_default=True,
-    help="Draw their centres about where defects were seen, or anywhere.",
+    help="Draw their centres near observed defects, or anywhere.",
 )
 @_SOLID
 @_OVERLAP
@@ -151,11 +167,12 @@ def boxes(
     seed: int,
     out: Path,
 ) -> None:
-    """Put boxes around real defects, and draw random boxes of such sizes at such places on normal images.
+    """Box real defects, and draw random boxes of similar sizes and positions on normal images.
 
-    DIR/ranges.json holds the sizes seen, as `synth masks` reads them; DIR/NAME/NAME_test.jsonl a line for each random
-    box: normal image, mask, text.
+    DIR/ranges.json has the observed sizes, as `synth masks` reads them; DIR/NAME/NAME_test.jsonl one line per random
+    box: normal image, mask, caption.
     """
+    # Before the dataset is opened, so that a wrong number is reported at once.
     settings = BoxSettings(margin, per_component, number, within, solid, places, overlap, tries, seed)
     dataset = open_dataset(data, category)
     with progress_bars() as report:
@@ -170,7 +187,7 @@ def boxes(
             random_progress=partial(report, "drawing boxes"),
         )
     click.echo(f"boxes: {out}, around {len(record.real)} defects, and {record.random} random ones")
-    _tell(out, record.passed_over)
+    _echo_summary(out, record.passed_over)
 
 
 @click.command()
@@ -189,19 +206,19 @@ def boxes(
 @click.option(
     "--within",
     type=click.Choice(["template", "foreground", "picture"]),
-    help="Take this, not what the range file says.",
+    help="Where masks lie, in place of what the range file says.",
 )
 @click.option(
     "--rotate",
     type=click.Choice(["flagged", "all", "none"]),
     default=_MASKS.rotate,
     show_default=True,
-    help="Turn the masks of those defect types.",
+    help="Rotate masks: as the range file flags them, all, or none.",
 )
-@click.option("--num", "number", default=_MASKS.number, show_default=True, help="Masks of each defect type.")
+@click.option("--num", "number", default=_MASKS.number, show_default=True, help="Masks per defect type.")
 @click.option("--size", default=_MASKS.size, show_default=True, help="Height and width of the masks in pixels.")
 @click.option(
-    "--per-picture", default=_MASKS.per_picture, show_default=True, help="Masks on one normal image, in the foreground."
+    "--per-picture", default=_MASKS.per_picture, show_default=True, help="Masks per normal image, if in its foreground."
 )
 @_SOLID
 @_OVERLAP
@@ -226,10 +243,11 @@ def masks(
 ) -> None:
     """Draw box masks from a range file: in templates, in the foreground of normal images, or anywhere.
 
-    The range file says for each category where masks lie, and for each defect type how wide and high they are and
-    whether they are turned. A mask that fits nowhere is an error, not an endless search.
+    The range file says for each category where masks lie, and for each defect type their width and height and whether
+    they are rotated. A mask that fits nowhere is an error, not an endless search.
     """
     settings = MaskSettings(number, size, per_picture, solid, rotate, overlap, tries, seed)
+    # A published name wins over a file of that name: write ./NAME for the file.
     read = PUBLISHED[str(ranges)] if str(ranges) in PUBLISHED else read_ranges(ranges)
     dataset = None if data is None else open_dataset(data, category)
     with progress_bars() as report:
@@ -245,7 +263,7 @@ def masks(
         )
     types = {(mask.category, mask.defect) for mask in record.masks}
     click.echo(f"masks: {out}, {len(record.masks)} of {len(types)} defect types")
-    _tell(out, {})
+    _echo_summary(out, {})
 
 
 @click.command()
@@ -271,9 +289,9 @@ def describe(
     seed: int,
     out: Path,
 ) -> None:
-    """Describe anomalous images: what the defect is and where, in several sentences, as JSON lines.
+    """Write captions of anomalous images, which say what the defect is and where, as JSON lines.
 
-    DIR/NAME/NAME_train.jsonl has a line for each: a normal image, the anomalous one, the box's mask, the sentences.
+    DIR/NAME/NAME_train.jsonl has one line per image: a normal image, the anomalous one, the box's mask, the captions.
     """
     dataset = open_dataset(data, category)
     with progress_bars() as report:
@@ -288,7 +306,7 @@ def describe(
             progress=partial(report, "describing"),
         )
     click.echo(f"descriptions: {out}, {sum(record.lines.values())} lines of {len(record.frames)} sentences")
-    _tell(out, record.passed_over)
+    _echo_summary(out, record.passed_over)
 
 
 def _entries(
@@ -297,21 +315,22 @@ def _entries(
     """Return the anomalous images of a support set, or of a split."""
     if support is None:
         return list_anomalous(dataset, split or "train", defects)
+    # Refused, not ignored: the images of a support set are fixed.
     if split is not None or defects:
         raise click.UsageError("Expected --support, or --split and --defect, got both. Leave one out.")
     return find_support(dataset, read_support(support), progress)
 
 
 def _captions(dataset: Dataset, phrases: Path | None, frames: Path | None) -> Captions:
-    known = {f"{category_of(dataset, s)}/{defect_of(s)}" for s in dataset.samples if s.is_anomalous}
-    if phrases is not None and not known:
+    types = {f"{category_of(dataset, s)}/{defect_of(s)}" for s in dataset.samples if s.is_anomalous}
+    if phrases is not None and not types:
         raise DataError(f"{dataset.root}: expected anomalous images for the phrases of {phrases}, got none.")
     return Captions(
-        {} if phrases is None else read_phrases(phrases, known), FRAMES if frames is None else read_frames(frames)
+        {} if phrases is None else read_phrases(phrases, types), FRAMES if frames is None else read_frames(frames)
     )
 
 
-def _tell(out: Path, passed_over: Mapping[str, str]) -> None:
+def _echo_summary(out: Path, passed_over: Mapping[str, str]) -> None:
     for reason, number in Counter(passed_over.values()).items():
         click.echo(f"passed over: {number}, {reason}")
     click.echo(f"overview: {out / SHEET}")

@@ -1,4 +1,4 @@
-"""Files of image sets: writing images, masks and records; reading the records back, strictly."""
+"""Files of image sets: writes images, masks and records; reads records back, strictly."""
 
 from __future__ import annotations
 
@@ -20,41 +20,42 @@ Text = Annotated[str, msgspec.Meta(min_length=1)]
 """A name, path or sentence of a record: never empty."""
 
 Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
-"""A content hash. Sets are compared by it: one that is cut short would silently match nothing."""
+"""A content hash. Sets are compared by it, and a shortened one would silently match nothing."""
 
 
 def write_image(path: Path, image: UInt8Array) -> None:
-    """Write uint8 [H, W, 3] RGB as a real PNG, whatever the format of the original was."""
+    """Write uint8 [H, W, 3] RGB as PNG, whatever the format of the original."""
     _write(path, encode_png(image))
 
 
 def write_mask(path: Path, mask: BoolArray) -> None:
-    """Write bool [H, W] as a grey PNG of 8 bit with the values 0 and 255 and no others."""
+    """Write bool [H, W] as 8-bit grey PNG with the values 0 and 255 only."""
     _write(path, encode_mask(mask))
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write a struct or a dictionary as indented JSON."""
+    # Indented and with a newline at its end: people read and compare these records.
     _write(path, msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
 
 
 def write_lines(path: Path, values: Iterable[Any]) -> None:
-    """Write one JSON object a line."""
+    """Write one JSON object per line."""
     _write(path, b"".join(msgspec.json.encode(value) + b"\n" for value in values))
 
 
 def _write(path: Path, data: bytes) -> None:
-    # Not `files.write_bytes`: sets are written below `atomic_folder`, which appears whole or not at all by itself and
-    # names the folder the user asked for when the disk is full, where a file's own error would name a temporary one.
+    # Not `files.write_bytes`: sets are written below `atomic_folder`, which is atomic itself. When the disk is full it
+    # names the folder the user asked for, where a file's own error would name a temporary one.
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
 
 
 def read_json(path: Path, kind: type[_Struct], what: str) -> _Struct:
-    """Read a JSON file as `kind`; types are strict, so the text "True" is no boolean.
+    """Read a JSON file as `kind`; types are strict, so the text "True" is not a boolean.
 
     Raises:
-        DataError: If the file cannot be read, is no JSON, or has other keys or types; the message names the place.
+        DataError: If the file cannot be read, is not JSON, or has other keys or types; the message says where.
     """
     try:
         data = path.read_bytes()
@@ -64,16 +65,16 @@ def read_json(path: Path, kind: type[_Struct], what: str) -> _Struct:
 
 
 def read_lines(path: Path, kind: type[_Struct], what: str, absent: str) -> Iterator[tuple[str, _Struct]]:
-    """Yield place (file and line, for messages) and content of every line of a file with a JSON object a line.
+    """Yield place (file and line, for messages) and content of every line of a JSON Lines file.
 
     Args:
         path: The file.
         kind: Each line is read as this, strictly.
-        what: What a line should be, for the message.
-        absent: What the file should be, for the message where it cannot be read.
+        what: Expected content of a line, for the message.
+        absent: Expected file, for the message if it cannot be read.
 
     Raises:
-        DataError: If the file cannot be read, or a line is no JSON or has other keys or types; an empty line is none.
+        DataError: If the file cannot be read, or a line is not JSON (also an empty one) or has other keys or types.
     """
     try:
         lines = path.read_bytes().splitlines()
@@ -88,7 +89,7 @@ def decode_json(data: bytes | msgspec.Raw, kind: type[_Struct], where: str, what
     """Decode JSON as `kind`, strictly.
 
     Raises:
-        DataError: If it is no JSON, or has other keys or types; the message begins with `where`.
+        DataError: If it is not JSON, or has other keys or types; the message begins with `where`.
     """
     try:
         return msgspec.json.decode(data, type=kind, strict=True)

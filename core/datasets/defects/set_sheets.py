@@ -1,4 +1,4 @@
-"""Contact sheets of image sets: rows of images of any size with masks and boxes outlined."""
+"""Contact sheets of image sets: rows of images of any size, with masks and boxes outlined."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Colour = tuple[int, int, int]
 MAGENTA: Colour = (255, 40, 200)
 CYAN: Colour = (0, 190, 255)
 COLUMNS = 8
-"""Images in a row of a sheet; tools show that many of each defect type at most."""
+"""Most images in a row of a sheet; sets show this many per defect type."""
 
 
 class Outline(NamedTuple):
@@ -29,7 +29,7 @@ class Outline(NamedTuple):
 
 
 class Tile(NamedTuple):
-    """One image of a row: a label, uint8 [H, W, 3] RGB, and what is outlined on it."""
+    """One image of a row: its label, uint8 [H, W, 3] RGB, and the outlines on it."""
 
     label: str
     image: UInt8Array
@@ -44,7 +44,7 @@ class Row(NamedTuple):
 
 
 def draw_sheet(rows: Sequence[Row]) -> UInt8Array:
-    """Return a labelled sheet, uint8 [H, W, 3] RGB; every image keeps the ratio of its sides."""
+    """Return a labelled sheet, uint8 [H, W, 3] RGB; images keep their aspect ratio."""
     columns = max((len(row.tiles) for row in rows), default=1)
     strip = _TITLE + _TILE + _LABEL + _GAP
     size = (max(len(rows), 1) * strip + _GAP, max(columns, 2) * (_TILE + _GAP) + _GAP, 3)
@@ -70,10 +70,10 @@ def _drawn(tile: Tile) -> UInt8Array:
     method = cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST
     drawn = np.asarray(cv2.resize(tile.image, size, interpolation=method), np.uint8).copy()
     for outline in tile.outlines:
-        # By area and not nearest: a defect of one pixel must not vanish from the sheet.
+        # By area and above 0: a defect of one pixel must not vanish from the sheet.
         grey = outline.mask.astype(np.uint8) * np.uint8(255)
         inside = (cv2.resize(grey, size, interpolation=method) > 0).astype(np.uint8)
-        # The line lies just outside, so that the defect itself stays visible; at an image's border just inside.
+        # The line lies just outside, so that the defect stays visible; at the image's border just inside.
         line = cv2.dilate(inside, np.ones((3, 3), np.uint8)) > inside
         line[[0, -1]] |= inside[[0, -1]] > 0
         line[:, [0, -1]] |= inside[:, [0, -1]] > 0
@@ -82,7 +82,7 @@ def _drawn(tile: Tile) -> UInt8Array:
 
 
 def _fitting(label: str) -> str:
-    """Return the label, its beginning cut off where it is wider than a tile: names of files differ at the end."""
+    """Return the label, cut at its beginning if it is wider than a tile: file names differ at their end."""
     while cv2.getTextSize(label, _FONT, 0.4, 1)[0][0] > _TILE and len(label) > 4:
         label = f"..{label[4:]}" if label.startswith("..") else f"..{label[2:]}"
     return label

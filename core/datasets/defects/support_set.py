@@ -1,13 +1,13 @@
-"""Support sets: the few anomalous images of each type that a synthesis learns from, chosen by a seed and recorded.
+"""Support sets: the few anomalous images of each defect type that a generator is trained on, chosen by seed.
 
     DIR/CATEGORY/DEFECT/STEM.png             the images, PNG
     DIR/CATEGORY/DEFECT_mask/STEM_mask.png   their masks, 0 and 255
-    DIR/support.json                         names, content hashes and split of each; the settings
+    DIR/support.json                         names, content hash and split of each; the settings
     DIR/contact_sheet.png
 
-Source: AnoGen (ECCV 2024), support set; the layout of the folders is theirs. Departures: the choice depends on the
-seed and the names, not on the order of the file system; names need not be numbers; what was taken is recorded with
-its content, so that an evaluation can leave it out.
+Source: AnoGen (ECCV 2024), whose folder layout this is. Departures: the choice depends on seed and names, not on the
+order of the file system; file names need not be numbers; images are recorded with their content hash, so that an
+evaluation can leave them out.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from flawscope.files import atomic_folder, check_replaceable, free_name
 from flawscope.progress import CountProgress
 
 SUPPORT_RECORD = "support.json"
-"""Name of the record in the folder of a support set, and in a run that learned from one."""
+"""Name of the record in the folder of a support set, and in a run that was trained on one."""
 MAX_SHOTS = 1000
 
 
@@ -44,13 +44,13 @@ class SupportImage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         category: Name of the category.
         defect: Defect type, without the category.
         split: The split it was taken from.
-        source: The original image, below the dataset's root.
-        content: SHA-256 of the original image's bytes: what an evaluation leaves out.
-        mask_source: The original mask, below the dataset's root.
+        source: Path of the original image below the dataset's root.
+        content: SHA-256 of the original image's bytes, by which an evaluation leaves it out.
+        mask_source: Path of the original mask below the dataset's root.
         mask_content: SHA-256 of the original mask's bytes.
-        picture: The copy, below the support set's folder.
-        mask: The copy of the mask, below the support set's folder.
-        defect_px: Pixels of the mask that show the defect.
+        picture: Path of the copy below the support set's folder.
+        mask: Path of the mask's copy below the support set's folder.
+        defect_px: Pixels of the defect in the mask.
     """
 
     category: Text
@@ -69,9 +69,9 @@ class NearDuplicate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """An image outside the support set that probably shows the same part as one in it.
 
     Attributes:
-        source: The image, below the dataset's root.
+        source: Path of the image below the dataset's root.
         content: SHA-256 of its bytes.
-        like: The support image, below the dataset's root.
+        like: Path of the support image below the dataset's root.
     """
 
     source: str
@@ -80,17 +80,17 @@ class NearDuplicate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class SupportRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a support set was made from; the content of `support.json`.
+    """Record of a support set: the content of `support.json`.
 
     Attributes:
         flawscope: Version that wrote it.
         category: Category of the dataset, or "all".
-        shots: Images of each defect type.
+        shots: Images per defect type.
         seed: Seed of the choice.
-        split: Where images could be taken from.
-        pictures: What was taken, by category, defect type and in the order of the choice.
-        alike: Images of any split that were not taken and probably show the same parts; see `is_near_duplicate`.
-        passed_over: Images that came before in the seeded order and were not taken, with the reason.
+        split: Split that images could be taken from.
+        pictures: The support images, by category, defect type and order of the choice.
+        alike: Near duplicates of them outside the set, of any split; see `is_near_duplicate`.
+        passed_over: Images that came earlier in the seeded order and were not taken, with the reason.
         schema: Version of this record.
     """
 
@@ -111,8 +111,8 @@ class SupportRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def digest(self) -> str:
-        """SHA-256 over the content hashes of the original images and masks, a line each."""
-        lines = (f"{content}\n" for one in self.pictures for content in (one.content, one.mask_content))
+        """SHA-256 over the content hashes of the original images and masks, one per line."""
+        lines = (f"{content}\n" for image in self.pictures for content in (image.content, image.mask_content))
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
@@ -134,13 +134,13 @@ def write_support(
 
     Args:
         dataset: A dataset with masks.
-        folder: The folder to make.
-        shots: Images of each defect type, at least 1.
+        folder: The folder to write.
+        shots: Images per defect type, at least 1.
         split: Where they may come from: "train", "test" or "any".
-        defects: Defect types as the dataset calls them; none means all.
-        seed: Another seed chooses other images.
+        defects: Defect types by the dataset's names; empty for all.
+        seed: Seed of the choice.
         progress: Called with the number of images taken and their total after each image.
-        alike_progress: Called while the other images are compared with those taken, with their number and total.
+        alike_progress: Called with the number of other images compared and their total after each.
 
     Raises:
         ArgumentError: If an argument is out of range or unknown, or `folder` holds something else.
@@ -154,29 +154,31 @@ def write_support(
     for entry in list_anomalous(dataset, split, defects):
         groups.setdefault((entry.category, entry.defect), []).append(entry)
     _check_folders(groups)
-    rows: list[Row] = []
+    sheet_rows: list[Row] = []
     images: list[SupportImage] = []
     passed_over: dict[str, str] = {}
-    with atomic_folder(folder, replace_if=SUPPORT_RECORD) as made:
+    with atomic_folder(folder, replace_if=SUPPORT_RECORD) as temporary:
         for (category, defect), entries in groups.items():
             chosen: dict[str, SupportImage] = {}
             tiles: list[Tile] = []
-            taken: set[str] = set()
+            stems: set[str] = set()
             for entry in seeded_order(((e.place, e) for e in entries), seed, "support", category, defect):
                 if len(chosen) == shots:
                     break
+                # In seeded order and only until there are enough: adding an image to the dataset changes few choices.
                 image, mask = entry.read()
                 content = content_hash(entry.sample.path)
                 if not mask.any():
                     passed_over[entry.place] = "its mask shows no defect"
+                # Copies under other names would make fewer shots than the record claims.
                 elif content in chosen:
                     passed_over[entry.place] = f"the same image as {chosen[content].source}"
                 else:
                     entry_record = _describe(
-                        dataset, entry, content, free_name(entry.sample.path.stem, taken), mask.sum()
+                        dataset, entry, content, free_name(entry.sample.path.stem, stems), mask.sum()
                     )
-                    write_image(made / entry_record.picture, image)
-                    write_mask(made / entry_record.mask, mask)
+                    write_image(temporary / entry_record.picture, image)
+                    write_mask(temporary / entry_record.mask, mask)
                     chosen[content] = entry_record
                     tiles.append(Tile(f"{entry.sample.split}: {entry.sample.path.name}", image, (Outline(mask),)))
                     if progress:
@@ -187,11 +189,12 @@ def write_support(
                     f"(split {split}), got {len(chosen)}. Ask for fewer with --shots, or leave {defect} out."
                 )
             images += chosen.values()
-            rows.append(Row(f"{category}: {defect}", tiles))
+            sheet_rows.append(Row(f"{category}: {defect}", tiles))
         alike, alike_rows = _find_near_duplicates(dataset, images, defects, alike_progress)
         record = SupportRecord(__version__, dataset.category, shots, seed, split, tuple(images), alike, passed_over)
-        write_image(made / SHEET, draw_sheet([*rows, *alike_rows]))
-        write_json(made / SUPPORT_RECORD, record)
+        write_image(temporary / SHEET, draw_sheet([*sheet_rows, *alike_rows]))
+        # The record marks the folder as a support set that a later call may replace.
+        write_json(temporary / SUPPORT_RECORD, record)
     return record
 
 
@@ -215,34 +218,36 @@ def _describe(dataset: Dataset, entry: AnomalousSample, content: str, name: str,
 def _find_near_duplicates(
     dataset: Dataset, images: Sequence[SupportImage], defects: Sequence[str], progress: CountProgress | None
 ) -> tuple[tuple[NearDuplicate, ...], list[Row]]:
-    """Return the images of the same defect types, whatever their split, that probably show the same parts.
+    """Return near duplicates of the support images among all images of their defect types, of any split.
 
-    The rows show the first of them for each defect type.
+    The rows of the contact sheet show the first of them for each defect type.
     """
-    taken = {support.source for support in images}
+    support_sources = {support.source for support in images}
     types = {(support.category, support.defect): list[Tile]() for support in images}
-    others = [e for e in list_anomalous(dataset, "any", defects) if (e.category, e.defect) in types]
-    looks = {e.place: appearance_of(*e.read()) for e in others if e.place in taken}
-    found = []
-    for done, entry in enumerate(others, 1):
-        if entry.place not in taken:
+    # Any split: near duplicates of training images in the test split are what matters to an evaluation.
+    candidates = [e for e in list_anomalous(dataset, "any", defects) if (e.category, e.defect) in types]
+    looks = {e.place: appearance_of(*e.read()) for e in candidates if e.place in support_sources}
+    duplicates = []
+    for count, entry in enumerate(candidates, 1):
+        if entry.place not in support_sources:
             image, mask = entry.read()
             look = appearance_of(image, mask)
-            own = [p for p in images if (p.category, p.defect) == (entry.category, entry.defect)]
-            like = next((p.source for p in own if is_near_duplicate(looks[p.source], look)), None)
+            same_type = [p for p in images if (p.category, p.defect) == (entry.category, entry.defect)]
+            like = next((p.source for p in same_type if is_near_duplicate(looks[p.source], look)), None)
             if like is not None:
-                found.append(NearDuplicate(entry.place, content_hash(entry.sample.path), like))
+                duplicates.append(NearDuplicate(entry.place, content_hash(entry.sample.path), like))
                 tiles = types[entry.category, entry.defect]
                 if len(tiles) < COLUMNS:
                     tiles.append(Tile(f"like {Path(like).name}", image, (Outline(mask, CYAN),)))
         if progress:
-            progress(done, len(others))
-    return tuple(found), [Row(f"{c}: {d}, probably the same parts", row) for (c, d), row in types.items() if row]
+            progress(count, len(candidates))
+    return tuple(duplicates), [Row(f"{c}: {d}, probably the same parts", row) for (c, d), row in types.items() if row]
 
 
 def _check_folders(groups: dict[tuple[str, str], list[AnomalousSample]]) -> None:
-    """Raise DataError where the masks of one defect type would lie among the images of another."""
+    """Raise DataError if the masks of one defect type would lie among the images of another."""
     for category, defect in groups:
+        # The folder layout is AnoGen's, which puts masks into DEFECT_mask beside DEFECT.
         if (category, f"{defect}_mask") in groups:
             raise DataError(
                 f"defect types: expected none called {defect}_mask beside {defect}, whose masks lie in a folder of "
@@ -251,23 +256,23 @@ def _check_folders(groups: dict[tuple[str, str], list[AnomalousSample]]) -> None
 
 
 def read_support(folder: Path) -> SupportRecord:
-    """Read the record of a support set; its images are not looked at.
+    """Read the record of a support set; its images are not opened.
 
     Raises:
-        DataError: If there is none, it is not one of ours, it names a file outside the folder or an image twice, or a
-            category or defect type that is no folder's name.
+        DataError: If there is none, it is broken, it names a file outside the folder or an image twice, or the name of
+            a category or defect type cannot be a folder's.
     """
     path = folder / SUPPORT_RECORD
     record = read_json(path, SupportRecord, "the record of a support set, which flawscope synth support makes")
     seen: set[tuple[str, str, str]] = set()
     for image in record.pictures:
-        # They become folders of a run and names of tensors.
+        # They become folders of a run and names of tensors, and the file may come from anywhere.
         check_name(image.category, f"{path}: category")
         check_name(image.defect, f"{path}: defect type")
         for place in (image.picture, image.mask):
             place_below(folder, place, str(path))
         key = (image.category, image.defect, Path(image.picture).stem)
-        if key in seen:  # a run copies the images under these names: the second would replace the first
+        if key in seen:  # a run copies images under these names; the second would replace the first
             raise DataError(f"{path}: expected every image once, got {image.picture} twice. Mend the file.")
         seen.add(key)
     return record
@@ -279,11 +284,11 @@ def find_support(
     """Return the images of a dataset that a support set was taken from.
 
     Raises:
-        DataError: If an image or its mask is not there, or is not the one that was recorded.
+        DataError: If an image or its mask is missing, or has other content than was recorded.
     """
     by_place = {place_of(dataset, s.path): s for s in dataset.samples if s.is_anomalous and s.mask is not None}
-    found = []
-    for done, image in enumerate(record.pictures, 1):
+    entries = []
+    for count, image in enumerate(record.pictures, 1):
         sample = by_place.get(image.source)
         if sample is None or sample.mask is None:
             raise DataError(
@@ -291,33 +296,37 @@ def find_support(
                 "Name the dataset the support set was taken from."
             )
         for path, content in ((sample.path, image.content), (sample.mask, image.mask_content)):
+            # By content: another version of the dataset may have other images under the same names.
             if content_hash(path) != content:
                 raise DataError(f"{path}: expected the file the support set was taken from, got other content.")
-        found.append(AnomalousSample(sample, category_of(dataset, sample), defect_of(sample), image.source))
+        entries.append(AnomalousSample(sample, category_of(dataset, sample), defect_of(sample), image.source))
         if progress:
-            progress(done, len(record.pictures))
-    return found
+            progress(count, len(record.pictures))
+    return entries
 
 
 def exclude_support(
     dataset: Dataset, record: SupportRecord, progress: CountProgress | None = None, *, with_alike: bool = True
 ) -> tuple[Dataset, tuple[str, ...]]:
-    """Return the dataset without the images of a support set, and the places of those that were left out.
+    """Return the dataset without the images of a support set, and the paths of those left out.
 
-    Images are known by their content: a copy under another name is left out as well. Scores of a detector that
-    learned from synthesised defects are only honest on what is left.
+    Images are compared by content, so a copy under another name is left out as well. A detector trained on synthetic
+    defects may be evaluated on the remaining images only.
 
     Args:
         dataset: The dataset.
-        record: What the support set was made from.
+        record: Record of the support set.
         progress: Called with the number of files hashed and their total after each.
-        with_alike: Leave out, too, what probably shows the same parts. It is a guess that rather leaves out too many.
+        with_alike: Leave out its near duplicates too; when in doubt, the test counts an image as one.
 
     Raises:
         DataError: If an image cannot be read.
     """
-    contents = record.contents | (frozenset(one.content for one in record.alike) if with_alike else frozenset())
+    contents = record.contents | (
+        frozenset(duplicate.content for duplicate in record.alike) if with_alike else frozenset()
+    )
+    # All samples, normal ones too: a copy may have been filed under another label.
     hashes = hash_contents((s.path for s in dataset.samples), progress)
-    kept = tuple(s for s in dataset.samples if hashes[s.path] not in contents)
+    remaining = tuple(s for s in dataset.samples if hashes[s.path] not in contents)
     left_out = tuple(place_of(dataset, s.path) for s in dataset.samples if hashes[s.path] in contents)
-    return msgspec.structs.replace(dataset, samples=kept), left_out
+    return msgspec.structs.replace(dataset, samples=remaining), left_out

@@ -65,10 +65,10 @@ def test_sources_may_be_files(tmp_path):
 
 
 def test_a_packed_bundle_has_the_same_identity_and_files(folder, packed):
-    with open_bundle(folder) as one, open_bundle(packed) as other:
-        assert other.manifest == one.manifest
-        assert other.path == packed
-        assert files_of(other.folder) == files_of(folder)
+    with open_bundle(folder) as opened_folder, open_bundle(packed) as opened_pack:
+        assert opened_pack.manifest == opened_folder.manifest
+        assert opened_pack.path == packed
+        assert files_of(opened_pack.folder) == files_of(folder)
 
 
 def test_a_packed_bundle_is_the_same_byte_for_byte_whatever_it_was_made_from(tmp_path, folder, packed):
@@ -166,17 +166,17 @@ def bank_of(dtype, width):
         (safetensors.numpy.save({"bank": np.array([[np.inf]], np.float32)}), "finite numbers in bank, got NaN or inf"),
         (safetensors.numpy.save({"bank": BANK, "norms": np.zeros((0,), np.float32)}), "in norms, got an empty array"),
         (safetensors.numpy.save({}), "expected tensors, got none"),
-        (b"", "is no safetensors file"),
-        (b"\x00" * 100, "is no safetensors file"),
-        (b"\xff" * 100, "is no safetensors file"),
-        (safetensors.numpy.save({"bank": BANK})[:-1], "is no safetensors file"),
-        (b"\x80\x04\x95(a pickle)", "is no safetensors file"),
-        (bank_of("XYZ", 4), "is no safetensors file"),
+        (b"", "expected a safetensors file"),
+        (b"\x00" * 100, "expected a safetensors file"),
+        (b"\xff" * 100, "expected a safetensors file"),
+        (safetensors.numpy.save({"bank": BANK})[:-1], "expected a safetensors file"),
+        (b"\x80\x04\x95(a pickle)", "expected a safetensors file"),
+        (bank_of("XYZ", 4), "expected a safetensors file"),
         (bank_of("C64", 8), "expected float16, float32, float64, int32, int64 in bank, got complex64"),
         (bank_of("BOOL", 1), "int64 in bank, got bool"),
         # Whether NumPy knows these two depends on packages beside it (ml_dtypes, which onnx brings).
-        (bank_of("BF16", 2), "holds a type NumPy lacks|in bank, got bfloat16"),
-        (bank_of("F8_E4M3", 1), "holds a type NumPy lacks|in bank, got float8"),
+        (bank_of("BF16", 2), "expected types that NumPy has|in bank, got bfloat16"),
+        (bank_of("F8_E4M3", 1), "expected types that NumPy has|in bank, got float8"),
     ],
 )
 def test_a_bank_that_cannot_be_used_is_refused(tmp_path, data, message):
@@ -194,7 +194,7 @@ def test_a_bank_that_is_not_in_the_bundle_is_refused(tmp_path):
 def test_a_bank_that_vanished_after_opening_is_refused(packed):
     bundle = open_bundle(packed)
     bundle.close()
-    with pytest.raises(BundleError, match=r"bank.safetensors is no safetensors file: .*Export it again"):
+    with pytest.raises(BundleError, match=r"bank\.safetensors: expected a safetensors file, got: .*Export it again"):
         bundle.tensors()
 
 

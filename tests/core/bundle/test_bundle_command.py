@@ -29,22 +29,22 @@ def call(capsys, *arguments):
 
 def facts(text):
     """Return the lines of `info` as label -> texts."""
-    found = {}
+    texts = {}
     for line in text.splitlines():
-        found.setdefault(line[:14].strip(), []).append(line[15:])
-    return found
+        texts.setdefault(line[:14].strip(), []).append(line[15:])
+    return texts
 
 
 def test_info_names_identity_input_and_source(folder, capsys):
     status, out, errors = call(capsys, "bundle", "info", folder)
-    shown = facts(out)
+    printed = facts(out)
     assert (status, errors) == (0, [])
-    assert shown["name"] == ["tiny"]
-    assert shown["identity"] == [open_bundle(folder).manifest.digest]
-    assert shown["input"] == ["16x16 px, batches up to 4"]
-    assert shown["thresholds"] == ["none: run flawscope calibrate"]
-    assert shown["files"][0].startswith("4, 0.0 MiB")
-    assert shown["graph score"] == ["largest tensor 3,072 elements, about 0 MiB"]
+    assert printed["name"] == ["tiny"]
+    assert printed["identity"] == [open_bundle(folder).manifest.digest]
+    assert printed["input"] == ["16x16 px, batches up to 4"]
+    assert printed["thresholds"] == ["none: run flawscope calibrate"]
+    assert printed["files"][0].startswith("4, 0.0 MiB")
+    assert printed["graph score"] == ["largest tensor 3,072 elements, about 0 MiB"]
 
 
 def test_info_shows_width_before_height(tmp_path, capsys):
@@ -63,10 +63,10 @@ def test_info_shows_thresholds_with_their_bound_and_every_change(tmp_path, capsy
             ThresholdChange("2026-01-03", "pixel", 1 / 3, 3.0, "flawscope calibrate b --pixel-threshold 3"),
         ),
     )
-    shown = facts(call(capsys, "bundle", "info", tmp_path / "b")[1])
-    assert shown["image"] == ["12.5 (order-statistic on 200 images, false rejects at most 1.49% with 95% confidence)"]
-    assert shown["pixel"] == ["3 (manual)"]
-    assert shown["changed"] == [
+    printed = facts(call(capsys, "bundle", "info", tmp_path / "b")[1])
+    assert printed["image"] == ["12.5 (order-statistic on 200 images, false rejects at most 1.49% with 95% confidence)"]
+    assert printed["pixel"] == ["3 (manual)"]
+    assert printed["changed"] == [
         "2026-01-02 image: none -> 12.5 by flawscope calibrate b",
         "2026-01-03 pixel: 0.333333 -> 3 by flawscope calibrate b --pixel-threshold 3",
     ]
@@ -79,9 +79,9 @@ def test_info_tells_a_figure_of_zero_from_one_that_was_not_measured(tmp_path, ca
         accuracy=(Accuracy("2026-01-02", "flawscope evaluate", "d", "cpu", 9, 3, figures),),
     )
     write_tiny_bundle(tmp_path / "b", evidence=evidence)
-    shown = facts(call(capsys, "bundle", "info", tmp_path / "b")[1])
-    assert shown["parity"] == ["score.onnx (cpu) against torch: 1.2e-06 on 8 images"]
-    assert shown["accuracy"] == ["2026-01-02 cpu: aupro none, image_auroc 0, pixel_auroc 1"]
+    printed = facts(call(capsys, "bundle", "info", tmp_path / "b")[1])
+    assert printed["parity"] == ["score.onnx (cpu) against torch: 1.2e-06 on 8 images"]
+    assert printed["accuracy"] == ["2026-01-02 cpu: aupro none, image_auroc 0, pixel_auroc 1"]
 
 
 def test_info_as_json_is_the_whole_manifest(folder, capsys):

@@ -270,9 +270,9 @@ def per_category(samples: tuple[Sample, ...]) -> dict[str, int]:
     ],
 )
 def test_every_category_gives_its_share(numbers, expected):
-    kept, held = split_held_out(goods(**numbers))
+    train, held = split_held_out(goods(**numbers))
     assert per_category(held) == expected
-    assert per_category(kept) == {name: n - expected.get(name, 0) for name, n in numbers.items()}
+    assert per_category(train) == {name: n - expected.get(name, 0) for name, n in numbers.items()}
 
 
 @given(
@@ -285,10 +285,10 @@ def test_every_category_gives_its_share(numbers, expected):
 @settings(max_examples=100, deadline=None)
 def test_shares_are_even_whatever_the_numbers_and_the_order(numbers, share, minimum, seed, order: random.Random):
     samples = goods(**numbers)
-    kept, held = split_held_out(samples, share, minimum, seed)
+    train, held = split_held_out(samples, share, minimum, seed)
     order.shuffle(samples)
-    assert split_held_out(samples, share, minimum, seed) == (kept, held)
-    assert sorted(s.path for s in (*kept, *held)) == sorted(s.path for s in samples)
+    assert split_held_out(samples, share, minimum, seed) == (train, held)
+    assert sorted(s.path for s in (*train, *held)) == sorted(s.path for s in samples)
     count = per_category(held)
     assert all(count.get(name, 0) <= n // 2 for name, n in numbers.items())
     # Where no category has reached its half, all have given the same part of themselves, up to one image.
@@ -307,9 +307,9 @@ def test_the_choice_within_a_category_is_that_of_its_name_alone():
 def test_images_of_equal_content_in_two_categories_stay_on_one_side(contents, share):
     samples = [Sample(Path(f"{c}/{i}.png"), "train", "good", category=c) for i, (c, _) in enumerate(contents)]
     hashes = {s.path: str(content) for s, (_, content) in zip(samples, contents, strict=True)}
-    kept, held = split_held_out(samples, share, 5, hashes=hashes)
-    assert not {hashes[s.path] for s in kept} & {hashes[s.path] for s in held}
-    assert len(kept) + len(held) == len(samples)
+    train, held = split_held_out(samples, share, 5, hashes=hashes)
+    assert not {hashes[s.path] for s in train} & {hashes[s.path] for s in held}
+    assert len(train) + len(held) == len(samples)
     for name in "ab":
         number = sum(s.category == name for s in samples)
         assert sum(s.category == name for s in held) <= number // 2
@@ -332,8 +332,8 @@ def real(tmp_path: Path) -> Path:
 
 
 def problems(root: Path) -> list[tuple[str, str, str]]:
-    found = inspect_dataset(open_dataset(root, "all")).problems
-    return [(p.severity, p.kind, p.path.relative_to(root).as_posix()) for p in found]
+    inspection = inspect_dataset(open_dataset(root, "all"))
+    return [(p.severity, p.kind, p.path.relative_to(root).as_posix()) for p in inspection.problems]
 
 
 def test_all_categories_are_inspected_together(real):

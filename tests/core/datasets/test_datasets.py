@@ -354,7 +354,7 @@ def test_content_hash_is_the_sha256_of_the_bytes(tmp_path):
 def test_hash_contents_hashes_every_path_and_reports(tmp_path):
     touch(tmp_path, "a", "b", "c")
     seen = []
-    hashes = hash_contents((tmp_path / n for n in "cab"), lambda done, total: seen.append((done, total)))
+    hashes = hash_contents((tmp_path / n for n in "cab"), lambda completed, total: seen.append((completed, total)))
     assert hashes == {tmp_path / n: hashlib.sha256(n.encode()).hexdigest() for n in "cab"}
     assert seen == [(1, 3), (2, 3), (3, 3)]
 
@@ -397,9 +397,9 @@ def good(count: int) -> list[Sample]:
     ("count", "held_out"), [(0, 0), (1, 0), (2, 1), (19, 9), (39, 19), (40, 20), (100, 20), (300, 30), (1000, 100)]
 )
 def test_a_tenth_is_held_out_but_at_least_20_and_at_most_half(count, held_out):
-    kept, held = split_held_out(good(count))
-    assert (len(kept), len(held)) == (count - held_out, held_out)
-    assert sorted(kept + held, key=lambda s: s.path) == good(count)
+    train, held = split_held_out(good(count))
+    assert (len(train), len(held)) == (count - held_out, held_out)
+    assert sorted(train + held, key=lambda s: s.path) == good(count)
 
 
 @given(order=st.randoms(use_true_random=False), seed=st.integers(0, 2**32))
@@ -430,10 +430,10 @@ def test_another_seed_chooses_others_and_another_place_the_same():
 def test_images_of_equal_content_stay_on_one_side(contents, share):
     samples = good(len(contents))
     hashes = {s.path: str(c) for s, c in zip(samples, contents, strict=True)}
-    kept, held = split_held_out(samples, share, 5, hashes=hashes)
-    assert not {hashes[s.path] for s in kept} & {hashes[s.path] for s in held}
+    train, held = split_held_out(samples, share, 5, hashes=hashes)
+    assert not {hashes[s.path] for s in train} & {hashes[s.path] for s in held}
     assert len(held) <= len(samples) // 2
-    assert len(kept) + len(held) == len(samples)
+    assert len(train) + len(held) == len(samples)
 
 
 def test_hashes_change_nothing_where_every_content_differs():

@@ -84,7 +84,7 @@ def test_sizes_and_formats_are_summed_up(tile):
 
 def test_progress_is_called_after_every_sample(tile):
     seen = []
-    inspect_dataset(open_dataset(tile), lambda done, total: seen.append((done, total)))
+    inspect_dataset(open_dataset(tile), lambda completed, total: seen.append((completed, total)))
     assert seen == [(i, 6) for i in range(1, 7)]
 
 
@@ -162,9 +162,9 @@ def test_indexed_masks_of_visa_are_not_empty(tmp_path):
     rows.append("pcb,test,anomaly,pcb/a.png,pcb/m.png")
     (tmp_path / "visa.csv").write_text("\n".join(rows))
     [sample] = open_dataset(tmp_path).test
-    found = sample.read_mask()
-    assert found is not None
-    assert found.sum() == 9
+    mask_read = sample.read_mask()
+    assert mask_read is not None
+    assert mask_read.sum() == 9
     assert problems(tmp_path) == []
 
 
@@ -184,7 +184,10 @@ def test_equal_images_are_told_apart_by_split_and_label(tile):
         ("note", "duplicate_image", "train/good/7.png"),
     ]
     messages = {p.kind: p.message for p in inspected(tile).problems}
-    assert messages["train_test_duplicate"] == "is the same image as train/good/1.png: the test would flatter"
+    assert (
+        messages["train_test_duplicate"]
+        == "is the same image as train/good/1.png: figures on the test split would be too good"
+    )
     assert messages["label_conflict"] == "is the same image as train/good/2.png, which has the label good"
 
 
@@ -236,7 +239,7 @@ def test_long_lists_of_one_kind_end_with_their_number(tile, capsys):
     assert "Problems: 12 errors, 1 note" in out
     assert out.count("belongs to no image") == 10
     assert "and 2 more of this kind (--all lists them)" in out
-    assert "notes.txt is a file that is no image by its name" in out
+    assert "notes.txt is a file without the extension of an image" in out
     assert run(["data", "inspect", str(tile), "--all"]) == 0
     out = capsys.readouterr().out
     assert out.count("belongs to no image") == 12
@@ -248,10 +251,10 @@ def test_json_is_one_object_a_line_for_every_category(tile, capsys):
     image(tile.parent / "cap/good/1.png", 1)
     mask(tile / "ground_truth/hole/9_mask.png")
     assert run(["data", "inspect", str(tile.parent), "--json"]) == 0
-    cap, found = map(json.loads, capsys.readouterr().out.splitlines())
-    assert (cap["category"], cap["is_usable"], cap["problems"]) == ("cap", True, [])
-    assert found["counts"][2] == {"split": "test", "defect": "hole", "images": 2, "masks": 2}
-    assert found["problems"] == [
+    cap_report, tile_report = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (cap_report["category"], cap_report["is_usable"], cap_report["problems"]) == ("cap", True, [])
+    assert tile_report["counts"][2] == {"split": "test", "defect": "hole", "images": 2, "masks": 2}
+    assert tile_report["problems"] == [
         {
             "kind": "orphan_mask",
             "path": str(tile / "ground_truth/hole/9_mask.png"),
@@ -260,7 +263,7 @@ def test_json_is_one_object_a_line_for_every_category(tile, capsys):
         }
     ]
     assert run(["data", "inspect", str(tile.parent), "--category", "cap", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == cap
+    assert json.loads(capsys.readouterr().out) == cap_report
 
 
 def test_an_unusable_category_ends_with_2_after_all_were_shown(tile, capsys):

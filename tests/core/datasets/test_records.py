@@ -18,15 +18,15 @@ from flawscope.datasets import fingerprint, hash_contents, list_categories, open
 from flawscope.errors import DataError
 
 
-def record(filename: str, label: int = 0, clsname: str = "bottle", **more: Any) -> dict[str, Any]:
+def record(filename: str, label: int = 0, clsname: str = "bottle", **keys: Any) -> dict[str, Any]:
     name = "defective" if label else "good"
-    return {"filename": filename, "label": label, "label_name": name, "clsname": clsname} | more
+    return {"filename": filename, "label": label, "label_name": name, "clsname": clsname} | keys
 
 
-def defect(filename: str, clsname: str = "bottle", **more: Any) -> dict[str, Any]:
+def defect(filename: str, clsname: str = "bottle", **keys: Any) -> dict[str, Any]:
     """Return a defect of the MVTec layout with its mask."""
     mask = filename.replace("/test/", "/ground_truth/").replace(".png", "_mask.png")
-    return record(filename, 1, clsname, maskname=mask) | more
+    return record(filename, 1, clsname, maskname=mask) | keys
 
 
 TRAIN = (

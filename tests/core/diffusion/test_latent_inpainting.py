@@ -66,11 +66,11 @@ def test_fifty_steps_of_anogen_are_981_to_1_and_end_at_the_first_level() -> None
 
 @given(st.integers(0, 1000))
 def test_where_everything_is_kept_the_image_comes_back_within_the_noise_of_the_first_level(seed: int) -> None:
-    made = draw_latents("blend", clean(), np.ones((2, 1, 6, 6), np.float32), noise("blend", ANOGEN), ANOGEN, predict)
+    drawn = draw_latents("blend", clean(), np.ones((2, 1, 6, 6), np.float32), noise("blend", ANOGEN), ANOGEN, predict)
     # The last step starts from the image with the noise of t = 1 and can remove no more than it.
     level = (1.0 - plan_steps(ANOGEN)[-1].share) ** 0.5
     strongest = np.abs(noise("blend", ANOGEN)).max() + 1.0
-    assert np.abs(made - clean()).max() < level * strongest + 0.01 * np.abs(clean()).max()
+    assert np.abs(drawn - clean()).max() < level * strongest + 0.01 * np.abs(clean()).max()
 
 
 def test_what_is_kept_does_not_depend_on_what_is_drawn_beside_it() -> None:
@@ -96,13 +96,13 @@ def test_ddim_in_mode_inpaint_is_that_of_diffusers_step_by_step(eta: float) -> N
         added = torch.from_numpy(drawn[:, 1 + number]) if eta else None
         x = scheduler.step(predicted, timestep, x, eta=eta, variance_noise=added).prev_sample
         expected.append(x.numpy())
-    found: list[np.ndarray] = []
+    states: list[np.ndarray] = []
     draw_latents(
-        "inpaint", clean(), half(), drawn, sampling, predict, told=lambda number, one: found.append(one.copy())
+        "inpaint", clean(), half(), drawn, sampling, predict, told=lambda number, state: states.append(state.copy())
     )
-    assert len(found) == 20
-    for one, other in zip(found, expected, strict=True):
-        np.testing.assert_allclose(one, other, rtol=5e-5, atol=5e-5)
+    assert len(states) == 20
+    for state, reference in zip(states, expected, strict=True):
+        np.testing.assert_allclose(state, reference, rtol=5e-5, atol=5e-5)
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers with NumPy 2
@@ -125,13 +125,13 @@ def test_dpm_solver_is_that_of_diffusers_step_by_step(steps: int) -> None:
         euler_at_final=True,
     )
     scheduler.set_timesteps(steps)
-    assert [int(one) for one in scheduler.timesteps] == [step.timestep for step in plan_steps(sampling)]
+    assert [int(state) for state in scheduler.timesteps] == [step.timestep for step in plan_steps(sampling)]
     x, expected = torch.from_numpy(drawn[:, 0]), []
     for timestep in scheduler.timesteps:
         predicted = torch.from_numpy(predict(x.numpy(), int(timestep)))
         x = scheduler.step(predicted, timestep, x).prev_sample
         expected.append(x.numpy())
-    found: list[np.ndarray] = []
+    states: list[np.ndarray] = []
     draw_latents(
         "inpaint",
         clean(),
@@ -140,10 +140,10 @@ def test_dpm_solver_is_that_of_diffusers_step_by_step(steps: int) -> None:
         sampling,
         predict,
         solver="dpm++",
-        told=lambda number, one: found.append(one.copy()),
+        told=lambda number, state: states.append(state.copy()),
     )
-    for one, other in zip(found, expected, strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-4)
+    for state, reference in zip(states, expected, strict=True):
+        np.testing.assert_allclose(state, reference, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("solver", ["ddim", "dpm++"])
@@ -157,14 +157,16 @@ def test_a_network_that_knows_the_noise_gives_the_image_it_hides(solver: Solver,
         share = shares[timestep]
         return np.asarray((x - hidden * share**0.5) / (1.0 - share) ** 0.5, np.float32)
 
-    made = draw_latents("inpaint", clean(), half(), noise("inpaint", sampling), sampling, knows, solver=solver)
+    drawn = draw_latents("inpaint", clean(), half(), noise("inpaint", sampling), sampling, knows, solver=solver)
     left = 0.0 if final == "clean" else (1.0 - shares[0]) ** 0.5 * 5.0
-    np.testing.assert_allclose(made, hidden, atol=1e-4 + left)
+    np.testing.assert_allclose(drawn, hidden, atol=1e-4 + left)
 
 
 def test_less_strength_takes_the_last_steps_and_starts_from_the_image() -> None:
     sampling = Sampling(**LEVELS, steps=20)
-    assert [one.timestep for one in plan_drawing(sampling, 0.5)] == [one.timestep for one in plan_steps(sampling)[10:]]
+    assert [step.timestep for step in plan_drawing(sampling, 0.5)] == [
+        step.timestep for step in plan_steps(sampling)[10:]
+    ]
     drawn = noise("inpaint", sampling, strength=0.05)
     seen: list[np.ndarray] = []
 
@@ -187,9 +189,9 @@ def test_noise_is_counted_by_mode_and_eta(mode: Mode, eta: float, expected: int)
 
 
 @given(st.integers(0, 2**31), st.integers(0, 2**31))
-def test_seeds_tell_images_noise_apart(one: int, other: int) -> None:
-    first, second = (draw_noise(seed, "inpaint", ANOGEN, LATENTS) for seed in (one, other))
-    assert np.array_equal(first, second) == (one == other)
+def test_seeds_tell_images_noise_apart(seed_a: int, seed_b: int) -> None:
+    first, second = (draw_noise(seed, "inpaint", ANOGEN, LATENTS) for seed in (seed_a, seed_b))
+    assert np.array_equal(first, second) == (seed_a == seed_b)
 
 
 def test_an_image_is_drawn_alike_alone_and_beside_others() -> None:

@@ -40,11 +40,11 @@ def test_every_box_has_one_of_nine_places_and_mirroring_mirrors_it(height, width
     w, h = int(rng.integers(1, width + 1)), int(rng.integers(1, height + 1))
     box = Rect(int(rng.integers(0, width - w + 1)), int(rng.integers(0, height - h + 1)), w, h)
     mirrored = Rect(width - box.left - w, box.top, w, h)
-    found, other = (location_of(b, (height, width)) for b in (box, mirrored))
-    [(row, column)] = [(r, c) for r in range(3) for c in range(3) if LOCATIONS[r][c] == found]
+    location, mirrored_location = (location_of(b, (height, width)) for b in (box, mirrored))
+    [(row, column)] = [(r, c) for r in range(3) for c in range(3) if LOCATIONS[r][c] == location]
     # Rounding decides a centre that lies exactly on the grid.
     on_grid = any(abs(box.centre((height, width))[0] - part) < 1e-9 for part in (1 / 3, 2 / 3))
-    assert on_grid or other == LOCATIONS[row][2 - column]
+    assert on_grid or mirrored_location == LOCATIONS[row][2 - column]
 
 
 def test_a_place_is_filled_in_everywhere_with_a_capital_at_the_beginning():

@@ -19,28 +19,28 @@ def maps(count: int = 2, height: int = 40, width: int = 48, seed: int = 0) -> tu
 def test_small_integers_are_summed_exactly() -> None:
     pixel, feature = np.full((1, 3, 3), 2, np.float32), np.full((1, 3, 3), 5, np.float32)
     pixel[0, 1, 2] = 7
-    found, scores = finish_maps(pixel, feature, MapRule(3.0, 0.5, 0.0))
+    anomaly_maps, scores = finish_maps(pixel, feature, MapRule(3.0, 0.5, 0.0))
     expected = np.full((1, 3, 3), 8.5, np.float32)
     expected[0, 1, 2] = 23.5
-    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(anomaly_maps, expected)
     np.testing.assert_array_equal(scores, [23.5])
 
 
 def test_the_gaussian_is_scipys() -> None:
     scipy = pytest.importorskip("scipy.ndimage")
     pixel, feature = maps()
-    found, scores = finish_maps(pixel, feature, MapRule(2.0, 1.0, 4.0))
+    anomaly_maps, scores = finish_maps(pixel, feature, MapRule(2.0, 1.0, 4.0))
     for index in range(2):
         summed = (2 * pixel[index] + feature[index]).astype(np.float64)
         expected = scipy.gaussian_filter(summed, 4.0, mode="mirror", truncate=4.0)
-        np.testing.assert_allclose(found[index], expected, atol=1e-5)
-        assert scores[index] == found[index].max()
+        np.testing.assert_allclose(anomaly_maps[index], expected, atol=1e-5)
+        assert scores[index] == anomaly_maps[index].max()
 
 
 def test_pooling_is_that_many_mean_filters_of_eight_before_the_largest_value() -> None:
     pixel, feature = maps(height=64, width=80)
-    found, scores = finish_maps(pixel, feature, MapRule(1.0, 1.0, 0.0, pooling=3))
-    np.testing.assert_allclose(found, pixel + feature, atol=1e-6)  # the map itself is not pooled
+    anomaly_maps, scores = finish_maps(pixel, feature, MapRule(1.0, 1.0, 0.0, pooling=3))
+    np.testing.assert_allclose(anomaly_maps, pixel + feature, atol=1e-6)  # the map itself is not pooled
     for index in range(2):
         pooled = (pixel[index] + feature[index]).astype(np.float64)
         for _ in range(3):

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from flawscope.diffusion.schedule import (
     Denoise,
     Sampling,
-    blend_left,
     noises_needed,
     plan_steps,
     reconstruct,
@@ -99,7 +98,8 @@ def test_the_image_gets_the_noise_of_the_first_call_unless_that_of_the_start_is_
 
 @pytest.mark.parametrize(("weight", "left"), [(1.0, 0.04), (0.1, 0.74)])
 def test_a_blend_of_one_copies_the_input_and_a_tenth_does_not(weight: float, left: float) -> None:
-    assert blend_left(Sampling(conditioning="blend", weight=weight)) == pytest.approx(left, abs=0.01)
+    shares = [1.0 - step.blend for step in plan_steps(Sampling(conditioning="blend", weight=weight))]
+    assert np.prod(shares) == pytest.approx(left, abs=0.01)
 
 
 def diffusers_sampling(sampling: Sampling, denoise: Denoise) -> np.ndarray:
@@ -176,8 +176,8 @@ def test_blending_mixes_the_clean_image_in_after_each_step() -> None:
     assert (first.blend, last.blend) == (0.5, 0.0)
     unblended = Sampling(start=1000, steps=2, clip=False)
     seen: list[np.ndarray] = []
-    for one in (sampling, unblended):
-        reconstruct(images(), noise(one), one, lambda x, t: seen.append(x.copy()) or predict(x, t))  # type: ignore[func-returns-value]
+    for variant in (sampling, unblended):
+        reconstruct(images(), noise(variant), variant, lambda x, t: seen.append(x.copy()) or predict(x, t))  # type: ignore[func-returns-value]
     np.testing.assert_allclose(seen[1], 0.5 * seen[3] + 0.5 * images(), atol=1e-6)
 
 
@@ -197,18 +197,18 @@ def test_the_correction_of_ddad_is_the_papers_formula() -> None:
 def test_a_network_that_knows_the_noise_gives_the_image_back() -> None:
     sampling = Sampling(clip=False)
     drawn = noise(sampling)
-    found = reconstruct(images(), drawn, sampling, lambda x, t: np.broadcast_to(drawn[:1], x.shape))
-    np.testing.assert_allclose(found, images(), atol=1e-5)
+    reconstruction = reconstruct(images(), drawn, sampling, lambda x, t: np.broadcast_to(drawn[:1], x.shape))
+    np.testing.assert_allclose(reconstruction, images(), atol=1e-5)
 
 
 def test_what_is_hidden_at_the_start_may_be_another_image_than_what_is_aimed_at() -> None:
     sampling = Sampling(conditioning="ddad", weight=3.0, clip=False)
     aimed, hidden = images(), rng(5).uniform(-1, 1, SHAPE).astype(np.float32)
     drawn = noise(sampling)
-    own = reconstruct(aimed, drawn, sampling, predict)
-    other = reconstruct(aimed, drawn, sampling, predict, hidden)
-    assert np.abs(own - other).max() > 1e-3
-    np.testing.assert_array_equal(reconstruct(aimed, drawn, sampling, predict, aimed), own)
+    from_image = reconstruct(aimed, drawn, sampling, predict)
+    from_hidden = reconstruct(aimed, drawn, sampling, predict, hidden)
+    assert np.abs(from_image - from_hidden).max() > 1e-3
+    np.testing.assert_array_equal(reconstruct(aimed, drawn, sampling, predict, aimed), from_image)
 
 
 @given(
@@ -232,7 +232,7 @@ def test_every_plan_gets_cleaner_and_images_do_not_depend_on_their_neighbours(
     batch = rng(count).uniform(-1, 1, (count, *SHAPE[1:])).astype(np.float32)
     drawn = noise(sampling)
     together = reconstruct(batch, drawn, sampling, predict)
-    alone = np.concatenate([reconstruct(one[None], drawn, sampling, predict) for one in batch])
+    alone = np.concatenate([reconstruct(image[None], drawn, sampling, predict) for image in batch])
     np.testing.assert_array_equal(together, alone)
 
 

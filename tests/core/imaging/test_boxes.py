@@ -53,7 +53,7 @@ def test_parts_share_one_box_unless_each_is_to_have_its_own():
 
 
 def test_a_negative_margin_is_refused():
-    with pytest.raises(ArgumentError, match=r"margin: expected a part of the box's side from 0 to 1, got -0.1"):
+    with pytest.raises(ArgumentError, match=r"margin: expected a share of the box's side from 0 to 1, got -0.1"):
         boxes_of(np.ones((8, 8), np.bool_), -0.1)
 
 

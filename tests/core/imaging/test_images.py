@@ -34,8 +34,8 @@ LOSSLESS = {".webp": [cv2.IMWRITE_WEBP_QUALITY, 101]}
 
 
 def encode(extension, image, parameters=()):
-    done, data = cv2.imencode(extension, image, list(parameters) or LOSSLESS.get(extension, []))
-    assert done
+    is_encoded, data = cv2.imencode(extension, image, list(parameters) or LOSSLESS.get(extension, []))
+    assert is_encoded
     return data.tobytes()
 
 
@@ -229,8 +229,8 @@ def test_refusing_a_huge_image_takes_little_memory():
         "try: decode_image(sys.stdin.buffer.read())\n"
         "except ImageError: print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], input=huge(".png"), capture_output=True, check=True)
-    assert int(done.stdout) < 10_000  # KiB; the decoded image would take 2.6 GiB
+    process = subprocess.run([sys.executable, "-c", program], input=huge(".png"), capture_output=True, check=True)
+    assert int(process.stdout) < 10_000  # KiB; the decoded image would take 2.6 GiB
 
 
 def test_the_pixel_limit_can_be_changed(monkeypatch):

@@ -46,10 +46,10 @@ def test_every_row_of_the_interpolation_has_two_weights_that_sum_to_one(source, 
 def test_up_sampling_is_the_bilinear_resize_of_opencv(grid, size):
     source = random_map(*grid)
     got = upsample_matrix(grid[0], size[0]) @ source @ upsample_matrix(grid[1], size[1]).T
-    wanted = cv2.resize(source, size[::-1], interpolation=cv2.INTER_LINEAR)
+    expected = cv2.resize(source, size[::-1], interpolation=cv2.INTER_LINEAR)
     # OpenCV keeps position and weights in float32; the position is a number up to the grid's size.
     tolerance = np.abs(source).max() * 2 * max(grid) * FLOAT32.gamma(4)
-    np.testing.assert_allclose(got, wanted, rtol=0, atol=tolerance)
+    np.testing.assert_allclose(got, expected, rtol=0, atol=tolerance)
 
 
 # --- smoothing
@@ -66,8 +66,8 @@ def test_no_or_hardly_any_sigma_is_the_identity(size, sigma):
 def test_smoothing_is_the_gaussian_of_scipy_with_mirrored_borders(size, sigma):
     source = random_map(size, 17)
     got = gaussian_matrix(size, sigma) @ source
-    wanted = ndimage.gaussian_filter1d(source, sigma, axis=0, mode="mirror", truncate=4)
-    np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-12)
+    expected = ndimage.gaussian_filter1d(source, sigma, axis=0, mode="mirror", truncate=4)
+    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("sigma", [1.0, 4.0])
@@ -75,8 +75,8 @@ def test_smoothing_is_the_gaussian_of_scipy_with_mirrored_borders(size, sigma):
 def test_smoothing_both_axes_is_the_two_dimensional_gaussian_of_scipy(size, sigma):
     source = random_map(*size)
     got = gaussian_matrix(size[0], sigma) @ source @ gaussian_matrix(size[1], sigma).T
-    wanted = ndimage.gaussian_filter(source, sigma, mode="mirror", truncate=4)
-    np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-12)
+    expected = ndimage.gaussian_filter(source, sigma, mode="mirror", truncate=4)
+    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-12)
 
 
 def test_the_border_is_mirrored_without_repeating_the_edge():
@@ -125,10 +125,10 @@ def test_the_map_head_is_resize_then_gaussian(grid, size):
     assert columns.flags.c_contiguous
     got = rows @ source.astype(np.float32) @ columns
     resized = cv2.resize(source, size[::-1], interpolation=cv2.INTER_LINEAR)
-    wanted = ndimage.gaussian_filter(resized, 4.0, mode="mirror", truncate=4)
+    expected = ndimage.gaussian_filter(resized, 4.0, mode="mirror", truncate=4)
     # Rounding the map and both matrices to float32 and two float32 products; OpenCV's own float32 weights.
     tolerance = np.abs(source).max() * (FLOAT32.rows_of(sum(grid) + 4) + 2 * max(grid) * FLOAT32.gamma(4))
-    np.testing.assert_allclose(got, wanted, rtol=0, atol=tolerance)
+    np.testing.assert_allclose(got, expected, rtol=0, atol=tolerance)
 
 
 def test_a_peak_stays_in_its_place():

@@ -464,7 +464,7 @@ def test_bundle_info_and_verify_know_what_draws(
     assert "draws inpaint, 20 steps, guidance 3.5, the window around a box, at most 40% of it" in lines
     assert "latents 4 channels of 8x8" in lines
     assert "licence own" in lines
-    assert "support 4 images that it was learned from" in lines
+    assert "support 4 images that it was trained on" in lines
     assert any(line.startswith("parity denoise.onnx and the others, cpu against torch: at least ") for line in lines)
     (stain,) = (line for line in lines if line.startswith("defect steel/stain"))
     assert "{location}" in stain

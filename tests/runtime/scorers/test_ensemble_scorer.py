@@ -413,4 +413,4 @@ def test_info_names_the_members(ensemble: Path, capsys: pytest.CaptureFixture[st
         f"member one (patchcore, {digest[:12]}): weight 2, map center 100 spread 64, score center 100 spread 64"
         in lines
     )
-    assert "measured centers and spreads on 20 normal images that no member has learned" in lines
+    assert "measured centers and spreads on 20 normal images that no member was trained on" in lines

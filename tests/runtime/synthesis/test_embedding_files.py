@@ -136,7 +136,7 @@ def test_a_module_is_not_imported_to_find_out_what_it_is(tmp_path: Path, monkeyp
 def test_instructions_that_tensors_do_not_need_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "e.pt"
     path.write_bytes(pickle.dumps({"string_to_param": b"bytes"}, protocol=5))
-    with pytest.raises(DataError, match=r"got a pickle with the instruction FRAME, .* It was not followed\.$"):
+    with pytest.raises(DataError, match=r"got a pickle with the opcode FRAME, .* It was not executed\.$"):
         read_anogen_embeddings(path)
 
 

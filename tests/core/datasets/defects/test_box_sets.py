@@ -44,9 +44,9 @@ def test_the_range_is_the_5th_and_95th_percentile():
 )
 def test_random_boxes_have_sizes_and_places_like_those_seen(box, size, seed, is_anywhere):
     seen = range_of([(Rect(*box), (64, 64))])
-    found = draw_box(seen, size, generator(seed), is_anywhere=is_anywhere)
-    assert found is not None
-    drawn, tries = found
+    placed = draw_box(seen, size, generator(seed), is_anywhere=is_anywhere)
+    assert placed is not None
+    drawn, tries = placed
     height, width = size
     assert tries == 1
     assert 0 <= drawn.left <= width - drawn.width
@@ -63,9 +63,9 @@ def test_random_boxes_on_a_part_lie_on_it():
     area[10:40, 20:50] = True
     seen = range_of([(Rect(0, 0, 8, 8), (64, 64))])
     for seed in range(50):
-        found = draw_box(seen, (64, 64), generator(seed), within=Coverage(area), is_anywhere=True)
-        assert found is not None
-        box = found[0]
+        placed = draw_box(seen, (64, 64), generator(seed), within=Coverage(area), is_anywhere=True)
+        assert placed is not None
+        box = placed[0]
         assert np.count_nonzero(area & box.to_mask((64, 64))) > 0.75 * box.width * box.height
 
 
@@ -76,11 +76,11 @@ def test_a_box_that_fits_nowhere_is_none_and_not_an_endless_search():
 
 @given(number=st.integers(0, 1000), types=st.integers(1, 20))
 def test_the_shares_add_up_and_the_first_types_take_what_is_left(number, types):
-    found = shares(number, types)
-    assert sum(found) == number
-    assert len(found) == types
-    assert found == sorted(found, reverse=True)
-    assert max(found) - min(found) <= 1
+    parts = shares(number, types)
+    assert sum(parts) == number
+    assert len(parts) == types
+    assert parts == sorted(parts, reverse=True)
+    assert max(parts) - min(parts) <= 1
 
 
 # --- a set on disk
@@ -141,9 +141,9 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_other_boxes(steel, 
     entries = list_anomalous(steel, "test")
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         write_boxes(steel, entries, tmp_path / name, BoxSettings(number=4, within="picture", seed=seed))
-    one, same, other = (files_of(tmp_path / name) for name in "abc")
-    assert one == same
-    assert one["steel/steel_test.jsonl"] != other["steel/steel_test.jsonl"]
+    first, again, other = (files_of(tmp_path / name) for name in "abc")
+    assert first == again
+    assert first["steel/steel_test.jsonl"] != other["steel/steel_test.jsonl"]
 
 
 def test_empty_masks_are_passed_over_and_named(tmp_path):

@@ -118,8 +118,8 @@ def test_the_same_seed_gives_the_same_bytes(steel, tmp_path):
     entries = list_anomalous(steel, "test")
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         write_descriptions(steel, entries, tmp_path / name, seed=seed)
-    one, same, other = ((tmp_path / name / "steel" / "steel_train.jsonl").read_bytes() for name in "abc")
-    assert one == same
-    assert one != other
+    first, again, other = ((tmp_path / name / "steel" / "steel_train.jsonl").read_bytes() for name in "abc")
+    assert first == again
+    assert first != other
     sheets = [(tmp_path / name / "contact_sheet.png").read_bytes() for name in "ab"]
     assert sheets[0] == sheets[1]

@@ -77,10 +77,10 @@ def test_flagged_masks_are_really_turned_and_by_all_angles():
     angle=st.integers(0, 180),
 )
 def test_a_turned_rectangle_holds_the_pixels_whose_centres_lie_in_it(box, angle):
-    from flawscope.datasets.defects.random_masks import _Turned
+    from flawscope.datasets.defects.random_masks import _RotatedRect
 
     left, top, width, height = box
-    turned = _Turned(left, top, width, height, angle, SIZE)
+    turned = _RotatedRect(left, top, width, height, angle, SIZE)
     mask = np.zeros((SIZE, SIZE), np.bool_)
     turned.part_of(mask)[:] = turned.pixels()
     corners = np.array([(-width, -height), (width, -height), (width, height), (-width, height)]) / 2
@@ -95,9 +95,9 @@ def test_a_turned_rectangle_holds_the_pixels_whose_centres_lie_in_it(box, angle)
 
 
 def test_a_turn_by_a_right_angle_swaps_the_sides():
-    from flawscope.datasets.defects.random_masks import _Turned
+    from flawscope.datasets.defects.random_masks import _RotatedRect
 
-    turned = _Turned(20, 10, 10, 30, 90, SIZE)
+    turned = _RotatedRect(20, 10, 10, 30, 90, SIZE)
     assert turned.window == (10, 20, 30, 10)
     assert turned.pixels().all()
 
@@ -147,9 +147,9 @@ def test_a_speck_in_the_corner_does_not_turn_the_foreground_round():
     image = np.full((96, 96, 3), 20, np.uint8)
     image[30:70, 30:70] = 220
     image[0, 0] = 220
-    found = find_foreground(image)
-    assert found[30:70, 30:70].all()
-    assert found.sum() < 0.3 * found.size
+    foreground = find_foreground(image)
+    assert foreground[30:70, 30:70].all()
+    assert foreground.sum() < 0.3 * foreground.size
 
 
 def test_holes_of_the_part_are_closed():
@@ -210,7 +210,7 @@ def test_a_range_file_is_read(tmp_path):
         ({"rotate": 0}, "Expected `bool`, got `int`"),
         ({"width": [0.3, 0.2]}, r"the smaller one first, got \[0.3, 0.2\]"),
         ({"width": [0.0, 0.2]}, r"above 0 and up to 1"),
-        ({"height": [0.5, 1.2]}, r"height: expected two parts of the side above 0 and up to 1"),
+        ({"height": [0.5, 1.2]}, r"height: expected two shares of the side above 0 and up to 1"),
         ({"height": [0.5]}, "Expected `array` of length 2"),
         ({"depth": 1}, "unknown field `depth`"),
     ],
@@ -330,20 +330,20 @@ def test_turning_follows_the_flag_or_the_option(tmp_path, rotate, turned):
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_other_masks(tmp_path):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         write_masks(a_range("picture"), tmp_path / name, MaskSettings(number=5, size=64, seed=seed))
-    one, same, other = (files_of(tmp_path / name) for name in "abc")
-    assert one == same
-    assert one["steel/scratch/001.png"] != other["steel/scratch/001.png"]
-    assert set(one) == set(other)
+    first, again, other = (files_of(tmp_path / name) for name in "abc")
+    assert first == again
+    assert first["steel/scratch/001.png"] != other["steel/scratch/001.png"]
+    assert set(first) == set(other)
 
 
 def test_a_further_defect_type_or_more_masks_leave_the_others_as_they_are(tmp_path):
     write_masks(a_range("picture"), tmp_path / "a", MaskSettings(number=3, size=64))
-    more = {
+    wider = {
         "steel": CategoryRanges(
             "picture", {"a": Sides((0.1, 0.2), (0.1, 0.2), rotate=False), **a_range("picture")["steel"].defects}
         )
     }
-    write_masks(more, tmp_path / "b", MaskSettings(number=6, size=64))
+    write_masks(wider, tmp_path / "b", MaskSettings(number=6, size=64))
     few, many = files_of(tmp_path / "a"), files_of(tmp_path / "b")
     for name in ("001", "002", "003"):
         assert few[f"steel/scratch/{name}.png"] == many[f"steel/scratch/{name}.png"]

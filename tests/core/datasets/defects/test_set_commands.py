@@ -54,8 +54,8 @@ def test_the_spellings_of_the_published_scripts_are_taken_too(tiny_root, tmp_pat
 def test_words_can_be_given(data, tmp_path, capsys):
     (tmp_path / "phrases.json").write_text(json.dumps({f"{CATEGORY}/{DEFECTS[0]}": "small dark pits"}))
     (tmp_path / "frames.txt").write_text("{token}: {description} {location}\n")
-    words = ["--phrases", str(tmp_path / "phrases.json"), "--frames", str(tmp_path / "frames.txt")]
-    arguments = [*data, "--split", "test", "--defect", DEFECTS[0], *words, "--out", str(tmp_path / "texts")]
+    options = ["--phrases", str(tmp_path / "phrases.json"), "--frames", str(tmp_path / "frames.txt")]
+    arguments = [*data, "--split", "test", "--defect", DEFECTS[0], *options, "--out", str(tmp_path / "texts")]
     assert run(["synth", "describe", *arguments]) == 0
     lines = (tmp_path / "texts" / CATEGORY / f"{CATEGORY}_train.jsonl").read_text().splitlines()
     assert len(lines) == 3
@@ -91,7 +91,7 @@ def test_an_earlier_set_is_replaced(data, tmp_path):
         (["masks", "--ranges", "RANGES", "--size", "4"], "size: expected a whole number from 16"),
         (["describe", "DATA", "--split", "test", "--phrases", "RANGES"], "expected a table of phrases"),
         (["describe", "DATA", "--split", "test", "--frames", "RANGES"], "expected a sentence with"),
-        (["describe", "DATA", "--split", "test", "--margin", "-1"], "margin: expected a part of the box's side"),
+        (["describe", "DATA", "--split", "test", "--margin", "-1"], "margin: expected a share of the box's side"),
         (["describe", "--data", "NONE"], "expected a dataset's folder"),
     ],
 )

@@ -81,8 +81,8 @@ def test_seeds_choose_different_images(steel, tmp_path):
 
 def test_more_shots_keep_those_that_fewer_chose(steel, tmp_path):
     few = write_support(steel, tmp_path / "few", shots=1, split="test", defects=DEFECTS[:1])
-    more = write_support(steel, tmp_path / "more", shots=3, split="test", defects=DEFECTS[:1])
-    assert few.pictures[0] == more.pictures[0]
+    many = write_support(steel, tmp_path / "more", shots=3, split="test", defects=DEFECTS[:1])
+    assert few.pictures[0] == many.pictures[0]
 
 
 def test_test_images_are_not_taken_unasked(steel, tmp_path):
@@ -124,11 +124,11 @@ def test_a_support_set_is_found_again_and_left_out_of_the_evaluation(own_root, t
     dataset = open_dataset(own_root)
     record = write_support(dataset, tmp_path / "set", shots=3, split="test", defects=DEFECTS[:1])
     assert {entry.place for entry in find_support(dataset, record)} == {p.source for p in record.pictures}
-    kept, left_out = exclude_support(dataset, record)
+    remaining, left_out = exclude_support(dataset, record)
     assert set(left_out) == {p.source for p in record.pictures} | {"test/good/hidden_copy.png"}
-    assert len(kept.samples) == len(dataset.samples) - 4
-    assert {s.defect for s in kept.test} == {"good", DEFECTS[1]}
-    assert not {content_hash(s.path) for s in kept.samples} & record.contents
+    assert len(remaining.samples) == len(dataset.samples) - 4
+    assert {s.defect for s in remaining.test} == {"good", DEFECTS[1]}
+    assert not {content_hash(s.path) for s in remaining.samples} & record.contents
 
 
 def test_the_same_part_under_another_light_is_named_and_left_out(own_root, tmp_path):
