@@ -60,6 +60,7 @@ class Inspector:
         self.thresholds = self.manifest.thresholds_of(precision)
         self._options = ScorerOptions(choice.name, path, precision)
         self._device_failed = False
+        self._sampling: Sampling | None = None
         try:
             self.scorer = open_scorer(bundle, self._options)
         except BackendError as err:
@@ -172,6 +173,8 @@ class Inspector:
         """
         if self._device_failed:
             self.scorer = open_scorer(self.bundle, self._options)
+            if self._sampling is not None and self.scorer.reconstructor is not None:
+                self.scorer.reconstructor.resample(self._sampling)  # a new scorer has that of the manifest
             self._device_failed = False  # after opening: if that raises, the next call must try again
         try:
             return self.scorer.score(prepared)
@@ -201,6 +204,7 @@ class Inspector:
                 f"{self.bundle.path}: expected a bundle that reconstructs (ddad, dsad), got {self.manifest.method}."
             )
         self.scorer.reconstructor.resample(sampling)
+        self._sampling = sampling
 
     def check_reconstructs(self) -> Reconstructor:
         """Return the scorer's reconstructor.

@@ -15,6 +15,7 @@ import pytest
 from tiny_dataset import anomalous_images, broken_images, normal_images, write_rgb
 
 from flawscope.bundle import Threshold, Thresholds, open_bundle, pack_bundle, rewrite_manifest
+from flawscope.diffusion.schedule import Sampling
 from flawscope.errors import ArgumentError, BackendError, BundleError, DeviceError
 from flawscope.imaging.images import Preprocessing, read_image
 from flawscope.runtime import Inspector, Result
@@ -441,3 +442,28 @@ def test_an_image_on_disk_may_be_of_any_format(padim_bundle: Path, tiny_root: Pa
         expected = inspector(image).score
         for suffix in ("png", "bmp", "tiff"):
             assert inspector(write_rgb(tmp_path / f"x.{suffix}", image)).score == expected
+
+
+def test_another_sampling_outlives_a_lost_device(padim_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Reconstructing(FakeScorer):
+        """Remembers how it was told to sample."""
+
+        def __init__(self, answers: list[Any]) -> None:
+            super().__init__(answers)
+            self.reconstructor, self.samplings = self, []
+
+        def resample(self, sampling: Sampling) -> None:
+            self.samplings.append(sampling)
+
+    lost, fresh = Reconstructing([DeviceError("backend cpu: the device failed")]), Reconstructing([(0.0, 0.0)])
+    few = Sampling(betas="linear", beta_start=0.1, beta_end=0.2, start=10, steps=2)
+    image = np.zeros((1, 64, 64, 3), np.uint8)
+    with Inspector.load(padim_bundle, "cpu") as inspector:
+        inspector.scorer.close()
+        inspector.scorer = lost  # type: ignore[assignment]
+        monkeypatch.setattr(inspector_module, "open_scorer", lambda *arguments: fresh)
+        inspector.resample(few)
+        with pytest.raises(DeviceError):
+            inspector.infer(image)
+        inspector.infer(image)
+    assert lost.samplings == fresh.samplings == [few]
