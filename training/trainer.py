@@ -39,7 +39,7 @@ class FitRequest:
         start: Fit result of an earlier run of which a part is reused, or None.
     """
 
-    config: Any
+    config: Any  # each trainer knows the type of its settings; a union here would name every method
     backbone: Backbone
     samples: Sequence[Sample]
     images: list[ImageSource]
@@ -75,6 +75,7 @@ class Trainer:
         """Learn from normal images."""
         raise AssertionError(f"{type(self).__name__} has no fit of its own")
 
+    # Not abstract: autoencoders restore nothing here, since they score no images.
     def restore(self, path: Path, record: RunRecord, backbone: Backbone, fit_result: FitResult) -> Any:
         """Return the torch module that scores images, with the weights of a run.
 

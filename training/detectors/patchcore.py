@@ -68,9 +68,9 @@ def fit_patchcore(
                     patches = patches @ plan.projection
                 matrix[row : row + len(patches)] = patches
                 row += len(patches)
-        count = bank_rows(config, len(matrix))
+        rows = bank_rows(config, len(matrix))
         coreset = kcenter_greedy(
-            matrix, count, config.seed, lambda done, total: progress("selecting the coreset", done, total)
+            matrix, rows, config.seed, lambda count, total: progress("selecting the coreset", count, total)
         )
         if plan.projection is None:
             bank = matrix[coreset]
@@ -133,10 +133,10 @@ class _Plan:
             width = min(channels, johnson_lindenstrauss_size(images * per_image, 0.9))
         # A projection that does not reduce dimensions would only distort.
         projection = sparse_projection(channels, width, config.seed) if width < channels else None
-        kept = max(1, min(per_image, budget // (4 * images * width)))
+        subset = max(1, min(per_image, budget // (4 * images * width)))
         space = "the full space" if projection is None else f"a projection to {width} dimensions"
-        share = "" if kept == per_image else f", of {kept} random patches of the {per_image} in each image"
-        return cls(kept, projection, channels, space + share)
+        share = "" if subset == per_image else f", of {subset} random patches of the {per_image} in each image"
+        return cls(subset, projection, channels, space + share)
 
 
 def johnson_lindenstrauss_size(points: int, distortion: float) -> int:

@@ -113,10 +113,10 @@ def restore_backbone(settings: FeatureSettings, state: dict[str, Tensor]) -> Bac
         backbone.network.load_state_dict(state)
     except RuntimeError as err:
         expected = backbone.network.state_dict()  # torch's own message lists every one of hundreds of tensors
-        fitting = sum(key in state and state[key].shape == value.shape for key, value in expected.items())
+        matching = sum(key in state and state[key].shape == value.shape for key, value in expected.items())
         raise RunError(
             f"the run's weights are not those of {settings.backbone}: expected its {len(expected)} tensors, got "
-            f"{len(state)}, of which {fitting} fit. Train again."
+            f"{len(state)}, of which {matching} fit. Train again."
         ) from err
     return backbone
 

@@ -118,7 +118,7 @@ class _Loop:
         self._task, self._images, self._config, self._folder = task, images, config, folder
         self._settings = config.loop
         self._accelerator = accelerator
-        # Before the optimizer is made, which holds on to the parameters it is given.
+        # Before the optimizer is made, as torch asks for.
         task.network.to(accelerator.device)
         self._network, self._optimizer = accelerator.prepare(task.network, task.optimizer())
         # The rates before any schedule, of each group: encoders may learn at a share of the others' rate.
@@ -156,8 +156,8 @@ class _Loop:
             losses: list[float] = []
             count = min(self._batches, self._total - self._step)
             for number, images in enumerate(self._epoch_batches(count), 1):
-                # The last batches of an epoch make a step even if fewer than `accumulate`: no gradients are carried into
-                # the next epoch, where a checkpoint would not have them.
+                # The last batches of an epoch make a step even if fewer than `accumulate`: no gradients are carried
+                # into the next epoch, where a checkpoint would not have them.
                 is_step = number % self._settings.accumulate == 0 or number == count
                 losses.append(self._take_batch(images, is_step))
                 progress("training", self._step, self._total)
@@ -259,7 +259,7 @@ class _Loop:
     def _keep_best(self, error: float) -> None:
         if not math.isfinite(error):
             raise RunError(f"training: expected a finite validation error, got {error} after epoch {self._epoch}.")
-        if error < self._best_error:  # strictly: of equal errors the first wins, as it does after a resumption
+        if error < self._best_error:  # strictly: of equal errors the first wins
             self._best_error, self._best_epoch = error, self._epoch
             self._best = {name: value.detach().cpu().clone() for name, value in self._task.network.state_dict().items()}
 

@@ -21,11 +21,11 @@ def load_state(network: nn.Module, state: Mapping[str, Tensor], name: str) -> No
         RunError: If the weights are of another architecture.
     """
     expected = network.state_dict()  # torch's own message lists every one of hundreds of tensors
-    fitting = sum(key in state and state[key].shape == value.shape for key, value in expected.items())
-    if fitting != len(expected) or len(state) != len(expected):
+    matching = sum(key in state and state[key].shape == value.shape for key, value in expected.items())
+    if matching != len(expected) or len(state) != len(expected):
         raise RunError(
             f"{name}: expected the {len(expected)} tensors that its settings ask for, got {len(state)}, of which "
-            f"{fitting} fit. Train again."
+            f"{matching} fit. Train again."
         )
     network.load_state_dict(dict(state))
     network.eval().requires_grad_(False)
