@@ -97,6 +97,7 @@ class StfpmNetwork(nn.Module):
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Return maps and scores of a batch."""
         anomaly_map: Tensor | None = None
+        # A product, not a sum: a position is anomalous where all stages agree.
         for distance in stage_distances(self.teacher(image), self.student(image)):
             upsampled = functional.interpolate(distance[:, None], size=self.size, mode="bilinear", align_corners=False)
             anomaly_map = upsampled if anomaly_map is None else anomaly_map * upsampled
@@ -170,7 +171,7 @@ class StfpmTask:
         """Write validation images beside their maps, all maps on one scale."""
         images = next(self._validation.batches(range(min(_PREVIEWS, len(self._validation))), _PREVIEWS))
         maps = self._maps(images)[0].numpy()
-        highest = float(maps.max()) or 1.0
+        highest = float(maps.max()) or 1.0  # maps that are zero everywhere stay black
         coloured = [
             cv2.applyColorMap((255 * values / highest).astype(np.uint8), cv2.COLORMAP_INFERNO) for values in maps
         ]

@@ -59,6 +59,7 @@ class TorchNetworks:
         """Return the input of the diffusion and the conditions."""
         if "encode" not in self.modules:
             return signed(images), {}
+        # The order of the conditions is that of `denoise`'s arguments, and of the exported graph's inputs.
         clean, *conditions = self._run("encode", images, *([canny_edges(images)] if self.edges else []))
         return clean, {f"condition_{index}": value for index, value in enumerate(conditions)}
 
@@ -109,7 +110,7 @@ class Reconstruction:
 
 def write_strips(path: Path, images: UInt8Array, reconstructed: Reconstructed) -> None:
     """Write a PNG with a row for each image: image, reconstruction, map; all maps on one scale."""
-    highest = float(reconstructed.maps.max()) or 1.0
+    highest = float(reconstructed.maps.max()) or 1.0  # maps that are zero everywhere stay black
     rows = [
         np.hstack(
             [

@@ -384,9 +384,8 @@ class SegmenterTask:
         maps = torch.from_numpy(predict(self.segmenter, real.images, count))
         probabilities = enlarge(maps[:, None].sigmoid(), self._config.preprocessing.size)[:, 0].numpy()
         rows = []
-        for image, label, predicted in zip(
-            images, real.labels, probabilities, strict=False
-        ):  # labels are of all images
+        # Not strict: the labels are those of all images.
+        for image, label, predicted in zip(images, real.labels, probabilities, strict=False):
             grey = [np.repeat((255 * values).astype(np.uint8)[..., None], 3, axis=2) for values in (label, predicted)]
             rows.append(np.hstack([cv2.cvtColor(image, cv2.COLOR_RGB2BGR), *grey]))
         write_png(path, np.vstack(rows), is_bgr=True)

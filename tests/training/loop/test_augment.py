@@ -22,7 +22,7 @@ def test_nothing_is_changed_unless_it_is_asked_for() -> None:
     torch.testing.assert_close(changed(), images(), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("asked", [{"flip": True}, {"rotate": 20.0}, {"color_jitter": 0.3}])
+@pytest.mark.parametrize("settings", [{"flip": True}, {"rotate": 20.0}, {"color_jitter": 0.3}])
 def test_every_access_is_changed_anew_and_the_seed_repeats_it(settings: dict[str, object]) -> None:
     assert torch.equal(changed(3, **settings), changed(3, **settings))
     assert any(not torch.equal(changed(3, **settings), changed(seed, **settings)) for seed in range(4, 12))

@@ -248,7 +248,7 @@ def test_the_rate_falls_to_where_the_steps_end(part_images: ImageReader, tmp_pat
     assert [line["learning_rate"] for line in lines] == pytest.approx([0.1 * 3 / 4, 0.1 * 1 / 4])
 
 
-@pytest.mark.parametrize(("asked", "precision"), [(True, "high"), (False, "highest")])
+@pytest.mark.parametrize(("tf32", "precision"), [(True, "high"), (False, "highest")])
 def test_matrix_products_are_as_exact_as_asked_and_then_as_before(
     part_images: ImageReader, tmp_path: Path, tf32: bool, precision: str
 ) -> None:
