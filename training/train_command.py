@@ -1,4 +1,4 @@
-"""`flawscope train`, and what every command that trains shares with it: the options, and how they are read."""
+"""`flawscope train`, and the options that all training commands share."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ _METHOD = f"{__name__}.method"
 
 @dataclass(frozen=True)
 class TrainingRequest:
-    """What the options ask for that commands share which train.
+    """What the shared options of the training commands ask for.
 
     Attributes:
         method: Name of the method.
-        layers: Settings of the file or preset, of `--set`, and of options; the later wins.
+        layers: Settings of the file or preset, of `--set`, and of options; later layers win.
         root: Folder of the dataset, or None where neither options nor file name one.
         category: Category below it, or None.
         weights: Safetensors file of the backbone, or None.
-        resume: Go on with an interrupted training.
+        resume: Resume an interrupted training.
     """
 
     method: str
@@ -55,14 +55,14 @@ class TrainingRequest:
     resume: bool
 
     def read_config(self, before: Mapping[str, Any], after: Mapping[str, Any]) -> MethodConfig:
-        """Return the settings; say on stderr which keys belong to other verbs.
+        """Return the settings; report on stderr which keys this verb does not use.
 
         Args:
-            before: Settings that all layers win over.
-            after: Settings that win over all layers.
+            before: Defaults that every layer overrides.
+            after: Settings that override every layer.
 
         Raises:
-            ArgumentError: If a key or a value is not known, or a value does not fit.
+            ArgumentError: If a key or a value is unknown or out of range.
         """
         config, unused = build_config(self.method, before, *self.layers, after)
         if unused:
@@ -74,8 +74,8 @@ class TrainingRequest:
         """Index the dataset.
 
         Raises:
-            ArgumentError: If none was named.
-            DataError: If nothing that can be trained on is found.
+            ArgumentError: If no folder was named.
+            DataError: If it has no images to train on.
         """
         if self.root is None:
             raise ArgumentError("--data: expected the dataset's folder, got none.")
@@ -83,16 +83,18 @@ class TrainingRequest:
 
 
 class TrainingCommand(click.Command):
-    """A command with the argument METHOD, whose help lists the settings of the method that stands before `--help`."""
+    """A command with the argument METHOD; `METHOD --help` lists the settings of that method."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse as every command does, but look for METHOD first: click answers `--help` before it has arguments."""
-        with contextlib.suppress(click.UsageError):  # what is wrong is said by the parsing that follows
+        """Parse the arguments, but look for METHOD first."""
+        # click answers `--help` while it parses, before it knows METHOD: so the arguments are parsed twice. Errors are
+        # left to the second parsing. It takes a copy, because click's parser empties the list.
+        with contextlib.suppress(click.UsageError):
             ctx.meta[_METHOD] = self.make_parser(ctx).parse_args(list(args))[0].get("method")
         return super().parse_args(ctx, args)
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the settings of METHOD, or how to see them."""
+        """Write the settings of METHOD, or how to list them."""
         method = str(ctx.meta.get(_METHOD))
         if method not in CONFIGS:
             formatter.write_paragraph()
@@ -106,7 +108,7 @@ class TrainingCommand(click.Command):
 
 
 class MethodChoice(click.Choice[str]):
-    """The name of a method of some kinds, looked up in the table when it is parsed."""
+    """Choice among the methods of some kinds, looked up in the table of methods when a value is parsed."""
 
     def __init__(self, *kinds: methods.MethodKind) -> None:
         self._kinds = kinds
@@ -114,21 +116,69 @@ class MethodChoice(click.Choice[str]):
 
     @property
     def choices(self) -> tuple[str, ...]:
-        """The methods that are trained."""
+        """Names of the methods that can be trained."""
         return tuple(name for name in methods.names(*self._kinds) if name in CONFIGS)
 
     @choices.setter
     def choices(self, names: tuple[str, ...]) -> None:
-        """Ignore what click sets: the table is asked each time."""
+        """Ignore the names that `click.Choice.__init__` sets: methods may be registered after this option is made."""
 
 
 def training_options(*kinds: methods.MethodKind) -> Callable[[Callable[..., _Result]], Callable[..., _Result]]:
-    """Give a command the argument METHOD and the options of a training; it gets a `TrainingRequest` first.
+    """Give a command the argument METHOD and the options of a training; its first argument is a `TrainingRequest`.
 
     Args:
-        kinds: Kinds of the methods that the command takes; all of them where none is named.
+        kinds: Kinds of methods that the command takes; all of them where none is named.
     """
-    shared = (
+    options = _shared_options(kinds)
+
+    def decorate(command: Callable[..., _Result]) -> Callable[..., _Result]:
+        @functools.wraps(command)
+        def with_request(
+            *,
+            method: str,
+            root: Path | None,
+            category: str | None,
+            config_name: str | None,
+            assignments: tuple[str, ...],
+            backbone: str | None,
+            weights: Path | None,
+            image_size: int | None,
+            seed: int | None,
+            resume: str | None,
+            **own_options: Any,
+        ) -> _Result:
+            from_file = read_settings(config_name) if config_name else {}
+            # Two keys of such files name the data; options win over them.
+            file_root = from_file.pop("data_path", None)
+            file_category = from_file.pop("category", None)
+            from_options = {"backbone": backbone, "resize": image_size, "seed": seed}
+            request = TrainingRequest(
+                method=method,
+                layers=(
+                    from_file,
+                    dict(parse_assignment(text) for text in assignments),
+                    # Options that were not given must not override the file: None is no value for any of the three.
+                    {key: value for key, value in from_options.items() if value is not None},
+                ),
+                root=root or (None if file_root is None else Path(str(file_root))),
+                category=category or file_category,
+                weights=weights,
+                resume=resume is not None,
+            )
+            return command(request, **own_options)
+
+        decorated: Callable[..., _Result] = with_request
+        for option in reversed(options):  # as stacked decorators do: the help lists the first option first
+            decorated = option(decorated)
+        return decorated
+
+    return decorate
+
+
+def _shared_options(kinds: tuple[methods.MethodKind, ...]) -> tuple[Callable[[Any], Any], ...]:
+    """Return the argument METHOD and the options that all training commands share, in the order of the help."""
+    return (
         click.argument("method", type=MethodChoice(*kinds)),
         click.option("--data", "root", type=click.Path(path_type=Path), help="Dataset root, or a category itself."),
         click.option("--category", help="Category below the root."),
@@ -147,54 +197,12 @@ def training_options(*kinds: methods.MethodKind) -> Callable[[Callable[..., _Res
         ),
     )
 
-    def decorate(command: Callable[..., _Result]) -> Callable[..., _Result]:
-        @functools.wraps(command)
-        def called(
-            *,
-            method: str,
-            root: Path | None,
-            category: str | None,
-            config_name: str | None,
-            assignments: tuple[str, ...],
-            backbone: str | None,
-            weights: Path | None,
-            image_size: int | None,
-            seed: int | None,
-            resume: str | None,
-            **others: Any,
-        ) -> _Result:
-            from_file = read_settings(config_name) if config_name else {}
-            # Two keys of such files name the data; options win over them.
-            file_root = from_file.pop("data_path", None)
-            file_category = from_file.pop("category", None)
-            options = {"backbone": backbone, "resize": image_size, "seed": seed}
-            request = TrainingRequest(
-                method=method,
-                layers=(
-                    from_file,
-                    dict(parse_assignment(text) for text in assignments),
-                    {key: value for key, value in options.items() if value is not None},
-                ),
-                root=root or (None if file_root is None else Path(str(file_root))),
-                category=category or file_category,
-                weights=weights,
-                resume=resume is not None,
-            )
-            return command(request, **others)
-
-        decorated: Callable[..., _Result] = called
-        for option in reversed(shared):
-            decorated = option(decorated)
-        return decorated
-
-    return decorate
-
 
 def describe_run(method: str, record: RunRecord) -> str:
-    """Return in a line what a run was made from."""
-    done = "fitted" if find_part(record.config, LoopSettings) is None else "trained"
+    """Return one line that says what a run was trained on."""
+    verb = "fitted" if find_part(record.config, LoopSettings) is None else "trained"
     return (
-        f"{method} {done} on {len(record.training)} normal images of {record.category} in "
+        f"{method} {verb} on {len(record.training)} normal images of {record.category} in "
         f"{sum(record.seconds.values()):.1f} s; {len(record.held_out)} held out for calibration"
     )
 
@@ -205,16 +213,16 @@ def describe_run(method: str, record: RunRecord) -> str:
 def train(request: TrainingRequest, out: Path) -> None:
     """Learn what good parts look like; writes a run that `flawscope export` turns into a bundle.
 
-    PatchCore and PaDiM are fitted, not trained: there is no loss and there are no epochs. The others are trained;
-    meanwhile RUN.training has their metrics, previews and checkpoints. What base, embedding and inpainting learn draws
-    defects.
+    PatchCore and PaDiM are fitted, not trained: there is no loss and there are no epochs. The others are trained in
+    epochs; meanwhile RUN.training has their metrics, previews and checkpoints. Base, embedding and inpainting are not
+    detectors: they learn to draw defects.
     """
     config, dataset = request.read_config({}, {}), request.open_dataset()
     if methods.METHODS[request.method].kind == "generator":
-        described, facts = _train_synthesis(config, request, dataset, out)
+        summary, facts = _train_synthesis(config, request, dataset, out)
     else:
-        described, facts = _train_detector(config, request, dataset, out)
-    click.echo(described)
+        summary, facts = _train_detector(config, request, dataset, out)
+    click.echo(summary)
     click.echo(", ".join(f"{key.replace('_', ' ')} {value}" for key, value in facts.items()))
     click.echo(f"run: {out}")
 
@@ -222,6 +230,7 @@ def train(request: TrainingRequest, out: Path) -> None:
 def _train_detector(
     config: MethodConfig, request: TrainingRequest, dataset: Dataset, out: Path
 ) -> tuple[str, Mapping[str, object]]:
+    # Imported here: torch takes seconds to import, and `--help` must work without the extra `train`.
     try:
         from flawscope.training.detectors.detector_training import train_detector
     except ModuleNotFoundError as err:
@@ -254,7 +263,7 @@ def _train_synthesis(
 
 
 def _describe_synthesis(record: SynthesisRecord) -> str:
-    """Return in a line what a run was made from."""
+    """Return one line that says what a generator was trained on."""
     learned = "normal images" if record.kind == "base" else f"images of {len(record.defects)} defect types"
     seconds = sum(record.seconds.values())
     return f"{record.kind} trained on {len(record.training)} {learned} of {record.category} in {seconds:.1f} s"

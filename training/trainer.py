@@ -1,4 +1,4 @@
-"""What a trainer is: the face of a method in this room. The table of methods names one for each."""
+"""The base class of trainers: how a method is fitted and restored. The table of methods names one for each method."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ from flawscope.training.loop.fit_result import FitResult
 
 @dataclass(frozen=True)
 class FitRequest:
-    """What a trainer is given.
+    """Input of a trainer.
 
     Attributes:
         config: Settings of the method.
         backbone: Extractor of features on its device.
         samples: Normal images to learn from.
-        images: The same as files, or as tiles of files where the settings cut images.
+        images: The same images as files, or as tiles of files where the settings tile images.
         hashes: Content hash of every file of the dataset.
-        out: Run folder that will be written; scratch files may lie beside it.
-        workspace: Folder of a training in epochs that is under way, or None for a method that is fitted.
-        resume: Whether that folder has checkpoints to go on from.
-        progress: Told what is being done.
-        start: What an earlier run has fitted, where a part of it is taken over, or None.
+        out: Run folder that will be written; temporary files may lie beside it.
+        workspace: Workspace of a training in epochs, or None for a method that is fitted.
+        resume: Resume from the newest checkpoint in the workspace.
+        progress: Receives progress.
+        start: Fit result of an earlier run of which a part is reused, or None.
     """
 
-    config: Any
+    config: Any  # each trainer knows the type of its settings; a union here would name every method
     backbone: Backbone
     samples: Sequence[Sample]
     images: list[ImageSource]
@@ -53,15 +53,16 @@ class FitRequest:
     @property
     def folder(self) -> Path:
         """The workspace of a training in epochs."""
+        # For trainers with `has_epochs` alone: `train_detector` opens a workspace for no other.
         assert self.workspace is not None, "a method with epochs has a workspace"
         return self.workspace
 
 
 class Trainer:
-    """Fits a method and restores it from its run. Subclasses say what is a method's own.
+    """Fits a method and restores it from its run; every method has a subclass.
 
     Attributes:
-        has_epochs: Whether it is trained in epochs, with checkpoints that a training can go on from.
+        has_epochs: Whether it is trained in epochs, with checkpoints from which a training can resume.
         keeps_backbone: Whether the backbone's weights belong to the run.
         is_detector: Whether its run scores images.
     """
@@ -74,20 +75,21 @@ class Trainer:
         """Learn from normal images."""
         raise AssertionError(f"{type(self).__name__} has no fit of its own")
 
-    def restore(self, path: Path, record: RunRecord, backbone: Backbone, fitted: FitResult) -> Any:
-        """Return what scores images in torch, with the weights of a run.
+    # Not abstract: autoencoders restore nothing here, since they score no images.
+    def restore(self, path: Path, record: RunRecord, backbone: Backbone, fit_result: FitResult) -> Any:
+        """Return the torch module that scores images, with the weights of a run.
 
         Raises:
-            RunError: If a network's weights do not fit.
+            RunError: If the weights are of another architecture.
         """
         raise AssertionError(f"{type(self).__name__} restores nothing of its own")
 
     def needed_tensors(self, record: RunRecord) -> frozenset[str]:
-        """Return the names that the bank of a fitted run must have."""
+        """Return the names of the tensors without which a run counts as unfitted."""
         return frozenset()
 
     def needs_transform(self, config: Any) -> bool:
-        """Return whether a fitted run multiplies its patches with something."""
+        """Return whether a fitted run must have a patch transform."""
         return False
 
     def check(self, path: Path, record: RunRecord, bank: Mapping[str, npt.NDArray[np.generic]]) -> None:
@@ -98,30 +100,30 @@ class Trainer:
             )
 
     def other_weights(self, config: Any) -> str:
-        """Return the identity of weights beside the backbone's, as `NAME sha256:...`; empty where there are none.
+        """Return the identity of weights other than the backbone's, as `NAME sha256:...`; empty where there are none.
 
         Raises:
-            ArgumentError: If settings name none where there must be some.
+            ArgumentError: If the method needs such weights and the settings name none.
         """
         return ""
 
     def check_start(self, config: Any) -> None:
-        """Raise ArgumentError unless the method can take over what an earlier run has fitted."""
+        """Raise ArgumentError unless the method can start from the fit result of an earlier run."""
         raise ArgumentError(
-            "extractor: expected ddad with an extractor to train on a denoiser that is ready, got none. Set extractor."
+            "extractor: expected ddad with an extractor to train on the denoiser of a run, got none. Set extractor."
         )
 
     def start_settings(self) -> frozenset[str]:
-        """Return the settings in which an earlier run that is taken over may differ."""
+        """Return the settings in which the earlier run (`FitRequest.start`) may differ."""
         return frozenset()
 
     def describe(self, config: Any) -> str:
-        """Return in words what is worth saying of a run beside its images, or nothing."""
+        """Return a phrase for the summary of a run, or an empty string."""
         return ""
 
 
 def check_rule(path: Path, is_there: bool) -> None:
-    """Raise RunError where a run that reconstructs lacks what only a finished training writes."""
+    """Raise RunError if a run of a reconstructing method lacks its map rule, which only a finished training writes."""
     if not is_there:
         raise RunError(f"{path}: expected a trained detector, got a run without its map rule. Train it first.")
 
@@ -133,6 +135,7 @@ def trainer_of(config: MethodConfig) -> Trainer:
         ArgumentError: If these settings are for something else.
     """
     row = methods.METHODS.get(tag_of(type(config)))
+    # Rows name their trainer as text: importing one here would be a circle, and pull in every method's packages.
     trainer = None if row is None or row.trainer is None else methods.load(row.trainer)
     if not isinstance(trainer, Trainer):
         raise ArgumentError(f"config: expected settings of a detector, got {type(config).__name__}.")

@@ -1,4 +1,4 @@
-"""DDAD and Diffusion-Based-AD: a denoiser learns normal images; what it cannot reconstruct is anomalous."""
+"""DDAD and Diffusion-Based-AD: a denoiser learns to reconstruct normal images; the differences are anomalous."""
 
 from __future__ import annotations
 
@@ -45,7 +45,8 @@ AFTER_DENOISER = frozenset(
         *FREE,
     }
 )
-"""Settings that a denoiser does not learn from: with other ones a trained denoiser is still what they ask for."""
+"""Settings that the training of the denoiser does not use: with other values a trained denoiser is still valid."""
+# Keys of `facts` in run.json, hence the old word in one of them.
 _DENOISER_FACTS = ("epochs", "best_epoch", "validation_error", "final_loss", "validation_pictures", "denoiser_command")
 _PREVIEWS = 4
 _QUANTILE = 0.999
@@ -59,19 +60,20 @@ def train_ddad(
     folder: Path,
     resume: bool,
     progress: Progress,
-    ready: FitResult | None = None,
+    denoiser_fit: FitResult | None = None,
 ) -> FitResult:
-    """Train a denoiser on normal images, then the extractor if that is asked for, then measure the scales of the maps.
+    """Train a denoiser on normal images, then the extractor if the settings ask for it; then measure the map scales.
 
     Args:
         config: Settings.
         backbone: Extractor of features with its weights.
-        samples: Normal images; a share of them chooses the best epoch and gives the scales.
+        samples: Normal images; a share of them chooses the best epoch and determines the map scales.
         hashes: Content hash of every image.
         folder: Where metrics, previews and checkpoints are written.
-        resume: Go on from the newest checkpoint there.
-        progress: Told what is being done.
-        ready: What an earlier training with the same images gave: its denoiser is taken, and none is trained.
+        resume: Resume from the newest checkpoint there.
+        progress: Receives progress.
+        denoiser_fit: Fit result of an earlier training on the same images, whose denoiser is used instead of training
+            one.
 
     Raises:
         DataError: If there are too few images.
@@ -80,20 +82,22 @@ def train_ddad(
     images, validation = split_images("ddad", config, config.data, samples, hashes, progress)
     task = DenoiserTask(config, backbone, validation)
     facts: dict[str, int | float | str]
-    if ready is None:
+    if denoiser_fit is None:
         trained = run_loop(task, images, config, folder, resume=resume, progress=progress)
         state = trained.state
         facts = training_facts(trained) | {"validation_pictures": len(validation)}
     else:
-        state = ready.networks["denoiser"]
-        facts = {name: value for name, value in ready.facts.items() if name in _DENOISER_FACTS}
+        state = denoiser_fit.networks["denoiser"]
+        facts = {name: value for name, value in denoiser_fit.facts.items() if name in _DENOISER_FACTS}
+        # In the other branch the loop has moved the denoiser; the extractor and the scales expect it on the device.
         task.networks.to(choose_device(config.device))
     task.network.load_state_dict(state)
     if config.extractor != "none":
-        # The limit is that of the denoiser's steps; the extractor has its own epochs.
-        own = change_settings(config, {"max_steps": None})
-        adapted = train_extractor(own, backbone, task.networks, images, validation, folder, resume, progress)
+        # `max_steps` limits the denoiser; the extractor has its own epochs.
+        unlimited = change_settings(config, {"max_steps": None})
+        adapted = train_extractor(unlimited, backbone, task.networks, images, validation, folder, resume, progress)
         facts |= {"extractor_best_epoch": adapted.epoch, "extractor_error": rounded(adapted.error)}
+    # After the extractor, which changes the backbone and with it the map of features.
     scales = measure_scales(config, task.reconstruction(MapRule(1.0, 1.0, 0.0)), validation, progress)
     rule = MapRule(config.pixel_weight / scales[0], config.feature_weight / scales[1], config.maps.sigma)
     return FitResult(
@@ -116,11 +120,12 @@ class DenoiserTask:
     Attributes:
         network: The denoiser.
         networks: Denoiser and comparison.
-        noise: Of the sampling, float32 [K, 3, H, W].
+        noise: Noise of the sampling, float32 [K, 3, H, W].
     """
 
     def __init__(self, config: DdadConfig, backbone: Backbone, validation: ImageReader) -> None:
         self._config, self._validation = config, validation
+        # Directly before the network is built: its initial weights depend on the seed alone.
         torch.manual_seed(config.seed)
         self.network: nn.Module = Denoiser(config)
         compare = Comparison(backbone, config.pixel_map, config.smoothing)
@@ -134,6 +139,7 @@ class DenoiserTask:
 
     def loss(self, network: nn.Module, images: Tensor, generator: torch.Generator) -> Tensor:
         """Return the squared error of the predicted noise (arXiv:2006.11239, equation 14)."""
+        # Augmentation, levels, noise: draws of one generator, whose order a resumed training must repeat.
         config = self._config
         inputs = augment(
             signed_images(images),
@@ -144,6 +150,7 @@ class DenoiserTask:
         )
         levels = noise_levels(len(inputs), TRAINED_STEPS, generator)
         errors = self._squared_errors(network, inputs, levels, generator)
+        # `sum`: over an image's values, so that the gradient is larger by their number; then the mean over the batch.
         return errors.mean() if config.loss == "mean" else errors.flatten(1).sum(dim=1).mean()
 
     def _squared_errors(self, network: nn.Module, images: Tensor, levels: Tensor, generator: torch.Generator) -> Tensor:
@@ -154,7 +161,7 @@ class DenoiserTask:
         return (predicted.float() - noise).square()
 
     def validate(self) -> dict[str, float]:
-        """Return the mean squared error of the predicted noise, at levels and with noise that stay the same."""
+        """Return the mean squared error of the predicted noise, with the same levels and noise every time."""
 
         def errors(images: Tensor, levels: Tensor, generator: torch.Generator) -> Tensor:
             return self._squared_errors(self.network, signed_images(images), levels, generator)
@@ -162,40 +169,41 @@ class DenoiserTask:
         return noise_error(self._config, self._validation, errors, next(self.network.parameters()).device)
 
     def preview(self, path: Path) -> None:
-        """Write held-back normal images beside their reconstructions and maps."""
+        """Write validation images beside their reconstructions and maps."""
         images = next(self._validation.batches(range(min(_PREVIEWS, len(self._validation))), _PREVIEWS))
+        # The loop moves the denoiser alone; the backbone in the comparison may still be elsewhere.
         self.networks.to(next(self.network.parameters()).device)
         write_strips(path, images, self.reconstruction(MapRule(1.0, 1.0, self._config.maps.sigma))(images))
 
     def reconstruction(self, rule: MapRule) -> Reconstruction:
-        """Return what scores images with the networks as they are."""
+        """Return the reconstruction that scores images, with the networks in their present state."""
         return Reconstruction(self.networks, self._config.sampling, self.noise, rule)
 
 
 def measure_scales(
     config: DdadConfig, reconstruction: Reconstruction, reader: ImageReader, progress: Progress
 ) -> tuple[float, float]:
-    """Return what the map of pixels and the map of features are divided by.
+    """Return the divisors of the map of pixels and of the map of features.
 
-    Both are measured on smoothed maps, as they are used: at 1 a map alone reaches what 99.9 % of the pixels of normal
-    images stay below, or their largest value.
+    Each is the 99.9 % quantile of the pixels of normal images, or their largest value, in the smoothed map, as it is
+    used: divided by it, either map alone reaches 1 there.
     """
-    given = (config.pixel_threshold, config.feature_threshold)
-    if given[0] is not None and given[1] is not None:
-        return given[0], given[1]
-    alone = (MapRule(1.0, 0.0, config.maps.sigma), MapRule(0.0, 1.0, config.maps.sigma))
-    values: tuple[list[Float32Array], list[Float32Array]] = ([], [])
-    count, done = min(len(reader), MOST_VALIDATED), 0
-    for images in reader.batches(range(count), config.loop.batch_size):
-        found = reconstruction(images)
-        for kept, rule in zip(values, alone, strict=True):
-            kept.append(finish_maps(found.pixel, found.feature, rule)[0])
-        done += len(images)
-        progress("measuring the maps", done, count)
+    fixed = (config.pixel_threshold, config.feature_threshold)
+    if fixed[0] is not None and fixed[1] is not None:
+        return fixed[0], fixed[1]
+    rules = (MapRule(1.0, 0.0, config.maps.sigma), MapRule(0.0, 1.0, config.maps.sigma))
+    maps: tuple[list[Float32Array], list[Float32Array]] = ([], [])
+    total, count = min(len(reader), MOST_VALIDATED), 0
+    for images in reader.batches(range(total), config.loop.batch_size):
+        reconstructed = reconstruction(images)
+        for batches, rule in zip(maps, rules, strict=True):
+            batches.append(finish_maps(reconstructed.pixel, reconstructed.feature, rule)[0])
+        count += len(images)
+        progress("measuring the maps", count, total)
     share = _QUANTILE if config.map_scale == "quantile" else 1.0
-    measured = [float(np.quantile(np.concatenate(kept), share)) for kept in values]
-    # A backbone that sees no difference at all gives 0, and 0 divided by anything stays 0.
-    pixel, feature = (value if asked is None else asked for value, asked in zip(measured, given, strict=True))
+    measured = [float(np.quantile(np.concatenate(batches), share)) for batches in maps]
+    pixel, feature = (value if setting is None else setting for value, setting in zip(measured, fixed, strict=True))
+    # A backbone that sees no difference at all gives 0: divided by the smallest number it stays 0, not NaN.
     least = float(np.finfo(np.float32).tiny)
     return max(pixel, least), max(feature, least)
 
@@ -206,7 +214,7 @@ class DdadTrainer(Trainer):
     has_epochs = True
 
     def fit(self, request: FitRequest) -> FitResult:
-        """Train the denoiser, or take that of `request.start`, and the extractor; see `train_ddad`."""
+        """Train the denoiser, or reuse that of `request.start`, and the extractor; see `train_ddad`."""
         return train_ddad(
             request.config,
             request.backbone,
@@ -218,14 +226,15 @@ class DdadTrainer(Trainer):
             request.start,
         )
 
-    def restore(self, path: Path, record: RunRecord, backbone: Backbone, fitted: FitResult) -> Reconstruction:
+    def restore(self, path: Path, record: RunRecord, backbone: Backbone, fit_result: FitResult) -> Reconstruction:
         """Return denoiser, comparison and their sampling."""
         config = cast("DdadConfig", record.config)
-        assert fitted.rule is not None, "checked before"
+        assert fit_result.rule is not None, "refused by `check`"
         denoiser = Denoiser(config)
-        load_state(denoiser, fitted.networks.get("denoiser", {}), f"{path}: denoiser")
+        load_state(denoiser, fit_result.networks.get("denoiser", {}), f"{path}: denoiser")
         networks = TorchNetworks(denoiser, Comparison(backbone, config.pixel_map, config.smoothing))
-        return Reconstruction(networks, config.sampling, fitted.tensors["noise"].astype(np.float32), fitted.rule)
+        noise = fit_result.tensors["noise"].astype(np.float32)
+        return Reconstruction(networks, config.sampling, noise, fit_result.rule)
 
     def needed_tensors(self, record: RunRecord) -> frozenset[str]:
         """Return the noise of the sampling."""
@@ -237,16 +246,16 @@ class DdadTrainer(Trainer):
         super().check(path, record, bank)
 
     def check_start(self, config: DdadConfig) -> None:
-        """Raise ArgumentError where there is no extractor to train on a denoiser that is ready."""
+        """Raise ArgumentError if the settings train no extractor, for then nothing is left to train."""
         if config.extractor == "none":
             super().check_start(config)
 
     def start_settings(self) -> frozenset[str]:
-        """Return the settings that come after the denoiser."""
+        """Return the settings that the denoiser does not depend on."""
         return AFTER_DENOISER
 
     def describe(self, config: DdadConfig) -> str:
-        """Return how the extractor was trained."""
+        """Return how the extractor was trained, if it was."""
         return "" if config.extractor == "none" else f"extractor by {config.extractor}"
 
 

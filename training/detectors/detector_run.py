@@ -36,9 +36,15 @@ _SAMPLE_SIDE_PX = 1024
 
 @dataclass(frozen=True)
 class Run:
-    """A run that was read back: its record, what was fitted, the sample images, and what scores images in torch.
+    """A run that was read back.
 
-    The module is what the method's trainer restores and its exporter expects.
+    Attributes:
+        path: Its folder.
+        record: Contents of `run.json`.
+        digest: SHA-256 of `run.json`.
+        fitted: The fit result.
+        module: Scores images in torch; restored by the method's trainer, expected by its exporter.
+        samples: Sample images.
     """
 
     path: Path
@@ -52,42 +58,43 @@ class Run:
 def write_run(
     path: Path,
     record: RunRecord,
-    fitted: FitResult,
+    fit_result: FitResult,
     backbone: Backbone,
     samples: Sequence[ImageSource],
-    notes: Path | None = None,
+    workspace: Path | None = None,
 ) -> None:
-    """Write a run whole, or not at all; `notes` is a folder of the training whose metrics and previews come along."""
+    """Write a run atomically; metrics and previews come from the workspace, if the method has one."""
     weights = backbone.network.state_dict() if trainer_of(record.config).keeps_backbone else {}
     arrays = {f"backbone.{name}": value.cpu().numpy() for name, value in weights.items()}
-    arrays |= {f"bank.{name}": value for name, value in fitted.tensors.items()}
+    arrays |= {f"bank.{name}": value for name, value in fit_result.tensors.items()}
     arrays |= {
         f"{network}.{name}": value.cpu().numpy()
-        for network, state in fitted.networks.items()
+        for network, state in fit_result.networks.items()
         for name, value in state.items()
     }
-    if fitted.transform is not None:
-        arrays["transform"] = fitted.transform
-    # safetensors writes an array's memory as it lies: one in column order would come back transposed.
+    if fit_result.transform is not None:
+        arrays["transform"] = fit_result.transform
+    # safetensors writes an array's memory as it lies: one in column order would be read back with its values mixed up.
     tensors = {name: np.asarray(value, order="C") for name, value in arrays.items()}
     with atomic_folder(path, replace_if=RECORD) as folder:
         try:
             safetensors.numpy.save_file(tensors, folder / WEIGHTS)
-        except SafetensorError as err:  # its writer reports a full disk in its own type
+        except SafetensorError as err:  # its writer has its own type for a full disk
             raise OSError(str(err)) from err
         (folder / SAMPLES).mkdir()
         for index, sample in enumerate(samples):
             (folder / SAMPLES / f"{index:03d}.png").write_bytes(encode_sample(read_source(sample)))
-        if notes is not None:
-            for part in (Path(), *([Path(EXTRACTOR)] if (notes / EXTRACTOR).is_dir() else [])):
+        if workspace is not None:
+            # Copied, not moved: should writing fail, the workspace must still be whole to resume from.
+            for part in (Path(), *([Path(EXTRACTOR)] if (workspace / EXTRACTOR).is_dir() else [])):
                 (folder / part).mkdir(exist_ok=True)
-                shutil.copy2(notes / part / METRICS, folder / part / METRICS)
-                shutil.copytree(notes / part / PREVIEWS, folder / part / PREVIEWS)
+                shutil.copy2(workspace / part / METRICS, folder / part / METRICS)
+                shutil.copytree(workspace / part / PREVIEWS, folder / part / PREVIEWS)
         (folder / RECORD).write_bytes(encode_record(record))
 
 
 def encode_sample(image: UInt8Array) -> bytes:
-    """Encode an image as PNG, made smaller where a side is above the limit: samples travel in bundles."""
+    """Encode an image as PNG, shrunk if a side is above the limit: samples become part of bundles."""
     scale = _SAMPLE_SIDE_PX / max(image.shape[:2])
     if scale < 1:
         size = (max(8, round(image.shape[1] * scale)), max(8, round(image.shape[0] * scale)))
@@ -110,17 +117,18 @@ def read_run(path: Path) -> Run:
     trainer = trainer_of(record.config)
     if not trainer.is_detector:
         raise RunError(f"{path}: expected the run of a detector, got an {record.kind}. It is used by train dsad.")
+    # Before the tensors are used: an unfitted run is reported as such, not as a KeyError of the restoring trainer.
     trainer.check(path, record, bank)
     if trainer.needs_transform(record.config) and "transform" not in tensors:
         raise RunError(f"{path}: expected a fitted detector, got a run without its channel transform. Train again.")
     _check_finite(path, tensors)
     states: dict[str, dict[str, Tensor]] = {}
     for name, value in tensors.items():
-        network, dot, rest = name.partition(".")
+        network, dot, rest = name.partition(".")  # `transform` has no dot
         if dot and network != "bank":
             states.setdefault(network, {})[rest] = torch.from_numpy(value)
     backbone = restore_backbone(part_of(record.config, FeatureSettings), states.pop("backbone", {}))
-    fitted = FitResult(
+    fit_result = FitResult(
         grid=record.grid,
         tensors=bank,
         transform=tensors.get("transform"),
@@ -134,8 +142,8 @@ def read_run(path: Path) -> Run:
         path=path,
         record=record,
         digest=hashlib.sha256(data).hexdigest(),
-        fitted=fitted,
-        module=trainer.restore(path, record, backbone, fitted),
+        fitted=fit_result,
+        module=trainer.restore(path, record, backbone, fit_result),
         samples=tuple(sorted((path / SAMPLES).glob("*.png"))),
     )
 
@@ -143,5 +151,5 @@ def read_run(path: Path) -> Run:
 def _check_finite(path: Path, tensors: dict[str, np.ndarray[tuple[int, ...], np.dtype[np.generic]]]) -> None:
     for name, value in tensors.items():
         if value.size == 0 or not np.isfinite(value).all():
-            what = "an empty array" if value.size == 0 else "NaN or infinity"
-            raise RunError(f"{path}: {name}: expected finite numbers, got {what}. Train again.")
+            got = "an empty array" if value.size == 0 else "NaN or infinity"
+            raise RunError(f"{path}: {name}: expected finite numbers, got {got}. Train again.")

@@ -1,4 +1,4 @@
-"""The training pipeline, top to bottom: dataset → held-out split → fit → run folder."""
+"""Training of detectors and autoencoders, top to bottom: dataset → held-out split → fit → run folder."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import datetime
 import shutil
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -17,11 +17,13 @@ from flawscope.config.setting_parts import part_of
 from flawscope.datasets import Dataset, Sample, fingerprint, hash_contents, split_held_out
 from flawscope.errors import ArgumentError, DataError, RunError
 from flawscope.files import check_replaceable
+from flawscope.imaging.tiles import ImageSource
 from flawscope.progress import Progress, no_progress
-from flawscope.runs import RECORD, RunRecord
+from flawscope.runs import RECORD, BackboneSource, RunRecord
 from flawscope.training.detectors.detector_run import Run, write_run
-from flawscope.training.features.backbone import build_backbone
+from flawscope.training.features.backbone import Backbone, build_backbone
 from flawscope.training.features.patch_extraction import choose_device
+from flawscope.training.loop.fit_result import FitResult
 from flawscope.training.loop.image_batches import image_sources
 from flawscope.training.loop.loop import METRICS, PREVIEWS
 from flawscope.training.loop.tensorboard import BOARD
@@ -51,16 +53,16 @@ def train_detector(
         dataset: Its `train_good` images are used, nothing else.
         out: Run folder to write; an earlier run there is replaced.
         weights: Safetensors file of the backbone, or None for the hub.
-        resume: Go on with a training that was interrupted; for methods that have epochs.
-        ready: A run of ddad whose denoiser is taken instead of training one: the extractor alone learns. It may be the
-            one at `out`.
+        resume: Resume an interrupted training; for methods that have epochs.
+        ready: A run of ddad whose denoiser is reused instead of training one: only the extractor is trained. It may be
+            the run at `out`.
         command: Command line for the record.
-        progress: Told what is being done.
+        progress: Receives progress.
 
     Raises:
-        ArgumentError: If settings do not fit the backbone or each other.
+        ArgumentError: If settings contradict the backbone or each other.
         DataError: If images are missing or broken.
-        RunError: If weights cannot be had, or `ready` is not whole.
+        RunError: If weights cannot be read or downloaded, or `ready` is incomplete.
         StorageError: If the run cannot be written.
     """
     trainer = trainer_of(config)
@@ -68,29 +70,18 @@ def train_detector(
         raise ArgumentError(
             "resume: expected a method that is trained in epochs, got one that is fitted. Leave it out."
         )
-    if ready is not None:
-        _check_ready(config, trainer, ready)
-    check_replaceable(out, RECORD)  # before the work, not after
+    denoiser_run = ready  # the keyword is older than the name
+    if denoiser_run is not None:
+        _check_denoiser_run(config, trainer, denoiser_run)
+    check_replaceable(out, RECORD)  # before hours of work, not after
     started = time.perf_counter()
-    # Before weights are fetched: an autoencoder that is missing is the user's to name.
-    other_weights = trainer.other_weights(config)
-    backbone, source = build_backbone(part_of(config, FeatureSettings), weights)
-    backbone.to(choose_device(config.device))
-    split = _split(config, dataset, progress)
-    if ready is not None:
-        _check_same_images(dataset, split, ready)
-    hashed = time.perf_counter()
-    identity = fingerprint(dataset, split.hashes)
-    with contextlib.ExitStack() as stack:
-        workspace: Path | None = None
-        if trainer.has_epochs:
-            denoiser = "" if ready is None else f"denoiser of the run {ready.digest}"
-            used = "; ".join(filter(None, (source.weights, other_weights, denoiser)))
-            workspace = stack.enter_context(open_workspace(out, cast("TrainedConfig", config), identity, used, resume))
-            if ready is not None:
-                _take_over(ready.path, workspace)
+    inputs = _prepare(config, dataset, trainer, weights, denoiser_run, progress)
+    backbone, split = inputs.backbone, inputs.split
+    prepared_at = time.perf_counter()
+    # Open until the run is written: on leaving, its TensorBoard events are copied into the run and it is removed.
+    with _workspace(trainer, out, config, inputs, resume, denoiser_run) as workspace:
         images = image_sources(split.samples, config.tiling)
-        fitted = trainer.fit(
+        fit_result = trainer.fit(
             FitRequest(
                 config=config,
                 backbone=backbone,
@@ -101,37 +92,13 @@ def train_detector(
                 workspace=workspace,
                 resume=resume,
                 progress=progress,
-                start=None if ready is None else ready.fitted,
+                start=None if denoiser_run is None else denoiser_run.fitted,
             )
         )
         fitted_at = time.perf_counter()
-        record = RunRecord(
-            kind="detector" if trainer.is_detector else "autoencoder",
-            config=config,
-            category=dataset.category,
-            layout=dataset.layout,
-            dataset=identity,
-            training=split.contents(split.samples),
-            held_out=split.contents(split.held_out),
-            backbone=source,
-            grid=fitted.grid,
-            channels=fitted.channels,
-            facts=fitted.facts if ready is None else {"denoiser_command": ready.record.command, **fitted.facts},
-            seconds={
-                "preparation": round(hashed - started, 3),
-                "fitting": round(fitted_at - hashed, 3),
-            },
-            versions=package_versions(),
-            created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-            command=command,
-            flawscope=flawscope.__version__,
-            rule=fitted.rule,
-            unet=fitted.unet,
-        )
-        # Held-out images make honest samples: the detector has not memorised them.
-        pool = image_sources(split.held_out, config.tiling) or images
-        step = max(1, len(pool) // _SAMPLES)
-        write_run(out, record, fitted, backbone, pool[::step][:_SAMPLES], workspace)
+        seconds = {"preparation": round(prepared_at - started, 3), "fitting": round(fitted_at - prepared_at, 3)}
+        record = _record(config, dataset, trainer, inputs, fit_result, denoiser_run, seconds, command)
+        write_run(out, record, fit_result, backbone, _sample_images(config, split, images), workspace)
         return record
 
 
@@ -148,39 +115,141 @@ class _Split:
         return tuple(sorted(self.hashes[sample.path] for sample in samples))
 
 
+@dataclass(frozen=True)
+class _Inputs:
+    """What a fit starts from.
+
+    Attributes:
+        backbone: Extractor of features on its device.
+        source: Origin of its weights.
+        weights_used: Origin and hash of all weights that the training starts from: with others it cannot resume.
+        split: The images.
+        identity: Fingerprint of the dataset.
+    """
+
+    backbone: Backbone
+    source: BackboneSource
+    weights_used: str
+    split: _Split
+    identity: str
+
+
+def _prepare(
+    config: MethodConfig,
+    dataset: Dataset,
+    trainer: Trainer,
+    weights: Path | None,
+    denoiser_run: Run | None,
+    progress: Progress,
+) -> _Inputs:
+    """Load the backbone and split the images."""
+    # Before weights are downloaded: a missing autoencoder is an error in the settings.
+    other_weights = trainer.other_weights(config)
+    backbone, source = build_backbone(part_of(config, FeatureSettings), weights)
+    backbone.to(choose_device(config.device))
+    split = _split(config, dataset, progress)
+    if denoiser_run is not None:
+        _check_same_images(dataset, split, denoiser_run)
+    denoiser = "" if denoiser_run is None else f"denoiser of the run {denoiser_run.digest}"
+    weights_used = "; ".join(filter(None, (source.weights, other_weights, denoiser)))
+    return _Inputs(backbone, source, weights_used, split, fingerprint(dataset, split.hashes))
+
+
+@contextlib.contextmanager
+def _workspace(
+    trainer: Trainer, out: Path, config: MethodConfig, inputs: _Inputs, resume: bool, denoiser_run: Run | None
+) -> Iterator[Path | None]:
+    """Yield the workspace of a training in epochs, with the history of a reused denoiser; None for a fitted method."""
+    if not trainer.has_epochs:
+        yield None
+        return
+    trained = cast("TrainedConfig", config)
+    with open_workspace(out, trained, inputs.identity, inputs.weights_used, resume) as workspace:
+        if denoiser_run is not None:
+            _copy_history(denoiser_run.path, workspace)
+        yield workspace
+
+
+def _record(
+    config: MethodConfig,
+    dataset: Dataset,
+    trainer: Trainer,
+    inputs: _Inputs,
+    fit_result: FitResult,
+    denoiser_run: Run | None,
+    seconds: dict[str, float],
+    command: str,
+) -> RunRecord:
+    """Return the record of a run."""
+    split = inputs.split
+    facts = fit_result.facts
+    if denoiser_run is not None:
+        # The fit's facts win: a denoiser that is reused once more keeps the command that trained it.
+        facts = {"denoiser_command": denoiser_run.record.command, **facts}
+    return RunRecord(
+        kind="detector" if trainer.is_detector else "autoencoder",
+        config=config,
+        category=dataset.category,
+        layout=dataset.layout,
+        dataset=inputs.identity,
+        training=split.contents(split.samples),
+        held_out=split.contents(split.held_out),
+        backbone=inputs.source,
+        grid=fit_result.grid,
+        channels=fit_result.channels,
+        facts=facts,
+        seconds=seconds,
+        versions=package_versions(),
+        created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        command=command,
+        flawscope=flawscope.__version__,
+        rule=fit_result.rule,
+        unet=fit_result.unet,
+    )
+
+
+def _sample_images(config: MethodConfig, split: _Split, images: Sequence[ImageSource]) -> Sequence[ImageSource]:
+    """Return the images that the run keeps, spread evenly; `images` are those it was fitted on."""
+    # Held-out images are honest samples: the detector has not memorised them.
+    pool = image_sources(split.held_out, config.tiling) or images
+    step = max(1, len(pool) // _SAMPLES)
+    return pool[::step][:_SAMPLES]
+
+
 def _split(config: MethodConfig, dataset: Dataset, progress: Progress) -> _Split:
     paths = [sample.path for sample in dataset.samples]
-    hashes = hash_contents(paths, lambda done, total: progress("hashing images", done, total))
+    # All images, those for testing too: the fingerprint of the dataset covers them.
+    hashes = hash_contents(paths, lambda count, total: progress("hashing images", count, total))
     settings = part_of(config, HeldOutSettings)
-    kept: tuple[Sample, ...] = tuple(dataset.train_good)
+    training: tuple[Sample, ...] = tuple(dataset.train_good)
     held_out: tuple[Sample, ...] = ()
     if settings.held_out > 0:
-        kept, held_out = split_held_out(
+        training, held_out = split_held_out(
             dataset.train_good,
             share=settings.held_out,
             minimum=settings.held_out_minimum,
             seed=config.seed,
             hashes=hashes,
         )
-    if not kept:
+    if not training:
         raise DataError(f"{dataset.root}: expected normal training images, got none. See flawscope data inspect.")
-    return _Split(kept, held_out, hashes)
+    return _Split(training, held_out, hashes)
 
 
-def _check_same_images(dataset: Dataset, split: _Split, ready: Run) -> None:
-    """Refuse a denoiser that has learned other images: some of them could set thresholds."""
-    if (split.contents(split.samples), split.contents(split.held_out)) != (
-        ready.record.training,
-        ready.record.held_out,
-    ):
+def _check_same_images(dataset: Dataset, split: _Split, denoiser_run: Run) -> None:
+    """Refuse a denoiser that was trained on other images: held-out ones among them would bias the thresholds."""
+    recorded = denoiser_run.record.training, denoiser_run.record.held_out
+    if (split.contents(split.samples), split.contents(split.held_out)) != recorded:
         raise DataError(
-            f"{dataset.root}: expected the normal training images that {ready.path} was made from, got others. Name "
-            "the same dataset, or train the denoiser again."
+            f"{dataset.root}: expected the normal training images that {denoiser_run.path} was made from, got others. "
+            "Name the same dataset, or train the denoiser again."
         )
 
 
-def _take_over(run: Path, workspace: Path) -> None:
-    """Copy what an earlier training has told of itself into the workspace of the one that goes on from it."""
+def _copy_history(run: Path, workspace: Path) -> None:
+    """Copy metrics, previews and TensorBoard events of a reused denoiser's run into the workspace."""
+    # Copied before the fit, since `run` may be the folder that `write_run` replaces. A resumed training has them
+    # already, hence `dirs_exist_ok`.
     shutil.copy2(run / METRICS, workspace / METRICS)
     shutil.copytree(run / PREVIEWS, workspace / PREVIEWS, dirs_exist_ok=True)
     if (run / BOARD).is_dir():
@@ -188,25 +257,25 @@ def _take_over(run: Path, workspace: Path) -> None:
 
 
 def check_recorded(config: MethodConfig, run: Run, free: Collection[str] = ()) -> None:
-    """Raise ArgumentError unless settings are those of a run, but for the `free` ones."""
+    """Raise ArgumentError unless the settings, but for the `free` ones, are those of a run."""
     recorded = run.record.config
     if type(config) is not type(recorded):
-        wanted, found = (type(one).__struct_config__.tag for one in (config, recorded))
-        raise ArgumentError(f"{run.path}: expected a run of {wanted}, got one of {found}. Name another run.")
-    wanted_settings, recorded_settings = flatten(config), flatten(recorded)
-    for name, asked in wanted_settings.items():
-        had = recorded_settings[name]
-        if name not in free and asked != had:
+        expected, got = (type(settings).__struct_config__.tag for settings in (config, recorded))
+        raise ArgumentError(f"{run.path}: expected a run of {expected}, got one of {got}. Name another run.")
+    recorded_settings = flatten(recorded)
+    for name, value in flatten(config).items():
+        trained_with = recorded_settings[name]
+        if name not in free and value != trained_with:
             raise ArgumentError(
-                f"{name}: expected {had!r}, with which {run.path} was trained, got {asked!r}. Leave it out, or train "
-                "again."
+                f"{name}: expected {trained_with!r}, with which {run.path} was trained, got {value!r}. Leave it out, "
+                "or train again."
             )
 
 
-def _check_ready(config: MethodConfig, trainer: Trainer, ready: Run) -> None:
-    """Refuse a run whose denoiser is not the one that the settings ask for."""
-    check_recorded(config, ready, trainer.start_settings())
+def _check_denoiser_run(config: MethodConfig, trainer: Trainer, denoiser_run: Run) -> None:
+    """Refuse a run whose denoiser was trained with other settings, or which is incomplete."""
+    check_recorded(config, denoiser_run, trainer.start_settings())
     trainer.check_start(config)
-    missing = [name for name in (METRICS, PREVIEWS) if not (ready.path / name).exists()]
+    missing = [name for name in (METRICS, PREVIEWS) if not (denoiser_run.path / name).exists()]
     if missing:
-        raise RunError(f"{ready.path}: expected a whole run, got one without {missing[0]}. Train again.")
+        raise RunError(f"{denoiser_run.path}: expected a whole run, got one without {missing[0]}. Train again.")

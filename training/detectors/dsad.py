@@ -1,4 +1,4 @@
-"""DSAD and DiAD: reconstruction in latents by a denoiser guided by the image and its sketch."""
+"""DSAD and DiAD: reconstruction in latent space by a denoiser that is guided by the image and its sketch."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ _WEIGHTS = (
     "diffusion_pytorch_model.safetensors",
     "vae/diffusion_pytorch_model.safetensors",
 )
-"""Where the weights of an autoencoder are: of a run, of a folder of its own, of a Stable Diffusion folder."""
+"""Where the weights of an autoencoder are: in a run, in its own diffusers folder, in a Stable Diffusion folder."""
 
 
 def train_dsad(
@@ -63,7 +63,7 @@ def train_dsad(
     resume: bool,
     progress: Progress,
 ) -> FitResult:
-    """Train the guidance of a denoiser on normal images, of one category or of all.
+    """Train a guided denoiser on normal images, of one category or of all.
 
     Args:
         config: Settings.
@@ -71,21 +71,21 @@ def train_dsad(
         samples: Normal images; a share of them chooses the best epoch.
         hashes: Content hash of every image.
         folder: Where metrics, previews and checkpoints are written.
-        resume: Go on from the newest checkpoint there.
-        progress: Told what is being done.
+        resume: Resume from the newest checkpoint there.
+        progress: Receives progress.
 
     Raises:
-        ArgumentError: If autoencoder, base and settings do not fit each other.
+        ArgumentError: If autoencoder, base model and settings contradict each other.
         DataError: If there are too few images.
-        RunError: If autoencoder or base cannot be used, memory runs out, the loss is not finite, or a checkpoint does
-            not fit.
+        RunError: If autoencoder or base model cannot be used, memory runs out, the loss is not finite, or a
+            checkpoint does not fit.
     """
     autoencoder, normalization = autoencoder_of(config)
     images, validation = split_images("dsad", config, config.data, samples, hashes, progress)
     task = DsadTask(config, backbone, autoencoder, normalization, validation)
     trained = run_loop(task, images, config, folder, resume=resume, progress=progress)
     state = {**trained.state}
-    encoder: Any = autoencoder
+    encoder: Any = autoencoder  # `config` is no attribute of an nn.Module
     return FitResult(
         grid=config.preprocessing.size,
         tensors={"noise": task.noise},
@@ -95,6 +95,7 @@ def train_dsad(
             "scaling": float(encoder.config.scaling_factor),
             "normalization": normalization,
         },
+        # The frozen autoencoder too: a run must open without the folder it was trained with.
         networks={"denoiser": state, "autoencoder": dict(encoder.state_dict())},
         rule=map_rule(config),
         unet=plain_settings(task.denoiser.unet),
@@ -102,7 +103,7 @@ def train_dsad(
 
 
 def autoencoder_of(config: DsadConfig) -> tuple[nn.Module, Normalization]:
-    """Return the autoencoder that the settings name, frozen, and how it wants images normalised.
+    """Return the autoencoder that the settings name, frozen, and how its input is normalised.
 
     Raises:
         ArgumentError: If they name none, or it was trained with another normalisation than they say.
@@ -110,6 +111,7 @@ def autoencoder_of(config: DsadConfig) -> tuple[nn.Module, Normalization]:
     """
     name = _autoencoder_path(config)
     opened, normalization = open_autoencoder(name)
+    # None: a diffusers folder does not record it, so the setting is believed.
     if normalization is not None and normalization != config.normalization:
         raise ArgumentError(
             f"normalization: expected {normalization}, with which {name} was trained, got {config.normalization}. "
@@ -121,10 +123,11 @@ def autoencoder_of(config: DsadConfig) -> tuple[nn.Module, Normalization]:
 
 
 def autoencoder_identity(config: DsadConfig) -> str:
-    """Return the SHA-256 of the autoencoder's weights, by which a training that goes on knows them again."""
+    """Return the SHA-256 of the autoencoder's weights, by which a resumed training recognises them."""
     path = _autoencoder_path(config)
-    found = [path / name for name in _WEIGHTS if (path / name).is_file()]
-    return f"sha256:{sha256_file(found[0])}" if found else "not found"
+    files = [path / name for name in _WEIGHTS if (path / name).is_file()]
+    # Not an error here: opening the autoencoder reports what is wrong with the folder.
+    return f"sha256:{sha256_file(files[0])}" if files else "not found"
 
 
 def _autoencoder_path(config: DsadConfig) -> Path:
@@ -138,20 +141,20 @@ def _autoencoder_path(config: DsadConfig) -> Path:
 
 
 def map_rule(config: DsadConfig) -> MapRule:
-    """Return how maps are made: of features alone, as in DiAD."""
+    """Return the map rule: differences of features alone, as in DiAD."""
     return MapRule(0.0, 1.0, config.maps.sigma, config.pooling)
 
 
 class LatentEncoder(nn.Module):
-    """The graph `encode`: image in, latents and hint out; with `canny` its edges are given beside it.
+    """The graph `encode`: image in, latents and hint out; with `canny` the edges are a second input.
 
     `forward` takes uint8 [N, H, W, 3], for `canny` also edges float32 [N, 1, H, W], and returns latents float32
     [N, C, h, w] and the hint float32 [N, width, h, w].
 
     Args:
-        encoder: Of the autoencoder.
-        denoiser: Has the encoders of image and sketch.
-        sketcher: Draws and softens sketches, or None without a sketch.
+        encoder: Encoder of the autoencoder.
+        denoiser: Its guidance encodes image and sketch.
+        sketcher: Makes and softens sketches, or None without a sketch.
     """
 
     def __init__(self, encoder: Encoder, denoiser: GuidedDenoiser, sketcher: Sketcher | None) -> None:
@@ -162,6 +165,7 @@ class LatentEncoder(nn.Module):
         """Return latents and hint."""
         sketch = None
         if self.sketcher is not None:
+            # Canny's algorithm has no ONNX form: its edges come from outside, and the graph only softens them.
             sketch = self.sketcher(image) if edges is None else self.sketcher.soften(edges)
         return self.encoder(image), self.denoiser.encode_hint(self.encoder.normalised(image), sketch)
 
@@ -173,14 +177,14 @@ class DsadTask:
         config: Settings.
         backbone: Extractor of features, for previews.
         autoencoder: AutoencoderKL, frozen.
-        normalization: How it wants images.
+        normalization: How its input is normalised.
         validation: Normal images that choose the best epoch.
 
     Attributes:
         network: The guided denoiser.
-        denoiser: The same, by its own type.
-        networks: All networks.
-        noise: Of the sampling, float32 [K, C, h, w].
+        denoiser: The same object, with its own type.
+        networks: All networks of the reconstruction.
+        noise: Noise of the sampling, float32 [K, C, h, w].
     """
 
     def __init__(
@@ -194,6 +198,7 @@ class DsadTask:
         self._config, self._validation = config, validation
         encoder = Encoder(_as_autoencoder(autoencoder), normalization)
         size = config.preprocessing.size
+        # Measured, not computed: foreign autoencoders have other depths.
         with torch.inference_mode():
             shape = tuple(encoder(torch.zeros((1, *size, 3), dtype=torch.uint8)).shape[1:])
         if config.base is not None:
@@ -202,7 +207,7 @@ class DsadTask:
             denoiser = build_guided_denoiser(config, shape[0], (shape[1], shape[2]))
         denoiser.trainable(config.train_decoder)
         if config.base is None:
-            # What starts at random has to learn; only what Stable Diffusion knows already may stay.
+            # A UNet with random weights has to be trained whole; only a pretrained one may stay frozen.
             denoiser.unet.requires_grad_(True)
         for part in (denoiser.unet, denoiser.guidance):
             recompute_blocks(part, config.denoising.gradient_checkpointing)
@@ -214,25 +219,26 @@ class DsadTask:
         self._shares = torch.from_numpy(signal_shares(config.sampling)).float()
 
     def optimizer(self) -> torch.optim.Optimizer:
-        """Return the optimizer of what learns."""
+        """Return the optimizer of the trainable parameters."""
         return build_optimizer(
             self._config.denoising,
-            [one for one in self.network.parameters() if one.requires_grad],
+            [parameter for parameter in self.network.parameters() if parameter.requires_grad],
             rate=self._config.loop.learning_rate,
         )
 
     def loss(self, network: nn.Module, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Return the squared error of the predicted noise (arXiv:2312.06607), sketches partly wrong."""
+        """Return the squared error of the predicted noise (arXiv:2312.06607), with partly corrupted sketches."""
         config = self._config
         if config.augmentation.flip or config.augmentation.rotate > 0 or config.augmentation.color_jitter > 0:
-            changed = augment(
+            # Back to bytes afterwards: encoder, sketcher and hint must see an image as it comes at run time.
+            augmented = augment(
                 signed_images(images),
                 generator,
                 flip=config.augmentation.flip,
                 rotate=config.augmentation.rotate,
                 color_jitter=config.augmentation.color_jitter,
             )
-            images = ((changed + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+            images = ((augmented + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
         levels = noise_levels(len(images), TRAINED_STEPS, generator)
         return self._squared_errors(network, images, levels, generator, corrupt=True).mean()
 
@@ -242,12 +248,15 @@ class DsadTask:
         config, device = self._config, images.device
         encoder, sketcher = self._encoder.to(device), self._sketcher
         sketch = None
+        # Autoencoder and sketcher are frozen; the hint below is outside, since its encoders learn.
         with torch.no_grad():
             image = encoder.normalised(images)
             mean, log_variance = encoder.moments(encoder.encoder(image)).float().chunk(2, dim=1)
+            # Limits of diffusers' DiagonalGaussianDistribution. Training samples the posterior; inspection takes its
+            # mean.
             deviation = torch.exp(0.5 * log_variance.clamp(-30.0, 20.0))
-            drawn = torch.randn(mean.shape, generator=generator, device=device)
-            latents = encoder.scaling * (mean + deviation * drawn)
+            sample = torch.randn(mean.shape, generator=generator, device=device)
+            latents = encoder.scaling * (mean + deviation * sample)
             if sketcher is not None:
                 edges = sketcher.to(device).edges(images)
                 if corrupt:
@@ -260,7 +269,7 @@ class DsadTask:
         return (predicted.float() - noise).square()
 
     def validate(self) -> dict[str, float]:
-        """Return the mean squared error of the predicted noise, at levels and with noise that stay the same."""
+        """Return the mean squared error of the predicted noise, with the same levels and noise every time."""
 
         def errors(images: Tensor, levels: Tensor, generator: torch.Generator) -> Tensor:
             return self._squared_errors(self.network, images, levels, generator, corrupt=False)
@@ -268,9 +277,10 @@ class DsadTask:
         return noise_error(self._config, self._validation, errors, next(self.network.parameters()).device)
 
     def preview(self, path: Path) -> None:
-        """Write held-back normal images beside their reconstructions and maps."""
+        """Write validation images beside their reconstructions and maps."""
         images = next(self._validation.batches(range(min(_PREVIEWS, len(self._validation))), _PREVIEWS))
         self.networks.to(next(self.network.parameters()).device)
+        # Pooling affects the score alone, which a preview does not show.
         rule = msgspec.structs.replace(map_rule(self._config), pooling=0)
         write_strips(path, images, Reconstruction(self.networks, self._config.sampling, self.noise, rule)(images))
 
@@ -294,47 +304,52 @@ def dsad_networks(
 
 
 def sketcher_of(config: DsadConfig) -> Sketcher | None:
-    """Return what draws sketches, or None without a sketch."""
+    """Return the sketcher, or None without a sketch."""
     if config.sketch == "none":
         return None
     return Sketcher(config.sketch, config.preprocessing.size, config.sketch_size)
 
 
-def restore_dsad(config: DsadConfig, backbone: Backbone, fitted: FitResult, what: str) -> Reconstruction:
+def restore_dsad(config: DsadConfig, backbone: Backbone, fit_result: FitResult, name: str) -> Reconstruction:
     """Return the torch reconstruction that scores images, with the networks of a run.
 
     Args:
         config: Settings.
         backbone: Extractor of features with its weights.
-        fitted: What the run has.
-        what: The run, for errors.
+        fit_result: Contents of the run.
+        name: The run, for errors.
 
     Raises:
-        RunError: If a network's weights do not fit.
+        RunError: If weights are of another architecture.
     """
-    assert fitted.rule is not None
-    assert fitted.unet is not None
-    state = fitted.networks.get("denoiser", {})
-    scaling = float(fitted.facts.get("scaling", 1.0))
+    assert fit_result.rule is not None
+    assert fit_result.unet is not None
+    state = fit_result.networks.get("denoiser", {})
+    scaling = float(fit_result.facts.get("scaling", 1.0))
     autoencoder: Any = restore_autoencoder(
-        None, fitted.networks.get("autoencoder", {}), scaling, f"{what}: autoencoder"
+        None, fit_result.networks.get("autoencoder", {}), scaling, f"{name}: autoencoder"
     )
-    normalization: Normalization = "imagenet" if fitted.facts.get("normalization") == "imagenet" else "signed"
+    normalization: Normalization = "imagenet" if fit_result.facts.get("normalization") == "imagenet" else "signed"
+    # Zeros of the right shape: `load_state` fills them in, as all other weights.
     context = torch.zeros_like(state["context"]) if "context" in state else torch.zeros((1, config.context))
-    denoiser = GuidedDenoiser(import_diffusers().UNet2DConditionModel.from_config(dict(fitted.unet)), config, context)
-    load_state(denoiser, state, f"{what}: denoiser")
+    denoiser = GuidedDenoiser(
+        import_diffusers().UNet2DConditionModel.from_config(dict(fit_result.unet)), config, context
+    )
+    load_state(denoiser, state, f"{name}: denoiser")
     networks = dsad_networks(config, denoiser, autoencoder, normalization, backbone)
-    return Reconstruction(networks, config.sampling, fitted.tensors["noise"].astype("float32"), fitted.rule)
+    noise = fit_result.tensors["noise"].astype("float32")
+    return Reconstruction(networks, config.sampling, noise, fit_result.rule)
 
 
 def plain_settings(unet: Any) -> dict[str, Any]:
-    """Return the settings of a network of diffusers as JSON can hold them, without what is private to a file."""
+    """Return the settings of a diffusers network as plain JSON values, without its private ones (paths, versions)."""
     plain = {name: value for name, value in dict(unet.config).items() if not name.startswith("_")}
-    found: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(plain))
-    return found
+    settings: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(plain))
+    return settings
 
 
 def _as_autoencoder(network: nn.Module) -> Any:
+    # `open_autoencoder` and `restore_autoencoder` return an AutoencoderKL; the signatures here say nn.Module.
     return network
 
 
@@ -355,9 +370,9 @@ class DsadTrainer(Trainer):
             request.progress,
         )
 
-    def restore(self, path: Path, record: RunRecord, backbone: Backbone, fitted: FitResult) -> Reconstruction:
+    def restore(self, path: Path, record: RunRecord, backbone: Backbone, fit_result: FitResult) -> Reconstruction:
         """Return the networks and their sampling; see `restore_dsad`."""
-        return restore_dsad(cast("DsadConfig", record.config), backbone, fitted, str(path))
+        return restore_dsad(cast("DsadConfig", record.config), backbone, fit_result, str(path))
 
     def needed_tensors(self, record: RunRecord) -> frozenset[str]:
         """Return the noise of the sampling."""

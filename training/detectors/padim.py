@@ -1,4 +1,4 @@
-"""Fitting PaDiM: one Gaussian per patch position, stored as mean and whitening matrix."""
+"""PaDiM: fits one Gaussian per patch position, stored as mean and whitening matrix."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from flawscope.training.loop.fit_result import FitResult
 from flawscope.training.trainer import FitRequest, Trainer
 
 _BLOCK = 256
-"""Positions factorised at once; bounds the float64 work space."""
+"""Positions factorised at once; bounds the float64 workspace."""
 _IMAGES = 48
 """Images whose products are summed at once."""
 
@@ -36,10 +36,10 @@ def fit_padim(config: PadimConfig, backbone: Backbone, paths: Sequence[ImageSour
         config: Settings.
         backbone: Frozen backbone on its device.
         paths: Normal images, at least two.
-        progress: Told what is being done.
+        progress: Receives progress.
 
     Raises:
-        ArgumentError: If channels, image size or regularization do not fit the backbone or the images.
+        ArgumentError: If channels or image size do not suit the backbone, or a covariance is singular.
         DataError: If there are fewer than two images, or one cannot be used.
     """
     if len(paths) < 2:
@@ -52,28 +52,33 @@ def fit_padim(config: PadimConfig, backbone: Backbone, paths: Sequence[ImageSour
             f"channels: expected at most the {total} channels of {config.features.backbone} stages "
             f"{list(config.features.stages)}, got {config.channels}."
         )
-    positions, kept = grid[0] * grid[1], config.channels
-    if positions * kept * kept >= 2**31:
+    positions, channels = grid[0] * grid[1], config.channels
+    # The same limit as `export/size_check.py`: TensorRT and others index a tensor's elements with 32 bits.
+    if positions * channels * channels >= 2**31:
         raise ArgumentError(
-            f"padim: expected fewer than 2³¹ covariance entries, got {positions} positions × {kept}² channels. "
+            f"padim: expected fewer than 2³¹ covariance entries, got {positions} positions × {channels}² channels. "
             "Lower channels or the image size."
         )
+    # Reduced first, measured then: the transform is that of the chosen channels. A projection comes after it, and both
+    # are one matrix in the graph.
     choice, projection = _reduction(config, total)
     transform = measure_transform(
         PatchFeatures(backbone, pool=False, upsample=upsample, channels=choice), paths, config, progress
     )
     if projection is not None:
-        transform = projection if transform is None else _matrix(transform) @ projection
+        transform = projection if transform is None else _as_matrix(transform) @ projection
     features = PatchFeatures(backbone, pool=False, upsample=upsample, channels=choice, transform=transform)
 
-    moments = _Moments(positions, kept)
+    moments = _Moments(positions, channels)
     for patches in iterate_patches(features, paths, config, "reading patches", progress):
         moments.add(patches)
     mean, covariance = moments.finish()
-    whitening = torch.empty((positions, kept, kept), dtype=torch.float32)
-    identity = torch.eye(kept, dtype=torch.float64)
+    whitening = torch.empty((positions, channels, channels), dtype=torch.float32)
+    identity = torch.eye(channels, dtype=torch.float64)
     for start in range(0, positions, _BLOCK):
         block = slice(start, start + _BLOCK)
+        # With Σ + λI = L·Lᵀ, W = L⁻ᵀ: the Mahalanobis distance is |Wᵀ(x − μ)|, one product at run time. float64, since
+        # with fewer images than channels Σ is singular and only λ keeps the factor finite.
         factor, failed = torch.linalg.cholesky_ex(covariance[block] + config.regularization * identity)
         if bool(failed.any()):
             raise ArgumentError(
@@ -88,29 +93,31 @@ def fit_padim(config: PadimConfig, backbone: Backbone, paths: Sequence[ImageSour
         tensors={"mean": mean.float().numpy(), "whitening": whitening.numpy()},
         transform=None if transform is None else transform.cpu().numpy(),
         channels=choice,
-        facts={"positions": positions, "channels": kept, "of_channels": total},
+        facts={"positions": positions, "channels": channels, "of_channels": total},
     )
 
 
 def _reduction(config: PadimConfig, total: int) -> tuple[tuple[int, ...] | None, torch.Tensor | None]:
-    """Return the kept channels, or the projection float32 [total, kept], as the config asks."""
+    """Return the sampled channels, or the orthogonal projection float32 [total, channels], as the config asks."""
     generator = np.random.default_rng(config.seed)
     if config.reduction == "sample":
-        drawn = generator.choice(total, config.channels, replace=False)
-        return tuple(sorted(int(index) for index in drawn)), None
+        indices = generator.choice(total, config.channels, replace=False)
+        # Sorted: PatchFeatures picks them stage by stage, so only in ascending order is its output in this order.
+        return tuple(sorted(int(index) for index in indices)), None
+    # Q of a Gaussian matrix: a random orthonormal basis.
     directions, _ = np.linalg.qr(generator.standard_normal((total, config.channels)))
     return None, torch.from_numpy(directions.astype(np.float32))
 
 
-def _matrix(transform: torch.Tensor) -> torch.Tensor:
-    """Return a transform as a matrix, also where it is a factor per channel."""
+def _as_matrix(transform: torch.Tensor) -> torch.Tensor:
+    """Return a transform, which may be one factor per channel, as a matrix."""
     return torch.diag(transform) if transform.ndim == 1 else transform
 
 
 class _Moments:
     """Mean and covariance of every position, streamed: sums in float64 around the first images' mean.
 
-    Products are taken over several images at once: one pass over the sums costs more than the product itself.
+    Products are taken over several images at once, since one pass over the sums costs more than a product.
     """
 
     def __init__(self, positions: int, channels: int) -> None:
@@ -121,7 +128,7 @@ class _Moments:
         self._count = 0
 
     def add(self, patches: torch.Tensor) -> None:
-        """Take in float32 [N, P, D]."""
+        """Add the patches of a batch, float32 [N, P, D]."""
         self._waiting.append(patches.cpu())
         if sum(len(batch) for batch in self._waiting) >= _IMAGES:
             self._flush()
@@ -131,6 +138,8 @@ class _Moments:
             return
         at_position = torch.cat(self._waiting).transpose(0, 1)
         self._waiting.clear()
+        # Without the shift a large mean would cancel in Σx² − n·mean²; the first images' mean is near enough. Which
+        # images these are depends on `_IMAGES`, which therefore changes the last bits.
         if self._shift is None:
             self._shift = at_position.mean(dim=1, keepdim=True)
         centred = at_position - self._shift
@@ -139,11 +148,12 @@ class _Moments:
         self._count += at_position.shape[1]
 
     def finish(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return mean float64 [P, D] and sample covariance float64 [P, D, D], which takes over the sums' memory."""
+        """Return mean float64 [P, D] and sample covariance float64 [P, D, D], which reuses the memory of the sums."""
         self._flush()
         if self._shift is None or self._count < 2:
             raise DataError(f"padim: expected at least two normal training images, got {self._count}.")
         mean = self._sums / self._count
+        # In blocks and in place: a second array of this size may not fit in memory.
         for start in range(0, len(mean), _BLOCK):
             block = slice(start, start + _BLOCK)
             self._products[block] -= self._count * mean[block, :, None] * mean[block, None, :]
@@ -158,12 +168,12 @@ class PadimTrainer(Trainer):
         """Estimate the Gaussians; see `fit_padim`."""
         return fit_padim(request.config, request.backbone, request.images, request.progress)
 
-    def restore(self, path: Path, record: RunRecord, backbone: Backbone, fitted: FitResult) -> PatchFeatures:
+    def restore(self, path: Path, record: RunRecord, backbone: Backbone, fit_result: FitResult) -> PatchFeatures:
         """Return the feature module."""
-        return build_features(cast("PadimConfig", record.config), backbone, fitted)
+        return build_features(cast("PadimConfig", record.config), backbone, fit_result)
 
     def needed_tensors(self, record: RunRecord) -> frozenset[str]:
-        """Return the Gaussians."""
+        """Return the tensors of the Gaussians."""
         return frozenset({"mean", "whitening"})
 
     def needs_transform(self, config: PadimConfig) -> bool:

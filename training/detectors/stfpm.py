@@ -1,4 +1,4 @@
-"""STFPM: a student matches the teacher's features on normal images and deviates on anomalies."""
+"""STFPM: a student network learns to match a teacher's features on normal images, and deviates on anomalies."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def train_stfpm(
         samples: Normal images; a share of them chooses the best epoch.
         hashes: Content hash of every image.
         folder: Where metrics, previews and checkpoints are written.
-        resume: Go on from the newest checkpoint there.
-        progress: Told what is being done.
+        resume: Resume from the newest checkpoint there.
+        progress: Receives progress.
 
     Raises:
         DataError: If there are too few images.
@@ -60,7 +60,7 @@ def train_stfpm(
         grid=(int(finest.shape[-2]), int(finest.shape[-1])),
         tensors={},
         facts=training_facts(trained) | {"validation_pictures": len(validation)},
-        # The run stores the network; casts and normalisation are the backbone's and come with its name.
+        # The network alone: cast and normalisation belong to `Backbone` and are restored from the settings.
         networks={
             "student": {
                 name.removeprefix("network."): value
@@ -89,6 +89,7 @@ class StfpmNetwork(nn.Module):
         super().__init__()
         self.teacher, self.student, self.size = teacher, student, size
         rows, columns = (None, None) if sigma == 0 else map_matrices(size, size, sigma)
+        # Registered even as None, so that `_buffers` has the names in either case.
         self.register_buffer("rows", None if rows is None else torch.from_numpy(rows), persistent=False)
         self.register_buffer("columns", None if columns is None else torch.from_numpy(columns), persistent=False)
         self.eval()
@@ -96,14 +97,16 @@ class StfpmNetwork(nn.Module):
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Return maps and scores of a batch."""
         anomaly_map: Tensor | None = None
+        # A product, not a sum: a position is anomalous where all stages agree.
         for distance in stage_distances(self.teacher(image), self.student(image)):
-            larger = functional.interpolate(distance[:, None], size=self.size, mode="bilinear", align_corners=False)
-            anomaly_map = larger if anomaly_map is None else anomaly_map * larger
+            upsampled = functional.interpolate(distance[:, None], size=self.size, mode="bilinear", align_corners=False)
+            anomaly_map = upsampled if anomaly_map is None else anomaly_map * upsampled
         assert anomaly_map is not None
-        smooth = anomaly_map[:, 0]
+        smoothed = anomaly_map[:, 0]
+        # A separable Gaussian as two matrix products: the same numbers in torch, ONNX Runtime and TensorRT.
         if self._buffers["rows"] is not None:
-            smooth = self.get_buffer("rows") @ smooth @ self.get_buffer("columns")
-        return smooth, smooth.amax(dim=(1, 2))
+            smoothed = self.get_buffer("rows") @ smoothed @ self.get_buffer("columns")
+        return smoothed, smoothed.amax(dim=(1, 2))
 
 
 def stage_distances(teacher: list[Tensor], student: list[Tensor]) -> list[Tensor]:
@@ -129,10 +132,11 @@ class StfpmTask:
 
     def __init__(self, config: StfpmConfig, teacher: Backbone, validation: ImageReader) -> None:
         self._config, self._teacher, self._validation = config, teacher, validation
-        torch.manual_seed(config.seed)
+        torch.manual_seed(config.seed)  # the student's initial weights depend on the seed alone
         student = untrained_backbone(config.features)
         student.requires_grad_(True)
         self.network: nn.Module = student
+        # Shares the student's parameters, and puts it into inference mode; the loop sets the mode of `network` itself.
         self._model = StfpmNetwork(teacher, student, config.preprocessing.size, config.maps.sigma)
 
     def optimizer(self) -> torch.optim.Optimizer:
@@ -155,22 +159,25 @@ class StfpmTask:
         return factor * torch.stack([distance.mean() for distance in distances]).sum()
 
     def validate(self) -> dict[str, float]:
-        """Return the mean of the maps on images that were held back, and their largest score."""
+        """Return the mean of the maps of the validation images, and their largest score."""
         means, scores = [], []
         for images in self._validation.batches(range(len(self._validation)), self._config.loop.batch_size):
-            maps, found = self._maps(images)
+            maps, batch_scores = self._maps(images)
             means.append(maps.mean(dim=(1, 2)))
-            scores.append(found)
+            scores.append(batch_scores)
         return {"error": float(torch.cat(means).mean()), "largest_score": float(torch.cat(scores).max())}
 
     def preview(self, path: Path) -> None:
-        """Write held-back normal images beside their maps, all on one scale."""
+        """Write validation images beside their maps, all maps on one scale."""
         images = next(self._validation.batches(range(min(_PREVIEWS, len(self._validation))), _PREVIEWS))
         maps = self._maps(images)[0].numpy()
-        top = float(maps.max()) or 1.0
-        heat = [cv2.applyColorMap((255 * one / top).astype(np.uint8), cv2.COLORMAP_INFERNO) for one in maps]
+        highest = float(maps.max()) or 1.0  # maps that are zero everywhere stay black
+        coloured = [
+            cv2.applyColorMap((255 * values / highest).astype(np.uint8), cv2.COLORMAP_INFERNO) for values in maps
+        ]
         rows = [
-            np.hstack([cv2.cvtColor(image, cv2.COLOR_RGB2BGR), one]) for image, one in zip(images, heat, strict=True)
+            np.hstack([cv2.cvtColor(image, cv2.COLOR_RGB2BGR), heat])
+            for image, heat in zip(images, coloured, strict=True)
         ]
         write_png(path, np.vstack(rows), is_bgr=True)
 
@@ -200,10 +207,10 @@ class StfpmTrainer(Trainer):
             request.progress,
         )
 
-    def restore(self, path: Path, record: RunRecord, backbone: Backbone, fitted: FitResult) -> StfpmNetwork:
-        """Return teacher and student. A student that lacks tensors is refused here."""
+    def restore(self, path: Path, record: RunRecord, backbone: Backbone, fit_result: FitResult) -> StfpmNetwork:
+        """Return teacher and student; a run whose student lacks tensors is refused."""
         config = cast("StfpmConfig", record.config)
-        student = restore_backbone(config.features, fitted.networks.get("student", {}))
+        student = restore_backbone(config.features, fit_result.networks.get("student", {}))
         return StfpmNetwork(backbone, student, config.preprocessing.size, config.maps.sigma)
 
 

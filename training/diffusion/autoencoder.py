@@ -1,4 +1,4 @@
-"""The autoencoder of latent diffusion: its training, its two halves as they are exported, and reading it back."""
+"""The autoencoder of latent diffusion: training it, reading it back, and its two halves as they are exported."""
 
 from __future__ import annotations
 
@@ -41,21 +41,21 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderKL
 
 Normalization = Literal["signed", "imagenet"]
-"""What images are scaled to: [-1, 1], or mean 0 and deviation 1 of ImageNet."""
+"""How input images are scaled: to [-1, 1], or to mean 0 and deviation 1 over ImageNet."""
 
 _RANGES: dict[Normalization, tuple[tuple[float, float, float], tuple[float, float, float]]] = {
     "signed": ((127.5, 127.5, 127.5), (127.5, 127.5, 127.5)),
     "imagenet": ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),  # 255 times the usual mean and deviation
 }
-"""Per channel, what is subtracted from an image's bytes, and what they are then divided by."""
+"""Center and spread per channel: subtracted from the bytes of an image, then divided by."""
 
-_NETWORK = "autoencoder."  # how its tensors are named in the weights of a run
+_NETWORK = "autoencoder."  # prefix of its tensors in the weights of a run
 _PREVIEWS = 4
-_LEAST_SQUARE = 1e-10  # a perfect reconstruction has a finite figure too: 106 dB
+_LEAST_SQUARE = 1e-10  # keeps the PSNR of a perfect reconstruction finite, at 106 dB
 
 
 class Encoder(nn.Module):
-    """Image in, latents out: the mean of the posterior, so that the same image has the same latents.
+    """Image in, latents out: the mean of the posterior, so that an image always has the same latents.
 
     `forward` takes uint8 [N, H, W, 3] RGB and returns float32 [N, C, h, w], multiplied with the autoencoder's
     `scaling_factor`; every level of the network after the first halves the sides.
@@ -67,7 +67,7 @@ class Encoder(nn.Module):
 
     def __init__(self, autoencoder: AutoencoderKL, normalization: Normalization) -> None:
         super().__init__()
-        parts: Any = autoencoder
+        parts: Any = autoencoder  # type checkers do not know the parts of diffusers' networks
         self.encoder, self.moments = parts.encoder, parts.quant_conv
         self.scaling = float(settings_of(autoencoder)["scaling_factor"])
         center, spread = _RANGES[normalization]
@@ -81,7 +81,7 @@ class Encoder(nn.Module):
         return cast(Tensor, mean * self.scaling)
 
     def normalised(self, image: Tensor) -> Tensor:
-        """Return images uint8 [N, H, W, 3] as the network takes them, float32 [N, 3, H, W]."""
+        """Return images uint8 [N, H, W, 3] as input of the network, float32 [N, 3, H, W]."""
         # The cast comes first: TensorRT rejects a transpose of uint8.
         scaled = (image.to(torch.float32) - self.get_buffer("center")) / self.get_buffer("spread")
         return scaled.permute(0, 3, 1, 2)
@@ -103,17 +103,21 @@ class Decoder(nn.Module):
         parts: Any = autoencoder
         self.decoder, self.latents = parts.decoder, parts.post_quant_conv
         self.scaling = float(settings_of(autoencoder)["scaling_factor"])
-        center, spread = (torch.tensor(one, dtype=torch.float64).reshape(3, 1, 1) for one in _RANGES[normalization])
+        # float64: each constant is rounded once. With `signed` they are exactly 1 and 0.
+        center, spread = (
+            torch.tensor(values, dtype=torch.float64).reshape(3, 1, 1) for values in _RANGES[normalization]
+        )
         self.register_buffer("gain", (spread / 127.5).float(), persistent=False)
         self.register_buffer("shift", (center / 127.5 - 1.0).float(), persistent=False)
         self.eval()
 
     def forward(self, latents: Tensor) -> Tensor:
         """Return the images of a batch."""
+        # The clamp is not in `signed`: the perceptual loss needs its gradients outside the range as well.
         return self.signed(self.decoder(self.latents(latents / self.scaling))).clamp(-1.0, 1.0)
 
     def signed(self, decoded: Tensor) -> Tensor:
-        """Return images float32 [N, 3, H, W] as the network gives them on the scale whose limits are -1 and 1."""
+        """Return decoded images float32 [N, 3, H, W], rescaled so that -1 is black and 1 is white."""
         return decoded * self.get_buffer("gain") + self.get_buffer("shift")
 
 
@@ -128,8 +132,8 @@ def train_autoencoder(
 ) -> FitResult:
     """Train an autoencoder on normal images.
 
-    The fact `scaling` of the result is what latents are to be multiplied with: that of `base`, or else one over their
-    standard deviation on held-back images, since diffusion expects a variance of one (arXiv:2112.10752).
+    The fact `scaling` of the result is the factor of the latents: that of `base`, or else one over their standard
+    deviation on validation images, since diffusion expects a variance of one (arXiv:2112.10752).
 
     Args:
         config: Settings.
@@ -137,19 +141,20 @@ def train_autoencoder(
         samples: Normal images; a share of them chooses the best epoch.
         hashes: Content hash of every image.
         folder: Where metrics, previews and checkpoints are written.
-        resume: Go on from the newest checkpoint there.
-        progress: Told what is being done.
+        resume: Resume from the newest checkpoint there.
+        progress: Receives progress.
 
     Raises:
-        ArgumentError: If the images' size does not fit the levels of `base`.
+        ArgumentError: If the size of the images is not divisible by the levels of `base`.
         DataError: If there are too few images.
         RunError: If `base` cannot be used, memory runs out, the loss is not finite, a checkpoint does not fit, or
-            all latents are the same.
+            all latents are equal.
     """
     images, validation = split_images("autoencoder", config, config.data, samples, hashes, progress)
     task = AutoencoderTask(config, backbone, validation)
     trained = run_loop(task, images, config, folder, resume=resume, progress=progress)
     task.network.load_state_dict(trained.state)
+    # Measured again: the last epoch need not have been the best.
     figures = task.validate()
     deviation = figures["latent_std"]
     if not 1e-6 < deviation < math.inf:
@@ -157,7 +162,7 @@ def train_autoencoder(
             f"autoencoder: expected latents that differ, got a standard deviation of {deviation:g}. Train longer, or "
             f"lower the divergence's weight (--set kl={config.kl / 10:g})."
         )
-    stock = float(settings_of(task.autoencoder)["scaling_factor"])
+    base_scaling = float(settings_of(task.autoencoder)["scaling_factor"])
     height, width = config.preprocessing.size
     halvings = len(settings_of(task.autoencoder)["block_out_channels"]) - 1
     return FitResult(
@@ -168,7 +173,9 @@ def train_autoencoder(
             "psnr": rounded(figures["psnr"]),
             "validation_pictures": len(validation),
             "latent_std": rounded(deviation),
-            "scaling": 1.0 / deviation if config.base is None else stock,
+            # Not rounded, unlike the other facts: latents are multiplied with it. A base's own factor stays, since
+            # denoisers made for that base expect it.
+            "scaling": 1.0 / deviation if config.base is None else base_scaling,
         },
         networks={"autoencoder": {name.removeprefix(_NETWORK): value for name, value in trained.state.items()}},
     )
@@ -186,21 +193,22 @@ class AutoencoderTask:
         validation: Normal images that choose the best epoch.
 
     Attributes:
-        network: What is trained: the autoencoder, with a forward that samples.
-        autoencoder: The autoencoder in it.
+        network: The autoencoder in a module whose `forward` samples the posterior.
+        autoencoder: The autoencoder itself.
 
     Raises:
-        ArgumentError: If the images' size does not fit the levels of `base`.
+        ArgumentError: If the size of the images is not divisible by the levels of `base`.
         RunError: If `base` cannot be used.
     """
 
     def __init__(self, config: AutoencoderConfig, backbone: Backbone, validation: ImageReader) -> None:
         self._config, self._validation = config, validation
         self._backbone = None if config.features.backbone == SCATTERING or config.perceptual == 0 else backbone
-        torch.manual_seed(config.seed)
+        torch.manual_seed(config.seed)  # the initial weights depend on the seed alone
         self.autoencoder = build_autoencoder(config)
         recompute_blocks(self.autoencoder, config.gradient_checkpointing)
         self.network: nn.Module = _Sampling(self.autoencoder)
+        # They share the parameters of the network that learns.
         self._encoder = Encoder(self.autoencoder, config.normalization)
         self._decoder = Decoder(self.autoencoder, config.normalization)
 
@@ -211,9 +219,9 @@ class AutoencoderTask:
     def loss(self, network: nn.Module, images: Tensor, generator: torch.Generator) -> Tensor:
         """Return Σ|x − x̂| + perceptual · P · d(x, x̂) + kl · KL, averaged over the batch.
 
-        Pixels are compared on the scale that the network works in. d is the distance of `perceptual_distances`, and P
-        the number of an image's values: both terms are sums over them. KL is the divergence of the posterior from
-        the normal distribution. The latents that are decoded are drawn from the posterior with the generator.
+        Pixels are compared on the scale of the input. d is the distance of `perceptual_distances`, and P the
+        number of values of an image, so that both terms are sums over them. KL is the divergence of the posterior from
+        the standard normal distribution. The decoded latents are drawn from the posterior with the generator.
         """
         config = self._config
         self._move(images.device)
@@ -226,15 +234,16 @@ class AutoencoderTask:
         return cast(Tensor, loss.mean())
 
     def validate(self) -> dict[str, float]:
-        """Return figures on images that were held back.
+        """Return figures of the validation images.
 
-        `error` is the mean absolute difference of an image in [-1, 1] and what its latents' mean is decoded to;
-        `psnr` the peak signal-to-noise ratio of all of them in dB; `latent_std` the standard deviation of all latents
-        before they are scaled.
+        `error` is the mean absolute difference between images in [-1, 1] and what the mean of their latents is decoded
+        to; `psnr` the peak signal-to-noise ratio over all images in dB; `latent_std` the standard deviation of all
+        latents before scaling.
         """
         errors, squares, latents = [], [], []
         for images in self._validation.batches(range(len(self._validation)), self._config.loop.batch_size):
             encoded, restored = self._restored(images)
+            # float64: means over millions of values, and a deviation from which the scaling is taken.
             difference = restored.double() - (torch.from_numpy(images).double() / 127.5 - 1.0).permute(0, 3, 1, 2)
             errors.append(difference.abs().mean(dim=(1, 2, 3)))
             squares.append(difference.square().mean(dim=(1, 2, 3)))
@@ -242,12 +251,12 @@ class AutoencoderTask:
         square = float(torch.cat(squares).mean())
         return {
             "error": float(torch.cat(errors).mean()),
-            "psnr": 10.0 * math.log10(4.0 / max(square, _LEAST_SQUARE)),
+            "psnr": 10.0 * math.log10(4.0 / max(square, _LEAST_SQUARE)),  # the peak is 2, from -1 to 1
             "latent_std": float(torch.cat(latents).std(correction=0)),
         }
 
     def preview(self, path: Path) -> None:
-        """Write held-back normal images above their reconstructions."""
+        """Write validation images above their reconstructions."""
         images = next(self._validation.batches(range(min(_PREVIEWS, len(self._validation))), _PREVIEWS))
         restored = self._restored(images)[1].permute(0, 2, 3, 1).numpy()
         below = np.rint((restored + 1.0) * 127.5).astype(np.uint8)
@@ -264,13 +273,13 @@ class AutoencoderTask:
             return latents.cpu(), self._decoder(latents).cpu()
 
     def _move(self, device: torch.device) -> None:
-        # The parameters are the network's and are there already: what moves are the halves' own buffers.
+        # The shared parameters are on the device already: only the halves' own buffers move.
         self._encoder.to(device)
         self._decoder.to(device)
 
 
 class _Sampling(nn.Module):
-    """Normalised images in; out what latents drawn from the posterior are decoded to, and the divergences [N]."""
+    """Normalised images in; images decoded from a sample of the posterior, and the divergences [N], out."""
 
     def __init__(self, autoencoder: AutoencoderKL) -> None:
         super().__init__()
@@ -283,32 +292,33 @@ class _Sampling(nn.Module):
 
 
 def perceptual_distances(backbone: Backbone, images: Tensor, restored: Tensor) -> Tensor:
-    """Return how far reconstructions are from images in the features of a backbone, float32 [N].
+    """Return the distances between images and reconstructions in the features of a backbone, float32 [N].
 
-    The squared distance of the features of unit length at a position, averaged over the positions and summed over the
-    stages: equation 1 of arXiv:1801.03924 with all weights one.
+    The squared distance of the unit-length features at a position, averaged over the positions and summed over the
+    stages: equation 1 of arXiv:1801.03924 (LPIPS) with all weights one.
 
     Args:
-        backbone: Frozen; it normalises as it was trained.
+        backbone: Frozen; includes its own normalisation.
         images: uint8 [N, H, W, 3].
         restored: Float32 [N, 3, H, W]; -1 is black and 1 white. Gradients flow into it.
     """
     with torch.no_grad():
         expected = backbone(images)
-    found = backbone((restored.permute(0, 2, 3, 1) + 1.0) * 127.5)
+    rebuilt = backbone((restored.permute(0, 2, 3, 1) + 1.0) * 127.5)
     # Small differences of unit vectors are lost in half precision.
-    whole, other = ([stage.float() for stage in stages] for stages in (expected, found))
-    # That of STFPM is half of the squared distance.
-    return 2.0 * torch.stack([half.mean(dim=(1, 2)) for half in stage_distances(whole, other)]).sum(dim=0)
+    expected_stages, rebuilt_stages = ([stage.float() for stage in stages] for stages in (expected, rebuilt))
+    # STFPM's distance is half of the squared one.
+    halves = stage_distances(expected_stages, rebuilt_stages)
+    return 2.0 * torch.stack([half.mean(dim=(1, 2)) for half in halves]).sum(dim=0)
 
 
 def build_autoencoder(config: AutoencoderConfig) -> AutoencoderKL:
-    """Return the autoencoder that a training starts from: that of `base`, or one from random weights.
+    """Return the autoencoder that a training starts from: that of `base`, or one with random weights.
 
     Raises:
-        ArgumentError: If the images' size does not fit the levels of `base`.
+        ArgumentError: If the size of the images is not divisible by the levels of `base`.
         MissingExtra: If diffusers is not installed.
-        RunError: If `base` is no folder with an AutoencoderKL of a known kind.
+        RunError: If `base` is not a folder with a supported AutoencoderKL.
     """
     if config.base is None:
         return new_autoencoder(shape_settings(config.widths, config.layers, config.latent))
@@ -321,34 +331,34 @@ def restore_autoencoder(
     config: AutoencoderConfig | None,
     state: Mapping[str, Tensor],
     scaling: float,
-    what: str = "the run's autoencoder",
+    name: str = "the run's autoencoder",
 ) -> AutoencoderKL:
     """Return a trained autoencoder, frozen and in inference mode.
 
     Args:
-        config: Settings of its training. Without them, or where it began with a `base`, widths and layers are those
-            that the tensors have.
+        config: Settings of its training. Without them, or if it started from a `base`, widths and layers are read
+            from the shapes of the tensors.
         state: Its tensors, by the names of `AutoencoderKL`.
-        scaling: What latents are multiplied with.
-        what: What the tensors are, for errors.
+        scaling: Factor of the latents.
+        name: Name of the tensors, for errors.
 
     Raises:
         MissingExtra: If diffusers is not installed.
         RunError: If the tensors are not those of such an autoencoder, or are not finite.
     """
     if config is None or config.base is not None:
-        settings = settings_from_state(state, what)
+        settings = settings_from_state(state, name)
     else:
         settings = shape_settings(config.widths, config.layers, config.latent)
-    return fill_autoencoder(settings, state, scaling, what)
+    return fill_autoencoder(settings, state, scaling, name)
 
 
 def open_autoencoder(path: Path) -> tuple[AutoencoderKL, Normalization | None]:
-    """Read an autoencoder for latent diffusion, frozen and in inference mode, and how it wants images normalised.
+    """Read an autoencoder for latent diffusion, frozen and in inference mode, and how its input is normalised.
 
     Args:
         path: A run of `train autoencoder`; a folder with an AutoencoderKL as diffusers writes it; or a Stable
-            Diffusion folder, whose `vae` is taken. The last two do not say how images are normalised: None.
+            Diffusion folder, whose `vae` is read. The last two do not record the normalisation: None.
 
     Raises:
         MissingExtra: If diffusers is not installed.
@@ -364,10 +374,10 @@ def open_autoencoder(path: Path) -> tuple[AutoencoderKL, Normalization | None]:
 
 
 class AutoencoderTrainer(Trainer):
-    """Trains autoencoders. They score nothing: dsad and base work in one."""
+    """Trains autoencoders, in whose latent space dsad and base work. They score nothing."""
 
     has_epochs = True
-    keeps_backbone = False  # it was needed for the loss alone
+    keeps_backbone = False  # only the loss needs it
     is_detector = False
 
     def fit(self, request: FitRequest) -> FitResult:

@@ -1,4 +1,4 @@
-"""Helpers for diffusers networks: lazy import, and group and head counts for small widths."""
+"""Helpers for diffusers networks: lazy import, and numbers of groups and heads for small widths."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 from flawscope.errors import MissingExtra
 
 MOST_GROUPS = 32
-"""Groups in which channels are normalised, as in Stable Diffusion."""
+"""Groups of the group normalisation, as in Stable Diffusion."""
 
 
 def import_diffusers() -> Any:
-    """Return the module diffusers, which takes seconds to import: only where it is needed.
+    """Return the module diffusers; it takes seconds to import, so it is imported only when needed.
 
     Raises:
         MissingExtra: If it is not installed.
@@ -28,21 +28,19 @@ def import_diffusers() -> Any:
 
 
 def quiet_bitsandbytes() -> None:
-    """Let the import of bitsandbytes say nothing: it warns of kernels for 4-bit weights, which nothing here uses.
-
-    Where it is installed, diffusers imports it as well.
-    """
+    """Silence the import of bitsandbytes: it warns about kernels for 4-bit weights, which nothing here uses."""
+    # Also before diffusers, which imports it too if it is installed.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def group_count(widths: Sequence[int]) -> int:
-    """Return the largest number of groups up to 32 into which the channels of every level can be divided."""
+    """Return the largest number of groups, up to `MOST_GROUPS`, that divides the channels of every level."""
     return _divisor(widths, MOST_GROUPS)
 
 
-def head_width(wanted: int, widths: Sequence[int]) -> int:
-    """Return the channels of an attention head: the most up to `wanted` that every width can be divided into."""
-    return _divisor(widths, wanted)
+def head_width(most: int, widths: Sequence[int]) -> int:
+    """Return the channels of an attention head: the largest number, up to `most`, that divides every width."""
+    return _divisor(widths, most)
 
 
 def _divisor(widths: Sequence[int], most: int) -> int:

@@ -1,8 +1,8 @@
 """Denoiser of DSAD: Stable Diffusion's UNet with semantic guidance (as ControlNet) from the input image.
 
-The guidance is a trainable copy of the UNet's encoder (arXiv:2302.05543, as DiAD, arXiv:2312.06607, uses it) that also
-gets the image and its sketch. Convolutions that start at zero lie between it and the UNet, so that training begins
-with the UNet's own prediction. DSAD's article and its sketch code are not public: the two fusions follow its abstract.
+The guidance is a trainable copy of the UNet's encoder (ControlNet, arXiv:2302.05543, as used by DiAD, arXiv:2312.06607)
+that also gets the image and its sketch. It is connected to the UNet by convolutions that start at zero, so training
+begins with the UNet's own prediction. DSAD's article and sketch code are not public: both fusions follow its abstract.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from flawscope.training.diffusion.diffusers_networks import group_count, import_
 from flawscope.training.synthesis.diffusers_folder import called, check_prediction, import_transformers, loaded
 
 _QUIET_STD = 1e-3
-"""Deviation of the weights by which a sketch enters: the copied encoder is hardly disturbed, yet gradients flow."""
+"""Deviation of the sketch branch's initial weights: hardly disturbs the copied encoder, yet lets gradients flow."""
 
 _PLAIN: Mapping[str, object] = {
     "addition_embed_type": None,
@@ -36,27 +36,27 @@ _PLAIN: Mapping[str, object] = {
     "time_embedding_type": "positional",
     "timestep_post_act": None,
 }
-"""What the UNets of Stable Diffusion 1 and 2 have in their settings; the guidance's forward pass knows no other."""
+"""Settings of the UNets of Stable Diffusion 1 and 2; the guidance's forward pass supports no others."""
 
 
 class GuidedDenoiser(nn.Module):
-    """Predicts the noise in latents of an image that it is shown.
+    """Predicts the noise in the latents of an image that is also its input.
 
     `forward` takes latents float32 [N, C, h, w], timesteps int64 [N] and the image's hint float32 [N, width, h, w],
-    and returns the noise float32 [N, C, h, w]. The hint is `encode_hint`'s: the same for all steps of an image. Both
-    can be exported to ONNX.
+    and returns the noise float32 [N, C, h, w]. The hint comes from `encode_hint` and is the same for all steps of an
+    image. Both can be exported to ONNX.
 
     Args:
         unet: A UNet2DConditionModel of diffusers, as Stable Diffusion 1 and 2 have it; the guidance starts as a copy.
-        config: The widths of the hint encoder, the fusion, what is guided, and whether there is a sketch.
+        config: Widths of the hint encoder, kind of fusion, guided levels, and whether there is a sketch.
         context: Embedding of the empty text, float32 [L, context].
 
     Attributes:
         unet: The UNet.
-        guidance: A ControlNetModel of diffusers, whose parts are called from here.
-        sketch_encoder: The hint encoder of a sketch, or None.
-        sketch_fusion: Puts image and sketch together, or None.
-        fusion: Brings features of the second coarsest level into the coarsest.
+        guidance: A ControlNetModel of diffusers, whose parts are called one by one.
+        sketch_encoder: Hint encoder of the sketch, or None.
+        sketch_fusion: Fuses the hints of image and sketch, or None.
+        fusion: Fuses features of the second coarsest level into the coarsest.
 
     Raises:
         MissingExtra: If diffusers is not installed.
@@ -78,9 +78,11 @@ class GuidedDenoiser(nn.Module):
                 conditioning_channels=1,
                 block_out_channels=config.hint_widths,
             )
-            # diffusers starts this layer at zero; in front of others that do, the sketch would be learned late.
+            # diffusers initialises this layer with zeros; with more zero layers behind it, gradients would reach the
+            # sketch late.
             nn.init.kaiming_normal_(encoder.conv_out.weight)
             self.sketch_encoder, self.sketch_fusion = encoder, SketchFusion(width)
+        # Parts are built in this order with one random stream: another order gives other initial weights.
         levels = _levels(self.guidance)
         self._is_live = config.fusion == "live"
         self.fusion = MultiScaleFusion(levels[-2], levels[-1], live=self._is_live)
@@ -88,20 +90,21 @@ class GuidedDenoiser(nn.Module):
         self._coarsest = range(count - len(levels[-1]), count)
         self._second = range(self._coarsest.start - len(levels[-2]), self._coarsest.start)
         self._guided = self._coarsest if config.control == "coarse" else range(count)
+        # Persistent: a run must open without the text encoder that made it.
         self.register_buffer("context", context.detach().to(torch.float32).clone())
 
     def encode_hint(self, image: Tensor, sketch: Tensor | None = None) -> Tensor:
-        """Return the guidance features of an image.
+        """Return the hint of an image: features of it and of its sketch.
 
         Args:
             image: Normalised image, float32 [N, 3, H, W].
             sketch: Its sketch, float32 [N, 1, H, W] in [0, 1]; None without a sketch branch.
 
         Returns:
-            Float32 [N, width, h, w], of the latents' size.
+            Float32 [N, width, h, w], of the size of the latents.
 
         Raises:
-            ArgumentError: If there is a sketch and no branch for it, or the other way round.
+            ArgumentError: If there is a sketch but no branch for it, or the reverse.
         """
         semantic: Tensor = self.guidance.controlnet_cond_embedding(image)
         if self.sketch_encoder is None or self.sketch_fusion is None:
@@ -116,7 +119,7 @@ class GuidedDenoiser(nn.Module):
     def forward(self, x: Tensor, t: Tensor, hint: Tensor) -> Tensor:
         """Return the noise in latents."""
         if hint.shape[-2:] != x.shape[-2:]:
-            # Of another size it could still be added where one side is 1.
+            # Checked, since a side of 1 would be broadcast without an error.
             raise ArgumentError(
                 f"hint: expected the latents' size {list(x.shape[-2:])}, got {list(hint.shape[-2:])}. Every hint width "
                 "after the first halves the image: give as many as the autoencoder has levels."
@@ -134,28 +137,30 @@ class GuidedDenoiser(nn.Module):
         return predicted
 
     def trainable(self, train_decoder: bool) -> list[nn.Parameter]:
-        """Freeze all but the trainable parameters, and return those.
+        """Freeze all parameters but the trainable ones, and return those.
 
-        The guidance learns, with its fusions and the sketch encoder, but for zero convolutions whose result reaches
-        nothing. The UNet's encoder and middle never do.
+        Trainable are the guidance, its fusions and the sketch encoder, except zero convolutions whose output is not
+        used. The UNet's encoder and middle are always frozen.
 
         Args:
-            train_decoder: Whether the UNet's decoder and last layers learn too.
+            train_decoder: Train the UNet's decoder and last layers too.
         """
         self.requires_grad_(False)
-        learning = [self.guidance, self.fusion, self.sketch_encoder, self.sketch_fusion]
+        trained = [self.guidance, self.fusion, self.sketch_encoder, self.sketch_fusion]
         if train_decoder:
-            learning += [self.unet.up_blocks, self.unet.conv_norm_out, self.unet.conv_out]
-        for module in learning:
-            if isinstance(module, nn.Module):  # Some are not there.
+            trained += [self.unet.up_blocks, self.unet.conv_norm_out, self.unet.conv_out]
+        for module in trained:
+            if isinstance(module, nn.Module):  # without a sketch two of them are None
                 module.requires_grad_(True)
+        # An unused parameter has no gradient, which distributed training reports as an error.
         used = {*self._guided, *(() if self._is_live else self._second)}
         for index, convolution in enumerate(self.guidance.controlnet_down_blocks):
             convolution.requires_grad_(index in used)
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
     def _features(self, x: Tensor, t: Tensor, hint: Tensor, context: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Return what the guidance's encoder gives, finest first, and what its middle gives."""
+        """Return the outputs of the guidance's encoder, finest first, and the output of its middle."""
+        # ControlNetModel.forward, taken apart: the fusions lie between its encoder and its zero convolutions.
         guidance = self.guidance
         embedded = guidance.time_embedding(guidance.time_proj(t).to(x.dtype))
         state = guidance.conv_in(x) + hint
@@ -166,33 +171,36 @@ class GuidedDenoiser(nn.Module):
         return features, guidance.mid_block(state, embedded, **_attended(guidance.mid_block, context))
 
     def _residuals(self, features: list[Tensor]) -> list[Tensor]:
-        """Return what is added to the UNet's skip connections; zero, of no size, for those that are not guided."""
+        """Return what is added to each of the UNet's skip connections: a scalar zero for those that are not guided."""
         zero_convolutions = self.guidance.controlnet_down_blocks
         coarsest, second = self._coarsest, self._second
         if self._is_live:
             fused = self.fusion([features[index] for index in coarsest], [features[index] for index in second])
             features = [*features[: coarsest.start], *fused]
-            found = {index: zero_convolutions[index](features[index]) for index in self._guided}
+            residuals = {index: zero_convolutions[index](features[index]) for index in self._guided}
         else:
+            # As in DiAD's public code: behind the zero convolutions.
             used = sorted({*self._guided, *second})
-            found = {index: zero_convolutions[index](features[index]) for index in used}
-            fused = self.fusion([found[index] for index in coarsest], [found[index] for index in second])
-            found.update(zip(coarsest, fused, strict=True))
-        nothing = features[0].new_zeros(())
-        return [found[index] if index in self._guided else nothing for index in range(len(features))]
+            residuals = {index: zero_convolutions[index](features[index]) for index in used}
+            fused = self.fusion([residuals[index] for index in coarsest], [residuals[index] for index in second])
+            residuals.update(zip(coarsest, fused, strict=True))
+        # The UNet demands a residual for every skip connection; a scalar is broadcast and costs no memory.
+        zero = features[0].new_zeros(())
+        return [residuals[index] if index in self._guided else zero for index in range(len(features))]
 
 
 class SketchFusion(nn.Module):
     """DSAD's semantic and sketch feature fusion (SSFF).
 
-    `forward` takes both, float32 [N, width, h, w], a and s, and returns a + out(mix([a, g ⊙ s])) of the same shape, in
-    which the gate g = sigmoid(gate([mean a, mean s])) weighs the sketch's channels; all three are 1 x 1 convolutions.
+    `forward` takes semantic features a and sketch features s, float32 [N, width, h, w], and returns
+    a + out(mix([a, g ⊙ s])) of the same shape. The gate g = sigmoid(gate([mean a, mean s])) weights the channels of the
+    sketch; `gate`, `mix` and `out` are 1 x 1 convolutions.
 
-    `out` starts near zero, not at zero: the guidance's own zero convolutions follow, and behind two in a row the first
-    two steps would not reach the sketch at all. The UNet's prediction is unchanged at the start all the same.
+    `out` starts near zero, not at zero: the guidance's own zero convolutions follow, and through two in a row the first
+    two steps would have no gradient for the sketch. At the start the UNet's prediction is unchanged all the same.
 
     Args:
-        width: Channels of either.
+        width: Channels of a and of s.
     """
 
     def __init__(self, width: int) -> None:
@@ -212,17 +220,17 @@ class SketchFusion(nn.Module):
 
 
 class MultiScaleFusion(nn.Module):
-    """Brings the features of a finer level into those of the next coarser one: DiAD's spatial-aware feature fusion.
+    """Fuses the features of a finer level into those of the next coarser one: DiAD's spatial-aware feature fusion.
 
     `forward` takes the coarser features o_k, float32 [N, C_k, h, w], and the finer ones o_j of twice the sides, and
     returns SiLU(o_k + Σ_j SiLU(norm(f_kj(o_j)))) for every k; f_kj are 3 x 3 convolutions of stride 2 without bias, and
-    norm the normalisation of every channel of an image.
+    norm is instance normalisation.
 
     Args:
         finer: Channels of every o_j.
         coarser: Channels of every o_k.
-        live: Start f at random; else at zero, as the public code does. There the o_j are zero at the start as well, and
-            no gradient ever reaches either where they have no other way out.
+        live: Initialise f at random; else with zeros, as in the public code. There the o_j are zero at the start as
+            well, so where they have no other path to the loss, neither ever gets a gradient.
     """
 
     def __init__(self, finer: Sequence[int], coarser: Sequence[int], live: bool) -> None:
@@ -238,7 +246,7 @@ class MultiScaleFusion(nn.Module):
                 nn.init.zeros_(parameter)
 
     def forward(self, coarser: list[Tensor], finer: list[Tensor]) -> list[Tensor]:
-        """Return the coarser features with what the finer ones add."""
+        """Return the coarser features, fused with the finer ones."""
         fused = []
         for state, convolutions in zip(coarser, self.convolutions, strict=True):
             assert isinstance(convolutions, nn.ModuleList)
@@ -249,15 +257,15 @@ class MultiScaleFusion(nn.Module):
 
 
 def build_guided_denoiser(config: DsadConfig, latent_channels: int, latent_size: tuple[int, int]) -> GuidedDenoiser:
-    """Build a guided denoiser with random parameters, which are the same for the same seed.
+    """Build a guided denoiser with random parameters, the same for the same seed.
 
     Args:
-        config: Settings; `base` is not looked at.
+        config: Settings; `base` is ignored.
         latent_channels: Channels of the autoencoder's latents.
         latent_size: Their height and width.
 
     Raises:
-        ArgumentError: If the settings do not fit each other or the latents.
+        ArgumentError: If the settings contradict each other or the latents.
         MissingExtra: If diffusers is not installed.
     """
     widths, heads = config.widths, config.heads
@@ -268,8 +276,10 @@ def build_guided_denoiser(config: DsadConfig, latent_channels: int, latent_size:
         )
     check_sizes(config, latent_size, len(widths))
     diffusers = import_diffusers()
-    # The levels are Stable Diffusion's: attention everywhere but on the coarsest, whose middle has it.
+    # Levels as in Stable Diffusion: attention on all but the coarsest, where the middle block has it.
     attended = len(widths) - 1
+    # Forked, so that the caller's random state does not depend on the size of the network. `devices=[]`: parameters are
+    # drawn on the CPU, and saving the state of every GPU would initialise CUDA.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         unet = diffusers.UNet2DConditionModel(
@@ -288,10 +298,10 @@ def build_guided_denoiser(config: DsadConfig, latent_channels: int, latent_size:
 
 
 def load_guided_denoiser(folder: Path, config: DsadConfig) -> GuidedDenoiser:
-    """Build a guided denoiser on the UNet and the empty text of Stable Diffusion; nothing is downloaded.
+    """Build a guided denoiser from the UNet and the empty prompt of Stable Diffusion; nothing is downloaded.
 
-    What Stable Diffusion does not have, the fusions and the encoders of image and sketch, starts at random, the same
-    for the same seed.
+    The parts that Stable Diffusion does not have (fusions, encoders of image and sketch) start with random weights, the
+    same for the same seed.
 
     Args:
         folder: Stable Diffusion 1 or 2 as diffusers writes it, with `unet`, `text_encoder` and `tokenizer`; weights in
@@ -299,9 +309,9 @@ def load_guided_denoiser(folder: Path, config: DsadConfig) -> GuidedDenoiser:
         config: Settings; the UNet's own come from the folder.
 
     Raises:
-        ArgumentError: If the hint encoder does not fit the images.
+        ArgumentError: If the widths of the hint encoder do not suit the size of the images.
         MissingExtra: If diffusers or transformers is not installed.
-        RunError: If the folder is not a Stable Diffusion folder, or predicts something else than the noise.
+        RunError: If the folder is not a Stable Diffusion folder, or its UNet does not predict the noise.
     """
     for name in ("unet", "text_encoder", "tokenizer"):
         if not (folder / name).is_dir():
@@ -334,7 +344,7 @@ def load_guided_denoiser(folder: Path, config: DsadConfig) -> GuidedDenoiser:
 
 
 def check_sizes(config: DsadConfig, latent_size: tuple[int, int], levels: int) -> None:
-    """Check that the hint encoder ends at the latents' size, and that the coarsest level has more than one position.
+    """Check that the hint has the size of the latents, and that the coarsest level has more than one position.
 
     Args:
         config: Settings.
@@ -342,19 +352,19 @@ def check_sizes(config: DsadConfig, latent_size: tuple[int, int], levels: int) -
         levels: Levels of the UNet.
 
     Raises:
-        ArgumentError: If not.
+        ArgumentError: If one of them does not hold.
     """
     shrink = 2 ** (len(config.hint_widths) - 1)
     image = config.preprocessing.size
-    wanted = tuple(shrink * side for side in latent_size)
-    if image != wanted:
+    required = tuple(shrink * side for side in latent_size)
+    if image != required:
         raise ArgumentError(
             f"hint_widths: expected one more than the autoencoder halves the sides, got {list(config.hint_widths)}, "
-            f"which bring {list(wanted)} to the latents' {list(latent_size)}, for images of {list(image)}."
+            f"which bring {list(required)} to the latents' {list(latent_size)}, for images of {list(image)}."
         )
     coarsest = [math.ceil(side / 2 ** (levels - 1)) for side in latent_size]
     if coarsest == [1, 1]:
-        # A normalisation over a single position leaves nothing.
+        # Instance normalisation over a single position gives zero for everything.
         raise ArgumentError(
             f"widths: expected a coarsest level of more than one position, got {levels} levels for latents of "
             f"{list(latent_size)}. Take fewer widths or larger images."
@@ -363,6 +373,8 @@ def check_sizes(config: DsadConfig, latent_size: tuple[int, int], levels: int) -
 
 def _levels(guidance: Any) -> list[list[int]]:
     """Return the channels of the encoder's outputs by level, finest first."""
+    # The same order as `_features`: the input convolution, then per level its blocks and its downsampler, whose output
+    # already belongs to the next level.
     levels = [[int(guidance.conv_in.out_channels)]]
     for block in guidance.down_blocks:
         levels[-1] += [int(resnet.out_channels) for resnet in block.resnets]
@@ -372,6 +384,7 @@ def _levels(guidance: Any) -> list[list[int]]:
 
 
 def _attended(block: Any, context: Tensor) -> dict[str, Tensor]:
+    # As in diffusers' own forward passes: only blocks with cross attention get the context.
     return {"encoder_hidden_states": context} if getattr(block, "has_cross_attention", False) else {}
 
 
@@ -381,10 +394,10 @@ def _bias(convolution: nn.Conv2d) -> Tensor:
 
 
 def _check_plain(folder: Path, settings: Mapping[str, Any]) -> None:
-    for name, wanted in _PLAIN.items():
-        if settings.get(name, wanted) != wanted:
+    for name, plain in _PLAIN.items():
+        if settings.get(name, plain) != plain:
             raise RunError(
-                f"{folder / 'unet'}: expected a UNet as of Stable Diffusion 1 or 2, with {name}={wanted}, got "
+                f"{folder / 'unet'}: expected a UNet as of Stable Diffusion 1 or 2, with {name}={plain}, got "
                 f"{settings[name]}. Take another base."
             )
     if settings["in_channels"] != settings["out_channels"] or len(settings["block_out_channels"]) < 2:
@@ -396,7 +409,7 @@ def _check_plain(folder: Path, settings: Mapping[str, Any]) -> None:
 
 
 def _empty_text(folder: Path) -> Tensor:
-    """Return the embedding of the empty text, filled up to the longest length, float32 [L, context]."""
+    """Return the embedding of the empty prompt, padded to the full length, float32 [L, context]."""
     transformers = import_transformers()
     encoder = loaded(
         folder / "text_encoder",

@@ -1,8 +1,8 @@
 """Sketches of images: edges without fine detail, and their corruption in training so that the network cannot copy them.
 
-A sketch tells a network where the parts of an image are. That of a faulty image has the fault's edges too: it is
-made smaller and enlarged again so that fine ones vanish, and in training parts of it are wrong where the image is
-right.
+A sketch shows a network where the parts of an image are. The sketch of an anomalous image contains the edges of the
+defect too. So it is shrunk and enlarged again, which removes fine edges, and in training parts of it are replaced, so
+that the network learns to trust the image where the two disagree.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ from flawscope.imaging.map_upsampling import upsample_matrix
 
 Backend = Literal["sobel", "canny"]
 
-_LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601, as OpenCV has it
+_LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601, as in OpenCV
 _SOBEL_LARGEST = 20.0**0.5
 """Largest magnitude that Sobel's two filters reach on values in [0, 1]: four along one axis and two along the other."""
-_BOXES = 3
-_BOX_SIDES = (0.125, 0.5)
+_BOXES = 3  # at most, in a corrupted sketch
+_BOX_SIDES = (0.125, 0.5)  # shortest and longest, as shares of the image's
 
 
 class Sketcher(nn.Module):
     """Image in, sketch out.
 
     `forward` takes uint8 [N, H, W, 3] RGB and returns float32 [N, 1, H, W] in [0, 1], without fine detail. With `sobel`
-    it can be exported to ONNX and takes float images from 0 to 255 too, through which gradients flow; with `canny`
-    only `soften` can.
+    it can be exported to ONNX, and it also takes float images from 0 to 255 and is differentiable; with `canny` only
+    `soften` is.
 
     Args:
-        backend: `sobel`, the magnitude of the luminance's gradient over its largest possible value; `canny`, those of
-            `flawscope.imaging.edges`.
+        backend: `sobel`, the magnitude of the luminance's gradient over its largest possible value; `canny`, the edges
+            of `flawscope.imaging.edges`.
         size: Height and width of the images in pixels.
-        sketch_size: Longer side in pixels to which sketches are made smaller; at or above that of the images they
-            keep their detail.
+        sketch_size: Longer side in pixels to which sketches are shrunk; from that of the images on, they keep all
+            detail.
 
     Raises:
         ArgumentError: If a size is not positive.
@@ -75,10 +75,11 @@ class Sketcher(nn.Module):
             return sobel_edges(images)
         if images.dtype != torch.uint8:
             raise ArgumentError(f"images: expected uint8 for canny, got {images.dtype}.")
+        # On the CPU, by the runtime's own implementation: training and inspection must see the same edges.
         return torch.from_numpy(canny_edges(images.cpu().numpy())).to(images.device)
 
     def soften(self, edges: Tensor | npt.NDArray[Any]) -> Tensor:
-        """Return edges without fine detail, float32 [N, 1, H, W] in [0, 1]: means over areas, enlarged bilinearly.
+        """Return edges without fine detail, float32 [N, 1, H, W] in [0, 1]: area means, upsampled bilinearly.
 
         Args:
             edges: [N, 1, H, W], float in [0, 1] or uint8 from 0 to 255; an array is moved to the sketcher's device.
@@ -95,7 +96,7 @@ class Sketcher(nn.Module):
         values = edges.to(torch.float32)
         if edges.dtype == torch.uint8:
             values = values / 255.0
-        # Both resizes are linear and separable, so together they are two matrix products, the same in every runtime.
+        # Both resizes are linear and separable: together they are two matrix products, the same in every runtime.
         return self.get_buffer("rows") @ values @ self.get_buffer("columns")
 
 
@@ -103,7 +104,8 @@ def sobel_edges(images: Tensor) -> Tensor:
     """Return the magnitude of the luminance's gradient over its largest possible value.
 
     Args:
-        images: [N, H, W, 3] RGB, uint8, or floats from 0 to 255, through which gradients flow. Borders are repeated.
+        images: [N, H, W, 3] RGB, uint8, or floats from 0 to 255, for which the result is differentiable. The border is
+            padded by repetition.
 
     Returns:
         Float32 [N, 1, H, W] in [0, 1].
@@ -114,7 +116,7 @@ def sobel_edges(images: Tensor) -> Tensor:
     across = torch.tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]], device=images.device)
     filters = torch.stack([across, across.T])[:, None] / _SOBEL_LARGEST
     slopes = functional.conv2d(functional.pad(gray, (1, 1, 1, 1), mode="replicate"), filters)
-    # The norm's gradient is zero where there is no slope; that of a square root of squares would be NaN.
+    # `vector_norm` has the gradient 0 in flat areas; a square root of a sum of squares would give NaN.
     magnitude: Tensor = torch.linalg.vector_norm(slopes, dim=1, keepdim=True)
     return magnitude.clamp(max=1.0)
 
@@ -122,14 +124,14 @@ def sobel_edges(images: Tensor) -> Tensor:
 def corrupt_sketches(sketches: Tensor, generator: torch.Generator, drop: float, corrupt: float) -> Tensor:
     """Return corrupted sketches for training, so that copying the sketch is no solution.
 
-    Up to three boxes of a corrupted sketch, with sides from an eighth to a half of its own, are erased or taken from
-    the same place of another sketch of the batch, half of the time each; in a batch of one all are erased. Put before
-    `Sketcher.soften`, the borders of the boxes are as soft as everything else.
+    A corrupted sketch has up to three boxes, with sides from an eighth to a half of its own. Each is either erased or
+    taken from the same place of another sketch of the batch, with equal chance; in a batch of one all are erased.
+    Applied before `Sketcher.soften`, so that the borders of the boxes are as soft as everything else.
 
     Args:
         sketches: Sketches or edges, float32 [N, 1, H, W]; they are not changed.
         generator: On their device; the same state gives the same result.
-        drop: Share of sketches that are left out: all zero.
+        drop: Share of sketches that are left out, that is, set to zero.
         corrupt: Share of sketches that get boxes.
 
     Returns:
@@ -141,22 +143,24 @@ def corrupt_sketches(sketches: Tensor, generator: torch.Generator, drop: float, 
     def draw(*shape: int) -> Tensor:
         return torch.rand(shape, generator=generator, device=device)
 
+    # Everything is drawn for every sketch, used or not: the number of draws must not depend on their outcome.
     is_dropped, is_corrupted = draw(count) < drop, draw(count) < corrupt
     boxes = 1 + (draw(count) * _BOXES).long()
     numbers = torch.arange(count, device=device)
-    wrong = sketches
+    corrupted = sketches
     for box in range(_BOXES):
         inside = _box_inside(draw(count, 2), height)[:, :, None] & _box_inside(draw(count, 2), width)[:, None, :]
         inside = inside & (is_corrupted & (box < boxes))[:, None, None]
+        # Never the sketch itself, save in a batch of one.
         other = (numbers + 1 + (draw(count) * (count - 1)).long()) % count
         is_pasted = (draw(count) < 0.5) & (other != numbers)
         content = torch.where(is_pasted[:, None, None, None], sketches[other], torch.zeros_like(sketches))
-        wrong = torch.where(inside[:, None], content, wrong)
-    return torch.where(is_dropped[:, None, None, None], torch.zeros_like(wrong), wrong)
+        corrupted = torch.where(inside[:, None], content, corrupted)
+    return torch.where(is_dropped[:, None, None, None], torch.zeros_like(corrupted), corrupted)
 
 
 def _box_inside(drawn: Tensor, side: int) -> Tensor:
-    """Return bool [N, side]: what lies within an interval of drawn length and position, [N, 2] in [0, 1)."""
+    """Return bool [N, side], true within intervals whose length and position come from `drawn`, [N, 2] in [0, 1)."""
     least, most = _BOX_SIDES
     length = ((least + drawn[:, :1] * (most - least)) * side).round().clamp(min=1.0)
     start = (drawn[:, 1:] * (side - length + 1.0)).floor()
@@ -165,9 +169,10 @@ def _box_inside(drawn: Tensor, side: int) -> Tensor:
 
 
 def _softening(side: int, smaller: int) -> npt.NDArray[np.float32]:
-    """Return the matrix [side, side] that makes an axis smaller by means over areas and enlarges it bilinearly."""
+    """Return the matrix [side, side] that shrinks an axis by area means and enlarges it bilinearly."""
     if smaller == side:
         return np.eye(side, dtype=np.float32)
+    # Row i of `means` holds the share of every pixel in the i-th of `smaller` equal intervals.
     borders = np.arange(smaller + 1) * side / smaller
     places = np.arange(side)
     overlap = np.minimum(borders[1:, None], places + 1.0) - np.maximum(borders[:-1, None], places)

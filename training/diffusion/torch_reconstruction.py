@@ -1,4 +1,4 @@
-"""Reconstruction by torch networks, for previews, for measurements after training, and for parity."""
+"""Reconstruction by torch networks: for previews, for the map scales after training, and as reference for parity."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class TorchNetworks:
 
     Args:
         denoise: Takes x, timesteps int64 [N] and the conditions; returns the noise.
-        compare: Both maps.
-        encode: Images uint8 [N, H, W, 3] → what is reconstructed and the conditions in the order that `denoise` takes
-            them; None reconstructs the pixels.
-        decode: What was reconstructed → images float32 [N, 3, H, W] in [-1, 1]; None with pixels.
-        edges: Whether `encode` is given Canny's edges beside the images.
+        compare: Returns both maps.
+        encode: Images uint8 [N, H, W, 3] → latents, and the conditions in the order in which `denoise` takes them; None
+            reconstructs the pixels.
+        decode: Latents → images float32 [N, 3, H, W] in [-1, 1]; None with pixels.
+        edges: Whether Canny edges are a second input of `encode`.
     """
 
     def __init__(
@@ -56,9 +56,10 @@ class TorchNetworks:
         return next(self.modules["denoise"].parameters()).device
 
     def encode(self, images: UInt8Array) -> tuple[Float32Array, Mapping[str, Float32Array]]:
-        """Return what is reconstructed and the conditions."""
+        """Return the input of the diffusion and the conditions."""
         if "encode" not in self.modules:
             return signed(images), {}
+        # The order of the conditions is that of `denoise`'s arguments, and of the exported graph's inputs.
         clean, *conditions = self._run("encode", images, *([canny_edges(images)] if self.edges else []))
         return clean, {f"condition_{index}": value for index, value in enumerate(conditions)}
 
@@ -80,20 +81,22 @@ class TorchNetworks:
         modes = [(part, part.training) for part in module.modules()]
         module.eval()
         with torch.inference_mode():
-            found = module(*(torch.from_numpy(np.ascontiguousarray(array)).to(device) for array in arrays))
-        for part, was_training in modes:  # each its own: networks share parts, and frozen ones stay in inference mode
+            result = module(*(torch.from_numpy(np.ascontiguousarray(array)).to(device) for array in arrays))
+        # Restored for every part by itself, not by `train()`: networks share parts, and frozen ones stay in inference
+        # mode.
+        for part, was_training in modes:
             part.training = was_training
-        outputs: Sequence[Tensor] = found if isinstance(found, tuple | list) else [found]
+        outputs: Sequence[Tensor] = result if isinstance(result, tuple | list) else [result]
         return [value.float().cpu().numpy() for value in outputs]
 
 
 class Reconstruction:
-    """A trained detector that reconstructs: its networks, and how they are used.
+    """A trained detector that reconstructs images.
 
     Args:
         networks: The networks.
-        sampling: How is reconstructed.
-        noise: Float32 [K, C, h, w].
+        sampling: Steps, start and conditioning of the diffusion.
+        noise: Noise of the sampling, float32 [K, C, h, w].
         rule: How differences become a map.
     """
 
@@ -105,17 +108,19 @@ class Reconstruction:
         return score_reconstructions(images, self.networks, self.sampling, self.noise, self.rule)
 
 
-def write_strips(path: Path, images: UInt8Array, found: Reconstructed) -> None:
+def write_strips(path: Path, images: UInt8Array, reconstructed: Reconstructed) -> None:
     """Write a PNG with a row for each image: image, reconstruction, map; all maps on one scale."""
-    top = float(found.maps.max()) or 1.0
+    highest = float(reconstructed.maps.max()) or 1.0  # maps that are zero everywhere stay black
     rows = [
         np.hstack(
             [
                 cv2.cvtColor(image, cv2.COLOR_RGB2BGR),
                 cv2.cvtColor(reconstruction, cv2.COLOR_RGB2BGR),
-                cv2.applyColorMap((255 * np.clip(one / top, 0, 1)).astype(np.uint8), cv2.COLORMAP_INFERNO),
+                cv2.applyColorMap((255 * np.clip(values / highest, 0, 1)).astype(np.uint8), cv2.COLORMAP_INFERNO),
             ]
         )
-        for image, reconstruction, one in zip(images, unsigned(found.reconstructions), found.maps, strict=True)
+        for image, reconstruction, values in zip(
+            images, unsigned(reconstructed.reconstructions), reconstructed.maps, strict=True
+        )
     ]
     write_png(path, np.vstack(rows), is_bgr=True)

@@ -1,4 +1,4 @@
-"""The network that predicts noise in images, and how networks of diffusers save memory while they learn."""
+"""The UNet that predicts noise in images, and gradient checkpointing for diffusers networks."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ from flawscope.training.diffusion.diffusers_networks import group_count, head_wi
 
 
 class Denoiser(nn.Module):
-    """A UNet (arXiv:2006.11239) from random weights.
+    """A UNet (arXiv:2006.11239) with random weights.
 
     `forward` takes noisy images float32 [N, 3, H, W] and timesteps int64 [N] and returns the noise in them, float32
     [N, 3, H, W].
 
     Args:
-        config: Widths, layers, attention, dropout and the size of images.
+        config: Widths, layers, attention, dropout and the size of the images.
     """
 
     def __init__(self, config: DdadConfig) -> None:
         super().__init__()
         widths = config.unet_widths
         size = config.preprocessing.size
+        # `attention` names the sides in pixels at which levels attend; of oblong images the longer side counts.
         sides = [max(size) // 2**level for level in range(len(widths))]
         attends = [side in config.attention for side in sides]
         self.network: nn.Module = import_diffusers().UNet2DModel(
@@ -51,32 +52,31 @@ class Denoiser(nn.Module):
 
 def recompute_blocks(
     network: nn.Module,
-    wanted: bool,
+    enabled: bool,
     again: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
 ) -> None:
-    """Enable gradient checkpointing: recompute block activations in the backward pass.
+    """Switch gradient checkpointing (arXiv:1604.06174): activations of blocks are recomputed in the backward pass.
 
-    This is gradient checkpointing (arXiv:1604.06174). Nothing changes where no gradients are wanted. What was drawn at
-    random in a block, as dropout is, is the same again; and so is autocast.
+    Passes without gradients are unaffected. Random numbers of a block (dropout) and autocast are the same when it is
+    recomputed.
 
     Args:
         network: A UNet, ControlNet or AutoencoderKL of diffusers.
-        wanted: False keeps what the blocks gave, whatever was asked for before.
-        again: Called with every block, in whose context it is computed again: what holds around the network's own
-            forward pass is over by then.
+        enabled: Whether to recompute; False keeps the activations, whatever was set before.
+        again: Makes a context in which each block is recomputed. Contexts around the forward pass have ended by then.
     """
 
-    def block(module: nn.Module, *given: Any) -> Any:
-        # Not the reentrant way, which gives no gradients where only the context has some, as with learned words.
+    def recomputed(module: nn.Module, *inputs: Any) -> Any:
+        # Not reentrant: that variant gives no gradients when only the context needs some, as with learned embeddings.
         return checkpoint(
-            module.__call__, *given, use_reentrant=False, context_fn=lambda: (contextlib.nullcontext(), again())
+            module.__call__, *inputs, use_reentrant=False, context_fn=lambda: (contextlib.nullcontext(), again())
         )
 
-    known: Any = network
-    if wanted:
-        known.enable_gradient_checkpointing(block)
+    blocks: Any = network  # the methods are of diffusers' ModelMixin
+    if enabled:
+        blocks.enable_gradient_checkpointing(recomputed)
     else:
-        known.disable_gradient_checkpointing()
+        blocks.disable_gradient_checkpointing()
 
 
 def signed_images(images: Tensor) -> Tensor:

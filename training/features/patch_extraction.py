@@ -1,4 +1,4 @@
-"""Running the feature module over a set of images, batch by batch."""
+"""Patches of a set of images, batch by batch, and the transform that standardizes their channels."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ _SAMPLE_IMAGES = 64
 """Images from which the channels' covariance is measured: tens of thousands of patches."""
 
 WHITENING_FLOOR = 1e-4
-"""Added to the variances of the principal axes, as a share of the largest, so that axes that hold only noise are not
-blown up. Chosen on generated parts: the best mean AUROC of 1e-2, 1e-3 and 1e-4."""
+"""Added to the variances of the principal axes, as a share of the largest, so that pure noise is not amplified.
+Chosen on generated parts: the best mean AUROC of 1e-2, 1e-3 and 1e-4."""
 
 
 def choose_device(name: str) -> torch.device:
     """Return the torch device for `auto`, `cpu` or `cuda`.
 
     Raises:
-        ArgumentError: If `cuda` was asked for and is not there.
+        ArgumentError: If `cuda` is asked for and torch finds no such device.
     """
     if name == "cuda" and not torch.cuda.is_available():
         raise ArgumentError(
@@ -39,33 +39,35 @@ def choose_device(name: str) -> torch.device:
 
 
 def iterate_patches(
-    features: PatchFeatures, paths: Sequence[ImageSource], config: FittedConfig, what: str, progress: Progress
+    features: PatchFeatures, paths: Sequence[ImageSource], config: FittedConfig, stage: str, progress: Progress
 ) -> Iterator[Tensor]:
     """Yield float32 [N, P, D] patches on the features' device, batch by batch, in order.
 
     Raises:
         DataError: If the network gives NaN or infinity for an image.
     """
-    done = 0
-    progress(what, 0, len(paths))
+    count = 0
+    progress(stage, 0, len(paths))
     for batch in load_batches(paths, config.preprocessing, config.patches.batch_size, config.patches.num_workers):
         with torch.inference_mode():
             patches = features(torch.from_numpy(batch).to(features.device))
+        # Checked here, once for all methods: a single NaN would spread through every covariance and distance.
         if not bool(torch.isfinite(patches).all()):
             raise DataError(
-                f"features: expected finite numbers, got NaN or infinity in one of {paths[done]} and the next "
+                f"features: expected finite numbers, got NaN or infinity in one of {paths[count]} and the next "
                 f"{len(batch) - 1} images. Are these the weights' mean and std?"
             )
         yield patches
-        done += len(batch)
-        progress(what, done, len(paths))
+        count += len(batch)
+        progress(stage, count, len(paths))
 
 
 def standardization(config: FittedConfig) -> Standardization:
-    """Resolve `standardize`.
+    """Return the setting `standardize`, with `auto` resolved.
 
-    `auto` gives a backbone without learned scale what its method is better with: distances to a bank need whitened
-    channels, PaDiM whitens every position by itself.
+    For a pretrained backbone it is `none`. The channels of the scattering network have no learned scale, so the
+    method's own choice is taken: PatchCore needs whitened channels for its distances, PaDiM whitens every position
+    itself.
     """
     if config.patches.standardize != "auto":
         return config.patches.standardize
@@ -77,29 +79,31 @@ def standardization(config: FittedConfig) -> Standardization:
 def measure_transform(
     features: PatchFeatures, paths: Sequence[ImageSource], config: FittedConfig, progress: Progress
 ) -> Tensor | None:
-    """Return what patches are multiplied with before they are compared, measured on normal images.
+    """Return the transform that patches are multiplied with, measured on normal images.
 
     Returns:
         One over every channel's deviation, float32 [D], a whitening matrix, float32 [D, D], or None, as
         `standardization` says.
     """
-    wanted = standardization(config)
-    if wanted == "none":
+    kind = standardization(config)
+    if kind == "none":
         return None
     step = max(1, len(paths) // _SAMPLE_IMAGES)
     count, total, products = 0, torch.zeros(()), torch.zeros(())
     for patches in iterate_patches(features, paths[::step], config, "measuring channels", progress):
+        # float64: a covariance from sums of squares loses the small variances in float32.
         flat = patches.flatten(0, 1).double().cpu()
         count += len(flat)
         total = total + flat.sum(dim=0)
         products = products + flat.T @ flat
     mean = total / count
     covariance = products / count - torch.outer(mean, mean)
-    if wanted == "scale":
+    if kind == "scale":
         deviation = covariance.diagonal().clamp(min=0).sqrt()
-        # A channel that never moves (a grey set has no colour) must not be blown up by a division by nothing.
+        # Bounded: a channel that never changes (a grey dataset has no colour) would be divided by zero.
         factors: Tensor = 1.0 / torch.maximum(deviation, 1e-3 * deviation.max().clamp(min=1e-12))
         return factors.float()
+    # Rounding can leave eigenvalues slightly below zero, hence the clamp.
     variances, axes = torch.linalg.eigh(covariance)
     floors = WHITENING_FLOOR * variances.max().clamp(min=1e-12)
     whitening: Tensor = axes / (variances.clamp(min=0) + floors).sqrt()

@@ -1,4 +1,4 @@
-"""From feature stages to patches: the torch module that becomes `features.onnx`."""
+"""Patches from the stages of a backbone: the torch module that is exported as `features.onnx`."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from flawscope.training.loop.fit_result import FitResult
 
 
 class PatchFeatures(nn.Module):
-    """Pool, up-sample and join the stages of a backbone into patches.
+    """Pool, upsample and join the stages of a backbone into patches.
 
-    `forward` takes uint8 [N, H, W, 3] and returns float32 [N, P, D] with P = h·w, row by row of the finest stage.
+    `forward` takes uint8 [N, H, W, 3] and returns float32 [N, P, D] with P = h·w of the finest stage, row by row.
 
     Args:
         backbone: Gives the stages.
-        pool: Average every stage over 3×3 neighbours first (PatchCore, section 3.1), padding counted.
+        pool: Average every stage over 3×3 neighbours first (PatchCore, section 3.1); the zero padding counts.
         upsample: How coarser stages reach the finest grid: `nearest` or `bilinear`.
-        channels: Indices of the joined channels to keep (PaDiM), or None for all.
-        transform: What patches are multiplied with: a factor per kept channel, float32 [D], a matrix, float32 [C, D]
+        channels: Indices of the joined channels to keep (PaDiM), ascending, or None for all.
+        transform: Patches are multiplied with it: a factor per kept channel, float32 [D], a matrix, float32 [C, D]
             for C kept channels, or None.
     """
 
@@ -41,37 +41,40 @@ class PatchFeatures(nn.Module):
         self.pool = pool
         self.upsample = upsample
         self.channels = None if channels is None else [int(index) for index in channels]
+        # A buffer, so that it moves with the module; not persistent, since a run stores it by its own name.
         self.register_buffer("transform", transform, persistent=False)
         self.eval().requires_grad_(False)
 
     def forward(self, image: Tensor) -> Tensor:
         """Return the patches of a batch."""
         stages = self.backbone(image)
+        # Finest first: its grid is the patch grid, and `start` counts the joined channels in this order.
         grid = stages[0].shape[-2:]
         joined, start = [], 0
         for stage in stages:
             width = stage.shape[1]
             if self.channels is not None:
-                # Channels are chosen before the up-sampling: what is dropped need not be enlarged.
+                # Chosen before the upsampling, so that dropped channels are not enlarged.
                 inside = [index - start for index in self.channels if start <= index < start + width]
                 stage = stage.index_select(1, torch.tensor(inside, dtype=torch.int64, device=stage.device))
             start += width
-            if stage.shape[1] == 0:
+            if stage.shape[1] == 0:  # none of its channels is kept
                 continue
             if self.pool:
                 stage = functional.avg_pool2d(stage, 3, stride=1, padding=1)
             if stage.shape[-2:] != grid:
+                # torch refuses `align_corners` with `nearest`, even False.
                 corners = False if self.upsample == "bilinear" else None
                 stage = functional.interpolate(stage, size=grid, mode=self.upsample, align_corners=corners)
             joined.append(stage)
         patches = torch.cat(joined, dim=1).flatten(2).transpose(1, 2)
-        transform = self._buffers["transform"]
+        transform = self._buffers["transform"]  # not `get_buffer`, whose type has no None
         if transform is None:
             return patches
         return patches * transform if transform.ndim == 1 else patches @ transform
 
     def layout(self, size: tuple[int, int]) -> tuple[tuple[int, int], int]:
-        """Return the patch grid (h, w) and the number of channels before any choice, for an input size (H, W).
+        """Return the patch grid (h, w) and the number of all joined channels, for an input size (H, W).
 
         Raises:
             ArgumentError: If the backbone cannot take images of this size.
@@ -86,12 +89,12 @@ class PatchFeatures(nn.Module):
         return self.backbone.get_buffer("scale").device
 
 
-def build_features(config: FittedConfig, backbone: Backbone, fitted: FitResult) -> PatchFeatures:
+def build_features(config: FittedConfig, backbone: Backbone, fit_result: FitResult) -> PatchFeatures:
     """Return the feature module of a fitted detector."""
     return PatchFeatures(
         backbone,
         pool=config.POOLS,
         upsample=config.patches.upsample,
-        channels=fitted.channels,
-        transform=None if fitted.transform is None else torch.from_numpy(fitted.transform),
+        channels=fit_result.channels,
+        transform=None if fit_result.transform is None else torch.from_numpy(fit_result.transform),
     )

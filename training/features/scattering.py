@@ -1,12 +1,12 @@
-"""The backbone that needs no download: a fixed wavelet scattering network.
+"""The built-in backbone that needs no download: a fixed wavelet scattering network.
 
 First-order coefficients |y * ψ| with oriented Morlet filters, second-order coefficients ||y * ψ| * ψ'| on the next
 octave, and the low-pass colours, on a pyramid of binomially smoothed octaves (Bruna and Mallat, "Invariant scattering
 convolution networks", IEEE PAMI 2013, sections 2 and 3). Departures: the octaves come from a pyramid instead of
 dilated filters, second order is taken on neighbouring octaves only, and two opponent colours have first order too.
 
-Nothing is learned, so there are no weights and no licence to mind. It sees texture, edges, corners and colour and knows
-nothing of objects; a network trained on ImageNet was clearly better on the real images it was compared on.
+Nothing is learned, so there are no weights and no licence terms. It responds to texture, edges, corners and colour, not
+to objects; a network trained on ImageNet was clearly better on the real images on which both were compared.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch.nn import functional
 
 ORIENTATIONS = 6
 _MORLET_SIZE = 7
-_EPSILON = 1e-6
+_EPSILON = 1e-6  # under the root of the modulus, whose slope would be infinite at 0
 
 
 def _morlet_bank() -> Tensor:
@@ -34,6 +34,7 @@ def _morlet_bank() -> Tensor:
         envelope = torch.exp(-(along**2 + (0.6 * across) ** 2) / (2 * 1.3**2))
         phase = along * (math.pi / 2)  # wavelength of four pixels of its octave
         even = envelope * torch.cos(phase)
+        # Zero mean (admissibility of the wavelet): a flat area must give no response.
         even = even - envelope * (even.sum() / envelope.sum())
         odd = envelope * torch.sin(phase)
         scale = torch.sqrt((even**2).sum() + (odd**2).sum())
@@ -52,6 +53,7 @@ class Scattering(nn.Module):
         super().__init__()
         self.stages = stages
         third = 1 / 3
+        # Luminance first: `forward` takes the second order of the first ORIENTATIONS maps, which are its.
         opponent = torch.tensor([[third, third, third], [0.5, 0.0, -0.5], [-0.25, 0.5, -0.25]])
         binomial = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16
         self.register_buffer("opponent", opponent[:, :, None, None], persistent=False)
@@ -60,6 +62,7 @@ class Scattering(nn.Module):
 
     def _halve(self, maps: Tensor) -> Tensor:
         channels = maps.shape[1]
+        # Reflected borders: zeros would be edges, at which the features of every image peak.
         padded = functional.pad(maps, (2, 2, 2, 2), mode="reflect")
         kernel = self.get_buffer("lowpass").expand(channels, 1, 5, 5)
         return functional.conv2d(padded, kernel, stride=2, groups=channels)
@@ -69,6 +72,7 @@ class Scattering(nn.Module):
         batch, channels, height, width = maps.shape
         margin = _MORLET_SIZE // 2
         padded = functional.pad(maps, (margin, margin, margin, margin), mode="reflect")
+        # Grouped, one filter bank per input channel: output channels lie as (channel, orientation, even/odd).
         kernel = self.get_buffer("morlet").repeat(channels, 1, 1, 1)
         pairs = functional.conv2d(padded, kernel, groups=channels)
         pairs = pairs.reshape(batch, channels * ORIENTATIONS, 2, height, width)

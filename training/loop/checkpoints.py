@@ -1,4 +1,4 @@
-"""Checkpoints: tensors in safetensors, numbers in JSON, written whole or not at all. Nothing is pickled."""
+"""Checkpoints: tensors in safetensors, numbers in JSON, written atomically. Nothing is pickled."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _PREFIX = "epoch_"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Everything a training needs to go on.
+    """Everything a training needs to resume.
 
     Attributes:
         state: Group (`network`, `best`, `average`) -> name -> tensor.
-        optimizer: What `Optimizer.state_dict` gives; bitsandbytes has its moments in a dictionary of their own.
-        numbers: Counters and figures, as JSON can hold them.
+        optimizer: As `Optimizer.state_dict` returns it; bitsandbytes nests its moments in a further dictionary.
+        numbers: Counters and figures that JSON can hold.
     """
 
     state: dict[str, dict[str, Tensor]]
@@ -37,24 +37,27 @@ class Checkpoint:
 
 def write_checkpoint(folder: Path, epoch: int, checkpoint: Checkpoint, *, keep: int) -> None:
     """Write the checkpoint of an epoch below a folder and remove all but the newest `keep`."""
+    # Slashes separate the parts of a key: names of parameters have dots, never slashes.
     tensors = {f"{group}/{name}": value for group, named in checkpoint.state.items() for name, value in named.items()}
     values: dict[str, dict[str, Any]] = {}
+    # The optimizer's state mixes tensors (moments) and plain numbers (steps of some optimizers): each goes to its file.
     for index, entries in checkpoint.optimizer["state"].items():
-        for place, value in _leaves(entries):
+        for key, value in _leaves(entries):
             if isinstance(value, Tensor):
-                tensors[f"optimizer/{index}/{place}"] = value
+                tensors[f"optimizer/{index}/{key}"] = value
             else:
-                values.setdefault(str(index), {})[place] = value
+                values.setdefault(str(index), {})[key] = value
     numbers = {
         "numbers": checkpoint.numbers,
         "optimizer": {"values": values, "groups": checkpoint.optimizer["param_groups"]},
     }
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_folder(folder / f"{_PREFIX}{epoch:06d}", replace_if=_NUMBERS) as target:
-        # Tensors that share memory (tied weights) would be refused: each is written by itself.
-        whole = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-        safetensors.torch.save_file(whole, target / _TENSORS)
+        # Cloned, since safetensors refuses tensors that share memory (tied weights, views).
+        copies = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+        safetensors.torch.save_file(copies, target / _TENSORS)
         (target / _NUMBERS).write_text(json.dumps(numbers), encoding="utf-8")
+    # Only now: a kill while writing leaves the older ones to resume from.
     for old in _checkpoints(folder)[:-keep]:
         shutil.rmtree(old)
 
@@ -65,34 +68,36 @@ def latest_checkpoint(folder: Path) -> Checkpoint | None:
     Raises:
         RunError: If it cannot be read.
     """
-    found = _checkpoints(folder)
-    if not found:
+    checkpoints = _checkpoints(folder)
+    if not checkpoints:
         return None
+    latest = checkpoints[-1]
     try:
-        # Copies: in the file tensors lie as they come, in memory of their own as every other tensor does.
-        tensors = {name: value.clone() for name, value in safetensors.torch.load_file(found[-1] / _TENSORS).items()}
-        stored = json.loads((found[-1] / _NUMBERS).read_text(encoding="utf-8"))
+        # Cloned into memory that torch has aligned: in the file tensors lie at any offset, and kernels may choose
+        # another path, hence other rounding, for unaligned ones. A resumed training must give the same bits.
+        tensors = {name: value.clone() for name, value in safetensors.torch.load_file(latest / _TENSORS).items()}
+        stored = json.loads((latest / _NUMBERS).read_text(encoding="utf-8"))
         numbers, groups, values = stored["numbers"], stored["optimizer"]["groups"], stored["optimizer"]["values"]
     except (OSError, ValueError, KeyError, SafetensorError) as err:
         raise RunError(
-            f"{found[-1]}: expected a checkpoint, got {err}. Remove it; the one before it is taken."
+            f"{latest}: expected a checkpoint, got {err}. Remove it to resume from the one before it."
         ) from err
     state: dict[str, dict[str, Tensor]] = {}
     optimizer: dict[int, dict[str, Any]] = {int(index): dict(entries) for index, entries in values.items()}
     for name, value in tensors.items():
         group, _, rest = name.partition("/")
         if group == "optimizer":
-            index, _, entry = rest.partition("/")
-            optimizer.setdefault(int(index), {})[entry] = value
+            index, _, key = rest.partition("/")
+            optimizer.setdefault(int(index), {})[key] = value
         else:
             state.setdefault(group, {})[rest] = value
-    state.setdefault("best", {})
-    entries = {index: _nested(leaves) for index, leaves in optimizer.items()}
-    return Checkpoint(state, {"state": entries, "param_groups": groups}, numbers)
+    state.setdefault("best", {})  # an empty group leaves no trace in the file
+    nested = {index: _nested(leaves) for index, leaves in optimizer.items()}
+    return Checkpoint(state, {"state": nested, "param_groups": groups}, numbers)
 
 
 def _leaves(entries: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield what is in dictionaries within each other, with its place: names joined by slashes."""
+    """Yield the leaves of nested dictionaries with their keys, joined by slashes."""
     for name, value in entries.items():
         if isinstance(value, dict):
             yield from _leaves(value, f"{above}{name}/")
@@ -101,16 +106,17 @@ def _leaves(entries: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, 
 
 
 def _nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the dictionaries that such places came from."""
-    found: dict[str, Any] = {}
-    for place, value in leaves.items():
-        *parents, name = place.split("/")
-        node = found
+    """Return the nested dictionaries of such leaves: the inverse of `_leaves`."""
+    root: dict[str, Any] = {}
+    for key, value in leaves.items():
+        *parents, name = key.split("/")
+        node = root
         for parent in parents:
             node = node.setdefault(parent, {})
         node[name] = value
-    return found
+    return root
 
 
 def _checkpoints(folder: Path) -> list[Path]:
+    # Numbers have leading zeros, so the order of names is the order of epochs.
     return sorted(path for path in folder.glob(f"{_PREFIX}*") if path.is_dir())

@@ -1,4 +1,4 @@
-"""Shared by all trainings in epochs: training and validation images, noise levels, recorded figures."""
+"""Shared by all trainings in epochs: the validation split, noise levels, validation errors, recorded figures."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from flawscope.training.loop.loop import Trained
 
 LEAST_VALIDATION = 2
 MOST_VALIDATED = 64
-"""Validation images whose noise is predicted after each epoch."""
+"""Most validation images that are measured after each epoch."""
 
 _Part = TypeVar("_Part")
 
@@ -34,15 +34,15 @@ def split_images(
     hashes: Mapping[Path, str],
     progress: Progress,
 ) -> tuple[ImageReader, ImageReader]:
-    """Return the images to learn from, and those that choose the best epoch.
+    """Return the images to train on, and the validation images that choose the best epoch.
 
     Args:
         method: Name of the method, for the error.
         config: Settings of the method: seed and input.
-        data: Share and memory.
+        data: Share of validation images, and memory.
         samples: Normal images.
         hashes: Content hash of every image.
-        progress: Told how many have been read.
+        progress: Receives how many have been read.
 
     Raises:
         DataError: If there are too few.
@@ -51,24 +51,26 @@ def split_images(
         raise DataError(
             f"{method}: expected at least {2 * LEAST_VALIDATION} normal training images, got {len(samples)}."
         )
+    # The seed is not that of the split for thresholds (`config.seed`), so that the two choices are independent. Both
+    # depend on contents alone: renamed files give the same split.
     parts = split_held_out(
         samples, share=data.validation, minimum=LEAST_VALIDATION, seed=config.seed + 1, hashes=hashes
     )
-    learned, chosen = (
+    training, validation = (
         ImageReader(
             image_sources(part, config.tiling),
             config.preprocessing,
             data.num_workers,
-            data.memory_budget_mb // 2,
+            data.memory_budget_mb // 2,  # each of the two readers gets half
             progress,
         )
         for part in parts
     )
-    return learned, chosen
+    return training, validation
 
 
 def spread_levels(count: int, seed: int) -> Tensor:
-    """Return noise levels int64 [count], spread evenly and mixed, so that every batch has high and low ones."""
+    """Return noise levels int64 [count], spread evenly and shuffled, so that every batch has high and low ones."""
     spread = (np.arange(count) + 0.5) * TRAINED_STEPS / count
     return torch.from_numpy(spread[np.random.default_rng(seed).permutation(count)].astype(np.int64))
 
@@ -77,15 +79,16 @@ def spread_levels(count: int, seed: int) -> Tensor:
 def mean_error(
     parts: Iterable[_Part], errors: Callable[[_Part, torch.Generator], Tensor], device: torch.device, seed: int
 ) -> dict[str, float]:
-    """Return `error`, the mean over everything that is measured; see `flawscope.training.loop.loop.Task.validate`.
+    """Return `error`, the mean over all measured parts; see `flawscope.training.loop.loop.Task.validate`.
 
     Args:
-        parts: What is measured at once, one after the other.
-        errors: Takes a part, and what gives it noise; returns its errors, [N].
-        device: Of that generator.
-        seed: Of that generator: the noise is always the same.
+        parts: Batches, measured one after the other.
+        errors: Takes a part and a generator for its noise; returns its errors, [N].
+        device: Device of the generator.
+        seed: Seed of the generator: every epoch is measured with the same noise.
     """
     generator = torch.Generator(device=device).manual_seed(seed)
+    # One mean over all errors: a mean of the parts' means would give a smaller last batch more weight.
     return {"error": float(torch.cat([errors(part, generator) for part in parts]).mean())}
 
 
@@ -95,13 +98,14 @@ def noise_error(
     squared_errors: Callable[[Tensor, Tensor, torch.Generator], Tensor],
     device: torch.device,
 ) -> dict[str, float]:
-    """Return the mean squared error of predicted noise in held-back images, at levels that stay the same.
+    """Return the mean squared error of the predicted noise in validation images, at the same levels every time.
 
     Args:
         config: Settings.
-        validation: The images, of which at most 64 are taken.
-        squared_errors: Takes images uint8 [N, H, W, 3], levels int64 [N] and what gives the noise; returns [N, ...].
-        device: Where they are measured.
+        validation: The images, of which at most `MOST_VALIDATED` are used.
+        squared_errors: Takes images uint8 [N, H, W, 3], levels int64 [N] and a generator for the noise; returns
+            [N, C, h, w].
+        device: Device of the network.
     """
     count = min(len(validation), MOST_VALIDATED)
     levels = spread_levels(count, config.seed).to(device)
@@ -116,7 +120,7 @@ def noise_error(
 
 
 def training_facts(trained: Trained) -> dict[str, int | float | str]:
-    """Return what the record of a run tells of its training."""
+    """Return the figures of a training for the record of its run."""
     return {
         "epochs": len(trained.losses),
         "best_epoch": trained.epoch,
@@ -126,5 +130,5 @@ def training_facts(trained: Trained) -> dict[str, int | float | str]:
 
 
 def rounded(value: float) -> float:
-    """Return a figure with six digits, for the record."""
+    """Return a figure rounded to six significant digits, for the record."""
     return float(f"{value:.6g}")

@@ -1,4 +1,4 @@
-"""Fit result, the same for every detector."""
+"""The fit result: what fitting any method returns, before it is written as a run."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from flawscope.diffusion.reconstruction import MapRule
 
 @dataclass(frozen=True)
 class FitResult:
-    """A fitted detector.
+    """A fitted method.
 
     Attributes:
         grid: Rows and columns of the patch grid.
-        tensors: The bank: names and arrays as the bundle stores them.
-        transform: What patches are multiplied with: float32 [D], float32 [C, D] for C kept channels, or None.
+        tensors: Name -> array as the bundle stores it: memory bank, Gaussians or noise.
+        transform: Patches are multiplied with it: float32 [D], float32 [C, D] for C kept channels, or None.
         channels: Indices of the kept channels, or None for all.
-        facts: What a person may want to know of the fit.
-        networks: Name -> state of a trained network beside the backbone.
+        facts: Figures of the fit for the record.
+        networks: Name -> state of a trained network other than the backbone.
+        rule: How the two maps of a reconstruction become one, or None for other methods.
         unet: Settings of the UNet of a guided denoiser, or None for other methods.
-        rule: How the maps of a reconstruction become one, or None for other methods.
     """
 
     grid: tuple[int, int]

@@ -1,4 +1,4 @@
-"""Batches of prepared images, decoded by a few threads ahead of the network."""
+"""Batches of prepared images, decoded ahead of the network by a few threads."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from flawscope.progress import Progress, no_progress
 def load_batches(
     paths: Sequence[ImageSource], spec: Preprocessing, batch_size: int, workers: int
 ) -> Iterator[UInt8Array]:
-    """Yield uint8 [N, H, W, 3] batches in the order of `paths`; at most two batches wait in memory.
+    """Yield uint8 [N, H, W, 3] batches in the order of `paths`; at most two batches are decoded ahead.
 
     Raises:
         ImageError: If an image cannot be read.
@@ -31,6 +31,7 @@ def load_batches(
     def load(path: ImageSource) -> UInt8Array:
         return prepare(read_source(path), spec)
 
+    # Threads, not processes: decoding and resizing release the interpreter's lock, and nothing has to be pickled.
     with ThreadPoolExecutor(workers) as pool:
         remaining = iter(paths)
         waiting: deque[Future[UInt8Array]] = deque(
@@ -39,23 +40,24 @@ def load_batches(
         while waiting:
             batch: list[UInt8Array] = []
             while waiting and len(batch) < batch_size:
+                # In the order of submission, whichever is decoded first: a training must see the same order each time.
                 batch.append(waiting.popleft().result())
                 waiting.extend(pool.submit(load, path) for path in islice(remaining, 1))
             yield np.stack(batch)
 
 
 class Items(Protocol):
-    """What an epoch consists of: images, or numbers by which a task finds what it has prepared itself."""
+    """The items of an epoch: images, or numbers by which a task looks up its own prepared data."""
 
     def __len__(self) -> int:
-        """Return how many there are."""
+        """Return the number of items."""
 
     def batches(self, order: Sequence[int] | npt.NDArray[np.int64], size: int) -> Iterator[npt.NDArray[Any]]:
         """Yield arrays of up to `size` of the items with these numbers, in this order."""
 
 
 class Numbers:
-    """The numbers 0 to `count` - 1 as items, int64 [N]."""
+    """Items that are their own numbers, 0 to `count` - 1, int64 [N]."""
 
     def __init__(self, count: int) -> None:
         self._count = count
@@ -71,14 +73,14 @@ class Numbers:
 
 
 class ImageReader:
-    """Prepared images for many epochs: kept in memory where they fit, else decoded anew each time.
+    """Prepared images for many epochs: kept in memory if they fit, else decoded anew every epoch.
 
     Args:
         paths: The files.
         spec: How they are prepared.
-        workers: Threads that decode.
-        budget_mb: Memory for keeping them, in MB.
-        progress: Told how many have been read, where they are kept.
+        workers: Decoding threads.
+        budget_mb: Memory for prepared images, in MB.
+        progress: Receives how many have been read, if they are kept in memory.
 
     Raises:
         ImageError: If an image cannot be read.
@@ -94,14 +96,15 @@ class ImageReader:
     ) -> None:
         self._paths, self._spec, self._workers = tuple(paths), spec, workers
         height, width = spec.size
-        self._kept: UInt8Array | None = None
+        self._cached: UInt8Array | None = None
         if len(paths) * height * width * 3 <= budget_mb * 1_000_000:
-            self._kept = np.empty((len(paths), height, width, 3), np.uint8)
-            done = 0
+            # One array, filled in place: a list of batches that is joined at the end would need twice the memory.
+            self._cached = np.empty((len(paths), height, width, 3), np.uint8)
+            count = 0
             for batch in load_batches(self._paths, spec, 16, workers):
-                self._kept[done : done + len(batch)] = batch
-                done += len(batch)
-                progress("reading images", done, len(paths))
+                self._cached[count : count + len(batch)] = batch
+                count += len(batch)
+                progress("reading images", count, len(paths))
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -111,20 +114,21 @@ class ImageReader:
     ) -> Iterator[UInt8Array]:
         """Yield uint8 [N, H, W, 3] batches of the images with these numbers, in this order."""
         indices = [int(index) for index in order]
-        if self._kept is None:
+        if self._cached is None:
             yield from load_batches([self._paths[index] for index in indices], self._spec, size, self._workers)
             return
         for start in range(0, len(indices), size):
-            yield self._kept[indices[start : start + size]]
+            yield self._cached[indices[start : start + size]]  # indexing by a list copies: callers may change a batch
 
 
 def image_sources(samples: Sequence[Sample], tiling: Tiling | None) -> list[ImageSource]:
-    """Return what is learned from samples: their files, or the tiles of them, side by side.
+    """Return the images to learn from: the files of samples, or their tiles, with as little overlap as possible.
 
     Raises:
         ImageError: If a file is no image.
     """
     if tiling is None:
         return [sample.path for sample in samples]
-    apart = msgspec.structs.replace(tiling, overlap=0.0)
-    return [tile for sample in samples for tile in tiles_of(sample.path, apart)]
+    # Overlap is for inspection; in training it would count the same pixels twice.
+    without_overlap = msgspec.structs.replace(tiling, overlap=0.0)
+    return [tile for sample in samples for tile in tiles_of(sample.path, without_overlap)]

@@ -1,7 +1,7 @@
 """The training loop of all trained methods; a task defines the single step.
 
-Nothing depends on what a process has drawn before: the order of an epoch comes from (seed, epoch), the noise of a step
-from (seed, step). So a run that was killed and goes on from a checkpoint takes the steps that it would have taken.
+No random number depends on those drawn before: the order of an epoch comes from (seed, epoch), the noise of a batch
+from (seed, batch). So a killed training that resumes from a checkpoint takes the very steps it would have taken.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ METRICS, PREVIEWS, CHECKPOINTS = "metrics.jsonl", "previews", "checkpoints"
 
 
 class Task(Protocol):
-    """What is trained.
+    """What the loop trains.
 
     Attributes:
-        network: What has the parameters; checkpoints hold its whole state.
+        network: Has all parameters; checkpoints hold its whole state.
     """
 
     network: nn.Module
@@ -47,14 +47,14 @@ class Task(Protocol):
     def loss(self, network: nn.Module, images: Tensor, generator: torch.Generator) -> Tensor:
         """Return the loss of a batch, averaged over it; `network` may be wrapped.
 
-        `images` is what the items give: images uint8 [N, H, W, 3], or numbers int64 [N].
+        `images` is a batch of the items: images uint8 [N, H, W, 3], or numbers int64 [N].
         """
 
     def validate(self) -> dict[str, float]:
-        """Return figures on held-back normal images; `error` decides which state is the best, the lower the better."""
+        """Return figures of the validation images; the state with the lowest `error` is the best."""
 
     def preview(self, path: Path) -> None:
-        """Write a PNG that shows how far the training is."""
+        """Write a PNG that shows the progress of the training."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,8 @@ class Trained:
 
     Attributes:
         state: State of the network with the least validation error.
-        epoch: After which epoch that was, from 1.
-        error: That error.
+        epoch: Epoch after which it was measured, from 1.
+        error: Its validation error.
         losses: Mean loss of every epoch.
     """
 
@@ -86,23 +86,25 @@ def run_loop(
     """Train a task.
 
     Args:
-        task: What is trained.
-        images: What an epoch consists of.
-        config: Epochs, batches, precision, schedule and the rest.
-        folder: Where metrics, previews, checkpoints and what TensorBoard shows are written.
-        resume: Go on from the newest checkpoint in the folder; without one there the training begins.
-        progress: Told the steps done.
+        task: The task.
+        images: The items of an epoch.
+        config: Epochs, batches, precision, schedule and so on.
+        folder: Where metrics, previews, checkpoints and TensorBoard events are written.
+        resume: Resume from the newest checkpoint in the folder; if there is none, start anew.
+        progress: Receives the number of batches so far.
 
     Raises:
         MissingExtra: If a package that the settings ask for is not installed.
         RunError: If memory runs out, the loss is not finite, or a checkpoint does not fit.
     """
+    # `warn_only`: some CUDA kernels, such as the gradient of bilinear upsampling, have no deterministic form.
     torch.use_deterministic_algorithms(True, warn_only=True)
-    AcceleratorState._reset_state()  # one process may train twice, in another precision
+    # Accelerate keeps its state for the life of the process; a second training may have another precision or device.
+    AcceleratorState._reset_state()
     accelerator = Accelerator(
         mixed_precision=config.loop.mixed_precision,
         cpu=config.device == "cpu",
-        step_scheduler_with_optimizer=False,
+        step_scheduler_with_optimizer=False,  # the loop sets the rates itself, from the number of the batch alone
     )
     loop = _Loop(task, images, config, folder, accelerator)
     with _memory_errors(config), _matrix_products(config.loop):
@@ -116,8 +118,10 @@ class _Loop:
         self._task, self._images, self._config, self._folder = task, images, config, folder
         self._settings = config.loop
         self._accelerator = accelerator
+        # Before the optimizer is made, as torch asks for.
         task.network.to(accelerator.device)
         self._network, self._optimizer = accelerator.prepare(task.network, task.optimizer())
+        # The rates before any schedule, of each group: encoders may learn at a share of the others' rate.
         self._rates = [float(group["lr"]) for group in self._optimizer.param_groups]
         self._batches = math.ceil(len(images) / (config.loop.batch_size * accelerator.num_processes))
         self._total = batches_in_all(config.loop, self._batches)
@@ -135,8 +139,8 @@ class _Loop:
 
     def run(self, resume: bool, progress: Progress) -> Trained:
         (self._folder / PREVIEWS).mkdir(parents=True, exist_ok=True)
-        if resume and (found := latest_checkpoint(self._folder / CHECKPOINTS)) is not None:
-            self._restore(found)
+        if resume and (checkpoint := latest_checkpoint(self._folder / CHECKPOINTS)) is not None:
+            self._restore(checkpoint)
         lines = self._trim_metrics()
         with contextlib.ExitStack() as stack:
             if self._settings.tensorboard and self._accelerator.is_main_process:
@@ -152,19 +156,20 @@ class _Loop:
             losses: list[float] = []
             count = min(self._batches, self._total - self._step)
             for number, images in enumerate(self._epoch_batches(count), 1):
-                # The last batches of an epoch are one step even if they are fewer: nothing is carried over, so a
-                # checkpoint between the two has everything.
+                # The last batches of an epoch make a step even if fewer than `accumulate`: no gradients are carried
+                # into the next epoch, where a checkpoint would not have them.
                 is_step = number % self._settings.accumulate == 0 or number == count
                 losses.append(self._take_batch(images, is_step))
                 progress("training", self._step, self._total)
             self._epoch += 1
             self._losses.append(float(np.mean(losses)))
+            # Validation, best state and previews are of the averaged weights, which are what a run gets.
             with self._averaged():
                 metrics = self._task.validate()
                 self._keep_best(metrics["error"])
                 if self._is_due(self._settings.preview_every):
                     self._task.preview(self._preview_path(self._epoch))
-            self._note(
+            self._write_metrics(
                 {
                     "epoch": self._epoch,
                     "step": self._step,
@@ -175,6 +180,7 @@ class _Loop:
                     "seconds": round(time.perf_counter() - started, 3),
                 }
             )
+            # After the metrics: a kill in between leaves a line too many, which `_trim_metrics` drops.
             if self._is_due(self._settings.checkpoint_every) and self._accelerator.is_main_process:
                 self._checkpoint()
 
@@ -184,23 +190,25 @@ class _Loop:
     def _epoch_batches(self, count: int) -> Iterator[Tensor]:
         """Yield the first batches of this process in the order of this epoch."""
         order = np.random.default_rng((self._config.seed, self._epoch)).permutation(len(self._images))
-        mine = order[self._accelerator.process_index :: self._accelerator.num_processes]
-        for images in self._images.batches(mine[: count * self._settings.batch_size], self._settings.batch_size):
+        own_share = order[self._accelerator.process_index :: self._accelerator.num_processes]
+        for images in self._images.batches(own_share[: count * self._settings.batch_size], self._settings.batch_size):
             yield torch.from_numpy(images).to(self._accelerator.device)
 
     def _take_batch(self, images: Tensor, is_step: bool) -> float:
-        """Add the gradients of a batch, and take the step of the optimizer if it is due; return the loss."""
+        """Accumulate the gradients of a batch, take the optimizer's step if it is due, and return the loss."""
         accelerator, optimizer, config, loop = self._accelerator, self._optimizer, self._config, self._settings
         seed = int(np.random.SeedSequence((config.seed, self._step, accelerator.process_index)).generate_state(1)[0])
+        # Both: tasks draw from the generator, dropout and the like from torch's global one.
         torch.manual_seed(seed)
         generator = torch.Generator(device=images.device).manual_seed(seed)
         share = learning_rate_share(loop, self._step, self._total)
         for group, rate in zip(optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate * share
-        self._network.train()
+        self._network.train()  # for every batch: validation leaves inference mode behind
         with contextlib.nullcontext() if is_step else accelerator.no_sync(self._network):
             with accelerator.autocast():
                 loss = self._task.loss(self._network, images, generator)
+            # Checked before the backward pass: afterwards NaN would be in the weights, and in the next checkpoint.
             value = float(loss.detach())
             if not math.isfinite(value):
                 raise RunError(
@@ -209,7 +217,7 @@ class _Loop:
                 )
             accelerator.backward(loss / loop.accumulate)
         if is_step:
-            if loop.clip_norm > 0:
+            if loop.clip_norm > 0:  # before the step, on the sum of all accumulated batches
                 accelerator.clip_grad_norm_(self._network.parameters(), loop.clip_norm)
             optimizer.step()
             optimizer.zero_grad()
@@ -222,35 +230,36 @@ class _Loop:
 
     def _update_average(self) -> None:
         assert self._average is not None
-        # Early on an average over few steps: it would otherwise be of the random start for long.
+        # A shorter average at the start, which would otherwise be dominated by the random weights for long.
         decay = min(self._settings.ema, (1 + self._step) / (10 + self._step))
         with torch.no_grad():
             for name, value in self._task.network.state_dict().items():
-                kept = self._average[name]
-                if kept.is_floating_point():
-                    kept.lerp_(value.to(kept), 1.0 - decay)
-                else:
-                    kept.copy_(value)
+                average = self._average[name]
+                if average.is_floating_point():
+                    average.lerp_(value.to(average), 1.0 - decay)
+                else:  # counters of batch norm are integers, which have no average
+                    average.copy_(value)
 
     @contextlib.contextmanager
     def _averaged(self) -> Iterator[None]:
-        """Let the network have the averaged state for a while, where there is one."""
+        """Give the network the averaged state, if there is one, for the duration of the context."""
         network = self._task.network
         network.eval()
         if self._average is None:
             yield
             return
-        own = {name: value.clone() for name, value in network.state_dict().items()}
+        # Clones: `state_dict` returns the live tensors, which the next line overwrites.
+        trained = {name: value.clone() for name, value in network.state_dict().items()}
         network.load_state_dict(self._average)
         try:
             yield
         finally:
-            network.load_state_dict(own)
+            network.load_state_dict(trained)
 
     def _keep_best(self, error: float) -> None:
         if not math.isfinite(error):
             raise RunError(f"training: expected a finite validation error, got {error} after epoch {self._epoch}.")
-        if error < self._best_error:
+        if error < self._best_error:  # strictly: of equal errors the first wins
             self._best_error, self._best_epoch = error, self._epoch
             self._best = {name: value.detach().cpu().clone() for name, value in self._task.network.state_dict().items()}
 
@@ -259,7 +268,7 @@ class _Loop:
     def _preview_path(self, epoch: int) -> Path:
         return self._folder / PREVIEWS / f"epoch_{epoch:04d}.png"
 
-    def _note(self, line: dict[str, Any]) -> None:
+    def _write_metrics(self, line: dict[str, Any]) -> None:
         if self._accelerator.is_main_process:
             with (self._folder / METRICS).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
@@ -271,14 +280,15 @@ class _Loop:
         path = self._folder / METRICS
         if not path.is_file() or not self._accelerator.is_main_process:
             return []
-        kept, lines = [], []
+        texts, lines = [], []
         for text in path.read_text(encoding="utf-8").splitlines():
             with contextlib.suppress(ValueError):  # a line that was cut off
                 line = json.loads(text)
                 if line["epoch"] <= self._epoch:
-                    kept.append(text)
+                    texts.append(text)
                     lines.append(line)
-        write_text(path, "".join(f"{text}\n" for text in kept))  # whole or not at all: a kill here loses no epoch
+        # Atomically, so that a kill here loses no epoch; the texts as they were, not encoded anew.
+        write_text(path, "".join(f"{text}\n" for text in texts))
         return lines
 
     def _checkpoint(self) -> None:
@@ -296,50 +306,52 @@ class _Loop:
             "best_error": self._best_error,
             "scaler": {} if scaler is None else scaler.state_dict(),
         }
+        # No state of a random generator: seeds follow from the numbers above.
         checkpoint = Checkpoint(state, self._optimizer.state_dict(), numbers)
         write_checkpoint(self._folder / CHECKPOINTS, self._epoch, checkpoint, keep=self._settings.checkpoints_kept)
 
-    def _restore(self, found: Checkpoint) -> None:
+    def _restore(self, checkpoint: Checkpoint) -> None:
         try:
-            self._task.network.load_state_dict(found.state["network"])
-            self._optimizer.load_state_dict(found.optimizer)
+            self._task.network.load_state_dict(checkpoint.state["network"])
+            self._optimizer.load_state_dict(checkpoint.optimizer)
         except (KeyError, RuntimeError, ValueError) as err:
             raise RunError(
                 f"{self._folder / CHECKPOINTS}: expected a checkpoint of this training, got another. Train without "
                 "--resume, or with the settings it was begun with."
             ) from err
-        numbers = found.numbers
+        numbers = checkpoint.numbers
         self._epoch, self._step, self._losses = numbers["epoch"], numbers["step"], list(numbers["losses"])
-        self._best, self._best_epoch = found.state["best"], numbers["best_epoch"]
+        self._best, self._best_epoch = checkpoint.state["best"], numbers["best_epoch"]
         self._best_error = numbers["best_error"]
         if self._average is not None:
-            for name, value in found.state["average"].items():
+            for name, value in checkpoint.state["average"].items():
                 self._average[name].copy_(value)
+        # Loss scaling of FP16 alone; bf16 and FP32 have no scaler.
         if self._accelerator.scaler is not None and numbers["scaler"]:
             self._accelerator.scaler.load_state_dict(numbers["scaler"])
 
 
 def batches_in_all(loop: LoopSettings, batches: int) -> int:
-    """Return how many batches a training takes: those of all epochs, or of the `max_steps` first steps.
+    """Return the number of batches of a whole training: those of all epochs, or of the first `max_steps` steps.
 
     Args:
         loop: Settings.
-        batches: Those of an epoch. A step takes `accumulate` of them, the last of an epoch what is left.
+        batches: Batches of an epoch. A step takes `accumulate` of them, the last step of an epoch the rest.
     """
-    whole = loop.epochs * batches
+    of_all_epochs = loop.epochs * batches
     if loop.max_steps is None:
-        return whole
+        return of_all_epochs
     epochs, steps = divmod(loop.max_steps, math.ceil(batches / loop.accumulate))
-    return min(whole, epochs * batches + steps * loop.accumulate)
+    return min(of_all_epochs, epochs * batches + steps * loop.accumulate)
 
 
 def learning_rate_share(loop: LoopSettings, batch: int, total: int) -> float:
-    """Return what the learning rate of a batch is multiplied with.
+    """Return the factor of the learning rate for a batch.
 
-    With p the part of the batches after the warm-up that are done: 1 for `constant`, 1 - p for `linear`,
+    With p the finished share of the batches after the warm-up: 1 for `constant`, 1 - p for `linear`,
     (1 - p)^power for `polynomial`, (1 + cos(π p)) / 2 for `cosine`, and for `cosine_with_restarts` (arXiv:1608.03983)
-    the same of what `cycles` · p has behind the point. They are those of diffusers, but for the warm-up, whose first
-    batch has a rate above 0 here, and the end of `polynomial`, which is 0 here and 1e-7 there.
+    the same of the fractional part of `cycles` · p. These are the schedules of diffusers, except that the first batch
+    of the warm-up has a rate above 0 here, and that `polynomial` ends at 0 here and at 1e-7 there.
 
     Args:
         loop: Settings.
@@ -350,17 +362,18 @@ def learning_rate_share(loop: LoopSettings, batch: int, total: int) -> float:
         return (batch + 1) / loop.warmup_steps
     if loop.schedule == "constant":
         return 1.0
-    done = min(1.0, (batch - loop.warmup_steps) / max(1, total - loop.warmup_steps))
+    finished = min(1.0, (batch - loop.warmup_steps) / max(1, total - loop.warmup_steps))
     if loop.schedule == "cosine":
-        return 0.5 * (1.0 + math.cos(math.pi * done))
+        return 0.5 * (1.0 + math.cos(math.pi * finished))
     if loop.schedule == "cosine_with_restarts":
-        return 0.0 if done == 1.0 else 0.5 * (1.0 + math.cos(math.pi * (loop.cycles * done % 1.0)))
-    return float((1.0 - done) ** (loop.power if loop.schedule == "polynomial" else 1.0))
+        # At the very end the fractional part is 0 again, which would restart once more.
+        return 0.0 if finished == 1.0 else 0.5 * (1.0 + math.cos(math.pi * (loop.cycles * finished % 1.0)))
+    return float((1.0 - finished) ** (loop.power if loop.schedule == "polynomial" else 1.0))
 
 
 @contextlib.contextmanager
 def _matrix_products(loop: LoopSettings) -> Iterator[None]:
-    """Let matrix products of 32 bits be as exact as the settings say, until the end of the training."""
+    """Set the precision of float32 matrix products (TF32 or full) for the duration of the context."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if loop.tf32 else "highest")
     try:
@@ -374,9 +387,9 @@ def _memory_errors(config: TrainedConfig) -> Iterator[None]:
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as err:
-        # On the CPU torch raises a plain RuntimeError where its allocator got nothing.
-        short = isinstance(err, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(err)
-        if not short:
+        # On the CPU torch raises a plain RuntimeError when its allocator fails.
+        is_memory_error = isinstance(err, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(err)
+        if not is_memory_error:
             raise
         can_checkpoint = flatten(config).get("gradient_checkpointing") is False
         loop = config.loop

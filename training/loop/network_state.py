@@ -1,4 +1,4 @@
-"""Giving a network the weights of a run."""
+"""Loading the weights of a run into a network."""
 
 from __future__ import annotations
 
@@ -9,18 +9,23 @@ from torch import Tensor, nn
 from flawscope.errors import RunError
 
 
-def load_state(network: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
-    """Give a network the weights of a run and make it ready for inference.
+def load_state(network: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
+    """Load the weights of a run into a network, freeze it and put it into inference mode.
+
+    Args:
+        network: The network.
+        state: Its weights.
+        name: Of run and network, for the error.
 
     Raises:
-        RunError: If they are of another architecture.
+        RunError: If the weights are of another architecture.
     """
-    wanted = network.state_dict()  # torch's own message lists every one of hundreds of tensors
-    fitting = sum(name in state and state[name].shape == value.shape for name, value in wanted.items())
-    if fitting != len(wanted) or len(state) != len(wanted):
+    expected = network.state_dict()  # torch's own message lists every one of hundreds of tensors
+    matching = sum(key in state and state[key].shape == value.shape for key, value in expected.items())
+    if matching != len(expected) or len(state) != len(expected):
         raise RunError(
-            f"{what}: expected the {len(wanted)} tensors that its settings ask for, got {len(state)}, of which "
-            f"{fitting} fit. Train again."
+            f"{name}: expected the {len(expected)} tensors that its settings ask for, got {len(state)}, of which "
+            f"{matching} fit. Train again."
         )
     network.load_state_dict(dict(state))
     network.eval().requires_grad_(False)

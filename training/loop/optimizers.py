@@ -1,4 +1,4 @@
-"""The optimizer of denoising networks."""
+"""Optimizers of denoising networks: AdamW, Adam, and AdamW with 8-bit moments."""
 
 from __future__ import annotations
 
@@ -21,36 +21,37 @@ def build_optimizer(
     epsilon: float = 1e-8,
     fused: bool = False,
 ) -> torch.optim.Optimizer:
-    """Return the optimizer that the settings name, with their decay and betas.
+    """Return the optimizer that the settings name, with their weight decay and betas.
 
-    `adamw8bit` keeps both moments of tensors of 4,096 numbers or more in 8 bits, in blocks that are scaled apart
-    (arXiv:2110.02861), and those of smaller ones as they are.
+    `adamw8bit` keeps both moments of tensors with 4,096 elements or more in 8 bits, quantized block by block
+    (arXiv:2110.02861), and those of smaller tensors in 32 bits.
 
     Args:
-        settings: Name, decay and betas.
-        parameters: What learns.
+        settings: Name, weight decay and betas.
+        parameters: The trained parameters.
         rate: Learning rate.
         epsilon: Added to the root of the second moment.
-        fused: Whether torch's own optimizers take the step of all tensors at once.
+        fused: Use the fused step of torch's own optimizers.
 
     Raises:
         MissingExtra: If `adamw8bit` is asked for and bitsandbytes is not installed.
     """
     kinds: dict[str, Any] = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
     kind = import_bitsandbytes().optim.AdamW8bit if settings.optimizer == "adamw8bit" else kinds[settings.optimizer]
-    found: torch.optim.Optimizer = kind(
+    optimizer: torch.optim.Optimizer = kind(
         parameters,
         lr=rate,
         betas=settings.betas,
         eps=epsilon,
         weight_decay=settings.weight_decay,
+        # Left out, not False: with `fused=False` torch may no longer choose its faster foreach step by itself.
         **({"fused": True} if fused and settings.optimizer != "adamw8bit" else {}),
     )
-    return found
+    return optimizer
 
 
 def import_bitsandbytes() -> Any:
-    """Return the module bitsandbytes, which takes seconds to import: only where it is needed.
+    """Return the module bitsandbytes; it takes seconds to import, so it is imported only when needed.
 
     Raises:
         MissingExtra: If it is not installed.

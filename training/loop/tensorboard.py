@@ -1,4 +1,4 @@
-"""Figures and previews of a training for TensorBoard."""
+"""Writes the figures and previews of a training for TensorBoard."""
 
 from __future__ import annotations
 
@@ -11,19 +11,21 @@ from flawscope.errors import MissingExtra
 from flawscope.imaging.images import read_image
 
 BOARD, EVENTS = "tensorboard", "events.out.tfevents.*"
-"""Folder in that of a training, and the files in it."""
+"""Folder below the workspace, and the pattern of the files in it."""
 
 
 class TensorBoardWriter:
-    """Writes what `metrics.jsonl` and `previews` have into a folder that TensorBoard shows.
+    """Writes the contents of `metrics.jsonl` and `previews` as TensorBoard events.
 
-    A figure is a scalar by its own name, a preview the image `preview`; both are at the batches taken so far.
+    A figure is a scalar of the same name, a preview the image `preview`; the step of both is the number of batches so
+    far.
 
     Args:
-        folder: Folder of the training, in which `tensorboard` is.
-        lines: Those of `metrics.jsonl`, whose epochs stay. They are written again, and what was written before is
-            declared void: after an interruption nothing is shown twice, and nothing that will be taken again.
-        previews: Where the preview of an epoch is, or would be.
+        folder: Workspace, in which the folder `tensorboard` is made.
+        lines: Lines of `metrics.jsonl` of the epochs that are kept on resuming. They are written again, and all
+            earlier events are declared void: after an interruption nothing is shown twice, and no epoch that will be
+            repeated.
+        previews: Path of the preview of each of these epochs, whether or not there is one.
 
     Raises:
         ImageError: If a preview cannot be read.
@@ -32,31 +34,32 @@ class TensorBoardWriter:
 
     def __init__(self, folder: Path, lines: Sequence[Mapping[str, Any]], previews: Sequence[Path]) -> None:
         writer = import_tensorboard()
-        # Files of before stay where they are: a TensorBoard that is reading one would not get past its end.
+        # Older event files are not removed: a TensorBoard that is reading one would wait at its end for ever. Instead
+        # `purge_step=0` tells it to drop all it has read.
         self._writer: Any = writer(str(folder / BOARD), purge_step=0)
-        # Of past epochs their length is known, not their time: they lie one after the other, up to now.
+        # Past epochs have a recorded duration but no time of day: they are laid end to end, up to now.
         now = time.time() - sum(line["seconds"] for line in lines)
         for line, preview in zip(lines, previews, strict=True):
             now += line["seconds"]
             self.add(line, preview, now)
 
     def add(self, line: Mapping[str, Any], preview: Path, now: float | None = None) -> None:
-        """Write the figures of an epoch, and its preview where there is one; `now` is its time in s, None for now."""
+        """Write the figures of an epoch, and its preview if there is one; `now` is its Unix time in s, None for now."""
         step = line["step"]
         for name, value in line.items():
             if name != "step":
                 self._writer.add_scalar(name, value, step, walltime=now)
         if preview.is_file():
             self._writer.add_image("preview", read_image(preview), step, walltime=now, dataformats="HWC")
-        self._writer.flush()
+        self._writer.flush()  # an epoch may take minutes, and a kill must not lose it
 
     def close(self) -> None:
-        """Write what is left."""
+        """Write buffered events and close the file."""
         self._writer.close()
 
 
 def import_tensorboard() -> Any:
-    """Return what writes events, which takes seconds to import: only where it is needed.
+    """Return torch's event writer; it takes seconds to import, so it is imported only when needed.
 
     Raises:
         MissingExtra: If tensorboard is not installed.

@@ -17,12 +17,12 @@ from flawscope.training.loop.optimizers import import_bitsandbytes
 from flawscope.training.loop.tensorboard import BOARD, EVENTS, import_tensorboard
 
 _BEGUN = "begun.json"
-_SCHEMA = 2  # with 1, or none, it also has settings that the method had no use for
+_SCHEMA = 2  # 1, or none, also recorded settings that the method does not have
 FREE = (
     *("device", "num_workers", "memory_budget_mb"),
     *("checkpoint_every", "checkpoints_kept", "preview_every", "tensorboard"),
 )
-"""Settings that may change from one part of a training to the next: they do not change its numbers."""
+"""Settings that may change when a training resumes: they do not change its results."""
 
 
 @contextlib.contextmanager
@@ -31,23 +31,24 @@ def open_workspace(
 ) -> Iterator[Path]:
     """Yield the folder `RUN.training` for metrics, previews and checkpoints.
 
-    It is removed once all is done, and after an error that came before the first checkpoint. What TensorBoard shows
-    goes into the run, which has to be there by then.
+    It is removed at the end, and after an error before the first checkpoint. Its TensorBoard events are copied into
+    the run, which the caller must have written by then.
 
     Args:
         out: Folder of the run.
-        config: Settings; with other ones a training cannot go on.
-        dataset: Fingerprint of the dataset; with another one neither.
-        weights: Where the backbone's weights are from, with their hash; with others neither.
-        resume: Go on in the folder if it is there.
-        descriptions: Hash of boxes and sentences; a training with another hash cannot be resumed either.
+        config: Settings. A training resumes only with the same ones, but for those in `FREE`; the same holds for the
+            next arguments.
+        dataset: Fingerprint of the dataset.
+        weights: Origin and hash of the weights it starts from.
+        resume: Resume in the folder if it is there.
+        descriptions: Hash of boxes and captions.
 
     Raises:
-        ArgumentError: If there is an unfinished training and `resume` was not asked for, or it was another one.
+        ArgumentError: If there is an unfinished training and `resume` is false, or it is of another kind.
         MissingExtra: If a package that the settings ask for is not installed.
         StorageError: If the folder cannot be written.
     """
-    # The loop would refuse them too, but only once images have been read and encoded.
+    # Imported here to fail early: the loop needs them only after images have been read and encoded.
     if config.loop.tensorboard:
         import_tensorboard()
     denoising = find_part(config, DenoisingSettings)
@@ -55,6 +56,7 @@ def open_workspace(
         import_bitsandbytes()
     folder = out.with_name(f"{out.name}.training")
     settings = flatten(config)
+    # All that the results depend on: a training that resumed with other data or settings would be neither of the two.
     begun = {
         "schema": _SCHEMA,
         "dataset": dataset,
@@ -75,36 +77,39 @@ def open_workspace(
     try:
         with storage_errors(folder):
             yield folder
+            # After the body, in which the run is written: before, there is no run to copy them into.
             for events in sorted(folder.rglob(f"{BOARD}/{EVENTS}")):
                 target = out / events.relative_to(folder)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(events, target)
         is_done = True
     finally:
-        # Without a checkpoint there is nothing to go on from: a request that was wrong leaves nothing behind.
+        # Without a checkpoint there is nothing to resume from: a request that failed early leaves nothing behind.
         if is_done or not any(folder.rglob(f"{CHECKPOINTS}/*")):
             shutil.rmtree(folder, ignore_errors=True)
 
 
 def _check_same(folder: Path, begun: Mapping[str, object]) -> None:
+    """Raise ArgumentError unless the training in the folder was begun with the same data, weights and settings."""
     try:
-        had = msgspec.json.decode((folder / _BEGUN).read_bytes())
+        recorded = msgspec.json.decode((folder / _BEGUN).read_bytes())
     except (OSError, msgspec.DecodeError) as err:
         raise ArgumentError(f"{folder}: expected an unfinished training, got none that can be read: {err}.") from err
-    if had == msgspec.json.decode(msgspec.json.encode(begun)):
+    # Through JSON and back, as the recorded one: tuples are lists there.
+    if recorded == msgspec.json.decode(msgspec.json.encode(begun)):
         return
-    if not isinstance(had, dict) or had.get("schema") != _SCHEMA:
+    if not isinstance(recorded, dict) or recorded.get("schema") != _SCHEMA:
         raise ArgumentError(
-            f"{folder}: expected a training that this version of flawscope began, got one of another. Remove the "
-            "folder, and train again with flawscope train."
+            f"{folder}: expected a training that this version of flawscope began, got one of another version. Remove "
+            "the folder, and train again with flawscope train."
         )
-    for what in ("dataset", "weights", "descriptions"):
-        if had.get(what, "") != begun[what]:
+    for key in ("dataset", "weights", "descriptions"):
+        if recorded.get(key, "") != begun[key]:
             raise ArgumentError(
-                f"{folder}: expected the {what} that the training was begun with, got other. Name the same, or remove "
+                f"{folder}: expected the {key} that the training was begun with, got other. Name the same, or remove "
                 "the folder."
             )
-    before, now = had.get("settings", {}), msgspec.to_builtins(begun["settings"])
+    before, now = recorded.get("settings", {}), msgspec.to_builtins(begun["settings"])
     changed = sorted(
         name for name in {*before, *now} if before.get(name) != msgspec.json.decode(msgspec.json.encode(now.get(name)))
     )

@@ -1,4 +1,4 @@
-"""LPIPS: how different two images look, by the features of a classifier.
+"""LPIPS: the perceptual distance of two images, from the features of a classifier.
 
 Source: Zhang et al., The Unreasonable Effectiveness of Deep Features as a Perceptual Metric (arXiv:1801.03924), eq. 1,
 in version 0.1 of its weights. With f_l the features of an image at stage l, of unit length at every position, and w_l
@@ -7,8 +7,8 @@ the weight of each channel,
     d(a, b) = sum over l of 1 / (H_l W_l) * sum over positions and channels of w_l * (f_l(a) - f_l(b))^2
 
 Because no w_l is negative, this is the squared distance of two vectors, u(a) and u(b), whose parts are
-sqrt(w_l / (H_l W_l)) * f_l. `Lpips` returns those: a distance of many pairs is then taken from as many vectors as there
-are images.
+sqrt(w_l / (H_l W_l)) * f_l. `Lpips` returns these vectors: the distances of many pairs then need one pass per image,
+not one per pair.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from flawscope.errors import DataError, MissingExtra
 from flawscope.training.segmentation.pretrained_weights import Weights, fill
 
 MIN_SIDE_PX = 64
-"""Smaller images have no features at the last stage of alexnet."""
+"""Smaller images leave no position at the last stage of alexnet."""
 
 _EPS = 1e-10
-# What the published weights were fitted to, for images in [-1, 1].
+# The normalisation of the published weights, for images in [-1, 1].
 _SHIFT = (-0.030, -0.088, -0.188)
 _SCALE = (0.458, 0.448, 0.450)
 
 
 @dataclass(frozen=True)
 class _Trunk:
-    """The `features` of a classifier: behind which of its layers a stage ends, and with how many channels."""
+    """The stages of a classifier's `features`: index of the last layer of each, and its channels."""
 
     ends: tuple[int, ...]
     channels: tuple[int, ...]
@@ -59,9 +59,11 @@ class Lpips(nn.Module):
         super().__init__()
         self.name = name
         self._ends = _TRUNKS[name].ends
+        # The last pooling layer is cut off: stages end at activations.
         self.features = features[: self._ends[-1] + 1]
         for stage, head in enumerate(heads):
             self.register_buffer(f"head{stage}", head.reshape(1, -1, 1, 1).sqrt())
+        # Bytes to [-1, 1] and the published normalisation in one product and one sum.
         scale = 1.0 / (127.5 * torch.tensor(_SCALE, dtype=torch.float64))
         self.register_buffer("scale", scale.float())
         offset = -(1.0 + torch.tensor(_SHIFT, dtype=torch.float64)) / torch.tensor(_SCALE, dtype=torch.float64)
@@ -72,9 +74,10 @@ class Lpips(nn.Module):
         values = images.to(torch.float32) * self.get_buffer("scale") + self.get_buffer("offset")
         values = values.permute(0, 3, 1, 2)
         parts: list[Tensor] = []
-        for place, layer in enumerate(self.features):
+        for index, layer in enumerate(self.features):
             values = layer(values)
-            if place in self._ends:
+            if index in self._ends:
+                # Epsilon is added to the norm, as in the published code, not under the root.
                 unit = values / (values.square().sum(1, keepdim=True).sqrt() + _EPS)
                 weighted = unit * self.get_buffer(f"head{len(parts)}")
                 parts.append(weighted.flatten(1) / (values.shape[2] * values.shape[3]) ** 0.5)
@@ -82,10 +85,10 @@ class Lpips(nn.Module):
 
 
 def build_lpips(features: Weights, heads: Weights) -> Lpips:
-    """Build LPIPS of published weights.
+    """Build LPIPS from published weights.
 
     Args:
-        features: torchvision's alexnet or vgg16, with or without its classifier; which one is found from the tensors.
+        features: torchvision's alexnet or vgg16, with or without its classifier; the tensors tell which of the two.
         heads: Weight of each channel of each stage, `lin0.model.1.weight` [1, C, 1, 1] to `lin4.model.1.weight`.
 
     Raises:
@@ -96,7 +99,8 @@ def build_lpips(features: Weights, heads: Weights) -> Lpips:
         import torchvision
     except ImportError as err:
         raise MissingExtra("LPIPS", "torchvision", "train") from err
-    with torch.device("meta"):  # no memory, and no random numbers that a training would then get others of
+    # On `meta` nothing is allocated and no random numbers are drawn, which would change those of a training around it.
+    with torch.device("meta"):
         networks = {name: getattr(torchvision.models, name)(weights=None) for name in _TRUNKS}
     name = _name_of(networks, features)
     trunk: Any = nn.ModuleDict({"features": networks[name].features})
@@ -105,26 +109,28 @@ def build_lpips(features: Weights, heads: Weights) -> Lpips:
 
 
 def _name_of(networks: dict[str, nn.Module], features: Weights) -> str:
-    """Return which network the tensors of its first layers are of; `fill` looks at the others."""
+    """Return the network whose first layer has the shape of these tensors; `fill` compares the rest."""
     for name, network in networks.items():
         first = "features.0.weight"
         if features.shapes.get(first) == tuple(network.state_dict()[first].shape):
             return name
-    found = ", ".join(sorted(features.shapes)[:2])
+    names = ", ".join(sorted(features.shapes)[:2])
     raise DataError(
         f"{features.name}: expected the tensors of torchvision's alexnet or vgg16, with features.0.weight "
-        f"[64, 3, 11, 11] or [64, 3, 3, 3], got {len(features.shapes)} tensors ({found}...). Name the right file."
+        f"[64, 3, 11, 11] or [64, 3, 3, 3], got {len(features.shapes)} tensors ({names}...). Name the right file."
     )
 
 
 def _heads(name: str, weights: Weights) -> list[Tensor]:
     channels = _TRUNKS[name].channels
+    # Modules with the names of the published file, so that `fill` checks names and shapes here too.
     heads = nn.ModuleDict()
     with torch.device("meta"):
         for stage, count in enumerate(channels):
             heads[f"lin{stage}"] = nn.ModuleDict({"model": nn.ModuleDict({"1": nn.Conv2d(count, 1, 1, bias=False)})})
     fill(heads, weights, f"the linear heads of LPIPS for {name}")
-    found = [heads.state_dict()[f"lin{stage}.model.1.weight"] for stage in range(len(channels))]
-    if any(bool((head < 0).any()) for head in found):
+    channel_weights = [heads.state_dict()[f"lin{stage}.model.1.weight"] for stage in range(len(channels))]
+    # A negative weight has no square root, and the distance would be no metric.
+    if any(bool((head < 0).any()) for head in channel_weights):
         raise DataError(f"{weights.name}: expected weights of at least 0, as LPIPS 0.1 has, got negative ones.")
-    return found
+    return channel_weights

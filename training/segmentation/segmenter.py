@@ -1,13 +1,13 @@
 """A small defect segmenter, trained on labelled images for the downstream benchmark of synthetic data.
 
 U-shaped (arXiv:1505.04597): a backbone gives features at several strides, and a decoder joins them from the coarsest to
-the finest (lateral 1×1 convolutions, doubling, 3×3 convolutions) to one logit a cell, which is enlarged bilinearly to
-the image. The backbone is frozen unless it is asked to learn, so that a training takes minutes on a CPU.
+the finest (lateral 1×1 convolutions, doubling, 3×3 convolutions) to one logit per cell, upsampled bilinearly to the
+image. The backbone is frozen unless `train_encoder` is set, so that a training takes minutes on a CPU.
 
-Half of every batch is normal images, half anomalous ones: real ones, or synthetic ones with a chance of
-`synthetic_share`. Which normal images, which real ones and how all are moved is drawn before, and apart from, which are
-replaced by synthetic ones: two trainings with the same seed and other synthetic images differ in these alone. The
-state after the last step is what comes out; nothing is chosen on the way.
+Half of every batch is normal images, half anomalous ones: real, or with probability `synthetic_share` synthetic. Normal
+and real images and all augmentation are drawn before, and independently of, what synthetic images replace: two
+trainings with the same seed and different synthetic images differ in these alone. The result is the state after the
+last step; no state is selected on the way.
 """
 
 from __future__ import annotations
@@ -45,32 +45,31 @@ from flawscope.training.loop.image_batches import ImageReader, Numbers
 from flawscope.training.loop.loop import Trained, run_loop
 from flawscope.training.segmentation.weak_loss import focal_loss, weak_focal_loss
 
-_MEASURED = 64  # normal images that the scale of the features is measured on
-_VALIDATED = 64
+_MEASURED = 64  # normal images from which the scale of the features is measured
+_VALIDATED = 64  # at most, for the validation error
 _PREVIEWS = 4
-_GROUPS = 8
+_GROUPS = 8  # of the group normalisation; `width` is a multiple of it
 _PRIOR = 0.01  # probability of a defect before anything is learned (arXiv:1708.02002, section 4.1)
 
 
 class SegmenterConfig(TrainedConfig, frozen=True, kw_only=True, tag_field="method", tag="segmenter"):
-    """Settings of the segmenter and of its training.
+    """Settings of the segmenter and its training.
 
     Attributes:
         steps: Steps of the optimizer.
         width: Channels of the decoder, a multiple of 8.
-        train_encoder: Let the backbone learn too; the statistics of its batch normalisation stay.
-        encoder_rate: Its learning rate, as a share of `learning_rate`.
+        train_encoder: Train the backbone too; the statistics of its batch norm stay fixed.
+        encoder_rate: Learning rate of the backbone, as a share of `learning_rate`.
         gamma: Exponent of the focal loss.
-        defective_share: Share of a batch that is anomalous images.
-        synthetic_share: Share of these that is drawn from the synthetic set.
-        weak_tau: Take the boxes of synthetic images as their labels, and let pixels inside count only where the
-            probability of a defect is above this (`flawscope.training.segmentation.weak_loss`); null takes their
-            precise masks.
+        defective_share: Share of anomalous images in a batch.
+        synthetic_share: Share of these that come from the synthetic set.
+        weak_tau: Use the boxes of synthetic images as labels, and count pixels inside only where the probability of a
+            defect is above this (`flawscope.training.segmentation.weak_loss`); null uses their precise masks.
         flip: Mirror half of the images left to right.
-        flip_vertical: Mirror half of them top to bottom.
-        shift: Move images by up to this share of their sides; borders are continued by reflection.
-        top: An image's score is the mean probability of so many of its pixels, the highest ones (DeSTSeg).
-        weight_decay: Of AdamW.
+        flip_vertical: Mirror half of the images top to bottom.
+        shift: Largest shift, as a share of the sides; borders are continued by reflection.
+        top: An image's score is the mean probability of this many pixels, the highest ones (DeSTSeg).
+        weight_decay: Weight decay of AdamW.
     """
 
     features: FeatureSettings = FeatureSettings()
@@ -115,25 +114,26 @@ class SegmenterConfig(TrainedConfig, frozen=True, kw_only=True, tag_field="metho
 
     @property
     def defective(self) -> int:
-        """Anomalous images of a batch: at least one, and at least one is left for normal ones."""
+        """Number of anomalous images in a batch: at least one, and at least one fewer than the batch."""
         return min(max(1, round(self.loop.batch_size * self.defective_share)), self.loop.batch_size - 1)
 
 
 def build_segmenter_config(*layers: Mapping[str, Any]) -> SegmenterConfig:
-    """Merge layers of settings (the later wins); one number stands for both sides, or for all three channels.
+    """Merge layers of settings (later layers win); one number stands for both sides, or for all three channels.
 
     Raises:
-        ArgumentError: If a key or a value is not known, or a value does not fit.
+        ArgumentError: If a key or a value is unknown or out of range.
     """
     merged: dict[str, Any] = {}
     for key, value in (entry for layer in layers for entry in layer.items()):
-        known = places_of(SegmenterConfig)
-        if key not in known:
-            close = difflib.get_close_matches(key, known, 1)
+        settings = places_of(SegmenterConfig)
+        if key not in settings:
+            close = difflib.get_close_matches(key, settings, 1)
             raise ArgumentError(
                 f"{key}: is no setting of the segmenter. "
-                + (f"Did you mean {close[0]}?" if close else f"Known: {', '.join(sorted(known))}.")
+                + (f"Did you mean {close[0]}?" if close else f"Known: {', '.join(sorted(settings))}.")
             )
+        # bool is a subclass of int.
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         count = {"resize": 2, "crop": 2, "mean": 3, "std": 3, "stages": 1}.get(key, 0)
         merged[key] = [value] * count if is_number and count else value
@@ -142,12 +142,12 @@ def build_segmenter_config(*layers: Mapping[str, Any]) -> SegmenterConfig:
 
 @dataclass(frozen=True)
 class Labelled:
-    """Anomalous images with the labels that are learned.
+    """Anomalous images and their labels.
 
     Attributes:
         images: The images.
-        labels: Bool [N, H, W], true at the defect, at the size of the prepared images.
-        is_coarse: Whether labels are boxes, which count in part (`weak_focal_loss`).
+        labels: Bool [N, H, W], true at the defect, of the size of the prepared images.
+        is_coarse: Whether labels are boxes, whose pixels count in part (`weak_focal_loss`).
     """
 
     images: ImageReader
@@ -157,13 +157,13 @@ class Labelled:
 
 @dataclass(frozen=True)
 class SegmenterData:
-    """What a segmenter learns from.
+    """Training data of a segmenter.
 
     Attributes:
         good: Normal images.
-        held_back: Normal images that are not learned from, for the validation error.
+        held_back: Normal images for the validation error.
         real: Real anomalous images.
-        synthetic: Synthetic ones, or None.
+        synthetic: Synthetic anomalous images, or None.
     """
 
     good: ImageReader
@@ -176,10 +176,10 @@ class Segmenter(nn.Module):
     """Image in, logits of a defect out.
 
     `forward` takes uint8 [N, H, W, 3] RGB and returns float32 [N, 1, h, w] on the grid of the finest stage; `enlarge`
-    brings it to the image. Features are standardised by what `standardise` has measured.
+    upsamples it to the image. Features are standardised with the figures of `standardise`.
 
     Args:
-        encoder: Backbone with its weights; always in inference mode, so that statistics of its normalisations stay.
+        encoder: Backbone with its weights; always in inference mode, so that statistics of its batch norm stay fixed.
         config: Settings.
     """
 
@@ -187,6 +187,7 @@ class Segmenter(nn.Module):
         super().__init__()
         self.encoder = encoder.requires_grad_(config.train_encoder)
         channels = [int(stage.shape[1]) for stage in stages_of(encoder, config.preprocessing.size)]
+        # Persistent: the figures of `standardise` are part of the trained state.
         for index, count in enumerate(channels):
             self.register_buffer(f"center{index}", torch.zeros((1, count, 1, 1)))
             self.register_buffer(f"scale{index}", torch.ones((1, count, 1, 1)))
@@ -195,6 +196,7 @@ class Segmenter(nn.Module):
         self.head = nn.Conv2d(config.width, 1, 1)
         nn.init.normal_(self.head.weight, std=0.01)
         assert self.head.bias is not None
+        # The prior of rare defects: else the many normal pixels dominate the first steps.
         nn.init.constant_(self.head.bias, -math.log((1.0 - _PRIOR) / _PRIOR))
 
     def train(self, mode: bool = True) -> Segmenter:
@@ -204,20 +206,21 @@ class Segmenter(nn.Module):
         return self
 
     def standardise(self, batches: Iterator[UInt8Array]) -> None:
-        """Measure mean and deviation of every channel of the features on images, uint8 [N, H, W, 3] each."""
+        """Measure mean and deviation of every feature channel on batches of images, uint8 [N, H, W, 3]."""
         sums: list[tuple[Tensor, Tensor]] = []
         cells: list[int] = []
         with torch.inference_mode():
             for images in batches:
+                # float64: a variance from sums of squares cancels in float32.
                 stages = [stage.double() for stage in self.encoder(torch.from_numpy(images))]
-                parts = [(one.sum(dim=(0, 2, 3)), one.square().sum(dim=(0, 2, 3))) for one in stages]
+                parts = [(stage.sum(dim=(0, 2, 3)), stage.square().sum(dim=(0, 2, 3))) for stage in stages]
                 sums = [(a + c, b + d) for (a, b), (c, d) in zip(sums, parts, strict=True)] if sums else parts
-                counts = [one.shape[0] * one.shape[2] * one.shape[3] for one in stages]
+                counts = [stage.shape[0] * stage.shape[2] * stage.shape[3] for stage in stages]
                 cells = [a + b for a, b in zip(cells, counts, strict=True)] if cells else counts
         for index, ((total, squares), count) in enumerate(zip(sums, cells, strict=True)):
             mean = total / count
             deviation = (squares / count - mean.square()).clamp(min=0.0).sqrt()
-            # A channel that hardly moves on normal images is not blown up to the size of the others.
+            # Bounded: a channel that hardly varies on normal images would be amplified to the size of the others.
             least = max(0.05 * float(deviation.mean()), 1e-6)
             self.get_buffer(f"center{index}").copy_(mean.reshape(1, -1, 1, 1))
             self.get_buffer(f"scale{index}").copy_(1.0 / deviation.clamp(min=least).reshape(1, -1, 1, 1))
@@ -228,15 +231,16 @@ class Segmenter(nn.Module):
         joined: Tensor | None = None
         for index in reversed(range(len(stages))):
             centred = (stages[index] - self.get_buffer(f"center{index}")) * self.get_buffer(f"scale{index}")
-            own = self.laterals[index](centred)
-            joined = own if joined is None else own + enlarge(joined, (int(own.shape[2]), int(own.shape[3])))
+            lateral = self.laterals[index](centred)
+            size = (int(lateral.shape[2]), int(lateral.shape[3]))
+            joined = lateral if joined is None else lateral + enlarge(joined, size)
             joined = self.blocks[index](joined)
         logits: Tensor = self.head(joined)
         return logits.float()
 
 
 def _block(width: int) -> nn.Module:
-    # Group normalisation: batches are small, and it is the same while training and after.
+    # Group normalisation: batches are small, and it acts alike in training and inference.
     return nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.GroupNorm(_GROUPS, width), nn.ReLU())
 
 
@@ -247,7 +251,7 @@ def enlarge(maps: Tensor, size: tuple[int, int]) -> Tensor:
 
 @dataclass(frozen=True)
 class Batch:
-    """A batch of a step.
+    """The batch of a step.
 
     Attributes:
         images: uint8 [N, H, W, 3], normal ones first.
@@ -263,21 +267,23 @@ class Batch:
 
 
 def draw_batch(config: SegmenterConfig, data: SegmenterData, seed: int) -> Batch:
-    """Return the images of a step, moved at random.
+    """Return the batch of a step, with random shifts and flips.
 
-    Good and real images and all movements depend on the seed alone; only then are anomalous ones replaced by
-    synthetic ones, and only with a `synthetic_share` above 0.
+    Normal and real images and the augmentation depend on the seed alone; after them synthetic images replace some of
+    the real ones.
 
     Args:
         config: Settings.
-        data: What there is.
-        seed: Of the step.
+        data: Training data.
+        seed: Seed of the step.
     """
     chance = np.random.default_rng(seed)
     defective = config.defective
     good = config.loop.batch_size - defective
     height, width = config.preprocessing.size
     margins = (round(config.shift * height), round(config.shift * width))
+    # All draws that do not concern synthetic images come first: with other synthetic images, or none, they stay the
+    # same, so that the benchmark compares pairs of trainings that differ in nothing else.
     of_good = chance.integers(len(data.good), size=good)
     of_real = chance.integers(len(data.real.images), size=defective)
     flips = chance.random((config.loop.batch_size, 2)) < [0.5 * config.flip, 0.5 * config.flip_vertical]
@@ -286,27 +292,27 @@ def draw_batch(config: SegmenterConfig, data: SegmenterData, seed: int) -> Batch
     images = np.empty((config.loop.batch_size, height, width, 3), np.uint8)
     labels = np.zeros((config.loop.batch_size, height, width), np.bool_)
     is_synthetic, is_coarse = np.zeros((2, config.loop.batch_size), np.bool_)
-    images[:good] = _taken(data.good, of_good)
-    images[good:], labels[good:] = _taken(data.real.images, of_real), data.real.labels[of_real]
+    images[:good] = _read(data.good, of_good)
+    images[good:], labels[good:] = _read(data.real.images, of_real), data.real.labels[of_real]
     if data.synthetic is not None:
         is_synthetic[good:] = chance.random(defective) < config.synthetic_share
         of_synthetic = chance.integers(len(data.synthetic.images), size=defective)[is_synthetic[good:]]
         if of_synthetic.size:
-            images[is_synthetic] = _taken(data.synthetic.images, of_synthetic)
+            images[is_synthetic] = _read(data.synthetic.images, of_synthetic)
             labels[is_synthetic] = data.synthetic.labels[of_synthetic]
             is_coarse = is_synthetic & data.synthetic.is_coarse
     for index in range(config.loop.batch_size):
-        moved = (margins, (int(shifts[0][index]), int(shifts[1][index])), flips[index])
-        images[index], labels[index] = _moved(images[index], *moved), _moved(labels[index], *moved)
+        change = (margins, (int(shifts[0][index]), int(shifts[1][index])), flips[index])
+        images[index], labels[index] = _augment(images[index], *change), _augment(labels[index], *change)
     return Batch(images, labels, is_coarse, is_synthetic)
 
 
-def _taken(images: ImageReader, numbers: npt.NDArray[np.int64]) -> UInt8Array:
-    found: UInt8Array = next(iter(images.batches(numbers, len(numbers))))
-    return found
+def _read(images: ImageReader, numbers: npt.NDArray[np.int64]) -> UInt8Array:
+    batch: UInt8Array = next(iter(images.batches(numbers, len(numbers))))
+    return batch
 
 
-def _moved(
+def _augment(
     array: npt.NDArray[Any], margins: tuple[int, int], shift: tuple[int, int], flips: BoolArray
 ) -> npt.NDArray[Any]:
     """Shift an array [H, W, ...] by whole pixels, then mirror it left to right and top to bottom."""
@@ -314,8 +320,8 @@ def _moved(
     sides = [(margin, margin) for margin in margins] + [(0, 0)] * (array.ndim - 2)
     padded = np.pad(array, sides, mode="reflect")
     top, left = margins[0] - shift[0], margins[1] - shift[1]
-    cut = padded[top : top + height, left : left + width]
-    return cut[:: -1 if flips[1] else 1, :: -1 if flips[0] else 1]
+    shifted = padded[top : top + height, left : left + width]
+    return shifted[:: -1 if flips[1] else 1, :: -1 if flips[0] else 1]
 
 
 class SegmenterTask:
@@ -324,15 +330,16 @@ class SegmenterTask:
     Args:
         config: Settings.
         encoder: Backbone with its weights; it is copied.
-        data: What is learned from.
+        data: Training data.
 
     Attributes:
-        network: The segmenter; its decoder starts from what `config.seed` gives, whatever was drawn before.
+        network: The segmenter; the initial weights of its decoder depend on `config.seed` alone.
     """
 
     def __init__(self, config: SegmenterConfig, encoder: Backbone, data: SegmenterData) -> None:
         self._config, self._data = config, data
         torch.manual_seed(config.seed)
+        # A copy: trainings on several data sets start from the same backbone, and one may train it.
         self.segmenter = Segmenter(copy.deepcopy(encoder), config)
         self.segmenter.standardise(
             data.good.batches(range(min(_MEASURED, len(data.good))), config.loop.batch_size),
@@ -340,42 +347,46 @@ class SegmenterTask:
         self.network: nn.Module = self.segmenter
 
     def optimizer(self) -> torch.optim.Optimizer:
-        """Return AdamW over the decoder, and over the encoder at a lower rate where it learns."""
+        """Return AdamW over the decoder, and over the encoder, if it is trained, at a lower rate."""
         config = self._config
-        encoder = [one for one in self.segmenter.encoder.parameters() if one.requires_grad]
-        own = {id(one) for one in self.segmenter.encoder.parameters()}
-        groups: list[dict[str, Any]] = [{"params": [one for one in self.segmenter.parameters() if id(one) not in own]}]
-        if encoder:
-            groups.append({"params": encoder, "lr": config.loop.learning_rate * config.encoder_rate})
+        trained = [parameter for parameter in self.segmenter.encoder.parameters() if parameter.requires_grad]
+        # By identity: `in` on a list of tensors would compare their elements.
+        of_encoder = {id(parameter) for parameter in self.segmenter.encoder.parameters()}
+        decoder = [parameter for parameter in self.segmenter.parameters() if id(parameter) not in of_encoder]
+        groups: list[dict[str, Any]] = [{"params": decoder}]
+        if trained:
+            groups.append({"params": trained, "lr": config.loop.learning_rate * config.encoder_rate})
         return torch.optim.AdamW(groups, lr=config.loop.learning_rate, weight_decay=config.weight_decay)
 
     def loss(self, network: nn.Module, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Return the loss of a step. `images` are numbers that count for nothing: the step's seed draws the batch."""
+        """Return the loss of a step. `images` are mere numbers and ignored: the seed of the step draws the batch."""
         config = self._config
         batch = draw_batch(config, self._data, generator.initial_seed())
-        given, labels, is_coarse = (
-            torch.from_numpy(one).to(images.device) for one in (batch.images, batch.labels, batch.is_coarse)
+        pixels, labels, is_coarse = (
+            torch.from_numpy(array).to(images.device) for array in (batch.images, batch.labels, batch.is_coarse)
         )
-        logits = enlarge(network(given).float(), config.preprocessing.size)
+        # In float32 under autocast too: the loss takes logarithms of small probabilities.
+        logits = enlarge(network(pixels).float(), config.preprocessing.size)
         return weak_focal_loss(logits, labels[:, None], is_coarse, config.gamma, config.weak_tau)
 
     def validate(self) -> dict[str, float]:
-        """Return the mean loss of normal images that were not learned from. Nothing is chosen by it."""
+        """Return the mean loss of the held-back normal images, for the metrics alone: no state is selected by it."""
         count = min(_VALIDATED, len(self._data.held_back))
         maps = torch.from_numpy(predict(self.segmenter, self._data.held_back, count))
         losses = focal_loss(maps, torch.zeros_like(maps, dtype=torch.bool), self._config.gamma)
         return {"error": float(losses.mean())}
 
     def preview(self, path: Path) -> None:
-        """Write some of the real defects beside their labels and what is seen in them."""
+        """Write some real anomalous images beside their labels and predicted probabilities."""
         real = self._data.real
         count = min(_PREVIEWS, len(real.images))
-        images = _taken(real.images, np.arange(count))
+        images = _read(real.images, np.arange(count))
         maps = torch.from_numpy(predict(self.segmenter, real.images, count))
-        found = enlarge(maps[:, None].sigmoid(), self._config.preprocessing.size)[:, 0].numpy()
+        probabilities = enlarge(maps[:, None].sigmoid(), self._config.preprocessing.size)[:, 0].numpy()
         rows = []
-        for image, label, seen in zip(images, real.labels, found, strict=False):
-            grey = [np.repeat((255 * one).astype(np.uint8)[..., None], 3, axis=2) for one in (label, seen)]
+        # Not strict: the labels are those of all images.
+        for image, label, predicted in zip(images, real.labels, probabilities, strict=False):
+            grey = [np.repeat((255 * values).astype(np.uint8)[..., None], 3, axis=2) for values in (label, predicted)]
             rows.append(np.hstack([cv2.cvtColor(image, cv2.COLOR_RGB2BGR), *grey]))
         write_png(path, np.vstack(rows), is_bgr=True)
 
@@ -388,9 +399,9 @@ def train_segmenter(
     Args:
         config: Settings.
         encoder: Backbone with its weights; it is copied.
-        data: What is learned from.
+        data: Training data.
         folder: Where metrics, a preview and a checkpoint are written.
-        progress: Told the steps done.
+        progress: Receives the number of steps so far.
 
     Returns:
         The segmenter after the last step (averaged over steps where `ema` is above 0), on the CPU, and the record of
@@ -400,6 +411,7 @@ def train_segmenter(
         RunError: If memory runs out, or the loss is not finite.
     """
     task = SegmenterTask(config, encoder, data)
+    # One epoch of `steps` batches: its only validation makes the last state the best, averaged where `ema` is set.
     trained = run_loop(task, Numbers(config.steps * config.loop.batch_size), config, folder, progress=progress)
     segmenter = task.segmenter.cpu()
     segmenter.load_state_dict(trained.state)
@@ -407,7 +419,7 @@ def train_segmenter(
 
 
 def predict(segmenter: Segmenter, reader: ImageReader, count: int | None = None, batch_size: int = 16) -> Float32Array:
-    """Return the logits of the first `count` images, or of all: float32 [N, h, w] on the grid of the network."""
+    """Return the logits of the first `count` images, or of all images: float32 [N, h, w] on the grid of the network."""
     device = next(segmenter.parameters()).device
     segmenter.eval()
     parts = []
@@ -422,8 +434,9 @@ def image_scores(logits: Float32Array, top: int) -> Float64Array:
 
     Args:
         logits: Float32 [N, H, W].
-        top: Pixels; where an image has fewer, all count.
+        top: Number of pixels; if an image has fewer, all count.
     """
     flat = logits.reshape(len(logits), -1)
-    kept = np.partition(flat, flat.shape[1] - min(top, flat.shape[1]), axis=1)[:, -min(top, flat.shape[1]) :]
-    return np.asarray((1.0 / (1.0 + np.exp(-kept.astype(np.float64)))).mean(axis=1))
+    # Partitioning is linear, unlike sorting; float64, for the exponential and the mean.
+    highest = np.partition(flat, flat.shape[1] - min(top, flat.shape[1]), axis=1)[:, -min(top, flat.shape[1]) :]
+    return np.asarray((1.0 / (1.0 + np.exp(-highest.astype(np.float64)))).mean(axis=1))

@@ -64,9 +64,9 @@ SETTINGS: dict[str, Any] = {
 
 
 def config(**changes: object) -> DdadConfig:
-    made = build_config("ddad", {**SETTINGS, **changes})[0]
-    assert isinstance(made, DdadConfig)
-    return made
+    settings = build_config("ddad", {**SETTINGS, **changes})[0]
+    assert isinstance(settings, DdadConfig)
+    return settings
 
 
 def train(root: Path, out: Path, weights: Path | None = None, resume: bool = False, **changes: object) -> Path:
@@ -118,8 +118,8 @@ def test_the_default_widths_are_those_of_the_two_sizes() -> None:
 def comparison(**changes: object) -> Comparison:
     from flawscope.training.features.backbone import build_backbone
 
-    asked = config(**changes)
-    return Comparison(build_backbone(asked.features, None)[0], asked.pixel_map, asked.smoothing)
+    settings = config(**changes)
+    return Comparison(build_backbone(settings.features, None)[0], settings.pixel_map, settings.smoothing)
 
 
 def images(count: int = 2, seed: int = 0) -> torch.Tensor:
@@ -149,25 +149,27 @@ def test_pixel_maps_are_the_references_formulas() -> None:
 def test_the_feature_map_is_the_sum_of_one_minus_cosine_over_the_stages() -> None:
     compare = comparison(smoothing=3)
     image, other = images(), images(seed=1)
-    found = compare(image, as_signed(other))[1]
+    feature_map = compare(image, as_signed(other))[1]
     expected = torch.zeros(2, 32, 32)
     for first, second in zip(compare.backbone(image), compare.backbone(other), strict=True):
-        smooth = [torch.nn.functional.avg_pool2d(one, 3, 1, 1) for one in (first, second)]
+        smooth = [torch.nn.functional.avg_pool2d(stage, 3, 1, 1) for stage in (first, second)]
         away = 1 - torch.cosine_similarity(*smooth, dim=1)
         expected += torch.nn.functional.interpolate(away[:, None], (32, 32), mode="bilinear", align_corners=True)[:, 0]
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(feature_map, expected, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize(("scale", "share"), [("quantile", 0.999), ("max", 1.0)])
 def test_scales_are_measured_on_smoothed_maps_of_held_back_images(tiny_root: Path, scale: str, share: float) -> None:
-    asked = config(map_scale=scale)
-    validation = ImageReader(normal_images(tiny_root), asked.preprocessing, 1, 64)
-    task = DenoiserTask(asked, comparison().backbone, validation)
+    settings = config(map_scale=scale)
+    validation = ImageReader(normal_images(tiny_root), settings.preprocessing, 1, 64)
+    task = DenoiserTask(settings, comparison().backbone, validation)
     reconstruction = task.reconstruction(MapRule(1.0, 1.0, 0.0))
-    found = reconstruction(next(validation.batches(range(len(validation)), len(validation))))
-    measured = measure_scales(asked, reconstruction, validation, no_progress)
-    for value, rule in zip(measured, (MapRule(1, 0, asked.maps.sigma), MapRule(0, 1, asked.maps.sigma)), strict=True):
-        expected = np.quantile(finish_maps(found.pixel, found.feature, rule)[0], share)
+    reconstructed = reconstruction(next(validation.batches(range(len(validation)), len(validation))))
+    measured = measure_scales(settings, reconstruction, validation, no_progress)
+    for value, rule in zip(
+        measured, (MapRule(1, 0, settings.maps.sigma), MapRule(0, 1, settings.maps.sigma)), strict=True
+    ):
+        expected = np.quantile(finish_maps(reconstructed.pixel, reconstructed.feature, rule)[0], share)
         assert value == pytest.approx(float(expected), rel=1e-4)
     fixed = measure_scales(config(pixel_threshold=0.029), reconstruction, validation, no_progress)
     assert fixed[0] == 0.029
@@ -264,14 +266,14 @@ def adapted(extractor: str) -> dict[str, Any]:
 def test_the_extractor_learns_and_its_weights_are_those_of_the_run(
     tmp_path: Path, tiny_root: Path, weights: Path, extractor: str
 ) -> None:
-    asked = config(**adapted(extractor), extractor_rate=1e-2)
-    train_detector(asked, open_dataset(tiny_root, CATEGORY), tmp_path / "run", weights=weights)
+    settings = config(**adapted(extractor), extractor_rate=1e-2)
+    train_detector(settings, open_dataset(tiny_root, CATEGORY), tmp_path / "run", weights=weights)
     lines = (tmp_path / "run" / "extractor" / "metrics.jsonl").read_text().splitlines()
     errors = [json.loads(line)["error"] for line in lines]
     assert len(errors) == 2
-    found = read_run(tmp_path / "run")
-    assert found.record.facts["extractor_error"] == pytest.approx(min(errors), rel=1e-5)
-    learned = found.module.networks.modules["compare"].backbone.network.state_dict()  # type: ignore[union-attr]
+    run = read_run(tmp_path / "run")
+    assert run.record.facts["extractor_error"] == pytest.approx(min(errors), rel=1e-5)
+    learned = run.module.networks.modules["compare"].backbone.network.state_dict()  # type: ignore[union-attr]
     start = safetensors.torch.load_file(weights)
     moved = [name for name in learned if name in start and not torch.equal(learned[name], start[name])]
     assert any("conv" in name for name in moved)
@@ -348,9 +350,9 @@ def test_every_verb_takes_the_bundle(tmp_path: Path, tiny_root: Path, bundle: Pa
     with Inspector.load(copy, "cpu") as inspector:
         figures = bench(inspector, batch=2, seconds=0.2)
     assert figures["latency_ms"]["infer"]["p50"] > 0
-    found = examine(copy, "cpu", "fp32")
-    assert found["graph"] == "denoise.onnx, compare.onnx"
-    assert len(found["nodes"]) > 20
+    examined = examine(copy, "cpu", "fp32")
+    assert examined["graph"] == "denoise.onnx, compare.onnx"
+    assert len(examined["nodes"]) > 20
 
 
 def test_held_back_normal_images_stay_below_the_threshold_at_the_chosen_rate(
@@ -372,8 +374,8 @@ def test_held_back_normal_images_stay_below_the_threshold_at_the_chosen_rate(
 
 
 def read_held_out(bundle: Path) -> list[str]:
-    found: list[str] = json.loads((bundle / "images.json").read_text())["held_out"]
-    return found
+    held_out: list[str] = json.loads((bundle / "images.json").read_text())["held_out"]
+    return held_out
 
 
 @pytest.mark.parametrize(
@@ -410,7 +412,7 @@ def test_what_a_reconstruction_cannot_do_is_refused_in_one_line(
         "out": tmp_path / "out",
         "data": tiny_root / CATEGORY,
     }
-    assert cli.run([one.format(**places) for one in arguments]) == 2
+    assert cli.run([argument.format(**places) for argument in arguments]) == 2
     said = capsys.readouterr().err.strip().splitlines()
     assert message in said[-1]
     assert not any("Traceback" in line for line in said)

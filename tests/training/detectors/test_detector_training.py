@@ -30,8 +30,8 @@ FAST = from_flat(PadimConfig, {"resize": (64, 64), "stages": (1,), "channels": 4
 
 
 def record_of(path: Path) -> dict[str, object]:
-    found: dict[str, object] = json.loads((path / RECORD).read_text())
-    return found
+    record: dict[str, object] = json.loads((path / RECORD).read_text())
+    return record
 
 
 def test_held_out_images_are_not_learned_from_and_none_is_lost(patchcore_run: Path, tiny_root: Path) -> None:
@@ -109,10 +109,10 @@ def test_progress_names_the_steps_and_reaches_the_end(tiny_root: Path, tmp_path:
         config,
         open_dataset(tiny_root),
         tmp_path / "run",
-        progress=lambda what, done, total: seen.update({what: (done, total)}),
+        progress=lambda stage, count, total: seen.update({stage: (count, total)}),
     )
     assert set(seen) == {"hashing images", "measuring channels", "reading patches", "selecting the coreset"}
-    assert all(done == total for done, total in seen.values())
+    assert all(count == total for count, total in seen.values())
 
 
 def test_an_output_that_cannot_be_replaced_is_refused_before_the_work(tiny_root: Path, tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_an_output_that_cannot_be_replaced_is_refused_before_the_work(tiny_root:
     calls: list[str] = []
     with pytest.raises(ArgumentError, match=r"expected a new folder or one with run\.json"):
         train_detector(
-            FAST, open_dataset(tiny_root), tmp_path / "mine", progress=lambda what, done, total: calls.append(what)
+            FAST, open_dataset(tiny_root), tmp_path / "mine", progress=lambda stage, count, total: calls.append(stage)
         )
     assert calls == []
 
@@ -150,10 +150,12 @@ def test_the_command_trains_and_says_what_it_made(
     out = tmp_path / "run"
     arguments = ["train", "padim", "--data", str(tiny_root), "--category", CATEGORY, "--out", str(out), "--seed", "7"]
     assert cli.run([*arguments, *SMALL, "--set", "held_out_minimum=6"]) == 0
-    shown = capsys.readouterr()
-    assert re.search(r"padim fitted on 18 normal images of steel in \d+\.\d s; 6 held out for calibration", shown.out)
-    assert f"run: {out}" in shown.out
-    assert shown.err == ""
+    captured = capsys.readouterr()
+    assert re.search(
+        r"padim fitted on 18 normal images of steel in \d+\.\d s; 6 held out for calibration", captured.out
+    )
+    assert f"run: {out}" in captured.out
+    assert captured.err == ""
     record = read_run(out).record
     assert record.config.seed == 7
     assert record.command != ""

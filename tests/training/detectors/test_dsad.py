@@ -76,9 +76,9 @@ def autoencoder(tmp_path_factory: pytest.TempPathFactory, tiny_root: Path) -> Pa
 
 
 def config(autoencoder: Path, **changes: object) -> DsadConfig:
-    made = build_config("dsad", {**SETTINGS, "autoencoder": str(autoencoder), **changes})[0]
-    assert isinstance(made, DsadConfig)
-    return made
+    settings = build_config("dsad", {**SETTINGS, "autoencoder": str(autoencoder), **changes})[0]
+    assert isinstance(settings, DsadConfig)
+    return settings
 
 
 def train(root: Path, autoencoder: Path, out: Path, resume: bool = False, **changes: object) -> Path:
@@ -107,9 +107,9 @@ def part_images(root: Path) -> np.ndarray:
 def task_of(tiny_root: Path, autoencoder: Path, **changes: object) -> DsadTask:
     from flawscope.training.features.backbone import build_backbone
 
-    asked = config(autoencoder, **changes)
-    validation = ImageReader(normal_images(tiny_root), asked.preprocessing, 1, 64)
-    return DsadTask(asked, build_backbone(asked.features, None)[0], *autoencoder_of(asked), validation)
+    settings = config(autoencoder, **changes)
+    validation = ImageReader(normal_images(tiny_root), settings.preprocessing, 1, 64)
+    return DsadTask(settings, build_backbone(settings.features, None)[0], *autoencoder_of(settings), validation)
 
 
 def test_both_trainings_learn_and_leave_what_they_measured(autoencoder: Path, run: Path) -> None:
@@ -129,7 +129,7 @@ def test_what_starts_at_random_learns_and_the_autoencoder_does_not(
 ) -> None:
     before = task_of(tiny_root, autoencoder).network.state_dict()
     tensors = safetensors.numpy.load_file(run / "weights.safetensors")
-    kept = safetensors.numpy.load_file(autoencoder / "weights.safetensors")
+    of_autoencoder = safetensors.numpy.load_file(autoencoder / "weights.safetensors")
     moved = [name for name, value in before.items() if not np.array_equal(value.numpy(), tensors[f"denoiser.{name}"])]
     for part in (
         "unet.down_blocks",
@@ -140,7 +140,7 @@ def test_what_starts_at_random_learns_and_the_autoencoder_does_not(
         "fusion",
     ):
         assert any(name.startswith(part) for name in moved), part
-    for name, value in kept.items():
+    for name, value in of_autoencoder.items():
         np.testing.assert_array_equal(tensors[name], value)
 
 
@@ -252,8 +252,8 @@ def test_weights_too_large_for_one_message_lie_beside_their_graph(
     assert "denoise.onnx.data" in manifest.files
     assert manifest.files["denoise.onnx"].size < manifest.files["denoise.onnx.data"].size
     images = part_images(tiny_root)[:2]
-    with Inspector.load(bundle, "cpu") as one, Inspector.load(tmp_path / "large.flaw", "cpu") as other:
-        np.testing.assert_array_equal(one.infer(images)[1], other.infer(images)[1])
+    with Inspector.load(bundle, "cpu") as small, Inspector.load(tmp_path / "large.flaw", "cpu") as large:
+        np.testing.assert_array_equal(small.infer(images)[1], large.infer(images)[1])
     tensorrt = import_tensorrt("tensorrt-rtx")
     target = named_target("8.9", tensorrt.compute_capabilities())
     with open_bundle(tmp_path / "large.flaw") as opened:
@@ -274,17 +274,17 @@ def test_a_model_on_stable_diffusion_needs_its_folder_no_more_once_it_is_trained
     train_detector(build_config("dsad", settings)[0], open_dataset(tiny_root, CATEGORY), tmp_path / "run")
     weights = safetensors.torch.load_file(base / "unet" / "diffusion_pytorch_model.safetensors")
     shutil.rmtree(base)
-    found = read_run(tmp_path / "run").module
-    state = found.networks.modules["denoise"].unet.state_dict()  # type: ignore[union-attr,operator]
+    module = read_run(tmp_path / "run").module
+    state = module.networks.modules["denoise"].unet.state_dict()  # type: ignore[union-attr,operator]
     moved = {name.split(".")[0] for name, value in weights.items() if not torch.equal(state[name], value)}
     assert moved == {"up_blocks", "conv_norm_out", "conv_out"}  # the rest is frozen
     assert record_of(tmp_path / "run")["facts"]["scaling"] == 0.18215
-    assert np.isfinite(found(part_images(tiny_root)[:1]).scores).all()  # type: ignore[operator]
+    assert np.isfinite(module(part_images(tiny_root)[:1]).scores).all()  # type: ignore[operator]
 
 
 def record_of(run: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((run / "run.json").read_text())
-    return found
+    record: dict[str, Any] = json.loads((run / "run.json").read_text())
+    return record
 
 
 def test_cannys_edges_are_given_to_the_graph_on_the_line_as_in_training(
@@ -362,8 +362,8 @@ def test_a_run_that_lacks_a_tensor_is_refused(tmp_path: Path, run: Path, network
     copy = Path(shutil.copytree(run, tmp_path / "run"))
     tensors = safetensors.numpy.load_file(copy / "weights.safetensors")
     dropped = next(name for name in tensors if name.startswith(f"{network}."))
-    kept = {name: value for name, value in tensors.items() if name != dropped}
-    safetensors.numpy.save_file(kept, copy / "weights.safetensors")
+    remaining = {name: value for name, value in tensors.items() if name != dropped}
+    safetensors.numpy.save_file(remaining, copy / "weights.safetensors")
     with pytest.raises(RunError, match=network):
         read_run(copy)
 
@@ -375,6 +375,11 @@ def test_the_presets_fix_the_references_values() -> None:
     assert (seed.sampling.start, seed.sampling.steps, seed.sampling.level) == (1000, 10, "start")
     assert (seed.loop.batch_size, seed.loop.accumulate, seed.loop.learning_rate) == (12, 4, 1e-5)
     assert (seed.maps.sigma, seed.pooling) == (5.0, 8)
-    own = build_config("dsad", read_settings("dsad"))[0]
-    assert isinstance(own, DsadConfig)
-    assert (own.fusion, own.sketch, own.normalization, own.reconstruction.level) == ("live", "sobel", "signed", "first")
+    preset = build_config("dsad", read_settings("dsad"))[0]
+    assert isinstance(preset, DsadConfig)
+    assert (preset.fusion, preset.sketch, preset.normalization, preset.reconstruction.level) == (
+        "live",
+        "sobel",
+        "signed",
+        "first",
+    )

@@ -63,8 +63,8 @@ def all_patches(config: PatchcoreConfig, backbone: Backbone, fitted: FitResult, 
 
 
 def is_row_of(rows: Float32Array, matrix: Float32Array) -> list[bool]:
-    known = {row.tobytes() for row in np.ascontiguousarray(matrix)}
-    return [row.tobytes() in known for row in np.ascontiguousarray(rows)]
+    stored = {row.tobytes() for row in np.ascontiguousarray(matrix)}
+    return [row.tobytes() in stored for row in np.ascontiguousarray(rows)]
 
 
 def test_a_memory_of_all_patches_gives_zero_on_training_images(
@@ -248,9 +248,9 @@ def test_the_table_holds_the_nearest_rows_itself_first_also_with_repeated_rows(d
     assert table.shape == (rows, count)
     assert table.dtype == np.int64
     np.testing.assert_array_equal(table[:, 0], np.arange(rows))
-    for row, (found, expected) in enumerate(zip(table, naive_neighbours(bank, count), strict=True)):
-        assert len(set(found.tolist())) == count
-        assert sorted(((bank[row] - bank[found]) ** 2).sum(axis=1).tolist()) == expected
+    for row, (neighbours, expected) in enumerate(zip(table, naive_neighbours(bank, count), strict=True)):
+        assert len(set(neighbours.tolist())) == count
+        assert sorted(((bank[row] - bank[neighbours]) ** 2).sum(axis=1).tolist()) == expected
 
 
 def test_the_projection_keeps_distances_on_average() -> None:

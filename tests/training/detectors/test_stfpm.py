@@ -74,9 +74,9 @@ def bundle(tmp_path_factory: pytest.TempPathFactory, trained: Path) -> Path:
 
 
 def config(**changes: object) -> StfpmConfig:
-    made = build_config("stfpm", {**SETTINGS, **changes})[0]
-    assert isinstance(made, StfpmConfig)
-    return made
+    settings = build_config("stfpm", {**SETTINGS, **changes})[0]
+    assert isinstance(settings, StfpmConfig)
+    return settings
 
 
 def pair(seed: int = 0) -> tuple[Backbone, Backbone]:
@@ -165,11 +165,11 @@ def test_a_run_has_teacher_student_metrics_and_previews(trained: Path) -> None:
 
 def test_the_teacher_is_left_as_it_was(trained: Path, weights: Path) -> None:
     stored = safetensors.numpy.load_file(trained / "weights.safetensors")
-    given = safetensors.numpy.load_file(weights)
+    original = safetensors.numpy.load_file(weights)
     teacher = {name.removeprefix("backbone."): value for name, value in stored.items() if name.startswith("backbone.")}
     assert teacher
     for name, value in teacher.items():
-        np.testing.assert_array_equal(value, given[name], err_msg=name)
+        np.testing.assert_array_equal(value, original[name], err_msg=name)
     student = {name.removeprefix("student.") for name in stored if name.startswith("student.")}
     assert student == set(teacher)
 
@@ -218,10 +218,10 @@ def test_it_builds_as_an_engine(bundle: Path, tmp_path: Path) -> None:
 # --- interrupted
 
 
-def command(root: Path, weights: Path, out: Path, *more: str) -> list[str]:
+def command(root: Path, weights: Path, out: Path, *options: str) -> list[str]:
     settings = [f"--set={key}={value}" for key, value in {**SETTINGS, "epochs": 4}.items() if key != "backbone"]
     data = ["--data", str(root), "--category", "steel", "--backbone", NETWORK, "--weights", str(weights)]
-    return [sys.executable, "-m", "flawscope", "train", "stfpm", *data, *settings, "--out", str(out), *more]
+    return [sys.executable, "-m", "flawscope", "train", "stfpm", *data, *settings, "--out", str(out), *options]
 
 
 @pytest.mark.parametrize("moment", [0.1, pytest.param(0.6, marks=pytest.mark.slow)])

@@ -67,16 +67,16 @@ class TwoStages(nn.Module):
 
 
 def config(**changes: object) -> AutoencoderConfig:
-    made = build_config("autoencoder", {**SETTINGS, **changes})[0]
-    assert isinstance(made, AutoencoderConfig)
-    return made
+    settings = build_config("autoencoder", {**SETTINGS, **changes})[0]
+    assert isinstance(settings, AutoencoderConfig)
+    return settings
 
 
 def backbone() -> Backbone:
     torch.manual_seed(1)
-    made = Backbone(TwoStages(), (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
-    made.eval().requires_grad_(False)
-    return made
+    network = Backbone(TwoStages(), (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
+    network.eval().requires_grad_(False)
+    return network
 
 
 def autoencoder(seed: int = 0, **changes: object) -> Any:
@@ -103,9 +103,9 @@ def train(
 ) -> FitResult:
     dataset = open_dataset(root, "steel")
     hashes = hash_contents([sample.path for sample in dataset.train_good])
-    made = config(**changes)
+    settings = config(**changes)
     return train_autoencoder(
-        made, untrained_backbone(config().features), dataset.train_good, hashes, folder, resume, progress
+        settings, untrained_backbone(config().features), dataset.train_good, hashes, folder, resume, progress
     )
 
 
@@ -140,20 +140,20 @@ def test_latents_are_the_scaled_mean_and_the_decoder_undoes_the_scale() -> None:
 def test_signed_is_exact_for_every_byte() -> None:
     encoder, decoder = Encoder(autoencoder(), "signed"), Decoder(autoencoder(), "signed")
     expected = ((np.arange(256) - 127.5) / 127.5).astype(np.float32).reshape(16, 16)
-    found = encoder.normalised(all_bytes())
-    for channel in found[0]:
+    normalised = encoder.normalised(all_bytes())
+    for channel in normalised[0]:
         np.testing.assert_array_equal(channel.numpy(), expected)
-    assert (float(found.min()), float(found.max())) == (-1.0, 1.0)
-    assert torch.equal(decoder.signed(found), found)  # nothing is left to convert
+    assert (float(normalised.min()), float(normalised.max())) == (-1.0, 1.0)
+    assert torch.equal(decoder.signed(normalised), normalised)  # nothing is left to convert
 
 
 def test_imagenet_is_exact_both_ways() -> None:
     encoder, decoder = Encoder(autoencoder(), "imagenet"), Decoder(autoencoder(), "imagenet")
     levels = np.arange(256)[:, None] / 255
-    found = encoder.normalised(all_bytes())
+    normalised = encoder.normalised(all_bytes())
     expected = ((levels - MEAN) / STD).reshape(16, 16, 3).transpose(2, 0, 1)
-    np.testing.assert_allclose(found[0].numpy(), expected, rtol=1e-6, atol=1e-7)
-    back = decoder.signed(found)[0].numpy()
+    np.testing.assert_allclose(normalised[0].numpy(), expected, rtol=1e-6, atol=1e-7)
+    back = decoder.signed(normalised)[0].numpy()
     np.testing.assert_allclose(back, np.broadcast_to((2 * levels - 1).reshape(16, 16), (3, 16, 16)), rtol=0, atol=5e-7)
 
 
@@ -193,10 +193,10 @@ def test_both_halves_are_graphs_that_give_what_torch_gives() -> None:
         with torch.inference_mode():
             latents = encoder(part_images)
             restored = decoder(latents)
-        found = sessions[0].run(None, {"image": part_images.numpy()})[0]
-        np.testing.assert_allclose(found, latents.numpy(), rtol=1e-4, atol=1e-5)
-        found = sessions[1].run(None, {"latents": latents.numpy()})[0]
-        np.testing.assert_allclose(found, restored.numpy(), rtol=1e-4, atol=1e-5)
+        output = sessions[0].run(None, {"image": part_images.numpy()})[0]
+        np.testing.assert_allclose(output, latents.numpy(), rtol=1e-4, atol=1e-5)
+        output = sessions[1].run(None, {"latents": latents.numpy()})[0]
+        np.testing.assert_allclose(output, restored.numpy(), rtol=1e-4, atol=1e-5)
     names = {value.name for value in graph.graph.initializer}
     assert not any("decoder" in name for name in names)  # a half carries its own weights only
 
@@ -211,17 +211,17 @@ def session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
 def test_the_perceptual_distance_is_that_of_features_of_unit_length() -> None:
     network, part_images = backbone(), images()
     restored = torch.rand((3, 3, SIDE, SIDE), generator=torch.Generator().manual_seed(0)) * 2 - 1
-    found = perceptual_distances(network, part_images, restored)
+    distances = perceptual_distances(network, part_images, restored)
     values = (restored.permute(0, 2, 3, 1).numpy() + 1) / 2
     normalised = (values - np.array(network.mean)) / np.array(network.std)
     with torch.no_grad():
-        others = network.network(torch.from_numpy(normalised.transpose(0, 3, 1, 2)).float())
+        of_restored = network.network(torch.from_numpy(normalised.transpose(0, 3, 1, 2)).float())
     expected = np.zeros(3)
-    for first, second in zip(network(part_images), others, strict=True):
+    for first, second in zip(network(part_images), of_restored, strict=True):
         a, b = first.numpy().astype(np.float64), second.numpy().astype(np.float64)
         a, b = a / np.linalg.norm(a, axis=1, keepdims=True), b / np.linalg.norm(b, axis=1, keepdims=True)
         expected += ((a - b) ** 2).sum(axis=1).mean(axis=(1, 2))
-    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-5)
+    np.testing.assert_allclose(distances.numpy(), expected, rtol=1e-5)
     same = part_images.permute(0, 3, 1, 2).float() / 127.5 - 1
     np.testing.assert_allclose(perceptual_distances(network, part_images, same).numpy(), 0.0, atol=1e-9)
 
@@ -235,8 +235,8 @@ def test_the_loss_is_the_sum_of_its_three_terms(tiny_root: Path, normalization: 
     part_images, batch = held_back(tiny_root), images()
     losses = {}
     for perceptual, kl in ((0.0, 0.0), (0.0, 0.5), (0.25, 0.0), (0.25, 0.5)):
-        made = config(normalization=normalization, backbone="resnet18", perceptual=perceptual, kl=kl)
-        task = AutoencoderTask(made, backbone(), part_images)
+        settings = config(normalization=normalization, backbone="resnet18", perceptual=perceptual, kl=kl)
+        task = AutoencoderTask(settings, backbone(), part_images)
         losses[perceptual, kl] = loss_of(task, batch, 7)
     network = autoencoder(normalization=normalization)
     expected = Encoder(network, normalization).normalised(batch)
@@ -247,9 +247,9 @@ def test_the_loss_is_the_sum_of_its_three_terms(tiny_root: Path, normalization: 
     divergence = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).sum(dim=(1, 2, 3))
     signed = Decoder(network, normalization).signed(decoded)
     distance = 3 * SIDE * SIDE * perceptual_distances(backbone(), batch, signed)
-    for (perceptual, kl), found in losses.items():
-        wanted = float((differences + perceptual * distance + kl * divergence).mean())
-        assert found == pytest.approx(wanted, rel=1e-5)
+    for (perceptual, kl), loss in losses.items():
+        terms = float((differences + perceptual * distance + kl * divergence).mean())
+        assert loss == pytest.approx(terms, rel=1e-5)
     assert losses[0.25, 0.0] > losses[0.0, 0.0] < losses[0.0, 0.5]
 
 
@@ -299,11 +299,11 @@ def test_figures_and_preview_are_of_the_images_held_back(
         latents = encoder(torch.from_numpy(given_images))
         restored = decoder(latents).permute(0, 2, 3, 1).numpy().astype(np.float64)
     difference = restored - (given_images / 127.5 - 1)
-    found = task.validate()
-    assert found["error"] == pytest.approx(np.abs(difference).mean(), rel=1e-5)
+    figures = task.validate()
+    assert figures["error"] == pytest.approx(np.abs(difference).mean(), rel=1e-5)
     # On bytes the peak is 255.
-    assert found["psnr"] == pytest.approx(10 * np.log10(255**2 / ((127.5 * difference) ** 2).mean()), rel=1e-5)
-    assert found["latent_std"] == pytest.approx(latents.numpy().astype(np.float64).std() / 0.18215, rel=1e-5)
+    assert figures["psnr"] == pytest.approx(10 * np.log10(255**2 / ((127.5 * difference) ** 2).mean()), rel=1e-5)
+    assert figures["latent_std"] == pytest.approx(latents.numpy().astype(np.float64).std() / 0.18215, rel=1e-5)
     task.preview(tmp_path / "preview.png")
     sheet = cv2.cvtColor(cv2.imread(str(tmp_path / "preview.png")), cv2.COLOR_BGR2RGB)
     assert sheet.shape == (2 * SIDE, 4 * SIDE, 3)

@@ -25,9 +25,9 @@ SETTINGS = {"resize": 32, "widths": [8, 16], "layers": 1}
 
 
 def config(**changes: object) -> AutoencoderConfig:
-    made = build_config("autoencoder", {**SETTINGS, **changes})[0]
-    assert isinstance(made, AutoencoderConfig)
-    return made
+    settings = build_config("autoencoder", {**SETTINGS, **changes})[0]
+    assert isinstance(settings, AutoencoderConfig)
+    return settings
 
 
 def autoencoder(seed: int = 0, **changes: object) -> Any:
@@ -68,9 +68,9 @@ def run(tmp_path: Path) -> Path:
 def stored(tmp_path: Path) -> Path:
     """What diffusers writes."""
     folder = tmp_path / "kl"
-    made = autoencoder(seed=3)
-    made.register_to_config(scaling_factor=0.5)
-    made.save_pretrained(folder)
+    network = autoencoder(seed=3)
+    network.register_to_config(scaling_factor=0.5)
+    network.save_pretrained(folder)
     return folder
 
 
@@ -78,8 +78,10 @@ def stored(tmp_path: Path) -> Path:
 
 
 def same_network(first: Any, second: Any) -> bool:
-    one, other = first.state_dict(), second.state_dict()
-    return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
+    first_state, second_state = first.state_dict(), second.state_dict()
+    return first_state.keys() == second_state.keys() and all(
+        torch.equal(value, second_state[name]) for name, value in first_state.items()
+    )
 
 
 @pytest.mark.parametrize("place", ["itself", "vae"])
@@ -105,30 +107,30 @@ def test_old_names_and_half_precision_are_read(stored: Path) -> None:
         state[name] = value.half()
     assert sum("proj_attn" in name for name in state) == 4
     safetensors.torch.save_file(state, path)
-    found, normalization = open_autoencoder(stored)
+    opened, normalization = open_autoencoder(stored)
     assert normalization is None
-    assert same_network(found, autoencoder(seed=3).half().float())
+    assert same_network(opened, autoencoder(seed=3).half().float())
 
 
 # --- from a run
 
 
 def test_an_autoencoder_is_read_from_a_run(run: Path) -> None:
-    found, normalization = open_autoencoder(run)
+    opened, normalization = open_autoencoder(run)
     assert normalization == "imagenet"
-    assert same_network(found, autoencoder(seed=5))
-    assert Encoder(found, "imagenet").scaling == 1.7
-    parameters: list[nn.Parameter] = list(found.parameters())  # type: ignore[attr-defined]
+    assert same_network(opened, autoencoder(seed=5))
+    assert Encoder(opened, "imagenet").scaling == 1.7
+    parameters: list[nn.Parameter] = list(opened.parameters())  # type: ignore[attr-defined]
     assert not any(parameter.requires_grad for parameter in parameters)
 
 
 @settings(max_examples=12)
 @given(widths=st.lists(st.integers(4, 40), min_size=1, max_size=4), layers=st.integers(1, 3), latent=st.integers(1, 9))
 def test_a_state_tells_its_network(widths: list[int], layers: int, latent: int) -> None:
-    wanted = shape_settings(widths, layers, latent)
+    expected = shape_settings(widths, layers, latent)
     with torch.device("meta"):
-        network: Any = new_autoencoder(wanted)
-    assert settings_from_state(network.state_dict(), "it") == wanted
+        network: Any = new_autoencoder(expected)
+    assert settings_from_state(network.state_dict(), "it") == expected
 
 
 # --- refused

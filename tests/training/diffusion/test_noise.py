@@ -21,17 +21,17 @@ def test_noise_has_mean_zero_and_deviation_one_and_comes_from_its_seed(kind: str
     noise = draw(kind)
     assert noise.shape == SHAPE
     assert noise.dtype == torch.float32
-    for one in noise:
-        assert float(one.mean()) == pytest.approx(0.0, abs=0.05)
-        assert float(one.std()) == pytest.approx(1.0, abs=0.05)
+    for image in noise:
+        assert float(image.mean()) == pytest.approx(0.0, abs=0.05)
+        assert float(image.std()) == pytest.approx(1.0, abs=0.05)
     assert torch.equal(noise, draw(kind))
     assert not torch.equal(noise, draw(kind, seed=1))
 
 
 def test_images_of_one_batch_have_different_simplex_noise() -> None:
     first, second, third = draw("simplex").flatten(1)
-    for one, other in ((first, second), (first, third), (second, third)):
-        assert abs(float(torch.corrcoef(torch.stack([one, other]))[0, 1])) < 0.5
+    for image, another in ((first, second), (first, third), (second, third)):
+        assert abs(float(torch.corrcoef(torch.stack([image, another]))[0, 1])) < 0.5
 
 
 def test_simplex_noise_has_long_waves_and_gaussian_noise_has_none() -> None:

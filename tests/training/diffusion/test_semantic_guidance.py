@@ -27,16 +27,20 @@ def gradients_of_steps(model: GuidedDenoiser, steps: int, train_decoder: bool = 
     learning = model.trainable(train_decoder)
     optimizer = torch.optim.AdamW(learning, lr=1e-3)
     target = torch.randn(inputs()[0].shape, generator=torch.Generator().manual_seed(1))
-    found = []
+    largest = []
     for _ in range(steps):
         optimizer.zero_grad()
         functional.mse_loss(predict(model), target).backward()
         # One without a gradient at all has no entry.
-        found.append(
-            {name: float(one.grad.abs().max()) for name, one in model.named_parameters() if one.grad is not None}
+        largest.append(
+            {
+                name: float(parameter.grad.abs().max())
+                for name, parameter in model.named_parameters()
+                if parameter.grad is not None
+            }
         )
         optimizer.step()
-    return found
+    return largest
 
 
 def parameters_below(model: GuidedDenoiser, *prefixes: str) -> set[str]:
@@ -95,10 +99,10 @@ def test_the_guidance_starts_as_a_copy_of_the_unets_encoder() -> None:
 @pytest.mark.parametrize("train_decoder", [True, False])
 def test_live_fusions_and_the_sketch_get_gradients_within_two_steps(control: str, train_decoder: bool) -> None:
     model = tiny_guided(control=control)
-    wanted = parameters_below(model, "fusion.", "sketch_fusion.", "sketch_encoder.")
-    assert {name.split(".")[0] for name in wanted} == {"fusion", "sketch_fusion", "sketch_encoder"}
+    expected = parameters_below(model, "fusion.", "sketch_fusion.", "sketch_encoder.")
+    assert {name.split(".")[0] for name in expected} == {"fusion", "sketch_fusion", "sketch_encoder"}
     first, second = gradients_of_steps(model, 2, train_decoder)
-    assert {name for name in wanted if first[name] > 0.0 or second[name] > 0.0} == wanted
+    assert {name for name in expected if first[name] > 0.0 or second[name] > 0.0} == expected
 
 
 def test_where_the_public_wiring_guides_the_coarse_alone_its_fusion_never_gets_a_gradient() -> None:
@@ -116,9 +120,9 @@ def test_where_the_public_wiring_guides_the_coarse_alone_its_fusion_never_gets_a
 
 def test_the_public_fusion_comes_alive_where_all_skips_are_guided() -> None:
     model = tiny_guided(fusion="diad", control="full", sketch="none")
-    wanted = parameters_below(model, "fusion.")
+    expected = parameters_below(model, "fusion.")
     gradients = gradients_of_steps(model, 2)
-    assert {name for name in wanted if gradients[1][name] > 0.0} == wanted
+    assert {name for name in expected if gradients[1][name] > 0.0} == expected
 
 
 @pytest.mark.parametrize("fusion", ["live", "diad"])
@@ -127,7 +131,7 @@ def test_the_public_fusion_comes_alive_where_all_skips_are_guided() -> None:
 def test_what_learns_is_the_guidance_and_if_asked_the_decoder(fusion: str, control: str, train_decoder: bool) -> None:
     model = tiny_guided(fusion=fusion, control=control)
     learning = model.trainable(train_decoder)
-    names = {name for name, one in model.named_parameters() if one.requires_grad}
+    names = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert len(learning) == len(names)
     decoder = parameters_below(model, "unet.up_blocks.", "unet.conv_norm_out.", "unet.conv_out.")
     assert {name for name in names if name.startswith("unet.")} == (decoder if train_decoder else set())
@@ -142,7 +146,7 @@ def test_every_parameter_that_learns_takes_part_in_the_loss() -> None:
     for fusion in ("live", "diad"):
         model = tiny_guided(fusion=fusion)
         (gradients,) = gradients_of_steps(model, 1)
-        assert set(gradients) == {name for name, one in model.named_parameters() if one.requires_grad}
+        assert set(gradients) == {name for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def test_the_unets_encoder_and_middle_stay_as_they_are() -> None:
@@ -201,9 +205,9 @@ def test_without_sketch_it_is_diffusers_controlnet_and_unet_with_a_fusion(fusion
     with torch.inference_mode():
         # While the public fusion is at its start, zero, all it does is the last SiLU.
         for _ in ("at the start of the fusion", "later"):
-            found = predict(model)
-            torch.testing.assert_close(found, reference(model, fusion, control), atol=1e-6, rtol=1e-5)
-            assert not torch.allclose(found, unet_alone(model), atol=1e-3)
+            predicted = predict(model)
+            torch.testing.assert_close(predicted, reference(model, fusion, control), atol=1e-6, rtol=1e-5)
+            assert not torch.allclose(predicted, unet_alone(model), atol=1e-3)
             randomise(model.fusion)
 
 
@@ -282,8 +286,8 @@ def test_what_does_not_fit_is_refused() -> None:
 @given(st.lists(st.integers(1, 400), min_size=1, max_size=5))
 def test_the_groups_are_the_most_up_to_32_that_divide_all_widths(widths: list[int]) -> None:
     groups = group_count(widths)
-    fitting = [count for count in range(1, 33) if all(width % count == 0 for width in widths)]
-    assert groups == max(fitting)
+    divisors = [count for count in range(1, 33) if all(width % count == 0 for width in widths)]
+    assert groups == max(divisors)
     # The decoder joins levels: their sums can be divided too.
     assert sum(widths) % groups == 0
 
@@ -323,11 +327,11 @@ def test_hint_and_prediction_export_with_a_batch_of_any_size() -> None:
     names = [value.name for value in session.get_inputs()]
     for count in (1, 3):
         values = inputs(count)
-        found = session.run(None, {name: value.numpy() for name, value in zip(names, values, strict=True)})
+        outputs = session.run(None, {name: value.numpy() for name, value in zip(names, values, strict=True)})
         with torch.inference_mode():
             expected = both(*values)
-        for one, wanted in zip(found, expected, strict=True):
-            torch.testing.assert_close(torch.from_numpy(one), wanted, atol=1e-5, rtol=1e-4)
+        for output, reference_output in zip(outputs, expected, strict=True):
+            torch.testing.assert_close(torch.from_numpy(output), reference_output, atol=1e-5, rtol=1e-4)
 
 
 def test_the_sizes_of_stable_diffusion_are_those_of_the_defaults() -> None:
@@ -335,6 +339,6 @@ def test_the_sizes_of_stable_diffusion_are_those_of_the_defaults() -> None:
     assert math.prod(config.input.resize) == 64 * 32 * 32
     with torch.device("meta"):
         model = build_guided_denoiser(config, 4, (32, 32))
-    shapes = [tuple(one.weight.shape) for level in model.fusion.convolutions for one in level]
+    shapes = [tuple(convolution.weight.shape) for level in model.fusion.convolutions for convolution in level]
     assert shapes == [(1280, 640, 3, 3), (1280, 1280, 3, 3), (1280, 1280, 3, 3)] * 3
     assert len(model.guidance.controlnet_down_blocks) == 12

@@ -36,10 +36,10 @@ def generator(seed: int = 0) -> torch.Generator:
 
 def test_sobel_is_opencvs_gradient_of_the_luminance_over_its_largest_value() -> None:
     images = part_images(2, 20, 28)
-    found = sobel_edges(images)
-    assert found.shape == (2, 1, 20, 28)
-    assert found.dtype == torch.float32
-    for image, edges in zip(images.numpy(), found[:, 0], strict=True):
+    sketches = sobel_edges(images)
+    assert sketches.shape == (2, 1, 20, 28)
+    assert sketches.dtype == torch.float32
+    for image, edges in zip(images.numpy(), sketches[:, 0], strict=True):
         gray = image.astype(np.float64) @ (0.299, 0.587, 0.114) / 255.0
         across, down = (
             cv2.Sobel(gray, cv2.CV_64F, *axes, borderType=cv2.BORDER_REPLICATE) for axes in ((1, 0), (0, 1))
@@ -73,13 +73,13 @@ def test_gradients_flow_through_sobel_and_are_finite_where_there_is_no_edge() ->
 
 def test_canny_is_opencvs_after_a_blur() -> None:
     images = part_images(2, 32, 40)
-    found = canny_edges(images.numpy())
-    assert found.shape == (2, 1, 32, 40)
-    for image, edges in zip(images.numpy(), found[:, 0], strict=True):
+    sketches = canny_edges(images.numpy())
+    assert sketches.shape == (2, 1, 32, 40)
+    for image, edges in zip(images.numpy(), sketches[:, 0], strict=True):
         gray = cv2.GaussianBlur(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), (5, 5), 0)
         np.testing.assert_array_equal(edges, cv2.Canny(gray, 50, 150) / 255.0)
-    assert set(np.unique(found).tolist()) == {0.0, 1.0}
-    torch.testing.assert_close(Sketcher("canny", (32, 40), 40)(images), torch.from_numpy(found))
+    assert set(np.unique(sketches).tolist()) == {0.0, 1.0}
+    torch.testing.assert_close(Sketcher("canny", (32, 40), 40)(images), torch.from_numpy(sketches))
 
 
 # ---- Softening -----------------------------------------------------------------------------------------------------
@@ -88,10 +88,10 @@ def test_canny_is_opencvs_after_a_blur() -> None:
 @pytest.mark.parametrize(("size", "side"), [((32, 32), 8), ((24, 40), 15), ((40, 24), 7), ((17, 9), 5)])
 def test_softening_is_a_mean_over_areas_and_a_bilinear_enlargement(size: tuple[int, int], side: int) -> None:
     edges = torch.rand((2, 1, *size), generator=generator())
-    found = Sketcher("sobel", size, side).soften(edges)
+    softened = Sketcher("sobel", size, side).soften(edges)
     rows, columns = (max(1, round(length * side / max(size))) for length in size)
-    for one, soft in zip(edges, found, strict=True):
-        small = cv2.resize(one[0].numpy(), (columns, rows), interpolation=cv2.INTER_AREA)
+    for edge_map, soft in zip(edges, softened, strict=True):
+        small = cv2.resize(edge_map[0].numpy(), (columns, rows), interpolation=cv2.INTER_AREA)
         expected = functional.interpolate(torch.from_numpy(small)[None, None], size=size, mode="bilinear")
         torch.testing.assert_close(soft[None], expected, atol=2e-6, rtol=0.0)
 
@@ -129,12 +129,12 @@ def test_a_sketch_size_of_the_image_changes_nothing() -> None:
 def test_ready_edges_come_as_tensors_or_arrays_of_floats_or_bytes() -> None:
     sketcher = Sketcher("sobel", (8, 8), 4)
     bytes_ = (np.arange(64) * 4).astype(np.uint8).reshape(1, 1, 8, 8)
-    found = [
+    softened = [
         sketcher.soften(torch.from_numpy(bytes_)),
         sketcher.soften(bytes_),
         sketcher.soften(bytes_.astype(np.float32) / 255.0),
     ]
-    assert all(torch.equal(found[0], other) for other in found[1:])
+    assert all(torch.equal(softened[0], other) for other in softened[1:])
 
 
 def test_what_is_not_an_image_or_a_sketch_is_refused() -> None:
@@ -175,28 +175,28 @@ def test_every_value_is_its_own_or_nothing_or_anothers_of_the_same_place(
     # The number of an image is its value, so that a value says where it is from.
     values = torch.arange(1, count + 1).float()[:, None, None, None]
     places = torch.arange(height * width).reshape(1, 1, height, width) / 1000.0
-    found = corrupt_sketches(values + places, generator(seed), 0.0, 1.0)
-    source = torch.where(found == 0, torch.zeros(()), (found - places).round())
+    corrupted = corrupt_sketches(values + places, generator(seed), 0.0, 1.0)
+    source = torch.where(corrupted == 0, torch.zeros(()), (corrupted - places).round())
     assert bool(((source >= 0) & (source <= count)).all())
-    assert torch.equal(torch.where(source > 0, source + places, torch.zeros(())), found)
+    assert torch.equal(torch.where(source > 0, source + places, torch.zeros(())), corrupted)
 
 
 def test_boxes_are_erased_and_pasted_in_a_part_of_a_sketch() -> None:
     sketches = torch.arange(1, 201).float()[:, None, None, None].expand(-1, 1, 32, 32)
-    found = corrupt_sketches(sketches, generator(), 0.0, 1.0)
-    changed = (found != sketches).float().mean(dim=(1, 2, 3))
+    corrupted = corrupt_sketches(sketches, generator(), 0.0, 1.0)
+    changed = (corrupted != sketches).float().mean(dim=(1, 2, 3))
     assert float(changed.min()) >= (1 / 8) ** 2  # at least one box of the least sides
     assert float(changed.max()) <= 3 * (1 / 2) ** 2  # at most three of the largest
-    erased, pasted = ((found == 0), (found != 0) & (found != sketches))
-    assert 0.3 < float(erased.float().mean() / (found != sketches).float().mean()) < 0.7
+    erased, pasted = ((corrupted == 0), (corrupted != 0) & (corrupted != sketches))
+    assert 0.3 < float(erased.float().mean() / (corrupted != sketches).float().mean()) < 0.7
     assert bool(pasted.any())
 
 
 def test_the_shares_are_those_that_were_asked_for() -> None:
     sketches = torch.arange(1, 1001).float()[:, None, None, None].expand(-1, 1, 8, 8)
-    found = corrupt_sketches(sketches, generator(), 0.1, 0.5)
-    is_dropped = (found == 0).all(dim=(1, 2, 3))
-    is_whole = (found == sketches).all(dim=(1, 2, 3))
+    corrupted = corrupt_sketches(sketches, generator(), 0.1, 0.5)
+    is_dropped = (corrupted == 0).all(dim=(1, 2, 3))
+    is_whole = (corrupted == sketches).all(dim=(1, 2, 3))
     # Four deviations of a binomial of 1000: 0.038 and 0.063.
     assert float(is_dropped.float().mean()) == pytest.approx(0.1, abs=0.04)
     assert float(is_whole.float().mean()) == pytest.approx(0.9 * 0.5, abs=0.065)
@@ -223,5 +223,5 @@ def test_sobel_and_softening_export_with_a_batch_of_any_size() -> None:
     name = session.get_inputs()[0].name
     for count in (1, 2, 5):
         images = part_images(count, 24, 40)
-        found = session.run(None, {name: images.numpy()})[0]
-        torch.testing.assert_close(torch.from_numpy(found), sketcher(images), atol=1e-6, rtol=0.0)
+        output = session.run(None, {name: images.numpy()})[0]
+        torch.testing.assert_close(torch.from_numpy(output), sketcher(images), atol=1e-6, rtol=0.0)

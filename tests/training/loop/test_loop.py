@@ -49,9 +49,9 @@ class Mean:
             raise self.fail
         self.seen.append(images)
         self.noise.append(float(torch.rand((), generator=generator)))
-        wanted = images.float().mean(dim=(1, 2)) / 255
-        given = network(torch.ones((len(images), 1)))
-        return 0.5 * (given - wanted).square().sum(dim=1).mean()
+        target = images.float().mean(dim=(1, 2)) / 255
+        output = network(torch.ones((len(images), 1)))
+        return 0.5 * (output - target).square().sum(dim=1).mean()
 
     def weights(self) -> list[float]:
         return [float(value) for value in next(self.network.parameters()).detach().flatten()]
@@ -102,8 +102,8 @@ def test_a_step_is_that_of_the_optimizer(part_images: ImageReader, tmp_path: Pat
     train(task, part_images, tmp_path, epochs=1)
     weight = 0.0
     for batch in task.seen:
-        wanted = float(batch.float().mean()) / 255
-        weight -= 0.5 * (weight - wanted)
+        target = float(batch.float().mean()) / 255
+        weight -= 0.5 * (weight - target)
     assert task.weights() == pytest.approx([weight] * 3, rel=1e-5)
 
 
@@ -134,13 +134,13 @@ def test_the_average_is_validated_and_kept_and_the_parameters_go_on(part_images:
     without = train(plain, part_images, tmp_path / "plain", epochs=2)
     with_average = train(averaged, part_images, tmp_path / "averaged", epochs=2, ema=0.9)
     assert averaged.weights() == plain.weights()  # what is trained is the same
-    kept, weight, average = with_average.state["weight"].flatten().tolist(), 0.0, 0.0
+    final, weight, average = with_average.state["weight"].flatten().tolist(), 0.0, 0.0
     for step, batch in enumerate(averaged.seen):
         weight -= 0.1 * (weight - float(batch.float().mean()) / 255)
         decay = min(0.9, (1 + step) / (10 + step))
         average = decay * average + (1 - decay) * weight
-    assert kept == pytest.approx([average] * 3, rel=1e-4)
-    assert averaged.validated[-1] == pytest.approx(kept, rel=1e-6)
+    assert final == pytest.approx([average] * 3, rel=1e-4)
+    assert averaged.validated[-1] == pytest.approx(final, rel=1e-6)
     assert without.state["weight"].flatten().tolist() == plain.weights()
 
 
@@ -189,46 +189,50 @@ def test_schedules_are_those_of_diffusers(
     total, rate = 40, 0.25
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=rate)
     reference = get_scheduler(schedule, optimizer, num_warmup_steps=warmup, num_training_steps=total, **named)
-    made = config(schedule=schedule, warmup_steps=warmup, **changes)
+    settings = config(schedule=schedule, warmup_steps=warmup, **changes)
     for batch in range(total + 1):
         # The first batch of our warm-up has the rate of their second: theirs would learn nothing.
-        given = batch + 1 if batch < warmup else batch
-        expected = reference.lr_lambdas[0](given)  # type: ignore[attr-defined]
+        shifted = batch + 1 if batch < warmup else batch
+        expected = reference.lr_lambdas[0](shifted)  # type: ignore[attr-defined]
         # Theirs ends at a rate of 1e-7, ours at 0.
         limit = 1e-7 / rate if schedule == "polynomial" else 1e-12
-        assert learning_rate_share(made.loop, batch, total) == pytest.approx(expected, abs=limit)
+        assert learning_rate_share(settings.loop, batch, total) == pytest.approx(expected, abs=limit)
 
 
-def naive_batches(made: StfpmConfig, batches: int) -> int:
+def naive_batches(settings: StfpmConfig, batches: int) -> int:
     """Count batches one by one, as they are taken."""
-    taken = steps = 0
-    for _ in range(made.loop.epochs):
+    count = steps = 0
+    for _ in range(settings.loop.epochs):
         for number in range(1, batches + 1):
-            taken += 1
-            steps += number % made.loop.accumulate == 0 or number == batches
-            if steps == made.loop.max_steps:
-                return taken
-    return taken
+            count += 1
+            steps += number % settings.loop.accumulate == 0 or number == batches
+            if steps == settings.loop.max_steps:
+                return count
+    return count
 
 
 @given(st.integers(1, 30), st.integers(1, 9), st.integers(1, 5), st.integers(1, 60))
 def test_steps_that_end_a_training_are_those_of_the_optimizer(
     batches: int, accumulate: int, epochs: int, steps: int
 ) -> None:
-    made = config(epochs=epochs, accumulate=accumulate, max_steps=steps)
-    assert batches_in_all(made.loop, batches) == naive_batches(made, batches)
+    settings = config(epochs=epochs, accumulate=accumulate, max_steps=steps)
+    assert batches_in_all(settings.loop, batches) == naive_batches(settings, batches)
     assert batches_in_all(config(epochs=epochs, accumulate=accumulate).loop, batches) == epochs * batches
 
 
 def test_a_training_ends_in_the_middle_of_an_epoch(part_images: ImageReader, tmp_path: Path) -> None:
     whole, cut = Mean(), Mean()
     train(whole, part_images, tmp_path / "whole", epochs=2, batch_size=2)
-    told: list[tuple[int, int]] = []
+    progressed: list[tuple[int, int]] = []
     settings = config(epochs=2, batch_size=2, max_steps=5, preview_every=9)
     result = run_loop(
-        cut, part_images, settings, tmp_path / "cut", progress=lambda what, done, total: told.append((done, total))
+        cut,
+        part_images,
+        settings,
+        tmp_path / "cut",
+        progress=lambda stage, count, total: progressed.append((count, total)),
     )
-    assert told == [(done, 5) for done in range(6)]
+    assert progressed == [(count, 5) for count in range(6)]
     assert len(result.losses) == 2
     assert len(cut.seen) == 5
     assert all(torch.equal(first, second) for first, second in zip(cut.seen, whole.seen, strict=False))
@@ -244,24 +248,24 @@ def test_the_rate_falls_to_where_the_steps_end(part_images: ImageReader, tmp_pat
     assert [line["learning_rate"] for line in lines] == pytest.approx([0.1 * 3 / 4, 0.1 * 1 / 4])
 
 
-@pytest.mark.parametrize(("asked", "precision"), [(True, "high"), (False, "highest")])
+@pytest.mark.parametrize(("tf32", "precision"), [(True, "high"), (False, "highest")])
 def test_matrix_products_are_as_exact_as_asked_and_then_as_before(
-    part_images: ImageReader, tmp_path: Path, asked: bool, precision: str
+    part_images: ImageReader, tmp_path: Path, tf32: bool, precision: str
 ) -> None:
     class Seeing(Mean):
         def loss(self, network: nn.Module, images: Tensor, generator: torch.Generator) -> Tensor:
-            found.add(torch.get_float32_matmul_precision())
+            precisions.add(torch.get_float32_matmul_precision())
             return super().loss(network, images, generator)
 
-    found: set[str] = set()
+    precisions: set[str] = set()
     before = torch.get_float32_matmul_precision()
     try:
         torch.set_float32_matmul_precision("medium")
-        train(Seeing(), part_images, tmp_path, epochs=1, tf32=asked)
+        train(Seeing(), part_images, tmp_path, epochs=1, tf32=tf32)
         after = torch.get_float32_matmul_precision()
     finally:
         torch.set_float32_matmul_precision(before)
-    assert found == {precision}
+    assert precisions == {precision}
     assert after == "medium"
 
 
@@ -305,10 +309,10 @@ def test_going_on_ends_as_if_nothing_had_happened(
         file.write('{"epoch": 3, "lo')  # a line that a kill cut off
     again = Mean(adam=True)
     again.validated = [[]] * len(list((folder / "checkpoints").glob("epoch_*")))  # its errors count the epochs
-    found = run_loop(again, part_images, settings, folder, resume=True, progress=no_progress)
+    resumed = run_loop(again, part_images, settings, folder, resume=True, progress=no_progress)
     assert again.weights() == whole.weights()
-    assert (found.losses, found.epoch, found.error) == (expected.losses, expected.epoch, expected.error)
-    assert torch.equal(found.state["weight"], expected.state["weight"])
+    assert (resumed.losses, resumed.epoch, resumed.error) == (expected.losses, expected.epoch, expected.error)
+    assert torch.equal(resumed.state["weight"], expected.state["weight"])
     lines = [
         [{**json.loads(line), "seconds": 0} for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
         for name in ("whole", "parts")
@@ -330,16 +334,16 @@ def test_a_checkpoint_gives_back_what_it_was_given(tmp_path: Path) -> None:
     for epoch in (1, 2, 10):
         write_checkpoint(tmp_path, epoch, Checkpoint(state, optimizer, {"epoch": epoch}), keep=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["epoch_000002", "epoch_000010"]
-    found = latest_checkpoint(tmp_path)
-    assert found is not None
-    assert found.numbers == {"epoch": 10}
-    assert torch.equal(found.state["network"]["b"], tied.view(2, 3))
-    assert found.state["best"] == {}
-    assert found.optimizer["state"][0]["flag"] is True
-    assert torch.equal(found.optimizer["state"][1]["moment"], torch.ones(2))
-    assert found.optimizer["state"][1]["inner"]["count"] == 7
-    assert torch.equal(found.optimizer["state"][1]["inner"]["a"], torch.zeros(3))
-    assert found.optimizer["param_groups"] == optimizer["param_groups"]
+    checkpoint = latest_checkpoint(tmp_path)
+    assert checkpoint is not None
+    assert checkpoint.numbers == {"epoch": 10}
+    assert torch.equal(checkpoint.state["network"]["b"], tied.view(2, 3))
+    assert checkpoint.state["best"] == {}
+    assert checkpoint.optimizer["state"][0]["flag"] is True
+    assert torch.equal(checkpoint.optimizer["state"][1]["moment"], torch.ones(2))
+    assert checkpoint.optimizer["state"][1]["inner"]["count"] == 7
+    assert torch.equal(checkpoint.optimizer["state"][1]["inner"]["a"], torch.zeros(3))
+    assert checkpoint.optimizer["param_groups"] == optimizer["param_groups"]
     assert latest_checkpoint(tmp_path / "nowhere") is None
 
 
@@ -395,9 +399,9 @@ def test_memory_that_runs_out_says_which_settings_to_turn(
 def test_saving_memory_is_advised_where_it_is_not_done(part_images: ImageReader, tmp_path: Path, saves: bool) -> None:
     task = Mean()
     task.fail = MemoryError()
-    made = from_flat(BaseConfig, {"resize": (SIZE, SIZE), "gradient_checkpointing": saves})
+    settings = from_flat(BaseConfig, {"resize": (SIZE, SIZE), "gradient_checkpointing": saves})
     with pytest.raises(RunError, match="out of memory") as raised:
-        run_loop(task, part_images, made, tmp_path, progress=no_progress)
+        run_loop(task, part_images, settings, tmp_path, progress=no_progress)
     assert str(raised.value).endswith("bf16." if saves else "bf16 or gradient_checkpointing=true.")
 
 
@@ -414,10 +418,10 @@ def test_images_are_the_same_kept_or_decoded_anew(tmp_path: Path) -> None:
         paths.append(tmp_path / f"{index}.png")
         cv2.imwrite(str(paths[-1]), np.full((SIZE, SIZE, 3), index, np.uint8))
     spec = config().preprocessing
-    told: list[int] = []
-    kept = ImageReader(paths, spec, 2, 100, lambda what, done, total: told.append(done))
+    counts: list[int] = []
+    cached = ImageReader(paths, spec, 2, 100, lambda stage, count, total: counts.append(count))
     anew = ImageReader(paths, spec, 2, 0)
-    assert told == [5]
-    assert len(kept) == len(anew) == 5
-    for first, second in zip(kept.batches([4, 0, 3], 2), anew.batches([4, 0, 3], 2), strict=True):
+    assert counts == [5]
+    assert len(cached) == len(anew) == 5
+    for first, second in zip(cached.batches([4, 0, 3], 2), anew.batches([4, 0, 3], 2), strict=True):
         np.testing.assert_array_equal(first, second)

@@ -30,9 +30,9 @@ LARGE, SMALL = (96, 64), (8,)
 
 def config(**changes: Any) -> BaseConfig:
     plain = {"epochs": 4, "batch_size": 2, "learning_rate": 0.01, "warmup_steps": 2, "clip_norm": 0.0}
-    made = build_config("base", {**plain, **changes})[0]
-    assert isinstance(made, BaseConfig)
-    return made
+    settings = build_config("base", {**plain, **changes})[0]
+    assert isinstance(settings, BaseConfig)
+    return settings
 
 
 class Regression:
@@ -41,35 +41,39 @@ class Regression:
     def __init__(self, config: BaseConfig) -> None:
         self._config = config
         generator = torch.Generator().manual_seed(1)
-        self.wanted = [torch.randn(shape, generator=generator) for shape in (LARGE, SMALL)]
+        self.targets = [torch.randn(shape, generator=generator) for shape in (LARGE, SMALL)]
         self.network: nn.Module = nn.ParameterList(torch.zeros(shape) for shape in (LARGE, SMALL))
 
     def optimizer(self) -> torch.optim.Optimizer:
         return build_optimizer(self._config.denoising, self.network.parameters(), rate=self._config.loop.learning_rate)
 
     def loss(self, network: nn.Module, images: Tensor, generator: torch.Generator) -> Tensor:
-        parts = zip(network.parameters(), self.wanted, strict=True)
-        noisy = [(one, wanted + 0.1 * torch.randn(wanted.shape, generator=generator)) for one, wanted in parts]
-        return torch.stack([(one - target).square().sum() for one, target in noisy]).sum()
+        parts = zip(network.parameters(), self.targets, strict=True)
+        noisy = [
+            (parameter, target + 0.1 * torch.randn(target.shape, generator=generator)) for parameter, target in parts
+        ]
+        return torch.stack([(parameter - target).square().sum() for parameter, target in noisy]).sum()
 
     def validate(self) -> dict[str, float]:
-        parts = zip(self.network.parameters(), self.wanted, strict=True)
-        return {"error": float(sum((one.detach() - wanted).square().mean() for one, wanted in parts))}
+        parts = zip(self.network.parameters(), self.targets, strict=True)
+        return {"error": float(sum((parameter.detach() - target).square().mean() for parameter, target in parts))}
 
     def preview(self, path: Path) -> None:
         path.write_bytes(b"preview")
 
 
-def train(task: Regression, made: BaseConfig, folder: Path, resume: bool = False) -> Trained:
-    return run_loop(task, Numbers(10), made, folder, resume=resume, progress=no_progress)
+def train(task: Regression, settings: BaseConfig, folder: Path, resume: bool = False) -> Trained:
+    return run_loop(task, Numbers(10), settings, folder, resume=resume, progress=no_progress)
 
 
 @pytest.mark.parametrize(("name", "kind"), [("adamw", torch.optim.AdamW), ("adam", torch.optim.Adam)])
 def test_the_settings_name_the_optimizer_and_its_numbers(name: str, kind: type[torch.optim.Optimizer]) -> None:
-    made = config(optimizer=name, betas=[0.8, 0.99], weight_decay=0.3)
-    found = build_optimizer(made.denoising, Regression(made).network.parameters(), rate=0.5, epsilon=1e-6, fused=True)
-    assert type(found) is kind
-    (group,) = found.param_groups
+    settings = config(optimizer=name, betas=[0.8, 0.99], weight_decay=0.3)
+    optimizer = build_optimizer(
+        settings.denoising, Regression(settings).network.parameters(), rate=0.5, epsilon=1e-6, fused=True
+    )
+    assert type(optimizer) is kind
+    (group,) = optimizer.param_groups
     assert (group["lr"], group["eps"], group["weight_decay"], group["fused"]) == (0.5, 1e-6, 0.3, True)
     assert tuple(group["betas"]) == (0.8, 0.99)
 
@@ -77,9 +81,9 @@ def test_the_settings_name_the_optimizer_and_its_numbers(name: str, kind: type[t
 def test_decay_goes_through_the_gradients_of_adam_alone() -> None:
     ends = []
     for name in ("adamw", "adam"):
-        made = config(optimizer=name, weight_decay=0.5)
+        settings = config(optimizer=name, weight_decay=0.5)
         weight = nn.Parameter(torch.ones(2))
-        optimizer = build_optimizer(made.denoising, [weight], rate=0.1)
+        optimizer = build_optimizer(settings.denoising, [weight], rate=0.1)
         weight.grad = torch.tensor([1.0, 100.0])
         optimizer.step()
         ends.append(weight.tolist())
@@ -91,15 +95,15 @@ def test_decay_goes_through_the_gradients_of_adam_alone() -> None:
 def test_eight_bits_learn_what_thirty_two_learn(tmp_path: Path) -> None:
     tasks = {}
     for name in ("adamw", "adamw8bit"):
-        made = config(optimizer=name, epochs=30, learning_rate=0.05, betas=[0.9, 0.99])
-        tasks[name] = Regression(made)
-        train(tasks[name], made, tmp_path / name)
+        settings = config(optimizer=name, epochs=30, learning_rate=0.05, betas=[0.9, 0.99])
+        tasks[name] = Regression(settings)
+        train(tasks[name], settings, tmp_path / name)
     start = Regression(config()).validate()["error"]
     ends = {name: task.validate()["error"] for name, task in tasks.items()}
     assert ends["adamw"] < 0.02 * start
     assert ends["adamw8bit"] < 0.02 * start
     large, small = (
-        [one.detach() for one in parameters]
+        [parameter.detach() for parameter in parameters]
         for parameters in zip(*(task.network.parameters() for task in tasks.values()), strict=True)
     )
     assert not torch.equal(*large)
@@ -108,47 +112,47 @@ def test_eight_bits_learn_what_thirty_two_learn(tmp_path: Path) -> None:
 
 @needs_bitsandbytes
 def test_a_checkpoint_holds_a_state_of_eight_bits(tmp_path: Path) -> None:
-    made = config(optimizer="adamw8bit")
-    task = Regression(made)
+    settings = config(optimizer="adamw8bit")
+    task = Regression(settings)
     optimizer = task.optimizer()
     task.loss(task.network, torch.zeros(1), torch.Generator()).backward()
     optimizer.step()
     state = optimizer.state_dict()
     write_checkpoint(tmp_path, 1, Checkpoint({"network": task.network.state_dict()}, state, {}), keep=1)
-    found = latest_checkpoint(tmp_path)
-    assert found is not None
-    assert_same(found.optimizer["state"], state["state"])
-    moments = [entry for entry in tensors(found.optimizer["state"][0]) if entry.dtype == torch.uint8]
-    assert [tuple(one.shape) for one in moments] == [LARGE, LARGE]
-    assert not [entry for entry in tensors(found.optimizer["state"][1]) if entry.dtype == torch.uint8]
+    checkpoint = latest_checkpoint(tmp_path)
+    assert checkpoint is not None
+    assert_same(checkpoint.optimizer["state"], state["state"])
+    moments = [entry for entry in tensors(checkpoint.optimizer["state"][0]) if entry.dtype == torch.uint8]
+    assert [tuple(moment.shape) for moment in moments] == [LARGE, LARGE]
+    assert not [entry for entry in tensors(checkpoint.optimizer["state"][1]) if entry.dtype == torch.uint8]
 
 
 def tensors(entries: dict[str, Any]) -> list[Tensor]:
-    inner = [one for value in entries.values() for one in (value.values() if isinstance(value, dict) else [value])]
-    return [one for one in inner if isinstance(one, Tensor)]
+    inner = [leaf for value in entries.values() for leaf in (value.values() if isinstance(value, dict) else [value])]
+    return [leaf for leaf in inner if isinstance(leaf, Tensor)]
 
 
-def assert_same(found: Any, wanted: Any) -> None:
-    if isinstance(wanted, dict):
-        assert found.keys() == wanted.keys()
-        for name, value in wanted.items():
-            assert_same(found[name], value)
-    elif isinstance(wanted, Tensor):
-        assert found.dtype == wanted.dtype
-        assert torch.equal(found, wanted)
+def assert_same(actual: Any, expected: Any) -> None:
+    if isinstance(expected, dict):
+        assert actual.keys() == expected.keys()
+        for name, value in expected.items():
+            assert_same(actual[name], value)
+    elif isinstance(expected, Tensor):
+        assert actual.dtype == expected.dtype
+        assert torch.equal(actual, expected)
     else:
-        assert found == wanted
+        assert actual == expected
 
 
 @needs_bitsandbytes
 def test_going_on_with_eight_bits_ends_as_if_nothing_had_happened(tmp_path: Path) -> None:
-    made = config(optimizer="adamw8bit", accumulate=2)
-    whole, begun, again = (Regression(made) for _ in range(3))
-    expected = train(whole, made, tmp_path / "whole")
+    settings = config(optimizer="adamw8bit", accumulate=2)
+    whole, begun, again = (Regression(settings) for _ in range(3))
+    expected = train(whole, settings, tmp_path / "whole")
     with pytest.raises(Killed):
-        run_loop(begun, Numbers(10), made, tmp_path / "parts", progress=killing_progress(13))
-    found = train(again, made, tmp_path / "parts", resume=True)
-    assert found.losses == expected.losses
+        run_loop(begun, Numbers(10), settings, tmp_path / "parts", progress=killing_progress(13))
+    resumed = train(again, settings, tmp_path / "parts", resume=True)
+    assert resumed.losses == expected.losses
     for first, second in zip(whole.network.parameters(), again.network.parameters(), strict=True):
         assert torch.equal(first, second)
 
@@ -157,11 +161,11 @@ def test_a_package_that_is_missing_is_said_before_anything_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    made = config(optimizer="adamw8bit")
+    settings = config(optimizer="adamw8bit")
     message = r'^the optimizer adamw8bit needs the package bitsandbytes, .*pip install "flawscope\[adamw8bit\]"$'
     with pytest.raises(MissingExtra, match=message):
-        Regression(made).optimizer()
-    with pytest.raises(MissingExtra, match=message), open_workspace(tmp_path / "run", made, "", "", False):
+        Regression(settings).optimizer()
+    with pytest.raises(MissingExtra, match=message), open_workspace(tmp_path / "run", settings, "", "", False):
         pass
     assert list(tmp_path.iterdir()) == []
 

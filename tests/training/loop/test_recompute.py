@@ -69,34 +69,34 @@ def support(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Suppor
     return read_support_examples(folder)
 
 
-def task_of(kind: str, wanted: bool, root: Path, support: SupportExamples) -> tuple[Task, list[nn.Module], Tensor]:
+def task_of(kind: str, recompute: bool, root: Path, support: SupportExamples) -> tuple[Task, list[nn.Module], Tensor]:
     """Return a task, the networks whose blocks are computed again, and a batch."""
     method = kind.partition(",")[0]
     changes = SETTINGS.get(kind, SETTINGS[method])
-    made: Any = build_config(method, {"resize": SIDE, "gradient_checkpointing": wanted, **changes})[0]
-    part_images = ImageReader(training_images(root)[:3], made.preprocessing, 1, 64)
+    settings: Any = build_config(method, {"resize": SIDE, "gradient_checkpointing": recompute, **changes})[0]
+    part_images = ImageReader(training_images(root)[:3], settings.preprocessing, 1, 64)
     images = torch.from_numpy(next(iter(part_images.batches(range(3), 3))))
     numbers = torch.arange(3)
     task: Any
     if method == "embedding":
         base = tiny_base()
-        task = EmbeddingTask(made, base, support.of(CATEGORY, DEFECTS[0]))
+        task = EmbeddingTask(settings, base, support.of(CATEGORY, DEFECTS[0]))
         return task, [base.unet], numbers
     if method == "inpainting":
-        task = InpaintingTask(made, tiny_base(inpainting=True), support, describe(support))
+        task = InpaintingTask(settings, tiny_base(inpainting=True), support, describe(support))
         network: Any = task.network
-        return task, [network.unet if made.adapt == "full" else network.wrapped.base_model.model], numbers
+        return task, [network.unet if settings.adapt == "full" else network.wrapped.base_model.model], numbers
     if method == "base":
-        task = base_task(made, part_images)
+        task = base_task(settings, part_images)
         return task, [task.network.unet], numbers
-    backbone = build_backbone(made.features, None)[0]
+    backbone = build_backbone(settings.features, None)[0]
     if method == "ddad":
-        task = DenoiserTask(made, backbone, part_images)
+        task = DenoiserTask(settings, backbone, part_images)
         return task, [task.network.network], images
     if method == "dsad":
-        task = DsadTask(made, backbone, tiny_autoencoder(), "signed", part_images)
+        task = DsadTask(settings, backbone, tiny_autoencoder(), "signed", part_images)
         return task, [task.denoiser.unet, task.denoiser.guidance], images
-    task = AutoencoderTask(made, backbone, part_images)
+    task = AutoencoderTask(settings, backbone, part_images)
     return task, [task.autoencoder], images
 
 
@@ -104,40 +104,40 @@ def base_task(config: BaseConfig, images: ImageReader) -> BaseTask:
     tokenizer, autoencoder = write_tokenizer([CATEGORY]), tiny_autoencoder()
     data = encode_images(config, Encoder(autoencoder, "signed"), images, 1, 1, no_progress)
     settings = base_settings(config, autoencoder, "signed", tokenizer)
-    shown = next(iter(images.batches(range(1), 1)))
-    return BaseTask(config, autoencoder, settings, tokenizer, [CATEGORY], data, data, shown)
+    preview = next(iter(images.batches(range(1), 1)))
+    return BaseTask(config, autoencoder, settings, tokenizer, [CATEGORY], data, data, preview)
 
 
 def step(
-    kind: str, wanted: bool, root: Path, support: SupportExamples
+    kind: str, recompute: bool, root: Path, support: SupportExamples
 ) -> tuple[float, dict[str, Tensor], int, dict[str, int]]:
     """Return loss, gradients, how many numbers were kept for them, and how often blocks of two kinds were entered."""
-    task, networks, batch = task_of(kind, wanted, root, support)
+    task, networks, batch = task_of(kind, recompute, root, support)
     generator = torch.Generator().manual_seed(3)
     task.network.train()
     entered = {"ResnetBlock2D": 0}
     for network in networks:
         for module in network.modules():
             if type(module).__name__ in entered:
-                module.register_forward_pre_hook(lambda one, _: count(entered, type(one).__name__))
+                module.register_forward_pre_hook(lambda tensor, _: count(entered, type(tensor).__name__))
     task.loss(task.network, batch, torch.Generator().manual_seed(3))  # what is encoded once is encoded here
     entered.update(dict.fromkeys(entered, 0))
-    kept: list[int] = []
+    saved: list[int] = []
     half = torch.autocast("cpu", torch.bfloat16) if kind == HALF else contextlib.nullcontext()
     torch.manual_seed(5)
-    with torch.autograd.graph.saved_tensors_hooks(lambda one: noted(kept, one), lambda one: one), half:
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: noted(saved, tensor), lambda tensor: tensor), half:
         loss = task.loss(task.network, batch, generator)
     loss.backward()
-    found = {name: one.grad for name, one in task.network.named_parameters() if one.grad is not None}
-    return float(loss.detach()), found, sum(kept), entered
+    gradients = {name: tensor.grad for name, tensor in task.network.named_parameters() if tensor.grad is not None}
+    return float(loss.detach()), gradients, sum(saved), entered
 
 
 def count(entered: dict[str, int], name: str) -> None:
     entered[name] += 1
 
 
-def noted(kept: list[int], tensor: Tensor) -> Tensor:
-    kept.append(tensor.numel())
+def noted(saved: list[int], tensor: Tensor) -> Tensor:
+    saved.append(tensor.numel())
     return tensor
 
 
@@ -145,16 +145,16 @@ def noted(kept: list[int], tensor: Tensor) -> Tensor:
 def test_loss_and_gradients_are_the_same_with_fewer_numbers_kept(
     kind: str, tiny_root: Path, support: SupportExamples
 ) -> None:
-    loss, gradients, kept, entered = step(kind, False, tiny_root, support)
-    again_loss, again, again_kept, twice = step(kind, True, tiny_root, support)
+    loss, gradients, saved, entered = step(kind, False, tiny_root, support)
+    again_loss, again, again_saved, twice = step(kind, True, tiny_root, support)
     assert again_loss == pytest.approx(loss, rel=1e-6)
     assert gradients.keys() == again.keys() != set()
     # In half precision parts of a sum may be rounded in another order.
     tolerance = 1e-2 if kind == HALF else 1e-5
     for name, gradient in gradients.items():
         torch.testing.assert_close(again[name], gradient, rtol=tolerance, atol=tolerance * float(gradient.abs().max()))
-    assert sum(float(one.abs().sum()) for one in gradients.values()) > 0.0
-    assert again_kept < 0.7 * kept
+    assert sum(float(gradient.abs().sum()) for gradient in gradients.values()) > 0.0
+    assert again_saved < 0.7 * saved
     assert entered["ResnetBlock2D"] > 0
     # Blocks through which no gradient flows are not computed again: those before the words reach the network.
     assert entered["ResnetBlock2D"] < twice["ResnetBlock2D"] <= 2 * entered["ResnetBlock2D"]
@@ -163,10 +163,10 @@ def test_loss_and_gradients_are_the_same_with_fewer_numbers_kept(
 def test_what_was_asked_for_before_does_not_hold_for_the_next(tiny_root: Path, support: SupportExamples) -> None:
     base = tiny_base()
     images = support.of(CATEGORY, DEFECTS[0])
-    for wanted in (True, False):
-        made: Any = build_config("embedding", {"resize": SIDE, "gradient_checkpointing": wanted})[0]
-        EmbeddingTask(made, base, images)
-        assert base.unet.is_gradient_checkpointing is wanted
+    for recompute in (True, False):
+        settings: Any = build_config("embedding", {"resize": SIDE, "gradient_checkpointing": recompute})[0]
+        EmbeddingTask(settings, base, images)
+        assert base.unet.is_gradient_checkpointing is recompute
 
 
 @pytest.mark.parametrize("method", list(CONFIGS))

@@ -55,9 +55,9 @@ class Falling:
 
 def config(**changes: Any) -> StfpmConfig:
     plain = {"backbone": "resnet18", "epochs": 4, "batch_size": 2, "preview_every": 2, "tensorboard": True}
-    made = build_config("stfpm", {**plain, **changes})[0]
-    assert isinstance(made, StfpmConfig)
-    return made
+    settings = build_config("stfpm", {**plain, **changes})[0]
+    assert isinstance(settings, StfpmConfig)
+    return settings
 
 
 def train(folder: Path, *, stop_at: int = 99, resume: bool = False, **changes: Any) -> None:
@@ -72,15 +72,15 @@ def shown(folder: Path) -> tuple[dict[str, list[tuple[int, float]]], list[tuple[
     events = EventAccumulator(str(folder / "tensorboard"), {"images": 0, "scalars": 0})
     events.Reload()
     tags = events.Tags()
-    scalars = {name: [(one.step, one.value) for one in events.Scalars(name)] for name in tags["scalars"]}
+    scalars = {name: [(event.step, event.value) for event in events.Scalars(name)] for name in tags["scalars"]}
     previews = []
     for name in tags["images"]:
         assert name == "preview"
-        for one in events.Images(name):
-            image = cv2.imdecode(np.frombuffer(one.encoded_image_string, np.uint8), cv2.IMREAD_COLOR)
+        for event in events.Images(name):
+            image = cv2.imdecode(np.frombuffer(event.encoded_image_string, np.uint8), cv2.IMREAD_COLOR)
             assert image is not None
             assert image.shape == (8, 12, 3)
-            previews.append((one.step, image[0, 0].tolist()))
+            previews.append((event.step, image[0, 0].tolist()))
     return scalars, previews
 
 
@@ -90,10 +90,10 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 
 def check_shown(folder: Path) -> None:
     scalars, previews = shown(folder)
-    wanted = lines(folder)
-    assert scalars.keys() == wanted[0].keys() - {"step"}
+    metrics = lines(folder)
+    assert scalars.keys() == metrics[0].keys() - {"step"}
     for name, points in scalars.items():
-        assert points == [(line["step"], pytest.approx(line[name], rel=1e-6)) for line in wanted]
+        assert points == [(line["step"], pytest.approx(line[name], rel=1e-6)) for line in metrics]
     assert previews == [(4, [20, 0, 200]), (8, [40, 0, 200])]
 
 
@@ -122,10 +122,10 @@ def test_somebody_who_looks_on_sees_what_is_taken_again_once(tmp_path: Path) -> 
         train(tmp_path, stop_at=7, checkpoint_every=2)
     events = EventAccumulator(str(tmp_path / "tensorboard"), {"images": 0, "scalars": 0})
     events.Reload()
-    assert [one.step for one in events.Scalars("loss")] == [2, 4, 6]
+    assert [event.step for event in events.Scalars("loss")] == [2, 4, 6]
     train(tmp_path, resume=True, checkpoint_every=2)
     events.Reload()
-    assert [one.step for one in events.Scalars("loss")] == [2, 4, 6, 8]
+    assert [event.step for event in events.Scalars("loss")] == [2, 4, 6, 8]
 
 
 @needs_tensorboard
@@ -137,7 +137,7 @@ def test_times_rise_and_end_now(tmp_path: Path) -> None:
     train(tmp_path, resume=True)
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
-    times = [one.wall_time for one in events.Scalars("loss")]
+    times = [event.wall_time for event in events.Scalars("loss")]
     assert times == sorted(times)
     assert times[2] - times[1] == pytest.approx(lines(tmp_path)[2]["seconds"], abs=1e-3)
 
@@ -160,10 +160,10 @@ def test_what_is_shown_goes_into_the_run(tmp_path: Path, tiny_root: Path) -> Non
 
     events = EventAccumulator(str(run / "tensorboard"))
     events.Reload()
-    assert [one.step for one in events.Scalars("error")] == [line["step"] for line in lines(run)]
+    assert [event.step for event in events.Scalars("error")] == [line["step"] for line in lines(run)]
     assert [(line["epoch"], line["step"]) for line in lines(run)] == [(1, batches), (2, 4)]
     assert record.facts["epochs"] == len(lines(run))
-    assert [one.step for one in events.Images("preview")] == [4]
+    assert [event.step for event in events.Images("preview")] == [4]
 
 
 def test_without_it_nothing_is_written(tmp_path: Path) -> None:

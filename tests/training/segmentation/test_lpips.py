@@ -29,7 +29,7 @@ def images(count: int, height: int = MIN_SIDE_PX, width: int = MIN_SIDE_PX) -> n
 
 def distance(network: Lpips, first: npt.NDArray[np.uint8], second: npt.NDArray[np.uint8]) -> float:
     with torch.no_grad():
-        vectors = [network(torch.from_numpy(one)[None])[0] for one in (first, second)]
+        vectors = [network(torch.from_numpy(image)[None])[0] for image in (first, second)]
     return float((vectors[0] - vectors[1]).square().sum(dtype=torch.float64))
 
 
@@ -37,20 +37,20 @@ def by_the_paper(network: Lpips, heads: dict[str, Tensor], first: Any, second: A
     """The distance in float64 NumPy, stage by stage; only the convolutions are the network's."""
     stages: list[list[npt.NDArray[np.float64]]] = []
     for image in (first, second):
-        shown = image.astype(np.float64) / 127.5 - 1.0
-        values = ((shown - [-0.030, -0.088, -0.188]) / [0.458, 0.448, 0.450]).transpose(2, 0, 1)[None]
+        signed = image.astype(np.float64) / 127.5 - 1.0
+        values = ((signed - [-0.030, -0.088, -0.188]) / [0.458, 0.448, 0.450]).transpose(2, 0, 1)[None]
         tensor = torch.from_numpy(values).float()
-        found = []
+        features = []
         for number, layer in enumerate(network.features):
             tensor = layer(tensor)
             is_relu = isinstance(layer, torch.nn.ReLU)
             # relu1_2, relu2_2, relu3_3, relu4_3, relu5_3 of vgg16; every relu of alexnet.
             if is_relu and (network.name == "alexnet" or number in (3, 8, 15, 22, 29)):
-                found.append(tensor[0].detach().double().numpy().copy())
-        stages.append(found)
+                features.append(tensor[0].detach().double().numpy().copy())
+        stages.append(features)
     total = 0.0
-    for number, (one, other) in enumerate(zip(*stages, strict=True)):
-        units = [values / (np.sqrt((values**2).sum(0, keepdims=True)) + 1e-10) for values in (one, other)]
+    for number, (of_first, of_second) in enumerate(zip(*stages, strict=True)):
+        units = [values / (np.sqrt((values**2).sum(0, keepdims=True)) + 1e-10) for values in (of_first, of_second)]
         weights = heads[f"lin{number}.model.1.weight"].double().numpy()[0]
         total += float((weights * (units[0] - units[1]) ** 2).sum(0).mean())
     return total
@@ -60,9 +60,9 @@ def by_the_paper(network: Lpips, heads: dict[str, Tensor], first: Any, second: A
 def test_the_distance_is_that_of_the_paper(name: str) -> None:
     network = lpips(name)
     first, second = images(2, MIN_SIDE_PX, MIN_SIDE_PX + 16)
-    wanted = by_the_paper(network, heads_state(name), first, second)
-    assert wanted > 0.01
-    assert distance(network, first, second) == pytest.approx(wanted, rel=1e-4)
+    expected = by_the_paper(network, heads_state(name), first, second)
+    assert expected > 0.01
+    assert distance(network, first, second) == pytest.approx(expected, rel=1e-4)
 
 
 @NETWORKS
@@ -103,10 +103,10 @@ def test_a_stage_without_any_feature_counts_nothing() -> None:
 
 def test_loading_leaves_the_random_numbers_of_a_training_as_they_are() -> None:
     torch.manual_seed(3)
-    wanted = torch.rand(4)
+    expected = torch.rand(4)
     torch.manual_seed(3)
     lpips("alexnet")
-    assert torch.equal(torch.rand(4), wanted)
+    assert torch.equal(torch.rand(4), expected)
 
 
 # ---- Wrong files -----------------------------------------------------------------------------------------------------

@@ -71,9 +71,9 @@ def write(folder: Path, name: str, count: int, bright: bool) -> tuple[list[Path]
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> SegmenterData:
     folder = tmp_path_factory.mktemp("pictures")
-    made = {name: write(folder, name, count, name in ("real", "synthetic")) for name, count in NUMBER.items()}
-    images = {name: ImageReader(paths, SIZE, 1, 100) for name, (paths, _) in made.items()}
-    real, synthetic = (Labelled(images[name], made[name][1]) for name in ("real", "synthetic"))
+    written = {name: write(folder, name, count, name in ("real", "synthetic")) for name, count in NUMBER.items()}
+    images = {name: ImageReader(paths, SIZE, 1, 100) for name, (paths, _) in written.items()}
+    real, synthetic = (Labelled(images[name], written[name][1]) for name in ("real", "synthetic"))
     return SegmenterData(images["good"], images["held_back"], real, synthetic)
 
 
@@ -103,7 +103,7 @@ def test_the_label_moves_with_its_image(data: SegmenterData) -> None:
 def test_without_movements_a_batch_has_the_images_as_they_are(data: SegmenterData) -> None:
     stored = next(iter(data.good.batches(range(10), 10)))
     batch = draw_batch(config(flip=False, shift=0.0), data, 1)
-    assert all(any(np.array_equal(image, one) for one in stored) for image in batch.images[:4])
+    assert all(any(np.array_equal(image, original) for original in stored) for image in batch.images[:4])
 
 
 def test_with_movements_each_image_is_moved_and_mirrored_in_its_own_way(data: SegmenterData) -> None:
@@ -119,9 +119,9 @@ def test_synthetic_images_change_nothing_but_the_places_they_take(data: Segmente
     seen = 0
     for seed in range(10):
         real, both = draw_batch(config(), without, seed), draw_batch(config(), data, seed)
-        kept = ~both.is_synthetic
-        assert np.array_equal(real.images[kept], both.images[kept])
-        assert np.array_equal(real.labels[kept], both.labels[kept])
+        is_real = ~both.is_synthetic
+        assert np.array_equal(real.images[is_real], both.images[is_real])
+        assert np.array_equal(real.labels[is_real], both.labels[is_real])
         assert not both.is_synthetic[:4].any()
         assert not real.is_synthetic.any()
         seen += int(both.is_synthetic.sum())
@@ -179,9 +179,9 @@ def test_features_of_normal_images_are_standardised(data: SegmenterData) -> None
     with torch.inference_mode():
         stages = segmenter.encoder(torch.from_numpy(next(iter(data.good.batches(range(10), 10)))))
     for index, stage in enumerate(stages):
-        found = (stage - segmenter.get_buffer(f"center{index}")) * segmenter.get_buffer(f"scale{index}")
-        assert found.mean(dim=(0, 2, 3)).numpy() == pytest.approx(0.0, abs=1e-3)
-        deviation = found.std(dim=(0, 2, 3))
+        standardised = (stage - segmenter.get_buffer(f"center{index}")) * segmenter.get_buffer(f"scale{index}")
+        assert standardised.mean(dim=(0, 2, 3)).numpy() == pytest.approx(0.0, abs=1e-3)
+        deviation = standardised.std(dim=(0, 2, 3))
         assert deviation.max() == pytest.approx(1.0, abs=0.01)
 
 
@@ -197,9 +197,9 @@ def test_features_that_never_move_stay_small(tmp_path: Path) -> None:
 def test_the_start_depends_on_the_seed_alone(data: SegmenterData, without: SegmenterData) -> None:
     backbone = untrained_backbone(config().features)
     states = []
-    for seed, given in ((0, data), (0, without), (1, data)):
+    for seed, training_data in ((0, data), (0, without), (1, data)):
         torch.rand(3)  # whatever was drawn before
-        states.append(SegmenterTask(config(seed=seed), backbone, given).network.state_dict())
+        states.append(SegmenterTask(config(seed=seed), backbone, training_data).network.state_dict())
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     assert not all(torch.equal(states[0][name], states[2][name]) for name in states[0])
 
@@ -252,15 +252,15 @@ def test_a_training_repeats_bit_for_bit(data: SegmenterData, tmp_path: Path) -> 
 
 
 def test_the_loop_takes_as_many_steps_as_are_asked_for(data: SegmenterData, tmp_path: Path) -> None:
-    told: list[tuple[int, int]] = []
+    progressed: list[tuple[int, int]] = []
     train_segmenter(
         config(steps=3),
         untrained_backbone(config().features),
         data,
         tmp_path,
-        lambda what, done, total: told.append((done, total)),
+        lambda stage, count, total: progressed.append((count, total)),
     )
-    assert told == [(0, 3), (1, 3), (2, 3), (3, 3)]
+    assert progressed == [(0, 3), (1, 3), (2, 3), (3, 3)]
 
 
 def test_weak_labels_change_the_loss_of_synthetic_images_alone(data: SegmenterData, without: SegmenterData) -> None:
@@ -268,8 +268,10 @@ def test_weak_labels_change_the_loss_of_synthetic_images_alone(data: SegmenterDa
     assert synthetic is not None
     boxes = with_synthetic(data, Labelled(synthetic.images, synthetic.labels, is_coarse=True))
 
-    def loss(given: SegmenterData, tau: float | None) -> float:
-        task = SegmenterTask(config(weak_tau=tau, synthetic_share=1.0), untrained_backbone(config().features), given)
+    def loss(training_data: SegmenterData, tau: float | None) -> float:
+        task = SegmenterTask(
+            config(weak_tau=tau, synthetic_share=1.0), untrained_backbone(config().features), training_data
+        )
         generator = torch.Generator().manual_seed(5)
         with torch.no_grad():
             return float(task.loss(task.network, torch.arange(8), generator))
@@ -290,8 +292,8 @@ def test_a_score_is_the_mean_probability_of_the_highest_pixels() -> None:
 
 
 def test_one_number_stands_for_both_sides_and_all_channels_and_the_later_layer_wins() -> None:
-    found = build_segmenter_config({"resize": 64, "mean": 0.5, "stages": 2, "steps": 5}, {"steps": 7})
-    assert (found.input.resize, found.features.mean, found.features.stages, found.steps) == (
+    merged = build_segmenter_config({"resize": 64, "mean": 0.5, "stages": 2, "steps": 5}, {"steps": 7})
+    assert (merged.input.resize, merged.features.mean, merged.features.stages, merged.steps) == (
         (64, 64),
         (0.5, 0.5, 0.5),
         (2,),

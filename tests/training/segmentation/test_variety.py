@@ -37,9 +37,9 @@ def random_probabilities(count: int, classes: int = 7) -> npt.NDArray[np.float64
 
 
 def test_images_of_one_kind_score_one() -> None:
-    found = inception_score(np.tile(random_probabilities(1), (6, 1)))
-    assert found.mean == pytest.approx(1.0, abs=1e-12)
-    assert (found.deviation, found.splits, found.pictures) == (None, 1, 6)
+    score = inception_score(np.tile(random_probabilities(1), (6, 1)))
+    assert score.mean == pytest.approx(1.0, abs=1e-12)
+    assert (score.deviation, score.splits, score.pictures) == (None, 1, 6)
 
 
 @pytest.mark.parametrize("kinds", [1, 2, 5])
@@ -58,12 +58,12 @@ def test_from_a_hundred_images_on_there_are_ten_splits_that_take_turns() -> None
     assert SPLITS * LEAST_IN_SPLIT == 100
     assert inception_score(random_probabilities(99)).splits == 1
     rows = random_probabilities(103)
-    found = inception_score(rows)
+    score = inception_score(rows)
     alone = [inception_score(rows[first::10]).mean for first in range(10)]
-    assert found.splits == 10
-    assert found.pictures == 103
-    assert found.mean == pytest.approx(np.mean(alone), rel=1e-12)
-    assert found.deviation == pytest.approx(np.std(alone), rel=1e-12)
+    assert score.splits == 10
+    assert score.pictures == 103
+    assert score.mean == pytest.approx(np.mean(alone), rel=1e-12)
+    assert score.deviation == pytest.approx(np.std(alone), rel=1e-12)
     # In order, each split would have one kind, and the score would be 1.
     assert inception_score(np.repeat(np.eye(2), 100, axis=0)).mean == pytest.approx(2.0, rel=1e-12)
 
@@ -76,11 +76,11 @@ def test_a_score_lies_between_one_and_the_number_of_kinds_and_knows_no_order(
     rows: list[list[float]], order: Any
 ) -> None:
     probabilities = np.array(rows) / np.sum(rows, axis=1, keepdims=True)
-    found = inception_score(probabilities).mean
-    assert 1.0 - 1e-9 <= found <= min(4, len(rows)) + 1e-9
+    score = inception_score(probabilities).mean
+    assert 1.0 - 1e-9 <= score <= min(4, len(rows)) + 1e-9
     order.shuffle(rows)
     again = np.array(rows) / np.sum(rows, axis=1, keepdims=True)
-    assert inception_score(again).mean == pytest.approx(found, rel=1e-9)
+    assert inception_score(again).mean == pytest.approx(score, rel=1e-9)
 
 
 class Shown:
@@ -102,24 +102,24 @@ class Shown:
 def test_probabilities_are_those_of_torchvision_with_its_own_preparation() -> None:
     state = inception_state()
     images = np.random.default_rng(0).integers(0, 256, (2, INCEPTION_SIDE_PX, INCEPTION_SIDE_PX, 3)).astype(np.uint8)
-    told: list[tuple[str, int, int]] = []
-    found = class_probabilities(
+    progressed: list[tuple[str, int, int]] = []
+    probabilities = class_probabilities(
         build_inception(Held("inception.pth", state)),
         Shown(images),
         batch=1,
         device="cpu",
-        progress=lambda *one: told.append(one),
+        progress=lambda *call: progressed.append(call),
     )
     theirs = torchvision.models.inception_v3(weights=None, init_weights=False, transform_input=True)
     theirs.load_state_dict(state)
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     normalised = ((torch.from_numpy(images) / 255.0 - mean) / std).permute(0, 3, 1, 2)
     with torch.no_grad():
-        wanted = theirs.eval()(normalised).double().softmax(1).numpy()
-    np.testing.assert_allclose(found, wanted, rtol=1e-3)
-    assert np.abs(found[0] - found[1]).max() > 1e-6
-    assert found.sum(1) == pytest.approx(1.0, abs=1e-12)
-    assert told == [("Inception score", 1, 2), ("Inception score", 2, 2)]
+        expected = theirs.eval()(normalised).double().softmax(1).numpy()
+    np.testing.assert_allclose(probabilities, expected, rtol=1e-3)
+    assert np.abs(probabilities[0] - probabilities[1]).max() > 1e-6
+    assert probabilities.sum(1) == pytest.approx(1.0, abs=1e-12)
+    assert progressed == [("Inception score", 1, 2), ("Inception score", 2, 2)]
 
 
 def test_files_that_are_not_inception_v3_are_refused_and_counters_are_not_missed() -> None:
@@ -183,21 +183,21 @@ class _Later:
 
 def test_groups_and_means_are_those_worked_out_by_hand() -> None:
     # Around 0: 1, 2 and -1, with squared distances 1, 4 and 9. Around 10: 11 and 9, with 4. Around 100: one alone.
-    found = Vectors([[0.0], [10.0], [100.0], [1000.0]], [[1.0], [11.0], [2.0], [-1.0], [9.0], [99.0]]).groups()
-    assert found.sizes == (3, 2, 1, 0)
-    assert found.means == (pytest.approx(14 / 3, rel=1e-12), 4.0, None, None)
-    assert found.mean == pytest.approx((14 / 3 + 4) / 2, rel=1e-12)
+    groups = Vectors([[0.0], [10.0], [100.0], [1000.0]], [[1.0], [11.0], [2.0], [-1.0], [9.0], [99.0]]).groups()
+    assert groups.sizes == (3, 2, 1, 0)
+    assert groups.means == (pytest.approx(14 / 3, rel=1e-12), 4.0, None, None)
+    assert groups.mean == pytest.approx((14 / 3 + 4) / 2, rel=1e-12)
 
 
 def test_without_a_group_of_two_there_is_no_figure() -> None:
-    found = Vectors([[0.0], [10.0]], [[1.0], [9.0]]).groups()
-    assert found.sizes == (1, 1)
-    assert found.mean is None
+    groups = Vectors([[0.0], [10.0]], [[1.0], [9.0]]).groups()
+    assert groups.sizes == (1, 1)
+    assert groups.mean is None
 
 
 def test_copies_of_support_images_have_no_variety() -> None:
-    found = Vectors([[0.3, 5.1], [7.7, 0.1]], [[0.3, 5.1], [7.7, 0.1]] * 4).groups()
-    assert found.means == (0.0, 0.0)
+    groups = Vectors([[0.3, 5.1], [7.7, 0.1]], [[0.3, 5.1], [7.7, 0.1]] * 4).groups()
+    assert groups.means == (0.0, 0.0)
     same = Vectors([[0.0, 0.0]], [[0.1, 0.7]] * 7).groups()
     assert same.mean == pytest.approx(0.0, abs=1e-12)
 
@@ -211,20 +211,20 @@ def test_of_equally_near_support_images_the_first_is_taken() -> None:
 def test_batches_and_memory_change_nothing_and_all_pairs_are_taken(batch: int, at_once: int) -> None:
     chance = np.random.default_rng(4)
     support, drawn = chance.random((5, 6), np.float32), chance.random((23, 6), np.float32)
-    told: list[tuple[str, int, int]] = []
+    progressed: list[tuple[str, int, int]] = []
     vectors = Vectors(support, drawn)
-    found = vectors.groups(batch=batch, budget=at_once * 6 * 4, progress=lambda *one: told.append(one))
+    groups = vectors.groups(batch=batch, budget=at_once * 6 * 4, progress=lambda *call: progressed.append(call))
     nearest = ((drawn[:, None].astype(np.float64) - support[None]) ** 2).sum(2).argmin(1)
-    wanted = []
-    for one in range(5):
-        pairs = list(combinations(drawn[nearest == one].astype(np.float64), 2))
-        wanted.append(float(np.mean([((a - b) ** 2).sum() for a, b in pairs])) if pairs else None)
-    assert found.sizes == tuple(np.bincount(nearest, minlength=5).tolist())
-    assert [mean is None for mean in found.means] == [mean is None for mean in wanted]
-    for mean, by_pairs in zip(found.means, wanted, strict=True):
+    expected = []
+    for number in range(5):
+        pairs = list(combinations(drawn[nearest == number].astype(np.float64), 2))
+        expected.append(float(np.mean([((a - b) ** 2).sum() for a, b in pairs])) if pairs else None)
+    assert groups.sizes == tuple(np.bincount(nearest, minlength=5).tolist())
+    assert [mean is None for mean in groups.means] == [mean is None for mean in expected]
+    for mean, by_pairs in zip(groups.means, expected, strict=True):
         assert mean is None or mean == pytest.approx(by_pairs, rel=1e-6)
     looks = 23 * (-(-5 // at_once) + 1)
-    assert told[-1] == ("IC-LPIPS", looks, looks)
+    assert progressed[-1] == ("IC-LPIPS", looks, looks)
     assert vectors.looks <= looks
 
 

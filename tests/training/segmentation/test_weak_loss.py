@@ -46,12 +46,12 @@ def test_the_focal_loss_at_even_odds_is_exactly_log_2_over_a_power_of_two() -> N
 def test_the_focal_loss_is_the_formula_of_the_paper_and_symmetric_in_the_two_labels(
     logit: float, label: bool, gamma: float
 ) -> None:
-    own, other = (1 / (1 + math.exp(sign * (logit if label else -logit))) for sign in (-1, 1))
-    expected = other**gamma * -math.log(own)
-    found = focal_loss(torch.tensor([logit], dtype=torch.float64), torch.tensor([label]), gamma)
+    of_label, of_other = (1 / (1 + math.exp(sign * (logit if label else -logit))) for sign in (-1, 1))
+    expected = of_other**gamma * -math.log(of_label)
+    loss = focal_loss(torch.tensor([logit], dtype=torch.float64), torch.tensor([label]), gamma)
     mirrored = focal_loss(torch.tensor([-logit], dtype=torch.float64), torch.tensor([not label]), gamma)
-    assert float(found) == pytest.approx(expected, rel=1e-6, abs=1e-12)  # the logarithm loses digits near 1
-    assert float(mirrored) == float(found)
+    assert float(loss) == pytest.approx(expected, rel=1e-6, abs=1e-12)  # the logarithm loses digits near 1
+    assert float(mirrored) == float(loss)
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0, 4.0])
@@ -85,8 +85,8 @@ def test_pixels_of_weight_0_get_no_gradient_and_all_others_the_same_as_without_w
 def test_pixels_of_weight_0_stay_in_the_denominator() -> None:
     logits = image([[-20.0, 0.0, 0.0, 0.0]])
     labels = torch.tensor([[[[YES, NO, NO, NO]]]])
-    found = weak_focal_loss(logits, labels, torch.tensor([True]), 0.0, TAU)
-    assert float(found) == pytest.approx(3 * math.log(2) / 4, rel=1e-6)
+    loss = weak_focal_loss(logits, labels, torch.tensor([True]), 0.0, TAU)
+    assert float(loss) == pytest.approx(3 * math.log(2) / 4, rel=1e-6)
 
 
 def test_real_outlines_count_in_full_beside_boxes_in_one_batch() -> None:
