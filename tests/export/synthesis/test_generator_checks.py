@@ -91,7 +91,7 @@ def test_large_images_have_a_small_largest_batch_unless_one_is_given(
 @pytest.mark.parametrize(
     ("kind", "name", "width", "message"),
     [
-        ("base", "crack", WIDTH + 1, r"expected a word of width 8, as the base has it, got 9\. Was it"),
+        ("base", "crack", WIDTH + 1, r"expected an embedding of width 8, as the base has it, got 9\. Was it"),
         ("embedding", f"{CATEGORY}/{DEFECTS[0]}", WIDTH, r"expected a defect that is new, got steel/pitting twice"),
         ("base", "a/b/c", WIDTH, r"expected CATEGORY/DEFECT=FILE, .* got 'a/b/c'"),
         ("inpainting", "crack", WIDTH, r"--embedding: expected it with a base or a run of train embedding"),
@@ -192,4 +192,4 @@ def test_int8_of_what_draws_is_refused(
     made_runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     error = refused(capsys, "export", made_runs["base"], "--out", tmp_path / "b.flaw", "--precision", "int8")
-    assert "precision: expected fp32 or fp16 for what draws defects, got int8. Leave it out." in error
+    assert "precision: expected fp32 or fp16 for a generator, got int8. Leave it out." in error

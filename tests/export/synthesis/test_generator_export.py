@@ -337,7 +337,7 @@ def test_graphs_that_draw_otherwise_than_torch_are_not_written(
         return model
 
     monkeypatch.setattr(generator_export, "synthesis_graph", wrong)
-    message = r"parity: images drawn by the graphs .* expected a ratio from 50 dB, got \d+\.\d dB\. No bundle was"
+    message = r"parity: images drawn by the graphs .* expected a PSNR of at least 50 dB, got \d+\.\d dB\. No bundle was"
     with pytest.raises(GateError, match=message):
         export_synthesis(made_runs["embedding"], tmp_path / "b.flaw", max_batch=MAX_BATCH)
     assert list(tmp_path.iterdir()) == []
