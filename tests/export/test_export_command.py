@@ -31,7 +31,7 @@ def test_an_option_of_earlier_releases_names_the_verb_that_has_it(
     assert cli.run(["export", "bottle.flaw", *out, *options]) == 2
     assert capsys.readouterr() == (
         "",
-        f"error: {flag}: expected no such option, got it. Its work is another verb's: flawscope {command}.\n",
+        f"error: {flag}: expected no such option, got it. Another verb does its work: flawscope {command}.\n",
     )
 
 

@@ -455,7 +455,7 @@ def test_a_graph_with_other_shapes_than_the_configuration_is_refused(tmp_path):
     model.graph.output[0].type.tensor_type.shape.dim[1].dim_param = "H"
     model.graph.input[0].type.tensor_type.shape.dim[1].dim_param = "H"
     write_tiny_bundle(tmp_path / "open.flaw", {"score.onnx": model.SerializeToString()})
-    with pytest.raises(GateError, match="with an open batch in the graph"):
+    with pytest.raises(GateError, match="with a dynamic batch in the graph"):
         write(tmp_path / "open.flaw", tmp_path / "models")
     model = onnx.load_model_from_string(brightness_graph())
     for tensor in (*model.graph.input, *model.graph.output):

@@ -1,4 +1,4 @@
-"""Export of what draws defects: what is measured, and what is refused in one line before anything is written."""
+"""Export of generators: what is measured, and what is refused in one line before anything is written."""
 
 from __future__ import annotations
 
@@ -159,15 +159,15 @@ def test_options_of_what_scores_are_refused_with_what_draws(
     made_runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], option: tuple[str, ...]
 ) -> None:
     error = refused(capsys, "export", made_runs["embedding"], "--out", tmp_path / "b.flaw", *option)
-    assert f"{option[0]}: expected no such option with " in error
-    assert "which draws defects and does not score, got it. Leave it out." in error
+    assert f"{option[0]}: expected no such option with the generator " in error
+    assert ", got it. Leave it out." in error
 
 
 def test_what_draws_is_neither_served_by_triton_nor_explained(
     made_runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for typed in (("export-triton", made_runs["base"], "--out", tmp_path / "models"), ("explain", made_runs["base"])):
-        assert "of a detector, got what draws defects." in refused(capsys, *typed)
+        assert "of a detector, got a generator." in refused(capsys, *typed)
     assert not (tmp_path / "models").exists()
 
 

@@ -1,4 +1,4 @@
-"""Export of what draws defects: graphs equal torch and diffusers, bundles say what they draw, and what is refused."""
+"""Export of generators: graphs equal torch and diffusers, bundles say what they draw, and what is refused."""
 
 from __future__ import annotations
 
