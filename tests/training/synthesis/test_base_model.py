@@ -257,7 +257,7 @@ def test_other_predictions_and_noise_levels_are_refused(copied: Path, settings: 
         ("vae", {"latent_channels": 8}, "vae: expected"),
         ("vae", {"norm_num_groups": 3}, "vae: expected"),
         ("text_encoder", {"hidden_size": 8}, "text_encoder: expected"),
-        ("text_encoder", {"use_attention_mask": True}, "a text encoder that sees all tokens"),
+        ("text_encoder", {"use_attention_mask": True}, "a text encoder that attends to all tokens"),
     ],
 )
 def test_parts_of_other_kinds_are_refused(copied: Path, place: str, settings: dict[str, Any], message: str) -> None:
@@ -291,7 +291,7 @@ def test_parts_that_do_not_fit_each_other_are_refused(folders: dict[str, Path], 
     name = next(name for name in weights if name.endswith("token_embedding.weight"))
     weights[name] = weights[name][:9].clone()
     safetensors.torch.save_file(weights, path, {"format": "pt"})
-    with pytest.raises(RunError, match="expected tokens that the text encoder knows"):
+    with pytest.raises(RunError, match="expected a tokenizer that fits the text encoder"):
         open_base(copied)
 
 
@@ -321,7 +321,7 @@ def test_what_is_no_base_is_refused(tmp_path: Path, copied: Path, patchcore_run:
     with pytest.raises(RunError, match=r"nowhere: expected a run of train base, or a folder of .* with a folder unet"):
         open_base(tmp_path / "nowhere")
     shutil.rmtree(copied / "vae")
-    with pytest.raises(RunError, match=r"sd: expected a run of train base, .* got none with a folder vae"):
+    with pytest.raises(RunError, match=r"sd: expected a run of train base, .* got one without the folder vae"):
         open_base(copied)
     with pytest.raises(RunError, match=r"expected a run of train base, embedding, inpainting, got that of a detector"):
         open_base(patchcore_run)

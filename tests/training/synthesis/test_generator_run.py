@@ -1,4 +1,4 @@
-"""Runs of what draws defects: written, read back, refused; and the trainings on a support set from end to end."""
+"""Runs of generators: written, read back, refused; and the trainings on a support set from end to end."""
 
 from __future__ import annotations
 
@@ -132,8 +132,8 @@ def test_broken_runs_are_refused_in_a_line(written: Path, tmp_path: Path, patchc
 @pytest.mark.parametrize(
     ("broken", "message"),
     [
-        ("tokenizer", "expected a whole run of train base"),
-        ("settings", "expected a whole run of train base"),
+        ("tokenizer", "expected a complete run of train base"),
+        ("settings", "expected a complete run of train base"),
         ("unet", r"unet: expected the \d+ tensors"),
         ("autoencoder", r"autoencoder: expected the \d+ tensors"),
         ("channels", "expected settings of a UNet and a text encoder"),
@@ -259,7 +259,7 @@ def test_what_a_training_needs_is_said_first(tmp_path: Path, places: dict[str, P
         with pytest.raises(ArgumentError, match=message) as raised:
             train_synthesis(config(method, places, **changes), dataset, out)
         reason(raised)
-    with pytest.raises(ArgumentError, match="settings of what draws defects, got PatchcoreConfig"):
+    with pytest.raises(ArgumentError, match="settings of a generator, got PatchcoreConfig"):
         train_synthesis(PatchcoreConfig(), dataset, out)
     assert list(tmp_path.iterdir()) == []
 

@@ -197,7 +197,7 @@ def test_descriptions_that_do_not_fit_are_one_sentence(copies: tuple[Path, Path]
     spoilt(support, folder, "expected a mask of 64x64")
     elsewhere = (~boxes_of(first.mask)[0].to_mask(first.mask.shape)).astype(np.uint8) * 255
     cv2.imwrite(str(box), elsewhere)
-    spoilt(support, folder, "expected a box that holds the defect")
+    spoilt(support, folder, "expected a box that contains the defect")
 
 
 def test_texts_of_a_learned_word_all_differ_and_all_have_it() -> None:
