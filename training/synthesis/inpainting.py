@@ -2,8 +2,8 @@
 
 Source: MvP-Diff, by the training script in the history of its repository. Differences: image, box and masked image are
 mirrored together; the masked image is encoded to the mean of its posterior, as at run time, not to a sample; a latent
-cell belongs to the box if any of its pixels does; latents are encoded once; the state with the smallest validation error
-is kept, where MvP-Diff keeps the last one.
+cell belongs to the box if any of its pixels does; latents are encoded once; the state with the smallest validation
+error is kept, where MvP-Diff keeps the last one.
 """
 
 from __future__ import annotations
@@ -283,10 +283,9 @@ def _mirrored(
 def snr_weights(sampling: Sampling, gamma: float) -> Tensor:
     """Return the Min-SNR weight of every noise level, float32 [1000]: min(SNR, γ) / SNR, SNR = ᾱ / (1 − ᾱ).
 
-    That is the weight for networks that predict the noise (arXiv:2303.09556, section 3.4). γ = 0 turns it off: 1
-    everywhere.
+    That is the weight for networks that predict the noise (arXiv:2303.09556). γ = 0 turns it off: 1 everywhere.
     """
-    shares = signal_shares(sampling)  # ᾱ, float64: at the last levels 1 − ᾱ and ᾱ differ by many orders of magnitude
+    shares = signal_shares(sampling)  # ᾱ, float64: at the first levels 1 − ᾱ is small and would lose digits
     ratio = shares / (1.0 - shares)
     weights = np.where((ratio <= gamma) | (gamma == 0.0), 1.0, gamma / ratio)
     return torch.from_numpy(weights).float()
@@ -302,7 +301,7 @@ def inpainting_loss(predicted: Tensor, noise: Tensor, box: Tensor, weights: Tens
         weights: Weights of the noise levels, float32 [N].
         mask_weight: Added to the weight of 1 inside the box.
     """
-    # float(): under autocast the prediction is in half precision, in which small squares vanish.
+    # float(): under autocast the prediction is in half precision, whose squares and their mean would lose digits.
     squared = (predicted.float() - noise).square() * (1.0 + mask_weight * box)
     return squared.flatten(1).mean(dim=1) * weights
 

@@ -75,7 +75,7 @@ class AdaptedUnet(nn.Module):
         return predicted
 
     def _apply(self: _Self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _Self:
-        # to() and cuda() must also move the UNet, which is not registered. The matrices are in both, as the same objects.
+        # to() must also move the UNet, which is not registered. The matrices are in both, as the same objects.
         wrapped: Any = self.wrapped
         wrapped._apply(fn, recurse)
         applied: Any = super()

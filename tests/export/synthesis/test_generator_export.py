@@ -399,7 +399,7 @@ def test_a_base_may_lie_elsewhere_than_when_the_run_was_trained(
     record = json.loads((run / "run.json").read_bytes())
     record["config"]["base"] = str(tmp_path / "gone")
     (run / "run.json").write_text(json.dumps(record), "utf-8")
-    with pytest.raises(RunError, match=r"expected its base in .*gone, .* Name the place of the base with --base DIR"):
+    with pytest.raises(RunError, match=r"expected its base in .*gone, .* Name the folder of the base with --base DIR"):
         export_synthesis(run, tmp_path / "b.flaw")
     with pytest.raises(RunError, match=r"expected the base that it was trained on .* with another"):
         export_synthesis(run, tmp_path / "b.flaw", base=made_runs["filler"])
