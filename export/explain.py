@@ -105,6 +105,7 @@ class GraphSide:
     def __init__(self, graph: Path, name: str, backend: str) -> None:
         self.name = name
         self._folder = graph.parent
+        # Without weights: the model is copied and serialized anew for every tensor that is compared.
         self._model = onnx.load(graph, load_external_data=False)
         self._backend = backend
         if backend == "cuda" and (problem := cuda_problem()):
@@ -138,6 +139,7 @@ class GraphSide:
         try:
             session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=providers)
             name = session.get_inputs()[0].name
+            # One image at a time: the graph of a run is exported for a batch of one.
             outputs = [session.run([tensor], {name: image[None]})[0] for image in images]
         except Exception as err:
             # ONNX Runtime's exceptions share no base class of their own.
@@ -188,6 +190,7 @@ def explain(
             progress("Comparing tensors", len(probes), max(expected_probes, len(probes)))
         return probes[index].difference
 
+    # Also probes the last tensor, which `end` below relies on.
     first = first_outside(len(names), lambda index: difference(index) > tolerance)
     return Explanation(
         reference=reference.name,

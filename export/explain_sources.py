@@ -99,7 +99,7 @@ def _module_outputs(features: nn.Module, nodes: dict[str, onnx.NodeProto]) -> di
     """
     modules = dict(features.named_modules())
     last: dict[str, tuple[str, str]] = {}
-    for tensor, node in nodes.items():
+    for tensor, node in nodes.items():  # in the order of the graph, so the last node below a module wins
         layer = node.name.rpartition("/")[0]
         parts = layer.split(".")
         for depth in range(1, len(parts) + 1):
@@ -130,6 +130,7 @@ def explain_run(path: Path, tolerance: float | None, progress: Progress = no_pro
         raise ArgumentError(f"{path}: {_SEVERAL}")
     with tempfile.TemporaryDirectory() as folder:
         graph = Path(folder) / ("features.onnx" if len(outputs) == 1 else "score.onnx")
+        # Traced again and not read from a bundle: `explain` of a run says whether the export itself is at fault.
         onnx.save(export_module(run.module, spec.size, 1, outputs), graph)
         candidate = GraphSide(graph, f"{graph.name} on cpu", "cpu")
         reference = TorchSide(run.module, candidate.nodes, outputs, images[0])

@@ -40,6 +40,7 @@ class _ExportCommand(click.Command):
         try:
             return super().parse_args(ctx, args)
         except click.NoSuchOption as err:
+            # Only former options: any other unknown one keeps click's own message with its suggestions.
             if (command := _FORMER_OPTIONS.get(err.option_name)) is None:
                 raise
             raise click.UsageError(
@@ -87,7 +88,7 @@ def export(
         given_batch = max_batch if is_given("max_batch") else None  # a generator has a default of its own
         _export_generator(run, out, given_batch, base, learned_embeddings, request)
         return
-    for name in ("base", "embeddings"):
+    for name in ("base", "embeddings"):  # names of parameters; the option of the latter is --embedding
         if is_given(name):
             raise ArgumentError(
                 f"--{name.rstrip('s')}: expected it with a run of embedding, inpainting or base, got it with {run}. "

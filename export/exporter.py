@@ -87,5 +87,6 @@ def exporter_named(method: str) -> Exporter:
     row = methods.method(method)
     if row.kind != "detector" or row.exporter is None:
         raise ArgumentError(f"export: expected the run of a detector, got one of {method}.")
+    # By name: exporters import torch and onnx, the table of methods may not.
     exporter: Exporter = methods.load(row.exporter)
     return exporter

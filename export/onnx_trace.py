@@ -55,6 +55,7 @@ def export_network(
         RunError: If torch cannot export the module.
     """
     count = min(2, max_batch)
+    # As positional arguments: the exporter pairs them with `input_names` by order.
     arguments = tuple(torch.cat([example] * count) for example in examples.values())
     # torch.export takes a dimension of 1 for a constant, so the example has two images; a graph for single images has
     # a fixed batch on purpose.

@@ -127,6 +127,7 @@ def precision_options(precision_help: str) -> Callable[[Callable[..., _Result]],
     """
 
     def decorate(command: Callable[..., _Result]) -> Callable[..., _Result]:
+        # wraps: click reads the help from the docstring, and the options below this decorator from __click_params__.
         @functools.wraps(command)
         def with_request(
             *,

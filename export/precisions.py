@@ -128,6 +128,7 @@ def read_images(wanted: Wanted, manifest: Manifest, learned: Sequence[str], prog
         _spread(image_sources(part, manifest.tiling), most)
         for part, most in ((seen or unseen, _MOST_CALIBRATION), (unseen, _MOST_NORMAL))
     )
+    # Read once and held: the gate scores them with several candidates.
     total, count = len(chosen[0]) + len(chosen[1]), 0
     groups: tuple[list[UInt8Array], list[UInt8Array]] = ([], [])
     for sources, images in zip(chosen, groups, strict=True):
@@ -216,6 +217,7 @@ def _run_gate(
     folder = scratch / f"candidate-{name}"
     write_bundle(folder, msgspec.structs.replace(manifest, precisions={name: precision}), sources)
     with open_bundle(folder) as bundle:
+        # `auto`: the figures are those of the path that is used on a CPU.
         reference = Inspector(bundle, "cpu", "auto")
         candidate = Inspector(bundle, "cpu", "auto", name)
         gate = measure_gate(reference, candidate, images.good, images.labelled, progress)

@@ -36,12 +36,15 @@ def check_tensor_sizes(model: onnx.ModelProto, max_batch: int) -> SizeCheck:
     Raises:
         RunError: If a tensor is too large, or its shape cannot be inferred.
     """
+    # With a symbolic batch shape inference gives no numbers, so the batch is fixed in a copy.
     fixed = onnx.ModelProto()
     fixed.CopyFrom(model)
     for value in (*fixed.graph.input, *fixed.graph.output):
         value.type.tensor_type.shape.dim[0].dim_value = max_batch
     del fixed.graph.value_info[:]  # shapes with the dynamic batch, which inference would keep
     try:
+        # strict_mode: without it a failed inference only leaves tensors without shape. data_prop: shapes computed in
+        # the graph, as of Reshape, are constants then.
         inferred = onnx.shape_inference.infer_shapes(fixed, check_type=True, strict_mode=True, data_prop=True)
     except onnx.shape_inference.InferenceError as err:
         raise RunError(

@@ -24,4 +24,5 @@ def draws_defects(source: Path) -> bool:
     if not is_run(source):
         # A folder with a manifest is a bundle, whatever else it holds.
         return (source / "unet").is_dir() and not (source / "manifest.json").exists()
+    # By the table of methods, so that a new generator is recognised without a change here.
     return run_kind(source) in methods.names("generator")

@@ -194,6 +194,7 @@ def write_triton(bundle: Bundle, repository: Path, options: TritonOptions | None
     name = _checked_name(manifest.name if options.name is None else options.name)
     _check_options(options, manifest.max_batch)
     _check_kind(bundle, options.precision)
+    # Checked before anything is written below the repository, which a running Triton may be polling.
     folder = repository / name
     with storage_errors(folder):
         _check_repository(repository)
@@ -207,6 +208,7 @@ def write_triton(bundle: Bundle, repository: Path, options: TritonOptions | None
         (temporary / "labels.txt").write_text(f"{LABEL}\n", encoding="utf-8")
         (temporary / "config.pbtxt").write_text(config_text(name, manifest, options), encoding="utf-8")
         _check_graph(temporary, manifest, golden, least)
+        # Last, since it lists the hashes of all other files.
         record = TritonRecord(
             name=name,
             bundle=manifest.name,
@@ -358,6 +360,7 @@ def _check_unchanged(folder: Path) -> None:
     """Refuse to replace a model folder with any file changed, added or removed: the change would be lost."""
     if not folder.is_dir() or not any(folder.iterdir()):
         return
+    # A record without these fields is another schema, so its folder is nobody's to replace.
     try:
         listed = msgspec.json.decode((folder / RECORD).read_bytes(), type=TritonRecord).files
     except (FileNotFoundError, msgspec.DecodeError, ArgumentError):
@@ -385,6 +388,7 @@ def _check_graph(folder: Path, manifest: Manifest, golden: tuple[Golden, ...], l
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # fatal: errors are raised as well, and those are reported here
     try:
+        # On the CPU also for `gpu`: the machine that exports may have none. Triton's GPU runs the same FP32 graph.
         session = onnxruntime.InferenceSession(folder / GRAPH, options, providers=["CPUExecutionProvider"])
     except Exception as err:
         # ONNX Runtime's exceptions share no base class of their own.

@@ -62,6 +62,7 @@ class BankExporter:
         path = scratch / BANK
         path.write_bytes(safetensors.numpy.save(arrays))
         features = export_module(run.module, size, max_batch)
+        # A copy of the features with the head: score.onnx runs alone, features.onnx with the native kernels.
         score = self.score_graph(features, head, BankFile(path), size, max_batch)
         graphs = {
             name: write_graph(max_batch, name, model, scratch, INLINE_LIMIT)

@@ -207,13 +207,14 @@ def _gate(
         GateError: If two of them disagree.
     """
     graph = _scores(Inspector(candidate, "cpu", "graph"), images)
+    # Where a score can be (almost) zero, relative errors need a floor: the score that counts as rounding.
     least = scorer_kind(candidate).least_score(candidate)
     expected = exporter.reference(run, head, images)
     parity = [measure_parity("torch", exporter.graph_words, expected, graph, least)]
     for path in exporter.other_paths:
         other = _scores(Inspector(candidate, "cpu", path), images)
         parity.append(measure_parity(exporter.graph_words, f"features.onnx + {path}, cpu", graph, other, least))
-    check_parity(tuple(parity))
+    check_parity(tuple(parity))  # raises, so golden images are taken from graphs that passed
     golden = []
     for index, (_, data) in enumerate(samples[:_GOLDEN]):
         entry = Golden(f"golden/{index:03d}.png", float(graph[1][index]), float(graph[0][index].max()))

@@ -78,6 +78,7 @@ class HeadNodes:
 
     def axes(self, *values: int) -> str:
         """Return the name of an int64 constant; the same values share one."""
+        # m for minus, so that the name is an identifier.
         name = "axes_" + "_".join(str(value).replace("-", "m") for value in values)
         if not any(existing.name == f"head.{name}" for existing in self.initializers):
             self.constant(np.array(values, np.int64), name)
@@ -135,6 +136,7 @@ def _map(nodes: HeadNodes, distances: str, head: BankHead, size: tuple[int, int]
     """Distances [N·P] or [N, P] → anomaly_map, as the two matrix products of `map_upsampling`."""
     rows, columns = map_matrices(head.grid, size, head.sigma)
     grid = nodes.add("Reshape", [distances, nodes.axes(-1, *head.grid)], "grid")
+    # Rows first and columns second, as in the kernels: the other order rounds differently.
     tall = nodes.add("MatMul", [nodes.constant(rows, "map_rows"), grid], "tall")
     nodes.add("MatMul", [tall, nodes.constant(columns, "map_columns")], "anomaly_map")
 
@@ -215,6 +217,7 @@ def _reweighted_score(
         by_image: Distances to it, float32 [N, P].
     """
     rows, positions = bank.shape("bank")[0], head.grid[0] * head.grid[1]
+    # The patch with the largest distance, s* and its position, in each image.
     top = nodes.add("ReduceMax", [by_image, nodes.axes(1)], "top", keepdims=0)
     place = nodes.add("ArgMax", [by_image], "place", axis=1, keepdims=1)
     query = nodes.add("GatherND", ["patches", place], "query", batch_dims=1)

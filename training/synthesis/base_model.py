@@ -58,7 +58,7 @@ class SynthesisBase:
     def latents(self) -> tuple[int, int, int]:
         """Channels, height and width of the latents of an image."""
         autoencoder: Any = self.autoencoder
-        halvings = len(autoencoder.config.block_out_channels) - 1
+        halvings = len(autoencoder.config.block_out_channels) - 1  # every level but the last halves the image
         return int(autoencoder.config.latent_channels), self.size[0] >> halvings, self.size[1] >> halvings
 
     @property
@@ -137,6 +137,7 @@ def restore_base(run: SynthesisRun, placeholder: str = "*") -> SynthesisBase:
         tokenizer = (run.path / TOKENIZER).read_bytes()
     except (msgspec.ValidationError, OSError) as err:
         raise RunError(f"{run.path}: expected a complete run of train base, got {err}. Train again.") from err
+    # Groups that the file lacks become empty dicts, which the strict loaders refuse by the names of missing tensors.
     autoencoder = fill_autoencoder(
         settings.autoencoder,
         run.tensors.get("autoencoder", {}),
@@ -154,7 +155,7 @@ def restore_base(run: SynthesisRun, placeholder: str = "*") -> SynthesisBase:
         text=text.requires_grad_(False).eval(),
         tokenizer=tokenizer,
         prompts=Prompts(tokenizer, PromptRules(settings.length, settings.pad, placeholder), str(run.path / TOKENIZER)),
-        sampling=SAMPLING,
+        sampling=SAMPLING,  # a run stores none: `train base` has one schedule
         size=run.record.config.preprocessing.size,
         licence=run.record.licence,
         identity=identity_of(run.path, (run.path / name for name in (RECORD, WEIGHTS, TOKENIZER))),

@@ -95,6 +95,7 @@ def train_base(
             fit.
     """
     autoencoder, normalization = _autoencoder_of(config)
+    # By category: each has its own prompts, its own share of validation images, and the same weight in the centring.
     groups: dict[str, list[Sample]] = {}
     for sample in samples:
         groups.setdefault(sample.category or category, []).append(sample)
@@ -110,6 +111,7 @@ def train_base(
     learned, held_back = [], []
     for number, (images, validation) in enumerate(parts):
         first = 1 + number * len(TEXTS)  # row 0 is the empty prompt
+        # An epoch uses one box of an image, so more boxes than epochs could not all be used.
         boxes = min(config.loop.epochs, max(_LEAST_BOXES, -(-_BOXES_IN_ALL // len(images))))
         learned.append(encode_images(config, encoder, images, first, boxes, progress))
         held_back.append(encode_images(config, encoder, validation, first, 1, progress))
@@ -128,6 +130,7 @@ def train_base(
         np.concatenate(preview_images),
     )
     trained = run_loop(task, Numbers(len(task.learned)), config, folder, resume=resume, progress=progress)
+    # DrawingNetwork's names become those of the two libraries: text.model.* is the CLIPTextModel inside TextEncoder.
     state: dict[str, dict[str, Tensor]] = {"unet": {}, "text": {}}
     for name, value in trained.state.items():
         group, _, rest = name.partition(".")
@@ -326,6 +329,7 @@ class BaseTask:
         # Dropped texts become the empty prompt of row 0 (classifier-free guidance, arXiv:2207.12598).
         is_dropped = torch.rand(count, generator=generator, device=device) < self._config.text_drop
         texts = texts.masked_fill(is_dropped, 0)
+        # Drawn even without inpainting, so that the random numbers after it stay the same.
         beside = data.beside(numbers, noise_levels(count, max(1, data.boxes.shape[1]), generator).cpu())
         noise = torch.randn(clean.shape, generator=generator, device=device)
         return self._squared_errors(network, clean, levels, noise, texts, beside).mean()

@@ -107,27 +107,15 @@ def read_base_folder(folder: Path) -> FolderParts:
                 f"{folder}: expected a run of train base, or a folder of Stable Diffusion or LDM text-to-image as "
                 f"diffusers writes it, got one without the folder {place}. Check base."
             )
-    sampling = _noise_levels(folder)
+    sampling = _noise_levels(folder)  # first, since it needs neither of the two large libraries
     diffusers = import_diffusers()
     transformers = import_transformers()
-    # use_safetensors: without it both libraries fall back to pickles, which may run code when they are loaded.
-    unet = loaded(
-        folder / places["unet"],
-        diffusers,
-        lambda part: diffusers.UNet2DConditionModel.from_pretrained(
-            part, local_files_only=True, use_safetensors=True, output_loading_info=True, torch_dtype=torch.float32
-        ),
-    )
-    autoencoder = loaded(
-        folder / places["autoencoder"],
-        diffusers,
-        lambda part: diffusers.AutoencoderKL.from_pretrained(
-            part, local_files_only=True, use_safetensors=True, output_loading_info=True, torch_dtype=torch.float32
-        ),
-    )
+    unet = _load_network(folder / places["unet"], diffusers, diffusers.UNet2DConditionModel)
+    autoencoder = _load_network(folder / places["autoencoder"], diffusers, diffusers.AutoencoderKL)
     _check_autoencoder(folder / places["autoencoder"], autoencoder.config)
     _check_unet(folder / places["unet"], unet.config, int(autoencoder.config.latent_channels))
     text_kind = _ldmbert() if is_ldm else transformers.CLIPTextModel
+    # float32 by `.to`: the argument for it has changed its name between versions of transformers.
     text = loaded(
         folder / places["text"],
         transformers,
@@ -142,6 +130,7 @@ def read_base_folder(folder: Path) -> FolderParts:
         transformers,
         lambda part: tokenizer_kind.from_pretrained(part, local_files_only=True),
     )
+    # A token beyond the table would be an index error in torch, and in a graph an arbitrary row.
     if tokenizer.pad_token_id is None or len(tokenizer) > text.config.vocab_size:
         raise RunError(
             f"{folder}: expected a tokenizer that fits the text encoder, got another. Are both of one model?"
@@ -154,8 +143,10 @@ def read_base_folder(folder: Path) -> FolderParts:
         autoencoder=autoencoder,
         unet=unet,
         text=text,
+        # The Rust tokenizer as JSON: the runtime reads it with `tokenizers` alone, without transformers.
         tokenizer=tokenizer.backend_tokenizer.to_str().encode(),
         pad=int(tokenizer.pad_token_id),
+        # model_max_length is a huge number where the tokenizer's settings do not give it.
         length=int(min(tokenizer.model_max_length, text.config.max_position_embeddings)),
         sampling=sampling,
         licence=licence_of(folder),
@@ -174,6 +165,7 @@ def identity_of(folder: Path, files: Iterable[Path]) -> str:
 
 def licence_of(folder: Path) -> str:
     """Return the licence of a folder in a few words, from its model card or the first line of its licence file."""
+    # The model card first: its `license` is an identifier, while a licence file begins with any title.
     for name in _LICENCES:
         path = folder / name
         if not path.is_file():
@@ -286,7 +278,20 @@ def called(folder: Path, library: Any, load: Callable[[Path], Any]) -> Any:
             library_log.enable_progress_bar()
 
 
+def _load_network(folder: Path, diffusers: Any, kind: Any) -> Any:
+    """Return a network of diffusers in float32, whatever its file has."""
+
+    def load(part: Path) -> Any:
+        # use_safetensors: without it the library falls back to pickles, which may run code when they are loaded.
+        return kind.from_pretrained(
+            part, local_files_only=True, use_safetensors=True, output_loading_info=True, torch_dtype=torch.float32
+        )
+
+    return loaded(folder, diffusers, load)
+
+
 def _ldmbert() -> Any:
+    # Not exported at the top of diffusers, and imported late: the module of its pipeline needs transformers.
     from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import LDMBertModel
 
     return LDMBertModel

@@ -84,6 +84,7 @@ def train_embedding(
         part_progress = _part_of(progress, index, len(support.types))
         items = Numbers(len(images) * config.adaptation.repeats)
         trained = run_loop(task, items, config, folder / category / defect, resume=resume, progress=part_progress)
+        # `state` is that of the epoch with the smallest validation error, not the last one.
         vectors[f"{category}/{defect}"] = trained.state["vectors"]
         errors.append(trained.error)
         losses.append(trained.losses[-1])
@@ -154,6 +155,7 @@ class EmbeddingTask:
         fill = config.adaptation.crop_fill if config.adaptation.crop_defects else None
         self._config, self._base = config, base
         self._images, self._masks = zip(*(example.cut(size, fill) for example in images), strict=True)
+        # All prompts are tokenized once; a step picks rows.
         self._texts = TextTokens(base.prompts, photo_texts(config.placeholder), config.vectors)
         self._shares = torch.from_numpy(signal_shares(base.sampling)).float()
         self._cached: tuple[Moments, Tensor] | None = None
@@ -195,6 +197,7 @@ class EmbeddingTask:
         device = images.device
         unet = self._moved(device)
         moments, masks = self._latents(device)
+        # Mirrored images follow the others in the cache, in the same order.
         variants = (images + is_mirrored * len(self._images)).cpu()
         latents = moments.sample(variants, generator)
         noise = torch.randn(latents.shape, generator=generator, device=device)

@@ -61,6 +61,8 @@ def train_synthesis(
     # Before the images are hashed, which may take minutes: a missing base or support set is reported at once.
     start = trainer.start(config)
     weights, licence = trainer.weights(config, start), trainer.licence(config, start)
+    # All images of the dataset, not the training images alone: the fingerprint needs them, and the check of the support
+    # set, whose images may be test images.
     paths = [sample.path for sample in dataset.samples]
     hashes = hash_contents(paths, lambda done, total: progress("hashing images", done, total))
     identity = fingerprint(dataset, hashes)
@@ -71,6 +73,7 @@ def train_synthesis(
         training = sorted(hashes[sample.path] for sample in dataset.train_good)
     else:
         _check_support(dataset, start.support, frozenset(hashes.values()))
+        # What a test must leave out: the support images, not the normal ones, which these methods do not see.
         training = sorted(example.record.content for example in start.support.examples)
     prepared_at = time.perf_counter()
     descriptions = "" if start is None else start.descriptions

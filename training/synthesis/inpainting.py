@@ -179,6 +179,7 @@ class InpaintingTask:
         """
         config, device = self._config, images.device
         # All draws come from this generator, in this order: that is what makes a resumed training bit-identical.
+        # On the CPU as a list: the rows of texts and variants are looked up in Python.
         chances = torch.rand((4, len(images)), generator=generator, device=device).tolist()
         variants, rows = [], []
         for image, left_right, top_bottom, text, drop in zip(images.tolist(), *chances, strict=True):
@@ -207,6 +208,7 @@ class InpaintingTask:
         noise = noise + config.noise_offset * shift
         noisy = add_noise(latents, noise, self._shares.to(device)[levels])
         condition = beside[variants].to(device)
+        # The text encoder is frozen here, unlike in `embedding.py`, whose gradients flow through it.
         with torch.no_grad():
             self._base.text.to(device)
             context = self._texts.context(self._base, rows.to(device))

@@ -50,6 +50,7 @@ class Moments:
     def sample(self, numbers: Tensor, generator: torch.Generator) -> Tensor:
         """Return a random sample for the images with these numbers, float32 [N, C, h, w] on the generator's device."""
         device = generator.device
+        # Indexed on the CPU, where all of them are; only the batch is moved.
         mean, deviation = self.mean[numbers].to(device), self.deviation[numbers].to(device)
         return mean + deviation * torch.randn(mean.shape, generator=generator, device=device)
 
@@ -244,6 +245,7 @@ def draw_anew(
         seed: Seed of the noise.
         beside: Other inputs of an inpainting UNet, float32 [N, ., h, w], or None.
     """
+    # NumPy on the outside and torch inside `predict`: the sampling loop is the one of the runtime, without torch.
     device = contexts[0].device
     both_contexts = torch.cat(contexts)
 
@@ -258,6 +260,7 @@ def draw_anew(
 
     sampling = msgspec.structs.replace(base.sampling, steps=min(_PREVIEW_STEPS, base.sampling.steps))
     keep = np.stack([keep_of(mask, base.latents[1:]) for mask in masks])
+    # A seed per image, so that an image is drawn alike whatever else the preview shows.
     noise = np.stack([draw_noise(seed + index, mode, sampling, base.latents) for index in range(len(clean))])
     drawn = draw_latents(mode, clean.cpu().numpy(), keep, noise, sampling, predict)
     decoder = Decoder(base.autoencoder, base.normalization).to(device)

@@ -138,6 +138,7 @@ def restore_unet(base: SynthesisBase, run: SynthesisRun) -> Any:
             f"{run.path}: expected the base that it was trained on ({run.record.base[:12]}), got another "
             f"({base.identity[:12]}). Name that base."
         )
+    # The kind was checked above, so the settings are of this type.
     config = cast("InpaintingConfig", run.record.config)
     if config.adapt == "full":
         unet: Any = copy.deepcopy(base.unet)
@@ -150,6 +151,7 @@ def restore_unet(base: SynthesisBase, run: SynthesisRun) -> Any:
     state = run.tensors.get(LORA, {})
     matrices = {_plain_name(name): matrix for name, matrix in wrapped.named_parameters() if matrix.requires_grad}
     fitting_count = sum(name in state and state[name].shape == matrix.shape for name, matrix in matrices.items())
+    # Both ways: copy_ would broadcast a wrong shape, and unknown tensors would be lost silently.
     if fitting_count != len(matrices) or len(state) != len(matrices):
         raise RunError(
             f"{run.path}: {LORA}: expected the {len(matrices)} tensors that the base and rank={config.rank} ask for, "

@@ -48,8 +48,8 @@ def test_latents_of_an_image_in_minus_one_to_one_are_those_of_its_bytes(normaliz
     images = tiny_images(2)
     with torch.no_grad():
         expected = encoder(torch.from_numpy(images)).numpy()
-        found = SignedEncoder(encoder)(torch.from_numpy(signed(images))).numpy()
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+        latents = SignedEncoder(encoder)(torch.from_numpy(signed(images))).numpy()
+    np.testing.assert_allclose(latents, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_the_ratio_of_images_is_that_of_the_worst_one() -> None:
@@ -65,19 +65,19 @@ def test_the_ratio_of_images_is_that_of_the_worst_one() -> None:
 @given(st.integers(1, 255), st.integers(1, 48))
 def test_a_larger_difference_has_a_smaller_ratio(step: int, count: int) -> None:
     images = np.zeros((1, 4, 4, 3), np.uint8)
-    one, other = images.copy(), images.copy()
-    one.reshape(-1)[:count] = step - 1
-    other.reshape(-1)[:count] = step
-    assert 0.0 <= measure_images(images, other) < measure_images(images, one) <= 100.0
+    nearer, farther = images.copy(), images.copy()
+    nearer.reshape(-1)[:count] = step - 1
+    farther.reshape(-1)[:count] = step
+    assert 0.0 <= measure_images(images, farther) < measure_images(images, nearer) <= 100.0
 
 
 def test_large_images_have_a_small_largest_batch_unless_one_is_given(
     made_runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[int] = []
+    batches: list[int] = []
 
     def stop(name: str, module: object, examples: object, max_batch: int) -> None:
-        asked.append(max_batch)
+        batches.append(max_batch)
         raise RunError("far enough")
 
     monkeypatch.setattr(generator_export, "synthesis_graph", stop)
@@ -85,7 +85,7 @@ def test_large_images_have_a_small_largest_batch_unless_one_is_given(
         monkeypatch.setattr(generator_export, "_LARGE_SIDE_PX", large)
         with pytest.raises(RunError, match="far enough"):
             export_synthesis(made_runs["base"], tmp_path / "b.flaw", max_batch=given_batch)
-    assert asked == [16, 2, 5]
+    assert batches == [16, 2, 5]
 
 
 @pytest.mark.parametrize(
