@@ -136,7 +136,7 @@ def _map(nodes: HeadNodes, distances: str, head: BankHead, size: tuple[int, int]
     """Distances [N·P] or [N, P] → anomaly_map, as the two matrix products of `map_upsampling`."""
     rows, columns = map_matrices(head.grid, size, head.sigma)
     grid = nodes.add("Reshape", [distances, nodes.axes(-1, *head.grid)], "grid")
-    # Rows first and columns second, as in the kernels: the other order rounds differently.
+    # R · A · Cᵀ from the left, in this order: the other one rounds differently.
     tall = nodes.add("MatMul", [nodes.constant(rows, "map_rows"), grid], "tall")
     nodes.add("MatMul", [tall, nodes.constant(columns, "map_columns")], "anomaly_map")
 

@@ -318,7 +318,7 @@ def test_a_folder_with_other_weights_is_refused(
 
 
 def test_what_is_no_base_is_refused(tmp_path: Path, copied: Path, patchcore_run: Path) -> None:
-    with pytest.raises(RunError, match=r"nowhere: expected a run of train base, or a folder of .* with a folder unet"):
+    with pytest.raises(RunError, match=r"nowhere: expected a run of train base, or a folder of .* without the folder unet"):
         open_base(tmp_path / "nowhere")
     shutil.rmtree(copied / "vae")
     with pytest.raises(RunError, match=r"sd: expected a run of train base, .* got one without the folder vae"):
