@@ -1,4 +1,4 @@
-"""`flawscope explain`: the first tensor on which two ways of computing disagree."""
+"""`flawscope explain`: finds the first tensor on which two implementations disagree."""
 
 from __future__ import annotations
 
@@ -26,16 +26,17 @@ from flawscope.terminal import progress_bars
     help="Largest RMS difference, relative to the tensor.  [default: 1e-4 fp32, 1e-2 fp16, 1e-1 int8]",
 )
 def explain(source: Path, against: tuple[str, ...], tolerance: float | None) -> int:
-    """Find the first tensor on which two ways of computing disagree; write nothing.
+    """Find the first tensor on which two implementations disagree; write nothing.
 
-    Of a run, torch is compared with its exported graph; of a bundle, its FP32 graph on the CPU with --against. The exit
-    status is 1 if something is outside the tolerance.
+    For a run, torch is compared with the exported graph; for a bundle, its FP32 graph on the CPU with --against. The
+    exit status is 1 if a tensor is outside the tolerance.
     """
     if draws_defects(source):
         raise ArgumentError(
-            f"{source}: expected a run or a bundle of a detector, got what draws defects. Its export compares torch "
-            "and graphs as a whole: flawscope export."
+            f"{source}: expected a run or a bundle of a detector, got a generator. flawscope export compares the "
+            "images that torch and its graphs draw."
         )
+    # Imported here: it needs torch and onnx, which help pages and lean devices do without.
     try:
         from flawscope.export.explain_sources import explain_source, lines_of
     except ModuleNotFoundError as err:

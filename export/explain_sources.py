@@ -1,4 +1,4 @@
-"""What `flawscope explain` compares: torch with the exported graph, or the graphs of a bundle with each other."""
+"""Sides that `flawscope explain` compares: torch and the exported graph, or the graphs of a bundle."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import nn
 from flawscope.arrays import UInt8Array
 from flawscope.bundle import Bundle, open_bundle
 from flawscope.errors import ArgumentError, RunError
-from flawscope.export.explain import TOLERANCES, Explanation, GraphSide, explain
+from flawscope.export.explain import TOLERANCES, Explanation, GraphSide, Probe, explain
 from flawscope.export.exporter import exporter_of
 from flawscope.export.onnx_trace import export_module
 from flawscope.export.source_kind import is_run
@@ -35,9 +35,9 @@ class TorchSide:
 
     Args:
         features: The module.
-        nodes: What makes each tensor of its exported graph; nodes are named after their modules.
-        outputs: Names of the graph's outputs, as the module returns them.
-        image: An image, uint8 [H, W, 3], to see which modules give a tensor and not a list of them.
+        nodes: Tensor → node of the exported graph that computes it; nodes are named after their modules.
+        outputs: Names of the graph's outputs, in the order in which the module returns them.
+        image: An image, uint8 [H, W, 3], run once to see which modules return a single tensor.
     """
 
     def __init__(
@@ -45,59 +45,61 @@ class TorchSide:
     ) -> None:
         self.name = "torch"
         self._features = features
-        gives_tensor = _gives_tensor(features, image)
+        returns_tensor = _returns_tensor(features, image)
         modules = {
-            tensor: module for tensor, module in _module_outputs(features, nodes).items() if gives_tensor.get(module)
+            tensor: module for tensor, module in _module_outputs(features, nodes).items() if returns_tensor.get(module)
         }
         self._outputs = tuple(outputs)
+        # The outputs come last and replace a module's entry: the whole module has the name "".
         self._modules = {**modules, **dict.fromkeys(outputs, "")}
         self.tensors = tuple(self._modules)
 
     def values(self, tensor: str, images: Sequence[UInt8Array]) -> npt.NDArray[np.float64]:
         """Return a tensor for these images, float64 [N, …]."""
         module = self._features.get_submodule(self._modules[tensor])
-        found: list[npt.NDArray[np.float64]] = []
+        values: list[npt.NDArray[np.float64]] = []
         for image in images:
-            seen: list[Any] = []
-            hook = module.register_forward_hook(lambda _, __, result, seen=seen: seen.append(result))
+            results: list[Any] = []
+            # `results` as a default: a closure would see the list of the last image.
+            hook = module.register_forward_hook(lambda _, __, result, results=results: results.append(result))
             try:
                 with torch.inference_mode():
                     self._features(torch.from_numpy(image[None]))
             finally:
                 hook.remove()
-            result = seen[-1]
+            result = results[-1]
             if not isinstance(result, torch.Tensor):  # the module itself, with several outputs
                 result = result[self._outputs.index(tensor)]
-            found.append(result.double().numpy())
-        return np.stack(found)
+            values.append(result.double().numpy())
+        return np.stack(values)
 
 
-def _gives_tensor(features: nn.Module, image: UInt8Array) -> dict[str, bool]:
-    """Return for every module that takes part whether it gives one tensor."""
-    found: dict[str, bool] = {}
+def _returns_tensor(features: nn.Module, image: UInt8Array) -> dict[str, bool]:
+    """Return for every module that is called whether it returns one tensor."""
+    is_tensor: dict[str, bool] = {}
 
-    def note(name: str) -> Any:
-        return lambda _, __, result: found.__setitem__(name, isinstance(result, torch.Tensor))
+    def recorder(name: str) -> Any:
+        return lambda _, __, result: is_tensor.__setitem__(name, isinstance(result, torch.Tensor))
 
-    hooks = [module.register_forward_hook(note(name)) for name, module in features.named_modules()]
+    hooks = [module.register_forward_hook(recorder(name)) for name, module in features.named_modules()]
     try:
         with torch.inference_mode():
             features(torch.from_numpy(image[None]))
     finally:
         for hook in hooks:
             hook.remove()
-    return found
+    return is_tensor
 
 
 def _module_outputs(features: nn.Module, nodes: dict[str, onnx.NodeProto]) -> dict[str, str]:
     """Return tensor -> the module whose output it is.
 
-    That is the tensor that the last node below a module makes, if the node is the module's own. Where the exporter has
-    folded a module into another, it has no tensor.
+    A module's output is the tensor of the last node below it, if that node is the module's own. A module that the
+    exporter has folded into another one has no tensor.
     """
     modules = dict(features.named_modules())
     last: dict[str, tuple[str, str]] = {}
-    for tensor, node in nodes.items():
+    for tensor, node in nodes.items():  # in the order of the graph, so the last node below a module wins
         layer = node.name.rpartition("/")[0]
         parts = layer.split(".")
         for depth in range(1, len(parts) + 1):
@@ -128,6 +130,7 @@ def explain_run(path: Path, tolerance: float | None, progress: Progress = no_pro
         raise ArgumentError(f"{path}: {_SEVERAL}")
     with tempfile.TemporaryDirectory() as folder:
         graph = Path(folder) / ("features.onnx" if len(outputs) == 1 else "score.onnx")
+        # Traced again and not read from a bundle: `explain` of a run says whether the export itself is at fault.
         onnx.save(export_module(run.module, spec.size, 1, outputs), graph)
         candidate = GraphSide(graph, f"{graph.name} on cpu", "cpu")
         reference = TorchSide(run.module, candidate.nodes, outputs, images[0])
@@ -142,19 +145,19 @@ def explain_bundle(
 
     Args:
         bundle: The bundle.
-        against: Each `BACKEND[:PRECISION]`; none means every precision that the bundle has, CUDA if it is here, and
+        against: Each `BACKEND[:PRECISION]`; none means every precision of the bundle, CUDA if it is available, and
             `plain` if there is nothing else.
         tolerance: Largest difference, or None for that of `TOLERANCES`.
         progress: Told how many tensors were compared.
 
     Raises:
-        ArgumentError: If one is not known, the bundle lacks a precision, or the tolerance is no positive number.
-        BackendError: If a backend is not there.
+        ArgumentError: If a pair is not valid, the bundle lacks a precision, or the tolerance is no positive number.
+        BackendError: If a backend is not available.
     """
     manifest = bundle.manifest
     pairs = [parse_against(text) for text in against] or _all_pairs(bundle)
     for _, precision in pairs:
-        manifest.graphs_of(precision)
+        manifest.graphs_of(precision)  # raises where the bundle lacks it, before anything is compared
     images = [
         prepare(decode_image(bundle.file(golden.file).read_bytes(), golden.file), manifest.input)
         for golden in manifest.golden
@@ -172,7 +175,7 @@ def parse_against(text: str) -> tuple[str, str]:
     """Return backend and precision of `BACKEND[:PRECISION]`.
 
     Raises:
-        ArgumentError: If it is none, or the very thing that it is compared with.
+        ArgumentError: If it is not of that form, or is cpu:fp32, which is the reference.
     """
     backend, _, precision = text.partition(":")
     precision = precision or "fp32"
@@ -203,25 +206,27 @@ def explain_source(
         return list(explain_bundle(bundle, against, tolerance, progress))
 
 
-def lines_of(found: Explanation) -> list[str]:
-    """Return an explanation in words."""
+def lines_of(explanation: Explanation) -> list[str]:
+    """Return an explanation as lines of text."""
     head = (
-        f"{found.candidate} against {found.reference}: {found.compared} tensors, {found.images} images, tolerance "
-        f"{found.tolerance:g}, {len(found.probes)} compared"
+        f"{explanation.candidate} against {explanation.reference}: {explanation.compared} tensors, "
+        f"{explanation.images} images, tolerance {explanation.tolerance:g}, {len(explanation.probes)} compared"
     )
-    if found.first is None:
-        return [head, f"  within to the end: {_words(found.end)}"]
-    before = "the very first tensor" if found.before is None else f"within up to {_words(found.before)}"
-    place, expected, got = found.first.largest
+    if explanation.first is None:
+        return [head, f"  within to the end: {_probe_text(explanation.end)}"]
+    before = (
+        "the very first tensor" if explanation.before is None else f"within up to {_probe_text(explanation.before)}"
+    )
+    place, expected, got = explanation.first.largest
     return [
         head,
         f"  {before}",
-        f"  outside from {_words(found.first)}",
+        f"  outside from {_probe_text(explanation.first)}",
         f"    furthest apart at {list(place)}: {expected:.6g} and {got:.6g}",
-        f"  at the end   {_words(found.end)}",
+        f"  at the end   {_probe_text(explanation.end)}",
     ]
 
 
-def _words(probe: Any) -> str:
-    made = f" ({probe.operator} of {probe.layer})" if probe.layer else ""
-    return f"{probe.tensor}{made} {list(probe.shape)}: {probe.difference:.1e}"
+def _probe_text(probe: Probe) -> str:
+    origin = f" ({probe.operator} of {probe.layer})" if probe.layer else ""
+    return f"{probe.tensor}{origin} {list(probe.shape)}: {probe.difference:.1e}"

@@ -1,4 +1,4 @@
-"""`flawscope export`: a bundle from a training run."""
+"""`flawscope export`: writes a bundle from a training run."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ import click
 from flawscope.bundle import Gate, Manifest, SynthHead
 from flawscope.calibration.quantization.gate_limits import gate_rows, verdict
 from flawscope.errors import ArgumentError, MissingExtra
-from flawscope.export.precision_options import PrecisionRequest, given, precision_options
+from flawscope.export.precision_options import PrecisionRequest, is_given, precision_options
 from flawscope.export.source_kind import draws_defects
 from flawscope.terminal import command_line, progress_bars
 
 MAX_BATCH = 8
-"""Largest batch of a graph where none is asked for."""
+"""Default largest batch of a detector's graphs."""
 _KEPT_SHOWN = 5
+"""Operators left out of a reduced precision that are printed; the manifest has all of them."""
 _TRITON, _EXPLAIN = "flawscope export-triton SOURCE --out REPOSITORY", "flawscope explain SOURCE"
-_MOVED = {
+_FORMER_OPTIONS = {
     "--format": _TRITON,
     "--model-name": _TRITON,
     "--device": _TRITON,
@@ -29,20 +30,21 @@ _MOVED = {
     "--against": _EXPLAIN,
     "--tolerance": _EXPLAIN,
 }
-"""Option that `export` had before -> the command that does its work."""
+"""Option that `export` had in earlier releases -> the command that replaces it."""
 
 
 class _ExportCommand(click.Command):
-    """Names the command that has an option which `export` had before, where click would only say: no such option."""
+    """Names the command that replaces a former option, where click would only say: no such option."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         try:
             return super().parse_args(ctx, args)
         except click.NoSuchOption as err:
-            if (command := _MOVED.get(err.option_name)) is None:
+            # Only former options: any other unknown one keeps click's own message with its suggestions.
+            if (command := _FORMER_OPTIONS.get(err.option_name)) is None:
                 raise
             raise click.UsageError(
-                f"{err.option_name}: expected no such option, got it. Its work is another verb's: {command}."
+                f"{err.option_name}: expected no such option, got it. Another verb does its work: {command}."
             ) from err
 
 
@@ -54,23 +56,23 @@ class _ExportCommand(click.Command):
     type=int,
     default=MAX_BATCH,
     show_default=True,
-    help="Largest batch the graphs take; of what draws defects 16, from 512 px on 2, unless it is given.",
+    help="Largest batch the graphs take; for generators 16, or 2 from 512 px on, unless it is given.",
 )
 @click.option(
     "--base",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="embedding, inpainting: where the base lies, if not where it was.",
+    help="embedding, inpainting: folder of the base, if it has moved.",
 )
 @click.option(
     "--embedding",
     "embeddings",
     multiple=True,
     metavar="DEFECT=FILE",
-    help="embedding, base: a learned word (.safetensors) to add; may be repeated. DEFECT may be CATEGORY/DEFECT.",
+    help="embedding, base: a learned embedding (.safetensors) to add; may be repeated. DEFECT may be CATEGORY/DEFECT.",
 )
 @precision_options(
-    "fp16, int8: graphs in fewer bits beside those in FP32, if they pass the gate; may be repeated.  [default: fp32]"
+    "fp16, int8: graphs in reduced precision beside FP32, if they pass the gate; may be repeated.  [default: fp32]"
 )
 def export(
     request: PrecisionRequest, run: Path, out: Path, max_batch: int, base: Path | None, embeddings: tuple[str, ...]
@@ -78,15 +80,16 @@ def export(
     """Turn a training run into a bundle that needs no PyTorch.
 
     The bundle is written only if every tensor is proven to fit and torch, graph and native path agree on real images.
-    RUN may be one of embedding, inpainting or base, or a Stable Diffusion folder: the bundle then draws defects.
+    If RUN is one of embedding, inpainting or base, or a Stable Diffusion folder, the bundle generates defects.
     """
     if draws_defects(run):
-        _check_drawing_options(run, request)
-        words = [_parse_embedding(text) for text in embeddings]
-        _export_generator(run, out, max_batch if given("max_batch") else None, base, words, request)
+        _check_generator_options(run, request)
+        learned_embeddings = [_parse_embedding(text) for text in embeddings]
+        given_batch = max_batch if is_given("max_batch") else None  # a generator has a default of its own
+        _export_generator(run, out, given_batch, base, learned_embeddings, request)
         return
-    for name in ("base", "embeddings"):
-        if given(name):
+    for name in ("base", "embeddings"):  # names of parameters; the option of the latter is --embedding
+        if is_given(name):
             raise ArgumentError(
                 f"--{name.rstrip('s')}: expected it with a run of embedding, inpainting or base, got it with {run}. "
                 "Leave it out."
@@ -95,21 +98,21 @@ def export(
     show_export(export_detector(run, out, max_batch, request), out)
 
 
-def _check_drawing_options(source: Path, request: PrecisionRequest) -> None:
-    """Refuse options of what scores: they would have no effect."""
+def _check_generator_options(source: Path, request: PrecisionRequest) -> None:
+    """Refuse options of detectors: they would have no effect."""
+    # A list of what is allowed, so that a new option of detectors is refused without a change here.
     allowed = {"run", "out", "max_batch", "base", "embeddings", "precisions"}
     allowed |= {"modelopt_python"} if request.precisions else set()
     for parameter in click.get_current_context().command.params:
-        if parameter.name not in allowed and given(parameter.name or ""):
+        if parameter.name not in allowed and is_given(parameter.name or ""):
             raise ArgumentError(
-                f"{parameter.opts[0]}: expected no such option with {source}, which draws defects and does not score, "
-                "got it. Leave it out."
+                f"{parameter.opts[0]}: expected no such option with the generator {source}, got it. Leave it out."
             )
 
 
 def _parse_embedding(text: str) -> tuple[str, Path]:
-    name, is_there, file = text.partition("=")
-    if not name or not is_there or not file:
+    name, separator, file = text.partition("=")
+    if not name or not separator or not file:
         raise ArgumentError(f"--embedding: expected DEFECT=FILE or CATEGORY/DEFECT=FILE, got {text!r}.")
     return name, Path(file)
 
@@ -119,9 +122,10 @@ def _export_generator(
     out: Path,
     max_batch: int | None,
     base: Path | None,
-    words: list[tuple[str, Path]],
+    embeddings: list[tuple[str, Path]],
     request: PrecisionRequest,
 ) -> None:
+    # Imported here: it needs torch and onnx, which help pages and lean devices do without.
     try:
         from flawscope.export.synthesis.generator_export import export_synthesis
     except ModuleNotFoundError as err:
@@ -131,7 +135,7 @@ def _export_generator(
             source,
             out,
             base=base,
-            embeddings=words,
+            embeddings=embeddings,
             max_batch=max_batch,
             precisions=request.precisions,
             modelopt_python=request.modelopt_python,
@@ -142,10 +146,10 @@ def _export_generator(
 
 
 def export_detector(run: Path, out: Path, max_batch: int, request: PrecisionRequest) -> Manifest:
-    """Export the run of a detector; print the gate's figures where it refuses a precision.
+    """Export the run of a detector; where the gate refuses a precision, print its figures.
 
     Raises:
-        MissingExtra: If a library that exports is not installed.
+        MissingExtra: If a library for the export is not installed.
         GateError: If a precision or the parity is outside its limits.
     """
     try:
@@ -153,26 +157,28 @@ def export_detector(run: Path, out: Path, max_batch: int, request: PrecisionRequ
         from flawscope.export.precisions import PrecisionRefused
     except ModuleNotFoundError as err:
         raise MissingExtra("exporting", str(err.name), "export") from err
-    wanted = request.open_data()
+    precisions = request.open_data()
     try:
         with progress_bars() as progress:
-            return export_run(run, out, max_batch=max_batch, wanted=wanted, command=command_line(), progress=progress)
+            return export_run(
+                run, out, max_batch=max_batch, wanted=precisions, command=command_line(), progress=progress
+            )
     except PrecisionRefused as err:
         show_gate(err.precision, err.gate)
         raise
 
 
 def show_gate(precision: str, gate: Gate) -> None:
-    """Print what a precision does to the figures of FP32, and what its speed says."""
+    """Print how a precision changes the figures of FP32, and the verdict of the gate."""
     labels = f"{gate.labelled} labelled images, {gate.anomalous} of them anomalous" if gate.labelled else "no labels"
     click.echo(f"gate of {precision} on {gate.backend}: {gate.images} normal images, {labels}")
-    for what, before, change in gate_rows(gate, precision):
-        click.echo(f"  {what:<44} {before:>8}  {change}")
+    for figure, before, change in gate_rows(gate, precision):
+        click.echo(f"  {figure:<44} {before:>8}  {change}")
     click.echo(f"  {verdict(gate, precision)}")
 
 
 def show_synthesis(manifest: Manifest, out: Path) -> None:
-    """Print what was exported that draws defects: sizes, parity, what it draws, and where it is."""
+    """Print sizes, parity, defects and path of an exported generator."""
     head = cast("SynthHead", manifest.head)
     _show_graphs(manifest)
     for row in head.parity:
@@ -198,7 +204,7 @@ def _size(manifest: Manifest) -> int:
 
 
 def show_export(manifest: Manifest, out: Path | None) -> None:
-    """Print what was exported: sizes and parity, and where it is if it stays."""
+    """Print sizes, parity and precisions of an exported detector, and its path if the bundle is kept."""
     _show_graphs(manifest)
     for row in manifest.evidence.parity:
         rank = "not defined" if row.score_spearman is None else f"{row.score_spearman:.4f}"
@@ -206,15 +212,15 @@ def show_export(manifest: Manifest, out: Path | None) -> None:
             f"parity {row.candidate} against {row.reference}, {row.images} images: "
             f"scores {row.score_max_relative:.1e}, maps {row.map_max_relative:.1e} relative, rank correlation {rank}"
         )
-    for precision, made in sorted(manifest.precisions.items()):
-        others = f"{len(made.kept)} operators kept out of it"
-        click.echo(f"{precision}: {made.quantised} convolutions and products in it, {others}; {made.method}")
-        for node in made.kept[:_KEPT_SHOWN]:
+    for name, precision in sorted(manifest.precisions.items()):
+        kept_out = f"{len(precision.kept)} operators kept out of it"
+        click.echo(f"{name}: {precision.quantised} convolutions and products in it, {kept_out}; {precision.method}")
+        for node in precision.kept[:_KEPT_SHOWN]:
             click.echo(f"  kept {node.node} ({node.operator}): {node.reason}")
-        if len(made.kept) > _KEPT_SHOWN:
-            click.echo(f"  and {len(made.kept) - _KEPT_SHOWN} less sensitive ones, all of them in the manifest")
-        if made.gate is not None:
-            show_gate(precision, made.gate)
+        if len(precision.kept) > _KEPT_SHOWN:
+            click.echo(f"  and {len(precision.kept) - _KEPT_SHOWN} less sensitive ones, all of them in the manifest")
+        if precision.gate is not None:
+            show_gate(name, precision.gate)
     if out is None:
         return
     click.echo(f"bundle: {out} ({_size(manifest) / 2**20:.1f} MiB), not calibrated yet")

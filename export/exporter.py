@@ -1,4 +1,4 @@
-"""What an exporter is: the face of a detector in this room. The table of methods names one for each."""
+"""The `Exporter` protocol of detectors, and the exporter of a run, as the table of methods names it."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class ExportedGraphs:
     """Graphs in a scratch folder.
 
     Attributes:
-        graphs: What the manifest says of them.
-        bank: Name of the file with the tensors that they or the runtime need, or None.
-        arrays: What that file holds, where a reduced precision is made from it.
+        graphs: Name → entry of the manifest.
+        bank: Name of the file with the tensors that graphs or runtime need, or None.
+        arrays: The tensors in that file, where a reduced precision needs them.
     """
 
     graphs: dict[str, Graph]
@@ -35,7 +35,7 @@ class ExportedGraphs:
 
 
 class ReducibleHead(Protocol):
-    """What a method offers whose features can be computed in fewer bits: its head is written after them, in FP32."""
+    """Face of a method whose features can be computed in reduced precision; its head follows them in FP32."""
 
     def score_graph(
         self, features: onnx.ModelProto, head: Any, bank: BankFile, size: tuple[int, int], max_batch: int
@@ -44,13 +44,14 @@ class ReducibleHead(Protocol):
 
 
 class Exporter(Protocol):
-    """Turns the run of a detector into graphs, and computes the same without them.
+    """Turns the run of a detector into graphs, and computes the reference for them in torch.
 
     Attributes:
-        graph_words: What the evidence calls the graphs.
-        other_paths: Paths beside `graph` that have to give the same scores.
-        traced: Outputs of the module where its scores are made by one traced graph, or None where there are several.
-        reducible: What a reduced precision is made with, or None where there is FP32 alone.
+        graph_words: Name of the graphs in the evidence of a bundle.
+        other_paths: Paths beside `graph` that must give the same scores.
+        traced: Outputs of the module, where one traced graph is compared by `flawscope explain`; None where there are
+            several graphs.
+        reducible: Appends the head to features in reduced precision; None where the method has FP32 alone.
     """
 
     graph_words: str
@@ -69,14 +70,14 @@ class Exporter(Protocol):
         """
 
     def reference(self, run: Run, head: Any, images: Sequence[UInt8Array]) -> tuple[Float32Array, Float32Array]:
-        """Return maps float32 [N, H, W] and scores float32 [N] by plain torch: what the graphs are measured against."""
+        """Return maps float32 [N, H, W] and scores float32 [N] by plain torch, the reference of the parity gate."""
 
 
 def exporter_of(record: RunRecord) -> Exporter:
     """Return the exporter of a run.
 
     Raises:
-        ArgumentError: If such runs are not exported by themselves.
+        ArgumentError: If it is not the run of a detector, or one that has no exporter.
     """
     return exporter_named(str(type(record.config).__struct_config__.tag))
 
@@ -86,5 +87,6 @@ def exporter_named(method: str) -> Exporter:
     row = methods.method(method)
     if row.kind != "detector" or row.exporter is None:
         raise ArgumentError(f"export: expected the run of a detector, got one of {method}.")
+    # By name: exporters import torch and onnx, the table of methods may not.
     exporter: Exporter = methods.load(row.exporter)
     return exporter

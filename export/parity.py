@@ -12,12 +12,13 @@ from flawscope.calibration.evaluation.metrics import spearman
 from flawscope.errors import GateError
 
 SCORE_LIMIT = 1e-3
-"""Largest relative difference of a score that float32 explains; measured ones are near 1e-6."""
+"""Largest accepted relative difference of a score. float32 explains less: measured differences are near 1e-6."""
 MAP_LIMIT = 1e-3
-"""The same for a map, relative to the largest map value."""
+"""The same for a map, relative to its largest value."""
 SPEARMAN_LIMIT = 0.999
+"""Smallest accepted rank correlation of the scores."""
 ROUNDING = 1e-5
-"""Relative difference of a score that the order of float32 additions explains."""
+"""Relative difference of a score that the order of float32 additions alone may cause."""
 
 
 def measure_parity(
@@ -30,16 +31,16 @@ def measure_parity(
     """Compare maps [N, H, W] and scores [N] of two implementations.
 
     Args:
-        reference: Name of what is taken as true.
-        candidate: Name of what is compared with it.
+        reference: Name of the implementation that is taken as true.
+        candidate: Name of the one that is compared with it.
         expected: Maps and scores of the reference.
         measured: Maps and scores of the candidate.
-        least: Errors are relative to the reference, or to this where the reference is smaller.
+        least: Errors are relative to the reference value, but at least to this.
     """
     maps, scores = expected
     other_maps, other_scores = measured
     spread = float(np.abs(scores).max()) or 1.0
-    # A reference score of (almost) zero has no meaningful relative error of its own.
+    # A relative error means nothing where the reference score is (almost) zero.
     relative = np.abs(other_scores - scores) / np.maximum(np.abs(scores), max(least, 1e-6 * spread))
     return Parity(
         reference=reference,
@@ -47,7 +48,7 @@ def measure_parity(
         images=len(scores),
         score_max_relative=float(relative.max()),
         map_max_relative=float(np.abs(other_maps - maps).max() / (max(float(np.abs(maps).max()), least) or 1.0)),
-        # Two images with (almost) one score change places by rounding alone: within it, scores count as equal.
+        # Images with almost the same score swap ranks by rounding alone; differences within ROUNDING count as none.
         score_spearman=spearman(scores, np.where(relative <= ROUNDING, scores, other_scores), "export"),
     )
 
@@ -56,6 +57,7 @@ def check_parity(rows: Sequence[Parity]) -> None:
     """Raise GateError if a row is outside the limits, or not a number."""
     for row in rows:
         rank = row.score_spearman
+        # Written as `not (a <= b ...)`, so that NaN is refused: no comparison with it is true.
         if not (
             row.score_max_relative <= SCORE_LIMIT
             and row.map_max_relative <= MAP_LIMIT

@@ -1,7 +1,4 @@
-"""The options that say which precisions a detector is exported in and how those are made and gated.
-
-`export` and `export-triton` share them: both turn the run of a detector into a bundle.
-"""
+"""Options of `export` and `export-triton` for reduced precisions: which, from what data, and the limits of the gate."""
 
 from __future__ import annotations
 
@@ -38,27 +35,28 @@ _PRECISIONS_OF = {
     "max_false_rejects": _REDUCED,
     "max_score_change": _REDUCED,
 }
-"""Parameter -> the precisions that it is for. Every option of this module but --precision is here."""
+"""Parameter -> the precisions that it is for. Every option of this module but --precision must be here, or it is
+accepted where it has no effect."""
 
 
-def given(parameter: str) -> bool:
+def is_given(parameter: str) -> bool:
     """Return whether the running command got a parameter, from the command line or the environment."""
-    # Not by its value: who types the default of an option that has no effect shall be told, too.
+    # Not by its value: an option without effect is refused even where its default was typed.
     return click.get_current_context().get_parameter_source(parameter) is not ParameterSource.DEFAULT
 
 
 @dataclass(frozen=True)
 class PrecisionRequest:
-    """What the options ask for.
+    """Values of the options of this module.
 
     Attributes:
-        precisions: `fp16`, `int8` or both, beside FP32, each once and in the order given; often none.
+        precisions: `fp16`, `int8` or both, beside FP32, each once and in the order given; often empty.
         calibration: Folder of the dataset for value ranges and the gate, or None.
         labelled: Folder of the dataset whose test images are gated too, or None.
         category: Category below both, or None.
-        method: How value ranges are made for INT8.
+        method: How value ranges for INT8 are chosen.
         limits: Precision -> limits of its gate.
-        int8_rest: What operators compute in that are not in INT8.
+        int8_rest: Precision of the operators that are not in INT8.
         modelopt_python: Python interpreter with ModelOpt, or None for the usual one.
     """
 
@@ -72,13 +70,13 @@ class PrecisionRequest:
     modelopt_python: Path | None
 
     def check_run(self) -> None:
-        """Refuse options of a precision that is not asked for, and a precision without images.
+        """Refuse options of a precision that is not requested, and a precision without calibration images.
 
         Raises:
             ArgumentError: If an option would have no effect, or the dataset is missing.
         """
         for parameter, needed in _PRECISIONS_OF.items():
-            if given(parameter) and not set(needed) & set(self.precisions):
+            if is_given(parameter) and not set(needed) & set(self.precisions):
                 flags = " or ".join(f"--precision {precision}" for precision in needed)
                 raise ArgumentError(f"{_flag(parameter)}: expected it with {flags}, got it without. Leave it out.")
         if self.precisions and self.calibration is None:
@@ -88,25 +86,25 @@ class PrecisionRequest:
             )
 
     def check_bundle(self, bundle: Path) -> None:
-        """Refuse options that say how a precision is made, where a bundle has its graphs already.
+        """Refuse options on how to make a precision, because a bundle has its graphs already.
 
         Raises:
-            ArgumentError: If one was given.
+            ArgumentError: If one of them is given.
         """
         for parameter in _PRECISIONS_OF:
-            if given(parameter):
+            if is_given(parameter):
                 raise ArgumentError(
-                    f"{_flag(parameter)}: expected it with a run, got it with {bundle}. A bundle's graphs are made: "
+                    f"{_flag(parameter)}: expected it with a run, got it with {bundle}. Its graphs exist already: "
                     "leave it out, or export the run again."
                 )
 
     def open_data(self) -> Wanted | None:
-        """Index the datasets and return what the export makes beside FP32, or None where that is nothing.
+        """Index the datasets and return the request for the export, or None where FP32 is all.
 
         Raises:
             DataError: If a dataset cannot be read.
         """
-        from flawscope.export.precisions import Wanted  # it needs onnx, which a help page must not
+        from flawscope.export.precisions import Wanted  # imports onnx, which help pages must not need
 
         if self.calibration is None or not self.precisions:
             return None
@@ -125,42 +123,13 @@ def precision_options(precision_help: str) -> Callable[[Callable[..., _Result]],
     """Give a command the options of this module; it gets them as one `PrecisionRequest`, its first argument.
 
     Args:
-        precision_help: What --precision means to the command.
+        precision_help: Help text of --precision.
     """
-    folder = click.Path(path_type=Path)
-    shared = (
-        click.option("--precision", "precisions", type=click.Choice(PRECISIONS), multiple=True, help=precision_help),
-        click.option("--calibration-data", type=folder, help="fp16, int8: dataset for value ranges and the gate."),
-        click.option("--labelled-data", type=folder, help="fp16, int8: dataset whose test images are gated too."),
-        click.option("--category", metavar="NAME", help="fp16, int8: category below the datasets' folders."),
-        click.option(
-            "--calibration-method",
-            type=click.Choice(METHODS),
-            default="percentile",
-            show_default=True,
-            help="int8: ranges by.",
-        ),
-        click.option(
-            "--int8-rest",
-            type=click.Choice(["fp32", "fp16"]),
-            default="fp32",
-            show_default=True,
-            help="int8: what operators compute in that are not in INT8.",
-        ),
-        click.option(
-            "--modelopt-python",
-            type=folder,
-            help=f"fp16: Python interpreter with nvidia-modelopt[onnx].  [default: {PYTHON}, or this one]",
-        ),
-        click.option("--max-auroc-change", type=float, help=_limit_help("image_auroc")),
-        click.option("--min-spearman", type=float, help=_limit_help("spearman")),
-        click.option("--max-false-rejects", type=float, help=_limit_help("false_rejects")),
-        click.option("--max-score-change", type=float, help=_limit_help("score_error")),
-    )
 
     def decorate(command: Callable[..., _Result]) -> Callable[..., _Result]:
+        # wraps: click reads the help from the docstring, and the options below this decorator from __click_params__.
         @functools.wraps(command)
-        def called(
+        def with_request(
             *,
             precisions: tuple[str, ...],
             calibration_data: Path | None,
@@ -173,8 +142,9 @@ def precision_options(precision_help: str) -> Callable[[Callable[..., _Result]],
             min_spearman: float | None,
             max_false_rejects: float | None,
             max_score_change: float | None,
-            **others: Any,
+            **other_options: Any,
         ) -> _Result:
+            # Without fp32, which every bundle has, and each once: dict keys keep the order.
             reduced = tuple(dict.fromkeys(name for name in precisions if name != "fp32"))
             request = PrecisionRequest(
                 precisions=reduced,
@@ -189,14 +159,49 @@ def precision_options(precision_help: str) -> Callable[[Callable[..., _Result]],
                 int8_rest=int8_rest,
                 modelopt_python=modelopt_python,
             )
-            return command(request, **others)
+            return command(request, **other_options)
 
-        decorated: Callable[..., _Result] = called
-        for option in reversed(shared):  # click lists the option that was put on last first
+        decorated: Callable[..., _Result] = with_request
+        # click lists the option that was put on last first.
+        for option in reversed(_options(precision_help)):
             decorated = option(decorated)
         return decorated
 
     return decorate
+
+
+def _options(precision_help: str) -> tuple[Callable[..., Any], ...]:
+    """Return the options in the order of the help page."""
+    folder = click.Path(path_type=Path)
+    return (
+        click.option("--precision", "precisions", type=click.Choice(PRECISIONS), multiple=True, help=precision_help),
+        click.option("--calibration-data", type=folder, help="fp16, int8: dataset for value ranges and the gate."),
+        click.option("--labelled-data", type=folder, help="fp16, int8: dataset whose test images are gated too."),
+        click.option("--category", metavar="NAME", help="fp16, int8: category below the datasets' folders."),
+        click.option(
+            "--calibration-method",
+            type=click.Choice(METHODS),
+            default="percentile",
+            show_default=True,
+            help="int8: how value ranges are chosen.",
+        ),
+        click.option(
+            "--int8-rest",
+            type=click.Choice(["fp32", "fp16"]),
+            default="fp32",
+            show_default=True,
+            help="int8: precision of the operators that are not in INT8.",
+        ),
+        click.option(
+            "--modelopt-python",
+            type=folder,
+            help=f"fp16: Python interpreter with nvidia-modelopt[onnx].  [default: {PYTHON}, or this one]",
+        ),
+        click.option("--max-auroc-change", type=float, help=_limit_help("image_auroc")),
+        click.option("--min-spearman", type=float, help=_limit_help("spearman")),
+        click.option("--max-false-rejects", type=float, help=_limit_help("false_rejects")),
+        click.option("--max-score-change", type=float, help=_limit_help("score_error")),
+    )
 
 
 def _limit_help(name: str) -> str:
@@ -207,7 +212,8 @@ def _limit_help(name: str) -> str:
 def _limits(
     default: Limits, auroc: float | None, spearman: float | None, false_rejects: float | None, score: float | None
 ) -> Limits:
-    """Return the limits that were given, and the default ones where none was."""
+    """Return the given limits, and the default where one is None."""
+    # One option limits both AUROCs: of the image scores and of the pixels.
     return Limits(
         default.image_auroc if auroc is None else auroc,
         default.pixel_auroc if auroc is None else auroc,

@@ -38,21 +38,21 @@ from flawscope.progress import Progress, no_progress
 from flawscope.runtime import Inspector
 from flawscope.training.loop.image_batches import image_sources
 
-_MOST_CALIBRATION, _MOST_GOOD = 64, 128
-"""Images for value ranges, and for the gate."""
+_MOST_CALIBRATION, _MOST_NORMAL = 64, 128
+"""Most images for value ranges, and most normal images for the gate."""
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """Which precisions a bundle shall have, and from what they are made and judged.
+    """The precisions a bundle shall have beside FP32, and the data for their value ranges and gate.
 
     Attributes:
         precisions: Names, without `fp32`.
         calibration: Dataset whose normal images give value ranges and go through the gate.
         labelled: Dataset whose test images go through the gate as well, or None.
-        method: How value ranges are found.
-        limits: Precision -> what it may do; `LIMITS` where one is missing.
-        int8_rest: What operators that are not in INT8 compute in, `fp32` or `fp16`.
+        method: How value ranges are chosen.
+        limits: Precision -> limits of its gate; `LIMITS` where one is missing.
+        int8_rest: Precision of the operators that are not in INT8, `fp32` or `fp16`.
         modelopt_python: Interpreter with ModelOpt, for FP16; see `find_python` in
             `flawscope.calibration.quantization.modelopt`.
     """
@@ -66,7 +66,7 @@ class Wanted:
     modelopt_python: Path | None = None
 
     def check(self) -> None:
-        """Raise ArgumentError unless every precision can be made and every limit can be kept."""
+        """Raise ArgumentError if a precision is unknown, a limit out of range, or ModelOpt needed and missing."""
         for name in self.precisions:
             if name not in LIMITS:
                 raise ArgumentError(f"precision: expected fp32, {' or '.join(LIMITS)}, got {name!r}.")
@@ -76,19 +76,25 @@ class Wanted:
 
 
 class PrecisionRefused(GateError):
-    """A precision is outside its limits; `gate` has the figures."""
+    """A precision is outside the limits of its gate; `gate` has the figures."""
 
     def __init__(self, precision: str, gate: Gate, reasons: Sequence[str]) -> None:
         self.precision, self.gate = precision, gate
         super().__init__(
             f"{precision}: expected figures within the limits of the gate, got: {'; '.join(reasons)}. No bundle was "
-            "written. Export without it, or allow more."
+            "written. Export without it, or raise the limits."
         )
 
 
 @dataclass(frozen=True)
 class GateImages:
-    """Prepared images, each uint8 [H, W, 3]: for value ranges, for the gate; and the labelled ones as samples."""
+    """Images of the gate.
+
+    Attributes:
+        calibration: Prepared images for value ranges, each uint8 [H, W, 3].
+        good: Prepared normal images that the detector has not learned, each uint8 [H, W, 3].
+        labelled: Labelled samples, read when the gate needs them.
+    """
 
     calibration: tuple[UInt8Array, ...]
     good: tuple[UInt8Array, ...]
@@ -96,22 +102,23 @@ class GateImages:
 
 
 def read_images(wanted: Wanted, manifest: Manifest, learned: Sequence[str], progress: Progress) -> GateImages:
-    """Choose and read the images: ranges from those the detector has learned, the gate on those it has not.
+    """Choose and read the images: value ranges from those the detector has learned, the gate on those it has not.
 
     Args:
         wanted: The datasets.
-        manifest: Says how images are prepared.
-        learned: Content hashes of the images in the bank.
+        manifest: Has the preprocessing and tiling.
+        learned: Content hashes of the images the detector has learned.
         progress: Told how many are read.
 
     Raises:
         DataError: If the dataset has no normal image that the detector has not learned.
     """
     samples = wanted.calibration.train_good
-    contents = hash_contents([sample.path for sample in samples], lambda done, total: None)
-    known = frozenset(learned)
-    unseen = [sample for sample in samples if contents[sample.path] not in known]
-    seen = [sample for sample in samples if contents[sample.path] in known]
+    # By content, not by path: a copy of a learned image under another name must not count as new.
+    hashes = hash_contents([sample.path for sample in samples], lambda done, total: None)
+    learned_hashes = frozenset(learned)
+    unseen = [sample for sample in samples if hashes[sample.path] not in learned_hashes]
+    seen = [sample for sample in samples if hashes[sample.path] in learned_hashes]
     if not unseen:
         raise DataError(
             f"{wanted.calibration.root}: expected normal images that the detector has not learned from, for the gate; "
@@ -119,16 +126,17 @@ def read_images(wanted: Wanted, manifest: Manifest, learned: Sequence[str], prog
         )
     chosen = tuple(
         _spread(image_sources(part, manifest.tiling), most)
-        for part, most in ((seen or unseen, _MOST_CALIBRATION), (unseen, _MOST_GOOD))
+        for part, most in ((seen or unseen, _MOST_CALIBRATION), (unseen, _MOST_NORMAL))
     )
-    total, done = len(chosen[0]) + len(chosen[1]), 0
-    read: tuple[list[UInt8Array], list[UInt8Array]] = ([], [])
-    for group, into in zip(chosen, read, strict=True):
-        for image in group:
-            into.append(prepare(read_source(image), manifest.input))
-            progress("Reading images", done := done + 1, total)
+    # Read once and held: the gate scores them with several candidates.
+    total, count = len(chosen[0]) + len(chosen[1]), 0
+    groups: tuple[list[UInt8Array], list[UInt8Array]] = ([], [])
+    for sources, images in zip(chosen, groups, strict=True):
+        for source in sources:
+            images.append(prepare(read_source(source), manifest.input))
+            progress("Reading images", count := count + 1, total)
     labelled = wanted.labelled.test if wanted.labelled is not None else ()
-    return GateImages(tuple(read[0]), tuple(read[1]), labelled)
+    return GateImages(tuple(groups[0]), tuple(groups[1]), labelled)
 
 
 def add_precision(
@@ -147,29 +155,30 @@ def add_precision(
     Args:
         name: `fp16` or `int8`.
         manifest: The bundle's manifest in FP32, golden images included.
-        sources: What the FP32 bundle consists of.
-        tensors: The bank.
+        sources: Files of the FP32 bundle, and of precisions added before.
+        tensors: The tensors in the file of the memory bank.
         scratch: Folder with `features.onnx` and the bank; the new graphs are written there.
-        images: See `read_images`.
+        images: Of `read_images`.
         wanted: Method and limits.
-        describe: Function (graph name, model) -> `Graph`, which also proves the sizes.
+        describe: `(graph name, model) -> Graph`; it also checks the sizes.
         progress: Told what is being done.
 
     Returns:
-        What the manifest says of it, and the files to add.
+        Its entry for the manifest, and the files to add.
 
     Raises:
-        PrecisionRefused: If it is outside the limits.
+        PrecisionRefused: If it is outside its limits.
     """
     head = manifest.head
     reducible = exporter_named(manifest.method).reducible
-    assert reducible is not None, "refused before"
+    assert reducible is not None, "export_run refuses such methods"
     limits = wanted.limits.get(name, LIMITS[name])
     features = scratch / "features.onnx"
     if name == "fp16":
-        lowered = reduce_to_fp16(features, images.calibration, wanted.modelopt_python, progress)
+        converted = reduce_to_fp16(features, images.calibration, wanted.modelopt_python, progress)
     else:
-        lowered = quantize_to_int8(
+        # Its search for sensitive operators scores images, so it needs the head and the images of the gate.
+        converted = quantize_to_int8(
             features,
             methods.scorer_of(head_tag(head)).head(head, tensors, manifest.input.size),
             images.calibration,
@@ -180,22 +189,22 @@ def add_precision(
             wanted.modelopt_python,
             progress,
         )
-    graphs, added = _write_graphs(name, lowered.model, reducible, manifest, scratch, describe)
+    graphs, added = _write_graphs(name, converted.model, reducible, manifest, scratch, describe)
     precision = Precision(
         graphs=graphs,
         golden=(),
-        method=lowered.method,
+        method=converted.method,
         calibration_images=min(len(images.calibration), FP16_IMAGES if name == "fp16" else _MOST_CALIBRATION),
-        quantised=lowered.lowered,
-        kept=lowered.kept,
+        quantised=converted.lowered,
+        kept=converted.kept,
     )
-    golden, gate = _judge(name, manifest, precision, {**sources, **added}, scratch, images, progress)
+    golden, gate = _run_gate(name, manifest, precision, {**sources, **added}, scratch, images, progress)
     if reasons := failures(gate, limits):
         raise PrecisionRefused(name, gate, reasons)
     return msgspec.structs.replace(precision, golden=golden, gate=gate), added
 
 
-def _judge(
+def _run_gate(
     name: str,
     manifest: Manifest,
     precision: Precision,
@@ -204,13 +213,15 @@ def _judge(
     images: GateImages,
     progress: Progress,
 ) -> tuple[tuple[Golden, ...], Gate]:
-    """Measure the bundle as it would ship; return the golden scores and the figures."""
+    """Measure the bundle as it would ship; return its golden scores and the figures of the gate."""
     folder = scratch / f"candidate-{name}"
     write_bundle(folder, msgspec.structs.replace(manifest, precisions={name: precision}), sources)
     with open_bundle(folder) as bundle:
+        # `auto`: the figures are those of the path that is used on a CPU.
         reference = Inspector(bundle, "cpu", "auto")
         candidate = Inspector(bundle, "cpu", "auto", name)
         gate = measure_gate(reference, candidate, images.good, images.labelled, progress)
+        # Golden scores are those of the whole graph, as in FP32: the path that every backend has.
         graph = Inspector(bundle, "cpu", "graph", name)
         golden = []
         for entry in manifest.golden:
@@ -223,14 +234,14 @@ def _judge(
 def _write_graphs(
     name: str, features: onnx.ModelProto, reducible: ReducibleHead, manifest: Manifest, scratch: Path, describe: Any
 ) -> tuple[dict[str, Graph], dict[str, Path | bytes]]:
-    assert manifest.bank is not None, "a head with a bank"
+    assert manifest.bank is not None, "reducible methods have a file with tensors"
     bank = BankFile(scratch / manifest.bank)
     score = reducible.score_graph(features, manifest.head, bank, manifest.input.size, manifest.max_batch)
     graphs: dict[str, Graph] = {}
     added: dict[str, Path | bytes] = {}
-    for graph, model in (("features", features), ("score", score)):
-        file = f"{graph}.{name}.onnx"
-        graphs[graph] = msgspec.structs.replace(describe(graph, model), file=file)
+    for graph_name, model in (("features", features), ("score", score)):
+        file = f"{graph_name}.{name}.onnx"
+        graphs[graph_name] = msgspec.structs.replace(describe(graph_name, model), file=file)
         onnx.save(model, scratch / file)
         onnx.checker.check_model(str(scratch / file), full_check=True)
         added[file] = scratch / file
@@ -238,7 +249,7 @@ def _write_graphs(
 
 
 def _spread(samples: Sequence[ImageSource], most: int) -> list[ImageSource]:
-    """Return at most so many images, evenly spread: neighbours in a folder often show the same part."""
+    """Return at most `most` images, evenly spread: neighbours in a folder often show the same part."""
     if len(samples) <= most:
         return list(samples)
     return [samples[round(index)] for index in np.linspace(0, len(samples) - 1, most)]

@@ -1,6 +1,6 @@
-"""Size check: every tensor of a graph at its largest batch, before the graph is written.
+"""Size check: elements and memory of every tensor of a graph at its largest batch, known at export.
 
-TensorRT refuses tensors of 2³¹ elements and runtimes fail late on memory; here both are known at export.
+TensorRT refuses tensors of 2³¹ elements or more, and runtimes run out of memory only on the device.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class SizeCheck:
     Attributes:
         largest_tensor: Name of the largest tensor.
         largest_elements: Its number of elements.
-        peak_bytes: Constants, a packed copy of the matrices among them, and the most that is alive at once.
+        peak_bytes: Constants, a packed copy of the matrices among them, and the most activations alive at once.
     """
 
     largest_tensor: str
@@ -36,12 +36,15 @@ def check_tensor_sizes(model: onnx.ModelProto, max_batch: int) -> SizeCheck:
     Raises:
         RunError: If a tensor is too large, or its shape cannot be inferred.
     """
+    # With a symbolic batch shape inference gives no numbers, so the batch is fixed in a copy.
     fixed = onnx.ModelProto()
     fixed.CopyFrom(model)
     for value in (*fixed.graph.input, *fixed.graph.output):
         value.type.tensor_type.shape.dim[0].dim_value = max_batch
-    del fixed.graph.value_info[:]  # they speak of the dynamic batch
+    del fixed.graph.value_info[:]  # shapes with the dynamic batch, which inference would keep
     try:
+        # strict_mode: without it a failed inference only leaves tensors without shape. data_prop: shapes computed in
+        # the graph, as of Reshape, are constants then.
         inferred = onnx.shape_inference.infer_shapes(fixed, check_type=True, strict_mode=True, data_prop=True)
     except onnx.shape_inference.InferenceError as err:
         raise RunError(
@@ -59,7 +62,8 @@ def check_tensor_sizes(model: onnx.ModelProto, max_batch: int) -> SizeCheck:
     }
     for node in inferred.graph.node:
         has_graph = any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute)
-        for name in node.output:  # what lies inside a branch or a loop is not looked at, so neither may be there
+        # Tensors inside a branch or a loop are not measured here, so such nodes are refused whole.
+        for name in node.output:
             if name and (name not in sizes or has_graph):
                 raise RunError(
                     f"export: the size of {name} ({node.op_type}) at batch {max_batch} could not be proven. "
@@ -73,6 +77,7 @@ def check_tensor_sizes(model: onnx.ModelProto, max_batch: int) -> SizeCheck:
             f"expected fewer than 2³¹ ({LIMIT:,}). Lower --max-batch, the bank or the image size."
         )
     weights = sum(count * width for count, width in constants.values())
+    # ONNX Runtime keeps the second operand of products and convolutions a second time, repacked for its kernels.
     packed = sum(
         math.prod(constants[name])
         for node in inferred.graph.node
@@ -84,7 +89,10 @@ def check_tensor_sizes(model: onnx.ModelProto, max_batch: int) -> SizeCheck:
 
 
 def _most_alive(model: onnx.ModelProto, sizes: dict[str, tuple[int, int]]) -> int:
-    """Return the largest sum of bytes of activations that are needed at the same time, in node order."""
+    """Return the largest sum of bytes of activations that are needed at the same time, in node order.
+
+    An estimate: a runtime may fuse operators, or free tensors later than after their last use.
+    """
     last_use = {name: step for step, node in enumerate(model.graph.node) for name in node.input}
     outputs = {value.name for value in model.graph.output}
     alive = {value.name: math.prod(sizes[value.name]) for value in model.graph.input}
@@ -92,8 +100,8 @@ def _most_alive(model: onnx.ModelProto, sizes: dict[str, tuple[int, int]]) -> in
     for step, node in enumerate(model.graph.node):
         alive |= {name: math.prod(sizes[name]) for name in node.output if name in sizes}
         most = max(most, sum(alive.values()))
-        done = [name for name in alive if last_use.get(name, step) <= step and name not in outputs]
-        for name in done:
+        unused = [name for name in alive if last_use.get(name, step) <= step and name not in outputs]
+        for name in unused:
             del alive[name]
     return most
 

@@ -1,6 +1,6 @@
-"""What a command of this room was given to read: a run of a detector, what draws defects, or a bundle.
+"""Kind of the source that an export command reads: the run of a detector, a generator, or a bundle.
 
-Asked before anything heavy is imported, so that a wrong request is refused at once, and where torch is not installed.
+Imports nothing heavy, so that a wrong request is refused at once, and also where torch is not installed.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ def is_run(source: Path) -> bool:
 
 
 def draws_defects(source: Path) -> bool:
-    """Return whether `source` is a run of what draws defects, or the folder of a model as diffusers has it.
+    """Return whether `source` is the run of a generator, or a model folder of diffusers.
 
-    A run that cannot be read counts as one of a detector: its reader says what is wrong.
+    A run that cannot be read counts as one of a detector, whose reader reports what is wrong.
     """
     if not is_run(source):
-        # A bundle is known by its manifest, whatever else lies beside that.
+        # A folder with a manifest is a bundle, whatever else it holds.
         return (source / "unet").is_dir() and not (source / "manifest.json").exists()
+    # By the table of methods, so that a new generator is recognised without a change here.
     return run_kind(source) in methods.names("generator")

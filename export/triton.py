@@ -1,12 +1,12 @@
-"""A Triton model repository from a bundle: `REPOSITORY/NAME/` with configuration, graph, labels and a record.
+"""Writes a bundle into a Triton model repository: `REPOSITORY/NAME/` with configuration, graph, labels and a record.
 
-Triton Inference Server runs `score.onnx` in its ONNX Runtime backend and batches requests of several clients. It knows
-neither images nor thresholds: clients decode and resize before (`flawscope.imaging.images`) and decide afterwards,
-with the numbers of `flawscope.json`.
+Triton Inference Server runs `score.onnx` in its ONNX Runtime backend and batches the requests of several clients. It
+neither decodes images nor applies thresholds: clients prepare images (`flawscope.imaging.images`) and decide, with the
+numbers in `flawscope.json`.
 
 Source: Triton's user guide (model repository, model configuration, batchers) and `model_config.proto` of
-triton-inference-server/common. A graph with external data is a folder `1/model.onnx/` there, and an output of one
-number an image has `dims: [ 1 ]` with an empty reshape, because no shape may be empty.
+triton-inference-server/common. There a graph with external data is a folder `1/model.onnx/`, and an output of one
+number per image is declared as `dims: [ 1 ]` with an empty `reshape`, because dims may not be empty.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ from flawscope.runtime.backends.table import GOLDEN_TOLERANCE
 from flawscope.runtime.scorers.base import scorer_kind
 
 RECORD = "flawscope.json"
-"""Beside `config.pbtxt`: what a client has to know; also marks a model folder as written by flawscope."""
+"""Beside `config.pbtxt`: thresholds and preprocessing for clients; also marks the folder as written by flawscope."""
 
 VERSION = "1"
-"""Folder of the only version that is written."""
+"""Folder of the model's only version."""
 
 GRAPH = f"{VERSION}/model.onnx/model.onnx"
-"""The graph: Triton wants a graph of several files in a folder with the name of the model file."""
+"""The graph: Triton expects one of several files in a folder that has the name of the model file."""
 
 LABEL = "anomaly_score"
-"""The one label of the one element of `score`. It names a number; there is no decision in Triton to name."""
+"""Label of the only element of `score`: it names a number, not a decision, since Triton makes none."""
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 _OUTPUTS = ("anomaly_map", "score")
@@ -55,17 +55,34 @@ _DECISION = (
 )
 
 
+_TF32_OFF = """\
+optimization {
+  execution_accelerators {
+    gpu_execution_accelerator [
+      {
+        name: "cuda"
+        parameters { key: "use_tf32" value: "0" }
+      }
+    ]
+  }
+}
+"""
+"""As in OrtSession: TF32 keeps ten bits of every product's factors, and the scores would no longer be those that the
+thresholds were set on."""
+
+
 class TritonOptions(msgspec.Struct, frozen=True):
-    """What of `config.pbtxt` does not follow from the bundle.
+    """The choices in `config.pbtxt` that do not follow from the bundle.
 
     Attributes:
         name: Name of the model in Triton; None takes the bundle's.
-        device: Where the instances run. There is no `auto`: it would fall back to the CPU without a word.
-        instances: Instances a device (all GPUs of the server with `gpu`).
-        queue_delay_us: Longest time a request waits for others to share a batch, in microseconds. An image that
-            comes alone always waits as long, so it is 0 until somebody has measured that waiting pays.
-        preferred_batches: Batches to aim for. Triton's guide advises against any unless one is known to be faster.
-        precision: Which of the bundle's graphs is served, with its own thresholds and golden scores.
+        device: Where the instances run. There is no `auto`, because it would fall back to the CPU silently.
+        instances: Instances per device; with `gpu`, on every GPU of the server.
+        queue_delay_us: Longest time in microseconds that a request waits for others to share its batch. A lone request
+            always waits that long, so the default is 0.
+        preferred_batches: Batch sizes to aim for. Triton's guide advises to leave them out unless they are known to be
+            faster.
+        precision: Precision of the graph that is served, with its own thresholds and golden scores.
     """
 
     name: str | None = None
@@ -82,19 +99,19 @@ class TritonRecord(msgspec.Struct, frozen=True):
     Attributes:
         name: Name of the model in Triton.
         bundle: Name of the bundle.
-        digest: Digest of the bundle; `config.pbtxt` has it as the parameter `flawscope_digest`, so a client can see
-            whether the server runs what these thresholds are for.
-        method: What the bundle detects with.
-        precision: Precision of the graph; thresholds and golden scores are those of it.
+        digest: Digest of the bundle, also the parameter `flawscope_digest` of `config.pbtxt`: a client compares both to
+            see whether the server runs the model that these thresholds are for.
+        method: Method of the detector.
+        precision: Precision of the graph that thresholds and golden scores belong to.
         flawscope: Version that wrote it.
-        thresholds: The thresholds in force, or null where the bundle was not calibrated.
-        decision: How a client decides.
-        min_area_px: Smaller regions of the map above the pixel threshold are no boxes; in pixels of the map.
-        preprocessing: Sizes and version of the rules that make the input.
-        preprocessing_rules: The functions that do it.
-        golden: Images below this folder and what the graph must give for them, within `golden_tolerance`.
+        thresholds: The thresholds, or null where the bundle is not calibrated.
+        decision: The rule by which a client decides.
+        min_area_px: Regions of the map above the pixel threshold that are smaller give no box; in pixels of the map.
+        preprocessing: Sizes and version of the preprocessing.
+        preprocessing_rules: The functions that do the preprocessing.
+        golden: Images below this folder and the scores that the graph must give for them, within `golden_tolerance`.
         golden_tolerance: Largest relative difference.
-        golden_least: Scores are compared relative to at least this number; smaller ones are rounding.
+        golden_least: Differences are relative to at least this number: below it a score is only rounding.
         files: Every other file of the folder: SHA-256 and size.
         schema: Version of this struct.
     """
@@ -119,11 +136,11 @@ class TritonRecord(msgspec.Struct, frozen=True):
 
 @contextmanager
 def bundle_of(source: Path, export: Callable[[Path], object]) -> Iterator[Bundle]:
-    """Yield the bundle at `source`, or the one that `export` makes of the run there.
+    """Yield the bundle at `source`; a run is exported to a temporary bundle first.
 
     Args:
         source: A bundle, folder or packed, or a run.
-        export: Called for a run alone, with the temporary path of the bundle folder to write.
+        export: Called only for a run, with the path of the bundle folder to write.
 
     Raises:
         BundleError: If the bundle is missing, broken or of another kind.
@@ -144,23 +161,23 @@ def bundle_of(source: Path, export: Callable[[Path], object]) -> Iterator[Bundle
 
 
 def write_triton(bundle: Bundle, repository: Path, options: TritonOptions | None = None) -> TritonRecord:
-    """Write a bundle as one model of a Triton model repository, whole or not at all.
+    """Write a bundle as one model of a Triton model repository, atomically.
 
-    The graph is loaded by ONNX Runtime from where it was written, its inputs and outputs are compared with the
-    configuration as exactly as Triton does, and its golden images must give their scores there, on the CPU.
+    Before the model appears, ONNX Runtime loads the graph from the written files, its inputs and outputs are compared
+    with the configuration as strictly as Triton does it, and the golden images must give their scores on the CPU.
 
     Args:
-        bundle: The bundle; it may be uncalibrated, and the record then has no thresholds.
-        repository: The model repository. Other models in it stay; a model of this name is replaced if it is as it was
-            written by this function.
+        bundle: The bundle; without calibration the record has no thresholds.
+        repository: The model repository. Other models in it stay; a model of this name is replaced only if its files
+            are exactly as this function wrote them.
         options: Name, device and batching.
 
     Returns:
         The record as written to `flawscope.json`.
 
     Raises:
-        ArgumentError: If an option is out of range, the bundle lacks the precision, or something else lies where the
-            model would go.
+        ArgumentError: If an option is out of range, the bundle lacks the precision, or the place of the model is taken
+            by something else.
         BundleError: If the bundle is of another kind.
         BackendError: If ONNX Runtime cannot load the graph.
         GateError: If the graph does not match its configuration or does not give its golden scores.
@@ -171,12 +188,13 @@ def write_triton(bundle: Bundle, repository: Path, options: TritonOptions | None
     manifest = bundle.manifest
     if manifest.tiling is not None:
         raise ArgumentError(
-            f"export-triton: expected a bundle that takes images whole, got {bundle.path}, which takes them in "
-            "tiles. Triton cuts no tiles: run it with flawscope."
+            f"export-triton: expected a bundle that takes whole images, got {bundle.path}, which takes tiles. Triton "
+            "cuts no tiles: run it with flawscope."
         )
     name = _checked_name(manifest.name if options.name is None else options.name)
     _check_options(options, manifest.max_batch)
     _check_kind(bundle, options.precision)
+    # Checked before anything is written below the repository, which a running Triton may be polling.
     folder = repository / name
     with storage_errors(folder):
         _check_repository(repository)
@@ -190,6 +208,7 @@ def write_triton(bundle: Bundle, repository: Path, options: TritonOptions | None
         (temporary / "labels.txt").write_text(f"{LABEL}\n", encoding="utf-8")
         (temporary / "config.pbtxt").write_text(config_text(name, manifest, options), encoding="utf-8")
         _check_graph(temporary, manifest, golden, least)
+        # Last, since it lists the hashes of all other files.
         record = TritonRecord(
             name=name,
             bundle=manifest.name,
@@ -215,29 +234,8 @@ def write_triton(bundle: Bundle, repository: Path, options: TritonOptions | None
 def config_text(name: str, manifest: Manifest, options: TritonOptions) -> str:
     """Return `config.pbtxt`: an `inference.ModelConfig` in the text format of protobuf."""
     height, width = manifest.input.size
-    # Preferred batches and a delay mean nothing where no two requests fit into one batch.
-    batching = ""
-    if manifest.max_batch > 1:
-        preferred = ", ".join(map(str, options.preferred_batches))
-        batching = (
-            "dynamic_batching {\n"
-            + (f"  preferred_batch_size: [ {preferred} ]\n" if preferred else "")
-            + f"  max_queue_delay_microseconds: {options.queue_delay_us}\n}}\n"
-        )
-    # What OrtSession does too: TF32 would keep ten bits of every product, and scores would no longer be those the
-    # thresholds were set on.
-    exact = """\
-optimization {
-  execution_accelerators {
-    gpu_execution_accelerator [
-      {
-        name: "cuda"
-        parameters { key: "use_tf32" value: "0" }
-      }
-    ]
-  }
-}
-"""
+    batching = _batching_text(manifest.max_batch, options)
+    # No quoting is needed: `_checked_name` has refused everything that would end a string of the text format.
     return f"""\
 # Written by flawscope; thresholds and preprocessing are in {RECORD}.
 name: "{name}"
@@ -273,15 +271,27 @@ instance_group [
     count: {options.instances}
   }}
 ]
-{batching}{exact if options.device == "gpu" else ""}parameters {{
+{batching}{_TF32_OFF if options.device == "gpu" else ""}parameters {{
   key: "flawscope_digest"
   value {{ string_value: "{manifest.digest}" }}
 }}
 """
 
 
+def _batching_text(max_batch: int, options: TritonOptions) -> str:
+    """Return the dynamic batcher; empty where no two requests fit into one batch, so that it could only delay."""
+    if max_batch == 1:
+        return ""
+    preferred = ", ".join(map(str, options.preferred_batches))
+    return (
+        "dynamic_batching {\n"
+        + (f"  preferred_batch_size: [ {preferred} ]\n" if preferred else "")
+        + f"  max_queue_delay_microseconds: {options.queue_delay_us}\n}}\n"
+    )
+
+
 def _checked_name(name: str) -> str:
-    # Triton itself refuses `/` and `..`; the rest has to survive URLs, shells and file systems unquoted.
+    # Triton itself refuses `/` and `..`; the rest must need no quoting in URLs, shells, file systems and config.pbtxt.
     if not _NAME.fullmatch(name) or ".." in name:
         raise ArgumentError(
             f"model name: expected letters, digits, '_', '-' and '.', not beginning with '-' or '.', without '..', "
@@ -293,24 +303,26 @@ def _checked_name(name: str) -> str:
 def _check_options(options: TritonOptions, max_batch: int) -> None:
     if options.device not in ("cpu", "gpu"):
         raise ArgumentError(f"device: expected cpu or gpu, got {options.device!r}.")
-    for what, value, least, most in (
+    for name, value, least, most in (
         ("instances", options.instances, 1, 1024),
         ("queue delay", options.queue_delay_us, 0, 60_000_000),
         *(("preferred batch", batch, 1, max_batch) for batch in options.preferred_batches),
     ):
         if not least <= value <= most:
-            raise ArgumentError(f"{what}: expected {least} to {most}, got {value}.")
+            raise ArgumentError(f"{name}: expected {least} to {most}, got {value}.")
 
 
 def _copies(bundle: Bundle, precision: str) -> dict[str, Path]:
-    """Return name below the model folder -> file of the bundle, for all that is copied as it is."""
+    """Return path below the model folder -> file of the bundle, for every file that is copied unchanged."""
     graph = bundle.graph("score", precision)
     data = graph.read_bytes()
-    # Large constants lie in other files, which the graph names in plain UTF-8, relative to itself. A name that stands
-    # in it for another reason costs a copy; one that was missed would be found when the graph is loaded.
-    parts = [name for name in bundle.manifest.files if name != graph.name and "/" not in name and name.encode() in data]
+    # External data lies in files that the graph names in plain UTF-8, relative to itself. Searching the bytes needs no
+    # onnx. A name that is there by chance costs a copy; a missed one would show when `_check_graph` loads the graph.
+    external = [
+        name for name in bundle.manifest.files if name != graph.name and "/" not in name and name.encode() in data
+    ]
     return {
-        **{f"{Path(GRAPH).parent}/{name}": bundle.file(name) for name in parts},
+        **{f"{Path(GRAPH).parent}/{name}": bundle.file(name) for name in external},
         GRAPH: graph,
         **{golden.file: bundle.file(golden.file) for golden in bundle.manifest.golden_of(precision)},
     }
@@ -327,7 +339,7 @@ def _check_kind(bundle: Bundle, precision: str) -> None:
 
 
 def _check_repository(repository: Path) -> None:
-    """Refuse a folder that is no model repository: Triton would try to load everything in it."""
+    """Refuse a folder that is no model repository: Triton would try to load every folder in it as a model."""
     if not repository.exists():
         return
     problem = "a file" if not repository.is_dir() else ""
@@ -345,9 +357,10 @@ def _check_repository(repository: Path) -> None:
 
 
 def _check_unchanged(folder: Path) -> None:
-    """Refuse to replace a model folder that holds anything else than what was written there: it would be lost."""
+    """Refuse to replace a model folder with any file changed, added or removed: the change would be lost."""
     if not folder.is_dir() or not any(folder.iterdir()):
         return
+    # A record without these fields is another schema, so its folder is nobody's to replace.
     try:
         listed = msgspec.json.decode((folder / RECORD).read_bytes(), type=TritonRecord).files
     except (FileNotFoundError, msgspec.DecodeError, ArgumentError):
@@ -355,8 +368,8 @@ def _check_unchanged(folder: Path) -> None:
             f"{folder}: expected a free name or a model written by flawscope, got a folder without a valid {RECORD}. "
             "Choose another name with --model-name."
         ) from None
-    found = _entries(folder)
-    changed = sorted(name for name in {*listed, *found} if listed.get(name) != found.get(name))
+    present = _entries(folder)
+    changed = sorted(name for name in {*listed, *present} if listed.get(name) != present.get(name))
     if changed:
         raise ArgumentError(
             f"{folder}: expected a model as it was exported, got {changed[0]} changed, added or removed since. "
@@ -370,11 +383,12 @@ def _entries(folder: Path) -> dict[str, FileEntry]:
 
 
 def _check_graph(folder: Path, manifest: Manifest, golden: tuple[Golden, ...], least: float) -> None:
-    """Load the graph where Triton will, compare its tensors with the configuration, score the golden images."""
+    """Load the graph from its final layout, compare its tensors with the configuration, score the golden images."""
     onnxruntime = import_onnxruntime()
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
+    options.log_severity_level = 4  # fatal: errors are raised as well, and those are reported here
     try:
+        # On the CPU also for `gpu`: the machine that exports may have none. Triton's GPU runs the same FP32 graph.
         session = onnxruntime.InferenceSession(folder / GRAPH, options, providers=["CPUExecutionProvider"])
     except Exception as err:
         # ONNX Runtime's exceptions share no base class of their own.
@@ -387,26 +401,27 @@ def _check_graph(folder: Path, manifest: Manifest, golden: tuple[Golden, ...], l
         "anomaly_map": ("tensor(float)", [height, width]),
         "score": ("tensor(float)", []),
     }
-    found = {
+    tensors = {
         tensor.name: (tensor.type, list(tensor.shape[1:]))
         for tensor in (*session.get_inputs(), *session.get_outputs())
-        # Triton takes the first dimension as the batch, which the graph has to leave open.
+        # With max_batch_size > 0 Triton takes the first dimension as the batch, which must be dynamic in the graph.
         if tensor.shape and not isinstance(tensor.shape[0], int)
     }
-    if found != expected:
+    if tensors != expected:
         raise GateError(
-            f"triton: expected the tensors {expected} with an open batch in the graph, got {found}. "
+            f"triton: expected the tensors {expected} with a dynamic batch in the graph, got {tensors}. "
             "Triton would refuse it; export the bundle again."
         )
-    for known in golden:
-        image = prepare(read_image(folder / known.file), manifest.input)
+    for entry in golden:
+        image = prepare(read_image(folder / entry.file), manifest.input)
         anomaly_map, score = session.run(list(_OUTPUTS), {"image": image[None]})
-        for what, got, stored in (
-            ("score", float(score[0]), known.score),
-            ("map", float(np.max(anomaly_map)), known.map_max),
+        for name, got, stored in (
+            ("score", float(score[0]), entry.score),
+            ("map", float(np.max(anomaly_map)), entry.map_max),
         ):
+            # Written as `not <=`, so that NaN is refused too.
             if not abs(got - stored) <= GOLDEN_TOLERANCE * max(abs(stored), least):
                 raise GateError(
-                    f"triton: golden image {known.file}: expected {what} {stored:.6g} as at export, got {got:.6g}. "
+                    f"triton: golden image {entry.file}: expected {name} {stored:.6g} as at export, got {got:.6g}. "
                     "Nothing was written; see flawscope doctor."
                 )

@@ -1,4 +1,4 @@
-"""`flawscope export-triton`: a model of a Triton model repository from a bundle or a run."""
+"""`flawscope export-triton`: writes a bundle or a run into a Triton model repository."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import click
 
 from flawscope.errors import ArgumentError
 from flawscope.export.export_command import MAX_BATCH, export_detector, show_export
-from flawscope.export.precision_options import PrecisionRequest, given, precision_options
+from flawscope.export.precision_options import PrecisionRequest, is_given, precision_options
 from flawscope.export.source_kind import draws_defects, is_run
 from flawscope.export.triton import TritonOptions, TritonRecord, bundle_of, write_triton
 
@@ -29,7 +29,7 @@ _DEFAULTS = TritonOptions()
 @click.option(
     "--device", type=click.Choice(["cpu", "gpu"]), default=_DEFAULTS.device, show_default=True, help="Runs on."
 )
-@click.option("--instances", type=int, default=_DEFAULTS.instances, show_default=True, help="Instances a device.")
+@click.option("--instances", type=int, default=_DEFAULTS.instances, show_default=True, help="Instances per device.")
 @click.option(
     "--queue-delay-us", type=int, default=_DEFAULTS.queue_delay_us, show_default=True, help="Longest wait for a batch."
 )
@@ -51,8 +51,8 @@ def export_triton(
 ) -> None:
     """Add a model to the Triton model repository REPOSITORY: graph, configuration, thresholds and golden images.
 
-    A run is exported to a bundle first, with its parity gate; that bundle does not stay. Triton applies no threshold
-    and decodes no image: clients do, see docs/triton.md.
+    A run is exported to a temporary bundle first, with its parity gate. Triton applies no threshold and decodes no
+    image: clients do, see docs/triton.md.
     """
     _check(source, request)
     served = request.precisions[0] if request.precisions else "fp32"
@@ -67,11 +67,11 @@ def export_triton(
 
 
 def _check(source: Path, request: PrecisionRequest) -> None:
-    """Refuse what cannot be served, and options that would have no effect."""
+    """Refuse sources that Triton cannot serve, and options that would have no effect."""
     if draws_defects(source):
         raise ArgumentError(
-            f"{source}: expected a bundle, or a run of a detector, got what draws defects. Triton serves graphs that "
-            "score: draw with flawscope synth generate."
+            f"{source}: expected a bundle, or a run of a detector, got a generator. Triton serves graphs that score: "
+            "draw with flawscope synth generate."
         )
     if len(request.precisions) > 1:
         raise ArgumentError(
@@ -81,7 +81,7 @@ def _check(source: Path, request: PrecisionRequest) -> None:
     if is_run(source):
         request.check_run()
         return
-    if given("max_batch"):
+    if is_given("max_batch"):
         raise ArgumentError(
             f"--max-batch: expected it with a run, got it with {source}. A bundle's graphs have their largest batch: "
             "leave it out, or export the run again."
@@ -90,7 +90,7 @@ def _check(source: Path, request: PrecisionRequest) -> None:
 
 
 def show_triton(record: TritonRecord, repository: Path) -> None:
-    """Print what was written to a model repository, and what a client has to do itself."""
+    """Print what was written to a model repository, and what clients have to do themselves."""
     size = sum(entry.size for entry in record.files.values())
     click.echo(
         f"triton: {repository / record.name} ({size / 2**20:.1f} MiB), golden images checked: {len(record.golden)}"

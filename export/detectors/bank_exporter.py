@@ -1,4 +1,4 @@
-"""Export of methods with a memory bank: the feature graph is traced, the head is written node by node after it."""
+"""Export of PatchCore and PaDiM: the feature graph is traced, the head is appended to it node by node."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ BANK = "bank.safetensors"
 
 @dataclass(frozen=True)
 class BankExporter:
-    """Exports a method whose bundles have patches and a bank; see `Exporter` for the contract.
+    """Exports a method whose head works on patches and stored tensors; see `Exporter` for the contract.
 
     Attributes:
         make_head: `(run) -> head` from the run's settings.
-        nodes: Writes the head after the features; see `head_nodes.append_head`.
-        distances: The head by plain torch; see `reference_scores.torch_scores`.
-        more_tensors: `(tensors) -> tensors` that the graph needs beside those of the run.
+        nodes: Appends the head to the feature graph; see `head_nodes.append_head`.
+        distances: The same head by plain torch; see `reference_scores.torch_scores`.
+        more_tensors: `(tensors of the run) -> further tensors` that the graph needs.
     """
 
     make_head: Callable[[Run], BankHead]
@@ -46,11 +46,11 @@ class BankExporter:
 
     @property
     def reducible(self) -> BankExporter:
-        """This exporter: the features before the head can be computed in fewer bits."""
+        """This exporter: the feature graph can be computed in reduced precision, the head stays in FP32."""
         return self
 
     def head(self, run: Run, images: Sequence[UInt8Array]) -> BankHead:
-        """Return the head; nothing has to be measured for it."""
+        """Return the head; it needs no measurement on images."""
         return self.make_head(run)
 
     def graphs(self, run: Run, head: BankHead, scratch: Path, max_batch: int) -> ExportedGraphs:
@@ -58,9 +58,11 @@ class BankExporter:
         size = run.record.config.preprocessing.size
         tensors = {**run.fitted.tensors, **self.more_tensors(run.fitted.tensors)}
         arrays = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
+        # Written before the graph: its initializers are offsets into this file.
         path = scratch / BANK
         path.write_bytes(safetensors.numpy.save(arrays))
         features = export_module(run.module, size, max_batch)
+        # A copy of the features with the head: score.onnx runs alone, features.onnx with the native kernels.
         score = self.score_graph(features, head, BankFile(path), size, max_batch)
         graphs = {
             name: write_graph(max_batch, name, model, scratch, INLINE_LIMIT)
@@ -92,7 +94,7 @@ def _padim_head(run: Run) -> PadimHead:
 
 
 def _row_norms(tensors: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
-    """Return the squared norms of the bank's rows, float32 [M]: the graph's products leave them out."""
+    """Return the squared norms of the bank's rows, float32 [M], which the graph adds to its products."""
     bank = np.asarray(tensors["bank"], np.float32)
     return {"norms": np.einsum("md,md->m", bank, bank)}
 

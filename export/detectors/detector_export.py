@@ -1,10 +1,11 @@
-"""The export pipeline, top to bottom: run → graphs → size check → parity gate → bundle."""
+"""Export pipeline of detectors: run → graphs → size check → parity gate → reduced precisions → bundle."""
 
 from __future__ import annotations
 
 import datetime
 import shutil
 import tempfile
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import msgspec
 import numpy as np
 
 import flawscope
-from flawscope.arrays import UInt8Array
+from flawscope.arrays import Float32Array, UInt8Array
 from flawscope.bundle import (
     IMAGE_HASHES,
     Bundle,
@@ -22,6 +23,7 @@ from flawscope.bundle import (
     ImageHashes,
     Manifest,
     Parity,
+    Precision,
     Provenance,
     external_data,
     head_tag,
@@ -30,7 +32,7 @@ from flawscope.bundle import (
 )
 from flawscope.config import flatten
 from flawscope.errors import ArgumentError, RunError
-from flawscope.export.exporter import Exporter, exporter_of
+from flawscope.export.exporter import ExportedGraphs, Exporter, exporter_of
 from flawscope.export.graph_files import describe_graph
 from flawscope.export.parity import check_parity, measure_parity
 from flawscope.export.precisions import Wanted, add_precision, read_images
@@ -61,7 +63,7 @@ def export_run(
         path: The run.
         out: Bundle folder to write; an earlier bundle there is replaced.
         max_batch: Largest batch the graphs take.
-        wanted: Precisions beside FP32, and from what they are made and judged.
+        wanted: Precisions beside FP32, with the data for their value ranges and gate.
         command: Command line for the record.
         progress: Told what is being done.
 
@@ -77,17 +79,18 @@ def export_run(
         raise ArgumentError(f"max_batch: expected 1 to 256, got {max_batch}.")
     if wanted is not None:
         wanted.check()
-    check_replaceable(out, "manifest.json")
+    check_replaceable(out, "manifest.json")  # before the work, not after
     run = read_run(path)
     if wanted is not None and wanted.precisions and exporter_of(run.record).reducible is None:
         raise ArgumentError(
-            f"--precision {wanted.precisions[0]}: expected a run of patchcore or padim, got one without a bank, which "
-            "has FP32 alone. Leave it out."
+            f"--precision {wanted.precisions[0]}: expected a run of patchcore or padim, got one without a memory "
+            "bank, which has FP32 alone. Leave it out."
         )
     samples = [(sample.name, sample.read_bytes()) for sample in run.samples]
     if not samples:
         raise RunError(f"{path}: expected sample images in samples/, got none. Train again.")
     with storage_errors(out):
+        # Beside the bundle, not in /tmp: the graphs of a large detector may not fit there.
         out.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
     try:
@@ -107,31 +110,16 @@ def _export(
     command: str,
     progress: Progress,
 ) -> Manifest:
-    spec = run.record.config.preprocessing
     steps = 5
     progress("exporting", 0, steps)
-    images = [prepare(decode_image(data, name), spec) for name, data in samples]
+    images = [prepare(decode_image(data, name), run.record.config.preprocessing) for name, data in samples]
     exporter = exporter_of(run.record)
     head = exporter.head(run, images)
     progress("exporting", 1, steps)
     exported = exporter.graphs(run, head, scratch, max_batch)
     progress("exporting", 2, steps)
 
-    manifest = Manifest(
-        name=out.name.removesuffix(".flaw"),
-        kind="score",
-        method=head_tag(head),
-        flawscope=flawscope.__version__,
-        input=spec,
-        tiling=run.record.config.tiling,
-        max_batch=max_batch,
-        graphs=exported.graphs,
-        bank=exported.bank,
-        head=head,
-        golden=(),
-        provenance=_provenance(run, command),
-        files={},
-    )
+    manifest = _manifest(run, out.name.removesuffix(".flaw"), head, exported, max_batch, command)
     sources: dict[str, Path | bytes] = {
         **{graph.file: scratch / graph.file for graph in exported.graphs.values()},
         **{path.name: path for path in scratch.glob(external_data("*.onnx"))},
@@ -144,30 +132,65 @@ def _export(
     with open_bundle(scratch / "candidate") as candidate:
         parity, golden = _gate(run, exporter, head, candidate, images, samples)
     progress("exporting", 4, steps)
-    final = msgspec.structs.replace(
+    manifest = msgspec.structs.replace(
         manifest, golden=tuple(entry for entry, _ in golden), evidence=Evidence(parity=parity)
     )
     sources |= {entry.file: data for entry, data in golden}
     if wanted is not None and wanted.precisions:
-        gate_images = read_images(wanted, final, run.record.training, progress)
-        found = {}
-        for name in wanted.precisions:
-            found[name], added = add_precision(
-                name,
-                final,
-                sources,
-                exported.arrays,
-                scratch,
-                gate_images,
-                wanted,
-                partial(describe_graph, max_batch),
-                progress,
-            )
-            sources |= added
-        final = msgspec.structs.replace(final, precisions=found)
-    written = write_bundle(out, final, sources)
+        # After the parity gate: a reduced precision is measured against the FP32 bundle and its golden images.
+        manifest, added = _with_precisions(wanted, manifest, sources, exported, run.record.training, scratch, progress)
+        sources |= added
+    written = write_bundle(out, manifest, sources)
     progress("exporting", 5, steps)
     return written
+
+
+def _manifest(run: Run, name: str, head: Head, exported: ExportedGraphs, max_batch: int, command: str) -> Manifest:
+    """Return the manifest before the parity gate: without golden images and evidence."""
+    return Manifest(
+        name=name,
+        kind="score",
+        method=head_tag(head),
+        flawscope=flawscope.__version__,
+        input=run.record.config.preprocessing,
+        tiling=run.record.config.tiling,
+        max_batch=max_batch,
+        graphs=exported.graphs,
+        bank=exported.bank,
+        head=head,
+        golden=(),
+        provenance=_provenance(run, command),
+        files={},
+    )
+
+
+def _with_precisions(
+    wanted: Wanted,
+    manifest: Manifest,
+    sources: Mapping[str, Path | bytes],
+    exported: ExportedGraphs,
+    learned: Sequence[str],
+    scratch: Path,
+    progress: Progress,
+) -> tuple[Manifest, dict[str, Path | bytes]]:
+    """Return the manifest with the wanted precisions, and the files to add; see `add_precision`."""
+    gate_images = read_images(wanted, manifest, learned, progress)
+    precisions: dict[str, Precision] = {}
+    all_added: dict[str, Path | bytes] = {}
+    for name in wanted.precisions:
+        precisions[name], added = add_precision(
+            name,
+            manifest,
+            {**sources, **all_added},
+            exported.arrays,
+            scratch,
+            gate_images,
+            wanted,
+            partial(describe_graph, manifest.max_batch),
+            progress,
+        )
+        all_added |= added
+    return msgspec.structs.replace(manifest, precisions=precisions), all_added
 
 
 def _gate(
@@ -178,25 +201,30 @@ def _gate(
     images: list[UInt8Array],
     samples: list[tuple[str, bytes]],
 ) -> tuple[tuple[Parity, ...], list[tuple[Golden, bytes]]]:
-    """Measure torch ↔ graph and graph ↔ other paths; return the evidence and the golden images."""
+    """Measure torch ↔ graph and graph ↔ other paths; return the evidence and the golden images.
+
+    Raises:
+        GateError: If two of them disagree.
+    """
     graph = _scores(Inspector(candidate, "cpu", "graph"), images)
+    # Where a score can be (almost) zero, relative errors need a floor: the score that counts as rounding.
     least = scorer_kind(candidate).least_score(candidate)
     expected = exporter.reference(run, head, images)
     parity = [measure_parity("torch", exporter.graph_words, expected, graph, least)]
     for path in exporter.other_paths:
         other = _scores(Inspector(candidate, "cpu", path), images)
         parity.append(measure_parity(exporter.graph_words, f"features.onnx + {path}, cpu", graph, other, least))
-    check_parity(tuple(parity))
+    check_parity(tuple(parity))  # raises, so golden images are taken from graphs that passed
     golden = []
     for index, (_, data) in enumerate(samples[:_GOLDEN]):
         entry = Golden(f"golden/{index:03d}.png", float(graph[1][index]), float(graph[0][index].max()))
+        # The stored file, byte for byte: the expected scores are those of decoding exactly this one.
         golden.append((entry, data))
     return tuple(parity), golden
 
 
-def _scores(
-    inspector: Inspector, images: list[UInt8Array]
-) -> tuple[np.ndarray[tuple[int, ...], np.dtype[np.float32]], np.ndarray[tuple[int, ...], np.dtype[np.float32]]]:
+def _scores(inspector: Inspector, images: list[UInt8Array]) -> tuple[Float32Array, Float32Array]:
+    # One image at a time, as the reference does it: other batch sizes may round differently.
     maps, scores = zip(*(inspector.infer(image[None]) for image in images), strict=True)
     return np.concatenate(maps), np.concatenate(scores)
 

@@ -1,4 +1,4 @@
-"""Export of a method whose network makes map and score itself: one traced graph."""
+"""Export of a method whose network has anomaly map and score as outputs: one traced graph."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ class GraphExporter:
     """Exports a module: image uint8 [N, H, W, 3] in, map and score out; see `Exporter` for the contract.
 
     Attributes:
-        make_head: `(settings, scale) -> head`; the scale is an ordinary score, the mean of the sample images'.
+        make_head: `(settings, scale) -> head`; the scale is the mean score of the run's sample images.
     """
 
     make_head: Callable[[Any, float], Head]
     graph_words = "score.onnx, cpu"
     other_paths: tuple[str, ...] = ()
-    traced = OUTPUTS
+    traced = OUTPUTS  # the whole graph is one trace, so `explain` can compare it with torch layer by layer
     reducible: ReducibleHead | None = None
 
     def head(self, run: Run, images: Sequence[UInt8Array]) -> Head:
-        """Return the head with the scale of the sample images."""
+        """Return the head; its scale is measured on the sample images."""
         return self.make_head(run.record.config, float(network_scores(run.module, images)[1].mean()))
 
     def graphs(self, run: Run, head: Head, scratch: Path, max_batch: int) -> ExportedGraphs:

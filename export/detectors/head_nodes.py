@@ -1,8 +1,11 @@
-"""The scoring heads as ONNX nodes: patches and a bank become `anomaly_map` and `score`.
+"""The scoring heads as ONNX nodes: patches and a memory bank become `anomaly_map` and `score`.
 
-The heads are written node by node, not traced: operators, names and memory are ours to choose, and the parity gate
-compares two implementations instead of one with itself. Large constants are not copied into the graph: they are
-external data that point into `bank.safetensors`, so the bundle holds every number once.
+The heads are written node by node, not traced: that fixes operators, names and memory, and lets the parity gate compare
+two independent implementations. Large constants are external data that point into `bank.safetensors`, so the bundle
+holds every number once.
+
+Names and order of nodes and initializers are part of the format: the hash of the graph names cached engines, and
+`flawscope.runtime.engines` recognises the head by its node names.
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ class BankFile:
 
     def __init__(self, path: Path) -> None:
         with path.open("rb") as file:
+            # safetensors: length of the header as uint64, the header as JSON, then the data; offsets count from there.
             (length,) = struct.unpack("<Q", file.read(8))
             header = json.loads(file.read(length))
         self.name = path.name
@@ -45,6 +49,7 @@ class BankFile:
         """Return an initializer that refers to a stored tensor."""
         entry = self._entries[tensor]
         shape = list(entry["shape"])
+        # A KeyError is wanted for other types: no head has been written for them.
         kind, itemsize = {"F32": (TensorProto.FLOAT, 4), "I64": (TensorProto.INT64, 8)}[entry["dtype"]]
         offset = self._start + entry["data_offsets"][0]
         proto = TensorProto(name=name, data_type=kind, dims=shape, data_location=TensorProto.EXTERNAL)
@@ -73,6 +78,7 @@ class HeadNodes:
 
     def axes(self, *values: int) -> str:
         """Return the name of an int64 constant; the same values share one."""
+        # m for minus, so that the name is an identifier.
         name = "axes_" + "_".join(str(value).replace("-", "m") for value in values)
         if not any(existing.name == f"head.{name}" for existing in self.initializers):
             self.constant(np.array(values, np.int64), name)
@@ -83,7 +89,7 @@ class HeadNodes:
         return self.add("Slice", [tensor, self.axes(start), self.axes(stop), self.axes(0)], output)
 
     def external(self, proto: TensorProto) -> str:
-        """Refer to a stored tensor and return its name."""
+        """Add an initializer made by `BankFile.initializer` and return its name."""
         self.initializers.append(proto)
         return proto.name
 
@@ -127,9 +133,10 @@ def append_head(
 
 
 def _map(nodes: HeadNodes, distances: str, head: BankHead, size: tuple[int, int]) -> None:
-    """Distances [N·P] or [N, P] → anomaly_map, as the two matrix products of `maphead`."""
+    """Distances [N·P] or [N, P] → anomaly_map, as the two matrix products of `map_upsampling`."""
     rows, columns = map_matrices(head.grid, size, head.sigma)
     grid = nodes.add("Reshape", [distances, nodes.axes(-1, *head.grid)], "grid")
+    # R · A · Cᵀ from the left, in this order: the other one rounds differently.
     tall = nodes.add("MatMul", [nodes.constant(rows, "map_rows"), grid], "tall")
     nodes.add("MatMul", [tall, nodes.constant(columns, "map_columns")], "anomaly_map")
 
@@ -141,33 +148,15 @@ def patchcore_nodes(
     rows, channels = bank.shape("bank")
     positions = head.grid[0] * head.grid[1]
     whole = nodes.external(bank.initializer("bank", "bank"))
-    all_norms = nodes.external(bank.initializer("norms", "norms"))
-    flat = nodes.add("Reshape", ["patches", nodes.axes(-1, channels)], "queries")
-    step = max(64, BLOCK_ELEMENTS // (max_batch * positions) // 64 * 64)
-    value = index = ""
-    for start in range(0, rows, step):
-        stop, one = min(start + step, rows), rows <= step
-        # Sliced in the graph and not from the file: TensorRT refuses two weights that begin at the same address.
-        part = whole if one else nodes.rows(whole, start, stop, f"bank_{start}")
-        norms = all_norms if one else nodes.rows(all_norms, start, stop, f"norms_{start}")
-        # ‖m‖² − 2·q·m: what is left out, ‖q‖², is the same for all rows of the bank.
-        product = nodes.add("Gemm", [flat, part, norms], f"product_{start}", alpha=-2.0, transB=1)
-        found = nodes.add("ArgMin", [product], f"found_{start}", axis=1, keepdims=1)
-        if one:
-            index = found
-            break
-        least = nodes.add("ReduceMin", [product, nodes.axes(1)], f"least_{start}", keepdims=1)
-        shifted = nodes.add("Add", [found, nodes.axes(start)], f"shifted_{start}")
-        if not value:
-            value, index = least, shifted
-            continue
-        better = nodes.add("Less", [least, value], f"better_{start}")
-        index = nodes.add("Where", [better, shifted, index], f"index_{start}")
-        value = nodes.add("Min", [least, value], f"value_{start}")
+    norms = nodes.external(bank.initializer("norms", "norms"))
+    queries = nodes.add("Reshape", ["patches", nodes.axes(-1, channels)], "queries")
+    # Rows of a block: a multiple of 64, for the vector units, and at least 64 however large the batch is.
+    block = max(64, BLOCK_ELEMENTS // (max_batch * positions) // 64 * 64)
+    index = _nearest_rows(nodes, queries, whole, norms, rows, block)
     matched = nodes.add("Reshape", [index, nodes.axes(-1)], "matched")
     # The product form loses digits where distances are small beside norms: the winner's distance is taken again.
     neighbour = nodes.add("Gather", [whole, matched], "neighbour", axis=0)
-    difference = nodes.add("Sub", [flat, neighbour], "difference")
+    difference = nodes.add("Sub", [queries, neighbour], "difference")
     squared = nodes.add("ReduceSumSquare", [difference, nodes.axes(1)], "squared", keepdims=0)
     distance = nodes.add("Sqrt", [squared], "distance")
     _map(nodes, distance, head, size)
@@ -176,17 +165,73 @@ def patchcore_nodes(
     if head.reweight == "none" or min(head.neighbors, rows) == 1:  # one neighbour is nothing to weigh against
         nodes.add("ReduceMax", [by_image, nodes.axes(1)], "score", keepdims=0)
         return
+    _reweighted_score(nodes, head, bank, whole, norms, matched, by_image)
+
+
+def _nearest_rows(nodes: HeadNodes, queries: str, bank: str, norms: str, rows: int, block: int) -> str:
+    """Add the search for the nearest bank row of each query; return the name of its index, int64 [N·P, 1].
+
+    Args:
+        nodes: Collects the nodes.
+        queries: Patches float32 [N·P, D].
+        bank: The bank, float32 [M, D].
+        norms: Squared norms of its rows, float32 [M].
+        rows: M.
+        block: Rows of one distance block; a bank that fits into one needs no merging of blocks.
+    """
+    least_of_all = index = ""
+    for start in range(0, rows, block):
+        stop, is_only = min(start + block, rows), rows <= block
+        # Sliced in the graph and not from the file: TensorRT refuses two weights that begin at the same address.
+        part = bank if is_only else nodes.rows(bank, start, stop, f"bank_{start}")
+        part_norms = norms if is_only else nodes.rows(norms, start, stop, f"norms_{start}")
+        # ‖m‖² − 2·q·m: what is left out, ‖q‖², is the same for all rows of the bank.
+        product = nodes.add("Gemm", [queries, part, part_norms], f"product_{start}", alpha=-2.0, transB=1)
+        nearest = nodes.add("ArgMin", [product], f"found_{start}", axis=1, keepdims=1)
+        if is_only:
+            return nearest
+        least = nodes.add("ReduceMin", [product, nodes.axes(1)], f"least_{start}", keepdims=1)
+        shifted = nodes.add("Add", [nearest, nodes.axes(start)], f"shifted_{start}")
+        if not index:
+            least_of_all, index = least, shifted
+            continue
+        # Less, not LessOrEqual: of equal rows the first wins, as ArgMin has it inside a block.
+        better = nodes.add("Less", [least, least_of_all], f"better_{start}")
+        index = nodes.add("Where", [better, shifted, index], f"index_{start}")
+        least_of_all = nodes.add("Min", [least, least_of_all], f"value_{start}")
+    return index
+
+
+def _reweighted_score(
+    nodes: HeadNodes, head: PatchcoreHead, bank: BankFile, whole: str, norms: str, matched: str, by_image: str
+) -> None:
+    """Add the score: the largest distance s* times 1 − exp(d*) / Σ exp(d) over the neighbours, equation 7.
+
+    Args:
+        nodes: Collects the nodes.
+        head: Says which neighbours count.
+        bank: Has the table of each row's own neighbours, for `paper`.
+        whole: The bank, float32 [M, D].
+        norms: Squared norms of its rows, float32 [M].
+        matched: Nearest row of each patch, int64 [N·P].
+        by_image: Distances to it, float32 [N, P].
+    """
+    rows, positions = bank.shape("bank")[0], head.grid[0] * head.grid[1]
+    # The patch with the largest distance, s* and its position, in each image.
     top = nodes.add("ReduceMax", [by_image, nodes.axes(1)], "top", keepdims=0)
     place = nodes.add("ArgMax", [by_image], "place", axis=1, keepdims=1)
     query = nodes.add("GatherND", ["patches", place], "query", batch_dims=1)
     if head.reweight == "paper":
+        # Neighbours of the matched row m*, as the paper has it; their table was computed in training.
         matches = nodes.add("Reshape", [matched, nodes.axes(-1, positions)], "matches")
         best = nodes.add("GatherND", [matches, place], "best", batch_dims=1)
         table = nodes.external(bank.initializer("neighbours", "neighbours"))
         around = nodes.add("Gather", [table, best], "around", axis=0)
     else:
-        products = nodes.add("Gemm", [query, whole, all_norms], "query_products", alpha=-2.0, transB=1)
+        # Neighbours of the query itself.
+        products = nodes.add("Gemm", [query, whole, norms], "query_products", alpha=-2.0, transB=1)
         count = nodes.axes(min(head.neighbors, rows))
+        # Not by `nodes.add`, which knows one output: TopK has two.
         nodes.nodes.append(
             helper.make_node(
                 "TopK", [products, count], ["head.query_least", "head.around"], name="head/around", axis=1, largest=0
@@ -198,13 +243,16 @@ def patchcore_nodes(
     spread = nodes.add("Sub", [members, centre], "spread")
     spread_squared = nodes.add("ReduceSumSquare", [spread, nodes.axes(2)], "spread_squared", keepdims=0)
     distances = nodes.add("Sqrt", [spread_squared], "distances")
+    # As a softmax: exp(d) alone overflows float32 from distances of 89 on.
     shares = nodes.add("Softmax", [distances], "shares", axis=1)
     if head.reweight == "paper":
+        # The first neighbour of m* in the table is m* itself.
         first = nodes.constant(np.array(0, np.int64), "first")
-        own = nodes.add("Gather", [shares, first], "own_share", axis=1)
+        own_share = nodes.add("Gather", [shares, first], "own_share", axis=1)
     else:
-        own = nodes.add("ReduceMax", [shares, nodes.axes(1)], "own_share", keepdims=0)
-    weight = nodes.add("Sub", [nodes.constant(np.array(1.0, np.float32), "one"), own], "weight")
+        # Here the numerator is the largest exp(d) of the neighbours, as in `runtime/scorers/patchcore_scorer.py`.
+        own_share = nodes.add("ReduceMax", [shares, nodes.axes(1)], "own_share", keepdims=0)
+    weight = nodes.add("Sub", [nodes.constant(np.array(1.0, np.float32), "one"), own_share], "weight")
     nodes.add("Mul", [weight, top], "score")
 
 
@@ -213,6 +261,7 @@ def padim_nodes(nodes: HeadNodes, head: PadimHead, bank: BankFile, size: tuple[i
     mean = nodes.external(bank.initializer("mean", "mean"))
     whitening = nodes.external(bank.initializer("whitening", "whitening"))
     centred = nodes.add("Sub", ["patches", mean], "centred")
+    # One matrix product per position: (x − μ) W with W Wᵀ = Σ⁻¹ has the Mahalanobis distance as its norm.
     at_position = nodes.add("Transpose", [centred], "at_position", perm=[1, 0, 2])
     white = nodes.add("MatMul", [at_position, whitening], "white")
     squared = nodes.add("ReduceSumSquare", [white, nodes.axes(2)], "squared", keepdims=0)

@@ -1,4 +1,4 @@
-"""Export of detectors that reconstruct: a graph for each network, and the noise of the sampling."""
+"""Export of reconstruction detectors (DDAD, DSAD): a graph for each network, and the noise of the sampling."""
 
 from __future__ import annotations
 
@@ -25,10 +25,11 @@ NOISE = "noise.safetensors"
 
 @dataclass(frozen=True)
 class ReconstructionExporter:
-    """Exports denoiser and comparison, with latents also encoder and decoder; see `Exporter` for the contract.
+    """Exports denoiser and comparison, for latent diffusion also encoder and decoder; see `Exporter` for the contract.
 
     Attributes:
-        make_head: `(reconstruction, scale) -> head`; the scale is an ordinary score, the mean of the sample images'.
+        make_head: `(reconstruction, scale) -> head`; the scale is the mean score of the run's sample
+            images.
     """
 
     make_head: Callable[[Reconstruction, float], ReconstructionHead]
@@ -38,12 +39,13 @@ class ReconstructionExporter:
     reducible: ReducibleHead | None = None
 
     def head(self, run: Run, images: Sequence[UInt8Array]) -> ReconstructionHead:
-        """Return the head with the scale of the sample images."""
+        """Return the head; its scale is measured on the sample images."""
         return self.make_head(run.module, float(reconstruction_scores(run.module, images)[1].mean()))
 
     def graphs(self, run: Run, head: ReconstructionHead, scratch: Path, max_batch: int) -> ExportedGraphs:
         """Write the graphs of the networks and the noise."""
         reconstruction: Reconstruction = run.module
+        # The noise is part of the bundle: one drawn at run time would give other scores on every device and version.
         noise = scratch / NOISE
         noise.write_bytes(safetensors.numpy.save({"noise": np.ascontiguousarray(reconstruction.noise)}))
         size = run.record.config.preprocessing.size
@@ -56,14 +58,14 @@ class ReconstructionExporter:
     def reference(
         self, run: Run, head: ReconstructionHead, images: Sequence[UInt8Array]
     ) -> tuple[Float32Array, Float32Array]:
-        """Return maps and scores by torch, at the noise of the run."""
+        """Return maps and scores by torch, with the noise of the run."""
         return reconstruction_scores(run.module, images)
 
 
 def reconstruction_graphs(
     reconstruction: Reconstruction, size: tuple[int, int], max_batch: int
 ) -> Iterator[tuple[str, onnx.ModelProto]]:
-    """Yield name and graph of every network, one after the other, because together they may not fit into memory.
+    """Yield name and graph of every network, one at a time, because together they may not fit into memory.
 
     Args:
         reconstruction: The detector, on the CPU.
@@ -78,12 +80,13 @@ def reconstruction_graphs(
     latents = torch.zeros((1, *reconstruction.noise.shape[1:]))
     inputs = {"x": latents, "timestep": torch.zeros(1, dtype=torch.int64)}
     if "encode" in modules:
-        shown = {"image": image}
+        encoder_inputs = {"image": image}
         if reconstruction.networks.edges:
-            shown["edges"] = torch.zeros((1, 1, *size))
+            encoder_inputs["edges"] = torch.zeros((1, 1, *size))
+        # Run once for the shape of the hint, which the denoiser's example needs.
         with torch.no_grad():
-            _, hint = modules["encode"](*shown.values())
-        yield "encode", export_network(modules["encode"], shown, max_batch, ("latents", "hint"), "encode")
+            _, hint = modules["encode"](*encoder_inputs.values())
+        yield "encode", export_network(modules["encode"], encoder_inputs, max_batch, ("latents", "hint"), "encode")
         inputs["hint"] = hint
         yield "decode", export_network(modules["decode"], {"latents": latents}, max_batch, ("picture",), "decode")
     yield "denoise", export_network(modules["denoise"], inputs, max_batch, ("noise",), "denoise")

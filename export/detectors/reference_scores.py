@@ -1,4 +1,8 @@
-"""Scores by plain torch, the reference of the parity gate: the papers' formulas with torch's own distance functions."""
+"""Scores by plain torch, the reference of the parity gate: the papers' formulas with torch's own distance functions.
+
+Distances and scores share no code with graphs or kernels, or the gate would compare a mistake with itself. Only the
+matrices of map upsampling are the same.
+"""
 
 from __future__ import annotations
 
@@ -33,11 +37,12 @@ def torch_scores(
     Args:
         features: The feature module.
         head: Method and parameters.
-        tensors: The bank.
+        tensors: The tensors of the run, such as its memory bank.
         size: Height and width of the anomaly map.
         images: Prepared images, uint8 [H, W, 3].
         distances_of: The method's formula.
     """
+    # float64: the rounding of the reference must not count against the candidates.
     bank = {name: torch.from_numpy(np.asarray(value)) for name, value in tensors.items()}
     rows, columns = (torch.from_numpy(matrix).double() for matrix in map_matrices(head.grid, size, head.sigma))
     maps, scores = [], []
@@ -52,10 +57,11 @@ def torch_scores(
 
 
 def network_scores(network: nn.Module, images: Sequence[UInt8Array]) -> tuple[Float32Array, Float32Array]:
-    """Return anomaly maps float32 [N, H, W] and scores float32 [N] of a network that makes them itself."""
+    """Return anomaly maps float32 [N, H, W] and scores float32 [N] of a network that has both as outputs."""
     with torch.inference_mode():
-        found = [network(torch.from_numpy(image[None])) for image in images]
-    maps, scores = (torch.cat(parts).numpy() for parts in zip(*found, strict=True))
+        # One image at a time: kernels for other batch sizes may round differently.
+        results = [network(torch.from_numpy(image[None])) for image in images]
+    maps, scores = (torch.cat(parts).numpy() for parts in zip(*results, strict=True))
     return maps, scores
 
 
@@ -63,13 +69,14 @@ def reconstruction_scores(
     reconstruction: Reconstruction, images: Sequence[UInt8Array]
 ) -> tuple[Float32Array, Float32Array]:
     """Return anomaly maps float32 [N, H, W] and scores float32 [N] of torch networks, at the noise of the run."""
-    found = [reconstruction(image[None]) for image in images]
-    return np.concatenate([one.maps for one in found]), np.concatenate([one.scores for one in found])
+    results = [reconstruction(image[None]) for image in images]
+    return np.concatenate([result.maps for result in results]), np.concatenate([result.scores for result in results])
 
 
 def padim_distances(patches: Tensor, head: PadimHead, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
     """Return the Mahalanobis distances of patches float64 [P, D], and no score: it is the map's maximum."""
     centred = (patches - tensors["mean"].double())[:, None]
+    # Σ⁻¹ = W Wᵀ, so the norm of (x − μ) W is the Mahalanobis distance.
     return (centred @ tensors["whitening"].double())[:, 0].norm(dim=1), None
 
 
@@ -89,8 +96,9 @@ def patchcore_distances(
     if head.reweight == "paper":
         match = int(matched[place])
         around = torch.cdist(bank[match : match + 1], bank)[0].argsort()[:count]
-        own = torch.exp(distances[place, match])
+        numerator = torch.exp(distances[place, match])
     else:
         around = distances[place].argsort()[:count]
-        own = torch.exp(distances[place, around]).max()
-    return nearest, top * (1 - own / torch.exp(distances[place, around]).sum())
+        numerator = torch.exp(distances[place, around]).max()
+    # Equation 7 of arXiv:2106.08265. No softmax as in the graph: float64 holds exp(d) up to d = 709.
+    return nearest, top * (1 - numerator / torch.exp(distances[place, around]).sum())

@@ -20,14 +20,14 @@ from flawscope.export.synthesis.image_parity import STEPS, Call, Drawing, GraphC
 from flawscope.progress import Progress
 
 FP16_PSNR_LIMIT = 30.0
-"""Least peak signal-to-noise ratio in dB of an image drawn in FP16, against the same in FP32 from the same noise."""
+"""Smallest accepted PSNR in dB between an image drawn in FP16 and the same image in FP32, from the same noise."""
 
 _EXAMPLES = 4
-"""Inputs of a graph whose values are looked at, spread over its calls."""
+"""Recorded inputs of a graph that AutoCast runs it on to find value ranges."""
 
 
 class _Recorder:
-    """Calls graphs and keeps what they were given."""
+    """Calls graphs and records their inputs."""
 
     def __init__(self, call: Call) -> None:
         self._call = call
@@ -38,10 +38,11 @@ class _Recorder:
         return self._call(name, inputs)
 
     def examples(self, name: str) -> dict[str, npt.NDArray[Any]]:
-        """Return inputs of a graph, spread over its calls: both ends of the noise are among them."""
+        """Return recorded inputs of a graph, spread evenly from the highest to the lowest noise level."""
         calls = self.inputs[name]
         whole = {key: np.concatenate([call[key] for call in calls]) for key in calls[0]}
         count = len(next(iter(whole.values())))
+        # unique: with few calls rounding gives the same row twice.
         rows = np.unique(np.linspace(0, count - 1, min(count, _EXAMPLES)).round().astype(int))
         return {key: value[rows] for key, value in whole.items()}
 
@@ -49,57 +50,57 @@ class _Recorder:
 def reduce_generator(
     graphs: Mapping[str, Graph], folder: Path, drawing: Drawing, max_batch: int, python: Path, progress: Progress
 ) -> tuple[Precision, ImageParity]:
-    """Write every graph in FP16 beside its own, as `NAME.fp16.onnx`, and draw with them.
+    """Write every graph in FP16 beside the FP32 one, as `NAME.fp16.onnx`, and compare the images that they draw.
 
     Args:
-        graphs: Of the bundle, in FP32.
-        folder: Where they lie.
-        drawing: What is drawn; its images give the ranges of values as well.
+        graphs: The FP32 graphs of the bundle.
+        folder: Folder of the graphs.
+        drawing: What is drawn; drawing it in FP32 also gives the inputs that value ranges are measured on.
         max_batch: Largest batch the graphs take.
         python: Interpreter with ModelOpt.
         progress: Told what is being done.
 
     Raises:
-        ArgumentError: If that interpreter cannot do it.
-        GateError: If ModelOpt cannot convert a graph, or images differ by more than `FP16_PSNR_LIMIT`.
+        ArgumentError: If that interpreter has no ModelOpt.
+        GateError: If ModelOpt cannot convert a graph, or the PSNR of an image is below `FP16_PSNR_LIMIT`.
     """
-    recorder, exact = _drawn(graphs, folder, drawing)
-    lowered: dict[str, Graph] = {}
+    recorder, exact = _draw_recorded(graphs, folder, drawing)
+    reduced: dict[str, Graph] = {}
     kept: list[KeptNode] = []
-    count, version = 0, ""
+    operator_count, version = 0, ""
     for number, (name, graph) in enumerate(graphs.items()):
         progress("FP16 by AutoCast", number, len(graphs))
         converted = convert_graph(folder / graph.file, recorder.examples(name), python)
         version = converted.version
-        count += len(operators_in(converted.model, OPERATORS, onnx.TensorProto.FLOAT16))
+        operator_count += len(operators_in(converted.model, OPERATORS, onnx.TensorProto.FLOAT16))
         types = {node.name: node.op_type for node in converted.model.graph.node}
         kept += [KeptNode(node, types.get(node, "?"), reason) for node, reason in converted.kept.items()]
-        # AutoCast gives unlike sizes one name (those before and after a UNet's enlarging), and ONNX Runtime then puts
-        # both into the same memory. Without its notes the shapes are inferred anew.
+        # AutoCast gives different sizes the same symbolic name (those before and after a UNet's upsampling), and ONNX
+        # Runtime then puts both tensors into one buffer. Without value_info, shapes are inferred anew.
         del converted.model.graph.value_info[:]
-        lowered[name] = write_graph(max_batch, f"{name}.fp16", converted.model, folder)
+        reduced[name] = write_graph(max_batch, f"{name}.fp16", converted.model, folder)
     progress("FP16 by AutoCast", len(graphs), len(graphs))
-    if not count:
-        raise GateError("fp16: expected operators that FP16 can hold, got none in these networks. Export without it.")
-    ratio = measure_images(exact, _drawn(lowered, folder, drawing)[1])
+    if not operator_count:
+        raise GateError("fp16: expected operators that can run in FP16, got none in these networks. Export without it.")
+    ratio = measure_images(exact, _draw_recorded(reduced, folder, drawing)[1])
     if not ratio >= FP16_PSNR_LIMIT:
         raise GateError(
-            f"fp16: images drawn in {STEPS} steps against those in FP32 from the same noise: expected a ratio from "
-            f"{FP16_PSNR_LIMIT:g} dB, got {ratio:.1f} dB. No bundle was written. Export without it."
+            f"fp16: images drawn in {STEPS} steps against those in FP32 from the same noise: expected a PSNR of at "
+            f"least {FP16_PSNR_LIMIT:g} dB, got {ratio:.1f} dB. No bundle was written. Export without it."
         )
     parity = ImageParity("the graphs in fp32, cpu", "the graphs in fp16, cpu", len(exact), STEPS, ratio)
     precision = Precision(
-        graphs=lowered,
+        graphs=reduced,
         golden=(),
         method=f"AutoCast of ModelOpt {version}",
         calibration_images=len(drawing.images),
-        quantised=count,
+        quantised=operator_count,
         kept=tuple(kept),
     )
     return precision, parity
 
 
-def _drawn(graphs: Mapping[str, Graph], folder: Path, drawing: Drawing) -> tuple[_Recorder, UInt8Array]:
+def _draw_recorded(graphs: Mapping[str, Graph], folder: Path, drawing: Drawing) -> tuple[_Recorder, UInt8Array]:
     calls = GraphCalls(graphs, folder)
     recorder = _Recorder(calls)
     try:

@@ -23,17 +23,17 @@ from flawscope.export.synthesis.generator_graphs import OUTPUTS
 from flawscope.runtime.backends.ort import OrtSession
 
 STEPS = 4
-"""Steps of the gate. Every step runs the network on what the step before made of its differences, so that few show
-what many would; of a large network each takes minutes on a CPU."""
+"""Sampling steps of the gate. Each step feeds the differences of the one before back into the UNet, so a few show what
+many would; with a large UNet each takes minutes on a CPU."""
 
 PSNR_LIMIT = 50.0
-"""Least peak signal-to-noise ratio in dB of an image: half of all bytes may differ by one and no more."""
+"""Smallest accepted PSNR in dB of an image: a mean square of 0.65, so about half of all bytes may differ by one."""
 
 EQUAL_DB = 100.0
-"""What stands for the ratio of equal images."""
+"""Stands for the infinite PSNR of equal images, which JSON cannot hold."""
 
 Call = Callable[[str, Mapping[str, npt.NDArray[Any]]], Float32Array]
-"""Name of a graph, and its inputs by name → its output."""
+"""Runs a network: `(graph name, inputs by name) -> its one output`."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,10 @@ class Drawing:
     """What the gate draws.
 
     Attributes:
-        head: How it is drawn; the steps are `STEPS`.
+        head: Settings of the drawing, but for the steps, which are `STEPS`.
         images: Normal images, uint8 [N, H, W, 3].
-        texts: A text for each image.
-        empty: The empty text, once.
+        texts: A prompt for each image, as tokens.
+        empty: The empty prompt of classifier-free guidance, once.
         max_batch: Largest batch of the networks.
     """
 
@@ -56,10 +56,11 @@ class Drawing:
 
 
 def draw_checked(call: Call, drawing: Drawing) -> UInt8Array:
-    """Return the images with something drawn in a box in their middle, half as high and wide, uint8 [N, H, W, 3].
+    """Return the images with a box in the middle drawn anew, half as high and wide, uint8 [N, H, W, 3].
 
-    Texts and images go through the networks in batches, as large as guidance lets them be.
+    Images go through the networks in the largest batches that guidance allows.
     """
+    # Guidance runs every image with its prompt and with the empty one, in one batch.
     most = max(1, drawing.max_batch // 2)
     empty = call("text", _inputs(drawing.empty, slice(0, 1)))
     drawn = []
@@ -76,6 +77,7 @@ def _inputs(tokens: Tokens, part: slice) -> dict[str, npt.NDArray[Any]]:
 
 def _draw(call: Call, drawing: Drawing, part: slice, context: Float32Array, empty: Float32Array) -> UInt8Array:
     head, images = drawing.head, signed(drawing.images[part])
+    # The same calls as in `flawscope.runtime.synthesis`, on whole images: the gate compares what will run.
     count, (height, width) = len(images), images.shape[2:]
     mask = np.zeros((height, width), np.bool_)
     mask[height // 4 : -(height // 4), width // 4 : -(width // 4)] = True
@@ -83,33 +85,35 @@ def _draw(call: Call, drawing: Drawing, part: slice, context: Float32Array, empt
     clean = call("encode", {"image": images})
     beside = []
     if head.mode == "inpaint":
+        # In the channel order of the UNet: mask (1 inside the box), then the latents of the image without the box.
         beside = [np.float32(1.0) - keep, call("encode", {"image": images * (~mask).astype(np.float32)})]
     contexts = np.concatenate([context, *[empty] * count])
     sampling = msgspec.structs.replace(head.sampling, steps=STEPS)
 
     def predict(x: Float32Array, timestep: int) -> Float32Array:
-        given = np.concatenate([x, *beside], axis=1)
+        unet_input = np.concatenate([x, *beside], axis=1)
         inputs = {
-            "x": np.concatenate([given, given]),
+            "x": np.concatenate([unet_input, unet_input]),
             "timestep": np.full(2 * count, timestep, np.int64),
             "context": contexts,
         }
         noise = call("denoise", inputs)
         return classifier_free_guidance(noise[:count], noise[count:], head.guidance)
 
-    noise = np.stack([draw_noise(part.start + one, head.mode, sampling, head.latents) for one in range(count)])
+    # Seeded by the image's number in `drawing`, so that the noise does not depend on the batch size.
+    noise = np.stack([draw_noise(part.start + index, head.mode, sampling, head.latents) for index in range(count)])
     latents = draw_latents(head.mode, clean, keep, noise, sampling, predict)
     return unsigned(call("decode", {"latents": latents}))
 
 
 def torch_call(modules: Mapping[str, nn.Module]) -> Call:
-    """Return what calls torch modules."""
+    """Return a `Call` that runs torch modules: the reference of the gate."""
 
     def call(name: str, inputs: Mapping[str, npt.NDArray[Any]]) -> Float32Array:
         with torch.inference_mode():
-            given = {key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in inputs.items()}
-            found: Float32Array = modules[name](**given).numpy()
-        return found
+            tensors = {key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in inputs.items()}
+            output: Float32Array = modules[name](**tensors).numpy()
+        return output
 
     return call
 
@@ -118,8 +122,8 @@ class GraphCalls:
     """Calls graphs on the CPU, one session at a time: together they may not fit into memory.
 
     Args:
-        graphs: Name → what the manifest says of a graph.
-        folder: Where the graphs lie.
+        graphs: Name → entry of the manifest.
+        folder: Folder of the graphs.
     """
 
     def __init__(self, graphs: Mapping[str, Graph], folder: Path) -> None:
@@ -130,10 +134,11 @@ class GraphCalls:
     def __call__(self, name: str, inputs: Mapping[str, npt.NDArray[Any]]) -> Float32Array:
         """Return the output of a graph."""
         if self._session is None or self._name != name:
+            # The old session goes first, or both networks would be in memory at once.
             self.close()
             self._session, self._name = OrtSession(self._folder / self._graphs[name].file, "cpu"), name
-        found: Float32Array = self._session.run(inputs)[OUTPUTS[name]]
-        return found
+        output: Float32Array = self._session.run(inputs)[OUTPUTS[name]]
+        return output
 
     def close(self) -> None:
         """Release the session; closing twice is harmless."""
@@ -143,22 +148,23 @@ class GraphCalls:
 
 
 def measure_images(expected: UInt8Array, measured: UInt8Array) -> float:
-    """Return the least peak signal-to-noise ratio in dB of images uint8 [N, H, W, 3], 100 where they are equal."""
+    """Return the smallest PSNR in dB over images uint8 [N, H, W, 3]; 100 where they are equal."""
+    # float64: differences of uint8 would wrap around, and their squares leave the range.
     differences = expected.astype(np.float64) - measured.astype(np.float64)
     worst = float((differences**2).mean(axis=(1, 2, 3)).max())
     return EQUAL_DB if worst == 0.0 else min(EQUAL_DB, 10.0 * float(np.log10(255.0**2 / worst)))
 
 
 def check_images(expected: UInt8Array, measured: UInt8Array) -> ImageParity:
-    """Return how far the graphs agree with torch.
+    """Return the parity of the images drawn by the graphs with those by torch.
 
     Raises:
-        GateError: If they do not.
+        GateError: If the PSNR of an image is below `PSNR_LIMIT`.
     """
     ratio = measure_images(expected, measured)
     if not ratio >= PSNR_LIMIT:
         raise GateError(
             f"parity: images drawn by the graphs against those by torch, in {STEPS} steps from the same noise: "
-            f"expected a ratio from {PSNR_LIMIT:g} dB, got {ratio:.1f} dB. No bundle was written."
+            f"expected a PSNR of at least {PSNR_LIMIT:g} dB, got {ratio:.1f} dB. No bundle was written."
         )
     return ImageParity("torch", "denoise.onnx and the others, cpu", len(expected), STEPS, ratio)

@@ -44,35 +44,39 @@ def chain(file: Path, change: int | None = None, by: float = 0.1) -> Path:
 def compare(first: Path, second: Path, tolerance: float = 1e-4) -> Explanation:
     images = list(np.random.default_rng(0).integers(0, 3, (2, *SHAPE), np.uint8))
     reference, candidate = GraphSide(first, "first", "cpu"), GraphSide(second, "second", "plain")
-    told: list[tuple[str, int, int]] = []
-    found = explain(reference, candidate, images, tolerance, candidate.nodes, lambda *args: told.append(args))
-    assert [done for _, done, _ in told] == list(range(1, len(found.probes) + 1))
-    return found
+    reports: list[tuple[str, int, int]] = []
+    explanation = explain(reference, candidate, images, tolerance, candidate.nodes, lambda *args: reports.append(args))
+    assert [count for _, count, _ in reports] == list(range(1, len(explanation.probes) + 1))
+    return explanation
 
 
 @pytest.mark.parametrize("layer", range(1, DEPTH))
 def test_the_layer_that_differs_is_named(tmp_path: Path, layer: int) -> None:
-    found = compare(chain(tmp_path / "a.onnx"), chain(tmp_path / "b.onnx", layer))
-    assert found.first is not None
-    assert (found.first.tensor, found.first.operator, found.first.layer) == (f"t{layer}", "Add", f"net.{layer}.add")
-    assert found.first.shape == SHAPE
-    place, expected, got = found.first.largest
+    explanation = compare(chain(tmp_path / "a.onnx"), chain(tmp_path / "b.onnx", layer))
+    assert explanation.first is not None
+    assert (explanation.first.tensor, explanation.first.operator, explanation.first.layer) == (
+        f"t{layer}",
+        "Add",
+        f"net.{layer}.add",
+    )
+    assert explanation.first.shape == SHAPE
+    place, expected, got = explanation.first.largest
     assert place[-1] == 1
     assert got - expected == pytest.approx(0.1, abs=1e-5)
-    assert found.before is not None
-    assert found.before.tensor == f"t{layer - 1}"
-    assert found.before.difference == 0
-    assert found.end.tensor == f"t{DEPTH - 1}"
-    assert len(found.probes) <= 1 + DEPTH.bit_length()
-    text = "\n".join(lines_of(found))
+    assert explanation.before is not None
+    assert explanation.before.tensor == f"t{layer - 1}"
+    assert explanation.before.difference == 0
+    assert explanation.end.tensor == f"t{DEPTH - 1}"
+    assert len(explanation.probes) <= 1 + DEPTH.bit_length()
+    text = "\n".join(lines_of(explanation))
     assert f"outside from t{layer} (Add of net.{layer}.add) [6, 5, 3]:" in text
     assert f"within up to t{layer - 1}" in text
 
 
 def test_graphs_that_agree_take_one_look(tmp_path: Path) -> None:
-    found = compare(chain(tmp_path / "a.onnx"), chain(tmp_path / "b.onnx"))
-    assert (found.first, found.before, len(found.probes)) == (None, None, 1)
-    assert lines_of(found)[1].startswith(f"  within to the end: t{DEPTH - 1} (Add of net.")
+    explanation = compare(chain(tmp_path / "a.onnx"), chain(tmp_path / "b.onnx"))
+    assert (explanation.first, explanation.before, len(explanation.probes)) == (None, None, 1)
+    assert lines_of(explanation)[1].startswith(f"  within to the end: t{DEPTH - 1} (Add of net.")
 
 
 def test_a_difference_within_the_tolerance_is_none(tmp_path: Path) -> None:
@@ -81,9 +85,9 @@ def test_a_difference_within_the_tolerance_is_none(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_what_only_one_side_cannot_compute_is_outside(tmp_path: Path, value: float) -> None:
-    found = compare(chain(tmp_path / "a.onnx"), chain(tmp_path / "b.onnx", 4, value))
-    assert found.first is not None
-    assert (found.first.tensor, found.first.difference) == ("t4", np.inf)
+    explanation = compare(chain(tmp_path / "a.onnx"), chain(tmp_path / "b.onnx", 4, value))
+    assert explanation.first is not None
+    assert (explanation.first.tensor, explanation.first.difference) == ("t4", np.inf)
 
 
 def test_what_both_cannot_compute_is_the_same(tmp_path: Path) -> None:
@@ -105,13 +109,13 @@ def test_halving_finds_the_first_where_being_outside_does_not_end(count: int, be
 
 @given(st.lists(st.booleans(), min_size=1, max_size=30))
 def test_halving_always_finds_an_edge(outside: list[bool]) -> None:
-    found = first_outside(len(outside), outside.__getitem__)
+    edge = first_outside(len(outside), outside.__getitem__)
     if not outside[-1]:
-        assert found is None
+        assert edge is None
     else:
-        assert found is not None
-        assert outside[found]
-        assert found == 0 or not outside[found - 1]
+        assert edge is not None
+        assert outside[edge]
+        assert edge == 0 or not outside[edge - 1]
 
 
 def test_wrong_requests_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,9 +142,9 @@ def test_torch_and_its_graph_agree_layer_by_layer(
     runs: dict[str, Path], method: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.run(["explain", str(runs[method])]) == 0
-    shown = capsys.readouterr().out
-    assert shown.startswith("features.onnx on cpu against torch: ")
-    assert "within to the end: patches (" in shown
+    printed = capsys.readouterr().out
+    assert printed.startswith("features.onnx on cpu against torch: ")
+    assert "within to the end: patches (" in printed
 
 
 def test_torch_against_a_graph_that_computes_something_else(
@@ -180,9 +184,9 @@ def test_a_wrong_request_is_one_line(
     padim_bundle: Path, capsys: pytest.CaptureFixture[str], options: tuple[str, ...], message: str
 ) -> None:
     assert cli.run(["explain", str(padim_bundle), *options]) == 2
-    shown = capsys.readouterr()
-    assert shown.err.startswith(message)
-    assert shown.err.count("\n") == 1
+    output = capsys.readouterr()
+    assert output.err.startswith(message)
+    assert output.err.count("\n") == 1
 
 
 def test_against_is_not_for_runs(runs: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from flawscope import cli
 from flawscope.export.explain_command import explain
-from flawscope.export.export_command import _MOVED, export
+from flawscope.export.export_command import _FORMER_OPTIONS, export
 from flawscope.export.triton_command import export_triton
 
 
@@ -31,7 +31,7 @@ def test_an_option_of_earlier_releases_names_the_verb_that_has_it(
     assert cli.run(["export", "bottle.flaw", *out, *options]) == 2
     assert capsys.readouterr() == (
         "",
-        f"error: {flag}: expected no such option, got it. Its work is another verb's: flawscope {command}.\n",
+        f"error: {flag}: expected no such option, got it. Another verb does its work: flawscope {command}.\n",
     )
 
 
@@ -45,7 +45,7 @@ def test_a_verb_that_took_options_over_has_them_and_export_has_none_of_them() ->
         command.name: {flag for option in command.params for flag in option.opts}
         for command in (export, export_triton, explain)
     }
-    for flag, line in _MOVED.items():
+    for flag, line in _FORMER_OPTIONS.items():
         assert flag not in flags["export"]
         if flag not in ("--format", "--explain"):
             assert flag in flags[line.split()[1]]

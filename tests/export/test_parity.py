@@ -104,23 +104,23 @@ def test_bundles_carry_measured_rows_far_within_the_limits(uncalibrated_bundles:
 
 
 def times(factor: float) -> Callable[[Answer], Answer]:
-    return lambda found: (found[0], (found[1] * np.float32(factor)).astype(np.float32))
+    return lambda answer: (answer[0], (answer[1] * np.float32(factor)).astype(np.float32))
 
 
-def with_nan_score(found: Answer) -> Answer:
-    scores = found[1].copy()
+def with_nan_score(answer: Answer) -> Answer:
+    scores = answer[1].copy()
     scores[-1] = np.nan
-    return found[0], scores
+    return answer[0], scores
 
 
-def with_nan_map(found: Answer) -> Answer:
-    maps = found[0].copy()
+def with_nan_map(answer: Answer) -> Answer:
+    maps = answer[0].copy()
     maps[0, 0, 0] = np.nan
-    return maps, found[1]
+    return maps, answer[1]
 
 
-def shifted_map(found: Answer) -> Answer:
-    return np.roll(found[0], 4, axis=2), found[1]
+def shifted_map(answer: Answer) -> Answer:
+    return np.roll(answer[0], 4, axis=2), answer[1]
 
 
 @pytest.mark.usefixtures("traced_features")
@@ -136,12 +136,12 @@ def test_a_candidate_that_computes_something_else_leaves_no_bundle(
     scores, reference = detector_export._scores, reference_scores.torch_scores
 
     def spoiled_scores(inspector: Any, images: Any) -> Answer:
-        found = scores(inspector, images)
-        return spoil(found) if inspector.path == implementation else found
+        answer = scores(inspector, images)
+        return spoil(answer) if inspector.path == implementation else answer
 
     def spoiled_reference(*arguments: Any) -> Answer:
-        found = reference(*arguments)
-        return spoil(found) if implementation == "torch" else found
+        answer = reference(*arguments)
+        return spoil(answer) if implementation == "torch" else answer
 
     monkeypatch.setattr(detector_export, "_scores", spoiled_scores)
     monkeypatch.setattr(reference_scores, "torch_scores", spoiled_reference)

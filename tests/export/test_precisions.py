@@ -41,16 +41,16 @@ def with_int8(tmp_path_factory: pytest.TempPathFactory, runs: dict[str, Path], t
 def test_the_bundle_has_both_and_says_what_int8_does(with_int8: dict[str, Path], method: str) -> None:
     with open_bundle(with_int8[method]) as bundle:
         manifest = bundle.manifest
-        made = manifest.precisions["int8"]
-        assert {graph.file for graph in made.graphs.values()} == {"features.int8.onnx", "score.int8.onnx"}
+        precision = manifest.precisions["int8"]
+        assert {graph.file for graph in precision.graphs.values()} == {"features.int8.onnx", "score.int8.onnx"}
         assert bundle.graph("score", "int8") != bundle.graph("score")
-        assert made.quantised > 0
-        assert made.gate is not None
-        assert made.gate.images == 5
-        assert made.gate.labelled > 0
-        assert 0 < made.gate.score_max_relative <= LOOSE.score_error
-        assert [known.file for known in made.golden] == [known.file for known in manifest.golden]
-        assert all(known.score != other.score for known, other in zip(made.golden, manifest.golden, strict=True))
+        assert precision.quantised > 0
+        assert precision.gate is not None
+        assert precision.gate.images == 5
+        assert precision.gate.labelled > 0
+        assert 0 < precision.gate.score_max_relative <= LOOSE.score_error
+        assert [golden.file for golden in precision.golden] == [golden.file for golden in manifest.golden]
+        assert all(golden.score != other.score for golden, other in zip(precision.golden, manifest.golden, strict=True))
         with pytest.raises(ArgumentError, match=r"precision: expected one the bundle has \(fp32, int8\), got 'fp16'"):
             bundle.graph("score", "fp16")
 
@@ -58,14 +58,14 @@ def test_the_bundle_has_both_and_says_what_int8_does(with_int8: dict[str, Path],
 @pytest.mark.parametrize("method", ["patchcore", "padim"])
 def test_both_paths_give_the_same_scores_in_int8(with_int8: dict[str, Path], tiny_root: Path, method: str) -> None:
     images = [sample.path for sample in open_dataset(tiny_root, "steel").test[:4]]
-    found = {}
+    scores = {}
     for path in ("graph", "kernel"):
         with Inspector.load(with_int8[method], "cpu", path, "int8") as inspector:
-            found[path] = np.array([result.score for result in inspector(images)])
+            scores[path] = np.array([result.score for result in inspector(images)])
     with Inspector.load(with_int8[method], "cpu") as inspector:
         exact = np.array([result.score for result in inspector(images)])
-    np.testing.assert_allclose(found["kernel"], found["graph"], rtol=1e-4)
-    assert (found["graph"] != exact).all()
+    np.testing.assert_allclose(scores["kernel"], scores["graph"], rtol=1e-4)
+    assert (scores["graph"] != exact).all()
 
 
 def test_golden_scores_of_another_precision_are_found_out(with_int8: dict[str, Path], tmp_path: Path) -> None:
@@ -74,9 +74,9 @@ def test_golden_scores_of_another_precision_are_found_out(with_int8: dict[str, P
     broken = Path(shutil.copytree(with_int8["padim"], tmp_path / "padim.flaw"))
     with open_bundle(broken) as bundle:
         manifest = bundle.manifest
-    made = manifest.precisions["int8"]
-    shifted = tuple(msgspec.structs.replace(known, score=1.01 * known.score) for known in made.golden)
-    precisions = {"int8": msgspec.structs.replace(made, golden=shifted)}
+    precision = manifest.precisions["int8"]
+    shifted = tuple(msgspec.structs.replace(golden, score=1.01 * golden.score) for golden in precision.golden)
+    precisions = {"int8": msgspec.structs.replace(precision, golden=shifted)}
     rewrite_manifest(broken, msgspec.structs.replace(manifest, precisions=precisions))
     Inspector.load(broken, "cpu").close()
     with pytest.raises(BundleError, match="golden image"):
@@ -145,13 +145,13 @@ def test_what_is_not_in_int8_may_be_in_fp16(
     dataset = open_dataset(tiny_root, "steel")
     narrow = Limits(1.0, 1.0, -1.0, 1.0, 0.02)
     wanted = Wanted(("int8",), dataset, limits={"int8": narrow}, int8_rest="fp16")
-    made = export_run(runs["padim"], tmp_path / "mixed.flaw", max_batch=4, wanted=wanted).precisions["int8"]
-    assert "the rest in FP16 by ModelOpt" in made.method
-    assert made.kept
+    precision = export_run(runs["padim"], tmp_path / "mixed.flaw", max_batch=4, wanted=wanted).precisions["int8"]
+    assert "the rest in FP16 by ModelOpt" in precision.method
+    assert precision.kept
     model = onnx.load(tmp_path / "mixed.flaw" / "features.int8.onnx")
     in_fp16 = operators_in(model, OPERATORS, onnx.TensorProto.FLOAT16)
-    assert set(in_fp16) == {kept.node for kept in made.kept}
-    assert sum(node.op_type == "QuantizeLinear" for node in model.graph.node) >= made.quantised
+    assert set(in_fp16) == {entry.node for entry in precision.kept}
+    assert sum(node.op_type == "QuantizeLinear" for node in model.graph.node) >= precision.quantised
 
 
 # --- refused
@@ -164,12 +164,12 @@ def test_a_precision_outside_its_limits_leaves_no_bundle_and_shows_its_table(
     arguments = ["export", str(runs["padim"]), "--out", str(out), "--precision", "int8", "--category", "steel"]
     arguments += ["--calibration-data", str(tiny_root), "--max-score-change", "0.5", "--min-spearman", "1"]
     assert cli.run([*arguments, "--labelled-data", str(tiny_root)]) == 1
-    shown = capsys.readouterr()
-    assert "gate of int8 on cpu: 5 normal images," in shown.out
-    assert "rank correlation of scores" in shown.out
-    assert "of the time of FP32 on cpu" in shown.out or "is not faster than FP32 on cpu" in shown.out
-    assert shown.err.startswith("error: int8: expected figures within the limits of the gate, got: ")
-    assert "rank correlation of the scores is" in shown.err
+    output = capsys.readouterr()
+    assert "gate of int8 on cpu: 5 normal images," in output.out
+    assert "rank correlation of scores" in output.out
+    assert "of the time of FP32 on cpu" in output.out or "is not faster than FP32 on cpu" in output.out
+    assert output.err.startswith("error: int8: expected figures within the limits of the gate, got: ")
+    assert "rank correlation of the scores is" in output.err
     assert list(tmp_path.iterdir()) == []
 
 
@@ -233,7 +233,7 @@ def test_a_wrong_request_is_one_line(
 ) -> None:
     arguments = [option.format(data=tiny_root) for option in options]
     assert cli.run(["export", str(patchcore_run), "--out", str(tmp_path / "x.flaw"), *arguments]) == 2
-    shown = capsys.readouterr()
-    assert shown.err.startswith(message)
-    assert shown.err.count("\n") == 1
+    output = capsys.readouterr()
+    assert output.err.startswith(message)
+    assert output.err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []

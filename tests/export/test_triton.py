@@ -188,18 +188,18 @@ def test_the_strict_reader_has_the_fields_of_tritons_schema():
     schema = pytest.importorskip(
         "tritonclient.grpc.model_config_pb2", reason="needs tritonclient[grpc], which has Triton's schema"
     )
-    found = {}
+    fields_of = {}
     messages = [schema.ModelConfig.DESCRIPTOR]
     while messages:
         message = messages.pop()
         name = message.full_name.removeprefix("inference.")
-        if name in SCHEMA and name not in found:
-            found[name] = {field.name: field for field in message.fields}
+        if name in SCHEMA and name not in fields_of:
+            fields_of[name] = {field.name: field for field in message.fields}
             messages += [field.message_type for field in message.fields if field.message_type]
-    assert {name: set(fields) for name, fields in found.items()} == {
+    assert {name: set(fields) for name, fields in fields_of.items()} == {
         name: set(fields) for name, fields in SCHEMA.items()
     }
-    for name, fields in found.items():
+    for name, fields in fields_of.items():
         for field, real in fields.items():
             kind = SCHEMA[name][field]
             if isinstance(kind, tuple):
@@ -305,8 +305,8 @@ def test_a_bundle_needs_neither_torch_nor_onnx_nor_tritonclient(tiny, tmp_path):
         "from flawscope.cli import run\n"
         f"sys.exit(run(['export-triton', {str(tiny)!r}, '--out', {str(tmp_path / 'models')!r}]))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
     assert (tmp_path / "models" / "tiny" / "config.pbtxt").is_file()
 
 
@@ -455,7 +455,7 @@ def test_a_graph_with_other_shapes_than_the_configuration_is_refused(tmp_path):
     model.graph.output[0].type.tensor_type.shape.dim[1].dim_param = "H"
     model.graph.input[0].type.tensor_type.shape.dim[1].dim_param = "H"
     write_tiny_bundle(tmp_path / "open.flaw", {"score.onnx": model.SerializeToString()})
-    with pytest.raises(GateError, match="with an open batch in the graph"):
+    with pytest.raises(GateError, match="with a dynamic batch in the graph"):
         write(tmp_path / "open.flaw", tmp_path / "models")
     model = onnx.load_model_from_string(brightness_graph())
     for tensor in (*model.graph.input, *model.graph.output):

@@ -1,4 +1,4 @@
-"""Base model of the defect generators: a latent text-to-image model, of normal parts or general."""
+"""Base model of the defect generators: a latent text-to-image model, small and of normal parts, or Stable Diffusion."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ class SynthesisBase:
 
     Attributes:
         autoencoder: An AutoencoderKL of diffusers; its settings have the `scaling_factor` of latents.
-        normalization: How it wants images.
+        normalization: Normalization of its input images.
         unet: A UNet2DConditionModel of diffusers. It takes latents float32 [N, C, h, w], for inpainting [N, 2C+1, h, w]
-            (latents, box, latents of the rest of the image), timesteps int64 [N] and texts float32 [N, L, D].
+            (latents, mask, latents of the masked image), timesteps int64 [N] and context float32 [N, L, D].
         text: The text encoder.
         tokenizer: Content of `tokenizer.json`.
-        prompts: How texts become tokens.
-        sampling: Noise levels, and how images are drawn.
-        size: Height and width in pixels of the images it knows.
-        licence: Of its weights.
+        prompts: Turns prompts into tokens.
+        sampling: Noise levels and sampling.
+        size: Height and width in pixels of the images it was trained on.
+        licence: Licence of its weights.
         identity: SHA-256 over its files.
     """
 
@@ -58,27 +58,27 @@ class SynthesisBase:
     def latents(self) -> tuple[int, int, int]:
         """Channels, height and width of the latents of an image."""
         autoencoder: Any = self.autoencoder
-        halvings = len(autoencoder.config.block_out_channels) - 1
+        halvings = len(autoencoder.config.block_out_channels) - 1  # every level but the last halves the image
         return int(autoencoder.config.latent_channels), self.size[0] >> halvings, self.size[1] >> halvings
 
     @property
     def is_inpainting(self) -> bool:
-        """Whether the UNet is given the box and the rest of the image as well."""
+        """Whether the UNet also takes a mask and the latents of the masked image."""
         unet: Any = self.unet
         return bool(unet.config.in_channels == 2 * self.latents[0] + 1)
 
 
 class BaseSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What of a run of `train base` has to be known before its weights fit: `networks` of its record.
+    """Settings from which the networks of a run of `train base` are built: `networks` of its record.
 
     Attributes:
-        unet: Of the UNet2DConditionModel.
-        text: Of the CLIPTextModel.
-        autoencoder: Of the AutoencoderKL, but for its factor.
-        scaling: Factor of the latents.
-        normalization: How the autoencoder wants images.
+        unet: Settings of the UNet2DConditionModel.
+        text: Settings of the CLIPTextModel.
+        autoencoder: Settings of the AutoencoderKL without its scaling factor.
+        scaling: Scaling factor of the latents.
+        normalization: Normalization of the autoencoder's input images.
         length: Tokens of every text.
-        pad: Token that fills a short text up.
+        pad: Padding token.
     """
 
     unet: dict[str, Any]
@@ -91,23 +91,23 @@ class BaseSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def open_base(path: Path, placeholder: str = "*") -> SynthesisBase:
-    """Read a base; nothing is downloaded and nothing unpickled.
+    """Read a base model; nothing is downloaded, and no pickle is read.
 
     Args:
         path: A run of `train base`; or a folder of Stable Diffusion 1 or 2, for drawing or for inpainting, or of LDM
             text-to-image, as diffusers writes them, with weights in safetensors.
-        placeholder: Word that stands for a learned one in texts.
+        placeholder: Word that stands for a learned embedding in prompts.
 
     Raises:
         MissingExtra: If a package is not installed.
-        RunError: If it is none of them, broken, or predicts something else than the noise.
+        RunError: If it is none of these, broken, or predicts something else than the noise.
     """
     if (path / RECORD).is_file():
         return restore_base(read_synthesis_run(path), placeholder)
     parts = read_base_folder(path)
     rules = PromptRules(parts.length, parts.pad, placeholder)
     sides = parts.unet.config.sample_size
-    rows, columns = (sides, sides) if isinstance(sides, int) else sides
+    rows, columns = (sides, sides) if isinstance(sides, int) else sides  # of latents; diffusers allows both forms
     halvings = len(parts.autoencoder.config.block_out_channels) - 1
     return SynthesisBase(
         autoencoder=parts.autoencoder,
@@ -124,7 +124,7 @@ def open_base(path: Path, placeholder: str = "*") -> SynthesisBase:
 
 
 def restore_base(run: SynthesisRun, placeholder: str = "*") -> SynthesisBase:
-    """Return the base in a run of `train base`.
+    """Return the base model in a run of `train base`.
 
     Raises:
         MissingExtra: If a package is not installed.
@@ -136,7 +136,8 @@ def restore_base(run: SynthesisRun, placeholder: str = "*") -> SynthesisBase:
         settings = msgspec.convert(run.record.networks, BaseSettings)
         tokenizer = (run.path / TOKENIZER).read_bytes()
     except (msgspec.ValidationError, OSError) as err:
-        raise RunError(f"{run.path}: expected a whole run of train base, got one without {err}. Train again.") from err
+        raise RunError(f"{run.path}: expected a complete run of train base, got {err}. Train again.") from err
+    # Groups that the file lacks become empty dicts, which the strict loaders refuse by the names of missing tensors.
     autoencoder = fill_autoencoder(
         settings.autoencoder,
         run.tensors.get("autoencoder", {}),
@@ -144,6 +145,7 @@ def restore_base(run: SynthesisRun, placeholder: str = "*") -> SynthesisBase:
         f"{run.path / WEIGHTS}: autoencoder",
     )
     unet, text = build_networks(settings, run.path)
+    # Strict: a tensor that the run lacks would otherwise stay at its random start.
     load_state(unet, run.tensors.get("unet", {}), f"{run.path}: unet")
     load_state(text.model, run.tensors.get("text", {}), f"{run.path}: text")
     return SynthesisBase(
@@ -153,25 +155,30 @@ def restore_base(run: SynthesisRun, placeholder: str = "*") -> SynthesisBase:
         text=text.requires_grad_(False).eval(),
         tokenizer=tokenizer,
         prompts=Prompts(tokenizer, PromptRules(settings.length, settings.pad, placeholder), str(run.path / TOKENIZER)),
-        sampling=SAMPLING,
+        sampling=SAMPLING,  # a run stores none: `train base` has one schedule
         size=run.record.config.preprocessing.size,
         licence=run.record.licence,
         identity=identity_of(run.path, (run.path / name for name in (RECORD, WEIGHTS, TOKENIZER))),
     )
 
 
-def build_networks(settings: BaseSettings, what: Path | str = "base") -> tuple[nn.Module, TextEncoder]:
-    """Return UNet and text encoder from random weights.
+def build_networks(settings: BaseSettings, origin: Path | str = "base") -> tuple[nn.Module, TextEncoder]:
+    """Return UNet and text encoder with random weights.
+
+    Args:
+        settings: Their settings.
+        origin: Where the settings come from, for the message of an error.
 
     Raises:
         MissingExtra: If a package is not installed.
-        RunError: If the settings are not of such networks.
+        RunError: If the settings do not fit such networks.
     """
     diffusers, transformers = import_diffusers(), import_transformers()
+    # UNet before text encoder: both draw their weights from torch's global generator, which the caller has seeded.
     try:
         unet: nn.Module = diffusers.UNet2DConditionModel(**settings.unet)
         text: nn.Module = transformers.CLIPTextModel(transformers.CLIPTextConfig(**settings.text))
     except Exception as err:  # both libraries raise whatever a setting leads to
         first = next(iter(str(err).splitlines()), "no message")
-        raise RunError(f"{what}: expected settings of a UNet and a text encoder, got {first}. Train again.") from err
+        raise RunError(f"{origin}: expected settings of a UNet and a text encoder, got {first}. Train again.") from err
     return unet, TextEncoder(text)

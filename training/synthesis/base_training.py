@@ -1,4 +1,4 @@
-"""Training of a small base model: UNet and text encoder jointly, on normal images in latents."""
+"""Training of a small base model: UNet and text encoder jointly, on the latents of normal images."""
 
 from __future__ import annotations
 
@@ -59,10 +59,11 @@ TEXTS = (
     "a good {category}",
     "a photo of a {category} without a defect",
 )
-"""What is said of normal images; the first in validation and previews."""
+"""Prompts for normal images; validation and previews use the first. Another wording or order trains another network
+from the same seed."""
 
 _LEAST_BOXES, _BOXES_IN_ALL = 2, 4096
-"""Random boxes of an image, and of all images together: few images have more each."""
+"""Fewest random boxes of an image, and boxes of all images together: with few images, each has more."""
 
 _PREVIEW_GUIDANCE = 1.5
 
@@ -80,11 +81,11 @@ def train_base(
 
     Args:
         config: Settings.
-        samples: Normal images; of each category a share of them chooses the best epoch.
-        category: Of samples that do not say theirs.
+        samples: Normal images; a share of each category is held back to choose the best epoch.
+        category: Category of samples that have none of their own.
         hashes: Content hash of every image.
-        folder: Where metrics, previews and checkpoints are written.
-        resume: Go on from the newest checkpoint there.
+        folder: Folder for metrics, previews and checkpoints.
+        resume: Resume from the newest checkpoint there.
         progress: Told what is being done.
 
     Raises:
@@ -94,12 +95,14 @@ def train_base(
             fit.
     """
     autoencoder, normalization = _autoencoder_of(config)
+    # By category: each has its own prompts, its own share of validation images, and the same weight in the centring.
     groups: dict[str, list[Sample]] = {}
     for sample in samples:
         groups.setdefault(sample.category or category, []).append(sample)
     names = sorted(groups)
     tokenizer = write_tokenizer(names)
-    base_settings(config, autoencoder, normalization, tokenizer)  # refuses sizes before images are read
+    # For its checks alone, before images are read; the settings change with the centred autoencoder.
+    base_settings(config, autoencoder, normalization, tokenizer)
     parts = [split_images("base", config, config.data, groups[name], hashes, progress) for name in names]
     device = choose_device(config.device)
     autoencoder = centred_autoencoder(config, autoencoder, normalization, [learned for learned, _ in parts], device)
@@ -107,16 +110,27 @@ def train_base(
     encoder = Encoder(autoencoder, normalization).to(device)
     learned, held_back = [], []
     for number, (images, validation) in enumerate(parts):
-        first = 1 + number * len(TEXTS)
+        first = 1 + number * len(TEXTS)  # row 0 is the empty prompt
+        # An epoch uses one box of an image, so more boxes than epochs could not all be used.
         boxes = min(config.loop.epochs, max(_LEAST_BOXES, -(-_BOXES_IN_ALL // len(images))))
         learned.append(encode_images(config, encoder, images, first, boxes, progress))
         held_back.append(encode_images(config, encoder, validation, first, 1, progress))
-    encoder.cpu()
-    shown = [next(validation.batches(range(min(PREVIEWS, len(validation))), PREVIEWS)) for _, validation in parts]
+    encoder.cpu()  # frees the memory of the device for the training
+    preview_images = [
+        next(validation.batches(range(min(PREVIEWS, len(validation))), PREVIEWS)) for _, validation in parts
+    ]
     task = BaseTask(
-        config, autoencoder, settings, tokenizer, names, joined(learned), joined(held_back), np.concatenate(shown)
+        config,
+        autoencoder,
+        settings,
+        tokenizer,
+        names,
+        joined(learned),
+        joined(held_back),
+        np.concatenate(preview_images),
     )
     trained = run_loop(task, Numbers(len(task.learned)), config, folder, resume=resume, progress=progress)
+    # DrawingNetwork's names become those of the two libraries: text.model.* is the CLIPTextModel inside TextEncoder.
     state: dict[str, dict[str, Tensor]] = {"unet": {}, "text": {}}
     for name, value in trained.state.items():
         group, _, rest = name.partition(".")
@@ -137,16 +151,16 @@ def train_base(
 def base_settings(
     config: BaseConfig, autoencoder: AutoencoderKL, normalization: Normalization, tokenizer: bytes
 ) -> BaseSettings:
-    """Return how the networks of a base are built.
+    """Return the settings of a base model's networks.
 
-    All levels of the UNet attend to the text but the finest, which has most of the positions: on a CPU attention there
-    costs nearly as much as everything else, and the texts on a part are coarse.
+    All levels of the UNet attend to the text except the finest, which has most positions: on a CPU, attention there
+    would cost nearly as much as everything else, and texts about parts carry no fine detail.
 
     Args:
         config: Settings.
-        autoencoder: Whose latents are drawn.
-        normalization: How it wants images.
-        tokenizer: Content of `tokenizer.json`, of `write_tokenizer`.
+        autoencoder: Autoencoder of the latents.
+        normalization: Normalization of its input images.
+        tokenizer: Content of `tokenizer.json`, from `write_tokenizer`.
 
     Raises:
         ArgumentError: If sizes do not fit.
@@ -175,7 +189,7 @@ def base_settings(
             "layers_per_block": config.layers,
             "norm_num_groups": group_count(widths),
             "cross_attention_dim": config.context,
-            "attention_head_dim": config.heads,  # diffusers' name for the number of heads
+            "attention_head_dim": config.heads,  # in diffusers this is the number of heads, whatever its name says
         },
         text={
             "vocab_size": len(vocabulary),
@@ -202,11 +216,11 @@ def base_settings(
 class DrawingNetwork(nn.Module):
     """UNet and text encoder as one module: `forward` predicts the noise in x.
 
-    It takes x float32 [N, C, h, w], for inpainting [N, 2C+1, h, w], timesteps int64 [N], texts as tokens int64 [U, L]
-    and which of them belongs to each image, int64 [N].
+    It takes x float32 [N, C, h, w], for inpainting [N, 2C+1, h, w], timesteps int64 [N], distinct texts as tokens
+    int64 [U, L], and the row of each image's text, int64 [N].
 
     Args:
-        settings: Of both.
+        settings: Settings of both.
     """
 
     def __init__(self, settings: BaseSettings) -> None:
@@ -220,16 +234,16 @@ class DrawingNetwork(nn.Module):
         return predicted
 
     def encode(self, tokens: Tensor) -> Tensor:
-        """Return texts as the UNet takes them, float32 [U, L, D]."""
+        """Return the context of texts, float32 [U, L, D]."""
         placed = torch.zeros(tokens.shape, device=tokens.device)
         context: Tensor = self.text(tokens, placed[..., None].expand(-1, -1, self.text.width), placed)
         return context
 
 
 def _attention(device: torch.device) -> contextlib.AbstractContextManager[None]:
-    """Return what chooses the kernels of attention.
+    """Return a context that chooses the attention kernels.
 
-    In bfloat16 on a CPU the backward pass of torch's flash attention takes half of a step; plain products do not.
+    In bfloat16 on a CPU, the backward pass of torch's flash attention takes half of a step; plain products are faster.
     """
     if device.type == "cpu" and torch.is_autocast_enabled("cpu"):
         return sdpa_kernel(SDPBackend.MATH)
@@ -241,13 +255,13 @@ class BaseTask:
 
     Args:
         config: Settings.
-        autoencoder: Frozen, for previews.
-        settings: Of the networks.
+        autoencoder: Frozen autoencoder, for previews.
+        settings: Settings of the networks.
         tokenizer: Content of `tokenizer.json`.
         names: Categories, in the order of their texts.
-        learned: Normal images to learn.
-        held_back: Normal images that choose the best epoch.
-        shown: The first of those, for previews, uint8 [P, H, W, 3].
+        learned: Normal images for training.
+        held_back: Normal images for validation, which chooses the best epoch.
+        preview_images: The first of those, uint8 [P, H, W, 3].
 
     Attributes:
         network: UNet and text encoder.
@@ -263,13 +277,14 @@ class BaseTask:
         names: Sequence[str],
         learned: Encoded,
         held_back: Encoded,
-        shown: UInt8Array,
+        preview_images: UInt8Array,
     ) -> None:
-        self._config, self._shown = config, shown[:PREVIEWS]
+        self._config, self._preview_images = config, preview_images[:PREVIEWS]
         self.learned, self.held_back = learned, held_back
         texts = ["", *(text.format(category=name.replace("_", " ")) for name in names for text in TEXTS)]
         prompts = Prompts(tokenizer, PromptRules(settings.length, settings.pad))
         self.tokens = torch.from_numpy(prompts.tokens(texts, config.context).tokens)
+        # Right before the networks, whose weights are drawn from torch's global generator.
         torch.manual_seed(config.seed)
         network = DrawingNetwork(settings)
         recompute_blocks(
@@ -292,36 +307,39 @@ class BaseTask:
 
     def optimizer(self) -> torch.optim.Optimizer:
         """Return the optimizer of all parameters."""
-        # Fused: of hundreds of small tensors, it takes a twentieth of a step on a CPU.
+        # Fused: with hundreds of small tensors, the update then takes only a twentieth of a step on a CPU.
         return build_optimizer(
             self._config.denoising, self.network.parameters(), rate=self._config.loop.learning_rate, fused=True
         )
 
     def loss(self, network: nn.Module, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Return the squared error of the predicted noise (arXiv:2112.10752, equation 3), over all latents.
+        """Return the mean squared error of the predicted noise (arXiv:2112.10752, equation 3).
 
         Args:
             network: The network.
             images: Numbers of images, int64 [N].
-            generator: Gives posterior, levels, texts, boxes and noise.
+            generator: Source of all random numbers: posterior, levels, texts, boxes and noise.
         """
+        # The order of the draws is what makes a resumed training bit-identical.
         device, count, data = images.device, len(images), self.learned
         numbers = images.cpu()
         clean = data.latents.sample(numbers, generator)
         levels = noise_levels(count, TRAINED_STEPS, generator)
         texts = data.texts[numbers].to(device) + noise_levels(count, len(TEXTS), generator)
+        # Dropped texts become the empty prompt of row 0 (classifier-free guidance, arXiv:2207.12598).
         is_dropped = torch.rand(count, generator=generator, device=device) < self._config.text_drop
         texts = texts.masked_fill(is_dropped, 0)
+        # Drawn even without inpainting, so that the random numbers after it stay the same.
         beside = data.beside(numbers, noise_levels(count, max(1, data.boxes.shape[1]), generator).cpu())
         noise = torch.randn(clean.shape, generator=generator, device=device)
         return self._squared_errors(network, clean, levels, noise, texts, beside).mean()
 
     def validate(self) -> dict[str, float]:
-        """Return the mean squared error of the predicted noise, at levels and with noise that stay the same."""
+        """Return the mean squared error of the predicted noise, at fixed levels and with fixed noise."""
         data, count = self.held_back, min(len(self.held_back), MOST_VALIDATED)
         size, seed = self._config.loop.batch_size, self._config.seed
         device = next(self.network.parameters()).device
-        numbers = torch.arange(count) * len(data) // count  # evenly: they come category by category
+        numbers = torch.arange(count) * len(data) // count  # evenly, because they are ordered by category
         levels = spread_levels(count, seed).to(device)
 
         def errors(part: tuple[Tensor, Tensor], generator: torch.Generator) -> Tensor:
@@ -334,10 +352,10 @@ class BaseTask:
         return mean_error(zip(torch.split(numbers, size), torch.split(levels, size), strict=True), errors, device, seed)
 
     def preview(self, path: Path) -> None:
-        """Write held-back normal images, each beside one that is drawn, or beside itself with its box filled."""
+        """Write held-back normal images, each beside a drawn one, or beside itself with its box filled."""
         data, base = self.held_back, self._base
         unet: Any = base.unet
-        numbers = torch.arange(len(self._shown))
+        numbers = torch.arange(len(self._preview_images))
         texts = torch.stack([data.texts[numbers], torch.zeros_like(numbers)])
         device = next(self.network.parameters()).device
         with torch.inference_mode():
@@ -353,7 +371,7 @@ class BaseTask:
                 seed=self._config.seed,
                 beside=data.beside(numbers, torch.zeros_like(numbers)),
             )
-        write_strip(path, list(self._shown), list(drawn))
+        write_strip(path, list(self._preview_images), list(drawn))
 
     def _encode(self, tokens: Tensor) -> Tensor:
         network: Any = self.network
@@ -364,25 +382,26 @@ class BaseTask:
         self, network: nn.Module, clean: Tensor, levels: Tensor, noise: Tensor, texts: Tensor, beside: Tensor | None
     ) -> Tensor:
         noisy = add_noise(clean, noise, self._shares.to(clean.device)[levels])
-        given = noisy if beside is None else torch.cat([noisy, beside.to(clean.device)], dim=1)
-        # Many images share a text: each is encoded once.
+        inputs = noisy if beside is None else torch.cat([noisy, beside.to(clean.device)], dim=1)
+        # Many images share a text, so each distinct text is encoded once.
         used, chosen = torch.unique(texts, return_inverse=True)
-        predicted: Tensor = network(given, levels, self.tokens.to(clean.device)[used], chosen)
-        return (predicted.float() - noise).square()
+        predicted: Tensor = network(inputs, levels, self.tokens.to(clean.device)[used], chosen)
+        return (predicted.float() - noise).square()  # float(): under autocast the prediction is in half precision
 
 
 # ---- The autoencoder -------------------------------------------------------------------------------------------------
 
 
 def autoencoder_identity(config: BaseConfig) -> str:
-    """Return a SHA-256 of the autoencoder, by which a training that goes on knows it again.
+    """Return a SHA-256 of the autoencoder; a training is resumed only with the same one.
 
     Raises:
-        ArgumentError: If the settings name none.
+        ArgumentError: If the settings name no autoencoder.
         RunError: If it cannot be used.
     """
     autoencoder: Any = _autoencoder_of(config)[0]
     digest = hashlib.sha256(safetensors.torch.save(dict(autoencoder.state_dict())))
+    # The scaling factor lies in its settings, not in its state.
     digest.update(repr(float(autoencoder.config.scaling_factor)).encode())
     return digest.hexdigest()
 
@@ -394,17 +413,19 @@ def _autoencoder_of(config: BaseConfig) -> tuple[AutoencoderKL, Normalization]:
             "with flawscope train autoencoder, then name it with --set autoencoder=RUN."
         )
     opened, normalization = open_autoencoder(Path(config.autoencoder))
-    return opened, normalization or "signed"  # which those have that do not say it
+    return opened, normalization or "signed"  # autoencoders of diffusers, which state none, use [-1, 1]
 
 
 def _own_licence(config: BaseConfig) -> str:
-    """Return what a base is made from, with which its user may do what he likes, and what others have a say in."""
+    """Return the licence of a trained base: the user's own, but for an autoencoder that came from elsewhere."""
     path = Path(config.autoencoder or "")
     if not (path / RECORD).is_file():
         return f"own, but for the autoencoder: {licence_of(path)}"
-    begun = read_autoencoder_record(path)[0].base
-    # The folder's name alone: a bundle says nothing of where things lie on the machine that made it.
-    return "own" if begun is None else f"own, but for the autoencoder, which began as {Path(begun).name}"
+    started_from = read_autoencoder_record(path)[0].base
+    if started_from is None:
+        return "own"
+    # The name of the folder alone: a bundle must not tell paths of the machine that made it.
+    return f"own, but for the autoencoder, which began as {Path(started_from).name}"
 
 
 class BaseTrainer(GeneratorTrainer):
@@ -413,14 +434,14 @@ class BaseTrainer(GeneratorTrainer):
     learns = "normal images"
 
     def start(self, config: BaseConfig) -> None:
-        """Return None: a base starts from nothing but its autoencoder."""
+        """Return None: a base model is trained from scratch, but for its autoencoder."""
 
     def weights(self, config: BaseConfig, start: AdaptationStart | None) -> str:
         """Return the hash of the autoencoder."""
         return f"autoencoder sha256:{autoencoder_identity(config)}"
 
     def licence(self, config: BaseConfig, start: AdaptationStart | None) -> str:
-        """Return whose work the base stands on."""
+        """Return the licence of the base, which depends on its autoencoder."""
         return _own_licence(config)
 
     def fit(self, request: GeneratorRequest) -> GeneratorFitResult:

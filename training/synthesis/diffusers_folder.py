@@ -1,6 +1,7 @@
-"""Strict reader of diffusers and transformers folders: parts of Stable Diffusion and of LDM text-to-image.
+"""Strict reader of diffusers and transformers folders: Stable Diffusion and LDM text-to-image.
 
-Nothing is downloaded and nothing unpickled. Both libraries draw at random what a file lacks; here that is an error.
+Nothing is downloaded, and no pickle is read. Both libraries initialise weights at random that a file lacks; here that
+is an error.
 """
 
 from __future__ import annotations
@@ -34,14 +35,16 @@ SAMPLING = Sampling(
     final="first",
     clip=False,
 )
-"""Noise levels of latent diffusion, and how its images are drawn with 50 steps of DDIM."""
+"""Noise levels of latent diffusion (arXiv:2112.10752), and its sampling with 50 steps of DDIM."""
 
 _STABLE_DIFFUSION = {"unet": "unet", "autoencoder": "vae", "text": "text_encoder", "tokenizer": "tokenizer"}
 _TEXT_TO_IMAGE = {"unet": "unet", "autoencoder": "vqvae", "text": "bert", "tokenizer": "tokenizer"}
-"""What the folders of the parts are called."""
+"""Part -> its folder, in Stable Diffusion and in LDM text-to-image."""
 
 _SCHEDULER = "scheduler"
 _HASHED = (".safetensors", ".json", ".txt", ".model")
+"""Files that make up the identity: weights, settings and vocabularies, but no model card."""
+
 _NEEDS_MORE = (
     "addition_embed_type",
     "class_embed_type",
@@ -50,7 +53,7 @@ _NEEDS_MORE = (
     "num_class_embeds",
     "time_cond_proj_dim",
 )
-"""Settings of UNets that want to be given more than latents, timestep and text."""
+"""Settings of UNets that take other inputs beside latents, timestep and text."""
 
 _LICENCES = ("README.md", "LICENSE", "LICENSE.md", "LICENSE.txt")
 _LICENCE_CHARACTERS = 80
@@ -58,18 +61,18 @@ _LICENCE_CHARACTERS = 80
 
 @dataclass(frozen=True)
 class FolderParts:
-    """What a folder has.
+    """The parts of a folder.
 
     Attributes:
-        kind: `clip` or `ldmbert`, the kind of the text encoder.
+        kind: Kind of the text encoder, `clip` or `ldmbert`.
         autoencoder: An AutoencoderKL of diffusers.
         unet: A UNet2DConditionModel of diffusers.
         text: The text encoder of either library.
         tokenizer: Content of a `tokenizer.json`.
-        pad: Token that fills a short text up.
+        pad: Padding token.
         length: Tokens of every text.
         sampling: Noise levels.
-        licence: What the folder says of it.
+        licence: Licence as the folder states it.
         identity: SHA-256 over the names and contents of its weights and settings.
     """
 
@@ -90,11 +93,11 @@ def read_base_folder(folder: Path) -> FolderParts:
 
     Args:
         folder: With `unet`, `vae`, `text_encoder` (CLIP) and `tokenizer`; or with `unet`, `vqvae` (an AutoencoderKL),
-            `bert` (LDMBert) and `tokenizer`. A `scheduler` is looked at where there is one.
+            `bert` (LDMBert) and `tokenizer`. A `scheduler` is read where there is one.
 
     Raises:
         MissingExtra: If diffusers or transformers is not installed.
-        RunError: If parts lack, are broken, of other kinds, or do not fit each other.
+        RunError: If parts are missing, broken, of another kind, or do not fit each other.
     """
     is_ldm = (folder / "bert").is_dir()
     places = _TEXT_TO_IMAGE if is_ldm else _STABLE_DIFFUSION
@@ -102,28 +105,17 @@ def read_base_folder(folder: Path) -> FolderParts:
         if not (folder / place).is_dir():
             raise RunError(
                 f"{folder}: expected a run of train base, or a folder of Stable Diffusion or LDM text-to-image as "
-                f"diffusers writes it, got none with a folder {place}. Check base."
+                f"diffusers writes it, got one without the folder {place}. Check base."
             )
-    sampling = _noise_levels(folder)
+    sampling = _noise_levels(folder)  # first, since it needs neither of the two large libraries
     diffusers = import_diffusers()
     transformers = import_transformers()
-    unet = loaded(
-        folder / places["unet"],
-        diffusers,
-        lambda part: diffusers.UNet2DConditionModel.from_pretrained(
-            part, local_files_only=True, use_safetensors=True, output_loading_info=True, torch_dtype=torch.float32
-        ),
-    )
-    autoencoder = loaded(
-        folder / places["autoencoder"],
-        diffusers,
-        lambda part: diffusers.AutoencoderKL.from_pretrained(
-            part, local_files_only=True, use_safetensors=True, output_loading_info=True, torch_dtype=torch.float32
-        ),
-    )
+    unet = _load_network(folder / places["unet"], diffusers, diffusers.UNet2DConditionModel)
+    autoencoder = _load_network(folder / places["autoencoder"], diffusers, diffusers.AutoencoderKL)
     _check_autoencoder(folder / places["autoencoder"], autoencoder.config)
     _check_unet(folder / places["unet"], unet.config, int(autoencoder.config.latent_channels))
     text_kind = _ldmbert() if is_ldm else transformers.CLIPTextModel
+    # float32 by `.to`: the argument for it has changed its name between versions of transformers.
     text = loaded(
         folder / places["text"],
         transformers,
@@ -138,42 +130,51 @@ def read_base_folder(folder: Path) -> FolderParts:
         transformers,
         lambda part: tokenizer_kind.from_pretrained(part, local_files_only=True),
     )
+    # A token beyond the table would be an index error in torch, and in a graph an arbitrary row.
     if tokenizer.pad_token_id is None or len(tokenizer) > text.config.vocab_size:
-        raise RunError(f"{folder}: expected tokens that the text encoder knows, got others. Are both of one model?")
+        raise RunError(
+            f"{folder}: expected a tokenizer that fits the text encoder, got another. Are both of one model?"
+        )
     for network in (unet, autoencoder, text):
         network.requires_grad_(False).eval()
-    used = [folder / place for place in (*places.values(), _SCHEDULER)]
+    part_folders = [folder / place for place in (*places.values(), _SCHEDULER)]
     return FolderParts(
         kind="ldmbert" if is_ldm else "clip",
         autoencoder=autoencoder,
         unet=unet,
         text=text,
+        # The Rust tokenizer as JSON: the runtime reads it with `tokenizers` alone, without transformers.
         tokenizer=tokenizer.backend_tokenizer.to_str().encode(),
         pad=int(tokenizer.pad_token_id),
+        # model_max_length is a huge number where the tokenizer's settings do not give it.
         length=int(min(tokenizer.model_max_length, text.config.max_position_embeddings)),
         sampling=sampling,
         licence=licence_of(folder),
-        identity=identity_of(folder, (path for part in used for path in part.rglob("*") if path.suffix in _HASHED)),
+        identity=identity_of(
+            folder, (path for part in part_folders for path in part.rglob("*") if path.suffix in _HASHED)
+        ),
     )
 
 
 def identity_of(folder: Path, files: Iterable[Path]) -> str:
     """Return one SHA-256 over the names below a folder and the contents of files."""
-    found = sorted((path.relative_to(folder).as_posix(), sha256_file(path)) for path in files)
-    return hashlib.sha256(msgspec.json.encode(found)).hexdigest()
+    # Sorted and with / on every system: the order in which a file system lists them must not change the identity.
+    hashes = sorted((path.relative_to(folder).as_posix(), sha256_file(path)) for path in files)
+    return hashlib.sha256(msgspec.json.encode(hashes)).hexdigest()
 
 
 def licence_of(folder: Path) -> str:
-    """Return what a folder says of its licence, in a few words: its model card, or the first line of its licence."""
+    """Return the licence of a folder in a few words, from its model card or the first line of its licence file."""
+    # The model card first: its `license` is an identifier, while a licence file begins with any title.
     for name in _LICENCES:
         path = folder / name
         if not path.is_file():
             continue
         text = path.read_text(encoding="utf-8", errors="replace")
-        if name == "README.md":  # a model card begins with a block of settings between two lines
+        if name == "README.md":  # a model card begins with YAML between two lines of ---
             settings = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
-            found = re.search(r"^license:[ \t]*(\S.*?)\s*$", settings[1], re.MULTILINE) if settings else None
-            line = found[1] if found else ""
+            entry = re.search(r"^license:[ \t]*(\S.*?)\s*$", settings[1], re.MULTILINE) if settings else None
+            line = entry[1] if entry else ""
         else:
             line = next((line.strip() for line in text.splitlines() if line.strip()), "")
         if line:
@@ -182,7 +183,7 @@ def licence_of(folder: Path) -> str:
 
 
 def import_transformers() -> Any:
-    """Return the module transformers, which takes seconds to import: only where it is needed.
+    """Return the module transformers, imported only where it is needed because that takes seconds.
 
     Raises:
         MissingExtra: If it is not installed.
@@ -195,13 +196,13 @@ def import_transformers() -> Any:
 
 
 def check_prediction(folder: Path) -> None:
-    """Refuse networks that predict something else than the noise, as one of Stable Diffusion 2 does.
+    """Refuse networks that predict something else than the noise, such as the v-prediction of Stable Diffusion 2.
 
     Args:
-        folder: Its `scheduler` says so; without one nothing is refused.
+        folder: Folder whose `scheduler` states the prediction type; without a scheduler nothing is refused.
 
     Raises:
-        RunError: If it does, or cannot be read.
+        RunError: If it predicts something else, or its settings cannot be read.
     """
     predicted = scheduler_settings(folder).get("prediction_type", "epsilon")
     if predicted != "epsilon":
@@ -212,7 +213,7 @@ def check_prediction(folder: Path) -> None:
 
 
 def scheduler_settings(folder: Path) -> dict[str, Any]:
-    """Return the settings of the scheduler in a folder; none where there is none.
+    """Return the settings of the scheduler in a folder; empty where there is none.
 
     Raises:
         RunError: If they cannot be read.
@@ -227,75 +228,90 @@ def scheduler_settings(folder: Path) -> dict[str, Any]:
 
 
 def loaded(folder: Path, library: Any, load: Callable[[Path], Any]) -> Any:
-    """Return a model, every tensor of which was in its folder.
+    """Return a model whose every tensor was in its folder.
 
     Args:
-        folder: Of the model.
+        folder: Folder of the model.
         library: diffusers or transformers.
-        load: Reads it with the library, and returns what the library says of it as well.
+        load: `(folder) -> (model, loading info)` of that library.
 
     Raises:
-        RunError: If it cannot be read, or tensors lack, are left over, of another shape or not finite.
+        RunError: If it cannot be read, or tensors are missing, left over, of another shape or not finite.
     """
-    model, found = called(folder, library, load)
-    # Both libraries draw at random what a file lacks, drop what is too much, and only log it.
-    wrong = [*found["missing_keys"], *found["mismatched_keys"], *found["unexpected_keys"]]
-    wrong = sorted(str(name) for name in wrong if not str(name).endswith("position_ids"))  # older files count along
+    model, loading_info = called(folder, library, load)
+    # Both libraries initialise missing tensors at random, drop unexpected ones, and only log it.
+    wrong = [*loading_info["missing_keys"], *loading_info["mismatched_keys"], *loading_info["unexpected_keys"]]
+    # Older files store position_ids, which newer versions compute.
+    wrong = sorted(str(name) for name in wrong if not str(name).endswith("position_ids"))
     if wrong:
         raise RunError(
-            f"{folder}: expected the weights that its config.json asks for, got none, too many or others for "
-            f"{len(wrong)} tensors (the first is {wrong[0]}). Get the folder again."
+            f"{folder}: expected the weights that its config.json asks for, got missing, unexpected or other shapes "
+            f"for {len(wrong)} tensors (the first is {wrong[0]}). Get the folder again."
         )
-    if not all(bool(torch.isfinite(one).all()) for one in model.parameters()):
+    if not all(bool(torch.isfinite(parameter).all()) for parameter in model.parameters()):
         raise RunError(f"{folder}: expected finite weights, got NaN or infinity. Get the folder again.")
     return model
 
 
 def called(folder: Path, library: Any, load: Callable[[Path], Any]) -> Any:
-    """Return what one of the two libraries reads, which draws bars and logs of its own: nothing for our users.
+    """Return what `load` reads with one of the two libraries, without the library's own progress bars and logs.
 
     Raises:
         RunError: If it raises anything.
     """
-    speech = library.utils.logging
-    level, has_bars = speech.get_verbosity(), speech.is_progress_bar_enabled()
-    speech.set_verbosity(logging.CRITICAL)
-    speech.disable_progress_bar()
+    library_log = library.utils.logging
+    level, has_bars = library_log.get_verbosity(), library_log.is_progress_bar_enabled()
+    library_log.set_verbosity(logging.CRITICAL)
+    library_log.disable_progress_bar()
     try:
         return load(folder)
     except Exception as err:
-        # Both libraries raise their own and other libraries' families of errors; to the user they are one thing.
+        # Both libraries raise errors of many families, their own and others'; for the user all mean an unusable folder.
         first = next(iter(str(err).splitlines()), "no message")
         raise RunError(
             f"{folder}: expected a part of Stable Diffusion as diffusers writes it, in safetensors, got "
-            f"{type(err).__name__}: {first}. Pickles (.bin) are not read: flawscope synth import takes them over."
+            f"{type(err).__name__}: {first}. Pickles (.bin) are not read: convert them with flawscope synth import."
         ) from err
     finally:
-        speech.set_verbosity(level)
+        library_log.set_verbosity(level)
         if has_bars:
-            speech.enable_progress_bar()
+            library_log.enable_progress_bar()
+
+
+def _load_network(folder: Path, diffusers: Any, kind: Any) -> Any:
+    """Return a network of diffusers in float32, whatever its file has."""
+
+    def load(part: Path) -> Any:
+        # use_safetensors: without it the library falls back to pickles, which may run code when they are loaded.
+        return kind.from_pretrained(
+            part, local_files_only=True, use_safetensors=True, output_loading_info=True, torch_dtype=torch.float32
+        )
+
+    return loaded(folder, diffusers, load)
 
 
 def _ldmbert() -> Any:
+    # Not exported at the top of diffusers, and imported late: the module of its pipeline needs transformers.
     from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import LDMBertModel
 
     return LDMBertModel
 
 
 def _noise_levels(folder: Path) -> Sampling:
-    """Return the noise levels that a network was trained with: those of its scheduler, or those of latent diffusion."""
+    """Return the noise levels a network was trained with: those of its scheduler, or those of latent diffusion."""
     check_prediction(folder)
-    given = scheduler_settings(folder)
-    schedule, steps = given.get("beta_schedule", SAMPLING.betas), given.get("num_train_timesteps", TRAINED_STEPS)
-    start, end = given.get("beta_start", SAMPLING.beta_start), given.get("beta_end", SAMPLING.beta_end)
-    is_known = (
+    scheduler = scheduler_settings(folder)
+    schedule = scheduler.get("beta_schedule", SAMPLING.betas)
+    steps = scheduler.get("num_train_timesteps", TRAINED_STEPS)
+    start, end = scheduler.get("beta_start", SAMPLING.beta_start), scheduler.get("beta_end", SAMPLING.beta_end)
+    is_supported = (
         schedule in ("linear", "scaled_linear")
         and steps == TRAINED_STEPS
         and all(isinstance(beta, float) and 0.0 < beta < 1.0 for beta in (start, end))
         and start <= end
-        and given.get("trained_betas") is None
+        and scheduler.get("trained_betas") is None
     )
-    if not is_known:
+    if not is_supported:
         raise RunError(
             f"{folder / _SCHEDULER}: expected {TRAINED_STEPS} noise levels that are linear or scaled_linear, got "
             f"{steps}, {schedule}, from {start} to {end}. Take another base."
@@ -304,12 +320,12 @@ def _noise_levels(folder: Path) -> Sampling:
 
 
 def _check_autoencoder(folder: Path, settings: Any) -> None:
-    """Refuse autoencoders of other families than that of Stable Diffusion 1, 2 and XL."""
-    known = shape_settings(settings.block_out_channels, settings.layers_per_block, settings.latent_channels)
-    known["norm_num_groups"] = settings.norm_num_groups
-    for name, value in known.items():
+    """Refuse autoencoders of another architecture than that of Stable Diffusion 1, 2 and XL."""
+    expected = shape_settings(settings.block_out_channels, settings.layers_per_block, settings.latent_channels)
+    expected["norm_num_groups"] = settings.norm_num_groups
+    for name, value in expected.items():
         got = settings.get(name)
-        got = list(got) if isinstance(got, tuple) else got
+        got = list(got) if isinstance(got, tuple) else got  # JSON has lists, diffusers' defaults are tuples
         if got != value:
             raise RunError(
                 f"{folder}: expected an AutoencoderKL as of Stable Diffusion 1 or 2, with {name}={value}, got {got}. "
@@ -321,12 +337,13 @@ def _check_autoencoder(folder: Path, settings: Any) -> None:
 
 
 def _check_unet(folder: Path, settings: Any, latent: int) -> None:
-    more = [name for name in _NEEDS_MORE if settings.get(name) is not None]
-    if more or settings.get("time_embedding_type", "positional") != "positional":
+    unsupported = [name for name in _NEEDS_MORE if settings.get(name) is not None]
+    if unsupported or settings.get("time_embedding_type", "positional") != "positional":
         raise RunError(
             f"{folder}: expected a UNet as of Stable Diffusion 1 or 2, which takes latents, timestep and text, got one "
-            f"with {(more or ['time_embedding_type'])[0]}. Take another base."
+            f"with {(unsupported or ['time_embedding_type'])[0]}. Take another base."
         )
+    # For inpainting the UNet also takes the mask and the latents of the masked image: C + 1 + C.
     channels = (settings.in_channels, settings.out_channels)
     if channels not in ((latent, latent), (2 * latent + 1, latent)):
         raise RunError(
@@ -343,5 +360,6 @@ def _check_text(folder: Path, unet: Any, text: Any) -> None:
         )
     if getattr(text, "use_attention_mask", False):
         raise RunError(
-            f"{folder}: expected a text encoder that sees all tokens, got one with a mask. Take another base."
+            f"{folder}: expected a text encoder that attends to all tokens, got one with an attention mask. "
+            "Take another base."
         )

@@ -1,8 +1,8 @@
 """Masked textual inversion: a learned embedding for each defect type.
 
-Source: AnoGen (ECCV 2024, arXiv:2505.09263), after textual inversion (arXiv:2208.01618). Departures: latents are
-encoded once, and a new sample is drawn of them in every step; texts are another list of photos; the error that chooses
-the state is measured, where AnoGen takes the last one.
+Source: AnoGen (ECCV 2024, arXiv:2505.09263), after textual inversion (arXiv:2208.01618). Differences: latents are
+encoded once, and every step draws a new sample from their posterior; the prompt templates are other ones; the state
+with the smallest validation error is kept, where AnoGen keeps the last one.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ if TYPE_CHECKING:
     from flawscope.training.synthesis.base_model import SynthesisBase
 
 GUIDANCE = 10.0
-"""Scale of the guidance in previews, that of AnoGen."""
+"""Guidance scale of previews, that of AnoGen."""
 
 _SPREAD = 0.01
-"""By how much further vectors differ from the first at the start, as a part of its own deviation."""
+"""Deviation of the noise on the second and further vectors at the start, relative to that of the first vector."""
 
 
 def train_embedding(
@@ -59,18 +59,18 @@ def train_embedding(
     resume: bool,
     progress: Progress,
 ) -> GeneratorFitResult:
-    """Learn the vectors of every defect type of a support set, one type after the other.
+    """Train the vectors of every defect type of a support set, one type after the other.
 
-    Each has a training of its own in `folder`/CATEGORY/DEFECT, so that what is learned of one does not depend on which
-    others are learned. The result has the tensors `vectors` -> CATEGORY/DEFECT -> float32 [V, W].
+    Each type is trained on its own in `folder`/CATEGORY/DEFECT, so that the result for one does not depend on which
+    others are trained. The result has the tensors `vectors` -> CATEGORY/DEFECT -> float32 [V, W].
 
     Args:
         config: Settings.
-        base: What draws; it is frozen, and moved to the device of the training.
-        support: The images.
-        folder: Where metrics, previews and checkpoints are written.
-        resume: Go on from the newest checkpoint of every defect type; those that are done are not trained again.
-        progress: Told the steps done, of all defect types.
+        base: The base model, frozen. It is moved to the device of the training.
+        support: The support set.
+        folder: Folder for metrics, previews and checkpoints.
+        resume: Resume from the newest checkpoint of every defect type; finished types are not trained again.
+        progress: Told the finished steps of all defect types.
 
     Raises:
         ArgumentError: If the base is of the wrong kind or size, or `init_word` is not a single token.
@@ -81,10 +81,10 @@ def train_embedding(
     for index, (category, defect) in enumerate(support.types):
         images = support.of(category, defect)
         task = EmbeddingTask(config, base, images)
-        place = folder / category / defect
-        told = _part_of(progress, index, len(support.types))
+        part_progress = _part_of(progress, index, len(support.types))
         items = Numbers(len(images) * config.adaptation.repeats)
-        trained = run_loop(task, items, config, place, resume=resume, progress=told)
+        trained = run_loop(task, items, config, folder / category / defect, resume=resume, progress=part_progress)
+        # `state` is that of the epoch with the smallest validation error, not the last one.
         vectors[f"{category}/{defect}"] = trained.state["vectors"]
         errors.append(trained.error)
         losses.append(trained.losses[-1])
@@ -104,24 +104,24 @@ def train_embedding(
 
 
 def _part_of(progress: Progress, index: int, count: int) -> Progress:
-    """Return what tells the steps of training `index` as a part of those of `count` trainings."""
+    """Return a progress callback that reports the steps of training `index` as part of `count` trainings."""
 
-    def told(what: str, done: int, total: int) -> None:
-        progress(what, index * total + done, count * total)
+    def report(task: str, steps: int, total: int) -> None:
+        progress(task, index * total + steps, count * total)
 
-    return told
+    return report
 
 
-class Words(nn.Module):
-    """The vectors of a learned word.
+class LearnedVectors(nn.Module):
+    """The trainable vectors of a learned embedding.
 
-    `forward` takes slots int64 [N, L] and returns the vectors there, float32 [N, L, W].
+    `forward` takes slots int64 [N, L] and returns their vectors, float32 [N, L, W].
 
     Args:
-        start: Float32 [V, W].
+        start: Vectors at the start, float32 [V, W].
 
     Attributes:
-        vectors: The same, learning.
+        vectors: The parameter.
     """
 
     def __init__(self, start: Tensor) -> None:
@@ -136,12 +136,12 @@ class Words(nn.Module):
 class EmbeddingTask:
     """The training of the vectors of one defect type; see `flawscope.training.loop.loop.Task`.
 
-    An epoch is every image `repeats` times. The base is no part of the network: checkpoints hold the vectors alone.
+    An epoch has every image `repeats` times. The base is no part of the network: checkpoints hold the vectors alone.
 
     Args:
         config: Settings.
-        base: What draws.
-        images: Of the defect type.
+        base: The base model.
+        images: Examples of the defect type.
 
     Attributes:
         network: The vectors.
@@ -154,11 +154,12 @@ class EmbeddingTask:
         size = check_base(config, base, inpainting=False)
         fill = config.adaptation.crop_fill if config.adaptation.crop_defects else None
         self._config, self._base = config, base
-        self._images, self._masks = zip(*(one.cut(size, fill) for one in images), strict=True)
+        self._images, self._masks = zip(*(example.cut(size, fill) for example in images), strict=True)
+        # All prompts are tokenized once; a step picks rows.
         self._texts = TextTokens(base.prompts, photo_texts(config.placeholder), config.vectors)
         self._shares = torch.from_numpy(signal_shares(base.sampling)).float()
         self._cached: tuple[Moments, Tensor] | None = None
-        self.network: nn.Module = Words(first_vectors(config, base))
+        self.network: nn.Module = LearnedVectors(first_vectors(config, base))
         recompute_blocks(base.unet, config.denoising.gradient_checkpointing)
 
     def optimizer(self) -> torch.optim.Optimizer:
@@ -174,14 +175,15 @@ class EmbeddingTask:
     def loss(self, network: nn.Module, images: Tensor, generator: torch.Generator) -> Tensor:
         """Return the masked error of the predicted noise, averaged over a batch of item numbers int64 [N].
 
-        Of each item are drawn: whether it is mirrored, a text, a noise level, a sample of its latents, and noise.
+        Random for each item: mirroring, a prompt, noise level, sample of the latents, and noise.
         """
+        # All draws come from this generator, in this order: that is what makes a resumed training bit-identical.
         device = images.device
-        inputs = images % len(self._images)
+        numbers = images % len(self._images)
         is_mirrored = torch.rand(images.shape, generator=generator, device=device) < self._config.adaptation.flip
         rows = torch.randint(len(self._texts.tokens), images.shape, generator=generator, device=device)
         levels = noise_levels(len(images), TRAINED_STEPS, generator)
-        return self._losses(network, inputs, is_mirrored, rows, levels, generator).mean()
+        return self._losses(network, numbers, is_mirrored, rows, levels, generator).mean()
 
     def _losses(
         self,
@@ -195,6 +197,7 @@ class EmbeddingTask:
         device = images.device
         unet = self._moved(device)
         moments, masks = self._latents(device)
+        # Mirrored images follow the others in the cache, in the same order.
         variants = (images + is_mirrored * len(self._images)).cpu()
         latents = moments.sample(variants, generator)
         noise = torch.randn(latents.shape, generator=generator, device=device)
@@ -204,9 +207,9 @@ class EmbeddingTask:
         return masked_loss(predicted, noise, masks[variants].to(device), self._config.mask_loss)
 
     def validate(self) -> dict[str, float]:
-        """Return the masked error at noise levels, with texts and noise, that stay the same.
+        """Return the masked error at fixed noise levels, with fixed texts and noise.
 
-        It is measured on the images that are learned from, not mirrored: of three images none can be held back.
+        It is measured on the training images, not mirrored: of a handful of images none can be held back.
         """
         device, seed = next(self.network.parameters()).device, self._config.seed
         numbers, levels = validation_plan(len(self._images), seed)
@@ -215,20 +218,20 @@ class EmbeddingTask:
 
         def errors(part: Tensor, generator: torch.Generator) -> Tensor:
             images, rows, levels = part.unbind(dim=1)
-            plain = torch.zeros_like(images, dtype=torch.bool)
-            return self._losses(self.network, images, plain, rows, levels, generator)
+            not_mirrored = torch.zeros_like(images, dtype=torch.bool)
+            return self._losses(self.network, images, not_mirrored, rows, levels, generator)
 
         return mean_error(torch.split(plan, self._config.loop.batch_size), errors, device, seed)
 
     def preview(self, path: Path) -> None:
-        """Write images as they are learned from beside what the word draws in the place of the defect."""
+        """Write training images beside the same images with the place of the defect drawn anew."""
         device = next(self.network.parameters()).device
         unet = self._moved(device)
         moments, _ = self._latents(device)
         texts = TextTokens(self._base.prompts, [self._config.placeholder], self._config.vectors)
         rows = torch.zeros(len(preview_numbers(len(self._images))), dtype=torch.int64, device=device)
         with torch.no_grad():
-            wanted = texts.context(self._base, rows, self.network)
+            context = texts.context(self._base, rows, self.network)
             empty = TextTokens(self._base.prompts, [""]).context(self._base, rows)
         write_preview(
             path,
@@ -238,7 +241,7 @@ class EmbeddingTask:
             self._images,
             self._masks,
             moments.mean,
-            (wanted, empty),
+            (context, empty),
             guidance=GUIDANCE,
             seed=self._config.seed,
         )
@@ -250,7 +253,8 @@ class EmbeddingTask:
         return unet
 
     def _latents(self, device: torch.device) -> tuple[Moments, Tensor]:
-        """Return the latents and masks of all images, and then of all of them mirrored."""
+        """Return the latents and masks of all images, followed by those of all of them mirrored."""
+        # Encoded at the first call, not in __init__: the device is known only when the training has moved the network.
         if self._cached is None:
             images, masks = np.stack(self._images), np.stack(self._masks)
             if self._config.adaptation.flip > 0:
@@ -262,7 +266,7 @@ class EmbeddingTask:
 
 
 def masked_loss(predicted: Tensor, noise: Tensor, mask: Tensor, kind: Literal["mean", "area"]) -> Tensor:
-    """Return the squared error of predicted noise inside a mask, float32 [N].
+    """Return the squared error of the predicted noise inside a mask, float32 [N].
 
     Args:
         predicted: [N, C, h, w].
@@ -271,6 +275,7 @@ def masked_loss(predicted: Tensor, noise: Tensor, mask: Tensor, kind: Literal["m
         kind: `mean` divides by all C · h · w entries, as AnoGen does, so that small defects give small gradients;
             `area` by those inside the mask.
     """
+    # float(): under autocast the prediction is in half precision, whose squares and their mean would lose digits.
     squared = ((predicted.float() - noise).square() * mask).flatten(1)
     if kind == "mean":
         return squared.mean(dim=1)
@@ -278,9 +283,9 @@ def masked_loss(predicted: Tensor, noise: Tensor, mask: Tensor, kind: Literal["m
 
 
 def first_vectors(config: EmbeddingConfig, base: SynthesisBase) -> Tensor:
-    """Return what the vectors of a word start from, float32 [V, W]: the embedding of `init_word`.
+    """Return the vectors at the start, float32 [V, W]: the embedding of `init_word`.
 
-    Vectors after the first get a little noise from the seed: equal ones would stay equal but for their positions.
+    Vectors after the first get a little noise from the seed: equal ones would differ by their positions alone.
 
     Raises:
         ArgumentError: If `init_word` is not a single token.
@@ -289,6 +294,7 @@ def first_vectors(config: EmbeddingConfig, base: SynthesisBase) -> Tensor:
         token = base.prompts.word(config.init_word)
     except ArgumentError as err:
         raise ArgumentError(f"init_word: {err}") from err
+    # On the CPU with a generator of its own: the start must not depend on the device or on what was drawn before.
     word = base.text.table.detach()[token].float().cpu()
     noise = torch.randn((config.vectors, len(word)), generator=torch.Generator().manual_seed(config.seed))
     noise[0] = 0.0
@@ -296,10 +302,10 @@ def first_vectors(config: EmbeddingConfig, base: SynthesisBase) -> Tensor:
 
 
 class EmbeddingTrainer(GeneratorTrainer):
-    """Trains a word for each defect type."""
+    """Trains an embedding for each defect type."""
 
     def placeholder(self, config: EmbeddingConfig) -> str:
-        """Return the word of the settings."""
+        """Return the placeholder of the settings."""
         return config.placeholder
 
     def adapt(self, config: EmbeddingConfig, base: SynthesisBase, support: SupportExamples) -> AdaptationStart:
@@ -308,7 +314,7 @@ class EmbeddingTrainer(GeneratorTrainer):
         return AdaptationStart(base, support)
 
     def fit(self, request: GeneratorRequest) -> GeneratorFitResult:
-        """Train the words; see `train_embedding`."""
+        """Train the embeddings; see `train_embedding`."""
         assert request.start is not None
         start = request.start
         return train_embedding(

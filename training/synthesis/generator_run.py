@@ -1,4 +1,4 @@
-"""Run of a generator: base model, learned embeddings, or inpainting network; a folder with `run.json` and weights.
+"""Run of a generator (base model, learned embeddings, or inpainting network): a folder with `run.json` and weights.
 
     run.json               the record
     weights.safetensors    unet.*, text.*, autoencoder.* of a base; vectors.CATEGORY/DEFECT; lora.*
@@ -6,9 +6,9 @@
     samples/NNN.png        normal images
     support/               what embeddings and inpainting networks learned from, as in the support set
     support.json           the record of the support set
-    metrics.jsonl          of the training, and `previews`; in folders of their own where there were several trainings
+    metrics.jsonl          of the training, and `previews`; in a folder for each defect type of embeddings
 
-Nothing in it is pickled.
+No file is a pickle.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ SUPPORT = "support"
 
 @dataclass(frozen=True)
 class GeneratorFitResult:
-    """What a training of `train base`, `train embedding` or `train inpainting` gave.
+    """Result of a training of `train base`, `train embedding` or `train inpainting`.
 
     Attributes:
         networks: Group (`unet`, `text`, `autoencoder`; `vectors`; `lora`) -> name -> tensor.
         facts: Figures for the record.
-        settings: Of networks that have to be built before the weights fit.
-        defects: What can be drawn.
-        tokenizer: Content of `tokenizer.json`; empty where there is none of the run's own.
+        settings: Settings from which the networks are built before their weights are loaded.
+        defects: The defects that it can draw.
+        tokenizer: Content of `tokenizer.json`; empty where the run has none of its own.
     """
 
     networks: dict[str, dict[str, Tensor]]
@@ -65,11 +65,11 @@ class GeneratorFitResult:
 
 @dataclass(frozen=True)
 class SynthesisRun:
-    """A run that was read back.
+    """A run read from its folder.
 
     Attributes:
         path: Its folder.
-        record: What `run.json` says.
+        record: Content of `run.json`.
         digest: SHA-256 of `run.json`.
         tensors: Group -> name -> tensor; see `GeneratorFitResult.networks`.
     """
@@ -81,53 +81,53 @@ class SynthesisRun:
 
     @property
     def samples(self) -> tuple[Path, ...]:
-        """The normal images in it."""
+        """Its normal sample images."""
         return tuple(sorted((self.path / SAMPLES).glob("*.png")))
 
 
 def write_synthesis_run(
     path: Path,
     record: SynthesisRecord,
-    fitted: GeneratorFitResult,
+    fit_result: GeneratorFitResult,
     samples: Sequence[ImageSource],
-    notes: Path | None = None,
+    workspace: Path | None = None,
     support: Mapping[str, Path] | None = None,
 ) -> None:
-    """Write a run whole, or not at all.
+    """Write a run atomically.
 
     Args:
         path: The folder; an earlier run there is replaced.
-        record: What `run.json` will say.
-        fitted: Weights and tokenizer.
-        samples: Normal images that come along.
-        notes: Folder of the training; its metrics and previews come along, those of its sub-folders too.
-        support: Place in the run -> file that is copied there.
+        record: Content of `run.json`.
+        fit_result: Weights and tokenizer.
+        samples: Normal images to store.
+        workspace: Folder of the training; its metrics and previews are copied, those of its sub-folders too.
+        support: Path in the run -> file to copy there.
 
     Raises:
         ArgumentError: If the folder holds something else.
         StorageError: If the system refuses to write.
     """
     tensors = {
-        f"{group}.{name}": value.detach().cpu().contiguous()
-        for group, state in fitted.networks.items()
+        f"{group}.{name}": value.detach().cpu().contiguous()  # safetensors refuses views with strides
+        for group, state in fit_result.networks.items()
         for name, value in state.items()
     }
     with atomic_folder(path, replace_if=RECORD) as folder:
         try:
             safetensors.torch.save_file(tensors, folder / WEIGHTS)
-        except SafetensorError as err:  # its writer reports a full disk in its own type
+        except SafetensorError as err:  # also a full disk, which `atomic_folder` reports only for OSError
             raise OSError(str(err)) from err
-        if fitted.tokenizer:
-            (folder / TOKENIZER).write_bytes(fitted.tokenizer)
+        if fit_result.tokenizer:
+            (folder / TOKENIZER).write_bytes(fit_result.tokenizer)
         (folder / SAMPLES).mkdir()
         for index, sample in enumerate(samples):
             (folder / SAMPLES / f"{index:03d}.png").write_bytes(encode_sample(read_source(sample)))
-        for place, source in (support or {}).items():
-            (folder / place).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, folder / place)
-        if notes is not None:
-            for metrics in sorted(notes.rglob(METRICS)):
-                part = folder / metrics.parent.relative_to(notes)
+        for target, source in (support or {}).items():
+            (folder / target).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, folder / target)
+        if workspace is not None:
+            for metrics in sorted(workspace.rglob(METRICS)):
+                part = folder / metrics.parent.relative_to(workspace)
                 part.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(metrics, part / METRICS)
                 shutil.copytree(metrics.parent / PREVIEWS, part / PREVIEWS, dirs_exist_ok=True)
@@ -135,7 +135,7 @@ def write_synthesis_run(
 
 
 def read_synthesis_run(path: Path) -> SynthesisRun:
-    """Read a run back.
+    """Read a run.
 
     Raises:
         RunError: If it is missing, of another kind, broken, or written by a newer version.
@@ -149,6 +149,7 @@ def read_synthesis_run(path: Path) -> SynthesisRun:
     for name, value in stored.items():
         if value.is_floating_point() and not bool(value.isfinite().all()):
             raise RunError(f"{path}: {name}: expected finite numbers, got NaN or infinity. Train again.")
+        # At the first dot alone: names of tensors have dots of their own.
         group, _, rest = name.partition(".")
         tensors.setdefault(group, {})[rest] = value
     return SynthesisRun(path, record, hashlib.sha256(data).hexdigest(), tensors)

@@ -1,4 +1,4 @@
-"""What a trainer of a generator is, and what an adaptation to a few images of defects starts from."""
+"""Base class of generator trainers, and the start of a few-shot adaptation: base model and support set."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from flawscope.training.synthesis.support_examples import Described, SupportExam
 
 @dataclass(frozen=True)
 class AdaptationStart:
-    """A base and the images of defects that it is adapted to.
+    """A base model and the support set that it is adapted to.
 
     Attributes:
         base: The base model.
-        support: The images of defects.
-        described: Boxes and sentences for each of them; none where a method takes its texts from templates.
+        support: The support set.
+        described: Box and sentences of each example; empty where a method uses prompt templates.
     """
 
     base: SynthesisBase
@@ -38,33 +38,34 @@ class AdaptationStart:
 
     @property
     def descriptions(self) -> str:
-        """The hash of boxes and sentences; empty where there are none."""
+        """Hash of boxes and sentences, part of the identity of a training; empty where there are none."""
         if not self.described:
             return ""
         digest = hashlib.sha256()
         for description in self.described:
+            # With the shape: tobytes() alone is the same for boxes of 2 x 8 and 4 x 4 pixels.
             digest.update(msgspec.json.encode((description.texts, description.box.shape)))
             digest.update(description.box.tobytes())
         return f"sha256:{digest.hexdigest()}"
 
     @property
     def identity(self) -> str:
-        """Base and support set by their hashes: a training that goes on must have the same."""
+        """Hashes of base and support set: a training is resumed only with the same."""
         record = sha256_file(self.support.path / SUPPORT_RECORD)
         return f"base sha256:{self.base.identity}; support sha256:{record}"
 
 
 @dataclass(frozen=True)
 class GeneratorRequest:
-    """What a trainer of a generator is given.
+    """Inputs of a generator's training.
 
     Attributes:
         config: Settings of the method.
-        dataset: A base learns its normal training images.
-        start: What is adapted, or None for a base.
+        dataset: The dataset; a base model learns its normal training images.
+        start: Base model and support set, or None for the training of a base model.
         hashes: Content hash of every file of the dataset.
-        workspace: Folder of the training that is under way.
-        resume: Whether that folder has checkpoints to go on from.
+        workspace: Folder of the running training.
+        resume: Whether to resume from the checkpoints in that folder.
         progress: Told what is being done.
     """
 
@@ -78,10 +79,10 @@ class GeneratorRequest:
 
 
 class GeneratorTrainer:
-    """Trains a generator. Subclasses say what is a method's own; this one serves those that adapt a base.
+    """Trains a generator. The defaults are those of methods that adapt a base model; subclasses override the rest.
 
     Attributes:
-        inpaints: Whether its network fills boxes of an image that it is given.
+        inpaints: Whether its network is an inpainting network.
         learns: What it learns from, for people; `{defects}` is the number of defect types.
     """
 
@@ -89,7 +90,7 @@ class GeneratorTrainer:
     learns: ClassVar[str] = "images of {defects} defect types"
 
     def start(self, config: Any) -> AdaptationStart | None:
-        """Return what the training starts from, and refuse what does not fit before anything is learned.
+        """Return base model and support set, after checks that everything fits before the training.
 
         Raises:
             ArgumentError: If settings name no base or support set, or do not fit them.
@@ -110,15 +111,15 @@ class GeneratorTrainer:
         return self.adapt(config, open_base(Path(adaptation.base), self.placeholder(config)), support)
 
     def adapt(self, config: Any, base: SynthesisBase, support: SupportExamples) -> AdaptationStart:
-        """Return base and support set as the method takes them, checked against its settings."""
+        """Return base and support set as the method needs them, checked against its settings."""
         raise AssertionError(f"{type(self).__name__} adapts no base")
 
     def placeholder(self, config: Any) -> str:
-        """Return the word in texts that stands for a defect."""
+        """Return the placeholder that stands for the learned embedding in prompts."""
         return "*"
 
     def weights(self, config: Any, start: AdaptationStart | None) -> str:
-        """Return by which hashes a training that goes on knows what it started from."""
+        """Return the hashes of what the training starts from; a training is resumed only if they are the same."""
         assert start is not None
         return start.identity
 
@@ -133,14 +134,14 @@ class GeneratorTrainer:
 
 
 def files_of(start: AdaptationStart | None) -> dict[str, Path]:
-    """Return place in the run -> file that is copied there: the support set, so that a run is whole by itself."""
+    """Return path in the run -> file to copy there: the support set, so that the run is complete without it."""
     if start is None:
         return {}
     files = {SUPPORT_RECORD: start.support.path / SUPPORT_RECORD}
     for example in start.support.examples:
-        place = f"{SUPPORT}/{example.category}/{example.defect}"
-        files[f"{place}/{example.name}.png"] = example.image_file
-        files[f"{place}_mask/{example.name}_mask.png"] = example.mask_file
+        folder = f"{SUPPORT}/{example.category}/{example.defect}"
+        files[f"{folder}/{example.name}.png"] = example.image_file
+        files[f"{folder}_mask/{example.name}_mask.png"] = example.mask_file
     return files
 
 
@@ -148,10 +149,10 @@ def generator_trainer_of(config: MethodConfig) -> GeneratorTrainer:
     """Return the trainer of a generator.
 
     Raises:
-        ArgumentError: If these settings are for something else.
+        ArgumentError: If these are not the settings of a generator.
     """
     row = methods.METHODS.get(tag_of(type(config)))
     trainer = None if row is None or row.trainer is None else methods.load(row.trainer)
     if not isinstance(trainer, GeneratorTrainer):
-        raise ArgumentError(f"config: expected settings of what draws defects, got {type(config).__name__}.")
+        raise ArgumentError(f"config: expected settings of a generator, got {type(config).__name__}.")
     return trainer

@@ -24,7 +24,7 @@ from flawscope.training.synthesis.support_examples import SupportExamples
 from flawscope.versions import package_versions
 
 _SAMPLES = 8
-"""Normal images stored in the run: what is drawn on when a bundle is checked."""
+"""Normal images stored in the run, on which the parity gate of an export draws."""
 
 
 def train_synthesis(
@@ -40,10 +40,10 @@ def train_synthesis(
 
     Args:
         config: Settings of `train base`, `train embedding` or `train inpainting`.
-        dataset: A base learns its normal training images. The others learn the images of a support set, which has to
-            be of this dataset.
+        dataset: A base model learns its normal training images. The other methods learn the images of a support set,
+            which must come from this dataset.
         out: Run folder to write; an earlier run there is replaced.
-        resume: Go on with a training that was interrupted.
+        resume: Resume a training that was interrupted.
         command: Command line for the record.
         progress: Told what is being done.
 
@@ -58,9 +58,11 @@ def train_synthesis(
     trainer = generator_trainer_of(config)
     check_replaceable(out, RECORD)  # before the work, not after
     started = time.perf_counter()
-    # Before images are hashed: what is missing is the user's to name.
+    # Before the images are hashed, which may take minutes: a missing base or support set is reported at once.
     start = trainer.start(config)
     weights, licence = trainer.weights(config, start), trainer.licence(config, start)
+    # All images of the dataset, not the training images alone: the fingerprint needs them, and the check of the support
+    # set, whose images may be test images.
     paths = [sample.path for sample in dataset.samples]
     hashes = hash_contents(paths, lambda done, total: progress("hashing images", done, total))
     identity = fingerprint(dataset, hashes)
@@ -71,11 +73,12 @@ def train_synthesis(
         training = sorted(hashes[sample.path] for sample in dataset.train_good)
     else:
         _check_support(dataset, start.support, frozenset(hashes.values()))
+        # What a test must leave out: the support images, not the normal ones, which these methods do not see.
         training = sorted(example.record.content for example in start.support.examples)
-    hashed = time.perf_counter()
+    prepared_at = time.perf_counter()
     descriptions = "" if start is None else start.descriptions
     with open_workspace(out, cast("TrainedConfig", config), identity, weights, resume, descriptions) as workspace:
-        fitted = trainer.fit(GeneratorRequest(config, dataset, start, hashes, workspace, resume, progress))
+        fit_result = trainer.fit(GeneratorRequest(config, dataset, start, hashes, workspace, resume, progress))
         fitted_at = time.perf_counter()
         record = SynthesisRecord(
             kind=tag_of(type(config)),
@@ -86,26 +89,27 @@ def train_synthesis(
             training=tuple(training),
             base="" if start is None else start.base.identity,
             licence=licence,
-            defects=fitted.defects,
-            networks=fitted.settings,
-            facts=fitted.facts,
-            seconds={"preparation": round(hashed - started, 3), "fitting": round(fitted_at - hashed, 3)},
+            defects=fit_result.defects,
+            networks=fit_result.settings,
+            facts=fit_result.facts,
+            seconds={"preparation": round(prepared_at - started, 3), "fitting": round(fitted_at - prepared_at, 3)},
             versions=package_versions(),
             created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
             command=command,
             flawscope=flawscope.__version__,
         )
+        # Evenly spread: neighbours in a folder often show the same part.
         samples = good[:: max(1, len(good) // _SAMPLES)][:_SAMPLES]
-        write_synthesis_run(out, record, fitted, samples, workspace, files_of(start))
+        write_synthesis_run(out, record, fit_result, samples, workspace, files_of(start))
     return record
 
 
 def _check_support(dataset: Dataset, support: SupportExamples, contents: frozenset[str]) -> None:
-    """Refuse support images of another dataset: they would be counted as images that nobody has seen."""
+    """Refuse support images of another dataset: no test would recognise them as learned and leave them out."""
     records = (example.record for example in support.examples)
-    strange = [record.source for record in records if record.content not in contents]
-    if strange:
+    foreign = [record.source for record in records if record.content not in contents]
+    if foreign:
         raise DataError(
-            f"{support.path}: expected images of {dataset.root}, got {len(strange)} that are not in it (the first is "
-            f"{strange[0]}). Name the dataset that the support set was made from."
+            f"{support.path}: expected images of {dataset.root}, got {len(foreign)} that are not in it (the first is "
+            f"{foreign[0]}). Name the dataset that the support set was made from."
         )

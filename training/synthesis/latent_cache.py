@@ -1,4 +1,4 @@
-"""Shared by few-shot trainings: latents encoded once, tokenized texts, and inpainted previews."""
+"""Parts shared by the few-shot trainings: latents encoded once, tokenized prompts, and previews."""
 
 from __future__ import annotations
 
@@ -26,122 +26,126 @@ if TYPE_CHECKING:
     from flawscope.training.synthesis.base_model import SynthesisBase
 
 PREVIEWS = 4
+"""Images of a preview."""
 _PREVIEW_STEPS = 20
 _LEAST_VALIDATED = 16
+"""Fewer images are measured several times, at different noise levels."""
 
 Denoise = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""What a UNet takes, float32 [N, C, h, w], timesteps int64 [N] and context float32 [N, L, D] → the noise."""
+"""A UNet: latents float32 [N, C, h, w], timesteps int64 [N] and context float32 [N, L, D] → the noise."""
 
 
 @dataclass(frozen=True)
 class Moments:
-    """What an autoencoder says of images: the normal distributions of their latents, already scaled.
+    """Posteriors of images: the normal distributions of their latents, already scaled.
 
     Attributes:
-        mean: Float32 [K, C, h, w], on the CPU.
-        deviation: Float32 [K, C, h, w], on the CPU.
+        mean: Means, float32 [K, C, h, w], on the CPU.
+        deviation: Standard deviations, float32 [K, C, h, w], on the CPU.
     """
 
     mean: Tensor
     deviation: Tensor
 
     def sample(self, numbers: Tensor, generator: torch.Generator) -> Tensor:
-        """Return latents drawn for the images with these numbers, float32 [N, C, h, w] on the generator's device."""
+        """Return a random sample for the images with these numbers, float32 [N, C, h, w] on the generator's device."""
         device = generator.device
+        # Indexed on the CPU, where all of them are; only the batch is moved.
         mean, deviation = self.mean[numbers].to(device), self.deviation[numbers].to(device)
         return mean + deviation * torch.randn(mean.shape, generator=generator, device=device)
 
 
 @torch.no_grad()
 def encode_moments(base: SynthesisBase, images: Tensor, device: torch.device) -> Moments:
-    """Return the distributions of latents.
+    """Return the posteriors of images.
 
-    Images are encoded one by one: what is found for one does not depend on its neighbours.
+    Images are encoded one by one, so that the result for one does not depend on the batch it is in.
 
     Args:
-        base: Its autoencoder is moved to the device.
+        base: The base model, whose autoencoder is moved to the device.
         images: Images [K, H, W, 3] RGB from 0 to 255, uint8 or float32.
-        device: Where the autoencoder works.
+        device: Device for encoding.
     """
     encoder = Encoder(base.autoencoder, base.normalization).to(device)
     means, deviations = [], []
-    with torch.autocast(device.type, enabled=False):  # autoencoders of Stable Diffusion may overflow in half precision
+    # Without autocast: the autoencoders of Stable Diffusion may overflow in half precision.
+    with torch.autocast(device.type, enabled=False):
         for image in images:
-            given = encoder.normalised(image[None].to(device))
-            mean, log_variance = encoder.moments(encoder.encoder(given)).chunk(2, dim=1)
+            normalised = encoder.normalised(image[None].to(device))
+            mean, log_variance = encoder.moments(encoder.encoder(normalised)).chunk(2, dim=1)
             means.append((mean * encoder.scaling).cpu())
-            # The limits are those of AutoencoderKL.
+            # Clamped as in diffusers' AutoencoderKL.
             deviations.append((torch.exp(0.5 * log_variance.clamp(-30.0, 20.0)) * encoder.scaling).cpu())
     return Moments(torch.cat(means), torch.cat(deviations))
 
 
 def latent_masks(base: SynthesisBase, masks: Sequence[BoolArray]) -> Tensor:
-    """Return which latent cells masks bool [H, W] cover, float32 [K, 1, h, w]: 1 where any pixel of the cell is white.
+    """Return the latent cells that masks bool [H, W] cover, float32 [K, 1, h, w]: 1 where any pixel of a cell is true.
 
-    AnoGen resizes with a filter and takes all that is not zero, which is the same up to a pixel at the edge; a nearest
-    pixel, as Stable Diffusion's inpainting takes it, would lose thin boxes.
+    AnoGen resizes with a filter and takes every value above zero, which is the same up to a pixel at the edge. Nearest
+    neighbour, as in Stable Diffusion's inpainting, would lose thin boxes.
     """
     return torch.from_numpy(np.stack([1.0 - keep_of(mask, base.latents[1:]) for mask in masks]))
 
 
 class TextTokens:
-    """Texts as tokens, ready to be drawn from.
+    """Tokenized prompts of a training.
 
     Args:
-        prompts: Make tokens of texts.
+        prompts: Turns texts into tokens.
         texts: T texts.
-        vectors: How many vectors stand for the placeholder; 0 where it is a word as any other.
+        vectors: Number of vectors that replace the placeholder; 0 where it is an ordinary word.
 
     Attributes:
         tokens: int64 [T, L].
-        slots: int64 [T, L]: which of the vectors belongs there, 0 where none does.
-        placed: Float32 [T, L]: 1 where one does, else 0.
+        slots: int64 [T, L]: number of the vector at each token, 0 where there is none.
+        placed: Float32 [T, L]: 1 where there is a vector, else 0.
 
     Raises:
-        ArgumentError: If a text has no placeholder but should, or is too short for the vectors.
+        ArgumentError: If a text lacks the placeholder, or has no room for the vectors.
     """
 
     def __init__(self, prompts: Prompts, texts: Sequence[str], vectors: int = 0) -> None:
-        # Vectors of width 1 that hold their own numbers: so the tokens tell which vector goes where.
+        # Vectors of width 1 that hold their own numbers: the result tells which vector belongs at which token.
         numbers = np.arange(vectors, dtype=np.float32)[:, None]
-        found = prompts.tokens(texts, 1, [numbers] * len(texts) if vectors else ())
-        if vectors and (found.placed.sum(axis=1) < vectors).any():
+        tokenized = prompts.tokens(texts, 1, [numbers] * len(texts) if vectors else ())
+        if vectors and (tokenized.placed.sum(axis=1) < vectors).any():
             raise ArgumentError(
                 f"vectors: expected so few that a text of {prompts.rules.length} tokens has room for them, got "
                 f"{vectors}. Take fewer."
             )
-        self.tokens = torch.from_numpy(found.tokens)
-        self.slots = torch.from_numpy(found.vectors[..., 0].astype(np.int64))
-        self.placed = torch.from_numpy(found.placed)
+        self.tokens = torch.from_numpy(tokenized.tokens)
+        self.slots = torch.from_numpy(tokenized.vectors[..., 0].astype(np.int64))
+        self.placed = torch.from_numpy(tokenized.placed)
 
     def context(self, base: SynthesisBase, rows: Tensor, place: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-        """Return what the text encoder says of some of the texts, float32 [N, L, D].
+        """Return the encoded texts with these rows, float32 [N, L, D].
 
         Args:
-            base: Has the text encoder.
-            rows: Which texts, int64 [N]; the encoder works on their device.
-            place: Slots int64 [N, L] → vectors float32 [N, L, W], with gradients; None where there are none.
+            base: The base model, whose text encoder is on the device of `rows`.
+            rows: Rows of the texts, int64 [N].
+            place: Slots int64 [N, L] → vectors float32 [N, L, W], with gradients; None without vectors.
         """
-        tokens, slots, placed = (one[rows.cpu()].to(rows.device) for one in (self.tokens, self.slots, self.placed))
-        nothing = torch.zeros((*tokens.shape, base.text.width), device=rows.device)
-        vectors = nothing if place is None else place(slots)
-        found: Tensor = base.text(tokens, vectors, placed)
-        return found
+        tokens, slots, placed = (table[rows.cpu()].to(rows.device) for table in (self.tokens, self.slots, self.placed))
+        no_vectors = torch.zeros((*tokens.shape, base.text.width), device=rows.device)
+        vectors = no_vectors if place is None else place(slots)
+        context: Tensor = base.text(tokens, vectors, placed)
+        return context
 
 
 def check_base(config: AdaptedConfig, base: SynthesisBase, *, inpainting: bool) -> tuple[int, int]:
-    """Return the height and width in pixels that images are learned at: those of the base.
+    """Return height and width in pixels of the training images: those of the base.
 
     Args:
         config: Settings.
-        base: What is learned on.
-        inpainting: Whether it has to fill boxes.
+        base: The base model.
+        inpainting: Whether it must be an inpainting network.
 
     Raises:
-        ArgumentError: If it is of the wrong kind, or settings ask for another size.
+        ArgumentError: If it is of the wrong kind, or the settings have another size.
     """
     if base.is_inpainting != inpainting:
-        kinds = ("a network that draws whole images", "an inpainting network, which is given the box as well")
+        kinds = ("a network that draws whole images", "an inpainting network, which takes the box as well")
         raise ArgumentError(
             f"base: expected {kinds[inpainting]}, got {kinds[not inpainting]} ({config.adaptation.base}). Take another "
             f"one: that of flawscope train base with --set inpainting={str(inpainting).lower()}, for example."
@@ -156,19 +160,19 @@ def check_base(config: AdaptedConfig, base: SynthesisBase, *, inpainting: bool) 
 
 
 def validation_plan(count: int, seed: int) -> tuple[npt.NDArray[np.int64], Tensor]:
-    """Return on which of `count` images, and at which noise levels, the error is measured, int64 [N] both.
+    """Return numbers of images, of `count`, and noise levels at which the error is measured, int64 [N] both.
 
-    Few images come several times, at other levels each; of many some are taken, evenly.
+    Few images are repeated, each time at another level; of many images some are chosen evenly.
     """
-    taken = min(max(count, _LEAST_VALIDATED), MOST_VALIDATED)
-    numbers = np.arange(taken) * count // taken if count > taken else np.arange(taken) % count
-    return numbers.astype(np.int64), spread_levels(taken, seed)
+    measured = min(max(count, _LEAST_VALIDATED), MOST_VALIDATED)
+    numbers = np.arange(measured) * count // measured if count > measured else np.arange(measured) % count
+    return numbers.astype(np.int64), spread_levels(measured, seed)
 
 
 def preview_numbers(count: int) -> list[int]:
-    """Return which of `count` images a preview shows: a few, evenly."""
-    taken = min(count, PREVIEWS)
-    return [index * count // taken for index in range(taken)]
+    """Return the numbers of the images that a preview shows, evenly chosen from `count`."""
+    number_shown = min(count, PREVIEWS)
+    return [index * count // number_shown for index in range(number_shown)]
 
 
 def write_preview(
@@ -185,34 +189,34 @@ def write_preview(
     seed: int,
     beside: Tensor | None = None,
 ) -> None:
-    """Write some images as they are learned from beside what is drawn in their boxes; see `draw_anew`.
+    """Write some training images beside the same images with their boxes drawn anew; see `draw_anew`.
 
     Args:
         path: The PNG.
-        base: Sampling and autoencoder.
-        mode: How boxes are drawn.
-        denoise: Predicts the noise.
+        base: Base model, for sampling and autoencoder.
+        mode: Mode of drawing.
+        denoise: The UNet.
         images: The images that `preview_numbers` chooses from, each uint8 [H, W, 3].
         masks: Their boxes.
-        latents: Theirs, float32 [K, C, h, w].
-        contexts: Of the texts of the chosen ones and of the empty text, float32 [N, L, D].
+        latents: Their latents, float32 [K, C, h, w].
+        contexts: Context of the chosen images' texts and of the empty text, float32 [N, L, D].
         guidance: Scale of classifier-free guidance.
-        seed: Of the noise.
-        beside: What the network is given beside x, float32 [K, ., h, w], or None.
+        seed: Seed of the noise.
+        beside: Other inputs of an inpainting UNet, float32 [K, ., h, w], or None.
     """
-    shown = preview_numbers(len(images))
+    numbers = preview_numbers(len(images))
     drawn = draw_anew(
         base,
         mode,
         denoise,
-        latents[shown],
-        [masks[number] for number in shown],
+        latents[numbers],
+        [masks[number] for number in numbers],
         contexts,
         guidance=guidance,
         seed=seed,
-        beside=None if beside is None else beside[shown],
+        beside=None if beside is None else beside[numbers],
     )
-    write_strip(path, [images[number] for number in shown], list(drawn))
+    write_strip(path, [images[number] for number in numbers], list(drawn))
 
 
 @torch.no_grad()
@@ -228,32 +232,35 @@ def draw_anew(
     seed: int,
     beside: Tensor | None = None,
 ) -> UInt8Array:
-    """Return images with their boxes drawn anew, as the line does it but in few steps, uint8 [N, H, W, 3].
+    """Return images with their boxes drawn anew, as at run time but in fewer steps, uint8 [N, H, W, 3].
 
     Args:
-        base: Sampling and autoencoder.
-        mode: How boxes are drawn; see `flawscope.diffusion.latent_inpainting`.
-        denoise: Predicts the noise.
-        clean: Latents float32 [N, C, h, w].
+        base: Base model, for sampling and autoencoder.
+        mode: Mode of drawing; see `flawscope.diffusion.latent_inpainting`.
+        denoise: The UNet.
+        clean: Latents of the images, float32 [N, C, h, w].
         masks: Boxes, each bool [H, W].
-        contexts: Of the texts and of the empty text, float32 [N, L, D] on the device of the network.
+        contexts: Context of the texts and of the empty text, float32 [N, L, D] on the device of the network.
         guidance: Scale of classifier-free guidance.
-        seed: Of the noise.
-        beside: What the network is given beside x, float32 [N, ., h, w], or None.
+        seed: Seed of the noise.
+        beside: Other inputs of an inpainting UNet, float32 [N, ., h, w], or None.
     """
+    # NumPy on the outside and torch inside `predict`: the sampling loop is the one of the runtime, without torch.
     device = contexts[0].device
     both_contexts = torch.cat(contexts)
 
     def predict(x: Float32Array, timestep: int) -> Float32Array:
-        given = torch.from_numpy(np.ascontiguousarray(x)).to(device)
+        inputs = torch.from_numpy(np.ascontiguousarray(x)).to(device)
         if beside is not None:
-            given = torch.cat([given, beside.to(device)], dim=1)
+            inputs = torch.cat([inputs, beside.to(device)], dim=1)
         levels = torch.full((2 * len(x),), timestep, device=device)
-        both = denoise(torch.cat([given, given]), levels, both_contexts).float().cpu().numpy()
+        # With the text and with the empty text in one batch, in the order of `both_contexts`.
+        both = denoise(torch.cat([inputs, inputs]), levels, both_contexts).float().cpu().numpy()
         return classifier_free_guidance(both[: len(x)], both[len(x) :], guidance)
 
     sampling = msgspec.structs.replace(base.sampling, steps=min(_PREVIEW_STEPS, base.sampling.steps))
     keep = np.stack([keep_of(mask, base.latents[1:]) for mask in masks])
+    # A seed per image, so that an image is drawn alike whatever else the preview shows.
     noise = np.stack([draw_noise(seed + index, mode, sampling, base.latents) for index in range(len(clean))])
     drawn = draw_latents(mode, clean.cpu().numpy(), keep, noise, sampling, predict)
     decoder = Decoder(base.autoencoder, base.normalization).to(device)

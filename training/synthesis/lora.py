@@ -1,7 +1,7 @@
 """Trainable UNet of an inpainting network: LoRA on its attention, or all weights.
 
-Low-rank changes (LoRA, arXiv:2106.09685) are those of the package peft: W becomes W + alpha / rank · B · A, with B zero
-at the start. They learn and are kept by themselves; the UNet they change is no part of a checkpoint.
+LoRA (arXiv:2106.09685, section 4.1) is that of the package peft: W becomes W + alpha / rank · B · A, with B zero at the
+start. Only A and B are trained and stored; the frozen UNet is no part of a checkpoint.
 """
 
 from __future__ import annotations
@@ -23,28 +23,28 @@ if TYPE_CHECKING:
     from flawscope.training.synthesis.generator_run import SynthesisRun
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
-"""What is changed: query, key, value and output of every attention of the UNet, by the names of diffusers."""
+"""Layers with LoRA: query, key, value and output of every attention of the UNet, by their names in diffusers."""
 
 LORA, UNET = "lora", "unet"
-"""Groups of tensors in a run."""
+"""Names of the groups of tensors in a run."""
 
-_PREFIX, _ADAPTER = "base_model.model.", "default"  # how peft names what it wraps, and its first adapter
+_PREFIX, _ADAPTER = "base_model.model.", "default"  # peft's prefix of wrapped names, and its name of the first adapter
 _Self = TypeVar("_Self", bound="AdaptedUnet")
 
 
 class AdaptedUnet(nn.Module):
-    """A UNet with low-rank changes; parameters, state and gradients are those of the changes alone.
+    """A UNet with LoRA; parameters, state and gradients are those of the low-rank matrices alone.
 
-    `forward` takes what the UNet takes, float32 [N, C, h, w], timesteps int64 [N] and context float32 [N, L, D], and
-    returns the noise. At the start it is exactly what the UNet says. The changes are named as in diffusers, for example
+    `forward` takes the inputs of the UNet, float32 [N, C, h, w], timesteps int64 [N] and context float32 [N, L, D], and
+    returns the noise. At the start that is exactly the UNet's. The matrices are named as in diffusers, for example
     `mid_block.attentions.0.transformer_blocks.0.attn1.to_q.lora_A.weight`.
 
     Args:
-        unet: A UNet2DConditionModel of diffusers, which stays as it is; its parameters are shared, not copied.
-        config: Rank, alpha, the seed of A, and whether what the UNet's blocks compute is kept for the gradients.
+        unet: A UNet2DConditionModel of diffusers, which is not changed; its parameters are shared, not copied.
+        config: Rank, alpha, the seed of A, and whether gradient checkpointing is used.
 
     Attributes:
-        wrapped: The UNet with its changes, as peft wraps it.
+        wrapped: The UNet with LoRA, as peft wraps it.
 
     Raises:
         MissingExtra: If peft is not installed.
@@ -52,11 +52,13 @@ class AdaptedUnet(nn.Module):
 
     def __init__(self, unet: nn.Module, config: InpaintingConfig) -> None:
         super().__init__()
-        shared = {id(one): one for one in unet.parameters()}
+        # peft changes the modules of the UNet in place. The memo of deepcopy makes new modules around the same
+        # parameters, so that the base stays as it is and its weights are in memory once.
+        shared = {id(parameter): parameter for parameter in unet.parameters()}
         copied = copy.deepcopy(unet, shared)
         wrapped = wrap_unet(copied, config)
         recompute_blocks(copied, config.denoising.gradient_checkpointing)
-        # Not a part of this module: its state would be the whole UNet's.
+        # In a tuple, so that nn.Module does not register it: the state would be that of the whole UNet.
         self._unregistered = (wrapped,)
         for name, parameter in wrapped.named_parameters():
             if parameter.requires_grad:
@@ -64,7 +66,7 @@ class AdaptedUnet(nn.Module):
 
     @property
     def wrapped(self) -> nn.Module:
-        """The UNet with its changes, as peft wraps it."""
+        """The UNet with LoRA, as peft wraps it."""
         return self._unregistered[0]
 
     def forward(self, x: Tensor, levels: Tensor, context: Tensor) -> Tensor:
@@ -73,7 +75,7 @@ class AdaptedUnet(nn.Module):
         return predicted
 
     def _apply(self: _Self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _Self:
-        # What moves the changes to a device has to move the UNet as well; the changes are in both, and the same.
+        # to() must also move the UNet, which is not registered. The matrices are in both, as the same objects.
         wrapped: Any = self.wrapped
         wrapped._apply(fn, recurse)
         applied: Any = super()
@@ -82,11 +84,11 @@ class AdaptedUnet(nn.Module):
 
 
 class WholeUnet(nn.Module):
-    """A copy of a UNet, all of which learns; `forward` as of `AdaptedUnet`.
+    """A copy of a UNet, all weights of which are trained; `forward` as of `AdaptedUnet`.
 
     Args:
-        unet: A UNet2DConditionModel of diffusers, which stays as it is.
-        config: Whether what its blocks compute is kept for the gradients.
+        unet: A UNet2DConditionModel of diffusers, which is not changed.
+        config: Whether gradient checkpointing is used.
 
     Attributes:
         unet: The copy.
@@ -104,22 +106,22 @@ class WholeUnet(nn.Module):
 
 
 def learning_unet(unet: nn.Module, config: InpaintingConfig) -> nn.Module:
-    """Return what learns, as the setting `adapt` says."""
+    """Return the network to train, by the setting `adapt`."""
     return AdaptedUnet(unet, config) if config.adapt == "lora" else WholeUnet(unet, config)
 
 
 def networks_of(config: InpaintingConfig, state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """Return the state of what learned as a run has it: group -> name -> tensor."""
+    """Return the state of a trained network as a run stores it: group -> name -> tensor."""
     if config.adapt == "lora":
         return {LORA: dict(state)}
     return {UNET: {name.removeprefix("unet."): value for name, value in state.items()}}
 
 
 def restore_unet(base: SynthesisBase, run: SynthesisRun) -> Any:
-    """Return the UNet of a run of `train inpainting`: with the changes merged into its weights, or as it was trained.
+    """Return the UNet of a run of `train inpainting`: with LoRA merged into its weights, or with its own weights.
 
     Args:
-        base: What it was trained on; it stays as it is, and weights that are not changed are shared.
+        base: The base model that it was trained on. It is not changed; weights without LoRA are shared with it.
         run: The run.
 
     Returns:
@@ -136,32 +138,35 @@ def restore_unet(base: SynthesisBase, run: SynthesisRun) -> Any:
             f"{run.path}: expected the base that it was trained on ({run.record.base[:12]}), got another "
             f"({base.identity[:12]}). Name that base."
         )
+    # The kind was checked above, so the settings are of this type.
     config = cast("InpaintingConfig", run.record.config)
     if config.adapt == "full":
         unet: Any = copy.deepcopy(base.unet)
         load_state(unet, run.tensors.get(UNET, {}), f"{run.path}: {UNET}")
         return unet
-    changed = tuple(f"{target}.weight" for target in TARGETS)
-    shared = {id(one): one for name, one in base.unet.named_parameters() if not name.endswith(changed)}
+    # Merging writes into the weights of these layers, so they are copied; all others are shared with the base.
+    merged = tuple(f"{target}.weight" for target in TARGETS)
+    shared = {id(weight): weight for name, weight in base.unet.named_parameters() if not name.endswith(merged)}
     wrapped: Any = wrap_unet(copy.deepcopy(base.unet, shared), config)
     state = run.tensors.get(LORA, {})
-    known = {_plain_name(name): one for name, one in wrapped.named_parameters() if one.requires_grad}
-    fitting = sum(name in state and state[name].shape == one.shape for name, one in known.items())
-    if fitting != len(known) or len(state) != len(known):
+    matrices = {_plain_name(name): matrix for name, matrix in wrapped.named_parameters() if matrix.requires_grad}
+    fitting_count = sum(name in state and state[name].shape == matrix.shape for name, matrix in matrices.items())
+    # Both ways: copy_ would broadcast a wrong shape, and unknown tensors would be lost silently.
+    if fitting_count != len(matrices) or len(state) != len(matrices):
         raise RunError(
-            f"{run.path}: {LORA}: expected the {len(known)} tensors that the base and rank={config.rank} ask for, got "
-            f"{len(state)}, of which {fitting} fit. Train again."
+            f"{run.path}: {LORA}: expected the {len(matrices)} tensors that the base and rank={config.rank} ask for, "
+            f"got {len(state)}, of which {fitting_count} fit. Train again."
         )
     with torch.no_grad():
-        for name, one in known.items():
-            one.copy_(state[name])
+        for name, matrix in matrices.items():
+            matrix.copy_(state[name])
     return wrapped.merge_and_unload().requires_grad_(False).eval()
 
 
 def wrap_unet(unet: nn.Module, config: InpaintingConfig) -> nn.Module:
-    """Put low-rank changes into a UNet, which is changed itself, and return it as peft wraps it.
+    """Add LoRA to a UNet, in place, and return it as peft wraps it.
 
-    A is drawn from the seed, B is zero; nothing else learns.
+    A is random from the seed, B is zero; nothing else is trained.
 
     Raises:
         MissingExtra: If peft is not installed.
@@ -172,6 +177,7 @@ def wrap_unet(unet: nn.Module, config: InpaintingConfig) -> nn.Module:
         raise MissingExtra("low-rank adaptation", "peft", "train") from err
     kind: Any = peft.LoraConfig
     settings = kind(r=config.rank, lora_alpha=config.alpha, target_modules=list(TARGETS))
+    # peft draws A from torch's global generator; forked, so that the caller's random numbers stay the same.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         wrapped: nn.Module = peft.get_peft_model(unet, settings)
@@ -183,7 +189,7 @@ def _plain_name(name: str) -> str:
 
 
 def _put(root: nn.Module, name: str, parameter: nn.Parameter) -> None:
-    """Make a parameter a part of a module under a name with dots."""
+    """Register a parameter under a name with dots, with a module for each of its parts."""
     *parts, last = name.split(".")
     node = root
     for part in parts:

@@ -1,4 +1,8 @@
-"""Prompt templates of the generators: photos of a learned placeholder, and sentences on a defect at a location."""
+"""Prompt templates of the generators: photos of a learned placeholder, and sentences on a defect at a location.
+
+The templates are inputs of the text encoder: another wording, or another order, trains other networks from the same
+seed.
+"""
 
 from __future__ import annotations
 
@@ -31,33 +35,33 @@ _SENTENCES = (
     "The {category} shows a {defect} defect {location}; {token}",
     "Seen {location} of the picture: a {defect} defect of the {category}; {token}",
 )
-"""The first is the form that MvP-Diff shows. Each ends with the token CATEGORY_DEFECT, as there."""
+"""The first has the form of the prompt in MvP-Diff, whose prompts also end with the token CATEGORY_DEFECT."""
 
 
 def photo_texts(placeholder: str) -> tuple[str, ...]:
-    """Return 80 texts on a photo of a learned word: nothing in them but the word tells what is seen.
+    """Return 80 neutral prompts for a photo of the placeholder, every view with every subject.
 
-    Textual inversion (arXiv:2208.01618) has such a list, so that the word learns the thing and not the kind of photo.
-    This is another one: every view with every subject.
+    Textual inversion (arXiv:2208.01618) uses such a list, so that the embedding learns the object and not the kind of
+    photo. This list is our own.
 
     Args:
-        placeholder: The word; it stands alone, between spaces.
+        placeholder: Word that stands for the learned embedding; it stands alone, between spaces.
     """
     return tuple(f"{view} {subject.format(placeholder)}" for view in _VIEWS for subject in _SUBJECTS)
 
 
 def defect_sentences(category: str, defect: str, location: str) -> tuple[str, ...]:
-    """Return sentences on a defect, all of the same meaning.
+    """Return prompts for a defect, all of the same meaning.
 
     Args:
         category: Name of the category.
         defect: Defect type.
-        location: Of `flawscope.diffusion.location_words.LOCATIONS`.
+        location: One of `flawscope.diffusion.location_words.LOCATIONS`.
     """
-    words = {
+    fields = {
         "category": category.replace("_", " "),
         "defect": defect.replace("_", " "),
         "location": location,
         "token": f"{category}_{defect}",
     }
-    return tuple(sentence.format(**words) for sentence in _SENTENCES)
+    return tuple(sentence.format(**fields) for sentence in _SENTENCES)

@@ -1,6 +1,6 @@
-"""The images that defects are learned from: a support set with its pixels, cut out as a model sees them, and described.
+"""Training examples from a support set: images and masks as pixels, crops, boxes and sentences.
 
-The records are those of `flawscope.datasets.defects`, read there.
+The records of support sets and descriptions are read by `flawscope.datasets.defects`.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ class SupportExample:
     """An anomalous image of a support set with its mask, as pixels.
 
     Attributes:
-        record: What the support set says of it.
-        image_file: The file it was read from.
-        mask_file: The file that its mask was read from.
+        record: Its entry in the record of the support set.
+        image_file: File of the image.
+        mask_file: File of the mask.
         image: uint8 [H, W, 3] RGB.
-        mask: bool [H, W], true at the defect; somewhere it is.
+        mask: bool [H, W], true at the defect; not empty.
     """
 
     record: SupportImage
@@ -49,7 +49,7 @@ class SupportExample:
 
     @property
     def name(self) -> str:
-        """Name of the image, without an ending."""
+        """File name of the image, without its suffix."""
         return self.image_file.stem
 
     @property
@@ -64,9 +64,9 @@ class SupportExample:
 
         Args:
             size: Height and width in pixels of the model's images.
-            fill: Largest share of the window's sides that the mask takes (see `flawscope.imaging.crops`), or None for
+            fill: Largest share of the crop's sides that the mask takes (see `flawscope.imaging.crops`), or None for
                 the whole image.
-            box: What is cut around, and cut, instead of the mask, bool [H, W].
+            box: Used instead of the mask, bool [H, W].
         """
         mask = self.mask if box is None else box
         if fill is None:
@@ -82,7 +82,7 @@ class SupportExamples:
 
     Attributes:
         path: Folder of the support set.
-        examples: In the order of its record.
+        examples: The examples, in the order of its record.
     """
 
     path: Path
@@ -91,6 +91,7 @@ class SupportExamples:
     @property
     def types(self) -> tuple[tuple[str, str], ...]:
         """Category and name of every defect type, in the order of the examples."""
+        # A dict and not a set: embeddings are trained, and stored, in this order.
         return tuple(dict.fromkeys((example.category, example.defect) for example in self.examples))
 
     def of(self, category: str, defect: str) -> tuple[SupportExample, ...]:
@@ -103,7 +104,7 @@ def read_support_examples(folder: Path, defects: Sequence[str] = ()) -> SupportE
 
     Args:
         folder: The folder.
-        defects: Defect types to take, as DEFECT or CATEGORY/DEFECT; none for all.
+        defects: Defect types to read, as DEFECT or CATEGORY/DEFECT; empty for all.
 
     Raises:
         ArgumentError: If a defect type is not in it.
@@ -111,10 +112,10 @@ def read_support_examples(folder: Path, defects: Sequence[str] = ()) -> SupportE
             or of another size than its image.
     """
     records = read_support(folder).pictures
-    known = tuple(dict.fromkeys(f"{record.category}/{record.defect}" for record in records))
+    present = tuple(dict.fromkeys(f"{record.category}/{record.defect}" for record in records))
     for defect in defects:
-        if not any(_is_called(name, defect) for name in known):
-            raise ArgumentError(f"defects: expected some of {', '.join(known)} ({folder}), got {defect!r}.")
+        if not any(_is_called(name, defect) for name in present):
+            raise ArgumentError(f"defects: expected some of {', '.join(present)} ({folder}), got {defect!r}.")
     chosen = [
         record
         for record in records
@@ -123,8 +124,9 @@ def read_support_examples(folder: Path, defects: Sequence[str] = ()) -> SupportE
     return SupportExamples(folder, tuple(_read(folder, record) for record in chosen))
 
 
-def _is_called(name: str, wanted: str) -> bool:
-    return wanted in (name, name.partition("/")[2])
+def _is_called(name: str, defect: str) -> bool:
+    """Return whether a defect type CATEGORY/DEFECT is meant by `defect`, with or without its category."""
+    return defect in (name, name.partition("/")[2])
 
 
 def _read(folder: Path, record: SupportImage) -> SupportExample:
@@ -150,10 +152,10 @@ def _check_mask(mask: BoolArray, path: Path, image: UInt8Array, image_file: Path
 
 @dataclass(frozen=True, eq=False)
 class Described:
-    """Where a defect is and what it looks like.
+    """Box and sentences of a defect.
 
     Attributes:
-        box: Rectangle that holds the defect with a margin, bool [H, W].
+        box: Rectangle around the defect with a margin, bool [H, W].
         texts: Sentences of the same meaning.
     """
 
@@ -166,12 +168,12 @@ def describe(support: SupportExamples, descriptions: Path | None = None) -> tupl
 
     Args:
         support: The examples.
-        descriptions: Folder of `synth describe`, made from the same support set; None takes the box of the mask with a
+        descriptions: Folder of `synth describe`, made from the same support set; None for the box of the mask with a
             margin, and built-in sentences.
 
     Raises:
         DataError: If the folder has no line for an example, a line is broken (see `read_descriptions`), or a box is of
-            another size than its image or does not hold the defect.
+            another size than its image or does not contain the defect.
     """
     if descriptions is None:
         return tuple(_built_in(example) for example in support.examples)
@@ -195,9 +197,10 @@ def _of_line(example: SupportExample, line: Description | None, folder: Path, su
     path = folder / line.mask
     box = read_mask(path)
     _check_mask(box, path, example.image, example.image_file)
+    # Pixels of the defect outside the box would be shown to the network as normal surroundings.
     if (example.mask & ~box).any():
         raise DataError(
-            f"{path}: expected a box that holds the defect of {example.image_file}, got one that does not. Make the "
+            f"{path}: expected a box that contains the defect of {example.image_file}, got one that does not. Make the "
             f"descriptions with flawscope synth describe --support {support.path}."
         )
     return Described(box, line.text)

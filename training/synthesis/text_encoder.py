@@ -1,4 +1,4 @@
-"""Text encoder of a generator, with learned vectors in place of placeholder tokens."""
+"""Text encoder of a generator, with learned embeddings in place of placeholder tokens."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ class TextEncoder(nn.Module):
     """Tokens in, cross-attention context of the UNet out.
 
     `forward` takes tokens int64 [N, L], vectors float32 [N, L, W] and placed float32 [N, L], and returns the last
-    hidden state float32 [N, L, D] as the pipelines of diffusers use it. Where `placed` is 1 the embedding of the token
-    is replaced by the vector, before positions are added: what a row of the token table would do, but each text may
-    have its own (arXiv:2208.01618). Where `placed` is 0 the numbers are those of the library's model, bit for bit.
+    hidden state float32 [N, L, D] as the pipelines of diffusers use it. Where `placed` is 1, the token's embedding is
+    replaced by the vector before positions are added (arXiv:2208.01618): as if it were a row of the token table, but
+    different for each text. Where `placed` is 0, the result is that of the library's model, bit for bit.
 
     Args:
         model: A CLIPTextModel of transformers, or an LDMBertModel of diffusers.
@@ -36,18 +36,18 @@ class TextEncoder(nn.Module):
 
     @property
     def length(self) -> int:
-        """Most tokens of a text."""
+        """Largest number of tokens of a text."""
         return int(self.model.config.max_position_embeddings)
 
     def forward(self, tokens: Tensor, vectors: Tensor, placed: Tensor) -> Tensor:
-        """Return what the UNet attends to."""
+        """Return the context for the UNet's cross-attention."""
         is_placed = placed[..., None] > 0.5
 
         def place(_module: nn.Module, _arguments: object, embedded: Tensor) -> Tensor:
             return torch.where(is_placed, vectors, embedded)
 
-        # The two libraries differ in what surrounds the table, and one of them from version to version; that tokens
-        # pass through it is the same everywhere.
+        # A hook on the token table, because what surrounds the table differs between the two libraries, and in
+        # transformers between versions. torch's exporter traces through hooks.
         hook = self._embedding.register_forward_hook(place)
         try:
             return cast(Tensor, self.model(tokens, return_dict=False)[0])

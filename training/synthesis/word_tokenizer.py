@@ -1,4 +1,4 @@
-"""Tokenizer of the small base model: known words are single tokens, everything else falls back to bytes."""
+"""Tokenizer of the small base model: listed words are single tokens, everything else falls back to bytes."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import msgspec
 from flawscope.errors import MissingExtra
 
 LENGTH = 77
-"""Tokens of every text, as of CLIP."""
+"""Tokens of every text, as in CLIP."""
 
 START, END = "<|startoftext|>", "<|endoftext|>"
-"""Tokens of beginning and end; the latter also fills a text up."""
+"""Start token and end token; the end token is also the padding."""
 
 _UNKNOWN = "<|unknown|>"
 _INSIDE = "##"
-_LONGEST_WORD = 10_000  # bytes; a longer one is one unknown token
+_LONGEST_WORD = 10_000  # bytes; a longer word is a single unknown token
 
 _WORDS = """
 a an and are at be by can close common dark different empty for from good has image in is it its large light look
@@ -34,18 +34,19 @@ bottom center centre corner left lower middle right top upper inside outside ins
 board bottle cable capsule carpet chip cloth fabric gear glass grid hazelnut housing label leather magnetic nut pill
 pin plastic plate ring screw seal steel texture tile toothbrush transistor wood zipper
 """
-"""Words of texts about parts and their defects."""
+"""Words of prompts about parts and their defects. Token numbers follow from their sorted order: a changed list changes
+the tokenizer, and so every base model that is trained afterwards."""
 
 
 def write_tokenizer(names: Sequence[str]) -> bytes:
     """Return a tokenizer as the content of a `tokenizer.json`; the same for the same names.
 
-    Texts are put in lower case and cut at spaces and around every sign. What is left is cut, from its beginning, into
-    the longest tokens there are: all words in the list of this module and in `names`, every ASCII sign, and all 256
-    bytes. Nothing is unknown, whatever the language. Every text gets a token of beginning and one of end.
+    Texts are lowercased and split at spaces and around punctuation. Each piece is split greedily into the longest
+    tokens: the words in the list of this module and in `names`, every ASCII character, and all 256 bytes. So there are
+    no unknown characters in any language. Every text gets a start and an end token.
 
-    Training one on a corpus would give nothing: words that no image of the base was shown with have embeddings at
-    random in any case, and a word that shall stand for a defect has to be a single token.
+    Training a tokenizer on a corpus would gain nothing: words that never occur with a training image keep random
+    embeddings in any case, and a word that shall stand for a defect must be a single token.
 
     Args:
         names: Names of categories.
@@ -58,9 +59,10 @@ def write_tokenizer(names: Sequence[str]) -> bytes:
     except ImportError as err:
         raise MissingExtra("texts", "tokenizers", "train") from err
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    own = {word for name in names for word in re.findall(r"[a-z]+", name.lower())}
-    words = sorted({*_WORDS.split(), *own} - set(letters))
-    tokens = [START, END, _UNKNOWN, *letters, *(f"{_INSIDE}{letter}" for letter in letters), *words]
+    name_words = {word for name in names for word in re.findall(r"[a-z]+", name.lower())}
+    vocabulary_words = sorted({*_WORDS.split(), *name_words} - set(letters))
+    # Every byte also as a continuation: WordPiece makes a whole word unknown if any of its pieces has no token.
+    tokens = [START, END, _UNKNOWN, *letters, *(f"{_INSIDE}{letter}" for letter in letters), *vocabulary_words]
     vocabulary = {token: number for number, token in enumerate(tokens)}
     tokenizer = Tokenizer(
         models.WordPiece(
@@ -81,5 +83,5 @@ def write_tokenizer(names: Sequence[str]) -> bytes:
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{START} $A {END}", special_tokens=[(START, vocabulary[START]), (END, vocabulary[END])]
     )
-    # Through a value and back, so that the keys have an order.
+    # Decoded and encoded again for a fixed order of keys: these bytes are hashed into the identity of the base.
     return msgspec.json.encode(msgspec.json.decode(tokenizer.to_str()), order="deterministic")

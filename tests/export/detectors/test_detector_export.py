@@ -132,9 +132,9 @@ def test_score_onnx_runs_in_plain_onnxruntime_without_flawscope(
     np.save(tmp_path / "images.npy", images)
     graph = uncalibrated_bundles[method] / "score.onnx"
     command = [sys.executable, "-c", PLAIN_RUNTIME, str(graph), str(tmp_path / "images.npy")]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False, timeout=60)
-    assert done.returncode == 0, done.stderr
-    plain = json.loads(done.stdout)
+    process = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False, timeout=60)
+    assert process.returncode == 0, process.stderr
+    plain = json.loads(process.stdout)
     np.testing.assert_allclose(plain["scores"], scores, rtol=1e-4)
     np.testing.assert_allclose(plain["peaks"], maps.max(axis=(1, 2)), rtol=1e-4)
     assert plain["shape"] == [4, 64, 64]
@@ -303,12 +303,12 @@ def test_the_command_exports_and_shows_sizes_and_parity(
 ) -> None:
     out = tmp_path / "part.flaw"
     assert cli.run(["export", str(patchcore_run), "--out", str(out), "--max-batch", "4"]) == 0
-    shown = capsys.readouterr()
-    assert shown.err == ""
-    assert "score.onnx: largest tensor" in shown.out
-    assert "parity score.onnx, cpu against torch, 5 images: scores " in shown.out
-    assert f"bundle: {out} (" in shown.out
-    assert "not calibrated yet" in shown.out
+    output = capsys.readouterr()
+    assert output.err == ""
+    assert "score.onnx: largest tensor" in output.out
+    assert "parity score.onnx, cpu against torch, 5 images: scores " in output.out
+    assert f"bundle: {out} (" in output.out
+    assert "not calibrated yet" in output.out
 
 
 def test_the_command_refuses_what_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -110,8 +110,8 @@ def test_a_bank_of_several_blocks_gives_what_one_block_gives(
         blocks = sum(node.op_type == "Gemm" and node.name.startswith("head/product") for node in model.graph.node)
         assert blocks == (1 if name == "one" else -(-rows // 64))
         results.append((*run_graph(folder, images), matched_rows(folder, images)))
-    for one, many in zip(*results, strict=True):
-        np.testing.assert_array_equal(one, many)
+    for of_one_block, of_several in zip(*results, strict=True):
+        np.testing.assert_array_equal(of_one_block, of_several)
 
 
 def test_equal_distances_go_to_the_lower_row_also_across_blocks(

@@ -1,4 +1,4 @@
-"""Export of what draws defects: what is measured, and what is refused in one line before anything is written."""
+"""Export of generators: what is measured, and what is refused in one line before anything is written."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def test_latents_of_an_image_in_minus_one_to_one_are_those_of_its_bytes(normaliz
     images = tiny_images(2)
     with torch.no_grad():
         expected = encoder(torch.from_numpy(images)).numpy()
-        found = SignedEncoder(encoder)(torch.from_numpy(signed(images))).numpy()
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+        latents = SignedEncoder(encoder)(torch.from_numpy(signed(images))).numpy()
+    np.testing.assert_allclose(latents, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_the_ratio_of_images_is_that_of_the_worst_one() -> None:
@@ -66,19 +66,19 @@ def test_the_ratio_of_images_is_that_of_the_worst_one() -> None:
 @given(st.integers(1, 255), st.integers(1, 48))
 def test_a_larger_difference_has_a_smaller_ratio(step: int, count: int) -> None:
     images = np.zeros((1, 4, 4, 3), np.uint8)
-    one, other = images.copy(), images.copy()
-    one.reshape(-1)[:count] = step - 1
-    other.reshape(-1)[:count] = step
-    assert 0.0 <= measure_images(images, other) < measure_images(images, one) <= 100.0
+    nearer, farther = images.copy(), images.copy()
+    nearer.reshape(-1)[:count] = step - 1
+    farther.reshape(-1)[:count] = step
+    assert 0.0 <= measure_images(images, farther) < measure_images(images, nearer) <= 100.0
 
 
 def test_large_images_have_a_small_largest_batch_unless_one_is_given(
     made_runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[int] = []
+    batches: list[int] = []
 
     def stop(name: str, module: object, examples: object, max_batch: int) -> None:
-        asked.append(max_batch)
+        batches.append(max_batch)
         raise RunError("far enough")
 
     monkeypatch.setattr(generator_export, "synthesis_graph", stop)
@@ -86,13 +86,13 @@ def test_large_images_have_a_small_largest_batch_unless_one_is_given(
         monkeypatch.setattr(generator_export, "_LARGE_SIDE_PX", large)
         with pytest.raises(RunError, match="far enough"):
             export_synthesis(made_runs["base"], tmp_path / "b.flaw", max_batch=given_batch)
-    assert asked == [16, 2, 5]
+    assert batches == [16, 2, 5]
 
 
 @pytest.mark.parametrize(
     ("kind", "name", "width", "message"),
     [
-        ("base", "crack", WIDTH + 1, r"expected a word of width 8, as the base has it, got 9\. Was it"),
+        ("base", "crack", WIDTH + 1, r"expected an embedding of width 8, as the base has it, got 9\. Was it"),
         ("embedding", f"{CATEGORY}/{DEFECTS[0]}", WIDTH, r"expected a defect that is new, got steel/pitting twice"),
         ("base", "a/b/c", WIDTH, r"expected CATEGORY/DEFECT=FILE, .* got 'a/b/c'"),
         ("inpainting", "crack", WIDTH, r"--embedding: expected it with a base or a run of train embedding"),
@@ -160,15 +160,15 @@ def test_options_of_what_scores_are_refused_with_what_draws(
     made_runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], option: tuple[str, ...]
 ) -> None:
     error = refused(capsys, "export", made_runs["embedding"], "--out", tmp_path / "b.flaw", *option)
-    assert f"{option[0]}: expected no such option with " in error
-    assert "which draws defects and does not score, got it. Leave it out." in error
+    assert f"{option[0]}: expected no such option with the generator " in error
+    assert ", got it. Leave it out." in error
 
 
 def test_what_draws_is_neither_served_by_triton_nor_explained(
     made_runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for typed in (("export-triton", made_runs["base"], "--out", tmp_path / "models"), ("explain", made_runs["base"])):
-        assert "of a detector, got what draws defects." in refused(capsys, *typed)
+        assert "of a detector, got a generator." in refused(capsys, *typed)
     assert not (tmp_path / "models").exists()
 
 
@@ -193,4 +193,4 @@ def test_int8_of_what_draws_is_refused(
     made_runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     error = refused(capsys, "export", made_runs["base"], "--out", tmp_path / "b.flaw", "--precision", "int8")
-    assert "precision: expected fp32 or fp16 for what draws defects, got int8. Leave it out." in error
+    assert "precision: expected fp32 or fp16 for a generator, got int8. Leave it out." in error

@@ -1,4 +1,4 @@
-"""Export of what draws defects: graphs equal torch and diffusers, bundles say what they draw, and what is refused."""
+"""Export of generators: graphs equal torch and diffusers, bundles say what they draw, and what is refused."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ MAX_BATCH = 6
 @pytest.fixture(scope="module")
 def once() -> Iterator[dict[Any, bytes]]:
     """Graphs by network."""
-    with traced_once() as made:
-        yield made
+    with traced_once() as traces:
+        yield traces
 
 
 @pytest.fixture(scope="module")
@@ -116,11 +116,11 @@ def test_parity_with_torch_is_measured_and_recorded(exported: dict[str, Path], k
 
 @pytest.mark.parametrize("kind", ["base", "embedding", "inpainting"])
 def test_a_bundle_holds_what_it_needs_and_nothing_else(exported: dict[str, Path], kind: str) -> None:
-    found = {path.relative_to(exported[kind]).as_posix() for path in exported[kind].rglob("*") if path.is_file()}
+    files = {path.relative_to(exported[kind]).as_posix() for path in exported[kind].rglob("*") if path.is_file()}
     supports = {f"support/{index:03d}{end}.png" for index in range(4) for end in ("", "_mask")}
-    wanted = {f"{name}.onnx" for name in GRAPHS} | {"tokenizer.json", "images.json", "manifest.json"}
-    wanted |= {"vectors.safetensors"} if kind == "embedding" else set()
-    assert found == wanted | (set() if kind == "base" else supports)
+    needed = {f"{name}.onnx" for name in GRAPHS} | {"tokenizer.json", "images.json", "manifest.json"}
+    needed |= {"vectors.safetensors"} if kind == "embedding" else set()
+    assert files == needed | (set() if kind == "base" else supports)
     for name in GRAPHS:
         data = (exported[kind] / f"{name}.onnx").read_bytes()
         assert not any(text in data for text in (b"site-packages", str(Path.cwd()).encode(), b"torch.nn"))
@@ -152,15 +152,15 @@ def test_a_bundle_that_fills_boxes_has_each_sentence_once_for_any_place(exported
 def test_support_images_travel_along_with_their_content_hashes(
     exported: dict[str, Path], made_runs: dict[str, Path], kind: str
 ) -> None:
-    known = {
-        (one.category, one.defect, one.record.content): one
-        for one in read_support_examples(made_runs[kind].parent / "support").examples
+    examples = {
+        (example.category, example.defect, example.record.content): example
+        for example in read_support_examples(made_runs[kind].parent / "support").examples
     }
     entries = synth_head(exported[kind]).support
-    assert {(one.category, one.defect, one.sha256) for one in entries} == set(known)
+    assert {(example.category, example.defect, example.sha256) for example in entries} == set(examples)
     with open_bundle(exported[kind]) as bundle:
         for entry in entries:
-            image = known[entry.category, entry.defect, entry.sha256]
+            image = examples[entry.category, entry.defect, entry.sha256]
             assert bundle.file(entry.picture).read_bytes() == image.image_file.read_bytes()
             assert bundle.file(entry.mask).read_bytes() == image.mask_file.read_bytes()
 
@@ -195,10 +195,10 @@ def test_graphs_are_their_modules_in_every_size_of_batch(
             for count in (1, 3, MAX_BATCH):
                 inputs = some_inputs(examples[name], count)
                 with torch.no_grad():
-                    expected = modules[name](**{key: torch.from_numpy(one) for key, one in inputs.items()}).numpy()
-                found = calls(name, inputs)
-                assert found.dtype == np.float32
-                np.testing.assert_allclose(found, expected, rtol=1e-4, atol=2e-5, err_msg=f"{name} of {count}")
+                    expected = modules[name](**{key: torch.from_numpy(value) for key, value in inputs.items()}).numpy()
+                output = calls(name, inputs)
+                assert output.dtype == np.float32
+                np.testing.assert_allclose(output, expected, rtol=1e-4, atol=2e-5, err_msg=f"{name} of {count}")
         calls.close()
 
 
@@ -225,13 +225,16 @@ def test_graphs_take_and_give_what_the_contract_says(exported: dict[str, Path], 
     with open_bundle(exported["inpainting"]) as bundle:
         for name, values in contract.items():
             graph = onnx.load(bundle.graph(name)).graph
-            found = {}
+            types = {}
             for value in (*graph.input, *graph.output):
                 tensor = value.type.tensor_type
                 first, *rest = tensor.shape.dim
                 assert first.dim_param
-                found[value.name] = (onnx.TensorProto.DataType.Name(tensor.elem_type), [dim.dim_value for dim in rest])
-            assert found == values
+                types[value.name] = (
+                    onnx.TensorProto.DataType.Name(tensor.elem_type),
+                    [dim.dim_value for dim in rest],
+                )
+            assert types == values
             assert {node.domain for node in graph.node} <= {"", "ai.onnx"}
 
 
@@ -239,10 +242,10 @@ def test_a_learned_network_is_not_its_base(exported: dict[str, Path], made_runs:
     base = open_base(made_runs["filler"])
     inputs = some_inputs(example_inputs(base)["denoise"], 2)
     with torch.no_grad():
-        plain = base.unet(*(torch.from_numpy(one) for one in inputs.values()), return_dict=False)[0].numpy()
+        plain = base.unet(*(torch.from_numpy(value) for value in inputs.values()), return_dict=False)[0].numpy()
     with open_bundle(exported["inpainting"]) as bundle:
-        found = GraphCalls(bundle.manifest.graphs, bundle.folder)("denoise", inputs)
-    assert np.abs(found - plain).max() > 1e-2
+        adapted = GraphCalls(bundle.manifest.graphs, bundle.folder)("denoise", inputs)
+    assert np.abs(adapted - plain).max() > 1e-2
 
 
 @pytest.mark.parametrize("kind", ["inpainting"])
@@ -259,8 +262,8 @@ def test_tensorrt_builds_every_graph(
 
 
 def test_bundles_of_one_base_share_their_engines_whatever_words_they_have(exported: dict[str, Path]) -> None:
-    with open_bundle(exported["base"]) as base, open_bundle(exported["embedding"]) as words:
-        assert [model_hash(base, name) for name in GRAPHS] == [model_hash(words, name) for name in GRAPHS]
+    with open_bundle(exported["base"]) as base, open_bundle(exported["embedding"]) as embedding:
+        assert [model_hash(base, name) for name in GRAPHS] == [model_hash(embedding, name) for name in GRAPHS]
     with open_bundle(exported["inpainting"]) as other, open_bundle(exported["base"]) as base:
         assert model_hash(other, "denoise") != model_hash(base, "denoise")
 
@@ -283,17 +286,17 @@ def test_drawing_with_graphs_is_the_inpainting_pipeline_of_diffusers(
     mask[4:10, 6:14] = True  # of whole latent cells
     noise = draw_noise(1, "inpaint", head.sampling, head.latents)[None]
     tokens = base.prompts.tokens(["There is a stain in the center of the image", ""], WIDTH)
-    given = {"tokens": tokens.tokens, "vectors": tokens.vectors, "placed": tokens.placed}
+    text_inputs = {"tokens": tokens.tokens, "vectors": tokens.vectors, "placed": tokens.placed}
     with torch.no_grad():
-        wanted, empty = base.text(*(torch.from_numpy(one) for one in given.values())).split(1)
+        conditional, empty = base.text(*(torch.from_numpy(value) for value in text_inputs.values())).split(1)
 
     expected, expected_image = fill_box(
-        base.autoencoder, restore_unet(base, run), image, mask, noise[:, 0], (wanted, empty)
+        base.autoencoder, restore_unet(base, run), image, mask, noise[:, 0], (conditional, empty)
     )
 
     with open_bundle(exported["inpainting"]) as bundle:
         calls = GraphCalls(bundle.manifest.graphs, bundle.folder)
-        context = calls("text", given)[::-1]
+        context = calls("text", text_inputs)[::-1]
         keep = keep_of(mask, head.latents[1:])[None]
         pixels = signed(image)
         clean = calls("encode", {"image": pixels})
@@ -304,15 +307,15 @@ def test_drawing_with_graphs_is_the_inpainting_pipeline_of_diffusers(
             both = calls("denoise", {"x": x, "timestep": np.full(2, timestep), "context": context})
             return classifier_free_guidance(both[1:], both[:1], head.guidance)
 
-        found: list[Any] = []
+        latents_by_step: list[Any] = []
         latents = draw_latents(
-            "inpaint", clean, keep, noise, head.sampling, predict, told=lambda _, x: found.append(x.copy())
+            "inpaint", clean, keep, noise, head.sampling, predict, told=lambda _, x: latents_by_step.append(x.copy())
         )
         drawn = unsigned(calls("decode", {"latents": latents}))
         calls.close()
-    assert len(found) == len(expected) == 20
-    for one, other in zip(found, expected, strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+    assert len(latents_by_step) == len(expected) == 20
+    for value, reference in zip(latents_by_step, expected, strict=True):
+        np.testing.assert_allclose(value, reference, rtol=1e-4, atol=1e-4)
     assert measure_images(expected_image, drawn) >= 50.0
     assert measure_images(image, drawn) < 40.0  # something was drawn
 
@@ -331,15 +334,15 @@ def test_graphs_that_draw_otherwise_than_torch_are_not_written(
         if name == network:
             output = model.graph.output[0].name
             for node in model.graph.node:
-                node.output[:] = ["exact" if one == output else one for one in node.output]
-                node.input[:] = ["exact" if one == output else one for one in node.input]
+                node.output[:] = ["exact" if tensor == output else tensor for tensor in node.output]
+                node.input[:] = ["exact" if tensor == output else tensor for tensor in node.input]
             model.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(factor), "factor"))
             model.graph.node.append(onnx.helper.make_node("Mul", ["exact", "factor"], [output]))
             del model.graph.value_info[:]
         return model
 
     monkeypatch.setattr(generator_export, "synthesis_graph", wrong)
-    message = r"parity: images drawn by the graphs .* expected a ratio from 50 dB, got \d+\.\d dB\. No bundle was"
+    message = r"parity: images drawn by the graphs .* expected a PSNR of at least 50 dB, got \d+\.\d dB\. No bundle was"
     with pytest.raises(GateError, match=message):
         export_synthesis(made_runs["embedding"], tmp_path / "b.flaw", max_batch=MAX_BATCH)
     assert list(tmp_path.iterdir()) == []
@@ -354,8 +357,10 @@ def test_weights_too_large_for_one_message_lie_beside_their_graph(
     assert "encode.onnx.data" not in manifest.files
     inputs = some_inputs(example_inputs(open_base(made_runs["base"]))["denoise"], 2)
     with open_bundle(exported["embedding"]) as small, open_bundle(tmp_path / "large.flaw") as large:
-        one, other = (GraphCalls(bundle.manifest.graphs, bundle.folder)("denoise", inputs) for bundle in (small, large))
-    np.testing.assert_array_equal(one, other)
+        inline_output, external_output = (
+            GraphCalls(bundle.manifest.graphs, bundle.folder)("denoise", inputs) for bundle in (small, large)
+        )
+    np.testing.assert_array_equal(inline_output, external_output)
 
 
 # ---- Words from files ------------------------------------------------------------------------------------------------
@@ -366,12 +371,12 @@ def test_a_word_from_a_file_is_a_defect_of_the_bundle(
 ) -> None:
     files = [write_word(tmp_path / "a", category="bottle", defect="crack"), write_word(tmp_path / "b")]
     out = tmp_path / "words.flaw"
-    words = ["--embedding", f"broken={files[0]}", "--embedding", f"leather/poke={files[1]}"]
-    assert cli.run(["export", str(made_runs["base"]), "--out", str(out), *words, "--max-batch", str(MAX_BATCH)]) == 0
+    options = ["--embedding", f"broken={files[0]}", "--embedding", f"leather/poke={files[1]}"]
+    assert cli.run(["export", str(made_runs["base"]), "--out", str(out), *options, "--max-batch", str(MAX_BATCH)]) == 0
     printed = capsys.readouterr().out
     assert "parity denoise.onnx and the others, cpu against torch, 2 images in 4 steps: at least" in printed
     assert "draws: bottle/broken, leather/poke; licence of the base: own" in printed
-    assert [(one.category, one.name, one.texts, one.vectors) for one in synth_head(out).defects] == [
+    assert [(defect.category, defect.name, defect.texts, defect.vectors) for defect in synth_head(out).defects] == [
         ("bottle", "broken", ("*",), "vectors.bottle/broken"),
         ("leather", "poke", ("*",), "vectors.leather/poke"),
     ]
@@ -385,7 +390,7 @@ def test_a_word_is_added_to_those_of_a_run(made_runs: dict[str, Path], once: Any
     manifest = export_synthesis(made_runs["embedding"], tmp_path / "b.flaw", embeddings=added, max_batch=MAX_BATCH)
     head = manifest.head
     assert isinstance(head, SynthHead)
-    assert [f"{one.category}/{one.name}" for one in head.defects] == [
+    assert [f"{defect.category}/{defect.name}" for defect in head.defects] == [
         *(f"{CATEGORY}/{name}" for name in DEFECTS),
         f"{CATEGORY}/scratch",  # of the category that the run is of
     ]
@@ -401,7 +406,7 @@ def test_a_base_may_lie_elsewhere_than_when_the_run_was_trained(
     record = json.loads((run / "run.json").read_bytes())
     record["config"]["base"] = str(tmp_path / "gone")
     (run / "run.json").write_text(json.dumps(record), "utf-8")
-    with pytest.raises(RunError, match=r"expected its base in .*gone, .* Name the place of the base with --base DIR"):
+    with pytest.raises(RunError, match=r"expected its base in .*gone, .* Name the folder of the base with --base DIR"):
         export_synthesis(run, tmp_path / "b.flaw")
     with pytest.raises(RunError, match=r"expected the base that it was trained on .* with another"):
         export_synthesis(run, tmp_path / "b.flaw", base=made_runs["filler"])
@@ -422,8 +427,12 @@ def test_a_folder_of_stable_diffusion_is_a_base(
     folder = tmp_path / "model"
     for name, part in parts.items():
         part.save_pretrained(folder / name)
-    words = ["<|startoftext|>", "<|endoftext|>", *(f"{letter}{end}" for letter in "aot*ph" for end in ("", "</w>"))]
-    (tmp_path / "vocab.json").write_text(json.dumps({word: index for index, word in enumerate(words)}), "utf-8")
+    vocabulary = [
+        "<|startoftext|>",
+        "<|endoftext|>",
+        *(f"{letter}{end}" for letter in "aot*ph" for end in ("", "</w>")),
+    ]
+    (tmp_path / "vocab.json").write_text(json.dumps({word: index for index, word in enumerate(vocabulary)}), "utf-8")
     (tmp_path / "merges.txt").write_text("#version: 0.2\n", "utf-8")
     tokenizer = transformers.CLIPTokenizer.from_pretrained(tmp_path, local_files_only=True, model_max_length=77)
     tokenizer.save_pretrained(folder / "tokenizer")

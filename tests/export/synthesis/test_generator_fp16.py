@@ -36,16 +36,16 @@ def test_fp16_draws_what_fp32_draws_and_builds_as_engines(
         assert set(precision.graphs) == set(GRAPHS)
         assert precision.quantised > 0
         assert isinstance(head, SynthHead)
-        assert [one.candidate for one in head.parity][1] == "the graphs in fp16, cpu"
+        assert [row.candidate for row in head.parity][1] == "the graphs in fp16, cpu"
         assert 30.0 <= head.parity[1].psnr_db < 100.0, "others, but hardly"
         half = onnx.load(bundle.graph("denoise", "fp16"))
-    assert {one.data_type for one in half.graph.initializer} >= {onnx.TensorProto.FLOAT16}
+    assert {tensor.data_type for tensor in half.graph.initializer} >= {onnx.TensorProto.FLOAT16}
     image = tiny_images(1)[0]
     mask = np.zeros(image.shape[:2], np.bool_)
     mask[4:12, 4:12] = True
-    given = DrawOrder(image, mask, DEFECTS[0], None, seed=1)
+    order = DrawOrder(image, mask, DEFECTS[0], None, seed=1)
     with Synthesizer.load(path, "cpu", "fp16") as low, Synthesizer.load(path, "cpu") as high:
-        (first,), (second,) = (one.draw([given], DrawOptions(steps=4)) for one in (low, high))
+        (first,), (second,) = (synthesizer.draw([order], DrawOptions(steps=4)) for synthesizer in (low, high))
     assert measure_images(second.image[None], first.image[None]) >= 30.0
     if importlib.util.find_spec("tensorrt_rtx"):
         build = ["engine", "build", str(path), "--target", "8.9", "--precision", "fp16", "--cache", str(tmp_path / "c")]

@@ -65,9 +65,9 @@ def test_without_a_placed_vector_texts_are_those_of_the_library(bases: dict[str,
     encoder = bases[kind].text
     tokens, vectors = tokens_of(encoder)
     with torch.inference_mode():
-        found = encoder(tokens, vectors, torch.zeros(tokens.shape))
-        assert torch.equal(found, encoder.model(tokens, return_dict=False)[0])
-    assert found.shape == (3, LENGTH, TEXT_WIDTH)
+        context = encoder(tokens, vectors, torch.zeros(tokens.shape))
+        assert torch.equal(context, encoder.model(tokens, return_dict=False)[0])
+    assert context.shape == (3, LENGTH, TEXT_WIDTH)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -79,12 +79,12 @@ def test_a_placed_vector_does_what_a_row_of_the_table_would(bases: dict[str, Syn
     placed = (tokens == 3).float()
     before = encoder.table[3].clone()
     with torch.inference_mode():
-        found = encoder(tokens, torch.where(placed[..., None] > 0, row, vectors), placed)
+        context = encoder(tokens, torch.where(placed[..., None] > 0, row, vectors), placed)
         encoder.table[3] = row
         expected = encoder.model(tokens, return_dict=False)[0]
         encoder.table[3] = before
-        assert torch.equal(found, expected)
-        assert not torch.equal(found, encoder.model(tokens, return_dict=False)[0])
+        assert torch.equal(context, expected)
+        assert not torch.equal(context, encoder.model(tokens, return_dict=False)[0])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -95,7 +95,7 @@ def test_every_text_of_a_batch_has_vectors_of_its_own(bases: dict[str, Synthesis
     placed[:, 3] = 1.0
     with torch.inference_mode():
         together = encoder(tokens, vectors, placed)
-        alone = [encoder(*(one[index : index + 1] for one in (tokens, vectors, placed))) for index in range(3)]
+        alone = [encoder(*(value[index : index + 1] for value in (tokens, vectors, placed))) for index in range(3)]
     torch.testing.assert_close(together, torch.cat(alone), atol=1e-6, rtol=1e-6)
 
 
@@ -106,9 +106,9 @@ def test_gradients_reach_placed_vectors_alone(bases: dict[str, SynthesisBase], k
     vectors.requires_grad_(True)
     placed = torch.zeros(tokens.shape)
     placed[0, 1] = placed[2, 5] = 1.0
-    found = encoder(tokens, vectors, placed)
+    context = encoder(tokens, vectors, placed)
     # Not the sum of squares, nor any sum of equal weights: the last LayerNorm makes those the same for all vectors.
-    (found * torch.randn(found.shape, generator=torch.Generator().manual_seed(1))).sum().backward()
+    (context * torch.randn(context.shape, generator=torch.Generator().manual_seed(1))).sum().backward()
     assert vectors.grad is not None
     sizes = vectors.grad.abs().sum(dim=-1)
     assert (sizes[placed > 0] > 0.1).all()
@@ -126,10 +126,10 @@ def test_its_graph_gives_the_same_numbers(bases: dict[str, SynthesisBase], kind:
     for count in (1, 3):
         tokens, vectors = tokens_of(encoder, count, seed=count)
         placed = (torch.arange(LENGTH) % 2).float().expand(count, -1).contiguous()
-        given = {"tokens": tokens, "vectors": vectors, "placed": placed}
-        found = session.run(None, {name: value.numpy() for name, value in given.items()})[0]
+        inputs = {"tokens": tokens, "vectors": vectors, "placed": placed}
+        context = session.run(None, {name: value.numpy() for name, value in inputs.items()})[0]
         with torch.inference_mode():
-            np.testing.assert_allclose(found, encoder(tokens, vectors, placed).numpy(), atol=1e-5, rtol=0)
+            np.testing.assert_allclose(context, encoder(tokens, vectors, placed).numpy(), atol=1e-5, rtol=0)
 
 
 # ---- Folders ---------------------------------------------------------------------------------------------------------
@@ -145,8 +145,8 @@ def test_texts_of_a_folder_become_the_tokens_of_its_own_tokenizer(
     reader = transformers.CLIPTokenizer if kind == "clip" else transformers.BertTokenizer
     tokenizer = reader.from_pretrained(folders[kind] / "tokenizer", local_files_only=True)
     expected = tokenizer(text, padding="max_length", max_length=LENGTH, truncation=True).input_ids
-    found = bases[kind].prompts.tokens([text], TEXT_WIDTH)
-    assert found.tokens.tolist() == [expected]
+    tokenized = bases[kind].prompts.tokens([text], TEXT_WIDTH)
+    assert tokenized.tokens.tolist() == [expected]
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "inpainting"])
@@ -175,7 +175,7 @@ def test_a_folder_gives_its_networks_and_what_they_were_trained_with(
     assert base.prompts.word("defect") != base.prompts.word("*")
     assert base.licence == f"unknown: see the model card of {folder.name}"
     assert base.identity == bases[kind].identity
-    assert len({one.identity for one in bases.values()}) == len(bases)
+    assert len({opened.identity for opened in bases.values()}) == len(bases)
 
 
 def test_half_precision_weights_are_taken_in_full_precision(copied: Path) -> None:
@@ -224,9 +224,9 @@ def change_json(path: Path, **settings: object) -> None:
 def test_noise_levels_are_those_of_the_scheduler(copied: Path) -> None:
     scheduler = copied / "scheduler" / "scheduler_config.json"
     change_json(scheduler, beta_schedule="linear", beta_start=0.0001, beta_end=0.02)
-    found = open_base(copied).sampling
-    assert (found.betas, found.beta_start, found.beta_end) == ("linear", 0.0001, 0.02)
-    assert (found.start, found.steps, found.offset, found.final) == (1000, 50, 1, "first")
+    sampling = open_base(copied).sampling
+    assert (sampling.betas, sampling.beta_start, sampling.beta_end) == ("linear", 0.0001, 0.02)
+    assert (sampling.start, sampling.steps, sampling.offset, sampling.final) == (1000, 50, 1, "first")
 
 
 @pytest.mark.parametrize(
@@ -257,7 +257,7 @@ def test_other_predictions_and_noise_levels_are_refused(copied: Path, settings: 
         ("vae", {"latent_channels": 8}, "vae: expected"),
         ("vae", {"norm_num_groups": 3}, "vae: expected"),
         ("text_encoder", {"hidden_size": 8}, "text_encoder: expected"),
-        ("text_encoder", {"use_attention_mask": True}, "a text encoder that sees all tokens"),
+        ("text_encoder", {"use_attention_mask": True}, "a text encoder that attends to all tokens"),
     ],
 )
 def test_parts_of_other_kinds_are_refused(copied: Path, place: str, settings: dict[str, Any], message: str) -> None:
@@ -291,7 +291,7 @@ def test_parts_that_do_not_fit_each_other_are_refused(folders: dict[str, Path], 
     name = next(name for name in weights if name.endswith("token_embedding.weight"))
     weights[name] = weights[name][:9].clone()
     safetensors.torch.save_file(weights, path, {"format": "pt"})
-    with pytest.raises(RunError, match="expected tokens that the text encoder knows"):
+    with pytest.raises(RunError, match="expected a tokenizer that fits the text encoder"):
         open_base(copied)
 
 
@@ -318,10 +318,10 @@ def test_a_folder_with_other_weights_is_refused(
 
 
 def test_what_is_no_base_is_refused(tmp_path: Path, copied: Path, patchcore_run: Path) -> None:
-    with pytest.raises(RunError, match=r"nowhere: expected a run of train base, or a folder of .* with a folder unet"):
+    with pytest.raises(RunError, match=r"nowhere: expected a run of train base, or a folder of .* without the folder unet"):
         open_base(tmp_path / "nowhere")
     shutil.rmtree(copied / "vae")
-    with pytest.raises(RunError, match=r"sd: expected a run of train base, .* got none with a folder vae"):
+    with pytest.raises(RunError, match=r"sd: expected a run of train base, .* got one without the folder vae"):
         open_base(copied)
     with pytest.raises(RunError, match=r"expected a run of train base, embedding, inpainting, got that of a detector"):
         open_base(patchcore_run)

@@ -53,12 +53,12 @@ def small_prompts(*names: str) -> Prompts:
 
 def test_words_that_are_learned_or_told_are_single_tokens() -> None:
     prompts = small_prompts("magnetic_tile", "Zähler2")
-    words = ["*", "defect", "scratch", "good", "a", "photo", "magnetic", "tile", "hler"]
-    assert len({prompts.word(word) for word in words}) == len(words)
+    vocabulary = ["*", "defect", "scratch", "good", "a", "photo", "magnetic", "tile", "hler"]
+    assert len({prompts.word(word) for word in vocabulary}) == len(vocabulary)
     assert prompts.word("Defect") == prompts.word("defect")
-    found = prompts.tokens(["a * (*) bottle_*."], 4, [np.ones((1, 4), np.float32)])
-    assert found.placed[0].sum() == 3
-    assert set(found.tokens[0][found.placed[0] > 0].tolist()) == {prompts.word("*")}
+    tokenized = prompts.tokens(["a * (*) bottle_*."], 4, [np.ones((1, 4), np.float32)])
+    assert tokenized.placed[0].sum() == 3
+    assert set(tokenized.tokens[0][tokenized.placed[0] > 0].tolist()) == {prompts.word("*")}
 
 
 PROMPTS = small_prompts(CATEGORY)
@@ -113,17 +113,17 @@ def dataset(tiny_root: Path) -> Dataset:
 
 def config(autoencoder: Path | None, **changes: object) -> BaseConfig:
     named = {} if autoencoder is None else {"autoencoder": str(autoencoder)}
-    made = build_config("base", {**SETTINGS, **named, **changes})[0]
-    assert isinstance(made, BaseConfig)
-    return made
+    settings = build_config("base", {**SETTINGS, **named, **changes})[0]
+    assert isinstance(settings, BaseConfig)
+    return settings
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, autoencoder: Path, dataset: Dataset) -> tuple[Path, SynthesisRecord]:
     """A run that fills boxes, in half precision."""
     out = tmp_path_factory.mktemp("base") / "run"
-    made = config(autoencoder, inpainting=True, mixed_precision="bf16")
-    return out, train_synthesis(made, dataset, out)
+    settings = config(autoencoder, inpainting=True, mixed_precision="bf16")
+    return out, train_synthesis(settings, dataset, out)
 
 
 def test_a_base_learns(run: tuple[Path, SynthesisRecord]) -> None:
@@ -165,14 +165,14 @@ def test_the_same_seed_gives_the_same_base_and_so_does_one_that_was_killed(
     dataset: Dataset,
     run: tuple[Path, SynthesisRecord],
 ) -> None:
-    cut, made = tmp_path / "cut", run[1].config
+    cut, settings = tmp_path / "cut", run[1].config
     with killed_at_checkpoint():
-        train_synthesis(made, dataset, cut)
+        train_synthesis(settings, dataset, cut)
     tiny_autoencoder(seed=9).save_pretrained(tmp_path / "vae")
     other = config(tmp_path / "vae", inpainting=True, mixed_precision="bf16")
     with pytest.raises(ArgumentError, match="expected the weights that the training was begun with, got other"):
         train_synthesis(other, dataset, cut, resume=True)
-    record = train_synthesis(made, dataset, cut, resume=True)
+    record = train_synthesis(settings, dataset, cut, resume=True)
     assert (cut / "weights.safetensors").read_bytes() == (run[0] / "weights.safetensors").read_bytes()
     assert record.facts == run[1].facts
     assert not (tmp_path / "cut.training").exists()
@@ -181,23 +181,23 @@ def test_the_same_seed_gives_the_same_base_and_so_does_one_that_was_killed(
 def test_a_centred_autoencoder_decodes_the_same_from_latents_of_mean_0_and_deviation_1(
     tiny_root: Path, autoencoder: Path
 ) -> None:
-    made, network = config(autoencoder), tiny_autoencoder()
-    part_images = ImageReader(training_images(tiny_root), made.preprocessing, 1, 64)
-    bright = ImageReader(normal_images(tiny_root), made.preprocessing, 1, 64)
-    found: Any = centred_autoencoder(made, network, "signed", [part_images, bright], torch.device("cpu"))
+    settings, network = config(autoencoder), tiny_autoencoder()
+    part_images = ImageReader(training_images(tiny_root), settings.preprocessing, 1, 64)
+    bright = ImageReader(normal_images(tiny_root), settings.preprocessing, 1, 64)
+    centred: Any = centred_autoencoder(settings, network, "signed", [part_images, bright], torch.device("cpu"))
     assert torch.equal(network.quant_conv.bias, tiny_autoencoder().quant_conv.bias)
     totals = []
     for part in (part_images, bright):
         images = torch.from_numpy(np.concatenate(list(part.batches(range(len(part)), len(part)))))
-        given = Encoder(network, "signed").normalised(images)
+        normalised = Encoder(network, "signed").normalised(images)
         with torch.inference_mode():
-            before, after = network.encode(given).latent_dist, found.encode(given).latent_dist
-            mean, deviation = Encoder(found, "signed")(images), after.std
+            before, after = network.encode(normalised).latent_dist, centred.encode(normalised).latent_dist
+            mean, deviation = Encoder(centred, "signed")(images), after.std
             totals.append(torch.stack([mean, mean.square() + deviation.square()]).double().mean(dim=(1, 3, 4)))
-            restored = found.decode(after.mean).sample
+            restored = centred.decode(after.mean).sample
             torch.testing.assert_close(restored, network.decode(before.mean).sample, atol=1e-4, rtol=1e-4)
-            drawn = [one.sample(torch.Generator().manual_seed(3)) for one in (before, after)]
-            restored = found.decode(drawn[1]).sample
+            drawn = [posterior.sample(torch.Generator().manual_seed(3)) for posterior in (before, after)]
+            restored = centred.decode(drawn[1]).sample
             torch.testing.assert_close(restored, network.decode(drawn[0]).sample, atol=1e-4, rtol=1e-4)
     # Both categories count alike, though one has more images.
     center, square = torch.stack(totals).mean(dim=0)
@@ -206,31 +206,31 @@ def test_a_centred_autoencoder_decodes_the_same_from_latents_of_mean_0_and_devia
 
 
 def test_latents_that_are_all_the_same_are_refused(tiny_root: Path, autoencoder: Path) -> None:
-    made, network = config(autoencoder), tiny_autoencoder()
+    settings, network = config(autoencoder), tiny_autoencoder()
     torch.nn.init.zeros_(network.quant_conv.weight)
     torch.nn.init.constant_(network.quant_conv.bias, -30.0)
-    images = ImageReader(training_images(tiny_root)[:4], made.preprocessing, 1, 64)
+    images = ImageReader(training_images(tiny_root)[:4], settings.preprocessing, 1, 64)
     with pytest.raises(RunError, match="expected latents that differ"):
-        centred_autoencoder(made, network, "signed", [images], torch.device("cpu"))
+        centred_autoencoder(settings, network, "signed", [images], torch.device("cpu"))
 
 
 def encoded(root: Path, autoencoder: Path, boxes: int = 2, **changes: object) -> tuple[Encoded, np.ndarray]:
-    made = config(autoencoder, **changes)
-    images = ImageReader(training_images(root)[:5], made.preprocessing, 1, 64)
-    shown = np.concatenate(list(images.batches(range(5), 5)))
-    return encode_images(made, Encoder(tiny_autoencoder(), "signed"), images, 1, boxes, no_progress), shown
+    settings = config(autoencoder, **changes)
+    images = ImageReader(training_images(root)[:5], settings.preprocessing, 1, 64)
+    pixels = np.concatenate(list(images.batches(range(5), 5)))
+    return encode_images(settings, Encoder(tiny_autoencoder(), "signed"), images, 1, boxes, no_progress), pixels
 
 
 def test_images_are_encoded_once_with_boxes_blanked_to_the_middle_grey(tiny_root: Path, autoencoder: Path) -> None:
-    found, shown = encoded(tiny_root, autoencoder, inpainting=True, batch_size=2)
+    data, pixels = encoded(tiny_root, autoencoder, inpainting=True, batch_size=2)
     network: Any = tiny_autoencoder()
-    images = (torch.from_numpy(shown).float() / 127.5 - 1.0).permute(0, 3, 1, 2)
+    images = (torch.from_numpy(pixels).float() / 127.5 - 1.0).permute(0, 3, 1, 2)
     with torch.inference_mode():
         posterior = network.encode(images).latent_dist
-        torch.testing.assert_close(found.latents.mean, posterior.mean * 0.5, atol=1e-5, rtol=1e-4)
-        torch.testing.assert_close(found.latents.deviation, posterior.std * 0.5, atol=1e-5, rtol=1e-4)
-    assert found.boxes.shape == (5, 2, 1, 8, 8)
-    assert set(found.boxes.unique().tolist()) == {0.0, 1.0}
+        torch.testing.assert_close(data.latents.mean, posterior.mean * 0.5, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(data.latents.deviation, posterior.std * 0.5, atol=1e-5, rtol=1e-4)
+    assert data.boxes.shape == (5, 2, 1, 8, 8)
+    assert set(data.boxes.unique().tolist()) == {0.0, 1.0}
     # The boxes come in the order of the batches: the first of two images, then their second.
     drawn = np.random.default_rng((0, 1, 2))
     for start in range(0, 5, 2):
@@ -238,18 +238,18 @@ def test_images_are_encoded_once_with_boxes_blanked_to_the_middle_grey(tiny_root
         for box in range(2):
             for index in range(start, start + count):
                 mask = random_box((SIDE, SIDE), drawn)
-                assert torch.equal(found.boxes[index, box], torch.from_numpy(1.0 - keep_of(mask, (8, 8))))
+                assert torch.equal(data.boxes[index, box], torch.from_numpy(1.0 - keep_of(mask, (8, 8))))
                 blanked = images[index].clone()
                 blanked[:, torch.from_numpy(mask)] = 0.0
                 with torch.inference_mode():
                     rest = 0.5 * network.encode(blanked[None]).latent_dist.mean[0]
-                torch.testing.assert_close(found.rest[index, box], rest, atol=1e-5, rtol=1e-4)
+                torch.testing.assert_close(data.rest[index, box], rest, atol=1e-5, rtol=1e-4)
 
 
 def test_without_inpainting_there_are_no_boxes(tiny_root: Path, autoencoder: Path) -> None:
-    found = encoded(tiny_root, autoencoder)[0]
-    assert found.boxes.shape[1] == found.rest.shape[1] == 0
-    assert found.beside(torch.arange(2), torch.zeros(2, dtype=torch.int64)) is None
+    data = encoded(tiny_root, autoencoder)[0]
+    assert data.boxes.shape[1] == data.rest.shape[1] == 0
+    assert data.beside(torch.arange(2), torch.zeros(2, dtype=torch.int64)) is None
 
 
 @given(st.tuples(st.integers(2, 200), st.integers(2, 200)), st.integers(0, 99))
@@ -263,11 +263,11 @@ def test_random_boxes_are_rectangles_of_a_tenth_to_six_tenths_of_the_sides(size:
 
 
 def task_of(root: Path, autoencoder: Path, **changes: object) -> BaseTask:
-    made = config(autoencoder, **changes)
-    data, shown = encoded(root, autoencoder, **changes)
+    base_config = config(autoencoder, **changes)
+    data, pixels = encoded(root, autoencoder, **changes)
     tokenizer, network = write_tokenizer([CATEGORY]), tiny_autoencoder()
-    settings = base_settings(made, network, "signed", tokenizer)
-    return BaseTask(made, network, settings, tokenizer, [CATEGORY], data, data, shown)
+    settings = base_settings(base_config, network, "signed", tokenizer)
+    return BaseTask(base_config, network, settings, tokenizer, [CATEGORY], data, data, pixels)
 
 
 @pytest.mark.parametrize("inpainting", [False, True])
@@ -276,7 +276,7 @@ def test_the_loss_is_the_mean_error_of_the_noise_over_all_latents(
 ) -> None:
     task = task_of(tiny_root, autoencoder, inpainting=inpainting, text_drop=0.3)
     numbers = torch.tensor([0, 3, 3, 1])
-    found = task.loss(task.network, numbers, torch.Generator().manual_seed(4))
+    loss = task.loss(task.network, numbers, torch.Generator().manual_seed(4))
 
     drawn = torch.Generator().manual_seed(4)
     data = task.learned
@@ -288,15 +288,15 @@ def test_the_loss_is_the_mean_error_of_the_noise_over_all_latents(
     boxes = torch.randint(2 if inpainting else 1, (4,), generator=drawn)
     noise = torch.randn(shape, generator=drawn)
     share = torch.from_numpy(signal_shares(SAMPLING))[levels].float().reshape(4, 1, 1, 1)
-    given = [share.sqrt() * clean + (1 - share).sqrt() * noise]
+    inputs = [share.sqrt() * clean + (1 - share).sqrt() * noise]
     if inpainting:
-        given += [data.boxes[numbers, boxes], data.rest[numbers, boxes]]
+        inputs += [data.boxes[numbers, boxes], data.rest[numbers, boxes]]
     network: Any = task.network
     with torch.inference_mode():
         context = network.text.model(task.tokens[texts], return_dict=False)[0]
-        predicted = network.unet(torch.cat(given, dim=1), levels, context).sample
-    assert float(found.detach()) == pytest.approx(float((predicted - noise).square().mean()), rel=1e-5)
-    found.backward()
+        predicted = network.unet(torch.cat(inputs, dim=1), levels, context).sample
+    assert float(loss.detach()) == pytest.approx(float((predicted - noise).square().mean()), rel=1e-5)
+    loss.backward()
     assert network.text.table.grad is not None
     assert all(parameter.grad is not None for parameter in network.unet.parameters())
 
@@ -355,13 +355,13 @@ def test_what_a_base_needs_is_said_before_anything_is_learned(
 
 
 def test_the_identity_of_an_autoencoder_is_that_of_its_weights_and_scale(tmp_path: Path) -> None:
-    found = set()
+    identities = set()
     for seed, scaling in ((5, 0.5), (6, 0.5), (5, 0.25), (5, 0.5)):
         network = tiny_autoencoder(seed)
         network.register_to_config(scaling_factor=scaling)
         network.save_pretrained(tmp_path / f"{seed} {scaling}")
-        found.add(autoencoder_identity(config(tmp_path / f"{seed} {scaling}")))
-    assert len(found) == 3
+        identities.add(autoencoder_identity(config(tmp_path / f"{seed} {scaling}")))
+    assert len(identities) == 3
 
 
 def test_a_base_is_trained_from_the_command_line(
@@ -372,8 +372,8 @@ def test_a_base_is_trained_from_the_command_line(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     out = tmp_path / "run"
-    asked = {**SETTINGS, "epochs": 1, "autoencoder": autoencoder, "tile": 32}
-    settings = [f"--set={name}={value}".replace(" ", "") for name, value in asked.items() if name != "resize"]
+    options = {**SETTINGS, "epochs": 1, "autoencoder": autoencoder, "tile": 32}
+    settings = [f"--set={name}={value}".replace(" ", "") for name, value in options.items() if name != "resize"]
     command = ["train", "base", "--data", str(tiny_root), "--category", CATEGORY, "--image-size", str(SIDE)]
     # The record has the command of the process, which pytest and its workers name in different ways.
     monkeypatch.setattr("sys.argv", ["/usr/bin/flawscope", *command])

@@ -45,9 +45,9 @@ def support(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Suppor
 
 def config(**changes: Any) -> EmbeddingConfig:
     plain = {"resize": SIDE, "epochs": 2, "repeats": 4, "vectors": 2, "learning_rate": 0.01, "preview_every": 9}
-    made = build_config("embedding", {**plain, **changes})[0]
-    assert isinstance(made, EmbeddingConfig)
-    return made
+    settings = build_config("embedding", {**plain, **changes})[0]
+    assert isinstance(settings, EmbeddingConfig)
+    return settings
 
 
 def task_of(base: SynthesisBase, support: SupportExamples, **changes: Any) -> EmbeddingTask:
@@ -67,22 +67,22 @@ def test_the_masked_loss_is_the_mean_of_squared_error_times_mask_over_all_entrie
     mask = np.zeros((2, 1, 4, 5), np.float32)
     mask[0, 0, 1, 2:4] = 1.0  # 2 of 20 cells
     mask[1, 0, :, 0] = 1.0  # 4 of 20 cells
-    given = [torch.from_numpy(one) for one in (predicted, noise, mask)]
+    tensors = [torch.from_numpy(array) for array in (predicted, noise, mask)]
     for index, inside in enumerate(([(1, 2), (1, 3)], [(row, 0) for row in range(4)])):
         total = sum(
             float(predicted[index, channel, row, column] - noise[index, channel, row, column]) ** 2
             for channel in range(3)
             for row, column in inside
         )
-        assert float(masked_loss(*given, "mean")[index]) == pytest.approx(total / 60, rel=1e-6)
-        assert float(masked_loss(*given, "area")[index]) == pytest.approx(total / (3 * len(inside)), rel=1e-6)
+        assert float(masked_loss(*tensors, "mean")[index]) == pytest.approx(total / 60, rel=1e-6)
+        assert float(masked_loss(*tensors, "area")[index]) == pytest.approx(total / (3 * len(inside)), rel=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["mean", "area"])
 def test_a_step_counts_what_textual_inversion_counts(base: SynthesisBase, support: SupportExamples, kind: str) -> None:
     task = task_of(base, support, mask_loss=kind)
     numbers, count = torch.tensor([0, 3, 5, 6]), 2
-    found = task.loss(task.network, numbers, torch.Generator().manual_seed(4))
+    loss = task.loss(task.network, numbers, torch.Generator().manual_seed(4))
 
     generator = torch.Generator().manual_seed(4)
     is_mirrored = (torch.rand(4, generator=generator) < 0.5).tolist()
@@ -95,19 +95,19 @@ def test_a_step_counts_what_textual_inversion_counts(base: SynthesisBase, suppor
         masks.append(mask[:, ::-1] if turned else mask)
     assert len(set(is_mirrored)) == 2
     autoencoder: Any = base.autoencoder
-    given = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1.0
+    pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1.0
     with torch.no_grad():
-        posterior = autoencoder.encode(given).latent_dist
+        posterior = autoencoder.encode(pixels).latent_dist
     drawn = torch.randn(posterior.mean.shape, generator=generator)
     latents = autoencoder.config.scaling_factor * (posterior.mean + posterior.std * drawn)
     noise = torch.randn(latents.shape, generator=generator)
     shares = torch.from_numpy(signal_shares(base.sampling)).float()[levels].reshape(-1, 1, 1, 1)
     cells = torch.from_numpy(np.stack(masks).reshape(4, 1, 8, 2, 8, 2).any(axis=(3, 5))).float()
-    words = next(task.network.parameters()).detach().numpy()
+    vectors = next(task.network.parameters()).detach().numpy()
     texts = [photo_texts("*")[row] for row in rows]
-    tokens = base.prompts.tokens(texts, base.text.width, [words] * 4)
+    tokens = base.prompts.tokens(texts, base.text.width, [vectors] * 4)
     with torch.no_grad():
-        context = base.text(*(torch.from_numpy(one) for one in (tokens.tokens, tokens.vectors, tokens.placed)))
+        context = base.text(*(torch.from_numpy(array) for array in (tokens.tokens, tokens.vectors, tokens.placed)))
         noisy = shares.sqrt() * latents + (1 - shares).sqrt() * noise
         predicted = base.unet(noisy, levels, context, return_dict=False)[0]
     squared = (predicted - noise).square() * cells
@@ -115,7 +115,7 @@ def test_a_step_counts_what_textual_inversion_counts(base: SynthesisBase, suppor
         expected = squared.mean()
     else:
         expected = (squared.sum(dim=(1, 2, 3)) / (4 * cells.sum(dim=(1, 2, 3)))).mean()
-    assert float(found.detach()) == pytest.approx(float(expected), rel=1e-4)
+    assert float(loss.detach()) == pytest.approx(float(expected), rel=1e-4)
 
 
 def test_gradients_reach_the_vectors_alone(base: SynthesisBase, support: SupportExamples) -> None:
@@ -151,8 +151,8 @@ def test_vectors_start_from_the_embedding_of_the_word(base: SynthesisBase) -> No
     assert several[0].equal(word)
     assert several.equal(first_vectors(config(vectors=3, init_word="scratch"), base))
     assert not several.equal(first_vectors(config(vectors=3, init_word="scratch", seed=1), base))
-    for one in several[1:]:
-        assert 0.0 < float((one - word).norm()) < 0.1 * float(word.norm())
+    for vector in several[1:]:
+        assert 0.0 < float((vector - word).norm()) < 0.1 * float(word.norm())
     assert not several[1].equal(several[2])
 
 
@@ -197,16 +197,16 @@ def trained(
 ) -> tuple[Path, GeneratorFitResult, list[tuple[str, int, int]]]:
     """A folder of a training, what it gave, and what it told."""
     folder = tmp_path_factory.mktemp("trained")
-    told: list[tuple[str, int, int]] = []
+    reports: list[tuple[str, int, int]] = []
     settings = config(preview_every=2)
-    fitted = train_embedding(settings, base, support, folder, False, lambda *one: told.append(one))
-    return folder, fitted, told
+    fitted = train_embedding(settings, base, support, folder, False, lambda *report: reports.append(report))
+    return folder, fitted, reports
 
 
 def test_every_defect_type_gets_vectors_and_a_folder_of_its_own(
     trained: tuple[Path, GeneratorFitResult, list[tuple[str, int, int]]],
 ) -> None:
-    folder, fitted, told = trained
+    folder, fitted, reports = trained
     assert list(vectors_of(fitted)) == TYPES
     assert list(fitted.networks) == ["vectors"]
     for name in TYPES:
@@ -217,12 +217,19 @@ def test_every_defect_type_gets_vectors_and_a_folder_of_its_own(
         image = cv2.imread(str(folder / name / "previews" / "epoch_0002.png"))
         assert image is not None
         assert image.shape == (2 * SIDE, 2 * SIDE, 3)
-    assert [(one.category, one.name, one.texts, one.vectors, one.pictures) for one in fitted.defects] == [
-        (CATEGORY, defect, ("*",), True, 2) for defect in DEFECTS
-    ]
+    assert [
+        (
+            learned_defect.category,
+            learned_defect.name,
+            learned_defect.texts,
+            learned_defect.vectors,
+            learned_defect.pictures,
+        )
+        for learned_defect in fitted.defects
+    ] == [(CATEGORY, defect, ("*",), True, 2) for defect in DEFECTS]
     assert fitted.facts["pictures"] == 4
-    assert [done for _, done, _ in told] == [0, 1, 2, 3, 4, 4, 5, 6, 7, 8]
-    assert {total for _, _, total in told} == {8}
+    assert [step for _, step, _ in reports] == [0, 1, 2, 3, 4, 4, 5, 6, 7, 8]
+    assert {total for _, _, total in reports} == {8}
 
 
 def test_checkpoints_are_small(trained: tuple[Path, GeneratorFitResult, list[tuple[str, int, int]]]) -> None:
@@ -243,13 +250,13 @@ def test_a_training_that_was_stopped_goes_on_as_if_it_had_not_been(
 
     with pytest.raises(Killed):
         train_embedding(config(), base, support, tmp_path, False, killing_progress(kill_after))
-    done: list[int] = []
-    resumed = train_embedding(config(), base, support, tmp_path, True, lambda _, step, total: done.append(step))
+    steps: list[int] = []
+    resumed = train_embedding(config(), base, support, tmp_path, True, lambda _, step, total: steps.append(step))
     for name in TYPES:
         assert vectors_of(resumed)[name].equal(vectors_of(trained[1])[name])
     assert resumed.facts == trained[1].facts
     # What was finished is not trained again, and what was begun goes on from its checkpoint.
-    assert done == ([2, 3, 4, 4, 5, 6, 7, 8] if kill_after == 3 else [4, 6, 7, 8])
+    assert steps == ([2, 3, 4, 4, 5, 6, 7, 8] if kill_after == 3 else [4, 6, 7, 8])
 
 
 def test_what_is_learned_of_a_type_does_not_depend_on_the_others(
@@ -280,6 +287,6 @@ def test_the_loss_falls(base: SynthesisBase, support: SupportExamples) -> None:
 def test_a_training_in_half_precision_learns_too(base: SynthesisBase, support: SupportExamples, tmp_path: Path) -> None:
     alone = read_support_examples(support.path, [DEFECTS[0]])
     fitted = train_embedding(config(mixed_precision="bf16"), base, alone, tmp_path, False, no_progress)
-    found = vectors_of(fitted)[TYPES[0]]
-    assert found.dtype == torch.float32
-    assert not found.equal(first_vectors(config(), base))
+    vectors = vectors_of(fitted)[TYPES[0]]
+    assert vectors.dtype == torch.float32
+    assert not vectors.equal(first_vectors(config(), base))

@@ -39,20 +39,20 @@ def _as_first_released(folder: Path) -> None:
         )
     )
     path = folder / "text_encoder" / "model.safetensors"
-    tensors = {f"text_model.{name.removeprefix('text_model.')}": one for name, one in _tensors(path).items()}
+    tensors = {f"text_model.{name.removeprefix('text_model.')}": tensor for name, tensor in _tensors(path).items()}
     tensors["text_model.embeddings.position_ids"] = torch.arange(LENGTH)[None]
     safetensors.torch.save_file(tensors, path, {"format": "pt"})
     path = folder / "vae" / "diffusion_pytorch_model.safetensors"
     renamed = {}
-    for name, one in _tensors(path).items():
+    for name, tensor in _tensors(path).items():
         for new, old in _OLD_NAMES.items():
             name = name.replace(new, old)
-        renamed[name] = one
+        renamed[name] = tensor
     assert any(".proj_attn." in name for name in renamed)
     safetensors.torch.save_file(renamed, path, {"format": "pt"})
     settings = json.loads((folder / "vae" / "config.json").read_text())
-    kept = {name: value for name, value in settings.items() if name not in (*_LATER_SETTINGS, *_LATER_PARTS)}
-    (folder / "vae" / "config.json").write_text(json.dumps(kept | {"_diffusers_version": "0.2.2"}))
+    first_settings = {name: value for name, value in settings.items() if name not in (*_LATER_SETTINGS, *_LATER_PARTS)}
+    (folder / "vae" / "config.json").write_text(json.dumps(first_settings | {"_diffusers_version": "0.2.2"}))
 
 
 def _tensors(path: Path) -> dict[str, torch.Tensor]:
@@ -71,15 +71,15 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[FolderParts, FolderP
 def test_the_networks_compute_the_same(both: tuple[FolderParts, FolderParts]) -> None:
     image, tokens = torch.rand(1, 3, 16, 16), torch.tensor([[0, 5, 6, *[1] * (LENGTH - 3)]])
     with torch.no_grad():
-        one, other = (parts.autoencoder.encode(image).latent_dist.mean for parts in both)
-        assert torch.equal(one, other)
-        one, other = (parts.text(tokens).last_hidden_state for parts in both)
-        assert torch.equal(one, other)
+        current, first = (parts.autoencoder.encode(image).latent_dist.mean for parts in both)
+        assert torch.equal(current, first)
+        current, first = (parts.text(tokens).last_hidden_state for parts in both)
+        assert torch.equal(current, first)
     assert both[0].autoencoder.config.scaling_factor == both[1].autoencoder.config.scaling_factor == 0.18215
 
 
 @pytest.mark.parametrize("text", ["a * defect", "A  Defect b.", "ab<|endoftext|> a", ""])
 def test_texts_become_the_same_tokens(both: tuple[FolderParts, FolderParts], text: str) -> None:
-    one, other = (tokenizers.Tokenizer.from_str(parts.tokenizer.decode()) for parts in both)
-    assert one.encode(text).ids == other.encode(text).ids
+    current, first = (tokenizers.Tokenizer.from_str(parts.tokenizer.decode()) for parts in both)
+    assert current.encode(text).ids == first.encode(text).ids
     assert (both[0].pad, both[0].length) == (both[1].pad, both[1].length)

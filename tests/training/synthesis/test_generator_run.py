@@ -1,4 +1,4 @@
-"""Runs of what draws defects: written, read back, refused; and the trainings on a support set from end to end."""
+"""Runs of generators: written, read back, refused; and the trainings on a support set from end to end."""
 
 from __future__ import annotations
 
@@ -58,19 +58,19 @@ RECORD = SynthesisRecord(
 
 @pytest.fixture
 def written(tmp_path: Path, tiny_root: Path) -> Path:
-    notes = tmp_path / "notes"
+    workspace = tmp_path / "notes"
     for part in (".", f"{CATEGORY}/stain"):
-        (notes / part / "previews").mkdir(parents=True)
-        (notes / part / "checkpoints").mkdir()
-        (notes / part / "metrics.jsonl").write_text(f'{{"part": "{part}"}}\n')
-        (notes / part / "previews" / "epoch_0001.png").write_bytes(b"png")
+        (workspace / part / "previews").mkdir(parents=True)
+        (workspace / part / "checkpoints").mkdir()
+        (workspace / part / "metrics.jsonl").write_text(f'{{"part": "{part}"}}\n')
+        (workspace / part / "previews" / "epoch_0001.png").write_bytes(b"png")
     vectors = torch.arange(6.0).reshape(3, 2).T  # not as it lies in memory
     fitted = GeneratorFitResult(
         {"vectors": {f"{CATEGORY}/stain": vectors}, "lora": {"a.b.c": torch.ones(1)}}, {}, tokenizer=b"{}"
     )
     support = {f"support/{CATEGORY}/stain/x.png": normal_images(tiny_root)[0]}
     out = tmp_path / "run"
-    write_synthesis_run(out, RECORD, fitted, training_images(tiny_root)[:2], notes, support)
+    write_synthesis_run(out, RECORD, fitted, training_images(tiny_root)[:2], workspace, support)
     return out
 
 
@@ -134,8 +134,8 @@ def test_broken_runs_are_refused_in_a_line(written: Path, tmp_path: Path, patchc
 @pytest.mark.parametrize(
     ("broken", "message"),
     [
-        ("tokenizer", "expected a whole run of train base"),
-        ("settings", "expected a whole run of train base"),
+        ("tokenizer", "expected a complete run of train base"),
+        ("settings", "expected a complete run of train base"),
         ("unet", r"unet: expected the \d+ tensors"),
         ("autoencoder", r"autoencoder: expected the \d+ tensors"),
         ("channels", "expected settings of a UNet and a text encoder"),
@@ -187,9 +187,9 @@ def places(tmp_path_factory: pytest.TempPathFactory, dataset: Dataset) -> dict[s
 
 def config(method: str, places: dict[str, Path], **changes: object) -> AdaptedConfig:
     plain = {"resize": SIDE, "epochs": 1, "repeats": 1, "base": str(places[method]), "support": str(places["support"])}
-    made = build_config(method, {**plain, **changes})[0]
-    assert isinstance(made, AdaptedConfig)
-    return made
+    settings = build_config(method, {**plain, **changes})[0]
+    assert isinstance(settings, AdaptedConfig)
+    return settings
 
 
 @pytest.fixture(scope="module")
@@ -217,19 +217,19 @@ def test_a_run_has_what_it_learned_from(
     assert record.kind == method
     assert record.base == open_base(places[method]).identity
     assert record.licence == open_base(places[method]).licence
-    assert [(one.category, one.name, one.pictures) for one in record.defects] == [
-        (CATEGORY, defect, 2) for defect in learned
-    ]
+    assert [
+        (learned_defect.category, learned_defect.name, learned_defect.pictures) for learned_defect in record.defects
+    ] == [(CATEGORY, defect, 2) for defect in learned]
     originals = {content_hash(sample.path) for sample in dataset.samples if sample.defect in learned}
     assert len(record.training) == 2 * len(learned)
     assert set(record.training) < originals
     support = places["support"]
     copied = sorted(path.relative_to(out / "support").as_posix() for path in (out / "support").rglob("*.png"))
-    wanted = [f"{CATEGORY}/{defect}{end}" for defect in learned for end in ("", "_mask")]
+    folders = [f"{CATEGORY}/{defect}{end}" for defect in learned for end in ("", "_mask")]
     assert copied == sorted(
-        path.relative_to(support).as_posix() for place in wanted for path in (support / place).glob("*.png")
+        path.relative_to(support).as_posix() for folder in folders for path in (support / folder).glob("*.png")
     )
-    assert all((out / "support" / place).read_bytes() == (support / place).read_bytes() for place in copied)
+    assert all((out / "support" / folder).read_bytes() == (support / folder).read_bytes() for folder in copied)
     assert (out / "support.json").read_bytes() == (support / "support.json").read_bytes()
     assert len(list((out / "samples").glob("*.png"))) == 8
     assert list(out.rglob("metrics.jsonl"))
@@ -261,7 +261,7 @@ def test_what_a_training_needs_is_said_first(tmp_path: Path, places: dict[str, P
         with pytest.raises(ArgumentError, match=message) as raised:
             train_synthesis(config(method, places, **changes), dataset, out)
         reason(raised)
-    with pytest.raises(ArgumentError, match="settings of what draws defects, got PatchcoreConfig"):
+    with pytest.raises(ArgumentError, match="settings of a generator, got PatchcoreConfig"):
         train_synthesis(PatchcoreConfig(), dataset, out)
     assert list(tmp_path.iterdir()) == []
 
@@ -278,17 +278,17 @@ def test_a_support_set_of_another_dataset_is_refused(tmp_path: Path, tiny_root: 
 
 def test_a_training_does_not_go_on_with_another_base(tmp_path: Path, places: dict[str, Path], dataset: Dataset) -> None:
     base = Path(shutil.copytree(places["embedding"], tmp_path / "base"))
-    made = config("embedding", places, base=str(base), defects=DEFECTS[:1])
+    settings = config("embedding", places, base=str(base), defects=DEFECTS[:1])
     with killed_at_checkpoint():
-        train_synthesis(made, dataset, tmp_path / "run")
+        train_synthesis(settings, dataset, tmp_path / "run")
     tensors = safetensors.torch.load_file(base / "weights.safetensors")
     before = (base / "weights.safetensors").read_bytes()
     tensors["unet.conv_in.bias"] += 1.0
     safetensors.torch.save_file(tensors, base / "weights.safetensors")
     with pytest.raises(ArgumentError, match="expected the weights that the training was begun with, got other"):
-        train_synthesis(made, dataset, tmp_path / "run", resume=True)
+        train_synthesis(settings, dataset, tmp_path / "run", resume=True)
     (base / "weights.safetensors").write_bytes(before)
-    record = train_synthesis(made, dataset, tmp_path / "run", resume=True)
+    record = train_synthesis(settings, dataset, tmp_path / "run", resume=True)
     assert msgspec.structs.asdict(record)["base"] == open_base(base).identity
 
 
@@ -298,9 +298,9 @@ def test_a_training_does_not_go_on_with_other_descriptions(
     support = write_support(dataset, tmp_path / "support", shots=2, split="test")
     write_descriptions(dataset, find_support(dataset, support), tmp_path / "described")
     named = {"support": str(tmp_path / "support"), "descriptions": str(tmp_path / "described")}
-    made = config("inpainting", places, **named, defects=DEFECTS[:1])
+    settings = config("inpainting", places, **named, defects=DEFECTS[:1])
     with killed_at_checkpoint():
-        train_synthesis(made, dataset, tmp_path / "run")
+        train_synthesis(settings, dataset, tmp_path / "run")
     path = tmp_path / "described" / CATEGORY / f"{CATEGORY}_train.jsonl"
     lines = path.read_text().splitlines()
     number = next(index for index, line in enumerate(lines) if json.loads(line)["defect"] == DEFECTS[0])
@@ -316,10 +316,10 @@ def test_a_training_does_not_go_on_with_other_descriptions(
             larger = cv2.dilate(np.asarray(cv2.imread(str(box), cv2.IMREAD_GRAYSCALE)), np.ones((3, 3), np.uint8))
             assert cv2.imwrite(str(box), larger)
         with pytest.raises(ArgumentError, match="expected the descriptions that the training was begun with") as raised:
-            train_synthesis(made, dataset, tmp_path / "run", resume=True)
+            train_synthesis(settings, dataset, tmp_path / "run", resume=True)
         reason(raised)
     box.write_bytes(before)
-    record = train_synthesis(made, dataset, tmp_path / "run", resume=True)
+    record = train_synthesis(settings, dataset, tmp_path / "run", resume=True)
     assert len(record.defects[0].texts) > 0
 
 

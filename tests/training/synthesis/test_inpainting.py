@@ -60,9 +60,9 @@ def support(folders: tuple[Path, Path]) -> SupportExamples:
 
 def config(**changes: Any) -> InpaintingConfig:
     plain = {"resize": SIDE, "epochs": 2, "repeats": 2, "batch_size": 4, "learning_rate": 0.01, "preview_every": 9}
-    made = build_config("inpainting", {**plain, **changes})[0]
-    assert isinstance(made, InpaintingConfig)
-    return made
+    settings = build_config("inpainting", {**plain, **changes})[0]
+    assert isinstance(settings, InpaintingConfig)
+    return settings
 
 
 def task_of(base: SynthesisBase, support: SupportExamples, **changes: Any) -> InpaintingTask:
@@ -123,8 +123,8 @@ class Spy(nn.Module):
 
     def forward(self, tokens: Tensor, vectors: Tensor, placed: Tensor) -> Tensor:
         self.seen.append(tokens)
-        found: Tensor = self.encoder(tokens, vectors, placed)
-        return found
+        context: Tensor = self.encoder(tokens, vectors, placed)
+        return context
 
 
 def spied(base: SynthesisBase) -> tuple[SynthesisBase, Spy]:
@@ -147,7 +147,7 @@ def test_a_step_counts_and_shows_what_mvp_diff_does(
         mask_weight=2.0,
     )
     numbers = torch.tensor([1, 4, 7])
-    found = task.loss(task.network, numbers, torch.Generator().manual_seed(2))
+    loss = task.loss(task.network, numbers, torch.Generator().manual_seed(2))
 
     generator = torch.Generator().manual_seed(2)
     chances = torch.rand((4, 3), generator=generator)
@@ -155,13 +155,13 @@ def test_a_step_counts_and_shows_what_mvp_diff_does(
     described = describe(support)
     images, boxes, texts = [], [], []
     for number, chance in zip(numbers.tolist(), chances[2].tolist(), strict=True):
-        own = described[number % 4]
-        image, box = support.examples[number % 4].cut((SIDE, SIDE), 0.5 if crop_defects else None, own.box)
+        description = described[number % 4]
+        image, box = support.examples[number % 4].cut((SIDE, SIDE), 0.5 if crop_defects else None, description.box)
         for axis, chosen in ((1, flips[0]), (0, flips[1])):
-            image, box = (np.flip(one, axis) if chosen else one for one in (image, box))
+            image, box = (np.flip(array, axis) if chosen else array for array in (image, box))
         images.append(image)
         boxes.append(box)
-        sentence = own.texts[int(chance * len(own.texts))]
+        sentence = description.texts[int(chance * len(description.texts))]
         texts.append(mirrored_words(sentence, left_right=bool(flips[0]), top_bottom=bool(flips[1])))
     autoencoder: Any = base.autoencoder
     scale = autoencoder.config.scaling_factor
@@ -171,7 +171,7 @@ def test_a_step_counts_and_shows_what_mvp_diff_does(
         posterior = autoencoder.encode(part_images).latent_dist
         rest = scale * autoencoder.encode(torch.where(inside, 0.0, part_images)).latent_dist.mean
         tokens = base.prompts.tokens(texts, base.text.width)
-        context = base.text(*(torch.from_numpy(one) for one in (tokens.tokens, tokens.vectors, tokens.placed)))
+        context = base.text(*(torch.from_numpy(array) for array in (tokens.tokens, tokens.vectors, tokens.placed)))
     latents = scale * (posterior.mean + posterior.std * torch.randn(posterior.mean.shape, generator=generator))
     noise = torch.randn(latents.shape, generator=generator)
     noise = noise + 0.5 * torch.randn((3, 4, 1, 1), generator=generator)
@@ -182,7 +182,7 @@ def test_a_step_counts_and_shows_what_mvp_diff_does(
         predicted = base.unet(torch.cat([noisy, cells, rest], dim=1), levels, context, return_dict=False)[0]
     ratio = (shares / (1 - shares)).flatten()
     errors = ((predicted - noise).square() * (1 + 2 * cells)).mean(dim=(1, 2, 3)) * ratio.clamp(max=10.0) / ratio
-    assert float(found.detach()) == pytest.approx(float(errors.mean()), rel=1e-4)
+    assert float(loss.detach()) == pytest.approx(float(errors.mean()), rel=1e-4)
 
 
 def test_texts_are_left_out_as_often_as_asked(base: SynthesisBase, support: SupportExamples) -> None:
@@ -198,10 +198,12 @@ def test_texts_are_left_out_as_often_as_asked(base: SynthesisBase, support: Supp
 def test_gradients_reach_what_learns_alone(base: SynthesisBase, support: SupportExamples) -> None:
     task = task_of(base, support)
     task.loss(task.network, torch.arange(4), torch.Generator().manual_seed(0)).backward()
-    grads = {name: one.grad for name, one in task.network.named_parameters()}
+    grads = {name: weight.grad for name, weight in task.network.named_parameters()}
     assert all(grads[name] is not None for name in grads)
     # B is zero at the start, and so are the gradients of A.
-    assert all(bool(one.abs().sum() > 0) for name, one in grads.items() if one is not None and "lora_B" in name)
+    assert all(
+        bool(weight.abs().sum() > 0) for name, weight in grads.items() if weight is not None and "lora_B" in name
+    )
     for part in (base.unet, base.text, base.autoencoder):
         parts: Any = part
         assert all(parameter.grad is None for parameter in parts.parameters())
@@ -240,13 +242,13 @@ def test_fresh_changes_change_nothing_and_only_attention_has_them(base: Synthesi
         assert adapted(x, levels, context).equal(base.unet(x, levels, context, return_dict=False)[0])
     state = adapted.state_dict()
     attentions = [name for name, _ in base.unet.named_modules() if name.endswith((".attn1", ".attn2"))]
-    wanted = {
+    names = {
         f"{attention}.{target}.lora_{half}.weight"
         for attention in attentions
         for target in ("to_q", "to_k", "to_v", "to_out.0")
         for half in "AB"
     }
-    assert set(state) == wanted == {name for name, _ in adapted.named_parameters()}
+    assert set(state) == names == {name for name, _ in adapted.named_parameters()}
     assert all(value.shape[0 if "lora_A" in name else 1] == 3 for name, value in state.items())
     again, other = AdaptedUnet(base.unet, config(rank=3)), AdaptedUnet(base.unet, config(rank=3, seed=1))
     assert all(value.equal(again.state_dict()[name]) for name, value in state.items())
@@ -263,14 +265,14 @@ def test_merged_changes_say_what_the_changes_say(base: SynthesisBase) -> None:
     merged = restore_unet(base, run_of(base, settings, {"lora": state}))
     x, levels, context = shown(base)
     with torch.no_grad():
-        wanted = adapted(x, levels, context)
-        found = merged(x, levels, context, return_dict=False)[0]
+        expected = adapted(x, levels, context)
+        noise = merged(x, levels, context, return_dict=False)[0]
         plain = base.unet(x, levels, context, return_dict=False)[0]
-    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
-    assert (wanted - plain).abs().max() > 1e-2
+    torch.testing.assert_close(noise, expected, atol=1e-5, rtol=1e-5)
+    assert (expected - plain).abs().max() > 1e-2
     assert type(merged) is type(base.unet)
     assert set(merged.state_dict()) == set(before)
-    assert not any(one.requires_grad for one in merged.parameters())
+    assert not any(parameter.requires_grad for parameter in merged.parameters())
     assert not merged.training
     name = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
     change = state[f"{name}.lora_B.weight"] @ state[f"{name}.lora_A.weight"]
@@ -295,9 +297,9 @@ def test_runs_that_do_not_fit_the_base_are_one_sentence(base: SynthesisBase) -> 
     elsewhere = dataclasses.replace(elsewhere, record=msgspec.structs.replace(elsewhere.record, base="f" * 64))
     with pytest.raises(RunError, match="expected the base that it was trained on"):
         restore_unet(base, elsewhere)
-    words = build_config("embedding", {"resize": SIDE})[0]
+    embedding_config = build_config("embedding", {"resize": SIDE})[0]
     with pytest.raises(RunError, match="expected a run of train inpainting, got one of train embedding"):
-        restore_unet(base, run_of(base, words, {}))
+        restore_unet(base, run_of(base, embedding_config, {}))
 
 
 # ---- The training ----------------------------------------------------------------------------------------------------
@@ -329,13 +331,15 @@ def test_a_training_leaves_small_checkpoints_and_what_it_measured(trained: tuple
 
 def test_a_run_knows_the_sentences_of_every_defect_without_the_places(trained: tuple[Path, GeneratorFitResult]) -> None:
     defects = trained[1].defects
-    assert [(one.category, one.name, one.vectors, one.pictures) for one in defects] == [
-        (CATEGORY, defect, False, 2) for defect in DEFECTS
-    ]
-    for one in defects:
-        assert len(one.texts) == 8
-        assert all(text.count("{location}") == 1 for text in one.texts)
-        assert f"There is a {one.name} defect on the steel {{location}} of the image; steel_{one.name}" in one.texts
+    assert [
+        (learned_defect.category, learned_defect.name, learned_defect.vectors, learned_defect.pictures)
+        for learned_defect in defects
+    ] == [(CATEGORY, defect, False, 2) for defect in DEFECTS]
+    for learned_defect in defects:
+        assert len(learned_defect.texts) == 8
+        assert all(text.count("{location}") == 1 for text in learned_defect.texts)
+        name = learned_defect.name
+        assert f"There is a {name} defect on the steel {{location}} of the image; steel_{name}" in learned_defect.texts
 
 
 @pytest.mark.parametrize("adapt", ["lora", "full"])
@@ -378,7 +382,9 @@ def test_the_loss_falls_and_the_base_stays(
 
     first = seeded()
     ((group, state),) = fitted.networks.items()
-    task.network.load_state_dict(state if group == "lora" else {f"unet.{name}": one for name, one in state.items()})
+    task.network.load_state_dict(
+        state if group == "lora" else {f"unet.{name}": tensor for name, tensor in state.items()}
+    )
     assert seeded() < share * first
     assert all(value.equal(before[name]) for name, value in base.unet.state_dict().items())
 

@@ -42,7 +42,7 @@ def written(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> tuple
 @pytest.fixture
 def copies(written: tuple[Path, Path], tmp_path: Path) -> tuple[Path, Path]:
     """The same, to be spoilt."""
-    return tuple(shutil.copytree(one, tmp_path / one.name) for one in written)  # type: ignore[return-value]
+    return tuple(shutil.copytree(folder, tmp_path / folder.name) for folder in written)  # type: ignore[return-value]
 
 
 def changed(folder: Path, index: int = 0, **fields: Any) -> Path:
@@ -58,25 +58,25 @@ def changed(folder: Path, index: int = 0, **fields: Any) -> Path:
 
 
 def test_images_are_those_of_the_record_with_the_originals_hashes(written: tuple[Path, Path], dataset: Dataset) -> None:
-    found = read_support_examples(written[0])
-    assert found.types == tuple((CATEGORY, defect) for defect in DEFECTS)
-    assert len(found.examples) == 4
-    assert [one.type for one in found.of(CATEGORY, DEFECTS[1])] == [f"{CATEGORY}/{DEFECTS[1]}"] * 2
-    samples = {str(one.path.relative_to(dataset.root)): one for one in dataset.samples}
-    for one in found.examples:
-        original = samples[one.record.source]
+    support = read_support_examples(written[0])
+    assert support.types == tuple((CATEGORY, defect) for defect in DEFECTS)
+    assert len(support.examples) == 4
+    assert [example.type for example in support.of(CATEGORY, DEFECTS[1])] == [f"{CATEGORY}/{DEFECTS[1]}"] * 2
+    samples = {str(example.path.relative_to(dataset.root)): example for example in dataset.samples}
+    for example in support.examples:
+        original = samples[example.record.source]
         assert original.mask is not None
-        assert one.record.content == content_hash(original.path)
-        assert (one.image == read_image(original.path)).all()
-        assert (one.mask == read_mask(original.mask)).all()
-        assert one.image_file.stem == one.name
-        assert one.image_file.is_file()
-        assert one.mask_file.is_file()
+        assert example.record.content == content_hash(original.path)
+        assert (example.image == read_image(original.path)).all()
+        assert (example.mask == read_mask(original.mask)).all()
+        assert example.image_file.stem == example.name
+        assert example.image_file.is_file()
+        assert example.mask_file.is_file()
 
 
-@pytest.mark.parametrize("wanted", [DEFECTS[1], f"{CATEGORY}/{DEFECTS[1]}"])
-def test_defect_types_can_be_chosen_with_and_without_their_category(written: tuple[Path, Path], wanted: str) -> None:
-    assert read_support_examples(written[0], [wanted]).types == ((CATEGORY, DEFECTS[1]),)
+@pytest.mark.parametrize("name", [DEFECTS[1], f"{CATEGORY}/{DEFECTS[1]}"])
+def test_defect_types_can_be_chosen_with_and_without_their_category(written: tuple[Path, Path], name: str) -> None:
+    assert read_support_examples(written[0], [name]).types == ((CATEGORY, DEFECTS[1]),)
 
 
 def test_an_unknown_defect_type_is_answered_with_the_known_ones(written: tuple[Path, Path]) -> None:
@@ -120,14 +120,14 @@ def test_what_lacks_or_does_not_fit_is_one_sentence(copies: tuple[Path, Path], t
     with pytest.raises(DataError, match="expected the record of a support set") as raised:
         read_support_examples(tmp_path / "nowhere")
     assert "flawscope synth support" in reason(raised)
-    one = read_support_examples(copies[0]).examples[0]
-    cv2.imwrite(str(one.mask_file), np.zeros(one.mask.shape, np.uint8))
+    example = read_support_examples(copies[0]).examples[0]
+    cv2.imwrite(str(example.mask_file), np.zeros(example.mask.shape, np.uint8))
     with pytest.raises(DataError, match="expected white pixels"):
         read_support_examples(copies[0])
-    cv2.imwrite(str(one.mask_file), np.full((32, 48), 255, np.uint8))
+    cv2.imwrite(str(example.mask_file), np.full((32, 48), 255, np.uint8))
     with pytest.raises(DataError, match=r"expected a mask of 64x64 pixels .* got 48x32"):
         read_support_examples(copies[0])
-    one.image_file.unlink()
+    example.image_file.unlink()
     with pytest.raises(DataError, match="could not be read"):
         read_support_examples(copies[0])
 
@@ -136,16 +136,16 @@ def test_what_lacks_or_does_not_fit_is_one_sentence(copies: tuple[Path, Path], t
 
 
 def test_a_cut_shows_the_defect_larger_and_the_whole_image_does_not(written: tuple[Path, Path]) -> None:
-    for one in read_support_examples(written[0]).examples:
-        image, mask = one.cut((32, 32), None)
-        assert (image == prepare(one.image, Preprocessing(resize=(32, 32)))).all()
-        assert (mask == one.mask.reshape(32, 2, 32, 2).any(axis=(1, 3))).all()
-        near, shown = one.cut((32, 32), 0.5)
+    for example in read_support_examples(written[0]).examples:
+        image, mask = example.cut((32, 32), None)
+        assert (image == prepare(example.image, Preprocessing(resize=(32, 32)))).all()
+        assert (mask == example.mask.reshape(32, 2, 32, 2).any(axis=(1, 3))).all()
+        near, near_mask = example.cut((32, 32), 0.5)
         assert near.shape == (32, 32, 3)
-        assert shown.sum() >= mask.sum()
-        (rectangle,) = boxes_of(one.mask)
-        box = rectangle.to_mask(one.mask.shape)
-        assert one.cut((32, 32), 0.5, box)[1].sum() >= shown.sum()
+        assert near_mask.sum() >= mask.sum()
+        (rectangle,) = boxes_of(example.mask)
+        box = rectangle.to_mask(example.mask.shape)
+        assert example.cut((32, 32), 0.5, box)[1].sum() >= near_mask.sum()
 
 
 # ---- Sentences -------------------------------------------------------------------------------------------------------
@@ -153,16 +153,16 @@ def test_a_cut_shows_the_defect_larger_and_the_whole_image_does_not(written: tup
 
 def test_descriptions_of_the_same_support_set_are_found(written: tuple[Path, Path]) -> None:
     support = read_support_examples(written[0])
-    found = describe(support, written[1])
+    described = describe(support, written[1])
     built_in = describe(support)
-    assert len(found) == len(built_in) == 4
-    for one, told, own in zip(support.examples, found, built_in, strict=True):
-        assert (told.box == own.box).all()
-        assert not (one.mask & ~told.box).any()
-        assert len(told.texts) == len(captions.FRAMES)
-        assert all(text.endswith(f"{CATEGORY}_{one.defect}") for text in (*told.texts, *own.texts))
-        place = location_of(bounds_of(told.box), told.box.shape)
-        assert all(place in text.lower() for text in (*told.texts, *own.texts))
+    assert len(described) == len(built_in) == 4
+    for example, description, sentences in zip(support.examples, described, built_in, strict=True):
+        assert (description.box == sentences.box).all()
+        assert not (example.mask & ~description.box).any()
+        assert len(description.texts) == len(captions.FRAMES)
+        assert all(text.endswith(f"{CATEGORY}_{example.defect}") for text in (*description.texts, *sentences.texts))
+        place = location_of(bounds_of(description.box), description.box.shape)
+        assert all(place in text.lower() for text in (*description.texts, *sentences.texts))
 
 
 def spoilt(support: SupportExamples, folder: Path, match: str) -> None:
@@ -197,7 +197,7 @@ def test_descriptions_that_do_not_fit_are_one_sentence(copies: tuple[Path, Path]
     spoilt(support, folder, "expected a mask of 64x64")
     elsewhere = (~boxes_of(first.mask)[0].to_mask(first.mask.shape)).astype(np.uint8) * 255
     cv2.imwrite(str(box), elsewhere)
-    spoilt(support, folder, "expected a box that holds the defect")
+    spoilt(support, folder, "expected a box that contains the defect")
 
 
 def test_texts_of_a_learned_word_all_differ_and_all_have_it() -> None:
