@@ -19,6 +19,7 @@ from flawscope.imaging.png import write_png
 from flawscope.progress import Progress
 from flawscope.runs import RunRecord
 from flawscope.training.features.backbone import Backbone, restore_backbone, stages_of, untrained_backbone
+from flawscope.training.features.stage_distances import stage_distances
 from flawscope.training.loop.epoch_data import split_images, training_facts
 from flawscope.training.loop.fit_result import FitResult
 from flawscope.training.loop.image_batches import ImageReader
@@ -107,15 +108,6 @@ class StfpmNetwork(nn.Module):
         if self._buffers["rows"] is not None:
             smoothed = self.get_buffer("rows") @ smoothed @ self.get_buffer("columns")
         return smoothed, smoothed.amax(dim=(1, 2))
-
-
-def stage_distances(teacher: list[Tensor], student: list[Tensor]) -> list[Tensor]:
-    """Return for every stage half the squared distance of the normalised features, float32 [N, h, w] (equation 2)."""
-    pairs = zip(teacher, student, strict=True)
-    return [
-        0.5 * (functional.normalize(first, dim=1) - functional.normalize(second, dim=1)).square().sum(dim=1)
-        for first, second in pairs
-    ]
 
 
 class StfpmTask:

@@ -19,7 +19,6 @@ from flawscope.errors import RunError
 from flawscope.imaging.png import write_png
 from flawscope.progress import Progress
 from flawscope.runs import RECORD, WEIGHTS, read_autoencoder_record
-from flawscope.training.detectors.stfpm import stage_distances
 from flawscope.training.diffusion.autoencoder_network import (
     fill_autoencoder,
     new_autoencoder,
@@ -31,6 +30,7 @@ from flawscope.training.diffusion.autoencoder_network import (
 )
 from flawscope.training.diffusion.unet import recompute_blocks
 from flawscope.training.features.backbone import SCATTERING, Backbone
+from flawscope.training.features.stage_distances import stage_distances
 from flawscope.training.loop.epoch_data import rounded, split_images, training_facts
 from flawscope.training.loop.fit_result import FitResult
 from flawscope.training.loop.image_batches import ImageReader

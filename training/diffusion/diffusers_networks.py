@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Sequence
 from typing import Any
 
 from flawscope.errors import MissingExtra
+from flawscope.training.loop.optimizers import quiet_bitsandbytes
 
 MOST_GROUPS = 32
 """Groups of the group normalisation, as in Stable Diffusion."""
@@ -25,12 +25,6 @@ def import_diffusers() -> Any:
     except ImportError as err:
         raise MissingExtra("diffusion", "diffusers", "train") from err
     return diffusers
-
-
-def quiet_bitsandbytes() -> None:
-    """Silence the import of bitsandbytes: it warns about kernels for 4-bit weights, which nothing here uses."""
-    # Also before diffusers, which imports it too if it is installed.
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def group_count(widths: Sequence[int]) -> int:

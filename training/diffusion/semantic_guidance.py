@@ -18,8 +18,8 @@ from torch.nn import functional
 
 from flawscope.config import DsadConfig
 from flawscope.errors import ArgumentError, RunError
+from flawscope.training.diffusion.diffusers_folder import called, check_prediction, import_transformers, loaded
 from flawscope.training.diffusion.diffusers_networks import group_count, import_diffusers
-from flawscope.training.synthesis.diffusers_folder import called, check_prediction, import_transformers, loaded
 
 _QUIET_STD = 1e-3
 """Deviation of the sketch branch's initial weights: hardly disturbs the copied encoder, yet lets gradients flow."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,7 +11,6 @@ from torch import nn
 
 from flawscope.config import DenoisingSettings
 from flawscope.errors import MissingExtra
-from flawscope.training.diffusion.diffusers_networks import quiet_bitsandbytes
 
 
 def build_optimizer(
@@ -62,3 +62,9 @@ def import_bitsandbytes() -> Any:
     except ImportError as err:
         raise MissingExtra("the optimizer adamw8bit", "bitsandbytes", "adamw8bit") from err
     return bitsandbytes
+
+
+def quiet_bitsandbytes() -> None:
+    """Silence the import of bitsandbytes: it warns about kernels for 4-bit weights, which nothing here uses."""
+    # Also before diffusers, which imports it too if it is installed.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)

@@ -15,9 +15,9 @@ from flawscope.errors import RunError
 from flawscope.runs import RECORD, WEIGHTS
 from flawscope.training.diffusion.autoencoder import Normalization
 from flawscope.training.diffusion.autoencoder_network import fill_autoencoder
+from flawscope.training.diffusion.diffusers_folder import SAMPLING, identity_of, import_transformers, read_base_folder
 from flawscope.training.diffusion.diffusers_networks import import_diffusers
 from flawscope.training.loop.network_state import load_state
-from flawscope.training.synthesis.diffusers_folder import SAMPLING, identity_of, import_transformers, read_base_folder
 from flawscope.training.synthesis.generator_run import TOKENIZER, SynthesisRun, read_synthesis_run
 from flawscope.training.synthesis.text_encoder import TextEncoder
 

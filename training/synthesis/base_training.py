@@ -26,6 +26,7 @@ from flawscope.progress import Progress
 from flawscope.runs import RECORD, read_autoencoder_record
 from flawscope.training.diffusion.autoencoder import Encoder, Normalization, open_autoencoder
 from flawscope.training.diffusion.autoencoder_network import settings_of
+from flawscope.training.diffusion.diffusers_folder import SAMPLING, licence_of
 from flawscope.training.diffusion.diffusers_networks import group_count
 from flawscope.training.diffusion.noise import add_noise, noise_levels
 from flawscope.training.diffusion.unet import recompute_blocks
@@ -42,7 +43,6 @@ from flawscope.training.synthesis.base_latents import (
     network_settings,
 )
 from flawscope.training.synthesis.base_model import BaseSettings, SynthesisBase, build_networks
-from flawscope.training.synthesis.diffusers_folder import SAMPLING, licence_of
 from flawscope.training.synthesis.generator_run import GeneratorFitResult
 from flawscope.training.synthesis.generator_trainer import AdaptationStart, GeneratorRequest, GeneratorTrainer
 from flawscope.training.synthesis.latent_cache import PREVIEWS, draw_anew, write_strip

@@ -16,7 +16,7 @@ from flawscope import cli
 from flawscope.errors import ArgumentError, DataError
 from flawscope.files import sha256_file
 from flawscope.runtime.synthesis.base_import import import_base
-from flawscope.training.synthesis.diffusers_folder import FolderParts, read_base_folder
+from flawscope.training.diffusion.diffusers_folder import FolderParts, read_base_folder
 
 
 def as_pickles(folder: Path, variant: str = "", *, old_form: bool = False) -> None:

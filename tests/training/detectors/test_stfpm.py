@@ -33,8 +33,9 @@ from flawscope.runtime import Inspector
 from flawscope.runtime.bench.measurement import bench
 from flawscope.training.detectors.detector_run import read_run
 from flawscope.training.detectors.detector_training import train_detector
-from flawscope.training.detectors.stfpm import StfpmNetwork, StfpmTask, stage_distances
+from flawscope.training.detectors.stfpm import StfpmNetwork, StfpmTask
 from flawscope.training.features.backbone import Backbone, untrained_backbone
+from flawscope.training.features.stage_distances import stage_distances
 from flawscope.training.loop.image_batches import ImageReader
 
 pytestmark = pytest.mark.long

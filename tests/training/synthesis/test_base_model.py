@@ -21,8 +21,8 @@ from torch import Tensor
 
 from flawscope.errors import MissingExtra, RunError
 from flawscope.export.onnx_trace import export_network
+from flawscope.training.diffusion.diffusers_folder import SAMPLING
 from flawscope.training.synthesis.base_model import SynthesisBase, open_base
-from flawscope.training.synthesis.diffusers_folder import SAMPLING
 from flawscope.training.synthesis.text_encoder import TextEncoder
 
 KINDS = ("clip", "ldmbert")
@@ -318,7 +318,9 @@ def test_a_folder_with_other_weights_is_refused(
 
 
 def test_what_is_no_base_is_refused(tmp_path: Path, copied: Path, patchcore_run: Path) -> None:
-    with pytest.raises(RunError, match=r"nowhere: expected a run of train base, or a folder of .* without the folder unet"):
+    with pytest.raises(
+        RunError, match=r"nowhere: expected a run of train base, or a folder of .* without the folder unet"
+    ):
         open_base(tmp_path / "nowhere")
     shutil.rmtree(copied / "vae")
     with pytest.raises(RunError, match=r"sd: expected a run of train base, .* got one without the folder vae"):

@@ -11,7 +11,7 @@ import tokenizers
 import torch
 from tiny_stable_diffusion import LENGTH, write_stable_diffusion
 
-from flawscope.training.synthesis.diffusers_folder import FolderParts, read_base_folder
+from flawscope.training.diffusion.diffusers_folder import FolderParts, read_base_folder
 
 _OLD_NAMES = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
 _LATER_SETTINGS = ("scaling_factor", "shift_factor", "latents_mean", "latents_std", "force_upcast")
