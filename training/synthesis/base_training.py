@@ -130,14 +130,9 @@ def train_base(
         np.concatenate(preview_images),
     )
     trained = run_loop(task, Numbers(len(task.learned)), config, folder, resume=resume, progress=progress)
-    # DrawingNetwork's names become those of the two libraries: text.model.* is the CLIPTextModel inside TextEncoder.
-    state: dict[str, dict[str, Tensor]] = {"unet": {}, "text": {}}
-    for name, value in trained.state.items():
-        group, _, rest = name.partition(".")
-        state[group][rest.removeprefix("model.") if group == "text" else rest] = value
     halves: Any = autoencoder
     return GeneratorFitResult(
-        networks={**state, "autoencoder": dict(halves.state_dict())},
+        networks={**_states_of_libraries(trained.state), "autoencoder": dict(halves.state_dict())},
         facts={
             **training_facts(trained),
             "training_pictures": len(task.learned),
@@ -146,6 +141,16 @@ def train_base(
         settings=msgspec.to_builtins(settings),
         tokenizer=tokenizer,
     )
+
+
+def _states_of_libraries(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Return the tensors of a `DrawingNetwork` by network, with the names that diffusers and transformers give them."""
+    networks: dict[str, dict[str, Tensor]] = {"unet": {}, "text": {}}
+    for name, value in state.items():
+        network, _, rest = name.partition(".")
+        # text.model.* is the CLIPTextModel inside TextEncoder.
+        networks[network][rest.removeprefix("model.") if network == "text" else rest] = value
+    return networks
 
 
 def base_settings(
