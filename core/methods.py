@@ -31,8 +31,8 @@ class Method:
         head: Struct of its section in a manifest, or None if it is not exported by itself.
         trainer: Fits and restores it, a `flawscope.training.trainer.Trainer`; None if it is not trained.
         exporter: Turns its run into graphs, a `flawscope.export.exporter.Exporter`; None if it is not exported.
-        scorer: Computes maps and scores of its bundles, a `flawscope.runtime.scorers.base.ScorerKind`; None if it does
-            not score.
+        scorer: Computes maps and scores of its bundles, a `flawscope.runtime.scorers.scorer.ScorerKind`; None if it
+            does not score.
         tag: Its tag in a manifest, where several methods share one kind of bundle; empty for the name itself.
     """
 
@@ -198,7 +198,7 @@ def head_type(tag: str) -> Any:
 
 
 def scorer_of(tag: str) -> Any:
-    """Return the scorer of bundles with this tag, a `flawscope.runtime.scorers.base.ScorerKind`.
+    """Return the scorer of bundles with this tag, a `flawscope.runtime.scorers.scorer.ScorerKind`.
 
     Raises:
         ArgumentError: If bundles with this tag do not score.

@@ -29,7 +29,7 @@ from flawscope.files import atomic_folder, sha256_file, storage_errors
 from flawscope.imaging.images import Preprocessing, prepare, read_image
 from flawscope.runtime.backends.ort import import_onnxruntime
 from flawscope.runtime.backends.table import GOLDEN_TOLERANCE
-from flawscope.runtime.scorers.base import scorer_kind
+from flawscope.runtime.scorers.scorer import scorer_kind
 
 RECORD = "flawscope.json"
 """Beside `config.pbtxt`: thresholds and preprocessing for clients; also marks the folder as written by flawscope."""

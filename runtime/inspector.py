@@ -29,8 +29,8 @@ from flawscope.runtime.backends import choose_backend
 from flawscope.runtime.decision import decide, find_boxes
 from flawscope.runtime.device_arrays import CudaArray, DlpackArray, on_host
 from flawscope.runtime.results import Box, Result
-from flawscope.runtime.scorers.base import Reconstructor, ScorerOptions, open_scorer
 from flawscope.runtime.scorers.golden import check_golden
+from flawscope.runtime.scorers.scorer import Reconstructor, ScorerOptions, open_scorer
 
 Source = Path | str | npt.NDArray[np.uint8] | CudaArray | DlpackArray
 """An image: a file, or an array uint8 [H, W, 3] RGB of NumPy, on a CUDA device, or with DLPack."""

@@ -20,7 +20,7 @@ from flawscope.runtime.inspector import Inspector
 from flawscope.runtime.overlay import draw_overlay
 from flawscope.runtime.reconstruction_strip import write_reconstruction
 from flawscope.runtime.results import Result
-from flawscope.runtime.scorers.base import PATHS
+from flawscope.runtime.scorers.scorer import PATHS
 
 
 @click.command()

@@ -40,7 +40,7 @@ from flawscope.files import check_replaceable, storage_errors
 from flawscope.imaging.images import decode_image, prepare
 from flawscope.progress import Progress, no_progress
 from flawscope.runtime import Inspector
-from flawscope.runtime.scorers.base import scorer_kind
+from flawscope.runtime.scorers.scorer import scorer_kind
 from flawscope.training.detectors.detector_run import Run, read_run
 from flawscope.versions import package_versions
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from flawscope import cpp_ext
 from flawscope.bundle import Bundle
 from flawscope.errors import BackendError
-from flawscope.runtime.backends.base import MakeDeviceHead
 from flawscope.runtime.backends.device import device_problem
+from flawscope.runtime.backends.session import MakeDeviceHead
 from flawscope.runtime.backends.tensorrt import TensorrtSession
 from flawscope.runtime.engines import BuildOptions, EngineCache, current_target, import_tensorrt
 from flawscope.runtime.engines.ensure import ensure_engine

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from flawscope import methods
 from flawscope.bundle import Bundle
 from flawscope.errors import ArgumentError, BackendError
-from flawscope.runtime.backends.base import MakeDeviceHead, Session
+from flawscope.runtime.backends.session import MakeDeviceHead, Session
 
 GOLDEN_TOLERANCE = 1e-3
 """Largest relative difference of a golden image's score and map maximum at load: far above float32 noise between

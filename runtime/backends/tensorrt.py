@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from flawscope.errors import BackendError, DeviceError
-from flawscope.runtime.backends.base import DeviceHead, MakeDeviceHead
 from flawscope.runtime.backends.device import Device, Graph
+from flawscope.runtime.backends.session import DeviceHead, MakeDeviceHead
 from flawscope.runtime.engines.build import listen
 from flawscope.runtime.engines.tensorrt_modules import TensorRT
 

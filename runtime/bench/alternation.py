@@ -28,7 +28,7 @@ from flawscope.runtime.bench.rounds import (
     one_round,
 )
 from flawscope.runtime.inspector import Inspector
-from flawscope.runtime.scorers.base import PATHS
+from flawscope.runtime.scorers.scorer import PATHS
 
 _LEAST_TURNS = 5  # fewer have no quartiles worth the name
 _CHOICES = {"backend": BACKENDS, "path": PATHS, "precision": PRECISIONS}

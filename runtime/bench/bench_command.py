@@ -31,7 +31,7 @@ from flawscope.runtime.bench.cold_start import cold_start
 from flawscope.runtime.bench.measurement import sweep
 from flawscope.runtime.bench.soak import soak
 from flawscope.runtime.inspector import Inspector
-from flawscope.runtime.scorers.base import PATHS
+from flawscope.runtime.scorers.scorer import PATHS
 from flawscope.terminal import command_line, progress_bars
 
 

@@ -14,10 +14,10 @@ from flawscope.cpp_ext import HAVE_NATIVE, implementation, separable_maps
 from flawscope.errors import BundleError
 from flawscope.imaging.map_upsampling import map_matrices
 from flawscope.runtime.backends import Session, open_session
-from flawscope.runtime.backends.base import DeviceHead
+from flawscope.runtime.backends.session import DeviceHead
 from flawscope.runtime.backends.table import backend_row
-from flawscope.runtime.scorers.base import ZERO_SHARE, Part, Reconstructor, Scorer, ScorerOptions, check_no_members
 from flawscope.runtime.scorers.graph_scorer import GraphScorer
+from flawscope.runtime.scorers.scorer import ZERO_SHARE, Part, Reconstructor, Scorer, ScorerOptions, check_no_members
 
 Tensors = Mapping[str, npt.NDArray[Any]]
 """The bank's arrays by name."""

@@ -11,7 +11,8 @@ import numpy.typing as npt
 from flawscope.arrays import Float32Array, UInt8Array
 from flawscope.bundle import Bundle, EnsembleHead, EnsembleMember
 from flawscope.errors import BundleError
-from flawscope.runtime.scorers.base import (
+from flawscope.runtime.scorers.golden import check_golden
+from flawscope.runtime.scorers.scorer import (
     MEMBERS,
     Part,
     Reconstructor,
@@ -20,7 +21,6 @@ from flawscope.runtime.scorers.base import (
     check_no_kernel,
     open_scorer,
 )
-from flawscope.runtime.scorers.golden import check_golden
 
 Term = tuple[float, float, float]
 """Weight, center and spread of one member."""

@@ -9,7 +9,7 @@ from flawscope.bundle import Bundle
 from flawscope.errors import BundleError
 from flawscope.imaging.images import prepare, read_image
 from flawscope.runtime.backends.table import golden_tolerance
-from flawscope.runtime.scorers.base import Scorer, ScorerOptions, scorer_kind
+from flawscope.runtime.scorers.scorer import Scorer, ScorerOptions, scorer_kind
 
 
 def check_golden(bundle: Bundle, scorer: Scorer, options: ScorerOptions) -> None:

@@ -10,7 +10,7 @@ from flawscope.arrays import Float32Array, UInt8Array
 from flawscope.bundle import Bundle
 from flawscope.errors import BundleError
 from flawscope.runtime.backends import Session, open_session
-from flawscope.runtime.scorers.base import ZERO_SHARE, Part, Reconstructor, ScorerOptions, check_graph_path
+from flawscope.runtime.scorers.scorer import ZERO_SHARE, Part, Reconstructor, ScorerOptions, check_graph_path
 
 
 class GraphScorer:

@@ -9,7 +9,7 @@ import numpy as np
 from flawscope.arrays import Float32Array
 from flawscope.bundle import PadimHead
 from flawscope.cpp_ext import Gaussians
-from flawscope.runtime.backends.base import DeviceHead
+from flawscope.runtime.backends.session import DeviceHead
 from flawscope.runtime.scorers.bank_scorer import BankMethod, NativeHead, Tensors, smoother
 
 

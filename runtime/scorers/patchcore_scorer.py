@@ -11,7 +11,7 @@ import numpy as np
 from flawscope.arrays import Float32Array, Int64Array
 from flawscope.bundle import PatchcoreHead
 from flawscope.cpp_ext import Bank
-from flawscope.runtime.backends.base import DeviceHead
+from flawscope.runtime.backends.session import DeviceHead
 from flawscope.runtime.scorers.bank_scorer import BankMethod, NativeHead, Tensors, smoother
 
 

@@ -15,8 +15,8 @@ from flawscope.diffusion.schedule import Sampling, noises_needed, plan_steps
 from flawscope.errors import ArgumentError, BundleError
 from flawscope.imaging.edges import canny_edges
 from flawscope.runtime.backends import Session, open_session
-from flawscope.runtime.scorers.base import Part, ScorerOptions, check_graph_path
 from flawscope.runtime.scorers.graph_scorer import GRAPH
+from flawscope.runtime.scorers.scorer import Part, ScorerOptions, check_graph_path
 
 
 class SessionNetworks:

@@ -22,7 +22,7 @@ from flawscope.runtime import Inspector, Result
 from flawscope.runtime import inspector as inspector_module
 from flawscope.runtime.backends import Choice, ort
 from flawscope.runtime.scorers import bank_scorer
-from flawscope.runtime.scorers.base import ScorerOptions
+from flawscope.runtime.scorers.scorer import ScorerOptions
 
 METHODS = ["patchcore", "padim"]
 

@@ -32,7 +32,7 @@ from flawscope.runtime.backends.tensorrt import TensorrtSession
 from flawscope.runtime.doctor.doctor_command import examine
 from flawscope.runtime.engines import Target, TensorRT
 from flawscope.runtime.scorers import bank_device, patchcore_scorer
-from flawscope.runtime.scorers.base import ScorerOptions, open_scorer
+from flawscope.runtime.scorers.scorer import ScorerOptions, open_scorer
 
 pytestmark = pytest.mark.long
 

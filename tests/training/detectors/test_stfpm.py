@@ -294,7 +294,7 @@ def test_wrong_requests_are_refused(
         Inspector(opened, "cpu", "kernel")
     arguments = ["export", str(trained), "--out", str(tmp_path / "y.flaw"), "--precision", "int8"]
     assert cli.run([*arguments, "--calibration-data", str(tiny_root), "--category", "steel"]) == 2
-    assert "expected a run of patchcore or padim, got one without a bank" in capsys.readouterr().err
+    assert "expected a run of patchcore or padim, got one without a memory bank" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
