@@ -91,7 +91,8 @@ def test_pickled_weights_are_not_read(copied: Path) -> None:
     torch.save(safetensors.torch.load_file(path), path.with_suffix(".bin"))
     path.unlink()
     with pytest.raises(
-        RunError, match=r"unet: expected a part of Stable Diffusion .* Pickles .* are not read: convert them with flawscope synth import"
+        RunError,
+        match=r"unet: expected a part of Stable Diffusion .* Pickles .* are not read: convert them with",
     ):
         load_guided_denoiser(copied, from_flat(DsadConfig, TINY))
 
