@@ -137,6 +137,7 @@ def trainer_of(config: MethodConfig) -> Trainer:
     row = methods.METHODS.get(tag_of(type(config)))
     # Rows name their trainer as text: importing one here would be a circle, and pull in every method's packages.
     trainer = None if row is None or row.trainer is None else methods.load(row.trainer)
+    # Guards the table: a row of a generator names a trainer of another kind.
     if not isinstance(trainer, Trainer):
         raise ArgumentError(f"config: expected settings of a detector, got {type(config).__name__}.")
     return trainer

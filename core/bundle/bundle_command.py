@@ -62,7 +62,7 @@ def _facts(manifest: Manifest) -> list[tuple[str, str]]:
         (f"graph {name}", f"largest tensor {graph.largest_elements:,} elements, about {graph.peak_bytes >> 20} MiB")
         for name, graph in sorted(manifest.graphs.items())
     ]
-    if isinstance(manifest.head, SynthHead):
+    if isinstance(manifest.head, SynthHead):  # it draws: its own fields stand where thresholds would
         # A generator scores nothing, so it has no thresholds.
         facts += _drawing(manifest.head)
     elif manifest.thresholds is None:

@@ -99,6 +99,7 @@ class Synthesizer:
 
     def __init__(self, bundle: Bundle, backend: str = "auto", precision: str = "fp32") -> None:
         head = bundle.manifest.head
+        # The type as well as the kind: a bundle of another version could say one and hold the other.
         if bundle.manifest.kind != "synth" or not isinstance(head, SynthHead):
             raise BundleError(
                 f"{bundle.path}: expected a bundle that draws defects (kind synth), got one of the method "

@@ -153,6 +153,7 @@ def generator_trainer_of(config: MethodConfig) -> GeneratorTrainer:
     """
     row = methods.METHODS.get(tag_of(type(config)))
     trainer = None if row is None or row.trainer is None else methods.load(row.trainer)
+    # Guards the table: a row of a detector names a trainer of another kind.
     if not isinstance(trainer, GeneratorTrainer):
         raise ArgumentError(f"config: expected settings of a generator, got {type(config).__name__}.")
     return trainer
