@@ -21,7 +21,7 @@ _STAGES = ("train", "extractor", "threshold", "evaluation")
 
 
 @click.command(cls=TrainingCommand)
-@training_options("detector", "generator")
+@training_options("detector")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for run, bundle and report.")
 @click.option(
     "--false-reject-rate",
