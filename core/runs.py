@@ -283,6 +283,11 @@ def _decode(path: Path, data: bytes, kind: type[_Record], schema: int) -> _Recor
         # The settings were converted on their own, so the place in the message begins below `config`.
         in_record = str(err).replace("at `$.", "at `$.config.") if "`$.config" not in str(err) else str(err)
         raise msgspec.ValidationError(without_parts(settings, in_record)) from err
+    row = methods.METHODS[str(method)]
+    expected = row.kind if kind is RunRecord else row.name
+    # The record says twice what it is: readers without torch ask `kind`, trainers ask the settings.
+    if plain.get("kind") != expected:
+        raise msgspec.ValidationError(f"Expected `{expected}`, got {plain.get('kind')!r} - at `$.kind`")
     # `config` is the one field that is not a struct to msgspec; the hook returns the settings decoded above.
     return msgspec.convert({**plain, "config": None}, kind, dec_hook=lambda field_type, value: decoded)
 

@@ -230,3 +230,10 @@ def test_a_record_of_another_kind_is_no_autoencoder(tmp_path):
 def test_records_are_read_without_torch():
     code = "import sys, flawscope.runs; assert 'torch' not in sys.modules and 'msgspec' in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(("method", "kind"), [("padim", "autoencoder"), ("padim", "nonsense"), ("embedding", "base")])
+def test_a_kind_that_the_settings_contradict_is_refused(tmp_path, method, kind):
+    record = {**record_of(json.loads(json.dumps(flatten(CONFIGS[method]()))), schema=2), "kind": kind}
+    with pytest.raises(RunError, match=r"is no run of this version: Expected `\w+`, got '\w+' - at `\$\.kind`"):
+        read(write(tmp_path, record))
