@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
 
 import msgspec
 
@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 else:
     # What msgspec sees: not a struct, so that it leaves decoding to `_decode`, which asks the table of methods.
     RecordedConfig = Settings
+
+PositiveInt = Annotated[int, msgspec.Meta(ge=1)]
+Index = Annotated[int, msgspec.Meta(ge=0)]
 
 _NO_BACKBONE = frozenset(
     {
@@ -98,8 +101,8 @@ class RunRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     training: tuple[str, ...]
     held_out: tuple[str, ...]
     backbone: BackboneSource
-    grid: tuple[int, int]
-    channels: tuple[int, ...] | None
+    grid: tuple[PositiveInt, PositiveInt]
+    channels: tuple[Index, ...] | None
     facts: dict[str, int | float | str]
     seconds: dict[str, float]
     versions: dict[str, str]
@@ -258,8 +261,12 @@ def _decode(path: Path, data: bytes, kind: type[_Record], schema: int) -> _Recor
         return msgspec.convert(plain, kind)  # raises, with msgspec's message
     written = plain.get("schema", 1)
     is_number = isinstance(written, int) and not isinstance(written, bool)  # JSON's true equals 1
+    if not is_number:
+        raise msgspec.ValidationError(f"Expected `int`, got `{type(written).__name__}` - at `$.schema`")
+    if written < 1:
+        raise msgspec.ValidationError(f"Expected `int` >= 1, got {written} - at `$.schema`")
     # Before the fields: those of a newer schema may be unknown here, and "unknown field" would hide the reason.
-    if is_number and written > schema:
+    if written > schema:
         raise RunError(
             f"{path / RECORD}: expected run schema {schema} or older, got {written}. "
             "It was written by a newer flawscope: update this one."
@@ -273,7 +280,7 @@ def _decode(path: Path, data: bytes, kind: type[_Record], schema: int) -> _Recor
     belongs = settings is not None and (methods.METHODS[str(method)].kind == "generator") == (kind is SynthesisRecord)
     if settings is None or not belongs:
         raise msgspec.ValidationError(f"Invalid value {method!r} - at `$.config.method`")
-    if is_number and written <= 1:
+    if written <= 1:
         config = _without_idle(str(method), config)
         # From here on it is a record of this schema; encoding it again writes what was understood.
         plain["schema"] = schema

@@ -15,9 +15,9 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -29,7 +29,7 @@ from flawscope.files import atomic_folder, sha256_file, storage_errors
 from flawscope.imaging.images import Preprocessing, prepare, read_image
 from flawscope.runtime.backends.ort import import_onnxruntime
 from flawscope.runtime.backends.table import GOLDEN_TOLERANCE
-from flawscope.runtime.scorers.scorer import scorer_kind
+from flawscope.runtime.scorers.scorer import ScorerOptions, open_scorer
 
 RECORD = "flawscope.json"
 """Beside `config.pbtxt`: thresholds and preprocessing for clients; also marks the folder as written by flawscope."""
@@ -200,14 +200,16 @@ def write_triton(bundle: Bundle, repository: Path, options: TritonOptions | None
         _check_repository(repository)
         _check_unchanged(folder)
     golden = manifest.golden_of(options.precision)
-    least = scorer_kind(bundle).least_score(bundle)
     with atomic_folder(folder, replace_if=RECORD) as temporary:
         for target, source in _copies(bundle, options.precision).items():
             (temporary / target).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, temporary / target)
         (temporary / "labels.txt").write_text(f"{LABEL}\n", encoding="utf-8")
         (temporary / "config.pbtxt").write_text(config_text(name, manifest, options), encoding="utf-8")
-        _check_graph(temporary, manifest, golden, least)
+        session = _load_graph(temporary, manifest)
+        with closing(open_scorer(bundle, ScorerOptions("cpu", "graph", options.precision))) as scorer:
+            least = scorer.least_score
+        _check_golden(session, temporary, manifest, golden, least)
         # Last, since it lists the hashes of all other files.
         record = TritonRecord(
             name=name,
@@ -382,8 +384,8 @@ def _entries(folder: Path) -> dict[str, FileEntry]:
     return {path.relative_to(folder).as_posix(): FileEntry(sha256_file(path), path.stat().st_size) for path in files}
 
 
-def _check_graph(folder: Path, manifest: Manifest, golden: tuple[Golden, ...], least: float) -> None:
-    """Load the graph from its final layout, compare its tensors with the configuration, score the golden images."""
+def _load_graph(folder: Path, manifest: Manifest) -> Any:
+    """Return a session of the graph in its final layout, its tensors compared with the configuration."""
     onnxruntime = import_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # fatal: errors are raised as well, and those are reported here
@@ -412,6 +414,11 @@ def _check_graph(folder: Path, manifest: Manifest, golden: tuple[Golden, ...], l
             f"triton: expected the tensors {expected} with a dynamic batch in the graph, got {tensors}. "
             "Triton would refuse it; export the bundle again."
         )
+    return session
+
+
+def _check_golden(session: Any, folder: Path, manifest: Manifest, golden: tuple[Golden, ...], least: float) -> None:
+    """Raise GateError unless the graph reproduces the golden scores."""
     for entry in golden:
         image = prepare(read_image(folder / entry.file), manifest.input)
         anomaly_map, score = session.run(list(_OUTPUTS), {"image": image[None]})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -120,6 +120,29 @@ class Trainer:
     def describe(self, config: Any) -> str:
         """Return a phrase for the summary of a run, or an empty string."""
         return ""
+
+
+class EpochTrainer(Trainer):
+    """A trainer of a method in epochs that starts from nothing else.
+
+    Attributes:
+        train: `(config, backbone, samples, hashes, workspace, resume, progress) -> FitResult`.
+    """
+
+    has_epochs = True
+    train: ClassVar[Callable[..., FitResult]]
+
+    def fit(self, request: FitRequest) -> FitResult:
+        """Train in the workspace."""
+        return type(self).train(
+            request.config,
+            request.backbone,
+            request.samples,
+            request.hashes,
+            request.folder,
+            request.resume,
+            request.progress,
+        )
 
 
 def check_rule(path: Path, is_there: bool) -> None:

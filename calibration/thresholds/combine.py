@@ -162,6 +162,10 @@ def _check_together(bundles: Sequence[Bundle]) -> None:
             raise ArgumentError(
                 f"{bundle.path}: expected a bundle of one detector, got an ensemble. Combine all its members at once."
             )
+        if manifest.kind != "score":
+            raise ArgumentError(
+                f"{bundle.path}: expected a bundle of a detector, got one that draws defects. Leave it out."
+            )
         # An image is prepared once for all members, so their maps lie on the same pixels.
         for setting, got, expected in (
             ("preprocessing", _as_text(manifest.input), _as_text(first.manifest.input)),

@@ -40,7 +40,6 @@ from flawscope.files import check_replaceable, storage_errors
 from flawscope.imaging.images import decode_image, prepare
 from flawscope.progress import Progress, no_progress
 from flawscope.runtime import Inspector
-from flawscope.runtime.scorers.scorer import scorer_kind
 from flawscope.training.detectors.detector_run import Run, read_run
 from flawscope.versions import package_versions
 
@@ -206,9 +205,10 @@ def _gate(
     Raises:
         GateError: If two of them disagree.
     """
-    graph = _scores(Inspector(candidate, "cpu", "graph"), images)
+    inspector = Inspector(candidate, "cpu", "graph")
+    graph = _scores(inspector, images)
     # Where a score can be (almost) zero, relative errors need a floor: the score that counts as rounding.
-    least = scorer_kind(candidate).least_score(candidate)
+    least = inspector.scorer.least_score
     expected = exporter.reference(run, head, images)
     parity = [measure_parity("torch", exporter.graph_words, expected, graph, least)]
     for path in exporter.other_paths:

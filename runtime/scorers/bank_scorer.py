@@ -71,10 +71,12 @@ class BankMethod:
         manifest, size = bundle.manifest, bundle.manifest.input.size
         # Before the choice of the path: `score.onnx` reads the same file as external data, and would accept NaN.
         tensors = bundle.tensors()
+        self._check(manifest.head, tensors)
+        least = ZERO_SHARE * self.scale(tensors)
         path = resolve_path(options, manifest)
         if path == "graph":
             session = open_session(bundle, "score", options.precision, options.backend)
-            return GraphScorer(bundle, "score", session, path, options.precision)
+            return GraphScorer(bundle, "score", session, path, options.precision, least)
         session = open_session(
             bundle,
             "features",
@@ -84,23 +86,13 @@ class BankMethod:
             lambda device, max_batch: self.on_device(device, manifest.head, tensors, size, max_batch),
         )
         if "anomaly_map" in session.outputs:  # the bank was put beside the graph, on the device
-            return GraphScorer(bundle, "features", session, path, options.precision, "CUDA kernels")
+            return GraphScorer(bundle, "features", session, path, options.precision, least, "CUDA kernels")
         try:
             # Packs the bank, which can fail (a tensor is missing, memory is short) when the session is open already.
-            return BankScorer(bundle, session, self.head(manifest.head, tensors, size), options.precision)
+            return BankScorer(bundle, session, self.head(manifest.head, tensors, size), options.precision, least)
         except BaseException:
             session.close()
             raise
-
-    def least_score(self, bundle: Bundle) -> float:
-        """Return a share of the size of an ordinary distance.
-
-        Raises:
-            BundleError: If the bank lacks a tensor.
-        """
-        tensors = bundle.tensors()
-        self._check(bundle.manifest.head, tensors)
-        return ZERO_SHARE * self.scale(tensors)
 
 
 def resolve_path(options: ScorerOptions, manifest: Manifest) -> str:
@@ -121,12 +113,14 @@ class BankScorer:
         session: Session of the graph `features`.
         head: Patches -> maps and scores.
         precision: Precision of the graph.
+        least_score: Value of `Scorer.least_score`.
     """
 
     path = "kernel"
     reconstructor: Reconstructor | None = None
 
-    def __init__(self, bundle: Bundle, session: Session, head: NativeHead, precision: str) -> None:
+    def __init__(self, bundle: Bundle, session: Session, head: NativeHead, precision: str, least_score: float) -> None:
+        self.least_score = least_score
         self._file = bundle.graph("features", precision)
         self._session, self._head = session, head
 

@@ -94,6 +94,8 @@ class EnsembleScorer:
 
     def __init__(self, head: EnsembleHead, path: str, open_member: Callable[[EnsembleMember], Scorer]) -> None:
         self.path = path
+        # The size of the terms, because the sum itself is near 0 for normal images.
+        self.least_score = sum_scale(head)
         self._map_terms, self._score_terms = map_terms(head), score_terms(head)
         self.members: dict[str, Scorer] = {}
         try:
@@ -139,7 +141,8 @@ class EnsembleMethod:
 
     def open(self, bundle: Bundle, options: ScorerOptions) -> EnsembleScorer:
         """Open the scorer of a bundle; see `open_scorer`."""
-        head = _head(bundle)
+        head = bundle.manifest.head
+        assert isinstance(head, EnsembleHead)  # the table names this scorer for such heads alone
         check_no_kernel(bundle, options.path)  # a member without a bank could not follow
         path = MEMBERS if options.path == "auto" else options.path
 
@@ -156,16 +159,6 @@ class EnsembleMethod:
             return scorer
 
         return EnsembleScorer(head, path, open_member)
-
-    def least_score(self, bundle: Bundle) -> float:
-        """Return the size of the terms, because the sum itself is near 0 for normal images; see `sum_scale`."""
-        return sum_scale(_head(bundle))
-
-
-def _head(bundle: Bundle) -> EnsembleHead:
-    head = bundle.manifest.head
-    assert isinstance(head, EnsembleHead)  # the table names this scorer for such heads alone
-    return head
 
 
 ENSEMBLE = EnsembleMethod()

@@ -22,6 +22,7 @@ class GraphScorer:
         session: Session of the graph.
         path: Value of `Scorer.path`.
         precision: Precision of the graph.
+        least_score: Value of `Scorer.least_score`.
         computed_by: What computes maps and scores, in words.
     """
 
@@ -34,9 +35,10 @@ class GraphScorer:
         session: Session,
         path: str,
         precision: str,
+        least_score: float,
         computed_by: str = "in the graph",
     ) -> None:
-        self.path = path
+        self.path, self.least_score = path, least_score
         self._graph, self._file = graph, bundle.graph(graph, precision)
         self._session, self._computed_by = session, computed_by
 
@@ -67,21 +69,22 @@ class GraphMethod:
 
     def open(self, bundle: Bundle, options: ScorerOptions) -> GraphScorer:
         """Open the scorer of a bundle; see `open_scorer`."""
-        path = check_graph_path(bundle, options.path)
+        path, least = check_graph_path(bundle, options.path), share_of_scale(bundle)
         session = open_session(bundle, "score", options.precision, options.backend)
-        return GraphScorer(bundle, "score", session, path, options.precision)
+        return GraphScorer(bundle, "score", session, path, options.precision, least)
 
-    def least_score(self, bundle: Bundle) -> float:
-        """Return a share of the head's scale.
 
-        Raises:
-            BundleError: If the head has no scale.
-        """
-        # By attribute and not by kind: any head of the table with a scale may use this scorer.
-        scale = getattr(bundle.manifest.head, "scale", None)
-        if not isinstance(scale, float):
-            raise BundleError(f"{bundle.path}: expected a head with its scale, got none. Export the bundle again.")
-        return ZERO_SHARE * scale
+def share_of_scale(bundle: Bundle) -> float:
+    """Return `Scorer.least_score` of a head that has the size of an ordinary score as `scale`.
+
+    Raises:
+        BundleError: If the head has no scale.
+    """
+    # By attribute and not by kind: any head of the table with a scale may use this.
+    scale = getattr(bundle.manifest.head, "scale", None)
+    if not isinstance(scale, float):
+        raise BundleError(f"{bundle.path}: expected a head with its scale, got none. Export the bundle again.")
+    return ZERO_SHARE * scale
 
 
 GRAPH = GraphMethod()

@@ -15,7 +15,7 @@ from flawscope.diffusion.schedule import Sampling, noises_needed, plan_steps
 from flawscope.errors import ArgumentError, BundleError
 from flawscope.imaging.edges import canny_edges
 from flawscope.runtime.backends import Session, open_session
-from flawscope.runtime.scorers.graph_scorer import GRAPH
+from flawscope.runtime.scorers.graph_scorer import share_of_scale
 from flawscope.runtime.scorers.scorer import Part, ScorerOptions, check_graph_path
 
 
@@ -80,6 +80,7 @@ class ReconstructionScorer:
 
     def __init__(self, bundle: Bundle, precision: str, backend: str) -> None:
         self.reconstructor = self
+        self.least_score = share_of_scale(bundle)
         head = bundle.manifest.head
         assert isinstance(head, ReconstructionHead)  # the table names this scorer for these heads alone
         # The noise is stored and not drawn: a random generator would give other scores on another NumPy version.
@@ -170,10 +171,6 @@ class ReconstructionMethod:
         """Open the scorer of a bundle; see `open_scorer`."""
         check_graph_path(bundle, options.path)
         return ReconstructionScorer(bundle, options.precision, options.backend)
-
-    def least_score(self, bundle: Bundle) -> float:
-        """Return a share of the head's scale."""
-        return GRAPH.least_score(bundle)
 
 
 RECONSTRUCTION = ReconstructionMethod()

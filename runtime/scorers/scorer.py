@@ -73,10 +73,12 @@ class Scorer(Protocol):
 
     Attributes:
         path: `graph` or `kernel`, whichever is in use; `members` where each member of an ensemble chooses its own.
+        least_score: Size below which a score counts as zero: smaller golden scores are compared relative to it.
         reconstructor: The scorer itself if its method reconstructs images, else None.
     """
 
     path: str
+    least_score: float
     reconstructor: Reconstructor | None
 
     def score(self, images: UInt8Array) -> tuple[Float32Array, Float32Array]:
@@ -100,13 +102,10 @@ class Scorer(Protocol):
 
 
 class ScorerKind(Protocol):
-    """The scorer column of the table of methods: it opens a scorer, and knows how large its scores are."""
+    """The scorer column of the table of methods."""
 
     def open(self, bundle: Bundle, options: ScorerOptions) -> Scorer:
         """Make a bundle ready; see `open_scorer`."""
-
-    def least_score(self, bundle: Bundle) -> float:
-        """Return the size below which a score counts as zero: smaller golden scores are compared relative to it."""
 
 
 def open_scorer(bundle: Bundle, options: ScorerOptions) -> Scorer:
@@ -119,13 +118,8 @@ def open_scorer(bundle: Bundle, options: ScorerOptions) -> Scorer:
     """
     if options.path not in PATHS and options.path != MEMBERS:
         raise ArgumentError(f"path: expected one of {', '.join(PATHS)}, got {options.path!r}.")
-    return scorer_kind(bundle).open(bundle, options)
-
-
-def scorer_kind(bundle: Bundle) -> ScorerKind:
-    """Return the scorer that the table of methods names for a bundle."""
     kind: ScorerKind = methods.scorer_of(head_tag(bundle.manifest.head))
-    return kind
+    return kind.open(bundle, options)
 
 
 def check_graph_path(bundle: Bundle, path: str) -> str:

@@ -237,3 +237,17 @@ def test_a_kind_that_the_settings_contradict_is_refused(tmp_path, method, kind):
     record = {**record_of(json.loads(json.dumps(flatten(CONFIGS[method]()))), schema=2), "kind": kind}
     with pytest.raises(RunError, match=r"is no run of this version: Expected `\w+`, got '\w+' - at `\$\.kind`"):
         read(write(tmp_path, record))
+
+
+@pytest.mark.parametrize(
+    ("change", "place"),
+    [
+        ({"grid": [0, 0]}, r"\$\.grid"),
+        ({"channels": [-1]}, r"\$\.channels"),
+        *(({"schema": value}, r"\$\.schema") for value in ("2", None, 1.5, True, 0, -1)),
+    ],
+)
+def test_numbers_that_no_training_writes_are_refused(tmp_path, change, place):
+    record = {**record_of(json.loads(json.dumps(flatten(CONFIGS["padim"]()))), schema=2), **change}
+    with pytest.raises(RunError, match=rf"is no run of this version: .* at `{place}"):
+        read(write(tmp_path, record))

@@ -17,6 +17,10 @@ EXPORTED = [name for name, row in METHODS.items() if row.exporter is not None]
 SCORING = [name for name, row in METHODS.items() if row.kind in ("detector", "ensemble")]
 
 
+def test_no_row_hides_another_of_its_name() -> None:
+    assert len(METHODS) == len(methods._ROWS)
+
+
 def test_every_kind_of_method_has_the_faces_that_it_needs() -> None:
     for name, row in METHODS.items():
         assert row.name == name
@@ -63,10 +67,9 @@ def test_an_exporter_has_what_its_room_asks_of_it(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SCORING)
-def test_a_scorer_opens_and_says_how_large_a_score_is(name: str) -> None:
+def test_a_scorer_opens_bundles_of_its_tag(name: str) -> None:
     scorer = methods.scorer_of(name)
     assert callable(scorer.open)
-    assert callable(scorer.least_score)
     head = methods.head_type(name)
     assert head.__struct_config__.tag == name
 

@@ -43,6 +43,7 @@ class FakeScorer:
     """A scorer that answers what it was told to, or fails."""
 
     path = "graph"
+    least_score = 0.0
     reconstructor = None
 
     def __init__(self, answers: list[Any]) -> None:

@@ -43,7 +43,7 @@ from flawscope.training.loop.image_batches import ImageReader
 from flawscope.training.loop.loop import run_loop
 from flawscope.training.loop.network_state import load_state
 from flawscope.training.loop.optimizers import build_optimizer
-from flawscope.training.trainer import FitRequest, Trainer, check_rule
+from flawscope.training.trainer import EpochTrainer, check_rule
 
 _PREVIEWS = 4
 _WEIGHTS = (
@@ -353,22 +353,10 @@ def _as_autoencoder(network: nn.Module) -> Any:
     return network
 
 
-class DsadTrainer(Trainer):
+class DsadTrainer(EpochTrainer):
     """Trains and restores DSAD."""
 
-    has_epochs = True
-
-    def fit(self, request: FitRequest) -> FitResult:
-        """Train the denoiser in the latents of the autoencoder; see `train_dsad`."""
-        return train_dsad(
-            request.config,
-            request.backbone,
-            request.samples,
-            request.hashes,
-            request.folder,
-            request.resume,
-            request.progress,
-        )
+    train = staticmethod(train_dsad)
 
     def restore(self, path: Path, record: RunRecord, backbone: Backbone, fit_result: FitResult) -> Reconstruction:
         """Return the networks and their sampling; see `restore_dsad`."""

@@ -24,7 +24,7 @@ from flawscope.training.loop.epoch_data import split_images, training_facts
 from flawscope.training.loop.fit_result import FitResult
 from flawscope.training.loop.image_batches import ImageReader
 from flawscope.training.loop.loop import run_loop
-from flawscope.training.trainer import FitRequest, Trainer
+from flawscope.training.trainer import EpochTrainer
 
 _PREVIEWS = 4
 
@@ -182,22 +182,10 @@ class StfpmTask:
         return maps.float().cpu(), scores.float().cpu()
 
 
-class StfpmTrainer(Trainer):
+class StfpmTrainer(EpochTrainer):
     """Trains and restores STFPM."""
 
-    has_epochs = True
-
-    def fit(self, request: FitRequest) -> FitResult:
-        """Train the student; see `train_stfpm`."""
-        return train_stfpm(
-            request.config,
-            request.backbone,
-            request.samples,
-            request.hashes,
-            request.folder,
-            request.resume,
-            request.progress,
-        )
+    train = staticmethod(train_stfpm)
 
     def restore(self, path: Path, record: RunRecord, backbone: Backbone, fit_result: FitResult) -> StfpmNetwork:
         """Return teacher and student; a run whose student lacks tensors is refused."""

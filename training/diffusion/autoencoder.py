@@ -35,7 +35,7 @@ from flawscope.training.loop.epoch_data import rounded, split_images, training_f
 from flawscope.training.loop.fit_result import FitResult
 from flawscope.training.loop.image_batches import ImageReader
 from flawscope.training.loop.loop import run_loop
-from flawscope.training.trainer import FitRequest, Trainer
+from flawscope.training.trainer import EpochTrainer
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -373,24 +373,12 @@ def open_autoencoder(path: Path) -> tuple[AutoencoderKL, Normalization | None]:
     return restored, config.normalization
 
 
-class AutoencoderTrainer(Trainer):
+class AutoencoderTrainer(EpochTrainer):
     """Trains autoencoders, in whose latent space dsad and base work. They score nothing."""
 
-    has_epochs = True
+    train = staticmethod(train_autoencoder)
     keeps_backbone = False  # only the loss needs it
     is_detector = False
-
-    def fit(self, request: FitRequest) -> FitResult:
-        """Train encoder and decoder; see `train_autoencoder`."""
-        return train_autoencoder(
-            request.config,
-            request.backbone,
-            request.samples,
-            request.hashes,
-            request.folder,
-            request.resume,
-            request.progress,
-        )
 
 
 TRAINER = AutoencoderTrainer()

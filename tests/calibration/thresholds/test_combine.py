@@ -14,6 +14,7 @@ from fake_bundles import write_image
 from file_contents import files_of
 from tiny_dataset import CATEGORY, anomalous_images, normal_images, training_images
 from tiny_ensemble import write_member
+from tiny_synth_bundle import write_tiny_synth
 
 from flawscope import cli
 from flawscope.bundle import EnsembleHead, ImageHashes, open_bundle, read_image_hashes
@@ -190,6 +191,12 @@ def test_bundles_that_do_not_go_together_are_refused(tmp_path, dataset, image_ha
     with pytest.raises(ArgumentError, match=message):
         combine_bundles(paths, tmp_path / "both.flaw", dataset, backend="cpu")
     assert not (tmp_path / "both.flaw").exists()
+
+
+def test_a_bundle_that_draws_is_refused(tmp_path, dataset, members) -> None:
+    write_tiny_synth(tmp_path / "drawing.flaw")
+    with pytest.raises(ArgumentError, match=r"drawing\.flaw: expected a bundle of a detector, got one that draws"):
+        combine_bundles([members[0], tmp_path / "drawing.flaw"], tmp_path / "both.flaw", dataset, backend="cpu")
 
 
 def test_an_ensemble_and_the_same_bundle_twice_are_refused(tmp_path, dataset, members) -> None:
