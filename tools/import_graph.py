@@ -1,4 +1,4 @@
-"""Which module of the product imports which, read from the code: for the tests of its structure and for its picture."""
+"""Which module of the product imports which, read from the code: for the tests of its structure and for its diagram."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""Write the picture of rooms and arrows in CONTRIBUTING.md, from the imports in the code.
+"""Write the diagram of rooms and arrows in CONTRIBUTING.md, from the imports in the code.
 
     python tools/rooms.py [--check] [--count]
 
 A room is a folder with Python files; an arrow says that a file of one room imports from another. With --check nothing
-is written, and the exit status is 1 if the picture is not the code's. With --count only the numbers are printed.
+is written, and the exit status is 1 if the diagram is not the code's. With --count only the numbers are printed.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ def summary(room: str) -> str:
     return text.splitlines()[0]
 
 
-def picture() -> str:
-    """Return the picture as Markdown: top-level rooms with their arrows, then every room with what it imports from."""
+def diagram() -> str:
+    """Return the diagram as Markdown: top-level rooms with their arrows, then every room with what it imports from."""
     imports = arrows()
     top: dict[str, set[str]] = defaultdict(set)
     for room, targets in imports.items():
@@ -65,10 +65,10 @@ def picture() -> str:
 def main() -> None:
     """Write, check or count."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--check", action="store_true", help="write nothing; fail if the picture is not the code's")
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if the diagram is not the code's")
     parser.add_argument("--count", action="store_true", help="print how many rooms and arrows there are")
     options = parser.parse_args()
-    assert set(ORDER) == {"core", *ROOMS}, "every room has its place in the picture"
+    assert set(ORDER) == {"core", *ROOMS}, "every room has its place in the diagram"
     if options.count:
         imports = arrows()
         print(f"{len(imports)} rooms, {sum(map(len, imports.values()))} arrows")
@@ -78,10 +78,10 @@ def main() -> None:
     _, ended, after = rest.partition(END)
     if not begun or not ended:
         sys.exit(f"{PAGE.name}: expected the lines {BEGIN!r} and {END!r}, got none. Write them where it belongs.")
-    new = before + picture() + after
+    new = before + diagram() + after
     if options.check:
         if new != text:
-            sys.exit(f"{PAGE.name}: its picture of the rooms is not the code's. Write it with: python tools/rooms.py")
+            sys.exit(f"{PAGE.name}: its diagram of the rooms is not the code's. Write it with: python tools/rooms.py")
         return
     PAGE.write_text(new, encoding="utf-8")
 

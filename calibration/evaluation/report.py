@@ -209,7 +209,7 @@ def _galleries(evaluation: Evaluation, scale: HeatScale) -> list[Gallery]:
             _gallery(
                 evaluation,
                 scale,
-                "Highest good",
+                "Highest normal",
                 "Good parts with the highest scores: the first false rejects.",
                 "There is no normal image.",
                 sorted(good, key=lambda row: -scores[row]),

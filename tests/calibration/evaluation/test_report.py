@@ -132,7 +132,7 @@ def test_thresholds_are_those_of_the_precision_that_was_measured(evaluation):
 def test_a_bundle_without_thresholds_gets_a_page_that_says_so(make_bundle, dataset):
     page = _Page(report.render_report(_evaluation(make_bundle(), dataset)))
     assert "This bundle has no thresholds, so nothing was decided." in page.text
-    assert "Highest good" in page.text
+    assert "Highest normal" in page.text
 
 
 def test_a_set_that_cannot_be_scored_at_all_still_gets_a_page(make_bundle, dataset):

@@ -1,4 +1,4 @@
-"""The picture of rooms and arrows in CONTRIBUTING is the code's."""
+"""The diagram of rooms and arrows in CONTRIBUTING is the code's."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import sys
 from project_paths import ROOT
 
 
-def test_the_picture_is_what_the_command_writes() -> None:
+def test_the_diagram_is_what_the_command_writes() -> None:
     command = [sys.executable, str(ROOT / "tools" / "rooms.py"), "--check"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
 
 
-def test_a_picture_that_is_not_the_codes_is_refused(tmp_path, monkeypatch, capsys) -> None:
+def test_a_diagram_that_is_not_the_codes_is_refused(tmp_path, monkeypatch, capsys) -> None:
     import pytest
     import rooms
 
