@@ -34,8 +34,9 @@ from flawscope.bundle.manifest import (
     Thresholds,
     external_data,
 )
-from flawscope.bundle.store import Bundle, open_bundle, pack_bundle, rewrite_manifest, write_bundle
+from flawscope.bundle.opening import Bundle, open_bundle
 from flawscope.bundle.synth_head import ImageParity, SynthDefect, SynthHead, SynthSupport
+from flawscope.bundle.writing import pack_bundle, rewrite_manifest, write_bundle
 
 __all__ = [
     "IMAGE_HASHES",

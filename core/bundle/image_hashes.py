@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import msgspec
 
-from flawscope.bundle.store import Bundle
+from flawscope.bundle.opening import Bundle
 from flawscope.errors import BundleError
 
 IMAGE_HASHES = "images.json"

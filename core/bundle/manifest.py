@@ -19,8 +19,10 @@ from flawscope.errors import ArgumentError, BundleError
 from flawscope.imaging.images import Preprocessing
 from flawscope.imaging.tiles import Tiling
 
-# Raised when a field changes its meaning: readers accept this schema only, no older and no newer one.
-SCHEMA = 3
+# Raised when a field is added or changes its meaning. Newer schemas are refused, and of the older ones all but these:
+# what schema 4 added has a default that says what bundles of schema 3 did.
+SCHEMA = 4
+_OLDER = (3,)
 
 PRECISIONS = ("fp32", "fp16", "int8")
 """Precisions of a bundle's graphs; every bundle has fp32."""
@@ -376,7 +378,8 @@ def encode_manifest(manifest: Manifest) -> bytes:
         raise BundleError("manifest: expected finite numbers, got NaN or infinity. Nothing was written.")
     try:
         # Converted as it will be read: a 1 in a float field would come back as 1.0, other bytes than were hashed.
-        blank = msgspec.convert({**fields, "digest": ""}, Manifest, dec_hook=decode_head)
+        # Always of today's schema: a bundle of an older one becomes one of today when it is written.
+        blank = msgspec.convert({**fields, "digest": "", "schema": SCHEMA}, Manifest, dec_hook=decode_head)
     except msgspec.ValidationError as err:
         raise BundleError(f"manifest: {err}. Nothing was written.") from err
     digest = hashlib.sha256(_canonical(blank)).hexdigest()
@@ -392,8 +395,10 @@ def decode_manifest(data: bytes, name: str) -> Manifest:
     try:
         # First, so that a newer bundle is called newer and not broken for the fields that we do not know.
         schema = msgspec.json.decode(data, type=_Versioned).schema
-        if schema < SCHEMA:
-            raise BundleError(f"{name}: expected manifest schema {SCHEMA}, got {schema}. Export the bundle again.")
+        if schema < SCHEMA and schema not in _OLDER:
+            raise BundleError(
+                f"{name}: expected manifest schema {SCHEMA}, got {schema}. Export the run again with flawscope export."
+            )
         if schema > SCHEMA:
             raise BundleError(
                 f"{name}: expected manifest schema {SCHEMA}, got {schema}. "
@@ -401,7 +406,7 @@ def decode_manifest(data: bytes, name: str) -> Manifest:
             )
         manifest = msgspec.json.decode(data, type=Manifest, dec_hook=decode_head)
         # Byte for byte: this covers digest, order of keys and white space, and repeated keys of JSON.
-        is_whole = encode_manifest(manifest) == data
+        is_whole = (encode_manifest(manifest) if schema == SCHEMA else _encode_older(data)) == data
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as err:
         raise BundleError(f"{name}: the manifest is broken: {err}. Copy or export the bundle again.") from err
     if not is_whole:
@@ -409,7 +414,14 @@ def decode_manifest(data: bytes, name: str) -> Manifest:
     return manifest
 
 
-def _canonical(manifest: Manifest) -> bytes:
+def _encode_older(data: bytes) -> bytes:
+    """Return the canonical bytes of a manifest of an older schema, from its own fields and without today's structs."""
+    fields = msgspec.json.decode(data)
+    digest = hashlib.sha256(_canonical({**fields, "digest": ""})).hexdigest()
+    return _canonical({**fields, "digest": digest})
+
+
+def _canonical(manifest: Manifest | dict[str, object]) -> bytes:
     # Sorted keys: the order of dicts is that of their making, and must not change the digest.
     return msgspec.json.format(msgspec.json.encode(manifest, order="sorted"), indent=1) + b"\n"
 

@@ -65,7 +65,7 @@ def test_every_module_of_a_lean_room_imports_without_training_libraries(room):
         >= {
             "flawscope": {
                 "flawscope.cli",
-                "flawscope.bundle.store",
+                "flawscope.bundle.opening",
                 "flawscope.bundle.bundle_command",
                 "flawscope.datasets.data_command",
                 "flawscope.datasets.defects.set_commands",

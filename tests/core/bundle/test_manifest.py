@@ -118,9 +118,9 @@ def test_the_forger_of_these_tests_makes_manifests_that_pass():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda fields: fields.update(schema=SCHEMA + 1), "schema 3, got 4. It was written by a newer flaw"),
+        (lambda fields: fields.update(schema=SCHEMA + 1), "schema 4, got 5. It was written by a newer flaw"),
         (lambda fields: fields.update(schema=10**18, head="?", extra=[]), "written by a newer flawscope: update"),
-        (lambda fields: fields.update(schema=0), "expected manifest schema 3, got 0"),
+        (lambda fields: fields.update(schema=0), "expected manifest schema 4, got 0"),
         (lambda fields: fields.update(schema="1"), r"Expected `int`, got `str` - at `\$.schema`"),
         (lambda fields: fields.pop("schema"), "missing required field `schema`"),
         (lambda fields: fields.update(extra=1), "unknown field `extra`"),

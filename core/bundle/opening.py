@@ -1,4 +1,4 @@
-"""Reading and writing bundles: every file is listed in the manifest with its hash, and any other is refused.
+"""Opening bundles: every file is listed in the manifest with its hash, and any other is refused.
 
 An ONNX graph may load external data beside it, so an unlisted file could become part of a model. Zip members must be
 stored without compression (no zip bombs), with the listed names and sizes.
@@ -12,22 +12,20 @@ import shutil
 import stat
 import tempfile
 import zipfile
-from collections.abc import Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 import safetensors
 import safetensors.numpy
 
-from flawscope.bundle.manifest import FileEntry, Manifest, decode_manifest, encode_manifest
+from flawscope.bundle.file_names import MANIFEST, is_safe
+from flawscope.bundle.manifest import FileEntry, Manifest, decode_manifest
 from flawscope.errors import ArgumentError, BundleError
-from flawscope.files import atomic_file, atomic_folder, sha256_file, storage_errors, write_bytes
+from flawscope.files import sha256_file, storage_errors
 
-MANIFEST = "manifest.json"
 # Read into memory before anything is verified, hence a limit.
 _MAX_MANIFEST_BYTES = 64 << 20
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
@@ -236,23 +234,15 @@ def _too_large(path: Path) -> str:
 def _check_member(member: zipfile.ZipInfo, path: Path) -> None:
     if member.is_dir() or stat.S_ISLNK(member.external_attr >> 16):
         raise BundleError(f"{path}: the member {member.filename!r} is a folder or a link, not a file. Pack it again.")
-    if not _is_safe(member.filename):
+    if not is_safe(member.filename):
         raise BundleError(f"{path}: the member name {member.filename!r} leaves the bundle. It was not unpacked.")
     if member.compress_type != zipfile.ZIP_STORED:
         raise BundleError(f"{path}: the member {member.filename!r} is compressed. Pack it with flawscope bundle pack.")
 
 
-def _is_safe(name: str) -> bool:
-    pure = PurePosixPath(name)
-    # Two spellings of one path (`a`, `./a`) would let a second member overwrite one whose hash was already checked.
-    is_plain = bool(pure.parts) and pure.as_posix() == name and "\0" not in name
-    # Backslash and colon are separators on Windows, where a bundle may be opened too.
-    return is_plain and ".." not in pure.parts and not pure.is_absolute() and "\\" not in name and ":" not in name
-
-
 def _check_names(manifest: Manifest, path: Path) -> None:
     for name in manifest.files:
-        if not _is_safe(name) or name == MANIFEST:
+        if not is_safe(name) or name == MANIFEST:
             raise BundleError(f"{path}: the manifest lists the name {name!r}, which is not allowed in a bundle.")
 
 
@@ -306,89 +296,3 @@ def _checked_members(bundle: Bundle) -> Bundle:
                 "got another. Combine it again."
             )
     return bundle
-
-
-def write_bundle(path: Path, manifest: Manifest, sources: Mapping[str, Path | bytes]) -> Manifest:
-    """Write a bundle folder whole, or not at all.
-
-    Args:
-        path: The folder to make; an existing bundle there is replaced.
-        manifest: The manifest; its `files` and `digest` are filled in here.
-        sources: Name in the bundle -> file to copy, or the bytes themselves.
-
-    Returns:
-        The manifest as written.
-
-    Raises:
-        ArgumentError: If a name is not allowed in a bundle, or `path` is something other than a bundle.
-        BundleError: If the manifest holds NaN or infinity.
-        StorageError: If the system refuses to write; an existing bundle stays as it was.
-    """
-    for name in sources:
-        if not _is_safe(name) or name == MANIFEST:
-            raise ArgumentError(f"{name!r}: expected a relative file name other than {MANIFEST}. Choose another name.")
-    _check_ours(path)
-    with atomic_folder(path, replace_if=MANIFEST) as folder:
-        files = {}
-        for name, source in sources.items():
-            target = folder / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if isinstance(source, bytes):
-                target.write_bytes(source)
-            else:
-                shutil.copyfile(source, target)
-            files[name] = FileEntry(sha256_file(target), target.stat().st_size)
-        # The manifest last: it lists the hashes of all others.
-        data = encode_manifest(msgspec.structs.replace(manifest, files=files))
-        (folder / MANIFEST).write_bytes(data)
-    return decode_manifest(data, str(path))
-
-
-def _check_ours(path: Path) -> None:
-    """Refuse to replace a folder whose manifest.json is not a bundle's: web apps have a file of that name too."""
-    file = path / MANIFEST
-    with storage_errors(path):
-        is_ours = not file.is_file() or b'"flawscope"' in file.read_bytes()
-    if not is_ours:
-        raise ArgumentError(
-            f"{path}: expected a new folder or a bundle, got a folder whose {MANIFEST} is not of flawscope. "
-            "Choose another name."
-        )
-
-
-def rewrite_manifest(path: Path, manifest: Manifest) -> Manifest:
-    """Replace the manifest of a bundle, folder or packed, without touching its other files."""
-    data = encode_manifest(manifest)
-    if path.is_dir():
-        write_bytes(path / MANIFEST, data)
-    else:
-        with open_bundle(path) as bundle:
-            _pack(bundle, data, path)
-    return decode_manifest(data, str(path))
-
-
-def pack_bundle(bundle: Bundle, path: Path) -> None:
-    """Write a bundle as one uncompressed zip with fixed times, so equal bundles give equal files."""
-    if path.is_dir():
-        raise ArgumentError(f"{path}: expected a file name for the packed bundle, got an existing folder.")
-    if path.resolve().is_relative_to(bundle.folder.resolve()):
-        raise ArgumentError(f"{path}: expected a place outside the bundle, where only listed files may lie.")
-    _pack(bundle, encode_manifest(bundle.manifest), path)
-
-
-def _pack(bundle: Bundle, manifest: bytes, path: Path) -> None:
-    with atomic_file(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
-        archive.writestr(_member(MANIFEST), manifest)
-        for name in sorted(bundle.manifest.files):
-            member = _member(name)
-            # open(..., "w") decides by this size whether a member needs ZIP64; a file over 4 GiB would fail half-way.
-            member.file_size = bundle.manifest.files[name].size
-            with bundle.file(name).open("rb") as source, archive.open(member, "w") as target:
-                shutil.copyfileobj(source, target, 1 << 20)
-
-
-def _member(name: str) -> zipfile.ZipInfo:
-    # 1980 is the first year that zip can hold; the mode is fixed too, whatever the umask.
-    member = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
-    member.external_attr = (stat.S_IFREG | 0o644) << 16
-    return member

@@ -1,0 +1,103 @@
+"""Writing bundles: whole or not at all, and packing them."""
+
+from __future__ import annotations
+
+import shutil
+import stat
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+from flawscope.bundle.file_names import MANIFEST, is_safe
+from flawscope.bundle.manifest import FileEntry, Manifest, decode_manifest, encode_manifest
+from flawscope.bundle.opening import Bundle, open_bundle
+from flawscope.errors import ArgumentError
+from flawscope.files import atomic_file, atomic_folder, sha256_file, storage_errors, write_bytes
+
+
+def write_bundle(path: Path, manifest: Manifest, sources: Mapping[str, Path | bytes]) -> Manifest:
+    """Write a bundle folder whole, or not at all.
+
+    Args:
+        path: The folder to make; an existing bundle there is replaced.
+        manifest: The manifest; its `files` and `digest` are filled in here.
+        sources: Name in the bundle -> file to copy, or the bytes themselves.
+
+    Returns:
+        The manifest as written.
+
+    Raises:
+        ArgumentError: If a name is not allowed in a bundle, or `path` is something other than a bundle.
+        BundleError: If the manifest holds NaN or infinity.
+        StorageError: If the system refuses to write; an existing bundle stays as it was.
+    """
+    for name in sources:
+        if not is_safe(name) or name == MANIFEST:
+            raise ArgumentError(f"{name!r}: expected a relative file name other than {MANIFEST}. Choose another name.")
+    _check_ours(path)
+    with atomic_folder(path, replace_if=MANIFEST) as folder:
+        files = {}
+        for name, source in sources.items():
+            target = folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if isinstance(source, bytes):
+                target.write_bytes(source)
+            else:
+                shutil.copyfile(source, target)
+            files[name] = FileEntry(sha256_file(target), target.stat().st_size)
+        # The manifest last: it lists the hashes of all others.
+        data = encode_manifest(msgspec.structs.replace(manifest, files=files))
+        (folder / MANIFEST).write_bytes(data)
+    return decode_manifest(data, str(path))
+
+
+def _check_ours(path: Path) -> None:
+    """Refuse to replace a folder whose manifest.json is not a bundle's: web apps have a file of that name too."""
+    file = path / MANIFEST
+    with storage_errors(path):
+        is_ours = not file.is_file() or b'"flawscope"' in file.read_bytes()
+    if not is_ours:
+        raise ArgumentError(
+            f"{path}: expected a new folder or a bundle, got a folder whose {MANIFEST} is not of flawscope. "
+            "Choose another name."
+        )
+
+
+def rewrite_manifest(path: Path, manifest: Manifest) -> Manifest:
+    """Replace the manifest of a bundle, folder or packed, without touching its other files."""
+    data = encode_manifest(manifest)
+    if path.is_dir():
+        write_bytes(path / MANIFEST, data)
+    else:
+        with open_bundle(path) as bundle:
+            _pack(bundle, data, path)
+    return decode_manifest(data, str(path))
+
+
+def pack_bundle(bundle: Bundle, path: Path) -> None:
+    """Write a bundle as one uncompressed zip with fixed times, so equal bundles give equal files."""
+    if path.is_dir():
+        raise ArgumentError(f"{path}: expected a file name for the packed bundle, got an existing folder.")
+    if path.resolve().is_relative_to(bundle.folder.resolve()):
+        raise ArgumentError(f"{path}: expected a place outside the bundle, where only listed files may lie.")
+    _pack(bundle, encode_manifest(bundle.manifest), path)
+
+
+def _pack(bundle: Bundle, manifest: bytes, path: Path) -> None:
+    with atomic_file(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr(_member(MANIFEST), manifest)
+        for name in sorted(bundle.manifest.files):
+            member = _member(name)
+            # open(..., "w") decides by this size whether a member needs ZIP64; a file over 4 GiB would fail half-way.
+            member.file_size = bundle.manifest.files[name].size
+            with bundle.file(name).open("rb") as source, archive.open(member, "w") as target:
+                shutil.copyfileobj(source, target, 1 << 20)
+
+
+def _member(name: str) -> zipfile.ZipInfo:
+    # 1980 is the first year that zip can hold; the mode is fixed too, whatever the umask.
+    member = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
+    member.external_attr = (stat.S_IFREG | 0o644) << 16
+    return member
