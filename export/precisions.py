@@ -225,7 +225,7 @@ def _run_gate(
         graph = Inspector(bundle, "cpu", "graph", name)
         golden = []
         for entry in manifest.golden:
-            data = bundle.file(entry.file).read_bytes()
+            data = bundle.read(entry.file)
             maps, scores = graph.infer(prepare(decode_image(data, entry.file), manifest.input)[None])
             golden.append(Golden(entry.file, float(scores[0]), float(maps[0].max())))
     return tuple(golden), gate

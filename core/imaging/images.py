@@ -170,7 +170,12 @@ def read_mask(path: Path, *, is_indexed: bool = False) -> BoolArray:
     Raises:
         ImageError: As `decode_stored`.
     """
-    mask = decode_stored(_read(path), str(path))
+    return decode_mask(_read(path), str(path), is_indexed=is_indexed)
+
+
+def decode_mask(data: bytes, name: str = "mask", *, is_indexed: bool = False) -> BoolArray:
+    """Decode an encoded mask to bool [H, W]; see `read_mask`."""
+    mask = decode_stored(data, name)
     if mask.ndim == 3:
         # The largest channel: a defect painted in pure blue has a luma of 29 and would be lost.
         mask = mask.max(axis=2)

@@ -31,9 +31,7 @@ def golden_images(inspector: Inspector) -> list[bytes]:
     Raises:
         ArgumentError: If there are none.
     """
-    encoded = [
-        inspector.bundle.file(golden.file).read_bytes() for golden in inspector.manifest.golden_of(inspector.precision)
-    ]
+    encoded = [inspector.bundle.read(golden.file) for golden in inspector.manifest.golden_of(inspector.precision)]
     if not encoded:
         raise ArgumentError("bench: expected a bundle with golden images, got none. Export it again.")
     return encoded

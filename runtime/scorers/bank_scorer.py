@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy.typing as npt
@@ -121,7 +122,7 @@ class BankScorer:
 
     def __init__(self, bundle: Bundle, session: Session, head: NativeHead, precision: str, least_score: float) -> None:
         self.least_score = least_score
-        self._file = bundle.graph("features", precision)
+        self._model = partial(bundle.model, "features", precision)
         self._session, self._head = session, head
 
     def score(self, images: UInt8Array) -> tuple[Float32Array, Float32Array]:
@@ -134,7 +135,7 @@ class BankScorer:
 
     def parts(self, images: UInt8Array) -> list[Part]:
         """Return the feature graph."""
-        return [Part("features", self._file, self._session, {"image": images})]
+        return [Part("features", self._model(), self._session, {"image": images})]
 
     def describe(self) -> str:
         """Return which kernels compute maps and scores."""
