@@ -121,7 +121,7 @@ def test_a_file_too_short_for_its_tensors_is_refused(tmp_path: Path) -> None:
 
 
 def test_graphs_nested_without_end_are_refused() -> None:
-    # By hand, as the package itself makes none so deep: a graph (7) of a node (1) with an attribute (5) with a graph (6).
+    # By hand, as the package itself makes none so deep: a node (1) with an attribute (5) with a graph (6), and so on.
     graph = b""
     for _ in range(40):
         for number in (6, 5, 1):
