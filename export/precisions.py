@@ -219,10 +219,10 @@ def _run_gate(
     with open_bundle(folder) as bundle:
         # `auto`: the figures are those of the path that is used on a CPU.
         reference = Inspector(bundle, "cpu", "auto")
-        candidate = Inspector(bundle, "cpu", "auto", name)
+        candidate = Inspector(bundle, "cpu", "auto", name, is_candidate=True)
         gate = measure_gate(reference, candidate, images.good, images.labelled, progress)
         # Golden scores are those of the whole graph, as in FP32: the path that every backend has.
-        graph = Inspector(bundle, "cpu", "graph", name)
+        graph = Inspector(bundle, "cpu", "graph", name, is_candidate=True)
         golden = []
         for entry in manifest.golden:
             data = bundle.read(entry.file)

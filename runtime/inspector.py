@@ -39,6 +39,13 @@ Source = Path | str | npt.NDArray[np.uint8] | CudaArray | DlpackArray
 class Inspector:
     """A bundle made ready on one backend. Close it, or use it in `with`.
 
+    Args:
+        bundle: The opened bundle.
+        backend: As in `load`.
+        path: As in `load`.
+        precision: As in `load`.
+        is_candidate: The bundle is being made and may have no golden images yet.
+
     Attributes:
         bundle: The opened bundle.
         backend_reason: Why this backend is used.
@@ -47,12 +54,22 @@ class Inspector:
         scorer: Computes maps and scores; replaced by a new one after the device failed.
     """
 
-    def __init__(self, bundle: Bundle, backend: str = "auto", path: str = "auto", precision: str = "fp32") -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        backend: str = "auto",
+        path: str = "auto",
+        precision: str = "fp32",
+        *,
+        is_candidate: bool = False,
+    ) -> None:
         if bundle.manifest.kind != "score":
             raise BundleError(
                 f"{bundle.path}: expected a bundle that scores, got one that draws defects. Use flawscope synth "
                 "generate."
             )
+        if not (is_candidate or bundle.manifest.golden_of(precision)):
+            raise BundleError(f"{bundle.path}: expected golden images for {precision}, got none. Export it again.")
         choice = choose_backend(backend)
         self.bundle = bundle
         self.backend_reason = choice.reason
@@ -100,8 +117,17 @@ class Inspector:
         opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
         try:
             return cls(opened, backend, path, precision)
+        except FlawscopeError:
+            opened.close()
+            raise
+        except (Exception, MemoryError) as err:
+            # A bundle can be whole and still hold numbers that nobody foresaw.
+            opened.close()
+            raise BundleError(
+                f"{opened.path}: could not be made ready: unexpected {type(err).__name__}: {err}. Export it again."
+            ) from err
         except BaseException:
-            opened.close()  # a packed bundle was unpacked to a temporary folder, which this removes
+            opened.close()
             raise
 
     @property

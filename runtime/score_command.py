@@ -118,7 +118,7 @@ def _reference(inspector: Inspector) -> float:
     if inspector.thresholds is not None:
         return inspector.thresholds.pixel.value
     # Without thresholds the scale is anchored at the largest map value of the golden images.
-    return max((golden.map_max for golden in inspector.manifest.golden_of(inspector.precision)), default=1.0)
+    return max(golden.map_max for golden in inspector.manifest.golden_of(inspector.precision))
 
 
 def _write_map(

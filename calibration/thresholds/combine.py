@@ -147,10 +147,10 @@ def _checked_weights(paths: Sequence[Path], weights: Sequence[float] | None) -> 
     return shares
 
 
-def _loaded(bundle: Bundle, backend: str, path: str = "auto") -> Inspector:
+def _loaded(bundle: Bundle, backend: str, path: str = "auto", *, is_candidate: bool = False) -> Inspector:
     from flawscope.runtime import Inspector  # brings ONNX Runtime, which --help does without
 
-    return Inspector(bundle, backend, path)
+    return Inspector(bundle, backend, path, is_candidate=is_candidate)
 
 
 def _check_together(bundles: Sequence[Bundle]) -> None:
@@ -177,8 +177,6 @@ def _check_together(bundles: Sequence[Bundle]) -> None:
                     f"{bundle.path}: expected the {setting} of {first.path} ({expected}), got {got}. Train both with "
                     "the same settings for images."
                 )
-        if not manifest.golden:
-            raise ArgumentError(f"{bundle.path}: expected golden images, got none. Export the bundle again.")
         if manifest.digest in seen:
             raise ArgumentError(
                 f"{bundle.path}: expected another bundle, got the one of {seen[manifest.digest].path} once more. Give "
@@ -344,7 +342,7 @@ def _write(
         progress("Writing", 1, 3)
         entries = []
         # On the CPU by the whole graphs, as at export: every other backend and path is compared with these scores.
-        with open_bundle(candidate) as bundle, _loaded(bundle, "cpu", "graph") as inspector:
+        with open_bundle(candidate) as bundle, _loaded(bundle, "cpu", "graph", is_candidate=True) as inspector:
             for name in golden:
                 maps, scores = inspector.infer(prepare(decode_image(bundle.read(name), name), manifest.input)[None])
                 entries.append(Golden(name, float(scores[0]), float(maps[0].max())))

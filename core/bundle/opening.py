@@ -24,6 +24,7 @@ import numpy.typing as npt
 import safetensors
 import safetensors.numpy
 
+from flawscope.bundle.cross_checks import check_manifest
 from flawscope.bundle.file_names import MANIFEST, is_safe
 from flawscope.bundle.manifest import FileEntry, Manifest, decode_manifest
 from flawscope.bundle.onnx_model import OnnxModel, external_files
@@ -282,6 +283,7 @@ def _verified(path: Path, files: StoredFiles) -> Bundle:
             raise BundleError(f"{path}: the manifest lists {name!r} below a file. Export the bundle again.")
     sizes = files.sizes()
     _check_listing(set(sizes), manifest, path)
+    check_manifest(manifest, str(path))
     # Sizes first: they refuse a file of gigabytes without hashing it.
     for name, listed in manifest.files.items():
         _check_size(sizes[name], name, listed, path)
@@ -328,6 +330,7 @@ def _check_members(bundle: Bundle) -> None:
             for name, listed in manifest.files.items()
             if name.startswith(inside) and name != inside + MANIFEST
         }
+        check_manifest(theirs, str(member.path))
         if theirs.digest != entry.digest or theirs.files != files:
             raise BundleError(
                 f"{member.path}: expected the whole bundle {entry.digest[:12]}…, got other files. Combine it again."

@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from flawscope.errors import BackendError
+from flawscope.files import storage_errors
 from flawscope.runtime.inspector import Inspector
 
 REPEATS = 3  # odd, so that a median is one of the runs
@@ -65,7 +66,8 @@ def cold_start(inspector: Inspector, bundle: Path) -> dict[str, Any]:
     golden = inspector.manifest.golden_of(inspector.precision)[0].file
     with tempfile.TemporaryDirectory() as folder:
         image = Path(folder) / Path(golden).name
-        image.write_bytes(inspector.bundle.read(golden))
+        with storage_errors(image):
+            image.write_bytes(inspector.bundle.read(golden))
         arguments = [str(bundle), inspector.backend, inspector.path, inspector.precision, str(image)]
         runs = [_run(arguments) for _ in range(REPEATS)]
         without_engine = _without_engine(arguments) if inspector.backend == "tensorrt" else None

@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
-from flawscope.bundle import open_bundle, pack_bundle
+from flawscope.bundle import open_bundle, pack_bundle, rewrite_manifest
 from flawscope.errors import BundleError, DeviceError
 from flawscope.runtime import Inspector
 from flawscope.runtime import inspector as inspector_module
@@ -156,3 +157,23 @@ def test_outputs_of_another_shape_or_type_are_a_fault(padim_bundle: Path, maps: 
         result = inspector(np.zeros((64, 64, 3), np.uint8))
     assert result.decision == "fault"
     assert "graph output" in str(result.reason)
+
+
+def test_a_bundle_without_golden_images_is_not_loaded(padim_bundle: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(padim_bundle, tmp_path / "part.flaw"))
+    with open_bundle(copy) as bundle:
+        rewrite_manifest(copy, msgspec.structs.replace(bundle.manifest, golden=()))
+    with pytest.raises(BundleError, match="expected golden images for fp32, got none"):
+        Inspector.load(copy, "cpu")
+
+
+@pytest.mark.parametrize("error", [TypeError("odd"), MemoryError(), ZeroDivisionError("odd")])
+def test_whatever_is_not_foreseen_at_load_is_one_sentence(
+    padim_bundle: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def odd(*arguments: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(inspector_module, "open_scorer", odd)
+    with pytest.raises(BundleError, match=f"could not be made ready: unexpected {type(error).__name__}"):
+        Inspector.load(padim_bundle, "cpu")

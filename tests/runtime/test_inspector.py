@@ -285,7 +285,10 @@ def test_boxes_lie_in_the_source_also_behind_a_crop_and_in_an_image_that_is_not_
     framed = cv2.copyMakeBorder(image, 16, 16, 24, 24, cv2.BORDER_REFLECT)
     source = np.repeat(np.repeat(framed, 3, axis=0), 2, axis=1)
     cropped = copy_of(padim_bundle, tmp_path, input=Preprocessing(resize=(96, 112), crop=(64, 64)), golden=())
-    with Inspector.load(padim_bundle, "cpu") as plain, Inspector.load(cropped, "cpu") as inspector:
+    with (
+        Inspector.load(padim_bundle, "cpu") as plain,
+        Inspector(open_bundle(cropped), "cpu", is_candidate=True) as inspector,
+    ):
         expected, got = plain(image), inspector(source)
     assert got.score == expected.score
     assert len(expected.boxes) >= 1

@@ -180,7 +180,7 @@ def test_tiles_are_measured_as_they_are_inspected(tmp_path, dataset, image_hashe
             r"\[20, 20\], crop \[16, 16\]",
         ),
         ({"tiling": Tiling((16, 16), 0.0)}, r"expected the tiles of .* \(none\), got size \[16, 16\], overlap 0.0"),
-        ({"golden": ()}, r"b\.flaw: expected golden images, got none"),
+        ({"golden": ()}, r"b\.flaw: expected golden images for fp32, got none"),
     ],
 )
 def test_bundles_that_do_not_go_together_are_refused(tmp_path, dataset, image_hashes, changes, message) -> None:
