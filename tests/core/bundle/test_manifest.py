@@ -133,7 +133,7 @@ def test_the_forger_of_these_tests_makes_manifests_that_pass():
         (lambda fields: fields.update(max_batch="4"), "Expected `int`, got `str`"),
         (lambda fields: fields.update(kind="program"), "Invalid enum value 'program'"),
         (lambda fields: fields["input"].update(resize=[1, 1]), "resize: expected height and width from 16 to 8192"),
-        (lambda fields: fields["input"].update(version=9), "preprocessing version: expected 1, got 9"),
+        (lambda fields: fields["input"].update(version=9), "preprocessing version: expected 1 to 2, got 9"),
         (lambda fields: fields["head"].update(sigma=0), "was changed after it was written"),
     ],
 )
