@@ -30,7 +30,7 @@ from flawscope.bundle.manifest import FileEntry, Manifest, decode_manifest
 from flawscope.bundle.onnx_model import OnnxModel, external_files
 from flawscope.bundle.stored_files import FolderFiles, MemberFiles, StoredFiles, ZipFiles
 from flawscope.errors import ArgumentError, BundleError
-from flawscope.files import storage_errors
+from flawscope.files import is_litter, storage_errors
 
 # Read into memory before anything is verified, hence a limit.
 _MAX_MANIFEST_BYTES = 64 << 20
@@ -296,7 +296,8 @@ def _check_listing(names: set[str], manifest: Manifest, path: Path) -> None:
     listed = {*manifest.files, MANIFEST}
     if missing := sorted(listed - names):
         raise BundleError(f"{path}: expected the listed file {missing[0]}, which is missing. Copy the bundle again.")
-    if unlisted := sorted(names - listed):
+    # What file managers leave behind is never read, as no graph may name an unlisted file.
+    if unlisted := sorted(name for name in names - listed if not is_litter(PurePosixPath(name).name)):
         raise BundleError(f"{path}: expected only listed files, got {unlisted[0]!r} as well. Remove it.")
 
 

@@ -468,3 +468,12 @@ def test_a_folder_that_may_not_be_listed_is_refused(folder, refuse, monkeypatch)
 
     monkeypatch.setattr(os, "scandir", denied)
     refuse(folder, "could not be read: Permission denied")
+
+
+@pytest.mark.parametrize(
+    "name", [".DS_Store", "Thumbs.db", "desktop.ini", ".nfs00000001", "._score.onnx", "golden/.DS_Store"]
+)
+def test_what_file_managers_leave_behind_is_no_reason_to_refuse(folder, name):
+    (folder / name).write_bytes(b"litter")
+    with open_bundle(folder) as bundle, pytest.raises(BundleError, match="does not list it"):
+        bundle.read(name)
