@@ -14,7 +14,7 @@ import msgspec
 import flawscope
 from flawscope import cpp_ext, methods
 from flawscope.bundle import PRECISIONS
-from flawscope.errors import BackendError, FlawscopeError
+from flawscope.errors import ArgumentError, BackendError, FlawscopeError
 from flawscope.imaging.images import decode_image, prepare
 from flawscope.runtime.backends import BACKENDS, choose_backend
 from flawscope.runtime.backends.table import backend_row
