@@ -18,8 +18,9 @@ import numpy.typing as npt
 
 from flawscope.errors import BundleError
 
-OPSET = 18
-"""The version of ONNX's operators in every graph of a bundle."""
+OPSETS = (18, 19)
+"""Versions of ONNX's operators in the graphs of a bundle: 18 at export; 19 in INT8 with FP16 beside it, because
+quantization has scales in FP16 only since then."""
 
 _STANDARD = ("", "ai.onnx")
 _MAX_DEPTH = 32
@@ -115,8 +116,9 @@ def _model(data: memoryview) -> Iterator[ExternalTensor]:
                 versions.append(version)
         elif number in (20, 25):  # training_info, functions
             raise _Broken("functions or training code")
-    if versions != [OPSET]:
-        raise _Broken(f"operators of version {', '.join(map(str, versions)) or 'none'} in place of {OPSET}")
+    if len(versions) != 1 or versions[0] not in OPSETS:
+        expected = " or ".join(map(str, OPSETS))
+        raise _Broken(f"operators of version {', '.join(map(str, versions)) or 'none'} in place of {expected}")
     if len(graphs) != 1:
         raise _Broken(f"{len(graphs)} graphs")
     for count, tensor in enumerate(_graph(graphs[0], 0)):

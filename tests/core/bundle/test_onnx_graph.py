@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from flawscope.bundle import OnnxModel
-from flawscope.bundle.onnx_graph import OPSET, read_graph
+from flawscope.bundle.onnx_graph import OPSETS, read_graph
 from flawscope.errors import BundleError
 
 
@@ -27,7 +27,7 @@ def external(name: str, array: np.ndarray, **entries: object) -> TensorProto:
 
 def model_of(*tensors: TensorProto, nodes: tuple[onnx.NodeProto, ...] = (), **fields: object) -> onnx.ModelProto:
     graph = helper.make_graph(list(nodes), "g", [], [], initializer=list(tensors))
-    opsets = fields.pop("opsets", [helper.make_opsetid("", OPSET)])
+    opsets = fields.pop("opsets", [helper.make_opsetid("", OPSETS[0])])
     return helper.make_model(graph, opset_imports=opsets, ir_version=10, **fields)
 
 
@@ -77,7 +77,8 @@ def inner(tensor: TensorProto) -> onnx.NodeProto:
     ("model", "message"),
     [
         (model_of(nodes=(helper.make_node("Gelu", [], [], domain="com.microsoft"),)), "domain 'com.microsoft'"),
-        (model_of(opsets=[helper.make_opsetid("", 17)]), "version 17 in place of 18"),
+        (model_of(opsets=[helper.make_opsetid("", 17)]), "version 17 in place of 18 or 19"),
+        (model_of(opsets=[helper.make_opsetid("", 20)]), "version 20 in place of 18 or 19"),
         (model_of(opsets=[helper.make_opsetid("ai.onnx.ml", 3)]), "version none in place of 18"),
         (model_of(opsets=[helper.make_opsetid("", 18), helper.make_opsetid("ai.onnx", 17)]), "version 18, 17"),
         (model_of(nodes=(helper.make_node("Constant", [], ["c"], value=OUTSIDE),)), "external data in an attribute"),
@@ -94,6 +95,11 @@ def inner(tensor: TensorProto) -> onnx.NodeProto:
 )
 def test_a_graph_that_the_format_does_not_name_is_refused(model, message: str) -> None:
     refuse(model, message)
+
+
+@pytest.mark.parametrize("opset", OPSETS)
+def test_every_version_that_an_export_writes_is_read(opset: int) -> None:
+    assert read_graph(model_of(opsets=[helper.make_opsetid("", opset)]).SerializeToString(), "g.onnx") == ()
 
 
 def test_external_data_anywhere_else_is_refused_before_it_is_read(tmp_path: Path) -> None:
@@ -126,7 +132,7 @@ def test_graphs_nested_without_end_are_refused() -> None:
     for _ in range(40):
         for number in (6, 5, 1):
             graph = bytes([number << 3 | 2]) + length_of(graph) + graph
-    opset = bytes([2 << 3, OPSET])
+    opset = bytes([2 << 3, OPSETS[0]])
     refuse(b"\x42" + length_of(opset) + opset + b"\x3a" + length_of(graph) + graph, "nested too deeply")
 
 
