@@ -117,18 +117,14 @@ class Inspector:
         opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
         try:
             return cls(opened, backend, path, precision)
-        except FlawscopeError:
+        except BaseException as err:
             opened.close()
-            raise
-        except (Exception, MemoryError) as err:
+            if isinstance(err, FlawscopeError) or not isinstance(err, Exception):
+                raise
             # A bundle can be whole and still hold numbers that nobody foresaw.
-            opened.close()
             raise BundleError(
                 f"{opened.path}: could not be made ready: unexpected {type(err).__name__}: {err}. Export it again."
             ) from err
-        except BaseException:
-            opened.close()
-            raise
 
     @property
     def manifest(self) -> Manifest:
@@ -200,8 +196,7 @@ class Inspector:
                 not have the shape and type that the bundle promises.
             DeviceError: If the device fails.
         """
-        if self._is_closed:
-            raise BundleError(f"{self.bundle.path}: the inspector was closed. Load the bundle again.")
+        self._check_open()
         if self._device_failed:
             self._reopen()
         try:
@@ -213,6 +208,10 @@ class Inspector:
             raise
         check_outputs(maps, scores, len(prepared), self.manifest.input.size)
         return maps, scores
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise BundleError(f"{self.bundle.path}: the inspector was closed. Load the bundle again.")
 
     def _reopen(self) -> None:
         scorer = open_scorer(self.bundle, self._options)
@@ -231,6 +230,7 @@ class Inspector:
 
         Raises:
             ArgumentError: If the bundle's method does not reconstruct.
+            BundleError: If the inspector was closed.
             DeviceError: If the device fails.
         """
         return self.check_reconstructs().reconstruct(prepared)
@@ -253,7 +253,9 @@ class Inspector:
 
         Raises:
             ArgumentError: If the bundle's method does not reconstruct, or its images are cut into tiles.
+            BundleError: If the inspector was closed.
         """
+        self._check_open()
         reconstructor = self.scorer.reconstructor
         if reconstructor is None or self.manifest.tiling is not None:
             got = f"one of {self.manifest.method}" if self.manifest.tiling is None else "one that cuts them into tiles"

@@ -54,6 +54,7 @@ class Bundle:
         self.manifest_bytes = data
         self._files = files
         self._memory: dict[str, bytes] = {}
+        self._members: dict[str, Bundle] = {}
         self._is_closed = False
 
     def read(self, name: str) -> bytes:
@@ -207,9 +208,18 @@ class Bundle:
         members = {entry.name: entry.folder for entry in self.manifest.head.members}
         if name not in members:
             raise ArgumentError(f"{self.path}: expected a member of this bundle ({sorted(members)}), got {name!r}.")
-        path = self.path / members[name]
-        data = self.read(f"{members[name]}/{MANIFEST}")
-        return Bundle(path, data, MemberFiles(self._files, members[name]))
+        self._check_open()
+        # One object for each: a device that is opened anew must find what was read before.
+        if name not in self._members:
+            data = self.read(f"{members[name]}/{MANIFEST}")
+            self._members[name] = Bundle(self.path / members[name], data, MemberFiles(self._files, members[name]))
+        return self._members[name]
+
+    def forget(self) -> None:
+        """Let go of what was read, where nothing will be opened again; a later `read` verifies anew."""
+        self._memory.clear()
+        for member in self._members.values():
+            member.forget()
 
     def _check_open(self) -> None:
         if self._is_closed:
@@ -219,6 +229,8 @@ class Bundle:
         """Let go of what was read and of a packed bundle's file; nothing can be read from it any more."""
         self._is_closed = True
         self._memory.clear()
+        for member in self._members.values():
+            member.close()
         self._files.close()
 
     def __enter__(self) -> Bundle:

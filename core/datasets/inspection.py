@@ -196,7 +196,7 @@ def _remarks(dataset: Dataset) -> Iterator[Problem]:
     for path in dataset.orphan_masks:
         yield Problem("orphan_mask", path, "belongs to no image (or to one that has another mask)")
     # A table names its masks; in folders they were found by their names.
-    for sample in dataset.samples if dataset.layout == "folders" else ():
+    for sample in () if dataset.layout in ("visa", "records") else dataset.samples:
         if sample.mask is not None and sample.mask.parent == sample.path.parent:
             yield Problem("mask_beside_image", sample.mask, f"was taken as the mask of {sample.path.name}", "note")
     if dataset.layout == "flat":

@@ -30,6 +30,7 @@ from flawscope.arrays import BoolArray, UInt8Array, check_array
 from flawscope.errors import ArgumentError, ImageError
 from flawscope.imaging.image_headers import Header, is_whole, read_header, without_orientation
 from flawscope.imaging.jpeg import DamagedJpeg, decode_jpeg, decode_with_opencv
+from flawscope.ranges import MAX_SIDE
 
 PREPROCESSING_VERSION = 2
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
@@ -62,8 +63,9 @@ class Preprocessing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 "Use a flawscope version that knows these rules."
             )
         for name, size in (("resize", self.resize), ("crop", self.crop or self.resize)):
-            if min(size) < 16 or max(size) > 8192:
-                raise ArgumentError(f"{name}: expected height and width from 16 to 8192 pixels, got {list(size)}.")
+            if min(size) < 16 or max(size) > MAX_SIDE:
+                sides = f"16 to {MAX_SIDE} pixels"
+                raise ArgumentError(f"{name}: expected height and width from {sides}, got {list(size)}.")
         if self.crop and (self.crop[0] > self.resize[0] or self.crop[1] > self.resize[1]):
             raise ArgumentError(f"crop: expected at most the resized size {list(self.resize)}, got {list(self.crop)}.")
 

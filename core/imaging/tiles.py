@@ -14,6 +14,7 @@ from flawscope.arrays import Float32Array, UInt8Array
 from flawscope.errors import ArgumentError, ImageError
 from flawscope.imaging.image_headers import read_header
 from flawscope.imaging.images import read_image
+from flawscope.ranges import MAX_SIDE
 
 
 class Tiling(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -28,8 +29,9 @@ class Tiling(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     overlap: float = 0.25
 
     def __post_init__(self) -> None:
-        if min(self.size) < 16 or max(self.size) > 8192:
-            raise ArgumentError(f"tile: expected height and width from 16 to 8192 pixels, got {list(self.size)}.")
+        if min(self.size) < 16 or max(self.size) > MAX_SIDE:
+            sides = f"16 to {MAX_SIDE} pixels"
+            raise ArgumentError(f"tile: expected height and width from {sides}, got {list(self.size)}.")
         if not 0.0 <= self.overlap <= 0.5:
             raise ArgumentError(f"tile_overlap: expected a share from 0 to 0.5, got {self.overlap}.")
 

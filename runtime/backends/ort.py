@@ -114,6 +114,8 @@ class OrtSession:
                 f"backend {backend}: expected {provider} for {model.file}, ONNX Runtime took {providers[0]}. "
                 "Are the CUDA and cuDNN libraries of its version installed? See flawscope doctor."
             )
+        # ONNX Runtime copies external data, as far as tried (1.31); a version that does not would read freed memory.
+        self._external = dict(model.external)
         self._backend = backend
         self._input = self._session.get_inputs()[0].name
         self.outputs = tuple(output.name for output in self._session.get_outputs())
@@ -142,6 +144,7 @@ class OrtSession:
     def close(self) -> None:
         """Release the session; closing twice is harmless."""
         self._session = None
+        self._external.clear()
 
 
 def _first_line(err: Exception) -> str:

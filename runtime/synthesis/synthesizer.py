@@ -147,7 +147,7 @@ class Synthesizer:
         opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
         try:
             return cls(opened, backend, precision)
-        except BaseException:  # Ctrl-C too: the bundle's temporary folder must not stay behind
+        except BaseException:  # Ctrl-C too
             opened.close()
             raise
 
@@ -216,9 +216,11 @@ class Synthesizer:
 
         Raises:
             ArgumentError: If an order or option is wrong; nothing was drawn then.
-            BundleError: If a graph gives another shape than the bundle says.
+            BundleError: If the synthesizer was closed, or a graph gives another shape than the bundle says.
             DeviceError: If the device fails.
         """
+        if not self._sessions:
+            raise BundleError(f"{self.bundle.path}: the synthesizer was closed. Load the bundle again.")
         chosen = (options or DrawOptions()).resolved(self.head)
         chosen.sampling(self.head)  # only to raise: an option that the bundle cannot take fails before the first image
         batch = self.max_batch if batch is None else batch
@@ -234,7 +236,7 @@ class Synthesizer:
         return drawn
 
     def close(self) -> None:
-        """Release the device and the bundle's temporary folder; closing twice is harmless."""
+        """Release the device and the bundle; nothing can be drawn after that. Closing twice is harmless."""
         self._close_sessions()
         self.bundle.close()
 
@@ -250,6 +252,8 @@ class Synthesizer:
         try:
             for name in _GRAPHS:
                 self._sessions[name] = open_session(self.bundle, name, self.precision, self.backend)
+                # The graphs of a large generator are gigabytes, and no session is opened a second time.
+                self.bundle.forget()
         except BaseException:
             # A backend may refuse a later graph: nothing of it may stay open when the CPU takes over.
             self._close_sessions()

@@ -137,6 +137,8 @@ def test_a_closed_inspector_never_decides_again(padim_bundle: Path) -> None:
     assert all("the inspector was closed" in str(result.reason) for result in results)
     with pytest.raises(BundleError, match="the inspector was closed"):
         inspector.infer(np.zeros((1, 64, 64, 3), np.uint8))
+    with pytest.raises(BundleError, match="the inspector was closed"):
+        inspector.check_reconstructs()
 
 
 @pytest.mark.parametrize(

@@ -342,3 +342,13 @@ def test_the_magnetic_tile_set_is_read_as_published():
         ("empty_mask", f"{name}_mask")
         for name in ("exp4_num_45057", "exp4_num_352527", "exp3_num_45042", "exp4_num_124690")
     }
+
+
+def test_a_mask_that_was_found_by_its_name_is_listed(tile):
+    image(tile / "test/dent/0.png", 30)
+    mask(tile / "test/dent/0_GT.png")
+    image(tile / "train/good/0_GT.png", 40)
+    assert problems(tile) == [
+        ("note", "mask_beside_image", "test/dent/0_GT.png"),
+        ("note", "ignored", "train/good/0_GT.png"),
+    ]

@@ -141,6 +141,28 @@ def test_a_packed_ensemble_gives_the_same_bits(ensemble: Path, tmp_path: Path) -
             assert from_folder.tobytes() == from_zip.tobytes()
 
 
+@pytest.mark.parametrize("form", ["folder", "packed"])
+def test_an_ensemble_is_reopened_from_the_memory_of_its_members(ensemble: Path, tmp_path: Path, form: str) -> None:
+    path = ensemble
+    if form == "packed":
+        path = tmp_path / "packed.flaw"
+        with open_bundle(ensemble) as bundle:
+            pack_bundle(bundle, path)
+    image = np.random.default_rng(0).integers(0, 256, (1, 16, 16, 3), np.uint8)
+
+    def lost(images: object) -> object:
+        raise DeviceError("backend cpu: the device failed")
+
+    with Inspector.load(path, "cpu") as inspector:
+        before = [array.tobytes() for array in inspector.infer(image)]
+        for file in [path] if path.is_file() else [entry for entry in path.rglob("*") if entry.is_file()]:
+            file.write_bytes(b"")  # in place
+        inspector.scorer.score = lost  # type: ignore[method-assign, assignment]
+        with pytest.raises(DeviceError):
+            inspector.infer(image)
+        assert [array.tobytes() for array in inspector.infer(image)] == before
+
+
 def test_a_tiled_ensemble_takes_the_largest_sum_of_a_tile(tmp_path: Path) -> None:
     tiling = Tiling((16, 16), 0.0)
     one, four = (

@@ -462,6 +462,19 @@ def test_closing_twice_is_harmless(tmp_path):
     assert safetensors.numpy.load(synthesizer.bundle.read("vectors.safetensors"))
     synthesizer.close()
     synthesizer.close()
+    for _ in range(2):
+        with pytest.raises(BundleError, match="the synthesizer was closed"):
+            synthesizer.draw([order()])
+
+
+def test_what_happens_to_the_files_after_loading_changes_nothing(tmp_path):
+    write_tiny_synth(tmp_path / "b.flaw")
+    with Synthesizer.load(tmp_path / "b.flaw", "cpu") as synthesizer:
+        (before,) = synthesizer.draw([order()])
+        for file in [entry for entry in (tmp_path / "b.flaw").rglob("*") if entry.is_file()]:
+            file.write_bytes(b"")  # in place
+        (after,) = synthesizer.draw([order()])
+    np.testing.assert_array_equal(before.image, after.image)
 
 
 def test_a_base_that_has_learned_no_defect_draws_any_by_its_words(tmp_path):
