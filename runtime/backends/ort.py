@@ -88,7 +88,12 @@ def make_session(model: OnnxModel, options: Any, backend: str) -> Any:
     if model.external:
         values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in model.external.values()]
         options.add_external_initializers(list(model.external), values)
-    return onnxruntime.InferenceSession(model.data, options, providers=session_providers(backend))
+    session = onnxruntime.InferenceSession(model.data, options, providers=session_providers(backend))
+    # By itself it would go on with another provider where one fails in a run. For that it also keeps the bytes of the
+    # graph: hundreds of megabytes of a generator would stay in memory twice.
+    session.disable_fallback()
+    vars(session).pop("_model_bytes", None)
+    return session
 
 
 class OrtSession:

@@ -129,6 +129,17 @@ class FakeOrtSession:
     def get_providers(self) -> list[str]:
         return ["CPUExecutionProvider"]
 
+    def disable_fallback(self) -> None:
+        """Have none."""
+
+
+def test_a_session_neither_falls_back_in_a_run_nor_keeps_the_graph_twice(padim_bundle: Path) -> None:
+    model = OnnxModel.of_file(padim_bundle / "score.onnx")
+    session = ort.make_session(model, ort.session_options(), "cpu")
+    assert not session._enable_fallback
+    assert not any(value is model.data for value in vars(session).values())
+    assert session.run(None, {"image": np.zeros((1, 64, 64, 3), np.uint8)})
+
 
 def test_onnxruntimes_own_fall_back_is_an_error(padim_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ort.import_onnxruntime(), "InferenceSession", FakeOrtSession)
