@@ -14,6 +14,24 @@ from pathlib import Path
 from flawscope.errors import ArgumentError, StorageError
 
 
+_LITTER = frozenset({".ds_store", "thumbs.db", "ehthumbs.db", "desktop.ini"})
+_LITTER_BEGINNINGS = ("._", ".nfs")
+
+
+def is_litter(name: str) -> bool:
+    """Return whether a file is one that systems leave in folders by themselves: it is never read, nor refused.
+
+    `.DS_Store` and `._NAME` are of macOS, `Thumbs.db` and `desktop.ini` of Windows; `.nfsXXXX` is a deleted file
+    that a program of an NFS client still has open.
+
+    Args:
+        name: The name alone, without its folder.
+    """
+    # Without case: Windows and macOS keep the case that a name was written in, and copies may change it.
+    lower = name.lower()
+    return lower in _LITTER or lower.startswith(_LITTER_BEGINNINGS)
+
+
 def sha256_file(path: Path) -> str:
     """Return the SHA-256 of a file's bytes as 64 hexadecimal digits."""
     digest = hashlib.sha256()

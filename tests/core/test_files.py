@@ -18,6 +18,7 @@ from flawscope.files import (
     atomic_file,
     atomic_folder,
     check_replaceable,
+    is_litter,
     sha256_file,
     storage_errors,
     write_bytes,
@@ -37,6 +38,29 @@ def test_the_hash_is_that_of_all_bytes(tmp_path, size):
     data = bytes(range(256)) * (size // 256) + bytes(size % 256)
     (tmp_path / "f").write_bytes(data)
     assert sha256_file(tmp_path / "f") == hashlib.sha256(data).hexdigest()
+
+
+# --- litter
+
+
+@pytest.mark.parametrize(
+    "name", [".DS_Store", "Thumbs.db", "thumbs.db", "ehthumbs.db", "Desktop.ini", ".nfs000000000012", "._000.png"]
+)
+def test_what_systems_leave_is_litter(name):
+    assert is_litter(name)
+    assert is_litter(name.upper())
+
+
+@given(st.text(alphabet="abcdefgDS_.0", min_size=1, max_size=12).filter(lambda name: not name.startswith("._")))
+def test_other_names_are_not_litter(name):
+    assert is_litter(name) == (name.lower() == ".ds_store")
+
+
+@pytest.mark.parametrize(
+    "name", ["DS_Store", "xThumbs.db", "Thumbs.db.png", "desktop.ini.png", "nfs1", ".n", "_.png", "."]
+)
+def test_names_like_litter_are_not_litter(name):
+    assert not is_litter(name)
 
 
 # --- one file
