@@ -160,6 +160,16 @@ def check_replaceable(path: Path, marker: str | None) -> None:
         )
 
 
+_LITTER = frozenset({".ds_store", "thumbs.db", "desktop.ini", "__macosx"})
+_LITTER_PREFIXES = ("._", ".nfs")
+"""Resource forks of macOS, and files of NFS that were removed while they were open."""
+
+
+def is_litter(name: str) -> bool:
+    """Return whether file managers and network file systems leave a file or folder of this name behind."""
+    return name.lower() in _LITTER or name.startswith(_LITTER_PREFIXES)
+
+
 def free_name(stem: str, taken: set[str]) -> str:
     """Return `stem`, with a number appended if it is in `taken`, and add it there.
 

@@ -58,6 +58,9 @@ _IDLE_IN_SCHEMA_1: dict[str, frozenset[str]] = {
 }
 """Method -> settings that records of schema 1 have although its training never read them."""
 
+_OLDER: dict[str, Any] = {"resize_rule": 1}
+"""Settings that were added since, with the values that say what was done before."""
+
 
 @dataclass(frozen=True)
 class BackboneSource:
@@ -284,6 +287,8 @@ def _decode(path: Path, data: bytes, kind: type[_Record], schema: int) -> _Recor
         config = _without_idle(str(method), config)
         # From here on it is a record of this schema; encoding it again writes what was understood.
         plain["schema"] = schema
+    # A record without them is older than the rules of today.
+    config = {**{name: value for name, value in _OLDER.items() if name in places_of(settings)}, **config}
     try:
         decoded = msgspec.convert(_nest(settings, config), settings)
     except msgspec.ValidationError as err:

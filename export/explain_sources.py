@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -159,16 +160,18 @@ def explain_bundle(
     for _, precision in pairs:
         manifest.graphs_of(precision)  # raises where the bundle lacks it, before anything is compared
     images = [
-        prepare(decode_image(bundle.file(golden.file).read_bytes(), golden.file), manifest.input)
-        for golden in manifest.golden
+        prepare(decode_image(bundle.read(golden.file), golden.file), manifest.input) for golden in manifest.golden
     ]
     if "score" not in manifest.graphs:
         raise ArgumentError(f"{bundle.path}: {_SEVERAL}")
-    reference = GraphSide(bundle.graph("score"), "fp32 on cpu", "cpu")
-    for backend, precision in pairs:
-        candidate = GraphSide(bundle.graph("score", precision), f"{precision} on {backend}", backend)
-        limit = TOLERANCES[precision] if tolerance is None else tolerance
-        yield explain(reference, candidate, images, limit, candidate.nodes, progress)
+    files = {precision: bundle.graph_files("score", precision) for precision in ("fp32", *(pair[1] for pair in pairs))}
+    # Every tensor is made an output in a copy of the graph, which finds its external data by path.
+    with bundle.unpacked(itertools.chain(*files.values())) as folder:
+        reference = GraphSide(folder / files["fp32"][0], "fp32 on cpu", "cpu")
+        for backend, precision in pairs:
+            candidate = GraphSide(folder / files[precision][0], f"{precision} on {backend}", backend)
+            limit = TOLERANCES[precision] if tolerance is None else tolerance
+            yield explain(reference, candidate, images, limit, candidate.nodes, progress)
 
 
 def parse_against(text: str) -> tuple[str, str]:

@@ -219,13 +219,13 @@ def _run_gate(
     with open_bundle(folder) as bundle:
         # `auto`: the figures are those of the path that is used on a CPU.
         reference = Inspector(bundle, "cpu", "auto")
-        candidate = Inspector(bundle, "cpu", "auto", name)
+        candidate = Inspector(bundle, "cpu", "auto", name, is_candidate=True)
         gate = measure_gate(reference, candidate, images.good, images.labelled, progress)
         # Golden scores are those of the whole graph, as in FP32: the path that every backend has.
-        graph = Inspector(bundle, "cpu", "graph", name)
+        graph = Inspector(bundle, "cpu", "graph", name, is_candidate=True)
         golden = []
         for entry in manifest.golden:
-            data = bundle.file(entry.file).read_bytes()
+            data = bundle.read(entry.file)
             maps, scores = graph.infer(prepare(decode_image(data, entry.file), manifest.input)[None])
             golden.append(Golden(entry.file, float(scores[0]), float(maps[0].max())))
     return tuple(golden), gate

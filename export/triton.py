@@ -203,7 +203,8 @@ def write_triton(bundle: Bundle, repository: Path, options: TritonOptions | None
     with atomic_folder(folder, replace_if=RECORD) as temporary:
         for target, source in _copies(bundle, options.precision).items():
             (temporary / target).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, temporary / target)
+            with (temporary / target).open("wb") as file:
+                bundle.copy(source, file)
         (temporary / "labels.txt").write_text(f"{LABEL}\n", encoding="utf-8")
         (temporary / "config.pbtxt").write_text(config_text(name, manifest, options), encoding="utf-8")
         session = _load_graph(temporary, manifest)
@@ -314,19 +315,13 @@ def _check_options(options: TritonOptions, max_batch: int) -> None:
             raise ArgumentError(f"{name}: expected {least} to {most}, got {value}.")
 
 
-def _copies(bundle: Bundle, precision: str) -> dict[str, Path]:
+def _copies(bundle: Bundle, precision: str) -> dict[str, str]:
     """Return path below the model folder -> file of the bundle, for every file that is copied unchanged."""
-    graph = bundle.graph("score", precision)
-    data = graph.read_bytes()
-    # External data lies in files that the graph names in plain UTF-8, relative to itself. Searching the bytes needs no
-    # onnx. A name that is there by chance costs a copy; a missed one would show when `_check_graph` loads the graph.
-    external = [
-        name for name in bundle.manifest.files if name != graph.name and "/" not in name and name.encode() in data
-    ]
+    graph, *external = bundle.graph_files("score", precision)
     return {
-        **{f"{Path(GRAPH).parent}/{name}": bundle.file(name) for name in external},
+        **{f"{Path(GRAPH).parent}/{name}": name for name in external},
         GRAPH: graph,
-        **{golden.file: bundle.file(golden.file) for golden in bundle.manifest.golden_of(precision)},
+        **{golden.file: golden.file for golden in bundle.manifest.golden_of(precision)},
     }
 
 

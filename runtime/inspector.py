@@ -29,7 +29,7 @@ from flawscope.runtime.backends import choose_backend
 from flawscope.runtime.decision import decide, find_boxes
 from flawscope.runtime.device_arrays import CudaArray, DlpackArray, on_host
 from flawscope.runtime.results import Box, Result
-from flawscope.runtime.scorers.golden import check_golden
+from flawscope.runtime.scorers.golden import check_golden, check_outputs
 from flawscope.runtime.scorers.scorer import Reconstructor, ScorerOptions, open_scorer
 
 Source = Path | str | npt.NDArray[np.uint8] | CudaArray | DlpackArray
@@ -39,6 +39,13 @@ Source = Path | str | npt.NDArray[np.uint8] | CudaArray | DlpackArray
 class Inspector:
     """A bundle made ready on one backend. Close it, or use it in `with`.
 
+    Args:
+        bundle: The opened bundle.
+        backend: As in `load`.
+        path: As in `load`.
+        precision: As in `load`.
+        is_candidate: The bundle is being made and may have no golden images yet.
+
     Attributes:
         bundle: The opened bundle.
         backend_reason: Why this backend is used.
@@ -47,19 +54,29 @@ class Inspector:
         scorer: Computes maps and scores; replaced by a new one after the device failed.
     """
 
-    def __init__(self, bundle: Bundle, backend: str = "auto", path: str = "auto", precision: str = "fp32") -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        backend: str = "auto",
+        path: str = "auto",
+        precision: str = "fp32",
+        *,
+        is_candidate: bool = False,
+    ) -> None:
         if bundle.manifest.kind != "score":
             raise BundleError(
                 f"{bundle.path}: expected a bundle that scores, got one that draws defects. Use flawscope synth "
                 "generate."
             )
+        if not (is_candidate or bundle.manifest.golden_of(precision)):
+            raise BundleError(f"{bundle.path}: expected golden images for {precision}, got none. Export it again.")
         choice = choose_backend(backend)
         self.bundle = bundle
         self.backend_reason = choice.reason
         self.precision = precision
         self.thresholds = self.manifest.thresholds_of(precision)
         self._options = ScorerOptions(choice.name, path, precision)
-        self._device_failed = False
+        self._device_failed = self._is_closed = False
         self._sampling: Sampling | None = None
         try:
             self.scorer = open_scorer(bundle, self._options)
@@ -100,8 +117,17 @@ class Inspector:
         opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
         try:
             return cls(opened, backend, path, precision)
+        except FlawscopeError:
+            opened.close()
+            raise
+        except (Exception, MemoryError) as err:
+            # A bundle can be whole and still hold numbers that nobody foresaw.
+            opened.close()
+            raise BundleError(
+                f"{opened.path}: could not be made ready: unexpected {type(err).__name__}: {err}. Export it again."
+            ) from err
         except BaseException:
-            opened.close()  # a packed bundle was unpacked to a temporary folder, which this removes
+            opened.close()
             raise
 
     @property
@@ -166,23 +192,39 @@ class Inspector:
     def infer(self, prepared: UInt8Array) -> tuple[Float32Array, Float32Array]:
         """Return anomaly maps float32 [N, H, W] and scores float32 [N] for prepared images uint8 [N, H, W, 3].
 
-        After the device failed, the next call opens the scorer again, once; a device that stays lost fails again.
+        After the device failed, the next call opens the scorer again, once; a device that stays lost fails again. The
+        new scorer comes from the memory that the first one came from, and must reproduce the golden scores too.
 
         Raises:
+            BundleError: If the inspector was closed; a reopened device computes something else; or maps or scores do
+                not have the shape and type that the bundle promises.
             DeviceError: If the device fails.
         """
+        if self._is_closed:
+            raise BundleError(f"{self.bundle.path}: the inspector was closed. Load the bundle again.")
         if self._device_failed:
-            self.scorer = open_scorer(self.bundle, self._options)
-            if self._sampling is not None and self.scorer.reconstructor is not None:
-                self.scorer.reconstructor.resample(self._sampling)  # a new scorer has that of the manifest
-            self._device_failed = False  # after opening: if that raises, the next call must try again
+            self._reopen()
         try:
-            return self.scorer.score(prepared)
+            maps, scores = self.scorer.score(prepared)
         except DeviceError:
             # The batch is not tried again: one that makes the device fail (out of memory) would do so for ever.
             self._device_failed = True
             self.scorer.close()
             raise
+        check_outputs(maps, scores, len(prepared), self.manifest.input.size)
+        return maps, scores
+
+    def _reopen(self) -> None:
+        scorer = open_scorer(self.bundle, self._options)
+        try:
+            check_golden(self.bundle, scorer, self._options)  # before another sampling, which has other scores
+            if self._sampling is not None and scorer.reconstructor is not None:
+                scorer.reconstructor.resample(self._sampling)  # a new scorer has that of the manifest
+        except BaseException:
+            scorer.close()
+            raise
+        # After everything that can raise: the next call must try again.
+        self.scorer, self._device_failed = scorer, False
 
     def reconstruct(self, prepared: UInt8Array) -> Reconstructed:
         """Return the reconstructions and maps of prepared images uint8 [N, H, W, 3].
@@ -296,7 +338,8 @@ class Inspector:
         )
 
     def close(self) -> None:
-        """Release the scorer and the bundle; closing twice is harmless."""
+        """Release the scorer and the bundle; every image after that is a fault. Closing twice is harmless."""
+        self._is_closed = True
         self.scorer.close()
         self.bundle.close()
 

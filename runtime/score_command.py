@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from flawscope.bundle import PRECISIONS
 from flawscope.errors import ArgumentError
-from flawscope.files import free_name, storage_errors
+from flawscope.files import free_name, is_litter, storage_errors
 from flawscope.imaging.images import EXTENSIONS, prepare, read_image
 from flawscope.imaging.png import write_png
 from flawscope.runtime.backends import BACKENDS
@@ -94,7 +94,11 @@ def _expand(images: tuple[Path, ...]) -> list[Path]:
             paths.append(image)  # also what does not exist: it becomes a fault with its reason, the others are scored
             continue
         # Not recursive: in a dataset the subfolders are defect types.
-        files = sorted(entry for entry in image.iterdir() if entry.suffix.lower() in EXTENSIONS and entry.is_file())
+        files = sorted(
+            entry
+            for entry in image.iterdir()
+            if entry.suffix.lower() in EXTENSIONS and not is_litter(entry.name) and entry.is_file()
+        )
         if not files:
             raise ArgumentError(f"{image}: expected images in this folder, got none. Name images or their folder.")
         paths.extend(files)
@@ -118,7 +122,7 @@ def _reference(inspector: Inspector) -> float:
     if inspector.thresholds is not None:
         return inspector.thresholds.pixel.value
     # Without thresholds the scale is anchored at the largest map value of the golden images.
-    return max((golden.map_max for golden in inspector.manifest.golden_of(inspector.precision)), default=1.0)
+    return max(golden.map_max for golden in inspector.manifest.golden_of(inspector.precision))
 
 
 def _write_map(

@@ -17,7 +17,7 @@ from flawscope.datasets import Dataset, fingerprint, hash_contents
 from flawscope.diffusion.schedule import Sampling
 from flawscope.errors import ArgumentError, DataError
 from flawscope.files import check_replaceable
-from flawscope.imaging.images import prepare, read_image
+from flawscope.imaging.images import decode_image, prepare
 from flawscope.progress import Progress, no_progress
 from flawscope.runtime import Inspector
 
@@ -157,7 +157,7 @@ def resample_bundle(
             golden=_golden(path, manifest, sampling),
             evidence=evidence,
         )
-        return write_bundle(out, changed, {name: bundle.file(name) for name in manifest.files})
+        return write_bundle(out, changed, {name: bundle.read(name) for name in manifest.files})
 
 
 def _golden(path: Path, manifest: Manifest, sampling: Sampling) -> tuple[Golden, ...]:
@@ -167,7 +167,7 @@ def _golden(path: Path, manifest: Manifest, sampling: Sampling) -> tuple[Golden,
     with Inspector.load(path, "cpu") as inspector:
         inspector.resample(sampling)
         for entry in manifest.golden:
-            image = prepare(read_image(inspector.bundle.file(entry.file)), manifest.input)
+            image = prepare(decode_image(inspector.bundle.read(entry.file), entry.file), manifest.input)
             maps, scores = inspector.infer(image[None])
             golden.append(Golden(entry.file, float(scores[0]), float(maps[0].max())))
     return tuple(golden)

@@ -23,6 +23,7 @@ import msgspec
 import flawscope
 from flawscope.bundle import (
     IMAGE_HASHES,
+    MANIFEST,
     Bundle,
     EnsembleHead,
     EnsembleMember,
@@ -39,7 +40,7 @@ from flawscope.calibration.thresholds.ensemble_scales import MAP_QUANTILE, SCORE
 from flawscope.datasets import Dataset, Sample, fingerprint, hash_contents
 from flawscope.errors import ArgumentError, DataError
 from flawscope.files import check_replaceable, storage_errors
-from flawscope.imaging.images import prepare, read_image
+from flawscope.imaging.images import decode_image, prepare
 from flawscope.progress import Progress, no_progress
 from flawscope.versions import package_versions
 
@@ -146,10 +147,10 @@ def _checked_weights(paths: Sequence[Path], weights: Sequence[float] | None) -> 
     return shares
 
 
-def _loaded(bundle: Bundle, backend: str, path: str = "auto") -> Inspector:
+def _loaded(bundle: Bundle, backend: str, path: str = "auto", *, is_candidate: bool = False) -> Inspector:
     from flawscope.runtime import Inspector  # brings ONNX Runtime, which --help does without
 
-    return Inspector(bundle, backend, path)
+    return Inspector(bundle, backend, path, is_candidate=is_candidate)
 
 
 def _check_together(bundles: Sequence[Bundle]) -> None:
@@ -176,8 +177,6 @@ def _check_together(bundles: Sequence[Bundle]) -> None:
                     f"{bundle.path}: expected the {setting} of {first.path} ({expected}), got {got}. Train both with "
                     "the same settings for images."
                 )
-        if not manifest.golden:
-            raise ArgumentError(f"{bundle.path}: expected golden images, got none. Export the bundle again.")
         if manifest.digest in seen:
             raise ArgumentError(
                 f"{bundle.path}: expected another bundle, got the one of {seen[manifest.digest].path} once more. Give "
@@ -313,8 +312,9 @@ def _sources(
     """Return every file of the ensemble: its members whole, each in its folder, and the hashes of their images."""
     sources: dict[str, Path | bytes] = {IMAGE_HASHES: hashes.encode()}
     for member, bundle in zip(members, bundles, strict=True):
-        for name in ("manifest.json", *bundle.manifest.files):
-            sources[f"{member.folder}/{name}"] = bundle.folder / name
+        sources[f"{member.folder}/{MANIFEST}"] = bundle.manifest_bytes
+        for name in bundle.manifest.files:
+            sources[f"{member.folder}/{name}"] = bundle.read(name)
     return sources
 
 
@@ -342,14 +342,14 @@ def _write(
         progress("Writing", 1, 3)
         entries = []
         # On the CPU by the whole graphs, as at export: every other backend and path is compared with these scores.
-        with open_bundle(candidate) as bundle, _loaded(bundle, "cpu", "graph") as inspector:
+        with open_bundle(candidate) as bundle, _loaded(bundle, "cpu", "graph", is_candidate=True) as inspector:
             for name in golden:
-                maps, scores = inspector.infer(prepare(read_image(bundle.file(name)), manifest.input)[None])
+                maps, scores = inspector.infer(prepare(decode_image(bundle.read(name), name), manifest.input)[None])
                 entries.append(Golden(name, float(scores[0]), float(maps[0].max())))
         rewrite_manifest(candidate, msgspec.structs.replace(bare, golden=tuple(entries)))
         with open_bundle(candidate) as bundle, _loaded(bundle, "cpu"):  # raises unless it reproduces the golden scores
             progress("Writing", 2, 3)
-            files: dict[str, Path | bytes] = {name: bundle.folder / name for name in bundle.manifest.files}
+            files: dict[str, Path | bytes] = {name: bundle.read(name) for name in bundle.manifest.files}
             written = write_bundle(out, bundle.manifest, files)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

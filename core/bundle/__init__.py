@@ -2,6 +2,7 @@
 
 from flawscope.bundle.ensemble_head import EnsembleHead
 from flawscope.bundle.ensemble_member import EnsembleMember
+from flawscope.bundle.file_names import MANIFEST
 from flawscope.bundle.heads import (
     BankHead,
     DdadHead,
@@ -34,12 +35,14 @@ from flawscope.bundle.manifest import (
     Thresholds,
     external_data,
 )
+from flawscope.bundle.onnx_model import OnnxModel
 from flawscope.bundle.opening import Bundle, open_bundle
 from flawscope.bundle.synth_head import ImageParity, SynthDefect, SynthHead, SynthSupport
 from flawscope.bundle.writing import pack_bundle, rewrite_manifest, write_bundle
 
 __all__ = [
     "IMAGE_HASHES",
+    "MANIFEST",
     "PRECISIONS",
     "SCHEMA",
     "Accuracy",
@@ -59,6 +62,7 @@ __all__ = [
     "ImageParity",
     "KeptNode",
     "Manifest",
+    "OnnxModel",
     "PadimHead",
     "Parity",
     "PatchcoreHead",

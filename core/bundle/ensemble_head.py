@@ -7,6 +7,7 @@ import msgspec
 from flawscope.bundle.ensemble_member import EnsembleMember
 from flawscope.bundle.heads import Head
 from flawscope.errors import ArgumentError
+from flawscope.ranges import Count
 
 
 class EnsembleHead(Head, msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="ensemble"):
@@ -18,7 +19,7 @@ class EnsembleHead(Head, msgspec.Struct, frozen=True, forbid_unknown_fields=True
     """
 
     members: tuple[EnsembleMember, ...]
-    images: int
+    images: Count
 
     def __post_init__(self) -> None:
         names = [

@@ -6,7 +6,7 @@ methods (`flawscope.methods`) its struct.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -14,6 +14,9 @@ from flawscope import methods
 from flawscope.bundle.ensemble_member import EnsembleMember
 from flawscope.diffusion.reconstruction import MapRule
 from flawscope.diffusion.schedule import Sampling
+from flawscope.ranges import NotNegative, Side, Sigma
+
+Neighbors = Annotated[int, msgspec.Meta(ge=1, le=64)]
 
 
 class Head:
@@ -29,6 +32,10 @@ class Head:
     def members(self) -> tuple[EnsembleMember, ...]:
         """The detectors of an ensemble; empty for every other method."""
         return ()
+
+    def problem(self, size: tuple[int, int]) -> str | None:
+        """Return why the head does not fit an input of this height and width, or None if it does."""
+        return None
 
 
 def head_tag(head: Head) -> str:
@@ -63,10 +70,14 @@ class PatchcoreHead(Head, msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
         sigma: Standard deviation of the map's Gaussian, in input pixels.
     """
 
-    grid: tuple[int, int]
-    neighbors: int
+    grid: tuple[Side, Side]
+    neighbors: Neighbors
     reweight: Literal["paper", "seed", "none"]
-    sigma: float
+    sigma: Sigma
+
+    def problem(self, size: tuple[int, int]) -> str | None:
+        """Return why the head does not fit an input of this height and width, or None if it does."""
+        return _grid_problem(self.grid, size)
 
 
 class PadimHead(Head, msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="padim"):
@@ -77,8 +88,12 @@ class PadimHead(Head, msgspec.Struct, frozen=True, forbid_unknown_fields=True, t
         sigma: Standard deviation of the map's Gaussian, in input pixels.
     """
 
-    grid: tuple[int, int]
-    sigma: float
+    grid: tuple[Side, Side]
+    sigma: Sigma
+
+    def problem(self, size: tuple[int, int]) -> str | None:
+        """Return why the head does not fit an input of this height and width, or None if it does."""
+        return _grid_problem(self.grid, size)
 
 
 class StfpmHead(Head, msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="stfpm"):
@@ -89,8 +104,8 @@ class StfpmHead(Head, msgspec.Struct, frozen=True, forbid_unknown_fields=True, t
         scale: Typical score: the mean over the sample images.
     """
 
-    sigma: float
-    scale: float
+    sigma: Sigma
+    scale: NotNegative
 
 
 class DdadHead(Head, msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="ddad"):
@@ -104,12 +119,16 @@ class DdadHead(Head, msgspec.Struct, frozen=True, forbid_unknown_fields=True, ta
 
     sampling: Sampling
     rule: MapRule
-    scale: float
+    scale: NotNegative
 
     @property
     def edges(self) -> Literal["none"]:
         """No edge input: the network is given the image alone."""
         return "none"
+
+    def problem(self, size: tuple[int, int]) -> str | None:
+        """Return why the head does not fit an input of this height and width, or None if it does."""
+        return _pooling_problem(self.rule, size)
 
 
 class DsadHead(Head, msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="dsad"):
@@ -124,8 +143,25 @@ class DsadHead(Head, msgspec.Struct, frozen=True, forbid_unknown_fields=True, ta
 
     sampling: Sampling
     rule: MapRule
-    scale: float
+    scale: NotNegative
     edges: Literal["none", "canny"] = "none"
+
+    def problem(self, size: tuple[int, int]) -> str | None:
+        """Return why the head does not fit an input of this height and width, or None if it does."""
+        return _pooling_problem(self.rule, size)
+
+
+def _grid_problem(grid: tuple[int, int], size: tuple[int, int]) -> str | None:
+    if grid[0] <= size[0] and grid[1] <= size[1]:
+        return None
+    return f"expected a patch grid of at most the input's {list(size)} pixels, got {list(grid)}"
+
+
+def _pooling_problem(rule: MapRule, size: tuple[int, int]) -> str | None:
+    # Each pooling makes the map 7 pixels smaller; see `MapRule`.
+    if 7 * rule.pooling < min(size):
+        return None
+    return f"expected poolings that leave something of {list(size)} pixels, got {rule.pooling}"
 
 
 BankHead = PatchcoreHead | PadimHead

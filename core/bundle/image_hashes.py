@@ -41,7 +41,7 @@ def read_image_hashes(bundle: Bundle) -> ImageHashes:
     """
     name = bundle.manifest.provenance.images
     try:
-        return msgspec.json.decode(bundle.file(name).read_bytes(), type=ImageHashes)
+        return msgspec.json.decode(bundle.read(name), type=ImageHashes)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as err:
         raise BundleError(
             f"{bundle.path}: {name}: expected the hashes of training and held-out images, got a broken file: {err}. "

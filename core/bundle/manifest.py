@@ -18,6 +18,7 @@ from flawscope.diffusion.schedule import Sampling
 from flawscope.errors import ArgumentError, BundleError
 from flawscope.imaging.images import Preprocessing
 from flawscope.imaging.tiles import Tiling
+from flawscope.ranges import BatchSize, Count, Elements, NotNegative, PositiveCount, Sha256, Share
 
 # Raised when a field is added or changes its meaning. Newer schemas are refused, and of the older ones all but these:
 # what schema 4 added has a default that says what bundles of schema 3 did.
@@ -35,8 +36,8 @@ class _Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class FileEntry(_Struct, frozen=True):
     """One file of the bundle: its SHA-256 in hexadecimal and its size in bytes."""
 
-    sha256: str
-    size: int
+    sha256: Sha256
+    size: Count
 
 
 class Graph(_Struct, frozen=True):
@@ -53,8 +54,8 @@ class Graph(_Struct, frozen=True):
     file: str
     outputs: tuple[str, ...]
     largest_tensor: str
-    largest_elements: int
-    peak_bytes: int
+    largest_elements: Elements
+    peak_bytes: Count
 
 
 def external_data(graph: str) -> str:
@@ -77,10 +78,10 @@ class Threshold(_Struct, frozen=True):
 
     value: float
     method: Literal["order-statistic", "f1", "manual"]
-    images: int = 0
-    false_reject_rate: float | None = None
-    confidence: float | None = None
-    upper_bound: float | None = None
+    images: Count = 0
+    false_reject_rate: Share | None = None
+    confidence: Share | None = None
+    upper_bound: Share | None = None
     backend: str | None = None
 
 
@@ -130,9 +131,9 @@ class Parity(_Struct, frozen=True):
 
     reference: str
     candidate: str
-    images: int
-    score_max_relative: float
-    map_max_relative: float
+    images: Count
+    score_max_relative: NotNegative
+    map_max_relative: NotNegative
     # Of one or two values a rank correlation means nothing, and of equal ones it is NaN.
     score_spearman: float | None
 
@@ -144,8 +145,8 @@ class Accuracy(_Struct, frozen=True):
     command: str
     dataset: str
     backend: str
-    images: int
-    anomalous: int
+    images: Count
+    anomalous: Count
     figures: dict[str, float | None]
 
 
@@ -214,8 +215,8 @@ class Precision(_Struct, frozen=True):
     graphs: dict[str, Graph]
     golden: tuple[Golden, ...]
     method: str
-    calibration_images: int
-    quantised: int
+    calibration_images: Count
+    quantised: Count
     kept: tuple[KeptNode, ...]
     gate: Gate | None = None
     thresholds: Thresholds | None = None
@@ -302,7 +303,7 @@ class Manifest(_Struct, frozen=True):
     method: str
     flawscope: str
     input: Preprocessing
-    max_batch: int
+    max_batch: BatchSize
     graphs: dict[str, Graph]
     bank: str | None
     # Not a union of structs: `decode_head` finds the struct in the table of methods.
@@ -315,7 +316,7 @@ class Manifest(_Struct, frozen=True):
     precisions: dict[str, Precision] = {}
     thresholds: Thresholds | None = None
     threshold_changes: tuple[ThresholdChange, ...] = ()
-    min_area_px: int = 4
+    min_area_px: PositiveCount = 4
     evidence: Evidence = Evidence()
     digest: str = ""
     schema: int = SCHEMA

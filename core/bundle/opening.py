@@ -2,60 +2,121 @@
 
 An ONNX graph may load external data beside it, so an unlisted file could become part of a model. Zip members must be
 stored without compression (no zip bombs), with the listed names and sizes.
+
+Opening hashes all files. A file that is used is read once more, into memory. It is this memory whose hash is compared
+again and which is handed on: to ONNX Runtime, to the kernels, to the decoder of the golden images. What lies on disk
+afterwards has no influence any more, also when a device is opened anew.
 """
 
 from __future__ import annotations
 
-import errno
+import contextlib
 import hashlib
-import shutil
-import stat
 import tempfile
 import zipfile
-from pathlib import Path
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PurePosixPath
 from types import TracebackType
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
 import safetensors
 import safetensors.numpy
 
+from flawscope.bundle.cross_checks import check_manifest
 from flawscope.bundle.file_names import MANIFEST, is_safe
 from flawscope.bundle.manifest import FileEntry, Manifest, decode_manifest
+from flawscope.bundle.onnx_model import OnnxModel, external_files
+from flawscope.bundle.stored_files import FolderFiles, MemberFiles, StoredFiles, ZipFiles
 from flawscope.errors import ArgumentError, BundleError
-from flawscope.files import sha256_file, storage_errors
+from flawscope.files import is_litter, storage_errors
 
 # Read into memory before anything is verified, hence a limit.
 _MAX_MANIFEST_BYTES = 64 << 20
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+_BLOCK = 1 << 20
 # The tensors of our writers; others would fail later, in the kernels.
 _BANK_DTYPES = tuple(np.dtype(kind) for kind in (np.float16, np.float32, np.float64, np.int32, np.int64))
 
 
 class Bundle:
-    """An opened, verified bundle. Close it, or use it in `with`: a packed one occupies a temporary folder.
+    """An opened, verified bundle. Close it, or use it in `with`: it holds what was read, and a packed one its file.
 
     Attributes:
-        path: The folder or file that was opened.
-        folder: The folder in which the bundle's files lie.
+        path: The folder or file that was opened, as it was named.
         manifest: Its manifest.
+        manifest_bytes: The bytes of `manifest.json`, which an ensemble stores and a signature covers.
     """
 
-    def __init__(self, path: Path, folder: Path, manifest: Manifest, temporary: Path | None = None) -> None:
+    def __init__(self, path: Path, data: bytes, files: StoredFiles) -> None:
         self.path = path
-        self.folder = folder
-        self.manifest = manifest
-        self._temporary = temporary
+        self.manifest = decode_manifest(data, str(path))
+        self.manifest_bytes = data
+        self._files = files
+        self._memory: dict[str, bytes] = {}
+        self._is_closed = False
 
-    def file(self, name: str) -> Path:
-        """Return the path of a listed file."""
+    def read(self, name: str) -> bytes:
+        """Return the bytes of a listed file, verified by their hash. They stay in memory: a file is read only once.
+
+        Raises:
+            BundleError: If the file is not listed, or was changed since the bundle was opened.
+        """
+        self._check_open()
+        if name not in self._memory:
+            listed = self._listed(name)
+            with _readable(self.path), self._files.open(name) as file:
+                data = file.read(listed.size + 1)  # one byte more shows a file that has grown
+            _check_size(len(data), name, listed, self.path)
+            _check_hash(hashlib.sha256(data).hexdigest(), name, listed, self.path)
+            self._memory[name] = data
+        return self._memory[name]
+
+    def copy(self, name: str, target: IO[bytes]) -> None:
+        """Write the bytes of a listed file to an open file, a block at a time; they are not kept in memory.
+
+        Raises:
+            BundleError: If the file is not listed, or was changed since the bundle was opened; what was written so far
+                must be thrown away.
+        """
+        self._check_open()
+        listed = self._listed(name)
+        if name in self._memory:
+            target.write(self._memory[name])
+            return
+        for block in self._blocks(name, listed):
+            target.write(block)
+
+    def verify(self) -> None:
+        """Compare the hash of every file with the manifest's.
+
+        Raises:
+            BundleError: If a file was changed.
+        """
+        for name, listed in self.manifest.files.items():
+            for _ in self._blocks(name, listed):
+                pass
+
+    def _blocks(self, name: str, listed: FileEntry) -> Iterator[bytes]:
+        """Yield a file block by block; raise at the end unless size and hash are as listed."""
+        digest, size = hashlib.sha256(), 0
+        # An error of whoever takes the blocks is not raised in here: a full disk is no unreadable bundle.
+        with _readable(self.path), self._files.open(name) as file:
+            # A growing file must not be read for ever.
+            while size <= listed.size and (block := file.read(_BLOCK)):
+                size += len(block)
+                digest.update(block)
+                yield block
+        _check_size(size, name, listed, self.path)
+        _check_hash(digest.hexdigest(), name, listed, self.path)
+
+    def _listed(self, name: str) -> FileEntry:
         if name not in self.manifest.files:
             raise BundleError(f"{self.path}: the manifest names {name} but does not list it. Export the bundle again.")
-        return self.folder / name
+        return self.manifest.files[name]
 
-    def graph(self, name: str, precision: str = "fp32") -> Path:
-        """Return the path of the ONNX graph `name` (`score` or `features`) of a precision.
+    def graph_file(self, name: str, precision: str = "fp32") -> str:
+        """Return the file name of the ONNX graph `name` (`score` or `features`) of a precision.
 
         Raises:
             ArgumentError: If the bundle lacks the precision.
@@ -64,7 +125,45 @@ class Bundle:
         graphs = self.manifest.graphs_of(precision)
         if name not in graphs:
             raise BundleError(f"{self.path}: expected a graph called {name}, got {sorted(graphs)}. Export it again.")
-        return self.file(graphs[name].file)
+        self._listed(graphs[name].file)
+        return graphs[name].file
+
+    def model(self, name: str, precision: str = "fp32") -> OnnxModel:
+        """Return the ONNX graph `name` of a precision, with the values that it keeps in other files.
+
+        Raises:
+            ArgumentError: If the bundle lacks the precision.
+            BundleError: If it has no such graph; the graph has operators that the bundle format does not name; or it
+                refers to a file that the bundle does not list.
+        """
+        file = self.graph_file(name, precision)
+        return OnnxModel.read(file, self.read, f"{self.path}: {file}")
+
+    def graph_files(self, name: str, precision: str = "fp32") -> tuple[str, ...]:
+        """Return the file names of an ONNX graph and, after it, of its external data; see `model`."""
+        file = self.graph_file(name, precision)
+        external = external_files(file, self.read(file), f"{self.path}: {file}")
+        return (file, *sorted({place for place, _ in external}))
+
+    @contextlib.contextmanager
+    def unpacked(self, files: Iterable[str]) -> Iterator[Path]:
+        """Yield a private temporary folder with verified copies of some files, for tools that take paths.
+
+        Raises:
+            BundleError: As `read`.
+            StorageError: If there is no room.
+        """
+        with storage_errors(Path(tempfile.gettempdir())):
+            # Mode 0700: nobody else can change the copies.
+            folder = tempfile.TemporaryDirectory(prefix="flawscope-")
+        with folder:
+            for name in sorted(set(files)):
+                target = Path(folder.name) / name
+                with storage_errors(target):
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    with target.open("wb") as file:
+                        self.copy(name, file)
+            yield Path(folder.name)
 
     def tensors(self) -> dict[str, npt.NDArray[Any]]:
         """Return the tensors of the memory bank, all finite and not empty; none where the method has no bank.
@@ -74,29 +173,26 @@ class Bundle:
         """
         if self.manifest.bank is None:
             return {}
-        path = self.file(self.manifest.bank)
+        name, where = self.manifest.bank, f"{self.path}: {self.manifest.bank}"
         try:
-            tensors: dict[str, npt.NDArray[Any]] = safetensors.numpy.load_file(path)
-        except (safetensors.SafetensorError, ValueError, OSError) as err:
-            raise BundleError(
-                f"{self.path}: {path.name}: expected a safetensors file, got: {err}. Export it again."
-            ) from err
-        except (TypeError, AttributeError) as err:  # what safetensors raises for bfloat16 and 8 bit floats
-            raise BundleError(
-                f"{self.path}: {path.name}: expected types that NumPy has, got: {err}. Export it again."
-            ) from err
+            tensors: dict[str, npt.NDArray[Any]] = safetensors.numpy.load(self.read(name))
+        except (safetensors.SafetensorError, ValueError) as err:
+            raise BundleError(f"{where}: expected a safetensors file, got: {err}. Export it again.") from err
+        # What safetensors raises for bfloat16 and 8 bit floats, and for types that it does not know.
+        except (TypeError, AttributeError, KeyError) as err:
+            raise BundleError(f"{where}: expected types that NumPy has, got: {err}. Export it again.") from err
         if not tensors:
-            raise BundleError(f"{self.path}: {path.name}: expected tensors, got none. Train and export again.")
-        for name, tensor in tensors.items():
+            raise BundleError(f"{where}: expected tensors, got none. Train and export again.")
+        for key, tensor in tensors.items():
             if tensor.dtype not in _BANK_DTYPES:
                 raise BundleError(
-                    f"{self.path}: {path.name}: expected {', '.join(map(str, _BANK_DTYPES))} in {name}, "
-                    f"got {tensor.dtype}. Export it again."
+                    f"{where}: expected {', '.join(map(str, _BANK_DTYPES))} in {key}, got {tensor.dtype}. "
+                    "Export it again."
                 )
             # One NaN in the bank would spread into every distance; NaN > threshold is false.
             if tensor.size == 0 or not np.isfinite(tensor).all():
                 raise BundleError(
-                    f"{self.path}: {path.name}: expected finite numbers in {name}, got "
+                    f"{where}: expected finite numbers in {key}, got "
                     f"{'an empty array' if tensor.size == 0 else 'NaN or infinity'}. Train and export again."
                 )
         return tensors
@@ -112,14 +208,18 @@ class Bundle:
         if name not in members:
             raise ArgumentError(f"{self.path}: expected a member of this bundle ({sorted(members)}), got {name!r}.")
         path = self.path / members[name]
-        data = self.file(f"{members[name]}/{MANIFEST}").read_bytes()
-        return Bundle(path, self.folder / members[name], decode_manifest(data, str(path)))
+        data = self.read(f"{members[name]}/{MANIFEST}")
+        return Bundle(path, data, MemberFiles(self._files, members[name]))
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise BundleError(f"{self.path}: the bundle was closed. Open it again.")
 
     def close(self) -> None:
-        """Remove the temporary folder of a packed bundle."""
-        if self._temporary is not None:
-            shutil.rmtree(self._temporary, ignore_errors=True)
-            self._temporary = None
+        """Let go of what was read and of a packed bundle's file; nothing can be read from it any more."""
+        self._is_closed = True
+        self._memory.clear()
+        self._files.close()
 
     def __enter__(self) -> Bundle:
         return self
@@ -135,122 +235,69 @@ def open_bundle(path: Path | str) -> Bundle:
 
     Raises:
         BundleError: If it is missing, broken, changed, of a newer schema, or holds anything unlisted.
-        StorageError: If a packed bundle cannot be unpacked, for lack of room.
     """
     path = Path(path)
-    if path.is_dir():
+    with _readable(path):
+        if not path.exists():
+            raise BundleError(f"{path}: expected a bundle, got no such file or folder. Make one with flawscope export.")
+        files: StoredFiles = FolderFiles(path, str(path)) if path.is_dir() else ZipFiles(path, str(path))
         try:
-            return _open_folder(path)
-        except OSError as err:
-            raise BundleError(f"{path}: could not be read: {err.strerror or err}. Check its permissions.") from err
-    if not path.is_file():
-        raise BundleError(f"{path}: expected a bundle, got no such file or folder. Make one with flawscope export.")
-    return _open_packed(path)
+            return _verified(path, files)
+        except BaseException:
+            files.close()
+            raise
 
 
-def _open_folder(path: Path) -> Bundle:
-    if not (path / MANIFEST).is_file():
-        raise BundleError(f"{path}: expected a bundle with {MANIFEST}, got a folder without it.")
-    if (path / MANIFEST).stat().st_size > _MAX_MANIFEST_BYTES:
-        raise BundleError(_too_large(path))
-    manifest = decode_manifest((path / MANIFEST).read_bytes(), str(path))
-    _check_names(manifest, path)
-    names = set()
-    for entry in path.rglob("*"):
-        # A link could point to another file after the hash was checked. Tested first: is_file and is_dir follow links.
-        if entry.is_symlink():
-            raise BundleError(f"{path}: expected plain files, got the link {entry.name}. Copy the files themselves.")
-        if not entry.is_dir():
-            if not entry.is_file():
-                raise BundleError(f"{path}: expected plain files, got the pipe or device {entry.name}. Remove it.")
-            names.add(entry.relative_to(path).as_posix())
-    _check_listing(names, manifest, path)
-    for name, listed in manifest.files.items():
-        file = path / name
-        # Size first: it refuses a file of gigabytes without hashing it.
-        _check_size(file.stat().st_size, name, listed, path)
-        _check_hash(sha256_file(file), name, listed, path)
-    return _checked_members(Bundle(path, path, manifest))
-
-
-def _open_packed(path: Path) -> Bundle:
-    with storage_errors(Path(tempfile.gettempdir())):
-        # Unpacked to a private folder (mode 0700): ONNX Runtime opens external data by path, not from memory.
-        temporary = Path(tempfile.mkdtemp(prefix="flawscope-"))
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Turn what reading a bundle raises into a BundleError."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            manifest = _extract(archive, path, temporary)
-        return _checked_members(Bundle(path, temporary, manifest, temporary))
+        yield
+    except BundleError:
+        raise
+    except OSError as err:
+        raise BundleError(f"{path}: could not be read: {err.strerror or err}. Check its permissions.") from err
     # What zipfile raises for hostile archives: NotImplementedError for a method, RuntimeError for encryption.
     except (zipfile.BadZipFile, EOFError, ValueError, OverflowError, NotImplementedError, RuntimeError) as err:
-        shutil.rmtree(temporary, ignore_errors=True)
         raise BundleError(f"{path}: expected a bundle, got no readable zip file ({err}). Copy it again.") from err
-    except OSError as err:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if err.errno in _NO_ROOM:
-            with storage_errors(temporary):
-                raise
-        raise BundleError(f"{path}: could not be read: {err.strerror or err}. Check its permissions.") from err
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
 
 
-def _extract(archive: zipfile.ZipFile, path: Path, target: Path) -> Manifest:
-    members = archive.infolist()
-    names = [member.filename for member in members]
-    for member in members:
-        _check_member(member, path)
-    # zipfile reads the last member of a name, other tools the first: two readers could see two bundles.
-    if len(set(names)) != len(names):
-        raise BundleError(f"{path}: expected every name once, got a repeated member. Pack it again.")
-    if MANIFEST not in names:
-        raise BundleError(f"{path}: expected a bundle with {MANIFEST}, got a zip file without it.")
-    if archive.getinfo(MANIFEST).file_size > _MAX_MANIFEST_BYTES:
-        raise BundleError(_too_large(path))
-    data = archive.read(MANIFEST)
-    manifest = decode_manifest(data, str(path))
-    _check_names(manifest, path)
-    _check_listing(set(names), manifest, path)
-    (target / MANIFEST).write_bytes(data)
-    for name, listed in manifest.files.items():
-        _check_size(archive.getinfo(name).file_size, name, listed, path)
-        destination = target / name
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        # Hashed while it is written: what was checked is what lies on the disk.
-        digest = hashlib.sha256()
-        with archive.open(name) as source, destination.open("wb") as file:
-            while block := source.read(1 << 20):
-                digest.update(block)
-                file.write(block)
-        _check_hash(digest.hexdigest(), name, listed, path)
-    return manifest
-
-
-def _too_large(path: Path) -> str:
-    return f"{path}: {MANIFEST}: expected at most {_MAX_MANIFEST_BYTES >> 20} MiB, got more. Check that it is a bundle."
-
-
-def _check_member(member: zipfile.ZipInfo, path: Path) -> None:
-    if member.is_dir() or stat.S_ISLNK(member.external_attr >> 16):
-        raise BundleError(f"{path}: the member {member.filename!r} is a folder or a link, not a file. Pack it again.")
-    if not is_safe(member.filename):
-        raise BundleError(f"{path}: the member name {member.filename!r} leaves the bundle. It was not unpacked.")
-    if member.compress_type != zipfile.ZIP_STORED:
-        raise BundleError(f"{path}: the member {member.filename!r} is compressed. Pack it with flawscope bundle pack.")
-
-
-def _check_names(manifest: Manifest, path: Path) -> None:
+def _verified(path: Path, files: StoredFiles) -> Bundle:
+    # The manifest before the listing: a folder that is no bundle may hold millions of files.
+    try:
+        with files.open(MANIFEST) as file:
+            data = file.read(_MAX_MANIFEST_BYTES + 1)
+    except (FileNotFoundError, KeyError) as err:  # of a folder, of a zip file
+        kind = "a folder" if path.is_dir() else "a zip file"
+        raise BundleError(f"{path}: expected a bundle with {MANIFEST}, got {kind} without it.") from err
+    if len(data) > _MAX_MANIFEST_BYTES:
+        raise BundleError(
+            f"{path}: {MANIFEST}: expected at most {_MAX_MANIFEST_BYTES >> 20} MiB, got more. Is it a bundle?"
+        )
+    bundle = Bundle(path, data, files)
+    manifest = bundle.manifest
     for name in manifest.files:
         if not is_safe(name) or name == MANIFEST:
             raise BundleError(f"{path}: the manifest lists the name {name!r}, which is not allowed in a bundle.")
+        if any(parent.as_posix() in manifest.files for parent in PurePosixPath(name).parents):
+            raise BundleError(f"{path}: the manifest lists {name!r} below a file. Export the bundle again.")
+    sizes = files.sizes()
+    _check_listing(set(sizes), manifest, path)
+    check_manifest(manifest, str(path))
+    # Sizes first: they refuse a file of gigabytes without hashing it.
+    for name, listed in manifest.files.items():
+        _check_size(sizes[name], name, listed, path)
+    bundle.verify()
+    _check_members(bundle)
+    return bundle
 
 
 def _check_listing(names: set[str], manifest: Manifest, path: Path) -> None:
     listed = {*manifest.files, MANIFEST}
     if missing := sorted(listed - names):
         raise BundleError(f"{path}: expected the listed file {missing[0]}, which is missing. Copy the bundle again.")
-    if unlisted := sorted(names - listed):
+    # What file managers leave behind is never read, as no graph may name an unlisted file.
+    if unlisted := sorted(name for name in names - listed if not is_litter(PurePosixPath(name).name)):
         raise BundleError(f"{path}: expected only listed files, got {unlisted[0]!r} as well. Remove it.")
 
 
@@ -267,11 +314,11 @@ def _check_hash(digest: str, name: str, listed: FileEntry, path: Path) -> None:
         )
 
 
-def _checked_members(bundle: Bundle) -> Bundle:
-    """Return a bundle whose hashes were checked; of an ensemble, check that its members are what both manifests say."""
+def _check_members(bundle: Bundle) -> None:
+    """Of an ensemble, check that its members are what both manifests say; all hashes were checked before."""
     manifest = bundle.manifest
     if not manifest.head.members:
-        return bundle
+        return
     if manifest.graphs or manifest.bank is not None or manifest.precisions:
         raise BundleError(f"{bundle.path}: expected an ensemble without graphs and bank of its own. Combine it again.")
     for entry in manifest.head.members:
@@ -284,6 +331,7 @@ def _checked_members(bundle: Bundle) -> Bundle:
             for name, listed in manifest.files.items()
             if name.startswith(inside) and name != inside + MANIFEST
         }
+        check_manifest(theirs, str(member.path))
         if theirs.digest != entry.digest or theirs.files != files:
             raise BundleError(
                 f"{member.path}: expected the whole bundle {entry.digest[:12]}…, got other files. Combine it again."
@@ -295,4 +343,3 @@ def _checked_members(bundle: Bundle) -> Bundle:
                 f"{member.path}: expected a detector with method, input, tiles and largest batch as the ensemble says, "
                 "got another. Combine it again."
             )
-    return bundle

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
 from flawscope.bundle.heads import Head
 from flawscope.diffusion.prompts import PromptRules
 from flawscope.diffusion.schedule import Sampling
+from flawscope.ranges import Count, PositiveCount, Sha256, Share, Side
 
 
 class SynthDefect(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -42,7 +43,7 @@ class SynthSupport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     defect: str
     picture: str
     mask: str
-    sha256: str
+    sha256: Sha256
 
 
 class ImageParity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -58,8 +59,8 @@ class ImageParity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     reference: str
     candidate: str
-    images: int
-    steps: int
+    images: Count
+    steps: PositiveCount
     psnr_db: float
 
 
@@ -84,12 +85,12 @@ class SynthHead(Head, msgspec.Struct, frozen=True, forbid_unknown_fields=True, t
 
     mode: Literal["blend", "inpaint"]
     sampling: Sampling
-    guidance: float
-    latents: tuple[int, int, int]
+    guidance: Annotated[float, msgspec.Meta(gt=0.0, le=1000.0)]
+    latents: tuple[Side, Side, Side]
     prompts: PromptRules
-    text_width: int
+    text_width: Annotated[int, msgspec.Meta(ge=1, le=65536)]
     crop: bool
-    crop_fill: float
+    crop_fill: Share
     defects: tuple[SynthDefect, ...]
     support: tuple[SynthSupport, ...]
     licence: str

@@ -80,7 +80,7 @@ def pack_bundle(bundle: Bundle, path: Path) -> None:
     """Write a bundle as one uncompressed zip with fixed times, so equal bundles give equal files."""
     if path.is_dir():
         raise ArgumentError(f"{path}: expected a file name for the packed bundle, got an existing folder.")
-    if path.resolve().is_relative_to(bundle.folder.resolve()):
+    if bundle.path.is_dir() and path.resolve().is_relative_to(bundle.path.resolve()):
         raise ArgumentError(f"{path}: expected a place outside the bundle, where only listed files may lie.")
     _pack(bundle, encode_manifest(bundle.manifest), path)
 
@@ -92,8 +92,8 @@ def _pack(bundle: Bundle, manifest: bytes, path: Path) -> None:
             member = _member(name)
             # open(..., "w") decides by this size whether a member needs ZIP64; a file over 4 GiB would fail half-way.
             member.file_size = bundle.manifest.files[name].size
-            with bundle.file(name).open("rb") as source, archive.open(member, "w") as target:
-                shutil.copyfileobj(source, target, 1 << 20)
+            with archive.open(member, "w") as target:
+                bundle.copy(name, target)
 
 
 def _member(name: str) -> zipfile.ZipInfo:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from flawscope.config.setting_parts import SettingPart, check
-from flawscope.imaging.images import Preprocessing
+from flawscope.imaging.images import PREPROCESSING_VERSION, Preprocessing
 from flawscope.imaging.tiles import Tiling
 
 
@@ -12,17 +12,22 @@ class ResizeSettings(SettingPart, frozen=True, kw_only=True):
 
     Attributes:
         resize: Height and width in pixels after the resize.
+        resize_rule: Version of the rules of resizing: 2 averages along each side that shrinks; 1, of older runs, only
+            where both do.
     """
 
     resize: tuple[int, int] = (256, 256)
+    resize_rule: int = PREPROCESSING_VERSION
 
     def __post_init__(self) -> None:
+        rules = f"1 to {PREPROCESSING_VERSION}"
+        check(1 <= self.resize_rule <= PREPROCESSING_VERSION, "resize_rule", rules, self.resize_rule)
         _ = self.preprocessing  # refuses impossible sizes
 
     @property
     def preprocessing(self) -> Preprocessing:
         """The preprocessing these settings ask for."""
-        return Preprocessing(resize=self.resize, crop=None)
+        return Preprocessing(resize=self.resize, crop=None, version=self.resize_rule)
 
     @property
     def tiling(self) -> Tiling | None:
@@ -42,7 +47,7 @@ class InputSettings(ResizeSettings, frozen=True, kw_only=True):
     @property
     def preprocessing(self) -> Preprocessing:
         """The preprocessing these settings ask for."""
-        return Preprocessing(resize=self.resize, crop=self.crop)
+        return Preprocessing(resize=self.resize, crop=self.crop, version=self.resize_rule)
 
 
 class TiledInputSettings(InputSettings, frozen=True, kw_only=True):

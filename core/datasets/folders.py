@@ -4,12 +4,14 @@
     folders  good/*            DEFECT/*                  ground_truth/DEFECT/*, masks/DEFECT/*, DEFECT/STEM_mask.*
     flat     *
 
-A mask belongs to the image of its defect type with the same stem, with or without `_mask` at its end, whatever the
-extensions. Masks are never paired by order.
+A mask belongs to the image of its defect type with the same stem, with or without a word for masks at its end (`_mask`,
+`_GT`, `-label`, ...), whatever the extensions. Beside images it must have such a word, and every file that has one is a
+mask there, unless all have. Masks are never paired by order.
 """
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -18,11 +20,13 @@ import msgspec
 from flawscope.datasets.samples import GOOD, Dataset, Layout, Sample, Split, in_order
 from flawscope.datasets.seeded_split import in_seeded_order
 from flawscope.errors import DataError
+from flawscope.files import is_litter
 from flawscope.imaging.images import EXTENSIONS
 
 _MASK_FOLDERS = ("ground_truth", "masks")
-_MASK_SUFFIX = "_mask"
-_LEFTOVERS = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
+_MASK_WORDS = ("mask", "gt", "ground[_-]?truth", "labels?", "seg", "segmentation", "anno", "annotations?")
+_MASK_WORD = re.compile(rf"[ ._-]({'|'.join(_MASK_WORDS)})$", re.IGNORECASE)
+"""What ends the stem of a mask: KolektorSDD2 has `NNN_GT`, KolektorSDD `NNN_label`, MVTec AD `NNN_mask`."""
 _TEST_SHARE = 0.2
 _MIN_GOOD_TO_SPLIT = 5  # fewer are all needed for training
 
@@ -46,20 +50,28 @@ def contents(folder: Path) -> _Contents:
     try:
         # Sorted, because the file system's order differs between machines.
         for path in sorted(folder.iterdir()):
-            if path.name.startswith(".") or path.name.endswith("~") or path.name.lower() in _LEFTOVERS:
+            if path.name.startswith(".") or path.name.endswith("~") or is_litter(path.name):
                 continue
             if path.is_dir():
                 listing.folders.append(path)
             elif path.suffix.lower() not in EXTENSIONS:
                 listing.others.append(path)
-            # Masks may lie beside their images; there the name alone tells them apart.
-            elif path.stem.lower().endswith(_MASK_SUFFIX):
-                listing.masks.append(path)
             else:
                 listing.images.append(path)
     except OSError as err:
         raise DataError(f"{folder}: expected a folder that can be listed, got: {err.strerror or err}.") from err
-    return listing
+    # Masks may lie beside their images, where the name alone tells them apart: one that is learned as a normal image
+    # spoils the model without a word. Only where all names end so it is the product that is called like that.
+    masks = [path for path in listing.images if is_mask_name(path.stem)]
+    if len(masks) == len(listing.images):
+        return listing
+    images = [path for path in listing.images if not is_mask_name(path.stem)]
+    return _Contents(images, masks, listing.folders, listing.others)
+
+
+def is_mask_name(stem: str) -> bool:
+    """Return whether a file of this stem is taken for a mask where it lies beside images."""
+    return _MASK_WORD.search(stem) is not None
 
 
 def layout_of(folder: Path) -> Layout | None:
@@ -119,7 +131,10 @@ class _Builder:
         """Add the images of a folder as samples, and those named STEM_mask beside them as their masks."""
         listing = contents(folder)
         self.samples += [Sample(path, split, defect) for path in listing.images]
-        self.masks += [(defect, path) for path in listing.masks]
+        if defect == GOOD:
+            self.ignored += listing.masks  # those of normal images are all zero
+        else:
+            self.masks += [(defect, path) for path in listing.masks]
         self.ignored += listing.others + listing.folders
 
     def add_mask_folders(self, parent: Path) -> None:
@@ -150,7 +165,7 @@ class _Builder:
 
 
 def _stem_of_mask(path: Path) -> str:
-    return path.stem[: -len(_MASK_SUFFIX)] if path.stem.lower().endswith(_MASK_SUFFIX) else path.stem
+    return _MASK_WORD.sub("", path.stem)
 
 
 def _with_test_good(samples: list[Sample]) -> list[Sample]:

@@ -14,7 +14,7 @@ import msgspec
 from flawscope.datasets.fingerprints import map_in_threads
 from flawscope.datasets.samples import GOOD, Dataset, Layout, Sample, Split
 from flawscope.errors import ImageError
-from flawscope.imaging.images import decode_stored
+from flawscope.imaging.images import EXTENSIONS, decode_stored
 from flawscope.progress import CountProgress
 
 MIN_TRAINING_IMAGES = 2
@@ -195,6 +195,10 @@ def _remarks(dataset: Dataset) -> Iterator[Problem]:
     """Return the problems that are visible without opening a file."""
     for path in dataset.orphan_masks:
         yield Problem("orphan_mask", path, "belongs to no image (or to one that has another mask)")
+    # A table names its masks; in folders they were found by their names.
+    for sample in dataset.samples if dataset.layout == "folders" else ():
+        if sample.mask is not None and sample.mask.parent == sample.path.parent:
+            yield Problem("mask_beside_image", sample.mask, f"was taken as the mask of {sample.path.name}", "note")
     if dataset.layout == "flat":
         text = f"is a flat folder: all its {len(dataset.samples)} images are taken as normal training images"
         yield Problem("flat_folder", dataset.root, text, "note")
@@ -206,7 +210,9 @@ def _remarks(dataset: Dataset) -> Iterator[Problem]:
             text = "is an anomalous training image, which detectors do not use"
             yield Problem("unused_training_image", sample.path, text, "note")
     for path in dataset.ignored:
-        if not path.is_dir():
+        if path.suffix.lower() in EXTENSIONS and not path.is_dir():
+            description = "mask of a normal image by its name"
+        elif not path.is_dir():
             description = "file without the extension of an image"
         elif path.parent == dataset.root:  # in a dataset of all categories alone; the folders of one category are read
             description = "flat folder of images, which is a category only when it is named,"

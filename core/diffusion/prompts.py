@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
@@ -23,8 +23,8 @@ class PromptRules(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         placeholder: Word that stands for a learned embedding.
     """
 
-    length: int
-    pad: int
+    length: Annotated[int, msgspec.Meta(ge=3, le=4096)]
+    pad: Annotated[int, msgspec.Meta(ge=0)]
     placeholder: str = "*"
 
 

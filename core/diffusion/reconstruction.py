@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import msgspec
 import numpy as np
@@ -17,6 +17,7 @@ from flawscope.arrays import Float32Array, UInt8Array
 from flawscope.diffusion.schedule import Sampling, reconstruct
 from flawscope.errors import ArgumentError
 from flawscope.imaging.map_upsampling import gaussian_matrix
+from flawscope.ranges import Sigma
 
 _POOL = 8
 
@@ -34,8 +35,8 @@ class MapRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     pixel_factor: float
     feature_factor: float
-    sigma: float
-    pooling: int = 0
+    sigma: Sigma
+    pooling: Annotated[int, msgspec.Meta(ge=0, le=16)] = 0
 
 
 class Networks(Protocol):

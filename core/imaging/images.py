@@ -4,12 +4,15 @@ Training, calibration and inspection all call these functions, so an image becom
 normalization and layout are the first nodes of the graph instead. The bundle records the version of the rules below;
 whoever changes a rule raises it.
 
-Rules of version 1:
+Rules of version 2:
     * pixels are used as stored: an EXIF orientation tag is not applied (masks do not carry one);
     * 16 bit becomes 8 bit by v/257 rounded, never by a scale taken from the image;
     * grey becomes three equal channels, alpha is dropped, the order is RGB;
-    * resize goes to the given height and width without keeping the aspect ratio: by area where both sides shrink,
-      which averages and does not alias, bilinear otherwise; then the centre is cropped.
+    * resize goes to the given height and width without keeping the aspect ratio: by area along each side that shrinks,
+      which averages and does not alias, bilinear along each that grows; then the centre is cropped.
+
+Version 1, that of older bundles and runs, differs where one side shrinks and the other grows: it is bilinear along
+both, which looks at two pixels of each span and can miss a defect between them. All other images come out the same.
 """
 
 from __future__ import annotations
@@ -26,8 +29,9 @@ import numpy.typing as npt
 from flawscope.arrays import BoolArray, UInt8Array, check_array
 from flawscope.errors import ArgumentError, ImageError
 from flawscope.imaging.image_headers import Header, is_whole, read_header, without_orientation
+from flawscope.imaging.jpeg import DamagedJpeg, decode_jpeg, decode_with_opencv
 
-PREPROCESSING_VERSION = 1
+PREPROCESSING_VERSION = 2
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
 MIN_SIDE_PX = 8
 MAX_PIXELS = 200_000_000
@@ -44,7 +48,7 @@ class Preprocessing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         resize: Height and width in pixels after the resize.
         crop: Height and width of the centre crop that follows, or None.
-        version: Version of the rules in this module.
+        version: Version of the rules in this module, 1 or 2.
     """
 
     resize: tuple[int, int]
@@ -52,9 +56,9 @@ class Preprocessing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     version: int = PREPROCESSING_VERSION
 
     def __post_init__(self) -> None:
-        if self.version != PREPROCESSING_VERSION:
+        if not 1 <= self.version <= PREPROCESSING_VERSION:
             raise ArgumentError(
-                f"preprocessing version: expected {PREPROCESSING_VERSION}, got {self.version}. "
+                f"preprocessing version: expected 1 to {PREPROCESSING_VERSION}, got {self.version}. "
                 "Use a flawscope version that knows these rules."
             )
         for name, size in (("resize", self.resize), ("crop", self.crop or self.resize)):
@@ -107,11 +111,9 @@ def decode_stored(data: bytes, name: str = "image") -> npt.NDArray[Any]:
     broken = ImageError(f"{name}: expected a whole {header.format} image, got broken data. Export it again.")
     if not is_whole(data, header):
         raise broken
-    # Not IMREAD_UNCHANGED: it keeps alpha. ANYDEPTH keeps 16 bit, which would otherwise be cut to its upper byte.
-    flags = cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION
     try:
-        image = cv2.imdecode(np.frombuffer(without_orientation(data), np.uint8), flags)
-    except (cv2.error, MemoryError) as err:
+        image = decode_jpeg(data) if header.format == "jpeg" else decode_with_opencv(without_orientation(data))
+    except (cv2.error, MemoryError, DamagedJpeg) as err:
         raise broken from err
     # The limit was checked on the announced size: another one would have evaded it.
     if image is None or image.shape[:2] != (header.height, header.width):
@@ -170,7 +172,12 @@ def read_mask(path: Path, *, is_indexed: bool = False) -> BoolArray:
     Raises:
         ImageError: As `decode_stored`.
     """
-    mask = decode_stored(_read(path), str(path))
+    return decode_mask(_read(path), str(path), is_indexed=is_indexed)
+
+
+def decode_mask(data: bytes, name: str = "mask", *, is_indexed: bool = False) -> BoolArray:
+    """Decode an encoded mask to bool [H, W]; see `read_mask`."""
+    mask = decode_stored(data, name)
     if mask.ndim == 3:
         # The largest channel: a defect painted in pure blue has a luma of 29 and would be lost.
         mask = mask.max(axis=2)
@@ -198,7 +205,12 @@ def prepare(image: UInt8Array, spec: Preprocessing) -> UInt8Array:
         uint8 [spec.size[0], spec.size[1], 3], contiguous.
     """
     height, width = spec.resize
-    # INTER_AREA averages only where both sides shrink; otherwise OpenCV silently interpolates instead.
+    rows, columns = image.shape[:2]
+    if spec.version > 1 and (rows - height) * (columns - width) < 0:
+        # One side shrinks and the other grows. INTER_AREA averages only where both shrink, and silently interpolates
+        # otherwise: so the side that shrinks goes first, alone.
+        first = (columns, height) if rows > height else (width, rows)
+        image = cv2.resize(image, first, interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
     shrinks = image.shape[0] >= height and image.shape[1] >= width
     method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
     resized = cv2.resize(image, (width, height), interpolation=method)

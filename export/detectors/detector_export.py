@@ -205,14 +205,14 @@ def _gate(
     Raises:
         GateError: If two of them disagree.
     """
-    inspector = Inspector(candidate, "cpu", "graph")
+    inspector = Inspector(candidate, "cpu", "graph", is_candidate=True)
     graph = _scores(inspector, images)
     # Where a score can be (almost) zero, relative errors need a floor: the score that counts as rounding.
     least = inspector.scorer.least_score
     expected = exporter.reference(run, head, images)
     parity = [measure_parity("torch", exporter.graph_words, expected, graph, least)]
     for path in exporter.other_paths:
-        other = _scores(Inspector(candidate, "cpu", path), images)
+        other = _scores(Inspector(candidate, "cpu", path, is_candidate=True), images)
         parity.append(measure_parity(exporter.graph_words, f"features.onnx + {path}, cpu", graph, other, least))
     check_parity(tuple(parity))  # raises, so golden images are taken from graphs that passed
     golden = []

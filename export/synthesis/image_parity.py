@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from flawscope.arrays import Float32Array, UInt8Array
-from flawscope.bundle import Graph, ImageParity, SynthHead
+from flawscope.bundle import Graph, ImageParity, OnnxModel, SynthHead
 from flawscope.diffusion.latent_inpainting import classifier_free_guidance, draw_latents, draw_noise, keep_of
 from flawscope.diffusion.prompts import Tokens
 from flawscope.diffusion.reconstruction import signed, unsigned
@@ -136,7 +136,8 @@ class GraphCalls:
         if self._session is None or self._name != name:
             # The old session goes first, or both networks would be in memory at once.
             self.close()
-            self._session, self._name = OrtSession(self._folder / self._graphs[name].file, "cpu"), name
+            model = OnnxModel.of_file(self._folder / self._graphs[name].file)
+            self._session, self._name = OrtSession(model, "cpu"), name
         output: Float32Array = self._session.run(inputs)[OUTPUTS[name]]
         return output
 

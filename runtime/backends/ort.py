@@ -6,13 +6,12 @@ import functools
 import importlib
 import warnings
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from flawscope.bundle import Bundle
+from flawscope.bundle import Bundle, OnnxModel
 from flawscope.errors import BackendError, DeviceError, MissingExtra
 from flawscope.runtime.backends.table import backend_row
 
@@ -70,12 +69,26 @@ def session_providers(backend: str) -> list[tuple[str, dict[str, str]]]:
 
 def open_on_cpu(bundle: Bundle, graph: str, precision: str, make_head: object = None) -> OrtSession:
     """Open a session of a graph on the CPU; `make_head` is not used, distances are computed by the CPU's kernels."""
-    return OrtSession(bundle.graph(graph, precision), "cpu")
+    return OrtSession(bundle.model(graph, precision), "cpu")
 
 
 def open_on_cuda(bundle: Bundle, graph: str, precision: str, make_head: object = None) -> OrtSession:
     """Open a session of a graph on CUDA; `make_head` is not used, distances are computed by the CPU's kernels."""
-    return OrtSession(bundle.graph(graph, precision), "cuda")
+    return OrtSession(bundle.model(graph, precision), "cuda")
+
+
+def make_session(model: OnnxModel, options: Any, backend: str) -> Any:
+    """Return ONNX Runtime's session of a model, made from memory alone.
+
+    Raises whatever ONNX Runtime raises: its exceptions share no base class.
+    """
+    onnxruntime = import_onnxruntime()
+    # The bytes are ONNX, whatever they begin with: ONNX Runtime would take its own format too, which nobody checked.
+    options.add_session_config_entry("session.load_model_format", "ONNX")
+    if model.external:
+        values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in model.external.values()]
+        options.add_external_initializers(list(model.external), values)
+    return onnxruntime.InferenceSession(model.data, options, providers=session_providers(backend))
 
 
 class OrtSession:
@@ -85,23 +98,20 @@ class OrtSession:
         outputs: Names of what `infer` returns.
     """
 
-    def __init__(self, graph: Path, backend: str) -> None:
-        onnxruntime = import_onnxruntime()
+    def __init__(self, model: OnnxModel, backend: str) -> None:
         provider = backend_row(backend).provider
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # that a provider is missing: an error below
-                self._session: Any = onnxruntime.InferenceSession(
-                    str(graph), session_options(), providers=session_providers(backend)
-                )
+                self._session: Any = make_session(model, session_options(), backend)
         except Exception as err:
             # ONNX Runtime's exceptions share no base class of their own.
-            raise BackendError(f"backend {backend}: could not load {graph.name}: {_first_line(err)}") from err
+            raise BackendError(f"backend {backend}: could not load {model.file}: {_first_line(err)}") from err
         providers = self._session.get_providers()
         if providers[0] != provider:
             # ONNX Runtime falls back to the CPU by itself and only logs it. Here it is an error.
             raise BackendError(
-                f"backend {backend}: expected {provider} for {graph.name}, ONNX Runtime took {providers[0]}. "
+                f"backend {backend}: expected {provider} for {model.file}, ONNX Runtime took {providers[0]}. "
                 "Are the CUDA and cuDNN libraries of its version installed? See flawscope doctor."
             )
         self._backend = backend

@@ -27,7 +27,7 @@ class Backend:
         problem: `() -> str | None`: why it is not available, as a sentence; None if it is.
         open: `(bundle, graph, precision, make_head) -> Session`; `make_head` puts a bank beside the graph. Backends
             without device kernels do not use it.
-        place: `(session, graph file, inputs) -> list[ProfiledNode]`: what computes which node; for `doctor`.
+        place: `(session, model, inputs) -> list[ProfiledNode]`: what computes which node; for `doctor`.
         provider: The execution provider that should compute all nodes.
         kernels: Whether the path `auto` takes the kernels of `cpp_ext` here.
         auto: Reason that `auto` gives when it takes this backend, or None if it never does; the order is `_AUTO`.

@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from flawscope.errors import BackendError
+from flawscope.files import storage_errors
 from flawscope.runtime.inspector import Inspector
 
 REPEATS = 3  # odd, so that a median is one of the runs
@@ -62,12 +63,17 @@ def cold_start(inspector: Inspector, bundle: Path) -> dict[str, Any]:
     Raises:
         BackendError: If a new process cannot do what this one did.
     """
-    image = inspector.bundle.file(inspector.manifest.golden_of(inspector.precision)[0].file)
-    arguments = [str(bundle), inspector.backend, inspector.path, inspector.precision, str(image)]
-    runs = [_run(arguments) for _ in range(REPEATS)]
+    golden = inspector.manifest.golden_of(inspector.precision)[0].file
+    with tempfile.TemporaryDirectory() as folder:
+        image = Path(folder) / Path(golden).name
+        with storage_errors(image):
+            image.write_bytes(inspector.bundle.read(golden))
+        arguments = [str(bundle), inspector.backend, inspector.path, inspector.precision, str(image)]
+        runs = [_run(arguments) for _ in range(REPEATS)]
+        without_engine = _without_engine(arguments) if inspector.backend == "tensorrt" else None
     memory = [run.pop("memory") for run in runs]
     return {
-        "without_engine_ms": _without_engine(arguments) if inspector.backend == "tensorrt" else None,
+        "without_engine_ms": without_engine,
         "processes": REPEATS,
         "median_ms": {part: statistics.median(run[part] for run in runs) for part in PARTS},
         "runs_ms": runs,

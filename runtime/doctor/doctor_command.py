@@ -14,7 +14,7 @@ import msgspec
 import flawscope
 from flawscope import cpp_ext, methods
 from flawscope.bundle import PRECISIONS
-from flawscope.errors import ArgumentError, BackendError, FlawscopeError
+from flawscope.errors import BackendError, FlawscopeError
 from flawscope.imaging.images import decode_image, prepare
 from flawscope.runtime.backends import BACKENDS, choose_backend
 from flawscope.runtime.backends.table import backend_row
@@ -122,15 +122,12 @@ def examine(bundle: Path, backend: str, precision: str) -> dict[str, Any]:
         BackendError: If the backend is not available or cannot run the graph.
     """
     with Inspector.load(bundle, backend, precision=precision) as inspector:
-        golden = inspector.manifest.golden_of(precision)
-        if not golden:
-            raise ArgumentError(f"{bundle}: expected golden images, got none. Export it again.")
         # The one image that comes with every bundle.
-        data = inspector.bundle.file(golden[0].file).read_bytes()
-        image = prepare(decode_image(data, golden[0].file), inspector.manifest.input)
+        golden = inspector.manifest.golden_of(precision)[0]
+        image = prepare(decode_image(inspector.bundle.read(golden.file), golden.file), inspector.manifest.input)
         parts = inspector.scorer.parts(image[None])
         place = methods.load(backend_row(inspector.backend).place)
-        nodes = [node for part in parts for node in place(part.session, part.graph, part.inputs)]
+        nodes = [node for part in parts for node in place(part.session, part.model, part.inputs)]
         total = sum(node.milliseconds for node in nodes) or 1.0  # layers of engines have no times
         providers: dict[str, dict[str, float]] = {}
         for node in nodes:
@@ -143,7 +140,7 @@ def examine(bundle: Path, backend: str, precision: str) -> dict[str, Any]:
             "reason": inspector.backend_reason,
             "precision": precision,
             "path": inspector.path,
-            "graph": ", ".join(part.graph.relative_to(inspector.bundle.folder).as_posix() for part in parts),
+            "graph": ", ".join(part.model.file for part in parts),
             "head": inspector.scorer.describe(),
             "milliseconds": total,
             "providers": providers,

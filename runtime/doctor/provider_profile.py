@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy.typing as npt
 
+from flawscope.bundle import OnnxModel
 from flawscope.errors import BackendError
 from flawscope.runtime.backends import Session
-from flawscope.runtime.backends.ort import import_onnxruntime, session_options, session_providers
+from flawscope.runtime.backends.ort import make_session, session_options
 from flawscope.runtime.backends.table import backend_row
 from flawscope.runtime.backends.tensorrt import TensorrtSession
 from flawscope.runtime.engines.cache import LAYERS
@@ -42,42 +43,41 @@ class ProfiledNode:
     milliseconds: float
 
 
-def place_on_cpu(session: Session, graph: Path, inputs: Mapping[str, npt.NDArray[Any]]) -> list[ProfiledNode]:
+def place_on_cpu(session: Session, model: OnnxModel, inputs: Mapping[str, npt.NDArray[Any]]) -> list[ProfiledNode]:
     """Return the provider of every node on the backend `cpu`; see `profile_nodes`."""
-    return profile_nodes(graph, "cpu", inputs)
+    return profile_nodes(model, "cpu", inputs)
 
 
-def place_on_cuda(session: Session, graph: Path, inputs: Mapping[str, npt.NDArray[Any]]) -> list[ProfiledNode]:
+def place_on_cuda(session: Session, model: OnnxModel, inputs: Mapping[str, npt.NDArray[Any]]) -> list[ProfiledNode]:
     """Return the provider of every node on the backend `cuda`; see `profile_nodes`."""
-    return profile_nodes(graph, "cuda", inputs)
+    return profile_nodes(model, "cuda", inputs)
 
 
-def profile_nodes(graph: Path, backend: str, inputs: Mapping[str, npt.NDArray[Any]]) -> list[ProfiledNode]:
+def profile_nodes(model: OnnxModel, backend: str, inputs: Mapping[str, npt.NDArray[Any]]) -> list[ProfiledNode]:
     """Run a graph under ONNX Runtime's profiler and return its nodes in the order in which they were executed.
 
     Args:
-        graph: ONNX file.
+        model: The graph.
         backend: `cpu` or `cuda`.
         inputs: An array for each input by name.
 
     Raises:
         BackendError: If the graph cannot be loaded or run there.
     """
-    onnxruntime = import_onnxruntime()
     # A session of its own: profiling can only be switched on when a session is made, and it slows every run down.
     with tempfile.TemporaryDirectory() as folder:
         options = session_options()
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(folder) / "nodes")
         try:
-            session = onnxruntime.InferenceSession(str(graph), options, providers=session_providers(backend))
+            session = make_session(model, options, backend)
             for _ in range(_RUNS):
                 session.run(None, dict(inputs))
             # `end_profiling` writes the file; without it the profile stays empty.
             events: list[dict[str, Any]] = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
         except Exception as err:
             # ONNX Runtime's exceptions share no base class of their own.
-            raise BackendError(f"backend {backend}: could not run {graph.name}: {str(err).splitlines()[0]}") from err
+            raise BackendError(f"backend {backend}: could not run {model.file}: {str(err).splitlines()[0]}") from err
     # The profile is one list of events (times in microseconds). An event `model_run` ends each run.
     runs: list[list[ProfiledNode]] = [[]]
     for event in events:
@@ -97,12 +97,14 @@ def profile_nodes(graph: Path, backend: str, inputs: Mapping[str, npt.NDArray[An
     return next(run for run in reversed(runs) if run)  # the list after the last `model_run` is empty
 
 
-def engine_layers(session: TensorrtSession, graph: Path, inputs: Mapping[str, npt.NDArray[Any]]) -> list[ProfiledNode]:
+def engine_layers(
+    session: TensorrtSession, model: OnnxModel, inputs: Mapping[str, npt.NDArray[Any]]
+) -> list[ProfiledNode]:
     """Return the layers of an engine, as TensorRT's inspector reported them at build time; without times.
 
     Args:
         session: Session of the engine.
-        graph: Not used; the graph that the engine was built from.
+        model: Not used; the graph that the engine was built from.
         inputs: Not used; nothing is run.
 
     Raises:

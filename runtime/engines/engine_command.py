@@ -200,7 +200,7 @@ def _graphs(bundle: Bundle, graph: str, precision: str) -> list[tuple[Bundle, st
     if members := bundle.manifest.head.members:
         return [part for member in members for part in _graphs(bundle.member(member.name), graph, precision)]
     if graph != "auto":
-        bundle.graph(graph, precision)  # raises if the bundle lacks it
+        bundle.graph_file(graph, precision)  # raises if the bundle lacks it
         return [(bundle, graph)]
     # `features` before `score`, as the backend `tensorrt` prefers the kernels; one of them computes all of a bundle.
     # Reconstruction and generator bundles have neither, and need every graph.

@@ -59,7 +59,7 @@ def ensure_engine(
         StorageError: If it cannot be stored.
     """
     options.check()
-    path = bundle.graph(graph, precision)
+    files = bundle.graph_files(graph, precision)
     key = Key(
         model=model_hash(bundle, graph, precision),
         graph=graph,
@@ -74,7 +74,10 @@ def ensure_engine(
         return Ensured(stored, None)
     if not build:
         raise refuse(str(bundle.path), reason)
-    built = build_engine(tensorrt, path, target, options, timing_cache=cache.timing_cache(key), progress=progress)
+    timing_cache = cache.timing_cache(key)
+    # The parser takes a path and finds external data beside it.
+    with bundle.unpacked(files) as folder:
+        built = build_engine(tensorrt, folder / files[0], target, options, timing_cache=timing_cache, progress=progress)
     return Ensured(cache.put(key, bundle.manifest.name, built), reason or "it was asked for")
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from flawscope.arrays import Float32Array, UInt8Array
@@ -31,13 +33,13 @@ class BankMethod:
     """What differs among the methods with a bank: how distances to it are measured, and how large they are.
 
     Attributes:
-        needed: `(head) -> names` of the tensors that the bank must have.
+        check: `(head, tensors)` raises BundleError unless the bank has the tensors that the head needs.
         native: `(head, tensors, (H, W)) -> NativeHead`: the head as a function on patches, with the CPU's kernels.
         on_device: `(device, head, tensors, (H, W), max_batch) -> DeviceHead`: the same on a CUDA device.
         scale: `(tensors) -> float`: the size of an ordinary distance.
     """
 
-    needed: Callable[[Any], tuple[str, ...]]
+    check: Callable[[Any, Tensors], None]
     native: Callable[[Any, Tensors, tuple[int, int]], NativeHead]
     on_device: Callable[[Any, Any, Tensors, tuple[int, int], int], DeviceHead]
     scale: Callable[[Tensors], float]
@@ -53,13 +55,8 @@ class BankMethod:
         Raises:
             BundleError: If the bank lacks a tensor.
         """
-        self._check(head, tensors)
+        self.check(head, tensors)
         return self.native(head, tensors, size)
-
-    def _check(self, head: Head, tensors: Tensors) -> None:
-        for name in self.needed(head):
-            if name not in tensors:
-                raise BundleError(f"bank: expected the tensor {name}, got {sorted(tensors)}. Export the bundle again.")
 
     def open(self, bundle: Bundle, options: ScorerOptions) -> Scorer:
         """Open the scorer of a bundle; see `open_scorer`.
@@ -71,7 +68,7 @@ class BankMethod:
         manifest, size = bundle.manifest, bundle.manifest.input.size
         # Before the choice of the path: `score.onnx` reads the same file as external data, and would accept NaN.
         tensors = bundle.tensors()
-        self._check(manifest.head, tensors)
+        self.check(manifest.head, tensors)
         least = ZERO_SHARE * self.scale(tensors)
         path = resolve_path(options, manifest)
         if path == "graph":
@@ -93,6 +90,23 @@ class BankMethod:
         except BaseException:
             session.close()
             raise
+
+
+def need(tensors: Tensors, name: str, dimensions: int, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    """Return a tensor of the bank.
+
+    Raises:
+        BundleError: If it is missing, or has another type or number of dimensions.
+    """
+    if name not in tensors:
+        raise BundleError(f"bank: expected the tensor {name}, got {sorted(tensors)}. Export the bundle again.")
+    tensor = tensors[name]
+    if tensor.ndim != dimensions or tensor.dtype != dtype:
+        raise BundleError(
+            f"bank: expected {np.dtype(dtype)} with {dimensions} dimensions in {name}, got {tensor.dtype} "
+            f"{list(tensor.shape)}. Export the bundle again."
+        )
+    return tensor
 
 
 def resolve_path(options: ScorerOptions, manifest: Manifest) -> str:
@@ -121,7 +135,7 @@ class BankScorer:
 
     def __init__(self, bundle: Bundle, session: Session, head: NativeHead, precision: str, least_score: float) -> None:
         self.least_score = least_score
-        self._file = bundle.graph("features", precision)
+        self._model = partial(bundle.model, "features", precision)
         self._session, self._head = session, head
 
     def score(self, images: UInt8Array) -> tuple[Float32Array, Float32Array]:
@@ -134,7 +148,7 @@ class BankScorer:
 
     def parts(self, images: UInt8Array) -> list[Part]:
         """Return the feature graph."""
-        return [Part("features", self._file, self._session, {"image": images})]
+        return [Part("features", self._model(), self._session, {"image": images})]
 
     def describe(self) -> str:
         """Return which kernels compute maps and scores."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -97,6 +98,7 @@ class EnsembleScorer:
         # The size of the terms, because the sum itself is near 0 for normal images.
         self.least_score = sum_scale(head)
         self._map_terms, self._score_terms = map_terms(head), score_terms(head)
+        self._folders = {member.name: member.folder for member in head.members}
         self.members: dict[str, Scorer] = {}
         try:
             for member in head.members:
@@ -121,8 +123,12 @@ class EnsembleScorer:
         return {"anomaly_map": maps, "score": scores}
 
     def parts(self, images: UInt8Array) -> list[Part]:
-        """Return the graphs of all members."""
-        return [part for member in self.members.values() for part in member.parts(images)]
+        """Return the graphs of all members, by their file names in the ensemble."""
+        return [
+            replace(part, model=replace(part.model, file=f"{self._folders[name]}/{part.model.file}"))
+            for name, member in self.members.items()
+            for part in member.parts(images)
+        ]
 
     def describe(self) -> str:
         """Return what computes maps and scores, member by member."""

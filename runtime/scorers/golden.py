@@ -5,9 +5,12 @@ It finds what no hash can: another resize in OpenCV, a driver or a processor tha
 
 from __future__ import annotations
 
+import numpy as np
+
+from flawscope.arrays import Float32Array
 from flawscope.bundle import Bundle
 from flawscope.errors import BundleError
-from flawscope.imaging.images import prepare, read_image
+from flawscope.imaging.images import decode_image, prepare
 from flawscope.runtime.backends.table import golden_tolerance
 from flawscope.runtime.scorers.scorer import Scorer, ScorerOptions
 
@@ -20,8 +23,9 @@ def check_golden(bundle: Bundle, scorer: Scorer, options: ScorerOptions) -> None
     tolerance = golden_tolerance(options.backend, options.precision)
     for golden in bundle.manifest.golden_of(options.precision):
         # Golden images are stored as files, so that decoding and resizing are checked too.
-        image = prepare(read_image(bundle.file(golden.file)), bundle.manifest.input)
+        image = prepare(decode_image(bundle.read(golden.file), golden.file), bundle.manifest.input)
         maps, scores = scorer.score(image[None])
+        check_outputs(maps, scores, 1, bundle.manifest.input.size)
         for quantity, got, stored in (("score", scores[0], golden.score), ("map", maps[0].max(), golden.map_max)):
             # `not <=` instead of `>`: every comparison with NaN is false, and NaN must fail.
             if not abs(float(got) - stored) <= tolerance * max(abs(stored), scorer.least_score):
@@ -30,3 +34,16 @@ def check_golden(bundle: Bundle, scorer: Scorer, options: ScorerOptions) -> None
                     f"{float(got):.6g} on {options.backend}. This installation computes something else: see flawscope "
                     "doctor."
                 )
+
+
+def check_outputs(maps: Float32Array, scores: Float32Array, images: int, size: tuple[int, int]) -> None:
+    """Raise BundleError unless maps are float32 [N, H, W] of the input's size and scores float32 [N].
+
+    What a graph computes is the bundle's word: an empty map would have no pixel above any threshold.
+    """
+    for name, array, shape in (("anomaly map", maps, (images, *size)), ("score", scores, (images,))):
+        if not isinstance(array, np.ndarray) or array.dtype != np.float32 or array.shape != shape:
+            got = f"{array.dtype} {list(array.shape)}" if isinstance(array, np.ndarray) else type(array).__name__
+            raise BundleError(
+                f"graph output {name}: expected float32 {list(shape)}, got {got}. Export the bundle again."
+            )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy.typing as npt
@@ -39,7 +40,7 @@ class GraphScorer:
         computed_by: str = "in the graph",
     ) -> None:
         self.path, self.least_score = path, least_score
-        self._graph, self._file = graph, bundle.graph(graph, precision)
+        self._graph, self._model = graph, partial(bundle.model, graph, precision)
         self._session, self._computed_by = session, computed_by
 
     def score(self, images: UInt8Array) -> tuple[Float32Array, Float32Array]:
@@ -53,7 +54,7 @@ class GraphScorer:
 
     def parts(self, images: UInt8Array) -> list[Part]:
         """Return the one graph."""
-        return [Part(self._graph, self._file, self._session, {"image": images})]
+        return [Part(self._graph, self._model(), self._session, {"image": images})]
 
     def describe(self) -> str:
         """Return what computes maps and scores."""

@@ -9,8 +9,20 @@ import numpy as np
 from flawscope.arrays import Float32Array
 from flawscope.bundle import PadimHead
 from flawscope.cpp_ext import Gaussians
+from flawscope.errors import BundleError
 from flawscope.runtime.backends.session import DeviceHead
-from flawscope.runtime.scorers.bank_scorer import BankMethod, NativeHead, Tensors, smoother
+from flawscope.runtime.scorers.bank_scorer import BankMethod, NativeHead, Tensors, need, smoother
+
+
+def check_tensors(head: PadimHead, tensors: Tensors) -> None:
+    """Raise BundleError unless the bank has a Gaussian for every position of the grid."""
+    mean, whitening = need(tensors, "mean", 2, np.float32), need(tensors, "whitening", 3, np.float32)
+    positions, channels = mean.shape
+    if positions != head.grid[0] * head.grid[1] or whitening.shape != (positions, channels, channels):
+        raise BundleError(
+            f"bank: expected a mean and a square matrix for each of {head.grid[0]} x {head.grid[1]} positions, got "
+            f"{list(mean.shape)} and {list(whitening.shape)}. Export the bundle again."
+        )
 
 
 def native_head(head: PadimHead, tensors: Tensors, size: tuple[int, int]) -> NativeHead:
@@ -40,4 +52,4 @@ def gaussians_scale(tensors: Tensors) -> float:
     return float(np.sqrt(tensors["mean"].shape[1]))
 
 
-PADIM = BankMethod(lambda head: ("mean", "whitening"), native_head, device_head, gaussians_scale)
+PADIM = BankMethod(check_tensors, native_head, device_head, gaussians_scale)

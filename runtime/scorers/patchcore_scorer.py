@@ -11,13 +11,22 @@ import numpy as np
 from flawscope.arrays import Float32Array, Int64Array
 from flawscope.bundle import PatchcoreHead
 from flawscope.cpp_ext import Bank
+from flawscope.errors import BundleError
 from flawscope.runtime.backends.session import DeviceHead
-from flawscope.runtime.scorers.bank_scorer import BankMethod, NativeHead, Tensors, smoother
+from flawscope.runtime.scorers.bank_scorer import BankMethod, NativeHead, Tensors, need, smoother
 
 
-def needed_tensors(head: PatchcoreHead) -> tuple[str, ...]:
-    """Return the tensors of the bank: the paper's re-weighting needs the neighbours of every row."""
-    return ("bank", "neighbours") if head.reweight == "paper" and head.neighbors > 1 else ("bank",)
+def check_tensors(head: PatchcoreHead, tensors: Tensors) -> None:
+    """Raise BundleError unless the bank has the tensors that the head needs, with shapes that fit each other."""
+    bank = need(tensors, "bank", 2, np.float32)
+    if head.reweight != "paper" or head.neighbors == 1:
+        return
+    neighbours = need(tensors, "neighbours", 2, np.int64)
+    if len(neighbours) != len(bank) or neighbours.min() < 0 or neighbours.max() >= len(bank):
+        raise BundleError(
+            f"bank: expected neighbours that are rows of the bank, {len(bank)} for {len(bank)}, got "
+            f"{list(neighbours.shape)} from {neighbours.min()} to {neighbours.max()}. Export the bundle again."
+        )
 
 
 def native_head(head: PatchcoreHead, tensors: Tensors, size: tuple[int, int]) -> NativeHead:
@@ -124,4 +133,4 @@ class PatchcoreFinish:
         return top * (1.0 - math.exp(numerator - largest) / denominator)
 
 
-PATCHCORE = BankMethod(needed_tensors, native_head, device_head, bank_scale)
+PATCHCORE = BankMethod(check_tensors, native_head, device_head, bank_scale)

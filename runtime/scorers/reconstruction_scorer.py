@@ -148,7 +148,7 @@ class ReconstructionScorer:
             "compare": {"image": images, "reconstruction": reconstructions},
         }
         return [
-            Part(name, self._bundle.graph(name, self._precision), self._sessions[name], arrays)
+            Part(name, self._bundle.model(name, self._precision), self._sessions[name], arrays)
             for name, arrays in inputs.items()
             if name in self._sessions
         ]

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy.typing as npt
 
 from flawscope import methods
 from flawscope.arrays import Float32Array, UInt8Array
-from flawscope.bundle import Bundle, head_tag
+from flawscope.bundle import Bundle, OnnxModel, head_tag
 from flawscope.diffusion.reconstruction import Reconstructed
 from flawscope.diffusion.schedule import Sampling
 from flawscope.errors import ArgumentError, BundleError
@@ -50,10 +49,10 @@ class ScorerOptions:
 
 @dataclass(frozen=True)
 class Part:
-    """A graph that a scorer runs: its name and file, its session, and example inputs with realistic values."""
+    """A graph that a scorer runs: its name and content, its session, and example inputs with realistic values."""
 
     name: str
-    graph: Path
+    model: OnnxModel
     session: Session
     inputs: Mapping[str, npt.NDArray[Any]]
 

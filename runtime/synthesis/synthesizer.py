@@ -30,7 +30,7 @@ from flawscope.diffusion.reconstruction import signed, unsigned
 from flawscope.errors import ArgumentError, BackendError, BundleError, DataError
 from flawscope.imaging.boxes import bounds_of
 from flawscope.imaging.crops import Crop, crop_around, cut_image, cut_mask
-from flawscope.imaging.images import MIN_SIDE_PX, read_image, read_mask
+from flawscope.imaging.images import MIN_SIDE_PX, decode_image, decode_mask
 from flawscope.runtime.backends import Session, choose_backend, open_session
 from flawscope.runtime.synthesis.draw_options import DrawOptions, DrawOrder, check_order, find_defect
 from flawscope.runtime.synthesis.memorization import SupportPatch
@@ -112,7 +112,7 @@ class Synthesizer:
         if TOKENIZER not in bundle.manifest.files:
             raise BundleError(f"{bundle.path}: expected {TOKENIZER}, which texts need, got none. Export it again.")
         # The bundle is checked whole before a backend is opened: building engines only to refuse it could take minutes.
-        self._prompts = Prompts(bundle.file(TOKENIZER).read_bytes(), head.prompts, f"{bundle.path}: {TOKENIZER}")
+        self._prompts = Prompts(bundle.read(TOKENIZER), head.prompts, f"{bundle.path}: {TOKENIZER}")
         self._vectors = _vectors_of(bundle, head)
         self._supports = _supports_of(bundle, head)
         choice = choose_backend(backend)
@@ -446,7 +446,8 @@ def _supports_of(bundle: Bundle, head: SynthHead) -> dict[tuple[str, str], list[
         (defect.category, defect.name): [] for defect in head.defects
     }
     for support in head.support:
-        image, mask = read_image(bundle.file(support.picture)), read_mask(bundle.file(support.mask))
+        image = decode_image(bundle.read(support.picture), support.picture)
+        mask = decode_mask(bundle.read(support.mask), support.mask)
         if mask.shape != image.shape[:2] or not mask.any():
             raise BundleError(
                 f"{bundle.path}: {support.mask}: expected a mask of the image's size that shows a defect. "

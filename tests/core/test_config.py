@@ -196,6 +196,7 @@ def test_an_unknown_key_is_refused_with_the_closest_known_one(method, key, messa
 NOT_FINITE = [math.nan, math.inf, -math.inf]
 REFUSED = {
     "stages": [[], [2, 1], [1, 1], [-1, 2], "layer2", [1.5], [True], None],
+    "resize_rule": [0, 3, 1.5, "two", None],
     "resize": [15, 8193, [256], [256, 256, 256], [256, 0], "256x256", True, None, -256, 256.5],
     "crop": [15, 257, [16, 257], [257, 16], "", True],
     "tile": [15, 8193, [256, 256, 256], "", True],

@@ -43,7 +43,7 @@ def test_the_bundle_has_both_and_says_what_int8_does(with_int8: dict[str, Path],
         manifest = bundle.manifest
         precision = manifest.precisions["int8"]
         assert {graph.file for graph in precision.graphs.values()} == {"features.int8.onnx", "score.int8.onnx"}
-        assert bundle.graph("score", "int8") != bundle.graph("score")
+        assert bundle.graph_file("score", "int8") != bundle.graph_file("score")
         assert precision.quantised > 0
         assert precision.gate is not None
         assert precision.gate.images == 5
@@ -52,7 +52,7 @@ def test_the_bundle_has_both_and_says_what_int8_does(with_int8: dict[str, Path],
         assert [golden.file for golden in precision.golden] == [golden.file for golden in manifest.golden]
         assert all(golden.score != other.score for golden, other in zip(precision.golden, manifest.golden, strict=True))
         with pytest.raises(ArgumentError, match=r"precision: expected one the bundle has \(fp32, int8\), got 'fp16'"):
-            bundle.graph("score", "fp16")
+            bundle.graph_file("score", "fp16")
 
 
 @pytest.mark.parametrize("method", ["patchcore", "padim"])

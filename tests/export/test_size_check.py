@@ -129,7 +129,7 @@ def test_bundles_record_the_proof_of_their_graphs(uncalibrated_bundles: dict, me
     with open_bundle(uncalibrated_bundles[method]) as bundle:
         manifest = bundle.manifest
         for name in ("features", "score"):
-            model = onnx.load(bundle.graph(name), load_external_data=False)
+            model = onnx.load(bundle.path / bundle.graph_file(name), load_external_data=False)
             proof = check_tensor_sizes(model, manifest.max_batch)
             recorded = manifest.graphs[name]
             assert recorded.largest_elements == proof.largest_elements

@@ -10,6 +10,8 @@ import pytest
 PUBLIC = {
     "flawscope.bundle": [
         "IMAGE_HASHES",
+        "MANIFEST",
+        "OnnxModel",
         "PRECISIONS",
         "SCHEMA",
         "Accuracy",

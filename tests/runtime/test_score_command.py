@@ -7,13 +7,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import pytest
 from tiny_dataset import anomalous_images, broken_images, normal_images
 
 from flawscope import cli
-from flawscope.bundle import open_bundle, rewrite_manifest
 from flawscope.imaging.images import read_image
 from flawscope.runtime import Inspector
 
@@ -151,17 +149,6 @@ def test_a_bundle_that_is_not_calibrated_faults_but_draws_maps(
     assert line["score"] > 0
     assert line["threshold"] is None
     assert read_image(tmp_path / "maps" / "000.png").shape == (64, 64, 3)
-
-
-def test_maps_are_drawn_without_thresholds_and_golden_images(
-    uncalibrated_bundles: dict[str, Path], tiny_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    bundle = Path(shutil.copytree(uncalibrated_bundles["padim"], tmp_path / "part.flaw"))
-    with open_bundle(bundle) as opened:
-        rewrite_manifest(bundle, msgspec.structs.replace(opened.manifest, golden=()))
-    assert score(bundle, normal_images(tiny_root)[0], "--json", "--maps", tmp_path / "maps") == 1
-    assert read_image(tmp_path / "maps" / "000.png").shape == (64, 64, 3)
-    assert capsys.readouterr().err == ""
 
 
 def test_a_map_that_is_no_number_is_not_drawn(

@@ -22,7 +22,7 @@ from flawscope.calibration.thresholds import combine, ensemble_scales
 from flawscope.calibration.thresholds.combine import combine_bundles
 from flawscope.calibration.thresholds.ensemble_scales import Scale, measure_scale
 from flawscope.datasets import content_hash, fingerprint, hash_contents, open_dataset
-from flawscope.errors import ArgumentError, DataError
+from flawscope.errors import ArgumentError, BundleError, DataError
 from flawscope.imaging.images import Preprocessing, prepare, read_image
 from flawscope.imaging.tiles import Tiling
 from flawscope.runtime import Inspector
@@ -180,7 +180,6 @@ def test_tiles_are_measured_as_they_are_inspected(tmp_path, dataset, image_hashe
             r"\[20, 20\], crop \[16, 16\]",
         ),
         ({"tiling": Tiling((16, 16), 0.0)}, r"expected the tiles of .* \(none\), got size \[16, 16\], overlap 0.0"),
-        ({"golden": ()}, r"b\.flaw: expected golden images, got none"),
     ],
 )
 def test_bundles_that_do_not_go_together_are_refused(tmp_path, dataset, image_hashes, changes, message) -> None:
@@ -190,6 +189,13 @@ def test_bundles_that_do_not_go_together_are_refused(tmp_path, dataset, image_ha
     ]
     with pytest.raises(ArgumentError, match=message):
         combine_bundles(paths, tmp_path / "both.flaw", dataset, backend="cpu")
+    assert not (tmp_path / "both.flaw").exists()
+
+
+def test_a_bundle_without_golden_images_is_refused(tmp_path, dataset, members, image_hashes) -> None:
+    bare = write_member(tmp_path / "bare.flaw", 2.0, image_hashes, golden=())
+    with pytest.raises(BundleError, match=r"bare\.flaw: expected golden images for fp32, got none"):
+        combine_bundles([members[0], bare], tmp_path / "both.flaw", dataset, backend="cpu")
     assert not (tmp_path / "both.flaw").exists()
 
 

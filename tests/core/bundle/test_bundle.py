@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -35,12 +36,12 @@ from flawscope.errors import ArgumentError, BundleError
 def test_a_folder_opens_as_it_was_written(folder):
     written = json.loads((folder / "manifest.json").read_bytes())
     with open_bundle(folder) as bundle:
-        assert bundle.folder == bundle.path == folder
+        assert bundle.path == folder
         assert msgspec.structs.replace(bundle.manifest, files={}, digest="") == tiny_manifest()
         assert bundle.manifest.digest == written["digest"]
         assert len(bundle.manifest.digest) == 64
         for name, data in tiny_sources().items():
-            assert bundle.file(name).read_bytes() == data
+            assert bundle.read(name) == data
             assert bundle.manifest.files[name].sha256 == hashlib.sha256(data).hexdigest()
             assert bundle.manifest.files[name].size == len(data)
 
@@ -68,7 +69,8 @@ def test_a_packed_bundle_has_the_same_identity_and_files(folder, packed):
     with open_bundle(folder) as opened_folder, open_bundle(packed) as opened_pack:
         assert opened_pack.manifest == opened_folder.manifest
         assert opened_pack.path == packed
-        assert files_of(opened_pack.folder) == files_of(folder)
+        assert {name: opened_pack.read(name) for name in opened_pack.manifest.files} == tiny_sources()
+        assert opened_pack.manifest_bytes == opened_folder.manifest_bytes == (folder / "manifest.json").read_bytes()
 
 
 def test_a_packed_bundle_is_the_same_byte_for_byte_whatever_it_was_made_from(tmp_path, folder, packed):
@@ -98,12 +100,56 @@ def test_members_are_stored_without_compression_at_a_fixed_time(packed):
         assert archive.testzip() is None
 
 
-def test_the_temporary_folder_lives_as_long_as_the_packed_bundle_is_open(packed, scratch):
-    bundle = open_bundle(packed)
-    assert list(scratch.iterdir()) == [bundle.folder]
-    bundle.close()
+def test_a_packed_bundle_is_read_without_unpacking_it(packed, scratch):
+    with open_bundle(packed) as bundle:
+        assert bundle.read("score.onnx") == tiny_sources()["score.onnx"]
+        assert list(scratch.iterdir()) == []
+
+
+def test_a_closed_bundle_hands_nothing_out(folder, packed):
+    for path in (folder, packed):
+        bundle = open_bundle(path)
+        bundle.read("score.onnx")
+        bundle.close()
+        bundle.close()  # closing twice does no harm
+        with pytest.raises(BundleError, match="the bundle was closed"):
+            bundle.read("score.onnx")
+
+
+def test_what_was_read_stays_whatever_happens_to_the_files(folder, packed):
+    for path in (folder, packed):
+        with open_bundle(path) as bundle:
+            before = bundle.read("score.onnx")
+            shutil.rmtree(path) if path.is_dir() else path.write_bytes(b"")
+            assert bundle.read("score.onnx") == before
+
+
+@pytest.mark.parametrize("change", [lambda data: data[:-1], lambda data: data + b"!", lambda data: data[:-1] + b"!"])
+def test_a_file_that_was_changed_after_opening_is_refused(folder, change):
+    with open_bundle(folder) as bundle:
+        file = folder / "score.onnx"
+        file.write_bytes(change(file.read_bytes()))
+        with pytest.raises(BundleError, match=r"score\.onnx: expected "):
+            bundle.read("score.onnx")
+        with pytest.raises(BundleError, match=r"score\.onnx: expected "):
+            bundle.copy("score.onnx", io.BytesIO())
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_a_file_that_became_something_else_after_opening_is_refused(folder, kind):
+    with open_bundle(folder) as bundle:
+        file = folder / "score.onnx"
+        file.rename(folder.parent / "aside")
+        file.symlink_to(folder.parent / "aside") if kind == "link" else os.mkfifo(file)
+        with pytest.raises(BundleError, match=r"could not be read|expected a plain file"):
+            bundle.read("score.onnx")
+
+
+def test_unpacked_copies_are_private_and_go_away(packed, scratch):
+    with open_bundle(packed) as bundle, bundle.unpacked(["score.onnx"]) as folder:
+        assert files_of(folder) == {"score.onnx": tiny_sources()["score.onnx"]}
+        assert folder.stat().st_mode & 0o077 == 0
     assert list(scratch.iterdir()) == []
-    bundle.close()  # closing twice does no harm
 
 
 def test_closing_a_folder_leaves_it(folder):
@@ -130,19 +176,19 @@ def test_the_tiny_bundle_reproduces_its_golden_score(folder):
 
 def test_an_unknown_graph_is_refused_with_the_known_ones(folder):
     with pytest.raises(BundleError, match=r"expected a graph called features, got \['score'\]"):
-        open_bundle(folder).graph("features")
+        open_bundle(folder).model("features")
 
 
 def test_a_file_that_is_not_listed_is_not_handed_out(folder):
     with pytest.raises(BundleError, match=r"names other.bin but does not list it"):
-        open_bundle(folder).file("other.bin")
+        open_bundle(folder).read("other.bin")
 
 
 def test_a_graph_whose_file_is_not_listed_is_refused(tmp_path):
     graph = msgspec.structs.replace(tiny_manifest().graphs["score"], file="../score.onnx")
     write_tiny_bundle(tmp_path / "b", graphs={"score": graph})
     with pytest.raises(BundleError, match=r"names \.\./score.onnx but does not list it"):
-        open_bundle(tmp_path / "b").graph("score")
+        open_bundle(tmp_path / "b").model("score")
 
 
 def test_the_bank_is_read_as_it_was_stored(folder, packed):
@@ -191,10 +237,10 @@ def test_a_bank_that_is_not_in_the_bundle_is_refused(tmp_path):
         open_bundle(tmp_path / "b").tensors()
 
 
-def test_a_bank_that_vanished_after_opening_is_refused(packed):
+def test_the_bank_of_a_closed_bundle_is_refused(packed):
     bundle = open_bundle(packed)
     bundle.close()
-    with pytest.raises(BundleError, match=r"bank\.safetensors: expected a safetensors file, got: .*Export it again"):
+    with pytest.raises(BundleError, match=r"the bundle was closed. Open it again"):
         bundle.tensors()
 
 

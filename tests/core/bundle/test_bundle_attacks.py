@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
@@ -186,7 +187,7 @@ def test_any_changed_byte_of_a_packed_file_is_refused_or_changes_nothing(pristin
     with opened, open_bundle(pristine / "folder") as honest:  # a changed date or version number is no change
         assert opened.manifest == honest.manifest
         for name in honest.manifest.files:
-            assert opened.file(name).read_bytes() == honest.file(name).read_bytes()
+            assert opened.read(name) == honest.read(name)
 
 
 @settings(max_examples=100, deadline=None)
@@ -236,7 +237,7 @@ def test_a_folder_without_a_manifest_is_refused(tmp_path, refuse):
 def test_a_manifest_that_is_a_folder_is_refused(folder, refuse):
     (folder / MANIFEST).unlink()
     (folder / MANIFEST).mkdir()
-    refuse(folder, "got a folder without it")
+    refuse(folder, "could not be read: Is a directory|manifest.json: expected a plain file")
 
 
 def test_a_manifest_of_absurd_size_is_not_read(folder, refuse):
@@ -308,7 +309,9 @@ def test_a_member_whose_name_leaves_the_bundle_is_not_unpacked(tmp_path, refuse,
 
 def test_a_listed_member_whose_name_leaves_the_bundle_is_not_unpacked(tmp_path, refuse):
     sources = {**tiny_sources(), "../evil": b"evil"}
-    refuse(write_zip(tmp_path / "a.flaw", sources=sources), r"the member name '../evil' leaves the bundle")
+    refuse(
+        write_zip(tmp_path / "a.flaw", sources=sources), r"the manifest lists the name '../evil', which is not allowed"
+    )
 
 
 @pytest.mark.parametrize(
@@ -317,7 +320,6 @@ def test_a_listed_member_whose_name_leaves_the_bundle_is_not_unpacked(tmp_path, 
         (member("link", stat.S_IFLNK | 0o777), b"/etc/passwd"),
         (member("score.onnx", stat.S_IFLNK | 0o777), b"/etc/passwd"),
         (member("folder/", stat.S_IFDIR | 0o755), b""),
-        (member("../up/", stat.S_IFDIR | 0o755), b""),
     ],
 )
 def test_a_member_that_is_a_link_or_a_folder_is_refused(tmp_path, refuse, info, data):
@@ -363,7 +365,7 @@ def test_a_missing_member_is_refused(tmp_path, refuse):
 
 def test_a_file_that_is_also_a_folder_is_refused(tmp_path, scratch):
     path = write_zip(tmp_path / "a.flaw", sources={**tiny_sources(), "a": b"file", "a/b": b"file in it"})
-    with pytest.raises(BundleError, match=r"a.flaw: could not be read: (File exists|Not a directory|Is a directory)"):
+    with pytest.raises(BundleError, match=r"a.flaw: the manifest lists 'a/b' below a file"):
         open_bundle(path)
     assert list(scratch.iterdir()) == []
 
@@ -431,3 +433,47 @@ def test_an_error_nobody_foresaw_leaves_no_temporary_folder(pristine, scratch, m
     with pytest.raises(KeyboardInterrupt):
         open_bundle(pristine / "packed")
     assert list(scratch.iterdir()) == []
+
+
+def test_members_that_share_bytes_are_refused(tmp_path, refuse):
+    """A zip of a few megabytes can otherwise open as gigabytes: every entry names the same bytes."""
+    sources = {f"{number}.bin": bytes(1000) for number in range(5)}
+    path = write_zip(
+        tmp_path / "a.flaw", sources=sources, manifest=encode_manifest(tiny_manifest(files=listed(sources)))
+    )
+    archive, at = bytearray(path.read_bytes()), 0
+    for _ in range(4):  # entries of the central directory: the offset of the member is at byte 42
+        at = archive.index(b"PK\x01\x02", at + 1)
+        archive[at + 42 : at + 46] = bytes(4)
+    path.write_bytes(bytes(archive))
+    refuse(path, "shares bytes with another")
+
+
+def test_a_member_without_a_name_is_refused(tmp_path, refuse):
+    path = write_zip(tmp_path / "a.flaw", [(member("x"), b"data")])
+    archive = bytearray(path.read_bytes())
+    entry = archive.index(b"PK\x01\x02")
+    archive[entry + 28 : entry + 32] = b"\0\0\1\0"  # no name, and its one byte becomes an extra field
+    path.write_bytes(bytes(archive))
+    refuse(path, r"the member name '' leaves the bundle|no readable zip file")
+
+
+def test_a_folder_that_may_not_be_listed_is_refused(folder, refuse, monkeypatch):
+    real = os.scandir
+
+    def denied(path):
+        if str(path).endswith("golden"):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    refuse(folder, "could not be read: Permission denied")
+
+
+@pytest.mark.parametrize(
+    "name", [".DS_Store", "Thumbs.db", "desktop.ini", ".nfs00000001", "._score.onnx", "golden/.DS_Store"]
+)
+def test_what_file_managers_leave_behind_is_no_reason_to_refuse(folder, name):
+    (folder / name).write_bytes(b"litter")
+    with open_bundle(folder) as bundle, pytest.raises(BundleError, match="does not list it"):
+        bundle.read(name)

@@ -117,7 +117,7 @@ def test_the_old_bundle_is_kept_aside_when_it_cannot_be_moved_back(folder, monke
 
 @pytest.mark.parametrize(
     ("owner", "name"),
-    [(shutil, "copyfileobj"), (zipfile.ZipFile, "writestr"), (Path, "replace"), (tempfile, "mkstemp")],
+    [(Bundle, "copy"), (zipfile.ZipFile, "writestr"), (Path, "replace"), (tempfile, "mkstemp")],
 )
 @pytest.mark.parametrize("write", [pack_bundle, rewrite_packed])
 def test_a_full_disk_leaves_the_old_packed_bundle_and_nothing_else(packed, scratch, monkeypatch, write, owner, name):
@@ -143,12 +143,16 @@ def test_a_full_disk_leaves_the_old_manifest(folder, monkeypatch):
     assert files_of(folder) == before
 
 
-@pytest.mark.parametrize(("owner", "name"), [(Path, "write_bytes"), (Path, "mkdir"), (tempfile, "mkdtemp")])
-def test_no_room_to_unpack_is_said_and_leaves_nothing(packed, scratch, monkeypatch, owner, name):
-    monkeypatch.setattr(owner, name, no_space)
-    with pytest.raises(StorageError, match="could not be written: the disk is full"):
-        open_bundle(packed)
-    monkeypatch.undo()
+@pytest.mark.parametrize(("owner", "name"), [(Path, "open"), (Path, "mkdir"), (tempfile, "mkdtemp")])
+def test_no_room_for_copies_is_said_and_leaves_nothing(packed, scratch, monkeypatch, owner, name):
+    with open_bundle(packed) as bundle:
+        monkeypatch.setattr(owner, name, no_space)
+        with (
+            pytest.raises(StorageError, match="could not be written: the disk is full"),
+            bundle.unpacked(["score.onnx"]),
+        ):
+            pass
+        monkeypatch.undo()
     assert list(scratch.iterdir()) == []
 
 
@@ -157,7 +161,7 @@ def test_a_bundle_that_may_not_be_read_is_refused(folder, packed, scratch, monke
     def denied(*_, **__):
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(zipfile if is_packed else Path, "ZipFile" if is_packed else "read_bytes", denied)
+    monkeypatch.setattr(os, "open", denied)
     with pytest.raises(BundleError, match=r"could not be read: Permission denied. Check its permissions"):
         open_bundle(packed if is_packed else folder)
     monkeypatch.undo()

@@ -20,7 +20,9 @@ from flawscope.bundle import (
     Accuracy,
     Evidence,
     Parity,
+    PatchcoreHead,
     ThresholdChange,
+    open_bundle,
 )
 from flawscope.bundle.manifest import decode_manifest, encode_manifest
 from flawscope.errors import BundleError
@@ -67,7 +69,7 @@ def test_every_manifest_comes_back_equal(config, text, number, seed, old):
             ThresholdChange("", "pixel", old, 1, ""),
         ),
         evidence=Evidence(
-            parity=(Parity("torch", text, 3, number, old, None),),
+            parity=(Parity("torch", text, 3, abs(number), abs(old), None),),
             accuracy=(Accuracy("", text, "", "cpu", 3, 1, {"image_auroc": number, "aupro": None}),),
         ),
     )
@@ -131,7 +133,7 @@ def test_the_forger_of_these_tests_makes_manifests_that_pass():
         (lambda fields: fields.update(max_batch="4"), "Expected `int`, got `str`"),
         (lambda fields: fields.update(kind="program"), "Invalid enum value 'program'"),
         (lambda fields: fields["input"].update(resize=[1, 1]), "resize: expected height and width from 16 to 8192"),
-        (lambda fields: fields["input"].update(version=9), "preprocessing version: expected 1, got 9"),
+        (lambda fields: fields["input"].update(version=9), "preprocessing version: expected 1 to 2, got 9"),
         (lambda fields: fields["head"].update(sigma=0), "was changed after it was written"),
     ],
 )
@@ -172,3 +174,68 @@ def test_the_same_content_in_other_bytes_is_refused():
     data = json.dumps(json.loads(encode_manifest(tiny_manifest()))).encode()
     with pytest.raises(BundleError, match="was changed after it was written"):
         decode_manifest(data, "m")
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("head", "sigma"), 1e6),
+        (("head", "sigma"), -1.0),
+        (("head", "grid"), [0, 4]),
+        (("head", "grid"), [1 << 40, 4]),
+        (("head", "neighbors"), 0),
+        (("head", "neighbors"), 1 << 62),
+        (("max_batch",), 0),
+        (("max_batch",), 1 << 31),
+        (("min_area_px",), 0),
+        (("files", "score.onnx", "size"), -1),
+        (("files", "score.onnx", "sha256"), "no hash"),
+        (("graphs", "score", "largest_elements"), 1 << 31),
+        (("graphs", "score", "peak_bytes"), -1),
+    ],
+)
+def test_a_number_out_of_range_is_refused(folder, path, value):
+    fields = json.loads((folder / "manifest.json").read_bytes())
+    place = fields
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    with pytest.raises(BundleError, match=r"the manifest is broken: (Expected|Invalid)"):
+        decode_manifest(json.dumps(fields).encode(), "m")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"method": "padim"}, "expected a head of the method padim, got patchcore"),
+        ({"kind": "synth"}, "expected a head of the kind synth, got patchcore"),
+        ({"bank": "other.safetensors"}, "names other.safetensors but does not list it"),
+        ({"head": PatchcoreHead((17, 4), 1, "none", 0.0)}, r"patch grid of at most the input's \[16, 16\] pixels"),
+    ],
+)
+def test_parts_that_do_not_fit_each_other_are_refused(tmp_path, changes, message):
+    write_tiny_bundle(tmp_path / "b", **changes)
+    with pytest.raises(BundleError, match=message):
+        open_bundle(tmp_path / "b")
+
+
+def test_a_bundle_of_the_schema_before_opens_and_is_written_as_today(folder):
+    fields = json.loads((folder / "manifest.json").read_bytes())
+    older = older_manifest({**fields, "schema": SCHEMA - 1})
+    (folder / "manifest.json").write_bytes(older)
+    with open_bundle(folder) as bundle:
+        assert bundle.manifest.schema == SCHEMA - 1
+        assert bundle.manifest.digest == json.loads(older)["digest"]
+        rewritten = decode_manifest(encode_manifest(bundle.manifest), "m")
+    assert (rewritten.schema, rewritten.head) == (SCHEMA, bundle.manifest.head)
+    (folder / "manifest.json").write_bytes(older.replace(b'"name": "tiny"', b'"name": "tinY"'))
+    with pytest.raises(BundleError, match="was changed after it was written"):
+        open_bundle(folder)
+
+
+def older_manifest(fields):
+    def text(digest):
+        encoded = msgspec.json.encode({**fields, "digest": digest}, order="sorted")
+        return msgspec.json.format(encoded, indent=1) + b"\n"
+
+    return text(hashlib.sha256(text("")).hexdigest())

@@ -449,3 +449,40 @@ def test_wrong_arguments_of_split_held_out_are_refused():
         split_held_out(good(3), minimum=-1)
     with pytest.raises(ArgumentError, match=r"got none for good/0000\.png|got none for good/0001\.png"):
         split_held_out(good(2), hashes={})
+
+
+WORDS = st.sampled_from(["_mask", "_GT", "-mask", ".mask", "_label", "_seg", "_annotation", " ground_truth", "_Labels"])
+
+
+@settings(max_examples=60)
+@given(
+    word=WORDS,
+    extension=st.sampled_from([".png", ".bmp"]),
+    paired=st.sets(st.integers(0, 9), max_size=4),
+    orphans=st.sets(st.integers(20, 29), max_size=2),
+)
+def test_a_mask_beside_images_is_never_learned(tmp_path_factory, word, extension, paired, orphans):
+    root = tmp_path_factory.mktemp("set")
+    touch(root, *(f"good/{i}.png" for i in range(10)), *(f"good/{i}{word}{extension}" for i in paired | orphans))
+    touch(root, *(f"dent/{i}.png" for i in range(10)), *(f"dent/{i}{word}{extension}" for i in paired | orphans))
+    dataset = open_dataset(root)
+    assert {sample.path.name for sample in dataset.samples} == {f"{i}.png" for i in range(10)}
+    masks = {sample.path.stem: sample.mask.name for sample in dataset.samples if sample.mask is not None}
+    assert masks == {str(i): f"{i}{word}{extension}" for i in paired}
+    assert {path.name for path in dataset.orphan_masks} == {f"{i}{word}{extension}" for i in orphans}
+    assert {path.name for path in dataset.ignored} == {f"{i}{word}{extension}" for i in paired | orphans}
+
+
+def test_a_product_whose_every_name_ends_like_a_mask_is_learned(tmp_path):
+    touch(tmp_path, *(f"good/{i}_mask.png" for i in range(5)), "tear/1_mask.png", "ground_truth/tear/1_mask_mask.png")
+    dataset = open_dataset(tmp_path)
+    assert len(dataset.samples) == 6
+    assert below(dataset, [s.mask for s in dataset.samples if s.mask]) == ["ground_truth/tear/1_mask_mask.png"]
+
+
+@pytest.mark.parametrize("name", [".DS_Store", "._0.png", "Thumbs.db", "desktop.ini", ".nfs0001.png", "__MACOSX/0.png"])
+def test_what_file_managers_leave_behind_is_passed_over(tmp_path, name):
+    touch(tmp_path, *(f"good/{i}.png" for i in range(3)), f"good/{name}")
+    dataset = open_dataset(tmp_path)
+    assert len(dataset.samples) == 3
+    assert dataset.ignored == ()

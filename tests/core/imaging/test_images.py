@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
+import os
 import struct
 import subprocess
 import sys
+import tempfile
 import zlib
 from pathlib import Path
 
@@ -14,6 +17,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from flawscope.errors import ArgumentError, ImageError
 from flawscope.imaging import images
@@ -434,7 +438,8 @@ def test_masks_follow_the_geometry_of_images(factor, size, cut):
         ({"resize": (64, 8193)}, r"resize: expected .* got \[64, 8193\]"),
         ({"resize": (64, 64), "crop": (64, 65)}, r"crop: expected at most the resized size \[64, 64\], got \[64, 65\]"),
         ({"resize": (64, 64), "crop": (8, 64)}, r"crop: expected height and width from 16"),
-        ({"resize": (64, 64), "version": 2}, "preprocessing version: expected 1, got 2"),
+        ({"resize": (64, 64), "version": 3}, "preprocessing version: expected 1 to 2, got 3"),
+        ({"resize": (64, 64), "version": 0}, "preprocessing version: expected 1 to 2, got 0"),
     ],
 )
 def test_a_wrong_preprocessing_is_refused(fields, message):
@@ -461,3 +466,112 @@ def test_reading_from_a_path_equals_decoding_its_bytes(tmp_path: Path):
     data = encode(".png", noise())
     (path := tmp_path / "part.PNG").write_bytes(data)
     np.testing.assert_array_equal(read_image(path), decode_image(data))
+
+
+SIDES = st.integers(16, 160)
+
+
+@settings(max_examples=100)
+@given(height=SIDES, width=SIDES, rows=SIDES, columns=SIDES, place=st.floats(0, 1), seed=st.integers(0, 9))
+def test_no_bar_is_lost_however_the_sides_change(height, width, rows, columns, place, seed):
+    """A bar across the side that shrinks the most darkens the result by its share of that side."""
+    image = np.full((rows, columns, 3), 200, np.uint8)
+    along = 0 if rows / height > columns / width else 1
+    side = image.shape[along]
+    at = int(place * (side - 2))
+    image[(slice(None),) * along + (slice(at, at + 2),)] = 0
+    prepared = prepare(image, Preprocessing(resize=(height, width)))
+    if side > (height, width)[along]:
+        np.testing.assert_allclose(200 - prepared.mean(), 400 / side, atol=1.5)
+
+
+@settings(max_examples=100)
+@given(height=SIDES, width=SIDES, rows=SIDES, columns=SIDES)
+def test_version_1_and_2_differ_only_where_one_side_shrinks_and_the_other_grows(height, width, rows, columns):
+    image = noise(rows, columns)
+    first, second = (prepare(image, Preprocessing(resize=(height, width), version=version)) for version in (1, 2))
+    if (rows - height) * (columns - width) >= 0:
+        np.testing.assert_array_equal(first, second)
+
+
+def test_version_1_is_what_it_was():
+    line = noise(60, 2048)
+    prepared = prepare(line, Preprocessing(resize=(64, 64), version=1))
+    np.testing.assert_array_equal(prepared, cv2.resize(line, (64, 64), interpolation=cv2.INTER_LINEAR))
+
+
+# --- damaged JPEGs
+
+
+def jpeg(seed, *options):
+    rng = np.random.default_rng(seed)
+    smooth = cv2.resize(rng.integers(0, 256, (9, 12, 3), np.uint8), (200, 152), interpolation=cv2.INTER_CUBIC)
+    grainy = (smooth + rng.normal(0, 8, smooth.shape)).clip(0, 255).astype(np.uint8)
+    return encode(".jpg", grainy[..., 0] if seed % 3 == 2 else grainy, [cv2.IMWRITE_JPEG_QUALITY, 90, *options])
+
+
+JPEG_OPTIONS = st.sampled_from(
+    [
+        (),
+        (cv2.IMWRITE_JPEG_PROGRESSIVE, 1),
+        (cv2.IMWRITE_JPEG_OPTIMIZE, 1),
+        (cv2.IMWRITE_JPEG_RST_INTERVAL, 4),
+        (cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444),
+        (cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_422),
+        (cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_440),
+        (cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_411),
+    ]
+)
+
+
+@settings(max_examples=60)
+@given(seed=st.integers(0, 20), options=JPEG_OPTIONS)
+def test_a_whole_jpeg_is_what_opencv_makes_of_it(seed, options):
+    data = jpeg(seed, *options)
+    flags = cv2.IMREAD_ANYCOLOR | cv2.IMREAD_IGNORE_ORIENTATION
+    np.testing.assert_array_equal(decode_stored(data), cv2.imdecode(np.frombuffer(data, np.uint8), flags))
+
+
+@settings(max_examples=80, deadline=None)
+@given(seed=st.integers(0, 5), options=JPEG_OPTIONS, where=st.floats(0.25, 0.9), kind=st.sampled_from(["zeros", "cut"]))
+def test_a_damaged_jpeg_is_refused_where_libjpeg_complains(seed, options, where, kind):
+    """The judge is libjpeg itself, as OpenCV calls it: it says so on stderr."""
+    data = bytearray(jpeg(seed, *options))
+    at = int(where * len(data))
+    if kind == "cut":
+        del data[at:]
+    else:
+        data[at : at + 256] = bytes(len(data[at : at + 256]))
+    complains = opencv_complains(bytes(data))
+    try:
+        decode_stored(bytes(data))
+    except ImageError as err:
+        refused = str(err)
+    else:
+        refused = ""
+    assert bool(refused) == complains
+    assert complains or kind == "zeros"  # a file that was cut is always noticed
+
+
+def opencv_complains(data):
+    with tempfile.TemporaryFile() as caught:
+        stderr = os.dup(2)
+        os.dup2(caught.fileno(), 2)
+        try:
+            image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_ANYCOLOR)
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+        caught.seek(0)
+        return image is None or bool(caught.read())
+
+
+def test_a_jpeg_of_four_inks_is_what_opencv_makes_of_it():
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 32, 4), np.uint8), "CMYK")
+    buffer = io.BytesIO()
+    image.save(buffer, "jpeg")
+    data = buffer.getvalue()
+    expected = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_ANYCOLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    np.testing.assert_array_equal(decode_stored(data), expected)
+    with pytest.raises(ImageError, match="expected a whole jpeg image, got broken data"):
+        decode_stored(data[: len(data) // 2])

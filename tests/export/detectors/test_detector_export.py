@@ -53,7 +53,7 @@ def test_a_bundle_says_where_it_comes_from(
     run = read_run(runs[method])
     with open_bundle(uncalibrated_bundles[method]) as bundle:
         manifest = bundle.manifest
-        images = json.loads(bundle.file(manifest.provenance.images).read_bytes())
+        images = json.loads(bundle.read(manifest.provenance.images))
     assert (manifest.name, manifest.kind, manifest.method, manifest.max_batch) == (method, "score", method, 4)
     assert manifest.thresholds is None
     assert manifest.provenance.run == run.digest
@@ -101,7 +101,7 @@ def test_golden_scores_are_those_of_the_graph(uncalibrated_bundles: dict[str, Pa
         goldens = inspector.manifest.golden
         assert len(goldens) == 2
         for golden in goldens:
-            result = inspector(inspector.bundle.file(golden.file))
+            result = inspector(inspector.bundle.path / golden.file)
             assert result.anomaly_map is not None
             assert result.score == golden.score
             assert float(result.anomaly_map.max()) == golden.map_max

@@ -78,8 +78,8 @@ def test_a_bundle_says_how_it_draws_and_where_it_comes_from(
     base = open_base(made_runs["filler" if kind == "inpainting" else "base"])
     with open_bundle(exported[kind]) as bundle:
         manifest = bundle.manifest
-        images = json.loads(bundle.file("images.json").read_bytes())
-        tokenizer = bundle.file("tokenizer.json").read_bytes()
+        images = json.loads(bundle.read("images.json"))
+        tokenizer = bundle.read("tokenizer.json")
     head = manifest.head
     assert isinstance(head, SynthHead)
     assert (manifest.kind, manifest.method, manifest.max_batch) == ("synth", kind, MAX_BATCH)
@@ -161,8 +161,8 @@ def test_support_images_travel_along_with_their_content_hashes(
     with open_bundle(exported[kind]) as bundle:
         for entry in entries:
             image = examples[entry.category, entry.defect, entry.sha256]
-            assert bundle.file(entry.picture).read_bytes() == image.image_file.read_bytes()
-            assert bundle.file(entry.mask).read_bytes() == image.mask_file.read_bytes()
+            assert bundle.read(entry.picture) == image.image_file.read_bytes()
+            assert bundle.read(entry.mask) == image.mask_file.read_bytes()
 
 
 # ---- Graphs ----------------------------------------------------------------------------------------------------------
@@ -190,7 +190,7 @@ def test_graphs_are_their_modules_in_every_size_of_batch(
     unet = restore_unet(base, read_synthesis_run(made_runs[kind])) if kind == "inpainting" else base.unet
     modules, examples = synthesis_modules(base, unet), example_inputs(base)
     with open_bundle(exported[kind]) as bundle:
-        calls = GraphCalls(bundle.manifest.graphs, bundle.folder)
+        calls = GraphCalls(bundle.manifest.graphs, bundle.path)
         for name in GRAPHS:
             for count in (1, 3, MAX_BATCH):
                 inputs = some_inputs(examples[name], count)
@@ -224,7 +224,7 @@ def test_graphs_take_and_give_what_the_contract_says(exported: dict[str, Path], 
     }
     with open_bundle(exported["inpainting"]) as bundle:
         for name, values in contract.items():
-            graph = onnx.load(bundle.graph(name)).graph
+            graph = onnx.load(bundle.path / bundle.graph_file(name)).graph
             types = {}
             for value in (*graph.input, *graph.output):
                 tensor = value.type.tensor_type
@@ -244,7 +244,7 @@ def test_a_learned_network_is_not_its_base(exported: dict[str, Path], made_runs:
     with torch.no_grad():
         plain = base.unet(*(torch.from_numpy(value) for value in inputs.values()), return_dict=False)[0].numpy()
     with open_bundle(exported["inpainting"]) as bundle:
-        adapted = GraphCalls(bundle.manifest.graphs, bundle.folder)("denoise", inputs)
+        adapted = GraphCalls(bundle.manifest.graphs, bundle.path)("denoise", inputs)
     assert np.abs(adapted - plain).max() > 1e-2
 
 
@@ -295,7 +295,7 @@ def test_drawing_with_graphs_is_the_inpainting_pipeline_of_diffusers(
     )
 
     with open_bundle(exported["inpainting"]) as bundle:
-        calls = GraphCalls(bundle.manifest.graphs, bundle.folder)
+        calls = GraphCalls(bundle.manifest.graphs, bundle.path)
         context = calls("text", text_inputs)[::-1]
         keep = keep_of(mask, head.latents[1:])[None]
         pixels = signed(image)
@@ -358,7 +358,7 @@ def test_weights_too_large_for_one_message_lie_beside_their_graph(
     inputs = some_inputs(example_inputs(open_base(made_runs["base"]))["denoise"], 2)
     with open_bundle(exported["embedding"]) as small, open_bundle(tmp_path / "large.flaw") as large:
         inline_output, external_output = (
-            GraphCalls(bundle.manifest.graphs, bundle.folder)("denoise", inputs) for bundle in (small, large)
+            GraphCalls(bundle.manifest.graphs, bundle.path)("denoise", inputs) for bundle in (small, large)
         )
     np.testing.assert_array_equal(inline_output, external_output)
 

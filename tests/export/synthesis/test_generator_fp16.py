@@ -38,7 +38,7 @@ def test_fp16_draws_what_fp32_draws_and_builds_as_engines(
         assert isinstance(head, SynthHead)
         assert [row.candidate for row in head.parity][1] == "the graphs in fp16, cpu"
         assert 30.0 <= head.parity[1].psnr_db < 100.0, "others, but hardly"
-        half = onnx.load(bundle.graph("denoise", "fp16"))
+        half = onnx.load(bundle.path / bundle.graph_file("denoise", "fp16"))
     assert {tensor.data_type for tensor in half.graph.initializer} >= {onnx.TensorProto.FLOAT16}
     image = tiny_images(1)[0]
     mask = np.zeros(image.shape[:2], np.bool_)

@@ -60,7 +60,7 @@ def stand(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stand]:
 
 def engine(bundle: Any, graph: str) -> Any:
     plan = bundle.path.parent / f"{graph}.{bundle.path.name}.plan"
-    plan.write_text(str(bundle.graph(graph)))
+    plan.write_text(str(bundle.path / bundle.graph_file(graph)))
     return SimpleNamespace(stored=SimpleNamespace(plan=plan))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ import msgspec
 import pytest
 
 from flawscope import __version__, cli, resident_memory
-from flawscope.bundle import open_bundle, rewrite_manifest
 from flawscope.errors import ArgumentError
 from flawscope.runtime import Inspector
 from flawscope.runtime.bench import measurement
@@ -155,17 +153,6 @@ def test_an_impossible_time_is_refused(padim_bundle: Path, seconds: float) -> No
         pytest.raises(ArgumentError, match=r"seconds: expected 0\.1 to 86400, got"),
     ):
         bench(inspector, seconds=seconds)
-
-
-def test_without_golden_images_there_is_nothing_to_measure(padim_bundle: Path, tmp_path: Path) -> None:
-    bundle = Path(shutil.copytree(padim_bundle, tmp_path / "part.flaw"))
-    with open_bundle(bundle) as opened:
-        rewrite_manifest(bundle, msgspec.structs.replace(opened.manifest, golden=()))
-    with (
-        Inspector.load(bundle, "cpu") as inspector,
-        pytest.raises(ArgumentError, match=r"bench: expected a bundle with golden images, got none"),
-    ):
-        bench(inspector, seconds=0.1)
 
 
 def test_the_command_prints_a_table_and_writes_the_same_figures(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +13,6 @@ import numpy as np
 import pytest
 
 from flawscope import cli
-from flawscope.bundle import open_bundle, rewrite_manifest
 from flawscope.errors import ArgumentError, GateError
 from flawscope.runtime import Inspector
 from flawscope.runtime.bench import soak as soak_module
@@ -171,17 +169,6 @@ def test_a_number_of_scorings_that_tells_nothing_is_refused(padim_bundle: Path, 
         pytest.raises(ArgumentError, match=rf"soak: expected 1,000 to 1,000,000,000 scorings, got {scorings:,}\."),
     ):
         soak(inspector, scorings)
-
-
-def test_without_golden_images_there_is_nothing_to_score(padim_bundle: Path, tmp_path: Path) -> None:
-    bundle = Path(shutil.copytree(padim_bundle, tmp_path / "part.flaw"))
-    with open_bundle(bundle) as opened:
-        rewrite_manifest(bundle, msgspec.structs.replace(opened.manifest, golden=()))
-    with (
-        Inspector.load(bundle, "cpu") as inspector,
-        pytest.raises(ArgumentError, match="bench: expected a bundle with golden images, got none"),
-    ):
-        soak(inspector, SCORINGS)
 
 
 @pytest.mark.parametrize(

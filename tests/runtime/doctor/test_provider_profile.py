@@ -13,7 +13,7 @@ import pytest
 from tiny_dataset import normal_images
 
 from flawscope import cli
-from flawscope.bundle import open_bundle
+from flawscope.bundle import OnnxModel, open_bundle
 from flawscope.errors import BackendError
 from flawscope.imaging.images import prepare, read_image
 from flawscope.runtime.doctor import driver
@@ -25,7 +25,7 @@ from flawscope.runtime.doctor.provider_profile import ProfiledNode, elsewhere, p
 def test_every_node_of_a_run_has_its_provider(padim_bundle: Path, tiny_root: Path, graph: str) -> None:
     with open_bundle(padim_bundle) as bundle:
         image = prepare(read_image(normal_images(tiny_root)[0]), bundle.manifest.input)
-        nodes = profile_nodes(bundle.graph(graph), "cpu", {"image": image[None]})
+        nodes = profile_nodes(bundle.model(graph), "cpu", {"image": image[None]})
     assert len(nodes) > 5
     assert len({node.name for node in nodes}) == len(nodes)  # of one run, not of three
     assert {node.provider for node in nodes} == {"CPUExecutionProvider"}
@@ -44,10 +44,9 @@ def test_nodes_elsewhere_are_told_longest_first() -> None:
     assert [node.name for node in elsewhere(nodes, "cuda")] == ["c", "b"]
 
 
-def test_a_graph_that_does_not_load_is_one_sentence(tmp_path: Path) -> None:
-    (tmp_path / "score.onnx").write_bytes(b"rubbish")
+def test_a_graph_that_does_not_load_is_one_sentence() -> None:
     with pytest.raises(BackendError, match=r"^backend cpu: could not run score\.onnx: [^\n]+$"):
-        profile_nodes(tmp_path / "score.onnx", "cpu", {})
+        profile_nodes(OnnxModel("score.onnx", b"rubbish", {}), "cpu", {})
 
 
 def test_doctor_of_a_bundle_names_path_nodes_and_head(

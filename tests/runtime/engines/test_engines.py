@@ -89,7 +89,13 @@ def test_every_graph_of_every_bundle_builds_for_batches_up_to_the_largest(
 def test_progress_rises_to_the_end(bundles: dict[str, Path], rtx: TensorRT) -> None:
     shares: list[float] = []
     with open_bundle(bundles["padim"]) as bundle:
-        build_engine(rtx, bundle.graph("features"), L4, TO_FOUR, progress=lambda share, _: shares.append(share))
+        build_engine(
+            rtx,
+            bundle.path / bundle.graph_file("features"),
+            L4,
+            TO_FOUR,
+            progress=lambda share, _: shares.append(share),
+        )
     assert len(shares) > 5
     assert shares == sorted(shares)
     assert shares[-1] == 1.0

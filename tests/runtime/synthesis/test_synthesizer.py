@@ -459,7 +459,7 @@ def test_closing_twice_is_harmless(tmp_path):
     manifest = write_tiny_synth(tmp_path / "b.flaw")
     synthesizer = Synthesizer.load(tmp_path / "b.flaw", "cpu")
     assert synthesizer.manifest == manifest
-    assert safetensors.numpy.load_file(synthesizer.bundle.file("vectors.safetensors"))
+    assert safetensors.numpy.load(synthesizer.bundle.read("vectors.safetensors"))
     synthesizer.close()
     synthesizer.close()
 

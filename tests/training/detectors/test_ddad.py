@@ -434,7 +434,7 @@ def test_every_network_builds_as_an_engine(bundle: Path, graph: str) -> None:
     tensorrt = import_tensorrt("tensorrt-rtx")
     target = named_target("8.9", tensorrt.compute_capabilities())
     with open_bundle(bundle) as opened:
-        built = build_engine(tensorrt, opened.graph(graph), target, BuildOptions(1, 1, 3))
+        built = build_engine(tensorrt, opened.path / opened.graph_file(graph), target, BuildOptions(1, 1, 3))
     assert len(built.plan) > 1000
 
 

@@ -19,7 +19,7 @@ from tiny_dataset import CATEGORY, anomalous_images, normal_images
 from tiny_stable_diffusion import write_stable_diffusion
 
 from flawscope import cli
-from flawscope.bundle import DsadHead, open_bundle
+from flawscope.bundle import DsadHead, OnnxModel, open_bundle
 from flawscope.config import DsadConfig, build_config
 from flawscope.datasets import open_dataset
 from flawscope.errors import ArgumentError, RunError
@@ -220,7 +220,7 @@ def test_every_network_builds_as_an_engine(bundle: Path, graph: str) -> None:
     tensorrt = import_tensorrt("tensorrt-rtx")
     target = named_target("8.9", tensorrt.compute_capabilities())
     with open_bundle(bundle) as opened:
-        built = build_engine(tensorrt, opened.graph(graph), target, BuildOptions(1, 1, 3))
+        built = build_engine(tensorrt, opened.path / opened.graph_file(graph), target, BuildOptions(1, 1, 3))
     assert len(built.plan) > 1000
 
 
@@ -246,7 +246,7 @@ def test_weights_too_large_for_one_message_lie_beside_their_graph(
 
     monkeypatch.setattr(reconstruction_exporter, "INLINE_LIMIT", 100_000)
     with open_bundle(bundle) as opened:  # tracing takes seconds and is the same every time
-        graphs = [(name, onnx.load(opened.graph(name))) for name in opened.manifest.graphs]
+        graphs = [(name, onnx.load(opened.path / opened.graph_file(name))) for name in opened.manifest.graphs]
     monkeypatch.setattr(reconstruction_exporter, "reconstruction_graphs", lambda *_: iter(graphs))
     manifest = export_run(run, tmp_path / "large.flaw", max_batch=3)
     assert "denoise.onnx.data" in manifest.files
@@ -258,7 +258,10 @@ def test_weights_too_large_for_one_message_lie_beside_their_graph(
     target = named_target("8.9", tensorrt.compute_capabilities())
     with open_bundle(tmp_path / "large.flaw") as opened:
         before = model_hash(opened, "denoise")
-        assert len(build_engine(tensorrt, opened.graph("denoise"), target, BuildOptions(1, 1, 3)).plan) > 1000
+        assert (
+            len(build_engine(tensorrt, opened.path / opened.graph_file("denoise"), target, BuildOptions(1, 1, 3)).plan)
+            > 1000
+        )
         entry = manifest.files["denoise.onnx.data"]
         manifest.files["denoise.onnx.data"] = type(entry)("0" * 64, entry.size)
         opened.manifest.files["denoise.onnx.data"] = manifest.files["denoise.onnx.data"]
@@ -298,7 +301,9 @@ def test_cannys_edges_are_given_to_the_graph_on_the_line_as_in_training(
     assert name == "encode"
     onnx.save(graph, tmp_path / "encode.onnx")
     images = part_images(tiny_root)[:2]
-    latents, conditions = SessionNetworks({"encode": OrtSession(tmp_path / "encode.onnx", "cpu")}, True).encode(images)
+    latents, conditions = SessionNetworks(
+        {"encode": OrtSession(OnnxModel.of_file(tmp_path / "encode.onnx"), "cpu")}, True
+    ).encode(images)
     expected, (hint,) = module.networks.encode(images)[0], module.networks.encode(images)[1].values()
     np.testing.assert_allclose(latents, expected, atol=1e-3)
     np.testing.assert_allclose(conditions["hint"], hint, atol=1e-3)

@@ -1,0 +1,46 @@
+"""What the fields of a manifest must be to each other; ranges of single fields are in their structs."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+from flawscope.bundle.heads import head_tag
+from flawscope.bundle.manifest import Manifest
+from flawscope.errors import BundleError
+
+
+def check_manifest(manifest: Manifest, where: str) -> None:
+    """Raise BundleError unless the parts of a manifest fit each other.
+
+    Args:
+        manifest: The manifest of a bundle, its files filled in.
+        where: What the bundle is called in messages.
+    """
+    if problem := next(_problems(manifest), None):
+        raise BundleError(f"{where}: the manifest is broken: {problem}. Export the bundle again.")
+
+
+def _problems(manifest: Manifest) -> Iterator[str]:
+    tag = head_tag(manifest.head)
+    if (manifest.kind == "synth") != (tag == "synth"):
+        yield f"expected a head of the kind {manifest.kind}, got {tag}"
+    if manifest.kind == "score" and tag != manifest.method:
+        yield f"expected a head of the method {manifest.method}, got {tag}"
+    yield from _files(manifest)
+    if problem := manifest.head.problem(manifest.input.size):
+        yield problem
+
+
+def _files(manifest: Manifest) -> Iterator[str]:
+    for precision in ("fp32", *manifest.precisions):
+        graphs = manifest.graphs_of(precision)
+        named = [graph.file for graph in graphs.values()]
+        if len(set(named)) != len(named):
+            yield f"expected a file for every graph of {precision}, got one twice"
+        for name in itertools.chain(named, (golden.file for golden in manifest.golden_of(precision))):
+            if name not in manifest.files:
+                yield f"it names {name} but does not list it"
+    for name in filter(None, (manifest.bank, manifest.provenance.images)):
+        if name not in manifest.files:
+            yield f"it names {name} but does not list it"
