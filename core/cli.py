@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import signal
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -87,9 +89,24 @@ def root() -> None:
 _NO_ARGUMENTS: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())
 
 
+_TERMINATED = 128 + signal.SIGTERM  # as shells report it
+
+
 def main(arguments: Sequence[str] | None = None, **extra: Any) -> None:
     """Run the command line and exit: 0 success, 1 a gate or check failed, 2 the request was wrong."""
+    # Only here, in a process that is the command line: a program that calls `run` has handlers of its own. What whoever
+    # started us lets us ignore stays ignored. Python takes handlers from the main thread alone.
+    is_main = threading.current_thread() is threading.main_thread()
+    if is_main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _terminate)
     sys.exit(run(arguments))
+
+
+def _terminate(number: int, frame: object) -> None:
+    """Unwind as for Ctrl-C, so that nothing unfinished is left behind."""
+    # A second one must not interrupt the cleaning up; SIGKILL still ends it.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise SystemExit(_TERMINATED)
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
@@ -113,6 +130,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except FlawscopeError as err:
         return _fail(str(err), err.exit_status)
     except SystemExit as err:
+        if err.code == _TERMINATED:
+            return _fail("terminated", _TERMINATED)
         # Click exits like this when the reader of our output is gone (`flawscope score ... | head`).
         return err.code if isinstance(err.code, int) else 1
     # A command may return its status. Not standalone, click hands it over in place of exiting.

@@ -6,12 +6,29 @@ import contextlib
 import errno
 import hashlib
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from flawscope.errors import ArgumentError, StorageError
+from flawscope.scratch import exclusive, remove_leftovers, scratch_file, scratch_folder, swap_in, sync
+
+_LITTER = frozenset({".ds_store", "thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx"})
+_LITTER_BEGINNINGS = ("._", ".nfs")
+
+
+def is_litter(name: str) -> bool:
+    """Return whether a file or folder is one that systems leave behind by themselves: never read, nor refused.
+
+    `.DS_Store`, `__MACOSX` and `._NAME` are of macOS, `Thumbs.db` and `desktop.ini` of Windows; `.nfsXXXX` is a deleted
+    file that a program of an NFS client still has open.
+
+    Args:
+        name: The name alone, without its folder.
+    """
+    # Without case: Windows and macOS keep the case that a name was written in, and copies may change it.
+    lower = name.lower()
+    return lower in _LITTER or lower.startswith(_LITTER_BEGINNINGS)
 
 
 def sha256_file(path: Path) -> str:
@@ -42,25 +59,43 @@ def storage_errors(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def atomic_file(path: Path) -> Iterator[Path]:
+def atomic_file(path: Path, *, beside: Path | None = None, durable: bool = False) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` on success, remove it on failure.
+
+    Args:
+        path: The file to write.
+        beside: The folder around `path` beside which the temporary file lies, for a folder that may hold nothing
+            else, such as a bundle; None: the temporary file lies beside `path` itself.
+        durable: Whether the file must survive a power cut from the moment on that it has its name.
 
     Raises:
         StorageError: If the system refuses to write.
     """
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Beside the target: a rename is atomic only within one file system. The dot hides it from dataset readers.
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
-        try:
+        # Beside the target: a rename is atomic only within one file system.
+        place = (path if beside is None else beside).parent
+        _clear(place, again=durable)
+        with scratch_file(place) as temporary:
             yield temporary
-            # mkstemp makes files of mode 0600, which a service of another user could not read.
+            # Scratch has the mode 0600, which a service of another user could not read.
             _follow_umask(temporary)
+            if durable:
+                sync(temporary)
             temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+            if durable:
+                sync(path.parent)
+
+
+_cleared = set[Path]()
+
+
+def _clear(folder: Path, *, again: bool) -> None:
+    """Remove leftovers of killed processes from a folder; unless `again`, only before the first file in it."""
+    # A folder of thousands of maps must not be listed for each of them.
+    if again or folder not in _cleared:
+        _cleared.add(folder)
+        remove_leftovers(folder)
 
 
 def _follow_umask(path: Path) -> None:
@@ -71,9 +106,9 @@ def _follow_umask(path: Path) -> None:
     path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write `data` to `path` atomically."""
-    with atomic_file(path) as temporary:
+def write_bytes(path: Path, data: bytes, *, beside: Path | None = None, durable: bool = False) -> None:
+    """Write `data` to `path` atomically; see `atomic_file`."""
+    with atomic_file(path, beside=beside, durable=durable) as temporary:
         temporary.write_bytes(data)
 
 
@@ -83,50 +118,70 @@ def write_text(path: Path, text: str) -> None:
 
 
 @contextlib.contextmanager
-def atomic_folder(path: Path, *, replace_if: str | None = None) -> Iterator[Path]:
+def atomic_folder(path: Path, *, replace_if: str | None = None, durable: bool = False) -> Iterator[Path]:
     """Yield a temporary folder beside `path`; rename it to `path` on success, remove it on failure.
+
+    At no moment is there neither the folder before nor the new one, where the system can exchange two names; where it
+    cannot, the one before is put back by whatever reads or writes there next.
 
     Args:
         path: The folder to write. It must not exist, or be empty, or hold `replace_if`.
         replace_if: File name that marks an existing folder as an earlier output of the same kind, which may be
             replaced (`run.json`, `manifest.json`).
+        durable: Whether the folder must survive a power cut from the moment on that it has its name.
 
     Raises:
         ArgumentError: If `path` holds something else.
         StorageError: If the system refuses to write.
     """
-    # Before the work: hours of training must not end with a name that was taken from the start.
-    check_replaceable(path, replace_if)
     with storage_errors(path):
+        remove_leftovers(path.parent)
+        # Before the work: hours of training must not end with a name that was taken from the start.
+        check_replaceable(path, replace_if)
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
-        try:
+        with scratch_folder(path.parent) as temporary:
             yield temporary
             for entry in (temporary, *temporary.rglob("*")):
                 _follow_umask(entry)
-            _swap_in(temporary, path)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+                if durable:
+                    sync(entry)
+            swap_in(temporary, path)
+            if durable:
+                sync(path.parent)
 
 
-def _swap_in(new: Path, path: Path) -> None:
-    """Rename the folder `new` to `path`; a folder there before is deleted on success and restored on failure."""
-    if not path.exists():
-        new.replace(path)
-        return
-    # rename() replaces files and empty folders alone, so the old folder has to step aside first.
-    aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
-    old = aside / path.name
-    try:
-        path.replace(old)
-        new.replace(path)
-    # BaseException: Ctrl-C between the two renames must not lose the old folder.
-    except BaseException:
-        if old.exists():
-            old.replace(path)
-        aside.rmdir()
-        raise
-    shutil.rmtree(aside, ignore_errors=True)
+@contextlib.contextmanager
+def temporary_folder(parent: Path | None = None) -> Iterator[Path]:
+    """Yield a private folder, removed afterwards; those that killed processes left there are removed first.
+
+    Args:
+        parent: Where it is made, by default in the system's folder of temporary files. It is made if it is missing.
+
+    Raises:
+        StorageError: If it cannot be made.
+    """
+    place = Path(tempfile.gettempdir()) if parent is None else parent
+    with contextlib.ExitStack() as stack:
+        # An OSError of whoever uses the folder is not one of this place.
+        with storage_errors(place):
+            place.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(place)
+            folder = stack.enter_context(scratch_folder(place))
+        yield folder
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Let one process at a time change the output at `path`; others wait until it is done or killed.
+
+    Raises:
+        StorageError: If the lock cannot be made beside `path`.
+    """
+    with contextlib.ExitStack() as stack:
+        with storage_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(exclusive(path))
+        yield
 
 
 def check_replaceable(path: Path, marker: str | None) -> None:
@@ -140,16 +195,6 @@ def check_replaceable(path: Path, marker: str | None) -> None:
             f"{path}: expected a new folder{f' or one with {marker}' if marker else ''}, "
             "got a folder with other files. Choose another name or empty it."
         )
-
-
-_LITTER = frozenset({".ds_store", "thumbs.db", "desktop.ini", "__macosx"})
-_LITTER_PREFIXES = ("._", ".nfs")
-"""Resource forks of macOS, and files of NFS that were removed while they were open."""
-
-
-def is_litter(name: str) -> bool:
-    """Return whether file managers and network file systems leave a file or folder of this name behind."""
-    return name.lower() in _LITTER or name.startswith(_LITTER_PREFIXES)
 
 
 def free_name(stem: str, taken: set[str]) -> str:

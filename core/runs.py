@@ -23,6 +23,7 @@ from flawscope.config.method_settings import Settings
 from flawscope.config.setting_parts import nest, places_of, tag_of, without_parts
 from flawscope.diffusion.reconstruction import MapRule
 from flawscope.errors import RunError
+from flawscope.scratch import recover
 
 RUN_SCHEMA = 2
 SYNTHESIS_SCHEMA = 2
@@ -187,6 +188,7 @@ def generator_kinds() -> tuple[str, ...]:
 
 def run_kind(path: Path) -> str | None:
     """Return the kind of the run in a folder, or None where there is no readable record."""
+    recover(path)
     try:
         record = msgspec.json.decode((path / RECORD).read_bytes())
     # msgspec raises UnicodeDecodeError, not its own DecodeError, for text that is not UTF-8.
@@ -202,6 +204,7 @@ def read_run_record(path: Path) -> tuple[RunRecord, bytes]:
     Raises:
         RunError: If it is missing, of another kind, broken, or written by a newer version.
     """
+    recover(path)
     if not (path / RECORD).is_file():
         raise RunError(f"{path}: expected a run with {RECORD}, got none. Make one with flawscope train.")
     # Asked first, because a record of the other struct would fail on its unknown fields, with a confusing message.

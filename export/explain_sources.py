@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from flawscope.export.explain import TOLERANCES, Explanation, GraphSide, Probe, 
 from flawscope.export.exporter import exporter_of
 from flawscope.export.onnx_trace import export_module
 from flawscope.export.source_kind import is_run
+from flawscope.files import temporary_folder
 from flawscope.imaging.images import decode_image, prepare
 from flawscope.progress import Progress, no_progress
 from flawscope.runtime.backends.ort import cuda_problem
@@ -129,8 +129,8 @@ def explain_run(path: Path, tolerance: float | None, progress: Progress = no_pro
     outputs = exporter_of(run.record).traced
     if outputs is None:
         raise ArgumentError(f"{path}: {_SEVERAL}")
-    with tempfile.TemporaryDirectory() as folder:
-        graph = Path(folder) / ("features.onnx" if len(outputs) == 1 else "score.onnx")
+    with temporary_folder() as folder:
+        graph = folder / ("features.onnx" if len(outputs) == 1 else "score.onnx")
         # Traced again and not read from a bundle: `explain` of a run says whether the export itself is at fault.
         onnx.save(export_module(run.module, spec.size, 1, outputs), graph)
         candidate = GraphSide(graph, f"{graph.name} on cpu", "cpu")

@@ -12,8 +12,6 @@ number per image is declared as `dims: [ 1 ]` with an empty `reshape`, because d
 from __future__ import annotations
 
 import re
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -25,7 +23,7 @@ import numpy as np
 from flawscope.bundle import Bundle, FileEntry, Golden, Manifest, Thresholds, open_bundle
 from flawscope.errors import ArgumentError, BackendError, BundleError, GateError
 from flawscope.export.source_kind import is_run
-from flawscope.files import atomic_folder, sha256_file, storage_errors
+from flawscope.files import atomic_folder, sha256_file, storage_errors, temporary_folder
 from flawscope.imaging.images import Preprocessing, prepare, read_image
 from flawscope.runtime.backends.ort import import_onnxruntime
 from flawscope.runtime.backends.table import GOLDEN_TOLERANCE
@@ -149,15 +147,11 @@ def bundle_of(source: Path, export: Callable[[Path], object]) -> Iterator[Bundle
         with open_bundle(source) as bundle:
             yield bundle
         return
-    with storage_errors(Path(tempfile.gettempdir())):
-        folder = Path(tempfile.mkdtemp(prefix="flawscope-"))
-    try:
+    with temporary_folder() as folder:
         out = folder / f"{source.resolve().name}.flaw"
         export(out)
         with open_bundle(out) as bundle:
             yield bundle
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_triton(bundle: Bundle, repository: Path, options: TritonOptions | None = None) -> TritonRecord:

@@ -317,7 +317,7 @@ def _evaluate(plan: Plan, progress: Progress) -> tuple[Figures, str, Sequence[st
     write_bytes(plan.figures, msgspec.json.format(msgspec.json.encode(figures), indent=2) + b"\n")
     report = write_report(evaluation, plan.report)
     # Last: it rewrites the manifest, so a bundle names figures only if the files that show them were written.
-    record_accuracy(plan.bundle, figures)
+    record_accuracy(plan.bundle, evaluation)
     ranking = (("image AUROC", figures.image_auroc), ("pixel AUROC", figures.pixel_auroc), ("AU-PRO", figures.aupro))
     summary = ", ".join(f"{name} {'-' if value is None else f'{value:.4f}'}" for name, value in ranking)
     return figures, f"{summary} on {figures.images} images, {figures.anomalous} anomalous: {report}", figures.notes

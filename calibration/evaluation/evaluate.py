@@ -14,9 +14,8 @@ from flawscope.bundle import (
     ImageHashes,
     Manifest,
     Thresholds,
-    open_bundle,
+    change_bundle,
     read_image_hashes,
-    rewrite_manifest,
 )
 from flawscope.calibration.evaluation.bundle_scores import load_inspector
 from flawscope.calibration.evaluation.contamination import Contamination, find_contamination
@@ -214,10 +213,16 @@ def _support_figures(
     return support_figures(run.contamination, leak_figures(run.measured, with_leak, run.thresholds))
 
 
-def record_accuracy(path: Path, figures: Figures) -> None:
-    """Write figures into the bundle's evidence, in place of older ones of the same dataset and backend."""
-    with open_bundle(path) as bundle:
-        manifest = bundle.manifest
+def record_accuracy(path: Path, evaluation: Evaluation) -> None:
+    """Write figures into the evidence of the bundle that they were measured on.
+
+    They take the place of older ones of the same dataset and backend.
+
+    Raises:
+        BundleError: If another model lies at `path` by now.
+        StorageError: If the bundle cannot be changed.
+    """
+    figures = evaluation.figures
     # `Accuracy.figures` is one flat table of numbers: each part of a rate gets a key of its own.
     flat: dict[str, float | None] = {
         name: getattr(figures, name)
@@ -239,10 +244,14 @@ def record_accuracy(path: Path, figures: Figures) -> None:
         anomalous=figures.anomalous,
         figures=flat,
     )
-    # Figures of another dataset or backend stay: evidence is one entry each, not a history.
-    others = [old for old in manifest.evidence.accuracy if (old.dataset, old.backend) != (new.dataset, new.backend)]
-    evidence = msgspec.structs.replace(manifest.evidence, accuracy=(*others, new))
-    rewrite_manifest(path, msgspec.structs.replace(manifest, evidence=evidence))
+
+    def change(manifest: Manifest) -> Manifest:
+        # Figures of another dataset or backend stay: evidence is one entry each, not a history.
+        others = [old for old in manifest.evidence.accuracy if (old.dataset, old.backend) != (new.dataset, new.backend)]
+        evidence = msgspec.structs.replace(manifest.evidence, accuracy=(*others, new))
+        return msgspec.structs.replace(manifest, evidence=evidence)
+
+    change_bundle(path, evaluation.manifest, change)
 
 
 def _measured_on(figures: Figures) -> str:

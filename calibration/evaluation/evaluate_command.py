@@ -9,7 +9,7 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from flawscope.bundle import PRECISIONS
+from flawscope.bundle import PRECISIONS, check_changeable
 from flawscope.calibration.evaluation.evaluate import evaluate_bundle, record_accuracy
 from flawscope.calibration.evaluation.figures import Fault, Figures, LeakFigures
 from flawscope.calibration.evaluation.intervals import Rate
@@ -83,6 +83,8 @@ def evaluate(
         from flawscope.calibration.evaluation.report import check_report_packages
 
         check_report_packages()
+    if not no_record:
+        check_changeable(bundle)
     with progress_bars() as progress:
         result = evaluate_bundle(
             bundle,
@@ -95,18 +97,17 @@ def evaluate(
             seed=seed,
             progress=progress,
         )
+    # Printed first: a file that cannot be written must not throw away what took minutes to measure.
+    _print(result.figures)
     # The bundle last: an output folder that cannot be written leaves it unchanged.
     if json_file is not None:
         write_bytes(json_file, msgspec.json.format(msgspec.json.encode(result.figures), indent=2) + b"\n")
     if report is not None:
         from flawscope.calibration.evaluation.report import write_report
 
-        written = write_report(result, report)
+        click.echo(f"report: {write_report(result, report)}")
     if not no_record:
-        record_accuracy(bundle, result.figures)
-    _print(result.figures)
-    if report is not None:
-        click.echo(f"report: {written}")
+        record_accuracy(bundle, result)
     return 1 if _faults(result.figures) else 0
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 import subprocess
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from flawscope.arrays import UInt8Array
 from flawscope.calibration.quantization.modelopt import HELP
 from flawscope.calibration.quantization.value_ranges import largest_values
 from flawscope.errors import ArgumentError, GateError
+from flawscope.files import temporary_folder
 
 MOST_VALUE = 512.0
 """Operators with larger values stay in FP32: from 512 on, neighbouring FP16 numbers are 0.5 apart."""
@@ -85,8 +85,7 @@ def convert_graph(
     # ModelOpt can measure the values itself, but would hold all tensors of all inputs in memory for it.
     source = onnx.load(graph, load_external_data=False)
     large = _too_large(source, graph.name, largest_values(graph, inputs))
-    with tempfile.TemporaryDirectory() as folder:
-        scratch = Path(folder)
+    with temporary_folder() as scratch:
         heavy = _write_light(source, graph.parent, scratch / "fp32.onnx")
         large |= _too_heavy(source, heavy, graph)
         request: dict[str, Any] = {

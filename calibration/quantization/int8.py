@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from flawscope.arrays import Float32Array, UInt8Array
 from flawscope.calibration.extras import require
 from flawscope.calibration.quantization.gate_limits import METHODS, Method
 from flawscope.errors import ArgumentError
+from flawscope.files import temporary_folder
 
 OPERATORS = ("Conv", "Gemm", "MatMul")
 """Operators that are quantised: nearly all multiplications are in them."""
@@ -73,8 +73,8 @@ class Quantiser:
             if node.op_type in OPERATORS and any(name in constants for name in node.input[1:2])
         }
         # ONNX Runtime would write its augmented graph into the working folder.
-        with tempfile.TemporaryDirectory() as folder:
-            self._ranges = self._find_ranges(graph, Path(folder), images, method, progress)
+        with temporary_folder() as folder:
+            self._ranges = self._find_ranges(graph, folder, images, method, progress)
 
     def _find_ranges(
         self,

@@ -9,8 +9,8 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -25,9 +25,10 @@ from flawscope.bundle import (
     Threshold,
     ThresholdChange,
     Thresholds,
+    change_bundle,
+    check_changeable,
     open_bundle,
     read_image_hashes,
-    rewrite_manifest,
 )
 from flawscope.calibration.evaluation.bundle_scores import fault_of, load_inspector, score_samples
 from flawscope.calibration.evaluation.contamination import find_contamination
@@ -75,6 +76,25 @@ class Calibration:
 
 
 @dataclass(frozen=True)
+class Proposal:
+    """Thresholds that were computed and are not yet in the bundle.
+
+    Attributes:
+        path: The bundle.
+        read: Its manifest when the images were scored.
+        precision: The precision whose thresholds they are.
+        min_area_px: The smallest region that was asked for; None leaves it as it is.
+        calibration: What the calibration does if nothing else changes the bundle meanwhile.
+    """
+
+    path: Path
+    read: Manifest
+    precision: str
+    min_area_px: int | None
+    calibration: Calibration
+
+
+@dataclass(frozen=True)
 class _Scores:
     """Scores float64 [N], map maxima float64 [N], and which of the images are anomalous, bool [N]."""
 
@@ -117,6 +137,40 @@ def calibrate_bundle(
         DataError: If no image remains, or one of them cannot be scored.
         ArgumentError: If a fraction or the area is out of range, a support set comes with the objective `good`, or the
             bundle lacks the precision.
+        BundleError: If another model was written to `path` meanwhile.
+        StorageError: If the bundle cannot be changed.
+    """
+    proposal = propose_thresholds(
+        path,
+        dataset,
+        false_reject_rate=false_reject_rate,
+        confidence=confidence,
+        objective=objective,
+        min_area_px=min_area_px,
+        backend=backend,
+        precision=precision,
+        support=support,
+        progress=progress,
+    )
+    return write_thresholds(proposal, command=command)
+
+
+def propose_thresholds(
+    path: Path,
+    dataset: Dataset,
+    *,
+    false_reject_rate: float = FALSE_REJECT_RATE,
+    confidence: float = CONFIDENCE,
+    objective: Objective = "good",
+    min_area_px: int | None = None,
+    backend: str = "auto",
+    precision: str = "fp32",
+    support: SupportRecord | None = None,
+    progress: Progress = no_progress,
+) -> Proposal:
+    """Compute both thresholds as `calibrate_bundle` does, and leave the bundle as it is.
+
+    That the bundle can be changed is checked first: images are not scored in vain.
     """
     if support is not None and objective != "f1":
         raise ArgumentError(
@@ -127,6 +181,7 @@ def calibrate_bundle(
     check_fraction(confidence, "confidence")
     _check_area(min_area_px)
     require("scipy.stats", "scipy", "setting thresholds")  # before the images are scored, not after
+    check_changeable(path)
     with load_inspector(path, backend, precision=precision) as inspector:
         manifest = inspector.manifest
         chosen, left_out = _choose(dataset, read_image_hashes(inspector.bundle), objective, support, progress)
@@ -141,18 +196,34 @@ def calibrate_bundle(
     if objective == "f1":
         value = f1_threshold(scores.image, scores.labels)
         new = msgspec.structs.replace(new, image=Threshold(value, "f1", images=len(chosen), backend=scored_on))
-    # Written last: whatever failed above has left the old thresholds in force.
-    written = _write(path, manifest, precision, new, min_area_px, command)
-    return Calibration(
+    calibration = Calibration(
         old=manifest.thresholds_of(precision),
         new=new,
-        min_area_px=written.min_area_px,
+        min_area_px=manifest.min_area_px if min_area_px is None else min_area_px,
         images_needed=image.images_needed,
         left_out=left_out,
         notes=(*_outlying_notes(chosen, scores), *_notes(image, objective)),
         backend=scored_on,
         highest=_highest(chosen, scores.image, good)[:_LISTED],
     )
+    return Proposal(path, manifest, precision, min_area_px, calibration)
+
+
+def write_thresholds(proposal: Proposal, *, command: str) -> Calibration:
+    """Put computed thresholds into their bundle and record the change.
+
+    Returns:
+        What was done: `old` are the thresholds that were in force until now, whoever set them.
+
+    Raises:
+        BundleError: If another model was written there meanwhile.
+        StorageError: If the bundle cannot be changed.
+    """
+    wanted = proposal.calibration.new
+    old, written = _write(
+        proposal.path, proposal.read, proposal.precision, lambda _: wanted, proposal.min_area_px, command
+    )
+    return replace(proposal.calibration, old=old, min_area_px=written.min_area_px)
 
 
 def set_thresholds(
@@ -178,16 +249,19 @@ def set_thresholds(
         manifest = bundle.manifest
     if manifest.kind != "score":
         raise ArgumentError(f"{path}: expected a bundle that scores, got one that draws defects. It has no thresholds.")
-    old = manifest.thresholds_of(precision)
-    new_image = Threshold(image, "manual") if image is not None else old.image if old else None
-    new_pixel = Threshold(pixel, "manual") if pixel is not None else old.pixel if old else None
-    if new_image is None or new_pixel is None:
-        raise ArgumentError(
-            f"{path}: expected both --image-threshold and --pixel-threshold, because the bundle has none yet. "
-            "Give both, or calibrate with --data."
-        )
-    new = Thresholds(new_image, new_pixel)
-    written = _write(path, manifest, precision, new, min_area_px, command)
+
+    def by_hand(old: Thresholds | None) -> Thresholds:
+        new_image = Threshold(image, "manual") if image is not None else old.image if old else None
+        new_pixel = Threshold(pixel, "manual") if pixel is not None else old.pixel if old else None
+        if new_image is None or new_pixel is None:
+            raise ArgumentError(
+                f"{path}: expected both --image-threshold and --pixel-threshold, because the bundle has none yet. "
+                "Give both, or calibrate with --data."
+            )
+        return Thresholds(new_image, new_pixel)
+
+    old, written = _write(path, manifest, precision, by_hand, min_area_px, command)
+    new = by_hand(old)
     no_bound = "Thresholds set by hand have no bound on false rejects. Measure them with flawscope evaluate."
     notes = (no_bound,) if "manual" in (new.image.method, new.pixel.method) else ()
     return Calibration(old, new, written.min_area_px, notes=notes)
@@ -317,19 +391,33 @@ def _notes(image: OrderStatistic, objective: Objective) -> tuple[str, ...]:
 
 
 def _write(
-    path: Path, manifest: Manifest, precision: str, new: Thresholds, min_area_px: int | None, command: str
-) -> Manifest:
-    old = manifest.thresholds_of(precision)
-    when = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    changes = [
-        ThresholdChange(when, "image", old.image.value if old else None, new.image.value, command, precision),
-        ThresholdChange(when, "pixel", old.pixel.value if old else None, new.pixel.value, command, precision),
-    ]
-    # A calibration that gives the old thresholds adds no line: the record is of changes. Value and origin both count.
-    is_new = [old is None or old.image != new.image, old is None or old.pixel != new.pixel]
-    changed = msgspec.structs.replace(
-        manifest.with_thresholds(precision, new),
-        threshold_changes=(*manifest.threshold_changes, *itertools.compress(changes, is_new)),
-        min_area_px=manifest.min_area_px if min_area_px is None else min_area_px,
-    )
-    return rewrite_manifest(path, changed)
+    path: Path,
+    read: Manifest,
+    precision: str,
+    decide: Callable[[Thresholds | None], Thresholds],
+    min_area_px: int | None,
+    command: str,
+) -> tuple[Thresholds | None, Manifest]:
+    """Write what `decide` makes of the thresholds in force; return those, and the manifest as written."""
+    old: Thresholds | None = None
+
+    def change(manifest: Manifest) -> Manifest:
+        # Not of the manifest that was read: others may have set thresholds since. The record says what was in force.
+        nonlocal old
+        old = manifest.thresholds_of(precision)
+        new = decide(old)
+        when = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        changes = [
+            ThresholdChange(when, "image", old.image.value if old else None, new.image.value, command, precision),
+            ThresholdChange(when, "pixel", old.pixel.value if old else None, new.pixel.value, command, precision),
+        ]
+        # Thresholds as before add no line: the record is of changes. Value and origin both count.
+        is_new = [old is None or old.image != new.image, old is None or old.pixel != new.pixel]
+        return msgspec.structs.replace(
+            manifest.with_thresholds(precision, new),
+            threshold_changes=(*manifest.threshold_changes, *itertools.compress(changes, is_new)),
+            min_area_px=manifest.min_area_px if min_area_px is None else min_area_px,
+        )
+
+    written = change_bundle(path, read, change)
+    return old, written

@@ -15,10 +15,12 @@ from flawscope.calibration.thresholds.calibrate import (
     FALSE_REJECT_RATE,
     Calibration,
     Objective,
-    calibrate_bundle,
+    propose_thresholds,
     set_thresholds,
+    write_thresholds,
 )
 from flawscope.datasets import open_dataset
+from flawscope.errors import FlawscopeError
 from flawscope.terminal import command_line, progress_bars
 
 
@@ -101,7 +103,7 @@ def calibrate(
     # Each precision is scored on its own: its scores differ, so a threshold of FP32 would have no bound for it.
     for name in _precisions(bundle) if precision is None else (precision,):
         with progress_bars() as progress:
-            result = calibrate_bundle(
+            proposal = propose_thresholds(
                 bundle,
                 dataset,
                 false_reject_rate=false_reject_rate,
@@ -111,11 +113,17 @@ def calibrate(
                 backend=backend,
                 precision=name,
                 support=support,
-                command=command_line(),
                 progress=progress,
             )
         if name != "fp32":  # printed for a bundle with several; one in FP32 alone has a single table
             click.echo(f"precision {name}:")
+        try:
+            result = write_thresholds(proposal, command=command_line())
+        except FlawscopeError:
+            # Minutes of scoring are not thrown away: the thresholds can be set by hand.
+            click.echo("computed, but not written:")
+            _print(proposal.calibration)
+            raise
         _print(result)
 
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -39,7 +37,7 @@ from flawscope.bundle import (
 from flawscope.calibration.thresholds.ensemble_scales import MAP_QUANTILE, SCORE_QUANTILE, Scale, measure_member_scales
 from flawscope.datasets import Dataset, Sample, fingerprint, hash_contents
 from flawscope.errors import ArgumentError, DataError
-from flawscope.files import check_replaceable, storage_errors
+from flawscope.files import check_replaceable, temporary_folder
 from flawscope.imaging.images import decode_image, prepare
 from flawscope.progress import Progress, no_progress
 from flawscope.versions import package_versions
@@ -332,11 +330,8 @@ def _write(
 ) -> Manifest:
     """Write the ensemble to a scratch folder, compute its golden scores there, load it for a check, and copy it."""
     progress("Writing", 0, 3)
-    with storage_errors(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        # In the same folder, so on the same file system: a full disk shows before an older bundle is replaced.
-        scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
-    try:
+    # In the same folder, so on the same file system: a full disk shows before an older bundle is replaced.
+    with temporary_folder(out.parent) as scratch:
         candidate = scratch / out.name
         bare = write_bundle(candidate, manifest, sources)
         progress("Writing", 1, 3)
@@ -351,8 +346,6 @@ def _write(
             progress("Writing", 2, 3)
             files: dict[str, Path | bytes] = {name: bundle.read(name) for name in bundle.manifest.files}
             written = write_bundle(out, bundle.manifest, files)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     progress("Writing", 3, 3)
     return written
 

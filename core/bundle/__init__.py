@@ -38,7 +38,7 @@ from flawscope.bundle.manifest import (
 from flawscope.bundle.onnx_model import OnnxModel
 from flawscope.bundle.opening import Bundle, open_bundle
 from flawscope.bundle.synth_head import ImageParity, SynthDefect, SynthHead, SynthSupport
-from flawscope.bundle.writing import pack_bundle, rewrite_manifest, write_bundle
+from flawscope.bundle.writing import change_bundle, check_changeable, pack_bundle, rewrite_manifest, write_bundle
 
 __all__ = [
     "IMAGE_HASHES",
@@ -77,6 +77,8 @@ __all__ = [
     "Threshold",
     "ThresholdChange",
     "Thresholds",
+    "change_bundle",
+    "check_changeable",
     "external_data",
     "head_tag",
     "open_bundle",

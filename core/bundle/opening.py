@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import tempfile
 import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
@@ -30,7 +29,8 @@ from flawscope.bundle.manifest import FileEntry, Manifest, decode_manifest
 from flawscope.bundle.onnx_model import OnnxModel, external_files
 from flawscope.bundle.stored_files import FolderFiles, MemberFiles, StoredFiles, ZipFiles
 from flawscope.errors import ArgumentError, BundleError
-from flawscope.files import is_litter, storage_errors
+from flawscope.files import is_litter, storage_errors, temporary_folder
+from flawscope.scratch import recover
 
 # Read into memory before anything is verified, hence a limit.
 _MAX_MANIFEST_BYTES = 64 << 20
@@ -154,17 +154,15 @@ class Bundle:
             BundleError: As `read`.
             StorageError: If there is no room.
         """
-        with storage_errors(Path(tempfile.gettempdir())):
-            # Mode 0700: nobody else can change the copies.
-            folder = tempfile.TemporaryDirectory(prefix="flawscope-")
-        with folder:
+        # Mode 0700: nobody else can change the copies.
+        with temporary_folder() as folder:
             for name in sorted(set(files)):
-                target = Path(folder.name) / name
+                target = folder / name
                 with storage_errors(target):
                     target.parent.mkdir(parents=True, exist_ok=True)
                     with target.open("wb") as file:
                         self.copy(name, file)
-            yield Path(folder.name)
+            yield folder
 
     def tensors(self) -> dict[str, npt.NDArray[Any]]:
         """Return the tensors of the memory bank, all finite and not empty; none where the method has no bank.
@@ -249,6 +247,7 @@ def open_bundle(path: Path | str) -> Bundle:
         BundleError: If it is missing, broken, changed, of a newer schema, or holds anything unlisted.
     """
     path = Path(path)
+    recover(path)
     with _readable(path):
         if not path.exists():
             raise BundleError(f"{path}: expected a bundle, got no such file or folder. Make one with flawscope export.")

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 import stat
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import msgspec
 
 from flawscope.bundle.file_names import MANIFEST, is_safe
-from flawscope.bundle.manifest import FileEntry, Manifest, decode_manifest, encode_manifest
+from flawscope.bundle.manifest import SCHEMA, Evidence, FileEntry, Manifest, decode_manifest, encode_manifest
 from flawscope.bundle.opening import Bundle, open_bundle
-from flawscope.errors import ArgumentError
-from flawscope.files import atomic_file, atomic_folder, sha256_file, storage_errors, write_bytes
+from flawscope.errors import ArgumentError, BundleError
+from flawscope.files import atomic_file, atomic_folder, locked, sha256_file, storage_errors, write_bytes
 
 
 def write_bundle(path: Path, manifest: Manifest, sources: Mapping[str, Path | bytes]) -> Manifest:
@@ -37,7 +39,8 @@ def write_bundle(path: Path, manifest: Manifest, sources: Mapping[str, Path | by
         if not is_safe(name) or name == MANIFEST:
             raise ArgumentError(f"{name!r}: expected a relative file name other than {MANIFEST}. Choose another name.")
     _check_ours(path)
-    with atomic_folder(path, replace_if=MANIFEST) as folder:
+    # Locked: whoever changes the bundle that lies there meanwhile would change one that is gone.
+    with locked(path), atomic_folder(path, replace_if=MANIFEST, durable=True) as folder:
         files = {}
         for name, source in sources.items():
             target = folder / name
@@ -65,15 +68,74 @@ def _check_ours(path: Path) -> None:
         )
 
 
+def change_bundle(path: Path, read: Manifest, change: Callable[[Manifest], Manifest]) -> Manifest:
+    """Change the manifest of a bundle, folder or packed, without touching its other files.
+
+    Minutes may lie between reading a bundle and changing it, and other commands write too. So the change is made to the
+    manifest that is there now, and only if it is still of the same model. Other writers wait meanwhile.
+
+    Args:
+        path: The bundle.
+        read: The manifest that the change was computed from.
+        change: Returns the changed manifest of the one that is there; called once, with no other writer in between.
+
+    Returns:
+        The manifest as written.
+
+    Raises:
+        BundleError: If another model lies at `path` by now, or the changed manifest holds NaN or infinity.
+        StorageError: If the system refuses to write; the bundle stays as it was.
+    """
+    # The bundle itself, by whatever link it was named: otherwise two names of one bundle had two locks.
+    place = path.resolve()
+    with locked(place), open_bundle(place) as bundle:
+        current = bundle.manifest
+        if current.digest != read.digest and _model(current) != _model(read):
+            raise BundleError(
+                f"{path}: expected the bundle {read.digest[:12]}… that was read, got the other model "
+                f"{current.digest[:12]}… that was written meanwhile. It was left as it is: run the command again."
+            )
+        data = encode_manifest(change(current))
+        if place.is_dir():
+            write_bytes(place / MANIFEST, data, beside=place, durable=True)
+        else:
+            _pack(bundle, data, place)
+    return decode_manifest(data, str(path))
+
+
+def check_changeable(path: Path) -> None:
+    """Raise StorageError unless the bundle at `path` can be changed, before figures are computed for it."""
+    place = path.resolve()
+    with locked(place), storage_errors(path):
+        if not os.access(place, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
 def rewrite_manifest(path: Path, manifest: Manifest) -> Manifest:
-    """Replace the manifest of a bundle, folder or packed, without touching its other files."""
+    """Replace the manifest of a bundle that nobody else can see yet; any other is changed with `change_bundle`."""
     data = encode_manifest(manifest)
     if path.is_dir():
-        write_bytes(path / MANIFEST, data)
+        write_bytes(path / MANIFEST, data, beside=path)
     else:
         with open_bundle(path) as bundle:
             _pack(bundle, data, path)
     return decode_manifest(data, str(path))
+
+
+def _model(manifest: Manifest) -> Manifest:
+    """Return a manifest without all that may change while the model stays the same: its scores do not change."""
+    return msgspec.structs.replace(
+        manifest,
+        precisions={
+            name: msgspec.structs.replace(precision, thresholds=None) for name, precision in manifest.precisions.items()
+        },
+        thresholds=None,
+        threshold_changes=(),
+        min_area_px=1,
+        evidence=Evidence(),
+        digest="",
+        schema=SCHEMA,
+    )
 
 
 def pack_bundle(bundle: Bundle, path: Path) -> None:
@@ -82,11 +144,12 @@ def pack_bundle(bundle: Bundle, path: Path) -> None:
         raise ArgumentError(f"{path}: expected a file name for the packed bundle, got an existing folder.")
     if bundle.path.is_dir() and path.resolve().is_relative_to(bundle.path.resolve()):
         raise ArgumentError(f"{path}: expected a place outside the bundle, where only listed files may lie.")
-    _pack(bundle, encode_manifest(bundle.manifest), path)
+    with locked(path):
+        _pack(bundle, encode_manifest(bundle.manifest), path)
 
 
 def _pack(bundle: Bundle, manifest: bytes, path: Path) -> None:
-    with atomic_file(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+    with atomic_file(path, durable=True) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
         archive.writestr(_member(MANIFEST), manifest)
         for name in sorted(bundle.manifest.files):
             member = _member(name)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -36,7 +34,7 @@ from flawscope.export.exporter import ExportedGraphs, Exporter, exporter_of
 from flawscope.export.graph_files import describe_graph
 from flawscope.export.parity import check_parity, measure_parity
 from flawscope.export.precisions import Wanted, add_precision, read_images
-from flawscope.files import check_replaceable, storage_errors
+from flawscope.files import check_replaceable, storage_errors, temporary_folder
 from flawscope.imaging.images import decode_image, prepare
 from flawscope.progress import Progress, no_progress
 from flawscope.runtime import Inspector
@@ -88,15 +86,9 @@ def export_run(
     samples = [(sample.name, sample.read_bytes()) for sample in run.samples]
     if not samples:
         raise RunError(f"{path}: expected sample images in samples/, got none. Train again.")
-    with storage_errors(out):
-        # Beside the bundle, not in /tmp: the graphs of a large detector may not fit there.
-        out.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
-    try:
-        with storage_errors(out):
-            return _export(run, out, scratch, samples, max_batch, wanted, command, progress)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    # Beside the bundle, not in /tmp: the graphs of a large detector may not fit there.
+    with temporary_folder(out.parent) as scratch, storage_errors(out):
+        return _export(run, out, scratch, samples, max_batch, wanted, command, progress)
 
 
 def _export(

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -49,7 +47,7 @@ from flawscope.export.synthesis.generator_source import (
     read_content,
 )
 from flawscope.export.synthesis.image_parity import Drawing, GraphCalls, check_images, draw_checked, torch_call
-from flawscope.files import check_replaceable, storage_errors
+from flawscope.files import check_replaceable, storage_errors, temporary_folder
 from flawscope.imaging.images import Preprocessing, prepare, read_image
 from flawscope.progress import Progress, no_progress
 from flawscope.training.synthesis.lora import restore_unet
@@ -127,28 +125,22 @@ def export_synthesis(
     drawing = _drawing(source, content, opened.prompts, modules, most)
     # Now `modules` alone refers to the networks: `_export_graph` pops and so releases them one by one.
     del opened, unet
-    with storage_errors(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
-    try:
-        with storage_errors(out):
-            # Torch draws first: afterwards its modules are gone.
-            expected = draw_checked(torch_call(modules), drawing)
-            progress("exporting", 1, len(_ORDER) + 2)
-            graphs = {}
-            for number, name in enumerate(_ORDER, 2):
-                graphs[name] = _export_graph(name, modules, examples, most, scratch)
-                progress("exporting", number, len(_ORDER) + 2)
-            parity = [_compare(graphs, scratch, drawing, expected)]
-            reduced = {}
-            if python is not None:
-                reduced["fp16"], fp16_parity = reduce_generator(graphs, scratch, drawing, most, python, progress)
-                parity.append(fp16_parity)
-            written = _write(out, source, content, graphs, reduced, scratch, most, parity, command)
-            progress("exporting", len(_ORDER) + 2, len(_ORDER) + 2)
-            return written
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    with temporary_folder(out.parent) as scratch, storage_errors(out):
+        # Torch draws first: afterwards its modules are gone.
+        expected = draw_checked(torch_call(modules), drawing)
+        progress("exporting", 1, len(_ORDER) + 2)
+        graphs = {}
+        for number, name in enumerate(_ORDER, 2):
+            graphs[name] = _export_graph(name, modules, examples, most, scratch)
+            progress("exporting", number, len(_ORDER) + 2)
+        parity = [_compare(graphs, scratch, drawing, expected)]
+        reduced = {}
+        if python is not None:
+            reduced["fp16"], fp16_parity = reduce_generator(graphs, scratch, drawing, most, python, progress)
+            parity.append(fp16_parity)
+        written = _write(out, source, content, graphs, reduced, scratch, most, parity, command)
+        progress("exporting", len(_ORDER) + 2, len(_ORDER) + 2)
+        return written
 
 
 # ---- Graphs and gate -------------------------------------------------------------------------------------------------

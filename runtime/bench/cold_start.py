@@ -7,7 +7,6 @@ import os
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 import msgspec
 
 from flawscope.errors import BackendError
-from flawscope.files import storage_errors
+from flawscope.files import storage_errors, temporary_folder
 from flawscope.runtime.inspector import Inspector
 
 REPEATS = 3  # odd, so that a median is one of the runs
@@ -64,8 +63,8 @@ def cold_start(inspector: Inspector, bundle: Path) -> dict[str, Any]:
         BackendError: If a new process cannot do what this one did.
     """
     golden = inspector.manifest.golden_of(inspector.precision)[0].file
-    with tempfile.TemporaryDirectory() as folder:
-        image = Path(folder) / Path(golden).name
+    with temporary_folder() as folder:
+        image = folder / Path(golden).name
         with storage_errors(image):
             image.write_bytes(inspector.bundle.read(golden))
         arguments = [str(bundle), inspector.backend, inspector.path, inspector.precision, str(image)]
@@ -84,8 +83,8 @@ def cold_start(inspector: Inspector, bundle: Path) -> dict[str, Any]:
 
 def _without_engine(arguments: list[str]) -> dict[str, float]:
     """Return milliseconds per part of a process that has to build its engine first."""
-    with tempfile.TemporaryDirectory() as empty:
-        run = _run(arguments, {"FLAWSCOPE_ENGINES": empty}, _BUILD_TIMEOUT_S)
+    with temporary_folder() as empty:
+        run = _run(arguments, {"FLAWSCOPE_ENGINES": str(empty)}, _BUILD_TIMEOUT_S)
     del run["memory"]
     return run
 

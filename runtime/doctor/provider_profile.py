@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy.typing as npt
 
 from flawscope.bundle import OnnxModel
 from flawscope.errors import BackendError
+from flawscope.files import temporary_folder
 from flawscope.runtime.backends import Session
 from flawscope.runtime.backends.ort import make_session, session_options
 from flawscope.runtime.backends.table import backend_row
@@ -65,10 +65,10 @@ def profile_nodes(model: OnnxModel, backend: str, inputs: Mapping[str, npt.NDArr
         BackendError: If the graph cannot be loaded or run there.
     """
     # A session of its own: profiling can only be switched on when a session is made, and it slows every run down.
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         options = session_options()
         options.enable_profiling = True
-        options.profile_file_prefix = str(Path(folder) / "nodes")
+        options.profile_file_prefix = str(folder / "nodes")
         try:
             session = make_session(model, options, backend)
             for _ in range(_RUNS):

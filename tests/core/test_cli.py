@@ -6,8 +6,10 @@ import errno
 import importlib
 import io
 import os
+import signal
 import subprocess
 import sys
+import time
 import types
 
 import click
@@ -336,6 +338,35 @@ def test_a_reader_that_went_away_is_told_nothing():
 
 
 # --- what commands share
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "message"),
+    [(signal.SIGINT, 130, "error: interrupted"), (signal.SIGTERM, 143, "error: terminated")],
+)
+def test_a_signal_ends_a_command_in_one_line_and_leaves_nothing(tmp_path, number, status, message):
+    code = "import sys; from flawscope.cli import main; main(sys.argv[1:])"
+    command = [sys.executable, "-c", code, "data", "demo", str(tmp_path / "demo"), "--train", "100000"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 60
+        while not any(tmp_path.rglob("*.png")) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert any(tmp_path.rglob("*.png"))  # it was in the midst of writing
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+    # Click begins a new line after the terminal's ^C.
+    assert (process.returncode, out, err.strip()) == (status, "", message)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_termination_that_is_to_be_ignored_stays_ignored(tmp_path):
+    code = (
+        "import signal, sys; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "from flawscope import cli\n"
+        "cli.run = lambda arguments: signal.raise_signal(signal.SIGTERM) or 7\n"
+        "cli.main()"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 7
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flawscope import scratch
 from flawscope.errors import ArgumentError, StorageError
 from flawscope.files import (
     atomic_file,
     atomic_folder,
     check_replaceable,
+    is_litter,
     sha256_file,
     storage_errors,
     write_bytes,
@@ -37,6 +39,29 @@ def test_the_hash_is_that_of_all_bytes(tmp_path, size):
     data = bytes(range(256)) * (size // 256) + bytes(size % 256)
     (tmp_path / "f").write_bytes(data)
     assert sha256_file(tmp_path / "f") == hashlib.sha256(data).hexdigest()
+
+
+# --- litter
+
+
+@pytest.mark.parametrize(
+    "name", [".DS_Store", "Thumbs.db", "thumbs.db", "ehthumbs.db", "Desktop.ini", ".nfs000000000012", "._000.png"]
+)
+def test_what_systems_leave_is_litter(name):
+    assert is_litter(name)
+    assert is_litter(name.upper())
+
+
+@given(st.text(alphabet="abcdefgDS_.0", min_size=1, max_size=12).filter(lambda name: not name.startswith("._")))
+def test_other_names_are_not_litter(name):
+    assert is_litter(name) == (name.lower() == ".ds_store")
+
+
+@pytest.mark.parametrize(
+    "name", ["DS_Store", "xThumbs.db", "Thumbs.db.png", "desktop.ini.png", "nfs1", ".n", "_.png", "."]
+)
+def test_names_like_litter_are_not_litter(name):
+    assert not is_litter(name)
 
 
 # --- one file
@@ -66,7 +91,18 @@ def test_an_existing_file_is_replaced_only_at_the_end(tmp_path):
         temporary.write_bytes(b"new")
         assert path.read_bytes() == b"old"
         assert temporary.parent == path.parent  # the same file system, so that renaming is atomic
+        assert temporary.name.startswith(".")  # readers of datasets pass over it
     assert tree(tmp_path) == {"f": b"new"}
+
+
+def test_a_file_in_a_closed_folder_is_written_beside_the_folder(tmp_path):
+    folder = tmp_path / "d"
+    folder.mkdir()
+    with atomic_file(folder / "f", beside=folder, durable=True) as temporary:
+        assert temporary.parent == tmp_path
+        assert list(folder.iterdir()) == []
+        temporary.write_bytes(b"x")
+    assert tree(tmp_path) == {"d": None, "d/f": b"x"}
 
 
 @pytest.mark.parametrize("error", [KeyError("mine"), KeyboardInterrupt()])
@@ -162,6 +198,20 @@ def test_a_failure_inside_leaves_the_earlier_folder(tmp_path, error):
     assert tree(tmp_path) == {"d": None, "d/mark": b"1"}
 
 
+@pytest.fixture
+def no_exchange(monkeypatch):
+    """A file system that cannot exchange two names: the earlier folder steps aside for a moment."""
+    monkeypatch.setattr(scratch, "exchange", lambda one, other: False)
+
+
+@pytest.mark.usefixtures("no_exchange")
+def test_an_earlier_output_is_replaced_where_names_cannot_be_exchanged(tmp_path):
+    fill(tmp_path / "d", mark=b"1", old=b"1")
+    fill(tmp_path / "d", replace_if="mark", mark=b"2")
+    assert tree(tmp_path) == {"d": None, "d/mark": b"2"}
+
+
+@pytest.mark.usefixtures("no_exchange")
 @pytest.mark.parametrize("position", [0, 1])
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), KeyboardInterrupt()])
 def test_a_failure_while_swapping_leaves_the_earlier_folder(tmp_path, monkeypatch, position, error):
@@ -181,6 +231,20 @@ def test_a_failure_while_swapping_leaves_the_earlier_folder(tmp_path, monkeypatc
     assert tree(tmp_path) == {"d": None, "d/mark": b"1"}
 
 
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), KeyboardInterrupt()])
+def test_a_failure_to_exchange_leaves_the_earlier_folder(tmp_path, monkeypatch, error):
+    fill(tmp_path / "d", mark=b"1")
+
+    def fail(one, other):
+        raise error
+
+    monkeypatch.setattr(scratch, "exchange", fail)
+    with pytest.raises((StorageError, KeyboardInterrupt)):
+        fill(tmp_path / "d", replace_if="mark", mark=b"2")
+    assert tree(tmp_path) == {"d": None, "d/mark": b"1"}
+
+
+@pytest.mark.usefixtures("no_exchange")
 def test_an_earlier_folder_that_cannot_be_moved_back_is_not_deleted(tmp_path, monkeypatch):
     fill(tmp_path / "d", mark=b"1")
     real, calls = Path.replace, []
@@ -195,6 +259,10 @@ def test_an_earlier_folder_that_cannot_be_moved_back_is_not_deleted(tmp_path, mo
     with pytest.raises(StorageError, match="d: could not be written: Input/output error"):
         fill(tmp_path / "d", replace_if="mark", mark=b"2")
     assert [data for name, data in tree(tmp_path).items() if name.endswith("/d/mark")] == [b"1"]
+    # The next writer puts it back.
+    monkeypatch.undo()
+    fill(tmp_path / "other", f=b"x")
+    assert tree(tmp_path) == {"d": None, "d/mark": b"1", "other": None, "other/f": b"x"}
 
 
 def test_what_cannot_be_deleted_afterwards_does_not_undo_the_new_folder(tmp_path, monkeypatch):

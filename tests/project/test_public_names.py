@@ -45,6 +45,8 @@ PUBLIC = {
         "Threshold",
         "ThresholdChange",
         "Thresholds",
+        "change_bundle",
+        "check_changeable",
         "external_data",
         "head_tag",
         "open_bundle",

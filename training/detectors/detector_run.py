@@ -76,7 +76,7 @@ def write_run(
         arrays["transform"] = fit_result.transform
     # safetensors writes an array's memory as it lies: one in column order would be read back with its values mixed up.
     tensors = {name: np.asarray(value, order="C") for name, value in arrays.items()}
-    with atomic_folder(path, replace_if=RECORD) as folder:
+    with atomic_folder(path, replace_if=RECORD, durable=True) as folder:
         try:
             safetensors.numpy.save_file(tensors, folder / WEIGHTS)
         except SafetensorError as err:  # its writer has its own type for a full disk

@@ -15,7 +15,7 @@ from flawscope.arrays import Float32Array
 from flawscope.config import PatchcoreConfig
 from flawscope.cpp_ext import kcenter_greedy, nearest
 from flawscope.errors import DataError
-from flawscope.files import storage_errors
+from flawscope.files import storage_errors, temporary_folder
 from flawscope.imaging.tiles import ImageSource
 from flawscope.progress import Progress
 from flawscope.runs import RunRecord
@@ -161,10 +161,9 @@ class PatchcoreTrainer(Trainer):
 
     def fit(self, request: FitRequest) -> FitResult:
         """Select the memory bank; see `fit_patchcore`."""
-        with storage_errors(request.out):  # the fit itself writes when the patches exceed the memory budget
-            request.out.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(prefix=".flawscope-", dir=request.out.parent) as scratch:
-                return fit_patchcore(request.config, request.backbone, request.images, Path(scratch), request.progress)
+        # The fit itself writes when the patches exceed the memory budget.
+        with temporary_folder(request.out.parent) as scratch, storage_errors(request.out):
+            return fit_patchcore(request.config, request.backbone, request.images, scratch, request.progress)
 
     def restore(self, path: Path, record: RunRecord, backbone: Backbone, fit_result: FitResult) -> PatchFeatures:
         """Return the feature module."""

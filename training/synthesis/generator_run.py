@@ -112,7 +112,7 @@ def write_synthesis_run(
         for group, state in fit_result.networks.items()
         for name, value in state.items()
     }
-    with atomic_folder(path, replace_if=RECORD) as folder:
+    with atomic_folder(path, replace_if=RECORD, durable=True) as folder:
         try:
             safetensors.torch.save_file(tensors, folder / WEIGHTS)
         except SafetensorError as err:  # also a full disk, which `atomic_folder` reports only for OSError

@@ -62,6 +62,7 @@ from flawscope.errors import ArgumentError, DataError, RunError
 from flawscope.files import atomic_folder, storage_errors, write_bytes, write_text
 from flawscope.progress import Progress, no_progress
 from flawscope.runs import BackboneSource
+from flawscope.scratch import is_scratch, remove_leftovers
 from flawscope.training.features.backbone import Backbone, build_backbone, stages_of
 from flawscope.training.loop.image_batches import ImageReader
 from flawscope.training.loop.loop import CHECKPOINTS
@@ -153,9 +154,8 @@ def run_utility_benchmark(plan: UtilityPlan, progress: Progress = no_progress) -
     trainings = [(seed, arm) for seed in plan.seeds for arm in ARMS]
     for seed, arm in trainings:  # a result that does not fit is refused before the first training, not hours later
         _read_finished(plan, data, source, seed, arm)
-    for path in _leftovers(plan):
-        with storage_errors(path):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for place in (plan.out, plan.out / _ARMS):
+        remove_leftovers(place)
     variety = None
     if networks is not None:
         variety = take_variety(networks, data.defects, plan.config, _device(plan.config), progress)
@@ -185,28 +185,14 @@ def _check(plan: UtilityPlan) -> None:
         raise ArgumentError(f"{plan.out}: expected a folder, got a file. Choose another name.")
     # A folder with other files is refused: results would be mixed with something that is not of this benchmark.
     if plan.out.is_dir():
-        ours = {plan.out / name for name in (_ARMS, RECORD, PLOT)}.union(_leftovers(plan))
-        if foreign := sorted(path.name for path in plan.out.iterdir() if path not in ours):
+        names = sorted(path.name for path in plan.out.iterdir())
+        if foreign := [name for name in names if name not in (_ARMS, RECORD, PLOT) and not is_scratch(name)]:
             raise ArgumentError(f"{plan.out}: expected a new folder, got one with {foreign[0]}. Choose another name.")
         if not plan.resume and ((plan.out / RECORD).exists() or any(plan.out.glob(f"{_ARMS}/*/{_RESULT}"))):
             raise ArgumentError(
                 f"{plan.out}: expected a new folder, got one with results. Use the finished trainings with --resume "
                 "latest, or choose another name."
             )
-
-
-def _leftovers(plan: UtilityPlan) -> list[Path]:
-    """Return temporary files that killed benchmarks of these seeds left, as `flawscope.files` names them.
-
-    Not those of other seeds: a benchmark of them may be running in the same folder. Links are never followed.
-    """
-    results = [plan.out / RECORD, plan.out / PLOT, *(_folder(plan, seed, arm) for seed in plan.seeds for arm in ARMS)]
-    return [
-        path
-        for result in results
-        for path in result.parent.glob(f".{result.name}.????????.tmp")
-        if not path.is_symlink()
-    ]
 
 
 # ---- One training ----------------------------------------------------------------------------------------------------

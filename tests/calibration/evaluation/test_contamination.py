@@ -129,7 +129,7 @@ def test_masks_lost_are_counted_among_what_is_left(make_bundle, dataset):
 def test_evidence_of_the_whole_set_and_of_the_rest_stand_side_by_side(make_bundle, dataset, record):
     path = make_bundle(threshold=75.0)
     for support in (None, record, None, record):
-        record_accuracy(path, _evaluate(path, dataset, support=support).figures)
+        record_accuracy(path, _evaluate(path, dataset, support=support))
     with open_bundle(path) as bundle:
         entries = bundle.manifest.evidence.accuracy
     assert [entry.images for entry in entries] == [22, 19]

@@ -14,11 +14,15 @@ from flawscope import cli
 from flawscope.bundle import open_bundle
 from flawscope.calibration import evaluate_bundle, record_accuracy
 from flawscope.datasets import open_dataset
-from flawscope.errors import DataError, ImageError, MissingExtra
+from flawscope.errors import BundleError, DataError, ImageError, MissingExtra
+
+
+def _evaluation(path, dataset, **options):
+    return evaluate_bundle(path, dataset, command="flawscope evaluate", resamples=100, **options)
 
 
 def _evaluate(path, dataset, **options):
-    return evaluate_bundle(path, dataset, command="flawscope evaluate", resamples=100, **options).figures
+    return _evaluation(path, dataset, **options).figures
 
 
 def test_figures_of_a_set_that_can_be_counted_by_hand(make_bundle, dataset):
@@ -139,8 +143,8 @@ def test_figures_repeat_with_the_same_seed(make_bundle, dataset):
 
 def test_evidence_replaces_older_figures_of_the_same_set_and_backend(make_bundle, dataset):
     path = make_bundle(threshold=75.0)
-    record_accuracy(path, _evaluate(path, dataset))
-    record_accuracy(path, _evaluate(path, dataset))
+    record_accuracy(path, _evaluation(path, dataset))
+    record_accuracy(path, _evaluation(path, dataset))
     with open_bundle(path) as bundle:
         (entry,) = bundle.manifest.evidence.accuracy
         assert len(bundle.manifest.evidence.parity) == 1
@@ -148,7 +152,7 @@ def test_evidence_replaces_older_figures_of_the_same_set_and_backend(make_bundle
     assert (entry.figures["miss_rate"], entry.figures["miss_n"]) == (pytest.approx(4 / 12), 12)
     assert entry.figures["image_threshold"] == 75.0
     (dataset.root / "test/dull/0.png").unlink()
-    record_accuracy(path, _evaluate(path, open_dataset(dataset.root)))
+    record_accuracy(path, _evaluation(path, open_dataset(dataset.root)))
     with open_bundle(path) as bundle:
         assert [entry.images for entry in bundle.manifest.evidence.accuracy] == [22, 21]
 
@@ -156,9 +160,33 @@ def test_evidence_replaces_older_figures_of_the_same_set_and_backend(make_bundle
 def test_evidence_of_both_paths_stands_side_by_side(make_bundle, dataset):
     path = make_bundle(threshold=75.0)
     for graph_path in ("graph", "kernel"):
-        record_accuracy(path, _evaluate(path, dataset, graph_path=graph_path))
+        record_accuracy(path, _evaluation(path, dataset, graph_path=graph_path))
     with open_bundle(path) as bundle:
         assert [entry.backend for entry in bundle.manifest.evidence.accuracy] == ["cpu", "cpu (kernel)"]
+
+
+def test_figures_go_to_the_bundle_that_was_measured_or_nowhere(make_bundle, dataset):
+    path = make_bundle(threshold=75.0)
+    evaluation = _evaluation(path, dataset)
+    make_bundle(threshold=80.0)  # other thresholds of the same model
+    record_accuracy(path, evaluation)
+    make_bundle(threshold=75.0, training=[])
+    with pytest.raises(BundleError, match=r"got the other model \w+… that was written meanwhile"):
+        record_accuracy(path, evaluation)
+    with open_bundle(path) as bundle:
+        assert bundle.manifest.evidence.accuracy == ()
+
+
+@pytest.mark.parametrize("option", ["--json", "--report"])
+def test_figures_that_cannot_be_written_are_printed_all_the_same(make_bundle, dataset, tmp_path, capsys, option):
+    (tmp_path / "file").write_bytes(b"x")
+    path = make_bundle(threshold=75.0)
+    assert cli.run(["evaluate", str(path), "--data", str(dataset.root), option, str(tmp_path / "file" / "out")]) == 2
+    out, err = capsys.readouterr()
+    assert "image AUROC" in out
+    assert "could not be written" in err
+    with open_bundle(path) as bundle:
+        assert bundle.manifest.evidence.accuracy == ()
 
 
 def test_json_holds_the_keys_that_scripts_rely_on(make_bundle, dataset, tmp_path, read_json, capsys):

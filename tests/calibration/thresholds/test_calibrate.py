@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import shutil
 
@@ -14,8 +15,9 @@ from flawscope import cli
 from flawscope.bundle import open_bundle, pack_bundle
 from flawscope.calibration import calibrate_bundle, set_thresholds
 from flawscope.calibration.thresholds import calibrate
+from flawscope.calibration.thresholds.calibrate import propose_thresholds, write_thresholds
 from flawscope.datasets import open_dataset
-from flawscope.errors import ArgumentError, BundleError, DataError
+from flawscope.errors import ArgumentError, BundleError, DataError, StorageError
 
 
 def _manifest(path):
@@ -265,3 +267,56 @@ def test_a_bundle_that_draws_gets_no_thresholds(tmp_path):
     with pytest.raises(ArgumentError, match="expected a bundle that scores, got one that draws defects"):
         set_thresholds(tmp_path / "drawer.flaw", 1.0, 2.0, None, command="test")
     assert (tmp_path / "drawer.flaw" / "manifest.json").read_bytes() == before
+
+
+# --- other writers, and bundles that cannot be written
+
+
+def test_thresholds_that_others_set_meanwhile_are_recorded_as_those_in_force(make_bundle, dataset):
+    path = make_bundle(threshold=10.0)
+    proposal = propose_thresholds(path, dataset, false_reject_rate=0.2)
+    set_thresholds(path, 20.0, 30.0, 7, command="meanwhile")
+    result = write_thresholds(proposal, command="flawscope calibrate")
+    assert result.old is not None
+    assert (result.old.image.value, result.old.pixel.value, result.min_area_px) == (20.0, 30.0, 7)
+    with open_bundle(path) as bundle:
+        changes = bundle.manifest.threshold_changes
+        assert bundle.manifest.thresholds == result.new
+    assert [(c.name, c.old, c.command) for c in changes] == [
+        ("image", 10.0, "meanwhile"),
+        ("pixel", 10.0, "meanwhile"),
+        ("image", 20.0, "flawscope calibrate"),
+        ("pixel", 30.0, "flawscope calibrate"),
+    ]
+
+
+def test_a_bundle_exported_meanwhile_gets_no_thresholds(make_bundle, dataset):
+    path = make_bundle()
+    proposal = propose_thresholds(path, dataset, false_reject_rate=0.2)
+    make_bundle(training=[])
+    with pytest.raises(BundleError, match=r"got the other model \w+… that was written meanwhile"):
+        write_thresholds(proposal, command="c")
+    with open_bundle(path) as bundle:
+        assert bundle.manifest.thresholds is None
+
+
+def test_thresholds_that_cannot_be_written_are_printed_all_the_same(make_bundle, dataset, capsys, monkeypatch):
+    path = make_bundle()
+
+    def full(*_, **__):
+        raise StorageError("part.flaw: could not be written: the disk is full.")
+
+    monkeypatch.setattr(calibrate, "change_bundle", full)
+    assert cli.run(["calibrate", str(path), "--data", str(dataset.root), "--false-reject-rate", "0.2"]) == 2
+    out, err = capsys.readouterr()
+    assert out.startswith("computed, but not written:")
+    assert "With 95% confidence at most" in out
+    assert err.splitlines()[-1] == "error: part.flaw: could not be written: the disk is full."
+
+
+def test_a_bundle_that_cannot_be_written_is_said_before_images_are_scored(make_bundle, dataset, monkeypatch):
+    path = make_bundle()
+    monkeypatch.setattr(calibrate, "load_inspector", lambda *_, **__: pytest.fail("scored in vain"))
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(StorageError, match=r"part.flaw: could not be written: Permission denied"):
+        calibrate_bundle(path, dataset, command="c")

@@ -18,6 +18,8 @@ from tiny_bundle import (
     write_tiny_bundle,
 )
 
+from flawscope import files
+from flawscope import scratch as scratch_files
 from flawscope.bundle import (
     Bundle,
     open_bundle,
@@ -51,19 +53,24 @@ def fail_at(monkeypatch, owner, name, position):
     return calls
 
 
+@pytest.fixture
+def no_exchange(monkeypatch):
+    """A file system that cannot exchange two names: the old bundle steps aside for a moment."""
+    monkeypatch.setattr(scratch_files, "exchange", lambda one, other: False)
+
+
 @pytest.mark.parametrize(
     ("owner", "name", "position"),
     [
+        (scratch_files, "exchange", 0),
+        (files, "sync", 0),
         (Path, "write_bytes", 0),
         (Path, "write_bytes", 2),
         (Path, "write_bytes", 3),  # the manifest: three other files are bytes, one is copied
         (shutil, "copyfile", 0),
-        (Path, "replace", 0),  # moving the old bundle aside
-        (Path, "replace", 1),  # moving the new one in
         (Path, "chmod", 1),
         (Path, "mkdir", 1),
         (tempfile, "mkdtemp", 0),
-        (tempfile, "mkdtemp", 1),
     ],
 )
 def test_a_full_disk_leaves_the_old_bundle_and_nothing_else(folder, monkeypatch, tmp_path, owner, name, position):
@@ -81,6 +88,27 @@ def test_a_full_disk_leaves_the_old_bundle_and_nothing_else(folder, monkeypatch,
     assert open_bundle(folder).manifest.name == "tiny"
 
 
+@pytest.mark.usefixtures("no_exchange")
+@pytest.mark.parametrize(
+    ("owner", "name", "position"),
+    [
+        (Path, "replace", 0),  # moving the old bundle aside
+        (Path, "replace", 1),  # moving the new one in
+        (tempfile, "mkdtemp", 1),
+    ],
+)
+def test_a_full_disk_leaves_the_old_bundle_where_it_has_to_step_aside(folder, monkeypatch, owner, name, position):
+    before, entries = files_of(folder), sorted(folder.parent.iterdir())
+    calls = fail_at(monkeypatch, owner, name, position)
+    with pytest.raises(StorageError, match=r"tiny.flaw: could not be written: the disk is full. Nothing was left"):
+        write_tiny_bundle(folder, name="new")
+    assert len(calls) > position
+    monkeypatch.undo()
+    assert files_of(folder) == before
+    assert sorted(folder.parent.iterdir()) == entries
+
+
+@pytest.mark.usefixtures("no_exchange")
 def test_an_interrupt_while_the_folders_are_swapped_brings_the_old_bundle_back(folder, monkeypatch):
     before = files_of(folder.parent)
     real, calls = Path.replace, []
@@ -98,6 +126,7 @@ def test_an_interrupt_while_the_folders_are_swapped_brings_the_old_bundle_back(f
     assert files_of(folder.parent) == before
 
 
+@pytest.mark.usefixtures("no_exchange")
 def test_the_old_bundle_is_kept_aside_when_it_cannot_be_moved_back(folder, monkeypatch):
     before, real, calls = files_of(folder), Path.replace, []
 

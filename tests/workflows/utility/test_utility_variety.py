@@ -23,6 +23,7 @@ from flawscope.datasets.defects.support_set import read_support, write_support
 from flawscope.errors import ArgumentError, DataError
 from flawscope.files import sha256_file
 from flawscope.progress import no_progress
+from flawscope.scratch import scratch_folder
 from flawscope.workflows.utility import utility_benchmark
 from flawscope.workflows.utility.utility_benchmark import UtilityPlan, run_utility_benchmark
 from flawscope.workflows.utility.utility_data import DefectImages, UtilityData, read_utility_data
@@ -327,32 +328,32 @@ def plan(place: Place, out: Path, **changes: Any) -> UtilityPlan:
 def test_what_a_killed_judgement_left_is_removed_and_nothing_else(
     place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stale = [tmp_path / "out" / "arms" / ".seed_0_real.ab12cd_9.tmp", tmp_path / "out" / "arms" / ".seed_0_both.x8.tmp"]
-    other = tmp_path / "out" / "arms" / ".seed_10_real.ab12cd_9.tmp"  # of another benchmark, which may be running
-    for folder in (*stale, other):
+    stale, other = tmp_path / "out" / "arms" / ".flawscope-ab12cd_9.tmp", tmp_path / "out" / "arms" / ".other.tmp"
+    for folder in (stale, other):
         (folder / "checkpoints").mkdir(parents=True)
         (folder / "metrics.jsonl").write_text("{}\n")
-    (tmp_path / "out" / ".judge.json.ab12cd_9.tmp").write_text("{")
+    (tmp_path / "out" / ".flawscope-ab12cd_8.tmp").write_text("{")
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    (tmp_path / "out" / "arms" / ".seed_0_real.linked_0.tmp").symlink_to(elsewhere, target_is_directory=True)
+    (tmp_path / "out" / "arms" / ".flawscope-linked_0.tmp").symlink_to(elsewhere, target_is_directory=True)
 
     def stop(*anything: object) -> None:
         raise DataError("enough")
 
     monkeypatch.setattr(utility_benchmark, "train_segmenter", stop)
-    with pytest.raises(DataError, match="enough"):
-        run_utility_benchmark(plan(place, tmp_path / "out"))
-    # The second name is not one that is made here: its random part has another length.
+    with scratch_folder(tmp_path / "out" / "arms") as living:  # of another benchmark, which is running
+        with pytest.raises(DataError, match="enough"):
+            run_utility_benchmark(plan(place, tmp_path / "out"))
+        assert living.is_dir()
     left = sorted(path.name for path in (tmp_path / "out" / "arms").iterdir())
-    assert left == [".seed_0_both.x8.tmp", ".seed_0_real.linked_0.tmp", ".seed_10_real.ab12cd_9.tmp"]
+    assert left == [".flawscope-linked_0.tmp", ".other.tmp"]
     assert (other / "metrics.jsonl").read_text() == "{}\n"
-    assert not list((tmp_path / "out").glob(".judge.json*"))
+    assert not (tmp_path / "out" / ".flawscope-ab12cd_8.tmp").exists()
     assert elsewhere.is_dir()
 
 
 def test_what_was_left_stays_where_the_request_is_wrong(place: Place, tmp_path: Path) -> None:
-    stale = tmp_path / "out" / "arms" / ".seed_0_real.ab12cd_9.tmp"
+    stale = tmp_path / "out" / "arms" / ".flawscope-ab12cd_9.tmp"
     stale.mkdir(parents=True)
     with pytest.raises(ArgumentError, match="Give both, or neither"):
         run_utility_benchmark(plan(place, tmp_path / "out", lpips=Path("a.pth")))
