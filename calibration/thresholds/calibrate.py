@@ -34,6 +34,7 @@ from flawscope.calibration.evaluation.contamination import find_contamination
 from flawscope.calibration.evaluation.intervals import check_fraction
 from flawscope.calibration.extras import require
 from flawscope.calibration.thresholds.normal_quantile import OrderStatistic, f1_threshold, order_statistic_threshold
+from flawscope.calibration.thresholds.outlying_scores import count_outlying
 from flawscope.datasets import Dataset, Sample, hash_contents
 from flawscope.errors import ArgumentError, DataError
 from flawscope.progress import Progress, no_progress
@@ -60,6 +61,7 @@ class Calibration:
         left_out: Reasons why images were not used, each with the number of them.
         notes: Limits of these thresholds, a sentence each.
         backend: The backend that made the scores; None for thresholds set by hand.
+        highest: The normal images with the highest scores, the highest first, each with its score.
     """
 
     old: Thresholds | None
@@ -69,6 +71,7 @@ class Calibration:
     left_out: tuple[tuple[str, int], ...] = ()
     notes: tuple[str, ...] = ()
     backend: str | None = None
+    highest: tuple[tuple[Path, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -146,8 +149,9 @@ def calibrate_bundle(
         min_area_px=written.min_area_px,
         images_needed=image.images_needed,
         left_out=left_out,
-        notes=_notes(image, objective),
+        notes=(*_outlying_notes(chosen, scores), *_notes(image, objective)),
         backend=scored_on,
+        highest=_highest(chosen, scores.image, good)[:_LISTED],
     )
 
 
@@ -260,6 +264,27 @@ def _score(inspector: Inspector, samples: Sequence[Sample], progress: Progress) 
         )
     labels = np.array([sample.is_anomalous for sample in samples], np.bool_)
     return _Scores(np.array(image), np.array(map_max), labels)
+
+
+def _highest(samples: Sequence[Sample], values: Float64Array, good: BoolArray) -> tuple[tuple[Path, float], ...]:
+    """Return the normal images and their values, the highest first."""
+    order = sorted(np.flatnonzero(good).tolist(), key=lambda index: -values[index])
+    return tuple((samples[index].path, float(values[index])) for index in order)
+
+
+def _outlying_notes(samples: Sequence[Sample], scores: _Scores) -> tuple[str, ...]:
+    """Return a warning where one normal image, or a few, stand far above the rest; empty otherwise."""
+    good = ~scores.labels
+    for name, values in (("score", scores.image), ("largest value of the anomaly map", scores.map_max)):
+        if count := count_outlying(values[good]):
+            highest = _highest(samples, values, good)
+            images = ", ".join(f"{path} ({value:.6g})" for path, value in highest[:count])
+            return (
+                f"The {name} of {images} stands far above the rest, whose highest is {highest[count][1]:.6g}: is it a "
+                "defect that is labelled as normal, or a damaged image? One such image among the normal ones raises "
+                "thresholds until defects pass. Look at it; if it is one, remove it and calibrate again.",
+            )
+    return ()
 
 
 def _record(statistic: OrderStatistic, backend: str) -> Threshold:

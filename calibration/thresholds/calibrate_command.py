@@ -144,6 +144,10 @@ def _print(result: Calibration) -> None:
             f"rejected (n = {bound.images}, backend {result.backend}).",
             soft_wrap=True,
         )
+    if result.highest:
+        console.print(
+            "highest scores of normal images: " + ", ".join(f"{p} {v:.6g}" for p, v in result.highest), soft_wrap=True
+        )
     for reason, count in result.left_out:
         console.print(f"left out: {count} {reason}", soft_wrap=True)
     console.print(f"smallest region that gets a box: {result.min_area_px} pixels of the map", soft_wrap=True)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 import shutil
 
 import pytest
-from fake_bundles import write_image
+from fake_bundles import FakeInspector, write_image
 from tiny_synth_bundle import write_tiny_synth
 
 from flawscope import cli
 from flawscope.bundle import open_bundle, pack_bundle
 from flawscope.calibration import calibrate_bundle, set_thresholds
+from flawscope.calibration.thresholds import calibrate
 from flawscope.datasets import open_dataset
 from flawscope.errors import ArgumentError, BundleError, DataError
 
@@ -111,6 +114,39 @@ def test_a_map_with_nan_stops_the_calibration(make_bundle, tmp_path, nan_rule):
         write_image(tmp_path / f"other/train/good/{value}.png", value)
     with pytest.raises(DataError, match=r"got 1 of 2 that could not be: .*110\.png \(inference gave NaN"):
         calibrate_bundle(path, open_dataset(tmp_path / "other"), command="c")
+
+
+def test_the_highest_scores_are_named(make_bundle, dataset, capsys):
+    path = make_bundle()
+    result = calibrate_bundle(path, dataset, false_reject_rate=0.2, command="c")
+    assert [(image.name, score) for image, score in result.highest] == [(f"{v}.png", v) for v in range(69, 64, -1)]
+    assert cli.run(["calibrate", str(path), "--data", str(dataset.root)]) == 0
+    out, err = capsys.readouterr()
+    assert re.search(r"highest scores of normal images: \S*69\.png 69, \S*68\.png 68, ", out)
+    assert "stands far above" not in err
+    # Anomalous test images are no surprise: those of the objective f1 are the normal ones too.
+    labelled = calibrate_bundle(path, dataset, objective="f1", command="c")
+    assert {image.parent.name for image, _ in labelled.highest} == {"good"}
+
+
+def test_a_mislabelled_defect_is_warned_of(make_bundle, dataset, capsys):
+    write_image(dataset.root / "train/good/odd.png", 60, 250)
+    assert cli.run(["calibrate", str(make_bundle()), "--data", str(dataset.root)]) == 0
+    err = capsys.readouterr().err
+    assert re.search(r"The score of \S*odd\.png \(250\) stands far above the rest, whose highest is 69:", err)
+
+
+def test_an_image_of_which_the_map_alone_is_odd_is_warned_of(make_bundle, dataset, monkeypatch):
+    class Capped(FakeInspector):
+        def stream(self, sources, batch=1):
+            for result in super().stream(sources, batch):
+                yield dataclasses.replace(result, score=min(result.score, 70.0))
+
+    path = make_bundle()
+    monkeypatch.setattr(calibrate, "load_inspector", Capped.loader())
+    write_image(dataset.root / "train/good/odd.png", 60, 250)
+    [note, *_] = calibrate_bundle(path, open_dataset(dataset.root), command="c").notes
+    assert re.match(r"The largest value of the anomaly map of \S*odd\.png \(250\) stands far above the rest", note)
 
 
 def test_f1_uses_labelled_images_only_when_asked_and_says_so(make_bundle, dataset):
