@@ -26,8 +26,10 @@ _LAYOUTS = {1: "B", 3: "H", 4: "I", 7: "B"}
 """Type of a tag's values -> its layout for struct: BYTE, SHORT, LONG, UNDEFINED."""
 _MAX_PAGES = 10_000
 _LZW, _JPEG, _DEFLATE, _PACKBITS, _OLD_DEFLATE = 5, 7, 8, 32773, 32946
-_SIDE_OF_OPENCV = 1 << 20
-"""Longest side that OpenCV decodes."""
+_ROWS_OF_JUDGE = 512
+"""Rows of the image as which a strip is judged: OpenCV takes sides up to 2²⁰, so a strip may have 1 GiB."""
+_FILLED = 7
+"""Bytes that `_lzw_filling` decompresses to; no divisor of the rows."""
 
 
 class DamagedTiff(ValueError):
@@ -282,19 +284,14 @@ def _is_lzw(strip: _Strip, fill_order: int) -> bool:
     """Return whether LZW makes all rows of a strip, by the judgement of libtiff itself.
 
     The strip is presented as a grey image of 16 bit: OpenCV reads those without the RGBA interface, and stops at the
-    first error. Of an odd number of bytes the last is left out.
+    first error. Its size has to be that of such an image to the byte, so codes of some bytes are put in front.
     """
-    rows, row_bytes, data = strip.rows, strip.row_bytes, strip.data
-    if row_bytes % 2 == 0:
-        width, height = row_bytes // 2, rows
-    elif rows % 2 == 0:
-        width, height = row_bytes, rows // 2
-    elif rows * row_bytes // 2 <= _SIDE_OF_OPENCV:
-        width, height = max(rows * row_bytes // 2, 1), 1
-    else:
-        width, height = row_bytes, rows // 2
-    tags = [(_WIDTH, width), (_HEIGHT, height), (_BITS, 16), (_COMPRESSION, _LZW), (_PHOTOMETRIC, 1)]
-    tags += [(_FILL_ORDER, fill_order), (_OFFSETS, 8), (_SAMPLES, 1), (_ROWS, height), (_COUNTS, len(data))]
+    size = strip.rows * strip.row_bytes
+    count = -size * pow(_FILLED, -1, 2 * _ROWS_OF_JUDGE) % (2 * _ROWS_OF_JUDGE)
+    width = (size + count * _FILLED) // (2 * _ROWS_OF_JUDGE)
+    data = _lzw_filling(strip.data, fill_order) * count + strip.data
+    tags = [(_WIDTH, width), (_HEIGHT, _ROWS_OF_JUDGE), (_BITS, 16), (_COMPRESSION, _LZW), (_PHOTOMETRIC, 1)]
+    tags += [(_FILL_ORDER, fill_order), (_OFFSETS, 8), (_SAMPLES, 1), (_ROWS, _ROWS_OF_JUDGE), (_COUNTS, len(data))]
     padded = data + bytes(len(data) % 2)  # a directory begins at an even offset
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
     directory = struct.pack("<H", len(tags)) + entries + bytes(4)
@@ -303,3 +300,13 @@ def _is_lzw(strip: _Strip, fill_order: int) -> bool:
         return cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_ANYDEPTH) is not None
     except cv2.error:
         return False
+
+
+def _lzw_filling(data: bytes, fill_order: int) -> bytes:
+    """Return nine bytes of LZW that stand for seven; what follows begins with the code that clears the table again."""
+    # Eight codes of nine bit: clear the table (256), then seven times a zero.
+    if data[0] == 0 and len(data) > 1 and data[1] & 1:  # the first writers of LZW began at the lowest bit
+        return (256).to_bytes(9, "little")
+    filling = (256 << 63).to_bytes(9, "big")
+    # Fill order 2: the bits of every byte are reversed.
+    return filling if fill_order != 2 else bytes(int(f"{byte:08b}"[::-1], 2) for byte in filling)

@@ -110,6 +110,47 @@ def test_a_tiff_whose_strips_are_cut_off_is_refused(compression):
             decode_stored(bytes(moved[:-missing]))
 
 
+def lzw(data, bit_order="big"):
+    """Compress to LZW without any match: every code is a byte. The table is cleared before codes take ten bits."""
+    codes = []
+    for start in range(0, len(data), 200):
+        codes += [256, *data[start : start + 200]]
+    codes.append(257)
+    step = codes if bit_order == "big" else codes[::-1]
+    bits = int("".join(f"{code:09b}" for code in step), 2)
+    size = -(-9 * len(codes) // 8)
+    return (bits << (8 * size - 9 * len(codes)) if bit_order == "big" else bits).to_bytes(size, bit_order)
+
+
+def lzw_tiff(strip, height, width, fill_order=1):
+    entries = [(256, width), (257, height), (258, 8), (259, 5), (262, 1), (266, fill_order), (273, 8), (277, 1)]
+    entries += [(278, height), (279, len(strip))]
+    padded = strip + bytes(len(strip) % 2)
+    directory = struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHII", tag, 4, 1, n) for tag, n in entries)
+    return b"II*\x00" + struct.pack("<I", 8 + len(padded)) + padded + directory + bytes(4)
+
+
+@settings(max_examples=60)
+@given(
+    height=st.integers(8, 40),
+    width=st.integers(8, 40),
+    missing=st.integers(1, 3),
+    form=st.sampled_from(["new", "old", "reversed"]),
+)
+def test_an_lzw_strip_that_is_a_byte_too_short_is_refused(height, width, missing, form):
+    image = np.random.default_rng(height * width).integers(0, 256, (height, width), np.uint8)
+
+    def stored(content):
+        strip = lzw(content, "little" if form == "old" else "big")
+        if form == "reversed":
+            strip = bytes(int(f"{byte:08b}"[::-1], 2) for byte in strip)
+        return lzw_tiff(strip, height, width, 2 if form == "reversed" else 1)
+
+    np.testing.assert_array_equal(decode_stored(stored(image.tobytes())), image)
+    with pytest.raises(ImageError, match="expected a whole tiff image, got broken data"):
+        decode_stored(stored(image.tobytes()[:-missing]))
+
+
 def tiled_tiff(image):
     """Return a grey TIFF of Deflate-compressed tiles of 16 x 16 pixels."""
     padded = np.pad(image, [(0, -side % 16) for side in image.shape])
