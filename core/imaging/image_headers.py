@@ -1,15 +1,16 @@
 """Image headers: format and size, read before decoding.
 
 A few hundred bytes can announce an image of many gigabytes, which the decoder would allocate; with this module
-`images.py` refuses it first. It also works around two faults of OpenCV's decoder: it applies the orientation tag of
-TIFF files although it is told not to, and libpng prints to stderr about a broken PNG.
+`images.py` refuses it first.
 """
 
 from __future__ import annotations
 
 import struct
-import zlib
 from typing import NamedTuple
+
+from flawscope.imaging.png_chunks import SIGNATURE
+from flawscope.imaging.tiff import first_page, size_of
 
 
 class Header(NamedTuple):
@@ -33,7 +34,7 @@ def read_header(data: bytes) -> Header | None:
 
 
 def _png(data: bytes) -> Header | None:
-    if not data.startswith(b"\x89PNG\r\n\x1a\n"):
+    if not data.startswith(SIGNATURE):
         return None
     # IHDR has to be the first chunk: 8 bytes of signature, 4 of length, then its name.
     kind, width, height = struct.unpack_from(">4sII", data, 12)
@@ -69,34 +70,9 @@ def _bmp(data: bytes) -> Header | None:
 
 
 def _tiff(data: bytes) -> Header | None:
-    tags = _tiff_tags(data)
-    if 256 not in tags or 257 not in tags:  # ImageWidth, ImageLength
-        return None
-    return Header("tiff", tags[256].value, tags[257].value)
-
-
-class _TiffTag(NamedTuple):
-    position: int  # of the value in the file
-    layout: str  # of the value, for struct
-    value: int
-
-
-def _tiff_tags(data: bytes) -> dict[int, _TiffTag]:
-    """Return the tags of the first image in a TIFF whose value is one SHORT or LONG; none for other bytes."""
-    # Classic TIFF alone: BigTIFF (version 43) is refused as no image.
-    order = {b"II*\x00": "<", b"MM\x00*": ">"}.get(data[:4])
-    if order is None:
-        return {}
-    (offset,) = struct.unpack_from(order + "I", data, 4)
-    (count,) = struct.unpack_from(order + "H", data, offset)
-    tags: dict[int, _TiffTag] = {}
-    for start in range(offset + 2, offset + 2 + 12 * count, 12):
-        tag, kind, values = struct.unpack_from(order + "HHI", data, start)
-        # A single SHORT or LONG stands in the entry itself; anything longer is an offset, which we need not follow.
-        if kind in (3, 4) and values == 1:
-            layout = order + ("H" if kind == 3 else "I")
-            tags[tag] = _TiffTag(start + 8, layout, struct.unpack_from(layout, data, start + 8)[0])
-    return tags
+    page = first_page(data)
+    size = None if page is None else size_of(page)
+    return None if size is None else Header("tiff", *size)
 
 
 def _webp(data: bytes) -> Header | None:
@@ -116,37 +92,22 @@ def _webp(data: bytes) -> Header | None:
     return Header("webp", width & 0x3FFF, height & 0x3FFF)
 
 
-def is_whole(data: bytes, header: Header) -> bool:
-    """Return whether PNG data is complete and undamaged, by its checksums; true for other formats, which have none.
-
-    The decoder refuses broken PNG data too, but prints to stderr.
-    """
-    if header.format != "png":
-        return True
-    position = 8
-    while position + 12 <= len(data):
-        length, kind = struct.unpack_from(">I4s", data, position)
-        end = position + 8 + length
-        if end + 4 > len(data):
-            return False
-        # A capital first letter marks the critical chunks; damaged ancillary ones do no harm.
-        (checksum,) = struct.unpack_from(">I", data, end)
-        if kind[:1].isupper() and zlib.crc32(memoryview(data)[position + 4 : end]) != checksum:
-            return False
-        if kind == b"IEND":
-            return True
-        position = end + 4
-    return False
-
-
-def without_orientation(data: bytes) -> bytes:
-    """Return a TIFF with its orientation tag set to 1 (upright); data of other formats unchanged.
-
-    IMREAD_IGNORE_ORIENTATION works for the other formats.
-    """
-    tag = _tiff_tags(data).get(274)
-    if tag is None or tag.value == 1:
-        return data
-    patched = bytearray(data)
-    struct.pack_into(tag.layout, patched, tag.position, 1)
-    return bytes(patched)
+def name_unsupported(data: bytes) -> str:
+    """Return in words what bytes without a header that can be read are, as far as their first bytes tell."""
+    if not data:
+        return "an empty file"
+    if data[:4] in (b"II+\x00", b"MM\x00+"):
+        return "BigTIFF (save it as classic TIFF)"
+    names = {
+        b"GIF8": "GIF",
+        b"%PDF": "PDF",
+        b"\x89HDF": "HDF5",
+        b"8BPS": "Photoshop",
+        b"\x00\x00\x00\x0cjP": "JPEG 2000",
+    }
+    for start, name in names.items():
+        if data.startswith(start):
+            return name
+    if data[4:8] == b"ftyp":
+        return "HEIF, AVIF or a film"
+    return "other or broken bytes"

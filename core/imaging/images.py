@@ -7,7 +7,8 @@ whoever changes a rule raises it.
 Rules of version 2:
     * pixels are used as stored: an EXIF orientation tag is not applied (masks do not carry one);
     * 16 bit becomes 8 bit by v/257 rounded, never by a scale taken from the image;
-    * grey becomes three equal channels, alpha is dropped, the order is RGB;
+    * grey becomes three equal channels, alpha is dropped without a trace in the colours, the order is RGB;
+    * of a file with several pages the first is taken;
     * resize goes to the given height and width without keeping the aspect ratio: by area along each side that shrinks,
       which averages and does not alias, bilinear along each that grows; then the centre is cropped.
 
@@ -28,12 +29,15 @@ import numpy.typing as npt
 
 from flawscope.arrays import BoolArray, UInt8Array, check_array
 from flawscope.errors import ArgumentError, ImageError
-from flawscope.imaging.image_headers import Header, is_whole, read_header, without_orientation
+from flawscope.imaging.image_headers import Header, name_unsupported, read_header
 from flawscope.imaging.jpeg import DamagedJpeg, decode_jpeg, decode_with_opencv
+from flawscope.imaging.png_chunks import is_whole_png
+from flawscope.imaging.tiff import DamagedTiff, UncheckedTiff, as_stored, check_tiff
 from flawscope.ranges import MAX_SIDE
 
 PREPROCESSING_VERSION = 2
-EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
+EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".tif", ".tiff", ".webp"})
+"""Endings of the files that are taken as images, in lower case."""
 MIN_SIDE_PX = 8
 MAX_PIXELS = 200_000_000
 """Largest image that is decoded, in pixels; the environment variable FLAWSCOPE_MAX_PIXELS changes it."""
@@ -106,16 +110,19 @@ def decode_stored(data: bytes, name: str = "image") -> npt.NDArray[Any]:
     header = read_header(data)
     if header is None:
         raise ImageError(
-            f"{name}: expected an image ({', '.join(sorted(e[1:] for e in EXTENSIONS))}), "
-            f"got {'other or broken bytes' if data else 'an empty file'}. Remove the file or export it again."
+            f"{name}: expected an image (bmp, jpeg, png, tiff, webp), "
+            f"got {name_unsupported(data)}. Remove the file or export it again."
         )
     _check_size(header, name)
     broken = ImageError(f"{name}: expected a whole {header.format} image, got broken data. Export it again.")
-    if not is_whole(data, header):
-        raise broken
     try:
-        image = decode_jpeg(data) if header.format == "jpeg" else decode_with_opencv(without_orientation(data))
-    except (cv2.error, MemoryError, DamagedJpeg) as err:
+        image = _decode(data, header.format)
+    except UncheckedTiff as err:
+        raise ImageError(
+            f"{name}: expected TIFF with LZW, Deflate, PackBits, JPEG or no compression, got {err}, of which damage "
+            "goes unnoticed. Export it as one of these, or as PNG."
+        ) from err
+    except (cv2.error, MemoryError, DamagedJpeg, DamagedTiff) as err:
         raise broken from err
     # The limit was checked on the announced size: another one would have evaded it.
     if image is None or image.shape[:2] != (header.height, header.width):
@@ -126,6 +133,18 @@ def decode_stored(data: bytes, name: str = "image") -> npt.NDArray[Any]:
             "Convert it to 8 or 16 bit first."
         )
     return image
+
+
+def _decode(data: bytes, kind: str) -> npt.NDArray[Any] | None:
+    """Return the pixels in OpenCV's order; None for broken data where the decoder does not raise."""
+    if kind == "jpeg":
+        return decode_jpeg(data)
+    if kind == "tiff":
+        check_tiff(data)
+        return decode_with_opencv(as_stored(data))
+    if kind == "png" and not is_whole_png(data):
+        return None
+    return decode_with_opencv(data)
 
 
 def _check_size(header: Header, name: str) -> None:

@@ -33,6 +33,20 @@ def decode_with_opencv(data: bytes) -> npt.NDArray[Any] | None:
     return cv2.imdecode(np.frombuffer(data, np.uint8), flags)
 
 
+def check_jpeg(data: bytes) -> None:
+    """Decode a JPEG for its errors alone.
+
+    Raises:
+        DamagedJpeg: If the decoder stops or warns.
+    """
+    try:
+        space = simplejpeg.decode_jpeg_header(data)[2]
+        target = "GRAY" if space == "Gray" else "CMYK" if space in _COLOUR_OF_OPENCV else "BGR"
+        simplejpeg.decode_jpeg(data, colorspace=target, strict=True)
+    except ValueError as err:
+        raise DamagedJpeg(str(err)) from err
+
+
 def decode_jpeg(data: bytes) -> npt.NDArray[Any] | None:
     """Decode a JPEG to uint8 [H, W] for grey or [H, W, 3] BGR for colour; None where OpenCV cannot.
 
@@ -42,7 +56,7 @@ def decode_jpeg(data: bytes) -> npt.NDArray[Any] | None:
     try:
         space = simplejpeg.decode_jpeg_header(data)[2]
         if space in _COLOUR_OF_OPENCV:
-            simplejpeg.decode_jpeg(data, colorspace="CMYK", strict=True)
+            check_jpeg(data)
             return decode_with_opencv(data)
         if space == "Gray":
             grey: npt.NDArray[Any] = simplejpeg.decode_jpeg(data, colorspace="GRAY", fastdct=False, strict=True)

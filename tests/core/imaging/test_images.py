@@ -575,3 +575,26 @@ def test_a_jpeg_of_four_inks_is_what_opencv_makes_of_it():
     np.testing.assert_array_equal(decode_stored(data), expected)
     with pytest.raises(ImageError, match="expected a whole jpeg image, got broken data"):
         decode_stored(data[: len(data) // 2])
+
+
+# ---- other formats and endings
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        (b"II+\x00\x08\x00\x00\x00" + bytes(20), "BigTIFF"),
+        (b"MM\x00+\x00\x08" + bytes(20), "BigTIFF"),
+        (b"GIF89a" + bytes(20), "GIF"),
+        (b"%PDF-1.7" + bytes(20), "PDF"),
+        (b"\x00\x00\x00\x1cftypavif" + bytes(20), "HEIF, AVIF or a film"),
+    ],
+)
+def test_other_formats_are_named_as_what_they_are(data, name):
+    with pytest.raises(ImageError, match=f"expected an image .*, got {name}"):
+        decode_stored(data)
+
+
+@pytest.mark.parametrize("extension", [".JPE", ".jfif", ".JPEG"])
+def test_every_ending_of_jpeg_is_an_image(extension):
+    assert extension.lower() in images.EXTENSIONS
