@@ -19,6 +19,7 @@ from click.shell_completion import CompletionItem
 
 from flawscope import __version__
 from flawscope.errors import FlawscopeError
+from flawscope.terminal import echo, guarded_streams
 from flawscope.verbs import VERBS, Alias, Group, Row
 
 
@@ -111,11 +112,16 @@ def _terminate(number: int, frame: object) -> None:
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status; an error of the user becomes one line on stderr."""
+    with guarded_streams():
+        return _run(arguments)
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     try:
         # Not standalone: click would print tracebacks of our errors and usage errors over several lines.
         status = root.main(args=arguments, prog_name="flawscope", standalone_mode=False)
     except _NO_ARGUMENTS as err:
-        click.echo(err.format_message(), err=True)
+        click.echo(err.format_message(), err=True)  # help over several lines, with no text of strangers
         return 2
     except click.UsageError as err:
         where = f" (see flawscope {err.ctx.command_path.partition(' ')[2]} --help)" if err.ctx else ""
@@ -139,5 +145,5 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 
 def _fail(message: str, status: int) -> int:
-    click.echo(f"error: {' '.join(message.split())}", err=True)
+    echo(f"error: {' '.join(message.split())}", err=True)
     return status

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from flawscope.errors import ArgumentError, StorageError
 from flawscope.scratch import exclusive, remove_leftovers, scratch_file, scratch_folder, swap_in, sync
+from flawscope.text import name_bytes, storable
 
 _LITTER = frozenset({".ds_store", "thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx"})
 _LITTER_BEGINNINGS = ("._", ".nfs")
@@ -113,8 +114,8 @@ def write_bytes(path: Path, data: bytes, *, beside: Path | None = None, durable:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` to `path` atomically, in UTF-8."""
-    write_bytes(path, text.encode())
+    """Write `text` to `path` atomically, in UTF-8; what has none, as in names that are not UTF-8, becomes an escape."""
+    write_bytes(path, storable(text).encode())
 
 
 @contextlib.contextmanager
@@ -185,7 +186,10 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def check_replaceable(path: Path, marker: str | None) -> None:
-    """Raise ArgumentError unless `path` is free, an empty folder, or a folder that holds `marker`."""
+    """Raise ArgumentError unless `path` is UTF-8 and free, an empty folder, or a folder that holds `marker`."""
+    # Records name it, and libraries below (onnx, for one) take no other paths.
+    if name_bytes(str(path)) is not None:
+        raise ArgumentError(f"{path}: expected a folder name in UTF-8, got other bytes. Choose another name.")
     if not path.exists():
         return
     if not path.is_dir():

@@ -24,6 +24,7 @@ from flawscope.config.setting_parts import nest, places_of, tag_of, without_part
 from flawscope.diffusion.reconstruction import MapRule
 from flawscope.errors import RunError
 from flawscope.scratch import recover
+from flawscope.text import encode_json
 
 RUN_SCHEMA = 2
 SYNTHESIS_SCHEMA = 2
@@ -258,7 +259,7 @@ def encode_record(record: RunRecord | SynthesisRecord) -> bytes:
     """Return the content of `run.json`, its settings by their flat names."""
     # Records are flat, so that moving a setting from one part to another does not break old runs.
     plain = {**msgspec.to_builtins(record), "config": flatten(record.config)}
-    return msgspec.json.format(msgspec.json.encode(plain), indent=1) + b"\n"
+    return msgspec.json.format(encode_json(plain), indent=1) + b"\n"
 
 
 def _decode(path: Path, data: bytes, kind: type[_Record], schema: int) -> _Record:

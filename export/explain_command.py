@@ -8,7 +8,7 @@ import click
 
 from flawscope.errors import ArgumentError, MissingExtra
 from flawscope.export.source_kind import draws_defects
-from flawscope.terminal import progress_bars
+from flawscope.terminal import echo, progress_bars
 
 
 @click.command()
@@ -45,5 +45,5 @@ def explain(source: Path, against: tuple[str, ...], tolerance: float | None) -> 
         explanations = explain_source(source, against, tolerance, progress)
     for explanation in explanations:
         for line in lines_of(explanation):
-            click.echo(line)
+            echo(line)
     return int(any(explanation.first is not None for explanation in explanations))

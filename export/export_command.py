@@ -12,7 +12,7 @@ from flawscope.calibration.quantization.gate_limits import gate_rows, verdict
 from flawscope.errors import ArgumentError, MissingExtra
 from flawscope.export.precision_options import PrecisionRequest, is_given, precision_options
 from flawscope.export.source_kind import draws_defects
-from flawscope.terminal import command_line, progress_bars
+from flawscope.terminal import command_line, echo, progress_bars
 
 MAX_BATCH = 8
 """Default largest batch of a detector's graphs."""
@@ -171,10 +171,10 @@ def export_detector(run: Path, out: Path, max_batch: int, request: PrecisionRequ
 def show_gate(precision: str, gate: Gate) -> None:
     """Print how a precision changes the figures of FP32, and the verdict of the gate."""
     labels = f"{gate.labelled} labelled images, {gate.anomalous} of them anomalous" if gate.labelled else "no labels"
-    click.echo(f"gate of {precision} on {gate.backend}: {gate.images} normal images, {labels}")
+    echo(f"gate of {precision} on {gate.backend}: {gate.images} normal images, {labels}")
     for figure, before, change in gate_rows(gate, precision):
-        click.echo(f"  {figure:<44} {before:>8}  {change}")
-    click.echo(f"  {verdict(gate, precision)}")
+        echo(f"  {figure:<44} {before:>8}  {change}")
+    echo(f"  {verdict(gate, precision)}")
 
 
 def show_synthesis(manifest: Manifest, out: Path) -> None:
@@ -182,18 +182,18 @@ def show_synthesis(manifest: Manifest, out: Path) -> None:
     head = cast("SynthHead", manifest.head)
     _show_graphs(manifest)
     for row in head.parity:
-        click.echo(
+        echo(
             f"parity {row.candidate} against {row.reference}, {row.images} images in {row.steps} steps: "
             f"at least {row.psnr_db:.1f} dB"
         )
     names = ", ".join(f"{defect.category}/{defect.name}" for defect in head.defects)
-    click.echo(f"draws: {names or 'what a text says, no learned defects'}; licence of the base: {head.licence}")
-    click.echo(f"bundle: {out} ({_size(manifest) / 2**20:.1f} MiB)")
+    echo(f"draws: {names or 'what a text says, no learned defects'}; licence of the base: {head.licence}")
+    echo(f"bundle: {out} ({_size(manifest) / 2**20:.1f} MiB)")
 
 
 def _show_graphs(manifest: Manifest) -> None:
     for name, graph in sorted(manifest.graphs.items()):
-        click.echo(
+        echo(
             f"{name}.onnx: largest tensor {graph.largest_elements:,} elements (limit 2,147,483,648), "
             f"about {graph.peak_bytes / 2**20:.0f} MiB at batch {manifest.max_batch}"
         )
@@ -208,19 +208,19 @@ def show_export(manifest: Manifest, out: Path | None) -> None:
     _show_graphs(manifest)
     for row in manifest.evidence.parity:
         rank = "not defined" if row.score_spearman is None else f"{row.score_spearman:.4f}"
-        click.echo(
+        echo(
             f"parity {row.candidate} against {row.reference}, {row.images} images: "
             f"scores {row.score_max_relative:.1e}, maps {row.map_max_relative:.1e} relative, rank correlation {rank}"
         )
     for name, precision in sorted(manifest.precisions.items()):
         kept_out = f"{len(precision.kept)} operators kept out of it"
-        click.echo(f"{name}: {precision.quantised} convolutions and products in it, {kept_out}; {precision.method}")
+        echo(f"{name}: {precision.quantised} convolutions and products in it, {kept_out}; {precision.method}")
         for node in precision.kept[:_KEPT_SHOWN]:
-            click.echo(f"  kept {node.node} ({node.operator}): {node.reason}")
+            echo(f"  kept {node.node} ({node.operator}): {node.reason}")
         if len(precision.kept) > _KEPT_SHOWN:
-            click.echo(f"  and {len(precision.kept) - _KEPT_SHOWN} less sensitive ones, all of them in the manifest")
+            echo(f"  and {len(precision.kept) - _KEPT_SHOWN} less sensitive ones, all of them in the manifest")
         if precision.gate is not None:
             show_gate(name, precision.gate)
     if out is None:
         return
-    click.echo(f"bundle: {out} ({_size(manifest) / 2**20:.1f} MiB), not calibrated yet")
+    echo(f"bundle: {out} ({_size(manifest) / 2**20:.1f} MiB), not calibrated yet")

@@ -28,6 +28,7 @@ from flawscope.imaging.images import Preprocessing, prepare, read_image
 from flawscope.runtime.backends.ort import import_onnxruntime
 from flawscope.runtime.backends.table import GOLDEN_TOLERANCE
 from flawscope.runtime.scorers.scorer import ScorerOptions, open_scorer
+from flawscope.text import encode_json
 
 RECORD = "flawscope.json"
 """Beside `config.pbtxt`: thresholds and preprocessing for clients; also marks the folder as written by flawscope."""
@@ -223,7 +224,7 @@ def write_triton(bundle: Bundle, repository: Path, options: TritonOptions | None
             golden_least=least,
             files=_entries(temporary),
         )
-        data = msgspec.json.format(msgspec.json.encode(record, order="deterministic"), indent=1)
+        data = msgspec.json.format(encode_json(record, order="deterministic"), indent=1)
         (temporary / RECORD).write_bytes(data + b"\n")
     return record
 

@@ -12,6 +12,7 @@ from flawscope.export.export_command import MAX_BATCH, export_detector, show_exp
 from flawscope.export.precision_options import PrecisionRequest, is_given, precision_options
 from flawscope.export.source_kind import draws_defects, is_run
 from flawscope.export.triton import TritonOptions, TritonRecord, bundle_of, write_triton
+from flawscope.terminal import echo
 
 _DEFAULTS = TritonOptions()
 
@@ -92,9 +93,7 @@ def _check(source: Path, request: PrecisionRequest) -> None:
 def show_triton(record: TritonRecord, repository: Path) -> None:
     """Print what was written to a model repository, and what clients have to do themselves."""
     size = sum(entry.size for entry in record.files.values())
-    click.echo(
-        f"triton: {repository / record.name} ({size / 2**20:.1f} MiB), golden images checked: {len(record.golden)}"
-    )
+    echo(f"triton: {repository / record.name} ({size / 2**20:.1f} MiB), golden images checked: {len(record.golden)}")
     if record.thresholds is None:
-        click.echo("triton: not calibrated: no thresholds, so clients can decide nothing but fault")
-    click.echo("triton: Triton applies no threshold and decodes no image: clients do, see docs/triton.md")
+        echo("triton: not calibrated: no thresholds, so clients can decide nothing but fault")
+    echo("triton: Triton applies no threshold and decodes no image: clients do, see docs/triton.md")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+
+from flawscope.text import name_bytes, storable
 
 Decision = Literal["accept", "reject", "fault"]
 
@@ -59,9 +62,13 @@ class Result:
     timings_ms: dict[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the line that `flawscope score --json` prints, without the map. Its keys are a public format."""
+        """Return the line that `flawscope score --json` prints, without the map. Its keys are a public format.
+
+        The name of a file that is not UTF-8 is shown with its bytes as escapes; only then is there a key `image_base64`
+        with the bytes of the whole name.
+        """
         line: dict[str, Any] = {
-            "image": self.image,
+            "image": storable(self.image),
             "score": self.score,
             "threshold": self.threshold,
             "decision": self.decision,
@@ -71,6 +78,8 @@ class Result:
             ],
             "latency_ms": self.timings_ms.get("total"),
         }
+        if (name := name_bytes(self.image)) is not None:
+            line["image_base64"] = base64.b64encode(name).decode()
         if self.reason is not None:
-            line["reason"] = self.reason
+            line["reason"] = storable(self.reason)
         return line

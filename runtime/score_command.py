@@ -6,7 +6,6 @@ from collections import Counter
 from pathlib import Path
 
 import click
-import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -21,6 +20,7 @@ from flawscope.runtime.overlay import draw_overlay
 from flawscope.runtime.reconstruction_strip import write_reconstruction
 from flawscope.runtime.results import Result
 from flawscope.runtime.scorers.scorer import PATHS
+from flawscope.terminal import echo, echo_json
 
 
 @click.command()
@@ -66,10 +66,13 @@ def score(
                     folder.mkdir(parents=True, exist_ok=True)
         if not as_json:
             # To stderr: stdout carries one line per image and nothing else.
-            click.echo(f"backend {inspector.backend} ({inspector.backend_reason})", err=True)
+            echo(f"backend {inspector.backend} ({inspector.backend_reason})", err=True)
         for source, result in zip(paths, inspector.stream(paths, batch), strict=True):
             counts[result.decision] += 1
-            click.echo(msgspec.json.encode(result.to_json()).decode() if as_json else _line(result))
+            if as_json:
+                echo_json(result.to_json())
+            else:
+                echo(_line(result))
             # NaN has no colour: the cast to uint8 would draw it as any value.
             if result.anomaly_map is None or not np.isfinite(result.anomaly_map).all():
                 continue
@@ -82,7 +85,7 @@ def score(
                 write_reconstruction(pictures, name, image, reconstructed, _reference(inspector))
     if not as_json:
         total = ", ".join(f"{counts[decision]} {decision}" for decision in ("accept", "reject", "fault"))
-        click.echo(f"{len(paths)} images: {total}", err=True)
+        echo(f"{len(paths)} images: {total}", err=True)
     return 1 if counts["fault"] else 0
 
 

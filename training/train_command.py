@@ -24,7 +24,7 @@ from flawscope.config import (
 )
 from flawscope.datasets import Dataset, open_dataset
 from flawscope.errors import ArgumentError, MissingExtra
-from flawscope.terminal import command_line, progress_bars
+from flawscope.terminal import command_line, echo, progress_bars
 from flawscope.training.settings import preset_names, read_settings
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class TrainingRequest:
         config, unused = build_config(self.method, before, *self.layers, after)
         if unused:
             verb = click.get_current_context().info_name
-            click.echo(f"note: not used by {verb}: {', '.join(unused)}", err=True)
+            echo(f"note: not used by {verb}: {', '.join(unused)}", err=True)
         return config
 
     def open_dataset(self) -> Dataset:
@@ -222,9 +222,9 @@ def train(request: TrainingRequest, out: Path) -> None:
         summary, facts = _train_synthesis(config, request, dataset, out)
     else:
         summary, facts = _train_detector(config, request, dataset, out)
-    click.echo(summary)
-    click.echo(", ".join(f"{key.replace('_', ' ')} {value}" for key, value in facts.items()))
-    click.echo(f"run: {out}")
+    echo(summary)
+    echo(", ".join(f"{key.replace('_', ' ')} {value}" for key, value in facts.items()))
+    echo(f"run: {out}")
 
 
 def _train_detector(

@@ -14,7 +14,8 @@ from flawscope.datasets import open_dataset
 from flawscope.datasets.parts import KINDS, write_dataset
 from flawscope.errors import GateError, MissingExtra
 from flawscope.files import write_bytes
-from flawscope.terminal import command_line, progress_bars
+from flawscope.terminal import command_line, echo, progress_bars
+from flawscope.text import encode_json
 
 DEMO_METHOD = "padim"
 """PaDiM has one Gaussian per position, and three of the four kinds of generated parts always lie in the same place."""
@@ -42,7 +43,7 @@ def demo(out: Path, kinds: tuple[str, ...], method: str, seed: int, size: int, t
     started = time.perf_counter()
     data = out / "data"
     with progress_bars() as progress:
-        click.echo(f"parts: {', '.join(chosen)}")
+        echo(f"parts: {', '.join(chosen)}")
         write_dataset(
             data,
             tuple(chosen),
@@ -51,7 +52,7 @@ def demo(out: Path, kinds: tuple[str, ...], method: str, seed: int, size: int, t
             train=train_count,
             progress=lambda finished, total: progress("generating parts", finished, total),
         )
-    click.echo(f"overview: {data / 'contact_sheet.png'}")
+    echo(f"overview: {data / 'contact_sheet.png'}")
     figures: dict[str, Any] = {}
     config, _ = build_config(method, {"seed": seed, "resize": size})
     # Thresholds come from normal images of the training split; test images are opened by the evaluation alone.
@@ -61,13 +62,13 @@ def demo(out: Path, kinds: tuple[str, ...], method: str, seed: int, size: int, t
         measured = run_pipeline(plan, bars=progress_bars).figures
         assert measured is not None, "generated parts have defects"  # without any the evaluation would be skipped
         figures[kind] = measured
-        click.echo(f"{kind:<8} image AUROC {measured.image_auroc:.4f}  report: {plan.report / 'report.html'}")
+        echo(f"{kind:<8} image AUROC {measured.image_auroc:.4f}  report: {plan.report / 'report.html'}")
     mean = sum(entry.image_auroc for entry in figures.values()) / len(figures)
     write_bytes(
         out / "demo.json",
-        msgspec.json.format(msgspec.json.encode({"image_auroc": mean, "kinds": figures}), indent=1) + b"\n",
+        msgspec.json.format(encode_json({"image_auroc": mean, "kinds": figures}), indent=1) + b"\n",
     )
-    click.echo(
+    echo(
         f"mean image AUROC {mean:.4f}: {method} with the built-in backbone on parts it had not seen, "
         f"{time.perf_counter() - started:.0f} s in all"
     )

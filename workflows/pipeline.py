@@ -25,6 +25,7 @@ from flawscope.export.detectors.detector_export import export_run
 from flawscope.files import check_replaceable, sha256_file, write_bytes
 from flawscope.progress import Progress, no_progress
 from flawscope.runs import RECORD, RunRecord
+from flawscope.text import encode_json
 from flawscope.training.detectors.detector_run import Run, read_run
 from flawscope.training.detectors.detector_training import check_recorded, train_detector
 from flawscope.training.trainer import trainer_of
@@ -314,7 +315,7 @@ def _evaluate(plan: Plan, progress: Progress) -> tuple[Figures, str, Sequence[st
     evaluation = evaluate_bundle(plan.bundle, plan.dataset, command=plan.command, progress=progress)
     figures = evaluation.figures
     # Before the report: the figures are there even if writing it fails.
-    write_bytes(plan.figures, msgspec.json.format(msgspec.json.encode(figures), indent=2) + b"\n")
+    write_bytes(plan.figures, msgspec.json.format(encode_json(figures), indent=2) + b"\n")
     report = write_report(evaluation, plan.report)
     # Last: it rewrites the manifest, so a bundle names figures only if the files that show them were written.
     record_accuracy(plan.bundle, evaluation)

@@ -11,7 +11,7 @@ import click
 from flawscope.calibration.thresholds.calibrate import CONFIDENCE, FALSE_REJECT_RATE
 from flawscope.config import flatten
 from flawscope.errors import ArgumentError, MissingExtra
-from flawscope.terminal import command_line, progress_bars
+from flawscope.terminal import command_line, echo, progress_bars
 from flawscope.training.train_command import TrainingCommand, TrainingRequest, training_options
 
 if TYPE_CHECKING:
@@ -56,10 +56,10 @@ def pipeline(
     started = time.perf_counter()
     plan = _plan(request, out, frozenset(skipped), false_reject_rate, confidence)
     figures = run_pipeline(plan, bars=progress_bars, announce=_show).figures
-    click.echo(f"pipeline    {time.perf_counter() - started:8.1f} s  {out}")
+    echo(f"pipeline    {time.perf_counter() - started:8.1f} s  {out}")
     faults = figures.faults if figures else ()
     for fault in faults:
-        click.echo(f"fault: {fault.image}: {fault.reason}", err=True)
+        echo(f"fault: {fault.image}: {fault.reason}", err=True)
     return 1 if faults else 0
 
 
@@ -105,6 +105,6 @@ def _plan(
 
 def _show(stage: Stage) -> None:
     spent = "  skipped" if stage.seconds is None else f"{stage.seconds:8.1f} s"
-    click.echo(f"{stage.name:<12}{spent:<10}  {stage.summary}")
+    echo(f"{stage.name:<12}{spent:<10}  {stage.summary}")
     for note in stage.notes:
-        click.echo(f"note: {note}", err=True)
+        echo(f"note: {note}", err=True)

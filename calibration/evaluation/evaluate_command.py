@@ -6,7 +6,6 @@ from pathlib import Path
 
 import click
 import msgspec
-from rich.console import Console
 from rich.table import Table
 
 from flawscope.bundle import PRECISIONS, check_changeable
@@ -15,7 +14,9 @@ from flawscope.calibration.evaluation.figures import Fault, Figures, LeakFigures
 from flawscope.calibration.evaluation.intervals import Rate
 from flawscope.datasets import open_dataset
 from flawscope.files import write_bytes
-from flawscope.terminal import command_line, progress_bars
+from flawscope.rich_console import PlainConsole
+from flawscope.terminal import command_line, echo, progress_bars
+from flawscope.text import encode_json, printable
 
 _NAMES = (
     ("image_auroc", "image AUROC"),
@@ -101,11 +102,11 @@ def evaluate(
     _print(result.figures)
     # The bundle last: an output folder that cannot be written leaves it unchanged.
     if json_file is not None:
-        write_bytes(json_file, msgspec.json.format(msgspec.json.encode(result.figures), indent=2) + b"\n")
+        write_bytes(json_file, msgspec.json.format(encode_json(result.figures), indent=2) + b"\n")
     if report is not None:
         from flawscope.calibration.evaluation.report import write_report
 
-        click.echo(f"report: {write_report(result, report)}")
+        echo(f"report: {write_report(result, report)}")
     if not no_record:
         record_accuracy(bundle, result)
     return 1 if _faults(result.figures) else 0
@@ -117,7 +118,7 @@ def _faults(figures: Figures) -> tuple[Fault, ...]:
 
 
 def _print(figures: Figures) -> None:
-    console = Console(highlight=False, markup=False, emoji=False)  # names and reasons are text, also with brackets
+    console = PlainConsole()  # names and reasons are text, also with brackets
     latency = figures.latency_ms
     precision = "" if figures.precision == "fp32" else f", {figures.precision.upper()}"
     speed = f", {latency.p50:.1f} ms an image (p99 {latency.p99:.1f})" if latency else ""
@@ -130,9 +131,9 @@ def _print(figures: Figures) -> None:
     if figures.defects:
         console.print(_defect_table(figures))
     for note in figures.notes:
-        click.echo(f"note: {note}", err=True)
+        echo(f"note: {note}", err=True)
     for fault in _faults(figures):
-        click.echo(f"fault: {fault.image}: {fault.reason}", err=True)
+        echo(f"fault: {fault.image}: {fault.reason}", err=True)
 
 
 def _figure_table(figures: Figures) -> Table:
@@ -170,7 +171,7 @@ def _defect_table(figures: Figures) -> Table:
     for row in figures.defects:
         detection = row.detection
         table.add_row(
-            row.defect,
+            printable(row.defect),
             str(row.images),
             "-" if detection is None or detection.value is None else f"{detection.value:.1%}",
             _number(row.image_auroc),

@@ -21,6 +21,7 @@ from flawscope.calibration.extras import require
 from flawscope.datasets import GOOD
 from flawscope.files import write_text
 from flawscope.imaging.images import read_image
+from flawscope.text import printable
 
 REPORT = "report.html"
 _SHOWN = 6
@@ -104,6 +105,7 @@ def render_report(evaluation: Evaluation) -> str:
     jinja2 = require("jinja2", "jinja2", _FEATURE)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        finalize=_shown,
         autoescape=True,  # against script injection: names of files and defect types may hold markup
         undefined=jinja2.StrictUndefined,  # a misspelt name is an error instead of a gap in the report
         trim_blocks=True,
@@ -114,6 +116,11 @@ def render_report(evaluation: Evaluation) -> str:
     markup = require("markupsafe", "jinja2", _FEATURE).Markup
     text: str = environment.get_template("report.html.j2").render(_context(evaluation, markup))
     return text
+
+
+def _shown(value: Any) -> Any:
+    """Escape control characters of names in the report; our own SVG is markup and passes."""
+    return printable(value) if type(value) is str else value
 
 
 def percent(value: float | None) -> str:

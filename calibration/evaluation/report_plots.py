@@ -12,6 +12,7 @@ import numpy as np
 
 from flawscope.arrays import BoolArray, Float64Array
 from flawscope.calibration.extras import require
+from flawscope.text import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -99,7 +100,7 @@ def score_histogram(scores: Float64Array, kinds: Sequence[str], good: str, thres
         for axis, name in zip(axes, names, strict=True):
             values = scores[types == name]
             axis.hist(values, bins=list(edges), color=_GOOD if name == good else _BAD, rwidth=0.88)
-            axis.set_ylabel(f"{name}\n{values.size}", rotation=0, ha="right", va="center", labelpad=8)
+            axis.set_ylabel(f"{printable(name)}\n{values.size}", rotation=0, ha="right", va="center", labelpad=8)
             axis.set_yticks([])
             axis.spines["left"].set_visible(False)
             axis.tick_params(axis="x", length=0)

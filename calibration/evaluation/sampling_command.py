@@ -6,7 +6,6 @@ from pathlib import Path
 
 import click
 import msgspec
-from rich.console import Console
 from rich.table import Table
 
 from flawscope.bundle import open_bundle
@@ -18,7 +17,8 @@ from flawscope.calibration.evaluation.few_steps import (
 )
 from flawscope.datasets import open_dataset
 from flawscope.errors import ArgumentError
-from flawscope.terminal import command_line, progress_bars
+from flawscope.rich_console import PlainConsole
+from flawscope.terminal import command_line, echo, progress_bars
 
 
 @click.command()
@@ -82,7 +82,7 @@ def sampling(
                 change.after, change.image_auroc + change.image_auroc_change, pixel, change.milliseconds_after
             )
             _print([before, after], change.backend, change.images)
-        click.echo(f"bundle: {out}, not calibrated yet")
+        echo(f"bundle: {out}, not calibrated yet")
         return
     assert dataset is not None, "without --out there is --data"
     with progress_bars() as progress:
@@ -134,5 +134,5 @@ def _print(rows: list[SamplingFigures], backend: str, images: int) -> None:
             *pixel,
             f"{row.milliseconds:.1f}",
         )
-    Console(highlight=False, markup=False, emoji=False).print(table)
-    click.echo(f"{images} labelled images, backend {backend}; changes are against the first row, the bundle's own")
+    PlainConsole().print(table)
+    echo(f"{images} labelled images, backend {backend}; changes are against the first row, the bundle's own")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from flawscope.bundle import PRECISIONS, Threshold, open_bundle
@@ -21,7 +20,8 @@ from flawscope.calibration.thresholds.calibrate import (
 )
 from flawscope.datasets import open_dataset
 from flawscope.errors import FlawscopeError
-from flawscope.terminal import command_line, progress_bars
+from flawscope.rich_console import PlainConsole
+from flawscope.terminal import command_line, echo, progress_bars
 
 
 @click.command()
@@ -116,12 +116,12 @@ def calibrate(
                 progress=progress,
             )
         if name != "fp32":  # printed for a bundle with several; one in FP32 alone has a single table
-            click.echo(f"precision {name}:")
+            echo(f"precision {name}:")
         try:
             result = write_thresholds(proposal, command=command_line())
         except FlawscopeError:
             # Minutes of scoring are not thrown away: the thresholds can be set by hand.
-            click.echo("computed, but not written:")
+            echo("computed, but not written:")
             _print(proposal.calibration)
             raise
         _print(result)
@@ -143,7 +143,7 @@ def _print(result: Calibration) -> None:
         ("pixel", old.pixel if old else None, result.new.pixel),
     ):
         table.add_row(name, f"{before.value:.6g}" if before else "-", f"{now.value:.6g}", *_claim(now))
-    console = Console(highlight=False, markup=False, emoji=False)  # names and reasons are text, also with brackets
+    console = PlainConsole()  # names and reasons are text, also with brackets
     console.print(table)
     bound = result.new.image
     if result.backend is not None and bound.upper_bound is not None and bound.confidence is not None:
@@ -160,7 +160,7 @@ def _print(result: Calibration) -> None:
         console.print(f"left out: {count} {reason}", soft_wrap=True)
     console.print(f"smallest region that gets a box: {result.min_area_px} pixels of the map", soft_wrap=True)
     for note in result.notes:
-        click.echo(f"note: {note}", err=True)
+        echo(f"note: {note}", err=True)
 
 
 def _claim(threshold: Threshold) -> tuple[str, str, str, str]:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import cast
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from flawscope.bundle import EnsembleHead
@@ -14,7 +13,9 @@ from flawscope.calibration.thresholds.combine import Combination, combine_bundle
 from flawscope.calibration.thresholds.ensemble_scales import MAP_QUANTILE, SCORE_QUANTILE
 from flawscope.datasets import open_dataset
 from flawscope.errors import ArgumentError
-from flawscope.terminal import command_line, progress_bars
+from flawscope.rich_console import PlainConsole
+from flawscope.terminal import command_line, echo, progress_bars
+from flawscope.text import printable
 
 
 @click.command()
@@ -60,8 +61,8 @@ def _print(result: Combination, out: Path) -> None:
         table.add_column(title, justify="right")
     for member in head.members:
         numbers = (member.weight, member.map_center, member.map_spread, member.score_center, member.score_spread)
-        table.add_row(member.name, member.method, *(f"{number:.5g}" for number in numbers))
-    console = Console(highlight=False, markup=False, emoji=False)  # names and reasons are text, also with brackets
+        table.add_row(printable(member.name), member.method, *(f"{number:.5g}" for number in numbers))
+    console = PlainConsole()  # names and reasons are text, also with brackets
     console.print(table)
     console.print(
         f"Measured on {head.images} normal images that no member has learned from, backend {result.backend}: 0 is the "
@@ -71,6 +72,6 @@ def _print(result: Combination, out: Path) -> None:
     for reason, count in result.left_out:
         console.print(f"left out: {count} {reason}", soft_wrap=True)
     for note in result.notes:
-        click.echo(f"note: {note}", err=True)
+        echo(f"note: {note}", err=True)
     size = sum(entry.size for entry in result.manifest.files.values())
     console.print(f"{out}: {size / 2**20:.1f} MiB; set its thresholds with flawscope calibrate", soft_wrap=True)

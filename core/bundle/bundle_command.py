@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-import msgspec
 
 from flawscope.bundle import EnsembleHead, EnsembleMember, Manifest, SynthHead, open_bundle, pack_bundle
 from flawscope.bundle.manifest import Threshold
 from flawscope.errors import BundleError, GateError
 from flawscope.imaging.tiles import Tiling
+from flawscope.terminal import echo, echo_json
 
 _BUNDLE = click.argument("path", metavar="BUNDLE", type=click.Path(path_type=Path))
 
@@ -24,10 +24,10 @@ def info(path: Path, as_json: bool) -> None:
     with open_bundle(path) as opened:
         manifest = opened.manifest
     if as_json:
-        click.echo(msgspec.json.format(msgspec.json.encode(manifest), indent=1).decode())
+        echo_json(manifest, indent=1)
         return
     for label, text in _facts(manifest):
-        click.echo(f"{label:<14} {text}")
+        echo(f"{label:<14} {text}")
 
 
 def _tiles(tiling: Tiling) -> str:
@@ -148,7 +148,7 @@ def verify(path: Path) -> None:
     except BundleError as err:
         # A changed bundle is the answer of a check (status 1), not a wrong request (status 2).
         raise GateError(str(err)) from err
-    click.echo(f"{path}: {len(manifest.files)} files are as listed, identity {manifest.digest}")
+    echo(f"{path}: {len(manifest.files)} files are as listed, identity {manifest.digest}")
 
 
 @click.command()
@@ -158,4 +158,4 @@ def pack(path: Path, out: Path) -> None:
     """Write a bundle folder as one uncompressed file."""
     with open_bundle(path) as opened:
         pack_bundle(opened, out)
-    click.echo(f"{out}: {out.stat().st_size / 2**20:.1f} MiB")
+    echo(f"{out}: {out.stat().st_size / 2**20:.1f} MiB")

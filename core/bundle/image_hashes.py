@@ -11,6 +11,7 @@ import msgspec
 
 from flawscope.bundle.opening import Bundle
 from flawscope.errors import BundleError
+from flawscope.text import encode_json
 
 IMAGE_HASHES = "images.json"
 """Name of the file in a bundle; a reader goes by the manifest's `provenance.images`."""
@@ -30,7 +31,7 @@ class ImageHashes(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def encode(self) -> bytes:
         """Return the content of `images.json`."""
         # Not indented: the digest of a bundle covers these bytes, and would change with them.
-        return msgspec.json.encode(self)
+        return encode_json(self)
 
 
 def read_image_hashes(bundle: Bundle) -> ImageHashes:

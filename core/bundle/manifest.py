@@ -19,6 +19,7 @@ from flawscope.errors import ArgumentError, BundleError
 from flawscope.imaging.images import Preprocessing
 from flawscope.imaging.tiles import Tiling
 from flawscope.ranges import BatchSize, Count, Elements, NotNegative, PositiveCount, Sha256, Share
+from flawscope.text import encode_json
 
 # Raised when a field is added or changes its meaning. Newer schemas are refused, and of the older ones all but these:
 # what schema 4 added has a default that says what bundles of schema 3 did.
@@ -424,7 +425,7 @@ def _encode_older(data: bytes) -> bytes:
 
 def _canonical(manifest: Manifest | dict[str, object]) -> bytes:
     # Sorted keys: the order of dicts is that of their making, and must not change the digest.
-    return msgspec.json.format(msgspec.json.encode(manifest, order="sorted"), indent=1) + b"\n"
+    return msgspec.json.format(encode_json(manifest, order="sorted"), indent=1) + b"\n"
 
 
 def _all_finite(value: object) -> bool:

@@ -8,14 +8,14 @@ from itertools import groupby
 from pathlib import Path
 
 import click
-import msgspec
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from flawscope.datasets import Inspection, Problem, inspect_dataset, list_categories, open_dataset
 from flawscope.errors import DataError
-from flawscope.terminal import progress_bars
+from flawscope.rich_console import PlainConsole
+from flawscope.terminal import echo, echo_json, progress_bars
+from flawscope.text import printable
 
 _LISTED = 10
 _LAYOUTS = {
@@ -50,13 +50,13 @@ def inspect(root: Path, category: str | None, as_json: bool, list_all: bool) -> 
             # Of several categories one broken one must not hide the report on the others.
             if len(names) == 1:
                 raise
-            click.echo(f"error: {err}", err=True)
+            echo(f"error: {err}", err=True)
             is_usable = False
             continue
         with progress_bars() as report:
             inspection = inspect_dataset(dataset, partial(report, f"reading {dataset.category}"))
         if as_json:
-            click.echo(msgspec.json.encode(inspection, enc_hook=str))
+            echo_json(inspection, enc_hook=str)
         else:
             _print(inspection, _LISTED if not list_all else None)
         # Not an exception: all categories are reported before the exit status says that one is unusable.
@@ -91,22 +91,22 @@ def demo(
             test_defective=test_defective,
             progress=partial(report, "drawing parts"),
         )
-    click.echo(f"dataset: {folder} ({', '.join(kinds or KINDS)})")
-    click.echo(f"overview: {folder / 'contact_sheet.png'}")
+    echo(f"dataset: {folder} ({', '.join(kinds or KINDS)})")
+    echo(f"overview: {folder / 'contact_sheet.png'}")
 
 
 def _print(inspection: Inspection, limit: int | None) -> None:
     # soft_wrap: rich would break paths at 80 columns where the output is piped.
-    console = Console(highlight=False, soft_wrap=True)
+    console = PlainConsole(soft_wrap=True)
     # Text objects, never strings: rich takes square brackets in a string, as in a path, for markup.
     where = f" ({_LAYOUTS[inspection.layout]}, {inspection.root})"
-    console.print(Text.assemble((inspection.category, "bold"), where))
+    console.print(Text.assemble((printable(inspection.category), "bold"), printable(where)))
     table = Table("split", box=None, pad_edge=False, padding=(0, 2, 0, 2))
     table.add_column("type", overflow="fold")
     table.add_column("images", justify="right")
     table.add_column("masks", justify="right")
     for count in inspection.counts:
-        table.add_row(count.split, count.defect, str(count.images), str(count.masks or "-"))
+        table.add_row(count.split, printable(count.defect), str(count.images), str(count.masks or "-"))
     console.print(table)
     if sizes := inspection.sizes:
         smallest, largest, common = (f"{w}x{h}" for h, w in (sizes.smallest, sizes.largest, sizes.most_common))
@@ -119,7 +119,7 @@ def _print(inspection: Inspection, limit: int | None) -> None:
     console.print()
 
 
-def _print_problems(console: Console, inspection: Inspection, limit: int | None) -> None:
+def _print_problems(console: PlainConsole, inspection: Inspection, limit: int | None) -> None:
     if not inspection.problems:
         console.print(Text("No problems found.", "green"))
         return
@@ -142,4 +142,4 @@ def _line(problem: Problem, root: Path) -> Text:
     style = {"fatal": "bold red", "error": "red", "note": "dim"}[problem.severity]
     is_below = problem.path != root and problem.path.is_relative_to(root)
     path = problem.path.relative_to(root) if is_below else problem.path
-    return Text.assemble("  ", (f"{problem.severity:5}", style), f"  {path} {problem.message}")
+    return Text.assemble("  ", (f"{problem.severity:5}", style), printable(f"  {path} {problem.message}"))

@@ -9,12 +9,12 @@ from typing import Any
 import click
 import msgspec
 from click.core import ParameterSource
-from rich.console import Console
 from rich.table import Table
 
 from flawscope.bundle import PRECISIONS
 from flawscope.errors import ArgumentError, GateError
 from flawscope.files import write_bytes
+from flawscope.rich_console import PlainConsole
 from flawscope.runtime.backends import BACKENDS
 from flawscope.runtime.bench.alternation import compare, parse_configuration
 from flawscope.runtime.bench.bench_plot import check_plot, write_plot
@@ -32,7 +32,8 @@ from flawscope.runtime.bench.measurement import sweep
 from flawscope.runtime.bench.soak import soak
 from flawscope.runtime.inspector import Inspector
 from flawscope.runtime.scorers.scorer import PATHS
-from flawscope.terminal import command_line, progress_bars
+from flawscope.terminal import command_line, echo, progress_bars
+from flawscope.text import encode_json
 
 
 @click.command("bench")
@@ -91,7 +92,7 @@ def bench_command(
         _show([stage_table(figures) if len(numbers) == 1 else sweep_table(figures)], summary(figures))
     figures["command"] = command_line()
     if json_file is not None:
-        write_bytes(json_file, msgspec.json.format(msgspec.json.encode(figures), indent=1) + b"\n")
+        write_bytes(json_file, msgspec.json.format(encode_json(figures), indent=1) + b"\n")
     if plot_file is not None:
         write_plot(plot_file, figures)
     # Last, so that the figures of a failed soak are written all the same.
@@ -150,9 +151,9 @@ def _soak(bundle: Path, chosen: tuple[str, str, str], batch: int, scorings: int)
 
 def _show(tables: Iterable[Table], lines: Iterable[str]) -> None:
     for table in tables:
-        Console().print(table)
+        PlainConsole().print(table)
     for line in lines:
-        click.echo(line)
+        echo(line)
 
 
 def _refuse_options(context: click.Context, mode: str, *parameters: str) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from flawscope.errors import ArgumentError, MissingExtra
 from flawscope.files import write_text
 from flawscope.runtime.bench.rounds import STAGES, configuration_name
+from flawscope.text import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -180,7 +181,7 @@ def _figure(heights: Sequence[float], *, share_x: bool = False) -> tuple[Figure,
 
 
 def _title(figure: Figure, text: str) -> None:
-    figure.suptitle(text, x=0.01, ha="left", fontsize=12, fontweight="bold")
+    figure.suptitle(printable(text), x=0.01, ha="left", fontsize=12, fontweight="bold")
 
 
 def _height(series: int) -> float:

@@ -22,6 +22,7 @@ from flawscope.runtime.doctor.driver import match_driver
 from flawscope.runtime.doctor.provider_profile import elsewhere
 from flawscope.runtime.engines import RUNTIMES, EngineCache, current_target, import_tensorrt
 from flawscope.runtime.inspector import Inspector
+from flawscope.terminal import echo, echo_json
 from flawscope.versions import cpu_name, package_versions
 
 # Modules by which an extra is recognized: found, never imported, so that `doctor` works where one of them is broken.
@@ -154,26 +155,22 @@ def examine(bundle: Path, backend: str, precision: str) -> dict[str, Any]:
 
 
 def _show_bundle(report: dict[str, Any]) -> None:
-    click.echo(
+    echo(
         f"path      {report['bundle']} in {report['precision']}: backend {report['backend']} ({report['reason']}), "
         f"{report['graph']}, head: {report['head']}"
     )
     for provider, share in report["providers"].items():
         fraction = share["milliseconds"] / report["milliseconds"]
         time = f"{share['milliseconds']:.2f} ms, {fraction:.0%} of the time" if fraction else "times not known"
-        click.echo(f"nodes     {provider}: {share['nodes']} of {len(report['nodes'])}, {time}")
+        echo(f"nodes     {provider}: {share['nodes']} of {len(report['nodes'])}, {time}")
     strays = report["elsewhere"]
     for node in strays[:_NODES_SHOWN]:
-        click.echo(
-            f"elsewhere {node['operator']:<12} {node['milliseconds']:.3f} ms on {node['provider']}: {node['name']}"
-        )
+        echo(f"elsewhere {node['operator']:<12} {node['milliseconds']:.3f} ms on {node['provider']}: {node['name']}")
     if len(strays) > _NODES_SHOWN:
-        click.echo(f"elsewhere and {len(strays) - _NODES_SHOWN} faster ones; all of them with --json")
+        echo(f"elsewhere and {len(strays) - _NODES_SHOWN} faster ones; all of them with --json")
     timed = [node for node in report["nodes"] if node["milliseconds"] > 0]
     for node in sorted(timed, key=lambda node: -node["milliseconds"])[:_NODES_SHOWN]:
-        click.echo(
-            f"slowest   {node['operator']:<12} {node['milliseconds']:.3f} ms on {node['provider']}: {node['name']}"
-        )
+        echo(f"slowest   {node['operator']:<12} {node['milliseconds']:.3f} ms on {node['provider']}: {node['name']}")
 
 
 @click.command()
@@ -194,33 +191,33 @@ def doctor(bundle: Path | None, backend: str, precision: str, as_json: bool) -> 
     # `auto` and not `cuda`: a machine without a GPU is healthy as long as the CPU can run bundles.
     status = 0 if report["backends"]["auto"]["available"] and not report["driver"]["problems"] else 1
     if as_json:
-        click.echo(msgspec.json.format(msgspec.json.encode(report), indent=1).decode())
+        echo_json(report, indent=1)
     else:
         _show(report)
     return status
 
 
 def _show(report: dict[str, Any]) -> None:
-    click.echo(f"flawscope {report['flawscope']} on {report['system']}, {report['cpu']}, {report['cores']} cores")
-    click.echo("versions  " + ", ".join(f"{name} {number}" for name, number in report["versions"].items()))
+    echo(f"flawscope {report['flawscope']} on {report['system']}, {report['cpu']}, {report['cores']} cores")
+    echo("versions  " + ", ".join(f"{name} {number}" for name, number in report["versions"].items()))
     for name, backend in report["backends"].items():
         state = f"takes {backend['takes']}" if backend["available"] else "not here"
-        click.echo(f"backend   {name:<10} {state}: {backend['reason']}")
+        echo(f"backend   {name:<10} {state}: {backend['reason']}")
     for name, implementation in report["kernels"]["implementations"].items():
-        click.echo(f"kernel    {name:<15} {implementation}")
+        echo(f"kernel    {name:<15} {implementation}")
     engines = report["engines"]
     for name in RUNTIMES[1:]:
-        click.echo(f"engines   {name:<15} {engines[name]['version'] or engines[name]['problem']}")
-    click.echo(f"engines   {'device':<15} {engines['device']['target'] or engines['device']['problem']}")
+        echo(f"engines   {name:<15} {engines[name]['version'] or engines[name]['problem']}")
+    echo(f"engines   {'device':<15} {engines['device']['target'] or engines['device']['problem']}")
     cache = engines["cache"]
     cached = f"{cache['engines']} in {cache['folder']}, {cache['unusable']} of them unusable"
-    click.echo(f"engines   {'cached':<15} {cache['problem'] or cached}")
-    click.echo(f"driver    {_driver_line(report['driver'])}")
+    echo(f"engines   {'cached':<15} {cache['problem'] or cached}")
+    echo(f"driver    {_driver_line(report['driver'])}")
     for problem in report["driver"]["problems"]:
-        click.echo(f"driver    {problem}")
+        echo(f"driver    {problem}")
     for name, extra in report["extras"].items():
         missing = f"missing {', '.join(extra['missing'])}: {extra['install']}"
-        click.echo(f"extra     {name:<12} {'installed' if extra['installed'] else missing}")
+        echo(f"extra     {name:<12} {'installed' if extra['installed'] else missing}")
     if "bundle" in report:
         _show_bundle(report["bundle"])
 

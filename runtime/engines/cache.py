@@ -20,6 +20,7 @@ from flawscope.errors import ArgumentError, BackendError
 from flawscope.files import atomic_folder, sha256_file, storage_errors
 from flawscope.runtime.engines.build import BuildOptions, Built
 from flawscope.runtime.engines.target import Target
+from flawscope.text import encode_json
 from flawscope.user_folders import cache_folder
 
 ENTRY, PLAN, LAYERS, TIMING = "entry.json", "engine.plan", "layers.json", "timing.cache"
@@ -51,7 +52,7 @@ class Key(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def digest(self) -> str:
         """Return the SHA-256 of the key; its first 32 digits name the engine's folder."""
-        return hashlib.sha256(msgspec.json.encode(self, order="sorted")).hexdigest()
+        return hashlib.sha256(encode_json(self, order="sorted")).hexdigest()
 
 
 class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -163,7 +164,7 @@ class EngineCache:
                 warnings=built.warnings,
                 layers_missing=built.layers_missing,
             )
-            (temporary / ENTRY).write_bytes(msgspec.json.format(msgspec.json.encode(entry), indent=1) + b"\n")
+            (temporary / ENTRY).write_bytes(msgspec.json.format(encode_json(entry), indent=1) + b"\n")
         return Stored(folder, entry, None)
 
     def remove(self, stored: Stored) -> None:

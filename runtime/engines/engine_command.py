@@ -23,7 +23,7 @@ from flawscope.runtime.engines import (
     named_target,
 )
 from flawscope.runtime.engines.ensure import Ensured, ensure_engine
-from flawscope.terminal import progress_bars
+from flawscope.terminal import echo, echo_json, progress_bars
 
 _GRAPHS = ("auto", "features", "score", "text", "encode", "denoise", "decode", "compare")
 
@@ -92,7 +92,7 @@ def build(
                 )
             _show_engine(ensured)
             member = "" if part is opened else f"{part.manifest.name}, "
-            click.echo(
+            echo(
                 f"{member}graph {name}, {precision}, batch 1 to {options.max_batch}, "
                 f"{tensorrt.name} {tensorrt.version}, {device}"
             )
@@ -103,14 +103,14 @@ def _show_engine(ensured: Ensured) -> None:
     if entry is None:
         raise BackendError(f"engine: {stored.folder} has no entry. Clear the cache and build again.")
     for warning in entry.warnings if ensured.built_because else ():
-        click.echo(f"warning: {warning}", err=True)
+        echo(f"warning: {warning}", err=True)
     if ensured.built_because is None:
-        click.echo(f"engine fits: {stored.plan}")
+        echo(f"engine fits: {stored.plan}")
     else:
-        click.echo(f"built because {ensured.built_because}")
-        click.echo(f"engine: {stored.plan} ({entry.size / 2**20:.1f} MiB, {entry.build_seconds:.1f} s)")
+        echo(f"built because {ensured.built_because}")
+        echo(f"engine: {stored.plan} ({entry.size / 2**20:.1f} MiB, {entry.build_seconds:.1f} s)")
     if entry.layers_missing is not None:
-        click.echo(f"no report of its layers: {entry.layers_missing}")
+        echo(f"no report of its layers: {entry.layers_missing}")
 
 
 @click.command("list")
@@ -126,14 +126,15 @@ def list_engines(as_json: bool, cache: Path | None) -> int:
             {"folder": str(stored.folder), "problem": stored.problem, "entry": msgspec.to_builtins(stored.entry)}
             for stored in engines
         ]
-        click.echo(msgspec.json.format(msgspec.json.encode(rows), indent=1).decode())
+        echo_json(rows, indent=1)
         return status
     if not engines:
-        click.echo(f"no engines in {engine_cache.root}")
+        echo(f"no engines in {engine_cache.root}")
         return 0
-    click.echo(f"engines in {engine_cache.root}")
+    echo(f"engines in {engine_cache.root}")
     for stored in engines:
-        click.echo(_describe(stored))
+        for line in _describe(stored):
+            echo(line)
     return status
 
 
@@ -154,20 +155,21 @@ def clear(name: str | None, broken: bool, cache: Path | None) -> None:
         freed += sum(file.stat().st_size for file in stored.folder.rglob("*") if file.is_file())
         engine_cache.remove(stored)
         count += 1
-    click.echo(f"removed {count} engines, {freed / 2**20:.1f} MiB, from {engine_cache.root}")
+    echo(f"removed {count} engines, {freed / 2**20:.1f} MiB, from {engine_cache.root}")
 
 
-def _describe(stored: Stored) -> str:
+def _describe(stored: Stored) -> tuple[str, ...]:
     """Return two lines: what the engine is, and for which device. A table of this would not fit a terminal."""
     name = stored.folder.name[:12]
     if stored.entry is None:
-        return f"{name}  must not be used: {stored.problem}"
+        return (f"{name}  must not be used: {stored.problem}",)
     key, options = stored.entry.key, stored.entry.key.options
     state = "whole" if stored.problem is None else f"must not be used: {stored.problem}"
     return (
         f"{name}  {stored.entry.bundle}, graph {key.graph}, {key.precision}, batch {options.min_batch} to "
         f"{options.max_batch} (best at {options.opt_batch}), {stored.entry.size / 2**20:.1f} MiB, "
-        f"{stored.entry.created[:10]}: {state}\n{'':12}  {key.target}, {key.runtime} {key.version}"
+        f"{stored.entry.created[:10]}: {state}",
+        f"{'':12}  {key.target}, {key.runtime} {key.version}",
     )
 
 

@@ -22,7 +22,7 @@ from flawscope.runtime.synthesis.generation import Site, generate_images, read_s
 from flawscope.runtime.synthesis.mixed_datasets import DatasetLayout, Labels, write_synth_dataset
 from flawscope.runtime.synthesis.precise_masks import MaskMethod, MaskOptions
 from flawscope.runtime.synthesis.synthesizer import Synthesizer
-from flawscope.terminal import progress_bars
+from flawscope.terminal import echo, progress_bars
 
 # Defaults in --help are read from the structs: written here a second time, the two would drift apart.
 _OPTIONS, _SETTINGS = DrawOptions(), GenerateSettings()
@@ -180,7 +180,7 @@ def generate(
     with Synthesizer.load(bundle, backend, precision) as synthesizer, progress_bars() as report:
         if image is not None and mask is not None:
             sites = [_site_of_image(synthesizer, defects[0], image, mask, text)]
-        click.echo(f"backend {synthesizer.backend} ({synthesizer.backend_reason})", err=True)
+        echo(f"backend {synthesizer.backend} ({synthesizer.backend_reason})", err=True)
         record = generate_images(synthesizer, sites, out, settings, dataset=dataset, lines=lines, report=report)
     _print_record(record, out)
     _check_accepted(record, out)
@@ -230,20 +230,20 @@ def _check_sources(
 
 def _print_record(record: GenerateRecord, out: Path) -> None:
     summary = record.summary
-    click.echo(f"drawn: {out}, {summary.pictures} images of {len(record.defects)} defect types")
+    echo(f"drawn: {out}, {summary.pictures} images of {len(record.defects)} defect types")
     for key, defect in record.defects.items():
-        click.echo(f"{key}: {defect.accepted} accepted of {defect.wanted} wanted, {defect.summary.rejected} rejected")
+        echo(f"{key}: {defect.accepted} accepted of {defect.wanted} wanted, {defect.summary.rejected} rejected")
     reasons = ", ".join(f"{reason} {count}" for reason, count in summary.counts.items() if count)
-    click.echo(f"in all: {summary.accepted} accepted, {summary.rejected} rejected{f': {reasons}' if reasons else ''}")
+    echo(f"in all: {summary.accepted} accepted, {summary.rejected} rejected{f': {reasons}' if reasons else ''}")
     seconds = record.seconds_per_accepted
-    click.echo(f"seconds per accepted image: {'none was accepted' if seconds is None else f'{seconds:.2f}'}")
+    echo(f"seconds per accepted image: {'none was accepted' if seconds is None else f'{seconds:.2f}'}")
     if record.support_in_test:
-        click.echo(
+        echo(
             f"warning: {record.support_in_test} support images are in the test split: leave them out of the "
             "evaluation (synth dataset does)",
             err=True,
         )
-    click.echo(f"overview: {out / SHEET}")
+    echo(f"overview: {out / SHEET}")
 
 
 @click.command()
@@ -298,6 +298,6 @@ def dataset(
         )
     # Keys are CATEGORY/SPLIT/DEFECT; drawn images are counted under the split `drawn`.
     drawn = sum(count for key, count in record.pictures.items() if key.split("/")[1] == "drawn")
-    click.echo(f"dataset: {out}, {drawn} drawn and {sum(record.pictures.values()) - drawn} real images")
-    click.echo(f"left out: {record.rejected} rejected drawings, {len(record.left_out)} real images (dataset.json)")
-    click.echo(f"overview: {out / SHEET}")
+    echo(f"dataset: {out}, {drawn} drawn and {sum(record.pictures.values()) - drawn} real images")
+    echo(f"left out: {record.rejected} rejected drawings, {len(record.left_out)} real images (dataset.json)")
+    echo(f"overview: {out / SHEET}")

@@ -10,7 +10,7 @@ from flawscope.errors import DataError
 from flawscope.files import sha256_file
 from flawscope.runtime.synthesis.base_import import import_base
 from flawscope.runtime.synthesis.embedding_files import read_anogen_embeddings, write_embedding
-from flawscope.terminal import progress_bars
+from flawscope.terminal import echo, progress_bars
 
 _PATH = click.Path(path_type=Path)
 
@@ -32,7 +32,7 @@ def import_command(source: Path, out: Path, defect: str | None, category: str | 
             raise click.UsageError("--defect and --category are for a learned word, got a folder. Leave them out.")
         with progress_bars() as progress:
             for path in import_base(source, out, progress):
-                click.echo(f"{out / path}")
+                echo(f"{out / path}")
         return
     embeddings = read_anogen_embeddings(source)
     # The output holds one tensor, and --defect and --category describe one word.
@@ -44,4 +44,4 @@ def import_command(source: Path, out: Path, defect: str | None, category: str | 
     metadata = {"defect": defect, "category": category, "source_sha256": sha256_file(source)}
     write_embedding(out, name, vectors, {key: text for key, text in metadata.items() if text})
     count, width = vectors.shape
-    click.echo(f"{out}: {name!r}, {count} vector{'s' if count > 1 else ''} of width {width}")
+    echo(f"{out}: {name!r}, {count} vector{'s' if count > 1 else ''} of width {width}")

@@ -27,6 +27,13 @@ from flawscope.files import (
 )
 
 
+def test_text_of_strangers_is_written_and_their_folder_names_are_not(tmp_path):
+    write_text(tmp_path / "a.txt", os.fsdecode(b"\xff.png"))
+    assert (tmp_path / "a.txt").read_bytes() == rb"\xff.png"
+    with pytest.raises(ArgumentError, match="expected a folder name in UTF-8"):
+        check_replaceable(tmp_path / os.fsdecode(b"\xff.flaw"), None)
+
+
 def tree(root):
     return {str(e.relative_to(root)): e.read_bytes() if e.is_file() else None for e in root.rglob("*")}
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
+import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +72,51 @@ def test_a_fault_has_a_reason_and_the_exit_status_is_1(
     assert lines[1]["score"] is lines[1]["threshold"] is lines[1]["latency_ms"] is None
     assert lines[1]["boxes"] == []
     assert str(bad) in lines[1]["reason"]
+
+
+@pytest.mark.parametrize("form", [(), ("--json",)])
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1", "ascii"])
+def test_names_of_strangers_end_no_loop_and_forge_no_line(
+    form: tuple[str, ...],
+    encoding: str,
+    padim_bundle: Path,
+    tiny_root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    names = [
+        b"a\xff.png",
+        b"b\x1b]52;c;aGk=\x07.png",
+        b"c.png\naccept  d.png",
+        b"d\xc2\x9b2J.png",
+        "e\u202e部品é\U0001f600.png".encode(),
+        b"f.png",
+    ]
+    folder = tmp_path / "images"
+    folder.mkdir()
+    paths = [folder / os.fsdecode(name) for name in names]
+    for path in paths:
+        shutil.copy(normal_images(tiny_root)[0], path)
+    paths[4].write_bytes(b"no image")
+    streams = [io.TextIOWrapper(io.BytesIO(), encoding=encoding) for _ in range(2)]
+    monkeypatch.setattr(sys, "stdout", streams[0])
+    monkeypatch.setattr(sys, "stderr", streams[1])
+    status = score(padim_bundle, *paths, *form, "--maps", tmp_path / "maps", "--backend", "cpu")
+    out, err = (stream.buffer.getvalue().decode(encoding) for stream in streams)  # type: ignore[attr-defined]
+    assert status == 1, err
+    lines = out.splitlines()
+    assert len(lines) == len(paths)
+    assert all(line.isprintable() for line in lines)
+    assert len(list((tmp_path / "maps").iterdir())) == len(paths) - 1
+    if form:
+        decoded = [json.loads(line) for line in lines]
+        assert [line["image"] for line in decoded] == [rf"{folder}/a\xff.png", *map(str, paths[1:])]
+        assert [line["decision"] for line in decoded] == ["accept"] * 4 + ["fault", "accept"]
+        (name,) = [line["image_base64"] for line in decoded if "image_base64" in line]
+        assert base64.b64decode(name) == os.fsencode(paths[0])
+    else:
+        assert [line.split()[0] for line in lines] == ["accept"] * 4 + ["fault", "accept"]
+        assert lines[1].startswith(rf"accept  {folder}/b\x1b]52;c;aGk=\x07.png  score ")
 
 
 def test_rejects_are_no_failure(padim_bundle: Path, tiny_root: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,6 +21,7 @@ from flawscope.errors import ArgumentError
 from flawscope.files import sha256_file
 from flawscope.progress import Progress
 from flawscope.runs import RunRecord
+from flawscope.text import encode_json
 from flawscope.training.diffusion.autoencoder import (
     Decoder,
     Encoder,
@@ -344,7 +345,7 @@ def restore_dsad(config: DsadConfig, backbone: Backbone, fit_result: FitResult, 
 def plain_settings(unet: Any) -> dict[str, Any]:
     """Return the settings of a diffusers network as plain JSON values, without its private ones (paths, versions)."""
     plain = {name: value for name, value in dict(unet.config).items() if not name.startswith("_")}
-    settings: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(plain))
+    settings: dict[str, Any] = msgspec.json.decode(encode_json(plain))
     return settings
 
 

@@ -21,6 +21,7 @@ import torch
 from flawscope.diffusion.schedule import TRAINED_STEPS, Sampling
 from flawscope.errors import MissingExtra, RunError
 from flawscope.files import sha256_file
+from flawscope.text import encode_json
 from flawscope.training.diffusion.autoencoder_network import shape_settings
 from flawscope.training.diffusion.diffusers_networks import import_diffusers
 
@@ -160,7 +161,7 @@ def identity_of(folder: Path, files: Iterable[Path]) -> str:
     """Return one SHA-256 over the names below a folder and the contents of files."""
     # Sorted and with / on every system: the order in which a file system lists them must not change the identity.
     hashes = sorted((path.relative_to(folder).as_posix(), sha256_file(path)) for path in files)
-    return hashlib.sha256(msgspec.json.encode(hashes)).hexdigest()
+    return hashlib.sha256(encode_json(hashes)).hexdigest()
 
 
 def licence_of(folder: Path) -> str:

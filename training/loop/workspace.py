@@ -12,6 +12,7 @@ import msgspec
 from flawscope.config import DenoisingSettings, TrainedConfig, find_part, flatten
 from flawscope.errors import ArgumentError
 from flawscope.files import storage_errors, write_text
+from flawscope.text import encode_json
 from flawscope.training.loop.loop import CHECKPOINTS
 from flawscope.training.loop.optimizers import import_bitsandbytes
 from flawscope.training.loop.tensorboard import BOARD, EVENTS, import_tensorboard
@@ -72,7 +73,7 @@ def open_workspace(
         _check_same(folder, begun)
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / _BEGUN, msgspec.json.format(msgspec.json.encode(begun), indent=1).decode() + "\n")
+        write_text(folder / _BEGUN, msgspec.json.format(encode_json(begun), indent=1).decode() + "\n")
     is_done = False
     try:
         with storage_errors(folder):
@@ -96,7 +97,7 @@ def _check_same(folder: Path, begun: Mapping[str, object]) -> None:
     except (OSError, msgspec.DecodeError) as err:
         raise ArgumentError(f"{folder}: expected an unfinished training, got none that can be read: {err}.") from err
     # Through JSON and back, as the recorded one: tuples are lists there.
-    if recorded == msgspec.json.decode(msgspec.json.encode(begun)):
+    if recorded == msgspec.json.decode(encode_json(begun)):
         return
     if not isinstance(recorded, dict) or recorded.get("schema") != _SCHEMA:
         raise ArgumentError(
@@ -111,7 +112,7 @@ def _check_same(folder: Path, begun: Mapping[str, object]) -> None:
             )
     before, now = recorded.get("settings", {}), msgspec.to_builtins(begun["settings"])
     changed = sorted(
-        name for name in {*before, *now} if before.get(name) != msgspec.json.decode(msgspec.json.encode(now.get(name)))
+        name for name in {*before, *now} if before.get(name) != msgspec.json.decode(encode_json(now.get(name)))
     )
     name = changed[0]
     raise ArgumentError(

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-import msgspec
-
 from flawscope import methods
 from flawscope.config import AdaptationSettings, MethodConfig
 from flawscope.config.setting_parts import part_of, tag_of
@@ -17,6 +15,7 @@ from flawscope.datasets.defects import SUPPORT_RECORD
 from flawscope.errors import ArgumentError
 from flawscope.files import sha256_file
 from flawscope.progress import Progress
+from flawscope.text import encode_json
 from flawscope.training.synthesis.base_model import SynthesisBase, open_base
 from flawscope.training.synthesis.generator_run import SUPPORT, GeneratorFitResult
 from flawscope.training.synthesis.support_examples import Described, SupportExamples, read_support_examples
@@ -44,7 +43,7 @@ class AdaptationStart:
         digest = hashlib.sha256()
         for description in self.described:
             # With the shape: tobytes() alone is the same for boxes of 2 x 8 and 4 x 4 pixels.
-            digest.update(msgspec.json.encode((description.texts, description.box.shape)))
+            digest.update(encode_json((description.texts, description.box.shape)))
             digest.update(description.box.tobytes())
         return f"sha256:{digest.hexdigest()}"
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import msgspec
 
 from flawscope.errors import MissingExtra
+from flawscope.text import encode_json
 
 LENGTH = 77
 """Tokens of every text, as in CLIP."""
@@ -84,4 +85,4 @@ def write_tokenizer(names: Sequence[str]) -> bytes:
         single=f"{START} $A {END}", special_tokens=[(START, vocabulary[START]), (END, vocabulary[END])]
     )
     # Decoded and encoded again for a fixed order of keys: these bytes are hashed into the identity of the base.
-    return msgspec.json.encode(msgspec.json.decode(tokenizer.to_str()), order="deterministic")
+    return encode_json(msgspec.json.decode(tokenizer.to_str()), order="deterministic")

@@ -12,7 +12,8 @@ from flawscope.calibration.evaluation.paired_differences import FIGURES, PIXEL_A
 from flawscope.config import parse_assignment
 from flawscope.datasets import open_dataset
 from flawscope.errors import ArgumentError, MissingExtra
-from flawscope.terminal import command_line, progress_bars
+from flawscope.terminal import command_line, echo, progress_bars
+from flawscope.text import printable
 
 if TYPE_CHECKING:
     from flawscope.workflows.utility.utility_report import UtilityReport
@@ -118,8 +119,8 @@ def judge(
     with progress_bars() as progress:
         report = run_utility_benchmark(plan, progress)
     _print(report)
-    click.echo(f"results: {out}")
-    click.echo(report.verdict)
+    echo(f"results: {out}")
+    echo(report.verdict)
     return 0 if report.is_recommended else 1
 
 
@@ -144,7 +145,7 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 def _print(report: UtilityReport) -> None:
     counts = report.counts
-    click.echo(
+    echo(
         f"{report.category}: learned from {counts['good']} normal images, {counts['support']} real defects and "
         f"{counts['synthetic']} synthetic ones; tested on {counts['test']} images, {counts['test_defective']} "
         f"anomalous ({counts['left_out']} left out, which the generator has seen)"
@@ -158,13 +159,14 @@ def _print(report: UtilityReport) -> None:
     if report.defects is not None:
         _print_table("by defect type, with all normal images:", report.defects, report.confidence)
     for note in report.notes:
-        click.echo(f"note: {note}", err=True)
+        echo(f"note: {note}", err=True)
 
 
 def _print_table(title: str, groups: Mapping[Any, Mapping[str, Difference]], confidence: float) -> None:
     """Print differences by group; the one group of a table without groups is None, which has no column."""
-    from rich.console import Console
     from rich.table import Table
+
+    from flawscope.rich_console import PlainConsole
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in [*([] if None in groups else ["defect"]), "figure"]:
@@ -177,7 +179,7 @@ def _print_table(title: str, groups: Mapping[Any, Mapping[str, Difference]], con
         for name, difference in differences.items():
             means = [sum(values) / len(values) for values in (difference.first, difference.second)]
             table.add_row(
-                *([] if group is None else [group]),
+                *([] if group is None else [printable(group)]),
                 FIGURES.get(name, name),
                 *(f"{value:.4f}" for value in means),
                 f"{difference.mean:+.4f}",
@@ -185,13 +187,14 @@ def _print_table(title: str, groups: Mapping[Any, Mapping[str, Difference]], con
                 difference.wider,
             )
     if title:
-        click.echo(title)
-    Console(highlight=False, markup=False, emoji=False).print(table)
+        echo(title)
+    PlainConsole().print(table)
 
 
 def _print_variety(variety: Variety) -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from flawscope.rich_console import PlainConsole
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("defect")
@@ -203,6 +206,6 @@ def _print_variety(variety: Variety) -> None:
         if row.inception_score is not None:
             deviation = row.inception_score.deviation
             score = f"{row.inception_score.mean:.3f}" + ("" if deviation is None else f" ± {deviation:.3f}")
-        table.add_row(name, str(row.pictures), score, "-" if row.ic_lpips is None else f"{row.ic_lpips:.4f}")
-    click.echo("diversity of the synthetic images, which decides nothing:")
-    Console(highlight=False, markup=False, emoji=False).print(table)
+        table.add_row(printable(name), str(row.pictures), score, "-" if row.ic_lpips is None else f"{row.ic_lpips:.4f}")
+    echo("diversity of the synthetic images, which decides nothing:")
+    PlainConsole().print(table)

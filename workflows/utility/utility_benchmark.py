@@ -63,6 +63,7 @@ from flawscope.files import atomic_folder, storage_errors, write_bytes, write_te
 from flawscope.progress import Progress, no_progress
 from flawscope.runs import BackboneSource
 from flawscope.scratch import is_scratch, remove_leftovers
+from flawscope.text import encode_json
 from flawscope.training.features.backbone import Backbone, build_backbone, stages_of
 from flawscope.training.loop.image_batches import ImageReader
 from flawscope.training.loop.loop import CHECKPOINTS
@@ -168,7 +169,7 @@ def run_utility_benchmark(plan: UtilityPlan, progress: Progress = no_progress) -
         outcomes.append(finished or _run_arm(plan, data, encoder, source, seed, arm, progress))
     progress("trainings", len(trainings), len(trainings))
     report = _compare(plan, data, source, outcomes, variety)
-    write_bytes(plan.out / RECORD, msgspec.json.format(msgspec.json.encode(report), indent=1) + b"\n")
+    write_bytes(plan.out / RECORD, msgspec.json.format(encode_json(report), indent=1) + b"\n")
     write_text(plan.out / PLOT, draw_differences(report.differences))
     return report
 
@@ -226,7 +227,7 @@ def _made_from(plan: UtilityPlan, data: UtilityData, source: BackboneSource, see
         "version of flawscope": flawscope.__version__,  # another version may train otherwise
     }
     # Through JSON, as a stored record has been: tuples become lists there, and would never be equal otherwise.
-    plain: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(dependencies))
+    plain: dict[str, Any] = msgspec.json.decode(encode_json(dependencies))
     return plain
 
 
@@ -302,7 +303,7 @@ def _run_arm(
             versions=package_versions(),
         )
         safetensors.numpy.save_file({"logits": logits}, temporary / _MAPS)
-        (temporary / _RESULT).write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=1) + b"\n")
+        (temporary / _RESULT).write_bytes(msgspec.json.format(encode_json(result), indent=1) + b"\n")
     return _Outcome(result, logits)
 
 

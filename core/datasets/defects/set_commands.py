@@ -23,7 +23,7 @@ from flawscope.datasets.defects.set_files import SHEET
 from flawscope.datasets.defects.support_set import find_support, read_support, write_support
 from flawscope.errors import DataError
 from flawscope.progress import CountProgress
-from flawscope.terminal import progress_bars
+from flawscope.terminal import echo, progress_bars
 
 _SPLITS = ("train", "test", "any")
 _BOXES, _MASKS = BoxSettings(), MaskSettings()  # the defaults
@@ -98,11 +98,11 @@ def support(
         )
     types = {(image.category, image.defect) for image in record.pictures}
     splits = Counter(image.split for image in record.pictures)
-    click.echo(f"support set: {out}, {len(record.pictures)} images of {len(types)} defect types")
+    echo(f"support set: {out}, {len(record.pictures)} images of {len(types)} defect types")
     if splits["test"]:
-        click.echo(f"taken from the test split: {splits['test']}, to be left out of the evaluation (support.json)")
+        echo(f"taken from the test split: {splits['test']}, to be left out of the evaluation (support.json)")
     if record.alike:
-        click.echo(f"near duplicates: {len(record.alike)} other images, listed in support.json as alike")
+        echo(f"near duplicates: {len(record.alike)} other images, listed in support.json as alike")
     _echo_summary(out, record.passed_over)
 
 
@@ -186,7 +186,7 @@ def boxes(
             progress=partial(report, "boxing defects"),
             random_progress=partial(report, "drawing boxes"),
         )
-    click.echo(f"boxes: {out}, around {len(record.real)} defects, and {record.random} random ones")
+    echo(f"boxes: {out}, around {len(record.real)} defects, and {record.random} random ones")
     _echo_summary(out, record.passed_over)
 
 
@@ -262,7 +262,7 @@ def masks(
             progress=partial(report, "drawing masks"),
         )
     types = {(mask.category, mask.defect) for mask in record.masks}
-    click.echo(f"masks: {out}, {len(record.masks)} of {len(types)} defect types")
+    echo(f"masks: {out}, {len(record.masks)} of {len(types)} defect types")
     _echo_summary(out, {})
 
 
@@ -305,7 +305,7 @@ def describe(
             seed=seed,
             progress=partial(report, "describing"),
         )
-    click.echo(f"descriptions: {out}, {sum(record.lines.values())} lines of {len(record.frames)} sentences")
+    echo(f"descriptions: {out}, {sum(record.lines.values())} lines of {len(record.frames)} sentences")
     _echo_summary(out, record.passed_over)
 
 
@@ -332,5 +332,5 @@ def _captions(dataset: Dataset, phrases: Path | None, frames: Path | None) -> Ca
 
 def _echo_summary(out: Path, passed_over: Mapping[str, str]) -> None:
     for reason, number in Counter(passed_over.values()).items():
-        click.echo(f"passed over: {number}, {reason}")
-    click.echo(f"overview: {out / SHEET}")
+        echo(f"passed over: {number}, {reason}")
+    echo(f"overview: {out / SHEET}")

@@ -11,6 +11,7 @@ import msgspec
 from flawscope.arrays import BoolArray, UInt8Array
 from flawscope.errors import DataError
 from flawscope.imaging.png import encode_mask, encode_png
+from flawscope.text import encode_json
 
 _Struct = TypeVar("_Struct")
 
@@ -36,12 +37,12 @@ def write_mask(path: Path, mask: BoolArray) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write a struct or a dictionary as indented JSON."""
     # Indented and with a newline at its end: people read and compare these records.
-    _write(path, msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
+    _write(path, msgspec.json.format(encode_json(value), indent=2) + b"\n")
 
 
 def write_lines(path: Path, values: Iterable[Any]) -> None:
     """Write one JSON object per line."""
-    _write(path, b"".join(msgspec.json.encode(value) + b"\n" for value in values))
+    _write(path, b"".join(encode_json(value) + b"\n" for value in values))
 
 
 def _write(path: Path, data: bytes) -> None:

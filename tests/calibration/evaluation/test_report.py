@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from html.parser import HTMLParser
 
@@ -167,6 +168,22 @@ def test_a_defect_type_may_have_any_name(make_bundle, tmp_path):
     write_image(tmp_path / f"other/test/{name}/1.png", 91)
     page = _Page(report.render_report(_evaluation(make_bundle(threshold=75.0), open_dataset(tmp_path / "other"))))
     assert page.text.count(name) >= 4  # row of the histogram, table and caption of the image
+
+
+def test_names_that_are_no_text_are_escaped(make_bundle, tmp_path):
+    name = os.fsdecode(b"a\xff\x1b]52;c;aGk=\x07\nb")
+    write_image(tmp_path / "other/train/good/1.png", 80)
+    for defect, value in (("good", 90), (name, 70)):
+        write_image(tmp_path / "image.png", value)  # OpenCV, which writes it, crashes on such a name
+        place = tmp_path / "other" / "test" / defect / f"{name}.png"
+        place.parent.mkdir(parents=True)
+        (tmp_path / "image.png").rename(place)
+    written = report.write_report(
+        _evaluation(make_bundle(threshold=75.0), open_dataset(tmp_path / "other")), tmp_path / "page"
+    )
+    text = written.read_text("utf-8")
+    assert all(letter.isprintable() or letter == "\n" for letter in text)
+    assert _Page(text).text.count(r"a\xff\x1b]52;c;aGk=\x07\x0ab") >= 4
 
 
 def test_the_page_beside_a_support_set_is_well_formed_and_shows_names_as_text(make_bundle, dataset):

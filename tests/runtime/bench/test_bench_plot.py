@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
@@ -46,6 +47,11 @@ def test_one_batch_shows_both_percentiles_of_every_stage(tmp_path: Path) -> None
     expected = {"2.00 / 3.00", "4.00 / 5.00", "6.00 / 7.00", "8.00 / 9.00", "10.0 / 11.0"}
     assert {*STAGES, *expected, "bottle $5 on cpu:kernel, batch 1"} <= shown
     assert "Images per second" not in shown
+
+
+def test_a_bundle_may_have_any_name(tmp_path: Path) -> None:
+    write_plot(tmp_path / "plot.svg", sweep_figures(1) | {"bundle": os.fsdecode(b"\xff\x1b$x_{$.flaw")})
+    assert r"\xff\x1b$x_{$.flaw on " in (tmp_path / "plot.svg").read_text("utf-8")
 
 
 def test_several_batches_show_the_throughput_over_the_batch_as_well(tmp_path: Path) -> None:
