@@ -18,6 +18,8 @@ from tiny_dataset import CATEGORY, normal_images, write_tiny_dataset
 # Images of 64 pixels gain nothing from threads, and threads that wait for each other on a busy machine take most
 # of the time. It has to be said before NumPy's and torch's libraries are loaded.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# As flawscope says it: helpers import ONNX Runtime first.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 # The same examples on every run: a property that fails must fail for the one who broke it.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 # For tools/test_variants.py, with --hypothesis-seed: a profile with `derandomize` would not look at the seed.
@@ -41,6 +43,19 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     torch = sys.modules.get("torch")
     if torch is not None:
         torch.manual_seed(int(os.environ.get("FLAWSCOPE_TEST_SEED", "0")))
+
+
+@pytest.fixture
+def no_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the user one of a service: no HOME, no entry in the list of users, no folders named."""
+    import pwd
+
+    def missing(*user: object) -> None:
+        raise KeyError("uid not found")
+
+    for name in ("HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "FLAWSCOPE_ENGINES"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", missing)
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ import msgspec
 import flawscope
 from flawscope import cpp_ext, methods
 from flawscope.bundle import PRECISIONS
-from flawscope.errors import BackendError, FlawscopeError
+from flawscope.errors import ArgumentError, BackendError, FlawscopeError
 from flawscope.imaging.images import decode_image, prepare
 from flawscope.runtime.backends import BACKENDS, choose_backend
 from flawscope.runtime.backends.table import backend_row
@@ -78,10 +78,14 @@ def _engines() -> dict[str, Any]:
         engines["device"] = {"target": str(current_target()), "problem": None}
     except BackendError as err:
         engines["device"] = {"target": None, "problem": str(err)}
-    cache = EngineCache()
+    try:
+        cache = EngineCache()
+    except ArgumentError as err:  # a service without a home folder; engines are optional
+        engines["cache"] = {"folder": None, "engines": 0, "unusable": 0, "problem": str(err)}
+        return engines
     stored = list(cache.all())
     unusable = sum(engine.problem is not None for engine in stored)
-    engines["cache"] = {"folder": str(cache.root), "engines": len(stored), "unusable": unusable}
+    engines["cache"] = {"folder": str(cache.root), "engines": len(stored), "unusable": unusable, "problem": None}
     return engines
 
 
@@ -209,9 +213,8 @@ def _show(report: dict[str, Any]) -> None:
         click.echo(f"engines   {name:<15} {engines[name]['version'] or engines[name]['problem']}")
     click.echo(f"engines   {'device':<15} {engines['device']['target'] or engines['device']['problem']}")
     cache = engines["cache"]
-    click.echo(
-        f"engines   {'cached':<15} {cache['engines']} in {cache['folder']}, {cache['unusable']} of them unusable"
-    )
+    cached = f"{cache['engines']} in {cache['folder']}, {cache['unusable']} of them unusable"
+    click.echo(f"engines   {'cached':<15} {cache['problem'] or cached}")
     click.echo(f"driver    {_driver_line(report['driver'])}")
     for problem in report["driver"]["problems"]:
         click.echo(f"driver    {problem}")

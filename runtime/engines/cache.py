@@ -16,10 +16,11 @@ from pathlib import Path
 
 import msgspec
 
-from flawscope.errors import BackendError
+from flawscope.errors import ArgumentError, BackendError
 from flawscope.files import atomic_folder, sha256_file, storage_errors
 from flawscope.runtime.engines.build import BuildOptions, Built
 from flawscope.runtime.engines.target import Target
+from flawscope.user_folders import cache_folder
 
 ENTRY, PLAN, LAYERS, TIMING = "entry.json", "engine.plan", "layers.json", "timing.cache"
 SCHEMA = 1  # of entry.json; engines of another schema are not used, because rebuilding is always possible
@@ -104,10 +105,14 @@ class EngineCache:
 
     Args:
         root: The folder; `FLAWSCOPE_ENGINES` or the user's cache folder unless given.
+
+    Raises:
+        ArgumentError: If no folder is named, and the user has no home folder.
     """
 
     def __init__(self, root: Path | None = None) -> None:
-        self.root = root if root is not None else _default_root()
+        # Absolute: a service that changes its working folder must find its engines again.
+        self.root = (root if root is not None else _default_root()).absolute()
 
     def folder(self, key: Key) -> Path:
         """Return the folder of a key's engine, whether it exists or not."""
@@ -267,5 +272,10 @@ def _options_text(options: BuildOptions) -> str:
 def _default_root() -> Path:
     if named := os.environ.get("FLAWSCOPE_ENGINES"):
         return Path(named)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "flawscope" / "engines"
+    base = cache_folder()
+    # Not the temporary folder: others may write there, and engines would be built again after every restart.
+    if base is None:
+        raise ArgumentError(
+            "engine: expected a folder for engines, got a user without a home folder. Name one with FLAWSCOPE_ENGINES."
+        )
+    return base / "flawscope" / "engines"

@@ -48,13 +48,30 @@ def test_a_missing_extra_comes_with_the_command_that_installs_it(monkeypatch: py
 
 def test_the_engines_that_are_kept_are_counted_and_checked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("FLAWSCOPE_ENGINES", str(tmp_path))
-    assert diagnose()["engines"]["cache"] == {"folder": str(tmp_path), "engines": 0, "unusable": 0}
+    assert diagnose()["engines"]["cache"] == {
+        "folder": str(tmp_path),
+        "engines": 0,
+        "unusable": 0,
+        "problem": None,
+    }
     (tmp_path / "broken").mkdir()
     engines = diagnose()["engines"]
-    assert engines["cache"] == {"folder": str(tmp_path), "engines": 1, "unusable": 1}
+    assert engines["cache"] == {"folder": str(tmp_path), "engines": 1, "unusable": 1, "problem": None}
     for name in ("tensorrt", "tensorrt-rtx"):
         assert (engines[name]["version"] is None) != (engines[name]["problem"] is None)
     assert (engines["device"]["target"] is None) != (engines["device"]["problem"] is None)
+
+
+def test_a_user_without_a_home_folder_is_told_about_engines_and_all_else(
+    no_home: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert diagnose()["engines"]["cache"]["folder"] is None
+    assert cli.run(["doctor"]) == (1 if diagnose()["driver"]["problems"] else 0)
+    printed = capsys.readouterr()
+    (line,) = [line for line in printed.out.splitlines() if line.split()[:2] == ["engines", "cached"]]
+    assert "without a home folder" in line
+    assert "FLAWSCOPE_ENGINES" in line
+    assert printed.err == ""
 
 
 def test_packages_that_are_not_installed_have_no_version(monkeypatch: pytest.MonkeyPatch) -> None:

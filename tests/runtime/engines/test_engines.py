@@ -70,6 +70,26 @@ def filled(built_once: Path, tmp_path: Path) -> tuple[EngineCache, Stored]:
     return cache, next(cache.all())
 
 
+# --- the folder
+
+
+def test_a_user_without_a_home_folder_has_to_name_the_folder(no_home: None, tmp_path: Path) -> None:
+    with pytest.raises(ArgumentError, match=r"without a home folder\. Name one with FLAWSCOPE_ENGINES\."):
+        EngineCache()
+    assert EngineCache(tmp_path).root == tmp_path
+
+
+@pytest.mark.parametrize("by_variable", [False, True])
+def test_a_relative_folder_stays_where_it_was(
+    by_variable: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FLAWSCOPE_ENGINES", "engines")
+    root = EngineCache(None if by_variable else Path("engines")).root
+    monkeypatch.chdir("/")
+    assert root == tmp_path / "engines"
+
+
 # --- building
 
 

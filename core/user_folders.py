@@ -1,0 +1,35 @@
+"""Folders of the user, where a service may have none: no HOME, and no entry in the list of users."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def home_folder() -> Path | None:
+    """Return the home folder of the user, absolute, or None where there is none."""
+    try:
+        home = Path.home()
+    except (RuntimeError, KeyError):  # no HOME, and a user id without an entry, as services and containers have
+        return None
+    # A relative HOME would be another folder after every chdir.
+    return home if home.is_absolute() else None
+
+
+def cache_folder() -> Path | None:
+    """Return the folder for what can be made again: `XDG_CACHE_HOME`, or `.cache` in the home folder, or None."""
+    return _xdg("XDG_CACHE_HOME", ".cache")
+
+
+def config_folder() -> Path | None:
+    """Return the folder for what the user sets: `XDG_CONFIG_HOME`, or `.config` in the home folder, or None."""
+    return _xdg("XDG_CONFIG_HOME", ".config")
+
+
+def _xdg(variable: str, below_home: str) -> Path | None:
+    named = Path(os.environ.get(variable, ""))
+    # The XDG base directory specification: a relative path is invalid and has to be ignored.
+    if named.is_absolute():
+        return named
+    home = home_folder()
+    return None if home is None else home / below_home
