@@ -28,7 +28,7 @@ from flawscope.calibration.quantization.gate_limits import LIMITS, Limits, Metho
 from flawscope.calibration.quantization.modelopt import find_python
 from flawscope.calibration.quantization.precision_gate import measure_gate
 from flawscope.calibration.quantization.reduced_precision import FP16_IMAGES, quantize_to_int8, reduce_to_fp16
-from flawscope.datasets import Dataset, Sample, hash_contents
+from flawscope.datasets import Dataset, Sample, as_recorded, hash_contents
 from flawscope.errors import ArgumentError, DataError, GateError
 from flawscope.export.detectors.head_nodes import BankFile
 from flawscope.export.exporter import ReducibleHead, exporter_named
@@ -115,8 +115,8 @@ def read_images(wanted: Wanted, manifest: Manifest, learned: Sequence[str], prog
     """
     samples = wanted.calibration.train_good
     # By content, not by path: a copy of a learned image under another name must not count as new.
-    hashes = hash_contents([sample.path for sample in samples], lambda done, total: None)
     learned_hashes = frozenset(learned)
+    hashes = as_recorded(hash_contents([sample.path for sample in samples]), learned_hashes)
     unseen = [sample for sample in samples if hashes[sample.path] not in learned_hashes]
     seen = [sample for sample in samples if hashes[sample.path] in learned_hashes]
     if not unseen:

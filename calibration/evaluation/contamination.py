@@ -69,7 +69,8 @@ class Contamination:
         if self.missing:
             notes.append(
                 f"{self.missing} of {images} support images are not in this dataset with the content that was "
-                "recorded: a copy in another file format would not be recognized, so it would not be left out."
+                "recorded. A copy in another file format is recognized only beside its original; "
+                "such a copy is not left out."
             )
         if self.gone:
             unlisted = f" and {len(self.gone) - _LISTED} more" if len(self.gone) > _LISTED else ""
@@ -81,7 +82,7 @@ class Contamination:
 def find_contamination(dataset: Dataset, record: SupportRecord, contents: Mapping[Path, str]) -> Contamination:
     """Return the test images that are in a support set or near duplicates of it, matched by content.
 
-    A copy under another name is found as well; an image that was saved in another format is not.
+    A copy under another name is found as well, and one in another format where the recorded file lies in the dataset.
 
     Args:
         dataset: The dataset.

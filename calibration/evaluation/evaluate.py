@@ -34,7 +34,7 @@ from flawscope.calibration.evaluation.measured_figures import (
 )
 from flawscope.calibration.evaluation.measurements import Measured, measure_images
 from flawscope.calibration.extras import require
-from flawscope.datasets import Dataset, fingerprint, hash_contents
+from flawscope.datasets import Dataset, as_recorded, fingerprint, hash_contents
 from flawscope.errors import DataError
 from flawscope.progress import Progress, no_progress
 from flawscope.versions import package_versions
@@ -67,7 +67,8 @@ class _BundleRun:
         backend: The backend that was taken.
         backend_reason: Why.
         path: `graph` or `kernel`.
-        contents: Path of every image of the dataset -> SHA-256 of its file.
+        contents: Path of every image of the dataset -> hash of its pixels.
+        recorded: The same, in the form in which the bundle records them.
         contamination: The test images that the support set contaminates; None without a support set.
         measured: All test images, contaminated ones included.
     """
@@ -79,6 +80,7 @@ class _BundleRun:
     backend_reason: str
     path: str
     contents: dict[Path, str]
+    recorded: dict[Path, str]
     contamination: Contamination | None
     measured: Measured
 
@@ -181,7 +183,9 @@ def _run_bundle(
             [sample.path for sample in dataset.samples], lambda done, total: progress("Hashing images", done, total)
         )
         # Before scoring, because it fails on a support set of another dataset.
-        contamination = None if support is None else find_contamination(dataset, support, contents)
+        contamination = (
+            None if support is None else find_contamination(dataset, support, as_recorded(contents, support.learned))
+        )
         return _BundleRun(
             manifest=inspector.manifest,
             thresholds=inspector.thresholds,
@@ -190,13 +194,14 @@ def _run_bundle(
             backend_reason=inspector.backend_reason,
             path=inspector.path,
             contents=contents,
+            recorded=as_recorded(contents, {*hashes.training, *hashes.held_out}),
             contamination=contamination,
             measured=measure_images(inspector, dataset.test, progress),
         )
 
 
 def _notes(run: _BundleRun, measured: Measured) -> tuple[str, ...]:
-    contents = [run.contents[sample.path] for sample in measured.samples]
+    contents = [run.recorded[sample.path] for sample in measured.samples]
     return (
         *contamination_notes(run.contamination, run.measured, measured),
         *figure_notes(measured, run.thresholds, run.backend, run.hashes, contents),

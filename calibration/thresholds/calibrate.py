@@ -36,7 +36,7 @@ from flawscope.calibration.evaluation.intervals import check_fraction
 from flawscope.calibration.extras import require
 from flawscope.calibration.thresholds.normal_quantile import OrderStatistic, f1_threshold, order_statistic_threshold
 from flawscope.calibration.thresholds.outlying_scores import count_outlying
-from flawscope.datasets import Dataset, Sample, hash_contents
+from flawscope.datasets import Dataset, Sample, as_recorded, hash_contents
 from flawscope.errors import ArgumentError, DataError
 from flawscope.progress import Progress, no_progress
 
@@ -285,12 +285,13 @@ def _choose(
         )
     # All images, because a support set may have been taken from the training images of this dataset.
     hashed = candidates if support is None else dataset.samples
-    contents = hash_contents(
+    pixels = hash_contents(
         [sample.path for sample in hashed], lambda done, total: progress("Comparing images", done, total)
     )
+    contents = as_recorded(pixels, hashes.training)
     contaminated = set[Path]()
     if support is not None:
-        is_contaminated = ~find_contamination(dataset, support, contents).remaining
+        is_contaminated = ~find_contamination(dataset, support, as_recorded(pixels, support.learned)).remaining
         contaminated = {sample.path for sample in itertools.compress(dataset.test, is_contaminated)}
     # `hashes.held_out` is not excluded: these images were kept out of training for thresholds to be set on.
     training, seen = frozenset(hashes.training), set[str]()

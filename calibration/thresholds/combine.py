@@ -35,7 +35,7 @@ from flawscope.bundle import (
     write_bundle,
 )
 from flawscope.calibration.thresholds.ensemble_scales import MAP_QUANTILE, SCORE_QUANTILE, Scale, measure_member_scales
-from flawscope.datasets import Dataset, Sample, fingerprint, hash_contents
+from flawscope.datasets import Dataset, Sample, as_recorded, fingerprint, hash_contents
 from flawscope.errors import ArgumentError, DataError
 from flawscope.files import check_replaceable, temporary_folder
 from flawscope.imaging.images import decode_image, prepare
@@ -202,9 +202,10 @@ class _Chosen:
 
 
 def _choose(dataset: Dataset, hashes: Sequence[ImageHashes], progress: Progress) -> _Chosen:
-    contents = hash_contents(
+    pixels = hash_contents(
         [sample.path for sample in dataset.samples], lambda done, total: progress("Comparing images", done, total)
     )
+    contents = as_recorded(pixels, {content for member in hashes for content in member.training})
     # dict, not set: its order does not change from run to run, so the same members give the same bundle.
     training = dict.fromkeys(content for member in hashes for content in member.training)
     samples: dict[str, Sample] = {}
@@ -226,13 +227,15 @@ def _choose(dataset: Dataset, hashes: Sequence[ImageHashes], progress: Progress)
         )
     # The images that gave the scales are listed as held out, so that `evaluate` notes when they are in a test set. What
     # is held out for one member may be training for another, which counts more.
-    unlearned = dict.fromkeys([*(content for member in hashes for content in member.held_out), *samples])
+    held_out_before = [content for member in hashes for content in member.held_out]
+    recorded = as_recorded(pixels, held_out_before)
+    unlearned = dict.fromkeys([*held_out_before, *(recorded[sample.path] for sample in samples.values())])
     held_out = tuple(content for content in unlearned if content not in training)
     return _Chosen(
         tuple(samples.values()),
         tuple(reasons.items()),
         ImageHashes(tuple(training), held_out),
-        fingerprint(dataset, contents),
+        fingerprint(dataset, pixels),
     )
 
 

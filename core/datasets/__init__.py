@@ -1,6 +1,6 @@
 """Datasets: folders and tables of images, indexed as normal / defect type / mask, and inspected before use."""
 
-from flawscope.datasets.fingerprints import content_hash, fingerprint, hash_contents
+from flawscope.datasets.fingerprints import as_recorded, content_hash, fingerprint, hash_contents, image_hash
 from flawscope.datasets.inspection import ImageCount, Inspection, Problem, SizeSummary, inspect_dataset
 from flawscope.datasets.layouts import list_categories, open_dataset
 from flawscope.datasets.samples import GOOD, Dataset, Layout, Sample, Split
@@ -16,9 +16,11 @@ __all__ = [
     "Sample",
     "SizeSummary",
     "Split",
+    "as_recorded",
     "content_hash",
     "fingerprint",
     "hash_contents",
+    "image_hash",
     "inspect_dataset",
     "list_categories",
     "open_dataset",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import partial
@@ -11,14 +10,12 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
-from flawscope.datasets.fingerprints import map_in_threads
+from flawscope.datasets.fingerprints import map_in_threads, pixel_hash
+from flawscope.datasets.learnable import MIN_TRAINING_IMAGES, is_constant, shortage_of
 from flawscope.datasets.samples import GOOD, Dataset, Layout, Sample, Split
 from flawscope.errors import ImageError
 from flawscope.imaging.images import EXTENSIONS, decode_stored
 from flawscope.progress import CountProgress
-
-MIN_TRAINING_IMAGES = 2
-"""Fewest normal training images of different content: a single one shows no variation."""
 
 Severity = Literal["fatal", "error", "note"]
 
@@ -92,10 +89,11 @@ class _Facts(NamedTuple):
     """Facts found by decoding one sample's files."""
 
     sample: Sample
-    content: str | None  # SHA-256; None where the file cannot be read
+    content: str | None  # hash of the pixels; None where it cannot be decoded
     size: tuple[int, int] | None  # height, width; None where it cannot be decoded
     format: str
     problems: list[Problem]
+    is_constant: bool = False
 
 
 def inspect_dataset(dataset: Dataset, progress: CountProgress | None = None) -> Inspection:
@@ -132,20 +130,21 @@ def _open(sample: Sample, *, has_masks: bool) -> _Facts:
         data = sample.path.read_bytes()
     except OSError as err:
         return _Facts(sample, None, None, "", [_unreadable("image", sample.path, err.strerror or str(err))])
-    content = hashlib.sha256(data).hexdigest()
     try:
         image = decode_stored(data, str(sample.path))
     except ImageError as err:
-        return _Facts(sample, content, None, "", [_unreadable("image", sample.path, str(err))])
+        return _Facts(sample, None, None, "", [_unreadable("image", sample.path, str(err))])
     size = (image.shape[0], image.shape[1])
     stored = f"{'grey' if image.ndim == 2 else 'colour'}, {8 * image.itemsize} bit"
     problems = []
+    if constant := is_constant(image):
+        problems.append(Problem("constant_image", sample.path, "is of one colour: lens cap, or full saturation?"))
     if sample.mask:
-        problems = list(_mask_problems(sample, sample.mask, size))
+        problems += _mask_problems(sample, sample.mask, size)
     elif sample.is_anomalous and has_masks:
         text = "has no mask, while others have one; pixel figures will leave it out or count it as good"
-        problems = [Problem("missing_mask", sample.path, text)]
-    return _Facts(sample, content, size, stored, problems)
+        problems.append(Problem("missing_mask", sample.path, text))
+    return _Facts(sample, pixel_hash(image), size, stored, problems, constant)
 
 
 def _unreadable(role: str, path: Path, reason: str) -> Problem:
@@ -175,8 +174,8 @@ def _duplicates(root: Path, facts: list[_Facts]) -> Iterator[Problem]:
     """Yield a problem for every image with the content of an earlier one in the dataset's order."""
     groups: dict[str, list[Sample]] = {}
     for fact in facts:
-        # By bytes: the same image saved again is not found; see `defects.near_duplicates`.
-        if fact.content and fact.size:
+        # By pixels: the same image saved again with loss is not found; see `defects.near_duplicates`.
+        if fact.content:
             groups.setdefault(fact.content, []).append(fact.sample)
     for first, *copies in groups.values():
         for sample in copies:
@@ -226,13 +225,11 @@ def _too_few(dataset: Dataset, facts: Iterable[_Facts]) -> Iterator[Problem]:
     readable = {
         (f.sample.category, f.content)
         for f in facts
-        if f.size and f.sample.split == "train" and f.sample.defect == GOOD
+        if f.content and not f.is_constant and f.sample.split == "train" and f.sample.defect == GOOD
     }
-    count = len({content for _, content in readable})
-    needed = f"at least {MIN_TRAINING_IMAGES} are needed"
-    if count < MIN_TRAINING_IMAGES:
-        text = f"has {count} readable normal training images of different content; {needed}"
+    if text := shortage_of({content for _, content in readable}):
         yield Problem("too_few_training_images", dataset.root, text, "fatal")
+    needed = f"at least {MIN_TRAINING_IMAGES} are needed"
     by_category = Counter(category for category, _ in readable)
     for category in sorted({s.category for s in dataset.samples} - {""}):
         if by_category[category] < MIN_TRAINING_IMAGES:

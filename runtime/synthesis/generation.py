@@ -28,7 +28,7 @@ import numpy as np
 
 from flawscope.arrays import BoolArray, UInt8Array
 from flawscope.bundle import SynthHead
-from flawscope.datasets import Dataset, hash_contents
+from flawscope.datasets import Dataset, as_recorded, hash_contents
 from flawscope.datasets.defects.box_sets import find_box_lines, read_box_lines, shares
 from flawscope.datasets.defects.file_names import category_of
 from flawscope.datasets.defects.seeded_choice import check_seed
@@ -253,7 +253,7 @@ def _support_in_test(dataset: Dataset, head: SynthHead, report: Report) -> int:
     hashes = hash_contents(
         (s.path for s in dataset.test), lambda count, total: report("reading test images", count, total)
     )
-    return len(support & set(hashes.values()))
+    return len(support & set(as_recorded(hashes, support).values()))
 
 
 class _Writer:

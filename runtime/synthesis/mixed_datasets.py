@@ -24,7 +24,7 @@ from typing import Literal, NamedTuple
 import msgspec
 
 from flawscope import __version__
-from flawscope.datasets import Dataset, Sample, hash_contents
+from flawscope.datasets import Dataset, Sample, as_recorded, hash_contents
 from flawscope.datasets.defects.file_names import category_of, check_name, defect_of, place_of
 from flawscope.datasets.defects.set_files import SHEET, read_json, write_image, write_json, write_lines, write_mask
 from flawscope.datasets.defects.set_sheets import COLUMNS, Row, Tile, draw_sheet
@@ -194,7 +194,7 @@ def _left_out(
     reasons |= dict.fromkeys(record.support, "a support image")
     if support is not None:
         reasons |= dict.fromkeys(support.contents, "a support image")
-    hashes = hash_contents(sample.path for sample in dataset.test)
+    hashes = as_recorded(hash_contents(sample.path for sample in dataset.test), reasons)
     left_out = {}
     for sample in dataset.samples:
         if sample.split == "test" and hashes[sample.path] in reasons:

@@ -19,7 +19,7 @@ from tiny_dataset import CATEGORY, broken_images, normal_images, training_images
 
 from flawscope import cli
 from flawscope.bundle import open_bundle, pack_bundle
-from flawscope.datasets import content_hash
+from flawscope.datasets import image_hash
 from flawscope.runs import WEIGHTS
 
 SMALL = ["--image-size", "64", "--set", "stages=1", "--set", "channels=4"]
@@ -136,7 +136,7 @@ def test_a_broken_image_among_good_ones(
 def test_a_broken_image_that_is_held_out(workshop: Workshop, tiny_root: Path, tmp_path: Path, padim_run: Path) -> None:
     held_out = set(json.loads((padim_run / "run.json").read_text())["held_out"])
     folder = good_folder(tiny_root, tmp_path)
-    names = sorted(path.name for path in folder.iterdir() if content_hash(path) in held_out)
+    names = sorted(path.name for path in folder.iterdir() if image_hash(path) in held_out)
     assert len(names) == 5
     for name in names:  # which images are held out depends on their names alone
         (folder / name).write_bytes((folder / name).read_bytes()[:200] + name.encode())

@@ -140,6 +140,8 @@ PUBLIC = {
         "Sample",
         "SizeSummary",
         "Split",
+        "as_recorded",
+        "image_hash",
         "content_hash",
         "fingerprint",
         "hash_contents",

@@ -14,7 +14,8 @@ from typing import cast
 import flawscope
 from flawscope.config import FeatureSettings, HeldOutSettings, MethodConfig, TrainedConfig, flatten
 from flawscope.config.setting_parts import part_of
-from flawscope.datasets import Dataset, Sample, fingerprint, hash_contents, split_held_out
+from flawscope.datasets import Dataset, Sample, as_recorded, fingerprint, hash_contents, split_held_out
+from flawscope.datasets.learnable import MIN_TRAINING_IMAGES, check_learnable
 from flawscope.errors import ArgumentError, DataError, RunError
 from flawscope.files import check_replaceable
 from flawscope.imaging.tiles import ImageSource
@@ -220,6 +221,7 @@ def _split(config: MethodConfig, dataset: Dataset, progress: Progress) -> _Split
     paths = [sample.path for sample in dataset.samples]
     # All images, those for testing too: the fingerprint of the dataset covers them.
     hashes = hash_contents(paths, lambda count, total: progress("hashing images", count, total))
+    check_learnable(dataset, hashes)
     settings = part_of(config, HeldOutSettings)
     training: tuple[Sample, ...] = tuple(dataset.train_good)
     held_out: tuple[Sample, ...] = ()
@@ -231,15 +233,20 @@ def _split(config: MethodConfig, dataset: Dataset, progress: Progress) -> _Split
             seed=config.seed,
             hashes=hashes,
         )
-    if not training:
-        raise DataError(f"{dataset.root}: expected normal training images, got none. See flawscope data inspect.")
+    if held_out and len({hashes[sample.path] for sample in training}) < MIN_TRAINING_IMAGES:
+        raise DataError(
+            f"{dataset.root}: expected at least {MIN_TRAINING_IMAGES} different normal images to learn from, got 1, "
+            f"since {len(held_out)} of {len(dataset.train_good)} were held out for thresholds. Add images, or set "
+            "held_out=0."
+        )
     return _Split(training, held_out, hashes)
 
 
 def _check_same_images(dataset: Dataset, split: _Split, denoiser_run: Run) -> None:
     """Refuse a denoiser that was trained on other images: held-out ones among them would bias the thresholds."""
     recorded = denoiser_run.record.training, denoiser_run.record.held_out
-    if (split.contents(split.samples), split.contents(split.held_out)) != recorded:
+    hashes = as_recorded(split.hashes, {*recorded[0], *recorded[1]})
+    if tuple(tuple(sorted(hashes[s.path] for s in samples)) for samples in (split.samples, split.held_out)) != recorded:
         raise DataError(
             f"{dataset.root}: expected the normal training images that {denoiser_run.path} was made from, got others. "
             "Name the same dataset, or train the denoiser again."

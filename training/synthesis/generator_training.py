@@ -10,7 +10,7 @@ from typing import cast
 import flawscope
 from flawscope.config import MethodConfig, TrainedConfig
 from flawscope.config.setting_parts import tag_of
-from flawscope.datasets import Dataset, fingerprint, hash_contents
+from flawscope.datasets import Dataset, as_recorded, fingerprint, hash_contents
 from flawscope.errors import DataError
 from flawscope.files import check_replaceable
 from flawscope.imaging.tiles import ImageSource
@@ -72,7 +72,8 @@ def train_synthesis(
     if start is None:
         training = sorted(hashes[sample.path] for sample in dataset.train_good)
     else:
-        _check_support(dataset, start.support, frozenset(hashes.values()))
+        learned = {example.record.content for example in start.support.examples}
+        _check_support(dataset, start.support, frozenset(as_recorded(hashes, learned).values()))
         # What a test must leave out: the support images, not the normal ones, which these methods do not see.
         training = sorted(example.record.content for example in start.support.examples)
     prepared_at = time.perf_counter()

@@ -12,7 +12,7 @@ import numpy as np
 
 from flawscope.arrays import BoolArray
 from flawscope.calibration.evaluation.paired_differences import Truth
-from flawscope.datasets import Dataset, Sample, fingerprint, hash_contents, split_held_out
+from flawscope.datasets import Dataset, Sample, as_recorded, fingerprint, hash_contents, split_held_out
 from flawscope.datasets.defects.anomalous_samples import AnomalousSample
 from flawscope.datasets.defects.file_names import category_of, place_of
 from flawscope.datasets.defects.set_files import read_json
@@ -106,7 +106,8 @@ def read_utility_data(
     )
     if not held_back:
         raise DataError(f"{dataset.root}: expected at least 2 different normal training images, got {len(good)}.")
-    learned = _read_learned(config, dataset, support, generated, drawn, {hashes[sample.path] for sample in held_back})
+    recorded = as_recorded(hashes, {line.good_sha256 for line in drawn})
+    learned = _read_learned(config, dataset, support, generated, drawn, {recorded[sample.path] for sample in held_back})
     _check_learned(config, learned, names, dataset.root, generated)
     samples = dataset.test
     # Masks at the size of the network: figures are measured there, not on maps enlarged to every photograph.
@@ -277,12 +278,13 @@ def _left_out(
     duplicates = {duplicate.content: f"probably the same part as {duplicate.like}" for duplicate in support.alike}
     # Rejected drawings count too: the generator was shown their normal images all the same.
     drawn_on = {line.good_sha256 for line in drawn}
+    of_support, of_drawn = as_recorded(hashes, support.learned), as_recorded(hashes, drawn_on)
     left_out = {}
     for sample in dataset.test:
-        place, content = place_of(dataset, sample.path), hashes[sample.path]
+        place, content = place_of(dataset, sample.path), of_support[sample.path]
         if place in places:
             left_out[place] = "a support image" if content in support.contents else duplicates[content]
-        elif content in drawn_on:
+        elif of_drawn[sample.path] in drawn_on:
             left_out[place] = "defects were drawn on it"
     return left_out
 

@@ -20,7 +20,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from flawscope import __version__
-from flawscope.datasets import Dataset, Split, content_hash, hash_contents
+from flawscope.datasets import Dataset, Split, as_recorded, content_hash, hash_contents
 from flawscope.datasets.defects.anomalous_samples import AnomalousSample, Source, list_anomalous
 from flawscope.datasets.defects.file_names import category_of, check_name, defect_of, place_of
 from flawscope.datasets.defects.near_duplicates import appearance_of, is_near_duplicate
@@ -108,6 +108,11 @@ class SupportRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def contents(self) -> frozenset[str]:
         """The content hashes of the original images."""
         return frozenset(image.content for image in self.pictures)
+
+    @property
+    def learned(self) -> frozenset[str]:
+        """The content hashes of the original images and of their near duplicates."""
+        return self.contents | frozenset(duplicate.content for duplicate in self.alike)
 
     @property
     def digest(self) -> str:
@@ -322,11 +327,9 @@ def exclude_support(
     Raises:
         DataError: If an image cannot be read.
     """
-    contents = record.contents | (
-        frozenset(duplicate.content for duplicate in record.alike) if with_alike else frozenset()
-    )
+    contents = record.learned if with_alike else record.contents
     # All samples, normal ones too: a copy may have been filed under another label.
-    hashes = hash_contents((s.path for s in dataset.samples), progress)
+    hashes = as_recorded(hash_contents((s.path for s in dataset.samples), progress), contents)
     remaining = tuple(s for s in dataset.samples if hashes[s.path] not in contents)
     left_out = tuple(place_of(dataset, s.path) for s in dataset.samples if hashes[s.path] in contents)
     return msgspec.structs.replace(dataset, samples=remaining), left_out

@@ -13,7 +13,7 @@ from fake_bundles import write_image, write_mask
 from flawscope import cli
 from flawscope.bundle import open_bundle
 from flawscope.calibration import evaluate_bundle, record_accuracy
-from flawscope.datasets import open_dataset
+from flawscope.datasets import content_hash, image_hash, open_dataset
 from flawscope.errors import BundleError, DataError, ImageError, MissingExtra
 
 
@@ -100,10 +100,9 @@ def test_a_bundle_without_thresholds_is_ranked_but_not_judged(make_bundle, datas
     assert any("no thresholds" in note for note in figures.notes)
 
 
-def test_test_images_that_were_trained_on_are_reported(make_bundle, dataset):
-    from flawscope.datasets import content_hash
-
-    path = make_bundle(training=[content_hash(dataset.root / "test/good/3.png")])
+@pytest.mark.parametrize("kind", [content_hash, image_hash])
+def test_test_images_that_were_trained_on_are_reported(make_bundle, dataset, kind):
+    path = make_bundle(training=[kind(dataset.root / "test/good/3.png")])
     assert any("1 test images were also used to train" in note for note in _evaluate(path, dataset).notes)
 
 

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 
+import cv2
 import pytest
 from fake_bundles import FakeInspector, write_image
 from tiny_synth_bundle import write_tiny_synth
@@ -16,7 +17,7 @@ from flawscope.bundle import open_bundle, pack_bundle
 from flawscope.calibration import calibrate_bundle, set_thresholds
 from flawscope.calibration.thresholds import calibrate
 from flawscope.calibration.thresholds.calibrate import propose_thresholds, write_thresholds
-from flawscope.datasets import open_dataset
+from flawscope.datasets import image_hash, open_dataset
 from flawscope.errors import ArgumentError, BundleError, DataError, StorageError
 
 
@@ -82,6 +83,20 @@ def test_copies_of_an_image_count_once(make_bundle, dataset):
     result = calibrate_bundle(make_bundle(), open_dataset(dataset.root), false_reject_rate=0.2, command="c")
     assert result.new.image.images == 20
     assert ("copies of another image: they are not independent", 1) in result.left_out
+
+
+def test_copies_in_other_bytes_are_known_whether_hashes_are_of_files_or_of_pixels(make_bundle, dataset):
+    pixels = [image_hash(sample.path) for sample in dataset.train_good]
+    for sample in dataset.train_good:
+        cv2.imwrite(str(sample.path.with_suffix(".tiff")), cv2.imread(str(sample.path)))
+    again = open_dataset(dataset.root)
+    for options in ({}, {"training": pixels[:10], "held_out": pixels[10:]}):
+        result = calibrate_bundle(make_bundle(**options), again, false_reject_rate=0.2, command="c")
+        assert result.new.image.images == 20
+        assert dict(result.left_out) == {
+            "that the detector has learned": 20,
+            "copies of another image: they are not independent": 20,
+        }
 
 
 def test_another_set_is_used_whole(make_bundle, tmp_path):

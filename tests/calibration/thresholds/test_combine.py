@@ -21,7 +21,7 @@ from flawscope.bundle import EnsembleHead, ImageHashes, open_bundle, read_image_
 from flawscope.calibration.thresholds import combine, ensemble_scales
 from flawscope.calibration.thresholds.combine import combine_bundles
 from flawscope.calibration.thresholds.ensemble_scales import Scale, measure_scale
-from flawscope.datasets import content_hash, fingerprint, hash_contents, open_dataset
+from flawscope.datasets import content_hash, fingerprint, hash_contents, image_hash, open_dataset
 from flawscope.errors import ArgumentError, BundleError, DataError
 from flawscope.imaging.images import Preprocessing, prepare, read_image
 from flawscope.imaging.tiles import Tiling
@@ -407,7 +407,7 @@ def test_from_combining_to_deciding(tmp_path, patchcore_bundle, padim_bundle, ti
 def test_calibrating_on_the_images_of_the_scales_takes_all_of_them(pair, tiny_root, tmp_path, capsys) -> None:
     with open_bundle(pair) as bundle:
         hashes = read_image_hashes(bundle)
-    unseen = {content_hash(path) for path in training_images(tiny_root)} - set(hashes.training)
+    unseen = {image_hash(path) for path in training_images(tiny_root)} - set(hashes.training)
     assert set(hashes.held_out) == unseen
     assert len(unseen) == 5
 

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import random
+import struct
+import zlib
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 from dataset_files import index, touch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
 from flawscope.datasets import (
     Dataset,
     Sample,
+    as_recorded,
     content_hash,
     fingerprint,
     hash_contents,
+    image_hash,
     list_categories,
     open_dataset,
     split_held_out,
@@ -357,6 +364,57 @@ def test_hash_contents_hashes_every_path_and_reports(tmp_path):
     hashes = hash_contents((tmp_path / n for n in "cab"), lambda completed, total: seen.append((completed, total)))
     assert hashes == {tmp_path / n: hashlib.sha256(n.encode()).hexdigest() for n in "cab"}
     assert seen == [(1, 3), (2, 3), (3, 3)]
+
+
+PIXELS = hnp.arrays(
+    st.sampled_from([np.uint8, np.uint16]),
+    st.sampled_from([(9, 8), (8, 9), (9, 8, 3), (8, 9, 3)]),
+    elements=st.integers(0, 255),
+)
+
+
+@settings(max_examples=40)
+@given(image=PIXELS, text=st.binary(min_size=1, max_size=30), level=st.integers(0, 9))
+def test_images_are_the_same_when_their_pixels_are(tmp_path_factory, image, text, level):
+    folder = tmp_path_factory.mktemp("hashes")
+    first = cv2.imencode(".png", image, [cv2.IMWRITE_PNG_COMPRESSION, level])[1].tobytes()
+    chunk = b"tEXt" + b"a\0" + text.hex().encode()
+    again = first[:33] + struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) + first[33:]
+    other = image.copy()
+    other.flat[0] ^= 1
+    for name, data in (("first", first), ("again", again), ("other", cv2.imencode(".png", other)[1].tobytes())):
+        (folder / name).write_bytes(data)
+    (folder / "tiff").write_bytes(cv2.imencode(".tiff", image)[1].tobytes())
+    hashes = {path.name: content for path, content in hash_contents(folder.iterdir()).items()}
+    assert hashes["first"] == hashes["again"] == hashes["tiff"] != hashes["other"]
+    assert hashes["first"].startswith("pixels:")
+    assert content_hash(folder / "first") != content_hash(folder / "again")
+
+
+def test_grey_saved_in_colour_is_the_same_image_and_another_shape_is_not(tmp_path):
+    grey = np.arange(96, dtype=np.uint8).reshape(8, 12)
+    for name, image in (
+        ("a", grey),
+        ("b", np.dstack([grey] * 3)),
+        ("c", grey.reshape(12, 8)),
+        ("d", grey.astype(np.uint16)),
+    ):
+        assert cv2.imwrite(str(tmp_path / f"{name}.png"), image)
+    a, b, c, d = (image_hash(tmp_path / f"{name}.png") for name in "abcd")
+    assert a == b
+    assert len({a, c, d}) == 3
+
+
+def test_hashes_of_older_records_are_found_whatever_the_copies_bytes(tmp_path):
+    image = np.arange(96, dtype=np.uint8).reshape(8, 12)
+    for name, pixels in (("old.png", image), ("copy.tiff", image), ("other.png", image + 1)):
+        assert cv2.imwrite(str(tmp_path / name), pixels)
+    contents = hash_contents(sorted(tmp_path.iterdir()))
+    old, other = content_hash(tmp_path / "old.png"), image_hash(tmp_path / "other.png")
+    assert list(as_recorded(contents, {old}).values()) == [old, old, other]
+    assert as_recorded(contents, {contents[tmp_path / "old.png"], other}) == contents
+    # A record with both kinds: neither is lost.
+    assert as_recorded(contents, {old, contents[tmp_path / "old.png"]}) == contents
 
 
 def fingerprint_of(root: Path) -> str:

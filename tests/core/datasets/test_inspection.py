@@ -120,6 +120,26 @@ def test_copies_of_one_image_are_not_enough_to_train(tmp_path):
     assert not inspected(tmp_path).is_usable
 
 
+@pytest.mark.parametrize("value", [0, 100, 255])
+def test_images_of_one_colour_are_named_and_cannot_be_learned(tmp_path, value):
+    image(tmp_path / "good/0.png")
+    for i in range(1, 5):
+        write(tmp_path / f"good/{i}.png", np.full((12, 16, 3), max(0, value - i), np.uint8))
+    inspection = inspect_dataset(open_dataset(tmp_path))
+    assert sum(problem.kind == "constant_image" for problem in inspection.problems) == 4
+    assert not inspection.is_usable
+    image(tmp_path / "good/another.png", 1)
+    assert inspect_dataset(open_dataset(tmp_path)).is_usable
+
+
+def test_copies_in_other_bytes_are_one_image(tmp_path):
+    for suffix in ("png", "tiff", "bmp"):
+        image(tmp_path / f"good/0.{suffix}")
+    inspection = inspect_dataset(open_dataset(tmp_path))
+    assert [problem.kind for problem in inspection.problems][:1] == ["too_few_training_images"]
+    assert "has 1 readable" in inspection.problems[0].message
+
+
 def test_every_fault_of_masks_is_found(tile):
     truth = tile / "ground_truth/hole"
     for i in range(2, 6):

@@ -22,12 +22,11 @@ from tiny_dataset import CATEGORY, anomalous_images, normal_images
 from flawscope import cli
 from flawscope.bundle import DdadHead, open_bundle, rewrite_manifest
 from flawscope.config import DdadConfig, build_config
-from flawscope.datasets import open_dataset
+from flawscope.datasets import image_hash, open_dataset
 from flawscope.diffusion.reconstruction import MapRule, finish_maps
 from flawscope.diffusion.schedule import Sampling, plan_steps, start_share
 from flawscope.errors import ArgumentError, BundleError, DataError, RunError
 from flawscope.export.detectors.detector_export import export_run
-from flawscope.files import sha256_file
 from flawscope.imaging.images import prepare, read_image
 from flawscope.progress import no_progress
 from flawscope.runtime import Inspector
@@ -366,7 +365,7 @@ def test_held_back_normal_images_stay_below_the_threshold_at_the_chosen_rate(
         paths = [
             path
             for path in sorted((tiny_root / CATEGORY / "train" / "good").glob("*.png"))
-            if sha256_file(path) in held_out
+            if image_hash(path) in held_out
         ]
         assert len(paths) == 5
         decisions = [result.decision for result in inspector(paths)]

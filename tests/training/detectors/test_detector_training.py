@@ -7,6 +7,7 @@ import re
 import shutil
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from native_heads import build_head
@@ -15,8 +16,8 @@ from tiny_dataset import CATEGORY, TRAIN, normal_images, training_images
 from flawscope import cli
 from flawscope.bundle import PatchcoreHead
 from flawscope.config import MethodConfig, PadimConfig, PatchcoreConfig, build_config, from_flat
-from flawscope.datasets import content_hash, fingerprint, hash_contents, open_dataset
-from flawscope.errors import ArgumentError, StorageError
+from flawscope.datasets import fingerprint, hash_contents, image_hash, inspect_dataset, open_dataset
+from flawscope.errors import ArgumentError, DataError, StorageError
 from flawscope.imaging.images import read_image
 from flawscope.progress import no_progress
 from flawscope.runs import RECORD
@@ -37,21 +38,61 @@ def record_of(path: Path) -> dict[str, object]:
 def test_held_out_images_are_not_learned_from_and_none_is_lost(patchcore_run: Path, tiny_root: Path) -> None:
     record = read_run(patchcore_run).record
     assert not set(record.training) & set(record.held_out)
-    every = {content_hash(path) for path in training_images(tiny_root)}
+    every = {image_hash(path) for path in training_images(tiny_root)}
     assert set(record.training) | set(record.held_out) == every
     assert (len(record.training), len(record.held_out)) == (TRAIN - 5, 5)
 
 
 def test_test_images_are_never_learned_from(patchcore_run: Path, tiny_root: Path) -> None:
     record = read_run(patchcore_run).record
-    tested = {content_hash(path) for path in normal_images(tiny_root)}
+    tested = {image_hash(path) for path in normal_images(tiny_root)}
     assert not tested & {*record.training, *record.held_out}
+
+
+def _write(path: Path, image: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    assert cv2.imwrite(str(path), image)
+
+
+def _noise(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (64, 64, 3), np.uint8)
+
+
+@pytest.mark.parametrize(
+    "images",
+    [[_noise(0)] * 5, [np.full((64, 64, 3), 250 + i, np.uint8) for i in range(5)], [_noise(0)]],
+    ids=["copies", "constant", "single"],
+)
+def test_what_inspect_calls_fatal_is_not_trained_on(tmp_path: Path, images: list[np.ndarray]) -> None:
+    for index, image in enumerate(images):
+        # Other bytes for the same pixels.
+        _write(tmp_path / f"part/good/{index}.{('png', 'bmp', 'tiff')[index % 3]}", image)
+    dataset = open_dataset(tmp_path / "part")
+    [fatal] = [problem.message for problem in inspect_dataset(dataset).problems if problem.is_fatal]
+    with pytest.raises(DataError, match=re.escape(fatal)):
+        train_detector(FAST, dataset, tmp_path / "run")
+
+
+def test_the_image_that_is_held_out_of_two_is_named(tmp_path: Path) -> None:
+    for seed in range(2):
+        _write(tmp_path / f"part/good/{seed}.png", _noise(seed))
+    with pytest.raises(DataError, match="got 1, since 1 of 2 were held out for thresholds"):
+        train_detector(FAST, open_dataset(tmp_path / "part"), tmp_path / "run")
+
+
+def test_copies_in_other_bytes_stay_on_one_side(tmp_path: Path) -> None:
+    for seed in range(12):
+        for suffix in ("png", "tiff"):
+            _write(tmp_path / f"part/train/good/{seed}.{suffix}", _noise(seed))
+    record = train_detector(FAST, open_dataset(tmp_path / "part"), tmp_path / "run")
+    assert record.held_out
+    assert not set(record.training) & set(record.held_out)
 
 
 def test_samples_are_held_out_images(patchcore_run: Path, tiny_root: Path) -> None:
     run = read_run(patchcore_run)
     held_out = {
-        read_image(path).tobytes() for path in training_images(tiny_root) if content_hash(path) in run.record.held_out
+        read_image(path).tobytes() for path in training_images(tiny_root) if image_hash(path) in run.record.held_out
     }
     assert {read_image(sample).tobytes() for sample in run.samples} == held_out
 

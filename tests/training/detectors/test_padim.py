@@ -126,9 +126,9 @@ def test_saved_and_reloaded_scores_are_the_same_bit_for_bit_also_under_another_g
     # What was in memory before it was saved, made again from the same images.
     backbone, _ = build_backbone(config.features, None)
     trained = {str(digest) for digest in record.training}
-    from flawscope.datasets import content_hash
+    from flawscope.datasets import image_hash
 
-    paths = [sample.path for sample in dataset.train_good if content_hash(sample.path) in trained]
+    paths = [sample.path for sample in dataset.train_good if image_hash(sample.path) in trained]
     fitted = fit(config, backbone, paths)
     images = [prepare(read_image(image), config.preprocessing) for image in part_images]
     head = PadimHead(fitted.grid, config.maps.sigma)
