@@ -70,7 +70,7 @@ def sealed(tree: Any) -> bytes:
         return encode_manifest(msgspec.convert(tree, Manifest, dec_hook=decode_head))
     except Exception:  # whatever is wrong with it: that is what is wanted
         try:
-            return json.dumps(tree, indent=1, sort_keys=True).encode() + b"\n"
+            return json.dumps(tree).encode()
         except (TypeError, RecursionError):
             return b"[" * 5000 + b"]" * 5000
 

@@ -46,7 +46,7 @@ class Worker:
         self._found: dict[str, int] = {}
 
     def run(self) -> None:
-        """Try as many cases as ordered, and write the result."""
+        """Try as many cases as ordered."""
         cases = self._target.cases(Path(self._order["seeds"]), self._folder / BAIT / "secret")
 
         @hypothesis.seed(self._order["seed"])
@@ -65,7 +65,9 @@ class Worker:
             self.try_case()
 
         each()
-        os.pwrite(self._heart, BEAT.pack(self._begun, 0.0, 0.0), 0)
+
+    def tell(self) -> None:
+        """Write the result."""
         result = {"cases": self._begun, "succeeded": self._succeeded, "found": self._found}
         (self._folder / RESULT).write_text(json.dumps(result))
 
@@ -82,6 +84,11 @@ class Worker:
                 keep(self._folder / CASE, Path(self._order["findings"]), self._order["target"], finding)
             shutil.rmtree(self._folder / SCRATCH)
             (self._folder / SCRATCH).mkdir()
+        # Between cases: making the next one takes its time too.
+        self._rest()
+
+    def _rest(self) -> None:
+        os.pwrite(self._heart, BEAT.pack(self._begun, 0.0, 0.0), 0)
 
 
 def keep(case: Path, findings: Path, target: str, finding: Finding) -> Path:
@@ -104,8 +111,7 @@ def main() -> None:
         worker.run()
     else:  # a replay: the case lies there
         worker.try_case()
-        os.pwrite(worker._heart, BEAT.pack(1, 0.0, 0.0), 0)
-        (folder / RESULT).write_text(json.dumps({"cases": 1, "succeeded": worker._succeeded, "found": worker._found}))
+    worker.tell()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,84 @@
+"""PNG chunks: what does not decide on pixels changes nothing, is not printed about, and damage is refused."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from flawscope.errors import ImageError
+from flawscope.imaging.images import decode_image, decode_stored
+
+ANCILLARY = b"tRNS cHRM gAMA iCCP sBIT sRGB tEXt zTXt iTXt bKGD hIST pHYs sPLT tIME eXIf acTL fcTL fdAT abCd".split()
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def parts_of(image: Any) -> tuple[bytes, list[bytes]]:
+    """Return the signature and the chunks of an image as OpenCV encodes it."""
+    done, encoded = cv2.imencode(".png", image)
+    assert done
+    data, position, parts = encoded.tobytes(), 8, []
+    while position < len(data):
+        end = position + 12 + struct.unpack_from(">I", data, position)[0]
+        parts.append(data[position:end])
+        position = end
+    return data[:8], parts
+
+
+def picture(kind: str) -> Any:
+    noise = np.random.default_rng(0).integers(0, 256, (12, 16, 4), np.uint8)
+    pictures = {"grey": noise[..., 0], "colour": noise[..., :3], "alpha": noise, "deep": noise.astype(np.uint16) * 257}
+    return pictures[kind]
+
+
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    kind=st.sampled_from(["grey", "colour", "alpha", "deep"]),
+    extra=st.lists(st.tuples(st.sampled_from(ANCILLARY), st.binary(max_size=40), st.booleans()), min_size=1, max_size=4),
+)
+def test_chunks_that_do_not_decide_on_pixels_change_nothing(
+    capfd: pytest.CaptureFixture[str], kind: str, extra: list[tuple[bytes, bytes, bool]]
+) -> None:
+    signature, parts = parts_of(picture(kind))
+    before = decode_image(signature + b"".join(parts))
+    for name, content, is_first in extra:
+        parts.insert(1 if is_first else len(parts) - 1, chunk(name, content))
+    after = decode_image(signature + b"".join(parts))
+    np.testing.assert_array_equal(after, before)
+    assert capfd.readouterr().err == ""
+
+
+def test_of_an_announced_animation_the_image_that_is_there_is_taken() -> None:
+    signature, parts = parts_of(picture("colour"))
+    parts.insert(1, chunk(b"acTL", struct.pack(">II", 2, 0)))  # OpenCV itself returns other pixels
+    np.testing.assert_array_equal(decode_stored(signature + b"".join(parts)), picture("colour"))
+
+
+def test_a_suggested_palette_is_passed_over_but_no_unknown_critical_chunk() -> None:
+    signature, parts = parts_of(picture("grey"))
+    parts.insert(1, chunk(b"PLTE", bytes(7)))  # a palette of two and a third colours, that no pixel of grey refers to
+    assert decode_stored(signature + b"".join(parts)).shape == (12, 16)
+    parts.insert(1, chunk(b"ABCD", b""))
+    with pytest.raises(ImageError, match="got broken data"):
+        decode_stored(signature + b"".join(parts))
+
+
+def test_pixels_in_two_pieces_are_refused() -> None:
+    signature, parts = parts_of(picture("alpha"))
+    place = next(index for index, part in enumerate(parts) if part[4:8] == b"IDAT")
+    content = parts[place][8:-4]
+    halves = [chunk(b"IDAT", content[:100]), chunk(b"IDAT", content[100:])]
+    whole = [*parts[:place], *halves, *parts[place + 1 :]]
+    np.testing.assert_array_equal(decode_stored(signature + b"".join(whole)), picture("alpha")[..., :3])
+    torn = [*parts[:place], halves[0], chunk(b"tEXt", b"a\x00b"), halves[1], *parts[place + 1 :]]
+    with pytest.raises(ImageError, match="got broken data"):
+        decode_stored(signature + b"".join(torn))
