@@ -21,8 +21,7 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "tests" / "helpers")]
 
 from fuzzing import campaign
-
-BUNDLES = ("manifest", "zip", "safetensors", "onnx")
+from fuzzing.targets import BUNDLES
 
 
 def main() -> int:

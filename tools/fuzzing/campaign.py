@@ -15,13 +15,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fuzzing.guard import LIMIT_S, Finding
+from fuzzing.targets import BUNDLES
 from fuzzing.worker import BAIT, BEAT, CASE, HEART, OUTPUT, RESULT, SCRATCH, keep
 
 ROOT = Path(__file__).resolve().parents[2]
 CHUNK = 2500
 """Cases that one process tries before another takes its place."""
-# A machine that is busy with other work gives little processor time, hence the second limit.
-_DEAD_CPU_S, _DEAD_WALL_S = 4 * LIMIT_S, 120.0
+# Times the limit of a case, in processor time and in time: then its process is ended. A machine that is busy with other
+# work gives little processor time, and a case that waits takes none.
+_DEAD_CPU, _DEAD_WALL = 2, 24
 
 
 @dataclass
@@ -109,7 +111,10 @@ class _Process:
         if not since or self.process.poll() is not None:
             return
         spent = time.monotonic() - since
-        if spent > _DEAD_WALL_S or (spent > LIMIT_S and _cpu_seconds(self.process.pid) - cpu > _DEAD_CPU_S):
+        limit = float(str(self.order["limit_s"]))
+        if spent > _DEAD_WALL * limit or (
+            spent > limit and _cpu_seconds(self.process.pid) - cpu > _DEAD_CPU * limit
+        ):
             self.hangs = True
             self.process.send_signal(signal.SIGABRT)  # at which faulthandler says where it hangs
             try:
@@ -156,6 +161,7 @@ def run(
     seed: int = 0,
     jobs: int = 1,
     limit_s: float = float("inf"),
+    case_limit_s: float = LIMIT_S,
     tell: Callable[[str], None] = lambda line: None,
 ) -> Summary:
     """Try cases of several targets.
@@ -166,6 +172,7 @@ def run(
         seed: Of the cases: the same seed gives the same cases.
         jobs: Processes at a time.
         limit_s: No new process begins after this time.
+        case_limit_s: Processor time that a case may take.
         tell: Is given a line now and then.
     """
     findings.mkdir(parents=True, exist_ok=True)
@@ -175,8 +182,10 @@ def run(
     place = memory if os.access(memory, os.W_OK) else None
     with tempfile.TemporaryDirectory(prefix="flawscope-fuzz-", dir=place) as name:
         folder = Path(name)
-        make_seeds(folder / "seeds")
-        orders = list(_orders(counts, seed, folder / "seeds", findings))
+        if any(target in BUNDLES for target in counts):
+            make_seeds(folder / "seeds")
+        common = {"seeds": str(folder / "seeds"), "findings": str(findings), "limit_s": case_limit_s}
+        orders = [{**common, **order} for order in _orders(counts, seed)]
         free, running = [folder / f"worker-{number}" for number in range(jobs)], list[_Process]()
         try:
             while running or (orders and time.monotonic() - started < limit_s):
@@ -203,7 +212,7 @@ def run(
     return summary
 
 
-def _orders(counts: Mapping[str, int], seed: int, seeds: Path, findings: Path) -> Iterator[dict[str, object]]:
+def _orders(counts: Mapping[str, int], seed: int) -> Iterator[dict[str, object]]:
     """Yield the orders of workers, the targets in turn."""
     left = dict(counts)
     number = 0
@@ -211,13 +220,7 @@ def _orders(counts: Mapping[str, int], seed: int, seeds: Path, findings: Path) -
         for target in left:
             if count := min(CHUNK, left[target]):
                 left[target] -= count
-                yield {
-                    "target": target,
-                    "count": count,
-                    "seed": seed * 1_000_003 + number,
-                    "seeds": str(seeds),
-                    "findings": str(findings),
-                }
+                yield {"target": target, "count": count, "seed": seed * 1_000_003 + number}
                 number += 1
 
 
@@ -235,7 +238,7 @@ def replay(finding: Path, findings: Path) -> dict[str, int]:
     told = json.loads((finding / "finding.json").read_bytes())
     with tempfile.TemporaryDirectory(prefix="flawscope-fuzz-") as name:
         folder = Path(name)
-        order = {"target": told["target"], "seeds": "", "findings": str(findings)}
+        order = {"target": told["target"], "seeds": "", "findings": str(findings), "limit_s": LIMIT_S}
         shutil.copytree(finding, folder / CASE, ignore=shutil.ignore_patterns("finding.json"))
         process = _Process(folder, order)
         while process.process.poll() is None:

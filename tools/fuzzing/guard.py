@@ -59,10 +59,12 @@ class Guard:
         scratch: Folder of temporary files, which must be the process's own.
         bait: Folder outside, of which nothing may be opened.
         output: The file that the descriptors 1 and 2 of the process write to.
+        limit_s: Processor time that a case may take, in seconds.
     """
 
-    def __init__(self, case: Path, scratch: Path, bait: Path, output: Path) -> None:
+    def __init__(self, case: Path, scratch: Path, bait: Path, output: Path, limit_s: float = LIMIT_S) -> None:
         self._case, self._scratch, self._output = case.resolve(), scratch.resolve(), output
+        self._limit_s = limit_s
         self._seen: list[str] = []
         self._is_watching = False
         # What Python itself opens, for modules that are imported late.
@@ -112,7 +114,7 @@ class Guard:
             raise Finding("leftover", f"left behind: {left[:5]}", "leftover")
         if (grown := _peak_bytes() - memory) > MEMORY_BYTES:
             raise Finding("memory", f"took {grown >> 20} MiB, then {refusal or 'success'}", f"memory {_place(refusal)}")
-        if taken > LIMIT_S:
+        if taken > self._limit_s:
             raise Finding("slow", f"took {taken:.1f} s, then {refusal or 'success'}", f"slow {_place(refusal)}")
         # A library may say why it refuses; what it complains about must not be taken as good.
         if refusal is None and (size := self._output.stat().st_size) > printed:

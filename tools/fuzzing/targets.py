@@ -1,7 +1,8 @@
-"""What is fuzzed: for each target its cases, and what is done with one; cases of one kind in a campaign are seeded."""
+"""What is fuzzed: for each target its cases, and what is done with one."""
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,8 +95,20 @@ def _image_cases(folder: Path, bait: Path) -> st.SearchStrategy[Case]:
     return images(image_seeds())
 
 
+def target_named(name: str) -> Target:
+    """Return a target of the table, or one of another module, `MODULE:ATTRIBUTE`."""
+    if ":" not in name:
+        return TARGETS[name]
+    module, _, attribute = name.partition(":")
+    target: Target = getattr(importlib.import_module(module), attribute)
+    return target
+
+
+BUNDLES = ("manifest", "zip", "safetensors", "onnx")
+"""Targets that are bundles; they need seeds."""
+
 TARGETS = {
-    **{name: _bundle_target(name) for name in ("manifest", "zip", "safetensors", "onnx")},
+    **{name: _bundle_target(name) for name in BUNDLES},
     "image": Target(_image_cases, try_image),
 }
 """Name -> target."""

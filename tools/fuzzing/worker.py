@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, Phase, Verbosity
 
 from fuzzing.cases import Case
 from fuzzing.guard import Finding, Guard
-from fuzzing.targets import TARGETS, Target
+from fuzzing.targets import Target, target_named
 
 CASE, SCRATCH, BAIT, OUTPUT, HEART, RESULT = "case", "tmp", "bait", "output", "heart", "result.json"
 BEAT = struct.Struct("<Qdd")
@@ -34,13 +34,13 @@ class Worker:
 
     Args:
         folder: Folder of this worker.
-        order: `target`, `seeds`, `findings`, and `count` and `seed`.
+        order: `target`, `seeds` and `findings` (folders), `limit_s`; and `count` and `seed`, unless a case is replayed.
     """
 
     def __init__(self, folder: Path, order: dict[str, Any]) -> None:
         self._folder, self._order = folder, order
-        self._target: Target = TARGETS[order["target"]]
-        self._guard = Guard(folder / CASE, folder / SCRATCH, folder / BAIT, folder / OUTPUT)
+        self._target: Target = target_named(order["target"])
+        self._guard = Guard(folder / CASE, folder / SCRATCH, folder / BAIT, folder / OUTPUT, order["limit_s"])
         self._heart = os.open(folder / HEART, os.O_WRONLY | os.O_CREAT)
         self._begun = self._succeeded = 0
         self._found: dict[str, int] = {}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,15 +40,15 @@ COMMANDS = {
         ),
         ("calibrated.flaw",),
     ),
-    "bundle pack": Command(("bundle", "pack", "part.flaw", "--out", "packed.flaw"), ("part.flaw",)),
+    "bundle pack": Command(("bundle", "pack", "bright.flaw", "--out", "packed.flaw"), ("bright.flaw",)),
     # A packed bundle is written anew as a whole.
     "calibrate packed": Command(
         ("calibrate", "packed.flaw", "--image-threshold", "3", "--pixel-threshold", "4"), ("packed.flaw",)
     ),
     "synth generate": Command(
         (
-            *("synth", "generate", "drawer.flaw", "--image", "good.png", "--mask", "mask.png", "--defect", "stain"),
-            *("--num", "2", "--backend", "cpu", "--out", "drawn"),
+            *("synth", "generate", "drawer.flaw", "--image", "good.png", "--mask", "mask.png", "--defect"),
+            *("pitting", "--text", "a * defect", "--num", "2", "--parity", "--backend", "cpu", "--out", "drawn"),
         ),
         ("drawer.flaw", "good.png", "mask.png"),
     ),
@@ -54,18 +56,37 @@ COMMANDS = {
         ("engine", "build", "bright.flaw", "--runtime", "tensorrt-rtx", "--target", "8.9", "--cache", "engines"),
         ("bright.flaw",),
     ),
-    "engine put": Command(("PUT", "engines")),
+    "engine put": Command(("killing.commands:put_engine", "engines")),
 }
 """Name -> command. `engine put` stores invented bytes in the cache of engines: it needs no TensorRT."""
 
-SETUP = (
-    (*COMMANDS["train"].arguments,),
-    (*COMMANDS["export"].arguments,),
-    ("bundle", "pack", "part.flaw", "--out", "packed.flaw"),
-    ("export", "part.run", "--out", "calibrated.flaw", "--max-batch", "2"),
-    ("calibrate", "calibrated.flaw", "--data", "DATA", "--category", CATEGORY, "--backend", "cpu"),
-)
-"""Command lines that make the artefacts from the dataset."""
+_MAKERS = {
+    "part.run": (COMMANDS["train"].arguments, ()),
+    "part.flaw": (COMMANDS["export"].arguments, ("part.run",)),
+    "packed.flaw": (COMMANDS["bundle pack"].arguments, ()),
+    "calibrated.flaw": (("export", "part.run", "--out", "calibrated.flaw", "--max-batch", "2"), ("part.run",)),
+}
+
+
+def setup(names: Sequence[str]) -> list[tuple[str, ...]]:
+    """Return the command lines that make what commands need, in their order; the rest is made by hand."""
+    lines: list[tuple[str, ...]] = []
+
+    def need(artefact: str) -> None:
+        if artefact not in _MAKERS:
+            return
+        arguments, needs = _MAKERS[artefact]
+        for other in needs:
+            need(other)
+        if arguments not in lines:
+            lines.append(arguments)
+            if artefact == "calibrated.flaw":
+                lines.append(("calibrate", artefact, *COMMANDS["calibrate"].arguments[2:]))
+
+    for name in names:
+        for artefact in COMMANDS[name].needs:
+            need(artefact)
+    return lines
 
 
 def has_tensorrt() -> bool:
@@ -87,15 +108,16 @@ def write_inputs(folder: Path) -> None:
     write_tiny_synth(folder / "drawer.flaw", share=0.9)
     write_tiny_bundle(folder / "bright.flaw")
     (folder / "good.png").write_bytes(normal_images(folder / "data")[0].read_bytes())
-    mask = np.zeros((64, 64), np.uint8)
-    mask[8:16, 8:16] = 255
-    cv2.imwrite(str(folder / "mask.png"), mask)
+    rows, columns = np.mgrid[:64, :64]
+    disc = ((rows - 30) ** 2 + (columns - 34) ** 2 < 10**2).astype(np.uint8)
+    cv2.imwrite(str(folder / "mask.png"), disc * 255)
 
 
 def run_command(arguments: tuple[str, ...], data: Path) -> int:
-    """Run a command line as the console script does; return its exit status."""
-    if arguments[0] == "PUT":
-        put_engine(Path(arguments[1]))
+    """Run a command line as the console script does, or MODULE:FUNCTION; return its exit status."""
+    if ":" in arguments[0]:
+        module, _, function = arguments[0].partition(":")
+        getattr(importlib.import_module(module), function)(*map(Path, arguments[1:]))
         return 0
     from flawscope.cli import main
 
@@ -122,10 +144,11 @@ def put_engine(folder: Path) -> None:
     EngineCache(folder).put(engine_key(), "part", Built(b"plan" * 4096, 1.0, (), "[]", None, b"timing"))
 
 
+_OF_EXPORT = ("torch.onnx", "torch.export", "torch._dynamo", "torch._inductor", "onnxscript")
+
+
 def preload() -> None:
     """Import what the commands import, before processes are forked; none of it may begin a thread."""
-    import importlib
-
     for name in (
         *("cli", "training.train_command", "training.detectors.detector_training", "export.export_command"),
         *("calibration.evaluation.report", "calibration.evaluation.evaluate_command", "bundle.bundle_command"),
@@ -136,5 +159,5 @@ def preload() -> None:
             importlib.import_module(f"flawscope.{name}")
         except ModuleNotFoundError as err:
             print(f"not imported beforehand: {err}", file=sys.stderr)
-    for name in ("onnxruntime", "onnx", "scipy.stats", "matplotlib.pyplot", "sklearn.metrics", "tokenizers"):
+    for name in ("onnxruntime", "onnx", "scipy.stats", "matplotlib.pyplot", "sklearn.metrics", "tokenizers", *_OF_EXPORT):
         importlib.import_module(name)

@@ -11,6 +11,9 @@ from flawscope.errors import FlawscopeError
 SCRATCH = ".flawscope-"
 """How names of scratch begin."""
 
+CACHE = "engines"
+"""Folder of the cache of engines."""
+
 Files = dict[str, str]
 """Path below an artefact -> SHA-256 of the file."""
 
@@ -18,11 +21,12 @@ Files = dict[str, str]
 def artefacts(folder: Path) -> dict[str, Files]:
     """Return the artefacts of a folder, without scratch: name -> files; of a single file, its own name is empty."""
     found: dict[str, Files] = {}
-    for entry in sorted(folder.iterdir()):
-        if entry.name.startswith(SCRATCH):
+    # Of a cache, every engine is an artefact of its own.
+    for entry in sorted((*folder.iterdir(), *folder.glob(f"{CACHE}/*"))):
+        if entry.name.startswith(SCRATCH) or entry.name == CACHE:
             continue
         files = [entry] if entry.is_file() else sorted(path for path in entry.rglob("*") if not path.is_dir())
-        found[entry.name] = {
+        found[entry.relative_to(folder).as_posix()] = {
             "" if path == entry else path.relative_to(entry).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
             for path in files
         }
@@ -103,9 +107,8 @@ def _unreadable(path: Path) -> str | None:
             return None if (path / "report.html").read_text().rstrip().endswith("</html>") else "a torn report"
         elif path.name == "drawn":
             read_generated(path)
-        elif path.name == "engines":
-            problems = [stored.problem for stored in map(read_stored, path.iterdir()) if stored.problem]
-            return problems[0] if problems else None
+        elif path.parent.name == CACHE:
+            return read_stored(path).problem
     except (FlawscopeError, OSError, ValueError) as err:
         return f"{type(err).__name__}: {err}"
     return None
