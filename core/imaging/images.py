@@ -31,7 +31,7 @@ from flawscope.arrays import BoolArray, UInt8Array, check_array
 from flawscope.errors import ArgumentError, ImageError
 from flawscope.imaging.image_headers import Header, name_unsupported, read_header
 from flawscope.imaging.jpeg import DamagedJpeg, decode_jpeg, decode_with_opencv
-from flawscope.imaging.png_chunks import pixels_of_png
+from flawscope.imaging.png_decoding import decode_png
 from flawscope.imaging.tiff import DamagedTiff, UncheckedTiff, as_stored, check_tiff
 from flawscope.ranges import MAX_SIDE
 
@@ -143,8 +143,7 @@ def _decode(data: bytes, kind: str) -> npt.NDArray[Any] | None:
         check_tiff(data)
         return decode_with_opencv(as_stored(data))
     if kind == "png":
-        pixels = pixels_of_png(data)
-        return None if pixels is None else decode_with_opencv(pixels)
+        return decode_png(data)
     return decode_with_opencv(data)
 
 

@@ -27,10 +27,11 @@ class Case:
     def lay(self, folder: Path) -> None:
         """Write the case into a folder, in place of the one before."""
         place = folder / INPUT
-        if place.is_dir():
-            shutil.rmtree(place)
-        elif place.exists():
-            place.unlink()
+        for entry in folder.iterdir():  # also what an earlier case left behind, which was told of
+            if entry.is_dir():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
         (folder / OPTIONS).write_text(json.dumps(dict(self.options)))
         if isinstance(self.content, bytes):
             place.write_bytes(self.content)

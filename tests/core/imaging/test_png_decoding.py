@@ -82,3 +82,65 @@ def test_pixels_in_two_pieces_are_refused() -> None:
     torn = [*parts[:place], halves[0], chunk(b"tEXt", b"a\x00b"), halves[1], *parts[place + 1 :]]
     with pytest.raises(ImageError, match="got broken data"):
         decode_stored(signature + b"".join(torn))
+
+
+# --- the compressed rows
+
+
+def with_rows(parts: list[bytes], change: Any) -> list[bytes]:
+    """Return chunks whose compressed stream is `change(stream)`: one or several pieces, their checksums right."""
+    content = b"".join(part[8:-4] for part in parts if part[4:8] == b"IDAT")
+    pieces = change(content)
+    return [parts[0], *(chunk(b"IDAT", piece) for piece in pieces), parts[-1]]
+
+
+DAMAGES = {
+    "checksum": lambda stream: [stream[:-1] + bytes([stream[-1] ^ 1])],
+    # In a piece of its own: libpng reads it after the last pixel, and only warns.
+    "late checksum": lambda stream: [stream[:-4], stream[-4:-1] + bytes([stream[-1] ^ 1])],
+    "no checksum": lambda stream: [stream[:-4]],
+    "more bytes": lambda stream: [stream, b"more"],
+    "more pixels": lambda stream: [zlib.compress(zlib.decompress(stream) * 2)],
+    "fewer pixels": lambda stream: [zlib.compress(zlib.decompress(stream)[:-1])],
+    "a changed pixel": lambda stream: [stream[:100] + bytes([stream[100] ^ 1]) + stream[101:]],
+}
+
+
+@pytest.mark.parametrize("side", [16, 200])  # without a thread, and with one
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_stream_that_is_not_just_the_image_is_refused(damage: str, side: int) -> None:
+    noise = np.random.default_rng(1).integers(0, 256, (side, side, 3), np.uint8)
+    signature, parts = parts_of(noise)
+    np.testing.assert_array_equal(decode_stored(signature + b"".join(with_rows(parts, lambda data: [data]))), noise)
+    with pytest.raises(ImageError, match="got broken data"):
+        decode_stored(signature + b"".join(with_rows(parts, DAMAGES[damage])))
+
+
+def adam7(image: Any) -> bytes:
+    """Return the rows of the seven passes of an image, none of them filtered."""
+    passes = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+    rows = b""
+    for left, top, across, down in passes:
+        part = image[top::down, left::across]
+        rows += b"".join(b"\x00" + row.tobytes() for row in part) if part.size else b""
+    return rows
+
+
+@given(width=st.integers(8, 40), height=st.integers(8, 40), seed=st.integers(0, 9))
+def test_interlaced_images_of_any_size_are_whole(width: int, height: int, seed: int) -> None:
+    image = np.random.default_rng(seed).integers(0, 256, (height, width), np.uint8)
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 1))
+    parts = [header, chunk(b"IDAT", zlib.compress(adam7(image))), chunk(b"IEND", b"")]
+    signature = b"\x89PNG\r\n\x1a\n"
+    np.testing.assert_array_equal(decode_stored(signature + b"".join(parts)), image)
+    with pytest.raises(ImageError, match="got broken data"):
+        decode_stored(signature + b"".join([header, chunk(b"IDAT", zlib.compress(adam7(image) + b"\x00")), parts[2]]))
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+@pytest.mark.parametrize("width", [8, 9, 13])
+def test_pixels_of_less_than_a_byte_are_whole(bits: int, width: int) -> None:
+    row = bytes([0, *range(1, 1 + (width * bits + 7) // 8)])
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, 9, bits, 0, 0, 0, 0))
+    data = b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(row * 9)) + chunk(b"IEND", b"")
+    assert decode_stored(data).shape == (9, width)
