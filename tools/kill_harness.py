@@ -30,7 +30,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 from killing import commands, states
-from killing.child import Kill, ended, fork
+from killing.child import Kill, end_with_parent, ended, fork
 from killing.commands import COMMANDS, Command
 
 _TERM_STATUSES = (0, 128 + signal.SIGTERM, -signal.SIGTERM)
@@ -163,6 +163,15 @@ def draw_kills(count: int, times: list[float], seconds: float, rng: random.Rando
             yield Kill(number, after_s=rng.uniform(0.0, seconds))
 
 
+def divided(kills: int, names: list[str]) -> list[tuple[str, int]]:
+    """Return the kills of each command by their weights, the quick commands first."""
+    total = sum(COMMANDS[name].weight for name in names)
+    shares = {name: kills * COMMANDS[name].weight // total for name in names}
+    for name in names[: kills - sum(shares.values())]:
+        shares[name] += 1
+    return sorted(shares.items(), key=lambda item: -COMMANDS[item[0]].weight)
+
+
 def prepare(names: list[str], base: Path, room: Path) -> None:
     """Make the dataset and the artefacts that commands need, in processes of their own."""
     number = os.fork()
@@ -202,8 +211,7 @@ def run(names: list[str], kills: int, jobs: int, seed: int, out: Path) -> list[R
         base.mkdir()
         room.mkdir()
         prepare(names, base, room)
-        share, rest = divmod(kills, len(names))
-        waiting = [(name, share + (index < rest)) for index, name in enumerate(names)]
+        waiting = divided(kills, names)
         running: dict[int, str] = {}
         while waiting or running:
             while waiting and len(running) < jobs:
@@ -212,6 +220,7 @@ def run(names: list[str], kills: int, jobs: int, seed: int, out: Path) -> list[R
                 if number := os.fork():
                     running[number] = name
                     continue
+                end_with_parent()
                 try:
                     row = kill_command(name, count, base, out, seed)
                 except BaseException as err:

@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import faulthandler
 import hashlib
 import json
 import os
 import shutil
+import signal
 import struct
 import sys
 import time
@@ -27,6 +29,8 @@ CASE, SCRATCH, BAIT, OUTPUT, HEART, RESULT = "case", "tmp", "bait", "output", "h
 BEAT = struct.Struct("<Qdd")
 """A beat of the heart file: cases begun, the time, and the processor time of the process at that moment."""
 _KEPT = 3
+"""Cases of one cause that a worker keeps."""
+_PR_SET_PDEATHSIG = 1
 
 
 class Worker:
@@ -105,6 +109,8 @@ def main() -> None:
     """Do what the order says."""
     folder = Path(sys.argv[1])
     faulthandler.enable()
+    # Nobody would wait for a worker whose campaign was killed.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     order = json.loads((folder / "order.json").read_bytes())
     worker = Worker(folder, order)
     if "count" in order:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ from typing import Any
 
 from killing.commands import run_command
 
+_PR_SET_PDEATHSIG = 1
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 # Audit events of what changes files; ctypes.dlsym is how `flawscope.scratch` comes to renameat2.
 _CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.chmod", "os.truncate")
@@ -89,6 +91,7 @@ def fork(arguments: tuple[str, ...], data: Path, folder: Path, scratch: Path, lo
         return number
     status = 70
     try:
+        end_with_parent()
         output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         for descriptor in (1, 2):
             os.dup2(output, descriptor)
@@ -106,6 +109,11 @@ def fork(arguments: tuple[str, ...], data: Path, folder: Path, scratch: Path, lo
     finally:
         # Neither finalizers nor what the parent process had registered for its own end.
         os._exit(status)
+
+
+def end_with_parent() -> None:
+    """Let the system kill this process when its parent is dead: nobody would look at it any more."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def ended(number: int) -> int:

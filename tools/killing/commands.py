@@ -21,17 +21,19 @@ class Command:
     Attributes:
         arguments: The command line; DATA stands for the dataset, which nothing changes.
         needs: Names of the artefacts that have to lie in the folder.
+        weight: Share of the kills: few for commands that take long.
     """
 
     arguments: tuple[str, ...]
     needs: tuple[str, ...] = ()
+    weight: int = 4
 
 
 COMMANDS = {
-    "train": Command(("train", "patchcore", *TRAIN, "--out", "part.run")),
-    "export": Command(("export", "part.run", "--out", "part.flaw", "--max-batch", "2"), ("part.run",)),
+    "train": Command(("train", "patchcore", *TRAIN, "--out", "part.run"), weight=2),
+    "export": Command(("export", "part.run", "--out", "part.flaw", "--max-batch", "2"), ("part.run",), weight=1),
     "calibrate": Command(
-        (*("calibrate", "part.flaw", "--data", "DATA", "--category", CATEGORY), *("--backend", "cpu")), ("part.flaw",)
+        (*("calibrate", "part.flaw", "--data", "DATA", "--category", CATEGORY), *("--backend", "cpu")), ("part.flaw",), weight=3
     ),
     "evaluate": Command(
         (
@@ -39,6 +41,7 @@ COMMANDS = {
             *("--json", "figures.json", "--report", "report"),
         ),
         ("calibrated.flaw",),
+        weight=2,
     ),
     "bundle pack": Command(("bundle", "pack", "bright.flaw", "--out", "packed.flaw"), ("bright.flaw",)),
     # A packed bundle is written anew as a whole.
@@ -51,10 +54,12 @@ COMMANDS = {
             *("pitting", "--text", "a * defect", "--num", "2", "--parity", "--backend", "cpu", "--out", "drawn"),
         ),
         ("drawer.flaw", "good.png", "mask.png"),
+        weight=3,
     ),
     "engine build": Command(
         ("engine", "build", "bright.flaw", "--runtime", "tensorrt-rtx", "--target", "8.9", "--cache", "engines"),
         ("bright.flaw",),
+        weight=2,
     ),
     "engine put": Command(("killing.commands:put_engine", "engines")),
 }
