@@ -18,8 +18,6 @@ import os
 import sys
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "tests" / "helpers")]
-
 from fuzzing import campaign
 from fuzzing.targets import BUNDLES
 

@@ -24,11 +24,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "tests" / "helpers")]
-# Small arrays gain nothing from threads, and threads do not survive a fork.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ["ORT_DISABLE_TELEMETRY"] = "1"
-
 from killing import commands, states
 from killing.child import Kill, end_with_parent, ended, fork
 from killing.commands import COMMANDS, Command
@@ -146,7 +141,7 @@ class Harness:
 def _left(work: Path, tmp: Path) -> list[str]:
     """Return scratch in the folder, and everything among the temporary files."""
     # An empty folder that torch makes when it is imported, for a compiler that is not used.
-    return states.scratch(work) + [name for name in os.listdir(tmp) if not name.startswith("torchinductor_")]
+    return states.scratch(work) + [path.name for path in tmp.iterdir() if not path.name.startswith("torchinductor_")]
 
 
 def draw_kills(count: int, times: list[float], seconds: float, rng: random.Random) -> Iterator[Kill]:
@@ -203,6 +198,9 @@ def kill_command(name: str, count: int, base: Path, out: Path, seed: int) -> Row
 
 def run(names: list[str], kills: int, jobs: int, seed: int, out: Path) -> list[Row]:
     """Kill several commands, some at a time, the kills divided among them; return the figures."""
+    # Small arrays gain nothing from threads, and threads do not survive a fork.
+    os.environ.update(OMP_NUM_THREADS="1", ORT_DISABLE_TELEMETRY="1")
+    sys.path.append(str(Path(__file__).parents[1] / "tests" / "helpers"))
     commands.preload()
     out.mkdir(parents=True, exist_ok=True)
     rows: list[Row] = []

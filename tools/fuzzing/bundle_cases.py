@@ -17,20 +17,39 @@ import msgspec
 import onnx
 from hypothesis import strategies as st
 
-from fuzzing.cases import Case
-from fuzzing.changes import NUMBERS, SCALARS, changed_bytes, changed_json, changed_message
-from fuzzing.zip_writer import changed_zip
 from flawscope.bundle import MANIFEST, Manifest
 from flawscope.bundle.heads import decode_head
 from flawscope.bundle.manifest import encode_manifest
+from fuzzing.cases import Case
+from fuzzing.changes import NUMBERS, SCALARS, changed_bytes, changed_json, changed_message
+from fuzzing.zip_writer import changed_zip
 
 PATHS = ("auto", "graph", "kernel")
 LOCATIONS = (
-    *("bank.safetensors", "score.onnx", "manifest.json", "images.json", "golden/0.png", "", ".", "..", "/", "./bank.safetensors"),
-    *("golden/../bank.safetensors", "../bait/secret", "../../bait/secret", "BAIT", "file:BAIT", "/proc/self/maps", "*/*"),
+    *(
+        "bank.safetensors",
+        "score.onnx",
+        "manifest.json",
+        "images.json",
+        "golden/0.png",
+        "",
+        ".",
+        "..",
+        "/",
+        "./bank.safetensors",
+    ),
+    *(
+        "golden/../bank.safetensors",
+        "../bait/secret",
+        "../../bait/secret",
+        "BAIT",
+        "file:BAIT",
+        "/proc/self/maps",
+        "*/*",
+    ),
     *("/dev/zero", "/dev/stdin", "bank.safetensors\x00", "\\bank.safetensors", "*/_ORT_MEM_ADDR_/*"),
 )
-"""Where external data may be said to lie; BAIT stands for the path of a file outside the bundle that nobody may open."""
+"""Where external data may be said to lie; BAIT stands for the path of a file outside that nobody may open."""
 _OPERATORS = tuple(sorted({schema.name for schema in onnx.defs.get_all_schemas() if schema.domain == ""}))
 _HUNGRY = ("Loop", "If", "Scan", "ConstantOfShape", "Expand", "Tile", "Range", "Resize", "Pad", "OneHot", "EyeLike")
 
@@ -124,7 +143,9 @@ def banks(draw: st.DrawFn, seeds: tuple[Seed, ...]) -> Case:
             content = draw(changed_bytes(content))
         else:
             width = draw(st.sampled_from((4, 8)))
-            number = draw(st.sampled_from((-1.0, 0.0, 1e38, -1e38, 1e-40, float("nan"), float("inf"))) | st.integers(-9, 99))
+            number = draw(
+                st.sampled_from((-1.0, 0.0, 1e38, -1e38, 1e-40, float("nan"), float("inf"))) | st.integers(-9, 99)
+            )
             packed = struct.pack({4: "<f", 8: "<q" if isinstance(number, int) else "<d"}[width], number)
             start = width * draw(st.integers(0, len(content) // width - 1))
             content = content[:start] + packed + content[start + width :]
@@ -159,7 +180,9 @@ def _text(seed: Seed, draw: st.DrawFn, part: Any, field: Any) -> str | None:
     if part.DESCRIPTOR.name == "StringStringEntryProto":
         if field.name == "key":
             return draw(st.sampled_from(("location", "offset", "length", "checksum", "basepath")))
-        return draw(st.sampled_from(seed.locations) | st.sampled_from(("-1", "0", "8", "1e3", " 0", "9" * 18, "9" * 30)))
+        return draw(
+            st.sampled_from(seed.locations) | st.sampled_from(("-1", "0", "8", "1e3", " 0", "9" * 18, "9" * 30))
+        )
     if field.name in ("input", "output", "name"):
         return draw(st.sampled_from([value for node in model.graph.node for value in (*node.input, *node.output)]))
     return None

@@ -112,9 +112,7 @@ class _Process:
             return
         spent = time.monotonic() - since
         limit = float(str(self.order["limit_s"]))
-        if spent > _DEAD_WALL * limit or (
-            spent > limit and _cpu_seconds(self.process.pid) - cpu > _DEAD_CPU * limit
-        ):
+        if spent > _DEAD_WALL * limit or (spent > limit and _cpu_seconds(self.process.pid) - cpu > _DEAD_CPU * limit):
             self.hangs = True
             self.process.send_signal(signal.SIGABRT)  # at which faulthandler says where it hangs
             try:

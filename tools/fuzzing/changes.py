@@ -85,7 +85,9 @@ def changed_json(draw: st.DrawFn, tree: Any, most: int = 3) -> Any:
             return tree
         container, key = draw(st.sampled_from(places))
         value = container[key]
-        kind = draw(st.sampled_from(("scalar", "scalar", "near", "near", "lose", "rename", "copy", "wrap", "many", "deep")))
+        kind = draw(
+            st.sampled_from(("scalar", "scalar", "near", "near", "lose", "rename", "copy", "wrap", "many", "deep"))
+        )
         if kind == "scalar":
             container[key] = draw(st.sampled_from(SCALARS))
         elif kind == "near":
@@ -116,7 +118,9 @@ def _near(value: Any) -> st.SearchStrategy[Any]:
     if isinstance(value, bool) or value is None:
         return st.sampled_from((True, False, None))
     if isinstance(value, int):
-        return st.sampled_from((value + 1, value - 1, -value, value * 2, value // 2, value * 1000, 0, 1)) | st.integers()
+        return (
+            st.sampled_from((value + 1, value - 1, -value, value * 2, value // 2, value * 1000, 0, 1)) | st.integers()
+        )
     if isinstance(value, float):
         return st.sampled_from((0.0, -value, value * 2, value * 1e6, value * 1e-6)) | st.floats(allow_nan=False)
     if isinstance(value, str):

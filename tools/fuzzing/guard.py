@@ -19,9 +19,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fuzzing.cases import INPUT, OPTIONS
 import flawscope
 from flawscope.errors import FlawscopeError
+from fuzzing.cases import INPUT, OPTIONS
 
 LIMIT_S = 5.0
 """Processor time that a case may take, in seconds."""
@@ -68,7 +68,9 @@ class Guard:
         self._is_watching = False
         # What Python itself opens, for modules that are imported late.
         paths = sysconfig.get_paths()
-        self._libraries = tuple({*map(os.path.realpath, (sys.prefix, sys.base_prefix, *paths.values(), *sys.path))} - {"/"})
+        self._libraries = tuple(
+            {*map(os.path.realpath, (sys.prefix, sys.base_prefix, *paths.values(), *sys.path))} - {"/"}
+        )
         self._libraries += (str(Path(flawscope.__file__).resolve().parents[1]),)  # a tree of links names it elsewhere
         library = ctypes.CDLL(None, use_errno=True)
         self._notices = library.inotify_init1(_IN_NONBLOCK)
@@ -109,7 +111,8 @@ class Guard:
             raise Finding("escape", "a file outside was opened by a library", "library")
         if refusal is not None:
             _check_message(refusal)
-        left = sorted({*os.listdir(self._case)} - {INPUT, OPTIONS}) + os.listdir(self._scratch)
+        there = sorted(entry.name for folder in (self._case, self._scratch) for entry in folder.iterdir())
+        left = [name for name in there if name not in (INPUT, OPTIONS)]
         if left:
             raise Finding("leftover", f"left behind: {left[:5]}", "leftover")
         if (grown := _peak_bytes() - memory) > MEMORY_BYTES:

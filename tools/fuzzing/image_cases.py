@@ -1,4 +1,4 @@
-"""Strategies of damaged and hostile images: headers, chunks and segments, with checksums made right again, and bytes."""
+"""Strategies of damaged and hostile images: headers, chunks, segments and tags, with checksums made right, and bytes."""
 
 from __future__ import annotations
 
@@ -110,7 +110,9 @@ def _changed_pieces(draw: st.DrawFn, pieces: list[Piece], names: tuple[bytes, ..
     return pieces
 
 
-_PNG_NAMES = tuple(b"IHDR PLTE IDAT IEND tRNS cHRM gAMA iCCP sBIT sRGB tEXt zTXt iTXt bKGD hIST pHYs sPLT tIME eXIf".split())
+_PNG_NAMES = tuple(
+    b"IHDR PLTE IDAT IEND tRNS cHRM gAMA iCCP sBIT sRGB tEXt zTXt iTXt bKGD hIST pHYs sPLT tIME eXIf".split()
+)
 _PNG_NAMES += (b"acTL", b"fcTL", b"fdAT", b"ABCD", b"abcd", b"\x00\x00\x00\x00")
 
 
@@ -186,7 +188,9 @@ def _tiff(draw: st.DrawFn, data: bytes) -> bytes:
     entries = [list(struct.unpack_from("<HHII", data, start + 2 + 12 * index)) for index in range(count)]
     for _ in range(draw(st.integers(1, 3))):
         place = draw(st.integers(0, len(entries) - 1))
-        how = draw(st.sampled_from(("value", "value", "value", "tag", "type", "count", "lose", "double", "move", "next")))
+        how = draw(
+            st.sampled_from(("value", "value", "value", "tag", "type", "count", "lose", "double", "move", "next"))
+        )
         if how == "value":
             numbers = (*NUMBERS, *range(16), 20, 28, 32773, 34712, 50000, start, len(data), len(data) - 4)
             entries[place][3] = draw(st.sampled_from(numbers)) % (1 << 32)

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from fuzzing.cases import INPUT, Case, read_options
-from fuzzing.guard import Finding
 from flawscope.bundle import open_bundle
 from flawscope.imaging.image_facts import facts_of
 from flawscope.imaging.image_headers import read_header
 from flawscope.imaging.images import Preprocessing, decode_image, decode_mask, decode_stored, prepare, read_image
 from flawscope.runtime import Inspector
+from fuzzing.cases import INPUT, Case, read_options
+from fuzzing.guard import Finding
 
 _PREPARED = Preprocessing((32, 24))
 
@@ -49,7 +49,9 @@ def try_bundle(folder: Path) -> None:
         # The golden image was computed at load, so that it cannot be a fault of the bundle now.
         golden = manifest.golden[0]
         if manifest.tiling is None and (result.score is None or abs(result.score - golden.score) > 1.0 + golden.score):
-            raise Finding("inconsistent", f"golden score {golden.score}, then {result.score}: {result.reason}", "golden")
+            raise Finding(
+                "inconsistent", f"golden score {golden.score}, then {result.score}: {result.reason}", "golden"
+            )
         if result.score is not None and result.anomaly_map is None:
             raise Finding("inconsistent", "a score without a map", "map")
 

@@ -1,6 +1,6 @@
 """A process that tries cases, one after another: a crash ends it, not the campaign.
 
-    python -m fuzzing.worker FOLDER     with the order in FOLDER/order.json
+python -m fuzzing.worker FOLDER     with the order in FOLDER/order.json
 """
 
 from __future__ import annotations

@@ -82,7 +82,9 @@ def changed_zip(draw: st.DrawFn, files: dict[str, bytes]) -> bytes:
         record["index"] = index
     for _ in range(draw(st.integers(1, 3))):
         place = draw(st.integers(0, len(data) - 1))
-        kind = draw(st.sampled_from(("local", "central", "both", "end", "name", "double", "overlap", "lose", "around", "wide")))
+        kind = draw(
+            st.sampled_from(("local", "central", "both", "end", "name", "double", "overlap", "lose", "around", "wide"))
+        )
         if kind in ("local", "central", "both"):
             names = [name for name, _ in (_LOCAL if kind != "central" else _CENTRAL)]
             name, value = draw(st.sampled_from(names)), draw(_number(len(data[place])))

@@ -1,1 +1,1 @@
-"""Kills of commands at the worst moments. `tools/kill_harness.py` is the command, CONTRIBUTING.md tells how."""
+"""Kills of commands at the worst moments. `tools/kill_harness.py` is the command."""

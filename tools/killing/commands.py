@@ -33,7 +33,9 @@ COMMANDS = {
     "train": Command(("train", "patchcore", *TRAIN, "--out", "part.run"), weight=2),
     "export": Command(("export", "part.run", "--out", "part.flaw", "--max-batch", "2"), ("part.run",), weight=1),
     "calibrate": Command(
-        (*("calibrate", "part.flaw", "--data", "DATA", "--category", CATEGORY), *("--backend", "cpu")), ("part.flaw",), weight=3
+        (*("calibrate", "part.flaw", "--data", "DATA", "--category", CATEGORY), *("--backend", "cpu")),
+        ("part.flaw",),
+        weight=3,
     ),
     "evaluate": Command(
         (
@@ -164,5 +166,13 @@ def preload() -> None:
             importlib.import_module(f"flawscope.{name}")
         except ModuleNotFoundError as err:
             print(f"not imported beforehand: {err}", file=sys.stderr)
-    for name in ("onnxruntime", "onnx", "scipy.stats", "matplotlib.pyplot", "sklearn.metrics", "tokenizers", *_OF_EXPORT):
+    for name in (
+        "onnxruntime",
+        "onnx",
+        "scipy.stats",
+        "matplotlib.pyplot",
+        "sklearn.metrics",
+        "tokenizers",
+        *_OF_EXPORT,
+    ):
         importlib.import_module(name)

@@ -43,7 +43,9 @@ def picture(kind: str) -> Any:
 @settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     kind=st.sampled_from(["grey", "colour", "alpha", "deep"]),
-    extra=st.lists(st.tuples(st.sampled_from(ANCILLARY), st.binary(max_size=40), st.booleans()), min_size=1, max_size=4),
+    extra=st.lists(
+        st.tuples(st.sampled_from(ANCILLARY), st.binary(max_size=40), st.booleans()), min_size=1, max_size=4
+    ),
 )
 def test_chunks_that_do_not_decide_on_pixels_change_nothing(
     capfd: pytest.CaptureFixture[str], kind: str, extra: list[tuple[bytes, bytes, bool]]
