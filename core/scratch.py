@@ -135,7 +135,7 @@ def remove_leftovers(parent: Path) -> None:
     """
     with contextlib.suppress(OSError):
         # Names at once: removing entries while the folder is listed may skip some.
-        for path in [parent / name for name in os.listdir(parent) if is_scratch(name)]:
+        for path in [path for path in parent.iterdir() if is_scratch(path.name)]:
             with contextlib.suppress(OSError), _abandoned(path):
                 if path.suffix == _ASIDE:
                     _put_back(path)

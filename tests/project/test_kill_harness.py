@@ -91,7 +91,7 @@ def test_commands_that_tear_litter_or_refuse_are_found(tmp_path: Path) -> None:
     assert process.returncode == 1
     assert any("after the kill: torn: neither before nor after" in text for text in rows["torn"]["findings"])
     assert any("left behind after the next command" in text for text in rows["untidy"]["findings"])
-    assert any("the next command ended with 1" in text for text in rows["forgetful"]["findings"])
+    assert any("the next command ended with 70" in text for text in rows["forgetful"]["findings"])
     assert rows["untidy"]["left_after"] > 0
     assert list((tmp_path / "out").glob("torn-*/finding.txt"))
 
@@ -102,7 +102,7 @@ def test_commands_that_tear_litter_or_refuse_are_found(tmp_path: Path) -> None:
         (lambda folder: None, None),
         (lambda folder: (folder / "new").mkdir(), "new: neither before nor after: missing"),
         (lambda folder: (folder / "old.json").unlink(), "old.json: missing"),
-        (lambda folder: (folder / "old.json").write_text("{"), "old.json: neither before nor after"),
+        (lambda folder: (folder / "old.json").write_text("{"), "old.json: JSONDecodeError"),
         (lambda folder: (folder / "other").write_text(""), "other: unexpected"),
     ],
     ids=["before", "empty", "gone", "torn", "more"],

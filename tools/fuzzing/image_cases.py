@@ -1,4 +1,4 @@
-"""Strategies of damaged and hostile images: headers, chunks, segments and tags, with checksums made right, and bytes."""
+"""Strategies of damaged and hostile images: headers, chunks, segments and tags, their checksums right, and bytes."""
 
 from __future__ import annotations
 
