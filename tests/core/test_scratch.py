@@ -282,9 +282,11 @@ def test_names_as_long_as_names_can_be_are_locked_and_written(tmp_path):
 INTERRUPTED = """
 import contextlib, os, sys
 from pathlib import Path
+from flawscope import scratch
 from flawscope.errors import StorageError
 from flawscope.files import atomic_file, atomic_folder, locked, temporary_folder, write_bytes
 
+exchange = scratch.exchange
 EVENTS = ("open", "os.", "fcntl.flock", "shutil.rmtree")
 left = None
 
@@ -307,6 +309,13 @@ def new_folder(path):
     with locked(path), atomic_folder(path, replace_if="file", durable=True) as temporary:
         (temporary / "file").write_bytes(b"after")
 
+def moved_aside(path):
+    scratch.exchange = lambda one, other: False  # as on file systems that cannot
+    try:
+        new_folder(path)
+    finally:
+        scratch.exchange = exchange
+
 def no_output(path):
     with temporary_folder(path.parent) as temporary:
         (temporary / "inside").mkdir()
@@ -322,13 +331,13 @@ def content(path):
     return (path / "file" if path.is_dir() else path).read_bytes() if path.exists() else b"before"
 
 moments = 0
-for work in (new_file, new_folder, no_output, refused):
+for work in (new_file, new_folder, moved_aside, no_output, refused):
     for is_there in (False, True):
         for moment in range(1, 1000):
             folder = root / f"{work.__name__}-{is_there}-{moment}"
             folder.mkdir()
             path = folder / "output"
-            if is_there and work is new_folder:
+            if is_there and work in (new_folder, moved_aside):
                 path.mkdir()
                 (path / "file").write_bytes(b"before")
             elif is_there:

@@ -38,12 +38,16 @@ class Target:
 def try_bundle(folder: Path) -> None:
     """Open and verify a bundle, make it ready, and score its golden image."""
     path = folder / INPUT
-    with open_bundle(path) as bundle:
-        bundle.verify()
+    bundle = open_bundle(path)  # which verifies it
+    try:
         total = sum(entry.size for entry in bundle.manifest.files.values())
         if path.is_file() and total > path.stat().st_size:
             raise Finding("inconsistent", f"{path.stat().st_size} bytes open as {total}", "sizes")
-    with Inspector.load(path, "cpu", read_options(folder).get("path", "auto")) as inspector:
+        inspector = Inspector.load(bundle, "cpu", read_options(folder).get("path", "auto"))
+    except BaseException:
+        bundle.close()
+        raise
+    with inspector:
         manifest = inspector.manifest
         result = inspector(decode_image(inspector.bundle.read(manifest.golden[0].file)))
         # The golden image was computed at load, so that it cannot be a fault of the bundle now.
