@@ -19,11 +19,11 @@ def pixels_of_png(data: bytes) -> bytes | None:
     """
     view = memoryview(data)
     kept: list[memoryview] = []
-    names: list[bytes] = []
-    is_indexed = False
+    is_indexed = has_pixels = False
+    before = b""
     for kind, start, end in png_chunks(data):
+        earlier, before = before, kind
         if not kind[:1].isupper():
-            names.append(b"")
             continue
         # A capital first letter marks the critical chunks; damaged ancillary ones do no harm.
         (checksum,) = struct.unpack_from(">I", data, end)
@@ -35,9 +35,10 @@ def pixels_of_png(data: bytes) -> bytes | None:
         if kind == b"PLTE" and not is_indexed:
             continue
         # The pixels are one piece: one that begins again after something else is another writer's.
-        if kind == b"IDAT" and b"IDAT" in names and names[-1] != b"IDAT":
-            return None
-        names.append(kind)
+        if kind == b"IDAT":
+            if has_pixels and earlier != b"IDAT":
+                return None
+            has_pixels = True
         kept.append(view[start - 8 : end + 4])
         if kind == b"IEND":
             whole = len(SIGNATURE) + sum(map(len, kept))

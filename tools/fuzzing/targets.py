@@ -52,7 +52,9 @@ def try_bundle(folder: Path) -> None:
         result = inspector(decode_image(inspector.bundle.read(manifest.golden[0].file)))
         # The golden image was computed at load, so that it cannot be a fault of the bundle now.
         golden = manifest.golden[0]
-        if manifest.tiling is None and (result.score is None or abs(result.score - golden.score) > 1.0 + golden.score):
+        if manifest.tiling is None and (
+            result.score is None or abs(result.score - golden.score) > 1.0 + abs(golden.score)
+        ):
             raise Finding(
                 "inconsistent", f"golden score {golden.score}, then {result.score}: {result.reason}", "golden"
             )

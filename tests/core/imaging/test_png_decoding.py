@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import time
 import zlib
 from typing import Any
 
@@ -84,6 +85,22 @@ def test_pixels_in_two_pieces_are_refused() -> None:
     torn = [*parts[:place], halves[0], chunk(b"tEXt", b"a\x00b"), halves[1], *parts[place + 1 :]]
     with pytest.raises(ImageError, match="got broken data"):
         decode_stored(signature + b"".join(torn))
+
+
+@pytest.mark.serial
+def test_many_chunks_take_linear_time() -> None:
+    signature, parts = parts_of(picture("grey"))
+    empty, note = chunk(b"IDAT", b""), chunk(b"abCd", b"")
+    place = next(index for index, part in enumerate(parts) if part[4:8] == b"IDAT")
+
+    def seconds(count: int) -> float:
+        data = signature + b"".join((*parts[:place], note * count, empty * count, *parts[place:]))
+        started = time.process_time()
+        np.testing.assert_array_equal(decode_stored(data), picture("grey"))
+        return time.process_time() - started
+
+    seconds(10)
+    assert seconds(40_000) < 40 * max(seconds(4_000), 1e-3)
 
 
 # --- the compressed rows
