@@ -11,8 +11,8 @@ from flawscope.errors import FlawscopeError
 SCRATCH = ".flawscope-"
 """How names of scratch begin."""
 
-CACHE = "engines"
-"""Folder of the cache of engines."""
+PLACES = ("engines", "report")
+"""Folders that hold artefacts and are none: every engine of a cache is one, and the file of a report."""
 
 Files = dict[str, str]
 """Path below an artefact -> SHA-256 of the file."""
@@ -21,9 +21,8 @@ Files = dict[str, str]
 def artefacts(folder: Path) -> dict[str, Files]:
     """Return the artefacts of a folder, without scratch: name -> files; of a single file, its own name is empty."""
     found: dict[str, Files] = {}
-    # Of a cache, every engine is an artefact of its own.
-    for entry in sorted((*folder.iterdir(), *folder.glob(f"{CACHE}/*"))):
-        if entry.name.startswith(SCRATCH) or entry.name == CACHE:
+    for entry in sorted((*folder.iterdir(), *(path for place in PLACES for path in folder.glob(f"{place}/*")))):
+        if entry.name.startswith(SCRATCH) or entry.name in PLACES:
             continue
         files = [entry] if entry.is_file() else sorted(path for path in entry.rglob("*") if not path.is_dir())
         found[entry.relative_to(folder).as_posix()] = {
@@ -103,11 +102,11 @@ def _unreadable(path: Path) -> str | None:
             return None if run_kind(path) else "no run"
         elif path.suffix == ".json":
             json.loads(path.read_bytes())
-        elif path.name == "report":
-            return None if (path / "report.html").read_text().rstrip().endswith("</html>") else "a torn report"
+        elif path.suffix == ".html":
+            return None if path.read_text().rstrip().endswith("</html>") else "a torn report"
         elif path.name == "drawn":
             read_generated(path)
-        elif path.parent.name == CACHE:
+        elif path.parent.name == "engines":
             return read_stored(path).problem
     except (FlawscopeError, OSError, ValueError) as err:
         return f"{type(err).__name__}: {err}"
