@@ -14,6 +14,7 @@ from flawscope.errors import ArgumentError
 from flawscope.files import free_name, is_litter, storage_errors
 from flawscope.imaging.images import EXTENSIONS, prepare, read_image
 from flawscope.imaging.png import write_png
+from flawscope.open_files import list_folder
 from flawscope.runtime.backends import BACKENDS
 from flawscope.runtime.inspector import Inspector
 from flawscope.runtime.overlay import draw_overlay
@@ -99,7 +100,7 @@ def _expand(images: tuple[Path, ...]) -> list[Path]:
         # Not recursive: in a dataset the subfolders are defect types.
         files = sorted(
             entry
-            for entry in image.iterdir()
+            for entry in list_folder(image)
             if entry.suffix.lower() in EXTENSIONS and not is_litter(entry.name) and entry.is_file()
         )
         if not files:
