@@ -135,6 +135,11 @@ def _run(arguments: Sequence[str] | None) -> int:
         return err.exit_code
     except FlawscopeError as err:
         return _fail(str(err), err.exit_status)
+    except OSError as err:
+        # A file or folder of the user's that the system refuses; one without a name is a fault of ours.
+        if err.filename is None:
+            raise
+        return _fail(f"{err.filename}: {err.strerror or err}. Check that it is there and may be read or written.", 2)
     except SystemExit as err:
         if err.code == _TERMINATED:
             return _fail("terminated", _TERMINATED)

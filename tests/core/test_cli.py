@@ -300,6 +300,17 @@ def test_a_pipe_that_broke_is_status_1_and_nothing_is_said(verb, capsys, monkeyp
     assert capsys.readouterr() == ("", "")
 
 
+def test_a_file_that_the_system_refuses_is_one_line_and_an_error_without_a_file_is_a_bug(verb, capsys):
+    verb(raiser(PermissionError(errno.EACCES, "Permission denied", "/some/file")))
+    assert run(["probe"]) == 2
+    assert capsys.readouterr().err == (
+        "error: /some/file: Permission denied. Check that it is there and may be read or written.\n"
+    )
+    verb(raiser(OSError(errno.EIO, "Input/output error")))
+    with pytest.raises(OSError, match="Input/output error"):
+        run(["probe"])
+
+
 def test_a_bug_is_not_hidden(verb):
     verb(raiser(ZeroDivisionError("ours")))
     with pytest.raises(ZeroDivisionError, match="ours"):
