@@ -5,19 +5,22 @@ from __future__ import annotations
 import struct
 import subprocess
 import sys
+import time
 import zlib
 
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flawscope.errors import ArgumentError, ImageError
 from flawscope.imaging import images
 from flawscope.imaging.image_headers import read_header
 from flawscope.imaging.images import MAX_SIDE_PX, check_image, decode_image, decode_stored, read_encoded
-from flawscope.imaging.size_bounds import MAX_SCANS, excess_of
+from flawscope.imaging.jpeg import MAX_SCANS
+from flawscope.imaging.size_bounds import excess_of
+from flawscope.imaging.tiff import count_pages
 
 
 def encode(ending, image, *parameters):
@@ -118,6 +121,73 @@ def test_the_shortest_whole_png_passes(height, width, form):
     assert decode_image(png(height, width, bits, colour, zlib.compress(bytes(row * height), 9))).max() == 0
 
 
+# ---- TIFF, whose strips are images and streams of their own
+
+
+def tiff(strip, *, height=64, width=64, compression=1, rows=64, strips=1, **more):
+    """A grey TIFF whose strips all are the same bytes, with further tags by their numbers."""
+    tags = {256: (width,), 257: (height,), 258: (8,), 259: (compression,), 262: (1,), 277: (1,), 278: (rows,)}
+    tags |= {273: (8,) * strips, 279: (len(strip),) * strips}
+    tags |= {int(name.removeprefix("tag")): values for name, values in more.items()}
+    body, entries = strip, b""
+    for tag, values in sorted(tags.items()):
+        packed = struct.pack(f"<{len(values)}I", *values)
+        if len(values) > 1:
+            body += bytes(-len(body) % 2)
+            packed, body = struct.pack("<I", 8 + len(body)), body + packed
+        entries += struct.pack("<HHI", tag, 4, len(values)) + packed
+    body += bytes(-len(body) % 2)
+    return b"II*\0" + struct.pack("<I", 8 + len(body)) + body + struct.pack("<H", len(tags)) + entries + bytes(4)
+
+
+def test_a_tiff_that_is_whole_passes():
+    assert decode_stored(tiff(bytes(64 * 64))).shape == (64, 64)
+    assert decode_stored(tiff(bytes(64), rows=1, strips=64)).shape == (64, 64)  # strips may share their bytes
+
+
+@pytest.mark.parametrize("side", [8000, 60000])
+def test_a_jpeg_in_a_tiff_is_no_larger_than_its_strip(monkeypatch, side):
+    data = bytearray(encode(".jpg", np.zeros((64, 64), np.uint8)))
+    frame = data.index(b"\xff\xc0")
+    assert decode_stored(tiff(bytes(data), compression=7)).shape == (64, 64)
+    data[frame + 5 : frame + 9] = struct.pack(">HH", side, side)
+    monkeypatch.setattr("simplejpeg.decode_jpeg", lambda *arguments, **options: pytest.fail("it was decoded"))
+    with pytest.raises(ImageError, match="expected a whole tiff image"):
+        decode_stored(tiff(bytes(data), compression=7))
+
+
+@pytest.mark.parametrize("compression", [1, 5, 8, 32773])
+def test_a_strip_that_cannot_be_that_long_is_not_decompressed(compression, no_decoder):
+    """Of any width, as a strip has it: samples and tiles may make far more of it than the image has pixels."""
+    with pytest.raises(ImageError, match="expected a whole tiff image"):
+        decode_stored(tiff(zlib.compress(bytes(100)), compression=compression, tag277=(60_000,)))
+
+
+def test_strips_that_share_a_long_piece_are_not_read_one_by_one(no_decoder):
+    data = zlib.compress(bytes(64)) + bytes(1 << 20)
+    with pytest.raises(ImageError, match="expected a whole tiff image"):
+        decode_stored(tiff(data, compression=8, height=1 << 17, rows=1, strips=1 << 17))
+
+
+def test_a_tag_of_endless_values_makes_no_list_of_them():
+    with pytest.raises(ImageError, match="expected a whole tiff image"):
+        decode_stored(tiff(bytes(64 * 64), tag338=(2,) * (1 << 17)))
+
+
+def test_pages_that_share_their_tags_are_counted_at_once():
+    """Ten thousand directories of 65,535 tags, each two bytes behind the one before."""
+    number = 3000
+    directory = b"\xff\xff" * (6 * 65535 + number + 10)
+    assert len(directory) > 12 * 65535
+    data = bytearray(b"II*\0" + struct.pack("<I", 8) + directory)
+    for page in range(number):
+        end = 8 + 2 * page + 2 + 12 * 65535
+        struct.pack_into("<I", data, end, 8 + 2 * (page + 1))
+    started = time.process_time()
+    assert count_pages(bytes(data)) >= 1
+    assert time.process_time() - started < 5
+
+
 # ---- passes
 
 
@@ -189,3 +259,34 @@ def test_an_array_larger_than_any_image_is_refused(shape):
     array = np.broadcast_to(np.zeros((), np.uint8), shape)  # of no size in memory
     with pytest.raises(ArgumentError, match="expected at most 200,000,000 pixels, and sides of at most 1,048,576, got"):
         check_image(array)
+
+
+# ---- whatever the bytes
+
+
+def image_files():
+    noise = np.random.default_rng(0).integers(0, 256, (24, 20, 3)).astype(np.uint8)
+    forms = [(".png",), (".jpg",), (".jpg", cv2.IMWRITE_JPEG_PROGRESSIVE, 1), (".tif",), (".bmp",), (".webp",)]
+    return [encode(ending, noise, *parameters) for ending, *parameters in forms] + [
+        tiff(bytes(24 * 20), height=24, width=20, rows=4, strips=6, tag338=(2, 2)),
+        tiff(bytes(64 * 64), tag274=(6,)),
+    ]
+
+
+@settings(max_examples=200)
+@given(
+    file=st.integers(0, 7),
+    changes=st.lists(st.tuples(st.integers(0, 1 << 16), st.integers(0, 255)), max_size=8),
+    keep=st.floats(0, 1),
+)
+def test_changed_bytes_give_an_image_or_an_error_in_one_line(file, changes, keep):
+    data = bytearray(image_files()[file])
+    for place, value in changes:
+        # At both ends, where headers and directories are.
+        data[(place if place % 2 else -place) % len(data)] = value
+    message = ""
+    try:
+        assert decode_stored(bytes(data[: round(len(data) * max(keep, 0.5))])).ndim in (2, 3)
+    except ImageError as err:
+        message = str(err)
+    assert "\n" not in message
