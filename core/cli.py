@@ -90,6 +90,7 @@ def root() -> None:
 _NO_ARGUMENTS: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())
 
 
+_LONGEST_LINE = 4000
 _TERMINATED = 128 + signal.SIGTERM  # as shells report it
 
 
@@ -150,5 +151,9 @@ def _run(arguments: Sequence[str] | None) -> int:
 
 
 def _fail(message: str, status: int) -> int:
-    echo(f"error: {' '.join(message.split())}", err=True)
+    line = " ".join(message.split())
+    if len(line) > _LONGEST_LINE:
+        # A name or a value of a stranger's file may have megabytes; both ends say what is wrong and what to do.
+        line = f"{line[: _LONGEST_LINE // 2]} ... {line[-_LONGEST_LINE // 2 :]}"
+    echo(f"error: {line}", err=True)
     return status

@@ -58,7 +58,7 @@ def read_settings(name: str) -> dict[str, Any]:
     except (msgspec.DecodeError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as err:
         if isinstance(err, ArgumentError):
             raise
-        raise ArgumentError(f"--config {name}: is no valid YAML: {err}.") from err
+        raise ArgumentError(f"--config {name}: is no valid YAML: {' '.join(str(err).split())}.") from err
     if settings is None:  # an empty file, or one of comments alone
         return {}
     if not isinstance(settings, dict):

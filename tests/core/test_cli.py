@@ -228,6 +228,15 @@ def test_a_message_of_several_lines_becomes_one(verb, capsys):
     assert capsys.readouterr().err == "error: a b c d\n"
 
 
+def test_a_message_of_megabytes_keeps_both_ends(verb, capsys):
+    verb(raiser(errors.ArgumentError(f"name: expected another, got {'x' * 1_000_000}. Mend it.")))
+    assert run(["probe"]) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("error: name: expected another, got xxx")
+    assert shown.endswith("xxx. Mend it.\n")
+    assert len(shown) < 5000
+
+
 def test_every_error_of_the_tree_is_caught_here():
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)]
     assert len(kinds) == 11
