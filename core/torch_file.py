@@ -76,7 +76,7 @@ _BROKEN = (
 )
 _MOST_OF_A_REASON = 200  # in characters: names in a broken file may have megabytes
 
-_MOST_STEPS = 1 << 20
+_MOST_STEPS = 1 << 19
 """Opcodes of a pickle, and items that they copy; a large network has 50,000. Without a limit, minutes and gigabytes."""
 _MOST_AXES = 32  # NumPy's own limit before version 2
 

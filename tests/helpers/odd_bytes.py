@@ -51,7 +51,7 @@ def odd_bytes(whole: bytes) -> st.SearchStrategy[bytes]:
     return values | replaced | encoded | places.map(lambda place: whole[:place])
 
 
-def assert_read_or_refused(read: Callable[[], object], *others: type[Exception]) -> None:
+def assert_read_or_refused(read: Callable[[], object], *others: type[BaseException]) -> None:
     """Assert that a reader returns something, or refuses in one line with an error of the project, soon.
 
     Args:
