@@ -16,11 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from interrupted import Killed, killing_progress
 from odd_bytes import assert_read_or_refused, odd_bytes
-from odd_files import ODD
+from odd_files import ODD, refuse_listing
 from torch import Tensor, nn
 
 from flawscope.config import BaseConfig, StfpmConfig, build_config, change_settings, from_flat
-from flawscope.errors import ArgumentError, RunError
+from flawscope.errors import ArgumentError, DataError, RunError
 from flawscope.progress import no_progress
 from flawscope.training.loop.checkpoints import Checkpoint, latest_checkpoint, write_checkpoint
 from flawscope.training.loop.image_batches import ImageReader
@@ -419,6 +419,15 @@ def test_what_is_no_file_is_no_checkpoint(tmp_path: Path, name: str, kind: str) 
     (tmp_path / "epoch_000001" / name).unlink()
     ODD[kind](tmp_path / "epoch_000001" / name)
     with pytest.raises(RunError, match=r"epoch_000001: expected a checkpoint, got .*Remove it"):
+        latest_checkpoint(tmp_path)
+
+
+def test_checkpoints_that_cannot_be_listed_are_not_taken_for_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_checkpoint(tmp_path, 1, Checkpoint({"network": {}}, {"state": {}, "param_groups": []}, {}), keep=1)
+    refuse_listing(monkeypatch, tmp_path)
+    with pytest.raises(DataError, match="expected a folder that can be listed"):
         latest_checkpoint(tmp_path)
 
 
