@@ -80,9 +80,9 @@ def _check(text: str, name: str) -> None:
         levels = 0
         for event in yaml.parse(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
             if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) or getattr(event, "tag", None):
-                line = event.start_mark.line + 1
+                line = f"line {event.start_mark.line + 1}: " if event.start_mark else ""
                 raise ArgumentError(
-                    f"--config {name}: line {line}: expected plain values, got an anchor (&), an alias (*) or a tag "
+                    f"--config {name}: {line}expected plain values, got an anchor (&), an alias (*) or a tag "
                     "(!). Write the value out."
                 )
             opens = isinstance(event, yaml.CollectionStartEvent)

@@ -52,8 +52,8 @@ _BYTES_OF_PIXEL = 8
 """Of a file: four samples of 16 bit, not compressed."""
 _BYTES_BESIDE = 64 << 20
 """Of a file, for metadata."""
-_BLOCK_VALUES = 1 << 22
-"""Values that are converted at a time."""
+_BLOCK_PIXELS = 1 << 22
+"""Pixels, or values, that are converted at a time."""
 
 # At import, for the whole process: broken images become an ImageError with a name, and OpenCV's own log lines about
 # them would only be noise on stderr.
@@ -216,13 +216,31 @@ def decode_image(data: bytes, name: str = "image", bits: int | None = None) -> U
     Raises:
         ImageError: As `decode_stored`, or if a value has more bits than are said to be in use.
     """
-    return to_rgb(to_8_bit(decode_stored(data, name), name, bits))
+    return to_rgb(decode_stored(data, name), name, bits)
 
 
-def to_rgb(image: UInt8Array) -> UInt8Array:
-    """Return an image uint8 [H, W] or [H, W, 3] BGR, as `decode_stored` gives it, as uint8 [H, W, 3] RGB."""
+def to_rgb(image: npt.NDArray[Any], name: str, bits: int | None) -> UInt8Array:
+    """Return an image as `decode_stored` gives it as uint8 [H, W, 3] RGB; its own memory may be used for that.
+
+    Raises:
+        ImageError: As `to_8_bit`.
+    """
+    height, width = image.shape[:2]
+    rows = max(1, _BLOCK_PIXELS // width)
+    if height <= rows:
+        return _as_rgb(image, name, bits)
+    # In blocks, and in place where the form is the same: whole copies of an image of gigabytes would not fit beside it.
+    is_in_place = image.dtype == np.uint8 and image.ndim == 3 and image.flags.writeable
+    rgb = image if is_in_place else np.empty((height, width, 3), np.uint8)
+    for top in range(0, height, rows):
+        rgb[top : top + rows] = _as_rgb(image[top : top + rows], name, bits)
+    return rgb
+
+
+def _as_rgb(image: npt.NDArray[Any], name: str, bits: int | None) -> UInt8Array:
+    """Return rows of a decoded image as uint8 [H, W, 3] RGB."""
     code = cv2.COLOR_GRAY2RGB if image.ndim == 2 else cv2.COLOR_BGR2RGB
-    return cv2.cvtColor(image, code).astype(np.uint8, copy=False)
+    return cv2.cvtColor(to_8_bit(image, name, bits), code).astype(np.uint8, copy=False)
 
 
 def to_8_bit(image: npt.NDArray[Any], name: str, bits: int | None) -> UInt8Array:
@@ -241,7 +259,7 @@ def to_8_bit(image: npt.NDArray[Any], name: str, bits: int | None) -> UInt8Array
         )
     # A few rows at a time: the larger numbers of a whole image of gigabytes would not fit beside it.
     result = np.empty(image.shape, np.uint8)
-    rows = max(1, _BLOCK_VALUES // max(1, math.prod(image.shape[1:])))
+    rows = max(1, _BLOCK_PIXELS // max(1, math.prod(image.shape[1:])))
     for top in range(0, len(image), rows):
         # v * 255 / most, rounded, in integers; in uint16 it would wrap around.
         result[top : top + rows] = (image[top : top + rows].astype(np.uint32) * 510 + most) // (2 * most)

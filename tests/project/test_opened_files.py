@@ -22,7 +22,7 @@ OWN = {
     ("core/torch_file.py", "zipfile.ZipFile"): "gets the open file, not its name",
     ("core/bundle/onnx_model.py", "(path.parent / name).read_bytes"): "a graph that this process has just made",
     ("core/scratch.py", "os.open"): "its own scratch and locks",
-    ("core/scratch.py", "os.listdir"): "leftovers; what may not be looked at stays where it is, on purpose",
+    ("core/scratch.py", "os.scandir"): "leftovers; what may not be looked at stays where it is, on purpose",
     ("core/scratch.py", "aside.iterdir"): "its own scratch",
     ("core/scratch.py", "path.parent.glob"): "leftovers; what may not be looked at stays where it is, on purpose",
     ("core/versions.py", "Path('/proc/cpuinfo').read_text"): "the system's own table",

@@ -239,7 +239,7 @@ print(peak() - before)
 def test_blocks_of_rows_give_the_pixels_of_the_whole(monkeypatch, channels, dtype):
     data = encode(".png", np.random.default_rng(0).integers(0, np.iinfo(dtype).max, (50, 31, channels)).astype(dtype))
     whole = decode_image(data)
-    monkeypatch.setattr(images, "_BLOCK_VALUES", 31 * 7)
+    monkeypatch.setattr(images, "_BLOCK_PIXELS", 31 * 7)
     np.testing.assert_array_equal(decode_image(data), whole)
 
 
