@@ -85,6 +85,19 @@ def regular_path(path: Path) -> Path:
     return path
 
 
+def regular_folder(folder: Path) -> Path:
+    """Return `folder` if all below it are folders, regular files and links to these, for libraries that open them.
+
+    Raises:
+        DataError: If it or a folder below cannot be listed.
+        OSError: If a file cannot be opened or is something else; `strerror` says why.
+    """
+    for path in walk_folder(folder):
+        if not path.is_dir():
+            regular_path(path)
+    return folder
+
+
 def _check_kind(mode: int, path: Path) -> None:
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flawscope.bundle import PRECISIONS
-from flawscope.errors import ArgumentError, DataError
+from flawscope.errors import ArgumentError, DataError, ImageError
 from flawscope.files import free_name, is_litter, storage_errors
 from flawscope.imaging.images import EXTENSIONS, prepare, read_image
 from flawscope.imaging.learned_images import summarize_differences
@@ -64,6 +64,7 @@ def score(
     counts: Counter[str] = Counter()
     notes: list[tuple[str, ...]] = []
     names: set[str] = set()
+    undrawn = 0
     with Inspector.load(bundle, backend, path, precision, strict=strict) as inspector:
         inspector.check_batch(batch)
         if pictures is not None:
@@ -89,18 +90,22 @@ def score(
             if isinstance(source, Result) or result.anomaly_map is None or not np.isfinite(result.anomaly_map).all():
                 continue
             name = free_name(source.stem, names) if maps is not None or pictures is not None else ""
-            if maps is not None:
-                _write_map(maps / f"{name}.png", source, result, result.anomaly_map, inspector)
-            if pictures is not None:
-                image = prepare(read_image(source, inspector.manifest.input.bits), inspector.manifest.input)
-                reconstructed = inspector.reconstruct(image[None])
-                write_reconstruction(pictures, name, image, reconstructed, _reference(inspector))
+            try:
+                if maps is not None:
+                    _write_map(maps / f"{name}.png", source, result, result.anomaly_map, inspector)
+                if pictures is not None:
+                    image = prepare(read_image(source, inspector.manifest.input.bits), inspector.manifest.input)
+                    reconstructed = inspector.reconstruct(image[None])
+                    write_reconstruction(pictures, name, image, reconstructed, _reference(inspector))
+            except ImageError as err:  # a file that was removed or replaced since its decision
+                echo(f"error: {err} It was decided on, but not drawn.", err=True)
+                undrawn += 1
     for note in summarize_differences(notes):
         echo(f"note: {note}", err=True)
     if not as_json:
         total = ", ".join(f"{counts[decision]} {decision}" for decision in ("accept", "reject", "fault"))
         echo(f"{len(sources)} images: {total}", err=True)
-    return 1 if counts["fault"] else 0
+    return 1 if counts["fault"] or undrawn else 0
 
 
 def _expand(images: tuple[Path, ...]) -> list[Path | Result]:

@@ -17,7 +17,7 @@ from flawscope.bundle.manifest import SCHEMA, Evidence, FileEntry, Manifest, dec
 from flawscope.bundle.opening import Bundle, open_bundle
 from flawscope.errors import ArgumentError, BundleError
 from flawscope.files import atomic_file, atomic_folder, locked, sha256_file, storage_errors, write_bytes
-from flawscope.open_files import RECORD_BYTES, read_regular
+from flawscope.open_files import RECORD_BYTES, read_regular, regular_path
 
 
 def write_bundle(path: Path, manifest: Manifest, sources: Mapping[str, Path | bytes]) -> Manifest:
@@ -49,7 +49,7 @@ def write_bundle(path: Path, manifest: Manifest, sources: Mapping[str, Path | by
             if isinstance(source, bytes):
                 target.write_bytes(source)
             else:
-                shutil.copyfile(source, target)
+                shutil.copyfile(regular_path(source), target)
             files[name] = FileEntry(sha256_file(target), target.stat().st_size)
         # The manifest last: it lists the hashes of all others.
         data = encode_manifest(msgspec.structs.replace(manifest, files=files))

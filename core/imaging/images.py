@@ -20,6 +20,7 @@ both, which looks at two pixels of each span and can miss a defect between them.
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import Any, Literal
@@ -52,7 +53,7 @@ _BYTES_OF_PIXEL = 8
 _BYTES_BESIDE = 64 << 20
 """Of a file, for metadata."""
 _BLOCK_PIXELS = 1 << 22
-"""Pixels that are converted at a time."""
+"""Pixels, or values, that are converted at a time."""
 
 # At import, for the whole process: broken images become an ImageError with a name, and OpenCV's own log lines about
 # them would only be noise on stderr.
@@ -256,8 +257,13 @@ def to_8_bit(image: npt.NDArray[Any], name: str, bits: int | None) -> UInt8Array
             f"{name}: expected values up to {most} ({bits} bits in use), got {largest}. Set bits to those of the "
             "camera and train again, or leave the image out."
         )
-    # v * 255 / most, rounded, in integers; in uint16 it would wrap around.
-    return ((image.astype(np.uint32) * 510 + most) // (2 * most)).astype(np.uint8)
+    # A few rows at a time: the larger numbers of a whole image of gigabytes would not fit beside it.
+    result = np.empty(image.shape, np.uint8)
+    rows = max(1, _BLOCK_PIXELS // max(1, math.prod(image.shape[1:])))
+    for top in range(0, len(image), rows):
+        # v * 255 / most, rounded, in integers; in uint16 it would wrap around.
+        result[top : top + rows] = (image[top : top + rows].astype(np.uint32) * 510 + most) // (2 * most)
+    return result
 
 
 def read_encoded(path: Path) -> bytes:
@@ -308,18 +314,21 @@ def decode_mask(data: bytes, name: str = "mask", *, is_indexed: bool = False) ->
 def check_image(image: object, name: str = "image") -> UInt8Array:
     """Return `image` if it is uint8 [H, W, 3] within the limits of image files, or raise ArgumentError."""
     checked = check_array(image, name, ("H", "W", 3), np.uint8)
+    check_sides(checked.shape[0], checked.shape[1], name)
+    return checked
+
+
+def check_sides(height: int, width: int, name: str) -> None:
+    """Raise ArgumentError unless an image that is no file has sides as files may have."""
     limit = max_pixels()
     # OpenCV ends the process on some arrays that are larger than any image.
-    if max(checked.shape[:2]) > MAX_SIDE_PX or checked.shape[0] * checked.shape[1] > limit:
+    if max(height, width) > MAX_SIDE_PX or height * width > limit:
         raise ArgumentError(
-            f"{name}: expected at most {limit:,} pixels, and sides of at most {MAX_SIDE_PX:,}, got "
-            f"{checked.shape[1]}x{checked.shape[0]}. Raise FLAWSCOPE_MAX_PIXELS if this is a real image."
+            f"{name}: expected at most {limit:,} pixels, and sides of at most {MAX_SIDE_PX:,}, got {width}x{height}. "
+            "Raise FLAWSCOPE_MAX_PIXELS if this is a real image."
         )
-    if min(checked.shape[:2]) < MIN_SIDE_PX:
-        raise ArgumentError(
-            f"{name}: expected sides of at least {MIN_SIDE_PX} pixels, got {checked.shape[1]}x{checked.shape[0]}."
-        )
-    return checked
+    if min(height, width) < MIN_SIDE_PX:
+        raise ArgumentError(f"{name}: expected sides of at least {MIN_SIDE_PX} pixels, got {width}x{height}.")
 
 
 def resize(image: npt.NDArray[Any], size: tuple[int, int], version: int = PREPROCESSING_VERSION) -> npt.NDArray[Any]:

@@ -36,6 +36,6 @@ def excess_of(data: bytes, header: Header) -> str | None:
 def _may_inflate(data: bytes, header: Header) -> bool:
     """Return whether the compressed data of a PNG can be enough for its rows."""
     bits, colour = struct.unpack_from(">BB", data, 24)  # after the signature, a chunk's length and name, and the size
-    row = 1 + (header.width * _PNG_SAMPLES.get(colour, 1) * bits + 7) // 8
+    row = 1 + (header.width * _PNG_SAMPLES.get(colour, 1) * int(bits) + 7) // 8
     compressed = sum(end - start for kind, start, end in png_chunks(data) if kind == b"IDAT")
     return bool(compressed * _DEFLATE_RATIO >= row * header.height)

@@ -24,7 +24,8 @@ from flawscope.arrays import Float32Array, check_array
 from flawscope.errors import ArgumentError, DataError
 from flawscope.files import write_bytes
 from flawscope.open_files import regular_path
-from flawscope.torch_file import SavedModule, SavedTensor, read_torch_file
+from flawscope.torch_file import read_torch_file
+from flawscope.torch_pickle import SavedModule, SavedTensor
 
 MAX_VECTORS = 1024
 """Largest number of vectors of a word; prompts have fewer tokens."""

@@ -24,7 +24,8 @@ from odd_files import ODD
 from torch import nn
 
 from flawscope.errors import DataError
-from flawscope.torch_file import MAX_BYTES, SavedTensor, read_torch_file
+from flawscope.torch_file import MAX_BYTES, read_torch_file
+from flawscope.torch_pickle import SavedTensor
 
 BOTH_FORMS = pytest.mark.parametrize("is_zip", [True, False], ids=["zip", "sequence"])
 

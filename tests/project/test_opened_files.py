@@ -10,8 +10,8 @@ from project_paths import ROOT
 
 READS = frozenset({"read_bytes", "read_text", "fromfile", "memmap", "mmap", "imread", "genfromtxt", "loadtxt"})
 LISTS = frozenset({"glob", "rglob", "iterdir", "walk", "scandir", "listdir", "fwalk"})
-BY_NAME = frozenset({"safe_open", "load_file"})
-"""What opens a file by its name in a library: only after `regular_path` has looked at it."""
+BY_NAME = frozenset({"safe_open", "load_file", "copyfile", "copy2", "copytree"})
+"""What opens files by their names in a library: only after `regular_path` or `regular_folder` has looked at them."""
 
 OWN = {
     ("core/open_files.py", "os.open"): "it is the place itself",
@@ -66,13 +66,14 @@ def bare_openings(text: str) -> list[tuple[int, str]]:
             (name in READS | LISTS and is_attribute)
             or (name == "ZipFile" and not _writes(node.args[1:2]))
             or (name == "load" and isinstance(node.func, ast.Attribute) and ast.unparse(node.func.value) in _LOADERS)
-            or (name in BY_NAME and not (isinstance(first, ast.Call) and ast.unparse(first.func) == "regular_path"))
+            or (name in BY_NAME and not (isinstance(first, ast.Call) and ast.unparse(first.func) in _LOOKS))
             or (name == "open" and _opens_to_read(node))
         ):
             found.append((node.lineno, ast.unparse(node.func)))
     return sorted(found)
 
 
+_LOOKS = ("regular_path", "regular_folder")
 _LOADERS = ("np", "numpy", "torch")
 
 
@@ -124,6 +125,8 @@ def test_files_of_others_are_opened_in_one_place() -> None:
         "safe_open(path, framework='numpy')",
         "safetensors.torch.load_file(path)",
         "zipfile.ZipFile(path)",
+        "shutil.copyfile(path, target)",
+        "shutil.copytree(folder, target, dirs_exist_ok=True)",
         "zipfile.ZipFile(path, 'r')",
         "folder.glob('*')",
         "folder.iterdir()",
@@ -145,6 +148,7 @@ def test_a_bare_opening_is_found(text: str) -> None:
         "zipfile.ZipFile(path, 'w', zipfile.ZIP_STORED)",
         "safetensors.numpy.load_file(regular_path(path))",
         "safetensors.numpy.load(data)",
+        "shutil.copytree(regular_folder(folder), target)",
         "read_regular(path, RECORD_BYTES)",
         "open_bundle(path)",
     ],

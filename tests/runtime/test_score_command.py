@@ -96,6 +96,30 @@ def test_what_is_no_file_is_a_fault_and_the_rest_is_scored(
     assert str(paths[1]) in lines[1]["reason"]
 
 
+def test_an_image_that_is_gone_before_it_is_drawn_ends_no_loop(
+    padim_bundle: Path,
+    tiny_root: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    images = [shutil.copy(image, tmp_path / f"{index}.png") for index, image in enumerate(normal_images(tiny_root)[:2])]
+    judge = Inspector.stream
+
+    def removing(*arguments: Any) -> Any:
+        for result in judge(*arguments):
+            if result.image == str(images[0]):
+                Path(images[0]).unlink()
+            yield result
+
+    monkeypatch.setattr(Inspector, "stream", removing)
+    assert score(padim_bundle, *images, "--json", "--maps", tmp_path / "maps") == 1
+    shown = capsys.readouterr()
+    assert [json.loads(line)["decision"] for line in shown.out.splitlines()] == ["accept", "accept"]
+    assert f"error: {images[0]}: could not be read: No such file or directory." in shown.err
+    assert [path.name for path in (tmp_path / "maps").iterdir()] == ["1.png"]
+
+
 def test_a_folder_that_cannot_be_listed_is_a_fault_and_the_rest_is_scored(
     padim_bundle: Path,
     tiny_root: Path,

@@ -24,7 +24,7 @@ from flawscope.errors import RunError
 from flawscope.files import atomic_folder
 from flawscope.imaging.png import encode_png
 from flawscope.imaging.tiles import ImageSource, read_source
-from flawscope.open_files import list_folder, regular_path
+from flawscope.open_files import list_folder, regular_folder, regular_path
 from flawscope.runs import RECORD, SAMPLES, WEIGHTS, RunRecord, encode_record, read_run_record
 from flawscope.training.detectors.ddad_extractor import FOLDER as EXTRACTOR
 from flawscope.training.features.backbone import Backbone, restore_backbone
@@ -90,8 +90,8 @@ def write_run(
             # Copied, not moved: should writing fail, the workspace must still be whole to resume from.
             for part in (Path(), *([Path(EXTRACTOR)] if (workspace / EXTRACTOR).is_dir() else [])):
                 (folder / part).mkdir(exist_ok=True)
-                shutil.copy2(workspace / part / METRICS, folder / part / METRICS)
-                shutil.copytree(workspace / part / PREVIEWS, folder / part / PREVIEWS)
+                shutil.copy2(regular_path(workspace / part / METRICS), folder / part / METRICS)
+                shutil.copytree(regular_folder(workspace / part / PREVIEWS), folder / part / PREVIEWS)
         (folder / RECORD).write_bytes(encode_record(record))
 
 

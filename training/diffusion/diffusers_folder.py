@@ -21,7 +21,7 @@ import torch
 from flawscope.diffusion.schedule import TRAINED_STEPS, Sampling
 from flawscope.errors import MissingExtra, RunError
 from flawscope.files import sha256_file
-from flawscope.open_files import RECORD_BYTES, TEXT_BYTES, read_regular, regular_path, walk_folder
+from flawscope.open_files import RECORD_BYTES, TEXT_BYTES, read_regular, regular_folder, walk_folder
 from flawscope.text import NOT_JSON, encode_json
 from flawscope.training.diffusion.autoencoder_network import shape_settings
 from flawscope.training.diffusion.diffusers_networks import import_diffusers
@@ -270,10 +270,7 @@ def called(folder: Path, library: Any, load: Callable[[Path], Any]) -> Any:
     library_log.disable_progress_bar()
     try:
         # The libraries open files by their names, and would wait for ever for a pipe.
-        for path in walk_folder(folder):
-            if not path.is_dir():
-                regular_path(path)
-        return load(folder)
+        return load(regular_folder(folder))
     except Exception as err:
         # Both libraries raise errors of many families, their own and others'; for the user all mean an unusable folder.
         first = next(iter(str(err).splitlines()), "no message")

@@ -13,7 +13,7 @@ import msgspec
 from flawscope.config import DenoisingSettings, TrainedConfig, find_part, flatten
 from flawscope.errors import ArgumentError
 from flawscope.files import storage_errors, write_text
-from flawscope.open_files import RECORD_BYTES, list_folder, read_regular, walk_folder
+from flawscope.open_files import RECORD_BYTES, list_folder, read_regular, regular_path, walk_folder
 from flawscope.text import NOT_JSON, encode_json
 from flawscope.training.loop.loop import CHECKPOINTS
 from flawscope.training.loop.optimizers import import_bitsandbytes
@@ -84,7 +84,7 @@ def open_workspace(
             for events in [path for path in walk_folder(folder) if _is_events(path)]:
                 target = out / events.relative_to(folder)
                 target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(events, target)
+                shutil.copyfile(regular_path(events), target)
         is_done = True
     finally:
         # Without a checkpoint there is nothing to resume from: a request that failed early leaves nothing behind.

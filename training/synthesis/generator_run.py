@@ -27,7 +27,7 @@ from torch import Tensor
 from flawscope.errors import RunError
 from flawscope.files import atomic_folder
 from flawscope.imaging.tiles import ImageSource, read_source
-from flawscope.open_files import regular_path, walk_folder
+from flawscope.open_files import regular_folder, regular_path, walk_folder
 from flawscope.runs import (
     RECORD,
     SAMPLES,
@@ -126,13 +126,13 @@ def write_synthesis_run(
             (folder / SAMPLES / f"{index:03d}.png").write_bytes(encode_sample(read_source(sample, bits)))
         for target, source in (support or {}).items():
             (folder / target).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, folder / target)
+            shutil.copyfile(regular_path(source), folder / target)
         if workspace is not None:
             for metrics in [path for path in walk_folder(workspace) if path.name == METRICS]:
                 part = folder / metrics.parent.relative_to(workspace)
                 part.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(metrics, part / METRICS)
-                shutil.copytree(metrics.parent / PREVIEWS, part / PREVIEWS, dirs_exist_ok=True)
+                shutil.copyfile(regular_path(metrics), part / METRICS)
+                shutil.copytree(regular_folder(metrics.parent / PREVIEWS), part / PREVIEWS, dirs_exist_ok=True)
         (folder / RECORD).write_bytes(encode_record(record))
 
 
