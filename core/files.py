@@ -119,7 +119,9 @@ def write_text(path: Path, text: str) -> None:
 
 
 @contextlib.contextmanager
-def atomic_folder(path: Path, *, replace_if: str | None = None, durable: bool = False) -> Iterator[Path]:
+def atomic_folder(
+    path: Path, *, replace_if: str | None = None, durable: bool = False, private: bool = False
+) -> Iterator[Path]:
     """Yield a temporary folder beside `path`; rename it to `path` on success, remove it on failure.
 
     At no moment is there neither the folder before nor the new one, where the system can exchange two names; where it
@@ -130,6 +132,7 @@ def atomic_folder(path: Path, *, replace_if: str | None = None, durable: bool = 
         replace_if: File name that marks an existing folder as an earlier output of the same kind, which may be
             replaced (`run.json`, `manifest.json`).
         durable: Whether the folder must survive a power cut from the moment on that it has its name.
+        private: Whether its owner alone may read and write it, whatever the umask says.
 
     Raises:
         ArgumentError: If `path` holds something else.
@@ -143,7 +146,10 @@ def atomic_folder(path: Path, *, replace_if: str | None = None, durable: bool = 
         with scratch_folder(path.parent) as temporary:
             yield temporary
             for entry in (temporary, *temporary.rglob("*")):
-                _follow_umask(entry)
+                if private:
+                    entry.chmod(0o700 if entry.is_dir() else 0o600)
+                else:
+                    _follow_umask(entry)
                 if durable:
                     sync(entry)
             swap_in(temporary, path)
