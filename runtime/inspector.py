@@ -8,7 +8,7 @@ whatever goes wrong with an image is a `fault`, never an `accept`, and the image
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -30,7 +30,8 @@ from flawscope.runtime.decision import decide, find_boxes
 from flawscope.runtime.device_arrays import CudaArray, DlpackArray, on_host
 from flawscope.runtime.results import Box, Result
 from flawscope.runtime.scorers.golden import check_golden, check_outputs
-from flawscope.runtime.scorers.scorer import Reconstructor, ScorerOptions, open_scorer
+from flawscope.runtime.scorers.scorer import Reconstructor, Scorer, ScorerOptions, open_scorer
+from flawscope.time_limit import load_limit, within
 
 Source = Path | str | npt.NDArray[np.uint8] | CudaArray | DlpackArray
 """An image: a file, or an array uint8 [H, W, 3] RGB of NumPy, on a CUDA device, or with DLPack."""
@@ -45,6 +46,7 @@ class Inspector:
         path: As in `load`.
         precision: As in `load`.
         is_candidate: The bundle is being made and may have no golden images yet.
+        timeout_s: As in `load`.
 
     Attributes:
         bundle: The opened bundle.
@@ -62,6 +64,7 @@ class Inspector:
         precision: str = "fp32",
         *,
         is_candidate: bool = False,
+        timeout_s: float | None = None,
     ) -> None:
         if bundle.manifest.kind != "score":
             raise BundleError(
@@ -78,27 +81,18 @@ class Inspector:
         self._options = ScorerOptions(choice.name, path, precision)
         self._device_failed = self._is_closed = False
         self._sampling: Sampling | None = None
-        try:
-            self.scorer = open_scorer(bundle, self._options)
-        except BackendError as err:
-            # A backend that was asked for by name must not turn into another one: speed and rounding would differ.
-            if backend != "auto" or self.backend == "cpu":
-                raise
-            # ONNX Runtime can list CUDA and still fail to start it (cuDNN missing, for one). `path` is passed on as it
-            # was asked for and not as it was resolved: `auto` is `graph` on CUDA, but `kernel` on the CPU.
-            self.backend_reason = f"auto: {err}"
-            self._options = ScorerOptions("cpu", path, precision)
-            self.scorer = open_scorer(bundle, self._options)
-        # Not part of the fall-back: a device that computes wrong scores must be noticed, also under `auto`.
-        try:
-            check_golden(bundle, self.scorer, self._options)
-        except BaseException:  # KeyboardInterrupt too: device memory must not stay behind
-            self.scorer.close()
-            raise
+        self._limit_s = load_limit(timeout_s)
+        self.scorer = self._within_limit(lambda: self._open(backend))
 
     @classmethod
     def load(
-        cls, bundle: Bundle | Path | str, backend: str = "auto", path: str = "auto", precision: str = "fp32"
+        cls,
+        bundle: Bundle | Path | str,
+        backend: str = "auto",
+        path: str = "auto",
+        precision: str = "fp32",
+        *,
+        timeout_s: float | None = None,
     ) -> Inspector:
         """Open and verify a bundle and make it ready; its golden images must reproduce their stored scores.
 
@@ -108,15 +102,18 @@ class Inspector:
             path: `graph` runs `score.onnx`; `kernel` runs `features.onnx` and the kernels of `cpp_ext`; `auto` takes
                 the faster of the two, see `PATHS`.
             precision: Precision of the graphs, one that the bundle has.
+            timeout_s: Seconds until it must be ready, without the building of engines; 0 for no limit. None takes
+                `FLAWSCOPE_LOAD_TIMEOUT`, or 300. The same holds when a device that failed is opened again.
 
         Raises:
             ArgumentError: If backend or path is unknown, or the bundle lacks the precision.
             BundleError: If the bundle is broken or does not reproduce its golden scores.
             BackendError: If the backend is not available or cannot run the graph.
+            LoadTimeout: If it is not ready in time. The thread that loads it cannot be ended and is left behind.
         """
         opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
         try:
-            return cls(opened, backend, path, precision)
+            return cls(opened, backend, path, precision, timeout_s=timeout_s)
         except BaseException as err:
             opened.close()
             if isinstance(err, FlawscopeError) or not isinstance(err, Exception):
@@ -125,6 +122,30 @@ class Inspector:
             raise BundleError(
                 f"{opened.path}: could not be made ready: unexpected {type(err).__name__}: {err}. Export it again."
             ) from err
+
+    def _within_limit(self, work: Callable[[], Scorer]) -> Scorer:
+        return within(self._limit_s, work, lambda scorer: scorer.close(), str(self.bundle.path))
+
+    def _open(self, asked: str) -> Scorer:
+        """Return a scorer that reproduces the golden scores; with the backend `auto`, of the CPU if no other works."""
+        try:
+            scorer = open_scorer(self.bundle, self._options)
+        except BackendError as err:
+            # A backend that was asked for by name must not turn into another one: speed and rounding would differ.
+            if asked != "auto" or self.backend == "cpu":
+                raise
+            # ONNX Runtime can list CUDA and still fail to start it (cuDNN missing, for one). `path` is passed on as it
+            # was asked for and not as it was resolved: `auto` is `graph` on CUDA, but `kernel` on the CPU.
+            self.backend_reason = f"auto: {err}"
+            self._options = ScorerOptions("cpu", self._options.path, self.precision)
+            scorer = open_scorer(self.bundle, self._options)
+        # Not part of the fall-back: a device that computes wrong scores must be noticed, also under `auto`.
+        try:
+            check_golden(self.bundle, scorer, self._options)
+        except BaseException:  # KeyboardInterrupt too: device memory must not stay behind
+            scorer.close()
+            raise
+        return scorer
 
     @property
     def manifest(self) -> Manifest:
@@ -214,6 +235,10 @@ class Inspector:
             raise BundleError(f"{self.bundle.path}: the inspector was closed. Load the bundle again.")
 
     def _reopen(self) -> None:
+        # After everything that can raise: the next call must try again.
+        self.scorer, self._device_failed = self._within_limit(self._open_again), False
+
+    def _open_again(self) -> Scorer:
         scorer = open_scorer(self.bundle, self._options)
         try:
             check_golden(self.bundle, scorer, self._options)  # before another sampling, which has other scores
@@ -222,8 +247,7 @@ class Inspector:
         except BaseException:
             scorer.close()
             raise
-        # After everything that can raise: the next call must try again.
-        self.scorer, self._device_failed = scorer, False
+        return scorer
 
     def reconstruct(self, prepared: UInt8Array) -> Reconstructed:
         """Return the reconstructions and maps of prepared images uint8 [N, H, W, 3].

@@ -11,9 +11,10 @@ import numpy.typing as npt
 
 from flawscope.bundle import PRECISIONS
 from flawscope.errors import ArgumentError
-from flawscope.files import free_name, is_litter, storage_errors
+from flawscope.files import check_new_files, free_name, is_litter, storage_errors
 from flawscope.imaging.images import EXTENSIONS, prepare, read_image
 from flawscope.imaging.png import write_png
+from flawscope.output_options import OVERWRITE
 from flawscope.runtime.backends import BACKENDS
 from flawscope.runtime.inspector import Inspector
 from flawscope.runtime.overlay import draw_overlay
@@ -37,6 +38,7 @@ from flawscope.terminal import echo, echo_json
     type=click.Path(path_type=Path),
     help="Folder for input, reconstruction and maps (PNG); for ddad and dsad, which then compute twice.",
 )
+@OVERWRITE
 def score(
     bundle: Path,
     images: tuple[Path, ...],
@@ -47,12 +49,15 @@ def score(
     as_json: bool,
     maps: Path | None,
     pictures: Path | None,
+    overwrite: bool,
 ) -> int:
     """Decide on images, or on all images of folders.
 
     An image that cannot be read is a fault, never an accept; the others are still scored, and the exit status is 1.
     """
     paths = _expand(images)
+    for folder in (maps, pictures):
+        check_new_files(folder, overwrite=overwrite)
     counts: Counter[str] = Counter()
     names: set[str] = set()
     with Inspector.load(bundle, backend, path, precision) as inspector:

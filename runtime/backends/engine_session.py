@@ -12,6 +12,7 @@ from flawscope.runtime.backends.session import MakeDeviceHead
 from flawscope.runtime.backends.tensorrt import TensorrtSession
 from flawscope.runtime.engines import BuildOptions, EngineCache, Stored, Target, current_target, import_tensorrt
 from flawscope.runtime.engines.ensure import ensure_engine
+from flawscope.time_limit import unlimited
 
 # Opened bundle -> its engines. A device that is opened anew gets the engine that it had: what lies in the cache by then
 # may be another, or gone.
@@ -47,9 +48,10 @@ def open_engine(bundle: Bundle, graph: str, precision: str, make_head: MakeDevic
     place = (graph, precision, tensorrt.name, tensorrt.version, target)
     loaded = _LOADED.setdefault(bundle, {})
     if place not in loaded:
-        loaded[place] = ensure_engine(
-            bundle, graph, tensorrt, target, options, EngineCache(), precision=precision
-        ).stored
+        with unlimited():  # a build takes minutes
+            loaded[place] = ensure_engine(
+                bundle, graph, tensorrt, target, options, EngineCache(), precision=precision
+            ).stored
     stored = loaded[place]
     # Without CUDA kernels the patches are copied back, for the CPU's kernels.
     device_head = make_head if cpp_ext.HAVE_CUDA else None

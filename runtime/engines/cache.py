@@ -113,7 +113,7 @@ class EngineCache:
             earlier = read_stored(folder, root, is_strict=True)
             if earlier is not None and earlier.entry is None:
                 self._set_aside(folder)  # without an entry, which `replace_if` would refuse
-            with atomic_folder(folder, replace_if=ENTRY, private=True) as temporary:
+            with atomic_folder(folder, replace_if=ENTRY, overwrite=True, private=True) as temporary:
                 (temporary / PLAN).write_bytes(built.plan)
                 if layers is not None:
                     (temporary / LAYERS).write_bytes(layers)
