@@ -150,7 +150,9 @@ def main() -> None:
     precision = ("--precision", "fp16") if options.precision == "fp16" else ()
     parts = {
         "folder": measured(*this, "--part", "folder"),
-        "export": measured(sys.executable, "-m", "flawscope", "export", folder, "--out", bundle, "--overwrite", *precision),
+        "export": measured(
+            sys.executable, "-m", "flawscope", "export", folder, "--out", bundle, "--overwrite", *precision
+        ),
     }
     parts["draw"] = measured(*this, "--part", "draw")
     peak_gb = max(figures["peak_gb"] for figures in parts.values())

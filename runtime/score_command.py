@@ -10,9 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from flawscope.bundle import PRECISIONS
-from flawscope.errors import ArgumentError
+from flawscope.errors import ArgumentError, FlawscopeError
 from flawscope.files import check_new_files, free_name, is_litter, storage_errors
 from flawscope.imaging.images import EXTENSIONS, prepare, read_image
+from flawscope.imaging.learned_images import summarize_differences
 from flawscope.imaging.png import write_png
 from flawscope.output_options import OVERWRITE
 from flawscope.runtime.backends import BACKENDS
@@ -31,6 +32,11 @@ from flawscope.terminal import echo, echo_json
 @click.option("--path", "path", type=click.Choice(PATHS), default="auto", show_default=True, help="How maps are made.")
 @click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True)
 @click.option("--batch", type=int, default=1, show_default=True, help="Images per inference.")
+@click.option(
+    "--strict",
+    is_flag=True,
+    help="An image unlike all those that the bundle learned from (size, shape, colours, bits, brightness) is a fault.",
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON line per image.")
 @click.option("--maps", type=click.Path(path_type=Path), help="Folder for heat maps over the images (PNG).")
 @click.option(
@@ -46,6 +52,7 @@ def score(
     path: str,
     precision: str,
     batch: int,
+    strict: bool,
     as_json: bool,
     maps: Path | None,
     pictures: Path | None,
@@ -54,13 +61,16 @@ def score(
     """Decide on images, or on all images of folders.
 
     An image that cannot be read is a fault, never an accept; the others are still scored, and the exit status is 1.
+    A map or picture that cannot be written is an error; the images are still scored, and the exit status is 2.
     """
     paths = _expand(images)
     for folder in (maps, pictures):
         check_new_files(folder, overwrite=overwrite)
     counts: Counter[str] = Counter()
+    notes: list[tuple[str, ...]] = []
     names: set[str] = set()
-    with Inspector.load(bundle, backend, path, precision) as inspector:
+    missing = 0
+    with Inspector.load(bundle, backend, path, precision, strict=strict) as inspector:
         inspector.check_batch(batch)
         if pictures is not None:
             inspector.check_reconstructs()
@@ -74,6 +84,7 @@ def score(
             echo(f"backend {inspector.backend} ({inspector.backend_reason})", err=True)
         for source, result in zip(paths, inspector.stream(paths, batch), strict=True):
             counts[result.decision] += 1
+            notes.append(result.notes)
             if as_json:
                 echo_json(result.to_json())
             else:
@@ -82,15 +93,24 @@ def score(
             if result.anomaly_map is None or not np.isfinite(result.anomaly_map).all():
                 continue
             name = free_name(source.stem, names) if maps is not None or pictures is not None else ""
-            if maps is not None:
-                _write_map(maps / f"{name}.png", source, result, result.anomaly_map, inspector)
-            if pictures is not None:
-                image = prepare(read_image(source), inspector.manifest.input)
-                reconstructed = inspector.reconstruct(image[None])
-                write_reconstruction(pictures, name, image, reconstructed, _reference(inspector))
+            try:
+                if maps is not None:
+                    _write_map(maps / f"{name}.png", source, result, result.anomaly_map, inspector)
+                if pictures is not None:
+                    image = prepare(read_image(source, inspector.manifest.input.bits), inspector.manifest.input)
+                    reconstructed = inspector.reconstruct(image[None])
+                    write_reconstruction(pictures, name, image, reconstructed, _reference(inspector))
+            except FlawscopeError as err:
+                # A picture that is missing is no reason to leave the other parts without a decision.
+                missing += 1
+                echo(f"error: {err}", err=True)
+    for note in summarize_differences(notes):
+        echo(f"note: {note}", err=True)
     if not as_json:
         total = ", ".join(f"{counts[decision]} {decision}" for decision in ("accept", "reject", "fault"))
         echo(f"{len(paths)} images: {total}", err=True)
+    if missing:
+        return 2
     return 1 if counts["fault"] else 0
 
 
@@ -137,5 +157,5 @@ def _write_map(
     path: Path, source: Path, result: Result, anomaly_map: npt.NDArray[np.float32], inspector: Inspector
 ) -> None:
     spec = inspector.manifest.map_spec
-    image = draw_overlay(read_image(source), anomaly_map, spec, _reference(inspector), result.boxes)
-    write_png(path, image)
+    image = read_image(source, inspector.manifest.input.bits)
+    write_png(path, draw_overlay(image, anomaly_map, spec, _reference(inspector), result.boxes))
