@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
 import signal
 import sys
 import threading
@@ -20,6 +21,7 @@ from click.shell_completion import CompletionItem
 from flawscope import __version__
 from flawscope.errors import FlawscopeError
 from flawscope.terminal import echo, guarded_streams
+from flawscope.time_limit import is_left_behind
 from flawscope.verbs import VERBS, Alias, Group, Row
 
 
@@ -101,7 +103,11 @@ def main(arguments: Sequence[str] | None = None, **extra: Any) -> None:
     is_main = threading.current_thread() is threading.main_thread()
     if is_main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, _terminate)
-    sys.exit(run(arguments))
+    status = run(arguments)
+    if is_left_behind():
+        # A thread in foreign code, which nothing can end: leaving in the usual way could wait for it, or crash in it.
+        os._exit(status)
+    sys.exit(status)
 
 
 def _terminate(number: int, frame: object) -> None:

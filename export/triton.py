@@ -23,7 +23,7 @@ import numpy as np
 from flawscope.bundle import Bundle, FileEntry, Golden, Manifest, Thresholds, open_bundle
 from flawscope.errors import ArgumentError, BackendError, BundleError, GateError
 from flawscope.export.source_kind import is_run
-from flawscope.files import atomic_folder, sha256_file, storage_errors, temporary_folder
+from flawscope.files import atomic_folder, check_replaceable, sha256_file, storage_errors, temporary_folder
 from flawscope.imaging.images import Preprocessing, prepare, read_image
 from flawscope.open_files import RECORD_BYTES, list_folder, read_regular, walk_folder
 from flawscope.runtime.backends.ort import import_onnxruntime
@@ -156,7 +156,9 @@ def bundle_of(source: Path, export: Callable[[Path], object]) -> Iterator[Bundle
             yield bundle
 
 
-def write_triton(bundle: Bundle, repository: Path, options: TritonOptions | None = None) -> TritonRecord:
+def write_triton(
+    bundle: Bundle, repository: Path, options: TritonOptions | None = None, *, overwrite: bool = False
+) -> TritonRecord:
     """Write a bundle as one model of a Triton model repository, atomically.
 
     Before the model appears, ONNX Runtime loads the graph from the written files, its inputs and outputs are compared
@@ -164,9 +166,10 @@ def write_triton(bundle: Bundle, repository: Path, options: TritonOptions | None
 
     Args:
         bundle: The bundle; without calibration the record has no thresholds.
-        repository: The model repository. Other models in it stay; a model of this name is replaced only if its files
-            are exactly as this function wrote them.
+        repository: The model repository. Other models in it stay.
         options: Name, device and batching.
+        overwrite: Whether a model of this name may be replaced; only if its files are exactly as this function wrote
+            them.
 
     Returns:
         The record as written to `flawscope.json`.
@@ -195,8 +198,9 @@ def write_triton(bundle: Bundle, repository: Path, options: TritonOptions | None
     with storage_errors(folder):
         _check_repository(repository)
         _check_unchanged(folder)
+        check_replaceable(folder, RECORD, overwrite=overwrite)
     golden = manifest.golden_of(options.precision)
-    with atomic_folder(folder, replace_if=RECORD) as temporary:
+    with atomic_folder(folder, replace_if=RECORD, overwrite=overwrite) as temporary:
         for target, source in _copies(bundle, options.precision).items():
             (temporary / target).parent.mkdir(parents=True, exist_ok=True)
             with (temporary / target).open("wb") as file:

@@ -10,12 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 from flawscope.bundle import PRECISIONS
-from flawscope.errors import ArgumentError, DataError, ImageError
-from flawscope.files import free_name, is_litter, storage_errors
+from flawscope.errors import ArgumentError, DataError, FlawscopeError
+from flawscope.files import check_new_files, free_name, is_litter, storage_errors
 from flawscope.imaging.images import EXTENSIONS, prepare, read_image
 from flawscope.imaging.learned_images import summarize_differences
 from flawscope.imaging.png import write_png
 from flawscope.open_files import list_folder
+from flawscope.output_options import OVERWRITE
 from flawscope.runtime.backends import BACKENDS
 from flawscope.runtime.inspector import Inspector
 from flawscope.runtime.overlay import draw_overlay
@@ -44,6 +45,7 @@ from flawscope.terminal import echo, echo_json
     type=click.Path(path_type=Path),
     help="Folder for input, reconstruction and maps (PNG); for ddad and dsad, which then compute twice.",
 )
+@OVERWRITE
 def score(
     bundle: Path,
     images: tuple[Path, ...],
@@ -55,16 +57,20 @@ def score(
     as_json: bool,
     maps: Path | None,
     pictures: Path | None,
+    overwrite: bool,
 ) -> int:
     """Decide on images, or on all images of folders.
 
     An image that cannot be read is a fault, never an accept; the others are still scored, and the exit status is 1.
+    A map or picture that cannot be written is an error; the images are still scored, and the exit status is 2.
     """
     sources = _expand(images)
+    for folder in (maps, pictures):
+        check_new_files(folder, overwrite=overwrite)
     counts: Counter[str] = Counter()
     notes: list[tuple[str, ...]] = []
     names: set[str] = set()
-    undrawn = 0
+    missing = 0
     with Inspector.load(bundle, backend, path, precision, strict=strict) as inspector:
         inspector.check_batch(batch)
         if pictures is not None:
@@ -97,15 +103,18 @@ def score(
                     image = prepare(read_image(source, inspector.manifest.input.bits), inspector.manifest.input)
                     reconstructed = inspector.reconstruct(image[None])
                     write_reconstruction(pictures, name, image, reconstructed, _reference(inspector))
-            except ImageError as err:  # a file that was removed or replaced since its decision
+            except FlawscopeError as err:
+                # A picture that is missing is no reason to leave the other parts without a decision.
+                missing += 1
                 echo(f"error: {err} It was decided on, but not drawn.", err=True)
-                undrawn += 1
     for note in summarize_differences(notes):
         echo(f"note: {note}", err=True)
     if not as_json:
         total = ", ".join(f"{counts[decision]} {decision}" for decision in ("accept", "reject", "fault"))
         echo(f"{len(sources)} images: {total}", err=True)
-    return 1 if counts["fault"] or undrawn else 0
+    if missing:
+        return 2
+    return 1 if counts["fault"] else 0
 
 
 def _expand(images: tuple[Path, ...]) -> list[Path | Result]:

@@ -13,7 +13,8 @@ from flawscope.calibration.evaluation.evaluate import evaluate_bundle, record_ac
 from flawscope.calibration.evaluation.figures import Fault, Figures, LeakFigures
 from flawscope.calibration.evaluation.intervals import Rate
 from flawscope.datasets import open_dataset
-from flawscope.files import write_bytes
+from flawscope.files import check_new_file, write_bytes
+from flawscope.output_options import OVERWRITE
 from flawscope.rich_console import PlainConsole
 from flawscope.terminal import command_line, echo, progress_bars
 from flawscope.text import encode_json, printable
@@ -53,6 +54,7 @@ _NAMES = (
 @click.option("--report", type=click.Path(path_type=Path), metavar="DIR", help="Write DIR/report.html.")
 @click.option("--seed", default=0, show_default=True, help="Seed of the bootstrap intervals.")
 @click.option("--no-record", is_flag=True, help="Leave the bundle as it is: add no evidence.")
+@OVERWRITE
 def evaluate(
     bundle: Path,
     data: Path,
@@ -65,6 +67,7 @@ def evaluate(
     report: Path | None,
     seed: int,
     no_record: bool,
+    overwrite: bool,
 ) -> int:
     """Measure BUNDLE on the labelled test images of a dataset, through the runtime.
 
@@ -74,6 +77,7 @@ def evaluate(
     A bundle that has learned from defects drawn after a support set needs --support: its images and their near
     duplicates are then left out, and the figures on all test images are reported beside, as "with leak".
     """
+    check_new_file(json_file, overwrite=overwrite)
     support = None
     if support_folder is not None:
         from flawscope.datasets.defects.support_set import read_support
@@ -81,9 +85,10 @@ def evaluate(
         support = read_support(support_folder)
     if report is not None:
         # Lazy, as the import below: Matplotlib and Jinja are needed for a report alone. Checked before the long part.
-        from flawscope.calibration.evaluation.report import check_report_packages
+        from flawscope.calibration.evaluation.report import REPORT, check_report_packages
 
         check_report_packages()
+        check_new_file(report / REPORT, overwrite=overwrite)
     if not no_record:
         check_changeable(bundle)
     with progress_bars() as progress:

@@ -120,6 +120,7 @@ def resample_bundle(
     backend: str = "auto",
     command: str = "",
     progress: Progress = no_progress,
+    overwrite: bool = False,
 ) -> Manifest:
     """Write a bundle with another sampling, and record how that changes its figures.
 
@@ -127,19 +128,20 @@ def resample_bundle(
 
     Args:
         path: The bundle.
-        out: Bundle folder to write; an earlier bundle there is replaced.
+        out: Bundle folder to write.
         sampling: The sampling of the new bundle.
         dataset: Labelled images on which both samplings are measured; None skips the measurement.
         backend: Name of a backend, for the figures.
         command: Command line for the record.
         progress: Told how many images are scored.
+        overwrite: Whether an earlier bundle there may be replaced.
 
     Raises:
-        ArgumentError: If the bundle does not reconstruct, or has too little noise.
+        ArgumentError: If the bundle does not reconstruct, or has too little noise, or `out` is taken.
         DataError: If there are not both normal and anomalous test images, or one cannot be scored.
         StorageError: If the bundle cannot be written.
     """
-    check_replaceable(out, "manifest.json")
+    check_replaceable(out, "manifest.json", overwrite=overwrite)
     with open_bundle(path) as bundle:
         manifest = bundle.manifest
         before = reconstruction_head(manifest).sampling
@@ -157,7 +159,7 @@ def resample_bundle(
             golden=_golden(path, manifest, sampling),
             evidence=evidence,
         )
-        return write_bundle(out, changed, {name: bundle.read(name) for name in manifest.files})
+        return write_bundle(out, changed, {name: bundle.read(name) for name in manifest.files}, overwrite=overwrite)
 
 
 def _golden(path: Path, manifest: Manifest, sampling: Sampling) -> tuple[Golden, ...]:

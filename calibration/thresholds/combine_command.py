@@ -13,6 +13,7 @@ from flawscope.calibration.thresholds.combine import Combination, combine_bundle
 from flawscope.calibration.thresholds.ensemble_scales import MAP_QUANTILE, SCORE_QUANTILE
 from flawscope.datasets import open_dataset
 from flawscope.errors import ArgumentError
+from flawscope.output_options import OVERWRITE
 from flawscope.rich_console import PlainConsole
 from flawscope.terminal import command_line, echo, progress_bars
 from flawscope.text import printable
@@ -25,8 +26,15 @@ from flawscope.text import printable
 @click.option("--category", metavar="NAME", help="Category below the dataset's folder.")
 @click.option("--weights", metavar="W,W,...", help="One a bundle, above 0.  [default: 1 each]")
 @click.option("--backend", default="auto", show_default=True, help="Backend that makes the maps.")
+@OVERWRITE
 def combine(
-    bundles: tuple[Path, ...], out: Path, data: Path, category: str | None, weights: str | None, backend: str
+    bundles: tuple[Path, ...],
+    out: Path,
+    data: Path,
+    category: str | None,
+    weights: str | None,
+    backend: str,
+    overwrite: bool,
 ) -> None:
     """Combine several detectors to one bundle.
 
@@ -40,7 +48,14 @@ def combine(
     dataset = open_dataset(data, category)
     with progress_bars() as progress:
         result = combine_bundles(
-            bundles, out, dataset, weights=shares, backend=backend, command=command_line(), progress=progress
+            bundles,
+            out,
+            dataset,
+            weights=shares,
+            backend=backend,
+            command=command_line(),
+            progress=progress,
+            overwrite=overwrite,
         )
     _print(result, out)
 

@@ -10,6 +10,7 @@ from flawscope.bundle import EnsembleHead, EnsembleMember, Manifest, SynthHead, 
 from flawscope.bundle.manifest import Threshold
 from flawscope.errors import BundleError, GateError
 from flawscope.imaging.tiles import Tiling
+from flawscope.output_options import OVERWRITE
 from flawscope.terminal import echo, echo_json
 
 _BUNDLE = click.argument("path", metavar="BUNDLE", type=click.Path(path_type=Path))
@@ -154,8 +155,9 @@ def verify(path: Path) -> None:
 @click.command()
 @_BUNDLE
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="File to write.")
-def pack(path: Path, out: Path) -> None:
+@OVERWRITE
+def pack(path: Path, out: Path, overwrite: bool) -> None:
     """Write a bundle folder as one uncompressed file."""
     with open_bundle(path) as opened:
-        pack_bundle(opened, out)
+        pack_bundle(opened, out, overwrite=overwrite)
     echo(f"{out}: {out.stat().st_size / 2**20:.1f} MiB")

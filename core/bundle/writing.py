@@ -16,23 +16,26 @@ from flawscope.bundle.file_names import MANIFEST, is_safe
 from flawscope.bundle.manifest import SCHEMA, Evidence, FileEntry, Manifest, decode_manifest, encode_manifest
 from flawscope.bundle.opening import Bundle, open_bundle
 from flawscope.errors import ArgumentError, BundleError
-from flawscope.files import atomic_file, atomic_folder, locked, sha256_file, storage_errors, write_bytes
+from flawscope.files import atomic_file, atomic_folder, check_new_file, locked, sha256_file, storage_errors, write_bytes
 from flawscope.open_files import RECORD_BYTES, read_regular, regular_path
 
 
-def write_bundle(path: Path, manifest: Manifest, sources: Mapping[str, Path | bytes]) -> Manifest:
+def write_bundle(
+    path: Path, manifest: Manifest, sources: Mapping[str, Path | bytes], *, overwrite: bool = False
+) -> Manifest:
     """Write a bundle folder whole, or not at all.
 
     Args:
-        path: The folder to make; an existing bundle there is replaced.
+        path: The folder to make.
         manifest: The manifest; its `files` and `digest` are filled in here.
         sources: Name in the bundle -> file to copy, or the bytes themselves.
+        overwrite: Whether a bundle that lies there may be replaced.
 
     Returns:
         The manifest as written.
 
     Raises:
-        ArgumentError: If a name is not allowed in a bundle, or `path` is something other than a bundle.
+        ArgumentError: If a name is not allowed in a bundle, or `path` is taken.
         BundleError: If the manifest holds NaN or infinity.
         StorageError: If the system refuses to write; an existing bundle stays as it was.
     """
@@ -41,7 +44,7 @@ def write_bundle(path: Path, manifest: Manifest, sources: Mapping[str, Path | by
             raise ArgumentError(f"{name!r}: expected a relative file name other than {MANIFEST}. Choose another name.")
     _check_ours(path)
     # Locked: whoever changes the bundle that lies there meanwhile would change one that is gone.
-    with locked(path), atomic_folder(path, replace_if=MANIFEST, durable=True) as folder:
+    with locked(path), atomic_folder(path, replace_if=MANIFEST, overwrite=overwrite, durable=True) as folder:
         files = {}
         for name, source in sources.items():
             target = folder / name
@@ -139,13 +142,24 @@ def _model(manifest: Manifest) -> Manifest:
     )
 
 
-def pack_bundle(bundle: Bundle, path: Path) -> None:
-    """Write a bundle as one uncompressed zip with fixed times, so equal bundles give equal files."""
+def pack_bundle(bundle: Bundle, path: Path, *, overwrite: bool = False) -> None:
+    """Write a bundle as one uncompressed zip with fixed times, so equal bundles give equal files.
+
+    Args:
+        bundle: The bundle.
+        path: The file to write.
+        overwrite: Whether a file that lies there may be replaced.
+
+    Raises:
+        ArgumentError: If `path` is taken, or lies in the bundle.
+        StorageError: If the system refuses to write.
+    """
     if path.is_dir():
         raise ArgumentError(f"{path}: expected a file name for the packed bundle, got an existing folder.")
     if bundle.path.is_dir() and path.resolve().is_relative_to(bundle.path.resolve()):
         raise ArgumentError(f"{path}: expected a place outside the bundle, where only listed files may lie.")
     with locked(path):
+        check_new_file(path, overwrite=overwrite)
         _pack(bundle, encode_manifest(bundle.manifest), path)
 
 

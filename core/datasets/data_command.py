@@ -13,6 +13,7 @@ from rich.text import Text
 
 from flawscope.datasets import Inspection, Problem, inspect_dataset, list_categories, open_dataset
 from flawscope.errors import DataError
+from flawscope.output_options import OVERWRITE
 from flawscope.rich_console import PlainConsole
 from flawscope.terminal import echo, echo_json, progress_bars
 from flawscope.text import printable
@@ -73,8 +74,16 @@ def inspect(root: Path, category: str | None, as_json: bool, list_all: bool) -> 
 @click.option("--train", default=80, show_default=True, help="Normal training images per kind.")
 @click.option("--test-good", default=30, show_default=True, help="Normal test images per kind.")
 @click.option("--test-defective", default=12, show_default=True, help="Test images per kind and defect type.")
+@OVERWRITE
 def demo(
-    folder: Path, kinds: tuple[str, ...], seed: int, size: int, train: int, test_good: int, test_defective: int
+    folder: Path,
+    kinds: tuple[str, ...],
+    seed: int,
+    size: int,
+    train: int,
+    test_good: int,
+    test_defective: int,
+    overwrite: bool,
 ) -> None:
     """Generate images of parts with and without defects, and masks, into DIR in the layout of MVTec AD."""
     # Here, because `data inspect` need not load the drawing of parts.
@@ -90,6 +99,7 @@ def demo(
             test_good=test_good,
             test_defective=test_defective,
             progress=partial(report, "drawing parts"),
+            overwrite=overwrite,
         )
     echo(f"dataset: {folder} ({', '.join(kinds or KINDS)})")
     echo(f"overview: {folder / 'contact_sheet.png'}")

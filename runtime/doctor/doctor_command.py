@@ -79,14 +79,17 @@ def _engines() -> dict[str, Any]:
         engines["device"] = {"target": str(current_target()), "problem": None}
     except BackendError as err:
         engines["device"] = {"target": None, "problem": str(err)}
+    folder: str | None = None
     try:
         cache = EngineCache()
-    except ArgumentError as err:  # a service without a home folder; engines are optional
-        engines["cache"] = {"folder": None, "engines": 0, "unusable": 0, "problem": str(err)}
+        folder = str(cache.root)
+        stored = list(cache.all())
+    # A service without a home folder, or a cache that others may write to; engines are optional.
+    except (ArgumentError, BackendError) as err:
+        engines["cache"] = {"folder": folder, "engines": 0, "unusable": 0, "problem": str(err)}
         return engines
-    stored = list(cache.all())
     unusable = sum(engine.problem is not None for engine in stored)
-    engines["cache"] = {"folder": str(cache.root), "engines": len(stored), "unusable": unusable, "problem": None}
+    engines["cache"] = {"folder": folder, "engines": len(stored), "unusable": unusable, "problem": None}
     return engines
 
 

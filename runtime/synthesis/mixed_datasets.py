@@ -109,10 +109,11 @@ def write_synth_dataset(
     labels: Labels = "precise",
     support: SupportRecord | None = None,
     progress: CountProgress | None = None,
+    overwrite: bool = False,
 ) -> SynthDatasetRecord:
     """Write a dataset of the accepted images of a folder of drawn ones, and of real images.
 
-    The folder appears whole under its name or not at all. An earlier one is replaced.
+    The folder appears whole under its name or not at all.
 
     Args:
         generated: The folder of `generate_images`.
@@ -123,13 +124,14 @@ def write_synth_dataset(
         support: The support set; with it, near duplicates of its images are left out of the test split, too. Without
             it, support images are identified by the hashes in `generate.json`.
         progress: Called with the number of images written and their total after each.
+        overwrite: Whether an earlier dataset of this kind may be replaced.
 
     Raises:
-        ArgumentError: If `folder` holds something else.
+        ArgumentError: If `folder` is taken.
         DataError: If nothing was accepted, the support set is another one, or a file is broken or was changed.
         StorageError: If the system refuses to write; nothing is left behind.
     """
-    check_replaceable(folder, MARKER)
+    check_replaceable(folder, MARKER, overwrite=overwrite)
     record = read_json(generated / GENERATED, GenerateRecord, "the record of drawn images")
     names = {category_of(dataset, sample) for sample in dataset.samples}
     # One category of a joint generation can be taken alone; what was drawn for others is no error.
@@ -147,7 +149,7 @@ def write_synth_dataset(
     drawings = list(_drawings(accepted, layout, names_of_real))
     total = len(drawings) + (len(real) if layout == "mvtec" else 0)
     counts: Counter[str] = Counter()
-    with atomic_folder(folder, replace_if=MARKER) as unfinished:
+    with atomic_folder(folder, replace_if=MARKER, overwrite=overwrite) as unfinished:
         tiles = _write_drawings(generated, unfinished, drawings, labels)
         counts.update(f"{line.category}/drawn/{line.defect}" for line in accepted)
         for written, sample in enumerate(real if layout == "mvtec" else (), len(drawings) + 1):

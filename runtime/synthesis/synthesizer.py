@@ -38,6 +38,7 @@ from flawscope.runtime.synthesis.paste import feather_mask, paste_drawn
 from flawscope.runtime.synthesis.precise_masks import PreciseMask, precise_mask
 from flawscope.runtime.synthesis.quality import Verdict, judge_image
 from flawscope.runtime.synthesis.texture import texture_contrast
+from flawscope.time_limit import load_limit, within
 
 TOKENIZER = "tokenizer.json"
 FREE_CATEGORY = "any"
@@ -97,7 +98,9 @@ class Synthesizer:
         precision: Precision of the graphs.
     """
 
-    def __init__(self, bundle: Bundle, backend: str = "auto", precision: str = "fp32") -> None:
+    def __init__(
+        self, bundle: Bundle, backend: str = "auto", precision: str = "fp32", *, timeout_s: float | None = None
+    ) -> None:
         head = bundle.manifest.head
         # The type as well as the kind: a bundle of another version could say one and hold the other.
         if bundle.manifest.kind != "synth" or not isinstance(head, SynthHead):
@@ -119,6 +122,11 @@ class Synthesizer:
         self.backend, self.backend_reason = choice.name, choice.reason
         self._sessions: dict[str, Session] = {}
         self._empty: Float32Array | None = None  # encoded empty text, the same for every image; filled on first use
+        within(
+            load_limit(timeout_s), lambda: self._open_any(backend), lambda _: self._close_sessions(), str(bundle.path)
+        )
+
+    def _open_any(self, backend: str) -> None:
         try:
             self._open()
         except BackendError as err:
@@ -130,23 +138,33 @@ class Synthesizer:
             self._open()
 
     @classmethod
-    def load(cls, bundle: Bundle | Path | str, backend: str = "auto", precision: str = "fp32") -> Synthesizer:
+    def load(
+        cls,
+        bundle: Bundle | Path | str,
+        backend: str = "auto",
+        precision: str = "fp32",
+        *,
+        timeout_s: float | None = None,
+    ) -> Synthesizer:
         """Open and verify a bundle and load its graphs.
 
         Args:
             bundle: A bundle, or the path of one.
             backend: `auto`, `cpu`, `cuda` or `tensorrt`. One that is asked for by name must be available.
             precision: Precision of the graphs, one that the bundle has.
+            timeout_s: Seconds until it must be ready, without the building of engines; 0 for no limit. None takes
+                `FLAWSCOPE_LOAD_TIMEOUT`, or 300.
 
         Raises:
             ArgumentError: If the backend's name is unknown, or the bundle lacks the precision.
             BackendError: If the backend is not available or cannot run a graph.
             BundleError: If the bundle is broken, is no generator, or lacks a file.
+            LoadTimeout: If it is not ready in time. The thread that loads it cannot be ended and is left behind.
             MissingExtra: If the package `tokenizers` is not installed.
         """
         opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
         try:
-            return cls(opened, backend, precision)
+            return cls(opened, backend, precision, timeout_s=timeout_s)
         except BaseException:  # Ctrl-C too
             opened.close()
             raise

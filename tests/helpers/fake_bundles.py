@@ -73,7 +73,9 @@ def write_fake_bundle(
         evidence=Evidence(parity=(Parity("torch", "score.onnx (cpu)", 8, 1.2e-6, 2.3e-6, 1.0),)),
     )
     hashes = json.dumps({"training": list(training), "held_out": list(held_out)}).encode()
-    write_bundle(path, manifest, {"score.onnx": b"graph", "bank.safetensors": b"bank", "images.json": hashes})
+    write_bundle(
+        path, manifest, {"score.onnx": b"graph", "bank.safetensors": b"bank", "images.json": hashes}, overwrite=True
+    )
     return path
 
 

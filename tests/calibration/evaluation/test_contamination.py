@@ -238,7 +238,7 @@ def test_command_writes_both_columns_and_the_struct_without_a_path(make_bundle, 
     assert cli.run(["evaluate", str(path), *data]) == 0
     assert read_json(file)["support"] is None
     assert "with leak" not in capsys.readouterr().out
-    assert cli.run(["evaluate", str(path), *data, "--support", str(tmp_path / "set")]) == 0
+    assert cli.run(["evaluate", str(path), *data, "--overwrite", "--support", str(tmp_path / "set")]) == 0
     figures = read_json(file)
     support = figures["support"]
     assert figures["images"] == 22 - 1 - len(record.alike)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import importlib
 import sys
+import tempfile
 
 import numpy as np
 import pytest
@@ -177,10 +178,27 @@ def test_figures_go_to_the_bundle_that_was_measured_or_nowhere(make_bundle, data
 
 
 @pytest.mark.parametrize("option", ["--json", "--report"])
-def test_figures_that_cannot_be_written_are_printed_all_the_same(make_bundle, dataset, tmp_path, capsys, option):
+def test_a_place_that_cannot_be_written_to_is_refused_before_anything_is_measured(
+    make_bundle, dataset, tmp_path, capsys, option
+):
     (tmp_path / "file").write_bytes(b"x")
     path = make_bundle(threshold=75.0)
     assert cli.run(["evaluate", str(path), "--data", str(dataset.root), option, str(tmp_path / "file" / "out")]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "could not be written" in err
+
+
+@pytest.mark.parametrize("option", ["--json", "--report"])
+def test_figures_that_cannot_be_written_are_printed_all_the_same(
+    make_bundle, dataset, tmp_path, capsys, monkeypatch, option
+):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    path = make_bundle(threshold=75.0)
+    monkeypatch.setattr(tempfile, "mkstemp", full)
+    assert cli.run(["evaluate", str(path), "--data", str(dataset.root), option, str(tmp_path / "out")]) == 2
     out, err = capsys.readouterr()
     assert "image AUROC" in out
     assert "could not be written" in err

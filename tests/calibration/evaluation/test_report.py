@@ -207,10 +207,11 @@ def test_no_absolute_path_of_the_dataset_is_shown(evaluation, tmp_path):
     assert str(tmp_path) not in report.render_report(evaluation)
 
 
-def test_command_writes_the_report_and_replaces_an_older_one(make_bundle, dataset, tmp_path, capsys):
+def test_command_writes_the_report_and_replaces_an_older_one_if_asked_to(make_bundle, dataset, tmp_path, capsys):
     path, folder = make_bundle(threshold=75.0), tmp_path / "out"
-    for _ in range(2):
-        assert cli.run(["evaluate", str(path), "--data", str(dataset.root), "--report", str(folder)]) == 0
+    for asked, status in (([], 0), ([], 2), (["--overwrite"], 0)):
+        arguments = ["evaluate", str(path), "--data", str(dataset.root), "--report", str(folder), *asked]
+        assert cli.run(arguments) == status
     assert [file.name for file in folder.iterdir()] == ["report.html"]
     assert f"report: {folder / 'report.html'}" in capsys.readouterr().out
 
