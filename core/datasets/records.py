@@ -19,7 +19,7 @@ import msgspec
 
 from flawscope.datasets.folders import contents
 from flawscope.datasets.record_paths import place_below
-from flawscope.datasets.samples import GOOD, Dataset, Sample, Split, in_order
+from flawscope.datasets.samples import GOOD, GOOD_NAMES, Dataset, Sample, Split, in_order
 from flawscope.errors import DataError
 
 DEFECT = "defective"
@@ -27,7 +27,6 @@ DEFECT = "defective"
 
 _SUFFIXES = (".json", ".jsonl")
 _KEYS = frozenset({"filename", "label", "clsname"})
-_GOOD_NAMES = frozenset({GOOD, "normal", "ok"})
 # Bytes of a first line that are read to recognise records: other JSON files may be one line of gigabytes.
 _MOST_OF_A_LINE = 1 << 16
 _BOM = b"\xef\xbb\xbf"  # byte order mark that some Windows editors write
@@ -167,8 +166,8 @@ def _defect(fields: _Fields, image: PurePosixPath, where: str) -> str:
     if fields.label not in (0, 1):
         raise DataError(f"{where}: label: expected 0 (normal) or 1 (anomalous), got {fields.label}. Mend that line.")
     name = fields.label_name or (GOOD if fields.label == 0 else DEFECT)
-    if (name.lower() in _GOOD_NAMES) != (fields.label == 0):
-        expected = f"one of {', '.join(sorted(_GOOD_NAMES))}" if fields.label == 0 else "the name of a defect"
+    if (name.lower() in GOOD_NAMES) != (fields.label == 0):
+        expected = f"one of {', '.join(sorted(GOOD_NAMES))}" if fields.label == 0 else "the name of a defect"
         raise DataError(
             f"{where}: label_name: expected {expected} for label {fields.label}, got {name!r}. Mend that line."
         )
@@ -178,7 +177,7 @@ def _defect(fields: _Fields, image: PurePosixPath, where: str) -> str:
         return name
     # Two empty names in front, for images with fewer than two folders.
     *_, above, folder = ("", "", *image.parts[:-1])
-    return folder if above in get_args(Split) and folder.lower() not in _GOOD_NAMES else DEFECT
+    return folder if above in get_args(Split) and folder.lower() not in GOOD_NAMES else DEFECT
 
 
 def _base(root: Path, first: Record) -> Path:

@@ -32,7 +32,8 @@ from flawscope.datasets.defects.support_set import SupportRecord
 from flawscope.datasets.folders import is_mask_name
 from flawscope.errors import DataError
 from flawscope.files import atomic_folder, check_replaceable, free_name, sha256_file
-from flawscope.imaging.images import read_image, read_mask
+from flawscope.imaging.images import read_image
+from flawscope.imaging.masks import read_mask
 from flawscope.progress import CountProgress
 from flawscope.runtime.synthesis.generated_set import MARKER as GENERATED
 from flawscope.runtime.synthesis.generated_set import GeneratedImage, GenerateRecord, read_generated
