@@ -5,9 +5,11 @@ A mask of grey levels has a defect above half of full scale, so that a soft edge
 word. What a file is, its values tell:
 
     * Where it has one colour and an alpha channel that varies, the alpha is the mask.
-    * Where it is stored without loss, has at most 16 values, and values of the lower half are no edges of brighter
-      areas, they are class numbers. An edge lies between two levels; an area of a class has no darker neighbour.
+    * Where it is stored without loss and has at most 16 values above 0, they are class numbers if none is of the upper
+      half, or if those of the lower half are at most 32 and no edges of brighter areas. An edge lies between two
+      levels; an area of a class has no darker neighbour.
 
+Areas of a grey between, as 127 beside 255, may be a soft edge or a level of doubt: they are named, and no defect.
 Nothing is turned around: a mask that looks inverted is named, never inverted.
 """
 
@@ -26,6 +28,8 @@ from flawscope.imaging.image_facts import facts_of
 from flawscope.imaging.images import decode_stored
 
 _MOST_CLASSES = 16
+_LARGEST_CLASS = 32
+"""Largest number of a class beside brighter values; above, it may as well be a grey level."""
 _LOSSY = ("jpeg", "webp")
 """Formats whose small values may be noise of the compression."""
 _LEAST_SHARE_OF_AREAS = 0.1
@@ -41,7 +45,7 @@ class MaskReading(NamedTuple):
         largest: The largest value stored in the file.
         classes: The values that were taken as class numbers; empty where they were taken as grey levels.
         is_from_alpha: The mask lies in the alpha channel.
-        faint: Values of the lower half in areas without any of the upper half, which are no defect as grey levels.
+        faint: Values of the lower half that are no mere edges, and no defect as grey levels.
     """
 
     defect: BoolArray
@@ -95,11 +99,13 @@ def understand_mask(data: bytes, name: str = "mask", *, is_indexed: bool = False
     low = (values > 0) & (values <= half)
     if facts.format in _LOSSY or not low.any():
         return MaskReading(np.asarray(values > half), largest)
-    classes = np.unique(values[values > 0]).tolist()
-    is_few = len(classes) <= _MOST_CLASSES
-    if is_few and (largest <= half or _areas(values, low) >= _LEAST_SHARE_OF_AREAS):
-        return MaskReading(np.asarray(values > 0), largest, tuple(classes))
-    faint = np.unique(values[_without_bright(values, half)]).tolist() if is_few else []
+    above = np.unique(values[values > 0]).tolist()
+    if len(above) > _MOST_CLASSES:
+        return MaskReading(np.asarray(values > half), largest)
+    has_areas = _areas(values, low) >= _LEAST_SHARE_OF_AREAS
+    if largest <= half or (has_areas and int(values[low].max()) <= _LARGEST_CLASS):
+        return MaskReading(np.asarray(values > 0), largest, tuple(above))
+    faint = np.unique(values[low if has_areas else _without_bright(values, half)]).tolist()
     return MaskReading(np.asarray(values > half), largest, faint=tuple(faint))
 
 

@@ -98,7 +98,9 @@ def test_soft_edges_are_halved_and_never_taken_for_classes(seed, soften, extensi
 @settings(max_examples=60)
 @given(
     seed=st.integers(0, 999),
-    numbers=st.lists(st.one_of(st.integers(1, 127), st.just(255)), min_size=2, max_size=2),
+    numbers=st.one_of(
+        st.lists(st.integers(1, 127), min_size=2, max_size=2), st.tuples(st.integers(1, 32), st.just(255))
+    ),
     extension=st.sampled_from([".png", ".bmp", ".tif"]),
     dtype=st.sampled_from([np.uint8, np.uint16]),
 )
@@ -117,6 +119,15 @@ def test_classes_in_alternate_rows_are_classes():
     reading = understand_mask(encode(".png", mask))
     np.testing.assert_array_equal(reading.defect, mask > 0)
     assert reading.classes == (2, 255)
+
+
+@settings(max_examples=20)
+@given(seed=st.integers(0, 999), level=st.integers(33, 127))
+def test_a_grey_between_is_told_and_is_no_defect(seed, level):
+    mask = blobs(seed, value=lambda number: (level, 255)[number])
+    reading = understand_mask(encode(".png", mask))
+    np.testing.assert_array_equal(reading.defect, mask > 127)
+    assert (reading.classes, reading.faint) == ((), (level,) if level in mask else ())
 
 
 def test_a_faint_spot_beside_bright_areas_is_told_and_is_no_defect():
