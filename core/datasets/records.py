@@ -11,6 +11,7 @@ holds them. The label decides what is normal. The defect type is the `label_name
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple, get_args
@@ -18,7 +19,7 @@ from typing import NamedTuple, get_args
 import msgspec
 
 from flawscope.datasets.folders import contents
-from flawscope.datasets.record_paths import place_below
+from flawscope.datasets.record_paths import backslash_remark, place_below
 from flawscope.datasets.samples import GOOD, GOOD_NAMES, Dataset, Sample, Split, in_order
 from flawscope.errors import DataError
 
@@ -52,6 +53,8 @@ class Record(NamedTuple):
         defect: "good", or the defect type.
         image: Relative path of the image.
         mask: Relative path of the mask; None for normal images only.
+        file: The file the line is in.
+        backslashes: Number of its paths whose backslashes were taken as slashes.
     """
 
     where: str
@@ -60,6 +63,8 @@ class Record(NamedTuple):
     defect: str
     image: PurePosixPath
     mask: PurePosixPath | None
+    file: Path
+    backslashes: int = 0
 
 
 def find_records(root: Path) -> dict[Split, Path]:
@@ -103,7 +108,7 @@ def read_records(root: Path, files: Mapping[Split, Path]) -> list[Record]:
     lines: dict[PurePosixPath, str] = {}
     for split, path in files.items():
         for where, line in _lines(path):
-            record = _record(root, split, where, line)
+            record = _record(root, split, path, where, line)
             if record.image in lines:
                 raise DataError(
                     f"{where}: expected another image on every line, got {str(record.image)!r} again after "
@@ -128,7 +133,11 @@ def dataset_of(root: Path, records: Sequence[Record], category: str) -> Dataset:
     chosen = [record for record in records if record.category == category]
     # Decided by the first image; `_sample` reports any other that is not there.
     base = _base(root, chosen[0])
-    return Dataset(root, category, "records", in_order(_sample(base, record) for record in chosen))
+    counts = Counter[Path]()
+    for record in chosen:
+        counts[record.file] += record.backslashes
+    remarks = tuple(backslash_remark(file, count) for file, count in counts.items() if count)
+    return Dataset(root, category, "records", in_order(_sample(base, record) for record in chosen), remarks=remarks)
 
 
 def _lines(path: Path) -> Iterator[tuple[str, bytes]]:
@@ -143,7 +152,7 @@ def _lines(path: Path) -> Iterator[tuple[str, bytes]]:
             yield f"{path}, line {number}", line
 
 
-def _record(root: Path, split: Split, where: str, line: bytes) -> Record:
+def _record(root: Path, split: Split, file: Path, where: str, line: bytes) -> Record:
     try:
         fields = msgspec.json.decode(line, type=_Fields)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as err:
@@ -159,7 +168,12 @@ def _record(root: Path, split: Split, where: str, line: bytes) -> Record:
         if not fields.maskname:
             raise DataError(f"{where}: maskname: expected the mask of an anomalous image, got none. Mend that line.")
         mask = place_below(root, fields.maskname, where)
-    return Record(where, split, fields.clsname, defect, image, mask)
+    written = [(fields.filename, image), (fields.maskname, mask)]
+    backslashes = sum(
+        text is not None and place is not None and "\\" in text and "\\" not in place.as_posix()
+        for text, place in written
+    )
+    return Record(where, split, fields.clsname, defect, image, mask, file, backslashes)
 
 
 def _defect(fields: _Fields, image: PurePosixPath, where: str) -> str:

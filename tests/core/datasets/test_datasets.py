@@ -180,76 +180,6 @@ def test_a_flat_folder_is_taken_as_good(tmp_path):
     assert below(dataset, dataset.ignored) == ["readme.txt"]
 
 
-# ---- VisA
-
-HEADER = "object,split,label,image,mask\n"
-ROWS = (
-    "candle,train,normal,candle/Data/Images/Normal/1.JPG,\n"
-    "candle,train,normal,candle/Data/Images/Normal/0.JPG,\n"
-    "candle,test,anomaly,candle/Data/Images/Anomaly/0.JPG,candle/Data/Masks/Anomaly/0.png\n"
-    "candle,test,anomaly,candle/Data/Images/Anomaly/1.JPG,\n"
-    "candle,test,normal,candle/Data/Images/Normal/2.JPG,\n"
-    "pcb1,train,normal,pcb1/Data/Images/Normal/0.JPG,\n"
-)
-
-
-@pytest.mark.parametrize("place", ["split_csv/1cls.csv", "visa.csv"])
-def test_visa_is_read_from_its_table(tmp_path, place):
-    touch(tmp_path, place)
-    (tmp_path / place).write_text("\ufeff" + HEADER + ROWS, "utf-8")
-    assert list_categories(tmp_path) == ("candle", "pcb1")
-    dataset = open_dataset(tmp_path, "candle")
-    assert (dataset.layout, dataset.category, dataset.root) == ("visa", "candle", tmp_path)
-    assert index(dataset) == [
-        ("candle/Data/Images/Normal/0.JPG", "train", "good", None),
-        ("candle/Data/Images/Normal/1.JPG", "train", "good", None),
-        ("candle/Data/Images/Normal/2.JPG", "test", "good", None),
-        ("candle/Data/Images/Anomaly/0.JPG", "test", "bad", "candle/Data/Masks/Anomaly/0.png"),
-        ("candle/Data/Images/Anomaly/1.JPG", "test", "bad", None),
-    ]
-    assert [s.is_mask_indexed for s in dataset.test] == [False, True, False]
-
-
-def test_one_object_of_visa_finds_the_table_beside_it(tmp_path):
-    touch(tmp_path, "split_csv/1cls.csv", "candle/Data/Images/Normal/0.JPG", "candle/image_anno.csv")
-    (tmp_path / "split_csv/1cls.csv").write_text(HEADER + ROWS)
-    dataset = open_dataset(tmp_path / "candle")
-    assert (dataset.layout, dataset.category, len(dataset.samples)) == ("visa", "candle", 5)
-
-
-def test_a_csv_of_another_kind_does_not_make_visa(tmp_path):
-    touch(tmp_path, "good/0.png")
-    (tmp_path / "list.csv").write_text("image,label\n0.png,1\n")
-    assert open_dataset(tmp_path).layout == "folders"
-
-
-@pytest.mark.parametrize(
-    ("row", "message"),
-    [
-        ("a,train,normal,x.png", r"line 2: expected 5 columns, got 4"),
-        ("a,dev,normal,x.png,", r"line 2: split: expected train or test, got 'dev'"),
-        ("a,train,fine,x.png,", r"line 2: label: expected normal or anomaly, got 'fine'"),
-        ("a,train,normal,../x.png,", r"line 2: expected a path below .*, got '\.\./x\.png'"),
-        ("a,train,normal,/etc/x.png,", r"line 2: expected a path below .*, got '/etc/x\.png'"),
-        ("a,test,anomaly,,m.png", r"line 2: expected a path below .*, got ''"),
-        ('a,train,normal,"x.png,', r"visa\.csv: expected a CSV table in UTF-8, got: unexpected end of data"),
-    ],
-)
-def test_a_wrong_line_of_the_visa_table_is_named(tmp_path, row, message):
-    (tmp_path / "visa.csv").write_text(HEADER + row + "\n")
-    with pytest.raises(DataError, match=message):
-        open_dataset(tmp_path, "a")
-
-
-def test_two_visa_tables_need_a_choice_unless_one_is_called_as_published(tmp_path):
-    for name in ("2cls_fewshot.csv", "2cls_highshot.csv"):
-        (tmp_path / name).write_text(HEADER + ROWS)
-    with pytest.raises(DataError, match=r"expected one VisA table, got 2cls_fewshot\.csv, 2cls_highshot\.csv"):
-        open_dataset(tmp_path, "candle")
-    (tmp_path / "1cls.csv").write_text(HEADER + ROWS)
-    assert len(open_dataset(tmp_path, "candle").samples) == 5
-
-
 # ---- which category
 
 
@@ -293,14 +223,6 @@ def test_an_unknown_category_names_those_that_exist(tmp_path, name):
     mvtec(tmp_path / "tile")
     with pytest.raises(DataError, match=rf"expected one of the categories tile; got '{name}'"):
         open_dataset(tmp_path, name)
-
-
-def test_an_unknown_visa_category_names_those_that_exist(tmp_path):
-    (tmp_path / "visa.csv").write_text(HEADER + ROWS)
-    with pytest.raises(DataError, match="expected one of the categories candle, pcb1; got 'pcb2'"):
-        open_dataset(tmp_path, "pcb2")
-    with pytest.raises(DataError, match="expected one category, got 2: candle, pcb1"):
-        open_dataset(tmp_path)
 
 
 def test_a_category_below_a_category_is_refused(tmp_path):
