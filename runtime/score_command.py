@@ -14,6 +14,7 @@ from flawscope.errors import ArgumentError
 from flawscope.files import free_name, is_litter, storage_errors
 from flawscope.imaging.images import EXTENSIONS, prepare, read_image
 from flawscope.imaging.png import write_png
+from flawscope.path_kinds import is_bundle, kind_of_path
 from flawscope.runtime.backends import BACKENDS
 from flawscope.runtime.inspector import Inspector
 from flawscope.runtime.overlay import draw_overlay
@@ -52,6 +53,7 @@ def score(
 
     An image that cannot be read is a fault, never an accept; the others are still scored, and the exit status is 1.
     """
+    _check_order(bundle, images)
     paths = _expand(images)
     counts: Counter[str] = Counter()
     names: set[str] = set()
@@ -87,6 +89,18 @@ def score(
         total = ", ".join(f"{counts[decision]} {decision}" for decision in ("accept", "reject", "fault"))
         echo(f"{len(paths)} images: {total}", err=True)
     return 1 if counts["fault"] else 0
+
+
+def _check_order(bundle: Path, images: tuple[Path, ...]) -> None:
+    if is_bundle(bundle):
+        return
+    # Not swapped silently: what decides is said, never guessed.
+    if meant := next((image for image in images if is_bundle(image)), None):
+        kind = kind_of_path(bundle) or "something else"
+        raise ArgumentError(
+            f"{bundle}: expected a bundle, got {kind}, and the bundle {meant} behind it. "
+            f"The bundle comes first: flawscope score {meant} {bundle}"
+        )
 
 
 def _expand(images: tuple[Path, ...]) -> list[Path]:

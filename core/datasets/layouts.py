@@ -16,6 +16,7 @@ from flawscope.datasets.samples import GOOD, Dataset, Layout
 from flawscope.datasets.visa import categories, find_table, read_visa
 from flawscope.errors import DataError
 from flawscope.imaging.images import EXTENSIONS
+from flawscope.path_kinds import kind_of_path
 
 _EXPECTED = "expected normal images in train/good or good, a folder of images, or records in train.json"
 
@@ -84,7 +85,8 @@ def _check_folder(root: Path) -> None:
     except OSError as err:
         raise DataError(f"{root}: expected a dataset's folder, got: {err.strerror or err}. Check the path.") from err
     if not stat.S_ISDIR(mode):
-        raise DataError(f"{root}: expected a dataset's folder, got a file. Name the folder that holds the images.")
+        kind = kind_of_path(root) or "a file"
+        raise DataError(f"{root}: expected a dataset's folder, got {kind}. Name the folder that holds the images.")
 
 
 def _trainable(root: Path, dataset: Dataset) -> Dataset:
@@ -180,6 +182,8 @@ def _choose(root: Path, category: str | None, available: Iterable[str], *, is_al
 
 
 def _no_category(folder: Path) -> str:
+    if (kind := kind_of_path(folder)) in ("a bundle", "a training run"):
+        return f"{folder}: expected a dataset's folder, got {kind}. Name the folder that holds the images."
     listing = contents(folder)
     if listing.images and listing.folders:
         got = f"images beside the folders {_listed(p.name for p in listing.folders)}"
