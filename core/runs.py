@@ -23,6 +23,7 @@ from flawscope.config.method_settings import Settings
 from flawscope.config.setting_parts import nest, places_of, tag_of, without_parts
 from flawscope.diffusion.reconstruction import MapRule
 from flawscope.errors import RunError
+from flawscope.path_kinds import kind_of_path
 from flawscope.scratch import recover
 from flawscope.text import encode_json
 
@@ -207,7 +208,8 @@ def read_run_record(path: Path) -> tuple[RunRecord, bytes]:
     """
     recover(path)
     if not (path / RECORD).is_file():
-        raise RunError(f"{path}: expected a run with {RECORD}, got none. Make one with flawscope train.")
+        kind = kind_of_path(path) or "none"
+        raise RunError(f"{path}: expected a run with {RECORD}, got {kind}. Make one with flawscope train.")
     # Asked first, because a record of the other struct would fail on its unknown fields, with a confusing message.
     if (kind := run_kind(path)) in generator_kinds():
         raise RunError(f"{path}: expected the run of a detector, got one of train {kind}, which draws defects.")
@@ -231,7 +233,8 @@ def read_synthesis_record(path: Path) -> tuple[SynthesisRecord, bytes]:
         data = (path / RECORD).read_bytes()
         return _decode(path, data, SynthesisRecord, SYNTHESIS_SCHEMA), data
     except OSError as err:
-        raise RunError(f"{path}: expected a run with {RECORD}, got none. Make one with flawscope train.") from err
+        kind = kind_of_path(path) or "none"
+        raise RunError(f"{path}: expected a run with {RECORD}, got {kind}. Make one with flawscope train.") from err
     except (msgspec.DecodeError, UnicodeDecodeError) as err:
         raise RunError(f"{path / RECORD}: is no run of this version: {err}. Train again.") from err
 

@@ -34,7 +34,8 @@ from flawscope.calibration.evaluation.measured_figures import (
 )
 from flawscope.calibration.evaluation.measurements import Measured, measure_images
 from flawscope.calibration.extras import require
-from flawscope.datasets import Dataset, Inspection, as_recorded, fingerprint, hash_contents, inspect_and_hash
+from flawscope.datasets import Dataset, Inspection, as_recorded, fingerprint, hash_contents
+from flawscope.datasets.inspection import inspect_and_hash
 from flawscope.errors import DataError
 from flawscope.progress import Progress, no_progress
 from flawscope.versions import package_versions

@@ -1,7 +1,7 @@
 """Datasets: folders and tables of images, indexed as normal / defect type / mask, and inspected before use."""
 
 from flawscope.datasets.fingerprints import as_recorded, content_hash, fingerprint, hash_contents, image_hash
-from flawscope.datasets.inspection import ImageCount, Inspection, SizeSummary, inspect_and_hash, inspect_dataset
+from flawscope.datasets.inspection import ImageCount, Inspection, SizeSummary, inspect_dataset
 from flawscope.datasets.layouts import list_categories, open_dataset
 from flawscope.datasets.problems import Problem
 from flawscope.datasets.samples import GOOD, Dataset, Layout, Sample, Split
@@ -22,7 +22,6 @@ __all__ = [
     "fingerprint",
     "hash_contents",
     "image_hash",
-    "inspect_and_hash",
     "inspect_dataset",
     "list_categories",
     "open_dataset",

@@ -81,6 +81,13 @@ def test_opening_something_else_as_a_dataset_says_what_it_is(things, name):
         open_dataset(things[name])
 
 
+@pytest.mark.parametrize("name", ["tiny.flaw", "packed.flaw", "set", "loose", "image.tif"])
+def test_opening_something_else_as_a_run_says_what_it_is(things, name):
+    for read in (read_run_record, read_generator_record):
+        with pytest.raises(RunError, match=rf"{name}: expected a run with run\.json, got {KINDS[name]}\. Make one"):
+            read(things[name])
+
+
 @pytest.mark.parametrize("bundle", ["tiny.flaw", "packed.flaw"])
 @pytest.mark.parametrize("other", ["image.tif", "loose", "set"])
 def test_an_image_before_the_bundle_is_named(things, capsys, bundle, other):

@@ -19,8 +19,9 @@ from flawscope.bundle import open_bundle
 from flawscope.calibration import calibrate_bundle, evaluate_bundle, record_accuracy
 from flawscope.calibration.evaluation import evaluate, report
 from flawscope.calibration.evaluation.contamination import find_contamination
-from flawscope.datasets import Dataset, Sample, content_hash, inspect_and_hash, open_dataset
+from flawscope.datasets import Dataset, Sample, content_hash, open_dataset
 from flawscope.datasets.defects.support_set import NearDuplicate, SupportImage, SupportRecord, write_support
+from flawscope.datasets.inspection import inspect_and_hash
 from flawscope.errors import ArgumentError, DataError
 
 FLAT = ("image_auroc", "image_ap", "image_f1_max", "pixel_auroc", "pixel_ap", "aupro")
