@@ -45,10 +45,11 @@ class Result:
         score: Raw, unbounded score; None for a fault without a finite score.
         threshold: The image threshold; None if the bundle is not calibrated, or no inference took place.
         reason: Reason of a fault; None otherwise.
-        anomaly_map: float32 [H, W] at the graph's input size, or the image's where the bundle has tiles; owned by the
-            caller; None for a fault without inference.
+        anomaly_map: float32 [H, W] at the graph's input size, its part that shows the image where the bundle has
+            letterbox, or the image's size where it has tiles; owned by the caller; None for a fault without inference.
         boxes: Regions above the pixel threshold, largest peak first.
         timings_ms: Milliseconds per stage: read, prepare, infer (its share of the batch), decide, total.
+        notes: In what the image is unlike all those that the bundle learned from; empty where in nothing.
     """
 
     # The defaults are those of a fault without inference, so that a forgotten field can never read as an accept.
@@ -60,6 +61,7 @@ class Result:
     anomaly_map: npt.NDArray[np.float32] | None = field(default=None, repr=False)  # would fill a log with numbers
     boxes: tuple[Box, ...] = ()
     timings_ms: dict[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return the line that `flawscope score --json` prints, without the map. Its keys are a public format.
@@ -82,4 +84,6 @@ class Result:
             line["image_base64"] = base64.b64encode(name).decode()
         if self.reason is not None:
             line["reason"] = storable(self.reason)
+        if self.notes:
+            line["notes"] = list(self.notes)
         return line

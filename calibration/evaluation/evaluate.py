@@ -17,7 +17,7 @@ from flawscope.bundle import (
     change_bundle,
     read_image_hashes,
 )
-from flawscope.calibration.evaluation.bundle_scores import load_inspector
+from flawscope.calibration.evaluation.bundle_scores import load_inspector, unlike_notes
 from flawscope.calibration.evaluation.contamination import Contamination, find_contamination
 from flawscope.calibration.evaluation.evaluation_notes import contamination_notes, figure_notes, inspection_notes
 from flawscope.calibration.evaluation.figures import BundleIdentity, DatasetIdentity, Figures, SupportFigures
@@ -63,6 +63,7 @@ class _BundleRun:
 
     Attributes:
         manifest: The manifest of the bundle, as it was loaded.
+        category: Category of the dataset; empty where it has none.
         thresholds: Those of the precision that was measured.
         hashes: The images that the detector or its thresholds were made with.
         backend: The backend that was taken.
@@ -76,6 +77,7 @@ class _BundleRun:
     """
 
     manifest: Manifest
+    category: str
     thresholds: Thresholds | None
     hashes: ImageHashes
     backend: str
@@ -191,6 +193,7 @@ def _run_bundle(
         )
         return _BundleRun(
             manifest=inspector.manifest,
+            category=dataset.category,
             thresholds=inspector.thresholds,
             hashes=hashes,
             backend=inspector.backend,
@@ -209,9 +212,10 @@ def _notes(run: _BundleRun, measured: Measured) -> tuple[str, ...]:
     gone = set(run.measured.samples) - set(measured.samples)
     left_out = {path for sample in gone for path in (sample.path, *sample.masks)}
     return (
+        *unlike_notes(run.manifest, run.category, [outcome.notes for outcome in measured.outcomes]),
         *contamination_notes(run.contamination, run.measured, measured),
         *figure_notes(measured, run.thresholds, run.backend, run.hashes, contents),
-        *inspection_notes(run.inspection, left_out),
+        *inspection_notes(run.inspection, run.manifest, left_out),
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from itertools import groupby
 from pathlib import Path
 
-from flawscope.bundle import ImageHashes, Thresholds
+from flawscope.bundle import ImageHashes, Manifest, Thresholds
 from flawscope.calibration.evaluation.contamination import Contamination
 from flawscope.calibration.evaluation.measurements import Measured
 from flawscope.datasets import Inspection
@@ -71,14 +71,20 @@ def figure_notes(
     return (*notes, *_threshold_notes(thresholds, backend))
 
 
-def inspection_notes(inspection: Inspection, left_out: Collection[Path] = ()) -> tuple[str, ...]:
+def inspection_notes(inspection: Inspection, manifest: Manifest, left_out: Collection[Path] = ()) -> tuple[str, ...]:
     """Return what `data inspect` finds in the dataset that bears on its figures, a sentence for each kind.
 
     Args:
         inspection: What it finds.
+        manifest: That of the bundle, whose preprocessing may have settled a problem.
         left_out: Images and masks that the figures leave out.
     """
-    concerning = [p for p in inspection.problems if p.kind not in _SAID_OTHERWISE and p.path not in left_out]
+    settled = set(_SAID_OTHERWISE)
+    if manifest.input.bits is not None:
+        settled.add("few_levels")
+    if manifest.tiling is not None or manifest.input.mode == "letterbox":
+        settled |= {"aspect_ratio", "mixed_aspect_ratios"}
+    concerning = [p for p in inspection.problems if p.kind not in settled and p.path not in left_out]
     notes = []
     for _, group in groupby(sorted(concerning, key=lambda problem: problem.kind), key=lambda problem: problem.kind):
         first, *more = group

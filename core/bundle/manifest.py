@@ -17,6 +17,7 @@ from flawscope.bundle.heads import Head, decode_head
 from flawscope.diffusion.schedule import Sampling
 from flawscope.errors import ArgumentError, BundleError
 from flawscope.imaging.images import Preprocessing
+from flawscope.imaging.learned_images import LearnedImages
 from flawscope.imaging.tiles import Tiling
 from flawscope.ranges import BatchSize, Count, Elements, NotNegative, PositiveCount, Sha256, Share
 from flawscope.text import encode_json
@@ -313,6 +314,7 @@ class Manifest(_Struct, frozen=True):
     provenance: Provenance
     files: dict[str, FileEntry]
     tiling: Tiling | None = None
+    learned: LearnedImages | None = None
     # msgspec copies an empty default for each instance.
     precisions: dict[str, Precision] = {}
     thresholds: Thresholds | None = None
@@ -324,8 +326,8 @@ class Manifest(_Struct, frozen=True):
 
     @property
     def map_spec(self) -> Preprocessing | None:
-        """The geometry of an image's anomaly map; None with tiles, where the map has the size of the image."""
-        return self.input if self.tiling is None else None
+        """The geometry of an image's anomaly map; None where the map shows the whole image, with tiles or letterbox."""
+        return self.input if self.tiling is None and self.input.mode == "stretch" else None
 
     def graphs_of(self, precision: str) -> dict[str, Graph]:
         """Return the graphs of a precision.

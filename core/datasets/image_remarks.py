@@ -83,8 +83,9 @@ def _depths(place: Path, of_what: str, facts: Sequence[ImageFacts]) -> Iterator[
     needed = next((bits for bits in _USUAL_BITS if largest < 1 << bits), 16)
     if needed < 16:
         levels = (largest + 128) // 257 + 1
+        todo = "Save them in 8 bit" if needed == 8 else f"Train with --set bits={needed}"
         text = (
             f"has {len(deep)} images{of_what} of 16 bit whose largest value is {largest}, which suggests {needed} bit "
-            f"in a file of 16: {levels} of 256 levels are left. Say so with the setting bits"
+            f"in a file of 16: {levels} of 256 levels are left. {todo}"
         )
         yield Problem("few_levels", place, text)

@@ -34,6 +34,6 @@ def aspect_remark(sizes: Mapping[tuple[int, int], int], input_size: tuple[int, i
     return (
         f"has {sum(far.values())} of {sum(sizes.values())} images whose aspect ratio is far from that of the {shape} "
         f"input, such as {worst[1]}x{worst[0]}: one side shrinks {stretch_of(worst, input_size):.1f} times more than "
-        "the other, and small defects with it. Use tiles (tile=PX), which keep the detail, or letterbox, which keeps "
-        "the shape"
+        "the other, and small defects with it. Train with tiles (tile=PX), which keep the detail, or with letterbox "
+        "(resize_mode=letterbox), which keeps the shape"
     )

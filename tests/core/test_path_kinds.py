@@ -16,8 +16,9 @@ from tiny_bundle import write_tiny_bundle
 from flawscope.bundle import open_bundle, pack_bundle
 from flawscope.cli import run
 from flawscope.datasets import open_dataset
-from flawscope.errors import BundleError, DataError
+from flawscope.errors import BundleError, DataError, RunError
 from flawscope.path_kinds import is_bundle, kind_of_path
+from flawscope.runs import read_run_record, read_synthesis_record
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +84,7 @@ def test_opening_something_else_as_a_dataset_says_what_it_is(things, name):
 
 @pytest.mark.parametrize("name", ["tiny.flaw", "packed.flaw", "set", "loose", "image.tif"])
 def test_opening_something_else_as_a_run_says_what_it_is(things, name):
-    for read in (read_run_record, read_generator_record):
+    for read in (read_run_record, read_synthesis_record):
         with pytest.raises(RunError, match=rf"{name}: expected a run with run\.json, got {KINDS[name]}\. Make one"):
             read(things[name])
 

@@ -7,6 +7,7 @@ import importlib
 import sys
 
 import cv2
+import msgspec
 import numpy as np
 import pytest
 from fake_bundles import write_image, write_mask
@@ -14,8 +15,10 @@ from fake_bundles import write_image, write_mask
 from flawscope import cli
 from flawscope.bundle import open_bundle
 from flawscope.calibration import evaluate_bundle, record_accuracy
-from flawscope.datasets import content_hash, image_hash, inspect_dataset, open_dataset
+from flawscope.calibration.evaluation.evaluation_notes import inspection_notes
+from flawscope.datasets import Problem, content_hash, image_hash, inspect_dataset, open_dataset
 from flawscope.errors import BundleError, DataError, ImageError, MissingExtra
+from flawscope.imaging.tiles import Tiling
 
 MASKS = ("inverted_mask", "mask_size", "mask_of_classes")
 
@@ -279,3 +282,23 @@ def test_what_inspection_finds_in_masks_and_images_is_repeated(make_bundle, data
     [missing] = [note for note in notes if "has no mask" in note]
     assert missing.startswith("Dataset: test/dull/0.png has no mask")
     assert "(and 3 more like this, see flawscope data inspect)" in missing
+
+
+@pytest.mark.parametrize(
+    ("kinds", "preprocessing", "tiling"),
+    [
+        ({"few_levels"}, {"bits": 12}, None),
+        ({"aspect_ratio", "mixed_aspect_ratios"}, {"mode": "letterbox"}, None),
+        ({"aspect_ratio", "mixed_aspect_ratios"}, {}, Tiling((32, 32), 0.25)),
+    ],
+)
+def test_what_the_bundle_has_settled_is_not_repeated(make_bundle, dataset, kinds, preprocessing, tiling):
+    with open_bundle(make_bundle()) as bundle:
+        manifest = bundle.manifest
+    every = [Problem(kind, dataset.root, kind) for kind in ("few_levels", "aspect_ratio", "mixed_aspect_ratios")]
+    inspection = msgspec.structs.replace(inspect_dataset(dataset), problems=tuple(every))
+    settled = msgspec.structs.replace(
+        manifest, input=msgspec.structs.replace(manifest.input, crop=None, **preprocessing), tiling=tiling
+    )
+    before, after = (len(inspection_notes(inspection, which)) for which in (manifest, settled))
+    assert (before, after) == (3, 3 - len(kinds))
