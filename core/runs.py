@@ -211,8 +211,8 @@ def read_run_record(path: Path) -> tuple[RunRecord, bytes]:
     """
     recover(path)
     if not (path / RECORD).is_file():
-        kind = kind_of_path(path) or "none"
-        raise RunError(f"{path}: expected a run with {RECORD}, got {kind}. Make one with flawscope train.")
+        got = kind_of_path(path) or "none"
+        raise RunError(f"{path}: expected a run with {RECORD}, got {got}. Make one with flawscope train.")
     # Asked first, because a record of the other struct would fail on its unknown fields, with a confusing message.
     if (kind := run_kind(path)) in generator_kinds():
         raise RunError(f"{path}: expected the run of a detector, got one of train {kind}, which draws defects.")
@@ -236,8 +236,8 @@ def read_synthesis_record(path: Path) -> tuple[SynthesisRecord, bytes]:
         data = (path / RECORD).read_bytes()
         return _decode(path, data, SynthesisRecord, SYNTHESIS_SCHEMA), data
     except OSError as err:
-        kind = kind_of_path(path) or "none"
-        raise RunError(f"{path}: expected a run with {RECORD}, got {kind}. Make one with flawscope train.") from err
+        got = kind_of_path(path) or "none"
+        raise RunError(f"{path}: expected a run with {RECORD}, got {got}. Make one with flawscope train.") from err
     except (msgspec.DecodeError, UnicodeDecodeError) as err:
         raise RunError(f"{path / RECORD}: is no run of this version: {err}. Train again.") from err
 

@@ -51,7 +51,7 @@ def _problems_of_one(path: Path, reading: MaskReading, size: tuple[int, int]) ->
         hint = f" (largest value {reading.largest}; a defect is above half of full scale)" if reading.largest else ""
         yield Problem("empty_mask", path, f"shows no defect{hint}")
     if looks_inverted(defect):
-        share = f"{defect.mean():.0%} of it is defect, nearly the whole border included"
+        share = f"{defect.mean():.1%} of it is defect, nearly the whole border included"
         yield Problem("inverted_mask", path, f"looks inverted: {share}. The defect has to be light, or not 0")
     if reading.classes:
         text = f"was taken as class numbers ({_listed(reading.classes)}): every value but 0 is a defect"

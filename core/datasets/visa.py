@@ -82,9 +82,15 @@ def _header(text: str) -> tuple[str, int] | None:
     skipped = 1 if lines and lines[0].lower().startswith("sep=") else 0
     for separator in _SEPARATORS if len(lines) > skipped else ():
         cells = next(csv.reader(lines[skipped : skipped + 1], delimiter=separator), [])
-        if [cell.strip().lower() for cell in cells] == _COLUMNS:
+        if [cell.lower() for cell in _used(cells)] == _COLUMNS:
             return separator, skipped + 1
     return None
+
+
+def _used(cells: list[str]) -> list[str]:
+    """Return the cells of a line, stripped, without the empty ones that spreadsheets add behind the last column."""
+    stripped = [cell.strip() for cell in cells]
+    return stripped if any(stripped[len(_COLUMNS) :]) else stripped[: len(_COLUMNS)]
 
 
 def categories(table: Path) -> tuple[str, ...]:
@@ -123,11 +129,12 @@ def _read(table: Path) -> _Table:
         rows = []
         for cells in reader:
             where = f"{table}, line {reader.line_num}"
-            if not cells or reader.line_num <= line:
+            if not any(cells) or reader.line_num <= line:
                 continue
+            cells = _used(cells)
             if len(cells) != len(_COLUMNS):
                 raise DataError(f"{where}: expected {len(_COLUMNS)} columns, got {len(cells)}. Mend the table.")
-            rows.append(_Row(where, *(cell.strip() for cell in cells)))
+            rows.append(_Row(where, *cells))
     except (OSError, UnicodeDecodeError, csv.Error) as err:
         raise DataError(f"{table}: expected a CSV table in UTF-8, got: {err}.") from err
     return _Table(separator, encoding, rows)

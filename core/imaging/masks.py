@@ -130,8 +130,10 @@ def decode_alpha(data: bytes) -> npt.NDArray[Any] | None:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error:
         return None
-    is_alpha = pixels is not None and pixels.ndim == 3 and pixels.shape[2] == 4
-    return pixels[..., 3] if is_alpha and pixels.dtype in (np.uint8, np.uint16) else None
+    if pixels is None or pixels.ndim != 3 or pixels.shape[2] != 4:
+        return None
+    alpha: npt.NDArray[Any] = pixels[..., 3]
+    return alpha if alpha.dtype in (np.uint8, np.uint16) else None
 
 
 def looks_inverted(defect: BoolArray) -> bool:

@@ -141,7 +141,7 @@ def test_inverted_masks_are_named(tile):
     write(tile / "ground_truth/hole/0_mask.png", truth)
     [problem] = inspected(tile).problems
     assert (problem.kind, problem.severity) == ("inverted_mask", "error")
-    assert "95% of it is defect" in problem.message
+    assert "95.3% of it is defect" in problem.message
 
 
 def test_masks_in_alpha_are_taken_or_named(tile):

@@ -95,15 +95,18 @@ def test_an_unknown_visa_category_names_those_that_exist(tmp_path):
     name=st.sampled_from(["pcb", "Gehäuse", "Ölpumpe 1"]),
     first=st.sampled_from(["", "sep={}\n"]),
     capital=st.booleans(),
+    empty=st.integers(0, 2),
 )
 def test_tables_as_spreadsheets_save_them_are_read(
-    tmp_path_factory, separator, slash, encoding, line_end, name, first, capital
+    tmp_path_factory, separator, slash, encoding, line_end, name, first, capital, empty
 ):
     root = tmp_path_factory.mktemp("visa")
     rows = [["Object" if capital else "object", "split", "label", "image", "mask"]]
     rows += [[name, "Train" if capital else "train", "normal", f"{name}/N/{i}.jpg", ""] for i in range(2)]
     rows += [[name, "test", "Anomaly" if capital else "anomaly", f"{name}/A/ä.jpg", f"{name}/M/ä.png"]]
-    text = first.format(separator) + "\n".join(separator.join(row).replace("/", slash) for row in rows)
+    rows += [[""] * 5] * empty
+    lines = (separator.join(row).replace("/", slash) + separator * empty for row in rows)
+    text = first.format(separator) + "\n".join(lines)
     (root / "split.csv").write_bytes(text.replace("\n", line_end).encode(encoding))
     dataset = open_dataset(root)
     assert index(dataset) == [
