@@ -15,8 +15,11 @@ from __future__ import annotations
 import contextlib
 import io
 import math
-import mmap
+import os
 import pickletools
+import reprlib
+import struct
+import weakref
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -27,6 +30,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flawscope.errors import DataError
+from flawscope.open_files import open_regular
 
 MAX_BYTES = 64 << 20
 """Default size limit of a file; a learned embedding has a few kilobytes."""
@@ -63,6 +67,18 @@ _NAMES = frozenset((*_STORAGES, _MODULE, *_TENSORS, *_PARAMETERS, _ORDERED, *_SE
 _VALUES = frozenset(("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINSTRING"))
 _CONSTANTS: Mapping[str, object] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+
+
+# zipfile raises RuntimeError for a member that claims to be encrypted, and seeks to wherever a file tells it to.
+_BROKEN = (
+    *(ValueError, KeyError, IndexError, TypeError, AttributeError, EOFError, RuntimeError, OverflowError, OSError),
+    *(MemoryError, struct.error, zipfile.BadZipFile),
+)
+_MOST_OF_A_REASON = 200  # in characters: names in a broken file may have megabytes
+
+_MOST_STEPS = 1 << 19
+"""Opcodes of a pickle, and items that they copy; a large network has 50,000. Without a limit, minutes and gigabytes."""
+_MOST_AXES = 32  # NumPy's own limit before version 2
 
 
 @dataclass(frozen=True)
@@ -130,23 +146,24 @@ class Saved:
             fits = last < storage.count and math.prod(size) <= storage.count
         if not fits:
             raise DataError(
-                f"{self.path}: expected a tensor within its {storage.count} numbers, got size {list(size)} and stride "
-                f"{list(stride)} from {tensor.offset} on. Get the file again."
+                f"{self.path}: expected a tensor within its {storage.count} numbers, got size "
+                f"{reprlib.repr(list(size))} and stride {reprlib.repr(list(stride))} from "
+                f"{reprlib.repr(tensor.offset)} on. Get the file again."
             )
         with _broken(self.path):
             data = self._read(storage)
             if len(data) != storage.nbytes:
                 raise ValueError(f"a storage of {len(data)} bytes where {storage.count} numbers are referred to")
-        if storage.kind == _BFLOAT16:
-            # bfloat16 is the upper half of a float32.
-            flat: npt.NDArray[Any] = (np.frombuffer(data, "<u2").astype(np.uint32) << np.uint32(16)).view(np.float32)
-        else:
-            flat = np.frombuffer(data, storage.kind)
-        if 0 in size:
-            return np.zeros(size, flat.dtype)
-        steps = [step * flat.itemsize for step in stride]
-        values: npt.NDArray[Any] = np.lib.stride_tricks.as_strided(flat[tensor.offset :], size, steps).copy()
-        return values
+            if storage.kind == _BFLOAT16:
+                # bfloat16 is the upper half of a float32.
+                flat: npt.NDArray[Any] = (np.frombuffer(data, "<u2").astype(np.uint32) << np.uint32(16)).view("<f4")
+            else:
+                flat = np.frombuffer(data, storage.kind)
+            if 0 in size:
+                return np.zeros(size, flat.dtype)
+            steps = [step * flat.itemsize for step in stride]
+            values: npt.NDArray[Any] = np.lib.stride_tricks.as_strided(flat[tensor.offset :], size, steps).copy()
+            return values
 
 
 def read_torch_file(path: Path, *, what: str = "a learned word", max_bytes: int | None = None) -> Saved:
@@ -162,30 +179,38 @@ def read_torch_file(path: Path, *, what: str = "a learned word", max_bytes: int 
             lists and ParameterDicts; the message names the class that was found.
     """
     limit = MAX_BYTES if max_bytes is None else max_bytes
-    data: mmap.mmap | bytes = b""
     try:
-        with path.open("rb") as file:
-            size = path.stat().st_size
-            # mmap refuses an empty file.
-            if 0 < size <= limit:
-                data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        file = open_regular(path)
     except OSError as err:
         raise DataError(f"{path}: expected a file of torch.save, got: {err.strerror or err}. Check the path.") from err
+    with contextlib.ExitStack() as stack:
+        stack.callback(file.close)
+        saved = _read(path, what, limit, file)
+        stack.pop_all()
+    weakref.finalize(saved, file.close)
+    return saved
+
+
+def _read(path: Path, what: str, limit: int, file: BinaryIO) -> Saved:
+    size = os.fstat(file.fileno()).st_size
     if size > limit:
         raise DataError(
             f"{path}: expected {what} in a file of at most {limit >> 20} MiB, got {size >> 20} MiB. Name the right "
             "file: is it the whole model, or a training?"
         )
-    reader = _Reader(path, what, data)
+    # Not mapped into memory: the process would be killed if somebody made the file shorter meanwhile.
+    reader = _Reader(path, what, file, size)
     with _broken(path):
-        if zipfile.is_zipfile(path):
+        if zipfile.is_zipfile(file):
             return reader.from_zip()
         # Where a tar header has its magic number.
-        if data[257:262] == b"ustar":
+        file.seek(257)
+        if file.read(5) == b"ustar":
             raise DataError(
                 f"{path}: expected {what} as torch saves it since 2017, got the older tar format. Load it with torch "
                 "and save its tensors as safetensors."
             )
+        file.seek(0)
         return reader.from_sequence()
 
 
@@ -204,8 +229,8 @@ def read_state_dict(path: Path, max_bytes: int) -> tuple[Saved, dict[str, SavedT
     for name, tensor in saved.value.items():
         if not isinstance(tensor, SavedTensor) or not isinstance(name, str):
             raise DataError(
-                f"{path}: expected a state dict of tensors, got {type(tensor).__name__} for {name!r}. Save the "
-                "network's state_dict() alone."
+                f"{path}: expected a state dict of tensors, got {type(tensor).__name__} for {reprlib.repr(name)}. "
+                "Save the network's state_dict() alone."
             )
     return saved, saved.value
 
@@ -215,27 +240,26 @@ def _broken(path: Path) -> Iterator[None]:
     """Turn the errors that a broken file causes into a DataError that names it."""
     try:
         yield
-    # zipfile raises RuntimeError for a member that claims to be encrypted.
-    except (ValueError, KeyError, IndexError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile) as err:
-        reason = (str(err).splitlines() or [""])[0] or type(err).__name__
+    except _BROKEN as err:
+        reason = (str(err).splitlines() or [""])[0][:_MOST_OF_A_REASON] or type(err).__name__
         raise DataError(f"{path}: expected a file of torch.save, got a broken one: {reason}. Get it again.") from err
 
 
 class _Reader:
-    """Reads one file, given its bytes."""
+    """Reads one open file of a known size."""
 
-    def __init__(self, path: Path, what: str, data: mmap.mmap | bytes) -> None:
-        self._path, self._what, self._data = path, what, data
+    def __init__(self, path: Path, what: str, file: BinaryIO, size: int) -> None:
+        self._path, self._what, self._file, self._size = path, what, file, size
 
     def from_zip(self) -> Saved:
-        archive = zipfile.ZipFile(self._path)
+        archive = zipfile.ZipFile(self._file)
         members = {member.filename.partition("/")[2]: member for member in archive.infolist()}
         for member in members.values():
             # A compressed member of kilobytes could inflate to fill the memory. torch itself never compresses.
-            if member.compress_type != zipfile.ZIP_STORED or member.file_size > len(self._data):
+            if member.compress_type != zipfile.ZIP_STORED or member.file_size > self._size:
                 raise DataError(
-                    f"{self._path}: expected members as torch writes them, got {member.filename}, which is "
-                    "compressed. Get the file again."
+                    f"{self._path}: expected members as torch writes them, got {reprlib.repr(member.filename)}, "
+                    "which is compressed. Get the file again."
                 )
         if "byteorder" in members and archive.read(members["byteorder"]) != b"little":
             raise DataError(f"{self._path}: expected numbers in little-endian order. Save it on another machine.")
@@ -244,7 +268,7 @@ class _Reader:
         return Saved(self._path, value, lambda storage: archive.read(members[f"data/{storage.key}"]))
 
     def from_sequence(self) -> Saved:
-        stream: Any = io.BytesIO() if isinstance(self._data, bytes) else self._data
+        stream = self._file
         # Five pickles in a row: magic number, protocol, byte order, the object, the keys of its storages; then their
         # numbers.
         if self._run(stream)[0] != _MAGIC or self._run(stream)[0] != _PROTOCOL:
@@ -263,13 +287,15 @@ class _Reader:
                 raise ValueError(f"a storage of {count} numbers where {storages[key].count} are referred to")
             starts[key] = stream.tell()
             # Seeking beyond the end is no error; `_check` compares what is really there.
-            left[key] = min(storages[key].nbytes, len(self._data) - starts[key])
+            left[key] = min(storages[key].nbytes, self._size - starts[key])
             stream.seek(storages[key].nbytes, io.SEEK_CUR)
         self._check(storages, left)
-        data = self._data
-        return Saved(
-            self._path, value, lambda storage: data[starts[storage.key] : starts[storage.key] + storage.nbytes]
-        )
+
+        def numbers(storage: _Storage) -> bytes:
+            stream.seek(starts[storage.key])
+            return stream.read(storage.nbytes)
+
+        return Saved(self._path, value, numbers)
 
     def _run(self, stream: BinaryIO) -> tuple[Any, dict[str, _Storage]]:
         machine = _Machine(self._path, self._what)
@@ -279,8 +305,8 @@ class _Reader:
         """Raise ValueError unless every storage has the bytes that are referred to."""
         total = sum(storage.nbytes for storage in storages.values())
         # Before any number is read: a small file could claim storages of gigabytes.
-        if total > len(self._data):
-            raise ValueError(f"its storages would have {total} bytes, the file has {len(self._data)}")
+        if total > self._size:
+            raise ValueError(f"its storages would have {total} bytes, the file has {self._size}")
         for key, storage in storages.items():
             if available[key] != storage.nbytes:
                 raise ValueError(f"a storage of {available[key]} bytes where {storage.count} numbers are referred to")
@@ -294,6 +320,7 @@ class _Machine:
         self._stack: list[Any] = []
         self._marks: list[int] = []
         self._memo: dict[int, Any] = {}
+        self._steps_left = _MOST_STEPS
         self.storages: dict[str, _Storage] = {}
 
     def run(self, stream: BinaryIO) -> Any:
@@ -301,8 +328,14 @@ class _Machine:
         for opcode, argument, _ in pickletools.genops(stream):
             if opcode.name == "STOP":
                 return self._stack.pop()
+            self._spend(1)
             self._step(opcode.name, argument)
         raise ValueError("it ends in the middle")
+
+    def _spend(self, steps: int) -> None:
+        self._steps_left -= steps
+        if self._steps_left < 0:
+            raise ValueError(f"its pickle takes more than {_MOST_STEPS:,} steps")
 
     def _step(self, name: str, argument: Any) -> None:
         stack = self._stack
@@ -340,6 +373,8 @@ class _Machine:
         # A call, which is described and not made.
         elif name in ("REDUCE", "NEWOBJ"):
             arguments = _expect(stack.pop(), tuple)
+            # The same long list can be named again and again, and each call goes over it.
+            self._spend(len(arguments[0]) if arguments and isinstance(arguments[0], list) else 0)
             stack.append(_result(_expect(stack.pop(), _Name).text, arguments))
         elif name == "BUILD":
             self._build(stack.pop())
@@ -365,14 +400,16 @@ class _Machine:
 
     def _named(self, text: str) -> _Name:
         if text not in _NAMES:
+            name = text.replace(" ", ".")[:_MOST_OF_A_REASON]
             raise DataError(
-                f"{self._path}: expected {self._what}, got a pickle with {text.replace(' ', '.')}, which it does not "
+                f"{self._path}: expected {self._what}, got a pickle with {name}, which it does not "
                 "need. It was not imported. If the file is yours, save its tensors alone."
             )
         return _Name(text)
 
     def _persistent(self, identity: tuple[Any, ...]) -> Any:
         """Return the storage that is referred to; the older format refers to classes in this way too."""
+        self._spend(len(identity))
         if identity[0] == "module" and isinstance(identity[1], _Name):
             return identity[1]
         kind, key, _, count, *view = identity[1:]
@@ -390,7 +427,9 @@ def _result(name: str, arguments: tuple[Any, ...]) -> Any:
     """Return a stand-in for the result of a call."""
     if name in _TENSORS:
         storage, offset, size, stride = arguments[:4]
-        return SavedTensor(_expect(storage, _Storage), offset, _expect(size, tuple), _expect(stride, tuple))
+        if len(_expect(size, tuple)) > _MOST_AXES:
+            raise ValueError(f"a tensor with {len(size)} axes")
+        return SavedTensor(_expect(storage, _Storage), offset, size, _expect(stride, tuple))
     if name in _PARAMETERS:
         return _expect(arguments[0], SavedTensor)
     if name == _MODULE:
@@ -408,8 +447,8 @@ def _result(name: str, arguments: tuple[Any, ...]) -> Any:
 
 def _fill(target: dict[Any, Any], pairs: list[Any]) -> None:
     for key, value in pairs:
-        # No tuples as keys: nested ones can be built so that hashing and comparing them takes forever.
-        target[_expect(key, str | int)] = value
+        # Neither tuples nor integers as keys: both can be chosen so that hashing or comparing them takes for ever.
+        target[_expect(key, str)] = value
 
 
 def _expect(value: Any, kind: Any) -> Any:

@@ -95,7 +95,7 @@ def read_source_image(source: Source, name: str, color: Color, bits: int | None)
         array, order = (_unpack(source, name), "rgb") if _is_pillow(source) else (on_host(source, name), color)
         _check_array(array, name)
         return SourceImage(check_image(_rgb(to_8_bit(array, name, bits), order), name), 8 * array.itemsize)
-    return SourceImage(to_rgb(to_8_bit(stored, name, bits)), 8 * stored.itemsize)
+    return SourceImage(to_rgb(stored, name, bits), 8 * stored.itemsize)
 
 
 def _is_pillow(source: object) -> bool:

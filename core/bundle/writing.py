@@ -17,6 +17,7 @@ from flawscope.bundle.manifest import SCHEMA, Evidence, FileEntry, Manifest, dec
 from flawscope.bundle.opening import Bundle, open_bundle
 from flawscope.errors import ArgumentError, BundleError
 from flawscope.files import atomic_file, atomic_folder, locked, sha256_file, storage_errors, write_bytes
+from flawscope.open_files import RECORD_BYTES, read_regular
 
 
 def write_bundle(path: Path, manifest: Manifest, sources: Mapping[str, Path | bytes]) -> Manifest:
@@ -60,7 +61,7 @@ def _check_ours(path: Path) -> None:
     """Refuse to replace a folder whose manifest.json is not a bundle's: web apps have a file of that name too."""
     file = path / MANIFEST
     with storage_errors(path):
-        is_ours = not file.is_file() or b'"flawscope"' in file.read_bytes()
+        is_ours = not file.is_file() or b'"flawscope"' in read_regular(file, RECORD_BYTES)
     if not is_ours:
         raise ArgumentError(
             f"{path}: expected a new folder or a bundle, got a folder whose {MANIFEST} is not of flawscope. "

@@ -28,6 +28,7 @@ from flawscope.datasets.seeded_split import in_seeded_order
 from flawscope.errors import DataError
 from flawscope.files import is_litter
 from flawscope.imaging.images import EXTENSIONS
+from flawscope.open_files import list_folder
 
 _SPLITS = ("train", "test")
 _TEST_SHARE = 0.2
@@ -57,8 +58,7 @@ def contents(folder: Path) -> _Contents:
     """
     listing = _Contents([], [], [], [])
     try:
-        # Sorted, because the file system's order differs between machines.
-        for path in sorted(folder.iterdir()):
+        for path in list_folder(folder):
             if path.name.startswith(".") or path.name.endswith("~") or is_litter(path.name):
                 continue
             if path.is_dir():
@@ -70,9 +70,9 @@ def contents(folder: Path) -> _Contents:
     except OSError as err:
         raise DataError(f"{folder}: expected a folder that can be listed, got: {err.strerror or err}.") from err
     # Masks may lie beside their images, where the name alone tells them apart.
-    masks = masks_among(listing.images)
-    images = [path for path in listing.images if path not in set(masks)]
-    return _Contents(images, masks, listing.folders, listing.others)
+    masks = set(masks_among(listing.images))
+    images = [path for path in listing.images if path not in masks]
+    return _Contents(images, sorted(masks), listing.folders, listing.others)
 
 
 def layout_of(folder: Path) -> Layout | None:
@@ -85,10 +85,9 @@ def layout_of(folder: Path) -> Layout | None:
     # Before MVTec: there `good` is never directly below the category.
     if any(path.name == GOOD for path in listing.folders):
         return "folders"
-    for path in listing.folders:
-        split = path.name.lower()
-        if split == "train" or (split == "test" and any(_is_good(p) for p in contents(path).folders)):
-            return "mvtec"
+    splits = {path.name.lower(): path for path in listing.folders}
+    if "train" in splits or ("test" in splits and any(_is_good(path) for path in contents(splits["test"]).folders)):
+        return "mvtec"
     # A category may be called `normal` too.
     if any(_is_good(path) and not _is_category(path) for path in listing.folders):
         return "folders"

@@ -20,7 +20,7 @@ from flawscope.datasets.problems import Problem
 from flawscope.datasets.samples import GOOD, Dataset, Layout, Sample, Split
 from flawscope.errors import ImageError
 from flawscope.imaging.image_facts import ImageFacts, facts_of
-from flawscope.imaging.images import EXTENSIONS, decode_stored
+from flawscope.imaging.images import EXTENSIONS, decode_stored, read_encoded
 from flawscope.progress import CountProgress
 
 
@@ -123,10 +123,7 @@ def inspect_and_hash(dataset: Dataset, progress: CountProgress | None = None) ->
 def _open(sample: Sample, *, has_masks: bool) -> _Facts:
     """Read one image and its mask."""
     try:
-        data = sample.path.read_bytes()
-    except OSError as err:
-        return _Facts(sample, None, None, "", [_unreadable("image", sample.path, err.strerror or str(err))])
-    try:
+        data = read_encoded(sample.path)
         image = decode_stored(data, str(sample.path))
     except ImageError as err:
         return _Facts(sample, None, None, "", [_unreadable("image", sample.path, str(err))])

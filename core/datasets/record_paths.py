@@ -20,7 +20,7 @@ def place_below(root: Path, text: str, where: str) -> PurePosixPath:
         where: File and line, for the message.
 
     Raises:
-        DataError: If the path is empty, absolute, or leads out of `root`.
+        DataError: If the path is empty, absolute, has a null byte, or leads out of `root`.
     """
     # Tables come from others: "../../etc" must not be read, nor be copied into a set. PurePosixPath drops "./" and
     # "//".
@@ -29,7 +29,7 @@ def place_below(root: Path, text: str, where: str) -> PurePosixPath:
     if is_of_windows:
         path = PurePosixPath(text.replace("\\", "/"))
     has_drive = is_of_windows and PureWindowsPath(text).drive != ""
-    if not path.parts or path.is_absolute() or ".." in path.parts or has_drive:
+    if not path.parts or path.is_absolute() or ".." in path.parts or has_drive or "\0" in text:
         raise DataError(f"{where}: expected a path below {root}, got {text!r}. Mend that line.")
     return path
 

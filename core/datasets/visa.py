@@ -18,6 +18,7 @@ from flawscope.datasets.problems import Problem
 from flawscope.datasets.record_paths import backslash_remark, place_below
 from flawscope.datasets.samples import GOOD, Dataset, Sample, Split, in_order
 from flawscope.errors import DataError
+from flawscope.open_files import RECORD_BYTES, list_folder, open_regular, read_regular
 
 DEFECT = "bad"
 """The one defect type of VisA, under the name that its conversions to the MVTec layout use."""
@@ -50,9 +51,9 @@ def find_table(root: Path) -> Path | None:
     """Return the VisA table of a folder, or None if it is not VisA.
 
     Raises:
-        DataError: If several tables fit and none has the published name.
+        DataError: If several tables fit and none has the published name, or the folder cannot be listed.
     """
-    tables = [path for path in sorted(root.glob("*.csv")) if _is_table(path)]
+    tables = [path for path in list_folder(root) if path.name.endswith(".csv") and _is_table(path)]
     if len(tables) > 1:
         tables = [path for path in tables if path.name == _PUBLISHED.name] or tables
     if len(tables) > 1:
@@ -66,7 +67,7 @@ def find_table(root: Path) -> Path | None:
 def _is_table(path: Path) -> bool:
     try:
         # Any CSV file in the root is looked at, whatever its encoding and the length of its lines.
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             start = file.read(_HEADER_BYTES)
     except OSError:
         return False
@@ -81,7 +82,10 @@ def _header(text: str) -> tuple[str, int] | None:
     # Spreadsheets may say the separator first.
     skipped = 1 if lines and lines[0].lower().startswith("sep=") else 0
     for separator in _SEPARATORS if len(lines) > skipped else ():
-        cells = next(csv.reader(lines[skipped : skipped + 1], delimiter=separator), [])
+        try:
+            cells = next(csv.reader(lines[skipped : skipped + 1], delimiter=separator), [])
+        except csv.Error:
+            continue
         if [cell.lower() for cell in _used(cells)] == _COLUMNS:
             return separator, skipped + 1
     return None
@@ -121,7 +125,7 @@ def _remarks(root: Path, table: Path, read: _Table, rows: list[_Row]) -> Iterato
 
 def _read(table: Path) -> _Table:
     try:
-        text, encoding = _decode(table.read_bytes())
+        text, encoding = _decode(read_regular(table, RECORD_BYTES))
         # `_is_table` has seen it; it may have changed.
         separator, line = _header(text) or (",", 1)
         # newline="" leaves line ends to csv.

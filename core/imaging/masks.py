@@ -23,9 +23,8 @@ import numpy as np
 import numpy.typing as npt
 
 from flawscope.arrays import BoolArray
-from flawscope.errors import ImageError
 from flawscope.imaging.image_facts import facts_of
-from flawscope.imaging.images import decode_stored
+from flawscope.imaging.images import decode_stored, read_encoded
 
 _MOST_CLASSES = 16
 _LARGEST_CLASS = 32
@@ -71,11 +70,7 @@ def read_mask(path: Path, *, is_indexed: bool = False) -> BoolArray:
 
 def read_mask_with_facts(path: Path, *, is_indexed: bool = False) -> MaskReading:
     """Read a mask file as `read_mask`, with how it was understood."""
-    try:
-        data = path.read_bytes()
-    except OSError as err:
-        raise ImageError(f"{path}: could not be read: {err.strerror or err}.") from err
-    return understand_mask(data, str(path), is_indexed=is_indexed)
+    return understand_mask(read_encoded(path), str(path), is_indexed=is_indexed)
 
 
 def decode_mask(data: bytes, name: str = "mask", *, is_indexed: bool = False) -> BoolArray:

@@ -13,6 +13,7 @@ import safetensors.numpy
 
 from flawscope.errors import DataError
 from flawscope.files import atomic_folder, sha256_file
+from flawscope.open_files import list_folder
 from flawscope.torch_file import read_state_dict
 
 PARTS = ("unet", "vae", "vqvae", "text_encoder", "bert", "tokenizer", "scheduler")
@@ -60,7 +61,7 @@ def import_base(folder: Path, out: Path, progress: Callable[[str, int, int], Non
             if progress:
                 progress(f"importing {part}", finished, len(parts))
             (unfinished / part).mkdir()
-            for path in sorted((folder / part).iterdir()):
+            for path in list_folder(folder / part):
                 # Without the index: it tells the libraries to look for sharded weights, which are not imported.
                 if path.suffix in _COPIED and path.is_file() and not path.name.endswith(".index.json"):
                     shutil.copyfile(path, unfinished / part / path.name)

@@ -19,7 +19,7 @@ from flawscope.datasets.fingerprints import map_in_threads
 from flawscope.datasets.learnable import MIN_TRAINING_IMAGES, check_learnable
 from flawscope.errors import ArgumentError, DataError, RunError
 from flawscope.files import check_replaceable
-from flawscope.imaging.images import read_stored, to_8_bit, to_rgb
+from flawscope.imaging.images import read_stored, to_rgb
 from flawscope.imaging.learned_images import LearnedImages, Look, look_of, summarize_looks
 from flawscope.imaging.tiles import ImageSource
 from flawscope.progress import Progress, no_progress
@@ -253,7 +253,7 @@ def _learned(samples: Sequence[Sample], config: MethodConfig, progress: Progress
 
     def look(sample: Sample) -> Look:
         stored = read_stored(sample.path)
-        return look_of(to_rgb(to_8_bit(stored, str(sample.path), bits)), 8 * stored.itemsize)
+        return look_of(to_rgb(stored, str(sample.path), bits), 8 * stored.itemsize)
 
     looks = map_in_threads(look, list(samples), lambda count, total: progress("looking at images", count, total))
     return summarize_looks(list(looks))

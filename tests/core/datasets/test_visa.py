@@ -6,8 +6,10 @@ import pytest
 from dataset_files import below, index, touch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from odd_files import refuse_listing
 
 from flawscope.datasets import list_categories, open_dataset
+from flawscope.datasets.visa import find_table
 from flawscope.errors import DataError
 
 HEADER = "object,split,label,image,mask\n"
@@ -36,6 +38,15 @@ def test_visa_is_read_from_its_table(tmp_path, place):
         ("candle/Data/Images/Anomaly/1.JPG", "test", "bad", None),
     ]
     assert [s.is_mask_indexed for s in dataset.test] == [False, True, False]
+
+
+def test_a_folder_that_cannot_be_listed_leaves_no_table_of_visa_unseen(tmp_path, monkeypatch):
+    touch(tmp_path, "visa.csv", "good/0.png", "good/1.png")
+    (tmp_path / "visa.csv").write_text(HEADER + ROWS)
+    assert list_categories(tmp_path) == ("candle", "pcb1")
+    refuse_listing(monkeypatch, tmp_path)
+    with pytest.raises(DataError, match="expected a folder that can be listed, got: Permission denied"):
+        find_table(tmp_path)
 
 
 def test_one_object_of_visa_finds_the_table_beside_it(tmp_path):
