@@ -132,7 +132,7 @@ def _run(arguments: Sequence[str] | None) -> int:
         return 2
     except click.UsageError as err:
         where = f" (see flawscope {err.ctx.command_path.partition(' ')[2]} --help)" if err.ctx else ""
-        return _fail(err.format_message().replace("\n", " ") + where, 2)
+        return _fail(err.format_message().replace("\n", " ") + _dataset_hint(err) + where, 2)
     except click.ClickException as err:
         return _fail(err.format_message(), 2)
     except click.Abort:
@@ -154,6 +154,15 @@ def _run(arguments: Sequence[str] | None) -> int:
         return err.code if isinstance(err.code, int) else 1
     # A command may return its status. Not standalone, click hands it over in place of exiting.
     return status if isinstance(status, int) else 0
+
+
+def _dataset_hint(err: click.UsageError) -> str:
+    """Return where the dataset goes, for a command that was given it as an argument; empty for other mistakes."""
+    is_missing = isinstance(err, click.MissingParameter) and err.param is not None and err.param.name == "data"
+    if err.ctx is None or not (is_missing or err.message.startswith("Got unexpected extra argument")):
+        return ""
+    takes_data = any("--data" in parameter.opts for parameter in err.ctx.command.params)
+    return " The dataset goes behind --data." if takes_data else ""
 
 
 def _fail(message: str, status: int) -> int:

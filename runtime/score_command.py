@@ -17,6 +17,7 @@ from flawscope.imaging.learned_images import summarize_differences
 from flawscope.imaging.png import write_png
 from flawscope.open_files import list_folder
 from flawscope.output_options import OVERWRITE
+from flawscope.path_kinds import is_bundle, kind_of_path
 from flawscope.runtime.backends import BACKENDS
 from flawscope.runtime.inspector import Inspector
 from flawscope.runtime.overlay import draw_overlay
@@ -64,6 +65,7 @@ def score(
     An image that cannot be read is a fault, never an accept; the others are still scored, and the exit status is 1.
     A map or picture that cannot be written is an error; the images are still scored, and the exit status is 2.
     """
+    _check_order(bundle, images)
     sources = _expand(images)
     for folder in (maps, pictures):
         check_new_files(folder, overwrite=overwrite)
@@ -115,6 +117,18 @@ def score(
     if missing:
         return 2
     return 1 if counts["fault"] else 0
+
+
+def _check_order(bundle: Path, images: tuple[Path, ...]) -> None:
+    if is_bundle(bundle):
+        return
+    # Not swapped silently: what decides is said, never guessed.
+    if meant := next((image for image in images if is_bundle(image)), None):
+        kind = kind_of_path(bundle) or "something else"
+        raise ArgumentError(
+            f"{bundle}: expected a bundle, got {kind}, and the bundle {meant} behind it. "
+            f"The bundle comes first: flawscope score {meant} {bundle}"
+        )
 
 
 def _expand(images: tuple[Path, ...]) -> list[Path | Result]:

@@ -29,10 +29,11 @@ from flawscope.datasets.defects.file_names import category_of, check_name, defec
 from flawscope.datasets.defects.set_files import SHEET, read_json, write_image, write_json, write_lines, write_mask
 from flawscope.datasets.defects.set_sheets import COLUMNS, Row, Tile, draw_sheet
 from flawscope.datasets.defects.support_set import SupportRecord
-from flawscope.datasets.folders import is_mask_name
+from flawscope.datasets.mask_pairing import ends_like_a_mask
 from flawscope.errors import DataError
 from flawscope.files import atomic_folder, check_replaceable, free_name, sha256_file
-from flawscope.imaging.images import read_encoded, read_image, read_mask
+from flawscope.imaging.images import read_encoded, read_image
+from flawscope.imaging.masks import read_mask
 from flawscope.progress import CountProgress
 from flawscope.runtime.synthesis.generated_set import MARKER as GENERATED
 from flawscope.runtime.synthesis.generated_set import GeneratedImage, GenerateRecord, read_generated
@@ -213,7 +214,7 @@ def _names_of_real(dataset: Dataset, samples: Iterable[Sample]) -> dict[Path, st
     for sample in samples:
         key = category_of(dataset, sample), sample.split, defect_of(sample)
         stem = check_name(sample.path.stem, "image")
-        if is_mask_name(stem):  # indexing the dataset would take it for the mask of another image
+        if ends_like_a_mask(stem):  # indexing the dataset would take it for the mask of another image
             stem += "_picture"
         # Numbers are needed although file names differ: a.png and a.jpg both become a.png.
         chosen[sample.path] = free_name(stem, names.setdefault(key, set()))
