@@ -20,7 +20,7 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 
-from flawscope.bundle import Bundle, FileEntry, Golden, Manifest, Thresholds, open_bundle
+from flawscope.bundle import Bundle, FileEntry, Golden, Manifest, Thresholds, making, open_bundle
 from flawscope.errors import ArgumentError, BackendError, BundleError, GateError
 from flawscope.export.source_kind import is_run
 from flawscope.files import atomic_folder, sha256_file, storage_errors, temporary_folder
@@ -150,8 +150,10 @@ def bundle_of(source: Path, export: Callable[[Path], object]) -> Iterator[Bundle
         return
     with temporary_folder() as folder:
         out = folder / f"{source.resolve().name}.flaw"
-        export(out)
-        with open_bundle(out) as bundle:
+        with making():
+            export(out)
+            bundle = open_bundle(out)
+        with bundle:
             yield bundle
 
 

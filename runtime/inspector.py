@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flawscope.arrays import Float32Array, UInt8Array
-from flawscope.bundle import Bundle, Manifest, open_bundle
+from flawscope.bundle import Bundle, Manifest, trusted_bundle
 from flawscope.diffusion.reconstruction import Reconstructed
 from flawscope.diffusion.schedule import Sampling
 from flawscope.errors import ArgumentError, BackendError, BundleError, DeviceError, FlawscopeError
@@ -98,7 +98,13 @@ class Inspector:
 
     @classmethod
     def load(
-        cls, bundle: Bundle | Path | str, backend: str = "auto", path: str = "auto", precision: str = "fp32"
+        cls,
+        bundle: Bundle | Path | str,
+        backend: str = "auto",
+        path: str = "auto",
+        precision: str = "fp32",
+        *,
+        trusted_keys: Path | str | None = None,
     ) -> Inspector:
         """Open and verify a bundle and make it ready; its golden images must reproduce their stored scores.
 
@@ -108,13 +114,17 @@ class Inspector:
             path: `graph` runs `score.onnx`; `kernel` runs `features.onnx` and the kernels of `cpp_ext`; `auto` takes
                 the faster of the two, see `PATHS`.
             precision: Precision of the graphs, one that the bundle has.
+            trusted_keys: File or folder of public keys, in place of those that are set on this machine: a bundle that
+                none of them signed is refused.
 
         Raises:
-            ArgumentError: If backend or path is unknown, or the bundle lacks the precision.
-            BundleError: If the bundle is broken or does not reproduce its golden scores.
+            ArgumentError: If backend or path is unknown, the bundle lacks the precision, or trusted keys are set and
+                cannot be used.
+            BundleError: If the bundle is broken, does not reproduce its golden scores, or is not signed by a trusted
+                key where there are any.
             BackendError: If the backend is not available or cannot run the graph.
         """
-        opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
+        opened = trusted_bundle(bundle, trusted_keys)
         try:
             return cls(opened, backend, path, precision)
         except BaseException as err:

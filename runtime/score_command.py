@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flawscope.bundle import PRECISIONS
+from flawscope.bundle.trusted_keys_option import trusted_keys_option
 from flawscope.errors import ArgumentError
 from flawscope.files import free_name, is_litter, storage_errors
 from flawscope.imaging.images import EXTENSIONS, prepare, read_image
@@ -37,6 +38,7 @@ from flawscope.terminal import echo, echo_json
     type=click.Path(path_type=Path),
     help="Folder for input, reconstruction and maps (PNG); for ddad and dsad, which then compute twice.",
 )
+@trusted_keys_option
 def score(
     bundle: Path,
     images: tuple[Path, ...],

@@ -9,6 +9,7 @@ import msgspec
 from rich.table import Table
 
 from flawscope.bundle import PRECISIONS, check_changeable
+from flawscope.bundle.trusted_keys_option import trusted_keys_option
 from flawscope.calibration.evaluation.evaluate import evaluate_bundle, record_accuracy
 from flawscope.calibration.evaluation.figures import Fault, Figures, LeakFigures
 from flawscope.calibration.evaluation.intervals import Rate
@@ -53,6 +54,7 @@ _NAMES = (
 @click.option("--report", type=click.Path(path_type=Path), metavar="DIR", help="Write DIR/report.html.")
 @click.option("--seed", default=0, show_default=True, help="Seed of the bootstrap intervals.")
 @click.option("--no-record", is_flag=True, help="Leave the bundle as it is: add no evidence.")
+@trusted_keys_option
 def evaluate(
     bundle: Path,
     data: Path,

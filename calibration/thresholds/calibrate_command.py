@@ -7,7 +7,8 @@ from pathlib import Path
 import click
 from rich.table import Table
 
-from flawscope.bundle import PRECISIONS, Threshold, open_bundle
+from flawscope.bundle import PRECISIONS, Threshold, making, open_bundle
+from flawscope.bundle.trusted_keys_option import trusted_keys_option
 from flawscope.calibration.evaluation.intervals import images_needed
 from flawscope.calibration.thresholds.calibrate import (
     CONFIDENCE,
@@ -55,6 +56,8 @@ from flawscope.terminal import command_line, echo, progress_bars
 @click.option("--min-area", type=int, metavar="PX", help="Smallest region that gets a box, in pixels of the map.")
 @click.option("--backend", default="auto", show_default=True, help="Backend that makes the scores.")
 @click.option("--precision", type=click.Choice(PRECISIONS), help="Only this one.  [default: each the bundle has]")
+@trusted_keys_option
+@making()  # writing one precision drops the signature, and the next is still to be scored
 def calibrate(
     bundle: Path,
     data: Path | None,

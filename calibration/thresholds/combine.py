@@ -29,6 +29,7 @@ from flawscope.bundle import (
     ImageHashes,
     Manifest,
     Provenance,
+    making,
     open_bundle,
     read_image_hashes,
     rewrite_manifest,
@@ -69,6 +70,7 @@ class Combination:
     notes: tuple[str, ...]
 
 
+@making()
 def combine_bundles(
     paths: Sequence[Path],
     out: Path,

@@ -36,9 +36,17 @@ from flawscope.bundle.manifest import (
     external_data,
 )
 from flawscope.bundle.onnx_model import OnnxModel
-from flawscope.bundle.opening import Bundle, open_bundle
+from flawscope.bundle.opening import Bundle, open_bundle, trusted_bundle
 from flawscope.bundle.synth_head import ImageParity, SynthDefect, SynthHead, SynthSupport
-from flawscope.bundle.writing import change_bundle, check_changeable, pack_bundle, rewrite_manifest, write_bundle
+from flawscope.bundle.trusted_keys import TrustedKeys, find_trusted_keys, making
+from flawscope.bundle.writing import (
+    change_bundle,
+    check_changeable,
+    pack_bundle,
+    rewrite_manifest,
+    sign_bundle,
+    write_bundle,
+)
 
 __all__ = [
     "IMAGE_HASHES",
@@ -77,13 +85,18 @@ __all__ = [
     "Threshold",
     "ThresholdChange",
     "Thresholds",
+    "TrustedKeys",
     "change_bundle",
     "check_changeable",
     "external_data",
+    "find_trusted_keys",
     "head_tag",
+    "making",
     "open_bundle",
     "pack_bundle",
     "read_image_hashes",
     "rewrite_manifest",
+    "sign_bundle",
+    "trusted_bundle",
     "write_bundle",
 ]

@@ -12,6 +12,7 @@ from click.core import ParameterSource
 from rich.table import Table
 
 from flawscope.bundle import PRECISIONS
+from flawscope.bundle.trusted_keys_option import trusted_keys_option
 from flawscope.errors import ArgumentError, GateError
 from flawscope.files import write_bytes
 from flawscope.rich_console import PlainConsole
@@ -55,6 +56,7 @@ from flawscope.text import encode_json
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the figures to a JSON file.")
 @click.option("--plot", "plot_file", type=click.Path(path_type=Path), help="Draw the figures to an SVG file.")
 @click.pass_context
+@trusted_keys_option
 def bench_command(
     context: click.Context,
     bundle: Path,

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flawscope.arrays import BoolArray, Float32Array, UInt8Array, only_output
-from flawscope.bundle import Bundle, Manifest, SynthDefect, SynthHead, open_bundle
+from flawscope.bundle import Bundle, Manifest, SynthDefect, SynthHead, trusted_bundle
 from flawscope.datasets.defects.file_names import check_name
 from flawscope.datasets.defects.seeded_choice import generator
 from flawscope.diffusion.latent_inpainting import classifier_free_guidance, draw_latents, draw_noise, keep_of
@@ -130,21 +130,31 @@ class Synthesizer:
             self._open()
 
     @classmethod
-    def load(cls, bundle: Bundle | Path | str, backend: str = "auto", precision: str = "fp32") -> Synthesizer:
+    def load(
+        cls,
+        bundle: Bundle | Path | str,
+        backend: str = "auto",
+        precision: str = "fp32",
+        *,
+        trusted_keys: Path | str | None = None,
+    ) -> Synthesizer:
         """Open and verify a bundle and load its graphs.
 
         Args:
             bundle: A bundle, or the path of one.
             backend: `auto`, `cpu`, `cuda` or `tensorrt`. One that is asked for by name must be available.
             precision: Precision of the graphs, one that the bundle has.
+            trusted_keys: As in `Inspector.load`.
 
         Raises:
-            ArgumentError: If the backend's name is unknown, or the bundle lacks the precision.
+            ArgumentError: If the backend's name is unknown, the bundle lacks the precision, or trusted keys are set and
+                cannot be used.
             BackendError: If the backend is not available or cannot run a graph.
-            BundleError: If the bundle is broken, is no generator, or lacks a file.
+            BundleError: If the bundle is broken, is no generator, lacks a file, or is not signed by a trusted key where
+                there are any.
             MissingExtra: If the package `tokenizers` is not installed.
         """
-        opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
+        opened = trusted_bundle(bundle, trusted_keys)
         try:
             return cls(opened, backend, precision)
         except BaseException:  # Ctrl-C too
