@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import os
 import sys
 from pathlib import Path
@@ -33,7 +34,9 @@ def keygen(out: Path, asks: bool) -> None:
     if passphrase is None and asks:
         if not sys.stdin.isatty():
             raise ArgumentError(f"--passphrase: expected a terminal to ask, got none. Set {_PASSPHRASE}.")
-        passphrase = click.prompt("Passphrase", hide_input=True, confirmation_prompt=True, err=True)
+        passphrase = getpass.getpass("Passphrase: ")
+        if getpass.getpass("Once more: ") != passphrase:
+            raise ArgumentError("--passphrase: expected the same twice, got two that differ. Nothing was written.")
     key = write_keys(out, passphrase)
     echo(f"{out}: private key{'' if passphrase is None else ', encrypted'}; {out}{PUBLIC}: public key {key.id}")
 
@@ -60,5 +63,4 @@ def _passphrase() -> str | None:
         return set_before
     if not sys.stdin.isatty():
         return None
-    passphrase: str = click.prompt("Passphrase", hide_input=True, err=True)
-    return passphrase
+    return getpass.getpass("Passphrase: ")

@@ -98,6 +98,16 @@ def test_without_terminal_and_environment_there_is_no_passphrase(folder, tmp_pat
     assert (status, "expected a passphrase" in errors[0]) == (2, True)
 
 
+def test_a_passphrase_is_typed_twice(folder, tmp_path, call, monkeypatch):
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    typed = iter(["correct horse", "correct hose", "correct horse", "correct horse", "correct horse"])
+    monkeypatch.setattr("getpass.getpass", lambda prompt: next(typed))
+    status, _, errors = call("bundle", "keygen", "--out", tmp_path / "maker", "--passphrase")
+    assert (status, "expected the same twice" in errors[0], (tmp_path / "maker").exists()) == (2, True, False)
+    assert "encrypted" in call("bundle", "keygen", "--out", tmp_path / "maker", "--passphrase")[1]
+    assert call("bundle", "sign", folder, "--key", tmp_path / "maker")[0] == 0
+
+
 def test_a_changed_bundle_is_said_to_have_lost_its_signature(folder, tmp_path, call):
     call("bundle", "keygen", "--out", tmp_path / "maker")
     call("bundle", "sign", folder, "--key", tmp_path / "maker")
