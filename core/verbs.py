@@ -116,6 +116,9 @@ _BUNDLE = Group(
     {
         "info": Verb("flawscope.bundle.bundle_command:info", "Show the contents of a bundle's manifest."),
         "verify": Verb("flawscope.bundle.bundle_command:verify", "Check every hash of a bundle, and its signature."),
+        "threshold": Verb(
+            "flawscope.bundle.threshold_command:threshold", "Change thresholds on a line, within the bundle's limits."
+        ),
         "keygen": Verb("flawscope.bundle.signature_command:keygen", "Make a key that signs bundles."),
         "sign": Verb("flawscope.bundle.signature_command:sign", "Sign a bundle with a private key."),
         "pack": Verb("flawscope.bundle.bundle_command:pack", "Write a bundle folder as one uncompressed file."),

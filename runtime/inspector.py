@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flawscope.arrays import Float32Array, UInt8Array
-from flawscope.bundle import Bundle, Manifest, trusted_bundle
+from flawscope.bundle import Bundle, Manifest, thresholds_in_force, trusted_bundle
 from flawscope.diffusion.reconstruction import Reconstructed
 from flawscope.diffusion.schedule import Sampling
 from flawscope.errors import ArgumentError, BackendError, BundleError, DeviceError, FlawscopeError
@@ -44,13 +44,16 @@ class Inspector:
         backend: As in `load`.
         path: As in `load`.
         precision: As in `load`.
-        is_candidate: The bundle is being made and may have no golden images yet.
+        is_candidate: The bundle is being made and may have no golden images yet; no overlay is looked for.
+        threshold_overlay: As in `load`.
+        use_overlay: As in `load`.
 
     Attributes:
         bundle: The opened bundle.
         backend_reason: Why this backend is used.
         precision: Precision of the graphs.
-        thresholds: The thresholds of this precision, or None before calibration.
+        thresholds: The thresholds in force for this precision, or None before calibration.
+        in_force: Those with their revision and where they come from.
         scorer: Computes maps and scores; replaced by a new one after the device failed.
     """
 
@@ -62,6 +65,8 @@ class Inspector:
         precision: str = "fp32",
         *,
         is_candidate: bool = False,
+        threshold_overlay: Path | str | None = None,
+        use_overlay: bool = True,
     ) -> None:
         if bundle.manifest.kind != "score":
             raise BundleError(
@@ -70,11 +75,18 @@ class Inspector:
             )
         if not (is_candidate or bundle.manifest.golden_of(precision)):
             raise BundleError(f"{bundle.path}: expected golden images for {precision}, got none. Export it again.")
+        self.in_force = thresholds_in_force(
+            bundle.path,
+            bundle.manifest,
+            precision,
+            threshold_overlay=threshold_overlay,
+            use_overlay=use_overlay and not is_candidate,
+        )
+        self.thresholds = self.in_force.thresholds
         choice = choose_backend(backend)
         self.bundle = bundle
         self.backend_reason = choice.reason
         self.precision = precision
-        self.thresholds = self.manifest.thresholds_of(precision)
         self._options = ScorerOptions(choice.name, path, precision)
         self._device_failed = self._is_closed = False
         self._sampling: Sampling | None = None
@@ -105,6 +117,8 @@ class Inspector:
         precision: str = "fp32",
         *,
         trusted_keys: Path | str | None = None,
+        threshold_overlay: Path | str | None = None,
+        use_overlay: bool = True,
     ) -> Inspector:
         """Open and verify a bundle and make it ready; its golden images must reproduce their stored scores.
 
@@ -116,17 +130,19 @@ class Inspector:
             precision: Precision of the graphs, one that the bundle has.
             trusted_keys: File or folder of public keys, in place of those that are set on this machine: a bundle that
                 none of them signed is refused.
+            threshold_overlay: Threshold overlay in place of the one beside the bundle (`NAME.flaw.thresholds.json`).
+            use_overlay: Whether an overlay counts; False decides by the bundle's own thresholds.
 
         Raises:
             ArgumentError: If backend or path is unknown, the bundle lacks the precision, or trusted keys are set and
                 cannot be used.
             BundleError: If the bundle is broken, does not reproduce its golden scores, or is not signed by a trusted
-                key where there are any.
+                key where there are any; if its overlay is broken, of another bundle, or outside of its limits.
             BackendError: If the backend is not available or cannot run the graph.
         """
         opened = trusted_bundle(bundle, trusted_keys)
         try:
-            return cls(opened, backend, path, precision)
+            return cls(opened, backend, path, precision, threshold_overlay=threshold_overlay, use_overlay=use_overlay)
         except BaseException as err:
             opened.close()
             if isinstance(err, FlawscopeError) or not isinstance(err, Exception):
@@ -332,7 +348,7 @@ class Inspector:
             boxes = find_boxes(
                 anomaly_map,
                 self.thresholds.pixel.value,
-                self.manifest.min_area_px,
+                self.in_force.min_area_px,
                 self.manifest.map_spec,
                 image.source_size,
             )
@@ -342,6 +358,7 @@ class Inspector:
             decision=decision,
             score=score if np.isfinite(score) else None,  # NaN must not reach a JSON line or a comparison
             threshold=None if self.thresholds is None else self.thresholds.image.value,
+            threshold_revision=None if self.thresholds is None else self.in_force.revision,
             reason=reason,
             anomaly_map=anomaly_map,
             boxes=boxes,

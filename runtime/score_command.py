@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flawscope.bundle import PRECISIONS
+from flawscope.bundle.threshold_overlay_options import threshold_overlay_options
 from flawscope.bundle.trusted_keys_option import trusted_keys_option
 from flawscope.errors import ArgumentError
 from flawscope.files import free_name, is_litter, storage_errors
@@ -38,6 +39,7 @@ from flawscope.terminal import echo, echo_json
     type=click.Path(path_type=Path),
     help="Folder for input, reconstruction and maps (PNG); for ddad and dsad, which then compute twice.",
 )
+@threshold_overlay_options
 @trusted_keys_option
 def score(
     bundle: Path,
@@ -49,6 +51,8 @@ def score(
     as_json: bool,
     maps: Path | None,
     pictures: Path | None,
+    threshold_overlay: Path | None,
+    no_overlay: bool,
 ) -> int:
     """Decide on images, or on all images of folders.
 
@@ -57,7 +61,9 @@ def score(
     paths = _expand(images)
     counts: Counter[str] = Counter()
     names: set[str] = set()
-    with Inspector.load(bundle, backend, path, precision) as inspector:
+    with Inspector.load(
+        bundle, backend, path, precision, threshold_overlay=threshold_overlay, use_overlay=not no_overlay
+    ) as inspector:
         inspector.check_batch(batch)
         if pictures is not None:
             inspector.check_reconstructs()
@@ -69,6 +75,8 @@ def score(
         if not as_json:
             # To stderr: stdout carries one line per image and nothing else.
             echo(f"backend {inspector.backend} ({inspector.backend_reason})", err=True)
+            if inspector.in_force.revision:
+                echo(f"thresholds: {inspector.in_force.source}", err=True)
         for source, result in zip(paths, inspector.stream(paths, batch), strict=True):
             counts[result.decision] += 1
             if as_json:

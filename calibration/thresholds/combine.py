@@ -150,7 +150,8 @@ def _checked_weights(paths: Sequence[Path], weights: Sequence[float] | None) -> 
 def _loaded(bundle: Bundle, backend: str, path: str = "auto", *, is_candidate: bool = False) -> Inspector:
     from flawscope.runtime import Inspector  # brings ONNX Runtime, which --help does without
 
-    return Inspector(bundle, backend, path, is_candidate=is_candidate)
+    # Scores of members are combined, whatever their thresholds.
+    return Inspector(bundle, backend, path, is_candidate=is_candidate, use_overlay=False)
 
 
 def _check_together(bundles: Sequence[Bundle]) -> None:

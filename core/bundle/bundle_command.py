@@ -11,7 +11,8 @@ import click
 
 from flawscope.bundle import Bundle, EnsembleHead, EnsembleMember, Manifest, SynthHead, open_bundle, pack_bundle
 from flawscope.bundle.ed25519 import read_public_keys
-from flawscope.bundle.manifest import Threshold
+from flawscope.bundle.threshold_overlay import find_overlay, read_overlay
+from flawscope.bundle.threshold_structs import Threshold, ThresholdLimits
 from flawscope.bundle.trust import check_signed_by, signature_of
 from flawscope.bundle.trusted_keys import find_trusted_keys
 from flawscope.errors import BundleError, GateError
@@ -32,8 +33,25 @@ def info(path: Path, as_json: bool) -> None:
     if as_json:
         echo_json(manifest, indent=1)
         return
-    for label, text in _facts(manifest, signature):
+    for label, text in (*_facts(manifest, signature), *_overlay(path, manifest)):
         echo(f"{label:<14} {text}")
+
+
+def _overlay(path: Path, manifest: Manifest) -> list[tuple[str, str]]:
+    """Return the revisions of the threshold overlay beside a bundle, or what is wrong with it."""
+    try:
+        place = find_overlay(path)
+        revisions = () if place is None else read_overlay(place, path, manifest).revisions
+    except BundleError as err:
+        return [("overlay", f"not usable: {err}")]
+    return [
+        (
+            "overlay",
+            f"{row.when} revision {row.revision} {row.precision}: image {row.image:.6g}, pixel {row.pixel:.6g}, by "
+            f"{row.by}: {row.why}",
+        )
+        for row in revisions
+    ]
 
 
 def _signed_by(bundle: Bundle) -> str:
@@ -83,6 +101,7 @@ def _facts(manifest: Manifest, signature: str) -> list[tuple[str, str]]:
         facts += [
             ("image", _threshold(manifest.thresholds.image)),
             ("pixel", _threshold(manifest.thresholds.pixel)),
+            ("limits", _limits(manifest.thresholds.limits)),
         ]
     facts += [
         ("changed", f"{change.when} {change.name}: {_number(change.old)} -> {change.new:.6g} by {change.command}")
@@ -135,6 +154,15 @@ def _member(entry: EnsembleMember) -> str:
 
 def _number(value: float | None) -> str:
     return "none" if value is None else f"{value:.6g}"
+
+
+def _limits(limits: ThresholdLimits | None) -> str:
+    if limits is None:
+        return "none: no threshold overlay is allowed (flawscope calibrate sets them)"
+    return (
+        f"a threshold overlay may set image {limits.image.low:.6g} to {limits.image.high:.6g}, pixel "
+        f"{limits.pixel.low:.6g} to {limits.pixel.high:.6g}"
+    )
 
 
 def _threshold(threshold: Threshold) -> str:

@@ -9,16 +9,17 @@ import os
 import shutil
 import stat
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import msgspec
 
 from flawscope.bundle.ed25519 import PrivateKey
-from flawscope.bundle.file_names import MANIFEST, RESERVED, SIGNATURE, is_safe
+from flawscope.bundle.file_names import MANIFEST, RESERVED, SIGNATURE, is_safe, overlay_beside
 from flawscope.bundle.manifest import SCHEMA, Evidence, FileEntry, Manifest, decode_manifest, encode_manifest
 from flawscope.bundle.opening import Bundle, check_bundle_trusted, open_bundle
 from flawscope.bundle.signature import MAX_SIGNATURE_BYTES, sign_manifest
+from flawscope.bundle.threshold_overlay import set_aside
 from flawscope.bundle.trust import signature_of
 from flawscope.bundle.trusted_keys import find_trusted_keys, remember_made
 from flawscope.errors import ArgumentError, BundleError, FlawscopeError
@@ -51,7 +52,7 @@ def write_bundle(path: Path, manifest: Manifest, sources: Mapping[str, Path | by
             )
     _check_ours(path)
     # Locked: whoever changes the bundle that lies there meanwhile would change one that is gone.
-    with locked(path), atomic_folder(path, replace_if=MANIFEST, durable=True) as folder:
+    with locked(path), _replacing(path), atomic_folder(path, replace_if=MANIFEST, durable=True) as folder:
         signer = _signer_there(path)
         files = {}
         for name, source in sources.items():
@@ -67,6 +68,21 @@ def write_bundle(path: Path, manifest: Manifest, sources: Mapping[str, Path | by
         (folder / MANIFEST).write_bytes(data)
     _tell_dropped(path, signer)
     return _made(data, path)
+
+
+@contextlib.contextmanager
+def _replacing(place: Path) -> Iterator[None]:
+    """Hold the lock of the threshold overlay beside a bundle that is replaced, and move the overlay aside afterwards.
+
+    An overlay is for one digest, so the next load would refuse it; and thresholds that were chosen for another bundle
+    must not go on without a word.
+    """
+    with locked(overlay_beside(place)):
+        yield
+        with storage_errors(overlay_beside(place)):
+            aside = set_aside(place)
+    if aside is not None:
+        _log.warning("%s: its threshold overlay no longer holds and was moved to %s.", place, aside)
 
 
 def _signer_there(path: Path) -> str | None:
@@ -129,7 +145,9 @@ def change_bundle(path: Path, read: Manifest, change: Callable[[Manifest], Manif
     # The bundle itself, by whatever link it was named: otherwise two names of one bundle had two locks.
     place = path.resolve()
     # It is not run here: whoever computed the change has checked the signature of what was run.
-    with locked(place), open_bundle(place, check_signature=False) as bundle:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(locked(place))
+        bundle = stack.enter_context(open_bundle(place, check_signature=False))
         current = bundle.manifest
         if current.digest != read.digest and _model(current) != _model(read):
             raise BundleError(
@@ -140,6 +158,7 @@ def change_bundle(path: Path, read: Manifest, change: Callable[[Manifest], Manif
         if data == bundle.manifest_bytes:
             return current
         signer, was_trusted = _signer(bundle), _is_trusted(bundle)
+        stack.enter_context(_replacing(place))
         if place.is_dir():
             # The manifest first: with it the old signature is void at once, also if this process is killed here.
             write_bytes(place / MANIFEST, data, beside=place, durable=True)

@@ -126,6 +126,7 @@ RUN_A_BUNDLE = {
     ("calibrate",),
     ("sampling",),
     ("bundle", "combine"),
+    ("bundle", "threshold"),
     ("export-triton",),
     ("explain",),
     ("synth", "generate"),
