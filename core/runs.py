@@ -23,6 +23,7 @@ from flawscope.config.method_settings import Settings
 from flawscope.config.setting_parts import nest, places_of, tag_of, without_parts
 from flawscope.diffusion.reconstruction import MapRule
 from flawscope.errors import RunError
+from flawscope.imaging.learned_images import LearnedImages
 from flawscope.scratch import recover
 from flawscope.text import encode_json
 
@@ -95,6 +96,7 @@ class RunRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         flawscope: Version that wrote the run.
         rule: How the maps of a reconstruction become one; null for other methods.
         unet: Settings of the UNet of a guided denoiser; null for other methods.
+        learned: What the training images have in common; null in records that are older.
         schema: Version of this record.
     """
 
@@ -116,6 +118,7 @@ class RunRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     flawscope: str
     rule: MapRule | None = None
     unet: dict[str, Any] | None = None
+    learned: LearnedImages | None = None
     schema: int = RUN_SCHEMA
 
 

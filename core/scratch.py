@@ -122,7 +122,8 @@ def remove_leftovers(parent: Path) -> None:
     What a living process holds stays, and so does what the system does not let us remove.
     """
     with contextlib.suppress(OSError):
-        for path in [Path(entry.path) for entry in os.scandir(parent) if is_scratch(entry.name)]:
+        # Names at once: removing entries while the folder is listed may skip some.
+        for path in [parent / name for name in os.listdir(parent) if is_scratch(name)]:
             with contextlib.suppress(OSError), _abandoned(path):
                 if path.suffix == _ASIDE:
                     _put_back(path)

@@ -133,7 +133,7 @@ def read_images(wanted: Wanted, manifest: Manifest, learned: Sequence[str], prog
     groups: tuple[list[UInt8Array], list[UInt8Array]] = ([], [])
     for sources, images in zip(chosen, groups, strict=True):
         for source in sources:
-            images.append(prepare(read_source(source), manifest.input))
+            images.append(prepare(read_source(source, manifest.input.bits), manifest.input))
             progress("Reading images", count := count + 1, total)
     labelled = wanted.labelled.test if wanted.labelled is not None else ()
     return GateImages(tuple(groups[0]), tuple(groups[1]), labelled)

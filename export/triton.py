@@ -45,8 +45,8 @@ LABEL = "anomaly_score"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 _OUTPUTS = ("anomaly_map", "score")
 _RULES = (
-    "flawscope.imaging.images.decode_image, then flawscope.imaging.images.prepare: uint8 RGB [H, W, 3]; cast and "
-    "normalisation are in the graph"
+    "flawscope.imaging.images.decode_image with the bits of the preprocessing, then flawscope.imaging.images.prepare: "
+    "uint8 RGB [H, W, 3]; cast and normalisation are in the graph"
 )
 _DECISION = (
     "fault if score or anomaly_map is not finite, if there is no answer or if thresholds is null; "

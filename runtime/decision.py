@@ -35,18 +35,18 @@ def find_boxes(
     """Return the 8-connected regions above a threshold as boxes in source pixels, highest peak first.
 
     Args:
-        anomaly_map: float32 [H, W] at `spec.size`, or at `source_size` without a spec.
+        anomaly_map: float32 [H, W] at `spec.size`, or of the whole image at any size without a spec.
         threshold: Pixels strictly above it count.
         min_area_px: Smaller regions are left out; in pixels of the map.
-        spec: The preprocessing of the map; None for the map of a tiled image, which has the size of the image.
+        spec: The preprocessing of the map; None for a map that shows the whole image; see `Manifest.map_spec`.
         source_size: Height and width of the source image.
     """
     above = anomaly_map > threshold
     if not above.any():
         return ()
     count, labels, stats, _ = cv2.connectedComponentsWithStats(above.astype(np.uint8), connectivity=8)
-    # From map to source: undo the crop (offset), then the resize (scale). Maps of tiles are in source pixels already.
-    scale_y = scale_x = 1.0
+    # From map to source: undo the crop (offset), then the resize (scale).
+    scale_y, scale_x = source_size[0] / anomaly_map.shape[0], source_size[1] / anomaly_map.shape[1]
     top = left = 0
     if spec is not None:
         scale_y, scale_x = source_size[0] / spec.resize[0], source_size[1] / spec.resize[1]

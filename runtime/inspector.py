@@ -16,24 +16,21 @@ from types import TracebackType
 from typing import Any, overload
 
 import numpy as np
-import numpy.typing as npt
 
 from flawscope.arrays import Float32Array, UInt8Array
 from flawscope.bundle import Bundle, Manifest, thresholds_in_force, trusted_bundle
 from flawscope.diffusion.reconstruction import Reconstructed
 from flawscope.diffusion.schedule import Sampling
 from flawscope.errors import ArgumentError, BackendError, BundleError, DeviceError, FlawscopeError
-from flawscope.imaging.images import check_image, prepare, read_image
+from flawscope.imaging.images import prepare
+from flawscope.imaging.learned_images import differences, look_of
 from flawscope.imaging.tiles import MapBlender, Tiling
 from flawscope.runtime.backends import choose_backend
 from flawscope.runtime.decision import decide, find_boxes
-from flawscope.runtime.device_arrays import CudaArray, DlpackArray, on_host
+from flawscope.runtime.image_sources import Color, Source, check_color, name_of, read_source_image, split_batch
 from flawscope.runtime.results import Box, Result
 from flawscope.runtime.scorers.golden import check_golden, check_outputs
 from flawscope.runtime.scorers.scorer import Reconstructor, ScorerOptions, open_scorer
-
-Source = Path | str | npt.NDArray[np.uint8] | CudaArray | DlpackArray
-"""An image: a file, or an array uint8 [H, W, 3] RGB of NumPy, on a CUDA device, or with DLPack."""
 
 
 class Inspector:
@@ -44,6 +41,7 @@ class Inspector:
         backend: As in `load`.
         path: As in `load`.
         precision: As in `load`.
+        strict: As in `load`.
         is_candidate: The bundle is being made and may have no golden images yet; no overlay is looked for.
         threshold_overlay: As in `load`.
         use_overlay: As in `load`.
@@ -57,6 +55,21 @@ class Inspector:
         scorer: Computes maps and scores; replaced by a new one after the device failed.
     """
 
+    # `inspector.threshold = 500` sets nothing, so it is an error.
+    __slots__ = (
+        "_device_failed",
+        "_is_closed",
+        "_options",
+        "_sampling",
+        "_strict",
+        "backend_reason",
+        "bundle",
+        "in_force",
+        "precision",
+        "scorer",
+        "thresholds",
+    )
+
     def __init__(
         self,
         bundle: Bundle,
@@ -64,6 +77,7 @@ class Inspector:
         path: str = "auto",
         precision: str = "fp32",
         *,
+        strict: bool = False,
         is_candidate: bool = False,
         threshold_overlay: Path | str | None = None,
         use_overlay: bool = True,
@@ -90,6 +104,7 @@ class Inspector:
         self._options = ScorerOptions(choice.name, path, precision)
         self._device_failed = self._is_closed = False
         self._sampling: Sampling | None = None
+        self._strict = strict
         try:
             self.scorer = open_scorer(bundle, self._options)
         except BackendError as err:
@@ -116,6 +131,7 @@ class Inspector:
         path: str = "auto",
         precision: str = "fp32",
         *,
+        strict: bool = False,
         trusted_keys: Path | str | None = None,
         threshold_overlay: Path | str | None = None,
         use_overlay: bool = True,
@@ -128,6 +144,8 @@ class Inspector:
             path: `graph` runs `score.onnx`; `kernel` runs `features.onnx` and the kernels of `cpp_ext`; `auto` takes
                 the faster of the two, see `PATHS`.
             precision: Precision of the graphs, one that the bundle has.
+            strict: An image unlike all those that the bundle learned from (size, shape, colours, bits, brightness) is
+                a fault; otherwise the difference is a note of its result.
             trusted_keys: File or folder of public keys, in place of those that are set on this machine: a bundle that
                 none of them signed is refused.
             threshold_overlay: Threshold overlay in place of the one beside the bundle (`NAME.flaw.thresholds.json`).
@@ -142,7 +160,15 @@ class Inspector:
         """
         opened = trusted_bundle(bundle, trusted_keys)
         try:
-            return cls(opened, backend, path, precision, threshold_overlay=threshold_overlay, use_overlay=use_overlay)
+            return cls(
+                opened,
+                backend,
+                path,
+                precision,
+                strict=strict,
+                threshold_overlay=threshold_overlay,
+                use_overlay=use_overlay,
+            )
         except BaseException as err:
             opened.close()
             if isinstance(err, FlawscopeError) or not isinstance(err, Exception):
@@ -168,42 +194,48 @@ class Inspector:
         return self.scorer.path
 
     @overload
-    def __call__(self, image: Source) -> Result: ...
+    def __call__(self, image: Source, *, color: Color = "rgb") -> Result: ...
 
     @overload
-    def __call__(self, image: list[Any] | tuple[Source, ...]) -> list[Result]: ...
+    def __call__(self, image: list[Any] | tuple[Source, ...], *, color: Color = "rgb") -> list[Result]: ...
 
-    def __call__(self, image: Source | list[Any] | tuple[Source, ...]) -> Result | list[Result]:
-        """Inspect one image, or several (a list, a tuple, or uint8 [N, H, W, 3]) in batches."""
+    def __call__(
+        self, image: Source | list[Any] | tuple[Source, ...], *, color: Color = "rgb"
+    ) -> Result | list[Result]:
+        """Inspect one image, or several (a list, a tuple, or an array [N, H, W, 3]) in batches; see `stream`."""
         if isinstance(image, list | tuple):
-            return list(self.stream(image, self.manifest.max_batch))
-        images = _split_batch(image)
+            return list(self.stream(image, self.manifest.max_batch, color))
+        images = split_batch(image)
         # `is None` and not falsy: an array [0, H, W, 3] is a batch of no images, not one broken image.
-        return next(self.stream([image])) if images is None else list(self.stream(images, self.manifest.max_batch))
+        if images is None:
+            return next(self.stream([image], 1, color))
+        return list(self.stream(images, self.manifest.max_batch, color))
 
-    def stream(self, sources: Iterable[Source], batch: int = 1) -> Iterator[Result]:
+    def stream(self, sources: Iterable[Source], batch: int = 1, color: Color = "rgb") -> Iterator[Result]:
         """Inspect images batch by batch; results come in the order of the sources.
 
         An image that cannot be read, and every image of a batch on which the device fails, is a `fault`; the stream
         goes on. Sources are taken as they are needed, so an endless iterable (a camera) is fine.
 
         Args:
-            sources: Files or arrays.
+            sources: Files, their bytes, images of Pillow, or arrays; see `Source`.
             batch: Images per inference, 1 to the bundle's `max_batch`.
+            color: Order of the channels of arrays: `rgb`, or `bgr` as OpenCV reads them.
 
         Raises:
-            ArgumentError: If `batch` is out of range.
+            ArgumentError: If `batch` or `color` is out of range.
         """
         self.check_batch(batch)
+        check_color(color)
         remaining = iter(sources)
         position = 0
         while group := list(islice(remaining, batch)):
             if self.manifest.tiling is None:
-                yield from self._inspect_batch(group, position)
+                yield from self._inspect_batch(group, position, color)
             else:
                 # Tiles of one image fill the batch by themselves, so images are taken one at a time.
                 for offset, source in enumerate(group):
-                    yield self._inspect_tiles(source, position + offset, self.manifest.tiling)
+                    yield self._inspect_tiles(source, position + offset, color, self.manifest.tiling)
             position += len(group)
 
     def check_batch(self, batch: int) -> None:
@@ -291,9 +323,9 @@ class Inspector:
             )
         return reconstructor
 
-    def _inspect_batch(self, sources: Sequence[Source], position: int) -> Iterator[Result]:
+    def _inspect_batch(self, sources: Sequence[Source], position: int, color: Color) -> Iterator[Result]:
         """Inspect images in one inference; those that could not be read leave the batch and keep their place."""
-        loaded = [_load(source, position + offset, self.manifest) for offset, source in enumerate(sources)]
+        loaded = [self._load(source, position + offset, color) for offset, source in enumerate(sources)]
         ready = [image for image in loaded if isinstance(image, _LoadedImage)]
         maps = scores = None
         failure = ""
@@ -310,14 +342,14 @@ class Inspector:
                 yield image
                 continue
             if maps is None or scores is None:
-                yield Result(image.name, "fault", reason=failure)
+                yield Result(image.name, "fault", reason=failure, notes=image.notes)
                 continue
             yield self._result(image, maps[row], float(scores[row]), share_ms)
             row += 1
 
-    def _inspect_tiles(self, source: Source, position: int, tiling: Tiling) -> Result:
+    def _inspect_tiles(self, source: Source, position: int, color: Color, tiling: Tiling) -> Result:
         """Inspect one image in tiles, a batch of tiles at a time, so that memory does not grow with their number."""
-        loaded = _load(source, position, self.manifest)
+        loaded = self._load(source, position, color)
         if isinstance(loaded, Result):
             return loaded
         image, max_batch = loaded.prepared, self.manifest.max_batch
@@ -335,12 +367,35 @@ class Inspector:
                 # Not Python's max(), which drops NaN: a tile without a valid score must make the image a fault.
                 score = float(np.maximum(score, scores.max()))
         except Exception as err:
-            return Result(loaded.name, "fault", reason=_fault_reason(err))
+            return Result(loaded.name, "fault", reason=_fault_reason(err), notes=loaded.notes)
         infer_ms = 1e3 * (time.perf_counter() - started)
         return self._result(loaded, blender.finish(), score, infer_ms)
 
+    def _load(self, source: Source, position: int, color: Color) -> _LoadedImage | Result:
+        """Return an image read and prepared, or the fault that says why it cannot be."""
+        name, manifest = name_of(source, position), self.manifest
+        notes: tuple[str, ...] = ()
+        started = time.perf_counter()
+        try:
+            image, bits = read_source_image(source, name, color, manifest.input.bits)
+            read_at = time.perf_counter()
+            if manifest.learned is not None:
+                notes = differences(look_of(image, bits), manifest.learned)
+                if notes and self._strict:
+                    reason = f"unlike the images that the bundle learned from: {'; '.join(notes)}"
+                    return Result(name, "fault", reason=reason, notes=notes)
+            # Tiles are cut from the pixels of the source and prepared one by one.
+            prepared = prepare(image, manifest.input) if manifest.tiling is None else image
+        except Exception as err:
+            return Result(name, "fault", reason=_fault_reason(err, f"{name}: "), notes=notes)
+        timings = {"read": 1e3 * (read_at - started), "prepare": 1e3 * (time.perf_counter() - read_at)}
+        return _LoadedImage(name, prepared, (image.shape[0], image.shape[1]), timings, notes)
+
     def _result(self, image: _LoadedImage, anomaly_map: Float32Array, score: float, infer_ms: float) -> Result:
         started = time.perf_counter()
+        if self.manifest.tiling is None and self.manifest.input.mode == "letterbox":
+            # The mirrored margin shows nothing of its own. A copy: a view would keep the maps of the whole batch alive.
+            anomaly_map = anomaly_map[self.manifest.input.place_of(image.source_size)].copy()
         decision, reason = decide(score, anomaly_map, self.thresholds)
         boxes: tuple[Box, ...] = ()
         # No boxes for a fault: its map may hold NaN, and nobody should act on regions of it.
@@ -360,6 +415,7 @@ class Inspector:
             threshold=None if self.thresholds is None else self.thresholds.image.value,
             threshold_revision=None if self.thresholds is None else self.in_force.revision,
             reason=reason,
+            notes=image.notes,
             anomaly_map=anomaly_map,
             boxes=boxes,
             # A sum and not a clock: the waiting of this image for the others of its batch is no work on it.
@@ -392,31 +448,10 @@ def _fault_reason(err: Exception, prefix: str = "") -> str:
 
 @dataclass(frozen=True)
 class _LoadedImage:
-    """An image that was read: its name, its prepared pixels, the size of its source (H, W) and the times so far."""
+    """An image that was read: name, prepared pixels, size of its source (H, W), the times so far, and notes on it."""
 
     name: str
     prepared: UInt8Array
     source_size: tuple[int, int]
     timings_ms: dict[str, float]
-
-
-def _split_batch(image: Any) -> list[Source] | None:
-    """Return the images of an array [N, H, W, 3], or None for anything else."""
-    # By attribute and not by type: arrays on a device have a shape, too, and a path has none.
-    shape: tuple[int, ...] = getattr(image, "shape", ())
-    return [image[row] for row in range(shape[0])] if len(shape) == 4 else None
-
-
-def _load(source: Source, position: int, manifest: Manifest) -> _LoadedImage | Result:
-    """Return an image read and prepared, or the fault that says why it cannot be."""
-    name = str(source) if isinstance(source, Path | str) else f"image {position}"
-    started = time.perf_counter()
-    try:
-        image = read_image(Path(source)) if isinstance(source, Path | str) else check_image(on_host(source, name), name)
-        read_at = time.perf_counter()
-        # Tiles are cut from the pixels of the source and prepared one by one.
-        prepared = prepare(image, manifest.input) if manifest.tiling is None else image
-    except Exception as err:
-        return Result(name, "fault", reason=_fault_reason(err, f"{name}: "))
-    timings = {"read": 1e3 * (read_at - started), "prepare": 1e3 * (time.perf_counter() - read_at)}
-    return _LoadedImage(name, prepared, (image.shape[0], image.shape[1]), timings)
+    notes: tuple[str, ...]

@@ -29,8 +29,8 @@ def draw_overlay(
 
     Args:
         image: Source image, uint8 [H, W, 3].
-        anomaly_map: float32 [h, w] at `spec.size`, or at the image's size without a spec.
-        spec: The preprocessing of the map; None for the map of a tiled image.
+        anomaly_map: float32 [h, w] at `spec.size`, or of the whole image without a spec.
+        spec: The preprocessing of the map; None for a map that shows the whole image; see `Manifest.map_spec`.
         reference: The pixel threshold, or another map value to put in the middle of the scale.
         boxes: Boxes in source pixels.
     """

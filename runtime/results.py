@@ -47,10 +47,11 @@ class Result:
         threshold_revision: Number of the threshold overlay's revision that the threshold is of, 0 for the bundle's own;
             None without a threshold.
         reason: Reason of a fault; None otherwise.
-        anomaly_map: float32 [H, W] at the graph's input size, or the image's where the bundle has tiles; owned by the
-            caller; None for a fault without inference.
+        anomaly_map: float32 [H, W] at the graph's input size, its part that shows the image where the bundle has
+            letterbox, or the image's size where it has tiles; owned by the caller; None for a fault without inference.
         boxes: Regions above the pixel threshold, largest peak first.
         timings_ms: Milliseconds per stage: read, prepare, infer (its share of the batch), decide, total.
+        notes: In what the image is unlike all those that the bundle learned from; empty where in nothing.
     """
 
     # The defaults are those of a fault without inference, so that a forgotten field can never read as an accept.
@@ -62,6 +63,7 @@ class Result:
     anomaly_map: npt.NDArray[np.float32] | None = field(default=None, repr=False)  # would fill a log with numbers
     boxes: tuple[Box, ...] = ()
     timings_ms: dict[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
     threshold_revision: int | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -86,4 +88,6 @@ class Result:
             line["image_base64"] = base64.b64encode(name).decode()
         if self.reason is not None:
             line["reason"] = storable(self.reason)
+        if self.notes:
+            line["notes"] = list(self.notes)
         return line

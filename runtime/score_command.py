@@ -15,6 +15,7 @@ from flawscope.bundle.trusted_keys_option import trusted_keys_option
 from flawscope.errors import ArgumentError
 from flawscope.files import free_name, is_litter, storage_errors
 from flawscope.imaging.images import EXTENSIONS, prepare, read_image
+from flawscope.imaging.learned_images import summarize_differences
 from flawscope.imaging.png import write_png
 from flawscope.runtime.backends import BACKENDS
 from flawscope.runtime.inspector import Inspector
@@ -32,6 +33,11 @@ from flawscope.terminal import echo, echo_json
 @click.option("--path", "path", type=click.Choice(PATHS), default="auto", show_default=True, help="How maps are made.")
 @click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True)
 @click.option("--batch", type=int, default=1, show_default=True, help="Images per inference.")
+@click.option(
+    "--strict",
+    is_flag=True,
+    help="An image unlike all those that the bundle learned from (size, shape, colours, bits, brightness) is a fault.",
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON line per image.")
 @click.option("--maps", type=click.Path(path_type=Path), help="Folder for heat maps over the images (PNG).")
 @click.option(
@@ -48,6 +54,7 @@ def score(
     path: str,
     precision: str,
     batch: int,
+    strict: bool,
     as_json: bool,
     maps: Path | None,
     pictures: Path | None,
@@ -60,9 +67,16 @@ def score(
     """
     paths = _expand(images)
     counts: Counter[str] = Counter()
+    notes: list[tuple[str, ...]] = []
     names: set[str] = set()
     with Inspector.load(
-        bundle, backend, path, precision, threshold_overlay=threshold_overlay, use_overlay=not no_overlay
+        bundle,
+        backend,
+        path,
+        precision,
+        strict=strict,
+        threshold_overlay=threshold_overlay,
+        use_overlay=not no_overlay,
     ) as inspector:
         inspector.check_batch(batch)
         if pictures is not None:
@@ -79,6 +93,7 @@ def score(
                 echo(f"thresholds: {inspector.in_force.source}", err=True)
         for source, result in zip(paths, inspector.stream(paths, batch), strict=True):
             counts[result.decision] += 1
+            notes.append(result.notes)
             if as_json:
                 echo_json(result.to_json())
             else:
@@ -90,9 +105,11 @@ def score(
             if maps is not None:
                 _write_map(maps / f"{name}.png", source, result, result.anomaly_map, inspector)
             if pictures is not None:
-                image = prepare(read_image(source), inspector.manifest.input)
+                image = prepare(read_image(source, inspector.manifest.input.bits), inspector.manifest.input)
                 reconstructed = inspector.reconstruct(image[None])
                 write_reconstruction(pictures, name, image, reconstructed, _reference(inspector))
+    for note in summarize_differences(notes):
+        echo(f"note: {note}", err=True)
     if not as_json:
         total = ", ".join(f"{counts[decision]} {decision}" for decision in ("accept", "reject", "fault"))
         echo(f"{len(paths)} images: {total}", err=True)
@@ -142,5 +159,5 @@ def _write_map(
     path: Path, source: Path, result: Result, anomaly_map: npt.NDArray[np.float32], inspector: Inspector
 ) -> None:
     spec = inspector.manifest.map_spec
-    image = draw_overlay(read_image(source), anomaly_map, spec, _reference(inspector), result.boxes)
-    write_png(path, image)
+    image = read_image(source, inspector.manifest.input.bits)
+    write_png(path, draw_overlay(image, anomaly_map, spec, _reference(inspector), result.boxes))

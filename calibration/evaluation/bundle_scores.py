@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from flawscope.bundle import Manifest
 from flawscope.datasets import Sample
+from flawscope.imaging.learned_images import summarize_differences
 from flawscope.progress import Progress
 
 if TYPE_CHECKING:
@@ -42,6 +44,21 @@ def score_samples(
     for done, (sample, result) in enumerate(zip(samples, results, strict=True), 1):
         yield sample, result
         progress(title, done, len(samples))
+
+
+def unlike_notes(manifest: Manifest, category: str, notes: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
+    """Return in what a dataset is unlike the images that a bundle learned from.
+
+    Args:
+        manifest: The bundle's manifest.
+        category: The dataset's category; empty where it has none.
+        notes: Those of the result of each image.
+    """
+    learned = manifest.provenance.category
+    lines = [f"Unlike the images that the bundle learned from: {line}." for line in summarize_differences(notes)]
+    if category and learned and category != learned:
+        lines.insert(0, f"The dataset is of the category {category}; the bundle learned from {learned}.")
+    return tuple(lines)
 
 
 def fault_of(result: Result, *, is_calibrated: bool) -> str | None:

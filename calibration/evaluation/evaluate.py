@@ -18,7 +18,7 @@ from flawscope.bundle import (
     change_bundle,
     read_image_hashes,
 )
-from flawscope.calibration.evaluation.bundle_scores import load_inspector
+from flawscope.calibration.evaluation.bundle_scores import load_inspector, unlike_notes
 from flawscope.calibration.evaluation.contamination import Contamination, find_contamination
 from flawscope.calibration.evaluation.evaluation_notes import contamination_notes, figure_notes
 from flawscope.calibration.evaluation.figures import BundleIdentity, DatasetIdentity, Figures, SupportFigures
@@ -65,6 +65,7 @@ class _BundleRun:
 
     Attributes:
         manifest: The manifest of the bundle, as it was loaded.
+        category: Category of the dataset; empty where it has none.
         thresholds: Those of the precision that was measured.
         in_force: The same, with where they come from.
         hashes: The images that the detector or its thresholds were made with.
@@ -78,6 +79,7 @@ class _BundleRun:
     """
 
     manifest: Manifest
+    category: str
     thresholds: Thresholds | None
     in_force: InForce
     hashes: ImageHashes
@@ -201,6 +203,7 @@ def _run_bundle(
         )
         return _BundleRun(
             manifest=inspector.manifest,
+            category=dataset.category,
             thresholds=inspector.thresholds,
             in_force=inspector.in_force,
             hashes=hashes,
@@ -222,6 +225,7 @@ def _notes(run: _BundleRun, measured: Measured) -> tuple[str, ...]:
         else ()
     )
     return (
+        *unlike_notes(run.manifest, run.category, [outcome.notes for outcome in measured.outcomes]),
         *moved,
         *contamination_notes(run.contamination, run.measured, measured),
         *figure_notes(measured, run.thresholds, run.backend, run.hashes, contents),

@@ -7,14 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-import cv2
 import numpy as np
 
 from flawscope.arrays import BoolArray, Float32Array, Float64Array
 from flawscope.calibration.evaluation.bundle_scores import fault_of, score_samples
 from flawscope.calibration.evaluation.metrics import stack_masks
 from flawscope.datasets import Sample
-from flawscope.imaging.images import prepare_mask
+from flawscope.imaging.images import prepare_mask, resize
 from flawscope.progress import Progress
 
 if TYPE_CHECKING:
@@ -29,6 +28,7 @@ class Outcome:
     fault: str | None
     boxes: tuple[Box, ...]
     total_ms: float
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,8 @@ class Measured:
 
 def measure_images(inspector: Inspector, samples: Sequence[Sample], progress: Progress) -> Measured:
     """Score images through the runtime, one at a time, and read their masks."""
-    spec = inspector.manifest.input
+    # Maps with letterbox show the image alone; all come to one size here, and so do their masks.
+    spec = inspector.manifest.input.stretched
     is_calibrated = inspector.thresholds is not None
     # Masks are read first: a broken one stops the evaluation before the long part.
     masks, mask_lost = [], []
@@ -93,7 +94,8 @@ def measure_images(inspector: Inspector, samples: Sequence[Sample], progress: Pr
     outcomes = []
     for index, (_, result) in enumerate(score_samples(inspector, samples, "Scoring", progress)):
         fault = fault_of(result, is_calibrated=is_calibrated)
-        outcomes.append(Outcome(result.decision, fault, tuple(result.boxes), result.timings_ms.get("total", 0.0)))
+        total_ms = result.timings_ms.get("total", 0.0)
+        outcomes.append(Outcome(result.decision, fault, tuple(result.boxes), total_ms, result.notes))
         if fault is None and result.score is not None and result.anomaly_map is not None:
             scores[index], maps[index], usable[index] = result.score, _resized(result.anomaly_map, spec.size), True
     stacked = stack_masks(masks, spec.size)
@@ -113,9 +115,8 @@ def measure_images(inspector: Inspector, samples: Sequence[Sample], progress: Pr
 
 
 def _resized(anomaly_map: Float32Array, size: tuple[int, int]) -> Float32Array:
-    """Return a map at the size of the model's input; the map of an image in tiles is larger."""
+    """Return a map at the size of the model's input; of an image in tiles it is larger, with letterbox smaller."""
     if anomaly_map.shape == size:
         return anomaly_map
-    # By area, because bilinear sampling would skip pixels, and could skip the peak of a small defect.
-    smaller = cv2.resize(anomaly_map, (size[1], size[0]), interpolation=cv2.INTER_AREA)
-    return np.asarray(smaller, np.float32)
+    # By area where it shrinks: bilinear sampling would skip pixels, and could skip the peak of a small defect.
+    return np.asarray(resize(anomaly_map, size), np.float32)

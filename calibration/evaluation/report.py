@@ -281,15 +281,15 @@ def _gallery(
 def _card(evaluation: Evaluation, scale: HeatScale, row: int) -> Card:
     measured = evaluation.measured
     sample, outcome = measured.samples[row], measured.outcomes[row]
-    image, mask = read_image(sample.path), sample.read_mask() if sample.is_anomalous else None
     spec = evaluation.manifest.input
+    image, mask = read_image(sample.path, spec.bits), sample.read_mask() if sample.is_anomalous else None
     return Card(
         title=_relative(evaluation, sample.path),
         kind=sample.defect,
         decision=outcome.decision,
         score=float(measured.scores[row]),
         plain=report_images.plain(image),
-        heat=report_images.overlay(image, measured.maps[row], spec, scale, mask, outcome.boxes),
+        heat=report_images.overlay(image, measured.maps[row], spec.stretched, scale, mask, outcome.boxes),
         has_outline=mask is not None and bool(mask.any()),
         boxes=len(outcome.boxes),
     )

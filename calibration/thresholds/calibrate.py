@@ -31,7 +31,7 @@ from flawscope.bundle import (
     open_bundle,
     read_image_hashes,
 )
-from flawscope.calibration.evaluation.bundle_scores import fault_of, load_inspector, score_samples
+from flawscope.calibration.evaluation.bundle_scores import fault_of, load_inspector, score_samples, unlike_notes
 from flawscope.calibration.evaluation.contamination import find_contamination
 from flawscope.calibration.evaluation.intervals import check_fraction
 from flawscope.calibration.extras import require
@@ -98,11 +98,12 @@ class Proposal:
 
 @dataclass(frozen=True)
 class _Scores:
-    """Scores float64 [N], map maxima float64 [N], and which of the images are anomalous, bool [N]."""
+    """Scores float64 [N], map maxima float64 [N], which of the images are anomalous, bool [N], and notes on each."""
 
     image: Float64Array
     map_max: Float64Array
     labels: BoolArray
+    notes: tuple[tuple[str, ...], ...]
 
 
 def calibrate_bundle(
@@ -220,7 +221,11 @@ def propose_thresholds(
         min_area_px=manifest.min_area_px if min_area_px is None else min_area_px,
         images_needed=image.images_needed,
         left_out=left_out,
-        notes=(*_outlying_notes(chosen, scores), *_notes(image, objective)),
+        notes=(
+            *unlike_notes(manifest, dataset.category, scores.notes),
+            *_outlying_notes(chosen, scores),
+            *_notes(image, objective),
+        ),
         backend=scored_on,
         highest=_highest(chosen, scores.image, good)[:_LISTED],
     )
@@ -351,7 +356,7 @@ def _choose(
 
 def _score(inspector: Inspector, samples: Sequence[Sample], progress: Progress) -> _Scores:
     """Score all images; raises when one cannot be scored, because the rest would be a selected sample."""
-    image, map_max, faults = [], [], []
+    image, map_max, faults, notes = [], [], [], []
     for sample, result in score_samples(inspector, samples, "Scoring", progress):
         fault = fault_of(result, is_calibrated=False)
         if fault is not None or result.score is None or result.anomaly_map is None:
@@ -360,6 +365,7 @@ def _score(inspector: Inspector, samples: Sequence[Sample], progress: Progress) 
             # float: Python's is 64 bits, and a float32 score becomes the threshold without rounding.
             image.append(float(result.score))
             map_max.append(float(result.anomaly_map.max()))
+            notes.append(result.notes)
     if faults:
         unlisted = f" and {len(faults) - _LISTED} more" if len(faults) > _LISTED else ""
         raise DataError(
@@ -367,7 +373,7 @@ def _score(inspector: Inspector, samples: Sequence[Sample], progress: Progress) 
             f"{'; '.join(faults[:_LISTED])}{unlisted}. Thresholds are unchanged. Repair or remove these images."
         )
     labels = np.array([sample.is_anomalous for sample in samples], np.bool_)
-    return _Scores(np.array(image), np.array(map_max), labels)
+    return _Scores(np.array(image), np.array(map_max), labels, tuple(notes))
 
 
 def _highest(samples: Sequence[Sample], values: Float64Array, good: BoolArray) -> tuple[tuple[Path, float], ...]:

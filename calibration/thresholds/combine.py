@@ -40,6 +40,7 @@ from flawscope.datasets import Dataset, Sample, as_recorded, fingerprint, hash_c
 from flawscope.errors import ArgumentError, DataError
 from flawscope.files import check_replaceable, temporary_folder
 from flawscope.imaging.images import decode_image, prepare
+from flawscope.imaging.learned_images import merge_learned
 from flawscope.progress import Progress, no_progress
 from flawscope.versions import package_versions
 
@@ -119,6 +120,7 @@ def combine_bundles(
             flawscope=flawscope.__version__,
             input=bundles[0].manifest.input,
             tiling=bundles[0].manifest.tiling,
+            learned=merge_learned([bundle.manifest.learned for bundle in bundles]),
             # Every member's graphs get the same batch; larger ones would pass the proof of one member's tensor sizes.
             max_batch=min(bundle.manifest.max_batch for bundle in bundles),
             graphs={},

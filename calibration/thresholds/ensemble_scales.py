@@ -128,7 +128,7 @@ def _scales(bundle: Bundle, values: _Values, images: int) -> tuple[Scale, Scale]
 def _prepared(path: Path, manifest: Manifest) -> Iterator[UInt8Array]:
     """Yield the prepared image, or its tiles, one after the other."""
     if manifest.tiling is None:
-        yield prepare(read_image(path), manifest.input)
+        yield prepare(read_image(path, manifest.input.bits), manifest.input)
         return
     for tile in tiles_of(path, manifest.tiling):
-        yield prepare(read_source(tile), manifest.input)
+        yield prepare(read_source(tile, manifest.input.bits), manifest.input)

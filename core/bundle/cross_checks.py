@@ -27,6 +27,8 @@ def _problems(manifest: Manifest) -> Iterator[str]:
         yield f"expected a head of the kind {manifest.kind}, got {tag}"
     if manifest.kind == "score" and tag != manifest.method:
         yield f"expected a head of the method {manifest.method}, got {tag}"
+    if manifest.tiling is not None and manifest.input.mode != "stretch":
+        yield f"expected tiles to be stretched, got {manifest.input.mode}"
     yield from _files(manifest)
     yield from _limits(manifest)
     if problem := manifest.head.problem(manifest.input.size):

@@ -18,6 +18,7 @@ from flawscope.bundle.threshold_structs import ThresholdChange, Thresholds
 from flawscope.diffusion.schedule import Sampling
 from flawscope.errors import ArgumentError, BundleError
 from flawscope.imaging.images import Preprocessing
+from flawscope.imaging.learned_images import LearnedImages
 from flawscope.imaging.tiles import Tiling
 from flawscope.ranges import BatchSize, Count, Elements, NotNegative, PositiveCount, Sha256
 from flawscope.text import encode_json
@@ -274,6 +275,7 @@ class Manifest(_Struct, frozen=True):
     provenance: Provenance
     files: dict[str, FileEntry]
     tiling: Tiling | None = None
+    learned: LearnedImages | None = None
     # msgspec copies an empty default for each instance.
     precisions: dict[str, Precision] = {}
     thresholds: Thresholds | None = None
@@ -285,8 +287,8 @@ class Manifest(_Struct, frozen=True):
 
     @property
     def map_spec(self) -> Preprocessing | None:
-        """The geometry of an image's anomaly map; None with tiles, where the map has the size of the image."""
-        return self.input if self.tiling is None else None
+        """The geometry of an image's anomaly map; None where the map shows the whole image, with tiles or letterbox."""
+        return self.input if self.tiling is None and self.input.mode == "stretch" else None
 
     def graphs_of(self, precision: str) -> dict[str, Graph]:
         """Return the graphs of a precision.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from flawscope.config.setting_parts import SettingPart, check
-from flawscope.imaging.images import PREPROCESSING_VERSION, Preprocessing
+from flawscope.imaging.images import PREPROCESSING_VERSION, Preprocessing, ResizeMode
 from flawscope.imaging.tiles import Tiling
 
 
@@ -14,20 +14,24 @@ class ResizeSettings(SettingPart, frozen=True, kw_only=True):
         resize: Height and width in pixels after the resize.
         resize_rule: Version of the rules of resizing: 2 averages along each side that shrinks; 1, of older runs, only
             where both do.
+        bits: Bits in use of images stored in 16 bit: 12 for a camera of 12 bit whose values end at 4095; null where
+            they fill the 16. `data inspect` says what the largest value suggests.
     """
 
     resize: tuple[int, int] = (256, 256)
     resize_rule: int = PREPROCESSING_VERSION
+    bits: int | None = None
 
     def __post_init__(self) -> None:
         rules = f"1 to {PREPROCESSING_VERSION}"
         check(1 <= self.resize_rule <= PREPROCESSING_VERSION, "resize_rule", rules, self.resize_rule)
+        check(self.bits is None or 9 <= self.bits <= 16, "bits", "9 to 16, or null", self.bits)
         _ = self.preprocessing  # refuses impossible sizes
 
     @property
     def preprocessing(self) -> Preprocessing:
         """The preprocessing these settings ask for."""
-        return Preprocessing(resize=self.resize, crop=None, version=self.resize_rule)
+        return Preprocessing(self.resize, None, self.resize_rule, bits=self.bits)
 
     @property
     def tiling(self) -> Tiling | None:
@@ -47,7 +51,7 @@ class InputSettings(ResizeSettings, frozen=True, kw_only=True):
     @property
     def preprocessing(self) -> Preprocessing:
         """The preprocessing these settings ask for."""
-        return Preprocessing(resize=self.resize, crop=self.crop, version=self.resize_rule)
+        return Preprocessing(self.resize, self.crop, self.resize_rule, bits=self.bits)
 
 
 class TiledInputSettings(InputSettings, frozen=True, kw_only=True):
@@ -77,14 +81,24 @@ class LineInputSettings(TiledInputSettings, frozen=True, kw_only=True):
 
     Attributes:
         tile_overlap: Share of a tile that its neighbour shows too, in inspection; training takes tiles without overlap.
+        resize_mode: `stretch` scales height and width by themselves; `letterbox` keeps the aspect ratio and fills the
+            rest of the input with a mirror image, for parts that are much longer than wide, or of several shapes.
     """
 
     tile_overlap: float = 0.25
+    resize_mode: ResizeMode = "stretch"
 
     def __post_init__(self) -> None:
         # Before super(): the base builds `tiling`, whose own message would come first.
         check(0.0 <= self.tile_overlap <= 0.5, "tile_overlap", "a share from 0 to 0.5", self.tile_overlap)
         super().__post_init__()
+        if self.resize_mode == "letterbox":
+            check(self.tile is None, "tile", "none with resize_mode=letterbox", self.tile)
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """The preprocessing these settings ask for."""
+        return Preprocessing(self.resize, self.crop, self.resize_rule, self.resize_mode, self.bits)
 
     @property
     def tiling(self) -> Tiling | None:

@@ -9,8 +9,10 @@ Rules of version 2:
     * 16 bit becomes 8 bit by v/257 rounded, never by a scale taken from the image;
     * grey becomes three equal channels, alpha is dropped without a trace in the colours, the order is RGB;
     * of a file with several pages the first is taken;
-    * resize goes to the given height and width without keeping the aspect ratio: by area along each side that shrinks,
-      which averages and does not alias, bilinear along each that grows; then the centre is cropped.
+    * where `bits` says that fewer than 16 are in use, their largest value becomes 255, and a larger one is an error;
+    * resize goes to the given height and width without keeping the aspect ratio, or with it and a mirrored margin
+      (`letterbox`): by area along each side that shrinks, which averages and does not alias, bilinear along each that
+      grows; then the centre is cropped.
 
 Version 1, that of older bundles and runs, differs where one side shrinks and the other grows: it is bilinear along
 both, which looks at two pixels of each span and can miss a defect between them. All other images come out the same.
@@ -20,7 +22,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import msgspec
@@ -47,6 +49,9 @@ MAX_PIXELS = 200_000_000
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
+ResizeMode = Literal["stretch", "letterbox"]
+
+
 class Preprocessing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How an image becomes the input of a graph.
 
@@ -54,11 +59,16 @@ class Preprocessing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         resize: Height and width in pixels after the resize.
         crop: Height and width of the centre crop that follows, or None.
         version: Version of the rules in this module, 1 or 2.
+        mode: `stretch` scales height and width by themselves; `letterbox` scales both by one factor, so that the whole
+            image fits, and fills the rest with its mirror image, half on each side.
+        bits: Bits in use of images stored in 16 bit, 9 to 16 (a camera of 12 bit: 12); None for all of them.
     """
 
     resize: tuple[int, int]
     crop: tuple[int, int] | None = None
     version: int = PREPROCESSING_VERSION
+    mode: ResizeMode = "stretch"
+    bits: int | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.version <= PREPROCESSING_VERSION:
@@ -72,11 +82,30 @@ class Preprocessing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 raise ArgumentError(f"{name}: expected height and width from {sides}, got {list(size)}.")
         if self.crop and (self.crop[0] > self.resize[0] or self.crop[1] > self.resize[1]):
             raise ArgumentError(f"crop: expected at most the resized size {list(self.resize)}, got {list(self.crop)}.")
+        if self.crop and self.mode == "letterbox":
+            raise ArgumentError(f"crop: expected none with letterbox, got {list(self.crop)}.")
+        if self.bits is not None and not 9 <= self.bits <= 16:
+            raise ArgumentError(f"bits: expected 9 to 16, or null for all bits of a file, got {self.bits}.")
 
     @property
     def size(self) -> tuple[int, int]:
         """Height and width in pixels of the graph's input."""
         return self.crop or self.resize
+
+    @property
+    def stretched(self) -> Preprocessing:
+        """The same with the mode `stretch`: the geometry of maps and masks in which letterbox has no margin."""
+        return msgspec.structs.replace(self, mode="stretch")
+
+    def place_of(self, size: tuple[int, int]) -> tuple[slice, slice]:
+        """Return the rows and columns of the resized image that an image of a size (H, W) covers."""
+        if self.mode == "stretch":
+            return slice(0, self.resize[0]), slice(0, self.resize[1])
+        factor = min(self.resize[0] / size[0], self.resize[1] / size[1])
+        # min: rounding may not leave the input; max: of a very long image at least one pixel must remain.
+        height, width = (min(most, max(1, round(side * factor))) for side, most in zip(size, self.resize, strict=True))
+        top, left = (self.resize[0] - height) // 2, (self.resize[1] - width) // 2
+        return slice(top, top + height), slice(left, left + width)
 
     @property
     def offset(self) -> tuple[int, int]:
@@ -160,14 +189,37 @@ def _check_size(header: Header, name: str) -> None:
         )
 
 
-def decode_image(data: bytes, name: str = "image") -> UInt8Array:
-    """Decode an encoded image to uint8 [H, W, 3] RGB; arguments and errors as `decode_stored`."""
-    image = decode_stored(data, name)
-    if image.dtype == np.uint16:
-        # v / 257 rounded, in integers: 65535 becomes 255. In uint16 the sum would wrap around.
-        image = ((image.astype(np.uint32) + 128) // 257).astype(np.uint8)
+def decode_image(data: bytes, name: str = "image", bits: int | None = None) -> UInt8Array:
+    """Decode an encoded image to uint8 [H, W, 3] RGB; see `decode_stored` and `Preprocessing.bits`.
+
+    Raises:
+        ImageError: As `decode_stored`, or if a value has more bits than are said to be in use.
+    """
+    return to_rgb(to_8_bit(decode_stored(data, name), name, bits))
+
+
+def to_rgb(image: UInt8Array) -> UInt8Array:
+    """Return an image uint8 [H, W] or [H, W, 3] BGR, as `decode_stored` gives it, as uint8 [H, W, 3] RGB."""
     code = cv2.COLOR_GRAY2RGB if image.ndim == 2 else cv2.COLOR_BGR2RGB
     return cv2.cvtColor(image, code).astype(np.uint8, copy=False)
+
+
+def to_8_bit(image: npt.NDArray[Any], name: str, bits: int | None) -> UInt8Array:
+    """Return an image uint8 or uint16 of any shape as uint8: the largest value of `bits` (None: 16) becomes 255.
+
+    Raises:
+        ImageError: If a value has more bits.
+    """
+    if image.dtype == np.uint8:
+        return image
+    most = (1 << (bits or 16)) - 1
+    if bits is not None and (largest := int(image.max(initial=0))) > most:
+        raise ImageError(
+            f"{name}: expected values up to {most} ({bits} bits in use), got {largest}. Set bits to those of the "
+            "camera and train again, or leave the image out."
+        )
+    # v * 255 / most, rounded, in integers; in uint16 it would wrap around.
+    return ((image.astype(np.uint32) * 510 + most) // (2 * most)).astype(np.uint8)
 
 
 def _read(path: Path) -> bytes:
@@ -177,9 +229,14 @@ def _read(path: Path) -> bytes:
         raise ImageError(f"{path}: could not be read: {err.strerror or err}.") from err
 
 
-def read_image(path: Path) -> UInt8Array:
+def read_stored(path: Path) -> npt.NDArray[Any]:
+    """Read an image file to the numbers stored in it; see `decode_stored`."""
+    return decode_stored(_read(path), str(path))
+
+
+def read_image(path: Path, bits: int | None = None) -> UInt8Array:
     """Read an image file to uint8 [H, W, 3] RGB; see `decode_image`."""
-    return decode_image(_read(path), str(path))
+    return decode_image(_read(path), str(path), bits)
 
 
 def read_mask(path: Path, *, is_indexed: bool = False) -> BoolArray:
@@ -215,6 +272,25 @@ def check_image(image: object, name: str = "image") -> UInt8Array:
     return checked
 
 
+def resize(image: npt.NDArray[Any], size: tuple[int, int], version: int = PREPROCESSING_VERSION) -> npt.NDArray[Any]:
+    """Return an image, or a map, at another height and width: by area along each side that shrinks, else bilinear.
+
+    Args:
+        image: uint8 or float32 [H, W] or [H, W, C].
+        size: Height and width in pixels.
+        version: That of the rules; by version 1, both sides are bilinear where one of them grows.
+    """
+    height, width = size
+    rows, columns = image.shape[:2]
+    if version > 1 and (rows - height) * (columns - width) < 0:
+        # One side shrinks and the other grows. INTER_AREA averages only where both shrink, and silently interpolates
+        # otherwise: so the side that shrinks goes first, alone.
+        first = (columns, height) if rows > height else (width, rows)
+        image = cv2.resize(image, first, interpolation=cv2.INTER_AREA)
+    shrinks = image.shape[0] >= height and image.shape[1] >= width
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+
+
 def prepare(image: UInt8Array, spec: Preprocessing) -> UInt8Array:
     """Resize and crop an image to the input of a graph.
 
@@ -225,24 +301,29 @@ def prepare(image: UInt8Array, spec: Preprocessing) -> UInt8Array:
     Returns:
         uint8 [spec.size[0], spec.size[1], 3], contiguous.
     """
-    height, width = spec.resize
-    rows, columns = image.shape[:2]
-    if spec.version > 1 and (rows - height) * (columns - width) < 0:
-        # One side shrinks and the other grows. INTER_AREA averages only where both shrink, and silently interpolates
-        # otherwise: so the side that shrinks goes first, alone.
-        first = (columns, height) if rows > height else (width, rows)
-        image = cv2.resize(image, first, interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
-    shrinks = image.shape[0] >= height and image.shape[1] >= width
-    method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    resized = cv2.resize(image, (width, height), interpolation=method)
+    place = spec.place_of((image.shape[0], image.shape[1]))
+    height, width = (side.stop - side.start for side in place)
+    resized = resize(image, (height, width), spec.version)
+    if (height, width) != spec.resize:
+        # A mirror image, and not one colour: its edge would be the most anomalous place of every image.
+        resized = cv2.copyMakeBorder(resized, *_margins(place, spec), cv2.BORDER_REFLECT_101)
     return np.ascontiguousarray(_crop(resized, spec), dtype=np.uint8)
+
+
+def _margins(place: tuple[slice, slice], spec: Preprocessing) -> tuple[int, int, int, int]:
+    """Return the pixels above, below, left and right of a place in the resized image."""
+    rows, columns = place
+    return rows.start, spec.resize[0] - rows.stop, columns.start, spec.resize[1] - columns.stop
 
 
 def prepare_mask(mask: BoolArray, spec: Preprocessing) -> BoolArray:
     """Resize (nearest) and crop a mask with the geometry of `prepare`; bool [H, W] in, bool [size] out."""
-    height, width = spec.resize
+    place = spec.place_of((mask.shape[0], mask.shape[1]))
+    height, width = (side.stop - side.start for side in place)
     # Nearest keeps it binary; EXACT, because INTER_NEAREST is not centred on pixels as `prepare` is.
     resized = cv2.resize(mask.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
+    if (height, width) != spec.resize:
+        resized = cv2.copyMakeBorder(resized, *_margins(place, spec), cv2.BORDER_CONSTANT, value=0)
     return np.ascontiguousarray(_crop(resized, spec) > 0)
 
 

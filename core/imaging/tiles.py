@@ -132,23 +132,23 @@ def tiles_of(path: Path, tiling: Tiling) -> Iterator[Tile]:
         yield Tile(path, corner, tiling)
 
 
-def read_source(image: ImageSource) -> UInt8Array:
+def read_source(image: ImageSource, bits: int | None = None) -> UInt8Array:
     """Read a file, or a tile of one, to uint8 [H, W, 3] RGB; see `flawscope.imaging.images.read_image`."""
     if isinstance(image, Path):
-        return read_image(image)
-    return image.tiling.cut(_read_again(image.path), image.corner)
+        return read_image(image, bits)
+    return image.tiling.cut(_read_again(image.path, bits), image.corner)
 
 
 # Module-wide and not locked: dict operations are atomic under the interpreter lock, and a lost race only decodes twice.
-_last: dict[str, UInt8Array] = {}
+_last: dict[tuple[str, int | None], UInt8Array] = {}
 
 
-def _read_again(path: Path) -> UInt8Array:
+def _read_again(path: Path, bits: int | None) -> UInt8Array:
     """Return the image of a file, from memory if it was the last one read: its tiles are read one after another."""
-    name = str(path)
+    name = str(path), bits
     image = _last.get(name)
     if image is None:
-        image = read_image(path)
+        image = read_image(path, bits)
         _last.clear()  # one image in all, whatever the number of readers: large ones would fill the memory
         _last[name] = image
     return image

@@ -147,6 +147,7 @@ def _manifest(run: Run, name: str, head: Head, exported: ExportedGraphs, max_bat
         flawscope=flawscope.__version__,
         input=run.record.config.preprocessing,
         tiling=run.record.config.tiling,
+        learned=run.record.learned,
         max_batch=max_batch,
         graphs=exported.graphs,
         bank=exported.bank,

@@ -245,7 +245,7 @@ def _write(
         kind="synth",
         method=source.method,
         flawscope=flawscope.__version__,
-        input=Preprocessing(resize=content.size),
+        input=Preprocessing(content.size, bits=source.run.record.config.preprocessing.bits if source.run else None),
         max_batch=max_batch,
         graphs=dict(graphs),
         bank=_VECTORS if content.vectors else None,

@@ -227,7 +227,7 @@ def redraw(bundle: Synthesizer | Path | str, line: GeneratedImage, root: Path) -
     path = root / place_below(root, line.good, LINES)
     if content_hash(path) != line.good_sha256:
         raise DataError(f"{path}: expected the normal image that was drawn on, got other content.")
-    image = read_image(path)
+    image = read_image(path, bundle.manifest.input.bits)
     region = region_of(line, (image.shape[0], image.shape[1]))
     order = DrawOrder(image, region, f"{line.category}/{line.defect}", line.text, line.seed)
     # In a batch of the same size: the last bits of some kernels' sums depend on it. Its other images do not matter.

@@ -172,6 +172,7 @@ def generate_images(
         writer = _Writer(unfinished, synthesizer, settings, hashes)
         started = time.perf_counter()
         pending, total = tasks, len(tasks)
+        bits = synthesizer.manifest.input.bits
         for turn in range(settings.rounds):
             rejected = []
             for first in range(0, len(pending), batch):
@@ -180,10 +181,10 @@ def generate_images(
                 # records were rejected may change an image. Rounds are len(tasks) apart, so no seed is used twice.
                 seeds = [settings.seed + turn * len(tasks) + number for number, _ in chunk]
                 # Images are read a batch at a time: those of a whole run would not fit in memory.
-                orders = [
-                    DrawOrder(read_image(s.good), read_mask(s.mask), s.key, _text(synthesizer, s, settings.texts), seed)
-                    for (_, s), seed in zip(chunk, seeds, strict=True)
-                ]
+                orders = []
+                for (_, site), seed in zip(chunk, seeds, strict=True):
+                    text = _text(synthesizer, site, settings.texts)
+                    orders.append(DrawOrder(read_image(site.good, bits), read_mask(site.mask), site.key, text, seed))
                 for task, drawn in zip(chunk, synthesizer.draw(orders, settings.options, batch=batch), strict=True):
                     writer.add(*task, turn + 1, drawn)
                     if not drawn.verdict.is_accepted:
@@ -319,7 +320,8 @@ class _Writer:
             if len(rows["rejected"]) < COLUMNS:
                 rows["rejected"].append(small_tile(drawn.verdict.reasons[0], drawn.image, drawn.region, CYAN))
         elif len(rows["drawn"]) < COLUMNS:
-            rows["normal images"].append(small_tile(site.good.name, read_image(site.good), drawn.region, CYAN))
+            bits = self._synthesizer.manifest.input.bits
+            rows["normal images"].append(small_tile(site.good.name, read_image(site.good, bits), drawn.region, CYAN))
             rows["drawn"].append(small_tile(name, drawn.image))
             rows["precise masks"].append(small_tile(drawn.text, drawn.image, drawn.mask, MAGENTA))
 

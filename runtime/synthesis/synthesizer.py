@@ -460,7 +460,7 @@ def _supports_of(bundle: Bundle, head: SynthHead) -> dict[tuple[str, str], list[
         (defect.category, defect.name): [] for defect in head.defects
     }
     for support in head.support:
-        image = decode_image(bundle.read(support.picture), support.picture)
+        image = decode_image(bundle.read(support.picture), support.picture, bundle.manifest.input.bits)
         mask = decode_mask(bundle.read(support.mask), support.mask)
         if mask.shape != image.shape[:2] or not mask.any():
             raise BundleError(

@@ -197,6 +197,8 @@ NOT_FINITE = [math.nan, math.inf, -math.inf]
 REFUSED = {
     "stages": [[], [2, 1], [1, 1], [-1, 2], "layer2", [1.5], [True], None],
     "resize_rule": [0, 3, 1.5, "two", None],
+    "resize_mode": ["pad", "", 1, None],
+    "bits": [8, 17, 0, -12, 12.5, True, "twelve"],
     "resize": [15, 8193, [256], [256, 256, 256], [256, 0], "256x256", True, None, -256, 256.5],
     "crop": [15, 257, [16, 257], [257, 16], "", True],
     "tile": [15, 8193, [256, 256, 256], "", True],
@@ -268,6 +270,8 @@ def test_the_tables_above_name_every_setting():
         ("patchcore", "stages", [[0], [1, 2, 3, 4]]),
         ("patchcore", "resize", [16, 8192]),
         ("patchcore", "crop", [16, 255]),
+        ("patchcore", "bits", [9, 12, 16, None]),
+        ("patchcore", "resize_mode", ["stretch", "letterbox"]),
         ("patchcore", "held_out", [0.0, 0.999]),
         ("patchcore", "held_out_minimum", [0]),
         ("patchcore", "sigma", [0, 1000]),

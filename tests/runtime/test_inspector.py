@@ -166,9 +166,15 @@ def test_images_of_other_sizes_are_resized_to_the_graphs(padim_bundle: Path, tin
 @pytest.mark.parametrize(
     ("value", "reason"),
     [
-        (np.zeros((64, 64), np.uint8), r"image 0: expected uint8 \[H, W, 3\]"),
-        (np.zeros((64, 64, 4), np.uint8), r"image 0: expected uint8 \[H, W, 3\]"),
-        (np.zeros((64, 64, 3), np.float32), r"image 0: expected uint8 \[H, W, 3\]"),
+        (np.zeros((64,), np.uint8), r"image 0: expected uint8 or uint16 \[H, W\]"),
+        (np.zeros((64, 64, 2), np.uint8), r"image 0: expected uint8 or uint16 \[H, W\]"),
+        (np.zeros((3, 64, 64), np.uint8), r"image 0: expected .* got uint8 \[3, 64, 64\]"),
+        (np.zeros((64, 64, 3), np.float32), r"image 0: expected .* got float32 \[64, 64, 3\]"),
+        (np.zeros((64, 64, 3), np.int8), r"image 0: expected .* got int8 \[64, 64, 3\]"),
+        (np.zeros((64, 64, 3), ">u2"), r"image 0: expected .* got >u2 \[64, 64, 3\]"),
+        (None, "image 0: expected an array of NumPy, CUDA or DLPack, got NoneType"),
+        (7, "image 0: expected an array of NumPy, CUDA or DLPack, got int"),
+        (b"no image", "image 0: expected an image .* got other or broken bytes"),
         (np.zeros((0, 64, 3), np.uint8), r"image 0: expected uint8"),
         (np.zeros((4, 64, 3), np.uint8), r"image 0: expected sides of at least 8 pixels, got 64x4"),
         (np.zeros((), np.uint8), r"image 0: expected uint8"),
@@ -214,14 +220,14 @@ def test_a_surprise_while_reading_is_a_fault_too(
     with Inspector.load(padim_bundle, "cpu") as inspector:
         from flawscope.runtime import inspector as module
 
-        real = module.read_image
+        real = module.read_source_image
 
-        def surprising(path: Path) -> npt.NDArray[np.uint8]:
-            if path == good[1]:
+        def surprising(source: Any, *arguments: Any) -> Any:
+            if source == good[1]:
                 raise RuntimeError("surprise")
-            return real(path)
+            return real(source, *arguments)
 
-        monkeypatch.setattr(module, "read_image", surprising)
+        monkeypatch.setattr(module, "read_source_image", surprising)
         results = inspector(good[:3])
     assert [result.decision for result in results] == ["accept", "fault", "accept"]
     assert results[1].reason == f"{good[1]}: unexpected RuntimeError: surprise"

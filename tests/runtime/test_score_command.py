@@ -17,6 +17,7 @@ from tiny_dataset import anomalous_images, broken_images, normal_images
 
 from flawscope import cli
 from flawscope.imaging.images import read_image
+from flawscope.imaging.png import write_png
 from flawscope.runtime import Inspector
 
 KEYS = ["image", "score", "threshold", "threshold_revision", "decision", "boxes", "latency_ms"]
@@ -249,3 +250,20 @@ def test_both_paths_print_the_same_decisions(
     decisions = [line["decision"] for line in lines_of(capsys)]
     assert decisions[:6] == ["accept"] * 6
     assert decisions[6:9] == ["reject"] * 3
+
+
+def test_images_unlike_those_learned_from_are_noted_and_faults_where_that_was_asked_for(
+    padim_bundle: Path, tiny_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    usual = normal_images(tiny_root)[0]
+    image = read_image(usual)
+    for number in range(2):
+        write_png(tmp_path / f"{number}.png", np.repeat(image, 2, axis=1))
+    assert score(padim_bundle, tmp_path, usual, "--backend", "cpu") == 0
+    note = f"of the images learned from {image.shape[1] / image.shape[0]:.2f}"
+    assert f"note: 2 of 3 images: width by height is 2.00, {note}" in capsys.readouterr().err
+    assert score(padim_bundle, tmp_path, usual, "--backend", "cpu", "--strict", "--json") == 1
+    lines = lines_of(capsys)
+    assert [line["decision"] for line in lines] == ["fault", "fault", "accept"]
+    assert all(line["notes"] == [f"width by height is 2.00, {note}"] for line in lines[:2])
+    assert "notes" not in lines[2]

@@ -176,19 +176,21 @@ def test_a_defect_on_a_seam_scores_as_one_in_the_middle(bundles: dict[str, Path]
 
 
 @pytest.mark.parametrize("method", list(SETTINGS))
-def test_the_map_does_not_depend_on_the_batch(bundles: dict[str, Path], method: str) -> None:
+def test_the_map_does_not_depend_on_the_batch(
+    bundles: dict[str, Path], method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     image = with_defect(surface(150, 130, 61), 70, 60)
     with Inspector.load(bundles[method], "cpu") as inspector:
         whole = inspector(image)
         real = inspector.infer
         sizes: list[int] = []
 
-        def single(prepared: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        def single(_: Inspector, prepared: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             sizes.append(len(prepared))
             parts = [real(prepared[index : index + 1]) for index in range(len(prepared))]
             return np.concatenate([maps for maps, _ in parts]), np.concatenate([scores for _, scores in parts])
 
-        inspector.infer = single  # type: ignore[method-assign]
+        monkeypatch.setattr(Inspector, "infer", single)
         parted = inspector(image)
     assert max(sizes) <= 4
     assert whole.score == pytest.approx(parted.score, rel=1e-4)
@@ -227,23 +229,23 @@ def test_what_goes_wrong_in_a_tile_is_a_fault(bundles: dict[str, Path], monkeypa
         calls = 0
         real = inspector.infer
 
-        def failing(prepared: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        def failing(_: Inspector, prepared: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             nonlocal calls
             calls += 1
             if calls == 2:
                 raise DeviceError("backend cpu: the device failed: broken")
             return real(prepared)
 
-        inspector.infer = failing  # type: ignore[method-assign]
+        monkeypatch.setattr(Inspector, "infer", failing)
         failed = inspector(surface(200, 260, 62))
         assert (failed.decision, failed.reason) == ("fault", "backend cpu: the device failed: broken")
 
-        def without_a_score(prepared: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        def without_a_score(_: Inspector, prepared: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             maps, scores = real(prepared)
             scores[-1] = np.nan
             return maps, scores
 
-        inspector.infer = without_a_score  # type: ignore[method-assign]
+        monkeypatch.setattr(Inspector, "infer", without_a_score)
         scoreless = inspector(surface(200, 260, 62))
         assert (scoreless.decision, scoreless.score, scoreless.reason) == (
             "fault",

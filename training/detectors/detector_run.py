@@ -82,8 +82,9 @@ def write_run(
         except SafetensorError as err:  # its writer has its own type for a full disk
             raise OSError(str(err)) from err
         (folder / SAMPLES).mkdir()
+        bits = record.config.preprocessing.bits
         for index, sample in enumerate(samples):
-            (folder / SAMPLES / f"{index:03d}.png").write_bytes(encode_sample(read_source(sample)))
+            (folder / SAMPLES / f"{index:03d}.png").write_bytes(encode_sample(read_source(sample, bits)))
         if workspace is not None:
             # Copied, not moved: should writing fail, the workspace must still be whole to resume from.
             for part in (Path(), *([Path(EXTRACTOR)] if (workspace / EXTRACTOR).is_dir() else [])):

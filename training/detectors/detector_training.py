@@ -15,9 +15,12 @@ import flawscope
 from flawscope.config import FeatureSettings, HeldOutSettings, MethodConfig, TrainedConfig, flatten
 from flawscope.config.setting_parts import part_of
 from flawscope.datasets import Dataset, Sample, as_recorded, fingerprint, hash_contents, split_held_out
+from flawscope.datasets.fingerprints import map_in_threads
 from flawscope.datasets.learnable import MIN_TRAINING_IMAGES, check_learnable
 from flawscope.errors import ArgumentError, DataError, RunError
 from flawscope.files import check_replaceable
+from flawscope.imaging.images import read_stored, to_8_bit, to_rgb
+from flawscope.imaging.learned_images import LearnedImages, Look, look_of, summarize_looks
 from flawscope.imaging.tiles import ImageSource
 from flawscope.progress import Progress, no_progress
 from flawscope.runs import RECORD, BackboneSource, RunRecord
@@ -105,11 +108,12 @@ def train_detector(
 
 @dataclass(frozen=True)
 class _Split:
-    """Normal images to learn from, those held out for thresholds, and the content hashes of all files."""
+    """Normal images to learn from, those held out for thresholds, the hashes of all files, and what is learned of."""
 
     samples: tuple[Sample, ...]
     held_out: tuple[Sample, ...]
     hashes: dict[Path, str]
+    learned: LearnedImages
 
     def contents(self, samples: Sequence[Sample]) -> tuple[str, ...]:
         """Return the content hashes of some samples, sorted."""
@@ -206,6 +210,7 @@ def _record(
         flawscope=flawscope.__version__,
         rule=fit_result.rule,
         unet=fit_result.unet,
+        learned=split.learned,
     )
 
 
@@ -239,7 +244,19 @@ def _split(config: MethodConfig, dataset: Dataset, progress: Progress) -> _Split
             f"since {len(held_out)} of {len(dataset.train_good)} were held out for thresholds. Add images, or set "
             "held_out=0."
         )
-    return _Split(training, held_out, hashes)
+    return _Split(training, held_out, hashes, _learned(training, config, progress))
+
+
+def _learned(samples: Sequence[Sample], config: MethodConfig, progress: Progress) -> LearnedImages:
+    """Return what the images have in common that are learned from."""
+    bits = config.preprocessing.bits
+
+    def look(sample: Sample) -> Look:
+        stored = read_stored(sample.path)
+        return look_of(to_rgb(to_8_bit(stored, str(sample.path), bits)), 8 * stored.itemsize)
+
+    looks = map_in_threads(look, list(samples), lambda count, total: progress("looking at images", count, total))
+    return summarize_looks(list(looks))
 
 
 def _check_same_images(dataset: Dataset, split: _Split, denoiser_run: Run) -> None:

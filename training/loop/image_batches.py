@@ -29,7 +29,7 @@ def load_batches(
     """
 
     def load(path: ImageSource) -> UInt8Array:
-        return prepare(read_source(path), spec)
+        return prepare(read_source(path, spec.bits), spec)
 
     # Threads, not processes: decoding and resizing release the interpreter's lock, and nothing has to be pickled.
     with ThreadPoolExecutor(workers) as pool:

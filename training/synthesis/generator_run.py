@@ -120,8 +120,9 @@ def write_synthesis_run(
         if fit_result.tokenizer:
             (folder / TOKENIZER).write_bytes(fit_result.tokenizer)
         (folder / SAMPLES).mkdir()
+        bits = record.config.preprocessing.bits
         for index, sample in enumerate(samples):
-            (folder / SAMPLES / f"{index:03d}.png").write_bytes(encode_sample(read_source(sample)))
+            (folder / SAMPLES / f"{index:03d}.png").write_bytes(encode_sample(read_source(sample, bits)))
         for target, source in (support or {}).items():
             (folder / target).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, folder / target)

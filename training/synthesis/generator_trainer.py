@@ -106,7 +106,7 @@ class GeneratorTrainer:
                 "support: expected a folder of synth support, got none. Make one with flawscope synth support, then "
                 "name it with --set support=FOLDER."
             )
-        support = read_support_examples(Path(adaptation.support), adaptation.defects)
+        support = read_support_examples(Path(adaptation.support), adaptation.defects, config.preprocessing.bits)
         return self.adapt(config, open_base(Path(adaptation.base), self.placeholder(config)), support)
 
     def adapt(self, config: Any, base: SynthesisBase, support: SupportExamples) -> AdaptationStart:

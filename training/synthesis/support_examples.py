@@ -99,12 +99,13 @@ class SupportExamples:
         return tuple(example for example in self.examples if (example.category, example.defect) == (category, defect))
 
 
-def read_support_examples(folder: Path, defects: Sequence[str] = ()) -> SupportExamples:
+def read_support_examples(folder: Path, defects: Sequence[str] = (), bits: int | None = None) -> SupportExamples:
     """Read a folder of `synth support` with its pixels.
 
     Args:
         folder: The folder.
         defects: Defect types to read, as DEFECT or CATEGORY/DEFECT; empty for all.
+        bits: Bits in use of 16-bit images; see `Preprocessing.bits`.
 
     Raises:
         ArgumentError: If a defect type is not in it.
@@ -121,7 +122,7 @@ def read_support_examples(folder: Path, defects: Sequence[str] = ()) -> SupportE
         for record in records
         if not defects or any(_is_called(f"{record.category}/{record.defect}", defect) for defect in defects)
     ]
-    return SupportExamples(folder, tuple(_read(folder, record) for record in chosen))
+    return SupportExamples(folder, tuple(_read(folder, record, bits) for record in chosen))
 
 
 def _is_called(name: str, defect: str) -> bool:
@@ -129,9 +130,9 @@ def _is_called(name: str, defect: str) -> bool:
     return defect in (name, name.partition("/")[2])
 
 
-def _read(folder: Path, record: SupportImage) -> SupportExample:
+def _read(folder: Path, record: SupportImage, bits: int | None) -> SupportExample:
     image_file, mask_file = folder / record.picture, folder / record.mask
-    image, mask = read_image(image_file), read_mask(mask_file)
+    image, mask = read_image(image_file, bits), read_mask(mask_file)
     _check_mask(mask, mask_file, image, image_file)
     return SupportExample(record, image_file, mask_file, image, mask)
 

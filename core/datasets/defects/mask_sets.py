@@ -14,7 +14,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import cv2
 import msgspec
 import numpy as np
 
@@ -36,7 +35,7 @@ from flawscope.datasets.defects.set_files import SHEET, write_image, write_json,
 from flawscope.datasets.defects.set_sheets import COLUMNS, CYAN, Outline, Row, Tile, draw_sheet
 from flawscope.errors import ArgumentError, DataError
 from flawscope.files import atomic_folder, check_replaceable
-from flawscope.imaging.images import read_image, read_mask
+from flawscope.imaging.images import read_image, read_mask, resize
 from flawscope.progress import CountProgress
 
 MASKS_RECORD = "masks.json"
@@ -269,9 +268,7 @@ def _read_template(templates: Path | None, category: str, defect: str, size: int
 
 
 def _squared(image: UInt8Array, size: int) -> UInt8Array:
-    shrinks = min(image.shape[:2]) >= size
-    method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    return np.asarray(cv2.resize(image, (size, size), interpolation=method), np.uint8)
+    return np.asarray(resize(image, (size, size)), np.uint8)
 
 
 def _sides(sides: Sides, rotate: Rotation) -> Sides:

@@ -176,8 +176,9 @@ def test_tiles_are_measured_as_they_are_inspected(tmp_path, dataset, image_hashe
     [
         (
             {"input": Preprocessing(resize=(20, 20), crop=(16, 16))},
-            r"b\.flaw: expected the preprocessing of .*a\.flaw \(resize \[16, 16\], crop None, version 2\), got resize "
-            r"\[20, 20\], crop \[16, 16\]",
+            r"b\.flaw: expected the preprocessing of .*a\.flaw "
+            r"\(resize \[16, 16\], crop None, version 2, mode stretch, bits None\), "
+            r"got resize \[20, 20\], crop \[16, 16\]",
         ),
         ({"tiling": Tiling((16, 16), 0.0)}, r"expected the tiles of .* \(none\), got size \[16, 16\], overlap 0.0"),
     ],

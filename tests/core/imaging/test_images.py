@@ -2,33 +2,24 @@
 
 from __future__ import annotations
 
-import io
-import os
 import struct
 import subprocess
 import sys
-import tempfile
 import zlib
 from pathlib import Path
 
 import cv2
-import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
 from flawscope.errors import ArgumentError, ImageError
 from flawscope.imaging import images
 from flawscope.imaging.image_headers import Header, read_header
 from flawscope.imaging.images import (
-    Preprocessing,
-    check_image,
     decode_image,
     decode_stored,
-    prepare,
-    prepare_mask,
     read_image,
     read_mask,
 )
@@ -378,203 +369,10 @@ def test_a_colour_mask_counts_its_largest_channel_and_drops_alpha(tmp_path):
     assert np.argwhere(read_mask(path)).tolist() == [[2, 3]]
 
 
-# ---- preprocessing
-
-
-def test_prepare_leaves_an_image_of_the_right_size_alone():
-    image = noise(32, 48)
-    prepared = prepare(image, Preprocessing(resize=(32, 48)))
-    np.testing.assert_array_equal(prepared, image)
-    assert prepared.flags.c_contiguous
-
-
-def test_prepare_averages_areas_where_it_shrinks():
-    blocks = noise(16, 24)
-    image = blocks.repeat(4, axis=0).repeat(2, axis=1)  # each block is of one colour, so its mean is exact
-    np.testing.assert_array_equal(prepare(image, Preprocessing(resize=(16, 24))), blocks)
-    stripes = np.zeros((64, 64, 3), np.uint8)
-    stripes[::2] = 200
-    assert np.unique(prepare(stripes, Preprocessing(resize=(32, 32)))).tolist() == [100]
-
-
-def test_prepare_interpolates_where_one_side_grows():
-    ramp = np.repeat(np.array([[0], [200]], np.uint8).repeat(16, axis=0), 64, axis=1)
-    prepared = prepare(np.dstack([ramp] * 3), Preprocessing(resize=(64, 32)))
-    assert prepared.shape == (64, 32, 3)
-    assert sorted(set(prepared[:, 0, 0].tolist())) == [0, 50, 150, 200]
-
-
-def test_prepare_does_not_keep_the_aspect_and_crops_the_centre():
-    spec = Preprocessing(resize=(40, 50), crop=(16, 25))
-    assert spec.size == (16, 25)
-    assert spec.offset == (12, 12)
-    image = noise(40, 50)
-    np.testing.assert_array_equal(prepare(image, spec), image[12:28, 12:37])
-    assert prepare(noise(90, 33), spec).shape == (16, 25, 3)
-
-
-@given(
-    factor=st.tuples(st.integers(1, 4), st.integers(1, 4)),
-    size=st.tuples(st.integers(16, 40), st.integers(16, 40)),
-    cut=st.tuples(st.integers(0, 24), st.integers(0, 24)),
-)
-@settings(max_examples=40, deadline=None)
-def test_masks_follow_the_geometry_of_images(factor, size, cut):
-    crop = (max(16, size[0] - cut[0]), max(16, size[1] - cut[1]))
-    spec = Preprocessing(resize=size, crop=crop)
-    cells = np.random.default_rng(size).random(size) < 0.3
-    mask = cells.repeat(factor[0], axis=0).repeat(factor[1], axis=1)
-    prepared = prepare_mask(mask, spec)
-    assert prepared.shape == crop
-    assert prepared.dtype == np.bool_
-    image = np.dstack([mask.astype(np.uint8) * 255] * 3)
-    np.testing.assert_array_equal(prepared, prepare(image, spec)[..., 0] == 255)
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"resize": (15, 64)}, r"resize: expected height and width from 16 to 8192 pixels, got \[15, 64\]"),
-        ({"resize": (64, 8193)}, r"resize: expected .* got \[64, 8193\]"),
-        ({"resize": (64, 64), "crop": (64, 65)}, r"crop: expected at most the resized size \[64, 64\], got \[64, 65\]"),
-        ({"resize": (64, 64), "crop": (8, 64)}, r"crop: expected height and width from 16"),
-        ({"resize": (64, 64), "version": 3}, "preprocessing version: expected 1 to 2, got 3"),
-        ({"resize": (64, 64), "version": 0}, "preprocessing version: expected 1 to 2, got 0"),
-    ],
-)
-def test_a_wrong_preprocessing_is_refused(fields, message):
-    with pytest.raises(ArgumentError, match=message):
-        Preprocessing(**fields)
-
-
-def test_a_preprocessing_survives_json():
-    spec = Preprocessing(resize=(256, 320), crop=(224, 224))
-    assert msgspec.json.decode(msgspec.json.encode(spec), type=Preprocessing) == spec
-
-
-def test_check_image_accepts_rgb_images_only():
-    image = noise(8, 8)
-    assert check_image(image) is image
-    for wrong in (image[..., 0], image.astype(np.float32), [1, 2], np.dstack([image, image])):
-        with pytest.raises(ArgumentError, match="part: expected "):
-            check_image(wrong, "part")
-    with pytest.raises(ArgumentError, match="expected sides of at least 8 pixels, got 8x7"):
-        check_image(image[:7])
-
-
 def test_reading_from_a_path_equals_decoding_its_bytes(tmp_path: Path):
     data = encode(".png", noise())
     (path := tmp_path / "part.PNG").write_bytes(data)
     np.testing.assert_array_equal(read_image(path), decode_image(data))
-
-
-SIDES = st.integers(16, 160)
-
-
-@settings(max_examples=100)
-@given(height=SIDES, width=SIDES, rows=SIDES, columns=SIDES, place=st.floats(0, 1), seed=st.integers(0, 9))
-def test_no_bar_is_lost_however_the_sides_change(height, width, rows, columns, place, seed):
-    """A bar across the side that shrinks the most darkens the result by its share of that side."""
-    image = np.full((rows, columns, 3), 200, np.uint8)
-    along = 0 if rows / height > columns / width else 1
-    side = image.shape[along]
-    at = int(place * (side - 2))
-    image[(slice(None),) * along + (slice(at, at + 2),)] = 0
-    prepared = prepare(image, Preprocessing(resize=(height, width)))
-    if side > (height, width)[along]:
-        np.testing.assert_allclose(200 - prepared.mean(), 400 / side, atol=1.5)
-
-
-@settings(max_examples=100)
-@given(height=SIDES, width=SIDES, rows=SIDES, columns=SIDES)
-def test_version_1_and_2_differ_only_where_one_side_shrinks_and_the_other_grows(height, width, rows, columns):
-    image = noise(rows, columns)
-    first, second = (prepare(image, Preprocessing(resize=(height, width), version=version)) for version in (1, 2))
-    if (rows - height) * (columns - width) >= 0:
-        np.testing.assert_array_equal(first, second)
-
-
-def test_version_1_is_what_it_was():
-    line = noise(60, 2048)
-    prepared = prepare(line, Preprocessing(resize=(64, 64), version=1))
-    np.testing.assert_array_equal(prepared, cv2.resize(line, (64, 64), interpolation=cv2.INTER_LINEAR))
-
-
-# --- damaged JPEGs
-
-
-def jpeg(seed, *options):
-    rng = np.random.default_rng(seed)
-    smooth = cv2.resize(rng.integers(0, 256, (9, 12, 3), np.uint8), (200, 152), interpolation=cv2.INTER_CUBIC)
-    grainy = (smooth + rng.normal(0, 8, smooth.shape)).clip(0, 255).astype(np.uint8)
-    return encode(".jpg", grainy[..., 0] if seed % 3 == 2 else grainy, [cv2.IMWRITE_JPEG_QUALITY, 90, *options])
-
-
-JPEG_OPTIONS = st.sampled_from(
-    [
-        (),
-        (cv2.IMWRITE_JPEG_PROGRESSIVE, 1),
-        (cv2.IMWRITE_JPEG_OPTIMIZE, 1),
-        (cv2.IMWRITE_JPEG_RST_INTERVAL, 4),
-        (cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444),
-        (cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_422),
-        (cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_440),
-        (cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_411),
-    ]
-)
-
-
-@settings(max_examples=60)
-@given(seed=st.integers(0, 20), options=JPEG_OPTIONS)
-def test_a_whole_jpeg_is_what_opencv_makes_of_it(seed, options):
-    data = jpeg(seed, *options)
-    flags = cv2.IMREAD_ANYCOLOR | cv2.IMREAD_IGNORE_ORIENTATION
-    np.testing.assert_array_equal(decode_stored(data), cv2.imdecode(np.frombuffer(data, np.uint8), flags))
-
-
-@settings(max_examples=80, deadline=None)
-@given(seed=st.integers(0, 5), options=JPEG_OPTIONS, where=st.floats(0.25, 0.9), kind=st.sampled_from(["zeros", "cut"]))
-def test_a_damaged_jpeg_is_refused_where_libjpeg_complains(seed, options, where, kind):
-    """The judge is libjpeg itself, as OpenCV calls it: it says so on stderr."""
-    data = bytearray(jpeg(seed, *options))
-    at = int(where * len(data))
-    if kind == "cut":
-        del data[at:]
-    else:
-        data[at : at + 256] = bytes(len(data[at : at + 256]))
-    complains = opencv_complains(bytes(data))
-    try:
-        decode_stored(bytes(data))
-    except ImageError as err:
-        refused = str(err)
-    else:
-        refused = ""
-    assert bool(refused) == complains
-    assert complains or kind == "zeros"  # a file that was cut is always noticed
-
-
-def opencv_complains(data):
-    with tempfile.TemporaryFile() as caught:
-        stderr = os.dup(2)
-        os.dup2(caught.fileno(), 2)
-        try:
-            image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_ANYCOLOR)
-        finally:
-            os.dup2(stderr, 2)
-            os.close(stderr)
-        caught.seek(0)
-        return image is None or bool(caught.read())
-
-
-def test_a_jpeg_of_four_inks_is_what_opencv_makes_of_it():
-    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 32, 4), np.uint8), "CMYK")
-    buffer = io.BytesIO()
-    image.save(buffer, "jpeg")
-    data = buffer.getvalue()
-    expected = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_ANYCOLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-    np.testing.assert_array_equal(decode_stored(data), expected)
-    with pytest.raises(ImageError, match="expected a whole jpeg image, got broken data"):
-        decode_stored(data[: len(data) // 2])
 
 
 # ---- other formats and endings

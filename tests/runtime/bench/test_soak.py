@@ -130,7 +130,7 @@ def test_a_score_or_map_that_changes_by_its_last_bit_is_an_error(
         infer = inspector.infer
         images_left = 500
 
-        def faulty(images: Any) -> Any:
+        def faulty(_: Inspector, images: Any) -> Any:
             nonlocal images_left
             images_left -= len(images)
             maps, scores = infer(images)
@@ -139,7 +139,7 @@ def test_a_score_or_map_that_changes_by_its_last_bit_is_an_error(
                 changed[-1:] = np.nextafter(changed[-1:], np.float32(np.inf))
             return maps, scores
 
-        monkeypatch.setattr(inspector, "infer", faulty)
+        monkeypatch.setattr(Inspector, "infer", faulty)
         message = (
             rf"^soak: golden.*bit for bit, and the {quantity} was [0-9.]+; got [0-9.]+ at scoring 501\. Memory or the"
         )

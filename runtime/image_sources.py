@@ -1,0 +1,135 @@
+"""Where images come from: files, encoded bytes, images of Pillow, and arrays on the host or a device.
+
+Whatever an image is given as, its pixels are those that its file would have: grey becomes three equal channels, alpha
+is dropped, 16 bit becomes 8 bit by the rule of the bundle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from flawscope.arrays import UInt8Array
+from flawscope.errors import ArgumentError
+from flawscope.imaging.images import check_image, decode_stored, read_stored, to_8_bit, to_rgb
+from flawscope.runtime.device_arrays import CudaArray, DlpackArray, on_host
+
+Color = Literal["rgb", "bgr"]
+"""Order of the channels of arrays: `rgb`, or `bgr` as OpenCV reads them. Files and images of Pillow know their own."""
+
+
+class PillowImage(Protocol):
+    """An image of Pillow (`PIL.Image.Image`), which this package does not import."""
+
+    @property
+    def mode(self) -> str:
+        """What a pixel is, `RGB` for one."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels."""
+
+    def convert(self, mode: str) -> PillowImage:
+        """Return the image with other pixels."""
+
+
+Source = Path | str | bytes | npt.NDArray[np.uint8] | npt.NDArray[np.uint16] | PillowImage | CudaArray | DlpackArray
+"""An image: a file by its path, the bytes of a file, an image of Pillow, or an array uint8 or uint16 [H, W], [H, W, 1],
+[H, W, 3] or [H, W, 4] of NumPy, on a CUDA device, or with DLPack."""
+
+_CHANNELS = (1, 3, 4)
+_WITH_CHANNELS = {"RGB": "RGB", "RGBA": "RGB", "RGBX": "RGB", "L": "L", "LA": "L", "1": "L", "P": "RGB", "PA": "RGB"}
+"""Mode of Pillow -> the mode with the same colours and without alpha."""
+
+
+class SourceImage(NamedTuple):
+    """An image uint8 [H, W, 3] RGB, and the bits of a value as it was stored, 8 or 16."""
+
+    pixels: UInt8Array
+    bits: int
+
+
+def name_of(source: Source, position: int) -> str:
+    """Return what an image is called in results: its path, or its place in the stream."""
+    return str(source) if isinstance(source, Path | str) else f"image {position}"
+
+
+def check_color(color: str) -> None:
+    """Raise ArgumentError unless a word is an order of channels."""
+    if color not in ("rgb", "bgr"):
+        raise ArgumentError(f"color: expected rgb or bgr, got {color!r}.")
+
+
+def split_batch(source: Any) -> Sequence[Source] | None:
+    """Return the images of an array [N, H, W, C], or None for anything else."""
+    # By attribute and not by type: arrays on a device have a shape, too, and a path has none.
+    shape: tuple[int, ...] = getattr(source, "shape", ())
+    return [source[row] for row in range(shape[0])] if len(shape) == 4 else None
+
+
+def read_source_image(source: Source, name: str, color: Color, bits: int | None) -> SourceImage:
+    """Return the image of a source.
+
+    Args:
+        source: The source.
+        name: What it is called in messages.
+        color: Order of the channels of an array.
+        bits: Bits in use of 16-bit values; see `Preprocessing.bits`.
+
+    Raises:
+        ArgumentError: If it is no image, or an array of another shape or type.
+        ImageError: If a file is missing or broken.
+        DeviceError: If an array cannot be copied from its device.
+    """
+    if isinstance(source, Path | str):
+        stored = read_stored(Path(source))
+    elif isinstance(source, bytes | bytearray | memoryview):
+        stored = decode_stored(bytes(source), name)
+    else:
+        # An image of Pillow has an order of its own.
+        array, order = (_unpack(source, name), "rgb") if _is_pillow(source) else (on_host(source, name), color)
+        _check_array(array, name)
+        return SourceImage(check_image(_rgb(to_8_bit(array, name, bits), order), name), 8 * array.itemsize)
+    return SourceImage(to_rgb(to_8_bit(stored, name, bits)), 8 * stored.itemsize)
+
+
+def _is_pillow(source: object) -> bool:
+    return isinstance(getattr(source, "mode", None), str) and hasattr(source, "convert")
+
+
+def _unpack(image: Any, name: str) -> npt.NDArray[Any]:
+    """Return the pixels of an image of Pillow."""
+    if image.mode.startswith("I;16"):
+        return np.asarray(image).astype(np.uint16, copy=False)  # without a foreign byte order
+    if image.mode not in _WITH_CHANNELS:
+        raise ArgumentError(
+            f"{name}: expected an image of Pillow in mode {', '.join(_WITH_CHANNELS)} or I;16, got {image.mode}. "
+            'Convert it, for example with convert("RGB").'
+        )
+    return np.asarray(image.convert(_WITH_CHANNELS[image.mode]))
+
+
+def _check_array(array: npt.NDArray[Any], name: str) -> None:
+    fits = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in _CHANNELS)
+    if array.dtype not in (np.uint8, np.uint16) or not fits or array.size == 0:
+        # A foreign byte order is named by dtype.str alone.
+        got = array.dtype.name if array.dtype.isnative else array.dtype.str
+        raise ArgumentError(
+            f"{name}: expected uint8 or uint16 [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] with no empty axis, got "
+            f"{got} {list(array.shape)}."
+        )
+
+
+def _rgb(array: UInt8Array, color: str) -> UInt8Array:
+    """Return an array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] as [H, W, 3] RGB; one that is so already, as it is."""
+    if array.ndim == 2 or array.shape[2] == 1:
+        return np.asarray(cv2.cvtColor(np.ascontiguousarray(array), cv2.COLOR_GRAY2RGB), np.uint8)
+    colours = array[..., :3]
+    if color == "rgb":
+        return colours if array.shape[2] == 3 else np.ascontiguousarray(colours)
+    return np.asarray(cv2.cvtColor(np.ascontiguousarray(colours), cv2.COLOR_BGR2RGB), np.uint8)

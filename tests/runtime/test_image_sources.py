@@ -1,0 +1,132 @@
+"""Whatever an image is given as, its pixels and its decision are those of its file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from tiny_dataset import anomalous_images, normal_images
+
+from flawscope.errors import ArgumentError
+from flawscope.imaging.images import read_image
+from flawscope.runtime import Inspector
+from flawscope.runtime.image_sources import name_of, read_source_image, split_batch
+
+SHAPES = st.tuples(st.integers(8, 40), st.integers(8, 40), st.sampled_from([0, 1, 3, 4]))
+
+
+def drawn(shape: tuple[int, int, int], dtype: Any, seed: int) -> np.ndarray:
+    size = shape if shape[2] else shape[:2]
+    return np.random.default_rng(seed).integers(0, np.iinfo(dtype).max + 1, size, dtype)
+
+
+@pytest.mark.parametrize("color", ["rgb", "bgr"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@given(shape=SHAPES, seed=st.integers(0, 99))
+@settings(deadline=None, max_examples=40)
+def test_an_array_is_taken_as_its_file_is(
+    tmp_path_factory: pytest.TempPathFactory, color: Any, dtype: Any, shape: tuple[int, int, int], seed: int
+) -> None:
+    array = drawn(shape, dtype, seed)
+    file = tmp_path_factory.mktemp("file") / "image.png"
+    # cv2.imwrite takes BGR; an array in RGB is written with its colours exchanged.
+    stored = array
+    if color == "rgb" and array.ndim == 3 and array.shape[2] >= 3:
+        stored = array[..., [2, 1, 0, 3][: array.shape[2]]]
+    assert cv2.imwrite(str(file), stored)
+    before = array.copy()
+    pixels, bits = read_source_image(array, "part", color, None)
+    np.testing.assert_array_equal(pixels, read_image(file))
+    assert bits == 8 * array.itemsize
+    np.testing.assert_array_equal(array, before)  # the caller's array is not written to
+    for source in (file, str(file), file.read_bytes(), bytearray(file.read_bytes()), memoryview(file.read_bytes())):
+        again, again_bits = read_source_image(source, "part", color, None)
+        np.testing.assert_array_equal(again, pixels)
+        assert again_bits == bits
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"])
+def test_an_image_of_pillow_is_taken_as_its_file_is(tmp_path: Path, mode: str) -> None:
+    noise = np.random.default_rng(1).integers(0, 256, (20, 30, 3), np.uint8)
+    if mode == "I;16":
+        image = Image.fromarray(noise[..., 0].astype(np.uint16) * 257)
+    else:
+        image = Image.fromarray(noise).convert("L" if mode == "LA" else mode).convert(mode)
+    assert image.mode == mode
+    image.save(tmp_path / "image.png")
+    # Pillow's own order holds, whatever is said of arrays.
+    for color in ("rgb", "bgr"):
+        pixels, _ = read_source_image(image, "part", color, None)  # type: ignore[arg-type]
+        np.testing.assert_array_equal(pixels, read_image(tmp_path / "image.png"))
+
+
+def test_a_mode_of_pillow_with_other_colours_is_named() -> None:
+    image = Image.new("CMYK", (20, 20))
+    with pytest.raises(ArgumentError, match=r"part: expected an image of Pillow in mode .*got CMYK\. Convert it"):
+        read_source_image(image, "part", "rgb", None)  # type: ignore[arg-type]
+
+
+def test_the_bits_in_use_hold_for_arrays_too() -> None:
+    array = np.full((16, 16), 4095, np.uint16)
+    assert read_source_image(array, "part", "rgb", 12).pixels.max() == 255
+    assert read_source_image(array, "part", "rgb", None).pixels.max() == 16
+
+
+def test_batches_are_arrays_of_four_axes_alone() -> None:
+    batch = np.zeros((3, 16, 16, 1), np.uint8)
+    images = split_batch(batch)
+    assert images is not None
+    assert len(images) == 3
+    for single in (batch[0], batch[0, ..., 0], b"123", "name", Path("name"), Image.new("L", (9, 9))):
+        assert split_batch(single) is None
+    assert [name_of(source, 4) for source in (Path("a/b.png"), "c.png", b"d")] == ["a/b.png", "c.png", "image 4"]
+
+
+def test_every_form_of_an_image_gets_the_same_decision(padim_bundle: Path, tiny_root: Path) -> None:
+    file = anomalous_images(tiny_root)[0]
+    rgb = read_image(file)
+    with Inspector.load(padim_bundle, "cpu") as inspector:
+        expected = inspector(file)
+        with_alpha, of_16_bit = np.dstack([rgb, rgb[..., :1]]), rgb.astype(np.uint16) * 257
+        forms = [rgb, file.read_bytes(), Image.fromarray(rgb), with_alpha, of_16_bit]
+        for result in (inspector(form) for form in forms):
+            assert (result.decision, result.score, result.boxes) == ("reject", expected.score, expected.boxes)
+        bgr = rgb[..., ::-1]
+        assert inspector(bgr, color="bgr").score == expected.score
+        assert next(inspector.stream([bgr], color="bgr")).score == expected.score
+        assert [result.score for result in inspector(np.stack([bgr, bgr]), color="bgr")] == [expected.score] * 2
+        with pytest.raises(ArgumentError, match="color: expected rgb or bgr, got 'gbr'"):
+            inspector(rgb, color="gbr")  # type: ignore[call-overload]
+
+
+def test_a_name_that_an_inspector_lacks_cannot_be_set(padim_bundle: Path) -> None:
+    with Inspector.load(padim_bundle, "cpu") as inspector, pytest.raises(AttributeError, match="threshold"):
+        inspector.threshold = 500  # type: ignore[attr-defined]
+
+
+def test_an_image_unlike_those_learned_from_has_a_note_and_is_a_fault_where_that_was_asked_for(
+    padim_bundle: Path, tiny_root: Path
+) -> None:
+    image = read_image(normal_images(tiny_root)[0])
+    dark = (image // 8).astype(np.uint8)
+    with Inspector.load(padim_bundle, "cpu") as inspector:
+        assert inspector.manifest.learned is not None
+        usual, unusual = inspector([image, dark])
+        assert usual.notes == ()
+        assert "notes" not in usual.to_json()
+        assert unusual.decision != "fault"
+        assert any(note.startswith("darker than any image learned from") for note in unusual.notes)
+        assert unusual.to_json()["notes"] == list(unusual.notes)
+        score = unusual.score
+    with Inspector.load(padim_bundle, "cpu", strict=True) as inspector:
+        usual, unusual = inspector([image, dark])
+        assert (usual.decision, unusual.decision, unusual.score) == ("accept", "fault", None)
+        assert "unlike the images that the bundle learned from: " in (unusual.reason or "")
+    with Inspector.load(padim_bundle, "cpu") as inspector:
+        assert inspector(dark).score == score  # a note changes nothing
