@@ -17,7 +17,8 @@ _OVERLAY = ".thresholds.json"
 
 def overlay_beside(bundle: Path) -> Path:
     """Return the path of the threshold overlay that belongs to a bundle of this path."""
-    return bundle.with_name(f"{bundle.name}{_OVERLAY}")
+    # Not with_name, which fails where there is no name, as for "/": what opens the bundle says what is wrong with it.
+    return bundle.parent / f"{bundle.name}{_OVERLAY}"
 
 
 def is_safe(name: str) -> bool:

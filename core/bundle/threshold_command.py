@@ -49,11 +49,11 @@ def threshold(
     """
     if image is None and pixel is None and min_area is None:
         raise click.UsageError("Expected --image, --pixel or --min-area, got none.")
+    if threshold_overlay is None:
+        find_overlay(bundle)  # refuses one beside a link, which this one would silently take the place of
     place = overlay_beside(bundle.resolve()) if threshold_overlay is None else threshold_overlay
     # The lock before the bundle: what changes the bundle takes it too, so the digest cannot change in between.
     with locked(place), open_bundle(bundle) as opened:
-        if threshold_overlay is None:
-            find_overlay(bundle)  # refuses one beside a link, which this one would silently take the place of
         revision = add_revision(
             bundle,
             opened.manifest,

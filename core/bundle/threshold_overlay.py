@@ -132,18 +132,20 @@ def find_overlay(bundle: Path) -> Path | None:
     Raises:
         BundleError: If that cannot be told, or one lies beside a link to the bundle, where it would have no effect.
     """
-    place = overlay_beside(bundle.resolve())
     by_link = overlay_beside(bundle.absolute())
+    place = by_link
     try:
+        place = overlay_beside(bundle.resolve())
         found = _is_there(place)
         if by_link != place and _is_there(by_link) and not (found and by_link.samefile(place)):
             raise BundleError(
                 f"{by_link}: expected the threshold overlay beside the bundle itself, {place}, got one beside a link. "
                 "Move it there."
             )
-    except OSError as err:
+    except (OSError, RuntimeError) as err:  # RuntimeError: links that go round
+        reason = getattr(err, "strerror", None) or err
         raise BundleError(
-            f"{place}: whether there is a threshold overlay could not be looked up: {err.strerror}. Make it readable."
+            f"{place}: whether there is a threshold overlay could not be looked up: {reason}. Make it readable."
         ) from err
     return place if found else None
 

@@ -376,6 +376,16 @@ def test_the_user_is_named_by_itself_where_there_is_a_name(path, call, monkeypat
     assert call("bundle", "threshold", path, "--image", 160, "--why", "w")[1].endswith("by ada\n")
 
 
+@pytest.mark.parametrize("verb", [("bundle", "threshold", "--image", "1", "--why", "w"), ("evaluate", "--data", ".")])
+@pytest.mark.parametrize("name", ["/", "loop", "missing", "."])
+def test_what_is_no_bundle_is_one_line(tmp_path, call, monkeypatch, verb, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "loop").symlink_to("loop")
+    status, out, errors = call(*verb, name)
+    assert (status, out, len(errors)) == (2, "", 1)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["loop"]
+
+
 def test_the_signature_stays(path, call, tmp_path):
     write_keys(tmp_path / "maker")
     sign_bundle(path, read_private_key(tmp_path / "maker", lambda: None))

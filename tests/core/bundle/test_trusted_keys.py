@@ -8,6 +8,8 @@ from pathlib import Path
 import msgspec
 import pytest
 from error_lines import reason
+from import_graph import product_modules
+from project_paths import ROOT
 from tiny_bundle import tiny_thresholds, write_tiny_bundle
 
 from flawscope.bundle import (
@@ -248,6 +250,15 @@ def test_without_the_package_bundles_open_where_none_are(path, key, places, hidd
     """A signature is then a file like any other: nobody asked for it to be checked."""
     with open_bundle(path):
         pass
+
+
+def test_the_check_is_left_out_only_where_nothing_is_run():
+    found = {
+        path.relative_to(ROOT).as_posix()
+        for path in product_modules(ROOT).values()
+        if "check_signature=False" in path.read_text(encoding="utf-8")
+    }
+    assert found == {"core/bundle/bundle_command.py", "core/bundle/writing.py"}
 
 
 # Bundles that are being made.
