@@ -130,6 +130,20 @@ def test_a_bundle_is_exported_although_keys_are_trusted(key, patchcore_run, trac
 
 
 @pytest.mark.long
+def test_a_pipeline_measures_what_it_makes_although_keys_are_trusted(key, tiny_root, tmp_path):
+    """Export, thresholds and evaluation all open the new bundle, which changes twice on the way."""
+    line = ["pipeline", "padim", "--data", str(tiny_root), "--category", CATEGORY, "--backbone", "scattering"]
+    settings = ["--set", "resize=64", "--set", "held_out_minimum=5", "--out", str(tmp_path / "out")]
+    assert run([*line, *settings]) == 0
+    (bundle,) = (tmp_path / "out").glob("*.flaw")
+    with pytest.raises(BundleError, match="got one without signature"):
+        open_bundle(bundle)
+    with open_bundle(bundle, check_signature=False) as opened:
+        assert opened.manifest.thresholds is not None
+        assert opened.manifest.evidence.accuracy
+
+
+@pytest.mark.long
 def test_all_precisions_of_a_signed_bundle_are_calibrated_in_one_go(key, tmp_path, tiny_root, patchcore_run, capsys):
     """Writing the thresholds of the first drops the signature before the second is scored."""
     import msgspec
