@@ -20,7 +20,7 @@ from click.shell_completion import CompletionItem
 
 from flawscope import __version__
 from flawscope.errors import FlawscopeError
-from flawscope.terminal import echo, guarded_streams
+from flawscope.terminal import echo, guarded_streams, notes_on_stderr
 from flawscope.time_limit import is_left_behind
 from flawscope.verbs import VERBS, Alias, Group, Row
 
@@ -119,7 +119,7 @@ def _terminate(number: int, frame: object) -> None:
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status; an error of the user becomes one line on stderr."""
-    with guarded_streams():
+    with guarded_streams(), notes_on_stderr():
         return _run(arguments)
 
 

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 
-from flawscope.bundle import Bundle, FileEntry, Golden, Manifest, Thresholds, open_bundle
+from flawscope.bundle import Bundle, FileEntry, Golden, Manifest, Thresholds, making, open_bundle, thresholds_in_force
 from flawscope.errors import ArgumentError, BackendError, BundleError, GateError
 from flawscope.export.source_kind import is_run
 from flawscope.files import atomic_folder, check_replaceable, sha256_file, storage_errors, temporary_folder
@@ -151,8 +151,10 @@ def bundle_of(source: Path, export: Callable[[Path], object]) -> Iterator[Bundle
         return
     with temporary_folder() as folder:
         out = folder / f"{source.resolve().name}.flaw"
-        export(out)
-        with open_bundle(out) as bundle:
+        with making():
+            export(out)
+            bundle = open_bundle(out)
+        with bundle:
             yield bundle
 
 
@@ -190,6 +192,8 @@ def write_triton(
             f"export-triton: expected a bundle that takes whole images, got {bundle.path}, which takes tiles. Triton "
             "cuts no tiles: run it with flawscope."
         )
+    # An overlay that lies beside the bundle counts on the server too.
+    in_force = thresholds_in_force(bundle.path, manifest, options.precision)
     name = _checked_name(manifest.name if options.name is None else options.name)
     _check_options(options, manifest.max_batch)
     _check_kind(bundle, options.precision)
@@ -219,9 +223,9 @@ def write_triton(
             method=manifest.method,
             precision=options.precision,
             flawscope=manifest.flawscope,
-            thresholds=manifest.thresholds_of(options.precision),
+            thresholds=in_force.thresholds,
             decision=_DECISION,
-            min_area_px=manifest.min_area_px,
+            min_area_px=in_force.min_area_px,
             preprocessing=manifest.input,
             preprocessing_rules=_RULES,
             golden=golden,

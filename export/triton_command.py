@@ -7,6 +7,7 @@ from typing import Literal
 
 import click
 
+from flawscope.bundle.trusted_keys_option import trusted_keys_option
 from flawscope.errors import ArgumentError
 from flawscope.export.export_command import MAX_BATCH, export_detector, show_export
 from flawscope.export.precision_options import PrecisionRequest, is_given, precision_options
@@ -42,6 +43,7 @@ _DEFAULTS = TritonOptions()
 )
 @OVERWRITE
 @precision_options("The one that is served: one of the bundle's; of a run it is made first.  [default: fp32]")
+@trusted_keys_option
 def export_triton(
     request: PrecisionRequest,
     source: Path,

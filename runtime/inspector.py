@@ -18,7 +18,7 @@ from typing import Any, overload
 import numpy as np
 
 from flawscope.arrays import Float32Array, UInt8Array
-from flawscope.bundle import Bundle, Manifest, open_bundle
+from flawscope.bundle import Bundle, Manifest, thresholds_in_force, trusted_bundle
 from flawscope.diffusion.reconstruction import Reconstructed
 from flawscope.diffusion.schedule import Sampling
 from flawscope.errors import ArgumentError, BackendError, BundleError, DeviceError, FlawscopeError
@@ -43,14 +43,17 @@ class Inspector:
         path: As in `load`.
         precision: As in `load`.
         strict: As in `load`.
-        is_candidate: The bundle is being made and may have no golden images yet.
+        is_candidate: The bundle is being made and may have no golden images yet; no overlay is looked for.
         timeout_s: As in `load`.
+        threshold_overlay: As in `load`.
+        use_overlay: As in `load`.
 
     Attributes:
         bundle: The opened bundle.
         backend_reason: Why this backend is used.
         precision: Precision of the graphs.
-        thresholds: The thresholds of this precision, or None before calibration.
+        thresholds: The thresholds in force for this precision, or None before calibration.
+        in_force: Those with their revision and where they come from.
         scorer: Computes maps and scores; replaced by a new one after the device failed.
     """
 
@@ -64,6 +67,7 @@ class Inspector:
         "_strict",
         "backend_reason",
         "bundle",
+        "in_force",
         "precision",
         "scorer",
         "thresholds",
@@ -79,6 +83,8 @@ class Inspector:
         strict: bool = False,
         is_candidate: bool = False,
         timeout_s: float | None = None,
+        threshold_overlay: Path | str | None = None,
+        use_overlay: bool = True,
     ) -> None:
         if bundle.manifest.kind != "score":
             raise BundleError(
@@ -87,11 +93,18 @@ class Inspector:
             )
         if not (is_candidate or bundle.manifest.golden_of(precision)):
             raise BundleError(f"{bundle.path}: expected golden images for {precision}, got none. Export it again.")
+        self.in_force = thresholds_in_force(
+            bundle.path,
+            bundle.manifest,
+            precision,
+            threshold_overlay=threshold_overlay,
+            use_overlay=use_overlay and not is_candidate,
+        )
+        self.thresholds = self.in_force.thresholds
         choice = choose_backend(backend)
         self.bundle = bundle
         self.backend_reason = choice.reason
         self.precision = precision
-        self.thresholds = self.manifest.thresholds_of(precision)
         self._options = ScorerOptions(choice.name, path, precision)
         self._device_failed = self._is_closed = False
         self._sampling: Sampling | None = None
@@ -109,6 +122,9 @@ class Inspector:
         *,
         strict: bool = False,
         timeout_s: float | None = None,
+        trusted_keys: Path | str | None = None,
+        threshold_overlay: Path | str | None = None,
+        use_overlay: bool = True,
     ) -> Inspector:
         """Open and verify a bundle and make it ready; its golden images must reproduce their stored scores.
 
@@ -122,16 +138,31 @@ class Inspector:
                 a fault; otherwise the difference is a note of its result.
             timeout_s: Seconds until it must be ready, without the building of engines; 0 for no limit. None takes
                 `FLAWSCOPE_LOAD_TIMEOUT`, or 300. The same holds when a device that failed is opened again.
+            trusted_keys: File or folder of public keys, in place of those that are set on this machine: a bundle that
+                none of them signed is refused.
+            threshold_overlay: Threshold overlay in place of the one beside the bundle (`NAME.flaw.thresholds.json`).
+            use_overlay: Whether an overlay counts; False decides by the bundle's own thresholds.
 
         Raises:
-            ArgumentError: If backend or path is unknown, or the bundle lacks the precision.
-            BundleError: If the bundle is broken or does not reproduce its golden scores.
+            ArgumentError: If backend or path is unknown, the bundle lacks the precision, or trusted keys are set and
+                cannot be used.
+            BundleError: If the bundle is broken, does not reproduce its golden scores, or is not signed by a trusted
+                key where there are any; if its overlay is broken, of another bundle, or outside of its limits.
             BackendError: If the backend is not available or cannot run the graph.
             LoadTimeout: If it is not ready in time. The thread that loads it cannot be ended and is left behind.
         """
-        opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
+        opened = trusted_bundle(bundle, trusted_keys)
         try:
-            return cls(opened, backend, path, precision, strict=strict, timeout_s=timeout_s)
+            return cls(
+                opened,
+                backend,
+                path,
+                precision,
+                strict=strict,
+                timeout_s=timeout_s,
+                threshold_overlay=threshold_overlay,
+                use_overlay=use_overlay,
+            )
         except BaseException as err:
             opened.close()
             if isinstance(err, FlawscopeError) or not isinstance(err, Exception):
@@ -393,7 +424,7 @@ class Inspector:
             boxes = find_boxes(
                 anomaly_map,
                 self.thresholds.pixel.value,
-                self.manifest.min_area_px,
+                self.in_force.min_area_px,
                 self.manifest.map_spec,
                 image.source_size,
             )
@@ -403,6 +434,7 @@ class Inspector:
             decision=decision,
             score=score if np.isfinite(score) else None,  # NaN must not reach a JSON line or a comparison
             threshold=None if self.thresholds is None else self.thresholds.image.value,
+            threshold_revision=None if self.thresholds is None else self.in_force.revision,
             reason=reason,
             notes=image.notes,
             anomaly_map=anomaly_map,

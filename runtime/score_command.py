@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from flawscope.bundle import PRECISIONS
+from flawscope.bundle.threshold_overlay_options import threshold_overlay_options
+from flawscope.bundle.trusted_keys_option import trusted_keys_option
 from flawscope.errors import ArgumentError, DataError, FlawscopeError
 from flawscope.files import check_new_files, free_name, is_litter, storage_errors
 from flawscope.imaging.images import EXTENSIONS, prepare, read_image
@@ -47,6 +49,8 @@ from flawscope.terminal import echo, echo_json
     help="Folder for input, reconstruction and maps (PNG); for ddad and dsad, which then compute twice.",
 )
 @OVERWRITE
+@threshold_overlay_options
+@trusted_keys_option
 def score(
     bundle: Path,
     images: tuple[Path, ...],
@@ -59,6 +63,8 @@ def score(
     maps: Path | None,
     pictures: Path | None,
     overwrite: bool,
+    threshold_overlay: Path | None,
+    no_overlay: bool,
 ) -> int:
     """Decide on images, or on all images of folders.
 
@@ -73,7 +79,15 @@ def score(
     notes: list[tuple[str, ...]] = []
     names: set[str] = set()
     missing = 0
-    with Inspector.load(bundle, backend, path, precision, strict=strict) as inspector:
+    with Inspector.load(
+        bundle,
+        backend,
+        path,
+        precision,
+        strict=strict,
+        threshold_overlay=threshold_overlay,
+        use_overlay=not no_overlay,
+    ) as inspector:
         inspector.check_batch(batch)
         if pictures is not None:
             inspector.check_reconstructs()
@@ -85,6 +99,8 @@ def score(
         if not as_json:
             # To stderr: stdout carries one line per image and nothing else.
             echo(f"backend {inspector.backend} ({inspector.backend_reason})", err=True)
+            if inspector.in_force.revision:
+                echo(f"thresholds: {inspector.in_force.source}", err=True)
         scored = inspector.stream([source for source in sources if isinstance(source, Path)], batch)
         for source in sources:
             result = next(scored) if isinstance(source, Path) else source

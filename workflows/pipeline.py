@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import msgspec
 
-from flawscope.bundle import Manifest, Thresholds
+from flawscope.bundle import Manifest, Thresholds, making
 from flawscope.calibration.evaluation.evaluate import evaluate_bundle, record_accuracy
 from flawscope.calibration.evaluation.figures import Figures
 from flawscope.calibration.evaluation.intervals import check_fraction
@@ -156,6 +156,7 @@ def read_earlier_run(out: Path) -> Run:
     return read_run(path)
 
 
+@making()
 def run_pipeline(
     plan: Plan,
     *,

@@ -9,6 +9,9 @@ import msgspec
 from rich.table import Table
 
 from flawscope.bundle import PRECISIONS, check_changeable
+from flawscope.bundle.threshold_overlay import find_overlay
+from flawscope.bundle.threshold_overlay_options import threshold_overlay_options
+from flawscope.bundle.trusted_keys_option import trusted_keys_option
 from flawscope.calibration.evaluation.evaluate import evaluate_bundle, record_accuracy
 from flawscope.calibration.evaluation.figures import Fault, Figures, LeakFigures
 from flawscope.calibration.evaluation.intervals import Rate
@@ -55,6 +58,8 @@ _NAMES = (
 @click.option("--seed", default=0, show_default=True, help="Seed of the bootstrap intervals.")
 @click.option("--no-record", is_flag=True, help="Leave the bundle as it is: add no evidence.")
 @OVERWRITE
+@threshold_overlay_options
+@trusted_keys_option
 def evaluate(
     bundle: Path,
     data: Path,
@@ -68,11 +73,14 @@ def evaluate(
     seed: int,
     no_record: bool,
     overwrite: bool,
+    threshold_overlay: Path | None,
+    no_overlay: bool,
 ) -> int:
     """Measure BUNDLE on the labelled test images of a dataset, through the runtime.
 
     The figures go into the bundle's evidence, in place of older ones of the same dataset and backend. The exit status
-    is 1 when an image could not be scored; it counts as not accepted.
+    is 1 when an image could not be scored; it counts as not accepted. Where a threshold overlay changes the thresholds,
+    figures are at those, and are not put into the bundle.
 
     A bundle that has learned from defects drawn after a support set needs --support: its images and their near
     duplicates are then left out, and the figures on all test images are reported beside, as "with leak".
@@ -89,6 +97,11 @@ def evaluate(
 
         check_report_packages()
         check_new_file(report / REPORT, overwrite=overwrite)
+    overlay = find_overlay(bundle) or threshold_overlay
+    if overlay is not None and not no_record:
+        # Not a figure of the bundle that ships; and a changed bundle has another digest, which the overlay is not for.
+        echo(f"note: figures are not recorded in the bundle, because it has the threshold overlay {overlay}.", err=True)
+        no_record = True
     if not no_record:
         check_changeable(bundle)
     with progress_bars() as progress:
@@ -99,6 +112,8 @@ def evaluate(
             graph_path=graph_path,
             precision=precision,
             support=support,
+            threshold_overlay=threshold_overlay,
+            use_overlay=not no_overlay,
             command=command_line(),
             seed=seed,
             progress=progress,

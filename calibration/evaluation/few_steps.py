@@ -82,7 +82,8 @@ def compare_samplings(
             f"and {anomalous} anomalous."
         )
     rows = []
-    with Inspector.load(path, backend) as inspector:
+    # Ranks are compared, not decisions: no thresholds are needed.
+    with Inspector.load(path, backend, use_overlay=False) as inspector:
         reconstruction_head(inspector.manifest)
         # All are tried first: one that the bundle refuses is reported before minutes go into the others.
         for sampling in samplings:
@@ -166,7 +167,7 @@ def _golden(path: Path, manifest: Manifest, sampling: Sampling) -> tuple[Golden,
     """Return the golden images with the scores of another sampling, computed on the CPU as at export."""
     # Every backend is held against these when a bundle is loaded, so they must not come from the one that measured.
     golden = []
-    with Inspector.load(path, "cpu") as inspector:
+    with Inspector.load(path, "cpu", use_overlay=False) as inspector:
         inspector.resample(sampling)
         for entry in manifest.golden:
             image = prepare(decode_image(inspector.bundle.read(entry.file), entry.file), manifest.input)

@@ -9,6 +9,7 @@ import msgspec
 from rich.table import Table
 
 from flawscope.bundle import open_bundle
+from flawscope.bundle.trusted_keys_option import trusted_keys_option
 from flawscope.calibration.evaluation.few_steps import (
     SamplingFigures,
     compare_samplings,
@@ -38,6 +39,7 @@ from flawscope.terminal import command_line, echo, progress_bars
 @click.option("--backend", default="auto", show_default=True, help="Backend that is measured.")
 @click.option("--out", type=click.Path(path_type=Path), help="Bundle folder to write, for a single sampling.")
 @OVERWRITE
+@trusted_keys_option
 def sampling(
     bundle: Path,
     steps: str | None,

@@ -29,6 +29,7 @@ from flawscope.bundle import (
     ImageHashes,
     Manifest,
     Provenance,
+    making,
     open_bundle,
     read_image_hashes,
     rewrite_manifest,
@@ -70,6 +71,7 @@ class Combination:
     notes: tuple[str, ...]
 
 
+@making()
 def combine_bundles(
     paths: Sequence[Path],
     out: Path,
@@ -152,7 +154,8 @@ def _checked_weights(paths: Sequence[Path], weights: Sequence[float] | None) -> 
 def _loaded(bundle: Bundle, backend: str, path: str = "auto", *, is_candidate: bool = False) -> Inspector:
     from flawscope.runtime import Inspector  # brings ONNX Runtime, which --help does without
 
-    return Inspector(bundle, backend, path, is_candidate=is_candidate)
+    # Scores of members are combined, whatever their thresholds.
+    return Inspector(bundle, backend, path, is_candidate=is_candidate, use_overlay=False)
 
 
 def _check_together(bundles: Sequence[Bundle]) -> None:

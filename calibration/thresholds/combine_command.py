@@ -9,6 +9,7 @@ import click
 from rich.table import Table
 
 from flawscope.bundle import EnsembleHead
+from flawscope.bundle.trusted_keys_option import trusted_keys_option
 from flawscope.calibration.thresholds.combine import Combination, combine_bundles
 from flawscope.calibration.thresholds.ensemble_scales import MAP_QUANTILE, SCORE_QUANTILE
 from flawscope.datasets import open_dataset
@@ -27,6 +28,7 @@ from flawscope.text import printable
 @click.option("--weights", metavar="W,W,...", help="One a bundle, above 0.  [default: 1 each]")
 @click.option("--backend", default="auto", show_default=True, help="Backend that makes the maps.")
 @OVERWRITE
+@trusted_keys_option
 def combine(
     bundles: tuple[Path, ...],
     out: Path,

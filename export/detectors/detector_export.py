@@ -25,6 +25,7 @@ from flawscope.bundle import (
     Provenance,
     external_data,
     head_tag,
+    making,
     open_bundle,
     write_bundle,
 )
@@ -45,6 +46,7 @@ _GOLDEN = 2
 """Golden images per bundle."""
 
 
+@making()
 def export_run(
     path: Path,
     out: Path,

@@ -12,6 +12,7 @@ from click.core import ParameterSource
 from rich.table import Table
 
 from flawscope.bundle import PRECISIONS
+from flawscope.bundle.trusted_keys_option import trusted_keys_option
 from flawscope.errors import ArgumentError, GateError
 from flawscope.files import check_new_file, write_bytes
 from flawscope.output_options import OVERWRITE
@@ -57,6 +58,7 @@ from flawscope.text import encode_json
 @click.option("--plot", "plot_file", type=click.Path(path_type=Path), help="Draw the figures to an SVG file.")
 @OVERWRITE
 @click.pass_context
+@trusted_keys_option
 def bench_command(
     context: click.Context,
     bundle: Path,

@@ -14,6 +14,7 @@ import msgspec
 import flawscope
 from flawscope import cpp_ext, methods
 from flawscope.bundle import PRECISIONS
+from flawscope.bundle.trusted_keys_option import trusted_keys_option
 from flawscope.errors import ArgumentError, BackendError, FlawscopeError
 from flawscope.imaging.images import decode_image, prepare
 from flawscope.runtime.backends import BACKENDS, choose_backend
@@ -181,6 +182,7 @@ def _show_bundle(report: dict[str, Any]) -> None:
 @click.option("--backend", type=click.Choice(BACKENDS), default="auto", show_default=True, help="BUNDLE: runs there.")
 @click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True, help="BUNDLE: graphs.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@trusted_keys_option
 def doctor(bundle: Path | None, backend: str, precision: str, as_json: bool) -> int:
     """Show devices, backends, versions and kernels; with BUNDLE also the provider of each of its nodes.
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from flawscope.bundle import PRECISIONS
+from flawscope.bundle.trusted_keys_option import trusted_keys_option
 from flawscope.datasets import Dataset, open_dataset
 from flawscope.datasets.data_options import CATEGORY, PATH, data_option
 from flawscope.datasets.defects.set_files import SHEET
@@ -121,6 +122,7 @@ _OPTIONS, _SETTINGS = DrawOptions(), GenerateSettings()
 )
 @click.option("--out", "--outdir", "--output", "out", type=PATH, required=True, metavar="DIR", help="Folder to write.")
 @OVERWRITE
+@trusted_keys_option
 def generate(
     bundle: Path,
     boxes: Path | None,

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flawscope.arrays import BoolArray, Float32Array, UInt8Array, only_output
-from flawscope.bundle import Bundle, Manifest, SynthDefect, SynthHead, open_bundle
+from flawscope.bundle import Bundle, Manifest, SynthDefect, SynthHead, trusted_bundle
 from flawscope.datasets.defects.file_names import check_name
 from flawscope.datasets.defects.seeded_choice import generator
 from flawscope.diffusion.latent_inpainting import classifier_free_guidance, draw_latents, draw_noise, keep_of
@@ -146,6 +146,7 @@ class Synthesizer:
         precision: str = "fp32",
         *,
         timeout_s: float | None = None,
+        trusted_keys: Path | str | None = None,
     ) -> Synthesizer:
         """Open and verify a bundle and load its graphs.
 
@@ -155,15 +156,18 @@ class Synthesizer:
             precision: Precision of the graphs, one that the bundle has.
             timeout_s: Seconds until it must be ready, without the building of engines; 0 for no limit. None takes
                 `FLAWSCOPE_LOAD_TIMEOUT`, or 300.
+            trusted_keys: As in `Inspector.load`.
 
         Raises:
-            ArgumentError: If the backend's name is unknown, or the bundle lacks the precision.
+            ArgumentError: If the backend's name is unknown, the bundle lacks the precision, or trusted keys are set and
+                cannot be used.
             BackendError: If the backend is not available or cannot run a graph.
-            BundleError: If the bundle is broken, is no generator, or lacks a file.
+            BundleError: If the bundle is broken, is no generator, lacks a file, or is not signed by a trusted key where
+                there are any.
             LoadTimeout: If it is not ready in time. The thread that loads it cannot be ended and is left behind.
             MissingExtra: If the package `tokenizers` is not installed.
         """
-        opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
+        opened = trusted_bundle(bundle, trusted_keys)
         try:
             return cls(opened, backend, precision, timeout_s=timeout_s)
         except BaseException:  # Ctrl-C too

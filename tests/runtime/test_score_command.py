@@ -22,7 +22,7 @@ from flawscope.imaging.images import read_image
 from flawscope.imaging.png import write_png
 from flawscope.runtime import Inspector
 
-KEYS = ["image", "score", "threshold", "decision", "boxes", "latency_ms"]
+KEYS = ["image", "score", "threshold", "threshold_revision", "decision", "boxes", "latency_ms"]
 BOX_KEYS = ["x", "y", "width", "height", "area_px", "peak"]
 
 

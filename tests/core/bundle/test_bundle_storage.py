@@ -84,7 +84,7 @@ def no_exchange(monkeypatch):
         (Path, "write_bytes", 3),  # the manifest: three other files are bytes, one is copied
         (shutil, "copyfile", 0),
         (Path, "chmod", 1),
-        (Path, "mkdir", 1),
+        (Path, "mkdir", 2),
         (tempfile, "mkdtemp", 0),
     ],
 )
