@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
 import signal
 import sys
 import threading
@@ -19,7 +20,8 @@ from click.shell_completion import CompletionItem
 
 from flawscope import __version__
 from flawscope.errors import FlawscopeError
-from flawscope.terminal import echo, guarded_streams
+from flawscope.terminal import echo, guarded_streams, notes_on_stderr
+from flawscope.time_limit import is_left_behind
 from flawscope.verbs import VERBS, Alias, Group, Row
 
 
@@ -90,7 +92,10 @@ def root() -> None:
 _NO_ARGUMENTS: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())
 
 
+_LONGEST_LINE = 4000
 _TERMINATED = 128 + signal.SIGTERM  # as shells report it
+_terminating = threading.Event()
+"""Set by SIGTERM. Foreign code may make another error of it: an import of a compiled module says that it has failed."""
 
 
 def main(arguments: Sequence[str] | None = None, **extra: Any) -> None:
@@ -100,19 +105,24 @@ def main(arguments: Sequence[str] | None = None, **extra: Any) -> None:
     is_main = threading.current_thread() is threading.main_thread()
     if is_main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, _terminate)
-    sys.exit(run(arguments))
+    status = run(arguments)
+    if is_left_behind():
+        # A thread in foreign code, which nothing can end: leaving in the usual way could wait for it, or crash in it.
+        os._exit(status)
+    sys.exit(status)
 
 
 def _terminate(number: int, frame: object) -> None:
     """Unwind as for Ctrl-C, so that nothing unfinished is left behind."""
     # A second one must not interrupt the cleaning up; SIGKILL still ends it.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    _terminating.set()
     raise SystemExit(_TERMINATED)
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status; an error of the user becomes one line on stderr."""
-    with guarded_streams():
+    with guarded_streams(), notes_on_stderr():
         return _run(arguments)
 
 
@@ -125,7 +135,7 @@ def _run(arguments: Sequence[str] | None) -> int:
         return 2
     except click.UsageError as err:
         where = f" (see flawscope {err.ctx.command_path.partition(' ')[2]} --help)" if err.ctx else ""
-        return _fail(err.format_message().replace("\n", " ") + where, 2)
+        return _fail(err.format_message().replace("\n", " ") + _dataset_hint(err) + where, 2)
     except click.ClickException as err:
         return _fail(err.format_message(), 2)
     except click.Abort:
@@ -135,6 +145,11 @@ def _run(arguments: Sequence[str] | None) -> int:
         return err.exit_code
     except FlawscopeError as err:
         return _fail(str(err), err.exit_status)
+    except OSError as err:
+        # A file or folder of the user's that the system refuses; one without a name is a fault of ours.
+        if err.filename is None:
+            raise
+        return _fail(f"{err.filename}: {err.strerror or err}. Check that it is there and may be read or written.", 2)
     except SystemExit as err:
         if err.code == _TERMINATED:
             return _fail("terminated", _TERMINATED)
@@ -144,6 +159,21 @@ def _run(arguments: Sequence[str] | None) -> int:
     return status if isinstance(status, int) else 0
 
 
+def _dataset_hint(err: click.UsageError) -> str:
+    """Return where the dataset goes, for a command that was given it as an argument; empty for other mistakes."""
+    is_missing = isinstance(err, click.MissingParameter) and err.param is not None and err.param.name == "data"
+    if err.ctx is None or not (is_missing or err.message.startswith("Got unexpected extra argument")):
+        return ""
+    takes_data = any("--data" in parameter.opts for parameter in err.ctx.command.params)
+    return " The dataset goes behind --data." if takes_data else ""
+
+
 def _fail(message: str, status: int) -> int:
-    echo(f"error: {' '.join(message.split())}", err=True)
+    if _terminating.is_set():
+        message, status = "terminated", _TERMINATED
+    line = " ".join(message.split())
+    if len(line) > _LONGEST_LINE:
+        # A name or a value of a stranger's file may have megabytes; both ends say what is wrong and what to do.
+        line = f"{line[: _LONGEST_LINE // 2]} ... {line[-_LONGEST_LINE // 2 :]}"
+    echo(f"error: {line}", err=True)
     return status

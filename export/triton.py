@@ -20,15 +20,16 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 
-from flawscope.bundle import Bundle, FileEntry, Golden, Manifest, Thresholds, open_bundle
+from flawscope.bundle import Bundle, FileEntry, Golden, Manifest, Thresholds, making, open_bundle, thresholds_in_force
 from flawscope.errors import ArgumentError, BackendError, BundleError, GateError
 from flawscope.export.source_kind import is_run
-from flawscope.files import atomic_folder, sha256_file, storage_errors, temporary_folder
+from flawscope.files import atomic_folder, check_replaceable, sha256_file, storage_errors, temporary_folder
 from flawscope.imaging.images import Preprocessing, prepare, read_image
+from flawscope.open_files import RECORD_BYTES, list_folder, read_regular, walk_folder
 from flawscope.runtime.backends.ort import import_onnxruntime
 from flawscope.runtime.backends.table import GOLDEN_TOLERANCE
 from flawscope.runtime.scorers.scorer import ScorerOptions, open_scorer
-from flawscope.text import encode_json
+from flawscope.text import NOT_JSON, encode_json
 
 RECORD = "flawscope.json"
 """Beside `config.pbtxt`: thresholds and preprocessing for clients; also marks the folder as written by flawscope."""
@@ -150,12 +151,16 @@ def bundle_of(source: Path, export: Callable[[Path], object]) -> Iterator[Bundle
         return
     with temporary_folder() as folder:
         out = folder / f"{source.resolve().name}.flaw"
-        export(out)
-        with open_bundle(out) as bundle:
+        with making():
+            export(out)
+            bundle = open_bundle(out)
+        with bundle:
             yield bundle
 
 
-def write_triton(bundle: Bundle, repository: Path, options: TritonOptions | None = None) -> TritonRecord:
+def write_triton(
+    bundle: Bundle, repository: Path, options: TritonOptions | None = None, *, overwrite: bool = False
+) -> TritonRecord:
     """Write a bundle as one model of a Triton model repository, atomically.
 
     Before the model appears, ONNX Runtime loads the graph from the written files, its inputs and outputs are compared
@@ -163,9 +168,10 @@ def write_triton(bundle: Bundle, repository: Path, options: TritonOptions | None
 
     Args:
         bundle: The bundle; without calibration the record has no thresholds.
-        repository: The model repository. Other models in it stay; a model of this name is replaced only if its files
-            are exactly as this function wrote them.
+        repository: The model repository. Other models in it stay.
         options: Name, device and batching.
+        overwrite: Whether a model of this name may be replaced; only if its files are exactly as this function wrote
+            them.
 
     Returns:
         The record as written to `flawscope.json`.
@@ -186,6 +192,8 @@ def write_triton(bundle: Bundle, repository: Path, options: TritonOptions | None
             f"export-triton: expected a bundle that takes whole images, got {bundle.path}, which takes tiles. Triton "
             "cuts no tiles: run it with flawscope."
         )
+    # An overlay that lies beside the bundle counts on the server too.
+    in_force = thresholds_in_force(bundle.path, manifest, options.precision)
     name = _checked_name(manifest.name if options.name is None else options.name)
     _check_options(options, manifest.max_batch)
     _check_kind(bundle, options.precision)
@@ -194,8 +202,9 @@ def write_triton(bundle: Bundle, repository: Path, options: TritonOptions | None
     with storage_errors(folder):
         _check_repository(repository)
         _check_unchanged(folder)
+        check_replaceable(folder, RECORD, overwrite=overwrite)
     golden = manifest.golden_of(options.precision)
-    with atomic_folder(folder, replace_if=RECORD) as temporary:
+    with atomic_folder(folder, replace_if=RECORD, overwrite=overwrite) as temporary:
         for target, source in _copies(bundle, options.precision).items():
             (temporary / target).parent.mkdir(parents=True, exist_ok=True)
             with (temporary / target).open("wb") as file:
@@ -214,9 +223,9 @@ def write_triton(bundle: Bundle, repository: Path, options: TritonOptions | None
             method=manifest.method,
             precision=options.precision,
             flawscope=manifest.flawscope,
-            thresholds=manifest.thresholds_of(options.precision),
+            thresholds=in_force.thresholds,
             decision=_DECISION,
-            min_area_px=manifest.min_area_px,
+            min_area_px=in_force.min_area_px,
             preprocessing=manifest.input,
             preprocessing_rules=_RULES,
             golden=golden,
@@ -335,11 +344,10 @@ def _check_repository(repository: Path) -> None:
     if not repository.exists():
         return
     problem = "a file" if not repository.is_dir() else ""
-    for entry in sorted(repository.iterdir()) if repository.is_dir() else ():
+    for entry in list_folder(repository) if repository.is_dir() else ():
         if entry.name.startswith("."):
             continue
-        is_model = entry.is_dir() and ((entry / "config.pbtxt").is_file() or any(entry.glob("[1-9]*/")))
-        if not is_model and not (entry.is_dir() and not any(entry.iterdir())):
+        if not entry.is_dir() or ((inside := list_folder(entry)) and not _is_model(inside)):
             problem = f"a folder with {entry.name}, which is no model"
             break
     if problem:
@@ -348,14 +356,19 @@ def _check_repository(repository: Path) -> None:
         )
 
 
+def _is_model(entries: list[Path]) -> bool:
+    """Return whether these are entries of a model's folder: its configuration, or a version, which is a number."""
+    return any(path.name == "config.pbtxt" or (path.name[:1] in "123456789" and path.is_dir()) for path in entries)
+
+
 def _check_unchanged(folder: Path) -> None:
     """Refuse to replace a model folder with any file changed, added or removed: the change would be lost."""
-    if not folder.is_dir() or not any(folder.iterdir()):
+    if not folder.is_dir() or not list_folder(folder):
         return
     # A record without these fields is another schema, so its folder is nobody's to replace.
     try:
-        listed = msgspec.json.decode((folder / RECORD).read_bytes(), type=TritonRecord).files
-    except (FileNotFoundError, msgspec.DecodeError, ArgumentError):
+        listed = msgspec.json.decode(read_regular(folder / RECORD, RECORD_BYTES), type=TritonRecord).files
+    except (OSError, ArgumentError, *NOT_JSON):
         raise ArgumentError(
             f"{folder}: expected a free name or a model written by flawscope, got a folder without a valid {RECORD}. "
             "Choose another name with --model-name."
@@ -370,7 +383,7 @@ def _check_unchanged(folder: Path) -> None:
 
 
 def _entries(folder: Path) -> dict[str, FileEntry]:
-    files = sorted(path for path in folder.rglob("*") if not path.is_dir() and path != folder / RECORD)
+    files = sorted(path for path in walk_folder(folder) if not path.is_dir() and path != folder / RECORD)
     return {path.relative_to(folder).as_posix(): FileEntry(sha256_file(path), path.stat().st_size) for path in files}
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy.typing as npt
 
 from flawscope.imaging.jpeg import decode_with_opencv
-from flawscope.imaging.png_chunks import pixels_of_png, png_chunks
+from flawscope.imaging.png_chunks import png_chunks
 
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 """Colour type -> values a pixel (PNG, third edition, 11.2.1)."""
@@ -27,21 +27,21 @@ _IN_A_THREAD_BYTES = 1 << 15
 
 
 def decode_png(data: bytes) -> npt.NDArray[Any] | None:
-    """Decode a PNG as it is stored, without alpha; None where it is damaged, or more than one image's pixels.
+    """Decode a PNG as it is stored, without alpha; None where its stream is not just the image.
+
+    Args:
+        data: What `pixels_of_png` returned.
 
     Raises:
         cv2.error: If OpenCV refuses.
     """
-    pixels = pixels_of_png(data)
-    if pixels is None:
-        return None
-    if len(pixels) < _IN_A_THREAD_BYTES:
-        return decode_with_opencv(pixels) if _inflates(pixels) else None
+    if len(data) < _IN_A_THREAD_BYTES:
+        return decode_with_opencv(data) if _inflates(data) else None
     answers: list[bool] = []
-    checker = threading.Thread(target=lambda: answers.append(_inflates(pixels)), daemon=True)
+    checker = threading.Thread(target=lambda: answers.append(_inflates(data)), daemon=True)
     checker.start()
     try:
-        image = decode_with_opencv(pixels)
+        image = decode_with_opencv(data)
     finally:
         checker.join()
     # No answer: the check itself failed, for want of memory.

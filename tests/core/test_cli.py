@@ -228,6 +228,15 @@ def test_a_message_of_several_lines_becomes_one(verb, capsys):
     assert capsys.readouterr().err == "error: a b c d\n"
 
 
+def test_a_message_of_megabytes_keeps_both_ends(verb, capsys):
+    verb(raiser(errors.ArgumentError(f"name: expected another, got {'x' * 1_000_000}. Mend it.")))
+    assert run(["probe"]) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("error: name: expected another, got xxx")
+    assert shown.endswith("xxx. Mend it.\n")
+    assert len(shown) < 5000
+
+
 def test_every_error_of_the_tree_is_caught_here():
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)]
     assert len(kinds) == 11
@@ -300,6 +309,17 @@ def test_a_pipe_that_broke_is_status_1_and_nothing_is_said(verb, capsys, monkeyp
     assert capsys.readouterr() == ("", "")
 
 
+def test_a_file_that_the_system_refuses_is_one_line_and_an_error_without_a_file_is_a_bug(verb, capsys):
+    verb(raiser(PermissionError(errno.EACCES, "Permission denied", "/some/file")))
+    assert run(["probe"]) == 2
+    assert capsys.readouterr().err == (
+        "error: /some/file: Permission denied. Check that it is there and may be read or written.\n"
+    )
+    verb(raiser(OSError(errno.EIO, "Input/output error")))
+    with pytest.raises(OSError, match="Input/output error"):
+        run(["probe"])
+
+
 def test_a_bug_is_not_hidden(verb):
     verb(raiser(ZeroDivisionError("ours")))
     with pytest.raises(ZeroDivisionError, match="ours"):
@@ -340,6 +360,25 @@ def test_a_reader_that_went_away_costs_one_line():
 
 
 # --- what commands share
+
+
+def test_a_signal_that_foreign_code_makes_another_error_of_is_still_told_as_the_signal():
+    code = """
+import signal
+from flawscope import cli
+from flawscope.errors import BackendError
+
+def work(**options):
+    try:
+        signal.raise_signal(signal.SIGTERM)
+    except BaseException as err:
+        raise BackendError("tensorrt: initialization failed.") from err
+
+cli.root.main = work
+cli.main([])
+"""
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (process.returncode, process.stderr) == (143, "error: terminated\n")
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ import msgspec
 import numpy as np
 import pytest
 from file_contents import files_of
+from odd_files import refuse_listing
 from text_format import SCHEMA, TextFormatError, read_model_config
 from tiny_bundle import brightness_graph, tiny_thresholds, write_tiny_bundle
 from tiny_dataset import anomalous_images
@@ -25,7 +26,7 @@ from triton_stand_in import StandIn
 from flawscope.bundle import Golden, Graph, open_bundle, pack_bundle
 from flawscope.bundle.manifest import Gate, Precision
 from flawscope.cli import run
-from flawscope.errors import ArgumentError, BackendError, BundleError, GateError, StorageError
+from flawscope.errors import ArgumentError, BackendError, BundleError, DataError, GateError, StorageError
 from flawscope.export.triton import GRAPH, RECORD, TritonOptions, TritonRecord, write_triton
 from flawscope.imaging.images import prepare, read_image
 from flawscope.runtime import Inspector
@@ -40,9 +41,9 @@ def tiny(tmp_path: Path) -> Path:
     return tmp_path / "tiny.flaw"
 
 
-def write(bundle: Path, repository: Path, **options: Any) -> TritonRecord:
+def write(bundle: Path, repository: Path, *, overwrite: bool = False, **options: Any) -> TritonRecord:
     with open_bundle(bundle) as opened:
-        return write_triton(opened, repository, TritonOptions(**options))
+        return write_triton(opened, repository, TritonOptions(**options), overwrite=overwrite)
 
 
 def config_of(folder: Path) -> dict[str, Any]:
@@ -343,12 +344,27 @@ def test_a_repository_that_holds_other_things_is_refused(tiny, tmp_path):
         assert files_of(tmp_path) == before
 
 
-def test_other_models_stay_and_the_same_one_is_replaced(tiny, tmp_path):
+@pytest.mark.parametrize("place", [".", "other", "tiny"])
+def test_a_repository_that_cannot_be_listed_is_not_taken_for_an_empty_one(tiny, tmp_path, monkeypatch, place):
+    models = tmp_path / "models"
+    (models / "other" / "1").mkdir(parents=True)
+    (models / "tiny").mkdir()
+    before = files_of(tmp_path)
+    with monkeypatch.context() as patched:
+        refuse_listing(patched, models / place)
+        with pytest.raises(DataError, match="expected a folder that can be listed"):
+            write(tiny, models)
+    assert files_of(tmp_path) == before
+
+
+def test_other_models_stay_and_the_same_one_is_replaced_if_that_is_asked_for(tiny, tmp_path):
     models = tmp_path / "models"
     (models / "other" / "1").mkdir(parents=True)
     (models / "other" / "1" / "model.plan").write_bytes(b"plan")
     write(tiny, models)
-    write(tiny, models, instances=2)
+    with pytest.raises(ArgumentError, match=r"expected a new name, got an earlier output with flawscope\.json"):
+        write(tiny, models, instances=2)
+    write(tiny, models, instances=2, overwrite=True)
     assert config_of(models / "tiny")["instance_group"][0]["count"] == 2
     assert sorted(path.name for path in models.iterdir()) == ["other", "tiny"]
     assert (models / "other" / "1" / "model.plan").read_bytes() == b"plan"
@@ -443,7 +459,7 @@ def test_a_graph_that_misses_its_golden_score_leaves_the_earlier_model(tiny, tmp
     before = files_of(tmp_path / "models")
     write_tiny_bundle(tmp_path / "wrong.flaw", golden=(Golden("golden/0.png", score=201.0, map_max=200.0),))
     with pytest.raises(GateError, match=r"golden/0\.png: expected score 201 as at export, got 200"):
-        write(tmp_path / "wrong.flaw", tmp_path / "models")
+        write(tmp_path / "wrong.flaw", tmp_path / "models", overwrite=True)
     assert files_of(tmp_path / "models") == before
 
 

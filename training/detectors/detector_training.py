@@ -19,9 +19,10 @@ from flawscope.datasets.fingerprints import map_in_threads
 from flawscope.datasets.learnable import MIN_TRAINING_IMAGES, check_learnable
 from flawscope.errors import ArgumentError, DataError, RunError
 from flawscope.files import check_replaceable
-from flawscope.imaging.images import read_stored, to_8_bit, to_rgb
+from flawscope.imaging.images import read_stored, to_rgb
 from flawscope.imaging.learned_images import LearnedImages, Look, look_of, summarize_looks
 from flawscope.imaging.tiles import ImageSource
+from flawscope.open_files import regular_folder, regular_path
 from flawscope.progress import Progress, no_progress
 from flawscope.runs import RECORD, BackboneSource, RunRecord
 from flawscope.training.detectors.detector_run import Run, write_run
@@ -49,22 +50,25 @@ def train_detector(
     ready: Run | None = None,
     command: str = "",
     progress: Progress = no_progress,
+    overwrite: bool = False,
 ) -> RunRecord:
     """Fit a detector on the normal training images of a dataset and write the run.
 
     Args:
         config: Settings of the method.
         dataset: Its `train_good` images are used, nothing else.
-        out: Run folder to write; an earlier run there is replaced.
+        out: Run folder to write.
         weights: Safetensors file of the backbone, or None for the hub.
         resume: Resume an interrupted training; for methods that have epochs.
         ready: A run of ddad whose denoiser is reused instead of training one: only the extractor is trained. It may be
             the run at `out`.
         command: Command line for the record.
         progress: Receives progress.
+        overwrite: Whether an earlier run there may be replaced. A training that is resumed replaces it too: it began
+            with that permission.
 
     Raises:
-        ArgumentError: If settings contradict the backbone or each other.
+        ArgumentError: If settings contradict the backbone or each other, or `out` is taken.
         DataError: If images are missing or broken.
         RunError: If weights cannot be read or downloaded, or `ready` is incomplete.
         StorageError: If the run cannot be written.
@@ -77,7 +81,8 @@ def train_detector(
     denoiser_run = ready  # the keyword is older than the name
     if denoiser_run is not None:
         _check_denoiser_run(config, trainer, denoiser_run)
-    check_replaceable(out, RECORD)  # before hours of work, not after
+    overwrite = overwrite or resume
+    check_replaceable(out, RECORD, overwrite=overwrite)  # before hours of work, not after
     started = time.perf_counter()
     inputs = _prepare(config, dataset, trainer, weights, denoiser_run, progress)
     backbone, split = inputs.backbone, inputs.split
@@ -102,7 +107,8 @@ def train_detector(
         fitted_at = time.perf_counter()
         seconds = {"preparation": round(prepared_at - started, 3), "fitting": round(fitted_at - prepared_at, 3)}
         record = _record(config, dataset, trainer, inputs, fit_result, denoiser_run, seconds, command)
-        write_run(out, record, fit_result, backbone, _sample_images(config, split, images), workspace)
+        samples = _sample_images(config, split, images)
+        write_run(out, record, fit_result, backbone, samples, workspace, overwrite=overwrite)
         return record
 
 
@@ -253,7 +259,7 @@ def _learned(samples: Sequence[Sample], config: MethodConfig, progress: Progress
 
     def look(sample: Sample) -> Look:
         stored = read_stored(sample.path)
-        return look_of(to_rgb(to_8_bit(stored, str(sample.path), bits)), 8 * stored.itemsize)
+        return look_of(to_rgb(stored, str(sample.path), bits), 8 * stored.itemsize)
 
     looks = map_in_threads(look, list(samples), lambda count, total: progress("looking at images", count, total))
     return summarize_looks(list(looks))
@@ -274,10 +280,13 @@ def _copy_history(run: Path, workspace: Path) -> None:
     """Copy metrics, previews and TensorBoard events of a reused denoiser's run into the workspace."""
     # Copied before the fit, since `run` may be the folder that `write_run` replaces. A resumed training has them
     # already, hence `dirs_exist_ok`.
-    shutil.copy2(run / METRICS, workspace / METRICS)
-    shutil.copytree(run / PREVIEWS, workspace / PREVIEWS, dirs_exist_ok=True)
-    if (run / BOARD).is_dir():
-        shutil.copytree(run / BOARD, workspace / BOARD, dirs_exist_ok=True)
+    try:
+        shutil.copy2(regular_path(run / METRICS), workspace / METRICS)
+        shutil.copytree(regular_folder(run / PREVIEWS), workspace / PREVIEWS, dirs_exist_ok=True)
+        if (run / BOARD).is_dir():
+            shutil.copytree(regular_folder(run / BOARD), workspace / BOARD, dirs_exist_ok=True)
+    except OSError as err:
+        raise RunError(f"{run}: its metrics and previews could not be copied: {err.strerror or err}.") from err
 
 
 def check_recorded(config: MethodConfig, run: Run, free: Collection[str] = ()) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from file_contents import files_of
+from odd_files import ODD
 from tiny_bundle import (
     tiny_manifest,
     tiny_sources,
@@ -33,6 +34,20 @@ from flawscope.files import sha256_file
 
 def no_space(*_, **__):
     raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("kind", [kind for kind in ODD if kind != "folder"])
+@pytest.mark.parametrize("place", ["", "manifest.json", "bank.safetensors"])
+def test_what_is_no_file_is_no_bundle_nor_part_of_one(folder, tmp_path, place, kind):
+    path = folder / place if place else tmp_path / "odd.flaw"
+    path.unlink(missing_ok=True)
+    ODD[kind](path)
+    with pytest.raises(BundleError, match=r"expected|could not be read"):
+        open_bundle(folder if place else path)
+
+
+def repack(bundle, path):
+    pack_bundle(bundle, path, overwrite=True)
 
 
 def rewrite_packed(bundle, path):
@@ -69,7 +84,7 @@ def no_exchange(monkeypatch):
         (Path, "write_bytes", 3),  # the manifest: three other files are bytes, one is copied
         (shutil, "copyfile", 0),
         (Path, "chmod", 1),
-        (Path, "mkdir", 1),
+        (Path, "mkdir", 2),
         (tempfile, "mkdtemp", 0),
     ],
 )
@@ -148,7 +163,7 @@ def test_the_old_bundle_is_kept_aside_when_it_cannot_be_moved_back(folder, monke
     ("owner", "name"),
     [(Bundle, "copy"), (zipfile.ZipFile, "writestr"), (Path, "replace"), (tempfile, "mkstemp")],
 )
-@pytest.mark.parametrize("write", [pack_bundle, rewrite_packed])
+@pytest.mark.parametrize("write", [repack, rewrite_packed])
 def test_a_full_disk_leaves_the_old_packed_bundle_and_nothing_else(packed, scratch, monkeypatch, write, owner, name):
     before, entries = packed.read_bytes(), sorted(packed.parent.iterdir())
     with open_bundle(packed) as bundle:
