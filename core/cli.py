@@ -90,6 +90,7 @@ def root() -> None:
 _NO_ARGUMENTS: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())
 
 
+_LONGEST_LINE = 4000
 _TERMINATED = 128 + signal.SIGTERM  # as shells report it
 
 
@@ -135,6 +136,11 @@ def _run(arguments: Sequence[str] | None) -> int:
         return err.exit_code
     except FlawscopeError as err:
         return _fail(str(err), err.exit_status)
+    except OSError as err:
+        # A file or folder of the user's that the system refuses; one without a name is a fault of ours.
+        if err.filename is None:
+            raise
+        return _fail(f"{err.filename}: {err.strerror or err}. Check that it is there and may be read or written.", 2)
     except SystemExit as err:
         if err.code == _TERMINATED:
             return _fail("terminated", _TERMINATED)
@@ -145,5 +151,9 @@ def _run(arguments: Sequence[str] | None) -> int:
 
 
 def _fail(message: str, status: int) -> int:
-    echo(f"error: {' '.join(message.split())}", err=True)
+    line = " ".join(message.split())
+    if len(line) > _LONGEST_LINE:
+        # A name or a value of a stranger's file may have megabytes; both ends say what is wrong and what to do.
+        line = f"{line[: _LONGEST_LINE // 2]} ... {line[-_LONGEST_LINE // 2 :]}"
+    echo(f"error: {line}", err=True)
     return status

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from flawscope.errors import ArgumentError, StorageError
+from flawscope.open_files import list_folder, open_regular, walk_folder
 from flawscope.scratch import exclusive, remove_leftovers, scratch_file, scratch_folder, swap_in, sync
 from flawscope.text import name_bytes, storable
 
@@ -33,9 +34,13 @@ def is_litter(name: str) -> bool:
 
 
 def sha256_file(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes as 64 hexadecimal digits."""
+    """Return the SHA-256 of a file's bytes as 64 hexadecimal digits.
+
+    Raises:
+        OSError: If it cannot be opened or read, or is no regular file.
+    """
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
@@ -142,7 +147,7 @@ def atomic_folder(path: Path, *, replace_if: str | None = None, durable: bool = 
         path.parent.mkdir(parents=True, exist_ok=True)
         with scratch_folder(path.parent) as temporary:
             yield temporary
-            for entry in (temporary, *temporary.rglob("*")):
+            for entry in (temporary, *walk_folder(temporary)):
                 _follow_umask(entry)
                 if durable:
                     sync(entry)
@@ -194,7 +199,7 @@ def check_replaceable(path: Path, marker: str | None) -> None:
         return
     if not path.is_dir():
         raise ArgumentError(f"{path}: expected a folder name that is free, got an existing file. Choose another name.")
-    if any(path.iterdir()) and not (marker and (path / marker).is_file()):
+    if list_folder(path) and not (marker and (path / marker).is_file()):
         raise ArgumentError(
             f"{path}: expected a new folder{f' or one with {marker}' if marker else ''}, "
             "got a folder with other files. Choose another name or empty it."

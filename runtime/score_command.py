@@ -12,11 +12,12 @@ import numpy.typing as npt
 from flawscope.bundle import PRECISIONS
 from flawscope.bundle.threshold_overlay_options import threshold_overlay_options
 from flawscope.bundle.trusted_keys_option import trusted_keys_option
-from flawscope.errors import ArgumentError
+from flawscope.errors import ArgumentError, DataError, ImageError
 from flawscope.files import free_name, is_litter, storage_errors
 from flawscope.imaging.images import EXTENSIONS, prepare, read_image
 from flawscope.imaging.learned_images import summarize_differences
 from flawscope.imaging.png import write_png
+from flawscope.open_files import list_folder
 from flawscope.runtime.backends import BACKENDS
 from flawscope.runtime.inspector import Inspector
 from flawscope.runtime.overlay import draw_overlay
@@ -65,10 +66,11 @@ def score(
 
     An image that cannot be read is a fault, never an accept; the others are still scored, and the exit status is 1.
     """
-    paths = _expand(images)
+    sources = _expand(images)
     counts: Counter[str] = Counter()
     notes: list[tuple[str, ...]] = []
     names: set[str] = set()
+    undrawn = 0
     with Inspector.load(
         bundle,
         backend,
@@ -91,7 +93,9 @@ def score(
             echo(f"backend {inspector.backend} ({inspector.backend_reason})", err=True)
             if inspector.in_force.revision:
                 echo(f"thresholds: {inspector.in_force.source}", err=True)
-        for source, result in zip(paths, inspector.stream(paths, batch), strict=True):
+        scored = inspector.stream([source for source in sources if isinstance(source, Path)], batch)
+        for source in sources:
+            result = next(scored) if isinstance(source, Path) else source
             counts[result.decision] += 1
             notes.append(result.notes)
             if as_json:
@@ -99,40 +103,57 @@ def score(
             else:
                 echo(_line(result))
             # NaN has no colour: the cast to uint8 would draw it as any value.
-            if result.anomaly_map is None or not np.isfinite(result.anomaly_map).all():
+            if isinstance(source, Result) or result.anomaly_map is None or not np.isfinite(result.anomaly_map).all():
                 continue
             name = free_name(source.stem, names) if maps is not None or pictures is not None else ""
-            if maps is not None:
-                _write_map(maps / f"{name}.png", source, result, result.anomaly_map, inspector)
-            if pictures is not None:
-                image = prepare(read_image(source, inspector.manifest.input.bits), inspector.manifest.input)
-                reconstructed = inspector.reconstruct(image[None])
-                write_reconstruction(pictures, name, image, reconstructed, _reference(inspector))
+            try:
+                if maps is not None:
+                    _write_map(maps / f"{name}.png", source, result, result.anomaly_map, inspector)
+                if pictures is not None:
+                    image = prepare(read_image(source, inspector.manifest.input.bits), inspector.manifest.input)
+                    reconstructed = inspector.reconstruct(image[None])
+                    write_reconstruction(pictures, name, image, reconstructed, _reference(inspector))
+            except ImageError as err:  # a file that was removed or replaced since its decision
+                echo(f"error: {err} It was decided on, but not drawn.", err=True)
+                undrawn += 1
     for note in summarize_differences(notes):
         echo(f"note: {note}", err=True)
     if not as_json:
         total = ", ".join(f"{counts[decision]} {decision}" for decision in ("accept", "reject", "fault"))
-        echo(f"{len(paths)} images: {total}", err=True)
-    return 1 if counts["fault"] else 0
+        echo(f"{len(sources)} images: {total}", err=True)
+    return 1 if counts["fault"] or undrawn else 0
 
 
-def _expand(images: tuple[Path, ...]) -> list[Path]:
-    """Return the images named, folders replaced by the images in them, sorted."""
-    paths: list[Path] = []
+def _expand(images: tuple[Path, ...]) -> list[Path | Result]:
+    """Return the images named, folders replaced by the images in them, sorted; a fault for what cannot be listed."""
+    sources: list[Path | Result] = []
     for image in images:
-        if not image.is_dir():
-            paths.append(image)  # also what does not exist: it becomes a fault with its reason, the others are scored
+        if not _is_folder(image):
+            sources.append(image)  # also what does not exist: it becomes a fault with its reason, the others are scored
             continue
         # Not recursive: in a dataset the subfolders are defect types.
-        files = sorted(
+        try:
+            entries = list_folder(image)
+        except DataError as err:
+            sources.append(Result(str(image), "fault", reason=str(err)))
+            continue
+        # Whatever is called like an image and is no folder: a broken link is a fault, not an image less.
+        files = [
             entry
-            for entry in image.iterdir()
-            if entry.suffix.lower() in EXTENSIONS and not is_litter(entry.name) and entry.is_file()
-        )
+            for entry in entries
+            if entry.suffix.lower() in EXTENSIONS and not is_litter(entry.name) and not _is_folder(entry)
+        ]
         if not files:
             raise ArgumentError(f"{image}: expected images in this folder, got none. Name images or their folder.")
-        paths.extend(files)
-    return paths
+        sources.extend(files)
+    return sources
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):  # it may not be looked at: reading it says why
+        return False
 
 
 def _line(result: Result) -> str:

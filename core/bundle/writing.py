@@ -24,6 +24,7 @@ from flawscope.bundle.trust import signature_of
 from flawscope.bundle.trusted_keys import find_trusted_keys, remember_made
 from flawscope.errors import ArgumentError, BundleError, FlawscopeError
 from flawscope.files import atomic_file, atomic_folder, locked, sha256_file, storage_errors, write_bytes
+from flawscope.open_files import RECORD_BYTES, read_regular, regular_path
 
 _log = logging.getLogger(__name__)
 
@@ -61,7 +62,7 @@ def write_bundle(path: Path, manifest: Manifest, sources: Mapping[str, Path | by
             if isinstance(source, bytes):
                 target.write_bytes(source)
             else:
-                shutil.copyfile(source, target)
+                shutil.copyfile(regular_path(source), target)
             files[name] = FileEntry(sha256_file(target), target.stat().st_size)
         # The manifest last: it lists the hashes of all others.
         data = encode_manifest(msgspec.structs.replace(manifest, files=files))
@@ -89,9 +90,8 @@ def _signer_there(path: Path) -> str | None:
     """Return the key that signed the bundle folder at `path`, or None where there is no signature."""
     file = path / SIGNATURE
     try:
-        with file.open("rb") as opened:
-            data = opened.read(MAX_SIGNATURE_BYTES + 1)
-        digest = decode_manifest((path / MANIFEST).read_bytes(), str(path)).digest
+        data = read_regular(file, MAX_SIGNATURE_BYTES)
+        digest = decode_manifest(read_regular(path / MANIFEST, RECORD_BYTES), str(path)).digest
         found = signature_of(data, digest, str(path))
     except FileNotFoundError:
         return None
@@ -115,7 +115,7 @@ def _check_ours(path: Path) -> None:
     """Refuse to replace a folder whose manifest.json is not a bundle's: web apps have a file of that name too."""
     file = path / MANIFEST
     with storage_errors(path):
-        is_ours = not file.is_file() or b'"flawscope"' in file.read_bytes()
+        is_ours = not file.is_file() or b'"flawscope"' in read_regular(file, RECORD_BYTES)
     if not is_ours:
         raise ArgumentError(
             f"{path}: expected a new folder or a bundle, got a folder whose {MANIFEST} is not of flawscope. "

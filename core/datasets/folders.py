@@ -22,6 +22,7 @@ from flawscope.datasets.seeded_split import in_seeded_order
 from flawscope.errors import DataError
 from flawscope.files import is_litter
 from flawscope.imaging.images import EXTENSIONS
+from flawscope.open_files import list_folder
 
 _MASK_FOLDERS = ("ground_truth", "masks")
 _MASK_WORDS = ("mask", "gt", "ground[_-]?truth", "labels?", "seg", "segmentation", "anno", "annotations?")
@@ -48,8 +49,7 @@ def contents(folder: Path) -> _Contents:
     """
     listing = _Contents([], [], [], [])
     try:
-        # Sorted, because the file system's order differs between machines.
-        for path in sorted(folder.iterdir()):
+        for path in list_folder(folder):
             if path.name.startswith(".") or path.name.endswith("~") or is_litter(path.name):
                 continue
             if path.is_dir():

@@ -14,7 +14,7 @@ from flawscope.datasets.fingerprints import map_in_threads, pixel_hash
 from flawscope.datasets.learnable import MIN_TRAINING_IMAGES, is_constant, shortage_of
 from flawscope.datasets.samples import GOOD, Dataset, Layout, Sample, Split
 from flawscope.errors import ImageError
-from flawscope.imaging.images import EXTENSIONS, decode_stored
+from flawscope.imaging.images import EXTENSIONS, decode_stored, read_encoded
 from flawscope.progress import CountProgress
 
 Severity = Literal["fatal", "error", "note"]
@@ -127,11 +127,7 @@ def inspect_dataset(dataset: Dataset, progress: CountProgress | None = None) -> 
 def _open(sample: Sample, *, has_masks: bool) -> _Facts:
     """Read one image and its mask."""
     try:
-        data = sample.path.read_bytes()
-    except OSError as err:
-        return _Facts(sample, None, None, "", [_unreadable("image", sample.path, err.strerror or str(err))])
-    try:
-        image = decode_stored(data, str(sample.path))
+        image = decode_stored(read_encoded(sample.path), str(sample.path))
     except ImageError as err:
         return _Facts(sample, None, None, "", [_unreadable("image", sample.path, str(err))])
     size = (image.shape[0], image.shape[1])
@@ -165,7 +161,7 @@ def _mask_problems(sample: Sample, path: Path, size: tuple[int, int]) -> Iterato
         yield Problem("mask_size", path, f"is {got} pixels, while its image is {want}")
     if not mask.any():
         # Masks with class numbers in place of grey levels are a common mistake, which this value reveals.
-        largest = decode_stored(path.read_bytes(), str(path)).max()
+        largest = decode_stored(read_encoded(path), str(path)).max()
         hint = f" (largest value {largest}; a defect is above half of full scale)" if largest else ""
         yield Problem("empty_mask", path, f"shows no defect{hint}")
 

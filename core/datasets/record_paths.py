@@ -16,11 +16,11 @@ def place_below(root: Path, text: str, where: str) -> PurePosixPath:
         where: File and line, for the message.
 
     Raises:
-        DataError: If the path is empty, absolute, or leads out of `root`.
+        DataError: If the path is empty, absolute, has a null byte, or leads out of `root`.
     """
     # Tables come from others: "../../etc" must not be read, nor be copied into a set. PurePosixPath drops "./" and
     # "//".
     path = PurePosixPath(text)
-    if not path.parts or path.is_absolute() or ".." in path.parts:
+    if not path.parts or path.is_absolute() or ".." in path.parts or "\0" in text:
         raise DataError(f"{where}: expected a path below {root}, got {text!r}. Mend that line.")
     return path

@@ -21,6 +21,8 @@ from flawscope.datasets.folders import contents
 from flawscope.datasets.record_paths import place_below
 from flawscope.datasets.samples import GOOD, Dataset, Sample, Split, in_order
 from flawscope.errors import DataError
+from flawscope.open_files import RECORD_BYTES, open_regular, read_regular
+from flawscope.text import NOT_JSON
 
 DEFECT = "defective"
 """The defect type of a record that names none."""
@@ -86,9 +88,9 @@ def find_records(root: Path) -> dict[Split, Path]:
 
 def _begins_with_a_record(path: Path) -> bool:
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             value = msgspec.json.decode(file.readline(_MOST_OF_A_LINE).removeprefix(_BOM))
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except (OSError, *NOT_JSON):
         return False
     return isinstance(value, dict) and value.keys() >= _KEYS
 
@@ -135,7 +137,7 @@ def dataset_of(root: Path, records: Sequence[Record], category: str) -> Dataset:
 def _lines(path: Path) -> Iterator[tuple[str, bytes]]:
     """Yield file and number of every line that is not blank, and the line."""
     try:
-        data = path.read_bytes()
+        data = read_regular(path, RECORD_BYTES)
     except OSError as err:
         raise DataError(f"{path}: expected a file that can be read, got: {err.strerror or err}.") from err
     # split(b"\n"), not splitlines: on bytes that also cuts at a lone carriage return.
@@ -147,7 +149,7 @@ def _lines(path: Path) -> Iterator[tuple[str, bytes]]:
 def _record(root: Path, split: Split, where: str, line: bytes) -> Record:
     try:
         fields = msgspec.json.decode(line, type=_Fields)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as err:
+    except NOT_JSON as err:
         keys = ", ".join(sorted(_KEYS))
         raise DataError(f"{where}: expected a JSON object with {keys}, got: {err}. Mend that line.") from err
     for key, name in (("clsname", fields.clsname), ("label_name", fields.label_name or "-")):

@@ -7,12 +7,14 @@ as published; the paths in it are relative to the root.
 from __future__ import annotations
 
 import csv
+import io
 from pathlib import Path
 from typing import NamedTuple, cast
 
 from flawscope.datasets.record_paths import place_below
 from flawscope.datasets.samples import GOOD, Dataset, Sample, Split, in_order
 from flawscope.errors import DataError
+from flawscope.open_files import RECORD_BYTES, list_folder, open_regular, read_regular
 
 DEFECT = "bad"
 """The one defect type of VisA, under the name that its conversions to the MVTec layout use."""
@@ -34,9 +36,9 @@ def find_table(root: Path) -> Path | None:
     """Return the VisA table of a folder, or None if it is not VisA.
 
     Raises:
-        DataError: If several tables fit and none has the published name.
+        DataError: If several tables fit and none has the published name, or the folder cannot be listed.
     """
-    tables = [path for path in sorted(root.glob("*.csv")) if _is_table(path)]
+    tables = [path for path in list_folder(root) if path.name.endswith(".csv") and _is_table(path)]
     if len(tables) > 1:
         tables = [path for path in tables if path.name == _PUBLISHED.name] or tables
     if len(tables) > 1:
@@ -50,8 +52,9 @@ def find_table(root: Path) -> Path | None:
 def _is_table(path: Path) -> bool:
     try:
         # Any CSV file in the root is looked at, whatever its encoding and the length of its lines.
-        with path.open(encoding="utf-8-sig", errors="replace") as file:
-            return [cell.strip().lower() for cell in file.readline(200).split(",")] == _COLUMNS
+        with open_regular(path) as file:
+            line = file.readline(200).decode("utf-8-sig", errors="replace")
+        return [cell.strip().lower() for cell in line.split(",")] == _COLUMNS
     except OSError:
         return False
 
@@ -75,16 +78,16 @@ def _rows(table: Path) -> list[_Row]:
     rows = []
     try:
         # utf-8-sig drops the byte order mark of spreadsheets; newline="" leaves line ends to csv.
-        with table.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True)
-            next(reader, None)
-            for cells in reader:
-                where = f"{table}, line {reader.line_num}"
-                if not cells:
-                    continue
-                if len(cells) != len(_COLUMNS):
-                    raise DataError(f"{where}: expected {len(_COLUMNS)} columns, got {len(cells)}. Mend the table.")
-                rows.append(_Row(where, *(cell.strip() for cell in cells)))
+        text = read_regular(table, RECORD_BYTES).decode("utf-8-sig")
+        reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+        next(reader, None)
+        for cells in reader:
+            where = f"{table}, line {reader.line_num}"
+            if not cells:
+                continue
+            if len(cells) != len(_COLUMNS):
+                raise DataError(f"{where}: expected {len(_COLUMNS)} columns, got {len(cells)}. Mend the table.")
+            rows.append(_Row(where, *(cell.strip() for cell in cells)))
     except (OSError, UnicodeDecodeError, csv.Error) as err:
         raise DataError(f"{table}: expected a CSV table in UTF-8, got: {err}.") from err
     return rows

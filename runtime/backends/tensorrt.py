@@ -16,10 +16,14 @@ import numpy as np
 import numpy.typing as npt
 
 from flawscope.errors import BackendError, DeviceError
+from flawscope.open_files import read_regular
 from flawscope.runtime.backends.device import Device, Graph
 from flawscope.runtime.backends.session import DeviceHead, MakeDeviceHead
 from flawscope.runtime.engines.build import listen
 from flawscope.runtime.engines.tensorrt_modules import TensorRT
+
+_MAX_BYTES = 16 << 30
+"""Largest engine that is read; those of the largest networks have a few gigabytes."""
 
 
 class TensorrtSession:
@@ -79,7 +83,7 @@ class TensorrtSession:
         # not be executed, as the cache is not signed. Old versions lack the attribute.
         with contextlib.suppress(AttributeError):
             runtime.engine_host_code_allowed = False
-        self._engine = runtime.deserialize_cuda_engine(plan.read_bytes())
+        self._engine = runtime.deserialize_cuda_engine(read_regular(plan, _MAX_BYTES))
         if self._engine is None:
             reason = self._messages.last_error() or "it gave no reason"
             raise BackendError(

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from flawscope.bundle import OnnxModel
 from flawscope.errors import BackendError
 from flawscope.files import temporary_folder
+from flawscope.open_files import RECORD_BYTES, read_regular
 from flawscope.runtime.backends import Session
 from flawscope.runtime.backends.ort import make_session, session_options
 from flawscope.runtime.backends.table import backend_row
@@ -112,10 +113,10 @@ def engine_layers(
     """
     plan = session.plan
     try:
-        report = json.loads((plan.parent / LAYERS).read_text(encoding="utf-8"))
+        report = json.loads(read_regular(plan.parent / LAYERS, RECORD_BYTES))
         # Without detailed profiling verbosity the inspector lists names instead of objects.
         layers = [layer if isinstance(layer, dict) else {"Name": str(layer)} for layer in report["Layers"]]
-    except (OSError, ValueError, KeyError, TypeError) as err:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as err:
         raise BackendError(
             f"engine: expected a report of its layers in {plan.parent / LAYERS}, got none that can be read. Build it "
             "again with flawscope engine build --force."

@@ -12,6 +12,7 @@ import msgspec
 from flawscope.bundle import PRECISIONS, Bundle, open_bundle
 from flawscope.bundle.trusted_keys_option import trusted_keys_option
 from flawscope.errors import ArgumentError, BackendError
+from flawscope.open_files import walk_folder
 from flawscope.runtime.engines import (
     RUNTIMES,
     BuildOptions,
@@ -154,7 +155,7 @@ def clear(name: str | None, broken: bool, cache: Path | None) -> None:
             continue
         if broken and stored.problem is None:
             continue
-        freed += sum(file.stat().st_size for file in stored.folder.rglob("*") if file.is_file())
+        freed += sum(file.stat().st_size for file in walk_folder(stored.folder) if file.is_file())
         engine_cache.remove(stored)
         count += 1
     echo(f"removed {count} engines, {freed / 2**20:.1f} MiB, from {engine_cache.root}")

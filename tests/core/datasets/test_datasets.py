@@ -15,6 +15,7 @@ from dataset_files import index, touch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from odd_files import ODD, refuse_listing
 
 from flawscope.datasets import (
     Dataset,
@@ -28,6 +29,7 @@ from flawscope.datasets import (
     open_dataset,
     split_held_out,
 )
+from flawscope.datasets.visa import find_table
 from flawscope.errors import ArgumentError, DataError
 
 
@@ -64,6 +66,16 @@ def test_the_mvtec_layout_is_indexed_in_a_fixed_order(tmp_path):
     assert [s.is_anomalous for s in dataset.test] == [False, True, True, True]
     assert dataset.orphan_masks == ()
     assert dataset.ignored == ()
+
+
+@pytest.mark.parametrize(
+    "place", [".", "train", "train/good", "test/hole", "test/a crack", "ground_truth", "ground_truth/hole"]
+)
+def test_a_folder_that_cannot_be_listed_is_no_empty_one(tmp_path, monkeypatch, place):
+    mvtec(tmp_path)
+    refuse_listing(monkeypatch, tmp_path / place)
+    with pytest.raises(DataError, match="expected a folder that can be listed, got: Permission denied"):
+        open_dataset(tmp_path)
 
 
 def test_masks_are_paired_by_stem_and_never_by_order(tmp_path):
@@ -216,6 +228,15 @@ def test_visa_is_read_from_its_table(tmp_path, place):
     assert [s.is_mask_indexed for s in dataset.test] == [False, True, False]
 
 
+def test_a_folder_that_cannot_be_listed_leaves_no_table_of_visa_unseen(tmp_path, monkeypatch):
+    touch(tmp_path, "visa.csv", "good/0.png", "good/1.png")
+    (tmp_path / "visa.csv").write_text(HEADER + ROWS)
+    assert list_categories(tmp_path) == ("candle", "pcb1")
+    refuse_listing(monkeypatch, tmp_path)
+    with pytest.raises(DataError, match="expected a folder that can be listed, got: Permission denied"):
+        find_table(tmp_path)
+
+
 def test_one_object_of_visa_finds_the_table_beside_it(tmp_path):
     touch(tmp_path, "split_csv/1cls.csv", "candle/Data/Images/Normal/0.JPG", "candle/image_anno.csv")
     (tmp_path / "split_csv/1cls.csv").write_text(HEADER + ROWS)
@@ -356,6 +377,14 @@ def test_content_hash_is_the_sha256_of_the_bytes(tmp_path):
     assert content_hash(tmp_path / "a") == hashlib.sha256(b"a").hexdigest()
     with pytest.raises(DataError, match=r"b: expected a file that can be read, got: No such file"):
         content_hash(tmp_path / "b")
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_what_is_no_file_has_no_hash(tmp_path, kind):
+    ODD[kind](tmp_path / "a.png")
+    for hashed in (content_hash, image_hash):
+        with pytest.raises(DataError, match=r"a\.png: "):
+            hashed(tmp_path / "a.png")
 
 
 def test_hash_contents_hashes_every_path_and_reports(tmp_path):

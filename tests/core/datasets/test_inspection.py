@@ -97,7 +97,7 @@ def test_broken_absent_and_truncated_images_are_errors_and_the_rest_stays_usable
     assert inspection.is_usable
     assert [(p.severity, p.kind, p.path.name, p.message[:44]) for p in inspection.problems] == [
         ("error", "unreadable_image", "3.png", "expected an image (bmp, jpeg, png, tiff, web"),
-        ("error", "unreadable_image", "4.png", "No such file or directory"),
+        ("error", "unreadable_image", "4.png", "could not be read: No such file or directory"),
         ("error", "unreadable_image", "0.png", "expected a whole png image, got broken data."),
     ]
 
