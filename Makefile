@@ -19,7 +19,7 @@ SHARED  := -n $(WORKERS) --dist loadfile
 .PHONY: demo test test-fast test-all test-variants check links format lean native sanitize clean
 
 demo: $(NATIVE)
-	$(BIN)/flawscope demo --out demo
+	$(BIN)/flawscope demo --out demo --overwrite
 
 # The loop of a day's work: whatever takes more than a moment is left out.
 test-fast: $(NATIVE)

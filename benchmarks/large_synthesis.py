@@ -148,9 +148,10 @@ def main() -> None:
     this = (sys.executable, __file__, "--work", options.work, "--steps", options.steps)
     this += ("--backend", options.backend, "--precision", options.precision)
     precision = ("--precision", "fp16") if options.precision == "fp16" else ()
+    export = (sys.executable, "-m", "flawscope", "export")
     parts = {
         "folder": measured(*this, "--part", "folder"),
-        "export": measured(sys.executable, "-m", "flawscope", "export", folder, "--out", bundle, *precision),
+        "export": measured(*export, folder, "--out", bundle, "--overwrite", *precision),
     }
     parts["draw"] = measured(*this, "--part", "draw")
     peak_gb = max(figures["peak_gb"] for figures in parts.values())

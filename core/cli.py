@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
 import signal
 import sys
 import threading
@@ -19,7 +20,8 @@ from click.shell_completion import CompletionItem
 
 from flawscope import __version__
 from flawscope.errors import FlawscopeError
-from flawscope.terminal import echo, guarded_streams
+from flawscope.terminal import echo, guarded_streams, notes_on_stderr
+from flawscope.time_limit import is_left_behind
 from flawscope.verbs import VERBS, Alias, Group, Row
 
 
@@ -101,7 +103,11 @@ def main(arguments: Sequence[str] | None = None, **extra: Any) -> None:
     is_main = threading.current_thread() is threading.main_thread()
     if is_main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, _terminate)
-    sys.exit(run(arguments))
+    status = run(arguments)
+    if is_left_behind():
+        # A thread in foreign code, which nothing can end: leaving in the usual way could wait for it, or crash in it.
+        os._exit(status)
+    sys.exit(status)
 
 
 def _terminate(number: int, frame: object) -> None:
@@ -113,7 +119,7 @@ def _terminate(number: int, frame: object) -> None:
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status; an error of the user becomes one line on stderr."""
-    with guarded_streams():
+    with guarded_streams(), notes_on_stderr():
         return _run(arguments)
 
 
@@ -126,7 +132,7 @@ def _run(arguments: Sequence[str] | None) -> int:
         return 2
     except click.UsageError as err:
         where = f" (see flawscope {err.ctx.command_path.partition(' ')[2]} --help)" if err.ctx else ""
-        return _fail(err.format_message().replace("\n", " ") + where, 2)
+        return _fail(err.format_message().replace("\n", " ") + _dataset_hint(err) + where, 2)
     except click.ClickException as err:
         return _fail(err.format_message(), 2)
     except click.Abort:
@@ -148,6 +154,15 @@ def _run(arguments: Sequence[str] | None) -> int:
         return err.code if isinstance(err.code, int) else 1
     # A command may return its status. Not standalone, click hands it over in place of exiting.
     return status if isinstance(status, int) else 0
+
+
+def _dataset_hint(err: click.UsageError) -> str:
+    """Return where the dataset goes, for a command that was given it as an argument; empty for other mistakes."""
+    is_missing = isinstance(err, click.MissingParameter) and err.param is not None and err.param.name == "data"
+    if err.ctx is None or not (is_missing or err.message.startswith("Got unexpected extra argument")):
+        return ""
+    takes_data = any("--data" in parameter.opts for parameter in err.ctx.command.params)
+    return " The dataset goes behind --data." if takes_data else ""
 
 
 def _fail(message: str, status: int) -> int:

@@ -7,7 +7,8 @@
     ├── RunError                             a training run is broken or does not fit
     ├── BundleError                          a bundle is broken, tampered with or too new
     ├── BackendError                         a backend was requested and is not available
-    │   └── DeviceError                      a device failed while it was working
+    │   ├── DeviceError                      a device failed while it was working
+    │   └── LoadTimeout                      a bundle was not ready in time
     ├── MissingExtra (also ImportError)      an optional dependency is not installed
     ├── StorageError                         writing failed (disk full, read-only, no permission)
     └── GateError                            a measured check failed; exit status 1, all others 2
@@ -52,6 +53,10 @@ class BackendError(FlawscopeError):
 
 class DeviceError(BackendError):
     """A device failed while it was working."""
+
+
+class LoadTimeout(BackendError):
+    """A bundle was not ready in time; the thread that loads it could not be ended and was left behind."""
 
 
 class MissingExtra(FlawscopeError, ImportError):

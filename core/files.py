@@ -12,7 +12,7 @@ from pathlib import Path
 
 from flawscope.errors import ArgumentError, StorageError
 from flawscope.open_files import list_folder, open_regular, walk_folder
-from flawscope.scratch import exclusive, remove_leftovers, scratch_file, scratch_folder, swap_in, sync
+from flawscope.scratch import exclusive, is_scratch, remove_leftovers, scratch_file, scratch_folder, swap_in, sync
 from flawscope.text import name_bytes, storable
 
 _LITTER = frozenset({".ds_store", "thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx"})
@@ -124,33 +124,47 @@ def write_text(path: Path, text: str) -> None:
 
 
 @contextlib.contextmanager
-def atomic_folder(path: Path, *, replace_if: str | None = None, durable: bool = False) -> Iterator[Path]:
+def atomic_folder(
+    path: Path,
+    *,
+    replace_if: str | None = None,
+    overwrite: bool = False,
+    durable: bool = False,
+    private: bool = False,
+) -> Iterator[Path]:
     """Yield a temporary folder beside `path`; rename it to `path` on success, remove it on failure.
 
     At no moment is there neither the folder before nor the new one, where the system can exchange two names; where it
     cannot, the one before is put back by whatever reads or writes there next.
 
     Args:
-        path: The folder to write. It must not exist, or be empty, or hold `replace_if`.
-        replace_if: File name that marks an existing folder as an earlier output of the same kind, which may be
-            replaced (`run.json`, `manifest.json`).
+        path: The folder to write. It must not exist, or be empty, or, with `overwrite`, hold `replace_if`.
+        replace_if: File name that marks an existing folder as an earlier output of the same kind (`run.json`,
+            `manifest.json`).
+        overwrite: Whether such an earlier output may be replaced.
         durable: Whether the folder must survive a power cut from the moment on that it has its name.
+        private: Whether its owner alone may read and write it, whatever the umask says.
 
     Raises:
-        ArgumentError: If `path` holds something else.
+        ArgumentError: If `path` holds something else, or an earlier output that may not be replaced.
         StorageError: If the system refuses to write.
     """
     with storage_errors(path):
         remove_leftovers(path.parent)
         # Before the work: hours of training must not end with a name that was taken from the start.
-        check_replaceable(path, replace_if)
+        check_replaceable(path, replace_if, overwrite=overwrite)
         path.parent.mkdir(parents=True, exist_ok=True)
         with scratch_folder(path.parent) as temporary:
             yield temporary
             for entry in (temporary, *walk_folder(temporary)):
-                _follow_umask(entry)
+                if private:
+                    entry.chmod(0o700 if entry.is_dir() else 0o600)
+                else:
+                    _follow_umask(entry)
                 if durable:
                     sync(entry)
+            # Again: another command may have written there meanwhile.
+            check_replaceable(path, replace_if, overwrite=overwrite)
             swap_in(temporary, path)
             if durable:
                 sync(path.parent)
@@ -190,20 +204,88 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
-def check_replaceable(path: Path, marker: str | None) -> None:
-    """Raise ArgumentError unless `path` is UTF-8 and free, an empty folder, or a folder that holds `marker`."""
+def check_replaceable(path: Path, marker: str | None, *, overwrite: bool = False) -> None:
+    """Check, before the work, that a folder can be written.
+
+    Args:
+        path: The folder.
+        marker: File name that marks an earlier output of the same kind; None if none is ever replaced.
+        overwrite: Whether an earlier output may be replaced.
+
+    Raises:
+        ArgumentError: Unless `path` is UTF-8 and free, an empty folder, or one with `marker` that may be replaced.
+        StorageError: If the system would refuse to write there.
+    """
     # Records name it, and libraries below (onnx, for one) take no other paths.
     if name_bytes(str(path)) is not None:
         raise ArgumentError(f"{path}: expected a folder name in UTF-8, got other bytes. Choose another name.")
+    _check_writable(path)
     if not path.exists():
         return
     if not path.is_dir():
         raise ArgumentError(f"{path}: expected a folder name that is free, got an existing file. Choose another name.")
-    if list_folder(path) and not (marker and (path / marker).is_file()):
+    if not list_folder(path):
+        return
+    if not (marker and (path / marker).is_file()):
         raise ArgumentError(
             f"{path}: expected a new folder{f' or one with {marker}' if marker else ''}, "
             "got a folder with other files. Choose another name or empty it."
         )
+    if not overwrite:
+        raise ArgumentError(
+            f"{path}: expected a new name, got an earlier output with {marker}. Choose another name, or replace it "
+            "with --overwrite (Python: overwrite=True)."
+        )
+
+
+def check_new_file(path: Path | None, *, overwrite: bool = False) -> None:
+    """Check, before the work, that a file can be written; None is a file that was not asked for.
+
+    Raises:
+        ArgumentError: If a folder lies at `path`, or a file that may not be replaced.
+        StorageError: If the system would refuse to write there.
+    """
+    if path is None:
+        return
+    if os.path.lexists(path) and not path.is_file():
+        # Renaming a finished file to such a name would fail after the work, or replace a device.
+        kind = "a folder" if path.is_dir() else "a device, a pipe or a link to nothing"
+        raise ArgumentError(f"{path}: expected a file name, got {kind}. Choose another name.")
+    if path.exists() and not overwrite:
+        raise ArgumentError(
+            f"{path}: expected a new name, got an existing file. Choose another name, or replace it with --overwrite "
+            "(Python: overwrite=True)."
+        )
+    _check_writable(path)
+
+
+def check_new_files(folder: Path | None, *, overwrite: bool = False) -> None:
+    """Check, before the work, that files can be written into a folder; None is one that was not asked for.
+
+    Raises:
+        ArgumentError: If it is a file, or, unless `overwrite`, holds files already, which nobody could tell from the
+            new ones.
+        StorageError: If the system would refuse to write there.
+    """
+    if folder is None:
+        return
+    if folder.exists() and not folder.is_dir():
+        raise ArgumentError(f"{folder}: expected a folder, got a file. Choose another name.")
+    if not overwrite and folder.is_dir() and any(not is_scratch(path.name) for path in folder.iterdir()):
+        raise ArgumentError(
+            f"{folder}: expected a new folder, got one with files. Choose another name, or write into it with "
+            "--overwrite."
+        )
+    _check_writable(folder, is_folder=True)
+
+
+def _check_writable(path: Path, *, is_folder: bool = False) -> None:
+    """Raise StorageError if nothing can be made at `path`, or in it: what took hours could not be written."""
+    with storage_errors(path):
+        place = path.absolute()
+        parent = next(place for place in (*([place] if is_folder else []), *place.parents) if place.exists())
+        if not os.access(parent, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, f"{os.strerror(errno.EACCES)} in {parent}")
 
 
 def free_name(stem: str, taken: set[str]) -> str:

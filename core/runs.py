@@ -25,6 +25,7 @@ from flawscope.diffusion.reconstruction import MapRule
 from flawscope.errors import RunError
 from flawscope.imaging.learned_images import LearnedImages
 from flawscope.open_files import RECORD_BYTES, read_regular
+from flawscope.path_kinds import kind_of_path
 from flawscope.scratch import recover
 from flawscope.text import NOT_JSON, encode_json
 
@@ -211,7 +212,8 @@ def read_run_record(path: Path) -> tuple[RunRecord, bytes]:
     """
     recover(path)
     if not (path / RECORD).is_file():
-        raise RunError(f"{path}: expected a run with {RECORD}, got none. Make one with flawscope train.")
+        got = kind_of_path(path) or "none"
+        raise RunError(f"{path}: expected a run with {RECORD}, got {got}. Make one with flawscope train.")
     # Asked first, because a record of the other struct would fail on its unknown fields, with a confusing message.
     if (kind := run_kind(path)) in generator_kinds():
         raise RunError(f"{path}: expected the run of a detector, got one of train {kind}, which draws defects.")
@@ -235,7 +237,8 @@ def read_synthesis_record(path: Path) -> tuple[SynthesisRecord, bytes]:
         data = read_regular(path / RECORD, RECORD_BYTES)
         return _decode(path, data, SynthesisRecord, SYNTHESIS_SCHEMA), data
     except OSError as err:
-        raise RunError(f"{path}: expected a run with {RECORD}, got none. Make one with flawscope train.") from err
+        got = kind_of_path(path) or "none"
+        raise RunError(f"{path}: expected a run with {RECORD}, got {got}. Make one with flawscope train.") from err
     except NOT_JSON as err:
         raise RunError(f"{path / RECORD}: is no run of this version: {err}. Train again.") from err
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shlex
 import sys
@@ -39,6 +40,25 @@ def _write(text: str, stream: TextIO | None) -> None:
     if stream is not None:
         stream.write(f"{text}\n")
         stream.flush()
+
+
+class _NoteHandler(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        echo(f"note: {record.getMessage()}", err=True)
+
+
+@contextlib.contextmanager
+def notes_on_stderr() -> Iterator[None]:
+    """Print what the package reports by `logging` as notes, a line each, whatever a library set up for its own."""
+    logger, handler = logging.getLogger("flawscope"), _NoteHandler(logging.WARNING)
+    propagates = logger.propagate
+    logger.addHandler(handler)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = propagates
 
 
 class _GuardedStream:

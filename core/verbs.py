@@ -112,10 +112,15 @@ _SYNTH = Group(
     """,
 )
 _BUNDLE = Group(
-    "Show, verify, pack or combine bundles.",
+    "Show, verify, sign, pack or combine bundles.",
     {
         "info": Verb("flawscope.bundle.bundle_command:info", "Show the contents of a bundle's manifest."),
-        "verify": Verb("flawscope.bundle.bundle_command:verify", "Check every hash of a bundle."),
+        "verify": Verb("flawscope.bundle.bundle_command:verify", "Check every hash of a bundle, and its signature."),
+        "threshold": Verb(
+            "flawscope.bundle.threshold_command:threshold", "Change thresholds on a line, within the bundle's limits."
+        ),
+        "keygen": Verb("flawscope.bundle.signature_command:keygen", "Make a key that signs bundles."),
+        "sign": Verb("flawscope.bundle.signature_command:sign", "Sign a bundle with a private key."),
         "pack": Verb("flawscope.bundle.bundle_command:pack", "Write a bundle folder as one uncompressed file."),
         # In `calibration`, because centers and spreads are measured with the members.
         "combine": Verb(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from flawscope.bundle.trusted_keys_option import trusted_keys_option
 from flawscope.errors import ArgumentError, MissingExtra
 from flawscope.export.source_kind import draws_defects
 from flawscope.terminal import echo, progress_bars
@@ -25,6 +26,7 @@ from flawscope.terminal import echo, progress_bars
     type=float,
     help="Largest RMS difference, relative to the tensor.  [default: 1e-4 fp32, 1e-2 fp16, 1e-1 int8]",
 )
+@trusted_keys_option
 def explain(source: Path, against: tuple[str, ...], tolerance: float | None) -> int:
     """Find the first tensor on which two implementations disagree; write nothing.
 

@@ -12,6 +12,7 @@ from flawscope.calibration.quantization.gate_limits import gate_rows, verdict
 from flawscope.errors import ArgumentError, MissingExtra
 from flawscope.export.precision_options import PrecisionRequest, is_given, precision_options
 from flawscope.export.source_kind import draws_defects
+from flawscope.output_options import OVERWRITE
 from flawscope.terminal import command_line, echo, progress_bars
 
 MAX_BATCH = 8
@@ -71,11 +72,18 @@ class _ExportCommand(click.Command):
     metavar="DEFECT=FILE",
     help="embedding, base: a learned embedding (.safetensors) to add; may be repeated. DEFECT may be CATEGORY/DEFECT.",
 )
+@OVERWRITE
 @precision_options(
     "fp16, int8: graphs in reduced precision beside FP32, if they pass the gate; may be repeated.  [default: fp32]"
 )
 def export(
-    request: PrecisionRequest, run: Path, out: Path, max_batch: int, base: Path | None, embeddings: tuple[str, ...]
+    request: PrecisionRequest,
+    run: Path,
+    out: Path,
+    max_batch: int,
+    base: Path | None,
+    embeddings: tuple[str, ...],
+    overwrite: bool,
 ) -> None:
     """Turn a training run into a bundle that needs no PyTorch.
 
@@ -86,7 +94,7 @@ def export(
         _check_generator_options(run, request)
         learned_embeddings = [_parse_embedding(text) for text in embeddings]
         given_batch = max_batch if is_given("max_batch") else None  # a generator has a default of its own
-        _export_generator(run, out, given_batch, base, learned_embeddings, request)
+        _export_generator(run, out, given_batch, base, learned_embeddings, request, overwrite)
         return
     for name in ("base", "embeddings"):  # names of parameters; the option of the latter is --embedding
         if is_given(name):
@@ -95,13 +103,13 @@ def export(
                 "Leave it out."
             )
     request.check_run()
-    show_export(export_detector(run, out, max_batch, request), out)
+    show_export(export_detector(run, out, max_batch, request, overwrite=overwrite), out)
 
 
 def _check_generator_options(source: Path, request: PrecisionRequest) -> None:
     """Refuse options of detectors: they would have no effect."""
     # A list of what is allowed, so that a new option of detectors is refused without a change here.
-    allowed = {"run", "out", "max_batch", "base", "embeddings", "precisions"}
+    allowed = {"run", "out", "max_batch", "base", "embeddings", "precisions", "overwrite"}
     allowed |= {"modelopt_python"} if request.precisions else set()
     for parameter in click.get_current_context().command.params:
         if parameter.name not in allowed and is_given(parameter.name or ""):
@@ -124,6 +132,7 @@ def _export_generator(
     base: Path | None,
     embeddings: list[tuple[str, Path]],
     request: PrecisionRequest,
+    overwrite: bool,
 ) -> None:
     # Imported here: it needs torch and onnx, which help pages and lean devices do without.
     try:
@@ -141,11 +150,14 @@ def _export_generator(
             modelopt_python=request.modelopt_python,
             command=command_line(),
             progress=progress,
+            overwrite=overwrite,
         )
     show_synthesis(manifest, out)
 
 
-def export_detector(run: Path, out: Path, max_batch: int, request: PrecisionRequest) -> Manifest:
+def export_detector(
+    run: Path, out: Path, max_batch: int, request: PrecisionRequest, *, overwrite: bool = False
+) -> Manifest:
     """Export the run of a detector; where the gate refuses a precision, print its figures.
 
     Raises:
@@ -161,7 +173,13 @@ def export_detector(run: Path, out: Path, max_batch: int, request: PrecisionRequ
     try:
         with progress_bars() as progress:
             return export_run(
-                run, out, max_batch=max_batch, wanted=precisions, command=command_line(), progress=progress
+                run,
+                out,
+                max_batch=max_batch,
+                wanted=precisions,
+                command=command_line(),
+                progress=progress,
+                overwrite=overwrite,
             )
     except PrecisionRefused as err:
         show_gate(err.precision, err.gate)

@@ -20,10 +20,10 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 
-from flawscope.bundle import Bundle, FileEntry, Golden, Manifest, Thresholds, open_bundle
+from flawscope.bundle import Bundle, FileEntry, Golden, Manifest, Thresholds, making, open_bundle, thresholds_in_force
 from flawscope.errors import ArgumentError, BackendError, BundleError, GateError
 from flawscope.export.source_kind import is_run
-from flawscope.files import atomic_folder, sha256_file, storage_errors, temporary_folder
+from flawscope.files import atomic_folder, check_replaceable, sha256_file, storage_errors, temporary_folder
 from flawscope.imaging.images import Preprocessing, prepare, read_image
 from flawscope.open_files import RECORD_BYTES, list_folder, read_regular, walk_folder
 from flawscope.runtime.backends.ort import import_onnxruntime
@@ -151,12 +151,16 @@ def bundle_of(source: Path, export: Callable[[Path], object]) -> Iterator[Bundle
         return
     with temporary_folder() as folder:
         out = folder / f"{source.resolve().name}.flaw"
-        export(out)
-        with open_bundle(out) as bundle:
+        with making():
+            export(out)
+            bundle = open_bundle(out)
+        with bundle:
             yield bundle
 
 
-def write_triton(bundle: Bundle, repository: Path, options: TritonOptions | None = None) -> TritonRecord:
+def write_triton(
+    bundle: Bundle, repository: Path, options: TritonOptions | None = None, *, overwrite: bool = False
+) -> TritonRecord:
     """Write a bundle as one model of a Triton model repository, atomically.
 
     Before the model appears, ONNX Runtime loads the graph from the written files, its inputs and outputs are compared
@@ -164,9 +168,10 @@ def write_triton(bundle: Bundle, repository: Path, options: TritonOptions | None
 
     Args:
         bundle: The bundle; without calibration the record has no thresholds.
-        repository: The model repository. Other models in it stay; a model of this name is replaced only if its files
-            are exactly as this function wrote them.
+        repository: The model repository. Other models in it stay.
         options: Name, device and batching.
+        overwrite: Whether a model of this name may be replaced; only if its files are exactly as this function wrote
+            them.
 
     Returns:
         The record as written to `flawscope.json`.
@@ -187,6 +192,8 @@ def write_triton(bundle: Bundle, repository: Path, options: TritonOptions | None
             f"export-triton: expected a bundle that takes whole images, got {bundle.path}, which takes tiles. Triton "
             "cuts no tiles: run it with flawscope."
         )
+    # An overlay that lies beside the bundle counts on the server too.
+    in_force = thresholds_in_force(bundle.path, manifest, options.precision)
     name = _checked_name(manifest.name if options.name is None else options.name)
     _check_options(options, manifest.max_batch)
     _check_kind(bundle, options.precision)
@@ -195,8 +202,9 @@ def write_triton(bundle: Bundle, repository: Path, options: TritonOptions | None
     with storage_errors(folder):
         _check_repository(repository)
         _check_unchanged(folder)
+        check_replaceable(folder, RECORD, overwrite=overwrite)
     golden = manifest.golden_of(options.precision)
-    with atomic_folder(folder, replace_if=RECORD) as temporary:
+    with atomic_folder(folder, replace_if=RECORD, overwrite=overwrite) as temporary:
         for target, source in _copies(bundle, options.precision).items():
             (temporary / target).parent.mkdir(parents=True, exist_ok=True)
             with (temporary / target).open("wb") as file:
@@ -215,9 +223,9 @@ def write_triton(bundle: Bundle, repository: Path, options: TritonOptions | None
             method=manifest.method,
             precision=options.precision,
             flawscope=manifest.flawscope,
-            thresholds=manifest.thresholds_of(options.precision),
+            thresholds=in_force.thresholds,
             decision=_DECISION,
-            min_area_px=manifest.min_area_px,
+            min_area_px=in_force.min_area_px,
             preprocessing=manifest.input,
             preprocessing_rules=_RULES,
             golden=golden,

@@ -7,11 +7,14 @@ from typing import Literal
 
 import click
 
+from flawscope.bundle.trusted_keys_option import trusted_keys_option
 from flawscope.errors import ArgumentError
 from flawscope.export.export_command import MAX_BATCH, export_detector, show_export
 from flawscope.export.precision_options import PrecisionRequest, is_given, precision_options
 from flawscope.export.source_kind import draws_defects, is_run
-from flawscope.export.triton import TritonOptions, TritonRecord, bundle_of, write_triton
+from flawscope.export.triton import RECORD, TritonOptions, TritonRecord, bundle_of, write_triton
+from flawscope.files import check_replaceable
+from flawscope.output_options import OVERWRITE
 from flawscope.terminal import echo
 
 _DEFAULTS = TritonOptions()
@@ -38,7 +41,9 @@ _DEFAULTS = TritonOptions()
 @click.option(
     "--max-batch", type=int, default=MAX_BATCH, show_default=True, help="Of a run: largest batch the graphs take."
 )
+@OVERWRITE
 @precision_options("The one that is served: one of the bundle's; of a run it is made first.  [default: fp32]")
+@trusted_keys_option
 def export_triton(
     request: PrecisionRequest,
     source: Path,
@@ -49,6 +54,7 @@ def export_triton(
     queue_delay_us: int,
     preferred_batch: tuple[int, ...],
     max_batch: int,
+    overwrite: bool,
 ) -> None:
     """Add a model to the Triton model repository REPOSITORY: graph, configuration, thresholds and golden images.
 
@@ -56,6 +62,9 @@ def export_triton(
     image: clients do, see docs/triton.md.
     """
     _check(source, request)
+    if is_run(source):
+        # Its bundle, which takes minutes to make, gets this name; that of a bundle is checked as soon as it is read.
+        check_replaceable(out / (model_name or source.resolve().name), RECORD, overwrite=overwrite)
     served = request.precisions[0] if request.precisions else "fp32"
     options = TritonOptions(model_name, device, instances, queue_delay_us, preferred_batch, served)
 
@@ -63,7 +72,7 @@ def export_triton(
         show_export(export_detector(source, target, max_batch, request), None)
 
     with bundle_of(source, export_shown) as bundle:
-        record = write_triton(bundle, out, options)
+        record = write_triton(bundle, out, options, overwrite=overwrite)
     show_triton(record, out)
 
 

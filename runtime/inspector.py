@@ -8,7 +8,7 @@ whatever goes wrong with an image is a `fault`, never an `accept`, and the image
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any, overload
 import numpy as np
 
 from flawscope.arrays import Float32Array, UInt8Array
-from flawscope.bundle import Bundle, Manifest, open_bundle
+from flawscope.bundle import Bundle, Manifest, thresholds_in_force, trusted_bundle
 from flawscope.diffusion.reconstruction import Reconstructed
 from flawscope.diffusion.schedule import Sampling
 from flawscope.errors import ArgumentError, BackendError, BundleError, DeviceError, FlawscopeError
@@ -30,7 +30,8 @@ from flawscope.runtime.decision import decide, find_boxes
 from flawscope.runtime.image_sources import Color, Source, check_color, name_of, read_source_image, split_batch
 from flawscope.runtime.results import Box, Result
 from flawscope.runtime.scorers.golden import check_golden, check_outputs
-from flawscope.runtime.scorers.scorer import Reconstructor, ScorerOptions, open_scorer
+from flawscope.runtime.scorers.scorer import Reconstructor, Scorer, ScorerOptions, open_scorer
+from flawscope.time_limit import load_limit, within
 
 
 class Inspector:
@@ -42,13 +43,17 @@ class Inspector:
         path: As in `load`.
         precision: As in `load`.
         strict: As in `load`.
-        is_candidate: The bundle is being made and may have no golden images yet.
+        is_candidate: The bundle is being made and may have no golden images yet; no overlay is looked for.
+        timeout_s: As in `load`.
+        threshold_overlay: As in `load`.
+        use_overlay: As in `load`.
 
     Attributes:
         bundle: The opened bundle.
         backend_reason: Why this backend is used.
         precision: Precision of the graphs.
-        thresholds: The thresholds of this precision, or None before calibration.
+        thresholds: The thresholds in force for this precision, or None before calibration.
+        in_force: Those with their revision and where they come from.
         scorer: Computes maps and scores; replaced by a new one after the device failed.
     """
 
@@ -56,11 +61,13 @@ class Inspector:
     __slots__ = (
         "_device_failed",
         "_is_closed",
+        "_limit_s",
         "_options",
         "_sampling",
         "_strict",
         "backend_reason",
         "bundle",
+        "in_force",
         "precision",
         "scorer",
         "thresholds",
@@ -75,6 +82,9 @@ class Inspector:
         *,
         strict: bool = False,
         is_candidate: bool = False,
+        timeout_s: float | None = None,
+        threshold_overlay: Path | str | None = None,
+        use_overlay: bool = True,
     ) -> None:
         if bundle.manifest.kind != "score":
             raise BundleError(
@@ -83,32 +93,24 @@ class Inspector:
             )
         if not (is_candidate or bundle.manifest.golden_of(precision)):
             raise BundleError(f"{bundle.path}: expected golden images for {precision}, got none. Export it again.")
+        self.in_force = thresholds_in_force(
+            bundle.path,
+            bundle.manifest,
+            precision,
+            threshold_overlay=threshold_overlay,
+            use_overlay=use_overlay and not is_candidate,
+        )
+        self.thresholds = self.in_force.thresholds
         choice = choose_backend(backend)
         self.bundle = bundle
         self.backend_reason = choice.reason
         self.precision = precision
-        self.thresholds = self.manifest.thresholds_of(precision)
         self._options = ScorerOptions(choice.name, path, precision)
         self._device_failed = self._is_closed = False
         self._sampling: Sampling | None = None
         self._strict = strict
-        try:
-            self.scorer = open_scorer(bundle, self._options)
-        except BackendError as err:
-            # A backend that was asked for by name must not turn into another one: speed and rounding would differ.
-            if backend != "auto" or self.backend == "cpu":
-                raise
-            # ONNX Runtime can list CUDA and still fail to start it (cuDNN missing, for one). `path` is passed on as it
-            # was asked for and not as it was resolved: `auto` is `graph` on CUDA, but `kernel` on the CPU.
-            self.backend_reason = f"auto: {err}"
-            self._options = ScorerOptions("cpu", path, precision)
-            self.scorer = open_scorer(bundle, self._options)
-        # Not part of the fall-back: a device that computes wrong scores must be noticed, also under `auto`.
-        try:
-            check_golden(bundle, self.scorer, self._options)
-        except BaseException:  # KeyboardInterrupt too: device memory must not stay behind
-            self.scorer.close()
-            raise
+        self._limit_s = load_limit(timeout_s)
+        self.scorer = self._within_limit(lambda: self._open(backend))
 
     @classmethod
     def load(
@@ -119,6 +121,10 @@ class Inspector:
         precision: str = "fp32",
         *,
         strict: bool = False,
+        timeout_s: float | None = None,
+        trusted_keys: Path | str | None = None,
+        threshold_overlay: Path | str | None = None,
+        use_overlay: bool = True,
     ) -> Inspector:
         """Open and verify a bundle and make it ready; its golden images must reproduce their stored scores.
 
@@ -130,15 +136,33 @@ class Inspector:
             precision: Precision of the graphs, one that the bundle has.
             strict: An image unlike all those that the bundle learned from (size, shape, colours, bits, brightness) is
                 a fault; otherwise the difference is a note of its result.
+            timeout_s: Seconds until it must be ready, without the building of engines; 0 for no limit. None takes
+                `FLAWSCOPE_LOAD_TIMEOUT`, or 300. The same holds when a device that failed is opened again.
+            trusted_keys: File or folder of public keys, in place of those that are set on this machine: a bundle that
+                none of them signed is refused.
+            threshold_overlay: Threshold overlay in place of the one beside the bundle (`NAME.flaw.thresholds.json`).
+            use_overlay: Whether an overlay counts; False decides by the bundle's own thresholds.
 
         Raises:
-            ArgumentError: If backend or path is unknown, or the bundle lacks the precision.
-            BundleError: If the bundle is broken or does not reproduce its golden scores.
+            ArgumentError: If backend or path is unknown, the bundle lacks the precision, or trusted keys are set and
+                cannot be used.
+            BundleError: If the bundle is broken, does not reproduce its golden scores, or is not signed by a trusted
+                key where there are any; if its overlay is broken, of another bundle, or outside of its limits.
             BackendError: If the backend is not available or cannot run the graph.
+            LoadTimeout: If it is not ready in time. The thread that loads it cannot be ended and is left behind.
         """
-        opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
+        opened = trusted_bundle(bundle, trusted_keys)
         try:
-            return cls(opened, backend, path, precision, strict=strict)
+            return cls(
+                opened,
+                backend,
+                path,
+                precision,
+                strict=strict,
+                timeout_s=timeout_s,
+                threshold_overlay=threshold_overlay,
+                use_overlay=use_overlay,
+            )
         except BaseException as err:
             opened.close()
             if isinstance(err, FlawscopeError) or not isinstance(err, Exception):
@@ -147,6 +171,30 @@ class Inspector:
             raise BundleError(
                 f"{opened.path}: could not be made ready: unexpected {type(err).__name__}: {err}. Export it again."
             ) from err
+
+    def _within_limit(self, work: Callable[[], Scorer]) -> Scorer:
+        return within(self._limit_s, work, lambda scorer: scorer.close(), str(self.bundle.path))
+
+    def _open(self, asked: str) -> Scorer:
+        """Return a scorer that reproduces the golden scores; with the backend `auto`, of the CPU if no other works."""
+        try:
+            scorer = open_scorer(self.bundle, self._options)
+        except BackendError as err:
+            # A backend that was asked for by name must not turn into another one: speed and rounding would differ.
+            if asked != "auto" or self.backend == "cpu":
+                raise
+            # ONNX Runtime can list CUDA and still fail to start it (cuDNN missing, for one). `path` is passed on as it
+            # was asked for and not as it was resolved: `auto` is `graph` on CUDA, but `kernel` on the CPU.
+            self.backend_reason = f"auto: {err}"
+            self._options = ScorerOptions("cpu", self._options.path, self.precision)
+            scorer = open_scorer(self.bundle, self._options)
+        # Not part of the fall-back: a device that computes wrong scores must be noticed, also under `auto`.
+        try:
+            check_golden(self.bundle, scorer, self._options)
+        except BaseException:  # KeyboardInterrupt too: device memory must not stay behind
+            scorer.close()
+            raise
+        return scorer
 
     @property
     def manifest(self) -> Manifest:
@@ -242,6 +290,10 @@ class Inspector:
             raise BundleError(f"{self.bundle.path}: the inspector was closed. Load the bundle again.")
 
     def _reopen(self) -> None:
+        # After everything that can raise: the next call must try again.
+        self.scorer, self._device_failed = self._within_limit(self._open_again), False
+
+    def _open_again(self) -> Scorer:
         scorer = open_scorer(self.bundle, self._options)
         try:
             check_golden(self.bundle, scorer, self._options)  # before another sampling, which has other scores
@@ -250,8 +302,7 @@ class Inspector:
         except BaseException:
             scorer.close()
             raise
-        # After everything that can raise: the next call must try again.
-        self.scorer, self._device_failed = scorer, False
+        return scorer
 
     def reconstruct(self, prepared: UInt8Array) -> Reconstructed:
         """Return the reconstructions and maps of prepared images uint8 [N, H, W, 3].
@@ -373,7 +424,7 @@ class Inspector:
             boxes = find_boxes(
                 anomaly_map,
                 self.thresholds.pixel.value,
-                self.manifest.min_area_px,
+                self.in_force.min_area_px,
                 self.manifest.map_spec,
                 image.source_size,
             )
@@ -383,6 +434,7 @@ class Inspector:
             decision=decision,
             score=score if np.isfinite(score) else None,  # NaN must not reach a JSON line or a comparison
             threshold=None if self.thresholds is None else self.thresholds.image.value,
+            threshold_revision=None if self.thresholds is None else self.in_force.revision,
             reason=reason,
             notes=image.notes,
             anomaly_map=anomaly_map,

@@ -44,6 +44,8 @@ class Result:
         decision: `accept`, `reject`, or `fault` when there is no trustworthy answer: never an accept.
         score: Raw, unbounded score; None for a fault without a finite score.
         threshold: The image threshold; None if the bundle is not calibrated, or no inference took place.
+        threshold_revision: Number of the threshold overlay's revision that the threshold is of, 0 for the bundle's own;
+            None without a threshold.
         reason: Reason of a fault; None otherwise.
         anomaly_map: float32 [H, W] at the graph's input size, its part that shows the image where the bundle has
             letterbox, or the image's size where it has tiles; owned by the caller; None for a fault without inference.
@@ -62,6 +64,7 @@ class Result:
     boxes: tuple[Box, ...] = ()
     timings_ms: dict[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    threshold_revision: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the line that `flawscope score --json` prints, without the map. Its keys are a public format.
@@ -73,6 +76,7 @@ class Result:
             "image": storable(self.image),
             "score": self.score,
             "threshold": self.threshold,
+            "threshold_revision": self.threshold_revision,
             "decision": self.decision,
             "boxes": [
                 {"x": b.x, "y": b.y, "width": b.width, "height": b.height, "area_px": b.area_px, "peak": b.peak}

@@ -10,12 +10,16 @@ import numpy as np
 import numpy.typing as npt
 
 from flawscope.bundle import PRECISIONS
-from flawscope.errors import ArgumentError, DataError, ImageError
-from flawscope.files import free_name, is_litter, storage_errors
+from flawscope.bundle.threshold_overlay_options import threshold_overlay_options
+from flawscope.bundle.trusted_keys_option import trusted_keys_option
+from flawscope.errors import ArgumentError, DataError, FlawscopeError
+from flawscope.files import check_new_files, free_name, is_litter, storage_errors
 from flawscope.imaging.images import EXTENSIONS, prepare, read_image
 from flawscope.imaging.learned_images import summarize_differences
 from flawscope.imaging.png import write_png
 from flawscope.open_files import list_folder
+from flawscope.output_options import OVERWRITE
+from flawscope.path_kinds import is_bundle, kind_of_path
 from flawscope.runtime.backends import BACKENDS
 from flawscope.runtime.inspector import Inspector
 from flawscope.runtime.overlay import draw_overlay
@@ -44,6 +48,9 @@ from flawscope.terminal import echo, echo_json
     type=click.Path(path_type=Path),
     help="Folder for input, reconstruction and maps (PNG); for ddad and dsad, which then compute twice.",
 )
+@OVERWRITE
+@threshold_overlay_options
+@trusted_keys_option
 def score(
     bundle: Path,
     images: tuple[Path, ...],
@@ -55,17 +62,32 @@ def score(
     as_json: bool,
     maps: Path | None,
     pictures: Path | None,
+    overwrite: bool,
+    threshold_overlay: Path | None,
+    no_overlay: bool,
 ) -> int:
     """Decide on images, or on all images of folders.
 
     An image that cannot be read is a fault, never an accept; the others are still scored, and the exit status is 1.
+    A map or picture that cannot be written is an error; the images are still scored, and the exit status is 2.
     """
+    _check_order(bundle, images)
     sources = _expand(images)
+    for folder in (maps, pictures):
+        check_new_files(folder, overwrite=overwrite)
     counts: Counter[str] = Counter()
     notes: list[tuple[str, ...]] = []
     names: set[str] = set()
-    undrawn = 0
-    with Inspector.load(bundle, backend, path, precision, strict=strict) as inspector:
+    missing = 0
+    with Inspector.load(
+        bundle,
+        backend,
+        path,
+        precision,
+        strict=strict,
+        threshold_overlay=threshold_overlay,
+        use_overlay=not no_overlay,
+    ) as inspector:
         inspector.check_batch(batch)
         if pictures is not None:
             inspector.check_reconstructs()
@@ -77,6 +99,8 @@ def score(
         if not as_json:
             # To stderr: stdout carries one line per image and nothing else.
             echo(f"backend {inspector.backend} ({inspector.backend_reason})", err=True)
+            if inspector.in_force.revision:
+                echo(f"thresholds: {inspector.in_force.source}", err=True)
         scored = inspector.stream([source for source in sources if isinstance(source, Path)], batch)
         for source in sources:
             result = next(scored) if isinstance(source, Path) else source
@@ -97,15 +121,30 @@ def score(
                     image = prepare(read_image(source, inspector.manifest.input.bits), inspector.manifest.input)
                     reconstructed = inspector.reconstruct(image[None])
                     write_reconstruction(pictures, name, image, reconstructed, _reference(inspector))
-            except ImageError as err:  # a file that was removed or replaced since its decision
+            except FlawscopeError as err:
+                # A picture that is missing is no reason to leave the other parts without a decision.
+                missing += 1
                 echo(f"error: {err} It was decided on, but not drawn.", err=True)
-                undrawn += 1
     for note in summarize_differences(notes):
         echo(f"note: {note}", err=True)
     if not as_json:
         total = ", ".join(f"{counts[decision]} {decision}" for decision in ("accept", "reject", "fault"))
         echo(f"{len(sources)} images: {total}", err=True)
-    return 1 if counts["fault"] or undrawn else 0
+    if missing:
+        return 2
+    return 1 if counts["fault"] else 0
+
+
+def _check_order(bundle: Path, images: tuple[Path, ...]) -> None:
+    if is_bundle(bundle):
+        return
+    # Not swapped silently: what decides is said, never guessed.
+    if meant := next((image for image in images if is_bundle(image)), None):
+        kind = kind_of_path(bundle) or "something else"
+        raise ArgumentError(
+            f"{bundle}: expected a bundle, got {kind}, and the bundle {meant} behind it. "
+            f"The bundle comes first: flawscope score {meant} {bundle}"
+        )
 
 
 def _expand(images: tuple[Path, ...]) -> list[Path | Result]:

@@ -24,6 +24,7 @@ from flawscope.config import (
 )
 from flawscope.datasets import Dataset, open_dataset
 from flawscope.errors import ArgumentError, MissingExtra
+from flawscope.output_options import OVERWRITE
 from flawscope.terminal import command_line, echo, progress_bars
 from flawscope.training.settings import preset_names, read_settings
 
@@ -210,7 +211,8 @@ def describe_run(method: str, record: RunRecord) -> str:
 @click.command(cls=TrainingCommand)
 @training_options()
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Run folder to write.")
-def train(request: TrainingRequest, out: Path) -> None:
+@OVERWRITE
+def train(request: TrainingRequest, out: Path, overwrite: bool) -> None:
     """Learn what good parts look like; writes a run that `flawscope export` turns into a bundle.
 
     PatchCore and PaDiM are fitted, not trained: there is no loss and there are no epochs. The others are trained in
@@ -219,16 +221,16 @@ def train(request: TrainingRequest, out: Path) -> None:
     """
     config, dataset = request.read_config({}, {}), request.open_dataset()
     if methods.METHODS[request.method].kind == "generator":
-        summary, facts = _train_synthesis(config, request, dataset, out)
+        summary, facts = _train_synthesis(config, request, dataset, out, overwrite)
     else:
-        summary, facts = _train_detector(config, request, dataset, out)
+        summary, facts = _train_detector(config, request, dataset, out, overwrite)
     echo(summary)
     echo(", ".join(f"{key.replace('_', ' ')} {value}" for key, value in facts.items()))
     echo(f"run: {out}")
 
 
 def _train_detector(
-    config: MethodConfig, request: TrainingRequest, dataset: Dataset, out: Path
+    config: MethodConfig, request: TrainingRequest, dataset: Dataset, out: Path, overwrite: bool
 ) -> tuple[str, Mapping[str, object]]:
     # Imported here: torch takes seconds to import, and `--help` must work without the extra `train`.
     try:
@@ -244,12 +246,13 @@ def _train_detector(
             resume=request.resume,
             command=command_line(),
             progress=progress,
+            overwrite=overwrite,
         )
     return describe_run(request.method, record), record.facts
 
 
 def _train_synthesis(
-    config: MethodConfig, request: TrainingRequest, dataset: Dataset, out: Path
+    config: MethodConfig, request: TrainingRequest, dataset: Dataset, out: Path, overwrite: bool
 ) -> tuple[str, Mapping[str, object]]:
     if request.weights is not None:
         raise ArgumentError(f"--weights: expected none with {request.method}, which has no backbone. Leave it out.")
@@ -258,7 +261,15 @@ def _train_synthesis(
     except ModuleNotFoundError as err:
         raise MissingExtra("training", str(err.name), "train") from err
     with progress_bars() as progress:
-        record = train_synthesis(config, dataset, out, resume=request.resume, command=command_line(), progress=progress)
+        record = train_synthesis(
+            config,
+            dataset,
+            out,
+            resume=request.resume,
+            command=command_line(),
+            progress=progress,
+            overwrite=overwrite,
+        )
     return _describe_synthesis(record), record.facts
 
 

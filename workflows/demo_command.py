@@ -13,7 +13,8 @@ from flawscope.config import build_config
 from flawscope.datasets import open_dataset
 from flawscope.datasets.parts import KINDS, write_dataset
 from flawscope.errors import GateError, MissingExtra
-from flawscope.files import write_bytes
+from flawscope.files import check_new_file, write_bytes
+from flawscope.output_options import OVERWRITE
 from flawscope.terminal import command_line, echo, progress_bars
 from flawscope.text import encode_json
 
@@ -28,7 +29,10 @@ DEMO_METHOD = "padim"
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of parts and detector.")
 @click.option("--size", type=int, default=256, show_default=True, help="Height and width of the images in pixels.")
 @click.option("--train", "train_count", type=int, default=160, show_default=True, help="Normal images to learn from.")
-def demo(out: Path, kinds: tuple[str, ...], method: str, seed: int, size: int, train_count: int) -> None:
+@OVERWRITE
+def demo(
+    out: Path, kinds: tuple[str, ...], method: str, seed: int, size: int, train_count: int, overwrite: bool
+) -> None:
     """Generate parts, train, export, calibrate, score and report, offline.
 
     Leaves data/, and per kind of part a run, a bundle and a report, under --out.
@@ -42,6 +46,7 @@ def demo(out: Path, kinds: tuple[str, ...], method: str, seed: int, size: int, t
     command = command_line()
     started = time.perf_counter()
     data = out / "data"
+    check_new_file(out / "demo.json", overwrite=overwrite)
     with progress_bars() as progress:
         echo(f"parts: {', '.join(chosen)}")
         write_dataset(
@@ -51,6 +56,7 @@ def demo(out: Path, kinds: tuple[str, ...], method: str, seed: int, size: int, t
             size=size,
             train=train_count,
             progress=lambda finished, total: progress("generating parts", finished, total),
+            overwrite=overwrite,
         )
     echo(f"overview: {data / 'contact_sheet.png'}")
     figures: dict[str, Any] = {}
@@ -58,7 +64,7 @@ def demo(out: Path, kinds: tuple[str, ...], method: str, seed: int, size: int, t
     # Thresholds come from normal images of the training split; test images are opened by the evaluation alone.
     for kind in chosen:
         # One detector per kind, as on a line: a single one for all of them would be another, harder task.
-        plan = Plan(config, open_dataset(data, kind), out / kind, command=command)
+        plan = Plan(config, open_dataset(data, kind), out / kind, command=command, overwrite=overwrite)
         measured = run_pipeline(plan, bars=progress_bars).figures
         assert measured is not None, "generated parts have defects"  # without any the evaluation would be skipped
         figures[kind] = measured

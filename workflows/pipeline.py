@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import msgspec
 
-from flawscope.bundle import Manifest, Thresholds
+from flawscope.bundle import Manifest, Thresholds, making
 from flawscope.calibration.evaluation.evaluate import evaluate_bundle, record_accuracy
 from flawscope.calibration.evaluation.figures import Figures
 from flawscope.calibration.evaluation.intervals import check_fraction
@@ -22,7 +22,7 @@ from flawscope.config import HeldOutSettings, MethodConfig, find_part
 from flawscope.datasets import Dataset
 from flawscope.errors import ArgumentError
 from flawscope.export.detectors.detector_export import export_run
-from flawscope.files import check_replaceable, sha256_file, write_bytes
+from flawscope.files import check_new_file, check_replaceable, sha256_file, write_bytes
 from flawscope.progress import Progress, no_progress
 from flawscope.runs import RECORD, RunRecord
 from flawscope.text import encode_json
@@ -50,6 +50,7 @@ class Plan:
         false_reject_rate: Share of normal images that may be rejected, a fraction.
         confidence: One-sided confidence of that claim, a fraction.
         command: Command line for the records.
+        overwrite: Whether results of an earlier pipeline may be replaced.
     """
 
     config: MethodConfig
@@ -64,6 +65,12 @@ class Plan:
     false_reject_rate: float = FALSE_REJECT_RATE
     confidence: float = CONFIDENCE
     command: str = ""
+    overwrite: bool = False
+
+    @property
+    def replaces(self) -> bool:
+        """Whether results of an earlier pipeline may be replaced: it is continued, or that was asked for."""
+        return self.overwrite or self.resume or self.earlier_run is not None
 
     @property
     def run(self) -> Path:
@@ -149,6 +156,7 @@ def read_earlier_run(out: Path) -> Run:
     return read_run(path)
 
 
+@making()
 def run_pipeline(
     plan: Plan,
     *,
@@ -158,7 +166,8 @@ def run_pipeline(
     """Train on a dataset, export, set thresholds, evaluate.
 
     Writes `run/`, `CATEGORY.flaw`, `report/` and `evaluation.json` to the plan's folder. Results of an earlier pipeline
-    are replaced, other files never: each stage applies the rules of its own verb.
+    are replaced where the plan continues it (an earlier run, a training that is resumed) or says so (`overwrite`);
+    other files never.
 
     Args:
         plan: Which stages run, on what, with which settings.
@@ -166,7 +175,8 @@ def run_pipeline(
         announce: Called with each stage after it has run or was skipped.
 
     Raises:
-        ArgumentError: If settings do not fit the earlier run, or an output folder holds something else.
+        ArgumentError: If settings do not fit the earlier run, or an output folder holds something else, or results
+            that may not be replaced.
         FlawscopeError: If a stage fails.
     """
 
@@ -219,8 +229,10 @@ def _check(plan: Plan, *, is_evaluated: bool) -> None:
     for folder in (plan.out, plan.report):
         if folder.exists() and not folder.is_dir():
             raise ArgumentError(f"{folder}: expected a folder, got a file. Choose another name.")
-    check_replaceable(plan.run, RECORD)
-    check_replaceable(plan.bundle, "manifest.json")
+    check_replaceable(plan.run, RECORD, overwrite=plan.replaces)
+    check_replaceable(plan.bundle, "manifest.json", overwrite=plan.replaces)
+    for file in (plan.figures, plan.report / REPORT):
+        check_new_file(file, overwrite=plan.replaces)
     if plan.sets_thresholds:
         require("scipy.stats", "scipy", "setting thresholds")
         # Not for an earlier run: its record says whether images were held out, and `calibrate_bundle` checks that.
@@ -274,6 +286,7 @@ def _train(plan: Plan, progress: Progress) -> tuple[RunRecord, str, Sequence[str
         ready=plan.earlier_run,
         command=plan.command,
         progress=progress,
+        overwrite=plan.replaces,
     )
     summary, notes = f"{plan.run}: {len(record.training)} normal images learned, {len(record.held_out)} held out", []
     if description := trainer_of(record.config).describe(record.config):
@@ -289,7 +302,7 @@ def _train(plan: Plan, progress: Progress) -> tuple[RunRecord, str, Sequence[str
 
 def _export(plan: Plan, progress: Progress) -> tuple[Manifest, str, Sequence[str]]:
     # From the folder and not from memory: what is shipped is what was written.
-    manifest = export_run(plan.run, plan.bundle, command=plan.command, progress=progress)
+    manifest = export_run(plan.run, plan.bundle, command=plan.command, progress=progress, overwrite=plan.replaces)
     size = sum(entry.size for entry in manifest.files.values())
     return manifest, f"{plan.bundle} ({size / 2**20:.1f} MiB)", ()
 

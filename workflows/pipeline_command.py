@@ -11,6 +11,7 @@ import click
 from flawscope.calibration.thresholds.calibrate import CONFIDENCE, FALSE_REJECT_RATE
 from flawscope.config import flatten
 from flawscope.errors import ArgumentError, MissingExtra
+from flawscope.output_options import OVERWRITE
 from flawscope.terminal import command_line, echo, progress_bars
 from flawscope.training.train_command import TrainingCommand, TrainingRequest, training_options
 
@@ -39,8 +40,14 @@ _STAGES = ("train", "extractor", "threshold", "evaluation")
     help="Skip a stage; may be repeated. train: use the run in --out. extractor: ddad uses its backbone as it is. "
     "threshold: the bundle decides nothing. evaluation: no report.",
 )
+@OVERWRITE
 def pipeline(
-    request: TrainingRequest, out: Path, false_reject_rate: float, confidence: float, skipped: tuple[str, ...]
+    request: TrainingRequest,
+    out: Path,
+    false_reject_rate: float,
+    confidence: float,
+    skipped: tuple[str, ...],
+    overwrite: bool,
 ) -> int:
     """Train METHOD, export, set thresholds and evaluate: from a folder of images to a bundle with its report.
 
@@ -54,7 +61,7 @@ def pipeline(
     except ModuleNotFoundError as err:
         raise MissingExtra("the pipeline", str(err.name), "all") from err
     started = time.perf_counter()
-    plan = _plan(request, out, frozenset(skipped), false_reject_rate, confidence)
+    plan = _plan(request, out, frozenset(skipped), false_reject_rate, confidence, overwrite)
     figures = run_pipeline(plan, bars=progress_bars, announce=_show).figures
     echo(f"pipeline    {time.perf_counter() - started:8.1f} s  {out}")
     faults = figures.faults if figures else ()
@@ -64,7 +71,12 @@ def pipeline(
 
 
 def _plan(
-    request: TrainingRequest, out: Path, skipped: frozenset[str], false_reject_rate: float, confidence: float
+    request: TrainingRequest,
+    out: Path,
+    skipped: frozenset[str],
+    false_reject_rate: float,
+    confidence: float,
+    overwrite: bool,
 ) -> Plan:
     from flawscope.workflows.pipeline import Plan, read_earlier_run
 
@@ -100,6 +112,7 @@ def _plan(
         false_reject_rate=false_reject_rate,
         confidence=confidence,
         command=command_line(),
+        overwrite=overwrite,
     )
 
 

@@ -17,12 +17,22 @@ if TYPE_CHECKING:
     from flawscope.runtime import Inspector, Result
 
 
-def load_inspector(bundle: Path, backend: str, path: str = "auto", precision: str = "fp32") -> Inspector:
+def load_inspector(
+    bundle: Path,
+    backend: str,
+    path: str = "auto",
+    precision: str = "fp32",
+    *,
+    threshold_overlay: Path | None = None,
+    use_overlay: bool = True,
+) -> Inspector:
     """Load a bundle for scoring; see `Inspector.load`."""
     # Lazy: it loads ONNX Runtime, which --help and thresholds set by hand do without.
     from flawscope.runtime import Inspector
 
-    return Inspector.load(bundle, backend=backend, path=path, precision=precision)
+    return Inspector.load(
+        bundle, backend, path, precision, threshold_overlay=threshold_overlay, use_overlay=use_overlay
+    )
 
 
 def score_samples(

@@ -12,6 +12,7 @@ import msgspec
 from flawscope.bundle import (
     Accuracy,
     ImageHashes,
+    InForce,
     Manifest,
     Thresholds,
     change_bundle,
@@ -19,7 +20,7 @@ from flawscope.bundle import (
 )
 from flawscope.calibration.evaluation.bundle_scores import load_inspector, unlike_notes
 from flawscope.calibration.evaluation.contamination import Contamination, find_contamination
-from flawscope.calibration.evaluation.evaluation_notes import contamination_notes, figure_notes
+from flawscope.calibration.evaluation.evaluation_notes import contamination_notes, figure_notes, inspection_notes
 from flawscope.calibration.evaluation.figures import BundleIdentity, DatasetIdentity, Figures, SupportFigures
 from flawscope.calibration.evaluation.intervals import RESAMPLES
 from flawscope.calibration.evaluation.measured_figures import (
@@ -34,7 +35,8 @@ from flawscope.calibration.evaluation.measured_figures import (
 )
 from flawscope.calibration.evaluation.measurements import Measured, measure_images
 from flawscope.calibration.extras import require
-from flawscope.datasets import Dataset, as_recorded, fingerprint, hash_contents
+from flawscope.datasets import Dataset, Inspection, as_recorded, fingerprint, hash_contents
+from flawscope.datasets.inspection import inspect_and_hash
 from flawscope.errors import DataError
 from flawscope.progress import Progress, no_progress
 from flawscope.versions import package_versions
@@ -45,15 +47,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The figures, the measurements behind them, the manifest of the bundle, and the dataset's folder.
+    """The figures, the measurements behind them, the manifest of the bundle, the dataset's folder, and the thresholds.
 
-    With a support set the measurements are those of the images that were not left out.
+    With a support set the measurements are those of the images that were not left out. The thresholds are those in
+    force, which a threshold overlay may have changed.
     """
 
     figures: Figures
     measured: Measured
     manifest: Manifest
     root: Path
+    in_force: InForce
 
 
 @dataclass(frozen=True)
@@ -64,12 +68,14 @@ class _BundleRun:
         manifest: The manifest of the bundle, as it was loaded.
         category: Category of the dataset; empty where it has none.
         thresholds: Those of the precision that was measured.
+        in_force: The same, with where they come from.
         hashes: The images that the detector or its thresholds were made with.
         backend: The backend that was taken.
         backend_reason: Why.
         path: `graph` or `kernel`.
         contents: Path of every image of the dataset -> hash of its pixels.
         recorded: The same, in the form in which the bundle records them.
+        inspection: What `data inspect` finds in the dataset.
         contamination: The test images that the support set contaminates; None without a support set.
         measured: All test images, contaminated ones included.
     """
@@ -77,12 +83,14 @@ class _BundleRun:
     manifest: Manifest
     category: str
     thresholds: Thresholds | None
+    in_force: InForce
     hashes: ImageHashes
     backend: str
     backend_reason: str
     path: str
     contents: dict[Path, str]
     recorded: dict[Path, str]
+    inspection: Inspection
     contamination: Contamination | None
     measured: Measured
 
@@ -95,6 +103,8 @@ def evaluate_bundle(
     graph_path: str = "auto",
     precision: str = "fp32",
     support: SupportRecord | None = None,
+    threshold_overlay: Path | None = None,
+    use_overlay: bool = True,
     command: str,
     seed: int = 0,
     resamples: int = RESAMPLES,
@@ -112,6 +122,8 @@ def evaluate_bundle(
         graph_path: `graph`, `kernel` for features and native kernel, or `auto` for the one the runtime takes.
         precision: Precision of the graphs, one that the bundle has.
         support: The support set that the detector has learned from, directly or by defects that were drawn from it.
+        threshold_overlay: As in `Inspector.load`.
+        use_overlay: As in `Inspector.load`.
         command: The command line, for the record.
         seed: Seed of the bootstrap.
         resamples: Number of bootstrap samples.
@@ -130,7 +142,7 @@ def evaluate_bundle(
             f"{dataset.root}: expected test images (test/good and test/DEFECT), got none. "
             "Add labelled images, or name another set."
         )
-    run = _run_bundle(path, dataset, backend, graph_path, precision, support, progress)
+    run = _run_bundle(path, dataset, backend, graph_path, precision, support, threshold_overlay, use_overlay, progress)
     progress("Computing figures", 0, 1)
     contamination, measured = run.contamination, run.measured
     if contamination is not None and contamination.left_out:
@@ -165,7 +177,7 @@ def evaluate_bundle(
         support=_support_figures(run, measured, overall, seed, resamples),
     )
     progress("Computing figures", 1, 1)
-    return Evaluation(figures, measured, run.manifest, dataset.root)
+    return Evaluation(figures, measured, run.manifest, dataset.root, run.in_force)
 
 
 def _run_bundle(
@@ -175,15 +187,19 @@ def _run_bundle(
     graph_path: str,
     precision: str,
     support: SupportRecord | None,
+    threshold_overlay: Path | None,
+    use_overlay: bool,
     progress: Progress,
 ) -> _BundleRun:
     """Score all test images, contaminated ones included: the figures with leak need them, and one pass is enough."""
-    with load_inspector(path, backend, graph_path, precision) as inspector:
+    with load_inspector(
+        path, backend, graph_path, precision, threshold_overlay=threshold_overlay, use_overlay=use_overlay
+    ) as inspector:
         hashes = read_image_hashes(inspector.bundle)
         # Training images are hashed too: the fingerprint is of the whole dataset, and a support set may lie in train.
-        contents = hash_contents(
-            [sample.path for sample in dataset.samples], lambda done, total: progress("Hashing images", done, total)
-        )
+        inspection, contents = inspect_and_hash(dataset, lambda done, total: progress("Inspecting images", done, total))
+        # Those that cannot be decoded have the hash of their file; scoring makes a fault of each.
+        contents |= hash_contents(sample.path for sample in dataset.samples if sample.path not in contents)
         # Before scoring, because it fails on a support set of another dataset.
         contamination = (
             None if support is None else find_contamination(dataset, support, as_recorded(contents, support.learned))
@@ -192,12 +208,14 @@ def _run_bundle(
             manifest=inspector.manifest,
             category=dataset.category,
             thresholds=inspector.thresholds,
+            in_force=inspector.in_force,
             hashes=hashes,
             backend=inspector.backend,
             backend_reason=inspector.backend_reason,
             path=inspector.path,
             contents=contents,
             recorded=as_recorded(contents, {*hashes.training, *hashes.held_out}),
+            inspection=inspection,
             contamination=contamination,
             measured=measure_images(inspector, dataset.test, progress),
         )
@@ -205,10 +223,19 @@ def _run_bundle(
 
 def _notes(run: _BundleRun, measured: Measured) -> tuple[str, ...]:
     contents = [run.recorded[sample.path] for sample in measured.samples]
+    gone = set(run.measured.samples) - set(measured.samples)
+    left_out = {path for sample in gone for path in (sample.path, *sample.masks)}
+    moved = (
+        (f"The thresholds are those of {run.in_force.source}: they are not the bundle's own.",)
+        if run.in_force.revision
+        else ()
+    )
     return (
         *unlike_notes(run.manifest, run.category, [outcome.notes for outcome in measured.outcomes]),
+        *moved,
         *contamination_notes(run.contamination, run.measured, measured),
         *figure_notes(measured, run.thresholds, run.backend, run.hashes, contents),
+        *inspection_notes(run.inspection, run.manifest, left_out),
     )
 
 

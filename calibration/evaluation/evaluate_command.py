@@ -9,11 +9,15 @@ import msgspec
 from rich.table import Table
 
 from flawscope.bundle import PRECISIONS, check_changeable
+from flawscope.bundle.threshold_overlay import find_overlay
+from flawscope.bundle.threshold_overlay_options import threshold_overlay_options
+from flawscope.bundle.trusted_keys_option import trusted_keys_option
 from flawscope.calibration.evaluation.evaluate import evaluate_bundle, record_accuracy
 from flawscope.calibration.evaluation.figures import Fault, Figures, LeakFigures
 from flawscope.calibration.evaluation.intervals import Rate
 from flawscope.datasets import open_dataset
-from flawscope.files import write_bytes
+from flawscope.files import check_new_file, write_bytes
+from flawscope.output_options import OVERWRITE
 from flawscope.rich_console import PlainConsole
 from flawscope.terminal import command_line, echo, progress_bars
 from flawscope.text import encode_json, printable
@@ -53,6 +57,9 @@ _NAMES = (
 @click.option("--report", type=click.Path(path_type=Path), metavar="DIR", help="Write DIR/report.html.")
 @click.option("--seed", default=0, show_default=True, help="Seed of the bootstrap intervals.")
 @click.option("--no-record", is_flag=True, help="Leave the bundle as it is: add no evidence.")
+@OVERWRITE
+@threshold_overlay_options
+@trusted_keys_option
 def evaluate(
     bundle: Path,
     data: Path,
@@ -65,15 +72,20 @@ def evaluate(
     report: Path | None,
     seed: int,
     no_record: bool,
+    overwrite: bool,
+    threshold_overlay: Path | None,
+    no_overlay: bool,
 ) -> int:
     """Measure BUNDLE on the labelled test images of a dataset, through the runtime.
 
     The figures go into the bundle's evidence, in place of older ones of the same dataset and backend. The exit status
-    is 1 when an image could not be scored; it counts as not accepted.
+    is 1 when an image could not be scored; it counts as not accepted. Where a threshold overlay changes the thresholds,
+    figures are at those, and are not put into the bundle.
 
     A bundle that has learned from defects drawn after a support set needs --support: its images and their near
     duplicates are then left out, and the figures on all test images are reported beside, as "with leak".
     """
+    check_new_file(json_file, overwrite=overwrite)
     support = None
     if support_folder is not None:
         from flawscope.datasets.defects.support_set import read_support
@@ -81,9 +93,15 @@ def evaluate(
         support = read_support(support_folder)
     if report is not None:
         # Lazy, as the import below: Matplotlib and Jinja are needed for a report alone. Checked before the long part.
-        from flawscope.calibration.evaluation.report import check_report_packages
+        from flawscope.calibration.evaluation.report import REPORT, check_report_packages
 
         check_report_packages()
+        check_new_file(report / REPORT, overwrite=overwrite)
+    overlay = find_overlay(bundle) or threshold_overlay
+    if overlay is not None and not no_record:
+        # Not a figure of the bundle that ships; and a changed bundle has another digest, which the overlay is not for.
+        echo(f"note: figures are not recorded in the bundle, because it has the threshold overlay {overlay}.", err=True)
+        no_record = True
     if not no_record:
         check_changeable(bundle)
     with progress_bars() as progress:
@@ -94,6 +112,8 @@ def evaluate(
             graph_path=graph_path,
             precision=precision,
             support=support,
+            threshold_overlay=threshold_overlay,
+            use_overlay=not no_overlay,
             command=command_line(),
             seed=seed,
             progress=progress,

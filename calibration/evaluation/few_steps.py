@@ -82,7 +82,8 @@ def compare_samplings(
             f"and {anomalous} anomalous."
         )
     rows = []
-    with Inspector.load(path, backend) as inspector:
+    # Ranks are compared, not decisions: no thresholds are needed.
+    with Inspector.load(path, backend, use_overlay=False) as inspector:
         reconstruction_head(inspector.manifest)
         # All are tried first: one that the bundle refuses is reported before minutes go into the others.
         for sampling in samplings:
@@ -120,6 +121,7 @@ def resample_bundle(
     backend: str = "auto",
     command: str = "",
     progress: Progress = no_progress,
+    overwrite: bool = False,
 ) -> Manifest:
     """Write a bundle with another sampling, and record how that changes its figures.
 
@@ -127,19 +129,20 @@ def resample_bundle(
 
     Args:
         path: The bundle.
-        out: Bundle folder to write; an earlier bundle there is replaced.
+        out: Bundle folder to write.
         sampling: The sampling of the new bundle.
         dataset: Labelled images on which both samplings are measured; None skips the measurement.
         backend: Name of a backend, for the figures.
         command: Command line for the record.
         progress: Told how many images are scored.
+        overwrite: Whether an earlier bundle there may be replaced.
 
     Raises:
-        ArgumentError: If the bundle does not reconstruct, or has too little noise.
+        ArgumentError: If the bundle does not reconstruct, or has too little noise, or `out` is taken.
         DataError: If there are not both normal and anomalous test images, or one cannot be scored.
         StorageError: If the bundle cannot be written.
     """
-    check_replaceable(out, "manifest.json")
+    check_replaceable(out, "manifest.json", overwrite=overwrite)
     with open_bundle(path) as bundle:
         manifest = bundle.manifest
         before = reconstruction_head(manifest).sampling
@@ -157,14 +160,14 @@ def resample_bundle(
             golden=_golden(path, manifest, sampling),
             evidence=evidence,
         )
-        return write_bundle(out, changed, {name: bundle.read(name) for name in manifest.files})
+        return write_bundle(out, changed, {name: bundle.read(name) for name in manifest.files}, overwrite=overwrite)
 
 
 def _golden(path: Path, manifest: Manifest, sampling: Sampling) -> tuple[Golden, ...]:
     """Return the golden images with the scores of another sampling, computed on the CPU as at export."""
     # Every backend is held against these when a bundle is loaded, so they must not come from the one that measured.
     golden = []
-    with Inspector.load(path, "cpu") as inspector:
+    with Inspector.load(path, "cpu", use_overlay=False) as inspector:
         inspector.resample(sampling)
         for entry in manifest.golden:
             image = prepare(decode_image(inspector.bundle.read(entry.file), entry.file), manifest.input)

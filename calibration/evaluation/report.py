@@ -152,7 +152,7 @@ def span(interval: Interval | None) -> str:
 
 def _context(evaluation: Evaluation, markup: Any) -> dict[str, Any]:
     figures, measured, manifest = evaluation.figures, evaluation.measured, evaluation.manifest
-    thresholds = manifest.thresholds_of(evaluation.figures.precision)
+    thresholds = evaluation.in_force.thresholds
     image = thresholds.image.value if thresholds else None
     good = ~measured.labels
     scale = report_images.make_scale(

@@ -9,6 +9,7 @@ import msgspec
 from rich.table import Table
 
 from flawscope.bundle import open_bundle
+from flawscope.bundle.trusted_keys_option import trusted_keys_option
 from flawscope.calibration.evaluation.few_steps import (
     SamplingFigures,
     compare_samplings,
@@ -17,6 +18,7 @@ from flawscope.calibration.evaluation.few_steps import (
 )
 from flawscope.datasets import open_dataset
 from flawscope.errors import ArgumentError
+from flawscope.output_options import OVERWRITE
 from flawscope.rich_console import PlainConsole
 from flawscope.terminal import command_line, echo, progress_bars
 
@@ -36,6 +38,8 @@ from flawscope.terminal import command_line, echo, progress_bars
 @click.option("--category", metavar="NAME", help="Category below the dataset's folder.")
 @click.option("--backend", default="auto", show_default=True, help="Backend that is measured.")
 @click.option("--out", type=click.Path(path_type=Path), help="Bundle folder to write, for a single sampling.")
+@OVERWRITE
+@trusted_keys_option
 def sampling(
     bundle: Path,
     steps: str | None,
@@ -47,6 +51,7 @@ def sampling(
     category: str | None,
     backend: str,
     out: Path | None,
+    overwrite: bool,
 ) -> None:
     """Compare samplings of BUNDLE (ddad, dsad) on labelled images, or write it with another one.
 
@@ -72,7 +77,14 @@ def sampling(
             raise ArgumentError(f"--out: expected one sampling other than the bundle's, got {got}. Name one.")
         with progress_bars() as progress:
             written = resample_bundle(
-                bundle, out, samplings[0], dataset, backend=backend, command=command_line(), progress=progress
+                bundle,
+                out,
+                samplings[0],
+                dataset,
+                backend=backend,
+                command=command_line(),
+                progress=progress,
+                overwrite=overwrite,
             )
         # Evidence holds the first figures and the changes: the row of the new sampling is their sum.
         for change in written.evidence.sampling:

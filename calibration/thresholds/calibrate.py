@@ -24,6 +24,7 @@ from flawscope.bundle import (
     Manifest,
     Threshold,
     ThresholdChange,
+    ThresholdLimits,
     Thresholds,
     change_bundle,
     check_changeable,
@@ -36,6 +37,7 @@ from flawscope.calibration.evaluation.intervals import check_fraction
 from flawscope.calibration.extras import require
 from flawscope.calibration.thresholds.normal_quantile import OrderStatistic, f1_threshold, order_statistic_threshold
 from flawscope.calibration.thresholds.outlying_scores import count_outlying
+from flawscope.calibration.thresholds.threshold_limits import Range, limits_by_hand, limits_from_scores
 from flawscope.datasets import Dataset, Sample, as_recorded, hash_contents
 from flawscope.errors import ArgumentError, DataError
 from flawscope.progress import Progress, no_progress
@@ -112,6 +114,8 @@ def calibrate_bundle(
     confidence: float = CONFIDENCE,
     objective: Objective = "good",
     min_area_px: int | None = None,
+    image_limits: Range | None = None,
+    pixel_limits: Range | None = None,
     backend: str = "auto",
     precision: str = "fp32",
     support: SupportRecord | None = None,
@@ -127,6 +131,9 @@ def calibrate_bundle(
         confidence: One-sided confidence of that claim, a fraction.
         objective: `good` uses normal images alone; `f1` sets the image threshold on the labelled test images.
         min_area_px: Smallest region that is drawn as a box, in pixels of the map; None leaves it as it is.
+        image_limits: Lowest and highest value that a threshold overlay may give the image threshold; None for half of
+            its distance to the median of the normal images, to either side.
+        pixel_limits: The same for the pixel threshold.
         backend: The backend that will decide on the line: thresholds belong to it.
         precision: The precision whose thresholds are set: each has its own, because its scores differ.
         support: The support set whose images and near duplicates are left out of the test images; for the objective
@@ -136,8 +143,8 @@ def calibrate_bundle(
 
     Raises:
         DataError: If no image remains, or one of them cannot be scored.
-        ArgumentError: If a fraction or the area is out of range, a support set comes with the objective `good`, or the
-            bundle lacks the precision.
+        ArgumentError: If a fraction or the area is out of range, a support set comes with the objective `good`, a
+            threshold lies outside of the limits that were given, or the bundle lacks the precision.
         BundleError: If another model was written to `path` meanwhile.
         StorageError: If the bundle cannot be changed.
     """
@@ -148,6 +155,8 @@ def calibrate_bundle(
         confidence=confidence,
         objective=objective,
         min_area_px=min_area_px,
+        image_limits=image_limits,
+        pixel_limits=pixel_limits,
         backend=backend,
         precision=precision,
         support=support,
@@ -164,6 +173,8 @@ def propose_thresholds(
     confidence: float = CONFIDENCE,
     objective: Objective = "good",
     min_area_px: int | None = None,
+    image_limits: Range | None = None,
+    pixel_limits: Range | None = None,
     backend: str = "auto",
     precision: str = "fp32",
     support: SupportRecord | None = None,
@@ -183,7 +194,8 @@ def propose_thresholds(
     _check_area(min_area_px)
     require("scipy.stats", "scipy", "setting thresholds")  # before the images are scored, not after
     check_changeable(path)
-    with load_inspector(path, backend, precision=precision) as inspector:
+    # Without an overlay: thresholds do not matter here, and one that is broken must not keep new ones from being set.
+    with load_inspector(path, backend, precision=precision, use_overlay=False) as inspector:
         manifest = inspector.manifest
         chosen, left_out = _choose(dataset, read_image_hashes(inspector.bundle), objective, support, progress)
         scores = _score(inspector, chosen, progress)
@@ -197,6 +209,12 @@ def propose_thresholds(
     if objective == "f1":
         value = f1_threshold(scores.image, scores.labels)
         new = msgspec.structs.replace(new, image=Threshold(value, "f1", images=len(chosen), backend=scored_on))
+    limits = ThresholdLimits(
+        limits_from_scores(new.image.value, scores.image[good]),
+        limits_from_scores(new.pixel.value, scores.map_max[good]),
+    )
+    new = msgspec.structs.replace(new, limits=limits)
+    new = msgspec.structs.replace(new, limits=limits_by_hand(new, image_limits, pixel_limits))
     calibration = Calibration(
         old=manifest.thresholds_of(precision),
         new=new,
@@ -237,14 +255,19 @@ def set_thresholds(
     pixel: float | None,
     min_area_px: int | None,
     *,
+    image_limits: Range | None = None,
+    pixel_limits: Range | None = None,
     precision: str = "fp32",
     command: str,
 ) -> Calibration:
     """Set thresholds of one precision by hand; None keeps a threshold.
 
+    Limits of threshold overlays are kept too where the new thresholds lie within them; otherwise there are none any
+    more, unless they are given. Where only those of one threshold are given, an overlay may not move the other.
+
     Raises:
-        ArgumentError: If a number is not finite, the bundle does not score or lacks the precision, or it has no
-            thresholds yet and gets only one.
+        ArgumentError: If a number is not finite, a threshold lies outside of the limits that were given, the bundle
+            does not score or lacks the precision, or it has no thresholds yet and gets only one.
     """
     _check_area(min_area_px)
     for name, value in (("image threshold", image), ("pixel threshold", pixel)):
@@ -263,13 +286,19 @@ def set_thresholds(
                 f"{path}: expected both --image-threshold and --pixel-threshold, because the bundle has none yet. "
                 "Give both, or calibrate with --data."
             )
-        return Thresholds(new_image, new_pixel)
+        new = Thresholds(new_image, new_pixel, old.limits if old else None)
+        return msgspec.structs.replace(new, limits=limits_by_hand(new, image_limits, pixel_limits))
 
     old, written = _write(path, manifest, precision, by_hand, min_area_px, command)
     new = by_hand(old)
     no_bound = "Thresholds set by hand have no bound on false rejects. Measure them with flawscope evaluate."
-    notes = (no_bound,) if "manual" in (new.image.method, new.pixel.method) else ()
-    return Calibration(old, new, written.min_area_px, notes=notes)
+    notes = [no_bound] if "manual" in (new.image.method, new.pixel.method) else []
+    if old is not None and old.limits is not None and new.limits is None:
+        notes.append(
+            "The new thresholds lie outside of the limits of threshold overlays, which were removed: no overlay is "
+            "allowed until --image-limits and --pixel-limits set new ones."
+        )
+    return Calibration(old, new, written.min_area_px, notes=tuple(notes))
 
 
 def _check_area(min_area_px: int | None) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 import click
 from rich.table import Table
 
-from flawscope.bundle import PRECISIONS, Threshold, open_bundle
+from flawscope.bundle import PRECISIONS, Threshold, making, open_bundle
+from flawscope.bundle.trusted_keys_option import trusted_keys_option
 from flawscope.calibration.evaluation.intervals import images_needed
 from flawscope.calibration.thresholds.calibrate import (
     CONFIDENCE,
@@ -53,8 +54,17 @@ from flawscope.terminal import command_line, echo, progress_bars
 @click.option("--image-threshold", type=float, metavar="X", help="Set the image threshold by hand.")
 @click.option("--pixel-threshold", type=float, metavar="Y", help="Set the pixel threshold by hand.")
 @click.option("--min-area", type=int, metavar="PX", help="Smallest region that gets a box, in pixels of the map.")
+@click.option(
+    "--image-limits",
+    type=(float, float),
+    metavar="LOW HIGH",
+    help="How far a threshold overlay may move the image threshold.  [default: see docs/signatures.md]",
+)
+@click.option("--pixel-limits", type=(float, float), metavar="LOW HIGH", help="The same for the pixel threshold.")
 @click.option("--backend", default="auto", show_default=True, help="Backend that makes the scores.")
 @click.option("--precision", type=click.Choice(PRECISIONS), help="Only this one.  [default: each the bundle has]")
+@trusted_keys_option
+@making()  # writing one precision drops the signature, and the next is still to be scored
 def calibrate(
     bundle: Path,
     data: Path | None,
@@ -66,6 +76,8 @@ def calibrate(
     image_threshold: float | None,
     pixel_threshold: float | None,
     min_area: int | None,
+    image_limits: tuple[float, float] | None,
+    pixel_limits: tuple[float, float] | None,
     backend: str,
     precision: str | None,
 ) -> None:
@@ -81,13 +93,15 @@ def calibrate(
     if support_folder is not None and (data is None or objective != "f1"):
         raise click.UsageError("--support goes with --data and --objective f1. Leave it out.")
     if data is None:
-        if not is_by_hand and min_area is None:
+        if not is_by_hand and (min_area, image_limits, pixel_limits) == (None, None, None):
             raise click.UsageError("Expected --data ROOT, or --image-threshold X and --pixel-threshold Y, got neither.")
         by_hand = set_thresholds(
             bundle,
             image_threshold,
             pixel_threshold,
             min_area,
+            image_limits=image_limits,
+            pixel_limits=pixel_limits,
             precision="fp32" if precision is None else precision,
             command=command_line(),
         )
@@ -110,6 +124,8 @@ def calibrate(
                 confidence=confidence,
                 objective=objective,
                 min_area_px=min_area,
+                image_limits=image_limits,
+                pixel_limits=pixel_limits,
                 backend=backend,
                 precision=name,
                 support=support,
@@ -159,6 +175,12 @@ def _print(result: Calibration) -> None:
     for reason, count in result.left_out:
         console.print(f"left out: {count} {reason}", soft_wrap=True)
     console.print(f"smallest region that gets a box: {result.min_area_px} pixels of the map", soft_wrap=True)
+    if (limits := result.new.limits) is not None:
+        console.print(
+            f"a threshold overlay may set image {limits.image.low:.6g} to {limits.image.high:.6g}, pixel "
+            f"{limits.pixel.low:.6g} to {limits.pixel.high:.6g}",
+            soft_wrap=True,
+        )
     for note in result.notes:
         echo(f"note: {note}", err=True)
 

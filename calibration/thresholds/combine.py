@@ -29,6 +29,7 @@ from flawscope.bundle import (
     ImageHashes,
     Manifest,
     Provenance,
+    making,
     open_bundle,
     read_image_hashes,
     rewrite_manifest,
@@ -70,6 +71,7 @@ class Combination:
     notes: tuple[str, ...]
 
 
+@making()
 def combine_bundles(
     paths: Sequence[Path],
     out: Path,
@@ -79,30 +81,32 @@ def combine_bundles(
     backend: str = "auto",
     command: str = "",
     progress: Progress = no_progress,
+    overwrite: bool = False,
 ) -> Combination:
     """Write an ensemble of bundles; it has no thresholds until it is calibrated.
 
     Args:
         paths: The bundles, folders or packed; their graphs in FP32 are combined.
-        out: Bundle folder to write; an earlier bundle there is replaced.
+        out: Bundle folder to write.
         dataset: Its train/good, without the images that a member has learned from, gives centers and spreads.
         weights: One a bundle, above 0; None for 1 each.
         backend: The backend that measures the scales.
         command: The command line, for the record.
         progress: Called after each image.
+        overwrite: Whether an earlier bundle there may be replaced.
 
     Raises:
-        ArgumentError: If a weight is wrong, bundles are not compatible, or `out` lies in one of them.
+        ArgumentError: If a weight is wrong, bundles are not compatible, or `out` is taken or lies in one of them.
         BundleError: If a bundle is broken.
         DataError: If fewer than `LEAST_GOOD` images remain, an image cannot be scored, or a member does not vary.
         StorageError: If the ensemble cannot be written.
     """
     shares = _checked_weights(paths, weights)
-    check_replaceable(out, "manifest.json")
     # `out` replaces what is there: inside a member it would delete the files that are being copied.
     for path in paths:
         if path.exists() and out.resolve().is_relative_to(path.resolve()):
             raise ArgumentError(f"{out}: expected a place outside the bundles, got one in {path}. Choose another name.")
+    check_replaceable(out, "manifest.json", overwrite=overwrite)
     with ExitStack() as stack:
         bundles = [stack.enter_context(open_bundle(path)) for path in paths]
         _check_together(bundles)
@@ -131,7 +135,7 @@ def combine_bundles(
             min_area_px=min(bundle.manifest.min_area_px for bundle in bundles),
         )
         sources = _sources(bundles, members, chosen.hashes)
-        written = _write(out, manifest, sources, _golden_files(bundles, members), progress)
+        written = _write(out, manifest, sources, _golden_files(bundles, members), progress, overwrite)
     return Combination(written, measured_on, chosen.left_out, _notes(bundles, dataset))
 
 
@@ -150,7 +154,8 @@ def _checked_weights(paths: Sequence[Path], weights: Sequence[float] | None) -> 
 def _loaded(bundle: Bundle, backend: str, path: str = "auto", *, is_candidate: bool = False) -> Inspector:
     from flawscope.runtime import Inspector  # brings ONNX Runtime, which --help does without
 
-    return Inspector(bundle, backend, path, is_candidate=is_candidate)
+    # Scores of members are combined, whatever their thresholds.
+    return Inspector(bundle, backend, path, is_candidate=is_candidate, use_overlay=False)
 
 
 def _check_together(bundles: Sequence[Bundle]) -> None:
@@ -331,7 +336,12 @@ def _golden_files(bundles: Sequence[Bundle], members: Sequence[EnsembleMember]) 
 
 
 def _write(
-    out: Path, manifest: Manifest, sources: dict[str, Path | bytes], golden: Sequence[str], progress: Progress
+    out: Path,
+    manifest: Manifest,
+    sources: dict[str, Path | bytes],
+    golden: Sequence[str],
+    progress: Progress,
+    overwrite: bool,
 ) -> Manifest:
     """Write the ensemble to a scratch folder, compute its golden scores there, load it for a check, and copy it."""
     progress("Writing", 0, 3)
@@ -350,7 +360,7 @@ def _write(
         with open_bundle(candidate) as bundle, _loaded(bundle, "cpu"):  # raises unless it reproduces the golden scores
             progress("Writing", 2, 3)
             files: dict[str, Path | bytes] = {name: bundle.read(name) for name in bundle.manifest.files}
-            written = write_bundle(out, bundle.manifest, files)
+            written = write_bundle(out, bundle.manifest, files, overwrite=overwrite)
     progress("Writing", 3, 3)
     return written
 

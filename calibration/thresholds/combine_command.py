@@ -9,10 +9,12 @@ import click
 from rich.table import Table
 
 from flawscope.bundle import EnsembleHead
+from flawscope.bundle.trusted_keys_option import trusted_keys_option
 from flawscope.calibration.thresholds.combine import Combination, combine_bundles
 from flawscope.calibration.thresholds.ensemble_scales import MAP_QUANTILE, SCORE_QUANTILE
 from flawscope.datasets import open_dataset
 from flawscope.errors import ArgumentError
+from flawscope.output_options import OVERWRITE
 from flawscope.rich_console import PlainConsole
 from flawscope.terminal import command_line, echo, progress_bars
 from flawscope.text import printable
@@ -25,8 +27,16 @@ from flawscope.text import printable
 @click.option("--category", metavar="NAME", help="Category below the dataset's folder.")
 @click.option("--weights", metavar="W,W,...", help="One a bundle, above 0.  [default: 1 each]")
 @click.option("--backend", default="auto", show_default=True, help="Backend that makes the maps.")
+@OVERWRITE
+@trusted_keys_option
 def combine(
-    bundles: tuple[Path, ...], out: Path, data: Path, category: str | None, weights: str | None, backend: str
+    bundles: tuple[Path, ...],
+    out: Path,
+    data: Path,
+    category: str | None,
+    weights: str | None,
+    backend: str,
+    overwrite: bool,
 ) -> None:
     """Combine several detectors to one bundle.
 
@@ -40,7 +50,14 @@ def combine(
     dataset = open_dataset(data, category)
     with progress_bars() as progress:
         result = combine_bundles(
-            bundles, out, dataset, weights=shares, backend=backend, command=command_line(), progress=progress
+            bundles,
+            out,
+            dataset,
+            weights=shares,
+            backend=backend,
+            command=command_line(),
+            progress=progress,
+            overwrite=overwrite,
         )
     _print(result, out)
 

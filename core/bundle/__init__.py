@@ -30,15 +30,22 @@ from flawscope.bundle.manifest import (
     Precision,
     Provenance,
     SamplingChange,
-    Threshold,
-    ThresholdChange,
-    Thresholds,
     external_data,
 )
 from flawscope.bundle.onnx_model import OnnxModel
-from flawscope.bundle.opening import Bundle, open_bundle
+from flawscope.bundle.opening import Bundle, open_bundle, trusted_bundle
 from flawscope.bundle.synth_head import ImageParity, SynthDefect, SynthHead, SynthSupport
-from flawscope.bundle.writing import change_bundle, check_changeable, pack_bundle, rewrite_manifest, write_bundle
+from flawscope.bundle.threshold_overlay import InForce, thresholds_in_force
+from flawscope.bundle.threshold_structs import Limits, Threshold, ThresholdChange, ThresholdLimits, Thresholds
+from flawscope.bundle.trusted_keys import TrustedKeys, find_trusted_keys, making
+from flawscope.bundle.writing import (
+    change_bundle,
+    check_changeable,
+    pack_bundle,
+    rewrite_manifest,
+    sign_bundle,
+    write_bundle,
+)
 
 __all__ = [
     "IMAGE_HASHES",
@@ -60,7 +67,9 @@ __all__ = [
     "Head",
     "ImageHashes",
     "ImageParity",
+    "InForce",
     "KeptNode",
+    "Limits",
     "Manifest",
     "OnnxModel",
     "PadimHead",
@@ -76,14 +85,21 @@ __all__ = [
     "SynthSupport",
     "Threshold",
     "ThresholdChange",
+    "ThresholdLimits",
     "Thresholds",
+    "TrustedKeys",
     "change_bundle",
     "check_changeable",
     "external_data",
+    "find_trusted_keys",
     "head_tag",
+    "making",
     "open_bundle",
     "pack_bundle",
     "read_image_hashes",
     "rewrite_manifest",
+    "sign_bundle",
+    "thresholds_in_force",
+    "trusted_bundle",
     "write_bundle",
 ]

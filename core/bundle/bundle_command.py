@@ -1,4 +1,7 @@
-"""`flawscope bundle info|verify|pack`; `bundle combine` is in `flawscope.calibration`, which can measure."""
+"""`flawscope bundle info|verify|pack`; `bundle combine` is in `flawscope.calibration`, which can measure.
+
+None of them runs the bundle, so they open those too that no trusted key has signed.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,15 @@ from pathlib import Path
 
 import click
 
-from flawscope.bundle import EnsembleHead, EnsembleMember, Manifest, SynthHead, open_bundle, pack_bundle
-from flawscope.bundle.manifest import Threshold
+from flawscope.bundle import Bundle, EnsembleHead, EnsembleMember, Manifest, SynthHead, open_bundle, pack_bundle
+from flawscope.bundle.ed25519 import read_public_keys
+from flawscope.bundle.threshold_overlay import find_overlay, read_overlay
+from flawscope.bundle.threshold_structs import Threshold, ThresholdLimits
+from flawscope.bundle.trust import check_signed_by, signature_of
+from flawscope.bundle.trusted_keys import find_trusted_keys
 from flawscope.errors import BundleError, GateError
 from flawscope.imaging.tiles import Tiling
+from flawscope.output_options import OVERWRITE
 from flawscope.terminal import echo, echo_json
 
 _BUNDLE = click.argument("path", metavar="BUNDLE", type=click.Path(path_type=Path))
@@ -21,20 +29,42 @@ _BUNDLE = click.argument("path", metavar="BUNDLE", type=click.Path(path_type=Pat
 def info(path: Path, as_json: bool) -> None:
     """Show the contents of a bundle's manifest."""
     # Opening checks all hashes, so a changed bundle is not shown at all.
-    with open_bundle(path) as opened:
-        manifest = opened.manifest
+    with open_bundle(path, check_signature=False) as opened:
+        manifest, signature = opened.manifest, _signed_by(opened)
     if as_json:
         echo_json(manifest, indent=1)
         return
-    for label, text in _facts(manifest):
+    for label, text in (*_facts(manifest, signature), *_overlay(path, manifest)):
         echo(f"{label:<14} {text}")
+
+
+def _overlay(path: Path, manifest: Manifest) -> list[tuple[str, str]]:
+    """Return the revisions of the threshold overlay beside a bundle, or what is wrong with it."""
+    try:
+        place = find_overlay(path)
+        revisions = () if place is None else read_overlay(place, path, manifest).revisions
+    except BundleError as err:
+        return [("overlay", f"not usable: {err}")]
+    return [
+        (
+            "overlay",
+            f"{row.when} revision {row.revision} {row.precision}: image {row.image:.6g}, pixel {row.pixel:.6g}, by "
+            f"{row.by}: {row.why}",
+        )
+        for row in revisions
+    ]
+
+
+def _signed_by(bundle: Bundle) -> str:
+    found = signature_of(bundle.signature_bytes, bundle.manifest.digest, str(bundle.path))
+    return "unsigned" if found is None else f"says {found.key} (check it with flawscope bundle verify)"
 
 
 def _tiles(tiling: Tiling) -> str:
     return f"{tiling.size[1]}x{tiling.size[0]} px of the image, neighbours share at least {tiling.overlap:.0%}"
 
 
-def _facts(manifest: Manifest) -> list[tuple[str, str]]:
+def _facts(manifest: Manifest, signature: str) -> list[tuple[str, str]]:
     source = manifest.provenance
     height, width = manifest.input.size
     size = sum(entry.size for entry in manifest.files.values())
@@ -52,6 +82,7 @@ def _facts(manifest: Manifest) -> list[tuple[str, str]]:
     facts = [
         ("name", manifest.name),
         ("identity", manifest.digest),
+        ("signature", signature),
         *made_of,
         ("input", f"{width}x{height} px, batches up to {manifest.max_batch}"),
         *([] if manifest.tiling is None else [("tiles", _tiles(manifest.tiling))]),
@@ -71,6 +102,7 @@ def _facts(manifest: Manifest) -> list[tuple[str, str]]:
         facts += [
             ("image", _threshold(manifest.thresholds.image)),
             ("pixel", _threshold(manifest.thresholds.pixel)),
+            ("limits", _limits(manifest.thresholds.limits)),
         ]
     facts += [
         ("changed", f"{change.when} {change.name}: {_number(change.old)} -> {change.new:.6g} by {change.command}")
@@ -125,6 +157,15 @@ def _number(value: float | None) -> str:
     return "none" if value is None else f"{value:.6g}"
 
 
+def _limits(limits: ThresholdLimits | None) -> str:
+    if limits is None:
+        return "none: no threshold overlay is allowed (flawscope calibrate sets them)"
+    return (
+        f"a threshold overlay may set image {limits.image.low:.6g} to {limits.image.high:.6g}, pixel "
+        f"{limits.pixel.low:.6g} to {limits.pixel.high:.6g}"
+    )
+
+
 def _threshold(threshold: Threshold) -> str:
     text = f"{threshold.value:.6g} ({threshold.method}"
     if threshold.images:
@@ -136,26 +177,49 @@ def _threshold(threshold: Threshold) -> str:
 
 @click.command()
 @_BUNDLE
-def verify(path: Path) -> None:
-    """Check every hash of a bundle. Exit status 1 if something was changed, 2 if there is no bundle."""
+@click.option(
+    "--key",
+    "key_file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Public keys; one of them must have signed.  [default: the keys that are trusted here, if any]",
+)
+def verify(path: Path, key_file: Path | None) -> None:
+    """Check every hash of a bundle, and its signature.
+
+    Exit status 1 if something was changed or the signature is missing or wrong, 2 if there is no bundle. Without --key
+    and trusted keys a bundle needs no signature.
+    """
     if not path.exists():
         raise BundleError(f"{path}: expected a bundle, got no such file or folder.")
+    if key_file is not None:
+        keys = {key.id: key for key in read_public_keys(key_file)}
+    else:
+        trusted = find_trusted_keys()
+        keys = {} if trusted is None else trusted.keys
     try:
-        with open_bundle(path) as opened:
+        with open_bundle(path, check_signature=False) as opened:
             # Opening checks hashes alone; this reads the memory bank too, for NaN and foreign types.
             opened.tensors()
-            manifest = opened.manifest
+            manifest, signature = opened.manifest, opened.signature_bytes
+        if keys:
+            signer = check_signed_by(opened.manifest_bytes, manifest.digest, signature, str(path), keys)
+            signed = f"signed by {signer}"
+        else:
+            found = signature_of(signature, manifest.digest, str(path))
+            signed = "unsigned" if found is None else f"signature of {found.key} not checked: name its key with --key"
     except BundleError as err:
         # A changed bundle is the answer of a check (status 1), not a wrong request (status 2).
         raise GateError(str(err)) from err
-    echo(f"{path}: {len(manifest.files)} files are as listed, identity {manifest.digest}")
+    echo(f"{path}: {len(manifest.files)} files are as listed, identity {manifest.digest}, {signed}")
 
 
 @click.command()
 @_BUNDLE
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="File to write.")
-def pack(path: Path, out: Path) -> None:
+@OVERWRITE
+def pack(path: Path, out: Path, overwrite: bool) -> None:
     """Write a bundle folder as one uncompressed file."""
-    with open_bundle(path) as opened:
-        pack_bundle(opened, out)
+    with open_bundle(path, check_signature=False) as opened:
+        pack_bundle(opened, out, overwrite=overwrite)
     echo(f"{out}: {out.stat().st_size / 2**20:.1f} MiB")

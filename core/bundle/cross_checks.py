@@ -30,8 +30,25 @@ def _problems(manifest: Manifest) -> Iterator[str]:
     if manifest.tiling is not None and manifest.input.mode != "stretch":
         yield f"expected tiles to be stretched, got {manifest.input.mode}"
     yield from _files(manifest)
+    yield from _limits(manifest)
     if problem := manifest.head.problem(manifest.input.size):
         yield problem
+
+
+def _limits(manifest: Manifest) -> Iterator[str]:
+    for precision in ("fp32", *manifest.precisions):
+        thresholds = manifest.thresholds_of(precision)
+        if thresholds is None or thresholds.limits is None:
+            continue
+        for name, threshold, limits in (
+            ("image", thresholds.image, thresholds.limits.image),
+            ("pixel", thresholds.pixel, thresholds.limits.pixel),
+        ):
+            if not limits.low <= threshold.value <= limits.high:
+                yield (
+                    f"expected the {name} threshold of {precision}, {threshold.value:g}, within its limits, got "
+                    f"{limits.low:g} to {limits.high:g}"
+                )
 
 
 def _files(manifest: Manifest) -> Iterator[str]:

@@ -1,10 +1,24 @@
-"""Names in a bundle: that of the manifest, and which names a file may have."""
+"""Names in and beside a bundle: those of manifest, signature and overlay, and which names a file may have."""
 
 from __future__ import annotations
 
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 MANIFEST = "manifest.json"
+
+SIGNATURE = "signature.json"
+"""The signature of the manifest, the one file that no manifest lists: it is made after it."""
+
+RESERVED = frozenset({MANIFEST, SIGNATURE})
+"""Names that no manifest may list."""
+
+_OVERLAY = ".thresholds.json"
+
+
+def overlay_beside(bundle: Path) -> Path:
+    """Return the path of the threshold overlay that belongs to a bundle of this path."""
+    # Not with_name, which fails where there is no name, as for "/": what opens the bundle says what is wrong with it.
+    return bundle.parent / f"{bundle.name}{_OVERLAY}"
 
 
 def is_safe(name: str) -> bool:

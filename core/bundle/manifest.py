@@ -14,12 +14,13 @@ from typing import Literal
 import msgspec
 
 from flawscope.bundle.heads import Head, decode_head
+from flawscope.bundle.threshold_structs import ThresholdChange, Thresholds
 from flawscope.diffusion.schedule import Sampling
 from flawscope.errors import ArgumentError, BundleError
 from flawscope.imaging.images import Preprocessing
 from flawscope.imaging.learned_images import LearnedImages
 from flawscope.imaging.tiles import Tiling
-from flawscope.ranges import BatchSize, Count, Elements, NotNegative, PositiveCount, Sha256, Share
+from flawscope.ranges import BatchSize, Count, Elements, NotNegative, PositiveCount, Sha256
 from flawscope.text import NOT_JSON, encode_json
 
 # Raised when a field is added or changes its meaning. Newer schemas are refused, and of the older ones all but these:
@@ -63,46 +64,6 @@ class Graph(_Struct, frozen=True):
 def external_data(graph: str) -> str:
     """Return the file name of a graph's external data: weights that do not fit in its own file."""
     return f"{graph}.data"
-
-
-class Threshold(_Struct, frozen=True):
-    """A number above which (strictly) a score or a pixel is anomalous, and how it was set.
-
-    Attributes:
-        value: The threshold on the raw score or map.
-        method: `order-statistic` on normal images, `f1` on labelled ones, or `manual`.
-        images: Number of images it was set on.
-        false_reject_rate: The requested rate, a fraction.
-        confidence: One-sided confidence of `upper_bound`, a fraction.
-        upper_bound: Upper confidence bound of the true false-reject rate, a fraction.
-        backend: The backend that computed the scores.
-    """
-
-    value: float
-    method: Literal["order-statistic", "f1", "manual"]
-    images: Count = 0
-    false_reject_rate: Share | None = None
-    confidence: Share | None = None
-    upper_bound: Share | None = None
-    backend: str | None = None
-
-
-class Thresholds(_Struct, frozen=True):
-    """The thresholds in force: on the image score, and on the pixels of the anomaly map."""
-
-    image: Threshold
-    pixel: Threshold
-
-
-class ThresholdChange(_Struct, frozen=True):
-    """One entry of the threshold history: when, which, of which precision, from, to, by which command."""
-
-    when: str
-    name: Literal["image", "pixel"]
-    old: float | None
-    new: float
-    command: str
-    precision: str = "fp32"
 
 
 class Golden(_Struct, frozen=True):

@@ -1,4 +1,4 @@
-"""Opening bundles: every file is listed in the manifest with its hash, and any other is refused.
+"""Opening bundles: every file is listed in the manifest with its hash, and any other but its signature is refused.
 
 An ONNX graph may load external data beside it, so an unlisted file could become part of a model. Zip members must be
 stored without compression (no zip bombs), with the listed names and sizes.
@@ -24,12 +24,16 @@ import safetensors
 import safetensors.numpy
 
 from flawscope.bundle.cross_checks import check_manifest
-from flawscope.bundle.file_names import MANIFEST, is_safe
+from flawscope.bundle.file_names import MANIFEST, RESERVED, SIGNATURE, is_safe
 from flawscope.bundle.manifest import FileEntry, Manifest, decode_manifest
 from flawscope.bundle.onnx_model import OnnxModel, external_files
+from flawscope.bundle.signature import MAX_SIGNATURE_BYTES
 from flawscope.bundle.stored_files import FolderFiles, MemberFiles, StoredFiles, ZipFiles
+from flawscope.bundle.trust import check_trusted
+from flawscope.bundle.trusted_keys import TrustedKeys, find_trusted_keys
 from flawscope.errors import ArgumentError, BundleError
 from flawscope.files import is_litter, storage_errors, temporary_folder
+from flawscope.path_kinds import kind_of_path
 from flawscope.scratch import recover
 
 # Read into memory before anything is verified, hence a limit.
@@ -46,12 +50,14 @@ class Bundle:
         path: The folder or file that was opened, as it was named.
         manifest: Its manifest.
         manifest_bytes: The bytes of `manifest.json`, which an ensemble stores and a signature covers.
+        signature_bytes: Those of `signature.json`, or None where there is none.
     """
 
     def __init__(self, path: Path, data: bytes, files: StoredFiles) -> None:
         self.path = path
         self.manifest = decode_manifest(data, str(path))
         self.manifest_bytes = data
+        self.signature_bytes: bytes | None = None
         self._files = files
         self._memory: dict[str, bytes] = {}
         self._members: dict[str, Bundle] = {}
@@ -240,23 +246,62 @@ class Bundle:
         self.close()
 
 
-def open_bundle(path: Path | str) -> Bundle:
+def open_bundle(path: Path | str, *, trusted_keys: Path | str | None = None, check_signature: bool = True) -> Bundle:
     """Open and verify a bundle, folder or packed file.
 
+    Args:
+        path: The bundle.
+        trusted_keys: A file or folder of the keys that are trusted, in place of those that are set on this machine.
+        check_signature: Whether it must be signed where keys are trusted. Only what does not run the bundle may do
+            without: showing, copying, signing and changing it.
+
     Raises:
-        BundleError: If it is missing, broken, changed, of a newer schema, or holds anything unlisted.
+        ArgumentError: If trusted keys are set and cannot be used.
+        BundleError: If it is missing, broken, changed, of a newer schema, holds anything unlisted, or is not signed by
+            a trusted key where there are any.
+        MissingExtra: If keys are trusted and the package `cryptography` is not installed.
     """
     path = Path(path)
+    # Before the bundle: a setting that cannot be used must be noticed whatever lies there.
+    trusted = find_trusted_keys(trusted_keys) if check_signature else None
     recover(path)
     with _readable(path):
         if not path.exists():
             raise BundleError(f"{path}: expected a bundle, got no such file or folder. Make one with flawscope export.")
         files: StoredFiles = FolderFiles(path, str(path)) if path.is_dir() else ZipFiles(path, str(path))
         try:
-            return _verified(path, files)
+            bundle = _verified(path, files)
         except BaseException:
             files.close()
             raise
+        try:
+            if check_signature:
+                check_bundle_trusted(bundle, trusted)
+        except BaseException:
+            bundle.close()
+            raise
+        return bundle
+
+
+def trusted_bundle(bundle: Bundle | Path | str, trusted_keys: Path | str | None = None) -> Bundle:
+    """Return a bundle that may be run, for whoever takes it opened or by its path; see `open_bundle`.
+
+    One that is refused is closed.
+    """
+    if not isinstance(bundle, Bundle):
+        return open_bundle(bundle, trusted_keys=trusted_keys)
+    try:
+        # Again: it may have been opened without the check, or be held against other keys.
+        check_bundle_trusted(bundle, find_trusted_keys(trusted_keys))
+    except BaseException:
+        bundle.close()
+        raise
+    return bundle
+
+
+def check_bundle_trusted(bundle: Bundle, trusted: TrustedKeys | None) -> None:
+    """Raise BundleError unless an opened bundle may be run; see `check_trusted`."""
+    check_trusted(bundle.manifest_bytes, bundle.manifest.digest, bundle.signature_bytes, str(bundle.path), trusted)
 
 
 @contextlib.contextmanager
@@ -270,7 +315,9 @@ def _readable(path: Path) -> Iterator[None]:
         raise BundleError(f"{path}: could not be read: {err.strerror or err}. Check its permissions.") from err
     # What zipfile raises for hostile archives: NotImplementedError for a method, RuntimeError for encryption.
     except (zipfile.BadZipFile, EOFError, ValueError, OverflowError, NotImplementedError, RuntimeError) as err:
-        raise BundleError(f"{path}: expected a bundle, got no readable zip file ({err}). Copy it again.") from err
+        if (kind := kind_of_path(path)) in (None, "a bundle"):
+            raise BundleError(f"{path}: expected a bundle, got no readable zip file ({err}). Copy it again.") from err
+        raise BundleError(f"{path}: expected a bundle, got {kind}. Name the bundle first.") from err
 
 
 def _verified(path: Path, files: StoredFiles) -> Bundle:
@@ -279,6 +326,9 @@ def _verified(path: Path, files: StoredFiles) -> Bundle:
         with files.open(MANIFEST) as file:
             data = file.read(_MAX_MANIFEST_BYTES + 1)
     except (FileNotFoundError, KeyError) as err:  # of a folder, of a zip file
+        if kind := kind_of_path(path):
+            hint = "Export it first: flawscope export." if kind == "a training run" else "Name the bundle first."
+            raise BundleError(f"{path}: expected a bundle with {MANIFEST}, got {kind}. {hint}") from err
         kind = "a folder" if path.is_dir() else "a zip file"
         raise BundleError(f"{path}: expected a bundle with {MANIFEST}, got {kind} without it.") from err
     if len(data) > _MAX_MANIFEST_BYTES:
@@ -288,7 +338,7 @@ def _verified(path: Path, files: StoredFiles) -> Bundle:
     bundle = Bundle(path, data, files)
     manifest = bundle.manifest
     for name in manifest.files:
-        if not is_safe(name) or name == MANIFEST:
+        if not is_safe(name) or name in RESERVED:
             raise BundleError(f"{path}: the manifest lists the name {name!r}, which is not allowed in a bundle.")
         if any(parent.as_posix() in manifest.files for parent in PurePosixPath(name).parents):
             raise BundleError(f"{path}: the manifest lists {name!r} below a file. Export the bundle again.")
@@ -300,7 +350,22 @@ def _verified(path: Path, files: StoredFiles) -> Bundle:
         _check_size(sizes[name], name, listed, path)
     bundle.verify()
     _check_members(bundle)
+    if SIGNATURE in sizes:
+        bundle.signature_bytes = _signature(path, files)
     return bundle
+
+
+def _signature(path: Path, files: StoredFiles) -> bytes | None:
+    try:
+        with files.open(SIGNATURE) as file:
+            data = file.read(MAX_SIGNATURE_BYTES + 1)
+    except FileNotFoundError:  # removed by a writer since the folder was listed
+        return None
+    if len(data) > MAX_SIGNATURE_BYTES:
+        raise BundleError(
+            f"{path}: {SIGNATURE}: expected at most {MAX_SIGNATURE_BYTES} bytes, got more. Remove it and sign again."
+        )
+    return data
 
 
 def _check_listing(names: set[str], manifest: Manifest, path: Path) -> None:
@@ -308,7 +373,7 @@ def _check_listing(names: set[str], manifest: Manifest, path: Path) -> None:
     if missing := sorted(listed - names):
         raise BundleError(f"{path}: expected the listed file {missing[0]}, which is missing. Copy the bundle again.")
     # What file managers leave behind is never read, as no graph may name an unlisted file.
-    if unlisted := sorted(name for name in names - listed if not is_litter(PurePosixPath(name).name)):
+    if unlisted := sorted(name for name in names - listed - {SIGNATURE} if not is_litter(PurePosixPath(name).name)):
         raise BundleError(f"{path}: expected only listed files, got {unlisted[0]!r} as well. Remove it.")
 
 

@@ -2,46 +2,66 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import logging
 import os
 import shutil
 import stat
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import msgspec
 
-from flawscope.bundle.file_names import MANIFEST, is_safe
+from flawscope.bundle.ed25519 import PrivateKey
+from flawscope.bundle.file_names import MANIFEST, RESERVED, SIGNATURE, is_safe, overlay_beside
 from flawscope.bundle.manifest import SCHEMA, Evidence, FileEntry, Manifest, decode_manifest, encode_manifest
-from flawscope.bundle.opening import Bundle, open_bundle
-from flawscope.errors import ArgumentError, BundleError
-from flawscope.files import atomic_file, atomic_folder, locked, sha256_file, storage_errors, write_bytes
+from flawscope.bundle.opening import Bundle, check_bundle_trusted, open_bundle
+from flawscope.bundle.signature import MAX_SIGNATURE_BYTES, sign_manifest
+from flawscope.bundle.threshold_overlay import set_aside
+from flawscope.bundle.trust import signature_of
+from flawscope.bundle.trusted_keys import find_trusted_keys, remember_made
+from flawscope.errors import ArgumentError, BundleError, FlawscopeError
+from flawscope.files import atomic_file, atomic_folder, check_new_file, locked, sha256_file, storage_errors, write_bytes
 from flawscope.open_files import RECORD_BYTES, read_regular, regular_path
 
+_log = logging.getLogger(__name__)
 
-def write_bundle(path: Path, manifest: Manifest, sources: Mapping[str, Path | bytes]) -> Manifest:
+
+def write_bundle(
+    path: Path, manifest: Manifest, sources: Mapping[str, Path | bytes], *, overwrite: bool = False
+) -> Manifest:
     """Write a bundle folder whole, or not at all.
 
     Args:
-        path: The folder to make; an existing bundle there is replaced.
+        path: The folder to make.
         manifest: The manifest; its `files` and `digest` are filled in here.
         sources: Name in the bundle -> file to copy, or the bytes themselves.
+        overwrite: Whether a bundle that lies there may be replaced.
 
     Returns:
         The manifest as written.
 
     Raises:
-        ArgumentError: If a name is not allowed in a bundle, or `path` is something other than a bundle.
+        ArgumentError: If a name is not allowed in a bundle, or `path` is taken.
         BundleError: If the manifest holds NaN or infinity.
         StorageError: If the system refuses to write; an existing bundle stays as it was.
     """
     for name in sources:
-        if not is_safe(name) or name == MANIFEST:
-            raise ArgumentError(f"{name!r}: expected a relative file name other than {MANIFEST}. Choose another name.")
+        if not is_safe(name) or name in RESERVED:
+            raise ArgumentError(
+                f"{name!r}: expected a relative file name other than {' and '.join(sorted(RESERVED))}. "
+                "Choose another name."
+            )
     _check_ours(path)
     # Locked: whoever changes the bundle that lies there meanwhile would change one that is gone.
-    with locked(path), atomic_folder(path, replace_if=MANIFEST, durable=True) as folder:
+    with (
+        locked(path),
+        _replacing(path),
+        atomic_folder(path, replace_if=MANIFEST, overwrite=overwrite, durable=True) as folder,
+    ):
+        signer = _signer_there(path)
         files = {}
         for name, source in sources.items():
             target = folder / name
@@ -54,7 +74,49 @@ def write_bundle(path: Path, manifest: Manifest, sources: Mapping[str, Path | by
         # The manifest last: it lists the hashes of all others.
         data = encode_manifest(msgspec.structs.replace(manifest, files=files))
         (folder / MANIFEST).write_bytes(data)
-    return decode_manifest(data, str(path))
+    _tell_dropped(path, signer)
+    return _made(data, path)
+
+
+@contextlib.contextmanager
+def _replacing(place: Path) -> Iterator[None]:
+    """Hold the lock of the threshold overlay beside a bundle that is replaced, and move the overlay aside afterwards.
+
+    An overlay is for one digest, so the next load would refuse it; and thresholds that were chosen for another bundle
+    must not go on without a word.
+    """
+    with locked(overlay_beside(place)):
+        yield
+        with storage_errors(overlay_beside(place)):
+            aside = set_aside(place)
+    if aside is not None:
+        _log.warning("%s: its threshold overlay no longer holds and was moved to %s.", place, aside)
+
+
+def _signer_there(path: Path) -> str | None:
+    """Return the key that signed the bundle folder at `path`, or None where there is no signature."""
+    file = path / SIGNATURE
+    try:
+        with file.open("rb") as opened:
+            data = opened.read(MAX_SIGNATURE_BYTES + 1)
+        digest = decode_manifest((path / MANIFEST).read_bytes(), str(path)).digest
+        found = signature_of(data, digest, str(path))
+    except FileNotFoundError:
+        return None
+    except (OSError, FlawscopeError):  # it is thrown away with the bundle, whatever it was
+        return "an unknown key"
+    return None if found is None else found.key
+
+
+def _tell_dropped(path: Path, signer: str | None) -> None:
+    if signer is not None:
+        _log.warning("%s: the signature of %s was dropped: sign again with flawscope bundle sign.", path, signer)
+
+
+def _made(data: bytes, path: Path) -> Manifest:
+    manifest = decode_manifest(data, str(path))
+    remember_made(manifest.digest)
+    return manifest
 
 
 def _check_ours(path: Path) -> None:
@@ -73,7 +135,8 @@ def change_bundle(path: Path, read: Manifest, change: Callable[[Manifest], Manif
     """Change the manifest of a bundle, folder or packed, without touching its other files.
 
     Minutes may lie between reading a bundle and changing it, and other commands write too. So the change is made to the
-    manifest that is there now, and only if it is still of the same model. Other writers wait meanwhile.
+    manifest that is there now, and only if it is still of the same model. Other writers wait meanwhile. A signature is
+    dropped, which is logged as a warning, unless the manifest stays as it was.
 
     Args:
         path: The bundle.
@@ -89,7 +152,10 @@ def change_bundle(path: Path, read: Manifest, change: Callable[[Manifest], Manif
     """
     # The bundle itself, by whatever link it was named: otherwise two names of one bundle had two locks.
     place = path.resolve()
-    with locked(place), open_bundle(place) as bundle:
+    # It is not run here: whoever computed the change has checked the signature of what was run.
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(locked(place))
+        bundle = stack.enter_context(open_bundle(place, check_signature=False))
         current = bundle.manifest
         if current.digest != read.digest and _model(current) != _model(read):
             raise BundleError(
@@ -97,11 +163,55 @@ def change_bundle(path: Path, read: Manifest, change: Callable[[Manifest], Manif
                 f"{current.digest[:12]}… that was written meanwhile. It was left as it is: run the command again."
             )
         data = encode_manifest(change(current))
+        if data == bundle.manifest_bytes:
+            return current
+        signer, was_trusted = _signer(bundle), _is_trusted(bundle)
+        stack.enter_context(_replacing(place))
         if place.is_dir():
+            # The manifest first: with it the old signature is void at once, also if this process is killed here.
             write_bytes(place / MANIFEST, data, beside=place, durable=True)
+            with storage_errors(place / SIGNATURE):
+                (place / SIGNATURE).unlink(missing_ok=True)
         else:
-            _pack(bundle, data, place)
-    return decode_manifest(data, str(path))
+            _pack(bundle, data, place, None)
+    _tell_dropped(path, signer)
+    # Otherwise a stranger's bundle would be taken for one that was made here.
+    return _made(data, path) if was_trusted else decode_manifest(data, str(path))
+
+
+def _signer(bundle: Bundle) -> str | None:
+    try:
+        found = signature_of(bundle.signature_bytes, bundle.manifest.digest, str(bundle.path))
+    except BundleError:  # broken; it is dropped as any other
+        return "an unknown key"
+    return None if found is None else found.key
+
+
+def _is_trusted(bundle: Bundle) -> bool:
+    with contextlib.suppress(FlawscopeError):
+        check_bundle_trusted(bundle, find_trusted_keys())
+        return True
+    return False
+
+
+def sign_bundle(path: Path, key: PrivateKey) -> Manifest:
+    """Sign a bundle, folder or packed file, in place of an earlier signature; its manifest stays as it is.
+
+    Returns:
+        Its manifest.
+
+    Raises:
+        BundleError: If the bundle is broken.
+        StorageError: If the system refuses to write; the bundle stays as it was.
+    """
+    place = path.resolve()
+    with locked(place), open_bundle(place, check_signature=False) as bundle:
+        signature = sign_manifest(bundle.manifest_bytes, bundle.manifest.digest, key)
+        if place.is_dir():
+            write_bytes(place / SIGNATURE, signature, beside=place, durable=True)
+        else:
+            _pack(bundle, bundle.manifest_bytes, place, signature)
+        return bundle.manifest
 
 
 def check_changeable(path: Path) -> None:
@@ -117,10 +227,12 @@ def rewrite_manifest(path: Path, manifest: Manifest) -> Manifest:
     data = encode_manifest(manifest)
     if path.is_dir():
         write_bytes(path / MANIFEST, data, beside=path)
+        with storage_errors(path / SIGNATURE):
+            (path / SIGNATURE).unlink(missing_ok=True)
     else:
-        with open_bundle(path) as bundle:
-            _pack(bundle, data, path)
-    return decode_manifest(data, str(path))
+        with open_bundle(path, check_signature=False) as bundle:
+            _pack(bundle, data, path, None)
+    return _made(data, path)
 
 
 def _model(manifest: Manifest) -> Manifest:
@@ -139,19 +251,33 @@ def _model(manifest: Manifest) -> Manifest:
     )
 
 
-def pack_bundle(bundle: Bundle, path: Path) -> None:
-    """Write a bundle as one uncompressed zip with fixed times, so equal bundles give equal files."""
+def pack_bundle(bundle: Bundle, path: Path, *, overwrite: bool = False) -> None:
+    """Write a bundle as one uncompressed zip with fixed times, so equal bundles give equal files; it stays signed.
+
+    Args:
+        bundle: The bundle.
+        path: The file to write.
+        overwrite: Whether a file that lies there may be replaced.
+
+    Raises:
+        ArgumentError: If `path` is taken, or lies in the bundle.
+        StorageError: If the system refuses to write.
+    """
     if path.is_dir():
         raise ArgumentError(f"{path}: expected a file name for the packed bundle, got an existing folder.")
     if bundle.path.is_dir() and path.resolve().is_relative_to(bundle.path.resolve()):
         raise ArgumentError(f"{path}: expected a place outside the bundle, where only listed files may lie.")
     with locked(path):
-        _pack(bundle, encode_manifest(bundle.manifest), path)
+        check_new_file(path, overwrite=overwrite)
+        # Byte for byte, so that identity and signature stay.
+        _pack(bundle, bundle.manifest_bytes, path, bundle.signature_bytes)
 
 
-def _pack(bundle: Bundle, manifest: bytes, path: Path) -> None:
+def _pack(bundle: Bundle, manifest: bytes, path: Path, signature: bytes | None) -> None:
     with atomic_file(path, durable=True) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
         archive.writestr(_member(MANIFEST), manifest)
+        if signature is not None:
+            archive.writestr(_member(SIGNATURE), signature)
         for name in sorted(bundle.manifest.files):
             member = _member(name)
             # open(..., "w") decides by this size whether a member needs ZIP64; a file over 4 GiB would fail half-way.

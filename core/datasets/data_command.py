@@ -13,6 +13,7 @@ from rich.text import Text
 
 from flawscope.datasets import Inspection, Problem, inspect_dataset, list_categories, open_dataset
 from flawscope.errors import DataError
+from flawscope.output_options import OVERWRITE
 from flawscope.rich_console import PlainConsole
 from flawscope.terminal import echo, echo_json, progress_bars
 from flawscope.text import printable
@@ -38,8 +39,9 @@ def inspect(root: Path, category: str | None, as_json: bool, list_all: bool) -> 
     """Report what is in the dataset ROOT and what is wrong with it.
 
     ROOT is laid out as MVTec AD (train/good, test/*, ground_truth/*), as VisA (with its CSV), as records (train.json
-    and test.json, one JSON object per line), as one folder per class (good and the defect types), or is one folder of
-    normal images. Every file is opened. The exit status is 2 if a category cannot be used.
+    and test.json, one JSON object per line), as one folder per class (good, normal or ok, and the defect types), or is
+    one folder of normal images. Every file is opened, and what is taken otherwise than it lies is listed as a note.
+    The exit status is 2 if a category cannot be used.
     """
     names = [category] if category is not None else list_categories(root) or [None]
     is_usable = True
@@ -73,8 +75,16 @@ def inspect(root: Path, category: str | None, as_json: bool, list_all: bool) -> 
 @click.option("--train", default=80, show_default=True, help="Normal training images per kind.")
 @click.option("--test-good", default=30, show_default=True, help="Normal test images per kind.")
 @click.option("--test-defective", default=12, show_default=True, help="Test images per kind and defect type.")
+@OVERWRITE
 def demo(
-    folder: Path, kinds: tuple[str, ...], seed: int, size: int, train: int, test_good: int, test_defective: int
+    folder: Path,
+    kinds: tuple[str, ...],
+    seed: int,
+    size: int,
+    train: int,
+    test_good: int,
+    test_defective: int,
+    overwrite: bool,
 ) -> None:
     """Generate images of parts with and without defects, and masks, into DIR in the layout of MVTec AD."""
     # Here, because `data inspect` need not load the drawing of parts.
@@ -90,6 +100,7 @@ def demo(
             test_good=test_good,
             test_defective=test_defective,
             progress=partial(report, "drawing parts"),
+            overwrite=overwrite,
         )
     echo(f"dataset: {folder} ({', '.join(kinds or KINDS)})")
     echo(f"overview: {folder / 'contact_sheet.png'}")

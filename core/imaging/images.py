@@ -288,29 +288,6 @@ def read_image(path: Path, bits: int | None = None) -> UInt8Array:
     return decode_image(read_encoded(path), str(path), bits)
 
 
-def read_mask(path: Path, *, is_indexed: bool = False) -> BoolArray:
-    """Read a mask file to bool [H, W], true where there is a defect.
-
-    Args:
-        path: The mask; of a colour mask, each pixel's largest channel counts.
-        is_indexed: The values are class numbers, so every value but 0 is a defect. Otherwise the values are grey
-            levels, and a defect is above half of full scale (from 128 in 8 bit, from 32,768 in 16 bit).
-
-    Raises:
-        ImageError: As `decode_stored`.
-    """
-    return decode_mask(read_encoded(path), str(path), is_indexed=is_indexed)
-
-
-def decode_mask(data: bytes, name: str = "mask", *, is_indexed: bool = False) -> BoolArray:
-    """Decode an encoded mask to bool [H, W]; see `read_mask`."""
-    mask = decode_stored(data, name)
-    if mask.ndim == 3:
-        # The largest channel: a defect painted in pure blue has a luma of 29 and would be lost.
-        mask = mask.max(axis=2)
-    return np.asarray(mask > (0 if is_indexed else np.iinfo(mask.dtype).max // 2))
-
-
 def check_image(image: object, name: str = "image") -> UInt8Array:
     """Return `image` if it is uint8 [H, W, 3] within the limits of image files, or raise ArgumentError."""
     checked = check_array(image, name, ("H", "W", 3), np.uint8)

@@ -25,6 +25,7 @@ from flawscope.bundle import (
     Provenance,
     external_data,
     head_tag,
+    making,
     open_bundle,
     write_bundle,
 )
@@ -45,6 +46,7 @@ _GOLDEN = 2
 """Golden images per bundle."""
 
 
+@making()
 def export_run(
     path: Path,
     out: Path,
@@ -53,21 +55,24 @@ def export_run(
     wanted: Wanted | None = None,
     command: str = "",
     progress: Progress = no_progress,
+    overwrite: bool = False,
 ) -> Manifest:
     """Export a run as a bundle folder; nothing is written unless size check and parity gate hold.
 
     Args:
         path: The run.
-        out: Bundle folder to write; an earlier bundle there is replaced.
+        out: Bundle folder to write.
         max_batch: Largest batch the graphs take.
         wanted: Precisions beside FP32, with the data for their value ranges and gate.
         command: Command line for the record.
         progress: Told what is being done.
+        overwrite: Whether an earlier bundle there may be replaced.
 
     Returns:
         The manifest as written.
 
     Raises:
+        ArgumentError: If an option is out of range, or `out` is taken.
         RunError: If the run is broken or unfitted, or a tensor would be too large.
         GateError: If torch, graph and native path disagree, or a precision is outside its limits.
         StorageError: If the bundle cannot be written.
@@ -76,7 +81,7 @@ def export_run(
         raise ArgumentError(f"max_batch: expected 1 to 256, got {max_batch}.")
     if wanted is not None:
         wanted.check()
-    check_replaceable(out, "manifest.json")  # before the work, not after
+    check_replaceable(out, "manifest.json", overwrite=overwrite)  # before the work, not after
     run = read_run(path)
     if wanted is not None and wanted.precisions and exporter_of(run.record).reducible is None:
         raise ArgumentError(
@@ -88,7 +93,7 @@ def export_run(
         raise RunError(f"{path}: expected sample images in samples/, got none. Train again.")
     # Beside the bundle, not in /tmp: the graphs of a large detector may not fit there.
     with temporary_folder(out.parent) as scratch, storage_errors(out):
-        return _export(run, out, scratch, samples, max_batch, wanted, command, progress)
+        return _export(run, out, scratch, samples, max_batch, wanted, command, progress, overwrite)
 
 
 def _export(
@@ -100,6 +105,7 @@ def _export(
     wanted: Wanted | None,
     command: str,
     progress: Progress,
+    overwrite: bool,
 ) -> Manifest:
     steps = 5
     progress("exporting", 0, steps)
@@ -131,7 +137,7 @@ def _export(
         # After the parity gate: a reduced precision is measured against the FP32 bundle and its golden images.
         manifest, added = _with_precisions(wanted, manifest, sources, exported, run.record.training, scratch, progress)
         sources |= added
-    written = write_bundle(out, manifest, sources)
+    written = write_bundle(out, manifest, sources, overwrite=overwrite)
     progress("exporting", 5, steps)
     return written
 

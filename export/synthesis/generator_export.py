@@ -80,6 +80,7 @@ def export_synthesis(
     modelopt_python: Path | None = None,
     command: str = "",
     progress: Progress = no_progress,
+    overwrite: bool = False,
 ) -> Manifest:
     """Export a generator as a bundle folder; nothing is written unless the graphs draw the same images as torch.
 
@@ -88,7 +89,7 @@ def export_synthesis(
 
     Args:
         path: A run of `train embedding`, `inpainting` or `base`, or a folder of Stable Diffusion or LDM text-to-image.
-        out: Bundle folder to write; an earlier bundle there is replaced.
+        out: Bundle folder to write.
         base: Where the base of a run is now, or None where it has not moved since the training.
         embeddings: Defect names, DEFECT or CATEGORY/DEFECT, and the files of learned embeddings to add.
         max_batch: Largest batch the graphs take, from 2 on, because guidance runs every image twice. Default: 2 for
@@ -98,12 +99,13 @@ def export_synthesis(
             `flawscope.calibration.quantization.modelopt`.
         command: Command line for the record.
         progress: Told what is being done.
+        overwrite: Whether an earlier bundle there may be replaced.
 
     Returns:
         The manifest as written.
 
     Raises:
-        ArgumentError: If an option does not fit the run.
+        ArgumentError: If an option does not fit the run, or `out` is taken.
         DataError: If the file of an embedding cannot be read.
         GateError: If torch and the graphs, or FP32 and FP16, draw different images.
         MissingExtra: If a package is not installed.
@@ -116,7 +118,7 @@ def export_synthesis(
         raise ArgumentError(f"precision: expected fp32 or fp16 for a generator, got {foreign[0]}. Leave it out.")
     # Before any network is opened: without ModelOpt the FP16 export would fail after minutes of work.
     python = find_python(modelopt_python) if precisions else None
-    check_replaceable(out, "manifest.json")
+    check_replaceable(out, "manifest.json", overwrite=overwrite)
     progress("exporting", 0, len(_ORDER) + 2)
     source, opened, unet = open_source(path, base)
     content = read_content(source, opened, embeddings)
@@ -138,7 +140,7 @@ def export_synthesis(
         if python is not None:
             reduced["fp16"], fp16_parity = reduce_generator(graphs, scratch, drawing, most, python, progress)
             parity.append(fp16_parity)
-        written = _write(out, source, content, graphs, reduced, scratch, most, parity, command)
+        written = _write(out, source, content, graphs, reduced, scratch, most, parity, command, overwrite)
         progress("exporting", len(_ORDER) + 2, len(_ORDER) + 2)
         return written
 
@@ -225,6 +227,7 @@ def _write(
     max_batch: int,
     parity: Sequence[ImageParity],
     command: str,
+    overwrite: bool,
 ) -> Manifest:
     training = () if source.run is None else source.run.record.training
     files: dict[str, Path | bytes] = {
@@ -255,7 +258,7 @@ def _write(
         files={},
         precisions=dict(reduced),
     )
-    return write_bundle(out, manifest, files)
+    return write_bundle(out, manifest, files, overwrite=overwrite)
 
 
 def _provenance(source: GeneratorSource, content: GeneratorContent, command: str) -> Provenance:

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import weakref
+
 from flawscope import cpp_ext
 from flawscope.bundle import Bundle
 from flawscope.errors import BackendError
 from flawscope.runtime.backends.device import device_problem
 from flawscope.runtime.backends.session import MakeDeviceHead
 from flawscope.runtime.backends.tensorrt import TensorrtSession
-from flawscope.runtime.engines import BuildOptions, EngineCache, current_target, import_tensorrt
+from flawscope.runtime.engines import BuildOptions, EngineCache, Stored, Target, current_target, import_tensorrt
 from flawscope.runtime.engines.ensure import ensure_engine
+from flawscope.time_limit import unlimited
+
+# Opened bundle -> its engines. A device that is opened anew gets the engine that it had: what lies in the cache by then
+# may be another, or gone.
+_LOADED: weakref.WeakKeyDictionary[Bundle, dict[tuple[str, str, str, str, Target], Stored]] = (
+    weakref.WeakKeyDictionary()
+)
 
 
 def tensorrt_problem() -> str | None:
@@ -35,7 +44,17 @@ def open_engine(bundle: Bundle, graph: str, precision: str, make_head: MakeDevic
     # The defaults of `flawscope engine build`. They are part of the cache's key: with other options, an engine that was
     # built in advance would not be found.
     options = BuildOptions(1, 1, manifest.max_batch)
-    ensured = ensure_engine(bundle, graph, tensorrt, current_target(), options, EngineCache(), precision=precision)
+    target = current_target()
+    place = (graph, precision, tensorrt.name, tensorrt.version, target)
+    loaded = _LOADED.setdefault(bundle, {})
+    if place not in loaded:
+        with unlimited():  # a build takes minutes
+            loaded[place] = ensure_engine(
+                bundle, graph, tensorrt, target, options, EngineCache(), precision=precision
+            ).stored
+    stored = loaded[place]
     # Without CUDA kernels the patches are copied back, for the CPU's kernels.
     device_head = make_head if cpp_ext.HAVE_CUDA else None
-    return TensorrtSession(ensured.stored.plan, tensorrt, manifest.max_batch, device_head)
+    return TensorrtSession(
+        stored.load(), tensorrt, manifest.max_batch, device_head, name=str(stored.plan), layers=stored.layers
+    )

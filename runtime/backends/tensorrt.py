@@ -9,14 +9,12 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from flawscope.errors import BackendError, DeviceError
-from flawscope.open_files import read_regular
 from flawscope.runtime.backends.device import Device, Graph
 from flawscope.runtime.backends.session import DeviceHead, MakeDeviceHead
 from flawscope.runtime.engines.build import listen
@@ -30,16 +28,19 @@ class TensorrtSession:
     """A loaded engine; see `Session` for the contract.
 
     Args:
-        plan: File of the engine.
+        plan: The engine, as it was read and verified: no file is opened here.
         tensorrt: The module that built it.
         max_batch: Largest batch.
         make_head: Puts the bank beside the engine; the outputs are then `anomaly_map` and `score`. None: the engine's
             own outputs.
+        name: What the engine is called in messages.
+        layers: Report of the engine inspector as JSON, which `doctor` shows, or None.
         graphs: Whether batches are launched as CUDA graphs.
         index: Number of the device.
 
     Attributes:
-        plan: File of the engine.
+        name: What the engine is called in messages.
+        layers: Report of the engine inspector as JSON, or None.
         outputs: Names of what `infer` returns.
         graph_problem: Why batches are not launched as CUDA graphs, or None.
 
@@ -49,15 +50,17 @@ class TensorrtSession:
 
     def __init__(
         self,
-        plan: Path,
+        plan: bytes,
         tensorrt: TensorRT,
         max_batch: int,
         make_head: MakeDeviceHead | None = None,
         *,
+        name: str = "engine",
+        layers: bytes | None = None,
         graphs: bool = True,
         index: int = 0,
     ) -> None:
-        self.plan = plan
+        self.name, self.layers = name, layers
         self.graph_problem: str | None = None if graphs else "not asked for"
         self._trt = tensorrt.module
         self._max_batch = max_batch
@@ -76,19 +79,19 @@ class TensorrtSession:
             self.close()
             raise
 
-    def _load(self, plan: Path) -> None:
+    def _load(self, plan: bytes) -> None:
         self._logger, self._messages = listen(self._trt)
         runtime = self._trt.Runtime(self._logger)
         # Security: an engine can contain host code (version-compatible engines carry a whole runtime library). It must
         # not be executed, as the cache is not signed. Old versions lack the attribute.
         with contextlib.suppress(AttributeError):
             runtime.engine_host_code_allowed = False
-        self._engine = runtime.deserialize_cuda_engine(read_regular(plan, _MAX_BYTES))
+        self._engine = runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
             reason = self._messages.last_error() or "it gave no reason"
             raise BackendError(
-                f"backend tensorrt: could not load the engine {plan}: {reason}. Build it again with flawscope engine "
-                "build --force."
+                f"backend tensorrt: could not load the engine {self.name}: {reason}. Build it again with flawscope "
+                "engine build --force."
             )
 
     def _make_context(self) -> Any:

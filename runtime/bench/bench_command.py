@@ -12,8 +12,10 @@ from click.core import ParameterSource
 from rich.table import Table
 
 from flawscope.bundle import PRECISIONS
+from flawscope.bundle.trusted_keys_option import trusted_keys_option
 from flawscope.errors import ArgumentError, GateError
-from flawscope.files import write_bytes
+from flawscope.files import check_new_file, write_bytes
+from flawscope.output_options import OVERWRITE
 from flawscope.rich_console import PlainConsole
 from flawscope.runtime.backends import BACKENDS
 from flawscope.runtime.bench.alternation import compare, parse_configuration
@@ -54,7 +56,9 @@ from flawscope.text import encode_json
 @click.option("--soak", "scorings", type=int, metavar="N", help="Score N images; fit slopes of memory and latency.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the figures to a JSON file.")
 @click.option("--plot", "plot_file", type=click.Path(path_type=Path), help="Draw the figures to an SVG file.")
+@OVERWRITE
 @click.pass_context
+@trusted_keys_option
 def bench_command(
     context: click.Context,
     bundle: Path,
@@ -68,6 +72,7 @@ def bench_command(
     scorings: int | None,
     json_file: Path | None,
     plot_file: Path | None,
+    overwrite: bool,
 ) -> None:
     """Measure latency per stage, throughput, memory, cold start, and the ratio to the backbone alone.
 
@@ -75,8 +80,11 @@ def bench_command(
     --soak the exit status is 1 if memory grows.
     """
     numbers = parse_batches(batches)
+    # Before minutes of measuring, not after.
+    for file in (json_file, plot_file):
+        check_new_file(file, overwrite=overwrite)
     if plot_file is not None:
-        check_plot(plot_file)  # before minutes of measuring, not after
+        check_plot(plot_file)
     if configurations:
         _refuse_options(context, "--compare", "backend", "path", "precision", "no_cold_start", "scorings")
         _check_single_batch("--compare", numbers)

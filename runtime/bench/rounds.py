@@ -60,8 +60,8 @@ def one_round(inspector: Inspector, encoded: Sequence[bytes]) -> tuple[list[floa
     for image, anomaly_map, value in zip(decoded, maps, scores, strict=True):
         decide(float(value), anomaly_map, thresholds)  # for its time alone
         if thresholds is not None:
-            threshold = thresholds.pixel.value
-            find_boxes(anomaly_map, threshold, manifest.min_area_px, manifest.input, (image.shape[0], image.shape[1]))
+            threshold, smallest = thresholds.pixel.value, inspector.in_force.min_area_px
+            find_boxes(anomaly_map, threshold, smallest, manifest.input, (image.shape[0], image.shape[1]))
     marks.append(time.perf_counter())
     stages = [1e3 * (after - before) for before, after in itertools.pairwise(marks)]
     return [*stages, 1e3 * (marks[-1] - marks[0])], maps, scores

@@ -14,6 +14,7 @@ import msgspec
 import flawscope
 from flawscope import cpp_ext, methods
 from flawscope.bundle import PRECISIONS
+from flawscope.bundle.trusted_keys_option import trusted_keys_option
 from flawscope.errors import ArgumentError, BackendError, FlawscopeError
 from flawscope.imaging.images import decode_image, prepare
 from flawscope.runtime.backends import BACKENDS, choose_backend
@@ -79,14 +80,17 @@ def _engines() -> dict[str, Any]:
         engines["device"] = {"target": str(current_target()), "problem": None}
     except BackendError as err:
         engines["device"] = {"target": None, "problem": str(err)}
+    folder: str | None = None
     try:
         cache = EngineCache()
-    except ArgumentError as err:  # a service without a home folder; engines are optional
-        engines["cache"] = {"folder": None, "engines": 0, "unusable": 0, "problem": str(err)}
+        folder = str(cache.root)
+        stored = list(cache.all())
+    # A service without a home folder, or a cache that others may write to; engines are optional.
+    except (ArgumentError, BackendError) as err:
+        engines["cache"] = {"folder": folder, "engines": 0, "unusable": 0, "problem": str(err)}
         return engines
-    stored = list(cache.all())
     unusable = sum(engine.problem is not None for engine in stored)
-    engines["cache"] = {"folder": str(cache.root), "engines": len(stored), "unusable": unusable, "problem": None}
+    engines["cache"] = {"folder": folder, "engines": len(stored), "unusable": unusable, "problem": None}
     return engines
 
 
@@ -178,6 +182,7 @@ def _show_bundle(report: dict[str, Any]) -> None:
 @click.option("--backend", type=click.Choice(BACKENDS), default="auto", show_default=True, help="BUNDLE: runs there.")
 @click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True, help="BUNDLE: graphs.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@trusted_keys_option
 def doctor(bundle: Path | None, backend: str, precision: str, as_json: bool) -> int:
     """Show devices, backends, versions and kernels; with BUNDLE also the provider of each of its nodes.
 

@@ -13,12 +13,10 @@ import numpy.typing as npt
 from flawscope.bundle import OnnxModel
 from flawscope.errors import BackendError
 from flawscope.files import temporary_folder
-from flawscope.open_files import RECORD_BYTES, read_regular
 from flawscope.runtime.backends import Session
 from flawscope.runtime.backends.ort import make_session, session_options
 from flawscope.runtime.backends.table import backend_row
 from flawscope.runtime.backends.tensorrt import TensorrtSession
-from flawscope.runtime.engines.cache import LAYERS
 
 ENGINE = backend_row("tensorrt").provider
 """The provider of an engine's layers."""
@@ -111,14 +109,13 @@ def engine_layers(
     Raises:
         BackendError: If the engine has no report.
     """
-    plan = session.plan
     try:
-        report = json.loads(read_regular(plan.parent / LAYERS, RECORD_BYTES))
+        report = json.loads(session.layers or b"")
         # Without detailed profiling verbosity the inspector lists names instead of objects.
         layers = [layer if isinstance(layer, dict) else {"Name": str(layer)} for layer in report["Layers"]]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as err:
+    except (ValueError, KeyError, TypeError, RecursionError) as err:
         raise BackendError(
-            f"engine: expected a report of its layers in {plan.parent / LAYERS}, got none that can be read. Build it "
+            f"engine: expected a report of its layers beside {session.name}, got none that can be read. Build it "
             "again with flawscope engine build --force."
         ) from err
     return [ProfiledNode(str(layer.get("Name", "")), str(layer.get("LayerType", "")), ENGINE, 0.0) for layer in layers]

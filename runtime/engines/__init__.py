@@ -1,7 +1,8 @@
 """Engines: a bundle's graphs compiled by TensorRT for one kind of GPU, and the cache they lie in."""
 
 from flawscope.runtime.engines.build import BuildOptions, Built, build_engine
-from flawscope.runtime.engines.cache import EngineCache, Entry, Key, Stored, find_engine
+from flawscope.runtime.engines.cache import EngineCache, find_engine
+from flawscope.runtime.engines.stored_engine import Entry, Key, Stored
 from flawscope.runtime.engines.target import Target, current_target, named_target
 from flawscope.runtime.engines.tensorrt_modules import RUNTIMES, TensorRT, import_tensorrt
 

@@ -1,104 +1,45 @@
 """The cache of engines: where they are stored, what they were built for, and why one fits or does not.
 
 An engine is never shipped and never trusted by its name. Beside it lies an entry: what it was built from and for, and
-the SHA-256 of its file. An engine that does not match in every point is built again, or refused with the reason.
+the SHA-256 of its file. An engine that does not match in every point is built again, or refused with the reason. What
+somebody else could have put there (`private_files`) is neither used nor replaced: that is for its owner to look at.
+
+An engine is read once; the bytes that were hashed are the bytes that run.
 """
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import hashlib
 import os
-import shutil
+import re
+import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
 from flawscope.errors import ArgumentError, BackendError
-from flawscope.files import atomic_folder, sha256_file, storage_errors
+from flawscope.files import atomic_folder, locked, storage_errors, temporary_folder
 from flawscope.runtime.engines.build import BuildOptions, Built
+from flawscope.runtime.engines.private_files import private_folder
+from flawscope.runtime.engines.stored_engine import (
+    ENTRY,
+    LAYERS,
+    PLAN,
+    TIMING,
+    Entry,
+    Key,
+    Stored,
+    read_stored,
+    small_file,
+)
 from flawscope.runtime.engines.target import Target
 from flawscope.text import encode_json
 from flawscope.user_folders import cache_folder
 
-ENTRY, PLAN, LAYERS, TIMING = "entry.json", "engine.plan", "layers.json", "timing.cache"
-SCHEMA = 1  # of entry.json; engines of another schema are not used, because rebuilding is always possible
-
-
-class Key(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Everything that decides whether an engine fits.
-
-    The name of an engine's folder is a hash of this struct: a new or renamed field orphans every cached engine.
-
-    Attributes:
-        model: SHA-256 over the graph, its external data and its bank; see `model_hash`.
-        graph: Name of the graph in the bundle, for example `features`.
-        precision: Precision of the graph.
-        runtime: `tensorrt` or `tensorrt-rtx`.
-        version: Version of that module.
-        target: Device.
-        options: Profile and limits.
-    """
-
-    model: str
-    graph: str
-    precision: str
-    runtime: str
-    version: str
-    target: Target
-    options: BuildOptions
-
-    def digest(self) -> str:
-        """Return the SHA-256 of the key; its first 32 digits name the engine's folder."""
-        return hashlib.sha256(encode_json(self, order="sorted")).hexdigest()
-
-
-class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Description of a stored engine, in `entry.json` beside it.
-
-    Attributes:
-        key: What it was built from and for.
-        bundle: Name of the bundle.
-        sha256: SHA-256 of the engine file.
-        size: Its size in bytes.
-        created: UTC time of the build, ISO 8601.
-        build_seconds: How long it took.
-        warnings: TensorRT's warnings.
-        layers_missing: Why there is no report of the engine inspector, or None.
-        schema: Version of this struct.
-    """
-
-    key: Key
-    bundle: str
-    sha256: str
-    size: int
-    created: str
-    build_seconds: float
-    warnings: tuple[str, ...] = ()
-    layers_missing: str | None = None
-    schema: int = SCHEMA
-
-
-@dataclass(frozen=True)
-class Stored:
-    """An engine in the cache.
-
-    Attributes:
-        folder: Its folder.
-        entry: Its description; None if that cannot be read.
-        problem: Why the engine must not be used, or None.
-    """
-
-    folder: Path
-    entry: Entry | None
-    problem: str | None
-
-    @property
-    def plan(self) -> Path:
-        """The engine file."""
-        return self.folder / PLAN
+_ENGINE_NAME = re.compile("[0-9a-f]{32}")
 
 
 class EngineCache:
@@ -120,99 +61,153 @@ class EngineCache:
         return self.root / key.digest()[:32]
 
     def stored(self, key: Key) -> Stored | None:
-        """Return the engine of a key, its file checked by SHA-256, or None if there is none."""
-        folder = self.folder(key)
-        if not folder.is_dir():
-            return None
-        stored = read_stored(folder)
-        # The folder's name is not proof enough: it may have been copied or renamed by hand.
-        if stored.problem is None and stored.entry is not None and stored.entry.key != key:
-            return Stored(folder, stored.entry, "its entry is of another engine")
-        return stored
+        """Return the engine of a key, read into memory and checked by SHA-256, or None if there is none.
+
+        Raises:
+            BackendError: If somebody else could have changed it, or the folder of the engines.
+        """
+        with self._opened() as root:
+            return None if root is None else read_stored(self.folder(key), root, keep=True, is_strict=True)
 
     def all(self) -> Iterator[Stored]:
-        """Yield every engine, checked, in the order of their folders' names."""
-        if self.root.is_dir():
-            # Names with a dot are folders that `atomic_folder` is still writing, or was writing when it was killed.
-            for folder in sorted(path for path in self.root.iterdir() if path.is_dir() and path.name[:1] != "."):
-                yield read_stored(folder)
+        """Yield every engine, checked but not kept in memory, in the order of their folders' names.
+
+        Raises:
+            BackendError: If others may write to the folder of the engines.
+        """
+        with self._opened() as root:
+            if root is None:
+                return
+            for name in sorted(found.name for found in os.scandir(root)):
+                # Names with a dot are locks, and folders that `atomic_folder` is still writing.
+                if name[:1] == "." or not _may_be_engine(name, root):
+                    continue
+                stored = read_stored(self.root / name, root)
+                if stored is not None:
+                    yield stored
 
     def put(self, key: Key, bundle: str, built: Built) -> Stored:
         """Store an engine, in place of an earlier one of the same key. It is either there completely or not at all.
 
+        Returns:
+            The engine, as it was built: it is not read back.
+
         Raises:
+            BackendError: If others may write to the folder of the engines, or to that of the earlier engine.
             StorageError: If it cannot be written.
         """
         folder = self.folder(key)
-        with storage_errors(folder):
-            self.root.mkdir(parents=True, exist_ok=True)
-            if folder.is_dir() and not (folder / ENTRY).is_file():
-                shutil.rmtree(folder)  # remains of an interrupted removal, which `replace_if` would refuse
-        with atomic_folder(folder, replace_if=ENTRY) as temporary:
-            (temporary / PLAN).write_bytes(built.plan)
-            if built.layers is not None:
-                (temporary / LAYERS).write_text(built.layers, encoding="utf-8")
-            if built.timing_cache:
-                (temporary / TIMING).write_bytes(built.timing_cache)
-            entry = Entry(
-                key=key,
-                bundle=bundle,
-                sha256=sha256_file(temporary / PLAN),
-                size=len(built.plan),
-                created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-                build_seconds=round(built.seconds, 3),
-                warnings=built.warnings,
-                layers_missing=built.layers_missing,
-            )
-            (temporary / ENTRY).write_bytes(msgspec.json.format(encode_json(entry), indent=1) + b"\n")
-        return Stored(folder, entry, None)
+        entry = Entry(
+            key=key,
+            bundle=bundle,
+            sha256=hashlib.sha256(built.plan).hexdigest(),
+            size=len(built.plan),
+            created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            build_seconds=round(built.seconds, 3),
+            warnings=built.warnings,
+            layers_missing=built.layers_missing,
+        )
+        layers = None if built.layers is None else built.layers.encode()
+        with self._made() as root, locked(folder):
+            # An engine that somebody else could have laid there is kept as it is: it shows what happened.
+            earlier = read_stored(folder, root, is_strict=True)
+            if earlier is not None and earlier.entry is None:
+                self._set_aside(folder)  # without an entry, which `replace_if` would refuse
+            with atomic_folder(folder, replace_if=ENTRY, overwrite=True, private=True) as temporary:
+                (temporary / PLAN).write_bytes(built.plan)
+                if layers is not None:
+                    (temporary / LAYERS).write_bytes(layers)
+                if built.timing_cache:
+                    (temporary / TIMING).write_bytes(built.timing_cache)
+                (temporary / ENTRY).write_bytes(msgspec.json.format(encode_json(entry), indent=1) + b"\n")
+        return Stored(folder, entry, None, layers, built.plan)
 
-    def remove(self, stored: Stored) -> None:
-        """Remove one engine.
+    def remove(self, stored: Stored) -> int | None:
+        """Remove one engine; what is left of it when the process is killed is removed by the next one that writes.
+
+        Returns:
+            The bytes that became free; None if another process has removed it meanwhile.
 
         Raises:
+            BackendError: If others may write to the folder of the engines.
             StorageError: If the system refuses.
         """
-        with storage_errors(stored.folder):
-            shutil.rmtree(stored.folder)
+        with self._opened() as root:
+            if root is None:
+                return None
+            with locked(stored.folder):
+                return self._set_aside(stored.folder)
+
+    @contextlib.contextmanager
+    def building(self, key: Key) -> Iterator[None]:
+        """Let one process at a time build the engine of a key; the others wait, and find it when they look again.
+
+        Raises:
+            BackendError: If others may write to the folder of the engines.
+            StorageError: If the lock cannot be made.
+        """
+        # Another name than that of the engine: `put` takes that one, within this one.
+        with self._made(), locked(self.root / f"{self.folder(key).name}.build"):
+            yield
 
     def timing_cache(self, key: Key) -> bytes:
         """Return the timing cache of the newest build for the same device, module and version, or nothing."""
         # Whatever the model: kernels are measured by shape, and another model of the same backbone shares most shapes.
         newest: tuple[str, bytes] = ("", b"")
         for stored in self.all():
-            entry, file = stored.entry, stored.folder / TIMING
-            if entry is None or stored.problem is not None or not file.is_file() or entry.created <= newest[0]:
+            entry = stored.entry
+            if entry is None or stored.problem is not None or entry.created <= newest[0]:
                 continue
-            if (entry.key.target, entry.key.runtime, entry.key.version) == (key.target, key.runtime, key.version):
-                newest = (entry.created, file.read_bytes())
+            if (entry.key.target, entry.key.runtime, entry.key.version) != (key.target, key.runtime, key.version):
+                continue
+            # What another process removes meanwhile is no timing cache any more.
+            with contextlib.suppress(FileNotFoundError), self._opened() as root:
+                if root is not None:
+                    with private_folder(stored.folder, root) as inside:
+                        newest = (entry.created, small_file(stored.folder / TIMING, inside))
         return newest[1]
 
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[int | None]:
+        """Yield the descriptor of the folder of the engines, judged, or None if there is none."""
+        with contextlib.ExitStack() as stack:
+            try:
+                root = stack.enter_context(private_folder(self.root))
+            except FileNotFoundError:
+                root = None
+            except OSError as err:
+                raise BackendError(
+                    f"engine: {self.root}: cannot be read: {err.strerror or err}. Name a folder with FLAWSCOPE_ENGINES."
+                ) from err
+            yield root
 
-def read_stored(folder: Path) -> Stored:
-    """Read and check one engine: entry, size and SHA-256."""
-    try:
-        entry = msgspec.json.decode((folder / ENTRY).read_bytes(), type=Entry)
-    except OSError as err:
-        return Stored(folder, None, f"its {ENTRY} cannot be read: {err.strerror or err}")
-    except (msgspec.DecodeError, UnicodeDecodeError) as err:
-        return Stored(folder, None, f"its {ENTRY} is broken: {err}")
-    return Stored(folder, entry, _file_problem(folder / PLAN, entry))
+    @contextlib.contextmanager
+    def _made(self) -> Iterator[int]:
+        """Yield the descriptor of the folder of the engines, judged; it is made if it is missing."""
+        with storage_errors(self.root):
+            self.root.parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(FileExistsError):
+                self.root.mkdir(mode=0o700)
+        with self._opened() as root:
+            if root is None:
+                raise BackendError(f"engine: {self.root}: was removed meanwhile. Do it again.")
+            yield root
+
+    def _set_aside(self, folder: Path) -> int | None:
+        """Remove an engine's folder, or the link in its place: whole first, so that no reader meets half of it."""
+        with storage_errors(folder), temporary_folder(self.root) as aside:
+            try:
+                folder.rename(aside / folder.name)
+            except FileNotFoundError:
+                return None
+            return sum(status.st_size for path in aside.rglob("*") if stat.S_ISREG((status := path.lstat()).st_mode))
 
 
-def _file_problem(plan: Path, entry: Entry) -> str | None:
-    if entry.schema != SCHEMA:
-        return f"its entry is of schema {entry.schema}, expected {SCHEMA}"
-    try:
-        size = plan.stat().st_size  # first, because hashing hundreds of megabytes takes seconds
-        if size != entry.size:
-            return f"its file has {size} bytes, expected {entry.size}"
-        digest = sha256_file(plan)
-    except OSError as err:
-        return f"its file cannot be read: {err.strerror or err}"
-    if digest != entry.sha256:
-        return f"its file was changed: SHA-256 {digest[:12]}…, expected {entry.sha256[:12]}…"
-    return None
+def _may_be_engine(name: str, root: int) -> bool:
+    """Return whether what lies in the cache has to be told of: all but plain files under names that no engine has."""
+    with contextlib.suppress(FileNotFoundError):
+        return not stat.S_ISREG(os.lstat(name, dir_fd=root).st_mode) or _ENGINE_NAME.fullmatch(name) is not None
+    return False
 
 
 def find_engine(cache: EngineCache, key: Key, bundle: str) -> tuple[Stored | None, str]:

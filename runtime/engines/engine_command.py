@@ -10,8 +10,8 @@ import click
 import msgspec
 
 from flawscope.bundle import PRECISIONS, Bundle, open_bundle
+from flawscope.bundle.trusted_keys_option import trusted_keys_option
 from flawscope.errors import ArgumentError, BackendError
-from flawscope.open_files import walk_folder
 from flawscope.runtime.engines import (
     RUNTIMES,
     BuildOptions,
@@ -50,6 +50,7 @@ _cache_option = click.option("--cache", type=click.Path(path_type=Path, file_oka
 @click.option("--no-build", is_flag=True, help="Only look whether an engine fits; if none does, say why and fail.")
 @click.option("--force", is_flag=True, help="Build even if an engine fits.")
 @_cache_option
+@trusted_keys_option
 def build(
     bundle: Path,
     runtime: str,
@@ -153,9 +154,10 @@ def clear(name: str | None, broken: bool, cache: Path | None) -> None:
             continue
         if broken and stored.problem is None:
             continue
-        freed += sum(file.stat().st_size for file in walk_folder(stored.folder) if file.is_file())
-        engine_cache.remove(stored)
-        count += 1
+        size = engine_cache.remove(stored)
+        if size is not None:
+            freed += size
+            count += 1
     echo(f"removed {count} engines, {freed / 2**20:.1f} MiB, from {engine_cache.root}")
 
 

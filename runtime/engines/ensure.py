@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from flawscope.bundle import Bundle, external_data
 from flawscope.runtime.engines.build import BuildOptions, Progress, build_engine
-from flawscope.runtime.engines.cache import EngineCache, Key, Stored, find_engine, refuse
+from flawscope.runtime.engines.cache import EngineCache, find_engine, refuse
+from flawscope.runtime.engines.stored_engine import Key, Stored
 from flawscope.runtime.engines.target import Target
 from flawscope.runtime.engines.tensorrt_modules import TensorRT
 
@@ -17,7 +18,7 @@ class Ensured:
     """An engine that fits.
 
     Attributes:
-        stored: The engine.
+        stored: The engine, in memory.
         built_because: Why it was built, or None if it came from the cache.
     """
 
@@ -55,7 +56,7 @@ def ensure_engine(
     Raises:
         ArgumentError: If an option is out of range, or the bundle lacks the precision.
         BundleError: If the bundle has no such graph.
-        BackendError: If none fits and none may be built, or building fails.
+        BackendError: If none fits and none may be built, building fails, or others may write to the cache.
         StorageError: If it cannot be stored.
     """
     options.check()
@@ -74,11 +75,21 @@ def ensure_engine(
         return Ensured(stored, None)
     if not build:
         raise refuse(str(bundle.path), reason)
-    timing_cache = cache.timing_cache(key)
-    # The parser takes a path and finds external data beside it.
-    with bundle.unpacked(files) as folder:
-        built = build_engine(tensorrt, folder / files[0], target, options, timing_cache=timing_cache, progress=progress)
-    return Ensured(cache.put(key, bundle.manifest.name, built), reason or "it was asked for")
+    if progress is not None:
+        progress(0.0, "waiting for another process that builds the same")
+    with cache.building(key):
+        # Whoever held the lock before has built it: a GPU takes one build at a time, and minutes for each.
+        if not force:
+            stored, reason = find_engine(cache, key, bundle.manifest.name)
+            if stored is not None:
+                return Ensured(stored, None)
+        timing_cache = cache.timing_cache(key)
+        # The parser takes a path and finds external data beside it.
+        with bundle.unpacked(files) as folder:
+            built = build_engine(
+                tensorrt, folder / files[0], target, options, timing_cache=timing_cache, progress=progress
+            )
+        return Ensured(cache.put(key, bundle.manifest.name, built), reason or "it was asked for")
 
 
 def model_hash(bundle: Bundle, graph: str, precision: str = "fp32") -> str:

@@ -22,7 +22,7 @@ import safetensors.numpy
 
 from flawscope.arrays import Float32Array, check_array
 from flawscope.errors import ArgumentError, DataError
-from flawscope.files import write_bytes
+from flawscope.files import check_new_file, write_bytes
 from flawscope.open_files import regular_path
 from flawscope.torch_file import read_torch_file
 from flawscope.torch_pickle import SavedModule, SavedTensor
@@ -74,7 +74,9 @@ def read_anogen_embeddings(path: Path) -> dict[str, Float32Array]:
     return embeddings
 
 
-def write_embedding(path: Path, name: str, vectors: Float32Array, metadata: Mapping[str, str]) -> None:
+def write_embedding(
+    path: Path, name: str, vectors: Float32Array, metadata: Mapping[str, str], *, overwrite: bool = False
+) -> None:
     """Write a learned embedding as safetensors, whole or not at all.
 
     Args:
@@ -82,14 +84,16 @@ def write_embedding(path: Path, name: str, vectors: Float32Array, metadata: Mapp
         name: The placeholder it stands for.
         vectors: Float32 [V, W].
         metadata: `defect`, `category`, `source_sha256`, as far as they are known; `width` is added.
+        overwrite: Whether a file that lies there may be replaced.
 
     Raises:
-        ArgumentError: If the vectors have another shape or dtype, or a text is empty.
+        ArgumentError: If `path` is taken, the vectors have another shape or dtype, or a text is empty.
         StorageError: If the system refuses to write.
     """
     check_array(vectors, "vectors", ("V", "W"), np.float32, finite=True)
     if not name or not all(metadata.values()):
         raise ArgumentError(f"metadata: expected texts that are not empty, got {dict(metadata)} for {name!r}.")
+    check_new_file(path, overwrite=overwrite)
     texts = {**metadata, "width": str(vectors.shape[1])}  # safetensors takes strings only
     write_bytes(path, _ordered(safetensors.numpy.save({name: np.ascontiguousarray(vectors)}, metadata=texts)))
 

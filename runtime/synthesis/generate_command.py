@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from flawscope.bundle import PRECISIONS
+from flawscope.bundle.trusted_keys_option import trusted_keys_option
 from flawscope.datasets import Dataset, open_dataset
 from flawscope.datasets.data_options import CATEGORY, PATH, data_option
 from flawscope.datasets.defects.set_files import SHEET
@@ -15,6 +16,7 @@ from flawscope.datasets.defects.support_set import read_support
 from flawscope.diffusion.latent_inpainting import SOLVERS, Solver
 from flawscope.errors import GateError
 from flawscope.files import check_replaceable
+from flawscope.output_options import OVERWRITE
 from flawscope.runtime.backends import BACKENDS
 from flawscope.runtime.synthesis.draw_options import PASTES, DrawOptions, GenerateSettings, Paste, Texts
 from flawscope.runtime.synthesis.generated_set import MARKER, GenerateRecord
@@ -119,6 +121,8 @@ _OPTIONS, _SETTINGS = DrawOptions(), GenerateSettings()
     help="Keep the whole decoded image: pixels outside the box change too.",
 )
 @click.option("--out", "--outdir", "--output", "out", type=PATH, required=True, metavar="DIR", help="Folder to write.")
+@OVERWRITE
+@trusted_keys_option
 def generate(
     bundle: Path,
     boxes: Path | None,
@@ -146,6 +150,7 @@ def generate(
     paste: Paste,
     parity: bool,
     out: Path,
+    overwrite: bool,
 ) -> None:
     """Draw defects on normal images with a bundle, find their precise masks, and reject images of poor quality.
 
@@ -175,13 +180,15 @@ def generate(
         options=options,
     )
     # Both before the bundle is loaded: a wrong folder or line is then an error at once.
-    check_replaceable(out, MARKER)
+    check_replaceable(out, MARKER, overwrite=overwrite)
     dataset, sites, lines = _sites_of_set(boxes, data, category, defects)
     with Synthesizer.load(bundle, backend, precision) as synthesizer, progress_bars() as report:
         if image is not None and mask is not None:
             sites = [_site_of_image(synthesizer, defects[0], image, mask, text)]
         echo(f"backend {synthesizer.backend} ({synthesizer.backend_reason})", err=True)
-        record = generate_images(synthesizer, sites, out, settings, dataset=dataset, lines=lines, report=report)
+        record = generate_images(
+            synthesizer, sites, out, settings, dataset=dataset, lines=lines, report=report, overwrite=overwrite
+        )
     _print_record(record, out)
     _check_accepted(record, out)
 
@@ -271,6 +278,7 @@ def _print_record(record: GenerateRecord, out: Path) -> None:
     help="Support set: leave near duplicates of its images out of the test split, too.",
 )
 @click.option("--out", "--outdir", "out", type=PATH, required=True, metavar="DIR", help="Folder to write.")
+@OVERWRITE
 def dataset(
     generated: Path,
     data: Path,
@@ -279,6 +287,7 @@ def dataset(
     labels: Labels,
     support: Path | None,
     out: Path,
+    overwrite: bool,
 ) -> None:
     """Make a dataset of the accepted images of GENERATED and of real images.
 
@@ -295,6 +304,7 @@ def dataset(
             labels=labels,
             support=None if support is None else read_support(support),
             progress=partial(report, "writing images"),
+            overwrite=overwrite,
         )
     # Keys are CATEGORY/SPLIT/DEFECT; drawn images are counted under the split `drawn`.
     drawn = sum(count for key, count in record.pictures.items() if key.split("/")[1] == "drawn")

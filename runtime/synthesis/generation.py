@@ -37,7 +37,8 @@ from flawscope.datasets.defects.set_sheets import COLUMNS, CYAN, MAGENTA, Colour
 from flawscope.datasets.fingerprints import content_hash
 from flawscope.errors import ArgumentError, DataError
 from flawscope.files import atomic_folder, check_replaceable, sha256_file
-from flawscope.imaging.images import read_image, read_mask
+from flawscope.imaging.images import read_image
+from flawscope.imaging.masks import read_mask
 from flawscope.resident_memory import peak_kib
 from flawscope.runtime.synthesis.draw_options import DrawOrder, GenerateSettings, Texts
 from flawscope.runtime.synthesis.generated_set import (
@@ -137,11 +138,11 @@ def generate_images(
     dataset: Dataset | None = None,
     lines: Mapping[str, str] | None = None,
     report: Report | None = None,
+    overwrite: bool = False,
 ) -> GenerateRecord:
     """Draw defects on normal images and write them, their masks, records and a contact sheet.
 
-    The folder appears whole under its name or not at all. An earlier one is replaced. All sites are checked before
-    the first image is drawn.
+    The folder appears whole under its name or not at all. All sites are checked before the first image is drawn.
 
     Args:
         synthesizer: The bundle.
@@ -151,16 +152,17 @@ def generate_images(
         dataset: Dataset whose test split is searched for support images.
         lines: For the record: files that the sites come from → SHA-256.
         report: Called with the progress.
+        overwrite: Whether an earlier folder of drawn images may be replaced.
 
     Raises:
-        ArgumentError: If a setting is out of range, a defect is unknown, or `folder` holds something else.
+        ArgumentError: If a setting is out of range, a defect is unknown, or `folder` is taken.
         DataError: If a file cannot be read, a mask is empty or not of its image's size, or a normal image is one
             that the bundle has learned a defect from.
         DeviceError: If the device fails.
         StorageError: If the system refuses to write; nothing is left behind.
     """
     settings, report = settings or GenerateSettings(), report or (lambda stage, count, total: None)
-    check_replaceable(folder, MARKER)
+    check_replaceable(folder, MARKER, overwrite=overwrite)
     batch = synthesizer.max_batch if settings.batch is None else settings.batch
     synthesizer.check_batch(batch)
     tasks = list(enumerate(_sites_of_records(sites, settings)))
@@ -168,7 +170,7 @@ def generate_images(
     check_seed(settings.seed + len(tasks) * settings.rounds)
     hashes = _check_sites(synthesizer, [site for _, site in tasks], settings.texts, report)
     in_test = 0 if dataset is None else _support_in_test(dataset, synthesizer.head, report)
-    with atomic_folder(folder, replace_if=MARKER) as unfinished:
+    with atomic_folder(folder, replace_if=MARKER, overwrite=overwrite) as unfinished:
         writer = _Writer(unfinished, synthesizer, settings, hashes)
         started = time.perf_counter()
         pending, total = tasks, len(tasks)

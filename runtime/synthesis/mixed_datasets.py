@@ -29,10 +29,11 @@ from flawscope.datasets.defects.file_names import category_of, check_name, defec
 from flawscope.datasets.defects.set_files import SHEET, read_json, write_image, write_json, write_lines, write_mask
 from flawscope.datasets.defects.set_sheets import COLUMNS, Row, Tile, draw_sheet
 from flawscope.datasets.defects.support_set import SupportRecord
-from flawscope.datasets.folders import is_mask_name
+from flawscope.datasets.mask_pairing import ends_like_a_mask
 from flawscope.errors import DataError
 from flawscope.files import atomic_folder, check_replaceable, free_name, sha256_file
-from flawscope.imaging.images import read_encoded, read_image, read_mask
+from flawscope.imaging.images import read_encoded, read_image
+from flawscope.imaging.masks import read_mask
 from flawscope.progress import CountProgress
 from flawscope.runtime.synthesis.generated_set import MARKER as GENERATED
 from flawscope.runtime.synthesis.generated_set import GeneratedImage, GenerateRecord, read_generated
@@ -109,10 +110,11 @@ def write_synth_dataset(
     labels: Labels = "precise",
     support: SupportRecord | None = None,
     progress: CountProgress | None = None,
+    overwrite: bool = False,
 ) -> SynthDatasetRecord:
     """Write a dataset of the accepted images of a folder of drawn ones, and of real images.
 
-    The folder appears whole under its name or not at all. An earlier one is replaced.
+    The folder appears whole under its name or not at all.
 
     Args:
         generated: The folder of `generate_images`.
@@ -123,13 +125,14 @@ def write_synth_dataset(
         support: The support set; with it, near duplicates of its images are left out of the test split, too. Without
             it, support images are identified by the hashes in `generate.json`.
         progress: Called with the number of images written and their total after each.
+        overwrite: Whether an earlier dataset of this kind may be replaced.
 
     Raises:
-        ArgumentError: If `folder` holds something else.
+        ArgumentError: If `folder` is taken.
         DataError: If nothing was accepted, the support set is another one, or a file is broken or was changed.
         StorageError: If the system refuses to write; nothing is left behind.
     """
-    check_replaceable(folder, MARKER)
+    check_replaceable(folder, MARKER, overwrite=overwrite)
     record = read_json(generated / GENERATED, GenerateRecord, "the record of drawn images")
     names = {category_of(dataset, sample) for sample in dataset.samples}
     # One category of a joint generation can be taken alone; what was drawn for others is no error.
@@ -147,7 +150,7 @@ def write_synth_dataset(
     drawings = list(_drawings(accepted, layout, names_of_real))
     total = len(drawings) + (len(real) if layout == "mvtec" else 0)
     counts: Counter[str] = Counter()
-    with atomic_folder(folder, replace_if=MARKER) as unfinished:
+    with atomic_folder(folder, replace_if=MARKER, overwrite=overwrite) as unfinished:
         tiles = _write_drawings(generated, unfinished, drawings, labels)
         counts.update(f"{line.category}/drawn/{line.defect}" for line in accepted)
         for written, sample in enumerate(real if layout == "mvtec" else (), len(drawings) + 1):
@@ -211,7 +214,7 @@ def _names_of_real(dataset: Dataset, samples: Iterable[Sample]) -> dict[Path, st
     for sample in samples:
         key = category_of(dataset, sample), sample.split, defect_of(sample)
         stem = check_name(sample.path.stem, "image")
-        if is_mask_name(stem):  # indexing the dataset would take it for the mask of another image
+        if ends_like_a_mask(stem):  # indexing the dataset would take it for the mask of another image
             stem += "_picture"
         # Numbers are needed although file names differ: a.png and a.jpg both become a.png.
         chosen[sample.path] = free_name(stem, names.setdefault(key, set()))

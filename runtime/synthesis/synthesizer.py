@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flawscope.arrays import BoolArray, Float32Array, UInt8Array, only_output
-from flawscope.bundle import Bundle, Manifest, SynthDefect, SynthHead, open_bundle
+from flawscope.bundle import Bundle, Manifest, SynthDefect, SynthHead, trusted_bundle
 from flawscope.datasets.defects.file_names import check_name
 from flawscope.datasets.defects.seeded_choice import generator
 from flawscope.diffusion.latent_inpainting import classifier_free_guidance, draw_latents, draw_noise, keep_of
@@ -30,7 +30,8 @@ from flawscope.diffusion.reconstruction import signed, unsigned
 from flawscope.errors import ArgumentError, BackendError, BundleError, DataError
 from flawscope.imaging.boxes import bounds_of
 from flawscope.imaging.crops import Crop, crop_around, cut_image, cut_mask
-from flawscope.imaging.images import MIN_SIDE_PX, decode_image, decode_mask
+from flawscope.imaging.images import MIN_SIDE_PX, decode_image
+from flawscope.imaging.masks import decode_mask
 from flawscope.runtime.backends import Session, choose_backend, open_session
 from flawscope.runtime.synthesis.draw_options import DrawOptions, DrawOrder, check_order, find_defect
 from flawscope.runtime.synthesis.memorization import SupportPatch
@@ -38,6 +39,7 @@ from flawscope.runtime.synthesis.paste import feather_mask, paste_drawn
 from flawscope.runtime.synthesis.precise_masks import PreciseMask, precise_mask
 from flawscope.runtime.synthesis.quality import Verdict, judge_image
 from flawscope.runtime.synthesis.texture import texture_contrast
+from flawscope.time_limit import load_limit, within
 
 TOKENIZER = "tokenizer.json"
 FREE_CATEGORY = "any"
@@ -97,7 +99,9 @@ class Synthesizer:
         precision: Precision of the graphs.
     """
 
-    def __init__(self, bundle: Bundle, backend: str = "auto", precision: str = "fp32") -> None:
+    def __init__(
+        self, bundle: Bundle, backend: str = "auto", precision: str = "fp32", *, timeout_s: float | None = None
+    ) -> None:
         head = bundle.manifest.head
         # The type as well as the kind: a bundle of another version could say one and hold the other.
         if bundle.manifest.kind != "synth" or not isinstance(head, SynthHead):
@@ -119,6 +123,11 @@ class Synthesizer:
         self.backend, self.backend_reason = choice.name, choice.reason
         self._sessions: dict[str, Session] = {}
         self._empty: Float32Array | None = None  # encoded empty text, the same for every image; filled on first use
+        within(
+            load_limit(timeout_s), lambda: self._open_any(backend), lambda _: self._close_sessions(), str(bundle.path)
+        )
+
+    def _open_any(self, backend: str) -> None:
         try:
             self._open()
         except BackendError as err:
@@ -130,23 +139,37 @@ class Synthesizer:
             self._open()
 
     @classmethod
-    def load(cls, bundle: Bundle | Path | str, backend: str = "auto", precision: str = "fp32") -> Synthesizer:
+    def load(
+        cls,
+        bundle: Bundle | Path | str,
+        backend: str = "auto",
+        precision: str = "fp32",
+        *,
+        timeout_s: float | None = None,
+        trusted_keys: Path | str | None = None,
+    ) -> Synthesizer:
         """Open and verify a bundle and load its graphs.
 
         Args:
             bundle: A bundle, or the path of one.
             backend: `auto`, `cpu`, `cuda` or `tensorrt`. One that is asked for by name must be available.
             precision: Precision of the graphs, one that the bundle has.
+            timeout_s: Seconds until it must be ready, without the building of engines; 0 for no limit. None takes
+                `FLAWSCOPE_LOAD_TIMEOUT`, or 300.
+            trusted_keys: As in `Inspector.load`.
 
         Raises:
-            ArgumentError: If the backend's name is unknown, or the bundle lacks the precision.
+            ArgumentError: If the backend's name is unknown, the bundle lacks the precision, or trusted keys are set and
+                cannot be used.
             BackendError: If the backend is not available or cannot run a graph.
-            BundleError: If the bundle is broken, is no generator, or lacks a file.
+            BundleError: If the bundle is broken, is no generator, lacks a file, or is not signed by a trusted key where
+                there are any.
+            LoadTimeout: If it is not ready in time. The thread that loads it cannot be ended and is left behind.
             MissingExtra: If the package `tokenizers` is not installed.
         """
-        opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
+        opened = trusted_bundle(bundle, trusted_keys)
         try:
-            return cls(opened, backend, precision)
+            return cls(opened, backend, precision, timeout_s=timeout_s)
         except BaseException:  # Ctrl-C too
             opened.close()
             raise

@@ -19,6 +19,8 @@ from flawscope.errors import ArgumentError, DataError, StorageError
 from flawscope.files import (
     atomic_file,
     atomic_folder,
+    check_new_file,
+    check_new_files,
     check_replaceable,
     is_litter,
     sha256_file,
@@ -196,8 +198,8 @@ def test_permissions_follow_the_umask(tmp_path, umask, file, folder):
 # --- a folder
 
 
-def fill(path, replace_if=None, **files):
-    with atomic_folder(path, replace_if=replace_if) as folder:
+def fill(path, replace_if=None, overwrite=False, **files):
+    with atomic_folder(path, replace_if=replace_if, overwrite=overwrite) as folder:
         for name, data in files.items():
             (folder / name).write_bytes(data)
 
@@ -212,14 +214,14 @@ def test_a_folder_appears_whole(tmp_path):
 
 def test_an_earlier_output_is_replaced_whole(tmp_path):
     fill(tmp_path / "d", mark=b"1", old=b"1")
-    fill(tmp_path / "d", replace_if="mark", mark=b"2")
+    fill(tmp_path / "d", replace_if="mark", overwrite=True, mark=b"2")
     assert tree(tmp_path) == {"d": None, "d/mark": b"2"}
 
 
 @pytest.mark.parametrize("error", [KeyError("mine"), KeyboardInterrupt()])
 def test_a_failure_inside_leaves_the_earlier_folder(tmp_path, error):
     fill(tmp_path / "d", mark=b"1")
-    with pytest.raises(type(error)), atomic_folder(tmp_path / "d", replace_if="mark") as folder:  # noqa: PT012
+    with pytest.raises(type(error)), atomic_folder(tmp_path / "d", replace_if="mark", overwrite=True) as folder:  # noqa: PT012
         (folder / "mark").write_bytes(b"half")
         raise error
     assert tree(tmp_path) == {"d": None, "d/mark": b"1"}
@@ -234,7 +236,7 @@ def no_exchange(monkeypatch):
 @pytest.mark.usefixtures("no_exchange")
 def test_an_earlier_output_is_replaced_where_names_cannot_be_exchanged(tmp_path):
     fill(tmp_path / "d", mark=b"1", old=b"1")
-    fill(tmp_path / "d", replace_if="mark", mark=b"2")
+    fill(tmp_path / "d", replace_if="mark", overwrite=True, mark=b"2")
     assert tree(tmp_path) == {"d": None, "d/mark": b"2"}
 
 
@@ -254,7 +256,7 @@ def test_a_failure_while_swapping_leaves_the_earlier_folder(tmp_path, monkeypatc
     monkeypatch.setattr(Path, "replace", replace)
     expected = StorageError if isinstance(error, OSError) else KeyboardInterrupt
     with pytest.raises(expected, match="the disk is full" if expected is StorageError else "^$"):
-        fill(tmp_path / "d", replace_if="mark", mark=b"2")
+        fill(tmp_path / "d", replace_if="mark", overwrite=True, mark=b"2")
     assert tree(tmp_path) == {"d": None, "d/mark": b"1"}
 
 
@@ -267,7 +269,7 @@ def test_a_failure_to_exchange_leaves_the_earlier_folder(tmp_path, monkeypatch, 
 
     monkeypatch.setattr(scratch, "exchange", fail)
     with pytest.raises((StorageError, KeyboardInterrupt)):
-        fill(tmp_path / "d", replace_if="mark", mark=b"2")
+        fill(tmp_path / "d", replace_if="mark", overwrite=True, mark=b"2")
     assert tree(tmp_path) == {"d": None, "d/mark": b"1"}
 
 
@@ -284,7 +286,7 @@ def test_an_earlier_folder_that_cannot_be_moved_back_is_not_deleted(tmp_path, mo
 
     monkeypatch.setattr(Path, "replace", replace)
     with pytest.raises(StorageError, match="d: could not be written: Input/output error"):
-        fill(tmp_path / "d", replace_if="mark", mark=b"2")
+        fill(tmp_path / "d", replace_if="mark", overwrite=True, mark=b"2")
     assert [data for name, data in tree(tmp_path).items() if name.endswith("/d/mark")] == [b"1"]
     # The next writer puts it back.
     monkeypatch.undo()
@@ -295,14 +297,14 @@ def test_an_earlier_folder_that_cannot_be_moved_back_is_not_deleted(tmp_path, mo
 def test_what_cannot_be_deleted_afterwards_does_not_undo_the_new_folder(tmp_path, monkeypatch):
     fill(tmp_path / "d", mark=b"1")
     monkeypatch.setattr(shutil, "rmtree", lambda path, ignore_errors=False: None)
-    fill(tmp_path / "d", replace_if="mark", mark=b"2")
+    fill(tmp_path / "d", replace_if="mark", overwrite=True, mark=b"2")
     assert (tmp_path / "d" / "mark").read_bytes() == b"2"
 
 
 def test_a_linked_folder_is_replaced_and_its_target_is_left(tmp_path):
     fill(tmp_path / "target", mark=b"1")
     (tmp_path / "d").symlink_to("target")
-    fill(tmp_path / "d", replace_if="mark", mark=b"2")
+    fill(tmp_path / "d", replace_if="mark", overwrite=True, mark=b"2")
     assert not (tmp_path / "d").is_symlink()
     assert tree(tmp_path) == {"d": None, "d/mark": b"2", "target": None, "target/mark": b"1"}
 
@@ -364,3 +366,78 @@ def test_a_system_error_names_path_and_reason(error, reason):
 def test_other_errors_pass_through():
     with pytest.raises(KeyError, match="mine"), storage_errors(Path("here")):
         raise KeyError("mine")
+
+
+# --- nothing is replaced unasked
+
+
+@pytest.mark.parametrize("marker", ["mark", None])
+def test_an_earlier_output_is_not_replaced_unasked(tmp_path, marker):
+    fill(tmp_path / "d", mark=b"1")
+    for overwrite in (False, True):
+        if overwrite and marker:
+            check_replaceable(tmp_path / "d", marker, overwrite=True)
+            continue
+        with pytest.raises(
+            ArgumentError, match=r"d: expected a new (name, got an earlier output with mark|folder, got)"
+        ):
+            check_replaceable(tmp_path / "d", marker, overwrite=overwrite)
+    assert (tmp_path / "d" / "mark").read_bytes() == b"1"
+
+
+def test_what_another_command_wrote_meanwhile_is_not_replaced_unasked(tmp_path):
+    def write() -> None:
+        with atomic_folder(tmp_path / "d", replace_if="mark") as folder:
+            (folder / "mark").write_bytes(b"mine")
+            fill(tmp_path / "d", mark=b"theirs")
+
+    with pytest.raises(ArgumentError, match="expected a new name, got an earlier output with mark"):
+        write()
+    assert tree(tmp_path) == {"d": None, "d/mark": b"theirs"}
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("kind", ["nothing", "file", "folder", "pipe", "link to nothing", "link to a file"])
+def test_a_new_file_takes_the_place_of_a_file_if_asked_to_and_of_nothing_else(tmp_path, kind, overwrite):
+    path = tmp_path / "out"
+    (tmp_path / "other").write_bytes(b"x")
+    {
+        "nothing": lambda: None,
+        "file": lambda: path.write_bytes(b"x"),
+        "folder": path.mkdir,
+        "pipe": lambda: os.mkfifo(path),
+        "link to nothing": lambda: path.symlink_to("nowhere"),
+        "link to a file": lambda: path.symlink_to("other"),
+    }[kind]()
+    if kind == "nothing" or (overwrite and kind in ("file", "link to a file")):
+        check_new_file(path, overwrite=overwrite)
+        return
+    with pytest.raises(ArgumentError, match=r"out: expected a (new|file) name, got an? .*\. Choose another name"):
+        check_new_file(path, overwrite=overwrite)
+
+
+def test_files_go_into_a_folder_that_is_empty_or_was_named_to_be_mixed(tmp_path):
+    for folder in (None, tmp_path, tmp_path / "new"):
+        check_new_files(folder)
+    (tmp_path / "a.png").write_bytes(b"x")
+    with pytest.raises(ArgumentError, match="expected a new folder, got one with files"):
+        check_new_files(tmp_path)
+    check_new_files(tmp_path, overwrite=True)
+    with pytest.raises(ArgumentError, match="expected a folder, got a file"):
+        check_new_files(tmp_path / "a.png", overwrite=True)
+
+
+@pytest.mark.parametrize(
+    "check",
+    [check_new_file, check_new_files, lambda path: check_replaceable(path, None)],
+    ids=["file", "files", "folder"],
+)
+def test_a_place_that_cannot_be_written_to_is_known_before_the_work(tmp_path, monkeypatch, check):
+    check(tmp_path / "a" / "b" / "c")
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(StorageError, match="could not be written"):
+        check(tmp_path / "file" / "c")
+    # Root may write everywhere.
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(StorageError, match=r"c: could not be written: Permission denied in .*\. "):
+        check(tmp_path / "a" / "b" / "c")

@@ -149,7 +149,7 @@ def replace(self, target):
         sys.stdin.read()
     return real(self, target)
 pathlib.Path.replace = replace
-with atomic_folder(path, replace_if="mark") as folder:
+with atomic_folder(path, replace_if="mark", overwrite=True) as folder:
     (folder / "mark").write_bytes(b"new")
 """
 
@@ -230,7 +230,7 @@ def test_there_is_no_moment_without_the_folder(tmp_path):
     watcher = threading.Thread(target=watch)
     watcher.start()
     for number in range(100):
-        with atomic_folder(path, replace_if="mark") as folder:
+        with atomic_folder(path, replace_if="mark", overwrite=True) as folder:
             (folder / "mark").write_bytes(bytes([number]))
     stop.set()
     watcher.join()

@@ -41,9 +41,9 @@ def tiny(tmp_path: Path) -> Path:
     return tmp_path / "tiny.flaw"
 
 
-def write(bundle: Path, repository: Path, **options: Any) -> TritonRecord:
+def write(bundle: Path, repository: Path, *, overwrite: bool = False, **options: Any) -> TritonRecord:
     with open_bundle(bundle) as opened:
-        return write_triton(opened, repository, TritonOptions(**options))
+        return write_triton(opened, repository, TritonOptions(**options), overwrite=overwrite)
 
 
 def config_of(folder: Path) -> dict[str, Any]:
@@ -357,12 +357,14 @@ def test_a_repository_that_cannot_be_listed_is_not_taken_for_an_empty_one(tiny, 
     assert files_of(tmp_path) == before
 
 
-def test_other_models_stay_and_the_same_one_is_replaced(tiny, tmp_path):
+def test_other_models_stay_and_the_same_one_is_replaced_if_that_is_asked_for(tiny, tmp_path):
     models = tmp_path / "models"
     (models / "other" / "1").mkdir(parents=True)
     (models / "other" / "1" / "model.plan").write_bytes(b"plan")
     write(tiny, models)
-    write(tiny, models, instances=2)
+    with pytest.raises(ArgumentError, match=r"expected a new name, got an earlier output with flawscope\.json"):
+        write(tiny, models, instances=2)
+    write(tiny, models, instances=2, overwrite=True)
     assert config_of(models / "tiny")["instance_group"][0]["count"] == 2
     assert sorted(path.name for path in models.iterdir()) == ["other", "tiny"]
     assert (models / "other" / "1" / "model.plan").read_bytes() == b"plan"
@@ -457,7 +459,7 @@ def test_a_graph_that_misses_its_golden_score_leaves_the_earlier_model(tiny, tmp
     before = files_of(tmp_path / "models")
     write_tiny_bundle(tmp_path / "wrong.flaw", golden=(Golden("golden/0.png", score=201.0, map_max=200.0),))
     with pytest.raises(GateError, match=r"golden/0\.png: expected score 201 as at export, got 200"):
-        write(tmp_path / "wrong.flaw", tmp_path / "models")
+        write(tmp_path / "wrong.flaw", tmp_path / "models", overwrite=True)
     assert files_of(tmp_path / "models") == before
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -19,6 +20,7 @@ from flawscope.bundle import (
     Provenance,
     Thresholds,
     open_bundle,
+    thresholds_in_force,
     write_bundle,
 )
 from flawscope.bundle.manifest import Evidence
@@ -73,7 +75,9 @@ def write_fake_bundle(
         evidence=Evidence(parity=(Parity("torch", "score.onnx (cpu)", 8, 1.2e-6, 2.3e-6, 1.0),)),
     )
     hashes = json.dumps({"training": list(training), "held_out": list(held_out)}).encode()
-    write_bundle(path, manifest, {"score.onnx": b"graph", "bank.safetensors": b"bank", "images.json": hashes})
+    write_bundle(
+        path, manifest, {"score.onnx": b"graph", "bank.safetensors": b"bank", "images.json": hashes}, overwrite=True
+    )
     return path
 
 
@@ -83,19 +87,27 @@ class FakeInspector:
     backend = "cpu"
     backend_reason = "asked for"
 
-    def __init__(self, bundle: Bundle, rule: Rule = brightness, path: str = "graph", precision: str = "fp32") -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        rule: Rule = brightness,
+        path: str = "graph",
+        precision: str = "fp32",
+        **overlay: Any,
+    ) -> None:
         self.bundle = bundle
         self.path = path
         self.precision = precision
         self.manifest = bundle.manifest
-        self.thresholds = bundle.manifest.thresholds_of(precision)
+        self.in_force = thresholds_in_force(bundle.path, bundle.manifest, precision, **overlay)
+        self.thresholds = self.in_force.thresholds
         self.rule = rule
 
     @classmethod
     def loader(cls, rule: Rule = brightness) -> Callable[..., FakeInspector]:
         """Return what replaces `load_inspector`."""
-        return lambda path, backend, graph_path="graph", precision="fp32": cls(
-            open_bundle(path), rule, graph_path, precision
+        return lambda path, backend, graph_path="graph", precision="fp32", **overlay: cls(
+            open_bundle(path), rule, graph_path, precision, **overlay
         )
 
     def stream(self, sources: Iterable[Path], batch: int = 1) -> Iterator[Result]:

@@ -117,11 +117,11 @@ def tiny_thresholds(value: float = 150.0) -> Thresholds:
 
 
 def write_tiny_bundle(path: Path, sources: dict[str, Path | bytes] | None = None, **changes: Any) -> Manifest:
-    """Write the bundle folder `path` and return its manifest.
+    """Write the bundle folder `path`, in place of one that lies there, and return its manifest.
 
     Args:
         path: Folder to make.
         sources: Files that replace or join those of `tiny_sources`.
         **changes: Manifest fields to set differently.
     """
-    return write_bundle(path, tiny_manifest(**changes), tiny_sources() | (sources or {}))
+    return write_bundle(path, tiny_manifest(**changes), tiny_sources() | (sources or {}), overwrite=True)

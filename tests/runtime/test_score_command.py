@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from flawscope.imaging.images import read_image
 from flawscope.imaging.png import write_png
 from flawscope.runtime import Inspector
 
-KEYS = ["image", "score", "threshold", "decision", "boxes", "latency_ms"]
+KEYS = ["image", "score", "threshold", "threshold_revision", "decision", "boxes", "latency_ms"]
 BOX_KEYS = ["x", "y", "width", "height", "area_px", "peak"]
 
 
@@ -250,6 +251,44 @@ def test_names_that_look_like_numbered_ones_do_not_overwrite_each_other(
     assert score(padim_bundle, *(tmp_path / name for name in names), "--maps", tmp_path / "maps", "--json") == 0
     assert len(list((tmp_path / "maps").iterdir())) == 4
     assert capsys.readouterr().err == ""
+
+
+def test_a_map_that_cannot_be_written_leaves_no_part_without_a_decision(
+    padim_bundle: Path,
+    tiny_root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    real, calls = tempfile.mkstemp, []
+
+    def full_at_first(*arguments: Any, **options: Any) -> Any:
+        calls.append(arguments)
+        if len(calls) == 1:
+            raise OSError(28, "No space left on device")
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(tempfile, "mkstemp", full_at_first)
+    images = [normal_images(tiny_root)[0], anomalous_images(tiny_root)[0]]
+    assert score(padim_bundle, *images, "--maps", tmp_path / "maps", "--json", "--backend", "cpu") == 2
+    printed = capsys.readouterr()
+    assert [json.loads(line)["decision"] for line in printed.out.splitlines()] == ["accept", "reject"]
+    assert printed.err.startswith("error: ")
+    assert "could not be written: the disk is full" in printed.err
+    assert len(list((tmp_path / "maps").iterdir())) == 1
+
+
+@pytest.mark.parametrize("option", ["--maps", "--pictures"])
+def test_maps_do_not_mix_with_older_ones_unasked(
+    padim_bundle: Path, tiny_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    (tmp_path / "000.png").write_bytes(b"older")
+    assert score(padim_bundle, normal_images(tiny_root)[0], option, tmp_path) == 2
+    assert "expected a new folder, got one with files" in capsys.readouterr().err
+    assert (tmp_path / "000.png").read_bytes() == b"older"
+    if option == "--maps":
+        assert score(padim_bundle, normal_images(tiny_root)[0], option, tmp_path, "--overwrite") == 0
+        assert read_image(tmp_path / "000.png").shape == (64, 64, 3)
 
 
 def test_a_bundle_that_is_not_calibrated_faults_but_draws_maps(

@@ -63,8 +63,15 @@ def write_run(
     backbone: Backbone,
     samples: Sequence[ImageSource],
     workspace: Path | None = None,
+    *,
+    overwrite: bool = False,
 ) -> None:
-    """Write a run atomically; metrics and previews come from the workspace, if the method has one."""
+    """Write a run atomically; metrics and previews come from the workspace, if the method has one.
+
+    Raises:
+        ArgumentError: If `path` is taken; with `overwrite`, by something other than a run.
+        StorageError: If the system refuses to write.
+    """
     weights = backbone.network.state_dict() if trainer_of(record.config).keeps_backbone else {}
     arrays = {f"backbone.{name}": value.cpu().numpy() for name, value in weights.items()}
     arrays |= {f"bank.{name}": value for name, value in fit_result.tensors.items()}
@@ -77,7 +84,7 @@ def write_run(
         arrays["transform"] = fit_result.transform
     # safetensors writes an array's memory as it lies: one in column order would be read back with its values mixed up.
     tensors = {name: np.asarray(value, order="C") for name, value in arrays.items()}
-    with atomic_folder(path, replace_if=RECORD, durable=True) as folder:
+    with atomic_folder(path, replace_if=RECORD, overwrite=overwrite, durable=True) as folder:
         try:
             safetensors.numpy.save_file(tensors, folder / WEIGHTS)
         except SafetensorError as err:  # its writer has its own type for a full disk

@@ -50,22 +50,25 @@ def train_detector(
     ready: Run | None = None,
     command: str = "",
     progress: Progress = no_progress,
+    overwrite: bool = False,
 ) -> RunRecord:
     """Fit a detector on the normal training images of a dataset and write the run.
 
     Args:
         config: Settings of the method.
         dataset: Its `train_good` images are used, nothing else.
-        out: Run folder to write; an earlier run there is replaced.
+        out: Run folder to write.
         weights: Safetensors file of the backbone, or None for the hub.
         resume: Resume an interrupted training; for methods that have epochs.
         ready: A run of ddad whose denoiser is reused instead of training one: only the extractor is trained. It may be
             the run at `out`.
         command: Command line for the record.
         progress: Receives progress.
+        overwrite: Whether an earlier run there may be replaced. A training that is resumed replaces it too: it began
+            with that permission.
 
     Raises:
-        ArgumentError: If settings contradict the backbone or each other.
+        ArgumentError: If settings contradict the backbone or each other, or `out` is taken.
         DataError: If images are missing or broken.
         RunError: If weights cannot be read or downloaded, or `ready` is incomplete.
         StorageError: If the run cannot be written.
@@ -78,7 +81,8 @@ def train_detector(
     denoiser_run = ready  # the keyword is older than the name
     if denoiser_run is not None:
         _check_denoiser_run(config, trainer, denoiser_run)
-    check_replaceable(out, RECORD)  # before hours of work, not after
+    overwrite = overwrite or resume
+    check_replaceable(out, RECORD, overwrite=overwrite)  # before hours of work, not after
     started = time.perf_counter()
     inputs = _prepare(config, dataset, trainer, weights, denoiser_run, progress)
     backbone, split = inputs.backbone, inputs.split
@@ -103,7 +107,8 @@ def train_detector(
         fitted_at = time.perf_counter()
         seconds = {"preparation": round(prepared_at - started, 3), "fitting": round(fitted_at - prepared_at, 3)}
         record = _record(config, dataset, trainer, inputs, fit_result, denoiser_run, seconds, command)
-        write_run(out, record, fit_result, backbone, _sample_images(config, split, images), workspace)
+        samples = _sample_images(config, split, images)
+        write_run(out, record, fit_result, backbone, samples, workspace, overwrite=overwrite)
         return record
 
 

@@ -93,19 +93,22 @@ def write_synthesis_run(
     samples: Sequence[ImageSource],
     workspace: Path | None = None,
     support: Mapping[str, Path] | None = None,
+    *,
+    overwrite: bool = False,
 ) -> None:
     """Write a run atomically.
 
     Args:
-        path: The folder; an earlier run there is replaced.
+        path: The folder.
         record: Content of `run.json`.
         fit_result: Weights and tokenizer.
         samples: Normal images to store.
         workspace: Folder of the training; its metrics and previews are copied, those of its sub-folders too.
         support: Path in the run -> file to copy there.
+        overwrite: Whether an earlier run there may be replaced.
 
     Raises:
-        ArgumentError: If the folder holds something else.
+        ArgumentError: If the folder is taken.
         StorageError: If the system refuses to write.
     """
     tensors = {
@@ -113,7 +116,7 @@ def write_synthesis_run(
         for group, state in fit_result.networks.items()
         for name, value in state.items()
     }
-    with atomic_folder(path, replace_if=RECORD, durable=True) as folder:
+    with atomic_folder(path, replace_if=RECORD, overwrite=overwrite, durable=True) as folder:
         try:
             safetensors.torch.save_file(tensors, folder / WEIGHTS)
         except SafetensorError as err:  # also a full disk, which `atomic_folder` reports only for OSError

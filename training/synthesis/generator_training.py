@@ -35,6 +35,7 @@ def train_synthesis(
     resume: bool = False,
     command: str = "",
     progress: Progress = no_progress,
+    overwrite: bool = False,
 ) -> SynthesisRecord:
     """Train a defect generator and write the run.
 
@@ -42,13 +43,15 @@ def train_synthesis(
         config: Settings of `train base`, `train embedding` or `train inpainting`.
         dataset: A base model learns its normal training images. The other methods learn the images of a support set,
             which must come from this dataset.
-        out: Run folder to write; an earlier run there is replaced.
+        out: Run folder to write.
         resume: Resume a training that was interrupted.
         command: Command line for the record.
         progress: Told what is being done.
+        overwrite: Whether an earlier run there may be replaced. A training that is resumed replaces it too: it began
+            with that permission.
 
     Raises:
-        ArgumentError: If settings name no autoencoder, base or support set, or do not fit them.
+        ArgumentError: If `out` is taken, settings name no autoencoder, base or support set, or do not fit them.
         DataError: If images are missing, broken, too few, or not of the dataset.
         MissingExtra: If a package is not installed.
         RunError: If autoencoder or base cannot be used, memory runs out, the loss is not finite, or a checkpoint does
@@ -56,7 +59,8 @@ def train_synthesis(
         StorageError: If the run cannot be written.
     """
     trainer = generator_trainer_of(config)
-    check_replaceable(out, RECORD)  # before the work, not after
+    overwrite = overwrite or resume
+    check_replaceable(out, RECORD, overwrite=overwrite)  # before the work, not after
     started = time.perf_counter()
     # Before the images are hashed, which may take minutes: a missing base or support set is reported at once.
     start = trainer.start(config)
@@ -101,7 +105,7 @@ def train_synthesis(
         )
         # Evenly spread: neighbours in a folder often show the same part.
         samples = good[:: max(1, len(good) // _SAMPLES)][:_SAMPLES]
-        write_synthesis_run(out, record, fit_result, samples, workspace, files_of(start))
+        write_synthesis_run(out, record, fit_result, samples, workspace, files_of(start), overwrite=overwrite)
     return record
 
 

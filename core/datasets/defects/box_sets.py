@@ -208,10 +208,11 @@ def write_boxes(
     captions: Captions | None = None,
     progress: CountProgress | None = None,
     random_progress: CountProgress | None = None,
+    overwrite: bool = False,
 ) -> BoxRecord:
     """Write the bounding boxes of real defects, and random boxes if `settings.number` asks for some.
 
-    The folder appears whole under its name or not at all. An earlier box set there is replaced.
+    The folder appears whole under its name or not at all.
 
     Args:
         dataset: Random boxes are drawn on its normal training images.
@@ -221,6 +222,7 @@ def write_boxes(
         captions: Phrases and frames of the captions of random boxes.
         progress: Called with the number of anomalous images read and their total after each.
         random_progress: Called with the number of random boxes drawn and their total after each.
+        overwrite: Whether an earlier box set there may be replaced.
 
     Raises:
         ArgumentError: If an argument is out of range, or `folder` holds something else.
@@ -228,8 +230,8 @@ def write_boxes(
         StorageError: If the system refuses to write; nothing is left behind.
     """
     settings, captions = settings or BoxSettings(), captions or Captions()
-    check_replaceable(folder, BOXES_RECORD)
-    with atomic_folder(folder, replace_if=BOXES_RECORD) as temporary:
+    check_replaceable(folder, BOXES_RECORD, overwrite=overwrite)
+    with atomic_folder(folder, replace_if=BOXES_RECORD, overwrite=overwrite) as temporary:
         real, passed_over, rows = write_real_boxes(
             temporary, entries, settings.margin, per_component=settings.per_component, progress=progress
         )

@@ -92,10 +92,11 @@ def write_descriptions(
     margin: float = 0.1,
     seed: int = 0,
     progress: CountProgress | None = None,
+    overwrite: bool = False,
 ) -> DescriptionRecord:
     """Write a line for each anomalous image, the boxes, a record and a contact sheet.
 
-    The folder appears whole under its name or not at all. Earlier descriptions there are replaced.
+    The folder appears whole under its name or not at all.
 
     Args:
         dataset: Its normal training images are paired with the anomalous ones.
@@ -105,6 +106,7 @@ def write_descriptions(
         margin: Margin around a defect; see `boxes_of`.
         seed: Seed of the pairing with normal images.
         progress: Called with the number of anomalous images read and their total after each.
+        overwrite: Whether earlier descriptions there may be replaced.
 
     Raises:
         ArgumentError: If an argument is out of range, or `folder` holds something else.
@@ -113,10 +115,10 @@ def write_descriptions(
     """
     captions = captions or Captions()
     check_seed(seed)
-    check_replaceable(folder, DESCRIPTIONS_RECORD)
+    check_replaceable(folder, DESCRIPTIONS_RECORD, overwrite=overwrite)
     lines: dict[str, list[Description]] = {}
     phrases: dict[str, str] = {}
-    with atomic_folder(folder, replace_if=DESCRIPTIONS_RECORD) as temporary:
+    with atomic_folder(folder, replace_if=DESCRIPTIONS_RECORD, overwrite=overwrite) as temporary:
         real_boxes, passed_over, rows = write_real_boxes(
             temporary, entries, margin, per_component=False, progress=progress
         )

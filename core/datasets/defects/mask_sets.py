@@ -35,7 +35,8 @@ from flawscope.datasets.defects.set_files import SHEET, write_image, write_json,
 from flawscope.datasets.defects.set_sheets import COLUMNS, CYAN, Outline, Row, Tile, draw_sheet
 from flawscope.errors import ArgumentError, DataError
 from flawscope.files import atomic_folder, check_replaceable
-from flawscope.imaging.images import read_image, read_mask, resize
+from flawscope.imaging.images import read_image, resize
+from flawscope.imaging.masks import read_mask
 from flawscope.progress import CountProgress
 
 MASKS_RECORD = "masks.json"
@@ -137,10 +138,11 @@ def write_masks(
     templates: Path | None = None,
     within: Within | None = None,
     progress: CountProgress | None = None,
+    overwrite: bool = False,
 ) -> MaskRecord:
     """Draw and write a mask set, its record and a contact sheet.
 
-    The folder appears whole under its name or not at all. An earlier mask set there is replaced.
+    The folder appears whole under its name or not at all.
 
     Args:
         ranges: Category -> ranges; see `flawscope.datasets.defects.mask_ranges`.
@@ -152,6 +154,7 @@ def write_masks(
             lie. A pixel is white from 128 on, so soft edges do no harm.
         within: Where masks lie, for every category, in place of what the ranges say.
         progress: Called with the number of masks drawn and their total after each.
+        overwrite: Whether an earlier mask set there may be replaced.
 
     Raises:
         ArgumentError: If an argument is out of range, a mask fits nowhere, or `folder` holds something else.
@@ -161,11 +164,11 @@ def write_masks(
     settings = settings or MaskSettings()
     goods = _goods(dataset) if dataset is not None else {}
     chosen = choose_ranges(ranges, tuple(goods) or categories, within)
-    check_replaceable(folder, MASKS_RECORD)
+    check_replaceable(folder, MASKS_RECORD, overwrite=overwrite)
     total = settings.number * sum(len(entry.defects) for entry in chosen.values())
     rows: list[Row] = []
     entries: list[MaskEntry] = []
-    with atomic_folder(folder, replace_if=MASKS_RECORD) as temporary:
+    with atomic_folder(folder, replace_if=MASKS_RECORD, overwrite=overwrite) as temporary:
         for category, entry in chosen.items():
             for defect, flagged_sides in entry.defects.items():
                 sides = _sides(flagged_sides, settings.rotate)

@@ -22,6 +22,7 @@ from flawscope.datasets.defects.mask_sets import MaskSettings, Rotation, write_m
 from flawscope.datasets.defects.set_files import SHEET
 from flawscope.datasets.defects.support_set import find_support, read_support, write_support
 from flawscope.errors import DataError
+from flawscope.output_options import OVERWRITE
 from flawscope.progress import CountProgress
 from flawscope.terminal import echo, progress_bars
 
@@ -75,8 +76,16 @@ _TRIES = click.option("--tries", default=_MASKS.tries, show_default=True, help="
 @_DEFECTS
 @_SEED
 @_OUT
+@OVERWRITE
 def support(
-    data: Path, category: str | None, shots: int, split: Source, defects: tuple[str, ...], seed: int, out: Path
+    data: Path,
+    category: str | None,
+    shots: int,
+    split: Source,
+    defects: tuple[str, ...],
+    seed: int,
+    out: Path,
+    overwrite: bool,
 ) -> None:
     """Choose a few anomalous images of each defect type for training a generator, and record them.
 
@@ -95,6 +104,7 @@ def support(
             seed=seed,
             progress=partial(report, "choosing"),
             alike_progress=partial(report, "finding near duplicates"),
+            overwrite=overwrite,
         )
     types = {(image.category, image.defect) for image in record.pictures}
     splits = Counter(image.split for image in record.pictures)
@@ -148,6 +158,7 @@ def support(
 @_FRAMES
 @_SEED
 @_OUT
+@OVERWRITE
 def boxes(
     data: Path,
     category: str | None,
@@ -166,6 +177,7 @@ def boxes(
     frames: Path | None,
     seed: int,
     out: Path,
+    overwrite: bool,
 ) -> None:
     """Box real defects, and draw random boxes of similar sizes and positions on normal images.
 
@@ -185,6 +197,7 @@ def boxes(
             captions=_captions(dataset, phrases, frames),
             progress=partial(report, "boxing defects"),
             random_progress=partial(report, "drawing boxes"),
+            overwrite=overwrite,
         )
     echo(f"boxes: {out}, around {len(record.real)} defects, and {record.random} random ones")
     _echo_summary(out, record.passed_over)
@@ -225,6 +238,7 @@ def boxes(
 @_TRIES
 @_SEED
 @_OUT
+@OVERWRITE
 def masks(
     ranges: Path,
     data: Path | None,
@@ -240,6 +254,7 @@ def masks(
     tries: int,
     seed: int,
     out: Path,
+    overwrite: bool,
 ) -> None:
     """Draw box masks from a range file: in templates, in the foreground of normal images, or anywhere.
 
@@ -260,6 +275,7 @@ def masks(
             templates=templates,
             within=within,
             progress=partial(report, "drawing masks"),
+            overwrite=overwrite,
         )
     types = {(mask.category, mask.defect) for mask in record.masks}
     echo(f"masks: {out}, {len(record.masks)} of {len(types)} defect types")
@@ -277,6 +293,7 @@ def masks(
 @_FRAMES
 @_SEED
 @_OUT
+@OVERWRITE
 def describe(
     data: Path,
     category: str | None,
@@ -288,6 +305,7 @@ def describe(
     frames: Path | None,
     seed: int,
     out: Path,
+    overwrite: bool,
 ) -> None:
     """Write captions of anomalous images, which say what the defect is and where, as JSON lines.
 
@@ -304,6 +322,7 @@ def describe(
             margin=margin,
             seed=seed,
             progress=partial(report, "describing"),
+            overwrite=overwrite,
         )
     echo(f"descriptions: {out}, {sum(record.lines.values())} lines of {len(record.frames)} sentences")
     _echo_summary(out, record.passed_over)

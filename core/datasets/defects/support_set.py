@@ -131,10 +131,11 @@ def write_support(
     seed: int = 0,
     progress: CountProgress | None = None,
     alike_progress: CountProgress | None = None,
+    overwrite: bool = False,
 ) -> SupportRecord:
     """Choose `shots` images of each defect type and write them, their masks, a record and a contact sheet.
 
-    The folder appears whole under its name or not at all. An earlier support set there is replaced. An image whose
+    The folder appears whole under its name or not at all. An image whose
     mask is empty, or whose content was taken already, is passed over, and the record says so.
 
     Args:
@@ -146,6 +147,7 @@ def write_support(
         seed: Seed of the choice.
         progress: Called with the number of images taken and their total after each image.
         alike_progress: Called with the number of other images compared and their total after each.
+        overwrite: Whether an earlier support set there may be replaced.
 
     Raises:
         ArgumentError: If an argument is out of range or unknown, or `folder` holds something else.
@@ -154,7 +156,7 @@ def write_support(
     """
     check_count(shots, "shots", 1, MAX_SHOTS)
     check_seed(seed)
-    check_replaceable(folder, SUPPORT_RECORD)
+    check_replaceable(folder, SUPPORT_RECORD, overwrite=overwrite)
     groups: dict[tuple[str, str], list[AnomalousSample]] = {}
     for entry in list_anomalous(dataset, split, defects):
         groups.setdefault((entry.category, entry.defect), []).append(entry)
@@ -162,7 +164,7 @@ def write_support(
     sheet_rows: list[Row] = []
     images: list[SupportImage] = []
     passed_over: dict[str, str] = {}
-    with atomic_folder(folder, replace_if=SUPPORT_RECORD) as temporary:
+    with atomic_folder(folder, replace_if=SUPPORT_RECORD, overwrite=overwrite) as temporary:
         for (category, defect), entries in groups.items():
             chosen: dict[str, SupportImage] = {}
             tiles: list[Tile] = []

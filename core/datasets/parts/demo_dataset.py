@@ -107,10 +107,11 @@ def write_dataset(
     test_good: int = 30,
     test_defective: int = 12,
     progress: CountProgress | None = None,
+    overwrite: bool = False,
 ) -> None:
     """Write a dataset of rendered parts with exact masks, a contact sheet and a record of its settings.
 
-    The folder appears whole under its name or not at all. An earlier dataset of this kind is replaced.
+    The folder appears whole under its name or not at all.
 
     Args:
         root: The folder to make; each kind becomes a category in it.
@@ -121,6 +122,7 @@ def write_dataset(
         test_good: Normal test images of each kind.
         test_defective: Test images of each defect of each kind.
         progress: Called with the number of images written and their total after each image.
+        overwrite: Whether an earlier dataset of this kind may be replaced.
 
     Raises:
         ArgumentError: If an argument is unknown or out of range, or `root` holds something else.
@@ -129,7 +131,7 @@ def write_dataset(
     record = _record(kinds, seed=seed, size=size, train=train, test_good=test_good, test_defective=test_defective)
     total = sum(sum(1 for _ in _images(kind, record)) for kind in kinds)
     written = 0
-    with atomic_folder(root, replace_if=MARKER) as folder:
+    with atomic_folder(root, replace_if=MARKER, overwrite=overwrite) as folder:
         for kind in kinds:
             for rendering in _images(kind, record):
                 image, mask = render(kind, seed, rendering.index, size, rendering.defect)

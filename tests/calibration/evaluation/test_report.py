@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flawscope import cli
-from flawscope.bundle.manifest import Precision
+from flawscope.bundle import InForce
 from flawscope.calibration import evaluate_bundle
 from flawscope.calibration.evaluation import report, report_images, report_plots
 from flawscope.datasets import content_hash, open_dataset
@@ -121,12 +121,8 @@ def test_the_page_says_that_there_are_no_misses_and_no_false_rejects(make_bundle
 def test_thresholds_are_those_of_the_precision_that_was_measured(evaluation):
     of_fp32 = evaluation.manifest.thresholds
     of_int8 = msgspec.structs.replace(of_fp32, pixel=msgspec.structs.replace(of_fp32.pixel, value=31.25))
-    precision = Precision(
-        graphs={}, golden=(), method="", calibration_images=1, quantised=1, kept=(), thresholds=of_int8
-    )
-    manifest = msgspec.structs.replace(evaluation.manifest, precisions={"int8": precision})
-    figures = msgspec.structs.replace(evaluation.figures, precision="int8")
-    text = report.render_report(dataclasses.replace(evaluation, manifest=manifest, figures=figures))
+    # Those that the evaluation says were in force, and not those of the manifest: a precision has its own.
+    text = report.render_report(dataclasses.replace(evaluation, in_force=InForce(of_int8, 4)))
     assert "pixels of the map</th><td>31.25</td><td>normal images</td>" in text
 
 
@@ -207,10 +203,11 @@ def test_no_absolute_path_of_the_dataset_is_shown(evaluation, tmp_path):
     assert str(tmp_path) not in report.render_report(evaluation)
 
 
-def test_command_writes_the_report_and_replaces_an_older_one(make_bundle, dataset, tmp_path, capsys):
+def test_command_writes_the_report_and_replaces_an_older_one_if_asked_to(make_bundle, dataset, tmp_path, capsys):
     path, folder = make_bundle(threshold=75.0), tmp_path / "out"
-    for _ in range(2):
-        assert cli.run(["evaluate", str(path), "--data", str(dataset.root), "--report", str(folder)]) == 0
+    for asked, status in (([], 0), ([], 2), (["--overwrite"], 0)):
+        arguments = ["evaluate", str(path), "--data", str(dataset.root), "--report", str(folder), *asked]
+        assert cli.run(arguments) == status
     assert [file.name for file in folder.iterdir()] == ["report.html"]
     assert f"report: {folder / 'report.html'}" in capsys.readouterr().out
 

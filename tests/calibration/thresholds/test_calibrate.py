@@ -228,7 +228,9 @@ def test_a_broken_record_of_training_images_is_refused(make_bundle, dataset):
 
     path = make_bundle()
     manifest = _manifest(path)
-    write_bundle(path, manifest, {"score.onnx": b"graph", "bank.safetensors": b"bank", "images.json": b"{}"})
+    write_bundle(
+        path, manifest, {"score.onnx": b"graph", "bank.safetensors": b"bank", "images.json": b"{}"}, overwrite=True
+    )
     with pytest.raises(BundleError, match="expected the hashes of training and held-out images"):
         calibrate_bundle(path, dataset, command="c")
 

@@ -282,6 +282,9 @@ def test_a_failure_leaves_what_was_there(tmp_path, dataset, members, monkeypatch
 
     monkeypatch.setattr(combine, "rewrite_manifest", fail)
     with pytest.raises(DataError, match="no"):
+        combine_bundles(members[::-1], out, dataset, backend="cpu", overwrite=True)
+    assert files_of(out) == before
+    with pytest.raises(ArgumentError, match="expected a new name, got an earlier output"):
         combine_bundles(members[::-1], out, dataset, backend="cpu")
     assert files_of(out) == before
     assert list(out.parent.iterdir()) == [out]

@@ -88,7 +88,9 @@ def test_a_packed_bundle_is_the_same_byte_for_byte_whatever_it_was_made_from(tmp
 def test_packing_over_the_opened_file_keeps_it(packed):
     before = packed.read_bytes()
     with open_bundle(packed) as bundle:
-        pack_bundle(bundle, packed)
+        with pytest.raises(ArgumentError, match="expected a new name, got an existing file"):
+            pack_bundle(bundle, packed)
+        pack_bundle(bundle, packed, overwrite=True)
     assert packed.read_bytes() == before
 
 

@@ -99,7 +99,7 @@ def test_pack_writes_a_file_that_verifies_to_the_same_identity(folder, tmp_path,
     digest = open_bundle(folder).manifest.digest
     for path in (folder, packed):
         status, out, errors = call(capsys, "bundle", "verify", path)
-        assert (status, out, errors) == (0, f"{path}: 4 files are as listed, identity {digest}\n", [])
+        assert (status, out, errors) == (0, f"{path}: 4 files are as listed, identity {digest}, unsigned\n", [])
 
 
 def test_pack_into_the_bundle_is_refused(folder, capsys):

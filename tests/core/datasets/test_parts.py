@@ -20,7 +20,8 @@ from numpy.testing import assert_array_equal
 from flawscope.datasets.parts import DEFECTS, GENERATOR_VERSION, KINDS, PartsRecord, render, render_pair, write_dataset
 from flawscope.datasets.parts.board_layout import BOARD, PITCH, make_layout
 from flawscope.errors import ArgumentError, StorageError
-from flawscope.imaging.images import read_image, read_mask
+from flawscope.imaging.images import read_image
+from flawscope.imaging.masks import read_mask
 
 ALL_DEFECTS = [(kind, defect) for kind in KINDS for defect in DEFECTS[kind]]
 
@@ -223,13 +224,15 @@ def test_an_earlier_dataset_is_replaced_but_a_folder_with_other_files_is_not(tmp
     counts = {"size": 64, "train": 1, "test_good": 0, "test_defective": 0}
     root = tmp_path / "parts"
     write_dataset(root, ("steel", "cloth"), **counts)
-    write_dataset(root, ("gear",), **counts)
+    with pytest.raises(ArgumentError, match=r"expected a new name, got an earlier output with parts\.json"):
+        write_dataset(root, ("gear",), **counts)
+    write_dataset(root, ("gear",), overwrite=True, **counts)
     assert files_below(root) == {"contact_sheet.png", "parts.json", "gear/train/good/000.png"}
     other = tmp_path / "holiday"
     other.mkdir()
     (other / "beach.txt").write_text("keep me")
     with pytest.raises(ArgumentError, match=r"expected a new folder or one with parts\.json"):
-        write_dataset(other, ("gear",), **counts)
+        write_dataset(other, ("gear",), overwrite=True, **counts)
     assert files_below(other) == {"beach.txt"}
 
 
@@ -245,7 +248,7 @@ def test_a_failing_write_leaves_nothing_and_keeps_the_earlier_dataset(tmp_path: 
     write_dataset(root, ("cloth",), size=64, train=1, test_good=0, test_defective=0)
     before = files_below(tmp_path)
     with pytest.raises(StorageError, match="the disk is full"):
-        write_dataset(root, ("steel",), size=64, train=3, test_good=0, test_defective=0, progress=full)
+        write_dataset(root, ("steel",), size=64, train=3, test_good=0, test_defective=0, progress=full, overwrite=True)
     assert files_below(tmp_path) == before
 
 

@@ -371,3 +371,17 @@ def test_the_command_shows_every_category_of_records_and_a_wrong_line_is_one_lin
     assert err.startswith(
         f"error: {root}/test.json, line 3: filename: expected a file below {root}, got 'cable/test/cut/"
     )
+
+
+def test_backslashes_of_windows_are_slashes_and_are_noted(tmp_path):
+    good = {"filename": "a\\good\\0.png", "label": 0, "clsname": "a"}
+    bad = {"filename": "a\\bad/0.png", "label": 1, "clsname": "a", "maskname": "a\\truth\\0.png"}
+    touch(tmp_path, "a/good/0.png", "a/bad/0.png", "a/truth/0.png")
+    write_records(tmp_path / "train.json", good)
+    write_records(tmp_path / "test.json", bad)
+    dataset = open_dataset(tmp_path)
+    assert [row[0] for row in index(dataset)] == ["a/good/0.png", "a/bad/0.png"]
+    assert {remark.path.name: remark.message[:11] for remark in dataset.remarks} == {
+        "train.json": "has 1 paths",
+        "test.json": "has 2 paths",
+    }

@@ -59,9 +59,8 @@ def stand(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stand]:
 
 
 def engine(bundle: Any, graph: str) -> Any:
-    plan = bundle.path.parent / f"{graph}.{bundle.path.name}.plan"
-    plan.write_text(str(bundle.path / bundle.graph_file(graph)))
-    return SimpleNamespace(stored=SimpleNamespace(plan=plan))
+    data = str(bundle.path / bundle.graph_file(graph)).encode()
+    return SimpleNamespace(stored=SimpleNamespace(load=lambda: data, plan=Path("engine.plan"), layers=None))
 
 
 @pytest.fixture
@@ -163,7 +162,7 @@ def test_without_graphs_frames_are_the_same(
 ) -> None:
     batch = images(copies["padim"], part_images[:2])
     with open_bundle(copies["padim"]) as bundle:
-        plan = engine(bundle, "features").stored.plan
+        plan = engine(bundle, "features").stored.load()
         plain = TensorrtSession(plan, engine_session.import_tensorrt(), 2, graphs=graphs)
         stand.capturable = not graphs
         expected = plain.infer(batch)["patches"]
@@ -194,10 +193,17 @@ def test_the_backbone_alone_gives_patches(copies: dict[str, Path], part_images: 
 
 @pytest.mark.parametrize("joined", [True, False])
 def test_doctor_names_the_layers_of_the_engine(
-    copies: dict[str, Path], kernels: Stand, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, joined: bool
+    copies: dict[str, Path], kernels: Stand, monkeypatch: pytest.MonkeyPatch, joined: bool
 ) -> None:
     monkeypatch.setattr(engine_session.cpp_ext, "HAVE_CUDA", joined)
-    (tmp_path / "layers.json").write_text('{"Layers": [{"Name": "a + b", "LayerType": "CaskConvolution"}, "c"]}')
+    layers: bytes | None = b'{"Layers": [{"Name": "a + b", "LayerType": "CaskConvolution"}, "c"]}'
+
+    def reported(bundle: Any, graph: str, *_: object, precision: str) -> Any:
+        found = engine(bundle, graph)
+        found.stored.layers = layers
+        return found
+
+    monkeypatch.setattr(engine_session, "ensure_engine", reported)
     report = examine(copies["padim"], "tensorrt", "fp32")
     assert [(node["name"], node["operator"], node["provider"]) for node in report["nodes"]] == [
         ("a + b", "CaskConvolution", "TensorRT engine"),
@@ -205,8 +211,8 @@ def test_doctor_names_the_layers_of_the_engine(
     ]
     assert report["elsewhere"] == []
     assert (report["head"] == "CUDA kernels") == joined
-    (tmp_path / "layers.json").unlink()
-    with pytest.raises(BackendError, match=r"engine: expected a report of its layers in .*layers\.json, got none"):
+    layers = None
+    with pytest.raises(BackendError, match=r"engine: expected a report of its layers beside engine\.plan, got none"):
         examine(copies["padim"], "tensorrt", "fp32")
 
 
@@ -229,6 +235,21 @@ def test_a_lost_device_is_a_fault_and_the_next_image_makes_the_session_anew(
     assert stand.freed == stand.allocated
 
 
+def test_a_session_made_anew_runs_the_engine_that_was_loaded_first(
+    copies: dict[str, Path], part_images: list[Path], stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Inspector.load(copies["padim"], "tensorrt") as inspector:
+        good = inspector(part_images[0])
+
+        def gone(*_: object, **__: object) -> None:
+            raise BackendError("engine: the cache was emptied")
+
+        monkeypatch.setattr(engine_session, "ensure_engine", gone)
+        stand.fail_next = Error("unspecified launch failure")
+        assert inspector(part_images[0]).decision == "fault"
+        assert inspector(part_images[0]).score == good.score
+
+
 def test_a_device_that_stays_lost_goes_on_giving_faults(
     copies: dict[str, Path], part_images: list[Path], stand: Stand
 ) -> None:
@@ -249,12 +270,11 @@ def test_out_of_memory_says_so(copies: dict[str, Path], stand: Stand) -> None:
     assert (stand.contexts, stand.depth) == (0, 0)
 
 
-def test_a_broken_engine_is_refused_in_words(copies: dict[str, Path], stand: Stand, tmp_path: Path) -> None:
-    (tmp_path / "broken.plan").write_bytes(b"\x00rubbish")
+def test_a_broken_engine_is_refused_in_words(copies: dict[str, Path], stand: Stand) -> None:
     with pytest.raises(
         BackendError, match=r"could not load the engine .*broken\.plan: the magic number is not right\."
     ):
-        TensorrtSession(tmp_path / "broken.plan", engine_session.import_tensorrt(), 1)
+        TensorrtSession(b"\x00rubbish", engine_session.import_tensorrt(), 1, name="here/broken.plan")
     assert stand.freed == stand.allocated
 
 

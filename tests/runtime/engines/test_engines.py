@@ -32,7 +32,7 @@ from flawscope.runtime.engines import (
     tensorrt_modules,
 )
 from flawscope.runtime.engines.build import exporter_module
-from flawscope.runtime.engines.cache import ENTRY, PLAN
+from flawscope.runtime.engines.cache import ENTRY
 from flawscope.runtime.engines.ensure import Ensured, ensure_engine, model_hash
 
 pytest.importorskip("tensorrt_rtx", reason='TensorRT-RTX is not installed: pip install "flawscope[tensorrt-rtx]"')
@@ -316,25 +316,6 @@ def test_a_changed_model_is_another_engine(
     rewrite_manifest(renamed, manifest)
     with pytest.raises(BackendError, match="something else: model "):
         ensure(renamed, rtx, cache, build=False)
-
-
-def test_a_failed_write_leaves_the_engine_that_was_there(
-    padim_bundle: Path, rtx: TensorRT, filled: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from flawscope.errors import StorageError
-    from flawscope.runtime.engines import cache as module
-
-    cache, stored = filled
-    before = stored.plan.read_bytes()
-
-    def full(path: Path) -> str:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(module, "sha256_file", full)
-    with pytest.raises(StorageError, match="the disk is full"):
-        cache.put(stored.entry.key, "padim", types.SimpleNamespace(plan=b"x", layers=None, timing_cache=b""))
-    assert (stored.folder / PLAN).read_bytes() == before
-    assert [path.name for path in cache.root.iterdir()] == [stored.folder.name]
 
 
 # --- the seam

@@ -141,4 +141,4 @@ def test_wrong_folders_are_one_line(pickled: Path, tmp_path: Path, capsys: pytes
     with pytest.raises(DataError, match="expected weights called"):
         import_base(pickled, tmp_path / "out")
     assert cli.run(["synth", "import", str(pickled), "--out", str(tmp_path / "out"), "--defect", "crack"]) == 2
-    assert "--defect and --category are for a learned word" in capsys.readouterr().err
+    assert "--defect, --category and --overwrite are for a learned word" in capsys.readouterr().err

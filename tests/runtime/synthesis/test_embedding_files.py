@@ -299,13 +299,15 @@ def test_files_that_torch_did_not_write_are_refused(tmp_path: Path) -> None:
 )
 def test_a_word_comes_back_as_it_was_written(tmp_path_factory: pytest.TempPathFactory, vectors: Any, name: str) -> None:
     path = tmp_path_factory.getbasetemp() / "word.safetensors"
-    write_embedding(path, name, vectors, {"defect": "crack", "category": "bottle"})
+    write_embedding(path, name, vectors, {"defect": "crack", "category": "bottle"}, overwrite=True)
     first = path.read_bytes()
     embedding = read_embedding(path)
     assert embedding.name == name
     np.testing.assert_array_equal(embedding.vectors, vectors)
     assert embedding.metadata == {"defect": "crack", "category": "bottle", "width": str(vectors.shape[1])}
-    write_embedding(path, name, vectors, {"category": "bottle", "defect": "crack"})
+    with pytest.raises(ArgumentError, match="expected a new name, got an existing file"):
+        write_embedding(path, name, vectors, {"category": "bottle", "defect": "crack"})
+    write_embedding(path, name, vectors, {"category": "bottle", "defect": "crack"}, overwrite=True)
     assert path.read_bytes() == first
 
 

@@ -19,7 +19,8 @@ from flawscope.cli import run
 from flawscope.datasets import open_dataset
 from flawscope.errors import ArgumentError, BundleError, DataError
 from flawscope.files import sha256_file
-from flawscope.imaging.images import read_image, read_mask
+from flawscope.imaging.images import read_image
+from flawscope.imaging.masks import read_mask
 from flawscope.runtime.synthesis import (
     DrawOptions,
     GeneratedImage,
@@ -172,13 +173,15 @@ def test_the_same_command_gives_the_same_bytes_and_another_batch_the_same_images
     assert "warning: 2 support images are in the test split: leave them out of the evaluation" in err
 
 
-def test_an_earlier_folder_is_replaced_and_another_one_is_not(arguments, tmp_path):
+def test_an_earlier_folder_is_replaced_if_that_is_asked_for_and_another_one_never(arguments, tmp_path):
     assert run([*arguments, "--per-defect", "2", "--out", str(tmp_path / "out")]) == 0
-    assert run([*arguments, "--per-defect", "1", "--out", str(tmp_path / "out")]) == 0
+    assert run([*arguments, "--per-defect", "1", "--out", str(tmp_path / "out")]) == 2
+    assert len(list((tmp_path / "out").rglob("gen_img/*/*.png"))) == 4
+    assert run([*arguments, "--per-defect", "1", "--out", str(tmp_path / "out"), "--overwrite"]) == 0
     assert len(list((tmp_path / "out").rglob("gen_img/*/*.png"))) == 2
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("done")
-    assert run([*arguments, "--out", str(tmp_path / "mine")]) == 2
+    assert run([*arguments, "--out", str(tmp_path / "mine"), "--overwrite"]) == 2
     assert files_of(tmp_path / "mine") == {"thesis.txt": b"done"}
 
 

@@ -171,7 +171,7 @@ def test_a_failed_write_keeps_the_earlier_run(
 
     monkeypatch.setattr(safetensors.numpy, "save_file", full)
     with pytest.raises(StorageError, match=r"run: could not be written: the disk is full\. Nothing was left behind"):
-        write_run(path, run.record, run.fitted, backbone, training_images(tiny_root)[:1])
+        write_run(path, run.record, run.fitted, backbone, training_images(tiny_root)[:1], overwrite=True)
     assert [entry.name for entry in tmp_path.iterdir()] == ["run"]
     assert read_run(path).digest == run.digest
 

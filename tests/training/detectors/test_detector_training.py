@@ -203,10 +203,16 @@ def test_the_command_trains_and_says_what_it_made(
     assert record.command != ""
 
 
-def test_a_run_is_replaced_by_the_next(tiny_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_is_replaced_by_the_next_only_if_that_is_asked_for(
+    tiny_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "run"
-    for seed in ("1", "2"):
-        assert cli.run(["train", "padim", "--data", str(tiny_root), "--out", str(out), "--seed", seed, *SMALL]) == 0
+    train = ["train", "padim", "--data", str(tiny_root), "--out", str(out), *SMALL]
+    assert cli.run([*train, "--seed", "1"]) == 0
+    assert cli.run([*train, "--seed", "2"]) == 2
+    assert "run: expected a new name, got an earlier output with run.json" in capsys.readouterr().err
+    assert read_run(out).record.config.seed == 1
+    assert cli.run([*train, "--seed", "2", "--overwrite"]) == 0
     assert read_run(out).record.config.seed == 2
     assert [entry.name for entry in tmp_path.iterdir()] == ["run"]
     assert "run: " in capsys.readouterr().out

@@ -62,10 +62,13 @@ def test_words_can_be_given(data, tmp_path, capsys):
     assert all(json.loads(line)["text"][0].startswith(f"Steel_{DEFECTS[0]}: small dark pits in the") for line in lines)
 
 
-def test_an_earlier_set_is_replaced(data, tmp_path):
+def test_an_earlier_set_is_replaced_only_where_that_is_asked_for(data, tmp_path, capsys):
     arguments = ["synth", "support", *data, "--split", "test", "--out", str(tmp_path / "set")]
     assert run([*arguments, "--shots", "3"]) == 0
-    assert run([*arguments, "--shots", "1"]) == 0
+    assert run([*arguments, "--shots", "1"]) == 2
+    assert "expected a new name, got an earlier output with support.json" in capsys.readouterr().err
+    assert len(list((tmp_path / "set").rglob("*_mask.png"))) == 6
+    assert run([*arguments, "--shots", "1", "--overwrite"]) == 0
     assert len(list((tmp_path / "set").rglob("*_mask.png"))) == 2
 
 

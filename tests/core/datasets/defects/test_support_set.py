@@ -16,7 +16,8 @@ from flawscope.datasets.defects.anomalous_samples import list_anomalous
 from flawscope.datasets.defects.near_duplicates import appearance_of, is_near_duplicate
 from flawscope.datasets.defects.support_set import exclude_support, find_support, read_support, write_support
 from flawscope.errors import ArgumentError, DataError
-from flawscope.imaging.images import read_image, read_mask
+from flawscope.imaging.images import read_image
+from flawscope.imaging.masks import read_mask
 
 
 @pytest.fixture
@@ -112,7 +113,7 @@ def test_empty_masks_and_equal_images_are_passed_over_and_recorded(own_root, tmp
     reasons = set()
     for seed in range(8):
         passed = write_support(
-            open_dataset(own_root), tmp_path / "set", shots=2, split="test", defects=DEFECTS[:1], seed=seed
+            open_dataset(own_root), tmp_path / f"set{seed}", shots=2, split="test", defects=DEFECTS[:1], seed=seed
         ).passed_over
         assert passed.get(f"test/{DEFECTS[0]}/000.png", "its mask shows no defect") == "its mask shows no defect"
         reasons |= {reason.partition(" as ")[0] for reason in passed.values()}

@@ -1,0 +1,70 @@
+"""Thresholds as the manifest states them: their values, how they were set, their limits, and the record of changes."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from flawscope.ranges import Count, Share
+
+
+class Threshold(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A number above which (strictly) a score or a pixel is anomalous, and how it was set.
+
+    Attributes:
+        value: The threshold on the raw score or map.
+        method: `order-statistic` on normal images, `f1` on labelled ones, or `manual`.
+        images: Number of images it was set on.
+        false_reject_rate: The requested rate, a fraction.
+        confidence: One-sided confidence of `upper_bound`, a fraction.
+        upper_bound: Upper confidence bound of the true false-reject rate, a fraction.
+        backend: The backend that computed the scores.
+    """
+
+    value: float
+    method: Literal["order-statistic", "f1", "manual"]
+    images: Count = 0
+    false_reject_rate: Share | None = None
+    confidence: Share | None = None
+    upper_bound: Share | None = None
+    backend: str | None = None
+
+
+class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The smallest and the largest value that a threshold may be given without changing the bundle."""
+
+    low: float
+    high: float
+
+
+class ThresholdLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Limits of a threshold overlay: on the image score, and on the pixels of the anomaly map."""
+
+    image: Limits
+    pixel: Limits
+
+
+class Thresholds(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The bundle's own thresholds: on the image score, and on the pixels of the anomaly map.
+
+    Attributes:
+        image: Threshold on the image score.
+        pixel: Threshold on the pixels of the anomaly map.
+        limits: How far a threshold overlay may go; null where none is allowed.
+    """
+
+    image: Threshold
+    pixel: Threshold
+    limits: ThresholdLimits | None = None
+
+
+class ThresholdChange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One entry of the threshold history: when, which, of which precision, from, to, by which command."""
+
+    when: str
+    name: Literal["image", "pixel"]
+    old: float | None
+    new: float
+    command: str
+    precision: str = "fp32"
