@@ -16,7 +16,7 @@ WORKERS ?= $(shell nproc)
 PYTEST  := $(BIN)/python -m pytest
 SHARED  := -n $(WORKERS) --dist loadfile
 
-.PHONY: demo test test-fast test-all test-variants check links format lean native sanitize clean
+.PHONY: demo test test-fast test-all test-variants fuzz kills check links format lean native sanitize clean
 
 demo: $(NATIVE)
 	$(BIN)/flawscope demo --out demo --overwrite
@@ -37,6 +37,13 @@ test-all: test test-variants
 # Other instruction sets, threads and examples; `make test-variants VARIANT="--only threads"` runs one.
 test-variants: $(NATIVE) $(FP16)
 	$(BIN)/python tools/test_variants.py $(VARIANT) $(SHARED) -m "not serial"
+
+# Attacks for as long as one likes; `make fuzz FUZZ="--images 1000 --only image"`. See CONTRIBUTING.md.
+fuzz: $(NATIVE)
+	$(BIN)/python tools/fuzz.py $(FUZZ)
+
+kills: $(NATIVE)
+	$(BIN)/python tools/kill_harness.py $(KILLS)
 
 # Static checks and editors read a tree of links, because none of them follows the mapping of folders to packages. The
 # installation makes it; here it learns of files that were added directly below core/ since.

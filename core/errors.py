@@ -18,12 +18,23 @@ Every message says what is wrong, what was expected, what was found, and what to
 
 from __future__ import annotations
 
+_LONGEST = 8000
+"""Characters of a message that are shown; two paths of the longest kind fit."""
+
 
 class FlawscopeError(Exception):
     """Base of all errors that flawscope raises on purpose."""
 
     # As click's own usage errors.
     exit_status = 2
+
+    def __str__(self) -> str:
+        """Return the message, its middle left out where it is too long to be read, as texts of strangers can be."""
+        text = super().__str__()
+        if len(text) <= _LONGEST:
+            return text
+        half = _LONGEST // 2
+        return f"{text[:half]} … {text[-half:]}"
 
 
 # Also a ValueError: msgspec turns those of __post_init__ into a ValidationError that names the field.

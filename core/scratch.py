@@ -19,11 +19,12 @@ import errno
 import fcntl
 import hashlib
 import os
+import secrets
 import shutil
 import stat
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 _PREFIX = ".flawscope-"
 _UNFINISHED, _ASIDE, _LOCK = ".tmp", ".old", ".lock"
@@ -32,46 +33,50 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 _OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
-@contextlib.contextmanager
-def scratch_file(parent: Path) -> Iterator[Path]:
-    """Yield a new empty file in `parent`, removed afterwards unless it was renamed. Raises OSError."""
-    with _held(parent, is_folder=False, suffix=_UNFINISHED) as path:
-        try:
-            yield path
-        finally:
-            path.unlink(missing_ok=True)
+def scratch_file(parent: Path) -> contextlib.AbstractContextManager[Path]:
+    """Return a block with a new empty file in `parent`, removed afterwards unless it was renamed. Raises OSError."""
+    return _held(parent, is_folder=False, suffix=_UNFINISHED)
+
+
+def scratch_folder(parent: Path) -> contextlib.AbstractContextManager[Path]:
+    """Return a block with a new folder (mode 0700), removed afterwards unless it was renamed. Raises OSError."""
+    return _held(parent, is_folder=True, suffix=_UNFINISHED)
 
 
 @contextlib.contextmanager
-def scratch_folder(parent: Path) -> Iterator[Path]:
-    """Yield a new folder (mode 0700) in `parent`, removed afterwards unless it was renamed. Raises OSError."""
-    with _held(parent, is_folder=True, suffix=_UNFINISHED) as path:
-        try:
-            yield path
-        finally:
-            _remove(path)
-
-
-@contextlib.contextmanager
-def _held(parent: Path, *, is_folder: bool, suffix: str) -> Iterator[Path]:
-    """Yield a new file or folder that this process holds the lock of."""
+def _held(parent: Path, *, is_folder: bool, suffix: str, keeps: bool = False) -> Iterator[Path]:
+    """Yield a new file or folder that this process holds the lock of; it is removed afterwards, unless `keeps`."""
     while True:
-        if is_folder:
-            path = Path(tempfile.mkdtemp(prefix=_PREFIX, suffix=suffix, dir=parent))
-        else:
-            handle, name = tempfile.mkstemp(prefix=_PREFIX, suffix=suffix, dir=parent)
-            os.close(handle)
-            path = Path(name)
-        with contextlib.ExitStack() as stack:
+        # The name before the file: a signal that ends the command may come at any moment from then on.
+        path = parent / f"{_PREFIX}{secrets.token_hex(8)}{suffix}"
+        is_removed = True
+        try:
             try:
-                held = os.open(path, _OPEN)
-            except FileNotFoundError:
-                continue
-            stack.callback(os.close, held)
-            # Between making and locking, another process may have taken it for a leftover.
-            if _try_lock(held) is not False and _is_at(held, path):
-                yield path
-                return
+                _make(path, is_folder=is_folder)
+            except FileExistsError:
+                is_removed = False
+                raise
+            with contextlib.ExitStack() as stack:
+                try:
+                    held = os.open(path, _OPEN)
+                except FileNotFoundError:
+                    continue
+                stack.callback(os.close, held)
+                # Between making and locking, another process may have taken it for a leftover.
+                if _try_lock(held) is not False and _is_at(held, path):
+                    is_removed = not keeps
+                    yield path
+                    return
+        finally:
+            if is_removed:
+                _remove(path)
+
+
+def _make(path: Path, *, is_folder: bool) -> None:
+    if is_folder:
+        path.mkdir(mode=0o700)
+    else:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
 
 
 def _try_lock(descriptor: int) -> bool | None:
@@ -107,13 +112,20 @@ def exclusive(path: Path) -> Iterator[None]:
             # Opened for writing: network file systems give the lock for nothing less.
             held = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
             stack.callback(os.close, held)
+            # Before it is held: a signal that ends the command may come while it waits.
+            stack.callback(_surely, _remove_unless_held, held, lock)
             fcntl.flock(held, fcntl.LOCK_EX)
             # Whoever held it before has removed the file: the lock of a file without a name excludes nobody.
             if not _is_at(held, lock):
                 continue
-            stack.callback(_remove, lock)
             yield
             return
+
+
+def _remove_unless_held(descriptor: int, lock: Path) -> None:
+    """Remove the file of a lock unless another process holds it, or has made another file in its place."""
+    if _try_lock(descriptor) and _is_at(descriptor, lock):
+        _remove_once(lock)
 
 
 def remove_leftovers(parent: Path) -> None:
@@ -189,7 +201,7 @@ def swap_in(new: Path, path: Path) -> None:
         _remove(new)
         return
     # rename() replaces files and empty folders alone, so the old folder has to step aside first.
-    with _held(path.parent, is_folder=True, suffix=_ASIDE) as aside:
+    with _held(path.parent, is_folder=True, suffix=_ASIDE, keeps=True) as aside:
         old = aside / path.name
         try:
             path.replace(old)
@@ -218,6 +230,19 @@ def exchange(one: Path, other: Path) -> bool:
 
 def _remove(path: Path) -> None:
     """Remove a file, a link, or a folder with all that is in it, as far as the system lets us."""
+    _surely(_remove_once, path)
+
+
+def _surely(clean: Callable[..., None], *arguments: Any) -> None:
+    """Clean up, from the beginning again where a signal that ends the command interrupts it."""
+    try:
+        clean(*arguments)
+    except BaseException:
+        clean(*arguments)  # only one comes: see `flawscope.cli`
+        raise
+
+
+def _remove_once(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
         return

@@ -34,7 +34,7 @@ from flawscope.arrays import BoolArray, UInt8Array, check_array
 from flawscope.errors import ArgumentError, ImageError
 from flawscope.imaging.image_headers import Header, name_unsupported, read_header
 from flawscope.imaging.jpeg import DamagedJpeg, decode_jpeg, decode_with_opencv
-from flawscope.imaging.png_chunks import is_whole_png
+from flawscope.imaging.png_decoding import decode_png
 from flawscope.imaging.size_bounds import excess_of
 from flawscope.imaging.tiff import DamagedTiff, UncheckedTiff, as_stored, check_tiff
 from flawscope.open_files import read_regular
@@ -155,8 +155,6 @@ def decode_stored(data: bytes, name: str = "image") -> npt.NDArray[Any]:
         )
     _check_size(header, name)
     broken = ImageError(f"{name}: expected a whole {header.format} image, got broken data. Export it again.")
-    if header.format == "png" and not is_whole_png(data):
-        raise broken
     if excess := excess_of(data, header):
         raise ImageError(
             f"{name}: expected a {header.format} image with the data of its pixels, got {excess}; it was not decoded. "
@@ -189,6 +187,8 @@ def _decode(data: bytes, kind: str) -> npt.NDArray[Any] | None:
     if kind == "tiff":
         check_tiff(data)
         return decode_with_opencv(as_stored(data))
+    if kind == "png":
+        return decode_png(data)
     return decode_with_opencv(data)
 
 

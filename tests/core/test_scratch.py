@@ -275,3 +275,94 @@ def test_names_as_long_as_names_can_be_are_locked_and_written(tmp_path):
     with locked(path), atomic_file(path) as temporary:
         temporary.write_bytes(b"x")
     assert names(tmp_path) == [path.name]
+
+
+# --- signals that end the command
+
+INTERRUPTED = """
+import contextlib, os, sys
+from pathlib import Path
+from flawscope import scratch
+from flawscope.errors import StorageError
+from flawscope.files import atomic_file, atomic_folder, locked, temporary_folder, write_bytes
+
+exchange = scratch.exchange
+EVENTS = ("open", "os.", "fcntl.flock", "shutil.rmtree")
+left = None
+
+def hear(event, arguments):
+    global left
+    if left is not None and event.startswith(EVENTS):
+        left -= 1
+        if left == 0:
+            left = None
+            raise SystemExit(143)  # as the handler of SIGTERM does, here just before something is done
+
+sys.addaudithook(hear)
+root = Path(sys.argv[1])
+
+def new_file(path):
+    with locked(path), atomic_file(path, durable=True) as temporary:
+        temporary.write_bytes(b"after")
+
+def new_folder(path):
+    with locked(path), atomic_folder(path, replace_if="file", durable=True) as temporary:
+        (temporary / "file").write_bytes(b"after")
+
+def moved_aside(path):
+    scratch.exchange = lambda one, other: False  # as on file systems that cannot
+    try:
+        new_folder(path)
+    finally:
+        scratch.exchange = exchange
+
+def no_output(path):
+    with temporary_folder(path.parent) as temporary:
+        (temporary / "inside").mkdir()
+        (temporary / "inside" / "file").write_bytes(b"x")
+    write_bytes(path, b"after")
+
+def refused(path):
+    with contextlib.suppress(StorageError), atomic_file(path) as temporary:
+        raise FileExistsError(temporary)
+    write_bytes(path, b"after")
+
+def content(path):
+    return (path / "file" if path.is_dir() else path).read_bytes() if path.exists() else b"before"
+
+moments = 0
+for work in (new_file, new_folder, moved_aside, no_output, refused):
+    for is_there in (False, True):
+        for moment in range(1, 1000):
+            folder = root / f"{work.__name__}-{is_there}-{moment}"
+            folder.mkdir()
+            path = folder / "output"
+            if is_there and work in (new_folder, moved_aside):
+                path.mkdir()
+                (path / "file").write_bytes(b"before")
+            elif is_there:
+                path.write_bytes(b"before")
+            left = moment
+            try:
+                work(path)
+                is_done = left is not None
+            except SystemExit:
+                is_done = False
+            left = None
+            names = [entry.name for entry in folder.iterdir()]
+            assert names in ([], ["output"]), (folder, names)
+            assert content(path) in (b"before", b"after"), folder
+            if is_done:
+                assert content(path) == b"after"
+                break
+            moments += 1
+print(moments)
+"""
+
+
+def test_a_signal_at_any_moment_leaves_no_scratch_and_no_torn_output(tmp_path):
+    process = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED, str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert process.returncode == 0, process.stderr
+    assert int(process.stdout) > 100

@@ -1,0 +1,1 @@
+"""Fuzzing of what opens strangers' files: bundles and images. `tools/fuzz.py` is the command."""

@@ -1,0 +1,87 @@
+"""Valid bundles that fuzzing begins with, each of a few kilobytes: by hand, without training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import onnx
+import safetensors.numpy
+from onnx import TensorProto, helper, numpy_helper
+from tiny_bundle import SIDE, golden_image, tiny_manifest, tiny_sources, tiny_thresholds, write_tiny_bundle
+
+from flawscope.bundle import BankHead, Golden, Graph, PadimHead, PatchcoreHead, open_bundle, write_bundle
+from flawscope.imaging.images import prepare
+from flawscope.runtime.scorers.scorer import ScorerOptions, open_scorer
+
+GRID, CHANNELS = 4, 48
+
+
+def write_bundle_seeds(folder: Path) -> None:
+    """Write bundles with a graph alone, with the kernels of PatchCore and with those of PaDiM."""
+    write_tiny_bundle(folder / "brightness", thresholds=tiny_thresholds())
+    rng = np.random.default_rng(0)
+    rows = rng.uniform(0, 255, (12, CHANNELS)).astype(np.float32)
+    neighbours = rng.integers(0, 12, (12, 3))
+    neighbours[:, 0] = np.arange(12)
+    patchcore = {"bank": rows, "norms": np.einsum("md,md->m", rows, rows), "neighbours": neighbours}
+    _write_kernel_seed(folder / "patchcore", PatchcoreHead((GRID, GRID), 3, "paper", 1.0), patchcore)
+    mean = rng.uniform(0, 255, (GRID * GRID, CHANNELS)).astype(np.float32)
+    padim = {"mean": mean, "whitening": np.repeat(0.02 * np.eye(CHANNELS, dtype=np.float32)[None], GRID * GRID, 0)}
+    _write_kernel_seed(folder / "padim", PadimHead((GRID, GRID), 1.0), padim)
+
+
+def _features() -> onnx.ModelProto:
+    """Return the graph image uint8 [N, 16, 16, 3] -> patches float32 [N, 16, 48]: blocks of 4 x 4 pixels."""
+    nodes = [
+        helper.make_node("Cast", ["image"], ["numbers"], to=TensorProto.FLOAT),
+        helper.make_node("Reshape", ["numbers", "blocks"], ["split"]),
+        helper.make_node("Transpose", ["split"], ["turned"], perm=[0, 1, 3, 2, 4, 5]),
+        helper.make_node("Reshape", ["turned", "shape"], ["patches"]),
+    ]
+    edge = SIDE // GRID
+    graph = helper.make_graph(
+        nodes,
+        "blocks",
+        [helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", SIDE, SIDE, 3])],
+        [helper.make_tensor_value_info("patches", TensorProto.FLOAT, ["N", GRID * GRID, CHANNELS])],
+        [
+            numpy_helper.from_array(np.array([-1, GRID, edge, GRID, edge, 3], np.int64), "blocks"),
+            numpy_helper.from_array(np.array([-1, GRID * GRID, CHANNELS], np.int64), "shape"),
+        ],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+
+
+def _write_kernel_seed(path: Path, head: BankHead, tensors: dict[str, npt.NDArray[Any]]) -> None:
+    # Lazy: it imports torch, and only whoever makes the seeds needs it.
+    from native_heads import append_head
+
+    from flawscope.export.detectors.head_nodes import BankFile
+
+    bank = path.parent / "bank.safetensors"
+    safetensors.numpy.save_file(tensors, bank)
+    score = append_head(_features(), head, BankFile(bank), (SIDE, SIDE), 4)
+    sources: dict[str, Path | bytes] = {
+        **tiny_sources(),
+        "score.onnx": score.SerializeToString(),
+        "features.onnx": _features().SerializeToString(),
+        "bank.safetensors": bank.read_bytes(),
+    }
+    bank.unlink()
+    graphs = {
+        "score": Graph("score.onnx", ("anomaly_map", "score"), "x", 4096, 1 << 14),
+        "features": Graph("features.onnx", ("patches",), "x", 4096, 1 << 14),
+    }
+    method = "padim" if isinstance(head, PadimHead) else "patchcore"
+    manifest = tiny_manifest(graphs=graphs, head=head, method=method, thresholds=tiny_thresholds())
+    write_bundle(path, manifest, sources)
+    with open_bundle(path) as bundle:
+        scorer = open_scorer(bundle, ScorerOptions("cpu", "graph", "fp32"))
+        maps, scores = scorer.score(prepare(golden_image(), bundle.manifest.input)[None])
+        scorer.close()
+    golden = Golden("golden/0.png", float(scores[0]), float(maps.max()))
+    write_bundle(path, msgspec.structs.replace(manifest, golden=(golden,)), sources)
