@@ -30,7 +30,6 @@ OWN = {
     ("runtime/bench/machine_state.py", "CPU_FOLDER.glob"): "the system's own tables",
     ("runtime/bench/machine_state.py", "path.read_text"): "the system's own tables",
     ("runtime/doctor/provider_profile.py", "Path(session.end_profiling()).read_text"): "in a private folder",
-    ("core/bundle/ed25519.py", "os.open"): "writes a new file",
     ("runtime/engines/cache.py", "os.scandir"): "by the descriptor of a folder that was judged",
     ("runtime/engines/cache.py", "aside.rglob"): "what it has just moved aside to be removed",
     ("runtime/engines/private_files.py", "os.open"): "judges owner, rights and kind of what it opens",
