@@ -92,6 +92,7 @@ def root() -> None:
 _NO_ARGUMENTS: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())
 
 
+_LONGEST_LINE = 4000
 _TERMINATED = 128 + signal.SIGTERM  # as shells report it
 
 
@@ -131,7 +132,7 @@ def _run(arguments: Sequence[str] | None) -> int:
         return 2
     except click.UsageError as err:
         where = f" (see flawscope {err.ctx.command_path.partition(' ')[2]} --help)" if err.ctx else ""
-        return _fail(err.format_message().replace("\n", " ") + where, 2)
+        return _fail(err.format_message().replace("\n", " ") + _dataset_hint(err) + where, 2)
     except click.ClickException as err:
         return _fail(err.format_message(), 2)
     except click.Abort:
@@ -141,6 +142,11 @@ def _run(arguments: Sequence[str] | None) -> int:
         return err.exit_code
     except FlawscopeError as err:
         return _fail(str(err), err.exit_status)
+    except OSError as err:
+        # A file or folder of the user's that the system refuses; one without a name is a fault of ours.
+        if err.filename is None:
+            raise
+        return _fail(f"{err.filename}: {err.strerror or err}. Check that it is there and may be read or written.", 2)
     except SystemExit as err:
         if err.code == _TERMINATED:
             return _fail("terminated", _TERMINATED)
@@ -150,6 +156,19 @@ def _run(arguments: Sequence[str] | None) -> int:
     return status if isinstance(status, int) else 0
 
 
+def _dataset_hint(err: click.UsageError) -> str:
+    """Return where the dataset goes, for a command that was given it as an argument; empty for other mistakes."""
+    is_missing = isinstance(err, click.MissingParameter) and err.param is not None and err.param.name == "data"
+    if err.ctx is None or not (is_missing or err.message.startswith("Got unexpected extra argument")):
+        return ""
+    takes_data = any("--data" in parameter.opts for parameter in err.ctx.command.params)
+    return " The dataset goes behind --data." if takes_data else ""
+
+
 def _fail(message: str, status: int) -> int:
-    echo(f"error: {' '.join(message.split())}", err=True)
+    line = " ".join(message.split())
+    if len(line) > _LONGEST_LINE:
+        # A name or a value of a stranger's file may have megabytes; both ends say what is wrong and what to do.
+        line = f"{line[: _LONGEST_LINE // 2]} ... {line[-_LONGEST_LINE // 2 :]}"
+    echo(f"error: {line}", err=True)
     return status

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from flawscope.errors import ArgumentError, StorageError
+from flawscope.open_files import list_folder, open_regular, walk_folder
 from flawscope.scratch import exclusive, is_scratch, remove_leftovers, scratch_file, scratch_folder, swap_in, sync
 from flawscope.text import name_bytes, storable
 
@@ -33,9 +34,13 @@ def is_litter(name: str) -> bool:
 
 
 def sha256_file(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes as 64 hexadecimal digits."""
+    """Return the SHA-256 of a file's bytes as 64 hexadecimal digits.
+
+    Raises:
+        OSError: If it cannot be opened or read, or is no regular file.
+    """
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
@@ -151,7 +156,7 @@ def atomic_folder(
         path.parent.mkdir(parents=True, exist_ok=True)
         with scratch_folder(path.parent) as temporary:
             yield temporary
-            for entry in (temporary, *temporary.rglob("*")):
+            for entry in (temporary, *walk_folder(temporary)):
                 if private:
                     entry.chmod(0o700 if entry.is_dir() else 0o600)
                 else:
@@ -219,7 +224,7 @@ def check_replaceable(path: Path, marker: str | None, *, overwrite: bool = False
         return
     if not path.is_dir():
         raise ArgumentError(f"{path}: expected a folder name that is free, got an existing file. Choose another name.")
-    if not any(path.iterdir()):
+    if not list_folder(path):
         return
     if not (marker and (path / marker).is_file()):
         raise ArgumentError(

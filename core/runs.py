@@ -24,8 +24,10 @@ from flawscope.config.setting_parts import nest, places_of, tag_of, without_part
 from flawscope.diffusion.reconstruction import MapRule
 from flawscope.errors import RunError
 from flawscope.imaging.learned_images import LearnedImages
+from flawscope.open_files import RECORD_BYTES, read_regular
+from flawscope.path_kinds import kind_of_path
 from flawscope.scratch import recover
-from flawscope.text import encode_json
+from flawscope.text import NOT_JSON, encode_json
 
 RUN_SCHEMA = 2
 SYNTHESIS_SCHEMA = 2
@@ -194,9 +196,9 @@ def run_kind(path: Path) -> str | None:
     """Return the kind of the run in a folder, or None where there is no readable record."""
     recover(path)
     try:
-        record = msgspec.json.decode((path / RECORD).read_bytes())
+        record = msgspec.json.decode(read_regular(path / RECORD, RECORD_BYTES))
     # msgspec raises UnicodeDecodeError, not its own DecodeError, for text that is not UTF-8.
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+    except (OSError, *NOT_JSON):
         return None
     kind = record.get("kind") if isinstance(record, dict) else None
     return kind if isinstance(kind, str) else None
@@ -210,14 +212,15 @@ def read_run_record(path: Path) -> tuple[RunRecord, bytes]:
     """
     recover(path)
     if not (path / RECORD).is_file():
-        raise RunError(f"{path}: expected a run with {RECORD}, got none. Make one with flawscope train.")
+        got = kind_of_path(path) or "none"
+        raise RunError(f"{path}: expected a run with {RECORD}, got {got}. Make one with flawscope train.")
     # Asked first, because a record of the other struct would fail on its unknown fields, with a confusing message.
     if (kind := run_kind(path)) in generator_kinds():
         raise RunError(f"{path}: expected the run of a detector, got one of train {kind}, which draws defects.")
-    data = (path / RECORD).read_bytes()
     try:
+        data = read_regular(path / RECORD, RECORD_BYTES)
         return _decode(path, data, RunRecord, RUN_SCHEMA), data
-    except (msgspec.DecodeError, UnicodeDecodeError) as err:
+    except (OSError, *NOT_JSON) as err:
         raise RunError(f"{path / RECORD}: is no run of this version: {err}. Train again.") from err
 
 
@@ -231,11 +234,12 @@ def read_synthesis_record(path: Path) -> tuple[SynthesisRecord, bytes]:
     if kind is not None and kind not in generator_kinds():
         raise RunError(f"{path}: expected a run of train {', '.join(generator_kinds())}, got that of a {kind}.")
     try:
-        data = (path / RECORD).read_bytes()
+        data = read_regular(path / RECORD, RECORD_BYTES)
         return _decode(path, data, SynthesisRecord, SYNTHESIS_SCHEMA), data
     except OSError as err:
-        raise RunError(f"{path}: expected a run with {RECORD}, got none. Make one with flawscope train.") from err
-    except (msgspec.DecodeError, UnicodeDecodeError) as err:
+        got = kind_of_path(path) or "none"
+        raise RunError(f"{path}: expected a run with {RECORD}, got {got}. Make one with flawscope train.") from err
+    except NOT_JSON as err:
         raise RunError(f"{path / RECORD}: is no run of this version: {err}. Train again.") from err
 
 
@@ -246,11 +250,11 @@ def read_autoencoder_record(path: Path) -> tuple[AutoencoderConfig, float]:
         RunError: If it is another kind of run, broken, or written by a newer version.
     """
     try:
-        record = _decode(path, (path / RECORD).read_bytes(), RunRecord, RUN_SCHEMA)
+        record = _decode(path, read_regular(path / RECORD, RECORD_BYTES), RunRecord, RUN_SCHEMA)
         if record.kind != "autoencoder":
             raise msgspec.ValidationError(f"a run of {tag_of(type(record.config))}")
         scaling = msgspec.convert(record.facts.get("scaling"), float)
-    except (msgspec.DecodeError, UnicodeDecodeError, OSError) as err:
+    except (OSError, *NOT_JSON) as err:
         raise RunError(
             f"{path / RECORD}: expected a run of train autoencoder, got another: {err}. Name such a run, or a folder "
             "with an AutoencoderKL."

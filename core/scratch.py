@@ -122,8 +122,10 @@ def remove_leftovers(parent: Path) -> None:
     What a living process holds stays, and so does what the system does not let us remove.
     """
     with contextlib.suppress(OSError):
-        # Names at once: removing entries while the folder is listed may skip some.
-        for path in [parent / name for name in os.listdir(parent) if is_scratch(name)]:
+        # Names first: removing entries while the folder is listed may skip some.
+        with os.scandir(parent) as entries:
+            names = [entry.name for entry in entries if is_scratch(entry.name)]
+        for path in (parent / name for name in names):
             with contextlib.suppress(OSError), _abandoned(path):
                 if path.suffix == _ASIDE:
                     _put_back(path)

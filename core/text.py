@@ -15,6 +15,9 @@ import msgspec
 
 # Controls (C0, DEL, C1), marks and overrides of direction, which reorder what is read, separators of lines, surrogates.
 _OBEYED = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What msgspec raises for bytes that are no JSON of the expected form; its own error is only the first."""
+
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 

@@ -15,11 +15,13 @@ from __future__ import annotations
 import contextlib
 import io
 import math
-import mmap
-import pickletools
+import os
+import reprlib
+import struct
+import weakref
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -27,79 +29,20 @@ import numpy as np
 import numpy.typing as npt
 
 from flawscope.errors import DataError
+from flawscope.open_files import open_regular
+from flawscope.torch_pickle import BFLOAT16, PickleMachine, SavedTensor, Storage, expect
 
 MAX_BYTES = 64 << 20
 """Default size limit of a file; a learned embedding has a few kilobytes."""
 
 _MAGIC = 0x1950A86A20F9469CFC6C  # first pickle of the older format (torch.serialization.MAGIC_NUMBER)
 _PROTOCOL = 1001  # second pickle of the older format, of torch's own numbering
-# NumPy has no such type: read as uint16 and widened.
-_BFLOAT16 = "bfloat16"
-_STORAGES = {
-    "torch BFloat16Storage": _BFLOAT16,
-    "torch HalfStorage": "<f2",
-    "torch FloatStorage": "<f4",
-    "torch DoubleStorage": "<f8",
-    "torch ByteStorage": "<u1",
-    "torch CharStorage": "<i1",
-    "torch ShortStorage": "<i2",
-    "torch IntStorage": "<i4",
-    "torch LongStorage": "<i8",
-    "torch BoolStorage": "|b1",
-}
-_MODULE = "torch.nn.modules.container ParameterDict"
-_TENSORS = ("torch._utils _rebuild_tensor", "torch._utils _rebuild_tensor_v2")
-_PARAMETERS = (
-    "torch._utils _rebuild_parameter",
-    "torch._utils _rebuild_parameter_with_state",
-    "torch.nn.parameter Parameter",  # as torch before 0.4 saved them
+# zipfile raises RuntimeError for a member that claims to be encrypted, and seeks to wherever a file tells it to.
+_BROKEN = (
+    *(ValueError, KeyError, IndexError, TypeError, AttributeError, EOFError, RuntimeError, OverflowError, OSError),
+    *(MemoryError, struct.error, zipfile.BadZipFile),
 )
-_ORDERED = "collections OrderedDict"
-_SETS = ("__builtin__ set", "builtins set")
-# An allow-list, not a list of what is dangerous: new names of pickle or torch stay refused.
-_NAMES = frozenset((*_STORAGES, _MODULE, *_TENSORS, *_PARAMETERS, _ORDERED, *_SETS))
-
-# SHORT_BINSTRING is a string of Python 2.
-_VALUES = frozenset(("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINSTRING"))
-_CONSTANTS: Mapping[str, object] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
-_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
-
-
-@dataclass(frozen=True)
-class _Name:
-    text: str
-
-
-@dataclass(frozen=True)
-class _Storage:
-    key: str
-    kind: str
-    count: int
-
-    @property
-    def nbytes(self) -> int:
-        return self.count * (2 if self.kind == _BFLOAT16 else np.dtype(self.kind).itemsize)
-
-
-@dataclass(frozen=True)
-class SavedTensor:
-    """A tensor of the file; `Saved.array` gives its numbers."""
-
-    storage: _Storage
-    offset: int
-    size: tuple[int, ...]
-    stride: tuple[int, ...]
-
-
-@dataclass
-class SavedModule:
-    """A ParameterDict of the file.
-
-    Attributes:
-        state: Its attributes; tensors are in `_parameters`.
-    """
-
-    state: dict[Any, Any] = field(default_factory=dict)
+_MOST_OF_A_REASON = 200  # in characters: names in a broken file may have megabytes
 
 
 @dataclass(frozen=True)
@@ -112,7 +55,7 @@ class Saved:
 
     path: Path
     value: Any
-    _read: Callable[[_Storage], bytes]
+    _read: Callable[[Storage], bytes]
 
     def array(self, tensor: SavedTensor) -> npt.NDArray[Any]:
         """Return the numbers of a tensor; bfloat16 becomes float32.
@@ -130,23 +73,24 @@ class Saved:
             fits = last < storage.count and math.prod(size) <= storage.count
         if not fits:
             raise DataError(
-                f"{self.path}: expected a tensor within its {storage.count} numbers, got size {list(size)} and stride "
-                f"{list(stride)} from {tensor.offset} on. Get the file again."
+                f"{self.path}: expected a tensor within its {storage.count} numbers, got size "
+                f"{reprlib.repr(list(size))} and stride {reprlib.repr(list(stride))} from "
+                f"{reprlib.repr(tensor.offset)} on. Get the file again."
             )
         with _broken(self.path):
             data = self._read(storage)
             if len(data) != storage.nbytes:
                 raise ValueError(f"a storage of {len(data)} bytes where {storage.count} numbers are referred to")
-        if storage.kind == _BFLOAT16:
-            # bfloat16 is the upper half of a float32.
-            flat: npt.NDArray[Any] = (np.frombuffer(data, "<u2").astype(np.uint32) << np.uint32(16)).view(np.float32)
-        else:
-            flat = np.frombuffer(data, storage.kind)
-        if 0 in size:
-            return np.zeros(size, flat.dtype)
-        steps = [step * flat.itemsize for step in stride]
-        values: npt.NDArray[Any] = np.lib.stride_tricks.as_strided(flat[tensor.offset :], size, steps).copy()
-        return values
+            if storage.kind == BFLOAT16:
+                # bfloat16 is the upper half of a float32.
+                flat: npt.NDArray[Any] = (np.frombuffer(data, "<u2").astype(np.uint32) << np.uint32(16)).view("<f4")
+            else:
+                flat = np.frombuffer(data, storage.kind)
+            if 0 in size:
+                return np.zeros(size, flat.dtype)
+            steps = [step * flat.itemsize for step in stride]
+            values: npt.NDArray[Any] = np.lib.stride_tricks.as_strided(flat[tensor.offset :], size, steps).copy()
+            return values
 
 
 def read_torch_file(path: Path, *, what: str = "a learned word", max_bytes: int | None = None) -> Saved:
@@ -162,30 +106,38 @@ def read_torch_file(path: Path, *, what: str = "a learned word", max_bytes: int 
             lists and ParameterDicts; the message names the class that was found.
     """
     limit = MAX_BYTES if max_bytes is None else max_bytes
-    data: mmap.mmap | bytes = b""
     try:
-        with path.open("rb") as file:
-            size = path.stat().st_size
-            # mmap refuses an empty file.
-            if 0 < size <= limit:
-                data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        file = open_regular(path)
     except OSError as err:
         raise DataError(f"{path}: expected a file of torch.save, got: {err.strerror or err}. Check the path.") from err
+    with contextlib.ExitStack() as stack:
+        stack.callback(file.close)
+        saved = _read(path, what, limit, file)
+        stack.pop_all()
+    weakref.finalize(saved, file.close)
+    return saved
+
+
+def _read(path: Path, what: str, limit: int, file: BinaryIO) -> Saved:
+    size = os.fstat(file.fileno()).st_size
     if size > limit:
         raise DataError(
             f"{path}: expected {what} in a file of at most {limit >> 20} MiB, got {size >> 20} MiB. Name the right "
             "file: is it the whole model, or a training?"
         )
-    reader = _Reader(path, what, data)
+    # Not mapped into memory: the process would be killed if somebody made the file shorter meanwhile.
+    reader = _Reader(path, what, file, size)
     with _broken(path):
-        if zipfile.is_zipfile(path):
+        if zipfile.is_zipfile(file):
             return reader.from_zip()
         # Where a tar header has its magic number.
-        if data[257:262] == b"ustar":
+        file.seek(257)
+        if file.read(5) == b"ustar":
             raise DataError(
                 f"{path}: expected {what} as torch saves it since 2017, got the older tar format. Load it with torch "
                 "and save its tensors as safetensors."
             )
+        file.seek(0)
         return reader.from_sequence()
 
 
@@ -204,8 +156,8 @@ def read_state_dict(path: Path, max_bytes: int) -> tuple[Saved, dict[str, SavedT
     for name, tensor in saved.value.items():
         if not isinstance(tensor, SavedTensor) or not isinstance(name, str):
             raise DataError(
-                f"{path}: expected a state dict of tensors, got {type(tensor).__name__} for {name!r}. Save the "
-                "network's state_dict() alone."
+                f"{path}: expected a state dict of tensors, got {type(tensor).__name__} for {reprlib.repr(name)}. "
+                "Save the network's state_dict() alone."
             )
     return saved, saved.value
 
@@ -215,27 +167,26 @@ def _broken(path: Path) -> Iterator[None]:
     """Turn the errors that a broken file causes into a DataError that names it."""
     try:
         yield
-    # zipfile raises RuntimeError for a member that claims to be encrypted.
-    except (ValueError, KeyError, IndexError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile) as err:
-        reason = (str(err).splitlines() or [""])[0] or type(err).__name__
+    except _BROKEN as err:
+        reason = (str(err).splitlines() or [""])[0][:_MOST_OF_A_REASON] or type(err).__name__
         raise DataError(f"{path}: expected a file of torch.save, got a broken one: {reason}. Get it again.") from err
 
 
 class _Reader:
-    """Reads one file, given its bytes."""
+    """Reads one open file of a known size."""
 
-    def __init__(self, path: Path, what: str, data: mmap.mmap | bytes) -> None:
-        self._path, self._what, self._data = path, what, data
+    def __init__(self, path: Path, what: str, file: BinaryIO, size: int) -> None:
+        self._path, self._what, self._file, self._size = path, what, file, size
 
     def from_zip(self) -> Saved:
-        archive = zipfile.ZipFile(self._path)
+        archive = zipfile.ZipFile(self._file)
         members = {member.filename.partition("/")[2]: member for member in archive.infolist()}
         for member in members.values():
             # A compressed member of kilobytes could inflate to fill the memory. torch itself never compresses.
-            if member.compress_type != zipfile.ZIP_STORED or member.file_size > len(self._data):
+            if member.compress_type != zipfile.ZIP_STORED or member.file_size > self._size:
                 raise DataError(
-                    f"{self._path}: expected members as torch writes them, got {member.filename}, which is "
-                    "compressed. Get the file again."
+                    f"{self._path}: expected members as torch writes them, got {reprlib.repr(member.filename)}, "
+                    "which is compressed. Get the file again."
                 )
         if "byteorder" in members and archive.read(members["byteorder"]) != b"little":
             raise DataError(f"{self._path}: expected numbers in little-endian order. Save it on another machine.")
@@ -244,15 +195,15 @@ class _Reader:
         return Saved(self._path, value, lambda storage: archive.read(members[f"data/{storage.key}"]))
 
     def from_sequence(self) -> Saved:
-        stream: Any = io.BytesIO() if isinstance(self._data, bytes) else self._data
+        stream = self._file
         # Five pickles in a row: magic number, protocol, byte order, the object, the keys of its storages; then their
         # numbers.
         if self._run(stream)[0] != _MAGIC or self._run(stream)[0] != _PROTOCOL:
             raise ValueError("it does not begin as one")
-        if _expect(self._run(stream)[0], dict).get("little_endian") is not True:
+        if expect(self._run(stream)[0], dict).get("little_endian") is not True:
             raise DataError(f"{self._path}: expected numbers in little-endian order. Save it on another machine.")
         value, storages = self._run(stream)
-        keys = _expect(self._run(stream)[0], list)
+        keys = expect(self._run(stream)[0], list)
         # A TypeError of keys of mixed types is a broken file too, which `_broken` reports.
         if sorted(keys) != sorted(storages):
             raise ValueError(f"it lists {len(keys)} storages and refers to {len(storages)}")
@@ -263,156 +214,26 @@ class _Reader:
                 raise ValueError(f"a storage of {count} numbers where {storages[key].count} are referred to")
             starts[key] = stream.tell()
             # Seeking beyond the end is no error; `_check` compares what is really there.
-            left[key] = min(storages[key].nbytes, len(self._data) - starts[key])
+            left[key] = min(storages[key].nbytes, self._size - starts[key])
             stream.seek(storages[key].nbytes, io.SEEK_CUR)
         self._check(storages, left)
-        data = self._data
-        return Saved(
-            self._path, value, lambda storage: data[starts[storage.key] : starts[storage.key] + storage.nbytes]
-        )
 
-    def _run(self, stream: BinaryIO) -> tuple[Any, dict[str, _Storage]]:
-        machine = _Machine(self._path, self._what)
+        def numbers(storage: Storage) -> bytes:
+            stream.seek(starts[storage.key])
+            return stream.read(storage.nbytes)
+
+        return Saved(self._path, value, numbers)
+
+    def _run(self, stream: BinaryIO) -> tuple[Any, dict[str, Storage]]:
+        machine = PickleMachine(self._path, self._what)
         return machine.run(stream), machine.storages
 
-    def _check(self, storages: Mapping[str, _Storage], available: Mapping[str, int]) -> None:
+    def _check(self, storages: Mapping[str, Storage], available: Mapping[str, int]) -> None:
         """Raise ValueError unless every storage has the bytes that are referred to."""
         total = sum(storage.nbytes for storage in storages.values())
         # Before any number is read: a small file could claim storages of gigabytes.
-        if total > len(self._data):
-            raise ValueError(f"its storages would have {total} bytes, the file has {len(self._data)}")
+        if total > self._size:
+            raise ValueError(f"its storages would have {total} bytes, the file has {self._size}")
         for key, storage in storages.items():
             if available[key] != storage.nbytes:
                 raise ValueError(f"a storage of {available[key]} bytes where {storage.count} numbers are referred to")
-
-
-class _Machine:
-    """Restricted interpreter of one pickle. Nothing that it reads is called or imported."""
-
-    def __init__(self, path: Path, what: str) -> None:
-        self._path, self._what = path, what
-        self._stack: list[Any] = []
-        self._marks: list[int] = []
-        self._memo: dict[int, Any] = {}
-        self.storages: dict[str, _Storage] = {}
-
-    def run(self, stream: BinaryIO) -> Any:
-        # genops only splits the stream into opcodes and arguments; it builds nothing.
-        for opcode, argument, _ in pickletools.genops(stream):
-            if opcode.name == "STOP":
-                return self._stack.pop()
-            self._step(opcode.name, argument)
-        raise ValueError("it ends in the middle")
-
-    def _step(self, name: str, argument: Any) -> None:
-        stack = self._stack
-        if name in _VALUES:
-            stack.append(argument)
-        elif name in _CONSTANTS:
-            stack.append(_CONSTANTS[name])
-        elif name in ("BINPUT", "LONG_BINPUT"):
-            self._memo[argument] = stack[-1]
-        elif name in ("BINGET", "LONG_BINGET"):
-            stack.append(self._memo[argument])
-        elif name == "EMPTY_DICT":
-            stack.append({})
-        elif name == "EMPTY_LIST":
-            stack.append([])
-        elif name == "MARK":
-            self._marks.append(len(stack))
-        elif name == "TUPLE":
-            stack.append(tuple(self._since_mark()))
-        elif name in _TUPLES:
-            count = _TUPLES[name]
-            # A stack that is too short gives a shorter tuple here; whoever unpacks it then raises.
-            stack[-count:] = [tuple(stack[-count:])]
-        elif name in ("APPEND", "APPENDS"):
-            items = [stack.pop()] if name == "APPEND" else self._since_mark()
-            _expect(stack[-1], list).extend(items)
-        elif name in ("SETITEM", "SETITEMS"):
-            items = [stack.pop(-2), stack.pop()] if name == "SETITEM" else self._since_mark()
-            _fill(_expect(stack[-1], dict), list(zip(items[::2], items[1::2], strict=True)))
-        # STACK_GLOBAL, of protocol 4, is refused like any other: torch.save writes protocol 2.
-        elif name == "GLOBAL":
-            stack.append(self._named(argument))
-        elif name == "BINPERSID":
-            stack.append(self._persistent(_expect(stack.pop(), tuple)))
-        # A call, which is described and not made.
-        elif name in ("REDUCE", "NEWOBJ"):
-            arguments = _expect(stack.pop(), tuple)
-            stack.append(_result(_expect(stack.pop(), _Name).text, arguments))
-        elif name == "BUILD":
-            self._build(stack.pop())
-        elif name != "PROTO":
-            raise DataError(
-                f"{self._path}: expected {self._what}, got a pickle with the opcode {name}, which it does not "
-                "need. It was not executed."
-            )
-
-    def _build(self, state: Any) -> None:
-        """Set the attributes of the object on top; those of a dictionary or tensor hold no numbers and are dropped."""
-        target = _expect(self._stack[-1], SavedModule | SavedTensor | dict)
-        if isinstance(target, SavedModule):
-            target.state = _expect(state, dict)
-        else:
-            _expect(state, tuple if isinstance(target, SavedTensor) else dict)
-
-    def _since_mark(self) -> list[Any]:
-        start = self._marks.pop()
-        items = self._stack[start:]
-        del self._stack[start:]
-        return items
-
-    def _named(self, text: str) -> _Name:
-        if text not in _NAMES:
-            raise DataError(
-                f"{self._path}: expected {self._what}, got a pickle with {text.replace(' ', '.')}, which it does not "
-                "need. It was not imported. If the file is yours, save its tensors alone."
-            )
-        return _Name(text)
-
-    def _persistent(self, identity: tuple[Any, ...]) -> Any:
-        """Return the storage that is referred to; the older format refers to classes in this way too."""
-        if identity[0] == "module" and isinstance(identity[1], _Name):
-            return identity[1]
-        kind, key, _, count, *view = identity[1:]
-        is_storage = identity[0] == "storage" and isinstance(kind, _Name) and kind.text in _STORAGES
-        if not is_storage or type(key) is not str or type(count) is not int or count < 0 or any(view):
-            raise ValueError("it refers to something other than a storage")
-        storage = _Storage(key, _STORAGES[kind.text], count)
-        # Two types or lengths for one storage would let a tensor pass the checks of the other.
-        if self.storages.setdefault(key, storage) != storage:
-            raise ValueError("it refers to one storage in two ways")
-        return storage
-
-
-def _result(name: str, arguments: tuple[Any, ...]) -> Any:
-    """Return a stand-in for the result of a call."""
-    if name in _TENSORS:
-        storage, offset, size, stride = arguments[:4]
-        return SavedTensor(_expect(storage, _Storage), offset, _expect(size, tuple), _expect(stride, tuple))
-    if name in _PARAMETERS:
-        return _expect(arguments[0], SavedTensor)
-    if name == _MODULE:
-        return SavedModule()
-    if name == _ORDERED:
-        items: dict[Any, Any] = {}
-        if arguments:
-            _fill(items, [_expect(pair, list | tuple) for pair in _expect(arguments[0], list)])
-        return items
-    if name in _SETS:
-        # A list in place of a set: its elements need not be hashable, and nobody looks them up.
-        return list(*(_expect(argument, list) for argument in arguments))
-    raise ValueError(f"it calls {name.replace(' ', '.')}")
-
-
-def _fill(target: dict[Any, Any], pairs: list[Any]) -> None:
-    for key, value in pairs:
-        # No tuples as keys: nested ones can be built so that hashing and comparing them takes forever.
-        target[_expect(key, str | int)] = value
-
-
-def _expect(value: Any, kind: Any) -> Any:
-    if not isinstance(value, kind):
-        raise ValueError(f"{type(value).__name__.lstrip('_')} in a place where it makes no sense")
-    return value

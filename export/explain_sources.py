@@ -21,7 +21,7 @@ from flawscope.export.exporter import exporter_of
 from flawscope.export.onnx_trace import export_module
 from flawscope.export.source_kind import is_run
 from flawscope.files import temporary_folder
-from flawscope.imaging.images import decode_image, prepare
+from flawscope.imaging.images import decode_image, prepare, read_encoded
 from flawscope.progress import Progress, no_progress
 from flawscope.runtime.backends.ort import cuda_problem
 from flawscope.training.detectors.detector_run import read_run
@@ -123,7 +123,7 @@ def explain_run(path: Path, tolerance: float | None, progress: Progress = no_pro
     """
     run = read_run(path)
     spec = run.record.config.preprocessing
-    images = [prepare(decode_image(sample.read_bytes(), sample.name), spec) for sample in run.samples]
+    images = [prepare(decode_image(read_encoded(sample), sample.name), spec) for sample in run.samples]
     if not images:
         raise RunError(f"{path}: expected sample images in samples/, got none. Train again.")
     outputs = exporter_of(run.record).traced

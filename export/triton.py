@@ -25,10 +25,11 @@ from flawscope.errors import ArgumentError, BackendError, BundleError, GateError
 from flawscope.export.source_kind import is_run
 from flawscope.files import atomic_folder, check_replaceable, sha256_file, storage_errors, temporary_folder
 from flawscope.imaging.images import Preprocessing, prepare, read_image
+from flawscope.open_files import RECORD_BYTES, list_folder, read_regular, walk_folder
 from flawscope.runtime.backends.ort import import_onnxruntime
 from flawscope.runtime.backends.table import GOLDEN_TOLERANCE
 from flawscope.runtime.scorers.scorer import ScorerOptions, open_scorer
-from flawscope.text import encode_json
+from flawscope.text import NOT_JSON, encode_json
 
 RECORD = "flawscope.json"
 """Beside `config.pbtxt`: thresholds and preprocessing for clients; also marks the folder as written by flawscope."""
@@ -339,11 +340,10 @@ def _check_repository(repository: Path) -> None:
     if not repository.exists():
         return
     problem = "a file" if not repository.is_dir() else ""
-    for entry in sorted(repository.iterdir()) if repository.is_dir() else ():
+    for entry in list_folder(repository) if repository.is_dir() else ():
         if entry.name.startswith("."):
             continue
-        is_model = entry.is_dir() and ((entry / "config.pbtxt").is_file() or any(entry.glob("[1-9]*/")))
-        if not is_model and not (entry.is_dir() and not any(entry.iterdir())):
+        if not entry.is_dir() or ((inside := list_folder(entry)) and not _is_model(inside)):
             problem = f"a folder with {entry.name}, which is no model"
             break
     if problem:
@@ -352,14 +352,19 @@ def _check_repository(repository: Path) -> None:
         )
 
 
+def _is_model(entries: list[Path]) -> bool:
+    """Return whether these are entries of a model's folder: its configuration, or a version, which is a number."""
+    return any(path.name == "config.pbtxt" or (path.name[:1] in "123456789" and path.is_dir()) for path in entries)
+
+
 def _check_unchanged(folder: Path) -> None:
     """Refuse to replace a model folder with any file changed, added or removed: the change would be lost."""
-    if not folder.is_dir() or not any(folder.iterdir()):
+    if not folder.is_dir() or not list_folder(folder):
         return
     # A record without these fields is another schema, so its folder is nobody's to replace.
     try:
-        listed = msgspec.json.decode((folder / RECORD).read_bytes(), type=TritonRecord).files
-    except (FileNotFoundError, msgspec.DecodeError, ArgumentError):
+        listed = msgspec.json.decode(read_regular(folder / RECORD, RECORD_BYTES), type=TritonRecord).files
+    except (OSError, ArgumentError, *NOT_JSON):
         raise ArgumentError(
             f"{folder}: expected a free name or a model written by flawscope, got a folder without a valid {RECORD}. "
             "Choose another name with --model-name."
@@ -374,7 +379,7 @@ def _check_unchanged(folder: Path) -> None:
 
 
 def _entries(folder: Path) -> dict[str, FileEntry]:
-    files = sorted(path for path in folder.rglob("*") if not path.is_dir() and path != folder / RECORD)
+    files = sorted(path for path in walk_folder(folder) if not path.is_dir() and path != folder / RECORD)
     return {path.relative_to(folder).as_posix(): FileEntry(sha256_file(path), path.stat().st_size) for path in files}
 
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from flawscope.arrays import UInt8Array
 from flawscope.errors import ArgumentError
-from flawscope.imaging.images import check_image, decode_stored, read_stored, to_8_bit, to_rgb
+from flawscope.imaging.images import check_image, check_sides, decode_stored, read_stored, to_8_bit, to_rgb
 from flawscope.runtime.device_arrays import CudaArray, DlpackArray, on_host
 
 Color = Literal["rgb", "bgr"]
@@ -95,7 +95,7 @@ def read_source_image(source: Source, name: str, color: Color, bits: int | None)
         array, order = (_unpack(source, name), "rgb") if _is_pillow(source) else (on_host(source, name), color)
         _check_array(array, name)
         return SourceImage(check_image(_rgb(to_8_bit(array, name, bits), order), name), 8 * array.itemsize)
-    return SourceImage(to_rgb(to_8_bit(stored, name, bits)), 8 * stored.itemsize)
+    return SourceImage(to_rgb(stored, name, bits), 8 * stored.itemsize)
 
 
 def _is_pillow(source: object) -> bool:
@@ -104,6 +104,7 @@ def _is_pillow(source: object) -> bool:
 
 def _unpack(image: Any, name: str) -> npt.NDArray[Any]:
     """Return the pixels of an image of Pillow."""
+    check_sides(image.size[1], image.size[0], name)  # before its file is decoded
     if image.mode.startswith("I;16"):
         return np.asarray(image).astype(np.uint16, copy=False)  # without a foreign byte order
     if image.mode not in _WITH_CHANNELS:
@@ -123,6 +124,7 @@ def _check_array(array: npt.NDArray[Any], name: str) -> None:
             f"{name}: expected uint8 or uint16 [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] with no empty axis, got "
             f"{got} {list(array.shape)}."
         )
+    check_sides(array.shape[0], array.shape[1], name)  # before it is converted
 
 
 def _rgb(array: UInt8Array, color: str) -> UInt8Array:

@@ -10,12 +10,14 @@ import numpy as np
 import numpy.typing as npt
 
 from flawscope.bundle import PRECISIONS
-from flawscope.errors import ArgumentError, FlawscopeError
+from flawscope.errors import ArgumentError, DataError, FlawscopeError
 from flawscope.files import check_new_files, free_name, is_litter, storage_errors
 from flawscope.imaging.images import EXTENSIONS, prepare, read_image
 from flawscope.imaging.learned_images import summarize_differences
 from flawscope.imaging.png import write_png
+from flawscope.open_files import list_folder
 from flawscope.output_options import OVERWRITE
+from flawscope.path_kinds import is_bundle, kind_of_path
 from flawscope.runtime.backends import BACKENDS
 from flawscope.runtime.inspector import Inspector
 from flawscope.runtime.overlay import draw_overlay
@@ -63,7 +65,8 @@ def score(
     An image that cannot be read is a fault, never an accept; the others are still scored, and the exit status is 1.
     A map or picture that cannot be written is an error; the images are still scored, and the exit status is 2.
     """
-    paths = _expand(images)
+    _check_order(bundle, images)
+    sources = _expand(images)
     for folder in (maps, pictures):
         check_new_files(folder, overwrite=overwrite)
     counts: Counter[str] = Counter()
@@ -82,7 +85,9 @@ def score(
         if not as_json:
             # To stderr: stdout carries one line per image and nothing else.
             echo(f"backend {inspector.backend} ({inspector.backend_reason})", err=True)
-        for source, result in zip(paths, inspector.stream(paths, batch), strict=True):
+        scored = inspector.stream([source for source in sources if isinstance(source, Path)], batch)
+        for source in sources:
+            result = next(scored) if isinstance(source, Path) else source
             counts[result.decision] += 1
             notes.append(result.notes)
             if as_json:
@@ -90,7 +95,7 @@ def score(
             else:
                 echo(_line(result))
             # NaN has no colour: the cast to uint8 would draw it as any value.
-            if result.anomaly_map is None or not np.isfinite(result.anomaly_map).all():
+            if isinstance(source, Result) or result.anomaly_map is None or not np.isfinite(result.anomaly_map).all():
                 continue
             name = free_name(source.stem, names) if maps is not None or pictures is not None else ""
             try:
@@ -103,34 +108,59 @@ def score(
             except FlawscopeError as err:
                 # A picture that is missing is no reason to leave the other parts without a decision.
                 missing += 1
-                echo(f"error: {err}", err=True)
+                echo(f"error: {err} It was decided on, but not drawn.", err=True)
     for note in summarize_differences(notes):
         echo(f"note: {note}", err=True)
     if not as_json:
         total = ", ".join(f"{counts[decision]} {decision}" for decision in ("accept", "reject", "fault"))
-        echo(f"{len(paths)} images: {total}", err=True)
+        echo(f"{len(sources)} images: {total}", err=True)
     if missing:
         return 2
     return 1 if counts["fault"] else 0
 
 
-def _expand(images: tuple[Path, ...]) -> list[Path]:
-    """Return the images named, folders replaced by the images in them, sorted."""
-    paths: list[Path] = []
+def _check_order(bundle: Path, images: tuple[Path, ...]) -> None:
+    if is_bundle(bundle):
+        return
+    # Not swapped silently: what decides is said, never guessed.
+    if meant := next((image for image in images if is_bundle(image)), None):
+        kind = kind_of_path(bundle) or "something else"
+        raise ArgumentError(
+            f"{bundle}: expected a bundle, got {kind}, and the bundle {meant} behind it. "
+            f"The bundle comes first: flawscope score {meant} {bundle}"
+        )
+
+
+def _expand(images: tuple[Path, ...]) -> list[Path | Result]:
+    """Return the images named, folders replaced by the images in them, sorted; a fault for what cannot be listed."""
+    sources: list[Path | Result] = []
     for image in images:
-        if not image.is_dir():
-            paths.append(image)  # also what does not exist: it becomes a fault with its reason, the others are scored
+        if not _is_folder(image):
+            sources.append(image)  # also what does not exist: it becomes a fault with its reason, the others are scored
             continue
         # Not recursive: in a dataset the subfolders are defect types.
-        files = sorted(
+        try:
+            entries = list_folder(image)
+        except DataError as err:
+            sources.append(Result(str(image), "fault", reason=str(err)))
+            continue
+        # Whatever is called like an image and is no folder: a broken link is a fault, not an image less.
+        files = [
             entry
-            for entry in image.iterdir()
-            if entry.suffix.lower() in EXTENSIONS and not is_litter(entry.name) and entry.is_file()
-        )
+            for entry in entries
+            if entry.suffix.lower() in EXTENSIONS and not is_litter(entry.name) and not _is_folder(entry)
+        ]
         if not files:
             raise ArgumentError(f"{image}: expected images in this folder, got none. Name images or their folder.")
-        paths.extend(files)
-    return paths
+        sources.extend(files)
+    return sources
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):  # it may not be looked at: reading it says why
+        return False
 
 
 def _line(result: Result) -> str:

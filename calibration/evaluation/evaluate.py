@@ -19,7 +19,7 @@ from flawscope.bundle import (
 )
 from flawscope.calibration.evaluation.bundle_scores import load_inspector, unlike_notes
 from flawscope.calibration.evaluation.contamination import Contamination, find_contamination
-from flawscope.calibration.evaluation.evaluation_notes import contamination_notes, figure_notes
+from flawscope.calibration.evaluation.evaluation_notes import contamination_notes, figure_notes, inspection_notes
 from flawscope.calibration.evaluation.figures import BundleIdentity, DatasetIdentity, Figures, SupportFigures
 from flawscope.calibration.evaluation.intervals import RESAMPLES
 from flawscope.calibration.evaluation.measured_figures import (
@@ -34,7 +34,8 @@ from flawscope.calibration.evaluation.measured_figures import (
 )
 from flawscope.calibration.evaluation.measurements import Measured, measure_images
 from flawscope.calibration.extras import require
-from flawscope.datasets import Dataset, as_recorded, fingerprint, hash_contents
+from flawscope.datasets import Dataset, Inspection, as_recorded, fingerprint, hash_contents
+from flawscope.datasets.inspection import inspect_and_hash
 from flawscope.errors import DataError
 from flawscope.progress import Progress, no_progress
 from flawscope.versions import package_versions
@@ -70,6 +71,7 @@ class _BundleRun:
         path: `graph` or `kernel`.
         contents: Path of every image of the dataset -> hash of its pixels.
         recorded: The same, in the form in which the bundle records them.
+        inspection: What `data inspect` finds in the dataset.
         contamination: The test images that the support set contaminates; None without a support set.
         measured: All test images, contaminated ones included.
     """
@@ -83,6 +85,7 @@ class _BundleRun:
     path: str
     contents: dict[Path, str]
     recorded: dict[Path, str]
+    inspection: Inspection
     contamination: Contamination | None
     measured: Measured
 
@@ -181,9 +184,9 @@ def _run_bundle(
     with load_inspector(path, backend, graph_path, precision) as inspector:
         hashes = read_image_hashes(inspector.bundle)
         # Training images are hashed too: the fingerprint is of the whole dataset, and a support set may lie in train.
-        contents = hash_contents(
-            [sample.path for sample in dataset.samples], lambda done, total: progress("Hashing images", done, total)
-        )
+        inspection, contents = inspect_and_hash(dataset, lambda done, total: progress("Inspecting images", done, total))
+        # Those that cannot be decoded have the hash of their file; scoring makes a fault of each.
+        contents |= hash_contents(sample.path for sample in dataset.samples if sample.path not in contents)
         # Before scoring, because it fails on a support set of another dataset.
         contamination = (
             None if support is None else find_contamination(dataset, support, as_recorded(contents, support.learned))
@@ -198,6 +201,7 @@ def _run_bundle(
             path=inspector.path,
             contents=contents,
             recorded=as_recorded(contents, {*hashes.training, *hashes.held_out}),
+            inspection=inspection,
             contamination=contamination,
             measured=measure_images(inspector, dataset.test, progress),
         )
@@ -205,10 +209,13 @@ def _run_bundle(
 
 def _notes(run: _BundleRun, measured: Measured) -> tuple[str, ...]:
     contents = [run.recorded[sample.path] for sample in measured.samples]
+    gone = set(run.measured.samples) - set(measured.samples)
+    left_out = {path for sample in gone for path in (sample.path, *sample.masks)}
     return (
         *unlike_notes(run.manifest, run.category, [outcome.notes for outcome in measured.outcomes]),
         *contamination_notes(run.contamination, run.measured, measured),
         *figure_notes(measured, run.thresholds, run.backend, run.hashes, contents),
+        *inspection_notes(run.inspection, run.manifest, left_out),
     )
 
 

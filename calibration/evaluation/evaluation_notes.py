@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from itertools import groupby
+from pathlib import Path
 
-from flawscope.bundle import ImageHashes, Thresholds
+from flawscope.bundle import ImageHashes, Manifest, Thresholds
 from flawscope.calibration.evaluation.contamination import Contamination
 from flawscope.calibration.evaluation.measurements import Measured
+from flawscope.datasets import Inspection
+
+_SAID_OTHERWISE = frozenset(
+    {
+        *("chosen_split", "duplicate_image", "flat_folder", "ignored", "mask_beside_image", "too_few_of_category"),
+        *("too_few_training_images", "train_test_duplicate", "unreadable_image", "unused_training_image"),
+    }
+)
+"""Kinds of problems that have another note here (faults, copies), or say nothing of the figures."""
 
 
 def contamination_notes(
@@ -58,6 +69,30 @@ def figure_notes(
         reason = f", {lost} of them too small at the model's resolution" if lost else ""
         notes.append(f"{without} anomalous images have no usable mask{reason}; they are left out of the pixel figures.")
     return (*notes, *_threshold_notes(thresholds, backend))
+
+
+def inspection_notes(inspection: Inspection, manifest: Manifest, left_out: Collection[Path] = ()) -> tuple[str, ...]:
+    """Return what `data inspect` finds in the dataset that bears on its figures, a sentence for each kind.
+
+    Args:
+        inspection: What it finds.
+        manifest: That of the bundle, whose preprocessing may have settled a problem.
+        left_out: Images and masks that the figures leave out.
+    """
+    settled = set(_SAID_OTHERWISE)
+    if manifest.input.bits is not None:
+        settled.add("few_levels")
+    if manifest.tiling is not None or manifest.input.mode == "letterbox":
+        settled |= {"aspect_ratio", "mixed_aspect_ratios"}
+    concerning = [p for p in inspection.problems if p.kind not in settled and p.path not in left_out]
+    notes = []
+    for _, group in groupby(sorted(concerning, key=lambda problem: problem.kind), key=lambda problem: problem.kind):
+        first, *more = group
+        is_below = first.path != inspection.root and first.path.is_relative_to(inspection.root)
+        name = first.path.relative_to(inspection.root) if is_below else first.path
+        rest = f" (and {len(more)} more like this, see flawscope data inspect)" if more else ""
+        notes.append(f"Dataset: {name} {first.message}{rest}.")
+    return tuple(notes)
 
 
 def _threshold_notes(thresholds: Thresholds | None, backend: str) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ import msgspec
 
 from flawscope.bundle.opening import Bundle
 from flawscope.errors import BundleError
-from flawscope.text import encode_json
+from flawscope.text import NOT_JSON, encode_json
 
 IMAGE_HASHES = "images.json"
 """Name of the file in a bundle; a reader goes by the manifest's `provenance.images`."""
@@ -43,7 +43,7 @@ def read_image_hashes(bundle: Bundle) -> ImageHashes:
     name = bundle.manifest.provenance.images
     try:
         return msgspec.json.decode(bundle.read(name), type=ImageHashes)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as err:
+    except NOT_JSON as err:
         raise BundleError(
             f"{bundle.path}: {name}: expected the hashes of training and held-out images, got a broken file: {err}. "
             "Export the bundle again."

@@ -20,7 +20,7 @@ from flawscope.imaging.images import Preprocessing
 from flawscope.imaging.learned_images import LearnedImages
 from flawscope.imaging.tiles import Tiling
 from flawscope.ranges import BatchSize, Count, Elements, NotNegative, PositiveCount, Sha256, Share
-from flawscope.text import encode_json
+from flawscope.text import NOT_JSON, encode_json
 
 # Raised when a field is added or changes its meaning. Newer schemas are refused, and of the older ones all but these:
 # what schema 4 added has a default that says what bundles of schema 3 did.
@@ -411,7 +411,7 @@ def decode_manifest(data: bytes, name: str) -> Manifest:
         manifest = msgspec.json.decode(data, type=Manifest, dec_hook=decode_head)
         # Byte for byte: this covers digest, order of keys and white space, and repeated keys of JSON.
         is_whole = (encode_manifest(manifest) if schema == SCHEMA else _encode_older(data)) == data
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as err:
+    except NOT_JSON as err:
         raise BundleError(f"{name}: the manifest is broken: {err}. Copy or export the bundle again.") from err
     if not is_whole:
         raise BundleError(f"{name}: the manifest was changed after it was written. Copy or export the bundle again.")

@@ -30,6 +30,7 @@ from flawscope.bundle.onnx_model import OnnxModel, external_files
 from flawscope.bundle.stored_files import FolderFiles, MemberFiles, StoredFiles, ZipFiles
 from flawscope.errors import ArgumentError, BundleError
 from flawscope.files import is_litter, storage_errors, temporary_folder
+from flawscope.path_kinds import kind_of_path
 from flawscope.scratch import recover
 
 # Read into memory before anything is verified, hence a limit.
@@ -270,7 +271,9 @@ def _readable(path: Path) -> Iterator[None]:
         raise BundleError(f"{path}: could not be read: {err.strerror or err}. Check its permissions.") from err
     # What zipfile raises for hostile archives: NotImplementedError for a method, RuntimeError for encryption.
     except (zipfile.BadZipFile, EOFError, ValueError, OverflowError, NotImplementedError, RuntimeError) as err:
-        raise BundleError(f"{path}: expected a bundle, got no readable zip file ({err}). Copy it again.") from err
+        if (kind := kind_of_path(path)) in (None, "a bundle"):
+            raise BundleError(f"{path}: expected a bundle, got no readable zip file ({err}). Copy it again.") from err
+        raise BundleError(f"{path}: expected a bundle, got {kind}. Name the bundle first.") from err
 
 
 def _verified(path: Path, files: StoredFiles) -> Bundle:
@@ -279,6 +282,9 @@ def _verified(path: Path, files: StoredFiles) -> Bundle:
         with files.open(MANIFEST) as file:
             data = file.read(_MAX_MANIFEST_BYTES + 1)
     except (FileNotFoundError, KeyError) as err:  # of a folder, of a zip file
+        if kind := kind_of_path(path):
+            hint = "Export it first: flawscope export." if kind == "a training run" else "Name the bundle first."
+            raise BundleError(f"{path}: expected a bundle with {MANIFEST}, got {kind}. {hint}") from err
         kind = "a folder" if path.is_dir() else "a zip file"
         raise BundleError(f"{path}: expected a bundle with {MANIFEST}, got {kind} without it.") from err
     if len(data) > _MAX_MANIFEST_BYTES:

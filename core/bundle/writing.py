@@ -17,6 +17,7 @@ from flawscope.bundle.manifest import SCHEMA, Evidence, FileEntry, Manifest, dec
 from flawscope.bundle.opening import Bundle, open_bundle
 from flawscope.errors import ArgumentError, BundleError
 from flawscope.files import atomic_file, atomic_folder, check_new_file, locked, sha256_file, storage_errors, write_bytes
+from flawscope.open_files import RECORD_BYTES, read_regular, regular_path
 
 
 def write_bundle(
@@ -51,7 +52,7 @@ def write_bundle(
             if isinstance(source, bytes):
                 target.write_bytes(source)
             else:
-                shutil.copyfile(source, target)
+                shutil.copyfile(regular_path(source), target)
             files[name] = FileEntry(sha256_file(target), target.stat().st_size)
         # The manifest last: it lists the hashes of all others.
         data = encode_manifest(msgspec.structs.replace(manifest, files=files))
@@ -63,7 +64,7 @@ def _check_ours(path: Path) -> None:
     """Refuse to replace a folder whose manifest.json is not a bundle's: web apps have a file of that name too."""
     file = path / MANIFEST
     with storage_errors(path):
-        is_ours = not file.is_file() or b'"flawscope"' in file.read_bytes()
+        is_ours = not file.is_file() or b'"flawscope"' in read_regular(file, RECORD_BYTES)
     if not is_ours:
         raise ArgumentError(
             f"{path}: expected a new folder or a bundle, got a folder whose {MANIFEST} is not of flawscope. "

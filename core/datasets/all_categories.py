@@ -42,6 +42,8 @@ def merge_categories(root: Path, parts: Sequence[Dataset], ignored: Iterable[Pat
         samples=in_order(_renamed(sample, part.category) for part in parts for sample in part.samples),
         orphan_masks=tuple(path for part in parts for path in part.orphan_masks),
         ignored=(*(path for part in parts for path in part.ignored), *ignored),
+        # A table of all categories says the same of each.
+        remarks=tuple(dict.fromkeys(remark for part in parts for remark in part.remarks)),
     )
 
 

@@ -39,8 +39,9 @@ def inspect(root: Path, category: str | None, as_json: bool, list_all: bool) -> 
     """Report what is in the dataset ROOT and what is wrong with it.
 
     ROOT is laid out as MVTec AD (train/good, test/*, ground_truth/*), as VisA (with its CSV), as records (train.json
-    and test.json, one JSON object per line), as one folder per class (good and the defect types), or is one folder of
-    normal images. Every file is opened. The exit status is 2 if a category cannot be used.
+    and test.json, one JSON object per line), as one folder per class (good, normal or ok, and the defect types), or is
+    one folder of normal images. Every file is opened, and what is taken otherwise than it lies is listed as a note.
+    The exit status is 2 if a category cannot be used.
     """
     names = [category] if category is not None else list_categories(root) or [None]
     is_usable = True

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from flawscope.datasets.samples import Dataset
 from flawscope.errors import ArgumentError, DataError, ImageError
 from flawscope.files import sha256_file
-from flawscope.imaging.images import decode_stored
+from flawscope.imaging.images import decode_stored, read_encoded
 from flawscope.progress import CountProgress
 
 _Item = TypeVar("_Item")
@@ -72,10 +72,7 @@ def image_hash(path: Path) -> str:
     Raises:
         DataError: If the file cannot be read.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as err:
-        raise DataError(f"{path}: expected a file that can be read, got: {err.strerror or err}.") from err
+    data = read_encoded(path)
     try:
         return pixel_hash(decode_stored(data, str(path)))
     except ImageError:

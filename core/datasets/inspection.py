@@ -3,42 +3,25 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
+import numpy.typing as npt
 
+from flawscope.datasets.all_categories import ALL
 from flawscope.datasets.fingerprints import map_in_threads, pixel_hash
+from flawscope.datasets.image_remarks import image_remarks
 from flawscope.datasets.learnable import MIN_TRAINING_IMAGES, is_constant, shortage_of
+from flawscope.datasets.mask_checks import alpha_problem, mask_problems
+from flawscope.datasets.problems import Problem
 from flawscope.datasets.samples import GOOD, Dataset, Layout, Sample, Split
 from flawscope.errors import ImageError
-from flawscope.imaging.images import EXTENSIONS, decode_stored
+from flawscope.imaging.image_facts import ImageFacts, facts_of
+from flawscope.imaging.images import EXTENSIONS, decode_stored, read_encoded
 from flawscope.progress import CountProgress
-
-Severity = Literal["fatal", "error", "note"]
-
-
-class Problem(msgspec.Struct, frozen=True):
-    """A problem or remark about a file or folder.
-
-    Attributes:
-        kind: A fixed word for scripts, such as "unreadable_image".
-        path: The file or folder.
-        message: One sentence for people, without the path.
-        severity: "fatal": the dataset cannot be used; "error": training or metrics suffer; "note": for information.
-    """
-
-    kind: str
-    path: Path
-    message: str
-    severity: Severity = "error"
-
-    @property
-    def is_fatal(self) -> bool:
-        """Whether the dataset cannot be used because of this."""
-        return self.severity == "fatal"
 
 
 class ImageCount(msgspec.Struct, frozen=True):
@@ -94,6 +77,8 @@ class _Facts(NamedTuple):
     format: str
     problems: list[Problem]
     is_constant: bool = False
+    is_two_valued: bool = False
+    image: ImageFacts | None = None  # None where it cannot be decoded
 
 
 def inspect_dataset(dataset: Dataset, progress: CountProgress | None = None) -> Inspection:
@@ -103,16 +88,26 @@ def inspect_dataset(dataset: Dataset, progress: CountProgress | None = None) -> 
         dataset: The dataset; its files are opened once each.
         progress: Called after each sample with the number done and the number of all.
     """
+    return inspect_and_hash(dataset, progress)[0]
+
+
+def inspect_and_hash(dataset: Dataset, progress: CountProgress | None = None) -> tuple[Inspection, dict[Path, str]]:
+    """Inspect a dataset, and return the hashes of `hash_contents` as well, of the images that can be decoded."""
     has_masks = bool(dataset.orphan_masks) or any(s.mask for s in dataset.samples)
     facts = list(map_in_threads(partial(_open, has_masks=has_masks), list(dataset.samples), progress))
     problems = [problem for fact in facts for problem in fact.problems]
     problems += _duplicates(dataset.root, facts)
+    problems += dataset.remarks
     problems += _remarks(dataset)
+    for category in sorted({sample.category for sample in dataset.samples}):
+        read = [(f.sample.path, f.image) for f in facts if f.image and f.sample.category == category]
+        problems += image_remarks(dataset.root, f" of {category}" if category else "", read)
+    problems += _two_valued(dataset, facts)
     problems += _too_few(dataset, facts)
     rank = {"fatal": 0, "error": 1, "note": 2}
     # A stable sort: within a severity problems stay in the dataset's order.
     problems.sort(key=lambda p: rank[p.severity])
-    return Inspection(
+    inspection = Inspection(
         root=dataset.root,
         category=dataset.category,
         layout=dataset.layout,
@@ -122,52 +117,53 @@ def inspect_dataset(dataset: Dataset, progress: CountProgress | None = None) -> 
         formats=dict(Counter(fact.format for fact in facts if fact.size).most_common()),
         problems=tuple(problems),
     )
+    return inspection, {fact.sample.path: fact.content for fact in facts if fact.content}
 
 
 def _open(sample: Sample, *, has_masks: bool) -> _Facts:
     """Read one image and its mask."""
     try:
-        data = sample.path.read_bytes()
-    except OSError as err:
-        return _Facts(sample, None, None, "", [_unreadable("image", sample.path, err.strerror or str(err))])
-    try:
+        data = read_encoded(sample.path)
         image = decode_stored(data, str(sample.path))
     except ImageError as err:
         return _Facts(sample, None, None, "", [_unreadable("image", sample.path, str(err))])
     size = (image.shape[0], image.shape[1])
     stored = f"{'grey' if image.ndim == 2 else 'colour'}, {8 * image.itemsize} bit"
-    problems = []
+    problems, facts = [], facts_of(data, image)
     if constant := is_constant(image):
         problems.append(Problem("constant_image", sample.path, "is of one colour: lens cap, or full saturation?"))
     if sample.mask:
-        problems += _mask_problems(sample, sample.mask, size)
-    elif sample.is_anomalous and has_masks:
-        text = "has no mask, while others have one; pixel figures will leave it out or count it as good"
-        problems.append(Problem("missing_mask", sample.path, text))
-    return _Facts(sample, pixel_hash(image), size, stored, problems, constant)
+        problems += mask_problems(sample, size)
+    elif sample.is_anomalous:
+        if facts.has_alpha and (in_alpha := alpha_problem(sample, data)):
+            problems.append(in_alpha)
+        if has_masks:
+            text = "has no mask, while others have one; pixel figures will leave it out or count it as good"
+            problems.append(Problem("missing_mask", sample.path, text))
+    two = not constant and _is_two_valued(image)
+    return _Facts(sample, pixel_hash(image), size, stored, problems, constant, two, facts)
+
+
+def _is_two_valued(image: npt.NDArray[Any]) -> bool:
+    low, high = image.min(), image.max()
+    # A few pixels first: of most images they are enough.
+    return all(bool(((part == low) | (part == high)).all()) for part in (image[::16, ::16], image))
 
 
 def _unreadable(role: str, path: Path, reason: str) -> Problem:
     return Problem(f"unreadable_{role}", path, reason.removeprefix(f"{path}: "))
 
 
-def _mask_problems(sample: Sample, path: Path, size: tuple[int, int]) -> Iterator[Problem]:
-    try:
-        mask = sample.read_mask()
-    except ImageError as err:
-        yield _unreadable("mask", path, str(err))
+def _two_valued(dataset: Dataset, facts: Sequence[_Facts]) -> Iterator[Problem]:
+    """Yield a problem for images that look like masks; where all do, the product is like that."""
+    found = [fact.sample for fact in facts if fact.is_two_valued]
+    if found and len(found) == sum(fact.size is not None for fact in facts):
+        text = "has images of two values only, as masks have: are they images?"
+        yield Problem("looks_like_mask", dataset.root, text, "note")
         return
-    if mask is None:
-        return
-    # Reported here, because later both are resized to one size and the shift would go unseen.
-    if mask.shape != size:
-        got, want = (f"{width}x{height}" for height, width in (mask.shape, size))
-        yield Problem("mask_size", path, f"is {got} pixels, while its image is {want}")
-    if not mask.any():
-        # Masks with class numbers in place of grey levels are a common mistake, which this value reveals.
-        largest = decode_stored(path.read_bytes(), str(path)).max()
-        hint = f" (largest value {largest}; a defect is above half of full scale)" if largest else ""
-        yield Problem("empty_mask", path, f"shows no defect{hint}")
+    for sample in found:
+        text = "has two values only, like a mask, and is used as an image: name it as a mask, or take it out"
+        yield Problem("looks_like_mask", sample.path, text)
 
 
 def _duplicates(root: Path, facts: list[_Facts]) -> Iterator[Problem]:
@@ -196,8 +192,9 @@ def _remarks(dataset: Dataset) -> Iterator[Problem]:
         yield Problem("orphan_mask", path, "belongs to no image (or to one that has another mask)")
     # A table names its masks; in folders they were found by their names.
     for sample in () if dataset.layout in ("visa", "records") else dataset.samples:
-        if sample.mask is not None and sample.mask.parent == sample.path.parent:
-            yield Problem("mask_beside_image", sample.mask, f"was taken as the mask of {sample.path.name}", "note")
+        for mask in sample.masks:
+            if mask.parent == sample.path.parent:
+                yield Problem("mask_beside_image", mask, f"was taken as the mask of {sample.path.name}", "note")
     if dataset.layout == "flat":
         text = f"is a flat folder: all its {len(dataset.samples)} images are taken as normal training images"
         yield Problem("flat_folder", dataset.root, text, "note")
@@ -213,7 +210,7 @@ def _remarks(dataset: Dataset) -> Iterator[Problem]:
             description = "mask of a normal image by its name"
         elif not path.is_dir():
             description = "file without the extension of an image"
-        elif path.parent == dataset.root:  # in a dataset of all categories alone; the folders of one category are read
+        elif path.parent == dataset.root and dataset.category == ALL:
             description = "flat folder of images, which is a category only when it is named,"
         else:
             description = "folder inside a folder of images"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import stat
+from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,8 @@ from flawscope.datasets.records import categories_of, dataset_of, find_records, 
 from flawscope.datasets.samples import GOOD, Dataset, Layout
 from flawscope.datasets.visa import categories, find_table, read_visa
 from flawscope.errors import DataError
+from flawscope.imaging.images import EXTENSIONS
+from flawscope.path_kinds import kind_of_path
 
 _EXPECTED = "expected normal images in train/good or good, a folder of images, or records in train.json"
 
@@ -82,16 +85,32 @@ def _check_folder(root: Path) -> None:
     except OSError as err:
         raise DataError(f"{root}: expected a dataset's folder, got: {err.strerror or err}. Check the path.") from err
     if not stat.S_ISDIR(mode):
-        raise DataError(f"{root}: expected a dataset's folder, got a file. Name the folder that holds the images.")
+        kind = kind_of_path(root) or "a file"
+        raise DataError(f"{root}: expected a dataset's folder, got {kind}. Name the folder that holds the images.")
 
 
 def _trainable(root: Path, dataset: Dataset) -> Dataset:
     if not dataset.train_good:
         raise DataError(
-            f"{root}: {dataset.category}: {_EXPECTED}, got no normal training image among {len(dataset.samples)}. "
-            "Add normal images, or rename the folder that holds them."
+            f"{root}: {dataset.category}: {_EXPECTED}, got no normal training image among {len(dataset.samples)}"
+            f"{_left_out(dataset)}. Add normal images, or rename the folder that holds them."
         )
     return dataset
+
+
+def _left_out(dataset: Dataset) -> str:
+    """Return in brackets what may hold the normal images and was left out; empty where there is nothing."""
+    endings = Counter(path.suffix for path in dataset.ignored if path.suffix and not path.is_dir())
+    parts = []
+    if named := [f"{count} {ending}" for ending, count in endings.most_common(3) if ending.lower() not in EXTENSIONS]:
+        parts.append(f"files {', '.join(named)}, while images end in {', '.join(sorted(EXTENSIONS))}")
+    if folders := sorted({path.relative_to(dataset.root).as_posix() for path in dataset.ignored if path.is_dir()}):
+        parts.append(f"folders {_listed(folders, 3)}")
+    loose = [remark.path for remark in dataset.remarks if remark.kind == "ignored" and not remark.path.is_dir()]
+    for folder, count in Counter(path.parent for path in loose).most_common(3):
+        place = folder.relative_to(dataset.root).as_posix() if folder != dataset.root else "the folder"
+        parts.append(f"{count} images in {place} itself")
+    return f" (left out: {'; '.join(parts)})" if parts else ""
 
 
 def _find_table(root: Path) -> _Table | None:
@@ -163,6 +182,8 @@ def _choose(root: Path, category: str | None, available: Iterable[str], *, is_al
 
 
 def _no_category(folder: Path) -> str:
+    if (kind := kind_of_path(folder)) in ("a bundle", "a training run"):
+        return f"{folder}: expected a dataset's folder, got {kind}. Name the folder that holds the images."
     listing = contents(folder)
     if listing.images and listing.folders:
         got = f"images beside the folders {_listed(p.name for p in listing.folders)}"

@@ -2,25 +2,45 @@
 
 from __future__ import annotations
 
-from pathlib import Path, PurePosixPath
+import os
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
+from flawscope.datasets.problems import Problem
 from flawscope.errors import DataError
 
 
 def place_below(root: Path, text: str, where: str) -> PurePosixPath:
     """Return the relative path that a table's cell names; the file need not exist.
 
+    Backslashes, as Windows writes them, become slashes, unless a file of that very name is there.
+
     Args:
-        root: The folder the path has to stay below; for the message.
-        text: The path as written, with slashes.
+        root: The folder the path has to stay below.
+        text: The path as written.
         where: File and line, for the message.
 
     Raises:
-        DataError: If the path is empty, absolute, or leads out of `root`.
+        DataError: If the path is empty, absolute, has a null byte, or leads out of `root`.
     """
     # Tables come from others: "../../etc" must not be read, nor be copied into a set. PurePosixPath drops "./" and
     # "//".
     path = PurePosixPath(text)
-    if not path.parts or path.is_absolute() or ".." in path.parts:
+    is_of_windows = "\\" in text and not _is_there(root / path)
+    if is_of_windows:
+        path = PurePosixPath(text.replace("\\", "/"))
+    has_drive = is_of_windows and PureWindowsPath(text).drive != ""
+    if not path.parts or path.is_absolute() or ".." in path.parts or has_drive or "\0" in text:
         raise DataError(f"{where}: expected a path below {root}, got {text!r}. Mend that line.")
     return path
+
+
+def backslash_remark(table: Path, count: int) -> Problem:
+    """Return the note that `count` paths of a table were written with backslashes."""
+    return Problem("backslashes", table, f"has {count} paths with backslashes, which were taken as slashes", "note")
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return os.path.lexists(path)
+    except ValueError:  # a name that no file system takes, such as one with a null byte
+        return False

@@ -11,6 +11,7 @@ holds them. The label decides what is normal. The defect type is the `label_name
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple, get_args
@@ -18,16 +19,17 @@ from typing import NamedTuple, get_args
 import msgspec
 
 from flawscope.datasets.folders import contents
-from flawscope.datasets.record_paths import place_below
-from flawscope.datasets.samples import GOOD, Dataset, Sample, Split, in_order
+from flawscope.datasets.record_paths import backslash_remark, place_below
+from flawscope.datasets.samples import GOOD, GOOD_NAMES, Dataset, Sample, Split, in_order
 from flawscope.errors import DataError
+from flawscope.open_files import RECORD_BYTES, open_regular, read_regular
+from flawscope.text import NOT_JSON
 
 DEFECT = "defective"
 """The defect type of a record that names none."""
 
 _SUFFIXES = (".json", ".jsonl")
 _KEYS = frozenset({"filename", "label", "clsname"})
-_GOOD_NAMES = frozenset({GOOD, "normal", "ok"})
 # Bytes of a first line that are read to recognise records: other JSON files may be one line of gigabytes.
 _MOST_OF_A_LINE = 1 << 16
 _BOM = b"\xef\xbb\xbf"  # byte order mark that some Windows editors write
@@ -53,6 +55,8 @@ class Record(NamedTuple):
         defect: "good", or the defect type.
         image: Relative path of the image.
         mask: Relative path of the mask; None for normal images only.
+        file: The file the line is in.
+        backslashes: Number of its paths whose backslashes were taken as slashes.
     """
 
     where: str
@@ -61,6 +65,8 @@ class Record(NamedTuple):
     defect: str
     image: PurePosixPath
     mask: PurePosixPath | None
+    file: Path
+    backslashes: int = 0
 
 
 def find_records(root: Path) -> dict[Split, Path]:
@@ -86,9 +92,9 @@ def find_records(root: Path) -> dict[Split, Path]:
 
 def _begins_with_a_record(path: Path) -> bool:
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             value = msgspec.json.decode(file.readline(_MOST_OF_A_LINE).removeprefix(_BOM))
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except (OSError, *NOT_JSON):
         return False
     return isinstance(value, dict) and value.keys() >= _KEYS
 
@@ -104,7 +110,7 @@ def read_records(root: Path, files: Mapping[Split, Path]) -> list[Record]:
     lines: dict[PurePosixPath, str] = {}
     for split, path in files.items():
         for where, line in _lines(path):
-            record = _record(root, split, where, line)
+            record = _record(root, split, path, where, line)
             if record.image in lines:
                 raise DataError(
                     f"{where}: expected another image on every line, got {str(record.image)!r} again after "
@@ -129,13 +135,17 @@ def dataset_of(root: Path, records: Sequence[Record], category: str) -> Dataset:
     chosen = [record for record in records if record.category == category]
     # Decided by the first image; `_sample` reports any other that is not there.
     base = _base(root, chosen[0])
-    return Dataset(root, category, "records", in_order(_sample(base, record) for record in chosen))
+    counts = Counter[Path]()
+    for record in chosen:
+        counts[record.file] += record.backslashes
+    remarks = tuple(backslash_remark(file, count) for file, count in counts.items() if count)
+    return Dataset(root, category, "records", in_order(_sample(base, record) for record in chosen), remarks=remarks)
 
 
 def _lines(path: Path) -> Iterator[tuple[str, bytes]]:
     """Yield file and number of every line that is not blank, and the line."""
     try:
-        data = path.read_bytes()
+        data = read_regular(path, RECORD_BYTES)
     except OSError as err:
         raise DataError(f"{path}: expected a file that can be read, got: {err.strerror or err}.") from err
     # split(b"\n"), not splitlines: on bytes that also cuts at a lone carriage return.
@@ -144,10 +154,10 @@ def _lines(path: Path) -> Iterator[tuple[str, bytes]]:
             yield f"{path}, line {number}", line
 
 
-def _record(root: Path, split: Split, where: str, line: bytes) -> Record:
+def _record(root: Path, split: Split, file: Path, where: str, line: bytes) -> Record:
     try:
         fields = msgspec.json.decode(line, type=_Fields)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as err:
+    except NOT_JSON as err:
         keys = ", ".join(sorted(_KEYS))
         raise DataError(f"{where}: expected a JSON object with {keys}, got: {err}. Mend that line.") from err
     for key, name in (("clsname", fields.clsname), ("label_name", fields.label_name or "-")):
@@ -160,15 +170,20 @@ def _record(root: Path, split: Split, where: str, line: bytes) -> Record:
         if not fields.maskname:
             raise DataError(f"{where}: maskname: expected the mask of an anomalous image, got none. Mend that line.")
         mask = place_below(root, fields.maskname, where)
-    return Record(where, split, fields.clsname, defect, image, mask)
+    written = [(fields.filename, image), (fields.maskname, mask)]
+    backslashes = sum(
+        text is not None and place is not None and "\\" in text and "\\" not in place.as_posix()
+        for text, place in written
+    )
+    return Record(where, split, fields.clsname, defect, image, mask, file, backslashes)
 
 
 def _defect(fields: _Fields, image: PurePosixPath, where: str) -> str:
     if fields.label not in (0, 1):
         raise DataError(f"{where}: label: expected 0 (normal) or 1 (anomalous), got {fields.label}. Mend that line.")
     name = fields.label_name or (GOOD if fields.label == 0 else DEFECT)
-    if (name.lower() in _GOOD_NAMES) != (fields.label == 0):
-        expected = f"one of {', '.join(sorted(_GOOD_NAMES))}" if fields.label == 0 else "the name of a defect"
+    if (name.lower() in GOOD_NAMES) != (fields.label == 0):
+        expected = f"one of {', '.join(sorted(GOOD_NAMES))}" if fields.label == 0 else "the name of a defect"
         raise DataError(
             f"{where}: label_name: expected {expected} for label {fields.label}, got {name!r}. Mend that line."
         )
@@ -178,7 +193,7 @@ def _defect(fields: _Fields, image: PurePosixPath, where: str) -> str:
         return name
     # Two empty names in front, for images with fewer than two folders.
     *_, above, folder = ("", "", *image.parts[:-1])
-    return folder if above in get_args(Split) and folder.lower() not in _GOOD_NAMES else DEFECT
+    return folder if above in get_args(Split) and folder.lower() not in GOOD_NAMES else DEFECT
 
 
 def _base(root: Path, first: Record) -> Path:

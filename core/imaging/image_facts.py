@@ -9,9 +9,8 @@ from typing import Any, Literal, NamedTuple
 
 import numpy.typing as npt
 
-from flawscope.errors import ImageError
 from flawscope.imaging.image_headers import read_header
-from flawscope.imaging.images import decode_stored
+from flawscope.imaging.images import decode_stored, read_encoded
 from flawscope.imaging.png_chunks import png_chunks
 from flawscope.imaging.tiff import bits_of, count_pages, first_page, has_alpha, orientation_of
 
@@ -58,10 +57,7 @@ def read_image_with_facts(path: Path) -> tuple[npt.NDArray[Any], ImageFacts]:
     Raises:
         ImageError: As `decode_stored`, or if the file cannot be read.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as err:
-        raise ImageError(f"{path}: could not be read: {err.strerror or err}.") from err
+    data = read_encoded(path)
     pixels = decode_stored(data, str(path))
     return pixels, facts_of(data, pixels)
 

@@ -20,6 +20,7 @@ both, which looks at two pixels of each span and can miss a defect between them.
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import Any, Literal
@@ -34,15 +35,25 @@ from flawscope.errors import ArgumentError, ImageError
 from flawscope.imaging.image_headers import Header, name_unsupported, read_header
 from flawscope.imaging.jpeg import DamagedJpeg, decode_jpeg, decode_with_opencv
 from flawscope.imaging.png_chunks import is_whole_png
+from flawscope.imaging.size_bounds import excess_of
 from flawscope.imaging.tiff import DamagedTiff, UncheckedTiff, as_stored, check_tiff
+from flawscope.open_files import read_regular
 from flawscope.ranges import MAX_SIDE
 
 PREPROCESSING_VERSION = 2
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".tif", ".tiff", ".webp"})
 """Endings of the files that are taken as images, in lower case."""
 MIN_SIDE_PX = 8
+MAX_SIDE_PX = 1 << 20
+"""Longest side of an image, in pixels: OpenCV decodes no longer ones."""
 MAX_PIXELS = 200_000_000
 """Largest image that is decoded, in pixels; the environment variable FLAWSCOPE_MAX_PIXELS changes it."""
+_BYTES_OF_PIXEL = 8
+"""Of a file: four samples of 16 bit, not compressed."""
+_BYTES_BESIDE = 64 << 20
+"""Of a file, for metadata."""
+_BLOCK_PIXELS = 1 << 22
+"""Pixels, or values, that are converted at a time."""
 
 # At import, for the whole process: broken images become an ImageError with a name, and OpenCV's own log lines about
 # them would only be noise on stderr.
@@ -144,6 +155,13 @@ def decode_stored(data: bytes, name: str = "image") -> npt.NDArray[Any]:
         )
     _check_size(header, name)
     broken = ImageError(f"{name}: expected a whole {header.format} image, got broken data. Export it again.")
+    if header.format == "png" and not is_whole_png(data):
+        raise broken
+    if excess := excess_of(data, header):
+        raise ImageError(
+            f"{name}: expected a {header.format} image with the data of its pixels, got {excess}; it was not decoded. "
+            "Export it again."
+        )
     try:
         image = _decode(data, header.format)
     except UncheckedTiff as err:
@@ -171,8 +189,6 @@ def _decode(data: bytes, kind: str) -> npt.NDArray[Any] | None:
     if kind == "tiff":
         check_tiff(data)
         return decode_with_opencv(as_stored(data))
-    if kind == "png" and not is_whole_png(data):
-        return None
     return decode_with_opencv(data)
 
 
@@ -181,6 +197,11 @@ def _check_size(header: Header, name: str) -> None:
         raise ImageError(
             f"{name}: expected sides of at least {MIN_SIDE_PX} pixels, got {header.width}x{header.height}. "
             "Remove the file or export it larger."
+        )
+    if max(header.width, header.height) > MAX_SIDE_PX:
+        raise ImageError(
+            f"{name}: expected sides of at most {MAX_SIDE_PX:,} pixels, got {header.width}x{header.height}; it was not "
+            "decoded. Cut it into shorter ones."
         )
     if header.width * header.height > (limit := max_pixels()):
         raise ImageError(
@@ -195,13 +216,31 @@ def decode_image(data: bytes, name: str = "image", bits: int | None = None) -> U
     Raises:
         ImageError: As `decode_stored`, or if a value has more bits than are said to be in use.
     """
-    return to_rgb(to_8_bit(decode_stored(data, name), name, bits))
+    return to_rgb(decode_stored(data, name), name, bits)
 
 
-def to_rgb(image: UInt8Array) -> UInt8Array:
-    """Return an image uint8 [H, W] or [H, W, 3] BGR, as `decode_stored` gives it, as uint8 [H, W, 3] RGB."""
+def to_rgb(image: npt.NDArray[Any], name: str, bits: int | None) -> UInt8Array:
+    """Return an image as `decode_stored` gives it as uint8 [H, W, 3] RGB; its own memory may be used for that.
+
+    Raises:
+        ImageError: As `to_8_bit`.
+    """
+    height, width = image.shape[:2]
+    rows = max(1, _BLOCK_PIXELS // width)
+    if height <= rows:
+        return _as_rgb(image, name, bits)
+    # In blocks, and in place where the form is the same: whole copies of an image of gigabytes would not fit beside it.
+    is_in_place = image.dtype == np.uint8 and image.ndim == 3 and image.flags.writeable
+    rgb = image if is_in_place else np.empty((height, width, 3), np.uint8)
+    for top in range(0, height, rows):
+        rgb[top : top + rows] = _as_rgb(image[top : top + rows], name, bits)
+    return rgb
+
+
+def _as_rgb(image: npt.NDArray[Any], name: str, bits: int | None) -> UInt8Array:
+    """Return rows of a decoded image as uint8 [H, W, 3] RGB."""
     code = cv2.COLOR_GRAY2RGB if image.ndim == 2 else cv2.COLOR_BGR2RGB
-    return cv2.cvtColor(image, code).astype(np.uint8, copy=False)
+    return cv2.cvtColor(to_8_bit(image, name, bits), code).astype(np.uint8, copy=False)
 
 
 def to_8_bit(image: npt.NDArray[Any], name: str, bits: int | None) -> UInt8Array:
@@ -218,58 +257,55 @@ def to_8_bit(image: npt.NDArray[Any], name: str, bits: int | None) -> UInt8Array
             f"{name}: expected values up to {most} ({bits} bits in use), got {largest}. Set bits to those of the "
             "camera and train again, or leave the image out."
         )
-    # v * 255 / most, rounded, in integers; in uint16 it would wrap around.
-    return ((image.astype(np.uint32) * 510 + most) // (2 * most)).astype(np.uint8)
+    # A few rows at a time: the larger numbers of a whole image of gigabytes would not fit beside it.
+    result = np.empty(image.shape, np.uint8)
+    rows = max(1, _BLOCK_PIXELS // max(1, math.prod(image.shape[1:])))
+    for top in range(0, len(image), rows):
+        # v * 255 / most, rounded, in integers; in uint16 it would wrap around.
+        result[top : top + rows] = (image[top : top + rows].astype(np.uint32) * 510 + most) // (2 * most)
+    return result
 
 
-def _read(path: Path) -> bytes:
+def read_encoded(path: Path) -> bytes:
+    """Return the bytes of an image file: a regular file, no larger than the largest image can be.
+
+    Raises:
+        ImageError: If it cannot be read.
+    """
     try:
-        return path.read_bytes()
+        return read_regular(path, _BYTES_OF_PIXEL * max_pixels() + _BYTES_BESIDE)
     except OSError as err:
         raise ImageError(f"{path}: could not be read: {err.strerror or err}.") from err
 
 
 def read_stored(path: Path) -> npt.NDArray[Any]:
     """Read an image file to the numbers stored in it; see `decode_stored`."""
-    return decode_stored(_read(path), str(path))
+    return decode_stored(read_encoded(path), str(path))
 
 
 def read_image(path: Path, bits: int | None = None) -> UInt8Array:
     """Read an image file to uint8 [H, W, 3] RGB; see `decode_image`."""
-    return decode_image(_read(path), str(path), bits)
-
-
-def read_mask(path: Path, *, is_indexed: bool = False) -> BoolArray:
-    """Read a mask file to bool [H, W], true where there is a defect.
-
-    Args:
-        path: The mask; of a colour mask, each pixel's largest channel counts.
-        is_indexed: The values are class numbers, so every value but 0 is a defect. Otherwise the values are grey
-            levels, and a defect is above half of full scale (from 128 in 8 bit, from 32,768 in 16 bit).
-
-    Raises:
-        ImageError: As `decode_stored`.
-    """
-    return decode_mask(_read(path), str(path), is_indexed=is_indexed)
-
-
-def decode_mask(data: bytes, name: str = "mask", *, is_indexed: bool = False) -> BoolArray:
-    """Decode an encoded mask to bool [H, W]; see `read_mask`."""
-    mask = decode_stored(data, name)
-    if mask.ndim == 3:
-        # The largest channel: a defect painted in pure blue has a luma of 29 and would be lost.
-        mask = mask.max(axis=2)
-    return np.asarray(mask > (0 if is_indexed else np.iinfo(mask.dtype).max // 2))
+    return decode_image(read_encoded(path), str(path), bits)
 
 
 def check_image(image: object, name: str = "image") -> UInt8Array:
-    """Return `image` if it is uint8 [H, W, 3] with sides of at least 8 pixels, or raise ArgumentError."""
+    """Return `image` if it is uint8 [H, W, 3] within the limits of image files, or raise ArgumentError."""
     checked = check_array(image, name, ("H", "W", 3), np.uint8)
-    if min(checked.shape[:2]) < MIN_SIDE_PX:
-        raise ArgumentError(
-            f"{name}: expected sides of at least {MIN_SIDE_PX} pixels, got {checked.shape[1]}x{checked.shape[0]}."
-        )
+    check_sides(checked.shape[0], checked.shape[1], name)
     return checked
+
+
+def check_sides(height: int, width: int, name: str) -> None:
+    """Raise ArgumentError unless an image that is no file has sides as files may have."""
+    limit = max_pixels()
+    # OpenCV ends the process on some arrays that are larger than any image.
+    if max(height, width) > MAX_SIDE_PX or height * width > limit:
+        raise ArgumentError(
+            f"{name}: expected at most {limit:,} pixels, and sides of at most {MAX_SIDE_PX:,}, got {width}x{height}. "
+            "Raise FLAWSCOPE_MAX_PIXELS if this is a real image."
+        )
+    if min(height, width) < MIN_SIDE_PX:
+        raise ArgumentError(f"{name}: expected sides of at least {MIN_SIDE_PX} pixels, got {width}x{height}.")
 
 
 def resize(image: npt.NDArray[Any], size: tuple[int, int], version: int = PREPROCESSING_VERSION) -> npt.NDArray[Any]:

@@ -7,6 +7,9 @@ pixels of a whole file are those of OpenCV, bit for bit: the same inverse transf
 
 from __future__ import annotations
 
+import re
+import struct
+import sys
 from typing import Any
 
 import cv2
@@ -16,6 +19,16 @@ import simplejpeg
 
 _COLOUR_OF_OPENCV = ("CMYK", "YCCK")
 """Colour spaces whose conversion to RGB differs between decoders; the pixels are then OpenCV's."""
+
+_PIXELS_PER_BYTE = 512
+"""A block of 8 x 8 pixels takes at least one bit: Huffman codes have no shorter ones. OpenCV comes to 255 in an image
+of one colour, baseline to 85. Arithmetic coding could do with less, for an image of one colour alone."""
+
+MAX_SCANS = 100
+"""Most passes over a progressive JPEG; encoders make 6 to 20."""
+
+_SCAN = b"\xff\xda"
+_NEXT_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)
 
 
 class DamagedJpeg(ValueError):
@@ -33,14 +46,42 @@ def decode_with_opencv(data: bytes) -> npt.NDArray[Any] | None:
     return cv2.imdecode(np.frombuffer(data, np.uint8), flags)
 
 
-def check_jpeg(data: bytes) -> None:
-    """Decode a JPEG for its errors alone.
+def jpeg_excess(data: bytes, width: int, height: int) -> str | None:
+    """Return what is wrong with the length of a JPEG of this announced size, or with its passes; None for nothing."""
+    if len(data) * _PIXELS_PER_BYTE < width * height:
+        return f"{len(data):,} bytes for {width}x{height} pixels"
+    # First the quick count, which also finds what is no marker, as in a film behind the image.
+    if data.count(_SCAN) > MAX_SCANS and _scans(data) > MAX_SCANS:
+        return f"more than {MAX_SCANS} passes over its pixels"
+    return None
+
+
+def _scans(data: bytes) -> int:
+    """Return the number of scans of a JPEG, as far as its markers can be followed."""
+    position, scans = 2, 0
+    while found := _NEXT_MARKER.search(data, position):
+        marker = data[found.start() + 1]
+        if marker == 0xD9 or found.end() + 2 > len(data):  # the end of the image
+            break
+        scans += marker == _SCAN[1]
+        # Its own length leads over what stands in a segment, such as the thumbnail of EXIF.
+        (length,) = struct.unpack_from(">H", data, found.end())
+        position = found.end() + length
+    return scans
+
+
+def check_jpeg(data: bytes, most_pixels: int) -> None:
+    """Decode a JPEG for its errors alone, unless it announces more pixels than `most_pixels`.
 
     Raises:
-        DamagedJpeg: If the decoder stops or warns.
+        DamagedJpeg: If it does, or the decoder stops or warns.
     """
     try:
-        space = simplejpeg.decode_jpeg_header(data)[2]
+        height, width, space = simplejpeg.decode_jpeg_header(data)[:3]
+        if width * height > most_pixels:
+            raise DamagedJpeg(f"{width}x{height} pixels")
+        if excess := jpeg_excess(data, width, height):
+            raise DamagedJpeg(excess)
         target = "GRAY" if space == "Gray" else "CMYK" if space in _COLOUR_OF_OPENCV else "BGR"
         simplejpeg.decode_jpeg(data, colorspace=target, strict=True)
     except ValueError as err:
@@ -56,7 +97,7 @@ def decode_jpeg(data: bytes) -> npt.NDArray[Any] | None:
     try:
         space = simplejpeg.decode_jpeg_header(data)[2]
         if space in _COLOUR_OF_OPENCV:
-            check_jpeg(data)
+            check_jpeg(data, sys.maxsize)  # the size has been looked at before
             return decode_with_opencv(data)
         if space == "Gray":
             grey: npt.NDArray[Any] = simplejpeg.decode_jpeg(data, colorspace="GRAY", fastdct=False, strict=True)

@@ -10,10 +10,11 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 
 from flawscope.imaging.jpeg import DamagedJpeg, check_jpeg
 
@@ -25,7 +26,12 @@ _UNASSOCIATED_ALPHA = 2
 _LAYOUTS = {1: "B", 3: "H", 4: "I", 7: "B"}
 """Type of a tag's values -> its layout for struct: BYTE, SHORT, LONG, UNDEFINED."""
 _MAX_PAGES = 10_000
+_MOST_VALUES = 1 << 16
+"""Most values of a tag, but for those that have one for every strip."""
+_MOST_STRIPS = 1 << 20
 _LZW, _JPEG, _DEFLATE, _PACKBITS, _OLD_DEFLATE = 5, 7, 8, 32773, 32946
+_RATIOS = {1: 1, _LZW: 2560, _JPEG: 4096, _DEFLATE: 1032, _PACKBITS: 64, _OLD_DEFLATE: 1032}
+"""Compression -> most bytes that one byte of it can stand for."""
 _ROWS_OF_JUDGE = 512
 """Rows of the image as which a strip is judged: OpenCV takes sides up to 2²⁰, so a strip may have 1 GiB."""
 _FILLED = 7
@@ -85,10 +91,16 @@ class Directory:
         (self.next_offset,) = struct.unpack_from(order + "I", data, offset + 2 + 12 * count)
 
     def numbers(self, tag: int) -> tuple[int, ...]:
-        """Return the values of a tag; none where it is absent."""
+        """Return the values of a tag; none where it is absent.
+
+        Raises:
+            struct.error: If they reach beyond the end of the data, or are too many for a tag of a page.
+        """
         entry = self._tags.get(tag)
         if entry is None:
             return ()
+        if entry.length > _MOST_VALUES:
+            raise struct.error(f"a tag of {entry.length} values")
         values: tuple[int, ...] = struct.unpack_from(
             f"{self._order}{entry.length}{entry.layout}", self._data, entry.position
         )
@@ -96,7 +108,26 @@ class Directory:
 
     def number(self, tag: int, default: int) -> int:
         """Return the first value of a tag, or a default where it is absent."""
-        return next(iter(self.numbers(tag)), default)
+        entry = self._tags.get(tag)
+        if entry is None:
+            return default
+        (value,) = struct.unpack_from(self._order + entry.layout, self._data, entry.position)
+        return int(value)
+
+    def places(self, tag: int) -> npt.NDArray[Any]:
+        """Return the values of a tag that has one for every strip or tile, unsigned integers [n]; none if absent.
+
+        Raises:
+            struct.error: If they reach beyond the end of the data.
+        """
+        entry = self._tags.get(tag)
+        if entry is None:
+            return np.zeros(0, np.uint32)
+        try:
+            # Not a tuple: a million strips would take forty times the memory.
+            return np.frombuffer(self._data, self._order + entry.layout, entry.length, entry.position)
+        except ValueError as err:
+            raise struct.error(str(err)) from err
 
     def write(self, target: bytearray, tag: int, values: tuple[int, ...]) -> None:
         """Replace the values of a tag that is there in a copy of the file; their number stays the same."""
@@ -137,15 +168,17 @@ def has_alpha(page: Directory) -> bool:
 def count_pages(data: bytes) -> int:
     """Return the number of pages, as far as their directories can be read."""
     page, seen = first_page(data), {0}
-    count = 0
-    while page is not None and count < _MAX_PAGES:
-        count += 1
-        offset = page.next_offset
-        if offset in seen:  # 0 is the end; any other is a loop
-            break
+    if page is None:
+        return 0
+    order = "<" if data[:2] == b"II" else ">"
+    count, offset = 1, page.next_offset
+    while offset not in seen and count < _MAX_PAGES:  # 0 is the end; any other is a loop
         seen.add(offset)
         try:
-            page = Directory(data, "<" if data[:2] == b"II" else ">", offset)
+            # Not as a `Directory`: ten thousand pages could share one of 65,535 tags, all but a few bytes.
+            (tags,) = struct.unpack_from(order + "H", data, offset)
+            (offset,) = struct.unpack_from(order + "I", data, offset + 2 + 12 * tags)
+            count += 1
         except struct.error:
             break
     return count
@@ -156,7 +189,17 @@ def as_stored(data: bytes) -> bytes:
 
     IMREAD_IGNORE_ORIENTATION does not work for TIFF, so the tag is set to 1 (upright). Alpha that colours are not yet
     multiplied by is declared a sample without a meaning: else libtiff multiplies them, and alpha 0 comes out black.
+
+    Raises:
+        DamagedTiff: If the tags are not in the file.
     """
+    try:
+        return _as_stored(data)
+    except struct.error as err:
+        raise DamagedTiff(str(err)) from err
+
+
+def _as_stored(data: bytes) -> bytes:
     page = first_page(data)
     if page is None:
         return data
@@ -210,14 +253,19 @@ def _strips(data: bytes, page: Directory) -> Iterator[_Strip]:
     samples = page.number(_SAMPLES, 1)
     planes, samples = (samples, 1) if page.number(_PLANES, 1) == 2 else (1, samples)
     row_bytes = (across * samples * bits_of(page) + 7) // 8
-    offsets = page.numbers(_TILE_OFFSETS if is_tiled else _OFFSETS)
-    counts = page.numbers(_TILE_COUNTS if is_tiled else _COUNTS)
+    offsets = page.places(_TILE_OFFSETS if is_tiled else _OFFSETS)
+    counts = page.places(_TILE_COUNTS if is_tiled else _COUNTS)
     per_plane = -(-height // down) * -(-width // across)
-    if min(len(offsets), len(counts)) < planes * per_plane:
+    number = planes * per_plane
+    if min(len(offsets), len(counts)) < number:
         raise DamagedTiff("strips are missing")
-    for index in range(planes * per_plane):
-        strip = data[offsets[index] : offsets[index] + counts[index]]
-        if not strip or len(strip) < counts[index]:
+    # Strips may share bytes, which would be read again for each: more than all of them, and the file, nobody writes.
+    if number > _MOST_STRIPS or int(counts[:number].sum(dtype=np.uint64)) > 2 * number * down * row_bytes + len(data):
+        raise DamagedTiff("its strips have more data than its pixels")
+    for index in range(number):
+        start, length = int(offsets[index]), int(counts[index])
+        strip = data[start : start + length]
+        if not strip or len(strip) < length:
             raise DamagedTiff(f"strip {index} is not in the file")
         # The last strip holds what is left; tiles are always whole.
         rows = down if is_tiled else min(down, height - down * (index % per_plane))
@@ -225,6 +273,9 @@ def _strips(data: bytes, page: Directory) -> Iterator[_Strip]:
 
 
 def _check_strip(page: Directory, compression: int, strip: _Strip) -> None:
+    # Before anything is allocated for it.
+    if strip.rows * strip.row_bytes > _RATIOS[compression] * len(strip.data):
+        raise DamagedTiff("a strip is too short")
     if compression == 1:
         is_whole = len(strip.data) >= strip.rows * strip.row_bytes
     elif compression in (_DEFLATE, _OLD_DEFLATE):
@@ -232,7 +283,7 @@ def _check_strip(page: Directory, compression: int, strip: _Strip) -> None:
     elif compression == _PACKBITS:
         is_whole = _unpacks(strip)
     elif compression == _JPEG:
-        is_whole = _is_jpeg(strip.data, bytes(page.numbers(_JPEG_TABLES)))
+        is_whole = _is_jpeg(strip, bytes(page.numbers(_JPEG_TABLES)))
     else:
         is_whole = _is_lzw(strip, page.number(_FILL_ORDER, 1))
     if not is_whole:
@@ -269,12 +320,12 @@ def _unpacks(strip: _Strip) -> bool:
     return found == size and position <= len(data)
 
 
-def _is_jpeg(strip: bytes, tables: bytes) -> bool:
+def _is_jpeg(strip: _Strip, tables: bytes) -> bool:
     """Return whether a strip is a whole JPEG, with the tables that all strips share in front of it."""
     # Tables end with a marker EOI, the strip begins with a marker SOI: both go.
-    whole = tables[:-2] + strip[2:] if tables else strip
+    whole = tables[:-2] + strip.data[2:] if tables else strip.data
     try:
-        check_jpeg(whole)
+        check_jpeg(whole, strip.whole_rows * strip.row_bytes)
     except DamagedJpeg:
         return False
     return True

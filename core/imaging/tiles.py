@@ -13,7 +13,7 @@ import numpy as np
 from flawscope.arrays import Float32Array, UInt8Array
 from flawscope.errors import ArgumentError, ImageError
 from flawscope.imaging.image_headers import read_header
-from flawscope.imaging.images import read_image
+from flawscope.imaging.images import read_encoded, read_image
 from flawscope.ranges import MAX_SIDE
 
 
@@ -122,10 +122,7 @@ def tiles_of(path: Path, tiling: Tiling) -> Iterator[Tile]:
     Raises:
         ImageError: If it is not an image.
     """
-    try:
-        header = read_header(path.read_bytes())
-    except OSError as err:
-        raise ImageError(f"{path}: could not be read: {err.strerror or err}.") from err
+    header = read_header(read_encoded(path))
     if header is None:
         raise ImageError(f"{path}: expected an image, got other or broken bytes. Remove the file or export it again.")
     for corner in tiling.corners(header.height, header.width):

@@ -35,7 +35,7 @@ from flawscope.export.graph_files import describe_graph
 from flawscope.export.parity import check_parity, measure_parity
 from flawscope.export.precisions import Wanted, add_precision, read_images
 from flawscope.files import check_replaceable, storage_errors, temporary_folder
-from flawscope.imaging.images import decode_image, prepare
+from flawscope.imaging.images import decode_image, prepare, read_encoded
 from flawscope.progress import Progress, no_progress
 from flawscope.runtime import Inspector
 from flawscope.training.detectors.detector_run import Run, read_run
@@ -86,7 +86,7 @@ def export_run(
             f"--precision {wanted.precisions[0]}: expected a run of patchcore or padim, got one without a memory "
             "bank, which has FP32 alone. Leave it out."
         )
-    samples = [(sample.name, sample.read_bytes()) for sample in run.samples]
+    samples = [(sample.name, read_encoded(sample)) for sample in run.samples]
     if not samples:
         raise RunError(f"{path}: expected sample images in samples/, got none. Train again.")
     # Beside the bundle, not in /tmp: the graphs of a large detector may not fit there.

@@ -20,6 +20,9 @@ from flawscope.runtime.backends.session import DeviceHead, MakeDeviceHead
 from flawscope.runtime.engines.build import listen
 from flawscope.runtime.engines.tensorrt_modules import TensorRT
 
+_MAX_BYTES = 16 << 30
+"""Largest engine that is read; those of the largest networks have a few gigabytes."""
+
 
 class TensorrtSession:
     """A loaded engine; see `Session` for the contract.

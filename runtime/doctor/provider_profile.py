@@ -113,7 +113,7 @@ def engine_layers(
         report = json.loads(session.layers or b"")
         # Without detailed profiling verbosity the inspector lists names instead of objects.
         layers = [layer if isinstance(layer, dict) else {"Name": str(layer)} for layer in report["Layers"]]
-    except (ValueError, KeyError, TypeError) as err:
+    except (ValueError, KeyError, TypeError, RecursionError) as err:
         raise BackendError(
             f"engine: expected a report of its layers beside {session.name}, got none that can be read. Build it "
             "again with flawscope engine build --force."

@@ -13,6 +13,7 @@ import safetensors.numpy
 
 from flawscope.errors import DataError
 from flawscope.files import atomic_folder, sha256_file
+from flawscope.open_files import list_folder, regular_path
 from flawscope.torch_file import read_state_dict
 
 PARTS = ("unet", "vae", "vqvae", "text_encoder", "bert", "tokenizer", "scheduler")
@@ -60,16 +61,16 @@ def import_base(folder: Path, out: Path, progress: Callable[[str, int, int], Non
             if progress:
                 progress(f"importing {part}", finished, len(parts))
             (unfinished / part).mkdir()
-            for path in sorted((folder / part).iterdir()):
+            for path in list_folder(folder / part):
                 # Without the index: it tells the libraries to look for sharded weights, which are not imported.
                 if path.suffix in _COPIED and path.is_file() and not path.name.endswith(".index.json"):
-                    shutil.copyfile(path, unfinished / part / path.name)
+                    shutil.copyfile(regular_path(path), unfinished / part / path.name)
             if part not in ("tokenizer", "scheduler"):
                 name = _write_weights(folder / part, unfinished / part)
                 written.append(Path(part, name))
         for name in _ABOVE:
             if (folder / name).is_file():
-                shutil.copyfile(folder / name, unfinished / name)
+                shutil.copyfile(regular_path(folder / name), unfinished / name)
         if progress:
             progress("importing", len(parts), len(parts))
     return tuple(written)
@@ -81,7 +82,7 @@ def _write_weights(part: Path, target: Path) -> str:
         for variant in _VARIANTS:
             stored = (part / name).with_suffix(f"{variant}.safetensors")
             if stored.is_file():
-                shutil.copyfile(stored, target / name)
+                shutil.copyfile(regular_path(stored), target / name)
                 return name
             pickled = part / f"{stem}{variant}.bin"
             if pickled.is_file():

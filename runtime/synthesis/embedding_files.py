@@ -23,7 +23,9 @@ import safetensors.numpy
 from flawscope.arrays import Float32Array, check_array
 from flawscope.errors import ArgumentError, DataError
 from flawscope.files import check_new_file, write_bytes
-from flawscope.torch_file import SavedModule, SavedTensor, read_torch_file
+from flawscope.open_files import regular_path
+from flawscope.torch_file import read_torch_file
+from flawscope.torch_pickle import SavedModule, SavedTensor
 
 MAX_VECTORS = 1024
 """Largest number of vectors of a word; prompts have fewer tokens."""
@@ -103,7 +105,7 @@ def read_embedding(path: Path) -> LearnedWord:
         DataError: If the file cannot be read, or does not hold exactly one.
     """
     try:
-        with safetensors.safe_open(path, framework="numpy") as file:
+        with safetensors.safe_open(regular_path(path), framework="numpy") as file:
             metadata = dict(file.metadata() or {})
             names = sorted(file.keys())
             if len(names) != 1:

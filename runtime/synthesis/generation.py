@@ -37,7 +37,8 @@ from flawscope.datasets.defects.set_sheets import COLUMNS, CYAN, MAGENTA, Colour
 from flawscope.datasets.fingerprints import content_hash
 from flawscope.errors import ArgumentError, DataError
 from flawscope.files import atomic_folder, check_replaceable, sha256_file
-from flawscope.imaging.images import read_image, read_mask
+from flawscope.imaging.images import read_image
+from flawscope.imaging.masks import read_mask
 from flawscope.resident_memory import peak_kib
 from flawscope.runtime.synthesis.draw_options import DrawOrder, GenerateSettings, Texts
 from flawscope.runtime.synthesis.generated_set import (

@@ -29,10 +29,11 @@ from flawscope.datasets.defects.file_names import category_of, check_name, defec
 from flawscope.datasets.defects.set_files import SHEET, read_json, write_image, write_json, write_lines, write_mask
 from flawscope.datasets.defects.set_sheets import COLUMNS, Row, Tile, draw_sheet
 from flawscope.datasets.defects.support_set import SupportRecord
-from flawscope.datasets.folders import is_mask_name
+from flawscope.datasets.mask_pairing import ends_like_a_mask
 from flawscope.errors import DataError
 from flawscope.files import atomic_folder, check_replaceable, free_name, sha256_file
-from flawscope.imaging.images import read_image, read_mask
+from flawscope.imaging.images import read_encoded, read_image
+from flawscope.imaging.masks import read_mask
 from flawscope.progress import CountProgress
 from flawscope.runtime.synthesis.generated_set import MARKER as GENERATED
 from flawscope.runtime.synthesis.generated_set import GeneratedImage, GenerateRecord, read_generated
@@ -213,7 +214,7 @@ def _names_of_real(dataset: Dataset, samples: Iterable[Sample]) -> dict[Path, st
     for sample in samples:
         key = category_of(dataset, sample), sample.split, defect_of(sample)
         stem = check_name(sample.path.stem, "image")
-        if is_mask_name(stem):  # indexing the dataset would take it for the mask of another image
+        if ends_like_a_mask(stem):  # indexing the dataset would take it for the mask of another image
             stem += "_picture"
         # Numbers are needed although file names differ: a.png and a.jpg both become a.png.
         chosen[sample.path] = free_name(stem, names.setdefault(key, set()))
@@ -253,7 +254,7 @@ def _write_drawings(
             raise DataError(f"{line.image.place}: expected the masks of an accepted image, got none. Generate again.")
         # Bytes and not decoded pixels: `read_generated` has compared them with their hashes.
         for place, source in ((image, line.image.place), (mask, file.place)):
-            _write(folder / place, (generated / source).read_bytes())
+            _write(folder / place, read_encoded(generated / source))
         row = tiles.setdefault(f"{line.category}: {line.defect}", [])
         if len(row) < COLUMNS:
             row.append(small_tile(Path(image).name, read_image(folder / image), read_mask(folder / mask)))
@@ -264,7 +265,7 @@ def _copy_real(folder: Path, sample: Sample, place: str) -> None:
     """Write a real image as PNG, byte for byte if it is one already, and its mask with the values 0 and 255."""
     image = read_image(sample.path)  # a PNG file is decoded too: a broken one fails here and not in a later training
     target = folder / f"{place.format(sample.split)}.png"
-    data = sample.path.read_bytes()
+    data = read_encoded(sample.path)
     if data.startswith(_PNG):  # by content: a suffix may lie
         _write(target, data)
     else:

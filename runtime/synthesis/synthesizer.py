@@ -30,7 +30,8 @@ from flawscope.diffusion.reconstruction import signed, unsigned
 from flawscope.errors import ArgumentError, BackendError, BundleError, DataError
 from flawscope.imaging.boxes import bounds_of
 from flawscope.imaging.crops import Crop, crop_around, cut_image, cut_mask
-from flawscope.imaging.images import MIN_SIDE_PX, decode_image, decode_mask
+from flawscope.imaging.images import MIN_SIDE_PX, decode_image
+from flawscope.imaging.masks import decode_mask
 from flawscope.runtime.backends import Session, choose_backend, open_session
 from flawscope.runtime.synthesis.draw_options import DrawOptions, DrawOrder, check_order, find_defect
 from flawscope.runtime.synthesis.memorization import SupportPatch

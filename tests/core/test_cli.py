@@ -228,6 +228,15 @@ def test_a_message_of_several_lines_becomes_one(verb, capsys):
     assert capsys.readouterr().err == "error: a b c d\n"
 
 
+def test_a_message_of_megabytes_keeps_both_ends(verb, capsys):
+    verb(raiser(errors.ArgumentError(f"name: expected another, got {'x' * 1_000_000}. Mend it.")))
+    assert run(["probe"]) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("error: name: expected another, got xxx")
+    assert shown.endswith("xxx. Mend it.\n")
+    assert len(shown) < 5000
+
+
 def test_every_error_of_the_tree_is_caught_here():
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)]
     assert len(kinds) == 11
@@ -298,6 +307,17 @@ def test_a_pipe_that_broke_is_status_1_and_nothing_is_said(verb, capsys, monkeyp
     verb(raiser(BrokenPipeError(errno.EPIPE, "Broken pipe")))
     assert run(["probe"]) == 1
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_file_that_the_system_refuses_is_one_line_and_an_error_without_a_file_is_a_bug(verb, capsys):
+    verb(raiser(PermissionError(errno.EACCES, "Permission denied", "/some/file")))
+    assert run(["probe"]) == 2
+    assert capsys.readouterr().err == (
+        "error: /some/file: Permission denied. Check that it is there and may be read or written.\n"
+    )
+    verb(raiser(OSError(errno.EIO, "Input/output error")))
+    with pytest.raises(OSError, match="Input/output error"):
+        run(["probe"])
 
 
 def test_a_bug_is_not_hidden(verb):

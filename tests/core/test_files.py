@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from odd_files import ODD, refuse_listing
 
 from flawscope import scratch
-from flawscope.errors import ArgumentError, StorageError
+from flawscope.errors import ArgumentError, DataError, StorageError
 from flawscope.files import (
     atomic_file,
     atomic_folder,
@@ -48,6 +49,25 @@ def test_the_hash_is_that_of_all_bytes(tmp_path, size):
     data = bytes(range(256)) * (size // 256) + bytes(size % 256)
     (tmp_path / "f").write_bytes(data)
     assert sha256_file(tmp_path / "f") == hashlib.sha256(data).hexdigest()
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_what_is_no_file_has_no_hash(tmp_path, kind):
+    ODD[kind](tmp_path / "f")
+    with pytest.raises(OSError, match=r"not a file|No such file|Is a directory|Too many levels"):
+        sha256_file(tmp_path / "f")
+
+
+def test_a_folder_that_cannot_be_listed_is_not_taken_for_an_empty_one_and_replaced(tmp_path, monkeypatch):
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "theirs").touch()
+    with monkeypatch.context() as patched:
+        refuse_listing(patched, tmp_path / "d")
+        with pytest.raises(DataError, match="expected a folder that can be listed"):
+            check_replaceable(tmp_path / "d", "run.json")
+        with pytest.raises(DataError, match="expected a folder that can be listed"), atomic_folder(tmp_path / "d"):
+            pass
+    assert (tmp_path / "d" / "theirs").exists()
 
 
 # --- litter

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import collections
+import gc
 import os
 import pickle
 import struct
 import tarfile
+import time
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -15,12 +17,15 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from odd_bytes import assert_read_or_refused
+from odd_files import ODD
 from torch import nn
 
 from flawscope.errors import DataError
-from flawscope.torch_file import MAX_BYTES, SavedTensor, read_torch_file
+from flawscope.torch_file import MAX_BYTES, read_torch_file
+from flawscope.torch_pickle import SavedTensor
 
 BOTH_FORMS = pytest.mark.parametrize("is_zip", [True, False], ids=["zip", "sequence"])
 
@@ -243,3 +248,108 @@ def test_the_largest_size_is_the_callers(tmp_path: Path) -> None:
     ):
         read_torch_file(path, what="weights", max_bytes=1 << 20)
     assert read_torch_file(path, max_bytes=2 << 20).value["a"].size == (1 << 18,)
+
+
+# ---- Programs of any kind --------------------------------------------------------------------------------------------
+
+PIECES = [
+    *(TENSOR, PARAMETER, STORAGE, text("a"), b"K\x01", b"K\x00", b"]", b"}", b")", b"(", b"t", b"a", b"e", b"s"),
+    *(b"u", b"N", b"R", b"\x81", b"b", b"Q", b"\x85", b"\x86", b"\x87", b"q\x00", b"h\x00", b"q\x01", b"h\x01"),
+    *(b"\x88", b"\x8a\x00", b"\x8a\xff" + b"\x7f" * 255, b"J\xff\xff\xff\xff", b"G" + b"\xff" * 8, b"0", b"2", b"."),
+    *(b"X\x02\x00\x00\x00\xed\xa0", b"X\xff\xff\xff\xff", b"ccollections\nOrderedDict\n", b"c__builtin__\nset\n"),
+    *(b"ctorch._utils\n_rebuild_parameter\n", b"ctorch.nn.modules.container\nParameterDict\n", b"cos\nsystem\n"),
+    *(b"cposix", b"\x80\x04"),
+]
+
+
+@settings(max_examples=300)
+@given(program=st.lists(st.sampled_from(PIECES) | st.binary(min_size=1, max_size=2), max_size=12).map(b"".join))
+def test_any_program_gives_a_value_or_an_error_in_one_line(
+    tmp_path_factory: pytest.TempPathFactory, program: bytes
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "program.pth"
+
+    def read() -> None:
+        saved = read_torch_file(old_file(path, b"]" + program, [1.0] * 4))
+        pending = [saved.value]
+        while pending:
+            value = pending.pop()
+            if isinstance(value, SavedTensor):
+                saved.array(value)
+            elif isinstance(value, dict):
+                pending += value.values()
+            elif isinstance(value, list | tuple) and len(pending) < 1000:
+                pending += value
+
+    assert_read_or_refused(read)
+
+
+SHAPES = st.lists(st.sampled_from([0, 1, 2, 4, 5, -1, 2**31, 2**62, 2**63, 2**70, True, 1.5, None, "a"]), max_size=40)
+
+
+@given(offset=st.integers(-1, 5) | st.just(2**64), size=SHAPES, stride=SHAPES)
+def test_a_tensor_of_any_shape_lies_within_its_storage_or_is_refused(
+    tmp_path_factory: pytest.TempPathFactory, offset: int, size: list[Any], stride: list[Any]
+) -> None:
+    numbers = b"".join(pickle.dumps(value, 2)[2:-1] for value in (offset, tuple(size), tuple(stride)))
+    program = b"ctorch._utils\n_rebuild_tensor\n(" + STORAGE + numbers + b"tR"
+    path = old_file(tmp_path_factory.getbasetemp() / "shape.pth", program, [1.0] * 4)
+
+    def read() -> None:
+        saved = read_torch_file(path)
+        assert saved.array(saved.value).size <= 4
+
+    assert_read_or_refused(read)
+
+
+@pytest.mark.parametrize(
+    ("program", "message"),
+    [
+        pytest.param(
+            b"}("
+            + b"".join(b"\x8a\x0b" + (n * (2**61 - 1)).to_bytes(11, "little") + b"N" for n in range(60_000))
+            + b"u",
+            "int in a place where it makes no sense",
+            id="keys_of_one_hash",
+        ),
+        pytest.param(b"]" * (1 << 20), "its pickle takes more than 524,288 steps", id="steps"),
+        pytest.param(
+            b"](" + b"N" * 200_000 + b"eq\x00" + b"c__builtin__\nset\nh\x00\x85R" * 100_000,
+            "its pickle takes more than 524,288 steps",
+            id="one_list_again_and_again",
+        ),
+        pytest.param(
+            STORAGE[:-2] + b"N" * 200_000 + b"tq\x00" + b"h\x00Q" * 100_000,
+            "its pickle takes more than 524,288 steps",
+            id="one_reference_again_and_again",
+        ),
+        pytest.param(b"\x85" * 100_000, "it lists 1 storages and refers to 0", id="nested"),
+    ],
+)
+def test_a_program_that_would_take_minutes_is_refused_soon(tmp_path: Path, program: bytes, message: str) -> None:
+    path = old_file(tmp_path / "long.pth", program, [1.0] * 4)
+    started = time.process_time()
+    with pytest.raises(DataError, match=message):
+        read_torch_file(path)
+    assert time.process_time() - started < 10
+
+
+@BOTH_FORMS
+def test_the_file_is_read_on_demand_and_closed_with_what_was_read(tmp_path: Path, is_zip: bool) -> None:
+    path = save(tmp_path / "net.pth", {"a": torch.ones(1 << 12)}, is_zip)
+    opened = len(list(Path("/proc/self/fd").iterdir()))
+    saved = read_torch_file(path)
+    with path.open("r+b") as file:  # a mapping into memory would end the process here
+        file.truncate(100)
+    with pytest.raises(DataError, match=r"expected a file of torch\.save, got a broken one"):
+        saved.array(saved.value["a"])
+    del saved
+    gc.collect()
+    assert len(list(Path("/proc/self/fd").iterdir())) == opened
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_what_is_no_file_is_refused(tmp_path: Path, kind: str) -> None:
+    ODD[kind](tmp_path / "net.pth")
+    with pytest.raises(DataError, match=r"net\.pth: expected a file of torch\.save, got: .*Check the path"):
+        read_torch_file(tmp_path / "net.pth")

@@ -17,6 +17,7 @@ import msgspec
 import numpy as np
 import pytest
 from file_contents import files_of
+from odd_files import refuse_listing
 from text_format import SCHEMA, TextFormatError, read_model_config
 from tiny_bundle import brightness_graph, tiny_thresholds, write_tiny_bundle
 from tiny_dataset import anomalous_images
@@ -25,7 +26,7 @@ from triton_stand_in import StandIn
 from flawscope.bundle import Golden, Graph, open_bundle, pack_bundle
 from flawscope.bundle.manifest import Gate, Precision
 from flawscope.cli import run
-from flawscope.errors import ArgumentError, BackendError, BundleError, GateError, StorageError
+from flawscope.errors import ArgumentError, BackendError, BundleError, DataError, GateError, StorageError
 from flawscope.export.triton import GRAPH, RECORD, TritonOptions, TritonRecord, write_triton
 from flawscope.imaging.images import prepare, read_image
 from flawscope.runtime import Inspector
@@ -341,6 +342,19 @@ def test_a_repository_that_holds_other_things_is_refused(tiny, tmp_path):
         with pytest.raises(ArgumentError, match=re.escape(f"or a Triton model repository, got {got}")):
             write(tiny, place)
         assert files_of(tmp_path) == before
+
+
+@pytest.mark.parametrize("place", [".", "other", "tiny"])
+def test_a_repository_that_cannot_be_listed_is_not_taken_for_an_empty_one(tiny, tmp_path, monkeypatch, place):
+    models = tmp_path / "models"
+    (models / "other" / "1").mkdir(parents=True)
+    (models / "tiny").mkdir()
+    before = files_of(tmp_path)
+    with monkeypatch.context() as patched:
+        refuse_listing(patched, models / place)
+        with pytest.raises(DataError, match="expected a folder that can be listed"):
+            write(tiny, models)
+    assert files_of(tmp_path) == before
 
 
 def test_other_models_stay_and_the_same_one_is_replaced_if_that_is_asked_for(tiny, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,11 @@ def touch_recorded(base: Path, *records: dict[str, Any]) -> None:
     """Write the images and masks that records name, below `base`."""
     for record in records:
         touch(base, record["filename"], *([record["maskname"]] if record.get("maskname") else []))
+
+
+def below(dataset: Dataset, paths: Iterable[Path]) -> list[str]:
+    """Return paths relative to the dataset's root."""
+    return [path.relative_to(dataset.root).as_posix() for path in paths]
 
 
 def index(dataset: Dataset) -> list[tuple[str, str, str, str | None]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,26 @@ def test_the_bits_in_use_hold_for_arrays_too() -> None:
     array = np.full((16, 16), 4095, np.uint16)
     assert read_source_image(array, "part", "rgb", 12).pixels.max() == 255
     assert read_source_image(array, "part", "rgb", None).pixels.max() == 16
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+@pytest.mark.parametrize("shape", [(8, 2**31 - 1, 3), (2**31 - 1, 8), (1 << 21, 8, 1), (20_000, 20_000, 4)])
+def test_an_array_larger_than_any_image_is_refused_before_it_is_converted(shape: tuple[int, ...], dtype: str) -> None:
+    array = np.broadcast_to(np.zeros((), dtype), shape)  # of no size in memory
+    with pytest.raises(ArgumentError, match="a: expected at most 200,000,000 pixels, and sides of at most 1,048,576"):
+        read_source_image(array, "a", "rgb", None)
+
+
+def test_a_file_of_pillow_larger_than_any_image_is_refused_before_it_is_decoded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("FLAWSCOPE_MAX_PIXELS", "1000")
+    encoded = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(encoded, "PNG")
+    image = Image.open(encoded)
+    monkeypatch.setattr(image, "load", lambda: pytest.fail("it was decoded"))
+    with pytest.raises(ArgumentError, match=r"a: expected at most 1,000 pixels, .* got 64x64"):
+        read_source_image(image, "a", "rgb", None)
 
 
 def test_batches_are_arrays_of_four_axes_alone() -> None:

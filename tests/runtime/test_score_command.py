@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from odd_files import ODD, refuse_listing
 from tiny_dataset import anomalous_images, broken_images, normal_images
 
 from flawscope import cli
@@ -74,6 +75,68 @@ def test_a_fault_has_a_reason_and_the_exit_status_is_1(
     assert lines[1]["score"] is lines[1]["threshold"] is lines[1]["latency_ms"] is None
     assert lines[1]["boxes"] == []
     assert str(bad) in lines[1]["reason"]
+
+
+@pytest.mark.parametrize("place", ["named", "in_a_folder"])
+@pytest.mark.parametrize("kind", [kind for kind in ODD if kind != "folder"])
+def test_what_is_no_file_is_a_fault_and_the_rest_is_scored(
+    padim_bundle: Path, tiny_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str, place: str
+) -> None:
+    good = normal_images(tiny_root)
+    paths = [tmp_path / name for name in ("a.png", "b.png", "c.png")]
+    for path, image in zip(paths[::2], good, strict=False):
+        shutil.copy(image, path)
+    ODD[kind](paths[1])
+    if place == "in_a_folder" and kind == "absent":
+        paths[1].symlink_to("nowhere.png")
+    assert score(padim_bundle, *(paths if place == "named" else [tmp_path]), "--json", "--batch", 3) == 1
+    lines = lines_of(capsys)
+    assert [(line["image"], line["decision"]) for line in lines] == [
+        (str(path), decision) for path, decision in zip(paths, ("accept", "fault", "accept"), strict=True)
+    ]
+    assert str(paths[1]) in lines[1]["reason"]
+
+
+def test_an_image_that_is_gone_before_it_is_drawn_ends_no_loop(
+    padim_bundle: Path,
+    tiny_root: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    images = [shutil.copy(image, tmp_path / f"{index}.png") for index, image in enumerate(normal_images(tiny_root)[:2])]
+    judge = Inspector.stream
+
+    def removing(*arguments: Any) -> Any:
+        for result in judge(*arguments):
+            if result.image == str(images[0]):
+                Path(images[0]).unlink()
+            yield result
+
+    monkeypatch.setattr(Inspector, "stream", removing)
+    assert score(padim_bundle, *images, "--json", "--maps", tmp_path / "maps") == 1
+    shown = capsys.readouterr()
+    assert [json.loads(line)["decision"] for line in shown.out.splitlines()] == ["accept", "accept"]
+    assert f"error: {images[0]}: could not be read: No such file or directory." in shown.err
+    assert [path.name for path in (tmp_path / "maps").iterdir()] == ["1.png"]
+
+
+def test_a_folder_that_cannot_be_listed_is_a_fault_and_the_rest_is_scored(
+    padim_bundle: Path,
+    tiny_root: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    good = normal_images(tiny_root)
+    shut = tmp_path / "shut"
+    shutil.copytree(good[0].parent, shut)
+    refuse_listing(monkeypatch, shut)
+    assert score(padim_bundle, good[0], shut, good[1], "--json") == 1
+    lines = lines_of(capsys)
+    assert [line["image"] for line in lines] == [str(good[0]), str(shut), str(good[1])]
+    assert [line["decision"] for line in lines] == ["accept", "fault", "accept"]
+    assert "Permission denied" in lines[1]["reason"]
 
 
 @pytest.mark.parametrize("form", [(), ("--json",)])

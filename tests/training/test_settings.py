@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from odd_bytes import assert_read_or_refused, odd_bytes
+from odd_files import ODD
 
 from flawscope.config import EmbeddingConfig, InpaintingConfig, PadimConfig, PatchcoreConfig, build_config
 from flawscope.errors import ArgumentError
@@ -123,8 +126,8 @@ def test_an_empty_file_sets_nothing(tmp_path: Path) -> None:
         (b"- a\n- b\n", r"expected KEY: VALUE lines, got list"),
         (b"just text\n", r"expected KEY: VALUE lines, got str"),
         (b"1: 2\n", r"expected KEY: VALUE lines"),
-        (b"\xff\xfe\x00", r"could not be read|is no valid YAML"),
-        (b"a: !!python/object/apply:os.system ['true']\n", r"is no valid YAML"),
+        (b"\xff\xfe\x00", r"expected text in UTF-8"),
+        (b"a: !!python/object/apply:os.system ['true']\n", r"line 1: expected plain values, got .* a tag \(!\)"),
     ],
 )
 def test_a_file_that_is_no_mapping_is_one_sentence(tmp_path: Path, content: bytes, match: str) -> None:
@@ -142,3 +145,60 @@ def test_a_name_that_is_neither_file_nor_preset_lists_the_presets(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ArgumentError, match=r"expected a YAML file or one of anogen-seed, .*, stfpm-seed"):
         read_settings(name)
+
+
+WHOLE = b"resize: [128, 96]\nseed: 5\nbackbone_options: {a: 1, b: [1.5, x]}\n"
+COLLIDING = ", ".join(f"{number * (2**61 - 1)}: 0" for number in range(2000))
+"""Integers whose hashes are equal: a dictionary of n of them takes n squared steps."""
+
+
+@settings(max_examples=300)
+@given(data=odd_bytes(WHOLE))
+def test_settings_are_read_or_refused_in_one_line(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
+    path = tmp_path_factory.getbasetemp() / "odd.yml"
+    path.write_bytes(data)
+
+    def read() -> None:
+        for method in ("padim", "base"):
+            build_config(method, read_settings(str(path)))
+
+    assert_read_or_refused(read)
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        ("a: &x 1\nb: 2", r"line 1: expected plain values, got an anchor"),
+        ("a: 1\nb: *x", r"line 2: expected plain values, got an anchor \(&\), an alias"),
+        ("a: 1\n\na: 2", r"line 3: expected every name once, got 'a' again"),
+        ("s: {a: 1, a: 2}", r"line 1: expected every name once, got 'a' again"),
+        (f"a: {{{COLLIDING}}}", r"line 1: expected KEY: VALUE lines, got a key that is no name"),
+        ("yes: 1", r"line 1: expected KEY: VALUE lines, got a key that is no name"),
+        (f"a: {'[' * 17}{']' * 17}", r"expected at most 16 levels, got more"),
+        (f"a: {'[' * 30_000}{']' * 30_000}", r"expected at most 16 levels, got more"),
+        ("a: .nan", r"expected finite numbers, got NaN or infinity"),
+        ("a: {b: [1, -.inf]}", r"expected finite numbers, got NaN or infinity"),
+        (f"a: {'1' * 5000}", r"is no valid YAML: .*4300 digits"),
+        ("a: 2020-99-99", r"is no valid YAML: month must be in"),
+        ("a: 1 # " + "x" * (1 << 16), r"could not be read: it has more than 65,536 bytes"),
+    ],
+)
+def test_what_settings_do_not_need_is_refused_by_name(tmp_path: Path, content: str, match: str) -> None:
+    path = tmp_path / "odd.yml"
+    path.write_text(content)
+    with pytest.raises(ArgumentError, match=match) as caught:
+        read_settings(str(path))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_byte_order_mark_is_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yml"
+    path.write_text("seed: 5\n", encoding="utf-8-sig")
+    assert read_settings(str(path)) == {"seed": 5}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_what_is_no_file_is_refused(tmp_path: Path, kind: str) -> None:
+    ODD[kind](tmp_path / "odd.yml")
+    with pytest.raises(ArgumentError, match="expected a YAML file or one of"):
+        read_settings(str(tmp_path / "odd.yml"))

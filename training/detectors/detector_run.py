@@ -24,6 +24,7 @@ from flawscope.errors import RunError
 from flawscope.files import atomic_folder
 from flawscope.imaging.png import encode_png
 from flawscope.imaging.tiles import ImageSource, read_source
+from flawscope.open_files import list_folder, regular_folder, regular_path
 from flawscope.runs import RECORD, SAMPLES, WEIGHTS, RunRecord, encode_record, read_run_record
 from flawscope.training.detectors.ddad_extractor import FOLDER as EXTRACTOR
 from flawscope.training.features.backbone import Backbone, restore_backbone
@@ -96,8 +97,8 @@ def write_run(
             # Copied, not moved: should writing fail, the workspace must still be whole to resume from.
             for part in (Path(), *([Path(EXTRACTOR)] if (workspace / EXTRACTOR).is_dir() else [])):
                 (folder / part).mkdir(exist_ok=True)
-                shutil.copy2(workspace / part / METRICS, folder / part / METRICS)
-                shutil.copytree(workspace / part / PREVIEWS, folder / part / PREVIEWS)
+                shutil.copy2(regular_path(workspace / part / METRICS), folder / part / METRICS)
+                shutil.copytree(regular_folder(workspace / part / PREVIEWS), folder / part / PREVIEWS)
         (folder / RECORD).write_bytes(encode_record(record))
 
 
@@ -110,6 +111,16 @@ def encode_sample(image: UInt8Array) -> bytes:
     return encode_png(image)
 
 
+def sample_files(run: Path) -> tuple[Path, ...]:
+    """Return the sample images of a run, which may have none.
+
+    Raises:
+        DataError: If their folder cannot be listed.
+    """
+    folder = run / SAMPLES
+    return tuple(path for path in list_folder(folder) if path.suffix == ".png") if folder.is_dir() else ()
+
+
 def read_run(path: Path) -> Run:
     """Read a run back.
 
@@ -118,7 +129,7 @@ def read_run(path: Path) -> Run:
     """
     record, data = read_run_record(path)
     try:
-        tensors = safetensors.numpy.load_file(path / WEIGHTS)
+        tensors = safetensors.numpy.load_file(regular_path(path / WEIGHTS))
     except (SafetensorError, OSError) as err:
         raise RunError(f"{path / WEIGHTS}: expected the weights of the run, got {err}. Train again.") from err
     bank = {name.removeprefix("bank."): value for name, value in tensors.items() if name.startswith("bank.")}
@@ -152,7 +163,7 @@ def read_run(path: Path) -> Run:
         digest=hashlib.sha256(data).hexdigest(),
         fitted=fit_result,
         module=trainer.restore(path, record, backbone, fit_result),
-        samples=tuple(sorted((path / SAMPLES).glob("*.png"))),
+        samples=sample_files(path),
     )
 
 

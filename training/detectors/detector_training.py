@@ -19,9 +19,10 @@ from flawscope.datasets.fingerprints import map_in_threads
 from flawscope.datasets.learnable import MIN_TRAINING_IMAGES, check_learnable
 from flawscope.errors import ArgumentError, DataError, RunError
 from flawscope.files import check_replaceable
-from flawscope.imaging.images import read_stored, to_8_bit, to_rgb
+from flawscope.imaging.images import read_stored, to_rgb
 from flawscope.imaging.learned_images import LearnedImages, Look, look_of, summarize_looks
 from flawscope.imaging.tiles import ImageSource
+from flawscope.open_files import regular_folder, regular_path
 from flawscope.progress import Progress, no_progress
 from flawscope.runs import RECORD, BackboneSource, RunRecord
 from flawscope.training.detectors.detector_run import Run, write_run
@@ -258,7 +259,7 @@ def _learned(samples: Sequence[Sample], config: MethodConfig, progress: Progress
 
     def look(sample: Sample) -> Look:
         stored = read_stored(sample.path)
-        return look_of(to_rgb(to_8_bit(stored, str(sample.path), bits)), 8 * stored.itemsize)
+        return look_of(to_rgb(stored, str(sample.path), bits), 8 * stored.itemsize)
 
     looks = map_in_threads(look, list(samples), lambda count, total: progress("looking at images", count, total))
     return summarize_looks(list(looks))
@@ -279,10 +280,13 @@ def _copy_history(run: Path, workspace: Path) -> None:
     """Copy metrics, previews and TensorBoard events of a reused denoiser's run into the workspace."""
     # Copied before the fit, since `run` may be the folder that `write_run` replaces. A resumed training has them
     # already, hence `dirs_exist_ok`.
-    shutil.copy2(run / METRICS, workspace / METRICS)
-    shutil.copytree(run / PREVIEWS, workspace / PREVIEWS, dirs_exist_ok=True)
-    if (run / BOARD).is_dir():
-        shutil.copytree(run / BOARD, workspace / BOARD, dirs_exist_ok=True)
+    try:
+        shutil.copy2(regular_path(run / METRICS), workspace / METRICS)
+        shutil.copytree(regular_folder(run / PREVIEWS), workspace / PREVIEWS, dirs_exist_ok=True)
+        if (run / BOARD).is_dir():
+            shutil.copytree(regular_folder(run / BOARD), workspace / BOARD, dirs_exist_ok=True)
+    except OSError as err:
+        raise RunError(f"{run}: its metrics and previews could not be copied: {err.strerror or err}.") from err
 
 
 def check_recorded(config: MethodConfig, run: Run, free: Collection[str] = ()) -> None:

@@ -14,6 +14,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from flawscope.errors import RunError
+from flawscope.open_files import RECORD_BYTES, read_regular, regular_path
+from flawscope.text import NOT_JSON
 from flawscope.training.diffusion.diffusers_networks import group_count, import_diffusers
 
 if TYPE_CHECKING:
@@ -120,9 +122,9 @@ def read_folder(path: Path) -> AutoencoderKL:
             "download it first."
         )
     try:
-        stored = msgspec.json.decode((folder / _CONFIG).read_bytes(), type=dict[str, Any])
+        stored = msgspec.json.decode(read_regular(folder / _CONFIG, RECORD_BYTES), type=dict[str, Any])
         sizes = msgspec.convert(stored, _Sizes)
-    except (msgspec.DecodeError, UnicodeDecodeError, OSError) as err:
+    except (OSError, *NOT_JSON) as err:
         raise RunError(
             f"{folder / _CONFIG}: expected the settings of an AutoencoderKL, got others: {err}. Name another folder."
         ) from err
@@ -152,7 +154,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         RunError: If it cannot be read.
     """
     try:
-        return safetensors.torch.load_file(path)
+        return safetensors.torch.load_file(regular_path(path))
     except (SafetensorError, OSError) as err:
         raise RunError(f"{path}: expected weights in safetensors, got {err}. Get the file again.") from err
 

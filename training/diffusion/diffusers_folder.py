@@ -21,7 +21,8 @@ import torch
 from flawscope.diffusion.schedule import TRAINED_STEPS, Sampling
 from flawscope.errors import MissingExtra, RunError
 from flawscope.files import sha256_file
-from flawscope.text import encode_json
+from flawscope.open_files import RECORD_BYTES, TEXT_BYTES, read_regular, regular_folder, walk_folder
+from flawscope.text import NOT_JSON, encode_json
 from flawscope.training.diffusion.autoencoder_network import shape_settings
 from flawscope.training.diffusion.diffusers_networks import import_diffusers
 
@@ -151,10 +152,13 @@ def read_base_folder(folder: Path) -> FolderParts:
         length=int(min(tokenizer.model_max_length, text.config.max_position_embeddings)),
         sampling=sampling,
         licence=licence_of(folder),
-        identity=identity_of(
-            folder, (path for part in part_folders for path in part.rglob("*") if path.suffix in _HASHED)
-        ),
+        identity=identity_of(folder, _hashed_files(part_folders)),
     )
+
+
+def _hashed_files(folders: Iterable[Path]) -> Iterable[Path]:
+    # The scheduler's folder may be absent.
+    return (path for folder in folders if folder.is_dir() for path in walk_folder(folder) if path.suffix in _HASHED)
 
 
 def identity_of(folder: Path, files: Iterable[Path]) -> str:
@@ -171,7 +175,7 @@ def licence_of(folder: Path) -> str:
         path = folder / name
         if not path.is_file():
             continue
-        text = path.read_text(encoding="utf-8", errors="replace")
+        text = read_regular(path, TEXT_BYTES).decode(errors="replace")
         if name == "README.md":  # a model card begins with YAML between two lines of ---
             settings = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
             entry = re.search(r"^license:[ \t]*(\S.*?)\s*$", settings[1], re.MULTILINE) if settings else None
@@ -223,8 +227,8 @@ def scheduler_settings(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
-    except (OSError, msgspec.DecodeError, msgspec.ValidationError) as err:
+        return msgspec.json.decode(read_regular(path, RECORD_BYTES), type=dict[str, Any])
+    except (OSError, *NOT_JSON) as err:
         raise RunError(f"{path}: expected the settings of a scheduler, got {err}. Get the folder again.") from err
 
 
@@ -265,7 +269,8 @@ def called(folder: Path, library: Any, load: Callable[[Path], Any]) -> Any:
     library_log.set_verbosity(logging.CRITICAL)
     library_log.disable_progress_bar()
     try:
-        return load(folder)
+        # The libraries open files by their names, and would wait for ever for a pipe.
+        return load(regular_folder(folder))
     except Exception as err:
         # Both libraries raise errors of many families, their own and others'; for the user all mean an unusable folder.
         first = next(iter(str(err).splitlines()), "no message")

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from flawscope.config import FeatureSettings
 from flawscope.errors import ArgumentError, MissingExtra, RunError
 from flawscope.files import sha256_file
+from flawscope.open_files import regular_path
 from flawscope.runs import BackboneSource
 from flawscope.training.features.scattering import Scattering
 
@@ -173,7 +174,7 @@ def _load_file(network: nn.Module, name: str, path: Path) -> None:
     if not path.is_file():
         raise RunError(f"{path}: expected a weights file for {name}, got no such file. Check --weights.")
     try:
-        state = safetensors.torch.load_file(path)
+        state = safetensors.torch.load_file(regular_path(path))
     except (SafetensorError, OSError) as err:
         raise RunError(
             f"{path}: expected a safetensors file with timm's names, got {err}. "

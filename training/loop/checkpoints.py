@@ -15,9 +15,11 @@ from torch import Tensor
 
 from flawscope.errors import RunError
 from flawscope.files import atomic_folder
+from flawscope.open_files import RECORD_BYTES, list_folder, read_regular, regular_path
 
 _TENSORS, _NUMBERS = "tensors.safetensors", "state.json"
 _PREFIX = "epoch_"
+_BROKEN = (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError)
 
 
 @dataclass(frozen=True)
@@ -75,25 +77,41 @@ def latest_checkpoint(folder: Path) -> Checkpoint | None:
     try:
         # Cloned into memory that torch has aligned: in the file tensors lie at any offset, and kernels may choose
         # another path, hence other rounding, for unaligned ones. A resumed training must give the same bits.
-        tensors = {name: value.clone() for name, value in safetensors.torch.load_file(latest / _TENSORS).items()}
-        stored = json.loads((latest / _NUMBERS).read_text(encoding="utf-8"))
-        numbers, groups, values = stored["numbers"], stored["optimizer"]["groups"], stored["optimizer"]["values"]
-    except (OSError, ValueError, KeyError, SafetensorError) as err:
+        loaded = safetensors.torch.load_file(regular_path(latest / _TENSORS))
+        tensors = {name: value.clone() for name, value in loaded.items()}
+        stored = json.loads(read_regular(latest / _NUMBERS, RECORD_BYTES))
+        return _assembled(tensors, stored)
+    except (OSError, *_BROKEN, SafetensorError) as err:
         raise RunError(
-            f"{latest}: expected a checkpoint, got {err}. Remove it to resume from the one before it."
+            f"{latest}: expected a checkpoint, got {' '.join(str(err).split()) or type(err).__name__}. Remove it to "
+            "resume from the one before it."
         ) from err
+
+
+def _assembled(tensors: Mapping[str, Tensor], stored: Any) -> Checkpoint:
+    """Return the checkpoint of which these are the tensors and numbers; raises one of `_BROKEN` for others."""
+    numbers, groups, values = stored["numbers"], stored["optimizer"]["groups"], stored["optimizer"]["values"]
+    if not isinstance(numbers, dict) or not isinstance(groups, list):
+        raise TypeError("other values than a training writes")
     state: dict[str, dict[str, Tensor]] = {}
-    optimizer: dict[int, dict[str, Any]] = {int(index): dict(entries) for index, entries in values.items()}
+    optimizer: dict[int, dict[str, Any]] = {_index(index): dict(entries) for index, entries in values.items()}
     for name, value in tensors.items():
         group, _, rest = name.partition("/")
         if group == "optimizer":
             index, _, key = rest.partition("/")
-            optimizer.setdefault(int(index), {})[key] = value
+            optimizer.setdefault(_index(index), {})[key] = value
         else:
             state.setdefault(group, {})[rest] = value
     state.setdefault("best", {})  # an empty group leaves no trace in the file
     nested = {index: _nested(leaves) for index, leaves in optimizer.items()}
     return Checkpoint(state, {"state": nested, "param_groups": groups}, numbers)
+
+
+def _index(text: str) -> int:
+    # Integers as keys can be chosen so that a dictionary of them takes minutes; a network has fewer parameters.
+    if len(text) > 7:
+        raise ValueError(f"the parameter {text[:20]}")
+    return int(text)
 
 
 def _leaves(entries: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
@@ -118,5 +136,7 @@ def _nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _checkpoints(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
     # Numbers have leading zeros, so the order of names is the order of epochs.
-    return sorted(path for path in folder.glob(f"{_PREFIX}*") if path.is_dir())
+    return [path for path in list_folder(folder) if path.name.startswith(_PREFIX) and path.is_dir()]

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import msgspec
 import numpy as np
 import torch
 from accelerate import Accelerator
@@ -24,7 +25,9 @@ from torch import Tensor, nn
 from flawscope.config import LoopSettings, TrainedConfig, flatten
 from flawscope.errors import RunError
 from flawscope.files import write_text
+from flawscope.open_files import RECORD_BYTES, read_regular
 from flawscope.progress import Progress
+from flawscope.ranges import Count, PositiveCount
 from flawscope.training.loop.checkpoints import Checkpoint, latest_checkpoint, write_checkpoint
 from flawscope.training.loop.image_batches import Items
 from flawscope.training.loop.tensorboard import TensorBoardWriter
@@ -55,6 +58,17 @@ class Task(Protocol):
 
     def preview(self, path: Path) -> None:
         """Write a PNG that shows the progress of the training."""
+
+
+class _Numbers(msgspec.Struct):
+    """Numbers of a checkpoint, with which a training goes on."""
+
+    epoch: PositiveCount
+    step: Count
+    losses: list[float]
+    best_epoch: Count
+    best_error: float
+    scaler: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -281,8 +295,9 @@ class _Loop:
         if not path.is_file() or not self._accelerator.is_main_process:
             return []
         texts, lines = [], []
-        for text in path.read_text(encoding="utf-8").splitlines():
-            with contextlib.suppress(ValueError):  # a line that was cut off
+        for text in read_regular(path, RECORD_BYTES).decode(errors="replace").splitlines():
+            # A line that was cut off, or that another program wrote.
+            with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
                 line = json.loads(text)
                 if line["epoch"] <= self._epoch:
                     texts.append(text)
@@ -314,21 +329,24 @@ class _Loop:
         try:
             self._task.network.load_state_dict(checkpoint.state["network"])
             self._optimizer.load_state_dict(checkpoint.optimizer)
-        except (KeyError, RuntimeError, ValueError) as err:
+            numbers = msgspec.convert(checkpoint.numbers, _Numbers)
+            best = checkpoint.state["best"]
+            state = self._task.network.state_dict()
+            if best and {name: value.shape for name, value in best.items()} != {n: v.shape for n, v in state.items()}:
+                raise ValueError("the best state is of another network")
+            if self._average is not None:
+                for name, value in checkpoint.state["average"].items():
+                    self._average[name].copy_(value)
+        except (LookupError, AttributeError, TypeError, RuntimeError, ValueError, msgspec.ValidationError) as err:
             raise RunError(
                 f"{self._folder / CHECKPOINTS}: expected a checkpoint of this training, got another. Train without "
                 "--resume, or with the settings it was begun with."
             ) from err
-        numbers = checkpoint.numbers
-        self._epoch, self._step, self._losses = numbers["epoch"], numbers["step"], list(numbers["losses"])
-        self._best, self._best_epoch = checkpoint.state["best"], numbers["best_epoch"]
-        self._best_error = numbers["best_error"]
-        if self._average is not None:
-            for name, value in checkpoint.state["average"].items():
-                self._average[name].copy_(value)
+        self._epoch, self._step, self._losses = numbers.epoch, numbers.step, numbers.losses
+        self._best, self._best_epoch, self._best_error = best, numbers.best_epoch, numbers.best_error
         # Loss scaling of FP16 alone; bf16 and FP32 have no scaler.
-        if self._accelerator.scaler is not None and numbers["scaler"]:
-            self._accelerator.scaler.load_state_dict(numbers["scaler"])
+        if self._accelerator.scaler is not None and numbers.scaler:
+            self._accelerator.scaler.load_state_dict(numbers.scaler)
 
 
 def batches_in_all(loop: LoopSettings, batches: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,7 +13,8 @@ import msgspec
 from flawscope.config import DenoisingSettings, TrainedConfig, find_part, flatten
 from flawscope.errors import ArgumentError
 from flawscope.files import storage_errors, write_text
-from flawscope.text import encode_json
+from flawscope.open_files import RECORD_BYTES, list_folder, read_regular, regular_path, walk_folder
+from flawscope.text import NOT_JSON, encode_json
 from flawscope.training.loop.loop import CHECKPOINTS
 from flawscope.training.loop.optimizers import import_bitsandbytes
 from flawscope.training.loop.tensorboard import BOARD, EVENTS, import_tensorboard
@@ -65,7 +67,7 @@ def open_workspace(
         "descriptions": descriptions,
         "settings": {name: settings[name] for name in settings if name not in FREE},
     }
-    if folder.exists() and any(folder.iterdir()):
+    if folder.exists() and list_folder(folder):
         if not resume:
             raise ArgumentError(
                 f"{folder}: expected no unfinished training, got one. Go on with --resume latest, or remove the folder."
@@ -79,22 +81,26 @@ def open_workspace(
         with storage_errors(folder):
             yield folder
             # After the body, in which the run is written: before, there is no run to copy them into.
-            for events in sorted(folder.rglob(f"{BOARD}/{EVENTS}")):
+            for events in [path for path in walk_folder(folder) if _is_events(path)]:
                 target = out / events.relative_to(folder)
                 target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(events, target)
+                shutil.copyfile(regular_path(events), target)
         is_done = True
     finally:
         # Without a checkpoint there is nothing to resume from: a request that failed early leaves nothing behind.
-        if is_done or not any(folder.rglob(f"{CHECKPOINTS}/*")):
+        if is_done or not any(path.parent.name == CHECKPOINTS for path in walk_folder(folder)):
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_events(path: Path) -> bool:
+    return path.parent.name == BOARD and fnmatch.fnmatchcase(path.name, EVENTS)
 
 
 def _check_same(folder: Path, begun: Mapping[str, object]) -> None:
     """Raise ArgumentError unless the training in the folder was begun with the same data, weights and settings."""
     try:
-        recorded = msgspec.json.decode((folder / _BEGUN).read_bytes())
-    except (OSError, msgspec.DecodeError) as err:
+        recorded = msgspec.json.decode(read_regular(folder / _BEGUN, RECORD_BYTES))
+    except (OSError, *NOT_JSON) as err:
         raise ArgumentError(f"{folder}: expected an unfinished training, got none that can be read: {err}.") from err
     # Through JSON and back, as the recorded one: tuples are lists there.
     if recorded == msgspec.json.decode(encode_json(begun)):
@@ -111,9 +117,15 @@ def _check_same(folder: Path, begun: Mapping[str, object]) -> None:
                 "the folder."
             )
     before, now = recorded.get("settings", {}), msgspec.to_builtins(begun["settings"])
+    before = before if isinstance(before, dict) else {}
     changed = sorted(
         name for name in {*before, *now} if before.get(name) != msgspec.json.decode(encode_json(now.get(name)))
     )
+    if not changed:
+        raise ArgumentError(
+            f"{folder}: expected an unfinished training, got other entries in {_BEGUN}. Remove the folder, and train "
+            "again with flawscope train."
+        )
     name = changed[0]
     raise ArgumentError(
         f"{folder}: expected {name} as the training was begun with ({before.get(name)}), got {now.get(name)}. Give the "

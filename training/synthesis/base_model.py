@@ -12,6 +12,7 @@ from torch import nn
 from flawscope.diffusion.prompts import PromptRules, Prompts
 from flawscope.diffusion.schedule import Sampling
 from flawscope.errors import RunError
+from flawscope.open_files import RECORD_BYTES, read_regular
 from flawscope.runs import RECORD, WEIGHTS
 from flawscope.training.diffusion.autoencoder import Normalization
 from flawscope.training.diffusion.autoencoder_network import fill_autoencoder
@@ -134,7 +135,7 @@ def restore_base(run: SynthesisRun, placeholder: str = "*") -> SynthesisBase:
         raise RunError(f"{run.path}: expected a run of train base, got one of train {run.record.kind}. Name its base.")
     try:
         settings = msgspec.convert(run.record.networks, BaseSettings)
-        tokenizer = (run.path / TOKENIZER).read_bytes()
+        tokenizer = read_regular(run.path / TOKENIZER, RECORD_BYTES)
     except (msgspec.ValidationError, OSError) as err:
         raise RunError(f"{run.path}: expected a complete run of train base, got {err}. Train again.") from err
     # Groups that the file lacks become empty dicts, which the strict loaders refuse by the names of missing tensors.

@@ -27,6 +27,7 @@ from torch import Tensor
 from flawscope.errors import RunError
 from flawscope.files import atomic_folder
 from flawscope.imaging.tiles import ImageSource, read_source
+from flawscope.open_files import regular_folder, regular_path, walk_folder
 from flawscope.runs import (
     RECORD,
     SAMPLES,
@@ -36,7 +37,7 @@ from flawscope.runs import (
     encode_record,
     read_synthesis_record,
 )
-from flawscope.training.detectors.detector_run import encode_sample
+from flawscope.training.detectors.detector_run import encode_sample, sample_files
 from flawscope.training.loop.loop import METRICS, PREVIEWS
 
 TOKENIZER = "tokenizer.json"
@@ -82,7 +83,7 @@ class SynthesisRun:
     @property
     def samples(self) -> tuple[Path, ...]:
         """Its normal sample images."""
-        return tuple(sorted((self.path / SAMPLES).glob("*.png")))
+        return sample_files(self.path)
 
 
 def write_synthesis_run(
@@ -128,13 +129,13 @@ def write_synthesis_run(
             (folder / SAMPLES / f"{index:03d}.png").write_bytes(encode_sample(read_source(sample, bits)))
         for target, source in (support or {}).items():
             (folder / target).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, folder / target)
+            shutil.copyfile(regular_path(source), folder / target)
         if workspace is not None:
-            for metrics in sorted(workspace.rglob(METRICS)):
+            for metrics in [path for path in walk_folder(workspace) if path.name == METRICS]:
                 part = folder / metrics.parent.relative_to(workspace)
                 part.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(metrics, part / METRICS)
-                shutil.copytree(metrics.parent / PREVIEWS, part / PREVIEWS, dirs_exist_ok=True)
+                shutil.copyfile(regular_path(metrics), part / METRICS)
+                shutil.copytree(regular_folder(metrics.parent / PREVIEWS), part / PREVIEWS, dirs_exist_ok=True)
         (folder / RECORD).write_bytes(encode_record(record))
 
 
@@ -146,7 +147,7 @@ def read_synthesis_run(path: Path) -> SynthesisRun:
     """
     record, data = read_synthesis_record(path)
     try:
-        stored = safetensors.torch.load_file(path / WEIGHTS)
+        stored = safetensors.torch.load_file(regular_path(path / WEIGHTS))
     except (SafetensorError, OSError) as err:
         raise RunError(f"{path / WEIGHTS}: expected the weights of the run, got {err}. Train again.") from err
     tensors: dict[str, dict[str, Tensor]] = {}

@@ -15,7 +15,8 @@ from flawscope.diffusion.location_words import location_of
 from flawscope.errors import ArgumentError, DataError
 from flawscope.imaging.boxes import boxes_of
 from flawscope.imaging.crops import Crop, crop_around, cut_image, cut_mask
-from flawscope.imaging.images import Preprocessing, prepare, read_image, read_mask
+from flawscope.imaging.images import Preprocessing, prepare, read_image
+from flawscope.imaging.masks import read_mask
 from flawscope.training.synthesis.prompt_templates import defect_sentences
 
 

@@ -60,10 +60,11 @@ from flawscope.datasets import Dataset
 from flawscope.datasets.defects.support_set import read_support
 from flawscope.errors import ArgumentError, DataError, RunError
 from flawscope.files import atomic_folder, storage_errors, write_bytes, write_text
+from flawscope.open_files import RECORD_BYTES, list_folder, read_regular, regular_path
 from flawscope.progress import Progress, no_progress
 from flawscope.runs import BackboneSource
 from flawscope.scratch import is_scratch, remove_leftovers
-from flawscope.text import encode_json
+from flawscope.text import NOT_JSON, encode_json
 from flawscope.training.features.backbone import Backbone, build_backbone, stages_of
 from flawscope.training.loop.image_batches import ImageReader
 from flawscope.training.loop.loop import CHECKPOINTS
@@ -186,10 +187,10 @@ def _check(plan: UtilityPlan) -> None:
         raise ArgumentError(f"{plan.out}: expected a folder, got a file. Choose another name.")
     # A folder with other files is refused: results would be mixed with something that is not of this benchmark.
     if plan.out.is_dir():
-        names = sorted(path.name for path in plan.out.iterdir())
+        names = [path.name for path in list_folder(plan.out)]
         if foreign := [name for name in names if name not in (_ARMS, RECORD, PLOT) and not is_scratch(name)]:
             raise ArgumentError(f"{plan.out}: expected a new folder, got one with {foreign[0]}. Choose another name.")
-        if not plan.resume and ((plan.out / RECORD).exists() or any(plan.out.glob(f"{_ARMS}/*/{_RESULT}"))):
+        if not plan.resume and ((plan.out / RECORD).exists() or _has_results(plan.out / _ARMS)):
             raise ArgumentError(
                 f"{plan.out}: expected a new folder, got one with results. Use the finished trainings with --resume "
                 "latest, or choose another name."
@@ -231,6 +232,10 @@ def _made_from(plan: UtilityPlan, data: UtilityData, source: BackboneSource, see
     return plain
 
 
+def _has_results(arms: Path) -> bool:
+    return arms.is_dir() and any((arm / _RESULT).is_file() for arm in list_folder(arms))
+
+
 def _read_finished(
     plan: UtilityPlan, data: UtilityData, source: BackboneSource, seed: int, arm: Arm
 ) -> _Outcome | None:
@@ -244,9 +249,9 @@ def _read_finished(
     if not (folder / _RESULT).is_file():
         return None
     try:
-        result = msgspec.json.decode((folder / _RESULT).read_bytes(), type=ArmResult)
-        logits = safetensors.numpy.load_file(folder / _MAPS)["logits"]
-    except (OSError, KeyError, msgspec.DecodeError, UnicodeDecodeError, SafetensorError) as err:
+        result = msgspec.json.decode(read_regular(folder / _RESULT, RECORD_BYTES), type=ArmResult)
+        logits = safetensors.numpy.load_file(regular_path(folder / _MAPS))["logits"]
+    except (OSError, KeyError, SafetensorError, *NOT_JSON) as err:
         raise RunError(f"{folder}: expected the result of a training, got: {err}. Remove the folder.") from err
     expected = _made_from(plan, data, source, seed, arm)
     changed = [name for name in expected if result.made_from.get(name) != expected[name]]

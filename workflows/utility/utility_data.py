@@ -18,7 +18,8 @@ from flawscope.datasets.defects.file_names import category_of, place_of
 from flawscope.datasets.defects.set_files import read_json
 from flawscope.datasets.defects.support_set import SupportRecord, exclude_support, find_support
 from flawscope.errors import DataError
-from flawscope.imaging.images import Preprocessing, prepare_mask, read_mask
+from flawscope.imaging.images import Preprocessing, prepare_mask
+from flawscope.imaging.masks import read_mask
 from flawscope.progress import Progress
 from flawscope.runtime.synthesis.generated_set import MARKER, GeneratedImage, GenerateRecord, read_generated
 from flawscope.training.loop.image_batches import ImageReader

@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from flawscope.errors import ArgumentError, DataError
 from flawscope.files import sha256_file
 from flawscope.imaging.images import Preprocessing, read_image
+from flawscope.open_files import regular_path
 from flawscope.progress import Progress
 from flawscope.torch_file import read_state_dict
 from flawscope.training.loop.image_batches import ImageReader
@@ -131,7 +132,7 @@ class _Safetensors:
     def __init__(self, path: Path) -> None:
         self.name = str(path)
         try:
-            file: Any = safetensors.safe_open(path, framework="pt")
+            file: Any = safetensors.safe_open(regular_path(path), framework="pt")
             # Shapes alone are read here; a tensor is read when a network asks for it.
             names = file.keys()
             self.shapes: Mapping[str, tuple[int, ...]] = {

@@ -15,6 +15,7 @@ import numpy as np
 
 from flawscope.datasets.defects.set_files import read_json
 from flawscope.errors import ArgumentError, DataError
+from flawscope.open_files import TEXT_BYTES, read_regular
 
 # Model input: a generator trained with these sentences has to be prompted with the same.
 FRAMES = (
@@ -93,7 +94,7 @@ def read_frames(path: Path) -> tuple[str, ...]:
         ArgumentError: If a frame lacks a field or names an unknown one.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_regular(path, TEXT_BYTES).decode().splitlines()
     except (OSError, UnicodeDecodeError) as err:
         raise DataError(f"{path}: expected a text file with a sentence a line, got: {err}. Check the path.") from err
     frames = tuple(dict.fromkeys(line.strip() for line in lines if line.strip()))

@@ -35,7 +35,8 @@ from flawscope.datasets.defects.set_files import SHEET, write_image, write_json,
 from flawscope.datasets.defects.set_sheets import COLUMNS, CYAN, Outline, Row, Tile, draw_sheet
 from flawscope.errors import ArgumentError, DataError
 from flawscope.files import atomic_folder, check_replaceable
-from flawscope.imaging.images import read_image, read_mask, resize
+from flawscope.imaging.images import read_image, resize
+from flawscope.imaging.masks import read_mask
 from flawscope.progress import CountProgress
 
 MASKS_RECORD = "masks.json"

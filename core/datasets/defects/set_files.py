@@ -11,7 +11,8 @@ import msgspec
 from flawscope.arrays import BoolArray, UInt8Array
 from flawscope.errors import DataError
 from flawscope.imaging.png import encode_mask, encode_png
-from flawscope.text import encode_json
+from flawscope.open_files import RECORD_BYTES, read_regular
+from flawscope.text import NOT_JSON, encode_json
 
 _Struct = TypeVar("_Struct")
 
@@ -59,7 +60,7 @@ def read_json(path: Path, kind: type[_Struct], what: str) -> _Struct:
         DataError: If the file cannot be read, is not JSON, or has other keys or types; the message says where.
     """
     try:
-        data = path.read_bytes()
+        data = read_regular(path, RECORD_BYTES)
     except OSError as err:
         raise DataError(f"{path}: expected {what}, got: {err.strerror or err}. Check the path.") from err
     return decode_json(data, kind, str(path), what)
@@ -78,7 +79,7 @@ def read_lines(path: Path, kind: type[_Struct], what: str, absent: str) -> Itera
         DataError: If the file cannot be read, or a line is not JSON (also an empty one) or has other keys or types.
     """
     try:
-        lines = path.read_bytes().splitlines()
+        lines = read_regular(path, RECORD_BYTES).splitlines()
     except OSError as err:
         raise DataError(f"{path}: expected {absent}, got: {err.strerror or err}. Check the path.") from err
     for number, line in enumerate(lines, 1):
@@ -94,5 +95,5 @@ def decode_json(data: bytes | msgspec.Raw, kind: type[_Struct], where: str, what
     """
     try:
         return msgspec.json.decode(data, type=kind, strict=True)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as err:
+    except NOT_JSON as err:
         raise DataError(f"{where}: expected {what}, got: {err}. Mend the file.") from err

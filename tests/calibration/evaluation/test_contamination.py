@@ -19,8 +19,9 @@ from flawscope.bundle import open_bundle
 from flawscope.calibration import calibrate_bundle, evaluate_bundle, record_accuracy
 from flawscope.calibration.evaluation import evaluate, report
 from flawscope.calibration.evaluation.contamination import find_contamination
-from flawscope.datasets import Dataset, Sample, content_hash, hash_contents, open_dataset
+from flawscope.datasets import Dataset, Sample, content_hash, open_dataset
 from flawscope.datasets.defects.support_set import NearDuplicate, SupportImage, SupportRecord, write_support
+from flawscope.datasets.inspection import inspect_and_hash
 from flawscope.errors import ArgumentError, DataError
 
 FLAT = ("image_auroc", "image_ap", "image_f1_max", "pixel_auroc", "pixel_ap", "aupro")
@@ -57,7 +58,8 @@ def test_figures_are_those_of_a_set_without_the_files_and_with_leak_those_of_the
     assert (leak.images, leak.anomalous, leak.intervals) == (22, 12, whole.intervals)
     assert (leak.false_reject, leak.miss) == (whole.confusion.false_reject, whole.confusion.miss)
     assert whole.support is None
-    for place in ("test/spot/0.png", "test/spot/5.png", "test/dull/0.png"):
+    masks = [f"ground_truth/spot/{number}_mask.png" for number in (0, 5)]
+    for place in ("test/spot/0.png", "test/spot/5.png", "test/dull/0.png", *masks):
         (dataset.root / place).unlink()
     without = _evaluate(path, open_dataset(dataset.root)).figures
     assert figures.notes[1:] == without.notes
@@ -92,12 +94,12 @@ def test_images_are_scored_and_hashed_once(make_bundle, dataset, record, monkeyp
         scored.extend(sources)
         return stream(self, sources, batch)
 
-    def counted_hashes(paths, progress=None):
-        hashed.extend(paths)
-        return hash_contents(paths, progress)
+    def counted_hashes(whole, progress=None):
+        hashed.extend(sample.path for sample in whole.samples)
+        return inspect_and_hash(whole, progress)
 
     monkeypatch.setattr(FakeInspector, "stream", counted)
-    monkeypatch.setattr(evaluate, "hash_contents", counted_hashes)
+    monkeypatch.setattr(evaluate, "inspect_and_hash", counted_hashes)
     _evaluate(path, dataset, support=record)
     assert scored == [sample.path for sample in dataset.test]
     assert hashed == [sample.path for sample in dataset.samples]

@@ -7,6 +7,8 @@ import importlib
 import sys
 import tempfile
 
+import cv2
+import msgspec
 import numpy as np
 import pytest
 from fake_bundles import write_image, write_mask
@@ -14,8 +16,12 @@ from fake_bundles import write_image, write_mask
 from flawscope import cli
 from flawscope.bundle import open_bundle
 from flawscope.calibration import evaluate_bundle, record_accuracy
-from flawscope.datasets import content_hash, image_hash, open_dataset
+from flawscope.calibration.evaluation.evaluation_notes import inspection_notes
+from flawscope.datasets import Problem, content_hash, image_hash, inspect_dataset, open_dataset
 from flawscope.errors import BundleError, DataError, ImageError, MissingExtra
+from flawscope.imaging.tiles import Tiling
+
+MASKS = ("inverted_mask", "mask_size", "mask_of_classes")
 
 
 def _evaluation(path, dataset, **options):
@@ -58,7 +64,6 @@ def test_a_set_without_masks_has_no_pixel_figures(make_bundle, dataset):
 def test_a_mask_that_vanishes_at_the_models_size_is_counted(make_bundle, dataset):
     mask = np.zeros((320, 320), np.uint8)
     mask[0, 0] = 255
-    import cv2
 
     cv2.imwrite(str(dataset.root / "ground_truth/spot/0_mask.png"), mask)
     figures = _evaluate(make_bundle(), dataset)
@@ -276,3 +281,42 @@ def test_every_public_name_can_be_imported():
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = room.nothing
     assert builtins.sorted(room.__all__) == room.__all__
+
+
+def test_what_inspection_finds_in_masks_and_images_is_repeated(make_bundle, dataset):
+    truth = dataset.root / "ground_truth/spot"
+    shape = cv2.imread(str(truth / "0_mask.png"), cv2.IMREAD_UNCHANGED)
+    for number, change in enumerate((lambda m: 255 - m, lambda m: m[::2, ::2], lambda m: (m > 0) * np.uint8(2))):
+        cv2.imwrite(str(truth / f"{number}_mask.png"), change(shape))
+    (dataset.root / "notes").mkdir()
+    changed = open_dataset(dataset.root)
+    notes = [note for note in _evaluate(make_bundle(), changed).notes if note.startswith("Dataset: ")]
+    found = [problem for problem in inspect_dataset(changed).problems if problem.kind in MASKS]
+    assert len(found) == 3
+    for problem in found:
+        place = problem.path.relative_to(dataset.root)
+        assert any(note.startswith(f"Dataset: {place} {problem.message}") for note in notes)
+    assert not any("notes" in note for note in notes)  # nothing of the figures
+    [missing] = [note for note in notes if "has no mask" in note]
+    assert missing.startswith("Dataset: test/dull/0.png has no mask")
+    assert "(and 3 more like this, see flawscope data inspect)" in missing
+
+
+@pytest.mark.parametrize(
+    ("kinds", "preprocessing", "tiling"),
+    [
+        ({"few_levels"}, {"bits": 12}, None),
+        ({"aspect_ratio", "mixed_aspect_ratios"}, {"mode": "letterbox"}, None),
+        ({"aspect_ratio", "mixed_aspect_ratios"}, {}, Tiling((32, 32), 0.25)),
+    ],
+)
+def test_what_the_bundle_has_settled_is_not_repeated(make_bundle, dataset, kinds, preprocessing, tiling):
+    with open_bundle(make_bundle()) as bundle:
+        manifest = bundle.manifest
+    every = [Problem(kind, dataset.root, kind) for kind in ("few_levels", "aspect_ratio", "mixed_aspect_ratios")]
+    inspection = msgspec.structs.replace(inspect_dataset(dataset), problems=tuple(every))
+    settled = msgspec.structs.replace(
+        manifest, input=msgspec.structs.replace(manifest.input, crop=None, **preprocessing), tiling=tiling
+    )
+    before, after = (len(inspection_notes(inspection, which)) for which in (manifest, settled))
+    assert (before, after) == (3, 3 - len(kinds))

@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from file_contents import files_of
+from odd_files import ODD
 from tiny_bundle import (
     tiny_manifest,
     tiny_sources,
@@ -33,6 +34,16 @@ from flawscope.files import sha256_file
 
 def no_space(*_, **__):
     raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("kind", [kind for kind in ODD if kind != "folder"])
+@pytest.mark.parametrize("place", ["", "manifest.json", "bank.safetensors"])
+def test_what_is_no_file_is_no_bundle_nor_part_of_one(folder, tmp_path, place, kind):
+    path = folder / place if place else tmp_path / "odd.flaw"
+    path.unlink(missing_ok=True)
+    ODD[kind](path)
+    with pytest.raises(BundleError, match=r"expected|could not be read"):
+        open_bundle(folder if place else path)
 
 
 def repack(bundle, path):

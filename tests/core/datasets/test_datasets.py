@@ -11,13 +11,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from dataset_files import index, touch
+from dataset_files import below, index, touch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from odd_files import ODD, refuse_listing
 
 from flawscope.datasets import (
-    Dataset,
     Sample,
     as_recorded,
     content_hash,
@@ -29,11 +29,6 @@ from flawscope.datasets import (
     split_held_out,
 )
 from flawscope.errors import ArgumentError, DataError
-
-
-def below(dataset: Dataset, paths: tuple[Path, ...]) -> list[str]:
-    return [path.relative_to(dataset.root).as_posix() for path in paths]
-
 
 # ---- MVTec AD
 
@@ -64,6 +59,16 @@ def test_the_mvtec_layout_is_indexed_in_a_fixed_order(tmp_path):
     assert [s.is_anomalous for s in dataset.test] == [False, True, True, True]
     assert dataset.orphan_masks == ()
     assert dataset.ignored == ()
+
+
+@pytest.mark.parametrize(
+    "place", [".", "train", "train/good", "test/hole", "test/a crack", "ground_truth", "ground_truth/hole"]
+)
+def test_a_folder_that_cannot_be_listed_is_no_empty_one(tmp_path, monkeypatch, place):
+    mvtec(tmp_path)
+    refuse_listing(monkeypatch, tmp_path / place)
+    with pytest.raises(DataError, match="expected a folder that can be listed, got: Permission denied"):
+        open_dataset(tmp_path)
 
 
 def test_masks_are_paired_by_stem_and_never_by_order(tmp_path):
@@ -186,76 +191,6 @@ def test_a_flat_folder_is_taken_as_good(tmp_path):
     assert below(dataset, dataset.ignored) == ["readme.txt"]
 
 
-# ---- VisA
-
-HEADER = "object,split,label,image,mask\n"
-ROWS = (
-    "candle,train,normal,candle/Data/Images/Normal/1.JPG,\n"
-    "candle,train,normal,candle/Data/Images/Normal/0.JPG,\n"
-    "candle,test,anomaly,candle/Data/Images/Anomaly/0.JPG,candle/Data/Masks/Anomaly/0.png\n"
-    "candle,test,anomaly,candle/Data/Images/Anomaly/1.JPG,\n"
-    "candle,test,normal,candle/Data/Images/Normal/2.JPG,\n"
-    "pcb1,train,normal,pcb1/Data/Images/Normal/0.JPG,\n"
-)
-
-
-@pytest.mark.parametrize("place", ["split_csv/1cls.csv", "visa.csv"])
-def test_visa_is_read_from_its_table(tmp_path, place):
-    touch(tmp_path, place)
-    (tmp_path / place).write_text("\ufeff" + HEADER + ROWS, "utf-8")
-    assert list_categories(tmp_path) == ("candle", "pcb1")
-    dataset = open_dataset(tmp_path, "candle")
-    assert (dataset.layout, dataset.category, dataset.root) == ("visa", "candle", tmp_path)
-    assert index(dataset) == [
-        ("candle/Data/Images/Normal/0.JPG", "train", "good", None),
-        ("candle/Data/Images/Normal/1.JPG", "train", "good", None),
-        ("candle/Data/Images/Normal/2.JPG", "test", "good", None),
-        ("candle/Data/Images/Anomaly/0.JPG", "test", "bad", "candle/Data/Masks/Anomaly/0.png"),
-        ("candle/Data/Images/Anomaly/1.JPG", "test", "bad", None),
-    ]
-    assert [s.is_mask_indexed for s in dataset.test] == [False, True, False]
-
-
-def test_one_object_of_visa_finds_the_table_beside_it(tmp_path):
-    touch(tmp_path, "split_csv/1cls.csv", "candle/Data/Images/Normal/0.JPG", "candle/image_anno.csv")
-    (tmp_path / "split_csv/1cls.csv").write_text(HEADER + ROWS)
-    dataset = open_dataset(tmp_path / "candle")
-    assert (dataset.layout, dataset.category, len(dataset.samples)) == ("visa", "candle", 5)
-
-
-def test_a_csv_of_another_kind_does_not_make_visa(tmp_path):
-    touch(tmp_path, "good/0.png")
-    (tmp_path / "list.csv").write_text("image,label\n0.png,1\n")
-    assert open_dataset(tmp_path).layout == "folders"
-
-
-@pytest.mark.parametrize(
-    ("row", "message"),
-    [
-        ("a,train,normal,x.png", r"line 2: expected 5 columns, got 4"),
-        ("a,dev,normal,x.png,", r"line 2: split: expected train or test, got 'dev'"),
-        ("a,train,fine,x.png,", r"line 2: label: expected normal or anomaly, got 'fine'"),
-        ("a,train,normal,../x.png,", r"line 2: expected a path below .*, got '\.\./x\.png'"),
-        ("a,train,normal,/etc/x.png,", r"line 2: expected a path below .*, got '/etc/x\.png'"),
-        ("a,test,anomaly,,m.png", r"line 2: expected a path below .*, got ''"),
-        ('a,train,normal,"x.png,', r"visa\.csv: expected a CSV table in UTF-8, got: unexpected end of data"),
-    ],
-)
-def test_a_wrong_line_of_the_visa_table_is_named(tmp_path, row, message):
-    (tmp_path / "visa.csv").write_text(HEADER + row + "\n")
-    with pytest.raises(DataError, match=message):
-        open_dataset(tmp_path, "a")
-
-
-def test_two_visa_tables_need_a_choice_unless_one_is_called_as_published(tmp_path):
-    for name in ("2cls_fewshot.csv", "2cls_highshot.csv"):
-        (tmp_path / name).write_text(HEADER + ROWS)
-    with pytest.raises(DataError, match=r"expected one VisA table, got 2cls_fewshot\.csv, 2cls_highshot\.csv"):
-        open_dataset(tmp_path, "candle")
-    (tmp_path / "1cls.csv").write_text(HEADER + ROWS)
-    assert len(open_dataset(tmp_path, "candle").samples) == 5
-
-
 # ---- which category
 
 
@@ -301,14 +236,6 @@ def test_an_unknown_category_names_those_that_exist(tmp_path, name):
         open_dataset(tmp_path, name)
 
 
-def test_an_unknown_visa_category_names_those_that_exist(tmp_path):
-    (tmp_path / "visa.csv").write_text(HEADER + ROWS)
-    with pytest.raises(DataError, match="expected one of the categories candle, pcb1; got 'pcb2'"):
-        open_dataset(tmp_path, "pcb2")
-    with pytest.raises(DataError, match="expected one category, got 2: candle, pcb1"):
-        open_dataset(tmp_path)
-
-
 def test_a_category_below_a_category_is_refused(tmp_path):
     with pytest.raises(DataError, match=r"holds the category wood, got a category itself\. Leave the category out"):
         open_dataset(mvtec(tmp_path / "tile"), "wood")
@@ -319,7 +246,7 @@ def test_a_category_below_a_category_is_refused(tmp_path):
     [
         ((), "got an empty folder"),
         (("a.txt", "b.md"), "got 2 other files"),
-        (("ok/0.png", "dent/0.png"), "got the folders dent, ok"),
+        (("fine/0.png", "dent/0.png"), "got the folders dent, fine"),
         (("a.png", "dent/0.png"), "got images beside the folders dent"),
     ],
 )
@@ -330,11 +257,21 @@ def test_a_folder_without_a_known_layout_says_what_is_there(tmp_path, names, got
 
 
 @pytest.mark.parametrize(
-    "names",
-    [("train/ok/0.png",), ("train/0.png",), ("test/good/0.png", "test/dent/0.png"), ("good/notes.txt", "dent/0.png")],
+    ("names", "left_out"),
+    [
+        (("train/fine/0.png",), ""),
+        (("train/0.png",), r" \(left out: 1 images in train itself\)"),
+        (("test/good/0.png", "test/dent/0.png"), ""),
+        (
+            ("good/a.txt", "good/b.pgm", "good/c.pgm", "dent/0.png"),
+            r" \(left out: files 2 \.pgm, 1 \.txt, while images",
+        ),
+        (("good/train/0.png", "good/test/0.png", "dent/0.png"), r" \(left out: folders good/test, good/train\)"),
+        (("good/NG/0.png", "dent/0.png"), r" \(left out: folders good/NG\)"),
+    ],
 )
-def test_a_dataset_without_normal_training_images_is_refused(tmp_path, names):
-    with pytest.raises(DataError, match=r"got no normal training image among [012]\. Add normal images"):
+def test_a_dataset_without_normal_training_images_is_refused(tmp_path, names, left_out):
+    with pytest.raises(DataError, match=rf"got no normal training image among [0123]{left_out}"):
         open_dataset(touch(tmp_path, *names))
 
 
@@ -356,6 +293,14 @@ def test_content_hash_is_the_sha256_of_the_bytes(tmp_path):
     assert content_hash(tmp_path / "a") == hashlib.sha256(b"a").hexdigest()
     with pytest.raises(DataError, match=r"b: expected a file that can be read, got: No such file"):
         content_hash(tmp_path / "b")
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_what_is_no_file_has_no_hash(tmp_path, kind):
+    ODD[kind](tmp_path / "a.png")
+    for hashed in (content_hash, image_hash):
+        with pytest.raises(DataError, match=r"a\.png: "):
+            hashed(tmp_path / "a.png")
 
 
 def test_hash_contents_hashes_every_path_and_reports(tmp_path):
@@ -507,35 +452,6 @@ def test_wrong_arguments_of_split_held_out_are_refused():
         split_held_out(good(3), minimum=-1)
     with pytest.raises(ArgumentError, match=r"got none for good/0000\.png|got none for good/0001\.png"):
         split_held_out(good(2), hashes={})
-
-
-WORDS = st.sampled_from(["_mask", "_GT", "-mask", ".mask", "_label", "_seg", "_annotation", " ground_truth", "_Labels"])
-
-
-@settings(max_examples=60)
-@given(
-    word=WORDS,
-    extension=st.sampled_from([".png", ".bmp"]),
-    paired=st.sets(st.integers(0, 9), max_size=4),
-    orphans=st.sets(st.integers(20, 29), max_size=2),
-)
-def test_a_mask_beside_images_is_never_learned(tmp_path_factory, word, extension, paired, orphans):
-    root = tmp_path_factory.mktemp("set")
-    touch(root, *(f"good/{i}.png" for i in range(10)), *(f"good/{i}{word}{extension}" for i in paired | orphans))
-    touch(root, *(f"dent/{i}.png" for i in range(10)), *(f"dent/{i}{word}{extension}" for i in paired | orphans))
-    dataset = open_dataset(root)
-    assert {sample.path.name for sample in dataset.samples} == {f"{i}.png" for i in range(10)}
-    masks = {sample.path.stem: sample.mask.name for sample in dataset.samples if sample.mask is not None}
-    assert masks == {str(i): f"{i}{word}{extension}" for i in paired}
-    assert {path.name for path in dataset.orphan_masks} == {f"{i}{word}{extension}" for i in orphans}
-    assert {path.name for path in dataset.ignored} == {f"{i}{word}{extension}" for i in paired | orphans}
-
-
-def test_a_product_whose_every_name_ends_like_a_mask_is_learned(tmp_path):
-    touch(tmp_path, *(f"good/{i}_mask.png" for i in range(5)), "tear/1_mask.png", "ground_truth/tear/1_mask_mask.png")
-    dataset = open_dataset(tmp_path)
-    assert len(dataset.samples) == 6
-    assert below(dataset, [s.mask for s in dataset.samples if s.mask]) == ["ground_truth/tear/1_mask_mask.png"]
 
 
 @pytest.mark.parametrize("name", [".DS_Store", "._0.png", "Thumbs.db", "desktop.ini", ".nfs0001.png", "__MACOSX/0.png"])

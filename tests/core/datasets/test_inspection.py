@@ -3,56 +3,17 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
+import re
+import shutil
 
-import cv2
 import numpy as np
 import pytest
+from image_files import image, inspected, mask, problems, write
 from project_paths import DATA
 
 from flawscope.cli import run
 from flawscope.datasets import ImageCount, Inspection, SizeSummary, inspect_dataset, open_dataset
 from flawscope.datasets.parts import KINDS
-
-
-def image(path: Path, seed: int = 0, size=(12, 16), channels=3, dtype=np.uint8) -> Path:
-    shape = (*size, channels) if channels > 1 else size
-    write(path, np.random.default_rng(seed).integers(0, np.iinfo(dtype).max, shape, dtype=dtype))
-    return path
-
-
-def mask(path: Path, value: int = 255, size=(12, 16)) -> Path:
-    image = np.zeros(size, np.uint8)
-    image[2:5, 3:6] = value
-    write(path, image)
-    return path
-
-
-def write(path: Path, image: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    assert cv2.imwrite(str(path), image)
-
-
-@pytest.fixture
-def tile(tmp_path: Path) -> Path:
-    """A faultless category: 3 training images, 1 normal and 2 anomalous test images."""
-    root = tmp_path / "tile"
-    for i in range(3):
-        image(root / f"train/good/{i}.png", i)
-    image(root / "test/good/0.png", 10)
-    for i in range(2):
-        image(root / f"test/hole/{i}.png", 20 + i)
-        mask(root / f"ground_truth/hole/{i}_mask.png")
-    return root
-
-
-def inspected(root: Path) -> Inspection:
-    return inspect_dataset(open_dataset(root))
-
-
-def problems(root: Path) -> list[tuple[str, str, str]]:
-    return [(p.severity, p.kind, p.path.relative_to(root).as_posix()) for p in inspected(root).problems]
-
 
 # ---- inspect_dataset
 
@@ -97,7 +58,7 @@ def test_broken_absent_and_truncated_images_are_errors_and_the_rest_stays_usable
     assert inspection.is_usable
     assert [(p.severity, p.kind, p.path.name, p.message[:44]) for p in inspection.problems] == [
         ("error", "unreadable_image", "3.png", "expected an image (bmp, jpeg, png, tiff, web"),
-        ("error", "unreadable_image", "4.png", "No such file or directory"),
+        ("error", "unreadable_image", "4.png", "could not be read: No such file or directory"),
         ("error", "unreadable_image", "0.png", "expected a whole png image, got broken data."),
     ]
 
@@ -159,10 +120,60 @@ def test_every_fault_of_masks_is_found(tile):
     assert wrong_size == "is 15x12 pixels, while its image is 16x12"
 
 
-def test_a_mask_of_zeros_and_ones_says_why_it_is_empty(tile):
+def test_class_numbers_are_taken_and_told(tile):
     mask(tile / "ground_truth/hole/0_mask.png", value=1)
     [problem] = inspected(tile).problems
-    assert problem.message == "shows no defect (largest value 1; a defect is above half of full scale)"
+    assert (problem.kind, problem.severity) == ("mask_of_classes", "note")
+    assert problem.message == "was taken as class numbers (1): every value but 0 is a defect"
+
+
+def test_a_faint_jpeg_mask_says_why_it_is_empty(tile):
+    (tile / "ground_truth/hole/0_mask.png").unlink()
+    mask(tile / "ground_truth/hole/0_mask.jpg", value=90)
+    [problem] = inspected(tile).problems
+    assert problem.kind == "empty_mask"
+    assert re.fullmatch(r"shows no defect \(largest value \d+; a defect is above half of full scale\)", problem.message)
+
+
+def test_inverted_masks_are_named(tile):
+    truth = np.full((12, 16), 255, np.uint8)
+    truth[2:5, 3:6] = 0
+    write(tile / "ground_truth/hole/0_mask.png", truth)
+    [problem] = inspected(tile).problems
+    assert (problem.kind, problem.severity) == ("inverted_mask", "error")
+    assert "95.3% of it is defect" in problem.message
+
+
+def test_masks_in_alpha_are_taken_or_named(tile):
+    alpha = np.zeros((12, 16, 4), np.uint8)
+    alpha[2:5, 3:6, 3] = 255
+    write(tile / "ground_truth/hole/0_mask.png", alpha)
+    assert problems(tile) == [("note", "mask_in_alpha", "ground_truth/hole/0_mask.png")]
+    assert open_dataset(tile).test[1].read_mask().sum() == 9
+    shutil.rmtree(tile / "ground_truth")
+    alpha[..., :3] = np.random.default_rng(5).integers(0, 250, (12, 16, 3))
+    write(tile / "test/hole/1.png", alpha)
+    assert problems(tile) == [("error", "mask_in_alpha_of_image", "test/hole/1.png"), ("note", "alpha", ".")]
+
+
+def test_several_masks_of_an_image_are_told(tile):
+    (tile / "ground_truth/hole/0_mask.png").unlink()
+    mask(tile / "ground_truth/hole/0/000.png")
+    mask(tile / "ground_truth/hole/0/001.png")
+    assert problems(tile) == [("note", "several_masks", "ground_truth/hole/0/000.png")]
+    mask(tile / "ground_truth/hole/0/001.png", size=(12, 15))
+    assert [kind for _, kind, _ in problems(tile)] == ["mask_size", "unreadable_mask", "several_masks"]
+
+
+def test_what_was_taken_otherwise_than_it_lies_is_listed(tmp_path, capsys):
+    for i in range(3):
+        image(tmp_path / f"Train/OK/day {i}/0.png", i)
+    assert run(["data", "inspect", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "Train was taken as train" in out
+    assert "Train/OK was taken as the folder of normal images" in out
+    assert "Train/OK holds no image itself: those in day 0, day 1, day 2 were taken as good" in out
+    assert "No problems found." not in out
 
 
 def test_images_without_masks_are_no_problem_where_no_image_has_one(tmp_path):
@@ -358,10 +369,12 @@ def test_the_magnetic_tile_set_is_read_as_published():
         ("test", "fray"): (32, 32),
         ("test", "uneven"): (103, 103),
     }
-    assert {(p.kind, p.path.stem) for p in inspection.problems} == {
+    assert {(p.kind, p.path.stem) for p in inspection.problems if p.severity == "error"} == {
         ("empty_mask", f"{name}_mask")
         for name in ("exp4_num_45057", "exp4_num_352527", "exp3_num_45042", "exp4_num_124690")
     }
+    notes = [p.kind for p in inspection.problems if p.severity == "note"]
+    assert notes == ["aspect_ratio", "mixed_aspect_ratios"]
 
 
 def test_a_mask_that_was_found_by_its_name_is_listed(tile):

@@ -20,7 +20,8 @@ from numpy.testing import assert_array_equal
 from flawscope.datasets.parts import DEFECTS, GENERATOR_VERSION, KINDS, PartsRecord, render, render_pair, write_dataset
 from flawscope.datasets.parts.board_layout import BOARD, PITCH, make_layout
 from flawscope.errors import ArgumentError, StorageError
-from flawscope.imaging.images import read_image, read_mask
+from flawscope.imaging.images import read_image
+from flawscope.imaging.masks import read_mask
 
 ALL_DEFECTS = [(kind, defect) for kind in KINDS for defect in DEFECTS[kind]]
 

@@ -21,7 +21,6 @@ from flawscope.imaging.images import (
     decode_image,
     decode_stored,
     read_image,
-    read_mask,
 )
 
 FORMATS = {".png": "png", ".jpg": "jpeg", ".bmp": "bmp", ".tif": "tiff", ".webp": "webp"}
@@ -196,7 +195,7 @@ def test_missing_files_and_folders_are_refused_by_name(tmp_path):
     with pytest.raises(ImageError, match=r"absent\.png: could not be read: No such file"):
         read_image(tmp_path / "absent.png")
     with pytest.raises(ImageError, match="could not be read: Is a directory"):
-        read_mask(tmp_path)
+        read_image(tmp_path)
 
 
 @pytest.mark.parametrize("extension", FORMATS)
@@ -333,40 +332,6 @@ def test_a_damaged_image_decodes_or_raises_image_error(extension, changes):
         assert decode_image(bytes(data)).ndim == 3
     except ImageError as err:
         assert str(err).startswith("image: expected ")  # noqa: PT017
-
-
-# ---- masks
-
-
-@pytest.mark.parametrize("extension", [".png", ".bmp", ".tif"])
-def test_an_8_bit_mask_is_true_from_128_on(tmp_path, extension):
-    values = np.arange(256, dtype=np.uint8).reshape(16, 16)
-    (path := tmp_path / f"m{extension}").write_bytes(encode(extension, values))
-    mask = read_mask(path)
-    assert mask.dtype == np.bool_
-    np.testing.assert_array_equal(mask, values >= 128)
-
-
-def test_a_16_bit_mask_is_true_from_32768_on(tmp_path):
-    values = np.array([0, 127, 32_766, 32_767, 32_768, 32_769, 40_000, 65_535], np.uint16)
-    (path := tmp_path / "m.png").write_bytes(encode(".png", np.tile(values, (8, 1))))
-    np.testing.assert_array_equal(read_mask(path)[3], [False] * 4 + [True] * 4)
-
-
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_an_indexed_mask_is_true_at_every_class(tmp_path, dtype):
-    values = np.tile(np.array([0, 1, 2, 3, 0, 127, 128, 255], dtype), (8, 1))
-    (path := tmp_path / "m.png").write_bytes(encode(".png", values))
-    np.testing.assert_array_equal(read_mask(path, is_indexed=True), values > 0)
-
-
-def test_a_colour_mask_counts_its_largest_channel_and_drops_alpha(tmp_path):
-    stored = np.zeros((8, 8, 4), np.uint8)
-    stored[..., 3] = 255
-    stored[2, 3, 0] = 128
-    stored[4, 5] = (127, 127, 127, 255)
-    (path := tmp_path / "m.png").write_bytes(encode(".png", stored))
-    assert np.argwhere(read_mask(path)).tolist() == [[2, 3]]
 
 
 def test_reading_from_a_path_equals_decoding_its_bytes(tmp_path: Path):

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from flawscope.errors import ImageError, StorageError
-from flawscope.imaging.images import decode_stored, read_image, read_mask
+from flawscope.imaging.images import decode_stored, read_image
+from flawscope.imaging.masks import read_mask
 from flawscope.imaging.png import encode_mask, encode_png, write_png
 
 RED = np.broadcast_to(np.array([250, 20, 10], np.uint8), (9, 12, 3)).copy()

@@ -19,7 +19,8 @@ from flawscope.cli import run
 from flawscope.datasets import open_dataset
 from flawscope.errors import ArgumentError, BundleError, DataError
 from flawscope.files import sha256_file
-from flawscope.imaging.images import read_image, read_mask
+from flawscope.imaging.images import read_image
+from flawscope.imaging.masks import read_mask
 from flawscope.runtime.synthesis import (
     DrawOptions,
     GeneratedImage,

@@ -17,7 +17,8 @@ from flawscope.datasets import Sample, open_dataset
 from flawscope.datasets.defects.support_set import NearDuplicate, read_support
 from flawscope.errors import DataError
 from flawscope.files import sha256_file
-from flawscope.imaging.images import read_image, read_mask
+from flawscope.imaging.images import read_image
+from flawscope.imaging.masks import read_mask
 from flawscope.runtime.synthesis import (
     DrawOptions,
     GenerateSettings,

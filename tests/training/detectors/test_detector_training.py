@@ -152,7 +152,8 @@ def test_progress_names_the_steps_and_reaches_the_end(tiny_root: Path, tmp_path:
         tmp_path / "run",
         progress=lambda stage, count, total: seen.update({stage: (count, total)}),
     )
-    assert set(seen) == {"hashing images", "measuring channels", "reading patches", "selecting the coreset"}
+    stages = {"hashing images", "looking at images", "measuring channels", "reading patches", "selecting the coreset"}
+    assert set(seen) == stages
     assert all(count == total for count, total in seen.values())
 
 

@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from odd_bytes import assert_read_or_refused, odd_bytes
+from odd_files import ODD
 from torch import Tensor, nn
 
 from flawscope.config import AutoencoderConfig, build_config
@@ -170,6 +172,26 @@ def test_other_settings_are_refused(stored: Path, changes: dict[str, object], me
 def test_settings_that_are_not_json_are_refused(stored: Path) -> None:
     (stored / "config.json").write_bytes(b"\xff{")
     with pytest.raises(RunError, match=r"config\.json: expected the settings of an AutoencoderKL"):
+        open_autoencoder(stored)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
+@given(data=st.data())
+def test_settings_of_any_bytes_are_taken_or_refused_in_one_line(stored: Path, data: st.DataObject) -> None:
+    path = stored / "config.json"
+    whole = stored / "whole.json"
+    if not whole.exists():
+        whole.write_bytes(path.read_bytes())
+    path.write_bytes(data.draw(odd_bytes(whole.read_bytes())))
+    assert_read_or_refused(lambda: open_autoencoder(stored))
+
+
+@pytest.mark.parametrize("kind", ODD)
+@pytest.mark.parametrize("name", ["config.json", "diffusion_pytorch_model.safetensors"])
+def test_what_is_no_file_is_no_autoencoder(stored: Path, name: str, kind: str) -> None:
+    (stored / name).unlink()
+    ODD[kind](stored / name)
+    with pytest.raises(RunError, match="expected"):
         open_autoencoder(stored)
 
 

@@ -15,10 +15,12 @@ from diffusers.optimization import get_scheduler
 from hypothesis import given
 from hypothesis import strategies as st
 from interrupted import Killed, killing_progress
+from odd_bytes import assert_read_or_refused, odd_bytes
+from odd_files import ODD, refuse_listing
 from torch import Tensor, nn
 
 from flawscope.config import BaseConfig, StfpmConfig, build_config, change_settings, from_flat
-from flawscope.errors import ArgumentError, RunError
+from flawscope.errors import ArgumentError, DataError, RunError
 from flawscope.progress import no_progress
 from flawscope.training.loop.checkpoints import Checkpoint, latest_checkpoint, write_checkpoint
 from flawscope.training.loop.image_batches import ImageReader
@@ -352,6 +354,80 @@ def test_a_broken_checkpoint_is_named(tmp_path: Path, name: str) -> None:
     write_checkpoint(tmp_path, 1, Checkpoint({"network": {}}, {"state": {}, "param_groups": []}, {}), keep=1)
     (tmp_path / "epoch_000001" / name).write_bytes(b"{")
     with pytest.raises(RunError, match=r"epoch_000001: expected a checkpoint, got .*Remove it"):
+        latest_checkpoint(tmp_path)
+
+
+@given(data=st.data())
+def test_the_numbers_of_a_checkpoint_are_taken_or_refused_in_one_line(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    folder = tmp_path_factory.getbasetemp() / "odd_checkpoint"
+    if not folder.exists():
+        tensors = {"exp": torch.ones(1), "count": 1}
+        optimizer = {"state": {0: tensors}, "param_groups": [{"lr": 0.1, "params": [0]}]}
+        write_checkpoint(folder, 1, Checkpoint({"network": {"a": torch.zeros(2)}}, optimizer, {"epoch": 1}), keep=1)
+        (folder / "epoch_000001" / "whole.json").write_bytes((folder / "epoch_000001" / "state.json").read_bytes())
+    whole = (folder / "epoch_000001" / "whole.json").read_bytes()
+    (folder / "epoch_000001" / "state.json").write_bytes(data.draw(odd_bytes(whole)))
+    assert_read_or_refused(lambda: latest_checkpoint(folder))
+
+
+def test_parameters_of_a_checkpoint_cannot_be_numbered_so_that_it_takes_minutes(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, 1, Checkpoint({"network": {}}, {"state": {}, "param_groups": []}, {}), keep=1)
+    values = {str(number * (2**61 - 1)): {} for number in range(20_000)}
+    stored = {"numbers": {}, "optimizer": {"groups": [], "values": values}}
+    (tmp_path / "epoch_000001" / "state.json").write_text(json.dumps(stored))
+    with pytest.raises(RunError, match="expected a checkpoint, got the parameter 2305843009213693951"):
+        latest_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        *((("epoch",), value) for value in (0, -1, "1", None, 1.5, 1 << 60)),
+        *((("losses",), value) for value in (None, 1, ["x"], {"a": 1})),
+        *((("best_error",), value) for value in (None, "x", [])),
+        *((("scaler",), value) for value in (None, 1)),
+        (("best_epoch",), -1),
+    ],
+)
+def test_a_checkpoint_with_other_numbers_is_refused(
+    part_images: ImageReader, tmp_path: Path, place: tuple[str, ...], value: object
+) -> None:
+    train(Mean(), part_images, tmp_path, epochs=1)
+    (path,) = (tmp_path / "checkpoints").glob("*/state.json")
+    stored = json.loads(path.read_text())
+    stored["numbers"][place[0]] = value
+    path.write_text(json.dumps(stored))
+    with pytest.raises(RunError, match="expected a checkpoint of this training, got another"):
+        train(Mean(), part_images, tmp_path, epochs=2, resume=True)
+
+
+@pytest.mark.parametrize("line", ["{", "[]", "1", "{}", '{"epoch": "x"}', '{"epoch": null}', "[" * 100_000, "\xff"])
+def test_a_strange_line_of_metrics_is_dropped(part_images: ImageReader, tmp_path: Path, line: str) -> None:
+    train(Mean(), part_images, tmp_path, epochs=1)
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(path.read_bytes() + line.encode("latin-1") + b"\n")
+    train(Mean(), part_images, tmp_path, epochs=2, resume=True)
+    assert [json.loads(text)["epoch"] for text in path.read_text().splitlines()] == [1, 2]
+
+
+@pytest.mark.parametrize("kind", [kind for kind in ODD if kind != "absent"])
+@pytest.mark.parametrize("name", ["tensors.safetensors", "state.json"])
+def test_what_is_no_file_is_no_checkpoint(tmp_path: Path, name: str, kind: str) -> None:
+    write_checkpoint(tmp_path, 1, Checkpoint({"network": {}}, {"state": {}, "param_groups": []}, {}), keep=1)
+    (tmp_path / "epoch_000001" / name).unlink()
+    ODD[kind](tmp_path / "epoch_000001" / name)
+    with pytest.raises(RunError, match=r"epoch_000001: expected a checkpoint, got .*Remove it"):
+        latest_checkpoint(tmp_path)
+
+
+def test_checkpoints_that_cannot_be_listed_are_not_taken_for_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_checkpoint(tmp_path, 1, Checkpoint({"network": {}}, {"state": {}, "param_groups": []}, {}), keep=1)
+    refuse_listing(monkeypatch, tmp_path)
+    with pytest.raises(DataError, match="expected a folder that can be listed"):
         latest_checkpoint(tmp_path)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -15,13 +16,17 @@ import pytest
 import safetensors.torch
 import torch
 from error_lines import reason
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from odd_bytes import assert_read_or_refused, odd_bytes
+from odd_files import refuse_listing
 from tiny_base import tiny_base, write_tiny_base_run
 from tiny_stable_diffusion import LENGTH, TEXT_WIDTH, write_stable_diffusion, write_text_to_image
 from torch import Tensor
 
-from flawscope.errors import MissingExtra, RunError
+from flawscope.errors import DataError, MissingExtra, RunError
 from flawscope.export.onnx_trace import export_network
-from flawscope.training.diffusion.diffusers_folder import SAMPLING
+from flawscope.training.diffusion.diffusers_folder import SAMPLING, check_prediction
 from flawscope.training.synthesis.base_model import SynthesisBase, open_base
 from flawscope.training.synthesis.text_encoder import TextEncoder
 
@@ -247,6 +252,32 @@ def test_other_predictions_and_noise_levels_are_refused(copied: Path, settings: 
     with pytest.raises(RunError, match=message) as raised:
         open_base(copied)
     reason(raised)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+@given(data=st.data())
+def test_a_scheduler_of_any_bytes_is_taken_or_refused_in_one_line(copied: Path, data: st.DataObject) -> None:
+    whole = b'{"beta_schedule": "linear", "beta_start": 0.0001, "num_train_timesteps": 1000, "trained_betas": null}'
+    (copied / "scheduler").mkdir(exist_ok=True)
+    (copied / "scheduler" / "scheduler_config.json").write_bytes(data.draw(odd_bytes(whole)))
+    assert_read_or_refused(lambda: check_prediction(copied))
+
+
+@pytest.mark.parametrize("place", ["unet", "vae", "text_encoder", "tokenizer"])
+def test_a_pipe_in_a_part_is_refused_before_a_library_waits_for_it(copied: Path, place: str) -> None:
+    os.mkfifo(copied / place / "model.safetensors.index.json")
+    with pytest.raises(RunError, match="it is a pipe, not a file"):
+        open_base(copied)
+
+
+@pytest.mark.parametrize("place", ["unet", "scheduler"])
+def test_a_part_that_cannot_be_listed_does_not_fall_out_of_the_identity(
+    copied: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    (copied / place / "more").mkdir(parents=True)
+    refuse_listing(monkeypatch, copied / place / "more")
+    with pytest.raises((DataError, RunError), match="expected a folder that can be listed"):
+        open_base(copied)
 
 
 @pytest.mark.parametrize(

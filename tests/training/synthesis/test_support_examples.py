@@ -20,7 +20,8 @@ from flawscope.datasets.defects.support_set import find_support, write_support
 from flawscope.diffusion.location_words import LOCATIONS, location_of, mirrored_words, without_location
 from flawscope.errors import ArgumentError, DataError
 from flawscope.imaging.boxes import bounds_of, boxes_of
-from flawscope.imaging.images import Preprocessing, prepare, read_image, read_mask
+from flawscope.imaging.images import Preprocessing, prepare, read_image
+from flawscope.imaging.masks import read_mask
 from flawscope.training.synthesis import prompt_templates
 from flawscope.training.synthesis.support_examples import SupportExamples, describe, read_support_examples
 

@@ -21,7 +21,8 @@ from flawscope.datasets.defects.random_boxes import draw_box, range_of
 from flawscope.datasets.defects.seeded_choice import generator
 from flawscope.errors import DataError
 from flawscope.imaging.boxes import Rect
-from flawscope.imaging.images import read_image, read_mask
+from flawscope.imaging.images import read_image
+from flawscope.imaging.masks import read_mask
 
 # --- random boxes
 

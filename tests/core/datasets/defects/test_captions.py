@@ -16,7 +16,7 @@ from flawscope.datasets.defects.seeded_choice import generator
 from flawscope.diffusion.location_words import location_of
 from flawscope.errors import ArgumentError, DataError
 from flawscope.imaging.boxes import Rect
-from flawscope.imaging.images import read_mask
+from flawscope.imaging.masks import read_mask
 
 
 def test_every_frame_gives_another_sentence_that_ends_with_the_token():

@@ -19,7 +19,7 @@ from flawscope.datasets.defects.mask_sets import MaskSettings, write_masks
 from flawscope.datasets.defects.random_masks import Sides, draw_mask, side_limits
 from flawscope.datasets.defects.seeded_choice import generator
 from flawscope.errors import ArgumentError, DataError
-from flawscope.imaging.images import read_mask
+from flawscope.imaging.masks import read_mask
 
 SIZE = 64
 

@@ -16,7 +16,8 @@ from flawscope.datasets.defects.anomalous_samples import list_anomalous
 from flawscope.datasets.defects.near_duplicates import appearance_of, is_near_duplicate
 from flawscope.datasets.defects.support_set import exclude_support, find_support, read_support, write_support
 from flawscope.errors import ArgumentError, DataError
-from flawscope.imaging.images import read_image, read_mask
+from flawscope.imaging.images import read_image
+from flawscope.imaging.masks import read_mask
 
 
 @pytest.fixture
