@@ -1,4 +1,4 @@
-"""Reading small files that somebody else wrote: plain files only, and no more bytes than expected."""
+"""Reading small files that belong to a bundle or decide about one: keys and overlays, with the status they had."""
 
 from __future__ import annotations
 

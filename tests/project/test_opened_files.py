@@ -35,8 +35,6 @@ OWN = {
     ("runtime/doctor/provider_profile.py", "Path(session.end_profiling()).read_text"): "in a private folder",
     ("runtime/engines/cache.py", "os.scandir"): "an open folder, whose owner and rights were judged",
     ("runtime/engines/private_files.py", "os.open"): "the same looks, and besides at owner and rights",
-    ("core/bundle/ed25519.py", "os.open"): "writes a new key",
-    ("core/bundle/trusted_keys.py", "folder.iterdir"): "raises, and becomes an error of the keys",
     ("training/detectors/patchcore.py", "np.memmap"): "its own temporary file",
     ("training/settings.py", "folder.iterdir"): "presets, which are part of the package",
     (
