@@ -200,6 +200,8 @@ def locked(path: Path) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         with storage_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
+            # Here too: a change that turns out to change nothing writes no file.
+            remove_leftovers(path.parent)
             stack.enter_context(exclusive(path))
         yield
 
