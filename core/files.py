@@ -200,6 +200,8 @@ def locked(path: Path) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         with storage_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
+            # Here too: a change that turns out to change nothing writes no file.
+            remove_leftovers(path.parent)
             stack.enter_context(exclusive(path))
         yield
 
@@ -271,7 +273,7 @@ def check_new_files(folder: Path | None, *, overwrite: bool = False) -> None:
         return
     if folder.exists() and not folder.is_dir():
         raise ArgumentError(f"{folder}: expected a folder, got a file. Choose another name.")
-    if not overwrite and folder.is_dir() and any(not is_scratch(path.name) for path in folder.iterdir()):
+    if not overwrite and folder.is_dir() and any(not is_scratch(path.name) for path in list_folder(folder)):
         raise ArgumentError(
             f"{folder}: expected a new folder, got one with files. Choose another name, or write into it with "
             "--overwrite."

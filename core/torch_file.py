@@ -30,6 +30,7 @@ import numpy.typing as npt
 
 from flawscope.errors import DataError
 from flawscope.open_files import open_regular
+from flawscope.text import printable
 from flawscope.torch_pickle import BFLOAT16, PickleMachine, SavedTensor, Storage, expect
 
 MAX_BYTES = 64 << 20
@@ -168,7 +169,7 @@ def _broken(path: Path) -> Iterator[None]:
     try:
         yield
     except _BROKEN as err:
-        reason = (str(err).splitlines() or [""])[0][:_MOST_OF_A_REASON] or type(err).__name__
+        reason = printable(str(err)[:_MOST_OF_A_REASON]) or type(err).__name__
         raise DataError(f"{path}: expected a file of torch.save, got a broken one: {reason}. Get it again.") from err
 
 

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from flawscope.errors import DataError
+from flawscope.text import printable
 
 # NumPy has no such type: read as uint16 and widened.
 BFLOAT16 = "bfloat16"
@@ -196,7 +197,7 @@ class PickleMachine:
 
     def _named(self, text: str) -> _Name:
         if text not in _NAMES:
-            name = text.replace(" ", ".")[:_MOST_OF_A_NAME]
+            name = printable(text.replace(" ", ".")[:_MOST_OF_A_NAME])
             raise DataError(
                 f"{self._path}: expected {self._what}, got a pickle with {name}, which it does not "
                 "need. It was not imported. If the file is yours, save its tensors alone."

@@ -130,7 +130,8 @@ def _write_new(path: Path, data: bytes, mode: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
     with temporary_folder(path.parent) as folder, storage_errors(path):
         scratch = folder / "key"
-        with os.fdopen(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode), "wb") as file:
+        scratch.touch(mode, exist_ok=False)
+        with scratch.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

@@ -15,7 +15,7 @@ import msgspec
 from flawscope.bundle.ed25519 import KEY_ID_DIGITS, PrivateKey, PublicKey
 from flawscope.errors import BundleError
 from flawscope.ranges import Sha256
-from flawscope.text import encode_json
+from flawscope.text import NOT_JSON, encode_json
 
 MAX_SIGNATURE_BYTES = 4096
 _SIGNED = b"flawscope bundle manifest v1\0"
@@ -68,7 +68,7 @@ def decode_signature(data: bytes, where: str) -> Signature:
         signature = msgspec.json.decode(data, type=Signature)
         # Byte for byte, so that one signature has one spelling and every changed byte is noticed.
         is_whole = _encode(signature) == data and len(_bytes_of(signature)) == 64
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, binascii.Error, ValueError) as err:
+    except (*NOT_JSON, binascii.Error, ValueError) as err:
         raise BundleError(f"{where}: the signature is broken: {err}. Sign the bundle again, or copy it again.") from err
     if not is_whole:
         raise BundleError(f"{where}: the signature was changed after it was made. Sign the bundle again.")

@@ -23,7 +23,7 @@ from flawscope.bundle.threshold_structs import Threshold, Thresholds
 from flawscope.errors import ArgumentError, BundleError
 from flawscope.files import write_bytes
 from flawscope.ranges import PositiveCount, Sha256
-from flawscope.text import encode_json
+from flawscope.text import NOT_JSON, encode_json
 
 _MAX_BYTES = 1 << 20
 
@@ -167,7 +167,7 @@ def read_overlay(place: Path, bundle: Path, manifest: Manifest) -> ThresholdOver
     data, _ = read_bounded(place, _MAX_BYTES, "a threshold overlay", BundleError)
     try:
         overlay = msgspec.json.decode(data, type=ThresholdOverlay)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as err:
+    except NOT_JSON as err:
         raise BundleError(f"{place}: the threshold overlay is broken: {err}. Repair it, or move it away.") from err
     if overlay.digest != manifest.digest:
         raise BundleError(

@@ -17,8 +17,9 @@ from pathlib import Path
 
 from flawscope.bundle.bounded_file import read_bounded
 from flawscope.bundle.ed25519 import MAX_KEY_BYTES, PUBLIC, PublicKey, parse_public_keys
-from flawscope.errors import ArgumentError
+from flawscope.errors import ArgumentError, DataError
 from flawscope.files import is_litter
+from flawscope.open_files import list_folder
 from flawscope.user_folders import config_folder
 
 VARIABLE = "FLAWSCOPE_TRUSTED_KEYS"
@@ -86,6 +87,8 @@ def _read(path: Path, source: str) -> TrustedKeys:
         # By both ways: whoever can write to the folder of a link can let it lead elsewhere.
         for parent in {*place.parents, *path.absolute().parents}:
             _check_owner(parent, parent.stat(), source)
+    except DataError as err:  # a folder that cannot be listed
+        raise ArgumentError(str(err)) from err
     except (OSError, RuntimeError, ValueError) as err:  # RuntimeError: links that go round
         if isinstance(err, ArgumentError):
             raise
@@ -104,7 +107,7 @@ def _read(path: Path, source: str) -> TrustedKeys:
 
 def _files(folder: Path, source: str) -> tuple[Path, ...]:
     _check_owner(folder, folder.stat(), source)
-    files = sorted(entry for entry in folder.iterdir() if not is_litter(entry.name))
+    files = [entry for entry in list_folder(folder) if not is_litter(entry.name)]
     if other := next((file for file in files if file.suffix not in _ENDINGS), None):
         raise ArgumentError(
             f"{source}: expected files that end in {' or '.join(_ENDINGS)}, got {other.name} as well. Remove it."

@@ -97,9 +97,8 @@ def _signer_there(path: Path) -> str | None:
     """Return the key that signed the bundle folder at `path`, or None where there is no signature."""
     file = path / SIGNATURE
     try:
-        with file.open("rb") as opened:
-            data = opened.read(MAX_SIGNATURE_BYTES + 1)
-        digest = decode_manifest((path / MANIFEST).read_bytes(), str(path)).digest
+        data = read_regular(file, MAX_SIGNATURE_BYTES)
+        digest = decode_manifest(read_regular(path / MANIFEST, RECORD_BYTES), str(path)).digest
         found = signature_of(data, digest, str(path))
     except FileNotFoundError:
         return None

@@ -34,7 +34,6 @@ from flawscope.arrays import BoolArray, UInt8Array, check_array
 from flawscope.errors import ArgumentError, ImageError
 from flawscope.imaging.image_headers import Header, name_unsupported, read_header
 from flawscope.imaging.jpeg import DamagedJpeg, decode_jpeg, decode_with_opencv
-from flawscope.imaging.png_chunks import pixels_of_png
 from flawscope.imaging.png_decoding import decode_png
 from flawscope.imaging.size_bounds import excess_of
 from flawscope.imaging.tiff import DamagedTiff, UncheckedTiff, as_stored, check_tiff
@@ -156,11 +155,6 @@ def decode_stored(data: bytes, name: str = "image") -> npt.NDArray[Any]:
         )
     _check_size(header, name)
     broken = ImageError(f"{name}: expected a whole {header.format} image, got broken data. Export it again.")
-    if header.format == "png":
-        pixels = pixels_of_png(data)
-        if pixels is None:
-            raise broken
-        data = pixels
     if excess := excess_of(data, header):
         raise ImageError(
             f"{name}: expected a {header.format} image with the data of its pixels, got {excess}; it was not decoded. "

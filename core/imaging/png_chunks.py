@@ -7,6 +7,8 @@ import zlib
 from collections.abc import Iterator
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
+SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+"""Colour type -> values a pixel (PNG, third edition, 11.2.1)."""
 _CRITICAL = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
 
 

@@ -15,10 +15,8 @@ from typing import Any
 import numpy.typing as npt
 
 from flawscope.imaging.jpeg import decode_with_opencv
-from flawscope.imaging.png_chunks import png_chunks
+from flawscope.imaging.png_chunks import SAMPLES, pixels_of_png, png_chunks
 
-_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
-"""Colour type -> values a pixel (PNG, third edition, 11.2.1)."""
 _PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 """Adam7: first column, first row, step of columns, step of rows of every pass."""
 _BLOCK = 1 << 20
@@ -27,21 +25,21 @@ _IN_A_THREAD_BYTES = 1 << 15
 
 
 def decode_png(data: bytes) -> npt.NDArray[Any] | None:
-    """Decode a PNG as it is stored, without alpha; None where its stream is not just the image.
-
-    Args:
-        data: What `pixels_of_png` returned.
+    """Decode a PNG as it is stored, without alpha; None where it is damaged, or more than one image's pixels.
 
     Raises:
         cv2.error: If OpenCV refuses.
     """
-    if len(data) < _IN_A_THREAD_BYTES:
-        return decode_with_opencv(data) if _inflates(data) else None
+    pixels = pixels_of_png(data)
+    if pixels is None:
+        return None
+    if len(pixels) < _IN_A_THREAD_BYTES:
+        return decode_with_opencv(pixels) if _inflates(pixels) else None
     answers: list[bool] = []
-    checker = threading.Thread(target=lambda: answers.append(_inflates(data)), daemon=True)
+    checker = threading.Thread(target=lambda: answers.append(_inflates(pixels)), daemon=True)
     checker.start()
     try:
-        image = decode_with_opencv(data)
+        image = decode_with_opencv(pixels)
     finally:
         checker.join()
     # No answer: the check itself failed, for want of memory.
@@ -70,7 +68,7 @@ def _inflates(data: bytes) -> bool:
 
 def _row_bytes(width: int, height: int, bits: int, colour: int, interlace: int) -> int:
     """Return the bytes of all rows of an image, each with one that names its filter."""
-    bits_per_pixel = bits * _CHANNELS[colour]
+    bits_per_pixel = bits * SAMPLES[colour]
     if not interlace:
         return height * (1 + (width * bits_per_pixel + 7) // 8)
     total = 0

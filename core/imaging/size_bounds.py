@@ -10,13 +10,10 @@ import struct
 
 from flawscope.imaging.image_headers import Header
 from flawscope.imaging.jpeg import jpeg_excess
-from flawscope.imaging.png_chunks import png_chunks
+from flawscope.imaging.png_chunks import SAMPLES, png_chunks
 
 _DEFLATE_RATIO = 1032
 """Largest ratio of deflate: 258 bytes for the two bits of one of its shortest codes."""
-
-_PNG_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
-"""Colour type of PNG -> samples of a pixel."""
 
 
 def excess_of(data: bytes, header: Header) -> str | None:
@@ -36,6 +33,6 @@ def excess_of(data: bytes, header: Header) -> str | None:
 def _may_inflate(data: bytes, header: Header) -> bool:
     """Return whether the compressed data of a PNG can be enough for its rows."""
     bits, colour = struct.unpack_from(">BB", data, 24)  # after the signature, a chunk's length and name, and the size
-    row = 1 + (header.width * _PNG_SAMPLES.get(colour, 1) * int(bits) + 7) // 8
+    row = 1 + (header.width * SAMPLES.get(colour, 1) * int(bits) + 7) // 8
     compressed = sum(end - start for kind, start, end in png_chunks(data) if kind == b"IDAT")
     return bool(compressed * _DEFLATE_RATIO >= row * header.height)

@@ -22,6 +22,7 @@ import msgspec
 
 from flawscope.errors import ArgumentError, BackendError
 from flawscope.files import atomic_folder, locked, storage_errors, temporary_folder
+from flawscope.open_files import walk_folder
 from flawscope.runtime.engines.build import BuildOptions, Built
 from flawscope.runtime.engines.private_files import private_folder
 from flawscope.runtime.engines.stored_engine import (
@@ -200,7 +201,7 @@ class EngineCache:
                 folder.rename(aside / folder.name)
             except FileNotFoundError:
                 return None
-            return sum(status.st_size for path in aside.rglob("*") if stat.S_ISREG((status := path.lstat()).st_mode))
+            return sum(status.st_size for path in walk_folder(aside) if stat.S_ISREG((status := path.lstat()).st_mode))
 
 
 def _may_be_engine(name: str, root: int) -> bool:

@@ -15,7 +15,7 @@ from flawscope.errors import BackendError
 from flawscope.runtime.engines.build import BuildOptions
 from flawscope.runtime.engines.private_files import UntrustedFile, private_file, private_folder
 from flawscope.runtime.engines.target import Target
-from flawscope.text import encode_json
+from flawscope.text import NOT_JSON, encode_json
 
 ENTRY, PLAN, LAYERS, TIMING = "entry.json", "engine.plan", "layers.json", "timing.cache"
 SCHEMA = 1  # of entry.json; engines of another schema are not used, because rebuilding is always possible
@@ -155,7 +155,7 @@ def _read_files(folder: Path, inside: int, *, keep: bool) -> Stored:
         entry = msgspec.json.decode(small_file(folder / ENTRY, inside), type=Entry)
     except OSError as err:
         return Stored(folder, None, f"its {ENTRY} cannot be read: {err.strerror or err}")
-    except (msgspec.DecodeError, UnicodeDecodeError) as err:
+    except NOT_JSON as err:
         return Stored(folder, None, f"its {ENTRY} is broken: {err}")
     layers: bytes | None = None
     data: bytes | None = None

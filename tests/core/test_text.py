@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import unicodedata
 
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from project_paths import ROOMS, ROOT
 
 from flawscope.text import encode_json, name_bytes, printable, printable_json, storable
 
@@ -91,3 +93,10 @@ def test_json_for_a_terminal_of_another_encoding_is_the_same_json(value, encodin
 @given(st.dictionaries(st.text(max_size=5), st.text(max_size=5), max_size=3))
 def test_json_of_plain_text_is_that_of_msgspec(value):
     assert encode_json(value, order="sorted") == msgspec.json.encode(value, order="sorted")
+
+
+def test_readers_of_json_catch_all_that_msgspec_raises():
+    """Of three errors that bytes can cause, one or two are easily forgotten."""
+    modules = [path for room in ("core", *ROOMS) for path in (ROOT / room).rglob("*.py")]
+    found = [path for path in modules if re.search(r"except \(?[^:]*msgspec\.DecodeError", path.read_text("utf-8"))]
+    assert [path.relative_to(ROOT).as_posix() for path in found] == ["training/settings.py"]  # YAML raises more

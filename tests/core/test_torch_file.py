@@ -257,7 +257,12 @@ PIECES = [
     *(b"u", b"N", b"R", b"\x81", b"b", b"Q", b"\x85", b"\x86", b"\x87", b"q\x00", b"h\x00", b"q\x01", b"h\x01"),
     *(b"\x88", b"\x8a\x00", b"\x8a\xff" + b"\x7f" * 255, b"J\xff\xff\xff\xff", b"G" + b"\xff" * 8, b"0", b"2", b"."),
     *(b"X\x02\x00\x00\x00\xed\xa0", b"X\xff\xff\xff\xff", b"ccollections\nOrderedDict\n", b"c__builtin__\nset\n"),
-    *(b"ctorch._utils\n_rebuild_parameter\n", b"ctorch.nn.modules.container\nParameterDict\n", b"cos\nsystem\n"),
+    *(
+        b"ctorch._utils\n_rebuild_parameter\n",
+        b"ctorch.nn.modules.container\nParameterDict\n",
+        b"cos\nsystem\n",
+        b"cos\rx\nsys\x1b[0mtem\n",
+    ),
     *(b"cposix", b"\x80\x04"),
 ]
 

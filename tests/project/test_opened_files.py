@@ -8,7 +8,9 @@ import pytest
 from import_graph import product_modules
 from project_paths import ROOT
 
-READS = frozenset({"read_bytes", "read_text", "fromfile", "memmap", "mmap", "imread", "genfromtxt", "loadtxt"})
+READS = frozenset(
+    {"read_bytes", "read_text", "fromfile", "memmap", "mmap", "imread", "genfromtxt", "loadtxt", "is_zipfile"}
+)
 LISTS = frozenset({"glob", "rglob", "iterdir", "walk", "scandir", "listdir", "fwalk"})
 BY_NAME = frozenset({"safe_open", "load_file", "copyfile", "copy2", "copytree"})
 """What opens files by their names in a library: only after `regular_path` or `regular_folder` has looked at them."""
@@ -20,6 +22,7 @@ OWN = {
     ("core/bundle/stored_files.py", "os.walk"): "raises where a folder cannot be listed",
     ("core/bundle/stored_files.py", "zipfile.ZipFile"): "gets the open file, not its name",
     ("core/torch_file.py", "zipfile.ZipFile"): "gets the open file, not its name",
+    ("core/torch_file.py", "zipfile.is_zipfile"): "gets the open file, not its name",
     ("core/bundle/onnx_model.py", "(path.parent / name).read_bytes"): "a graph that this process has just made",
     ("core/scratch.py", "os.open"): "its own scratch and locks",
     ("core/scratch.py", "os.scandir"): "leftovers; what may not be looked at stays where it is, on purpose",
@@ -30,12 +33,8 @@ OWN = {
     ("runtime/bench/machine_state.py", "CPU_FOLDER.glob"): "the system's own tables",
     ("runtime/bench/machine_state.py", "path.read_text"): "the system's own tables",
     ("runtime/doctor/provider_profile.py", "Path(session.end_profiling()).read_text"): "in a private folder",
-    ("runtime/engines/cache.py", "self.root.iterdir"): "the user's own cache; owner and rights are checked",
-    ("runtime/engines/cache.py", "file.read_bytes"): "the user's own cache; owner and rights are checked",
-    (
-        "runtime/engines/cache.py",
-        "(folder / ENTRY).read_bytes",
-    ): "the user's own cache; owner and rights are checked",
+    ("runtime/engines/cache.py", "os.scandir"): "an open folder, whose owner and rights were judged",
+    ("runtime/engines/private_files.py", "os.open"): "the same looks, and besides at owner and rights",
     ("training/detectors/patchcore.py", "np.memmap"): "its own temporary file",
     ("training/settings.py", "folder.iterdir"): "presets, which are part of the package",
     (

@@ -34,7 +34,8 @@ OUTPUTS = {
     "train": {"--out"},
 }
 # Refuses a folder with results unless it goes on with them (--resume latest).
-OWN_RULES = {"synth judge": {"--out"}}
+# A key is never replaced; an overlay keeps all its revisions.
+OWN_RULES = {"synth judge": {"--out"}, "bundle keygen": {"--out"}, "bundle threshold": {"--threshold-overlay"}}
 # Words in the help of an option that names what is written.
 _WRITING = ("to write", "Write", "Folder for", "to fill", "to add a model to", "Draw the figures to", "(NAME.flaw)")
 

@@ -114,7 +114,7 @@ def test_an_image_that_is_gone_before_it_is_drawn_ends_no_loop(
             yield result
 
     monkeypatch.setattr(Inspector, "stream", removing)
-    assert score(padim_bundle, *images, "--json", "--maps", tmp_path / "maps") == 1
+    assert score(padim_bundle, *images, "--json", "--maps", tmp_path / "maps") == 2
     shown = capsys.readouterr()
     assert [json.loads(line)["decision"] for line in shown.out.splitlines()] == ["accept", "accept"]
     assert f"error: {images[0]}: could not be read: No such file or directory." in shown.err

@@ -91,7 +91,7 @@ def _unreadable(path: Path) -> str | None:
     """Return why an artefact cannot be read back, or None if it can."""
     from flawscope.bundle import open_bundle
     from flawscope.runs import run_kind
-    from flawscope.runtime.engines.cache import read_stored
+    from flawscope.runtime.engines import EngineCache
     from flawscope.runtime.synthesis import read_generated
 
     try:
@@ -107,7 +107,8 @@ def _unreadable(path: Path) -> str | None:
         elif path.name == "drawn":
             read_generated(path)
         elif path.parent.name == "engines":
-            return read_stored(path).problem
+            stored = [engine for engine in EngineCache(path.parent).all() if engine.folder.name == path.name]
+            return stored[0].problem if stored else "no engine"
     except (FlawscopeError, OSError, ValueError) as err:
         return f"{type(err).__name__}: {err}"
     return None

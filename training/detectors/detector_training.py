@@ -61,7 +61,7 @@ def train_detector(
         weights: Safetensors file of the backbone, or None for the hub.
         resume: Resume an interrupted training; for methods that have epochs.
         ready: A run of ddad whose denoiser is reused instead of training one: only the extractor is trained. It may be
-            the run at `out`.
+            the run at `out`, with `overwrite`.
         command: Command line for the record.
         progress: Receives progress.
         overwrite: Whether an earlier run there may be replaced. A training that is resumed replaces it too: it began

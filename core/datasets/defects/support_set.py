@@ -47,7 +47,7 @@ class SupportImage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         source: Path of the original image below the dataset's root.
         content: SHA-256 of the original image's bytes, by which an evaluation leaves it out.
         mask_source: Path of the original mask below the dataset's root.
-        mask_content: SHA-256 of the original mask's bytes.
+        mask_content: SHA-256 of the original mask's bytes; of several masks, over the hashes of all of them.
         picture: Path of the copy below the support set's folder.
         mask: Path of the mask's copy below the support set's folder.
         defect_px: Pixels of the defect in the mask.
@@ -215,11 +215,17 @@ def _describe(dataset: Dataset, entry: AnomalousSample, content: str, name: str,
         source=entry.place,
         content=content,
         mask_source=place_of(dataset, mask),
-        mask_content=content_hash(mask),
+        mask_content=_mask_content(entry.sample.masks),
         picture=f"{entry.category}/{entry.defect}/{name}.png",
         mask=f"{entry.category}/{entry.defect}_mask/{name}_mask.png",
         defect_px=int(defect_px),
     )
+
+
+def _mask_content(masks: Sequence[Path]) -> str:
+    """Return the hash of a mask file, or one over those of all mask files of an image."""
+    hashes = [content_hash(path) for path in masks]
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
 def _find_near_duplicates(
@@ -302,9 +308,12 @@ def find_support(
                 f"{dataset.root}: expected the support image {image.source} with its mask, got none there. "
                 "Name the dataset the support set was taken from."
             )
-        for path, content in ((sample.path, image.content), (sample.mask, image.mask_content)):
+        for path, got, content in (
+            (sample.path, content_hash(sample.path), image.content),
+            (sample.mask, _mask_content(sample.masks), image.mask_content),
+        ):
             # By content: another version of the dataset may have other images under the same names.
-            if content_hash(path) != content:
+            if got != content:
                 raise DataError(f"{path}: expected the file the support set was taken from, got other content.")
         entries.append(AnomalousSample(sample, category_of(dataset, sample), defect_of(sample), image.source))
         if progress:

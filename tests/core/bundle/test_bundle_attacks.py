@@ -195,7 +195,7 @@ def test_any_changed_byte_of_a_packed_file_is_refused_or_changes_nothing(pristin
 def test_other_bytes_are_refused(tmp_path_factory, data):
     path = tmp_path_factory.getbasetemp() / "other.flaw"
     path.write_bytes(data)
-    with pytest.raises(BundleError, match="expected a bundle, got no readable zip file"):
+    with pytest.raises(BundleError, match=r"expected a bundle, got (no readable zip file|an image)"):
         open_bundle(path)
 
 

@@ -300,7 +300,7 @@ def test_other_files_are_no_private_keys(tmp_path, data, message):
 
 def test_a_pipe_and_a_missing_file_are_no_keys(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(ArgumentError, match="got a folder, pipe or device"):
+    with pytest.raises(ArgumentError, match="could not be read: it is a pipe, not a file"):
         read_public_keys(tmp_path / "pipe")
     with pytest.raises(ArgumentError, match="could not be read: No such file"):
         read_key(tmp_path / "missing")

@@ -182,7 +182,7 @@ BROKEN = {
         lambda place, digest: write_overlay(place, digest, [{"min_area_px": 0}]),
         "the threshold overlay is broken",
     ),
-    "pipe": (lambda place, digest: os.mkfifo(place), "got a folder, pipe or device"),
+    "pipe": (lambda place, digest: os.mkfifo(place), "could not be read: it is a pipe, not a file"),
     "folder": (lambda place, digest: place.mkdir(), "expected a threshold overlay"),
     "dangling": (lambda place, digest: place.symlink_to("nowhere"), "could not be read: No such file"),
     "large": (lambda place, digest: place.write_bytes(b" " * (2 << 20)), "of at most 1024 KiB, got more"),

@@ -142,7 +142,7 @@ BROKEN = {
     "private": "got a block PRIVATE KEY",
     "dangling": "could not be read",
     "loop": "could not be read",
-    "pipe": "got a folder, pipe or device",
+    "pipe": "could not be read: it is a pipe, not a file",
     "shared file": "expected keys that only root and this user can change, got mode 0664",
     "shared folder": "got mode 0757",
     "link to shared": "got mode 0777",

@@ -386,4 +386,6 @@ def test_a_base_is_trained_from_the_command_line(
     assert cli.run([*command, *settings, "--weights", "w.safetensors", "--out", str(out)]) == 2
     assert "--weights: expected none with base" in capsys.readouterr().err
     assert cli.run([*command, "--out", str(out)]) == 2
+    assert "expected a new name, got an earlier output" in capsys.readouterr().err
+    assert cli.run([*command, "--out", str(tmp_path / "other")]) == 2
     assert "--set autoencoder=RUN" in capsys.readouterr().err

@@ -253,3 +253,26 @@ def test_the_order_of_the_samples_does_not_matter(steel, tmp_path):
         write_support(dataset, tmp_path / name, shots=1, split="test", defects=DEFECTS[:1])
     assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
     assert {e.place for e in list_anomalous(steel, "any")} == {e.place for e in list_anomalous(turned, "test")}
+
+
+@pytest.mark.parametrize("changed", [0, 1])
+def test_another_mask_of_an_image_with_several_is_found(own_root, tmp_path, changed):
+    for path in sorted((own_root / "ground_truth").glob("*/*.png")):
+        folder = path.parent / path.stem.removesuffix("_mask")
+        folder.mkdir()
+        path.rename(folder / "0.png")
+        part = np.zeros((64, 64), np.uint8)
+        part[:3, :3] = 255
+        cv2.imwrite(str(folder / "1.png"), part)
+    dataset = open_dataset(own_root)
+    record = write_support(dataset, tmp_path / "set", shots=1, split="test", defects=DEFECTS[:1])
+    assert len(find_support(dataset, record)) == 1
+    mask = read_mask(tmp_path / "set" / record.pictures[0].mask)
+    assert mask[:3, :3].all()
+    assert mask[3:, 3:].any()
+    mask_file = own_root / record.pictures[0].mask_source
+    (mask_file.parent / f"{changed}.png").write_bytes(
+        cv2.imencode(".png", np.eye(64, dtype=np.uint8) * 255)[1].tobytes()
+    )
+    with pytest.raises(DataError, match="expected the file the support set was taken from, got other content"):
+        find_support(dataset, record)
