@@ -94,6 +94,8 @@ _NO_ARGUMENTS: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())
 
 _LONGEST_LINE = 4000
 _TERMINATED = 128 + signal.SIGTERM  # as shells report it
+_terminating = threading.Event()
+"""Set by SIGTERM. Foreign code may make another error of it: an import of a compiled module says that it has failed."""
 
 
 def main(arguments: Sequence[str] | None = None, **extra: Any) -> None:
@@ -114,6 +116,7 @@ def _terminate(number: int, frame: object) -> None:
     """Unwind as for Ctrl-C, so that nothing unfinished is left behind."""
     # A second one must not interrupt the cleaning up; SIGKILL still ends it.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    _terminating.set()
     raise SystemExit(_TERMINATED)
 
 
@@ -166,6 +169,8 @@ def _dataset_hint(err: click.UsageError) -> str:
 
 
 def _fail(message: str, status: int) -> int:
+    if _terminating.is_set():
+        message, status = "terminated", _TERMINATED
     line = " ".join(message.split())
     if len(line) > _LONGEST_LINE:
         # A name or a value of a stranger's file may have megabytes; both ends say what is wrong and what to do.

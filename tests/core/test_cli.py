@@ -362,6 +362,25 @@ def test_a_reader_that_went_away_costs_one_line():
 # --- what commands share
 
 
+def test_a_signal_that_foreign_code_makes_another_error_of_is_still_told_as_the_signal():
+    code = """
+import signal
+from flawscope import cli
+from flawscope.errors import BackendError
+
+def work(**options):
+    try:
+        signal.raise_signal(signal.SIGTERM)
+    except BaseException as err:
+        raise BackendError("tensorrt: initialization failed.") from err
+
+cli.root.main = work
+cli.main([])
+"""
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (process.returncode, process.stderr) == (143, "error: terminated\n")
+
+
 @pytest.mark.parametrize(
     ("number", "status", "message"),
     [(signal.SIGINT, 130, "error: interrupted"), (signal.SIGTERM, 143, "error: terminated")],

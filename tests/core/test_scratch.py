@@ -306,7 +306,7 @@ def new_file(path):
         temporary.write_bytes(b"after")
 
 def new_folder(path):
-    with locked(path), atomic_folder(path, replace_if="file", durable=True) as temporary:
+    with locked(path), atomic_folder(path, replace_if="file", overwrite=True, durable=True) as temporary:
         (temporary / "file").write_bytes(b"after")
 
 def moved_aside(path):

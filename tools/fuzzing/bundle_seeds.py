@@ -84,4 +84,4 @@ def _write_kernel_seed(path: Path, head: BankHead, tensors: dict[str, npt.NDArra
         maps, scores = scorer.score(prepare(golden_image(), bundle.manifest.input)[None])
         scorer.close()
     golden = Golden("golden/0.png", float(scores[0]), float(maps.max()))
-    write_bundle(path, msgspec.structs.replace(manifest, golden=(golden,)), sources)
+    write_bundle(path, msgspec.structs.replace(manifest, golden=(golden,)), sources, overwrite=True)

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from flawscope.bundle import open_bundle
 from flawscope.imaging.image_facts import facts_of
 from flawscope.imaging.image_headers import read_header
-from flawscope.imaging.images import Preprocessing, decode_image, decode_mask, decode_stored, prepare, read_image
+from flawscope.imaging.images import Preprocessing, decode_image, decode_stored, prepare, read_image
+from flawscope.imaging.masks import decode_mask
 from flawscope.runtime import Inspector
 from fuzzing.cases import INPUT, Case, read_options
 from fuzzing.guard import Finding
