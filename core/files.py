@@ -202,6 +202,8 @@ def locked(path: Path) -> Iterator[None]:
             path.parent.mkdir(parents=True, exist_ok=True)
             # Here too: a change that turns out to change nothing writes no file.
             remove_leftovers(path.parent)
+            # Not only where something is written: a command that finds nothing to change clears up as well.
+            remove_leftovers(path.parent)
             stack.enter_context(exclusive(path))
         yield
 

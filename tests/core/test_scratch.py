@@ -366,3 +366,11 @@ def test_a_signal_at_any_moment_leaves_no_scratch_and_no_torn_output(tmp_path):
     )
     assert process.returncode == 0, process.stderr
     assert int(process.stdout) > 100
+
+
+def test_a_command_that_only_locks_removes_what_killed_ones_left(tmp_path):
+    with holder("a lock", tmp_path / "other"), holder("a file", tmp_path / "output"):
+        assert len(names(tmp_path)) == 2
+    with locked(tmp_path / "bundle"):
+        assert len(names(tmp_path)) == 1
+    assert names(tmp_path) == []
