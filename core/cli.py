@@ -19,7 +19,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from flawscope import __version__
-from flawscope.errors import FlawscopeError
+from flawscope.errors import FlawscopeError, shortened
 from flawscope.terminal import echo, guarded_streams, notes_on_stderr
 from flawscope.time_limit import is_left_behind
 from flawscope.verbs import VERBS, Alias, Group, Row
@@ -91,8 +91,6 @@ def root() -> None:
 # exception: `except ()` catches nothing.
 _NO_ARGUMENTS: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())
 
-
-_LONGEST_LINE = 4000
 _TERMINATED = 128 + signal.SIGTERM  # as shells report it
 _terminating = threading.Event()
 """Set by SIGTERM. Foreign code may make another error of it: an import of a compiled module says that it has failed."""
@@ -171,9 +169,6 @@ def _dataset_hint(err: click.UsageError) -> str:
 def _fail(message: str, status: int) -> int:
     if _terminating.is_set():
         message, status = "terminated", _TERMINATED
-    line = " ".join(message.split())
-    if len(line) > _LONGEST_LINE:
-        # A name or a value of a stranger's file may have megabytes; both ends say what is wrong and what to do.
-        line = f"{line[: _LONGEST_LINE // 2]} ... {line[-_LONGEST_LINE // 2 :]}"
-    echo(f"error: {line}", err=True)
+    # Not all messages are ours: those of click and of the system quote names of any length too.
+    echo(f"error: {shortened(' '.join(message.split()))}", err=True)
     return status

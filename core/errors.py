@@ -22,6 +22,14 @@ _LONGEST = 8000
 """Characters of a message that are shown; two paths of the longest kind fit."""
 
 
+def shortened(text: str) -> str:
+    """Return a message, its middle left out where it is too long to be read, as texts of strangers can be."""
+    if len(text) <= _LONGEST:
+        return text
+    half = _LONGEST // 2
+    return f"{text[:half]} … {text[-half:]}"
+
+
 class FlawscopeError(Exception):
     """Base of all errors that flawscope raises on purpose."""
 
@@ -29,12 +37,8 @@ class FlawscopeError(Exception):
     exit_status = 2
 
     def __str__(self) -> str:
-        """Return the message, its middle left out where it is too long to be read, as texts of strangers can be."""
-        text = super().__str__()
-        if len(text) <= _LONGEST:
-            return text
-        half = _LONGEST // 2
-        return f"{text[:half]} … {text[-half:]}"
+        """Return the message, shortened."""
+        return shortened(super().__str__())
 
 
 # Also a ValueError: msgspec turns those of __post_init__ into a ValidationError that names the field.

@@ -11,6 +11,7 @@ from flawscope.runtime.engines.cache import EngineCache, find_engine, refuse
 from flawscope.runtime.engines.stored_engine import Key, Stored
 from flawscope.runtime.engines.target import Target
 from flawscope.runtime.engines.tensorrt_modules import TensorRT
+from flawscope.scratch import remove_leftovers
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,8 @@ def ensure_engine(
     )
     stored, reason = find_engine(cache, key, bundle.manifest.name)
     if stored is not None and not force:
+        # A build that was killed after it had stored the engine left its locks; nobody takes them here.
+        remove_leftovers(cache.root)
         return Ensured(stored, None)
     if not build:
         raise refuse(str(bundle.path), reason)
