@@ -32,7 +32,10 @@ def excess_of(data: bytes, header: Header) -> str | None:
 
 def _may_inflate(data: bytes, header: Header) -> bool:
     """Return whether the compressed data of a PNG can be enough for its rows."""
+    if len(data) < 26:  # the header is cut off after the size: that is for the decoder to say
+        return True
     bits, colour = struct.unpack_from(">BB", data, 24)  # after the signature, a chunk's length and name, and the size
     row = 1 + (header.width * SAMPLES.get(colour, 1) * int(bits) + 7) // 8
     compressed = sum(end - start for kind, start, end in png_chunks(data) if kind == b"IDAT")
-    return bool(compressed * _DEFLATE_RATIO >= row * header.height)
+    # None at all: the file is cut off, which is for the decoder to say too.
+    return compressed == 0 or bool(compressed * _DEFLATE_RATIO >= row * header.height)

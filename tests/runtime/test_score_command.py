@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from odd_files import ODD, refuse_listing
 from tiny_dataset import anomalous_images, broken_images, normal_images
 
 from flawscope import cli
+from flawscope import scratch as scratch_files
 from flawscope.imaging.images import read_image
 from flawscope.imaging.png import write_png
 from flawscope.runtime import Inspector
@@ -260,7 +260,7 @@ def test_a_map_that_cannot_be_written_leaves_no_part_without_a_decision(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    real, calls = tempfile.mkstemp, []
+    real, calls = scratch_files._make, []
 
     def full_at_first(*arguments: Any, **options: Any) -> Any:
         calls.append(arguments)
@@ -268,7 +268,7 @@ def test_a_map_that_cannot_be_written_leaves_no_part_without_a_decision(
             raise OSError(28, "No space left on device")
         return real(*arguments, **options)
 
-    monkeypatch.setattr(tempfile, "mkstemp", full_at_first)
+    monkeypatch.setattr(scratch_files, "_make", full_at_first)
     images = [normal_images(tiny_root)[0], anomalous_images(tiny_root)[0]]
     assert score(padim_bundle, *images, "--maps", tmp_path / "maps", "--json", "--backend", "cpu") == 2
     printed = capsys.readouterr()

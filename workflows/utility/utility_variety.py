@@ -139,9 +139,8 @@ class _Safetensors:
                 name: tuple(file.get_slice(name).get_shape()) for name in names
             }
         except (OSError, SafetensorError) as err:
-            raise DataError(
-                f"{path}: expected weights in safetensors, got: {str(err).splitlines()[0]}. Check the file."
-            ) from err
+            reason = getattr(err, "strerror", None) or str(err).partition("\n")[0]
+            raise DataError(f"{path}: expected weights in safetensors, got: {reason}. Check the file.") from err
         self._file = file
 
     def read(self, name: str) -> npt.NDArray[Any]:

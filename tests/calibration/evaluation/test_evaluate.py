@@ -5,7 +5,6 @@ from __future__ import annotations
 import builtins
 import importlib
 import sys
-import tempfile
 
 import cv2
 import msgspec
@@ -14,6 +13,7 @@ import pytest
 from fake_bundles import write_image, write_mask
 
 from flawscope import cli
+from flawscope import scratch as scratch_files
 from flawscope.bundle import open_bundle
 from flawscope.calibration import evaluate_bundle, record_accuracy
 from flawscope.calibration.evaluation.evaluation_notes import inspection_notes
@@ -202,7 +202,7 @@ def test_figures_that_cannot_be_written_are_printed_all_the_same(
         raise OSError(28, "No space left on device")
 
     path = make_bundle(threshold=75.0)
-    monkeypatch.setattr(tempfile, "mkstemp", full)
+    monkeypatch.setattr(scratch_files, "_make", full)
     assert cli.run(["evaluate", str(path), "--data", str(dataset.root), option, str(tmp_path / "out")]) == 2
     out, err = capsys.readouterr()
     assert "image AUROC" in out

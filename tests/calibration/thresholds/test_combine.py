@@ -446,7 +446,7 @@ def test_what_an_ensemble_cannot_do_is_one_line(pair, tiny_root, tmp_path, capsy
         (("explain", pair), "explain: expected a detector whose score is one graph"),
         (
             ("export", pair, "--precision", "int8", "--calibration-data", tiny_root, "--out", tmp_path / "e.flaw"),
-            "expected a run with run.json, got none",
+            "expected a run with run.json, got a bundle",
         ),
     ):
         status, printed, err = run(capsys, *arguments)

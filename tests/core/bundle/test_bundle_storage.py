@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-import tempfile
 import zipfile
 from pathlib import Path
 
@@ -85,7 +84,7 @@ def no_exchange(monkeypatch):
         (shutil, "copyfile", 0),
         (Path, "chmod", 1),
         (Path, "mkdir", 2),
-        (tempfile, "mkdtemp", 0),
+        (scratch_files, "_make", 0),
     ],
 )
 def test_a_full_disk_leaves_the_old_bundle_and_nothing_else(folder, monkeypatch, tmp_path, owner, name, position):
@@ -109,7 +108,7 @@ def test_a_full_disk_leaves_the_old_bundle_and_nothing_else(folder, monkeypatch,
     [
         (Path, "replace", 0),  # moving the old bundle aside
         (Path, "replace", 1),  # moving the new one in
-        (tempfile, "mkdtemp", 1),
+        (scratch_files, "_make", 1),
     ],
 )
 def test_a_full_disk_leaves_the_old_bundle_where_it_has_to_step_aside(folder, monkeypatch, owner, name, position):
@@ -161,7 +160,7 @@ def test_the_old_bundle_is_kept_aside_when_it_cannot_be_moved_back(folder, monke
 
 @pytest.mark.parametrize(
     ("owner", "name"),
-    [(Bundle, "copy"), (zipfile.ZipFile, "writestr"), (Path, "replace"), (tempfile, "mkstemp")],
+    [(Bundle, "copy"), (zipfile.ZipFile, "writestr"), (Path, "replace"), (scratch_files, "_make")],
 )
 @pytest.mark.parametrize("write", [repack, rewrite_packed])
 def test_a_full_disk_leaves_the_old_packed_bundle_and_nothing_else(packed, scratch, monkeypatch, write, owner, name):
@@ -187,7 +186,7 @@ def test_a_full_disk_leaves_the_old_manifest(folder, monkeypatch):
     assert files_of(folder) == before
 
 
-@pytest.mark.parametrize(("owner", "name"), [(Path, "open"), (Path, "mkdir"), (tempfile, "mkdtemp")])
+@pytest.mark.parametrize(("owner", "name"), [(Path, "open"), (Path, "mkdir"), (scratch_files, "_make")])
 def test_no_room_for_copies_is_said_and_leaves_nothing(packed, scratch, monkeypatch, owner, name):
     with open_bundle(packed) as bundle:
         monkeypatch.setattr(owner, name, no_space)

@@ -203,7 +203,7 @@ def test_a_graph_for_single_images_has_a_batch_of_one(padim_run: Path, tiny_root
 def test_exporting_again_replaces_the_bundle(padim_run: Path, patchcore_run: Path, tmp_path: Path) -> None:
     out = tmp_path / "part.flaw"
     first = export_run(padim_run, out, max_batch=4)
-    second = export_run(patchcore_run, out, max_batch=4)
+    second = export_run(patchcore_run, out, max_batch=4, overwrite=True)
     assert first.digest != second.digest
     with open_bundle(out) as bundle:
         assert bundle.manifest == second
@@ -236,7 +236,7 @@ def test_a_failed_gate_keeps_the_earlier_bundle(
 
     monkeypatch.setattr(detector_export, "check_parity", closed)
     with pytest.raises(GateError, match="closed for a test"):
-        export_run(padim_run, out, max_batch=4)
+        export_run(padim_run, out, max_batch=4, overwrite=True)
     with open_bundle(out) as bundle:
         assert bundle.manifest == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["part.flaw"]
