@@ -16,6 +16,7 @@ from flawscope.bundle.threshold_structs import Threshold, ThresholdLimits
 from flawscope.bundle.trust import check_signed_by, signature_of
 from flawscope.bundle.trusted_keys import find_trusted_keys
 from flawscope.errors import BundleError, GateError
+from flawscope.imaging.learned_images import describe_learned
 from flawscope.imaging.tiles import Tiling
 from flawscope.output_options import OVERWRITE
 from flawscope.terminal import echo, echo_json
@@ -60,13 +61,22 @@ def _signed_by(bundle: Bundle) -> str:
     return "unsigned" if found is None else f"says {found.key} (check it with flawscope bundle verify)"
 
 
+def _input(manifest: Manifest) -> str:
+    spec = manifest.input
+    parts = [f"{spec.size[1]}x{spec.size[0]} px"]
+    if spec.mode != "stretch":
+        parts.append(spec.mode)
+    if spec.bits is not None:
+        parts.append(f"{spec.bits} of 16 bits in use")
+    return ", ".join([*parts, f"batches up to {manifest.max_batch}"])
+
+
 def _tiles(tiling: Tiling) -> str:
     return f"{tiling.size[1]}x{tiling.size[0]} px of the image, neighbours share at least {tiling.overlap:.0%}"
 
 
 def _facts(manifest: Manifest, signature: str) -> list[tuple[str, str]]:
     source = manifest.provenance
-    height, width = manifest.input.size
     size = sum(entry.size for entry in manifest.files.values())
     if isinstance(manifest.head, EnsembleHead):  # an ensemble has members in place of a seed and a backbone
         made_of = [
@@ -84,8 +94,9 @@ def _facts(manifest: Manifest, signature: str) -> list[tuple[str, str]]:
         ("identity", manifest.digest),
         ("signature", signature),
         *made_of,
-        ("input", f"{width}x{height} px, batches up to {manifest.max_batch}"),
+        ("input", _input(manifest)),
         *([] if manifest.tiling is None else [("tiles", _tiles(manifest.tiling))]),
+        *([] if manifest.learned is None else [("learned from", describe_learned(manifest.learned))]),
         ("files", f"{len(manifest.files)}, {size / 2**20:.1f} MiB"),
         ("made", f"{source.created} by flawscope {manifest.flawscope}: {source.command or 'Python'}"),
     ]

@@ -25,6 +25,7 @@ _STEP = 8
 """Whether an image is grey is looked up at every pixel of a grid of this step."""
 _LISTED = 5
 _ASPECT_MARGIN = 1.05
+_SIDE_MARGIN = 1.25
 _LEVEL_MARGIN = 12.0
 """Least distance in grey levels from the images learned from: few of them show little of the variation to come."""
 _COLOUR_CAST = 8.0
@@ -121,6 +122,14 @@ def merge_learned(parts: Sequence[LearnedImages | None]) -> LearnedImages | None
     )
 
 
+def describe_learned(learned: LearnedImages) -> str:
+    """Return in one line what images had in common that were learned from."""
+    levels = _span(*(f"{level:.0f}" for level in learned.brightness))
+    colours = {"grey": "grey", "colour": "coloured", "both": "grey and coloured"}[learned.colours]
+    bits = _span(*map(str, learned.bits))
+    return f"{learned.images} images, {_sizes(learned)} px, {colours}, {bits} bit, mean brightness {levels}"
+
+
 def differences(look: Look, learned: LearnedImages) -> tuple[str, ...]:
     """Return in what an image differs from all that were learned from, one phrase each; empty where in nothing."""
     return tuple(_differences(look, learned))
@@ -144,9 +153,7 @@ def _differences(look: Look, learned: LearnedImages) -> Iterator[str]:
     if not learned.aspects[0] / _ASPECT_MARGIN <= aspect <= learned.aspects[1] * _ASPECT_MARGIN:
         known = _span(*(f"{value:.2f}" for value in learned.aspects))
         yield f"width by height is {aspect:.2f}, of the images learned from {known}"
-    elif not (
-        learned.heights[0] <= look.height <= learned.heights[1] and learned.widths[0] <= look.width <= learned.widths[1]
-    ):
+    elif not (_is_usual(look.height, learned.heights) and _is_usual(look.width, learned.widths)):
         yield f"{look.width}x{look.height} pixels, of the images learned from {_sizes(learned)}"
     if look.is_grey and learned.colours == "colour":
         yield "grey; the images learned from are coloured"
@@ -162,6 +169,12 @@ def _differences(look: Look, learned: LearnedImages) -> Iterator[str]:
         yield f"darker than any image learned from: their mean brightness is from {low:.0f} to {high:.0f}"
     elif look.brightness > high + margin:
         yield f"brighter than any image learned from: their mean brightness is from {low:.0f} to {high:.0f}"
+
+
+def _is_usual(side: int, learned: tuple[int, int]) -> bool:
+    # Where all images learned from have one size, every other is another camera's; of several sizes more may come.
+    margin = 1.0 if learned[0] == learned[1] else _SIDE_MARGIN
+    return learned[0] / margin <= side <= learned[1] * margin
 
 
 def _is_swapped(look: Look, learned: LearnedImages) -> bool:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from flawscope.imaging.learned_images import (
     LearnedImages,
     Look,
+    describe_learned,
     differences,
     look_of,
     merge_learned,
@@ -88,6 +89,18 @@ def test_a_difference_is_named(changes, expected):
 @pytest.mark.parametrize("changes", [{"brightness": 89.0}, {"brightness": 121.0}, {"red_minus_blue": 20.0}])
 def test_what_a_few_images_cannot_tell_is_no_difference(changes):
     assert differences(USUAL._replace(**changes), LEARNED) == ()
+
+
+def test_of_several_sizes_more_may_come_and_of_one_none():
+    learned = summarize_looks([USUAL, USUAL._replace(width=800, height=600)])
+    assert differences(USUAL._replace(width=960, height=720), learned) == ()
+    assert differences(USUAL._replace(width=1280, height=960), learned) == (
+        "1280x960 pixels, of the images learned from 640x480 to 800x600",
+    )
+
+
+def test_what_was_learned_from_is_told_in_one_line():
+    assert describe_learned(LEARNED) == "2 images, 640x480 px, coloured, 8 bit, mean brightness 100 to 110"
 
 
 def test_colours_that_are_the_same_both_ways_round_cannot_be_exchanged():
