@@ -87,6 +87,13 @@ def test_pixels_in_two_pieces_are_refused() -> None:
         decode_stored(signature + b"".join(torn))
 
 
+def test_an_end_with_something_in_it_is_refused() -> None:
+    signature, parts = parts_of(picture("grey"))
+    assert parts[-1][4:8] == b"IEND"
+    with pytest.raises(ImageError, match="got broken data"):
+        decode_stored(signature + b"".join((*parts[:-1], chunk(b"IEND", b"x"))))
+
+
 @pytest.mark.serial
 def test_many_chunks_take_linear_time() -> None:
     signature, parts = parts_of(picture("grey"))
