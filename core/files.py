@@ -5,15 +5,19 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import itertools
+import logging
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from flawscope.errors import ArgumentError, StorageError
-from flawscope.open_files import list_folder, open_regular, walk_folder
+from flawscope.open_files import RECORD_BYTES, list_folder, open_regular, read_regular, walk_folder
 from flawscope.scratch import exclusive, is_scratch, remove_leftovers, scratch_file, scratch_folder, swap_in, sync
 from flawscope.text import name_bytes, storable
+
+_log = logging.getLogger(__name__)
 
 _LITTER = frozenset({".ds_store", "thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx"})
 _LITTER_BEGINNINGS = ("._", ".nfs")
@@ -129,6 +133,7 @@ def atomic_folder(
     *,
     replace_if: str | None = None,
     overwrite: bool = False,
+    own: Collection[str] = (),
     durable: bool = False,
     private: bool = False,
 ) -> Iterator[Path]:
@@ -141,7 +146,9 @@ def atomic_folder(
         path: The folder to write. It must not exist, or be empty, or, with `overwrite`, hold `replace_if`.
         replace_if: File name that marks an existing folder as an earlier output of the same kind (`run.json`,
             `manifest.json`).
-        overwrite: Whether such an earlier output may be replaced.
+        overwrite: Whether such an earlier output may be replaced. Where it holds files that the new one has not, other
+            than in `own`, it is kept under another name, as they may be somebody's.
+        own: Names below `path` of files and folders that earlier outputs of the kind have, whatever is in them.
         durable: Whether the folder must survive a power cut from the moment on that it has its name.
         private: Whether its owner alone may read and write it, whatever the umask says.
 
@@ -165,9 +172,23 @@ def atomic_folder(
                     sync(entry)
             # Again: another command may have written there meanwhile.
             check_replaceable(path, replace_if, overwrite=overwrite)
-            swap_in(temporary, path)
+            keep = _name_to_keep(path, temporary, own)
+            swap_in(temporary, path, keep)
+            if keep is not None:
+                _log.warning("%s: held files that the new output has not: the earlier folder is now %s.", path, keep)
             if durable:
                 sync(path.parent)
+
+
+def _name_to_keep(old: Path, new: Path, own: Collection[str]) -> Path | None:
+    """Return a free name for a folder that is replaced, if it holds what nobody could make again; else None."""
+    if not old.is_dir():
+        return None
+    places = (path.relative_to(old) for path in walk_folder(old) if not path.is_dir() or path.is_symlink())
+    if all(place.parts[0] in own or place.as_posix() in own or os.path.lexists(new / place) for place in places):
+        return None
+    names = (old.with_name(f"{old.name}.replaced-{number}") for number in itertools.count(1))
+    return next(name for name in names if not os.path.lexists(name))
 
 
 @contextlib.contextmanager
@@ -202,8 +223,6 @@ def locked(path: Path) -> Iterator[None]:
             path.parent.mkdir(parents=True, exist_ok=True)
             # Here too: a change that turns out to change nothing writes no file.
             remove_leftovers(path.parent)
-            # Not only where something is written: a command that finds nothing to change clears up as well.
-            remove_leftovers(path.parent)
             stack.enter_context(exclusive(path))
         yield
 
@@ -224,7 +243,9 @@ def check_replaceable(path: Path, marker: str | None, *, overwrite: bool = False
     if name_bytes(str(path)) is not None:
         raise ArgumentError(f"{path}: expected a folder name in UTF-8, got other bytes. Choose another name.")
     _check_writable(path)
-    if not path.exists():
+    check_outside_bundles(path)
+    # A link to nothing is somebody's too.
+    if not os.path.lexists(path):
         return
     if not path.is_dir():
         raise ArgumentError(f"{path}: expected a folder name that is free, got an existing file. Choose another name.")
@@ -242,11 +263,20 @@ def check_replaceable(path: Path, marker: str | None, *, overwrite: bool = False
         )
 
 
-def check_new_file(path: Path | None, *, overwrite: bool = False) -> None:
+_BEGINNINGS = {"json": (b"{", b"["), "html": (b"<!doctype html", b"<html"), "svg": (b"<?xml", b"<svg"), "zip": (b"PK",)}
+"""Kind of a file -> how its text begins, without case."""
+
+
+def check_new_file(path: Path | None, *, overwrite: bool = False, kind: str | None = None) -> None:
     """Check, before the work, that a file can be written; None is a file that was not asked for.
 
+    Args:
+        path: The file.
+        overwrite: Whether a file that lies there may be replaced.
+        kind: `json`, `html`, `svg` or `zip`: a file of another kind is never replaced. None for any.
+
     Raises:
-        ArgumentError: If a folder lies at `path`, or a file that may not be replaced.
+        ArgumentError: If a folder lies at `path`, or a file that may not be replaced, or it lies in a bundle.
         StorageError: If the system would refuse to write there.
     """
     if path is None:
@@ -260,7 +290,33 @@ def check_new_file(path: Path | None, *, overwrite: bool = False) -> None:
             f"{path}: expected a new name, got an existing file. Choose another name, or replace it with --overwrite "
             "(Python: overwrite=True)."
         )
+    if path.exists() and kind is not None and not _begins_as(path, kind):
+        raise ArgumentError(
+            f"{path}: expected a new name, or an earlier {kind} file to replace, got a file of another kind. Choose "
+            "another name."
+        )
+    check_outside_bundles(path)
     _check_writable(path)
+
+
+def _begins_as(path: Path, kind: str) -> bool:
+    with storage_errors(path), open_regular(path) as file:
+        beginning = file.read(512).lstrip().lower()
+    return not beginning or beginning.startswith(tuple(word.lower() for word in _BEGINNINGS[kind]))
+
+
+def check_outside_bundles(path: Path) -> None:
+    """Raise ArgumentError if an output would lie in a bundle, which would then hold what its manifest does not list."""
+    for folder in path.absolute().parents:
+        # Other programs have files of that name too.
+        record = folder / "manifest.json"
+        with storage_errors(path):
+            is_bundle = record.is_file() and b'"flawscope"' in read_regular(record, RECORD_BYTES)
+        if is_bundle:
+            raise ArgumentError(
+                f"{path}: expected a place outside of bundles, got one in {folder}, where only listed files may lie. "
+                "Choose another name."
+            )
 
 
 def check_new_files(folder: Path | None, *, overwrite: bool = False) -> None:
@@ -280,6 +336,7 @@ def check_new_files(folder: Path | None, *, overwrite: bool = False) -> None:
             f"{folder}: expected a new folder, got one with files. Choose another name, or write into it with "
             "--overwrite."
         )
+    check_outside_bundles(folder / "file")
     _check_writable(folder, is_folder=True)
 
 

@@ -34,6 +34,11 @@ SYNTHESIS_SCHEMA = 2
 RECORD = "run.json"
 WEIGHTS = "weights.safetensors"
 SAMPLES = "samples"
+RUN_ENTRIES = frozenset(
+    {RECORD, WEIGHTS, SAMPLES, "metrics.jsonl", "previews", "tensorboard", "extractor", "tokenizer.json"}
+    | {"support", "support.json"}
+)
+"""Names of the files and folders that runs have: what else lies in one is somebody's."""
 
 if TYPE_CHECKING:
     RecordedConfig = MethodConfig

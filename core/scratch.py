@@ -192,13 +192,19 @@ def recover(path: Path) -> None:
                         _remove(aside)
 
 
-def swap_in(new: Path, path: Path) -> None:
-    """Rename the scratch folder `new` to `path`; a folder there before is deleted, or stays if that fails."""
+def swap_in(new: Path, path: Path, keep: Path | None = None) -> None:
+    """Rename the scratch folder `new` to `path`; a folder there before is deleted, or stays if that fails.
+
+    Args:
+        new: The folder.
+        path: Its new name.
+        keep: Where a folder that was there before goes; None deletes it.
+    """
     if not os.path.lexists(path):
         new.replace(path)
         return
     if exchange(new, path):
-        _remove(new)
+        _put_away(new, keep)
         return
     # rename() replaces files and empty folders alone, so the old folder has to step aside first.
     with _held(path.parent, is_folder=True, suffix=_ASIDE, keeps=True) as aside:
@@ -212,7 +218,16 @@ def swap_in(new: Path, path: Path) -> None:
                 old.replace(path)
             aside.rmdir()
             raise
+        if keep is not None:
+            old.replace(keep)
         _remove(aside)
+
+
+def _put_away(old: Path, keep: Path | None) -> None:
+    if keep is None:
+        _remove(old)
+    else:
+        old.replace(keep)
 
 
 def exchange(one: Path, other: Path) -> bool:

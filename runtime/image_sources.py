@@ -68,8 +68,8 @@ def check_color(color: str) -> None:
 def split_batch(source: Any) -> Sequence[Source] | None:
     """Return the images of an array [N, H, W, C], or None for anything else."""
     # By attribute and not by type: arrays on a device have a shape, too, and a path has none.
-    shape: tuple[int, ...] = getattr(source, "shape", ())
-    return [source[row] for row in range(shape[0])] if len(shape) == 4 else None
+    shape = getattr(source, "shape", None)
+    return [source[row] for row in range(shape[0])] if isinstance(shape, tuple) and len(shape) == 4 else None
 
 
 def read_source_image(source: Source, name: str, color: Color, bits: int | None) -> SourceImage:
@@ -93,7 +93,7 @@ def read_source_image(source: Source, name: str, color: Color, bits: int | None)
     else:
         # An image of Pillow has an order of its own.
         array, order = (_unpack(source, name), "rgb") if _is_pillow(source) else (on_host(source, name), color)
-        _check_array(array, name)
+        array = _without_alpha(array, name)
         return SourceImage(check_image(_rgb(to_8_bit(array, name, bits), order), name), 8 * array.itemsize)
     return SourceImage(to_rgb(stored, name, bits), 8 * stored.itemsize)
 
@@ -110,12 +110,23 @@ def _unpack(image: Any, name: str) -> npt.NDArray[Any]:
     if image.mode not in _WITH_CHANNELS:
         raise ArgumentError(
             f"{name}: expected an image of Pillow in mode {', '.join(_WITH_CHANNELS)} or I;16, got {image.mode}. "
-            'Convert it, for example with convert("RGB").'
+            "Pass its file, or its pixels as an array of 8 or 16 bit."
+        )
+    # Pillow opens colours of 16 bit as 8 bit, and the scale of the bundle would be applied to something else. Once it
+    # has read the pixels, nobody can tell.
+    if any(";16" in str(part) for part in getattr(image, "tile", ())):
+        raise ArgumentError(
+            f"{name}: expected 8 bit, or grey of 16 bit, of an image of Pillow, got colours of 16 bit, of which Pillow "
+            "keeps 8. Pass its file, or its pixels as an array."
         )
     return np.asarray(image.convert(_WITH_CHANNELS[image.mode]))
 
 
-def _check_array(array: npt.NDArray[Any], name: str) -> None:
+def _without_alpha(array: npt.NDArray[Any], name: str) -> npt.NDArray[Any]:
+    """Return an array [H, W], [H, W, 1] or [H, W, 3] of an image, or raise ArgumentError."""
+    if np.ma.isMaskedArray(array):
+        raise ArgumentError(f"{name}: expected an array without a mask, got a masked one. Fill it first.")
+    array = np.asarray(array)
     fits = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in _CHANNELS)
     if array.dtype not in (np.uint8, np.uint16) or not fits or array.size == 0:
         # A foreign byte order is named by dtype.str alone.
@@ -125,13 +136,14 @@ def _check_array(array: npt.NDArray[Any], name: str) -> None:
             f"{got} {list(array.shape)}."
         )
     check_sides(array.shape[0], array.shape[1], name)  # before it is converted
+    # Before bits are counted: alpha fills all 16, whatever the colours use.
+    return np.ascontiguousarray(array[..., :3]) if array.ndim == 3 and array.shape[2] == 4 else array
 
 
 def _rgb(array: UInt8Array, color: str) -> UInt8Array:
-    """Return an array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] as [H, W, 3] RGB; one that is so already, as it is."""
+    """Return an array [H, W], [H, W, 1] or [H, W, 3] as [H, W, 3] RGB; one that is so already, as it is."""
     if array.ndim == 2 or array.shape[2] == 1:
         return np.asarray(cv2.cvtColor(np.ascontiguousarray(array), cv2.COLOR_GRAY2RGB), np.uint8)
-    colours = array[..., :3]
     if color == "rgb":
-        return colours if array.shape[2] == 3 else np.ascontiguousarray(colours)
-    return np.asarray(cv2.cvtColor(np.ascontiguousarray(colours), cv2.COLOR_BGR2RGB), np.uint8)
+        return array
+    return np.asarray(cv2.cvtColor(np.ascontiguousarray(array), cv2.COLOR_BGR2RGB), np.uint8)

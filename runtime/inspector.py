@@ -18,7 +18,7 @@ from typing import Any, overload
 import numpy as np
 
 from flawscope.arrays import Float32Array, UInt8Array
-from flawscope.bundle import Bundle, Manifest, thresholds_in_force, trusted_bundle
+from flawscope.bundle import Bundle, InForce, Manifest, Thresholds, thresholds_in_force, trusted_bundle
 from flawscope.diffusion.reconstruction import Reconstructed
 from flawscope.diffusion.schedule import Sampling
 from flawscope.errors import ArgumentError, BackendError, BundleError, DeviceError, FlawscopeError
@@ -60,6 +60,7 @@ class Inspector:
     # `inspector.threshold = 500` sets nothing, so it is an error.
     __slots__ = (
         "_device_failed",
+        "_in_force",
         "_is_closed",
         "_limit_s",
         "_options",
@@ -67,10 +68,8 @@ class Inspector:
         "_strict",
         "backend_reason",
         "bundle",
-        "in_force",
         "precision",
         "scorer",
-        "thresholds",
     )
 
     def __init__(
@@ -93,14 +92,13 @@ class Inspector:
             )
         if not (is_candidate or bundle.manifest.golden_of(precision)):
             raise BundleError(f"{bundle.path}: expected golden images for {precision}, got none. Export it again.")
-        self.in_force = thresholds_in_force(
+        self._in_force = thresholds_in_force(
             bundle.path,
             bundle.manifest,
             precision,
             threshold_overlay=threshold_overlay,
             use_overlay=use_overlay and not is_candidate,
         )
-        self.thresholds = self.in_force.thresholds
         choice = choose_backend(backend)
         self.bundle = bundle
         self.backend_reason = choice.reason
@@ -197,6 +195,16 @@ class Inspector:
         return scorer
 
     @property
+    def in_force(self) -> InForce:
+        """The thresholds by which it decides, and where they come from."""
+        return self._in_force
+
+    @property
+    def thresholds(self) -> Thresholds | None:
+        """The thresholds of this precision, or None before calibration. They cannot be set: see `bundle threshold`."""
+        return self._in_force.thresholds
+
+    @property
     def manifest(self) -> Manifest:
         """The bundle's manifest."""
         return self.bundle.manifest
@@ -245,6 +253,8 @@ class Inspector:
         """
         self.check_batch(batch)
         check_color(color)
+        if isinstance(sources, str | bytes | Path):
+            raise ArgumentError(f"sources: expected several images, got {type(sources).__name__}. Pass a list of them.")
         remaining = iter(sources)
         position = 0
         while group := list(islice(remaining, batch)):
@@ -258,7 +268,7 @@ class Inspector:
 
     def check_batch(self, batch: int) -> None:
         """Raise ArgumentError unless the bundle's graphs take `batch` images at once."""
-        if not 1 <= batch <= self.manifest.max_batch:
+        if not isinstance(batch, int) or not 1 <= batch <= self.manifest.max_batch:
             raise ArgumentError(f"batch: expected 1 to {self.manifest.max_batch}, got {batch}.")
 
     def infer(self, prepared: UInt8Array) -> tuple[Float32Array, Float32Array]:

@@ -35,7 +35,7 @@ class Box:
     peak: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # compared by identity: maps have no single truth value
 class Result:
     """The outcome for one image.
 

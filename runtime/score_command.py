@@ -75,6 +75,10 @@ def score(
     sources = _expand(images)
     for folder in (maps, pictures):
         check_new_files(folder, overwrite=overwrite)
+        if folder is not None and any(
+            isinstance(source, Path) and source.absolute().parent == folder.absolute() for source in sources
+        ):
+            raise ArgumentError(f"{folder}: expected another folder than that of the images. Choose another name.")
     counts: Counter[str] = Counter()
     notes: list[tuple[str, ...]] = []
     names: set[str] = set()

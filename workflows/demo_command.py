@@ -46,7 +46,7 @@ def demo(
     command = command_line()
     started = time.perf_counter()
     data = out / "data"
-    check_new_file(out / "demo.json", overwrite=overwrite)
+    check_new_file(out / "demo.json", overwrite=overwrite, kind="json")
     with progress_bars() as progress:
         echo(f"parts: {', '.join(chosen)}")
         write_dataset(

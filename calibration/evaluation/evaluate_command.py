@@ -16,6 +16,7 @@ from flawscope.calibration.evaluation.evaluate import evaluate_bundle, record_ac
 from flawscope.calibration.evaluation.figures import Fault, Figures, LeakFigures
 from flawscope.calibration.evaluation.intervals import Rate
 from flawscope.datasets import open_dataset
+from flawscope.errors import ArgumentError
 from flawscope.files import check_new_file, write_bytes
 from flawscope.output_options import OVERWRITE
 from flawscope.rich_console import PlainConsole
@@ -85,7 +86,7 @@ def evaluate(
     A bundle that has learned from defects drawn after a support set needs --support: its images and their near
     duplicates are then left out, and the figures on all test images are reported beside, as "with leak".
     """
-    check_new_file(json_file, overwrite=overwrite)
+    check_new_file(json_file, overwrite=overwrite, kind="json")
     support = None
     if support_folder is not None:
         from flawscope.datasets.defects.support_set import read_support
@@ -96,7 +97,9 @@ def evaluate(
         from flawscope.calibration.evaluation.report import REPORT, check_report_packages
 
         check_report_packages()
-        check_new_file(report / REPORT, overwrite=overwrite)
+        check_new_file(report / REPORT, overwrite=overwrite, kind="html")
+        if json_file is not None and json_file.absolute() == (report / REPORT).absolute():
+            raise ArgumentError(f"--json {json_file}: expected another file than the report. Choose another name.")
     overlay = find_overlay(bundle) or threshold_overlay
     if overlay is not None and not no_record:
         # Not a figure of the bundle that ships; and a changed bundle has another digest, which the overlay is not for.

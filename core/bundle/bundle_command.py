@@ -233,4 +233,6 @@ def pack(path: Path, out: Path, overwrite: bool) -> None:
     """Write a bundle folder as one uncompressed file."""
     with open_bundle(path, check_signature=False) as opened:
         pack_bundle(opened, out, overwrite=overwrite)
+    if (overlay := find_overlay(path)) is not None:
+        echo(f"note: the thresholds of {overlay} are not part of the packed bundle.", err=True)
     echo(f"{out}: {out.stat().st_size / 2**20:.1f} MiB")

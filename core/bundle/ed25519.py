@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from flawscope.bundle.bounded_file import read_bounded
 from flawscope.errors import ArgumentError, MissingExtra
-from flawscope.files import storage_errors, temporary_folder
+from flawscope.files import check_outside_bundles, storage_errors, temporary_folder
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -110,6 +110,9 @@ def write_keys(path: Path, passphrase: str | None = None) -> PublicKey:
     locked: KeySerializationEncryption = NoEncryption()
     if passphrase is not None:
         locked = BestAvailableEncryption(passphrase.encode())
+    if not path.name:
+        raise ArgumentError(f"{path}: expected a file name for the key, got a folder. Add a name.")
+    check_outside_bundles(path)
     public = path.with_name(path.name + PUBLIC)
     # Both before the first is written, for the message; a file that appears meanwhile is not overwritten either.
     for taken in (public, path):

@@ -289,6 +289,8 @@ def trusted_bundle(bundle: Bundle | Path | str, trusted_keys: Path | str | None 
     One that is refused is closed.
     """
     if not isinstance(bundle, Bundle):
+        if not isinstance(bundle, str | Path):
+            raise ArgumentError(f"bundle: expected a path or an opened bundle, got {type(bundle).__name__}.")
         return open_bundle(bundle, trusted_keys=trusted_keys)
     try:
         # Again: it may have been opened without the check, or be held against other keys.

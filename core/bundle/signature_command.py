@@ -12,6 +12,7 @@ import click
 from flawscope.bundle.ed25519 import PUBLIC, read_private_key, write_keys
 from flawscope.bundle.writing import sign_bundle
 from flawscope.errors import ArgumentError
+from flawscope.output_options import OVERWRITE
 from flawscope.terminal import echo
 
 _PASSPHRASE = "FLAWSCOPE_KEY_PASSPHRASE"
@@ -51,10 +52,11 @@ def keygen(out: Path, asks: bool) -> None:
     metavar="FILE",
     help=f"Private key. The passphrase of an encrypted one is asked for, or taken from {_PASSPHRASE}.",
 )
-def sign(path: Path, key_file: Path) -> None:
-    """Sign a bundle, in place of an earlier signature. Nothing else in it is changed."""
+@OVERWRITE
+def sign(path: Path, key_file: Path, overwrite: bool) -> None:
+    """Sign a bundle. Nothing else in it is changed; the signature of another key is replaced only if asked for."""
     key = read_private_key(key_file, _passphrase)
-    manifest = sign_bundle(path, key)
+    manifest = sign_bundle(path, key, overwrite=overwrite)
     echo(f"{path}: signed by {key.public.id}, identity {manifest.digest}")
 
 

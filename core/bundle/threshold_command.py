@@ -67,7 +67,7 @@ def threshold(
         )
     echo(
         f"{place}: revision {revision.revision}, {precision}: image {revision.image:.6g}, pixel {revision.pixel:.6g}, "
-        f"by {revision.by}"
+        f"smallest region {revision.min_area_px or opened.manifest.min_area_px} px, by {revision.by}"
     )
 
 

@@ -123,6 +123,8 @@ def thresholds_in_force(
     thresholds = Thresholds(Threshold(last.image, "manual"), Threshold(last.pixel, "manual"))
     source = f"revision {last.revision} of {place}, by {last.by}: {last.why}"
     area = manifest.min_area_px if last.min_area_px is None else last.min_area_px
+    if area != manifest.min_area_px:
+        source += f" (no boxes below {area} pixels of the map)"
     return InForce(thresholds, area, last.revision, source)
 
 

@@ -53,6 +53,9 @@ def find_trusted_keys(named: Path | str | None = None) -> TrustedKeys | None:
         MissingExtra: If keys are set and the package `cryptography` is not installed.
     """
     if named is not None:
+        # Path("") is the current folder, in which anybody's keys may lie.
+        if not isinstance(named, (str, Path)) or not str(named):
+            raise ArgumentError(f"trusted_keys: expected a file or folder of keys, got {named!r}. Name one, or none.")
         return _read(Path(named), str(named))
     if (variable := os.environ.get(VARIABLE)) is not None:
         if not variable:

@@ -59,7 +59,7 @@ def write_bundle(
     with (
         locked(path),
         _replacing(path),
-        atomic_folder(path, replace_if=MANIFEST, overwrite=overwrite, durable=True) as folder,
+        atomic_folder(path, replace_if=MANIFEST, overwrite=overwrite, own=_listed_there(path), durable=True) as folder,
     ):
         signer = _signer_there(path)
         files = {}
@@ -105,6 +105,15 @@ def _signer_there(path: Path) -> str | None:
     except (OSError, FlawscopeError):  # it is thrown away with the bundle, whatever it was
         return "an unknown key"
     return None if found is None else found.key
+
+
+def _listed_there(path: Path) -> frozenset[str]:
+    """Return the names of the files of the bundle folder at `path`, as far as its manifest can be read."""
+    try:
+        manifest = decode_manifest(read_regular(path / MANIFEST, RECORD_BYTES), str(path))
+    except (OSError, FlawscopeError):
+        return frozenset()
+    return frozenset({*manifest.files, SIGNATURE})
 
 
 def _tell_dropped(path: Path, signer: str | None) -> None:
@@ -193,18 +202,32 @@ def _is_trusted(bundle: Bundle) -> bool:
     return False
 
 
-def sign_bundle(path: Path, key: PrivateKey) -> Manifest:
-    """Sign a bundle, folder or packed file, in place of an earlier signature; its manifest stays as it is.
+def sign_bundle(path: Path, key: PrivateKey, *, overwrite: bool = False) -> Manifest:
+    """Sign a bundle, folder or packed file; its manifest stays as it is.
+
+    Args:
+        path: The bundle.
+        key: The key.
+        overwrite: Whether the signature of another key may be replaced.
 
     Returns:
         Its manifest.
 
     Raises:
+        ArgumentError: If another key has signed it.
         BundleError: If the bundle is broken.
         StorageError: If the system refuses to write; the bundle stays as it was.
     """
     place = path.resolve()
     with locked(place), open_bundle(place, check_signature=False) as bundle:
+        other = None
+        with contextlib.suppress(BundleError):  # a broken one is nobody's
+            other = signature_of(bundle.signature_bytes, bundle.manifest.digest, str(path))
+        if other is not None and other.key != key.public.id and not overwrite:
+            raise ArgumentError(
+                f"{path}: expected a bundle that no other key has signed, got one signed by {other.key}. Replace that "
+                "signature with --overwrite (Python: overwrite=True)."
+            )
         signature = sign_manifest(bundle.manifest_bytes, bundle.manifest.digest, key)
         if place.is_dir():
             write_bytes(place / SIGNATURE, signature, beside=place, durable=True)
@@ -267,7 +290,7 @@ def pack_bundle(bundle: Bundle, path: Path, *, overwrite: bool = False) -> None:
     if bundle.path.is_dir() and path.resolve().is_relative_to(bundle.path.resolve()):
         raise ArgumentError(f"{path}: expected a place outside the bundle, where only listed files may lie.")
     with locked(path):
-        check_new_file(path, overwrite=overwrite)
+        check_new_file(path, overwrite=overwrite, kind="zip")
         # Byte for byte, so that identity and signature stay.
         _pack(bundle, bundle.manifest_bytes, path, bundle.signature_bytes)
 

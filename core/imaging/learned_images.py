@@ -151,8 +151,8 @@ def summarize_differences(each: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
 def _differences(look: Look, learned: LearnedImages) -> Iterator[str]:
     aspect = look.width / look.height
     if not learned.aspects[0] / _ASPECT_MARGIN <= aspect <= learned.aspects[1] * _ASPECT_MARGIN:
-        known = _span(*(f"{value:.2f}" for value in learned.aspects))
-        yield f"width by height is {aspect:.2f}, of the images learned from {known}"
+        known = _span(*(f"{value:.3g}" for value in learned.aspects))
+        yield f"width by height is {aspect:.3g}, of the images learned from {known}"
     elif not (_is_usual(look.height, learned.heights) and _is_usual(look.width, learned.widths)):
         yield f"{look.width}x{look.height} pixels, of the images learned from {_sizes(learned)}"
     if look.is_grey and learned.colours == "colour":

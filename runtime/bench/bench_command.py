@@ -81,8 +81,8 @@ def bench_command(
     """
     numbers = parse_batches(batches)
     # Before minutes of measuring, not after.
-    for file in (json_file, plot_file):
-        check_new_file(file, overwrite=overwrite)
+    check_new_file(json_file, overwrite=overwrite, kind="json")
+    check_new_file(plot_file, overwrite=overwrite, kind="svg")
     if plot_file is not None:
         check_plot(plot_file)
     if configurations:

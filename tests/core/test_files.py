@@ -198,8 +198,8 @@ def test_permissions_follow_the_umask(tmp_path, umask, file, folder):
 # --- a folder
 
 
-def fill(path, replace_if=None, overwrite=False, **files):
-    with atomic_folder(path, replace_if=replace_if, overwrite=overwrite) as folder:
+def fill(path, replace_if=None, overwrite=False, own=(), **files):
+    with atomic_folder(path, replace_if=replace_if, overwrite=overwrite, own=own) as folder:
         for name, data in files.items():
             (folder / name).write_bytes(data)
 
@@ -214,7 +214,7 @@ def test_a_folder_appears_whole(tmp_path):
 
 def test_an_earlier_output_is_replaced_whole(tmp_path):
     fill(tmp_path / "d", mark=b"1", old=b"1")
-    fill(tmp_path / "d", replace_if="mark", overwrite=True, mark=b"2")
+    fill(tmp_path / "d", replace_if="mark", overwrite=True, own=("old",), mark=b"2")
     assert tree(tmp_path) == {"d": None, "d/mark": b"2"}
 
 
@@ -236,7 +236,7 @@ def no_exchange(monkeypatch):
 @pytest.mark.usefixtures("no_exchange")
 def test_an_earlier_output_is_replaced_where_names_cannot_be_exchanged(tmp_path):
     fill(tmp_path / "d", mark=b"1", old=b"1")
-    fill(tmp_path / "d", replace_if="mark", overwrite=True, mark=b"2")
+    fill(tmp_path / "d", replace_if="mark", overwrite=True, own=("old",), mark=b"2")
     assert tree(tmp_path) == {"d": None, "d/mark": b"2"}
 
 
@@ -441,3 +441,70 @@ def test_a_place_that_cannot_be_written_to_is_known_before_the_work(tmp_path, mo
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     with pytest.raises(StorageError, match=r"c: could not be written: Permission denied in .*\. "):
         check(tmp_path / "a" / "b" / "c")
+
+
+def test_what_the_new_output_has_not_is_kept_under_another_name(tmp_path, caplog):
+    def write(*names):
+        with atomic_folder(tmp_path / "out", replace_if="run.json", overwrite=True, own=("previews",)) as folder:
+            for name in ("run.json", *names):
+                (folder / name).parent.mkdir(exist_ok=True)
+                (folder / name).write_text(name)
+
+    write("previews/0.png", "previews/1.png")
+    write("previews/0.png")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+    (tmp_path / "out" / "thesis.tex").write_text("mine")
+    write()
+    assert (tmp_path / "out.replaced-1" / "thesis.tex").read_text() == "mine"
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["run.json"]
+    assert "held files that the new output has not" in caplog.text
+    (tmp_path / "out" / "deep").mkdir()
+    (tmp_path / "out" / "deep" / "link").symlink_to("nowhere")
+    write()
+    assert (tmp_path / "out.replaced-2" / "deep" / "link").is_symlink()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "out.replaced-1", "out.replaced-2"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "content", "is_replaced"),
+    [
+        ("json", b' {"a": 1}', True),
+        ("json", b"", True),
+        ("json", b"\x89PNG\r\n\x1a\n", False),
+        ("html", b"<!DOCTYPE html>", True),
+        ("html", b'{"a": 1}', False),
+        ("svg", b'<?xml version="1.0"?>', True),
+        ("zip", b"PK\x03\x04", True),
+        ("zip", b"notes", False),
+    ],
+)
+def test_a_file_of_another_kind_is_never_replaced(tmp_path, kind, content, is_replaced):
+    path = tmp_path / "there"
+    path.write_bytes(content)
+    if is_replaced:
+        check_new_file(path, overwrite=True, kind=kind)
+    else:
+        with pytest.raises(ArgumentError, match=f"or an earlier {kind} file to replace, got a file of another kind"):
+            check_new_file(path, overwrite=True, kind=kind)
+
+
+def test_no_output_lies_in_a_bundle(tmp_path):
+    (tmp_path / "b.flaw" / "deep").mkdir(parents=True)
+    (tmp_path / "b.flaw" / "manifest.json").write_text('{"flawscope": "1"}')
+    for check, place in (
+        (check_new_file, tmp_path / "b.flaw" / "e.json"),
+        (check_new_file, tmp_path / "b.flaw" / "deep" / "e.json"),
+        (check_new_files, tmp_path / "b.flaw" / "maps"),
+        (lambda path, **_: check_replaceable(path, "run.json"), tmp_path / "b.flaw" / "run"),
+    ):
+        with pytest.raises(ArgumentError, match="expected a place outside of bundles"):
+            check(place, overwrite=True)
+    # A web page has a file of that name too.
+    (tmp_path / "b.flaw" / "manifest.json").write_text('{"name": "page"}')
+    check_new_file(tmp_path / "b.flaw" / "e.json")
+
+
+def test_a_link_to_nothing_is_not_replaced_unasked(tmp_path):
+    (tmp_path / "link").symlink_to("nowhere")
+    with pytest.raises(ArgumentError, match="expected a folder name that is free"):
+        check_replaceable(tmp_path / "link", "run.json", overwrite=True)

@@ -59,7 +59,7 @@ def test_an_unsigned_or_foreign_bundle_is_refused(key, bundle, tiny_root, tmp_pa
     out.mkdir()
     if is_signed:
         write_keys(tmp_path / "keys" / "other")
-        sign_bundle(bundle, read_private_key(tmp_path / "keys" / "other", lambda: None))
+        sign_bundle(bundle, read_private_key(tmp_path / "keys" / "other", lambda: None), overwrite=True)
     assert run(arguments_of(name, bundle, tiny_root, out)) == 2
     printed, errors = capsys.readouterr()
     assert printed == ""

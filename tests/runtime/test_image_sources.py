@@ -69,8 +69,30 @@ def test_an_image_of_pillow_is_taken_as_its_file_is(tmp_path: Path, mode: str) -
 
 def test_a_mode_of_pillow_with_other_colours_is_named() -> None:
     image = Image.new("CMYK", (20, 20))
-    with pytest.raises(ArgumentError, match=r"part: expected an image of Pillow in mode .*got CMYK\. Convert it"):
+    with pytest.raises(ArgumentError, match=r"part: expected an image of Pillow in mode .*got CMYK\. Pass its file"):
         read_source_image(image, "part", "rgb", None)  # type: ignore[arg-type]
+
+
+def test_colours_of_16_bit_that_pillow_would_cut_are_refused(tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "deep.png"), np.full((20, 30, 3), 4000, np.uint16))
+    with (
+        Image.open(tmp_path / "deep.png") as image,
+        pytest.raises(ArgumentError, match="colours of 16 bit"),
+    ):
+        read_source_image(image, "part", "rgb", None)
+
+
+def test_alpha_is_not_counted_among_the_bits_in_use() -> None:
+    array = np.full((16, 16, 4), 4095, np.uint16)
+    array[..., 3] = 65535
+    assert read_source_image(array, "part", "rgb", 12).pixels.min() == 255
+
+
+def test_what_is_no_plain_array_is_refused() -> None:
+    masked = np.ma.masked_array(np.zeros((16, 16), np.uint16), mask=True)
+    with pytest.raises(ArgumentError, match="expected an array without a mask"):
+        read_source_image(masked, "part", "rgb", None)
+    assert split_batch(type("Odd", (), {"shape": 5})()) is None
 
 
 def test_the_bits_in_use_hold_for_arrays_too() -> None:
@@ -129,6 +151,14 @@ def test_every_form_of_an_image_gets_the_same_decision(padim_bundle: Path, tiny_
 def test_a_name_that_an_inspector_lacks_cannot_be_set(padim_bundle: Path) -> None:
     with Inspector.load(padim_bundle, "cpu") as inspector, pytest.raises(AttributeError, match="threshold"):
         inspector.threshold = 500  # type: ignore[attr-defined]
+    with Inspector.load(padim_bundle, "cpu") as inspector:
+        # Nor can those be set that are in force, past the limits of the bundle.
+        with pytest.raises(AttributeError):
+            inspector.thresholds = None  # type: ignore[misc]
+        with pytest.raises(ArgumentError, match="sources: expected several images, got str"):
+            next(inspector.stream("part.png"))
+    with pytest.raises(ArgumentError, match="bundle: expected a path or an opened bundle, got NoneType"):
+        Inspector.load(None)  # type: ignore[arg-type]
 
 
 def test_an_image_unlike_those_learned_from_has_a_note_and_is_a_fault_where_that_was_asked_for(

@@ -362,10 +362,20 @@ def test_images_unlike_those_learned_from_are_noted_and_faults_where_that_was_as
     for number in range(2):
         write_png(tmp_path / f"{number}.png", np.repeat(image, 2, axis=1))
     assert score(padim_bundle, tmp_path, usual, "--backend", "cpu") == 0
-    note = f"of the images learned from {image.shape[1] / image.shape[0]:.2f}"
-    assert f"note: 2 of 3 images: width by height is 2.00, {note}" in capsys.readouterr().err
+    note = f"of the images learned from {image.shape[1] / image.shape[0]:.3g}"
+    assert f"note: 2 of 3 images: width by height is 2, {note}" in capsys.readouterr().err
     assert score(padim_bundle, tmp_path, usual, "--backend", "cpu", "--strict", "--json") == 1
     lines = lines_of(capsys)
     assert [line["decision"] for line in lines] == ["fault", "fault", "accept"]
-    assert all(line["notes"] == [f"width by height is 2.00, {note}"] for line in lines[:2])
+    assert all(line["notes"] == [f"width by height is 2, {note}"] for line in lines[:2])
     assert "notes" not in lines[2]
+
+
+def test_pictures_are_not_drawn_over_the_images(
+    padim_bundle: Path, tiny_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(normal_images(tiny_root)[0], tmp_path / "part.png")
+    before = (tmp_path / "part.png").read_bytes()
+    assert score(padim_bundle, tmp_path / "part.png", "--maps", tmp_path, "--overwrite", "--backend", "cpu") == 2
+    assert "expected another folder than that of the images" in capsys.readouterr().err
+    assert (tmp_path / "part.png").read_bytes() == before

@@ -25,7 +25,7 @@ from flawscope.files import atomic_folder
 from flawscope.imaging.png import encode_png
 from flawscope.imaging.tiles import ImageSource, read_source
 from flawscope.open_files import list_folder, regular_folder, regular_path
-from flawscope.runs import RECORD, SAMPLES, WEIGHTS, RunRecord, encode_record, read_run_record
+from flawscope.runs import RECORD, RUN_ENTRIES, SAMPLES, WEIGHTS, RunRecord, encode_record, read_run_record
 from flawscope.training.detectors.ddad_extractor import FOLDER as EXTRACTOR
 from flawscope.training.features.backbone import Backbone, restore_backbone
 from flawscope.training.loop.fit_result import FitResult
@@ -84,7 +84,7 @@ def write_run(
         arrays["transform"] = fit_result.transform
     # safetensors writes an array's memory as it lies: one in column order would be read back with its values mixed up.
     tensors = {name: np.asarray(value, order="C") for name, value in arrays.items()}
-    with atomic_folder(path, replace_if=RECORD, overwrite=overwrite, durable=True) as folder:
+    with atomic_folder(path, replace_if=RECORD, overwrite=overwrite, own=RUN_ENTRIES, durable=True) as folder:
         try:
             safetensors.numpy.save_file(tensors, folder / WEIGHTS)
         except SafetensorError as err:  # its writer has its own type for a full disk

@@ -30,6 +30,7 @@ from flawscope.imaging.tiles import ImageSource, read_source
 from flawscope.open_files import regular_folder, regular_path, walk_folder
 from flawscope.runs import (
     RECORD,
+    RUN_ENTRIES,
     SAMPLES,
     WEIGHTS,
     LearnedDefect,
@@ -116,7 +117,7 @@ def write_synthesis_run(
         for group, state in fit_result.networks.items()
         for name, value in state.items()
     }
-    with atomic_folder(path, replace_if=RECORD, overwrite=overwrite, durable=True) as folder:
+    with atomic_folder(path, replace_if=RECORD, overwrite=overwrite, own=RUN_ENTRIES, durable=True) as folder:
         try:
             safetensors.torch.save_file(tensors, folder / WEIGHTS)
         except SafetensorError as err:  # also a full disk, which `atomic_folder` reports only for OSError

@@ -63,7 +63,7 @@ def signer_of(path, *keys):
 
 def test_a_signed_bundle_opens_and_names_its_key(path, key, other):
     before = files_of(path)
-    manifest = sign_bundle(path, key)
+    manifest = sign_bundle(path, key, overwrite=True)
     assert signer_of(path, other.public, key.public) == key.public.id
     after = files_of(path)
     assert after.pop(SIGNATURE)
@@ -76,11 +76,11 @@ def test_a_signed_bundle_opens_and_names_its_key(path, key, other):
 def test_an_unsigned_one_and_one_of_another_key_are_told_apart(path, key, other):
     with pytest.raises(BundleError, match=f"expected a signature by {key.public.id}, got none"):
         signer_of(path, key.public)
-    sign_bundle(path, other)
+    sign_bundle(path, other, overwrite=True)
     with pytest.raises(BundleError, match=f"by {key.public.id}, got one by {other.public.id}"):
         signer_of(path, key.public)
     # Signing again takes the place of the first signature.
-    sign_bundle(path, key)
+    sign_bundle(path, key, overwrite=True)
     assert signer_of(path, key.public) == key.public.id
 
 
@@ -178,7 +178,7 @@ def test_a_broken_signature_is_refused_although_no_key_is_trusted(path, key):
     with pytest.raises(BundleError, match=r"the signature is broken: .* Sign the bundle again"):
         open_bundle(path)
     # As the message says.
-    sign_bundle(path, key)
+    sign_bundle(path, key, overwrite=True)
     assert signer_of(path, key.public) == key.public.id
 
 
@@ -202,7 +202,7 @@ def test_a_failed_signing_leaves_the_bundle(path, key, monkeypatch):
 
     monkeypatch.setattr(type(path), "replace", full)
     with pytest.raises(StorageError, match="the disk is full"):
-        sign_bundle(path, key)
+        sign_bundle(path, key, overwrite=True)
     monkeypatch.setattr(type(path), "replace", real)
     assert files_of(path) == before
 

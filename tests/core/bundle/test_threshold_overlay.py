@@ -90,7 +90,10 @@ def test_the_last_revision_is_in_force_and_keeps_what_it_does_not_name(path):
     assert add(path, pixel=120.0, area=9, why="dust").revision == 2
     found = in_force(path)
     assert (found.thresholds.image.value, found.thresholds.pixel.value, found.min_area_px) == (160.0, 120.0, 9)
-    assert (found.revision, found.source) == (2, f"revision 2 of {path}.thresholds.json, by operator: dust")
+    assert (found.revision, found.source) == (
+        2,
+        f"revision 2 of {path}.thresholds.json, by operator: dust (no boxes below 9 pixels of the map)",
+    )
     # No bound on false rejects that the bundle states holds for other thresholds.
     assert found.thresholds.image.upper_bound is None
     assert files_of(path) == before
@@ -349,7 +352,7 @@ def call(capsys):
 def test_a_threshold_is_changed_and_shown(path, call):
     place = overlay_beside(path)
     changed = call("bundle", "threshold", path, "--image", 160, "--why", "new lamp", "--by", "Ada")
-    assert changed == (0, f"{place}: revision 1, fp32: image 160, pixel 150, by Ada\n", [])
+    assert changed == (0, f"{place}: revision 1, fp32: image 160, pixel 150, smallest region 4 px, by Ada\n", [])
     overlay = msgspec.json.decode(place.read_bytes(), type=ThresholdOverlay)
     assert (overlay.digest, overlay.revisions[0].why) == (manifest_of(path).digest, "new lamp")
     shown = call("bundle", "info", path)[1]

@@ -12,6 +12,7 @@ from import_graph import product_modules
 from project_paths import ROOT
 from tiny_bundle import tiny_thresholds, write_tiny_bundle
 
+from flawscope import cli
 from flawscope.bundle import (
     change_bundle,
     find_trusted_keys,
@@ -212,19 +213,19 @@ def test_a_service_without_home_uses_the_setting_of_the_system(tmp_path, key, pl
 def test_where_keys_are_trusted_only_their_bundles_open(path, trusted, key, other):
     with pytest.raises(BundleError, match=f"expected a bundle signed by a key of {VARIABLE}=.*, got one without"):
         open_bundle(path)
-    sign_bundle(path, other)
+    sign_bundle(path, other, overwrite=True)
     with pytest.raises(BundleError, match=f"got one signed by {other.public.id}, which is none of them"):
         open_bundle(path)
-    sign_bundle(path, key)
+    sign_bundle(path, key, overwrite=True)
     with open_bundle(path) as bundle:
         assert bundle.manifest.name == "tiny"
 
 
 def test_keys_that_are_named_take_the_place_of_the_setting(tmp_path, path, trusted, key, other):
-    sign_bundle(path, other)
+    sign_bundle(path, other, overwrite=True)
     with open_bundle(path, trusted_keys=tmp_path / "keys" / "other.pub"):
         pass
-    sign_bundle(path, key)
+    sign_bundle(path, key, overwrite=True)
     with pytest.raises(BundleError, match="none of them"):
         open_bundle(path, trusted_keys=tmp_path / "keys" / "other.pub")
 
@@ -236,7 +237,7 @@ def test_a_bundle_that_was_opened_unchecked_is_still_checked_before_it_runs(path
             trusted_bundle(bundle)
         with pytest.raises(BundleError, match="the bundle was closed"):
             bundle.read("score.onnx")
-    sign_bundle(path, key)
+    sign_bundle(path, key, overwrite=True)
     with open_bundle(path, check_signature=False) as bundle:
         assert trusted_bundle(bundle) is bundle
 
@@ -304,7 +305,7 @@ def test_what_a_stranger_made_stays_a_strangers_after_a_change(folder, trusted, 
 
 
 def test_a_signed_bundle_is_still_ones_own_after_a_change(path, trusted, key):
-    manifest = sign_bundle(path, key)
+    manifest = sign_bundle(path, key, overwrite=True)
     with making():
         change_bundle(path, manifest, lambda read: msgspec.structs.replace(read, min_area_px=8))
         with open_bundle(path) as bundle:
@@ -317,7 +318,7 @@ def test_a_signed_bundle_is_still_ones_own_after_a_change(path, trusted, key):
 
 
 def test_a_changed_bundle_loses_its_signature_and_it_is_said(path, key, places, caplog):
-    manifest = sign_bundle(path, key)
+    manifest = sign_bundle(path, key, overwrite=True)
     change_bundle(path, manifest, lambda read: msgspec.structs.replace(read, thresholds=tiny_thresholds()))
     with open_bundle(path) as bundle:
         assert bundle.signature_bytes is None
@@ -327,7 +328,7 @@ def test_a_changed_bundle_loses_its_signature_and_it_is_said(path, key, places, 
 
 
 def test_a_change_that_changes_nothing_keeps_it(path, key, places, caplog):
-    manifest = sign_bundle(path, key)
+    manifest = sign_bundle(path, key, overwrite=True)
     change_bundle(path, manifest, lambda read: read)
     with open_bundle(path) as bundle:
         assert bundle.signature_bytes is not None
@@ -393,3 +394,25 @@ def test_a_bundle_of_an_older_schema_keeps_its_bytes_when_it_is_signed_and_packe
         pack_bundle(bundle, tmp_path / "packed.flaw")
     with open_bundle(tmp_path / "packed.flaw", trusted_keys=tmp_path / "keys" / "maker.pub") as bundle:
         assert bundle.manifest_bytes == older
+
+
+@pytest.mark.parametrize("named", ["", 3, b"keys"])
+def test_a_name_that_is_none_is_never_the_current_folder(folder, tmp_path, monkeypatch, named):
+    write_keys(tmp_path / "maker", None)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ArgumentError, match="trusted_keys: expected a file or folder of keys, got"):
+        open_bundle(folder, trusted_keys=named)
+
+
+def test_an_empty_option_is_an_error(folder, tmp_path, monkeypatch, capsys):
+    write_keys(tmp_path / "maker", None)
+    monkeypatch.chdir(tmp_path)
+    assert cli.run(["bench", "--trusted-keys", "", str(folder)]) == 2
+    assert "--trusted-keys: expected a file or folder of keys, got an empty text" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("place", [".", "/"])
+def test_a_folder_is_no_name_of_a_key(place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ArgumentError, match="expected a file name for the key, got a folder"):
+        write_keys(Path(place), None)
