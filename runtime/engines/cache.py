@@ -42,6 +42,8 @@ from flawscope.user_folders import cache_folder
 
 _ENGINE_NAME = re.compile("[0-9a-f]{32}")
 
+_FILES = (ENTRY, PLAN, LAYERS, TIMING)
+
 
 class EngineCache:
     """Engines of this machine.
@@ -114,7 +116,7 @@ class EngineCache:
             earlier = read_stored(folder, root, is_strict=True)
             if earlier is not None and earlier.entry is None:
                 self._set_aside(folder)  # without an entry, which `replace_if` would refuse
-            with atomic_folder(folder, replace_if=ENTRY, overwrite=True, private=True) as temporary:
+            with atomic_folder(folder, replace_if=ENTRY, overwrite=True, own=_FILES, private=True) as temporary:
                 (temporary / PLAN).write_bytes(built.plan)
                 if layers is not None:
                     (temporary / LAYERS).write_bytes(layers)

@@ -54,7 +54,9 @@ def write_checkpoint(folder: Path, epoch: int, checkpoint: Checkpoint, *, keep: 
         "optimizer": {"values": values, "groups": checkpoint.optimizer["param_groups"]},
     }
     folder.mkdir(parents=True, exist_ok=True)
-    with atomic_folder(folder / f"{_PREFIX}{epoch:06d}", replace_if=_NUMBERS, overwrite=True, durable=True) as target:
+    own = (_TENSORS, _NUMBERS)
+    place = folder / f"{_PREFIX}{epoch:06d}"
+    with atomic_folder(place, replace_if=_NUMBERS, overwrite=True, own=own, durable=True) as target:
         # Cloned, since safetensors refuses tensors that share memory (tied weights, views).
         copies = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
         safetensors.torch.save_file(copies, target / _TENSORS)
