@@ -13,7 +13,7 @@ import safetensors.numpy
 from onnx import TensorProto, helper, numpy_helper
 from tiny_bundle import SIDE, golden_image, tiny_manifest, tiny_sources, tiny_thresholds, write_tiny_bundle
 
-from flawscope.bundle import BankHead, Golden, Graph, PadimHead, PatchcoreHead, open_bundle, write_bundle
+from flawscope.bundle import BankHead, Golden, Graph, PadimHead, PatchcoreHead, head_tag, open_bundle, write_bundle
 from flawscope.imaging.images import prepare
 from flawscope.runtime.scorers.scorer import ScorerOptions, open_scorer
 
@@ -76,8 +76,7 @@ def _write_kernel_seed(path: Path, head: BankHead, tensors: dict[str, npt.NDArra
         "score": Graph("score.onnx", ("anomaly_map", "score"), "x", 4096, 1 << 14),
         "features": Graph("features.onnx", ("patches",), "x", 4096, 1 << 14),
     }
-    method = "padim" if isinstance(head, PadimHead) else "patchcore"
-    manifest = tiny_manifest(graphs=graphs, head=head, method=method, thresholds=tiny_thresholds())
+    manifest = tiny_manifest(graphs=graphs, head=head, method=head_tag(head), thresholds=tiny_thresholds())
     write_bundle(path, manifest, sources)
     with open_bundle(path) as bundle:
         scorer = open_scorer(bundle, ScorerOptions("cpu", "graph", "fp32"))
