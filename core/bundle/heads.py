@@ -14,6 +14,7 @@ from flawscope import methods
 from flawscope.bundle.ensemble_member import EnsembleMember
 from flawscope.diffusion.reconstruction import MapRule
 from flawscope.diffusion.schedule import Sampling
+from flawscope.imaging.grid_places import GridPlaces
 from flawscope.ranges import NotNegative, Side, Sigma
 
 Neighbors = Annotated[int, msgspec.Meta(ge=1, le=64)]
@@ -68,12 +69,14 @@ class PatchcoreHead(Head, msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
         reweight: Whose neighbours re-weight the score: those of the nearest bank patch (`paper`), of the test patch
             (`seed`), or `none`.
         sigma: Standard deviation of the map's Gaussian, in input pixels.
+        places: Where the patches lie in the input; None: their grid is centred on it.
     """
 
     grid: tuple[Side, Side]
     neighbors: Neighbors
     reweight: Literal["paper", "seed", "none"]
     sigma: Sigma
+    places: GridPlaces | None = None
 
     def problem(self, size: tuple[int, int]) -> str | None:
         """Return why the head does not fit an input of this height and width, or None if it does."""
@@ -86,10 +89,12 @@ class PadimHead(Head, msgspec.Struct, frozen=True, forbid_unknown_fields=True, t
     Attributes:
         grid: Rows and columns of the patch grid.
         sigma: Standard deviation of the map's Gaussian, in input pixels.
+        places: Where the patches lie in the input; None: their grid is centred on it.
     """
 
     grid: tuple[Side, Side]
     sigma: Sigma
+    places: GridPlaces | None = None
 
     def problem(self, size: tuple[int, int]) -> str | None:
         """Return why the head does not fit an input of this height and width, or None if it does."""

@@ -85,12 +85,13 @@ class BankExporter:
 
 def _patchcore_head(run: Run) -> PatchcoreHead:
     config: Any = run.record.config
-    return PatchcoreHead(run.record.grid, config.neighbors, config.reweight, config.maps.sigma)
+    places = run.fitted.finest_places
+    return PatchcoreHead(run.record.grid, config.neighbors, config.reweight, config.maps.sigma, places)
 
 
 def _padim_head(run: Run) -> PadimHead:
     config: Any = run.record.config
-    return PadimHead(run.record.grid, config.maps.sigma)
+    return PadimHead(run.record.grid, config.maps.sigma, run.fitted.finest_places)
 
 
 def _row_norms(tensors: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:

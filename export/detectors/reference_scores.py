@@ -44,7 +44,8 @@ def torch_scores(
     """
     # float64: the rounding of the reference must not count against the candidates.
     bank = {name: torch.from_numpy(np.asarray(value)) for name, value in tensors.items()}
-    rows, columns = (torch.from_numpy(matrix).double() for matrix in map_matrices(head.grid, size, head.sigma))
+    matrices = map_matrices(head.grid, size, head.sigma, head.places)
+    rows, columns = (torch.from_numpy(matrix).double() for matrix in matrices)
     maps, scores = [], []
     with torch.inference_mode():
         for image in images:

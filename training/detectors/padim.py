@@ -14,9 +14,10 @@ from flawscope.errors import ArgumentError, DataError
 from flawscope.imaging.tiles import ImageSource
 from flawscope.progress import Progress
 from flawscope.runs import RunRecord
+from flawscope.training.features.alignment import measure_places
 from flawscope.training.features.backbone import Backbone
 from flawscope.training.features.patch_extraction import iterate_patches, measure_transform, standardization
-from flawscope.training.features.patch_features import PatchFeatures, build_features
+from flawscope.training.features.patch_features import PatchFeatures, build_alignment, build_features
 from flawscope.training.loop.fit_result import FitResult
 from flawscope.training.trainer import FitRequest, Trainer
 
@@ -45,7 +46,10 @@ def fit_padim(config: PadimConfig, backbone: Backbone, paths: Sequence[ImageSour
     if len(paths) < 2:
         raise DataError(f"padim: expected at least two normal training images for a covariance, got {len(paths)}.")
     upsample = config.patches.upsample
-    features = PatchFeatures(backbone, pool=False, upsample=upsample)
+    measured = measure_places(backbone, config.preprocessing.size) if config.patches.align else None
+    places = None if measured is None else measured.places
+    alignment = build_alignment(config, backbone, places)
+    features = PatchFeatures(backbone, pool=False, upsample=upsample, alignment=alignment)
     grid, total = features.layout(config.preprocessing.size)
     if config.channels > total:
         raise ArgumentError(
@@ -62,12 +66,13 @@ def fit_padim(config: PadimConfig, backbone: Backbone, paths: Sequence[ImageSour
     # Reduced first, measured then: the transform is that of the chosen channels. A projection comes after it, and both
     # are one matrix in the graph.
     choice, projection = _reduction(config, total)
-    transform = measure_transform(
-        PatchFeatures(backbone, pool=False, upsample=upsample, channels=choice), paths, config, progress
-    )
+    features = PatchFeatures(backbone, pool=False, upsample=upsample, channels=choice, alignment=alignment)
+    transform = measure_transform(features, paths, config, progress)
     if projection is not None:
         transform = projection if transform is None else _as_matrix(transform) @ projection
-    features = PatchFeatures(backbone, pool=False, upsample=upsample, channels=choice, transform=transform)
+    features = PatchFeatures(
+        backbone, pool=False, upsample=upsample, channels=choice, transform=transform, alignment=alignment
+    )
 
     moments = _Moments(positions, channels)
     for patches in iterate_patches(features, paths, config, "reading patches", progress):
@@ -93,7 +98,9 @@ def fit_padim(config: PadimConfig, backbone: Backbone, paths: Sequence[ImageSour
         tensors={"mean": mean.float().numpy(), "whitening": whitening.numpy()},
         transform=None if transform is None else transform.cpu().numpy(),
         channels=choice,
-        facts={"positions": positions, "channels": channels, "of_channels": total},
+        facts={"positions": positions, "channels": channels, "of_channels": total}
+        | ({} if measured is None else {"alignment": measured.note}),
+        places=places,
     )
 
 

@@ -19,9 +19,10 @@ from flawscope.files import storage_errors, temporary_folder
 from flawscope.imaging.tiles import ImageSource
 from flawscope.progress import Progress
 from flawscope.runs import RunRecord
+from flawscope.training.features.alignment import measure_places
 from flawscope.training.features.backbone import Backbone
 from flawscope.training.features.patch_extraction import iterate_patches, measure_transform, standardization, to_numpy
-from flawscope.training.features.patch_features import PatchFeatures, build_features
+from flawscope.training.features.patch_features import PatchFeatures, build_alignment, build_features
 from flawscope.training.loop.fit_result import FitResult
 from flawscope.training.trainer import FitRequest, Trainer
 
@@ -45,10 +46,15 @@ def fit_patchcore(
     """
     if not paths:
         raise DataError("patchcore: expected at least one normal training image, got none.")
-    features = PatchFeatures(backbone, pool=True, upsample=config.patches.upsample)
+    measured = measure_places(backbone, config.preprocessing.size) if config.patches.align else None
+    places = None if measured is None else measured.places
+    alignment = build_alignment(config, backbone, places)
+    features = PatchFeatures(backbone, pool=True, upsample=config.patches.upsample, alignment=alignment)
     grid, channels = features.layout(config.preprocessing.size)
     transform = measure_transform(features, paths, config, progress)
-    features = PatchFeatures(backbone, pool=True, upsample=config.patches.upsample, transform=transform)
+    features = PatchFeatures(
+        backbone, pool=True, upsample=config.patches.upsample, transform=transform, alignment=alignment
+    )
 
     per_image = grid[0] * grid[1]
     plan = _Plan.for_budget(config, len(paths), per_image, channels)
@@ -89,8 +95,14 @@ def fit_patchcore(
         "channels": channels,
         "selected_in": plan.description,
     }
+    if measured is not None:
+        facts["alignment"] = measured.note
     return FitResult(
-        grid=grid, tensors=tensors, transform=None if transform is None else to_numpy(transform), facts=facts
+        grid=grid,
+        tensors=tensors,
+        transform=None if transform is None else to_numpy(transform),
+        facts=facts,
+        places=places,
     )
 
 

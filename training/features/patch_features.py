@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from flawscope.config import FittedConfig
+from flawscope.imaging.grid_places import GridPlaces
+from flawscope.training.features.alignment import StageAlignment
 from flawscope.training.features.backbone import Backbone, stages_of
 from flawscope.training.loop.fit_result import FitResult
 
@@ -25,6 +27,7 @@ class PatchFeatures(nn.Module):
         channels: Indices of the joined channels to keep (PaDiM), ascending, or None for all.
         transform: Patches are multiplied with it: a factor per kept channel, float32 [D], a matrix, float32 [C, D]
             for C kept channels, or None.
+        alignment: Resamples coarser stages at their true places, in place of `upsample`; None: stages are centred.
     """
 
     def __init__(
@@ -35,11 +38,13 @@ class PatchFeatures(nn.Module):
         upsample: str,
         channels: Sequence[int] | None = None,
         transform: Tensor | None = None,
+        alignment: StageAlignment | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.pool = pool
         self.upsample = upsample
+        self.alignment = alignment
         self.channels = None if channels is None else [int(index) for index in channels]
         # A buffer, so that it moves with the module; not persistent, since a run stores it by its own name.
         self.register_buffer("transform", transform, persistent=False)
@@ -51,7 +56,7 @@ class PatchFeatures(nn.Module):
         # Finest first: its grid is the patch grid, and `start` counts the joined channels in this order.
         grid = stages[0].shape[-2:]
         joined, start = [], 0
-        for stage in stages:
+        for number, stage in enumerate(stages):
             width = stage.shape[1]
             if self.channels is not None:
                 # Chosen before the upsampling, so that dropped channels are not enlarged.
@@ -62,7 +67,9 @@ class PatchFeatures(nn.Module):
                 continue
             if self.pool:
                 stage = functional.avg_pool2d(stage, 3, stride=1, padding=1)
-            if stage.shape[-2:] != grid:
+            if self.alignment is not None:
+                stage = self.alignment(stage, number)
+            elif stage.shape[-2:] != grid:
                 # torch refuses `align_corners` with `nearest`, even False.
                 corners = False if self.upsample == "bilinear" else None
                 stage = functional.interpolate(stage, size=grid, mode=self.upsample, align_corners=corners)
@@ -97,4 +104,15 @@ def build_features(config: FittedConfig, backbone: Backbone, fit_result: FitResu
         upsample=config.patches.upsample,
         channels=fit_result.channels,
         transform=None if fit_result.transform is None else torch.from_numpy(fit_result.transform),
+        alignment=build_alignment(config, backbone, fit_result.places),
     )
+
+
+def build_alignment(
+    config: FittedConfig, backbone: Backbone, places: Sequence[GridPlaces] | None
+) -> StageAlignment | None:
+    """Return what resamples the stages of a detector, or None where they are taken as centred."""
+    if places is None:
+        return None
+    grids = [(int(stage.shape[-2]), int(stage.shape[-1])) for stage in stages_of(backbone, config.preprocessing.size)]
+    return StageAlignment(places, grids, config.patches.upsample)
