@@ -14,6 +14,7 @@ from typing import Literal
 import msgspec
 
 from flawscope.bundle.heads import Head, decode_head
+from flawscope.bundle.region import Region
 from flawscope.bundle.threshold_structs import ThresholdChange, Thresholds
 from flawscope.diffusion.schedule import Sampling
 from flawscope.errors import ArgumentError, BundleError
@@ -276,6 +277,7 @@ class Manifest(_Struct, frozen=True):
     files: dict[str, FileEntry]
     tiling: Tiling | None = None
     learned: LearnedImages | None = None
+    region: Region | None = None
     # msgspec copies an empty default for each instance.
     precisions: dict[str, Precision] = {}
     thresholds: Thresholds | None = None
