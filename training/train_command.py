@@ -191,9 +191,12 @@ def _shared_options(kinds: tuple[methods.MethodKind, ...], takes_auto: bool) -> 
         click.option("--category", help="Category below the root."),
         click.option("--config", "config_name", help=f"YAML file, or a preset: {', '.join(preset_names())}."),
         click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="One setting; may be repeated."),
-        click.option("--backbone", help="scattering (built in, no download), or any timm model."),
+        click.option("--backbone", help="scattering (built in, no download), or a timm model."),
         click.option(
-            "--weights", type=click.Path(path_type=Path), help="Safetensors file of the backbone, for offline use."
+            "--weights",
+            type=click.Path(path_type=Path),
+            help="Safetensors file of the backbone, for offline use. Weights carry conditions (mean, std, padding, "
+            "licence): FILE.json beside FILE.safetensors says them; else they are assumed, and a line says which.",
         ),
         click.option("--image-size", type=int, help="Height and width in pixels after the resize."),
         click.option("--seed", type=int, help="Seed of every random choice."),
@@ -254,6 +257,8 @@ def _train_detector(
             progress=progress,
             overwrite=overwrite,
         )
+    for line in record.backbone.conditions:
+        echo(line, err=True)
     return describe_run(request.method, record), record.facts
 
 

@@ -316,6 +316,11 @@ def _provenance(
         },
         weights="; ".join(f"{member.name}: {source.weights}" for member, source in zip(members, sources, strict=True)),
         images=IMAGE_HASHES,
+        conditions=tuple(
+            f"{member.name}: {line}"
+            for member, source in zip(members, sources, strict=True)
+            for line in source.conditions
+        ),
     )
 
 

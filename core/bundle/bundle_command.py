@@ -88,6 +88,7 @@ def _facts(manifest: Manifest, signature: str) -> list[tuple[str, str]]:
         made_of = [
             ("method", f"{manifest.method}, seed {source.seed}, category {source.category}"),
             ("backbone", source.weights),
+            *(_named_line(line) for line in source.conditions),
         ]
     facts = [
         ("name", manifest.name),
@@ -133,6 +134,12 @@ def _facts(manifest: Manifest, signature: str) -> list[tuple[str, str]]:
         for row in manifest.evidence.accuracy
     ]
     return facts
+
+
+def _named_line(line: str) -> tuple[str, str]:
+    """Return a line such as `weights: mean 0.5` as its name and the rest."""
+    name, _, rest = line.partition(": ")
+    return name, rest
 
 
 def _drawing(head: SynthHead) -> list[tuple[str, str]]:

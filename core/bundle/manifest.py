@@ -244,6 +244,7 @@ class Provenance(_Struct, frozen=True):
         config: The training settings in force, by their flat names.
         weights: SHA-256 of the backbone's weights, and where they came from.
         images: File with the content hashes of training and held-out images, below the bundle.
+        conditions: How the backbone's weights are used (mean, deviation, padding), and who said so, one line each.
     """
 
     created: str
@@ -257,6 +258,7 @@ class Provenance(_Struct, frozen=True):
     config: dict[str, object]
     weights: str
     images: str
+    conditions: tuple[str, ...] = ()
 
 
 class Manifest(_Struct, frozen=True):

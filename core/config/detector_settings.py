@@ -6,6 +6,7 @@ import math
 from typing import ClassVar, Literal
 
 from flawscope.config.feature_settings import (
+    CoarseFeatureSettings,
     FeatureSettings,
     MapSettings,
     PatchSettings,
@@ -35,7 +36,7 @@ class PatchcoreConfig(MethodConfig, frozen=True, kw_only=True, tag_field="method
     POOLS: ClassVar[bool] = True  # patches are averages of neighbourhoods (section 3.1)
     AUTO_STANDARDIZE: ClassVar[Standardization] = "whiten"  # distances to a bank know no covariance of their own
 
-    features: FeatureSettings = FeatureSettings(stages=(2, 3))
+    features: CoarseFeatureSettings = CoarseFeatureSettings()
     input: LineInputSettings = LineInputSettings()
     patches: PatchSettings = PatchSettings(upsample="bilinear")
     maps: MapSettings = MapSettings()
