@@ -8,6 +8,7 @@ method does not use is refused, because none of its structs has it.
 """
 
 from flawscope.config.assembly import CONFIGS, build_config, parse_assignment
+from flawscope.config.bank_settings import BankSettings
 from flawscope.config.detector_settings import FittedConfig, PadimConfig, PatchcoreConfig, StfpmConfig
 from flawscope.config.diffusion_settings import (
     AugmentationSettings,
@@ -42,6 +43,7 @@ __all__ = [
     "AdaptedConfig",
     "AugmentationSettings",
     "AutoencoderConfig",
+    "BankSettings",
     "BaseConfig",
     "DdadConfig",
     "DenoisingSettings",

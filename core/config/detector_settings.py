@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import ClassVar, Literal
 
+from flawscope.config.bank_settings import BankSettings
 from flawscope.config.feature_settings import (
     FeatureSettings,
     MapSettings,
@@ -26,7 +27,7 @@ class PatchcoreConfig(MethodConfig, frozen=True, kw_only=True, tag_field="method
         max_bank: Most rows of the memory bank, whatever `coreset` asks for.
         neighbors: Neighbours b of the score re-weighting (equation 7); 1 turns it off.
         reweight: Whose neighbours re-weight the score: those of the nearest bank patch (`paper`, equation 7), of the
-            test patch (`seed`), or `none`.
+            test patch (`seed`), or `none`, which a score of several patches (`top_share`) needs.
         projection: Space of the greedy coreset selection: full (`none`), a sparse random projection of
             Johnson-Lindenstrauss size (`jl`), or as the memory budget allows (`auto`).
         memory_budget_mb: Most memory for the patch matrix while fitting, in MiB.
@@ -38,6 +39,7 @@ class PatchcoreConfig(MethodConfig, frozen=True, kw_only=True, tag_field="method
     features: FeatureSettings = FeatureSettings(stages=(2, 3))
     input: LineInputSettings = LineInputSettings()
     patches: PatchSettings = PatchSettings(upsample="bilinear")
+    bank: BankSettings = BankSettings()
     maps: MapSettings = MapSettings()
     split: HeldOutSettings = HeldOutSettings()
     coreset: float = 0.01
@@ -54,6 +56,19 @@ class PatchcoreConfig(MethodConfig, frozen=True, kw_only=True, tag_field="method
         check(1 <= self.max_bank <= 1_000_000, "max_bank", "1 to 1,000,000", self.max_bank)
         check(1 <= self.neighbors <= 64, "neighbors", "1 to 64", self.neighbors)
         check_memory_budget(self.memory_budget_mb)
+        # Equation 7 weighs the distance of one patch by its neighbours; a mean of many has none.
+        is_one = self.bank.top_share == 0.0
+        check(is_one or not self.reweights, "reweight", "none with top_share, a mean of patches", self.reweight)
+
+    @property
+    def reweights(self) -> bool:
+        """Whether the score is re-weighted by neighbours."""
+        return self.reweight != "none" and self.neighbors > 1  # one neighbour is nothing to weigh against
+
+    @property
+    def unit(self) -> bool:
+        """Whether patches are divided by their length."""
+        return self.bank.metric == "cosine"
 
 
 class PadimConfig(MethodConfig, frozen=True, kw_only=True, tag_field="method", tag="padim"):
@@ -67,6 +82,7 @@ class PadimConfig(MethodConfig, frozen=True, kw_only=True, tag_field="method", t
     """
 
     POOLS: ClassVar[bool] = False
+    unit: ClassVar[bool] = False  # a covariance of directions is not what the paper has
     AUTO_STANDARDIZE: ClassVar[Standardization] = "scale"  # every position is whitened by its own covariance
 
     features: FeatureSettings = FeatureSettings()

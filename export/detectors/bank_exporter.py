@@ -14,12 +14,14 @@ import safetensors.numpy
 
 from flawscope.arrays import Float32Array, UInt8Array
 from flawscope.bundle import BankHead, PadimHead, PatchcoreHead
+from flawscope.config import PatchcoreConfig
 from flawscope.export.detectors import head_nodes, reference_scores
 from flawscope.export.detectors.head_nodes import BankFile
 from flawscope.export.exporter import ExportedGraphs
 from flawscope.export.graph_files import INLINE_LIMIT, write_graph
 from flawscope.export.onnx_trace import export_module
 from flawscope.training.detectors.detector_run import Run
+from flawscope.training.detectors.patchcore import top_count
 from flawscope.training.features.patch_features import PatchFeatures
 
 BANK = "bank.safetensors"
@@ -84,8 +86,16 @@ class BankExporter:
 
 
 def _patchcore_head(run: Run) -> PatchcoreHead:
-    config: Any = run.record.config
-    return PatchcoreHead(run.record.grid, config.neighbors, config.reweight, config.maps.sigma)
+    config: PatchcoreConfig = run.record.config
+    grid = run.record.grid
+    return PatchcoreHead(
+        grid,
+        config.neighbors,
+        config.reweight,
+        config.maps.sigma,
+        metric=config.bank.metric,
+        top=top_count(config.bank.top_share, grid[0] * grid[1]),
+    )
 
 
 def _padim_head(run: Run) -> PadimHead:

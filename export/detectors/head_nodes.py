@@ -88,6 +88,14 @@ class HeadNodes:
         """Take some rows of a tensor and return the name of the result."""
         return self.add("Slice", [tensor, self.axes(start), self.axes(stop), self.axes(0)], output)
 
+    def largest(self, tensor: str, count: int, output: str) -> str:
+        """Take the largest values of every row [N, P] and return the name of the result, [N, count]."""
+        # Not by `add`, which knows one output: TopK has two.
+        names = [f"head.{output}", f"head.{output}_places"]
+        node = helper.make_node("TopK", [tensor, self.axes(count)], names, name=f"head/{output}", axis=1, largest=1)
+        self.nodes.append(node)
+        return names[0]
+
     def external(self, proto: TensorProto) -> str:
         """Add an initializer made by `BankFile.initializer` and return its name."""
         self.initializers.append(proto)
@@ -158,14 +166,24 @@ def patchcore_nodes(
     neighbour = nodes.add("Gather", [whole, matched], "neighbour", axis=0)
     difference = nodes.add("Sub", [queries, neighbour], "difference")
     squared = nodes.add("ReduceSumSquare", [difference, nodes.axes(1)], "squared", keepdims=0)
-    distance = nodes.add("Sqrt", [squared], "distance")
+    distance = _by_metric(nodes, head, squared, "distance")
     _map(nodes, distance, head, size)
 
     by_image = nodes.add("Reshape", [distance, nodes.axes(-1, positions)], "by_image")
-    if head.reweight == "none" or min(head.neighbors, rows) == 1:  # one neighbour is nothing to weigh against
+    if head.reweights and rows > 1:  # one neighbour is nothing to weigh against
+        _reweighted_score(nodes, head, bank, whole, norms, matched, by_image)
+    elif head.top > 1:
+        largest = nodes.largest(by_image, head.top, "largest")
+        nodes.add("ReduceMean", [largest, nodes.axes(1)], "score", keepdims=0)
+    else:
         nodes.add("ReduceMax", [by_image, nodes.axes(1)], "score", keepdims=0)
-        return
-    _reweighted_score(nodes, head, bank, whole, norms, matched, by_image)
+
+
+def _by_metric(nodes: HeadNodes, head: PatchcoreHead, squared: str, output: str) -> str:
+    """Add the distance from its square, as the metric has it; return its name."""
+    if head.metric == "euclidean":
+        return nodes.add("Sqrt", [squared], output)
+    return nodes.add("Mul", [squared, nodes.constant(np.array(0.5, np.float32), f"half_{output}")], output)
 
 
 def _nearest_rows(nodes: HeadNodes, queries: str, bank: str, norms: str, rows: int, block: int) -> str:
@@ -242,7 +260,7 @@ def _reweighted_score(
     centre = nodes.add("Unsqueeze", [query, nodes.axes(1)], "centre")
     spread = nodes.add("Sub", [members, centre], "spread")
     spread_squared = nodes.add("ReduceSumSquare", [spread, nodes.axes(2)], "spread_squared", keepdims=0)
-    distances = nodes.add("Sqrt", [spread_squared], "distances")
+    distances = _by_metric(nodes, head, spread_squared, "distances")
     # As a softmax: exp(d) alone overflows float32 from distances of 89 on.
     shares = nodes.add("Softmax", [distances], "shares", axis=1)
     if head.reweight == "paper":

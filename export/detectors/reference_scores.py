@@ -83,14 +83,19 @@ def padim_distances(patches: Tensor, head: PadimHead, tensors: Mapping[str, Tens
 def patchcore_distances(
     patches: Tensor, head: PatchcoreHead, tensors: Mapping[str, Tensor]
 ) -> tuple[Tensor, Tensor | None]:
-    """Return the distances of patches float64 [P, D] to their nearest rows, and the re-weighted score."""
+    """Return the distances of patches float64 [P, D] to their nearest rows, and the score."""
     bank = tensors["bank"].double()
     count = min(head.neighbors, len(bank))
     # Subtraction, not the product form: this is the reference the product form is measured against.
     distances = torch.cdist(patches, bank, compute_mode="donot_use_mm_for_euclid_dist")
+    if head.metric == "cosine":
+        # For vectors of length 1, |q - m|² = 2 - 2 cos.
+        distances = distances.square() / 2
     nearest, matched = distances.min(dim=1)
     place = int(nearest.argmax())
     top = nearest[place]
+    if head.top > 1:
+        return nearest, nearest.sort(descending=True).values[: head.top].mean()
     if head.reweight == "none" or count == 1:
         return nearest, top
     if head.reweight == "paper":

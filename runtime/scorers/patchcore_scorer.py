@@ -1,4 +1,4 @@
-"""Scorer of PatchCore: nearest rows of the memory bank, and the re-weighting of the score (arXiv:2106.08265)."""
+"""Scorer of PatchCore: nearest rows of the memory bank, and the score from the distances to them (arXiv:2106.08265)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from flawscope.runtime.scorers.bank_scorer import BankMethod, NativeHead, Tensor
 def check_tensors(head: PatchcoreHead, tensors: Tensors) -> None:
     """Raise BundleError unless the bank has the tensors that the head needs, with shapes that fit each other."""
     bank = need(tensors, "bank", 2, np.float32)
-    if head.reweight != "paper" or head.neighbors == 1:
+    if head.reweight != "paper" or not head.reweights:
         return
     neighbours = need(tensors, "neighbours", 2, np.int64)
     if len(neighbours) != len(bank) or neighbours.min() < 0 or neighbours.max() >= len(bank):
@@ -39,7 +39,8 @@ def native_head(head: PatchcoreHead, tensors: Tensors, size: tuple[int, int]) ->
         flat = patches.reshape(-1, channels)
         # One search for the whole batch: the kernels then read the bank once instead of once per image.
         squared, indices = bank.nearest(flat)
-        return finish(squared.reshape(count, positions), indices.reshape(count, positions), flat.__getitem__)
+        distances = patch_distances(head, squared).reshape(count, positions)
+        return finish(distances, indices.reshape(count, positions), flat.__getitem__)
 
     return score
 
@@ -51,7 +52,14 @@ def device_head(
     # Lazy: on the CPU nothing of CUDA is imported, which keeps the start short.
     from flawscope.runtime.scorers.bank_device import PatchcoreDevice
 
-    return PatchcoreDevice(device, PatchcoreFinish(head, tensors, size), head.grid, tensors, max_batch)
+    finish = PatchcoreFinish(head, tensors, size)
+
+    def score(
+        squared: Float32Array, rows: Int64Array, patch_at: Callable[[int], Float32Array]
+    ) -> tuple[Float32Array, Float32Array]:
+        return finish(patch_distances(head, squared), rows, patch_at)
+
+    return PatchcoreDevice(device, score, head.grid, tensors, max_batch)
 
 
 def bank_scale(tensors: Tensors) -> float:
@@ -61,8 +69,14 @@ def bank_scale(tensors: Tensors) -> float:
     return float(np.sqrt(np.einsum("md,md->", bank, bank, dtype=np.float64) / len(bank)))
 
 
+def patch_distances(head: PatchcoreHead, squared: Float32Array) -> Float32Array:
+    """Return distances as the head's metric has them, from squared Euclidean ones: float32 of the same shape."""
+    # Both make a new array: what the kernels of a device wrote lies in memory that the next image overwrites.
+    return np.sqrt(squared) if head.metric == "euclidean" else np.float32(0.5) * squared
+
+
 class PatchcoreFinish:
-    """From nearest rows to maps and scores; shared by the CPU's kernels and those of the device.
+    """From distances to maps and scores; shared by the CPU's kernels and those of the device.
 
     Args:
         head: The method's parameters.
@@ -87,17 +101,18 @@ class PatchcoreFinish:
         self._bank = Bank(tensors["bank"]) if bank is None and needs_search else bank
 
     def __call__(
-        self, squared: Float32Array, rows: Int64Array, patch_at: Callable[[int], Float32Array]
+        self, distances: Float32Array, rows: Int64Array, patch_at: Callable[[int], Float32Array]
     ) -> tuple[Float32Array, Float32Array]:
         """Return anomaly maps float32 [N, H, W] and scores float32 [N].
 
         Args:
-            squared: Squared distance of every patch to its nearest row, float32 [N, P].
+            distances: Distance of every patch to its nearest row, from `patch_distances`, float32 [N, P].
             rows: Index of that row in the bank, [N, P].
             patch_at: Index in [0, N·P) -> patch, float32 [D]. A function, because on a device patches stay there, and
                 only one per image is needed.
         """
-        distances = np.sqrt(squared)
+        if self._head.top > 1:
+            return self._smooth(distances), mean_of_largest(distances, self._head.top)
         scores = np.array([self._score(i, distances[i], rows[i], patch_at) for i in range(len(distances))], np.float32)
         return self._smooth(distances), scores
 
@@ -121,16 +136,26 @@ class PatchcoreFinish:
         if self._bank is None or self._head.reweight == "paper":
             rows = self._tensors["bank"]
             differences = (rows[row] - patch for row in self._tensors["neighbours"][matched[position]].tolist())
-            neighbour_distances = [math.sqrt(difference.dot(difference)) for difference in differences]
+            squared = [float(difference.dot(difference)) for difference in differences]
         else:
-            squared, _ = self._bank.nearest(patch[None], self._neighbors)
-            neighbour_distances = [math.sqrt(value) for value in squared[0].tolist()]
+            squared = self._bank.nearest(patch[None], self._neighbors)[0][0].tolist()
+        if self._head.metric == "euclidean":
+            neighbour_distances = [math.sqrt(value) for value in squared]
+        else:
+            neighbour_distances = [0.5 * value for value in squared]
         # The paper's numerator is the matched row, first of its own neighbours; the seed takes the largest distance.
         largest = max(neighbour_distances)
         numerator = neighbour_distances[0] if self._head.reweight == "paper" else largest
         # The largest exponent is subtracted, as in every softmax: exp of a distance above 709 overflows.
         denominator = sum([math.exp(distance - largest) for distance in neighbour_distances])
         return top * (1.0 - math.exp(numerator - largest) / denominator)
+
+
+def mean_of_largest(distances: Float32Array, count: int) -> Float32Array:
+    """Return the mean of the `count` largest of every row, float32 [N]; a NaN counts as the largest."""
+    # Sorted, so that the sum does not depend on where in the image the patches lie.
+    largest = np.sort(distances, axis=1)[:, distances.shape[1] - count :]
+    return largest.mean(axis=1, dtype=np.float64).astype(np.float32)
 
 
 PATCHCORE = BankMethod(check_tensors, native_head, device_head, bank_scale)

@@ -224,6 +224,8 @@ REFUSED_PATCHCORE = {
     "neighbors": [0, 65, 9.5],
     "reweight": ["other", True],
     "projection": ["pca", False],
+    "metric": ["manhattan", True, None],
+    "top_share": [-0.01, 1.01, "all", None, *NOT_FINITE],
 }
 REFUSED_PADIM = {"channels": [0, 4097, 1.5], "regularization": [0, -1, *NOT_FINITE], "reduction": ["pca", 1, 0.5]}
 

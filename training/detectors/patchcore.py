@@ -14,10 +14,11 @@ import numpy.typing as npt
 from flawscope.arrays import Float32Array
 from flawscope.config import PatchcoreConfig
 from flawscope.cpp_ext import kcenter_greedy, nearest
-from flawscope.errors import DataError
+from flawscope.errors import ArgumentError, DataError
 from flawscope.files import storage_errors, temporary_folder
 from flawscope.imaging.tiles import ImageSource
 from flawscope.progress import Progress
+from flawscope.ranges import MOST_TOP
 from flawscope.runs import RunRecord
 from flawscope.training.features.backbone import Backbone
 from flawscope.training.features.patch_extraction import iterate_patches, measure_transform, standardization, to_numpy
@@ -47,8 +48,11 @@ def fit_patchcore(
         raise DataError("patchcore: expected at least one normal training image, got none.")
     features = PatchFeatures(backbone, pool=True, upsample=config.patches.upsample)
     grid, channels = features.layout(config.preprocessing.size)
+    top_count(config.bank.top_share, grid[0] * grid[1])  # refuses what no graph can have, before any work
     transform = measure_transform(features, paths, config, progress)
-    features = PatchFeatures(backbone, pool=True, upsample=config.patches.upsample, transform=transform)
+    features = PatchFeatures(
+        backbone, pool=True, upsample=config.patches.upsample, transform=transform, unit=config.unit
+    )
 
     per_image = grid[0] * grid[1]
     plan = _Plan.for_budget(config, len(paths), per_image, channels)
@@ -81,7 +85,7 @@ def fit_patchcore(
             bank = np.asarray(stored[coreset])
             del stored  # closes the mapping before the file
     tensors: dict[str, npt.NDArray[np.generic]] = {"bank": bank}
-    if config.reweight == "paper" and config.neighbors > 1:
+    if config.reweight == "paper" and config.reweights:
         tensors["neighbours"] = neighbour_table(bank, min(config.neighbors, len(bank)))
     facts: dict[str, int | float | str] = {
         "patches": len(matrix),
@@ -98,6 +102,23 @@ def bank_rows(config: PatchcoreConfig, patches: int) -> int:
     """Return how many of `patches` the bank keeps: a share (`coreset` up to 1) or a count, from 1 to the cap."""
     rows = round(config.coreset * patches) if config.coreset <= 1 else round(config.coreset)
     return max(1, min(rows, config.max_bank, patches))
+
+
+def top_count(share: float, positions: int) -> int:
+    """Return of how many patches a score is the mean: a share of all `positions` of an image, at least 1.
+
+    AnomalyDINO rounds down too: of 1024 patches 1 % are 10.
+
+    Raises:
+        ArgumentError: If they are more than a graph can choose.
+    """
+    # The small number: 0.29 * 100 is 28.999999999999996.
+    count = max(1, math.floor(share * positions + 1e-9))
+    if count > MOST_TOP:
+        raise ArgumentError(
+            f"top_share: expected at most {MOST_TOP} patches in a score, got {count} of {positions}. Lower it."
+        )
+    return count
 
 
 def neighbour_table(bank: Float32Array, count: int) -> npt.NDArray[np.int64]:
@@ -172,7 +193,7 @@ class PatchcoreTrainer(Trainer):
     def needed_tensors(self, record: RunRecord) -> frozenset[str]:
         """Return the memory bank, and the table of neighbours if the paper's re-weighting needs it."""
         config = cast("PatchcoreConfig", record.config)
-        has_table = config.reweight == "paper" and config.neighbors > 1
+        has_table = config.reweight == "paper" and config.reweights
         return frozenset({"bank", "neighbours"} if has_table else {"bank"})
 
     def needs_transform(self, config: PatchcoreConfig) -> bool:

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from flawscope.config import FittedConfig
 from flawscope.training.features.backbone import Backbone, stages_of
+from flawscope.training.features.unit_length import unit_length
 from flawscope.training.loop.fit_result import FitResult
 
 
@@ -25,6 +26,7 @@ class PatchFeatures(nn.Module):
         channels: Indices of the joined channels to keep (PaDiM), ascending, or None for all.
         transform: Patches are multiplied with it: a factor per kept channel, float32 [D], a matrix, float32 [C, D]
             for C kept channels, or None.
+        unit: Patches are divided by their length, after the transform (the metric `cosine`).
     """
 
     def __init__(
@@ -35,11 +37,13 @@ class PatchFeatures(nn.Module):
         upsample: str,
         channels: Sequence[int] | None = None,
         transform: Tensor | None = None,
+        unit: bool = False,
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.pool = pool
         self.upsample = upsample
+        self.unit = unit
         self.channels = None if channels is None else [int(index) for index in channels]
         # A buffer, so that it moves with the module; not persistent, since a run stores it by its own name.
         self.register_buffer("transform", transform, persistent=False)
@@ -69,9 +73,9 @@ class PatchFeatures(nn.Module):
             joined.append(stage)
         patches = torch.cat(joined, dim=1).flatten(2).transpose(1, 2)
         transform = self._buffers["transform"]  # not `get_buffer`, whose type has no None
-        if transform is None:
-            return patches
-        return patches * transform if transform.ndim == 1 else patches @ transform
+        if transform is not None:
+            patches = patches * transform if transform.ndim == 1 else patches @ transform
+        return unit_length(patches) if self.unit else patches
 
     def layout(self, size: tuple[int, int]) -> tuple[tuple[int, int], int]:
         """Return the patch grid (h, w) and the number of all joined channels, for an input size (H, W).
@@ -97,4 +101,5 @@ def build_features(config: FittedConfig, backbone: Backbone, fit_result: FitResu
         upsample=config.patches.upsample,
         channels=fit_result.channels,
         transform=None if fit_result.transform is None else torch.from_numpy(fit_result.transform),
+        unit=config.unit,
     )

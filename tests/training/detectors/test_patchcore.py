@@ -27,6 +27,7 @@ from flawscope.training.detectors.patchcore import (
     johnson_lindenstrauss_size,
     neighbour_table,
     sparse_projection,
+    top_count,
 )
 from flawscope.training.features.backbone import Backbone, build_backbone
 from flawscope.training.features.patch_extraction import iterate_patches
@@ -219,6 +220,42 @@ def test_only_the_papers_reweighting_needs_a_table(
     config = patchcore_config(reweight=reweight, neighbors=neighbors)
     fitted = fit(config, backbone, training_images(tiny_root)[:2], tmp_path)
     assert set(fitted.tensors) == {"bank"}
+
+
+@pytest.mark.parametrize(
+    ("share", "positions", "count"),
+    [(0.0, 256, 1), (0.01, 1024, 10), (0.01, 50, 1), (0.29, 100, 29), (1.0, 256, 256), (0.5, 7, 3)],
+)
+def test_a_score_is_of_a_share_of_the_patches_rounded_down_and_at_least_one(
+    share: float, positions: int, count: int
+) -> None:
+    assert top_count(share, positions) == count
+
+
+def test_a_score_of_more_patches_than_a_graph_can_choose_is_refused_before_any_work(
+    tiny_root: Path, tmp_path: Path, backbone: Backbone
+) -> None:
+    with pytest.raises(ArgumentError, match=r"top_share: expected at most 3840 patches in a score, got 4096 of 4096"):
+        top_count(1.0, 4096)
+    config = patchcore_config(resize=256, top_share=1.0, reweight="none")
+    with pytest.raises(ArgumentError, match=r"top_share: "):
+        fit(config, backbone, training_images(tiny_root)[:1], tmp_path)
+
+
+def test_a_mean_of_patches_is_not_reweighted() -> None:
+    with pytest.raises(ArgumentError, match=r"reweight: expected none with top_share, a mean of patches, got 'paper'"):
+        patchcore_config(top_share=0.01)
+    assert not patchcore_config(top_share=0.01, neighbors=1).reweights
+
+
+def test_a_bank_of_the_metric_cosine_has_rows_of_length_one(
+    tiny_root: Path, tmp_path: Path, backbone: Backbone
+) -> None:
+    paths = training_images(tiny_root)[:3]
+    config = patchcore_config(metric="cosine")
+    fitted = fit(config, backbone, paths, tmp_path)
+    np.testing.assert_allclose(np.linalg.norm(fitted.tensors["bank"], axis=1), 1, atol=1e-6)
+    assert all(is_row_of(fitted.tensors["bank"], all_patches(config, backbone, fitted, paths)))
 
 
 def test_no_image_is_an_error(tmp_path: Path, backbone: Backbone) -> None:

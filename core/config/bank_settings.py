@@ -1,0 +1,24 @@
+"""Settings of a memory bank: what its patches are, how distances to it are measured, and how they become a score."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from flawscope.config.setting_parts import SettingPart, check
+
+
+class BankSettings(SettingPart, frozen=True, kw_only=True):
+    """The memory bank and the distances to it.
+
+    Attributes:
+        metric: Distance of two patches: `euclidean`, or `cosine`: patches are divided by their length, and the distance
+            is 1 - cos of the angle between them (AnomalyDINO, arXiv:2405.14529).
+        top_share: Share of an image's patches, those farthest from the bank, whose mean distance is its score (0.01 in
+            AnomalyDINO); at least one patch. 0 takes the farthest alone.
+    """
+
+    metric: Literal["euclidean", "cosine"] = "euclidean"
+    top_share: float = 0.0
+
+    def __post_init__(self) -> None:
+        check(0.0 <= self.top_share <= 1.0, "top_share", "a share from 0 to 1", self.top_share)
