@@ -15,10 +15,14 @@ class BankSettings(SettingPart, frozen=True, kw_only=True):
             is 1 - cos of the angle between them (AnomalyDINO, arXiv:2405.14529).
         top_share: Share of an image's patches, those farthest from the bank, whose mean distance is its score (0.01 in
             AnomalyDINO); at least one patch. 0 takes the farthest alone.
+        views: Views of every fitting image that fill the bank: as it is (`none`), mirrored (`flips`, 4), turned by 90
+            degrees (`quarters`, 4) or 45 (`rotations`, 8), or turned by 45 degrees and mirrored (`both`, 16). Fitting
+            takes so many times as long.
     """
 
     metric: Literal["euclidean", "cosine"] = "euclidean"
     top_share: float = 0.0
+    views: Literal["none", "flips", "quarters", "rotations", "both"] = "none"
 
     def __post_init__(self) -> None:
         check(0.0 <= self.top_share <= 1.0, "top_share", "a share from 0 to 1", self.top_share)

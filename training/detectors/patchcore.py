@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -21,6 +21,7 @@ from flawscope.progress import Progress
 from flawscope.ranges import MOST_TOP
 from flawscope.runs import RunRecord
 from flawscope.training.features.backbone import Backbone
+from flawscope.training.features.fitting_views import View, fitting_views
 from flawscope.training.features.patch_extraction import iterate_patches, measure_transform, standardization, to_numpy
 from flawscope.training.features.patch_features import PatchFeatures, build_features
 from flawscope.training.loop.fit_result import FitResult
@@ -55,23 +56,23 @@ def fit_patchcore(
     )
 
     per_image = grid[0] * grid[1]
-    plan = _Plan.for_budget(config, len(paths), per_image, channels)
+    views = fitting_views(config.bank.views)
+    plan = _Plan.for_budget(config, len(views) * len(paths), per_image, channels)
     # Beside the run, not in /tmp, which is often a small memory file system.
     with tempfile.TemporaryFile(dir=scratch) as file:
-        matrix = np.empty((len(paths) * plan.kept_per_image, plan.dimensions), np.float32)
+        matrix = np.empty((len(views) * len(paths) * plan.kept_per_image, plan.dimensions), np.float32)
         # [seed, 1] and [seed, 2] are independent streams: the choice of patches does not depend on the projection.
         generator = np.random.default_rng([config.seed, 1])
         row = 0
-        for batch in iterate_patches(features, paths, config, "reading patches", progress):
-            for patches in to_numpy(batch):
-                if plan.kept_per_image < per_image:
-                    # Sorted, so that the rows stay in the order of the image.
-                    patches = patches[np.sort(generator.permutation(per_image)[: plan.kept_per_image])]
-                if plan.projection is not None:
-                    file.write(np.ascontiguousarray(patches).tobytes())
-                    patches = patches @ plan.projection
-                matrix[row : row + len(patches)] = patches
-                row += len(patches)
+        for patches in _patches_of_views(features, paths, views, config, progress):
+            if plan.kept_per_image < per_image:
+                # Sorted, so that the rows stay in the order of the image.
+                patches = patches[np.sort(generator.permutation(per_image)[: plan.kept_per_image])]
+            if plan.projection is not None:
+                file.write(np.ascontiguousarray(patches).tobytes())
+                patches = patches @ plan.projection
+            matrix[row : row + len(patches)] = patches
+            row += len(patches)
         rows = bank_rows(config, len(matrix))
         coreset = kcenter_greedy(
             matrix, rows, config.seed, lambda count, total: progress("selecting the coreset", count, total)
@@ -93,9 +94,29 @@ def fit_patchcore(
         "channels": channels,
         "selected_in": plan.description,
     }
+    if len(views) > 1:
+        facts["views"] = len(views)
     return FitResult(
         grid=grid, tensors=tensors, transform=None if transform is None else to_numpy(transform), facts=facts
     )
+
+
+def _patches_of_views(
+    features: PatchFeatures,
+    paths: Sequence[ImageSource],
+    views: Sequence[View],
+    config: PatchcoreConfig,
+    progress: Progress,
+) -> Iterator[Float32Array]:
+    """Yield the patches of every image, float32 [P, D]: of all images as they are, then of the next view of all."""
+    # Decoded anew for every view. Views of one batch at a time would be in an order that depends on the batch size, and
+    # so would the coreset.
+    for number, view in enumerate(views, 1):
+        stage = "reading patches"
+        if len(views) > 1:
+            stage += f", view {number} of {len(views)} ({view.name})"
+        for batch in iterate_patches(features, paths, config, stage, progress, view):
+            yield from to_numpy(batch)
 
 
 def bank_rows(config: PatchcoreConfig, patches: int) -> int:

@@ -14,6 +14,7 @@ from flawscope.errors import ArgumentError, DataError
 from flawscope.imaging.tiles import ImageSource
 from flawscope.progress import Progress
 from flawscope.training.features.backbone import SCATTERING
+from flawscope.training.features.fitting_views import View
 from flawscope.training.features.patch_features import PatchFeatures
 from flawscope.training.loop.image_batches import load_batches
 
@@ -39,9 +40,14 @@ def choose_device(name: str) -> torch.device:
 
 
 def iterate_patches(
-    features: PatchFeatures, paths: Sequence[ImageSource], config: FittedConfig, stage: str, progress: Progress
+    features: PatchFeatures,
+    paths: Sequence[ImageSource],
+    config: FittedConfig,
+    stage: str,
+    progress: Progress,
+    view: View | None = None,
 ) -> Iterator[Tensor]:
-    """Yield float32 [N, P, D] patches on the features' device, batch by batch, in order.
+    """Yield float32 [N, P, D] patches of images or a view of them, on the features' device, batch by batch, in order.
 
     Raises:
         DataError: If the network gives NaN or infinity for an image.
@@ -49,8 +55,9 @@ def iterate_patches(
     count = 0
     progress(stage, 0, len(paths))
     for batch in load_batches(paths, config.preprocessing, config.patches.batch_size, config.patches.num_workers):
+        shown = batch if view is None else np.ascontiguousarray(view.make(batch))  # torch takes no mirrored strides
         with torch.inference_mode():
-            patches = features(torch.from_numpy(batch).to(features.device))
+            patches = features(torch.from_numpy(shown).to(features.device))
         # Checked here, once for all methods: a single NaN would spread through every covariance and distance.
         if not bool(torch.isfinite(patches).all()):
             raise DataError(

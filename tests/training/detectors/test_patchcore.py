@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from native_heads import build_head, torch_scores
@@ -256,6 +257,36 @@ def test_a_bank_of_the_metric_cosine_has_rows_of_length_one(
     fitted = fit(config, backbone, paths, tmp_path)
     np.testing.assert_allclose(np.linalg.norm(fitted.tensors["bank"], axis=1), 1, atol=1e-6)
     assert all(is_row_of(fitted.tensors["bank"], all_patches(config, backbone, fitted, paths)))
+
+
+def test_views_fill_the_bank_with_patches_of_turned_images(tiny_root: Path, tmp_path: Path, backbone: Backbone) -> None:
+    paths = training_images(tiny_root)[:2]
+    reports: list[tuple[str, int, int]] = []
+    # Without standardization: patches are then those of the backbone alone.
+    config = patchcore_config(views="quarters", coreset=1.0, standardize="none", reweight="none")
+    fitted = fit_patchcore(config, backbone, paths, tmp_path, lambda *report: reports.append(report))
+    bank = fitted.tensors["bank"]
+    assert bank.shape == (4 * 2 * 256, 150)
+    assert (fitted.facts["views"], fitted.facts["patches"]) == (4, 4 * 2 * 256)
+    assert ("reading patches, view 3 of 4 (turned by 180 degrees)", 2, 2) in reports
+    features = build_features(config, backbone, fitted)
+    for path in paths:
+        image = np.rot90(prepare(read_image(path), config.preprocessing), 2)
+        with torch.inference_mode():
+            patches = features(torch.from_numpy(image[None].copy()))[0].numpy()
+        to_bank = ((patches[:, None] - bank[None]) ** 2).sum(axis=2).min(axis=1)
+        assert to_bank.max() < 1e-6 * (patches**2).sum(axis=1).max()
+
+
+def test_the_bank_of_views_does_not_depend_on_the_batch_size(
+    tiny_root: Path, tmp_path: Path, backbone: Backbone
+) -> None:
+    paths = training_images(tiny_root)[:3]
+    banks = [
+        fit(patchcore_config(views="flips", batch_size=size), backbone, paths, tmp_path).tensors["bank"]
+        for size in (1, 2)
+    ]
+    np.testing.assert_allclose(banks[0], banks[1], rtol=1e-3, atol=1e-3)
 
 
 def test_no_image_is_an_error(tmp_path: Path, backbone: Backbone) -> None:
