@@ -17,6 +17,7 @@ from flawscope.diffusion.schedule import Sampling
 from flawscope.ranges import NotNegative, Side, Sigma, Top
 
 Neighbors = Annotated[int, msgspec.Meta(ge=1, le=64)]
+Banks = Annotated[int, msgspec.Meta(ge=1, le=64)]
 
 
 class Head:
@@ -72,6 +73,8 @@ class PatchcoreHead(Head, msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
             d² / 2, which for patches and rows of length 1 is 1 - cos of their angle. The feature graph makes that
             length.
         top: Patches whose mean distance, the largest of the image, is the score; 1 is the largest distance itself.
+        banks: Memory banks, each for its own channels of a patch, side by side; a patch's distance is the mean of those
+            to all of them.
     """
 
     grid: tuple[Side, Side]
@@ -80,6 +83,7 @@ class PatchcoreHead(Head, msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
     sigma: Sigma
     metric: Literal["euclidean", "cosine"] = "euclidean"
     top: Top = 1
+    banks: Banks = 1
 
     @property
     def reweights(self) -> bool:
@@ -93,6 +97,8 @@ class PatchcoreHead(Head, msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
             return f"expected a score of at most the {positions} patches of an image, got {self.top}"
         if self.top > 1 and self.reweights:
             return f"expected a score of {self.top} patches without re-weighting, got reweight {self.reweight}"
+        if self.banks > 1 and self.reweights:
+            return f"expected {self.banks} banks without re-weighting, got reweight {self.reweight}"
         return _grid_problem(self.grid, size)
 
 

@@ -59,6 +59,12 @@ class PatchcoreConfig(MethodConfig, frozen=True, kw_only=True, tag_field="method
         # Equation 7 weighs the distance of one patch by its neighbours; a mean of many has none.
         is_one = self.bank.top_share == 0.0
         check(is_one or not self.reweights, "reweight", "none with top_share, a mean of patches", self.reweight)
+        is_joined = self.bank.layers == "joined"
+        check(is_joined or not self.reweights, "reweight", "none with layers=separate, several banks", self.reweight)
+        if standardization(self) != "whiten":  # they would be idle
+            only = "as it is without standardize=whiten"
+            check(self.bank.components == 1.0, "components", only, self.bank.components)
+            check(self.bank.shrinkage == 0.0, "shrinkage", only, self.bank.shrinkage)
 
     @property
     def reweights(self) -> bool:
@@ -69,6 +75,11 @@ class PatchcoreConfig(MethodConfig, frozen=True, kw_only=True, tag_field="method
     def unit(self) -> bool:
         """Whether patches are divided by their length."""
         return self.bank.metric == "cosine"
+
+    @property
+    def separate(self) -> bool:
+        """Whether every stage has a bank of its own; a single stage is one bank in any case."""
+        return self.bank.layers == "separate" and len(self.features.stages) > 1
 
 
 class PadimConfig(MethodConfig, frozen=True, kw_only=True, tag_field="method", tag="padim"):
@@ -83,6 +94,7 @@ class PadimConfig(MethodConfig, frozen=True, kw_only=True, tag_field="method", t
 
     POOLS: ClassVar[bool] = False
     unit: ClassVar[bool] = False  # a covariance of directions is not what the paper has
+    separate: ClassVar[bool] = False
     AUTO_STANDARDIZE: ClassVar[Standardization] = "scale"  # every position is whitened by its own covariance
 
     features: FeatureSettings = FeatureSettings()
@@ -102,6 +114,18 @@ class PadimConfig(MethodConfig, frozen=True, kw_only=True, tag_field="method", t
 
 FittedConfig = PatchcoreConfig | PadimConfig
 """Settings of the methods that are fitted in one pass; their bundles have a memory bank."""
+
+
+def standardization(config: FittedConfig) -> Standardization:
+    """Return the setting `standardize`, with `auto` resolved.
+
+    For a pretrained backbone it is `none`. The channels of the scattering network have no learned scale, so the
+    method's own choice is taken: PatchCore needs whitened channels for its distances, PaDiM whitens every position
+    itself.
+    """
+    if config.patches.standardize != "auto":
+        return config.patches.standardize
+    return config.AUTO_STANDARDIZE if config.features.backbone == "scattering" else "none"
 
 
 class StfpmConfig(TrainedConfig, frozen=True, kw_only=True, tag_field="method", tag="stfpm"):

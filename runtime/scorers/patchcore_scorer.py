@@ -9,19 +9,20 @@ from typing import Any
 import numpy as np
 
 from flawscope.arrays import Float32Array, Int64Array
+from flawscope.bank_names import bank_names
 from flawscope.bundle import PatchcoreHead
 from flawscope.cpp_ext import Bank
-from flawscope.errors import BundleError
+from flawscope.errors import BackendError, BundleError
 from flawscope.runtime.backends.session import DeviceHead
 from flawscope.runtime.scorers.bank_scorer import BankMethod, NativeHead, Tensors, need, smoother
 
 
 def check_tensors(head: PatchcoreHead, tensors: Tensors) -> None:
     """Raise BundleError unless the bank has the tensors that the head needs, with shapes that fit each other."""
-    bank = need(tensors, "bank", 2, np.float32)
+    banks = [need(tensors, name, 2, np.float32) for name in bank_names(head.banks)]
     if head.reweight != "paper" or not head.reweights:
         return
-    neighbours = need(tensors, "neighbours", 2, np.int64)
+    bank, neighbours = banks[0], need(tensors, "neighbours", 2, np.int64)
     if len(neighbours) != len(bank) or neighbours.min() < 0 or neighbours.max() >= len(bank):
         raise BundleError(
             f"bank: expected neighbours that are rows of the bank, {len(bank)} for {len(bank)}, got "
@@ -31,16 +32,26 @@ def check_tensors(head: PatchcoreHead, tensors: Tensors) -> None:
 
 def native_head(head: PatchcoreHead, tensors: Tensors, size: tuple[int, int]) -> NativeHead:
     """Return the head as a function on patches; see `BankMethod.head`."""
-    bank = Bank(tensors["bank"])
-    finish = PatchcoreFinish(head, tensors, size, bank)
+    banks = [Bank(tensors[name]) for name in bank_names(head.banks)]
+    channels = sum(bank.shape[1] for bank in banks)
+    finish = PatchcoreFinish(head, tensors, size, banks[0] if head.banks == 1 else None)
 
     def score(patches: Float32Array) -> tuple[Float32Array, Float32Array]:
-        count, positions, channels = patches.shape
+        count, positions, width = patches.shape
+        if width != channels:
+            raise BundleError(
+                f"bank: expected rows of the {width} channels of a patch, got {channels}. Export the bundle again."
+            )
         flat = patches.reshape(-1, channels)
-        # One search for the whole batch: the kernels then read the bank once instead of once per image.
-        squared, indices = bank.nearest(flat)
-        distances = patch_distances(head, squared).reshape(count, positions)
-        return finish(distances, indices.reshape(count, positions), flat.__getitem__)
+        total, start = np.float32(0), 0
+        for bank in banks:
+            stop = start + bank.shape[1]
+            # One search for the whole batch: the kernels then read the bank once instead of once per image.
+            squared, indices = bank.nearest(np.ascontiguousarray(flat[:, start:stop]))
+            total, start = total + patch_distances(head, squared), stop
+        if head.banks > 1:
+            total = total * np.float32(1 / head.banks)
+        return finish(total.reshape(count, positions), indices.reshape(count, positions), flat.__getitem__)
 
     return score
 
@@ -49,6 +60,11 @@ def device_head(
     device: Any, head: PatchcoreHead, tensors: Tensors, size: tuple[int, int], max_batch: int
 ) -> DeviceHead:
     """Put the bank on a CUDA device; see `flawscope.runtime.scorers.bank_device`."""
+    if not fits_device(head):
+        raise BackendError(
+            f"path kernel: expected a head that the CUDA kernels compute, one memory bank, got {head.banks}. "
+            "Use --path graph."
+        )
     # Lazy: on the CPU nothing of CUDA is imported, which keeps the start short.
     from flawscope.runtime.scorers.bank_device import PatchcoreDevice
 
@@ -63,10 +79,16 @@ def device_head(
 
 
 def bank_scale(tensors: Tensors) -> float:
-    """Return the root mean square norm of the bank's rows."""
-    bank = tensors["bank"]
+    """Return the root mean square norm of the rows, its mean over the banks."""
+    banks = [value for name, value in tensors.items() if name.partition(".")[0] == "bank"]
     # Summed in float64: a large bank has so many squares that a float32 sum stops growing.
-    return float(np.sqrt(np.einsum("md,md->", bank, bank, dtype=np.float64) / len(bank)))
+    norms = [np.sqrt(np.einsum("md,md->", bank, bank, dtype=np.float64) / len(bank)) for bank in banks]
+    return float(np.mean(norms))
+
+
+def fits_device(head: PatchcoreHead) -> bool:
+    """Return whether the CUDA kernels compute this head: they search one bank, in whole patches."""
+    return head.banks == 1
 
 
 def patch_distances(head: PatchcoreHead, squared: Float32Array) -> Float32Array:
@@ -94,7 +116,7 @@ class PatchcoreFinish:
     ) -> None:
         self._head, self._tensors = head, tensors
         self._smooth = smoother(head, size)
-        self._neighbors = min(head.neighbors, len(tensors["bank"]))
+        self._neighbors = min(head.neighbors, len(tensors["bank"])) if head.reweights else 1
         # A packed copy of the bank in host memory, which a device's search does not need: only the re-weighting `seed`
         # searches here.
         needs_search = head.reweight == "seed" and self._neighbors > 1
@@ -106,7 +128,7 @@ class PatchcoreFinish:
         """Return anomaly maps float32 [N, H, W] and scores float32 [N].
 
         Args:
-            distances: Distance of every patch to its nearest row, from `patch_distances`, float32 [N, P].
+            distances: Distance of every patch, from `patch_distances`, float32 [N, P].
             rows: Index of that row in the bank, [N, P].
             patch_at: Index in [0, N·P) -> patch, float32 [D]. A function, because on a device patches stay there, and
                 only one per image is needed.
@@ -128,7 +150,7 @@ class PatchcoreFinish:
         top = float(distances[position])
         if not math.isfinite(top):
             return top
-        if self._head.reweight == "none" or self._neighbors == 1:  # one neighbour is nothing to weigh against
+        if self._neighbors == 1:  # one neighbour is nothing to weigh against
             return top
         patch = patch_at(image * len(distances) + position)
         # A handful of numbers, right after kernels that emptied the caches. This loop over rows takes half the time of
@@ -158,4 +180,4 @@ def mean_of_largest(distances: Float32Array, count: int) -> Float32Array:
     return largest.mean(axis=1, dtype=np.float64).astype(np.float32)
 
 
-PATCHCORE = BankMethod(check_tensors, native_head, device_head, bank_scale)
+PATCHCORE = BankMethod(check_tensors, native_head, device_head, bank_scale, fits_device)

@@ -225,6 +225,9 @@ REFUSED_PATCHCORE = {
     "reweight": ["other", True],
     "projection": ["pca", False],
     "metric": ["manhattan", True, None],
+    "layers": ["apart", 1, True],
+    "components": [0, -1, "all", None, *NOT_FINITE],
+    "shrinkage": [-0.1, 1.1, "oas", *NOT_FINITE],
     "views": ["45", 1, True],
     "top_share": [-0.01, 1.01, "all", None, *NOT_FINITE],
 }

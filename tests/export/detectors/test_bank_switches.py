@@ -17,8 +17,11 @@ from hypothesis import strategies as st
 from native_heads import build_head, torch_scores
 
 from flawscope.arrays import Float32Array
-from flawscope.bundle import PatchcoreHead
+from flawscope.bank_names import bank_names
+from flawscope.bundle import PatchcoreHead, open_bundle
+from flawscope.errors import BackendError, BundleError
 from flawscope.imaging.map_upsampling import map_matrices
+from flawscope.runtime.scorers import bank_scorer, patchcore_scorer
 from flawscope.training.detectors.patchcore import neighbour_table
 
 SIZE = (16, 12)
@@ -36,8 +39,13 @@ def naive_image(
     patches: Float32Array, head: PatchcoreHead, tensors: Mapping[str, npt.NDArray[Any]]
 ) -> tuple[npt.NDArray[np.float64], float]:
     """Return the distances [P] and the score of one image, patches [P, D]."""
-    distances = naive_distances(patches, tensors["bank"], head.metric)
-    nearest = distances.min(axis=1)
+    by_bank, start = [], 0
+    for name in bank_names(head.banks):
+        rows = tensors[name]
+        distances = naive_distances(patches[:, start : start + rows.shape[1]], rows, head.metric)
+        by_bank.append(distances.min(axis=1))
+        start += rows.shape[1]
+    nearest = np.mean(by_bank, axis=0)
     if not head.reweights or len(tensors["bank"]) == 1:
         return nearest, float(np.mean(sorted(nearest.tolist())[-head.top :]))
     place = int(nearest.argmax())
@@ -82,17 +90,24 @@ def all_ways(
 
 def tensors_for(head: PatchcoreHead, rows: int, seed: int) -> dict[str, npt.NDArray[Any]]:
     """Return a bank in which neighbours have no ties."""
-    bank = np.random.default_rng(seed).uniform(0, 12, (rows, CHANNELS)).astype(np.float32)
-    tensors: dict[str, npt.NDArray[Any]] = {"bank": bank}
+    generator = np.random.default_rng(seed)
+    # Banks of different widths and numbers of rows, which share the channels of a patch.
+    widths = {1: [CHANNELS], 2: [4, 2], 3: [1, 2, 3]}[head.banks]
+    tensors: dict[str, npt.NDArray[Any]] = {
+        name: generator.uniform(0, 12, (rows + number, width)).astype(np.float32)
+        for number, (name, width) in enumerate(zip(bank_names(head.banks), widths, strict=True))
+    }
     if head.reweight == "paper" and head.reweights:
-        tensors["neighbours"] = neighbour_table(bank, min(head.neighbors, rows))
+        tensors["neighbours"] = neighbour_table(tensors["bank"], min(head.neighbors, rows))
     return tensors
 
 
 @st.composite
 def heads(draw: st.DrawFn) -> PatchcoreHead:
     top = draw(st.integers(1, POSITIONS), label="top")
-    reweight: Any = draw(st.sampled_from(["paper", "seed", "none"] if top == 1 else ["none"]), label="reweight")
+    banks = draw(st.integers(1, 3), label="banks")
+    is_plain = top == banks == 1
+    reweight: Any = draw(st.sampled_from(["paper", "seed", "none"] if is_plain else ["none"]), label="reweight")
     return PatchcoreHead(
         GRID,
         draw(st.integers(1, 6), label="neighbors"),
@@ -100,6 +115,7 @@ def heads(draw: st.DrawFn) -> PatchcoreHead:
         1.5,
         metric=draw(st.sampled_from(["euclidean", "cosine"]), label="metric"),
         top=top,
+        banks=banks,
     )
 
 
@@ -146,6 +162,45 @@ def test_the_score_is_taken_before_the_map_is_smoothed() -> None:
     np.testing.assert_array_equal(scores[0], scores[1])
 
 
+def test_several_banks_are_exact_on_integers(tmp_path: Path) -> None:
+    """One channel a bank, rows 0 and 8, 0 and 6: distances of a patch are what is left to the nearer of them."""
+    head = PatchcoreHead(GRID, 1, "none", 0.0, banks=2, top=2)
+    images = np.zeros((1, 4, 4, 3), np.uint8)
+    images.reshape(POSITIONS, CHANNELS)[:4, 0] = [2, 5, 8, 9]
+    images.reshape(POSITIONS, CHANNELS)[:4, 1] = [2, 5, 6, 0]
+    tensors = {
+        "bank.0": np.array([[0], [8]], np.float32),
+        "bank.1": np.array([[0] * 5, [6] + [0] * 4], np.float32),
+    }
+    build_graph(tmp_path, head, tensors, GRID, 1)
+    for maps, scores in (run_graph(tmp_path, images), build_head(head, tensors, GRID)(patches_of(images))):
+        assert maps.ravel().tolist() == [(2 + 2) / 2, (3 + 1) / 2, 0, 0.5, 0, 0, 0, 0]
+        assert scores.tolist() == [2.0]
+
+
+def test_banks_that_do_not_share_all_channels_are_refused() -> None:
+    head = PatchcoreHead(GRID, 1, "none", 0.0, banks=2)
+    tensors = {"bank.0": np.zeros((3, 2), np.float32), "bank.1": np.zeros((3, 3), np.float32)}
+    with pytest.raises(BundleError, match=r"bank: expected rows of the 6 channels of a patch, got 5\. Export"):
+        build_head(head, tensors, SIZE)(patches_of(random_images(1, 0)))
+    with pytest.raises(BundleError, match=r"bank: expected the tensor bank\.1, got \['bank\.0'\]\. Export"):
+        build_head(head, {"bank.0": tensors["bank.0"]}, SIZE)
+
+
+@pytest.mark.parametrize(("backend", "path"), [("cpu", "kernel"), ("tensorrt", "graph"), ("cuda", "graph")])
+def test_several_banks_take_the_graph_on_a_device(
+    uncalibrated_bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch, backend: str, path: str
+) -> None:
+    monkeypatch.setattr(bank_scorer, "HAVE_NATIVE", True)
+    head = PatchcoreHead(GRID, 1, "none", 0.0, banks=2)
+    with open_bundle(uncalibrated_bundles["patchcore"]) as bundle:
+        options = bank_scorer.ScorerOptions(backend, "auto")
+        fits = patchcore_scorer.fits_device(head)
+        assert bank_scorer.resolve_path(options, bundle.manifest, fits) == path
+    with pytest.raises(BackendError, match=r"path kernel: .* one memory bank, got 2\. Use --path graph\."):
+        patchcore_scorer.device_head(None, head, {}, SIZE, 1)
+
+
 def test_a_distance_that_is_no_number_stays_visible_in_a_mean() -> None:
     patches = patches_of(random_images(2, 3)).copy()
     patches[1, 2, 1] = np.nan
@@ -160,7 +215,8 @@ def test_a_distance_that_is_no_number_stays_visible_in_a_mean() -> None:
     [
         (PatchcoreHead(GRID, 9, "none", 0.0, top=9), "expected a score of at most the 8 patches of an image, got 9"),
         (PatchcoreHead(GRID, 9, "paper", 0.0, top=2), "expected a score of 2 patches without re-weighting"),
-        (PatchcoreHead(GRID, 1, "paper", 0.0, top=2), None),
+        (PatchcoreHead(GRID, 9, "seed", 0.0, banks=2), "expected 2 banks without re-weighting, got reweight seed"),
+        (PatchcoreHead(GRID, 1, "paper", 0.0, top=2, banks=2), None),
     ],
 )
 def test_a_head_that_means_nothing_is_a_problem(head: PatchcoreHead, problem: str | None) -> None:

@@ -289,6 +289,62 @@ def test_the_bank_of_views_does_not_depend_on_the_batch_size(
     np.testing.assert_allclose(banks[0], banks[1], rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("standardize", ["none", "scale", "whiten"])
+def test_layers_kept_apart_have_a_bank_each_of_their_own_channels(
+    tiny_root: Path, tmp_path: Path, backbone: Backbone, standardize: str
+) -> None:
+    paths = training_images(tiny_root)[:3]
+    cut = {"components": 20, "shrinkage": 0.1} if standardize == "whiten" else {}
+    config = patchcore_config(layers="separate", reweight="none", standardize=standardize, metric="cosine", **cut)
+    fitted = fit(config, backbone, paths, tmp_path)
+    width = 20 if cut else 75
+    assert {name: bank.shape for name, bank in fitted.tensors.items()} == {
+        "bank.0": (40, width),
+        "bank.1": (40, width),
+    }
+    assert (fitted.facts["bank_rows"], fitted.facts["channels"]) == (80, 2 * width)
+    patches = all_patches(config, backbone, fitted, paths)
+    for number in range(2):
+        layer = patches[:, number * width : (number + 1) * width]
+        assert all(is_row_of(fitted.tensors[f"bank.{number}"], layer))
+        np.testing.assert_allclose(np.linalg.norm(layer, axis=1), 1, atol=1e-6)
+
+
+def test_a_bank_of_one_layer_is_the_one_of_that_stage_alone(
+    tiny_root: Path, tmp_path: Path, backbone: Backbone
+) -> None:
+    paths = training_images(tiny_root)[:3]
+    apart = fit(patchcore_config(layers="separate", reweight="none", standardize="scale"), backbone, paths, tmp_path)
+    alone = patchcore_config(stages=[1], reweight="none", layers="separate", standardize="scale")
+    fitted = fit(alone, build_backbone(alone.features, None)[0], paths, tmp_path)
+    assert set(fitted.tensors) == {"bank"}  # one stage is one bank, whatever the setting
+    np.testing.assert_allclose(fitted.tensors["bank"], apart.tensors["bank.0"], rtol=1e-4, atol=1e-4)
+
+
+def test_banks_of_layers_share_the_memory(tiny_root: Path, tmp_path: Path, backbone: Backbone) -> None:
+    paths = training_images(tiny_root)
+    config = with_budget_mb(patchcore_config(layers="separate", reweight="none", projection="jl"), 1)
+    fitted = fit(config, backbone, paths, tmp_path)
+    assert 4 * int(fitted.facts["patches"]) * 75 <= 1 << 20
+    patches = all_patches(config, backbone, fitted, paths)
+    assert all(is_row_of(fitted.tensors["bank.1"], patches[:, 75:]))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"layers": "separate"}, r"reweight: expected none with layers=separate, several banks, got 'paper'"),
+        ({"components": 0.9, "standardize": "none"}, r"components: expected as it is without standardize=whiten"),
+        ({"shrinkage": None, "standardize": "scale"}, r"shrinkage: expected as it is without standardize=whiten"),
+        ({"components": 10, "backbone": "resnet18"}, r"components: expected as it is without standardize=whiten"),
+    ],
+)
+def test_settings_that_would_be_idle_or_mean_nothing_are_refused(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        patchcore_config(**settings)
+    assert patchcore_config(components=0.9, shrinkage=0.1).bank.components == 0.9  # scattering is whitened by itself
+
+
 def test_no_image_is_an_error(tmp_path: Path, backbone: Backbone) -> None:
     with pytest.raises(DataError, match=r"patchcore: expected at least one normal training image, got none"):
         fit(patchcore_config(), backbone, [], tmp_path)
