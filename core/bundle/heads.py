@@ -75,6 +75,7 @@ class PatchcoreHead(Head, msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
         top: Patches whose mean distance, the largest of the image, is the score; 1 is the largest distance itself.
         banks: Memory banks, each for its own channels of a patch, side by side; a patch's distance is the mean of those
             to all of them.
+        foreground: Distances are multiplied with the weights of `flawscope.imaging.patch_foreground`.
     """
 
     grid: tuple[Side, Side]
@@ -84,6 +85,7 @@ class PatchcoreHead(Head, msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
     metric: Literal["euclidean", "cosine"] = "euclidean"
     top: Top = 1
     banks: Banks = 1
+    foreground: bool = False
 
     @property
     def reweights(self) -> bool:

@@ -61,6 +61,9 @@ class PatchcoreConfig(MethodConfig, frozen=True, kw_only=True, tag_field="method
         check(is_one or not self.reweights, "reweight", "none with top_share, a mean of patches", self.reweight)
         is_joined = self.bank.layers == "joined"
         check(is_joined or not self.reweights, "reweight", "none with layers=separate, several banks", self.reweight)
+        # Whitened patches vary alike in every direction: their first principal component is chance.
+        has_component = not self.bank.foreground or standardization(self) != "whiten"
+        check(has_component, "foreground", "false with standardize=whiten", self.bank.foreground)
         if standardization(self) != "whiten":  # they would be idle
             only = "as it is without standardize=whiten"
             check(self.bank.components == 1.0, "components", only, self.bank.components)

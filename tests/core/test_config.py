@@ -225,6 +225,7 @@ REFUSED_PATCHCORE = {
     "reweight": ["other", True],
     "projection": ["pca", False],
     "metric": ["manhattan", True, None],
+    "foreground": ["yes please", 3, None],
     "layers": ["apart", 1, True],
     "components": [0, -1, "all", None, *NOT_FINITE],
     "shrinkage": [-0.1, 1.1, "oas", *NOT_FINITE],

@@ -24,6 +24,7 @@ from flawscope.ranges import MOST_TOP
 from flawscope.runs import RunRecord
 from flawscope.training.features.backbone import Backbone
 from flawscope.training.features.fitting_views import View, fitting_views
+from flawscope.training.features.foreground import measure_foreground
 from flawscope.training.features.patch_extraction import iterate_patches, measure_transform, to_numpy
 from flawscope.training.features.patch_features import PatchFeatures, build_features, layer_widths
 from flawscope.training.loop.fit_result import FitResult
@@ -58,6 +59,7 @@ def fit_patchcore(
         backbone, pool=True, upsample=upsample, transform=transform, unit=config.unit, layer_widths=widths
     )
 
+    foreground = measure_foreground(features, grid, paths, config, progress) if config.bank.foreground else None
     views = fitting_views(config.bank.views)
     with contextlib.ExitStack() as stack:
         selections = [
@@ -65,6 +67,8 @@ def fit_patchcore(
             for channels in features.widths(config.preprocessing.size)
         ]
         for patches in _patches_of_views(features, paths, views, config, progress):
+            if foreground is not None:
+                patches = patches[foreground.shown(patches, grid)]
             start = 0
             for selection in selections:
                 selection.add(patches[:, start : start + selection.channels])
@@ -76,6 +80,8 @@ def fit_patchcore(
     tensors: dict[str, npt.NDArray[np.generic]] = dict(zip(bank_names(len(banks)), banks, strict=True))
     if config.reweight == "paper" and config.reweights:
         tensors["neighbours"] = neighbour_table(banks[0], min(config.neighbors, len(banks[0])))
+    if foreground is not None:
+        tensors |= {"foreground": foreground.direction, "foreground_limits": foreground.limits}
     facts: dict[str, int | float | str] = {
         "patches": sum(selection.rows for selection in selections),
         "bank_rows": sum(len(bank) for bank in banks),
@@ -270,7 +276,8 @@ class PatchcoreTrainer(Trainer):
         config = cast("PatchcoreConfig", record.config)
         has_table = config.reweight == "paper" and config.reweights
         banks = bank_names(len(config.features.stages) if config.separate else 1)
-        return frozenset({*banks, "neighbours"} if has_table else banks)
+        more = {"foreground", "foreground_limits"} if config.bank.foreground else set()
+        return frozenset({*banks, *more, "neighbours"} if has_table else {*banks, *more})
 
     def needs_transform(self, config: PatchcoreConfig) -> bool:
         """Return whether channels are standardized."""

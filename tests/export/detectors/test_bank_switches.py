@@ -46,6 +46,8 @@ def naive_image(
         by_bank.append(distances.min(axis=1))
         start += rows.shape[1]
     nearest = np.mean(by_bank, axis=0)
+    if head.foreground:
+        nearest = nearest * naive_weights(patches, head, tensors)
     if not head.reweights or len(tensors["bank"]) == 1:
         return nearest, float(np.mean(sorted(nearest.tolist())[-head.top :]))
     place = int(nearest.argmax())
@@ -57,6 +59,27 @@ def naive_image(
         around = np.sort(distances[place])[:count]
         own = around.max()
     return nearest, float(nearest[place] * (1 - np.exp(own) / np.exp(around).sum()))
+
+
+def naive_weights(
+    patches: Float32Array, head: PatchcoreHead, tensors: Mapping[str, npt.NDArray[Any]]
+) -> npt.NDArray[np.float64]:
+    """Return the weights of the foreground [P], one patch after the other."""
+    height, width = head.grid
+    offset, least = tensors["foreground_limits"].astype(np.float64)
+    ramp = [
+        min(1.0, max(0.0, float(patch.astype(np.float64) @ tensors["foreground"][:, 0]) + offset)) for patch in patches
+    ]
+    around = [
+        max(
+            ramp[row * width + column]
+            for row in range(max(0, y - 1), min(height, y + 2))
+            for column in range(max(0, x - 1), min(width, x + 2))
+        )
+        for y in range(height)
+        for x in range(width)
+    ]
+    return np.array(around) if np.mean(around) >= least else np.ones(len(around))
 
 
 def naive(head: PatchcoreHead, tensors: Mapping[str, npt.NDArray[Any]], patches: Float32Array) -> Answer:
@@ -99,6 +122,9 @@ def tensors_for(head: PatchcoreHead, rows: int, seed: int) -> dict[str, npt.NDAr
     }
     if head.reweight == "paper" and head.reweights:
         tensors["neighbours"] = neighbour_table(tensors["bank"], min(head.neighbors, rows))
+    if head.foreground:
+        tensors["foreground"] = generator.uniform(-0.3, 0.3, (CHANNELS, 1)).astype(np.float32)
+        tensors["foreground_limits"] = np.array([generator.uniform(-1, 1), generator.choice([0, 0.3])], np.float32)
     return tensors
 
 
@@ -116,10 +142,11 @@ def heads(draw: st.DrawFn) -> PatchcoreHead:
         metric=draw(st.sampled_from(["euclidean", "cosine"]), label="metric"),
         top=top,
         banks=banks,
+        foreground=draw(st.booleans(), label="foreground"),
     )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(head=heads(), rows=st.integers(1, 20), images=st.integers(1, 3), seed=st.integers(0, 10_000))
 def test_every_combination_is_the_formula_on_every_path(head: PatchcoreHead, rows: int, images: int, seed: int) -> None:
     assert head.problem(SIZE) is None
@@ -197,7 +224,9 @@ def test_several_banks_take_the_graph_on_a_device(
         options = bank_scorer.ScorerOptions(backend, "auto")
         fits = patchcore_scorer.fits_device(head)
         assert bank_scorer.resolve_path(options, bundle.manifest, fits) == path
-    with pytest.raises(BackendError, match=r"path kernel: .* one memory bank, got 2\. Use --path graph\."):
+    with pytest.raises(
+        BackendError, match=r"path kernel: .* one memory bank without foreground, got 2 .* Use --path graph\."
+    ):
         patchcore_scorer.device_head(None, head, {}, SIZE, 1)
 
 

@@ -336,6 +336,7 @@ def test_banks_of_layers_share_the_memory(tiny_root: Path, tmp_path: Path, backb
         ({"layers": "separate"}, r"reweight: expected none with layers=separate, several banks, got 'paper'"),
         ({"components": 0.9, "standardize": "none"}, r"components: expected as it is without standardize=whiten"),
         ({"shrinkage": None, "standardize": "scale"}, r"shrinkage: expected as it is without standardize=whiten"),
+        ({"foreground": True}, r"foreground: expected false with standardize=whiten, got True"),
         ({"components": 10, "backbone": "resnet18"}, r"components: expected as it is without standardize=whiten"),
     ],
 )
