@@ -11,7 +11,8 @@ from typing import cast
 import numpy as np
 import numpy.typing as npt
 
-from flawscope.arrays import Float32Array
+from flawscope.arrays import Float32Array, UInt8Array
+from flawscope.bundle import PatchcoreHead
 from flawscope.config import PatchcoreConfig
 from flawscope.cpp_ext import kcenter_greedy, nearest
 from flawscope.errors import DataError
@@ -19,6 +20,7 @@ from flawscope.files import storage_errors, temporary_folder
 from flawscope.imaging.tiles import ImageSource
 from flawscope.progress import Progress
 from flawscope.runs import RunRecord
+from flawscope.training.detectors.torch_scores import patchcore_distances, torch_scores
 from flawscope.training.features.backbone import Backbone
 from flawscope.training.features.patch_extraction import iterate_patches, measure_transform, standardization, to_numpy
 from flawscope.training.features.patch_features import PatchFeatures, build_features
@@ -156,6 +158,11 @@ def sparse_projection(channels: int, width: int, seed: int) -> Float32Array:
     return (signs / math.sqrt(density * width)).astype(np.float32)
 
 
+def patchcore_head(config: PatchcoreConfig, grid: tuple[int, int]) -> PatchcoreHead:
+    """Return the head of a bundle; `grid` has the rows and columns of patches."""
+    return PatchcoreHead(grid, config.neighbors, config.reweight, config.maps.sigma)
+
+
 class PatchcoreTrainer(Trainer):
     """Fits and restores PatchCore."""
 
@@ -168,6 +175,13 @@ class PatchcoreTrainer(Trainer):
     def restore(self, path: Path, record: RunRecord, backbone: Backbone, fit_result: FitResult) -> PatchFeatures:
         """Return the feature module."""
         return build_features(cast("PatchcoreConfig", record.config), backbone, fit_result)
+
+    def scores(
+        self, config: PatchcoreConfig, module: PatchFeatures, fit_result: FitResult, images: Sequence[UInt8Array]
+    ) -> tuple[Float32Array, Float32Array]:
+        """Return maps and scores in float32; see `Trainer.scores`."""
+        head, size = patchcore_head(config, fit_result.grid), config.preprocessing.size
+        return torch_scores(module, head, fit_result.tensors, size, images, patchcore_distances, exact=False)
 
     def needed_tensors(self, record: RunRecord) -> frozenset[str]:
         """Return the memory bank, and the table of neighbours if the paper's re-weighting needs it."""
