@@ -83,7 +83,12 @@ class PatchcoreConfig(MethodConfig, frozen=True, kw_only=True, tag_field="method
     @property
     def separate(self) -> bool:
         """Whether every stage has a bank of its own; a single stage is one bank in any case."""
-        return self.bank.layers == "separate" and len(self.features.stages) > 1
+        return self.bank.layers == "separate" and len(self.features.stages or ()) != 1
+
+    @property
+    def bank_count(self) -> int:
+        """Number of memory banks, once the stages are known."""
+        return len(self.features.stages or ()) if self.separate else 1
 
 
 class PadimConfig(MethodConfig, frozen=True, kw_only=True, tag_field="method", tag="padim"):

@@ -12,8 +12,9 @@ from typing import cast
 import numpy as np
 import numpy.typing as npt
 
-from flawscope.arrays import Float32Array
+from flawscope.arrays import Float32Array, UInt8Array
 from flawscope.bank_names import bank_names
+from flawscope.bundle import PatchcoreHead
 from flawscope.config import PatchcoreConfig, standardization
 from flawscope.cpp_ext import kcenter_greedy, nearest
 from flawscope.errors import ArgumentError, DataError
@@ -22,6 +23,7 @@ from flawscope.imaging.tiles import ImageSource
 from flawscope.progress import Progress
 from flawscope.ranges import MOST_TOP
 from flawscope.runs import RunRecord
+from flawscope.training.detectors.torch_scores import patchcore_distances, torch_scores
 from flawscope.training.features.backbone import Backbone
 from flawscope.training.features.fitting_views import View, fitting_views
 from flawscope.training.features.foreground import measure_foreground
@@ -226,7 +228,7 @@ class _Plan:
     @classmethod
     def for_budget(cls, config: PatchcoreConfig, images: int, per_image: int, channels: int) -> _Plan:
         # Banks of layers are filled side by side, and share the memory.
-        budget = (config.memory_budget_mb << 20) // (len(config.features.stages) if config.separate else 1)
+        budget = (config.memory_budget_mb << 20) // config.bank_count
         fits = 4 * images * per_image * channels <= budget  # 4 bytes a float32
         if config.projection == "none" or (config.projection == "auto" and fits):
             width = channels
@@ -258,6 +260,20 @@ def sparse_projection(channels: int, width: int, seed: int) -> Float32Array:
     return (signs / math.sqrt(density * width)).astype(np.float32)
 
 
+def patchcore_head(config: PatchcoreConfig, grid: tuple[int, int]) -> PatchcoreHead:
+    """Return the head of a bundle; `grid` has the rows and columns of patches."""
+    return PatchcoreHead(
+        grid,
+        config.neighbors,
+        config.reweight,
+        config.maps.sigma,
+        metric=config.bank.metric,
+        top=top_count(config.bank.top_share, grid[0] * grid[1]),
+        banks=config.bank_count,
+        foreground=config.bank.foreground,
+    )
+
+
 class PatchcoreTrainer(Trainer):
     """Fits and restores PatchCore."""
 
@@ -271,11 +287,18 @@ class PatchcoreTrainer(Trainer):
         """Return the feature module."""
         return build_features(cast("PatchcoreConfig", record.config), backbone, fit_result)
 
+    def scores(
+        self, config: PatchcoreConfig, module: PatchFeatures, fit_result: FitResult, images: Sequence[UInt8Array]
+    ) -> tuple[Float32Array, Float32Array]:
+        """Return maps and scores in float32; see `Trainer.scores`."""
+        head, size = patchcore_head(config, fit_result.grid), config.preprocessing.size
+        return torch_scores(module, head, fit_result.tensors, size, images, patchcore_distances, exact=False)
+
     def needed_tensors(self, record: RunRecord) -> frozenset[str]:
         """Return the memory banks, and the table of neighbours if the paper's re-weighting needs it."""
         config = cast("PatchcoreConfig", record.config)
         has_table = config.reweight == "paper" and config.reweights
-        banks = bank_names(len(config.features.stages) if config.separate else 1)
+        banks = bank_names(config.bank_count)
         more = {"foreground", "foreground_limits"} if config.bank.foreground else set()
         return frozenset({*banks, *more, "neighbours"} if has_table else {*banks, *more})
 
