@@ -33,7 +33,6 @@ class PatchcoreConfig(MethodConfig, frozen=True, kw_only=True, tag_field="method
         memory_budget_mb: Most memory for the patch matrix while fitting, in MiB.
     """
 
-    POOLS: ClassVar[bool] = True  # patches are averages of neighbourhoods (section 3.1)
     AUTO_STANDARDIZE: ClassVar[Standardization] = "whiten"  # distances to a bank know no covariance of their own
 
     features: FeatureSettings = FeatureSettings(stages=(2, 3))
@@ -75,6 +74,11 @@ class PatchcoreConfig(MethodConfig, frozen=True, kw_only=True, tag_field="method
         return self.reweight != "none" and self.neighbors > 1  # one neighbour is nothing to weigh against
 
     @property
+    def pools(self) -> bool:
+        """Whether patches are averages of neighbourhoods."""
+        return self.bank.pool
+
+    @property
     def unit(self) -> bool:
         """Whether patches are divided by their length."""
         return self.bank.metric == "cosine"
@@ -95,7 +99,7 @@ class PadimConfig(MethodConfig, frozen=True, kw_only=True, tag_field="method", t
         regularization: Added to the diagonal of every covariance matrix.
     """
 
-    POOLS: ClassVar[bool] = False
+    pools: ClassVar[bool] = False
     unit: ClassVar[bool] = False  # a covariance of directions is not what the paper has
     separate: ClassVar[bool] = False
     AUTO_STANDARDIZE: ClassVar[Standardization] = "scale"  # every position is whitened by its own covariance

@@ -51,12 +51,12 @@ def fit_patchcore(
     if not paths:
         raise DataError("patchcore: expected at least one normal training image, got none.")
     upsample, widths = config.patches.upsample, layer_widths(config, backbone)
-    features = PatchFeatures(backbone, pool=True, upsample=upsample, layer_widths=widths)
+    features = PatchFeatures(backbone, pool=config.pools, upsample=upsample, layer_widths=widths)
     grid, _ = features.layout(config.preprocessing.size)
     top_count(config.bank.top_share, grid[0] * grid[1])  # refuses what no graph can have, before any work
     transform = measure_transform(features, paths, config, progress)
     features = PatchFeatures(
-        backbone, pool=True, upsample=upsample, transform=transform, unit=config.unit, layer_widths=widths
+        backbone, pool=config.pools, upsample=upsample, transform=transform, unit=config.unit, layer_widths=widths
     )
 
     foreground = measure_foreground(features, grid, paths, config, progress) if config.bank.foreground else None
