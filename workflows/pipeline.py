@@ -288,7 +288,8 @@ def _train(plan: Plan, progress: Progress) -> tuple[RunRecord, str, Sequence[str
         progress=progress,
         overwrite=plan.replaces,
     )
-    summary, notes = f"{plan.run}: {len(record.training)} normal images learned, {len(record.held_out)} held out", []
+    summary = f"{plan.run}: {len(record.training)} normal images learned, {len(record.held_out)} held out"
+    notes = list(record.backbone.conditions)
     if description := trainer_of(record.config).describe(record.config):
         summary += f", {description}"
     if plan.earlier_run is not None and plan.earlier_run.record.backbone != record.backbone:

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 
 from flawscope.config.bank_settings import BankSettings
 from flawscope.config.feature_settings import (
+    CoarseFeatureSettings,
     FeatureSettings,
     MapSettings,
     PatchSettings,
@@ -35,7 +36,7 @@ class PatchcoreConfig(MethodConfig, frozen=True, kw_only=True, tag_field="method
 
     AUTO_STANDARDIZE: ClassVar[Standardization] = "whiten"  # distances to a bank know no covariance of their own
 
-    features: FeatureSettings = FeatureSettings(stages=(2, 3))
+    features: CoarseFeatureSettings = CoarseFeatureSettings()
     input: LineInputSettings = LineInputSettings()
     patches: PatchSettings = PatchSettings(upsample="bilinear")
     bank: BankSettings = BankSettings()

@@ -50,7 +50,7 @@ def fit_padim(config: PadimConfig, backbone: Backbone, paths: Sequence[ImageSour
     if config.channels > total:
         raise ArgumentError(
             f"channels: expected at most the {total} channels of {config.features.backbone} stages "
-            f"{list(config.features.stages)}, got {config.channels}."
+            f"{list(config.features.stages or ())}, got {config.channels}."
         )
     positions, channels = grid[0] * grid[1], config.channels
     # The same limit as `export/size_check.py`: TensorRT and others index a tensor's elements with 32 bits.
