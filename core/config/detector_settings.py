@@ -85,9 +85,9 @@ class PatchcoreConfig(MethodConfig, frozen=True, kw_only=True, tag_field="method
         return self.bank.metric == "cosine"
 
     @property
-    def separate(self) -> bool:
-        """Whether every stage has a bank of its own; a single stage is one bank in any case."""
-        return self.bank.layers == "separate" and len(self.features.stages) > 1
+    def banks(self) -> int:
+        """Number of memory banks: one for each stage where they are kept apart."""
+        return len(self.features.stages or self.features.AUTO_STAGES) if self.bank.layers == "separate" else 1
 
 
 class PadimConfig(MethodConfig, frozen=True, kw_only=True, tag_field="method", tag="padim"):
@@ -102,7 +102,7 @@ class PadimConfig(MethodConfig, frozen=True, kw_only=True, tag_field="method", t
 
     pools: ClassVar[bool] = False
     unit: ClassVar[bool] = False  # a covariance of directions is not what the paper has
-    separate: ClassVar[bool] = False
+    banks: ClassVar[int] = 1
     AUTO_STANDARDIZE: ClassVar[Standardization] = "scale"  # every position is whitened by its own covariance
 
     features: FeatureSettings = FeatureSettings()

@@ -8,16 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.torch
+import timm
+import torch
 from tiny_dataset import CATEGORY, anomalous_images, normal_images
 
 from flawscope.bundle import PatchcoreHead
 from flawscope.config import build_config
-from flawscope.config.feature_settings import FeatureSettings
 from flawscope.datasets import open_dataset
 from flawscope.export.detectors.detector_export import export_run
 from flawscope.runtime import Inspector
 from flawscope.training.detectors.detector_training import train_detector
-from flawscope.training.features.backbone import untrained_backbone
 from flawscope.training.settings import read_settings
 
 pytestmark = pytest.mark.long
@@ -29,15 +29,11 @@ SMALLER: dict[str, Any] = {"backbone": "vit_tiny_patch16_224", "resize": 240, "v
 @pytest.mark.parametrize("layers", [{"stages": [2]}, {"stages": [1, 2], "layers": "separate"}])
 def test_the_preset_goes_from_training_to_the_line(tiny_root: Path, tmp_path: Path, layers: dict[str, Any]) -> None:
     config, _ = build_config("patchcore", read_settings("anomalydino"), {**SMALLER, **layers, "held_out_minimum": 5})
-    settings = FeatureSettings(
-        backbone=config.features.backbone,
-        stages=config.features.stages,
-        backbone_options=config.features.backbone_options,
-    )
     weights = tmp_path / "random.safetensors"
-    safetensors.torch.save_file(untrained_backbone(settings).network.state_dict(), weights)
+    torch.manual_seed(0)
+    safetensors.torch.save_file(timm.create_model(SMALLER["backbone"]).state_dict(), weights)
     record = train_detector(config, open_dataset(tiny_root, CATEGORY), tmp_path / "run", weights=weights)
-    banks = len(config.features.stages)
+    banks = config.banks
     assert record.grid == (15, 15)
     assert (record.facts["bank_rows"], record.facts["channels"], record.facts["views"]) == (100 * banks, 192 * banks, 4)
     manifest = export_run(tmp_path / "run", tmp_path / "part.flaw", max_batch=2)

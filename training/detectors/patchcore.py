@@ -226,7 +226,7 @@ class _Plan:
     @classmethod
     def for_budget(cls, config: PatchcoreConfig, images: int, per_image: int, channels: int) -> _Plan:
         # Banks of layers are filled side by side, and share the memory.
-        budget = (config.memory_budget_mb << 20) // (len(config.features.stages) if config.separate else 1)
+        budget = (config.memory_budget_mb << 20) // config.banks
         fits = 4 * images * per_image * channels <= budget  # 4 bytes a float32
         if config.projection == "none" or (config.projection == "auto" and fits):
             width = channels
@@ -275,7 +275,7 @@ class PatchcoreTrainer(Trainer):
         """Return the memory banks, and the table of neighbours if the paper's re-weighting needs it."""
         config = cast("PatchcoreConfig", record.config)
         has_table = config.reweight == "paper" and config.reweights
-        banks = bank_names(len(config.features.stages) if config.separate else 1)
+        banks = bank_names(config.banks)
         more = {"foreground", "foreground_limits"} if config.bank.foreground else set()
         return frozenset({*banks, *more, "neighbours"} if has_table else {*banks, *more})
 

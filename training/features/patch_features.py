@@ -173,6 +173,6 @@ def layer_widths(config: FittedConfig, backbone: Backbone) -> tuple[int, ...] | 
     Raises:
         ArgumentError: If the backbone cannot take images of the size that the settings have.
     """
-    if not config.separate:
+    if config.banks == 1:
         return None
     return stage_layout(backbone, config.preprocessing.size)[1]
