@@ -34,7 +34,6 @@ class PatchcoreConfig(MethodConfig, frozen=True, kw_only=True, tag_field="method
         memory_budget_mb: Most memory for the patch matrix while fitting, in MiB.
     """
 
-    POOLS: ClassVar[bool] = True  # patches are averages of neighbourhoods (section 3.1)
     AUTO_STANDARDIZE: ClassVar[Standardization] = "whiten"  # distances to a bank know no covariance of their own
 
     features: CoarseFeatureSettings = CoarseFeatureSettings()
@@ -76,19 +75,19 @@ class PatchcoreConfig(MethodConfig, frozen=True, kw_only=True, tag_field="method
         return self.reweight != "none" and self.neighbors > 1  # one neighbour is nothing to weigh against
 
     @property
+    def pools(self) -> bool:
+        """Whether patches are averages of neighbourhoods."""
+        return self.bank.pool
+
+    @property
     def unit(self) -> bool:
         """Whether patches are divided by their length."""
         return self.bank.metric == "cosine"
 
     @property
-    def separate(self) -> bool:
-        """Whether every stage has a bank of its own; a single stage is one bank in any case."""
-        return self.bank.layers == "separate" and len(self.features.stages or ()) != 1
-
-    @property
-    def bank_count(self) -> int:
-        """Number of memory banks, once the stages are known."""
-        return len(self.features.stages or ()) if self.separate else 1
+    def banks(self) -> int:
+        """Number of memory banks: one for each stage where they are kept apart."""
+        return len(self.features.stages or self.features.AUTO_STAGES) if self.bank.layers == "separate" else 1
 
 
 class PadimConfig(MethodConfig, frozen=True, kw_only=True, tag_field="method", tag="padim"):
@@ -101,9 +100,9 @@ class PadimConfig(MethodConfig, frozen=True, kw_only=True, tag_field="method", t
         regularization: Added to the diagonal of every covariance matrix.
     """
 
-    POOLS: ClassVar[bool] = False
+    pools: ClassVar[bool] = False
     unit: ClassVar[bool] = False  # a covariance of directions is not what the paper has
-    separate: ClassVar[bool] = False
+    banks: ClassVar[int] = 1
     AUTO_STANDARDIZE: ClassVar[Standardization] = "scale"  # every position is whitened by its own covariance
 
     features: FeatureSettings = FeatureSettings()

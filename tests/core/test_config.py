@@ -232,6 +232,7 @@ REFUSED_PATCHCORE = {
     "projection": ["pca", False],
     "metric": ["manhattan", True, None],
     "foreground": ["yes please", 3, None],
+    "pool": ["3x3", 3, None],
     "layers": ["apart", 1, True],
     "components": [0, -1, "all", None, *NOT_FINITE],
     "shrinkage": [-0.1, 1.1, "oas", *NOT_FINITE],

@@ -53,12 +53,12 @@ def fit_patchcore(
     if not paths:
         raise DataError("patchcore: expected at least one normal training image, got none.")
     upsample, widths = config.patches.upsample, layer_widths(config, backbone)
-    features = PatchFeatures(backbone, pool=True, upsample=upsample, layer_widths=widths)
+    features = PatchFeatures(backbone, pool=config.pools, upsample=upsample, layer_widths=widths)
     grid, _ = features.layout(config.preprocessing.size)
     top_count(config.bank.top_share, grid[0] * grid[1])  # refuses what no graph can have, before any work
     transform = measure_transform(features, paths, config, progress)
     features = PatchFeatures(
-        backbone, pool=True, upsample=upsample, transform=transform, unit=config.unit, layer_widths=widths
+        backbone, pool=config.pools, upsample=upsample, transform=transform, unit=config.unit, layer_widths=widths
     )
 
     foreground = measure_foreground(features, grid, paths, config, progress) if config.bank.foreground else None
@@ -228,7 +228,7 @@ class _Plan:
     @classmethod
     def for_budget(cls, config: PatchcoreConfig, images: int, per_image: int, channels: int) -> _Plan:
         # Banks of layers are filled side by side, and share the memory.
-        budget = (config.memory_budget_mb << 20) // config.bank_count
+        budget = (config.memory_budget_mb << 20) // config.banks
         fits = 4 * images * per_image * channels <= budget  # 4 bytes a float32
         if config.projection == "none" or (config.projection == "auto" and fits):
             width = channels
@@ -269,7 +269,7 @@ def patchcore_head(config: PatchcoreConfig, grid: tuple[int, int]) -> PatchcoreH
         config.maps.sigma,
         metric=config.bank.metric,
         top=top_count(config.bank.top_share, grid[0] * grid[1]),
-        banks=config.bank_count,
+        banks=config.banks,
         foreground=config.bank.foreground,
     )
 
@@ -298,7 +298,7 @@ class PatchcoreTrainer(Trainer):
         """Return the memory banks, and the table of neighbours if the paper's re-weighting needs it."""
         config = cast("PatchcoreConfig", record.config)
         has_table = config.reweight == "paper" and config.reweights
-        banks = bank_names(config.bank_count)
+        banks = bank_names(config.banks)
         more = {"foreground", "foreground_limits"} if config.bank.foreground else set()
         return frozenset({*banks, *more, "neighbours"} if has_table else {*banks, *more})
 

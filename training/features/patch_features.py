@@ -158,7 +158,7 @@ def build_features(config: FittedConfig, backbone: Backbone, fit_result: FitResu
     """Return the feature module of a fitted detector."""
     return PatchFeatures(
         backbone,
-        pool=config.POOLS,
+        pool=config.pools,
         upsample=config.patches.upsample,
         channels=fit_result.channels,
         transform=None if fit_result.transform is None else torch.from_numpy(fit_result.transform),
@@ -173,6 +173,6 @@ def layer_widths(config: FittedConfig, backbone: Backbone) -> tuple[int, ...] | 
     Raises:
         ArgumentError: If the backbone cannot take images of the size that the settings have.
     """
-    if not config.separate:
+    if config.banks == 1:
         return None
     return stage_layout(backbone, config.preprocessing.size)[1]

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -18,7 +19,8 @@ from native_heads import build_head, torch_scores
 
 from flawscope.arrays import Float32Array
 from flawscope.bank_names import bank_names
-from flawscope.bundle import PatchcoreHead, open_bundle
+from flawscope.bundle import Head, PatchcoreHead, open_bundle
+from flawscope.bundle.heads import decode_head
 from flawscope.errors import BackendError, BundleError
 from flawscope.imaging.map_upsampling import map_matrices
 from flawscope.runtime.scorers import bank_scorer, patchcore_scorer
@@ -237,6 +239,14 @@ def test_a_distance_that_is_no_number_stays_visible_in_a_mean() -> None:
     with np.errstate(invalid="ignore"):
         _, scores = build_head(head, tensors_for(head, 5, 1), SIZE)(patches)
     assert np.isfinite(scores).tolist() == [True, False]
+
+
+def test_a_head_of_an_earlier_bundle_means_what_it_meant() -> None:
+    plain = {"type": "patchcore", "grid": [4, 2], "neighbors": 9, "reweight": "paper", "sigma": 4.0}
+    head = decode_head(Head, plain)
+    assert (head.metric, head.top, head.banks, head.foreground) == ("euclidean", 1, 1, False)
+    with pytest.raises(msgspec.ValidationError, match="Invalid enum value 'angle'"):
+        decode_head(Head, {**plain, "metric": "angle"})
 
 
 @pytest.mark.parametrize(
