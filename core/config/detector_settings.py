@@ -146,6 +146,8 @@ class StfpmConfig(TrainedConfig, frozen=True, kw_only=True, tag_field="method", 
         weight_decay: Weight decay of SGD.
         loss: `paper`: half the squared distance at each position (equation 3); `seed`: the whole, as if the learning
             rate were doubled.
+        align: Measure where the features of each stage lie in the image, and draw the maps of the stages accordingly;
+            off: every stage is taken as centred on the image.
     """
 
     features: FeatureSettings = FeatureSettings(backbone="resnet18")
@@ -157,6 +159,7 @@ class StfpmConfig(TrainedConfig, frozen=True, kw_only=True, tag_field="method", 
     momentum: float = 0.9
     weight_decay: float = 1e-4
     loss: Literal["paper", "seed"] = "paper"
+    align: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -143,7 +143,7 @@ def append_head(
 
 def _map(nodes: HeadNodes, distances: str, head: BankHead, size: tuple[int, int]) -> None:
     """Distances [N·P] or [N, P] → anomaly_map, as the two matrix products of `map_upsampling`."""
-    rows, columns = map_matrices(head.grid, size, head.sigma)
+    rows, columns = map_matrices(head.grid, size, head.sigma, head.places)
     grid = nodes.add("Reshape", [distances, nodes.axes(-1, *head.grid)], "grid")
     # R · A · Cᵀ from the left, in this order: the other one rounds differently.
     tall = nodes.add("MatMul", [nodes.constant(rows, "map_rows"), grid], "tall")

@@ -184,7 +184,7 @@ def test_an_unknown_method_is_refused_with_the_known_ones():
         (
             "patchcore",
             "xyz",
-            "xyz: is no setting of patchcore. Known: accept_licence, backbone, backbone_options, batch_size",
+            "xyz: is no setting of patchcore. Known: accept_licence, align, backbone, backbone_options, batch_size",
         ),
         ("patchcore", 1, "1: is no setting of patchcore. Known: "),
         ("patchcore", None, "None: is no setting of patchcore"),
@@ -210,6 +210,7 @@ REFUSED = {
     "held_out": [-0.01, 1.0, 1.5, "half", *NOT_FINITE],
     "held_out_minimum": [-1, 1.5],
     "sigma": [-0.1, 1001, "wide", None, *NOT_FINITE],
+    "align": ["maybe", 2, None],
     "batch_size": [0, -1, 1025, 1.5, True, "many", None],
     "num_workers": [0, 65],
     "memory_budget_mb": [15, -1],

@@ -240,6 +240,7 @@ def _record(
         rule=fit_result.rule,
         unet=fit_result.unet,
         learned=split.learned,
+        places=fit_result.places,
     )
 
 

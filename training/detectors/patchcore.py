@@ -19,16 +19,18 @@ from flawscope.config import PatchcoreConfig, standardization
 from flawscope.cpp_ext import kcenter_greedy, nearest
 from flawscope.errors import ArgumentError, DataError
 from flawscope.files import storage_errors, temporary_folder
+from flawscope.imaging.grid_places import GridPlaces
 from flawscope.imaging.tiles import ImageSource
 from flawscope.progress import Progress
 from flawscope.ranges import MOST_TOP
 from flawscope.runs import RunRecord
 from flawscope.training.detectors.torch_scores import patchcore_distances, torch_scores
+from flawscope.training.features.alignment import measure_places
 from flawscope.training.features.backbone import Backbone
 from flawscope.training.features.fitting_views import View, fitting_views
 from flawscope.training.features.foreground import measure_foreground
 from flawscope.training.features.patch_extraction import iterate_patches, measure_transform, to_numpy
-from flawscope.training.features.patch_features import PatchFeatures, build_features, layer_widths
+from flawscope.training.features.patch_features import PatchFeatures, build_alignment, build_features, layer_widths
 from flawscope.training.loop.fit_result import FitResult
 from flawscope.training.trainer import FitRequest, Trainer
 
@@ -52,13 +54,22 @@ def fit_patchcore(
     """
     if not paths:
         raise DataError("patchcore: expected at least one normal training image, got none.")
-    upsample, widths = config.patches.upsample, layer_widths(config, backbone)
-    features = PatchFeatures(backbone, pool=config.pools, upsample=upsample, layer_widths=widths)
+    measured = measure_places(backbone, config.preprocessing.size) if config.patches.align else None
+    places = None if measured is None else measured.places
+    alignment = build_alignment(config, backbone, places)
+    pool, upsample, widths = config.pools, config.patches.upsample, layer_widths(config, backbone)
+    features = PatchFeatures(backbone, pool=pool, upsample=upsample, layer_widths=widths, alignment=alignment)
     grid, _ = features.layout(config.preprocessing.size)
     top_count(config.bank.top_share, grid[0] * grid[1])  # refuses what no graph can have, before any work
     transform = measure_transform(features, paths, config, progress)
     features = PatchFeatures(
-        backbone, pool=config.pools, upsample=upsample, transform=transform, unit=config.unit, layer_widths=widths
+        backbone,
+        pool=pool,
+        upsample=upsample,
+        transform=transform,
+        unit=config.unit,
+        layer_widths=widths,
+        alignment=alignment,
     )
 
     foreground = measure_foreground(features, grid, paths, config, progress) if config.bank.foreground else None
@@ -92,8 +103,14 @@ def fit_patchcore(
     }
     if len(views) > 1:
         facts["views"] = len(views)
+    if measured is not None:
+        facts["alignment"] = measured.note
     return FitResult(
-        grid=grid, tensors=tensors, transform=None if transform is None else to_numpy(transform), facts=facts
+        grid=grid,
+        tensors=tensors,
+        transform=None if transform is None else to_numpy(transform),
+        facts=facts,
+        places=places,
     )
 
 
@@ -260,8 +277,8 @@ def sparse_projection(channels: int, width: int, seed: int) -> Float32Array:
     return (signs / math.sqrt(density * width)).astype(np.float32)
 
 
-def patchcore_head(config: PatchcoreConfig, grid: tuple[int, int]) -> PatchcoreHead:
-    """Return the head of a bundle; `grid` has the rows and columns of patches."""
+def patchcore_head(config: PatchcoreConfig, grid: tuple[int, int], places: GridPlaces | None) -> PatchcoreHead:
+    """Return the head of a bundle; `grid` has the rows and columns of patches, `places` says where they lie."""
     return PatchcoreHead(
         grid,
         config.neighbors,
@@ -271,6 +288,7 @@ def patchcore_head(config: PatchcoreConfig, grid: tuple[int, int]) -> PatchcoreH
         top=top_count(config.bank.top_share, grid[0] * grid[1]),
         banks=config.banks,
         foreground=config.bank.foreground,
+        places=places,
     )
 
 
@@ -291,7 +309,7 @@ class PatchcoreTrainer(Trainer):
         self, config: PatchcoreConfig, module: PatchFeatures, fit_result: FitResult, images: Sequence[UInt8Array]
     ) -> tuple[Float32Array, Float32Array]:
         """Return maps and scores in float32; see `Trainer.scores`."""
-        head, size = patchcore_head(config, fit_result.grid), config.preprocessing.size
+        head, size = patchcore_head(config, fit_result.grid, fit_result.finest_places), config.preprocessing.size
         return torch_scores(module, head, fit_result.tensors, size, images, patchcore_distances, exact=False)
 
     def needed_tensors(self, record: RunRecord) -> frozenset[str]:

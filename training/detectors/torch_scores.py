@@ -56,7 +56,8 @@ def torch_scores(
     """
     dtype = torch.float64 if exact else torch.float32
     bank = {name: torch.from_numpy(np.asarray(value)) for name, value in tensors.items()}
-    rows, columns = (torch.from_numpy(matrix).to(dtype) for matrix in map_matrices(head.grid, size, head.sigma))
+    matrices = map_matrices(head.grid, size, head.sigma, head.places)
+    rows, columns = (torch.from_numpy(matrix).to(dtype) for matrix in matrices)
     maps, scores = [], []
     with torch.inference_mode():
         for batch in _batches(images, exact):
