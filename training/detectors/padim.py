@@ -97,13 +97,15 @@ def fit_padim(config: PadimConfig, backbone: Backbone, paths: Sequence[ImageSour
         inverse = torch.linalg.solve_triangular(factor, identity.expand_as(factor), upper=False)
         whitening[block] = inverse.transpose(1, 2).float()
         progress("inverting covariances", min(start + _BLOCK, positions), positions)
+    facts: dict[str, int | float | str] = {"positions": positions, "channels": channels, "of_channels": total}
+    if measured is not None:
+        facts["alignment"] = measured.note
     return FitResult(
         grid=grid,
         tensors={"mean": mean.float().numpy(), "whitening": whitening.numpy()},
         transform=None if transform is None else transform.cpu().numpy(),
         channels=choice,
-        facts={"positions": positions, "channels": channels, "of_channels": total}
-        | ({} if measured is None else {"alignment": measured.note}),
+        facts=facts,
         places=places,
     )
 
