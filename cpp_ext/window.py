@@ -135,7 +135,6 @@ def window_reach(starts: Int64Array, grid: tuple[int, int], radius: int) -> npt.
     Raises:
         ArgumentError: If the radius is no such number, or there are no rows.
     """
-    height, width = grid
     if not is_integer(radius) or radius < 0:
         raise ArgumentError(f"radius: expected an integer of at least 0, got {radius!r}.")
     check_count(int(starts[-1]), "places", int(starts[-1]) or 1, "bank rows")

@@ -326,7 +326,7 @@ def test_wrong_threads_are_refused(face, threads):
 def test_the_binding_refuses_starts_that_lead_out_of_the_bank():
     reach = np.zeros((1, 2), np.int32)
     for starts in ([0, 2, 5], [1, 2, 4], [0, 5, 4], [0, 4], [0, 1, 2, 4]):
-        with pytest.raises(ArgumentError, match="windows|starts"):
+        with pytest.raises(ArgumentError, match=r"windows|starts"):
             native.MODULE.Windows(ROWS_2, np.array(starts, np.int64), reach, 1)
     with pytest.raises(ArgumentError, match="windows"):
         native.MODULE.Windows(ROWS_2, np.array([0, 1, 4], np.int64), reach - 1, 1)
