@@ -13,13 +13,16 @@ import onnx
 import safetensors.numpy
 
 from flawscope.arrays import Float32Array, UInt8Array
+from flawscope.bank_names import bank_names, norm_names
 from flawscope.bundle import BankHead, PadimHead, PatchcoreHead
+from flawscope.config import PatchcoreConfig
 from flawscope.export.detectors import head_nodes, reference_scores
 from flawscope.export.detectors.head_nodes import BankFile
 from flawscope.export.exporter import ExportedGraphs
 from flawscope.export.graph_files import INLINE_LIMIT, write_graph
 from flawscope.export.onnx_trace import export_module
 from flawscope.training.detectors.detector_run import Run
+from flawscope.training.detectors.patchcore import top_count
 from flawscope.training.features.patch_features import PatchFeatures
 
 BANK = "bank.safetensors"
@@ -84,8 +87,17 @@ class BankExporter:
 
 
 def _patchcore_head(run: Run) -> PatchcoreHead:
-    config: Any = run.record.config
-    return PatchcoreHead(run.record.grid, config.neighbors, config.reweight, config.maps.sigma)
+    config: PatchcoreConfig = run.record.config
+    grid = run.record.grid
+    return PatchcoreHead(
+        grid,
+        config.neighbors,
+        config.reweight,
+        config.maps.sigma,
+        metric=config.bank.metric,
+        top=top_count(config.bank.top_share, grid[0] * grid[1]),
+        banks=len(config.features.stages) if config.separate else 1,
+    )
 
 
 def _padim_head(run: Run) -> PadimHead:
@@ -94,9 +106,12 @@ def _padim_head(run: Run) -> PadimHead:
 
 
 def _row_norms(tensors: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
-    """Return the squared norms of the bank's rows, float32 [M], which the graph adds to its products."""
-    bank = np.asarray(tensors["bank"], np.float32)
-    return {"norms": np.einsum("md,md->m", bank, bank)}
+    """Return the squared norms of the rows of each bank, float32 [M], which the graph adds to its products."""
+    count = max(1, sum(name.startswith("bank.") for name in tensors))
+    banks = {name: np.asarray(tensors[name], np.float32) for name in bank_names(count)}
+    return {
+        norms: np.einsum("md,md->m", bank, bank) for norms, bank in zip(norm_names(count), banks.values(), strict=True)
+    }
 
 
 PATCHCORE = BankExporter(_patchcore_head, head_nodes.patchcore_nodes, reference_scores.patchcore_distances, _row_norms)

@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from flawscope.arrays import Float32Array, UInt8Array
+from flawscope.bank_names import bank_names
 from flawscope.bundle import BankHead, PadimHead, PatchcoreHead
 from flawscope.imaging.map_upsampling import map_matrices
 from flawscope.training.diffusion.torch_reconstruction import Reconstruction
@@ -83,14 +85,21 @@ def padim_distances(patches: Tensor, head: PadimHead, tensors: Mapping[str, Tens
 def patchcore_distances(
     patches: Tensor, head: PatchcoreHead, tensors: Mapping[str, Tensor]
 ) -> tuple[Tensor, Tensor | None]:
-    """Return the distances of patches float64 [P, D] to their nearest rows, and the re-weighted score."""
+    """Return the distances of patches float64 [P, D] to their nearest rows, and the score."""
+    if head.banks > 1:
+        return _mean_of_banks(patches, head, tensors)
     bank = tensors["bank"].double()
     count = min(head.neighbors, len(bank))
     # Subtraction, not the product form: this is the reference the product form is measured against.
     distances = torch.cdist(patches, bank, compute_mode="donot_use_mm_for_euclid_dist")
+    if head.metric == "cosine":
+        # For vectors of length 1, |q - m|² = 2 - 2 cos.
+        distances = distances.square() / 2
     nearest, matched = distances.min(dim=1)
     place = int(nearest.argmax())
     top = nearest[place]
+    if head.top > 1:
+        return nearest, nearest.sort(descending=True).values[: head.top].mean()
     if head.reweight == "none" or count == 1:
         return nearest, top
     if head.reweight == "paper":
@@ -102,3 +111,14 @@ def patchcore_distances(
         numerator = torch.exp(distances[place, around]).max()
     # Equation 7 of arXiv:2106.08265. No softmax as in the graph: float64 holds exp(d) up to d = 709.
     return nearest, top * (1 - numerator / torch.exp(distances[place, around]).sum())
+
+
+def _mean_of_banks(patches: Tensor, head: PatchcoreHead, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+    """Return the mean of the distances to several banks, each of its own channels, and the score of it."""
+    banks = [tensors[name] for name in bank_names(head.banks)]
+    # Each bank as a head of its own, whose score is not used.
+    alone = msgspec.structs.replace(head, banks=1, top=1, reweight="none")
+    parts = patches.split([bank.shape[1] for bank in banks], dim=1)
+    by_bank = [patchcore_distances(part, alone, {"bank": bank})[0] for part, bank in zip(parts, banks, strict=True)]
+    distances = torch.stack(by_bank).mean(dim=0)
+    return distances, distances.sort(descending=True).values[: head.top].mean()

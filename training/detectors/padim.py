@@ -9,13 +9,13 @@ from typing import cast
 import numpy as np
 import torch
 
-from flawscope.config import PadimConfig
+from flawscope.config import PadimConfig, standardization
 from flawscope.errors import ArgumentError, DataError
 from flawscope.imaging.tiles import ImageSource
 from flawscope.progress import Progress
 from flawscope.runs import RunRecord
 from flawscope.training.features.backbone import Backbone
-from flawscope.training.features.patch_extraction import iterate_patches, measure_transform, standardization
+from flawscope.training.features.patch_extraction import iterate_patches, measure_transform
 from flawscope.training.features.patch_features import PatchFeatures, build_features
 from flawscope.training.loop.fit_result import FitResult
 from flawscope.training.trainer import FitRequest, Trainer
