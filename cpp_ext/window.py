@@ -154,7 +154,7 @@ def _rows_within(starts: Int64Array, reach: npt.NDArray[np.int32]) -> Int64Array
     y, x = np.indices(reach.shape)
     top, bottom = np.maximum(y - reach, 0), np.minimum(y + reach, height - 1) + 1
     left, right = np.maximum(x - reach, 0), np.minimum(x + reach, width - 1) + 1
-    return sums[bottom, right] - sums[top, right] - sums[bottom, left] + sums[top, left]
+    return np.asarray(sums[bottom, right] - sums[top, right] - sums[bottom, left] + sums[top, left], np.int64)
 
 
 def _pairs(starts: Int64Array, reach: npt.NDArray[np.int32]) -> int:

@@ -14,10 +14,11 @@ from flawscope import methods
 from flawscope.bundle.ensemble_member import EnsembleMember
 from flawscope.diffusion.reconstruction import MapRule
 from flawscope.diffusion.schedule import Sampling
-from flawscope.ranges import NotNegative, Side, Sigma, Top
+from flawscope.ranges import MAX_SIDE, NotNegative, Side, Sigma, Top
 
 Neighbors = Annotated[int, msgspec.Meta(ge=1, le=64)]
 Banks = Annotated[int, msgspec.Meta(ge=1, le=64)]
+Radius = Annotated[int, msgspec.Meta(ge=0, le=MAX_SIDE)]
 
 
 class Head:
@@ -75,6 +76,8 @@ class PatchcoreHead(Head, msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
         top: Patches whose mean distance, the largest of the image, is the score; 1 is the largest distance itself.
         banks: Memory banks, each for its own channels of a patch, side by side; a patch's distance is the mean of those
             to all of them.
+        window: Cells of the grid, along rows and along columns, within which a patch is compared with bank rows; None
+            for the whole bank. Where no row is so near, the nearest places that have rows count.
     """
 
     grid: tuple[Side, Side]
@@ -84,6 +87,7 @@ class PatchcoreHead(Head, msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
     metric: Literal["euclidean", "cosine"] = "euclidean"
     top: Top = 1
     banks: Banks = 1
+    window: Radius | None = None
 
     @property
     def reweights(self) -> bool:

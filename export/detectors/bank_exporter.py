@@ -97,6 +97,7 @@ def _patchcore_head(run: Run) -> PatchcoreHead:
         metric=config.bank.metric,
         top=top_count(config.bank.top_share, grid[0] * grid[1]),
         banks=len(config.features.stages) if config.separate else 1,
+        window=config.window,
     )
 
 

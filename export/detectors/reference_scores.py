@@ -6,6 +6,7 @@ matrices of map upsampling are the same.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from flawscope.arrays import Float32Array, UInt8Array
-from flawscope.bank_names import bank_names
+from flawscope.bank_names import bank_names, place_names
 from flawscope.bundle import BankHead, PadimHead, PatchcoreHead
 from flawscope.imaging.map_upsampling import map_matrices
 from flawscope.training.diffusion.torch_reconstruction import Reconstruction
@@ -95,7 +96,8 @@ def patchcore_distances(
     if head.metric == "cosine":
         # For vectors of length 1, |q - m|² = 2 - 2 cos.
         distances = distances.square() / 2
-    nearest, matched = distances.min(dim=1)
+    within = distances if head.window is None else _within(distances, head.window, head.grid, tensors["places"])
+    nearest, matched = within.min(dim=1)
     place = int(nearest.argmax())
     top = nearest[place]
     if head.top > 1:
@@ -116,9 +118,21 @@ def patchcore_distances(
 def _mean_of_banks(patches: Tensor, head: PatchcoreHead, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
     """Return the mean of the distances to several banks, each of its own channels, and the score of it."""
     banks = [tensors[name] for name in bank_names(head.banks)]
+    places = [tensors.get(name) for name in place_names(head.banks)]
     # Each bank as a head of its own, whose score is not used.
     alone = msgspec.structs.replace(head, banks=1, top=1, reweight="none")
     parts = patches.split([bank.shape[1] for bank in banks], dim=1)
-    by_bank = [patchcore_distances(part, alone, {"bank": bank})[0] for part, bank in zip(parts, banks, strict=True)]
+    by_bank = [
+        patchcore_distances(part, alone, {"bank": bank} | ({} if place is None else {"places": place}))[0]
+        for part, bank, place in zip(parts, banks, places, strict=True)
+    ]
     distances = torch.stack(by_bank).mean(dim=0)
     return distances, distances.sort(descending=True).values[: head.top].mean()
+
+
+def _within(distances: Tensor, radius: int, grid: tuple[int, int], places: Tensor) -> Tensor:
+    """Return distances [P, M] with infinity for rows from beyond the window; an empty one reaches to the nearest."""
+    own = torch.cartesian_prod(torch.arange(grid[0]), torch.arange(grid[1]))
+    away = (own[:, None] - places[None]).abs().amax(dim=2)
+    reach = away.amin(dim=1).clamp(min=radius)
+    return distances.masked_fill(away > reach[:, None], math.inf)

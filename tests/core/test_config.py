@@ -224,6 +224,7 @@ REFUSED_PATCHCORE = {
     "neighbors": [0, 65, 9.5],
     "reweight": ["other", True],
     "projection": ["pca", False],
+    "window": [-1, 8193, 2.5, "wide", True],
     "metric": ["manhattan", True, None],
     "layers": ["apart", 1, True],
     "components": [0, -1, "all", None, *NOT_FINITE],

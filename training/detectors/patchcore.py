@@ -12,16 +12,18 @@ from typing import cast
 import numpy as np
 import numpy.typing as npt
 
-from flawscope.arrays import Float32Array
-from flawscope.bank_names import bank_names
+from flawscope.arrays import Float32Array, Int64Array
+from flawscope.bank_names import bank_names, place_names
 from flawscope.config import PatchcoreConfig, standardization
 from flawscope.cpp_ext import kcenter_greedy, nearest
+from flawscope.cpp_ext.window import place_starts, window_reach
 from flawscope.errors import ArgumentError, DataError
 from flawscope.files import storage_errors, temporary_folder
 from flawscope.imaging.tiles import ImageSource
 from flawscope.progress import Progress
 from flawscope.ranges import MOST_TOP
 from flawscope.runs import RunRecord
+from flawscope.training.detectors.window_coreset import places_of, select_by_place
 from flawscope.training.features.backbone import Backbone
 from flawscope.training.features.fitting_views import View, fitting_views
 from flawscope.training.features.patch_extraction import iterate_patches, measure_transform, to_numpy
@@ -61,7 +63,7 @@ def fit_patchcore(
     views = fitting_views(config.bank.views)
     with contextlib.ExitStack() as stack:
         selections = [
-            stack.enter_context(_Selection(config, len(views) * len(paths), grid[0] * grid[1], channels, scratch))
+            stack.enter_context(_Selection(config, len(views) * len(paths), grid, channels, scratch))
             for channels in features.widths(config.preprocessing.size)
         ]
         for patches in _patches_of_views(features, paths, views, config, progress):
@@ -69,11 +71,13 @@ def fit_patchcore(
             for selection in selections:
                 selection.add(patches[:, start : start + selection.channels])
                 start += selection.channels
-        banks = [
+        selected = [
             selection.bank(progress, "" if len(selections) == 1 else f", bank {number} of {len(selections)}")
             for number, selection in enumerate(selections, 1)
         ]
-    tensors: dict[str, npt.NDArray[np.generic]] = dict(zip(bank_names(len(banks)), banks, strict=True))
+    names = bank_names(len(selected))
+    banks = [bank for bank, _ in selected]
+    tensors: dict[str, npt.NDArray[np.generic]] = dict(zip(names, banks, strict=True))
     if config.reweight == "paper" and config.reweights:
         tensors["neighbours"] = neighbour_table(banks[0], min(config.neighbors, len(banks[0])))
     facts: dict[str, int | float | str] = {
@@ -84,6 +88,13 @@ def fit_patchcore(
     }
     if len(views) > 1:
         facts["views"] = len(views)
+    if config.window is not None:
+        places = [place for _, place in selected]
+        tensors |= zip(place_names(len(places)), places, strict=True)
+        reaches = [window_reach(place_starts(place, grid), grid, config.window) for place in places]
+        # Where no row was near enough, the nearest places that have rows count.
+        facts["window_widened"] = sum(int((reach > config.window).sum()) for reach in reaches)
+        facts["window_reach"] = max(int(reach.max()) for reach in reaches)
     return FitResult(
         grid=grid, tensors=tensors, transform=None if transform is None else to_numpy(transform), facts=facts
     )
@@ -95,7 +106,7 @@ class _Selection:
     Args:
         config: Settings.
         images: Number of images, views included.
-        per_image: Patches of an image.
+        grid: Rows and columns of the patches of an image.
         channels: Channels of a patch.
         scratch: Folder for a temporary file.
 
@@ -105,12 +116,15 @@ class _Selection:
         rows: Patches added so far.
     """
 
-    def __init__(self, config: PatchcoreConfig, images: int, per_image: int, channels: int, scratch: Path) -> None:
-        self._config, self._scratch = config, scratch
-        self.plan = _Plan.for_budget(config, images, per_image, channels)
+    def __init__(
+        self, config: PatchcoreConfig, images: int, grid: tuple[int, int], channels: int, scratch: Path
+    ) -> None:
+        self._config, self._scratch, self._grid = config, scratch, grid
+        self.plan = _Plan.for_budget(config, images, grid[0] * grid[1], channels)
         self.channels = channels
         self.rows = 0
         self._matrix = np.empty((images * self.plan.kept_per_image, self.plan.dimensions), np.float32)
+        self._positions = np.empty(len(self._matrix), np.int64)  # of each patch, on the grid
         # [seed, 1] and [seed, 2] are independent streams: the choice of patches does not depend on the projection.
         self._generator = np.random.default_rng([config.seed, 1])
 
@@ -125,25 +139,38 @@ class _Selection:
     def add(self, patches: Float32Array) -> None:
         """Add the patches of an image, float32 [P, D]."""
         plan = self.plan
+        positions = np.arange(len(patches))
         if plan.kept_per_image < len(patches):
             # Sorted, so that the rows stay in the order of the image.
-            patches = patches[np.sort(self._generator.permutation(len(patches))[: plan.kept_per_image])]
+            positions = np.sort(self._generator.permutation(len(patches))[: plan.kept_per_image])
+            patches = patches[positions]
         if plan.projection is not None:
             self._file.write(np.ascontiguousarray(patches).tobytes())
             patches = patches @ plan.projection
         self._matrix[self.rows : self.rows + len(patches)] = patches
+        self._positions[self.rows : self.rows + len(patches)] = positions
         self.rows += len(patches)
 
-    def bank(self, progress: Progress, which: str) -> Float32Array:
-        """Return the coreset of all patches that were added, float32 [M, D]; `which` bank, for progress."""
-        matrix = self._matrix[: self.rows]
-        count = bank_rows(self._config, len(matrix))
-        coreset = kcenter_greedy(
-            matrix,
-            count,
-            self._config.seed,
-            lambda done, total: progress(f"selecting the coreset{which}", done, total),
-        )
+    def bank(self, progress: Progress, which: str) -> tuple[Float32Array, Int64Array]:
+        """Return the coreset of all patches that were added, float32 [M, D], and its places on the grid, int64 [M, 2].
+
+        Args:
+            progress: Receives progress.
+            which: Names the bank, for progress.
+        """
+        matrix, positions = self._matrix[: self.rows], self._positions[: self.rows]
+        count, window, seed = bank_rows(self._config, len(matrix)), self._config.window, self._config.seed
+
+        def selecting(done: int, total: int) -> None:
+            progress(f"selecting the coreset{which}", done, total)
+
+        if window is None:
+            coreset = kcenter_greedy(matrix, count, seed, selecting)
+        else:
+            coreset = select_by_place(matrix, positions, self._grid, window, count, seed, selecting)
+        return self._stored(matrix, coreset), places_of(positions[coreset], self._grid)
+
+    def _stored(self, matrix: Float32Array, coreset: Int64Array) -> Float32Array:
         if self.plan.projection is None:
             return matrix[coreset]
         # Only the coreset's rows are read back, so the patches never lie in memory as a whole.
@@ -266,11 +293,12 @@ class PatchcoreTrainer(Trainer):
         return build_features(cast("PatchcoreConfig", record.config), backbone, fit_result)
 
     def needed_tensors(self, record: RunRecord) -> frozenset[str]:
-        """Return the memory banks, and the table of neighbours if the paper's re-weighting needs it."""
+        """Return the memory banks, places for a window, and the table if the paper's re-weighting needs it."""
         config = cast("PatchcoreConfig", record.config)
         has_table = config.reweight == "paper" and config.reweights
-        banks = bank_names(len(config.features.stages) if config.separate else 1)
-        return frozenset({*banks, "neighbours"} if has_table else banks)
+        count = len(config.features.stages) if config.separate else 1
+        names = {*bank_names(count), *(place_names(count) if config.window is not None else ())}
+        return frozenset(names | {"neighbours"} if has_table else names)
 
     def needs_transform(self, config: PatchcoreConfig) -> bool:
         """Return whether channels are standardized."""
