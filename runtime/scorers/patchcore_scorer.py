@@ -103,15 +103,11 @@ def device_head(
     """Put the bank on a CUDA device; see `flawscope.runtime.scorers.bank_device`."""
     if not fits_device(head):
         raise BackendError(
-            "path kernel: expected a head that the CUDA kernels compute, "
-            + (
-                f"one memory bank, got {head.banks}. Use --path graph."
-                if head.banks > 1
-                else f"a bank that is searched as a whole, got a window of {head.window} cells. Use --path graph."
-            )
+            f"path kernel: expected a head that the CUDA kernels compute, one memory bank, got {head.banks}. "
+            "Use --path graph."
         )
     # Lazy: on the CPU nothing of CUDA is imported, which keeps the start short.
-    from flawscope.runtime.scorers.bank_device import PatchcoreDevice
+    from flawscope.runtime.scorers.bank_device import PatchcoreDevice, WindowDevice
 
     finish = PatchcoreFinish(head, tensors, size)
 
@@ -120,6 +116,8 @@ def device_head(
     ) -> tuple[Float32Array, Float32Array]:
         return finish(patch_distances(head, squared), rows, patch_at)
 
+    if head.window is not None:
+        return WindowDevice(device, score, head.grid, head.window, tensors, max_batch)
     return PatchcoreDevice(device, score, head.grid, tensors, max_batch)
 
 
@@ -132,8 +130,8 @@ def bank_scale(tensors: Tensors) -> float:
 
 
 def fits_device(head: PatchcoreHead) -> bool:
-    """Return whether the CUDA kernels compute this head: they search one bank, in whole patches, without a window."""
-    return head.banks == 1 and head.window is None
+    """Return whether the CUDA kernels compute this head: they search one bank, in whole patches."""
+    return head.banks == 1
 
 
 def patch_distances(head: PatchcoreHead, squared: Float32Array) -> Float32Array:

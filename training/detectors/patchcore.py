@@ -23,7 +23,7 @@ from flawscope.imaging.tiles import ImageSource
 from flawscope.progress import Progress
 from flawscope.ranges import MOST_TOP
 from flawscope.runs import RunRecord
-from flawscope.training.detectors.window_coreset import places_of, select_by_place
+from flawscope.training.detectors.window_coreset import PLACE_COLUMNS, places_of, select_for_window
 from flawscope.training.features.backbone import Backbone
 from flawscope.training.features.fitting_views import View, fitting_views
 from flawscope.training.features.patch_extraction import iterate_patches, measure_transform, to_numpy
@@ -123,7 +123,9 @@ class _Selection:
         self.plan = _Plan.for_budget(config, images, grid[0] * grid[1], channels)
         self.channels = channels
         self.rows = 0
-        self._matrix = np.empty((images * self.plan.kept_per_image, self.plan.dimensions), np.float32)
+        self._width = self.plan.dimensions
+        extra = 0 if config.window is None else PLACE_COLUMNS
+        self._matrix = np.zeros((images * self.plan.kept_per_image, self._width + extra), np.float32)
         self._positions = np.empty(len(self._matrix), np.int64)  # of each patch, on the grid
         # [seed, 1] and [seed, 2] are independent streams: the choice of patches does not depend on the projection.
         self._generator = np.random.default_rng([config.seed, 1])
@@ -147,7 +149,7 @@ class _Selection:
         if plan.projection is not None:
             self._file.write(np.ascontiguousarray(patches).tobytes())
             patches = patches @ plan.projection
-        self._matrix[self.rows : self.rows + len(patches)] = patches
+        self._matrix[self.rows : self.rows + len(patches), : self._width] = patches
         self._positions[self.rows : self.rows + len(patches)] = positions
         self.rows += len(patches)
 
@@ -167,12 +169,12 @@ class _Selection:
         if window is None:
             coreset = kcenter_greedy(matrix, count, seed, selecting)
         else:
-            coreset = select_by_place(matrix, positions, self._grid, window, count, seed, selecting)
+            coreset = select_for_window(matrix, positions, self._grid, window, count, seed, selecting)
         return self._stored(matrix, coreset), places_of(positions[coreset], self._grid)
 
     def _stored(self, matrix: Float32Array, coreset: Int64Array) -> Float32Array:
         if self.plan.projection is None:
-            return matrix[coreset]
+            return np.ascontiguousarray(matrix[coreset, : self._width])
         # Only the coreset's rows are read back, so the patches never lie in memory as a whole.
         self._file.flush()
         stored = np.memmap(self._file, np.float32, "r", shape=(len(matrix), self.channels))

@@ -219,6 +219,17 @@ FLAWSCOPE_API int flawscope_cuda_nearest(const void* packed, const void* rows, i
                                          const void* queries, int dtype, int64_t n, int k, int rerank, void* workspace,
                                          int64_t workspace_bytes, float* squared, int64_t* found, void* stream);
 
+/* The nearest row within its window of every patch of n images, as flawscope_windows_nearest; all arrays on the device.
+ *
+ * rows: float32 [m, d], sorted by place. starts: int64 [height * width + 1], from 0 to m, not falling, and reach: int32
+ * [height * width], at least 0, cannot be checked from here: others lead out of the bank. queries: [n, height * width, d]
+ * of `dtype`. squared: float32 and found: int64, [n, height * width]. Distances are float32 sums of (q - m)^2, and the
+ * order is that of these sums; a row with NaN or infinity is never near. Needs no workspace. */
+FLAWSCOPE_API int flawscope_cuda_windows_nearest(const float* rows, int64_t m, int64_t d, const int64_t* starts,
+                                                 int64_t height, int64_t width, const int32_t* reach,
+                                                 const void* queries, int dtype, int64_t n, float* squared,
+                                                 int64_t* found, void* stream);
+
 /* Squared distances of features [n, p, d] to p Gaussians, mean [p, d] and whitening [p, d, d], all float32:
  * squared [n, p]. NaN where a feature, mean or factor is NaN or infinite, or the distance is beyond float32. */
 FLAWSCOPE_API int flawscope_cuda_mahalanobis(const float* mean, const float* whitening, int64_t p, int64_t d,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -18,9 +17,8 @@ from onnx import TensorProto
 from flawscope.bundle import PatchcoreHead
 from flawscope.cpp_ext import reference
 from flawscope.cpp_ext.window import place_starts, window_reach
-from flawscope.errors import BackendError, BundleError
+from flawscope.errors import BundleError
 from flawscope.export.detectors import head_nodes
-from flawscope.runtime.scorers import bank_scorer, patchcore_scorer
 
 Tensors = dict[str, npt.NDArray[Any]]
 
@@ -114,14 +112,3 @@ def test_a_head_that_says_nothing_of_a_window_has_none() -> None:
     for window in (-1, 8193, 1.5, "3"):
         with pytest.raises(msgspec.ValidationError):
             msgspec.convert(plain | {"window": window}, PatchcoreHead)
-
-
-@pytest.mark.parametrize(("backend", "path"), [("cpu", "kernel"), ("tensorrt", "graph"), ("cuda", "graph")])
-def test_a_window_takes_the_graph_on_a_device(monkeypatch: pytest.MonkeyPatch, backend: str, path: str) -> None:
-    monkeypatch.setattr(bank_scorer, "HAVE_NATIVE", True)
-    head = PatchcoreHead(GRID, 1, "none", 0.0, window=3)
-    manifest: Any = SimpleNamespace(graphs={"features": None, "score": None})
-    options = bank_scorer.ScorerOptions(backend, "auto")
-    assert bank_scorer.resolve_path(options, manifest, patchcore_scorer.fits_device(head)) == path
-    with pytest.raises(BackendError, match=r"path kernel: .* got a window of 3 cells\. Use --path graph\."):
-        patchcore_scorer.device_head(None, head, {}, GRID, 1)

@@ -1,4 +1,4 @@
-"""Fitting a bank for a positional window: the selection by place, and the places that are stored."""
+"""Fitting a bank for a positional window: a selection that covers every place, and the places that are stored."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from flawscope.cpp_ext.window import place_starts, window_reach
 from flawscope.errors import ArgumentError
 from flawscope.progress import no_progress
 from flawscope.training.detectors.patchcore import PatchcoreTrainer, fit_patchcore
-from flawscope.training.detectors.window_coreset import places_of, select_by_place
+from flawscope.training.detectors.window_coreset import places_of, select_for_window
 from flawscope.training.features.backbone import Backbone, build_backbone
 from flawscope.training.features.patch_extraction import iterate_patches
 from flawscope.training.features.patch_features import build_features
@@ -38,40 +38,55 @@ def selections(draw: st.DrawFn) -> tuple[Float32Array, npt.NDArray[np.int64], tu
     kept = draw(st.integers(1, grid[0] * grid[1]), label="kept")  # of each image, where memory is short
     generator = np.random.default_rng(draw(st.integers(0, 999), label="seed"))
     positions = np.concatenate([np.sort(generator.permutation(grid[0] * grid[1])[:kept]) for _ in range(images)])
-    matrix = generator.normal(size=(len(positions), 3)).astype(np.float32)
+    matrix = np.pad(generator.normal(size=(len(positions), 3)), ((0, 0), (0, 2))).astype(np.float32)
     count = draw(st.integers(1, len(matrix)), label="count")
     return matrix, positions, grid, draw(st.integers(0, 8), label="radius"), count
 
 
 @settings(max_examples=150, deadline=None)
 @given(selections())
-def test_a_selection_by_place_has_the_rows_it_was_asked_for_in_the_order_of_places(case: Any) -> None:
+def test_a_selection_has_the_rows_it_was_asked_for_in_the_order_of_places(case: Any) -> None:
     matrix, positions, grid, radius, count = case
-    rows = select_by_place(matrix, positions, grid, radius, count, 0, silent)
+    rows = select_for_window(matrix, positions, grid, radius, count, 0, silent)
     assert len(set(rows.tolist())) == len(rows) == count
     places = places_of(positions[rows], grid)
     starts = place_starts(places, grid)  # refuses places in another order
     assert starts[-1] == count
-    again = select_by_place(matrix, positions, grid, radius, count, 0, silent)
+    matrix[:, 3:] = 0
+    again = select_for_window(matrix, positions, grid, radius, count, 0, silent)
     assert rows.tolist() == again.tolist()
     side = radius + 1
     blocks = -(-grid[0] // side) * -(-grid[1] // side)
     every_place_has_patches = len(np.unique(positions)) == grid[0] * grid[1]
     if count >= blocks and every_place_has_patches:
         assert window_reach(starts, grid, radius).max() <= max(radius, 0)
-    # In proportion: a block gets its share, rounded, but for those that were lifted to one row.
     own = positions // grid[1] // side * -(-grid[1] // side) + positions % grid[1] // side
-    taken = np.bincount(own[rows], minlength=own.max() + 1)
-    exact = np.bincount(own) * count / len(matrix)
-    assert (taken <= np.maximum(np.ceil(exact), 1)).all()
+    if len(set(own.tolist())) <= count:
+        assert set(own[rows].tolist()) == set(own.tolist())
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_patches_that_vary_get_more_rows_than_those_that_do_not(seed: int) -> None:
+    """The left half of every image is noise, the right half is plain."""
+    grid, generator = (8, 8), np.random.default_rng(seed)
+    positions = np.tile(np.arange(64), 12)
+    features = np.zeros((len(positions), 6), np.float32)
+    left = positions % 8 < 4
+    features[left, :4] = generator.normal(size=(left.sum(), 4))
+    rows = select_for_window(features, positions, grid, 2, 60, seed, silent)
+    columns = positions[rows] % 8
+    assert (columns < 4).sum() > 2 * (columns >= 4).sum()
+    # And what is plain is kept near every place where it is seen.
+    starts = place_starts(places_of(positions[rows], grid), grid)
+    assert window_reach(starts, grid, 2).max() == 2
 
 
 def test_what_every_place_shows_is_kept_at_every_place() -> None:
     """Ten images with one patch that all places share: a selection over all patches would keep it once."""
     grid = (6, 6)
-    matrix = np.ones((10 * 36, 4), np.float32)
+    matrix = np.pad(np.ones((10 * 36, 4), np.float32), ((0, 0), (0, 2)))
     positions = np.tile(np.arange(36), 10)
-    rows = select_by_place(matrix, positions, grid, 1, 9, 0, silent)
+    rows = select_for_window(matrix, positions, grid, 1, 9, 0, silent)
     assert {tuple(place) for place in (places_of(positions[rows], grid) // 2).tolist()} == {
         (y, x) for y in range(3) for x in range(3)
     }
