@@ -76,7 +76,7 @@ __device__ inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 __device__ inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 
 template <class Value>
-__global__ void __launch_bounds__(kThreads) window_kernel(WindowArguments<Value> a) {
+__global__ void __launch_bounds__(kThreads, 2) window_kernel(WindowArguments<Value> a) {
     FLAWSCOPE_SHARED(WindowShared, shared);
     const int64_t tile = blockIdx.x % (a.tiles_down * a.tiles_along), image = blockIdx.x / (a.tiles_down * a.tiles_along);
     const int64_t top = tile / a.tiles_along * kSide, side = tile % a.tiles_along * kSide;
@@ -133,7 +133,7 @@ __global__ void __launch_bounds__(kThreads) window_kernel(WindowArguments<Value>
                 shared.rows[lane][r] = row >= 0 && channel < a.d ? a.rows[row * a.d + channel] : 0.0f;
             }
             __syncthreads();
-#pragma unroll 8
+#pragma unroll 4
             for (int c = 0; c < kDepth; ++c) {
 #pragma unroll
                 for (int j = 0; j < kRowsOfLane; ++j) {
