@@ -12,6 +12,8 @@ class BankSettings(SettingPart, frozen=True, kw_only=True):
     """The memory bank and the distances to it.
 
     Attributes:
+        pool: Every stage is averaged over 3 x 3 positions first (PatchCore, section 3.1). A ViT's tokens have seen the
+            whole image already: AnomalyDINO does without.
         layers: `joined` puts the channels of all stages into a patch; `separate` keeps a bank for each stage and takes
             the mean of their distances (SuperADD, RAD). Every stage is on the grid of the finest.
         metric: Distance of two patches: `euclidean`, or `cosine`: patches are divided by their length, and the distance
@@ -21,14 +23,18 @@ class BankSettings(SettingPart, frozen=True, kw_only=True):
         views: Views of every fitting image that fill the bank: as it is (`none`), mirrored (`flips`, 4), turned by 90
             degrees (`quarters`, 4) or 45 (`rotations`, 8), or turned by 45 degrees and mirrored (`both`, 16). Fitting
             takes so many times as long.
+        foreground: Only patches that show the part count, in bank and score: those on one side of a threshold
+            along the first principal component of normal images (AnomalyDINO). For parts in front of a background.
         components: Principal axes that `standardize=whiten` keeps: a share of the variance up to 1, or a count above 1.
         shrinkage: How far `standardize=whiten` shrinks variances towards their mean, 0 to 1; null estimates it (OAS).
     """
 
+    pool: bool = True
     layers: Literal["joined", "separate"] = "joined"
     metric: Literal["euclidean", "cosine"] = "euclidean"
     top_share: float = 0.0
     views: Literal["none", "flips", "quarters", "rotations", "both"] = "none"
+    foreground: bool = False
     components: float = 1.0
     shrinkage: float | None = 0.0
 

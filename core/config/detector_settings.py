@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 
 from flawscope.config.bank_settings import BankSettings
 from flawscope.config.feature_settings import (
+    CoarseFeatureSettings,
     FeatureSettings,
     MapSettings,
     PatchSettings,
@@ -37,10 +38,9 @@ class PatchcoreConfig(MethodConfig, frozen=True, kw_only=True, tag_field="method
         memory_budget_mb: Most memory for the patch matrix while fitting, in MiB.
     """
 
-    POOLS: ClassVar[bool] = True  # patches are averages of neighbourhoods (section 3.1)
     AUTO_STANDARDIZE: ClassVar[Standardization] = "whiten"  # distances to a bank know no covariance of their own
 
-    features: FeatureSettings = FeatureSettings(stages=(2, 3))
+    features: CoarseFeatureSettings = CoarseFeatureSettings()
     input: LineInputSettings = LineInputSettings()
     patches: PatchSettings = PatchSettings(upsample="bilinear")
     bank: BankSettings = BankSettings()
@@ -70,6 +70,9 @@ class PatchcoreConfig(MethodConfig, frozen=True, kw_only=True, tag_field="method
         check(is_one or not self.reweights, "reweight", "none with top_share, a mean of patches", self.reweight)
         is_joined = self.bank.layers == "joined"
         check(is_joined or not self.reweights, "reweight", "none with layers=separate, several banks", self.reweight)
+        # Whitened patches vary alike in every direction: their first principal component is chance.
+        has_component = not self.bank.foreground or standardization(self) != "whiten"
+        check(has_component, "foreground", "false with standardize=whiten", self.bank.foreground)
         if standardization(self) != "whiten":  # they would be idle
             only = "as it is without standardize=whiten"
             check(self.bank.components == 1.0, "components", only, self.bank.components)
@@ -81,14 +84,19 @@ class PatchcoreConfig(MethodConfig, frozen=True, kw_only=True, tag_field="method
         return self.reweight != "none" and self.neighbors > 1  # one neighbour is nothing to weigh against
 
     @property
+    def pools(self) -> bool:
+        """Whether patches are averages of neighbourhoods."""
+        return self.bank.pool
+
+    @property
     def unit(self) -> bool:
         """Whether patches are divided by their length."""
         return self.bank.metric == "cosine"
 
     @property
-    def separate(self) -> bool:
-        """Whether every stage has a bank of its own; a single stage is one bank in any case."""
-        return self.bank.layers == "separate" and len(self.features.stages) > 1
+    def banks(self) -> int:
+        """Number of memory banks: one for each stage where they are kept apart."""
+        return len(self.features.stages or self.features.AUTO_STAGES) if self.bank.layers == "separate" else 1
 
 
 class PadimConfig(MethodConfig, frozen=True, kw_only=True, tag_field="method", tag="padim"):
@@ -101,9 +109,9 @@ class PadimConfig(MethodConfig, frozen=True, kw_only=True, tag_field="method", t
         regularization: Added to the diagonal of every covariance matrix.
     """
 
-    POOLS: ClassVar[bool] = False
+    pools: ClassVar[bool] = False
     unit: ClassVar[bool] = False  # a covariance of directions is not what the paper has
-    separate: ClassVar[bool] = False
+    banks: ClassVar[int] = 1
     AUTO_STANDARDIZE: ClassVar[Standardization] = "scale"  # every position is whitened by its own covariance
 
     features: FeatureSettings = FeatureSettings()
@@ -147,6 +155,8 @@ class StfpmConfig(TrainedConfig, frozen=True, kw_only=True, tag_field="method", 
         weight_decay: Weight decay of SGD.
         loss: `paper`: half the squared distance at each position (equation 3); `seed`: the whole, as if the learning
             rate were doubled.
+        align: Measure where the features of each stage lie in the image, and draw the maps of the stages accordingly;
+            off: every stage is taken as centred on the image.
     """
 
     features: FeatureSettings = FeatureSettings(backbone="resnet18")
@@ -158,6 +168,7 @@ class StfpmConfig(TrainedConfig, frozen=True, kw_only=True, tag_field="method", 
     momentum: float = 0.9
     weight_decay: float = 1e-4
     loss: Literal["paper", "seed"] = "paper"
+    align: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -151,7 +151,7 @@ def append_head(
 
 def _map(nodes: HeadNodes, distances: str, head: BankHead, size: tuple[int, int]) -> None:
     """Distances [N·P] or [N, P] → anomaly_map, as the two matrix products of `map_upsampling`."""
-    rows, columns = map_matrices(head.grid, size, head.sigma)
+    rows, columns = map_matrices(head.grid, size, head.sigma, head.places)
     grid = nodes.add("Reshape", [distances, nodes.axes(-1, *head.grid)], "grid")
     # R · A · Cᵀ from the left, in this order: the other one rounds differently.
     tall = nodes.add("MatMul", [nodes.constant(rows, "map_rows"), grid], "tall")
@@ -171,6 +171,8 @@ def patchcore_nodes(
         distance, matched = _bank_distances(nodes, head, bank, queries, 0, block)
     else:
         distance, matched = _mean_distance(nodes, head, bank, queries, block), ""
+    if head.foreground:
+        distance = nodes.add("Mul", [distance, _foreground(nodes, head, bank, queries)], "in_foreground")
     _map(nodes, distance, head, size)
 
     by_image = nodes.add("Reshape", [distance, nodes.axes(-1, positions)], "by_image")
@@ -217,6 +219,24 @@ def _mean_distance(nodes: HeadNodes, head: PatchcoreHead, bank: BankFile, querie
         start = stop
     share = nodes.constant(np.array(1 / head.banks, np.float32), "share_of_a_bank")
     return nodes.add("Mul", [total, share], "mean_distance")
+
+
+def _foreground(nodes: HeadNodes, head: PatchcoreHead, bank: BankFile, queries: str) -> str:
+    """Add the weights of `flawscope.imaging.patch_foreground`; return their name, float32 [N·P]."""
+    direction = nodes.external(bank.initializer("foreground", "foreground"))
+    limits = nodes.external(bank.initializer("foreground_limits", "foreground_limits"))
+    projected = nodes.add("MatMul", [queries, direction], "projected")
+    shifted = nodes.add("Add", [projected, nodes.rows(limits, 0, 1, "foreground_offset")], "from_background")
+    one = nodes.constant(np.array(1.0, np.float32), "foreground_one")
+    ends = [nodes.constant(np.array(0.0, np.float32), "foreground_zero"), one]
+    grid = nodes.add("Reshape", [nodes.add("Clip", [shifted, *ends], "ramp"), nodes.axes(-1, 1, *head.grid)], "ramps")
+    grown = nodes.add("MaxPool", [grid], "grown", kernel_shape=[3, 3], pads=[1, 1, 1, 1], strides=[1, 1])
+    by_image = nodes.add("Reshape", [grown, nodes.axes(-1, head.grid[0] * head.grid[1])], "grown_by_image")
+    # An image that shows too little of the part is scored whole.
+    share = nodes.add("ReduceMean", [by_image, nodes.axes(1)], "foreground_share", keepdims=1)
+    shows_little = nodes.add("Less", [share, nodes.rows(limits, 1, 2, "foreground_least")], "shows_little")
+    weights = nodes.add("Where", [shows_little, one, by_image], "foreground_weights")
+    return nodes.add("Reshape", [weights, nodes.axes(-1)], "foreground_of_patches")
 
 
 def _by_metric(nodes: HeadNodes, head: PatchcoreHead, squared: str, output: str) -> str:

@@ -15,6 +15,7 @@ from flawscope.bundle import PatchcoreHead
 from flawscope.cpp_ext import Bank, WindowBank
 from flawscope.cpp_ext.window import place_starts
 from flawscope.errors import ArgumentError, BackendError, BundleError
+from flawscope.imaging.patch_foreground import foreground_weights
 from flawscope.runtime.backends.session import DeviceHead
 from flawscope.runtime.scorers.bank_scorer import BankMethod, NativeHead, Tensors, need, smoother
 
@@ -25,6 +26,17 @@ def check_tensors(head: PatchcoreHead, tensors: Tensors) -> None:
     if head.window is not None:
         for bank, name in zip(banks, place_names(head.banks), strict=True):
             check_places(head, tensors, name, len(bank))
+    if head.foreground:
+        direction, limits = (
+            need(tensors, "foreground", 2, np.float32),
+            need(tensors, "foreground_limits", 1, np.float32),
+        )
+        channels = sum(bank.shape[1] for bank in banks)
+        if direction.shape != (channels, 1) or limits.shape != (2,):
+            raise BundleError(
+                f"bank: expected a direction [{channels}, 1] of the foreground and 2 limits, got "
+                f"{list(direction.shape)} and {list(limits.shape)}. Export the bundle again."
+            )
     if head.reweight != "paper" or not head.reweights:
         return
     bank, neighbours = banks[0], need(tensors, "neighbours", 2, np.int64)
@@ -56,7 +68,12 @@ def native_head(head: PatchcoreHead, tensors: Tensors, size: tuple[int, int]) ->
             total, start = total + patch_distances(head, squared), stop
         if head.banks > 1:
             total = total * np.float32(1 / head.banks)
-        return finish(total.reshape(count, positions), indices.reshape(count, positions), flat.__getitem__)
+        distances = total.reshape(count, positions)
+        if head.foreground:
+            distances = distances * foreground_weights(
+                patches, tensors["foreground"], tensors["foreground_limits"], head.grid
+            )
+        return finish(distances, indices.reshape(count, positions), flat.__getitem__)
 
     return score
 
@@ -103,8 +120,8 @@ def device_head(
     """Put the bank on a CUDA device; see `flawscope.runtime.scorers.bank_device`."""
     if not fits_device(head):
         raise BackendError(
-            f"path kernel: expected a head that the CUDA kernels compute, one memory bank, got {head.banks}. "
-            "Use --path graph."
+            f"path kernel: expected a head that the CUDA kernels compute, one memory bank without foreground, got "
+            f"{head.banks} with foreground {str(head.foreground).lower()}. Use --path graph."
         )
     # Lazy: on the CPU nothing of CUDA is imported, which keeps the start short.
     from flawscope.runtime.scorers.bank_device import PatchcoreDevice, WindowDevice
@@ -131,7 +148,7 @@ def bank_scale(tensors: Tensors) -> float:
 
 def fits_device(head: PatchcoreHead) -> bool:
     """Return whether the CUDA kernels compute this head: they search one bank, in whole patches."""
-    return head.banks == 1
+    return head.banks == 1 and not head.foreground
 
 
 def patch_distances(head: PatchcoreHead, squared: Float32Array) -> Float32Array:
@@ -171,7 +188,7 @@ class PatchcoreFinish:
         """Return anomaly maps float32 [N, H, W] and scores float32 [N].
 
         Args:
-            distances: Distance of every patch, from `patch_distances`, float32 [N, P].
+            distances: Distance of every patch, from `patch_distances`, times its weight, float32 [N, P].
             rows: Index of that row in the bank, [N, P].
             patch_at: Index in [0, N·P) -> patch, float32 [D]. A function, because on a device patches stay there, and
                 only one per image is needed.

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -18,7 +19,8 @@ from native_heads import build_head, torch_scores
 
 from flawscope.arrays import Float32Array
 from flawscope.bank_names import bank_names, place_names
-from flawscope.bundle import PatchcoreHead, open_bundle
+from flawscope.bundle import Head, PatchcoreHead, open_bundle
+from flawscope.bundle.heads import decode_head
 from flawscope.errors import BackendError, BundleError
 from flawscope.imaging.map_upsampling import map_matrices
 from flawscope.runtime.scorers import bank_scorer, patchcore_scorer
@@ -55,6 +57,8 @@ def naive_image(
         by_bank.append(within.min(axis=1))
         start += rows.shape[1]
     nearest = np.mean(by_bank, axis=0)
+    if head.foreground:
+        nearest = nearest * naive_weights(patches, head, tensors)
     if not head.reweights or len(tensors["bank"]) == 1:
         return nearest, float(np.mean(sorted(nearest.tolist())[-head.top :]))
     place = int(nearest.argmax())
@@ -66,6 +70,27 @@ def naive_image(
         around = np.sort(distances[place])[:count]
         own = around.max()
     return nearest, float(nearest[place] * (1 - np.exp(own) / np.exp(around).sum()))
+
+
+def naive_weights(
+    patches: Float32Array, head: PatchcoreHead, tensors: Mapping[str, npt.NDArray[Any]]
+) -> npt.NDArray[np.float64]:
+    """Return the weights of the foreground [P], one patch after the other."""
+    height, width = head.grid
+    offset, least = tensors["foreground_limits"].astype(np.float64)
+    ramp = [
+        min(1.0, max(0.0, float(patch.astype(np.float64) @ tensors["foreground"][:, 0]) + offset)) for patch in patches
+    ]
+    around = [
+        max(
+            ramp[row * width + column]
+            for row in range(max(0, y - 1), min(height, y + 2))
+            for column in range(max(0, x - 1), min(width, x + 2))
+        )
+        for y in range(height)
+        for x in range(width)
+    ]
+    return np.array(around) if np.mean(around) >= least else np.ones(len(around))
 
 
 def naive(head: PatchcoreHead, tensors: Mapping[str, npt.NDArray[Any]], patches: Float32Array) -> Answer:
@@ -112,6 +137,9 @@ def tensors_for(head: PatchcoreHead, rows: int, seed: int) -> dict[str, npt.NDAr
             tensors[places] = np.stack(np.divmod(cells, GRID[1]), axis=1).astype(np.int64)
     if head.reweight == "paper" and head.reweights:
         tensors["neighbours"] = neighbour_table(tensors["bank"], min(head.neighbors, rows))
+    if head.foreground:
+        tensors["foreground"] = generator.uniform(-0.3, 0.3, (CHANNELS, 1)).astype(np.float32)
+        tensors["foreground_limits"] = np.array([generator.uniform(-1, 1), generator.choice([0, 0.3])], np.float32)
     return tensors
 
 
@@ -130,10 +158,11 @@ def heads(draw: st.DrawFn) -> PatchcoreHead:
         top=top,
         banks=banks,
         window=draw(st.none() | st.integers(0, 4), label="window"),
+        foreground=draw(st.booleans(), label="foreground"),
     )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(head=heads(), rows=st.integers(1, 20), images=st.integers(1, 3), seed=st.integers(0, 10_000))
 def test_every_combination_is_the_formula_on_every_path(head: PatchcoreHead, rows: int, images: int, seed: int) -> None:
     assert head.problem(SIZE) is None
@@ -211,7 +240,9 @@ def test_several_banks_take_the_graph_on_a_device(
         options = bank_scorer.ScorerOptions(backend, "auto")
         fits = patchcore_scorer.fits_device(head)
         assert bank_scorer.resolve_path(options, bundle.manifest, fits) == path
-    with pytest.raises(BackendError, match=r"path kernel: .* one memory bank, got 2\. Use --path graph\."):
+    with pytest.raises(
+        BackendError, match=r"path kernel: .* one memory bank without foreground, got 2 .* Use --path graph\."
+    ):
         patchcore_scorer.device_head(None, head, {}, SIZE, 1)
 
 
@@ -222,6 +253,14 @@ def test_a_distance_that_is_no_number_stays_visible_in_a_mean() -> None:
     with np.errstate(invalid="ignore"):
         _, scores = build_head(head, tensors_for(head, 5, 1), SIZE)(patches)
     assert np.isfinite(scores).tolist() == [True, False]
+
+
+def test_a_head_of_an_earlier_bundle_means_what_it_meant() -> None:
+    plain = {"type": "patchcore", "grid": [4, 2], "neighbors": 9, "reweight": "paper", "sigma": 4.0}
+    head = decode_head(Head, plain)
+    assert (head.metric, head.top, head.banks, head.foreground) == ("euclidean", 1, 1, False)
+    with pytest.raises(msgspec.ValidationError, match="Invalid enum value 'angle'"):
+        decode_head(Head, {**plain, "metric": "angle"})
 
 
 @pytest.mark.parametrize(
