@@ -15,10 +15,11 @@ from flawscope.bundle.ensemble_member import EnsembleMember
 from flawscope.diffusion.reconstruction import MapRule
 from flawscope.diffusion.schedule import Sampling
 from flawscope.imaging.grid_places import GridPlaces
-from flawscope.ranges import NotNegative, Side, Sigma, Top
+from flawscope.ranges import MAX_SIDE, NotNegative, Side, Sigma, Top
 
 Neighbors = Annotated[int, msgspec.Meta(ge=1, le=64)]
 Banks = Annotated[int, msgspec.Meta(ge=1, le=64)]
+Radius = Annotated[int, msgspec.Meta(ge=0, le=MAX_SIDE)]
 
 
 class Head:
@@ -83,6 +84,8 @@ class PatchcoreHead(Head, msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
             to all of them.
         foreground: Distances are multiplied with the weights of `flawscope.imaging.patch_foreground`.
         places: Where the patches lie in the input; None: their grid is centred on it.
+        window: Cells of the grid, along rows and along columns, within which a patch is compared with bank rows; None
+            for the whole bank. Where no row is so near, the nearest places that have rows count.
     """
 
     grid: tuple[Side, Side]
@@ -94,6 +97,7 @@ class PatchcoreHead(Head, msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
     banks: Banks = 1
     foreground: bool = False
     places: GridPlaces | None = None
+    window: Radius | None = None
 
     @property
     def reweights(self) -> bool:

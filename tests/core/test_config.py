@@ -231,6 +231,7 @@ REFUSED_PATCHCORE = {
     "neighbors": [0, 65, 9.5],
     "reweight": ["other", True],
     "projection": ["pca", False],
+    "window": [-1, 8193, 2.5, "wide", True],
     "metric": ["manhattan", True, None],
     "foreground": ["yes please", 3, None],
     "pool": ["3x3", 3, None],
