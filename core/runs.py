@@ -69,17 +69,25 @@ _IDLE_IN_SCHEMA_1: dict[str, frozenset[str]] = {
 }
 """Method -> settings that records of schema 1 have although its training never read them."""
 
-_OLDER: dict[str, Any] = {"resize_rule": 1}
+_OLDER: dict[str, Any] = {"resize_rule": 1, "final_norm": False}
 """Settings that were added since, with the values that say what was done before."""
 
 
 @dataclass(frozen=True)
 class BackboneSource:
-    """Origin and licence of a backbone's weights."""
+    """Origin and licence of a backbone's weights.
+
+    Attributes:
+        name: Name of the backbone.
+        weights: Where the weights come from, with their SHA-256.
+        licence: Licence of the weights, as far as it is known.
+        conditions: How the weights are used, and who said so, one line each; none in records that are older.
+    """
 
     name: str
     weights: str
     licence: str
+    conditions: tuple[str, ...] = ()
 
 
 class RunRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -18,7 +18,6 @@ from flawscope.training.loop.fit_result import FitResult
 from flawscope.training.trainer import Trainer
 
 
-
 def check_drawn(
     trainer: Trainer,
     config: Any,

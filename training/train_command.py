@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 _Result = TypeVar("_Result")
 _METHOD = f"{__name__}.method"
+AUTO = "auto"
+"""METHOD of the commands that take the method which suits the images."""
 
 
 @dataclass(frozen=True)
@@ -114,27 +116,31 @@ class TrainingCommand(click.Command):
 class MethodChoice(click.Choice[str]):
     """Choice among the methods of some kinds, looked up in the table of methods when a value is parsed."""
 
-    def __init__(self, *kinds: methods.MethodKind) -> None:
+    def __init__(self, *kinds: methods.MethodKind, takes_auto: bool = False) -> None:
         self._kinds = kinds
+        self._more = (AUTO,) if takes_auto else ()
         super().__init__(())
 
     @property
     def choices(self) -> tuple[str, ...]:
-        """Names of the methods that can be trained."""
-        return tuple(name for name in methods.names(*self._kinds) if name in CONFIGS)
+        """Names of the methods that can be trained, and `auto` where it is taken."""
+        return (*(name for name in methods.names(*self._kinds) if name in CONFIGS), *self._more)
 
     @choices.setter
     def choices(self, names: tuple[str, ...]) -> None:
         """Ignore the names that `click.Choice.__init__` sets: methods may be registered after this option is made."""
 
 
-def training_options(*kinds: methods.MethodKind) -> Callable[[Callable[..., _Result]], Callable[..., _Result]]:
+def training_options(
+    *kinds: methods.MethodKind, takes_auto: bool = False
+) -> Callable[[Callable[..., _Result]], Callable[..., _Result]]:
     """Give a command the argument METHOD and the options of a training; its first argument is a `TrainingRequest`.
 
     Args:
         kinds: Kinds of methods that the command takes; all of them where none is named.
+        takes_auto: Whether METHOD may be `auto`, which the command has to resolve.
     """
-    options = _shared_options(kinds)
+    options = _shared_options(kinds, takes_auto)
 
     def decorate(command: Callable[..., _Result]) -> Callable[..., _Result]:
         @functools.wraps(command)
@@ -182,17 +188,20 @@ def training_options(*kinds: methods.MethodKind) -> Callable[[Callable[..., _Res
     return decorate
 
 
-def _shared_options(kinds: tuple[methods.MethodKind, ...]) -> tuple[Callable[[Any], Any], ...]:
+def _shared_options(kinds: tuple[methods.MethodKind, ...], takes_auto: bool) -> tuple[Callable[[Any], Any], ...]:
     """Return the argument METHOD and the options that all training commands share, in the order of the help."""
     return (
-        click.argument("method", type=MethodChoice(*kinds)),
+        click.argument("method", type=MethodChoice(*kinds, takes_auto=takes_auto)),
         click.option("--data", "root", type=click.Path(path_type=Path), help="Dataset root, or a category itself."),
         click.option("--category", help="Category below the root."),
         click.option("--config", "config_name", help=f"YAML file, or a preset: {', '.join(preset_names())}."),
         click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="One setting; may be repeated."),
-        click.option("--backbone", help="scattering (built in, no download), or any timm model."),
+        click.option("--backbone", help="scattering (built in, no download), or a timm model."),
         click.option(
-            "--weights", type=click.Path(path_type=Path), help="Safetensors file of the backbone, for offline use."
+            "--weights",
+            type=click.Path(path_type=Path),
+            help="Safetensors file of the backbone, for offline use. Weights carry conditions (mean, std, padding, "
+            "licence): FILE.json beside FILE.safetensors says them; else they are assumed, and a line says which.",
         ),
         click.option("--image-size", type=int, help="Height and width in pixels after the resize."),
         click.option("--seed", type=int, help="Seed of every random choice."),
@@ -241,6 +250,8 @@ def train(request: TrainingRequest, out: Path, overwrite: bool) -> None:
     else:
         record = _train_detector(config, request, dataset, out, overwrite)
         summary, facts, drawn = describe_run(request.method, record), record.facts, record.drawn
+        for line in record.backbone.conditions:
+            echo(line, err=True)
     echo(summary)
     echo(", ".join(f"{key.replace('_', ' ')} {value}" for key, value in facts.items()))
     if drawn is not None:

@@ -292,7 +292,8 @@ def _train(plan: Plan, progress: Progress) -> tuple[RunRecord, str, Sequence[str
         overwrite=plan.replaces,
         drawn_check=plan.drawn_check,
     )
-    summary, notes = f"{plan.run}: {len(record.training)} normal images learned, {len(record.held_out)} held out", []
+    summary = f"{plan.run}: {len(record.training)} normal images learned, {len(record.held_out)} held out"
+    notes = list(record.backbone.conditions)
     if description := trainer_of(record.config).describe(record.config):
         summary += f", {description}"
     if record.drawn is not None:

@@ -63,12 +63,18 @@ def overall_figures(measured: Measured, thresholds: Thresholds | None, seed: int
         values |= {"image_auroc": auroc(scores, labels), "image_ap": average_precision(scores, labels)}
         values["image_f1_max"] = best.value
         intervals |= image_intervals(scores, labels, seed=seed, resamples=resamples)
-    ranking = rank_pixels(measured.maps, measured.masks, measured.has_truth)
+    ranking = rank_pixels(measured.maps, measured.masks, measured.has_truth, measured.inside)
     if ranking is not None:
         values |= {"pixel_auroc": pixel_auroc(ranking), "pixel_ap": pixel_average_precision(ranking)}
         values |= {"aupro": aupro(ranking), "aupro_05": aupro(ranking, STRICT_PRO_LIMIT)}
         intervals |= pixel_intervals(
-            measured.maps, measured.masks, measured.has_truth, ranking, seed=seed, resamples=resamples
+            measured.maps,
+            measured.masks,
+            measured.has_truth,
+            ranking,
+            inside=measured.inside,
+            seed=seed,
+            resamples=resamples,
         )
     at_threshold, threshold_intervals = pixel_figures_at_threshold(measured, thresholds, seed, resamples)
     values |= at_threshold
@@ -122,7 +128,7 @@ def figures_by_defect(measured: Measured, *, is_calibrated: bool) -> tuple[Defec
         of_type = types == defect
         # With all normal images each time, so types are comparable; their figures do not average to the overall ones.
         pair = (of_type | good) & measured.usable
-        ranking = rank_pixels(measured.maps, measured.masks, (of_type | good) & measured.has_truth)
+        ranking = rank_pixels(measured.maps, measured.masks, (of_type | good) & measured.has_truth, measured.inside)
         n = int(of_type.sum())
         rows.append(
             DefectFigures(

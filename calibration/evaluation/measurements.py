@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from flawscope.arrays import BoolArray, Float32Array, Float64Array
-from flawscope.bundle import Manifest
+from flawscope.bundle import Manifest, mask_on_map, region_mask
 from flawscope.calibration.evaluation.bundle_scores import fault_of, score_samples
 from flawscope.calibration.evaluation.metrics import stack_masks
 from flawscope.datasets import Sample
@@ -49,6 +49,8 @@ class Measured:
         mask_lost: bool [N], images whose mask has pixels as stored, and none at this size.
         diameters: float64 [N], diameter of a circle of the area of the largest defect of an image, in pixels of the
             model's input (of a tile, where images are cut); NaN where no mask has a pixel.
+        outside: bool [N], anomalous images whose mask has pixels, all of them outside of the region of interest.
+        inside: bool [H, W], the pixels of maps and masks in the region of interest; None without one.
     """
 
     samples: tuple[Sample, ...]
@@ -60,6 +62,8 @@ class Measured:
     has_truth: BoolArray
     mask_lost: BoolArray
     diameters: Float64Array
+    outside: BoolArray
+    inside: BoolArray | None = None
 
     @property
     def labels(self) -> BoolArray:
@@ -78,6 +82,8 @@ class Measured:
             has_truth=self.has_truth[rows],
             mask_lost=self.mask_lost[rows],
             diameters=self.diameters[rows],
+            outside=self.outside[rows],
+            inside=self.inside,
         )
 
 
@@ -87,11 +93,14 @@ def measure_images(inspector: Inspector, samples: Sequence[Sample], progress: Pr
     spec = inspector.manifest.input.stretched
     is_calibrated = inspector.thresholds is not None
     # Masks are read first: a broken one stops the evaluation before the long part.
-    masks, mask_lost, diameters = [], [], []
+    inside = _inside(inspector)
+    masks, mask_lost, outside, diameters = [], [], [], []
     for sample in samples:
         mask = sample.read_mask() if sample.is_anomalous else None
         small = None if mask is None else prepare_mask(mask, spec)
-        masks.append(small)
+        outside.append(inside is not None and small is not None and bool(small.any()) and not (small & inside).any())
+        # What lies outside of the region is neither a defect that was missed nor a normal pixel.
+        masks.append(small if small is None or inside is None else small & inside)
         diameters.append(math.nan if mask is None else _diameter(mask, inspector.manifest))
         # A defect of a few pixels can vanish when its mask is resized or cropped; the notes say how many did.
         mask_lost.append(mask is not None and small is not None and bool(mask.any()) and not bool(small.any()))
@@ -120,7 +129,18 @@ def measure_images(inspector: Inspector, samples: Sequence[Sample], progress: Pr
         has_truth=has_truth,
         mask_lost=np.array(mask_lost, np.bool_),
         diameters=np.array(diameters, np.float64),
+        outside=np.array(outside, np.bool_),
+        inside=inside,
     )
+
+
+def _inside(inspector: Inspector) -> BoolArray | None:
+    """Return which pixels lie in the bundle's region of interest, at the size of the maps; None without one."""
+    manifest, spec = inspector.manifest, inspector.manifest.input.stretched
+    if manifest.region is None:
+        return None
+    mask = region_mask(manifest.region, str(inspector.bundle.path))
+    return mask_on_map(mask, spec if manifest.map_spec is not None else None, spec.size)
 
 
 def _diameter(mask: BoolArray, manifest: Manifest) -> float:

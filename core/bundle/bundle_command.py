@@ -89,6 +89,7 @@ def _facts(manifest: Manifest, signature: str) -> list[tuple[str, str]]:
         made_of = [
             ("method", f"{manifest.method}, seed {source.seed}, category {source.category}"),
             ("backbone", source.weights),
+            *(_named_line(line) for line in source.conditions),
         ]
     facts = [
         ("name", manifest.name),
@@ -98,6 +99,11 @@ def _facts(manifest: Manifest, signature: str) -> list[tuple[str, str]]:
         ("input", _input(manifest)),
         *([] if manifest.tiling is None else [("tiles", _tiles(manifest.tiling))]),
         *([] if manifest.learned is None else [("learned from", describe_learned(manifest.learned))]),
+        *(
+            []
+            if manifest.region is None
+            else [("region", f"defects count in {manifest.region.share:.1%} of the image")]
+        ),
         ("files", f"{len(manifest.files)}, {size / 2**20:.1f} MiB"),
         ("made", f"{source.created} by flawscope {manifest.flawscope}: {source.command or 'Python'}"),
     ]
@@ -131,6 +137,12 @@ def _facts(manifest: Manifest, signature: str) -> list[tuple[str, str]]:
         for row in manifest.evidence.accuracy
     ]
     return facts
+
+
+def _named_line(line: str) -> tuple[str, str]:
+    """Return a line such as `weights: mean 0.5` as its name and the rest."""
+    name, _, rest = line.partition(": ")
+    return name, rest
 
 
 def _drawing(head: SynthHead) -> list[tuple[str, str]]:

@@ -14,6 +14,7 @@ from typing import Literal
 import msgspec
 
 from flawscope.bundle.heads import Head, decode_head
+from flawscope.bundle.region import Region
 from flawscope.bundle.threshold_structs import ThresholdChange, Thresholds
 from flawscope.diffusion.schedule import Sampling
 from flawscope.drawn_check import DrawnCheck
@@ -245,6 +246,7 @@ class Provenance(_Struct, frozen=True):
         config: The training settings in force, by their flat names.
         weights: SHA-256 of the backbone's weights, and where they came from.
         images: File with the content hashes of training and held-out images, below the bundle.
+        conditions: How the backbone's weights are used (mean, deviation, padding), and who said so, one line each.
     """
 
     created: str
@@ -258,6 +260,7 @@ class Provenance(_Struct, frozen=True):
     config: dict[str, object]
     weights: str
     images: str
+    conditions: tuple[str, ...] = ()
 
 
 class Manifest(_Struct, frozen=True):
@@ -278,6 +281,7 @@ class Manifest(_Struct, frozen=True):
     files: dict[str, FileEntry]
     tiling: Tiling | None = None
     learned: LearnedImages | None = None
+    region: Region | None = None
     # msgspec copies an empty default for each instance.
     precisions: dict[str, Precision] = {}
     thresholds: Thresholds | None = None

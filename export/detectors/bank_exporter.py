@@ -13,6 +13,7 @@ import onnx
 import safetensors.numpy
 
 from flawscope.arrays import Float32Array, UInt8Array
+from flawscope.bank_names import bank_names, norm_names
 from flawscope.bundle import BankHead
 from flawscope.export.detectors import head_nodes
 from flawscope.export.detectors.head_nodes import BankFile
@@ -87,9 +88,12 @@ class BankExporter:
 
 
 def _row_norms(tensors: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
-    """Return the squared norms of the bank's rows, float32 [M], which the graph adds to its products."""
-    bank = np.asarray(tensors["bank"], np.float32)
-    return {"norms": np.einsum("md,md->m", bank, bank)}
+    """Return the squared norms of the rows of each bank, float32 [M], which the graph adds to its products."""
+    count = max(1, sum(name.startswith("bank.") for name in tensors))
+    banks = {name: np.asarray(tensors[name], np.float32) for name in bank_names(count)}
+    return {
+        norms: np.einsum("md,md->m", bank, bank) for norms, bank in zip(norm_names(count), banks.values(), strict=True)
+    }
 
 
 PATCHCORE = BankExporter(patchcore_head, head_nodes.patchcore_nodes, torch_scores.patchcore_distances, _row_norms)

@@ -241,4 +241,5 @@ def _provenance(run: Run, command: str) -> Provenance:
         config=flatten(record.config),
         weights=f"{record.backbone.name}: {record.backbone.weights}; licence: {record.backbone.licence}",
         images=IMAGE_HASHES,
+        conditions=record.backbone.conditions,
     )

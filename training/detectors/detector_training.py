@@ -15,7 +15,7 @@ import msgspec
 
 import flawscope
 from flawscope.config import FeatureSettings, HeldOutSettings, MethodConfig, TrainedConfig, flatten
-from flawscope.config.setting_parts import part_of
+from flawscope.config.setting_parts import change_settings, part_of
 from flawscope.datasets import Dataset, Sample, as_recorded, fingerprint, hash_contents, split_held_out
 from flawscope.datasets.fingerprints import map_in_threads
 from flawscope.datasets.learnable import MIN_TRAINING_IMAGES, check_learnable
@@ -30,7 +30,7 @@ from flawscope.progress import Progress, no_progress
 from flawscope.runs import RECORD, BackboneSource, RunRecord
 from flawscope.training.detectors.detector_run import Run, write_run
 from flawscope.training.drawn_checking import check_drawn
-from flawscope.training.features.backbone import Backbone, build_backbone
+from flawscope.training.features.backbone import Backbone, prepare_backbone
 from flawscope.training.features.patch_extraction import choose_device
 from flawscope.training.loop.fit_result import FitResult
 from flawscope.training.loop.image_batches import image_sources
@@ -40,6 +40,8 @@ from flawscope.training.loop.workspace import open_workspace
 from flawscope.training.trainer import FitRequest, Trainer, trainer_of
 from flawscope.versions import package_versions
 
+_RESOLVED = ("stages", "backbone_options", "mean", "std", "final_norm")
+"""Settings of the backbone that are filled in where they are open: null, and options that are not named."""
 _FEWEST_HELD_OUT = 5
 """Of fewer held-out images the drawn check would say little: it takes those that were learned from."""
 _SAMPLES = 8
@@ -93,7 +95,7 @@ def train_detector(
     check_replaceable(out, RECORD, overwrite=overwrite)  # before hours of work, not after
     started = time.perf_counter()
     inputs = _prepare(config, dataset, trainer, weights, denoiser_run, progress)
-    backbone, split = inputs.backbone, inputs.split
+    config, backbone, split = inputs.config, inputs.backbone, inputs.split
     prepared_at = time.perf_counter()
     # Open until the run is written: on leaving, its TensorBoard events are copied into the run and it is removed.
     with _workspace(trainer, out, config, inputs, resume, denoiser_run) as workspace:
@@ -142,6 +144,7 @@ class _Inputs:
     """What a fit starts from.
 
     Attributes:
+        config: The settings, with what they left open about the backbone filled in.
         backbone: Extractor of features on its device.
         source: Origin of its weights.
         weights_used: Origin and hash of all weights that the training starts from: with others it cannot resume.
@@ -149,6 +152,7 @@ class _Inputs:
         identity: Fingerprint of the dataset.
     """
 
+    config: MethodConfig
     backbone: Backbone
     source: BackboneSource
     weights_used: str
@@ -167,14 +171,22 @@ def _prepare(
     """Load the backbone and split the images."""
     # Before weights are downloaded: a missing autoencoder is an error in the settings.
     other_weights = trainer.other_weights(config)
-    backbone, source = build_backbone(part_of(config, FeatureSettings), weights)
+    features = part_of(config, FeatureSettings)
+    resolved, backbone, source = prepare_backbone(features, weights, config.preprocessing.size)
+    # Recorded as they were used: what null stands for may change with the next version of timm.
+    changed = {
+        name: getattr(resolved, name) for name in _RESOLVED if getattr(resolved, name) != getattr(features, name)
+    }
+    config = change_settings(config, changed) if changed else config
+    if denoiser_run is not None and source.weights == denoiser_run.record.backbone.weights:
+        source = denoiser_run.record.backbone  # its settings are taken over, and would be said to be set by hand
     backbone.to(choose_device(config.device))
     split = _split(config, dataset, progress)
     if denoiser_run is not None:
         _check_same_images(dataset, split, denoiser_run)
     denoiser = "" if denoiser_run is None else f"denoiser of the run {denoiser_run.digest}"
     weights_used = "; ".join(filter(None, (source.weights, other_weights, denoiser)))
-    return _Inputs(backbone, source, weights_used, split, fingerprint(dataset, split.hashes))
+    return _Inputs(config, backbone, source, weights_used, split, fingerprint(dataset, split.hashes))
 
 
 @contextlib.contextmanager
@@ -327,6 +339,10 @@ def check_recorded(config: MethodConfig, run: Run, free: Collection[str] = ()) -
     recorded_settings = flatten(recorded)
     for name, value in flatten(config).items():
         trained_with = recorded_settings[name]
+        if name in _RESOLVED and value is None:
+            continue  # left open: the run says what it stands for
+        if name == "backbone_options":
+            value = {**trained_with, **value}
         if name not in free and value != trained_with:
             raise ArgumentError(
                 f"{name}: expected {trained_with!r}, with which {run.path} was trained, got {value!r}. Leave it out, "

@@ -11,14 +11,14 @@ import torch
 
 from flawscope.arrays import Float32Array, UInt8Array
 from flawscope.bundle import PadimHead
-from flawscope.config import PadimConfig
+from flawscope.config import PadimConfig, standardization
 from flawscope.errors import ArgumentError, DataError
 from flawscope.imaging.tiles import ImageSource
 from flawscope.progress import Progress
 from flawscope.runs import RunRecord
 from flawscope.training.detectors.torch_scores import padim_distances, torch_scores
 from flawscope.training.features.backbone import Backbone
-from flawscope.training.features.patch_extraction import iterate_patches, measure_transform, standardization
+from flawscope.training.features.patch_extraction import iterate_patches, measure_transform
 from flawscope.training.features.patch_features import PatchFeatures, build_features
 from flawscope.training.loop.fit_result import FitResult
 from flawscope.training.trainer import FitRequest, Trainer
@@ -53,7 +53,7 @@ def fit_padim(config: PadimConfig, backbone: Backbone, paths: Sequence[ImageSour
     if config.channels > total:
         raise ArgumentError(
             f"channels: expected at most the {total} channels of {config.features.backbone} stages "
-            f"{list(config.features.stages)}, got {config.channels}."
+            f"{list(config.features.stages or ())}, got {config.channels}."
         )
     positions, channels = grid[0] * grid[1], config.channels
     # The same limit as `export/size_check.py`: TensorRT and others index a tensor's elements with 32 bits.

@@ -11,12 +11,15 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from flawscope.arrays import Float32Array, UInt8Array
+from flawscope.bank_names import bank_names
 from flawscope.bundle import BankHead, PadimHead, PatchcoreHead
 from flawscope.imaging.map_upsampling import map_matrices
 from flawscope.training.diffusion.torch_reconstruction import Reconstruction
@@ -115,16 +118,26 @@ def padim_distances(patches: Tensor, head: PadimHead, tensors: Mapping[str, Tens
 def patchcore_distances(
     patches: Tensor, head: PatchcoreHead, tensors: Mapping[str, Tensor]
 ) -> tuple[Tensor, Tensor | None]:
-    """Return the distances of patches [P, D] to their nearest rows, and the re-weighted score."""
+    """Return the distances of patches [P, D] to their nearest rows, and the score."""
+    weights = _foreground(patches, head, tensors) if head.foreground else 1
+    if head.banks > 1:
+        nearest = weights * _mean_of_banks(patches, head, tensors)
+        return nearest, nearest.sort(descending=True).values[: head.top].mean()
     bank = tensors["bank"].to(patches.dtype)
     count = min(head.neighbors, len(bank))
     # In float64 by subtraction, not the product form: it is the reference the product form is measured against.
     is_exact = patches.dtype == torch.float64
     mode = "donot_use_mm_for_euclid_dist" if is_exact else "use_mm_for_euclid_dist_if_necessary"
     distances = torch.cdist(patches, bank, compute_mode=mode)
+    if head.metric == "cosine":
+        # For vectors of length 1, |q - m|² = 2 - 2 cos.
+        distances = distances.square() / 2
     nearest, matched = distances.min(dim=1)
+    nearest = weights * nearest
     place = int(nearest.argmax())
     top = nearest[place]
+    if head.top > 1:
+        return nearest, nearest.sort(descending=True).values[: head.top].mean()
     if head.reweight == "none" or count == 1:
         return nearest, top
     # Equation 7 of arXiv:2106.08265. No softmax as in the graph: float64 holds exp(d) up to d = 709, float32 to 88.
@@ -137,3 +150,21 @@ def patchcore_distances(
         around = row.argsort()[:count]
         numerator = torch.exp(row[around]).max()
     return nearest, top * (1 - numerator / torch.exp(row[around]).sum())
+
+
+def _mean_of_banks(patches: Tensor, head: PatchcoreHead, tensors: Mapping[str, Tensor]) -> Tensor:
+    """Return the mean of the distances to several banks, each of its own channels, [P]."""
+    banks = [tensors[name] for name in bank_names(head.banks)]
+    # Each bank as a head of its own, whose score is not used.
+    alone = msgspec.structs.replace(head, banks=1, top=1, reweight="none", foreground=False)
+    parts = patches.split([bank.shape[1] for bank in banks], dim=1)
+    by_bank = [patchcore_distances(part, alone, {"bank": bank})[0] for part, bank in zip(parts, banks, strict=True)]
+    return torch.stack(by_bank).mean(dim=0)
+
+
+def _foreground(patches: Tensor, head: PatchcoreHead, tensors: Mapping[str, Tensor]) -> Tensor:
+    """Return the weights of patches [P, D], [P]."""
+    offset, least = tensors["foreground_limits"].to(patches.dtype)
+    projected = (patches @ tensors["foreground"].to(patches.dtype))[:, 0] + offset
+    weights = functional.max_pool2d(projected.clamp(0, 1).reshape(1, 1, *head.grid), 3, stride=1, padding=1).flatten()
+    return weights if float(weights.mean()) >= float(least) else torch.ones_like(weights)
