@@ -22,6 +22,7 @@ from flawscope.config import CONFIGS, AutoencoderConfig, MethodConfig, flatten
 from flawscope.config.method_settings import Settings
 from flawscope.config.setting_parts import nest, places_of, tag_of, without_parts
 from flawscope.diffusion.reconstruction import MapRule
+from flawscope.drawn_check import DrawnCheck
 from flawscope.errors import RunError
 from flawscope.imaging.learned_images import LearnedImages
 from flawscope.open_files import RECORD_BYTES, read_regular
@@ -112,6 +113,7 @@ class RunRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         rule: How the maps of a reconstruction become one; null for other methods.
         unet: Settings of the UNet of a guided denoiser; null for other methods.
         learned: What the training images have in common; null in records that are older.
+        drawn: How well the detector tells drawn defects from normal images; null where that was not measured.
         schema: Version of this record.
     """
 
@@ -134,6 +136,7 @@ class RunRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     rule: MapRule | None = None
     unet: dict[str, Any] | None = None
     learned: LearnedImages | None = None
+    drawn: DrawnCheck | None = None
     schema: int = RUN_SCHEMA
 
 

@@ -230,6 +230,14 @@ REFUSED_PATCHCORE = {
     "neighbors": [0, 65, 9.5],
     "reweight": ["other", True],
     "projection": ["pca", False],
+    "metric": ["manhattan", True, None],
+    "foreground": ["yes please", 3, None],
+    "pool": ["3x3", 3, None],
+    "layers": ["apart", 1, True],
+    "components": [0, -1, "all", None, *NOT_FINITE],
+    "shrinkage": [-0.1, 1.1, "oas", *NOT_FINITE],
+    "views": ["45", 1, True],
+    "top_share": [-0.01, 1.01, "all", None, *NOT_FINITE],
 }
 REFUSED_PADIM = {"channels": [0, 4097, 1.5], "regularization": [0, -1, *NOT_FINITE], "reduction": ["pca", 1, 0.5]}
 

@@ -9,13 +9,16 @@ from typing import cast
 import numpy as np
 import torch
 
-from flawscope.config import PadimConfig
+from flawscope.arrays import Float32Array, UInt8Array
+from flawscope.bundle import PadimHead
+from flawscope.config import PadimConfig, standardization
 from flawscope.errors import ArgumentError, DataError
 from flawscope.imaging.tiles import ImageSource
 from flawscope.progress import Progress
 from flawscope.runs import RunRecord
+from flawscope.training.detectors.torch_scores import padim_distances, torch_scores
 from flawscope.training.features.backbone import Backbone
-from flawscope.training.features.patch_extraction import iterate_patches, measure_transform, standardization
+from flawscope.training.features.patch_extraction import iterate_patches, measure_transform
 from flawscope.training.features.patch_features import PatchFeatures, build_features
 from flawscope.training.loop.fit_result import FitResult
 from flawscope.training.trainer import FitRequest, Trainer
@@ -161,6 +164,11 @@ class _Moments:
         return mean + self._shift[:, 0], self._products
 
 
+def padim_head(config: PadimConfig, grid: tuple[int, int]) -> PadimHead:
+    """Return the head of a bundle; `grid` has the rows and columns of patches."""
+    return PadimHead(grid, config.maps.sigma)
+
+
 class PadimTrainer(Trainer):
     """Fits and restores PaDiM."""
 
@@ -171,6 +179,13 @@ class PadimTrainer(Trainer):
     def restore(self, path: Path, record: RunRecord, backbone: Backbone, fit_result: FitResult) -> PatchFeatures:
         """Return the feature module."""
         return build_features(cast("PadimConfig", record.config), backbone, fit_result)
+
+    def scores(
+        self, config: PadimConfig, module: PatchFeatures, fit_result: FitResult, images: Sequence[UInt8Array]
+    ) -> tuple[Float32Array, Float32Array]:
+        """Return maps and scores in float32; see `Trainer.scores`."""
+        head, size = padim_head(config, fit_result.grid), config.preprocessing.size
+        return torch_scores(module, head, fit_result.tensors, size, images, padim_distances, exact=False)
 
     def needed_tensors(self, record: RunRecord) -> frozenset[str]:
         """Return the tensors of the Gaussians."""
