@@ -107,8 +107,8 @@ def _without_prefixes(state: State, shapes: Mapping[str, object]) -> State:
     while not state.keys() & shapes.keys():
         for prefix in _PREFIXES:
             inner = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-            # A classifier beside the backbone has no prefix: it is left behind.
-            if len(inner) == len(state) or inner.keys() & shapes.keys():
+            # Most, not all: a classifier or a counter beside the backbone has no prefix, and is left behind.
+            if 2 * len(inner) > len(state) or inner.keys() & shapes.keys():
                 state = inner
                 break
         else:
