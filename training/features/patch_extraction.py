@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal
 
 import numpy as np
 import torch
@@ -89,8 +90,18 @@ def measure_transform(
     if kind == "none":
         return None
     step = max(1, len(paths) // _SAMPLE_IMAGES)
+    return channel_transform(iterate_patches(features, paths[::step], config, "measuring channels", progress), kind)
+
+
+def channel_transform(batches: Iterable[Tensor], kind: Literal["scale", "whiten"]) -> Tensor:
+    """Return the transform of the channels of some patches.
+
+    Args:
+        batches: Patches, float32 [N, P, D] each.
+        kind: `scale` for one over every channel's deviation, float32 [D]; `whiten` for a matrix, float32 [D, D].
+    """
     count, total, products = 0, torch.zeros(()), torch.zeros(())
-    for patches in iterate_patches(features, paths[::step], config, "measuring channels", progress):
+    for patches in batches:
         # float64: a covariance from sums of squares loses the small variances in float32.
         flat = patches.flatten(0, 1).double().cpu()
         count += len(flat)
