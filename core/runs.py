@@ -21,6 +21,7 @@ from flawscope import methods
 from flawscope.config import CONFIGS, AutoencoderConfig, MethodConfig, flatten
 from flawscope.config.method_settings import Settings
 from flawscope.config.setting_parts import nest, places_of, tag_of, without_parts
+from flawscope.cross_scores import CrossScores
 from flawscope.diffusion.reconstruction import MapRule
 from flawscope.errors import RunError
 from flawscope.imaging.learned_images import LearnedImages
@@ -104,6 +105,7 @@ class RunRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         rule: How the maps of a reconstruction become one; null for other methods.
         unet: Settings of the UNet of a guided denoiser; null for other methods.
         learned: What the training images have in common; null in records that are older.
+        cross: Scores of the training images by cross-fitting; null where images were held out, or none.
         schema: Version of this record.
     """
 
@@ -126,6 +128,7 @@ class RunRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     rule: MapRule | None = None
     unet: dict[str, Any] | None = None
     learned: LearnedImages | None = None
+    cross: CrossScores | None = None
     schema: int = RUN_SCHEMA
 
 

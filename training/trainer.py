@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flawscope import methods
+from flawscope.arrays import Float32Array, UInt8Array
 from flawscope.config import MethodConfig
 from flawscope.config.setting_parts import tag_of
 from flawscope.datasets import Sample
@@ -83,6 +84,21 @@ class Trainer:
             RunError: If the weights are of another architecture.
         """
         raise AssertionError(f"{type(self).__name__} restores nothing of its own")
+
+    def score(
+        self, config: Any, backbone: Backbone, fit_result: FitResult, images: Sequence[UInt8Array]
+    ) -> tuple[Float32Array, Float32Array]:
+        """Return anomaly maps float32 [N, H, W] and scores float32 [N], as the exported detector computes them.
+
+        For methods that can be cross-fitted; their exporters compare the graphs with the same formulas.
+
+        Args:
+            config: Settings of the method.
+            backbone: Extractor of features on its device.
+            fit_result: What was fitted.
+            images: Prepared images, uint8 [H, W, 3] each.
+        """
+        raise AssertionError(f"{type(self).__name__} cannot be cross-fitted")
 
     def needed_tensors(self, record: RunRecord) -> frozenset[str]:
         """Return the names of the tensors without which a run counts as unfitted."""

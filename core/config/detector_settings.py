@@ -12,7 +12,7 @@ from flawscope.config.feature_settings import (
     Standardization,
     check_memory_budget,
 )
-from flawscope.config.input_settings import HeldOutSettings, LineInputSettings
+from flawscope.config.input_settings import CrossFitSettings, HeldOutSettings, LineInputSettings
 from flawscope.config.loop_settings import LoopSettings, TrainingDataSettings, check_decay
 from flawscope.config.method_settings import MethodConfig, TrainedConfig
 from flawscope.config.setting_parts import check
@@ -39,7 +39,7 @@ class PatchcoreConfig(MethodConfig, frozen=True, kw_only=True, tag_field="method
     input: LineInputSettings = LineInputSettings()
     patches: PatchSettings = PatchSettings(upsample="bilinear")
     maps: MapSettings = MapSettings()
-    split: HeldOutSettings = HeldOutSettings()
+    split: CrossFitSettings = CrossFitSettings()
     coreset: float = 0.01
     max_bank: int = 16384
     neighbors: int = 9
@@ -73,7 +73,7 @@ class PadimConfig(MethodConfig, frozen=True, kw_only=True, tag_field="method", t
     input: LineInputSettings = LineInputSettings()
     patches: PatchSettings = PatchSettings()
     maps: MapSettings = MapSettings()
-    split: HeldOutSettings = HeldOutSettings()
+    split: CrossFitSettings = CrossFitSettings()
     channels: int = 100
     reduction: Literal["sample", "ortho"] = "sample"
     regularization: float = 0.01

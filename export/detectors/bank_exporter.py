@@ -14,12 +14,15 @@ import safetensors.numpy
 
 from flawscope.arrays import Float32Array, UInt8Array
 from flawscope.bundle import BankHead, PadimHead, PatchcoreHead
-from flawscope.export.detectors import head_nodes, reference_scores
+from flawscope.export.detectors import head_nodes
 from flawscope.export.detectors.head_nodes import BankFile
 from flawscope.export.exporter import ExportedGraphs
 from flawscope.export.graph_files import INLINE_LIMIT, write_graph
 from flawscope.export.onnx_trace import export_module
+from flawscope.training.detectors import reference_scores
 from flawscope.training.detectors.detector_run import Run
+from flawscope.training.detectors.padim import padim_head
+from flawscope.training.detectors.patchcore import patchcore_head
 from flawscope.training.features.patch_features import PatchFeatures
 
 BANK = "bank.safetensors"
@@ -85,12 +88,12 @@ class BankExporter:
 
 def _patchcore_head(run: Run) -> PatchcoreHead:
     config: Any = run.record.config
-    return PatchcoreHead(run.record.grid, config.neighbors, config.reweight, config.maps.sigma)
+    return patchcore_head(config, run.record.grid)
 
 
 def _padim_head(run: Run) -> PadimHead:
     config: Any = run.record.config
-    return PadimHead(run.record.grid, config.maps.sigma)
+    return padim_head(config, run.record.grid)
 
 
 def _row_norms(tensors: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:

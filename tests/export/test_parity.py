@@ -12,8 +12,9 @@ import pytest
 from flawscope.arrays import Float32Array
 from flawscope.bundle import Parity, open_bundle
 from flawscope.errors import GateError
-from flawscope.export.detectors import detector_export, reference_scores
+from flawscope.export.detectors import detector_export
 from flawscope.export.parity import MAP_LIMIT, SCORE_LIMIT, SPEARMAN_LIMIT, check_parity, measure_parity
+from flawscope.training.detectors import reference_scores
 
 Answer = tuple[Float32Array, Float32Array]
 

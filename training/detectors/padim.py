@@ -9,12 +9,14 @@ from typing import cast
 import numpy as np
 import torch
 
-from flawscope.arrays import Float32Array
+from flawscope.arrays import Float32Array, UInt8Array
+from flawscope.bundle import PadimHead
 from flawscope.config import PadimConfig
 from flawscope.errors import ArgumentError, DataError
 from flawscope.imaging.tiles import ImageSource
 from flawscope.progress import Progress, no_progress
 from flawscope.runs import RunRecord
+from flawscope.training.detectors.reference_scores import padim_distances, torch_scores
 from flawscope.training.features.backbone import Backbone
 from flawscope.training.features.patch_extraction import iterate_patches, measure_transform, standardization
 from flawscope.training.features.patch_features import PatchFeatures, build_features
@@ -79,6 +81,11 @@ def fit_padim(config: PadimConfig, backbone: Backbone, paths: Sequence[ImageSour
         channels=choice,
         facts={"positions": positions, "channels": channels, "of_channels": total},
     )
+
+
+def padim_head(config: PadimConfig, grid: tuple[int, int]) -> PadimHead:
+    """Return what a manifest says of a fitted detector; `grid` is that of its patches."""
+    return PadimHead(grid, config.maps.sigma)
 
 
 def fit_gaussians(
@@ -197,6 +204,13 @@ class PadimTrainer(Trainer):
     def restore(self, path: Path, record: RunRecord, backbone: Backbone, fit_result: FitResult) -> PatchFeatures:
         """Return the feature module."""
         return build_features(cast("PadimConfig", record.config), backbone, fit_result)
+
+    def score(
+        self, config: PadimConfig, backbone: Backbone, fit_result: FitResult, images: Sequence[UInt8Array]
+    ) -> tuple[Float32Array, Float32Array]:
+        """Return maps and scores by plain torch."""
+        features, head = build_features(config, backbone, fit_result), padim_head(config, fit_result.grid)
+        return torch_scores(features, head, fit_result.tensors, config.preprocessing.size, images, padim_distances)
 
     def needed_tensors(self, record: RunRecord) -> frozenset[str]:
         """Return the tensors of the Gaussians."""

@@ -11,7 +11,8 @@ from typing import cast
 import numpy as np
 import numpy.typing as npt
 
-from flawscope.arrays import Float32Array
+from flawscope.arrays import Float32Array, UInt8Array
+from flawscope.bundle import PatchcoreHead
 from flawscope.config import PatchcoreConfig
 from flawscope.cpp_ext import kcenter_greedy, nearest
 from flawscope.errors import DataError
@@ -19,6 +20,7 @@ from flawscope.files import storage_errors, temporary_folder
 from flawscope.imaging.tiles import ImageSource
 from flawscope.progress import Progress
 from flawscope.runs import RunRecord
+from flawscope.training.detectors.reference_scores import patchcore_distances, torch_scores
 from flawscope.training.features.backbone import Backbone
 from flawscope.training.features.patch_extraction import iterate_patches, measure_transform, standardization, to_numpy
 from flawscope.training.features.patch_features import PatchFeatures, build_features
@@ -92,6 +94,11 @@ def fit_patchcore(
     return FitResult(
         grid=grid, tensors=tensors, transform=None if transform is None else to_numpy(transform), facts=facts
     )
+
+
+def patchcore_head(config: PatchcoreConfig, grid: tuple[int, int]) -> PatchcoreHead:
+    """Return what a manifest says of a fitted detector; `grid` is that of its patches."""
+    return PatchcoreHead(grid, config.neighbors, config.reweight, config.maps.sigma)
 
 
 def bank_rows(config: PatchcoreConfig, patches: int) -> int:
@@ -168,6 +175,14 @@ class PatchcoreTrainer(Trainer):
     def restore(self, path: Path, record: RunRecord, backbone: Backbone, fit_result: FitResult) -> PatchFeatures:
         """Return the feature module."""
         return build_features(cast("PatchcoreConfig", record.config), backbone, fit_result)
+
+    def score(
+        self, config: PatchcoreConfig, backbone: Backbone, fit_result: FitResult, images: Sequence[UInt8Array]
+    ) -> tuple[Float32Array, Float32Array]:
+        """Return maps and scores by plain torch."""
+        features, head = build_features(config, backbone, fit_result), patchcore_head(config, fit_result.grid)
+        size = config.preprocessing.size
+        return torch_scores(features, head, fit_result.tensors, size, images, patchcore_distances)
 
     def needed_tensors(self, record: RunRecord) -> frozenset[str]:
         """Return the memory bank, and the table of neighbours if the paper's re-weighting needs it."""
