@@ -6,9 +6,6 @@ import math
 
 from flawscope.calibration.thresholds.normal_quantile import OrderStatistic
 
-FEW_IMAGES = 20
-"""Below this many images thresholds say little, and so do figures of a gate."""
-
 
 def expectation(statistic: OrderStatistic, *, is_estimated: bool = False) -> str:
     """Return how many normal parts may be rejected, and how many images would bring it down to what was asked for.

@@ -212,6 +212,28 @@ def test_the_fewest_images_for_their_folds_are_enough(make: Any, count: int, fol
     assert len(cross_of(run).scores) == count
 
 
+@pytest.mark.parametrize(
+    ("count", "assignment", "notes"),
+    [
+        (7, "cross_fit=3", ["7 different normal images are few, below 20"]),
+        (7, "held_out=0", ["7 different normal images are few, below 20"]),
+        (20, "held_out_minimum=5", ["5 of 20 normal images were held out for thresholds. --set cross_fit=5"]),
+        (21, "held_out_minimum=5", []),
+    ],
+)
+def test_few_images_have_a_warning(
+    count: int, assignment: str, notes: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_images(tmp_path / "data", count)
+    arguments = ["train", "padim", "--data", str(tmp_path / "data"), "--out", str(tmp_path / "run")]
+    arguments += ["--image-size", "64", "--set", "stages=2", "--set", "channels=4", "--set", assignment]
+    assert cli.run(arguments) == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
+    assert len(lines) == len(notes)
+    for line, note in zip(lines, notes, strict=True):
+        assert note in line
+
+
 @pytest.mark.parametrize("method", ["stfpm", "ddad", "dsad"])
 def test_a_method_in_epochs_says_why_it_is_not_cross_fitted(
     method: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
