@@ -40,8 +40,9 @@ from flawscope.runtime.scorers.patchcore_scorer import PATCHCORE
 from flawscope.training.detectors.padim import fit_gaussians
 from flawscope.training.detectors.patchcore import neighbour_table
 from flawscope.training.features.backbone import build_backbone
-from flawscope.training.features.patch_extraction import channel_transform
+from flawscope.training.features.patch_extraction import covariance_of, scale_factors
 from flawscope.training.features.patch_features import PatchFeatures
+from flawscope.training.features.whitening import whitening_matrix
 from flawscope.versions import cpu_name, package_versions
 
 RATE, CONFIDENCE = 0.01, 0.95
@@ -114,7 +115,7 @@ def _pool(name: str, images: list[list[Any]], settings: FeatureSettings, weights
 
 def fit_patchcore(pool: Pool, rows: Float32Array, least: int, seed: int) -> Score:
     """Return PatchCore fitted on raw patches float32 [N, P, D], with 1 % of them in the bank and at least `least`."""
-    whitening = channel_transform([torch.from_numpy(rows)], "whiten").numpy() if pool.whitens else None
+    whitening = _whitening(rows) if pool.whitens else None
     matrix = rows.reshape(-1, rows.shape[2])
     matrix = matrix if whitening is None else matrix @ whitening
     count = min(len(matrix), max(1, round(0.01 * len(matrix)), least))
@@ -129,10 +130,19 @@ def fit_padim(pool: Pool, rows: Float32Array, least: int, seed: int) -> Score:
     total = rows.shape[2]
     chosen = np.sort(np.random.default_rng(seed).choice(total, min(PADIM_CHANNELS, total), replace=False))
     rows = rows[:, :, chosen]
-    scale = channel_transform([torch.from_numpy(rows)], "scale").numpy() if pool.whitens else np.float32(1)
+    scale = _scale(rows) if pool.whitens else np.float32(1)
     mean, whitening = fit_gaussians([torch.from_numpy(rows * scale)], rows.shape[1], len(chosen), 0.01)
     score = PADIM.head(PadimHead(pool.grid, SIGMA), {"mean": mean, "whitening": whitening}, pool.size)
     return _finish(score, lambda raw: raw[:, :, chosen] * scale)
+
+
+def _whitening(rows: Float32Array) -> Float32Array:
+    count, _, covariance = covariance_of([torch.from_numpy(rows)])
+    return whitening_matrix(covariance, count).float().numpy()
+
+
+def _scale(rows: Float32Array) -> Float32Array:
+    return scale_factors(covariance_of([torch.from_numpy(rows)])[2]).numpy()
 
 
 def _finish(head: Any, transform: Callable[[Float32Array], Float32Array]) -> Score:

@@ -33,3 +33,8 @@ NotNegative = Annotated[float, msgspec.Meta(ge=0.0)]
 
 Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 """A hash in hexadecimal."""
+
+MOST_TOP = 3840
+"""Most patches whose mean distance can be a score: TensorRT finds no more largest values at once."""
+
+Top = Annotated[int, msgspec.Meta(ge=1, le=MOST_TOP)]

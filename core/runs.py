@@ -23,6 +23,7 @@ from flawscope.config.method_settings import Settings
 from flawscope.config.setting_parts import nest, places_of, tag_of, without_parts
 from flawscope.cross_scores import CrossScores
 from flawscope.diffusion.reconstruction import MapRule
+from flawscope.drawn_check import DrawnCheck
 from flawscope.errors import RunError
 from flawscope.imaging.learned_images import LearnedImages
 from flawscope.open_files import RECORD_BYTES, read_regular
@@ -69,17 +70,25 @@ _IDLE_IN_SCHEMA_1: dict[str, frozenset[str]] = {
 }
 """Method -> settings that records of schema 1 have although its training never read them."""
 
-_OLDER: dict[str, Any] = {"resize_rule": 1}
+_OLDER: dict[str, Any] = {"resize_rule": 1, "final_norm": False}
 """Settings that were added since, with the values that say what was done before."""
 
 
 @dataclass(frozen=True)
 class BackboneSource:
-    """Origin and licence of a backbone's weights."""
+    """Origin and licence of a backbone's weights.
+
+    Attributes:
+        name: Name of the backbone.
+        weights: Where the weights come from, with their SHA-256.
+        licence: Licence of the weights, as far as it is known.
+        conditions: How the weights are used, and who said so, one line each; none in records that are older.
+    """
 
     name: str
     weights: str
     licence: str
+    conditions: tuple[str, ...] = ()
 
 
 class RunRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -106,6 +115,7 @@ class RunRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         unet: Settings of the UNet of a guided denoiser; null for other methods.
         learned: What the training images have in common; null in records that are older.
         cross: Scores of the training images by cross-fitting; null where images were held out, or none.
+        drawn: How well the detector tells drawn defects from normal images; null where that was not measured.
         schema: Version of this record.
     """
 
@@ -129,6 +139,7 @@ class RunRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     unet: dict[str, Any] | None = None
     learned: LearnedImages | None = None
     cross: CrossScores | None = None
+    drawn: DrawnCheck | None = None
     schema: int = RUN_SCHEMA
 
 

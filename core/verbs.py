@@ -119,6 +119,7 @@ _BUNDLE = Group(
         "threshold": Verb(
             "flawscope.bundle.threshold_command:threshold", "Change thresholds on a line, within the bundle's limits."
         ),
+        "region": Verb("flawscope.bundle.region_command:region", "Say where in an image defects count."),
         "keygen": Verb("flawscope.bundle.signature_command:keygen", "Make a key that signs bundles."),
         "sign": Verb("flawscope.bundle.signature_command:sign", "Sign a bundle with a private key."),
         "pack": Verb("flawscope.bundle.bundle_command:pack", "Write a bundle folder as one uncompressed file."),

@@ -28,6 +28,7 @@ from flawscope.imaging.tiles import MapBlender, Tiling
 from flawscope.runtime.backends import choose_backend
 from flawscope.runtime.decision import decide, find_boxes
 from flawscope.runtime.image_sources import Color, Source, check_color, name_of, read_source_image, split_batch
+from flawscope.runtime.inspected_region import InspectedRegion
 from flawscope.runtime.results import Box, Result
 from flawscope.runtime.scorers.golden import check_golden, check_outputs
 from flawscope.runtime.scorers.scorer import Reconstructor, Scorer, ScorerOptions, open_scorer
@@ -64,6 +65,7 @@ class Inspector:
         "_is_closed",
         "_limit_s",
         "_options",
+        "_region",
         "_sampling",
         "_strict",
         "backend_reason",
@@ -108,6 +110,7 @@ class Inspector:
         self._sampling: Sampling | None = None
         self._strict = strict
         self._limit_s = load_limit(timeout_s)
+        self._region = None if bundle.manifest.region is None else InspectedRegion(bundle.manifest, str(bundle.path))
         self.scorer = self._within_limit(lambda: self._open(backend))
 
     @classmethod
@@ -427,6 +430,8 @@ class Inspector:
         if self.manifest.tiling is None and self.manifest.input.mode == "letterbox":
             # The mirrored margin shows nothing of its own. A copy: a view would keep the maps of the whole batch alive.
             anomaly_map = anomaly_map[self.manifest.input.place_of(image.source_size)].copy()
+        if self._region is not None:
+            anomaly_map, score = self._region.restrict(anomaly_map, score)
         decision, reason = decide(score, anomaly_map, self.thresholds)
         boxes: tuple[Box, ...] = ()
         # No boxes for a fault: its map may hold NaN, and nobody should act on regions of it.

@@ -24,6 +24,7 @@ from flawscope.config import (
     parse_assignment,
 )
 from flawscope.datasets import Dataset, open_dataset
+from flawscope.drawn_check import NEAR_CHANCE_WARNING, describe_check
 from flawscope.errors import ArgumentError, MissingExtra
 from flawscope.output_options import OVERWRITE
 from flawscope.terminal import command_line, echo, progress_bars
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
 _Result = TypeVar("_Result")
 _METHOD = f"{__name__}.method"
+AUTO = "auto"
+"""METHOD of the commands that take the method which suits the images."""
 
 FEW_IMAGES = 20
 """Below this many normal images a run has a warning."""
@@ -53,6 +56,7 @@ class TrainingRequest:
         category: Category below it, or None.
         weights: Safetensors file of the backbone, or None.
         resume: Resume an interrupted training.
+        drawn_check: Score drawn defects after the fit.
     """
 
     method: str
@@ -61,6 +65,7 @@ class TrainingRequest:
     category: str | None
     weights: Path | None
     resume: bool
+    drawn_check: bool
 
     def read_config(self, before: Mapping[str, Any], after: Mapping[str, Any]) -> MethodConfig:
         """Return the settings; report on stderr which keys this verb does not use.
@@ -118,27 +123,31 @@ class TrainingCommand(click.Command):
 class MethodChoice(click.Choice[str]):
     """Choice among the methods of some kinds, looked up in the table of methods when a value is parsed."""
 
-    def __init__(self, *kinds: methods.MethodKind) -> None:
+    def __init__(self, *kinds: methods.MethodKind, takes_auto: bool = False) -> None:
         self._kinds = kinds
+        self._more = (AUTO,) if takes_auto else ()
         super().__init__(())
 
     @property
     def choices(self) -> tuple[str, ...]:
-        """Names of the methods that can be trained."""
-        return tuple(name for name in methods.names(*self._kinds) if name in CONFIGS)
+        """Names of the methods that can be trained, and `auto` where it is taken."""
+        return (*(name for name in methods.names(*self._kinds) if name in CONFIGS), *self._more)
 
     @choices.setter
     def choices(self, names: tuple[str, ...]) -> None:
         """Ignore the names that `click.Choice.__init__` sets: methods may be registered after this option is made."""
 
 
-def training_options(*kinds: methods.MethodKind) -> Callable[[Callable[..., _Result]], Callable[..., _Result]]:
+def training_options(
+    *kinds: methods.MethodKind, takes_auto: bool = False
+) -> Callable[[Callable[..., _Result]], Callable[..., _Result]]:
     """Give a command the argument METHOD and the options of a training; its first argument is a `TrainingRequest`.
 
     Args:
         kinds: Kinds of methods that the command takes; all of them where none is named.
+        takes_auto: Whether METHOD may be `auto`, which the command has to resolve.
     """
-    options = _shared_options(kinds)
+    options = _shared_options(kinds, takes_auto)
 
     def decorate(command: Callable[..., _Result]) -> Callable[..., _Result]:
         @functools.wraps(command)
@@ -154,6 +163,7 @@ def training_options(*kinds: methods.MethodKind) -> Callable[[Callable[..., _Res
             image_size: int | None,
             seed: int | None,
             resume: str | None,
+            no_drawn_check: bool,
             **own_options: Any,
         ) -> _Result:
             from_file = read_settings(config_name) if config_name else {}
@@ -173,6 +183,7 @@ def training_options(*kinds: methods.MethodKind) -> Callable[[Callable[..., _Res
                 category=category or file_category,
                 weights=weights,
                 resume=resume is not None,
+                drawn_check=not no_drawn_check,
             )
             return command(request, **own_options)
 
@@ -184,17 +195,20 @@ def training_options(*kinds: methods.MethodKind) -> Callable[[Callable[..., _Res
     return decorate
 
 
-def _shared_options(kinds: tuple[methods.MethodKind, ...]) -> tuple[Callable[[Any], Any], ...]:
+def _shared_options(kinds: tuple[methods.MethodKind, ...], takes_auto: bool) -> tuple[Callable[[Any], Any], ...]:
     """Return the argument METHOD and the options that all training commands share, in the order of the help."""
     return (
-        click.argument("method", type=MethodChoice(*kinds)),
+        click.argument("method", type=MethodChoice(*kinds, takes_auto=takes_auto)),
         click.option("--data", "root", type=click.Path(path_type=Path), help="Dataset root, or a category itself."),
         click.option("--category", help="Category below the root."),
         click.option("--config", "config_name", help=f"YAML file, or a preset: {', '.join(preset_names())}."),
         click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="One setting; may be repeated."),
-        click.option("--backbone", help="scattering (built in, no download), or any timm model."),
+        click.option("--backbone", help="scattering (built in, no download), or a timm model."),
         click.option(
-            "--weights", type=click.Path(path_type=Path), help="Safetensors file of the backbone, for offline use."
+            "--weights",
+            type=click.Path(path_type=Path),
+            help="Safetensors file of the backbone, for offline use. Weights carry conditions (mean, std, padding, "
+            "licence): FILE.json beside FILE.safetensors says them; else they are assumed, and a line says which.",
         ),
         click.option("--image-size", type=int, help="Height and width in pixels after the resize."),
         click.option("--seed", type=int, help="Seed of every random choice."),
@@ -202,6 +216,11 @@ def _shared_options(kinds: tuple[methods.MethodKind, ...]) -> tuple[Callable[[An
             "--resume",
             type=click.Choice(["latest"]),
             help="Go on with an interrupted training, from its newest checkpoint.",
+        ),
+        click.option(
+            "--no-drawn-check",
+            is_flag=True,
+            help="Leave out the check of a fitted detector with defects drawn on normal images.",
         ),
     )
 
@@ -252,26 +271,42 @@ def train(request: TrainingRequest, out: Path, overwrite: bool) -> None:
     epochs; meanwhile RUN.training has their metrics, previews and checkpoints. Base, embedding and inpainting are not
     detectors: they learn to draw defects.
     """
+    kind = methods.METHODS[request.method].kind
+    if kind != "detector" and not request.drawn_check:
+        raise ArgumentError(
+            f"--no-drawn-check: expected none with {request.method}, which scores no images. Leave it out."
+        )
     config, dataset = request.read_config({}, {}), request.open_dataset()
-    if methods.METHODS[request.method].kind == "generator":
+    drawn = None
+    if kind == "generator":
         summary, facts = _train_synthesis(config, request, dataset, out, overwrite)
     else:
-        summary, facts = _train_detector(config, request, dataset, out, overwrite)
+        record = _train_detector(config, request, dataset, out, overwrite)
+        summary, facts, drawn = describe_run(request.method, record), record.facts, record.drawn
+        for line in record.backbone.conditions:
+            echo(line, err=True)
+        for note in image_notes(record):
+            echo(f"note: {note}", err=True)
     echo(summary)
     echo(", ".join(f"{key.replace('_', ' ')} {value}" for key, value in facts.items()))
+    if drawn is not None:
+        echo(f"drawn defects: {describe_check(drawn)}, in {drawn.seconds:.1f} s")
     echo(f"run: {out}")
+    if drawn is not None and drawn.verdict == "near chance":
+        # Last, and on stderr: the line that must not be overlooked.
+        echo(f"warning: {NEAR_CHANCE_WARNING}", err=True)
 
 
 def _train_detector(
     config: MethodConfig, request: TrainingRequest, dataset: Dataset, out: Path, overwrite: bool
-) -> tuple[str, Mapping[str, object]]:
+) -> RunRecord:
     # Imported here: torch takes seconds to import, and `--help` must work without the extra `train`.
     try:
         from flawscope.training.detectors.detector_training import train_detector
     except ModuleNotFoundError as err:
         raise MissingExtra("training", str(err.name), "train") from err
     with progress_bars() as progress:
-        record = train_detector(
+        return train_detector(
             config,
             dataset,
             out,
@@ -280,10 +315,8 @@ def _train_detector(
             command=command_line(),
             progress=progress,
             overwrite=overwrite,
+            drawn_check=request.drawn_check,
         )
-    for note in image_notes(record):
-        echo(f"note: {note}", err=True)
-    return describe_run(request.method, record), record.facts
 
 
 def _train_synthesis(

@@ -19,6 +19,7 @@ from flawscope.errors import ArgumentError, RunError
 from flawscope.imaging.tiles import ImageSource
 from flawscope.progress import Progress
 from flawscope.runs import RunRecord
+from flawscope.training.detectors.torch_scores import network_scores
 from flawscope.training.features.backbone import Backbone
 from flawscope.training.loop.fit_result import FitResult
 
@@ -66,11 +67,15 @@ class Trainer:
         has_epochs: Whether it is trained in epochs, with checkpoints from which a training can resume.
         keeps_backbone: Whether the backbone's weights belong to the run.
         is_detector: Whether its run scores images.
+        drawn_on: Normal images that the drawn check draws on; few for a method that takes long for an image.
+        drawn_strengths: For each defect that it draws of a kind on such an image, how clear it is, from 0 to 1.
     """
 
     has_epochs: ClassVar[bool] = False
     keeps_backbone: ClassVar[bool] = True
     is_detector: ClassVar[bool] = True
+    drawn_on: ClassVar[int] = 8
+    drawn_strengths: ClassVar[tuple[float, ...]] = (0.3, 0.7)
 
     def fit(self, request: FitRequest) -> FitResult:
         """Learn from normal images."""
@@ -85,20 +90,20 @@ class Trainer:
         """
         raise AssertionError(f"{type(self).__name__} restores nothing of its own")
 
-    def score(
-        self, config: Any, backbone: Backbone, fit_result: FitResult, images: Sequence[UInt8Array]
+    def scores(
+        self, config: Any, module: Any, fit_result: FitResult, images: Sequence[UInt8Array]
     ) -> tuple[Float32Array, Float32Array]:
-        """Return anomaly maps float32 [N, H, W] and scores float32 [N], as the exported detector computes them.
+        """Return anomaly maps float32 [N, H, W] and scores float32 [N] of a detector by torch.
 
-        For methods that can be cross-fitted; their exporters compare the graphs with the same formulas.
+        Here for a module that has both as outputs; the others say how theirs come about.
 
         Args:
             config: Settings of the method.
-            backbone: Extractor of features on its device.
-            fit_result: What was fitted.
-            images: Prepared images, uint8 [H, W, 3] each.
+            module: What `restore` returned, on any device.
+            fit_result: The fit it was restored from.
+            images: Prepared images, uint8 [H, W, 3].
         """
-        raise AssertionError(f"{type(self).__name__} cannot be cross-fitted")
+        return network_scores(module, images, exact=False)
 
     def needed_tensors(self, record: RunRecord) -> frozenset[str]:
         """Return the names of the tensors without which a run counts as unfitted."""

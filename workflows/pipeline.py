@@ -27,6 +27,7 @@ from flawscope.config import (
     find_part,
 )
 from flawscope.datasets import Dataset
+from flawscope.drawn_check import NEAR_CHANCE_WARNING, describe_check
 from flawscope.errors import ArgumentError
 from flawscope.export.detectors.detector_export import export_run
 from flawscope.files import check_new_file, check_replaceable, sha256_file, write_bytes
@@ -59,6 +60,7 @@ class Plan:
         confidence: One-sided confidence of that claim, a fraction.
         command: Command line for the records.
         overwrite: Whether results of an earlier pipeline may be replaced.
+        drawn_check: Whether drawn defects are scored after the fit.
         notes: What to say of the settings when the training is done.
     """
 
@@ -75,6 +77,7 @@ class Plan:
     confidence: float = CONFIDENCE
     command: str = ""
     overwrite: bool = False
+    drawn_check: bool = True
     notes: tuple[str, ...] = ()
 
     @property
@@ -321,11 +324,16 @@ def _train(plan: Plan, progress: Progress) -> tuple[RunRecord, str, Sequence[str
         command=plan.command,
         progress=progress,
         overwrite=plan.replaces,
+        drawn_check=plan.drawn_check,
     )
     summary = f"{plan.run}: {len(record.training)} normal images learned, {describe_calibration(record)}"
-    notes = [*plan.notes, *image_notes(record)]
+    notes = [*plan.notes, *image_notes(record), *record.backbone.conditions]
     if description := trainer_of(record.config).describe(record.config):
         summary += f", {description}"
+    if record.drawn is not None:
+        summary += f"; drawn defects {describe_check(record.drawn)}"
+        if record.drawn.verdict == "near chance":
+            notes.append(NEAR_CHANCE_WARNING)
     if plan.earlier_run is not None and plan.earlier_run.record.backbone != record.backbone:
         before, after = plan.earlier_run.record.backbone, record.backbone
         notes.append(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,19 +12,22 @@ import click
 
 from flawscope.calibration.thresholds.calibrate import CONFIDENCE, FALSE_REJECT_RATE
 from flawscope.config import flatten
+from flawscope.datasets.advice import advise
+from flawscope.datasets.data_options import SMALLEST_DEFECT
 from flawscope.errors import ArgumentError, MissingExtra
 from flawscope.output_options import OVERWRITE
 from flawscope.terminal import command_line, echo, progress_bars
-from flawscope.training.train_command import TrainingCommand, TrainingRequest, training_options
+from flawscope.training.train_command import AUTO, TrainingCommand, TrainingRequest, training_options
 
 if TYPE_CHECKING:
+    from flawscope.calibration.evaluation.figures import Figures
     from flawscope.workflows.pipeline import Plan, Stage
 
 _STAGES = ("train", "extractor", "threshold", "evaluation")
 
 
 @click.command(cls=TrainingCommand)
-@training_options("detector")
+@training_options("detector", takes_auto=True)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for run, bundle and report.")
 @click.option(
     "--false-reject-rate",
@@ -40,6 +45,10 @@ _STAGES = ("train", "extractor", "threshold", "evaluation")
     help="Skip a stage; may be repeated. train: use the run in --out. extractor: ddad uses its backbone as it is. "
     "threshold: the bundle decides nothing. evaluation: no report.",
 )
+@SMALLEST_DEFECT
+@click.option(
+    "--budget-ms", type=float, metavar="MS", help="Time for one image; the evaluation says whether it was kept."
+)
 @OVERWRITE
 def pipeline(
     request: TrainingRequest,
@@ -47,9 +56,14 @@ def pipeline(
     false_reject_rate: float,
     confidence: float,
     skipped: tuple[str, ...],
+    defect_px: float | None,
+    budget_ms: float | None,
     overwrite: bool,
 ) -> int:
     """Train METHOD, export, set thresholds and evaluate: from a folder of images to a bundle with its report.
+
+    METHOD auto takes the method, the input size and the tiles that suit the images, and says why; settings that are
+    given win. It looks at poses and at the thickness of masks, never at a score.
 
     Writes run/, CATEGORY.flaw, report/ and evaluation.json to --out. With --skip train, settings are those of the run
     in --out, and others are refused; with one exception: an extractor of ddad is trained on the denoiser of that run,
@@ -61,13 +75,52 @@ def pipeline(
     except ModuleNotFoundError as err:
         raise MissingExtra("the pipeline", str(err.name), "all") from err
     started = time.perf_counter()
+    if budget_ms is not None and not 0.0 < budget_ms < math.inf:
+        raise ArgumentError(f"--budget-ms: expected a positive number of milliseconds, got {budget_ms}.")
+    request = _advised(request, out, "train" in skipped, defect_px)
     plan = _plan(request, out, frozenset(skipped), false_reject_rate, confidence, overwrite)
     figures = run_pipeline(plan, bars=progress_bars, announce=_show).figures
     echo(f"pipeline    {time.perf_counter() - started:8.1f} s  {out}")
+    if budget_ms is not None:
+        echo(f"note: {_budget_note(figures, budget_ms)}", err=True)
     faults = figures.faults if figures else ()
     for fault in faults:
         echo(f"fault: {fault.image}: {fault.reason}", err=True)
     return 1 if faults else 0
+
+
+def _advised(request: TrainingRequest, out: Path, uses_earlier_run: bool, defect_px: float | None) -> TrainingRequest:
+    """Return the request with `auto` resolved: to the method of the earlier run, or to what suits the images."""
+    from flawscope.workflows.pipeline import read_earlier_run
+
+    if request.method != AUTO:
+        if defect_px is not None:
+            raise ArgumentError(
+                f"--smallest-defect: expected it with METHOD {AUTO}, which chooses the input size by it, got it with "
+                f"{request.method}. Leave it out, or set the size with --image-size."
+            )
+        return request
+    if uses_earlier_run:
+        return replace(request, method=str(flatten(read_earlier_run(out).record.config)["method"]))
+    backbone = next((layer["backbone"] for layer in reversed(request.layers) if "backbone" in layer), "scattering")
+    advice = advise(request.open_dataset(), backbone=str(backbone), defect_px=defect_px)
+    echo(f"{'advice':<12}{'':<10}  {advice.line}")
+    for reason in advice.reasons:
+        echo(f"note: {reason}", err=True)
+    # First, so that whatever the user set wins.
+    return replace(request, method=advice.method, layers=(advice.settings, *request.layers))
+
+
+def _budget_note(figures: Figures | None, budget_ms: float) -> str:
+    """Return whether the time for one image was kept."""
+    if figures is None or figures.latency_ms is None:
+        return f"whether {budget_ms:g} ms an image are kept was not measured, as no image was evaluated."
+    measured = figures.latency_ms.p90
+    took = f"here nine of ten images took at most {measured:.1f} ms"
+    if measured <= budget_ms:
+        return f"{budget_ms:g} ms an image are kept: {took}."
+    todo = "Choose a smaller --image-size, larger tiles or a smaller --backbone."
+    return f"{budget_ms:g} ms an image are not kept: {took}. {todo}"
 
 
 def _plan(
@@ -109,6 +162,7 @@ def _plan(
         out=out,
         weights=request.weights,
         resume=request.resume,
+        drawn_check=request.drawn_check,
         earlier_run=earlier_run,
         trains_extractor=earlier_run is not None and is_asked_for and getattr(config, "extractor", "none") != "none",
         sets_thresholds="threshold" not in skipped,

@@ -20,7 +20,12 @@ from flawscope.bundle import (
 )
 from flawscope.calibration.evaluation.bundle_scores import load_inspector, unlike_notes
 from flawscope.calibration.evaluation.contamination import Contamination, find_contamination
-from flawscope.calibration.evaluation.evaluation_notes import contamination_notes, figure_notes, inspection_notes
+from flawscope.calibration.evaluation.evaluation_notes import (
+    contamination_notes,
+    figure_notes,
+    inspection_notes,
+    region_notes,
+)
 from flawscope.calibration.evaluation.figures import BundleIdentity, DatasetIdentity, Figures, SupportFigures
 from flawscope.calibration.evaluation.intervals import RESAMPLES
 from flawscope.calibration.evaluation.measured_figures import (
@@ -147,6 +152,8 @@ def evaluate_bundle(
     contamination, measured = run.contamination, run.measured
     if contamination is not None and contamination.left_out:
         dataset, measured = contamination.reduced, run.measured.select(contamination.remaining)
+    # A defect where none counts is neither found nor missed; the notes say how many there are.
+    measured = measured.select(~measured.outside) if measured.outside.any() else measured
     confusion = confusion_of(measured, run.thresholds)
     overall = overall_figures(measured, seed, resamples)
     figures = Figures(
@@ -234,6 +241,7 @@ def _notes(run: _BundleRun, measured: Measured) -> tuple[str, ...]:
         *unlike_notes(run.manifest, run.category, [outcome.notes for outcome in measured.outcomes]),
         *moved,
         *contamination_notes(run.contamination, run.measured, measured),
+        *region_notes(run.manifest, run.measured),
         *figure_notes(measured, run.thresholds, run.backend, run.hashes, contents),
         *inspection_notes(run.inspection, run.manifest, left_out),
     )

@@ -71,6 +71,24 @@ def figure_notes(
     return (*notes, *_threshold_notes(thresholds, backend))
 
 
+def region_notes(manifest: Manifest, everything: Measured) -> tuple[str, ...]:
+    """Return what a region of interest does to the figures; empty without one.
+
+    Args:
+        manifest: That of the bundle.
+        everything: The measurements of all test images.
+    """
+    if manifest.region is None:
+        return ()
+    notes = [f"The bundle has a region of interest, {manifest.region.share:.1%} of the image: pixel figures are of it."]
+    if outside := int(everything.outside.sum()):
+        notes.append(
+            f"{outside} anomalous images have their defect outside of the region of interest alone; they are left out "
+            "of all figures."
+        )
+    return tuple(notes)
+
+
 def inspection_notes(inspection: Inspection, manifest: Manifest, left_out: Collection[Path] = ()) -> tuple[str, ...]:
     """Return what `data inspect` finds in the dataset that bears on its figures, a sentence for each kind.
 

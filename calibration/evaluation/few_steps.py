@@ -103,7 +103,7 @@ def _figures(inspector: Inspector, sampling: Sampling, dataset: Dataset, progres
         raise DataError(f"sampling: expected every test image to be scored, got a fault on {lost.path}. Repair it.")
     image = auroc(measured.scores, measured.labels)
     assert image is not None, "there are normal and anomalous images"
-    ranking = rank_pixels(measured.maps, measured.masks, measured.has_truth)
+    ranking = rank_pixels(measured.maps, measured.masks, measured.has_truth, measured.inside)
     return SamplingFigures(
         sampling=sampling,
         image_auroc=image,

@@ -194,6 +194,7 @@ def pixel_intervals(
     use: BoolArray,
     ranking: PixelRanking,
     *,
+    inside: BoolArray | None = None,
     confidence: float = 0.95,
     resamples: int = RESAMPLES,
     seed: int = 0,
@@ -209,12 +210,13 @@ def pixel_intervals(
         masks: bool [N, H, W].
         use: bool [N], the images that were ranked.
         ranking: What `rank_pixels` gave for these images.
+        inside: bool [H, W], the pixels that were ranked; all by default.
         confidence: Confidence of the intervals, a fraction.
         resamples: Number of bootstrap samples.
         seed: Seed of the random draws.
     """
     check_fraction(confidence, "confidence")
-    histograms = _pixel_histograms(maps, masks, use, _edges(ranking))
+    histograms = _pixel_histograms(maps, masks, use, inside, _edges(ranking))
     drawn = _bootstrap(histograms, resamples, seed)
     # Every image once is the sample itself: what the bins make of it, against the exact figure, is their error.
     binned = _figures(histograms, np.ones((1, len(histograms.anomalous))))
@@ -237,7 +239,9 @@ def _edges(ranking: PixelRanking) -> Float32Array:
     return np.ascontiguousarray(ranking.values[chosen[chosen < len(ranking.values)]][::-1])
 
 
-def _pixel_histograms(maps: Float32Array, masks: BoolArray, use: BoolArray, edges: Float32Array) -> _Histograms:
+def _pixel_histograms(
+    maps: Float32Array, masks: BoolArray, use: BoolArray, inside: BoolArray | None, edges: Float32Array
+) -> _Histograms:
     chosen = np.flatnonzero(use)
     bins = len(edges) + 1
     false, true, overlap = (np.zeros((len(chosen), bins)) for _ in range(3))
@@ -245,7 +249,7 @@ def _pixel_histograms(maps: Float32Array, masks: BoolArray, use: BoolArray, edge
     for row, index in enumerate(chosen):
         mask = masks[index]
         place = len(edges) - np.searchsorted(edges, maps[index], side="right")  # 0 is the highest bin
-        false[row] = np.bincount(place[~mask], minlength=bins)
+        false[row] = np.bincount(place[~mask if inside is None else inside & ~mask], minlength=bins)
         if mask.any():
             share, regions[row] = region_shares(mask)
             true[row] = np.bincount(place[mask], minlength=bins)

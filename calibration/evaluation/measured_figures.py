@@ -61,12 +61,18 @@ def overall_figures(measured: Measured, seed: int, resamples: int) -> Overall:
         values |= {"image_auroc": auroc(scores, labels), "image_ap": average_precision(scores, labels)}
         values["image_f1_max"] = best.value
         intervals |= image_intervals(scores, labels, seed=seed, resamples=resamples)
-    ranking = rank_pixels(measured.maps, measured.masks, measured.has_truth)
+    ranking = rank_pixels(measured.maps, measured.masks, measured.has_truth, measured.inside)
     if ranking is not None:
         values |= {"pixel_auroc": pixel_auroc(ranking), "pixel_ap": pixel_average_precision(ranking)}
         values["aupro"] = aupro(ranking)
         intervals |= pixel_intervals(
-            measured.maps, measured.masks, measured.has_truth, ranking, seed=seed, resamples=resamples
+            measured.maps,
+            measured.masks,
+            measured.has_truth,
+            ranking,
+            inside=measured.inside,
+            seed=seed,
+            resamples=resamples,
         )
     return Overall(values, intervals, best.threshold if best else None)
 
@@ -117,7 +123,7 @@ def figures_by_defect(measured: Measured, *, is_calibrated: bool) -> tuple[Defec
         of_type = types == defect
         # With all normal images each time, so types are comparable; their figures do not average to the overall ones.
         pair = (of_type | good) & measured.usable
-        ranking = rank_pixels(measured.maps, measured.masks, (of_type | good) & measured.has_truth)
+        ranking = rank_pixels(measured.maps, measured.masks, (of_type | good) & measured.has_truth, measured.inside)
         n = int(of_type.sum())
         rows.append(
             DefectFigures(

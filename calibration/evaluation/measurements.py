@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from flawscope.arrays import BoolArray, Float32Array, Float64Array
+from flawscope.bundle import mask_on_map, region_mask
 from flawscope.calibration.evaluation.bundle_scores import fault_of, score_samples
 from flawscope.calibration.evaluation.metrics import stack_masks
 from flawscope.datasets import Sample
@@ -44,6 +45,8 @@ class Measured:
         usable: bool [N], images that were scored.
         has_truth: bool [N], images that were scored and are normal or have a mask with a pixel in it.
         mask_lost: bool [N], images whose mask has pixels as stored, and none at this size.
+        outside: bool [N], anomalous images whose mask has pixels, all of them outside of the region of interest.
+        inside: bool [H, W], the pixels of maps and masks in the region of interest; None without one.
     """
 
     samples: tuple[Sample, ...]
@@ -54,6 +57,8 @@ class Measured:
     usable: BoolArray
     has_truth: BoolArray
     mask_lost: BoolArray
+    outside: BoolArray
+    inside: BoolArray | None = None
 
     @property
     def labels(self) -> BoolArray:
@@ -71,6 +76,8 @@ class Measured:
             usable=self.usable[rows],
             has_truth=self.has_truth[rows],
             mask_lost=self.mask_lost[rows],
+            outside=self.outside[rows],
+            inside=self.inside,
         )
 
 
@@ -80,11 +87,14 @@ def measure_images(inspector: Inspector, samples: Sequence[Sample], progress: Pr
     spec = inspector.manifest.input.stretched
     is_calibrated = inspector.thresholds is not None
     # Masks are read first: a broken one stops the evaluation before the long part.
-    masks, mask_lost = [], []
+    inside = _inside(inspector)
+    masks, mask_lost, outside = [], [], []
     for sample in samples:
         mask = sample.read_mask() if sample.is_anomalous else None
         small = None if mask is None else prepare_mask(mask, spec)
-        masks.append(small)
+        outside.append(inside is not None and small is not None and bool(small.any()) and not (small & inside).any())
+        # What lies outside of the region is neither a defect that was missed nor a normal pixel.
+        masks.append(small if small is None or inside is None else small & inside)
         # A defect of a few pixels can vanish when its mask is resized or cropped; the notes say how many did.
         mask_lost.append(mask is not None and small is not None and bool(mask.any()) and not bool(small.any()))
     # float64, which all figures are computed in; float32 scores convert without loss, so ties stay ties.
@@ -111,7 +121,18 @@ def measure_images(inspector: Inspector, samples: Sequence[Sample], progress: Pr
         usable=usable,
         has_truth=has_truth,
         mask_lost=np.array(mask_lost, np.bool_),
+        outside=np.array(outside, np.bool_),
+        inside=inside,
     )
+
+
+def _inside(inspector: Inspector) -> BoolArray | None:
+    """Return which pixels lie in the bundle's region of interest, at the size of the maps; None without one."""
+    manifest, spec = inspector.manifest, inspector.manifest.input.stretched
+    if manifest.region is None:
+        return None
+    mask = region_mask(manifest.region, str(inspector.bundle.path))
+    return mask_on_map(mask, spec if manifest.map_spec is not None else None, spec.size)
 
 
 def _resized(anomaly_map: Float32Array, size: tuple[int, int]) -> Float32Array:

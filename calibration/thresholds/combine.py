@@ -172,6 +172,11 @@ def _check_together(bundles: Sequence[Bundle]) -> None:
             raise ArgumentError(
                 f"{bundle.path}: expected a bundle of a detector, got one that draws defects. Leave it out."
             )
+        if manifest.region is not None:
+            raise ArgumentError(
+                f"{bundle.path}: expected a bundle in which defects count everywhere, got one with a region of "
+                "interest. Take it off with flawscope bundle region --clear, and set it on the ensemble."
+            )
         # An image is prepared once for all members, so their maps lie on the same pixels.
         for setting, got, expected in (
             ("preprocessing", _as_text(manifest.input), _as_text(first.manifest.input)),
@@ -311,6 +316,11 @@ def _provenance(
         },
         weights="; ".join(f"{member.name}: {source.weights}" for member, source in zip(members, sources, strict=True)),
         images=IMAGE_HASHES,
+        conditions=tuple(
+            f"{member.name}: {line}"
+            for member, source in zip(members, sources, strict=True)
+            for line in source.conditions
+        ),
     )
 
 

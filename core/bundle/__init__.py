@@ -34,6 +34,7 @@ from flawscope.bundle.manifest import (
 )
 from flawscope.bundle.onnx_model import OnnxModel
 from flawscope.bundle.opening import Bundle, open_bundle, trusted_bundle
+from flawscope.bundle.region import Region, make_region, mask_on_map, region_mask
 from flawscope.bundle.synth_head import ImageParity, SynthDefect, SynthHead, SynthSupport
 from flawscope.bundle.threshold_overlay import InForce, thresholds_in_force
 from flawscope.bundle.threshold_structs import (
@@ -86,6 +87,7 @@ __all__ = [
     "Precision",
     "Provenance",
     "ReconstructionHead",
+    "Region",
     "SamplingChange",
     "StfpmHead",
     "SynthDefect",
@@ -101,10 +103,13 @@ __all__ = [
     "external_data",
     "find_trusted_keys",
     "head_tag",
+    "make_region",
     "making",
+    "mask_on_map",
     "open_bundle",
     "pack_bundle",
     "read_image_hashes",
+    "region_mask",
     "rewrite_manifest",
     "sign_bundle",
     "thresholds_in_force",

@@ -15,6 +15,7 @@ from flawscope.bundle.threshold_overlay import find_overlay, read_overlay
 from flawscope.bundle.threshold_structs import Threshold, ThresholdLimits
 from flawscope.bundle.trust import check_signed_by, signature_of
 from flawscope.bundle.trusted_keys import find_trusted_keys
+from flawscope.drawn_check import describe_check
 from flawscope.errors import BundleError, GateError
 from flawscope.imaging.learned_images import describe_learned
 from flawscope.imaging.tiles import Tiling
@@ -88,6 +89,7 @@ def _facts(manifest: Manifest, signature: str) -> list[tuple[str, str]]:
         made_of = [
             ("method", f"{manifest.method}, seed {source.seed}, category {source.category}"),
             ("backbone", source.weights),
+            *(_named_line(line) for line in source.conditions),
         ]
     facts = [
         ("name", manifest.name),
@@ -97,6 +99,11 @@ def _facts(manifest: Manifest, signature: str) -> list[tuple[str, str]]:
         ("input", _input(manifest)),
         *([] if manifest.tiling is None else [("tiles", _tiles(manifest.tiling))]),
         *([] if manifest.learned is None else [("learned from", describe_learned(manifest.learned))]),
+        *(
+            []
+            if manifest.region is None
+            else [("region", f"defects count in {manifest.region.share:.1%} of the image")]
+        ),
         ("files", f"{len(manifest.files)}, {size / 2**20:.1f} MiB"),
         ("made", f"{source.created} by flawscope {manifest.flawscope}: {source.command or 'Python'}"),
     ]
@@ -123,11 +130,19 @@ def _facts(manifest: Manifest, signature: str) -> list[tuple[str, str]]:
         ("parity", f"{row.candidate} against {row.reference}: {row.score_max_relative:.1e} on {row.images} images")
         for row in manifest.evidence.parity
     ]
+    if manifest.evidence.drawn is not None:
+        facts.append(("drawn defects", describe_check(manifest.evidence.drawn)))
     facts += [
         ("accuracy", f"{row.when} {row.backend}: " + ", ".join(f"{k} {_number(v)}" for k, v in row.figures.items()))
         for row in manifest.evidence.accuracy
     ]
     return facts
+
+
+def _named_line(line: str) -> tuple[str, str]:
+    """Return a line such as `weights: mean 0.5` as its name and the rest."""
+    name, _, rest = line.partition(": ")
+    return name, rest
 
 
 def _drawing(head: SynthHead) -> list[tuple[str, str]]:

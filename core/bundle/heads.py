@@ -14,9 +14,10 @@ from flawscope import methods
 from flawscope.bundle.ensemble_member import EnsembleMember
 from flawscope.diffusion.reconstruction import MapRule
 from flawscope.diffusion.schedule import Sampling
-from flawscope.ranges import NotNegative, Side, Sigma
+from flawscope.ranges import NotNegative, Side, Sigma, Top
 
 Neighbors = Annotated[int, msgspec.Meta(ge=1, le=64)]
+Banks = Annotated[int, msgspec.Meta(ge=1, le=64)]
 
 
 class Head:
@@ -68,15 +69,38 @@ class PatchcoreHead(Head, msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
         reweight: Whose neighbours re-weight the score: those of the nearest bank patch (`paper`), of the test patch
             (`seed`), or `none`.
         sigma: Standard deviation of the map's Gaussian, in input pixels.
+        metric: Distance of a patch to a row, from the squared Euclidean d² between them: `euclidean` is d; `cosine` is
+            d² / 2, which for patches and rows of length 1 is 1 - cos of their angle. The feature graph makes that
+            length.
+        top: Patches whose mean distance, the largest of the image, is the score; 1 is the largest distance itself.
+        banks: Memory banks, each for its own channels of a patch, side by side; a patch's distance is the mean of those
+            to all of them.
+        foreground: Distances are multiplied with the weights of `flawscope.imaging.patch_foreground`.
     """
 
     grid: tuple[Side, Side]
     neighbors: Neighbors
     reweight: Literal["paper", "seed", "none"]
     sigma: Sigma
+    metric: Literal["euclidean", "cosine"] = "euclidean"
+    top: Top = 1
+    banks: Banks = 1
+    foreground: bool = False
+
+    @property
+    def reweights(self) -> bool:
+        """Whether the score is re-weighted by neighbours, where the bank has more than one row."""
+        return self.reweight != "none" and self.neighbors > 1  # one neighbour is nothing to weigh against
 
     def problem(self, size: tuple[int, int]) -> str | None:
         """Return why the head does not fit an input of this height and width, or None if it does."""
+        positions = self.grid[0] * self.grid[1]
+        if self.top > positions:
+            return f"expected a score of at most the {positions} patches of an image, got {self.top}"
+        if self.top > 1 and self.reweights:
+            return f"expected a score of {self.top} patches without re-weighting, got reweight {self.reweight}"
+        if self.banks > 1 and self.reweights:
+            return f"expected {self.banks} banks without re-weighting, got reweight {self.reweight}"
         return _grid_problem(self.grid, size)
 
 

@@ -14,8 +14,10 @@ from typing import Literal
 import msgspec
 
 from flawscope.bundle.heads import Head, decode_head
+from flawscope.bundle.region import Region
 from flawscope.bundle.threshold_structs import ThresholdChange, Thresholds
 from flawscope.diffusion.schedule import Sampling
+from flawscope.drawn_check import DrawnCheck
 from flawscope.errors import ArgumentError, BundleError
 from flawscope.imaging.images import Preprocessing
 from flawscope.imaging.learned_images import LearnedImages
@@ -222,11 +224,12 @@ class SamplingChange(_Struct, frozen=True):
 
 
 class Evidence(_Struct, frozen=True):
-    """Measured proof stored in the bundle."""
+    """Measured proof stored in the bundle; `drawn` is the drawn check of the run, null where there was none."""
 
     parity: tuple[Parity, ...] = ()
     accuracy: tuple[Accuracy, ...] = ()
     sampling: tuple[SamplingChange, ...] = ()
+    drawn: DrawnCheck | None = None
 
 
 class Provenance(_Struct, frozen=True):
@@ -243,6 +246,7 @@ class Provenance(_Struct, frozen=True):
         config: The training settings in force, by their flat names.
         weights: SHA-256 of the backbone's weights, and where they came from.
         images: File with the content hashes of training and held-out images, below the bundle.
+        conditions: How the backbone's weights are used (mean, deviation, padding), and who said so, one line each.
     """
 
     created: str
@@ -256,6 +260,7 @@ class Provenance(_Struct, frozen=True):
     config: dict[str, object]
     weights: str
     images: str
+    conditions: tuple[str, ...] = ()
 
 
 class Manifest(_Struct, frozen=True):
@@ -276,6 +281,7 @@ class Manifest(_Struct, frozen=True):
     files: dict[str, FileEntry]
     tiling: Tiling | None = None
     learned: LearnedImages | None = None
+    region: Region | None = None
     # msgspec copies an empty default for each instance.
     precisions: dict[str, Precision] = {}
     thresholds: Thresholds | None = None

@@ -8,7 +8,14 @@ method does not use is refused, because none of its structs has it.
 """
 
 from flawscope.config.assembly import CONFIGS, build_config, parse_assignment
-from flawscope.config.detector_settings import FittedConfig, PadimConfig, PatchcoreConfig, StfpmConfig
+from flawscope.config.bank_settings import BankSettings
+from flawscope.config.detector_settings import (
+    FittedConfig,
+    PadimConfig,
+    PatchcoreConfig,
+    StfpmConfig,
+    standardization,
+)
 from flawscope.config.diffusion_settings import (
     AugmentationSettings,
     AutoencoderConfig,
@@ -45,6 +52,7 @@ __all__ = [
     "AdaptedConfig",
     "AugmentationSettings",
     "AutoencoderConfig",
+    "BankSettings",
     "BaseConfig",
     "CrossFitSettings",
     "DdadConfig",
@@ -78,4 +86,5 @@ __all__ = [
     "flatten",
     "from_flat",
     "parse_assignment",
+    "standardization",
 ]

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from typing import ClassVar, Literal
 
+from flawscope.config.bank_settings import BankSettings
 from flawscope.config.feature_settings import (
+    CoarseFeatureSettings,
     FeatureSettings,
     MapSettings,
     PatchSettings,
@@ -26,7 +28,7 @@ class PatchcoreConfig(MethodConfig, frozen=True, kw_only=True, tag_field="method
         max_bank: Most rows of the memory bank, whatever `coreset` asks for.
         neighbors: Neighbours b of the score re-weighting (equation 7); 1 turns it off.
         reweight: Whose neighbours re-weight the score: those of the nearest bank patch (`paper`, equation 7), of the
-            test patch (`seed`), or `none`.
+            test patch (`seed`), or `none`, which a score of several patches (`top_share`) needs.
         projection: Space of the greedy coreset selection: full (`none`), a sparse random projection of
             Johnson-Lindenstrauss size (`jl`), or as the memory budget allows (`auto`).
         memory_budget_mb: Most memory for the patch matrix while fitting, in MiB.
@@ -35,9 +37,10 @@ class PatchcoreConfig(MethodConfig, frozen=True, kw_only=True, tag_field="method
     POOLS: ClassVar[bool] = True  # patches are averages of neighbourhoods (section 3.1)
     AUTO_STANDARDIZE: ClassVar[Standardization] = "whiten"  # distances to a bank know no covariance of their own
 
-    features: FeatureSettings = FeatureSettings(stages=(2, 3))
+    features: CoarseFeatureSettings = CoarseFeatureSettings()
     input: LineInputSettings = LineInputSettings()
     patches: PatchSettings = PatchSettings(upsample="bilinear")
+    bank: BankSettings = BankSettings()
     maps: MapSettings = MapSettings()
     split: CrossFitSettings = CrossFitSettings()
     coreset: float = 0.01
@@ -54,6 +57,38 @@ class PatchcoreConfig(MethodConfig, frozen=True, kw_only=True, tag_field="method
         check(1 <= self.max_bank <= 1_000_000, "max_bank", "1 to 1,000,000", self.max_bank)
         check(1 <= self.neighbors <= 64, "neighbors", "1 to 64", self.neighbors)
         check_memory_budget(self.memory_budget_mb)
+        # Equation 7 weighs the distance of one patch by its neighbours; a mean of many has none.
+        is_one = self.bank.top_share == 0.0
+        check(is_one or not self.reweights, "reweight", "none with top_share, a mean of patches", self.reweight)
+        is_joined = self.bank.layers == "joined"
+        check(is_joined or not self.reweights, "reweight", "none with layers=separate, several banks", self.reweight)
+        # Whitened patches vary alike in every direction: their first principal component is chance.
+        has_component = not self.bank.foreground or standardization(self) != "whiten"
+        check(has_component, "foreground", "false with standardize=whiten", self.bank.foreground)
+        if standardization(self) != "whiten":  # they would be idle
+            only = "as it is without standardize=whiten"
+            check(self.bank.components == 1.0, "components", only, self.bank.components)
+            check(self.bank.shrinkage == 0.0, "shrinkage", only, self.bank.shrinkage)
+
+    @property
+    def reweights(self) -> bool:
+        """Whether the score is re-weighted by neighbours."""
+        return self.reweight != "none" and self.neighbors > 1  # one neighbour is nothing to weigh against
+
+    @property
+    def unit(self) -> bool:
+        """Whether patches are divided by their length."""
+        return self.bank.metric == "cosine"
+
+    @property
+    def separate(self) -> bool:
+        """Whether every stage has a bank of its own; a single stage is one bank in any case."""
+        return self.bank.layers == "separate" and len(self.features.stages or ()) != 1
+
+    @property
+    def bank_count(self) -> int:
+        """Number of memory banks, once the stages are known."""
+        return len(self.features.stages or ()) if self.separate else 1
 
 
 class PadimConfig(MethodConfig, frozen=True, kw_only=True, tag_field="method", tag="padim"):
@@ -67,6 +102,8 @@ class PadimConfig(MethodConfig, frozen=True, kw_only=True, tag_field="method", t
     """
 
     POOLS: ClassVar[bool] = False
+    unit: ClassVar[bool] = False  # a covariance of directions is not what the paper has
+    separate: ClassVar[bool] = False
     AUTO_STANDARDIZE: ClassVar[Standardization] = "scale"  # every position is whitened by its own covariance
 
     features: FeatureSettings = FeatureSettings()
@@ -86,6 +123,18 @@ class PadimConfig(MethodConfig, frozen=True, kw_only=True, tag_field="method", t
 
 FittedConfig = PatchcoreConfig | PadimConfig
 """Settings of the methods that are fitted in one pass; their bundles have a memory bank."""
+
+
+def standardization(config: FittedConfig) -> Standardization:
+    """Return the setting `standardize`, with `auto` resolved.
+
+    For a pretrained backbone it is `none`. The channels of the scattering network have no learned scale, so the
+    method's own choice is taken: PatchCore needs whitened channels for its distances, PaDiM whitens every position
+    itself.
+    """
+    if config.patches.standardize != "auto":
+        return config.patches.standardize
+    return config.AUTO_STANDARDIZE if config.features.backbone == "scattering" else "none"
 
 
 class StfpmConfig(TrainedConfig, frozen=True, kw_only=True, tag_field="method", tag="stfpm"):

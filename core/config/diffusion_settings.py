@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from flawscope.config.feature_settings import FeatureSettings, MapSettings
+from flawscope.config.feature_settings import CoarseFeatureSettings, FeatureSettings, MapSettings
 from flawscope.config.input_settings import HeldOutSettings, LineInputSettings, TiledInputSettings
 from flawscope.config.loop_settings import DenoisingSettings, LoopSettings, TrainingDataSettings, check_betas
 from flawscope.config.method_settings import TrainedConfig
@@ -90,7 +90,7 @@ class DdadConfig(TrainedConfig, frozen=True, kw_only=True, tag_field="method", t
         extractor_guidance: Weight of the conditioning in the reconstructions that `adaptation` learns from.
     """
 
-    features: FeatureSettings = FeatureSettings(backbone="wide_resnet101_2", stages=(2, 3))
+    features: CoarseFeatureSettings = CoarseFeatureSettings(backbone="wide_resnet101_2")
     input: LineInputSettings = LineInputSettings()
     maps: MapSettings = MapSettings()
     split: HeldOutSettings = HeldOutSettings()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import msgspec
 
@@ -15,28 +15,53 @@ class FeatureSettings(SettingPart, frozen=True, kw_only=True):
     """The backbone and its feature stages.
 
     Attributes:
-        backbone: Feature extractor: `scattering` (fixed wavelet filters, no download), or the name of any timm model.
-        stages: Stages that give features; stage s has stride 2^(s+1): 1 is /4, 2 is /8, 3 is /16.
+        backbone: Feature extractor: `scattering` (fixed wavelet filters, no download), or the name of any timm model,
+            with its tag where several weights are published under one name (`resnet18.tv_in1k`).
+        stages: Stages that give features, numbered as timm's `out_indices`. For ResNets and most networks stage s has
+            stride 2^(s+1): 1 is /4, 2 is /8, 3 is /16. Null takes the stages of stride 4, 8 and 16, or, where all have
+            one stride, as in a ViT, the blocks after each quarter of the depth; the run records which.
         backbone_options: Further arguments of `timm.create_model`, such as {"pad_type": "same"}.
-        mean: Channel means the backbone expects, for pixels in [0, 1]; null takes the backbone's own.
+        mean: Channel means the backbone expects, for pixels in [0, 1]; null takes those that come with the weights.
         std: Channel standard deviations, as `mean`.
+        final_norm: Pass the features of every block through the final normalization of the network; null does so where
+            all stages have one stride and the network allows it, as in a ViT.
+        accept_licence: Licence of weights that forbids commercial use, and is accepted all the same.
     """
 
+    AUTO_STAGES: ClassVar[tuple[int, ...]] = (1, 2, 3)
+    """Stages that null stands for, by strides: s is the stage of stride 2^(s+1)."""
+
     backbone: str = "scattering"
-    stages: tuple[int, ...] = (1, 2, 3)
+    stages: tuple[int, ...] | None = None
     backbone_options: dict[str, Any] = msgspec.field(default_factory=dict)
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
+    final_norm: bool | None = None
+    accept_licence: str | None = None
 
     def __post_init__(self) -> None:
         # Rising and without repeats: the first stage gives the patch grid, and channels are joined in this order.
-        if not self.stages or list(self.stages) != sorted(set(self.stages)) or not self.stages[0] >= 0:
+        if self.stages is not None and (
+            not self.stages or list(self.stages) != sorted(set(self.stages)) or not self.stages[0] >= 0
+        ):
             raise ArgumentError(f"stages: expected rising stage numbers such as 1,2,3, got {list(self.stages)}.")
         if self.mean is not None:
             check(all(map(math.isfinite, self.mean)), "mean", "finite numbers", list(self.mean))
         if self.std is not None:
             # Images are divided by it.
             check(all(0.0 < value < math.inf for value in self.std), "std", "positive numbers", list(self.std))
+
+
+class CoarseFeatureSettings(FeatureSettings, frozen=True, kw_only=True):
+    """The backbone and its feature stages.
+
+    Attributes:
+        stages: Stages that give features, numbered as timm's `out_indices`. For ResNets and most networks stage s has
+            stride 2^(s+1): 1 is /4, 2 is /8, 3 is /16. Null takes the stages of stride 8 and 16, or, where all have one
+            stride, as in a ViT, the blocks after each quarter of the depth; the run records which.
+    """
+
+    AUTO_STAGES: ClassVar[tuple[int, ...]] = (2, 3)
 
 
 Standardization = Literal["none", "scale", "whiten"]

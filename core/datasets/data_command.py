@@ -8,10 +8,13 @@ from itertools import groupby
 from pathlib import Path
 
 import click
+import msgspec
 from rich.table import Table
 from rich.text import Text
 
 from flawscope.datasets import Inspection, Problem, inspect_dataset, list_categories, open_dataset
+from flawscope.datasets.advice import Advice, advise
+from flawscope.datasets.data_options import SMALLEST_DEFECT
 from flawscope.errors import DataError
 from flawscope.output_options import OVERWRITE
 from flawscope.rich_console import PlainConsole
@@ -35,13 +38,18 @@ _LAYOUTS = {
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line and category.")
 @click.option("--all", "list_all", is_flag=True, help=f"List every problem, not only {_LISTED} of each kind.")
-def inspect(root: Path, category: str | None, as_json: bool, list_all: bool) -> None:
+@SMALLEST_DEFECT
+@click.option("--backbone", default="scattering", show_default=True, help="Backbone that the advice is for.")
+def inspect(
+    root: Path, category: str | None, as_json: bool, list_all: bool, defect_px: float | None, backbone: str
+) -> None:
     """Report what is in the dataset ROOT and what is wrong with it.
 
     ROOT is laid out as MVTec AD (train/good, test/*, ground_truth/*), as VisA (with its CSV), as records (train.json
     and test.json, one JSON object per line), as one folder per class (good, normal or ok, and the defect types), or is
-    one folder of normal images. Every file is opened, and what is taken otherwise than it lies is listed as a note.
-    The exit status is 2 if a category cannot be used.
+    one folder of normal images. Every file is opened, and what is taken otherwise than it lies is listed as a note. At
+    the end stands which method and input size suit the images, and why; `pipeline auto` takes that. The exit status is
+    2 if a category cannot be used.
     """
     names = [category] if category is not None else list_categories(root) or [None]
     is_usable = True
@@ -57,10 +65,11 @@ def inspect(root: Path, category: str | None, as_json: bool, list_all: bool) -> 
             continue
         with progress_bars() as report:
             inspection = inspect_dataset(dataset, partial(report, f"reading {dataset.category}"))
+        advice = advise(dataset, backbone=backbone, defect_px=defect_px) if inspection.is_usable else None
         if as_json:
-            echo_json(inspection, enc_hook=str)
+            echo_json({**msgspec.structs.asdict(inspection), "advice": advice}, enc_hook=str)
         else:
-            _print(inspection, _LISTED if not list_all else None)
+            _print(inspection, advice, _LISTED if not list_all else None)
         # Not an exception: all categories are reported before the exit status says that one is unusable.
         is_usable &= inspection.is_usable
     if not is_usable:
@@ -106,7 +115,7 @@ def demo(
     echo(f"overview: {folder / 'contact_sheet.png'}")
 
 
-def _print(inspection: Inspection, limit: int | None) -> None:
+def _print(inspection: Inspection, advice: Advice | None, limit: int | None) -> None:
     # soft_wrap: rich would break paths at 80 columns where the output is piped.
     console = PlainConsole(soft_wrap=True)
     # Text objects, never strings: rich takes square brackets in a string, as in a path, for markup.
@@ -127,6 +136,10 @@ def _print(inspection: Inspection, limit: int | None) -> None:
     if inspection.formats:
         console.print(Text("Stored as: " + "; ".join(f"{name} ({n})" for name, n in inspection.formats.items())))
     _print_problems(console, inspection, limit)
+    if advice is not None:
+        console.print(Text(f"Advice: {advice.line}"))
+        for reason in advice.reasons:
+            console.print(Text(f"  {reason}"))
     console.print()
 
 

@@ -1,4 +1,4 @@
-"""Options that several `synth` commands share: the dataset and its category."""
+"""Options that several commands share: the dataset, its category, and the smallest defect in it."""
 
 from __future__ import annotations
 
@@ -14,6 +14,14 @@ PATH = click.Path(path_type=Path)
 
 CATEGORY = click.option(
     "--category", "--classname", "--class_name", "category", metavar="NAME", help="Category below ROOT, or all."
+)
+
+SMALLEST_DEFECT = click.option(
+    "--smallest-defect",
+    "defect_px",
+    type=float,
+    metavar="PX",
+    help="Thickness in pixels of the smallest defect to be found, for the advice. Default: that of the masks, if any.",
 )
 
 

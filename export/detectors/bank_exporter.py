@@ -13,13 +13,14 @@ import onnx
 import safetensors.numpy
 
 from flawscope.arrays import Float32Array, UInt8Array
-from flawscope.bundle import BankHead, PadimHead, PatchcoreHead
+from flawscope.bank_names import bank_names, norm_names
+from flawscope.bundle import BankHead
 from flawscope.export.detectors import head_nodes
 from flawscope.export.detectors.head_nodes import BankFile
 from flawscope.export.exporter import ExportedGraphs
 from flawscope.export.graph_files import INLINE_LIMIT, write_graph
 from flawscope.export.onnx_trace import export_module
-from flawscope.training.detectors import reference_scores
+from flawscope.training.detectors import torch_scores
 from flawscope.training.detectors.detector_run import Run
 from flawscope.training.detectors.padim import padim_head
 from flawscope.training.detectors.patchcore import patchcore_head
@@ -33,15 +34,15 @@ class BankExporter:
     """Exports a method whose head works on patches and stored tensors; see `Exporter` for the contract.
 
     Attributes:
-        make_head: `(run) -> head` from the run's settings.
+        make_head: `(settings, patch grid) -> head`.
         nodes: Appends the head to the feature graph; see `head_nodes.append_head`.
-        distances: The same head by plain torch; see `reference_scores.torch_scores`.
+        distances: The same head by plain torch; see `torch_scores.torch_scores`.
         more_tensors: `(tensors of the run) -> further tensors` that the graph needs.
     """
 
-    make_head: Callable[[Run], BankHead]
+    make_head: Callable[[Any, tuple[int, int]], BankHead]
     nodes: head_nodes.WriteHead
-    distances: reference_scores.Distances
+    distances: torch_scores.Distances
     more_tensors: Callable[[Mapping[str, npt.NDArray[Any]]], dict[str, npt.NDArray[Any]]] = lambda tensors: {}
     graph_words = "score.onnx, cpu"
     other_paths = ("kernel",)
@@ -54,7 +55,7 @@ class BankExporter:
 
     def head(self, run: Run, images: Sequence[UInt8Array]) -> BankHead:
         """Return the head; it needs no measurement on images."""
-        return self.make_head(run)
+        return self.make_head(run.record.config, run.record.grid)
 
     def graphs(self, run: Run, head: BankHead, scratch: Path, max_batch: int) -> ExportedGraphs:
         """Write the bank, `features.onnx`, and `score.onnx`."""
@@ -83,24 +84,17 @@ class BankExporter:
         """Return maps and scores by plain torch."""
         module: PatchFeatures = run.module
         size = run.record.config.preprocessing.size
-        return reference_scores.torch_scores(module, head, run.fitted.tensors, size, images, self.distances)
-
-
-def _patchcore_head(run: Run) -> PatchcoreHead:
-    config: Any = run.record.config
-    return patchcore_head(config, run.record.grid)
-
-
-def _padim_head(run: Run) -> PadimHead:
-    config: Any = run.record.config
-    return padim_head(config, run.record.grid)
+        return torch_scores.torch_scores(module, head, run.fitted.tensors, size, images, self.distances)
 
 
 def _row_norms(tensors: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
-    """Return the squared norms of the bank's rows, float32 [M], which the graph adds to its products."""
-    bank = np.asarray(tensors["bank"], np.float32)
-    return {"norms": np.einsum("md,md->m", bank, bank)}
+    """Return the squared norms of the rows of each bank, float32 [M], which the graph adds to its products."""
+    count = max(1, sum(name.startswith("bank.") for name in tensors))
+    banks = {name: np.asarray(tensors[name], np.float32) for name in bank_names(count)}
+    return {
+        norms: np.einsum("md,md->m", bank, bank) for norms, bank in zip(norm_names(count), banks.values(), strict=True)
+    }
 
 
-PATCHCORE = BankExporter(_patchcore_head, head_nodes.patchcore_nodes, reference_scores.patchcore_distances, _row_norms)
-PADIM = BankExporter(_padim_head, head_nodes.padim_nodes, reference_scores.padim_distances)
+PATCHCORE = BankExporter(patchcore_head, head_nodes.patchcore_nodes, torch_scores.patchcore_distances, _row_norms)
+PADIM = BankExporter(padim_head, head_nodes.padim_nodes, torch_scores.padim_distances)

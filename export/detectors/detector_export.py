@@ -130,7 +130,7 @@ def _export(
         parity, golden = _gate(run, exporter, head, candidate, images, samples)
     progress("exporting", 4, steps)
     manifest = msgspec.structs.replace(
-        manifest, golden=tuple(entry for entry, _ in golden), evidence=Evidence(parity=parity)
+        manifest, golden=tuple(entry for entry, _ in golden), evidence=Evidence(parity=parity, drawn=run.record.drawn)
     )
     sources |= {entry.file: data for entry, data in golden}
     if wanted is not None and wanted.precisions:
@@ -241,4 +241,5 @@ def _provenance(run: Run, command: str) -> Provenance:
         config=flatten(record.config),
         weights=f"{record.backbone.name}: {record.backbone.weights}; licence: {record.backbone.licence}",
         images=IMAGE_HASHES,
+        conditions=record.backbone.conditions,
     )

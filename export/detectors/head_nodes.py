@@ -22,6 +22,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from flawscope.bank_names import bank_names, norm_names
 from flawscope.bundle import BankHead, PadimHead, PatchcoreHead
 from flawscope.imaging.map_upsampling import map_matrices
 
@@ -88,6 +89,14 @@ class HeadNodes:
         """Take some rows of a tensor and return the name of the result."""
         return self.add("Slice", [tensor, self.axes(start), self.axes(stop), self.axes(0)], output)
 
+    def largest(self, tensor: str, count: int, output: str) -> str:
+        """Take the largest values of every row [N, P] and return the name of the result, [N, count]."""
+        # Not by `add`, which knows one output: TopK has two.
+        names = [f"head.{output}", f"head.{output}_places"]
+        node = helper.make_node("TopK", [tensor, self.axes(count)], names, name=f"head/{output}", axis=1, largest=1)
+        self.nodes.append(node)
+        return names[0]
+
     def external(self, proto: TensorProto) -> str:
         """Add an initializer made by `BankFile.initializer` and return its name."""
         self.initializers.append(proto)
@@ -145,30 +154,90 @@ def patchcore_nodes(
     nodes: HeadNodes, head: PatchcoreHead, bank: BankFile, size: tuple[int, int], max_batch: int
 ) -> None:
     """Add PatchCore: nearest rows in blocks, the map, and the re-weighting of equation 7 of arXiv:2106.08265."""
-    rows, channels = bank.shape("bank")
     positions = head.grid[0] * head.grid[1]
-    whole = nodes.external(bank.initializer("bank", "bank"))
-    norms = nodes.external(bank.initializer("norms", "norms"))
-    queries = nodes.add("Reshape", ["patches", nodes.axes(-1, channels)], "queries")
+    names = bank_names(head.banks)
+    queries = nodes.add("Reshape", ["patches", nodes.axes(-1, sum(bank.shape(name)[1] for name in names))], "queries")
     # Rows of a block: a multiple of 64, for the vector units, and at least 64 however large the batch is.
     block = max(64, BLOCK_ELEMENTS // (max_batch * positions) // 64 * 64)
-    index = _nearest_rows(nodes, queries, whole, norms, rows, block)
-    matched = nodes.add("Reshape", [index, nodes.axes(-1)], "matched")
-    # The product form loses digits where distances are small beside norms: the winner's distance is taken again.
-    neighbour = nodes.add("Gather", [whole, matched], "neighbour", axis=0)
-    difference = nodes.add("Sub", [queries, neighbour], "difference")
-    squared = nodes.add("ReduceSumSquare", [difference, nodes.axes(1)], "squared", keepdims=0)
-    distance = nodes.add("Sqrt", [squared], "distance")
+    if head.banks == 1:
+        distance, matched = _bank_distances(nodes, head, bank, queries, 0, block)
+    else:
+        distance, matched = _mean_distance(nodes, head, bank, queries, block), ""
+    if head.foreground:
+        distance = nodes.add("Mul", [distance, _foreground(nodes, head, bank, queries)], "in_foreground")
     _map(nodes, distance, head, size)
 
     by_image = nodes.add("Reshape", [distance, nodes.axes(-1, positions)], "by_image")
-    if head.reweight == "none" or min(head.neighbors, rows) == 1:  # one neighbour is nothing to weigh against
+    if head.reweights and bank.shape("bank")[0] > 1:  # one neighbour is nothing to weigh against
+        _reweighted_score(nodes, head, bank, matched, by_image)
+    elif head.top > 1:
+        largest = nodes.largest(by_image, head.top, "largest")
+        nodes.add("ReduceMean", [largest, nodes.axes(1)], "score", keepdims=0)
+    else:
         nodes.add("ReduceMax", [by_image, nodes.axes(1)], "score", keepdims=0)
-        return
-    _reweighted_score(nodes, head, bank, whole, norms, matched, by_image)
 
 
-def _nearest_rows(nodes: HeadNodes, queries: str, bank: str, norms: str, rows: int, block: int) -> str:
+def _bank_distances(
+    nodes: HeadNodes, head: PatchcoreHead, bank: BankFile, queries: str, number: int, block: int
+) -> tuple[str, str]:
+    """Add the distances of queries float32 [N·P, D] to one bank.
+
+    Returns:
+        Names of the distances float32 [N·P], and of the indices of the nearest rows, int64 [N·P].
+    """
+    name, norm_name = bank_names(head.banks)[number], norm_names(head.banks)[number]
+    # The first keeps the names that a single bank has.
+    mark = f"_of_{number}" if number else ""
+    whole = nodes.external(bank.initializer(name, name))
+    norms = nodes.external(bank.initializer(norm_name, norm_name))
+    index = _nearest_rows(nodes, queries, whole, norms, bank.shape(name)[0], block, mark)
+    matched = nodes.add("Reshape", [index, nodes.axes(-1)], f"matched{mark}")
+    # The product form loses digits where distances are small beside norms: the winner's distance is taken again.
+    neighbour = nodes.add("Gather", [whole, matched], f"neighbour{mark}", axis=0)
+    difference = nodes.add("Sub", [queries, neighbour], f"difference{mark}")
+    squared = nodes.add("ReduceSumSquare", [difference, nodes.axes(1)], f"squared{mark}", keepdims=0)
+    return _by_metric(nodes, head, squared, f"distance{mark}"), matched
+
+
+def _mean_distance(nodes: HeadNodes, head: PatchcoreHead, bank: BankFile, queries: str, block: int) -> str:
+    """Add the mean over several banks of the distances of their channels of queries; return its name."""
+    total, start = "", 0
+    for number, name in enumerate(bank_names(head.banks)):
+        stop = start + bank.shape(name)[1]
+        part = nodes.add("Slice", [queries, nodes.axes(start), nodes.axes(stop), nodes.axes(1)], f"layer_{number}")
+        distance, _ = _bank_distances(nodes, head, bank, part, number, block)
+        total = distance if not number else nodes.add("Add", [total, distance], f"total_{number}")
+        start = stop
+    share = nodes.constant(np.array(1 / head.banks, np.float32), "share_of_a_bank")
+    return nodes.add("Mul", [total, share], "mean_distance")
+
+
+def _foreground(nodes: HeadNodes, head: PatchcoreHead, bank: BankFile, queries: str) -> str:
+    """Add the weights of `flawscope.imaging.patch_foreground`; return their name, float32 [N·P]."""
+    direction = nodes.external(bank.initializer("foreground", "foreground"))
+    limits = nodes.external(bank.initializer("foreground_limits", "foreground_limits"))
+    projected = nodes.add("MatMul", [queries, direction], "projected")
+    shifted = nodes.add("Add", [projected, nodes.rows(limits, 0, 1, "foreground_offset")], "from_background")
+    one = nodes.constant(np.array(1.0, np.float32), "foreground_one")
+    ends = [nodes.constant(np.array(0.0, np.float32), "foreground_zero"), one]
+    grid = nodes.add("Reshape", [nodes.add("Clip", [shifted, *ends], "ramp"), nodes.axes(-1, 1, *head.grid)], "ramps")
+    grown = nodes.add("MaxPool", [grid], "grown", kernel_shape=[3, 3], pads=[1, 1, 1, 1], strides=[1, 1])
+    by_image = nodes.add("Reshape", [grown, nodes.axes(-1, head.grid[0] * head.grid[1])], "grown_by_image")
+    # An image that shows too little of the part is scored whole.
+    share = nodes.add("ReduceMean", [by_image, nodes.axes(1)], "foreground_share", keepdims=1)
+    shows_little = nodes.add("Less", [share, nodes.rows(limits, 1, 2, "foreground_least")], "shows_little")
+    weights = nodes.add("Where", [shows_little, one, by_image], "foreground_weights")
+    return nodes.add("Reshape", [weights, nodes.axes(-1)], "foreground_of_patches")
+
+
+def _by_metric(nodes: HeadNodes, head: PatchcoreHead, squared: str, output: str) -> str:
+    """Add the distance from its square, as the metric has it; return its name."""
+    if head.metric == "euclidean":
+        return nodes.add("Sqrt", [squared], output)
+    return nodes.add("Mul", [squared, nodes.constant(np.array(0.5, np.float32), f"half_{output}")], output)
+
+
+def _nearest_rows(nodes: HeadNodes, queries: str, bank: str, norms: str, rows: int, block: int, mark: str) -> str:
     """Add the search for the nearest bank row of each query; return the name of its index, int64 [N·P, 1].
 
     Args:
@@ -178,45 +247,43 @@ def _nearest_rows(nodes: HeadNodes, queries: str, bank: str, norms: str, rows: i
         norms: Squared norms of its rows, float32 [M].
         rows: M.
         block: Rows of one distance block; a bank that fits into one needs no merging of blocks.
+        mark: Ends the names of the nodes, which tell several banks apart.
     """
     least_of_all = index = ""
     for start in range(0, rows, block):
         stop, is_only = min(start + block, rows), rows <= block
         # Sliced in the graph and not from the file: TensorRT refuses two weights that begin at the same address.
-        part = bank if is_only else nodes.rows(bank, start, stop, f"bank_{start}")
-        part_norms = norms if is_only else nodes.rows(norms, start, stop, f"norms_{start}")
+        part = bank if is_only else nodes.rows(bank, start, stop, f"bank_{start}{mark}")
+        part_norms = norms if is_only else nodes.rows(norms, start, stop, f"norms_{start}{mark}")
         # ‖m‖² − 2·q·m: what is left out, ‖q‖², is the same for all rows of the bank.
-        product = nodes.add("Gemm", [queries, part, part_norms], f"product_{start}", alpha=-2.0, transB=1)
-        nearest = nodes.add("ArgMin", [product], f"found_{start}", axis=1, keepdims=1)
+        product = nodes.add("Gemm", [queries, part, part_norms], f"product_{start}{mark}", alpha=-2.0, transB=1)
+        nearest = nodes.add("ArgMin", [product], f"found_{start}{mark}", axis=1, keepdims=1)
         if is_only:
             return nearest
-        least = nodes.add("ReduceMin", [product, nodes.axes(1)], f"least_{start}", keepdims=1)
-        shifted = nodes.add("Add", [nearest, nodes.axes(start)], f"shifted_{start}")
+        least = nodes.add("ReduceMin", [product, nodes.axes(1)], f"least_{start}{mark}", keepdims=1)
+        shifted = nodes.add("Add", [nearest, nodes.axes(start)], f"shifted_{start}{mark}")
         if not index:
             least_of_all, index = least, shifted
             continue
         # Less, not LessOrEqual: of equal rows the first wins, as ArgMin has it inside a block.
-        better = nodes.add("Less", [least, least_of_all], f"better_{start}")
-        index = nodes.add("Where", [better, shifted, index], f"index_{start}")
-        least_of_all = nodes.add("Min", [least, least_of_all], f"value_{start}")
+        better = nodes.add("Less", [least, least_of_all], f"better_{start}{mark}")
+        index = nodes.add("Where", [better, shifted, index], f"index_{start}{mark}")
+        least_of_all = nodes.add("Min", [least, least_of_all], f"value_{start}{mark}")
     return index
 
 
-def _reweighted_score(
-    nodes: HeadNodes, head: PatchcoreHead, bank: BankFile, whole: str, norms: str, matched: str, by_image: str
-) -> None:
+def _reweighted_score(nodes: HeadNodes, head: PatchcoreHead, bank: BankFile, matched: str, by_image: str) -> None:
     """Add the score: the largest distance s* times 1 − exp(d*) / Σ exp(d) over the neighbours, equation 7.
 
     Args:
         nodes: Collects the nodes.
         head: Says which neighbours count.
         bank: Has the table of each row's own neighbours, for `paper`.
-        whole: The bank, float32 [M, D].
-        norms: Squared norms of its rows, float32 [M].
         matched: Nearest row of each patch, int64 [N·P].
         by_image: Distances to it, float32 [N, P].
     """
     rows, positions = bank.shape("bank")[0], head.grid[0] * head.grid[1]
+    whole, norms = "bank", "norms"  # the initializers that the search has added
     # The patch with the largest distance, s* and its position, in each image.
     top = nodes.add("ReduceMax", [by_image, nodes.axes(1)], "top", keepdims=0)
     place = nodes.add("ArgMax", [by_image], "place", axis=1, keepdims=1)
@@ -242,7 +309,7 @@ def _reweighted_score(
     centre = nodes.add("Unsqueeze", [query, nodes.axes(1)], "centre")
     spread = nodes.add("Sub", [members, centre], "spread")
     spread_squared = nodes.add("ReduceSumSquare", [spread, nodes.axes(2)], "spread_squared", keepdims=0)
-    distances = nodes.add("Sqrt", [spread_squared], "distances")
+    distances = _by_metric(nodes, head, spread_squared, "distances")
     # As a softmax: exp(d) alone overflows float32 from distances of 89 on.
     shares = nodes.add("Softmax", [distances], "shares", axis=1)
     if head.reweight == "paper":

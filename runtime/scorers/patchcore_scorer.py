@@ -1,4 +1,4 @@
-"""Scorer of PatchCore: nearest rows of the memory bank, and the re-weighting of the score (arXiv:2106.08265)."""
+"""Scorer of PatchCore: nearest rows of the memory bank, and the score from the distances to them (arXiv:2106.08265)."""
 
 from __future__ import annotations
 
@@ -9,19 +9,32 @@ from typing import Any
 import numpy as np
 
 from flawscope.arrays import Float32Array, Int64Array
+from flawscope.bank_names import bank_names
 from flawscope.bundle import PatchcoreHead
 from flawscope.cpp_ext import Bank
-from flawscope.errors import BundleError
+from flawscope.errors import BackendError, BundleError
+from flawscope.imaging.patch_foreground import foreground_weights
 from flawscope.runtime.backends.session import DeviceHead
 from flawscope.runtime.scorers.bank_scorer import BankMethod, NativeHead, Tensors, need, smoother
 
 
 def check_tensors(head: PatchcoreHead, tensors: Tensors) -> None:
     """Raise BundleError unless the bank has the tensors that the head needs, with shapes that fit each other."""
-    bank = need(tensors, "bank", 2, np.float32)
-    if head.reweight != "paper" or head.neighbors == 1:
+    banks = [need(tensors, name, 2, np.float32) for name in bank_names(head.banks)]
+    if head.foreground:
+        direction, limits = (
+            need(tensors, "foreground", 2, np.float32),
+            need(tensors, "foreground_limits", 1, np.float32),
+        )
+        channels = sum(bank.shape[1] for bank in banks)
+        if direction.shape != (channels, 1) or limits.shape != (2,):
+            raise BundleError(
+                f"bank: expected a direction [{channels}, 1] of the foreground and 2 limits, got "
+                f"{list(direction.shape)} and {list(limits.shape)}. Export the bundle again."
+            )
+    if head.reweight != "paper" or not head.reweights:
         return
-    neighbours = need(tensors, "neighbours", 2, np.int64)
+    bank, neighbours = banks[0], need(tensors, "neighbours", 2, np.int64)
     if len(neighbours) != len(bank) or neighbours.min() < 0 or neighbours.max() >= len(bank):
         raise BundleError(
             f"bank: expected neighbours that are rows of the bank, {len(bank)} for {len(bank)}, got "
@@ -31,15 +44,31 @@ def check_tensors(head: PatchcoreHead, tensors: Tensors) -> None:
 
 def native_head(head: PatchcoreHead, tensors: Tensors, size: tuple[int, int]) -> NativeHead:
     """Return the head as a function on patches; see `BankMethod.head`."""
-    bank = Bank(tensors["bank"])
-    finish = PatchcoreFinish(head, tensors, size, bank)
+    banks = [Bank(tensors[name]) for name in bank_names(head.banks)]
+    channels = sum(bank.shape[1] for bank in banks)
+    finish = PatchcoreFinish(head, tensors, size, banks[0] if head.banks == 1 else None)
 
     def score(patches: Float32Array) -> tuple[Float32Array, Float32Array]:
-        count, positions, channels = patches.shape
+        count, positions, width = patches.shape
+        if width != channels:
+            raise BundleError(
+                f"bank: expected rows of the {width} channels of a patch, got {channels}. Export the bundle again."
+            )
         flat = patches.reshape(-1, channels)
-        # One search for the whole batch: the kernels then read the bank once instead of once per image.
-        squared, indices = bank.nearest(flat)
-        return finish(squared.reshape(count, positions), indices.reshape(count, positions), flat.__getitem__)
+        total, start = np.float32(0), 0
+        for bank in banks:
+            stop = start + bank.shape[1]
+            # One search for the whole batch: the kernels then read the bank once instead of once per image.
+            squared, indices = bank.nearest(np.ascontiguousarray(flat[:, start:stop]))
+            total, start = total + patch_distances(head, squared), stop
+        if head.banks > 1:
+            total = total * np.float32(1 / head.banks)
+        distances = total.reshape(count, positions)
+        if head.foreground:
+            distances = distances * foreground_weights(
+                patches, tensors["foreground"], tensors["foreground_limits"], head.grid
+            )
+        return finish(distances, indices.reshape(count, positions), flat.__getitem__)
 
     return score
 
@@ -48,21 +77,45 @@ def device_head(
     device: Any, head: PatchcoreHead, tensors: Tensors, size: tuple[int, int], max_batch: int
 ) -> DeviceHead:
     """Put the bank on a CUDA device; see `flawscope.runtime.scorers.bank_device`."""
+    if not fits_device(head):
+        raise BackendError(
+            f"path kernel: expected a head that the CUDA kernels compute, one memory bank without foreground, got "
+            f"{head.banks} with foreground {str(head.foreground).lower()}. Use --path graph."
+        )
     # Lazy: on the CPU nothing of CUDA is imported, which keeps the start short.
     from flawscope.runtime.scorers.bank_device import PatchcoreDevice
 
-    return PatchcoreDevice(device, PatchcoreFinish(head, tensors, size), head.grid, tensors, max_batch)
+    finish = PatchcoreFinish(head, tensors, size)
+
+    def score(
+        squared: Float32Array, rows: Int64Array, patch_at: Callable[[int], Float32Array]
+    ) -> tuple[Float32Array, Float32Array]:
+        return finish(patch_distances(head, squared), rows, patch_at)
+
+    return PatchcoreDevice(device, score, head.grid, tensors, max_batch)
 
 
 def bank_scale(tensors: Tensors) -> float:
-    """Return the root mean square norm of the bank's rows."""
-    bank = tensors["bank"]
+    """Return the root mean square norm of the rows, its mean over the banks."""
+    banks = [value for name, value in tensors.items() if name.partition(".")[0] == "bank"]
     # Summed in float64: a large bank has so many squares that a float32 sum stops growing.
-    return float(np.sqrt(np.einsum("md,md->", bank, bank, dtype=np.float64) / len(bank)))
+    norms = [np.sqrt(np.einsum("md,md->", bank, bank, dtype=np.float64) / len(bank)) for bank in banks]
+    return float(np.mean(norms))
+
+
+def fits_device(head: PatchcoreHead) -> bool:
+    """Return whether the CUDA kernels compute this head: they search one bank, in whole patches."""
+    return head.banks == 1 and not head.foreground
+
+
+def patch_distances(head: PatchcoreHead, squared: Float32Array) -> Float32Array:
+    """Return distances as the head's metric has them, from squared Euclidean ones: float32 of the same shape."""
+    # Both make a new array: what the kernels of a device wrote lies in memory that the next image overwrites.
+    return np.sqrt(squared) if head.metric == "euclidean" else np.float32(0.5) * squared
 
 
 class PatchcoreFinish:
-    """From nearest rows to maps and scores; shared by the CPU's kernels and those of the device.
+    """From distances to maps and scores; shared by the CPU's kernels and those of the device.
 
     Args:
         head: The method's parameters.
@@ -80,24 +133,25 @@ class PatchcoreFinish:
     ) -> None:
         self._head, self._tensors = head, tensors
         self._smooth = smoother(head, size)
-        self._neighbors = min(head.neighbors, len(tensors["bank"]))
+        self._neighbors = min(head.neighbors, len(tensors["bank"])) if head.reweights else 1
         # A packed copy of the bank in host memory, which a device's search does not need: only the re-weighting `seed`
         # searches here.
         needs_search = head.reweight == "seed" and self._neighbors > 1
         self._bank = Bank(tensors["bank"]) if bank is None and needs_search else bank
 
     def __call__(
-        self, squared: Float32Array, rows: Int64Array, patch_at: Callable[[int], Float32Array]
+        self, distances: Float32Array, rows: Int64Array, patch_at: Callable[[int], Float32Array]
     ) -> tuple[Float32Array, Float32Array]:
         """Return anomaly maps float32 [N, H, W] and scores float32 [N].
 
         Args:
-            squared: Squared distance of every patch to its nearest row, float32 [N, P].
+            distances: Distance of every patch, from `patch_distances`, times its weight, float32 [N, P].
             rows: Index of that row in the bank, [N, P].
             patch_at: Index in [0, N·P) -> patch, float32 [D]. A function, because on a device patches stay there, and
                 only one per image is needed.
         """
-        distances = np.sqrt(squared)
+        if self._head.top > 1:
+            return self._smooth(distances), mean_of_largest(distances, self._head.top)
         scores = np.array([self._score(i, distances[i], rows[i], patch_at) for i in range(len(distances))], np.float32)
         return self._smooth(distances), scores
 
@@ -113,7 +167,7 @@ class PatchcoreFinish:
         top = float(distances[position])
         if not math.isfinite(top):
             return top
-        if self._head.reweight == "none" or self._neighbors == 1:  # one neighbour is nothing to weigh against
+        if self._neighbors == 1:  # one neighbour is nothing to weigh against
             return top
         patch = patch_at(image * len(distances) + position)
         # A handful of numbers, right after kernels that emptied the caches. This loop over rows takes half the time of
@@ -121,10 +175,13 @@ class PatchcoreFinish:
         if self._bank is None or self._head.reweight == "paper":
             rows = self._tensors["bank"]
             differences = (rows[row] - patch for row in self._tensors["neighbours"][matched[position]].tolist())
-            neighbour_distances = [math.sqrt(difference.dot(difference)) for difference in differences]
+            squared = [float(difference.dot(difference)) for difference in differences]
         else:
-            squared, _ = self._bank.nearest(patch[None], self._neighbors)
-            neighbour_distances = [math.sqrt(value) for value in squared[0].tolist()]
+            squared = self._bank.nearest(patch[None], self._neighbors)[0][0].tolist()
+        if self._head.metric == "euclidean":
+            neighbour_distances = [math.sqrt(value) for value in squared]
+        else:
+            neighbour_distances = [0.5 * value for value in squared]
         # The paper's numerator is the matched row, first of its own neighbours; the seed takes the largest distance.
         largest = max(neighbour_distances)
         numerator = neighbour_distances[0] if self._head.reweight == "paper" else largest
@@ -133,4 +190,11 @@ class PatchcoreFinish:
         return top * (1.0 - math.exp(numerator - largest) / denominator)
 
 
-PATCHCORE = BankMethod(check_tensors, native_head, device_head, bank_scale)
+def mean_of_largest(distances: Float32Array, count: int) -> Float32Array:
+    """Return the mean of the `count` largest of every row, float32 [N]; a NaN counts as the largest."""
+    # Sorted, so that the sum does not depend on where in the image the patches lie.
+    largest = np.sort(distances, axis=1)[:, distances.shape[1] - count :]
+    return largest.mean(axis=1, dtype=np.float64).astype(np.float32)
+
+
+PATCHCORE = BankMethod(check_tensors, native_head, device_head, bank_scale, fits_device)

@@ -181,7 +181,11 @@ def test_an_unknown_method_is_refused_with_the_known_ones():
             r"coreset: is no setting of padim\. It would .* got one of patchcore\. Leave",
         ),
         ("patchcore", "channels", "channels: is no setting of patchcore"),
-        ("patchcore", "xyz", "xyz: is no setting of patchcore. Known: backbone, backbone_options, batch_size"),
+        (
+            "patchcore",
+            "xyz",
+            "xyz: is no setting of patchcore. Known: accept_licence, backbone, backbone_options, batch_size",
+        ),
         ("patchcore", 1, "1: is no setting of patchcore. Known: "),
         ("patchcore", None, "None: is no setting of patchcore"),
         ("patchcore", True, "True: is no setting of patchcore"),
@@ -195,7 +199,7 @@ def test_an_unknown_key_is_refused_with_the_closest_known_one(method, key, messa
 
 NOT_FINITE = [math.nan, math.inf, -math.inf]
 REFUSED = {
-    "stages": [[], [2, 1], [1, 1], [-1, 2], "layer2", [1.5], [True], None],
+    "stages": [[], [2, 1], [1, 1], [-1, 2], "layer2", [1.5], [True]],
     "resize_rule": [0, 3, 1.5, "two", None],
     "resize_mode": ["pad", "", 1, None],
     "bits": [8, 17, 0, -12, 12.5, True, "twelve"],
@@ -218,6 +222,8 @@ REFUSED = {
     "device": ["tpu", "cuda:0", ["gpu"], None, True],
     "backbone": [3, None],
     "backbone_options": [3, [1]],
+    "final_norm": ["maybe", 2, [True]],
+    "accept_licence": [3, ["mit"]],
 }
 REFUSED_PATCHCORE = {
     "coreset": [0, -0.1, "all", None, *NOT_FINITE],
@@ -225,6 +231,13 @@ REFUSED_PATCHCORE = {
     "neighbors": [0, 65, 9.5],
     "reweight": ["other", True],
     "projection": ["pca", False],
+    "metric": ["manhattan", True, None],
+    "foreground": ["yes please", 3, None],
+    "layers": ["apart", 1, True],
+    "components": [0, -1, "all", None, *NOT_FINITE],
+    "shrinkage": [-0.1, 1.1, "oas", *NOT_FINITE],
+    "views": ["45", 1, True],
+    "top_share": [-0.01, 1.01, "all", None, *NOT_FINITE],
 }
 REFUSED_PADIM = {"channels": [0, 4097, 1.5], "regularization": [0, -1, *NOT_FINITE], "reduction": ["pca", 1, 0.5]}
 
@@ -268,7 +281,7 @@ def test_the_tables_above_name_every_setting():
 @pytest.mark.parametrize(
     ("method", "key", "values"),
     [
-        ("patchcore", "stages", [[0], [1, 2, 3, 4]]),
+        ("patchcore", "stages", [[0], [1, 2, 3, 4], None]),
         ("patchcore", "resize", [16, 8192]),
         ("patchcore", "crop", [16, 255]),
         ("patchcore", "bits", [9, 12, 16, None]),
@@ -291,7 +304,7 @@ def test_the_tables_above_name_every_setting():
 def test_the_ends_of_every_range_are_accepted(method, key, values):
     for value in values:
         got = flatten(build(method, {key: value}))[key]
-        expected = (value, value) if key in ("resize", "crop") else tuple(value) if key == "stages" else value
+        expected = (value, value) if key in ("resize", "crop") else tuple(value) if key == "stages" and value else value
         assert got == (8 if expected == "8" else expected)
 
 

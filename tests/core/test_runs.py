@@ -156,6 +156,9 @@ def test_a_record_of_schema_1_opens_with_the_same_meaning(tmp_path, method):
     assert flat.pop("resize_rule") == 1  # a record that does not say is older than rule 2
     assert flat.pop("bits") is None
     assert flat.pop("resize_mode", "stretch") == "stretch"
+    # What was read before there was a choice: raw blocks, and weights of any licence.
+    assert not flat.pop("final_norm", False)
+    assert flat.pop("accept_licence", None) is None
     assert flat == {name: old[name] for name in flat}
     assert set(old) - set(flat) - {"resize"} == set(old) - {"method"} - set(places_of(CONFIGS[method]))
     assert record.schema == RUN_SCHEMA == SYNTHESIS_SCHEMA == 2

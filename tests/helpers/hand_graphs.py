@@ -14,6 +14,7 @@ from native_heads import append_head
 from onnx import TensorProto, helper, numpy_helper
 
 from flawscope.arrays import Float32Array
+from flawscope.bank_names import bank_names, norm_names
 from flawscope.bundle import Head, PatchcoreHead
 from flawscope.export.detectors.head_nodes import BankFile
 
@@ -55,7 +56,8 @@ def build_graph(
     """Write bank.safetensors and score.onnx into `folder`; return the whole graph."""
     stored = dict(tensors)
     if isinstance(head, PatchcoreHead):
-        stored["norms"] = np.einsum("md,md->m", stored["bank"], stored["bank"])
+        for bank, norms in zip(bank_names(head.banks), norm_names(head.banks), strict=True):
+            stored[norms] = np.einsum("md,md->m", stored[bank], stored[bank])
     safetensors.numpy.save_file(stored, folder / "bank.safetensors")
     model = append_head(features_graph(), head, BankFile(folder / "bank.safetensors"), size, max_batch)
     onnx.save(model, folder / "score.onnx")

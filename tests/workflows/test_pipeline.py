@@ -156,6 +156,26 @@ def test_what_was_asked_for_and_enough_images_are_left_as_they_are(
     assert len(notes) == (folds != 0)
 
 
+def test_auto_takes_what_suits_the_images_and_says_why(
+    tmp_path: Path, tiny_root: Path, traced_features: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert call("auto", tiny_root, out, *settings(PATCHCORE), "--budget-ms", "1e9") == 0
+    printed = capsys.readouterr()
+    assert printed.out.startswith("advice ")
+    assert "images are few" in printed.err
+    assert "1e+09 ms an image are kept" in printed.err
+    record = read_run(out / "run").record
+    assert record.kind == "detector"
+    # What the user sets wins over what is proposed.
+    assert record.config.preprocessing.size == (64, 64)
+    # On the run that is there it is the method of that run.
+    assert call("auto", tiny_root, out, *skip("train", "evaluation"), "--budget-ms", "0.001") == 0
+    printed = capsys.readouterr()
+    assert "advice" not in printed.out
+    assert "was not measured" in printed.err
+
+
 def test_a_file_of_settings_may_name_the_data(
     tmp_path: Path, tiny_root: Path, traced_features: None, calls: list[str]
 ) -> None:
@@ -468,6 +488,9 @@ def test_a_denoiser_serves_an_extractor_alone_and_a_run_that_is_whole(
         (["patchcore", "--confidence", "0"], "confidence: expected a fraction"),
         (["patchcore", "--set", "held_out=0.0"], "held_out: expected above 0, because thresholds need normal images"),
         (["patchcore", "--set", "steps=3"], "steps: is no setting of patchcore"),
+        (["patchcore", "--smallest-defect", "3"], "--smallest-defect: expected it with METHOD auto"),
+        (["auto", "--smallest-defect", "nan"], "smallest defect: expected a positive number"),
+        (["padim", "--budget-ms", "-1"], "--budget-ms: expected a positive number"),
     ],
 )
 def test_what_cannot_be_done_is_refused_in_one_line_and_leaves_nothing(

@@ -8,8 +8,9 @@ The backbone computes every image once.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -22,20 +23,23 @@ from flawscope.files import storage_errors, temporary_folder
 from flawscope.imaging.images import prepare, read_image
 from flawscope.imaging.tiles import MapBlender
 from flawscope.progress import no_progress
-from flawscope.training.features.backbone import Backbone
+from flawscope.runs import RunRecord
 from flawscope.training.features.cached_backbone import CachedBackbone
 from flawscope.training.loop.fit_result import FitResult
 from flawscope.training.loop.image_batches import image_sources
 from flawscope.training.trainer import FitRequest, Trainer
 
 
-def fit_and_cross(trainer: Trainer, request: FitRequest, folds: int) -> tuple[FitResult, CrossScores]:
+def fit_and_cross(
+    trainer: Trainer, request: FitRequest, folds: int, record_of: Callable[[FitResult], RunRecord]
+) -> tuple[FitResult, CrossScores]:
     """Fit on all images, and on all but those of every fold, which are then scored.
 
     Args:
         trainer: Fits and scores the method.
         request: The fit on all images.
         folds: Number of folds; -1 for each image its own.
+        record_of: Returns the record that a run of a fit would have.
 
     Raises:
         ArgumentError: If there are more folds than different images.
@@ -53,10 +57,15 @@ def fit_and_cross(trainer: Trainer, request: FitRequest, folds: int) -> tuple[Fi
         backbone = CachedBackbone(request.backbone, file)
         # First on all images: its batches are those of a fit without cross-fitting, and so are its bits.
         fit_result = trainer.fit(replace(request, backbone=backbone))
-        return fit_result, _cross_scores(trainer, replace(request, backbone=backbone), groups)
+        return fit_result, _cross_scores(trainer, replace(request, backbone=backbone), groups, record_of)
 
 
-def _cross_scores(trainer: Trainer, request: FitRequest, groups: Sequence[Sequence[Sample]]) -> CrossScores:
+def _cross_scores(
+    trainer: Trainer,
+    request: FitRequest,
+    groups: Sequence[Sequence[Sample]],
+    record_of: Callable[[FitResult], RunRecord],
+) -> CrossScores:
     scores, largest = dict[str, float](), dict[str, float]()
     for count, group in enumerate(groups):
         request.progress("cross-fitting", count, len(groups))
@@ -64,10 +73,11 @@ def _cross_scores(trainer: Trainer, request: FitRequest, groups: Sequence[Sequen
         rest = [sample for sample in request.samples if sample not in held]
         images = image_sources(rest, request.config.tiling)
         fitted = trainer.fit(replace(request, samples=rest, images=images, progress=no_progress))
+        module = trainer.restore(request.out, record_of(fitted), request.backbone, fitted)
         for sample in group:
             content = request.hashes[sample.path]
             if content not in scores:  # a copy has the same pixels, and the same score
-                anomaly_map, scores[content] = score_image(trainer, request.config, request.backbone, fitted, sample)
+                anomaly_map, scores[content] = score_image(trainer, request.config, module, fitted, sample)
                 largest[content] = float(anomaly_map.max())
     request.progress("cross-fitting", len(groups), len(groups))
     images_in_order = tuple(sorted(scores))
@@ -83,7 +93,7 @@ def _cross_scores(trainer: Trainer, request: FitRequest, groups: Sequence[Sequen
 
 
 def score_image(
-    trainer: Trainer, config: MethodConfig, backbone: Backbone, fitted: FitResult, sample: Sample
+    trainer: Trainer, config: MethodConfig, module: Any, fitted: FitResult, sample: Sample
 ) -> tuple[Float32Array, float]:
     """Return anomaly map float32 [H, W] and score of an image, as the exported detector gives them.
 
@@ -93,8 +103,8 @@ def score_image(
     Args:
         trainer: Scores the method.
         config: Its settings.
-        backbone: Extractor of features on its device.
-        fitted: What was fitted.
+        module: What the trainer restored from the fit.
+        fitted: The fit.
         sample: The image.
 
     Raises:
@@ -104,11 +114,11 @@ def score_image(
     image = read_image(sample.path, spec.bits)
     size = image.shape[0], image.shape[1]
     if tiling is None:
-        maps, scores = trainer.score(config, backbone, fitted, [prepare(image, spec)])
+        maps, scores = trainer.scores(config, module, fitted, [prepare(image, spec)])
         return maps[0][spec.place_of(size)] if spec.mode == "letterbox" else maps[0], float(scores[0])
     blender, highest = MapBlender(size, tiling), -np.inf
     for corner in tiling.corners(*size):
-        maps, scores = trainer.score(config, backbone, fitted, [prepare(tiling.cut(image, corner), spec)])
+        maps, scores = trainer.scores(config, module, fitted, [prepare(tiling.cut(image, corner), spec)])
         blender.add(corner, maps[0])
         highest = float(np.maximum(highest, scores[0]))  # NumPy's: Python's max() drops NaN
     return blender.finish(), highest

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
+import msgspec
+
 import flawscope
 from flawscope.config import (
     CrossFitSettings,
@@ -21,11 +23,12 @@ from flawscope.config import (
     find_part,
     flatten,
 )
-from flawscope.config.setting_parts import part_of
+from flawscope.config.setting_parts import change_settings, part_of
 from flawscope.cross_scores import CrossScores
 from flawscope.datasets import Dataset, Sample, as_recorded, fingerprint, hash_contents, split_held_out
 from flawscope.datasets.fingerprints import map_in_threads
 from flawscope.datasets.learnable import MIN_TRAINING_IMAGES, check_learnable
+from flawscope.drawn_check import DrawnCheck
 from flawscope.errors import ArgumentError, DataError, RunError
 from flawscope.files import check_replaceable
 from flawscope.imaging.images import read_stored, to_rgb
@@ -36,7 +39,8 @@ from flawscope.progress import Progress, no_progress
 from flawscope.runs import RECORD, BackboneSource, RunRecord
 from flawscope.training.detectors.cross_fitting import fit_and_cross
 from flawscope.training.detectors.detector_run import Run, write_run
-from flawscope.training.features.backbone import Backbone, build_backbone
+from flawscope.training.drawn_checking import check_drawn
+from flawscope.training.features.backbone import Backbone, prepare_backbone
 from flawscope.training.features.patch_extraction import choose_device
 from flawscope.training.loop.fit_result import FitResult
 from flawscope.training.loop.image_batches import image_sources
@@ -46,6 +50,10 @@ from flawscope.training.loop.workspace import open_workspace
 from flawscope.training.trainer import FitRequest, Trainer, trainer_of
 from flawscope.versions import package_versions
 
+_RESOLVED = ("stages", "backbone_options", "mean", "std", "final_norm")
+"""Settings of the backbone that are filled in where they are open: null, and options that are not named."""
+_FEWEST_HELD_OUT = 5
+"""Of fewer held-out images the drawn check would say little: it takes those that were learned from."""
 _SAMPLES = 8
 """Images stored in the run for parity checks and golden images."""
 
@@ -61,6 +69,7 @@ def train_detector(
     command: str = "",
     progress: Progress = no_progress,
     overwrite: bool = False,
+    drawn_check: bool = True,
 ) -> RunRecord:
     """Fit a detector on the normal training images of a dataset and write the run.
 
@@ -76,6 +85,7 @@ def train_detector(
         progress: Receives progress.
         overwrite: Whether an earlier run there may be replaced. A training that is resumed replaces it too: it began
             with that permission.
+        drawn_check: Whether defects are drawn on normal images after the fit and scored, for the record.
 
     Raises:
         ArgumentError: If settings contradict the backbone or each other, or `out` is taken.
@@ -95,7 +105,7 @@ def train_detector(
     check_replaceable(out, RECORD, overwrite=overwrite)  # before hours of work, not after
     started = time.perf_counter()
     inputs = _prepare(config, dataset, trainer, weights, denoiser_run, progress)
-    backbone, split = inputs.backbone, inputs.split
+    config, backbone, split = inputs.config, inputs.backbone, inputs.split
     prepared_at = time.perf_counter()
     # Open until the run is written: on leaving, its TensorBoard events are copied into the run and it is removed.
     with _workspace(trainer, out, config, inputs, resume, denoiser_run) as workspace:
@@ -112,11 +122,20 @@ def train_detector(
             progress=progress,
             start=None if denoiser_run is None else denoiser_run.fitted,
         )
+
+        def record_of(
+            fit_result: FitResult, cross: CrossScores | None = None, seconds: dict[str, float] | None = None
+        ) -> RunRecord:
+            return _record(config, dataset, trainer, inputs, fit_result, cross, denoiser_run, seconds or {}, command)
+
         folds = folds_of(config)
-        fit_result, cross = fit_and_cross(trainer, request, folds) if folds else (trainer.fit(request), None)
+        fit_result, cross = fit_and_cross(trainer, request, folds, record_of) if folds else (trainer.fit(request), None)
         fitted_at = time.perf_counter()
         seconds = {"preparation": round(prepared_at - started, 3), "fitting": round(fitted_at - prepared_at, 3)}
-        record = _record(config, dataset, trainer, inputs, fit_result, cross, denoiser_run, seconds, command)
+        record = record_of(fit_result, cross, seconds)
+        if drawn_check and trainer.is_detector:
+            drawn = _check_drawn(trainer, record, inputs, fit_result, images, out, progress)
+            record = msgspec.structs.replace(record, drawn=drawn)
         samples = _sample_images(config, split, images)
         write_run(out, record, fit_result, backbone, samples, workspace, overwrite=overwrite)
         return record
@@ -141,6 +160,7 @@ class _Inputs:
     """What a fit starts from.
 
     Attributes:
+        config: The settings, with what they left open about the backbone filled in.
         backbone: Extractor of features on its device.
         source: Origin of its weights.
         weights_used: Origin and hash of all weights that the training starts from: with others it cannot resume.
@@ -148,6 +168,7 @@ class _Inputs:
         identity: Fingerprint of the dataset.
     """
 
+    config: MethodConfig
     backbone: Backbone
     source: BackboneSource
     weights_used: str
@@ -166,14 +187,22 @@ def _prepare(
     """Load the backbone and split the images."""
     # Before weights are downloaded: a missing autoencoder is an error in the settings.
     other_weights = trainer.other_weights(config)
-    backbone, source = build_backbone(part_of(config, FeatureSettings), weights)
+    features = part_of(config, FeatureSettings)
+    resolved, backbone, source = prepare_backbone(features, weights, config.preprocessing.size)
+    # Recorded as they were used: what null stands for may change with the next version of timm.
+    changed = {
+        name: getattr(resolved, name) for name in _RESOLVED if getattr(resolved, name) != getattr(features, name)
+    }
+    config = change_settings(config, changed) if changed else config
+    if denoiser_run is not None and source.weights == denoiser_run.record.backbone.weights:
+        source = denoiser_run.record.backbone  # its settings are taken over, and would be said to be set by hand
     backbone.to(choose_device(config.device))
     split = _split(config, dataset, progress)
     if denoiser_run is not None:
         _check_same_images(dataset, split, denoiser_run)
     denoiser = "" if denoiser_run is None else f"denoiser of the run {denoiser_run.digest}"
     weights_used = "; ".join(filter(None, (source.weights, other_weights, denoiser)))
-    return _Inputs(backbone, source, weights_used, split, fingerprint(dataset, split.hashes))
+    return _Inputs(config, backbone, source, weights_used, split, fingerprint(dataset, split.hashes))
 
 
 @contextlib.contextmanager
@@ -236,6 +265,24 @@ def folds_of(config: MethodConfig) -> int:
     """Return the folds of cross-fitting that settings ask for: 0 for none, -1 for each image its own."""
     settings = find_part(config, CrossFitSettings)
     return 0 if settings is None else settings.cross_fit
+
+
+def _check_drawn(
+    trainer: Trainer,
+    record: RunRecord,
+    inputs: _Inputs,
+    fit_result: FitResult,
+    images: Sequence[ImageSource],
+    out: Path,
+    progress: Progress,
+) -> DrawnCheck | None:
+    """Return how well the fitted detector tells drawn defects; on images it learned from where too few are held out."""
+    config, held_out = record.config, inputs.split.held_out
+    # Restored as `export` does it: what is checked is what the run holds, not what the fit has left in memory.
+    module = trainer.restore(out, record, inputs.backbone, fit_result).to(choose_device(config.device))
+    is_held_out = len(held_out) >= _FEWEST_HELD_OUT
+    sources = image_sources(held_out, config.tiling) if is_held_out else images
+    return check_drawn(trainer, config, module, fit_result, sources, held_out=is_held_out, progress=progress)
 
 
 def _sample_images(config: MethodConfig, split: _Split, images: Sequence[ImageSource]) -> Sequence[ImageSource]:
@@ -316,6 +363,10 @@ def check_recorded(config: MethodConfig, run: Run, free: Collection[str] = ()) -
     recorded_settings = flatten(recorded)
     for name, value in flatten(config).items():
         trained_with = recorded_settings[name]
+        if name in _RESOLVED and value is None:
+            continue  # left open: the run says what it stands for
+        if name == "backbone_options":
+            value = {**trained_with, **value}
         if name not in free and value != trained_with:
             raise ArgumentError(
                 f"{name}: expected {trained_with!r}, with which {run.path} was trained, got {value!r}. Leave it out, "

@@ -11,14 +11,14 @@ import torch
 
 from flawscope.arrays import Float32Array, UInt8Array
 from flawscope.bundle import PadimHead
-from flawscope.config import PadimConfig
+from flawscope.config import PadimConfig, standardization
 from flawscope.errors import ArgumentError, DataError
 from flawscope.imaging.tiles import ImageSource
 from flawscope.progress import Progress, no_progress
 from flawscope.runs import RunRecord
-from flawscope.training.detectors.reference_scores import padim_distances, torch_scores
+from flawscope.training.detectors.torch_scores import padim_distances, torch_scores
 from flawscope.training.features.backbone import Backbone
-from flawscope.training.features.patch_extraction import iterate_patches, measure_transform, standardization
+from flawscope.training.features.patch_extraction import iterate_patches, measure_transform
 from flawscope.training.features.patch_features import PatchFeatures, build_features
 from flawscope.training.loop.fit_result import FitResult
 from flawscope.training.trainer import FitRequest, Trainer
@@ -53,7 +53,7 @@ def fit_padim(config: PadimConfig, backbone: Backbone, paths: Sequence[ImageSour
     if config.channels > total:
         raise ArgumentError(
             f"channels: expected at most the {total} channels of {config.features.backbone} stages "
-            f"{list(config.features.stages)}, got {config.channels}."
+            f"{list(config.features.stages or ())}, got {config.channels}."
         )
     positions, channels = grid[0] * grid[1], config.channels
     # The same limit as `export/size_check.py`: TensorRT and others index a tensor's elements with 32 bits.
@@ -81,11 +81,6 @@ def fit_padim(config: PadimConfig, backbone: Backbone, paths: Sequence[ImageSour
         channels=choice,
         facts={"positions": positions, "channels": channels, "of_channels": total},
     )
-
-
-def padim_head(config: PadimConfig, grid: tuple[int, int]) -> PadimHead:
-    """Return what a manifest says of a fitted detector; `grid` is that of its patches."""
-    return PadimHead(grid, config.maps.sigma)
 
 
 def fit_gaussians(
@@ -194,6 +189,11 @@ class _Moments:
         return mean + self._shift[:, 0], self._products
 
 
+def padim_head(config: PadimConfig, grid: tuple[int, int]) -> PadimHead:
+    """Return the head of a bundle; `grid` has the rows and columns of patches."""
+    return PadimHead(grid, config.maps.sigma)
+
+
 class PadimTrainer(Trainer):
     """Fits and restores PaDiM."""
 
@@ -205,12 +205,12 @@ class PadimTrainer(Trainer):
         """Return the feature module."""
         return build_features(cast("PadimConfig", record.config), backbone, fit_result)
 
-    def score(
-        self, config: PadimConfig, backbone: Backbone, fit_result: FitResult, images: Sequence[UInt8Array]
+    def scores(
+        self, config: PadimConfig, module: PatchFeatures, fit_result: FitResult, images: Sequence[UInt8Array]
     ) -> tuple[Float32Array, Float32Array]:
-        """Return maps and scores by plain torch."""
-        features, head = build_features(config, backbone, fit_result), padim_head(config, fit_result.grid)
-        return torch_scores(features, head, fit_result.tensors, config.preprocessing.size, images, padim_distances)
+        """Return maps and scores in float32; see `Trainer.scores`."""
+        head, size = padim_head(config, fit_result.grid), config.preprocessing.size
+        return torch_scores(module, head, fit_result.tensors, size, images, padim_distances, exact=False)
 
     def needed_tensors(self, record: RunRecord) -> frozenset[str]:
         """Return the tensors of the Gaussians."""

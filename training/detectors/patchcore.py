@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -12,18 +13,22 @@ import numpy as np
 import numpy.typing as npt
 
 from flawscope.arrays import Float32Array, UInt8Array
+from flawscope.bank_names import bank_names
 from flawscope.bundle import PatchcoreHead
-from flawscope.config import PatchcoreConfig
+from flawscope.config import PatchcoreConfig, standardization
 from flawscope.cpp_ext import kcenter_greedy, nearest
-from flawscope.errors import DataError
+from flawscope.errors import ArgumentError, DataError
 from flawscope.files import storage_errors, temporary_folder
 from flawscope.imaging.tiles import ImageSource
 from flawscope.progress import Progress
+from flawscope.ranges import MOST_TOP
 from flawscope.runs import RunRecord
-from flawscope.training.detectors.reference_scores import patchcore_distances, torch_scores
+from flawscope.training.detectors.torch_scores import patchcore_distances, torch_scores
 from flawscope.training.features.backbone import Backbone
-from flawscope.training.features.patch_extraction import iterate_patches, measure_transform, standardization, to_numpy
-from flawscope.training.features.patch_features import PatchFeatures, build_features
+from flawscope.training.features.fitting_views import View, fitting_views
+from flawscope.training.features.foreground import measure_foreground
+from flawscope.training.features.patch_extraction import iterate_patches, measure_transform, to_numpy
+from flawscope.training.features.patch_features import PatchFeatures, build_features, layer_widths
 from flawscope.training.loop.fit_result import FitResult
 from flawscope.training.trainer import FitRequest, Trainer
 
@@ -47,64 +52,155 @@ def fit_patchcore(
     """
     if not paths:
         raise DataError("patchcore: expected at least one normal training image, got none.")
-    features = PatchFeatures(backbone, pool=True, upsample=config.patches.upsample)
-    grid, channels = features.layout(config.preprocessing.size)
+    upsample, widths = config.patches.upsample, layer_widths(config, backbone)
+    features = PatchFeatures(backbone, pool=True, upsample=upsample, layer_widths=widths)
+    grid, _ = features.layout(config.preprocessing.size)
+    top_count(config.bank.top_share, grid[0] * grid[1])  # refuses what no graph can have, before any work
     transform = measure_transform(features, paths, config, progress)
-    features = PatchFeatures(backbone, pool=True, upsample=config.patches.upsample, transform=transform)
+    features = PatchFeatures(
+        backbone, pool=True, upsample=upsample, transform=transform, unit=config.unit, layer_widths=widths
+    )
 
-    per_image = grid[0] * grid[1]
-    plan = _Plan.for_budget(config, len(paths), per_image, channels)
-    # Beside the run, not in /tmp, which is often a small memory file system.
-    with tempfile.TemporaryFile(dir=scratch) as file:
-        matrix = np.empty((len(paths) * plan.kept_per_image, plan.dimensions), np.float32)
-        # [seed, 1] and [seed, 2] are independent streams: the choice of patches does not depend on the projection.
-        generator = np.random.default_rng([config.seed, 1])
-        row = 0
-        for batch in iterate_patches(features, paths, config, "reading patches", progress):
-            for patches in to_numpy(batch):
-                if plan.kept_per_image < per_image:
-                    # Sorted, so that the rows stay in the order of the image.
-                    patches = patches[np.sort(generator.permutation(per_image)[: plan.kept_per_image])]
-                if plan.projection is not None:
-                    file.write(np.ascontiguousarray(patches).tobytes())
-                    patches = patches @ plan.projection
-                matrix[row : row + len(patches)] = patches
-                row += len(patches)
-        rows = bank_rows(config, len(matrix))
-        coreset = kcenter_greedy(
-            matrix, rows, config.seed, lambda count, total: progress("selecting the coreset", count, total)
-        )
-        if plan.projection is None:
-            bank = matrix[coreset]
-        else:
-            # Only the coreset's rows are read back, so the patches never lie in memory as a whole.
-            file.flush()
-            stored = np.memmap(file, np.float32, "r", shape=(len(matrix), channels))
-            bank = np.asarray(stored[coreset])
-            del stored  # closes the mapping before the file
-    tensors: dict[str, npt.NDArray[np.generic]] = {"bank": bank}
-    if config.reweight == "paper" and config.neighbors > 1:
-        tensors["neighbours"] = neighbour_table(bank, min(config.neighbors, len(bank)))
+    foreground = measure_foreground(features, grid, paths, config, progress) if config.bank.foreground else None
+    views = fitting_views(config.bank.views)
+    with contextlib.ExitStack() as stack:
+        selections = [
+            stack.enter_context(_Selection(config, len(views) * len(paths), grid[0] * grid[1], channels, scratch))
+            for channels in features.widths(config.preprocessing.size)
+        ]
+        for patches in _patches_of_views(features, paths, views, config, progress):
+            if foreground is not None:
+                patches = patches[foreground.shown(patches, grid)]
+            start = 0
+            for selection in selections:
+                selection.add(patches[:, start : start + selection.channels])
+                start += selection.channels
+        banks = [
+            selection.bank(progress, "" if len(selections) == 1 else f", bank {number} of {len(selections)}")
+            for number, selection in enumerate(selections, 1)
+        ]
+    tensors: dict[str, npt.NDArray[np.generic]] = dict(zip(bank_names(len(banks)), banks, strict=True))
+    if config.reweight == "paper" and config.reweights:
+        tensors["neighbours"] = neighbour_table(banks[0], min(config.neighbors, len(banks[0])))
+    if foreground is not None:
+        tensors |= {"foreground": foreground.direction, "foreground_limits": foreground.limits}
     facts: dict[str, int | float | str] = {
-        "patches": len(matrix),
-        "bank_rows": len(bank),
-        "channels": channels,
-        "selected_in": plan.description,
+        "patches": sum(selection.rows for selection in selections),
+        "bank_rows": sum(len(bank) for bank in banks),
+        "channels": sum(selection.channels for selection in selections),
+        "selected_in": "; ".join(dict.fromkeys(selection.plan.description for selection in selections)),
     }
+    if len(views) > 1:
+        facts["views"] = len(views)
     return FitResult(
         grid=grid, tensors=tensors, transform=None if transform is None else to_numpy(transform), facts=facts
     )
 
 
-def patchcore_head(config: PatchcoreConfig, grid: tuple[int, int]) -> PatchcoreHead:
-    """Return what a manifest says of a fitted detector; `grid` is that of its patches."""
-    return PatchcoreHead(grid, config.neighbors, config.reweight, config.maps.sigma)
+class _Selection:
+    """The patches of one bank, within the memory budget, and the coreset chosen from them; a context manager.
+
+    Args:
+        config: Settings.
+        images: Number of images, views included.
+        per_image: Patches of an image.
+        channels: Channels of a patch.
+        scratch: Folder for a temporary file.
+
+    Attributes:
+        plan: How the patches are kept.
+        channels: Channels of a patch.
+        rows: Patches added so far.
+    """
+
+    def __init__(self, config: PatchcoreConfig, images: int, per_image: int, channels: int, scratch: Path) -> None:
+        self._config, self._scratch = config, scratch
+        self.plan = _Plan.for_budget(config, images, per_image, channels)
+        self.channels = channels
+        self.rows = 0
+        self._matrix = np.empty((images * self.plan.kept_per_image, self.plan.dimensions), np.float32)
+        # [seed, 1] and [seed, 2] are independent streams: the choice of patches does not depend on the projection.
+        self._generator = np.random.default_rng([config.seed, 1])
+
+    def __enter__(self) -> _Selection:
+        # Beside the run, not in /tmp, which is often a small memory file system.
+        self._file = tempfile.TemporaryFile(dir=self._scratch)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def add(self, patches: Float32Array) -> None:
+        """Add the patches of an image, float32 [P, D]."""
+        plan = self.plan
+        if plan.kept_per_image < len(patches):
+            # Sorted, so that the rows stay in the order of the image.
+            patches = patches[np.sort(self._generator.permutation(len(patches))[: plan.kept_per_image])]
+        if plan.projection is not None:
+            self._file.write(np.ascontiguousarray(patches).tobytes())
+            patches = patches @ plan.projection
+        self._matrix[self.rows : self.rows + len(patches)] = patches
+        self.rows += len(patches)
+
+    def bank(self, progress: Progress, which: str) -> Float32Array:
+        """Return the coreset of all patches that were added, float32 [M, D]; `which` bank, for progress."""
+        matrix = self._matrix[: self.rows]
+        count = bank_rows(self._config, len(matrix))
+        coreset = kcenter_greedy(
+            matrix,
+            count,
+            self._config.seed,
+            lambda done, total: progress(f"selecting the coreset{which}", done, total),
+        )
+        if self.plan.projection is None:
+            return matrix[coreset]
+        # Only the coreset's rows are read back, so the patches never lie in memory as a whole.
+        self._file.flush()
+        stored = np.memmap(self._file, np.float32, "r", shape=(len(matrix), self.channels))
+        rows = np.asarray(stored[coreset])
+        del stored  # closes the mapping before the file
+        return rows
+
+
+def _patches_of_views(
+    features: PatchFeatures,
+    paths: Sequence[ImageSource],
+    views: Sequence[View],
+    config: PatchcoreConfig,
+    progress: Progress,
+) -> Iterator[Float32Array]:
+    """Yield the patches of every image, float32 [P, D]: of all images as they are, then of the next view of all."""
+    # Decoded anew for every view. Views of one batch at a time would be in an order that depends on the batch size, and
+    # so would the coreset.
+    for number, view in enumerate(views, 1):
+        stage = "reading patches"
+        if len(views) > 1:
+            stage += f", view {number} of {len(views)} ({view.name})"
+        for batch in iterate_patches(features, paths, config, stage, progress, view):
+            yield from to_numpy(batch)
 
 
 def bank_rows(config: PatchcoreConfig, patches: int) -> int:
     """Return how many of `patches` the bank keeps: a share (`coreset` up to 1) or a count, from 1 to the cap."""
     rows = round(config.coreset * patches) if config.coreset <= 1 else round(config.coreset)
     return max(1, min(rows, config.max_bank, patches))
+
+
+def top_count(share: float, positions: int) -> int:
+    """Return of how many patches a score is the mean: a share of all `positions` of an image, at least 1.
+
+    AnomalyDINO rounds down too: of 1024 patches 1 % are 10.
+
+    Raises:
+        ArgumentError: If they are more than a graph can choose.
+    """
+    # The small number: 0.29 * 100 is 28.999999999999996.
+    count = max(1, math.floor(share * positions + 1e-9))
+    if count > MOST_TOP:
+        raise ArgumentError(
+            f"top_share: expected at most {MOST_TOP} patches in a score, got {count} of {positions}. Lower it."
+        )
+    return count
 
 
 def neighbour_table(bank: Float32Array, count: int) -> npt.NDArray[np.int64]:
@@ -131,7 +227,8 @@ class _Plan:
 
     @classmethod
     def for_budget(cls, config: PatchcoreConfig, images: int, per_image: int, channels: int) -> _Plan:
-        budget = config.memory_budget_mb << 20
+        # Banks of layers are filled side by side, and share the memory.
+        budget = (config.memory_budget_mb << 20) // config.bank_count
         fits = 4 * images * per_image * channels <= budget  # 4 bytes a float32
         if config.projection == "none" or (config.projection == "auto" and fits):
             width = channels
@@ -163,6 +260,20 @@ def sparse_projection(channels: int, width: int, seed: int) -> Float32Array:
     return (signs / math.sqrt(density * width)).astype(np.float32)
 
 
+def patchcore_head(config: PatchcoreConfig, grid: tuple[int, int]) -> PatchcoreHead:
+    """Return the head of a bundle; `grid` has the rows and columns of patches."""
+    return PatchcoreHead(
+        grid,
+        config.neighbors,
+        config.reweight,
+        config.maps.sigma,
+        metric=config.bank.metric,
+        top=top_count(config.bank.top_share, grid[0] * grid[1]),
+        banks=config.bank_count,
+        foreground=config.bank.foreground,
+    )
+
+
 class PatchcoreTrainer(Trainer):
     """Fits and restores PatchCore."""
 
@@ -176,19 +287,20 @@ class PatchcoreTrainer(Trainer):
         """Return the feature module."""
         return build_features(cast("PatchcoreConfig", record.config), backbone, fit_result)
 
-    def score(
-        self, config: PatchcoreConfig, backbone: Backbone, fit_result: FitResult, images: Sequence[UInt8Array]
+    def scores(
+        self, config: PatchcoreConfig, module: PatchFeatures, fit_result: FitResult, images: Sequence[UInt8Array]
     ) -> tuple[Float32Array, Float32Array]:
-        """Return maps and scores by plain torch."""
-        features, head = build_features(config, backbone, fit_result), patchcore_head(config, fit_result.grid)
-        size = config.preprocessing.size
-        return torch_scores(features, head, fit_result.tensors, size, images, patchcore_distances)
+        """Return maps and scores in float32; see `Trainer.scores`."""
+        head, size = patchcore_head(config, fit_result.grid), config.preprocessing.size
+        return torch_scores(module, head, fit_result.tensors, size, images, patchcore_distances, exact=False)
 
     def needed_tensors(self, record: RunRecord) -> frozenset[str]:
-        """Return the memory bank, and the table of neighbours if the paper's re-weighting needs it."""
+        """Return the memory banks, and the table of neighbours if the paper's re-weighting needs it."""
         config = cast("PatchcoreConfig", record.config)
-        has_table = config.reweight == "paper" and config.neighbors > 1
-        return frozenset({"bank", "neighbours"} if has_table else {"bank"})
+        has_table = config.reweight == "paper" and config.reweights
+        banks = bank_names(config.bank_count)
+        more = {"foreground", "foreground_limits"} if config.bank.foreground else set()
+        return frozenset({*banks, *more, "neighbours"} if has_table else {*banks, *more})
 
     def needs_transform(self, config: PatchcoreConfig) -> bool:
         """Return whether channels are standardized."""

@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
-import difflib
-import logging
-import socket
-import urllib.parse
-import urllib.request
 from pathlib import Path
-from typing import Any
 
-import safetensors.torch
+import msgspec
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from flawscope.config import FeatureSettings
-from flawscope.errors import ArgumentError, MissingExtra, RunError
+from flawscope.errors import ArgumentError, RunError
 from flawscope.files import sha256_file
-from flawscope.open_files import regular_path
 from flawscope.runs import BackboneSource
+from flawscope.training.features.model_hub import fetch_weights
+from flawscope.training.features.scattering import SCATTERING as SCATTERING
 from flawscope.training.features.scattering import Scattering
-
-SCATTERING = "scattering"
-_IMAGENET_MEAN = (0.485, 0.456, 0.406)
-_IMAGENET_STD = (0.229, 0.224, 0.225)
+from flawscope.training.features.timm_network import (
+    check_stages,
+    configuration_of,
+    create_network,
+    describe_network,
+    is_channels_last,
+    resolve_network,
+    size_advice,
+    takes_option,
+)
+from flawscope.training.features.weight_conditions import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    apply_conditions,
+    read_conditions,
+)
+from flawscope.training.features.weights_file import load_network
 
 
 class Backbone(nn.Module):
@@ -48,12 +55,15 @@ class Backbone(nn.Module):
         self.register_buffer("scale", scale.float(), persistent=False)
         offset = -torch.tensor(mean, dtype=torch.float64) / torch.tensor(std, dtype=torch.float64)
         self.register_buffer("offset", offset.float(), persistent=False)
+        self._is_channels_last = is_channels_last(network)
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """Return the feature stages of a batch."""
         # The cast comes first: TensorRT rejects a transpose of uint8.
         normalised = image.to(torch.float32) * self.get_buffer("scale") + self.get_buffer("offset")
         stages: list[Tensor] = self.network(normalised.permute(0, 3, 1, 2))
+        if self._is_channels_last:  # Swin and its kind: rows would be taken for channels
+            stages = [stage.permute(0, 3, 1, 2) for stage in stages]
         return stages
 
 
@@ -61,7 +71,7 @@ def stages_of(backbone: Backbone, size: tuple[int, int]) -> list[Tensor]:
     """Return the feature stages of a black image of size (H, W), from which channels and grids are read.
 
     Raises:
-        ArgumentError: If the backbone cannot take images of this size.
+        ArgumentError: If the backbone cannot take images of this size, or its stages are not what timm says of them.
     """
     device = backbone.get_buffer("scale").device
     try:
@@ -72,35 +82,79 @@ def stages_of(backbone: Backbone, size: tuple[int, int]) -> list[Tensor]:
         raise ArgumentError(
             f"image size: expected one that the backbone's stages can take, got {size[0]}x{size[1]} pixels "
             f"({str(err).strip().splitlines()[0] if str(err).strip() else type(err).__name__}). "
-            "Choose a larger --image-size or finer stages."
+            f"{size_advice(backbone.network)}"
         ) from err
+    check_stages(backbone.network, stages, size)
     return stages
 
 
-def build_backbone(settings: FeatureSettings, weights: Path | None) -> tuple[Backbone, BackboneSource]:
-    """Build the backbone that settings name, with its weights.
+def build_backbone(
+    settings: FeatureSettings, weights: Path | None, size: tuple[int, int] | None = None
+) -> tuple[Backbone, BackboneSource]:
+    """Build the backbone that settings name, with its weights; as `prepare_backbone`, without the settings.
 
     Args:
         settings: Name the backbone, its stages and options.
-        weights: A safetensors file with timm's names, or None for the model hub.
+        weights: A safetensors file, or None for the model hub.
+        size: Height and width in pixels of its images; None checks and sets none.
+    """
+    _, backbone, source = prepare_backbone(settings, weights, size)
+    return backbone, source
+
+
+def prepare_backbone(
+    settings: FeatureSettings, weights: Path | None, size: tuple[int, int] | None
+) -> tuple[FeatureSettings, Backbone, BackboneSource]:
+    """Build the backbone that settings name, with its weights, and fill in what the settings leave open.
+
+    The settings that come back name stages, image size, mean and deviation: with them, and the backbone's weights,
+    `restore_backbone` builds the same again, whatever timm's defaults are by then.
+
+    Args:
+        settings: Name the backbone; what they say wins over what the weights say.
+        weights: A safetensors file, or None for the model hub.
+        size: Height and width in pixels of its images; None checks and sets none.
 
     Raises:
-        ArgumentError: If the backbone or one of its stages does not exist.
+        ArgumentError: If the backbone or one of its stages does not exist, it cannot take such images, or the licence
+            of its weights forbids commercial use and is not accepted.
         RunError: If the weights are of another architecture or cannot be downloaded.
     """
-    backbone = untrained_backbone(settings)
     if settings.backbone == SCATTERING:
         if weights is not None:
             raise ArgumentError(
                 f"weights: the backbone {SCATTERING} has fixed filters and takes no file, got {weights}. "
                 "Leave --weights out or name the file's --backbone."
             )
-        return backbone, BackboneSource(SCATTERING, "none: fixed filters", "Apache-2.0")
-    if weights is None:
-        return backbone, _download(backbone.network, settings.backbone)
-    _load_file(backbone.network, settings.backbone, weights)
+        settings = _resolved_scattering(settings)
+        return settings, untrained_backbone(settings), BackboneSource(SCATTERING, "none: fixed filters", "Apache-2.0")
+    configuration = describe_network(settings).configuration
+    conditions, where = (None, "") if weights is None else read_conditions(weights)
+    in_force = apply_conditions(
+        settings,
+        conditions,
+        where,
+        # Of the tag that the weights name, where they name one.
+        describe_network(msgspec.structs.replace(settings, backbone=conditions.architecture)).configuration
+        if conditions is not None and "." in conditions.architecture and "." not in settings.backbone
+        else configuration,
+        is_published=weights is None,
+        takes_padding=takes_option(settings, "pad_type", "same"),
+    )
+    settings = resolve_network(in_force.settings, size)
+    path, place = (weights, "file") if weights is not None else fetch_weights(settings.backbone, configuration)
+    backbone = _frozen(load_network(settings, path, size), settings)
+    if size is not None:
+        stages_of(backbone, size)
     # Licence and origin of a file are its owner's to know: its hash identifies it.
-    return backbone, BackboneSource(settings.backbone, f"file sha256:{sha256_file(weights)}", "as the file's")
+    origin = f"; {conditions.source}" if conditions is not None and conditions.source else ""
+    source = BackboneSource(
+        settings.backbone,
+        f"{place} sha256:{sha256_file(path)}{origin}",
+        in_force.licence or ("as the file's" if weights is not None else "not stated by timm"),
+        in_force.lines,
+    )
+    return settings, backbone, source
 
 
 def restore_backbone(settings: FeatureSettings, state: dict[str, Tensor]) -> Backbone:
@@ -129,108 +183,33 @@ def untrained_backbone(settings: FeatureSettings) -> Backbone:
         ArgumentError: If the backbone or one of its stages does not exist.
     """
     if settings.backbone == SCATTERING:
-        if not set(settings.stages) <= {1, 2, 3, 4}:
-            raise ArgumentError(f"stages: {SCATTERING} has the stages 1,2,3,4, got {list(settings.stages)}.")
-        network: nn.Module = Scattering(settings.stages)
-        mean = std = (0.5, 0.5, 0.5)  # pixels in [-1, 1]: the fixed filters have no statistics of their own
-    else:
-        network = _timm_network(settings)
-        defaults = getattr(network, "default_cfg", None) or {}
-        mean = tuple(defaults.get("mean", _IMAGENET_MEAN))
-        std = tuple(defaults.get("std", _IMAGENET_STD))
-    backbone = Backbone(network, settings.mean or mean, settings.std or std)
+        settings = _resolved_scattering(settings)
+        return _frozen(Scattering(settings.stages or ()), settings)
+    if settings.stages is None:
+        settings = resolve_network(settings, None)
+    return _frozen(create_network(settings), settings)
+
+
+def _resolved_scattering(settings: FeatureSettings) -> FeatureSettings:
+    stages = settings.stages or settings.AUTO_STAGES
+    if not set(stages) <= {1, 2, 3, 4}:
+        raise ArgumentError(f"stages: {SCATTERING} has the stages 1,2,3,4, got {list(stages)}.")
+    if settings.final_norm or settings.accept_licence is not None:
+        name = "final_norm" if settings.final_norm else "accept_licence"
+        raise ArgumentError(
+            f"{name}: {SCATTERING} has fixed filters, and nothing that it would apply to. Leave it out."
+        )
+    return msgspec.structs.replace(settings, stages=stages)
+
+
+def _frozen(network: nn.Module, settings: FeatureSettings) -> Backbone:
+    # Pixels in [-1, 1] for the fixed filters, which have no statistics of their own.
+    is_fixed = settings.backbone == SCATTERING
+    defaults = {"mean": (0.5,) * 3, "std": (0.5,) * 3} if is_fixed else configuration_of(network)
+    mean = settings.mean or tuple(defaults.get("mean", IMAGENET_MEAN))
+    std = settings.std or tuple(defaults.get("std", IMAGENET_STD))
+    backbone = Backbone(network, mean, std)
     # Inference mode is part of the contract: in training mode batch norm would change its statistics while features
     # are read.
     backbone.eval().requires_grad_(False)
     return backbone
-
-
-def _timm_network(settings: FeatureSettings) -> nn.Module:
-    try:
-        import timm
-    except ImportError as err:
-        raise MissingExtra(f"the backbone {settings.backbone}", "timm", "train") from err
-    if not timm.is_model(settings.backbone):
-        close = difflib.get_close_matches(settings.backbone, timm.list_models(), 3)
-        raise ArgumentError(
-            f"backbone: expected {SCATTERING} or the name of a timm model, got {settings.backbone!r}. "
-            + (f"Similar names: {', '.join(close)}." if close else "timm.list_models() has the names.")
-        )
-    # The last two win: they decide what `forward` returns, which PatchFeatures and the exporters rely on.
-    arguments: dict[str, Any] = {**settings.backbone_options, "features_only": True, "out_indices": settings.stages}
-    try:
-        # `pretrained=True` would let timm fall back to a pickled file; weights are loaded from safetensors below.
-        network: nn.Module = timm.create_model(settings.backbone, pretrained=False, **arguments)
-    except (TypeError, AssertionError, IndexError, RuntimeError, ValueError) as err:
-        raise ArgumentError(
-            f"backbone: timm could not build {settings.backbone} with stages {list(settings.stages)} and options "
-            f"{settings.backbone_options}: {type(err).__name__}: {err}. Check --set stages and backbone_options."
-        ) from err
-    return network
-
-
-def _load_file(network: nn.Module, name: str, path: Path) -> None:
-    """Load weights with timm's names; extra tensors (the classifier's) are ignored, missing ones are an error."""
-    if not path.is_file():
-        raise RunError(f"{path}: expected a weights file for {name}, got no such file. Check --weights.")
-    try:
-        state = safetensors.torch.load_file(regular_path(path))
-    except (SafetensorError, OSError) as err:
-        raise RunError(
-            f"{path}: expected a safetensors file with timm's names, got {err}. "
-            "Files that need unpickling (.pth, .bin) are not read: convert them to safetensors."
-        ) from err
-    expected = network.state_dict()
-    # Counters of batch norm play no part in inference and are absent from many files.
-    missing = [key for key in expected if key not in state and not key.endswith("num_batches_tracked")]
-    if missing:
-        raise RunError(
-            f"{path}: expected weights of {name}, got a file without {len(missing)} of its {len(expected)} tensors "
-            f"(the first is {missing[0]}). Are they of another architecture?"
-        )
-    wrong = [key for key in expected if key in state and state[key].shape != expected[key].shape]
-    if wrong:
-        key = wrong[0]
-        raise RunError(
-            f"{path}: {key}: expected {list(expected[key].shape)} for {name}, got {list(state[key].shape)}. "
-            "Are they of another architecture?"
-        )
-    if not all(bool(torch.isfinite(state[key]).all()) for key in expected if key in state):
-        raise RunError(f"{path}: expected finite weights, got NaN or infinity. Get the file again.")
-    # Not strict, for the counters alone: everything else has been compared above.
-    network.load_state_dict({key: state[key] for key in expected if key in state}, strict=False)
-
-
-def _download(network: nn.Module, name: str) -> BackboneSource:
-    """Load timm's published safetensors file (never the pickled one) from the local cache, or else from the hub."""
-    # Imported here: runs with the scattering backbone or a local file need no hub client.
-    import huggingface_hub
-
-    settings = getattr(network, "default_cfg", None) or {}
-    repository = str(settings.get("hf_hub_id") or "")
-    advice = f"Give a safetensors file with --weights FILE, or use --backbone {SCATTERING}, which needs none."
-    if not repository:
-        raise RunError(f"backbone: timm publishes no weights for {name}. {advice}")
-    logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)  # it logs a warning for every retry
-    try:
-        try:
-            # The cache first: with it a machine without a network trains, and never waits for a timeout.
-            path = huggingface_hub.hf_hub_download(repository, "model.safetensors", local_files_only=True)
-        except OSError:
-            _check_hub_is_there(huggingface_hub.constants.ENDPOINT)
-            path = huggingface_hub.hf_hub_download(repository, "model.safetensors")
-    except Exception as err:
-        # The hub client raises its own and its HTTP library's families of errors; to the user they are one thing.
-        raise RunError(
-            f"backbone: the weights of {name} could not be downloaded from {repository} ({type(err).__name__}). "
-            f"{advice}"
-        ) from err
-    _load_file(network, name, Path(path))
-    return BackboneSource(name, f"hub {repository} sha256:{sha256_file(Path(path))}", str(settings.get("license")))
-
-
-def _check_hub_is_there(endpoint: str) -> None:
-    """Raise OSError at once if the hub's name cannot be resolved: its client would retry for most of a minute."""
-    if urllib.request.getproxies():
-        return  # behind a proxy local name resolution says nothing: the proxy resolves names
-    socket.getaddrinfo(urllib.parse.urlsplit(endpoint).hostname, 443)

@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from flawscope.config import FittedConfig
-from flawscope.config.feature_settings import Standardization
+from flawscope.config import BankSettings, FittedConfig, PatchcoreConfig, standardization
 from flawscope.errors import ArgumentError, DataError
 from flawscope.imaging.tiles import ImageSource
 from flawscope.progress import Progress
-from flawscope.training.features.backbone import SCATTERING
+from flawscope.training.features.fitting_views import View
 from flawscope.training.features.patch_features import PatchFeatures
+from flawscope.training.features.whitening import whitening_matrix
 from flawscope.training.loop.image_batches import load_batches
 
 _SAMPLE_IMAGES = 64
 """Images from which the channels' covariance is measured: tens of thousands of patches."""
-
-WHITENING_FLOOR = 1e-4
-"""Added to the variances of the principal axes, as a share of the largest, so that pure noise is not amplified.
-Chosen on generated parts: the best mean AUROC of 1e-2, 1e-3 and 1e-4."""
 
 
 def choose_device(name: str) -> torch.device:
@@ -40,9 +35,14 @@ def choose_device(name: str) -> torch.device:
 
 
 def iterate_patches(
-    features: PatchFeatures, paths: Sequence[ImageSource], config: FittedConfig, stage: str, progress: Progress
+    features: PatchFeatures,
+    paths: Sequence[ImageSource],
+    config: FittedConfig,
+    stage: str,
+    progress: Progress,
+    view: View | None = None,
 ) -> Iterator[Tensor]:
-    """Yield float32 [N, P, D] patches on the features' device, batch by batch, in order.
+    """Yield float32 [N, P, D] patches of images or a view of them, on the features' device, batch by batch, in order.
 
     Raises:
         DataError: If the network gives NaN or infinity for an image.
@@ -50,8 +50,9 @@ def iterate_patches(
     count = 0
     progress(stage, 0, len(paths))
     for batch in load_batches(paths, config.preprocessing, config.patches.batch_size, config.patches.num_workers):
+        shown = batch if view is None else np.ascontiguousarray(view.make(batch))  # torch takes no mirrored strides
         with torch.inference_mode():
-            patches = features(torch.from_numpy(batch).to(features.device))
+            patches = features(torch.from_numpy(shown).to(features.device))
         # Checked here, once for all methods: a single NaN would spread through every covariance and distance.
         if not bool(torch.isfinite(patches).all()):
             raise DataError(
@@ -63,42 +64,43 @@ def iterate_patches(
         progress(stage, count, len(paths))
 
 
-def standardization(config: FittedConfig) -> Standardization:
-    """Return the setting `standardize`, with `auto` resolved.
-
-    For a pretrained backbone it is `none`. The channels of the scattering network have no learned scale, so the
-    method's own choice is taken: PatchCore needs whitened channels for its distances, PaDiM whitens every position
-    itself.
-    """
-    if config.patches.standardize != "auto":
-        return config.patches.standardize
-    if config.features.backbone != SCATTERING:
-        return "none"
-    return config.AUTO_STANDARDIZE
-
-
 def measure_transform(
     features: PatchFeatures, paths: Sequence[ImageSource], config: FittedConfig, progress: Progress
 ) -> Tensor | None:
-    """Return the transform that patches are multiplied with, measured on normal images.
+    """Return the transform that patches are multiplied with, measured on normal images as they are.
 
     Returns:
-        One over every channel's deviation, float32 [D], a whitening matrix, float32 [D, D], or None, as
-        `standardization` says.
+        One over every channel's deviation, float32 [D], a whitening matrix, float32 [D, k], or None, as
+        `standardization` says. Layers that are kept apart have a block each on the diagonal of the matrix.
     """
     kind = standardization(config)
     if kind == "none":
         return None
-    step = max(1, len(paths) // _SAMPLE_IMAGES)
-    return channel_transform(iterate_patches(features, paths[::step], config, "measuring channels", progress), kind)
+    count, _, covariance = measure_covariance(features, paths, config, "measuring channels", progress)
+    if kind == "scale":
+        return scale_factors(covariance)
+    # PaDiM whitens every position itself, with all axes.
+    bank = config.bank if isinstance(config, PatchcoreConfig) else BankSettings()
+    blocks, start = [], 0
+    for width in features.layer_widths or (len(covariance),):
+        of_layer = covariance[start : start + width, start : start + width]
+        blocks.append(whitening_matrix(of_layer, count, bank.components, bank.shrinkage))
+        start += width
+    return torch.block_diag(*blocks).float()
 
 
-def channel_transform(batches: Iterable[Tensor], kind: Literal["scale", "whiten"]) -> Tensor:
-    """Return the transform of the channels of some patches.
+def measure_covariance(
+    features: PatchFeatures, paths: Sequence[ImageSource], config: FittedConfig, stage: str, progress: Progress
+) -> tuple[int, Tensor, Tensor]:
+    """Return the number of patches measured, their mean float64 [D] and covariance float64 [D, D]."""
+    return covariance_of(iterate_patches(features, sample_of(paths), config, stage, progress))
+
+
+def covariance_of(batches: Iterable[Tensor]) -> tuple[int, Tensor, Tensor]:
+    """Return the number of patches, their mean float64 [D] and covariance float64 [D, D].
 
     Args:
         batches: Patches, float32 [N, P, D] each.
-        kind: `scale` for one over every channel's deviation, float32 [D]; `whiten` for a matrix, float32 [D, D].
     """
     count, total, products = 0, torch.zeros(()), torch.zeros(())
     for patches in batches:
@@ -108,17 +110,20 @@ def channel_transform(batches: Iterable[Tensor], kind: Literal["scale", "whiten"
         total = total + flat.sum(dim=0)
         products = products + flat.T @ flat
     mean = total / count
-    covariance = products / count - torch.outer(mean, mean)
-    if kind == "scale":
-        deviation = covariance.diagonal().clamp(min=0).sqrt()
-        # Bounded: a channel that never changes (a grey dataset has no colour) would be divided by zero.
-        factors: Tensor = 1.0 / torch.maximum(deviation, 1e-3 * deviation.max().clamp(min=1e-12))
-        return factors.float()
-    # Rounding can leave eigenvalues slightly below zero, hence the clamp.
-    variances, axes = torch.linalg.eigh(covariance)
-    floors = WHITENING_FLOOR * variances.max().clamp(min=1e-12)
-    whitening: Tensor = axes / (variances.clamp(min=0) + floors).sqrt()
-    return whitening.float()
+    return count, mean, products / count - torch.outer(mean, mean)
+
+
+def scale_factors(covariance: Tensor) -> Tensor:
+    """Return one over every channel's deviation, float32 [D], from their covariance float64 [D, D]."""
+    deviation = covariance.diagonal().clamp(min=0).sqrt()
+    # Bounded: a channel that never changes (a grey dataset has no colour) would be divided by zero.
+    factors: Tensor = 1.0 / torch.maximum(deviation, 1e-3 * deviation.max().clamp(min=1e-12))
+    return factors.float()
+
+
+def sample_of(paths: Sequence[ImageSource]) -> Sequence[ImageSource]:
+    """Return the images on which channels are measured, spread evenly over all."""
+    return paths[:: max(1, len(paths) // _SAMPLE_IMAGES)]
 
 
 def to_numpy(patches: Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from flawscope.config import FittedConfig
 from flawscope.training.features.backbone import Backbone, stages_of
+from flawscope.training.features.unit_length import unit_length
 from flawscope.training.loop.fit_result import FitResult
 
 
@@ -25,6 +26,10 @@ class PatchFeatures(nn.Module):
         channels: Indices of the joined channels to keep (PaDiM), ascending, or None for all.
         transform: Patches are multiplied with it: a factor per kept channel, float32 [D], a matrix, float32 [C, D]
             for C kept channels, or None.
+        unit: Patches are divided by their length, after the transform (the metric `cosine`).
+        layer_widths: Channels of every stage, where the stages are layers that are kept apart: each is transformed by
+            its block on the diagonal of `transform` and divided by its own length, and a patch is all of them side by
+            side. None joins the stages into one.
     """
 
     def __init__(
@@ -35,14 +40,20 @@ class PatchFeatures(nn.Module):
         upsample: str,
         channels: Sequence[int] | None = None,
         transform: Tensor | None = None,
+        unit: bool = False,
+        layer_widths: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.pool = pool
         self.upsample = upsample
+        self.unit = unit
+        self.layer_widths = None if layer_widths is None else tuple(layer_widths)
         self.channels = None if channels is None else [int(index) for index in channels]
         # A buffer, so that it moves with the module; not persistent, since a run stores it by its own name.
-        self.register_buffer("transform", transform, persistent=False)
+        blocks = [transform] if self.layer_widths is None else _blocks(transform, self.layer_widths)
+        for number, block in enumerate(blocks):
+            self.register_buffer(_transform_name(number), block, persistent=False)
         self.eval().requires_grad_(False)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -67,11 +78,18 @@ class PatchFeatures(nn.Module):
                 corners = False if self.upsample == "bilinear" else None
                 stage = functional.interpolate(stage, size=grid, mode=self.upsample, align_corners=corners)
             joined.append(stage)
-        patches = torch.cat(joined, dim=1).flatten(2).transpose(1, 2)
-        transform = self._buffers["transform"]  # not `get_buffer`, whose type has no None
-        if transform is None:
-            return patches
-        return patches * transform if transform.ndim == 1 else patches @ transform
+        if self.layer_widths is None:
+            joined = [torch.cat(joined, dim=1)]
+        layers = [self._finished(layer, number) for number, layer in enumerate(joined)]
+        return layers[0] if len(layers) == 1 else torch.cat(layers, dim=2)
+
+    def _finished(self, layer: Tensor, number: int) -> Tensor:
+        """Return the patches [N, P, D] of a layer [N, C, h, w], transformed and of length 1 where that is asked for."""
+        patches = layer.flatten(2).transpose(1, 2)
+        transform = self._buffers[_transform_name(number)]  # not `get_buffer`, whose type has no None
+        if transform is not None:
+            patches = patches * transform if transform.ndim == 1 else patches @ transform
+        return unit_length(patches) if self.unit else patches
 
     def layout(self, size: tuple[int, int]) -> tuple[tuple[int, int], int]:
         """Return the patch grid (h, w) and the number of all joined channels, for an input size (H, W).
@@ -79,14 +97,61 @@ class PatchFeatures(nn.Module):
         Raises:
             ArgumentError: If the backbone cannot take images of this size.
         """
-        stages = stages_of(self.backbone, size)
-        height, width = stages[0].shape[-2:]
-        return (height, width), sum(stage.shape[1] for stage in stages)
+        grid, widths = stage_layout(self.backbone, size)
+        return grid, sum(widths)
+
+    def widths(self, size: tuple[int, int]) -> tuple[int, ...]:
+        """Return the channels of a patch as `forward` gives it, layer by layer: one number where layers are joined.
+
+        Raises:
+            ArgumentError: If the backbone cannot take images of this size.
+        """
+        before = self.layer_widths or (self.layout(size)[1],)
+        transforms = (self._buffers[_transform_name(number)] for number in range(len(before)))
+        return tuple(
+            width if transform is None else transform.shape[-1]
+            for width, transform in zip(before, transforms, strict=True)
+        )
 
     @property
     def device(self) -> torch.device:
         """The device of the backbone."""
         return self.backbone.get_buffer("scale").device
+
+
+def stage_layout(backbone: Backbone, size: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, ...]]:
+    """Return the patch grid (h, w), that of the finest stage, and the channels of every stage, for images (H, W).
+
+    Raises:
+        ArgumentError: If the backbone cannot take images of this size.
+    """
+    stages = stages_of(backbone, size)
+    height, width = stages[0].shape[-2:]
+    return (height, width), tuple(stage.shape[1] for stage in stages)
+
+
+def _transform_name(number: int) -> str:
+    return "transform" if number == 0 else f"transform_{number}"
+
+
+def _blocks(transform: Tensor | None, widths: Sequence[int]) -> list[Tensor | None]:
+    """Return the transform of every layer: a part of the factors, or the block on the diagonal of the matrix."""
+    blocks: list[Tensor | None] = []
+    start = column = 0
+    for width in widths:
+        if transform is None:
+            blocks.append(None)
+            continue
+        rows = transform[start : start + width]
+        start += width
+        if transform.ndim == 1:
+            blocks.append(rows.clone())
+            continue
+        # Columns of a block have something in its rows alone; of those that whitening kept none is zero.
+        columns = int((rows != 0).any(dim=0).sum())
+        blocks.append(rows[:, column : column + columns].clone())
+        column += columns
+    return blocks
 
 
 def build_features(config: FittedConfig, backbone: Backbone, fit_result: FitResult) -> PatchFeatures:
@@ -97,4 +162,17 @@ def build_features(config: FittedConfig, backbone: Backbone, fit_result: FitResu
         upsample=config.patches.upsample,
         channels=fit_result.channels,
         transform=None if fit_result.transform is None else torch.from_numpy(fit_result.transform),
+        unit=config.unit,
+        layer_widths=layer_widths(config, backbone),
     )
+
+
+def layer_widths(config: FittedConfig, backbone: Backbone) -> tuple[int, ...] | None:
+    """Return the channels of every stage where the settings keep stages apart, or None where they join them.
+
+    Raises:
+        ArgumentError: If the backbone cannot take images of the size that the settings have.
+    """
+    if not config.separate:
+        return None
+    return stage_layout(backbone, config.preprocessing.size)[1]

@@ -17,6 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+SCATTERING = "scattering"
+"""Name of this backbone in the settings."""
+
 ORIENTATIONS = 6
 _MORLET_SIZE = 7
 _EPSILON = 1e-6  # under the root of the modulus, whose slope would be infinite at 0

@@ -25,6 +25,7 @@ the verdict.
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import shutil
 import time
@@ -65,7 +66,7 @@ from flawscope.progress import Progress, no_progress
 from flawscope.runs import BackboneSource
 from flawscope.scratch import is_scratch, remove_leftovers
 from flawscope.text import NOT_JSON, encode_json
-from flawscope.training.features.backbone import Backbone, build_backbone, stages_of
+from flawscope.training.features.backbone import Backbone, prepare_backbone, stages_of
 from flawscope.training.loop.image_batches import ImageReader
 from flawscope.training.loop.loop import CHECKPOINTS
 from flawscope.training.loop.workspace import FREE
@@ -150,8 +151,11 @@ def run_utility_benchmark(plan: UtilityPlan, progress: Progress = no_progress) -
     _check(plan)
     # Weights first: a wrong file is an error before an image is read.
     networks = load_networks(plan.inception, plan.lpips, plan.lpips_heads, _device(plan.config))
-    encoder, source = build_backbone(plan.config.features, plan.weights)
-    stages_of(encoder, plan.config.preprocessing.size)  # refuses a size it cannot take before the long parts
+    # Refuses a size it cannot take before the long parts.
+    size = plan.config.preprocessing.size
+    features, encoder, source = prepare_backbone(plan.config.features, plan.weights, size)
+    stages_of(encoder, size)
+    plan = dataclasses.replace(plan, config=msgspec.structs.replace(plan.config, features=features))
     data = read_utility_data(plan.config, plan.dataset, read_support(plan.support), plan.generated, progress)
     trainings = [(seed, arm) for seed in plan.seeds for arm in ARMS]
     for seed, arm in trainings:  # a result that does not fit is refused before the first training, not hours later

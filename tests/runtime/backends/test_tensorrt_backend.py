@@ -348,3 +348,21 @@ def test_a_batch_that_needs_more_workspace_than_the_largest_is_searched(kernels:
             assert np.isfinite(maps).all()
             np.testing.assert_array_equal(scores, np.zeros(count))
     on_device.close()
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+@pytest.mark.parametrize("top", [1, 5])
+def test_the_switches_of_a_bank_give_on_a_device_what_they_give_on_the_cpu(
+    kernels: Stand, metric: Any, top: int
+) -> None:
+    bank, patches = (np.random.default_rng(seed).random((128, 32), np.float32) for seed in (0, 1))
+    head = PatchcoreHead((8, 16), 1, "none", 1.0, metric=metric, top=top)
+    on_device = device.Device()
+    with on_device.current():
+        ready = patchcore_scorer.device_head(on_device, head, {"bank": bank}, (16, 32), 1)
+        ready.enqueue(1, on_device.upload(patches))
+        maps, scores = ready.finish(1, 0)
+    on_device.close()
+    expected_maps, expected_scores = patchcore_scorer.native_head(head, {"bank": bank}, (16, 32))(patches[None])
+    np.testing.assert_allclose(maps, expected_maps, rtol=1e-5)
+    np.testing.assert_allclose(scores, expected_scores, rtol=1e-5)

@@ -150,8 +150,8 @@ def test_more_images_never_raise_a_score_where_the_average_rate_is_claimed_for_i
         write_rgb(new, render(CATEGORY, 0, 100 + index, 96)[0][:64])
         scores, largest = [], []
         for run in fits:
-            maps, found = trainer_of(config).score(
-                config, run.module.backbone, run.fitted, [prepare(read_image(new), config.preprocessing)]
+            maps, found = trainer_of(config).scores(
+                config, run.module, run.fitted, [prepare(read_image(new), config.preprocessing)]
             )
             scores.append(float(found[0]))
             largest.append(float(maps[0].max()))
@@ -164,9 +164,9 @@ def test_the_score_of_an_image_is_that_of_the_reference(root: Path, tmp_path: Pa
     config = patchcore(held_out=0.0)
     run = train(config, dataset, tmp_path / "run")
     sample = dataset.train_good[0]
-    anomaly_map, score = score_image(trainer_of(config), config, run.module.backbone, run.fitted, sample)
-    maps, scores = trainer_of(config).score(
-        config, run.module.backbone, run.fitted, [prepare(read_image(sample.path), config.preprocessing)]
+    anomaly_map, score = score_image(trainer_of(config), config, run.module, run.fitted, sample)
+    maps, scores = trainer_of(config).scores(
+        config, run.module, run.fitted, [prepare(read_image(sample.path), config.preprocessing)]
     )
     assert np.array_equal(anomaly_map, maps[0])
     assert score == float(scores[0])

@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from native_heads import build_head, torch_scores
@@ -27,6 +28,7 @@ from flawscope.training.detectors.patchcore import (
     johnson_lindenstrauss_size,
     neighbour_table,
     sparse_projection,
+    top_count,
 )
 from flawscope.training.features.backbone import Backbone, build_backbone
 from flawscope.training.features.patch_extraction import iterate_patches
@@ -219,6 +221,129 @@ def test_only_the_papers_reweighting_needs_a_table(
     config = patchcore_config(reweight=reweight, neighbors=neighbors)
     fitted = fit(config, backbone, training_images(tiny_root)[:2], tmp_path)
     assert set(fitted.tensors) == {"bank"}
+
+
+@pytest.mark.parametrize(
+    ("share", "positions", "count"),
+    [(0.0, 256, 1), (0.01, 1024, 10), (0.01, 50, 1), (0.29, 100, 29), (1.0, 256, 256), (0.5, 7, 3)],
+)
+def test_a_score_is_of_a_share_of_the_patches_rounded_down_and_at_least_one(
+    share: float, positions: int, count: int
+) -> None:
+    assert top_count(share, positions) == count
+
+
+def test_a_score_of_more_patches_than_a_graph_can_choose_is_refused_before_any_work(
+    tiny_root: Path, tmp_path: Path, backbone: Backbone
+) -> None:
+    with pytest.raises(ArgumentError, match=r"top_share: expected at most 3840 patches in a score, got 4096 of 4096"):
+        top_count(1.0, 4096)
+    config = patchcore_config(resize=256, top_share=1.0, reweight="none")
+    with pytest.raises(ArgumentError, match=r"top_share: "):
+        fit(config, backbone, training_images(tiny_root)[:1], tmp_path)
+
+
+def test_a_mean_of_patches_is_not_reweighted() -> None:
+    with pytest.raises(ArgumentError, match=r"reweight: expected none with top_share, a mean of patches, got 'paper'"):
+        patchcore_config(top_share=0.01)
+    assert not patchcore_config(top_share=0.01, neighbors=1).reweights
+
+
+def test_a_bank_of_the_metric_cosine_has_rows_of_length_one(
+    tiny_root: Path, tmp_path: Path, backbone: Backbone
+) -> None:
+    paths = training_images(tiny_root)[:3]
+    config = patchcore_config(metric="cosine")
+    fitted = fit(config, backbone, paths, tmp_path)
+    np.testing.assert_allclose(np.linalg.norm(fitted.tensors["bank"], axis=1), 1, atol=1e-6)
+    assert all(is_row_of(fitted.tensors["bank"], all_patches(config, backbone, fitted, paths)))
+
+
+def test_views_fill_the_bank_with_patches_of_turned_images(tiny_root: Path, tmp_path: Path, backbone: Backbone) -> None:
+    paths = training_images(tiny_root)[:2]
+    reports: list[tuple[str, int, int]] = []
+    # Without standardization: patches are then those of the backbone alone.
+    config = patchcore_config(views="quarters", coreset=1.0, standardize="none", reweight="none")
+    fitted = fit_patchcore(config, backbone, paths, tmp_path, lambda *report: reports.append(report))
+    bank = fitted.tensors["bank"]
+    assert bank.shape == (4 * 2 * 256, 150)
+    assert (fitted.facts["views"], fitted.facts["patches"]) == (4, 4 * 2 * 256)
+    assert ("reading patches, view 3 of 4 (turned by 180 degrees)", 2, 2) in reports
+    features = build_features(config, backbone, fitted)
+    for path in paths:
+        image = np.rot90(prepare(read_image(path), config.preprocessing), 2)
+        with torch.inference_mode():
+            patches = features(torch.from_numpy(image[None].copy()))[0].numpy()
+        to_bank = ((patches[:, None] - bank[None]) ** 2).sum(axis=2).min(axis=1)
+        assert to_bank.max() < 1e-6 * (patches**2).sum(axis=1).max()
+
+
+def test_the_bank_of_views_does_not_depend_on_the_batch_size(
+    tiny_root: Path, tmp_path: Path, backbone: Backbone
+) -> None:
+    paths = training_images(tiny_root)[:3]
+    banks = [
+        fit(patchcore_config(views="flips", batch_size=size), backbone, paths, tmp_path).tensors["bank"]
+        for size in (1, 2)
+    ]
+    np.testing.assert_allclose(banks[0], banks[1], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("standardize", ["none", "scale", "whiten"])
+def test_layers_kept_apart_have_a_bank_each_of_their_own_channels(
+    tiny_root: Path, tmp_path: Path, backbone: Backbone, standardize: str
+) -> None:
+    paths = training_images(tiny_root)[:3]
+    cut = {"components": 20, "shrinkage": 0.1} if standardize == "whiten" else {}
+    config = patchcore_config(layers="separate", reweight="none", standardize=standardize, metric="cosine", **cut)
+    fitted = fit(config, backbone, paths, tmp_path)
+    width = 20 if cut else 75
+    assert {name: bank.shape for name, bank in fitted.tensors.items()} == {
+        "bank.0": (40, width),
+        "bank.1": (40, width),
+    }
+    assert (fitted.facts["bank_rows"], fitted.facts["channels"]) == (80, 2 * width)
+    patches = all_patches(config, backbone, fitted, paths)
+    for number in range(2):
+        layer = patches[:, number * width : (number + 1) * width]
+        assert all(is_row_of(fitted.tensors[f"bank.{number}"], layer))
+        np.testing.assert_allclose(np.linalg.norm(layer, axis=1), 1, atol=1e-6)
+
+
+def test_a_bank_of_one_layer_is_the_one_of_that_stage_alone(
+    tiny_root: Path, tmp_path: Path, backbone: Backbone
+) -> None:
+    paths = training_images(tiny_root)[:3]
+    apart = fit(patchcore_config(layers="separate", reweight="none", standardize="scale"), backbone, paths, tmp_path)
+    alone = patchcore_config(stages=[1], reweight="none", layers="separate", standardize="scale")
+    fitted = fit(alone, build_backbone(alone.features, None)[0], paths, tmp_path)
+    assert set(fitted.tensors) == {"bank"}  # one stage is one bank, whatever the setting
+    np.testing.assert_allclose(fitted.tensors["bank"], apart.tensors["bank.0"], rtol=1e-4, atol=1e-4)
+
+
+def test_banks_of_layers_share_the_memory(tiny_root: Path, tmp_path: Path, backbone: Backbone) -> None:
+    paths = training_images(tiny_root)
+    config = with_budget_mb(patchcore_config(layers="separate", reweight="none", projection="jl"), 1)
+    fitted = fit(config, backbone, paths, tmp_path)
+    assert 4 * int(fitted.facts["patches"]) * 75 <= 1 << 20
+    patches = all_patches(config, backbone, fitted, paths)
+    assert all(is_row_of(fitted.tensors["bank.1"], patches[:, 75:]))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"layers": "separate"}, r"reweight: expected none with layers=separate, several banks, got 'paper'"),
+        ({"components": 0.9, "standardize": "none"}, r"components: expected as it is without standardize=whiten"),
+        ({"shrinkage": None, "standardize": "scale"}, r"shrinkage: expected as it is without standardize=whiten"),
+        ({"foreground": True}, r"foreground: expected false with standardize=whiten, got True"),
+        ({"components": 10, "backbone": "resnet18"}, r"components: expected as it is without standardize=whiten"),
+    ],
+)
+def test_settings_that_would_be_idle_or_mean_nothing_are_refused(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        patchcore_config(**settings)
+    assert patchcore_config(components=0.9, shrinkage=0.1).bank.components == 0.9  # scattering is whitened by itself
 
 
 def test_no_image_is_an_error(tmp_path: Path, backbone: Backbone) -> None:

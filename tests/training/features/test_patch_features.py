@@ -15,8 +15,9 @@ from flawscope.config import PadimConfig, build_config
 from flawscope.errors import ArgumentError, DataError
 from flawscope.progress import no_progress
 from flawscope.training.features.backbone import Backbone, build_backbone
-from flawscope.training.features.patch_extraction import WHITENING_FLOOR, iterate_patches, measure_transform
+from flawscope.training.features.patch_extraction import iterate_patches, measure_transform
 from flawscope.training.features.patch_features import PatchFeatures
+from flawscope.training.features.whitening import FLOOR
 from flawscope.training.loop.image_batches import load_batches
 
 
@@ -106,6 +107,32 @@ def test_choosing_channels_equals_slicing_the_full_output(upsample: str, channel
     assert torch.equal(chosen, full[..., list(channels)])
 
 
+def test_layers_kept_apart_are_each_transformed_and_made_unit_length_alone() -> None:
+    image = images()
+    matrix = torch.block_diag(torch.rand(3, 2) + 1, torch.rand(6, 4) + 1)
+    plain = PatchFeatures(ladder(), pool=True, upsample="bilinear")(image)
+    for unit in (False, True):
+        apart = PatchFeatures(
+            ladder(), pool=True, upsample="bilinear", transform=matrix, unit=unit, layer_widths=(3, 6)
+        )
+        assert apart.widths((8, 8)) == (2, 4)
+        first, second = plain[..., :3] @ matrix[:3, :2], plain[..., 3:] @ matrix[3:, 2:]
+        if unit:
+            first, second = (layer / layer.norm(dim=2, keepdim=True) for layer in (first, second))
+        torch.testing.assert_close(apart(image), torch.cat([first, second], dim=2))
+
+
+def test_layers_kept_apart_have_factors_of_their_own() -> None:
+    image, factors = images(), torch.arange(1.0, 10.0)
+    apart = PatchFeatures(ladder(), pool=True, upsample="nearest", transform=factors, layer_widths=(3, 6))
+    joined = PatchFeatures(ladder(), pool=True, upsample="nearest", transform=factors)
+    torch.testing.assert_close(apart(image), joined(image))
+    plain = PatchFeatures(ladder(), pool=True, upsample="nearest", layer_widths=(3, 6))
+    assert torch.equal(plain(image), PatchFeatures(ladder(), pool=True, upsample="nearest")(image))
+    assert plain.widths((8, 8)) == (3, 6)
+    assert joined.widths((8, 8)) == (9,)
+
+
 def test_dropping_every_channel_of_the_finest_stage_keeps_its_grid() -> None:
     image = images(1)
     patches = PatchFeatures(ladder(), pool=False, upsample="nearest", channels=(4,))(image)
@@ -186,7 +213,7 @@ def test_whitened_channels_are_uncorrelated_with_deviations_of_one_above_the_flo
     assert matrix.shape == (75, 75)
     raw = torch.cat(list(iterate_patches(features, paths, config, "reading", no_progress))).flatten(0, 1)
     variances = np.linalg.eigvalsh(np.cov(raw.double().numpy(), rowvar=False, bias=True))
-    expected = np.diag(variances / (variances + WHITENING_FLOOR * variances.max()))
+    expected = np.diag(variances / (variances + FLOOR * variances.max()))
     whitened = PatchFeatures(backbone, pool=True, upsample="nearest", transform=matrix)
     patches = torch.cat(list(iterate_patches(whitened, paths, config, "reading", no_progress))).flatten(0, 1)
     covariance = np.cov(patches.double().numpy(), rowvar=False, bias=True)

@@ -1,0 +1,182 @@
+"""`flawscope bundle region`: set, show or remove the region of interest of a bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+import cv2
+import msgspec
+import numpy as np
+
+from flawscope.arrays import BoolArray, UInt8Array
+from flawscope.bundle.manifest import Manifest
+from flawscope.bundle.opening import open_bundle
+from flawscope.bundle.region import Region, make_region, mask_on_map
+from flawscope.bundle.writing import change_bundle, check_changeable
+from flawscope.errors import ArgumentError
+from flawscope.files import check_new_file
+from flawscope.imaging.aspect_ratios import stretch_of
+from flawscope.imaging.images import read_image
+from flawscope.imaging.masks import read_mask
+from flawscope.imaging.png import write_png
+from flawscope.output_options import OVERWRITE
+from flawscope.terminal import echo
+
+_ALIKE = 1.05
+"""Aspect ratios that differ by less are the same, as in `data inspect`."""
+_LEAST_CORNERS = 3
+_PATH = click.Path(path_type=Path)
+_CORNERS = '"X,Y X,Y X,Y ..."'
+
+
+@click.command()
+@click.argument("bundle", type=_PATH)
+@click.option("--mask", type=_PATH, metavar="FILE", help="Image that is white where defects count.")
+@click.option("--ignore-mask", type=_PATH, metavar="FILE", help="Image that is white where they do not count.")
+@click.option("--polygon", "polygons", multiple=True, metavar=_CORNERS, help="Outline of what counts; may be repeated.")
+@click.option("--ignore", "ignored", multiple=True, metavar=_CORNERS, help="Outline of what does not; may be repeated.")
+@click.option("--on", "image", type=_PATH, metavar="IMAGE", help="Image that the corners are pixels of.")
+@click.option("--clear", is_flag=True, help="Remove the region: defects count everywhere.")
+@click.option("--preview", type=_PATH, metavar="PNG", help="Write the image of --on with the region on it.")
+@OVERWRITE
+def region(
+    bundle: Path,
+    mask: Path | None,
+    ignore_mask: Path | None,
+    polygons: tuple[str, ...],
+    ignored: tuple[str, ...],
+    image: Path | None,
+    clear: bool,
+    preview: Path | None,
+    overwrite: bool,
+) -> None:
+    """Say where in an image of BUNDLE defects count; its thresholds are removed, as they are of other scores.
+
+    The score is then the largest value of the anomaly map inside the region, and there are no boxes outside of it. What
+    counts is the mask and the polygons together, or the whole image where neither is given, without what is ignored.
+    Masks and polygons are drawn on an image of the part as the camera gives it, and scaled to images of another size.
+    """
+    drawn = bool(mask or ignore_mask or polygons or ignored)
+    if clear == drawn:
+        raise click.UsageError("Expected --mask, --ignore-mask, --polygon or --ignore, or else --clear.")
+    if preview is not None:
+        if image is None or clear:
+            raise click.UsageError("Expected --on IMAGE with --preview, and no --clear.")
+        check_new_file(preview, overwrite=overwrite, kind="png")
+    picture = None if image is None else read_image(image)
+    check_changeable(bundle)
+    with open_bundle(bundle) as opened:
+        manifest = opened.manifest
+    if manifest.kind != "score":
+        raise ArgumentError(f"{bundle}: expected a bundle that scores, got one that draws defects.")
+    made = None
+    if drawn:
+        counted = _counted(mask, ignore_mask, polygons, ignored, picture)
+        made = make_region(counted)
+        _check_fits(counted, manifest)
+        if preview is not None and picture is not None:
+            write_png(preview, _preview(picture, counted))
+    had_thresholds = manifest.thresholds is not None
+    change_bundle(bundle, manifest, lambda current: _with_region(current, made))
+    echo(_summary(bundle, made, had_thresholds=had_thresholds))
+
+
+def _counted(
+    mask: Path | None,
+    ignore_mask: Path | None,
+    polygons: tuple[str, ...],
+    ignored: tuple[str, ...],
+    picture: UInt8Array | None,
+) -> BoolArray:
+    """Return where defects count, bool [H, W] of the image that it was drawn on."""
+    masks = {path: read_mask(path) for path in (mask, ignore_mask) if path is not None}
+    sizes = {str(path): read.shape for path, read in masks.items()}
+    if picture is not None:
+        sizes["--on"] = picture.shape[:2]
+    if len(set(sizes.values())) > 1:
+        listed = ", ".join(f"{name} of {width}x{height}" for name, (height, width) in sizes.items())
+        raise ArgumentError(f"region: expected masks and image of one size, got {listed}.")
+    if (polygons or ignored) and not sizes:
+        raise ArgumentError("--polygon: expected --on IMAGE, whose pixels the corners are, got none.")
+    size = next(iter(sizes.values()))
+    inside = np.zeros(size, np.uint8)
+    if mask is not None:
+        inside[masks[mask]] = 1
+    for text in polygons:
+        cv2.fillPoly(inside, [_corners(text, size)], 1)
+    if mask is None and not polygons:
+        inside[:] = 1
+    for text in ignored:
+        cv2.fillPoly(inside, [_corners(text, size)], 0)
+    if ignore_mask is not None:
+        inside[masks[ignore_mask]] = 0
+    return inside > 0
+
+
+def _corners(text: str, size: tuple[int, ...]) -> np.ndarray[tuple[int, ...], np.dtype[np.int32]]:
+    """Return the corners of a polygon as OpenCV takes them, int32 [K, 2]."""
+    try:
+        corners = [tuple(float(number) for number in pair.split(",")) for pair in text.split()]
+        points = np.array(corners, np.float64)
+    except ValueError:
+        points = np.empty(0)
+    height, width = size[:2]
+    is_inside = points.ndim == 2 and points.shape[1] == 2 and len(points) >= _LEAST_CORNERS
+    # NaN fails both comparisons.
+    is_inside = is_inside and bool(((points >= 0) & (points <= (width, height))).all())
+    if not is_inside:
+        raise ArgumentError(
+            f"--polygon: expected at least {_LEAST_CORNERS} corners {_CORNERS} within {width}x{height} pixels, got "
+            f"{text!r}."
+        )
+    return np.rint(points).astype(np.int32)
+
+
+def _check_fits(counted: BoolArray, manifest: Manifest) -> None:
+    """Refuse a region that was drawn on an image unlike those of the bundle, or of which nothing is inspected."""
+    height, width = counted.shape
+    if manifest.learned is not None:
+        low, high = manifest.learned.aspects
+        aspect = width / height
+        if not low / _ALIKE <= aspect <= high * _ALIKE:
+            nearest = low if aspect < low else high
+            raise ArgumentError(
+                f"region: expected a mask as wide by high as the images that the bundle learned from ({low:.3g} to "
+                f"{high:.3g}), got {width}x{height}, which would be stretched "
+                f"{stretch_of((height, width), (1000, round(1000 * nearest))):.2f} times. Draw it on such an image."
+            )
+    spec = manifest.map_spec
+    if spec is not None and not mask_on_map(counted, spec, spec.size).any():
+        raise ArgumentError(
+            "region: expected a part of the image that is inspected, got one that the crop of the bundle cuts off, or "
+            "that is smaller than a pixel of the map. Draw another."
+        )
+
+
+def _with_region(manifest: Manifest, made: Region | None) -> Manifest:
+    """Return a manifest with another region, and without what was set or measured on scores of the old one."""
+    return msgspec.structs.replace(
+        manifest,
+        region=made,
+        thresholds=None,
+        precisions={
+            name: msgspec.structs.replace(precision, thresholds=None) for name, precision in manifest.precisions.items()
+        },
+        evidence=msgspec.structs.replace(manifest.evidence, accuracy=()),
+    )
+
+
+def _preview(picture: UInt8Array, counted: BoolArray) -> UInt8Array:
+    """Return an image with what does not count darkened, and the outline of what counts in green."""
+    shown = np.where(counted[..., None], picture, picture // 3).astype(np.uint8)
+    outlines, _ = cv2.findContours(counted.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+    thickness = max(1, round(max(counted.shape) / 400))
+    cv2.drawContours(shown, outlines, -1, (0, 220, 0), thickness)
+    return shown
+
+
+def _summary(bundle: Path, made: Region | None, *, had_thresholds: bool) -> str:
+    what = "no region, defects count everywhere" if made is None else f"defects count in {made.share:.1%} of the image"
+    todo = " Its thresholds were removed:" if had_thresholds else ""
+    return f"{bundle}: {what}.{todo} set thresholds with flawscope calibrate."

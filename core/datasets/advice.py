@@ -1,0 +1,163 @@
+"""Advice: which method, input size and tiles suit a dataset, with the reasons, from what its images are.
+
+Nothing is trained and no score is looked at. Poses come from normal training images; the size of the defects from the
+masks, of which only the thickness is used, or from the user.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import cv2
+import msgspec
+import numpy as np
+
+from flawscope.arrays import BoolArray
+from flawscope.datasets.pose import Pose, measure_pose, thumbnail
+from flawscope.datasets.samples import Dataset, Sample
+from flawscope.datasets.seeded_split import in_seeded_order
+from flawscope.errors import ArgumentError, ImageError
+from flawscope.imaging.images import read_stored
+
+_IMAGES = 24
+"""Normal images that poses are measured on: 60 pairs of them, in half a second."""
+_MASKS = 100
+_FEW_IMAGES = 50
+_LEAST_PX = 4.0
+"""Thickness in pixels of the input that a defect should have: one cell of the finest usual stage, of stride 4."""
+_SIDES = (256, 320, 384, 512)
+"""Input sizes that are proposed; beyond the last one images are cut into tiles."""
+
+
+class Advice(msgspec.Struct, frozen=True):
+    """A proposal for one category.
+
+    Attributes:
+        method: Name of the method.
+        settings: Settings that differ from the method's defaults, by their flat names.
+        reasons: Why, a sentence each.
+        pose: What was measured of the poses; None where too few images can be read.
+        defect_px: Thickness of a small defect in pixels of the image; None where it is not known.
+    """
+
+    method: str
+    settings: dict[str, tuple[int, int]]
+    reasons: tuple[str, ...]
+    pose: Pose | None
+    defect_px: float | None
+
+    @property
+    def line(self) -> str:
+        """The proposal as it is typed: method and settings."""
+        # Without spaces and brackets, which a shell would take apart.
+        values = ((name, ",".join(map(str, value))) for name, value in self.settings.items())
+        return " ".join((self.method, *(f"--set {name}={value}" for name, value in values)))
+
+
+def advise(dataset: Dataset, *, backbone: str = "scattering", defect_px: float | None = None) -> Advice:
+    """Return the proposal for a dataset.
+
+    Args:
+        dataset: Some of its normal training images and masks are opened; those that cannot be read are passed over.
+        backbone: The backbone that will be used: `scattering`, or the name of a pretrained one.
+        defect_px: Thickness in pixels of the image of the smallest defect that has to be found; None measures the
+            masks.
+
+    Raises:
+        ArgumentError: If `defect_px` is not a positive number.
+    """
+    if defect_px is not None and not 0.0 < defect_px < math.inf:
+        raise ArgumentError(f"smallest defect: expected a positive number of pixels, got {defect_px}.")
+    normal = dataset.train_good
+    images = []
+    for sample in in_seeded_order(normal, 0)[:_IMAGES]:
+        try:
+            images.append(read_stored(sample.path))
+        except ImageError:  # `data inspect` and `train` name the file
+            continue
+    pose = measure_pose([thumbnail(image) for image in images])
+    is_measured = defect_px is None
+    if defect_px is None:
+        defect_px = _small_defect([sample for sample in dataset.samples if sample.masks])
+    reasons = []
+    method, reason = _method(pose, len(normal), backbone)
+    reasons.append(reason)
+    settings: dict[str, tuple[int, int]] = {}
+    if defect_px is not None and images:
+        shortest = int(np.median([min(image.shape[:2]) for image in images]))
+        settings, reason = _size(defect_px, shortest, is_measured)
+        reasons.append(reason)
+    if backbone == "scattering":
+        reasons.append("A pretrained backbone (--backbone resnet18 or larger) finds more than the built-in one.")
+    return Advice(method, settings, tuple(reasons), pose, defect_px)
+
+
+def _method(pose: Pose | None, images: int, backbone: str) -> tuple[str, str]:
+    """Return the method and the reason for it."""
+    if pose is None:
+        return "patchcore", "PatchCore: too few images to see whether the part always lies the same way."
+    if pose.kind in ("turned", "shifted"):
+        share = pose.turned if pose.kind == "turned" else pose.shifted
+        return "patchcore", (
+            f"PatchCore, which compares with patches from anywhere: the part is {pose.kind} from image to image "
+            f"(correlation {pose.alike:.2f} as they lie, {share:.2f} {pose.kind})."
+        )
+    as_it_lies = (
+        f"the part lies the same way in all images (correlation {pose.alike:.2f})"
+        if pose.kind == "fixed"
+        else f"the images have no pose that varies (correlation {pose.alike:.2f}, as a texture has)"
+    )
+    if images < _FEW_IMAGES:
+        return "patchcore", (
+            f"PatchCore: {images} images are few for PaDiM, which estimates a covariance at every place; {as_it_lies}."
+        )
+    if backbone == "scattering":
+        return "padim", f"PaDiM, whose Gaussians suit the built-in backbone best: {as_it_lies}."
+    return "patchcore", f"PatchCore, whose bank is small and serves any pose: {as_it_lies}, so PaDiM may be tried too."
+
+
+def _size(defect_px: float, shortest: int, is_measured: bool) -> tuple[dict[str, tuple[int, int]], str]:
+    """Return settings of the input for defects of some thickness, and the reason.
+
+    Args:
+        defect_px: Thickness in pixels of the image.
+        shortest: The shorter side of the images.
+        is_measured: Whether the thickness comes from masks.
+    """
+    source = "nine of ten masks are thicker" if is_measured else "as asked"
+    small = f"the smallest defects are {defect_px:.3g} pixels thick ({source})"
+    for side in _SIDES:
+        thickness = defect_px * side / shortest
+        # An input larger than the image shows nothing more.
+        if thickness >= _LEAST_PX or side >= shortest:
+            settings = {} if side == _SIDES[0] else {"resize": (side, side)}
+            blurred = "" if thickness >= _LEAST_PX else ", which is little: a closer camera would show more"
+            return settings, f"Input {side}x{side}: {small}, {thickness:.1f} of the input{blurred}."
+    # Below this a tile would be enlarged.
+    tile = max(_SIDES[0], int(_SIDES[0] * defect_px / _LEAST_PX))
+    count = math.ceil(shortest / (0.75 * tile)) ** 2
+    return {"tile": (tile, tile)}, (
+        f"Tiles of {tile}x{tile} pixels: {small}, only {defect_px * _SIDES[-1] / shortest:.1f} of an input of "
+        f"{_SIDES[-1]}x{_SIDES[-1]}. About {count} tiles an image, each of which costs an inference."
+    )
+
+
+def _small_defect(samples: Sequence[Sample]) -> float | None:
+    """Return the thickness in pixels below which a tenth of the masks lie, or None without masks."""
+    found = []
+    for sample in in_seeded_order(samples, 0)[:_MASKS]:
+        try:
+            mask = sample.read_mask()
+        except ImageError:  # `data inspect` names the file
+            continue
+        if mask is not None and mask.any():
+            found.append(_thickness(mask))
+    return float(np.quantile(found, 0.1)) if found else None
+
+
+def _thickness(mask: BoolArray) -> float:
+    """Return the diameter in pixels of the largest disc that fits into a mask: of a scratch, its width."""
+    # A border of zeros: at the edge of the image a defect ends.
+    padded = np.pad(mask.astype(np.uint8), 1)
+    return 2.0 * float(cv2.distanceTransform(padded, cv2.DIST_L2, cv2.DIST_MASK_PRECISE).max()) - 1.0

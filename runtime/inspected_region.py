@@ -1,0 +1,54 @@
+"""Scores and maps of images with a region of interest; see `flawscope.bundle.region`."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from flawscope.arrays import BoolArray, Float32Array
+from flawscope.bundle import Manifest, mask_on_map, region_mask
+from flawscope.errors import BundleError
+
+
+class InspectedRegion:
+    """The region of a bundle, made ready for its maps.
+
+    Args:
+        manifest: That of a bundle with a region.
+        where: What the bundle is called in messages.
+
+    Raises:
+        BundleError: If the region is broken, or nothing of it is left in the part of an image that is inspected.
+    """
+
+    def __init__(self, manifest: Manifest, where: str) -> None:
+        if manifest.region is None:
+            raise BundleError(f"{where}: expected a bundle with a region of interest, got one without.")
+        self._mask, self._spec = region_mask(manifest.region, where), manifest.map_spec
+        # The last map's: images of one camera all have the same.
+        self._inside: BoolArray | None = None
+        if self._spec is not None and not mask_on_map(self._mask, self._spec, self._spec.size).any():
+            raise BundleError(
+                f"{where}: expected a region of interest in the part of the image that is inspected, got one that the "
+                "crop cuts off, or that is smaller than a pixel of the map. Set it again, or train without the crop."
+            )
+
+    def restrict(self, anomaly_map: Float32Array, score: float) -> tuple[Float32Array, float]:
+        """Return an image's map and score with what lies outside of the region left out.
+
+        Outside, the map gets its smallest value inside, so that no pixel there is above any threshold.
+
+        Args:
+            anomaly_map: float32 [H, W].
+            score: The score without a region.
+        """
+        # Before anything is left out: a NaN outside says that the inference failed. `decide` makes it a fault.
+        if not np.isfinite(score) or not np.isfinite(anomaly_map).all():
+            return anomaly_map, score
+        shape = (anomaly_map.shape[0], anomaly_map.shape[1])
+        if self._inside is None or self._inside.shape != shape:
+            self._inside = mask_on_map(self._mask, self._spec, shape)
+        inside = self._inside
+        if not inside.any():  # an image so small that the region vanishes: nothing was inspected, so no accept
+            return anomaly_map, float("nan")
+        values = anomaly_map[inside]
+        return np.where(inside, anomaly_map, values.min()), float(values.max())
