@@ -251,8 +251,8 @@ def image_notes(record: RunRecord) -> tuple[str, ...]:
             "rejected, and thresholds can promise little. Add images."
         )
     can_cross = find_part(record.config, CrossFitSettings) is not None
-    # A quarter: fewer cost the detector little.
-    if can_cross and count < FEW_FOR_A_SPLIT and 4 * len(record.held_out) >= count:
+    # A third: fewer cost the detector little.
+    if can_cross and count < FEW_FOR_A_SPLIT and 3 * len(record.held_out) >= count:
         notes.append(
             f"{len(record.held_out)} of {count} normal images were held out for thresholds. --set cross_fit=5 learns "
             "from all of them, and thresholds come from all of them too."
