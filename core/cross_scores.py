@@ -14,7 +14,7 @@ The scores take the place of those of held-out images where images are few: the 
   detector, and those of the others are at most their cross-fitted scores, so the threshold is not below that of full
   conformal prediction (Vovk, Gammerman and Shafer, "Algorithmic Learning in a Random World", 2005, section 2.2; for
   nearest neighbours Laxhammar and Falkman, 2010). This holds for distances to a bank of all patches (`coreset=1`,
-  `reweight=none`, `standardize=none`), not for a coreset, the re-weighting, whitening, or PaDiM.
+  `reweight=none`, `standardize=none`), not for a coreset, the re-weighting, whitening, a measured foreground, or PaDiM.
 - *Cross-fitted, otherwise.* CV+ (Barber et al., "Predictive inference with the jackknife+", 2021, theorem 4) and
   cross-conformal prediction (Vovk, "Cross-conformal predictors", 2015) guarantee about twice the rate at most, on
   average, and only if a new image is scored by the detectors of all folds. One detector is shipped, so for it the rate

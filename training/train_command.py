@@ -254,7 +254,7 @@ def image_notes(record: RunRecord) -> tuple[str, ...]:
     # A third: fewer cost the detector little.
     if can_cross and count < FEW_FOR_A_SPLIT and 3 * len(record.held_out) >= count:
         notes.append(
-            f"{len(record.held_out)} of {count} normal images were held out for thresholds. --set cross_fit=5 learns "
+            f"{len(record.held_out)} of {count} normal images were held out for thresholds. --set cross_fit=20 learns "
             "from all of them, and thresholds come from all of them too."
         )
     return tuple(notes)

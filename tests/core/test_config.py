@@ -228,6 +228,7 @@ REFUSED = {
 REFUSED_PATCHCORE = {
     "coreset": [0, -0.1, "all", None, *NOT_FINITE],
     "max_bank": [0, 1_000_001],
+    "min_bank": [-1, 1_000_001, 1.5],
     "neighbors": [0, 65, 9.5],
     "reweight": ["other", True],
     "projection": ["pca", False],
@@ -296,6 +297,7 @@ def test_the_tables_above_name_every_setting():
         ("patchcore", "seed", [0, 2**63]),
         ("patchcore", "coreset", [1e-9, 1, 1.5, 10_000]),
         ("patchcore", "max_bank", [1, 1_000_000]),
+        ("patchcore", "min_bank", [0, 1, 1_000_000]),
         ("patchcore", "neighbors", [1, 64]),
         ("padim", "channels", [1, 4096]),
         ("padim", "regularization", [1e-12, 100]),

@@ -120,8 +120,8 @@ def test_few_images_are_cross_fitted_and_it_is_said(
     asked = settings([text for text in PATCHCORE if not text.startswith("held_out")])
     assert call("patchcore", tiny_root, out, *asked, "--skip", "evaluation") == 0
     printed = capsys.readouterr()
-    assert "note: 24 normal images are fewer than 100: cross-fitted, in 5 folds" in printed.err
-    assert "24 normal images learned, cross-fitted in 5 folds" in printed.out
+    assert "note: 24 normal images are fewer than 100: cross-fitted, in 20 folds" in printed.err
+    assert "24 normal images learned, cross-fitted in 20 folds" in printed.out
     assert "Expect up to an estimated 12 in 100 normal parts rejected until you add 275 images." in printed.out
     with open_bundle(out / f"{CATEGORY}.flaw") as bundle:
         thresholds = bundle.manifest.thresholds
@@ -137,8 +137,9 @@ def test_few_images_are_cross_fitted_and_it_is_said(
         ("patchcore", 2, set(), 0),  # too few, as train says
         ("padim", 3, set(), -1),
         ("patchcore", 9, set(), -1),
-        ("patchcore", 10, set(), 5),
-        ("padim", 99, {"seed"}, 5),
+        ("patchcore", 20, set(), -1),
+        ("patchcore", 21, set(), 20),
+        ("padim", 99, {"seed"}, 20),
         ("padim", 100, set(), 0),
         ("padim", 40, {"held_out"}, 0),
         ("padim", 40, {"held_out_minimum"}, 0),
