@@ -25,6 +25,7 @@ from flawscope.cross_scores import CrossScores
 from flawscope.diffusion.reconstruction import MapRule
 from flawscope.drawn_check import DrawnCheck
 from flawscope.errors import RunError
+from flawscope.imaging.grid_places import GridPlaces
 from flawscope.imaging.learned_images import LearnedImages
 from flawscope.open_files import RECORD_BYTES, read_regular
 from flawscope.path_kinds import kind_of_path
@@ -70,7 +71,7 @@ _IDLE_IN_SCHEMA_1: dict[str, frozenset[str]] = {
 }
 """Method -> settings that records of schema 1 have although its training never read them."""
 
-_OLDER: dict[str, Any] = {"resize_rule": 1, "final_norm": False, "min_bank": 0}
+_OLDER: dict[str, Any] = {"resize_rule": 1, "final_norm": False, "align": False, "min_bank": 0}
 """Settings that were added since, with the values that say what was done before."""
 
 
@@ -116,6 +117,7 @@ class RunRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         learned: What the training images have in common; null in records that are older.
         cross: Scores of the training images by cross-fitting; null where images were held out, or none.
         drawn: How well the detector tells drawn defects from normal images; null where that was not measured.
+        places: Where the grid of each feature stage lies in the input, finest first; null: all are taken as centred.
         schema: Version of this record.
     """
 
@@ -140,6 +142,7 @@ class RunRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     learned: LearnedImages | None = None
     cross: CrossScores | None = None
     drawn: DrawnCheck | None = None
+    places: tuple[GridPlaces, ...] | None = None
     schema: int = RUN_SCHEMA
 
 

@@ -381,4 +381,5 @@ def _evaluate(plan: Plan, progress: Progress) -> tuple[Figures, str, Sequence[st
     record_accuracy(plan.bundle, evaluation)
     ranking = (("image AUROC", figures.image_auroc), ("pixel AUROC", figures.pixel_auroc), ("AU-PRO", figures.aupro))
     summary = ", ".join(f"{name} {'-' if value is None else f'{value:.4f}'}" for name, value in ranking)
-    return figures, f"{summary} on {figures.images} images, {figures.anomalous} anomalous: {report}", figures.notes
+    summary += f" on {figures.images} images, {figures.anomalous} anomalous: {report}"
+    return figures, summary, (*figures.diagnosis, *figures.notes)

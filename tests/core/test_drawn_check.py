@@ -15,7 +15,7 @@ from flawscope.drawn_check import DrawnCheck, DrawnScores, describe_check, pair_
 def checked(normal: list[float], drawn: list[float], *, held_out: bool = True) -> DrawnCheck:
     bases = [index % len(normal) for index in range(len(drawn))]
     check = summarize_check(
-        normal, [DrawnScores("spot", bases, drawn, [0.9] * len(drawn))], held_out=held_out, seconds=1.0
+        normal, [DrawnScores("spot", bases, drawn, [0.95] * len(drawn))], held_out=held_out, seconds=1.0
     )
     assert check is not None
     return check
@@ -48,10 +48,12 @@ def test_scores_of_pure_chance_are_called_near_chance(seed: int) -> None:
 
 def test_verdicts_follow_their_rule() -> None:
     assert checked([1.0, 2.0, 3.0], [4.0] * 9).verdict == "told apart"
-    assert verdict_of(0.95, 0.9) == "told apart"
-    assert verdict_of(0.8, 0.7) == "weak"
-    assert verdict_of(0.69, 0.6) == "near chance"
-    assert verdict_of(0.95, 0.5) == "near chance"
+    assert verdict_of(0.95, 0.9, 0.95) == "told apart"
+    assert verdict_of(0.8, 0.7, 0.95) == verdict_of(0.95, 0.9, 0.85) == "weak"
+    assert verdict_of(0.69, 0.6, 0.95) == "near chance"
+    assert verdict_of(0.95, 0.5, 0.95) == "near chance"
+    # The map points elsewhere.
+    assert verdict_of(0.95, 0.9, 0.74) == "near chance"
     # One normal image says nothing of how normal ones vary.
     assert checked([1.0], [4.0] * 9).verdict == "near chance"
 

@@ -137,6 +137,7 @@ PUBLIC = {
         "HAVE_NATIVE",
         "Bank",
         "Gaussians",
+        "WindowBank",
         "implementation",
         "kcenter_greedy",
         "mahalanobis",

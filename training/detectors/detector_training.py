@@ -258,6 +258,7 @@ def _record(
         unet=fit_result.unet,
         learned=split.learned,
         cross=cross,
+        places=fit_result.places,
     )
 
 

@@ -8,6 +8,7 @@ upsampling are the same.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from flawscope.arrays import Float32Array, UInt8Array
-from flawscope.bank_names import bank_names
+from flawscope.bank_names import bank_names, place_names
 from flawscope.bundle import BankHead, PadimHead, PatchcoreHead
 from flawscope.imaging.map_upsampling import map_matrices
 from flawscope.training.diffusion.torch_reconstruction import Reconstruction
@@ -56,7 +57,8 @@ def torch_scores(
     """
     dtype = torch.float64 if exact else torch.float32
     bank = {name: torch.from_numpy(np.asarray(value)) for name, value in tensors.items()}
-    rows, columns = (torch.from_numpy(matrix).to(dtype) for matrix in map_matrices(head.grid, size, head.sigma))
+    matrices = map_matrices(head.grid, size, head.sigma, head.places)
+    rows, columns = (torch.from_numpy(matrix).to(dtype) for matrix in matrices)
     maps, scores = [], []
     with torch.inference_mode():
         for batch in _batches(images, exact):
@@ -132,7 +134,8 @@ def patchcore_distances(
     if head.metric == "cosine":
         # For vectors of length 1, |q - m|² = 2 - 2 cos.
         distances = distances.square() / 2
-    nearest, matched = distances.min(dim=1)
+    within = distances if head.window is None else _within(distances, head.window, head.grid, tensors["places"])
+    nearest, matched = within.min(dim=1)
     nearest = weights * nearest
     place = int(nearest.argmax())
     top = nearest[place]
@@ -158,8 +161,20 @@ def _mean_of_banks(patches: Tensor, head: PatchcoreHead, tensors: Mapping[str, T
     # Each bank as a head of its own, whose score is not used.
     alone = msgspec.structs.replace(head, banks=1, top=1, reweight="none", foreground=False)
     parts = patches.split([bank.shape[1] for bank in banks], dim=1)
-    by_bank = [patchcore_distances(part, alone, {"bank": bank})[0] for part, bank in zip(parts, banks, strict=True)]
+    places = [tensors.get(name) for name in place_names(head.banks)]
+    by_bank = [
+        patchcore_distances(part, alone, {"bank": bank} if place is None else {"bank": bank, "places": place})[0]
+        for part, bank, place in zip(parts, banks, places, strict=True)
+    ]
     return torch.stack(by_bank).mean(dim=0)
+
+
+def _within(distances: Tensor, radius: int, grid: tuple[int, int], places: Tensor) -> Tensor:
+    """Return distances [P, M] with infinity for rows from beyond the window; an empty one reaches to the nearest."""
+    own = torch.cartesian_prod(torch.arange(grid[0]), torch.arange(grid[1]))
+    away = (own[:, None] - places[None]).abs().amax(dim=2)
+    reach = away.amin(dim=1).clamp(min=radius)
+    return distances.masked_fill(away > reach[:, None], math.inf)
 
 
 def _foreground(patches: Tensor, head: PatchcoreHead, tensors: Mapping[str, Tensor]) -> Tensor:

@@ -262,6 +262,17 @@ def test_a_mean_of_patches_is_not_reweighted() -> None:
     assert not patchcore_config(top_share=0.01, neighbors=1).reweights
 
 
+def test_without_pooling_patches_are_the_stages_own_values(tiny_root: Path, tmp_path: Path, backbone: Backbone) -> None:
+    paths = training_images(tiny_root)[:1]
+    config = patchcore_config(pool=False, standardize="none", stages=[1])
+    alone = build_backbone(config.features, None)[0]
+    fitted = fit(config, alone, paths, tmp_path)
+    image = prepare(read_image(paths[0]), config.preprocessing)
+    with torch.inference_mode():
+        (stage,) = alone(torch.from_numpy(image[None]))
+    assert all(is_row_of(fitted.tensors["bank"], stage[0].flatten(1).T.contiguous().numpy()))
+
+
 def test_a_bank_of_the_metric_cosine_has_rows_of_length_one(
     tiny_root: Path, tmp_path: Path, backbone: Backbone
 ) -> None:
