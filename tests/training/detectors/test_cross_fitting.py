@@ -159,6 +159,25 @@ def test_more_images_never_raise_a_score_where_the_average_rate_is_claimed_for_i
         assert largest[0] <= min(largest[1:]) * (1 + 1e-6)
 
 
+@pytest.mark.parametrize("folds", [2, 5, 10])
+@pytest.mark.parametrize("rank", [10, 8])
+def test_the_average_rate_is_at_most_the_one_claimed_where_more_images_never_raise_a_score(
+    folds: int, rank: int
+) -> None:
+    """The claim of `flawscope.cross_scores` by simulation: points for images, nearest neighbours for the detector."""
+    n, draws = 10, 20_000
+    points = np.random.default_rng(folds).standard_exponential((draws, n + 1, 2))
+    distances = np.linalg.norm(points[:, :, None] - points[:, None], axis=3)
+    fold = np.arange(n) % folds
+    unseen = np.where(fold[:, None] == fold[None], np.inf, distances[:, :n, :n])
+    threshold = np.sort(unseen.min(axis=2), axis=1)[:, rank - 1]
+    rejected = distances[:, n, :n].min(axis=1) > threshold
+    claimed = (n - rank + 1) / (n + 1)
+    assert rejected.mean() <= claimed + 4 * np.sqrt(claimed / draws)
+    if folds == n:  # and it is no idle claim: with each image its own fold it is nearly reached
+        assert rejected.mean() >= 0.7 * claimed
+
+
 def test_the_score_of_an_image_is_that_of_the_reference(root: Path, tmp_path: Path) -> None:
     dataset = open_dataset(root, CATEGORY)
     config = patchcore(held_out=0.0)
