@@ -15,10 +15,11 @@ from flawscope.bundle.ensemble_member import EnsembleMember
 from flawscope.diffusion.reconstruction import MapRule
 from flawscope.diffusion.schedule import Sampling
 from flawscope.imaging.grid_places import GridPlaces
-from flawscope.ranges import NotNegative, Side, Sigma, Top
+from flawscope.ranges import MAX_SIDE, MOST_PLACES, NotNegative, Side, Sigma, Top
 
 Neighbors = Annotated[int, msgspec.Meta(ge=1, le=64)]
 Banks = Annotated[int, msgspec.Meta(ge=1, le=64)]
+Radius = Annotated[int, msgspec.Meta(ge=0, le=MAX_SIDE)]
 
 
 class Head:
@@ -29,6 +30,11 @@ class Head:
 
     # Without it every head would get a __dict__, and with it attributes that no manifest has.
     __slots__ = ()
+
+    @property
+    def fits_device(self) -> bool:
+        """Whether the CUDA kernels compute this head; on a device its bundle is run as one graph if they do not."""
+        return True
 
     @property
     def members(self) -> tuple[EnsembleMember, ...]:
@@ -78,6 +84,8 @@ class PatchcoreHead(Head, msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
             to all of them.
         foreground: Distances are multiplied with the weights of `flawscope.imaging.patch_foreground`.
         places: Where the patches lie in the input; None: their grid is centred on it.
+        window: Cells of the grid, along rows and along columns, within which a patch is compared with bank rows; None
+            for the whole bank. Where no row is so near, the nearest places that have rows count.
     """
 
     grid: tuple[Side, Side]
@@ -89,15 +97,23 @@ class PatchcoreHead(Head, msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
     banks: Banks = 1
     foreground: bool = False
     places: GridPlaces | None = None
+    window: Radius | None = None
 
     @property
     def reweights(self) -> bool:
         """Whether the score is re-weighted by neighbours, where the bank has more than one row."""
         return self.reweight != "none" and self.neighbors > 1  # one neighbour is nothing to weigh against
 
+    @property
+    def fits_device(self) -> bool:
+        """Whether the CUDA kernels compute this head: they search one bank, in whole patches."""
+        return self.banks == 1 and not self.foreground
+
     def problem(self, size: tuple[int, int]) -> str | None:
         """Return why the head does not fit an input of this height and width, or None if it does."""
         positions = self.grid[0] * self.grid[1]
+        if self.window is not None and positions > MOST_PLACES:
+            return f"expected at most {MOST_PLACES} places in a patch grid with a window, got {positions}"
         if self.top > positions:
             return f"expected a score of at most the {positions} patches of an image, got {self.top}"
         if self.top > 1 and self.reweights:

@@ -72,7 +72,7 @@ def test_patchcore_distances_are_exact_on_integers(tmp_path: Path, rows: int) ->
 def test_patchcore_scores_follow_the_formula(
     tmp_path: Path, reweight: Any, rows: int, neighbors: int, places: GridPlaces | None
 ) -> None:
-    head = PatchcoreHead(GRID, neighbors, reweight, 2.0, places)
+    head = PatchcoreHead(GRID, neighbors, reweight, 2.0, places=places)
     bank, images = distinct_bank(rows), random_images(4, 2, high=5)
     tensors = tensors_for(bank, head)
     build_graph(tmp_path, head, tensors, SIZE, 4)
