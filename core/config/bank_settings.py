@@ -12,6 +12,8 @@ class BankSettings(SettingPart, frozen=True, kw_only=True):
     """The memory bank and the distances to it.
 
     Attributes:
+        pool: Every stage is averaged over 3 x 3 positions first (PatchCore, section 3.1). A ViT's tokens have seen the
+            whole image already: AnomalyDINO does without.
         layers: `joined` puts the channels of all stages into a patch; `separate` keeps a bank for each stage and takes
             the mean of their distances (SuperADD, RAD). Every stage is on the grid of the finest.
         metric: Distance of two patches: `euclidean`, or `cosine`: patches are divided by their length, and the distance
@@ -27,6 +29,7 @@ class BankSettings(SettingPart, frozen=True, kw_only=True):
         shrinkage: How far `standardize=whiten` shrinks variances towards their mean, 0 to 1; null estimates it (OAS).
     """
 
+    pool: bool = True
     layers: Literal["joined", "separate"] = "joined"
     metric: Literal["euclidean", "cosine"] = "euclidean"
     top_share: float = 0.0

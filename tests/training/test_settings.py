@@ -9,7 +9,14 @@ from hypothesis import given, settings
 from odd_bytes import assert_read_or_refused, odd_bytes
 from odd_files import ODD
 
-from flawscope.config import EmbeddingConfig, InpaintingConfig, PadimConfig, PatchcoreConfig, build_config
+from flawscope.config import (
+    EmbeddingConfig,
+    InpaintingConfig,
+    PadimConfig,
+    PatchcoreConfig,
+    build_config,
+    standardization,
+)
 from flawscope.errors import ArgumentError
 from flawscope.training.loop.loop import batches_in_all
 from flawscope.training.settings import preset_names, read_settings
@@ -18,6 +25,7 @@ from flawscope.training.settings import preset_names, read_settings
 def test_the_presets_are_the_seeds() -> None:
     assert preset_names() == (
         "anogen-seed",
+        "anomalydino",
         "dbad-seed",
         "ddad-paper",
         "diad-seed",
@@ -33,7 +41,7 @@ def test_the_padim_preset_fixes_every_value_of_the_seed() -> None:
     config, unused = build_config("padim", read_settings("padim-seed"))
     assert isinstance(config, PadimConfig)
     assert unused == ()
-    assert (config.features.backbone, config.features.stages, config.channels) == ("resnet18", (1, 2, 3), 100)
+    assert (config.features.backbone, config.features.stages, config.channels) == ("resnet18.tv_in1k", (1, 2, 3), 100)
     assert (config.input.resize, config.input.crop, config.maps.sigma) == ((256, 256), (224, 224), 4.0)
     assert (config.regularization, config.seed, config.split.held_out) == (0.01, 3, 0.0)
 
@@ -42,9 +50,26 @@ def test_the_patchcore_preset_fixes_every_value_of_the_seed() -> None:
     config, unused = build_config("patchcore", read_settings("patchcore-seed"))
     assert isinstance(config, PatchcoreConfig)
     assert unused == ()
-    assert (config.features.backbone, config.features.stages, config.coreset) == ("resnet18", (2, 3), 0.1)
+    assert (config.features.backbone, config.features.stages, config.coreset) == ("resnet18.tv_in1k", (2, 3), 0.1)
     assert (config.neighbors, config.reweight, config.patches.upsample) == (9, "seed", "nearest")
     assert config.input.crop is None  # a crop to the resized size is none
+
+
+def test_the_anomalydino_preset_has_the_papers_bank_and_score() -> None:
+    config, unused = build_config("patchcore", read_settings("anomalydino"))
+    assert isinstance(config, PatchcoreConfig)
+    assert unused == ()
+    assert (config.features.backbone, config.features.stages) == ("vit_small_patch14_dinov2.lvd142m", (11,))
+    assert [side % 14 for side in config.input.resize] == [0, 0]
+    bank = config.bank
+    assert (bank.metric, bank.top_share, bank.views, bank.pool, config.reweights) == (
+        "cosine",
+        0.01,
+        "rotations",
+        False,
+        False,
+    )
+    assert (config.coreset, config.maps.sigma, standardization(config)) == (1.0, 4.0, "none")
 
 
 def test_the_anogen_preset_takes_the_steps_of_the_seed_at_its_rate() -> None:
@@ -98,7 +123,13 @@ def test_the_mvpdiff_preset_fixes_every_value_of_the_seed() -> None:
 @pytest.mark.parametrize("name", preset_names())
 def test_presets_fit_only_their_method(name: str) -> None:
     short = name.split("-")[0]
-    method = {"dbad": "ddad", "diad": "dsad", "anogen": "embedding", "mvpdiff": "inpainting"}.get(short, short)
+    method = {
+        "anomalydino": "patchcore",
+        "dbad": "ddad",
+        "diad": "dsad",
+        "anogen": "embedding",
+        "mvpdiff": "inpainting",
+    }.get(short, short)
     build_config(method, read_settings(name))
     other = "padim" if method != "padim" else "patchcore"
     with pytest.raises(ArgumentError, match=r"is no setting of|method: expected"):

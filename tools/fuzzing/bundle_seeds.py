@@ -21,7 +21,7 @@ GRID, CHANNELS = 4, 48
 
 
 def write_bundle_seeds(folder: Path) -> None:
-    """Write bundles with a graph alone, with the kernels of PatchCore and with those of PaDiM."""
+    """Write bundles with a graph alone, with the kernels of PatchCore, plain and with all switches, and of PaDiM."""
     write_tiny_bundle(folder / "brightness", thresholds=tiny_thresholds())
     rng = np.random.default_rng(0)
     rows = rng.uniform(0, 255, (12, CHANNELS)).astype(np.float32)
@@ -29,6 +29,18 @@ def write_bundle_seeds(folder: Path) -> None:
     neighbours[:, 0] = np.arange(12)
     patchcore = {"bank": rows, "norms": np.einsum("md,md->m", rows, rows), "neighbours": neighbours}
     _write_kernel_seed(folder / "patchcore", PatchcoreHead((GRID, GRID), 3, "paper", 1.0), patchcore)
+    parts = {"bank.0": np.ascontiguousarray(rows[:, :30]), "bank.1": np.ascontiguousarray(rows[:9, 30:])}
+    norms = {name.replace("bank", "norms"): np.einsum("md,md->m", part, part) for name, part in parts.items()}
+    foreground = {
+        "foreground": rng.uniform(-0.001, 0.001, (CHANNELS, 1)).astype(np.float32),
+        "foreground_limits": np.array([0.5, 0.1], np.float32),
+    }
+    places = {
+        name.replace("bank", "places"): np.stack(np.divmod(np.arange(len(part)), GRID), axis=1)
+        for name, part in parts.items()
+    }
+    switched = PatchcoreHead((GRID, GRID), 1, "none", 1.0, metric="cosine", top=2, banks=2, foreground=True, window=1)
+    _write_kernel_seed(folder / "switches", switched, {**parts, **norms, **foreground, **places})
     mean = rng.uniform(0, 255, (GRID * GRID, CHANNELS)).astype(np.float32)
     padim = {"mean": mean, "whitening": np.repeat(0.02 * np.eye(CHANNELS, dtype=np.float32)[None], GRID * GRID, 0)}
     _write_kernel_seed(folder / "padim", PadimHead((GRID, GRID), 1.0), padim)

@@ -85,7 +85,9 @@ def _bundle_target(name: str) -> Target:
         # Lazy: images need no onnx.
         from fuzzing import bundle_cases
 
-        seeds = tuple(bundle_cases.Seed(folder / seed, bait) for seed in ("brightness", "padim", "patchcore"))
+        seeds = tuple(
+            bundle_cases.Seed(folder / seed, bait) for seed in ("brightness", "padim", "patchcore", "switches")
+        )
         strategies: dict[str, Any] = {
             "manifest": bundle_cases.manifests,
             "zip": bundle_cases.zips,
