@@ -95,6 +95,7 @@ def test_a_trainer_scores_as_the_reference_of_its_exporter(runs: dict[str, Path]
     [
         {"metric": "cosine", "top_share": 0.02, "standardize": "none"},
         {"layers": "separate"},
+        {"window": 3},
         {"reweight": "seed"},
     ],
     ids=lambda settings: ", ".join(settings),
