@@ -24,7 +24,7 @@ from flawscope.config import (
     parse_assignment,
 )
 from flawscope.datasets import Dataset, open_dataset
-from flawscope.drawn_check import NEAR_CHANCE_WARNING, describe_check
+from flawscope.drawn_check import advice_on, describe_check
 from flawscope.errors import ArgumentError, MissingExtra
 from flawscope.output_options import OVERWRITE
 from flawscope.terminal import command_line, echo, progress_bars
@@ -292,9 +292,9 @@ def train(request: TrainingRequest, out: Path, overwrite: bool) -> None:
     if drawn is not None:
         echo(f"drawn defects: {describe_check(drawn)}, in {drawn.seconds:.1f} s")
     echo(f"run: {out}")
-    if drawn is not None and drawn.verdict == "near chance":
+    if drawn is not None and (advice := advice_on(drawn)) is not None:
         # Last, and on stderr: the line that must not be overlooked.
-        echo(f"warning: {NEAR_CHANCE_WARNING}", err=True)
+        echo(advice, err=True)
 
 
 def _train_detector(

@@ -27,7 +27,7 @@ from flawscope.config import (
     find_part,
 )
 from flawscope.datasets import Dataset
-from flawscope.drawn_check import NEAR_CHANCE_WARNING, describe_check
+from flawscope.drawn_check import advice_on, describe_check
 from flawscope.errors import ArgumentError
 from flawscope.export.detectors.detector_export import export_run
 from flawscope.files import check_new_file, check_replaceable, sha256_file, write_bytes
@@ -337,8 +337,9 @@ def _train(plan: Plan, progress: Progress) -> tuple[RunRecord, str, Sequence[str
         summary += f", {description}"
     if record.drawn is not None:
         summary += f"; drawn defects {describe_check(record.drawn)}"
-        if record.drawn.verdict == "near chance":
-            notes.append(NEAR_CHANCE_WARNING)
+        if (advice := advice_on(record.drawn)) is not None:
+            # The kind of line is said by who prints it: here each is a note of the stage.
+            notes.append(advice.partition(": ")[2])
     if plan.earlier_run is not None and plan.earlier_run.record.backbone != record.backbone:
         before, after = plan.earlier_run.record.backbone, record.backbone
         notes.append(

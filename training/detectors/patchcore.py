@@ -62,7 +62,9 @@ def fit_patchcore(
     pool, upsample, widths = config.pools, config.patches.upsample, layer_widths(config, backbone)
     features = PatchFeatures(backbone, pool=pool, upsample=upsample, layer_widths=widths, alignment=alignment)
     grid, _ = features.layout(config.preprocessing.size)
-    top_count(config.bank.top_share, grid[0] * grid[1])  # refuses what no graph can have, before any work
+    # Before any work: what no graph can have.
+    if problem := patchcore_head(config, grid, None).problem(config.preprocessing.size):
+        raise ArgumentError(f"patchcore: {problem}.")
     transform = measure_transform(features, paths, config, progress)
     features = PatchFeatures(
         backbone,
