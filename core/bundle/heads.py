@@ -14,10 +14,12 @@ from flawscope import methods
 from flawscope.bundle.ensemble_member import EnsembleMember
 from flawscope.diffusion.reconstruction import MapRule
 from flawscope.diffusion.schedule import Sampling
-from flawscope.ranges import NotNegative, Side, Sigma, Top
+from flawscope.imaging.grid_places import GridPlaces
+from flawscope.ranges import MAX_SIDE, MOST_PLACES, NotNegative, Side, Sigma, Top
 
 Neighbors = Annotated[int, msgspec.Meta(ge=1, le=64)]
 Banks = Annotated[int, msgspec.Meta(ge=1, le=64)]
+Radius = Annotated[int, msgspec.Meta(ge=0, le=MAX_SIDE)]
 
 
 class Head:
@@ -28,6 +30,11 @@ class Head:
 
     # Without it every head would get a __dict__, and with it attributes that no manifest has.
     __slots__ = ()
+
+    @property
+    def fits_device(self) -> bool:
+        """Whether the CUDA kernels compute this head; on a device its bundle is run as one graph if they do not."""
+        return True
 
     @property
     def members(self) -> tuple[EnsembleMember, ...]:
@@ -76,6 +83,9 @@ class PatchcoreHead(Head, msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
         banks: Memory banks, each for its own channels of a patch, side by side; a patch's distance is the mean of those
             to all of them.
         foreground: Distances are multiplied with the weights of `flawscope.imaging.patch_foreground`.
+        places: Where the patches lie in the input; None: their grid is centred on it.
+        window: Cells of the grid, along rows and along columns, within which a patch is compared with bank rows; None
+            for the whole bank. Where no row is so near, the nearest places that have rows count.
     """
 
     grid: tuple[Side, Side]
@@ -86,15 +96,24 @@ class PatchcoreHead(Head, msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
     top: Top = 1
     banks: Banks = 1
     foreground: bool = False
+    places: GridPlaces | None = None
+    window: Radius | None = None
 
     @property
     def reweights(self) -> bool:
         """Whether the score is re-weighted by neighbours, where the bank has more than one row."""
         return self.reweight != "none" and self.neighbors > 1  # one neighbour is nothing to weigh against
 
+    @property
+    def fits_device(self) -> bool:
+        """Whether the CUDA kernels compute this head: they search one bank, in whole patches."""
+        return self.banks == 1 and not self.foreground
+
     def problem(self, size: tuple[int, int]) -> str | None:
         """Return why the head does not fit an input of this height and width, or None if it does."""
         positions = self.grid[0] * self.grid[1]
+        if self.window is not None and positions > MOST_PLACES:
+            return f"expected at most {MOST_PLACES} places in a patch grid with a window, got {positions}"
         if self.top > positions:
             return f"expected a score of at most the {positions} patches of an image, got {self.top}"
         if self.top > 1 and self.reweights:
@@ -110,10 +129,12 @@ class PadimHead(Head, msgspec.Struct, frozen=True, forbid_unknown_fields=True, t
     Attributes:
         grid: Rows and columns of the patch grid.
         sigma: Standard deviation of the map's Gaussian, in input pixels.
+        places: Where the patches lie in the input; None: their grid is centred on it.
     """
 
     grid: tuple[Side, Side]
     sigma: Sigma
+    places: GridPlaces | None = None
 
     def problem(self, size: tuple[int, int]) -> str | None:
         """Return why the head does not fit an input of this height and width, or None if it does."""

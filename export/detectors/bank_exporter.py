@@ -20,6 +20,7 @@ from flawscope.export.detectors.head_nodes import BankFile
 from flawscope.export.exporter import ExportedGraphs
 from flawscope.export.graph_files import INLINE_LIMIT, write_graph
 from flawscope.export.onnx_trace import export_module
+from flawscope.imaging.grid_places import GridPlaces
 from flawscope.training.detectors import torch_scores
 from flawscope.training.detectors.detector_run import Run
 from flawscope.training.detectors.padim import padim_head
@@ -34,13 +35,13 @@ class BankExporter:
     """Exports a method whose head works on patches and stored tensors; see `Exporter` for the contract.
 
     Attributes:
-        make_head: `(settings, patch grid) -> head`.
+        make_head: `(settings, patch grid, places of the patches) -> head`.
         nodes: Appends the head to the feature graph; see `head_nodes.append_head`.
         distances: The same head by plain torch; see `torch_scores.torch_scores`.
         more_tensors: `(tensors of the run) -> further tensors` that the graph needs.
     """
 
-    make_head: Callable[[Any, tuple[int, int]], BankHead]
+    make_head: Callable[[Any, tuple[int, int], GridPlaces | None], BankHead]
     nodes: head_nodes.WriteHead
     distances: torch_scores.Distances
     more_tensors: Callable[[Mapping[str, npt.NDArray[Any]]], dict[str, npt.NDArray[Any]]] = lambda tensors: {}
@@ -55,7 +56,7 @@ class BankExporter:
 
     def head(self, run: Run, images: Sequence[UInt8Array]) -> BankHead:
         """Return the head; it needs no measurement on images."""
-        return self.make_head(run.record.config, run.record.grid)
+        return self.make_head(run.record.config, run.record.grid, run.fitted.finest_places)
 
     def graphs(self, run: Run, head: BankHead, scratch: Path, max_batch: int) -> ExportedGraphs:
         """Write the bank, `features.onnx`, and `score.onnx`."""

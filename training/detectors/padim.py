@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -13,13 +13,15 @@ from flawscope.arrays import Float32Array, UInt8Array
 from flawscope.bundle import PadimHead
 from flawscope.config import PadimConfig, standardization
 from flawscope.errors import ArgumentError, DataError
+from flawscope.imaging.grid_places import GridPlaces
 from flawscope.imaging.tiles import ImageSource
-from flawscope.progress import Progress
+from flawscope.progress import Progress, no_progress
 from flawscope.runs import RunRecord
 from flawscope.training.detectors.torch_scores import padim_distances, torch_scores
+from flawscope.training.features.alignment import measure_places
 from flawscope.training.features.backbone import Backbone
 from flawscope.training.features.patch_extraction import iterate_patches, measure_transform
-from flawscope.training.features.patch_features import PatchFeatures, build_features
+from flawscope.training.features.patch_features import PatchFeatures, build_alignment, build_features
 from flawscope.training.loop.fit_result import FitResult
 from flawscope.training.trainer import FitRequest, Trainer
 
@@ -48,7 +50,10 @@ def fit_padim(config: PadimConfig, backbone: Backbone, paths: Sequence[ImageSour
     if len(paths) < 2:
         raise DataError(f"padim: expected at least two normal training images for a covariance, got {len(paths)}.")
     upsample = config.patches.upsample
-    features = PatchFeatures(backbone, pool=False, upsample=upsample)
+    measured = measure_places(backbone, config.preprocessing.size) if config.patches.align else None
+    places = None if measured is None else measured.places
+    alignment = build_alignment(config, backbone, places)
+    features = PatchFeatures(backbone, pool=False, upsample=upsample, alignment=alignment)
     grid, total = features.layout(config.preprocessing.size)
     if config.channels > total:
         raise ArgumentError(
@@ -65,15 +70,51 @@ def fit_padim(config: PadimConfig, backbone: Backbone, paths: Sequence[ImageSour
     # Reduced first, measured then: the transform is that of the chosen channels. A projection comes after it, and both
     # are one matrix in the graph.
     choice, projection = _reduction(config, total)
-    transform = measure_transform(
-        PatchFeatures(backbone, pool=False, upsample=upsample, channels=choice), paths, config, progress
-    )
+    features = PatchFeatures(backbone, pool=False, upsample=upsample, channels=choice, alignment=alignment)
+    transform = measure_transform(features, paths, config, progress)
     if projection is not None:
         transform = projection if transform is None else _as_matrix(transform) @ projection
-    features = PatchFeatures(backbone, pool=False, upsample=upsample, channels=choice, transform=transform)
+    features = PatchFeatures(
+        backbone, pool=False, upsample=upsample, channels=choice, transform=transform, alignment=alignment
+    )
 
+    batches = iterate_patches(features, paths, config, "reading patches", progress)
+    mean, whitening = fit_gaussians(batches, positions, channels, config.regularization, progress)
+    facts: dict[str, int | float | str] = {"positions": positions, "channels": channels, "of_channels": total}
+    if measured is not None:
+        facts["alignment"] = measured.note
+    return FitResult(
+        grid=grid,
+        tensors={"mean": mean, "whitening": whitening},
+        transform=None if transform is None else transform.cpu().numpy(),
+        channels=choice,
+        facts=facts,
+        places=places,
+    )
+
+
+def fit_gaussians(
+    batches: Iterable[torch.Tensor],
+    positions: int,
+    channels: int,
+    regularization: float,
+    progress: Progress = no_progress,
+) -> tuple[Float32Array, Float32Array]:
+    """Return mean float32 [P, D] and whitening matrix float32 [P, D, D] of every position.
+
+    Args:
+        batches: Patches of at least two images, float32 [N, P, D] each.
+        positions: P.
+        channels: D.
+        regularization: Added to the diagonal of every covariance.
+        progress: Receives progress.
+
+    Raises:
+        ArgumentError: If a covariance is singular.
+        DataError: If there are fewer than two images.
+    """
     moments = _Moments(positions, channels)
-    for patches in iterate_patches(features, paths, config, "reading patches", progress):
+    for patches in batches:
         moments.add(patches)
     mean, covariance = moments.finish()
     whitening = torch.empty((positions, channels, channels), dtype=torch.float32)
@@ -82,22 +123,16 @@ def fit_padim(config: PadimConfig, backbone: Backbone, paths: Sequence[ImageSour
         block = slice(start, start + _BLOCK)
         # With Σ + λI = L·Lᵀ, W = L⁻ᵀ: the Mahalanobis distance is |Wᵀ(x − μ)|, one product at run time. float64, since
         # with fewer images than channels Σ is singular and only λ keeps the factor finite.
-        factor, failed = torch.linalg.cholesky_ex(covariance[block] + config.regularization * identity)
+        factor, failed = torch.linalg.cholesky_ex(covariance[block] + regularization * identity)
         if bool(failed.any()):
             raise ArgumentError(
-                f"regularization: expected enough to make every covariance of {len(paths)} images invertible, "
-                f"got {config.regularization}. Raise it (0.01 is usual), or lower channels."
+                f"regularization: expected enough to make every covariance of {moments.count} images invertible, "
+                f"got {regularization}. Raise it (0.01 is usual), or lower channels."
             )
         inverse = torch.linalg.solve_triangular(factor, identity.expand_as(factor), upper=False)
         whitening[block] = inverse.transpose(1, 2).float()
         progress("inverting covariances", min(start + _BLOCK, positions), positions)
-    return FitResult(
-        grid=grid,
-        tensors={"mean": mean.float().numpy(), "whitening": whitening.numpy()},
-        transform=None if transform is None else transform.cpu().numpy(),
-        channels=choice,
-        facts={"positions": positions, "channels": channels, "of_channels": total},
-    )
+    return mean.float().numpy(), whitening.numpy()
 
 
 def _reduction(config: PadimConfig, total: int) -> tuple[tuple[int, ...] | None, torch.Tensor | None]:
@@ -128,7 +163,7 @@ class _Moments:
         self._products = torch.zeros((positions, channels, channels), dtype=torch.float64)
         self._shift: torch.Tensor | None = None
         self._waiting: list[torch.Tensor] = []
-        self._count = 0
+        self.count = 0
 
     def add(self, patches: torch.Tensor) -> None:
         """Add the patches of a batch, float32 [N, P, D]."""
@@ -148,25 +183,25 @@ class _Moments:
         centred = at_position - self._shift
         self._sums += centred.sum(dim=1)
         self._products += centred.transpose(1, 2) @ centred
-        self._count += at_position.shape[1]
+        self.count += at_position.shape[1]
 
     def finish(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return mean float64 [P, D] and sample covariance float64 [P, D, D], which reuses the memory of the sums."""
         self._flush()
-        if self._shift is None or self._count < 2:
-            raise DataError(f"padim: expected at least two normal training images, got {self._count}.")
-        mean = self._sums / self._count
+        if self._shift is None or self.count < 2:
+            raise DataError(f"padim: expected at least two normal training images, got {self.count}.")
+        mean = self._sums / self.count
         # In blocks and in place: a second array of this size may not fit in memory.
         for start in range(0, len(mean), _BLOCK):
             block = slice(start, start + _BLOCK)
-            self._products[block] -= self._count * mean[block, :, None] * mean[block, None, :]
-        self._products /= self._count - 1
+            self._products[block] -= self.count * mean[block, :, None] * mean[block, None, :]
+        self._products /= self.count - 1
         return mean + self._shift[:, 0], self._products
 
 
-def padim_head(config: PadimConfig, grid: tuple[int, int]) -> PadimHead:
-    """Return the head of a bundle; `grid` has the rows and columns of patches."""
-    return PadimHead(grid, config.maps.sigma)
+def padim_head(config: PadimConfig, grid: tuple[int, int], places: GridPlaces | None) -> PadimHead:
+    """Return the head of a bundle; `grid` has the rows and columns of patches, `places` says where they lie."""
+    return PadimHead(grid, config.maps.sigma, places)
 
 
 class PadimTrainer(Trainer):
@@ -184,7 +219,7 @@ class PadimTrainer(Trainer):
         self, config: PadimConfig, module: PatchFeatures, fit_result: FitResult, images: Sequence[UInt8Array]
     ) -> tuple[Float32Array, Float32Array]:
         """Return maps and scores in float32; see `Trainer.scores`."""
-        head, size = padim_head(config, fit_result.grid), config.preprocessing.size
+        head, size = padim_head(config, fit_result.grid, fit_result.finest_places), config.preprocessing.size
         return torch_scores(module, head, fit_result.tensors, size, images, padim_distances, exact=False)
 
     def needed_tensors(self, record: RunRecord) -> frozenset[str]:

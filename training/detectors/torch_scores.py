@@ -7,26 +7,24 @@ upsampling are the same.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from flawscope.arrays import Float32Array, UInt8Array
-from flawscope.bank_names import bank_names
+from flawscope.bank_names import bank_names, place_names
 from flawscope.bundle import BankHead, PadimHead, PatchcoreHead
 from flawscope.imaging.map_upsampling import map_matrices
 from flawscope.training.diffusion.torch_reconstruction import Reconstruction
 from flawscope.training.features.patch_features import PatchFeatures
-
-_BATCH = 8
-"""Images at a time where speed counts."""
+from flawscope.training.loop.network_scores import batches_of
 
 Distances = Callable[[Tensor, Any, Mapping[str, Tensor]], tuple[Tensor, Tensor | None]]
 """The formula of a method: `(patches [P, D], head, bank) -> (distances [P], score or None)`, all of one float type."""
@@ -56,34 +54,17 @@ def torch_scores(
     """
     dtype = torch.float64 if exact else torch.float32
     bank = {name: torch.from_numpy(np.asarray(value)) for name, value in tensors.items()}
-    rows, columns = (torch.from_numpy(matrix).to(dtype) for matrix in map_matrices(head.grid, size, head.sigma))
+    matrices = map_matrices(head.grid, size, head.sigma, head.places)
+    rows, columns = (torch.from_numpy(matrix).to(dtype) for matrix in matrices)
     maps, scores = [], []
     with torch.inference_mode():
-        for batch in _batches(images, exact):
+        for batch in batches_of(images, exact):
             for patches in features(batch.to(features.device)).cpu().to(dtype):
                 distances, score = distances_of(patches, head, bank)
                 anomaly_map = rows @ distances.reshape(head.grid) @ columns
                 maps.append(anomaly_map.float().numpy())
                 scores.append(float(anomaly_map.max() if score is None else score))
     return np.stack(maps), np.array(scores, np.float32)
-
-
-def network_scores(
-    network: nn.Module, images: Sequence[UInt8Array], *, exact: bool = True
-) -> tuple[Float32Array, Float32Array]:
-    """Return anomaly maps float32 [N, H, W] and scores float32 [N] of a network that has both as outputs.
-
-    Args:
-        network: The network.
-        images: Prepared images, uint8 [H, W, 3].
-        exact: Image by image; see `torch_scores`.
-    """
-    tensor = next(itertools.chain(network.parameters(), network.buffers()), None)
-    device = torch.device("cpu") if tensor is None else tensor.device
-    with torch.inference_mode():
-        results = [network(batch.to(device)) for batch in _batches(images, exact)]
-    maps, scores = (torch.cat(parts).cpu().numpy() for parts in zip(*results, strict=True))
-    return maps, scores
 
 
 def reconstruction_scores(
@@ -96,16 +77,8 @@ def reconstruction_scores(
         images: Prepared images, uint8 [H, W, 3].
         exact: Image by image; see `torch_scores`.
     """
-    results = [reconstruction(batch.numpy()) for batch in _batches(images, exact)]
+    results = [reconstruction(batch.numpy()) for batch in batches_of(images, exact)]
     return np.concatenate([result.maps for result in results]), np.concatenate([result.scores for result in results])
-
-
-def _batches(images: Sequence[UInt8Array], exact: bool) -> Iterator[Tensor]:
-    """Yield uint8 [N, H, W, 3] batches: one image at a time where it must be exact."""
-    # Kernels for other batch sizes may round differently.
-    size = 1 if exact else _BATCH
-    for start in range(0, len(images), size):
-        yield torch.from_numpy(np.stack(images[start : start + size]))
 
 
 def padim_distances(patches: Tensor, head: PadimHead, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
@@ -132,7 +105,8 @@ def patchcore_distances(
     if head.metric == "cosine":
         # For vectors of length 1, |q - m|² = 2 - 2 cos.
         distances = distances.square() / 2
-    nearest, matched = distances.min(dim=1)
+    within = distances if head.window is None else _within(distances, head.window, head.grid, tensors["places"])
+    nearest, matched = within.min(dim=1)
     nearest = weights * nearest
     place = int(nearest.argmax())
     top = nearest[place]
@@ -158,8 +132,20 @@ def _mean_of_banks(patches: Tensor, head: PatchcoreHead, tensors: Mapping[str, T
     # Each bank as a head of its own, whose score is not used.
     alone = msgspec.structs.replace(head, banks=1, top=1, reweight="none", foreground=False)
     parts = patches.split([bank.shape[1] for bank in banks], dim=1)
-    by_bank = [patchcore_distances(part, alone, {"bank": bank})[0] for part, bank in zip(parts, banks, strict=True)]
+    places = [tensors.get(name) for name in place_names(head.banks)]
+    by_bank = [
+        patchcore_distances(part, alone, {"bank": bank} if place is None else {"bank": bank, "places": place})[0]
+        for part, bank, place in zip(parts, banks, places, strict=True)
+    ]
     return torch.stack(by_bank).mean(dim=0)
+
+
+def _within(distances: Tensor, radius: int, grid: tuple[int, int], places: Tensor) -> Tensor:
+    """Return distances [P, M] with infinity for rows from beyond the window; an empty one reaches to the nearest."""
+    own = torch.cartesian_prod(torch.arange(grid[0]), torch.arange(grid[1]))
+    away = (own[:, None] - places[None]).abs().amax(dim=2)
+    reach = away.amin(dim=1).clamp(min=radius)
+    return distances.masked_fill(away > reach[:, None], math.inf)
 
 
 def _foreground(patches: Tensor, head: PatchcoreHead, tensors: Mapping[str, Tensor]) -> Tensor:
