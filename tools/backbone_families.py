@@ -16,6 +16,7 @@ import json
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -191,7 +192,9 @@ def try_network(name: str, folder: Path, options: Mapping[str, Any] | None = Non
     row = Row(family, name, size)
     started = time.perf_counter()
     try:
-        _try(row, folder, options or {})
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch, on how timm's networks are written
+            _try(row, folder, options or {})
     except FlawscopeError as err:
         row.problem = " ".join(str(err).split())
     except Exception as err:  # the table says of every network what became of it
