@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -87,7 +87,7 @@ class BankExporter:
 
 
 def _patchcore_head(run: Run) -> PatchcoreHead:
-    config: PatchcoreConfig = run.record.config
+    config = cast("PatchcoreConfig", run.record.config)
     grid = run.record.grid
     return PatchcoreHead(
         grid,

@@ -122,7 +122,7 @@ def _mean_of_banks(patches: Tensor, head: PatchcoreHead, tensors: Mapping[str, T
     banks = [tensors[name] for name in bank_names(head.banks)]
     # Each bank as a head of its own, whose score is not used.
     alone = msgspec.structs.replace(head, banks=1, top=1, reweight="none", foreground=False)
-    parts = patches.split([bank.shape[1] for bank in banks], dim=1)
+    parts = torch.split(patches, [bank.shape[1] for bank in banks], dim=1)
     by_bank = [patchcore_distances(part, alone, {"bank": bank})[0] for part, bank in zip(parts, banks, strict=True)]
     return torch.stack(by_bank).mean(dim=0)
 
