@@ -27,6 +27,7 @@ import kernels_mahalanobis
 import kernels_measure
 import kernels_memory
 import kernels_nearest
+import kernels_window
 import numpy as np
 from anomalib_env import ensure_environment
 from kernels_tables import print_tables
@@ -39,6 +40,7 @@ from flawscope.versions import cpu_name, package_versions
 
 PARTS = {
     "nearest": kernels_nearest,
+    "window": kernels_window,
     "kcenter": kernels_kcenter,
     "mahalanobis": kernels_mahalanobis,
     "memory": kernels_memory,

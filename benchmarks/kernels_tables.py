@@ -100,6 +100,28 @@ def nearest_tables(part: dict[str, Any]) -> list[Table]:
     return [shapes, storages]
 
 
+def window_tables(part: dict[str, Any]) -> list[Table]:
+    """Return the table of cases."""
+    cases = table(
+        "window: ms, how many times longer the whole bank takes, and how many times fewer distances count",
+        "grid, M × D, batch",
+        "ours ms",
+        "whole",
+        "unscreened",
+        "fewer distances",
+        "fewer products",
+    )
+    for row in part["rows"]:
+        cases.add_row(
+            case(f"{row['grid'][0]} × {row['grid'][1]}, {row['M']} × {row['D']}, {row['batch']}", row),
+            milliseconds(row["contestants"]["window"]),
+            *(shown(row["ratios"][name]) for name in ("whole", "unscreened")),
+            shown(row["fewer_distances"]),
+            shown(row["fewer_products"]),
+        )
+    return [cases]
+
+
 def kcenter_tables(part: dict[str, Any]) -> list[Table]:
     """Return the tables of the comparison and of time against n."""
     rivals = ("anomalib_shipped", "anomalib_unprojected", "numpy", "torch")
@@ -210,6 +232,7 @@ def target_table(targets: list[dict[str, Any]]) -> Table:
 
 TABLES = {
     "nearest": nearest_tables,
+    "window": window_tables,
     "kcenter": kcenter_tables,
     "mahalanobis": mahalanobis_tables,
     "memory": memory_tables,

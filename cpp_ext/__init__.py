@@ -9,12 +9,14 @@ from flawscope.cpp_ext.gaussians import Gaussians, mahalanobis
 from flawscope.cpp_ext.kcenter import kcenter_greedy
 from flawscope.cpp_ext.maps import separable_maps
 from flawscope.cpp_ext.native import HAVE_CUDA, HAVE_NATIVE, implementation, simd_level
+from flawscope.cpp_ext.window import WindowBank
 
 __all__ = [
     "HAVE_CUDA",
     "HAVE_NATIVE",
     "Bank",
     "Gaussians",
+    "WindowBank",
     "implementation",
     "kcenter_greedy",
     "mahalanobis",

@@ -13,23 +13,24 @@ _CPU_DEVICES = (1, 3)  # DLPack: CPU, and CPU memory pinned for CUDA
 
 def check_count(count: int, name: str, limit: int, unit: str) -> None:
     """Raise ArgumentError unless `count` is an integer from 1 to `limit`; `unit` names what the limit counts."""
-    if not _is_integer(count) or not 1 <= count <= limit:
+    if not is_integer(count) or not 1 <= count <= limit:
         raise ArgumentError(f"{name}: expected an integer from 1 to {limit} ({unit}), got {count!r}.")
 
 
 def check_seed(seed: int) -> None:
     """Raise ArgumentError unless `seed` is an integer of at least 0."""
-    if not _is_integer(seed) or seed < 0:
+    if not is_integer(seed) or seed < 0:
         raise ArgumentError(f"seed: expected an integer of at least 0, got {seed!r}.")
 
 
 def check_threads(threads: int) -> None:
     """Raise ArgumentError unless `threads` is an integer of at least 0."""
-    if not _is_integer(threads) or not 0 <= threads <= 1024:
+    if not is_integer(threads) or not 0 <= threads <= 1024:
         raise ArgumentError(f"threads: expected an integer from 0 (all) to 1024, got {threads!r}.")
 
 
-def _is_integer(value: object) -> bool:
+def is_integer(value: object) -> bool:
+    """Return whether a value is an integer, of Python or NumPy."""
     # bool is a subclass of int: k=True would pass as 1.
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 

@@ -143,6 +143,56 @@ class CudaKernels:
             _address(stream, "stream"),
         )
 
+    def windows_nearest(
+        self,
+        *,
+        rows: int,
+        m: int,
+        d: int,
+        starts: int,
+        height: int,
+        width: int,
+        reach: int,
+        queries: int,
+        dtype: DType,
+        n: int,
+        squared: int,
+        found: int,
+        stream: int,
+    ) -> None:
+        """Write the nearest bank row of every patch within its window; see `flawscope.cpp_ext.WindowBank`.
+
+        Args:
+            rows: Address of float32 [m, d], sorted by place.
+            m: Bank rows.
+            d: Channels.
+            starts: Address of int64 [height · width + 1]: the first row of every place, from 0 to m, not falling.
+            height: Rows of the patch grid.
+            width: Columns of the patch grid.
+            reach: Address of int32 [height · width], at least 0: how far the patch at each place looks.
+            queries: Address of `dtype` [n, height · width, d].
+            dtype: Type of the queries.
+            n: Images, 0 or more.
+            squared: Address of float32 [n, height · width], written: squared distances.
+            found: Address of int64 [n, height · width], written: bank rows.
+            stream: Stream.
+        """
+        self._native.windows_nearest(
+            _address(rows, "rows"),
+            _size(m, "m"),
+            _size(d, "d"),
+            _address(starts, "starts"),
+            _size(height, "height"),
+            _size(width, "width"),
+            _address(reach, "reach"),
+            _address(queries, "queries"),
+            _dtype(dtype, "dtype"),
+            _size(n, "n"),
+            _address(squared, "squared"),
+            _address(found, "found"),
+            _address(stream, "stream"),
+        )
+
     def mahalanobis(
         self, *, mean: int, whitening: int, p: int, d: int, features: int, n: int, squared: int, stream: int
     ) -> None:

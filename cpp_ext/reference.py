@@ -91,6 +91,43 @@ def nearest_stored(
     return distances, indices
 
 
+def nearest_within(
+    queries: npt.NDArray[Any], bank: Float32Array, places: npt.NDArray[Any], reach: npt.NDArray[Any]
+) -> tuple[Float32Array, Int64Array]:
+    """Return the nearest bank row of every patch among those that come from places near its own.
+
+    The patch at (y, x) is compared with the rows of places (v, u) with |y − v| ≤ reach[y, x] and |x − u| ≤ reach[y, x];
+    equal distances are ordered by the lower index.
+
+    Args:
+        queries: Patches of whole images, place after place: float32 or float16 [N·P, D]; N may be 0.
+        bank: float32 [M, D], finite.
+        places: Row and column of the grid that each bank row comes from, integers [M, 2].
+        reach: Integers [rows, columns] of the grid, P in all.
+
+    Returns:
+        Squared Euclidean distances float32 [N·P] and bank rows int64 [N·P]; NaN and −1 where a window has no row.
+
+    Raises:
+        ArgumentError: If shapes or dtypes do not fit.
+    """
+    queries = _as_float32(queries, bank.shape[1])
+    if len(queries) % reach.size:
+        raise ArgumentError(f"queries: expected whole images of {reach.size} patches, got {len(queries)} patches.")
+    images = queries.reshape(-1, reach.size, bank.shape[1])
+    squared = np.full(images.shape[:2], np.nan, np.float32)
+    rows = np.full(images.shape[:2], -1, np.int64)
+    for position, (y, x) in enumerate(np.ndindex(*reach.shape)):
+        away = np.abs(places.astype(np.int64) - (y, x)).max(axis=1)
+        near = np.flatnonzero(away <= reach[y, x])
+        if len(near):
+            patches = np.ascontiguousarray(images[:, position])
+            distances, found = nearest_stored(patches, bank[near], None, 1, 0, "float32")
+            squared[:, position] = distances[:, 0]
+            rows[:, position] = np.where(found[:, 0] < 0, -1, near[found[:, 0]])
+    return squared.reshape(-1), rows.reshape(-1)
+
+
 def stored_rows(rows: Float32Array, storage: str) -> Float32Array:
     """Return rows float32 [M, D] as a bank stores them: unchanged, rounded to float16, or to int8 by a factor per row.
 

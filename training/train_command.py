@@ -23,6 +23,7 @@ from flawscope.config import (
     parse_assignment,
 )
 from flawscope.datasets import Dataset, open_dataset
+from flawscope.drawn_check import NEAR_CHANCE_WARNING, describe_check
 from flawscope.errors import ArgumentError, MissingExtra
 from flawscope.output_options import OVERWRITE
 from flawscope.terminal import command_line, echo, progress_bars
@@ -48,6 +49,7 @@ class TrainingRequest:
         category: Category below it, or None.
         weights: Safetensors file of the backbone, or None.
         resume: Resume an interrupted training.
+        drawn_check: Score drawn defects after the fit.
     """
 
     method: str
@@ -56,6 +58,7 @@ class TrainingRequest:
     category: str | None
     weights: Path | None
     resume: bool
+    drawn_check: bool
 
     def read_config(self, before: Mapping[str, Any], after: Mapping[str, Any]) -> MethodConfig:
         """Return the settings; report on stderr which keys this verb does not use.
@@ -153,6 +156,7 @@ def training_options(
             image_size: int | None,
             seed: int | None,
             resume: str | None,
+            no_drawn_check: bool,
             **own_options: Any,
         ) -> _Result:
             from_file = read_settings(config_name) if config_name else {}
@@ -172,6 +176,7 @@ def training_options(
                 category=category or file_category,
                 weights=weights,
                 resume=resume is not None,
+                drawn_check=not no_drawn_check,
             )
             return command(request, **own_options)
 
@@ -205,6 +210,11 @@ def _shared_options(kinds: tuple[methods.MethodKind, ...], takes_auto: bool) -> 
             type=click.Choice(["latest"]),
             help="Go on with an interrupted training, from its newest checkpoint.",
         ),
+        click.option(
+            "--no-drawn-check",
+            is_flag=True,
+            help="Leave out the check of a fitted detector with defects drawn on normal images.",
+        ),
     )
 
 
@@ -228,26 +238,40 @@ def train(request: TrainingRequest, out: Path, overwrite: bool) -> None:
     epochs; meanwhile RUN.training has their metrics, previews and checkpoints. Base, embedding and inpainting are not
     detectors: they learn to draw defects.
     """
+    kind = methods.METHODS[request.method].kind
+    if kind != "detector" and not request.drawn_check:
+        raise ArgumentError(
+            f"--no-drawn-check: expected none with {request.method}, which scores no images. Leave it out."
+        )
     config, dataset = request.read_config({}, {}), request.open_dataset()
-    if methods.METHODS[request.method].kind == "generator":
+    drawn = None
+    if kind == "generator":
         summary, facts = _train_synthesis(config, request, dataset, out, overwrite)
     else:
-        summary, facts = _train_detector(config, request, dataset, out, overwrite)
+        record = _train_detector(config, request, dataset, out, overwrite)
+        summary, facts, drawn = describe_run(request.method, record), record.facts, record.drawn
+        for line in record.backbone.conditions:
+            echo(line, err=True)
     echo(summary)
     echo(", ".join(f"{key.replace('_', ' ')} {value}" for key, value in facts.items()))
+    if drawn is not None:
+        echo(f"drawn defects: {describe_check(drawn)}, in {drawn.seconds:.1f} s")
     echo(f"run: {out}")
+    if drawn is not None and drawn.verdict == "near chance":
+        # Last, and on stderr: the line that must not be overlooked.
+        echo(f"warning: {NEAR_CHANCE_WARNING}", err=True)
 
 
 def _train_detector(
     config: MethodConfig, request: TrainingRequest, dataset: Dataset, out: Path, overwrite: bool
-) -> tuple[str, Mapping[str, object]]:
+) -> RunRecord:
     # Imported here: torch takes seconds to import, and `--help` must work without the extra `train`.
     try:
         from flawscope.training.detectors.detector_training import train_detector
     except ModuleNotFoundError as err:
         raise MissingExtra("training", str(err.name), "train") from err
     with progress_bars() as progress:
-        record = train_detector(
+        return train_detector(
             config,
             dataset,
             out,
@@ -256,10 +280,8 @@ def _train_detector(
             command=command_line(),
             progress=progress,
             overwrite=overwrite,
+            drawn_check=request.drawn_check,
         )
-    for line in record.backbone.conditions:
-        echo(line, err=True)
-    return describe_run(request.method, record), record.facts
 
 
 def _train_synthesis(

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flawscope import methods
+from flawscope.arrays import Float32Array, UInt8Array
 from flawscope.config import MethodConfig
 from flawscope.config.setting_parts import tag_of
 from flawscope.datasets import Sample
@@ -18,6 +19,7 @@ from flawscope.errors import ArgumentError, RunError
 from flawscope.imaging.tiles import ImageSource
 from flawscope.progress import Progress
 from flawscope.runs import RunRecord
+from flawscope.training.detectors.torch_scores import network_scores
 from flawscope.training.features.backbone import Backbone
 from flawscope.training.loop.fit_result import FitResult
 
@@ -65,11 +67,15 @@ class Trainer:
         has_epochs: Whether it is trained in epochs, with checkpoints from which a training can resume.
         keeps_backbone: Whether the backbone's weights belong to the run.
         is_detector: Whether its run scores images.
+        drawn_on: Normal images that the drawn check draws on; few for a method that takes long for an image.
+        drawn_strengths: For each defect that it draws of a kind on such an image, how clear it is, from 0 to 1.
     """
 
     has_epochs: ClassVar[bool] = False
     keeps_backbone: ClassVar[bool] = True
     is_detector: ClassVar[bool] = True
+    drawn_on: ClassVar[int] = 8
+    drawn_strengths: ClassVar[tuple[float, ...]] = (0.3, 0.7)
 
     def fit(self, request: FitRequest) -> FitResult:
         """Learn from normal images."""
@@ -83,6 +89,21 @@ class Trainer:
             RunError: If the weights are of another architecture.
         """
         raise AssertionError(f"{type(self).__name__} restores nothing of its own")
+
+    def scores(
+        self, config: Any, module: Any, fit_result: FitResult, images: Sequence[UInt8Array]
+    ) -> tuple[Float32Array, Float32Array]:
+        """Return anomaly maps float32 [N, H, W] and scores float32 [N] of a detector by torch.
+
+        Here for a module that has both as outputs; the others say how theirs come about.
+
+        Args:
+            config: Settings of the method.
+            module: What `restore` returned, on any device.
+            fit_result: The fit it was restored from.
+            images: Prepared images, uint8 [H, W, 3].
+        """
+        return network_scores(module, images, exact=False)
 
     def needed_tensors(self, record: RunRecord) -> frozenset[str]:
         """Return the names of the tensors without which a run counts as unfitted."""

@@ -20,6 +20,7 @@ from flawscope.calibration.extras import require
 from flawscope.calibration.thresholds.calibrate import CONFIDENCE, FALSE_REJECT_RATE, calibrate_bundle
 from flawscope.config import HeldOutSettings, MethodConfig, find_part
 from flawscope.datasets import Dataset
+from flawscope.drawn_check import NEAR_CHANCE_WARNING, describe_check
 from flawscope.errors import ArgumentError
 from flawscope.export.detectors.detector_export import export_run
 from flawscope.files import check_new_file, check_replaceable, sha256_file, write_bytes
@@ -51,6 +52,7 @@ class Plan:
         confidence: One-sided confidence of that claim, a fraction.
         command: Command line for the records.
         overwrite: Whether results of an earlier pipeline may be replaced.
+        drawn_check: Whether drawn defects are scored after the fit.
     """
 
     config: MethodConfig
@@ -66,6 +68,7 @@ class Plan:
     confidence: float = CONFIDENCE
     command: str = ""
     overwrite: bool = False
+    drawn_check: bool = True
 
     @property
     def replaces(self) -> bool:
@@ -287,11 +290,16 @@ def _train(plan: Plan, progress: Progress) -> tuple[RunRecord, str, Sequence[str
         command=plan.command,
         progress=progress,
         overwrite=plan.replaces,
+        drawn_check=plan.drawn_check,
     )
     summary = f"{plan.run}: {len(record.training)} normal images learned, {len(record.held_out)} held out"
     notes = list(record.backbone.conditions)
     if description := trainer_of(record.config).describe(record.config):
         summary += f", {description}"
+    if record.drawn is not None:
+        summary += f"; drawn defects {describe_check(record.drawn)}"
+        if record.drawn.verdict == "near chance":
+            notes.append(NEAR_CHANCE_WARNING)
     if plan.earlier_run is not None and plan.earlier_run.record.backbone != record.backbone:
         before, after = plan.earlier_run.record.backbone, record.backbone
         notes.append(
@@ -335,4 +343,5 @@ def _evaluate(plan: Plan, progress: Progress) -> tuple[Figures, str, Sequence[st
     record_accuracy(plan.bundle, evaluation)
     ranking = (("image AUROC", figures.image_auroc), ("pixel AUROC", figures.pixel_auroc), ("AU-PRO", figures.aupro))
     summary = ", ".join(f"{name} {'-' if value is None else f'{value:.4f}'}" for name, value in ranking)
-    return figures, f"{summary} on {figures.images} images, {figures.anomalous} anomalous: {report}", figures.notes
+    summary += f" on {figures.images} images, {figures.anomalous} anomalous: {report}"
+    return figures, summary, (*figures.diagnosis, *figures.notes)

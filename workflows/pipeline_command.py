@@ -158,6 +158,7 @@ def _plan(
         out=out,
         weights=request.weights,
         resume=request.resume,
+        drawn_check=request.drawn_check,
         earlier_run=earlier_run,
         trains_extractor=earlier_run is not None and is_asked_for and getattr(config, "extractor", "none") != "none",
         sets_thresholds="threshold" not in skipped,

@@ -125,13 +125,4 @@ def _threshold_notes(thresholds: Thresholds | None, backend: str) -> tuple[str, 
         notes.append(
             f"The threshold was set with the backend {threshold.backend}, and these scores come from {backend}."
         )
-    if (
-        threshold.upper_bound is not None
-        and threshold.false_reject_rate is not None
-        and threshold.upper_bound > threshold.false_reject_rate
-    ):
-        notes.append(
-            f"The threshold was set on {threshold.images} normal images, too few for the rate that was asked for "
-            f"({threshold.false_reject_rate:.2%}); they support {threshold.upper_bound:.2%}."
-        )
     return tuple(notes)

@@ -25,6 +25,9 @@ from flawscope.files import temporary_folder
 OPERATORS = ("Conv", "Gemm", "MatMul")
 """Operators that are quantised: nearly all multiplications are in them."""
 
+_RESAMPLING = "alignment/"
+"""Module whose products resample feature stages: their matrices say places and are no weights."""
+
 _CHUNK = 4
 """Images whose activations are held at a time: all of them together would take gigabytes."""
 
@@ -43,7 +46,7 @@ class Quantiser:
         progress: Told how many images are done.
 
     Attributes:
-        operators: Name of every operator that can be quantised -> its type.
+        operators: Name of every operator that can be quantised -> its type; those that resample stages cannot.
 
     Raises:
         ArgumentError: If there is no image or the method is not known.
@@ -70,7 +73,9 @@ class Quantiser:
         self.operators = {
             node.name: node.op_type
             for node in model.graph.node
-            if node.op_type in OPERATORS and any(name in constants for name in node.input[1:2])
+            if node.op_type in OPERATORS
+            and any(name in constants for name in node.input[1:2])
+            and not node.name.startswith(_RESAMPLING)
         }
         # ONNX Runtime would write its augmented graph into the working folder.
         with temporary_folder() as folder:

@@ -15,6 +15,7 @@ from flawscope.bundle.threshold_overlay import find_overlay, read_overlay
 from flawscope.bundle.threshold_structs import Threshold, ThresholdLimits
 from flawscope.bundle.trust import check_signed_by, signature_of
 from flawscope.bundle.trusted_keys import find_trusted_keys
+from flawscope.drawn_check import describe_check
 from flawscope.errors import BundleError, GateError
 from flawscope.imaging.learned_images import describe_learned
 from flawscope.imaging.tiles import Tiling
@@ -129,6 +130,8 @@ def _facts(manifest: Manifest, signature: str) -> list[tuple[str, str]]:
         ("parity", f"{row.candidate} against {row.reference}: {row.score_max_relative:.1e} on {row.images} images")
         for row in manifest.evidence.parity
     ]
+    if manifest.evidence.drawn is not None:
+        facts.append(("drawn defects", describe_check(manifest.evidence.drawn)))
     facts += [
         ("accuracy", f"{row.when} {row.backend}: " + ", ".join(f"{k} {_number(v)}" for k, v in row.figures.items()))
         for row in manifest.evidence.accuracy

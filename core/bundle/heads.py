@@ -14,10 +14,12 @@ from flawscope import methods
 from flawscope.bundle.ensemble_member import EnsembleMember
 from flawscope.diffusion.reconstruction import MapRule
 from flawscope.diffusion.schedule import Sampling
-from flawscope.ranges import NotNegative, Side, Sigma, Top
+from flawscope.imaging.grid_places import GridPlaces
+from flawscope.ranges import MAX_SIDE, NotNegative, Side, Sigma, Top
 
 Neighbors = Annotated[int, msgspec.Meta(ge=1, le=64)]
 Banks = Annotated[int, msgspec.Meta(ge=1, le=64)]
+Radius = Annotated[int, msgspec.Meta(ge=0, le=MAX_SIDE)]
 
 
 class Head:
@@ -81,6 +83,9 @@ class PatchcoreHead(Head, msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
         banks: Memory banks, each for its own channels of a patch, side by side; a patch's distance is the mean of those
             to all of them.
         foreground: Distances are multiplied with the weights of `flawscope.imaging.patch_foreground`.
+        places: Where the patches lie in the input; None: their grid is centred on it.
+        window: Cells of the grid, along rows and along columns, within which a patch is compared with bank rows; None
+            for the whole bank. Where no row is so near, the nearest places that have rows count.
     """
 
     grid: tuple[Side, Side]
@@ -91,6 +96,8 @@ class PatchcoreHead(Head, msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
     top: Top = 1
     banks: Banks = 1
     foreground: bool = False
+    places: GridPlaces | None = None
+    window: Radius | None = None
 
     @property
     def reweights(self) -> bool:
@@ -120,10 +127,12 @@ class PadimHead(Head, msgspec.Struct, frozen=True, forbid_unknown_fields=True, t
     Attributes:
         grid: Rows and columns of the patch grid.
         sigma: Standard deviation of the map's Gaussian, in input pixels.
+        places: Where the patches lie in the input; None: their grid is centred on it.
     """
 
     grid: tuple[Side, Side]
     sigma: Sigma
+    places: GridPlaces | None = None
 
     def problem(self, size: tuple[int, int]) -> str | None:
         """Return why the head does not fit an input of this height and width, or None if it does."""

@@ -17,6 +17,7 @@ from flawscope.bundle.heads import Head, decode_head
 from flawscope.bundle.region import Region
 from flawscope.bundle.threshold_structs import ThresholdChange, Thresholds
 from flawscope.diffusion.schedule import Sampling
+from flawscope.drawn_check import DrawnCheck
 from flawscope.errors import ArgumentError, BundleError
 from flawscope.imaging.images import Preprocessing
 from flawscope.imaging.learned_images import LearnedImages
@@ -223,11 +224,12 @@ class SamplingChange(_Struct, frozen=True):
 
 
 class Evidence(_Struct, frozen=True):
-    """Measured proof stored in the bundle."""
+    """Measured proof stored in the bundle; `drawn` is the drawn check of the run, null where there was none."""
 
     parity: tuple[Parity, ...] = ()
     accuracy: tuple[Accuracy, ...] = ()
     sampling: tuple[SamplingChange, ...] = ()
+    drawn: DrawnCheck | None = None
 
 
 class Provenance(_Struct, frozen=True):

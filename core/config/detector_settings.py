@@ -18,6 +18,7 @@ from flawscope.config.input_settings import HeldOutSettings, LineInputSettings
 from flawscope.config.loop_settings import LoopSettings, TrainingDataSettings, check_decay
 from flawscope.config.method_settings import MethodConfig, TrainedConfig
 from flawscope.config.setting_parts import check
+from flawscope.ranges import MAX_SIDE
 
 
 class PatchcoreConfig(MethodConfig, frozen=True, kw_only=True, tag_field="method", tag="patchcore"):
@@ -31,6 +32,9 @@ class PatchcoreConfig(MethodConfig, frozen=True, kw_only=True, tag_field="method
             test patch (`seed`), or `none`, which a score of several patches (`top_share`) needs.
         projection: Space of the greedy coreset selection: full (`none`), a sparse random projection of
             Johnson-Lindenstrauss size (`jl`), or as the memory budget allows (`auto`).
+        window: For fixed cameras: a patch is compared only with bank rows from at most so many cells of the patch grid
+            away from its own place, along rows and along columns; null compares it with the whole bank. 3 is a good
+            first value on a grid of 28 x 28; a part may shift by about as many cells.
         memory_budget_mb: Most memory for the patch matrix while fitting, in MiB.
     """
 
@@ -47,6 +51,7 @@ class PatchcoreConfig(MethodConfig, frozen=True, kw_only=True, tag_field="method
     neighbors: int = 9
     reweight: Literal["paper", "seed", "none"] = "paper"
     projection: Literal["auto", "none", "jl"] = "auto"
+    window: int | None = None
     memory_budget_mb: int = 1024
 
     def __post_init__(self) -> None:
@@ -55,6 +60,10 @@ class PatchcoreConfig(MethodConfig, frozen=True, kw_only=True, tag_field="method
         check(0.0 < self.coreset < math.inf, "coreset", "a share up to 1 or a count above 1", self.coreset)
         check(1 <= self.max_bank <= 1_000_000, "max_bank", "1 to 1,000,000", self.max_bank)
         check(1 <= self.neighbors <= 64, "neighbors", "1 to 64", self.neighbors)
+        if self.window is not None:
+            check(0 <= self.window <= MAX_SIDE, "window", f"0 to {MAX_SIDE} cells, or null", self.window)
+            # A place in a tile says nothing of the place in the image.
+            check(self.input.tile is None, "tile", "none with window", self.input.tile)
         check_memory_budget(self.memory_budget_mb)
         # Equation 7 weighs the distance of one patch by its neighbours; a mean of many has none.
         is_one = self.bank.top_share == 0.0
@@ -146,6 +155,8 @@ class StfpmConfig(TrainedConfig, frozen=True, kw_only=True, tag_field="method", 
         weight_decay: Weight decay of SGD.
         loss: `paper`: half the squared distance at each position (equation 3); `seed`: the whole, as if the learning
             rate were doubled.
+        align: Measure where the features of each stage lie in the image, and draw the maps of the stages accordingly;
+            off: every stage is taken as centred on the image.
     """
 
     features: FeatureSettings = FeatureSettings(backbone="resnet18")
@@ -157,6 +168,7 @@ class StfpmConfig(TrainedConfig, frozen=True, kw_only=True, tag_field="method", 
     momentum: float = 0.9
     weight_decay: float = 1e-4
     loss: Literal["paper", "seed"] = "paper"
+    align: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -76,6 +76,8 @@ class PatchSettings(SettingPart, frozen=True, kw_only=True):
         standardize: Standardization of patches, measured on normal images: `none`, `scale` (each channel to unit
             variance), `whiten` (decorrelated, unit variance along the principal axes), or `auto`: `none`, but for
             `scattering` the one that suits the method.
+        align: Measure where the features of each stage lie in the image, and join stages and draw maps accordingly;
+            off: every stage is taken as centred on the image.
         batch_size: Images per forward pass.
         num_workers: Threads that decode and resize images.
     """
@@ -83,6 +85,7 @@ class PatchSettings(SettingPart, frozen=True, kw_only=True):
     upsample: Literal["nearest", "bilinear"] = "nearest"
     # A default per method and backbone: learned features have a meaningful scale, scattering has none.
     standardize: Literal["auto", "none", "scale", "whiten"] = "auto"
+    align: bool = True
     batch_size: int = 8
     num_workers: int = 2
 

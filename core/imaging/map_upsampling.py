@@ -11,15 +11,25 @@ import numpy as np
 import numpy.typing as npt
 
 from flawscope.arrays import Float32Array
+from flawscope.imaging.grid_places import GridPlaces
 
 
 def upsample_matrix(source: int, target: int) -> npt.NDArray[np.float64]:
     """Return the bilinear interpolation matrix [target, source], half-pixel centres, edges repeated."""
-    position = (np.arange(target) + 0.5) * source / target - 0.5
+    return interpolation_matrix((np.arange(target) + 0.5) * source / target - 0.5, source)
+
+
+def interpolation_matrix(position: npt.NDArray[np.float64], source: int) -> npt.NDArray[np.float64]:
+    """Return the matrix [T, source] of the linear interpolation at positions float64 [T]; edges are repeated.
+
+    Args:
+        position: Where values are wanted, in indices of the source; 0 is its first value.
+        source: Number of values.
+    """
     low = np.floor(position).astype(np.int64)
     fraction = position - low
-    matrix = np.zeros((target, source))
-    rows = np.arange(target)
+    matrix = np.zeros((len(position), source))
+    rows = np.arange(len(position))
     # Clipped indices repeat the edge: there both weights fall on one pixel and have to add up to 1.
     np.add.at(matrix, (rows, np.clip(low, 0, source - 1)), 1.0 - fraction)
     np.add.at(matrix, (rows, np.clip(low + 1, 0, source - 1)), fraction)
@@ -49,15 +59,25 @@ def gaussian_matrix(size: int, sigma: float) -> npt.NDArray[np.float64]:
     return matrix
 
 
-def map_matrices(grid: tuple[int, int], size: tuple[int, int], sigma: float) -> tuple[Float32Array, Float32Array]:
+def map_matrices(
+    grid: tuple[int, int], size: tuple[int, int], sigma: float, places: GridPlaces | None = None
+) -> tuple[Float32Array, Float32Array]:
     """Return R [H, h] and Cᵀ [w, W], float32: the anomaly map is R @ patch_map @ Cᵀ.
 
     Args:
         grid: Rows h and columns w of the patch map.
         size: Height H and width W of the anomaly map, in pixels.
         sigma: Standard deviation of the Gaussian, in pixels of the anomaly map.
+        places: Where the patches lie, in pixels of the anomaly map; None: the grid is centred on the image.
     """
+    upsampled = [
+        upsample_matrix(source, target) if places is None else _drawn_matrix(source, target, *places.axis(axis))
+        for axis, (source, target) in enumerate(zip(grid, size, strict=True))
+    ]
     # In float64, rounded once at the end: export and training have to get the same bits.
-    rows = gaussian_matrix(size[0], sigma) @ upsample_matrix(grid[0], size[0])
-    columns = gaussian_matrix(size[1], sigma) @ upsample_matrix(grid[1], size[1])
+    rows, columns = (gaussian_matrix(side, sigma) @ matrix for side, matrix in zip(size, upsampled, strict=True))
     return rows.astype(np.float32), np.ascontiguousarray(columns.T, dtype=np.float32)
+
+
+def _drawn_matrix(source: int, target: int, start: float, step: float) -> npt.NDArray[np.float64]:
+    return interpolation_matrix((np.arange(target) - start) / step, source)

@@ -27,6 +27,11 @@ int flawscope_cuda_nearest(const void*, const void*, int, int64_t, int64_t, cons
     return FLAWSCOPE_NO_CUDA;
 }
 
+int flawscope_cuda_windows_nearest(const float*, int64_t, int64_t, const int64_t*, int64_t, int64_t, const int32_t*,
+                                   const void*, int, int64_t, float*, int64_t*, void*) {
+    return FLAWSCOPE_NO_CUDA;
+}
+
 int flawscope_cuda_mahalanobis(const float*, const float*, int64_t, int64_t, const float*, int64_t, float*, void*) {
     return FLAWSCOPE_NO_CUDA;
 }

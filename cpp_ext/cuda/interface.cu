@@ -139,6 +139,24 @@ int flawscope_cuda_nearest(const void* packed, const void* rows, int rows_dtype,
                             static_cast<cudaStream_t>(stream)));
 }
 
+int flawscope_cuda_windows_nearest(const float* rows, int64_t m, int64_t d, const int64_t* starts, int64_t height,
+                                   int64_t width, const int32_t* reach, const void* queries, int dtype, int64_t n,
+                                   float* squared, int64_t* found, void* stream) {
+    // In this order: height · width cannot overflow once sizes_ok has said yes.
+    if (rows == nullptr || !sizes_ok(m, d) || m > kMaxRows || starts == nullptr || reach == nullptr ||
+        !sizes_ok(height, width) || height * width > kMaxRows || !dtype_ok(dtype) || n < 0) {
+        return FLAWSCOPE_BAD_ARGUMENT;
+    }
+    if (n == 0) return FLAWSCOPE_OK;
+    const int64_t places = height * width;
+    if (queries == nullptr || squared == nullptr || found == nullptr || !sizes_ok(places, d) ||
+        !sizes_ok(n, places * d) || n > kMaxBlocks / places) {
+        return FLAWSCOPE_BAD_ARGUMENT;
+    }
+    return status_of(windows_launch(rows, d, {starts, reach, height, width}, {queries, dtype == FLAWSCOPE_FLOAT16}, n,
+                                    squared, found, static_cast<cudaStream_t>(stream)));
+}
+
 int flawscope_cuda_mahalanobis(const float* mean, const float* whitening, int64_t p, int64_t d, const float* features,
                                int64_t n, float* squared, void* stream) {
     // In this order: p · d cannot overflow once sizes_ok(p, d) has said yes.

@@ -25,6 +25,15 @@ cudaError_t search_launch(const Bank& bank, const Plan& plan, const Workspace& w
 cudaError_t finish_launch(const Bank& bank, Matrix rows, Matrix queries, const Plan& plan, const Workspace& workspace,
                           int k, float* squared, int64_t* found, cudaStream_t stream);
 
+// window.cu
+struct Windows {
+    const int64_t* starts;  // [height · width + 1]: first row of every place
+    const int32_t* reach;   // [height · width]: cells that a patch of the place looks in each direction
+    int64_t height, width;
+};
+cudaError_t windows_launch(const float* rows, int64_t d, const Windows& windows, Matrix queries, int64_t images,
+                           float* squared, int64_t* found, cudaStream_t stream);
+
 // mahalanobis.cu
 cudaError_t mahalanobis_launch(const float* mean, const float* whitening, int64_t p, int64_t d, const float* features,
                                int64_t n, float* squared, cudaStream_t stream);

@@ -12,9 +12,13 @@
 #include "memory.h"
 #include "nearest.h"
 #include "threads.h"
+#include "window.h"
 
 struct flawscope_bank {
     flawscope::Bank bank;
+};
+struct flawscope_windows {
+    flawscope::Windows windows;
 };
 struct flawscope_gaussians {
     flawscope::Gaussians gaussians;
@@ -130,6 +134,46 @@ int flawscope_nearest_rows(const float* bank, int64_t m, int64_t d, const void* 
     return guarded([&] {
         flawscope::search_rows(*kernels, bank, m, {queries, dtype == FLAWSCOPE_FLOAT16, n, d}, k, threads, squared,
                                rows);
+        return FLAWSCOPE_OK;
+    });
+}
+
+int flawscope_windows_create(const float* rows, int64_t m, int64_t d, const int64_t* starts, int64_t height,
+                             int64_t width, const int32_t* reach, int threads, flawscope_windows** out) {
+    const flawscope::Kernels* kernels = flawscope::active_kernels();
+    if (kernels == nullptr || rows == nullptr || starts == nullptr || reach == nullptr || out == nullptr ||
+        !sizes_ok(m, d) || m > kMaxRows || !sizes_ok(height, width) || height * width > kMaxRows || threads < 0) {
+        return FLAWSCOPE_BAD_ARGUMENT;
+    }
+    const int64_t places = height * width;
+    if (starts[0] != 0 || starts[places] != m || !std::is_sorted(starts, starts + places + 1) ||
+        std::any_of(reach, reach + places, [](int32_t cells) { return cells < 0; })) {
+        return FLAWSCOPE_BAD_ARGUMENT;
+    }
+    return guarded([&] {
+        *out = new flawscope_windows{flawscope::Windows(*flawscope::kernels_for_windows(kernels), rows, m, d, starts,
+                                                        height, width, reach, threads)};
+        return FLAWSCOPE_OK;
+    });
+}
+
+void flawscope_windows_destroy(flawscope_windows* windows) { delete windows; }
+int64_t flawscope_windows_bytes(const flawscope_windows* windows) { return windows->windows.bytes(); }
+int64_t flawscope_windows_computed(const flawscope_windows* windows) { return windows->windows.computed; }
+
+int flawscope_windows_nearest(const flawscope_windows* windows, const void* queries, int dtype, int64_t images,
+                              int threads, float* squared, int64_t* rows) {
+    if (windows == nullptr || images < 0 || threads < 0) return FLAWSCOPE_BAD_ARGUMENT;
+    const flawscope::Windows& w = windows->windows;
+    if (images == 0) return FLAWSCOPE_OK;
+    if (queries == nullptr || squared == nullptr || rows == nullptr ||
+        (dtype != FLAWSCOPE_FLOAT32 && dtype != FLAWSCOPE_FLOAT16) || !sizes_ok(images, w.places()) ||
+        !sizes_ok(images * w.places(), w.bank.d)) {
+        return FLAWSCOPE_BAD_ARGUMENT;
+    }
+    return guarded([&] {
+        flawscope::search_windows(w, {queries, dtype == FLAWSCOPE_FLOAT16, images * w.places(), w.bank.d}, threads,
+                                  squared, rows);
         return FLAWSCOPE_OK;
     });
 }

@@ -169,6 +169,65 @@ private:
     bool kept_ = false;
 };
 
+// A bank with windows; it keeps the array of its rows alive, as `Bank` does. `starts` and `reach` were checked in Python.
+class Windows {
+public:
+    Windows(Array rows, nb::ndarray<const int64_t, nb::c_contig> starts,
+            nb::ndarray<const int32_t, nb::ndim<2>, nb::c_contig> reach, int threads) {
+        check(rows, "rows", {-1, -1}, "MD");
+        channels_ = static_cast<int64_t>(rows.shape(1));
+        const int64_t height = static_cast<int64_t>(reach.shape(0)), width = static_cast<int64_t>(reach.shape(1));
+        places_ = height * width;
+        check_room(starts, places_ + 1, "starts");
+        flawscope_windows* made = nullptr;
+        int status;
+        {
+            nb::gil_scoped_release release;
+            status = flawscope_windows_create(static_cast<const float*>(rows.data()),
+                                              static_cast<int64_t>(rows.shape(0)), channels_, starts.data(), height,
+                                              width, reach.data(), threads, &made);
+        }
+        if (status == FLAWSCOPE_NOT_FINITE) {
+            throw ArgumentError("rows: expected finite rows with squared norms below 2^126, got NaN, infinite or larger "
+                                "values. Is the bank damaged?");
+        }
+        raise_for(status, "windows");
+        windows_.reset(made);
+        source_ = rows;
+    }
+
+    void nearest(Array queries, int threads, nb::ndarray<float, nb::c_contig> squared,
+                 nb::ndarray<int64_t, nb::c_contig> rows) const {
+        check(queries, "queries", {-1, channels_}, "ND", true, true);
+        const int64_t n = static_cast<int64_t>(queries.shape(0));
+        if (n % places_ != 0) {
+            throw ArgumentError("queries: expected whole images of " + std::to_string(places_) + " patches, got " +
+                                std::to_string(n) + " patches.");
+        }
+        check_room(squared, n, "squared");
+        check_room(rows, n, "rows");
+        int status;
+        {
+            nb::gil_scoped_release release;
+            status = flawscope_windows_nearest(windows_.get(), queries.data(),
+                                               is_half(queries) ? FLAWSCOPE_FLOAT16 : FLAWSCOPE_FLOAT32, n / places_,
+                                               threads, squared.data(), rows.data());
+        }
+        raise_for(status, "nearest");
+    }
+
+    int64_t bytes() const { return flawscope_windows_bytes(windows_.get()); }
+    int64_t computed() const { return flawscope_windows_computed(windows_.get()); }
+
+private:
+    struct Destroy {
+        void operator()(flawscope_windows* windows) const { flawscope_windows_destroy(windows); }
+    };
+    Array source_;  // before windows_, which reads it
+    std::unique_ptr<flawscope_windows, Destroy> windows_;
+    int64_t channels_ = 0, places_ = 0;
+};
+
 void nearest_rows(Array queries, Array bank, int k, int threads, nb::ndarray<float, nb::c_contig> squared,
                   nb::ndarray<int64_t, nb::c_contig> rows) {
     check(bank, "bank", {-1, -1}, "MD");
@@ -321,6 +380,13 @@ void bind_cpu(nb::module_& m) {
         .def_prop_ro("unproved_share", &Bank::unproved_share)
         .def_prop_ro("nbytes", &Bank::bytes)
         .def_prop_ro("simd_level", &Bank::simd_level);
+    nb::class_<Windows>(m, "Windows")
+        .def(nb::init<Array, nb::ndarray<const int64_t, nb::c_contig>,
+                      nb::ndarray<const int32_t, nb::ndim<2>, nb::c_contig>, int>(),
+             "rows"_a, "starts"_a, "reach"_a, "threads"_a)
+        .def("nearest", &Windows::nearest, "queries"_a, "threads"_a, "squared"_a, "rows"_a)
+        .def_prop_ro("nbytes", &Windows::bytes)
+        .def_prop_ro("computed", &Windows::computed);
     m.def("nearest_rows", &nearest_rows, "queries"_a, "bank"_a, "k"_a, "threads"_a, "squared"_a, "rows"_a);
     m.def("kcenter_greedy", &kcenter_greedy, "features"_a, "count"_a, "first"_a, "threads"_a, "progress"_a.none(),
           "chosen"_a);

@@ -25,6 +25,7 @@ namespace {
     DO(cuda_bank_check)             \
     DO(cuda_nearest_bytes)          \
     DO(cuda_nearest)                \
+    DO(cuda_windows_nearest)        \
     DO(cuda_mahalanobis)            \
     DO(cuda_kcenter_bytes)          \
     DO(cuda_kcenter_greedy)
@@ -123,6 +124,13 @@ public:
              Address{found}, Address{stream});
     }
 
+    void windows_nearest(uintptr_t rows, int64_t m, int64_t d, uintptr_t starts, int64_t height, int64_t width,
+                         uintptr_t reach, uintptr_t queries, const std::string& dtype, int64_t n, uintptr_t squared,
+                         uintptr_t found, uintptr_t stream) const {
+        call("windows_nearest", functions_.cuda_windows_nearest, Address{rows}, m, d, Address{starts}, height, width,
+             Address{reach}, Address{queries}, dtype_of(dtype), n, Address{squared}, Address{found}, Address{stream});
+    }
+
     void mahalanobis(uintptr_t mean, uintptr_t whitening, int64_t p, int64_t d, uintptr_t features, int64_t n,
                      uintptr_t squared, uintptr_t stream) const {
         call("mahalanobis", functions_.cuda_mahalanobis, Address{mean}, Address{whitening}, p, d, Address{features}, n,
@@ -187,6 +195,9 @@ void bind_cuda(nb::module_& m) {
         .def("nearest", &CudaKernels::nearest, "packed"_exact, "rows"_exact, "rows_dtype"_exact, "m"_exact, "d"_exact,
              "queries"_exact, "dtype"_exact, "n"_exact, "k"_exact, "rerank"_exact, "workspace"_exact,
              "workspace_bytes"_exact, "squared"_exact, "found"_exact, "stream"_exact)
+        .def("windows_nearest", &CudaKernels::windows_nearest, "rows"_exact, "m"_exact, "d"_exact, "starts"_exact,
+             "height"_exact, "width"_exact, "reach"_exact, "queries"_exact, "dtype"_exact, "n"_exact, "squared"_exact,
+             "found"_exact, "stream"_exact)
         .def("mahalanobis", &CudaKernels::mahalanobis, "mean"_exact, "whitening"_exact, "p"_exact, "d"_exact,
              "features"_exact, "n"_exact, "squared"_exact, "stream"_exact)
         .def("kcenter_bytes", &CudaKernels::kcenter_bytes, "n"_exact, "count"_exact)

@@ -33,6 +33,9 @@ struct SearchBlock {
     const float* limits;
     int32_t* counts;  // rows found; more than `capacity` where some had no room
     int64_t capacity;
+    // Not null, k = 1 alone and without `limits`: bits of the lanes that count, [panels][tiles][queries of a tile]. A tile
+    // for which no lane of a panel counts is passed over. The AMX loop takes none: see `kernels_for_windows`.
+    const uint32_t* allowed;
 };
 
 enum class Storage : int { kFloat32 = 0, kFloat16 = 1, kInt8 = 2 };
@@ -99,6 +102,8 @@ const Kernels* kernels_neon();
 
 // The level in use: the best one, or the one that FLAWSCOPE_SIMD names; null where that one is not to be had.
 const Kernels* active_kernels();
+// The level that masks lanes where `kernels` cannot, or `kernels` itself.
+const Kernels* kernels_for_windows(const Kernels* kernels);
 bool choose_kernels(const char* name);
 const Kernels* kernels_at(int i);
 

@@ -59,6 +59,14 @@ const Kernels* kernels_at(int i) {
     return i >= 0 && i < count ? found[i] : nullptr;
 }
 
+const Kernels* kernels_for_windows(const Kernels* kernels) {
+#if defined(FLAWSCOPE_HAS_AMX)
+    // Every processor with AMX has VNNI. Its own loop takes panels four at a time, which few windows fill.
+    if (kernels == kernels_avx512amx()) return kernels_avx512vnni();
+#endif
+    return kernels;
+}
+
 bool choose_kernels(const char* name) {
     for (int i = 0; const Kernels* level = kernels_at(i); ++i) {
         if (std::strcmp(level->name, name) == 0) {

@@ -214,16 +214,19 @@ void search_below(const Bank& bank, const Open& open, int k, int workers, Open& 
 
 }  // namespace
 
-namespace {
-
-// The bits that number all panels, or none where they would take too many of a value's.
-int32_t tag_mask(int64_t panels) {
+int32_t screen_tag_mask(int64_t panels) {
     int bits = 1;
     while (int64_t{1} << bits < panels) ++bits;
     return bits <= kMostTagBits ? (1 << bits) - 1 : 0;
 }
 
-}  // namespace
+bool write_proved(const Bank& bank, const Tiles& tiles, int64_t q, State& state, float* squared, int64_t* row) {
+    Nearest nearest(1);
+    float below;
+    if (tiles.usable(q) && !prove(bank, tiles.query(q), tiles, q, state, 1, 1, nearest, &below)) return false;
+    nearest.write(squared, row);
+    return true;
+}
 
 bool screen_pays(const Bank& bank, int k) {
     // More than one neighbour mostly takes the second search of the screen too.
@@ -240,7 +243,7 @@ void search_screened(const Bank& bank, const Queries& queries, int64_t first, in
     {
         Tiles tiles(kernels, Storage::kInt8, queries, first, count);
         const int64_t cuts = cuts_for(tiles, bank.screen, panels, workers);
-        State state(kernels, tiles, cuts, 1, true, tag_mask(panels));
+        State state(kernels, tiles, cuts, 1, true, screen_tag_mask(panels));
         const auto finish = [&](int64_t begin, int64_t end) {
             for (int64_t q = begin; q < end; ++q) {
                 Nearest nearest(k);

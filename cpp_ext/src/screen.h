@@ -10,6 +10,7 @@
 
 #include "bank.h"
 #include "nearest.h"
+#include "tiles.h"
 
 namespace flawscope {
 
@@ -19,5 +20,12 @@ bool screen_pays(const Bank& bank, int k);
 // The k nearest rows of queries [first, first + count), by (Σ(q − m)², row).
 void search_screened(const Bank& bank, const Queries& queries, int64_t first, int64_t count, int k, int workers,
                      float* squared, int64_t* rows);
+
+// The bits that number all panels in the values of a State, or none where they would take too many of a value's.
+int32_t screen_tag_mask(int64_t panels);
+
+// Write the nearest row of query `q` where the least and second least values of the screen in `state` prove it, or NaN
+// and −1 for a query without a distance. False, and nothing written, where they do not.
+bool write_proved(const Bank& bank, const Tiles& tiles, int64_t q, State& state, float* squared, int64_t* row);
 
 }  // namespace flawscope

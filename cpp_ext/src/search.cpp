@@ -5,9 +5,7 @@
 #endif
 
 namespace flawscope {
-namespace {
 
-// Half the second-level cache.
 int64_t half_cache() {
 #if defined(_SC_LEVEL2_CACHE_SIZE)
     // 0 or −1 where the system does not say, as on Arm and in some containers. Only time depends on it.
@@ -17,8 +15,6 @@ int64_t half_cache() {
 #endif
     return std::max<int64_t>(256 << 10, std::min<int64_t>(size / 2, 4 << 20));
 }
-
-}  // namespace
 
 int64_t run_count(const Tiles& tiles, const Panels& panels, int threads) {
     // A bank that stays in the cache can be read again for every few tiles: short tasks end at the same time.
@@ -61,6 +57,7 @@ void search_share(const Kernels& kernels, const Panels& panels, int64_t first, i
     block.limits = nullptr;
     block.counts = nullptr;
     block.capacity = 0;
+    block.allowed = nullptr;
     kernels.search[static_cast<int>(panels.storage)](block);
 }
 

@@ -19,6 +19,9 @@ namespace flawscope {
 
 constexpr int64_t kStateBytes = 16 << 20;  // candidates held at a time: bounds the memory of many queries
 
+// Half the second-level cache, in bytes.
+int64_t half_cache();
+
 // Runs of tiles of equal length, as many as keep all threads at work.
 int64_t run_count(const Tiles& tiles, const Panels& panels, int threads);
 

@@ -147,8 +147,16 @@ FLAWSCOPE_INLINE Vec scale_of(const SearchBlock& s, int64_t query) {
     return broadcast(sizeof(T) == 1 ? -2.0f * s.query_factors[query] : -2.0f);
 }
 
-template <class T, Keep kKeep>
-FLAWSCOPE_INLINE void take(const SearchBlock& s, const Vec (&dot)[kTileRows][2], int64_t panel, int64_t first_query) {
+// Masked lanes get a value that no row has. Not infinity where it is tagged, which would be NaN.
+template <Keep kKeep>
+FLAWSCOPE_INLINE Vec masked(Vec distance, uint32_t allowed) {
+    return select(lanes_of(allowed), distance, broadcast(kKeep == Keep::kTagged ? 3.4028234e+38f : __builtin_inff()));
+}
+
+// `allowed`: lanes that count for each query of the tile, with kMasked.
+template <class T, Keep kKeep, bool kMasked>
+FLAWSCOPE_INLINE void take(const SearchBlock& s, const Vec (&dot)[kTileRows][2], int64_t panel, int64_t first_query,
+                           const uint32_t* allowed) {
     constexpr bool kSecond = kKeep == Keep::kTwoMinima;
     const int64_t first_row = (s.first_panel + panel) * kPanel;
     const Vec norm[2] = {load(s.norms + panel * kPanel), load(s.norms + panel * kPanel + kLanes)};
@@ -157,7 +165,8 @@ FLAWSCOPE_INLINE void take(const SearchBlock& s, const Vec (&dot)[kTileRows][2],
         const int64_t query = first_query + r;
         const Vec scale = scale_of<T>(s, query);
         unrolled<2>(FLAWSCOPE_EACH(v) {
-            const Vec distance = distance_of(dot[r][v], scale, norm[v]);
+            Vec distance = distance_of(dot[r][v], scale, norm[v]);
+            if constexpr (kMasked) distance = masked<kKeep>(distance, allowed[r] >> v * kLanes);
             if constexpr (kKeep == Keep::kBelow) {
                 take_below(distance, first_row + v * kLanes, broadcast(s.limits[query]), s.capacity, s.counts + query,
                            s.where + query * s.capacity);
@@ -182,21 +191,38 @@ FLAWSCOPE_INLINE void take(const SearchBlock& s, const Vec (&dot)[kTileRows][2],
     });
 }
 
-template <class T, Keep kKeep>
+FLAWSCOPE_INLINE bool any_of_tile(const uint32_t* allowed) {
+    uint32_t any = 0;
+    for (int r = 0; r < kTileRows; ++r) any |= allowed[r];
+    return any != 0;
+}
+
+template <class T, Keep kKeep, bool kMasked = false>
 void search_keeping(const SearchBlock& s) {
     for (int64_t p = 0; p < s.panel_count; ++p) {
         const char* panel = static_cast<const char*>(s.panels) + p * s.panel_bytes;
         for (int64_t t = 0; t < s.tile_count; ++t) {
+            const uint32_t* allowed = kMasked ? s.allowed + (p * s.tile_count + t) * kTileRows : nullptr;
+            if (kMasked && !any_of_tile(allowed)) continue;
             const char* tile = static_cast<const char*>(s.tiles) + t * s.tile_bytes;
             Vec dot[kTileRows][2];
             products(s, tile, reinterpret_cast<const T*>(panel), s.depth, p * kPanel, dot);
-            take<T, kKeep>(s, dot, p, t * kTileRows);
+            take<T, kKeep, kMasked>(s, dot, p, t * kTileRows, allowed);
         }
     }
 }
 
 template <class T>
 void search(const SearchBlock& s) {
+    if constexpr (sizeof(T) != 2) {  // nothing searches windows of halves
+        if (s.allowed != nullptr) {
+            switch (keep_of(s)) {
+                case Keep::kTwoMinima: return search_keeping<T, Keep::kTwoMinima, true>(s);
+                case Keep::kTagged: return search_keeping<T, Keep::kTagged, true>(s);
+                default: return search_keeping<T, Keep::kMinimum, true>(s);
+            }
+        }
+    }
     switch (keep_of(s)) {
         case Keep::kMinimum: return search_keeping<T, Keep::kMinimum>(s);
         case Keep::kTwoMinima: return search_keeping<T, Keep::kTwoMinima>(s);

@@ -45,6 +45,7 @@ FLAWSCOPE_INLINE Vec divide(Vec a, Vec b) { return a / b; }
 FLAWSCOPE_INLINE IVec round_to_int(Vec a) { return static_cast<int32_t>((a + 12582912.0f) - 12582912.0f); }
 FLAWSCOPE_INLINE Mask less(Vec a, Vec b) { return a < b; }
 FLAWSCOPE_INLINE uint32_t bits(Mask m) { return m; }
+FLAWSCOPE_INLINE Mask lanes_of(uint32_t bits) { return (bits & 1u) != 0; }  // the opposite of `bits`
 FLAWSCOPE_INLINE Vec select(Mask m, Vec yes, Vec no) { return m ? yes : no; }
 FLAWSCOPE_INLINE IVec load_i(const int32_t* p) { return *p; }
 FLAWSCOPE_INLINE void store_i(int32_t* p, IVec a) { *p = a; }
@@ -125,6 +126,7 @@ FLAWSCOPE_INLINE Vec divide(Vec a, Vec b) { return _mm512_div_ps(a, b); }
 FLAWSCOPE_INLINE IVec round_to_int(Vec a) { return (IVec)_mm512_cvtps_epi32(a); }
 FLAWSCOPE_INLINE Mask less(Vec a, Vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
 FLAWSCOPE_INLINE uint32_t bits(Mask m) { return m; }
+FLAWSCOPE_INLINE Mask lanes_of(uint32_t bits) { return static_cast<__mmask16>(bits); }
 FLAWSCOPE_INLINE Vec select(Mask m, Vec yes, Vec no) { return _mm512_mask_mov_ps(no, m, yes); }
 FLAWSCOPE_INLINE IVec load_i(const int32_t* p) { return (IVec)_mm512_loadu_si512(p); }
 FLAWSCOPE_INLINE void store_i(int32_t* p, IVec a) { _mm512_storeu_si512(p, (__m512i)a); }
@@ -205,6 +207,11 @@ FLAWSCOPE_INLINE Vec divide(Vec a, Vec b) { return _mm256_div_ps(a, b); }
 FLAWSCOPE_INLINE IVec round_to_int(Vec a) { return (IVec)_mm256_cvtps_epi32(a); }
 FLAWSCOPE_INLINE Mask less(Vec a, Vec b) { return _mm256_cmp_ps(a, b, _CMP_LT_OQ); }
 FLAWSCOPE_INLINE uint32_t bits(Mask m) { return static_cast<uint32_t>(_mm256_movemask_ps(m)); }
+FLAWSCOPE_INLINE Mask lanes_of(uint32_t bits) {
+    const __m256i lane = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+    const __m256i here = _mm256_and_si256(_mm256_set1_epi32(static_cast<int32_t>(bits)), lane);
+    return _mm256_castsi256_ps(_mm256_cmpeq_epi32(here, lane));
+}
 FLAWSCOPE_INLINE Vec select(Mask m, Vec yes, Vec no) { return _mm256_blendv_ps(no, yes, m); }
 FLAWSCOPE_INLINE IVec load_i(const int32_t* p) {
     return (IVec)_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
@@ -264,6 +271,10 @@ FLAWSCOPE_INLINE Mask less(Vec a, Vec b) { return vcltq_f32(a, b); }
 FLAWSCOPE_INLINE uint32_t bits(Mask m) {
     const uint32x4_t place = {1u, 2u, 4u, 8u};
     return vaddvq_u32(vandq_u32(m, place));
+}
+FLAWSCOPE_INLINE Mask lanes_of(uint32_t bits) {
+    const uint32x4_t place = {1u, 2u, 4u, 8u};
+    return vtstq_u32(vdupq_n_u32(bits), place);
 }
 FLAWSCOPE_INLINE Vec select(Mask m, Vec yes, Vec no) { return vbslq_f32(m, yes, no); }
 FLAWSCOPE_INLINE IVec load_i(const int32_t* p) { return vld1q_s32(p); }

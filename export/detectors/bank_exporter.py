@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,15 +14,17 @@ import safetensors.numpy
 
 from flawscope.arrays import Float32Array, UInt8Array
 from flawscope.bank_names import bank_names, norm_names
-from flawscope.bundle import BankHead, PadimHead, PatchcoreHead
-from flawscope.config import PatchcoreConfig
-from flawscope.export.detectors import head_nodes, reference_scores
+from flawscope.bundle import BankHead
+from flawscope.export.detectors import head_nodes
 from flawscope.export.detectors.head_nodes import BankFile
 from flawscope.export.exporter import ExportedGraphs
 from flawscope.export.graph_files import INLINE_LIMIT, write_graph
 from flawscope.export.onnx_trace import export_module
+from flawscope.imaging.grid_places import GridPlaces
+from flawscope.training.detectors import torch_scores
 from flawscope.training.detectors.detector_run import Run
-from flawscope.training.detectors.patchcore import top_count
+from flawscope.training.detectors.padim import padim_head
+from flawscope.training.detectors.patchcore import patchcore_head
 from flawscope.training.features.patch_features import PatchFeatures
 
 BANK = "bank.safetensors"
@@ -33,15 +35,15 @@ class BankExporter:
     """Exports a method whose head works on patches and stored tensors; see `Exporter` for the contract.
 
     Attributes:
-        make_head: `(run) -> head` from the run's settings.
+        make_head: `(settings, patch grid, places of the patches) -> head`.
         nodes: Appends the head to the feature graph; see `head_nodes.append_head`.
-        distances: The same head by plain torch; see `reference_scores.torch_scores`.
+        distances: The same head by plain torch; see `torch_scores.torch_scores`.
         more_tensors: `(tensors of the run) -> further tensors` that the graph needs.
     """
 
-    make_head: Callable[[Run], BankHead]
+    make_head: Callable[[Any, tuple[int, int], GridPlaces | None], BankHead]
     nodes: head_nodes.WriteHead
-    distances: reference_scores.Distances
+    distances: torch_scores.Distances
     more_tensors: Callable[[Mapping[str, npt.NDArray[Any]]], dict[str, npt.NDArray[Any]]] = lambda tensors: {}
     graph_words = "score.onnx, cpu"
     other_paths = ("kernel",)
@@ -54,7 +56,7 @@ class BankExporter:
 
     def head(self, run: Run, images: Sequence[UInt8Array]) -> BankHead:
         """Return the head; it needs no measurement on images."""
-        return self.make_head(run)
+        return self.make_head(run.record.config, run.record.grid, run.fitted.finest_places)
 
     def graphs(self, run: Run, head: BankHead, scratch: Path, max_batch: int) -> ExportedGraphs:
         """Write the bank, `features.onnx`, and `score.onnx`."""
@@ -83,27 +85,7 @@ class BankExporter:
         """Return maps and scores by plain torch."""
         module: PatchFeatures = run.module
         size = run.record.config.preprocessing.size
-        return reference_scores.torch_scores(module, head, run.fitted.tensors, size, images, self.distances)
-
-
-def _patchcore_head(run: Run) -> PatchcoreHead:
-    config = cast("PatchcoreConfig", run.record.config)
-    grid = run.record.grid
-    return PatchcoreHead(
-        grid,
-        config.neighbors,
-        config.reweight,
-        config.maps.sigma,
-        metric=config.bank.metric,
-        top=top_count(config.bank.top_share, grid[0] * grid[1]),
-        banks=config.banks,
-        foreground=config.bank.foreground,
-    )
-
-
-def _padim_head(run: Run) -> PadimHead:
-    config: Any = run.record.config
-    return PadimHead(run.record.grid, config.maps.sigma)
+        return torch_scores.torch_scores(module, head, run.fitted.tensors, size, images, self.distances)
 
 
 def _row_norms(tensors: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
@@ -115,5 +97,5 @@ def _row_norms(tensors: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray
     }
 
 
-PATCHCORE = BankExporter(_patchcore_head, head_nodes.patchcore_nodes, reference_scores.patchcore_distances, _row_norms)
-PADIM = BankExporter(_padim_head, head_nodes.padim_nodes, reference_scores.padim_distances)
+PATCHCORE = BankExporter(patchcore_head, head_nodes.patchcore_nodes, torch_scores.patchcore_distances, _row_norms)
+PADIM = BankExporter(padim_head, head_nodes.padim_nodes, torch_scores.padim_distances)

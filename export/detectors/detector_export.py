@@ -130,7 +130,7 @@ def _export(
         parity, golden = _gate(run, exporter, head, candidate, images, samples)
     progress("exporting", 4, steps)
     manifest = msgspec.structs.replace(
-        manifest, golden=tuple(entry for entry, _ in golden), evidence=Evidence(parity=parity)
+        manifest, golden=tuple(entry for entry, _ in golden), evidence=Evidence(parity=parity, drawn=run.record.drawn)
     )
     sources |= {entry.file: data for entry, data in golden}
     if wanted is not None and wanted.precisions:

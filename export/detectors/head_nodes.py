@@ -22,8 +22,9 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from flawscope.bank_names import bank_names, norm_names
+from flawscope.bank_names import bank_names, norm_names, place_names
 from flawscope.bundle import BankHead, PadimHead, PatchcoreHead
+from flawscope.cpp_ext.window import place_starts, window_reach
 from flawscope.imaging.map_upsampling import map_matrices
 
 BLOCK_ELEMENTS = 1 << 24
@@ -38,13 +39,20 @@ class BankFile:
             # safetensors: length of the header as uint64, the header as JSON, then the data; offsets count from there.
             (length,) = struct.unpack("<Q", file.read(8))
             header = json.loads(file.read(length))
-        self.name = path.name
+        self.name, self._path = path.name, path
         self._start = 8 + length
         self._entries = {key: value for key, value in header.items() if key != "__metadata__"}
 
     def shape(self, tensor: str) -> tuple[int, ...]:
         """Return the shape of a stored tensor."""
         return tuple(self._entries[tensor]["shape"])
+
+    def integers(self, tensor: str) -> npt.NDArray[np.int64]:
+        """Return a stored tensor of int64."""
+        first, last = self._entries[tensor]["data_offsets"]
+        with self._path.open("rb") as file:
+            file.seek(self._start + first)
+            return np.frombuffer(file.read(last - first), np.int64).reshape(self.shape(tensor))
 
     def initializer(self, tensor: str, name: str) -> TensorProto:
         """Return an initializer that refers to a stored tensor."""
@@ -143,7 +151,7 @@ def append_head(
 
 def _map(nodes: HeadNodes, distances: str, head: BankHead, size: tuple[int, int]) -> None:
     """Distances [N·P] or [N, P] → anomaly_map, as the two matrix products of `map_upsampling`."""
-    rows, columns = map_matrices(head.grid, size, head.sigma)
+    rows, columns = map_matrices(head.grid, size, head.sigma, head.places)
     grid = nodes.add("Reshape", [distances, nodes.axes(-1, *head.grid)], "grid")
     # R · A · Cᵀ from the left, in this order: the other one rounds differently.
     tall = nodes.add("MatMul", [nodes.constant(rows, "map_rows"), grid], "tall")
@@ -190,7 +198,8 @@ def _bank_distances(
     mark = f"_of_{number}" if number else ""
     whole = nodes.external(bank.initializer(name, name))
     norms = nodes.external(bank.initializer(norm_name, norm_name))
-    index = _nearest_rows(nodes, queries, whole, norms, bank.shape(name)[0], block, mark)
+    mask = None if head.window is None else _window_mask(nodes, head, bank, number, mark)
+    index = _nearest_rows(nodes, queries, whole, norms, bank.shape(name)[0], block, mark, mask)
     matched = nodes.add("Reshape", [index, nodes.axes(-1)], f"matched{mark}")
     # The product form loses digits where distances are small beside norms: the winner's distance is taken again.
     neighbour = nodes.add("Gather", [whole, matched], f"neighbour{mark}", axis=0)
@@ -237,7 +246,52 @@ def _by_metric(nodes: HeadNodes, head: PatchcoreHead, squared: str, output: str)
     return nodes.add("Mul", [squared, nodes.constant(np.array(0.5, np.float32), f"half_{output}")], output)
 
 
-def _nearest_rows(nodes: HeadNodes, queries: str, bank: str, norms: str, rows: int, block: int, mark: str) -> str:
+Mask = Callable[[str, int, int], str]
+"""`(products [N·P, B], first row, last row + 1) -> products` with infinity for rows that do not count for a patch."""
+
+
+def _window_mask(nodes: HeadNodes, head: PatchcoreHead, bank: BankFile, number: int, mark: str) -> Mask:
+    """Return what makes the products of rows from beyond the window of a patch infinite.
+
+    Everything but the products is constant, so a runtime computes it once: a mask [P, M] of one byte an element.
+    """
+    assert head.window is not None
+    name = place_names(head.banks)[number]
+    positions = head.grid[0] * head.grid[1]
+    reach = window_reach(place_starts(bank.integers(name), head.grid), head.grid, head.window)
+    # float32, in which TensorRT compares too: whole numbers up to 8,192 are exact.
+    own = [
+        nodes.constant(axis.reshape(positions, 1).astype(np.float32), f"window_{side}{mark}")
+        for side, axis in zip(("rows", "columns"), np.indices(head.grid), strict=True)
+    ]
+    reachable = nodes.constant(reach.reshape(positions, 1).astype(np.float32), f"window_reach{mark}")
+    infinite = nodes.constant(np.array(np.inf, np.float32), f"window_infinite{mark}")
+    stored = nodes.external(bank.initializer(name, name))
+    places = nodes.add("Cast", [stored], f"window_places{mark}", to=TensorProto.FLOAT)
+    of_rows = nodes.add("Transpose", [places], f"window_of_rows{mark}", perm=[1, 0])
+
+    def mask(product: str, start: int, stop: int) -> str:
+        away = []
+        for axis, side in enumerate(("down", "along")):
+            bounds = nodes.axes(axis, start), nodes.axes(axis + 1, stop), nodes.axes(0, 1)
+            theirs = nodes.add("Slice", [of_rows, *bounds], f"window_{side}_places_{start}{mark}")
+            signed = nodes.add("Sub", [own[axis], theirs], f"window_{side}_signed_{start}{mark}")
+            away.append(nodes.add("Abs", [signed], f"window_{side}_{start}{mark}"))
+        farthest = nodes.add("Max", away, f"window_away_{start}{mark}")
+        outside = nodes.add("Greater", [farthest, reachable], f"window_outside_{start}{mark}")
+        # One mask for the images of a batch.
+        by_place = nodes.add(
+            "Reshape", [product, nodes.axes(-1, positions, stop - start)], f"window_product_{start}{mark}"
+        )
+        masked = nodes.add("Where", [outside, infinite, by_place], f"window_masked_{start}{mark}")
+        return nodes.add("Reshape", [masked, nodes.axes(-1, stop - start)], f"window_{start}{mark}")
+
+    return mask
+
+
+def _nearest_rows(
+    nodes: HeadNodes, queries: str, bank: str, norms: str, rows: int, block: int, mark: str, mask: Mask | None
+) -> str:
     """Add the search for the nearest bank row of each query; return the name of its index, int64 [N·P, 1].
 
     Args:
@@ -248,6 +302,7 @@ def _nearest_rows(nodes: HeadNodes, queries: str, bank: str, norms: str, rows: i
         rows: M.
         block: Rows of one distance block; a bank that fits into one needs no merging of blocks.
         mark: Ends the names of the nodes, which tell several banks apart.
+        mask: Leaves out rows that do not count for a patch; None where all do.
     """
     least_of_all = index = ""
     for start in range(0, rows, block):
@@ -257,6 +312,8 @@ def _nearest_rows(nodes: HeadNodes, queries: str, bank: str, norms: str, rows: i
         part_norms = norms if is_only else nodes.rows(norms, start, stop, f"norms_{start}{mark}")
         # ‖m‖² − 2·q·m: what is left out, ‖q‖², is the same for all rows of the bank.
         product = nodes.add("Gemm", [queries, part, part_norms], f"product_{start}{mark}", alpha=-2.0, transB=1)
+        if mask is not None:
+            product = mask(product, start, stop)
         nearest = nodes.add("ArgMin", [product], f"found_{start}{mark}", axis=1, keepdims=1)
         if is_only:
             return nearest

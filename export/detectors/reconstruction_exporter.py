@@ -13,11 +13,11 @@ import torch
 
 from flawscope.arrays import Float32Array, UInt8Array
 from flawscope.bundle import DdadHead, DsadHead, ReconstructionHead
-from flawscope.export.detectors.reference_scores import reconstruction_scores
 from flawscope.export.exporter import ExportedGraphs, ReducibleHead
 from flawscope.export.graph_files import INLINE_LIMIT, write_graph
 from flawscope.export.onnx_trace import export_network
 from flawscope.training.detectors.detector_run import Run
+from flawscope.training.detectors.torch_scores import reconstruction_scores
 from flawscope.training.diffusion.torch_reconstruction import Reconstruction
 
 NOISE = "noise.safetensors"

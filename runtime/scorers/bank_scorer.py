@@ -163,5 +163,5 @@ class BankScorer:
 def smoother(head: BankHead, size: tuple[int, int]) -> Callable[[Float32Array], Float32Array]:
     """Return the function from distances float32 [N, P] to anomaly maps float32 [N, H, W] of a size (H, W)."""
     # Upsampling and blur are linear and separable: one matrix for rows and one for columns, computed once per bundle.
-    rows, columns = map_matrices(head.grid, size, head.sigma)
+    rows, columns = map_matrices(head.grid, size, head.sigma, head.places)
     return lambda distances: separable_maps(distances.reshape(-1, *head.grid), rows, columns)

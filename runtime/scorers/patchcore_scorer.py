@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from flawscope.arrays import Float32Array, Int64Array
-from flawscope.bank_names import bank_names
+from flawscope.bank_names import bank_names, place_names
 from flawscope.bundle import PatchcoreHead
-from flawscope.cpp_ext import Bank
-from flawscope.errors import BackendError, BundleError
+from flawscope.cpp_ext import Bank, WindowBank
+from flawscope.cpp_ext.window import place_starts
+from flawscope.errors import ArgumentError, BackendError, BundleError
 from flawscope.imaging.patch_foreground import foreground_weights
 from flawscope.runtime.backends.session import DeviceHead
 from flawscope.runtime.scorers.bank_scorer import BankMethod, NativeHead, Tensors, need, smoother
@@ -21,6 +23,9 @@ from flawscope.runtime.scorers.bank_scorer import BankMethod, NativeHead, Tensor
 def check_tensors(head: PatchcoreHead, tensors: Tensors) -> None:
     """Raise BundleError unless the bank has the tensors that the head needs, with shapes that fit each other."""
     banks = [need(tensors, name, 2, np.float32) for name in bank_names(head.banks)]
+    if head.window is not None:
+        for bank, name in zip(banks, place_names(head.banks), strict=True):
+            check_places(head, tensors, name, len(bank))
     if head.foreground:
         direction, limits = (
             need(tensors, "foreground", 2, np.float32),
@@ -44,9 +49,9 @@ def check_tensors(head: PatchcoreHead, tensors: Tensors) -> None:
 
 def native_head(head: PatchcoreHead, tensors: Tensors, size: tuple[int, int]) -> NativeHead:
     """Return the head as a function on patches; see `BankMethod.head`."""
-    banks = [Bank(tensors[name]) for name in bank_names(head.banks)]
-    channels = sum(bank.shape[1] for bank in banks)
-    finish = PatchcoreFinish(head, tensors, size, banks[0] if head.banks == 1 else None)
+    searches = [bank_search(head, tensors, number) for number in range(head.banks)]
+    channels = sum(search.channels for search in searches)
+    finish = PatchcoreFinish(head, tensors, size, searches[0].whole if head.banks == 1 else None)
 
     def score(patches: Float32Array) -> tuple[Float32Array, Float32Array]:
         count, positions, width = patches.shape
@@ -55,11 +60,11 @@ def native_head(head: PatchcoreHead, tensors: Tensors, size: tuple[int, int]) ->
                 f"bank: expected rows of the {width} channels of a patch, got {channels}. Export the bundle again."
             )
         flat = patches.reshape(-1, channels)
-        total, start = np.zeros(len(flat), np.float32), 0
-        for bank in banks:
-            stop = start + bank.shape[1]
+        total, start = np.zeros((len(flat), 1), np.float32), 0  # one neighbour each
+        for search in searches:
+            stop = start + search.channels
             # One search for the whole batch: the kernels then read the bank once instead of once per image.
-            squared, indices = bank.nearest(np.ascontiguousarray(flat[:, start:stop]))
+            squared, indices = search.nearest(np.ascontiguousarray(flat[:, start:stop]))
             total += patch_distances(head, squared)
             start = stop
         if head.banks > 1:
@@ -74,6 +79,42 @@ def native_head(head: PatchcoreHead, tensors: Tensors, size: tuple[int, int]) ->
     return score
 
 
+def check_places(head: PatchcoreHead, tensors: Tensors, name: str, rows: int) -> None:
+    """Raise BundleError unless every row of a bank has a place on the grid, in ascending order."""
+    places = need(tensors, name, 2, np.int64)
+    try:
+        if place_starts(places, head.grid)[-1] != rows:
+            raise ArgumentError(f"places: expected one for each of the {rows} rows, got {len(places)}.")
+    except ArgumentError as err:
+        raise BundleError(f"bank: {err} Export the bundle again.") from err
+
+
+@dataclass(frozen=True)
+class BankSearch:
+    """The search through one bank.
+
+    Attributes:
+        channels: Channels of its rows.
+        nearest: `(patches float32 [N·P, channels]) -> (squared distances float32, rows int64)`, of the nearest row.
+        whole: The bank for searches of all its rows; None where there is a window.
+    """
+
+    channels: int
+    nearest: Callable[[Float32Array], tuple[Float32Array, Int64Array]]
+    whole: Bank | None
+
+
+def bank_search(head: PatchcoreHead, tensors: Tensors, number: int) -> BankSearch:
+    """Prepare a bank for the search of nearest rows, within the window if the head has one."""
+    rows = tensors[bank_names(head.banks)[number]]
+    if head.window is not None:
+        # Neighbours that re-weight a score are those in the whole bank: `PatchcoreFinish` packs it again if it must.
+        windows = WindowBank(rows, tensors[place_names(head.banks)[number]], head.grid, head.window)
+        return BankSearch(windows.shape[1], windows.nearest, None)
+    bank = Bank(rows)
+    return BankSearch(bank.shape[1], bank.nearest, bank)
+
+
 def device_head(
     device: Any, head: PatchcoreHead, tensors: Tensors, size: tuple[int, int], max_batch: int
 ) -> DeviceHead:
@@ -84,7 +125,7 @@ def device_head(
             f"{head.banks} with foreground {str(head.foreground).lower()}. Use --path graph."
         )
     # Lazy: on the CPU nothing of CUDA is imported, which keeps the start short.
-    from flawscope.runtime.scorers.bank_device import PatchcoreDevice
+    from flawscope.runtime.scorers.bank_device import PatchcoreDevice, WindowDevice
 
     finish = PatchcoreFinish(head, tensors, size)
 
@@ -93,6 +134,8 @@ def device_head(
     ) -> tuple[Float32Array, Float32Array]:
         return finish(patch_distances(head, squared), rows, patch_at)
 
+    if head.window is not None:
+        return WindowDevice(device, score, head.grid, head.window, tensors, max_batch)
     return PatchcoreDevice(device, score, head.grid, tensors, max_batch)
 
 

@@ -154,6 +154,8 @@ def test_a_record_of_schema_1_opens_with_the_same_meaning(tmp_path, method):
         assert record.config.preprocessing.size == (48, 48)  # the size of its crop is what it was learned at
         assert flat.pop("resize") == [48, 48]
     assert flat.pop("resize_rule") == 1  # a record that does not say is older than rule 2
+    assert flat.pop("align", False) is False  # its stages were taken as centred
+    assert getattr(record, "places", None) is None
     assert flat.pop("bits") is None
     assert flat.pop("resize_mode", "stretch") == "stretch"
     # What was read before there was a choice: raw blocks, and weights of any licence.

@@ -55,6 +55,11 @@ class Kernels:
         with self.active():
             return cpp_ext.Bank(*args, **kwargs)
 
+    def window_bank(self, *args: Any, **kwargs: Any) -> cpp_ext.WindowBank:
+        """As `bank`: it keeps the implementation that it was made by."""
+        with self.active():
+            return cpp_ext.WindowBank(*args, **kwargs)
+
     def mahalanobis(self, *args: Any, **kwargs: Any) -> Any:
         with self.active():
             return cpp_ext.mahalanobis(*args, **kwargs)

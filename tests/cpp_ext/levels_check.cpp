@@ -107,6 +107,40 @@ void check_nearest(int64_t n, int64_t m, int64_t d) {
     }
 }
 
+void check_windows(int64_t images, int64_t height, int64_t width, int64_t m, int64_t d, int32_t radius) {
+    const int64_t places = height * width, n = images * places;
+    const std::vector<float> queries = integers(n * d), bank = integers(m * d);
+    std::vector<int64_t> cells(m), starts(places + 1);
+    std::uniform_int_distribution<int64_t> draw(0, places - 1);
+    for (int64_t& cell : cells) cell = draw(generator);
+    std::sort(cells.begin(), cells.end());
+    for (int64_t p = 0; p <= places; ++p) starts[p] = std::lower_bound(cells.begin(), cells.end(), p) - cells.begin();
+    std::vector<int32_t> reach(places);
+    for (int64_t p = 0; p < places; ++p) reach[p] = radius + static_cast<int32_t>(p % 2);
+    flawscope_windows* windows = nullptr;
+    expect(flawscope_windows_create(bank.data(), m, d, starts.data(), height, width, reach.data(), 2, &windows) ==
+               FLAWSCOPE_OK,
+           "windows");
+    std::vector<float> distances(n, -1.0f);
+    std::vector<int64_t> rows(n, -5);
+    expect(flawscope_windows_nearest(windows, queries.data(), FLAWSCOPE_FLOAT32, images, 2, distances.data(),
+                                     rows.data()) == FLAWSCOPE_OK,
+           "nearest of windows");
+    flawscope_windows_destroy(windows);
+    for (int64_t q = 0; q < n; ++q) {
+        const int64_t p = q % places;
+        std::pair<float, int64_t> best(INFINITY, -1);
+        for (int64_t row = 0; row < m; ++row) {
+            const int64_t down = std::abs(cells[row] / width - p / width), along = std::abs(cells[row] % width - p % width);
+            if (std::max(down, along) > reach[p]) continue;
+            best = std::min(best, std::make_pair(squared(queries.data() + q * d, bank.data() + row * d, d), row));
+        }
+        const std::string what = "windows of " + std::to_string(height) + " x " + std::to_string(width) + ", m=" +
+                                 std::to_string(m) + " d=" + std::to_string(d) + " radius " + std::to_string(radius);
+        expect(rows[q] == best.second && (best.second < 0 ? std::isnan(distances[q]) : distances[q] == best.first), what);
+    }
+}
+
 void check_kcenter(int64_t n, int64_t d, int64_t count) {
     const std::vector<float> features = integers(n * d);
     std::vector<int64_t> chosen(count), wanted{n / 2};
@@ -185,6 +219,13 @@ int main() {
         for (int64_t n : {1, 3, 13, 14, 15, 29}) {
             for (int64_t m : {1, 7, 8, 9, 33, 70}) {
                 for (int64_t d : {1, 3, 4, 5, 17, 32}) check_nearest(n, m, d);
+            }
+        }
+        for (int64_t d : {1, 5, 32}) {
+            for (int64_t m : {1, 33, 400}) {
+                check_windows(1, 1, 1, m, d, 0);
+                check_windows(3, 5, 4, m, d, 1);
+                check_windows(1, 9, 17, m, d, 2);
             }
         }
         for (int64_t d : {1, 3, 4, 5, 19}) {

@@ -85,6 +85,32 @@ int main(void) {
     CHECK(flawscope_bank_create(bad_rows, 1, 2, FLAWSCOPE_STORE_FLOAT16, 0, 0, 1, &bank) == FLAWSCOPE_NOT_FINITE);
     CHECK(flawscope_bank_create(rows, 4, 2, (flawscope_storage)3, 1, 0, 1, &bank) == FLAWSCOPE_BAD_ARGUMENT);
 
+    { /* two places side by side with two rows each; starts and reach are gone when they are used */
+        const float patches[4 * 2] = {3, 4, -1, 0, NAN, 0, 3, 3};
+        int64_t starts[3] = {0, 2, 4}, falling[3] = {0, 5, 4};
+        int32_t reach[2] = {0, 1}, negative[2] = {0, -1};
+        flawscope_windows* windows = NULL;
+        CHECK(flawscope_windows_create(rows, 4, 2, falling, 1, 2, reach, 1, &windows) == FLAWSCOPE_BAD_ARGUMENT);
+        CHECK(flawscope_windows_create(rows, 4, 2, starts, 1, 2, negative, 1, &windows) == FLAWSCOPE_BAD_ARGUMENT);
+        CHECK(flawscope_windows_create(rows, 3, 2, starts, 1, 2, reach, 1, &windows) == FLAWSCOPE_BAD_ARGUMENT);
+        CHECK(flawscope_windows_create(bad_rows, 1, 2, starts + 2, 1, 0, reach, 1, &windows) == FLAWSCOPE_BAD_ARGUMENT);
+        CHECK(flawscope_windows_create(rows, 4, 2, starts, 1, 2, reach, 1, &windows) == FLAWSCOPE_OK);
+        memset(starts, 0xff, sizeof starts);
+        memset(reach, 0xff, sizeof reach);
+        CHECK(flawscope_windows_bytes(windows) > 0 && flawscope_windows_computed(windows) == 0);
+        CHECK(flawscope_windows_nearest(windows, patches, FLAWSCOPE_FLOAT32, 2, 2, squared, found) == FLAWSCOPE_OK);
+        CHECK(squared[0] == 0 && found[0] == 1 && squared[1] == 0 && found[1] == 3);
+        CHECK(isnan(squared[2]) && found[2] == -1 && squared[3] == 1 && found[3] == 1);
+        CHECK(flawscope_windows_computed(windows) >= 2 * (2 + 4));
+        CHECK(flawscope_windows_nearest(windows, NULL, FLAWSCOPE_FLOAT32, 0, 1, NULL, NULL) == FLAWSCOPE_OK);
+        CHECK(flawscope_windows_nearest(windows, patches, FLAWSCOPE_FLOAT32, 2, -1, squared, found) ==
+              FLAWSCOPE_BAD_ARGUMENT);
+        CHECK(flawscope_windows_nearest(windows, patches, (flawscope_dtype)7, 2, 1, squared, found) ==
+              FLAWSCOPE_BAD_ARGUMENT);
+        flawscope_windows_destroy(windows);
+        flawscope_windows_destroy(NULL);
+    }
+
     CHECK(flawscope_kcenter_greedy(rows, 4, 2, 4, 0, 2, NULL, NULL, chosen, NULL) == FLAWSCOPE_OK);
     CHECK(chosen[0] == 0 && chosen[1] == 1 && chosen[2] == 3 && chosen[3] == 2);
     CHECK(flawscope_kcenter_greedy(rows, 4, 2, 4, 0, 1, stop_at_second, &calls, chosen, NULL) == FLAWSCOPE_CANCELLED);
@@ -173,9 +199,13 @@ library.flawscope_nearest_rows.argtypes = [P, L, L, P, I, L, I, I, P, P]
 library.flawscope_kcenter_greedy.argtypes = [P, L, L, L, L, I, P, P, P, P]
 library.flawscope_gaussians_create.argtypes = [P, P, L, L, I, P]
 library.flawscope_mahalanobis.argtypes = [P, P, L, I, P]
+library.flawscope_windows_create.argtypes = [P, L, L, P, L, L, P, I, P]
+library.flawscope_windows_nearest.argtypes = [P, P, I, L, I, P, P]
 BAD = 64  # nothing lies there: to touch it ends the process
 ONE = (ctypes.c_float * 16)(*[1.0] * 16)
-bank, gaussians = P(), P()
+START, REACH = (ctypes.c_int64 * 2)(0, 2), (ctypes.c_int32 * 1)(0)
+bank, gaussians, windows = P(), P(), P()
+assert library.flawscope_windows_create(ONE, 2, 2, START, 1, 1, REACH, 1, ctypes.byref(windows)) == 0
 assert library.flawscope_bank_create(ONE, 2, 2, 0, 1, 0, 1, ctypes.byref(bank)) == 0
 assert library.flawscope_gaussians_create(ONE, ONE, 2, 2, 1, ctypes.byref(gaussians)) == 0
 out = ctypes.byref(P())
@@ -185,6 +215,12 @@ def bank_of(m, d, storage=0):
 
 def nearest(n, k=1):
     return library.flawscope_nearest(bank, BAD, 0, n, k, 0, 1, BAD, BAD)
+
+def windows_of(m, d, height, width):
+    return library.flawscope_windows_create(BAD, m, d, BAD, height, width, BAD, 1, out)
+
+def within(images):
+    return library.flawscope_windows_nearest(windows, BAD, 0, images, 1, BAD, BAD)
 
 def rows(m, d, n, k=1):
     return library.flawscope_nearest_rows(BAD, m, d, BAD, 0, n, k, 1, BAD, BAD)
@@ -212,6 +248,9 @@ CALLS = [
     *(f"bank_of(1, {d}, {storage})" for d in (2**57, 2**58, 2**59) for storage in (0, 1)),
     *(f"nearest({n})" for n in (-1, LARGEST, 2**62, 2**60)),
     *(f"nearest(1, {k})" for k in (0, -1, 3, 65, 2**31 - 1, -(2**31))),
+    *(f"windows_of({m}, {d}, 1, 1)" for m, d in ((0, 4), (4, 0), (-1, 4), (2**31, 1), (2, 2**62), (1, LARGEST))),
+    *(f"windows_of(4, 4, {h}, {w})" for h, w in ((0, 1), (1, -1), (2**16, 2**16), (2**33, 2**33), (LARGEST, LARGEST))),
+    *(f"within({images})" for images in (-1, LARGEST, 2**62, 2**60)),
     *(f"rows({m}, {d}, 1)" for m, d in ((0, 1), (1, 0), (-1, 1), (2**31, 1), (2**33, 2**33), (2, 2**62), (1, LARGEST))),
     *(f"rows(1, {d}, 1)" for d in (2**57, 2**58, 2**59)),
     *(f"rows(64, 4, {n})" for n in (-1, LARGEST, 2**62, 2**60, 2**58)),

@@ -18,6 +18,7 @@ from project_paths import ROOT
 from flawscope import cpp_ext
 from flawscope.cpp_ext import native
 from flawscope.cpp_ext.cuda_kernels import CudaKernels
+from flawscope.cpp_ext.window import place_starts
 from flawscope.errors import ArgumentError, BackendError, DeviceError
 
 pytestmark = pytest.mark.long
@@ -28,7 +29,19 @@ HEADER = ROOT / "cpp_ext" / "include" / "flawscope" / "patch_distance.h"
 M, D, N, P = 40, 8, 5, 3
 
 DTYPES = {"dtype": "float32", "rows_dtype": "float32"}
-SIZES = {"m": M, "d": D, "n": N, "p": P, "k": 1, "rerank": 0, "count": 4, "first": 0, "workspace_bytes": 64}
+SIZES = {
+    "height": 2,
+    "width": 3,
+    "m": M,
+    "d": D,
+    "n": N,
+    "p": P,
+    "k": 1,
+    "rerank": 0,
+    "count": 4,
+    "first": 0,
+    "workspace_bytes": 64,
+}
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +81,7 @@ def sound(name: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_every_function_of_the_header_is_there_with_its_arguments_in_order(name: str) -> None:
-    assert len(FUNCTIONS) == 9
+    assert len(FUNCTIONS) == 10
     assert list(inspect.signature(getattr(CudaKernels, name)).parameters) == ["self", *FUNCTIONS[name]]
 
 
@@ -120,7 +133,9 @@ def test_an_unknown_dtype_is_refused_by_both(kernels: CudaKernels) -> None:
         kernels._native.bank_pack(**bad)
 
 
-@pytest.mark.parametrize("name", ["bank_pack", "bank_check", "nearest", "mahalanobis", "kcenter_greedy"])
+@pytest.mark.parametrize(
+    "name", ["bank_pack", "bank_check", "nearest", "windows_nearest", "mahalanobis", "kcenter_greedy"]
+)
 def test_a_null_address_and_memory_off_its_alignment_are_errors_and_no_crash(kernels: CudaKernels, name: str) -> None:
     with pytest.raises(ArgumentError, match=rf"^CUDA kernels: {name}: "):
         getattr(kernels, name)(**sound(name))
@@ -181,6 +196,36 @@ def test_a_bank_that_is_not_finite_is_told(kernels: CudaKernels) -> None:
     assert kernels.bank_check(packed=address(pack(kernels, rows)), stream=0)
     rows[7, 2] = np.nan
     assert not kernels.bank_check(packed=address(pack(kernels, rows)), stream=0)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("images", [0, 1, 3])
+def test_rows_within_windows_are_those_of_the_cpu(kernels: CudaKernels, images: int, dtype: Any) -> None:
+    rng = np.random.default_rng(0)
+    grid, rows = (6, 9), rng.integers(-9, 10, (M, D)).astype(np.float32)
+    cells = np.sort(rng.integers(0, 40, M))  # the last places have none
+    windows = cpp_ext.WindowBank(rows, np.stack(np.divmod(cells, 9), axis=1), grid, 1)
+    starts = place_starts(np.stack(np.divmod(cells, 9), axis=1), grid)
+    queries = rng.integers(-9, 10, (images * 54, D)).astype(dtype)
+    squared, found = np.empty(images * 54, np.float32), np.empty(images * 54, np.int64)
+    kernels.windows_nearest(
+        rows=address(rows),
+        m=M,
+        d=D,
+        starts=address(starts),
+        height=6,
+        width=9,
+        reach=address(windows.reach),
+        queries=address(queries),
+        dtype=queries.dtype.name,
+        n=images,
+        squared=address(squared),
+        found=address(found),
+        stream=0,
+    )
+    expected, expected_rows = windows.nearest(queries.astype(np.float32))
+    np.testing.assert_array_equal(squared, expected)
+    np.testing.assert_array_equal(found, expected_rows)
 
 
 def test_mahalanobis_distances_are_those_of_the_cpu(kernels: CudaKernels) -> None:

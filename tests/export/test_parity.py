@@ -12,8 +12,9 @@ import pytest
 from flawscope.arrays import Float32Array
 from flawscope.bundle import Parity, open_bundle
 from flawscope.errors import GateError
-from flawscope.export.detectors import detector_export, reference_scores
+from flawscope.export.detectors import detector_export
 from flawscope.export.parity import MAP_LIMIT, SCORE_LIMIT, SPEARMAN_LIMIT, check_parity, measure_parity
+from flawscope.training.detectors import torch_scores
 
 Answer = tuple[Float32Array, Float32Array]
 
@@ -133,7 +134,7 @@ def test_a_candidate_that_computes_something_else_leaves_no_bundle(
     implementation: str,
     spoil: Callable[[Answer], Answer],
 ) -> None:
-    scores, reference = detector_export._scores, reference_scores.torch_scores
+    scores, reference = detector_export._scores, torch_scores.torch_scores
 
     def spoiled_scores(inspector: Any, images: Any) -> Answer:
         answer = scores(inspector, images)
@@ -144,7 +145,7 @@ def test_a_candidate_that_computes_something_else_leaves_no_bundle(
         return spoil(answer) if implementation == "torch" else answer
 
     monkeypatch.setattr(detector_export, "_scores", spoiled_scores)
-    monkeypatch.setattr(reference_scores, "torch_scores", spoiled_reference)
+    monkeypatch.setattr(torch_scores, "torch_scores", spoiled_reference)
     candidate = "score.onnx, cpu" if implementation != "kernel" else r"features.onnx \+ kernel, cpu"
     with pytest.raises(GateError, match=rf"parity: {candidate} against .* on 5 images"):
         detector_export.export_run(padim_run, tmp_path / "part.flaw", max_batch=4)

@@ -27,7 +27,8 @@ def append_head(features: Any, head: Head, bank: Any, size: tuple[int, int], max
 
 def torch_scores(features: Any, head: Any, tensors: Any, size: tuple[int, int], images: Any) -> Any:
     """Return maps and scores by plain torch."""
-    from flawscope.export.detectors import bank_exporter, reference_scores
+    from flawscope.export.detectors import bank_exporter
+    from flawscope.training.detectors import torch_scores as formulas
 
     exporter = {"patchcore": bank_exporter.PATCHCORE, "padim": bank_exporter.PADIM}[head_tag(head)]
-    return reference_scores.torch_scores(features, head, tensors, size, images, exporter.distances)
+    return formulas.torch_scores(features, head, tensors, size, images, exporter.distances)

@@ -136,6 +136,7 @@ PUBLIC = {
         "HAVE_NATIVE",
         "Bank",
         "Gaussians",
+        "WindowBank",
         "implementation",
         "kcenter_greedy",
         "mahalanobis",

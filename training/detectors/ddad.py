@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from flawscope.arrays import Float32Array
+from flawscope.arrays import Float32Array, UInt8Array
 from flawscope.config import DdadConfig, change_settings
 from flawscope.datasets import Sample
 from flawscope.diffusion.reconstruction import MapRule, finish_maps
@@ -19,6 +19,7 @@ from flawscope.diffusion.schedule import TRAINED_STEPS, signal_shares
 from flawscope.progress import Progress
 from flawscope.runs import RunRecord
 from flawscope.training.detectors.ddad_extractor import train_extractor
+from flawscope.training.detectors.torch_scores import reconstruction_scores
 from flawscope.training.diffusion.comparison import Comparison
 from flawscope.training.diffusion.noise import add_noise, draw_noise, noise_levels, sampling_noise
 from flawscope.training.diffusion.torch_reconstruction import Reconstruction, TorchNetworks, write_strips
@@ -212,6 +213,8 @@ class DdadTrainer(Trainer):
     """Trains and restores DDAD."""
 
     has_epochs = True
+    drawn_on = 3  # a reconstruction takes many passes through the denoiser
+    drawn_strengths = (0.5,)
 
     def fit(self, request: FitRequest) -> FitResult:
         """Train the denoiser, or reuse that of `request.start`, and the extractor; see `train_ddad`."""
@@ -235,6 +238,12 @@ class DdadTrainer(Trainer):
         networks = TorchNetworks(denoiser, Comparison(backbone, config.pixel_map, config.smoothing))
         noise = fit_result.tensors["noise"].astype(np.float32)
         return Reconstruction(networks, config.sampling, noise, fit_result.rule)
+
+    def scores(
+        self, config: Any, module: Reconstruction, fit_result: FitResult, images: Sequence[UInt8Array]
+    ) -> tuple[Float32Array, Float32Array]:
+        """Return maps and scores; see `Trainer.scores`."""
+        return reconstruction_scores(module, images, exact=False)
 
     def needed_tensors(self, record: RunRecord) -> frozenset[str]:
         """Return the noise of the sampling."""

@@ -156,6 +156,7 @@ def read_run(path: Path) -> Run:
         networks=states,
         rule=record.rule,
         unet=record.unet,
+        places=record.places,
     )
     return Run(
         path=path,

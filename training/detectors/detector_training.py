@@ -11,12 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
+import msgspec
+
 import flawscope
 from flawscope.config import FeatureSettings, HeldOutSettings, MethodConfig, TrainedConfig, flatten
 from flawscope.config.setting_parts import change_settings, part_of
 from flawscope.datasets import Dataset, Sample, as_recorded, fingerprint, hash_contents, split_held_out
 from flawscope.datasets.fingerprints import map_in_threads
 from flawscope.datasets.learnable import MIN_TRAINING_IMAGES, check_learnable
+from flawscope.drawn_check import DrawnCheck
 from flawscope.errors import ArgumentError, DataError, RunError
 from flawscope.files import check_replaceable
 from flawscope.imaging.images import read_stored, to_rgb
@@ -26,6 +29,7 @@ from flawscope.open_files import regular_folder, regular_path
 from flawscope.progress import Progress, no_progress
 from flawscope.runs import RECORD, BackboneSource, RunRecord
 from flawscope.training.detectors.detector_run import Run, write_run
+from flawscope.training.drawn_checking import check_drawn
 from flawscope.training.features.backbone import Backbone, prepare_backbone
 from flawscope.training.features.patch_extraction import choose_device
 from flawscope.training.loop.fit_result import FitResult
@@ -38,6 +42,8 @@ from flawscope.versions import package_versions
 
 _RESOLVED = ("stages", "backbone_options", "mean", "std", "final_norm")
 """Settings of the backbone that are filled in where they are open: null, and options that are not named."""
+_FEWEST_HELD_OUT = 5
+"""Of fewer held-out images the drawn check would say little: it takes those that were learned from."""
 _SAMPLES = 8
 """Images stored in the run for parity checks and golden images."""
 
@@ -53,6 +59,7 @@ def train_detector(
     command: str = "",
     progress: Progress = no_progress,
     overwrite: bool = False,
+    drawn_check: bool = True,
 ) -> RunRecord:
     """Fit a detector on the normal training images of a dataset and write the run.
 
@@ -68,6 +75,7 @@ def train_detector(
         progress: Receives progress.
         overwrite: Whether an earlier run there may be replaced. A training that is resumed replaces it too: it began
             with that permission.
+        drawn_check: Whether defects are drawn on normal images after the fit and scored, for the record.
 
     Raises:
         ArgumentError: If settings contradict the backbone or each other, or `out` is taken.
@@ -109,6 +117,9 @@ def train_detector(
         fitted_at = time.perf_counter()
         seconds = {"preparation": round(prepared_at - started, 3), "fitting": round(fitted_at - prepared_at, 3)}
         record = _record(config, dataset, trainer, inputs, fit_result, denoiser_run, seconds, command)
+        if drawn_check and trainer.is_detector:
+            drawn = _check_drawn(trainer, record, inputs, fit_result, images, out, progress)
+            record = msgspec.structs.replace(record, drawn=drawn)
         samples = _sample_images(config, split, images)
         write_run(out, record, fit_result, backbone, samples, workspace, overwrite=overwrite)
         return record
@@ -229,7 +240,26 @@ def _record(
         rule=fit_result.rule,
         unet=fit_result.unet,
         learned=split.learned,
+        places=fit_result.places,
     )
+
+
+def _check_drawn(
+    trainer: Trainer,
+    record: RunRecord,
+    inputs: _Inputs,
+    fit_result: FitResult,
+    images: Sequence[ImageSource],
+    out: Path,
+    progress: Progress,
+) -> DrawnCheck | None:
+    """Return how well the fitted detector tells drawn defects; on images it learned from where too few are held out."""
+    config, held_out = record.config, inputs.split.held_out
+    # Restored as `export` does it: what is checked is what the run holds, not what the fit has left in memory.
+    module = trainer.restore(out, record, inputs.backbone, fit_result).to(choose_device(config.device))
+    is_held_out = len(held_out) >= _FEWEST_HELD_OUT
+    sources = image_sources(held_out, config.tiling) if is_held_out else images
+    return check_drawn(trainer, config, module, fit_result, sources, held_out=is_held_out, progress=progress)
 
 
 def _sample_images(config: MethodConfig, split: _Split, images: Sequence[ImageSource]) -> Sequence[ImageSource]:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from flawscope.arrays import Float32Array
+from flawscope.arrays import Float32Array, UInt8Array
 from flawscope.config import DsadConfig
 from flawscope.datasets import Sample
 from flawscope.diffusion.reconstruction import MapRule
@@ -22,6 +22,7 @@ from flawscope.files import sha256_file
 from flawscope.progress import Progress
 from flawscope.runs import RunRecord
 from flawscope.text import encode_json
+from flawscope.training.detectors.torch_scores import reconstruction_scores
 from flawscope.training.diffusion.autoencoder import (
     Decoder,
     Encoder,
@@ -358,10 +359,18 @@ class DsadTrainer(EpochTrainer):
     """Trains and restores DSAD."""
 
     train = staticmethod(train_dsad)
+    drawn_on = 3  # a reconstruction takes many passes through the denoiser
+    drawn_strengths = (0.5,)
 
     def restore(self, path: Path, record: RunRecord, backbone: Backbone, fit_result: FitResult) -> Reconstruction:
         """Return the networks and their sampling; see `restore_dsad`."""
         return restore_dsad(cast("DsadConfig", record.config), backbone, fit_result, str(path))
+
+    def scores(
+        self, config: Any, module: Reconstruction, fit_result: FitResult, images: Sequence[UInt8Array]
+    ) -> tuple[Float32Array, Float32Array]:
+        """Return maps and scores; see `Trainer.scores`."""
+        return reconstruction_scores(module, images, exact=False)
 
     def needed_tensors(self, record: RunRecord) -> frozenset[str]:
         """Return the noise of the sampling."""

@@ -9,14 +9,19 @@ from typing import cast
 import numpy as np
 import torch
 
+from flawscope.arrays import Float32Array, UInt8Array
+from flawscope.bundle import PadimHead
 from flawscope.config import PadimConfig, standardization
 from flawscope.errors import ArgumentError, DataError
+from flawscope.imaging.grid_places import GridPlaces
 from flawscope.imaging.tiles import ImageSource
 from flawscope.progress import Progress
 from flawscope.runs import RunRecord
+from flawscope.training.detectors.torch_scores import padim_distances, torch_scores
+from flawscope.training.features.alignment import measure_places
 from flawscope.training.features.backbone import Backbone
 from flawscope.training.features.patch_extraction import iterate_patches, measure_transform
-from flawscope.training.features.patch_features import PatchFeatures, build_features
+from flawscope.training.features.patch_features import PatchFeatures, build_alignment, build_features
 from flawscope.training.loop.fit_result import FitResult
 from flawscope.training.trainer import FitRequest, Trainer
 
@@ -45,7 +50,10 @@ def fit_padim(config: PadimConfig, backbone: Backbone, paths: Sequence[ImageSour
     if len(paths) < 2:
         raise DataError(f"padim: expected at least two normal training images for a covariance, got {len(paths)}.")
     upsample = config.patches.upsample
-    features = PatchFeatures(backbone, pool=False, upsample=upsample)
+    measured = measure_places(backbone, config.preprocessing.size) if config.patches.align else None
+    places = None if measured is None else measured.places
+    alignment = build_alignment(config, backbone, places)
+    features = PatchFeatures(backbone, pool=False, upsample=upsample, alignment=alignment)
     grid, total = features.layout(config.preprocessing.size)
     if config.channels > total:
         raise ArgumentError(
@@ -62,12 +70,13 @@ def fit_padim(config: PadimConfig, backbone: Backbone, paths: Sequence[ImageSour
     # Reduced first, measured then: the transform is that of the chosen channels. A projection comes after it, and both
     # are one matrix in the graph.
     choice, projection = _reduction(config, total)
-    transform = measure_transform(
-        PatchFeatures(backbone, pool=False, upsample=upsample, channels=choice), paths, config, progress
-    )
+    features = PatchFeatures(backbone, pool=False, upsample=upsample, channels=choice, alignment=alignment)
+    transform = measure_transform(features, paths, config, progress)
     if projection is not None:
         transform = projection if transform is None else _as_matrix(transform) @ projection
-    features = PatchFeatures(backbone, pool=False, upsample=upsample, channels=choice, transform=transform)
+    features = PatchFeatures(
+        backbone, pool=False, upsample=upsample, channels=choice, transform=transform, alignment=alignment
+    )
 
     moments = _Moments(positions, channels)
     for patches in iterate_patches(features, paths, config, "reading patches", progress):
@@ -93,7 +102,9 @@ def fit_padim(config: PadimConfig, backbone: Backbone, paths: Sequence[ImageSour
         tensors={"mean": mean.float().numpy(), "whitening": whitening.numpy()},
         transform=None if transform is None else transform.cpu().numpy(),
         channels=choice,
-        facts={"positions": positions, "channels": channels, "of_channels": total},
+        facts={"positions": positions, "channels": channels, "of_channels": total}
+        | ({} if measured is None else {"alignment": measured.note}),
+        places=places,
     )
 
 
@@ -161,6 +172,11 @@ class _Moments:
         return mean + self._shift[:, 0], self._products
 
 
+def padim_head(config: PadimConfig, grid: tuple[int, int], places: GridPlaces | None) -> PadimHead:
+    """Return the head of a bundle; `grid` has the rows and columns of patches, `places` says where they lie."""
+    return PadimHead(grid, config.maps.sigma, places)
+
+
 class PadimTrainer(Trainer):
     """Fits and restores PaDiM."""
 
@@ -171,6 +187,13 @@ class PadimTrainer(Trainer):
     def restore(self, path: Path, record: RunRecord, backbone: Backbone, fit_result: FitResult) -> PatchFeatures:
         """Return the feature module."""
         return build_features(cast("PadimConfig", record.config), backbone, fit_result)
+
+    def scores(
+        self, config: PadimConfig, module: PatchFeatures, fit_result: FitResult, images: Sequence[UInt8Array]
+    ) -> tuple[Float32Array, Float32Array]:
+        """Return maps and scores in float32; see `Trainer.scores`."""
+        head, size = padim_head(config, fit_result.grid, fit_result.finest_places), config.preprocessing.size
+        return torch_scores(module, head, fit_result.tensors, size, images, padim_distances, exact=False)
 
     def needed_tensors(self, record: RunRecord) -> frozenset[str]:
         """Return the tensors of the Gaussians."""

@@ -12,21 +12,27 @@ from typing import cast
 import numpy as np
 import numpy.typing as npt
 
-from flawscope.arrays import Float32Array
-from flawscope.bank_names import bank_names
+from flawscope.arrays import Float32Array, Int64Array, UInt8Array
+from flawscope.bank_names import bank_names, place_names
+from flawscope.bundle import PatchcoreHead
 from flawscope.config import PatchcoreConfig, standardization
 from flawscope.cpp_ext import kcenter_greedy, nearest
+from flawscope.cpp_ext.window import place_starts, window_reach
 from flawscope.errors import ArgumentError, DataError
 from flawscope.files import storage_errors, temporary_folder
+from flawscope.imaging.grid_places import GridPlaces
 from flawscope.imaging.tiles import ImageSource
 from flawscope.progress import Progress
 from flawscope.ranges import MOST_TOP
 from flawscope.runs import RunRecord
+from flawscope.training.detectors.torch_scores import patchcore_distances, torch_scores
+from flawscope.training.detectors.window_coreset import PLACE_COLUMNS, places_of, select_for_window
+from flawscope.training.features.alignment import measure_places
 from flawscope.training.features.backbone import Backbone
 from flawscope.training.features.fitting_views import View, fitting_views
 from flawscope.training.features.foreground import measure_foreground
 from flawscope.training.features.patch_extraction import iterate_patches, measure_transform, to_numpy
-from flawscope.training.features.patch_features import PatchFeatures, build_features, layer_widths
+from flawscope.training.features.patch_features import PatchFeatures, build_alignment, build_features, layer_widths
 from flawscope.training.loop.fit_result import FitResult
 from flawscope.training.trainer import FitRequest, Trainer
 
@@ -50,34 +56,47 @@ def fit_patchcore(
     """
     if not paths:
         raise DataError("patchcore: expected at least one normal training image, got none.")
-    upsample, widths = config.patches.upsample, layer_widths(config, backbone)
-    features = PatchFeatures(backbone, pool=config.pools, upsample=upsample, layer_widths=widths)
+    measured = measure_places(backbone, config.preprocessing.size) if config.patches.align else None
+    places = None if measured is None else measured.places
+    alignment = build_alignment(config, backbone, places)
+    pool, upsample, widths = config.pools, config.patches.upsample, layer_widths(config, backbone)
+    features = PatchFeatures(backbone, pool=pool, upsample=upsample, layer_widths=widths, alignment=alignment)
     grid, _ = features.layout(config.preprocessing.size)
     top_count(config.bank.top_share, grid[0] * grid[1])  # refuses what no graph can have, before any work
     transform = measure_transform(features, paths, config, progress)
     features = PatchFeatures(
-        backbone, pool=config.pools, upsample=upsample, transform=transform, unit=config.unit, layer_widths=widths
+        backbone,
+        pool=pool,
+        upsample=upsample,
+        transform=transform,
+        unit=config.unit,
+        layer_widths=widths,
+        alignment=alignment,
     )
 
     foreground = measure_foreground(features, grid, paths, config, progress) if config.bank.foreground else None
     views = fitting_views(config.bank.views)
     with contextlib.ExitStack() as stack:
         selections = [
-            stack.enter_context(_Selection(config, len(views) * len(paths), grid[0] * grid[1], channels, scratch))
+            stack.enter_context(_Selection(config, len(views) * len(paths), grid, channels, scratch))
             for channels in features.widths(config.preprocessing.size)
         ]
         for patches in _patches_of_views(features, paths, views, config, progress):
+            positions = np.arange(len(patches))
             if foreground is not None:
-                patches = patches[foreground.shown(patches, grid)]
+                positions = positions[foreground.shown(patches, grid)]
+                patches = patches[positions]
             start = 0
             for selection in selections:
-                selection.add(patches[:, start : start + selection.channels])
+                selection.add(patches[:, start : start + selection.channels], positions)
                 start += selection.channels
-        banks = [
+        selected = [
             selection.bank(progress, "" if len(selections) == 1 else f", bank {number} of {len(selections)}")
             for number, selection in enumerate(selections, 1)
         ]
-    tensors: dict[str, npt.NDArray[np.generic]] = dict(zip(bank_names(len(banks)), banks, strict=True))
+    names = bank_names(len(selected))
+    banks = [bank for bank, _ in selected]
+    tensors: dict[str, npt.NDArray[np.generic]] = dict(zip(names, banks, strict=True))
     if config.reweight == "paper" and config.reweights:
         tensors["neighbours"] = neighbour_table(banks[0], min(config.neighbors, len(banks[0])))
     if foreground is not None:
@@ -90,8 +109,21 @@ def fit_patchcore(
     }
     if len(views) > 1:
         facts["views"] = len(views)
+    if config.window is not None:
+        row_places = [rows_at for _, rows_at in selected]
+        tensors |= zip(place_names(len(row_places)), row_places, strict=True)
+        reaches = [window_reach(place_starts(rows_at, grid), grid, config.window) for rows_at in row_places]
+        # Where no row was near enough, the nearest places that have rows count.
+        facts["window_widened"] = sum(int((reach > config.window).sum()) for reach in reaches)
+        facts["window_reach"] = max(int(reach.max()) for reach in reaches)
+    if measured is not None:
+        facts["alignment"] = measured.note
     return FitResult(
-        grid=grid, tensors=tensors, transform=None if transform is None else to_numpy(transform), facts=facts
+        grid=grid,
+        tensors=tensors,
+        transform=None if transform is None else to_numpy(transform),
+        facts=facts,
+        places=places,
     )
 
 
@@ -101,7 +133,7 @@ class _Selection:
     Args:
         config: Settings.
         images: Number of images, views included.
-        per_image: Patches of an image.
+        grid: Rows and columns of the patches of an image.
         channels: Channels of a patch.
         scratch: Folder for a temporary file.
 
@@ -111,12 +143,17 @@ class _Selection:
         rows: Patches added so far.
     """
 
-    def __init__(self, config: PatchcoreConfig, images: int, per_image: int, channels: int, scratch: Path) -> None:
-        self._config, self._scratch = config, scratch
-        self.plan = _Plan.for_budget(config, images, per_image, channels)
+    def __init__(
+        self, config: PatchcoreConfig, images: int, grid: tuple[int, int], channels: int, scratch: Path
+    ) -> None:
+        self._config, self._scratch, self._grid = config, scratch, grid
+        self.plan = _Plan.for_budget(config, images, grid[0] * grid[1], channels)
         self.channels = channels
         self.rows = 0
-        self._matrix = np.empty((images * self.plan.kept_per_image, self.plan.dimensions), np.float32)
+        self._width = self.plan.dimensions
+        extra = 0 if config.window is None else PLACE_COLUMNS
+        self._matrix = np.zeros((images * self.plan.kept_per_image, self._width + extra), np.float32)
+        self._positions = np.empty(len(self._matrix), np.int64)  # of each patch, on the grid
         # [seed, 1] and [seed, 2] are independent streams: the choice of patches does not depend on the projection.
         self._generator = np.random.default_rng([config.seed, 1])
 
@@ -128,30 +165,42 @@ class _Selection:
     def __exit__(self, *_: object) -> None:
         self._file.close()
 
-    def add(self, patches: Float32Array) -> None:
-        """Add the patches of an image, float32 [P, D]."""
+    def add(self, patches: Float32Array, positions: Int64Array) -> None:
+        """Add patches of an image, float32 [P, D], and where they stand among all of the image, int64 [P]."""
         plan = self.plan
         if plan.kept_per_image < len(patches):
             # Sorted, so that the rows stay in the order of the image.
-            patches = patches[np.sort(self._generator.permutation(len(patches))[: plan.kept_per_image])]
+            kept = np.sort(self._generator.permutation(len(patches))[: plan.kept_per_image])
+            patches, positions = patches[kept], positions[kept]
         if plan.projection is not None:
             self._file.write(np.ascontiguousarray(patches).tobytes())
             patches = patches @ plan.projection
-        self._matrix[self.rows : self.rows + len(patches)] = patches
+        self._matrix[self.rows : self.rows + len(patches), : self._width] = patches
+        self._positions[self.rows : self.rows + len(patches)] = positions
         self.rows += len(patches)
 
-    def bank(self, progress: Progress, which: str) -> Float32Array:
-        """Return the coreset of all patches that were added, float32 [M, D]; `which` bank, for progress."""
-        matrix = self._matrix[: self.rows]
-        count = bank_rows(self._config, len(matrix))
-        coreset = kcenter_greedy(
-            matrix,
-            count,
-            self._config.seed,
-            lambda done, total: progress(f"selecting the coreset{which}", done, total),
-        )
+    def bank(self, progress: Progress, which: str) -> tuple[Float32Array, Int64Array]:
+        """Return the coreset of all patches that were added, float32 [M, D], and its places on the grid, int64 [M, 2].
+
+        Args:
+            progress: Receives progress.
+            which: Names the bank, for progress.
+        """
+        matrix, positions = self._matrix[: self.rows], self._positions[: self.rows]
+        count, window, seed = bank_rows(self._config, len(matrix)), self._config.window, self._config.seed
+
+        def selecting(done: int, total: int) -> None:
+            progress(f"selecting the coreset{which}", done, total)
+
+        if window is None:
+            coreset = kcenter_greedy(matrix, count, seed, selecting)
+        else:
+            coreset = select_for_window(matrix, positions, self._grid, window, count, seed, selecting)
+        return self._stored(matrix, coreset), places_of(positions[coreset], self._grid)
+
+    def _stored(self, matrix: Float32Array, coreset: Int64Array) -> Float32Array:
         if self.plan.projection is None:
-            return matrix[coreset]
+            return np.ascontiguousarray(matrix[coreset, : self._width])
         # Only the coreset's rows are read back, so the patches never lie in memory as a whole.
         self._file.flush()
         stored = np.memmap(self._file, np.float32, "r", shape=(len(matrix), self.channels))
@@ -258,6 +307,22 @@ def sparse_projection(channels: int, width: int, seed: int) -> Float32Array:
     return (signs / math.sqrt(density * width)).astype(np.float32)
 
 
+def patchcore_head(config: PatchcoreConfig, grid: tuple[int, int], places: GridPlaces | None) -> PatchcoreHead:
+    """Return the head of a bundle; `grid` has the rows and columns of patches, `places` says where they lie."""
+    return PatchcoreHead(
+        grid,
+        config.neighbors,
+        config.reweight,
+        config.maps.sigma,
+        metric=config.bank.metric,
+        top=top_count(config.bank.top_share, grid[0] * grid[1]),
+        banks=config.banks,
+        foreground=config.bank.foreground,
+        places=places,
+        window=config.window,
+    )
+
+
 class PatchcoreTrainer(Trainer):
     """Fits and restores PatchCore."""
 
@@ -271,12 +336,20 @@ class PatchcoreTrainer(Trainer):
         """Return the feature module."""
         return build_features(cast("PatchcoreConfig", record.config), backbone, fit_result)
 
+    def scores(
+        self, config: PatchcoreConfig, module: PatchFeatures, fit_result: FitResult, images: Sequence[UInt8Array]
+    ) -> tuple[Float32Array, Float32Array]:
+        """Return maps and scores in float32; see `Trainer.scores`."""
+        head, size = patchcore_head(config, fit_result.grid, fit_result.finest_places), config.preprocessing.size
+        return torch_scores(module, head, fit_result.tensors, size, images, patchcore_distances, exact=False)
+
     def needed_tensors(self, record: RunRecord) -> frozenset[str]:
-        """Return the memory banks, and the table of neighbours if the paper's re-weighting needs it."""
+        """Return the memory banks, places for a window, and the table if the paper's re-weighting needs it."""
         config = cast("PatchcoreConfig", record.config)
         has_table = config.reweight == "paper" and config.reweights
         banks = bank_names(config.banks)
         more = {"foreground", "foreground_limits"} if config.bank.foreground else set()
+        more |= set(place_names(config.banks)) if config.window is not None else set()
         return frozenset({*banks, *more, "neighbours"} if has_table else {*banks, *more})
 
     def needs_transform(self, config: PatchcoreConfig) -> bool:

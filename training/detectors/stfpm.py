@@ -14,10 +14,12 @@ from torch.nn import functional
 
 from flawscope.config import StfpmConfig
 from flawscope.datasets import Sample
+from flawscope.imaging.grid_places import GridPlaces
 from flawscope.imaging.map_upsampling import map_matrices
 from flawscope.imaging.png import write_png
 from flawscope.progress import Progress
 from flawscope.runs import RunRecord
+from flawscope.training.features.alignment import check_stages, measure_places
 from flawscope.training.features.backbone import Backbone, restore_backbone, stages_of, untrained_backbone
 from flawscope.training.features.stage_distances import stage_distances
 from flawscope.training.loop.epoch_data import split_images, training_facts
@@ -54,13 +56,18 @@ def train_stfpm(
         RunError: If memory runs out, the loss is not finite, or a checkpoint does not fit.
     """
     images, validation = split_images("stfpm", config, config.data, samples, hashes, progress)
-    task = StfpmTask(config, teacher, validation)
+    # Of the teacher: the student learns to give the same features at the same positions.
+    measured = measure_places(teacher, config.preprocessing.size) if config.align else None
+    places = None if measured is None else measured.places
+    task = StfpmTask(config, teacher, validation, places)
     finest = stages_of(teacher, config.preprocessing.size)[0]
     trained = run_loop(task, images, config, folder, resume=resume, progress=progress)
     return FitResult(
         grid=(int(finest.shape[-2]), int(finest.shape[-1])),
         tensors={},
-        facts=training_facts(trained) | {"validation_pictures": len(validation)},
+        facts=training_facts(trained)
+        | {"validation_pictures": len(validation)}
+        | ({} if measured is None else {"alignment": measured.note}),
         # The network alone: cast and normalisation belong to `Backbone` and are restored from the settings.
         networks={
             "student": {
@@ -69,6 +76,7 @@ def train_stfpm(
                 if name.startswith("network.")
             }
         },
+        places=places,
     )
 
 
@@ -84,23 +92,42 @@ class StfpmNetwork(nn.Module):
         student: The same architecture.
         size: Height and width of the map in pixels.
         sigma: Standard deviation of the Gaussian in pixels.
+        places: Where the grid of each stage lies in the input, finest first; None: all are taken as centred.
+
+    Raises:
+        RunError: If there are places of more or fewer stages.
     """
 
-    def __init__(self, teacher: Backbone, student: Backbone, size: tuple[int, int], sigma: float) -> None:
+    def __init__(
+        self,
+        teacher: Backbone,
+        student: Backbone,
+        size: tuple[int, int],
+        sigma: float,
+        places: Sequence[GridPlaces] | None = None,
+    ) -> None:
         super().__init__()
         self.teacher, self.student, self.size = teacher, student, size
         rows, columns = (None, None) if sigma == 0 else map_matrices(size, size, sigma)
         # Registered even as None, so that `_buffers` has the names in either case.
         self.register_buffer("rows", None if rows is None else torch.from_numpy(rows), persistent=False)
         self.register_buffer("columns", None if columns is None else torch.from_numpy(columns), persistent=False)
+        self._is_aligned = places is not None
+        stages = [] if places is None else stages_of(teacher, size)
+        check_stages(places or (), len(stages))
+        for number, (stage, placed) in enumerate(zip(stages, places or (), strict=True)):
+            # sigma 0: the Gaussian comes after the product of the stages.
+            to_rows, to_columns = map_matrices((stage.shape[-2], stage.shape[-1]), size, 0.0, placed)
+            self.register_buffer(f"rows{number}", torch.from_numpy(to_rows), persistent=False)
+            self.register_buffer(f"columns{number}", torch.from_numpy(to_columns), persistent=False)
         self.eval()
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Return maps and scores of a batch."""
         anomaly_map: Tensor | None = None
         # A product, not a sum: a position is anomalous where all stages agree.
-        for distance in stage_distances(self.teacher(image), self.student(image)):
-            upsampled = functional.interpolate(distance[:, None], size=self.size, mode="bilinear", align_corners=False)
+        for number, distance in enumerate(stage_distances(self.teacher(image), self.student(image))):
+            upsampled = self._upsample(distance, number)
             anomaly_map = upsampled if anomaly_map is None else anomaly_map * upsampled
         assert anomaly_map is not None
         smoothed = anomaly_map[:, 0]
@@ -108,6 +135,13 @@ class StfpmNetwork(nn.Module):
         if self._buffers["rows"] is not None:
             smoothed = self.get_buffer("rows") @ smoothed @ self.get_buffer("columns")
         return smoothed, smoothed.amax(dim=(1, 2))
+
+    def _upsample(self, distance: Tensor, number: int) -> Tensor:
+        """Return the map of a stage, [N, h, w], in the size of the image, [N, 1, H, W]."""
+        if self._is_aligned:
+            drawn = self.get_buffer(f"rows{number}") @ distance @ self.get_buffer(f"columns{number}")
+            return drawn[:, None]
+        return functional.interpolate(distance[:, None], size=self.size, mode="bilinear", align_corners=False)
 
 
 class StfpmTask:
@@ -117,19 +151,26 @@ class StfpmTask:
         config: Settings.
         teacher: Frozen backbone with its weights.
         validation: Normal images that choose the best epoch.
+        places: As of `StfpmNetwork`.
 
     Attributes:
         network: The student.
     """
 
-    def __init__(self, config: StfpmConfig, teacher: Backbone, validation: ImageReader) -> None:
+    def __init__(
+        self,
+        config: StfpmConfig,
+        teacher: Backbone,
+        validation: ImageReader,
+        places: Sequence[GridPlaces] | None = None,
+    ) -> None:
         self._config, self._teacher, self._validation = config, teacher, validation
         torch.manual_seed(config.seed)  # the student's initial weights depend on the seed alone
         student = untrained_backbone(config.features)
         student.requires_grad_(True)
         self.network: nn.Module = student
         # Shares the student's parameters, and puts it into inference mode; the loop sets the mode of `network` itself.
-        self._model = StfpmNetwork(teacher, student, config.preprocessing.size, config.maps.sigma)
+        self._model = StfpmNetwork(teacher, student, config.preprocessing.size, config.maps.sigma, places)
 
     def optimizer(self) -> torch.optim.Optimizer:
         """Return stochastic gradient descent with momentum."""
@@ -191,7 +232,8 @@ class StfpmTrainer(EpochTrainer):
         """Return teacher and student; a run whose student lacks tensors is refused."""
         config = cast("StfpmConfig", record.config)
         student = restore_backbone(config.features, fit_result.networks.get("student", {}))
-        return StfpmNetwork(backbone, student, config.preprocessing.size, config.maps.sigma)
+        size = config.preprocessing.size
+        return StfpmNetwork(backbone, student, size, config.maps.sigma, fit_result.places)
 
 
 TRAINER = StfpmTrainer()

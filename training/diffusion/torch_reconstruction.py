@@ -103,6 +103,11 @@ class Reconstruction:
     def __init__(self, networks: TorchNetworks, sampling: Sampling, noise: Float32Array, rule: MapRule) -> None:
         self.networks, self.sampling, self.noise, self.rule = networks, sampling, noise, rule
 
+    def to(self, device: torch.device | str) -> Reconstruction:
+        """Move all networks to a device."""
+        self.networks.to(device)
+        return self
+
     def __call__(self, images: UInt8Array) -> Reconstructed:
         """Reconstruct and score images uint8 [N, H, W, 3]."""
         return score_reconstructions(images, self.networks, self.sampling, self.noise, self.rule)

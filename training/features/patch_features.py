@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from flawscope.config import FittedConfig
+from flawscope.imaging.grid_places import GridPlaces
+from flawscope.training.features.alignment import StageAlignment
 from flawscope.training.features.backbone import Backbone, stages_of
 from flawscope.training.features.unit_length import unit_length
 from flawscope.training.loop.fit_result import FitResult
@@ -30,6 +32,7 @@ class PatchFeatures(nn.Module):
         layer_widths: Channels of every stage, where the stages are layers that are kept apart: each is transformed by
             its block on the diagonal of `transform` and divided by its own length, and a patch is all of them side by
             side. None joins the stages into one.
+        alignment: Resamples coarser stages at their true places, in place of `upsample`; None: stages are centred.
     """
 
     def __init__(
@@ -42,6 +45,7 @@ class PatchFeatures(nn.Module):
         transform: Tensor | None = None,
         unit: bool = False,
         layer_widths: Sequence[int] | None = None,
+        alignment: StageAlignment | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -49,6 +53,7 @@ class PatchFeatures(nn.Module):
         self.upsample = upsample
         self.unit = unit
         self.layer_widths = None if layer_widths is None else tuple(layer_widths)
+        self.alignment = alignment
         self.channels = None if channels is None else [int(index) for index in channels]
         # A buffer, so that it moves with the module; not persistent, since a run stores it by its own name.
         blocks = [transform] if self.layer_widths is None else _blocks(transform, self.layer_widths)
@@ -62,7 +67,7 @@ class PatchFeatures(nn.Module):
         # Finest first: its grid is the patch grid, and `start` counts the joined channels in this order.
         grid = stages[0].shape[-2:]
         joined, start = [], 0
-        for stage in stages:
+        for number, stage in enumerate(stages):
             width = stage.shape[1]
             if self.channels is not None:
                 # Chosen before the upsampling, so that dropped channels are not enlarged.
@@ -73,7 +78,9 @@ class PatchFeatures(nn.Module):
                 continue
             if self.pool:
                 stage = functional.avg_pool2d(stage, 3, stride=1, padding=1)
-            if stage.shape[-2:] != grid:
+            if self.alignment is not None:
+                stage = self.alignment(stage, number)
+            elif stage.shape[-2:] != grid:
                 # torch refuses `align_corners` with `nearest`, even False.
                 corners = False if self.upsample == "bilinear" else None
                 stage = functional.interpolate(stage, size=grid, mode=self.upsample, align_corners=corners)
@@ -164,6 +171,7 @@ def build_features(config: FittedConfig, backbone: Backbone, fit_result: FitResu
         transform=None if fit_result.transform is None else torch.from_numpy(fit_result.transform),
         unit=config.unit,
         layer_widths=layer_widths(config, backbone),
+        alignment=build_alignment(config, backbone, fit_result.places),
     )
 
 
@@ -176,3 +184,13 @@ def layer_widths(config: FittedConfig, backbone: Backbone) -> tuple[int, ...] | 
     if config.banks == 1:
         return None
     return stage_layout(backbone, config.preprocessing.size)[1]
+
+
+def build_alignment(
+    config: FittedConfig, backbone: Backbone, places: Sequence[GridPlaces] | None
+) -> StageAlignment | None:
+    """Return what resamples the stages of a detector, or None where they are taken as centred."""
+    if places is None:
+        return None
+    grids = [(int(stage.shape[-2]), int(stage.shape[-1])) for stage in stages_of(backbone, config.preprocessing.size)]
+    return StageAlignment(places, grids, config.patches.upsample)

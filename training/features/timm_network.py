@@ -12,6 +12,7 @@ import functools
 import itertools
 import logging
 import math
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -38,6 +39,8 @@ _OURS = {
     "num_classes": "the classifier is left out",
 }
 """Arguments of `timm.create_model` that flawscope sets itself, and why nobody else may."""
+COUNTER = "num_batches_tracked"
+"""Ends the names of counters of batch norm, which play no part in inference and are absent from many files."""
 _UNPADDED = 3  # rows that convolutions without padding may cost a stage, as in Inception
 _BUILD_ERRORS = (TypeError, AssertionError, LookupError, RuntimeError, ValueError, AttributeError)
 """What timm's networks raise at arguments and sizes that they cannot take."""
@@ -83,8 +86,14 @@ def describe_network(settings: FeatureSettings) -> NetworkFacts:
     """
     _check_name(settings.backbone)
     _check_options(settings)
-    # Its own stages, not the user's: those are checked against these facts.
-    network = _built(msgspec.structs.replace(settings, stages=None, final_norm=None), "meta", None)
+    return _facts(settings.backbone, msgspec.json.encode(settings.backbone_options))
+
+
+@functools.lru_cache(maxsize=32)
+def _facts(backbone: str, options: bytes) -> NetworkFacts:
+    # One stage that every network has: `feature_info` lists all of them, and the user's are checked against it.
+    settings = FeatureSettings(backbone=backbone, backbone_options=msgspec.json.decode(options), stages=(0,))
+    network = _built(settings, "meta", None)
     information, configuration = _information(network), configuration_of(network)
     size = tuple((configuration.get("input_size") or (3, 224, 224))[-2:])
     return NetworkFacts(
@@ -152,6 +161,12 @@ def plain_shapes(settings: FeatureSettings) -> dict[str, tuple[int, ...]]:
     return {name: tuple(value.shape) for name, value in plain.state_dict().items()}
 
 
+def feature_shapes(settings: FeatureSettings) -> dict[str, tuple[int, ...]]:
+    """Return the tensors of the network of features, but for counters of batch norm: name -> shape."""
+    network = _built(settings, "meta", None)
+    return {name: tuple(value.shape) for name, value in network.state_dict().items() if not name.endswith(COUNTER)}
+
+
 def configuration_of(network: nn.Module) -> dict[str, Any]:
     """Return timm's configuration of a network: mean, std, input size, licence; empty for one that is not timm's."""
     configuration: Any = getattr(network, "pretrained_cfg", None)
@@ -208,20 +223,22 @@ def takes_option(settings: FeatureSettings, option: str, value: object) -> bool:
     """Return whether a network can be built with one more option of timm."""
     options = {**settings.backbone_options, option: value}
     try:
-        _built(msgspec.structs.replace(settings, backbone_options=options, stages=None, final_norm=None), "meta", None)
+        _built(msgspec.structs.replace(settings, backbone_options=options, stages=(0,), final_norm=None), "meta", None)
     except ArgumentError:
         return False
     return True
 
 
 @contextlib.contextmanager
-def quiet_timm() -> Iterator[None]:
+def _quiet_timm() -> Iterator[None]:
     """Keep timm from logging which tensors of a file it does not use: that is looked at here, and said in one line."""
     log = logging.getLogger("timm")
     before = log.level
     log.setLevel(logging.ERROR)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of torch, on how timm resamples its tables
+            yield
     finally:
         log.setLevel(before)
 
@@ -287,17 +304,19 @@ def _built(settings: FeatureSettings, device: str, state: Mapping[str, Tensor] |
         }
     try:
         # Without a state never `pretrained`: timm would fall back to a pickled file.
-        with torch.device(device), quiet_timm():
+        with torch.device(device), _quiet_timm():
             network: nn.Module = timm.create_model(settings.backbone, pretrained=state is not None, **arguments)
     except _BUILD_ERRORS as err:
         if state is not None:
             raise  # the file's fault: the same network was built without it
         raise ArgumentError(
-            f"backbone: timm could not build {settings.backbone} with stages {list(settings.stages or ())} and options "
-            f"{settings.backbone_options}: {type(err).__name__}: {first_line(err)}. Check --set stages and "
-            "backbone_options."
+            f"backbone: timm could not build {settings.backbone} with the options {settings.backbone_options}: "
+            f"{type(err).__name__}: {first_line(err)}. Check --set stages and backbone_options."
         ) from err
     for module in network.modules():
+        # Hiera's attention has five axes, and torch translates the fused form to ONNX for four alone.
+        if type(module).__name__ == "MaskUnitAttention":
+            module.fused_attn = False  # type: ignore[assignment]
         # timm keeps the configuration with the whole state in it.
         kept: Any = getattr(module, "pretrained_cfg", None)
         if isinstance(kept, dict):

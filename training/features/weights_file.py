@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from flawscope.config import FeatureSettings
 from flawscope.errors import RunError
 from flawscope.open_files import regular_path
-from flawscope.training.features.timm_network import create_network, first_line, plain_shapes
+from flawscope.training.features.timm_network import COUNTER, create_network, feature_shapes, first_line, plain_shapes
 
 _PREFIXES = ("module.", "model.", "backbone.", "body.")
 """What training code and wrappers put before every name."""
@@ -22,8 +22,6 @@ _MISMATCH = re.compile(
     r"size mismatch for (\S+): copying a param with shape torch\.Size\(\[(.*?)\]\) from checkpoint, "
     r"the shape in current model is torch\.Size\(\[(.*?)\]\)"
 )
-_COUNTER = "num_batches_tracked"
-"""Counters of batch norm play no part in inference and are absent from many files."""
 
 State = dict[str, Tensor]
 
@@ -71,14 +69,15 @@ def load_network(settings: FeatureSettings, path: Path, size: tuple[int, int] | 
         RunError: If the file cannot be read, or is not of this network.
     """
     state = read_state(path, settings.backbone)
-    network = create_network(settings)
     if not state:
         raise RunError(f"{path}: expected weights of {settings.backbone}, got a file without tensors.")
     shapes = plain_shapes(settings)
     whole = _without_prefixes(state, shapes)
     _check_depth(whole, shapes, settings.backbone, path)
+    expected = feature_shapes(settings)
     for named in (state, whole):
-        if _fits(network, named):
+        if all(key in named and tuple(named[key].shape) == shape for key, shape in expected.items()):
+            network = create_network(settings)
             network.load_state_dict(named, strict=False)
             return network
     state = _resampled(whole, shapes, size)
@@ -92,7 +91,7 @@ def load_network(settings: FeatureSettings, path: Path, size: tuple[int, int] | 
     missing = [
         key
         for key, value in marked.items()
-        if value.is_floating_point() and not bool(value.isnan().any()) and not key.endswith(_COUNTER)
+        if value.is_floating_point() and not bool(value.isnan().any()) and not key.endswith(COUNTER)
     ]
     if missing:
         raise RunError(_lacking(path, settings.backbone, missing, len(marked)))
@@ -103,22 +102,13 @@ def _mark(value: Tensor) -> Tensor:
     return torch.full_like(value, float("nan")) if value.is_floating_point() else value
 
 
-def _fits(network: nn.Module, state: Mapping[str, Tensor]) -> bool:
-    """Return whether a state has all tensors of timm's feature network, in whose names runs keep their weights."""
-    return all(
-        key in state and state[key].shape == value.shape
-        for key, value in network.state_dict().items()
-        if not key.endswith(_COUNTER)
-    )
-
-
 def _without_prefixes(state: State, shapes: Mapping[str, object]) -> State:
     """Return a state whose names begin as timm's do."""
     while not state.keys() & shapes.keys():
         for prefix in _PREFIXES:
             inner = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-            # A classifier beside the backbone has no prefix: it is left behind.
-            if len(inner) == len(state) or inner.keys() & shapes.keys():
+            # Most, not all: a classifier or a counter beside the backbone has no prefix, and is left behind.
+            if 2 * len(inner) > len(state) or inner.keys() & shapes.keys():
                 state = inner
                 break
         else:
@@ -162,7 +152,7 @@ def _misfit(
     err: Exception, name: str, path: Path, state: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]
 ) -> str:
     """Return what is wrong with a file that timm could not load."""
-    absent = [key for key in shapes if key not in state and not key.endswith(_COUNTER)]
+    absent = [key for key in shapes if key not in state and not key.endswith(COUNTER)]
     found = _MISMATCH.search(str(err))
     if found and len(absent) <= len(shapes) // 2:
         key, got, expected = found.groups()

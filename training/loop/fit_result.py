@@ -10,6 +10,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from flawscope.diffusion.reconstruction import MapRule
+from flawscope.imaging.grid_places import GridPlaces
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class FitResult:
         networks: Name -> state of a trained network other than the backbone.
         rule: How the two maps of a reconstruction become one, or None for other methods.
         unet: Settings of the UNet of a guided denoiser, or None for other methods.
+        places: Where the grid of each feature stage lies in the input, finest first; None: all are taken as centred.
     """
 
     grid: tuple[int, int]
@@ -35,3 +37,9 @@ class FitResult:
     networks: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     rule: MapRule | None = None
     unet: dict[str, Any] | None = None
+    places: tuple[GridPlaces, ...] | None = None
+
+    @property
+    def finest_places(self) -> GridPlaces | None:
+        """Where the patches lie: the places of the finest stage."""
+        return None if self.places is None else self.places[0]

@@ -105,6 +105,35 @@ FLAWSCOPE_API int flawscope_nearest(const flawscope_bank* bank, const void* quer
 FLAWSCOPE_API int flawscope_nearest_rows(const float* bank, int64_t m, int64_t d, const void* queries, int dtype,
                                          int64_t n, int k, int threads, float* squared, int64_t* rows);
 
+/* ---- Nearest neighbours within windows ---------------------------------------------------------------------------- */
+
+typedef struct flawscope_windows flawscope_windows;
+
+/* A bank for fixed cameras: the patch at a place of a grid is compared only with rows that come from places near it.
+ *
+ * rows: float32 [m, d], sorted by the place they come from, row by row of the grid; not copied: it must outlive the
+ * windows. starts: int64 [height * width + 1], the first row of every place, from 0 to m, not falling. reach: int32
+ * [height * width], at least 0: the patch at (y, x) is compared with the rows of all places (v, u) with |y - v| and
+ * |x - u| of at most the reach of (y, x). starts and reach may be freed afterwards. */
+FLAWSCOPE_API int flawscope_windows_create(const float* rows, int64_t m, int64_t d, const int64_t* starts,
+                                           int64_t height, int64_t width, const int32_t* reach, int threads,
+                                           flawscope_windows** out);
+FLAWSCOPE_API void flawscope_windows_destroy(flawscope_windows* windows);
+
+/* Bytes that the windows themselves hold. */
+FLAWSCOPE_API int64_t flawscope_windows_bytes(const flawscope_windows* windows);
+
+/* Products of a query and a row that have been computed so far, those included whose result a window masked. */
+FLAWSCOPE_API int64_t flawscope_windows_computed(const flawscope_windows* windows);
+
+/* The nearest row of every patch within its window, the lower of equally near ones. A patch whose window has no row is
+ * without a distance.
+ *
+ * queries: [images, height * width, d] of `dtype`, a flawscope_dtype. squared: float32 and rows: int64, [images,
+ * height * width]. */
+FLAWSCOPE_API int flawscope_windows_nearest(const flawscope_windows* windows, const void* queries, int dtype,
+                                            int64_t images, int threads, float* squared, int64_t* rows);
+
 /* ---- Greedy k-centre ------------------------------------------------------------------------------------------ */
 
 /* Called between centres with (done, count, user); a value other than 0 stops the selection. */
@@ -189,6 +218,17 @@ FLAWSCOPE_API int flawscope_cuda_nearest_bytes(int64_t n, int64_t m, int64_t d, 
 FLAWSCOPE_API int flawscope_cuda_nearest(const void* packed, const void* rows, int rows_dtype, int64_t m, int64_t d,
                                          const void* queries, int dtype, int64_t n, int k, int rerank, void* workspace,
                                          int64_t workspace_bytes, float* squared, int64_t* found, void* stream);
+
+/* The nearest row within its window of every patch of n images, as flawscope_windows_nearest; all arrays on the device.
+ *
+ * rows: float32 [m, d], sorted by place. starts: int64 [height * width + 1], from 0 to m, not falling, and reach: int32
+ * [height * width], at least 0, cannot be checked from here: others lead out of the bank. queries: [n, height * width, d]
+ * of `dtype`. squared: float32 and found: int64, [n, height * width]. Distances are float32 sums of (q - m)^2, and the
+ * order is that of these sums; a row with NaN or infinity is never near. Needs no workspace. */
+FLAWSCOPE_API int flawscope_cuda_windows_nearest(const float* rows, int64_t m, int64_t d, const int64_t* starts,
+                                                 int64_t height, int64_t width, const int32_t* reach,
+                                                 const void* queries, int dtype, int64_t n, float* squared,
+                                                 int64_t* found, void* stream);
 
 /* Squared distances of features [n, p, d] to p Gaussians, mean [p, d] and whitening [p, d, d], all float32:
  * squared [n, p]. NaN where a feature, mean or factor is NaN or infinite, or the distance is beyond float32. */

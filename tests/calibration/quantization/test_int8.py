@@ -18,7 +18,7 @@ SIZE = (12, 10)
 
 
 def graph(folder: Path) -> Path:
-    """Cast, transpose, two convolutions with a ReLU between, and a product of two things that vary."""
+    """Cast, transpose, two convolutions with a ReLU between, a resampling, and a product of two things that vary."""
     draw = np.random.default_rng(0)
     weights = {
         "first": draw.normal(size=(6, 3, 3, 3)).astype(np.float32) / 255,
@@ -30,11 +30,13 @@ def graph(folder: Path) -> Path:
         helper.make_node("Conv", ["channels", "first", "bias"], ["a"], name="stem/Conv_0", pads=[1, 1, 1, 1]),
         helper.make_node("Relu", ["a"], ["b"], name="stem/Relu_1"),
         helper.make_node("Conv", ["b", "second"], ["c"], name="body/Conv_2"),
+        helper.make_node("MatMul", ["c", "columns"], ["e"], name="alignment/MatMul_3"),
         helper.make_node("Transpose", ["c"], ["d"], perm=[0, 1, 3, 2]),
-        helper.make_node("MatMul", ["c", "d"], ["patches"], name="body/MatMul_3"),
+        helper.make_node("MatMul", ["e", "d"], ["patches"], name="body/MatMul_4"),
     ]
     constants = [numpy_helper.from_array(value, name) for name, value in weights.items()]
     constants.append(numpy_helper.from_array(np.linspace(-1, 1, 6).astype(np.float32), "bias"))
+    constants.append(numpy_helper.from_array(np.eye(SIZE[1], dtype=np.float32), "columns"))
     image = helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", *SIZE, 3])
     patches = helper.make_tensor_value_info("patches", TensorProto.FLOAT, ["N", 4, SIZE[0], SIZE[0]])
     model = helper.make_model(
@@ -68,7 +70,7 @@ def constants(model: onnx.ModelProto) -> dict[str, np.ndarray]:
     return {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
 
 
-def test_only_products_with_weights_can_be_quantised(quantiser: Quantiser) -> None:
+def test_only_products_with_weights_can_be_quantised_and_no_resampling(quantiser: Quantiser) -> None:
     assert quantiser.operators == {"stem/Conv_0": "Conv", "body/Conv_2": "Conv"}
 
 

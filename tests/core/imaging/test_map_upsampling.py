@@ -5,11 +5,12 @@ from __future__ import annotations
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 from tolerances import FLOAT32, FLOAT64
 
+from flawscope.imaging.grid_places import GridPlaces, centred_places
 from flawscope.imaging.map_upsampling import gaussian_matrix, map_matrices, upsample_matrix
 
 SIZES = [1, 2, 3, 7, 8, 28, 32]
@@ -137,3 +138,44 @@ def test_a_peak_stays_in_its_place():
     rows, columns = map_matrices((8, 8), (64, 64), 2.0)
     peak = np.unravel_index((rows @ source @ columns).argmax(), (64, 64))
     assert (peak[0] // 8, peak[1] // 8) == (2, 5)
+
+
+# --- places
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.tuples(st.integers(1, 12), st.integers(1, 12)), st.tuples(st.integers(12, 70), st.integers(12, 70)))
+def test_the_places_of_a_centred_grid_give_the_map_without_places(grid, size):
+    source = random_map(*grid).astype(np.float32)
+    maps = []
+    for places in (None, centred_places(grid, size)):
+        rows, columns = map_matrices(grid, size, 2.0, places)
+        maps.append(rows @ source @ columns)
+    tolerance = np.abs(source).max() * (FLOAT32.rows_of(sum(grid) + 4) + 2 * max(grid) * FLOAT32.gamma(4))
+    np.testing.assert_allclose(maps[1], maps[0], rtol=0, atol=tolerance)
+
+
+@settings(deadline=None)
+@given(
+    st.tuples(st.integers(-6, 9), st.integers(-6, 9)),
+    st.tuples(st.integers(2, 9), st.integers(2, 9)),
+    st.tuples(st.integers(1, 6), st.integers(1, 6)),
+)
+def test_a_peak_is_drawn_at_its_place(start, step, index):
+    source = np.zeros((8, 8), np.float32)
+    source[index] = 1
+    place = tuple(start[axis] + step[axis] * index[axis] for axis in (0, 1))
+    assume(min(place) >= 0)  # a place beyond the border is not drawn
+    rows, columns = map_matrices((8, 8), (90, 90), 0.0, GridPlaces(start, step))
+    drawn = rows @ source @ columns
+    assert drawn[place] == 1
+    assert np.argwhere(drawn == 1).tolist() == [list(place)]
+
+
+def test_places_move_by_whole_pixels_what_is_drawn():
+    source = random_map(6, 9).astype(np.float32)
+    drawn = []
+    for start in ((4, 7), (6, 4)):
+        rows, columns = map_matrices((6, 9), (80, 80), 0.0, GridPlaces(start, (5, 7)))
+        drawn.append(rows @ source @ columns)
+    np.testing.assert_array_equal(drawn[1][2:, :-3], drawn[0][:-2, 3:])

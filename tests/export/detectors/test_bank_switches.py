@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from native_heads import build_head, torch_scores
 
 from flawscope.arrays import Float32Array
-from flawscope.bank_names import bank_names
+from flawscope.bank_names import bank_names, place_names
 from flawscope.bundle import Head, PatchcoreHead, open_bundle
 from flawscope.bundle.heads import decode_head
 from flawscope.errors import BackendError, BundleError
@@ -37,15 +37,24 @@ def naive_distances(patches: Float32Array, rows: Float32Array, metric: str) -> n
     return np.sqrt(squared) if metric == "euclidean" else squared / 2
 
 
+def reachable(head: PatchcoreHead, places: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """Return which rows count for the patch at every place, bool [P, M]: those in its window, or else the nearest."""
+    away = np.array([[np.abs(place - own).max() for place in places] for own in np.ndindex(*head.grid)])
+    return np.asarray(away <= np.maximum(away.min(axis=1, keepdims=True), head.window))
+
+
 def naive_image(
     patches: Float32Array, head: PatchcoreHead, tensors: Mapping[str, npt.NDArray[Any]]
 ) -> tuple[npt.NDArray[np.float64], float]:
     """Return the distances [P] and the score of one image, patches [P, D]."""
     by_bank, start = [], 0
-    for name in bank_names(head.banks):
+    for name, places in zip(bank_names(head.banks), place_names(head.banks), strict=True):
         rows = tensors[name]
         distances = naive_distances(patches[:, start : start + rows.shape[1]], rows, head.metric)
-        by_bank.append(distances.min(axis=1))
+        within = distances
+        if head.window is not None:
+            within = np.where(reachable(head, tensors[places]), distances, np.inf)
+        by_bank.append(within.min(axis=1))
         start += rows.shape[1]
     nearest = np.mean(by_bank, axis=0)
     if head.foreground:
@@ -55,7 +64,7 @@ def naive_image(
     place = int(nearest.argmax())
     count = min(head.neighbors, len(tensors["bank"]))
     if head.reweight == "paper":
-        around = distances[place, tensors["neighbours"][int(distances[place].argmin())]]
+        around = distances[place, tensors["neighbours"][int(within[place].argmin())]]
         own = around[0]
     else:
         around = np.sort(distances[place])[:count]
@@ -122,6 +131,10 @@ def tensors_for(head: PatchcoreHead, rows: int, seed: int) -> dict[str, npt.NDAr
         name: generator.uniform(0, 12, (rows + number, width)).astype(np.float32)
         for number, (name, width) in enumerate(zip(bank_names(head.banks), widths, strict=True))
     }
+    if head.window is not None:
+        for name, places in zip(bank_names(head.banks), place_names(head.banks), strict=True):
+            cells = np.sort(generator.integers(POSITIONS, size=len(tensors[name])))
+            tensors[places] = np.stack(np.divmod(cells, GRID[1]), axis=1).astype(np.int64)
     if head.reweight == "paper" and head.reweights:
         tensors["neighbours"] = neighbour_table(tensors["bank"], min(head.neighbors, rows))
     if head.foreground:
@@ -144,6 +157,7 @@ def heads(draw: st.DrawFn) -> PatchcoreHead:
         metric=draw(st.sampled_from(["euclidean", "cosine"]), label="metric"),
         top=top,
         banks=banks,
+        window=draw(st.none() | st.integers(0, 4), label="window"),
         foreground=draw(st.booleans(), label="foreground"),
     )
 

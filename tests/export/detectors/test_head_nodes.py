@@ -27,10 +27,13 @@ from flawscope.arrays import Float32Array
 from flawscope.bundle import PadimHead, PatchcoreHead
 from flawscope.export.detectors import head_nodes as head_module
 from flawscope.export.detectors.head_nodes import BankFile
+from flawscope.imaging.grid_places import GridPlaces
 from flawscope.imaging.map_upsampling import map_matrices
 from flawscope.training.detectors.patchcore import neighbour_table
 
 SIZE = (16, 12)
+PLACES = [None, GridPlaces((-1.25, 0.5), (1.5, 2.0))]
+"""A grid that is centred, and one that lies elsewhere."""
 
 
 def integer_bank(rows: int, seed: int = 0, high: int = 12) -> Float32Array:
@@ -63,10 +66,13 @@ def test_patchcore_distances_are_exact_on_integers(tmp_path: Path, rows: int) ->
     np.testing.assert_array_equal(scores, native_scores)
 
 
+@pytest.mark.parametrize("places", PLACES)
 @pytest.mark.parametrize("reweight", ["paper", "seed", "none"])
 @pytest.mark.parametrize(("rows", "neighbors"), [(30, 1), (30, 2), (30, 9), (30, 30), (5, 9), (2, 100), (1, 9), (1, 1)])
-def test_patchcore_scores_follow_the_formula(tmp_path: Path, reweight: Any, rows: int, neighbors: int) -> None:
-    head = PatchcoreHead(GRID, neighbors, reweight, 2.0)
+def test_patchcore_scores_follow_the_formula(
+    tmp_path: Path, reweight: Any, rows: int, neighbors: int, places: GridPlaces | None
+) -> None:
+    head = PatchcoreHead(GRID, neighbors, reweight, 2.0, places=places)
     bank, images = distinct_bank(rows), random_images(4, 2, high=5)
     tensors = tensors_for(bank, head)
     build_graph(tmp_path, head, tensors, SIZE, 4)
@@ -74,7 +80,7 @@ def test_patchcore_scores_follow_the_formula(tmp_path: Path, reweight: Any, rows
     native_maps, native_scores = build_head(head, tensors, SIZE)(patches_of(images))
     np.testing.assert_allclose(native_maps, maps, rtol=1e-5)
     np.testing.assert_allclose(native_scores, scores, rtol=1e-5)
-    to_rows, to_columns = (matrix.astype(np.float64) for matrix in map_matrices(GRID, SIZE, 2.0))
+    to_rows, to_columns = (matrix.astype(np.float64) for matrix in map_matrices(GRID, SIZE, 2.0, places))
     for index, patches in enumerate(patches_of(images)):
         distances, score = naive_patchcore(patches, bank, head)
         np.testing.assert_allclose(scores[index], score, rtol=1e-5)
@@ -188,15 +194,16 @@ def test_padim_distances_are_exact_on_integers(tmp_path: Path) -> None:
     np.testing.assert_array_equal(scores, native_scores)
 
 
+@pytest.mark.parametrize("places", PLACES)
 @pytest.mark.parametrize("batch", [1, 2, 3])
-def test_padim_scores_are_the_maximum_of_the_smooth_map(tmp_path: Path, batch: int) -> None:
-    head = PadimHead(GRID, 3.0)
+def test_padim_scores_are_the_maximum_of_the_smooth_map(tmp_path: Path, batch: int, places: GridPlaces | None) -> None:
+    head = PadimHead(GRID, 3.0, places)
     tensors = {"mean": integer_bank(POSITIONS, 6), "whitening": spd_whitening(7)}
     build_graph(tmp_path, head, tensors, SIZE, 3)
     images = random_images(batch, 9)
     maps, scores = run_graph(tmp_path, images)
     white = np.einsum("npd,pde->npe", patches_of(images) - tensors["mean"], tensors["whitening"]).astype(np.float64)
-    rows, columns = (matrix.astype(np.float64) for matrix in map_matrices(GRID, SIZE, 3.0))
+    rows, columns = (matrix.astype(np.float64) for matrix in map_matrices(GRID, SIZE, 3.0, places))
     expected = rows @ np.sqrt((white**2).sum(axis=2)).reshape(batch, *GRID) @ columns
     np.testing.assert_allclose(maps, expected, rtol=1e-5)
     np.testing.assert_array_equal(scores, maps.max(axis=(1, 2)))

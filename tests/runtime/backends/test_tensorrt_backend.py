@@ -366,3 +366,30 @@ def test_the_switches_of_a_bank_give_on_a_device_what_they_give_on_the_cpu(
     expected_maps, expected_scores = patchcore_scorer.native_head(head, {"bank": bank}, (16, 32))(patches[None])
     np.testing.assert_allclose(maps, expected_maps, rtol=1e-5)
     np.testing.assert_allclose(scores, expected_scores, rtol=1e-5)
+
+
+@pytest.mark.parametrize("window", [0, 2, 16])
+def test_a_window_gives_on_a_device_what_it_gives_on_the_cpu(kernels: Stand, window: int) -> None:
+    generator = np.random.default_rng(0)
+    bank, patches = (generator.integers(0, 9, (128, 32)).astype(np.float32) for _ in range(2))
+    cells = np.sort(generator.integers(0, 100, 128))  # the last places have no row
+    tensors = {"bank": bank, "places": np.stack(np.divmod(cells, 16), axis=1)}
+    head = PatchcoreHead((8, 16), 1, "none", 1.0, window=window)
+    on_device = device.Device()
+    with on_device.current():
+        ready = patchcore_scorer.device_head(on_device, head, tensors, (16, 32), 2)
+        ready.enqueue(2, on_device.upload(np.concatenate([patches, patches[::-1].copy()])))
+        maps, scores = ready.finish(2, 0)
+    on_device.close()
+    both = np.stack([patches, patches[::-1]])
+    expected_maps, expected_scores = patchcore_scorer.native_head(head, tensors, (16, 32))(both)
+    np.testing.assert_allclose(maps, expected_maps, rtol=1e-5)
+    np.testing.assert_array_equal(scores, expected_scores)
+
+
+def test_a_bank_with_a_window_that_is_not_finite_is_refused_by_the_device(kernels: Stand) -> None:
+    tensors = {"bank": np.full((1, 32), np.inf, np.float32), "places": np.zeros((1, 2), np.int64)}
+    on_device = device.Device()
+    with on_device.current(), pytest.raises(BundleError, match="bank: expected finite numbers"):
+        patchcore_scorer.device_head(on_device, PatchcoreHead((1, 1), 1, "none", 0.0, window=1), tensors, (16, 32), 1)
+    on_device.close()
