@@ -60,14 +60,15 @@ def native_head(head: PatchcoreHead, tensors: Tensors, size: tuple[int, int]) ->
                 f"bank: expected rows of the {width} channels of a patch, got {channels}. Export the bundle again."
             )
         flat = patches.reshape(-1, channels)
-        total, start = np.float32(0), 0
+        total, start = np.zeros((len(flat), 1), np.float32), 0  # one neighbour each
         for search in searches:
             stop = start + search.channels
             # One search for the whole batch: the kernels then read the bank once instead of once per image.
             squared, indices = search.nearest(np.ascontiguousarray(flat[:, start:stop]))
-            total, start = total + patch_distances(head, squared), stop
+            total += patch_distances(head, squared)
+            start = stop
         if head.banks > 1:
-            total = total * np.float32(1 / head.banks)
+            total *= np.float32(1 / head.banks)
         distances = total.reshape(count, positions)
         if head.foreground:
             distances = distances * foreground_weights(
@@ -232,7 +233,8 @@ def mean_of_largest(distances: Float32Array, count: int) -> Float32Array:
     """Return the mean of the `count` largest of every row, float32 [N]; a NaN counts as the largest."""
     # Sorted, so that the sum does not depend on where in the image the patches lie.
     largest = np.sort(distances, axis=1)[:, distances.shape[1] - count :]
-    return largest.mean(axis=1, dtype=np.float64).astype(np.float32)
+    means: Float32Array = largest.mean(axis=1, dtype=np.float64).astype(np.float32)
+    return means
 
 
 PATCHCORE = BankMethod(check_tensors, native_head, device_head, bank_scale)

@@ -131,7 +131,7 @@ def _mean_of_banks(patches: Tensor, head: PatchcoreHead, tensors: Mapping[str, T
     banks = [tensors[name] for name in bank_names(head.banks)]
     # Each bank as a head of its own, whose score is not used.
     alone = msgspec.structs.replace(head, banks=1, top=1, reweight="none", foreground=False)
-    parts = patches.split([bank.shape[1] for bank in banks], dim=1)
+    parts = torch.split(patches, [bank.shape[1] for bank in banks], dim=1)
     places = [tensors.get(name) for name in place_names(head.banks)]
     by_bank = [
         patchcore_distances(part, alone, {"bank": bank} if place is None else {"bank": bank, "places": place})[0]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from flawscope.arrays import Float32Array, Float64Array
+from flawscope.arrays import BoolArray, Float32Array, Float64Array
 from flawscope.config import FittedConfig
 from flawscope.errors import DataError
 from flawscope.imaging.patch_foreground import foreground_weights
@@ -64,9 +64,10 @@ class Foreground:
     direction: Float32Array
     limits: Float32Array
 
-    def shown(self, patches: Float32Array, grid: tuple[int, int]) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
+    def shown(self, patches: Float32Array, grid: tuple[int, int]) -> BoolArray:
         """Return which patches of one image, float32 [P, D], show the part, bool [P]."""
-        return foreground_weights(patches[None], self.direction, self.limits, grid)[0] > 0
+        is_shown: BoolArray = foreground_weights(patches[None], self.direction, self.limits, grid)[0] > 0
+        return is_shown
 
 
 def measure_foreground(

@@ -86,7 +86,8 @@ def measure_transform(
         of_layer = covariance[start : start + width, start : start + width]
         blocks.append(whitening_matrix(of_layer, count, bank.components, bank.shrinkage))
         start += width
-    return torch.block_diag(*blocks).float()
+    matrix: Tensor = torch.block_diag(*blocks)  # type: ignore[no-untyped-call]
+    return matrix.float()
 
 
 def measure_covariance(

@@ -13,12 +13,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from native_heads import build_head, torch_scores
-from tiny_dataset import training_images
+from tiny_dataset import CATEGORY, training_images
 
 from flawscope import runs
 from flawscope.arrays import Float32Array
 from flawscope.bundle import PatchcoreHead
 from flawscope.config import PatchcoreConfig, build_config, from_flat
+from flawscope.datasets import open_dataset
 from flawscope.errors import ArgumentError, DataError
 from flawscope.imaging.images import prepare, read_image
 from flawscope.progress import no_progress
@@ -35,6 +36,7 @@ from flawscope.training.features.backbone import Backbone, build_backbone
 from flawscope.training.features.patch_extraction import iterate_patches
 from flawscope.training.features.patch_features import build_features
 from flawscope.training.loop.fit_result import FitResult
+from flawscope.training.loop.image_batches import image_sources
 
 
 def patchcore_config(**settings: object) -> PatchcoreConfig:
@@ -300,6 +302,21 @@ def test_views_fill_the_bank_with_patches_of_turned_images(tiny_root: Path, tmp_
             patches = features(torch.from_numpy(image[None].copy()))[0].numpy()
         to_bank = ((patches[:, None] - bank[None]) ** 2).sum(axis=2).min(axis=1)
         assert to_bank.max() < 1e-6 * (patches**2).sum(axis=1).max()
+
+
+@pytest.mark.parametrize(
+    ("input_settings", "sources"),
+    [({"tile": 32}, 4), ({"resize": [48, 96], "resize_mode": "letterbox"}, 1), ({"resize": 80, "crop": 64}, 1)],
+)
+def test_views_are_of_what_is_prepared_tiles_and_letterboxed_images_too(
+    tiny_root: Path, tmp_path: Path, backbone: Backbone, input_settings: dict[str, object], sources: int
+) -> None:
+    config = patchcore_config(views="rotations", coreset=1.0, reweight="none", **input_settings)
+    images = image_sources(open_dataset(tiny_root, CATEGORY).train_good[:2], config.tiling)
+    assert len(images) == 2 * sources
+    fitted = fit_patchcore(config, backbone, images, tmp_path, no_progress)
+    height, width = config.preprocessing.size
+    assert fitted.facts["patches"] == 8 * len(images) * (height // 4) * (width // 4)
 
 
 def test_the_bank_of_views_does_not_depend_on_the_batch_size(
