@@ -7,8 +7,7 @@ from collections.abc import Sequence
 
 from flawscope.bundle import Manifest, Threshold
 from flawscope.calibration.evaluation.figures import Confusion, SizeFigures
-from flawscope.calibration.evaluation.intervals import Interval, images_needed, upper_bound
-from flawscope.calibration.thresholds.expectation import in_parts
+from flawscope.calibration.evaluation.intervals import Interval, images_needed, in_parts, upper_bound
 
 _CHANCE = 0.5
 _NEAR_CHANCE = 0.7
@@ -82,8 +81,8 @@ def _broken_bound(confusion: Confusion) -> str | None:
     return (
         f"The false rejects contradict the bound of the threshold: {good.reject} of {decided} good parts "
         f"({good.reject / decided:.1%}) were rejected, where {kind}{bound:.1%} at most was stated{stated}. At that "
-        "rate fewer than 1 in 20 such sets would have so many. These good parts are unlike those that the threshold was set "
-        "on (light, camera, batch, another split): set it with flawscope calibrate on good parts as they come now."
+        "rate fewer than 1 in 20 such sets would have so many. These good parts are unlike those that it was "
+        "set on (light, camera, batch, another split): set it with flawscope calibrate on good parts as they come now."
     )
 
 

@@ -326,3 +326,12 @@ def images_needed(false_reject_rate: float, confidence: float) -> int:
     while rank_bound(needed, needed, confidence) > false_reject_rate:
         needed += 1
     return max(needed, 1)
+
+
+def in_parts(rate: float) -> str:
+    """Return a rate as whole parts of 100, or of 1,000 and more where it is below 1 in 200; rounded up."""
+    of = 100
+    while rate * of < 0.5 and of < 1_000_000:
+        of *= 10
+    # Rates of exactly 1 % come out of floating point as 1.0000000000000002 %.
+    return f"{max(1, math.ceil(rate * of - 1e-9))} in {of:,}"

@@ -11,8 +11,9 @@ import pytest
 from flawscope import cli
 from flawscope.bundle import Precision, Threshold, open_bundle, rewrite_manifest
 from flawscope.calibration import calibrate_bundle
+from flawscope.calibration.evaluation.intervals import in_parts
 from flawscope.calibration.thresholds import calibrate
-from flawscope.calibration.thresholds.expectation import expectation, in_parts
+from flawscope.calibration.thresholds.expectation import expectation
 from flawscope.calibration.thresholds.normal_quantile import OrderStatistic
 from flawscope.cross_scores import CrossScores
 from flawscope.datasets import image_hash
