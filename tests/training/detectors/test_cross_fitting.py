@@ -245,7 +245,17 @@ def test_few_images_have_a_warning(
 ) -> None:
     write_images(tmp_path / "data", count)
     arguments = ["train", "padim", "--data", str(tmp_path / "data"), "--out", str(tmp_path / "run")]
-    arguments += ["--image-size", "64", "--set", "stages=2", "--set", "channels=4", "--set", assignment]
+    arguments += [
+        "--image-size",
+        "64",
+        "--set",
+        "stages=2",
+        "--set",
+        "channels=4",
+        "--set",
+        assignment,
+        "--no-drawn-check",
+    ]
     assert cli.run(arguments) == 0
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
     assert len(lines) == len(notes)
