@@ -16,7 +16,7 @@ WORKERS ?= $(shell nproc)
 PYTEST  := $(BIN)/python -m pytest
 SHARED  := -n $(WORKERS) --dist loadfile
 
-.PHONY: demo test test-fast test-all test-variants fuzz kills check links format lean native sanitize clean
+.PHONY: demo test test-fast test-all test-variants families fuzz kills check links format lean native sanitize clean
 
 demo: $(NATIVE)
 	$(BIN)/flawscope demo --out demo --overwrite
@@ -37,6 +37,10 @@ test-all: test test-variants
 # Other instruction sets, threads and examples; `make test-variants VARIANT="--only threads"` runs one.
 test-variants: $(NATIVE) $(FP16)
 	$(BIN)/python tools/test_variants.py $(VARIANT) $(SHARED) -m "not serial"
+
+# Weights files of timm's families, from training to parity, into the table of docs/backbones.md; takes a while.
+families: $(NATIVE)
+	$(BIN)/python tools/backbone_families.py --page docs/backbones.md $(FAMILIES)
 
 # Attacks for as long as one likes; `make fuzz FUZZ="--images 1000 --only image"`. See CONTRIBUTING.md.
 fuzz: $(NATIVE)

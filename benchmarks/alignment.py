@@ -28,7 +28,6 @@ from torch import Tensor
 
 from flawscope import methods
 from flawscope.arrays import BoolArray, Float32Array, Float64Array, Int64Array, UInt8Array
-from flawscope.bundle import PadimHead, PatchcoreHead
 from flawscope.calibration.evaluation.intervals import percentile_interval
 from flawscope.calibration.evaluation.metrics import (
     aupro,
@@ -37,7 +36,7 @@ from flawscope.calibration.evaluation.metrics import (
     stack_masks,
 )
 from flawscope.calibration.evaluation.paired_differences import Tally, Truth, compare_tallies, tally
-from flawscope.config import FittedConfig, PatchcoreConfig, build_config
+from flawscope.config import FittedConfig, PadimConfig, PatchcoreConfig, build_config
 from flawscope.config.feature_settings import FeatureSettings
 from flawscope.cpp_ext import kcenter_greedy
 from flawscope.datasets import Sample, open_dataset
@@ -46,8 +45,8 @@ from flawscope.files import write_text
 from flawscope.imaging.images import prepare, prepare_mask, read_image
 from flawscope.imaging.png import write_png
 from flawscope.progress import no_progress
-from flawscope.training.detectors.padim import fit_padim
-from flawscope.training.detectors.patchcore import bank_rows, neighbour_table
+from flawscope.training.detectors.padim import fit_padim, padim_head
+from flawscope.training.detectors.patchcore import bank_rows, neighbour_table, patchcore_head
 from flawscope.training.features.alignment import measure_places
 from flawscope.training.features.backbone import Backbone, build_backbone, untrained_backbone
 from flawscope.training.features.patch_extraction import iterate_patches
@@ -126,7 +125,7 @@ def fit_pair(
         config = settings_of(method, settings | {"seed": seed}, padding, options.size, align)
         if method == "padim":
             fitted = fit_padim(cast("Any", config), backbone, paths, no_progress)
-            head: Any = PadimHead(fitted.grid, config.maps.sigma, fitted.finest_places)
+            head: Any = padim_head(cast("PadimConfig", config), fitted.grid, fitted.finest_places)
         else:
             patchcore = cast("PatchcoreConfig", config)
             measured = measure_places(backbone, config.preprocessing.size) if align else None
@@ -144,7 +143,7 @@ def fit_pair(
             bank = patches[kept]
             fitted.tensors["bank"] = bank
             fitted.tensors["neighbours"] = neighbour_table(bank, patchcore.neighbors)
-            head = PatchcoreHead(grid, patchcore.neighbors, patchcore.reweight, config.maps.sigma, fitted.finest_places)
+            head = patchcore_head(patchcore, grid, fitted.finest_places)
         native = methods.scorer_of(method).head(head, fitted.tensors, config.preprocessing.size)
         results.append((build_features(config, backbone, fitted), native, str(fitted.facts.get("alignment", "off"))))
     return results
@@ -241,14 +240,14 @@ def measure_maps(options: argparse.Namespace) -> dict[str, Any]:
     masks = [sample.read_mask() if sample.is_anomalous else None for sample in samples]
     stacked = stack_masks([None if mask is None else prepare_mask(mask, spec) for mask in masks], spec.size)
     truth = Truth(np.array([sample.is_anomalous for sample in samples]), stacked)
-    dots = [image for image, sample in zip(images, samples, strict=True) if not sample.is_anomalous][:40]
+    dots = [image for image, sample in zip(images, samples, strict=True) if not sample.is_anomalous][: options.dots]
     backbones = {
         padding: _Kept(settings_of("padim", {"stages": [1, 2, 3]}, padding, options.size, True), options.weights)
         for padding in PADDINGS
     }
     for name, (method, settings) in DETECTORS.items():
         for padding, kept in backbones.items():
-            if options.only not in name:
+            if options.only not in f"{name}, {padding}":
                 continue
             backbone = _Some(kept, tuple(settings["stages"]))
             by_seed = []
@@ -404,7 +403,7 @@ def measure_cost(options: argparse.Namespace) -> dict[str, Any]:
 
 def write(options: argparse.Namespace, what: str, rows: list[dict[str, Any]]) -> None:
     """Write the result so far."""
-    kept = {key: getattr(options, key) for key in ("size", "train", "every", "seeds", "rounds")}
+    kept = {key: getattr(options, key) for key in ("size", "train", "every", "seeds", "dots", "rounds")}
     names = {key: getattr(options, key).name for key in ("data", "weights") if getattr(options, key) is not None}
     document = {
         "suite": "alignment",
@@ -426,8 +425,11 @@ def main() -> None:
     parser.add_argument("--train", type=int, default=120, help="normal images to fit on, spread evenly")
     parser.add_argument("--every", type=int, default=2, help="take every so many of the test images")
     parser.add_argument("--seeds", type=int, default=2, help="random networks of each kind, or memory banks")
+    parser.add_argument("--dots", type=int, default=40, help="normal images that a dot is drawn on")
     parser.add_argument("--rounds", type=int, default=50, help="timed images of each graph")
-    parser.add_argument("--only", default="", help="measure only detectors whose name has this text")
+    parser.add_argument(
+        "--only", default="", help="measure only what has this text in its detector and padding, such as '2,3, same'"
+    )
     parser.add_argument("--pictures", type=Path, help="folder for pictures of maps")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()

@@ -18,22 +18,20 @@ import numpy.typing as npt
 from flawscope.arrays import Float64Array
 from flawscope.ranges import NotNegative, PositiveCount, Share
 
-CHANCE = 0.5
-NEAR_CHANCE = 0.7
-"""Image AUROC on drawn defects below which a detector counts as near chance; see `verdict_of`."""
-TOLD_APART = 0.85
-"""Image AUROC on drawn defects from which a detector counts as one that tells them apart."""
-CONFIDENCE = 0.95
+_CHANCE = 0.5
+_NEAR_CHANCE = (0.7, 0.75)
+"""Image and pixel AUROC on drawn defects below which a detector counts as near chance; see `verdict_of`."""
+_TOLD_APART = (0.85, 0.9)
+"""Image and pixel AUROC from which it counts as one that tells them apart."""
+_CONFIDENCE = 0.95
 _RESAMPLES = 1000
 
 Verdict = Literal["told apart", "weak", "near chance"]
 
-NEAR_CHANCE_WARNING = (
-    "drawn defects are hardly told from normal images (near chance). Before you use this detector, look at the weights "
-    "and the mean, std and padding they were trained with; the size of the input (resize, tile); the stages; and the "
-    "method (patchcore for parts in any position)."
+_LOOK_AT = (
+    "the weights and the mean, std and padding they were trained with; the size of the input (resize, tile); the "
+    "stages; and the method (patchcore for parts in any position)"
 )
-"""What is said of a detector whose verdict is near chance."""
 
 
 class DrawnKind(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -126,6 +124,7 @@ def summarize_check(
     bases = np.concatenate([np.asarray(row.bases, np.int64) for row in drawn])
     image_auroc = float(wins.mean())
     low, high = _interval(wins, bases, seed)
+    pixel_auroc = float(np.mean(np.concatenate([row.pixel_aurocs for row in drawn])))
     return DrawnCheck(
         held_out=held_out,
         normal=len(normal),
@@ -144,20 +143,21 @@ def summarize_check(
         image_auroc=image_auroc,
         low=low,
         high=high,
-        pixel_auroc=float(np.mean(np.concatenate([row.pixel_aurocs for row in drawn]))),
-        verdict=verdict_of(image_auroc, low),
+        pixel_auroc=pixel_auroc,
+        verdict=verdict_of(image_auroc, low, pixel_auroc),
         seconds=seconds,
     )
 
 
-def verdict_of(image_auroc: float, low: float) -> Verdict:
-    """Return the verdict on an image AUROC and the lower end of its interval.
+def verdict_of(image_auroc: float, low: float, pixel_auroc: float) -> Verdict:
+    """Return the verdict on an image AUROC, the lower end of its interval, and a pixel AUROC.
 
-    Near chance is below 0.7, or an interval that reaches down to chance; told apart is from 0.85 on.
+    Near chance is an image AUROC below 0.7 or an interval that reaches down to 0.5, or a pixel AUROC below 0.75: scores
+    may rise with a defect although the map points elsewhere. Told apart is 0.85 and 0.9 or more.
     """
-    if image_auroc < NEAR_CHANCE or low <= CHANCE:
+    if low <= _CHANCE or image_auroc < _NEAR_CHANCE[0] or pixel_auroc < _NEAR_CHANCE[1]:
         return "near chance"
-    return "told apart" if image_auroc >= TOLD_APART else "weak"
+    return "told apart" if image_auroc >= _TOLD_APART[0] and pixel_auroc >= _TOLD_APART[1] else "weak"
 
 
 def pair_auroc(positive: npt.NDArray[np.floating], negative: npt.NDArray[np.floating]) -> float:
@@ -181,6 +181,18 @@ def describe_check(check: DrawnCheck) -> str:
     return f"{line}; weakest: {weakest.kind} {weakest.image_auroc:.3f}"
 
 
+def advice_on(check: DrawnCheck) -> str | None:
+    """Return a line that says what to look at, which begins with `warning:` or `note:`; None where all is well."""
+    if check.verdict == "near chance":
+        return (
+            "warning: drawn defects are hardly told from normal images (near chance). Before you use this detector, "
+            f"look at {_LOOK_AT}."
+        )
+    if check.verdict == "weak":
+        return f"note: drawn defects are told from normal images in part (weak). It may help to look at {_LOOK_AT}."
+    return None
+
+
 def _wins(scores: Float64Array, normal: Float64Array) -> Float64Array:
     """Return 1 where a drawn image [D] scores above a normal one [N], 0.5 where both are equal, else 0: [D, N]."""
     return np.where(scores[:, None] > normal, 1.0, np.where(scores[:, None] == normal, 0.5, 0.0))
@@ -195,7 +207,7 @@ def _interval(wins: Float64Array, bases: npt.NDArray[np.int64], seed: int) -> tu
     usable = totals > 0  # a resample may miss every image that was drawn on
     means = np.einsum("rd,dn,rn->r", by_drawn, wins, drawn.astype(np.float64), optimize=True)[usable]
     means /= totals[usable] * count
-    tail = (1 - CONFIDENCE) / 2
+    tail = (1 - _CONFIDENCE) / 2
     low, high = np.quantile(means, [tail, 1 - tail])
     # Of one image every resample is the same: the interval would say that nothing is uncertain.
     return (0.0, 1.0) if count == 1 else (float(max(low, 0.0)), float(min(high, 1.0)))

@@ -17,9 +17,6 @@ from flawscope.progress import Progress
 from flawscope.training.loop.fit_result import FitResult
 from flawscope.training.trainer import Trainer
 
-NORMAL = 20
-"""Most normal images that are scored."""
-
 
 def check_drawn(
     trainer: Trainer,
@@ -41,7 +38,7 @@ def check_drawn(
         config: Its settings.
         module: What the trainer restored from the fit.
         fit_result: The fit.
-        sources: Normal images; up to 20 of them are scored, spread evenly, and some of these are drawn on.
+        sources: Normal images; up to twice `trainer.drawn_on` are scored, spread evenly, and every other drawn on.
         held_out: Whether the detector has not learned from them.
         progress: Receives progress.
 
@@ -53,7 +50,8 @@ def check_drawn(
         RunError: If a score or a map of the detector is not finite.
     """
     started = time.perf_counter()
-    chosen = _spread(sources, min(NORMAL, trainer.drawn_on * (NORMAL // 8)))
+    # Twice as many as are drawn on: how much normal ones vary is what drawn ones have to stand out from.
+    chosen = _spread(sources, 2 * trainer.drawn_on)
     spec = config.preprocessing
     images = [prepare(read_source(source, spec.bits), spec) for source in chosen]
     on = set(_spread(range(len(images)), trainer.drawn_on))

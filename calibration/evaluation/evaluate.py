@@ -20,6 +20,7 @@ from flawscope.bundle import (
 )
 from flawscope.calibration.evaluation.bundle_scores import load_inspector, unlike_notes
 from flawscope.calibration.evaluation.contamination import Contamination, find_contamination
+from flawscope.calibration.evaluation.diagnosis import diagnose
 from flawscope.calibration.evaluation.evaluation_notes import (
     contamination_notes,
     figure_notes,
@@ -39,6 +40,7 @@ from flawscope.calibration.evaluation.measured_figures import (
     support_figures,
 )
 from flawscope.calibration.evaluation.measurements import Measured, measure_images
+from flawscope.calibration.evaluation.threshold_figures import recall_by_size
 from flawscope.calibration.extras import require
 from flawscope.datasets import Dataset, Inspection, as_recorded, fingerprint, hash_contents
 from flawscope.datasets.inspection import inspect_and_hash
@@ -155,7 +157,8 @@ def evaluate_bundle(
     # A defect where none counts is neither found nor missed; the notes say how many there are.
     measured = measured.select(~measured.outside) if measured.outside.any() else measured
     confusion = confusion_of(measured, run.thresholds)
-    overall = overall_figures(measured, seed, resamples)
+    overall = overall_figures(measured, run.thresholds, seed, resamples)
+    sizes = recall_by_size(measured, run.thresholds)
     figures = Figures(
         **overall.values,
         images=len(measured.samples),
@@ -171,6 +174,10 @@ def evaluate_bundle(
         intervals=overall.intervals,
         confusion=confusion,
         defects=figures_by_defect(measured, is_calibrated=confusion is not None),
+        recall_by_size=sizes,
+        diagnosis=diagnose(
+            run.manifest, overall.values["image_auroc"], overall.intervals.get("image_auroc"), confusion, sizes
+        ),
         faults=faults_of(measured),
         notes=_notes(run, measured),
         bundle=BundleIdentity(name=run.manifest.name, method=run.manifest.method, digest=run.manifest.digest),
@@ -253,7 +260,7 @@ def _support_figures(
     if run.contamination is None:
         return None
     # The bootstrap is the slow part: where no image is left out, the figures with leak are those that we have.
-    with_leak = overall if measured is run.measured else overall_figures(run.measured, seed, resamples)
+    with_leak = overall if measured is run.measured else overall_figures(run.measured, run.thresholds, seed, resamples)
     return support_figures(run.contamination, leak_figures(run.measured, with_leak, run.thresholds))
 
 
@@ -270,7 +277,10 @@ def record_accuracy(path: Path, evaluation: Evaluation) -> None:
     # `Accuracy.figures` is one flat table of numbers: each part of a rate gets a key of its own.
     flat: dict[str, float | None] = {
         name: getattr(figures, name)
-        for name in ("image_auroc", "image_ap", "image_f1_max", "pixel_auroc", "pixel_ap", "aupro")
+        for name in (
+            *("image_auroc", "image_ap", "image_f1_max", "pixel_auroc", "pixel_ap", "aupro", "aupro_05"),
+            *("pixel_f1", "pixel_recall"),
+        )
     }
     if figures.support is not None:
         flat["support_left_out"] = float(len(figures.support.left_out))

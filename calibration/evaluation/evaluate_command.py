@@ -30,6 +30,9 @@ _NAMES = (
     ("pixel_auroc", "pixel AUROC"),
     ("pixel_ap", "pixel AP"),
     ("aupro", "AU-PRO"),
+    ("aupro_05", "AU-PRO, 5%"),
+    ("pixel_f1", "pixel F1"),
+    ("pixel_recall", "pixel recall"),
 )
 
 
@@ -153,6 +156,10 @@ def _print(figures: Figures) -> None:
     console.print(_figure_table(figures))
     if figures.defects:
         console.print(_defect_table(figures))
+    if figures.recall_by_size:
+        console.print(_size_table(figures))
+    for text in figures.diagnosis:
+        echo(f"diagnosis: {text}", err=True)
     for note in figures.notes:
         echo(f"note: {note}", err=True)
     for fault in _faults(figures):
@@ -200,6 +207,18 @@ def _defect_table(figures: Figures) -> Table:
             _number(row.image_auroc),
             _number(row.pixel_auroc),
         )
+    return table
+
+
+def _size_table(figures: Figures) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("defect size, px of the input", "images", "found"):
+        table.add_column(title, justify="right")
+    table.add_column("95% interval")
+    for row in figures.recall_by_size:
+        found, interval = _rate(row.detection, "{1:.1%} to {2:.1%}")
+        sizes = f"{row.smallest_px:.1f} to {row.largest_px:.1f}"
+        table.add_row(sizes, str(row.detection.n), found, interval)
     return table
 
 

@@ -73,6 +73,20 @@ class DefectFigures(_Struct, frozen=True):
     pixel_auroc: float | None
 
 
+class SizeFigures(_Struct, frozen=True):
+    """Anomalous images whose largest defect has about the same size.
+
+    Attributes:
+        smallest_px: Diameter of a circle of the area of the smallest of them, in pixels of the model's input.
+        largest_px: The same of the largest of them.
+        detection: Share that was not accepted at the thresholds in force.
+    """
+
+    smallest_px: float
+    largest_px: float
+    detection: Rate
+
+
 class Fault(_Struct, frozen=True):
     """An image that could not be decided, and why."""
 
@@ -99,6 +113,10 @@ class OverallFigures(_Struct, frozen=True):
     """Figures over all images that count; None where they are undefined.
 
     Attributes:
+        aupro: AU-PRO up to 30 % false pixels.
+        aupro_05: AU-PRO up to 5 % false pixels.
+        pixel_f1: F1 of the pixels above the pixel threshold in force; None without thresholds or masks.
+        pixel_recall: Share of the defect pixels above it, as `pixel_f1`.
         images: Test images, those that could not be scored included.
         anomalous: Anomalous ones among them.
     """
@@ -109,6 +127,9 @@ class OverallFigures(_Struct, frozen=True):
     pixel_auroc: float | None
     pixel_ap: float | None
     aupro: float | None
+    aupro_05: float | None
+    pixel_f1: float | None
+    pixel_recall: float | None
     images: int
     anomalous: int
 
@@ -164,6 +185,9 @@ class Figures(OverallFigures, frozen=True):
         without_mask: Anomalous images without pixel truth, left out of the pixel figures.
         masks_lost: Images whose mask vanished at the resolution of the model; they count as `without_mask`.
         f1_threshold: Threshold of `image_f1_max`, for information: it was chosen on these images.
+        recall_by_size: Recall at the thresholds in force by size of the largest defect of an image, smallest first;
+            empty without thresholds and with fewer than 10 masks.
+        diagnosis: What is wrong, why, and what to do next, a sentence or two each; empty where nothing was found.
         precision: Number format of the graph.
         path: `graph`, or `kernel` for features and native kernel.
         latency_ms: Time from file to decision of one image; None when no image could be scored.
@@ -177,6 +201,8 @@ class Figures(OverallFigures, frozen=True):
     without_mask: int
     masks_lost: int
     f1_threshold: float | None
+    recall_by_size: tuple[SizeFigures, ...]
+    diagnosis: tuple[str, ...]
     backend: str
     backend_reason: str
     path: str

@@ -20,6 +20,7 @@ import numpy as np
 from flawscope.arrays import BoolArray, Float32Array, Float64Array
 from flawscope.calibration.evaluation.metrics import (
     PRO_LIMIT,
+    STRICT_PRO_LIMIT,
     PixelRanking,
     area_under,
     aupro,
@@ -199,7 +200,7 @@ def pixel_intervals(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> dict[str, Interval]:
-    """Return bootstrap intervals of `pixel_auroc`, `pixel_ap` and `aupro` over whole images.
+    """Return bootstrap intervals of `pixel_auroc`, `pixel_ap`, `aupro` and `aupro_05` over whole images.
 
     Each map becomes a histogram over at most 2048 score bins, whose edges are quantiles of the defect pixels (half of
     them weighted by region), so that a resample is a sum of histograms and not a new sort of all pixels. The error of
@@ -221,7 +222,8 @@ def pixel_intervals(
     # Every image once is the sample itself: what the bins make of it, against the exact figure, is their error.
     binned = _figures(histograms, np.ones((1, len(histograms.anomalous))))
     exact = {"auroc": pixel_auroc(ranking), "ap": pixel_average_precision(ranking), "aupro": aupro(ranking)}
-    names = {"auroc": "pixel_auroc", "ap": "pixel_ap", "aupro": "aupro"}
+    exact["aupro_05"] = aupro(ranking, STRICT_PRO_LIMIT)
+    names = {"auroc": "pixel_auroc", "ap": "pixel_ap", "aupro": "aupro", "aupro_05": "aupro_05"}
     return {
         title: _within_unit(drawn[name], confidence, abs(float(binned[name][0]) - exact[name]))
         for name, title in names.items()
@@ -283,7 +285,9 @@ def _figures(histograms: _Histograms, counts: Float64Array) -> dict[str, Float64
     if histograms.overlap is not None:
         # An image drawn twice brings its regions twice, into the overlap and into the number of regions.
         covered = (counts @ histograms.overlap).cumsum(axis=1) / (counts @ histograms.regions)[:, None]
-        figures["aupro"] = area_under(x, from_zero(covered), PRO_LIMIT) / PRO_LIMIT
+        curve = from_zero(covered)
+        figures["aupro"] = area_under(x, curve, PRO_LIMIT) / PRO_LIMIT
+        figures["aupro_05"] = area_under(x, curve, STRICT_PRO_LIMIT) / STRICT_PRO_LIMIT
     return figures
 
 

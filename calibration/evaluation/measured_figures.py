@@ -22,6 +22,7 @@ from flawscope.calibration.evaluation.figures import (
 from flawscope.calibration.evaluation.intervals import Interval, image_intervals, pixel_intervals, rate
 from flawscope.calibration.evaluation.measurements import Measured
 from flawscope.calibration.evaluation.metrics import (
+    STRICT_PRO_LIMIT,
     aupro,
     auroc,
     average_precision,
@@ -30,6 +31,7 @@ from flawscope.calibration.evaluation.metrics import (
     pixel_average_precision,
     rank_pixels,
 )
+from flawscope.calibration.evaluation.threshold_figures import pixel_figures_at_threshold
 
 
 @dataclass(frozen=True)
@@ -47,13 +49,13 @@ class Overall:
     f1_threshold: float | None
 
 
-def overall_figures(measured: Measured, seed: int, resamples: int) -> Overall:
-    """Return the figures over all images, with bootstrap intervals."""
+def overall_figures(measured: Measured, thresholds: Thresholds | None, seed: int, resamples: int) -> Overall:
+    """Return the figures over all images, with bootstrap intervals; those at the thresholds are None without any."""
     # Faults have score 0 and an empty map in `measured`: they must be left out, or they would rank as normal.
     scores, labels = measured.scores[measured.usable], measured.labels[measured.usable]
     # Every figure has its key from the start, because the struct asks for all of them, defined or not.
     values: dict[str, Any] = dict.fromkeys(
-        ("image_auroc", "image_ap", "image_f1_max", "pixel_auroc", "pixel_ap", "aupro")
+        ("image_auroc", "image_ap", "image_f1_max", "pixel_auroc", "pixel_ap", "aupro", "aupro_05")
     )
     intervals: dict[str, Interval] = {}
     best = f1_max(scores, labels) if scores.size else None
@@ -64,7 +66,7 @@ def overall_figures(measured: Measured, seed: int, resamples: int) -> Overall:
     ranking = rank_pixels(measured.maps, measured.masks, measured.has_truth, measured.inside)
     if ranking is not None:
         values |= {"pixel_auroc": pixel_auroc(ranking), "pixel_ap": pixel_average_precision(ranking)}
-        values["aupro"] = aupro(ranking)
+        values |= {"aupro": aupro(ranking), "aupro_05": aupro(ranking, STRICT_PRO_LIMIT)}
         intervals |= pixel_intervals(
             measured.maps,
             measured.masks,
@@ -74,6 +76,9 @@ def overall_figures(measured: Measured, seed: int, resamples: int) -> Overall:
             seed=seed,
             resamples=resamples,
         )
+    at_threshold, threshold_intervals = pixel_figures_at_threshold(measured, thresholds, seed, resamples)
+    values |= at_threshold
+    intervals |= threshold_intervals
     return Overall(values, intervals, best.threshold if best else None)
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+import cv2
 import numpy as np
 
 from flawscope.arrays import BoolArray, Float32Array, Float64Array
-from flawscope.bundle import mask_on_map, region_mask
+from flawscope.bundle import Manifest, mask_on_map, region_mask
 from flawscope.calibration.evaluation.bundle_scores import fault_of, score_samples
 from flawscope.calibration.evaluation.metrics import stack_masks
 from flawscope.datasets import Sample
@@ -45,6 +47,8 @@ class Measured:
         usable: bool [N], images that were scored.
         has_truth: bool [N], images that were scored and are normal or have a mask with a pixel in it.
         mask_lost: bool [N], images whose mask has pixels as stored, and none at this size.
+        diameters: float64 [N], diameter of a circle of the area of the largest defect of an image, in pixels of the
+            model's input (of a tile, where images are cut); NaN where no mask has a pixel.
         outside: bool [N], anomalous images whose mask has pixels, all of them outside of the region of interest.
         inside: bool [H, W], the pixels of maps and masks in the region of interest; None without one.
     """
@@ -57,6 +61,7 @@ class Measured:
     usable: BoolArray
     has_truth: BoolArray
     mask_lost: BoolArray
+    diameters: Float64Array
     outside: BoolArray
     inside: BoolArray | None = None
 
@@ -76,6 +81,7 @@ class Measured:
             usable=self.usable[rows],
             has_truth=self.has_truth[rows],
             mask_lost=self.mask_lost[rows],
+            diameters=self.diameters[rows],
             outside=self.outside[rows],
             inside=self.inside,
         )
@@ -88,13 +94,14 @@ def measure_images(inspector: Inspector, samples: Sequence[Sample], progress: Pr
     is_calibrated = inspector.thresholds is not None
     # Masks are read first: a broken one stops the evaluation before the long part.
     inside = _inside(inspector)
-    masks, mask_lost, outside = [], [], []
+    masks, mask_lost, outside, diameters = [], [], [], []
     for sample in samples:
         mask = sample.read_mask() if sample.is_anomalous else None
         small = None if mask is None else prepare_mask(mask, spec)
         outside.append(inside is not None and small is not None and bool(small.any()) and not (small & inside).any())
         # What lies outside of the region is neither a defect that was missed nor a normal pixel.
         masks.append(small if small is None or inside is None else small & inside)
+        diameters.append(math.nan if mask is None else _diameter(mask, inspector.manifest))
         # A defect of a few pixels can vanish when its mask is resized or cropped; the notes say how many did.
         mask_lost.append(mask is not None and small is not None and bool(mask.any()) and not bool(small.any()))
     # float64, which all figures are computed in; float32 scores convert without loss, so ties stay ties.
@@ -121,6 +128,7 @@ def measure_images(inspector: Inspector, samples: Sequence[Sample], progress: Pr
         usable=usable,
         has_truth=has_truth,
         mask_lost=np.array(mask_lost, np.bool_),
+        diameters=np.array(diameters, np.float64),
         outside=np.array(outside, np.bool_),
         inside=inside,
     )
@@ -133,6 +141,20 @@ def _inside(inspector: Inspector) -> BoolArray | None:
         return None
     mask = region_mask(manifest.region, str(inspector.bundle.path))
     return mask_on_map(mask, spec if manifest.map_spec is not None else None, spec.size)
+
+
+def _diameter(mask: BoolArray, manifest: Manifest) -> float:
+    """Return the diameter of a circle of the area of the largest region of a stored mask, in pixels of the input."""
+    # On the mask as it is stored: at the size of the input a small defect may have vanished, and still has a size.
+    count, _, statistics, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
+    if count < 2:
+        return math.nan
+    spec = manifest.input
+    shape = mask.shape if manifest.tiling is None else manifest.tiling.size
+    down, across = (new / old for new, old in zip(spec.resize, shape, strict=True))
+    scale = min(down, across) if spec.mode == "letterbox" else math.sqrt(down * across)
+    # Row 0 is the background.
+    return scale * 2 * math.sqrt(float(statistics[1:, cv2.CC_STAT_AREA].max()) / math.pi)
 
 
 def _resized(anomaly_map: Float32Array, size: tuple[int, int]) -> Float32Array:

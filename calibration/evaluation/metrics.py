@@ -22,6 +22,8 @@ from flawscope.errors import ArgumentError
 
 PRO_LIMIT = 0.3
 """False-positive rate up to which the per-region overlap is integrated, as in the MVTec AD paper."""
+STRICT_PRO_LIMIT = 0.05
+"""A stricter limit: maps with fewer false pixels than a line could live with."""
 
 
 def auroc(scores: Float64Array, labels: BoolArray) -> float | None:

@@ -33,6 +33,9 @@ _HEADLINES = (
     ("pixel_auroc", "Pixel AUROC", "How well the map separates defect pixels from all others."),
     ("pixel_ap", "Pixel AP", "How precisely the map marks the defect pixels, which are few."),
     ("aupro", "AU-PRO", "Share of each defect region that is covered, up to 30% false pixels."),
+    ("aupro_05", "AU-PRO, 5%", "The same up to 5% false pixels, which few lines could live with."),
+    ("pixel_f1", "Pixel F1", "Balance of found and falsely marked pixels at the pixel threshold in force."),
+    ("pixel_recall", "Pixel recall", "Share of the defect pixels above the pixel threshold in force."),
 )
 
 
@@ -178,6 +181,7 @@ def _context(evaluation: Evaluation, markup: Any) -> dict[str, Any]:
         "scale": scale,
         "colour_bar": report_images.colour_bar(scale),
         "galleries": _galleries(evaluation, scale),
+        "drawn": manifest.evidence.drawn,
         "faults": [(_relative(evaluation, Path(fault.image)), fault.reason) for fault in figures.faults],
     }
 

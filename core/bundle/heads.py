@@ -32,6 +32,11 @@ class Head:
     __slots__ = ()
 
     @property
+    def fits_device(self) -> bool:
+        """Whether the CUDA kernels compute this head; on a device its bundle is run as one graph if they do not."""
+        return True
+
+    @property
     def members(self) -> tuple[EnsembleMember, ...]:
         """The detectors of an ensemble; empty for every other method."""
         return ()
@@ -98,6 +103,11 @@ class PatchcoreHead(Head, msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
     def reweights(self) -> bool:
         """Whether the score is re-weighted by neighbours, where the bank has more than one row."""
         return self.reweight != "none" and self.neighbors > 1  # one neighbour is nothing to weigh against
+
+    @property
+    def fits_device(self) -> bool:
+        """Whether the CUDA kernels compute this head: they search one bank, in whole patches."""
+        return self.banks == 1 and not self.foreground
 
     def problem(self, size: tuple[int, int]) -> str | None:
         """Return why the head does not fit an input of this height and width, or None if it does."""

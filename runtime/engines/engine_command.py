@@ -207,9 +207,11 @@ def _graphs(bundle: Bundle, graph: str, precision: str) -> list[tuple[Bundle, st
     if graph != "auto":
         bundle.graph_file(graph, precision)  # raises if the bundle lacks it
         return [(bundle, graph)]
-    # `features` before `score`, as the backend `tensorrt` prefers the kernels; one of them computes all of a bundle.
+    # `features` before `score`, as the backend `tensorrt` prefers the kernels where they compute the head; one of them
+    # computes all of a bundle.
     # Reconstruction and generator bundles have neither, and need every graph.
-    single = next((name for name in ("features", "score") if name in names), None)
+    order = ("features", "score") if bundle.manifest.head.fits_device else ("score", "features")
+    single = next((name for name in order if name in names), None)
     return [(bundle, name) for name in (sorted(names) if single is None else [single])]
 
 

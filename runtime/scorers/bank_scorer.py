@@ -37,15 +37,12 @@ class BankMethod:
         native: `(head, tensors, (H, W)) -> NativeHead`: the head as a function on patches, with the CPU's kernels.
         on_device: `(device, head, tensors, (H, W), max_batch) -> DeviceHead`: the same on a CUDA device.
         scale: `(tensors) -> float`: the size of an ordinary distance.
-        fits_device: `(head) -> bool`: whether the CUDA kernels compute this head; the path `auto` takes the graph on a
-            device if they do not.
     """
 
     check: Callable[[Any, Tensors], None]
     native: Callable[[Any, Tensors, tuple[int, int]], NativeHead]
     on_device: Callable[[Any, Any, Tensors, tuple[int, int], int], DeviceHead]
     scale: Callable[[Tensors], float]
-    fits_device: Callable[[Any], bool] = lambda head: True
 
     def head(self, head: Head, tensors: Tensors, size: tuple[int, int]) -> NativeHead:
         """Return the head of a bundle as a function on patches.
@@ -73,7 +70,7 @@ class BankMethod:
         tensors = bundle.tensors()
         self.check(manifest.head, tensors)
         least = ZERO_SHARE * self.scale(tensors)
-        path = resolve_path(options, manifest, self.fits_device(manifest.head))
+        path = resolve_path(options, manifest)
         if path == "graph":
             session = open_session(bundle, "score", options.precision, options.backend)
             return GraphScorer(bundle, "score", session, path, options.precision, least)
@@ -112,19 +109,14 @@ def need(tensors: Tensors, name: str, dimensions: int, dtype: npt.DTypeLike) -> 
     return tensor
 
 
-def resolve_path(options: ScorerOptions, manifest: Manifest, fits_device: bool = True) -> str:
-    """Return the path to take: `auto` takes the native kernels if the backend's row allows them.
-
-    Args:
-        options: Asks for a path.
-        manifest: Names the graphs.
-        fits_device: Whether the kernels of a device compute the head.
-    """
+def resolve_path(options: ScorerOptions, manifest: Manifest) -> str:
+    """Return the path to take: `auto` takes the native kernels if the backend's row allows them and they can."""
     if options.path != "auto":
         return options.path
     # Without the extension NumPy takes its place, which is no match for a graph. On `cuda` the row says no: patches are
     # far more bytes to copy back than a map.
-    has_kernels = HAVE_NATIVE and backend_row(options.backend).kernels and (fits_device or options.backend == "cpu")
+    can = manifest.head.fits_device or options.backend == "cpu"
+    has_kernels = HAVE_NATIVE and backend_row(options.backend).kernels and can
     return "kernel" if has_kernels and "features" in manifest.graphs else "graph"
 
 

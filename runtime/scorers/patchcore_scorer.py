@@ -118,7 +118,7 @@ def device_head(
     device: Any, head: PatchcoreHead, tensors: Tensors, size: tuple[int, int], max_batch: int
 ) -> DeviceHead:
     """Put the bank on a CUDA device; see `flawscope.runtime.scorers.bank_device`."""
-    if not fits_device(head):
+    if not head.fits_device:
         raise BackendError(
             f"path kernel: expected a head that the CUDA kernels compute, one memory bank without foreground, got "
             f"{head.banks} with foreground {str(head.foreground).lower()}. Use --path graph."
@@ -144,11 +144,6 @@ def bank_scale(tensors: Tensors) -> float:
     # Summed in float64: a large bank has so many squares that a float32 sum stops growing.
     norms = [np.sqrt(np.einsum("md,md->", bank, bank, dtype=np.float64) / len(bank)) for bank in banks]
     return float(np.mean(norms))
-
-
-def fits_device(head: PatchcoreHead) -> bool:
-    """Return whether the CUDA kernels compute this head: they search one bank, in whole patches."""
-    return head.banks == 1 and not head.foreground
 
 
 def patch_distances(head: PatchcoreHead, squared: Float32Array) -> Float32Array:
@@ -240,4 +235,4 @@ def mean_of_largest(distances: Float32Array, count: int) -> Float32Array:
     return largest.mean(axis=1, dtype=np.float64).astype(np.float32)
 
 
-PATCHCORE = BankMethod(check_tensors, native_head, device_head, bank_scale, fits_device)
+PATCHCORE = BankMethod(check_tensors, native_head, device_head, bank_scale)

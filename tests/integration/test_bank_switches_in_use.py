@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from tiny_dataset import CATEGORY, anomalous_images, normal_images, write_rgb
 
 from flawscope.bundle import PatchcoreHead
+from flawscope.cli import run
 from flawscope.config import build_config
 from flawscope.datasets import open_dataset
 from flawscope.errors import DataError
@@ -42,7 +44,11 @@ IN_FOREGROUND: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("switches", TOGETHER)
 def test_a_bundle_with_switches_scores_alike_on_every_path(
-    tiny_root: Path, tmp_path: Path, switches: dict[str, Any]
+    tiny_root: Path,
+    tmp_path: Path,
+    switches: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     config, _ = build_config("patchcore", {**BASE, **switches})
     train_detector(config, open_dataset(tiny_root, CATEGORY), tmp_path / "run")
@@ -63,8 +69,28 @@ def test_a_bundle_with_switches_scores_alike_on_every_path(
         answers.append((np.array([result.score for result in results]), [result.anomaly_map for result in results]))
     np.testing.assert_allclose(answers[0][0], answers[1][0], rtol=1e-3)
     np.testing.assert_allclose(answers[0][1], answers[1][1], rtol=1e-2, atol=1e-3)
+    check_engine(bundle, head, tmp_path, monkeypatch, capsys)
     scores, normal = answers[0][0], len(normal_images(tiny_root))
     assert scores[normal:].mean() > scores[:normal].mean()
+
+
+def check_engine(
+    bundle: Path,
+    head: PatchcoreHead,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Build an engine for another GPU, not run here: of the whole graph where the CUDA kernels do not do."""
+    if importlib.util.find_spec("tensorrt_rtx") is None:
+        return
+    monkeypatch.setenv("FLAWSCOPE_ENGINES", str(folder / "engines"))
+    capsys.readouterr()
+    assert run(["engine", "build", str(bundle), "--runtime", "tensorrt-rtx", "--target", "8.9"]) == 0
+    assert f"graph {'features' if head.fits_device else 'score'}, fp32" in capsys.readouterr().out
+    if head.fits_device:  # the nodes of the head are in the other one
+        built = ["engine", "build", str(bundle), "--runtime", "tensorrt-rtx", "--target", "8.9", "--graph", "score"]
+        assert run(built) == 0
 
 
 def part_image(seed: int, spot: tuple[int, int] | None = None) -> npt.NDArray[np.uint8]:
@@ -92,7 +118,13 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("switches", IN_FOREGROUND)
-def test_what_lies_behind_the_part_does_not_count(parts: Path, tmp_path: Path, switches: dict[str, Any]) -> None:
+def test_what_lies_behind_the_part_does_not_count(
+    parts: Path,
+    tmp_path: Path,
+    switches: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     config, _ = build_config("patchcore", {**BASE, **switches, "foreground": True, "coreset": 200})
     train_detector(config, open_dataset(parts), tmp_path / "run")
     manifest = export_run(tmp_path / "run", tmp_path / "part.flaw", max_batch=4)
@@ -104,6 +136,7 @@ def test_what_lies_behind_the_part_does_not_count(parts: Path, tmp_path: Path, s
         with Inspector.load(tmp_path / "part.flaw", "cpu", path=path) as inspector:
             scores.append(np.array([inspector(image).score for image in images]))
     np.testing.assert_allclose(scores[0], scores[1], rtol=1e-3)
+    check_engine(tmp_path / "part.flaw", manifest.head, tmp_path, monkeypatch, capsys)
     plain, behind, on_part, missing = scores[0]
     if switches["metric"] == "euclidean":  # there the first component is brightness, elsewhere it sees colours too
         assert behind < 1.5 * plain

@@ -230,8 +230,9 @@ def _patches_of_views(
 
 
 def bank_rows(config: PatchcoreConfig, patches: int) -> int:
-    """Return how many of `patches` the bank keeps: a share (`coreset` up to 1) or a count, from 1 to the cap."""
-    rows = round(config.coreset * patches) if config.coreset <= 1 else round(config.coreset)
+    """Return how many of `patches` the bank keeps: a share (`coreset` up to 1, at least `min_bank`) or a count."""
+    share = max(round(config.coreset * patches), config.min_bank)
+    rows = share if config.coreset <= 1 else round(config.coreset)
     return max(1, min(rows, config.max_bank, patches))
 
 

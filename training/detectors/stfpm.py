@@ -19,7 +19,7 @@ from flawscope.imaging.map_upsampling import map_matrices
 from flawscope.imaging.png import write_png
 from flawscope.progress import Progress
 from flawscope.runs import RunRecord
-from flawscope.training.features.alignment import measure_places
+from flawscope.training.features.alignment import check_stages, measure_places
 from flawscope.training.features.backbone import Backbone, restore_backbone, stages_of, untrained_backbone
 from flawscope.training.features.stage_distances import stage_distances
 from flawscope.training.loop.epoch_data import split_images, training_facts
@@ -93,6 +93,9 @@ class StfpmNetwork(nn.Module):
         size: Height and width of the map in pixels.
         sigma: Standard deviation of the Gaussian in pixels.
         places: Where the grid of each stage lies in the input, finest first; None: all are taken as centred.
+
+    Raises:
+        RunError: If there are places of more or fewer stages.
     """
 
     def __init__(
@@ -110,7 +113,8 @@ class StfpmNetwork(nn.Module):
         self.register_buffer("rows", None if rows is None else torch.from_numpy(rows), persistent=False)
         self.register_buffer("columns", None if columns is None else torch.from_numpy(columns), persistent=False)
         self._is_aligned = places is not None
-        stages = () if places is None else stages_of(teacher, size)
+        stages = [] if places is None else stages_of(teacher, size)
+        check_stages(places or (), len(stages))
         for number, (stage, placed) in enumerate(zip(stages, places or (), strict=True)):
             # sigma 0: the Gaussian comes after the product of the stages.
             to_rows, to_columns = map_matrices((stage.shape[-2], stage.shape[-1]), size, 0.0, placed)

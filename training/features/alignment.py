@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from flawscope.arrays import Float64Array, UInt8Array
-from flawscope.errors import ArgumentError
+from flawscope.errors import ArgumentError, RunError
 from flawscope.imaging.grid_places import GridPlaces, centred_places
 from flawscope.imaging.map_upsampling import interpolation_matrix
 from flawscope.training.features.backbone import Backbone, stages_of
@@ -207,6 +207,12 @@ def _in_words(places: Sequence[GridPlaces], grids: Sequence[tuple[int, int]], si
     return f"{' '.join(shifts)} px (down,right; finest stage first)"
 
 
+def check_stages(places: Sequence[GridPlaces], stages: int) -> None:
+    """Raise RunError unless there is one place for each stage."""
+    if len(places) != stages:
+        raise RunError(f"places: expected those of {stages} stages, got {len(places)}. Train again.")
+
+
 class StageAlignment(nn.Module):
     """Resamples coarser stages at the places of the finest stage's positions.
 
@@ -214,10 +220,14 @@ class StageAlignment(nn.Module):
         places: Where the grid of each stage lies, finest first.
         grids: Rows and columns of each stage.
         upsample: `nearest` or `bilinear`.
+
+    Raises:
+        RunError: If there are places of more or fewer stages.
     """
 
     def __init__(self, places: Sequence[GridPlaces], grids: Sequence[tuple[int, int]], upsample: str) -> None:
         super().__init__()
+        check_stages(places, len(grids))
         self.upsample, self.grids = upsample, list(grids)
         for number in range(1, len(grids)):
             for axis, name in enumerate(("rows", "columns")):

@@ -24,7 +24,10 @@ from flawscope.datasets.defects.support_set import NearDuplicate, SupportImage, 
 from flawscope.datasets.inspection import inspect_and_hash
 from flawscope.errors import ArgumentError, DataError
 
-FLAT = ("image_auroc", "image_ap", "image_f1_max", "pixel_auroc", "pixel_ap", "aupro")
+FLAT = (
+    *("image_auroc", "image_ap", "image_f1_max", "pixel_auroc", "pixel_ap", "aupro", "aupro_05"),
+    *("pixel_f1", "pixel_recall"),
+)
 
 
 def _image(content, category="part", source="test/spot/0.png"):

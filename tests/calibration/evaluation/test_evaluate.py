@@ -78,6 +78,33 @@ def test_decisions_and_their_limits(make_bundle, dataset):
     assert confusion.false_reject.low < 0.5 < confusion.false_reject.upper < confusion.false_reject.high
 
 
+def test_pixel_figures_at_the_threshold_count_the_pixels_of_all_images(make_bundle, dataset):
+    figures = _evaluate(make_bundle(threshold=102.5), dataset)
+    # Spots of 64 pixels are 100 to 107 bright, in 8 images; nothing else is above 102.5.
+    assert figures.pixel_recall == pytest.approx(5 / 8)
+    assert figures.pixel_f1 == pytest.approx(2 * 5 / (2 * 5 + 3))
+    assert figures.intervals["pixel_recall"].low < 5 / 8 < figures.intervals["pixel_recall"].high
+    without = _evaluate(make_bundle(), dataset)
+    assert without.pixel_recall is without.pixel_f1 is None
+    assert "pixel_f1" not in without.intervals
+
+
+def test_a_strict_limit_of_false_pixels_has_its_own_figure(make_bundle, dataset):
+    perfect = _evaluate(make_bundle(), dataset)
+    assert perfect.aupro_05 == pytest.approx(1.0)
+
+    def below(image):
+        # A false pixel in a hundred outside the spots is brighter than they are.
+        brightness = image.mean(axis=2, dtype=np.float32)
+        brightness[0, :10] = 255
+        return brightness
+
+    lower = _evaluate(make_bundle(rule=below), dataset)
+    # The spots are covered from a false-positive rate of 10 / 1024 (a little more, since spots are no false pixels).
+    assert lower.aupro_05 == pytest.approx(1 - 0.01 / 0.05, abs=0.01)
+    assert lower.aupro == pytest.approx(1 - 0.01 / 0.3, abs=0.01)
+
+
 def test_each_defect_type_stands_against_all_normal_images(make_bundle, dataset):
     dull, spot = _evaluate(make_bundle(threshold=75.0), dataset).defects
     assert (dull.defect, dull.image_auroc, dull.detection.value, dull.pixel_auroc) == ("dull", 0.0, 0.0, None)
@@ -215,13 +242,16 @@ def test_json_holds_the_keys_that_scripts_rely_on(make_bundle, dataset, tmp_path
     path, file = make_bundle(threshold=75.0), tmp_path / "out/figures.json"
     assert cli.run(["evaluate", str(path), "--data", str(dataset.root), "--json", str(file)]) == 0
     figures = read_json(file)
-    flat = ("image_auroc", "image_ap", "image_f1_max", "pixel_auroc", "pixel_ap", "aupro")
+    flat = ("image_auroc", "image_ap", "image_f1_max", "pixel_auroc", "pixel_ap", "aupro", "aupro_05")
+    flat += ("pixel_f1", "pixel_recall")
     assert all(isinstance(figures[name], float) for name in flat)
     assert (figures["images"], figures["anomalous"], figures["without_mask"]) == (22, 12, 4)
     assert (figures["backend"], figures["precision"]) == ("cpu", "fp32")
     assert figures["latency_ms"] == {"p50": 2.0, "p90": 2.0, "p99": 2.0}
     assert set(figures["intervals"]) == set(flat)
     assert figures["confusion"]["miss"]["n"] == 12
+    assert figures["recall_by_size"] == []  # 8 masks are too few for groups
+    assert any("Near chance" in text for text in figures["diagnosis"])
     assert len(figures["bundle"]["digest"]) == len(figures["dataset"]["fingerprint"]) == 64
     assert figures["command"]
     with open_bundle(path) as bundle:

@@ -109,10 +109,11 @@ def test_pixel_intervals_agree_with_a_bootstrap_that_really_draws_the_images():
         rows = np.concatenate((random.integers(0, half, half), random.integers(half, 2 * half, half)))
         ranking = metrics.rank_pixels(maps[rows], masks[rows])
         figures = (metrics.pixel_auroc, metrics.pixel_average_precision, metrics.aupro)
-        drawn.append([figure(ranking) for figure in figures])
+        strict = metrics.aupro(ranking, metrics.STRICT_PRO_LIMIT)
+        drawn.append([*(figure(ranking) for figure in figures), strict])
     expected = np.quantile(np.array(drawn), [0.025, 0.975], axis=0).T
     bounds = intervals.pixel_intervals(maps, masks, use, metrics.rank_pixels(maps, masks), resamples=1000)
-    for name, (low, high) in zip(("pixel_auroc", "pixel_ap", "aupro"), expected, strict=True):
+    for name, (low, high) in zip(("pixel_auroc", "pixel_ap", "aupro", "aupro_05"), expected, strict=True):
         width = high - low
         assert (bounds[name].low, bounds[name].high) == pytest.approx((low, high), abs=0.2 * width + 0.002), name
 

@@ -18,8 +18,11 @@ from flawscope import cli
 from flawscope.bundle import InForce
 from flawscope.calibration import evaluate_bundle
 from flawscope.calibration.evaluation import report, report_images, report_plots
+from flawscope.calibration.evaluation.figures import SizeFigures
+from flawscope.calibration.evaluation.intervals import rate
 from flawscope.datasets import content_hash, open_dataset
 from flawscope.datasets.defects.support_set import SupportImage, SupportRecord
+from flawscope.drawn_check import DrawnCheck, DrawnKind
 
 
 class _Page(HTMLParser):
@@ -73,6 +76,31 @@ def test_the_page_is_well_formed_and_loads_nothing_from_outside(evaluation):
     assert page.loads
     assert all(value.startswith(("data:image/", "#")) for value in page.loads)
     assert len(page.ids) == len(set(page.ids))
+
+
+def test_the_diagnosis_comes_first_and_the_drawn_check_is_a_table(evaluation):
+    kinds = (DrawnKind("scratch", 16, 2.5, 0.625, 0.875), DrawnKind("smear", 14, 2.0, 0.5625, 0.75))
+    drawn = DrawnCheck(False, 20, 8, 1.5, kinds, 0.59, 0.52, 0.66, 0.8, "near chance", 2.0)
+    evidence = msgspec.structs.replace(evaluation.manifest.evidence, drawn=drawn)
+    manifest = msgspec.structs.replace(evaluation.manifest, evidence=evidence)
+    sizes = (SizeFigures(smallest_px=1.5, largest_px=3.25, detection=rate(2, 20)),)
+    figures = msgspec.structs.replace(evaluation.figures, recall_by_size=sizes, diagnosis=("It sees <nothing>.",))
+    page = _Page(report.render_report(dataclasses.replace(evaluation, figures=figures, manifest=manifest)))
+    assert page.open == []
+    assert page.text.index("It sees <nothing>.") < page.text.index("Missed defects")
+    assert "near chance , image AUROC 0.590 (0.520 to 0.660), pixel AUROC 0.800" in page.text
+    assert "that the detector had learned from, which flatters it" in page.text
+    assert "30 drawn defects against 20 normal images" in page.text
+    assert "scratch 16 2.5 0.625 0.875" in page.text
+    assert "1.5 to 3.2 20 10% " in page.text
+
+
+def test_a_page_without_findings_has_no_diagnosis(evaluation):
+    figures = msgspec.structs.replace(evaluation.figures, diagnosis=(), recall_by_size=())
+    text = _Page(report.render_report(dataclasses.replace(evaluation, figures=figures))).text
+    assert "Diagnosis" not in text
+    assert "Drawn defects" not in text
+    assert "By size of the defect" not in text
 
 
 def test_every_reference_inside_the_plots_has_its_target(evaluation):

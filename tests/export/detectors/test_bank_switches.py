@@ -237,9 +237,8 @@ def test_several_banks_take_the_graph_on_a_device(
     monkeypatch.setattr(bank_scorer, "HAVE_NATIVE", True)
     head = PatchcoreHead(GRID, 1, "none", 0.0, banks=2)
     with open_bundle(uncalibrated_bundles["patchcore"]) as bundle:
-        options = bank_scorer.ScorerOptions(backend, "auto")
-        fits = patchcore_scorer.fits_device(head)
-        assert bank_scorer.resolve_path(options, bundle.manifest, fits) == path
+        manifest = msgspec.structs.replace(bundle.manifest, head=head)
+    assert bank_scorer.resolve_path(bank_scorer.ScorerOptions(backend, "auto"), manifest) == path
     with pytest.raises(
         BackendError, match=r"path kernel: .* one memory bank without foreground, got 2 .* Use --path graph\."
     ):

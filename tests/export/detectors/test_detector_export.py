@@ -25,6 +25,7 @@ from flawscope.datasets import open_dataset
 from flawscope.errors import ArgumentError, GateError, RunError, StorageError
 from flawscope.export.detectors import bank_exporter, detector_export
 from flawscope.export.detectors.detector_export import export_run
+from flawscope.imaging.grid_places import GridPlaces
 from flawscope.imaging.images import prepare, read_image
 from flawscope.runs import RECORD, SAMPLES, WEIGHTS
 from flawscope.runtime import Inspector
@@ -64,8 +65,21 @@ def test_a_bundle_says_where_it_comes_from(
     assert {"torch", "onnx", "onnxruntime", "opencv-python-headless"} <= manifest.provenance.versions.keys()
     assert images == {"training": list(run.record.training), "held_out": list(run.record.held_out)}
     assert manifest.input == run.record.config.preprocessing
-    expected = PatchcoreHead((16, 16), 5, "paper", 2.0) if method == "patchcore" else PadimHead((16, 16), 2.0)
+    places = GridPlaces((0.0, 0.0), (4.0, 4.0))  # scattering of stride 4 begins on the first pixel
+    is_patchcore = method == "patchcore"
+    expected = PatchcoreHead((16, 16), 5, "paper", 2.0, places) if is_patchcore else PadimHead((16, 16), 2.0, places)
     assert manifest.head == expected
+
+
+def test_a_run_from_before_alignment_exports_to_a_bundle_that_draws_centred(padim_run: Path, tmp_path: Path) -> None:
+    run = copy_of(padim_run, tmp_path)
+    record = json.loads((run / RECORD).read_text())
+    del record["places"], record["config"]["align"]
+    (run / RECORD).write_text(json.dumps(record))
+    export_run(run, tmp_path / "old.flaw", max_batch=4)
+    with open_bundle(tmp_path / "old.flaw") as bundle:
+        assert bundle.manifest.head == PadimHead((16, 16), 2.0)
+        assert bundle.manifest.provenance.config["align"] is False
 
 
 @pytest.mark.parametrize("method", METHODS)

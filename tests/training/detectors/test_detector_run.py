@@ -14,7 +14,9 @@ import msgspec
 import numpy as np
 import pytest
 import safetensors.numpy
+import torch
 from tiny_dataset import training_images, write_rgb
+from torch.nn import functional
 
 from flawscope.errors import ArgumentError, RunError, StorageError
 from flawscope.imaging.images import read_image
@@ -54,6 +56,43 @@ def test_what_was_written_is_what_is_read(runs: dict[str, Path], tmp_path: Path,
         assert value.dtype == again.fitted.tensors[name].dtype
     for first, second in zip(run.samples, again.samples, strict=True):
         np.testing.assert_array_equal(read_image(first), read_image(second))
+
+
+@pytest.mark.parametrize("method", ["patchcore", "padim"])
+def test_a_run_from_before_alignment_gives_the_patches_that_it_gave(
+    runs: dict[str, Path], tmp_path: Path, method: str
+) -> None:
+    path = copy_of(runs[method], tmp_path)
+    record = json.loads((path / RECORD).read_text())
+    assert record["config"].pop("align") is True
+    assert len(record.pop("places")) == len(record["config"]["stages"])
+    (path / RECORD).write_text(json.dumps(record))
+    old = read_run(path)
+    assert old.record.config.patches.align is False
+    assert old.fitted.places is None
+    image = torch.from_numpy(read_image(old.samples[0])[None])
+    # As patches were made before: stages that are taken as centred, enlarged by torch.
+    grid, joined = None, []
+    for stage in old.module.backbone(image):
+        values = functional.avg_pool2d(stage, 3, stride=1, padding=1) if method == "patchcore" else stage
+        grid = grid or values.shape[-2:]
+        mode = old.record.config.patches.upsample
+        if values.shape[-2:] != grid:
+            values = functional.interpolate(values, size=grid, mode=mode)
+        joined.append(values)
+    patches = torch.cat(joined, dim=1).flatten(2).transpose(1, 2)
+    if old.fitted.channels is not None:
+        patches = patches[..., list(old.fitted.channels)]
+    transform = torch.from_numpy(old.fitted.transform)
+    expected = patches * transform if transform.ndim == 1 else patches @ transform
+    assert torch.equal(old.module(image), expected)
+
+
+def test_places_of_another_number_of_stages_are_refused(padim_run: Path, tmp_path: Path) -> None:
+    path = copy_of(padim_run, tmp_path)
+    edit_record(path, places=[{"start": [0.0, 0.0], "step": [4.0, 4.0]}] * 5)
+    with pytest.raises(RunError, match=r"places: expected those of \d stages?, got 5\. Train again"):
+        read_run(path)
 
 
 @pytest.mark.parametrize("order", ["C", "F"])
@@ -197,6 +236,6 @@ def test_the_record_is_readable_json_that_names_what_was_used(patchcore_run: Pat
     assert record["config"]["method"] == "patchcore"
     assert record["config"]["coreset"] == 90
     assert record["facts"]["bank_rows"] == 90
-    assert record["backbone"] == {"name": "scattering", "weights": "none: fixed filters", "licence": "Apache-2.0"}
+    assert record["backbone"] == {"name": "scattering", "weights": "none: fixed filters", "licence": "Apache-2.0", "conditions": []}
     assert {"python", "torch", "numpy"} <= record["versions"].keys()
     assert msgspec.json.decode((patchcore_run / RECORD).read_bytes())["schema"] == 2

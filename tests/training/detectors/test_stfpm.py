@@ -27,6 +27,7 @@ from flawscope.config import StfpmConfig, build_config
 from flawscope.datasets import open_dataset
 from flawscope.errors import ArgumentError, BundleError, DataError, GateError
 from flawscope.export.detectors.detector_export import export_run
+from flawscope.imaging.grid_places import GridPlaces, centred_places
 from flawscope.imaging.images import prepare, read_image
 from flawscope.progress import no_progress
 from flawscope.runtime import Inspector
@@ -99,6 +100,36 @@ def test_a_student_equal_to_its_teacher_gives_a_map_of_zeros() -> None:
     assert maps.shape == (3, 64, 64)
     assert not maps.any()
     assert not scores.any()
+
+
+def test_stages_are_drawn_where_they_lie() -> None:
+    teacher, student = pair()
+    part_images = torch.from_numpy(images())
+    grids = [(int(stage.shape[-2]), int(stage.shape[-1])) for stage in teacher(part_images)]
+    centred = [centred_places(grid, (64, 64)) for grid in grids]
+    plain = StfpmNetwork(teacher, student, (64, 64), 0.0)(part_images)[0]
+    same = StfpmNetwork(teacher, student, (64, 64), 0.0, centred)(part_images)[0]
+    torch.testing.assert_close(same, plain, rtol=1e-4, atol=1e-7)
+    shifted = [GridPlaces((each.start[0] + 3, each.start[1] - 2), each.step) for each in centred]
+    moved = StfpmNetwork(teacher, student, (64, 64), 0.0, shifted)(part_images)[0]
+    torch.testing.assert_close(moved[:, 3:, :-2], plain[:, :-3, 2:], rtol=1e-4, atol=1e-7)
+    assert not torch.allclose(moved, plain, rtol=1e-2, atol=1e-7)
+
+
+def test_a_run_keeps_the_places_of_its_teacher(trained: Path, bundle: Path) -> None:
+    run = read_run(trained)
+    assert run.record.places is not None
+    assert len(run.record.places) == 3
+    assert [places.step for places in run.record.places] == [(4.0, 4.0), (8.0, 8.0), (16.0, 16.0)]
+    assert "px" in str(run.record.facts["alignment"])
+    # The export has passed its parity gate with them; without them the same run gives other maps.
+    image = prepare(read_image(run.samples[0]), run.record.config.preprocessing)
+    with Inspector.load(bundle, "cpu") as inspector:
+        drawn = inspector(image).anomaly_map
+    aligned = run.module(torch.from_numpy(image[None]))[0][0].numpy()
+    centred = StfpmNetwork(run.module.teacher, run.module.student, run.module.size, run.record.config.maps.sigma)
+    np.testing.assert_allclose(drawn, aligned, rtol=1e-3, atol=1e-5)
+    assert not np.allclose(centred(torch.from_numpy(image[None]))[0][0].numpy(), aligned, rtol=1e-2, atol=1e-6)
 
 
 @pytest.mark.parametrize("sigma", [0.0, 3.0])

@@ -13,7 +13,7 @@ from small_networks import SMALL, State, plain_network, save, small_settings, sm
 from flawscope.config import FeatureSettings
 from flawscope.errors import RunError
 from flawscope.training.features.backbone import prepare_backbone, restore_backbone
-from flawscope.training.features.weights_file import load_network
+from flawscope.training.features.weights_file import load_network, read_state
 
 SIZES = {name: (112, 112) if "patch14" in name else (128, 128) for name in SMALL}
 BLACK = torch.zeros((1, 128, 128, 3), dtype=torch.uint8)
@@ -84,7 +84,8 @@ def test_tables_of_positions_are_brought_to_the_size_of_the_images(name: str, tm
     assert resolved.backbone_options["img_size"] == list(SIZES[name])
 
 
-@settings(max_examples=8, deadline=None)
+@pytest.mark.long
+@settings(max_examples=5, deadline=None)
 @given(
     name=st.sampled_from(["vit_tiny_patch16_224", "convnext_atto", "mobilenetv2_035"]),
     prefix=st.sampled_from(["", "model.", "module.", "backbone.", "module.backbone.", "module.model."]),
@@ -172,18 +173,19 @@ def test_a_deeper_network_of_the_same_names_is_refused(tmp_path: Path) -> None:
     import timm
 
     state = {key: value.contiguous() for key, value in timm.create_model("resnet34").state_dict().items()}
-    with pytest.raises(RunError, match=r"further layers \(the first is layer1\.2\.conv1\.weight\)"):
+    with pytest.raises(RunError, match=r"further layers \(the first is layer1\.2\.\w+\.\w+\)"):
         prepare_backbone(FeatureSettings(backbone="resnet18"), save(state, tmp_path / "w.safetensors"), None)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(share=st.floats(0.0, 0.999))
 def test_a_file_that_is_cut_off_anywhere_is_one_line(share: float, tmp_path_factory: pytest.TempPathFactory) -> None:
-    file = write(tmp_path_factory.mktemp("half"), "vit_tiny_patch16_224")
+    file = tmp_path_factory.mktemp("half") / "weights.safetensors"
+    save({"conv_stem.weight": torch.ones(16, 3, 3, 3), "blocks.0.bn.weight": torch.ones(16)}, file)
     data = file.read_bytes()
     file.write_bytes(data[: int(share * len(data))])
     with pytest.raises(RunError, match=r"expected a safetensors file") as caught:
-        prepare_backbone(small_settings("vit_tiny_patch16_224"), file, (64, 64))
+        read_state(file, "mobilenetv2_035")
     assert "\n" not in str(caught.value)
 
 
