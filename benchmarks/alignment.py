@@ -91,11 +91,11 @@ class _Kept(Backbone):
 
 
 class _Some(Backbone):
-    """Some stages of a kept backbone."""
+    """Some stages of a kept backbone; its own network, which says what stages there are, computes nothing."""
 
-    def __init__(self, kept: _Kept, stages: tuple[int, ...]) -> None:
-        super().__init__(kept.network, kept.mean, kept.std)
-        self._source, self._rows = [kept], [kept.stages.index(stage) for stage in stages]
+    def __init__(self, kept: _Kept, features: FeatureSettings) -> None:
+        super().__init__(untrained_backbone(features).network, kept.mean, kept.std)
+        self._source, self._rows = [kept], [kept.stages.index(stage) for stage in features.stages]
         self.eval().requires_grad_(False)
 
     def forward(self, image: Tensor) -> list[Tensor]:
@@ -249,13 +249,14 @@ def measure_maps(options: argparse.Namespace) -> dict[str, Any]:
         for padding, kept in backbones.items():
             if options.only not in f"{name}, {padding}":
                 continue
-            backbone = _Some(kept, tuple(settings["stages"]))
+            features = settings_of(method, settings, padding, options.size, True).features
+            backbone = _Some(kept, features)
             by_seed = []
             for seed in range(options.seeds if method == "patchcore" else 1):
                 results = []
-                for features, head, note in fit_pair(name, padding, options, backbone, train, seed):
-                    maps, scores = score(features, head, images)
-                    results.append((note, maps, scores, dot_errors(features, head, dots, 0)))
+                for module, head, note in fit_pair(name, padding, options, backbone, train, seed):
+                    maps, scores = score(module, head, images)
+                    results.append((note, maps, scores, dot_errors(module, head, dots, 0)))
                 by_seed.append(results)
             rows.append(compare(name, padding, by_seed, truth))
             print(json.dumps(rows[-1]), flush=True)

@@ -28,12 +28,10 @@ _RESAMPLES = 1000
 
 Verdict = Literal["told apart", "weak", "near chance"]
 
-NEAR_CHANCE_WARNING = (
-    "drawn defects are hardly told from normal images (near chance). Before you use this detector, look at the weights "
-    "and the mean, std and padding they were trained with; the size of the input (resize, tile); the stages; and the "
-    "method (patchcore for parts in any position)."
+_LOOK_AT = (
+    "the weights and the mean, std and padding they were trained with; the size of the input (resize, tile); the "
+    "stages; and the method (patchcore for parts in any position)"
 )
-"""What is said of a detector whose verdict is near chance."""
 
 
 class DrawnKind(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -181,6 +179,18 @@ def describe_check(check: DrawnCheck) -> str:
         return line
     weakest = min(check.kinds, key=lambda kind: kind.image_auroc)
     return f"{line}; weakest: {weakest.kind} {weakest.image_auroc:.3f}"
+
+
+def advice_on(check: DrawnCheck) -> str | None:
+    """Return a line that says what to look at, which begins with `warning:` or `note:`; None where all is well."""
+    if check.verdict == "near chance":
+        return (
+            "warning: drawn defects are hardly told from normal images (near chance). Before you use this detector, "
+            f"look at {_LOOK_AT}."
+        )
+    if check.verdict == "weak":
+        return f"note: drawn defects are told from normal images in part (weak). It may help to look at {_LOOK_AT}."
+    return None
 
 
 def _wins(scores: Float64Array, normal: Float64Array) -> Float64Array:

@@ -12,6 +12,9 @@ import msgspec
 MAX_SIDE = 8192
 """Largest height and width of a graph's input, a tile, a patch grid or latents, in pixels or rows."""
 
+MOST_PLACES = 1 << 18
+"""Most places of a patch grid with a window: tables of them are made when a bundle is opened."""
+
 Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 53)]
 """A number of things or bytes; as a float it is still exact."""
 

@@ -21,6 +21,7 @@ from flawscope import methods
 from flawscope.config import CONFIGS, AutoencoderConfig, MethodConfig, flatten
 from flawscope.config.method_settings import Settings
 from flawscope.config.setting_parts import nest, places_of, tag_of, without_parts
+from flawscope.cross_scores import CrossScores
 from flawscope.diffusion.reconstruction import MapRule
 from flawscope.drawn_check import DrawnCheck
 from flawscope.errors import RunError
@@ -70,7 +71,7 @@ _IDLE_IN_SCHEMA_1: dict[str, frozenset[str]] = {
 }
 """Method -> settings that records of schema 1 have although its training never read them."""
 
-_OLDER: dict[str, Any] = {"resize_rule": 1, "final_norm": False, "align": False}
+_OLDER: dict[str, Any] = {"resize_rule": 1, "final_norm": False, "align": False, "min_bank": 0}
 """Settings that were added since, with the values that say what was done before."""
 
 
@@ -114,6 +115,7 @@ class RunRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         rule: How the maps of a reconstruction become one; null for other methods.
         unet: Settings of the UNet of a guided denoiser; null for other methods.
         learned: What the training images have in common; null in records that are older.
+        cross: Scores of the training images by cross-fitting; null where images were held out, or none.
         drawn: How well the detector tells drawn defects from normal images; null where that was not measured.
         places: Where the grid of each feature stage lies in the input, finest first; null: all are taken as centred.
         schema: Version of this record.
@@ -138,6 +140,7 @@ class RunRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     rule: MapRule | None = None
     unet: dict[str, Any] | None = None
     learned: LearnedImages | None = None
+    cross: CrossScores | None = None
     drawn: DrawnCheck | None = None
     places: tuple[GridPlaces, ...] | None = None
     schema: int = RUN_SCHEMA

@@ -138,11 +138,13 @@ def window_reach(starts: Int64Array, grid: tuple[int, int], radius: int) -> npt.
     if not is_integer(radius) or radius < 0:
         raise ArgumentError(f"radius: expected an integer of at least 0, got {radius!r}.")
     check_count(int(starts[-1]), "places", int(starts[-1]) or 1, "bank rows")
-    reach = np.full(grid, min(radius, max(grid)), np.int32)
-    # Wider and wider, all places at once: there are at most as many rounds as the longer side has cells.
-    while (empty := _rows_within(starts, reach) == 0).any():
-        reach[empty] += 1
-    return reach
+    # The larger the window the more rows it has: of each place, all at once, the least that has any is bisected.
+    least, most = np.zeros(grid, np.int32), np.full(grid, max(grid), np.int32)
+    while (least < most).any():
+        middle = (least + most) // 2
+        is_filled = _rows_within(starts, middle) > 0
+        least, most = np.where(is_filled, least, middle + 1), np.where(is_filled, middle, most)
+    return np.asarray(np.maximum(least, min(radius, max(grid))), np.int32)
 
 
 def _rows_within(starts: Int64Array, reach: npt.NDArray[np.int32]) -> Int64Array:

@@ -9,7 +9,7 @@ import click
 
 from flawscope.bundle import Gate, Manifest, SynthHead
 from flawscope.calibration.quantization.gate_limits import gate_rows, verdict
-from flawscope.drawn_check import NEAR_CHANCE_WARNING, describe_check
+from flawscope.drawn_check import advice_on, describe_check
 from flawscope.errors import ArgumentError, MissingExtra
 from flawscope.export.precision_options import PrecisionRequest, is_given, precision_options
 from flawscope.export.source_kind import draws_defects
@@ -233,8 +233,8 @@ def show_export(manifest: Manifest, out: Path | None) -> None:
         )
     if manifest.evidence.drawn is not None:
         echo(f"drawn defects: {describe_check(manifest.evidence.drawn)}")
-        if manifest.evidence.drawn.verdict == "near chance":
-            echo(f"warning: {NEAR_CHANCE_WARNING}", err=True)
+        if (advice := advice_on(manifest.evidence.drawn)) is not None:
+            echo(advice, err=True)
     for name, precision in sorted(manifest.precisions.items()):
         kept_out = f"{len(precision.kept)} operators kept out of it"
         echo(f"{name}: {precision.quantised} convolutions and products in it, {kept_out}; {precision.method}")

@@ -34,6 +34,7 @@ _PRECISIONS_OF = {
     "min_spearman": _REDUCED,
     "max_false_rejects": _REDUCED,
     "max_score_change": _REDUCED,
+    "min_gate_images": _REDUCED,
 }
 """Parameter -> the precisions that it is for. Every option of this module but --precision must be here, or it is
 accepted where it has no effect."""
@@ -142,6 +143,7 @@ def precision_options(precision_help: str) -> Callable[[Callable[..., _Result]],
             min_spearman: float | None,
             max_false_rejects: float | None,
             max_score_change: float | None,
+            min_gate_images: int | None,
             **other_options: Any,
         ) -> _Result:
             # Without fp32, which every bundle has, and each once: dict keys keep the order.
@@ -153,7 +155,14 @@ def precision_options(precision_help: str) -> Callable[[Callable[..., _Result]],
                 category=category,
                 method=calibration_method,
                 limits={
-                    name: _limits(LIMITS[name], max_auroc_change, min_spearman, max_false_rejects, max_score_change)
+                    name: _limits(
+                        LIMITS[name],
+                        max_auroc_change,
+                        min_spearman,
+                        max_false_rejects,
+                        max_score_change,
+                        min_gate_images,
+                    )
                     for name in reduced
                 },
                 int8_rest=int8_rest,
@@ -201,6 +210,7 @@ def _options(precision_help: str) -> tuple[Callable[..., Any], ...]:
         click.option("--min-spearman", type=float, help=_limit_help("spearman")),
         click.option("--max-false-rejects", type=float, help=_limit_help("false_rejects")),
         click.option("--max-score-change", type=float, help=_limit_help("score_error")),
+        click.option("--min-gate-images", type=int, help=_limit_help("images")),
     )
 
 
@@ -210,7 +220,12 @@ def _limit_help(name: str) -> str:
 
 
 def _limits(
-    default: Limits, auroc: float | None, spearman: float | None, false_rejects: float | None, score: float | None
+    default: Limits,
+    auroc: float | None,
+    spearman: float | None,
+    false_rejects: float | None,
+    score: float | None,
+    images: int | None,
 ) -> Limits:
     """Return the given limits, and the default where one is None."""
     # One option limits both AUROCs: of the image scores and of the pixels.
@@ -220,6 +235,7 @@ def _limits(
         default.spearman if spearman is None else spearman,
         default.false_rejects if false_rejects is None else false_rejects,
         default.score_error if score is None else score,
+        default.images if images is None else images,
     )
 
 

@@ -111,7 +111,7 @@ def read_images(wanted: Wanted, manifest: Manifest, learned: Sequence[str], prog
         progress: Told how many are read.
 
     Raises:
-        DataError: If the dataset has no normal image that the detector has not learned.
+        DataError: If the dataset has no normal image that the detector has not learned, or fewer than the gate needs.
     """
     samples = wanted.calibration.train_good
     # By content, not by path: a copy of a learned image under another name must not count as new.
@@ -123,6 +123,13 @@ def read_images(wanted: Wanted, manifest: Manifest, learned: Sequence[str], prog
         raise DataError(
             f"{wanted.calibration.root}: expected normal images that the detector has not learned from, for the gate; "
             f"got none among {len(samples)}. Keep some out of training (--set held_out=0.2), or name another set."
+        )
+    least = max(wanted.limits.get(name, LIMITS[name]).images for name in wanted.precisions)
+    if len(unseen) < least:
+        raise DataError(
+            f"{wanted.calibration.root}: expected at least {least} normal images that the detector has not learned "
+            f"from, for the gate, got {len(unseen)}: one of so few is {1 / len(unseen):.0%}. Add images, or lower "
+            "--min-gate-images."
         )
     chosen = tuple(
         _spread(image_sources(part, manifest.tiling), most)

@@ -19,9 +19,9 @@ from flawscope.errors import ArgumentError, RunError
 from flawscope.imaging.tiles import ImageSource
 from flawscope.progress import Progress
 from flawscope.runs import RunRecord
-from flawscope.training.detectors.torch_scores import network_scores
 from flawscope.training.features.backbone import Backbone
 from flawscope.training.loop.fit_result import FitResult
+from flawscope.training.loop.network_scores import network_scores
 
 
 @dataclass(frozen=True)

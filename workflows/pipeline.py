@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +18,16 @@ from flawscope.calibration.evaluation.intervals import check_fraction
 from flawscope.calibration.evaluation.report import REPORT, check_report_packages, write_report
 from flawscope.calibration.extras import require
 from flawscope.calibration.thresholds.calibrate import CONFIDENCE, FALSE_REJECT_RATE, calibrate_bundle
-from flawscope.config import HeldOutSettings, MethodConfig, find_part
+from flawscope.config import (
+    EACH_ITS_OWN,
+    CrossFitSettings,
+    HeldOutSettings,
+    MethodConfig,
+    change_settings,
+    find_part,
+)
 from flawscope.datasets import Dataset
-from flawscope.drawn_check import NEAR_CHANCE_WARNING, describe_check
+from flawscope.drawn_check import advice_on, describe_check
 from flawscope.errors import ArgumentError
 from flawscope.export.detectors.detector_export import export_run
 from flawscope.files import check_new_file, check_replaceable, sha256_file, write_bytes
@@ -28,10 +35,14 @@ from flawscope.progress import Progress, no_progress
 from flawscope.runs import RECORD, RunRecord
 from flawscope.text import encode_json
 from flawscope.training.detectors.detector_run import Run, read_run
-from flawscope.training.detectors.detector_training import check_recorded, train_detector
+from flawscope.training.detectors.detector_training import check_recorded, folds_of, train_detector
+from flawscope.training.train_command import FEW_FOR_A_SPLIT, describe_calibration, image_notes
 from flawscope.training.trainer import trainer_of
 
 _Result = TypeVar("_Result")
+
+_FOLDS = 20
+"""Folds of cross-fitting where images are few; of fewer images each is its own."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +64,7 @@ class Plan:
         command: Command line for the records.
         overwrite: Whether results of an earlier pipeline may be replaced.
         drawn_check: Whether drawn defects are scored after the fit.
+        notes: What to say of the settings when the training is done.
     """
 
     config: MethodConfig
@@ -69,6 +81,7 @@ class Plan:
     command: str = ""
     overwrite: bool = False
     drawn_check: bool = True
+    notes: tuple[str, ...] = ()
 
     @property
     def replaces(self) -> bool:
@@ -141,6 +154,31 @@ def _announce_nothing(stage: Stage) -> None:
 def run_below(out: Path) -> Path:
     """Return the folder of the run below the output folder of a pipeline."""
     return out / "run"
+
+
+def cross_fit_if_few(
+    config: MethodConfig, dataset: Dataset, given: Collection[str]
+) -> tuple[MethodConfig, tuple[str, ...]]:
+    """Return settings with cross-fitting where images are few, and a note that says so; else what was given.
+
+    Args:
+        config: Settings of the method.
+        dataset: Its normal training images are counted.
+        given: Names of the settings that were asked for: who asks for a split gets it.
+    """
+    count = len(dataset.train_good)
+    is_asked_for = not {"cross_fit", "held_out", "held_out_minimum"}.isdisjoint(given)
+    if is_asked_for or find_part(config, CrossFitSettings) is None or not 3 <= count < FEW_FOR_A_SPLIT:
+        return config, ()
+    # Not 5: `benchmarks/few_images.py` shows that to be too careful, above all for PaDiM, whose fits on four fifths of
+    # the images score new ones much higher than the fit on all.
+    folds = _FOLDS if count > _FOLDS else EACH_ITS_OWN
+    each = f"in {_FOLDS} folds" if folds == _FOLDS else "each image its own fold"
+    note = (
+        f"{count} normal images are fewer than {FEW_FOR_A_SPLIT}: cross-fitted, {each}, so that the detector learns "
+        "from all of them and thresholds come from all of them. --set held_out=0.1 holds images out instead."
+    )
+    return change_settings(config, {"cross_fit": folds}), (note,)
 
 
 def read_earlier_run(out: Path) -> Run:
@@ -240,7 +278,8 @@ def _check(plan: Plan, *, is_evaluated: bool) -> None:
         require("scipy.stats", "scipy", "setting thresholds")
         # Not for an earlier run: its record says whether images were held out, and `calibrate_bundle` checks that.
         split = find_part(plan.config, HeldOutSettings)
-        if plan.earlier_run is None and split is not None and split.held_out == 0:
+        is_crossed = folds_of(plan.config) != 0
+        if plan.earlier_run is None and split is not None and split.held_out == 0 and not is_crossed:
             raise ArgumentError(
                 "held_out: expected above 0, because thresholds need normal images the detector has not seen, got 0. "
                 "Set held_out=0.1, or --skip threshold."
@@ -292,14 +331,15 @@ def _train(plan: Plan, progress: Progress) -> tuple[RunRecord, str, Sequence[str
         overwrite=plan.replaces,
         drawn_check=plan.drawn_check,
     )
-    summary = f"{plan.run}: {len(record.training)} normal images learned, {len(record.held_out)} held out"
-    notes = list(record.backbone.conditions)
+    summary = f"{plan.run}: {len(record.training)} normal images learned, {describe_calibration(record)}"
+    notes = [*plan.notes, *image_notes(record), *record.backbone.conditions]
     if description := trainer_of(record.config).describe(record.config):
         summary += f", {description}"
     if record.drawn is not None:
         summary += f"; drawn defects {describe_check(record.drawn)}"
-        if record.drawn.verdict == "near chance":
-            notes.append(NEAR_CHANCE_WARNING)
+        if (advice := advice_on(record.drawn)) is not None:
+            # The kind of line is said by who prints it: here each is a note of the stage.
+            notes.append(advice.partition(": ")[2])
     if plan.earlier_run is not None and plan.earlier_run.record.backbone != record.backbone:
         before, after = plan.earlier_run.record.backbone, record.backbone
         notes.append(
@@ -327,8 +367,7 @@ def _calibrate(plan: Plan, progress: Progress) -> tuple[Thresholds, str, Sequenc
     )
     image = calibrated.new.image
     summary = (
-        f"{image.value:.6g}: with {image.confidence:.0%} confidence at most {image.upper_bound:.2%} of good parts are "
-        f"rejected (n = {image.images}, backend {calibrated.backend})"
+        f"{image.value:.6g}: {image.claim} (n = {image.images}, backend {calibrated.backend}). {calibrated.expectation}"
     )
     return calibrated.new, summary, calibrated.notes
 

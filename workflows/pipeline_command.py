@@ -131,7 +131,7 @@ def _plan(
     confidence: float,
     overwrite: bool,
 ) -> Plan:
-    from flawscope.workflows.pipeline import Plan, read_earlier_run
+    from flawscope.workflows.pipeline import Plan, cross_fit_if_few, read_earlier_run
 
     if "extractor" in skipped and request.method != "ddad":
         raise ArgumentError(f"--skip extractor: expected it with ddad, got it with {request.method}. Leave it out.")
@@ -152,9 +152,13 @@ def _plan(
     config = request.read_config(recorded, without_extractor)
     # Only where the user's own layers name an extractor: the recorded one has been trained already.
     is_asked_for = any("extractor" in layer for layer in request.layers) and "extractor" not in skipped
+    dataset = request.open_dataset()
+    notes: tuple[str, ...] = ()
+    if earlier_run is None and "threshold" not in skipped:
+        config, notes = cross_fit_if_few(config, dataset, {name for layer in request.layers for name in layer})
     return Plan(
         config=config,
-        dataset=request.open_dataset(),
+        dataset=dataset,
         out=out,
         weights=request.weights,
         resume=request.resume,
@@ -167,6 +171,7 @@ def _plan(
         confidence=confidence,
         command=command_line(),
         overwrite=overwrite,
+        notes=notes,
     )
 
 

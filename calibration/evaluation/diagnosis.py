@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from flawscope.bundle import Manifest, Threshold
 from flawscope.calibration.evaluation.figures import Confusion, SizeFigures
 from flawscope.calibration.evaluation.intervals import Interval, images_needed, upper_bound
+from flawscope.calibration.thresholds.expectation import in_parts
 
 _CHANCE = 0.5
 _NEAR_CHANCE = 0.7
@@ -76,11 +77,12 @@ def _broken_bound(confusion: Confusion) -> str | None:
     decided = good.n - good.fault
     if bound is None or decided == 0 or not contradicts(good.reject, decided, bound):
         return None
+    kind = "an estimated " if threshold.guarantee == "estimated" else ""
     stated = "" if threshold.confidence is None else f" with {threshold.confidence:.0%} confidence"
     return (
         f"The false rejects contradict the bound of the threshold: {good.reject} of {decided} good parts "
-        f"({good.reject / decided:.1%}) were rejected, where at most {bound:.1%} was stated{stated}. At that rate "
-        "fewer than 1 in 20 such sets would have so many. These good parts are unlike those that the threshold was set "
+        f"({good.reject / decided:.1%}) were rejected, where {kind}{bound:.1%} at most was stated{stated}. At that "
+        "rate fewer than 1 in 20 such sets would have so many. These good parts are unlike those that the threshold was set "
         "on (light, camera, batch, another split): set it with flawscope calibrate on good parts as they come now."
     )
 
@@ -99,9 +101,10 @@ def _at_the_edge(threshold: Threshold) -> str | None:
     bound, asked, confidence = threshold.upper_bound, threshold.false_reject_rate, threshold.confidence
     if bound is None or asked is None or bound <= asked:
         return None
+    kind = "an estimated " if threshold.guarantee == "estimated" else ""
     text = (
         f"The threshold lies at the edge: it was set on {threshold.images} normal images, too few for the rate that "
-        f"was asked for ({asked:.2%}); they support {bound:.2%}."
+        f"was asked for ({asked:.2%}); they support {kind}{bound:.2%}."
     )
     if confidence is None or not 0 < asked < 1 or not 0 < confidence < 1:
         return text
@@ -109,7 +112,8 @@ def _at_the_edge(threshold: Threshold) -> str | None:
     # Not where enough images gave a looser bound for another reason, such as copies among them.
     if missing <= 0:
         return text
-    return f"{text} Expect up to {math.ceil(100 * bound)} in 100 good parts rejected until you add {missing} images."
+    images = f"{missing} image{'' if missing == 1 else 's'}"
+    return f"{text} Expect up to {kind}{in_parts(bound)} good parts rejected until you add {images}."
 
 
 def _small_defects(manifest: Manifest, sizes: Sequence[SizeFigures]) -> str | None:

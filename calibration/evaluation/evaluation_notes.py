@@ -120,8 +120,13 @@ def _threshold_notes(thresholds: Thresholds | None, backend: str) -> tuple[str, 
     notes = []
     if threshold.method == "f1":
         notes.append("The threshold was chosen on labelled images: on the same images its rates are optimistic.")
-    # None is a threshold set by hand, which belongs to no backend.
-    if threshold.backend not in (None, backend):
+    if threshold.guarantee == "estimated":
+        notes.append(
+            f"The threshold was set on cross-fitted scores of {threshold.images} normal images, computed by torch: its "
+            "bound on false rejects is an estimate."
+        )
+    # None is a threshold set by hand, which belongs to no backend; torch is the reference of all, see `parity`.
+    elif threshold.backend not in (None, backend):
         notes.append(
             f"The threshold was set with the backend {threshold.backend}, and these scores come from {backend}."
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from flawscope.arrays import Float64Array
+from flawscope.arrays import BoolArray, Float64Array
 from flawscope.bundle import Thresholds
 from flawscope.calibration.evaluation.figures import SizeFigures
 from flawscope.calibration.evaluation.intervals import Interval, draw_counts, percentile_interval, rate
@@ -32,7 +32,7 @@ def pixel_figures_at_threshold(
         [_counts(measured, int(row), thresholds.pixel.value) for row in np.flatnonzero(use)],
         np.float64,
     )
-    anomalous = measured.masks[use].any(axis=(1, 2))
+    anomalous: BoolArray = np.asarray(measured.masks[use].any(axis=(1, 2)), np.bool_)
     found = _figures(counts.sum(axis=0)[None])
     drawn = [_figures(rows @ counts) for rows in draw_counts((anomalous, ~anomalous), resamples, seed)]
     intervals = {

@@ -16,7 +16,7 @@ clips large values, and large values are what a defect causes: the default is th
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of the acceptance gate; all are fractions or correlations, none is in per cent.
+    """Limits of the acceptance gate; all but the last are fractions or correlations, none is in per cent.
 
     Attributes:
         image_auroc: Largest |change| of the image AUROC.
@@ -24,6 +24,8 @@ class Limits:
         spearman: Least rank correlation of the scores, -1 to 1.
         false_rejects: Largest share of normal images above the largest FP32 score of a normal image.
         score_error: Largest relative change of a normal image's score.
+        images: Fewest normal images, which the detector has not learned from: of 20 one is 5 %, and of fewer a share
+            of false rejects says nothing.
     """
 
     image_auroc: float
@@ -31,10 +33,15 @@ class Limits:
     spearman: float
     false_rejects: float
     score_error: float
+    images: int = 20
 
     def check(self) -> None:
         """Raise ArgumentError unless every limit is within the range of its figure."""
+        if self.images < 1:
+            raise ArgumentError(f"limit images: expected at least 1, got {self.images}.")
         for name, value in vars(self).items():
+            if name == "images":
+                continue
             low = -1.0 if name == "spearman" else 0.0
             if not low <= value <= 1.0:
                 raise ArgumentError(f"limit {name}: expected {low:g} to 1, got {value}.")

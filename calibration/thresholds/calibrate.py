@@ -1,6 +1,7 @@
 """Calibration: sets the thresholds of a bundle and records how, in its manifest alone; nothing is exported again.
 
-Thresholds come from normal images that the detector has not learned from. Test images are used only for the
+Thresholds come from normal images that the detector has not learned from, or from cross-fitted scores of those that it
+has (`flawscope.cross_scores`). Test images are used only for the
 objective `f1`, which has to be asked for, and the manifest then says so.
 """
 
@@ -8,19 +9,18 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
 
 from flawscope.arrays import BoolArray, Float64Array
 from flawscope.bundle import (
-    ImageHashes,
+    Guarantee,
     Manifest,
     Threshold,
     ThresholdChange,
@@ -32,13 +32,15 @@ from flawscope.bundle import (
     read_image_hashes,
 )
 from flawscope.calibration.evaluation.bundle_scores import fault_of, load_inspector, score_samples, unlike_notes
-from flawscope.calibration.evaluation.contamination import find_contamination
 from flawscope.calibration.evaluation.intervals import check_fraction
 from flawscope.calibration.extras import require
+from flawscope.calibration.thresholds.expectation import expectation
 from flawscope.calibration.thresholds.normal_quantile import OrderStatistic, f1_threshold, order_statistic_threshold
-from flawscope.calibration.thresholds.outlying_scores import count_outlying
+from flawscope.calibration.thresholds.threshold_images import ChosenImages, Objective, check_images, choose_images
 from flawscope.calibration.thresholds.threshold_limits import Range, limits_by_hand, limits_from_scores
-from flawscope.datasets import Dataset, Sample, as_recorded, hash_contents
+from flawscope.calibration.thresholds.threshold_notes import claim_notes, cross_note, highest_first, outlying_notes
+from flawscope.cross_scores import CrossScores
+from flawscope.datasets import Dataset, Sample
 from flawscope.errors import ArgumentError, DataError
 from flawscope.progress import Progress, no_progress
 
@@ -46,7 +48,8 @@ if TYPE_CHECKING:
     from flawscope.datasets.defects.support_set import SupportRecord
     from flawscope.runtime import Inspector
 
-Objective = Literal["good", "f1"]
+TORCH = "torch"
+"""Backend of thresholds on cross-fitted scores: what computed them, in training."""
 FALSE_REJECT_RATE = 0.01
 CONFIDENCE = 0.95
 _LISTED = 5
@@ -65,6 +68,7 @@ class Calibration:
         notes: Limits of these thresholds, a sentence each.
         backend: The backend that made the scores; None for thresholds set by hand.
         highest: The normal images with the highest scores, the highest first, each with its score.
+        expectation: What to expect of the image threshold, in one plain sentence; empty for thresholds set by hand.
     """
 
     old: Thresholds | None
@@ -75,6 +79,7 @@ class Calibration:
     notes: tuple[str, ...] = ()
     backend: str | None = None
     highest: tuple[tuple[Path, float], ...] = ()
+    expectation: str = ""
 
 
 @dataclass(frozen=True)
@@ -108,7 +113,7 @@ class _Scores:
 
 def calibrate_bundle(
     path: Path,
-    dataset: Dataset,
+    dataset: Dataset | None,
     *,
     false_reject_rate: float = FALSE_REJECT_RATE,
     confidence: float = CONFIDENCE,
@@ -126,7 +131,9 @@ def calibrate_bundle(
 
     Args:
         path: The bundle, folder or packed file; its manifest is rewritten.
-        dataset: Its train/good gives the normal images, without those that the detector has learned from.
+        dataset: Its train/good gives the normal images, without those that the detector has learned from. Where these
+            are fewer than the images that the bundle has cross-fitted scores of, those scores are taken instead. None:
+            those scores, and no image is opened.
         false_reject_rate: Share of normal images that may be rejected, a fraction.
         confidence: One-sided confidence of that claim, a fraction.
         objective: `good` uses normal images alone; `f1` sets the image threshold on the labelled test images.
@@ -167,7 +174,7 @@ def calibrate_bundle(
 
 def propose_thresholds(
     path: Path,
-    dataset: Dataset,
+    dataset: Dataset | None,
     *,
     false_reject_rate: float = FALSE_REJECT_RATE,
     confidence: float = CONFIDENCE,
@@ -194,11 +201,25 @@ def propose_thresholds(
     _check_area(min_area_px)
     require("scipy.stats", "scipy", "setting thresholds")  # before the images are scored, not after
     check_changeable(path)
+    limits = image_limits, pixel_limits
+    cross = _cross_scores(path, objective, precision)
+    if dataset is None:
+        if cross is None:
+            raise DataError(
+                f"{path}: expected scores of cross-fitting, since no dataset was named, got a bundle without them in "
+                f"{precision}. Name the normal images with --data."
+            )
+        return _propose_from_cross(path, cross, None, false_reject_rate, confidence, min_area_px, limits)
     # Without an overlay: thresholds do not matter here, and one that is broken must not keep new ones from being set.
     with load_inspector(path, backend, precision=precision, use_overlay=False) as inspector:
         manifest = inspector.manifest
-        chosen, left_out = _choose(dataset, read_image_hashes(inspector.bundle), objective, support, progress)
-        scores = _score(inspector, chosen, progress)
+        hashes = read_image_hashes(inspector.bundle)
+        chosen = choose_images(dataset, hashes, objective, support, progress)
+        # By their number alone, never by the scores: a choice that looked at them would void the bound.
+        if cross is not None and len(chosen.samples) < len(cross.images):
+            return _propose_from_cross(path, cross, chosen, false_reject_rate, confidence, min_area_px, limits)
+        check_images(dataset, chosen, objective, "" if hashes.cross is None or precision == "fp32" else precision)
+        scores = _score(inspector, chosen.samples, progress)
         scored_on = inspector.backend
     good = ~scores.labels
     image = order_statistic_threshold(scores.image[good], false_reject_rate, confidence)
@@ -208,28 +229,84 @@ def propose_thresholds(
     new = Thresholds(_record(image, scored_on), _record(pixel, scored_on))
     if objective == "f1":
         value = f1_threshold(scores.image, scores.labels)
-        new = msgspec.structs.replace(new, image=Threshold(value, "f1", images=len(chosen), backend=scored_on))
-    limits = ThresholdLimits(
-        limits_from_scores(new.image.value, scores.image[good]),
-        limits_from_scores(new.pixel.value, scores.map_max[good]),
-    )
-    new = msgspec.structs.replace(new, limits=limits)
-    new = msgspec.structs.replace(new, limits=limits_by_hand(new, image_limits, pixel_limits))
+        new = msgspec.structs.replace(new, image=Threshold(value, "f1", images=len(scores.image), backend=scored_on))
+    new = _with_limits(new, scores.image[good], scores.map_max[good], limits)
+    names = [sample.path for sample in itertools.compress(chosen.samples, good)]
     calibration = Calibration(
         old=manifest.thresholds_of(precision),
         new=new,
         min_area_px=manifest.min_area_px if min_area_px is None else min_area_px,
         images_needed=image.images_needed,
-        left_out=left_out,
+        left_out=chosen.left_out,
         notes=(
             *unlike_notes(manifest, dataset.category, scores.notes),
-            *_outlying_notes(chosen, scores),
-            *_notes(image, objective),
+            *outlying_notes(names, scores.image[good], scores.map_max[good]),
+            *claim_notes(image, objective),
         ),
         backend=scored_on,
-        highest=_highest(chosen, scores.image, good)[:_LISTED],
+        highest=highest_first(names, scores.image[good])[:_LISTED],
+        expectation=expectation(image),
     )
     return Proposal(path, manifest, precision, min_area_px, calibration)
+
+
+def _cross_scores(path: Path, objective: Objective, precision: str) -> CrossScores | None:
+    """Return the cross-fitted scores of a bundle, or None where it has none that these thresholds can be set on."""
+    # They are of FP32: those of another precision are other numbers. And f1 is about labelled images.
+    if objective != "good" or precision != "fp32":
+        return None
+    with open_bundle(path) as bundle:
+        return None if bundle.manifest.kind != "score" else read_image_hashes(bundle).cross
+
+
+def _propose_from_cross(
+    path: Path,
+    cross: CrossScores,
+    chosen: ChosenImages | None,
+    false_reject_rate: float,
+    confidence: float,
+    min_area_px: int | None,
+    limits: tuple[Range | None, Range | None],
+) -> Proposal:
+    """Return thresholds on the cross-fitted scores of a bundle; no image is scored."""
+    with open_bundle(path) as bundle:
+        manifest = bundle.manifest
+    scores, map_max = np.array(cross.scores), np.array(cross.map_max)
+    image = order_statistic_threshold(scores, false_reject_rate, confidence)
+    pixel = order_statistic_threshold(map_max, false_reject_rate, confidence)
+    new = Thresholds(_record(image, TORCH, "estimated"), _record(pixel, TORCH, "estimated"))
+    new = _with_limits(new, scores, map_max, limits)
+    files = {} if chosen is None else {content: path for path, content in chosen.contents.items()}
+    names = [files.get(content, Path(f"image {content[:19]}")) for content in cross.images]
+    left_out: tuple[tuple[str, int], ...] = ()
+    if chosen is not None and chosen.samples:
+        reason = f"that are new, since the detector has cross-fitted scores of {len(cross.images)} that it learned"
+        left_out = ((reason, len(chosen.samples)),)
+    calibration = Calibration(
+        old=manifest.thresholds,
+        new=new,
+        min_area_px=manifest.min_area_px if min_area_px is None else min_area_px,
+        images_needed=image.images_needed,
+        left_out=left_out,
+        notes=(
+            *outlying_notes(names, scores, map_max),
+            cross_note(cross, manifest),
+            *claim_notes(image, "good", is_crossed=True),
+        ),
+        backend=TORCH,
+        highest=highest_first(names, scores)[:_LISTED],
+        expectation=expectation(image, is_estimated=True),
+    )
+    return Proposal(path, manifest, "fp32", min_area_px, calibration)
+
+
+def _with_limits(
+    new: Thresholds, image: Float64Array, map_max: Float64Array, given: tuple[Range | None, Range | None]
+) -> Thresholds:
+    """Return thresholds with limits from scores of normal images, or those that are given."""
+    limits = ThresholdLimits(limits_from_scores(new.image.value, image), limits_from_scores(new.pixel.value, map_max))
+    new = msgspec.structs.replace(new, limits=limits)
+    return msgspec.structs.replace(new, limits=limits_by_hand(new, *given))
 
 
 def write_thresholds(proposal: Proposal, *, command: str) -> Calibration:
@@ -306,54 +383,6 @@ def _check_area(min_area_px: int | None) -> None:
         raise ArgumentError(f"smallest area: expected at least 1 pixel, got {min_area_px}.")
 
 
-def _choose(
-    dataset: Dataset, hashes: ImageHashes, objective: Objective, support: SupportRecord | None, progress: Progress
-) -> tuple[tuple[Sample, ...], tuple[tuple[str, int], ...]]:
-    """Return the images to score, and why others of the same kind were left out."""
-    # Never test images for the objective `good`: figures on them, at thresholds set on them, would be optimistic.
-    candidates = dataset.train_good if objective == "good" else dataset.test
-    if objective == "f1" and len({sample.is_anomalous for sample in candidates}) < 2:
-        raise DataError(
-            f"{dataset.root}: expected normal and anomalous test images for the objective f1, got one kind only. "
-            "Use the objective good."
-        )
-    # All images, because a support set may have been taken from the training images of this dataset.
-    hashed = candidates if support is None else dataset.samples
-    pixels = hash_contents(
-        [sample.path for sample in hashed], lambda done, total: progress("Comparing images", done, total)
-    )
-    contents = as_recorded(pixels, hashes.training)
-    contaminated = set[Path]()
-    if support is not None:
-        is_contaminated = ~find_contamination(dataset, support, as_recorded(pixels, support.learned)).remaining
-        contaminated = {sample.path for sample in itertools.compress(dataset.test, is_contaminated)}
-    # `hashes.held_out` is not excluded: these images were kept out of training for thresholds to be set on.
-    training, seen = frozenset(hashes.training), set[str]()
-    chosen, reasons = [], Counter[str]()
-    for sample in candidates:
-        content = contents[sample.path]
-        if content in training:
-            reasons["that the detector has learned"] += 1
-        elif sample.path in contaminated:
-            reasons["of the support set, or probably of the same parts"] += 1
-        elif content in seen:
-            reasons["copies of another image: they are not independent"] += 1
-        else:
-            seen.add(content)
-            chosen.append(sample)
-    if not chosen or all(sample.is_anomalous for sample in chosen):
-        raise DataError(
-            f"{dataset.root}: expected normal images that the detector has not learned from, got none among "
-            f"{len(candidates)}. Keep some out of training (--set held_out=0.2), or name another set."
-        )
-    if objective == "f1" and not any(sample.is_anomalous for sample in chosen):
-        raise DataError(
-            f"{dataset.root}: expected anomalous test images for the objective f1, got none beside those that were "
-            "learned or are of the support set. Add some, or use the objective good."
-        )
-    return tuple(chosen), tuple(reasons.items())
-
-
 def _score(inspector: Inspector, samples: Sequence[Sample], progress: Progress) -> _Scores:
     """Score all images; raises when one cannot be scored, because the rest would be a selected sample."""
     image, map_max, faults, notes = [], [], [], []
@@ -376,28 +405,7 @@ def _score(inspector: Inspector, samples: Sequence[Sample], progress: Progress) 
     return _Scores(np.array(image), np.array(map_max), labels, tuple(notes))
 
 
-def _highest(samples: Sequence[Sample], values: Float64Array, good: BoolArray) -> tuple[tuple[Path, float], ...]:
-    """Return the normal images and their values, the highest first."""
-    order = sorted(np.flatnonzero(good).tolist(), key=lambda index: -values[index])
-    return tuple((samples[index].path, float(values[index])) for index in order)
-
-
-def _outlying_notes(samples: Sequence[Sample], scores: _Scores) -> tuple[str, ...]:
-    """Return a warning where one normal image, or a few, stand far above the rest; empty otherwise."""
-    good = ~scores.labels
-    for name, values in (("score", scores.image), ("largest value of the anomaly map", scores.map_max)):
-        if count := count_outlying(values[good]):
-            highest = _highest(samples, values, good)
-            images = ", ".join(f"{path} ({value:.6g})" for path, value in highest[:count])
-            return (
-                f"The {name} of {images} stands far above the rest, whose highest is {highest[count][1]:.6g}: is it a "
-                "defect that is labelled as normal, or a damaged image? One such image among the normal ones raises "
-                "thresholds until defects pass. Look at it; if it is one, remove it and calibrate again.",
-            )
-    return ()
-
-
-def _record(statistic: OrderStatistic, backend: str) -> Threshold:
+def _record(statistic: OrderStatistic, backend: str, guarantee: Guarantee = "bound") -> Threshold:
     return Threshold(
         value=statistic.value,
         method="order-statistic",
@@ -406,24 +414,8 @@ def _record(statistic: OrderStatistic, backend: str) -> Threshold:
         confidence=statistic.confidence,
         upper_bound=statistic.upper_bound,
         backend=backend,
+        guarantee=guarantee,
     )
-
-
-def _notes(image: OrderStatistic, objective: Objective) -> tuple[str, ...]:
-    notes = []
-    if objective == "f1":
-        notes.append(
-            "The image threshold was chosen on labelled test images: figures at this threshold on the same images "
-            "are optimistic. Judge it on images that were not used here."
-        )
-    if not image.holds:
-        notes.append(
-            f"Too few normal images for the claim: {image.images} support a false-reject rate of at most "
-            f"{image.upper_bound:.2%} at {image.confidence:.0%} confidence, not {image.false_reject_rate:.2%}, which "
-            f"needs {image.images_needed}. The largest score of a normal image was taken. Add normal images and "
-            "calibrate again."
-        )
-    return tuple(notes)
 
 
 def _write(

@@ -5,24 +5,25 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+import msgspec
 from rich.table import Table
 
-from flawscope.bundle import PRECISIONS, Threshold, making, open_bundle
+from flawscope.bundle import PRECISIONS, Threshold, making, open_bundle, read_image_hashes
 from flawscope.bundle.trusted_keys_option import trusted_keys_option
 from flawscope.calibration.evaluation.intervals import images_needed
 from flawscope.calibration.thresholds.calibrate import (
     CONFIDENCE,
     FALSE_REJECT_RATE,
     Calibration,
-    Objective,
     propose_thresholds,
     set_thresholds,
     write_thresholds,
 )
+from flawscope.calibration.thresholds.threshold_images import Objective
 from flawscope.datasets import open_dataset
 from flawscope.errors import FlawscopeError
 from flawscope.rich_console import PlainConsole
-from flawscope.terminal import command_line, echo, progress_bars
+from flawscope.terminal import command_line, echo, echo_json, progress_bars
 
 
 @click.command()
@@ -63,6 +64,7 @@ from flawscope.terminal import command_line, echo, progress_bars
 @click.option("--pixel-limits", type=(float, float), metavar="LOW HIGH", help="The same for the pixel threshold.")
 @click.option("--backend", default="auto", show_default=True, help="Backend that makes the scores.")
 @click.option("--precision", type=click.Choice(PRECISIONS), help="Only this one.  [default: each the bundle has]")
+@click.option("--json", "as_json", is_flag=True, help="Print what was done as JSON, a line for each precision.")
 @trusted_keys_option
 @making()  # writing one precision drops the signature, and the next is still to be scored
 def calibrate(
@@ -80,12 +82,14 @@ def calibrate(
     pixel_limits: tuple[float, float] | None,
     backend: str,
     precision: str | None,
+    as_json: bool,
 ) -> None:
     """Set the thresholds of BUNDLE from normal images, and state the bound on false rejects.
 
     The normal images that the detector has not learned from are scored; the threshold is the lowest that keeps the
-    false-reject rate with the requested confidence. Nothing is rebuilt: thresholds are numbers in the manifest, and
-    every change is recorded there.
+    false-reject rate with the requested confidence. A bundle whose training was cross-fitted brings scores of its own:
+    they are taken unless there are as many images that it has not learned from, also without --data. Nothing is
+    rebuilt: thresholds are numbers in the manifest, and every change is recorded there.
     """
     is_by_hand = image_threshold is not None or pixel_threshold is not None
     if is_by_hand and data is not None:
@@ -94,26 +98,30 @@ def calibrate(
         raise click.UsageError("--support goes with --data and --objective f1. Leave it out.")
     if data is None:
         if not is_by_hand and (min_area, image_limits, pixel_limits) == (None, None, None):
-            raise click.UsageError("Expected --data ROOT, or --image-threshold X and --pixel-threshold Y, got neither.")
-        by_hand = set_thresholds(
-            bundle,
-            image_threshold,
-            pixel_threshold,
-            min_area,
-            image_limits=image_limits,
-            pixel_limits=pixel_limits,
-            precision="fp32" if precision is None else precision,
-            command=command_line(),
-        )
-        _print(by_hand)
-        return
+            if not _is_cross_fitted(bundle) or objective != "good":
+                raise click.UsageError(
+                    "Expected --data ROOT, or --image-threshold X and --pixel-threshold Y, got neither."
+                )
+        else:
+            by_hand = set_thresholds(
+                bundle,
+                image_threshold,
+                pixel_threshold,
+                min_area,
+                image_limits=image_limits,
+                pixel_limits=pixel_limits,
+                precision="fp32" if precision is None else precision,
+                command=command_line(),
+            )
+            _show(by_hand, "fp32" if precision is None else precision, as_json)
+            return
     support = None
     if support_folder is not None:
         # Lazy: only this option needs the package of defect sets.
         from flawscope.datasets.defects.support_set import read_support
 
         support = read_support(support_folder)
-    dataset = open_dataset(data, category)
+    dataset = None if data is None else open_dataset(data, category)
     # Each precision is scored on its own: its scores differ, so a threshold of FP32 would have no bound for it.
     for name in _precisions(bundle) if precision is None else (precision,):
         with progress_bars() as progress:
@@ -131,21 +139,34 @@ def calibrate(
                 support=support,
                 progress=progress,
             )
-        if name != "fp32":  # printed for a bundle with several; one in FP32 alone has a single table
-            echo(f"precision {name}:")
         try:
             result = write_thresholds(proposal, command=command_line())
         except FlawscopeError:
             # Minutes of scoring are not thrown away: the thresholds can be set by hand.
             echo("computed, but not written:")
-            _print(proposal.calibration)
+            _show(proposal.calibration, name, as_json)
             raise
-        _print(result)
+        _show(result, name, as_json)
 
 
 def _precisions(path: Path) -> tuple[str, ...]:
     with open_bundle(path) as bundle:
         return ("fp32", *sorted(bundle.manifest.precisions))
+
+
+def _is_cross_fitted(path: Path) -> bool:
+    with open_bundle(path) as bundle:
+        return bundle.manifest.kind == "score" and read_image_hashes(bundle).cross is not None
+
+
+def _show(result: Calibration, precision: str, as_json: bool) -> None:
+    if as_json:
+        # One object a precision, each in one line.
+        echo_json({"precision": precision, **msgspec.to_builtins(result, enc_hook=str)})
+        return
+    if precision != "fp32":  # printed for a bundle with several; one in FP32 alone has a single table
+        echo(f"precision {precision}:")
+    _print(result)
 
 
 def _print(result: Calibration) -> None:
@@ -162,12 +183,13 @@ def _print(result: Calibration) -> None:
     console = PlainConsole()  # names and reasons are text, also with brackets
     console.print(table)
     bound = result.new.image
-    if result.backend is not None and bound.upper_bound is not None and bound.confidence is not None:
+    if result.backend is not None and (claim := bound.claim) is not None:
         console.print(
-            f"With {bound.confidence:.0%} confidence at most {bound.upper_bound:.2%} of good parts like these are "
-            f"rejected (n = {bound.images}, backend {result.backend}).",
+            f"{claim[0].upper()}{claim[1:]} (n = {bound.images}, backend {result.backend}).",
             soft_wrap=True,
         )
+    if result.expectation:
+        console.print(result.expectation, soft_wrap=True)
     if result.highest:
         console.print(
             "highest scores of normal images: " + ", ".join(f"{p} {v:.6g}" for p, v in result.highest), soft_wrap=True
@@ -188,9 +210,10 @@ def _print(result: Calibration) -> None:
 def _claim(threshold: Threshold) -> tuple[str, str, str, str]:
     if threshold.false_reject_rate is None or threshold.upper_bound is None or threshold.confidence is None:
         return str(threshold.images) if threshold.images else "-", threshold.method, "-", "-"
+    estimated = " (estimated)" if threshold.guarantee == "estimated" else ""
     return (
         str(threshold.images),
         f"{threshold.false_reject_rate:.2%}",
-        f"{threshold.upper_bound:.2%} at {threshold.confidence:.0%}",
+        f"{threshold.upper_bound:.2%} at {threshold.confidence:.0%}{estimated}",
         str(images_needed(threshold.false_reject_rate, threshold.confidence)),
     )

@@ -37,7 +37,14 @@ from flawscope.bundle.opening import Bundle, open_bundle, trusted_bundle
 from flawscope.bundle.region import Region, make_region, mask_on_map, region_mask
 from flawscope.bundle.synth_head import ImageParity, SynthDefect, SynthHead, SynthSupport
 from flawscope.bundle.threshold_overlay import InForce, thresholds_in_force
-from flawscope.bundle.threshold_structs import Limits, Threshold, ThresholdChange, ThresholdLimits, Thresholds
+from flawscope.bundle.threshold_structs import (
+    Guarantee,
+    Limits,
+    Threshold,
+    ThresholdChange,
+    ThresholdLimits,
+    Thresholds,
+)
 from flawscope.bundle.trusted_keys import TrustedKeys, find_trusted_keys, making
 from flawscope.bundle.writing import (
     change_bundle,
@@ -65,6 +72,7 @@ __all__ = [
     "Gate",
     "Golden",
     "Graph",
+    "Guarantee",
     "Head",
     "ImageHashes",
     "ImageParity",

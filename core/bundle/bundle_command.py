@@ -197,7 +197,8 @@ def _threshold(threshold: Threshold) -> str:
     if threshold.images:
         text += f" on {threshold.images} images"
     if threshold.upper_bound is not None and threshold.confidence is not None:
-        text += f", false rejects at most {threshold.upper_bound:.2%} with {threshold.confidence:.0%} confidence"
+        about, words = ("about ", "estimated at most") if threshold.guarantee == "estimated" else ("", "at most")
+        text += f", false rejects {words} {threshold.upper_bound:.2%} with {about}{threshold.confidence:.0%} confidence"
     return text + ")"
 
 

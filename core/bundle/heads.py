@@ -15,7 +15,7 @@ from flawscope.bundle.ensemble_member import EnsembleMember
 from flawscope.diffusion.reconstruction import MapRule
 from flawscope.diffusion.schedule import Sampling
 from flawscope.imaging.grid_places import GridPlaces
-from flawscope.ranges import MAX_SIDE, NotNegative, Side, Sigma, Top
+from flawscope.ranges import MAX_SIDE, MOST_PLACES, NotNegative, Side, Sigma, Top
 
 Neighbors = Annotated[int, msgspec.Meta(ge=1, le=64)]
 Banks = Annotated[int, msgspec.Meta(ge=1, le=64)]
@@ -112,6 +112,8 @@ class PatchcoreHead(Head, msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
     def problem(self, size: tuple[int, int]) -> str | None:
         """Return why the head does not fit an input of this height and width, or None if it does."""
         positions = self.grid[0] * self.grid[1]
+        if self.window is not None and positions > MOST_PLACES:
+            return f"expected at most {MOST_PLACES} places in a patch grid with a window, got {positions}"
         if self.top > positions:
             return f"expected a score of at most the {positions} patches of an image, got {self.top}"
         if self.top > 1 and self.reweights:

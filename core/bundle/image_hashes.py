@@ -2,6 +2,9 @@
 
 {"training": ["sha256 as 64 hexadecimal digits", ...], "held_out": [...]}
 
+With cross-fitting also the scores of the training images, each by a fit that has not seen it: they are kept beside the
+hashes that they belong to, and a reader that does not know them refuses the bundle.
+
 Calibration and evaluation leave these images out: scores of training images say nothing about new parts.
 """
 
@@ -10,6 +13,7 @@ from __future__ import annotations
 import msgspec
 
 from flawscope.bundle.opening import Bundle
+from flawscope.cross_scores import CrossScores
 from flawscope.errors import BundleError
 from flawscope.text import NOT_JSON, encode_json
 
@@ -17,16 +21,24 @@ IMAGE_HASHES = "images.json"
 """Name of the file in a bundle; a reader goes by the manifest's `provenance.images`."""
 
 
-class ImageHashes(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class ImageHashes(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """The images a bundle was made from.
 
     Attributes:
         training: SHA-256 of every training image.
         held_out: SHA-256 of the normal images that were held out for calibration.
+        cross: Scores of the training images by cross-fitting, or None; not written where there are none, so that the
+            bytes of the file, which the digest covers, are those of before.
     """
 
     training: tuple[str, ...]
     held_out: tuple[str, ...]
+    cross: CrossScores | None = None
+
+    def __post_init__(self) -> None:
+        """Raise ValueError if there are scores of an image that was not learned."""
+        if self.cross is not None and not set(self.cross.images) <= set(self.training):
+            raise ValueError("expected scores of images that were learned, got others")
 
     def encode(self) -> bytes:
         """Return the content of `images.json`."""

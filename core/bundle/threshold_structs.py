@@ -8,6 +8,9 @@ import msgspec
 
 from flawscope.ranges import Count, Share
 
+Guarantee = Literal["bound", "estimated"]
+"""What an upper bound on false rejects is: one that holds with the stated confidence, or an estimate of it."""
+
 
 class Threshold(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A number above which (strictly) a score or a pixel is anomalous, and how it was set.
@@ -19,7 +22,9 @@ class Threshold(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         false_reject_rate: The requested rate, a fraction.
         confidence: One-sided confidence of `upper_bound`, a fraction.
         upper_bound: Upper confidence bound of the true false-reject rate, a fraction.
-        backend: The backend that computed the scores.
+        backend: The backend that computed the scores; `torch` for cross-fitted ones.
+        guarantee: `bound` where `upper_bound` is one: with images that the detector had not seen. `estimated` with
+            cross-fitted scores, of fits on fewer images than the detector's: see `flawscope.cross_scores`.
     """
 
     value: float
@@ -29,6 +34,20 @@ class Threshold(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     confidence: Share | None = None
     upper_bound: Share | None = None
     backend: str | None = None
+    guarantee: Guarantee = "bound"
+
+    @property
+    def claim(self) -> str | None:
+        """What is said of false rejects, a clause; None for thresholds without a rate."""
+        if self.upper_bound is None or self.confidence is None:
+            return None
+        if self.guarantee == "estimated":
+            return (
+                f"an estimated {self.upper_bound:.2%} at most of good parts like these are rejected, with about "
+                f"{self.confidence:.0%} confidence"
+            )
+        rate = f"{self.upper_bound:.2%} of good parts like these are rejected"
+        return f"with {self.confidence:.0%} confidence at most {rate}"
 
 
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

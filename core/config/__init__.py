@@ -32,6 +32,8 @@ from flawscope.config.generator_settings import (
     InpaintingConfig,
 )
 from flawscope.config.input_settings import (
+    EACH_ITS_OWN,
+    CrossFitSettings,
     HeldOutSettings,
     InputSettings,
     LineInputSettings,
@@ -45,12 +47,14 @@ from flawscope.config.setting_parts import change_settings, find_part, flatten, 
 
 __all__ = [
     "CONFIGS",
+    "EACH_ITS_OWN",
     "AdaptationSettings",
     "AdaptedConfig",
     "AugmentationSettings",
     "AutoencoderConfig",
     "BankSettings",
     "BaseConfig",
+    "CrossFitSettings",
     "DdadConfig",
     "DenoisingSettings",
     "DsadConfig",

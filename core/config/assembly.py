@@ -53,6 +53,13 @@ _OTHER_TOOLS_KEYS = frozenset(
 """Keys of QualityInspector files that belong to other verbs or options: accepted and reported, not used."""
 
 
+_REASONS = {
+    "cross_fit": "A method that is trained in epochs would be trained once for every fold, and scores of networks from "
+    "different trainings are on no common scale; hold images out instead (held_out)."
+}
+"""Setting -> why methods that lack it do."""
+
+
 def build_config(method: str, *layers: Mapping[str, Any]) -> tuple[MethodConfig, tuple[str, ...]]:
     """Merge layers of settings (the later wins) into the settings of a method.
 
@@ -97,7 +104,8 @@ def check_key(method: str, kind: type[msgspec.Struct], key: str, others: Mapping
     if users := [name for name, other in others.items() if name != method and key in places_of(other)]:
         raise ArgumentError(
             f"{key}: is no setting of {method}. It would have no effect: expected a setting that {method} uses, got "
-            f"one of {', '.join(users)}. Leave it out: flawscope train {method} --help lists the settings."
+            f"one of {', '.join(users)}. {_REASONS[key] + ' ' if key in _REASONS else ''}"
+            f"Leave it out: flawscope train {method} --help lists the settings."
         )
     close = difflib.get_close_matches(str(key), places, 1)  # YAML keys may be numbers
     raise ArgumentError(

@@ -14,7 +14,7 @@ from flawscope.config.feature_settings import (
     Standardization,
     check_memory_budget,
 )
-from flawscope.config.input_settings import HeldOutSettings, LineInputSettings
+from flawscope.config.input_settings import CrossFitSettings, HeldOutSettings, LineInputSettings
 from flawscope.config.loop_settings import LoopSettings, TrainingDataSettings, check_decay
 from flawscope.config.method_settings import MethodConfig, TrainedConfig
 from flawscope.config.setting_parts import check
@@ -27,6 +27,7 @@ class PatchcoreConfig(MethodConfig, frozen=True, kw_only=True, tag_field="method
     Attributes:
         coreset: Patches kept in the memory bank: a share up to 1, or a count above 1.
         max_bank: Most rows of the memory bank, whatever `coreset` asks for.
+        min_bank: Fewest rows of the memory bank where `coreset` is a share: a hundredth of a few images is too little.
         neighbors: Neighbours b of the score re-weighting (equation 7); 1 turns it off.
         reweight: Whose neighbours re-weight the score: those of the nearest bank patch (`paper`, equation 7), of the
             test patch (`seed`), or `none`, which a score of several patches (`top_share`) needs.
@@ -45,9 +46,10 @@ class PatchcoreConfig(MethodConfig, frozen=True, kw_only=True, tag_field="method
     patches: PatchSettings = PatchSettings(upsample="bilinear")
     bank: BankSettings = BankSettings()
     maps: MapSettings = MapSettings()
-    split: HeldOutSettings = HeldOutSettings()
+    split: CrossFitSettings = CrossFitSettings()
     coreset: float = 0.01
     max_bank: int = 16384
+    min_bank: int = 1000
     neighbors: int = 9
     reweight: Literal["paper", "seed", "none"] = "paper"
     projection: Literal["auto", "none", "jl"] = "auto"
@@ -59,6 +61,7 @@ class PatchcoreConfig(MethodConfig, frozen=True, kw_only=True, tag_field="method
         # NaN fails every comparison, so this form refuses it too; `coreset <= 0` would let it pass.
         check(0.0 < self.coreset < math.inf, "coreset", "a share up to 1 or a count above 1", self.coreset)
         check(1 <= self.max_bank <= 1_000_000, "max_bank", "1 to 1,000,000", self.max_bank)
+        check(0 <= self.min_bank <= 1_000_000, "min_bank", "0 to 1,000,000", self.min_bank)
         check(1 <= self.neighbors <= 64, "neighbors", "1 to 64", self.neighbors)
         if self.window is not None:
             check(0 <= self.window <= MAX_SIDE, "window", f"0 to {MAX_SIDE} cells, or null", self.window)
@@ -118,7 +121,7 @@ class PadimConfig(MethodConfig, frozen=True, kw_only=True, tag_field="method", t
     input: LineInputSettings = LineInputSettings()
     patches: PatchSettings = PatchSettings()
     maps: MapSettings = MapSettings()
-    split: HeldOutSettings = HeldOutSettings()
+    split: CrossFitSettings = CrossFitSettings()
     channels: int = 100
     reduction: Literal["sample", "ortho"] = "sample"
     regularization: float = 0.01

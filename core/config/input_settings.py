@@ -120,3 +120,31 @@ class HeldOutSettings(SettingPart, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         check(0.0 <= self.held_out < 1.0, "held_out", "a share from 0 to below 1", self.held_out)
         check(self.held_out_minimum >= 0, "held_out_minimum", "a count of at least 0", self.held_out_minimum)
+
+
+EACH_ITS_OWN = -1
+"""Value of `cross_fit` for as many folds as there are images."""
+
+
+class CrossFitSettings(HeldOutSettings, frozen=True, kw_only=True):
+    """What thresholds are set on: held-out images, or all of them by cross-fitting.
+
+    For methods that are fitted in one pass. Trained in epochs, a detector would be trained once for every fold, and
+    scores of networks from different trainings are on no common scale.
+
+    Attributes:
+        cross_fit: Folds of cross-fitting: every normal image is scored by a fit without its fold, the detector learns
+            from all of them, and nothing is held out. -1: every image is a fold of its own. 0: none, images are held
+            out.
+    """
+
+    cross_fit: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(
+            self.cross_fit in (0, EACH_ITS_OWN) or self.cross_fit >= 2,
+            "cross_fit",
+            "at least 2 folds, -1 for each image its own, or 0 for none",
+            self.cross_fit,
+        )

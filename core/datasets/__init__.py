@@ -5,7 +5,7 @@ from flawscope.datasets.inspection import ImageCount, Inspection, SizeSummary, i
 from flawscope.datasets.layouts import list_categories, open_dataset
 from flawscope.datasets.problems import Problem
 from flawscope.datasets.samples import GOOD, Dataset, Layout, Sample, Split
-from flawscope.datasets.seeded_split import split_held_out
+from flawscope.datasets.seeded_split import split_folds, split_held_out
 
 __all__ = [
     "GOOD",
@@ -25,5 +25,6 @@ __all__ = [
     "inspect_dataset",
     "list_categories",
     "open_dataset",
+    "split_folds",
     "split_held_out",
 ]

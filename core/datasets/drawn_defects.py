@@ -50,7 +50,7 @@ def _shade(image: UInt8Array, cover: Float32Array, levels: float, rng: np.random
     sign = -1.0 if rng.random() < 0.75 else 1.0
     if not 0.0 <= mean + sign * levels <= 255.0:
         sign = -sign
-    return image + np.float32(sign * levels) * cover[:, :, None]
+    return np.asarray(image + np.float32(sign * levels) * cover[:, :, None], np.float32)
 
 
 def _crack(image: UInt8Array, strength: float, rng: np.random.Generator) -> Float32Array:
@@ -86,7 +86,7 @@ def _moved(image: UInt8Array, strength: float, rng: np.random.Generator) -> Floa
     turned = image[::-1, ::-1] if rng.random() < 0.5 else image[::-1]
     shift = (round(rng.uniform(0.25, 0.75) * shape[0]), round(rng.uniform(0.25, 0.75) * shape[1]))
     source = np.roll(turned, shift, axis=(0, 1)).astype(np.float32)
-    return image + (source - image) * cover[:, :, None]
+    return np.asarray(image + (source - image) * cover[:, :, None], np.float32)
 
 
 def _smear(image: UInt8Array, strength: float, rng: np.random.Generator) -> Float32Array:
@@ -98,7 +98,7 @@ def _smear(image: UInt8Array, strength: float, rng: np.random.Generator) -> Floa
     line = np.array([[-math.cos(angle), -math.sin(angle)], [math.cos(angle), math.sin(angle)]]) * length / 2
     kernel = strokes((length, length), [line + (length - 1) / 2], 2.0)
     wiped = cv2.filter2D(image.astype(np.float32), -1, kernel / kernel.sum(), borderType=cv2.BORDER_REFLECT_101)
-    return image + (wiped - image) * cover[:, :, None]
+    return np.asarray(image + (wiped - image) * cover[:, :, None], np.float32)
 
 
 KINDS: dict[str, Callable[[UInt8Array, float, np.random.Generator], Float32Array]] = {

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from flawscope.datasets.samples import Sample, in_order
-from flawscope.errors import ArgumentError
+from flawscope.errors import ArgumentError, DataError
 
 
 def in_seeded_order(samples: Iterable[Sample], seed: int) -> list[Sample]:
@@ -68,6 +69,49 @@ def split_held_out(
             held_out.update(group)
             room = {name: left - needed[name] for name, left in room.items()}
     return in_order(s for s in samples if s not in held_out), in_order(held_out)
+
+
+def split_folds(
+    samples: Sequence[Sample], folds: int, seed: int, hashes: Mapping[Path, str]
+) -> tuple[tuple[Sample, ...], ...]:
+    """Deal samples to folds, so that each can be scored by a fit on the others.
+
+    Samples of equal content are in one fold. Folds differ by at most one content, in each category as in all.
+
+    Args:
+        samples: The samples, in any order.
+        folds: Number of folds; -1 for as many as there are contents.
+        seed: Seed of the choice.
+        hashes: Content hash of every sample.
+
+    Returns:
+        The folds, each in the order of a dataset.
+
+    Raises:
+        DataError: If there are too few contents for every fit to have two others to learn from.
+        ArgumentError: If there are more folds than contents, or a sample has no hash.
+    """
+    groups = _groups(in_seeded_order(samples, seed), hashes)
+    if len(groups) < 3:
+        raise DataError(
+            f"cross_fit: expected at least 3 different normal images, since each is scored by a fit on at least 2 "
+            f"others, got {len(groups)}. Add images, or set cross_fit=0 and held_out=0."
+        )
+    count = len(groups) if folds == -1 else folds
+    if not 2 <= count <= len(groups):
+        raise ArgumentError(
+            f"cross_fit: expected 2 to {len(groups)} folds, as there are {len(groups)} different normal images, got "
+            f"{folds}. Set cross_fit=-1 for each image its own."
+        )
+    if len(groups) - -(-len(groups) // count) < 2:  # -(-a // b) rounds up
+        raise DataError(
+            f"cross_fit: expected folds that leave at least 2 different images to learn from, got {count} folds of "
+            f"{len(groups)} images. Set cross_fit=-1 for each image its own, or add images."
+        )
+    # Category after category, in turn: dealt in another order, two categories and two folds could give a fold that has
+    # all of one of them.
+    groups.sort(key=lambda group: group[0].category)
+    return tuple(in_order(itertools.chain.from_iterable(groups[place::count])) for place in range(count))
 
 
 def _spread(samples: list[Sample]) -> list[Sample]:

@@ -80,4 +80,5 @@ def map_matrices(
 
 
 def _drawn_matrix(source: int, target: int, start: float, step: float) -> npt.NDArray[np.float64]:
-    return interpolation_matrix((np.arange(target) - start) / step, source)
+    position = (np.arange(target, dtype=np.float64) - start) / step
+    return interpolation_matrix(position, source)

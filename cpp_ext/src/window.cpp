@@ -2,8 +2,8 @@
 //
 // Patches of neighbouring places look at nearly the same rows. A tile therefore takes a small block of places, or one
 // place of several images; its products are computed for every panel of the bank that one of its windows touches, and
-// lanes outside a query's own window are masked. Rows are sorted by place, so a window is one range of rows for each row
-// of the grid that it reaches. Tiles that lie one below the other form a group: a panel is read once for all of them.
+// lanes outside a query's own window are masked. Rows are sorted by place, so a window is one range of rows for each
+// row of the grid that it reaches. Tiles that lie one below the other form a group: a panel is read once for them.
 #include "window.h"
 
 #include <algorithm>
@@ -20,6 +20,8 @@ namespace flawscope {
 namespace {
 
 constexpr int64_t kQueryBytes = 32 << 20;  // patches and candidates held at a time: bounds the memory of large batches
+
+constexpr int64_t kMaskBytes = 4 << 20;    // of a group
 
 struct Block {
     int64_t height, width;  // in places
@@ -125,7 +127,10 @@ public:
     // Returns the places in `order` of queries that the screen could not prove.
     std::vector<int64_t> run(float* squared, int64_t* rows) {
         // Tiles of a group fit half the second-level cache; a few groups a thread end at about the same time.
-        const int64_t fitting = std::max<int64_t>(1, half_cache() / tiles_.tile_bytes);
+        // So do their masks, of however many panels a bank has.
+        const int64_t mask_bytes = 4 * tiles_.height * divide_up(w_.bank.m, kernels_.panel);
+        const int64_t most = std::min(half_cache() / tiles_.tile_bytes, kMaskBytes / mask_bytes);
+        const int64_t fitting = std::max<int64_t>(1, most);
         const int64_t wanted = std::max(divide_up(tiles_.tile_count, fitting), 4 * int64_t{workers_});
         const int64_t groups = std::min(tiles_.tile_count, wanted);
         const int64_t group = divide_up(tiles_.tile_count, groups);

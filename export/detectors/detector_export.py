@@ -121,7 +121,7 @@ def _export(
         **{graph.file: scratch / graph.file for graph in exported.graphs.values()},
         **{path.name: path for path in scratch.glob(external_data("*.onnx"))},
         **({} if exported.bank is None else {exported.bank: scratch / exported.bank}),
-        IMAGE_HASHES: ImageHashes(run.record.training, run.record.held_out).encode(),
+        IMAGE_HASHES: ImageHashes(run.record.training, run.record.held_out, run.record.cross).encode(),
     }
     # The gate runs on a bundle as it will ship, not on its parts.
     write_bundle(scratch / "candidate", manifest, sources)

@@ -13,7 +13,7 @@ from flawscope.export.exporter import ExportedGraphs, ReducibleHead
 from flawscope.export.graph_files import INLINE_LIMIT, write_graph
 from flawscope.export.onnx_trace import export_module
 from flawscope.training.detectors.detector_run import Run
-from flawscope.training.detectors.torch_scores import network_scores
+from flawscope.training.loop.network_scores import network_scores
 
 OUTPUTS = ("anomaly_map", "score")
 

@@ -9,7 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from flawscope.drawn_check import DrawnCheck, DrawnScores, describe_check, pair_auroc, summarize_check, verdict_of
+from flawscope.drawn_check import (
+    DrawnCheck,
+    DrawnScores,
+    advice_on,
+    describe_check,
+    pair_auroc,
+    summarize_check,
+    verdict_of,
+)
 
 
 def checked(normal: list[float], drawn: list[float], *, held_out: bool = True) -> DrawnCheck:
@@ -83,6 +91,17 @@ def test_the_line_says_where_the_images_are_from_and_what_is_weakest() -> None:
     learned = describe_check(checked([1.0, 2.0, 3.0], [0.0] * 6, held_out=False))
     assert learned.startswith("near chance: image AUROC 0.000")
     assert "that it learned from, which flatters it; weakest: spot 0.000" in learned
+
+
+def test_advice_is_a_warning_near_chance_a_note_where_it_is_weak_and_none_otherwise() -> None:
+    good = checked([1.0, 2.0, 3.0], [4.0] * 6)
+    weak, bad = (msgspec.structs.replace(good, verdict=verdict) for verdict in ("weak", "near chance"))
+    assert advice_on(good) is None
+    assert str(advice_on(weak)).startswith("note: ")
+    assert str(advice_on(bad)).startswith("warning: ")
+    for check in (weak, bad):
+        for word in ("weights", "mean, std and padding", "size of the input", "stages", "method"):
+            assert word in str(advice_on(check))
 
 
 def test_it_is_read_back_as_it_was_written() -> None:

@@ -16,14 +16,14 @@ from flawscope.calibration.quantization.autocast import operators_in
 from flawscope.calibration.quantization.gate_limits import Limits
 from flawscope.calibration.quantization.int8 import OPERATORS
 from flawscope.datasets import open_dataset
-from flawscope.errors import ArgumentError, BundleError, GateError
+from flawscope.errors import ArgumentError, BundleError, DataError, GateError
 from flawscope.export.detectors.detector_export import export_run
 from flawscope.export.precisions import Wanted
 from flawscope.runtime import Inspector
 
 pytestmark = pytest.mark.long
 
-LOOSE = Limits(1.0, 1.0, -1.0, 1.0, 0.5)
+LOOSE = Limits(1.0, 1.0, -1.0, 1.0, 0.5, images=5)
 """What 64 pixels of a tiny set can be held to: the figures are judged elsewhere, on real images."""
 
 
@@ -143,7 +143,7 @@ def test_what_is_not_in_int8_may_be_in_fp16(
     runs: dict[str, Path], tiny_root: Path, tmp_path: Path, traced_features: None
 ) -> None:
     dataset = open_dataset(tiny_root, "steel")
-    narrow = Limits(1.0, 1.0, -1.0, 1.0, 0.02)
+    narrow = Limits(1.0, 1.0, -1.0, 1.0, 0.02, images=5)
     wanted = Wanted(("int8",), dataset, limits={"int8": narrow}, int8_rest="fp16")
     precision = export_run(runs["padim"], tmp_path / "mixed.flaw", max_batch=4, wanted=wanted).precisions["int8"]
     assert "the rest in FP16 by ModelOpt" in precision.method
@@ -163,6 +163,7 @@ def test_a_precision_outside_its_limits_leaves_no_bundle_and_shows_its_table(
     out = tmp_path / "refused.flaw"
     arguments = ["export", str(runs["padim"]), "--out", str(out), "--precision", "int8", "--category", "steel"]
     arguments += ["--calibration-data", str(tiny_root), "--max-score-change", "0.5", "--min-spearman", "1"]
+    arguments += ["--min-gate-images", "5"]
     assert cli.run([*arguments, "--labelled-data", str(tiny_root)]) == 1
     output = capsys.readouterr()
     assert "gate of int8 on cpu: 5 normal images," in output.out
@@ -176,7 +177,7 @@ def test_a_precision_outside_its_limits_leaves_no_bundle_and_shows_its_table(
 def test_where_no_operator_can_bear_it_there_is_no_int8(
     runs: dict[str, Path], tiny_root: Path, tmp_path: Path, traced_features: None
 ) -> None:
-    exact = Limits(1.0, 1.0, -1.0, 1.0, 0.0)
+    exact = Limits(1.0, 1.0, -1.0, 1.0, 0.0, images=5)
     wanted = Wanted(("int8",), open_dataset(tiny_root, "steel"), limits={"int8": exact})
     with pytest.raises(GateError, match=r"int8: expected operators whose INT8 keeps .* within 0\.0%, got none after"):
         export_run(runs["padim"], tmp_path / "none.flaw", max_batch=4, wanted=wanted)
@@ -236,4 +237,13 @@ def test_a_wrong_request_is_one_line(
     output = capsys.readouterr()
     assert output.err.startswith(message)
     assert output.err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_gate_with_few_images_is_refused_in_one_line(
+    patchcore_run: Path, tiny_root: Path, tmp_path: Path, traced_features: None
+) -> None:
+    wanted = Wanted(("int8",), open_dataset(tiny_root, "steel"), limits={"int8": Limits(1.0, 1.0, -1.0, 1.0, 0.5)})
+    with pytest.raises(DataError, match=r"at least 20 normal images .* got 5: one of so few is 20%.*--min-gate-images"):
+        export_run(patchcore_run, tmp_path / "x.flaw", max_batch=4, wanted=wanted)
     assert list(tmp_path.iterdir()) == []

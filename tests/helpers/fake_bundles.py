@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import numpy.typing as npt
 from flawscope.bundle import (
     Bundle,
     Graph,
+    ImageHashes,
     Manifest,
     PadimHead,
     Parity,
@@ -24,6 +24,7 @@ from flawscope.bundle import (
     write_bundle,
 )
 from flawscope.bundle.manifest import Evidence
+from flawscope.cross_scores import CrossScores
 from flawscope.errors import FlawscopeError
 from flawscope.imaging.images import Preprocessing, prepare, read_image
 from flawscope.runtime import Result
@@ -42,6 +43,7 @@ def write_fake_bundle(
     *,
     training: Sequence[str] = (),
     held_out: Sequence[str] = (),
+    cross: CrossScores | None = None,
     thresholds: Thresholds | None = None,
     size: tuple[int, int] = (32, 32),
     category: str = "part",
@@ -74,7 +76,7 @@ def write_fake_bundle(
         thresholds=thresholds,
         evidence=Evidence(parity=(Parity("torch", "score.onnx (cpu)", 8, 1.2e-6, 2.3e-6, 1.0),)),
     )
-    hashes = json.dumps({"training": list(training), "held_out": list(held_out)}).encode()
+    hashes = ImageHashes(tuple(training), tuple(held_out), cross).encode()
     write_bundle(
         path, manifest, {"score.onnx": b"graph", "bank.safetensors": b"bank", "images.json": hashes}, overwrite=True
     )

@@ -42,6 +42,7 @@ OWN = {
         "(resources.files('flawscope.training') / 'presets' / f'{name}.yml').read_bytes",
     ): "presets, which are part of the package",
     ("export/detectors/head_nodes.py", "path.open"): "a bank in a private folder",
+    ("export/detectors/head_nodes.py", "self._path.open"): "a bank in a private folder",
     ("export/detectors/detector_export.py", "scratch.glob"): "graphs in a private folder",
     ("export/synthesis/generator_export.py", "scratch.glob"): "graphs in a private folder",
     ("calibration/quantization/autocast.py", "(scratch / 'answer.json').read_text"): "in a private folder",

@@ -20,6 +20,7 @@ PUBLIC = {
         "FileEntry",
         "Gate",
         "Golden",
+        "Guarantee",
         "Graph",
         "Head",
         "IMAGE_HASHES",
@@ -162,6 +163,7 @@ PUBLIC = {
         "inspect_dataset",
         "list_categories",
         "open_dataset",
+        "split_folds",
         "split_held_out",
     ],
     "flawscope.datasets.parts": [

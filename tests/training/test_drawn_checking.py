@@ -95,7 +95,7 @@ def test_a_trainer_scores_as_the_reference_of_its_exporter(runs: dict[str, Path]
     [
         {"metric": "cosine", "top_share": 0.02, "standardize": "none"},
         {"layers": "separate"},
-        {"foreground": True, "standardize": "none"},
+        {"window": 3},
         {"reweight": "seed"},
     ],
     ids=lambda settings: ", ".join(settings),
@@ -109,6 +109,7 @@ def test_it_does_so_with_every_option_of_the_bank(tmp_path: Path, tiny_root: Pat
     check_scores(read_run(tmp_path / "run"), tiny_root)
 
 
+@pytest.mark.long
 def test_train_says_it_and_the_bundle_keeps_it(
     tmp_path: Path, tiny_root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -125,6 +126,7 @@ def test_train_says_it_and_the_bundle_keeps_it(
     assert "drawn defects  " in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_a_detector_near_chance_is_said_to_be_so_aloud(
     tmp_path: Path, tiny_root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -41,7 +41,7 @@ def test_the_padim_preset_fixes_every_value_of_the_seed() -> None:
     config, unused = build_config("padim", read_settings("padim-seed"))
     assert isinstance(config, PadimConfig)
     assert unused == ()
-    assert (config.features.backbone, config.features.stages, config.channels) == ("resnet18", (1, 2, 3), 100)
+    assert (config.features.backbone, config.features.stages, config.channels) == ("resnet18.tv_in1k", (1, 2, 3), 100)
     assert (config.input.resize, config.input.crop, config.maps.sigma) == ((256, 256), (224, 224), 4.0)
     assert (config.regularization, config.seed, config.split.held_out) == (0.01, 3, 0.0)
 
@@ -50,7 +50,7 @@ def test_the_patchcore_preset_fixes_every_value_of_the_seed() -> None:
     config, unused = build_config("patchcore", read_settings("patchcore-seed"))
     assert isinstance(config, PatchcoreConfig)
     assert unused == ()
-    assert (config.features.backbone, config.features.stages, config.coreset) == ("resnet18", (2, 3), 0.1)
+    assert (config.features.backbone, config.features.stages, config.coreset) == ("resnet18.tv_in1k", (2, 3), 0.1)
     assert (config.neighbors, config.reweight, config.patches.upsample) == (9, "seed", "nearest")
     assert config.input.crop is None  # a crop to the resized size is none
 

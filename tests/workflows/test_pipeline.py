@@ -113,6 +113,50 @@ def test_images_become_a_run_a_bundle_with_thresholds_and_a_report(
     assert f"image AUROC {figures['image_auroc']:.4f}" in printed.out
 
 
+def test_few_images_are_cross_fitted_and_it_is_said(
+    tmp_path: Path, tiny_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    asked = settings([text for text in PATCHCORE if not text.startswith("held_out")])
+    assert call("patchcore", tiny_root, out, *asked, "--skip", "evaluation") == 0
+    printed = capsys.readouterr()
+    assert "note: 24 normal images are fewer than 100: cross-fitted, in 20 folds" in printed.err
+    assert "24 normal images learned, cross-fitted in 20 folds" in printed.out
+    assert "Expect up to an estimated 12 in 100 normal parts rejected until you add 275 images." in printed.out
+    with open_bundle(out / f"{CATEGORY}.flaw") as bundle:
+        thresholds = bundle.manifest.thresholds
+    assert thresholds is not None
+    assert (thresholds.image.images, thresholds.image.guarantee) == (24, "estimated")
+    # A second run goes on with it: settings are those of the run.
+    assert call("patchcore", tiny_root, out, *asked, "--skip", "train", "--skip", "evaluation") == 0
+
+
+@pytest.mark.parametrize(
+    ("method", "count", "given", "folds"),
+    [
+        ("patchcore", 2, set(), 0),  # too few, as train says
+        ("padim", 3, set(), -1),
+        ("patchcore", 9, set(), -1),
+        ("patchcore", 20, set(), -1),
+        ("patchcore", 21, set(), 20),
+        ("padim", 99, {"seed"}, 20),
+        ("padim", 100, set(), 0),
+        ("padim", 40, {"held_out"}, 0),
+        ("padim", 40, {"held_out_minimum"}, 0),
+        ("padim", 40, {"cross_fit"}, 0),
+        ("stfpm", 40, set(), 0),
+    ],
+)
+def test_what_was_asked_for_and_enough_images_are_left_as_they_are(
+    method: str, count: int, given: set[str], folds: int
+) -> None:
+    config, _ = build_config(method)
+    dataset = SimpleNamespace(train_good=[None] * count)
+    found, notes = pipeline.cross_fit_if_few(config, dataset, given)  # type: ignore[arg-type]
+    assert pipeline.folds_of(found) == folds
+    assert len(notes) == (folds != 0)
+
+
 def test_auto_takes_what_suits_the_images_and_says_why(
     tmp_path: Path, tiny_root: Path, traced_features: None, capsys: pytest.CaptureFixture[str]
 ) -> None:

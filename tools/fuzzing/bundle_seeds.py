@@ -35,8 +35,12 @@ def write_bundle_seeds(folder: Path) -> None:
         "foreground": rng.uniform(-0.001, 0.001, (CHANNELS, 1)).astype(np.float32),
         "foreground_limits": np.array([0.5, 0.1], np.float32),
     }
-    switched = PatchcoreHead((GRID, GRID), 1, "none", 1.0, metric="cosine", top=2, banks=2, foreground=True)
-    _write_kernel_seed(folder / "switches", switched, {**parts, **norms, **foreground})
+    places = {
+        name.replace("bank", "places"): np.stack(np.divmod(np.arange(len(part)), GRID), axis=1)
+        for name, part in parts.items()
+    }
+    switched = PatchcoreHead((GRID, GRID), 1, "none", 1.0, metric="cosine", top=2, banks=2, foreground=True, window=1)
+    _write_kernel_seed(folder / "switches", switched, {**parts, **norms, **foreground, **places})
     mean = rng.uniform(0, 255, (GRID * GRID, CHANNELS)).astype(np.float32)
     padim = {"mean": mean, "whitening": np.repeat(0.02 * np.eye(CHANNELS, dtype=np.float32)[None], GRID * GRID, 0)}
     _write_kernel_seed(folder / "padim", PadimHead((GRID, GRID), 1.0), padim)

@@ -14,8 +14,17 @@ from typing import cast
 import msgspec
 
 import flawscope
-from flawscope.config import FeatureSettings, HeldOutSettings, MethodConfig, TrainedConfig, flatten
+from flawscope.config import (
+    CrossFitSettings,
+    FeatureSettings,
+    HeldOutSettings,
+    MethodConfig,
+    TrainedConfig,
+    find_part,
+    flatten,
+)
 from flawscope.config.setting_parts import change_settings, part_of
+from flawscope.cross_scores import CrossScores
 from flawscope.datasets import Dataset, Sample, as_recorded, fingerprint, hash_contents, split_held_out
 from flawscope.datasets.fingerprints import map_in_threads
 from flawscope.datasets.learnable import MIN_TRAINING_IMAGES, check_learnable
@@ -28,6 +37,7 @@ from flawscope.imaging.tiles import ImageSource
 from flawscope.open_files import regular_folder, regular_path
 from flawscope.progress import Progress, no_progress
 from flawscope.runs import RECORD, BackboneSource, RunRecord
+from flawscope.training.detectors.cross_fitting import fit_and_cross
 from flawscope.training.detectors.detector_run import Run, write_run
 from flawscope.training.drawn_checking import check_drawn
 from flawscope.training.features.backbone import Backbone, prepare_backbone
@@ -100,23 +110,29 @@ def train_detector(
     # Open until the run is written: on leaving, its TensorBoard events are copied into the run and it is removed.
     with _workspace(trainer, out, config, inputs, resume, denoiser_run) as workspace:
         images = image_sources(split.samples, config.tiling)
-        fit_result = trainer.fit(
-            FitRequest(
-                config=config,
-                backbone=backbone,
-                samples=split.samples,
-                images=images,
-                hashes=split.hashes,
-                out=out,
-                workspace=workspace,
-                resume=resume,
-                progress=progress,
-                start=None if denoiser_run is None else denoiser_run.fitted,
-            )
+        request = FitRequest(
+            config=config,
+            backbone=backbone,
+            samples=split.samples,
+            images=images,
+            hashes=split.hashes,
+            out=out,
+            workspace=workspace,
+            resume=resume,
+            progress=progress,
+            start=None if denoiser_run is None else denoiser_run.fitted,
         )
+
+        def record_of(
+            fit_result: FitResult, cross: CrossScores | None = None, seconds: dict[str, float] | None = None
+        ) -> RunRecord:
+            return _record(config, dataset, trainer, inputs, fit_result, cross, denoiser_run, seconds or {}, command)
+
+        folds = folds_of(config)
+        fit_result, cross = fit_and_cross(trainer, request, folds, record_of) if folds else (trainer.fit(request), None)
         fitted_at = time.perf_counter()
         seconds = {"preparation": round(prepared_at - started, 3), "fitting": round(fitted_at - prepared_at, 3)}
-        record = _record(config, dataset, trainer, inputs, fit_result, denoiser_run, seconds, command)
+        record = record_of(fit_result, cross, seconds)
         if drawn_check and trainer.is_detector:
             drawn = _check_drawn(trainer, record, inputs, fit_result, images, out, progress)
             record = msgspec.structs.replace(record, drawn=drawn)
@@ -210,6 +226,7 @@ def _record(
     trainer: Trainer,
     inputs: _Inputs,
     fit_result: FitResult,
+    cross: CrossScores | None,
     denoiser_run: Run | None,
     seconds: dict[str, float],
     command: str,
@@ -240,8 +257,15 @@ def _record(
         rule=fit_result.rule,
         unet=fit_result.unet,
         learned=split.learned,
+        cross=cross,
         places=fit_result.places,
     )
+
+
+def folds_of(config: MethodConfig) -> int:
+    """Return the folds of cross-fitting that settings ask for: 0 for none, -1 for each image its own."""
+    settings = find_part(config, CrossFitSettings)
+    return 0 if settings is None else settings.cross_fit
 
 
 def _check_drawn(
@@ -278,7 +302,7 @@ def _split(config: MethodConfig, dataset: Dataset, progress: Progress) -> _Split
     settings = part_of(config, HeldOutSettings)
     training: tuple[Sample, ...] = tuple(dataset.train_good)
     held_out: tuple[Sample, ...] = ()
-    if settings.held_out > 0:
+    if settings.held_out > 0 and not folds_of(config):
         training, held_out = split_held_out(
             dataset.train_good,
             share=settings.held_out,

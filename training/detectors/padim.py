@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -15,7 +15,7 @@ from flawscope.config import PadimConfig, standardization
 from flawscope.errors import ArgumentError, DataError
 from flawscope.imaging.grid_places import GridPlaces
 from flawscope.imaging.tiles import ImageSource
-from flawscope.progress import Progress
+from flawscope.progress import Progress, no_progress
 from flawscope.runs import RunRecord
 from flawscope.training.detectors.torch_scores import padim_distances, torch_scores
 from flawscope.training.features.alignment import measure_places
@@ -78,8 +78,43 @@ def fit_padim(config: PadimConfig, backbone: Backbone, paths: Sequence[ImageSour
         backbone, pool=False, upsample=upsample, channels=choice, transform=transform, alignment=alignment
     )
 
+    batches = iterate_patches(features, paths, config, "reading patches", progress)
+    mean, whitening = fit_gaussians(batches, positions, channels, config.regularization, progress)
+    facts: dict[str, int | float | str] = {"positions": positions, "channels": channels, "of_channels": total}
+    if measured is not None:
+        facts["alignment"] = measured.note
+    return FitResult(
+        grid=grid,
+        tensors={"mean": mean, "whitening": whitening},
+        transform=None if transform is None else transform.cpu().numpy(),
+        channels=choice,
+        facts=facts,
+        places=places,
+    )
+
+
+def fit_gaussians(
+    batches: Iterable[torch.Tensor],
+    positions: int,
+    channels: int,
+    regularization: float,
+    progress: Progress = no_progress,
+) -> tuple[Float32Array, Float32Array]:
+    """Return mean float32 [P, D] and whitening matrix float32 [P, D, D] of every position.
+
+    Args:
+        batches: Patches of at least two images, float32 [N, P, D] each.
+        positions: P.
+        channels: D.
+        regularization: Added to the diagonal of every covariance.
+        progress: Receives progress.
+
+    Raises:
+        ArgumentError: If a covariance is singular.
+        DataError: If there are fewer than two images.
+    """
     moments = _Moments(positions, channels)
-    for patches in iterate_patches(features, paths, config, "reading patches", progress):
+    for patches in batches:
         moments.add(patches)
     mean, covariance = moments.finish()
     whitening = torch.empty((positions, channels, channels), dtype=torch.float32)
@@ -88,24 +123,16 @@ def fit_padim(config: PadimConfig, backbone: Backbone, paths: Sequence[ImageSour
         block = slice(start, start + _BLOCK)
         # With Σ + λI = L·Lᵀ, W = L⁻ᵀ: the Mahalanobis distance is |Wᵀ(x − μ)|, one product at run time. float64, since
         # with fewer images than channels Σ is singular and only λ keeps the factor finite.
-        factor, failed = torch.linalg.cholesky_ex(covariance[block] + config.regularization * identity)
+        factor, failed = torch.linalg.cholesky_ex(covariance[block] + regularization * identity)
         if bool(failed.any()):
             raise ArgumentError(
-                f"regularization: expected enough to make every covariance of {len(paths)} images invertible, "
-                f"got {config.regularization}. Raise it (0.01 is usual), or lower channels."
+                f"regularization: expected enough to make every covariance of {moments.count} images invertible, "
+                f"got {regularization}. Raise it (0.01 is usual), or lower channels."
             )
         inverse = torch.linalg.solve_triangular(factor, identity.expand_as(factor), upper=False)
         whitening[block] = inverse.transpose(1, 2).float()
         progress("inverting covariances", min(start + _BLOCK, positions), positions)
-    return FitResult(
-        grid=grid,
-        tensors={"mean": mean.float().numpy(), "whitening": whitening.numpy()},
-        transform=None if transform is None else transform.cpu().numpy(),
-        channels=choice,
-        facts={"positions": positions, "channels": channels, "of_channels": total}
-        | ({} if measured is None else {"alignment": measured.note}),
-        places=places,
-    )
+    return mean.float().numpy(), whitening.numpy()
 
 
 def _reduction(config: PadimConfig, total: int) -> tuple[tuple[int, ...] | None, torch.Tensor | None]:
@@ -136,7 +163,7 @@ class _Moments:
         self._products = torch.zeros((positions, channels, channels), dtype=torch.float64)
         self._shift: torch.Tensor | None = None
         self._waiting: list[torch.Tensor] = []
-        self._count = 0
+        self.count = 0
 
     def add(self, patches: torch.Tensor) -> None:
         """Add the patches of a batch, float32 [N, P, D]."""
@@ -156,19 +183,19 @@ class _Moments:
         centred = at_position - self._shift
         self._sums += centred.sum(dim=1)
         self._products += centred.transpose(1, 2) @ centred
-        self._count += at_position.shape[1]
+        self.count += at_position.shape[1]
 
     def finish(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return mean float64 [P, D] and sample covariance float64 [P, D, D], which reuses the memory of the sums."""
         self._flush()
-        if self._shift is None or self._count < 2:
-            raise DataError(f"padim: expected at least two normal training images, got {self._count}.")
-        mean = self._sums / self._count
+        if self._shift is None or self.count < 2:
+            raise DataError(f"padim: expected at least two normal training images, got {self.count}.")
+        mean = self._sums / self.count
         # In blocks and in place: a second array of this size may not fit in memory.
         for start in range(0, len(mean), _BLOCK):
             block = slice(start, start + _BLOCK)
-            self._products[block] -= self._count * mean[block, :, None] * mean[block, None, :]
-        self._products /= self._count - 1
+            self._products[block] -= self.count * mean[block, :, None] * mean[block, None, :]
+        self._products /= self.count - 1
         return mean + self._shift[:, 0], self._products
 
 

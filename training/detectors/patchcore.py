@@ -62,7 +62,9 @@ def fit_patchcore(
     pool, upsample, widths = config.pools, config.patches.upsample, layer_widths(config, backbone)
     features = PatchFeatures(backbone, pool=pool, upsample=upsample, layer_widths=widths, alignment=alignment)
     grid, _ = features.layout(config.preprocessing.size)
-    top_count(config.bank.top_share, grid[0] * grid[1])  # refuses what no graph can have, before any work
+    # Before any work: what no graph can have.
+    if problem := patchcore_head(config, grid, None).problem(config.preprocessing.size):
+        raise ArgumentError(f"patchcore: {problem}.")
     transform = measure_transform(features, paths, config, progress)
     features = PatchFeatures(
         backbone,
@@ -228,8 +230,9 @@ def _patches_of_views(
 
 
 def bank_rows(config: PatchcoreConfig, patches: int) -> int:
-    """Return how many of `patches` the bank keeps: a share (`coreset` up to 1) or a count, from 1 to the cap."""
-    rows = round(config.coreset * patches) if config.coreset <= 1 else round(config.coreset)
+    """Return how many of `patches` the bank keeps: a share (`coreset` up to 1, at least `min_bank`) or a count."""
+    share = max(round(config.coreset * patches), config.min_bank)
+    rows = share if config.coreset <= 1 else round(config.coreset)
     return max(1, min(rows, config.max_bank, patches))
 
 

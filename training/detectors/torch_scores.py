@@ -7,16 +7,15 @@ upsampling are the same.
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from flawscope.arrays import Float32Array, UInt8Array
@@ -25,9 +24,7 @@ from flawscope.bundle import BankHead, PadimHead, PatchcoreHead
 from flawscope.imaging.map_upsampling import map_matrices
 from flawscope.training.diffusion.torch_reconstruction import Reconstruction
 from flawscope.training.features.patch_features import PatchFeatures
-
-_BATCH = 8
-"""Images at a time where speed counts."""
+from flawscope.training.loop.network_scores import batches_of
 
 Distances = Callable[[Tensor, Any, Mapping[str, Tensor]], tuple[Tensor, Tensor | None]]
 """The formula of a method: `(patches [P, D], head, bank) -> (distances [P], score or None)`, all of one float type."""
@@ -61,31 +58,13 @@ def torch_scores(
     rows, columns = (torch.from_numpy(matrix).to(dtype) for matrix in matrices)
     maps, scores = [], []
     with torch.inference_mode():
-        for batch in _batches(images, exact):
+        for batch in batches_of(images, exact):
             for patches in features(batch.to(features.device)).cpu().to(dtype):
                 distances, score = distances_of(patches, head, bank)
                 anomaly_map = rows @ distances.reshape(head.grid) @ columns
                 maps.append(anomaly_map.float().numpy())
                 scores.append(float(anomaly_map.max() if score is None else score))
     return np.stack(maps), np.array(scores, np.float32)
-
-
-def network_scores(
-    network: nn.Module, images: Sequence[UInt8Array], *, exact: bool = True
-) -> tuple[Float32Array, Float32Array]:
-    """Return anomaly maps float32 [N, H, W] and scores float32 [N] of a network that has both as outputs.
-
-    Args:
-        network: The network.
-        images: Prepared images, uint8 [H, W, 3].
-        exact: Image by image; see `torch_scores`.
-    """
-    tensor = next(itertools.chain(network.parameters(), network.buffers()), None)
-    device = torch.device("cpu") if tensor is None else tensor.device
-    with torch.inference_mode():
-        results = [network(batch.to(device)) for batch in _batches(images, exact)]
-    maps, scores = (torch.cat(parts).cpu().numpy() for parts in zip(*results, strict=True))
-    return maps, scores
 
 
 def reconstruction_scores(
@@ -98,16 +77,8 @@ def reconstruction_scores(
         images: Prepared images, uint8 [H, W, 3].
         exact: Image by image; see `torch_scores`.
     """
-    results = [reconstruction(batch.numpy()) for batch in _batches(images, exact)]
+    results = [reconstruction(batch.numpy()) for batch in batches_of(images, exact)]
     return np.concatenate([result.maps for result in results]), np.concatenate([result.scores for result in results])
-
-
-def _batches(images: Sequence[UInt8Array], exact: bool) -> Iterator[Tensor]:
-    """Yield uint8 [N, H, W, 3] batches: one image at a time where it must be exact."""
-    # Kernels for other batch sizes may round differently.
-    size = 1 if exact else _BATCH
-    for start in range(0, len(images), size):
-        yield torch.from_numpy(np.stack(images[start : start + size]))
 
 
 def padim_distances(patches: Tensor, head: PadimHead, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:

@@ -133,7 +133,7 @@ def _respond(
         with torch.inference_mode():
             stages = backbone(torch.from_numpy(images).to(backbone.get_buffer("scale").device))
         found.append([_centres(stage) for stage in stages])
-    return corners + (_SIDE - 1) / 2, [np.concatenate(parts) for parts in zip(*found, strict=True)]
+    return corners.astype(np.float64) + (_SIDE - 1) / 2, [np.concatenate(parts) for parts in zip(*found, strict=True)]
 
 
 def _corners(size: tuple[int, int], step: tuple[float, float], generator: np.random.Generator) -> npt.NDArray[np.int64]:
@@ -234,7 +234,7 @@ class StageAlignment(nn.Module):
                 start, step = places[number].axis(axis)
                 first, apart = places[0].axis(axis)
                 # The finest positions, as (fractional) indices of this stage.
-                at = (first + apart * np.arange(grids[0][axis]) - start) / step
+                at = (first + apart * np.arange(grids[0][axis], dtype=np.float64) - start) / step
                 self.register_buffer(f"{name}{number}", self._operand(at, grids[number][axis], axis), persistent=False)
 
     def _operand(self, at: Float64Array, count: int, axis: int) -> Tensor:

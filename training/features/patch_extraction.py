@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -78,10 +78,7 @@ def measure_transform(
         return None
     count, _, covariance = measure_covariance(features, paths, config, "measuring channels", progress)
     if kind == "scale":
-        deviation = covariance.diagonal().clamp(min=0).sqrt()
-        # Bounded: a channel that never changes (a grey dataset has no colour) would be divided by zero.
-        factors: Tensor = 1.0 / torch.maximum(deviation, 1e-3 * deviation.max().clamp(min=1e-12))
-        return factors.float()
+        return scale_factors(covariance)
     # PaDiM whitens every position itself, with all axes.
     bank = config.bank if isinstance(config, PatchcoreConfig) else BankSettings()
     blocks, start = [], 0
@@ -97,8 +94,17 @@ def measure_covariance(
     features: PatchFeatures, paths: Sequence[ImageSource], config: FittedConfig, stage: str, progress: Progress
 ) -> tuple[int, Tensor, Tensor]:
     """Return the number of patches measured, their mean float64 [D] and covariance float64 [D, D]."""
+    return covariance_of(iterate_patches(features, sample_of(paths), config, stage, progress))
+
+
+def covariance_of(batches: Iterable[Tensor]) -> tuple[int, Tensor, Tensor]:
+    """Return the number of patches, their mean float64 [D] and covariance float64 [D, D].
+
+    Args:
+        batches: Patches, float32 [N, P, D] each.
+    """
     count, total, products = 0, torch.zeros(()), torch.zeros(())
-    for patches in iterate_patches(features, sample_of(paths), config, stage, progress):
+    for patches in batches:
         # float64: a covariance from sums of squares loses the small variances in float32.
         flat = patches.flatten(0, 1).double().cpu()
         count += len(flat)
@@ -106,6 +112,14 @@ def measure_covariance(
         products = products + flat.T @ flat
     mean = total / count
     return count, mean, products / count - torch.outer(mean, mean)
+
+
+def scale_factors(covariance: Tensor) -> Tensor:
+    """Return one over every channel's deviation, float32 [D], from their covariance float64 [D, D]."""
+    deviation = covariance.diagonal().clamp(min=0).sqrt()
+    # Bounded: a channel that never changes (a grey dataset has no colour) would be divided by zero.
+    factors: Tensor = 1.0 / torch.maximum(deviation, 1e-3 * deviation.max().clamp(min=1e-12))
+    return factors.float()
 
 
 def sample_of(paths: Sequence[ImageSource]) -> Sequence[ImageSource]:

@@ -120,7 +120,12 @@ def _check_depth(state: Mapping[str, Tensor], shapes: Mapping[str, object], name
     """Refuse a file with more blocks than the network has: its first ones would load, and say nothing of the rest."""
     kinds = {re.sub(r"\d+", "#", key) for key in shapes}
     further = [
-        key for key in state if key not in shapes and "#" in (kind := re.sub(r"\d+", "#", key)) and kind in kinds
+        key
+        for key in state
+        if key not in shapes
+        and key != (kind := re.sub(r"\d+", "#", key))
+        and kind in kinds
+        and not key.endswith(COUNTER)
     ]
     # In the published file's own names every tensor looks further; timm's names have to be there for it to mean depth.
     known = sum(key in state for key in shapes)

@@ -63,7 +63,7 @@ def test_a_bound_is_contradicted_exactly_where_so_many_rejects_are_improbable(
 
 def test_a_contradicted_bound_is_said_with_its_numbers(manifest: Manifest) -> None:
     (text,) = diagnose(manifest, 0.95, Interval(0.9, 1.0, 0.95), confusion(31, 120, bounded(0.095)), ())
-    assert "31 of 120 good parts (25.8%) were rejected, where at most 9.5% was stated with 95% confidence" in text
+    assert "31 of 120 good parts (25.8%) were rejected, where 9.5% at most was stated with 95% confidence" in text
     assert "flawscope calibrate" in text
 
 
@@ -117,6 +117,14 @@ def test_a_threshold_at_the_edge_says_how_many_images_are_missing(manifest: Mani
     assert "set on 20 normal images, too few for the rate that was asked for (1.00%); they support 13.90%" in text
     missing = images_needed(0.01, 0.95) - 20
     assert text.endswith(f"Expect up to 14 in 100 good parts rejected until you add {missing} images.")
+
+
+def test_an_estimated_bound_is_called_so(manifest: Manifest) -> None:
+    threshold = msgspec.structs.replace(bounded(0.095, asked=0.01), guarantee="estimated")
+    contradicted, edge = diagnose(manifest, None, None, confusion(31, 120, threshold), ())
+    assert "an estimated 9.5% at most was stated" in contradicted
+    assert "they support an estimated 9.50%" in edge
+    assert "Expect up to an estimated 10 in 100 good parts rejected" in edge
 
 
 def test_small_defects_that_are_missed_name_the_resolution_where_they_are_tiny(manifest: Manifest) -> None:

@@ -153,3 +153,8 @@ def test_the_verdict_says_when_a_precision_is_not_faster() -> None:
 def test_a_limit_that_is_none_is_refused(limits: Limits) -> None:
     with pytest.raises(ArgumentError, match=r"limit .*: expected (0|-1) to 1, got "):
         limits.check()
+
+
+def test_a_gate_without_images_is_no_limit() -> None:
+    with pytest.raises(ArgumentError, match="limit images: expected at least 1, got 0"):
+        Limits(0.1, 0.1, 0.9, 0.1, 0.1, images=0).check()

@@ -47,6 +47,17 @@ def test_info_names_identity_input_and_source(folder, capsys):
     assert printed["graph score"] == ["largest tensor 3,072 elements, about 0 MiB"]
 
 
+def test_info_shows_how_the_weights_of_the_backbone_are_used(tmp_path, capsys):
+    lines = ("weights: assumed, since the weights do not say: mean 0.5", "licence: dinov3-license, one of its own")
+    provenance = msgspec.structs.replace(tiny_manifest().provenance, conditions=lines)
+    write_tiny_bundle(tmp_path / "b", provenance=provenance)
+    printed = facts(call(capsys, "bundle", "info", tmp_path / "b")[1])
+    assert printed["weights"] == ["assumed, since the weights do not say: mean 0.5"]
+    assert printed["licence"] == ["dinov3-license, one of its own"]
+    as_json = json.loads(call(capsys, "bundle", "info", tmp_path / "b", "--json")[1])
+    assert as_json["provenance"]["conditions"] == list(lines)
+
+
 def test_info_shows_width_before_height(tmp_path, capsys):
     base = tiny_manifest().input
     write_tiny_bundle(tmp_path / "b", input=msgspec.structs.replace(base, resize=(20, 40), crop=(16, 32)))

@@ -8,6 +8,7 @@ import pytest
 from fake_bundles import write_fake_bundle
 
 from flawscope.bundle import IMAGE_HASHES, ImageHashes, open_bundle, read_image_hashes, write_bundle
+from flawscope.cross_scores import CrossScores
 from flawscope.errors import BundleError
 
 
@@ -22,9 +23,27 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
         assert read_image_hashes(bundle) == ImageHashes(("ab",), ("cd", "ef"))
 
 
+def test_cross_fitted_scores_lie_beside_the_hashes(tmp_path: Path) -> None:
+    cross = CrossScores(2, ("ab", "cd"), (1.5, 2.25), (1.0, 2.0))
+    with open_bundle(write_fake_bundle(tmp_path / "part.flaw", training=["cd", "ab"], cross=cross)) as bundle:
+        assert read_image_hashes(bundle) == ImageHashes(("cd", "ab"), (), cross)
+
+
 @pytest.mark.parametrize(
     "text",
-    [b"", b"\xff\xfe", b"{}", b'{"training": [], "held_out": [], "test": []}', b'{"training": [1]}', b"[" * 9999],
+    [b"", b"\xff\xfe", b"{}", b'{"training": [], "held_out": [], "test": []}', b'{"training": [1]}', b"[" * 9999]
+    + [
+        b'{"training":["ab","cd"],"held_out":[],"cross":' + cross + b"}"
+        for cross in (
+            b'{"folds":2,"images":["ab","ef"],"scores":[1,2],"map_max":[1,2]}',  # of an image that was not learned
+            b'{"folds":2,"images":["ab","ab"],"scores":[1,2],"map_max":[1,2]}',
+            b'{"folds":2,"images":["ab","cd"],"scores":[1],"map_max":[1,2]}',
+            b'{"folds":3,"images":["ab","cd"],"scores":[1,2],"map_max":[1,2]}',
+            b'{"folds":1,"images":["ab","cd"],"scores":[1,2],"map_max":[1,2]}',
+            b'{"folds":2,"images":["ab","cd"],"scores":[1,1e999],"map_max":[1,2]}',
+            b'{"folds":2,"images":["ab","cd"],"scores":[1,null],"map_max":[1,2]}',
+        )
+    ],
 )
 def test_a_broken_file_is_one_line_that_names_it(tmp_path: Path, text: bytes) -> None:
     with open_bundle(write_fake_bundle(tmp_path / "part.flaw")) as whole:

@@ -112,3 +112,9 @@ def test_a_head_that_says_nothing_of_a_window_has_none() -> None:
     for window in (-1, 8193, 1.5, "3"):
         with pytest.raises(msgspec.ValidationError):
             msgspec.convert(plain | {"window": window}, PatchcoreHead)
+
+
+def test_a_grid_whose_tables_would_fill_the_memory_is_a_problem() -> None:
+    head = PatchcoreHead((1024, 512), 1, "none", 0.0, window=1)
+    assert head.problem((8192, 8192)) == "expected at most 262144 places in a patch grid with a window, got 524288"
+    assert msgspec.structs.replace(head, window=None).problem((8192, 8192)) is None

@@ -236,6 +236,11 @@ def test_the_record_is_readable_json_that_names_what_was_used(patchcore_run: Pat
     assert record["config"]["method"] == "patchcore"
     assert record["config"]["coreset"] == 90
     assert record["facts"]["bank_rows"] == 90
-    assert record["backbone"] == {"name": "scattering", "weights": "none: fixed filters", "licence": "Apache-2.0"}
+    assert record["backbone"] == {
+        "name": "scattering",
+        "weights": "none: fixed filters",
+        "licence": "Apache-2.0",
+        "conditions": [],
+    }
     assert {"python", "torch", "numpy"} <= record["versions"].keys()
     assert msgspec.json.decode((patchcore_run / RECORD).read_bytes())["schema"] == 2

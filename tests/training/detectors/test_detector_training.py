@@ -16,6 +16,7 @@ from tiny_dataset import CATEGORY, TRAIN, normal_images, training_images
 from flawscope import cli
 from flawscope.bundle import PatchcoreHead
 from flawscope.config import MethodConfig, PadimConfig, PatchcoreConfig, build_config, from_flat
+from flawscope.config.setting_parts import change_settings
 from flawscope.datasets import fingerprint, hash_contents, image_hash, inspect_dataset, open_dataset
 from flawscope.errors import ArgumentError, DataError, StorageError
 from flawscope.imaging.images import read_image
@@ -23,7 +24,7 @@ from flawscope.progress import no_progress
 from flawscope.runs import RECORD
 from flawscope.training.detectors import patchcore
 from flawscope.training.detectors.detector_run import read_run
-from flawscope.training.detectors.detector_training import train_detector
+from flawscope.training.detectors.detector_training import check_recorded, train_detector
 from flawscope.training.features.patch_extraction import iterate_patches
 
 SMALL = ["--image-size", "64", "--set", "stages=1,2", "--set", "channels=6"]
@@ -41,6 +42,16 @@ def test_held_out_images_are_not_learned_from_and_none_is_lost(patchcore_run: Pa
     every = {image_hash(path) for path in training_images(tiny_root)}
     assert set(record.training) | set(record.held_out) == every
     assert (len(record.training), len(record.held_out)) == (TRAIN - 5, 5)
+
+
+def test_settings_left_open_are_those_of_the_run_and_others_have_to_be_its_own(patchcore_run: Path) -> None:
+    run = read_run(patchcore_run)
+    recorded = run.record.config
+    assert recorded.features.stages is not None  # the run says which stages null stood for
+    check_recorded(change_settings(recorded, {"stages": None, "mean": None, "std": None, "final_norm": None}), run)
+    for name, value in (("stages", (4,)), ("mean", (0.1, 0.2, 0.3)), ("backbone_options", {"pad_type": "same"})):
+        with pytest.raises(ArgumentError, match=rf"^{name}: expected .*, with which .* was trained, got"):
+            check_recorded(change_settings(recorded, {name: value}), run)
 
 
 def test_test_images_are_never_learned_from(patchcore_run: Path, tiny_root: Path) -> None:
@@ -232,7 +243,9 @@ def test_options_win_over_set_and_set_over_the_file_which_may_name_the_data(
     config = read_run(out).record.config
     assert isinstance(config, PadimConfig)
     assert (config.input.resize, config.seed, config.channels, config.maps.sigma) == ((64, 64), 3, 5, 1.5)
-    assert capsys.readouterr().err == "note: not used by train: save_path, do_eval\n"
+    unused, split = capsys.readouterr().err.splitlines()
+    assert unused == "note: not used by train: save_path, do_eval"
+    assert split.startswith("note: 12 of 24 normal images were held out for thresholds. --set cross_fit=20 learns")
 
 
 def test_a_flat_folder_of_normal_images_is_enough(

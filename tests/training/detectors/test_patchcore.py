@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from native_heads import build_head, torch_scores
 from tiny_dataset import CATEGORY, training_images
 
+from flawscope import runs
 from flawscope.arrays import Float32Array
 from flawscope.bundle import PatchcoreHead
-from flawscope.config import PatchcoreConfig, build_config
+from flawscope.config import PatchcoreConfig, build_config, from_flat
 from flawscope.datasets import open_dataset
 from flawscope.errors import ArgumentError, DataError
 from flawscope.imaging.images import prepare, read_image
@@ -193,20 +194,32 @@ def test_a_projection_that_would_not_shrink_is_left_out() -> None:
 
 
 @pytest.mark.parametrize(
-    ("coreset", "max_bank", "patches", "rows"),
+    ("coreset", "min_bank", "max_bank", "patches", "rows"),
     [
-        (0.01, 16384, 10_000, 100),
-        (1.0, 16384, 500, 500),
-        (1.0, 300, 500, 300),
-        (1000, 16384, 500, 500),
-        (250, 16384, 500, 250),
-        (250, 100, 500, 100),
-        (0.0001, 16384, 500, 1),
-        (1.4, 16384, 500, 1),
+        (0.01, 0, 16384, 10_000, 100),
+        (1.0, 0, 16384, 500, 500),
+        (1.0, 0, 300, 500, 300),
+        (1000, 0, 16384, 500, 500),
+        (250, 0, 16384, 500, 250),
+        (250, 0, 100, 500, 100),
+        (0.0001, 0, 16384, 500, 1),
+        (1.4, 0, 16384, 500, 1),
+        (0.01, 1000, 16384, 10_000, 1000),  # few images: the share alone would be 100
+        (0.01, 1000, 16384, 200_000, 2000),
+        (0.01, 1000, 16384, 500, 500),
+        (0.01, 1000, 300, 10_000, 300),
+        (90, 1000, 16384, 10_000, 90),  # a count is a count
     ],
 )
-def test_coreset_is_a_share_or_a_count_within_the_cap(coreset: float, max_bank: int, patches: int, rows: int) -> None:
-    assert bank_rows(patchcore_config(coreset=coreset, max_bank=max_bank), patches) == rows
+def test_coreset_is_a_share_with_a_floor_or_a_count_within_the_cap(
+    coreset: float, min_bank: int, max_bank: int, patches: int, rows: int
+) -> None:
+    assert bank_rows(patchcore_config(coreset=coreset, min_bank=min_bank, max_bank=max_bank), patches) == rows
+
+
+def test_a_bank_of_few_images_has_a_thousand_rows_unless_it_was_fitted_before() -> None:
+    assert bank_rows(from_flat(PatchcoreConfig, {}), 20 * 784) == 1000
+    assert runs._OLDER["min_bank"] == 0
 
 
 def test_the_cap_holds_in_the_fit(tiny_root: Path, tmp_path: Path, backbone: Backbone) -> None:

@@ -85,7 +85,7 @@ def test_tables_of_positions_are_brought_to_the_size_of_the_images(name: str, tm
 
 
 @pytest.mark.long
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(
     name=st.sampled_from(["vit_tiny_patch16_224", "convnext_atto", "mobilenetv2_035"]),
     prefix=st.sampled_from(["", "model.", "module.", "backbone.", "module.backbone.", "module.model."]),
@@ -173,7 +173,7 @@ def test_a_deeper_network_of_the_same_names_is_refused(tmp_path: Path) -> None:
     import timm
 
     state = {key: value.contiguous() for key, value in timm.create_model("resnet34").state_dict().items()}
-    with pytest.raises(RunError, match=r"further layers \(the first is layer1\.2\.conv1\.weight\)"):
+    with pytest.raises(RunError, match=r"further layers \(the first is layer1\.2\.\w+\.\w+\)"):
         prepare_backbone(FeatureSettings(backbone="resnet18"), save(state, tmp_path / "w.safetensors"), None)
 
 

@@ -1,0 +1,67 @@
+"""Notes on thresholds: what limits their claim, and which images deserve a look."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from flawscope.arrays import Float64Array
+from flawscope.bundle import Manifest
+from flawscope.calibration.thresholds.normal_quantile import OrderStatistic
+from flawscope.calibration.thresholds.outlying_scores import count_outlying
+from flawscope.calibration.thresholds.threshold_images import Objective
+from flawscope.cross_scores import CrossScores
+
+
+def highest_first(names: Sequence[Path], values: Float64Array) -> tuple[tuple[Path, float], ...]:
+    """Return images and their values, float64 [N], the highest first."""
+    order = sorted(range(len(values)), key=lambda index: -values[index])
+    return tuple((names[index], float(values[index])) for index in order)
+
+
+def outlying_notes(names: Sequence[Path], scores: Float64Array, map_max: Float64Array) -> tuple[str, ...]:
+    """Return a warning where one normal image, or a few, stand far above the rest; empty otherwise.
+
+    Args:
+        names: The normal images.
+        scores: Their scores, float64 [N].
+        map_max: The largest values of their maps, float64 [N].
+    """
+    for name, values in (("score", scores), ("largest value of the anomaly map", map_max)):
+        if count := count_outlying(values):
+            highest = highest_first(names, values)
+            images = ", ".join(f"{path} ({value:.6g})" for path, value in highest[:count])
+            return (
+                f"The {name} of {images} stands far above the rest, whose highest is {highest[count][1]:.6g}: is it a "
+                "defect that is labelled as normal, or a damaged image? One such image among the normal ones raises "
+                "thresholds until defects pass. Look at it; if it is one, remove it and calibrate again.",
+            )
+    return ()
+
+
+def claim_notes(image: OrderStatistic, objective: Objective, *, is_crossed: bool = False) -> tuple[str, ...]:
+    """Return what limits the claim of an image threshold; empty when nothing does."""
+    notes = []
+    if objective == "f1":
+        notes.append(
+            "The image threshold was chosen on labelled test images: figures at this threshold on the same images "
+            "are optimistic. Judge it on images that were not used here."
+        )
+    if not image.holds:
+        notes.append(
+            f"Too few normal images for the claim: {image.images} support a false-reject rate of at most "
+            f"{image.upper_bound:.2%} at {image.confidence:.0%} confidence, not {image.false_reject_rate:.2%}, which "
+            f"needs {image.images_needed}. The largest score of a normal image was taken. Add normal images and "
+            f"{'train' if is_crossed else 'calibrate'} again."
+        )
+    return tuple(notes)
+
+
+def cross_note(cross: CrossScores, manifest: Manifest) -> str:
+    """Return what cross-fitted scores are, for the notes."""
+    parity = manifest.evidence.parity
+    agree = f"; the graphs agree with it to {parity[0].score_max_relative:.1e} of a score (parity)" if parity else ""
+    return (
+        f"The rate is estimated and no bound: scores are of {cross.folds} fits, each of images that it has not seen, "
+        f"while the detector has learned from all {len(cross.images)}. They were computed by torch in FP32{agree}."
+    )
