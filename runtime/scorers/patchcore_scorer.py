@@ -60,12 +60,12 @@ def native_head(head: PatchcoreHead, tensors: Tensors, size: tuple[int, int]) ->
                 f"bank: expected rows of the {width} channels of a patch, got {channels}. Export the bundle again."
             )
         flat = patches.reshape(-1, channels)
-        total, start = np.zeros((len(flat), 1), np.float32), 0  # one neighbour each
+        total, start = np.zeros(len(flat), np.float32), 0
         for search in searches:
             stop = start + search.channels
             # One search for the whole batch: the kernels then read the bank once instead of once per image.
             squared, indices = search.nearest(np.ascontiguousarray(flat[:, start:stop]))
-            total += patch_distances(head, squared)
+            total += patch_distances(head, squared).reshape(-1)  # one neighbour each
             start = stop
         if head.banks > 1:
             total *= np.float32(1 / head.banks)
