@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from flawscope.config import FeatureSettings
 from flawscope.errors import ArgumentError, MissingExtra
+from flawscope.text import encode_json
 from flawscope.training.features.scattering import SCATTERING
 
 _OURS = {
@@ -86,7 +87,7 @@ def describe_network(settings: FeatureSettings) -> NetworkFacts:
     """
     _check_name(settings.backbone)
     _check_options(settings)
-    return _facts(settings.backbone, msgspec.json.encode(settings.backbone_options))
+    return _facts(settings.backbone, encode_json(settings.backbone_options))
 
 
 @functools.lru_cache(maxsize=32)

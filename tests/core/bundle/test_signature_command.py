@@ -132,7 +132,7 @@ RUN_A_BUNDLE = {
     ("synth", "generate"),
 }
 # They show, copy, sign or change a bundle, and run none.
-OTHERS = {("bundle", "info"), ("bundle", "verify"), ("bundle", "sign"), ("bundle", "pack")}
+OTHERS = {("bundle", "info"), ("bundle", "verify"), ("bundle", "sign"), ("bundle", "pack"), ("bundle", "region")}
 
 
 def leaves(rows, above=()):

@@ -67,8 +67,8 @@ def test_a_bundle_says_where_it_comes_from(
     assert manifest.input == run.record.config.preprocessing
     places = GridPlaces((0.0, 0.0), (4.0, 4.0))  # scattering of stride 4 begins on the first pixel
     is_patchcore = method == "patchcore"
-    expected = PatchcoreHead((16, 16), 5, "paper", 2.0, places) if is_patchcore else PadimHead((16, 16), 2.0, places)
-    assert manifest.head == expected
+    bank_head, gaussian_head = PatchcoreHead((16, 16), 5, "paper", 2.0, places=places), PadimHead((16, 16), 2.0, places)
+    assert manifest.head == (bank_head if is_patchcore else gaussian_head)
 
 
 def test_a_run_from_before_alignment_exports_to_a_bundle_that_draws_centred(padim_run: Path, tmp_path: Path) -> None:

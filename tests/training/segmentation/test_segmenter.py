@@ -305,7 +305,7 @@ def test_one_number_stands_for_both_sides_and_all_channels_and_the_later_layer_w
     ("settings", "text"),
     [
         ({"step": 3}, "step: is no setting of the segmenter. Did you mean steps?"),
-        ({"zzz": 3}, "zzz: is no setting of the segmenter. Known: accumulate,"),
+        ({"zzz": 3}, "zzz: is no setting of the segmenter. Known: accept_licence, accumulate,"),
         ({"epochs": 2}, "settings of the segmenter: epochs: expected 1 "),
         ({"max_steps": 2}, "settings of the segmenter: max_steps: expected none "),
         ({"width": 20}, "width: expected a multiple of 8"),
@@ -313,7 +313,7 @@ def test_one_number_stands_for_both_sides_and_all_channels_and_the_later_layer_w
         ({"weak_tau": 1.0}, "weak_tau: expected a probability"),
         ({"gamma": -1}, "gamma: expected 0 to 10"),
         ({"train_encoder": True}, "backbone: expected a network that can be trained (train_encoder is set), got 'sca"),
-        ({"tile": [64, 64]}, "tile: is no setting of the segmenter. Known: accumulate,"),
+        ({"tile": [64, 64]}, "tile: is no setting of the segmenter. Known: accept_licence, accumulate,"),
         ({"batch_size": 1}, "batch_size: expected at least 2"),
         ({"steps": "many"}, "settings of the segmenter: Expected `int`"),
     ],
