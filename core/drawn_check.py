@@ -26,7 +26,7 @@ _TOLD_APART = (0.85, 0.9)
 _CONFIDENCE = 0.95
 _RESAMPLES = 1000
 
-Verdict = Literal["told apart", "weak", "near chance"]
+Verdict = Literal["told apart", "weak", "near chance", "not judged"]
 
 _LOOK_AT = (
     "the weights and the mean, std and padding they were trained with; the size of the input (resize, tile); the "
@@ -65,7 +65,8 @@ class DrawnCheck(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         low: Lower end of its 95 % interval, by resampling whole normal images with all that was drawn on them.
         high: Upper end of it.
         pixel_auroc: Of all drawn pixels against all others of the same images.
-        verdict: `told apart`, `weak` or `near chance`; see `verdict_of`.
+        verdict: `told apart`, `weak` or `near chance`, see `verdict_of`; `not judged` in place of the first two where
+            the detector has learned from the images.
         seconds: What the check took.
     """
 
@@ -144,7 +145,7 @@ def summarize_check(
         low=low,
         high=high,
         pixel_auroc=pixel_auroc,
-        verdict=verdict_of(image_auroc, low, pixel_auroc),
+        verdict=_verdict(image_auroc, low, pixel_auroc, held_out),
         seconds=seconds,
     )
 
@@ -158,6 +159,12 @@ def verdict_of(image_auroc: float, low: float, pixel_auroc: float) -> Verdict:
     if low <= _CHANCE or image_auroc < _NEAR_CHANCE[0] or pixel_auroc < _NEAR_CHANCE[1]:
         return "near chance"
     return "told apart" if image_auroc >= _TOLD_APART[0] and pixel_auroc >= _TOLD_APART[1] else "weak"
+
+
+def _verdict(image_auroc: float, low: float, pixel_auroc: float, held_out: bool) -> Verdict:
+    verdict = verdict_of(image_auroc, low, pixel_auroc)
+    # A detector that keeps what it learned gives those images low scores, whatever its features are worth.
+    return verdict if held_out or verdict == "near chance" else "not judged"
 
 
 def pair_auroc(positive: npt.NDArray[np.floating], negative: npt.NDArray[np.floating]) -> float:

@@ -263,7 +263,13 @@ def check_replaceable(path: Path, marker: str | None, *, overwrite: bool = False
         )
 
 
-_BEGINNINGS = {"json": (b"{", b"["), "html": (b"<!doctype html", b"<html"), "svg": (b"<?xml", b"<svg"), "zip": (b"PK",)}
+_BEGINNINGS = {
+    "json": (b"{", b"["),
+    "html": (b"<!doctype html", b"<html"),
+    "svg": (b"<?xml", b"<svg"),
+    "zip": (b"PK",),
+    "png": (b"\x89PNG",),
+}
 """Kind of a file -> how its text begins, without case."""
 
 
@@ -273,7 +279,7 @@ def check_new_file(path: Path | None, *, overwrite: bool = False, kind: str | No
     Args:
         path: The file.
         overwrite: Whether a file that lies there may be replaced.
-        kind: `json`, `html`, `svg` or `zip`: a file of another kind is never replaced. None for any.
+        kind: `json`, `html`, `svg`, `zip` or `png`: a file of another kind is never replaced. None for any.
 
     Raises:
         ArgumentError: If a folder lies at `path`, or a file that may not be replaced, or it lies in a bundle.

@@ -32,10 +32,14 @@ class InspectedRegion:
                 "crop cuts off, or that is smaller than a pixel of the map. Set it again, or train without the crop."
             )
 
+    def for_boxes(self, anomaly_map: Float32Array) -> Float32Array:
+        """Return a map that `restrict` gave, without any value outside of the region: there no threshold is passed."""
+        return anomaly_map if self._inside is None else np.where(self._inside, anomaly_map, np.float32(-np.inf))
+
     def restrict(self, anomaly_map: Float32Array, score: float) -> tuple[Float32Array, float]:
         """Return an image's map and score with what lies outside of the region left out.
 
-        Outside, the map gets its smallest value inside, so that no pixel there is above any threshold.
+        Outside, the map gets its smallest value inside: a number, so that it can be drawn and compared.
 
         Args:
             anomaly_map: float32 [H, W].

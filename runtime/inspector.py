@@ -437,7 +437,7 @@ class Inspector:
         # No boxes for a fault: its map may hold NaN, and nobody should act on regions of it.
         if self.thresholds is not None and decision != "fault":
             boxes = find_boxes(
-                anomaly_map,
+                anomaly_map if self._region is None else self._region.for_boxes(anomaly_map),
                 self.thresholds.pixel.value,
                 self.in_force.min_area_px,
                 self.manifest.map_spec,

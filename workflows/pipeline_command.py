@@ -104,8 +104,10 @@ def _advised(request: TrainingRequest, out: Path, uses_earlier_run: bool, defect
         return replace(request, method=str(flatten(read_earlier_run(out).record.config)["method"]))
     backbone = next((layer["backbone"] for layer in reversed(request.layers) if "backbone" in layer), "scattering")
     advice = advise(request.open_dataset(), backbone=str(backbone), defect_px=defect_px)
+    if any({"resize", "tile", "resize_mode"} & layer.keys() for layer in request.layers):
+        advice = advice.without_size()
     echo(f"{'advice':<12}{'':<10}  {advice.line}")
-    for reason in advice.reasons:
+    for reason in filter(None, (*advice.reasons, advice.size_reason)):
         echo(f"note: {reason}", err=True)
     # First, so that whatever the user set wins.
     return replace(request, method=advice.method, layers=(advice.settings, *request.layers))

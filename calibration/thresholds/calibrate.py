@@ -207,7 +207,12 @@ def propose_thresholds(
         if cross is None:
             raise DataError(
                 f"{path}: expected scores of cross-fitting, since no dataset was named, got a bundle without them in "
-                f"{precision}. Name the normal images with --data."
+                f"{precision}, or with a region of interest, where they are others. Name the normal images with --data."
+            )
+        if backend != "auto":
+            raise ArgumentError(
+                f"backend: expected auto with cross-fitted scores, which torch computed in training, got {backend!r}. "
+                "Leave it out, or name images that the detector has not learned from with --data."
             )
         return _propose_from_cross(path, cross, None, false_reject_rate, confidence, min_area_px, limits)
     # Without an overlay: thresholds do not matter here, and one that is broken must not keep new ones from being set.
@@ -256,7 +261,10 @@ def _cross_scores(path: Path, objective: Objective, precision: str) -> CrossScor
     if objective != "good" or precision != "fp32":
         return None
     with open_bundle(path) as bundle:
-        return None if bundle.manifest.kind != "score" else read_image_hashes(bundle).cross
+        # They are of the whole image: with a region of interest every score is another number.
+        if bundle.manifest.kind != "score" or bundle.manifest.region is not None:
+            return None
+        return read_image_hashes(bundle).cross
 
 
 def _propose_from_cross(

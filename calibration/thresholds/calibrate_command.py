@@ -96,6 +96,8 @@ def calibrate(
         raise click.UsageError("--data and thresholds given by hand exclude each other. Leave one out.")
     if support_folder is not None and (data is None or objective != "f1"):
         raise click.UsageError("--support goes with --data and --objective f1. Leave it out.")
+    if data is None and category is not None:
+        raise click.UsageError("--category goes with --data. Leave it out.")
     if data is None:
         if not is_by_hand and (min_area, image_limits, pixel_limits) == (None, None, None):
             if not _is_cross_fitted(bundle) or objective != "good":

@@ -17,7 +17,7 @@ from flawscope.bundle.writing import change_bundle, check_changeable
 from flawscope.errors import ArgumentError
 from flawscope.files import check_new_file
 from flawscope.imaging.aspect_ratios import stretch_of
-from flawscope.imaging.images import read_image
+from flawscope.imaging.images import read_image, read_stored
 from flawscope.imaging.masks import read_mask
 from flawscope.imaging.png import write_png
 from flawscope.output_options import OVERWRITE
@@ -26,6 +26,8 @@ from flawscope.terminal import echo
 _ALIKE = 1.05
 """Aspect ratios that differ by less are the same, as in `data inspect`."""
 _LEAST_CORNERS = 3
+_MOST_BETWEEN = 0.05
+"""Share of a mask between black and white: soft edges have less, photos more."""
 _PATH = click.Path(path_type=Path)
 _CORNERS = '"X,Y X,Y X,Y ..."'
 
@@ -59,18 +61,22 @@ def region(
     """
     drawn = bool(mask or ignore_mask or polygons or ignored)
     if clear == drawn:
-        raise click.UsageError("Expected --mask, --ignore-mask, --polygon or --ignore, or else --clear.")
+        both = "got both" if clear else "got neither"
+        raise click.UsageError(f"Expected --mask, --ignore-mask, --polygon or --ignore, or else --clear, {both}.")
     if preview is not None:
         if image is None or clear:
             raise click.UsageError("Expected --on IMAGE with --preview, and no --clear.")
         check_new_file(preview, overwrite=overwrite, kind="png")
     picture = None if image is None else read_image(image)
-    check_changeable(bundle)
     # It is not run here, and its signature is dropped with the change.
     with open_bundle(bundle, check_signature=False) as opened:
         manifest = opened.manifest
     if manifest.kind != "score":
         raise ArgumentError(f"{bundle}: expected a bundle that scores, got one that draws defects.")
+    check_changeable(bundle)
+    if clear and manifest.region is None:
+        echo(f"{bundle}: had no region; nothing was changed.")
+        return
     made = None
     if drawn:
         counted = _counted(mask, ignore_mask, polygons, ignored, picture)
@@ -91,7 +97,7 @@ def _counted(
     picture: UInt8Array | None,
 ) -> BoolArray:
     """Return where defects count, bool [H, W] of the image that it was drawn on."""
-    masks = {path: read_mask(path) for path in (mask, ignore_mask) if path is not None}
+    masks = {path: _read_mask(path) for path in (mask, ignore_mask) if path is not None}
     sizes = {str(path): read.shape for path, read in masks.items()}
     if picture is not None:
         sizes["--on"] = picture.shape[:2]
@@ -115,6 +121,20 @@ def _counted(
     return inside > 0
 
 
+def _read_mask(path: Path) -> BoolArray:
+    """Return the mask of a file of two levels, whose edges may be soft."""
+    stored = read_stored(path)
+    grey = stored if stored.ndim == 2 else stored[..., :3].max(axis=2)
+    share = grey.astype(np.float64) / max(1, int(grey.max()))
+    between = float(((share > 0.1) & (share < 0.9)).mean())
+    if between > _MOST_BETWEEN:
+        raise ArgumentError(
+            f"{path}: expected a mask, black and white, got an image of which {between:.0%} lies between. Draw the "
+            "mask in an image of its own."
+        )
+    return read_mask(path)
+
+
 def _corners(text: str, size: tuple[int, ...]) -> np.ndarray[tuple[int, ...], np.dtype[np.int32]]:
     """Return the corners of a polygon as OpenCV takes them, int32 [K, 2]."""
     try:
@@ -131,7 +151,10 @@ def _corners(text: str, size: tuple[int, ...]) -> np.ndarray[tuple[int, ...], np
             f"--polygon: expected at least {_LEAST_CORNERS} corners {_CORNERS} within {width}x{height} pixels, got "
             f"{text!r}."
         )
-    return np.rint(points).astype(np.int32)
+    corners_px = np.rint(points).astype(np.int32)
+    if cv2.contourArea(corners_px) < 1.0:
+        raise ArgumentError(f"--polygon: expected corners around an area, got {text!r}, which are on one line.")
+    return corners_px
 
 
 def _check_fits(counted: BoolArray, manifest: Manifest) -> None:
@@ -179,5 +202,5 @@ def _preview(picture: UInt8Array, counted: BoolArray) -> UInt8Array:
 
 def _summary(bundle: Path, made: Region | None, *, had_thresholds: bool) -> str:
     what = "no region, defects count everywhere" if made is None else f"defects count in {made.share:.1%} of the image"
-    todo = " Its thresholds were removed:" if had_thresholds else ""
-    return f"{bundle}: {what}.{todo} set thresholds with flawscope calibrate."
+    removed = "Its thresholds were removed; set new ones" if had_thresholds else "Set thresholds"
+    return f"{bundle}: {what}. {removed} with flawscope calibrate."

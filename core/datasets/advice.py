@@ -19,6 +19,7 @@ from flawscope.datasets.samples import Dataset, Sample
 from flawscope.datasets.seeded_split import in_seeded_order
 from flawscope.errors import ArgumentError, ImageError
 from flawscope.imaging.images import read_stored
+from flawscope.ranges import MAX_SIDE
 
 _IMAGES = 24
 """Normal images that poses are measured on: 60 pairs of them, in half a second."""
@@ -36,9 +37,10 @@ class Advice(msgspec.Struct, frozen=True):
     Attributes:
         method: Name of the method.
         settings: Settings that differ from the method's defaults, by their flat names.
-        reasons: Why, a sentence each.
+        reasons: Why this method, a sentence each.
         pose: What was measured of the poses; None where too few images can be read.
         defect_px: Thickness of a small defect in pixels of the image; None where it is not known.
+        size_reason: Why this input size; empty where nothing is known of the defects.
     """
 
     method: str
@@ -46,6 +48,11 @@ class Advice(msgspec.Struct, frozen=True):
     reasons: tuple[str, ...]
     pose: Pose | None
     defect_px: float | None
+    size_reason: str = ""
+
+    def without_size(self) -> Advice:
+        """Return the proposal for an input size that was chosen otherwise."""
+        return msgspec.structs.replace(self, settings={}, size_reason="")
 
     @property
     def line(self) -> str:
@@ -67,8 +74,8 @@ def advise(dataset: Dataset, *, backbone: str = "scattering", defect_px: float |
     Raises:
         ArgumentError: If `defect_px` is not a positive number.
     """
-    if defect_px is not None and not 0.0 < defect_px < math.inf:
-        raise ArgumentError(f"smallest defect: expected a positive number of pixels, got {defect_px}.")
+    if defect_px is not None and not 0.0 < defect_px <= MAX_SIDE:
+        raise ArgumentError(f"smallest defect: expected 0 to {MAX_SIDE} pixels, got {defect_px}.")
     normal = dataset.train_good
     images = []
     for sample in in_seeded_order(normal, 0)[:_IMAGES]:
@@ -84,13 +91,13 @@ def advise(dataset: Dataset, *, backbone: str = "scattering", defect_px: float |
     method, reason = _method(pose, len(normal), backbone)
     reasons.append(reason)
     settings: dict[str, tuple[int, int]] = {}
+    size_reason = ""
     if defect_px is not None and images:
         shortest = int(np.median([min(image.shape[:2]) for image in images]))
-        settings, reason = _size(defect_px, shortest, is_measured)
-        reasons.append(reason)
+        settings, size_reason = _size(defect_px, shortest, is_measured)
     if backbone == "scattering":
         reasons.append("A pretrained backbone (--backbone resnet18 or larger) finds more than the built-in one.")
-    return Advice(method, settings, tuple(reasons), pose, defect_px)
+    return Advice(method, settings, tuple(reasons), pose, defect_px, size_reason)
 
 
 def _method(pose: Pose | None, images: int, backbone: str) -> tuple[str, str]:

@@ -138,7 +138,7 @@ def _print(inspection: Inspection, advice: Advice | None, limit: int | None) -> 
     _print_problems(console, inspection, limit)
     if advice is not None:
         console.print(Text(f"Advice: {advice.line}"))
-        for reason in advice.reasons:
+        for reason in filter(None, (*advice.reasons, advice.size_reason)):
             console.print(Text(f"  {reason}"))
     console.print()
 

@@ -107,3 +107,8 @@ def test_advice_is_a_warning_near_chance_a_note_where_it_is_weak_and_none_otherw
 def test_it_is_read_back_as_it_was_written() -> None:
     check = checked([1.0, 2.0, 3.0], [2.5] * 6)
     assert msgspec.json.decode(msgspec.json.encode(check), type=DrawnCheck) == check
+
+
+@pytest.mark.parametrize(("drawn", "verdict"), [([9.0] * 6, "not judged"), ([0.0] * 6, "near chance")])
+def test_images_that_were_learned_from_flatter_and_are_no_praise(drawn: list[float], verdict: str) -> None:
+    assert checked([1.0, 2.0, 3.0], drawn, held_out=False).verdict == verdict

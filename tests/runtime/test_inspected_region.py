@@ -102,6 +102,15 @@ def inner(mask: np.ndarray, side: str) -> np.ndarray:
     return mask
 
 
+def test_no_box_leaves_the_region_where_all_of_it_is_anomalous(tmp_path):
+    mask = np.zeros((SIDE, SIDE), np.bool_)
+    mask[4:9, 3:7] = True
+    image = np.full((SIDE, SIDE, 3), 220, np.uint8)
+    with Inspector.load(with_region(tmp_path / "t.flaw", mask), "cpu") as inspector:
+        (box,) = inspector(image).boxes
+    assert (box.x, box.y, box.width, box.height) == (3, 4, 4, 5)
+
+
 def test_not_a_number_outside_is_a_fault(tmp_path):
     path = with_region(tmp_path / "t.flaw", half())
     with Inspector.load(path, "cpu") as inspector:
@@ -188,8 +197,9 @@ def test_polygons_and_what_they_ignore_become_the_region_and_thresholds_go(tmp_p
         assert cli.run(["bundle", "pack", str(bundle), "--out", str(tmp_path / "packed.flaw")]) == 0
         bundle = tmp_path / "packed.flaw"
     command = ["bundle", "region", str(bundle), "--on", str(photo), "--polygon", "0,0 31,0 31,47 0,47"]
+    command += ["--ignore", "10,10 20,10 20,20 10,20"]
     preview = tmp_path / "preview.png"
-    assert cli.run([*command, "--ignore", "10,10 20,10 20,20 10,20", "--preview", str(preview)]) == 0
+    assert cli.run([*command, "--preview", str(preview)]) == 0
     expected = np.zeros((48, 64), np.bool_)
     expected[:, :32] = True
     expected[10:21, 10:21] = False
@@ -201,10 +211,20 @@ def test_polygons_and_what_they_ignore_become_the_region_and_thresholds_go(tmp_p
     assert shown[40, 5].tolist() == [120, 120, 120]
     # An existing picture is not overwritten unasked.
     assert cli.run([*command, "--preview", str(preview)]) == 2
+    assert cli.run([*command, "--preview", str(preview), "--overwrite"]) == 0
     assert cli.run(["bundle", "info", str(bundle)]) == 0
     assert f"defects count in {expected.mean():.1%} of the image" in capsys.readouterr().out
     assert cli.run(["bundle", "region", str(bundle), "--clear"]) == 0
     assert region_of(bundle) is None
+
+
+def test_clearing_what_is_not_there_changes_nothing(bundle, capsys):
+    before = (bundle / "manifest.json").read_bytes()
+    assert cli.run(["bundle", "region", str(bundle), "--clear"]) == 0
+    assert "nothing was changed" in capsys.readouterr().out
+    assert (bundle / "manifest.json").read_bytes() == before
+    assert cli.run(["bundle", "region", str(bundle.parent / "nowhere.flaw"), "--clear"]) == 2
+    assert "no such file or folder" in capsys.readouterr().err
 
 
 def test_masks_say_what_counts_and_what_does_not(tmp_path, bundle):
@@ -229,12 +249,16 @@ def test_masks_say_what_counts_and_what_does_not(tmp_path, bundle):
         (["--on", "{photo}", "--ignore", "0,0 64,0 64,48 0,48"], "nowhere"),
         (["--on", "{photo}", "--mask", "{small}"], "of one size"),
         (["--mask", "{missing}"], "missing.png"),
+        (["--mask", "{grey}"], "expected a mask, black and white"),
+        (["--on", "{photo}", "--polygon", "0,0 10,10 20,20"], "which are on one line"),
         (["--mask", "{small}", "--preview", "p.png"], "Expected --on"),
     ],
 )
 def test_what_is_no_region_is_refused_and_the_bundle_stays(tmp_path, bundle, photo, capsys, arguments, message):
     cv2.imwrite(str(tmp_path / "small.png"), half("left", 10, 10).astype(np.uint8) * 255)
-    places = {name: str(tmp_path / f"{name}.png") for name in ("photo", "small", "missing")}
+    ramp = np.repeat(np.arange(0, 240, 15, dtype=np.uint8)[None], SIDE, axis=0)
+    cv2.imwrite(str(tmp_path / "grey.png"), ramp)
+    places = {name: str(tmp_path / f"{name}.png") for name in ("photo", "small", "missing", "grey")}
     before = (bundle / "manifest.json").read_bytes()
     assert cli.run(["bundle", "region", str(bundle), *(text.format(**places) for text in arguments)]) == 2
     assert message in capsys.readouterr().err

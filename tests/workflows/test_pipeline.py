@@ -490,7 +490,7 @@ def test_a_denoiser_serves_an_extractor_alone_and_a_run_that_is_whole(
         (["patchcore", "--set", "held_out=0.0"], "held_out: expected above 0, because thresholds need normal images"),
         (["patchcore", "--set", "steps=3"], "steps: is no setting of patchcore"),
         (["patchcore", "--smallest-defect", "3"], "--smallest-defect: expected it with METHOD auto"),
-        (["auto", "--smallest-defect", "nan"], "smallest defect: expected a positive number"),
+        (["auto", "--smallest-defect", "nan"], "smallest defect: expected 0 to 8192"),
         (["padim", "--budget-ms", "-1"], "--budget-ms: expected a positive number"),
     ],
 )

@@ -20,6 +20,7 @@ from torch import Tensor
 from flawscope.arrays import UInt8Array
 from flawscope.config import FeatureSettings
 from flawscope.config.setting_parts import part_of
+from flawscope.datasets.drawn_defects import draw_defect
 from flawscope.errors import RunError
 from flawscope.files import atomic_folder
 from flawscope.imaging.png import encode_png
@@ -64,9 +65,20 @@ def write_run(
     samples: Sequence[ImageSource],
     workspace: Path | None = None,
     *,
+    are_learned: bool = False,
     overwrite: bool = False,
 ) -> None:
     """Write a run atomically; metrics and previews come from the workspace, if the method has one.
+
+    Args:
+        path: The folder.
+        record: The record.
+        fit_result: The fit.
+        backbone: The backbone.
+        samples: Sample images that the run keeps, for parity checks and golden images.
+        workspace: The workspace.
+        are_learned: The detector may keep these samples whole, so a stain is drawn on each.
+        overwrite: Whether an earlier run there may be replaced.
 
     Raises:
         ArgumentError: If `path` is taken; with `overwrite`, by something other than a run.
@@ -92,7 +104,12 @@ def write_run(
         (folder / SAMPLES).mkdir()
         bits = record.config.preprocessing.bits
         for index, sample in enumerate(samples):
-            (folder / SAMPLES / f"{index:03d}.png").write_bytes(encode_sample(read_source(sample, bits)))
+            image = read_source(sample, bits)
+            if are_learned:
+                # What was learned by heart has a score of rounding errors, with which nothing can be compared.
+                drawn = draw_defect(image, "stain", 1.0, np.random.default_rng([record.config.seed, index]))
+                image = image if drawn is None else drawn[0]
+            (folder / SAMPLES / f"{index:03d}.png").write_bytes(encode_sample(image))
         if workspace is not None:
             # Copied, not moved: should writing fail, the workspace must still be whole to resume from.
             for part in (Path(), *([Path(EXTRACTOR)] if (workspace / EXTRACTOR).is_dir() else [])):

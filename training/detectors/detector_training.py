@@ -137,7 +137,8 @@ def train_detector(
             drawn = _check_drawn(trainer, record, inputs, fit_result, images, out, progress)
             record = msgspec.structs.replace(record, drawn=drawn)
         samples = _sample_images(config, split, images)
-        write_run(out, record, fit_result, backbone, samples, workspace, overwrite=overwrite)
+        are_learned = record.cross is not None
+        write_run(out, record, fit_result, backbone, samples, workspace, are_learned=are_learned, overwrite=overwrite)
         return record
 
 

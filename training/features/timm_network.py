@@ -25,6 +25,7 @@ from flawscope.config import FeatureSettings
 from flawscope.errors import ArgumentError, MissingExtra
 from flawscope.text import encode_json
 from flawscope.training.features.scattering import SCATTERING
+from flawscope.training.features.weight_conditions import check_padding
 
 _OURS = {
     "features_only": "stages are what flawscope takes from a network",
@@ -157,8 +158,15 @@ def create_network(settings: FeatureSettings, state: Mapping[str, Tensor] | None
 
 def plain_shapes(settings: FeatureSettings) -> dict[str, tuple[int, ...]]:
     """Return the tensors of the whole network, classifier included, as timm names them: name -> shape."""
-    with torch.device("meta"):
-        plain = _timm().create_model(settings.backbone, **_arguments(settings))
+    try:
+        with torch.device("meta"), _quiet_timm():
+            plain = _timm().create_model(settings.backbone, **_arguments(settings))
+    # What the stages do not use, such as the pooling before the classifier, is looked at here first.
+    except _BUILD_ERRORS as err:
+        raise ArgumentError(
+            f"backbone: timm could not build {settings.backbone} with the options {settings.backbone_options}: "
+            f"{type(err).__name__}: {first_line(err)}. Check backbone_options, and what the weights say."
+        ) from err
     return {name: tuple(value.shape) for name, value in plain.state_dict().items()}
 
 
@@ -270,6 +278,8 @@ def _check_options(settings: FeatureSettings) -> None:
             raise ArgumentError(
                 f"backbone_options: expected no {name}, since {why}, got {options[name]!r}. Leave it out."
             )
+    if "pad_type" in options:
+        check_padding(options["pad_type"])
     if options.get("in_chans", 3) != 3:
         raise ArgumentError(
             "backbone_options: expected 3 for in_chans, because images are brought to three channels before a "

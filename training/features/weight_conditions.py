@@ -32,6 +32,8 @@ METADATA = "flawscope"
 """Key of a safetensors file's metadata that holds the conditions, as JSON."""
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+PADDINGS = ("same", "valid", "")
+"""Values of timm's `pad_type`."""
 _FREE = re.compile(r"apache|^mit\b|bsd|^cc0|^cc-by-4|^cc-by-sa|public domain|^isc\b", re.IGNORECASE)
 _NO_COMMERCE = re.compile(r"\bnc\b|non-?commercial|research[- ]only|^apple-amlr$|^seer-license$", re.IGNORECASE)
 """Licences that forbid commercial use; the last two say so in their text alone."""
@@ -66,6 +68,12 @@ class WeightConditions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     licence: str = ""
 
     def __post_init__(self) -> None:
+        if self.pad_type is not None:
+            check_padding(self.pad_type)
+            if self.options.get("pad_type", self.pad_type) != self.pad_type:
+                raise ArgumentError(
+                    f"pad_type: expected it once, got {self.pad_type!r} and, in options, {self.options['pad_type']!r}."
+                )
         low, high = self.input_range or (0.0, 1.0)
         if not (math.isfinite(low) and math.isfinite(high) and low < high):
             raise ArgumentError(f"input_range: expected two rising numbers, got {[low, high]}.")
@@ -73,6 +81,17 @@ class WeightConditions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ArgumentError(f"mean: expected finite numbers, got {list(self.mean)}.")
         if self.std is not None and not all(0.0 < value < math.inf for value in self.std):
             raise ArgumentError(f"std: expected positive numbers, got {list(self.std)}.")
+        # An image of other levels is black or white to the network, and every comparison would still pass.
+        if self.mean is not None and not all(low <= value <= high for value in self.mean):
+            raise ArgumentError(
+                f"mean: expected numbers within the input_range {low:g} to {high:g}, got {list(self.mean)}. For pixels "
+                "from 0 to 255 say input_range [0, 255]."
+            )
+        if self.std is not None and not all(0.002 <= value / (high - low) <= 2.0 for value in self.std):
+            raise ArgumentError(
+                f"std: expected shares of the input_range {low:g} to {high:g}, from 0.002 to twice it, got "
+                f"{list(self.std)}. Say the range that mean and std are of."
+            )
 
     @property
     def unit_mean(self) -> Triple | None:
@@ -99,6 +118,15 @@ class WeightConditions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return {**self.options, **{name: value for name, value in named.items() if value is not None}}
 
 
+def check_padding(value: object) -> None:
+    """Raise ArgumentError unless a `pad_type` is one of timm's: it takes any other word for symmetric padding."""
+    if not isinstance(value, str) or value not in PADDINGS:
+        raise ArgumentError(
+            f"pad_type: expected {', '.join(repr(name) for name in PADDINGS)} (empty is PyTorch's symmetric padding), "
+            f"got {value!r}."
+        )
+
+
 @dataclass(frozen=True)
 class ConditionsInForce:
     """Settings that weights and user agree on, and what is said about it.
@@ -120,6 +148,8 @@ def read_conditions(path: Path) -> tuple[WeightConditions | None, str]:
     Raises:
         RunError: If it cannot be understood, or metadata and the file beside say different things.
     """
+    if not path.is_file():  # reading its tensors says so
+        return None, ""
     beside = path.with_suffix(".json")
     found: list[tuple[WeightConditions, str]] = []
     try:
@@ -248,7 +278,7 @@ def _licence_lines(licence: str, accepted: str | None, backbone: str) -> list[st
         if accepted is None or accepted.casefold() != licence.casefold():
             raise ArgumentError(
                 f"weights: those of {backbone} are under {licence}, which forbids commercial use. Choose others, or "
-                f"accept it with --set accept_licence={licence}."
+                f'accept it with --set "accept_licence={licence}".'
             )
         return [f"licence: {licence}, which forbids commercial use, and was accepted"]
     if not _FREE.search(licence):

@@ -37,7 +37,8 @@ def read_state(path: Path, name: str) -> State:
         RunError: If it is missing, no safetensors file, cut off, or holds NaN or infinity.
     """
     if not path.is_file():
-        raise RunError(f"{path}: expected a weights file for {name}, got no such file. Check --weights.")
+        got = "a folder" if path.is_dir() else "no such file"
+        raise RunError(f"{path}: expected a weights file for {name}, got {got}. Check --weights.")
     try:
         state = safetensors.torch.load_file(regular_path(path))
     except (SafetensorError, OSError) as err:

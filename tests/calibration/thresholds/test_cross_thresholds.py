@@ -6,10 +6,11 @@ import json
 import math
 
 import msgspec
+import numpy as np
 import pytest
 
 from flawscope import cli
-from flawscope.bundle import Precision, Threshold, open_bundle, rewrite_manifest
+from flawscope.bundle import Precision, Threshold, change_bundle, make_region, open_bundle, rewrite_manifest
 from flawscope.calibration import calibrate_bundle
 from flawscope.calibration.evaluation.intervals import in_parts
 from flawscope.calibration.thresholds import calibrate
@@ -91,6 +92,27 @@ def test_labelled_images_are_judged_by_scores_of_their_own(make_crossed, dataset
 def test_a_bundle_without_them_needs_images(make_bundle):
     with pytest.raises(DataError, match=r"expected scores of cross-fitting.*Name the normal images with --data"):
         calibrate_bundle(make_bundle(), None, command="c")
+
+
+def test_with_a_region_of_interest_the_scores_of_whole_images_are_not_taken(make_crossed, dataset):
+    path = make_crossed(56)
+    mask = np.zeros((64, 64), np.bool_)
+    mask[:32] = True
+    with open_bundle(path) as bundle:
+        read = bundle.manifest
+    change_bundle(path, read, lambda now: msgspec.structs.replace(now, region=make_region(mask)))
+    with pytest.raises(DataError, match="with a region of interest"):
+        calibrate_bundle(path, None, command="c")
+    result = calibrate_bundle(path, dataset, false_reject_rate=0.2, command="c")
+    assert (result.new.image.guarantee, result.new.image.images) == ("bound", 14)
+
+
+def test_what_has_no_meaning_for_scores_of_the_training_is_refused(make_crossed, capsys):
+    path = str(make_crossed())
+    assert cli.run(["calibrate", path, "--backend", "cpu"]) == 2
+    assert "expected auto with cross-fitted scores" in capsys.readouterr().err
+    assert cli.run(["calibrate", path, "--category", "steel"]) == 2
+    assert "--category goes with --data" in capsys.readouterr().err
 
 
 def test_another_precision_needs_images_of_its_own(make_crossed, dataset):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -100,20 +101,22 @@ def test_the_users_settings_win_and_a_line_says_so() -> None:
     assert len(apply(FULL, mean=(0.5, 0.5, 0.5)).lines) == 1  # the same is no contradiction
 
 
-number = st.floats(-2.0, 2.0).map(lambda value: round(value, 3))
+share = st.floats(0.0, 1.0).map(lambda value: round(value, 3))
 
 
 @given(
     low=st.sampled_from([0.0, -1.0, -128.0]),
     high=st.sampled_from([1.0, 127.0, 255.0]),
-    mean=st.tuples(number, number, number),
-    std=st.tuples(*[st.floats(0.1, 100.0)] * 3),
+    mean_at=st.tuples(share, share, share),
+    std_share=st.tuples(*[st.floats(0.0021, 1.9)] * 3),
     pixel=st.integers(0, 255),
     has=st.tuples(st.booleans(), st.booleans()),
 )
 def test_mean_and_deviation_in_any_input_range_normalise_as_the_weights_mean_it(
-    low: float, high: float, mean: Any, std: Any, pixel: int, has: tuple[bool, bool]
+    low: float, high: float, mean_at: Any, std_share: Any, pixel: int, has: tuple[bool, bool]
 ) -> None:
+    mean = tuple(low + at * (high - low) for at in mean_at)
+    std = tuple(part * (high - low) for part in std_share)
     conditions = WeightConditions(mean=mean if has[0] else None, std=std if has[1] else None, input_range=(low, high))
     meant = pixel / 255 * (high - low) + low
     expected = (meant - np.array(mean if has[0] else (0.0,) * 3)) / np.array(std if has[1] else (1.0,) * 3)
@@ -121,6 +124,34 @@ def test_mean_and_deviation_in_any_input_range_normalise_as_the_weights_mean_it(
     assert conditions.unit_std is not None
     got = (pixel / 255 - np.array(conditions.unit_mean)) / np.array(conditions.unit_std)
     np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        # Each of them would give a network pixels that it was not trained on, and nothing else would notice.
+        (
+            {"mean": (124.0, 116.0, 104.0), "std": (58.0, 57.0, 57.0)},
+            "mean: expected numbers within the input_range",
+        ),
+        ({"mean": (0.5,) * 3, "std": (58.0,) * 3}, "std: expected shares of the input_range 0 to 1"),
+        (
+            {"mean": (0.5,) * 3, "std": (0.2,) * 3, "input_range": (0.0, 255.0)},
+            "std: expected shares of the input_range",
+        ),
+        ({"pad_type": "sam"}, "pad_type: expected 'same', 'valid', ''"),
+        ({"pad_type": "SAME "}, "pad_type: expected 'same', 'valid', ''"),
+        ({"pad_type": "same", "options": {"pad_type": ""}}, "pad_type: expected it once"),
+    ],
+)
+def test_what_would_be_taken_for_something_else_is_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ArgumentError, match=re.escape(message)):
+        WeightConditions(**fields)
+
+
+def test_pixels_that_are_only_centred_are_no_mistake() -> None:
+    conditions = WeightConditions(mean=(123.0, 117.0, 104.0), std=(1.0, 1.0, 1.0), input_range=(0.0, 255.0))
+    assert conditions.unit_std == pytest.approx((1 / 255,) * 3)
 
 
 @pytest.mark.parametrize(
