@@ -25,6 +25,8 @@ _IMAGES = 24
 """Normal images that poses are measured on: 60 pairs of them, in half a second."""
 _MASKS = 100
 _FEW_IMAGES = 50
+_PADIM_MIB = 160
+"""Memory of PaDiM with its defaults at 256 px."""
 _LEAST_PX = 4.0
 """Thickness in pixels of the input that a defect should have: one cell of the finest usual stage, of stride 4."""
 _SIDES = (256, 320, 384, 512)
@@ -88,7 +90,7 @@ def advise(dataset: Dataset, *, backbone: str = "scattering", defect_px: float |
     if defect_px is None:
         defect_px = _small_defect([sample for sample in dataset.samples if sample.masks])
     reasons = []
-    method, reason = _method(pose, len(normal), backbone)
+    method, reason = _method(pose, len(normal))
     reasons.append(reason)
     settings: dict[str, tuple[int, int]] = {}
     size_reason = ""
@@ -100,7 +102,7 @@ def advise(dataset: Dataset, *, backbone: str = "scattering", defect_px: float |
     return Advice(method, settings, tuple(reasons), pose, defect_px, size_reason)
 
 
-def _method(pose: Pose | None, images: int, backbone: str) -> tuple[str, str]:
+def _method(pose: Pose | None, images: int) -> tuple[str, str]:
     """Return the method and the reason for it."""
     if pose is None:
         return "patchcore", "PatchCore: too few images to see whether the part always lies the same way."
@@ -111,17 +113,17 @@ def _method(pose: Pose | None, images: int, backbone: str) -> tuple[str, str]:
             f"(correlation {pose.alike:.2f} as they lie, {share:.2f} {pose.kind})."
         )
     as_it_lies = (
-        f"the part lies the same way in all images (correlation {pose.alike:.2f})"
+        f"each place shows much the same in all images (correlation {pose.alike:.2f})"
         if pose.kind == "fixed"
-        else f"the images have no pose that varies (correlation {pose.alike:.2f}, as a texture has)"
+        else f"there is no pose that varies (correlation {pose.alike:.2f}, as of a texture)"
     )
     if images < _FEW_IMAGES:
         return "patchcore", (
             f"PatchCore: {images} images are few for PaDiM, which estimates a covariance at every place; {as_it_lies}."
         )
-    if backbone == "scattering":
-        return "padim", f"PaDiM, whose Gaussians suit the built-in backbone best: {as_it_lies}."
-    return "patchcore", f"PatchCore, whose bank is small and serves any pose: {as_it_lies}, so PaDiM may be tried too."
+    return "padim", (
+        f"PaDiM, a Gaussian at each place: {as_it_lies}. Where about {_PADIM_MIB} MiB are too many, take PatchCore."
+    )
 
 
 def _size(defect_px: float, shortest: int, is_measured: bool) -> tuple[dict[str, tuple[int, int]], str]:

@@ -13,8 +13,9 @@ import numpy.typing as npt
 from flawscope.arrays import Float32Array
 
 PoseKind = Literal["fixed", "turned", "shifted", "none"]
-"""`fixed`: every image shows the same at the same place; `turned` and `shifted`: so it does after a turn or a shift;
-`none`: no two images are alike as wholes, as with a texture."""
+"""`fixed`: every image shows the same at the same place, or a part so round that a turn changes little; `turned` and
+`shifted`: a part in front of a calm background, alike only after a turn or a shift; `none`: no two images are alike as
+wholes, or they are a texture that fills the image."""
 
 _SIDE = 64
 _TURNS = 36
@@ -23,6 +24,11 @@ _ALIKE = 0.7
 """Correlation from which two images show the same. Board 0.88, turned gears 0.57 before the turn and 0.82 after it."""
 _GAIN = 0.15
 """Correlation that a turn or a shift has to add: the best of many fits chance, too."""
+_ROUND = 0.5
+"""Correlation as they lie from which turned parts are round: each place shows much the same at any angle."""
+_RIM = 6
+_CALM = 0.7
+"""Deviation of the outer pixels, as a share of that of the image, below which there is a background."""
 _SHIFT = 2
 """Pixels of the 64 that a shift has to be long: less is what a fixture allows."""
 
@@ -69,13 +75,21 @@ def measure_pose(thumbnails: Sequence[Float32Array], seed: int = 0) -> Pose | No
     found = np.array([_compare(thumbnails[first], thumbnails[second]) for first, second in pairs])
     alike, inside, turned, shifted, length = (float(value) for value in np.median(found, axis=0))
     kind: PoseKind = "none"
+    has_background = float(np.median([_rim_share(image) for image in thumbnails])) < _CALM
     if turned >= _ALIKE and turned - inside >= _GAIN:
-        kind = "turned"
-    elif shifted >= _ALIKE and shifted - alike >= _GAIN and length >= _SHIFT:
+        kind = "fixed" if alike >= _ROUND else "turned"
+    elif has_background and shifted >= _ALIKE and shifted - alike >= _GAIN and length >= _SHIFT:
         kind = "shifted"
     elif max(alike, inside) >= _ALIKE - _GAIN:
         kind = "fixed"
     return Pose(kind, alike, turned, shifted, len(thumbnails))
+
+
+def _rim_share(image: Float32Array) -> float:
+    """Return the deviation of the outer pixels of an image as a share of that of the whole."""
+    rim = np.ones(image.shape, np.bool_)
+    rim[_RIM:-_RIM, _RIM:-_RIM] = False
+    return float(image[rim].std() / max(float(image.std()), 1e-6))
 
 
 def _compare(first: Float32Array, second: Float32Array) -> tuple[float, float, float, float, float]:

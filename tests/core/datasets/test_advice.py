@@ -55,7 +55,7 @@ def test_few_images_ask_for_a_bank(tmp_path):
     assert "12 images are few" in advice.reasons[0]
 
 
-def test_the_built_in_backbone_asks_for_gaussians(tmp_path):
+def test_a_part_at_one_place_asks_for_gaussians(tmp_path):
     dataset = open_dataset(write_set(tmp_path / "set", images=60), None)
     assert advise(dataset).method == "padim"
     assert any("pretrained backbone" in reason for reason in advise(dataset).reasons)

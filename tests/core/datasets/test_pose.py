@@ -45,8 +45,10 @@ def views(seed: int, kind: str, count: int = 8) -> list[np.ndarray]:
 def test_the_pose_of_a_part_is_found(seed, kind):
     pose = measure_pose([thumbnail(image) for image in views(seed, kind)], seed=seed)
     assert pose is not None
-    # A part that is turned at random may be alike after a shift as well: either way its place varies.
-    assert (pose.kind == "fixed") == (kind == "fixed"), pose
+    # A part that is turned at random may be alike after a shift as well: either way its place varies. One whose turns
+    # are alike as they lie is round.
+    is_round = kind == "turned" and pose.alike >= 0.5
+    assert (pose.kind == "fixed") == (kind == "fixed" or is_round), pose
 
 
 @settings(max_examples=5, deadline=None)
@@ -66,6 +68,15 @@ def test_depth_and_colour_make_no_difference(dtype):
     poses = [measure_pose([thumbnail(image) for image in images]) for images in (grey, stored)]
     assert poses[0].kind == poses[1].kind
     assert poses[0].turned == pytest.approx(poses[1].turned, abs=1e-4)
+
+
+def test_a_pattern_that_fills_the_image_is_a_texture_wherever_it_begins():
+    rows, columns = np.mgrid[:SIDE, :SIDE]
+    images = [np.sin((rows + 7 * number) / 3.0) + np.sin((columns + 5 * number) / 4.0) for number in range(8)]
+    pose = measure_pose([thumbnail(image) for image in images])
+    assert pose is not None
+    assert pose.shifted > 0.7
+    assert pose.kind == "none"
 
 
 def test_flat_images_and_too_few_say_nothing():
