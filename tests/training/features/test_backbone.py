@@ -144,7 +144,7 @@ def folder(path: Path) -> None:
         (truncated, r"expected a safetensors file"),
         (nan_inside, r"expected finite weights, got NaN"),
         (nothing, r"expected a weights file for resnet18, got no such file\. Check --weights"),
-        (folder, r"expected a weights file for resnet18, got no such file"),
+        (folder, r"expected a weights file for resnet18, got a folder"),
     ],
 )
 def test_weights_that_do_not_fit_are_one_sentence(tmp_path: Path, make: object, match: str) -> None:
