@@ -1,6 +1,6 @@
 """The drawn check: how well a fitted detector tells normal images with a drawn defect from those without.
 
-It compares a detector with pictures and not with itself, so it notices what all gates let pass: weights that were made
+It compares a detector with images and not with itself, so it notices what all gates let pass: weights that were made
 for another normalisation, a resolution at which nothing can be seen, features that fit nothing. It says whether a
 detector works at all. It does not rank detectors: on real defects the order of two may be the other way round.
 """

@@ -32,10 +32,6 @@ class InspectedRegion:
                 "crop cuts off, or that is smaller than a pixel of the map. Set it again, or train without the crop."
             )
 
-    def for_boxes(self, anomaly_map: Float32Array) -> Float32Array:
-        """Return a map that `restrict` gave, without any value outside of the region: there no threshold is passed."""
-        return anomaly_map if self._inside is None else np.where(self._inside, anomaly_map, np.float32(-np.inf))
-
     def restrict(self, anomaly_map: Float32Array, score: float) -> tuple[Float32Array, float]:
         """Return an image's map and score with what lies outside of the region left out.
 
@@ -48,11 +44,19 @@ class InspectedRegion:
         # Before anything is left out: a NaN outside says that the inference failed. `decide` makes it a fault.
         if not np.isfinite(score) or not np.isfinite(anomaly_map).all():
             return anomaly_map, score
-        shape = (anomaly_map.shape[0], anomaly_map.shape[1])
-        if self._inside is None or self._inside.shape != shape:
-            self._inside = mask_on_map(self._mask, self._spec, shape)
-        inside = self._inside
+        inside = self._inside_of(anomaly_map)
         if not inside.any():  # an image so small that the region vanishes: nothing was inspected, so no accept
             return anomaly_map, float("nan")
         values = anomaly_map[inside]
         return np.where(inside, anomaly_map, values.min()), float(values.max())
+
+    def for_boxes(self, anomaly_map: Float32Array) -> Float32Array:
+        """Return a map that `restrict` gave, without any value outside of the region: there no threshold is passed."""
+        return np.where(self._inside_of(anomaly_map), anomaly_map, np.float32(-np.inf))
+
+    def _inside_of(self, anomaly_map: Float32Array) -> BoolArray:
+        """Return which pixels of a map count, bool [H, W]; that of the last map is kept."""
+        inside, shape = self._inside, (anomaly_map.shape[0], anomaly_map.shape[1])
+        if inside is None or inside.shape != shape:
+            inside = self._inside = mask_on_map(self._mask, self._spec, shape)
+        return inside

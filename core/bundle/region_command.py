@@ -67,7 +67,7 @@ def region(
         if image is None or clear:
             raise click.UsageError("Expected --on IMAGE with --preview, and no --clear.")
         check_new_file(preview, overwrite=overwrite, kind="png")
-    picture = None if image is None else read_image(image)
+    photo = None if image is None else read_image(image)
     # It is not run here, and its signature is dropped with the change.
     with open_bundle(bundle, check_signature=False) as opened:
         manifest = opened.manifest
@@ -79,11 +79,11 @@ def region(
         return
     made = None
     if drawn:
-        counted = _counted(mask, ignore_mask, polygons, ignored, picture)
+        counted = _counted(mask, ignore_mask, polygons, ignored, photo)
         made = make_region(counted)
         _check_fits(counted, manifest)
-        if preview is not None and picture is not None:
-            write_png(preview, _preview(picture, counted))
+        if preview is not None and photo is not None:
+            write_png(preview, _preview(photo, counted))
     had_thresholds = manifest.thresholds is not None
     change_bundle(bundle, manifest, lambda current: _with_region(current, made))
     echo(_summary(bundle, made, had_thresholds=had_thresholds))
@@ -94,13 +94,13 @@ def _counted(
     ignore_mask: Path | None,
     polygons: tuple[str, ...],
     ignored: tuple[str, ...],
-    picture: UInt8Array | None,
+    photo: UInt8Array | None,
 ) -> BoolArray:
     """Return where defects count, bool [H, W] of the image that it was drawn on."""
     masks = {path: _read_mask(path) for path in (mask, ignore_mask) if path is not None}
     sizes = {str(path): read.shape for path, read in masks.items()}
-    if picture is not None:
-        sizes["--on"] = picture.shape[:2]
+    if photo is not None:
+        sizes["--on"] = photo.shape[:2]
     if len(set(sizes.values())) > 1:
         listed = ", ".join(f"{name} of {width}x{height}" for name, (height, width) in sizes.items())
         raise ArgumentError(f"region: expected masks and image of one size, got {listed}.")
@@ -191,9 +191,9 @@ def _with_region(manifest: Manifest, made: Region | None) -> Manifest:
     )
 
 
-def _preview(picture: UInt8Array, counted: BoolArray) -> UInt8Array:
+def _preview(photo: UInt8Array, counted: BoolArray) -> UInt8Array:
     """Return an image with what does not count darkened, and the outline of what counts in green."""
-    shown = np.where(counted[..., None], picture, picture // 3).astype(np.uint8)
+    shown = np.where(counted[..., None], photo, photo // 3).astype(np.uint8)
     outlines, _ = cv2.findContours(counted.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
     thickness = max(1, round(max(counted.shape) / 400))
     cv2.drawContours(shown, outlines, -1, (0, 220, 0), thickness)

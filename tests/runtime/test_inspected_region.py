@@ -209,7 +209,7 @@ def test_polygons_and_what_they_ignore_become_the_region_and_thresholds_go(tmp_p
     assert shown.shape == (48, 64, 3)
     assert shown[24, 50].tolist() == [40, 40, 40]  # darkened
     assert shown[40, 5].tolist() == [120, 120, 120]
-    # An existing picture is not overwritten unasked.
+    # An existing image is not overwritten unasked.
     assert cli.run([*command, "--preview", str(preview)]) == 2
     assert cli.run([*command, "--preview", str(preview), "--overwrite"]) == 0
     assert cli.run(["bundle", "info", str(bundle)]) == 0
