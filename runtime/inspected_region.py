@@ -54,6 +54,10 @@ class InspectedRegion:
         """Return a map that `restrict` gave, without any value outside of the region: there no threshold is passed."""
         return np.where(self._inside_of(anomaly_map), anomaly_map, np.float32(-np.inf))
 
+    def is_seen(self, anomaly_map: Float32Array) -> bool:
+        """Return whether a map shows any of the region: that of a very small image may not."""
+        return bool(self._inside_of(anomaly_map).any())
+
     def _inside_of(self, anomaly_map: Float32Array) -> BoolArray:
         """Return which pixels of a map count, bool [H, W]; that of the last map is kept."""
         inside, shape = self._inside, (anomaly_map.shape[0], anomaly_map.shape[1])

@@ -433,6 +433,8 @@ class Inspector:
         if self._region is not None:
             anomaly_map, score = self._region.restrict(anomaly_map, score)
         decision, reason = decide(score, anomaly_map, self.thresholds)
+        if self._region is not None and not self._region.is_seen(anomaly_map):
+            reason = "the image is too small to show the region of interest"
         boxes: tuple[Box, ...] = ()
         # No boxes for a fault: its map may hold NaN, and nobody should act on regions of it.
         if self.thresholds is not None and decision != "fault":

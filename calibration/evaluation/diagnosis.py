@@ -57,7 +57,8 @@ def _near_chance(manifest: Manifest, image_auroc: float | None, interval: Interv
         f"and the method (now {manifest.method}; patchcore is for parts in any position)."
     )
     drawn = manifest.evidence.drawn
-    if drawn is None:
+    # On images that it learned from, a detector says nothing of new ones.
+    if drawn is None or drawn.verdict == "not judged":
         return text
     seen = f"{drawn.verdict}, image AUROC {drawn.image_auroc:.3f}"
     if drawn.verdict == "near chance":

@@ -133,7 +133,9 @@ def test_a_region_that_vanishes_on_a_small_image_is_a_fault_and_not_an_accept(tm
     mask[300:304, 300:304] = True
     path = with_region(tmp_path / "t.flaw", mask, tiling=Tiling((16, 16)))
     with Inspector.load(path, "cpu") as inspector:
-        assert inspector(np.zeros((20, 20, 3), np.uint8)).decision == "fault"
+        result = inspector(np.zeros((20, 20, 3), np.uint8))
+    assert result.decision == "fault"
+    assert result.reason == "the image is too small to show the region of interest"
 
 
 # --- the mask

@@ -111,6 +111,14 @@ def test_near_chance_is_compared_with_the_drawn_check(manifest: Manifest, verdic
     assert said in text
 
 
+def test_a_check_on_images_that_were_learned_from_explains_nothing(manifest: Manifest) -> None:
+    drawn = DrawnCheck(False, 8, 8, 1.0, (), 1.0, 1.0, 1.0, 1.0, "not judged", 1.0)
+    evidence = msgspec.structs.replace(manifest.evidence, drawn=drawn)
+    (text,) = diagnose(msgspec.structs.replace(manifest, evidence=evidence), 0.6, Interval(0.4, 0.7, 0.95), None, ())
+    assert text.startswith("Near chance")
+    assert "rawn" not in text
+
+
 def test_a_threshold_at_the_edge_says_how_many_images_are_missing(manifest: Manifest) -> None:
     threshold = bounded(0.139, asked=0.01)
     (text,) = diagnose(manifest, None, None, confusion(0, 50, threshold), ())

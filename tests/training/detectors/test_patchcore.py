@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -13,12 +12,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from native_heads import build_head, torch_scores
+from patchcore_fits import fit, patchcore_config, with_budget_mb
 from tiny_dataset import CATEGORY, training_images
 
 from flawscope import runs
 from flawscope.arrays import Float32Array
 from flawscope.bundle import PatchcoreHead
-from flawscope.config import PatchcoreConfig, build_config, from_flat
+from flawscope.config import PatchcoreConfig, from_flat
 from flawscope.datasets import open_dataset
 from flawscope.errors import ArgumentError, DataError
 from flawscope.imaging.images import prepare, read_image
@@ -39,26 +39,9 @@ from flawscope.training.loop.fit_result import FitResult
 from flawscope.training.loop.image_batches import image_sources
 
 
-def patchcore_config(**settings: object) -> PatchcoreConfig:
-    config, _ = build_config("patchcore", {"resize": 64, "stages": [1, 2], "coreset": 40, **settings})
-    assert isinstance(config, PatchcoreConfig)
-    return config
-
-
-def with_budget_mb(config: PatchcoreConfig, budget: int) -> PatchcoreConfig:
-    """Set a budget below what the settings allow: tests have few patches."""
-    changed = msgspec.structs.replace(config)
-    msgspec.structs.force_setattr(changed, "memory_budget_mb", budget)
-    return changed
-
-
 @pytest.fixture(scope="module")
 def backbone() -> Backbone:
     return build_backbone(patchcore_config().features, None)[0]
-
-
-def fit(config: PatchcoreConfig, backbone: Backbone, paths: list[Path], scratch: Path) -> FitResult:
-    return fit_patchcore(config, backbone, paths, scratch, no_progress)
 
 
 def all_patches(config: PatchcoreConfig, backbone: Backbone, fitted: FitResult, paths: list[Path]) -> Float32Array:

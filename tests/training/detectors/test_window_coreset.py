@@ -6,20 +6,20 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from patchcore_fits import fit, patchcore_config, with_budget_mb
 from tiny_dataset import training_images
 
 from flawscope.arrays import Float32Array
-from flawscope.config import PatchcoreConfig, build_config
+from flawscope.config import PatchcoreConfig
 from flawscope.cpp_ext.window import place_starts, window_reach
 from flawscope.errors import ArgumentError
 from flawscope.progress import no_progress
-from flawscope.training.detectors.patchcore import PatchcoreTrainer, fit_patchcore
+from flawscope.training.detectors.patchcore import PatchcoreTrainer
 from flawscope.training.detectors.window_coreset import places_of, select_for_window
 from flawscope.training.features.backbone import Backbone, build_backbone
 from flawscope.training.features.patch_extraction import iterate_patches
@@ -92,26 +92,9 @@ def test_what_every_place_shows_is_kept_at_every_place() -> None:
     }
 
 
-def patchcore_config(**settings: object) -> PatchcoreConfig:
-    config, _ = build_config("patchcore", {"resize": 64, "stages": [1, 2], "coreset": 40, **settings})
-    assert isinstance(config, PatchcoreConfig)
-    return config
-
-
-def with_budget_mb(config: PatchcoreConfig, budget: int) -> PatchcoreConfig:
-    """Set a budget below what the settings allow: tests have few patches."""
-    changed = msgspec.structs.replace(config)
-    msgspec.structs.force_setattr(changed, "memory_budget_mb", budget)
-    return changed
-
-
 @pytest.fixture(scope="module")
 def backbone() -> Backbone:
     return build_backbone(patchcore_config().features, None)[0]
-
-
-def fit(config: PatchcoreConfig, backbone: Backbone, paths: list[Path], scratch: Path) -> FitResult:
-    return fit_patchcore(config, backbone, paths, scratch, no_progress)
 
 
 def all_patches(
