@@ -26,9 +26,9 @@ from flawscope.ranges import BatchSize, Count, Elements, NotNegative, PositiveCo
 from flawscope.text import NOT_JSON, encode_json
 
 # Raised when a field is added or changes its meaning. Newer schemas are refused, and of the older ones all but these:
-# what schema 4 added has a default that says what bundles of schema 3 did.
-SCHEMA = 4
-_OLDER = (3,)
+# what schemas 4 and 5 added has a default that says what bundles of schema 3 did.
+SCHEMA = 5
+_OLDER = (3, 4)
 
 PRECISIONS = ("fp32", "fp16", "int8")
 """Precisions of a bundle's graphs; every bundle has fp32."""
