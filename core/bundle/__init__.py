@@ -30,6 +30,7 @@ from flawscope.bundle.manifest import (
     Precision,
     Provenance,
     SamplingChange,
+    decode_manifest,
     external_data,
 )
 from flawscope.bundle.onnx_model import OnnxModel
@@ -46,6 +47,7 @@ from flawscope.bundle.threshold_structs import (
     Thresholds,
 )
 from flawscope.bundle.trusted_keys import TrustedKeys, find_trusted_keys, making
+from flawscope.bundle.upkeep import AddedRows, Additions, BankChange, Upkeep, decode_additions, with_room
 from flawscope.bundle.writing import (
     change_bundle,
     check_changeable,
@@ -61,6 +63,9 @@ __all__ = [
     "PRECISIONS",
     "SCHEMA",
     "Accuracy",
+    "AddedRows",
+    "Additions",
+    "BankChange",
     "BankHead",
     "Bundle",
     "DdadHead",
@@ -98,8 +103,11 @@ __all__ = [
     "ThresholdLimits",
     "Thresholds",
     "TrustedKeys",
+    "Upkeep",
     "change_bundle",
     "check_changeable",
+    "decode_additions",
+    "decode_manifest",
     "external_data",
     "find_trusted_keys",
     "head_tag",
@@ -114,5 +122,6 @@ __all__ = [
     "sign_bundle",
     "thresholds_in_force",
     "trusted_bundle",
+    "with_room",
     "write_bundle",
 ]
