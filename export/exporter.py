@@ -54,14 +54,12 @@ class Exporter(Protocol):
         traced: Outputs of the module, where one traced graph is compared by `flawscope explain`; None where there are
             several graphs.
         reducible: Appends the head to features in reduced precision; None where the method has FP32 alone.
-        takes_room: Whether the method has a memory bank of rows, which can have room for more.
     """
 
     graph_words: str
     other_paths: tuple[str, ...]
     traced: tuple[str, ...] | None
     reducible: ReducibleHead | None
-    takes_room: bool
 
     def head(self, run: Run, images: Sequence[UInt8Array]) -> Head:
         """Return the head of the bundle; `images` are the run's prepared sample images, uint8 [H, W, 3]."""

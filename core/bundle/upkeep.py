@@ -180,5 +180,6 @@ def _names(banks: int) -> list[dict[str, str]]:
     """Return for each bank the names of its tensors that have an entry for every row, and what they are."""
     named = zip(bank_names(banks), norm_names(banks), place_names(banks), strict=True)
     all_names = [{bank: "bank", norms: "norms", places: "places"} for bank, norms, places in named]
-    all_names[0][_NEIGHBOURS] = _NEIGHBOURS  # a score is re-weighted with one bank alone
+    if banks == 1:  # with several a score is not re-weighted
+        all_names[0][_NEIGHBOURS] = _NEIGHBOURS
     return all_names

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -44,14 +44,12 @@ class BankExporter:
         nodes: Appends the head to the feature graph; see `head_nodes.append_head`.
         distances: The same head by plain torch; see `torch_scores.torch_scores`.
         more_tensors: `(tensors of the run) -> further tensors` that the graph needs.
-        takes_room: Whether the bank is one of rows, which can have room for more.
     """
 
     make_head: Callable[[Any, tuple[int, int], GridPlaces | None], BankHead]
     nodes: head_nodes.WriteHead
     distances: torch_scores.Distances
     more_tensors: Callable[[Mapping[str, npt.NDArray[Any]]], dict[str, npt.NDArray[Any]]] = lambda tensors: {}
-    takes_room: bool = False
     graph_words = "score.onnx, cpu"
     other_paths = ("kernel",)
     traced = ("patches",)
@@ -87,11 +85,10 @@ class BankExporter:
         self, head: BankHead, arrays: Mapping[str, npt.NDArray[Any]], room: int | None
     ) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Return the rows of each bank, and the rows of room behind them."""
-        if not self.takes_room:
+        if not head.banks:
             return (), ()
-        assert isinstance(head, PatchcoreHead)  # the method whose bank has rows
         rows = tuple(len(arrays[name]) for name in bank_names(head.banks))
-        if problem := rows_problem(head, arrays):
+        if problem := rows_problem(cast("PatchcoreHead", head), arrays):
             if room:
                 raise ArgumentError(f"--bank-room: {problem}. Leave it out.")
             return rows, (0,) * len(rows)

@@ -95,10 +95,6 @@ def export_run(
             f"--precision {wanted.precisions[0]}: expected a run of patchcore or padim, got one without a memory "
             "bank, which has FP32 alone. Leave it out."
         )
-    if bank_room and not exporter_of(run.record).takes_room:
-        raise ArgumentError(
-            "--bank-room: expected a run of patchcore, got one without a memory bank of rows. Leave it out."
-        )
     samples = [(sample.name, read_encoded(sample)) for sample in run.samples]
     if not samples:
         raise RunError(f"{path}: expected sample images in samples/, got none. Train again.")
@@ -124,6 +120,10 @@ def _export(
     images = [prepare(decode_image(data, name), run.record.config.preprocessing) for name, data in samples]
     exporter = exporter_of(run.record)
     head = exporter.head(run, images)
+    if bank_room and not head.banks:
+        raise ArgumentError(
+            "--bank-room: expected a run of patchcore, got one without a memory bank of rows. Leave it out."
+        )
     progress("exporting", 1, steps)
     exported = exporter.graphs(run, head, scratch, max_batch, bank_room)
     progress("exporting", 2, steps)

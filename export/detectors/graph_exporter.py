@@ -31,7 +31,6 @@ class GraphExporter:
     other_paths: tuple[str, ...] = ()
     traced = OUTPUTS  # the whole graph is one trace, so `explain` can compare it with torch layer by layer
     reducible: ReducibleHead | None = None
-    takes_room = False
 
     def head(self, run: Run, images: Sequence[UInt8Array]) -> Head:
         """Return the head; its scale is measured on the sample images."""

@@ -37,7 +37,6 @@ class ReconstructionExporter:
     other_paths: tuple[str, ...] = ()
     traced: tuple[str, ...] | None = None
     reducible: ReducibleHead | None = None
-    takes_room = False
 
     def head(self, run: Run, images: Sequence[UInt8Array]) -> ReconstructionHead:
         """Return the head; its scale is measured on the sample images."""

@@ -12,7 +12,7 @@ import datetime
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import msgspec
 import numpy as np
@@ -70,18 +70,18 @@ class Source:
             BundleError: If its method has no memory bank of rows, or its graph does not let them be changed.
         """
         manifest, where = bundle.manifest, str(bundle.path)
-        if not isinstance(manifest.head, PatchcoreHead):
+        if not manifest.head.banks:
             hint = "Change its members and combine them again." if manifest.head.members else "Train and export again."
             raise BundleError(
                 f"{where}: expected a bundle with a memory bank of rows (patchcore), got {manifest.method}. {hint}"
             )
-        tensors = bundle.tensors()
-        if problem := rows_problem(manifest.head, tensors):
+        head, tensors = cast("PatchcoreHead", manifest.head), bundle.tensors()
+        if problem := rows_problem(head, tensors):
             raise BundleError(f"{where}: {problem}. Export it again from a run with more rows.")
         record = None if manifest.upkeep is None else manifest.upkeep.record
         additions = Additions() if record is None else decode_additions(bundle.read(record), f"{where}: {record}")
-        rows = BankRows.of(manifest.head, tensors, additions.banks)
-        return cls(bundle, manifest.head, rows, additions, read_image_hashes(bundle))
+        rows = BankRows.of(head, tensors, additions.banks)
+        return cls(bundle, head, rows, additions, read_image_hashes(bundle))
 
     @property
     def stored(self) -> bytes:
@@ -172,8 +172,9 @@ def write_changed(source: Source, change: Change, out: Path, *, overwrite: bool)
         images: change.hashes.encode(),
         **before,
     }
-    with _scratch(out) as scratch, bundle.unpacked(_unchanged(bundle, sources, change.kept)) as copies:
-        sources |= {path.relative_to(copies).as_posix(): path for path in copies.rglob("*") if path.is_file()}
+    unchanged = _unchanged(bundle, sources, change.kept)
+    with _scratch(out) as scratch, bundle.unpacked(unchanged) as copies:
+        sources |= {name: copies / name for name in unchanged}
         write_bundle(scratch / "candidate", manifest, sources)
         with open_bundle(scratch / "candidate") as candidate:
             manifest = _with_golden(candidate, bundle.manifest)
@@ -204,10 +205,9 @@ def write_state(source: Source, number: int, rows: BankRows, out: Path, *, overw
         # As it was, and not computed again: another processor may round otherwise and order equally near rows anew.
         rows = BankRows(rows.head, {**rows.tensors, **safetensors.numpy.load(bundle.read(neighbours))}, rows.origins)
     bank = _bank(earlier)
-    with bundle.unpacked(set(earlier.files) - {bank}) as copies, _scratch(out) as scratch:
-        sources: dict[str, Path | bytes] = {
-            path.relative_to(copies).as_posix(): path for path in copies.rglob("*") if path.is_file()
-        }
+    unchanged = set(earlier.files) - {bank}
+    with bundle.unpacked(unchanged) as copies, _scratch(out) as scratch:
+        sources: dict[str, Path | bytes] = {name: copies / name for name in unchanged}
         sources[bank] = rows.encode(source.stored)
         again = write_bundle(scratch / "again", earlier, sources)
         if again.files != earlier.files:
