@@ -116,7 +116,5 @@ def _row_norms(tensors: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray
     }
 
 
-PATCHCORE = BankExporter(
-    patchcore_head, head_nodes.patchcore_nodes, torch_scores.patchcore_distances, _row_norms, takes_room=True
-)
+PATCHCORE = BankExporter(patchcore_head, head_nodes.patchcore_nodes, torch_scores.patchcore_distances, _row_norms)
 PADIM = BankExporter(padim_head, head_nodes.padim_nodes, torch_scores.padim_distances)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast
@@ -138,6 +138,28 @@ def states(bundle: Bundle) -> frozenset[int]:
     return frozenset(int(name.split("-")[1].removesuffix(".json")) for name in names if name.endswith(".json"))
 
 
+def state_with(source: Source, images: Sequence[str]) -> int | None:
+    """Return the number of the addition before which exactly these images had been added, or None.
+
+    Args:
+        source: The bundle.
+        images: Their content hashes, in the order of the record.
+    """
+    for number in sorted(states(source.bundle)):
+        upkeep = _earlier(source.bundle, number).upkeep
+        record = None if upkeep is None else upkeep.record
+        before = Additions() if record is None else decode_additions(source.bundle.read(record), record)
+        if list(before.images) == list(images):
+            return number
+    return None
+
+
+def _earlier(bundle: Bundle, number: int) -> Manifest:
+    """Return the manifest of before an addition."""
+    name = f"{_FOLDER}/before-{number}.json"
+    return decode_manifest(bundle.read(name), f"{bundle.path}: {name}")
+
+
 def write_changed(source: Source, change: Change, out: Path, *, overwrite: bool) -> Manifest:
     """Write the changed bundle, after golden scores were measured and reproduced on both paths.
 
@@ -199,8 +221,7 @@ def write_state(source: Source, number: int, rows: BankRows, out: Path, *, overw
         BundleError: If it does not come out as it was.
     """
     bundle = source.bundle
-    name = f"{_FOLDER}/before-{number}.json"
-    earlier = decode_manifest(bundle.read(name), f"{bundle.path}: {name}")
+    earlier = _earlier(bundle, number)
     if (neighbours := f"{_FOLDER}/before-{number}.safetensors") in bundle.manifest.files:
         # As it was, and not computed again: another processor may round otherwise and order equally near rows anew.
         rows = BankRows(rows.head, {**rows.tensors, **safetensors.numpy.load(bundle.read(neighbours))}, rows.origins)
@@ -233,8 +254,7 @@ def _unchanged(bundle: Bundle, new: Mapping[str, object], kept: frozenset[int]) 
     names = {name for name in bundle.manifest.files if not name.startswith(f"{_FOLDER}/")}
     for number in kept:
         names |= {f"{_FOLDER}/before-{number}.json", f"{_FOLDER}/before-{number}.safetensors"}
-        state = decode_manifest(bundle.read(f"{_FOLDER}/before-{number}.json"), str(bundle.path))
-        names |= set(state.files)
+        names |= set(_earlier(bundle, number).files)
     # The state before this change needs all that there is.
     if any(name.startswith(f"{_FOLDER}/before-") for name in new):
         names |= set(bundle.manifest.files)

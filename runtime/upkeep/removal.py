@@ -18,7 +18,7 @@ from flawscope.errors import ArgumentError
 from flawscope.files import check_replaceable
 from flawscope.progress import Progress, no_progress
 from flawscope.runtime.upkeep.bank_rows import TRAINED, BankRows
-from flawscope.runtime.upkeep.changed_bundle import Change, Source, states, write_changed, write_state
+from flawscope.runtime.upkeep.changed_bundle import Change, Source, state_with, states, write_changed, write_state
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,8 @@ def remove_images(
 ) -> Removal:
     """Take images that were added out of the memory bank of a bundle; the bundle itself stays as it is.
 
-    Where nothing is left that was added after the first of them, the result is the bundle of before its addition: every
-    file and the thresholds as they were. Else it is a bank that has never had them, without thresholds.
+    Where what is left is what the bundle had before some addition, the result is that earlier bundle: every file and the
+    thresholds as they were. Else it is a bank that has never had them, without thresholds.
 
     Args:
         path: The bundle.
@@ -89,8 +89,9 @@ def remove_images(
         rows = source.rows.only([~np.isin(origin, gone) for origin in source.rows.origins])
         first = min(additions.numbers[index] for index in gone)
         stays = [index for index in range(len(additions.images)) if index not in set(gone)]
-        if first in states(bundle) and all(additions.numbers[index] < first for index in stays):
-            manifest = write_state(source, first, rows, out, overwrite=overwrite)
+        state = state_with(source, [additions.images[index] for index in stays])
+        if state is not None:
+            manifest = write_state(source, state, rows, out, overwrite=overwrite)
             return Removal(manifest, len(gone), source.rows.counts, rows.counts, restored=True)
         change = _change(source, rows, stays, gone, first, command)
         manifest = write_changed(source, change, out, overwrite=overwrite)
@@ -178,7 +179,11 @@ def prune_bank(
     check_replaceable(out, "manifest.json", overwrite=overwrite)
     with trusted_bundle(path) as bundle:
         source = Source.of(bundle)
-        counts = source.rows.counts
+        counts, neighbors = source.rows.counts, source.head.neighbors
+        if source.head.reweights and rows < neighbors:
+            raise ArgumentError(
+                f"--rows: expected at least {neighbors}, as many as the neighbours that re-weight a score, got {rows}."
+            )
         if rows >= max(counts):
             raise ArgumentError(f"--rows: expected fewer than the {max(counts)} rows of the bank, got {rows}.")
         kept = [_spread(source, number, min(rows, count), progress) for number, count in enumerate(counts)]
