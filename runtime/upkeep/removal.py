@@ -53,8 +53,8 @@ def remove_images(
 ) -> Removal:
     """Take images that were added out of the memory bank of a bundle; the bundle itself stays as it is.
 
-    Where what is left is what the bundle had before some addition, the result is that earlier bundle: every file and the
-    thresholds as they were. Else it is a bank that has never had them, without thresholds.
+    Where what is left is what the bundle had before some addition, the result is that earlier bundle: every file and
+    the thresholds as they were. Else it is a bank that has never had them, without thresholds.
 
     Args:
         path: The bundle.

@@ -14,7 +14,7 @@ from flawscope.progress import no_progress
 from flawscope.runtime.upkeep.farthest_rows import Candidates
 
 GRID = (2, 3)
-PLACES = np.stack(np.indices(GRID), axis=-1).reshape(-1, 2)
+PLACES: Int64Array = np.argwhere(np.ones(GRID)).astype(np.int64)
 
 
 def plainly(

@@ -168,7 +168,7 @@ def test_pruning_keeps_the_rows_that_cover_all_and_makes_room(
     assert files_of(tmp_path / "again.flaw") == files_of(tmp_path / "few.flaw")
     for rows, message in (
         (130, "expected fewer than the"),
-        (4, "expected at least 5 rows"),
+        (4, "expected at least 5, as many"),
         (0, "expected at least 1"),
     ):
         with pytest.raises(ArgumentError, match=message):
