@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Literal
 
 import numpy as np
@@ -55,22 +56,23 @@ def paired_drift(before: EarlierFigures, after: Figures) -> Drift:
     if pixels:
         notes += _threshold_notes("pixel", _threshold(before, "pixel"), _threshold(after, "pixel"))
     figures = _score_changes(scores, labels, after) | pixels | _decision_changes(pairs, after)
-    goal = max(_goal(before.precision), _goal(after.precision))
+    precisions = {before.precision, after.precision}
+    goal = _goal(precisions)
     return Drift(
         against=measured_on(before.backend, before.path, before.precision),
         when=before.when,
         goal=goal,
         figures=figures,
         paired=_paired_scores(pairs, scores, labels, after),
-        notes=(*notes, *_goal_notes(figures.get("image_auroc"), goal, after)),
+        notes=(*notes, *_goal_notes(figures.get("image_auroc"), goal, precisions, after)),
     )
 
 
 def recorded_drift(rows: Iterable[Accuracy], after: Figures) -> tuple[Drift, ...]:
-    """Return how figures differ from those in a bundle's evidence, of the same images with another backend or precision.
+    """Return how figures differ from those in a bundle's evidence with another backend or precision.
 
     Args:
-        rows: The accuracy figures of the evidence.
+        rows: The accuracy figures of the evidence; those of other images are passed over.
         after: The figures of now.
     """
     here = measured_on(after.backend, after.path, after.precision)
@@ -98,7 +100,8 @@ def _recorded(row: Accuracy, after: Figures) -> Drift:
     }
     # `cpu (kernel, int8)`: the precision is the last word in the brackets, unless it is fp32.
     precision = next((word for word in re.findall(r"\w+", row.backend.partition("(")[2]) if word in GOALS), "fp32")
-    goal = max(_goal(precision), _goal(after.precision))
+    precisions = {precision, after.precision}
+    goal = _goal(precisions)
     thresholds = row.figures.get("image_threshold"), _threshold(after, "image")
     return Drift(
         against=row.backend,
@@ -106,7 +109,10 @@ def _recorded(row: Accuracy, after: Figures) -> Drift:
         goal=goal,
         figures=figures,
         paired=None,
-        notes=(*_threshold_notes("image", *thresholds), *_goal_notes(figures.get("image_auroc"), goal, after)),
+        notes=(
+            *_threshold_notes("image", *thresholds),
+            *_goal_notes(figures.get("image_auroc"), goal, precisions, after),
+        ),
     )
 
 
@@ -227,7 +233,8 @@ def _rank_correlations(first: Float64Array, second: Float64Array, counts: Float6
     ranks = [_ranks(values, counts) - (total + 1) / 2 for values in (first, second)]
     both, one, other = ((counts * a * b).sum(axis=1) for a, b in (ranks, ranks[:1] * 2, ranks[1:] * 2))
     spread = np.sqrt(one * other)
-    return np.divide(both, spread, out=np.full(len(counts), np.nan), where=spread > 0)
+    correlations: Float64Array = np.divide(both, spread, out=np.full(len(counts), np.nan), where=spread > 0)
+    return correlations
 
 
 def _ranks(values: Float64Array, counts: Float64Array) -> Float64Array:
@@ -248,8 +255,9 @@ def _threshold(figures: EarlierFigures | Figures, name: Literal["image", "pixel"
     return threshold
 
 
-def _goal(precision: str) -> float:
-    return GOALS.get(precision, max(GOALS.values()))
+def _goal(precisions: AbstractSet[str]) -> float:
+    """Return the goal of the coarser precision; that of the coarsest for one that a newer version may have."""
+    return max(GOALS.get(precision, max(GOALS.values())) for precision in precisions)
 
 
 def _image_notes(pairs: Pairs, scored: int) -> Sequence[str]:
@@ -267,9 +275,7 @@ def _image_notes(pairs: Pairs, scored: int) -> Sequence[str]:
     return notes
 
 
-def _threshold_notes(
-    name: Literal["image", "pixel"], before: float | None, after: float | None
-) -> Sequence[str]:
+def _threshold_notes(name: Literal["image", "pixel"], before: float | None, after: float | None) -> Sequence[str]:
     if before == after:
         return ()
     if before is None or after is None:
@@ -277,11 +283,12 @@ def _threshold_notes(
         return (f"Decisions are not compared: the {side} side had no thresholds.",)
     what = {"image": "recall, false rejects and decisions", "pixel": "pixel F1 and pixel recall"}[name]
     return (
-        f"The {name} threshold in force was {before:.6g} there and is {after:.6g} here: {what} differ for that as well.",
+        f"The {name} threshold in force was {before:.6g} there and is {after:.6g} here: {what} differ for that as "
+        "well.",
     )
 
 
-def _goal_notes(change: Change | None, goal: float, after: Figures) -> Sequence[str]:
+def _goal_notes(change: Change | None, goal: float, precisions: AbstractSet[str], after: Figures) -> Sequence[str]:
     """Return a note where the difference of image AUROC exceeds the goal, or may well do so."""
     if change is None:
         if after.image_auroc is None:  # there is a note on it already
@@ -289,9 +296,14 @@ def _goal_notes(change: Change | None, goal: float, after: Figures) -> Sequence[
         return ("The difference of image AUROC is not known: it takes normal and anomalous images on both sides.",)
     slack = 1e-9  # differences of exactly the goal come out of floating point a little larger
     if abs(change.change) > goal + slack:
+        advice = (
+            "run flawscope doctor BUNDLE on both machines"
+            if precisions == {"fp32"}
+            else "take a wider precision there, or export it anew with more and other calibration images"
+        )
         return (
-            f"Image AUROC differs by {100 * change.change:+.2f} points, more than the goal of {100 * goal:g}. See which "
-            "images moved (per_image in --json), and run flawscope doctor BUNDLE on both machines.",
+            f"Image AUROC differs by {100 * change.change:+.2f} points, more than the goal of {100 * goal:g}. See "
+            f"which images moved (per_image in --json), and {advice}.",
         )
     if change.interval is not None and max(-change.interval.low, change.interval.high) > goal + slack:
         return (

@@ -13,7 +13,7 @@ DRIFT_NAMES = {
     "pixel_auroc": "pixel AUROC",
     "pixel_ap": "pixel AP",
     "aupro": "AU-PRO",
-    "aupro_05": "AU-PRO, 5%",
+    "aupro_05": "AU-PRO at 5%",
     "pixel_f1": "pixel F1",
     "pixel_recall": "pixel recall",
     "recall": "recall",

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
+import numpy as np
 
 from flawscope.bundle import Manifest, model_identity
 from flawscope.calibration.evaluation.figures import DatasetIdentity, ImageResult
@@ -16,6 +16,9 @@ from flawscope.datasets import Dataset
 from flawscope.errors import DataError
 from flawscope.open_files import RECORD_BYTES, read_regular
 from flawscope.text import NOT_JSON
+
+_LARGEST_SCORE = float(np.finfo(np.float32).max)
+"""Scores are float32. Differences of any two of them, and their quotients, are finite in float64."""
 
 
 class EarlierBundle(msgspec.Struct, frozen=True):
@@ -95,14 +98,14 @@ def read_earlier_figures(path: Path) -> EarlierFigures:
     if figures.per_image is None or not figures.bundle.model:
         raise DataError(f"{path}: expected figures with single images, got those of an older flawscope. {again}")
     if not figures.per_image or not all(_is_whole(result) for result in figures.per_image):
-        what = "a score that is not finite, or a decision without one" if figures.per_image else "none"
+        what = "a score too large for float32, or a decision without one" if figures.per_image else "none"
         raise DataError(f"{path}: expected images with their scores, got {what}. {again}")
     return figures
 
 
 def _is_whole(result: ImageResult) -> bool:
     # A decision without a score would be an accept of something that was never measured.
-    return result.decision in (None, "fault") if result.score is None else math.isfinite(result.score)
+    return result.decision in (None, "fault") if result.score is None else abs(result.score) <= _LARGEST_SCORE
 
 
 def check_same_model(earlier: EarlierFigures, file: Path, manifest: Manifest, bundle: Path) -> None:
@@ -115,9 +118,7 @@ def check_same_model(earlier: EarlierFigures, file: Path, manifest: Manifest, bu
         )
 
 
-def check_same_images(
-    earlier: EarlierFigures, file: Path, dataset: Dataset, contents: Mapping[Path, str]
-) -> None:
+def check_same_images(earlier: EarlierFigures, file: Path, dataset: Dataset, contents: Mapping[Path, str]) -> None:
     """Raise DataError unless some of the images are test images of a dataset, and all of these are labelled alike.
 
     Args:
@@ -132,15 +133,16 @@ def check_same_images(
     shared = [sample for sample in dataset.test if contents[sample.path] in labels]
     if not shared:
         raise DataError(
-            f"{file}: expected figures of the test images of {dataset.root}, got those of {len(earlier.per_image or ())} "
-            f"images ({earlier.dataset.category}), none of which is there. Measure the same images on both machines."
+            f"{file}: expected figures of the test images of {dataset.root}, got those of "
+            f"{len(earlier.per_image or ())} images ({earlier.dataset.category}), none of which is there. Measure the "
+            "same images on both machines."
         )
     for sample in shared:
         if sample.is_anomalous not in labels[contents[sample.path]]:
             here, there = ("anomalous", "normal") if sample.is_anomalous else ("normal", "anomalous")
             raise DataError(
-                f"{file}: expected images labelled as in {dataset.root}, got {sample.path.name}, which is {there} there "
-                f"and {here} here. Sort the images alike on both machines."
+                f"{file}: expected images labelled as in {dataset.root}, got {sample.path.name}, which is {there} "
+                f"there and {here} here. Sort the images alike on both machines."
             )
 
 

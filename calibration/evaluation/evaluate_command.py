@@ -97,8 +97,8 @@ def evaluate(
     A bundle that has learned from defects drawn after a support set needs --support: its images and their near
     duplicates are then left out, and the figures on all test images are reported beside, as "with leak".
 
-    Drift: the differences from figures in the evidence with another backend or precision are printed, and with --against
-    those from another machine, image by image, with intervals.
+    Drift: the differences from figures in the evidence with another backend or precision are printed, and with
+    --against those from another machine, image by image, with intervals.
     """
     check_new_file(json_file, overwrite=overwrite, kind="json")
     support = None

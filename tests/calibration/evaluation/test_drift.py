@@ -12,23 +12,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flawscope import cli
-from flawscope.bundle import open_bundle
+from flawscope.bundle import Threshold, change_bundle, open_bundle
 from flawscope.calibration import evaluate_bundle, record_accuracy
 from flawscope.calibration.evaluation.drift import paired_drift
-from flawscope.calibration.evaluation.earlier_figures import EarlierFigures, pair_images
+from flawscope.calibration.evaluation.earlier_figures import EarlierFigures, pair_images, read_earlier_figures
 from flawscope.calibration.evaluation.figures import (
     BundleIdentity,
     Confusion,
     DatasetIdentity,
     Decisions,
+    Drift,
     Figures,
     ImageResult,
 )
 from flawscope.calibration.evaluation.intervals import rate
 from flawscope.calibration.evaluation.metrics import auroc
 from flawscope.calibration.evaluation.report import render_report
-from flawscope.bundle import Threshold
 from flawscope.datasets import open_dataset
+from flawscope.errors import DataError
 from flawscope.text import encode_json
 
 THRESHOLD = 5.0
@@ -60,10 +61,8 @@ def measured(good, anomalous, threshold=THRESHOLD, **fields):
     if threshold is not None:
         set_to = Threshold(threshold, "manual", 0, None, None, None, None)
         none = Decisions(n=0, accept=0, reject=0, fault=0)
-        nothing = rate(0, 0)
-        confusion = Confusion(
-            image_threshold=set_to, pixel_threshold=set_to, good=none, anomalous=none, false_reject=nothing, miss=nothing
-        )
+        both = dict.fromkeys(("image_threshold", "pixel_threshold"), set_to)
+        confusion = Confusion(**both, good=none, anomalous=none, false_reject=rate(0, 0), miss=rate(0, 0))
     plain = dict.fromkeys(
         ("image_ap", "image_f1_max", "pixel_auroc", "pixel_ap", "aupro", "aupro_05", "pixel_f1", "pixel_recall")
     )
@@ -328,9 +327,7 @@ def test_unasked_the_evidence_of_another_path_is_compared(make_bundle, dataset, 
     # The single scores of the same figures say more: they are named once.
     file = tmp_path / "graph.json"
     assert _run(path, dataset, "--json", file) == 0
-    both = evaluate_bundle(
-        path, dataset, command="", resamples=50, graph_path="kernel", against=file
-    ).figures.drift
+    both = evaluate_bundle(path, dataset, command="", resamples=50, graph_path="kernel", against=file).figures.drift
     assert [(drift.against, drift.paired is None) for drift in both] == [("cpu", False)]
 
 
@@ -350,8 +347,6 @@ def test_recorded_figures_beyond_the_goal_and_at_another_threshold_are_said(make
         accuracy = bundle.manifest.evidence.accuracy
     moved = make_bundle(threshold=90.0, rule=_shifted)
     record_accuracy(moved, evaluate_bundle(path, dataset, command="", resamples=50))
-    from flawscope.bundle import change_bundle
-
     with open_bundle(moved) as bundle:
         manifest = bundle.manifest
     change_bundle(
@@ -427,6 +422,37 @@ def test_a_broken_file_is_refused(make_bundle, dataset, tmp_path, capsys, data):
     err = capsys.readouterr().err
     assert "expected a file of flawscope evaluate --json" in err
     assert "Traceback" not in err
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_whatever_a_file_of_figures_holds_it_is_read_or_refused(tmp_path_factory, data):
+    figures = json.loads(encode_json(measured([1.0, None], [6.0, 7.0], pixel_ap=0.5)))
+    place = figures
+    while True:
+        key = data.draw(st.sampled_from(range(len(place)) if isinstance(place, list) else sorted(place)))
+        if not isinstance(place[key], dict | list) or not place[key] or data.draw(st.booleans()):
+            place[key] = data.draw(JSON)  # one value somewhere in it becomes another
+            break
+        place = place[key]
+    file = tmp_path_factory.mktemp("figures") / "host.json"
+    file.write_bytes(encode_json(figures))
+    try:
+        read = read_earlier_figures(file)
+    except DataError:
+        return
+    drift = paired_drift(read, measured([1.0, None], [6.0, 7.0], pixel_ap=0.5))
+    numbers = [number for change in drift.figures.values() for number in (change.before, change.after, change.change)]
+    assert np.isfinite(numbers).all()
+    # What was measured has to get into a manifest and out of it again.
+    assert msgspec.json.decode(encode_json(drift), type=Drift) == drift
 
 
 def test_a_file_that_is_not_there_or_a_folder_is_refused(make_bundle, dataset, tmp_path, capsys):
