@@ -172,8 +172,12 @@ def _is_decided(pairs: Pairs) -> bool:
 
 
 def _paired_scores(pairs: Pairs, scores: Float64Array, labels: BoolArray, after: Figures) -> PairedScores:
-    moves = Counter(f"{old.decision} to {new.decision}" for old, new in pairs.both if old.decision != new.decision)
     is_decided = _is_decided(pairs)
+    moved = {
+        new.image: f"{old.decision} to {new.decision}"
+        for old, new in pairs.both
+        if is_decided and old.decision != new.decision
+    }
     first, second = scores.T
     # As in the gate of a precision, 1e-12 stands in for zeros.
     relative = np.abs(second - first) / np.maximum(np.abs(first), 1e-12)
@@ -184,8 +188,9 @@ def _paired_scores(pairs: Pairs, scores: Float64Array, labels: BoolArray, after:
         only_after=pairs.only_after,
         faults_before=sum(old.score is None for old, _ in pairs.both),
         faults_after=sum(new.score is None for _, new in pairs.both),
-        changed=rate(sum(moves.values()), len(pairs.both)) if is_decided else None,
-        decisions=dict(sorted(moves.items())) if is_decided else {},
+        changed=rate(len(moved), len(pairs.both)) if is_decided else None,
+        decisions=dict(sorted(Counter(moved.values()).items())),
+        moved=moved,
         largest_relative=float(relative.max()) if len(scores) else None,
         median_relative=float(np.median(relative)) if len(scores) else None,
         median_interval=_drawn_interval(lambda counts: _medians(relative, counts), labels, after),
@@ -303,7 +308,7 @@ def _goal_notes(change: Change | None, goal: float, precisions: AbstractSet[str]
         )
         return (
             f"Image AUROC differs by {100 * change.change:+.2f} points, more than the goal of {100 * goal:g}. See "
-            f"which images moved (per_image in --json), and {advice}.",
+            f"which images moved (drift in --json), and {advice}.",
         )
     if change.interval is not None and max(-change.interval.low, change.interval.high) > goal + slack:
         return (

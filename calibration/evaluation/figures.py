@@ -166,6 +166,7 @@ class PairedScores(_Struct, frozen=True):
         faults_after: Images of both that could not be scored here.
         changed: Share of images with another decision; None without thresholds on either side.
         decisions: Such as `accept to reject` -> number of images.
+        moved: Image, as it is called here -> such as `accept to reject`, of images with another decision.
         largest_relative: Largest |after - before| / |before| of the scores; None without any.
         median_relative: Its median.
         median_interval: Bootstrap interval of the median.
@@ -180,6 +181,7 @@ class PairedScores(_Struct, frozen=True):
     faults_after: int
     changed: Rate | None
     decisions: dict[str, int]
+    moved: dict[str, str]
     largest_relative: float | None
     median_relative: float | None
     median_interval: Interval | None

@@ -282,6 +282,7 @@ def test_the_figures_of_another_machine_are_compared_image_by_image(
     assert drift["figures"]["image_auroc"]["change"] == pytest.approx(-3 / 12)
     assert drift["figures"]["pixel_auroc"]["interval"] is None
     assert drift["paired"]["decisions"] == {"reject to accept": 3}
+    assert drift["paired"]["moved"] == {f"test/spot/{number}.png": "reject to accept" for number in range(3)}
     assert "drift from cpu of" in printed.out
     assert "decisions changed: 3 of 22" in printed.out
     assert "image AUROC    0.6667  0.4167  -0.2500" in printed.out
@@ -289,6 +290,8 @@ def test_the_figures_of_another_machine_are_compared_image_by_image(
     page = (tmp_path / "report/report.html").read_text()
     assert "-0.2500" in page
     assert "3 reject to accept" in page
+    assert "Images with another decision (3)" in page
+    assert "test/spot/2.png" in page
     with open_bundle(path) as bundle:
         (recorded,) = bundle.manifest.evidence.accuracy[-1].drift
     assert (recorded.against, recorded.images, recorded.decisions_changed) == ("cpu", 22, 3)
