@@ -10,6 +10,14 @@ import msgspec
 from flawscope.bundle.manifest import Graph, Manifest, external_data
 from flawscope.text import encode_json
 
+_LEFT_OUT = frozenset(
+    {
+        *("name", "flawscope", "max_batch", "golden", "provenance", "files", "learned", "precisions", "thresholds"),
+        *("threshold_changes", "min_area_px", "evidence", "digest", "schema"),
+    }
+)
+"""Fields of a manifest that no score depends on. Those that count are not listed, so that a new one does by itself."""
+
 
 def model_identity(manifest: Manifest) -> str:
     """Return a SHA-256 over all that the FP32 scores of a bundle come from, as 64 hexadecimal digits.
@@ -20,16 +28,9 @@ def model_identity(manifest: Manifest) -> str:
     """
     reduced = _files(graph for precision in manifest.precisions.values() for graph in precision.graphs.values())
     others = reduced - _files(manifest.graphs.values())
-    fields = (
-        manifest.kind,
-        manifest.method,
-        manifest.provenance.run,
-        _without_defaults(manifest.input),
-        _without_defaults(manifest.tiling),
-        _without_defaults(manifest.head),
-        _without_defaults(manifest.region),
-        {name: entry.sha256 for name, entry in manifest.files.items() if name not in others},
-    )
+    fields = {name: value for name, value in _without_defaults(manifest).items() if name not in _LEFT_OUT}
+    fields["files"] = {name: entry.sha256 for name, entry in manifest.files.items() if name not in others}
+    fields["run"] = manifest.provenance.run
     return hashlib.sha256(encode_json(fields, order="sorted")).hexdigest()
 
 
