@@ -29,10 +29,12 @@ from flawscope.bundle.manifest import (
     Parity,
     Precision,
     Provenance,
+    RecordedDrift,
     SamplingChange,
     decode_manifest,
     external_data,
 )
+from flawscope.bundle.model_identity import model_identity
 from flawscope.bundle.onnx_model import OnnxModel
 from flawscope.bundle.opening import Bundle, open_bundle, trusted_bundle
 from flawscope.bundle.region import Region, make_region, mask_on_map, region_mask
@@ -92,6 +94,7 @@ __all__ = [
     "Precision",
     "Provenance",
     "ReconstructionHead",
+    "RecordedDrift",
     "Region",
     "SamplingChange",
     "StfpmHead",
@@ -114,6 +117,7 @@ __all__ = [
     "make_region",
     "making",
     "mask_on_map",
+    "model_identity",
     "open_bundle",
     "pack_bundle",
     "read_image_hashes",
