@@ -184,7 +184,7 @@ def stages_of(options: argparse.Namespace, method: str) -> str:
 
 
 def summarise(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return, per method, means and deviations over seeds for both systems, and their ratio (accuracies: difference)."""
+    """Return, per method, means and deviations over seeds of both systems, and their ratio (accuracy: difference)."""
     rows = []
     for method in dict.fromkeys(run["method"] for run in runs):
         for figure in FIGURES:
