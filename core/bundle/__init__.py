@@ -36,7 +36,7 @@ from flawscope.bundle.manifest import (
 )
 from flawscope.bundle.model_identity import model_identity
 from flawscope.bundle.onnx_model import OnnxModel
-from flawscope.bundle.opening import Bundle, open_bundle, trusted_bundle
+from flawscope.bundle.opening import Bundle, load_tensors, open_bundle, trusted_bundle
 from flawscope.bundle.region import Region, make_region, mask_on_map, region_mask
 from flawscope.bundle.synth_head import ImageParity, SynthDefect, SynthHead, SynthSupport
 from flawscope.bundle.threshold_overlay import InForce, thresholds_in_force
@@ -114,6 +114,7 @@ __all__ = [
     "external_data",
     "find_trusted_keys",
     "head_tag",
+    "load_tensors",
     "make_region",
     "making",
     "mask_on_map",

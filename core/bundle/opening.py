@@ -181,14 +181,8 @@ class Bundle:
         """
         if self.manifest.bank is None:
             return {}
-        name, where = self.manifest.bank, f"{self.path}: {self.manifest.bank}"
-        try:
-            tensors: dict[str, npt.NDArray[Any]] = safetensors.numpy.load(self.read(name))
-        except (safetensors.SafetensorError, ValueError) as err:
-            raise BundleError(f"{where}: expected a safetensors file, got: {err}. Export it again.") from err
-        # What safetensors raises for bfloat16 and 8 bit floats, and for types that it does not know.
-        except (TypeError, AttributeError, KeyError) as err:
-            raise BundleError(f"{where}: expected types that NumPy has, got: {err}. Export it again.") from err
+        where = f"{self.path}: {self.manifest.bank}"
+        tensors = load_tensors(self.read(self.manifest.bank), where)
         if not tensors:
             raise BundleError(f"{where}: expected tensors, got none. Train and export again.")
         for key, tensor in tensors.items():
@@ -248,6 +242,25 @@ class Bundle:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def load_tensors(data: bytes, where: str) -> dict[str, npt.NDArray[Any]]:
+    """Return the tensors of a safetensors file of a bundle.
+
+    Args:
+        data: Its bytes.
+        where: What it is called in messages.
+
+    Raises:
+        BundleError: If it is none, or has types that NumPy has not.
+    """
+    try:
+        return safetensors.numpy.load(data)
+    except (safetensors.SafetensorError, ValueError) as err:
+        raise BundleError(f"{where}: expected a safetensors file, got: {err}. Export it again.") from err
+    # What safetensors raises for bfloat16 and 8 bit floats, and for types that it does not know.
+    except (TypeError, AttributeError, KeyError) as err:
+        raise BundleError(f"{where}: expected types that NumPy has, got: {err}. Export it again.") from err
 
 
 def open_bundle(path: Path | str, *, trusted_keys: Path | str | None = None, check_signature: bool = True) -> Bundle:

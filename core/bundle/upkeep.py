@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from flawscope.bank_names import bank_names, norm_names, place_names
 from flawscope.errors import BundleError
+from flawscope.imaging.learned_images import LearnedImages
 from flawscope.ranges import Count, PositiveCount
 from flawscope.text import NOT_JSON, encode_json
 
@@ -85,17 +86,25 @@ class Additions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         banks: Its rows in each bank.
         pruned: Content hashes of images that were added before the bank was pruned: of what is left, nobody knows
             what came from them, so they cannot be taken out.
+        learned: What the images had in common that were learned before; null where the bundle does not say.
+        looks: The same of every image; empty where the bundle does not say.
     """
 
     images: tuple[str, ...] = ()
     numbers: tuple[PositiveCount, ...] = ()
     banks: tuple[AddedRows, ...] = ()
     pruned: tuple[str, ...] = ()
+    learned: LearnedImages | None = None
+    looks: tuple[LearnedImages, ...] = ()
 
     def __post_init__(self) -> None:
         """Raise ValueError unless every image has a number, and every row one of the images."""
         if len(self.images) != len(self.numbers):
             raise ValueError(f"expected a number for each of {len(self.images)} images, got {len(self.numbers)}")
+        if self.looks and (self.learned is None or len(self.looks) != len(self.images)):
+            raise ValueError(f"expected what each of {len(self.images)} images looks like, got {len(self.looks)}")
+        if self.images and not self.banks:
+            raise ValueError("expected the rows that images have brought, got none of any bank")
         for bank in self.banks:
             if len(bank.rows) != len(bank.images) or list(bank.rows) != sorted(set(bank.rows)):
                 raise ValueError("expected ascending rows with an image each")

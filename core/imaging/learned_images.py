@@ -122,6 +122,19 @@ def merge_learned(parts: Sequence[LearnedImages | None]) -> LearnedImages | None
     )
 
 
+def extend_learned(learned: LearnedImages | None, more: Sequence[LearnedImages]) -> LearnedImages | None:
+    """Return what images had in common when others are learned as well; None where the first are not known.
+
+    Args:
+        learned: Of the images that were learned from.
+        more: Of others, which are not among them.
+    """
+    merged = merge_learned([learned, *more])
+    if learned is None or merged is None:
+        return None
+    return msgspec.structs.replace(merged, images=learned.images + sum(part.images for part in more))
+
+
 def describe_learned(learned: LearnedImages) -> str:
     """Return in one line what images had in common that were learned from."""
     levels = _span(*(f"{level:.0f}" for level in learned.brightness))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from flawscope.arrays import Float32Array, Int64Array
-from flawscope.bank_names import bank_names, place_names
+from flawscope.bank_names import bank_names, norm_names, place_names
 from flawscope.bundle import PatchcoreHead
 from flawscope.cpp_ext import Bank, WindowBank
 from flawscope.cpp_ext.window import place_starts
@@ -19,10 +19,15 @@ from flawscope.imaging.patch_foreground import foreground_weights
 from flawscope.runtime.backends.session import DeviceHead
 from flawscope.runtime.scorers.bank_scorer import BankMethod, NativeHead, Tensors, need, smoother
 
+_NORM_TOLERANCE = 1e-3
+"""Of squared norms, relative: far more than any order of summation makes of float32."""
+
 
 def check_tensors(head: PatchcoreHead, tensors: Tensors) -> None:
     """Raise BundleError unless the bank has the tensors that the head needs, with shapes that fit each other."""
     banks = [need(tensors, name, 2, np.float32) for name in bank_names(head.banks)]
+    for bank, name in zip(banks, norm_names(head.banks), strict=True):
+        _check_norms(tensors, name, bank)
     if head.window is not None:
         for bank, name in zip(banks, place_names(head.banks), strict=True):
             check_places(head, tensors, name, len(bank))
@@ -44,6 +49,19 @@ def check_tensors(head: PatchcoreHead, tensors: Tensors) -> None:
         raise BundleError(
             f"bank: expected neighbours that are rows of the bank, {len(bank)} for {len(bank)}, got "
             f"{list(neighbours.shape)} from {neighbours.min()} to {neighbours.max()}. Export the bundle again."
+        )
+
+
+def _check_norms(tensors: Tensors, name: str, bank: Float32Array) -> None:
+    """Raise BundleError unless the norms of a bank are those of its rows.
+
+    The graph reads them and the kernels compute their own: with others, as of room that is counted as rows in use, the
+    paths would find different rows.
+    """
+    norms, own = need(tensors, name, 1, np.float32), np.einsum("md,md->m", bank, bank)
+    if norms.shape != own.shape or (np.abs(norms - own) > _NORM_TOLERANCE * np.maximum(own, own.mean())).any():
+        raise BundleError(
+            f"bank: expected in {name} the squared norms of the {len(bank)} rows, got others. Export the bundle again."
         )
 
 

@@ -17,7 +17,13 @@ from flawscope.errors import ArgumentError, DataError
 from flawscope.files import check_replaceable
 from flawscope.imaging.fitting_views import Views, fitting_views
 from flawscope.imaging.images import prepare
-from flawscope.imaging.learned_images import look_of, merge_learned, summarize_differences, summarize_looks
+from flawscope.imaging.learned_images import (
+    LearnedImages,
+    extend_learned,
+    look_of,
+    summarize_differences,
+    summarize_looks,
+)
 from flawscope.imaging.patch_foreground import foreground_weights
 from flawscope.imaging.tiles import ImageSource, read_source, tiles_of
 from flawscope.progress import Progress, no_progress
@@ -29,6 +35,11 @@ from flawscope.runtime.upkeep.farthest_rows import Candidates
 
 _NAMED = 5
 """Images named in a message; there may be hundreds."""
+
+_UNJUDGED = (
+    "without thresholds the bundle could not say whether a defect is among the images: look at them, those with the "
+    "largest scores first"
+)
 
 
 @dataclass(frozen=True)
@@ -150,9 +161,8 @@ def add_images(
     added = tuple(len(part.rows) for part in chosen)
     with Inspector(open_bundle(out), "cpu", "kernel", use_overlay=False) as changed:
         after = Scored(_scored(changed, names, progress).scores, before.threshold)
-    return Addition(
-        manifest, change.number, len(new), len(images) - len(new), added, asked, before, after, before.notes
-    )
+    notes = before.notes if before.threshold is not None else (*before.notes, _UNJUDGED)
+    return Addition(manifest, change.number, len(new), len(images) - len(new), added, asked, before, after, notes)
 
 
 def _rows_of(source: Source, images: int) -> tuple[int, ...]:
@@ -186,7 +196,8 @@ def _scored(inspector: Inspector, images: Sequence[Path], progress: Progress) ->
     for number, result in enumerate(inspector.stream(images), 1):
         # A fault for want of thresholds has its score all the same.
         if result.score is None:
-            raise DataError(f"{result.image}: expected an image that can be scored, got: {result.reason}. Remove it.")
+            reason = (result.reason or "").rstrip(".")
+            raise DataError(f"{result.image}: expected an image that can be scored, got: {reason}. Remove it.")
         scores.append(result.score)
         notes.append(result.notes)
         progress("scoring images", number, len(images))
@@ -247,12 +258,12 @@ def _change(source: Source, chosen: Sequence[NewRows], new: Mapping[Path, str], 
     offset = len(additions.images)
     rows = source.rows.with_added([NewRows(part.rows, part.positions, part.images + offset) for part in chosen])
     contents = tuple(new.values())
-    looks = [look_of(*read_source_image(image, str(image), "rgb", manifest.input.bits)) for image in new]
-    learned = None
-    if manifest.learned is not None:
-        merged = merge_learned([manifest.learned, summarize_looks(looks)])
-        assert merged is not None  # both parts are known
-        learned = msgspec.structs.replace(merged, images=manifest.learned.images + len(looks))
+    # What had been learned before the first of the additions that can be taken out.
+    first = additions.learned if additions.images else manifest.learned
+    looks: tuple[LearnedImages, ...] = ()
+    if first is not None:
+        seen = (read_source_image(image, str(image), "rgb", manifest.input.bits) for image in new)
+        looks = (*additions.looks, *(summarize_looks([look_of(*image)]) for image in seen))
     change = Change(
         what="added",
         command=command,
@@ -264,12 +275,14 @@ def _change(source: Source, chosen: Sequence[NewRows], new: Mapping[Path, str], 
             (*hashes.training, *contents), tuple(held for held in hashes.held_out if held not in contents)
         ),
         kept=states(source.bundle),
-        manifest=msgspec.structs.replace(manifest, learned=learned),
+        manifest=msgspec.structs.replace(manifest, learned=extend_learned(first, looks)),
     )
     recorded = Additions(
         (*additions.images, *contents),
         (*additions.numbers, *(change.number for _ in contents)),
         rows.added_rows(),
         additions.pruned,
+        first,
+        looks,
     )
     return replace(change, additions=recorded)

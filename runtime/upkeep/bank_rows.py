@@ -95,6 +95,11 @@ class BankRows:
         origins = []
         for number, name in enumerate(bank_names(head.banks)):
             origin = np.full(len(tensors[name]), TRAINED, np.int64)
+            if len(added) not in (0, head.banks):
+                raise BundleError(
+                    f"record of added images: expected the rows of {head.banks} banks, got {len(added)}. Export "
+                    "the bundle again."
+                )
             if added:
                 if added[number].rows and added[number].rows[-1] >= len(origin):
                     raise BundleError(

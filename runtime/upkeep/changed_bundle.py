@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ from flawscope.bundle import (
     Upkeep,
     decode_additions,
     decode_manifest,
+    load_tensors,
     open_bundle,
     read_image_hashes,
     write_bundle,
@@ -42,6 +44,7 @@ from flawscope.runtime.inspector import Inspector
 from flawscope.runtime.upkeep.bank_rows import BankRows, rows_problem
 
 _FOLDER = "upkeep"
+_STATE = re.compile(rf"{_FOLDER}/before-([1-9][0-9]{{0,15}})\.json")
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,7 @@ class Source:
             raise BundleError(f"{where}: {problem}. Export it again from a run with more rows.")
         record = None if manifest.upkeep is None else manifest.upkeep.record
         additions = Additions() if record is None else decode_additions(bundle.read(record), f"{where}: {record}")
+        _check_numbers(manifest, additions, where)
         rows = BankRows.of(head, tensors, additions.banks)
         return cls(bundle, head, rows, additions, read_image_hashes(bundle))
 
@@ -132,10 +136,23 @@ class Change:
         return 1 if upkeep is None or not upkeep.changes else upkeep.changes[-1].number + 1
 
 
+def _check_numbers(manifest: Manifest, additions: Additions, where: str) -> None:
+    """Raise BundleError unless every image of the record was added by a change that the manifest has.
+
+    The next addition would otherwise get a number that is taken, and replace the state that it names.
+    """
+    changes = () if manifest.upkeep is None else manifest.upkeep.changes
+    known = {change.number for change in changes if change.what == "added"}
+    if odd := sorted({*additions.numbers} - known):
+        raise BundleError(
+            f"{where}: expected a record of images that the additions {sorted(known)} have brought, got some of "
+            f"addition {odd[0]}. Export the bundle again."
+        )
+
+
 def states(bundle: Bundle) -> frozenset[int]:
     """Return the numbers of the additions that can be gone back behind."""
-    names = (name for name in bundle.manifest.files if name.startswith(f"{_FOLDER}/before-"))
-    return frozenset(int(name.split("-")[1].removesuffix(".json")) for name in names if name.endswith(".json"))
+    return frozenset(int(found[1]) for name in bundle.manifest.files if (found := _STATE.fullmatch(name)))
 
 
 def state_with(source: Source, images: Sequence[str]) -> int | None:
@@ -224,7 +241,8 @@ def write_state(source: Source, number: int, rows: BankRows, out: Path, *, overw
     earlier = _earlier(bundle, number)
     if (neighbours := f"{_FOLDER}/before-{number}.safetensors") in bundle.manifest.files:
         # As it was, and not computed again: another processor may round otherwise and order equally near rows anew.
-        rows = BankRows(rows.head, {**rows.tensors, **safetensors.numpy.load(bundle.read(neighbours))}, rows.origins)
+        stored = load_tensors(bundle.read(neighbours), f"{bundle.path}: {neighbours}")
+        rows = BankRows(rows.head, {**rows.tensors, **stored}, rows.origins)
     bank = _bank(earlier)
     unchanged = set(earlier.files) - {bank}
     with bundle.unpacked(unchanged) as copies, _scratch(out) as scratch:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from flawscope.arrays import BoolArray, Int64Array
@@ -16,6 +17,7 @@ from flawscope.cpp_ext.window_coreset import PLACE_COLUMNS, select_for_window
 from flawscope.datasets import as_recorded, hash_contents
 from flawscope.errors import ArgumentError
 from flawscope.files import check_replaceable
+from flawscope.imaging.learned_images import LearnedImages, extend_learned
 from flawscope.progress import Progress, no_progress
 from flawscope.runtime.upkeep.bank_rows import TRAINED, BankRows
 from flawscope.runtime.upkeep.changed_bundle import Change, Source, state_with, states, write_changed, write_state
@@ -126,6 +128,11 @@ def _change(
     index[list(stays)] = np.arange(len(stays))
     rows = rows.with_origins([index[origin] for origin in rows.origins])
     left = {additions.images[at] for at in gone}
+    looks: tuple[LearnedImages, ...] = ()
+    manifest = source.bundle.manifest
+    if additions.looks:
+        looks = tuple(additions.looks[at] for at in stays)
+        manifest = msgspec.structs.replace(manifest, learned=extend_learned(additions.learned, looks))
     return Change(
         what="removed",
         command=command,
@@ -136,13 +143,15 @@ def _change(
             tuple(additions.numbers[at] for at in stays),
             rows.added_rows(),
             additions.pruned,
+            additions.learned,
+            looks,
         ),
         hashes=ImageHashes(
             tuple(content for content in source.hashes.training if content not in left), source.hashes.held_out
         ),
         # One can go back behind additions that are whole, and behind the first that is not.
         kept=frozenset(number for number in states(source.bundle) if number <= first),
-        manifest=source.bundle.manifest,
+        manifest=manifest,
     )
 
 

@@ -76,6 +76,7 @@ def test_a_record_is_read_back_and_a_broken_one_is_named() -> None:
     for wrong in (
         {"images": ["a"], "numbers": []},
         {"images": ["a"], "numbers": [0]},
+        {"images": ["a"], "numbers": [1], "banks": []},
         {"images": ["a"], "numbers": [1], "banks": [{"rows": [3, 3], "images": [0, 0]}]},
         {"images": ["a"], "numbers": [1], "banks": [{"rows": [3], "images": [1]}]},
         {"images": ["a"], "numbers": [1], "banks": [{"rows": [3, 4], "images": [0]}]},

@@ -102,6 +102,8 @@ def test_the_record_says_which_rows_are_of_which_image() -> None:
     np.testing.assert_array_equal(again.origins[0], after.origins[0])
     with pytest.raises(BundleError, match="expected rows of the 6 of bank, got 9"):
         BankRows.of(made, tensors, (AddedRows((9,), (0,)),))
+    with pytest.raises(BundleError, match="expected the rows of 1 banks, got 2"):
+        BankRows.of(made, tensors, after.added_rows() * 2)
 
 
 def test_a_file_keeps_its_layout_and_takes_no_more_than_it_has_room_for() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from pathlib import Path
 from typing import Any
@@ -144,6 +145,37 @@ def test_a_single_image_can_be_taken_out(
             remove_images(tmp_path / "three.flaw", tmp_path / "x.flaw", images=[image])
 
 
+def test_what_was_learned_is_forgotten_with_its_image(
+    patchcore_bundle: Path, new_images: list[Path], tmp_path: Path
+) -> None:
+    dark = write_rgb(tmp_path / "dark.png", render(CATEGORY, 0, 6000, 64)[0] // 8)
+    large = write_rgb(tmp_path / "large.png", render(CATEGORY, 0, 6001, 160)[0])
+    with open_bundle(patchcore_bundle) as bundle:
+        learned = bundle.manifest.learned
+    assert learned is not None
+    # Without thresholds nothing is refused, and that is said.
+    first = add_images(patchcore_bundle, [dark, new_images[0]], tmp_path / "1.flaw", rejected_too=True, rows=4)
+    second = add_images(tmp_path / "1.flaw", [large, new_images[1]], tmp_path / "2.flaw", rows=4)
+    assert not any("without thresholds" in note for note in first.notes)
+    assert any("without thresholds" in note for note in second.notes)
+    widest = second.manifest.learned
+    assert widest is not None
+    assert (widest.images, widest.heights) == (learned.images + 4, (64, 160))
+    less = remove_images(tmp_path / "2.flaw", tmp_path / "3.flaw", images=[dark]).manifest.learned
+    assert less is not None
+    assert (less.images, less.heights) == (learned.images + 3, (64, 160))
+    assert less.brightness[0] > widest.brightness[0]
+    least = remove_images(tmp_path / "3.flaw", tmp_path / "4.flaw", images=[large]).manifest.learned
+    assert least is not None
+    assert (least.images, least.heights) == (learned.images + 2, (64, 64))
+    # The images that stay are those that were added, and so are those added later.
+    again = add_images(tmp_path / "4.flaw", [large], tmp_path / "5.flaw", rows=4).manifest.learned
+    assert again is not None
+    assert (again.images, again.heights) == (learned.images + 3, (64, 160))
+    few = prune_bank(tmp_path / "5.flaw", tmp_path / "6.flaw", 40).manifest.learned
+    assert few == again
+
+
 def test_pruning_keeps_the_rows_that_cover_all_and_makes_room(
     added: tuple[Path, Addition], new_images: list[Path], tiny_root: Path, tmp_path: Path
 ) -> None:
@@ -279,6 +311,58 @@ def test_the_command_says_what_it_did(
     assert run(["bundle", "bank", "remove", str(more), "--number", "1", "--out", str(back)]) == 0
     with open_bundle(bundle) as opened:
         assert f"the bundle of before the addition, {opened.manifest.digest}" in capsys.readouterr().out
+
+
+def with_files(bundle: Path, out: Path, files: dict[str, bytes], **upkeep: Any) -> Path:
+    """Return a copy with other files and another state of its bank, which its manifest lists as if it were so."""
+    import msgspec
+
+    from flawscope.bundle import FileEntry, rewrite_manifest
+
+    copy = Path(shutil.copytree(bundle, out))
+    with open_bundle(copy) as opened:
+        manifest = opened.manifest
+    entries = dict(manifest.files)
+    for name, data in files.items():
+        (copy / name).write_bytes(data)
+        entries[name] = FileEntry(size=len(data), sha256=hashlib.sha256(data).hexdigest())
+    assert manifest.upkeep is not None
+    state = msgspec.structs.replace(manifest.upkeep, **upkeep)
+    rewrite_manifest(copy, msgspec.structs.replace(manifest, files=entries, upkeep=state))
+    return copy
+
+
+def test_what_is_wrong_in_the_record_of_additions_is_named(
+    added: tuple[Path, Addition], patchcore_bundle: Path, tmp_path: Path
+) -> None:
+    record = (added[0] / "upkeep/record-1.json").read_bytes()
+    later = record.replace(b'"numbers":[1,', b'"numbers":[9,')
+    assert later != record
+    for number, (files, upkeep, expected) in enumerate(
+        (
+            ({"upkeep/before-1.safetensors": b"none"}, {}, "before-1.safetensors: expected a safetensors file"),
+            ({"upkeep/record-1.json": later}, {}, r"that the additions \[1\] have brought, got some of addition 9"),
+            ({}, {"changes": ()}, r"that the additions \[\] have brought, got some of addition 1"),
+        )
+    ):
+        bundle = with_files(added[0], tmp_path / f"{number}.flaw", files, **upkeep)
+        with pytest.raises(BundleError, match=expected):
+            remove_images(bundle, tmp_path / "x.flaw", number=1)
+        assert not (tmp_path / "x.flaw").exists()
+    # Not names of states that we write.
+    names = {f"upkeep/before-{name}.json": b"{}" for name in ("x", "-1", "1-2", "01", "9" * 30)}
+    odd = with_files(added[0], tmp_path / "odd.flaw", names)
+    assert remove_images(odd, tmp_path / "back.flaw", number=1).restored
+    assert files_of(tmp_path / "back.flaw") == files_of(patchcore_bundle)
+
+
+@pytest.mark.parametrize("path", ["kernel", "graph"])
+def test_room_that_is_counted_as_rows_is_refused(added: tuple[Path, Addition], path: str, tmp_path: Path) -> None:
+    (rows,), (room,) = (added[1].manifest.upkeep or pytest.fail("no upkeep")).rows, added[1].room
+    # To the graph a row of the room is far from everything, and to the kernels it is the nearest to a black patch.
+    bundle = with_files(added[0], tmp_path / "odd.flaw", {}, rows=(rows + 1,), room=(room - 1,))
+    with pytest.raises(BundleError, match=f"in norms the squared norms of the {rows + 1} rows, got others"):
+        Inspector.load(bundle, "cpu", path)
 
 
 def test_rows_that_were_slipped_in_behind_the_used_ones_are_refused(
