@@ -63,6 +63,7 @@ PUBLIC = {
         "external_data",
         "find_trusted_keys",
         "head_tag",
+        "load_tensors",
         "make_region",
         "making",
         "mask_on_map",
