@@ -69,7 +69,7 @@ PUBLIC = {
         "trusted_bundle",
         "write_bundle",
     ],
-    "flawscope.runtime": ["Box", "Inspector", "Result"],
+    "flawscope.runtime": ["Box", "Inspector", "Result", "Router", "SessionUse"],
     "flawscope.datasets.defects": [
         "SUPPORT_RECORD",
         "NearDuplicate",
