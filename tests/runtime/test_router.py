@@ -526,6 +526,14 @@ def test_one_bundle_that_cannot_be_loaded_closes_those_before_and_after_it(
             bundle.read("features.onnx")
 
 
+def test_each_bundle_may_have_an_overlay_of_its_own_which_must_exist(paths: dict[str, Path], tmp_path: Path) -> None:
+    with Router([paths["a"]], "cpu", "kernel") as router:
+        with pytest.raises(BundleError, match="expected a threshold overlay"):
+            router.add("b", paths["b"], threshold_overlay=tmp_path / "none.json")
+        router.add("b", paths["b"])
+        assert router.names == ("a", "b")
+
+
 def test_a_bundle_that_is_refused_is_closed(paths: dict[str, Path]) -> None:
     with Router([paths["a"]], "cpu", "kernel") as router, open_bundle(paths["b"]) as bundle:
         with pytest.raises(ArgumentError, match="got 'a' twice"):
