@@ -217,8 +217,8 @@ class Router:
         """Return an entry; the caller holds the lock."""
         self._check_open()
         if name not in self._entries:
-            got = ", ".join(sorted(self._entries)) or "none"
-            raise ArgumentError(f"router: expected the name of one of its bundles ({got}), got {name!r}.")
+            has = ", ".join(map(repr, sorted(self._entries))) or "none"
+            raise ArgumentError(f"router: expected the name of one of its bundles ({has}), got {name!r}.")
         return self._entries[name]
 
     def _check_open(self) -> None:

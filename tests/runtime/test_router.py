@@ -353,7 +353,7 @@ def test_threads_that_add_remove_and_inspect_get_the_right_result_or_an_error(
             try:
                 found.add(bits(router.inspect(image, name)))
             except ArgumentError as err:
-                if "expected the name of one of its bundles (a" not in str(err):
+                if "expected the name of one of its bundles ('a'" not in str(err):
                     raise
         return found
 
@@ -469,9 +469,10 @@ def test_names_are_those_of_the_caller_or_of_the_manifests(paths: dict[str, Path
 @pytest.mark.parametrize(
     ("do", "message"),
     [
-        (lambda router, paths: router.inspect(part_images(1, 0)[0], "d"), r"its bundles \(a\), got 'd'"),
-        (lambda router, paths: router.inspector("d"), r"its bundles \(a\), got 'd'"),
-        (lambda router, paths: router.remove("d"), r"its bundles \(a\), got 'd'"),
+        (lambda router, paths: router.inspect(part_images(1, 0)[0], "d"), r"its bundles \('a'\), got 'd'"),
+        (lambda router, paths: router.inspector("d"), r"its bundles \('a'\), got 'd'"),
+        (lambda router, paths: router.inspector("d\n"), r"got 'd\\n'"),
+        (lambda router, paths: router.remove("d"), r"its bundles \('a'\), got 'd'"),
         (lambda router, paths: router.add("a", paths["b"]), "a name for each bundle, got 'a' twice"),
         (lambda router, paths: router.add("", paths["b"]), "a text as the name of a bundle, got ''"),
         (lambda router, paths: router.add(3, paths["b"]), "a text as the name of a bundle, got 3"),
