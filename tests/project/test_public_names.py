@@ -78,7 +78,7 @@ PUBLIC = {
         "with_room",
         "write_bundle",
     ],
-    "flawscope.runtime": ["Box", "Inspector", "Result"],
+    "flawscope.runtime": ["Box", "Inspector", "Result", "Router", "SessionUse"],
     "flawscope.datasets.defects": [
         "SUPPORT_RECORD",
         "NearDuplicate",
