@@ -18,7 +18,7 @@ from typing import Any, overload
 import numpy as np
 
 from flawscope.arrays import Float32Array, UInt8Array
-from flawscope.bundle import Bundle, InForce, Manifest, Thresholds, thresholds_in_force, trusted_bundle
+from flawscope.bundle import Bundle, InForce, Manifest, PartShift, Thresholds, thresholds_in_force, trusted_bundle
 from flawscope.diffusion.reconstruction import Reconstructed
 from flawscope.diffusion.schedule import Sampling
 from flawscope.errors import ArgumentError, BackendError, BundleError, DeviceError, FlawscopeError
@@ -206,6 +206,11 @@ class Inspector:
     def thresholds(self) -> Thresholds | None:
         """The thresholds of this precision, or None before calibration. They cannot be set: see `bundle threshold`."""
         return self._in_force.thresholds
+
+    @property
+    def region(self) -> InspectedRegion | None:
+        """The bundle's region of interest, or None where all of an image counts."""
+        return self._region
 
     @property
     def manifest(self) -> Manifest:
@@ -418,28 +423,30 @@ class Inspector:
                 if notes and self._strict:
                     reason = f"unlike the images that the bundle learned from: {'; '.join(notes)}"
                     return Result(name, "fault", reason=reason, notes=notes)
+            shift = None if self._region is None else self._region.shift_of(image)
             # Tiles are cut from the pixels of the source and prepared one by one.
             prepared = prepare(image, manifest.input) if manifest.tiling is None else image
         except Exception as err:
             return Result(name, "fault", reason=_fault_reason(err, f"{name}: "), notes=notes)
         timings = {"read": 1e3 * (read_at - started), "prepare": 1e3 * (time.perf_counter() - read_at)}
-        return _LoadedImage(name, prepared, (image.shape[0], image.shape[1]), timings, notes)
+        return _LoadedImage(name, prepared, (image.shape[0], image.shape[1]), timings, notes, shift)
 
     def _result(self, image: _LoadedImage, anomaly_map: Float32Array, score: float, infer_ms: float) -> Result:
         started = time.perf_counter()
         if self.manifest.tiling is None and self.manifest.input.mode == "letterbox":
             # The mirrored margin shows nothing of its own. A copy: a view would keep the maps of the whole batch alive.
             anomaly_map = anomaly_map[self.manifest.input.place_of(image.source_size)].copy()
-        if self._region is not None:
-            anomaly_map, score = self._region.restrict(anomaly_map, score)
+        region = None if self._region is None else self._region.at(image.part_shift)
+        if region is not None:
+            anomaly_map, score = region.restrict(anomaly_map, score)
         decision, reason = decide(score, anomaly_map, self.thresholds)
-        if self._region is not None and not self._region.is_seen(anomaly_map):
+        if region is not None and not region.is_seen(anomaly_map):
             reason = "the image is too small to show the region of interest"
         boxes: tuple[Box, ...] = ()
         # No boxes for a fault: its map may hold NaN, and nobody should act on regions of it.
         if self.thresholds is not None and decision != "fault":
             boxes = find_boxes(
-                anomaly_map if self._region is None else self._region.for_boxes(anomaly_map),
+                anomaly_map if region is None else region.for_boxes(anomaly_map),
                 self.thresholds.pixel.value,
                 self.in_force.min_area_px,
                 self.manifest.map_spec,
@@ -454,6 +461,7 @@ class Inspector:
             threshold_revision=None if self.thresholds is None else self.in_force.revision,
             reason=reason,
             notes=image.notes,
+            part_shift=image.part_shift,
             anomaly_map=anomaly_map,
             boxes=boxes,
             # A sum and not a clock: the waiting of this image for the others of its batch is no work on it.
@@ -486,10 +494,11 @@ def _fault_reason(err: Exception, prefix: str = "") -> str:
 
 @dataclass(frozen=True)
 class _LoadedImage:
-    """An image that was read: name, prepared pixels, size of its source (H, W), the times so far, and notes on it."""
+    """An image that was read: name, prepared pixels, size of its source (H, W), times, notes, and shift of the part."""
 
     name: str
     prepared: UInt8Array
     source_size: tuple[int, int]
     timings_ms: dict[str, float]
     notes: tuple[str, ...]
+    part_shift: PartShift | None

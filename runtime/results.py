@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from flawscope.bundle import PartShift
 from flawscope.text import name_bytes, storable
 
 Decision = Literal["accept", "reject", "fault"]
@@ -52,6 +53,8 @@ class Result:
         boxes: Regions above the pixel threshold, largest peak first.
         timings_ms: Milliseconds per stage: read, prepare, infer (its share of the batch), decide, total.
         notes: In what the image is unlike all those that the bundle learned from; empty where in nothing.
+        part_shift: How far the part lies from where the region of interest was drawn, which was moved there; None where
+            it follows no part.
     """
 
     # The defaults are those of a fault without inference, so that a forgotten field can never read as an accept.
@@ -65,6 +68,7 @@ class Result:
     timings_ms: dict[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     threshold_revision: int | None = None
+    part_shift: PartShift | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the line that `flawscope score --json` prints, without the map. Its keys are a public format.
@@ -86,6 +90,8 @@ class Result:
         }
         if (name := name_bytes(self.image)) is not None:
             line["image_base64"] = base64.b64encode(name).decode()
+        if self.part_shift is not None:
+            line["part_shift"] = {"x": round(self.part_shift.right, 2), "y": round(self.part_shift.down, 2)}
         if self.reason is not None:
             line["reason"] = storable(self.reason)
         if self.notes:

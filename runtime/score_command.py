@@ -187,6 +187,8 @@ def _line(result: Result) -> str:
     if result.decision == "fault":
         return f"fault   {result.image}  {result.reason}"
     boxes = f"  {len(result.boxes)} region{'s' if len(result.boxes) != 1 else ''}" if result.boxes else ""
+    if (shift := result.part_shift) is not None:
+        boxes += f"  part shifted x {shift.right:+.1f} y {shift.down:+.1f}"
     against = f"score {_number(result.score)} threshold {_number(result.threshold)}"
     return f"{result.decision:<7} {result.image}  {against}{boxes}"
 
@@ -208,4 +210,8 @@ def _write_map(
 ) -> None:
     spec = inspector.manifest.map_spec
     image = read_image(source, inspector.manifest.input.bits)
-    write_png(path, draw_overlay(image, anomaly_map, spec, _reference(inspector), result.boxes))
+    shown = draw_overlay(image, anomaly_map, spec, _reference(inspector), result.boxes)
+    if result.part_shift is not None and inspector.region is not None:
+        # Only where it follows the part: where it does not, it lies where it was drawn.
+        shown = inspector.region.at(result.part_shift).outline_on(shown)
+    write_png(path, shown)

@@ -211,7 +211,7 @@ def pixel_intervals(
         masks: bool [N, H, W].
         use: bool [N], the images that were ranked.
         ranking: What `rank_pixels` gave for these images.
-        inside: bool [H, W], the pixels that were ranked; all by default.
+        inside: bool [H, W] or [N, H, W], the pixels that were ranked; all by default.
         confidence: Confidence of the intervals, a fraction.
         resamples: Number of bootstrap samples.
         seed: Seed of the random draws.
@@ -248,10 +248,11 @@ def _pixel_histograms(
     bins = len(edges) + 1
     false, true, overlap = (np.zeros((len(chosen), bins)) for _ in range(3))
     regions = np.zeros(len(chosen))
+    counts = None if inside is None else np.broadcast_to(inside, maps.shape)
     for row, index in enumerate(chosen):
         mask = masks[index]
         place = len(edges) - np.searchsorted(edges, maps[index], side="right")  # 0 is the highest bin
-        false[row] = np.bincount(place[~mask if inside is None else inside & ~mask], minlength=bins)
+        false[row] = np.bincount(place[~mask if counts is None else counts[index] & ~mask], minlength=bins)
         if mask.any():
             share, regions[row] = region_shares(mask)
             true[row] = np.bincount(place[mask], minlength=bins)

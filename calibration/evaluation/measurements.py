@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from flawscope.arrays import BoolArray, Float32Array, Float64Array
-from flawscope.bundle import Manifest, mask_on_map, region_mask
+from flawscope.bundle import Manifest, PartShift, mask_on_map, move_mask, region_mask
 from flawscope.calibration.evaluation.bundle_scores import fault_of, score_samples
 from flawscope.calibration.evaluation.metrics import stack_masks
 from flawscope.datasets import Sample
@@ -50,7 +50,8 @@ class Measured:
         diameters: float64 [N], diameter of a circle of the area of the largest defect of an image, in pixels of the
             model's input (of a tile, where images are cut); NaN where no mask has a pixel.
         outside: bool [N], anomalous images whose mask has pixels, all of them outside of the region of interest.
-        inside: bool [H, W], the pixels of maps and masks in the region of interest; None without one.
+        inside: The pixels of maps and masks in the region of interest, bool [H, W], or [N, H, W] where it follows the
+            part; None without one.
     """
 
     samples: tuple[Sample, ...]
@@ -83,7 +84,7 @@ class Measured:
             mask_lost=self.mask_lost[rows],
             diameters=self.diameters[rows],
             outside=self.outside[rows],
-            inside=self.inside,
+            inside=self.inside if self.inside is None or self.inside.ndim == 2 else self.inside[rows],
         )
 
 
@@ -93,14 +94,11 @@ def measure_images(inspector: Inspector, samples: Sequence[Sample], progress: Pr
     spec = inspector.manifest.input.stretched
     is_calibrated = inspector.thresholds is not None
     # Masks are read first: a broken one stops the evaluation before the long part.
-    inside = _inside(inspector)
-    masks, mask_lost, outside, diameters = [], [], [], []
+    masks, mask_lost, diameters = [], [], []
     for sample in samples:
         mask = sample.read_mask() if sample.is_anomalous else None
         small = None if mask is None else prepare_mask(mask, spec)
-        outside.append(inside is not None and small is not None and bool(small.any()) and not (small & inside).any())
-        # What lies outside of the region is neither a defect that was missed nor a normal pixel.
-        masks.append(small if small is None or inside is None else small & inside)
+        masks.append(small)
         diameters.append(math.nan if mask is None else _diameter(mask, inspector.manifest))
         # A defect of a few pixels can vanish when its mask is resized or cropped; the notes say how many did.
         mask_lost.append(mask is not None and small is not None and bool(mask.any()) and not bool(small.any()))
@@ -109,13 +107,22 @@ def measure_images(inspector: Inspector, samples: Sequence[Sample], progress: Pr
     maps = np.zeros((len(samples), *spec.size), np.float32)
     usable = np.zeros(len(samples), np.bool_)
     outcomes = []
+    shifts = []
     for index, (_, result) in enumerate(score_samples(inspector, samples, "Scoring", progress)):
         fault = fault_of(result, is_calibrated=is_calibrated)
         total_ms = result.timings_ms.get("total", 0.0)
+        shifts.append(result.part_shift)
         outcomes.append(Outcome(result.decision, fault, tuple(result.boxes), total_ms, result.notes))
         if fault is None and result.score is not None and result.anomaly_map is not None:
             scores[index], maps[index], usable[index] = result.score, _resized(result.anomaly_map, spec.size), True
+    inside = _inside(inspector, shifts)
     stacked = stack_masks(masks, spec.size)
+    has_pixels = stacked.any(axis=(1, 2))
+    outside = np.zeros(len(stacked), np.bool_)
+    if inside is not None:
+        # What lies outside of the region is neither a defect that was missed nor a normal pixel.
+        stacked &= inside
+        outside[has_pixels & ~stacked.any(axis=(1, 2))] = True
     good = np.array([not sample.is_anomalous for sample in samples], np.bool_)
     # An anomalous image without a mask must not count here: its empty mask would call all its defect pixels normal.
     has_truth = usable & (good | stacked.any(axis=(1, 2)))
@@ -129,18 +136,31 @@ def measure_images(inspector: Inspector, samples: Sequence[Sample], progress: Pr
         has_truth=has_truth,
         mask_lost=np.array(mask_lost, np.bool_),
         diameters=np.array(diameters, np.float64),
-        outside=np.array(outside, np.bool_),
+        outside=outside,
         inside=inside,
     )
 
 
-def _inside(inspector: Inspector) -> BoolArray | None:
-    """Return which pixels lie in the bundle's region of interest, at the size of the maps; None without one."""
+def _inside(inspector: Inspector, shifts: Sequence[PartShift | None]) -> BoolArray | None:
+    """Return which pixels lie in the bundle's region of interest, at the size of the maps; None without one.
+
+    Args:
+        inspector: The bundle.
+        shifts: How far the part of each image lies off, as the results say.
+    """
     manifest, spec = inspector.manifest, inspector.manifest.input.stretched
     if manifest.region is None:
         return None
     mask = region_mask(manifest.region, str(inspector.bundle.path))
-    return mask_on_map(mask, spec if manifest.map_spec is not None else None, spec.size)
+    geometry = spec if manifest.map_spec is not None else None
+    if manifest.region.followed is None:
+        return mask_on_map(mask, geometry, spec.size)
+    # Of a fault nobody knows where the region lies: all counts, so that its image is not left out as one outside.
+    inside = np.ones((len(shifts), *spec.size), np.bool_)
+    for row, shift in enumerate(shifts):
+        if shift is not None:
+            inside[row] = mask_on_map(move_mask(mask, *shift.on(mask)), geometry, spec.size)
+    return inside
 
 
 def _diameter(mask: BoolArray, manifest: Manifest) -> float:

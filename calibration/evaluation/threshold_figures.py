@@ -45,7 +45,7 @@ def _counts(measured: Measured, row: int, threshold: float) -> tuple[int, int, i
     """Return the pixels of an image that are called and defective, only called, and only defective."""
     called, mask = measured.maps[row] > threshold, measured.masks[row]
     if measured.inside is not None:
-        called &= measured.inside  # masks are empty outside already
+        called &= np.broadcast_to(measured.inside, measured.maps.shape)[row]  # masks are empty outside already
     both = int(np.count_nonzero(called & mask))
     return both, int(np.count_nonzero(called)) - both, int(np.count_nonzero(mask)) - both
 

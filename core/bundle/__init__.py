@@ -34,6 +34,7 @@ from flawscope.bundle.manifest import (
 )
 from flawscope.bundle.onnx_model import OnnxModel
 from flawscope.bundle.opening import Bundle, open_bundle, trusted_bundle
+from flawscope.bundle.part_place import PartFollower, PartShift, edge_left, move_mask
 from flawscope.bundle.region import Region, make_region, mask_on_map, region_mask
 from flawscope.bundle.synth_head import ImageParity, SynthDefect, SynthHead, SynthSupport
 from flawscope.bundle.threshold_overlay import InForce, thresholds_in_force
@@ -83,6 +84,8 @@ __all__ = [
     "OnnxModel",
     "PadimHead",
     "Parity",
+    "PartFollower",
+    "PartShift",
     "PatchcoreHead",
     "Precision",
     "Provenance",
@@ -100,12 +103,14 @@ __all__ = [
     "TrustedKeys",
     "change_bundle",
     "check_changeable",
+    "edge_left",
     "external_data",
     "find_trusted_keys",
     "head_tag",
     "make_region",
     "making",
     "mask_on_map",
+    "move_mask",
     "open_bundle",
     "pack_bundle",
     "read_image_hashes",

@@ -99,11 +99,7 @@ def _facts(manifest: Manifest, signature: str) -> list[tuple[str, str]]:
         ("input", _input(manifest)),
         *([] if manifest.tiling is None else [("tiles", _tiles(manifest.tiling))]),
         *([] if manifest.learned is None else [("learned from", describe_learned(manifest.learned))]),
-        *(
-            []
-            if manifest.region is None
-            else [("region", f"defects count in {manifest.region.share:.1%} of the image")]
-        ),
+        *([] if manifest.region is None else [("region", manifest.region.line)]),
         ("files", f"{len(manifest.files)}, {size / 2**20:.1f} MiB"),
         ("made", f"{source.created} by flawscope {manifest.flawscope}: {source.command or 'Python'}"),
     ]

@@ -14,6 +14,7 @@ import msgspec
 import numpy as np
 
 from flawscope.arrays import BoolArray
+from flawscope.bundle.part_place import PartPlace
 from flawscope.errors import ArgumentError, BundleError, ImageError
 from flawscope.imaging.images import Preprocessing, decode_stored, prepare_mask
 from flawscope.imaging.png import encode_mask
@@ -33,12 +34,26 @@ class Region(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         png: The mask, a grey PNG with 255 where a defect counts and 0 elsewhere; base64 in the JSON.
         size: Height and width in pixels of the image that the region was drawn on.
         share: Share of the image that counts.
+        part: Where the part lies that the region follows; not written where it follows none.
     """
 
     # In the manifest and not a file of its own: it changes without any other file of the bundle.
     png: Annotated[bytes, msgspec.Meta(min_length=8, max_length=_MOST_BYTES)]
     size: tuple[Side, Side]
     share: Share
+    # UNSET and not None: manifests of before keep their bytes, which the digest covers.
+    part: PartPlace | msgspec.UnsetType = msgspec.UNSET
+
+    @property
+    def followed(self) -> PartPlace | None:
+        """Where the part lies that the region follows, or None where it follows none."""
+        return None if self.part is msgspec.UNSET else self.part
+
+    @property
+    def line(self) -> str:
+        """What it does, for people."""
+        follows = "" if self.followed is None else f"; it {self.followed.line}"
+        return f"defects count in {self.share:.1%} of the image{follows}"
 
 
 def make_region(mask: BoolArray) -> Region:

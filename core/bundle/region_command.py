@@ -12,13 +12,14 @@ import numpy as np
 from flawscope.arrays import BoolArray, UInt8Array
 from flawscope.bundle.manifest import Manifest
 from flawscope.bundle.opening import open_bundle
+from flawscope.bundle.part_learning import look_at_part
 from flawscope.bundle.region import Region, make_region, mask_on_map
 from flawscope.bundle.writing import change_bundle, check_changeable
 from flawscope.errors import ArgumentError
 from flawscope.files import check_new_file
 from flawscope.imaging.aspect_ratios import stretch_of
 from flawscope.imaging.images import read_image, read_stored
-from flawscope.imaging.masks import read_mask
+from flawscope.imaging.masks import read_mask, with_outline
 from flawscope.imaging.png import write_png
 from flawscope.output_options import OVERWRITE
 from flawscope.terminal import echo
@@ -39,6 +40,21 @@ _CORNERS = '"X,Y X,Y X,Y ..."'
 @click.option("--polygon", "polygons", multiple=True, metavar=_CORNERS, help="Outline of what counts; may be repeated.")
 @click.option("--ignore", "ignored", multiple=True, metavar=_CORNERS, help="Outline of what does not; may be repeated.")
 @click.option("--on", "image", type=_PATH, metavar="IMAGE", help="Image that the corners are pixels of.")
+@click.option(
+    "--follow",
+    "follow_px",
+    type=float,
+    metavar="PX",
+    help="Move the region with the part, up to PX pixels; a part further off is a fault.",
+)
+@click.option(
+    "--normal",
+    "normals",
+    type=_PATH,
+    multiple=True,
+    metavar="PATH",
+    help="Normal image, or a folder of them, to measure how far the part shifts; may be repeated.",
+)
 @click.option("--clear", is_flag=True, help="Remove the region: defects count everywhere.")
 @click.option("--preview", type=_PATH, metavar="PNG", help="Write the image of --on with the region on it.")
 @OVERWRITE
@@ -49,6 +65,8 @@ def region(
     polygons: tuple[str, ...],
     ignored: tuple[str, ...],
     image: Path | None,
+    follow_px: float | None,
+    normals: tuple[Path, ...],
     clear: bool,
     preview: Path | None,
     overwrite: bool,
@@ -58,11 +76,16 @@ def region(
     The score is then the largest value of the anomaly map inside the region, and there are no boxes outside of it. What
     counts is the mask and the polygons together, or the whole image where neither is given, without what is ignored.
     Masks and polygons are drawn on an image of the part as the camera gives it, and scaled to images of another size.
+
+    The region stays where it was drawn, unless --follow moves it with the part: by the shift of each image against --on
+    and the normal images. A part whose place cannot be told, or which lies further off, is then a fault.
     """
     drawn = bool(mask or ignore_mask or polygons or ignored)
     if clear == drawn:
         both = "got both" if clear else "got neither"
         raise click.UsageError(f"Expected --mask, --ignore-mask, --polygon or --ignore, or else --clear, {both}.")
+    if clear and (normals or follow_px is not None):
+        raise click.UsageError("Expected no --follow and --normal with --clear.")
     if preview is not None:
         if image is None or clear:
             raise click.UsageError("Expected --on IMAGE with --preview, and no --clear.")
@@ -78,15 +101,20 @@ def region(
         echo(f"{bundle}: had no region; nothing was changed.")
         return
     made = None
+    said: tuple[str, ...] = ()
     if drawn:
         counted = _counted(mask, ignore_mask, polygons, ignored, photo)
         made = make_region(counted)
         _check_fits(counted, manifest)
+        part, said = look_at_part(counted, image, normals, follow_px, manifest)
+        made = msgspec.structs.replace(made, part=part)
         if preview is not None and photo is not None:
             write_png(preview, _preview(photo, counted))
     had_thresholds = manifest.thresholds is not None
     change_bundle(bundle, manifest, lambda current: _with_region(current, made))
     echo(_summary(bundle, made, had_thresholds=had_thresholds))
+    for line in said:
+        echo(line, err=True)
 
 
 def _counted(
@@ -193,14 +221,10 @@ def _with_region(manifest: Manifest, made: Region | None) -> Manifest:
 
 def _preview(photo: UInt8Array, counted: BoolArray) -> UInt8Array:
     """Return an image with what does not count darkened, and the outline of what counts in green."""
-    shown = np.where(counted[..., None], photo, photo // 3).astype(np.uint8)
-    outlines, _ = cv2.findContours(counted.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
-    thickness = max(1, round(max(counted.shape) / 400))
-    cv2.drawContours(shown, outlines, -1, (0, 220, 0), thickness)
-    return shown
+    return with_outline(np.where(counted[..., None], photo, photo // 3).astype(np.uint8), counted)
 
 
 def _summary(bundle: Path, made: Region | None, *, had_thresholds: bool) -> str:
-    what = "no region, defects count everywhere" if made is None else f"defects count in {made.share:.1%} of the image"
+    what = "no region, defects count everywhere" if made is None else made.line
     removed = "Its thresholds were removed; set new ones" if had_thresholds else "Set thresholds"
     return f"{bundle}: {what}. {removed} with flawscope calibrate."
