@@ -102,7 +102,7 @@ def advise(dataset: Dataset, *, backbone: str = "scattering", defect_px: float |
     if shifts is not None and shifts.largest_px >= 1.0:
         reasons.append(
             f"The part shifts by {shifts.median_px:.1f} pixels in the middle and {shifts.largest_px:.1f} at most. "
-            "PaDiM and a window of PatchCore compare place by place; a region of interest needs that margin or --follow."
+            "PaDiM and a window of PatchCore compare place by place; a region needs that margin or --follow."
         )
     settings: dict[str, tuple[int, int]] = {}
     size_reason = ""
