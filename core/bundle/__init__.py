@@ -29,9 +29,12 @@ from flawscope.bundle.manifest import (
     Parity,
     Precision,
     Provenance,
+    RecordedDrift,
     SamplingChange,
+    decode_manifest,
     external_data,
 )
+from flawscope.bundle.model_identity import model_identity
 from flawscope.bundle.onnx_model import OnnxModel
 from flawscope.bundle.opening import Bundle, open_bundle, trusted_bundle
 from flawscope.bundle.part_place import PartFollower, PartShift, edge_left, move_mask
@@ -47,6 +50,7 @@ from flawscope.bundle.threshold_structs import (
     Thresholds,
 )
 from flawscope.bundle.trusted_keys import TrustedKeys, find_trusted_keys, making
+from flawscope.bundle.upkeep import AddedRows, Additions, BankChange, Upkeep, decode_additions, with_room
 from flawscope.bundle.writing import (
     change_bundle,
     check_changeable,
@@ -62,6 +66,9 @@ __all__ = [
     "PRECISIONS",
     "SCHEMA",
     "Accuracy",
+    "AddedRows",
+    "Additions",
+    "BankChange",
     "BankHead",
     "Bundle",
     "DdadHead",
@@ -90,6 +97,7 @@ __all__ = [
     "Precision",
     "Provenance",
     "ReconstructionHead",
+    "RecordedDrift",
     "Region",
     "SamplingChange",
     "StfpmHead",
@@ -101,8 +109,11 @@ __all__ = [
     "ThresholdLimits",
     "Thresholds",
     "TrustedKeys",
+    "Upkeep",
     "change_bundle",
     "check_changeable",
+    "decode_additions",
+    "decode_manifest",
     "edge_left",
     "external_data",
     "find_trusted_keys",
@@ -110,6 +121,7 @@ __all__ = [
     "make_region",
     "making",
     "mask_on_map",
+    "model_identity",
     "move_mask",
     "open_bundle",
     "pack_bundle",
@@ -119,5 +131,6 @@ __all__ = [
     "sign_bundle",
     "thresholds_in_force",
     "trusted_bundle",
+    "with_room",
     "write_bundle",
 ]

@@ -14,11 +14,10 @@ from flawscope.arrays import BoolArray
 from flawscope.bundle.manifest import Manifest
 from flawscope.bundle.part_place import PartPlace, edge_left, encode_thumbnail, part_box, reach_of
 from flawscope.errors import ArgumentError
-from flawscope.files import is_litter
-from flawscope.imaging.images import EXTENSIONS, read_image
+from flawscope.imaging.image_files import images_in, is_folder
+from flawscope.imaging.images import read_image
 from flawscope.imaging.part_reference import FEWEST, LEAST_CLEAR, PartShifts, Reference, learn_reference
 from flawscope.imaging.part_shift import SIDE, PartFinder, part_thumbnail, thumbnail_size
-from flawscope.open_files import list_folder
 
 _MOST_IMAGES = 64
 _UNMEASURED = 0.3
@@ -84,31 +83,10 @@ def normal_images(named: Sequence[Path]) -> list[Path]:
         DataError: If a folder cannot be listed.
         ArgumentError: If one has no images.
     """
-    found: list[Path] = []
-    for path in named:
-        if not _is_folder(path):
-            found.append(path)
-            continue
-        inside = [
-            entry
-            for entry in list_folder(path)
-            if entry.suffix.lower() in EXTENSIONS and not is_litter(entry.name) and not _is_folder(entry)
-        ]
-        if not inside:
-            raise ArgumentError(
-                f"{path}: expected normal images in this folder, got none. Name images or their folder."
-            )
-        found += inside
+    found = [image for path in named for image in (images_in(path) if is_folder(path) else [path])]
     if len(found) <= _MOST_IMAGES:
         return found
     return [found[int(row)] for row in np.linspace(0, len(found) - 1, _MOST_IMAGES).round()]
-
-
-def _is_folder(path: Path) -> bool:
-    try:
-        return path.is_dir()
-    except (OSError, ValueError):  # it may not be looked at: reading it says why
-        return False
 
 
 def learn_place(

@@ -275,7 +275,7 @@ def test_what_will_be_faults_is_said(tmp_path, bundle, drawn, capsys):
         (["--follow", "33"], "--follow: expected 0 to 32 pixels"),
         (["--follow", "ten"], "--follow"),
         (["--follow", "9", "--normal", "{missing}"], "missing"),
-        (["--follow", "9", "--normal", "{empty}"], "expected normal images in this folder, got none"),
+        (["--follow", "9", "--normal", "{empty}"], "expected images in this folder, got none"),
         (["--follow", "9", "--normal", "{textures}"], "on which the place of the part can be told, got 4 of 4"),
         (["--follow", "9", "--on", "{blank}"], "as alike itself elsewhere"),
         (["--clear", "--follow", "9"], "Expected no --follow and --normal with --clear"),
