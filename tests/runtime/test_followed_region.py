@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from shifted_parts import SIDE, part_image, texture_image
 from tiny_bundle import SIDE as INPUT
 from tiny_bundle import tiny_manifest, tiny_thresholds, write_tiny_bundle
+from tiny_ensemble import member_of, write_member, write_tiny_ensemble
 
 from flawscope import cli
 from flawscope.bundle import Manifest, Region, change_bundle, make_region, open_bundle, region_mask
@@ -150,6 +151,22 @@ def test_a_part_that_is_not_where_the_region_can_be_is_a_fault(inspector, image,
     assert (before.decision, result.decision, after.decision) == ("accept", "fault", "accept")
     assert reason in result.reason
     assert (result.score, result.part_shift, result.boxes) == (None, None, ())
+
+
+def test_the_region_of_an_ensemble_follows_too(tmp_path, followed):
+    members = {write_member(tmp_path / f"m{factor}.flaw", factor): factor for factor in (1.0, 2.0)}
+    # Both have the brightness as their scaled map, so the ensemble has it too.
+    entries = {path: member_of(path, 0.5, 0.0, factor) for path, factor in members.items()}
+    mask = np.zeros((SIDE, SIDE), np.bool_)
+    mask[40:88, 40:88] = True
+    region = msgspec.structs.replace(make_region(mask), part=followed.part)
+    write_tiny_ensemble(tmp_path / "e.flaw", entries, golden=200.0, region=region, thresholds=tiny_thresholds())
+    with Inspector.load(tmp_path / "e.flaw", "cpu") as inspector:
+        for right, expected in ((-10, "accept"), (10, "reject"), (20, "fault")):
+            image = part_image(0, right, 0)
+            image[:, 84:94] = 190
+            result = inspector(image)
+            assert result.decision == expected, (result.reason, result.score)
 
 
 def test_a_region_that_would_leave_the_image_is_a_fault(tmp_path, followed):
