@@ -17,7 +17,7 @@ from flawscope.imaging.image_headers import read_header
 from flawscope.imaging.images import Preprocessing, decode_stored
 from flawscope.imaging.part_shift import LOBE, SIDE, Box, Found, PartFinder, part_thumbnail, thumbnail_size
 from flawscope.imaging.png import encode_png
-from flawscope.ranges import NotNegative, PositiveCount, Share
+from flawscope.ranges import NotNegative, PositiveCount
 
 MOST_FOLLOWED = 0.25
 """Longest shift that a region follows, as a share of the longest side of the image."""
@@ -45,7 +45,8 @@ class PartPlace(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     png: Annotated[bytes, msgspec.Meta(min_length=8, max_length=_MOST_BYTES)]
     box: tuple[_Place, _Place, _Place, _Place]
     follow_px: Annotated[float, msgspec.Meta(gt=0.0)]
-    least_clear: Share
+    # Below a tenth shifts are told that are not there.
+    least_clear: Annotated[float, msgspec.Meta(ge=0.1, le=1.0)]
     images: PositiveCount
     measured: Annotated[int, msgspec.Meta(ge=0)]
     median_px: NotNegative
@@ -115,7 +116,7 @@ def encode_thumbnail(thumbnail: Float32Array) -> bytes:
 
 
 class PartFollower:
-    """Tells where the part of an image lies, and moves a region there.
+    """Tells where the part of an image lies.
 
     Args:
         place: That of a bundle's region.
