@@ -187,7 +187,8 @@ def _line(result: Result) -> str:
     if result.decision == "fault":
         return f"fault   {result.image}  {result.reason}"
     boxes = f"  {len(result.boxes)} region{'s' if len(result.boxes) != 1 else ''}" if result.boxes else ""
-    against = f"score {_number(result.score)} threshold {_number(result.threshold)}"
+    zone = "" if result.zone is None else f"  zone {result.zone}"
+    against = f"score {_number(result.score)} threshold {_number(result.threshold)}{zone}"
     return f"{result.decision:<7} {result.image}  {against}{boxes}"
 
 
@@ -196,7 +197,7 @@ def _number(value: float | None) -> str:
 
 
 def _reference(inspector: Inspector) -> float:
-    """Return the map value in the middle of every colour scale."""
+    """Return the map value in the middle of every colour scale; with zones the largest of their thresholds."""
     if inspector.thresholds is not None:
         return inspector.thresholds.pixel.value
     # Without thresholds the scale is anchored at the largest map value of the golden images.
@@ -208,4 +209,6 @@ def _write_map(
 ) -> None:
     spec = inspector.manifest.map_spec
     image = read_image(source, inspector.manifest.input.bits)
-    write_png(path, draw_overlay(image, anomaly_map, spec, _reference(inspector), result.boxes))
+    # With zones each has its own threshold in the middle of the scale.
+    reference = _reference(inspector) if inspector.thresholds is None else inspector.pixel_thresholds(anomaly_map)
+    write_png(path, draw_overlay(image, anomaly_map, spec, reference, result.boxes))

@@ -87,6 +87,22 @@ class SizeFigures(_Struct, frozen=True):
     detection: Rate
 
 
+class ZoneFigures(_Struct, frozen=True):
+    """What one zone rejected, of the images that could be scored.
+
+    Attributes:
+        zone: Name of the zone.
+        image_threshold: Threshold on its score.
+        false_reject: Share of normal images that it rejected.
+        detection: Share of anomalous images that it rejected, wherever their defect lies.
+    """
+
+    zone: str
+    image_threshold: float
+    false_reject: Rate
+    detection: Rate
+
+
 class Fault(_Struct, frozen=True):
     """An image that could not be decided, and why."""
 
@@ -196,6 +212,7 @@ class Figures(OverallFigures, frozen=True):
         seed: Seed of the bootstrap.
         resamples: Number of bootstrap samples.
         support: The support set whose images are in none of these figures; None where none was named.
+        zones: What each zone rejected; not written where the bundle has none.
     """
 
     without_mask: int
@@ -221,3 +238,5 @@ class Figures(OverallFigures, frozen=True):
     seed: int
     resamples: int
     support: SupportFigures | None
+    # UNSET: what scripts read of bundles without zones stays as it was.
+    zones: tuple[ZoneFigures, ...] | msgspec.UnsetType = msgspec.UNSET

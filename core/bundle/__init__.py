@@ -44,6 +44,7 @@ from flawscope.bundle.threshold_structs import (
     ThresholdChange,
     ThresholdLimits,
     Thresholds,
+    ZoneThresholds,
 )
 from flawscope.bundle.trusted_keys import TrustedKeys, find_trusted_keys, making
 from flawscope.bundle.writing import (
@@ -54,6 +55,7 @@ from flawscope.bundle.writing import (
     sign_bundle,
     write_bundle,
 )
+from flawscope.bundle.zones import Zones, make_zones, zone_numbers, zones_on_map
 
 __all__ = [
     "IMAGE_HASHES",
@@ -98,12 +100,15 @@ __all__ = [
     "ThresholdLimits",
     "Thresholds",
     "TrustedKeys",
+    "ZoneThresholds",
+    "Zones",
     "change_bundle",
     "check_changeable",
     "external_data",
     "find_trusted_keys",
     "head_tag",
     "make_region",
+    "make_zones",
     "making",
     "mask_on_map",
     "open_bundle",
@@ -115,4 +120,6 @@ __all__ = [
     "thresholds_in_force",
     "trusted_bundle",
     "write_bundle",
+    "zone_numbers",
+    "zones_on_map",
 ]
