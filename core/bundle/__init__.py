@@ -30,6 +30,7 @@ from flawscope.bundle.manifest import (
     Precision,
     Provenance,
     SamplingChange,
+    decode_manifest,
     external_data,
 )
 from flawscope.bundle.onnx_model import OnnxModel
@@ -47,6 +48,7 @@ from flawscope.bundle.threshold_structs import (
     ZoneThresholds,
 )
 from flawscope.bundle.trusted_keys import TrustedKeys, find_trusted_keys, making
+from flawscope.bundle.upkeep import AddedRows, Additions, BankChange, Upkeep, decode_additions, with_room
 from flawscope.bundle.writing import (
     change_bundle,
     check_changeable,
@@ -63,6 +65,9 @@ __all__ = [
     "PRECISIONS",
     "SCHEMA",
     "Accuracy",
+    "AddedRows",
+    "Additions",
+    "BankChange",
     "BankHead",
     "Bundle",
     "DdadHead",
@@ -100,10 +105,13 @@ __all__ = [
     "ThresholdLimits",
     "Thresholds",
     "TrustedKeys",
+    "Upkeep",
     "ZoneThresholds",
     "Zones",
     "change_bundle",
     "check_changeable",
+    "decode_additions",
+    "decode_manifest",
     "external_data",
     "find_trusted_keys",
     "head_tag",
@@ -119,6 +127,7 @@ __all__ = [
     "sign_bundle",
     "thresholds_in_force",
     "trusted_bundle",
+    "with_room",
     "write_bundle",
     "zone_numbers",
     "zones_on_map",

@@ -15,6 +15,7 @@ from flawscope.bundle.threshold_facts import thresholds_facts
 from flawscope.bundle.threshold_overlay import find_overlay, read_overlay
 from flawscope.bundle.trust import check_signed_by, signature_of
 from flawscope.bundle.trusted_keys import find_trusted_keys
+from flawscope.bundle.upkeep import Upkeep
 from flawscope.bundle.zones import describe_zones
 from flawscope.drawn_check import describe_check
 from flawscope.errors import BundleError, GateError
@@ -106,6 +107,7 @@ def _facts(manifest: Manifest, signature: str) -> list[tuple[str, str]]:
             else [("region", f"defects count in {manifest.region.share:.1%} of the image")]
         ),
         *([] if manifest.drawn_zones is None else [("zones", describe_zones(manifest.drawn_zones))]),
+        *([] if manifest.upkeep is None else _bank(manifest.upkeep)),
         ("files", f"{len(manifest.files)}, {size / 2**20:.1f} MiB"),
         ("made", f"{source.created} by flawscope {manifest.flawscope}: {source.command or 'Python'}"),
     ]
@@ -135,6 +137,20 @@ def _facts(manifest: Manifest, signature: str) -> list[tuple[str, str]]:
         for row in manifest.evidence.accuracy
     ]
     return facts
+
+
+def _bank(upkeep: Upkeep) -> list[tuple[str, str]]:
+    """Return the manifest facts of a memory bank that can be changed."""
+    facts = [("bank", f"{_counts(upkeep.rows)} rows, room for {_counts(upkeep.room)} more")]
+    for change in upkeep.changes:
+        images = f" {change.images} images," if change.images else ""
+        text = f"{change.when} {change.what}{images} {_counts(change.rows)} rows since, by {change.command or 'Python'}"
+        facts.append((f"change {change.number}", text))
+    return facts
+
+
+def _counts(rows: tuple[int, ...]) -> str:
+    return " and ".join(f"{count:,}" for count in rows)
 
 
 def _named_line(line: str) -> tuple[str, str]:

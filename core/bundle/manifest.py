@@ -16,6 +16,7 @@ import msgspec
 from flawscope.bundle.heads import Head, decode_head
 from flawscope.bundle.region import Region
 from flawscope.bundle.threshold_structs import ThresholdChange, Thresholds
+from flawscope.bundle.upkeep import Upkeep
 from flawscope.bundle.zones import Zones
 from flawscope.diffusion.schedule import Sampling
 from flawscope.drawn_check import DrawnCheck
@@ -283,6 +284,7 @@ class Manifest(_Struct, frozen=True):
     tiling: Tiling | None = None
     learned: LearnedImages | None = None
     region: Region | None = None
+    upkeep: Upkeep | None = None
     # msgspec copies an empty default for each instance.
     precisions: dict[str, Precision] = {}
     thresholds: Thresholds | None = None
