@@ -7,6 +7,7 @@ whatever goes wrong with an image is a `fault`, never an `accept`, and the image
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -29,7 +30,8 @@ from flawscope.runtime.backends import choose_backend
 from flawscope.runtime.decision import decide, find_boxes
 from flawscope.runtime.image_sources import Color, Source, check_color, name_of, read_source_image, split_batch
 from flawscope.runtime.inspected_region import InspectedRegion
-from flawscope.runtime.results import Box, Result
+from flawscope.runtime.inspected_zones import InspectedZones, deciding_zone
+from flawscope.runtime.results import Box, Result, ZoneScore
 from flawscope.runtime.scorers.golden import check_golden, check_outputs
 from flawscope.runtime.scorers.scorer import Reconstructor, Scorer, ScorerOptions, open_scorer
 from flawscope.time_limit import load_limit, within
@@ -68,6 +70,7 @@ class Inspector:
         "_region",
         "_sampling",
         "_strict",
+        "_zones",
         "backend_reason",
         "bundle",
         "precision",
@@ -111,6 +114,7 @@ class Inspector:
         self._strict = strict
         self._limit_s = load_limit(timeout_s)
         self._region = None if bundle.manifest.region is None else InspectedRegion(bundle.manifest, str(bundle.path))
+        self._zones = None if bundle.manifest.drawn_zones is None else InspectedZones(bundle.manifest, str(bundle.path))
         self.scorer = self._within_limit(lambda: self._open(backend))
 
     @classmethod
@@ -437,17 +441,26 @@ class Inspector:
             # The mirrored margin shows nothing of its own. A copy: a view would keep the maps of the whole batch alive.
             anomaly_map = anomaly_map[self.manifest.input.place_of(image.source_size)].copy()
         region = None if self._region is None else self._region.at(image.part_shift)
+        counted, threshold = anomaly_map, None if self.thresholds is None else self.thresholds.image.value
         if region is not None:
             anomaly_map, score = region.restrict(anomaly_map, score)
-        decision, reason = decide(score, anomaly_map, self.thresholds)
+            counted = region.for_boxes(anomaly_map)
+        # A score or map that is not finite says that the inference failed: no zone makes a number of it.
+        zones: tuple[ZoneScore, ...] = ()
+        if self._zones is not None and np.isfinite(score) and np.isfinite(anomaly_map).all():
+            zones = self._zones.scores(counted, self.thresholds)
+        decision, reason = decide(score, anomaly_map, self.thresholds, zones)
+        deciding = deciding_zone(zones)
+        if self._zones is not None:
+            score, threshold = (math.nan, None) if deciding is None else (deciding.score, deciding.threshold)
         if region is not None and not region.is_seen(anomaly_map):
             reason = "the image is too small to show the region of interest"
         boxes: tuple[Box, ...] = ()
         # No boxes for a fault: its map may hold NaN, and nobody should act on regions of it.
         if self.thresholds is not None and decision != "fault":
             boxes = find_boxes(
-                anomaly_map if region is None else region.for_boxes(anomaly_map),
-                self.thresholds.pixel.value,
+                counted,
+                self.pixel_thresholds(anomaly_map),
                 self.in_force.min_area_px,
                 self.manifest.map_spec,
                 image.source_size,
@@ -457,7 +470,7 @@ class Inspector:
             image=image.name,
             decision=decision,
             score=score if np.isfinite(score) else None,  # NaN must not reach a JSON line or a comparison
-            threshold=None if self.thresholds is None else self.thresholds.image.value,
+            threshold=threshold,
             threshold_revision=None if self.thresholds is None else self.in_force.revision,
             reason=reason,
             notes=image.notes,
@@ -466,7 +479,22 @@ class Inspector:
             boxes=boxes,
             # A sum and not a clock: the waiting of this image for the others of its batch is no work on it.
             timings_ms={**timings, "total": sum(timings.values())},
+            zones=() if deciding is None else zones,
+            zone=None if deciding is None or threshold is None else deciding.name,
         )
+
+    def pixel_thresholds(self, anomaly_map: Float32Array) -> float | Float32Array:
+        """Return the threshold on the pixels of a map float32 [H, W]; with zones one for each, float32 [H, W].
+
+        Raises:
+            BundleError: If there are no thresholds.
+        """
+        if self.thresholds is None:
+            raise BundleError(f"{self.bundle.path}: expected thresholds, got none. Run flawscope calibrate.")
+        if self._zones is None:
+            return self.thresholds.pixel.value
+        counted = anomaly_map if self._region is None else self._region.for_boxes(anomaly_map)
+        return self._zones.pixel_thresholds(counted, self.thresholds)
 
     def close(self) -> None:
         """Release the scorer and the bundle; every image after that is a fault. Closing twice is harmless."""

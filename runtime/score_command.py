@@ -171,7 +171,8 @@ def _line(result: Result) -> str:
     boxes = f"  {len(result.boxes)} region{'s' if len(result.boxes) != 1 else ''}" if result.boxes else ""
     if (shift := result.part_shift) is not None:
         boxes += f"  part shifted x {shift.right:+.1f} y {shift.down:+.1f}"
-    against = f"score {_number(result.score)} threshold {_number(result.threshold)}"
+    zone = "" if result.zone is None else f"  zone {result.zone}"
+    against = f"score {_number(result.score)} threshold {_number(result.threshold)}{zone}"
     return f"{result.decision:<7} {result.image}  {against}{boxes}"
 
 
@@ -180,7 +181,7 @@ def _number(value: float | None) -> str:
 
 
 def _reference(inspector: Inspector) -> float:
-    """Return the map value in the middle of every colour scale."""
+    """Return the map value in the middle of every colour scale; with zones the largest of their thresholds."""
     if inspector.thresholds is not None:
         return inspector.thresholds.pixel.value
     # Without thresholds the scale is anchored at the largest map value of the golden images.
@@ -192,7 +193,9 @@ def _write_map(
 ) -> None:
     spec = inspector.manifest.map_spec
     image = read_image(source, inspector.manifest.input.bits)
-    shown = draw_overlay(image, anomaly_map, spec, _reference(inspector), result.boxes)
+    # With zones each has its own threshold in the middle of the scale.
+    reference = _reference(inspector) if inspector.thresholds is None else inspector.pixel_thresholds(anomaly_map)
+    shown = draw_overlay(image, anomaly_map, spec, reference, result.boxes)
     if result.part_shift is not None and inspector.region is not None:
         # Only where it follows the part: where it does not, it lies where it was drawn.
         shown = inspector.region.at(result.part_shift).outline_on(shown)

@@ -35,6 +35,7 @@ from flawscope.calibration.evaluation.evaluation_notes import (
     figure_notes,
     inspection_notes,
     region_notes,
+    zone_notes,
 )
 from flawscope.calibration.evaluation.figures import (
     BundleIdentity,
@@ -57,7 +58,7 @@ from flawscope.calibration.evaluation.measured_figures import (
     support_figures,
 )
 from flawscope.calibration.evaluation.measurements import Measured, measure_images
-from flawscope.calibration.evaluation.threshold_figures import recall_by_size
+from flawscope.calibration.evaluation.threshold_figures import recall_by_size, zone_figures
 from flawscope.calibration.extras import require
 from flawscope.datasets import Dataset, Inspection, as_recorded, fingerprint, hash_contents
 from flawscope.datasets.inspection import inspect_and_hash
@@ -219,6 +220,7 @@ def evaluate_bundle(
         support=_support_figures(run, measured, overall, seed, resamples),
         per_image=results_of(measured, run.contents, dataset.root, is_calibrated=confusion is not None),
         drift=(),
+        zones=zone_figures(measured, run.thresholds) or msgspec.UNSET,
     )
     figures = _with_drift(figures, run.manifest, None if earlier is None else earlier[1])
     progress("Computing figures", 1, 1)
@@ -285,6 +287,7 @@ def _notes(run: _BundleRun, measured: Measured) -> tuple[str, ...]:
         *moved,
         *contamination_notes(run.contamination, run.measured, measured),
         *region_notes(run.manifest, run.measured),
+        *zone_notes(run.manifest, run.thresholds),
         *figure_notes(measured, run.thresholds, run.backend, run.hashes, contents),
         *inspection_notes(run.inspection, run.manifest, left_out),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -14,7 +15,7 @@ from flawscope.bundle.threshold_overlay_options import threshold_overlay_options
 from flawscope.bundle.trusted_keys_option import trusted_keys_option
 from flawscope.calibration.evaluation.drift_text import drift_line, drift_table, paired_lines
 from flawscope.calibration.evaluation.evaluate import evaluate_bundle, record_accuracy
-from flawscope.calibration.evaluation.figures import Drift, Fault, Figures, LeakFigures
+from flawscope.calibration.evaluation.figures import Drift, Fault, Figures, LeakFigures, ZoneFigures
 from flawscope.calibration.evaluation.intervals import Rate
 from flawscope.datasets import open_dataset
 from flawscope.errors import ArgumentError
@@ -172,6 +173,8 @@ def _print(figures: Figures) -> None:
         console.print(_size_table(figures))
     for drift in figures.drift:
         _print_drift(console, drift)
+    if figures.zones is not msgspec.UNSET:
+        console.print(_zone_table(figures.zones))
     for text in figures.diagnosis:
         echo(f"diagnosis: {text}", err=True)
     for note in figures.notes:
@@ -245,6 +248,17 @@ def _size_table(figures: Figures) -> Table:
         found, interval = _rate(row.detection, "{1:.1%} to {2:.1%}")
         sizes = f"{row.smallest_px:.1f} to {row.largest_px:.1f}"
         table.add_row(sizes, str(row.detection.n), found, interval)
+    return table
+
+
+def _zone_table(zones: Sequence[ZoneFigures]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("zone")
+    for title in ("threshold", "normal rejected", "defective rejected"):
+        table.add_column(title, justify="right")
+    for row in zones:
+        counts = (f"{rate.count}/{rate.n}" for rate in (row.false_reject, row.detection))
+        table.add_row(printable(row.zone), f"{row.image_threshold:.6g}", *counts)
     return table
 
 

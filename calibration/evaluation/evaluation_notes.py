@@ -89,6 +89,28 @@ def region_notes(manifest: Manifest, everything: Measured) -> tuple[str, ...]:
     return tuple(notes)
 
 
+def zone_notes(manifest: Manifest, thresholds: Thresholds | None) -> tuple[str, ...]:
+    """Return what zones do to the figures; empty without any.
+
+    Args:
+        manifest: That of the bundle.
+        thresholds: Those in force.
+    """
+    if manifest.drawn_zones is None:
+        return ()
+    if thresholds is None:
+        ranked = "without thresholds images are ranked by their highest score"
+    else:
+        ranked = (
+            "images are ranked (AUROC, AP, F1) by the largest score minus threshold of their zones, which is above 0"
+        )
+        ranked += " where an image is rejected"
+    return (
+        f"The bundle has the zones {', '.join(manifest.drawn_zones.names)}: {ranked}. AUROC, AP and AU-PRO of pixels "
+        "are of the map itself.",
+    )
+
+
 def inspection_notes(inspection: Inspection, manifest: Manifest, left_out: Collection[Path] = ()) -> tuple[str, ...]:
     """Return what `data inspect` finds in the dataset that bears on its figures, a sentence for each kind.
 

@@ -89,6 +89,22 @@ class SizeFigures(_Struct, frozen=True):
     detection: Rate
 
 
+class ZoneFigures(_Struct, frozen=True):
+    """What one zone rejected, of the images that could be scored.
+
+    Attributes:
+        zone: Name of the zone.
+        image_threshold: Threshold on its score.
+        false_reject: Share of normal images that it rejected.
+        detection: Share of anomalous images that it rejected, wherever their defect lies.
+    """
+
+    zone: str
+    image_threshold: float
+    false_reject: Rate
+    detection: Rate
+
+
 class Fault(_Struct, frozen=True):
     """An image that could not be decided, and why."""
 
@@ -298,6 +314,7 @@ class Figures(OverallFigures, frozen=True):
         support: The support set whose images are in none of these figures; None where none was named.
         per_image: The images that count, in the order of the dataset.
         drift: Differences from the same model with another backend, precision or machine, on the same images.
+        zones: What each zone rejected; not written where the bundle has none.
     """
 
     without_mask: int
@@ -325,6 +342,8 @@ class Figures(OverallFigures, frozen=True):
     support: SupportFigures | None
     per_image: tuple[ImageResult, ...]
     drift: tuple[Drift, ...]
+    # UNSET: what scripts read of bundles without zones stays as it was.
+    zones: tuple[ZoneFigures, ...] | msgspec.UnsetType = msgspec.UNSET
 
 
 def measured_on(backend: str, path: str, precision: str) -> str:

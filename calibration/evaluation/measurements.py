@@ -20,18 +20,20 @@ from flawscope.imaging.images import prepare_mask, resize
 from flawscope.progress import Progress
 
 if TYPE_CHECKING:
-    from flawscope.runtime import Box, Inspector
+    from flawscope.runtime import Box, Inspector, Result
+    from flawscope.runtime.results import ZoneScore
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Result of the runtime for one image; `fault` is None when it has a usable score."""
+    """Result of the runtime for one image; `fault` is None when it has a usable score; with the scores of its zones."""
 
     decision: Literal["accept", "reject", "fault"]
     fault: str | None
     boxes: tuple[Box, ...]
     total_ms: float
     notes: tuple[str, ...] = ()
+    zones: tuple[ZoneScore, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,8 @@ class Measured:
     Attributes:
         samples: The images.
         outcomes: Their decisions.
-        scores: float64 [N]; 0 where an image could not be scored.
+        scores: float64 [N]; 0 where an image could not be scored. With zones and thresholds, the largest score minus
+            threshold of an image's zones: their thresholds differ, so their scores alone have no common rank.
         maps: float32 [N, H, W] at the size of the model's input; 0 where an image could not be scored.
         masks: bool [N, H, W]; all false where there is no pixel truth.
         usable: bool [N], images that were scored.
@@ -52,6 +55,8 @@ class Measured:
         outside: bool [N], anomalous images whose mask has pixels, all of them outside of the region of interest.
         inside: The pixels of maps and masks in the region of interest, bool [H, W], or [N, H, W] where it follows the
             part; None without one.
+        pixel_thresholds: float32 [H, W], the threshold of each pixel of the maps; None without zones, where all have
+            one, and without thresholds.
     """
 
     samples: tuple[Sample, ...]
@@ -65,6 +70,7 @@ class Measured:
     diameters: Float64Array
     outside: BoolArray
     inside: BoolArray | None = None
+    pixel_thresholds: Float32Array | None = None
 
     @property
     def labels(self) -> BoolArray:
@@ -85,6 +91,7 @@ class Measured:
             diameters=self.diameters[rows],
             outside=self.outside[rows],
             inside=self.inside if self.inside is None or self.inside.ndim == 2 else self.inside[rows],
+            pixel_thresholds=self.pixel_thresholds,
         )
 
 
@@ -112,9 +119,9 @@ def measure_images(inspector: Inspector, samples: Sequence[Sample], progress: Pr
         fault = fault_of(result, is_calibrated=is_calibrated)
         total_ms = result.timings_ms.get("total", 0.0)
         shifts.append(result.part_shift)
-        outcomes.append(Outcome(result.decision, fault, tuple(result.boxes), total_ms, result.notes))
+        outcomes.append(Outcome(result.decision, fault, tuple(result.boxes), total_ms, result.notes, result.zones))
         if fault is None and result.score is not None and result.anomaly_map is not None:
-            scores[index], maps[index], usable[index] = result.score, _resized(result.anomaly_map, spec.size), True
+            scores[index], maps[index], usable[index] = _rank(result), _resized(result.anomaly_map, spec.size), True
     inside = _inside(inspector, shifts)
     stacked = stack_masks(masks, spec.size)
     has_pixels = stacked.any(axis=(1, 2))
@@ -138,7 +145,22 @@ def measure_images(inspector: Inspector, samples: Sequence[Sample], progress: Pr
         diameters=np.array(diameters, np.float64),
         outside=outside,
         inside=inside,
+        pixel_thresholds=_pixel_thresholds(inspector),
     )
+
+
+def _rank(result: Result) -> float:
+    """Return the number by which an image is ranked among others."""
+    score = 0.0 if result.score is None else result.score
+    return score if not result.zones or result.threshold is None else score - result.threshold
+
+
+def _pixel_thresholds(inspector: Inspector) -> Float32Array | None:
+    """Return the threshold of each pixel at the size of the maps; None where all have one, or there are none."""
+    if inspector.thresholds is None or not inspector.thresholds.of_zones:
+        return None
+    found = inspector.pixel_thresholds(np.zeros(inspector.manifest.input.stretched.size, np.float32))
+    return found if isinstance(found, np.ndarray) else None
 
 
 def _inside(inspector: Inspector, shifts: Sequence[PartShift | None]) -> BoolArray | None:

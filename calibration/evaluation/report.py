@@ -12,6 +12,7 @@ import numpy as np
 
 from flawscope import __version__
 from flawscope.arrays import Float64Array
+from flawscope.bundle import Threshold, Thresholds
 from flawscope.calibration.evaluation import report_images, report_plots
 from flawscope.calibration.evaluation.drift_text import DRIFT_NAMES, paired_lines, span_of
 from flawscope.calibration.evaluation.evaluate import Evaluation
@@ -168,6 +169,7 @@ def _context(evaluation: Evaluation, markup: Any) -> dict[str, Any]:
     return {
         "figures": figures,
         "manifest": manifest,
+        "threshold_rows": _threshold_rows(thresholds),
         "thresholds": thresholds,  # of the measured precision, which those of the manifest itself are not always
         "version": __version__,
         "headlines": [
@@ -188,6 +190,19 @@ def _context(evaluation: Evaluation, markup: Any) -> dict[str, Any]:
         "drawn": manifest.evidence.drawn,
         "faults": [(_relative(evaluation, Path(fault.image)), fault.reason) for fault in figures.faults],
     }
+
+
+def _threshold_rows(thresholds: Thresholds | None) -> list[tuple[str, Threshold]]:
+    """Return what each threshold is on, and it itself."""
+    if thresholds is None:
+        return []
+    if thresholds.of_zones:
+        return [
+            row
+            for own in thresholds.of_zones
+            for row in ((f"image score, {own.name}", own.image), (f"pixels, {own.name}", own.pixel))
+        ]
+    return [("image score", thresholds.image), ("pixels of the map", thresholds.pixel)]
 
 
 def _leak_rows(figures: Figures) -> list[Row]:
@@ -291,13 +306,17 @@ def _card(evaluation: Evaluation, scale: HeatScale, row: int) -> Card:
     sample, outcome = measured.samples[row], measured.outcomes[row]
     spec = evaluation.manifest.input
     image, mask = read_image(sample.path, spec.bits), sample.read_mask() if sample.is_anomalous else None
+    heat = measured.maps[row]
+    if measured.pixel_thresholds is not None:
+        # Moved so that the threshold of each zone is where the colour changes.
+        heat = heat - measured.pixel_thresholds + np.float32(scale.middle)
     return Card(
         title=_relative(evaluation, sample.path),
         kind=sample.defect,
         decision=outcome.decision,
         score=float(measured.scores[row]),
         plain=report_images.plain(image),
-        heat=report_images.overlay(image, measured.maps[row], spec.stretched, scale, mask, outcome.boxes),
+        heat=report_images.overlay(image, heat, spec.stretched, scale, mask, outcome.boxes),
         has_outline=mask is not None and bool(mask.any()),
         boxes=len(outcome.boxes),
     )

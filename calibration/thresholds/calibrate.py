@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,26 +18,28 @@ import msgspec
 import numpy as np
 
 from flawscope.arrays import BoolArray, Float64Array
-from flawscope.bundle import (
-    Guarantee,
-    Manifest,
-    Threshold,
-    ThresholdChange,
-    ThresholdLimits,
-    Thresholds,
-    change_bundle,
-    check_changeable,
-    open_bundle,
-    read_image_hashes,
-)
+from flawscope.bundle import Manifest, Threshold, Thresholds, check_changeable, open_bundle, read_image_hashes
 from flawscope.calibration.evaluation.bundle_scores import fault_of, load_inspector, score_samples, unlike_notes
 from flawscope.calibration.evaluation.intervals import check_fraction
 from flawscope.calibration.extras import require
 from flawscope.calibration.thresholds.expectation import expectation
-from flawscope.calibration.thresholds.normal_quantile import OrderStatistic, f1_threshold, order_statistic_threshold
+from flawscope.calibration.thresholds.normal_quantile import f1_threshold
 from flawscope.calibration.thresholds.threshold_images import ChosenImages, Objective, check_images, choose_images
-from flawscope.calibration.thresholds.threshold_limits import Range, limits_by_hand, limits_from_scores
-from flawscope.calibration.thresholds.threshold_notes import claim_notes, cross_note, highest_first, outlying_notes
+from flawscope.calibration.thresholds.threshold_limits import Range, limits_by_hand
+from flawscope.calibration.thresholds.threshold_notes import (
+    claim_notes,
+    cross_note,
+    highest_first,
+    outlying_notes,
+    zone_notes,
+)
+from flawscope.calibration.thresholds.threshold_record import write_changed
+from flawscope.calibration.thresholds.thresholds_from_scores import (
+    thresholds_from_scores,
+    with_limits,
+    zone_thresholds_from_scores,
+)
+from flawscope.calibration.thresholds.zones_by_hand import check_zone_request, zone_by_hand
 from flawscope.cross_scores import CrossScores
 from flawscope.datasets import Dataset, Sample
 from flawscope.errors import ArgumentError, DataError
@@ -103,12 +104,21 @@ class Proposal:
 
 @dataclass(frozen=True)
 class _Scores:
-    """Scores float64 [N], map maxima float64 [N], which of the images are anomalous, bool [N], and notes on each."""
+    """What was measured on each image.
+
+    Attributes:
+        image: Scores, float64 [N].
+        map_max: Largest values of the maps, float64 [N].
+        labels: Which images are anomalous, bool [N].
+        notes: Notes on each.
+        zones: Scores in each of K zones, float64 [N, K]; K is 0 without zones.
+    """
 
     image: Float64Array
     map_max: Float64Array
     labels: BoolArray
     notes: tuple[tuple[str, ...], ...]
+    zones: Float64Array
 
 
 def calibrate_bundle(
@@ -207,7 +217,8 @@ def propose_thresholds(
         if cross is None:
             raise DataError(
                 f"{path}: expected scores of cross-fitting, since no dataset was named, got a bundle without them in "
-                f"{precision}, or with a region of interest, where they are others. Name the normal images with --data."
+                f"{precision}, or with a region of interest or zones, where they are others. Name the normal images "
+                "with --data."
             )
         if backend != "auto":
             raise ArgumentError(
@@ -218,6 +229,7 @@ def propose_thresholds(
     # Without an overlay: thresholds do not matter here, and one that is broken must not keep new ones from being set.
     with load_inspector(path, backend, precision=precision, use_overlay=False) as inspector:
         manifest = inspector.manifest
+        check_zone_request(path, manifest, objective, limits)
         hashes = read_image_hashes(inspector.bundle)
         chosen = choose_images(dataset, hashes, objective, support, progress)
         # By their number alone, never by the scores: a choice that looked at them would void the bound.
@@ -227,15 +239,20 @@ def propose_thresholds(
         scores = _score(inspector, chosen.samples, progress)
         scored_on = inspector.backend
     good = ~scores.labels
-    image = order_statistic_threshold(scores.image[good], false_reject_rate, confidence)
-    # The largest value of each map, not all pixels: pixels of one image are not independent, and the bound is then on
-    # normal images with any pixel above the threshold.
-    pixel = order_statistic_threshold(scores.map_max[good], false_reject_rate, confidence)
-    new = Thresholds(_record(image, scored_on), _record(pixel, scored_on))
-    if objective == "f1":
-        value = f1_threshold(scores.image, scores.labels)
-        new = msgspec.structs.replace(new, image=Threshold(value, "f1", images=len(scores.image), backend=scored_on))
-    new = _with_limits(new, scores.image[good], scores.map_max[good], limits)
+    if manifest.drawn_zones is not None:
+        new, image = zone_thresholds_from_scores(
+            manifest.drawn_zones.names, scores.zones[good], false_reject_rate, confidence, scored_on
+        )
+    else:
+        new, image = thresholds_from_scores(
+            scores.image[good], scores.map_max[good], false_reject_rate, confidence, scored_on
+        )
+        if objective == "f1":
+            value = f1_threshold(scores.image, scores.labels)
+            new = msgspec.structs.replace(
+                new, image=Threshold(value, "f1", images=len(scores.image), backend=scored_on)
+            )
+        new = with_limits(new, scores.image[good], scores.map_max[good], limits)
     names = [sample.path for sample in itertools.compress(chosen.samples, good)]
     calibration = Calibration(
         old=manifest.thresholds_of(precision),
@@ -246,7 +263,8 @@ def propose_thresholds(
         notes=(
             *unlike_notes(manifest, dataset.category, scores.notes),
             *outlying_notes(names, scores.image[good], scores.map_max[good]),
-            *claim_notes(image, objective),
+            *zone_notes(image, new),
+            *claim_notes(image, objective, has_zones=bool(new.of_zones)),
         ),
         backend=scored_on,
         highest=highest_first(names, scores.image[good])[:_LISTED],
@@ -261,8 +279,9 @@ def _cross_scores(path: Path, objective: Objective, precision: str) -> CrossScor
     if objective != "good" or precision != "fp32":
         return None
     with open_bundle(path) as bundle:
-        # They are of the whole image: with a region of interest every score is another number.
-        if bundle.manifest.kind != "score" or bundle.manifest.region is not None:
+        # They are of the whole image: with a region of interest or zones every score is another number.
+        manifest = bundle.manifest
+        if manifest.kind != "score" or manifest.region is not None or manifest.drawn_zones is not None:
             return None
         return read_image_hashes(bundle).cross
 
@@ -280,10 +299,8 @@ def _propose_from_cross(
     with open_bundle(path) as bundle:
         manifest = bundle.manifest
     scores, map_max = np.array(cross.scores), np.array(cross.map_max)
-    image = order_statistic_threshold(scores, false_reject_rate, confidence)
-    pixel = order_statistic_threshold(map_max, false_reject_rate, confidence)
-    new = Thresholds(_record(image, TORCH, "estimated"), _record(pixel, TORCH, "estimated"))
-    new = _with_limits(new, scores, map_max, limits)
+    new, image = thresholds_from_scores(scores, map_max, false_reject_rate, confidence, TORCH, "estimated")
+    new = with_limits(new, scores, map_max, limits)
     files = {} if chosen is None else {content: path for path, content in chosen.contents.items()}
     names = [files.get(content, Path(f"image {content[:19]}")) for content in cross.images]
     left_out: tuple[tuple[str, int], ...] = ()
@@ -308,15 +325,6 @@ def _propose_from_cross(
     return Proposal(path, manifest, "fp32", min_area_px, calibration)
 
 
-def _with_limits(
-    new: Thresholds, image: Float64Array, map_max: Float64Array, given: tuple[Range | None, Range | None]
-) -> Thresholds:
-    """Return thresholds with limits from scores of normal images, or those that are given."""
-    limits = ThresholdLimits(limits_from_scores(new.image.value, image), limits_from_scores(new.pixel.value, map_max))
-    new = msgspec.structs.replace(new, limits=limits)
-    return msgspec.structs.replace(new, limits=limits_by_hand(new, *given))
-
-
 def write_thresholds(proposal: Proposal, *, command: str) -> Calibration:
     """Put computed thresholds into their bundle and record the change.
 
@@ -328,7 +336,7 @@ def write_thresholds(proposal: Proposal, *, command: str) -> Calibration:
         StorageError: If the bundle cannot be changed.
     """
     wanted = proposal.calibration.new
-    old, written = _write(
+    old, written = write_changed(
         proposal.path, proposal.read, proposal.precision, lambda _: wanted, proposal.min_area_px, command
     )
     return replace(proposal.calibration, old=old, min_area_px=written.min_area_px)
@@ -342,17 +350,18 @@ def set_thresholds(
     *,
     image_limits: Range | None = None,
     pixel_limits: Range | None = None,
+    zone: str | None = None,
     precision: str = "fp32",
     command: str,
 ) -> Calibration:
-    """Set thresholds of one precision by hand; None keeps a threshold.
+    """Set thresholds of one precision by hand; None keeps a threshold. With zones they are those of one of them.
 
     Limits of threshold overlays are kept too where the new thresholds lie within them; otherwise there are none any
     more, unless they are given. Where only those of one threshold are given, an overlay may not move the other.
 
     Raises:
         ArgumentError: If a number is not finite, a threshold lies outside of the limits that were given, the bundle
-            does not score or lacks the precision, or it has no thresholds yet and gets only one.
+            does not score or lacks the precision or zone, or it has no thresholds yet and gets only one.
     """
     _check_area(min_area_px)
     for name, value in (("image threshold", image), ("pixel threshold", pixel)):
@@ -362,8 +371,13 @@ def set_thresholds(
         manifest = bundle.manifest
     if manifest.kind != "score":
         raise ArgumentError(f"{path}: expected a bundle that scores, got one that draws defects. It has no thresholds.")
+    check_zone_request(path, manifest, "good", (image_limits, pixel_limits))
+    if manifest.drawn_zones is None and zone is not None:
+        raise ArgumentError(f"{path}: expected no zone, since the bundle has none, got {zone!r}. Leave --zone out.")
 
     def by_hand(old: Thresholds | None) -> Thresholds:
+        if manifest.drawn_zones is not None:
+            return zone_by_hand(path, manifest, old, zone, image, pixel)
         new_image = Threshold(image, "manual") if image is not None else old.image if old else None
         new_pixel = Threshold(pixel, "manual") if pixel is not None else old.pixel if old else None
         if new_image is None or new_pixel is None:
@@ -374,10 +388,11 @@ def set_thresholds(
         new = Thresholds(new_image, new_pixel, old.limits if old else None)
         return msgspec.structs.replace(new, limits=limits_by_hand(new, image_limits, pixel_limits))
 
-    old, written = _write(path, manifest, precision, by_hand, min_area_px, command)
+    old, written = write_changed(path, manifest, precision, by_hand, min_area_px, command)
     new = by_hand(old)
     no_bound = "Thresholds set by hand have no bound on false rejects. Measure them with flawscope evaluate."
-    notes = [no_bound] if "manual" in (new.image.method, new.pixel.method) else []
+    of_zones = [threshold.method for own in new.of_zones for threshold in (own.image, own.pixel)]
+    notes = [no_bound] if "manual" in (new.image.method, new.pixel.method, *of_zones) else []
     if old is not None and old.limits is not None and new.limits is None:
         notes.append(
             "The new thresholds lie outside of the limits of threshold overlays, which were removed: no overlay is "
@@ -393,14 +408,16 @@ def _check_area(min_area_px: int | None) -> None:
 
 def _score(inspector: Inspector, samples: Sequence[Sample], progress: Progress) -> _Scores:
     """Score all images; raises when one cannot be scored, because the rest would be a selected sample."""
-    image, map_max, faults, notes = [], [], [], []
+    image, map_max, zones, faults, notes = [], [], [], [], []
     for sample, result in score_samples(inspector, samples, "Scoring", progress):
         fault = fault_of(result, is_calibrated=False)
         if fault is not None or result.score is None or result.anomaly_map is None:
             faults.append(f"{sample.path} ({fault})")
         else:
             # float: Python's is 64 bits, and a float32 score becomes the threshold without rounding.
-            image.append(float(result.score))
+            zones.append([zone.score for zone in result.zones])
+            # With zones the score of the result is that of the zone that decides, by thresholds that are to go.
+            image.append(max(zones[-1], default=float(result.score)))
             map_max.append(float(result.anomaly_map.max()))
             notes.append(result.notes)
     if faults:
@@ -410,50 +427,4 @@ def _score(inspector: Inspector, samples: Sequence[Sample], progress: Progress) 
             f"{'; '.join(faults[:_LISTED])}{unlisted}. Thresholds are unchanged. Repair or remove these images."
         )
     labels = np.array([sample.is_anomalous for sample in samples], np.bool_)
-    return _Scores(np.array(image), np.array(map_max), labels, tuple(notes))
-
-
-def _record(statistic: OrderStatistic, backend: str, guarantee: Guarantee = "bound") -> Threshold:
-    return Threshold(
-        value=statistic.value,
-        method="order-statistic",
-        images=statistic.images,
-        false_reject_rate=statistic.false_reject_rate,
-        confidence=statistic.confidence,
-        upper_bound=statistic.upper_bound,
-        backend=backend,
-        guarantee=guarantee,
-    )
-
-
-def _write(
-    path: Path,
-    read: Manifest,
-    precision: str,
-    decide: Callable[[Thresholds | None], Thresholds],
-    min_area_px: int | None,
-    command: str,
-) -> tuple[Thresholds | None, Manifest]:
-    """Write what `decide` makes of the thresholds in force; return those, and the manifest as written."""
-    old: Thresholds | None = None
-
-    def change(manifest: Manifest) -> Manifest:
-        # Not of the manifest that was read: others may have set thresholds since. The record says what was in force.
-        nonlocal old
-        old = manifest.thresholds_of(precision)
-        new = decide(old)
-        when = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        changes = [
-            ThresholdChange(when, "image", old.image.value if old else None, new.image.value, command, precision),
-            ThresholdChange(when, "pixel", old.pixel.value if old else None, new.pixel.value, command, precision),
-        ]
-        # Thresholds as before add no line: the record is of changes. Value and origin both count.
-        is_new = [old is None or old.image != new.image, old is None or old.pixel != new.pixel]
-        return msgspec.structs.replace(
-            manifest.with_thresholds(precision, new),
-            threshold_changes=(*manifest.threshold_changes, *itertools.compress(changes, is_new)),
-            min_area_px=manifest.min_area_px if min_area_px is None else min_area_px,
-        )
-
-    written = change_bundle(path, read, change)
-    return old, written
+    return _Scores(np.array(image), np.array(map_max), labels, tuple(notes), np.array(zones, np.float64))

@@ -54,6 +54,7 @@ from flawscope.terminal import command_line, echo, echo_json, progress_bars
 )
 @click.option("--image-threshold", type=float, metavar="X", help="Set the image threshold by hand.")
 @click.option("--pixel-threshold", type=float, metavar="Y", help="Set the pixel threshold by hand.")
+@click.option("--zone", metavar="NAME", help="Zone whose thresholds are set by hand.")
 @click.option("--min-area", type=int, metavar="PX", help="Smallest region that gets a box, in pixels of the map.")
 @click.option(
     "--image-limits",
@@ -77,6 +78,7 @@ def calibrate(
     support_folder: Path | None,
     image_threshold: float | None,
     pixel_threshold: float | None,
+    zone: str | None,
     min_area: int | None,
     image_limits: tuple[float, float] | None,
     pixel_limits: tuple[float, float] | None,
@@ -94,6 +96,8 @@ def calibrate(
     is_by_hand = image_threshold is not None or pixel_threshold is not None
     if is_by_hand and data is not None:
         raise click.UsageError("--data and thresholds given by hand exclude each other. Leave one out.")
+    if zone is not None and not is_by_hand:
+        raise click.UsageError("--zone goes with --image-threshold and --pixel-threshold. Leave it out.")
     if support_folder is not None and (data is None or objective != "f1"):
         raise click.UsageError("--support goes with --data and --objective f1. Leave it out.")
     if data is None and category is not None:
@@ -112,6 +116,7 @@ def calibrate(
                 min_area,
                 image_limits=image_limits,
                 pixel_limits=pixel_limits,
+                zone=zone,
                 precision="fp32" if precision is None else precision,
                 command=command_line(),
             )
@@ -176,12 +181,19 @@ def _print(result: Calibration) -> None:
     table.add_column("threshold")
     for title in ("old", "new", "images", "requested", "bound", "images needed"):
         table.add_column(title, justify="right")
-    old = result.old
-    for name, before, now in (
-        ("image", old.image if old else None, result.new.image),
-        ("pixel", old.pixel if old else None, result.new.pixel),
-    ):
-        table.add_row(name, f"{before.value:.6g}" if before else "-", f"{now.value:.6g}", *_claim(now))
+    old, zones = result.old, max(1, len(result.new.of_zones))
+    if result.new.of_zones:
+        was = {own.name: own for own in (old.of_zones if old else ())}
+        rows = [
+            (f"{own.name}, {name}", getattr(was.get(own.name), name, None), getattr(own, name))
+            for own in result.new.of_zones
+            for name in ("image", "pixel")
+        ]
+    else:
+        rows = [("image", old.image if old else None, result.new.image)]
+        rows.append(("pixel", old.pixel if old else None, result.new.pixel))
+    for name, before, now in rows:
+        table.add_row(name, f"{before.value:.6g}" if before else "-", f"{now.value:.6g}", *_claim(now, zones))
     console = PlainConsole()  # names and reasons are text, also with brackets
     console.print(table)
     bound = result.new.image
@@ -209,7 +221,7 @@ def _print(result: Calibration) -> None:
         echo(f"note: {note}", err=True)
 
 
-def _claim(threshold: Threshold) -> tuple[str, str, str, str]:
+def _claim(threshold: Threshold, zones: int) -> tuple[str, str, str, str]:
     if threshold.false_reject_rate is None or threshold.upper_bound is None or threshold.confidence is None:
         return str(threshold.images) if threshold.images else "-", threshold.method, "-", "-"
     estimated = " (estimated)" if threshold.guarantee == "estimated" else ""
@@ -217,5 +229,5 @@ def _claim(threshold: Threshold) -> tuple[str, str, str, str]:
         str(threshold.images),
         f"{threshold.false_reject_rate:.2%}",
         f"{threshold.upper_bound:.2%} at {threshold.confidence:.0%}{estimated}",
-        str(images_needed(threshold.false_reject_rate, threshold.confidence)),
+        str(images_needed(threshold.false_reject_rate, threshold.confidence, zones)),
     )

@@ -48,6 +48,7 @@ from flawscope.bundle.threshold_structs import (
     ThresholdChange,
     ThresholdLimits,
     Thresholds,
+    ZoneThresholds,
 )
 from flawscope.bundle.trusted_keys import TrustedKeys, find_trusted_keys, making
 from flawscope.bundle.upkeep import AddedRows, Additions, BankChange, Upkeep, decode_additions, with_room
@@ -59,6 +60,7 @@ from flawscope.bundle.writing import (
     sign_bundle,
     write_bundle,
 )
+from flawscope.bundle.zones import Zones, make_zones, zone_numbers, zones_on_map
 
 __all__ = [
     "IMAGE_HASHES",
@@ -110,6 +112,8 @@ __all__ = [
     "Thresholds",
     "TrustedKeys",
     "Upkeep",
+    "ZoneThresholds",
+    "Zones",
     "change_bundle",
     "check_changeable",
     "decode_additions",
@@ -119,6 +123,7 @@ __all__ = [
     "find_trusted_keys",
     "head_tag",
     "make_region",
+    "make_zones",
     "making",
     "mask_on_map",
     "model_identity",
@@ -133,4 +138,6 @@ __all__ = [
     "trusted_bundle",
     "with_room",
     "write_bundle",
+    "zone_numbers",
+    "zones_on_map",
 ]

@@ -20,11 +20,12 @@ from flawscope.imaging.images import Preprocessing, decode_stored, prepare_mask
 from flawscope.imaging.png import encode_mask
 from flawscope.ranges import MAX_SIDE, Share, Side
 
-_LARGEST_SIDE = 1024
+LARGEST_SIDE = 1024
 """Masks are stored with sides up to this: finer than any anomaly map, and a few kilobytes."""
-_SMALLEST_SIDE = 8
+SMALLEST_SIDE = 8
 """As of every image."""
-_MOST_BYTES = 1 << 18
+MOST_BYTES = 1 << 18
+"""Largest PNG of a mask in a manifest."""
 
 
 class Region(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -38,7 +39,7 @@ class Region(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     # In the manifest and not a file of its own: it changes without any other file of the bundle.
-    png: Annotated[bytes, msgspec.Meta(min_length=8, max_length=_MOST_BYTES)]
+    png: Annotated[bytes, msgspec.Meta(min_length=8, max_length=MOST_BYTES)]
     size: tuple[Side, Side]
     share: Share
     # UNSET and not None: manifests of before keep their bytes, which the digest covers.
@@ -67,24 +68,29 @@ def make_region(mask: BoolArray) -> Region:
         what = "everywhere. Remove the region with --clear" if mask.all() else "nowhere. Draw what has to be inspected"
         raise ArgumentError(f"region: expected a mask with a part that counts and one that does not, got {what}.")
     height, width = mask.shape
-    if min(height, width) < _SMALLEST_SIDE or max(height, width) > MAX_SIDE:
+    if min(height, width) < SMALLEST_SIDE or max(height, width) > MAX_SIDE:
         raise ArgumentError(
-            f"region: expected sides from {_SMALLEST_SIDE} to {MAX_SIDE} pixels, got {width}x{height}. Draw it on an "
+            f"region: expected sides from {SMALLEST_SIDE} to {MAX_SIDE} pixels, got {width}x{height}. Draw it on an "
             "image of the part."
         )
-    scale = min(1.0, _LARGEST_SIDE / max(height, width))
     # Averaged and compared with a half: by nearest pixels a thin line would break up.
-    size = (max(_SMALLEST_SIDE, round(width * scale)), max(_SMALLEST_SIDE, round(height * scale)))
-    small = cv2.resize(mask.astype(np.float32), size, interpolation=cv2.INTER_AREA) >= 0.5
+    small = cv2.resize(mask.astype(np.float32), stored_size(mask.shape)[::-1], interpolation=cv2.INTER_AREA) >= 0.5
     if small.all() or not small.any():
         raise ArgumentError(f"region: expected parts of more than a few pixels, got {width}x{height} with less.")
     png = encode_mask(small)
-    if len(png) > _MOST_BYTES:
+    if len(png) > MOST_BYTES:
         raise ArgumentError(
-            f"region: expected a mask that takes at most {_MOST_BYTES >> 10} KiB as PNG, got {len(png) >> 10} KiB. "
+            f"region: expected a mask that takes at most {MOST_BYTES >> 10} KiB as PNG, got {len(png) >> 10} KiB. "
             "Draw simpler outlines."
         )
     return Region(png, (height, width), float(small.mean()))
+
+
+def stored_size(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Return the height and width that a mask [H, W] is stored with."""
+    height, width = shape
+    scale = min(1.0, LARGEST_SIDE / max(height, width))
+    return max(SMALLEST_SIDE, round(height * scale)), max(SMALLEST_SIDE, round(width * scale))
 
 
 def region_mask(region: Region, where: str) -> BoolArray:
@@ -101,7 +107,7 @@ def region_mask(region: Region, where: str) -> BoolArray:
         stored = decode_stored(region.png, "region")
     except ImageError as err:
         raise BundleError(f"{where}: expected a region of interest as PNG, got {err} Set it again.") from err
-    if stored.ndim != 2 or max(stored.shape) > _LARGEST_SIDE:
+    if stored.ndim != 2 or max(stored.shape) > LARGEST_SIDE:
         raise BundleError(f"{where}: expected a grey region of interest, got shape {list(stored.shape)}. Set it again.")
     mask = stored > 0
     if mask.all() or not mask.any():

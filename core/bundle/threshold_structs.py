@@ -64,22 +64,47 @@ class ThresholdLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pixel: Limits
 
 
+class ZoneThresholds(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The thresholds of one zone.
+
+    Their bounds are those of the image as a whole, all zones together: see `Thresholds.image`.
+
+    Attributes:
+        name: Name of the zone.
+        image: Threshold on its score, the largest value of the anomaly map in it.
+        pixel: Threshold on its pixels.
+    """
+
+    name: str
+    image: Threshold
+    pixel: Threshold
+
+
 class Thresholds(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The bundle's own thresholds: on the image score, and on the pixels of the anomaly map.
 
     Attributes:
-        image: Threshold on the image score.
-        pixel: Threshold on the pixels of the anomaly map.
+        image: Threshold on the image score. With zones it is 0, on the largest of their scores minus their thresholds,
+            and its bound is that of the image as a whole.
+        pixel: Threshold on the pixels of the anomaly map. With zones it is the largest of theirs, and decides nothing.
         limits: How far a threshold overlay may go; null where none is allowed.
+        zones: The thresholds of the zones, in their order; not written where the bundle has none.
     """
 
     image: Threshold
     pixel: Threshold
     limits: ThresholdLimits | None = None
+    # UNSET and not an empty default: manifests without zones keep their bytes, which the digest covers.
+    zones: tuple[ZoneThresholds, ...] | msgspec.UnsetType = msgspec.UNSET
+
+    @property
+    def of_zones(self) -> tuple[ZoneThresholds, ...]:
+        """The thresholds of the zones; empty where the bundle has none."""
+        return () if self.zones is msgspec.UNSET else self.zones
 
 
 class ThresholdChange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One entry of the threshold history: when, which, of which precision, from, to, by which command."""
+    """One entry of the threshold history: when, which, of which precision and zone, from, to, by which command."""
 
     when: str
     name: Literal["image", "pixel"]
@@ -87,3 +112,9 @@ class ThresholdChange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     new: float
     command: str
     precision: str = "fp32"
+    zone: str | msgspec.UnsetType = msgspec.UNSET
+
+    @property
+    def what(self) -> str:
+        """Which threshold it is of, for messages."""
+        return self.name if self.zone is msgspec.UNSET else f"{self.name} of zone {self.zone}"

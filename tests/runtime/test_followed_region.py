@@ -21,8 +21,9 @@ from tiny_bundle import tiny_manifest, tiny_thresholds, write_tiny_bundle
 from tiny_ensemble import member_of, write_member, write_tiny_ensemble
 
 from flawscope import cli
-from flawscope.bundle import Manifest, Region, change_bundle, make_region, open_bundle, region_mask
+from flawscope.bundle import Manifest, Region, change_bundle, make_region, make_zones, open_bundle, region_mask
 from flawscope.bundle.part_learning import learn_place
+from flawscope.errors import BundleError
 from flawscope.imaging.images import Preprocessing
 from flawscope.imaging.tiles import Tiling
 from flawscope.runtime import Inspector
@@ -322,6 +323,25 @@ def test_what_cannot_be_followed_is_refused_in_one_line_and_the_bundle_stays(
     assert message in error
     assert "Traceback" not in error
     assert (bundle / "manifest.json").read_bytes() == before
+
+
+def test_zones_do_not_follow_and_say_so(tmp_path, bundle, drawn, followed, capsys):
+    """They would judge another place by their thresholds than that which they were drawn on."""
+    zone = ["--zone", "face", "40,40 60,40 60,60 40,60"]
+    for arguments in ([*drawn, "--follow", "9", *zone], [*drawn[:5], *zone]):
+        if arguments[3:] == [*drawn[3:5], *zone]:
+            assert cli.run([*drawn, "--follow", "9"]) == 0
+        before = (bundle / "manifest.json").read_bytes()
+        capsys.readouterr()
+        assert cli.run(arguments) == 2
+        assert "expected zones in a region that stays" in capsys.readouterr().err
+        assert (bundle / "manifest.json").read_bytes() == before
+    assert cli.run([*drawn[:5], *zone, "--follow", "9"]) == 2
+    assert "Expected a region, by --mask, --polygon or the like" in capsys.readouterr().err
+    zones = make_zones({"face": counted()}, counted(), None)
+    write_tiny_bundle(tmp_path / "both.flaw", region=followed, zones=zones)
+    with pytest.raises(BundleError, match="zones in a region that stays, got one that follows"):
+        Inspector.load(tmp_path / "both.flaw", "cpu")
 
 
 # --- the figures
